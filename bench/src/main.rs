@@ -1,0 +1,96 @@
+//! Measures Esker side by side with its peers, and tries to make it lose what it acknowledged.
+//!
+//! Two subcommands:
+//!
+//! - `streams` runs the same load, by the same client, on the same machine and in the same run
+//!   against `s2 lite` (the *peer*) and against Esker, alternating between them row by row, and
+//!   prints a table of medians with the targets that Esker has set itself.
+//! - `soak` kills an Esker server with SIGKILL at random moments under load, restarts it on the
+//!   same data directory and checks every acknowledged record.
+//!
+//! Where to find what: [`process`] owns server processes, [`scratch`] the directories they write
+//! to, [`client`] the two clients, [`rows`] one file per row of the table, [`report`] the table,
+//! [`soak`] the kill loop, whose judgement lives in [`soak::checker`] alone.
+//!
+//! Everything here is bounded in time, and every server dies with the program, also when a row
+//! fails or on Ctrl-C.
+
+mod client;
+mod disk;
+mod machine;
+mod peer;
+mod process;
+mod progress;
+mod report;
+mod rows;
+mod scratch;
+mod soak;
+mod stats;
+mod streams;
+mod targets;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use tokio::signal::unix::{SignalKind, signal};
+
+#[derive(Parser)]
+#[command(
+    name = "esker-bench",
+    version,
+    about = "Measure Esker against its peers"
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Measure stream operations side by side with `s2 lite`.
+    Streams(streams::Args),
+    /// Kill the server at random moments under load and check what it acknowledged.
+    Soak(soak::Args),
+}
+
+/// Exit codes: 0 done, 1 found something wrong, 3 could not measure.
+#[tokio::main]
+async fn main() -> ExitCode {
+    let work = async {
+        match Cli::parse().command {
+            Command::Streams(args) => streams::run(args).await,
+            Command::Soak(args) => soak::run(args).await,
+        }
+    };
+    // Dropping `work` kills the servers and removes the scratch directories that it owns.
+    tokio::select! {
+        outcome = work => match outcome {
+            Ok(code) => code,
+            Err(error) => {
+                eprintln!("esker-bench: {error:#}");
+                ExitCode::from(3)
+            }
+        },
+        name = stopped() => {
+            eprintln!("esker-bench: stopped by {name}");
+            ExitCode::from(130)
+        }
+    }
+}
+
+/// Returns the name of the first signal that asks this program to end.
+async fn stopped() -> &'static str {
+    let terminate = async {
+        match signal(SignalKind::terminate()) {
+            Ok(mut terminate) => {
+                terminate.recv().await;
+            }
+            // Without a handler the default action ends the program anyway.
+            Err(_) => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        _ = tokio::signal::ctrl_c() => "Ctrl-C",
+        () = terminate => "SIGTERM",
+    }
+}

@@ -1,0 +1,202 @@
+//! The rows of the table, one file each.
+//!
+//! A row puts one kind of load on one running server and returns [`Reading`]s. It knows nothing of
+//! the other server, of runs or of medians: [`crate::streams`] calls it once per server and run.
+//! Each server is new in each run, so a row finds no streams but those of earlier rows, which have
+//! names of their own.
+
+mod batches;
+mod catch_up;
+mod create;
+mod load;
+mod memory;
+pub mod restart;
+mod s2_bench;
+mod unary;
+
+use std::{path::PathBuf, time::Duration};
+
+use clap::ValueEnum;
+
+use crate::{client::Kind, process::Server, targets::Metric, targets::Reading};
+
+/// The basin that all rows use. Made once per server.
+pub const BASIN: &str = "bench-basin";
+
+/// A row of the table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Row {
+    /// Unary appends of 100 bytes by one client.
+    One,
+    /// Unary appends of 100 bytes by 32 clients on 32 streams.
+    Many,
+    /// The peer's own `s2 bench`, unthrottled.
+    S2Bench,
+    /// 256-byte records in batches of 100 by eight append sessions.
+    Batches,
+    /// Reading a long stream, and some of many interleaved ones.
+    CatchUp,
+    /// Resident memory after the rows above.
+    Memory,
+    /// Making many streams.
+    Create,
+    /// Restart after SIGKILL with millions of records.
+    Restart,
+}
+
+impl Row {
+    /// The figures that the row yields, in the order of the table.
+    pub fn metrics(self) -> &'static [Metric] {
+        match self {
+            Self::One => &[Metric::OneP50, Metric::OneP99, Metric::DiskSync],
+            Self::Many => &[Metric::ManyRate, Metric::ManyP50],
+            Self::S2Bench => &[Metric::BenchWrite, Metric::BenchAck, Metric::BenchCatchUp],
+            Self::Batches => &[Metric::BatchRate],
+            Self::CatchUp => &[Metric::CatchUpOne, Metric::CatchUpInterleaved],
+            Self::Memory => &[Metric::Resident, Metric::ResidentHighest],
+            Self::Create => &[Metric::CreateRate],
+            Self::Restart => &[Metric::Restart, Metric::RestartTwice],
+        }
+    }
+
+    /// The client that carries the row's load unless the user wants another; `None` if the row
+    /// brings its own or has none.
+    pub fn client(self) -> Option<Kind> {
+        match self {
+            Self::One | Self::Create => Some(Kind::Sdk),
+            // Tens of thousands of requests or hundreds of thousands of records in a second: the
+            // SDK alone would need half of a small machine to make and decode them.
+            Self::Many | Self::Batches | Self::CatchUp => Some(Kind::Wire),
+            Self::S2Bench | Self::Memory | Self::Restart => None,
+        }
+    }
+
+    /// Puts the row's load on a server. [`Row::Restart`] starts servers of its own and is not
+    /// measured here.
+    ///
+    /// # Errors
+    ///
+    /// If the server refuses anything or cannot be reached.
+    pub async fn measure(self, load: &Load<'_>) -> anyhow::Result<Vec<Reading>> {
+        match self {
+            Self::One => unary::one(load).await,
+            Self::Many => unary::many(load).await,
+            Self::S2Bench => s2_bench::measure(load).await,
+            Self::Batches => batches::measure(load).await,
+            Self::CatchUp => catch_up::measure(load).await,
+            Self::Memory => memory::measure(load).await,
+            Self::Create => create::measure(load).await,
+            Self::Restart => Ok(Vec::new()),
+        }
+    }
+}
+
+/// What a row needs to know.
+pub struct Load<'a> {
+    /// The server under load.
+    pub server: &'a Server,
+    /// The client that carries the load.
+    pub client: Kind,
+    /// How much of it.
+    pub sizes: &'a Sizes,
+    /// The peer's command line program, for the row that runs it against either server.
+    pub s2: PathBuf,
+    /// A directory of the row's own on the measured disk.
+    pub scratch: PathBuf,
+    /// Decides the contents of records.
+    pub seed: u64,
+}
+
+/// How much load the rows make.
+#[derive(Debug, Clone)]
+pub struct Sizes {
+    /// Times that each row is measured per server.
+    pub runs: usize,
+    /// Syncs of the disk probe.
+    pub disk_syncs: usize,
+    /// Appends of one client.
+    pub one_appends: usize,
+    /// The longest that they may take; fewer are made on a slow server.
+    pub one_at_most: Duration,
+    /// Clients of the concurrent row.
+    pub many_clients: usize,
+    /// How long the rows with a fixed duration measure, after their warm-up.
+    pub duration: Duration,
+    /// Load before the clock runs.
+    pub warm_up: Duration,
+    /// Append sessions of the batch row.
+    pub batch_sessions: usize,
+    /// Bytes in the bodies that a catch-up row prepares, once in one stream, once in many.
+    pub catch_up_bytes: usize,
+    /// Interleaved streams.
+    pub catch_up_streams: usize,
+    /// How many of them are read.
+    pub catch_up_reads: usize,
+    /// Streams made.
+    pub create_streams: usize,
+    /// Connections that make them.
+    pub create_connections: usize,
+    /// Records before the first restart; twice as many before the second.
+    pub restart_records: usize,
+    /// Streams that they lie in.
+    pub restart_streams: usize,
+    /// Restarts with each number of records.
+    pub restarts: usize,
+    /// The longest that a server is given to become idle before a row.
+    pub settle: Duration,
+}
+
+impl Sizes {
+    /// The sizes that the targets are meant for: some ten minutes in all.
+    pub fn full() -> Self {
+        Self {
+            runs: 3,
+            disk_syncs: 1000,
+            one_appends: 2000,
+            one_at_most: Duration::from_secs(8),
+            many_clients: 32,
+            duration: Duration::from_secs(8),
+            warm_up: Duration::from_secs(1),
+            batch_sessions: 8,
+            catch_up_bytes: 256 << 20,
+            catch_up_streams: 1000,
+            catch_up_reads: 100,
+            create_streams: 10_000,
+            create_connections: 32,
+            restart_records: 10_000_000,
+            restart_streams: 1000,
+            restarts: 3,
+            settle: Duration::from_secs(10),
+        }
+    }
+
+    /// Sizes for checking the bench itself: about a minute in all, figures of little worth.
+    pub fn quick() -> Self {
+        Self {
+            runs: 1,
+            disk_syncs: 100,
+            one_appends: 200,
+            one_at_most: Duration::from_secs(2),
+            duration: Duration::from_secs(2),
+            warm_up: Duration::from_millis(300),
+            catch_up_bytes: 16 << 20,
+            catch_up_streams: 100,
+            catch_up_reads: 20,
+            create_streams: 500,
+            restart_records: 200_000,
+            restart_streams: 100,
+            settle: Duration::from_secs(2),
+            ..Self::full()
+        }
+    }
+}
+
+/// A figure per second.
+fn per_second(count: f64, elapsed: Duration) -> f64 {
+    count / elapsed.as_secs_f64()
+}
+
+/// `bytes` in `elapsed` as MiB/s.
+fn mib_per_second(bytes: u64, elapsed: Duration) -> f64 {
+    per_second(bytes as f64 / f64::from(1 << 20), elapsed)
+}

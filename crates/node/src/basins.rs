@@ -1,0 +1,229 @@
+//! What can be done with basins.
+
+use std::sync::Arc;
+
+use esker_partition::Basin;
+use esker_partition::command::{
+    self, DeleteBasin, Kind, Mode, Outcome, ProvisionBasin, ProvisionRefusal, SetBasinSettings,
+    SettingsSet,
+};
+use esker_partition::settings::BasinSettings;
+use s2_common::config::{BasinConfig, BasinReconfiguration};
+use xxhash_rust::xxh3::xxh3_128;
+
+use crate::clock::now_ms;
+use crate::error::Error;
+use crate::node::Node;
+
+/// How often a change of settings is tried again when somebody else was faster.
+pub(crate) const CHANGE_ATTEMPTS: usize = 16;
+
+/// What to do if the thing exists.
+#[derive(Clone, Debug)]
+pub enum Create {
+    /// It is an error, unless it was created by a request with this token and the same settings.
+    Only {
+        /// The request token.
+        token: Option<String>,
+    },
+    /// Its settings become the ones given.
+    Ensure,
+}
+
+impl Create {
+    pub(crate) fn mode(&self) -> Mode {
+        match self {
+            Create::Only { .. } => Mode::CreateOnly,
+            Create::Ensure => Mode::Ensure,
+        }
+    }
+
+    /// Hash of the token and of what is asked for.
+    pub(crate) fn request_hash(&self, settings: &impl prost::Message) -> Vec<u8> {
+        match self {
+            Create::Only { token: Some(token) } => {
+                let mut bytes = (token.len() as u64).to_be_bytes().to_vec();
+                bytes.extend_from_slice(token.as_bytes());
+                bytes.extend_from_slice(&settings.encode_to_vec());
+                xxh3_128(&bytes).to_be_bytes().to_vec()
+            }
+            _ => Vec::new(),
+        }
+    }
+}
+
+/// What provisioning changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// It is new.
+    Created,
+    /// Its settings were changed.
+    Updated,
+    /// Nothing.
+    Nothing,
+}
+
+impl From<command::Change> for Change {
+    fn from(change: command::Change) -> Self {
+        match change {
+            command::Change::Created => Change::Created,
+            command::Change::Updated => Change::Updated,
+            command::Change::Nothing => Change::Nothing,
+        }
+    }
+}
+
+/// A basin.
+#[derive(Clone, Debug)]
+pub struct BasinInfo {
+    /// Its name.
+    pub name: String,
+    /// Milliseconds since the epoch.
+    pub created_ms: u64,
+    /// Since when it is being deleted, in milliseconds since the epoch.
+    pub deleted_ms: Option<u64>,
+}
+
+impl From<&Basin> for BasinInfo {
+    fn from(basin: &Basin) -> Self {
+        BasinInfo {
+            name: basin.name.clone(),
+            created_ms: basin.created_ms,
+            deleted_ms: basin.deleted_ms,
+        }
+    }
+}
+
+impl Node {
+    /// Basins in order of their names, and whether there are more.
+    pub fn list_basins(
+        &self,
+        prefix: &str,
+        start_after: &str,
+        limit: usize,
+    ) -> (Vec<BasinInfo>, bool) {
+        let found = self
+            .inner
+            .catalog_reader
+            .list(prefix, start_after, limit + 1);
+        let more = found.len() > limit;
+        let basins = found
+            .iter()
+            .take(limit)
+            .map(|basin| BasinInfo::from(basin.as_ref()))
+            .collect();
+        (basins, more)
+    }
+
+    /// Creates a basin, or makes sure that there is one.
+    pub async fn provision_basin(
+        &self,
+        name: &str,
+        config: &BasinConfig,
+        create: &Create,
+    ) -> Result<(Change, BasinInfo), Error> {
+        let settings = BasinSettings::from(config);
+        let command = ProvisionBasin {
+            name: name.to_owned(),
+            request_hash: create.request_hash(&settings),
+            settings,
+            mode: create.mode() as i32,
+            at_ms: now_ms(),
+        };
+        let inner = &self.inner;
+        let outcome = inner
+            .execute(&inner.catalog, Kind::ProvisionBasin(command))
+            .await?;
+        match outcome {
+            Outcome::BasinProvisioned(Ok(done)) => Ok((
+                done.change.into(),
+                BasinInfo {
+                    name: name.to_owned(),
+                    created_ms: done.created_ms,
+                    deleted_ms: None,
+                },
+            )),
+            Outcome::BasinProvisioned(Err(ProvisionRefusal::Exists)) => {
+                Err(Error::BasinExists(name.to_owned()))
+            }
+            Outcome::BasinProvisioned(Err(ProvisionRefusal::BasinDropped)) => {
+                Err(Error::BasinDeletionPending(name.to_owned()))
+            }
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Settings of a basin.
+    pub fn basin_config(&self, name: &str) -> Result<BasinConfig, Error> {
+        Ok(self.any_basin(name)?.config.clone())
+    }
+
+    /// Changes settings of a basin; the settings afterwards.
+    pub async fn reconfigure_basin(
+        &self,
+        name: &str,
+        changes: &BasinReconfiguration,
+    ) -> Result<BasinConfig, Error> {
+        let inner = &self.inner;
+        for _ in 0..CHANGE_ATTEMPTS {
+            let basin = self.basin(name)?;
+            let config = basin.config.clone().reconfigure(changes.clone());
+            let command = SetBasinSettings {
+                name: name.to_owned(),
+                if_version: basin.settings_version,
+                settings: BasinSettings::from(&config),
+            };
+            let outcome = inner
+                .execute(&inner.catalog, Kind::SetBasinSettings(command))
+                .await?;
+            match outcome {
+                Outcome::SettingsSet(SettingsSet::Done) => return Ok(config),
+                Outcome::SettingsSet(SettingsSet::Conflict | SettingsSet::Gone) => {}
+                other => return Err(unexpected(&other)),
+            }
+        }
+        Err(Error::Conflict)
+    }
+
+    /// Begins to delete a basin: from now on it cannot be used, its name is free once every
+    /// partition has dropped it.
+    pub async fn delete_basin(&self, name: &str) -> Result<(), Error> {
+        let command = DeleteBasin {
+            name: name.to_owned(),
+            at_ms: now_ms(),
+        };
+        let inner = &self.inner;
+        let outcome = inner
+            .execute(&inner.catalog, Kind::DeleteBasin(command))
+            .await?;
+        match outcome {
+            Outcome::BasinDeleted(Some(_)) => {
+                self.wake_upkeep();
+                Ok(())
+            }
+            Outcome::BasinDeleted(None) => Err(Error::BasinNotFound(name.to_owned())),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// A basin that is in use.
+    pub(crate) fn basin(&self, name: &str) -> Result<Arc<Basin>, Error> {
+        let basin = self.any_basin(name)?;
+        if basin.deleted_ms.is_some() {
+            return Err(Error::BasinDeletionPending(name.to_owned()));
+        }
+        Ok(basin)
+    }
+
+    /// A basin, also one that is being deleted.
+    pub(crate) fn any_basin(&self, name: &str) -> Result<Arc<Basin>, Error> {
+        self.inner
+            .catalog_reader
+            .basin(name)
+            .ok_or_else(|| Error::BasinNotFound(name.to_owned()))
+    }
+}
+
+pub(crate) fn unexpected(outcome: &Outcome) -> Error {
+    Error::Unknown(format!("an answer to another command: {outcome:?}"))
+}

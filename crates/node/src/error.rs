@@ -1,0 +1,246 @@
+//! Why something was not done, by what the caller can do about it.
+
+use std::path::PathBuf;
+
+use esker_partition::{ReadError, StoreError};
+use esker_raft::ProposeError;
+use s2_common::record::{FencingToken, SeqNum, StreamPosition};
+
+/// Why an operation failed.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum Error {
+    /// No basin of the name.
+    #[error("basin `{0}` not found")]
+    BasinNotFound(String),
+    /// The basin is being deleted.
+    #[error("basin `{0}` is being deleted")]
+    BasinDeletionPending(String),
+    /// There is a basin of the name already.
+    #[error("basin `{0}` already exists")]
+    BasinExists(String),
+    /// No stream of the name.
+    #[error("stream `{stream}` in basin `{basin}` not found")]
+    StreamNotFound {
+        /// The basin.
+        basin: String,
+        /// The stream.
+        stream: String,
+    },
+    /// There is a stream of the name already.
+    #[error("stream `{stream}` in basin `{basin}` already exists")]
+    StreamExists {
+        /// The basin.
+        basin: String,
+        /// The stream.
+        stream: String,
+    },
+    /// Another fencing token is in force: this one.
+    #[error("fencing token mismatch: `{0}` is in force")]
+    FencingTokenMismatch(FencingToken),
+    /// The next sequence number is another: this one.
+    #[error("sequence number mismatch: the next is {0}")]
+    SeqNumMismatch(SeqNum),
+    /// Nothing is written where the read begins; this is the tail.
+    #[error("unwritten position; the tail is {0}")]
+    Unwritten(StreamPosition),
+    /// The request cannot be meant.
+    #[error("{0}")]
+    Invalid(String),
+    /// Somebody else changed it at the same time. Nothing happened.
+    #[error("changed by somebody else at the same time; try again")]
+    Conflict,
+    /// Nothing happened; try again later.
+    #[error("{0}")]
+    TryLater(String),
+    /// The server is stopping. Nothing happened.
+    #[error("the server is stopping")]
+    Stopping,
+    /// It may have happened or not.
+    #[error("{0}")]
+    Unknown(String),
+    /// The database failed.
+    #[error("storage: {0}")]
+    Storage(String),
+}
+
+impl From<ProposeError> for Error {
+    fn from(error: ProposeError) -> Self {
+        match error {
+            ProposeError::Unknown => Error::Unknown(error.to_string()),
+            ProposeError::NotLeader { .. }
+            | ProposeError::Busy
+            | ProposeError::LogFull
+            | ProposeError::Refused(_)
+            | ProposeError::Superseded => Error::TryLater(error.to_string()),
+        }
+    }
+}
+
+impl From<StoreError> for Error {
+    fn from(error: StoreError) -> Self {
+        Error::Storage(error.to_string())
+    }
+}
+
+/// Why a node did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Another process uses the data directory.
+    #[error(
+        "{dir} is in use by the process with pid {pid}: stop it, or use another data directory"
+    )]
+    InUse {
+        /// The data directory.
+        dir: PathBuf,
+        /// What the lock file says.
+        pid: String,
+    },
+    /// The data directory was written by a newer version.
+    #[error("{dir} has format {found}, this version knows up to {known}: use a newer esker")]
+    NewerFormat {
+        /// The data directory.
+        dir: PathBuf,
+        /// The format found.
+        found: u32,
+        /// The newest format known.
+        known: u32,
+    },
+    /// The data directory's identity cannot be read.
+    #[error("{path}: {why}")]
+    BadIdentity {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// There is data, but nothing that says whose.
+    #[error(
+        "{dir} holds {what} but no node.json: it is damaged or not a data directory; nothing was changed"
+    )]
+    NoIdentity {
+        /// The data directory.
+        dir: PathBuf,
+        /// What was found.
+        what: String,
+    },
+    /// The number of partitions is fixed.
+    #[error(
+        "{dir} was made with {made} partitions, the configuration says {configured}: the number cannot be changed"
+    )]
+    PartitionsChanged {
+        /// The data directory.
+        dir: PathBuf,
+        /// The number it was made with.
+        made: u32,
+        /// The number configured.
+        configured: u32,
+    },
+    /// The log is missing.
+    #[error(
+        "{dir}: the log is missing although this data directory was in use; nothing was created in its place"
+    )]
+    LogMissing {
+        /// The data directory.
+        dir: PathBuf,
+    },
+    /// The log has nothing of a partition, as if it were new.
+    #[error(
+        "{dir}: the log has nothing of partition {partition} although this data directory was in use: a file of it is missing; nothing was created in its place"
+    )]
+    LogIncomplete {
+        /// The data directory.
+        dir: PathBuf,
+        /// The partition.
+        partition: u64,
+    },
+    /// A file operation failed.
+    #[error("{operation} {path}: {source}")]
+    Io {
+        /// What was being done.
+        operation: &'static str,
+        /// To what.
+        path: PathBuf,
+        /// What happened.
+        source: std::io::Error,
+    },
+    /// The database.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The log, or a partition on it.
+    #[error(transparent)]
+    Raft(#[from] esker_raft::runtime::NodeError),
+}
+
+/// The codes of [`StartError`], each with what it means and what to do.
+pub const START_CODES: &[(&str, &str, &str)] = &[
+    (
+        "data_dir_in_use",
+        "Another process uses the data directory; the message has its pid.",
+        "Stop that process, or use another data directory.",
+    ),
+    (
+        "data_dir_newer_format",
+        "The data directory was written by a newer version.",
+        "Use that version, or a newer one. Nothing was changed.",
+    ),
+    (
+        "data_dir_bad_identity",
+        "`node.json` is missing beside data, or cannot be read.",
+        "Restore `node.json` from a copy of the directory. Nothing was changed.",
+    ),
+    (
+        "partitions_changed",
+        "The configured number of partitions is not the one that the directory was made with.",
+        "Configure the number that the message names.",
+    ),
+    (
+        "log_missing",
+        "`log/` is missing or empty although the directory was in use.",
+        "Restore the directory as a whole. No empty log was made in its place.",
+    ),
+    (
+        "database",
+        "The database is missing, incomplete or damaged; the message names the file.",
+        "Restore the directory as a whole. No empty database was made in its place.",
+    ),
+    (
+        "log",
+        "The log is damaged or incomplete in a way that no crash explains; the message names file and offset, or the partition that lacks something.",
+        "Look for a failing disk, and restore the directory as a whole.",
+    ),
+    (
+        "io",
+        "A file operation failed; the message names the file.",
+        "Look at permissions and free space.",
+    ),
+];
+
+impl StartError {
+    /// A stable code, for programs; one of [`START_CODES`].
+    pub fn code(&self) -> &'static str {
+        match self {
+            StartError::InUse { .. } => "data_dir_in_use",
+            StartError::NewerFormat { .. } => "data_dir_newer_format",
+            StartError::BadIdentity { .. } | StartError::NoIdentity { .. } => {
+                "data_dir_bad_identity"
+            }
+            StartError::PartitionsChanged { .. } => "partitions_changed",
+            StartError::LogMissing { .. } => "log_missing",
+            StartError::LogIncomplete { .. } => "log",
+            StartError::Io { .. } => "io",
+            StartError::Store(_) => "database",
+            StartError::Raft(_) => "log",
+        }
+    }
+}
+
+pub(crate) fn read_error(error: ReadError, basin: &str, stream: &str) -> Error {
+    match error {
+        ReadError::Unwritten(tail) => Error::Unwritten(tail),
+        ReadError::Gone => Error::StreamNotFound {
+            basin: basin.to_owned(),
+            stream: stream.to_owned(),
+        },
+        ReadError::Store(e) => e.into(),
+    }
+}

@@ -1,0 +1,36 @@
+//! A node: its data directory, its partitions, and what they can do, without any HTTP.
+//!
+//! | room | what it holds |
+//! |---|---|
+//! | [`data_dir`] | identity, format version, and the lock that keeps a second process out |
+//! | [`recovery`] | from a data directory to running partitions |
+//! | [`node`] | a running node; starting and stopping |
+//! | [`basins`], [`streams`] | what callers can ask for |
+//! | [`append`] | admission and submission of appends |
+//! | [`read`] | read sessions: catch up from the database, then follow |
+//! | [`upkeep`] | flushing, log compaction, retention, deletion of basins |
+//!
+//! What is not deterministic (the time, hashes of request tokens, ids of sessions) is stamped here,
+//! into commands, before they are proposed.
+
+pub mod append;
+pub mod basins;
+mod clock;
+pub mod data_dir;
+mod error;
+pub mod node;
+pub mod read;
+pub mod recovery;
+pub mod streams;
+pub mod upkeep;
+
+pub use append::{Ack, AppendSession, PendingAppend};
+pub use basins::{BasinInfo, Change, Create};
+pub use error::{Error, START_CODES, StartError};
+pub use node::{Node, NodeOptions};
+pub use read::{ReadOutput, ReadSession};
+pub use streams::{CreateOn, StreamHandle, StreamListing};
+
+// What callers need of the rooms below.
+pub use esker_partition::StoreOptions;
+pub use esker_raft::{GroupStatus, Role};

@@ -1,0 +1,239 @@
+//! A running node.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use esker_partition::command::{Kind, Outcome};
+use esker_partition::streams::StreamOptions;
+use esker_partition::{
+    BasinId, CatalogReader, PartitionId, Reader, RecentBudget, Store, StoreOptions, partition_of,
+};
+use esker_raft::{Group, GroupStatus, ProposeError};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+use crate::data_dir::{DataDir, Identity};
+use crate::error::{Error, StartError};
+use crate::recovery;
+use crate::upkeep::Upkeep;
+
+/// What a node is told at its start.
+#[derive(Clone, Debug)]
+pub struct NodeOptions {
+    /// The data directory.
+    pub data_dir: PathBuf,
+    /// For people; kept when the directory is made.
+    pub cluster_name: String,
+    /// Stream partitions; fixed when the directory is made.
+    pub partitions: u32,
+    /// A log file is closed at this size, bytes.
+    pub log_segment_size: u64,
+    /// Log files that are no longer needed are deleted once the log is larger, bytes.
+    pub log_purge_threshold: u64,
+    /// Most bytes that one sync makes durable.
+    pub log_max_group_size: u64,
+    /// A partition's database is flushed once this many bytes wait in its memory.
+    pub flush_after: u64,
+    /// The database.
+    pub store: StoreOptions,
+    /// Bytes of appends in flight, over all callers.
+    pub append_inflight: usize,
+    /// Bytes of newest batches kept for each followed stream.
+    pub follower_buffer: usize,
+    /// The same over all followed streams.
+    pub follower_buffers_total: usize,
+    /// How often age retention, delete-on-empty and deleted basins are looked after.
+    pub retention_interval: Duration,
+    /// Streams examined per partition and round.
+    pub streams_per_round: usize,
+    /// A partition's files are rewritten once this many bytes are reclaimable, and at least half
+    /// of all.
+    pub compact_garbage: u64,
+}
+
+impl NodeOptions {
+    /// The defaults, for a data directory.
+    pub fn new(data_dir: impl Into<PathBuf>) -> NodeOptions {
+        const MIB: u64 = 1024 * 1024;
+        NodeOptions {
+            data_dir: data_dir.into(),
+            cluster_name: "esker".to_owned(),
+            partitions: 8,
+            log_segment_size: 32 * MIB,
+            log_purge_threshold: 256 * MIB,
+            log_max_group_size: 4 * MIB,
+            flush_after: 28 * MIB,
+            store: StoreOptions::default(),
+            append_inflight: 128 * MIB as usize,
+            follower_buffer: 8 * MIB as usize,
+            follower_buffers_total: 64 * MIB as usize,
+            retention_interval: Duration::from_secs(1),
+            streams_per_round: 250,
+            compact_garbage: 64 * MIB,
+        }
+    }
+
+    pub(crate) fn stream_options(&self) -> StreamOptions {
+        StreamOptions {
+            recent: RecentBudget::new(self.follower_buffer, self.follower_buffers_total),
+            compact_garbage: self.compact_garbage,
+            ..StreamOptions::default()
+        }
+    }
+}
+
+/// A stream partition of a running node.
+#[derive(Clone)]
+pub(crate) struct StreamGroup {
+    pub group: Group<Outcome>,
+    pub reader: Reader,
+}
+
+pub(crate) struct Inner {
+    pub options: NodeOptions,
+    pub identity: Identity,
+    pub raft: esker_raft::Node,
+    pub store: Store,
+    pub catalog: Group<Outcome>,
+    pub catalog_reader: CatalogReader,
+    /// Partition n is at n − 1.
+    pub partitions: Vec<StreamGroup>,
+    /// Bytes that may still be taken in.
+    pub admission: Arc<Semaphore>,
+    pub draining: AtomicBool,
+    /// Ends read sessions.
+    pub stopping: CancellationToken,
+    pub next_session: AtomicU64,
+    /// Holds the lock on the data directory.
+    pub data_dir: DataDir,
+}
+
+/// A running node. Cheap to clone.
+#[derive(Clone)]
+pub struct Node {
+    pub(crate) inner: Arc<Inner>,
+    pub(crate) upkeep: Arc<Upkeep>,
+}
+
+impl Node {
+    /// Recovers the data directory and starts everything; returns when every partition serves.
+    pub async fn start(options: NodeOptions) -> Result<Node, StartError> {
+        let inner = recovery::recover(options).await?;
+        let upkeep = Upkeep::start(&inner).map_err(|source| StartError::Io {
+            operation: "starting threads for",
+            path: inner.options.data_dir.clone(),
+            source,
+        })?;
+        Ok(Node {
+            inner,
+            upkeep: Arc::new(upkeep),
+        })
+    }
+
+    /// Who this is.
+    pub fn identity(&self) -> &Identity {
+        &self.inner.identity
+    }
+
+    /// Where the partitions stand, the catalog first.
+    pub fn status(&self) -> Vec<(PartitionId, GroupStatus)> {
+        std::iter::once((PartitionId(0), self.inner.catalog.status()))
+            .chain(
+                self.inner
+                    .partitions
+                    .iter()
+                    .map(|p| (p.reader.partition(), p.group.status())),
+            )
+            .collect()
+    }
+
+    /// Whether the node takes appends; if not, why.
+    pub fn health(&self) -> Result<(), String> {
+        if self.is_draining() {
+            return Err("the server is stopping".to_owned());
+        }
+        match self.status().into_iter().find(|(_, s)| s.stalled) {
+            Some((partition, _)) => Err(format!(
+                "partition {partition} cannot be written: the disk takes no writes"
+            )),
+            None => Ok(()),
+        }
+    }
+
+    /// Cancelled when the node stops.
+    pub fn stopping(&self) -> &CancellationToken {
+        &self.inner.stopping
+    }
+
+    /// Whether new appends are refused because the node stops.
+    pub fn is_draining(&self) -> bool {
+        self.inner.draining.load(Ordering::Relaxed)
+    }
+
+    /// Refuses what is new, ends read sessions, and waits until every append in flight is answered
+    /// or `grace` has passed. Then writes the database to its files, so that the next start has
+    /// nothing to replay.
+    pub async fn stop(&self, grace: Duration) {
+        let inner = &self.inner;
+        inner.draining.store(true, Ordering::Relaxed);
+        inner.stopping.cancel();
+        let all = u32::try_from(inner.options.append_inflight).unwrap_or(u32::MAX);
+        let drained = tokio::time::timeout(grace, inner.admission.acquire_many(all)).await;
+        if !matches!(drained, Ok(Ok(_))) {
+            tracing::warn!(
+                ?grace,
+                "appends were still in flight when the grace period ended"
+            );
+        }
+        let this = self.clone();
+        // Joining it cannot fail but by a panic, which has been reported by the panic hook.
+        let _ = tokio::task::spawn_blocking(move || this.stop_blocking()).await;
+    }
+
+    fn stop_blocking(&self) {
+        let started = Instant::now();
+        self.upkeep.ask_to_stop();
+        let inner = &self.inner;
+        for part in inner
+            .partitions
+            .iter()
+            .map(|p| p.reader.part())
+            .chain([inner.catalog_reader.part()])
+        {
+            if let Err(error) = part.flush() {
+                tracing::warn!(%error, "not flushed; the next start replays the log instead");
+            }
+        }
+        for group in inner.groups() {
+            group.stop();
+        }
+        inner.raft.stop();
+        self.upkeep.join();
+        inner.store.close();
+        tracing::info!(took = ?started.elapsed(), "stopped");
+    }
+}
+
+impl Inner {
+    pub fn partition(&self, basin: BasinId, stream: &str) -> &StreamGroup {
+        let id = partition_of(basin, stream, self.options.partitions);
+        &self.partitions[(id.0 - 1) as usize]
+    }
+
+    pub fn groups(&self) -> impl Iterator<Item = &Group<Outcome>> {
+        std::iter::once(&self.catalog).chain(self.partitions.iter().map(|p| &p.group))
+    }
+
+    /// Proposes a command that is not an append, and waits for its answer.
+    pub async fn execute(&self, group: &Group<Outcome>, command: Kind) -> Result<Outcome, Error> {
+        if self.draining.load(Ordering::Relaxed) {
+            return Err(Error::Stopping);
+        }
+        group
+            .execute(command.into_bytes())
+            .await
+            .map_err(|e: ProposeError| e.into())
+    }
+}

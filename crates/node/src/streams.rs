@@ -1,0 +1,229 @@
+//! What can be done with streams, but for their records.
+
+use std::sync::Arc;
+
+use esker_partition::command::{
+    DeleteStream, Kind, Outcome, ProvisionRefusal, ProvisionStream, SetStreamSettings, SettingsSet,
+};
+use esker_partition::settings::StreamSettings;
+use esker_partition::{Basin, Stream};
+use s2_common::config::{OptionalStreamConfig, StreamConfig, StreamReconfiguration};
+use s2_common::record::StreamPosition;
+
+use crate::basins::{CHANGE_ATTEMPTS, Change, Create, unexpected};
+use crate::clock::now_ms;
+use crate::error::Error;
+use crate::node::{Node, StreamGroup};
+
+/// A stream in a list.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StreamListing {
+    /// Its name.
+    pub name: String,
+    /// Milliseconds since the epoch.
+    pub created_ms: u64,
+}
+
+/// Which of a basin's settings may create a missing stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CreateOn {
+    /// `create_stream_on_append`.
+    Append,
+    /// `create_stream_on_read`.
+    Read,
+}
+
+/// A stream, and the partition that it lives in. Cheap to clone.
+#[derive(Clone)]
+pub struct StreamHandle {
+    pub(crate) node: Node,
+    pub(crate) basin: Arc<Basin>,
+    pub(crate) stream: Arc<Stream>,
+    pub(crate) partition: StreamGroup,
+}
+
+impl StreamHandle {
+    /// The tail.
+    pub fn tail(&self) -> StreamPosition {
+        self.stream.tail()
+    }
+
+    pub(crate) fn not_found(&self) -> Error {
+        not_found(&self.basin.name, &self.stream.name)
+    }
+}
+
+pub(crate) fn not_found(basin: &str, stream: &str) -> Error {
+    Error::StreamNotFound {
+        basin: basin.to_owned(),
+        stream: stream.to_owned(),
+    }
+}
+
+impl Node {
+    /// Streams of a basin in order of their names, over all partitions, and whether there are more.
+    pub fn list_streams(
+        &self,
+        basin: &str,
+        prefix: &str,
+        start_after: &str,
+        limit: usize,
+    ) -> Result<(Vec<StreamListing>, bool), Error> {
+        let basin = self.any_basin(basin)?;
+        let mut all = Vec::new();
+        for partition in &self.inner.partitions {
+            let found = partition
+                .reader
+                .list(basin.id, prefix, start_after, limit + 1)?;
+            all.extend(found.into_iter().map(|s| StreamListing {
+                name: s.name,
+                created_ms: s.created_ms,
+            }));
+        }
+        all.sort_by(|a, b| a.name.cmp(&b.name));
+        let more = all.len() > limit;
+        all.truncate(limit);
+        Ok((all, more))
+    }
+
+    /// Creates a stream, or makes sure that there is one.
+    pub async fn provision_stream(
+        &self,
+        basin: &str,
+        name: &str,
+        config: &OptionalStreamConfig,
+        create: &Create,
+    ) -> Result<(Change, StreamListing), Error> {
+        let basin = self.basin(basin)?;
+        let merged = config
+            .clone()
+            .merge(basin.config.default_stream_config.clone());
+        let command = ProvisionStream {
+            basin: basin.id.0,
+            name: name.to_owned(),
+            settings: StreamSettings::from(&merged),
+            mode: create.mode() as i32,
+            request_hash: create.request_hash(&StreamSettings::from(config)),
+            at_ms: now_ms(),
+        };
+        let partition = self.inner.partition(basin.id, name);
+        let outcome = self
+            .inner
+            .execute(&partition.group, Kind::ProvisionStream(command))
+            .await?;
+        match outcome {
+            Outcome::StreamProvisioned(Ok(done)) => Ok((
+                done.change.into(),
+                StreamListing {
+                    name: name.to_owned(),
+                    created_ms: done.created_ms,
+                },
+            )),
+            Outcome::StreamProvisioned(Err(ProvisionRefusal::Exists)) => Err(Error::StreamExists {
+                basin: basin.name.clone(),
+                stream: name.to_owned(),
+            }),
+            Outcome::StreamProvisioned(Err(ProvisionRefusal::BasinDropped)) => {
+                Err(Error::BasinDeletionPending(basin.name.clone()))
+            }
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Settings of a stream.
+    pub fn stream_config(&self, basin: &str, name: &str) -> Result<StreamConfig, Error> {
+        let handle = self.existing(self.any_basin(basin)?, name)?;
+        Ok(StreamConfig::clone(&handle.stream.view().config))
+    }
+
+    /// Changes settings of a stream; the settings afterwards.
+    pub async fn reconfigure_stream(
+        &self,
+        basin: &str,
+        name: &str,
+        changes: &StreamReconfiguration,
+    ) -> Result<StreamConfig, Error> {
+        for _ in 0..CHANGE_ATTEMPTS {
+            let handle = self.existing(self.basin(basin)?, name)?;
+            let view = handle.stream.view();
+            let config = OptionalStreamConfig::from(StreamConfig::clone(&view.config))
+                .reconfigure(changes.clone())
+                .merge(handle.basin.config.default_stream_config.clone());
+            let command = SetStreamSettings {
+                stream: handle.stream.id.0,
+                if_version: view.settings_version,
+                settings: StreamSettings::from(&config),
+                at_ms: now_ms(),
+            };
+            let outcome = self
+                .inner
+                .execute(&handle.partition.group, Kind::SetStreamSettings(command))
+                .await?;
+            match outcome {
+                Outcome::SettingsSet(SettingsSet::Done) => return Ok(config),
+                Outcome::SettingsSet(SettingsSet::Conflict | SettingsSet::Gone) => {}
+                other => return Err(unexpected(&other)),
+            }
+        }
+        Err(Error::Conflict)
+    }
+
+    /// Deletes a stream; its name is free at once.
+    pub async fn delete_stream(&self, basin: &str, name: &str) -> Result<(), Error> {
+        let basin = self.any_basin(basin)?;
+        let partition = self.inner.partition(basin.id, name);
+        let command = DeleteStream {
+            basin: basin.id.0,
+            name: name.to_owned(),
+        };
+        let outcome = self
+            .inner
+            .execute(&partition.group, Kind::DeleteStream(command))
+            .await?;
+        match outcome {
+            Outcome::StreamDeleted(true) => Ok(()),
+            Outcome::StreamDeleted(false) => Err(not_found(&basin.name, name)),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// A stream to append to or read from; a missing one is created if the basin says so, with
+    /// these settings over the basin's defaults.
+    pub async fn open_stream(
+        &self,
+        basin: &str,
+        name: &str,
+        on: CreateOn,
+        settings: &OptionalStreamConfig,
+    ) -> Result<StreamHandle, Error> {
+        let found = self.basin(basin)?;
+        let create = match on {
+            CreateOn::Append => found.config.create_stream_on_append,
+            CreateOn::Read => found.config.create_stream_on_read,
+        };
+        match self.existing(found.clone(), name) {
+            Err(Error::StreamNotFound { .. }) if create => {}
+            other => return other,
+        }
+        let only = Create::Only { token: None };
+        match self.provision_stream(basin, name, settings, &only).await {
+            // Somebody else may have been faster.
+            Ok(_) | Err(Error::StreamExists { .. }) => self.existing(found, name),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn existing(&self, basin: Arc<Basin>, name: &str) -> Result<StreamHandle, Error> {
+        let partition = self.inner.partition(basin.id, name).clone();
+        let stream = partition
+            .reader
+            .stream(basin.id, name)?
+            .ok_or_else(|| not_found(&basin.name, name))?;
+        Ok(StreamHandle {
+            node: self.clone(),
+            basin,
+            stream,
+            partition,
+        })
+    }
+}

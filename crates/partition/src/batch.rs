@@ -1,0 +1,366 @@
+//! A batch of records: as it travels in a command, and as it is stored.
+//!
+//! Both share the *body*: for each record its length (u32, little-endian) and the record as the
+//! `s2-storage` crate encodes it. Stored, the body follows a head:
+//!
+//! ```text
+//! version: u8 = 1 | arrival: varint | count: varint
+//!   | first timestamp: varint | (count − 1) × delta: varint | body
+//! ```
+//!
+//! The arrival is when the leader took the batch in, never decreasing within a stream: retention
+//! goes by it, because clients may set timestamps to what they like. Timestamps are milliseconds and
+//! never decrease within a stream. Checksums are RocksDB's, a block at a time.
+
+use bytes::{Buf, Bytes};
+use s2_common::record::{
+    CommandRecord, Metered, MeteredSize as _, Record, SeqNum, Sequenced, SequencedRecord,
+    StreamPosition, Timestamp,
+};
+use s2_common::stream::AppendRecordBatch;
+use s2_storage::record::{
+    StoredRecord, decode_if_command_record, decode_record, encode_stored_record_into,
+    stored_record_encoded_size,
+};
+
+const VERSION: u8 = 1;
+
+/// A batch that is not what this version writes.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("malformed batch: {0}")]
+pub struct MalformedBatch(pub String);
+
+fn malformed(what: impl Into<String>) -> MalformedBatch {
+    MalformedBatch(what.into())
+}
+
+/// The records of an append, before they have places.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unsequenced {
+    /// How many records.
+    pub count: u32,
+    /// Lengths and records.
+    pub body: Bytes,
+    /// For each record, the client's timestamp plus one, or 0 for none; empty if none has one.
+    pub timestamps: Vec<u64>,
+    /// Whether some record is a command.
+    pub has_commands: bool,
+}
+
+impl Unsequenced {
+    /// Encodes what a client appends.
+    pub fn encode(records: AppendRecordBatch<Record>) -> Unsequenced {
+        let count = records.len();
+        let mut body = Vec::with_capacity(records.metered_size() + 16 * count);
+        let mut timestamps = Vec::new();
+        let mut has_commands = false;
+        for (i, record) in records.into_iter().enumerate() {
+            let parts = record.into_parts();
+            if let Some(timestamp) = parts.timestamp {
+                timestamps.resize(count, 0);
+                timestamps[i] = timestamp.saturating_add(1);
+            }
+            let size = parts.record.metered_size();
+            let record = parts.record.into_inner();
+            has_commands |= matches!(record, Record::Command(_));
+            let stored = StoredRecord::from(record);
+            let stored = Metered::with_size(size, &stored);
+            let length = stored_record_encoded_size(stored.clone()) as u32;
+            body.extend_from_slice(&length.to_le_bytes());
+            encode_stored_record_into(stored, &mut body);
+        }
+        Unsequenced {
+            count: count as u32,
+            body: body.into(),
+            timestamps,
+            has_commands,
+        }
+    }
+
+    /// An error if the body does not have as many records as it should.
+    pub fn check(&self) -> Result<(), MalformedBatch> {
+        let mut rest = &self.body[..];
+        let mut count = 0;
+        while let Some((length, after)) = rest.split_first_chunk::<4>() {
+            rest = after
+                .get(u32::from_le_bytes(*length) as usize..)
+                .ok_or_else(|| malformed("truncated record"))?;
+            count += 1;
+        }
+        if !rest.is_empty() {
+            return Err(malformed("truncated length"));
+        }
+        if count == 0 || count != self.count {
+            return Err(malformed(format!(
+                "{count} records where {} should be",
+                self.count
+            )));
+        }
+        Ok(())
+    }
+
+    /// The client's timestamp of record `i`.
+    pub fn timestamp(&self, i: usize) -> Option<Timestamp> {
+        self.timestamps.get(i).and_then(|t| t.checked_sub(1))
+    }
+
+    /// The commands among the records, with their places in the batch.
+    pub fn commands(&self) -> Result<Vec<(u32, CommandRecord)>, MalformedBatch> {
+        let mut commands = Vec::new();
+        if self.has_commands {
+            for (i, record) in (0u32..).zip(Records(self.body.clone())) {
+                let command =
+                    decode_if_command_record(&record?).map_err(|e| malformed(e.to_string()))?;
+                commands.extend(command.map(|c| (i, c)));
+            }
+        }
+        Ok(commands)
+    }
+
+    /// The stored form, given when it arrived and each record's timestamp.
+    pub fn store(&self, arrival_ms: u64, timestamps: &[Timestamp]) -> Bytes {
+        let mut value = Vec::with_capacity(self.body.len() + 16 + 2 * timestamps.len());
+        value.push(VERSION);
+        put_varint(&mut value, arrival_ms);
+        put_varint(&mut value, timestamps.len() as u64);
+        let mut previous = 0;
+        for timestamp in timestamps {
+            put_varint(&mut value, timestamp - previous);
+            previous = *timestamp;
+        }
+        value.extend_from_slice(&self.body);
+        value.into()
+    }
+}
+
+/// A stored batch, with its place.
+#[derive(Clone, Debug)]
+pub struct StoredBatch {
+    /// Sequence number of the first record.
+    pub first_seq: SeqNum,
+    /// When it arrived, in milliseconds since the epoch.
+    pub arrival_ms: u64,
+    timestamps: Vec<Timestamp>,
+    body: Bytes,
+}
+
+impl StoredBatch {
+    /// Parses a stored value.
+    pub fn parse(first_seq: SeqNum, mut value: Bytes) -> Result<StoredBatch, MalformedBatch> {
+        if !value.has_remaining() || value.get_u8() != VERSION {
+            return Err(malformed("unknown version; use a newer esker"));
+        }
+        let arrival_ms = get_varint(&mut value)?;
+        let count = get_varint(&mut value)?;
+        // Each record takes at least its length and a byte of timestamp.
+        if count == 0 || count > value.remaining() as u64 / 5 {
+            return Err(malformed(format!("{count} records do not fit")));
+        }
+        let mut timestamps = Vec::with_capacity(count as usize);
+        let mut timestamp: Timestamp = 0;
+        for _ in 0..count {
+            timestamp = timestamp
+                .checked_add(get_varint(&mut value)?)
+                .ok_or_else(|| malformed("timestamps overflow"))?;
+            timestamps.push(timestamp);
+        }
+        Ok(StoredBatch {
+            first_seq,
+            arrival_ms,
+            timestamps,
+            body: value,
+        })
+    }
+
+    /// Sequence number after the last record.
+    pub fn end_seq(&self) -> SeqNum {
+        self.first_seq + self.timestamps.len() as u64
+    }
+
+    /// Timestamp of the last record.
+    pub fn last_timestamp(&self) -> Timestamp {
+        self.timestamps.last().copied().unwrap_or_default()
+    }
+
+    /// Rough size in memory.
+    pub fn bytes(&self) -> usize {
+        self.body.len() + 8 * self.timestamps.len() + 64
+    }
+
+    /// Sequence number of the first record with at least this timestamp, if there is one.
+    pub fn seq_at(&self, timestamp: Timestamp) -> Option<SeqNum> {
+        let at = self.timestamps.partition_point(|t| *t < timestamp);
+        (at < self.timestamps.len()).then(|| self.first_seq + at as u64)
+    }
+
+    /// The records from `from` on.
+    pub fn records(
+        &self,
+        from: SeqNum,
+    ) -> impl Iterator<Item = Result<Metered<SequencedRecord>, MalformedBatch>> + use<> {
+        let skip = from.saturating_sub(self.first_seq) as usize;
+        let first_seq = self.first_seq;
+        let timestamps = self.timestamps.clone();
+        Records(self.body.clone())
+            .enumerate()
+            .skip(skip)
+            .map(move |(i, bytes)| {
+                let record = decode_record(bytes?).map_err(|e| malformed(e.to_string()))?;
+                let timestamp = *timestamps
+                    .get(i)
+                    .ok_or_else(|| malformed("more records than timestamps"))?;
+                let size = record.metered_size();
+                Ok(Metered::with_size(
+                    size,
+                    Sequenced::new(
+                        StreamPosition {
+                            seq_num: first_seq + i as u64,
+                            timestamp,
+                        },
+                        record.into_inner(),
+                    ),
+                ))
+            })
+    }
+}
+
+/// The records of a body.
+struct Records(Bytes);
+
+impl Iterator for Records {
+    type Item = Result<Bytes, MalformedBatch>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.0.is_empty() {
+            return None;
+        }
+        if self.0.len() < 4 {
+            self.0.clear();
+            return Some(Err(malformed("truncated length")));
+        }
+        let length = self.0.get_u32_le() as usize;
+        if length > self.0.len() {
+            self.0.clear();
+            return Some(Err(malformed("truncated record")));
+        }
+        Some(Ok(self.0.split_to(length)))
+    }
+}
+
+fn put_varint(out: &mut Vec<u8>, mut value: u64) {
+    while value >= 0x80 {
+        out.push(value as u8 | 0x80);
+        value >>= 7;
+    }
+    out.push(value as u8);
+}
+
+fn get_varint(bytes: &mut Bytes) -> Result<u64, MalformedBatch> {
+    let mut value = 0u64;
+    for shift in (0..64).step_by(7) {
+        if !bytes.has_remaining() {
+            return Err(malformed("truncated number"));
+        }
+        let byte = bytes.get_u8();
+        let part = u64::from(byte & 0x7f);
+        if shift == 63 && part > 1 {
+            return Err(malformed("number too large"));
+        }
+        value |= part << shift;
+        if byte & 0x80 == 0 {
+            return Ok(value);
+        }
+    }
+    Err(malformed("number too long"))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use s2_common::record::{EnvelopeRecord, FencingToken, Header};
+    use s2_common::stream::{AppendRecord, AppendRecordParts};
+
+    use super::*;
+
+    fn batch(records: Vec<(Option<u64>, Record)>) -> AppendRecordBatch<Record> {
+        records
+            .into_iter()
+            .map(|(timestamp, record)| {
+                AppendRecord::try_from(AppendRecordParts {
+                    timestamp,
+                    record: record.into(),
+                })
+                .unwrap()
+            })
+            .collect::<Vec<_>>()
+            .try_into()
+            .unwrap()
+    }
+
+    fn envelope(body: &[u8]) -> Record {
+        let header = Header {
+            name: Bytes::from_static(b"n"),
+            value: Bytes::from_static(b"v"),
+        };
+        Record::Envelope(
+            EnvelopeRecord::try_from_parts(vec![header], Bytes::copy_from_slice(body)).unwrap(),
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn a_stored_batch_reads_back_as_it_was_appended(
+            bodies in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..40), 1..20),
+            first_seq in 0..u64::MAX / 2,
+            start in 0..u64::MAX / 2,
+            skip in 0u64..20,
+        ) {
+            let records: Vec<_> = bodies.iter().map(|b| (None, envelope(b))).collect();
+            let encoded = Unsequenced::encode(batch(records.clone()));
+            let timestamps: Vec<u64> = (0..bodies.len() as u64).map(|i| start + i * i).collect();
+            let stored = StoredBatch::parse(first_seq, encoded.store(start, &timestamps)).unwrap();
+            prop_assert_eq!(stored.end_seq(), first_seq + bodies.len() as u64);
+            let read: Vec<_> = stored
+                .records(first_seq + skip)
+                .map(|r| r.unwrap().into_inner().into_parts())
+                .collect();
+            let expected: Vec<_> = (0u64..)
+                .zip(records)
+                .map(|(i, (_, record))| {
+                    let position = StreamPosition {
+                        seq_num: first_seq + i,
+                        timestamp: timestamps[i as usize],
+                    };
+                    (position, record)
+                })
+                .skip(skip as usize)
+                .collect();
+            prop_assert_eq!(read, expected);
+        }
+
+        #[test]
+        fn garbage_is_an_error_and_never_a_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            let mut bytes = bytes;
+            if let Some(first) = bytes.first_mut() {
+                *first = VERSION;
+            }
+            if let Ok(batch) = StoredBatch::parse(0, bytes.into()) {
+                for record in batch.records(0) {
+                    let _ = record;
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn commands_are_found_with_their_places() {
+        let fence = CommandRecord::Fence("token".parse::<FencingToken>().unwrap());
+        let encoded = Unsequenced::encode(batch(vec![
+            (Some(5), envelope(b"x")),
+            (None, Record::Command(fence.clone())),
+        ]));
+        assert_eq!(encoded.commands().unwrap(), vec![(1, fence)]);
+        assert_eq!(encoded.timestamp(0), Some(5));
+        assert_eq!(encoded.timestamp(1), None);
+    }
+}

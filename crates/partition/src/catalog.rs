@@ -1,0 +1,381 @@
+//! Partition 0: the basins.
+//!
+//! All of them are in memory, in order of their names: there are far fewer basins than streams.
+//!
+//! A basin is deleted in two commands: [`Kind::DeleteBasin`] marks it (it can no longer be used,
+//! but still has its name), and once every partition has dropped it, [`Kind::ForgetBasin`] frees
+//! the name. Absence from the catalog deletes nothing anywhere.
+
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Bound;
+use std::sync::Arc;
+
+use esker_raft::{ApplyError, Committed, Lsn, Membership, StateMachine};
+use parking_lot::RwLock;
+use prost::Message as _;
+use s2_common::config::BasinConfig;
+
+use crate::command::{
+    Change, Kind, Mode, Outcome, ProvisionBasin, ProvisionRefusal, Provisioned, SettingsSet,
+};
+use crate::ids::{BasinId, PartitionId, STATE_BASIN, STATE_BASIN_ID};
+use crate::keys;
+use crate::settings::BasinSettings;
+use crate::store::{Applied, Part, Store, StoreError};
+use crate::streams;
+
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+struct Counters {
+    #[prost(uint64, tag = "1")]
+    next_basin: u64,
+}
+
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+struct BasinMeta {
+    #[prost(uint64, tag = "1")]
+    id: u64,
+    #[prost(message, required, tag = "2")]
+    settings: BasinSettings,
+    #[prost(uint64, tag = "3")]
+    settings_version: u64,
+    #[prost(uint64, tag = "4")]
+    created_ms: u64,
+    #[prost(uint64, optional, tag = "5")]
+    deleted_ms: Option<u64>,
+    #[prost(bytes = "vec", tag = "6")]
+    request_hash: Vec<u8>,
+}
+
+/// A basin.
+#[derive(Clone, Debug)]
+pub struct Basin {
+    /// Its id.
+    pub id: BasinId,
+    /// Its name.
+    pub name: String,
+    /// Its settings.
+    pub config: BasinConfig,
+    /// Rises with every change of the settings.
+    pub settings_version: u64,
+    /// Milliseconds since the epoch.
+    pub created_ms: u64,
+    /// Since when it is being deleted, in milliseconds since the epoch.
+    pub deleted_ms: Option<u64>,
+}
+
+type Basins = BTreeMap<String, Arc<Basin>>;
+
+/// Reads the catalog. Cheap to clone.
+#[derive(Clone)]
+pub struct CatalogReader {
+    part: Part,
+    basins: Arc<RwLock<Basins>>,
+}
+
+impl CatalogReader {
+    /// The catalog's part of the database.
+    pub fn part(&self) -> &Part {
+        &self.part
+    }
+
+    /// The basin of this name, also one that is being deleted.
+    pub fn basin(&self, name: &str) -> Option<Arc<Basin>> {
+        self.basins.read().get(name).cloned()
+    }
+
+    /// Basins in order of their names, which begin with `prefix` and come after `start_after`; at
+    /// most `limit`.
+    pub fn list(&self, prefix: &str, start_after: &str, limit: usize) -> Vec<Arc<Basin>> {
+        let from = if start_after >= prefix && !start_after.is_empty() {
+            Bound::Excluded(start_after)
+        } else {
+            Bound::Included(prefix)
+        };
+        self.basins
+            .read()
+            .range::<str, _>((from, Bound::Unbounded))
+            .take_while(|(name, _)| name.starts_with(prefix))
+            .take(limit)
+            .map(|(_, basin)| basin.clone())
+            .collect()
+    }
+
+    /// Basins that are being deleted.
+    pub fn deleting(&self) -> Vec<Arc<Basin>> {
+        self.basins
+            .read()
+            .values()
+            .filter(|b| b.deleted_ms.is_some())
+            .cloned()
+            .collect()
+    }
+}
+
+/// The catalog's state machine.
+pub struct Catalog {
+    part: Part,
+    applied: Applied,
+    counters: Counters,
+    basins: Arc<RwLock<Basins>>,
+}
+
+impl Catalog {
+    /// Opens it on what the database has.
+    ///
+    /// # Errors
+    ///
+    /// The database cannot be read, or lacks the catalog.
+    pub fn open(store: &Store) -> Result<Catalog, StoreError> {
+        let part = store.part(PartitionId(0));
+        let applied = part
+            .applied()?
+            .ok_or_else(|| part.malformed("the position", &"it is missing"))?;
+        let counters = part
+            .get::<Counters>(keys::COUNTERS, "the counters")?
+            .unwrap_or(Counters {
+                next_basin: STATE_BASIN_ID.0 + 1,
+            });
+        let mut basins = Basins::new();
+        {
+            let (from, to) = keys::all_basins();
+            let mut it = part.iterate(&from, &to, false);
+            it.seek_to_first();
+            while let (Some(key), Some(value)) = (it.key(), it.value()) {
+                let name = std::str::from_utf8(&key[1..])
+                    .map_err(|e| part.malformed("a basin's name", &e))?;
+                let meta = BasinMeta::decode(value).map_err(|e| part.malformed("a basin", &e))?;
+                basins.insert(name.to_owned(), Arc::new(basin_of(name, &meta)));
+                it.next();
+            }
+            it.status().map_err(|e| part.error("reading basins", e))?;
+        }
+        Ok(Catalog {
+            part,
+            applied,
+            counters,
+            basins: Arc::new(RwLock::new(basins)),
+        })
+    }
+
+    /// For those who read.
+    pub fn reader(&self) -> CatalogReader {
+        CatalogReader {
+            part: self.part.clone(),
+            basins: self.basins.clone(),
+        }
+    }
+}
+
+fn basin_of(name: &str, meta: &BasinMeta) -> Basin {
+    Basin {
+        id: BasinId(meta.id),
+        name: name.to_owned(),
+        config: BasinConfig::from(&meta.settings),
+        settings_version: meta.settings_version,
+        created_ms: meta.created_ms,
+        deleted_ms: meta.deleted_ms,
+    }
+}
+
+/// Commands against an overlay, as in a stream partition.
+struct Step<'a> {
+    part: &'a Part,
+    basins: &'a RwLock<Basins>,
+    counters: Counters,
+    changed: HashMap<String, Option<BasinMeta>>,
+}
+
+impl Step<'_> {
+    fn get(&self, name: &str) -> Result<Option<BasinMeta>, StoreError> {
+        match self.changed.get(name) {
+            Some(meta) => Ok(meta.clone()),
+            None => self.part.get(keys::basin(name), "a basin"),
+        }
+    }
+
+    /// The name of the basin with this id, if it is being deleted. What this step did to it counts:
+    /// its whole life may be in one step when a log is applied again.
+    fn deleting(&self, id: u64) -> Option<String> {
+        let changed = self.changed.iter().find(|(_, meta)| {
+            meta.as_ref()
+                .is_some_and(|m| m.id == id && m.deleted_ms.is_some())
+        });
+        if let Some((name, _)) = changed {
+            return Some(name.clone());
+        }
+        let basins = self.basins.read();
+        basins
+            .values()
+            .find(|b| b.id.0 == id && b.deleted_ms.is_some())
+            .filter(|b| !self.changed.contains_key(&b.name))
+            .map(|b| b.name.clone())
+    }
+
+    fn apply(&mut self, command: Kind) -> Result<Outcome, StoreError> {
+        match command {
+            Kind::ProvisionBasin(p) => Ok(Outcome::BasinProvisioned(self.provision(p)?)),
+            Kind::SetBasinSettings(s) => {
+                let Some(meta) = self.get(&s.name)?.filter(|m| m.deleted_ms.is_none()) else {
+                    return Ok(Outcome::SettingsSet(SettingsSet::Gone));
+                };
+                if meta.settings_version != s.if_version {
+                    return Ok(Outcome::SettingsSet(SettingsSet::Conflict));
+                }
+                let changed = BasinMeta {
+                    settings: s.settings,
+                    settings_version: meta.settings_version + 1,
+                    ..meta
+                };
+                self.changed.insert(s.name, Some(changed));
+                Ok(Outcome::SettingsSet(SettingsSet::Done))
+            }
+            Kind::DeleteBasin(d) => {
+                let Some(meta) = self.get(&d.name)? else {
+                    return Ok(Outcome::BasinDeleted(None));
+                };
+                let id = BasinId(meta.id);
+                let deleted_ms = meta.deleted_ms.or(Some(d.at_ms));
+                self.changed
+                    .insert(d.name, Some(BasinMeta { deleted_ms, ..meta }));
+                Ok(Outcome::BasinDeleted(Some(id)))
+            }
+            Kind::ForgetBasin(f) => {
+                if let Some(name) = self.deleting(f.basin) {
+                    self.changed.insert(name, None);
+                }
+                Ok(Outcome::BasinForgotten)
+            }
+            _ => Err(self
+                .part
+                .malformed("a command", &"it belongs to a stream partition")),
+        }
+    }
+
+    fn provision(
+        &mut self,
+        command: ProvisionBasin,
+    ) -> Result<Result<Provisioned<BasinId>, ProvisionRefusal>, StoreError> {
+        let ensure = command.mode() == Mode::Ensure;
+        if command.name == STATE_BASIN {
+            return Ok(Err(ProvisionRefusal::Exists));
+        }
+        let Some(meta) = self.get(&command.name)? else {
+            let meta = BasinMeta {
+                id: self.counters.next_basin,
+                settings: command.settings,
+                settings_version: 1,
+                created_ms: command.at_ms,
+                deleted_ms: None,
+                request_hash: command.request_hash,
+            };
+            self.counters.next_basin += 1;
+            let id = BasinId(meta.id);
+            self.changed.insert(command.name, Some(meta));
+            return Ok(Ok(Provisioned {
+                change: Change::Created,
+                id,
+                created_ms: command.at_ms,
+            }));
+        };
+        if meta.deleted_ms.is_some() {
+            return Ok(Err(ProvisionRefusal::BasinDropped));
+        }
+        let mut provisioned = Provisioned {
+            change: Change::Nothing,
+            id: BasinId(meta.id),
+            created_ms: meta.created_ms,
+        };
+        if ensure {
+            if meta.settings != command.settings {
+                provisioned.change = Change::Updated;
+                let changed = BasinMeta {
+                    settings: command.settings,
+                    settings_version: meta.settings_version + 1,
+                    ..meta
+                };
+                self.changed.insert(command.name, Some(changed));
+            }
+            return Ok(Ok(provisioned));
+        }
+        let same = !command.request_hash.is_empty() && command.request_hash == meta.request_hash;
+        Ok(if same {
+            Ok(provisioned)
+        } else {
+            Err(ProvisionRefusal::Exists)
+        })
+    }
+}
+
+impl StateMachine for Catalog {
+    type Output = Outcome;
+
+    fn applied(&self) -> Lsn {
+        Lsn(self.applied.lsn)
+    }
+
+    fn membership(&self) -> Membership {
+        streams::membership(&self.applied)
+    }
+
+    fn apply(
+        &mut self,
+        entries: &[Committed],
+        outputs: &mut Vec<Outcome>,
+    ) -> Result<(), ApplyError> {
+        let Some(last) = entries.last() else {
+            return Ok(());
+        };
+        let mut step = Step {
+            part: &self.part,
+            basins: &self.basins,
+            counters: self.counters,
+            changed: HashMap::new(),
+        };
+        for entry in entries {
+            if let Some(command) = &entry.command {
+                let command = Kind::from_bytes(command.clone())
+                    .map_err(|e| ApplyError(format!("LSN {}: {e}", entry.lsn)))?;
+                let outcome = step
+                    .apply(command)
+                    .map_err(|e| ApplyError(format!("LSN {}: {e}", entry.lsn)))?;
+                outputs.push(outcome);
+            }
+        }
+        let Step {
+            counters, changed, ..
+        } = step;
+        let applied = Applied {
+            lsn: last.lsn.0,
+            term: last.term.0,
+            ..self.applied.clone()
+        };
+        let mut batch = self.part.batch();
+        batch.put(keys::APPLIED, applied.encode_to_vec());
+        batch.put(keys::COUNTERS, counters.encode_to_vec());
+        for (name, meta) in &changed {
+            match meta {
+                Some(meta) => batch.put(keys::basin(name), meta.encode_to_vec()),
+                None => batch.delete(keys::basin(name)),
+            }
+        }
+        batch.write().map_err(|e| streams::failed(&self.part, &e))?;
+        self.applied = applied;
+        self.counters = counters;
+        let mut basins = self.basins.write();
+        for (name, meta) in changed {
+            match meta {
+                Some(meta) => {
+                    let basin = Arc::new(basin_of(&name, &meta));
+                    basins.insert(name, basin);
+                }
+                None => {
+                    basins.remove(&name);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

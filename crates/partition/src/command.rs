@@ -1,0 +1,388 @@
+//! What travels through a partition's log, and what each command answers.
+//!
+//! An encoded command is one version byte and a protobuf [`Command`]. Everything in it that is not
+//! deterministic (arrival times, hashes of request tokens) was stamped by the leader.
+
+use bytes::{Buf, Bytes};
+use prost::Message as _;
+use s2_common::record::{FencingToken, SeqNum, StreamPosition};
+
+use crate::batch::Unsequenced;
+use crate::ids::{BasinId, StreamId};
+use crate::settings::{BasinSettings, StreamSettings};
+
+const VERSION: u8 = 1;
+
+/// A command.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Command {
+    /// Which.
+    #[prost(oneof = "Kind", tags = "1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19")]
+    pub kind: Option<Kind>,
+}
+
+/// The commands there are.
+#[derive(Clone, PartialEq, prost::Oneof)]
+pub enum Kind {
+    /// Append records.
+    #[prost(message, tag = "1")]
+    Append(Append),
+    /// Create a stream, or set its settings if it exists.
+    #[prost(message, tag = "2")]
+    ProvisionStream(ProvisionStream),
+    /// Set a stream's settings.
+    #[prost(message, tag = "3")]
+    SetStreamSettings(SetStreamSettings),
+    /// Delete a stream.
+    #[prost(message, tag = "4")]
+    DeleteStream(DeleteStream),
+    /// Trim a stream because its records are too old.
+    #[prost(message, tag = "5")]
+    Expire(Expire),
+    /// Delete a stream if nothing happened to it since it was seen empty.
+    #[prost(message, tag = "6")]
+    DeleteIfEmpty(DeleteIfEmpty),
+    /// Drop all streams of a basin and refuse its id from then on.
+    #[prost(message, tag = "7")]
+    DropBasin(DropBasin),
+    /// Create a basin, or set its settings if it exists. Catalog.
+    #[prost(message, tag = "16")]
+    ProvisionBasin(ProvisionBasin),
+    /// Set a basin's settings. Catalog.
+    #[prost(message, tag = "17")]
+    SetBasinSettings(SetBasinSettings),
+    /// Begin to delete a basin. Catalog.
+    #[prost(message, tag = "18")]
+    DeleteBasin(DeleteBasin),
+    /// Every partition has dropped the basin: its name is free. Catalog.
+    #[prost(message, tag = "19")]
+    ForgetBasin(ForgetBasin),
+}
+
+/// See [`Kind::Append`].
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Append {
+    /// The stream.
+    #[prost(uint64, tag = "1")]
+    pub stream: u64,
+    /// How many records.
+    #[prost(uint32, tag = "2")]
+    pub count: u32,
+    /// See [`Unsequenced::body`].
+    #[prost(bytes = "bytes", tag = "3")]
+    pub body: Bytes,
+    /// See [`Unsequenced::timestamps`].
+    #[prost(uint64, repeated, tag = "4")]
+    pub timestamps: Vec<u64>,
+    /// See [`Unsequenced::has_commands`].
+    #[prost(bool, tag = "5")]
+    pub has_commands: bool,
+    /// The sequence number that the first record must get.
+    #[prost(uint64, optional, tag = "6")]
+    pub match_seq_num: Option<u64>,
+    /// The fencing token that must be in force.
+    #[prost(string, optional, tag = "7")]
+    pub fencing_token: Option<String>,
+    /// When it arrived, in milliseconds since the epoch.
+    #[prost(uint64, tag = "8")]
+    pub arrival_ms: u64,
+    /// The append session that it came in, or 0. After the first refusal of a session, whatever
+    /// else of it is in the log is refused too.
+    #[prost(uint64, tag = "9")]
+    pub session: u64,
+}
+
+impl Append {
+    /// An append without conditions.
+    pub fn new(stream: StreamId, records: Unsequenced, arrival_ms: u64) -> Append {
+        Append {
+            stream: stream.0,
+            count: records.count,
+            body: records.body,
+            timestamps: records.timestamps,
+            has_commands: records.has_commands,
+            match_seq_num: None,
+            fencing_token: None,
+            arrival_ms,
+            session: 0,
+        }
+    }
+
+    /// The records.
+    pub fn records(&self) -> Unsequenced {
+        Unsequenced {
+            count: self.count,
+            body: self.body.clone(),
+            timestamps: self.timestamps.clone(),
+            has_commands: self.has_commands,
+        }
+    }
+}
+
+/// What to do if the thing exists.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, prost::Enumeration)]
+#[repr(i32)]
+pub enum Mode {
+    /// It is an error, unless the request token is the one that created it.
+    CreateOnly = 0,
+    /// Its settings become the ones given.
+    Ensure = 1,
+}
+
+/// See [`Kind::ProvisionStream`].
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct ProvisionStream {
+    /// The basin.
+    #[prost(uint64, tag = "1")]
+    pub basin: u64,
+    /// The stream's name.
+    #[prost(string, tag = "2")]
+    pub name: String,
+    /// Its settings, the basin's defaults already merged in.
+    #[prost(message, required, tag = "3")]
+    pub settings: StreamSettings,
+    /// What if it exists.
+    #[prost(enumeration = "Mode", tag = "4")]
+    pub mode: i32,
+    /// Hash of the request token and of what was asked for; empty for none.
+    #[prost(bytes = "vec", tag = "5")]
+    pub request_hash: Vec<u8>,
+    /// Now, in milliseconds since the epoch.
+    #[prost(uint64, tag = "6")]
+    pub at_ms: u64,
+}
+
+/// See [`Kind::SetStreamSettings`].
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct SetStreamSettings {
+    /// The stream.
+    #[prost(uint64, tag = "1")]
+    pub stream: u64,
+    /// Only if the settings still have this version.
+    #[prost(uint64, tag = "2")]
+    pub if_version: u64,
+    /// The new settings.
+    #[prost(message, required, tag = "3")]
+    pub settings: StreamSettings,
+    /// Now, in milliseconds since the epoch.
+    #[prost(uint64, tag = "4")]
+    pub at_ms: u64,
+}
+
+/// See [`Kind::DeleteStream`].
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct DeleteStream {
+    /// The basin.
+    #[prost(uint64, tag = "1")]
+    pub basin: u64,
+    /// The stream's name.
+    #[prost(string, tag = "2")]
+    pub name: String,
+}
+
+/// See [`Kind::Expire`].
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Expire {
+    /// The stream.
+    #[prost(uint64, tag = "1")]
+    pub stream: u64,
+    /// First sequence number that stays.
+    #[prost(uint64, tag = "2")]
+    pub up_to: u64,
+    /// Now, in milliseconds since the epoch.
+    #[prost(uint64, tag = "3")]
+    pub at_ms: u64,
+}
+
+/// See [`Kind::DeleteIfEmpty`].
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct DeleteIfEmpty {
+    /// The stream.
+    #[prost(uint64, tag = "1")]
+    pub stream: u64,
+    /// Only if the last thing that happened to it happened then.
+    #[prost(uint64, tag = "2")]
+    pub since_ms: u64,
+}
+
+/// See [`Kind::DropBasin`].
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct DropBasin {
+    /// The basin.
+    #[prost(uint64, tag = "1")]
+    pub basin: u64,
+}
+
+/// See [`Kind::ProvisionBasin`].
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct ProvisionBasin {
+    /// The basin's name.
+    #[prost(string, tag = "1")]
+    pub name: String,
+    /// Its settings.
+    #[prost(message, required, tag = "2")]
+    pub settings: BasinSettings,
+    /// What if it exists.
+    #[prost(enumeration = "Mode", tag = "3")]
+    pub mode: i32,
+    /// Hash of the request token and of what was asked for; empty for none.
+    #[prost(bytes = "vec", tag = "4")]
+    pub request_hash: Vec<u8>,
+    /// Now, in milliseconds since the epoch.
+    #[prost(uint64, tag = "5")]
+    pub at_ms: u64,
+}
+
+/// See [`Kind::SetBasinSettings`].
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct SetBasinSettings {
+    /// The basin's name.
+    #[prost(string, tag = "1")]
+    pub name: String,
+    /// Only if the settings still have this version.
+    #[prost(uint64, tag = "2")]
+    pub if_version: u64,
+    /// The new settings.
+    #[prost(message, required, tag = "3")]
+    pub settings: BasinSettings,
+}
+
+/// See [`Kind::DeleteBasin`].
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct DeleteBasin {
+    /// The basin's name.
+    #[prost(string, tag = "1")]
+    pub name: String,
+    /// Now, in milliseconds since the epoch.
+    #[prost(uint64, tag = "2")]
+    pub at_ms: u64,
+}
+
+/// See [`Kind::ForgetBasin`].
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct ForgetBasin {
+    /// The basin.
+    #[prost(uint64, tag = "1")]
+    pub basin: u64,
+}
+
+impl Kind {
+    /// Bytes for the log.
+    pub fn into_bytes(self) -> Vec<u8> {
+        let command = Command { kind: Some(self) };
+        let mut bytes = Vec::with_capacity(1 + command.encoded_len());
+        bytes.push(VERSION);
+        command.encode_raw(&mut bytes);
+        bytes
+    }
+
+    /// Parses what [`Kind::into_bytes`] made; `bytes` inside it are shared, not copied.
+    pub fn from_bytes(mut bytes: Bytes) -> Result<Kind, String> {
+        if !bytes.has_remaining() {
+            return Err("an empty command".to_owned());
+        }
+        let version = bytes.get_u8();
+        if version != VERSION {
+            return Err(format!(
+                "a command of version {version}, this version knows up to {VERSION}: use a newer esker"
+            ));
+        }
+        Command::decode(bytes)
+            .map_err(|e| e.to_string())?
+            .kind
+            .ok_or_else(|| "a command of an unknown kind: use a newer esker".to_owned())
+    }
+}
+
+/// What a command answers.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Outcome {
+    /// To [`Kind::Append`].
+    Appended(Result<Appended, AppendRefusal>),
+    /// To [`Kind::ProvisionStream`].
+    StreamProvisioned(Result<Provisioned<StreamId>, ProvisionRefusal>),
+    /// To [`Kind::SetStreamSettings`] and [`Kind::SetBasinSettings`].
+    SettingsSet(SettingsSet),
+    /// To [`Kind::DeleteStream`] and [`Kind::DeleteIfEmpty`]: whether there was something to delete.
+    StreamDeleted(bool),
+    /// To [`Kind::Expire`].
+    Expired,
+    /// To [`Kind::DropBasin`].
+    BasinDropped,
+    /// To [`Kind::ProvisionBasin`].
+    BasinProvisioned(Result<Provisioned<BasinId>, ProvisionRefusal>),
+    /// To [`Kind::DeleteBasin`]: the basin that is being deleted, if there is one of the name.
+    BasinDeleted(Option<BasinId>),
+    /// To [`Kind::ForgetBasin`].
+    BasinForgotten,
+}
+
+/// Where an append's records are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Appended {
+    /// The first record.
+    pub start: StreamPosition,
+    /// After the last record; the last record's timestamp.
+    pub end: StreamPosition,
+    /// The stream's tail.
+    pub tail: StreamPosition,
+}
+
+/// Why nothing was appended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AppendRefusal {
+    /// The stream is gone.
+    StreamGone,
+    /// Another fencing token is in force: this one.
+    FencingTokenMismatch(FencingToken),
+    /// The first record would get another sequence number: this one.
+    SeqNumMismatch(SeqNum),
+    /// The stream requires timestamps, and a record had none.
+    TimestampMissing,
+    /// The stream has no sequence numbers left for so many records.
+    SeqNumsExhausted,
+    /// An earlier append of the same session was refused.
+    SessionFailed,
+}
+
+/// What provisioning did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Provisioned<Id> {
+    /// What happened.
+    pub change: Change,
+    /// The thing's id.
+    pub id: Id,
+    /// When it was created, in milliseconds since the epoch.
+    pub created_ms: u64,
+}
+
+/// What provisioning changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// It is new.
+    Created,
+    /// Its settings were changed.
+    Updated,
+    /// Nothing.
+    Nothing,
+}
+
+/// Why nothing was provisioned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProvisionRefusal {
+    /// It exists.
+    Exists,
+    /// The basin is being deleted, or was.
+    BasinDropped,
+}
+
+/// The fate of new settings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SettingsSet {
+    /// They are in force.
+    Done,
+    /// Somebody else changed them in between; read them again.
+    Conflict,
+    /// What they belong to is gone.
+    Gone,
+}

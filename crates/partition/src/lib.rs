@@ -1,0 +1,39 @@
+//! A partition's state machine on RocksDB.
+//!
+//! | room | what it holds |
+//! |---|---|
+//! | [`command`] | what travels through a partition's log, and what each command answers |
+//! | [`store`] | the node's RocksDB: one column family per partition, flushing, what is durable |
+//! | [`catalog`] | partition 0: basins |
+//! | [`streams`] | partitions 1…N: streams and their records |
+//! | [`stream`] | one stream as readers see it: tail, trim point |
+//! | [`recent`] | the newest batches of followed streams, in memory, within a budget |
+//! | [`reader`] | reading records, from memory at the tail and from the database behind it |
+//! | [`reclaim`] | giving back the space of what was trimmed, expired or deleted |
+//!
+//! The apply thread of a partition is its only writer. What it decides follows from the log alone:
+//! no clock, no randomness; arrival times and the like are stamped into commands before they are
+//! proposed. Readers see what is applied, hence committed and durable.
+//!
+//! This crate knows no network and no object storage.
+
+pub mod batch;
+pub mod catalog;
+pub mod command;
+mod ids;
+mod keys;
+pub mod reader;
+pub mod recent;
+pub mod reclaim;
+pub mod settings;
+pub mod store;
+pub mod stream;
+pub mod streams;
+
+pub use catalog::{Basin, Catalog, CatalogReader};
+pub use ids::{BasinId, PartitionId, STATE_BASIN, STATE_BASIN_ID, StreamId, partition_of};
+pub use reader::{ReadError, Reader, Scan};
+pub use recent::RecentBudget;
+pub use store::{Store, StoreError, StoreOptions};
+pub use stream::Stream;
+pub use streams::StreamPartition;

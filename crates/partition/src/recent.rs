@@ -1,0 +1,126 @@
+//! The newest batches of a followed stream, in memory.
+//!
+//! They are contiguous and end at the tail. Each stream may keep so many bytes, and all streams of
+//! a node together so many ([`RecentBudget`]): beyond that, each keeps its newest batch alone, and
+//! readers that lag behind it read the database.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use s2_common::record::SeqNum;
+
+use crate::batch::StoredBatch;
+
+/// What the followed streams of a node may keep. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct RecentBudget {
+    per_stream: usize,
+    total: usize,
+    used: Arc<AtomicUsize>,
+}
+
+impl RecentBudget {
+    /// So many bytes for one stream, so many for all.
+    pub fn new(per_stream: usize, total: usize) -> RecentBudget {
+        RecentBudget {
+            per_stream,
+            total,
+            used: Arc::new(AtomicUsize::new(0)),
+        }
+    }
+
+    /// Bytes that are kept now.
+    pub fn used(&self) -> usize {
+        self.used.load(Ordering::Relaxed)
+    }
+
+    /// Bytes that one stream may keep now.
+    fn allowance(&self) -> usize {
+        if self.used() > self.total {
+            0
+        } else {
+            self.per_stream
+        }
+    }
+}
+
+impl Default for RecentBudget {
+    fn default() -> Self {
+        RecentBudget::new(8 * 1024 * 1024, 64 * 1024 * 1024)
+    }
+}
+
+/// The newest batches of one stream.
+pub(crate) struct Recent {
+    batches: VecDeque<StoredBatch>,
+    bytes: usize,
+    budget: RecentBudget,
+}
+
+impl Recent {
+    pub fn new(budget: RecentBudget) -> Recent {
+        Recent {
+            batches: VecDeque::new(),
+            bytes: 0,
+            budget,
+        }
+    }
+
+    /// Adds what was appended. Batches that do not end at the tail are of no use to a follower:
+    /// somebody may have begun to follow in the middle of a step.
+    pub fn extend(&mut self, new: Vec<StoredBatch>, tail: SeqNum) {
+        for batch in new {
+            if self.end_seq().is_some_and(|end| end != batch.first_seq) {
+                self.clear();
+            }
+            let bytes = batch.bytes();
+            self.bytes += bytes;
+            self.budget.used.fetch_add(bytes, Ordering::Relaxed);
+            self.batches.push_back(batch);
+        }
+        if self.end_seq() != Some(tail) {
+            self.clear();
+        }
+        // The newest batch stays whatever its size.
+        while self.batches.len() > 1 && self.bytes > self.budget.allowance() {
+            if let Some(oldest) = self.batches.pop_front() {
+                self.forget(oldest.bytes());
+            }
+        }
+    }
+
+    pub fn clear(&mut self) {
+        self.batches = VecDeque::new();
+        self.forget(self.bytes);
+    }
+
+    /// Whether they go back to the record at `seq`.
+    pub fn reaches(&self, seq: SeqNum) -> bool {
+        self.batches.front().is_some_and(|b| b.first_seq <= seq)
+    }
+
+    /// Those with records at or after `seq`, if they go back that far.
+    pub fn from(&self, seq: SeqNum) -> Option<Vec<StoredBatch>> {
+        if !self.reaches(seq) {
+            return None;
+        }
+        let start = self.batches.partition_point(|b| b.end_seq() <= seq);
+        Some(self.batches.iter().skip(start).cloned().collect())
+    }
+
+    fn end_seq(&self) -> Option<SeqNum> {
+        self.batches.back().map(StoredBatch::end_seq)
+    }
+
+    fn forget(&mut self, bytes: usize) {
+        self.bytes -= bytes;
+        self.budget.used.fetch_sub(bytes, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Recent {
+    fn drop(&mut self) {
+        self.clear();
+    }
+}

@@ -1,0 +1,321 @@
+//! Giving back the space of what readers can no longer see.
+//!
+//! A trim, an expiry or a deletion is exact for readers at once; the data behind it goes later, a
+//! bounded step at a time, on the apply thread. What is to be reclaimed is marked in the database
+//! in the same write that made it invisible, so that a crash forgets nothing. None of this changes
+//! what readers see, so it need not be the same, or happen at the same time, on every replica.
+//!
+//! Few keys are deleted one by one; many by a range. Files that lie wholly in the range go as soon as
+//! it is durable that nobody sees them (gone before, a crash would bring back the trim point of
+//! before, and not the data); the rest when the partition's files are rewritten: as soon as a set
+//! amount is reclaimable and it is at least half of all.
+
+use std::collections::{HashSet, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::batch::StoredBatch;
+use crate::ids::{BasinId, StreamId};
+use crate::keys;
+use crate::store::{Part, StoreError};
+use crate::stream::StreamState;
+use crate::streams::StreamOptions;
+use crate::streams::directory::Directory;
+
+/// Longest that one round may keep the apply thread.
+const ROUND: Duration = Duration::from_millis(5);
+/// Streams looked at in one round at most.
+const STREAMS_PER_ROUND: usize = 64;
+/// Ranges that wait for a flush at most; beyond that, files go when they are rewritten.
+const DROPPABLE: usize = 1024;
+/// Up to this many keys are deleted one by one: a range costs every later read a little.
+const FEW_KEYS: usize = 128;
+
+pub(crate) struct Reclaimer {
+    part: Part,
+    /// Streams to visit, and not before when.
+    queue: VecDeque<(StreamId, Instant)>,
+    queued: HashSet<StreamId>,
+    /// Dropped basins whose streams still have entries.
+    basins: VecDeque<BasinId>,
+    /// Ranges of deleted keys whose files can be dropped.
+    droppable: VecDeque<Droppable>,
+    /// Bytes of files that hold deleted data, roughly.
+    garbage: u64,
+    compact_garbage: u64,
+    reclaim_after: Duration,
+    compacting: Arc<AtomicBool>,
+}
+
+/// A range of deleted keys, both ends included.
+struct Droppable {
+    /// Once the database is durable up to here.
+    lsn: u64,
+    from: [u8; 17],
+    last: [u8; 17],
+}
+
+impl Reclaimer {
+    pub fn open(part: Part, options: &StreamOptions) -> Result<Reclaimer, StoreError> {
+        let mut reclaimer = Reclaimer {
+            part: part.clone(),
+            queue: VecDeque::new(),
+            queued: HashSet::new(),
+            basins: VecDeque::new(),
+            droppable: VecDeque::new(),
+            garbage: 0,
+            compact_garbage: options.compact_garbage,
+            reclaim_after: options.reclaim_after,
+            compacting: Arc::new(AtomicBool::new(false)),
+        };
+        let (from, to) = keys::all_reclaims();
+        let mut it = part.iterate(&from, &to, false);
+        it.seek_to_first();
+        let mut marked = Vec::new();
+        while let Some(key) = it.key() {
+            marked.extend(keys::id_of(key).map(StreamId));
+            it.next();
+        }
+        it.status()
+            .map_err(|e| part.error("reading what is to be reclaimed", e))?;
+        reclaimer.mark(&marked);
+        let (from, to) = keys::all_dropped_basins();
+        let mut it = part.iterate(&from, &to, false);
+        it.seek_to_first();
+        while let Some(key) = it.key() {
+            reclaimer.basins.extend(keys::id_of(key).map(BasinId));
+            it.next();
+        }
+        it.status()
+            .map_err(|e| part.error("reading dropped basins", e))?;
+        Ok(reclaimer)
+    }
+
+    /// These have something to reclaim; the mark is in the database.
+    pub fn mark(&mut self, streams: &[StreamId]) {
+        let not_before = Instant::now() + self.reclaim_after;
+        for stream in streams {
+            if self.queued.insert(*stream) {
+                self.queue.push_back((*stream, not_before));
+            }
+        }
+    }
+
+    /// The streams of this basin are to go; the mark is in the database.
+    pub fn mark_basin(&mut self, basin: BasinId) {
+        self.basins.push_back(basin);
+    }
+
+    /// One round. Where one thing fails, the others go on, and it is tried again later.
+    pub fn work(&mut self, directory: &Directory) -> Result<(), StoreError> {
+        let files = self.drop_durable();
+        let basins = self.visit_basin(directory);
+        let streams = self.visit_streams();
+        self.compact_if_worth_it();
+        files.and(basins).and(streams)
+    }
+
+    /// Drops the files that can go by now.
+    fn drop_durable(&mut self) -> Result<(), StoreError> {
+        if self.droppable.is_empty() {
+            return Ok(());
+        }
+        let durable = self.part.durable()?.map_or(0, |applied| applied.lsn);
+        while let Some(range) = self.droppable.pop_front_if(|range| range.lsn <= durable) {
+            self.part.drop_files(&range.from, &range.last)?;
+        }
+        Ok(())
+    }
+
+    fn visit_basin(&mut self, directory: &Directory) -> Result<(), StoreError> {
+        let Some(basin) = self.basins.front().copied() else {
+            return Ok(());
+        };
+        if directory.is_dropped(basin) {
+            let done = self.drop_streams(basin);
+            self.basins.pop_front();
+            if !matches!(done, Ok(true)) {
+                self.basins.push_back(basin);
+            }
+            done?;
+        }
+        Ok(())
+    }
+
+    fn visit_streams(&mut self) -> Result<(), StoreError> {
+        let started = Instant::now();
+        for _ in 0..STREAMS_PER_ROUND {
+            let Some((stream, not_before)) = self.queue.front().copied() else {
+                break;
+            };
+            if not_before > started || started.elapsed() > ROUND {
+                break;
+            }
+            let done = self.reclaim(stream);
+            self.queue.pop_front();
+            self.queued.remove(&stream);
+            if done.is_err() {
+                self.mark(&[stream]);
+            }
+            done?;
+        }
+        Ok(())
+    }
+
+    /// Removes the entries of some of a dropped basin's streams; whether none are left.
+    fn drop_streams(&mut self, basin: BasinId) -> Result<bool, StoreError> {
+        let (from, to) = keys::stream_names(basin, "");
+        let mut found = Vec::new();
+        {
+            let mut it = self.part.iterate(&from, &to, false);
+            it.seek_to_first();
+            while let (Some(key), Some(value)) = (it.key(), it.value()) {
+                if found.len() == STREAMS_PER_ROUND {
+                    break;
+                }
+                let id = crate::store::two_numbers(value)
+                    .ok_or_else(|| self.part.malformed("the index of names", &"its length"))?[0];
+                found.push((key.to_vec(), StreamId(id)));
+                it.next();
+            }
+            it.status()
+                .map_err(|e| self.part.error("reading the index of names", e))?;
+        }
+        if found.is_empty() {
+            return Ok(true);
+        }
+        let mut batch = self.part.batch();
+        for (name, id) in &found {
+            batch.delete(name);
+            batch.delete(keys::stream_meta(*id));
+            batch.delete(keys::stream_state(*id));
+            batch.put(keys::reclaim(*id), []);
+        }
+        batch.write()?;
+        let ids: Vec<StreamId> = found.into_iter().map(|(_, id)| id).collect();
+        self.mark(&ids);
+        Ok(false)
+    }
+
+    fn reclaim(&mut self, id: StreamId) -> Result<(), StoreError> {
+        let state = self
+            .part
+            .get::<StreamState>(keys::stream_state(id), "a stream's state")?;
+        let data_from = keys::data(id, 0);
+        let time_from = keys::by_time(id, 0, 0);
+        // Ends of what goes; and a key at which a dropped file may end, that of the first batch that
+        // stays not being one.
+        let (data_to, time_to, last) = match self.first_kept(id, state.as_ref())? {
+            Some(kept) => (
+                keys::data(id, kept.first_seq).to_vec(),
+                keys::by_time(id, kept.last_timestamp(), kept.first_seq).to_vec(),
+                keys::data(id, kept.first_seq.saturating_sub(1)),
+            ),
+            None => (
+                keys::data_end(id),
+                keys::by_time_end(id),
+                keys::data(id, u64::MAX),
+            ),
+        };
+        // Every batch is in the index, which is small: the batches themselves need not be read.
+        let mut few = Vec::new();
+        {
+            let mut it = self.part.iterate(&time_from, &time_to, false);
+            it.seek_to_first();
+            while let Some(key) = it.key() {
+                if few.len() > FEW_KEYS {
+                    break;
+                }
+                few.push(keys::time_and_seq_of(key).ok_or_else(|| {
+                    self.part
+                        .malformed("the index by time", &"the length of a key")
+                })?);
+                it.next();
+            }
+            it.status()
+                .map_err(|e| self.part.error("reading what to reclaim", e))?;
+        }
+        let mut batch = self.part.batch();
+        let many = few.len() > FEW_KEYS;
+        if many {
+            batch.delete_range(&data_from, &data_to);
+            batch.delete_range(&time_from, &time_to);
+        } else {
+            for (last_timestamp, first_seq) in few {
+                batch.delete(keys::data(id, first_seq));
+                batch.delete(keys::by_time(id, last_timestamp, first_seq));
+            }
+        }
+        batch.delete(keys::reclaim(id));
+        self.garbage += self.part.approximate_bytes(&data_from, &data_to)?;
+        batch.write()?;
+        if many && self.droppable.len() < DROPPABLE {
+            let lsn = self.part.applied()?.map_or(0, |applied| applied.lsn);
+            self.droppable.push_back(Droppable {
+                lsn,
+                from: data_from,
+                last,
+            });
+        }
+        Ok(())
+    }
+
+    /// The first batch with a record that readers may see.
+    fn first_kept(
+        &self,
+        id: StreamId,
+        state: Option<&StreamState>,
+    ) -> Result<Option<StoredBatch>, StoreError> {
+        let Some(state) = state.filter(|s| !s.is_empty()) else {
+            return Ok(None);
+        };
+        let mut it = self
+            .part
+            .iterate(&keys::data(id, 0), &keys::data_end(id), false);
+        it.seek_for_prev(keys::data(id, state.trim_point));
+        if !it.valid() {
+            it.seek_to_first();
+        }
+        let kept = match (it.key(), it.value()) {
+            (Some(key), Some(value)) => {
+                let first_seq = keys::first_seq_of(key)
+                    .ok_or_else(|| self.part.malformed("a batch's key", &"its length"))?;
+                Some(
+                    StoredBatch::parse(first_seq, value.to_vec().into())
+                        .map_err(|e| self.part.malformed("a batch", &e))?,
+                )
+            }
+            _ => None,
+        };
+        it.status()
+            .map_err(|e| self.part.error("reading what to keep", e))?;
+        Ok(kept)
+    }
+
+    fn compact_if_worth_it(&mut self) {
+        let worth_it = self.garbage >= self.compact_garbage
+            && self.garbage >= self.part.file_bytes() / 2
+            && !self.compacting.swap(true, Ordering::AcqRel);
+        if !worth_it {
+            return;
+        }
+        self.garbage = 0;
+        let part = self.part.clone();
+        let compacting = self.compacting.clone();
+        let spawned = std::thread::Builder::new()
+            .name(format!("compact-{}", part.partition()))
+            .spawn(move || {
+                // What is deleted may still be in memory only.
+                if let Err(error) = part.flush() {
+                    tracing::warn!(partition = %part.partition(), %error, "flush before compaction");
+                }
+                part.compact();
+                compacting.store(false, Ordering::Release);
+            });
+        if let Err(error) = spawned {
+            tracing::warn!(%error, "no thread for a compaction");
+            self.compacting.store(false, Ordering::Release);
+        }
+    }
+}

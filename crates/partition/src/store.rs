@@ -1,0 +1,488 @@
+//! The node's RocksDB: one column family per partition, without a write-ahead log.
+//!
+//! The Raft log is the write-ahead log: a batch written here carries the LSN up to which it
+//! applies ([`Applied`]), atomically with the data. What a crash loses is what was not flushed; the
+//! LSN that is *durable* is read back from the files alone, and everything above it is replayed.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use prost::Message as _;
+use rust_rocksdb::{
+    BlockBasedOptions, BottommostLevelCompaction, BoundColumnFamily, Cache, ColumnFamilyDescriptor,
+    CompactOptions, DBCompactionStyle, DBCompressionType, DBRawIteratorWithThreadMode,
+    DBWithThreadMode, FlushOptions, LogLevel, MultiThreaded, Options, Range, ReadOptions, ReadTier,
+    UniversalCompactOptions, WriteBatch,
+};
+
+use crate::ids::PartitionId;
+use crate::keys;
+
+pub(crate) type Db = DBWithThreadMode<MultiThreaded>;
+pub(crate) type RawIterator<'a> = DBRawIteratorWithThreadMode<'a, Db>;
+
+/// Sizes of the database.
+#[derive(Clone, Debug)]
+pub struct StoreOptions {
+    /// Cache of uncompressed blocks, bytes, over all partitions.
+    pub block_cache: usize,
+    /// One memtable, bytes.
+    pub write_buffer: usize,
+    /// All memtables of all partitions, bytes.
+    pub write_buffers_total: usize,
+    /// Open files at most.
+    pub max_open_files: i32,
+    /// Threads for flushes and compactions.
+    pub background_jobs: i32,
+}
+
+impl Default for StoreOptions {
+    fn default() -> Self {
+        const MIB: usize = 1024 * 1024;
+        StoreOptions {
+            block_cache: 128 * MIB,
+            write_buffer: 32 * MIB,
+            write_buffers_total: 192 * MIB,
+            max_open_files: 512,
+            background_jobs: 2,
+        }
+    }
+}
+
+/// A failure of the database.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// There should be one, and there is none.
+    #[error(
+        "the database in {path} is missing although this data directory was in use; nothing was created in its place"
+    )]
+    Missing {
+        /// Its directory.
+        path: PathBuf,
+    },
+    /// One partition's part is missing or has no position.
+    #[error("the database in {path} lacks partition {partition}: {what}")]
+    Incomplete {
+        /// Its directory.
+        path: PathBuf,
+        /// The partition.
+        partition: PartitionId,
+        /// What is wrong.
+        what: String,
+    },
+    /// RocksDB failed.
+    #[error("the database in {path}, {operation}: {source}")]
+    Db {
+        /// Its directory.
+        path: PathBuf,
+        /// What was being done.
+        operation: String,
+        /// What RocksDB says; it names the file.
+        source: rust_rocksdb::Error,
+    },
+    /// Something stored is not what this version writes.
+    #[error("the database in {path}, partition {partition}, {what}: {why}")]
+    Malformed {
+        /// Its directory.
+        path: PathBuf,
+        /// The partition.
+        partition: PartitionId,
+        /// Which value.
+        what: String,
+        /// What is wrong with it.
+        why: String,
+    },
+}
+
+/// How far a partition's data goes, and who belonged to its group then.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct Applied {
+    /// Last entry whose effects are here.
+    #[prost(uint64, tag = "1")]
+    pub lsn: u64,
+    /// Its term.
+    #[prost(uint64, tag = "2")]
+    pub term: u64,
+    /// Members with a vote.
+    #[prost(uint64, repeated, tag = "3")]
+    pub voters: Vec<u64>,
+    /// Members without.
+    #[prost(uint64, repeated, tag = "4")]
+    pub learners: Vec<u64>,
+}
+
+/// The node's database. Cheap to clone.
+#[derive(Clone)]
+pub struct Store {
+    db: Arc<Db>,
+    path: Arc<PathBuf>,
+}
+
+impl Store {
+    /// Makes the database of a new node: partitions 0 to `partitions`, each at LSN 0 with the given
+    /// membership, durable when this returns. Something left by an earlier attempt that did not
+    /// finish is completed.
+    pub fn create(
+        path: &Path,
+        options: &StoreOptions,
+        partitions: u32,
+        voters: &[u64],
+    ) -> Result<Store, StoreError> {
+        let store = Store::open_inner(path, options, partitions, true)?;
+        for number in 0..=partitions {
+            let part = store.part(PartitionId(u64::from(number)));
+            if part.applied()?.is_some() {
+                continue;
+            }
+            let applied = Applied {
+                voters: voters.to_vec(),
+                ..Applied::default()
+            };
+            let mut batch = part.batch();
+            batch.put(keys::APPLIED, applied.encode_to_vec());
+            batch.write()?;
+            part.flush()?;
+        }
+        Ok(store)
+    }
+
+    /// Opens the database of a node that has been in use. A missing or incomplete one is an error,
+    /// never an empty one.
+    pub fn open(path: &Path, options: &StoreOptions, partitions: u32) -> Result<Store, StoreError> {
+        if !path.join("CURRENT").exists() {
+            return Err(StoreError::Missing {
+                path: path.to_owned(),
+            });
+        }
+        let store = Store::open_inner(path, options, partitions, false)?;
+        for number in 0..=partitions {
+            let partition = PartitionId(u64::from(number));
+            if store.part(partition).applied()?.is_none() {
+                return Err(StoreError::Incomplete {
+                    path: path.to_owned(),
+                    partition,
+                    what: "it has no position".to_owned(),
+                });
+            }
+        }
+        Ok(store)
+    }
+
+    fn open_inner(
+        path: &Path,
+        options: &StoreOptions,
+        partitions: u32,
+        create: bool,
+    ) -> Result<Store, StoreError> {
+        let fail = |source| StoreError::Db {
+            path: path.to_owned(),
+            operation: "opening".to_owned(),
+            source,
+        };
+        let mut db_options = Options::default();
+        db_options.create_if_missing(create);
+        db_options.create_missing_column_families(create);
+        db_options.set_db_write_buffer_size(options.write_buffers_total);
+        db_options.set_max_open_files(options.max_open_files);
+        db_options.set_max_background_jobs(options.background_jobs);
+        db_options.set_bytes_per_sync(1024 * 1024);
+        db_options.set_paranoid_checks(true);
+        // RocksDB's own text log stays small.
+        db_options.set_log_level(LogLevel::Warn);
+        db_options.set_max_log_file_size(1024 * 1024);
+        db_options.set_keep_log_file_num(2);
+        // What is not flushed is in the Raft log.
+        db_options.set_avoid_flush_during_shutdown(true);
+
+        let cache = Cache::new_lru_cache(options.block_cache);
+        let mut table = BlockBasedOptions::default();
+        table.set_block_cache(&cache);
+        table.set_block_size(16 * 1024);
+        table.set_format_version(5);
+
+        let mut descriptors = vec![ColumnFamilyDescriptor::new("default", Options::default())];
+        for number in 0..=partitions {
+            descriptors.push(ColumnFamilyDescriptor::new(
+                cf_name(PartitionId(u64::from(number))),
+                partition_options(options, &table),
+            ));
+        }
+        let db = Db::open_cf_descriptors(&db_options, path, descriptors).map_err(fail)?;
+        Ok(Store {
+            db: Arc::new(db),
+            path: Arc::new(path.to_owned()),
+        })
+    }
+
+    /// One partition's part.
+    pub fn part(&self, partition: PartitionId) -> Part {
+        Part {
+            store: self.clone(),
+            partition,
+            name: cf_name(partition).into(),
+        }
+    }
+
+    /// Stops background work; to be called before the last handle goes.
+    pub fn close(&self) {
+        self.db.cancel_all_background_work(true);
+    }
+}
+
+fn cf_name(partition: PartitionId) -> String {
+    format!("partition-{partition}")
+}
+
+fn partition_options(options: &StoreOptions, table: &BlockBasedOptions) -> Options {
+    let mut cf = Options::default();
+    cf.set_block_based_table_factory(table);
+    cf.set_write_buffer_size(options.write_buffer);
+    cf.set_max_write_buffer_number(4);
+    // Tiered: files of like size are merged eight at a time, so what was appended is rewritten about
+    // log8(size) times, not ten times a level; a read looks into some dozen files at most.
+    cf.set_compaction_style(DBCompactionStyle::Universal);
+    let mut universal = UniversalCompactOptions::default();
+    universal.set_size_ratio(20);
+    universal.set_min_merge_width(8);
+    universal.set_max_size_amplification_percent(200);
+    cf.set_universal_compaction_options(&universal);
+    cf.set_level_zero_file_num_compaction_trigger(12);
+    cf.set_level_zero_slowdown_writes_trigger(40);
+    cf.set_level_zero_stop_writes_trigger(64);
+    cf.set_compression_type(DBCompressionType::None);
+    cf.set_bottommost_compression_type(DBCompressionType::Lz4);
+    cf.set_target_file_size_base(64 * 1024 * 1024);
+    cf
+}
+
+/// One partition's part of the database. Cheap to clone.
+#[derive(Clone)]
+pub struct Part {
+    store: Store,
+    partition: PartitionId,
+    name: Arc<str>,
+}
+
+impl Part {
+    /// Which partition.
+    pub fn partition(&self) -> PartitionId {
+        self.partition
+    }
+
+    pub(crate) fn cf(&self) -> Arc<BoundColumnFamily<'_>> {
+        self.store
+            .db
+            .cf_handle(&self.name)
+            .expect("every partition's column family is opened with the database")
+    }
+
+    /// How far the data goes; `None` if the partition was never made.
+    pub fn applied(&self) -> Result<Option<Applied>, StoreError> {
+        self.applied_at(ReadTier::All)
+    }
+
+    /// How far the data goes that survives a crash, read from the files alone.
+    pub fn durable(&self) -> Result<Option<Applied>, StoreError> {
+        self.applied_at(ReadTier::Persisted)
+    }
+
+    fn applied_at(&self, tier: ReadTier) -> Result<Option<Applied>, StoreError> {
+        let mut options = ReadOptions::default();
+        options.set_read_tier(tier);
+        let value = self
+            .store
+            .db
+            .get_pinned_cf_opt(&self.cf(), keys::APPLIED, &options)
+            .map_err(|e| self.error("reading the position", e))?;
+        value
+            .map(|bytes| {
+                Applied::decode(&bytes[..]).map_err(|e| self.malformed("the position", &e))
+            })
+            .transpose()
+    }
+
+    /// Reads and parses a value.
+    pub(crate) fn get<M: prost::Message + Default>(
+        &self,
+        key: impl AsRef<[u8]>,
+        what: &str,
+    ) -> Result<Option<M>, StoreError> {
+        let value = self
+            .store
+            .db
+            .get_pinned_cf(&self.cf(), key)
+            .map_err(|e| self.error(what, e))?;
+        value
+            .map(|bytes| M::decode(&bytes[..]).map_err(|e| self.malformed(what, &e)))
+            .transpose()
+    }
+
+    /// Reads a value that is two numbers.
+    pub(crate) fn get_ids(
+        &self,
+        key: impl AsRef<[u8]>,
+        what: &str,
+    ) -> Result<Option<[u64; 2]>, StoreError> {
+        let value = self
+            .store
+            .db
+            .get_pinned_cf(&self.cf(), key)
+            .map_err(|e| self.error(what, e))?;
+        value
+            .map(|bytes| two_numbers(&bytes).ok_or_else(|| self.malformed(what, &"its length")))
+            .transpose()
+    }
+
+    /// An iterator over keys in `[from, to)`, not yet positioned.
+    pub(crate) fn iterate(&self, from: &[u8], to: &[u8], cache: bool) -> RawIterator<'_> {
+        let mut options = ReadOptions::default();
+        options.set_iterate_lower_bound(from);
+        options.set_iterate_upper_bound(to);
+        options.fill_cache(cache);
+        self.store.db.raw_iterator_cf_opt(&self.cf(), options)
+    }
+
+    /// A batch of writes.
+    pub(crate) fn batch(&self) -> PartBatch {
+        PartBatch {
+            part: self.clone(),
+            batch: WriteBatch::default(),
+        }
+    }
+
+    /// Writes memtables to files and syncs them; blocks until done.
+    pub fn flush(&self) -> Result<(), StoreError> {
+        let mut options = FlushOptions::default();
+        options.set_wait(true);
+        self.store
+            .db
+            .flush_cf_opt(&self.cf(), &options)
+            .map_err(|e| self.error("flushing", e))
+    }
+
+    /// Tries to leave the state that a failed background write put the database into.
+    pub(crate) fn resume(&self) -> Result<(), StoreError> {
+        self.store
+            .db
+            .resume()
+            .map_err(|e| self.error("resuming after an error", e))
+    }
+
+    /// Bytes of files.
+    pub fn file_bytes(&self) -> u64 {
+        self.property("rocksdb.total-sst-files-size")
+    }
+
+    /// Bytes in memtables.
+    pub fn memtable_bytes(&self) -> u64 {
+        self.property("rocksdb.cur-size-all-mem-tables")
+    }
+
+    /// Bytes of files that hold keys of a range, roughly.
+    pub(crate) fn approximate_bytes(&self, from: &[u8], to: &[u8]) -> Result<u64, StoreError> {
+        self.store
+            .db
+            .get_approximate_sizes_cf(&self.cf(), &[Range::new(from, to)])
+            .map(|sizes| sizes.iter().sum())
+            .map_err(|e| self.error("estimating sizes", e))
+    }
+
+    fn property(&self, name: &str) -> u64 {
+        self.store
+            .db
+            .property_int_value_cf(&self.cf(), name)
+            .ok()
+            .flatten()
+            .unwrap_or_default()
+    }
+
+    /// Drops files that have no keys but from `from` to `last`, both included, all of which are
+    /// deleted already.
+    pub(crate) fn drop_files(&self, from: &[u8], last: &[u8]) -> Result<(), StoreError> {
+        self.store
+            .db
+            .delete_file_in_range_cf(&self.cf(), from, last)
+            .map_err(|e| self.error("dropping files", e))
+    }
+
+    /// The largest key of each file, in order.
+    #[cfg(test)]
+    pub(crate) fn largest_keys(&self) -> Vec<Vec<u8>> {
+        let files = self.store.db.live_files().unwrap_or_default();
+        let mut keys: Vec<Vec<u8>> = files
+            .into_iter()
+            .filter(|file| *file.column_family_name == *self.name)
+            .filter_map(|file| file.end_key)
+            .collect();
+        keys.sort();
+        keys
+    }
+
+    /// Rewrites all files, without what is deleted; blocks until done.
+    pub(crate) fn compact(&self) {
+        let mut options = CompactOptions::default();
+        options.set_exclusive_manual_compaction(false);
+        options.set_bottommost_level_compaction(BottommostLevelCompaction::Force);
+        self.store
+            .db
+            .compact_range_cf_opt(&self.cf(), None::<&[u8]>, None::<&[u8]>, &options);
+    }
+
+    pub(crate) fn error(&self, operation: &str, source: rust_rocksdb::Error) -> StoreError {
+        StoreError::Db {
+            path: self.store.path.to_path_buf(),
+            operation: format!("partition {}, {operation}", self.partition),
+            source,
+        }
+    }
+
+    pub(crate) fn malformed(&self, what: &str, why: &dyn std::fmt::Display) -> StoreError {
+        StoreError::Malformed {
+            path: self.store.path.to_path_buf(),
+            partition: self.partition,
+            what: what.to_owned(),
+            why: why.to_string(),
+        }
+    }
+}
+
+/// Two big-endian numbers.
+pub(crate) fn two_numbers(bytes: &[u8]) -> Option<[u64; 2]> {
+    let (first, second) = bytes.split_first_chunk::<8>()?;
+    Some([
+        u64::from_be_bytes(*first),
+        u64::from_be_bytes(second.try_into().ok()?),
+    ])
+}
+
+/// Writes that happen together.
+pub(crate) struct PartBatch {
+    part: Part,
+    batch: WriteBatch,
+}
+
+impl PartBatch {
+    pub fn put(&mut self, key: impl AsRef<[u8]>, value: impl AsRef<[u8]>) {
+        self.batch.put_cf(&self.part.cf(), key, value);
+    }
+
+    pub fn delete(&mut self, key: impl AsRef<[u8]>) {
+        self.batch.delete_cf(&self.part.cf(), key);
+    }
+
+    pub fn delete_range(&mut self, from: &[u8], to: &[u8]) {
+        self.batch.delete_range_cf(&self.part.cf(), from, to);
+    }
+
+    /// Makes them visible, all or none. Durable once flushed; until then the Raft log has them.
+    pub fn write(self) -> Result<(), StoreError> {
+        self.part
+            .store
+            .db
+            .write_without_wal(&self.batch)
+            .map_err(|e| self.part.error("writing", e))
+    }
+}
+
+#[cfg(test)]
+mod tests;

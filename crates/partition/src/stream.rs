@@ -1,0 +1,277 @@
+//! One stream as readers and the leader see it.
+//!
+//! The apply thread publishes what it has applied; readers take the tail, the trim point and the
+//! newest batches from here, and are woken. Batches are kept in memory only while somebody
+//! follows, up to a byte limit; who lags further behind reads the database.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use parking_lot::Mutex;
+use s2_common::config::StreamConfig;
+use s2_common::record::{FencingToken, SeqNum, StreamPosition};
+use tokio::sync::watch;
+
+use crate::batch::StoredBatch;
+use crate::ids::{BasinId, PartitionId, StreamId};
+use crate::recent::{Recent, RecentBudget};
+use crate::settings::StreamSettings;
+
+/// What is kept of a stream that seldom changes.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct StreamMeta {
+    /// Its basin.
+    #[prost(uint64, tag = "1")]
+    pub basin: u64,
+    /// Its name.
+    #[prost(string, tag = "2")]
+    pub name: String,
+    /// Settings, basin defaults merged in at creation.
+    #[prost(message, required, tag = "3")]
+    pub settings: StreamSettings,
+    /// Rises with every change of the settings.
+    #[prost(uint64, tag = "4")]
+    pub settings_version: u64,
+    /// Milliseconds since the epoch.
+    #[prost(uint64, tag = "5")]
+    pub created_ms: u64,
+    /// See [`crate::command::ProvisionStream::request_hash`].
+    #[prost(bytes = "vec", tag = "6")]
+    pub request_hash: Vec<u8>,
+}
+
+/// What is kept of a stream that changes with every append.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct StreamState {
+    /// Next sequence number.
+    #[prost(uint64, tag = "1")]
+    pub tail_seq: u64,
+    /// Timestamp of the last record ever appended.
+    #[prost(uint64, tag = "2")]
+    pub tail_timestamp: u64,
+    /// First sequence number that readers may see.
+    #[prost(uint64, tag = "3")]
+    pub trim_point: u64,
+    /// Fencing token in force; empty for none.
+    #[prost(string, tag = "4")]
+    pub fencing_token: String,
+    /// When something last happened to it, in milliseconds since the epoch.
+    #[prost(uint64, tag = "5")]
+    pub active_ms: u64,
+    /// Append sessions that had a refusal not long ago.
+    #[prost(message, repeated, tag = "6")]
+    pub failed_sessions: Vec<FailedSession>,
+}
+
+/// An append session that had a refusal.
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub struct FailedSession {
+    /// Its id.
+    #[prost(uint64, tag = "1")]
+    pub session: u64,
+    /// Where in the log the refused append is.
+    #[prost(uint64, tag = "2")]
+    pub lsn: u64,
+}
+
+/// A refusal is remembered for this many entries of the log: four times as many as a leader has
+/// proposals pending (16 Ki). Nothing of the session can be further behind it, since the leader takes
+/// none from the session once it knows of the refusal. All that are remembered are written with every
+/// append, so it should not be more: a client that is refused and tries again, and nothing else,
+/// makes this some 1 MiB.
+const REMEMBER_FAILED: u64 = 1 << 16;
+
+impl StreamState {
+    /// Remembers a refusal.
+    pub(crate) fn fail_session(&mut self, session: u64, lsn: u64) {
+        self.failed_sessions
+            .retain(|failed| failed.lsn + REMEMBER_FAILED > lsn);
+        self.failed_sessions.push(FailedSession { session, lsn });
+    }
+
+    /// Whether the session had a refusal.
+    pub(crate) fn has_failed(&self, session: u64) -> bool {
+        self.failed_sessions.iter().any(|f| f.session == session)
+    }
+
+    /// The tail.
+    pub fn tail(&self) -> StreamPosition {
+        StreamPosition {
+            seq_num: self.tail_seq,
+            timestamp: self.tail_timestamp,
+        }
+    }
+
+    /// First sequence number with a record; the tail if there is none.
+    pub fn head(&self) -> SeqNum {
+        self.trim_point.min(self.tail_seq)
+    }
+
+    /// Whether readers see no record.
+    pub fn is_empty(&self) -> bool {
+        self.head() == self.tail_seq
+    }
+
+    /// The fencing token in force.
+    pub fn fencing_token(&self) -> FencingToken {
+        // Only tokens that passed validation are applied.
+        self.fencing_token.parse().unwrap_or_default()
+    }
+}
+
+/// A moment of a stream.
+#[derive(Clone, Debug)]
+pub struct View {
+    /// Tail, trim point and so on.
+    pub state: StreamState,
+    /// Settings.
+    pub config: Arc<StreamConfig>,
+    /// Rises with every change of the settings.
+    pub settings_version: u64,
+    /// Whether the stream was deleted.
+    pub gone: bool,
+}
+
+struct Published {
+    view: View,
+    /// Empty while nobody follows.
+    recent: Recent,
+}
+
+/// One incarnation of a stream.
+pub struct Stream {
+    /// Its id.
+    pub id: StreamId,
+    /// Its basin.
+    pub basin: BasinId,
+    /// Its partition.
+    pub partition: PartitionId,
+    /// Its name.
+    pub name: String,
+    /// Milliseconds since the epoch.
+    pub created_ms: u64,
+    published: Mutex<Published>,
+    /// The tail; also touched when the stream is deleted.
+    changed: watch::Sender<SeqNum>,
+    followers: AtomicUsize,
+}
+
+impl Stream {
+    pub(crate) fn new(
+        id: StreamId,
+        partition: PartitionId,
+        meta: &StreamMeta,
+        state: StreamState,
+        budget: RecentBudget,
+    ) -> Stream {
+        Stream {
+            id,
+            basin: BasinId(meta.basin),
+            partition,
+            name: meta.name.clone(),
+            created_ms: meta.created_ms,
+            changed: watch::Sender::new(state.tail_seq),
+            published: Mutex::new(Published {
+                view: View {
+                    state,
+                    config: Arc::new(StreamConfig::from(&meta.settings)),
+                    settings_version: meta.settings_version,
+                    gone: false,
+                },
+                recent: Recent::new(budget),
+            }),
+            followers: AtomicUsize::new(0),
+        }
+    }
+
+    /// The stream as of now.
+    pub fn view(&self) -> View {
+        self.published.lock().view.clone()
+    }
+
+    /// The tail as of now.
+    pub fn tail(&self) -> StreamPosition {
+        self.published.lock().view.state.tail()
+    }
+
+    /// Begins to follow; while the guard lives, new batches are kept in memory.
+    pub fn follow(self: &Arc<Self>) -> Follower {
+        self.followers.fetch_add(1, Ordering::Relaxed);
+        Follower {
+            stream: self.clone(),
+            changed: self.changed.subscribe(),
+        }
+    }
+
+    pub(crate) fn has_followers(&self) -> bool {
+        self.followers.load(Ordering::Relaxed) > 0
+    }
+
+    /// Whether memory has the record at `seq`.
+    pub fn has_recent(&self, seq: SeqNum) -> bool {
+        self.published.lock().recent.reaches(seq)
+    }
+
+    /// Batches in memory that begin at or before `from` and reach the tail; `None` if memory does
+    /// not go back that far.
+    pub(crate) fn recent_from(&self, from: SeqNum) -> Option<(Vec<StoredBatch>, View)> {
+        let published = self.published.lock();
+        let batches = published.recent.from(from)?;
+        Some((batches, published.view.clone()))
+    }
+
+    /// Called by the apply thread, after the database has it.
+    pub(crate) fn publish(&self, change: Change) {
+        let tail = {
+            let mut published = self.published.lock();
+            let tail = change.state.tail_seq;
+            published.view.state = change.state;
+            if let Some((settings, version)) = change.settings {
+                published.view.config = Arc::new(StreamConfig::from(&settings));
+                published.view.settings_version = version;
+            }
+            published.view.gone = change.gone;
+            if self.has_followers() && !change.gone {
+                published.recent.extend(change.batches, tail);
+            } else {
+                published.recent.clear();
+            }
+            tail
+        };
+        self.changed.send_replace(tail);
+    }
+}
+
+/// What the apply thread did to a stream.
+pub(crate) struct Change {
+    pub state: StreamState,
+    pub settings: Option<(StreamSettings, u64)>,
+    pub gone: bool,
+    pub batches: Vec<StoredBatch>,
+}
+
+/// Somebody who follows a stream.
+pub struct Follower {
+    stream: Arc<Stream>,
+    changed: watch::Receiver<SeqNum>,
+}
+
+impl Follower {
+    /// Waits until the tail is beyond `seq` or the stream is gone. Safe to cancel.
+    pub async fn beyond(&mut self, seq: SeqNum) {
+        loop {
+            if *self.changed.borrow_and_update() > seq || self.stream.view().gone {
+                return;
+            }
+            if self.changed.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        self.stream.followers.fetch_sub(1, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,227 @@
+//! The streams of a partition that are open in memory, by name and by id.
+//!
+//! Opening reads the database under the lock that publishing takes too, so that a stream is never
+//! opened twice, and never with a state older than the last one published.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use parking_lot::RwLock;
+
+use super::StreamOptions;
+use super::step::Done;
+use crate::ids::{BasinId, StreamId};
+use crate::keys;
+use crate::store::{Part, StoreError};
+use crate::stream::{Change, Stream, StreamMeta, StreamState};
+
+pub(crate) struct Directory {
+    part: Part,
+    options: StreamOptions,
+    open: RwLock<Open>,
+}
+
+#[derive(Default)]
+struct Open {
+    by_id: HashMap<StreamId, Arc<Stream>>,
+    by_name: HashMap<BasinId, HashMap<String, Arc<Stream>>>,
+    /// Basins whose ids are refused.
+    dropped: HashSet<BasinId>,
+}
+
+impl Directory {
+    pub fn open(part: Part, options: StreamOptions) -> Result<Directory, StoreError> {
+        let mut dropped = HashSet::new();
+        {
+            let (from, to) = keys::all_dropped_basins();
+            let mut it = part.iterate(&from, &to, false);
+            it.seek_to_first();
+            while let Some(key) = it.key() {
+                dropped.extend(keys::id_of(key).map(BasinId));
+                it.next();
+            }
+            it.status()
+                .map_err(|e| part.error("reading dropped basins", e))?;
+        }
+        Ok(Directory {
+            part,
+            options,
+            open: RwLock::new(Open {
+                dropped,
+                ..Open::default()
+            }),
+        })
+    }
+
+    /// The stream of this name, if there is one.
+    pub fn by_name(&self, basin: BasinId, name: &str) -> Result<Option<Arc<Stream>>, StoreError> {
+        if let Some(stream) = self
+            .open
+            .read()
+            .by_name
+            .get(&basin)
+            .and_then(|names| names.get(name))
+        {
+            return Ok(Some(stream.clone()));
+        }
+        let mut open = self.open.write();
+        if let Some(stream) = open.by_name.get(&basin).and_then(|names| names.get(name)) {
+            return Ok(Some(stream.clone()));
+        }
+        if open.dropped.contains(&basin) {
+            return Ok(None);
+        }
+        match name_entry(&self.part, basin, name)? {
+            Some((id, _)) => self.load(&mut open, id),
+            None => Ok(None),
+        }
+    }
+
+    /// The stream of this id, if there is one.
+    pub fn by_id(&self, id: StreamId) -> Result<Option<Arc<Stream>>, StoreError> {
+        if let Some(stream) = self.open.read().by_id.get(&id) {
+            return Ok(Some(stream.clone()));
+        }
+        let mut open = self.open.write();
+        if let Some(stream) = open.by_id.get(&id) {
+            return Ok(Some(stream.clone()));
+        }
+        self.load(&mut open, id)
+    }
+
+    /// Whether the basin was dropped.
+    pub fn is_dropped(&self, basin: BasinId) -> bool {
+        self.open.read().dropped.contains(&basin)
+    }
+
+    /// How many streams are open.
+    #[cfg(test)]
+    pub fn open_streams(&self) -> usize {
+        self.open.read().by_id.len()
+    }
+
+    fn load(&self, open: &mut Open, id: StreamId) -> Result<Option<Arc<Stream>>, StoreError> {
+        let Some(meta) = self
+            .part
+            .get::<StreamMeta>(keys::stream_meta(id), "a stream's settings")?
+        else {
+            return Ok(None);
+        };
+        if open.dropped.contains(&BasinId(meta.basin)) {
+            return Ok(None);
+        }
+        let state = self
+            .part
+            .get::<StreamState>(keys::stream_state(id), "a stream's state")?
+            .unwrap_or_default();
+        let stream = Arc::new(Stream::new(
+            id,
+            self.part.partition(),
+            &meta,
+            state,
+            self.options.recent.clone(),
+        ));
+        open.insert(stream.clone(), self.options.open_streams);
+        Ok(Some(stream))
+    }
+
+    /// Makes a written step visible.
+    pub fn publish(&self, done: Done) {
+        let mut open = self.open.write();
+        for touched in done.touched {
+            let change = touched.change;
+            let stream = match touched.stream {
+                Some(stream) => stream,
+                None => {
+                    // Created in this step; a reader may have opened it since it was written.
+                    let existing = open.by_id.get(&touched.id).cloned();
+                    match (existing, touched.meta) {
+                        (Some(stream), _) => stream,
+                        (None, Some(meta)) if !change.gone => {
+                            let stream = Arc::new(Stream::new(
+                                touched.id,
+                                self.part.partition(),
+                                &meta,
+                                change.state.clone(),
+                                self.options.recent.clone(),
+                            ));
+                            open.insert(stream.clone(), self.options.open_streams);
+                            stream
+                        }
+                        _ => continue,
+                    }
+                }
+            };
+            if change.gone {
+                open.remove(&stream);
+            }
+            stream.publish(change);
+        }
+        for basin in done.dropped {
+            open.dropped.insert(basin);
+            let names = open.by_name.remove(&basin).unwrap_or_default();
+            for stream in names.into_values() {
+                open.by_id.remove(&stream.id);
+                let state = stream.view().state;
+                let change = Change {
+                    state,
+                    settings: None,
+                    gone: true,
+                    batches: Vec::new(),
+                };
+                stream.publish(change);
+            }
+        }
+    }
+}
+
+impl Open {
+    fn insert(&mut self, stream: Arc<Stream>, limit: usize) {
+        if self.by_id.len() >= limit {
+            self.close_idle(self.by_id.len() - limit + limit / 16 + 1);
+        }
+        self.by_name
+            .entry(stream.basin)
+            .or_default()
+            .insert(stream.name.clone(), stream.clone());
+        self.by_id.insert(stream.id, stream);
+    }
+
+    fn remove(&mut self, stream: &Stream) {
+        self.by_id.remove(&stream.id);
+        if let Some(names) = self.by_name.get_mut(&stream.basin) {
+            // A new incarnation of the name may have been published before.
+            if names.get(&stream.name).is_some_and(|s| s.id == stream.id) {
+                names.remove(&stream.name);
+            }
+            if names.is_empty() {
+                self.by_name.remove(&stream.basin);
+            }
+        }
+    }
+
+    /// Closes up to `count` streams that nobody holds.
+    fn close_idle(&mut self, count: usize) {
+        let idle: Vec<Arc<Stream>> = self
+            .by_id
+            .values()
+            // This map, the map of names.
+            .filter(|stream| Arc::strong_count(stream) == 2)
+            .take(count)
+            .cloned()
+            .collect();
+        for stream in idle {
+            self.remove(&stream);
+        }
+    }
+}
+
+/// What the index of names has: the stream's id and when it was created.
+pub(crate) fn name_entry(
+    part: &Part,
+    basin: BasinId,
+    name: &str,
+) -> Result<Option<(StreamId, u64)>, StoreError> {
+    part.get_ids(keys::stream_name(basin, name), "the index of names")
+        .map(|found| found.map(|[id, created_ms]| (StreamId(id), created_ms)))
+}

@@ -1,0 +1,180 @@
+//! The state machine of a stream partition.
+//!
+//! Entries are applied a *step* at a time ([`step`]): everything that a step decides goes into one
+//! RocksDB batch together with the LSN; then it is published to readers ([`directory`]).
+
+pub(crate) mod directory;
+mod step;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use esker_raft::{ApplyError, Committed, Lsn, Membership, NodeId, StateMachine};
+use prost::Message as _;
+
+use crate::command::{Kind, Outcome};
+use crate::ids::PartitionId;
+use crate::keys;
+use crate::reader::Reader;
+use crate::recent::RecentBudget;
+use crate::reclaim::Reclaimer;
+use crate::store::{Applied, Part, Store, StoreError};
+use directory::Directory;
+use step::Step;
+
+/// Counters of a stream partition.
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub(crate) struct Counters {
+    /// The next stream's id.
+    #[prost(uint64, tag = "1")]
+    pub next_stream: u64,
+}
+
+/// How a stream partition treats memory and space.
+#[derive(Clone, Debug)]
+pub struct StreamOptions {
+    /// What may be kept of the newest batches of followed streams; shared by all partitions.
+    pub recent: RecentBudget,
+    /// Streams kept open in memory; beyond it idle ones are closed. They open again at a touch.
+    pub open_streams: usize,
+    /// A partition's files are rewritten once this many bytes are reclaimable, and at least half
+    /// as many as there are in all.
+    pub compact_garbage: u64,
+    /// Space is reclaimed no sooner than this after it became reclaimable, so that a stream that is
+    /// trimmed all the time is not visited all the time.
+    pub reclaim_after: Duration,
+}
+
+impl Default for StreamOptions {
+    fn default() -> Self {
+        StreamOptions {
+            recent: RecentBudget::default(),
+            open_streams: 16 * 1024,
+            compact_garbage: 64 * 1024 * 1024,
+            reclaim_after: Duration::from_secs(1),
+        }
+    }
+}
+
+/// A stream partition: the only writer of its part of the database.
+pub struct StreamPartition {
+    part: Part,
+    applied: Applied,
+    counters: Counters,
+    directory: Arc<Directory>,
+    reclaimer: Reclaimer,
+}
+
+impl StreamPartition {
+    /// Opens it on what the database has.
+    ///
+    /// # Errors
+    ///
+    /// The database cannot be read, or lacks the partition.
+    pub fn open(
+        store: &Store,
+        partition: PartitionId,
+        options: StreamOptions,
+    ) -> Result<StreamPartition, StoreError> {
+        let part = store.part(partition);
+        let applied = part
+            .applied()?
+            .ok_or_else(|| part.malformed("the position", &"it is missing"))?;
+        let counters = part
+            .get::<Counters>(keys::COUNTERS, "the counters")?
+            .unwrap_or(Counters { next_stream: 1 });
+        let reclaimer = Reclaimer::open(part.clone(), &options)?;
+        let directory = Arc::new(Directory::open(part.clone(), options)?);
+        Ok(StreamPartition {
+            part,
+            applied,
+            counters,
+            directory,
+            reclaimer,
+        })
+    }
+
+    /// For those who read.
+    pub fn reader(&self) -> Reader {
+        Reader::new(self.part.clone(), self.directory.clone())
+    }
+}
+
+impl StateMachine for StreamPartition {
+    type Output = Outcome;
+
+    fn applied(&self) -> Lsn {
+        Lsn(self.applied.lsn)
+    }
+
+    fn membership(&self) -> Membership {
+        membership(&self.applied)
+    }
+
+    fn apply(
+        &mut self,
+        entries: &[Committed],
+        outputs: &mut Vec<Outcome>,
+    ) -> Result<(), ApplyError> {
+        let Some(last) = entries.last() else {
+            return Ok(());
+        };
+        let mut step = Step::new(&self.part, &self.directory, self.counters);
+        for entry in entries {
+            assert!(
+                entry.lsn.0 > self.applied.lsn,
+                "partition {}: LSN {} is already applied",
+                self.part.partition(),
+                entry.lsn
+            );
+            if let Some(command) = &entry.command {
+                let command = Kind::from_bytes(command.clone())
+                    .map_err(|e| ApplyError(format!("LSN {}: {e}", entry.lsn)))?;
+                let outcome = step
+                    .apply(entry.lsn, command)
+                    .map_err(|e| ApplyError(format!("LSN {}: {e}", entry.lsn)))?;
+                outputs.push(outcome);
+            }
+        }
+        let applied = Applied {
+            lsn: last.lsn.0,
+            term: last.term.0,
+            ..self.applied.clone()
+        };
+        let done = step
+            .write(&applied.encode_to_vec())
+            .map_err(|e| failed(&self.part, &e))?;
+        self.applied = applied;
+        self.counters = done.counters;
+        self.reclaimer.mark(&done.to_reclaim);
+        for basin in &done.dropped {
+            self.reclaimer.mark_basin(*basin);
+        }
+        self.directory.publish(done);
+        Ok(())
+    }
+
+    fn maintain(&mut self) {
+        if let Err(error) = self.reclaimer.work(&self.directory) {
+            tracing::warn!(partition = %self.part.partition(), %error, "space was not reclaimed");
+        }
+    }
+}
+
+/// After a failed write the database may refuse all writes until it is told to go on.
+pub(crate) fn failed(part: &Part, error: &StoreError) -> ApplyError {
+    let resumed = part.resume();
+    match resumed {
+        Ok(()) => ApplyError(error.to_string()),
+        Err(again) => ApplyError(format!("{error}; {again}")),
+    }
+}
+
+pub(crate) fn membership(applied: &Applied) -> Membership {
+    Membership {
+        voters: applied.voters.iter().map(|n| NodeId(*n)).collect(),
+        learners: applied.learners.iter().map(|n| NodeId(*n)).collect(),
+    }
+}

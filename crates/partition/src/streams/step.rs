@@ -1,0 +1,475 @@
+//! One step of apply: commands against an overlay of what they touch, then one write.
+//!
+//! Nothing is visible and nothing in memory has changed until [`Step::write`] has succeeded, so a
+//! failed step can be applied again.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use esker_raft::Lsn;
+use prost::Message as _;
+use s2_common::config::{StreamConfig, TimestampingMode};
+use s2_common::record::{CommandRecord, StreamPosition};
+
+use super::Counters;
+use super::directory::{Directory, name_entry};
+use crate::batch::StoredBatch;
+use crate::command::{
+    Append, AppendRefusal, Appended, Change as Provision, DeleteIfEmpty, DeleteStream, Expire,
+    Kind, Mode, Outcome, ProvisionRefusal, ProvisionStream, Provisioned, SetStreamSettings,
+    SettingsSet,
+};
+use crate::ids::{BasinId, StreamId};
+use crate::keys;
+use crate::settings::StreamSettings;
+use crate::store::{Part, PartBatch, StoreError};
+use crate::stream::{Change, Stream, StreamMeta, StreamState};
+
+/// A stream that the step has touched.
+struct Touched {
+    /// `None` if the step created it.
+    stream: Option<Arc<Stream>>,
+    basin: BasinId,
+    name: String,
+    state: StreamState,
+    config: Arc<StreamConfig>,
+    settings_version: u64,
+    /// New or changed.
+    meta: Option<StreamMeta>,
+    gone: bool,
+    trimmed: bool,
+    keep_batches: bool,
+    batches: Vec<StoredBatch>,
+}
+
+/// What a written step changed.
+pub(crate) struct Done {
+    pub counters: Counters,
+    pub touched: Vec<Published>,
+    pub dropped: Vec<BasinId>,
+    pub to_reclaim: Vec<StreamId>,
+}
+
+/// A touched stream, ready to be published.
+pub(crate) struct Published {
+    pub id: StreamId,
+    pub stream: Option<Arc<Stream>>,
+    pub meta: Option<StreamMeta>,
+    pub change: Change,
+}
+
+pub(super) struct Step<'a> {
+    part: &'a Part,
+    directory: &'a Directory,
+    batch: PartBatch,
+    counters: Counters,
+    counters_changed: bool,
+    touched: HashMap<StreamId, Touched>,
+    /// Names that this step has given or taken.
+    names: HashMap<(BasinId, String), Option<(StreamId, u64)>>,
+    dropped: Vec<BasinId>,
+}
+
+impl<'a> Step<'a> {
+    pub fn new(part: &'a Part, directory: &'a Directory, counters: Counters) -> Self {
+        Step {
+            part,
+            directory,
+            batch: part.batch(),
+            counters,
+            counters_changed: false,
+            touched: HashMap::new(),
+            names: HashMap::new(),
+            dropped: Vec::new(),
+        }
+    }
+
+    pub fn apply(&mut self, lsn: Lsn, command: Kind) -> Result<Outcome, StoreError> {
+        match command {
+            Kind::Append(append) => {
+                let (stream, session) = (StreamId(append.stream), append.session);
+                let outcome = self.append(append)?;
+                if session != 0
+                    && outcome.is_err()
+                    && let Some(stream) = self.touch(stream)?
+                    && !stream.state.has_failed(session)
+                {
+                    stream.state.fail_session(session, lsn.0);
+                }
+                Ok(Outcome::Appended(outcome))
+            }
+            Kind::ProvisionStream(p) => Ok(Outcome::StreamProvisioned(self.provision(p)?)),
+            Kind::SetStreamSettings(s) => Ok(Outcome::SettingsSet(self.set_settings(s)?)),
+            Kind::DeleteStream(d) => Ok(Outcome::StreamDeleted(self.delete(&d)?)),
+            Kind::DeleteIfEmpty(d) => Ok(Outcome::StreamDeleted(self.delete_if_empty(&d)?)),
+            Kind::Expire(e) => {
+                self.expire(&e)?;
+                Ok(Outcome::Expired)
+            }
+            Kind::DropBasin(d) => {
+                self.drop_basin(BasinId(d.basin));
+                Ok(Outcome::BasinDropped)
+            }
+            Kind::ProvisionBasin(_)
+            | Kind::SetBasinSettings(_)
+            | Kind::DeleteBasin(_)
+            | Kind::ForgetBasin(_) => Err(self
+                .part
+                .malformed("a command", &"it belongs to the catalog")),
+        }
+    }
+
+    /// Writes everything, with the position.
+    pub fn write(mut self, applied: &[u8]) -> Result<Done, StoreError> {
+        self.batch.put(keys::APPLIED, applied);
+        if self.counters_changed {
+            self.batch
+                .put(keys::COUNTERS, self.counters.encode_to_vec());
+        }
+        let mut published = Vec::with_capacity(self.touched.len());
+        let mut to_reclaim = Vec::new();
+        for (id, touched) in self.touched {
+            if touched.gone {
+                self.batch.delete(keys::stream_meta(id));
+                self.batch.delete(keys::stream_state(id));
+            } else {
+                self.batch
+                    .put(keys::stream_state(id), touched.state.encode_to_vec());
+                if let Some(meta) = &touched.meta {
+                    self.batch.put(keys::stream_meta(id), meta.encode_to_vec());
+                }
+            }
+            if touched.gone || touched.trimmed {
+                self.batch.put(keys::reclaim(id), []);
+                to_reclaim.push(id);
+            }
+            let settings = touched
+                .meta
+                .as_ref()
+                .map(|meta| (meta.settings.clone(), meta.settings_version));
+            published.push(Published {
+                id,
+                stream: touched.stream,
+                meta: touched.meta,
+                change: Change {
+                    state: touched.state,
+                    settings,
+                    gone: touched.gone,
+                    batches: touched.batches,
+                },
+            });
+        }
+        for ((basin, name), entry) in &self.names {
+            let key = keys::stream_name(*basin, name);
+            match entry {
+                Some((id, created_ms)) => {
+                    let mut value = [0; 16];
+                    value[..8].copy_from_slice(&id.0.to_be_bytes());
+                    value[8..].copy_from_slice(&created_ms.to_be_bytes());
+                    self.batch.put(key, value);
+                }
+                None => self.batch.delete(key),
+            }
+        }
+        for basin in &self.dropped {
+            self.batch.put(keys::dropped_basin(*basin), []);
+        }
+        self.batch.write()?;
+        Ok(Done {
+            counters: self.counters,
+            touched: published,
+            dropped: self.dropped,
+            to_reclaim,
+        })
+    }
+
+    /// The stream, unless it is gone.
+    fn touch(&mut self, id: StreamId) -> Result<Option<&mut Touched>, StoreError> {
+        if !self.touched.contains_key(&id) {
+            let Some(stream) = self.directory.by_id(id)? else {
+                return Ok(None);
+            };
+            let view = stream.view();
+            self.touched.insert(
+                id,
+                Touched {
+                    basin: stream.basin,
+                    name: stream.name.clone(),
+                    state: view.state,
+                    config: view.config,
+                    settings_version: view.settings_version,
+                    meta: None,
+                    gone: view.gone,
+                    trimmed: false,
+                    keep_batches: stream.has_followers(),
+                    batches: Vec::new(),
+                    stream: Some(stream),
+                },
+            );
+        }
+        let dropped = &self.dropped;
+        Ok(self
+            .touched
+            .get_mut(&id)
+            .filter(|t| !t.gone && !dropped.contains(&t.basin)))
+    }
+
+    fn append(&mut self, append: Append) -> Result<Result<Appended, AppendRefusal>, StoreError> {
+        let id = StreamId(append.stream);
+        let malformed = |e: &dyn std::fmt::Display| self.part.malformed("an append", e);
+        let records = append.records();
+        records.check().map_err(|e| malformed(&e))?;
+        let commands = records.commands().map_err(|e| malformed(&e))?;
+        let Some(stream) = self.touch(id)? else {
+            return Ok(Err(AppendRefusal::StreamGone));
+        };
+        if append.session != 0 && stream.state.has_failed(append.session) {
+            return Ok(Err(AppendRefusal::SessionFailed));
+        }
+        if let Some(token) = &append.fencing_token
+            && *token != stream.state.fencing_token
+        {
+            let actual = stream.state.fencing_token();
+            return Ok(Err(AppendRefusal::FencingTokenMismatch(actual)));
+        }
+        let first_seq = stream.state.tail_seq;
+        if let Some(expected) = append.match_seq_num
+            && expected != first_seq
+        {
+            return Ok(Err(AppendRefusal::SeqNumMismatch(first_seq)));
+        }
+        let Some(end_seq) = first_seq.checked_add(u64::from(append.count)) else {
+            return Ok(Err(AppendRefusal::SeqNumsExhausted));
+        };
+        let config = stream.config.timestamping;
+        let mut latest = stream.state.tail_timestamp;
+        let mut timestamps = Vec::with_capacity(append.count as usize);
+        for i in 0..append.count as usize {
+            let wanted = match (config.mode, records.timestamp(i)) {
+                (TimestampingMode::Arrival, _) => append.arrival_ms,
+                (_, Some(timestamp)) if config.uncapped => timestamp,
+                (_, Some(timestamp)) => timestamp.min(append.arrival_ms),
+                (TimestampingMode::ClientPrefer, None) => append.arrival_ms,
+                (TimestampingMode::ClientRequire, None) => {
+                    return Ok(Err(AppendRefusal::TimestampMissing));
+                }
+            };
+            latest = latest.max(wanted);
+            timestamps.push(latest);
+        }
+        let start = StreamPosition {
+            seq_num: first_seq,
+            timestamp: timestamps.first().copied().unwrap_or(latest),
+        };
+        let state = &mut stream.state;
+        state.tail_seq = end_seq;
+        state.tail_timestamp = latest;
+        state.active_ms = state.active_ms.max(append.arrival_ms);
+        for (i, command) in commands {
+            let seq = first_seq + u64::from(i);
+            match command {
+                CommandRecord::Fence(token) => state.fencing_token = token.to_string(),
+                CommandRecord::Trim(point) => {
+                    let point = point.min(seq + 1);
+                    if point > state.trim_point {
+                        state.trim_point = point;
+                        stream.trimmed = true;
+                    }
+                }
+            }
+        }
+        let tail = stream.state.tail();
+        let arrival_ms = stream.state.active_ms;
+        let value = records.store(arrival_ms, &timestamps);
+        let keep = stream.keep_batches;
+        self.batch.put(keys::data(id, first_seq), &value);
+        self.batch.put(keys::by_time(id, latest, first_seq), []);
+        if keep {
+            let batch = StoredBatch::parse(first_seq, value)
+                .map_err(|e| self.part.malformed("an append", &e))?;
+            if let Some(stream) = self.touched.get_mut(&id) {
+                stream.batches.push(batch);
+            }
+        }
+        Ok(Ok(Appended {
+            start,
+            end: tail,
+            tail,
+        }))
+    }
+
+    fn stream_of(&self, basin: BasinId, name: &str) -> Result<Option<StreamId>, StoreError> {
+        if self.dropped.contains(&basin) || self.directory.is_dropped(basin) {
+            return Ok(None);
+        }
+        match self.names.get(&(basin, name.to_owned())) {
+            Some(entry) => Ok(entry.map(|(id, _)| id)),
+            None => Ok(name_entry(self.part, basin, name)?.map(|(id, _)| id)),
+        }
+    }
+
+    /// The kept form of a touched stream's settings.
+    fn meta(&self, id: StreamId) -> Result<StreamMeta, StoreError> {
+        if let Some(meta) = self.touched.get(&id).and_then(|t| t.meta.clone()) {
+            return Ok(meta);
+        }
+        self.part
+            .get::<StreamMeta>(keys::stream_meta(id), "a stream's settings")?
+            .ok_or_else(|| {
+                self.part
+                    .malformed("a stream's settings", &"they are missing")
+            })
+    }
+
+    fn provision(
+        &mut self,
+        command: ProvisionStream,
+    ) -> Result<Result<Provisioned<StreamId>, ProvisionRefusal>, StoreError> {
+        let basin = BasinId(command.basin);
+        if self.dropped.contains(&basin) || self.directory.is_dropped(basin) {
+            return Ok(Err(ProvisionRefusal::BasinDropped));
+        }
+        let ensure = command.mode() == Mode::Ensure;
+        if let Some(id) = self.stream_of(basin, &command.name)? {
+            self.touch(id)?;
+            let meta = self.meta(id)?;
+            let mut provisioned = Provisioned {
+                change: Provision::Nothing,
+                id,
+                created_ms: meta.created_ms,
+            };
+            if ensure {
+                if meta.settings != command.settings {
+                    self.change_settings(id, meta, command.settings, command.at_ms);
+                    provisioned.change = Provision::Updated;
+                }
+                return Ok(Ok(provisioned));
+            }
+            let same =
+                !command.request_hash.is_empty() && command.request_hash == meta.request_hash;
+            return Ok(if same {
+                Ok(provisioned)
+            } else {
+                Err(ProvisionRefusal::Exists)
+            });
+        }
+        let id = StreamId(self.counters.next_stream);
+        self.counters.next_stream += 1;
+        self.counters_changed = true;
+        let meta = StreamMeta {
+            basin: basin.0,
+            name: command.name.clone(),
+            settings: command.settings,
+            settings_version: 1,
+            created_ms: command.at_ms,
+            request_hash: command.request_hash,
+        };
+        self.names
+            .insert((basin, command.name.clone()), Some((id, command.at_ms)));
+        self.touched.insert(
+            id,
+            Touched {
+                stream: None,
+                basin,
+                name: command.name,
+                state: StreamState {
+                    active_ms: command.at_ms,
+                    ..StreamState::default()
+                },
+                config: Arc::new(StreamConfig::from(&meta.settings)),
+                settings_version: 1,
+                meta: Some(meta),
+                gone: false,
+                trimmed: false,
+                keep_batches: false,
+                batches: Vec::new(),
+            },
+        );
+        Ok(Ok(Provisioned {
+            change: Provision::Created,
+            id,
+            created_ms: command.at_ms,
+        }))
+    }
+
+    fn change_settings(
+        &mut self,
+        id: StreamId,
+        meta: StreamMeta,
+        settings: StreamSettings,
+        at_ms: u64,
+    ) {
+        if let Some(stream) = self.touched.get_mut(&id) {
+            stream.config = Arc::new(StreamConfig::from(&settings));
+            stream.settings_version = meta.settings_version + 1;
+            stream.state.active_ms = stream.state.active_ms.max(at_ms);
+            stream.meta = Some(StreamMeta {
+                settings,
+                settings_version: meta.settings_version + 1,
+                ..meta
+            });
+        }
+    }
+
+    fn set_settings(&mut self, command: SetStreamSettings) -> Result<SettingsSet, StoreError> {
+        let id = StreamId(command.stream);
+        let Some(stream) = self.touch(id)? else {
+            return Ok(SettingsSet::Gone);
+        };
+        if stream.settings_version != command.if_version {
+            return Ok(SettingsSet::Conflict);
+        }
+        let meta = self.meta(id)?;
+        self.change_settings(id, meta, command.settings, command.at_ms);
+        Ok(SettingsSet::Done)
+    }
+
+    fn delete(&mut self, command: &DeleteStream) -> Result<bool, StoreError> {
+        match self.stream_of(BasinId(command.basin), &command.name)? {
+            Some(id) => self.remove(id),
+            None => Ok(false),
+        }
+    }
+
+    fn delete_if_empty(&mut self, command: &DeleteIfEmpty) -> Result<bool, StoreError> {
+        let id = StreamId(command.stream);
+        match self.touch(id)? {
+            Some(stream)
+                if stream.state.is_empty() && stream.state.active_ms == command.since_ms =>
+            {
+                self.remove(id)
+            }
+            _ => Ok(false),
+        }
+    }
+
+    fn remove(&mut self, id: StreamId) -> Result<bool, StoreError> {
+        let Some(stream) = self.touch(id)? else {
+            return Ok(false);
+        };
+        stream.gone = true;
+        let name = (stream.basin, stream.name.clone());
+        self.names.insert(name, None);
+        Ok(true)
+    }
+
+    fn expire(&mut self, command: &Expire) -> Result<(), StoreError> {
+        if let Some(stream) = self.touch(StreamId(command.stream))? {
+            let state = &mut stream.state;
+            let point = command.up_to.min(state.tail_seq);
+            if point > state.trim_point {
+                state.trim_point = point;
+                state.active_ms = state.active_ms.max(command.at_ms);
+                stream.trimmed = true;
+            }
+        }
+        Ok(())
+    }
+
+    /// Streams of the basin are refused from here on; their space is reclaimed later.
+    fn drop_basin(&mut self, basin: BasinId) {
+        if !self.dropped.contains(&basin) && !self.directory.is_dropped(basin) {
+            self.dropped.push(basin);
+        }
+    }
+}

@@ -1,0 +1,467 @@
+//! A partition on a real database, the log that it applies, and what readers see of it.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use esker_raft::{ApplyError, Committed, Lsn, StateMachine as _, Term};
+use s2_common::config::StreamConfig;
+use s2_common::read_extent::{ReadLimit, ReadUntil};
+use s2_common::record::{CommandRecord, EnvelopeRecord, Record, SeqNum, StreamPosition};
+use s2_common::stream::{AppendRecord, AppendRecordParts};
+use tempfile::TempDir;
+use xxhash_rust::xxh3::xxh3_64;
+
+use crate::batch::Unsequenced;
+use crate::command::{
+    Append, AppendRefusal, Appended, DeleteIfEmpty, DeleteStream, DropBasin, Expire, Kind, Mode,
+    Outcome, ProvisionRefusal, ProvisionStream, Provisioned, SetStreamSettings, SettingsSet,
+};
+use crate::ids::{BasinId, PartitionId, StreamId};
+use crate::reader::{Reader, Scan, ScanEnd};
+use crate::settings::StreamSettings;
+use crate::store::{Part, Store, StoreError, StoreOptions};
+use crate::stream::{Stream, StreamState};
+use crate::streams::{StreamOptions, StreamPartition};
+
+/// The basin of tests that need only one.
+pub const BASIN: BasinId = BasinId(1);
+/// When most things are created, in milliseconds since the epoch.
+pub const CREATED_MS: u64 = 1_000;
+
+const PARTITION: PartitionId = PartitionId(1);
+
+/// A database that is small and quick to make.
+pub fn store_options() -> StoreOptions {
+    const MIB: usize = 1024 * 1024;
+    StoreOptions {
+        block_cache: 8 * MIB,
+        write_buffer: 8 * MIB,
+        write_buffers_total: 32 * MIB,
+        max_open_files: 64,
+        background_jobs: 2,
+    }
+}
+
+/// Options with which space is reclaimed at once.
+pub fn eager() -> StreamOptions {
+    StreamOptions {
+        compact_garbage: 1,
+        reclaim_after: Duration::ZERO,
+        ..StreamOptions::default()
+    }
+}
+
+/// Opens a database that may still be held by a compaction of the one before it.
+fn open_store(path: &Path) -> Store {
+    let patience = Instant::now() + Duration::from_secs(20);
+    loop {
+        match Store::open(path, &store_options(), 1) {
+            Err(StoreError::Db { .. }) if Instant::now() < patience => {
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            other => return other.unwrap(),
+        }
+    }
+}
+
+/// A partition, and the log of its group.
+pub struct Fixture {
+    directory: TempDir,
+    options: StreamOptions,
+    /// `None` only while it is being reopened.
+    open: Option<(Store, StreamPartition)>,
+    log: Vec<Committed>,
+}
+
+impl Fixture {
+    pub fn new() -> Fixture {
+        Fixture::with(StreamOptions::default())
+    }
+
+    pub fn with(options: StreamOptions) -> Fixture {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::create(directory.path(), &store_options(), 1, &[7]).unwrap();
+        let machine = StreamPartition::open(&store, PARTITION, options.clone()).unwrap();
+        Fixture {
+            directory,
+            options,
+            open: Some((store, machine)),
+            log: Vec::new(),
+        }
+    }
+
+    /// What is left of the database if the machine stops now: a copy of its files, opened.
+    pub fn crashed_copy(&self) -> Fixture {
+        let directory = tempfile::tempdir().unwrap();
+        for file in std::fs::read_dir(self.directory.path()).unwrap() {
+            let file = file.unwrap();
+            std::fs::copy(file.path(), directory.path().join(file.file_name())).unwrap();
+        }
+        let store = open_store(directory.path());
+        let machine = StreamPartition::open(&store, PARTITION, self.options.clone()).unwrap();
+        Fixture {
+            directory,
+            options: self.options.clone(),
+            open: Some((store, machine)),
+            log: self.log.clone(),
+        }
+    }
+
+    pub fn machine(&mut self) -> &mut StreamPartition {
+        &mut self.open.as_mut().unwrap().1
+    }
+
+    pub fn reader(&self) -> Reader {
+        self.open.as_ref().unwrap().1.reader()
+    }
+
+    pub fn part(&self) -> Part {
+        self.open.as_ref().unwrap().0.part(PARTITION)
+    }
+
+    pub fn applied(&self) -> u64 {
+        self.open.as_ref().unwrap().1.applied().0
+    }
+
+    pub fn durable(&self) -> u64 {
+        self.part().durable().unwrap().unwrap().lsn
+    }
+
+    pub fn flush(&self) {
+        self.part().flush().unwrap();
+    }
+
+    /// Closes it in an orderly way, and opens it again.
+    pub fn reopen(&mut self) {
+        self.flush();
+        self.stop_and_open();
+    }
+
+    /// Stops it without any care and opens it again: what was not flushed is not there.
+    pub fn stop_and_open(&mut self) {
+        let (store, machine) = self.open.take().unwrap();
+        drop(machine);
+        store.close();
+        drop(store);
+        let store = open_store(self.directory.path());
+        let machine = StreamPartition::open(&store, PARTITION, self.options.clone()).unwrap();
+        self.open = Some((store, machine));
+    }
+
+    /// Applies the log from where the database ends, in steps of `step` entries.
+    pub fn replay(&mut self, step: usize) -> Vec<Outcome> {
+        let from = self.applied() as usize;
+        let rest = self.log[from..].to_vec();
+        let mut outcomes = Vec::new();
+        for entries in rest.chunks(step) {
+            self.machine().apply(entries, &mut outcomes).unwrap();
+        }
+        outcomes
+    }
+
+    /// Applies raw commands as one step. If it fails, they are not in the log.
+    pub fn try_bytes(&mut self, commands: Vec<Bytes>) -> Result<Vec<Outcome>, ApplyError> {
+        let next = self.log.len() as u64 + 1;
+        let entries: Vec<Committed> = (next..)
+            .zip(commands)
+            .map(|(lsn, command)| Committed {
+                lsn: Lsn(lsn),
+                term: Term(1),
+                command: Some(command),
+            })
+            .collect();
+        let mut outcomes = Vec::new();
+        self.machine().apply(&entries, &mut outcomes)?;
+        assert_eq!(
+            outcomes.len(),
+            entries.len(),
+            "one outcome for each command"
+        );
+        self.log.extend(entries);
+        Ok(outcomes)
+    }
+
+    /// Applies commands as one step.
+    pub fn step(&mut self, commands: Vec<Kind>) -> Vec<Outcome> {
+        let commands = commands.into_iter().map(bytes_of).collect();
+        self.try_bytes(commands).unwrap()
+    }
+
+    /// Applies one command as a step of its own.
+    pub fn apply(&mut self, command: Kind) -> Outcome {
+        self.step(vec![command]).remove(0)
+    }
+
+    pub fn append(&mut self, append: Append) -> Result<Appended, AppendRefusal> {
+        appended(self.apply(Kind::Append(append)))
+    }
+
+    /// Creates a stream of [`BASIN`] with default settings.
+    pub fn create(&mut self, name: &str) -> StreamId {
+        self.create_in(BASIN, name, StreamSettings::default())
+    }
+
+    pub fn create_in(&mut self, basin: BasinId, name: &str, settings: StreamSettings) -> StreamId {
+        let outcome = self.apply(create(basin, name, settings));
+        provisioned(outcome).unwrap().id
+    }
+
+    pub fn delete(&mut self, name: &str) -> bool {
+        let outcome = self.apply(delete(BASIN, name));
+        outcome == Outcome::StreamDeleted(true)
+    }
+
+    /// The stream of [`BASIN`] with this name.
+    pub fn stream(&self, name: &str) -> Arc<Stream> {
+        self.reader().stream(BASIN, name).unwrap().unwrap()
+    }
+
+    pub fn state(&self, name: &str) -> StreamState {
+        self.stream(name).view().state
+    }
+
+    /// All that readers see of the stream, without their positions.
+    pub fn texts(&self, name: &str) -> Vec<String> {
+        read_all(&self.reader(), &self.stream(name))
+            .into_iter()
+            .map(|seen| seen.text)
+            .collect()
+    }
+
+    /// All that anybody can see of these basins.
+    pub fn content(&self, basins: &[BasinId]) -> Content {
+        let reader = self.reader();
+        let mut streams = BTreeMap::new();
+        for basin in basins {
+            for listed in reader.list(*basin, "", "", usize::MAX).unwrap() {
+                let stream = reader.stream(*basin, &listed.name).unwrap().unwrap();
+                assert_eq!(stream.name, listed.name);
+                assert_eq!(stream.created_ms, listed.created_ms);
+                let view = stream.view();
+                let content = StreamContent {
+                    id: stream.id,
+                    created_ms: stream.created_ms,
+                    state: view.state,
+                    config: (*view.config).clone(),
+                    settings_version: view.settings_version,
+                    records: read_all(&reader, &stream),
+                };
+                streams.insert((*basin, listed.name), content);
+            }
+        }
+        Content {
+            applied: self.applied(),
+            streams,
+        }
+    }
+}
+
+/// All that anybody can see of a partition.
+#[derive(Debug, PartialEq)]
+pub struct Content {
+    pub applied: u64,
+    pub streams: BTreeMap<(BasinId, String), StreamContent>,
+}
+
+/// All that anybody can see of a stream.
+#[derive(Debug, PartialEq)]
+pub struct StreamContent {
+    pub id: StreamId,
+    pub created_ms: u64,
+    pub state: StreamState,
+    pub config: StreamConfig,
+    pub settings_version: u64,
+    pub records: Vec<Seen>,
+}
+
+/// A record as a reader sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Seen {
+    pub seq: SeqNum,
+    pub timestamp: u64,
+    pub text: String,
+}
+
+/// The records of a scan.
+pub fn seen(scan: &Scan) -> Vec<Seen> {
+    scan.records
+        .iter()
+        .map(|record| Seen {
+            seq: record.position().seq_num,
+            timestamp: record.position().timestamp,
+            text: text_of(record.inner()),
+        })
+        .collect()
+}
+
+/// A scan without limits.
+pub fn scan(reader: &Reader, stream: &Arc<Stream>, from: SeqNum) -> Scan {
+    reader
+        .scan(stream, from, ReadLimit::Unbounded, ReadUntil::Unbounded)
+        .unwrap()
+}
+
+/// Everything from the head to the tail.
+pub fn read_all(reader: &Reader, stream: &Arc<Stream>) -> Vec<Seen> {
+    let mut all = Vec::new();
+    let mut from = 0;
+    loop {
+        let scan = scan(reader, stream, from);
+        all.extend(seen(&scan));
+        if let ScanEnd::Tail(_) = scan.end {
+            return all;
+        }
+        assert!(scan.next > from, "a scan that says there is more moves on");
+        from = scan.next;
+    }
+}
+
+/// A command as text: `fence:token`, `trim:7`; else the body, or what stands for a long one.
+pub fn text_of(record: &Record) -> String {
+    match record {
+        Record::Command(CommandRecord::Fence(token)) => format!("fence:{token}"),
+        Record::Command(CommandRecord::Trim(point)) => format!("trim:{point}"),
+        Record::Envelope(envelope) if envelope.body().len() > 100 => {
+            let body = envelope.body();
+            format!("{} bytes, hash {:016x}", body.len(), xxh3_64(body))
+        }
+        Record::Envelope(envelope) => String::from_utf8_lossy(envelope.body()).into_owned(),
+    }
+}
+
+pub fn position(seq_num: SeqNum, timestamp: u64) -> StreamPosition {
+    StreamPosition { seq_num, timestamp }
+}
+
+/// A record to be appended.
+pub type Rec = (Option<u64>, Record);
+
+pub fn rec(body: impl Into<Bytes>) -> Rec {
+    let record = EnvelopeRecord::try_from_parts(Vec::new(), body.into()).unwrap();
+    (None, Record::Envelope(record))
+}
+
+/// A record with a timestamp of the client.
+pub fn timed(timestamp: u64, body: &'static str) -> Rec {
+    (Some(timestamp), rec(body).1)
+}
+
+pub fn fence(token: &str) -> Rec {
+    let token = token.parse().unwrap();
+    (None, Record::Command(CommandRecord::Fence(token)))
+}
+
+pub fn trim(point: SeqNum) -> Rec {
+    (None, Record::Command(CommandRecord::Trim(point)))
+}
+
+/// An append without conditions.
+pub fn append(stream: StreamId, at_ms: u64, records: Vec<Rec>) -> Append {
+    let records: Vec<AppendRecord> = records
+        .into_iter()
+        .map(|(timestamp, record)| {
+            let record = record.into();
+            AppendRecord::try_from(AppendRecordParts { timestamp, record }).unwrap()
+        })
+        .collect();
+    let records = Unsequenced::encode(records.try_into().unwrap());
+    Append::new(stream, records, at_ms)
+}
+
+/// An append of records with these bodies.
+pub fn bodies<const N: usize>(stream: StreamId, at_ms: u64, bodies: [&'static str; N]) -> Append {
+    append(stream, at_ms, bodies.into_iter().map(rec).collect())
+}
+
+pub fn create(basin: BasinId, name: &str, settings: StreamSettings) -> Kind {
+    Kind::ProvisionStream(ProvisionStream {
+        basin: basin.0,
+        name: name.to_owned(),
+        settings,
+        mode: Mode::CreateOnly.into(),
+        request_hash: Vec::new(),
+        at_ms: CREATED_MS,
+    })
+}
+
+pub fn ensure(basin: BasinId, name: &str, settings: StreamSettings, at_ms: u64) -> Kind {
+    Kind::ProvisionStream(ProvisionStream {
+        basin: basin.0,
+        name: name.to_owned(),
+        settings,
+        mode: Mode::Ensure.into(),
+        request_hash: Vec::new(),
+        at_ms,
+    })
+}
+
+pub fn set_settings(stream: StreamId, if_version: u64, settings: StreamSettings) -> Kind {
+    Kind::SetStreamSettings(SetStreamSettings {
+        stream: stream.0,
+        if_version,
+        settings,
+        at_ms: CREATED_MS,
+    })
+}
+
+pub fn delete(basin: BasinId, name: &str) -> Kind {
+    Kind::DeleteStream(DeleteStream {
+        basin: basin.0,
+        name: name.to_owned(),
+    })
+}
+
+pub fn expire(stream: StreamId, up_to: SeqNum, at_ms: u64) -> Kind {
+    Kind::Expire(Expire {
+        stream: stream.0,
+        up_to,
+        at_ms,
+    })
+}
+
+pub fn delete_if_empty(stream: StreamId, since_ms: u64) -> Kind {
+    Kind::DeleteIfEmpty(DeleteIfEmpty {
+        stream: stream.0,
+        since_ms,
+    })
+}
+
+pub fn drop_basin(basin: BasinId) -> Kind {
+    Kind::DropBasin(DropBasin { basin: basin.0 })
+}
+
+pub fn bytes_of(command: Kind) -> Bytes {
+    command.into_bytes().into()
+}
+
+/// Settings that keep records for this long.
+pub fn keep_for_secs(age: u64) -> StreamSettings {
+    StreamSettings {
+        retention_age_secs: Some(age),
+        ..StreamSettings::default()
+    }
+}
+
+pub fn appended(outcome: Outcome) -> Result<Appended, AppendRefusal> {
+    match outcome {
+        Outcome::Appended(result) => result,
+        other => panic!("not the outcome of an append: {other:?}"),
+    }
+}
+
+pub fn provisioned(outcome: Outcome) -> Result<Provisioned<StreamId>, ProvisionRefusal> {
+    match outcome {
+        Outcome::StreamProvisioned(result) => result,
+        other => panic!("not the outcome of provisioning a stream: {other:?}"),
+    }
+}
+
+pub fn settings_set(outcome: &Outcome) -> SettingsSet {
+    match outcome {
+        Outcome::SettingsSet(result) => *result,
+        other => panic!("not the outcome of setting settings: {other:?}"),
+    }
+}

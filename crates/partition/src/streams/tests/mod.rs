@@ -1,0 +1,21 @@
+//! The promises of a stream partition, by topic.
+//!
+//! Every test drives a [`StreamPartition`](super::StreamPartition) as its apply thread does, on a
+//! real database in a directory of its own, and looks at it as readers do: see [`fixture`].
+
+mod appending;
+mod dropping;
+mod expiring;
+mod fixture;
+mod following;
+mod histories;
+mod limits;
+mod listing;
+mod model;
+mod opening;
+mod provisioning;
+mod reclaiming;
+mod recovery;
+mod sessions;
+mod starting;
+mod trimming;

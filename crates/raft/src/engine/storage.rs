@@ -1,0 +1,249 @@
+//! What raft-rs reads: the hard state, and the log as memory in front of a [`LogReader`].
+//!
+//! Entries stay in memory until they are both durable and applied, and the term of the last one
+//! that left even after that, so that the path of a write never reads the disk; older ones come from the reader. Entries in memory are contiguous and end
+//! with the log's last.
+//!
+//! raft-rs panics on nearly every error of its storage. So a failure of the reader is noted here,
+//! raft-rs gets an answer that it can go on with (no entries; term 0, which no entry has), and the
+//! engine halts at the end of that step without letting out anything that came of it.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+
+use raft::eraftpb::{ConfState, Entry, HardState, Snapshot};
+use raft::{GetEntriesContext, RaftState, Storage, StorageError};
+
+use super::{LogFloor, LogReader, Membership, PersistedState};
+use crate::ids::{Lsn, Term};
+
+pub(super) struct EngineStorage {
+    hard_state: HardState,
+    conf_state: ConfState,
+    floor: LogFloor,
+    /// Contiguous, up to and with `last`.
+    recent: VecDeque<Entry>,
+    last: Lsn,
+    /// The last entry that was evicted, and its term: the next one is compared with it.
+    evicted: LogFloor,
+    reader: Box<dyn LogReader>,
+    /// The first failure to read: see the module.
+    failure: RefCell<Option<String>>,
+}
+
+impl EngineStorage {
+    pub fn new(
+        persisted: PersistedState,
+        applied: Lsn,
+        membership: &Membership,
+        reader: Box<dyn LogReader>,
+    ) -> Self {
+        let mut hard_state = persisted.hard_state;
+        hard_state.commit = hard_state.commit.max(applied.0);
+        let conf_state = ConfState {
+            voters: membership.voters.iter().map(|n| n.0).collect(),
+            learners: membership.learners.iter().map(|n| n.0).collect(),
+            ..ConfState::default()
+        };
+        EngineStorage {
+            hard_state,
+            conf_state,
+            floor: persisted.floor,
+            recent: VecDeque::new(),
+            last: persisted.last,
+            evicted: persisted.floor,
+            reader,
+            failure: RefCell::new(None),
+        }
+    }
+
+    pub fn hard_state(&self) -> &HardState {
+        &self.hard_state
+    }
+
+    pub fn set_hard_state(&mut self, hs: HardState) {
+        self.hard_state = hs;
+    }
+
+    pub fn floor(&self) -> LogFloor {
+        self.floor
+    }
+
+    /// Adds entries at the end; those that they replace (a new leader's say) go first.
+    pub fn append(&mut self, entries: &[Entry]) {
+        let Some(first) = entries.first() else {
+            return;
+        };
+        assert!(
+            first.index <= self.last.0 + 1,
+            "a gap before LSN {}",
+            first.index
+        );
+        while self.recent.back().is_some_and(|e| e.index >= first.index) {
+            self.recent.pop_back();
+        }
+        // An empty memory may begin anywhere; the reader has what is before.
+        self.recent.extend(entries.iter().cloned());
+        self.last = Lsn(entries[entries.len() - 1].index);
+    }
+
+    /// Drops entries up to `lsn` from memory.
+    pub fn evict(&mut self, lsn: Lsn) {
+        while let Some(entry) = self.recent.front()
+            && entry.index <= lsn.0
+        {
+            self.evicted = LogFloor {
+                lsn: Lsn(entry.index),
+                term: Term(entry.term),
+            };
+            self.recent.pop_front();
+        }
+    }
+
+    /// Moves the floor; `None` if the term of the new one cannot be told, which is recorded.
+    pub fn compact(&mut self, up_to: Lsn) -> Option<LogFloor> {
+        let term = self.term(up_to.0).ok()?;
+        if self.has_failed() {
+            return None;
+        }
+        self.floor = LogFloor {
+            lsn: up_to,
+            term: Term(term),
+        };
+        self.evict(up_to);
+        Some(self.floor)
+    }
+
+    pub fn fail(&self, what: String) {
+        self.failure.borrow_mut().get_or_insert(what);
+    }
+
+    pub fn has_failed(&self) -> bool {
+        self.failure.borrow().is_some()
+    }
+
+    pub fn take_failure(&self) -> Option<String> {
+        self.failure.borrow_mut().take()
+    }
+
+    fn first_recent(&self) -> u64 {
+        self.recent.front().map_or(self.last.0 + 1, |e| e.index)
+    }
+
+    /// Entries `[low, high)` from the log; none if that failed, which is noted.
+    fn read(&self, low: u64, high: u64, max_bytes: u64) -> Vec<Entry> {
+        match self.reader.entries(Lsn(low), Lsn(high), max_bytes) {
+            Ok(read) if !read.0.is_empty() => read.0,
+            Ok(_) => {
+                self.fail(format!("the log has no entry at LSN {low}"));
+                Vec::new()
+            }
+            Err(e) => {
+                self.fail(format!("reading log entries {low}..{high}: {e}"));
+                Vec::new()
+            }
+        }
+    }
+}
+
+impl Storage for EngineStorage {
+    fn initial_state(&self) -> raft::Result<RaftState> {
+        Ok(RaftState::new(
+            self.hard_state.clone(),
+            self.conf_state.clone(),
+        ))
+    }
+
+    fn entries(
+        &self,
+        low: u64,
+        high: u64,
+        max_size: impl Into<Option<u64>>,
+        _context: GetEntriesContext,
+    ) -> raft::Result<Vec<Entry>> {
+        if low <= self.floor.lsn.0 {
+            return Err(raft::Error::Store(StorageError::Compacted));
+        }
+        assert!(
+            high <= self.last.0 + 1,
+            "entries up to {high} of {}",
+            self.last
+        );
+        let max_size = match max_size.into() {
+            // No limit: raft-rs looks for changes of the membership among all that is committed and
+            // not applied, before it campaigns. This version has none (it halts at one, when it is
+            // handed out), and a long replay is not to be read into memory for that.
+            None => return Ok(Vec::new()),
+            // The host has enough to apply: see `Engine::drain_ready`.
+            Some(0) => return Ok(Vec::new()),
+            Some(max_size) => max_size,
+        };
+        let first_recent = self.first_recent();
+        let mut found = Vec::new();
+        if low < first_recent {
+            let end = high.min(first_recent);
+            found = self.read(low, end, max_size);
+            if (found.len() as u64) < end - low {
+                return Ok(found);
+            }
+        }
+        let mut bytes: u64 = found.iter().map(entry_bytes).sum();
+        let from = low.max(first_recent);
+        if from < high {
+            let skip = (from - first_recent) as usize;
+            let count = (high - from) as usize;
+            for entry in self.recent.iter().skip(skip).take(count) {
+                bytes += entry_bytes(entry);
+                if bytes > max_size && !found.is_empty() {
+                    break;
+                }
+                found.push(entry.clone());
+            }
+        }
+        Ok(found)
+    }
+
+    fn term(&self, idx: u64) -> raft::Result<u64> {
+        if idx == self.floor.lsn.0 {
+            return Ok(self.floor.term.0);
+        }
+        if idx < self.floor.lsn.0 {
+            return Err(raft::Error::Store(StorageError::Compacted));
+        }
+        if idx > self.last.0 {
+            return Err(raft::Error::Store(StorageError::Unavailable));
+        }
+        let first_recent = self.first_recent();
+        if idx >= first_recent {
+            return Ok(self.recent[(idx - first_recent) as usize].term);
+        }
+        if idx == self.evicted.lsn.0 {
+            return Ok(self.evicted.term.0);
+        }
+        Ok(self.reader.term(Lsn(idx)).map_or_else(
+            |e| {
+                self.fail(format!("reading the term of LSN {idx}: {e}"));
+                0
+            },
+            |term| term.0,
+        ))
+    }
+
+    fn first_index(&self) -> raft::Result<u64> {
+        Ok(self.floor.lsn.0 + 1)
+    }
+
+    fn last_index(&self) -> raft::Result<u64> {
+        Ok(self.last.0)
+    }
+
+    fn snapshot(&self, _request_index: u64, _to: u64) -> raft::Result<Snapshot> {
+        Err(raft::Error::Store(
+            StorageError::SnapshotTemporarilyUnavailable,
+        ))
+    }
+}
+
+fn entry_bytes(entry: &Entry) -> u64 {
+    entry.data.len() as u64 + entry.context.len() as u64 + 24
+}

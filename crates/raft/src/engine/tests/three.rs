@@ -1,0 +1,187 @@
+//! Groups of three: first single steps, by hand, then whole histories, by seed.
+
+use raft::eraftpb::{Message, MessageType};
+
+use super::network::{Network, Reached, run};
+use super::*;
+
+const THREE: [u64; 3] = [1, 2, 3];
+
+/// A message to member 1.
+fn message(kind: MessageType, from: u64, term: u64) -> Message {
+    let mut message = Message::default();
+    message.set_msg_type(kind);
+    message.from = from;
+    message.to = 1;
+    message.term = term;
+    message
+}
+
+/// Kinds and verdicts of the messages that are sent: `(kind, to, rejects)`.
+fn sent(actions: &[Action]) -> Vec<(MessageType, u64, bool)> {
+    let mut sent = Vec::new();
+    for action in actions {
+        if let Action::Send(messages) = action {
+            let of = |m: &PeerMessage| (m.0.get_msg_type(), m.0.to, m.0.reject);
+            sent.extend(messages.iter().map(of));
+        }
+    }
+    sent
+}
+
+fn vote_request(from: u64, term: u64) -> Event {
+    Event::Receive(PeerMessage(message(
+        MessageType::MsgRequestVote,
+        from,
+        term,
+    )))
+}
+
+#[test]
+fn a_follower_rejects_proposals_and_names_the_leader() {
+    let disk = Disk::default();
+    let mut engine = open(1, &THREE, &disk, 0).unwrap();
+    let rejected = |leader| format!("rejected #5: NotLeader {{ leader: {leader:?} }}");
+    assert_eq!(
+        outline(&engine.step(propose(5, "c"))),
+        rejected(None::<NodeId>)
+    );
+
+    let heartbeat = message(MessageType::MsgHeartbeat, 2, 1);
+    settle(&mut engine, &disk, Event::Receive(PeerMessage(heartbeat)));
+    assert_eq!(
+        outline(&engine.step(propose(5, "c"))),
+        rejected(Some(NodeId(2)))
+    );
+    assert_eq!((engine.last(), engine.term()), (Lsn(0), Term(1)));
+}
+
+#[test]
+fn a_vote_is_sent_when_it_is_durable_and_not_before() {
+    let disk = Disk::default();
+    let mut engine = open(1, &THREE, &disk, 0).unwrap();
+    let asked = engine.step(vote_request(2, 5));
+    assert_eq!(sent(&asked), [], "{asked:?}");
+    let number = numbers(&asked)[0];
+    let durable = engine.step(Event::Persisted { number });
+    assert_eq!(
+        sent(&durable),
+        [(MessageType::MsgRequestVoteResponse, 2, false)]
+    );
+}
+
+#[test]
+fn a_member_remembers_its_vote_across_a_crash() {
+    let disk = Disk::default();
+    let mut engine = open(1, &THREE, &disk, 0).unwrap();
+    settle(&mut engine, &disk, vote_request(2, 5));
+    drop(engine);
+    let mut engine = open(1, &THREE, &disk, 0).unwrap();
+    assert_eq!(engine.term(), Term(5));
+    for (from, rejects) in [(3, true), (2, false)] {
+        let actions = settle(&mut engine, &disk, vote_request(from, 5));
+        assert_eq!(
+            sent(&actions),
+            [(MessageType::MsgRequestVoteResponse, from, rejects)]
+        );
+    }
+}
+
+#[test]
+fn a_follower_acknowledges_entries_when_they_are_durable_and_not_before() {
+    let disk = Disk::default();
+    let mut engine = open(1, &THREE, &disk, 0).unwrap();
+    let heartbeat = message(MessageType::MsgHeartbeat, 2, 1);
+    settle(&mut engine, &disk, Event::Receive(PeerMessage(heartbeat)));
+
+    let mut append = message(MessageType::MsgAppend, 2, 1);
+    let entry = raft::eraftpb::Entry {
+        index: 1,
+        term: 1,
+        data: b"c".to_vec().into(),
+        ..Default::default()
+    };
+    append.set_entries(vec![entry].into());
+    append.commit = 1;
+    let received = engine.step(Event::Receive(PeerMessage(append)));
+    assert_eq!(outline(&received), "persist [1@1]");
+    let number = numbers(&received)[0];
+    let durable = engine.step(Event::Persisted { number });
+    assert_eq!(sent(&durable), [(MessageType::MsgAppendResponse, 2, false)]);
+    assert_eq!(commands(&durable), ["c"], "committed, and now durable here");
+}
+
+#[test]
+fn a_leader_without_a_majority_says_so_however_much_its_host_has_to_apply() {
+    // It has a log to replay, and its host takes its time.
+    let disk = Disk::with(&[1; 50], 50);
+    let mut config = Config::new(NodeId(1));
+    config.max_apply_backlog_bytes = 1;
+    let mut engine = open_with(config, &THREE, &disk, 0).unwrap();
+    let step = |engine: &mut Engine, event| {
+        let actions = engine.step(event);
+        for number in numbers(&actions) {
+            engine.step(Event::Persisted { number });
+        }
+        outline(&actions)
+    };
+    step(&mut engine, Event::Campaign);
+    for kind in [
+        MessageType::MsgRequestPreVoteResponse,
+        MessageType::MsgRequestVoteResponse,
+    ] {
+        let yes = message(kind, 2, 2);
+        step(&mut engine, Event::Receive(PeerMessage(yes)));
+    }
+    assert_eq!(engine.role(), Role::Leader);
+    let mut said = String::new();
+    for _ in 0..3 * Config::new(NodeId(1)).election_ticks {
+        said += &step(&mut engine, Event::Tick);
+    }
+    assert!(said.contains("became Follower in term 2"), "{said}");
+}
+
+#[test]
+fn messages_that_never_travel_are_not_taken_from_the_wire() {
+    for kind in [
+        MessageType::MsgHup,
+        MessageType::MsgBeat,
+        MessageType::MsgUnreachable,
+        MessageType::MsgSnapStatus,
+        MessageType::MsgCheckQuorum,
+    ] {
+        let bytes = PeerMessage(message(kind, 2, 1)).encode();
+        assert!(PeerMessage::decode(&bytes).is_err(), "{kind:?}");
+    }
+    let bytes = PeerMessage(message(MessageType::MsgHeartbeat, 2, 1)).encode();
+    assert!(PeerMessage::decode(&bytes).is_ok());
+    assert!(PeerMessage::decode(b"\xff\xff\xff").is_err());
+}
+
+#[test]
+fn the_path_of_a_write_never_reads_the_log() {
+    assert_eq!(Network::new(1).reads_of_quiet_writes(), 0);
+}
+
+#[test]
+fn the_same_schedule_gives_the_same_actions() {
+    for seed in 0..20 {
+        let (first, second) = (run(seed, 1500), run(seed, 1500));
+        assert!(!first.transcript.is_empty());
+        for (n, (a, b)) in first.transcript.iter().zip(&second.transcript).enumerate() {
+            assert_eq!(a, b, "seed {seed}, action {n}");
+        }
+        assert_eq!(first.transcript.len(), second.transcript.len());
+    }
+}
+
+#[test]
+fn members_agree_whatever_happens_and_make_progress_once_it_stops() {
+    let mut reached = Reached::default();
+    for seed in 0..400 {
+        // Long enough for several terms; every fourth seed gets more.
+        let faults = if seed % 4 == 0 { 6000 } else { 2000 };
+        reached += run(seed, faults).reached();
+    }
+    assert!(reached.enough(), "the seeds reach too little: {reached:?}");
+}

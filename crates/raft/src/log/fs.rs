@@ -1,0 +1,303 @@
+//! The files under the log: raft-engine's view of the disk, made strict.
+//!
+//! raft-engine reaches its files through the `FileSystem` trait. This implementation of it does
+//! plain positioned I/O, like the default one, with these differences:
+//!
+//! - **A failed sync ends the process**, with a message that names the file, the error and the
+//!   reason; raft-engine would panic without any of them. After a failed fsync the kernel may
+//!   have dropped what it could not write, and a second fsync would succeed: nothing can be
+//!   promised but what a restart finds.
+//! - **What raft-engine leaves to a later sync is synced at once** where [`inspect`](super::inspect)
+//!   relies on it: the name and the header of every new file (raft-engine does neither when it
+//!   opens a fresh directory), and every batch of the rewrite queue.
+//! - **A full disk is a plain error** of kind `StorageFull`. raft-engine knows the default
+//!   implementation's spelling of it and then rotates, to move to another directory; with one
+//!   directory that only litters it with nearly empty files, each counted at its full size.
+//! - **Files are deleted oldest first, always.** After a failed delete, the next one starts with
+//!   what was left over. So the numbers of the files on disk never have a gap.
+//! - **Errors name the operation and the file**, and keep their kind.
+//! - **[`Faults`]** stand between the log and the disk, in every build; inert, they cost one
+//!   relaxed atomic load per operation.
+
+mod faults;
+#[cfg(test)]
+mod tests;
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use raft_engine::env::{FileSystem, Handle, Permission, WriteExt};
+use raft_engine::internals::{FileId, FileNameExt};
+
+pub use faults::{Faults, PowerCut, WriteFault};
+
+/// The file system that the log runs on: see the module.
+pub struct LogFileSystem {
+    faults: Faults,
+    /// A delete failed: files older than the next one to delete may still be there.
+    left_over: AtomicBool,
+}
+
+/// One open file of the log.
+pub struct LogFile {
+    file: File,
+    path: PathBuf,
+    /// Whether it belongs to the rewrite queue.
+    rewrite: bool,
+    faults: Faults,
+}
+
+/// Reads one file of the log, from a position of its own.
+pub struct FileReader {
+    handle: Arc<LogFile>,
+    offset: u64,
+}
+
+/// Writes one file of the log, from a position of its own.
+pub struct FileWriter {
+    handle: Arc<LogFile>,
+    offset: u64,
+}
+
+impl LogFileSystem {
+    /// A file system that obeys `faults`; inert ones (the default) in production.
+    pub fn with_faults(faults: Faults) -> Self {
+        Self {
+            faults,
+            left_over: AtomicBool::new(false),
+        }
+    }
+
+    fn handle(&self, path: &Path, options: &OpenOptions) -> io::Result<LogFile> {
+        let file = options.open(path).map_err(|e| named("open", path, &e))?;
+        let rewrite = path
+            .extension()
+            .is_some_and(|extension| extension == "rewrite");
+        Ok(LogFile {
+            file,
+            path: path.to_owned(),
+            faults: self.faults.clone(),
+            rewrite,
+        })
+    }
+
+    /// Deletes every file of `newest`'s queue that is older, oldest first.
+    fn delete_older(&self, newest: &Path) -> io::Result<()> {
+        let (Some(dir), Some(limit)) = (newest.parent(), file_id(newest)) else {
+            return Ok(());
+        };
+        let mut older = Vec::new();
+        for entry in std::fs::read_dir(dir).map_err(|e| named("list", dir, &e))? {
+            let path = entry.map_err(|e| named("list", dir, &e))?.path();
+            if let Some(id) = file_id(&path)
+                && id.queue == limit.queue
+                && id.seq < limit.seq
+            {
+                older.push((id.seq, path));
+            }
+        }
+        older.sort();
+        older
+            .iter()
+            .try_for_each(|(_, path)| remove(&self.faults, path))
+    }
+}
+
+fn file_id(path: &Path) -> Option<FileId> {
+    let name = path.file_name()?.to_str()?;
+    FileId::parse_file_name(name).filter(|id| id.build_file_name() == name)
+}
+
+/// Reports a failed sync and ends the process.
+fn sync_failed(faults: &Faults, path: &Path, error: &io::Error) {
+    let file = path.display();
+    tracing::error!(
+        %file, %error,
+        "sync of the log failed; after a failed fsync nothing can be promised about what was \
+         written; aborting. Restart: the log is replayed"
+    );
+    // Logging may be filtered, or buffered and lost; this is not.
+    let _ = writeln!(
+        io::stderr().lock(),
+        "sync of {file} failed: {error}. After a failed fsync nothing can be promised about what \
+         was written, so this process aborts. Check the disk, then restart: the log is \
+         replayed."
+    );
+    if !faults.catch(path, error) {
+        std::process::abort();
+    }
+}
+
+/// Deletes a file; if somebody else did, that is as good.
+fn remove(faults: &Faults, path: &Path) -> io::Result<()> {
+    match faults.remove(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other.map_err(|e| named("delete", path, &e)),
+    }
+}
+
+impl FileSystem for LogFileSystem {
+    type Handle = LogFile;
+    type Reader = FileReader;
+    type Writer = FileWriter;
+
+    fn create<P: AsRef<Path>>(&self, path: P) -> io::Result<LogFile> {
+        let path = path.as_ref();
+        self.faults.power()?;
+        // Not truncated: a stub may be there already, and its header is about to be written.
+        let handle = self.handle(path, OpenOptions::new().read(true).write(true).create(true))?;
+        if let Some(dir) = path.parent()
+            && let Err(e) = File::open(dir).and_then(|dir| dir.sync_all())
+        {
+            sync_failed(&self.faults, dir, &e);
+            return Err(named("sync", dir, &e));
+        }
+        Ok(handle)
+    }
+
+    fn open<P: AsRef<Path>>(&self, path: P, permission: Permission) -> io::Result<LogFile> {
+        let write = permission == Permission::ReadWrite;
+        self.handle(path.as_ref(), OpenOptions::new().read(true).write(write))
+    }
+
+    fn delete<P: AsRef<Path>>(&self, path: P) -> io::Result<()> {
+        let path = path.as_ref();
+        // Purge asks oldest first, and for each file once. Files that it asked for and did not
+        // get deleted are therefore the ones older than this.
+        if self.left_over.swap(false, Ordering::AcqRel) {
+            self.delete_older(path)
+                .inspect_err(|_| self.left_over.store(true, Ordering::Release))?;
+        }
+        remove(&self.faults, path).inspect_err(|_| self.left_over.store(true, Ordering::Release))
+    }
+
+    fn rename<P: AsRef<Path>>(&self, from: P, to: P) -> io::Result<()> {
+        let (from, to) = (from.as_ref(), to.as_ref());
+        self.faults
+            .rename(from, to)
+            .map_err(|e| named("rename", from, &e))
+    }
+
+    fn new_reader(&self, handle: Arc<LogFile>) -> io::Result<FileReader> {
+        Ok(FileReader { handle, offset: 0 })
+    }
+
+    fn new_writer(&self, handle: Arc<LogFile>) -> io::Result<FileWriter> {
+        Ok(FileWriter { handle, offset: 0 })
+    }
+}
+
+impl Handle for LogFile {
+    fn truncate(&self, offset: usize) -> io::Result<()> {
+        self.faults
+            .truncate(&self.path, &self.file, offset as u64)
+            .map_err(|e| named("truncate", &self.path, &e))
+    }
+
+    fn file_size(&self) -> io::Result<usize> {
+        let metadata = self
+            .file
+            .metadata()
+            .map_err(|e| named("measure", &self.path, &e))?;
+        usize::try_from(metadata.len()).map_err(io::Error::other)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.faults.sync(&self.path, &self.file).map_err(|e| {
+            // A power cut has ended the (simulated) process already.
+            if self.faults.power().is_ok() {
+                sync_failed(&self.faults, &self.path, &e);
+            }
+            named("sync", &self.path, &e)
+        })
+    }
+}
+
+impl Read for FileReader {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let LogFile { file, path, .. } = &*self.handle;
+        let read = file
+            .read_at(buf, self.offset)
+            .map_err(|e| named("read", path, &e))?;
+        self.offset += read as u64;
+        Ok(read)
+    }
+}
+
+impl Seek for FileReader {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        self.offset = seek(&self.handle, self.offset, to)?;
+        Ok(self.offset)
+    }
+}
+
+impl Write for FileWriter {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        let LogFile {
+            file,
+            path,
+            faults,
+            rewrite,
+        } = &*self.handle;
+        let written = faults
+            .write(path, file, self.offset, buf)
+            .map_err(|e| named("write", path, &e))?;
+        if self.offset == 0 || *rewrite {
+            self.handle.sync()?;
+        }
+        self.offset += written as u64;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Seek for FileWriter {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        self.offset = seek(&self.handle, self.offset, to)?;
+        Ok(self.offset)
+    }
+}
+
+impl WriteExt for FileWriter {
+    fn truncate(&mut self, offset: usize) -> io::Result<()> {
+        Handle::truncate(&*self.handle, offset)?;
+        self.offset = offset as u64;
+        Ok(())
+    }
+
+    /// Extends the file with zeros, so that later syncs need not write its length. raft-engine
+    /// takes a failure as a hint only.
+    fn allocate(&mut self, offset: usize, size: usize) -> io::Result<()> {
+        let LogFile {
+            file, path, faults, ..
+        } = &*self.handle;
+        faults
+            .allocate(path, file, offset as u64, size as u64)
+            .map_err(|e| named("allocate", path, &e))
+    }
+}
+
+/// Where `to` is, for a file at position `offset`.
+fn seek(handle: &LogFile, offset: u64, to: SeekFrom) -> io::Result<u64> {
+    let moved = match to {
+        SeekFrom::Start(at) => Some(at),
+        SeekFrom::Current(by) => offset.checked_add_signed(by),
+        SeekFrom::End(by) => (handle.file_size()? as u64).checked_add_signed(by),
+    };
+    moved.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))
+}
+
+/// The same error, of the same kind, saying what could not be done to which file.
+fn named(operation: &str, path: &Path, error: &io::Error) -> io::Error {
+    io::Error::new(
+        error.kind(),
+        format!("cannot {operation} {}: {error}", path.display()),
+    )
+}

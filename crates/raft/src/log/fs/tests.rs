@@ -1,0 +1,300 @@
+//! What the file system promises, with raft-engine on top of it.
+
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use raft_engine::{Engine, Error};
+
+use super::*;
+use crate::log::inspect::fixture::*;
+use crate::log::inspect::{Queue, inspect};
+
+/// A file system with faults; a failed sync is noted, and then panics in raft-engine.
+fn faulty() -> (LogFileSystem, Faults, Arc<Mutex<Vec<PathBuf>>>) {
+    let (faults, aborted) = (Faults::new(), Arc::new(Mutex::new(Vec::new())));
+    let noted = aborted.clone();
+    faults.catch_failed_sync(move |path, _| noted.lock().unwrap().push(path.to_owned()));
+    let fs = LogFileSystem::with_faults(faults.clone());
+    (fs, faults, aborted)
+}
+
+/// The machine starts again: inspects, cuts, and returns how many of `total` groups it finds.
+fn restart(dir: &Path, total: u64) -> u64 {
+    let found = inspect(dir, MAX_GROUP_BYTES).expect("a crash leaves nothing worse than torn");
+    found.cut().unwrap();
+    groups_in(dir, total)
+}
+
+fn panics(action: impl FnOnce()) -> bool {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(action)).is_err()
+}
+
+/// Cuts the power and drops the log that was running.
+fn lose_power(faults: &Faults, cut: PowerCut, engine: Engine<LogFileSystem>) {
+    faults.power_cut(cut).unwrap();
+    faults.bury();
+    drop(engine);
+}
+
+#[test]
+fn a_failed_write_loses_nothing_and_the_group_built_anew_goes_through() {
+    for fault in [
+        WriteFault::NoSpace,
+        WriteFault::NoSpaceRotate,
+        WriteFault::Io,
+    ] {
+        // Nothing of the group is written, some of it, almost all of it.
+        for bytes in [0, 1, 700, 18_000] {
+            let (_keep, dir) = scratch();
+            let (fs, faults, _) = faulty();
+            let engine = open_on(&dir, fs);
+            append(&engine, 0..12);
+            faults.fail_writes_after(bytes, fault);
+            let error = engine
+                .write(&mut group(12), true)
+                .expect_err("the disk refuses");
+            match (fault, &error) {
+                (WriteFault::NoSpace, Error::Io(e)) => {
+                    assert_eq!(e.kind(), io::ErrorKind::StorageFull);
+                    assert!(e.to_string().contains(".raftlog"), "{e} names the file");
+                }
+                // Rotated, or had no space for the new file's header either.
+                (WriteFault::NoSpaceRotate, Error::TryAgain(_) | Error::Io(_)) => {}
+                (WriteFault::Io, Error::Io(e)) => assert!(e.to_string().contains("os error 5")),
+                other => panic!("unexpected {other:?}"),
+            }
+            assert!(!has(&engine, 12), "what failed is not there");
+            assert!(engine.write(&mut group(12), true).is_err(), "still refused");
+            faults.clear();
+            append(&engine, 12..30);
+            drop(engine);
+            assert_eq!(restart(&dir, 30), 30, "{fault:?} after {bytes} bytes");
+        }
+    }
+}
+
+#[test]
+fn a_full_disk_does_not_litter_the_log_with_files() {
+    let (_keep, dir) = scratch();
+    let (fs, faults, _) = faulty();
+    let engine = open_on(&dir, fs);
+    append(&engine, 0..5);
+    faults.fail_writes_after(300, WriteFault::NoSpace);
+    for _ in 0..50 {
+        assert!(engine.write(&mut group(5), true).is_err());
+    }
+    assert_eq!(
+        engine.file_span(raft_engine::internals::LogQueue::Append),
+        (1, 1)
+    );
+}
+
+#[test]
+fn groups_after_a_rotation_that_found_no_space_survive_a_crash() {
+    for seed in 0..20 {
+        let (_keep, dir) = scratch();
+        let (fs, faults, _) = faulty();
+        faults.track_unsynced();
+        let engine = open_on(&dir, fs);
+        append(&engine, 0..8);
+        // Neither the group fits, nor the header of the next file.
+        faults.fail_writes_after(seed, WriteFault::NoSpaceRotate);
+        assert!(engine.write(&mut group(8), true).is_err());
+        faults.clear();
+        assert!(
+            dir.join("0000000000000003.raftlog").exists(),
+            "a stub is there"
+        );
+        append(&engine, 8..11);
+        engine.write(&mut group(11), false).unwrap();
+        lose_power(&faults, PowerCut::Tear { seed }, engine);
+        assert!([11, 12].contains(&restart(&dir, 12)), "seed {seed}");
+    }
+}
+
+#[test]
+fn a_failed_preallocation_is_no_failure() {
+    let (_keep, dir) = scratch();
+    let (fs, faults, _) = faulty();
+    faults.fail_allocate(true);
+    let engine = open_on(&dir, fs);
+    append(&engine, 0..20);
+    drop(engine);
+    assert_eq!(restart(&dir, 20), 20);
+}
+
+#[test]
+fn a_failed_sync_calls_abort_with_the_file() {
+    let (_keep, dir) = scratch();
+    let (fs, faults, aborted) = faulty();
+    let engine = open_on(&dir, fs);
+    append(&engine, 0..3);
+    faults.fail_sync(true);
+    assert!(
+        panics(|| drop(engine.write(&mut group(3), true))),
+        "nobody is told that it is durable"
+    );
+    assert_eq!(
+        *aborted.lock().unwrap(),
+        [dir.join("0000000000000001.raftlog")]
+    );
+    faults.clear();
+}
+
+#[test]
+fn a_stalled_sync_stalls_the_write_and_nothing_else() {
+    let (_keep, dir) = scratch();
+    let (fs, faults, _) = faulty();
+    let engine = open_on(&dir, fs);
+    append(&engine, 0..1);
+    let pause = Duration::from_millis(200);
+    faults.stall_sync(pause);
+    std::thread::scope(|scope| {
+        let started = Instant::now();
+        let writer = scope.spawn(|| append(&engine, 1..2));
+        std::thread::sleep(pause / 10);
+        assert!(has(&engine, 0), "reads go on");
+        assert!(started.elapsed() < pause, "reads do not wait for the sync");
+        writer.join().unwrap();
+        assert!(started.elapsed() >= pause);
+    });
+    faults.clear();
+}
+
+#[test]
+fn a_power_cut_loses_only_what_was_not_synced() {
+    for unsynced in [0, 1] {
+        let (_keep, dir) = scratch();
+        let (fs, faults, _) = faulty();
+        faults.track_unsynced();
+        let engine = open_on(&dir, fs);
+        append(&engine, 0..10);
+        for n in 10..10 + unsynced {
+            engine.write(&mut group(n), false).unwrap();
+        }
+        assert_eq!(
+            faults.power_cut(PowerCut::DropUnsynced).unwrap() as u64,
+            unsynced
+        );
+        let write = || assert!(engine.write(&mut group(11), true).is_ok());
+        assert!(panics(write), "nothing is written without power");
+        faults.bury();
+        drop(engine);
+        assert_eq!(restart(&dir, 12), 10);
+    }
+}
+
+#[test]
+fn a_power_cut_at_any_group_keeps_every_acknowledged_one() {
+    let (mut torn, mut whole) = (0, 0);
+    for seed in 0..60 {
+        let (_keep, dir) = scratch();
+        let (fs, faults, _) = faulty();
+        faults.track_unsynced();
+        let engine = open_on(&dir, fs);
+        let acknowledged = seed % 30;
+        append(&engine, 0..acknowledged);
+        engine.write(&mut group(acknowledged), false).unwrap();
+        lose_power(&faults, PowerCut::Tear { seed }, engine);
+        let found = inspect(&dir, MAX_GROUP_BYTES).unwrap_or_else(|e| panic!("seed {seed}: {e}"));
+        torn += u32::from(!found.torn.is_empty());
+        let survived = restart(&dir, acknowledged + 1);
+        whole += u32::from(survived > acknowledged);
+        assert!(
+            survived >= acknowledged,
+            "seed {seed}: {survived} of {acknowledged}"
+        );
+    }
+    assert!(
+        torn > 10 && whole > 3,
+        "the seeds reach both: {torn} torn, {whole} whole"
+    );
+}
+
+#[test]
+fn nobody_is_told_that_a_write_is_durable_after_the_power_went() {
+    let (_keep, dir) = scratch();
+    let (fs, faults, _) = faulty();
+    faults.track_unsynced();
+    let engine = open_on(&dir, fs);
+    append(&engine, 0..3);
+    faults.stall_sync(Duration::from_millis(200));
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(|| panics(|| drop(engine.write(&mut group(3), true))));
+        std::thread::sleep(Duration::from_millis(50));
+        faults.power_cut(PowerCut::DropUnsynced).unwrap();
+        assert!(writer.join().unwrap(), "a write under way does not return");
+    });
+    faults.bury();
+    drop(engine);
+    assert_eq!(restart(&dir, 4), 3);
+}
+
+#[test]
+fn a_fresh_log_survives_a_power_cut_before_its_first_write() {
+    let (_keep, dir) = scratch();
+    let (fs, faults, _) = faulty();
+    faults.track_unsynced();
+    let engine = open_on(&dir, fs);
+    assert_eq!(
+        faults.power_cut(PowerCut::DropUnsynced).unwrap(),
+        0,
+        "headers are synced"
+    );
+    faults.bury();
+    drop(engine);
+    let found = inspect(&dir, MAX_GROUP_BYTES).unwrap();
+    assert_eq!((found.files, found.torn), (2, vec![]));
+}
+
+#[test]
+fn a_power_cut_in_the_middle_of_a_purge_loses_nothing() {
+    let mut torn = 0;
+    for seed in 0..16 {
+        let (_keep, dir) = scratch();
+        let (fs, faults, _) = faulty();
+        faults.track_unsynced();
+        let engine = open_on(&dir, fs);
+        append(&engine, 0..100);
+        // Purge gets so far, and fails; whatever it has not synced is torn.
+        faults.fail_writes_after(seed * 20_000, WriteFault::Io);
+        let failed = panics(|| engine.purge_manager().must_rewrite_append_queue(None, None));
+        lose_power(&faults, PowerCut::Tear { seed }, engine);
+        let found = inspect(&dir, MAX_GROUP_BYTES).unwrap();
+        let mut tails = found.torn.iter().filter(|torn| torn.offset > 0);
+        torn += u32::from(tails.clone().next().is_some());
+        assert!(
+            tails.all(|torn| torn.queue == Queue::Rewrite),
+            "beside stubs: {found:?}"
+        );
+        assert_eq!(
+            restart(&dir, 100),
+            100,
+            "seed {seed}, purge failed: {failed}"
+        );
+    }
+    assert!(torn > 0, "some seed tears the rewrite queue");
+}
+
+#[test]
+fn a_failed_delete_leaves_no_gap_behind() {
+    let (_keep, dir) = scratch();
+    let (fs, faults, _) = faulty();
+    let engine = open_on(&dir, fs);
+    append(&engine, 0..40);
+    faults.fail_delete(true);
+    assert!(panics(|| engine
+        .purge_manager()
+        .must_rewrite_append_queue(None, None)));
+    append(&engine, 40..80);
+    assert!(dir.join("0000000000000001.raftlog").exists());
+    faults.clear();
+    engine.purge_manager().must_rewrite_append_queue(None, None);
+    assert!(
+        !dir.join("0000000000000001.raftlog").exists(),
+        "what was left over is gone"
+    );
+    append(&engine, 80..90);
+    drop(engine);
+    assert_eq!(restart(&dir, 90), 90);
+}

@@ -1,0 +1,111 @@
+//! The items in a batch's footer, as far as it takes to add up their entries.
+//!
+//! ```text
+//! items   = count, item*                        numbers are LEB128 varints
+//! item    = group, 1, entries | group, 2, command | group, 3, key and value
+//! entries = count, [index of the first, end*]   ends of the entries, counted from the first entry
+//!                                               of the whole batch
+//! command = 1 (clean) | 2, index (compact)
+//! kv      = 1, key, value (put) | 2, key (delete)    each a length and so many bytes
+//! ```
+
+use std::io;
+
+use super::window::Window;
+
+/// Bytes that the entries of a batch have together, before compression, according to its items in
+/// `[from, to)`; `None` if that is no list of items. The checksum was verified before.
+pub(super) fn entries_len(reader: &mut Window, from: u64, to: u64) -> io::Result<Option<u64>> {
+    let mut items = Items {
+        reader,
+        at: from,
+        to,
+    };
+    match items.sum() {
+        Ok(sum) => Ok((items.at == to).then_some(sum)),
+        Err(e) if e.kind() == io::ErrorKind::InvalidData => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+struct Items<'a> {
+    reader: &'a mut Window,
+    at: u64,
+    to: u64,
+}
+
+impl Items<'_> {
+    fn sum(&mut self) -> io::Result<u64> {
+        let mut sum = 0;
+        for _ in 0..self.number()? {
+            let _group = self.number()?;
+            match self.byte()? {
+                1 => {
+                    let count = self.number()?;
+                    if count > 0 {
+                        let _first_index = self.number()?;
+                    }
+                    for _ in 0..count {
+                        // Ends rise throughout the batch, so the last one is the sum.
+                        let end = self.number()?;
+                        if end < sum {
+                            return Err(malformed());
+                        }
+                        sum = end;
+                    }
+                }
+                2 => match self.byte()? {
+                    1 => {}
+                    2 => drop(self.number()?),
+                    _ => return Err(malformed()),
+                },
+                3 => match self.byte()? {
+                    1 => {
+                        self.skip()?;
+                        self.skip()?;
+                    }
+                    2 => self.skip()?,
+                    _ => return Err(malformed()),
+                },
+                _ => return Err(malformed()),
+            }
+        }
+        Ok(sum)
+    }
+
+    /// Passes over a length and so many bytes.
+    fn skip(&mut self) -> io::Result<()> {
+        let len = self.number()?;
+        if len > self.to - self.at {
+            return Err(malformed());
+        }
+        self.at += len;
+        Ok(())
+    }
+
+    fn number(&mut self) -> io::Result<u64> {
+        let mut number = 0;
+        for shift in (0..64).step_by(7) {
+            let byte = self.byte()?;
+            number |= u64::from(byte & 0x7f) << shift;
+            if byte < 0x80 {
+                return Ok(number);
+            }
+        }
+        Err(malformed())
+    }
+
+    fn byte(&mut self) -> io::Result<u8> {
+        if self.at >= self.to {
+            return Err(malformed());
+        }
+        // Inside the file, so the chunk is not empty.
+        let byte = *self.reader.chunk(self.at)?.first().ok_or_else(malformed)?;
+        self.at += 1;
+        Ok(byte)
+    }
+}
+
+fn malformed() -> io::Error {
+    io::ErrorKind::InvalidData.into()
+}

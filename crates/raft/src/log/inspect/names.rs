@@ -1,0 +1,145 @@
+//! The names of the log's files: which are there, and which are missing.
+//!
+//! Names are read by raft-engine's own parser, so that what is inspected is exactly what it will
+//! open; a name that it would misread is reported rather than ignored.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use raft_engine::internals::{FileId, FileNameExt, LogQueue};
+
+use super::{InspectError, Queue, TornTail};
+
+/// Sequence number of the first file of a fresh queue.
+pub(super) const FIRST_SEQ: u64 = 1;
+
+/// Digits of the sequence number in a file's name; raft-engine cuts a longer name there.
+const SEQ_WIDTH: usize = 16;
+
+/// One file of the log, by name.
+pub(super) struct LogName {
+    pub(super) queue: Queue,
+    pub(super) seq: u64,
+    pub(super) path: PathBuf,
+}
+
+impl LogName {
+    /// The error that says where this file is damaged.
+    pub(super) fn rot(&self, offset: u64, what: String) -> InspectError {
+        InspectError::Rot {
+            path: self.path.clone(),
+            offset,
+            what,
+        }
+    }
+
+    /// The error that says what could not be done with this file.
+    pub(super) fn io(&self, operation: &'static str, source: io::Error) -> InspectError {
+        InspectError::Io {
+            operation,
+            path: self.path.clone(),
+            source,
+        }
+    }
+
+    pub(super) fn torn(&self, offset: u64, bytes: u64) -> TornTail {
+        TornTail {
+            queue: self.queue,
+            path: self.path.clone(),
+            offset,
+            bytes,
+        }
+    }
+
+    /// The path of the file before this one.
+    pub(super) fn predecessor(&self) -> PathBuf {
+        self.path
+            .with_file_name(file_name(self.queue, self.seq.saturating_sub(1)))
+    }
+}
+
+fn file_name(queue: Queue, seq: u64) -> String {
+    let queue = match queue {
+        Queue::Append => LogQueue::Append,
+        Queue::Rewrite => LogQueue::Rewrite,
+    };
+    FileId::new(queue, seq).build_file_name()
+}
+
+/// The log files in `dir`, (append, rewrite), each in order and without a gap.
+pub(super) fn list(dir: &Path) -> Result<(Vec<LogName>, Vec<LogName>), InspectError> {
+    let failed = |source| InspectError::Io {
+        operation: "list",
+        path: dir.to_owned(),
+        source,
+    };
+    let entries = match std::fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok((Vec::new(), Vec::new())),
+        Err(e) => return Err(failed(e)),
+    };
+    let (mut append, mut rewrite) = (Vec::new(), Vec::new());
+    for entry in entries {
+        let path = entry.map_err(failed)?.path();
+        if !path.is_file() {
+            continue;
+        }
+        if let Some(file) = parse(path)? {
+            match file.queue {
+                Queue::Append => append.push(file),
+                Queue::Rewrite => rewrite.push(file),
+            }
+        }
+    }
+    in_order(&mut append)?;
+    in_order(&mut rewrite)?;
+    Ok((append, rewrite))
+}
+
+/// The log file at `path`, or `None` if raft-engine would pass it over.
+fn parse(path: PathBuf) -> Result<Option<LogName>, InspectError> {
+    let name = path.file_name().unwrap_or_default();
+    let Some(name) = name
+        .to_str()
+        .filter(|n| n.len() < SEQ_WIDTH || n.is_char_boundary(SEQ_WIDTH))
+    else {
+        return Err(InspectError::Foreign {
+            path,
+            why: "raft-engine panics at such a name",
+        });
+    };
+    let Some(id) = FileId::parse_file_name(name) else {
+        return Ok(None);
+    };
+    if id.build_file_name() != name {
+        return Err(InspectError::Foreign {
+            path,
+            why: "raft-engine would take it for a log file, and ignore all older ones",
+        });
+    }
+    let queue = match id.queue {
+        LogQueue::Append => Queue::Append,
+        LogQueue::Rewrite => Queue::Rewrite,
+    };
+    Ok(Some(LogName {
+        queue,
+        seq: id.seq,
+        path,
+    }))
+}
+
+fn in_order(files: &mut [LogName]) -> Result<(), InspectError> {
+    files.sort_by_key(|file| file.seq);
+    for pair in files.windows(2) {
+        // Canonical names are distinct, so the numbers strictly rise.
+        let expected = pair[0].seq + 1;
+        if pair[1].seq != expected {
+            let name = file_name(pair[0].queue, expected);
+            return Err(InspectError::MissingFile {
+                path: pair[0].path.with_file_name(name),
+                why: format!("there are older files, and {}", pair[1].path.display()),
+            });
+        }
+    }
+    Ok(())
+}

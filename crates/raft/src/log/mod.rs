@@ -1,0 +1,333 @@
+//! The durable log: one per node, shared by all of its groups.
+//!
+//! Storage is TiKV's `raft-engine`. Ours is what stands around it:
+//!
+//! - [`inspect`]: a look at the files *before* raft-engine opens them, because it would silently
+//!   cut the log at the first broken batch of its last file, acknowledged or not;
+//! - [`fs`]: the file system below it, where a failed sync ends the process with the file's name,
+//!   and where tests inject faults;
+//! - [`writer`]: the one thread that writes, for all groups, with one sync per group of requests.
+//!
+//! Per group the log holds its entries above the floor, the hard state, and the floor itself.
+
+pub mod fs;
+pub mod inspect;
+pub mod writer;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use protobuf::Message as _;
+use raft::eraftpb::{Entry, HardState};
+use raft_engine::{Command, LogBatch, MessageExt, ReadableSize, RecoveryMode};
+
+use crate::engine::{LogFloor, LogReader, MAX_COMMAND_BYTES, PersistedState, RawEntries};
+use crate::ids::{GroupId, Lsn, Term};
+pub use fs::{Faults, LogFileSystem};
+pub use inspect::{Inspection, TornTail};
+pub use writer::{LogWriter, Persisted};
+
+type RaftEngine = raft_engine::Engine<LogFileSystem>;
+
+const KEY_HARD_STATE: &[u8] = b"hard-state";
+const KEY_FLOOR: &[u8] = b"floor";
+/// raft-engine's key for what belongs to no group.
+const NODE_REGION: u64 = u64::MAX - 1;
+const KEY_FORMAT: &[u8] = b"format";
+/// Version of what this module writes into raft-engine.
+const FORMAT: u8 = 1;
+
+/// Where the log lives, and its sizes.
+#[derive(Clone, Debug)]
+pub struct LogConfig {
+    /// Directory; made if missing.
+    pub dir: PathBuf,
+    /// A file is closed once it is this large, in bytes.
+    pub segment_size: u64,
+    /// Files whose entries are no longer needed are deleted once the log is larger than this, in
+    /// bytes; at least `segment_size`.
+    pub purge_threshold: u64,
+    /// Most bytes in one write group: what one sync makes durable, and the most that a crash can
+    /// leave torn.
+    pub max_group_size: u64,
+}
+
+/// Why the log could not be opened or read.
+#[derive(Debug, thiserror::Error)]
+pub enum LogError {
+    /// The look at the files found damage that no crash can explain, or could not read them.
+    #[error(transparent)]
+    Inspect(#[from] inspect::InspectError),
+    /// A torn tail could not be cut.
+    #[error("cutting the torn tail of the log in {dir}: {source}")]
+    Cut {
+        /// The log's directory.
+        dir: PathBuf,
+        /// What happened.
+        source: std::io::Error,
+    },
+    /// raft-engine failed.
+    #[error("the log in {dir}: {message}")]
+    Engine {
+        /// The log's directory.
+        dir: PathBuf,
+        /// What raft-engine says.
+        message: String,
+    },
+    /// The log was written by a newer version.
+    #[error(
+        "the log in {dir} has format {found}, this version knows up to {FORMAT}: use a newer esker"
+    )]
+    NewerFormat {
+        /// The log's directory.
+        dir: PathBuf,
+        /// The format found.
+        found: u8,
+    },
+}
+
+/// A node's log. Cheap to clone.
+#[derive(Clone)]
+pub struct SharedLog {
+    engine: Arc<RaftEngine>,
+    config: Arc<LogConfig>,
+}
+
+impl SharedLog {
+    /// Looks at the files, cuts a torn tail, opens. The inspection tells what was found.
+    pub fn open(config: LogConfig, faults: Faults) -> Result<(SharedLog, Inspection), LogError> {
+        let found = inspect::inspect(&config.dir, max_torn(config.max_group_size))?;
+        found.cut().map_err(|source| LogError::Cut {
+            dir: config.dir.clone(),
+            source,
+        })?;
+        let engine_error = |e: raft_engine::Error| LogError::Engine {
+            dir: config.dir.clone(),
+            message: e.to_string(),
+        };
+        let engine = RaftEngine::open_with_file_system(
+            raft_engine::Config {
+                dir: config.dir.to_string_lossy().into_owned(),
+                // What could be torn is cut already: raft-engine is to cut nothing by itself.
+                recovery_mode: RecoveryMode::AbsoluteConsistency,
+                // Compression would cost the write path more than the bytes it saves.
+                batch_compression_threshold: ReadableSize(0),
+                target_file_size: ReadableSize(config.segment_size),
+                purge_threshold: ReadableSize(config.purge_threshold.max(config.segment_size)),
+                // A recycled file holds old records behind new ones, which would make a torn
+                // tail look like rot.
+                enable_log_recycle: false,
+                recovery_threads: 2,
+                ..raft_engine::Config::default()
+            },
+            Arc::new(LogFileSystem::with_faults(faults)),
+        )
+        .map_err(engine_error)?;
+        let mut first = LogBatch::default();
+        match engine.get(NODE_REGION, KEY_FORMAT).as_deref() {
+            None => first
+                .put(NODE_REGION, KEY_FORMAT.to_vec(), vec![FORMAT])
+                .map_err(engine_error)?,
+            Some([FORMAT]) => {}
+            Some(other) => {
+                return Err(LogError::NewerFormat {
+                    dir: config.dir.clone(),
+                    found: other.first().copied().unwrap_or(0),
+                });
+            }
+        }
+        compact_again(&engine, &mut first);
+        if !first.is_empty() {
+            engine.write(&mut first, true).map_err(engine_error)?;
+        }
+        let log = SharedLog {
+            engine: Arc::new(engine),
+            config: Arc::new(config),
+        };
+        Ok((log, found))
+    }
+
+    /// What the log remembers of a group.
+    pub fn state(&self, group: GroupId) -> Result<PersistedState, LogError> {
+        let region = region(group);
+        let hard_state = match self.engine.get(region, KEY_HARD_STATE) {
+            Some(bytes) => HardState::parse_from_bytes(&bytes)
+                .map_err(|e| self.error(format!("hard state of group {group}: {e}")))?,
+            None => HardState::default(),
+        };
+        let floor = match self.engine.get(region, KEY_FLOOR) {
+            Some(bytes) => decode_floor(&bytes)
+                .ok_or_else(|| self.error(format!("floor of group {group} is malformed")))?,
+            None => LogFloor::default(),
+        };
+        let last = self
+            .engine
+            .last_index(region)
+            .map_or(floor.lsn, |last| Lsn(last.max(floor.lsn.0)));
+        if let Some(first) = self.engine.first_index(region)
+            && first > floor.lsn.0 + 1
+        {
+            return Err(self.error(format!(
+                "group {group}: entries {}..{first} are missing",
+                floor.lsn.0 + 1
+            )));
+        }
+        Ok(PersistedState {
+            floor,
+            last,
+            hard_state,
+        })
+    }
+
+    /// Reads a group's entries.
+    pub fn reader(&self, group: GroupId) -> Box<dyn LogReader> {
+        Box::new(GroupReader {
+            engine: self.engine.clone(),
+            group,
+        })
+    }
+
+    /// Deletes files that no group needs. Answers the groups whose old entries hold files back:
+    /// they should be flushed and compacted.
+    pub fn purge(&self) -> Result<Vec<GroupId>, LogError> {
+        let held_by = on_a_fresh_thread(|| self.engine.purge_expired_files())
+            .map_err(|e| self.error(e.to_string()))?
+            .map_err(|e| self.error(e.to_string()))?;
+        Ok(held_by
+            .into_iter()
+            .filter(|region| *region != NODE_REGION)
+            .map(|region| GroupId(region - 1))
+            .collect())
+    }
+
+    /// Bytes of files that the log uses, counting whole files.
+    pub fn used_bytes(&self) -> u64 {
+        let (first, last) = self
+            .engine
+            .file_span(raft_engine::internals::LogQueue::Append);
+        (last - first + 1) * self.config.segment_size
+    }
+
+    /// Its configuration.
+    pub fn config(&self) -> &LogConfig {
+        &self.config
+    }
+
+    fn error(&self, message: String) -> LogError {
+        LogError::Engine {
+            dir: self.config.dir.clone(),
+            message,
+        }
+    }
+}
+
+/// raft-engine's number for a group: its own tools print 0 as "none", so ours start at 1.
+fn region(group: GroupId) -> u64 {
+    group.0 + 1
+}
+
+/// raft-engine remembers a compaction only as long as the append file that it was written to: once
+/// purge has deleted that, entries that purge had copied before are back after a restart. Behind
+/// them there may be a hole up to the floor, over which raft-engine would panic at the next write.
+fn compact_again(engine: &RaftEngine, batch: &mut LogBatch) {
+    for region in engine.raft_groups() {
+        let floor = engine
+            .get(region, KEY_FLOOR)
+            .and_then(|bytes| decode_floor(&bytes));
+        if let (Some(floor), Some(first)) = (floor, engine.first_index(region))
+            && first <= floor.lsn.0
+        {
+            let index = floor.lsn.0 + 1;
+            batch.add_command(region, Command::Compact { index });
+        }
+    }
+}
+
+fn encode_floor(floor: LogFloor) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(16);
+    bytes.extend_from_slice(&floor.lsn.0.to_be_bytes());
+    bytes.extend_from_slice(&floor.term.0.to_be_bytes());
+    bytes
+}
+
+fn decode_floor(bytes: &[u8]) -> Option<LogFloor> {
+    let (lsn, term) = bytes.split_first_chunk::<8>()?;
+    Some(LogFloor {
+        lsn: Lsn(u64::from_be_bytes(*lsn)),
+        term: Term(u64::from_be_bytes(term.try_into().ok()?)),
+    })
+}
+
+/// The most that a torn write group can take on disk: its requests, encoded, and the one request
+/// that may exceed the limit by itself.
+fn max_torn(max_group_size: u64) -> u64 {
+    2 * max_group_size + MAX_COMMAND_BYTES as u64
+}
+
+/// Tells raft-engine where an entry's index is.
+#[derive(Clone)]
+pub(crate) struct EntryIndex;
+
+impl MessageExt for EntryIndex {
+    type Entry = Entry;
+
+    fn index(entry: &Entry) -> u64 {
+        entry.index
+    }
+}
+
+struct GroupReader {
+    engine: Arc<RaftEngine>,
+    group: GroupId,
+}
+
+impl GroupReader {
+    fn failed(&self, what: impl std::fmt::Display) -> String {
+        format!("group {}, {}: {what}", self.group, self.engine.path())
+    }
+}
+
+impl LogReader for GroupReader {
+    fn entries(&self, low: Lsn, high: Lsn, max_bytes: u64) -> Result<RawEntries, String> {
+        let mut entries = Vec::new();
+        let max = usize::try_from(max_bytes).unwrap_or(usize::MAX);
+        let region = region(self.group);
+        on_a_fresh_thread(|| {
+            self.engine.fetch_entries_to::<EntryIndex>(
+                region,
+                low.0,
+                high.0,
+                Some(max),
+                &mut entries,
+            )
+        })
+        .map_err(|e| self.failed(e))?
+        .map_err(|e| self.failed(e))?;
+        Ok(RawEntries(entries))
+    }
+
+    fn term(&self, lsn: Lsn) -> Result<Term, String> {
+        let region = region(self.group);
+        on_a_fresh_thread(|| self.engine.get_entry::<EntryIndex>(region, lsn.0))
+            .map_err(|e| self.failed(e))?
+            .map_err(|e| self.failed(e))?
+            .map(|entry| Term(entry.term))
+            .ok_or_else(|| self.failed(format_args!("there is no entry at LSN {lsn}")))
+    }
+}
+
+/// raft-engine keeps the block that a thread has read last, and knows it by file number and offset
+/// alone. A thread that reads two logs, or one that was cut and written on, would get the block of
+/// the other: wrong entries, and purge would copy them. A thread has nothing to mix up with at
+/// first; reads are rare and large enough for one each.
+fn on_a_fresh_thread<T: Send>(read: impl FnOnce() -> T + Send) -> std::io::Result<T> {
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new()
+            .name("log-reader".to_owned())
+            .spawn_scoped(scope, read)?;
+        match thread.join() {
+            Ok(read) => Ok(read),
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    })
+}

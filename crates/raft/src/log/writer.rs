@@ -1,0 +1,328 @@
+//! The one thread that writes the log: group commit for all groups of a node.
+//!
+//! Requests queue up while a sync is under way; the next write group takes as many as fit into
+//! [`max_group_size`](super::LogConfig::max_group_size) and makes them durable with one sync. A
+//! write group is one batch of raft-engine, so a crash leaves all of it or none. Every batch is
+//! synced, also one that only compacts: so at most the last one can be torn, which is what
+//! [`super::inspect`] relies on.
+//!
+//! A write that fails (a full disk, say) is tried again until it works, always the same requests,
+//! none skipped; meanwhile [`LogWriter::stalled`] says so, and proposals are refused at the door.
+//! A failed *sync* ends the process, see [`super::fs`].
+//!
+//! The queue is bounded by what its producers may have in flight: `max_pending_proposals` per
+//! group, and the bytes that the host admits.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+use protobuf::Message as _;
+use raft::eraftpb::HardState;
+use raft_engine::{Command, LogBatch};
+
+use super::{EntryIndex, KEY_FLOOR, KEY_HARD_STATE, RaftEngine, SharedLog, encode_floor, region};
+use crate::engine::{LogFloor, Persist};
+use crate::ids::GroupId;
+
+/// Pause before a failed write is tried again: short enough that service resumes soon after space
+/// returns, long enough not to spin.
+const RETRY_PAUSE: Duration = Duration::from_millis(100);
+/// A stall is logged again after this long.
+const STALL_REMINDER: Duration = Duration::from_secs(10);
+
+/// Hears that what it asked for is durable. Called on the writer's thread, so it must be quick.
+pub trait Persisted: Send + Sync {
+    /// Everything of this group up to `number` is durable.
+    fn persisted(&self, number: u64);
+}
+
+enum Request {
+    Persist {
+        group: GroupId,
+        persist: Persist,
+        to: Arc<dyn Persisted>,
+    },
+    Compact {
+        group: GroupId,
+        floor: LogFloor,
+    },
+    /// Answered once everything before it is written.
+    Barrier(mpsc::Sender<()>),
+}
+
+impl Request {
+    fn bytes(&self) -> u64 {
+        match self {
+            Request::Persist { persist, .. } => persist.bytes(),
+            Request::Compact { .. } | Request::Barrier(_) => 64,
+        }
+    }
+}
+
+#[derive(Default)]
+struct Queue {
+    requests: Vec<Request>,
+    stopping: bool,
+    /// The thread has ended: what comes is dropped.
+    closed: bool,
+}
+
+#[derive(Default)]
+struct Shared {
+    queue: Mutex<Queue>,
+    arrived: Condvar,
+    stalled: AtomicBool,
+    /// Write groups made durable, and requests in them.
+    counts: Mutex<WriterCounts>,
+}
+
+/// What the writer has done since it started.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct WriterCounts {
+    /// Write groups, each with one sync.
+    pub groups: u64,
+    /// Requests made durable.
+    pub requests: u64,
+    /// Bytes written, roughly.
+    pub bytes: u64,
+    /// Time in write and sync.
+    pub busy: Duration,
+}
+
+/// Handle to the writer's thread. Cheap to clone.
+#[derive(Clone)]
+pub struct LogWriter {
+    shared: Arc<Shared>,
+    thread: Arc<Mutex<Option<JoinHandle<()>>>>,
+}
+
+impl LogWriter {
+    /// Starts the thread.
+    pub fn start(log: &SharedLog) -> std::io::Result<LogWriter> {
+        let shared = Arc::new(Shared::default());
+        let thread = std::thread::Builder::new()
+            .name("log-writer".to_owned())
+            .spawn({
+                let shared = shared.clone();
+                let engine = log.engine.clone();
+                let max_group = log.config.max_group_size;
+                move || run(&shared, &engine, max_group)
+            })?;
+        Ok(LogWriter {
+            shared,
+            thread: Arc::new(Mutex::new(Some(thread))),
+        })
+    }
+
+    /// Queues a group's entries and hard state.
+    pub fn persist(&self, group: GroupId, persist: Persist, to: Arc<dyn Persisted>) {
+        self.push(Request::Persist { group, persist, to });
+    }
+
+    /// Queues a compaction; it rides with whatever else is to be written.
+    pub fn compact(&self, group: GroupId, floor: LogFloor) {
+        self.push(Request::Compact { group, floor });
+    }
+
+    /// Whether the last write failed and is being tried again.
+    pub fn stalled(&self) -> bool {
+        self.shared.stalled.load(Ordering::Relaxed)
+    }
+
+    /// What was done so far.
+    pub fn counts(&self) -> WriterCounts {
+        *self.shared.counts.lock()
+    }
+
+    /// Waits until everything queued before is written, or `timeout` has passed; whether it was.
+    pub fn flush(&self, timeout: Duration) -> bool {
+        let (tx, rx) = mpsc::channel();
+        self.push(Request::Barrier(tx));
+        rx.recv_timeout(timeout).is_ok()
+    }
+
+    /// Writes what is queued and ends the thread. A write that keeps failing is given up:
+    /// nothing of it was acknowledged.
+    pub fn stop(&self) {
+        self.shared.queue.lock().stopping = true;
+        self.shared.arrived.notify_one();
+        let thread = self.thread.lock().take();
+        if let Some(thread) = thread {
+            // A panic of the writer has already been reported by the panic hook.
+            let _ = thread.join();
+        }
+    }
+
+    fn push(&self, request: Request) {
+        let mut queue = self.shared.queue.lock();
+        if queue.closed {
+            return;
+        }
+        queue.requests.push(request);
+        let first = queue.requests.len() == 1;
+        drop(queue);
+        if first {
+            self.shared.arrived.notify_one();
+        }
+    }
+}
+
+/// However the writer's thread ends: what is still queued is dropped, and with it the references to
+/// the groups, which refer to the writer in turn.
+struct CloseQueue<'a>(&'a Shared);
+
+impl Drop for CloseQueue<'_> {
+    fn drop(&mut self) {
+        let mut queue = self.0.queue.lock();
+        queue.closed = true;
+        let given_up = std::mem::take(&mut queue.requests);
+        drop(queue);
+        drop(given_up);
+    }
+}
+
+fn run(shared: &Shared, engine: &RaftEngine, max_group: u64) {
+    let _close = CloseQueue(shared);
+    let mut waiting: Vec<Request> = Vec::new();
+    let mut batch = LogBatch::default();
+    loop {
+        if waiting.is_empty() {
+            let mut queue = shared.queue.lock();
+            while queue.requests.is_empty() {
+                if queue.stopping {
+                    return;
+                }
+                shared.arrived.wait(&mut queue);
+            }
+            std::mem::swap(&mut waiting, &mut queue.requests);
+        }
+        let group = take_group(&mut waiting, max_group);
+        if !write_group(shared, engine, &mut batch, &group) {
+            return;
+        }
+        announce(group);
+    }
+}
+
+/// The first requests that fit into `max_group` bytes; at least one.
+fn take_group(waiting: &mut Vec<Request>, max_group: u64) -> Vec<Request> {
+    let mut bytes = 0;
+    let mut count = 0;
+    for request in waiting.iter() {
+        bytes += request.bytes();
+        if count > 0 && bytes > max_group {
+            break;
+        }
+        count += 1;
+    }
+    if count == waiting.len() {
+        std::mem::take(waiting)
+    } else {
+        waiting.drain(..count).collect()
+    }
+}
+
+/// Writes and syncs until it works; false if it did not work and the writer is to stop.
+fn write_group(
+    shared: &Shared,
+    engine: &RaftEngine,
+    batch: &mut LogBatch,
+    group: &[Request],
+) -> bool {
+    let mut reported: Option<Instant> = None;
+    let started = Instant::now();
+    loop {
+        let result = fill(batch, group).and_then(|()| engine.write(batch, true));
+        match result {
+            Ok(_) => break,
+            Err(error) => {
+                // A batch whose write failed is sealed; the next try builds a new one.
+                *batch = LogBatch::default();
+                shared.stalled.store(true, Ordering::Relaxed);
+                if reported.is_none_or(|at| at.elapsed() >= STALL_REMINDER) {
+                    tracing::error!(
+                        dir = engine.path(),
+                        %error,
+                        "the log cannot be written: proposals are refused, the same write is tried again"
+                    );
+                    reported = Some(Instant::now());
+                }
+                if shared.queue.lock().stopping {
+                    return false;
+                }
+                std::thread::sleep(RETRY_PAUSE);
+            }
+        }
+    }
+    if reported.is_some() {
+        shared.stalled.store(false, Ordering::Relaxed);
+        tracing::info!(dir = engine.path(), "the log can be written again");
+    }
+    let mut counts = shared.counts.lock();
+    counts.groups += 1;
+    counts.requests += group.len() as u64;
+    counts.bytes += group.iter().map(Request::bytes).sum::<u64>();
+    counts.busy += started.elapsed();
+    true
+}
+
+fn fill(batch: &mut LogBatch, group: &[Request]) -> raft_engine::Result<()> {
+    // Only the last hard state of a group in this batch counts.
+    let mut hard_states: Vec<(GroupId, &HardState)> = Vec::new();
+    for request in group {
+        match request {
+            Request::Persist {
+                group: id, persist, ..
+            } => {
+                batch.add_entries::<EntryIndex>(region(*id), &persist.entries)?;
+                match hard_states.iter_mut().find(|(known, _)| known == id) {
+                    Some((_, latest)) => *latest = &persist.hard_state,
+                    None => hard_states.push((*id, &persist.hard_state)),
+                }
+            }
+            Request::Compact { group: id, floor } => {
+                batch.put(region(*id), KEY_FLOOR.to_vec(), encode_floor(*floor))?;
+                batch.add_command(
+                    region(*id),
+                    Command::Compact {
+                        index: floor.lsn.0 + 1,
+                    },
+                );
+            }
+            Request::Barrier(_) => {}
+        }
+    }
+    for (id, hard_state) in hard_states {
+        let bytes = hard_state.write_to_bytes()?;
+        batch.put(region(id), KEY_HARD_STATE.to_vec(), bytes)?;
+    }
+    Ok(())
+}
+
+/// Tells each group once, with its last number.
+fn announce(group: Vec<Request>) {
+    let mut last: Vec<(GroupId, u64, Arc<dyn Persisted>)> = Vec::new();
+    let mut barriers = Vec::new();
+    for request in group {
+        match request {
+            Request::Persist { group, persist, to } => {
+                match last.iter_mut().find(|(id, _, _)| *id == group) {
+                    Some((_, number, _)) => *number = persist.number,
+                    None => last.push((group, persist.number, to)),
+                }
+            }
+            Request::Barrier(answer) => barriers.push(answer),
+            Request::Compact { .. } => {}
+        }
+    }
+    for (_, number, to) in last {
+        to.persisted(number);
+    }
+    for answer in barriers {
+        // Whoever asked may have stopped waiting.
+        let _ = answer.send(());
+    }
+}

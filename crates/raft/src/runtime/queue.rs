@@ -1,0 +1,77 @@
+//! Committed entries on their way to an apply thread.
+//!
+//! A mutex and a condition variable rather than a channel: channels spin before they sleep, which
+//! with an apply thread per group costs more than it saves. Bounded by the engine, which hands out
+//! no more than `max_apply_backlog_bytes` from the log, and by what producers may have in flight.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use parking_lot::{Condvar, Mutex};
+
+use crate::engine::Committed;
+
+/// Most bytes applied as one step: large enough to spread the cost of a database write over many
+/// entries, small enough that answers do not wait for each other.
+const MAX_STEP_BYTES: usize = 2 * 1024 * 1024;
+/// Most entries applied as one step, for the same reason.
+const MAX_STEP_ENTRIES: usize = 1024;
+
+#[derive(Default)]
+pub(super) struct ApplyQueue {
+    waiting: Mutex<Waiting>,
+    arrived: Condvar,
+}
+
+#[derive(Default)]
+struct Waiting {
+    committed: VecDeque<Vec<Committed>>,
+    closed: bool,
+}
+
+impl ApplyQueue {
+    /// Adds entries; they go nowhere once the queue is closed.
+    pub fn push(&self, entries: Vec<Committed>) {
+        let mut waiting = self.waiting.lock();
+        if waiting.closed {
+            return;
+        }
+        waiting.committed.push_back(entries);
+        let first = waiting.committed.len() == 1;
+        drop(waiting);
+        if first {
+            self.arrived.notify_one();
+        }
+    }
+
+    /// What is there already still comes out.
+    pub fn close(&self) {
+        self.waiting.lock().closed = true;
+        self.arrived.notify_one();
+    }
+
+    /// The entries of the next step, in order; none after `timeout`, `None` once the queue is
+    /// closed and empty.
+    pub fn next_step(&self, timeout: Duration) -> Option<Vec<Committed>> {
+        let mut waiting = self.waiting.lock();
+        if waiting.committed.is_empty() && !waiting.closed {
+            self.arrived.wait_for(&mut waiting, timeout);
+        }
+        let Some(mut step) = waiting.committed.pop_front() else {
+            return (!waiting.closed).then(Vec::new);
+        };
+        let mut bytes: usize = step.iter().map(size).sum();
+        while bytes < MAX_STEP_BYTES && step.len() < MAX_STEP_ENTRIES {
+            let Some(more) = waiting.committed.pop_front() else {
+                break;
+            };
+            bytes += more.iter().map(size).sum::<usize>();
+            step.extend(more);
+        }
+        Some(step)
+    }
+}
+
+fn size(entry: &Committed) -> usize {
+    entry.command.as_ref().map_or(0, |c| c.len()) + 32
+}

@@ -1,0 +1,170 @@
+//! What the runtime promises, on real files and real threads.
+//!
+//! - [`machine`]: a state machine that remembers commands, and a store that survives it;
+//! - [`answers`]: who is answered what, and when;
+//! - [`restart`]: what is there after a restart; compaction, purge, stop;
+//! - [`faults`]: full disks, failed syncs, damaged logs, state machines that cannot apply;
+//! - [`power`]: power cuts, by seed.
+
+mod answers;
+mod faults;
+mod machine;
+mod power;
+mod restart;
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use tokio::sync::oneshot;
+
+use super::*;
+use crate::ids::{GroupId, Lsn, NodeId};
+use crate::log::{Faults, LogConfig};
+use machine::{Answer, Store, padded};
+
+/// Nothing here takes that long unless it hangs.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+type Waiting = oneshot::Receiver<Result<Answer, ProposeError>>;
+
+/// Small files, so that tests rotate and purge.
+fn config(dir: &Path) -> NodeConfig {
+    NodeConfig {
+        id: NodeId(1),
+        log: LogConfig {
+            dir: dir.to_owned(),
+            segment_size: 32 * 1024,
+            purge_threshold: 64 * 1024,
+            max_group_size: 16 * 1024,
+        },
+        tick_interval: Duration::from_millis(20),
+        max_pending_proposals: 10_000,
+    }
+}
+
+/// A directory that the test removes, and the log's place in it.
+fn scratch() -> (tempfile::TempDir, PathBuf) {
+    let keep = tempfile::tempdir().unwrap();
+    let dir = keep.path().join("log");
+    (keep, dir)
+}
+
+/// A running node with one group for each store.
+struct Host {
+    node: Node,
+    groups: Vec<Group<Answer>>,
+}
+
+impl Host {
+    fn start(dir: &Path, faults: &Faults, stores: &[Store]) -> Host {
+        let (node, _) = Node::start(config(dir), faults.clone()).unwrap();
+        Host::on(node, stores)
+    }
+
+    fn on(node: Node, stores: &[Store]) -> Host {
+        let open = |(id, store): (u64, &Store)| {
+            node.open_group(GroupId(id), store.machine(), Box::new(|_| {}))
+                .unwrap()
+        };
+        let groups = (0..).zip(stores).map(open).collect();
+        let host = Host { node, groups };
+        for group in &host.groups {
+            wait_for("the group serves", || {
+                let status = group.status();
+                status.role == crate::Role::Leader && status.applied_term == status.term
+            });
+        }
+        host
+    }
+
+    /// Ends its threads.
+    fn end(&self) {
+        for group in &self.groups {
+            group.stop();
+        }
+        self.node.stop();
+    }
+
+    /// Ends it, and lets go of the log, which can then be opened again.
+    fn stop(self) {
+        self.end();
+    }
+}
+
+/// Flushes a group's state, compacts its log up to there, and waits until that is written.
+fn flush_and_compact(host: &Host, at: usize, store: &Store) -> Lsn {
+    let group = &host.groups[at];
+    let lsn = store.flush();
+    // The engine hears of what is applied a moment after the store, and compacts no more than that.
+    wait_for("the floor moves", || {
+        group.durable(lsn);
+        group.status().floor == lsn
+    });
+    assert!(host.node.writer().flush(PATIENCE));
+    lsn
+}
+
+/// Waits until it is so.
+fn wait_for(what: &str, so: impl Fn() -> bool) {
+    let started = Instant::now();
+    while !so() {
+        assert!(started.elapsed() < PATIENCE, "in vain: {what}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Waits for an answer. A proposal that nobody answers fails the test instead of hanging it.
+fn answer(waiting: Waiting) -> Result<Answer, ProposeError> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .build()
+        .unwrap();
+    runtime
+        .block_on(async { tokio::time::timeout(PATIENCE, waiting).await })
+        .expect("a proposal is answered")
+        .unwrap_or(Err(ProposeError::Unknown))
+}
+
+/// Proposes and waits.
+fn execute(group: &Group<Answer>, command: &str) -> Result<Answer, ProposeError> {
+    answer(group.propose(command.into())?)
+}
+
+/// Proposes these and waits for all; they are under way together.
+fn execute_all(group: &Group<Answer>, commands: &[String]) {
+    execute_padded(group, commands, 0);
+}
+
+/// The same, each with so many bytes behind it.
+fn execute_padded(group: &Group<Answer>, commands: &[String], padding: usize) {
+    let propose = |command: &String| group.propose(padded(command, padding)).unwrap();
+    let waiting: Vec<_> = commands.iter().map(propose).collect();
+    for (command, waiting) in commands.iter().zip(waiting) {
+        assert_eq!(&answer(waiting).unwrap().command, command);
+    }
+}
+
+/// `<prefix>-0`, `<prefix>-1`, …
+fn numbered(prefix: &str, count: usize) -> Vec<String> {
+    (0..count).map(|n| format!("{prefix}-{n}")).collect()
+}
+
+/// These commands, each once, in this order, though others may be among them.
+#[track_caller]
+fn assert_contains_in_order(all: &[String], expected: &[String], context: &str) {
+    let mut rest = all.iter();
+    for command in expected {
+        assert!(
+            rest.any(|c| c == command),
+            "{context}: {command} is lost or out of order in {all:?}"
+        );
+    }
+    assert_no_repetition(all, context);
+}
+
+#[track_caller]
+fn assert_no_repetition(all: &[String], context: &str) {
+    let distinct: BTreeSet<_> = all.iter().collect();
+    assert_eq!(distinct.len(), all.len(), "{context}: repeated in {all:?}");
+}

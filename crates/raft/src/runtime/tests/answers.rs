@@ -1,0 +1,249 @@
+//! Who is answered what, and when.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use super::*;
+
+#[test]
+fn answers_come_in_the_order_of_the_proposals() {
+    let (_keep, dir) = scratch();
+    let store = Store::default();
+    let host = Host::start(&dir, &Faults::new(), std::slice::from_ref(&store));
+    let commands = numbered("c", 500);
+    let mut waiting: Vec<_> = commands
+        .iter()
+        .map(|c| host.groups[0].propose(c.clone().into()).unwrap())
+        .collect();
+    let mut answered = vec![false; commands.len()];
+    let started = Instant::now();
+    while answered.contains(&false) {
+        assert!(started.elapsed() < PATIENCE, "not all are answered");
+        // From the last one backwards: when one is answered, so are all before it.
+        let mut later = false;
+        for (waiting, answered) in waiting.iter_mut().zip(&mut answered).rev() {
+            *answered |= waiting.try_recv().is_ok();
+            assert!(*answered || !later, "a later one was answered first");
+            later |= *answered;
+        }
+    }
+    assert_eq!(store.commands(), commands);
+    host.stop();
+}
+
+#[test]
+fn every_one_of_many_threads_gets_the_answer_to_its_own_command() {
+    let (_keep, dir) = scratch();
+    let stores = [Store::default(), Store::default()];
+    let host = Host::start(&dir, &Faults::new(), &stores);
+    let mut expected = 0;
+    std::thread::scope(|scope| {
+        for thread in 0..8 {
+            expected += 100;
+            let group = &host.groups[thread % 2];
+            scope.spawn(move || {
+                let mut position = None;
+                for command in numbered(&format!("t{thread}"), 100) {
+                    let answer = execute(group, &command).unwrap();
+                    assert_eq!(answer.command, command);
+                    assert!(Some(answer.position) > position, "its own come in order");
+                    position = Some(answer.position);
+                }
+            });
+        }
+    });
+    for store in &stores {
+        let commands = store.commands();
+        assert_eq!(commands.len(), expected / 2);
+        assert_no_repetition(&commands, "both groups");
+    }
+    host.stop();
+}
+
+#[test]
+fn proposals_of_all_groups_share_the_syncs() {
+    let (_keep, dir) = scratch();
+    let stores: Vec<_> = (0..4).map(|_| Store::default()).collect();
+    let faults = Faults::new();
+    let host = Host::start(&dir, &faults, &stores);
+    let before = host.node.writer().counts();
+    faults.stall_sync(Duration::from_millis(30));
+    let mut waiting = Vec::new();
+    for n in 0..100 {
+        for group in &host.groups {
+            waiting.push(group.propose(format!("c-{n}").into()).unwrap());
+        }
+    }
+    let proposals = waiting.len() as u64;
+    for waiting in waiting {
+        answer(waiting).unwrap();
+    }
+    let after = host.node.writer().counts();
+    let (groups, requests) = (
+        after.groups - before.groups,
+        after.requests - before.requests,
+    );
+    assert!(requests >= proposals, "{requests} of {proposals}");
+    assert!(
+        groups <= proposals / 10,
+        "{groups} syncs for {proposals} proposals"
+    );
+    faults.clear();
+    host.stop();
+}
+
+#[test]
+fn no_proposal_is_answered_before_the_sync_that_covers_it() {
+    let (_keep, dir) = scratch();
+    let stores = [Store::default(), Store::default()];
+    let faults = Faults::new();
+    let host = Host::start(&dir, &faults, &stores);
+    let stall = Duration::from_millis(120);
+    faults.stall_sync(stall);
+    std::thread::scope(|scope| {
+        for thread in 0..6 {
+            let group = &host.groups[thread % 2];
+            scope.spawn(move || {
+                // So that proposals come at every moment of other proposals' syncs.
+                std::thread::sleep(stall.mul_f64(thread as f64 / 6.0));
+                for command in numbered(&format!("t{thread}"), 4) {
+                    let proposed = Instant::now();
+                    execute(group, &command).unwrap();
+                    let took = proposed.elapsed();
+                    // Its own sync begins after it was proposed, and takes that long.
+                    assert!(took >= stall, "answered after {took:?}, before its sync");
+                }
+            });
+        }
+    });
+    faults.clear();
+    host.stop();
+}
+
+#[test]
+fn nothing_is_applied_while_its_sync_is_under_way() {
+    let (_keep, dir) = scratch();
+    let store = Store::default();
+    let faults = Faults::new();
+    let host = Host::start(&dir, &faults, std::slice::from_ref(&store));
+    let stall = Duration::from_millis(300);
+    faults.stall_sync(stall);
+    let proposed = Instant::now();
+    let mut waiting: Vec<_> = numbered("c", 20)
+        .into_iter()
+        .map(|c| host.groups[0].propose(c.into()).unwrap())
+        .collect();
+    loop {
+        let applied = store.commands().len();
+        let answered = waiting.iter_mut().filter_map(|w| w.try_recv().ok()).count();
+        // Looked at before the clock: later than this, an answer is due.
+        if proposed.elapsed() >= stall {
+            break;
+        }
+        assert_eq!((applied, answered), (0, 0), "nothing is durable yet");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    wait_for("all are applied", || store.commands().len() == 20);
+    faults.clear();
+    host.stop();
+}
+
+#[test]
+fn the_guard_of_a_proposal_is_dropped_when_it_is_answered_whether_anybody_listens_or_not() {
+    struct Admission(Arc<AtomicUsize>);
+    impl Drop for Admission {
+        fn drop(&mut self) {
+            self.0.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
+    let (_keep, dir) = scratch();
+    let faults = Faults::new();
+    let host = Host::start(&dir, &faults, &[Store::default()]);
+    let admitted = Arc::new(AtomicUsize::new(0));
+    let propose = |command: &str| {
+        admitted.fetch_add(1, Ordering::SeqCst);
+        let guard = Box::new(Admission(admitted.clone()));
+        host.groups[0].propose_with(command.into(), Some(guard))
+    };
+    faults.stall_sync(Duration::from_millis(200));
+    let listened = propose("a").unwrap();
+    drop(propose("b").unwrap());
+    assert_eq!(
+        admitted.load(Ordering::SeqCst),
+        2,
+        "kept while under way, also for those who left"
+    );
+    answer(listened).unwrap();
+    faults.clear();
+    wait_for("both are dropped", || admitted.load(Ordering::SeqCst) == 0);
+
+    host.groups[0].stop();
+    assert!(propose("c").is_err());
+    assert_eq!(admitted.load(Ordering::SeqCst), 0, "refused, dropped");
+    host.stop();
+}
+
+#[test]
+fn a_group_serves_once_it_has_applied_everything_from_before_its_term() {
+    let (_keep, dir) = scratch();
+    let store = Store::default();
+    let host = Host::start(&dir, &Faults::new(), std::slice::from_ref(&store));
+    execute_all(&host.groups[0], &numbered("c", 1000));
+    host.stop();
+
+    let (node, _) = Node::start(config(&dir), Faults::new()).unwrap();
+    let reopened = Store::default();
+    let group = node
+        .open_group(GroupId(0), reopened.machine(), Box::new(|_| {}))
+        .unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        tokio::time::timeout(PATIENCE, group.wait_until_serving())
+            .await
+            .expect("the group serves");
+    });
+    assert_eq!(reopened.commands(), store.commands());
+    group.stop();
+    node.stop();
+}
+
+#[test]
+fn too_many_proposals_at_once_are_busy_and_leave_no_trace() {
+    let (_keep, dir) = scratch();
+    let store = Store::default();
+    let faults = Faults::new();
+    let mut config = config(&dir);
+    config.max_pending_proposals = 10;
+    let (node, _) = Node::start(config, faults.clone()).unwrap();
+    let group = node
+        .open_group(GroupId(0), store.machine(), Box::new(|_| {}))
+        .unwrap();
+    wait_for("the group serves", || store.applied() == Lsn(1));
+    faults.stall_sync(Duration::from_millis(200));
+    let (mut accepted, mut waiting) = (Vec::new(), Vec::new());
+    let mut busy = 0;
+    for command in numbered("c", 30) {
+        match group.propose(command.clone().into()) {
+            Ok(answer) => {
+                accepted.push(command);
+                waiting.push(answer);
+            }
+            Err(refused) => {
+                assert_eq!(refused, ProposeError::Busy);
+                assert!(refused.has_no_side_effects());
+                busy += 1;
+            }
+        }
+    }
+    faults.clear();
+    for waiting in waiting {
+        answer(waiting).unwrap();
+    }
+    assert!(busy >= 15, "{busy} of 30 were refused");
+    assert_eq!(store.commands(), accepted);
+    group.stop();
+    node.stop();
+}

@@ -1,0 +1,256 @@
+//! Errors as the S2 API answers them.
+//!
+//! A code promises what it says: those that mean "no side effects" (`rate_limited`,
+//! `server_draining`, `transaction_conflict`, …) are only given for what did not and will not
+//! happen, because clients repeat on the strength of them.
+
+use axum::extract::rejection::{PathRejection, QueryRejection};
+use axum::response::{IntoResponse, Response};
+use esker_node::Error;
+use s2_api::data::extract::{JsonExtractionRejection, ProtoRejection};
+use s2_api::v1::error::{ErrorCode, ErrorInfo, ErrorResponse, StandardError};
+use s2_api::v1::stream::extract::AppendRequestRejection;
+use s2_api::v1::stream::{AppendConditionFailed, AppendInputStreamError, TailResponse, s2s};
+use s2_common::ValidationError;
+use s2_common::http::extract::HeaderRejection;
+
+/// Every code that this server answers: the code, when, and what to do.
+pub const CODES: &[(ErrorCode, &str, &str)] = &[
+    (
+        ErrorCode::BadFrame,
+        "A frame of an append session is too large, truncated, of an unknown compression or not a message.",
+        "Correct the client; nothing of the frame was appended.",
+    ),
+    (
+        ErrorCode::BadHeader,
+        "A header is missing (`s2-basin`, say) or malformed.",
+        "Correct the request.",
+    ),
+    (
+        ErrorCode::BadJson,
+        "The body is not the JSON that was expected, or too large.",
+        "Correct the request; the message names the place.",
+    ),
+    (
+        ErrorCode::BadPath,
+        "The path is unknown, or a name in it breaks the rules.",
+        "Correct the path.",
+    ),
+    (
+        ErrorCode::BadProto,
+        "The body is not the protobuf message that was expected, or too large.",
+        "Correct the request.",
+    ),
+    (
+        ErrorCode::BadQuery,
+        "A query parameter is malformed.",
+        "Correct the request.",
+    ),
+    (
+        ErrorCode::BasinDeletionPending,
+        "The basin is being deleted.",
+        "Wait until its name is free, or use another.",
+    ),
+    (
+        ErrorCode::BasinNotFound,
+        "There is no basin of that name.",
+        "Create it, or correct the name.",
+    ),
+    (
+        ErrorCode::Invalid,
+        "The request is well-formed but cannot be meant: a batch of no records or of more than 1000 or 1 MiB, an invalid command, contradicting parameters, a missing timestamp.",
+        "Correct the request; the message says what is wrong.",
+    ),
+    (
+        ErrorCode::NotImplemented,
+        "Access tokens, encryption, locations and usage metrics are not there yet.",
+        "Do without.",
+    ),
+    (
+        ErrorCode::Other,
+        "The outcome of an append is unknown: it may have happened or not.",
+        "Check the tail before trying again, or append conditionally.",
+    ),
+    (
+        ErrorCode::RateLimited,
+        "The partition has too much pending, or its disk takes no writes. Nothing happened.",
+        "Try again; if it lasts, look at `/health` and the disk's free space.",
+    ),
+    (
+        ErrorCode::ResourceAlreadyExists,
+        "There is a basin or stream of that name already.",
+        "Use it, or ensure (PUT) instead of creating.",
+    ),
+    (
+        ErrorCode::ServerDraining,
+        "The server is stopping. Nothing happened.",
+        "Connect again.",
+    ),
+    (
+        ErrorCode::Storage,
+        "The database could not be read.",
+        "Look at the server's log; the message names the file.",
+    ),
+    (
+        ErrorCode::StreamNotFound,
+        "There is no stream of that name, or it was deleted.",
+        "Create it, or correct the name.",
+    ),
+    (
+        ErrorCode::TransactionConflict,
+        "Settings were changed by somebody else at the same time, again and again. Nothing happened.",
+        "Try again.",
+    ),
+];
+
+/// Why a request failed.
+#[derive(Debug, thiserror::Error)]
+pub enum ServiceError {
+    /// A header.
+    #[error(transparent)]
+    Header(#[from] HeaderRejection),
+    /// The path.
+    #[error(transparent)]
+    Path(#[from] PathRejection),
+    /// The query.
+    #[error(transparent)]
+    Query(#[from] QueryRejection),
+    /// A JSON body.
+    #[error(transparent)]
+    Json(#[from] JsonExtractionRejection),
+    /// A protobuf body.
+    #[error(transparent)]
+    Proto(#[from] ProtoRejection),
+    /// What came in over an append session.
+    #[error(transparent)]
+    AppendInput(#[from] AppendInputStreamError),
+    /// The request cannot be meant.
+    #[error(transparent)]
+    Validation(#[from] ValidationError),
+    /// The node.
+    #[error(transparent)]
+    Node(#[from] Error),
+    /// Not there yet.
+    #[error("{0} are not implemented yet")]
+    NotImplemented(&'static str),
+    /// No such path.
+    #[error("no such path: {0}")]
+    NoRoute(String),
+    /// No such method.
+    #[error("the path does not take {0}")]
+    NoMethod(String),
+    /// A body in a coding that is not known here.
+    #[error("the body's `content-encoding` is not known: use gzip, zstd or none")]
+    ContentEncoding,
+}
+
+impl From<AppendRequestRejection> for ServiceError {
+    fn from(rejection: AppendRequestRejection) -> Self {
+        match rejection {
+            AppendRequestRejection::HeaderRejection(e) => e.into(),
+            AppendRequestRejection::JsonRejection(e) => e.into(),
+            AppendRequestRejection::ProtoRejection(e) => e.into(),
+            AppendRequestRejection::Validation(e) => e.into(),
+        }
+    }
+}
+
+impl ServiceError {
+    /// As the API answers it.
+    pub fn to_response(&self) -> ErrorResponse {
+        let code = match self {
+            ServiceError::Header(_) => ErrorCode::BadHeader,
+            ServiceError::Path(_) | ServiceError::NoRoute(_) => ErrorCode::BadPath,
+            ServiceError::Query(_) => ErrorCode::BadQuery,
+            ServiceError::Json(_) => ErrorCode::BadJson,
+            ServiceError::Proto(_) => ErrorCode::BadProto,
+            ServiceError::AppendInput(AppendInputStreamError::FrameDecode(_)) => {
+                ErrorCode::BadFrame
+            }
+            ServiceError::AppendInput(AppendInputStreamError::Validation(_))
+            | ServiceError::Validation(_) => ErrorCode::Invalid,
+            ServiceError::NotImplemented(_) => ErrorCode::NotImplemented,
+            ServiceError::NoMethod(_) => {
+                return standard(
+                    http::StatusCode::METHOD_NOT_ALLOWED,
+                    ErrorCode::Invalid,
+                    self.to_string(),
+                );
+            }
+            ServiceError::ContentEncoding => {
+                return standard(
+                    http::StatusCode::UNSUPPORTED_MEDIA_TYPE,
+                    ErrorCode::BadHeader,
+                    self.to_string(),
+                );
+            }
+            ServiceError::Node(error) => match error {
+                Error::FencingTokenMismatch(actual) => {
+                    return ErrorResponse::AppendConditionFailed(
+                        AppendConditionFailed::FencingTokenMismatch(actual.clone()),
+                    );
+                }
+                Error::SeqNumMismatch(next) => {
+                    return ErrorResponse::AppendConditionFailed(
+                        AppendConditionFailed::SeqNumMismatch(*next),
+                    );
+                }
+                Error::Unwritten(tail) => {
+                    return ErrorResponse::Unwritten(TailResponse {
+                        tail: (*tail).into(),
+                    });
+                }
+                Error::BasinNotFound(_) => ErrorCode::BasinNotFound,
+                Error::BasinDeletionPending(_) => ErrorCode::BasinDeletionPending,
+                Error::BasinExists(_) | Error::StreamExists { .. } => {
+                    ErrorCode::ResourceAlreadyExists
+                }
+                Error::StreamNotFound { .. } => ErrorCode::StreamNotFound,
+                Error::Invalid(_) => ErrorCode::Invalid,
+                Error::Conflict => ErrorCode::TransactionConflict,
+                Error::TryLater(_) => ErrorCode::RateLimited,
+                Error::Stopping => ErrorCode::ServerDraining,
+                Error::Unknown(_) => ErrorCode::Other,
+                Error::Storage(_) => ErrorCode::Storage,
+            },
+        };
+        let message = match self {
+            ServiceError::Path(e) => e.body_text(),
+            ServiceError::Query(e) => e.body_text(),
+            other => other.to_string(),
+        };
+        standard(code.status(), code, message)
+    }
+}
+
+fn standard(status: http::StatusCode, code: ErrorCode, message: String) -> ErrorResponse {
+    ErrorResponse::Standard(StandardError {
+        status,
+        info: ErrorInfo {
+            code: code.into(),
+            message,
+        },
+    })
+}
+
+impl IntoResponse for ServiceError {
+    fn into_response(self) -> Response {
+        let response = self.to_response();
+        if let ErrorResponse::Standard(error) = &response
+            && error.status.is_server_error()
+        {
+            tracing::warn!(code = error.info.code, message = %error.info.message, "request failed");
+        }
+        response.into_response()
+    }
+}
+
+impl From<ServiceError> for s2s::TerminalMessage {
+    fn from(error: ServiceError) -> Self {
+        let (status, body) = error.to_response().to_parts();
+        s2s::TerminalMessage {
+            status: status.as_u16(),
+            body,
+        }
+    }
+}

@@ -1,0 +1,75 @@
+//! What is left of a request that was answered before it was read.
+//!
+//! Many clients do not look for an answer before they have sent everything, and a connection that is
+//! closed under them takes the answer along. So the rest of a refused request is read and thrown
+//! away, up to [`MOST_BYTES`] and for [`LONGEST`], while the answer is on its way.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use axum::body::{Body, BodyDataStream, Bytes};
+use axum::extract::Request;
+use axum::middleware::Next;
+use axum::response::Response;
+use futures::StreamExt as _;
+use hyper::body::{Body as HttpBody, Frame, SizeHint};
+use tokio::runtime::Handle;
+
+/// Bytes that are thrown away at most: enough for what somebody sends by mistake.
+const MOST_BYTES: usize = 64 * 1024 * 1024;
+/// How long bytes are thrown away; a stop may have to wait for this.
+const LONGEST: Duration = Duration::from_secs(2);
+
+/// Reads on after an early answer.
+pub async fn read_on(request: Request, next: Next) -> Response {
+    next.run(request.map(|body| Body::new(Lingering(body))))
+        .await
+}
+
+/// A request's body that is read on when nobody wants it any more.
+struct Lingering(Body);
+
+impl HttpBody for Lingering {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.0).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.0.size_hint()
+    }
+}
+
+impl Drop for Lingering {
+    fn drop(&mut self) {
+        if self.0.is_end_stream() {
+            return;
+        }
+        // Without a runtime there is no connection either.
+        if let Ok(runtime) = Handle::try_current() {
+            let rest = std::mem::take(&mut self.0).into_data_stream();
+            // At its end or its limit the body goes, and the connection learns of it.
+            runtime.spawn(tokio::time::timeout(LONGEST, throw_away(rest)));
+        }
+    }
+}
+
+async fn throw_away(mut rest: BodyDataStream) {
+    let mut thrown = 0;
+    while let Some(Ok(bytes)) = rest.next().await {
+        thrown += bytes.len();
+        if thrown > MOST_BYTES {
+            return;
+        }
+    }
+}

@@ -1,0 +1,100 @@
+//! The S2 API: routes, and what they share.
+//!
+//! Wire types, extractors and framing are those of the `s2-api` crate. `/health` and `/ping` say
+//! whether appends are taken; `/metrics` is for Prometheus.
+
+mod basins;
+mod error;
+mod linger;
+mod ops;
+mod records;
+mod sessions;
+mod streams;
+
+use std::sync::Arc;
+
+use axum::extract::DefaultBodyLimit;
+use axum::routing::{any, get};
+use axum::{Router, middleware};
+use esker_node::Node;
+use metrics_exporter_prometheus::PrometheusHandle;
+use tower_http::compression::CompressionLayer;
+use tower_http::compression::predicate::{NotForContentType, Predicate as _, SizeAbove};
+use tower_http::decompression::RequestDecompressionLayer;
+
+pub use error::{CODES, ServiceError};
+
+/// Answers smaller than this are not compressed, bytes: smaller ones hardly shrink.
+const COMPRESS_ABOVE: u64 = 1024;
+
+/// What handlers need.
+#[derive(Clone)]
+pub struct App {
+    /// The node that does the work.
+    pub node: Node,
+    /// Renders the metrics.
+    pub metrics: PrometheusHandle,
+    /// Sizes.
+    pub limits: Arc<Limits>,
+}
+
+/// Sizes that handlers keep to.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Bytes of a request's body, decompressed.
+    pub request_body: usize,
+    /// Bytes in flight of one append session.
+    pub append_session_inflight: usize,
+}
+
+/// All routes.
+pub fn router(app: App) -> Router {
+    let compress = SizeAbove::new(COMPRESS_ABOVE)
+        .and(NotForContentType::SSE)
+        .and(NotForContentType::const_new("s2s/proto"));
+    let v1 = Router::new()
+        .route("/basins", get(basins::list).post(basins::create))
+        .route(
+            "/basins/{basin}",
+            get(basins::config)
+                .put(basins::ensure)
+                .patch(basins::reconfigure)
+                .delete(basins::delete),
+        )
+        .route("/streams", get(streams::list).post(streams::create))
+        .route(
+            "/streams/{stream}",
+            get(streams::config)
+                .put(streams::ensure)
+                .patch(streams::reconfigure)
+                .delete(streams::delete),
+        )
+        .route(
+            "/streams/{stream}/records",
+            get(records::read).post(records::append),
+        )
+        .route("/streams/{stream}/records/tail", get(records::check_tail))
+        .route("/access-tokens", any(ops::not_implemented))
+        .route("/access-tokens/{id}", any(ops::not_implemented))
+        .route("/metrics", any(ops::not_implemented))
+        .route("/metrics/{basin}", any(ops::not_implemented))
+        .route("/metrics/{basin}/{stream}", any(ops::not_implemented))
+        .route("/locations", any(ops::not_implemented))
+        .route("/locations/default", any(ops::not_implemented))
+        .route_layer((
+            CompressionLayer::new().compress_when(compress),
+            RequestDecompressionLayer::new(),
+            DefaultBodyLimit::max(app.limits.request_body),
+        ))
+        .route_layer(middleware::map_response(ops::explain_unsupported))
+        .route_layer(middleware::from_fn(linger::read_on));
+    Router::new()
+        .route("/health", get(ops::health))
+        .route("/ping", get(ops::health))
+        .route("/metrics", get(ops::metrics))
+        .nest("/v1", v1)
+        .route_layer(middleware::from_fn(ops::count))
+        .fallback(ops::no_route)
+        .method_not_allowed_fallback(ops::no_method)
+        .with_state(app)
+}

@@ -1,0 +1,75 @@
+//! Health, metrics, and the answers to what is not there.
+
+use axum::extract::{MatchedPath, Request, State};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use http::{Method, StatusCode, Uri, header};
+
+use super::{App, ServiceError};
+
+/// `OK` if appends are taken, else 503 and why.
+pub async fn health(State(app): State<App>) -> Response {
+    match app.node.health() {
+        Ok(()) => "OK".into_response(),
+        Err(why) => (StatusCode::SERVICE_UNAVAILABLE, why).into_response(),
+    }
+}
+
+/// Metrics in Prometheus' text format.
+pub async fn metrics(State(app): State<App>) -> Response {
+    (
+        [(header::CONTENT_TYPE, "text/plain; version=0.0.4")],
+        app.metrics.render(),
+    )
+        .into_response()
+}
+
+/// Parts of the API that are not there yet.
+pub async fn not_implemented(path: MatchedPath) -> ServiceError {
+    let what = match path.as_str() {
+        p if p.contains("access-tokens") => "access tokens",
+        p if p.contains("locations") => "locations",
+        _ => "usage metrics",
+    };
+    ServiceError::NotImplemented(what)
+}
+
+/// Paths that do not exist.
+pub async fn no_route(uri: Uri) -> ServiceError {
+    ServiceError::NoRoute(uri.path().to_owned())
+}
+
+/// Methods that a path does not take.
+pub async fn no_method(method: Method) -> ServiceError {
+    ServiceError::NoMethod(method.to_string())
+}
+
+/// Gives the decompression layer's refusal, which has no body, a code and a message.
+pub async fn explain_unsupported(response: Response) -> Response {
+    if response.status() != StatusCode::UNSUPPORTED_MEDIA_TYPE {
+        return response;
+    }
+    let mut explained = ServiceError::ContentEncoding.into_response();
+    if let Some(accepted) = response.headers().get(header::ACCEPT_ENCODING) {
+        let headers = explained.headers_mut();
+        headers.insert(header::ACCEPT_ENCODING, accepted.clone());
+    }
+    explained
+}
+
+/// Counts requests by route, method and status.
+pub async fn count(request: Request, next: Next) -> Response {
+    let route = request
+        .extensions()
+        .get::<MatchedPath>()
+        .map_or_else(|| "none".to_owned(), |p| p.as_str().to_owned());
+    let method = request.method().as_str().to_owned();
+    let response = next.run(request).await;
+    let status = response.status().as_str().to_owned();
+    metrics::counter!(
+        "esker_http_requests_total",
+        "route" => route, "method" => method, "status" => status
+    )
+    .increment(1);
+    response
+}

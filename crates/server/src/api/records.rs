@@ -1,0 +1,229 @@
+//! `/v1/streams/{stream}/records`: append, read, check the tail, one request at a time.
+
+use std::time::Duration;
+
+use axum::extract::{FromRequest, Path, Query, State};
+use axum::response::{IntoResponse as _, Response};
+use esker_node::{Ack, CreateOn, ReadOutput, ReadSession};
+use s2_api::data::{Json, Proto};
+use s2_api::mime::JsonOrProto;
+use s2_api::v1;
+use s2_api::v1::stream::{AppendRequest, ReadRequest};
+use s2_common::ValidationError;
+use s2_common::basin::BasinName;
+use s2_common::caps::RECORD_BATCH_MAX;
+use s2_common::config::OptionalStreamConfig;
+use s2_common::http::extract::Header;
+use s2_common::read_extent::ReadLimit;
+use s2_common::record::Metered;
+use s2_common::stream::{AppendAck, ReadBatch, ReadEnd, ReadFrom, ReadStart, StreamName};
+
+use super::{App, ServiceError, sessions};
+
+/// Longest that a read which is not a session may wait.
+const MAX_UNARY_WAIT: Duration = Duration::from_secs(60);
+
+#[derive(FromRequest)]
+#[from_request(rejection(ServiceError))]
+pub struct TailArgs {
+    #[from_request(via(Header))]
+    basin: BasinName,
+    #[from_request(via(Path))]
+    stream: StreamName,
+}
+
+pub async fn check_tail(
+    State(app): State<App>,
+    TailArgs { basin, stream }: TailArgs,
+) -> Result<Json<v1::stream::TailResponse>, ServiceError> {
+    let settings = OptionalStreamConfig::default();
+    let handle = app
+        .node
+        .open_stream(&basin, &stream, CreateOn::Read, &settings)
+        .await?;
+    Ok(Json(v1::stream::TailResponse {
+        tail: handle.tail().into(),
+    }))
+}
+
+#[derive(FromRequest)]
+#[from_request(rejection(ServiceError))]
+pub struct ReadArgs {
+    #[from_request(via(Header))]
+    basin: BasinName,
+    #[from_request(via(Path))]
+    stream: StreamName,
+    #[from_request(via(Query))]
+    start: v1::stream::ReadStart,
+    #[from_request(via(Query))]
+    end: v1::stream::ReadEnd,
+    request: ReadRequest,
+}
+
+pub async fn read(
+    State(app): State<App>,
+    ReadArgs {
+        basin,
+        stream,
+        start,
+        end,
+        request,
+    }: ReadArgs,
+) -> Result<Response, ServiceError> {
+    let start: ReadStart = start.try_into()?;
+    match request {
+        ReadRequest::Unary {
+            create_stream_config_patch,
+            format,
+            response_mime,
+            ..
+        } => {
+            let mut end: ReadEnd = end.into();
+            end.limit = ReadLimit::CountOrBytes(end.limit.into_allowance(RECORD_BATCH_MAX));
+            end.wait = end.wait.map(|wait| wait.min(MAX_UNARY_WAIT));
+            check_until(start, end)?;
+            let session = app
+                .node
+                .open_stream(&basin, &stream, CreateOn::Read, &create_stream_config_patch)
+                .await?
+                .read(start, end)
+                .await?;
+            let batch = first_batch(session).await?;
+            Ok(match response_mime {
+                JsonOrProto::Json => {
+                    Json(v1::stream::json::serialize_read_batch(format, &batch)).into_response()
+                }
+                JsonOrProto::Proto => {
+                    Proto(v1::stream::proto::ReadBatch::from(batch)).into_response()
+                }
+            })
+        }
+        ReadRequest::EventStream {
+            create_stream_config_patch,
+            format,
+            last_event_id,
+            ..
+        } => {
+            let (start, end, delivered) = sessions::resume(start, end, last_event_id);
+            let end: ReadEnd = end.into();
+            check_until(start, end)?;
+            let session = app
+                .node
+                .open_stream(&basin, &stream, CreateOn::Read, &create_stream_config_patch)
+                .await?
+                .read(start, end)
+                .await?;
+            Ok(sessions::events(session, format, delivered))
+        }
+        ReadRequest::S2s {
+            create_stream_config_patch,
+            response_compression,
+            ..
+        } => {
+            let end: ReadEnd = end.into();
+            check_until(start, end)?;
+            let session = app
+                .node
+                .open_stream(&basin, &stream, CreateOn::Read, &create_stream_config_patch)
+                .await?
+                .read(start, end)
+                .await?;
+            sessions::frames_of_read(session, response_compression)
+        }
+    }
+}
+
+fn check_until(start: ReadStart, end: ReadEnd) -> Result<(), ValidationError> {
+    if let ReadFrom::Timestamp(timestamp) = start.from
+        && end.until.deny(timestamp)
+    {
+        return Err("start `timestamp` exceeds or equal to `until`".into());
+    }
+    Ok(())
+}
+
+/// What a read that is not a session answers: one batch, or none if the wait was in vain.
+async fn first_batch(mut session: ReadSession) -> Result<ReadBatch, ServiceError> {
+    while let Some(output) = session.next().await? {
+        if let ReadOutput::Batch(batch) = output {
+            return Ok(batch);
+        }
+    }
+    Ok(ReadBatch {
+        records: Metered::with_capacity(0),
+        tail: None,
+    })
+}
+
+#[derive(FromRequest)]
+#[from_request(rejection(ServiceError))]
+pub struct AppendArgs {
+    #[from_request(via(Header))]
+    basin: BasinName,
+    #[from_request(via(Path))]
+    stream: StreamName,
+    request: AppendRequest,
+}
+
+pub async fn append(
+    State(app): State<App>,
+    AppendArgs {
+        basin,
+        stream,
+        request,
+    }: AppendArgs,
+) -> Result<Response, ServiceError> {
+    match request {
+        AppendRequest::Unary {
+            create_stream_config_patch,
+            input,
+            response_mime,
+            ..
+        } => {
+            let handle = app
+                .node
+                .open_stream(
+                    &basin,
+                    &stream,
+                    CreateOn::Append,
+                    &create_stream_config_patch,
+                )
+                .await?;
+            let ack = wire_ack(handle.append(input).await?.done().await?);
+            Ok(match response_mime {
+                JsonOrProto::Json => Json(v1::stream::AppendAck::from(ack)).into_response(),
+                JsonOrProto::Proto => {
+                    Proto(v1::stream::proto::AppendAck::from(ack)).into_response()
+                }
+            })
+        }
+        AppendRequest::S2s {
+            create_stream_config_patch,
+            inputs,
+            response_compression,
+            ..
+        } => {
+            let handle = app
+                .node
+                .open_stream(
+                    &basin,
+                    &stream,
+                    CreateOn::Append,
+                    &create_stream_config_patch,
+                )
+                .await?;
+            let session = handle.session(app.limits.append_session_inflight);
+            let stopping = app.node.stopping().clone();
+            sessions::frames_of_append(session, inputs, stopping, response_compression)
+        }
+    }
+}
+
+/// An acknowledgement in the API's terms.
+pub fn wire_ack(ack: Ack) -> AppendAck {
+    AppendAck {
+        start: ack.start,
+        end: ack.end,
+        tail: ack.tail,
+    }
+}

@@ -1,0 +1,188 @@
+//! Sessions: reads as server-sent events or frames, appends as frames.
+//!
+//! A session is driven by its response being read: a client that stops reading stops the session
+//! from taking in more, and nothing piles up here but what is in flight.
+
+use std::pin::Pin;
+
+use axum::body::Body;
+use axum::response::{IntoResponse as _, Response, Sse};
+use esker_node::{AppendSession, Error, PendingAppend, ReadOutput, ReadSession};
+use futures::stream::{BoxStream, FuturesOrdered};
+use futures::{Stream, StreamExt as _};
+use http::{HeaderValue, header};
+use s2_api::data::Format;
+use s2_api::v1::stream::sse::{self, LastEventId};
+use s2_api::v1::stream::{self, AppendInputStreamError, proto, s2s};
+use s2_common::read_extent::CountOrBytes;
+use s2_common::record::MeteredSize as _;
+use s2_common::stream::{AppendInput, ReadFrom, ReadStart};
+use tokio_util::sync::CancellationToken;
+
+use super::ServiceError;
+use super::records::wire_ack;
+
+const NO_TRANSFORM: HeaderValue = HeaderValue::from_static("no-cache, no-transform");
+/// Tells reverse proxies not to buffer.
+const NO_BUFFERING: (&str, HeaderValue) = ("x-accel-buffering", HeaderValue::from_static("no"));
+
+/// Moves a read behind what `last` says was delivered, and takes that off its limits. Also answers
+/// what was delivered, so that event ids go on counting.
+pub fn resume(
+    mut start: ReadStart,
+    mut end: stream::ReadEnd,
+    last: Option<LastEventId>,
+) -> (ReadStart, stream::ReadEnd, CountOrBytes) {
+    let mut delivered = CountOrBytes::ZERO;
+    if let Some(last) = last {
+        start.from = ReadFrom::SeqNum(last.seq_num.saturating_add(1));
+        end.count = end.count.map(|c| c.saturating_sub(last.count));
+        end.bytes = end.bytes.map(|b| b.saturating_sub(last.bytes));
+        delivered = CountOrBytes {
+            count: last.count,
+            bytes: last.bytes,
+        };
+    }
+    (start, end, delivered)
+}
+
+/// A read as server-sent events.
+pub fn events(mut session: ReadSession, format: Format, mut delivered: CountOrBytes) -> Response {
+    let events = async_stream::stream! {
+        loop {
+            match session.next().await {
+                Ok(Some(ReadOutput::Heartbeat(tail))) => yield sse::ping_event(tail),
+                Ok(Some(ReadOutput::Batch(batch))) => {
+                    let Some(last) = batch.records.last() else {
+                        continue;
+                    };
+                    let seq_num = last.position().seq_num;
+                    delivered.count = delivered.count.saturating_add(batch.records.len());
+                    delivered.bytes = delivered.bytes.saturating_add(batch.records.metered_size());
+                    let id = LastEventId {
+                        seq_num,
+                        count: delivered.count,
+                        bytes: delivered.bytes,
+                    };
+                    yield sse::read_batch_event(format, &batch, id);
+                }
+                Ok(None) => {
+                    yield sse::done_event();
+                    return;
+                }
+                Err(error) => {
+                    let (_, body) = ServiceError::from(error).to_response().to_parts();
+                    yield sse::error_event(body);
+                    return;
+                }
+            }
+        }
+    };
+    let mut response = Sse::new(events).into_response();
+    let headers = response.headers_mut();
+    headers.insert(header::CACHE_CONTROL, NO_TRANSFORM);
+    headers.insert(NO_BUFFERING.0, NO_BUFFERING.1);
+    response
+}
+
+/// A read as frames.
+pub fn frames_of_read(
+    mut session: ReadSession,
+    compression: s2s::CompressionAlgorithm,
+) -> Result<Response, ServiceError> {
+    let batches = async_stream::stream! {
+        loop {
+            match session.next().await {
+                Ok(Some(ReadOutput::Heartbeat(tail))) => yield Ok(proto::ReadBatch {
+                    records: Vec::new(),
+                    tail: Some(tail.into()),
+                }),
+                Ok(Some(ReadOutput::Batch(batch))) => yield Ok(proto::ReadBatch::from(batch)),
+                Ok(None) => return,
+                Err(error) => {
+                    yield Err(ServiceError::from(error));
+                    return;
+                }
+            }
+        }
+    };
+    frames(compression, batches)
+}
+
+type Submission<'a> = Pin<Box<dyn Future<Output = Result<PendingAppend, Error>> + Send + 'a>>;
+
+/// Appends as they come in, acknowledgements in order; ends at the first error, of which the client
+/// hears after everything before it was acknowledged.
+pub fn frames_of_append(
+    session: AppendSession,
+    mut inputs: BoxStream<'static, Result<AppendInput, AppendInputStreamError>>,
+    stopping: CancellationToken,
+    compression: s2s::CompressionAlgorithm,
+) -> Result<Response, ServiceError> {
+    let acks = async_stream::stream! {
+        let mut pending = FuturesOrdered::new();
+        let mut submitting: Option<Submission<'_>> = None;
+        let mut last_error: Option<ServiceError> = None;
+        let mut open = true;
+        loop {
+            tokio::select! {
+                biased;
+                Some(answer) = pending.next(), if !pending.is_empty() => {
+                    let answer: Result<_, Error> = answer;
+                    match answer {
+                        Ok(ack) => yield Ok(proto::AppendAck::from(wire_ack(ack))),
+                        Err(error) => {
+                            yield Err(ServiceError::from(error));
+                            return;
+                        }
+                    }
+                }
+                submitted = async { submitting.as_mut().expect("checked").await },
+                    if submitting.is_some() =>
+                {
+                    submitting = None;
+                    match submitted {
+                        Ok(append) => pending.push_back(append.done()),
+                        Err(error) => {
+                            last_error = Some(error.into());
+                            open = false;
+                        }
+                    }
+                }
+                () = stopping.cancelled(), if open => {
+                    last_error = Some(Error::Stopping.into());
+                    open = false;
+                }
+                input = inputs.next(), if open && submitting.is_none() => match input {
+                    Some(Ok(input)) => submitting = Some(Box::pin(session.append(input))),
+                    Some(Err(error)) => {
+                        last_error = Some(error.into());
+                        open = false;
+                    }
+                    None => open = false,
+                },
+                else => break,
+            }
+        }
+        if let Some(error) = last_error {
+            yield Err(error);
+        }
+    };
+    frames(compression, acks)
+}
+
+fn frames<P>(
+    compression: s2s::CompressionAlgorithm,
+    messages: impl Stream<Item = Result<P, ServiceError>> + Send + 'static,
+) -> Result<Response, ServiceError>
+where
+    P: prost::Message + 'static,
+{
+    let framed = s2s::FramedMessageStream::<_>::new(compression, Box::pin(messages));
+    let mut response = Response::new(Body::from_stream(framed));
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("s2s/proto"));
+    headers.insert(header::CACHE_CONTROL, NO_TRANSFORM);
+    headers.insert(NO_BUFFERING.0, NO_BUFFERING.1);
+    Ok(response)
+}

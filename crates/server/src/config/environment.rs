@@ -1,0 +1,95 @@
+//! The environment: variables that set keys, and those that probably were meant to.
+//!
+//! `ESKER_` and the key, in capitals, `-` written `_` and the dot after a section `__`:
+//! `ESKER_LOG__SEGMENT_SIZE` sets `log.segment-size`. Other things set variables of that prefix too
+//! (Kubernetes does for a service named `esker`), so an unknown one is an error only if it is
+//! close to a known one or starts with the name of a section and `__`. Any other is a warning.
+
+use super::error::ConfigError;
+use super::key::{VARIABLE_PREFIX, keys};
+use super::kind::Raw;
+use super::load::Setting;
+use super::source::{Source, printable};
+use super::suggest;
+
+/// The variable that names the configuration file, unless `--config` does.
+pub const CONFIG_VARIABLE: &str = "ESKER_CONFIG";
+
+/// What the environment says.
+#[derive(Default)]
+pub(super) struct Environment {
+    /// The configuration file that it names.
+    pub(super) file: Option<String>,
+    /// The keys that it sets, in the order of the variables' names.
+    pub(super) settings: Vec<Setting>,
+    /// Variables that look like misspelt ones.
+    pub(super) problems: Vec<ConfigError>,
+    /// Other variables of the prefix.
+    pub(super) warnings: Vec<String>,
+}
+
+/// The variables of this process that are meant for Esker, for [`load`](super::load). What is not
+/// UTF-8 in a value becomes U+FFFD, so that the value is refused where it matters.
+pub fn environment() -> impl Iterator<Item = (String, String)> {
+    std::env::vars_os().filter_map(|(name, value)| {
+        let name = name.into_string().ok()?;
+        let value = value.to_string_lossy().into_owned();
+        name.starts_with(VARIABLE_PREFIX).then_some((name, value))
+    })
+}
+
+/// Reads the environment.
+pub(super) fn read(variables: impl Iterator<Item = (String, String)>) -> Environment {
+    let mut ours: Vec<_> = variables
+        .filter(|(name, _)| name.starts_with(VARIABLE_PREFIX))
+        .collect();
+    ours.sort();
+    let mut read = Environment::default();
+    for (name, value) in ours {
+        if name == CONFIG_VARIABLE {
+            read.file = Some(value);
+            continue;
+        }
+        let from = Source::Environment { name: name.clone() };
+        match keys().by_variable(&name) {
+            Some(key) => read.settings.push(Setting {
+                key,
+                raw: Raw::Bare(value),
+                from,
+            }),
+            None => match meant(&name) {
+                Some(suggestion) => read.problems.push(ConfigError::UnknownKey {
+                    key: name,
+                    from,
+                    suggestion,
+                }),
+                None => read.warnings.push(format!(
+                    "environment variable {} is not a key of the configuration and is ignored",
+                    printable(&name)
+                )),
+            },
+        }
+    }
+    read
+}
+
+/// If an unknown variable was meant to set a key: what to do about it.
+fn meant(name: &str) -> Option<String> {
+    let known = keys().keys.iter().map(|key| key.variable.as_str());
+    if let Some(near) = suggest::nearest(name, known.chain([CONFIG_VARIABLE])) {
+        return Some(format!("did you mean `{near}`?"));
+    }
+    let (section, _) = name.strip_prefix(VARIABLE_PREFIX)?.split_once("__")?;
+    let section = section.to_lowercase();
+    if !keys().is_section(&section) {
+        return None;
+    }
+    let variables: Vec<_> = keys()
+        .of_section(Some(&section))
+        .map(|key| format!("`{}`", key.variable))
+        .collect();
+    Some(format!(
+        "the variables of [{section}] are {}",
+        variables.join(", ")
+    ))
+}

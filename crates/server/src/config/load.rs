@@ -1,0 +1,136 @@
+//! Puts the configuration together from defaults, file, environment and flags.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use super::check;
+use super::environment::{self, CONFIG_VARIABLE};
+use super::error::ConfigError;
+use super::file;
+use super::key::Key;
+use super::kind::Raw;
+use super::overrides::Overrides;
+use super::source::Source;
+use super::values::Config;
+
+/// One thing that a source said: a key is to have a value.
+pub(super) struct Setting {
+    pub(super) key: &'static Key,
+    pub(super) raw: Raw,
+    pub(super) from: Source,
+}
+
+/// A configuration that was put together, checked, and remembers where its values came from.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Loaded {
+    /// The configuration.
+    pub config: Config,
+    /// For each key that something set (`log.segment-size`): what did, of several sources the one
+    /// that won.
+    pub sources: BTreeMap<String, Source>,
+    /// What is allowed and yet may not be what was meant. To be written to the log at the start.
+    pub warnings: Vec<String>,
+    /// The configuration file that was read.
+    pub file: Option<PathBuf>,
+}
+
+impl Loaded {
+    /// Where the value of a key (`log.segment-size`) came from.
+    pub fn source(&self, key: &str) -> Source {
+        self.sources.get(key).cloned().unwrap_or(Source::Default)
+    }
+}
+
+/// Puts the configuration together: the defaults, over them the file, over that the environment,
+/// over that the flags. `env` is the environment, such as [`environment`](super::environment)
+/// returns; what does not start with `ESKER_` is passed over. Apart from reading the one file that
+/// `--config` or `ESKER_CONFIG` names, this touches nothing.
+///
+/// # Errors
+///
+/// All problems of all sources, also of values that a later source would have replaced. Whether
+/// values go together is looked at only if each is good by itself.
+pub fn load(
+    overrides: &Overrides,
+    env: impl Iterator<Item = (String, String)>,
+) -> Result<Loaded, ConfigError> {
+    let environment = environment::read(env);
+    let (flags, flag_problems) = overrides.read();
+    let file = named_file(overrides, &environment);
+
+    let mut settings = Vec::new();
+    let mut problems = Vec::new();
+    if let Some((path, named_by)) = &file {
+        (settings, problems) = file::read(path, named_by.clone());
+    }
+    settings.extend(environment.settings);
+    settings.extend(flags);
+    problems.extend(environment.problems);
+    problems.extend(flag_problems);
+
+    let mut config = Config::default();
+    let mut sources = BTreeMap::new();
+    for Setting { key, raw, from } in settings {
+        let replaced = key
+            .kind
+            .read(&raw)
+            .and_then(|value| key.replace(&config, value));
+        match replaced {
+            Ok(replaced) => {
+                config = replaced;
+                sources.insert(key.path.clone(), from);
+            }
+            Err(problem) => problems.push(bad_value(key, &raw, from, &problem)),
+        }
+    }
+    problems.sort_by_key(ConfigError::place);
+    ConfigError::all(problems)?;
+    ConfigError::all(check::rules(&config, &|key: &str| {
+        sources.get(key).cloned().unwrap_or(Source::Default)
+    }))?;
+
+    let mut warnings = environment.warnings;
+    warnings.extend(check::warnings(&config));
+    Ok(Loaded {
+        config,
+        sources,
+        warnings,
+        file: file.map(|(path, _)| path),
+    })
+}
+
+/// The configuration file, if one is named, and what names it.
+fn named_file(
+    overrides: &Overrides,
+    environment: &environment::Environment,
+) -> Option<(PathBuf, Source)> {
+    if let Some(path) = &overrides.config {
+        return Some((
+            path.clone(),
+            Source::Flag {
+                name: "--config".into(),
+            },
+        ));
+    }
+    let path = environment.file.as_ref()?;
+    Some((
+        path.into(),
+        Source::Environment {
+            name: CONFIG_VARIABLE.into(),
+        },
+    ))
+}
+
+/// The error of a value that its key cannot have.
+pub(super) fn bad_value(key: &Key, raw: &Raw, from: Source, problem: &str) -> ConfigError {
+    ConfigError::BadValue {
+        key: key.path.clone(),
+        from,
+        problem: match raw {
+            // The problem names it already.
+            Raw::Other { text, .. } if text.is_empty() => problem.to_string(),
+            _ => format!("{raw}: {problem}"),
+        },
+        allowed: key.kind.allowed(),
+    }
+}

@@ -1,0 +1,57 @@
+//! Configuration of `esker server`: one TOML file, every key of which the environment and the
+//! command line can override.
+//!
+//! # Roles
+//!
+//! - [`Config`] is the whole configuration as plain values ([`values`]); sizes and durations have
+//!   types of their own ([`units`]).
+//! - `Keys` (`key`) is the list of all keys, made from the JSON schema of [`Config`]: where a key
+//!   lives, its kind, its bounds, its default and its description. The reader, the checks and the
+//!   documentation all use it, so a bound or a sentence is written in one place only: at the field.
+//! - `Kind` (`kind`) says what a value of a key may look like, turns what a source said into that
+//!   value, or explains why it cannot.
+//! - [`Source`] is where a value came from; every message about a value names it.
+//! - [`Overrides`] are the command-line flags.
+//!
+//! # Flow
+//!
+//! [`load`] gathers `(key, text, source)` from the file (`file`), the environment (`environment`)
+//! and the flags (`overrides`), applies them in that order onto the defaults, and then checks the
+//! whole (`check`): bounds of each value, and rules between values. It collects every problem
+//! before it answers, so that a file with three mistakes is corrected once. [`show`] prints the
+//! result as TOML that loads to the same configuration; [`markdown`] is `docs/configuration.md`.
+//!
+//! Precedence: flag, then environment, then file, then default. No file is read unless it is named.
+//!
+//! This module knows nothing of what the values are for: it opens no data directory and binds no
+//! socket, and of the outside world it reads the one named file only. The environment is handed in.
+
+mod check;
+mod docs;
+mod environment;
+mod error;
+mod file;
+mod key;
+mod kind;
+mod load;
+mod overrides;
+mod show;
+mod source;
+mod suggest;
+pub mod units;
+pub mod values;
+
+pub use docs::markdown;
+pub use environment::{CONFIG_VARIABLE, environment};
+pub use error::{CODES, ConfigError};
+pub use load::{Loaded, load};
+pub use overrides::Overrides;
+pub use show::show;
+pub use source::Source;
+pub use units::{ByteCount, HumanDuration};
+pub use values::{
+    Config, LimitsConfig, LogConfig, LogFormat, LogsConfig, RetentionConfig, StoreConfig,
+};
+
+#[cfg(test)]
+mod tests;

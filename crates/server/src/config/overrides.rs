@@ -1,0 +1,121 @@
+//! The command-line flags of the configuration.
+
+use std::path::PathBuf;
+
+use super::error::ConfigError;
+use super::key::{Key, keys};
+use super::kind::Raw;
+use super::load::Setting;
+use super::source::Source;
+
+/// Flags that name the configuration file and set keys. A flag wins over the environment and the
+/// file. Values are kept as they were written, so that a bad one is explained in the same words
+/// whichever way it came.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct Overrides {
+    /// Configuration file (TOML). Without it, ESKER_CONFIG names the file; without either, no file
+    /// is read
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+
+    /// Directory of everything the server keeps
+    #[arg(long, value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+
+    /// Address to listen on, such as 127.0.0.1:7070
+    #[arg(long, value_name = "ADDRESS")]
+    pub listen: Option<String>,
+
+    /// Allow an address that other machines can reach, although there are no access tokens
+    #[arg(long)]
+    pub insecure_no_auth: bool,
+
+    /// Number of stream partitions, fixed when the data directory is created
+    #[arg(long, value_name = "COUNT")]
+    pub partitions: Option<String>,
+
+    /// Set any key, such as log.segment-size=64MiB. May be given several times
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+}
+
+impl Overrides {
+    /// What the flags set, and all that is wrong with them.
+    pub(super) fn read(&self) -> (Vec<Setting>, Vec<ConfigError>) {
+        let mut found: Vec<Setting> = Vec::new();
+        let mut problems = Vec::new();
+
+        let data_dir = self
+            .data_dir
+            .as_ref()
+            .map(|path| path.to_string_lossy().into_owned());
+        let own = [
+            ("data-dir", data_dir),
+            ("listen", self.listen.clone()),
+            (
+                "insecure-no-auth",
+                self.insecure_no_auth.then(|| "true".to_string()),
+            ),
+            ("partitions", self.partitions.clone()),
+        ];
+        for (path, value) in own {
+            if let (Some(value), Some(key)) = (value, keys().by_path(path)) {
+                let from = Source::Flag {
+                    name: format!("--{path}"),
+                };
+                found.push(Setting {
+                    key,
+                    raw: Raw::Bare(value),
+                    from,
+                });
+            }
+        }
+
+        for set in &self.set {
+            match read_set(set) {
+                Ok(setting) => match find(&found, setting.key) {
+                    Some(earlier) => problems.push(ConfigError::BadFlag {
+                        flag: format!("--set {set}"),
+                        problem: format!("{earlier} sets the same key; give one of them"),
+                    }),
+                    None => found.push(setting),
+                },
+                Err(problem) => problems.push(problem),
+            }
+        }
+        (found, problems)
+    }
+}
+
+fn find<'a>(found: &'a [Setting], key: &Key) -> Option<&'a Source> {
+    found
+        .iter()
+        .find(|setting| setting.key.path == key.path)
+        .map(|setting| &setting.from)
+}
+
+fn read_set(set: &str) -> Result<Setting, ConfigError> {
+    let Some((path, value)) = set.split_once('=') else {
+        return Err(ConfigError::BadFlag {
+            flag: format!("--set {set}"),
+            problem: "there is no `=`; write a key and its value, for example \
+                      `--set log.segment-size=64MiB`"
+                .into(),
+        });
+    };
+    let path = path.trim();
+    let from = Source::Flag {
+        name: format!("--set {path}"),
+    };
+    match keys().by_path(path) {
+        Some(key) => Ok(Setting {
+            key,
+            raw: Raw::Bare(value.to_string()),
+            from,
+        }),
+        None => Err(match path.split_once('.') {
+            Some((section, name)) => ConfigError::unknown_key(Some(section), name, from),
+            None => ConfigError::unknown_key(None, path, from),
+        }),
+    }
+}

@@ -1,0 +1,47 @@
+//! The effective configuration, written as TOML.
+
+use serde_json::Value;
+
+use super::key::{Key, keys, tree};
+use super::load::Loaded;
+use super::source::printable;
+
+/// The effective configuration as TOML that loads to the same configuration. A comment behind a
+/// value says what set it; values without one are defaults. The first line names the file.
+pub fn show(loaded: &Loaded) -> String {
+    let values = tree(&loaded.config);
+    let file = match &loaded.file {
+        Some(path) => format!("# File: {}\n", printable(&path.to_string_lossy())),
+        None => "# No file was named.\n".into(),
+    };
+    file + &document(|key| {
+        let line = assignment(key, key.value(&values).unwrap_or(&key.default));
+        match loaded.sources.get(&key.path) {
+            Some(source) => format!("{line}  # {source}\n"),
+            None => format!("{line}\n"),
+        }
+    })
+}
+
+/// A TOML document of all keys, section by section; `entry` writes the lines of a key.
+pub(super) fn document(entry: impl Fn(&Key) -> String) -> String {
+    let mut text: String = keys().of_section(None).map(&entry).collect();
+    for section in &keys().sections {
+        text.push_str(&format!("\n[{}]\n", section.name));
+        text.extend(keys().of_section(Some(&section.name)).map(&entry));
+    }
+    text
+}
+
+/// `name = value`, in TOML.
+pub(super) fn assignment(key: &Key, value: &Value) -> String {
+    format!("{} = {}", key.name, toml_value(value))
+}
+
+/// A serialized value in TOML.
+pub(super) fn toml_value(value: &Value) -> String {
+    match value {
+        Value::String(text) => toml::Value::from(text.as_str()).to_string(),
+        other => other.to_string(),
+    }
+}

@@ -1,0 +1,163 @@
+//! Every key is documented, and the documentation is that of this program.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use clap::{Args, Command, FromArgMatches};
+use serde_json::Value;
+
+use super::super::check::RULES;
+use super::super::docs::example;
+use super::super::key::{keys, schema};
+use super::super::{CODES, Config, Overrides, markdown};
+use super::{ConfigFile, from_set};
+
+#[test]
+fn configuration_docs_are_current() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/configuration.md");
+    let current = markdown();
+    if std::env::var_os("ESKER_BLESS").is_some() {
+        std::fs::create_dir_all(path.parent().expect("docs")).expect("docs is created");
+        std::fs::write(&path, &current).expect("the page is written");
+    }
+    let written = std::fs::read_to_string(&path).unwrap_or_default();
+    assert!(
+        written == current,
+        "docs/configuration.md is not what the program says; run this test with ESKER_BLESS=1"
+    );
+}
+
+#[test]
+fn every_field_is_a_key_with_a_meaning_and_bounds() {
+    // The schema knows each field; a field that is no key could be neither set nor documented.
+    fn leaves(schema: &Value, prefix: &str, into: &mut BTreeSet<String>) {
+        let properties = schema["properties"].as_object().expect("a table");
+        for (name, field) in properties {
+            match field.get("properties") {
+                Some(_) => leaves(field, &format!("{prefix}{name}."), into),
+                None => assert!(into.insert(format!("{prefix}{name}"))),
+            }
+        }
+    }
+    let mut fields = BTreeSet::new();
+    leaves(&schema(), "", &mut fields);
+    let listed: BTreeSet<_> = keys().keys.iter().map(|key| key.path.clone()).collect();
+    assert_eq!(fields, listed, "a field whose schema is no kind of value");
+
+    for key in &keys().keys {
+        assert!(
+            key.meaning.ends_with('.'),
+            "`{}` has no full sentence",
+            key.path
+        );
+        assert!(!key.default.is_null(), "`{}` has no default", key.path);
+        assert!(!key.kind.allowed().is_empty(), "{}", key.path);
+    }
+    for section in &keys().sections {
+        assert!(
+            section.meaning.ends_with('.'),
+            "[{}] has no full sentence",
+            section.name
+        );
+    }
+    let variables: BTreeSet<_> = keys().keys.iter().map(|key| &key.variable).collect();
+    assert_eq!(
+        variables.len(),
+        keys().keys.len(),
+        "two keys share a variable"
+    );
+}
+
+#[test]
+fn keys_are_listed_in_the_order_of_the_fields() {
+    let paths: Vec<_> = keys().keys.iter().map(|key| key.path.as_str()).collect();
+    assert_eq!(paths[..2], ["data-dir", "listen"]);
+    assert_eq!(paths[paths.len() - 2..], ["logs.level", "logs.format"]);
+    let sections: Vec<_> = keys()
+        .sections
+        .iter()
+        .map(|section| section.name.as_str())
+        .collect();
+    assert_eq!(sections, ["log", "store", "limits", "retention", "logs"]);
+}
+
+#[test]
+fn the_page_names_every_key_rule_and_code() {
+    let page = markdown();
+    for key in &keys().keys {
+        assert!(
+            page.contains(&format!("\n| `{}` | ", key.name)),
+            "no row of `{}`",
+            key.path
+        );
+    }
+    for section in &keys().sections {
+        assert!(
+            page.contains(&format!("\n## `[{}]`\n", section.name)),
+            "[{}]",
+            section.name
+        );
+    }
+    for text in RULES {
+        assert!(page.contains(text), "{text}");
+    }
+    for (code, _) in CODES {
+        assert!(page.contains(&format!("| `{code}` |")), "{code}");
+    }
+}
+
+#[test]
+fn the_example_file_sets_every_key_to_its_default() {
+    let loaded = ConfigFile::new(example())
+        .load()
+        .expect("the example is a good file");
+    assert_eq!(loaded.config, Config::default());
+    let set: BTreeSet<_> = loaded.sources.keys().cloned().collect();
+    let all: BTreeSet<_> = keys().keys.iter().map(|key| key.path.clone()).collect();
+    assert_eq!(set, all);
+}
+
+#[test]
+fn the_command_line_of_the_page_is_understood() {
+    let command = || Overrides::augment_args(Command::new("esker"));
+    command().debug_assert();
+    let matches = command().try_get_matches_from([
+        "esker",
+        "--config=esker.toml",
+        "--listen",
+        "127.0.0.1:7171",
+        "--insecure-no-auth",
+        "--partitions=2",
+        "--data-dir=d",
+        "--set",
+        "log.segment-size=64MiB",
+        "--set=logs.level=debug",
+    ]);
+    let matches = matches.expect("flags");
+    let overrides = Overrides::from_arg_matches(&matches).expect("flags");
+    assert_eq!(overrides.config.as_deref(), Some(Path::new("esker.toml")));
+    assert_eq!(overrides.listen.as_deref(), Some("127.0.0.1:7171"));
+    assert!(overrides.insecure_no_auth);
+    assert_eq!(overrides.partitions.as_deref(), Some("2"));
+    assert_eq!(overrides.data_dir.as_deref(), Some(Path::new("d")));
+    assert_eq!(
+        overrides.set,
+        ["log.segment-size=64MiB", "logs.level=debug"]
+    );
+}
+
+#[test]
+fn every_code_that_an_error_has_is_listed() {
+    let codes: BTreeSet<_> = CODES.iter().map(|(code, _)| *code).collect();
+    assert_eq!(codes.len(), CODES.len(), "a code is listed twice");
+    for set in [
+        &["x=1"][..],
+        &["x"],
+        &["partitions=0"],
+        &["x=1", "y=1"],
+        &["listen=0.0.0.0:1"],
+    ] {
+        let error = from_set(set).expect_err("bad");
+        assert!(codes.contains(error.code()), "{}", error.code());
+    }
+}

@@ -1,0 +1,144 @@
+//! Values that are good one by one must also go together.
+
+use super::super::{ByteCount, Config, HumanDuration, Source};
+use super::{ConfigFile, assert_says, from_env, from_set};
+
+#[test]
+fn an_address_that_other_machines_can_reach_is_refused_without_insecure_no_auth() {
+    for listen in [
+        "0.0.0.0:7070",
+        "[::]:7070",
+        "192.0.2.7:7070",
+        "[::ffff:192.0.2.7]:1",
+    ] {
+        let set = format!("listen={listen}");
+        let error = from_set(&[&set]).expect_err(listen);
+        assert_says(
+            &error,
+            "config_insecure_listen",
+            &[listen, "(flag --set listen)", "--insecure-no-auth"],
+        );
+
+        let loaded = from_set(&[&set, "insecure-no-auth=true"]).expect(listen);
+        assert_eq!(loaded.warnings.len(), 1, "{:?}", loaded.warnings);
+        assert!(loaded.warnings[0].contains(listen), "{:?}", loaded.warnings);
+    }
+    from_env(&[("ESKER_LISTEN", "[::1]:1")]).expect("IPv6 loopback");
+}
+
+#[test]
+fn values_that_do_not_go_together_are_refused_with_both_and_their_sources() {
+    let file = ConfigFile::new("[log]\npurge-threshold = '16MiB'\n");
+    assert_says(
+        &file.refused(),
+        "config_conflict",
+        &[
+            &format!("`log.purge-threshold` = 16MiB ({})", file.line(2)),
+            "`log.segment-size` = 32MiB (default)",
+            "raise `log.purge-threshold` or lower `log.segment-size`",
+        ],
+    );
+    let error = from_set(&["store.write-buffer=1GiB"]).expect_err("more than the total");
+    assert_says(
+        &error,
+        "config_conflict",
+        &["`store.write-buffers-total` = 192MiB (default)"],
+    );
+    let error = from_env(&[("ESKER_LIMITS__APPEND_SESSION_INFLIGHT", "1GiB")]);
+    let error = error.expect_err("more than all sessions");
+    assert_says(
+        &error,
+        "config_conflict",
+        &["ESKER_LIMITS__APPEND_SESSION_INFLIGHT"],
+    );
+}
+
+#[test]
+fn equal_values_go_together() {
+    from_set(&["log.purge-threshold=32MiB", "log.flush-after=1MiB"]).expect("equal");
+    from_set(&["store.write-buffers-total=32MiB"]).expect("equal");
+    from_set(&["limits.append-inflight=8MiB"]).expect("equal");
+}
+
+#[test]
+fn a_log_that_may_outgrow_its_threshold_is_warned_about() {
+    let loaded = from_set(&["partitions=100"]).expect("allowed");
+    assert_eq!(loaded.warnings.len(), 1, "{:?}", loaded.warnings);
+    let warning = &loaded.warnings[0];
+    for part in [
+        "28MiB times 101",
+        "2828MiB",
+        "`log.purge-threshold` = 256MiB",
+    ] {
+        assert!(warning.contains(part), "{warning}");
+    }
+}
+
+#[test]
+fn a_configuration_made_in_code_is_held_to_the_same_bounds_and_rules() {
+    Config::default().validate().expect("the defaults are good");
+
+    let mut config = Config {
+        partitions: 0,
+        data_dir: "".into(),
+        ..Config::default()
+    };
+    config.log.segment_size = ByteCount::new(1);
+    config.limits.header_timeout = HumanDuration::from_secs(86_400);
+    config.logs.level = "inof".into();
+    let error = config.validate().expect_err("five bad values");
+    assert_eq!(error.problems().len(), 5, "{error}");
+    assert_says(
+        &error,
+        "config_several",
+        &["`partitions` (set by the program): 0: it is less than 1; allowed: 1 to 1024"],
+    );
+
+    let mut config = Config::default();
+    config.log.segment_size = ByteCount::gib(1);
+    assert_says(
+        &config.validate().expect_err("a conflict"),
+        "config_conflict",
+        &["= 256MiB (default)", "= 1GiB (set by the program)"],
+    );
+
+    let config = Config {
+        listen: "0.0.0.0:1".parse().expect("an address"),
+        ..Config::default()
+    };
+    let error = config.validate().expect_err("reachable");
+    assert_says(
+        &error,
+        "config_insecure_listen",
+        &[&Source::Program.to_string()],
+    );
+}
+
+#[cfg(unix)]
+#[test]
+fn a_path_that_is_not_utf8_is_refused_and_not_changed_into_another() {
+    use std::os::unix::ffi::OsStringExt;
+
+    let path = std::ffi::OsString::from_vec(b"data-\xff".to_vec());
+    let config = Config {
+        data_dir: path.clone().into(),
+        ..Config::default()
+    };
+    let error = config.validate().expect_err("not UTF-8");
+    assert_says(
+        &error,
+        "config_bad_value",
+        &["`data-dir`", "it is not UTF-8"],
+    );
+
+    let overrides = super::super::Overrides {
+        data_dir: Some(path.into()),
+        ..Default::default()
+    };
+    let error = super::super::load(&overrides, super::env(&[])).expect_err("not UTF-8");
+    assert_says(
+        &error,
+        "config_bad_value",
+        &["flag --data-dir", "it is not UTF-8"],
+    );
+}

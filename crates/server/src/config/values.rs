@@ -1,0 +1,285 @@
+//! The configuration itself: plain values with their defaults.
+//!
+//! The comment on a field is its description in the documentation, and its `schemars` attributes
+//! are its bounds: the same schema feeds the checks, the messages and `docs/configuration.md`. A
+//! key is therefore complete once it is a field here with a comment, bounds and a default.
+//!
+//! Attributes that the schema does not know by itself: `format` names the kind of a string
+//! (`path`, `socket-address`, `cluster-name`, `log-filter`), `x-minimum` and `x-maximum` are the
+//! bounds of sizes and durations, both inclusive. Every number has an upper bound, so that a slip
+//! of the keyboard does not reserve more than a machine has.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize, Serializer};
+
+use super::units::{ByteCount, HumanDuration};
+
+/// Port of the one listener, unless `listen` says otherwise.
+const DEFAULT_PORT: u16 = 7070;
+
+/// The whole configuration of `esker server`.
+///
+/// A value that came from [`load`](super::load) has been checked. One that was put together in code
+/// should be passed through [`validate`](Config::validate).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Config {
+    /// Directory of everything the server keeps: the durable log and the databases of its
+    /// partitions. Created if it does not exist. A relative path is relative to the directory in
+    /// which the server is started.
+    #[serde(serialize_with = "as_text")]
+    #[schemars(extend("format" = "path"))]
+    pub data_dir: PathBuf,
+
+    /// Address of the one listener, which serves the S2 API, the admin API and the metrics over
+    /// HTTP/1.1 and HTTP/2. Port 0 takes any free port. An address that other machines can reach
+    /// is refused unless `insecure-no-auth` is set.
+    #[schemars(extend("format" = "socket-address"))]
+    pub listen: SocketAddr,
+
+    /// Allows a `listen` address that is not a loopback address although there are no access
+    /// tokens: whoever reaches the address may then read, write and delete everything.
+    pub insecure_no_auth: bool,
+
+    /// Name of the cluster. It marks what belongs together, so two clusters that could ever meet
+    /// should have different names.
+    #[schemars(extend("format" = "cluster-name"))]
+    pub cluster_name: String,
+
+    /// Number of stream partitions. Fixed when the data directory is created: a directory that was
+    /// made with another number is refused. Partition 0, the catalog, comes on top.
+    #[schemars(range(min = 1, max = 1024))]
+    pub partitions: u32,
+
+    /// How long a server that was asked to stop waits for open requests before it ends them.
+    #[schemars(extend("x-minimum" = "0s", "x-maximum" = "1h"))]
+    pub shutdown_grace: HumanDuration,
+
+    /// The durable log: one per server, shared by all partitions. What a restart replays, and how
+    /// much disk the log takes, is decided here.
+    pub log: LogConfig,
+
+    /// The databases (RocksDB) of the partitions.
+    pub store: StoreConfig,
+
+    /// What clients may take. Each limit bounds memory or connections, so that no client and no
+    /// number of clients can exhaust the server.
+    pub limits: LimitsConfig,
+
+    /// The background rounds that delete records past their age, delete empty streams and give
+    /// space back.
+    pub retention: RetentionConfig,
+
+    /// What the server writes about itself on standard error.
+    pub logs: LogsConfig,
+}
+
+/// The durable log (`[log]`).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct LogConfig {
+    /// Size at which a segment file of the log is closed and the next one begun. Space is given
+    /// back by whole segments.
+    #[schemars(extend("x-minimum" = "1MiB", "x-maximum" = "1GiB"))]
+    pub segment_size: ByteCount,
+
+    /// Once the log is larger than this, segments are deleted whose entries are all flushed to the
+    /// databases. At least `segment-size`.
+    #[schemars(extend("x-minimum" = "1MiB", "x-maximum" = "1TiB"))]
+    pub purge_threshold: ByteCount,
+
+    /// Most bytes that are gathered from all partitions into one write and one sync. Larger groups
+    /// carry more per sync; smaller ones answer sooner. The minimum has room for one largest batch.
+    #[schemars(extend("x-minimum" = "2MiB", "x-maximum" = "256MiB"))]
+    pub max_group_size: ByteCount,
+
+    /// The database of a partition is flushed when this much log waits behind it, so that a
+    /// restart replays little: at most about this much per partition.
+    #[schemars(extend("x-minimum" = "64KiB", "x-maximum" = "64GiB"))]
+    pub flush_after: ByteCount,
+}
+
+/// The databases of the partitions (`[store]`).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct StoreConfig {
+    /// Memory for blocks read from disk, shared by all partitions.
+    #[schemars(extend("x-minimum" = "1MiB", "x-maximum" = "1TiB"))]
+    pub block_cache: ByteCount,
+
+    /// Memory in which one partition gathers writes before it flushes them to a file.
+    #[schemars(extend("x-minimum" = "1MiB", "x-maximum" = "1GiB"))]
+    pub write_buffer: ByteCount,
+
+    /// Memory for such writes over all partitions; beyond it the partition with the most is
+    /// flushed. At least `write-buffer`.
+    #[schemars(extend("x-minimum" = "1MiB", "x-maximum" = "256GiB"))]
+    pub write_buffers_total: ByteCount,
+
+    /// Most files that the databases keep open. The limit of the operating system (`ulimit -n`)
+    /// must leave room for these and for `limits.connections`.
+    #[schemars(range(min = 64, max = 1_000_000))]
+    pub max_open_files: u32,
+
+    /// Most threads that flush and compact in the background.
+    #[schemars(range(min = 1, max = 64))]
+    pub background_jobs: u32,
+}
+
+/// Limits on what clients may take (`[limits]`).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct LimitsConfig {
+    /// Most bytes of appends that are received and not yet answered, over all connections. Beyond
+    /// it, appends wait. At least `append-session-inflight`.
+    #[schemars(extend("x-minimum" = "2MiB", "x-maximum" = "1TiB"))]
+    pub append_inflight: ByteCount,
+
+    /// The same for a single append session. The minimum has room for one largest batch.
+    #[schemars(extend("x-minimum" = "2MiB", "x-maximum" = "1GiB"))]
+    pub append_session_inflight: ByteCount,
+
+    /// Most open connections. Beyond it, a new connection waits until another one ends.
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub connections: u32,
+
+    /// Most bytes of a request body, after decompression. The minimum has room for one largest
+    /// batch (1 MiB of metered bytes) in JSON, where base64 makes it a third larger.
+    #[schemars(extend("x-minimum" = "2MiB", "x-maximum" = "64MiB"))]
+    pub request_body: ByteCount,
+
+    /// Newest records kept in memory per followed stream. A reader that falls further behind reads
+    /// from the database until it has caught up.
+    #[schemars(extend("x-minimum" = "64KiB", "x-maximum" = "1GiB"))]
+    pub follower_buffer: ByteCount,
+
+    /// The same over all followed streams: beyond it, each keeps its newest batch alone.
+    #[schemars(extend("x-minimum" = "64KiB", "x-maximum" = "256GiB"))]
+    pub follower_buffers_total: ByteCount,
+
+    /// How long a connection may take to send the head of a request.
+    #[schemars(extend("x-minimum" = "100ms", "x-maximum" = "1h"))]
+    pub header_timeout: HumanDuration,
+}
+
+/// The background rounds over streams (`[retention]`).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct RetentionConfig {
+    /// How often a partition looks for records past their age, for empty streams to delete and for
+    /// space to give back.
+    #[schemars(extend("x-minimum" = "10ms", "x-maximum" = "1h"))]
+    pub interval: HumanDuration,
+
+    /// Most streams examined per partition and round; the next round goes on where this one ended.
+    /// A partition of a million streams is thus gone through in 4,000 rounds of the default size.
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub streams_per_round: u32,
+}
+
+/// What the server writes about itself (`[logs]`).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct LogsConfig {
+    /// Which messages are written: a level for everything, and levels for parts of the program,
+    /// separated by commas. The levels are `off`, `error`, `warn`, `info`, `debug` and `trace`.
+    #[schemars(extend("format" = "log-filter"))]
+    pub level: String,
+
+    /// Form of a message: a line of text for people, or a JSON object per line for programs.
+    pub format: LogFormat,
+}
+
+/// Form of the messages that the server writes about itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum LogFormat {
+    /// A line of text for people.
+    #[default]
+    Text,
+    /// A JSON object per line, for programs.
+    Json,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            data_dir: "esker-data".into(),
+            listen: (Ipv4Addr::LOCALHOST, DEFAULT_PORT).into(),
+            insecure_no_auth: false,
+            cluster_name: "esker".into(),
+            partitions: 8,
+            shutdown_grace: HumanDuration::from_secs(10),
+            log: LogConfig::default(),
+            store: StoreConfig::default(),
+            limits: LimitsConfig::default(),
+            retention: RetentionConfig::default(),
+            logs: LogsConfig::default(),
+        }
+    }
+}
+
+impl Default for LogConfig {
+    fn default() -> Self {
+        Self {
+            segment_size: ByteCount::mib(32),
+            purge_threshold: ByteCount::mib(256),
+            max_group_size: ByteCount::mib(4),
+            // Nine partitions (eight and the catalog) of 28 MiB stay below the purge threshold.
+            flush_after: ByteCount::mib(28),
+        }
+    }
+}
+
+impl Default for StoreConfig {
+    fn default() -> Self {
+        Self {
+            block_cache: ByteCount::mib(128),
+            write_buffer: ByteCount::mib(32),
+            write_buffers_total: ByteCount::mib(192),
+            max_open_files: 512,
+            background_jobs: 2,
+        }
+    }
+}
+
+impl Default for LimitsConfig {
+    fn default() -> Self {
+        Self {
+            append_inflight: ByteCount::mib(128),
+            append_session_inflight: ByteCount::mib(8),
+            connections: 1024,
+            request_body: ByteCount::mib(4),
+            follower_buffer: ByteCount::mib(8),
+            follower_buffers_total: ByteCount::mib(64),
+            header_timeout: HumanDuration::from_secs(30),
+        }
+    }
+}
+
+impl Default for RetentionConfig {
+    fn default() -> Self {
+        Self {
+            interval: HumanDuration::from_secs(1),
+            streams_per_round: 250,
+        }
+    }
+}
+
+impl Default for LogsConfig {
+    fn default() -> Self {
+        Self {
+            level: "warn,esker=info".into(),
+            format: LogFormat::default(),
+        }
+    }
+}
+
+/// Writes a path as text. What is not UTF-8 becomes U+FFFD, which the checks then refuse: no file,
+/// variable or message could name such a path.
+fn as_text<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&path.to_string_lossy())
+}

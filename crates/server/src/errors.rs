@@ -1,0 +1,128 @@
+//! `docs/errors.md`: every stable code, when it is given, and what to do. A test keeps it current.
+
+use std::fmt::Write as _;
+
+use crate::{api, config};
+
+/// Codes that the command line adds of its own.
+const COMMAND_CODES: &[(&str, &str, &str)] = &[
+    (
+        "listen",
+        "The address cannot be listened on: another program uses the port, or it is not this machine's.",
+        "Stop that program, or choose another address with `--listen`.",
+    ),
+    (
+        "unreachable",
+        "No server answers at the address.",
+        "Start one with `esker server`, or name another with `--server`.",
+    ),
+    (
+        "not_a_server",
+        "Something answers at the address, but it is not an S2 server.",
+        "Correct the address.",
+    ),
+    (
+        "seq_num_mismatch",
+        "A conditional append: the next sequence number is another, which the message names.",
+        "Read what came in between, and decide again.",
+    ),
+    (
+        "fencing_token_mismatch",
+        "Another fencing token is in force, which the message names.",
+        "Somebody else has taken over the stream; stop writing to it.",
+    ),
+    (
+        "beyond_tail",
+        "A read or trim begins beyond the stream's tail.",
+        "`esker stream tail` says where the stream ends.",
+    ),
+    (
+        "client",
+        "The client library refused the request before it was sent, or lost the connection.",
+        "The message says why.",
+    ),
+    (
+        "interrupted",
+        "The command was interrupted.",
+        "Run it again; `esker stream tail` says how far it came.",
+    ),
+];
+
+/// `docs/errors.md`.
+pub fn markdown() -> String {
+    let mut out = String::from(
+        "# Errors\n\n\
+         Every error has a stable code. The command line prints `error [code]: what happened, to \
+         what, and what to do` and exits with 0 (done), 1 (found something wrong), 2 (usage) or \
+         3 (could not reach). The API answers `{\"code\": …, \"message\": …}`.\n\n\
+         This page is made from the code; a test keeps it current.\n\n\
+         ## The API\n\n\
+         Two answers have no code, as the S2 API defines them: **412** with \
+         `{\"seq_num_mismatch\": n}` or `{\"fencing_token_mismatch\": \"…\"}`, the value that is \
+         in force; and **416** with `{\"tail\": {…}}` for a read that begins where nothing is \
+         written yet. Both are answered only once the state that they report is durable.\n\n\
+         *No side effects* means that the request did nothing and never will; clients repeat such \
+         requests by themselves.\n\n\
+         | code | status | when | what to do | no side effects |\n|---|---|---|---|---|\n",
+    );
+    for (code, when, what) in api::CODES {
+        let name: &'static str = (*code).into();
+        let _ = writeln!(
+            out,
+            "| `{name}` | {} | {when} | {what} | {} |",
+            code.status().as_u16(),
+            if code.has_no_side_effects() {
+                "yes"
+            } else {
+                "no"
+            }
+        );
+    }
+    out.push_str("\n## Starting a server\n\n| code | when | what to do |\n|---|---|---|\n");
+    for (code, when, what) in esker_node::START_CODES {
+        let _ = writeln!(out, "| `{code}` | {when} | {what} |");
+    }
+    out.push_str("\n## Configuration\n\n| code | when |\n|---|---|\n");
+    for (code, when) in config::CODES {
+        let _ = writeln!(out, "| `{code}` | {when} |");
+    }
+    out.push_str("\n## The command line\n\n| code | when | what to do |\n|---|---|---|\n");
+    for (code, when, what) in COMMAND_CODES {
+        let _ = writeln!(out, "| `{code}` | {when} | {what} |");
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn error_docs_are_current() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/errors.md");
+        let wanted = markdown();
+        if std::env::var_os("ESKER_BLESS").is_some() {
+            std::fs::write(path, &wanted).unwrap();
+        }
+        let found = std::fs::read_to_string(path).unwrap_or_default();
+        assert_eq!(
+            found, wanted,
+            "docs/errors.md is not what the code says; run this test with ESKER_BLESS=1"
+        );
+    }
+
+    #[test]
+    fn a_code_is_listed_once() {
+        let mut codes: Vec<&str> = api::CODES
+            .iter()
+            .map(|(code, _, _)| (*code).into())
+            .collect();
+        codes.extend(esker_node::START_CODES.iter().map(|(code, _, _)| *code));
+        codes.extend(config::CODES.iter().map(|(code, _)| *code));
+        codes.extend(COMMAND_CODES.iter().map(|(code, _, _)| *code));
+        let count = codes.len();
+        codes.sort_unstable();
+        codes.dedup();
+        assert_eq!(codes.len(), count, "{codes:?}");
+    }
+}

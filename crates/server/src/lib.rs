@@ -1,0 +1,20 @@
+//! The server: the S2 API over HTTP, configuration, logs and metrics.
+//!
+//! | room | what it holds |
+//! |---|---|
+//! | [`config`] | the configuration, where each value came from, its documentation |
+//! | [`server`] | the listener: connections, limits, start and graceful stop |
+//! | [`api`] | handlers: from requests to calls on a node, and back |
+//! | [`telemetry`] | logs and metrics |
+//! | [`errors`] | `docs/errors.md`, from the codes that the code has |
+//!
+//! Everything that a request asks for is done by `esker-node`; nothing here decides.
+
+pub mod api;
+pub mod config;
+pub mod errors;
+mod opening;
+pub mod server;
+pub mod telemetry;
+
+pub use server::{ServeError, Server};

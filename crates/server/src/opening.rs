@@ -1,0 +1,36 @@
+//! The first bytes of a connection.
+//!
+//! They tell HTTP/1.1 from HTTP/2 with prior knowledge. hyper waits for them as long as it takes, so
+//! a client that sends none would keep its place among the connections for ever. They are awaited
+//! here instead, where the caller can set a limit, and handed on.
+
+use std::io::Cursor;
+
+use tokio::io::{AsyncReadExt as _, Chain, Join};
+use tokio::net::TcpStream;
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+
+/// What a client of HTTP/2 sends first.
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// A connection whose first bytes are there.
+pub(crate) type Opened = Join<Chain<Cursor<Vec<u8>>, OwnedReadHalf>, OwnedWriteHalf>;
+
+/// Waits until it is clear which HTTP the client speaks.
+///
+/// # Errors
+///
+/// Those of reading.
+pub(crate) async fn opened(mut stream: TcpStream) -> std::io::Result<Opened> {
+    let mut first = Vec::with_capacity(PREFACE.len());
+    while first.len() < PREFACE.len() && PREFACE.starts_with(&first) {
+        let missing = PREFACE.len() - first.len();
+        let mut rest = (&mut stream).take(missing as u64);
+        // At its end, hyper sees what there was, and says what is missing.
+        if rest.read_buf(&mut first).await? == 0 {
+            break;
+        }
+    }
+    let (reader, writer) = stream.into_split();
+    Ok(tokio::io::join(Cursor::new(first).chain(reader), writer))
+}

@@ -1,0 +1,47 @@
+//! `esker config`.
+
+use clap::Subcommand;
+use esker_server::config::{self, Overrides};
+
+use crate::exit::Failure;
+use crate::output::print;
+use crate::stream_cmd::SERVER_VARIABLE;
+
+/// Check or show the configuration that a server would run with.
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Say whether the configuration is valid, and what is wrong with it.
+    Check {
+        #[command(flatten)]
+        overrides: Overrides,
+    },
+    /// Print the effective configuration as TOML, with where each value came from.
+    Show {
+        #[command(flatten)]
+        overrides: Overrides,
+    },
+}
+
+pub fn run(args: &Args) -> Result<(), Failure> {
+    let (overrides, show) = match &args.command {
+        Command::Check { overrides } => (overrides, false),
+        Command::Show { overrides } => (overrides, true),
+    };
+    // That one is meant for `esker stream`.
+    let environment = config::environment().filter(|(name, _)| name != SERVER_VARIABLE);
+    let loaded = config::load(overrides, environment).map_err(|e| Failure::usage(e.code(), e))?;
+    for warning in &loaded.warnings {
+        eprintln!("warning: {warning}");
+    }
+    if show {
+        print(config::show(&loaded).trim_end())
+    } else {
+        print("the configuration is valid")
+    }
+}

@@ -1,0 +1,120 @@
+//! Appends the records of the demo over one session, and knows at every moment what was
+//! acknowledged.
+//!
+//! Batches are small and only some of them are under way at a time, so that a kill finds records of
+//! all three kinds: acknowledged, under way, and not sent.
+
+use std::collections::VecDeque;
+use std::num::NonZeroU32;
+use std::time::{Duration, Instant};
+
+use s2_sdk::S2Stream;
+use s2_sdk::append_session::{AppendSession, AppendSessionConfig, BatchSubmitTicket};
+use s2_sdk::error::AppendSessionError;
+use s2_sdk::types::{AppendInput, AppendRecord, AppendRecordBatch, ValidationError};
+
+use super::records::Records;
+use crate::exit::Failure;
+
+/// Records of a batch.
+pub const BATCH: u64 = 100;
+/// Batches under way at a time.
+pub const WINDOW: NonZeroU32 = NonZeroU32::new(16).unwrap();
+/// Metered bytes of a batch, and of a record beyond its body.
+const BATCH_BYTES: usize = 1024 * 1024;
+const RECORD_OVERHEAD: usize = 8;
+
+/// How an append went.
+pub struct Appended {
+    /// Records before this number are acknowledged.
+    pub acknowledged: u64,
+    /// Records before this number were sent, or about to be.
+    pub sent: u64,
+    /// From the first batch to the last acknowledgement.
+    pub took: Duration,
+    /// Why it ended before the last record.
+    pub broke: Option<AppendSessionError>,
+}
+
+/// Appends the records from `first` on, each batch under the condition that its records get their
+/// own numbers as sequence numbers. After each acknowledgement, `acknowledged` is told how far they
+/// reach.
+pub async fn append(
+    stream: &S2Stream,
+    records: &Records,
+    first: u64,
+    mut acknowledged: impl FnMut(u64) -> Result<(), Failure>,
+) -> Result<Appended, Failure> {
+    let config = AppendSessionConfig::new().with_max_unacked_batches(WINDOW);
+    let session = stream.append_session(config);
+    let began = Instant::now();
+    let mut appended = Appended {
+        acknowledged: first,
+        sent: first,
+        took: Duration::ZERO,
+        broke: None,
+    };
+    let mut under_way: VecDeque<BatchSubmitTicket> = VecDeque::new();
+    loop {
+        while under_way.len() < WINDOW.get() as usize && appended.broke.is_none() {
+            let Some(batch) = batch(records, appended.sent).map_err(invalid)? else {
+                break;
+            };
+            let count = batch.len() as u64;
+            match submit(&session, batch, appended.sent).await {
+                Ok(ticket) => under_way.push_back(ticket),
+                Err(error) => {
+                    appended.broke = Some(error);
+                    break;
+                }
+            }
+            appended.sent += count;
+        }
+        let Some(ticket) = under_way.pop_front() else {
+            return Ok(appended);
+        };
+        match ticket.await {
+            Ok(ack) => {
+                appended.acknowledged = ack.end.seq_num;
+                appended.took = began.elapsed();
+                acknowledged(ack.end.seq_num)?;
+            }
+            // Those behind it fail as well.
+            Err(error) => appended.broke = Some(error),
+        }
+    }
+}
+
+async fn submit(
+    session: &AppendSession,
+    batch: AppendRecordBatch,
+    first: u64,
+) -> Result<BatchSubmitTicket, AppendSessionError> {
+    session
+        .submit(AppendInput::new(batch).with_match_seq_num(first))
+        .await
+}
+
+/// The batch that begins with this record; nothing behind the last one.
+fn batch(records: &Records, first: u64) -> Result<Option<AppendRecordBatch>, ValidationError> {
+    let mut batch = Vec::new();
+    let mut bytes = 0;
+    for number in first..first + BATCH {
+        let Some(body) = records.get(number) else {
+            break;
+        };
+        bytes += body.len() + RECORD_OVERHEAD;
+        if bytes > BATCH_BYTES {
+            break;
+        }
+        batch.push(AppendRecord::new(body.clone())?);
+    }
+    if batch.is_empty() {
+        return Ok(None);
+    }
+    AppendRecordBatch::try_from_iter(batch).map(Some)
+}
+
+fn invalid(error: ValidationError) -> Failure {
+    Failure::wrong("demo", format!("a batch of records is refused: {error}"))
+}

@@ -1,0 +1,216 @@
+//! Reads the demo's stream from its first record on, on a connection of its own, while it is being
+//! appended to.
+//!
+//! It compares every record with the one that was sent, and knows what comes next. When its
+//! connection is gone it waits until it is told where the server is now, and goes on from there.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use s2_sdk::types::{ReadFrom, ReadInput, ReadStart, SequencedRecord};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use super::records::Records;
+use crate::exit::Failure;
+use crate::stream_cmd::connection::{Connection, ServerAddress};
+use crate::stream_cmd::target::StreamTarget;
+
+/// Longest wait for the follower to see the last record after it was appended.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A follower.
+pub struct Follower {
+    task: JoinHandle<Result<(), Failure>>,
+    addresses: watch::Sender<ServerAddress>,
+    seen: watch::Receiver<u64>,
+    total: u64,
+}
+
+impl Follower {
+    /// Starts to follow.
+    pub fn start(target: StreamTarget, records: Arc<Records>, address: ServerAddress) -> Follower {
+        let (addresses, mut address) = watch::channel(address);
+        let (seen, watched) = watch::channel(0);
+        let total = records.count();
+        let task = tokio::spawn(async move {
+            let mut following = Following {
+                target,
+                records,
+                next: 0,
+                seen,
+            };
+            loop {
+                let server = address.borrow_and_update().clone();
+                match following.follow(server).await? {
+                    End::SawAll => return Ok(()),
+                    // The one who says where the server is went away: the demo ends.
+                    End::Lost if address.changed().await.is_err() => return Ok(()),
+                    End::Lost => {}
+                }
+            }
+        });
+        Follower {
+            task,
+            addresses,
+            seen: watched,
+            total,
+        }
+    }
+
+    /// How many records it has seen, in order and without a gap.
+    pub fn seen(&self) -> u64 {
+        *self.seen.borrow()
+    }
+
+    /// Tells it where the server is now.
+    pub fn go_to(&self, address: ServerAddress) {
+        self.addresses.send_replace(address);
+    }
+
+    /// Waits until it has seen the last record.
+    ///
+    /// # Errors
+    ///
+    /// What it saw that is not what was sent.
+    pub async fn finish(mut self) -> Result<(), Failure> {
+        match tokio::time::timeout(PATIENCE, &mut self.task).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(error)) => Err(Failure::wrong("demo", format!("the follower: {error}"))),
+            Err(_) => Err(Failure::wrong(
+                "demo",
+                format!(
+                    "the follower saw {} of {} records, and nothing more for {} s",
+                    self.seen(),
+                    self.total,
+                    PATIENCE.as_secs()
+                ),
+            )),
+        }
+    }
+}
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// Why one connection is at its end.
+enum End {
+    /// There is nothing more to come.
+    SawAll,
+    /// The server is gone.
+    Lost,
+}
+
+struct Following {
+    target: StreamTarget,
+    records: Arc<Records>,
+    /// The sequence number that comes next.
+    next: u64,
+    seen: watch::Sender<u64>,
+}
+
+impl Following {
+    async fn follow(&mut self, server: ServerAddress) -> Result<End, Failure> {
+        let Ok(connection) = Connection::open(server).await else {
+            return Ok(End::Lost);
+        };
+        let start = ReadStart::new().with_from(ReadFrom::SeqNum(self.next));
+        // Not a session that looks for a lost server by itself: the next one listens elsewhere.
+        let session = connection
+            .stream(&self.target)
+            .read_session(ReadInput::new().with_start(start), Default::default())
+            .await;
+        let mut session = match session {
+            Ok(session) => session,
+            Err(error) if error.is_retryable() => return Ok(End::Lost),
+            Err(error) => {
+                let failure = connection.asked_stream(&self.target).read_session(&error);
+                return Err(Failure::wrong(
+                    "demo",
+                    format!(
+                        "the follower has seen {} records and cannot go on from there: {}",
+                        self.next, failure.message
+                    ),
+                ));
+            }
+        };
+        while self.next < self.records.count() {
+            match session.next().await {
+                Some(Ok(batch)) => {
+                    for record in &batch.records {
+                        check(&self.records, self.next, record).map_err(|problem| {
+                            Failure::wrong("demo", format!("the follower {problem}"))
+                        })?;
+                        self.next += 1;
+                    }
+                    self.seen.send_replace(self.next);
+                }
+                Some(Err(error)) if error.is_retryable() => return Ok(End::Lost),
+                Some(Err(error)) => {
+                    let failure = connection.asked_stream(&self.target).read_session(&error);
+                    return Err(Failure::wrong(
+                        "demo",
+                        format!(
+                            "the follower, before record {}: {}",
+                            self.next, failure.message
+                        ),
+                    ));
+                }
+                None => return Ok(End::Lost),
+            }
+        }
+        Ok(End::SawAll)
+    }
+}
+
+/// Whether a record that was read is the one that was sent as number `expected`. If not, what is
+/// wrong, as the rest of a sentence.
+pub fn check(records: &Records, expected: u64, read: &SequencedRecord) -> Result<(), String> {
+    if read.seq_num != expected {
+        return Err(format!(
+            "read sequence number {} where {expected} was to come: records are missing, or there \
+             twice",
+            read.seq_num
+        ));
+    }
+    match records.get(expected) {
+        None => Err(format!(
+            "read a record {expected}, although only {} were sent",
+            records.count()
+        )),
+        Some(sent) if *sent != read.body || !read.headers.is_empty() => Err(format!(
+            "read a record {expected} that is not what was sent: `{}` instead of `{}`",
+            read.body.escape_ascii(),
+            sent.escape_ascii()
+        )),
+        Some(_) => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_that_is_missing_doubled_altered_or_made_up_is_found() {
+        let records = Records::flights();
+        let read = |seq_num, of| {
+            let body = records.get(of).unwrap().clone();
+            SequencedRecord::from_parts(seq_num, 0, Vec::new(), body)
+        };
+        assert_eq!(check(&records, 7, &read(7, 7)), Ok(()));
+        for (what, record) in [
+            ("missing", read(8, 8)),
+            ("doubled", read(6, 6)),
+            ("altered", read(7, 8)),
+        ] {
+            assert!(check(&records, 7, &record).is_err(), "{what}");
+        }
+        let made_up = SequencedRecord::from_parts(20_000, 0, Vec::new(), "{}");
+        assert!(check(&records, 20_000, &made_up).is_err());
+    }
+}

@@ -1,0 +1,126 @@
+//! The records of the demo: flights that come with the program, or the lines of a file.
+
+use std::fs::File;
+use std::io::Read as _;
+use std::path::Path;
+
+use bytes::Bytes;
+
+use super::appender::{BATCH, WINDOW};
+use crate::exit::Failure;
+
+/// 20,000 domestic flights in the United States, January to March 2001, in the order of departure.
+const FLIGHTS: &[u8] = include_bytes!("../../examples/data/flights.jsonl");
+/// With so many there is a middle to be killed in. At the kill half of them are acknowledged, and a
+/// window of batches is under way; the answers to these may still come, and let as many out again.
+const FEWEST: usize = 2 * BATCH as usize * (2 * WINDOW.get() as usize + 1);
+/// All records are kept in memory, to compare with what comes back.
+const LARGEST_FILE: u64 = 1024 * 1024 * 1024;
+/// Largest body of a record without headers: 1 MiB, of which 8 bytes are not body.
+const LARGEST_RECORD: usize = 1024 * 1024 - 8;
+
+/// Records, numbered from 0. A stream that starts empty gives each its own number.
+pub struct Records {
+    /// What they are, for the story.
+    pub what: &'static str,
+    lines: Vec<Bytes>,
+    bytes: u64,
+}
+
+impl Records {
+    /// The flights.
+    pub fn flights() -> Records {
+        Records::new("flight records", Bytes::from_static(FLIGHTS))
+    }
+
+    /// The lines of a file.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be read, is larger than 1 GiB, or has a line that is too long for a record, or
+    /// fewer than 6600 lines.
+    pub fn of_file(path: &Path) -> Result<Records, Failure> {
+        let wrong = |problem: &dyn std::fmt::Display| {
+            Failure::wrong("input", format!("{}: {problem}", path.display()))
+        };
+        let mut content = Vec::new();
+        File::open(path)
+            .and_then(|file| file.take(LARGEST_FILE + 1).read_to_end(&mut content))
+            .map_err(|e| wrong(&e))?;
+        if content.len() as u64 > LARGEST_FILE {
+            return Err(wrong(
+                &"larger than 1 GiB, which the demo would keep in memory",
+            ));
+        }
+        let records = Records::new("records", content.into());
+        if records.lines.len() < FEWEST {
+            return Err(wrong(&format_args!(
+                "{} lines; the demo needs {FEWEST}, one record each",
+                records.lines.len()
+            )));
+        }
+        if let Some(index) = records.lines.iter().position(|l| l.len() > LARGEST_RECORD) {
+            return Err(wrong(&format_args!(
+                "line {} is longer than a record may be ({LARGEST_RECORD} bytes)",
+                index + 1
+            )));
+        }
+        Ok(records)
+    }
+
+    fn new(what: &'static str, content: Bytes) -> Records {
+        let mut lines = Vec::new();
+        let mut rest = content;
+        while !rest.is_empty() {
+            let end = rest.iter().position(|&b| b == b'\n');
+            lines.push(rest.split_to(end.unwrap_or(rest.len())));
+            if end.is_some() {
+                // The line feed.
+                let _ = rest.split_to(1);
+            }
+        }
+        let bytes = lines.iter().map(|line| line.len() as u64).sum();
+        Records { what, lines, bytes }
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> u64 {
+        self.lines.len() as u64
+    }
+
+    /// Bytes of all of them.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// The body of a record, if there is one of this number.
+    pub fn get(&self, number: u64) -> Option<&Bytes> {
+        self.lines.get(usize::try_from(number).ok()?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_flights_are_there_each_a_line_of_json() {
+        let flights = Records::flights();
+        assert_eq!(flights.count(), 20_000);
+        for number in 0..flights.count() {
+            let line = flights.get(number).unwrap();
+            let flight: serde_json::Value = serde_json::from_slice(line).unwrap();
+            assert!(flight["origin"].is_string(), "record {number}: {flight}");
+        }
+        assert!(flights.get(20_000).is_none());
+    }
+
+    #[test]
+    fn lines_are_cut_at_line_feeds_and_at_nothing_else() {
+        let records = Records::new("records", Bytes::from_static(b"a\n\nb\r\nc"));
+        let lines: Vec<_> = records.lines.iter().map(|l| &l[..]).collect();
+        let expected: [&[u8]; 4] = [b"a", b"", b"b\r", b"c"];
+        assert_eq!(lines, expected);
+        assert_eq!(records.bytes(), 4);
+    }
+}

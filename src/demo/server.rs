@@ -1,0 +1,170 @@
+//! A server of the demo: this very program, as a child process.
+//!
+//! It never outlives the demo. Dropping a [`ServerProcess`] kills it by its process id; and should the
+//! demo itself be killed, so that nothing is dropped, the server sees its standard input close and
+//! stops by itself. It is in a process group of its own, so that a Ctrl-C reaches the demo alone.
+
+use std::fs::File;
+use std::io::{Read as _, Seek as _, SeekFrom};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::io::{AsyncBufReadExt as _, BufReader};
+use tokio::process::{Child, ChildStdin, Command};
+
+use crate::exit::Failure;
+use crate::stream_cmd::connection::ServerAddress;
+
+/// Longest wait for a server to serve, or to end.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Bytes of the log that are quoted when a server fails.
+const QUOTED: u64 = 2048;
+
+/// A running server.
+pub struct ServerProcess {
+    child: Child,
+    pid: u32,
+    address: ServerAddress,
+    started: Instant,
+    log: PathBuf,
+    /// Open as long as the server shall live.
+    _stdin: Option<ChildStdin>,
+}
+
+impl ServerProcess {
+    /// Starts a server on a data directory and any free port, and waits until it serves. Its log is
+    /// written to `log`.
+    ///
+    /// # Errors
+    ///
+    /// If it does not serve; with the end of its log.
+    pub async fn start(data_dir: &Path, log: PathBuf) -> Result<ServerProcess, Failure> {
+        let cannot =
+            |e: std::io::Error| Failure::wrong("demo", format!("cannot start a server: {e}"));
+        let program = std::env::current_exe().map_err(cannot)?;
+        let mut command = Command::new(program);
+        command
+            .args(["server", "--listen", "127.0.0.1:0", "--until-stdin-closes"])
+            .args(["--set", "logs.level=info", "--data-dir"])
+            .arg(data_dir)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(File::create(&log).map_err(cannot)?)
+            .process_group(0)
+            .kill_on_drop(true);
+        // The story is about the defaults, whatever is configured here.
+        for (name, _) in std::env::vars_os() {
+            if name.as_encoded_bytes().starts_with(b"ESKER_") {
+                command.env_remove(name);
+            }
+        }
+        let started = Instant::now();
+        let mut child = command.spawn().map_err(cannot)?;
+        let pid = child.id().unwrap_or_default();
+        let stdin = child.stdin.take();
+        let announced = match child.stdout.take() {
+            Some(stdout) => tokio::time::timeout(PATIENCE, address(BufReader::new(stdout))).await,
+            None => Ok(None),
+        };
+        let problem = match announced {
+            Ok(Some(address)) => {
+                return Ok(ServerProcess {
+                    child,
+                    pid,
+                    address,
+                    started,
+                    log,
+                    _stdin: stdin,
+                });
+            }
+            Ok(None) => "it ended at once".to_owned(),
+            Err(_) => format!("it did not serve within {} s", PATIENCE.as_secs()),
+        };
+        Err(Failure::wrong(
+            "demo",
+            format!("a server did not start: {problem}\n{}", end_of(&log)),
+        ))
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> &ServerAddress {
+        &self.address
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// Since it was started (`exec`).
+    pub fn age(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// How many entries of its log it says to have replayed, if it does.
+    pub fn replayed(&self) -> Option<u64> {
+        let log = std::fs::read_to_string(&self.log).ok()?;
+        let (_, rest) = log.split_once("Replaying ")?;
+        rest.split(' ').next()?.parse().ok()
+    }
+
+    /// Sends SIGKILL, and does not wait.
+    pub fn kill(&mut self) -> Result<(), Failure> {
+        self.child
+            .start_kill()
+            .map_err(|e| Failure::wrong("demo", format!("cannot kill the server: {e}")))
+    }
+
+    /// Waits until it is gone.
+    pub async fn gone(mut self) -> Result<(), Failure> {
+        match tokio::time::timeout(PATIENCE, self.child.wait()).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(e)) => Err(Failure::wrong("demo", format!("waiting for a server: {e}"))),
+            Err(_) => Err(Failure::wrong(
+                "demo",
+                format!(
+                    "process {} did not end within {} s",
+                    self.pid,
+                    PATIENCE.as_secs()
+                ),
+            )),
+        }
+    }
+
+    /// Asks it to stop, and waits until it has.
+    pub async fn stop(self) -> Result<(), Failure> {
+        let pid = i32::try_from(self.pid).ok().and_then(Pid::from_raw);
+        // If it is gone already, then there is nothing to ask.
+        if let Some(pid) = pid {
+            let _ = kill_process(pid, Signal::TERM);
+        }
+        self.gone().await
+    }
+}
+
+/// The address that a server announces: `esker X serves http://… from …`.
+async fn address(stdout: BufReader<tokio::process::ChildStdout>) -> Option<ServerAddress> {
+    let mut lines = stdout.lines();
+    while let Ok(Some(line)) = lines.next_line().await {
+        let mut words = line.split(' ').skip_while(|word| *word != "serves");
+        if let Some(address) = words.nth(1) {
+            return address.parse().ok();
+        }
+    }
+    None
+}
+
+fn end_of(log: &Path) -> String {
+    let mut end = Vec::new();
+    let read = File::open(log).and_then(|mut file| {
+        let length = file.metadata()?.len();
+        file.seek(SeekFrom::Start(length.saturating_sub(QUOTED)))?;
+        file.read_to_end(&mut end)
+    });
+    match read {
+        Ok(_) => String::from_utf8_lossy(&end).trim_end().to_owned(),
+        Err(e) => format!("(its log {}: {e})", log.display()),
+    }
+}

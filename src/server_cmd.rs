@@ -1,0 +1,131 @@
+//! `esker server`.
+
+use std::io::{IsTerminal as _, Write as _};
+use std::path::{Path, PathBuf};
+
+use esker_server::config::{self, Config, Overrides};
+use esker_server::{Server, telemetry};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::exit::Failure;
+use crate::stream_cmd::SERVER_VARIABLE;
+use crate::stream_cmd::connection::DEFAULT_SERVER;
+
+/// Run the server in the foreground.
+///
+/// Every key of the configuration can be set in a TOML file (--config), in the environment
+/// (ESKER_…) and here (--set key=value); `esker config show` prints the result.
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    overrides: Overrides,
+
+    /// Say what to try next, even where standard output is no terminal.
+    #[arg(long, hide = true)]
+    hints: bool,
+
+    /// Stop when standard input closes: a server that was started for a while by another program
+    /// does not outlive it, however that ends.
+    #[arg(long, hide = true)]
+    until_stdin_closes: bool,
+}
+
+pub fn run(args: &Args) -> Result<(), Failure> {
+    // That one is meant for `esker stream`.
+    let environment = config::environment().filter(|(name, _)| name != SERVER_VARIABLE);
+    let loaded =
+        config::load(&args.overrides, environment).map_err(|e| Failure::usage(e.code(), e))?;
+    telemetry::start_logs(&loaded.config.logs);
+    for warning in &loaded.warnings {
+        tracing::warn!("{warning}");
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| Failure::wrong("io", format!("starting the runtime: {e}")))?;
+    runtime.block_on(async {
+        let mut interrupt = signal(SignalKind::interrupt()).map_err(signals)?;
+        let mut terminate = signal(SignalKind::terminate()).map_err(signals)?;
+        let server = tokio::select! {
+            server = Server::start(&loaded.config) => {
+                server.map_err(|e| Failure::wrong(e.code(), e))?
+            }
+            // Nothing was promised yet.
+            _ = interrupt.recv() => return Ok(()),
+            _ = terminate.recv() => return Ok(()),
+        };
+        announce(&server, &loaded.config, args);
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+            () = stdin_closed(), if args.until_stdin_closes => {}
+        }
+        eprintln!("stopping: waiting for what is in flight; once more to stop at once");
+        tokio::select! {
+            () = server.stop() => Ok(()),
+            _ = interrupt.recv() => Ok(()),
+            _ = terminate.recv() => Ok(()),
+        }
+    })
+}
+
+/// Says where it serves, and to a person also what to try.
+fn announce(server: &Server, config: &Config, args: &Args) {
+    let mut out = std::io::stdout().lock();
+    let mut text = format!(
+        "esker {} serves http://{} from {}\n",
+        env!("CARGO_PKG_VERSION"),
+        server.address(),
+        config.data_dir.display()
+    );
+    if args.hints || out.is_terminal() {
+        let address = format!("http://{}", server.address());
+        let server = if address == DEFAULT_SERVER {
+            String::new()
+        } else {
+            format!(" --server {address}")
+        };
+        let stream = format!("{} stream{server}", this_program());
+        text += &format!(
+            "
+Try it in another terminal:
+  {stream} create my-basin/orders
+  echo hello | {stream} append my-basin/orders
+  {stream} read my-basin/orders --follow
+Ctrl-C stops the server.
+"
+        );
+    }
+    // A server serves on, also when nobody reads what it says.
+    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+}
+
+/// How this program is called: by its name if that is how it was found, else by its path, relative to
+/// the current directory if it is below that.
+fn this_program() -> String {
+    let name = env!("CARGO_PKG_NAME");
+    let called = std::env::args_os().next().map(PathBuf::from);
+    let Some(path) = called.filter(|called| called.components().count() > 1) else {
+        return name.to_owned();
+    };
+    let below = std::env::current_dir()
+        .ok()
+        .and_then(|dir| path.strip_prefix(dir).map(Path::to_path_buf).ok());
+    below.unwrap_or(path).display().to_string()
+}
+
+/// Waits until standard input closes.
+async fn stdin_closed() {
+    let (closed, wait) = tokio::sync::oneshot::channel();
+    // A thread of its own: a runtime waits at its end for a read that it started itself.
+    std::thread::spawn(move || {
+        // An error ends it as well.
+        let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+        let _ = closed.send(());
+    });
+    let _ = wait.await;
+}
+
+fn signals(error: std::io::Error) -> Failure {
+    Failure::wrong("io", format!("listening for signals: {error}"))
+}

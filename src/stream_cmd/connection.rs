@@ -1,0 +1,249 @@
+//! The way to a server: its address, and clients of the official SDK that speak to it.
+//!
+//! A [`Connection`] opens with a plain TCP connection that is dropped again. It costs one round
+//! trip, and it is what tells a person within [`REACH_LIMIT`] that nothing listens there, and why;
+//! the SDK would try several times and then name its own inner workings.
+//!
+//! Two clients, because there are two kinds of patience. Single requests are tried once and
+//! answered soon, or the person hears of it. Sessions outlive a slow disk, and repeat an append only
+//! if it cannot have happened.
+
+use std::fmt;
+use std::num::NonZeroU32;
+use std::str::FromStr;
+use std::time::Duration;
+
+use s2_sdk::types::{AppendRetryPolicy, BasinName, RetryConfig, S2Config, S2Endpoints};
+use s2_sdk::{S2, S2Basin, S2Stream};
+use tokio::net::TcpStream;
+
+use super::failure::Asked;
+use super::target::StreamTarget;
+use crate::exit::Failure;
+
+/// Where a server listens unless it is told otherwise.
+pub const DEFAULT_SERVER: &str = "http://127.0.0.1:7070";
+/// Longest wait for a connection.
+const REACH_LIMIT: Duration = Duration::from_millis(2500);
+/// Longest wait for the answer to a single request. Reading and creating take milliseconds.
+const REQUEST_LIMIT: Duration = Duration::from_secs(3);
+/// Longest wait for an acknowledgement in a session: a disk that takes longer is stuck.
+const SESSION_LIMIT: Duration = Duration::from_secs(30);
+/// Attempts of a session before it gives up, with a pause of up to a second between them.
+const SESSION_ATTEMPTS: NonZeroU32 = NonZeroU32::new(3).unwrap();
+/// The SDK insists on an access token; the server asks for none.
+const NO_TOKEN: &str = "none";
+
+/// Where a server is: `http://host:port`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServerAddress {
+    tls: bool,
+    host: String,
+    port: u16,
+}
+
+impl fmt::Display for ServerAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let scheme = if self.tls { "https" } else { "http" };
+        if self.host.contains(':') {
+            write!(f, "{scheme}://[{}]:{}", self.host, self.port)
+        } else {
+            write!(f, "{scheme}://{}:{}", self.host, self.port)
+        }
+    }
+}
+
+impl FromStr for ServerAddress {
+    type Err = String;
+
+    /// Reads `http://host:port`, `https://host`, `host:port` (plain http) or `[::1]:port`.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (tls, authority) = match text.split_once("://") {
+            Some(("http", rest)) => (false, rest),
+            Some(("https", rest)) => (true, rest),
+            Some((scheme, _)) => return Err(format!("`{scheme}` is neither http nor https")),
+            None => (false, text),
+        };
+        let authority = authority.strip_suffix('/').unwrap_or(authority);
+        if authority.contains(['/', '?', '#', '@']) {
+            return Err("write no more than http://HOST:PORT".into());
+        }
+        let (host, port) = match authority.strip_prefix('[') {
+            Some(rest) => match rest.split_once(']') {
+                Some((host, "")) => (host, None),
+                Some((host, port)) => match port.strip_prefix(':') {
+                    Some(port) => (host, Some(port)),
+                    None => return Err("after the ] comes :PORT".into()),
+                },
+                None => return Err("a ] is missing".into()),
+            },
+            None => match authority.split_once(':') {
+                Some((_, port)) if port.contains(':') => {
+                    return Err("write an IPv6 address in brackets: http://[::1]:7070".into());
+                }
+                Some((host, port)) => (host, Some(port)),
+                None => (authority, None),
+            },
+        };
+        if host.is_empty() {
+            return Err("the host is missing; write http://HOST:PORT".into());
+        }
+        let port = match port {
+            Some(port) => port
+                .parse()
+                .map_err(|_| format!("`{port}` is not a port: 1 to 65535"))?,
+            None if tls => 443,
+            None => 80,
+        };
+        let address = ServerAddress {
+            tls,
+            host: host.to_owned(),
+            port,
+        };
+        // What the SDK will not take is better said now.
+        S2Endpoints::for_endpoint(&address.to_string()).map_err(|e| e.0)?;
+        Ok(address)
+    }
+}
+
+/// A server that was reached a moment ago.
+pub struct Connection {
+    address: ServerAddress,
+    requests: S2,
+    sessions: S2,
+}
+
+impl Connection {
+    /// Reaches the server.
+    ///
+    /// # Errors
+    ///
+    /// `unreachable`, within some three seconds, with the reason.
+    pub async fn open(address: ServerAddress) -> Result<Connection, Failure> {
+        reach(&address).await?;
+        let once = RetryConfig::new().with_max_attempts(NonZeroU32::MIN);
+        let patient = RetryConfig::new()
+            .with_max_attempts(SESSION_ATTEMPTS)
+            .with_append_retry_policy(AppendRetryPolicy::NoSideEffects);
+        Ok(Connection {
+            requests: client(&address, REQUEST_LIMIT, once)?,
+            sessions: client(&address, SESSION_LIMIT, patient)?,
+            address,
+        })
+    }
+
+    /// The server's address.
+    pub fn address(&self) -> &ServerAddress {
+        &self.address
+    }
+
+    /// For operations on basins.
+    pub fn account(&self) -> &S2 {
+        &self.requests
+    }
+
+    /// For operations on the streams of a basin.
+    pub fn basin(&self, basin: &BasinName) -> S2Basin {
+        self.requests.basin(basin.clone())
+    }
+
+    /// For single requests about a stream.
+    pub fn stream(&self, target: &StreamTarget) -> S2Stream {
+        self.basin(&target.basin).stream(target.stream.clone())
+    }
+
+    /// For sessions on a stream.
+    pub fn session(&self, target: &StreamTarget) -> S2Stream {
+        self.sessions
+            .basin(target.basin.clone())
+            .stream(target.stream.clone())
+    }
+
+    /// For messages about basins.
+    pub fn asked(&self) -> Asked<'_> {
+        Asked::new(&self.address)
+    }
+
+    /// For messages about a basin.
+    pub fn asked_basin<'a>(&'a self, basin: &'a BasinName) -> Asked<'a> {
+        self.asked().about(Some(basin), None)
+    }
+
+    /// For messages about a stream.
+    pub fn asked_stream<'a>(&'a self, target: &'a StreamTarget) -> Asked<'a> {
+        self.asked().about(Some(&target.basin), Some(target))
+    }
+}
+
+/// Connects and hangs up, to learn whether something listens there.
+async fn reach(address: &ServerAddress) -> Result<(), Failure> {
+    let connecting = TcpStream::connect((address.host.as_str(), address.port));
+    let reason = match tokio::time::timeout(REACH_LIMIT, connecting).await {
+        Ok(Ok(_)) => return Ok(()),
+        Ok(Err(error)) => match error.kind() {
+            std::io::ErrorKind::ConnectionRefused => "connection refused".to_owned(),
+            _ => error.to_string(),
+        },
+        Err(_) => format!("no answer within {} s", REACH_LIMIT.as_secs_f64()),
+    };
+    Err(Asked::new(address).unreachable(&reason))
+}
+
+fn client(
+    address: &ServerAddress,
+    request_limit: Duration,
+    retry: RetryConfig,
+) -> Result<S2, Failure> {
+    let cannot = |e: &dyn fmt::Display| {
+        Failure::wrong("client", format!("cannot make a client for {address}: {e}"))
+    };
+    let endpoints = S2Endpoints::for_endpoint(&address.to_string()).map_err(|e| cannot(&e))?;
+    let config = S2Config::new(NO_TOKEN)
+        .with_endpoints(endpoints)
+        .with_connection_timeout(REACH_LIMIT)
+        .with_request_timeout(request_limit)
+        .with_retry(retry)
+        // Over plain http there are no certificates. To say so spares reading those of the system,
+        // which is slow, and fails where there are none.
+        .with_insecure_skip_cert_verification(!address.tls);
+    S2::new(config).map_err(|e| cannot(&e))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Result<String, String> {
+        text.parse::<ServerAddress>().map(|a| a.to_string())
+    }
+
+    #[test]
+    fn an_address_may_leave_out_what_goes_without_saying() {
+        for (text, address) in [
+            ("http://127.0.0.1:7070", "http://127.0.0.1:7070"),
+            ("http://localhost:7070/", "http://localhost:7070"),
+            ("localhost:7070", "http://localhost:7070"),
+            ("https://example.com", "https://example.com:443"),
+            ("http://example.com", "http://example.com:80"),
+            ("[::1]:7070", "http://[::1]:7070"),
+        ] {
+            assert_eq!(read(text).as_deref(), Ok(address), "{text}");
+        }
+    }
+
+    #[test]
+    fn an_address_that_cannot_be_meant_is_refused_with_the_reason() {
+        for (text, reason) in [
+            ("ftp://localhost", "neither http nor https"),
+            ("http://localhost:7070/v1", "no more than"),
+            ("http://user@localhost", "no more than"),
+            ("http://:7070", "host is missing"),
+            ("http://localhost:70700", "not a port"),
+            ("::1:7070", "brackets"),
+            ("[::1:7070", "] is missing"),
+        ] {
+            let problem = read(text).unwrap_err();
+            assert!(problem.contains(reason), "{text}: {problem}");
+        }
+    }
+}

@@ -1,0 +1,212 @@
+//! What the SDK's errors mean to a person: what happened, to what, and what to do.
+//!
+//! An [`Asked`] knows what was asked of whom, and turns each kind of error into a
+//! [`Failure`]. Codes are the server's own where it has one.
+
+use s2_sdk::error::{
+    AppendConditionFailed, AppendError, AppendSessionError, ClientError, ErrorCode, ReadError,
+    ReadSessionError, RequestError, ServerError,
+};
+use s2_sdk::types::BasinName;
+
+use super::connection::ServerAddress;
+use super::target::StreamTarget;
+use crate::exit::Failure;
+
+/// What was asked of which server.
+#[derive(Clone, Copy)]
+pub struct Asked<'a> {
+    address: &'a ServerAddress,
+    basin: Option<&'a BasinName>,
+    stream: Option<&'a StreamTarget>,
+}
+
+impl<'a> Asked<'a> {
+    /// Something that is about no basin.
+    pub fn new(address: &'a ServerAddress) -> Asked<'a> {
+        Asked {
+            address,
+            basin: None,
+            stream: None,
+        }
+    }
+
+    /// The same server, something about this basin or stream.
+    pub fn about(self, basin: Option<&'a BasinName>, stream: Option<&'a StreamTarget>) -> Self {
+        Asked {
+            basin,
+            stream,
+            ..self
+        }
+    }
+
+    /// Nothing answers there.
+    pub fn unreachable(self, reason: &str) -> Failure {
+        Failure::unreachable(
+            "unreachable",
+            format!(
+                "cannot reach {}: {reason}; is a server running? start one with `esker server`, \
+                 or name another with --server",
+                self.address
+            ),
+        )
+    }
+
+    /// A single request failed.
+    pub fn request(self, error: &RequestError) -> Failure {
+        match error {
+            RequestError::Client(error) => self.client(error),
+            RequestError::Server(error) => self.server(error),
+            RequestError::Validation(error) => Failure::usage("invalid", &error.0),
+            other => Failure::wrong("client", other),
+        }
+    }
+
+    /// A single read failed.
+    pub fn read(self, error: &ReadError) -> Failure {
+        match error {
+            ReadError::Request(error) => self.request(error),
+            ReadError::ReadUnwritten(tail) => self.unwritten(tail.seq_num),
+            other => Failure::wrong("client", other),
+        }
+    }
+
+    /// A read session failed.
+    pub fn read_session(self, error: &ReadSessionError) -> Failure {
+        match error {
+            ReadSessionError::Read(error) => self.read(error),
+            ReadSessionError::HeartbeatTimeout => {
+                self.unreachable("it stopped sending while a stream was being read")
+            }
+            other => Failure::wrong("client", other),
+        }
+    }
+
+    /// A single append failed.
+    pub fn append(self, error: &AppendError) -> Failure {
+        match error {
+            AppendError::Request(error) => self.request(error),
+            AppendError::ConditionFailed(condition) => self.condition(condition),
+            AppendError::IndefiniteFailure {
+                final_attempt_error,
+            } => self.append(final_attempt_error),
+            other => Failure::wrong("client", other),
+        }
+    }
+
+    /// An append session failed.
+    pub fn append_session(self, error: &AppendSessionError) -> Failure {
+        match error {
+            AppendSessionError::Append(error) => self.append(error),
+            AppendSessionError::IndefiniteFailure {
+                final_attempt_error,
+            } => self.append_session(final_attempt_error),
+            AppendSessionError::AckTimeout => {
+                self.unreachable("no acknowledgement came for a long time")
+            }
+            AppendSessionError::ServerDisconnected | AppendSessionError::StreamClosedEarly => {
+                self.unreachable("the connection ended")
+            }
+            other => Failure::wrong("client", other),
+        }
+    }
+
+    /// A read began beyond the end of the stream.
+    pub fn unwritten(self, tail: u64) -> Failure {
+        let stream = self.stream_name();
+        Failure::wrong(
+            "beyond_tail",
+            format!(
+                "{stream} ends before that: the next record will have sequence number {tail}; \
+                 `--last 0 --follow` waits for what comes next"
+            ),
+        )
+    }
+
+    fn condition(self, condition: &AppendConditionFailed) -> Failure {
+        let stream = self.stream_name();
+        match condition {
+            AppendConditionFailed::SeqNumMismatch(actual) => Failure::wrong(
+                "seq_num_mismatch",
+                format!(
+                    "the next record of {stream} has sequence number {actual}, which is not what \
+                     --match-seq-num expects"
+                ),
+            ),
+            AppendConditionFailed::FencingTokenMismatch(actual) if actual.is_empty() => {
+                Failure::wrong(
+                    "fencing_token_mismatch",
+                    format!("{stream} is not fenced: leave --fencing-token out"),
+                )
+            }
+            AppendConditionFailed::FencingTokenMismatch(actual) => Failure::wrong(
+                "fencing_token_mismatch",
+                format!(
+                    "the fencing token of {stream} is `{}`",
+                    actual.escape_debug()
+                ),
+            ),
+            other => Failure::wrong("client", other),
+        }
+    }
+
+    fn client(self, error: &ClientError) -> Failure {
+        match error {
+            ClientError::ConnectionRefused(_) => self.unreachable("connection refused"),
+            ClientError::Timeout => self.unreachable("it did not answer in time"),
+            ClientError::ConnectionClosedEarly(_)
+            | ClientError::UnexpectedEof(_)
+            | ClientError::ConnectionReset(_)
+            | ClientError::ConnectionAborted(_)
+            | ClientError::RequestCanceled(_) => {
+                self.unreachable("it closed the connection instead of answering")
+            }
+            ClientError::Connect(reason) => self.unreachable(reason),
+            other => Failure::unreachable(
+                "not_a_server",
+                format!(
+                    "what answers at {} does not speak as an S2 server does: {other}",
+                    self.address
+                ),
+            ),
+        }
+    }
+
+    fn server(self, error: &ServerError) -> Failure {
+        let basin = self.basin.map_or("of that name", |basin| basin);
+        let stream = self.stream_name();
+        let code = error.known_code();
+        let message = match code {
+            Some(ErrorCode::BasinNotFound) => match self.stream {
+                Some(_) => format!(
+                    "there is no basin {basin}; `esker stream create {stream}` makes the basin and \
+                     the stream"
+                ),
+                None => format!(
+                    "there is no basin {basin}; `esker stream create {basin}` makes it, \
+                     `esker stream ls` shows those that there are"
+                ),
+            },
+            Some(ErrorCode::StreamNotFound) => format!(
+                "there is no stream {stream}; `esker stream create {stream}` makes it, \
+                 `esker stream ls {basin}` shows those that there are"
+            ),
+            Some(ErrorCode::BasinDeletionPending) => {
+                format!("basin {basin} is being deleted; try again when it is gone")
+            }
+            Some(ErrorCode::StreamDeletionPending) => {
+                format!("{stream} is being deleted; try again when it is gone")
+            }
+            Some(ErrorCode::RateLimited | ErrorCode::ServerDraining | ErrorCode::HotServer) => {
+                format!("{}; nothing happened, try again", error.message)
+            }
+            _ => error.message.clone(),
+        };
+        Failure::wrong(code.map_or("server", Into::into), message)
+    }
+
+    fn stream_name(self) -> String {
+        self.stream
+            .map_or_else(|| "the stream".to_owned(), ToString::to_string)
+    }
+}

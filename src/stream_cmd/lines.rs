@@ -1,0 +1,236 @@
+//! Lines of a file or of standard input, gathered into batches of records.
+//!
+//! A thread reads, because reading standard input blocks. A batch goes out when it is full, or when
+//! the next line is not there yet: what a person types is sent at every Enter, what comes out of a
+//! pipe as fast as it comes, a file in the largest batches.
+
+use std::io::{BufRead, BufReader, Read};
+
+use s2_sdk::types::{AppendRecord, AppendRecordBatch, RECORD_BATCH_MAX};
+use tokio::sync::mpsc;
+
+/// Bytes read at a time; also about as much as one batch.
+const READ_SIZE: usize = 1024 * 1024;
+/// Batches that wait for the session to take them, at most 1 MiB each.
+const BATCHES_AHEAD: usize = 4;
+/// Metered bytes of a record without headers, beyond its body.
+const RECORD_OVERHEAD: usize = 8;
+/// Longest line: one record.
+const LINE_MAX: usize = RECORD_BATCH_MAX.bytes - RECORD_OVERHEAD;
+
+/// Lines that become one batch.
+#[derive(Debug)]
+pub struct Batch {
+    /// A record for each line, without its line feed.
+    pub records: AppendRecordBatch,
+    /// Bytes of the lines, line feeds included.
+    pub read: u64,
+}
+
+/// Why there are no more lines although the input has not ended.
+#[derive(Debug, thiserror::Error)]
+pub enum LineError {
+    /// Reading failed.
+    #[error("reading line {line}: {source}")]
+    Read {
+        /// The line, counted from 1.
+        line: u64,
+        /// What happened.
+        source: std::io::Error,
+    },
+    /// A line is no record.
+    #[error("line {line} is longer than a record may be ({LINE_MAX} bytes)")]
+    TooLong {
+        /// The line, counted from 1.
+        line: u64,
+    },
+}
+
+/// Starts to read. The channel closes at the end of the input, and after an error. A reader whose
+/// channel is dropped stops at the next batch; one that waits for standard input stays until then.
+pub fn read(input: impl Read + Send + 'static) -> mpsc::Receiver<Result<Batch, LineError>> {
+    let (sender, receiver) = mpsc::channel(BATCHES_AHEAD);
+    std::thread::spawn(move || {
+        let mut reader = Reader {
+            input: BufReader::with_capacity(READ_SIZE, input),
+            line: 0,
+            overflow: None,
+        };
+        while let Some(batch) = reader.batch().transpose() {
+            let failed = batch.is_err();
+            if sender.blocking_send(batch).is_err() || failed {
+                return;
+            }
+        }
+    });
+    receiver
+}
+
+struct Reader<R> {
+    input: BufReader<R>,
+    /// The last line that was read, counted from 1.
+    line: u64,
+    /// What follows the batch that went out because this did not fit, or could not be read.
+    overflow: Option<Result<(Vec<u8>, u64), LineError>>,
+}
+
+impl<R: Read> Reader<R> {
+    /// The next batch, or nothing at the end.
+    fn batch(&mut self) -> Result<Option<Batch>, LineError> {
+        let mut records = Vec::new();
+        let mut metered = 0;
+        let mut read = 0;
+        loop {
+            let next = match self.overflow.take() {
+                Some(next) => next.map(Some),
+                None => self.line(),
+            };
+            let (body, bytes) = match next {
+                Ok(Some(line)) => line,
+                Ok(None) => break,
+                // What came before it is appended first.
+                Err(error) if !records.is_empty() => {
+                    self.overflow = Some(Err(error));
+                    break;
+                }
+                Err(error) => return Err(error),
+            };
+            let size = body.len() + RECORD_OVERHEAD;
+            if metered + size > RECORD_BATCH_MAX.bytes {
+                self.overflow = Some(Ok((body, bytes)));
+                break;
+            }
+            metered += size;
+            read += bytes;
+            records.push(self.record(body)?);
+            if records.len() == RECORD_BATCH_MAX.count || !self.input.buffer().contains(&b'\n') {
+                break;
+            }
+        }
+        if records.is_empty() {
+            return Ok(None);
+        }
+        let records = AppendRecordBatch::try_from_iter(records)
+            .map_err(|_| LineError::TooLong { line: self.line })?;
+        Ok(Some(Batch { records, read }))
+    }
+
+    /// The next line without its line feed, and its bytes with it.
+    fn line(&mut self) -> Result<Option<(Vec<u8>, u64)>, LineError> {
+        let mut line = Vec::new();
+        // One more than may be, and its line feed.
+        let limit = LINE_MAX as u64 + 2;
+        self.line += 1;
+        let bytes = (&mut self.input)
+            .take(limit)
+            .read_until(b'\n', &mut line)
+            .map_err(|source| LineError::Read {
+                line: self.line,
+                source,
+            })?;
+        if bytes == 0 {
+            return Ok(None);
+        }
+        if line.last() == Some(&b'\n') {
+            line.pop();
+        }
+        if line.len() > LINE_MAX {
+            return Err(LineError::TooLong { line: self.line });
+        }
+        Ok(Some((line, bytes as u64)))
+    }
+
+    fn record(&self, body: Vec<u8>) -> Result<AppendRecord, LineError> {
+        AppendRecord::new(body).map_err(|_| LineError::TooLong { line: self.line })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Cursor;
+
+    use super::*;
+
+    /// The bodies of each batch.
+    fn batches(input: impl Read + Send + 'static) -> (Vec<Vec<Vec<u8>>>, Option<LineError>) {
+        let mut receiver = read(input);
+        let mut batches = Vec::new();
+        while let Some(batch) = receiver.blocking_recv() {
+            match batch {
+                Ok(batch) => {
+                    batches.push(batch.records.iter().map(|r| r.body().to_vec()).collect());
+                }
+                Err(error) => return (batches, Some(error)),
+            }
+        }
+        (batches, None)
+    }
+
+    #[test]
+    fn every_line_is_a_record_also_empty_ones_and_the_last_without_a_line_feed() {
+        let (batches, error) = batches(Cursor::new(b"a\n\nb\r\n\xff\xfe\nlast".to_vec()));
+        assert!(error.is_none());
+        let lines: Vec<Vec<u8>> = batches.into_iter().flatten().collect();
+        let expected: [&[u8]; 5] = [b"a", b"", b"b\r", b"\xff\xfe", b"last"];
+        assert_eq!(lines, expected);
+    }
+
+    #[test]
+    fn a_file_is_cut_at_a_thousand_records_and_at_a_mebibyte() {
+        let (batches, _) = self::batches(Cursor::new("x\n".repeat(2500)));
+        assert_eq!(
+            batches.iter().map(Vec::len).collect::<Vec<_>>(),
+            [1000, 1000, 500]
+        );
+
+        let line = "y".repeat(300_000) + "\n";
+        let (batches, _) = self::batches(Cursor::new(line.repeat(7)));
+        let sizes: Vec<usize> = batches
+            .iter()
+            .map(|b| b.iter().map(|l| l.len() + RECORD_OVERHEAD).sum())
+            .collect();
+        assert!(
+            sizes.iter().all(|&s| s <= RECORD_BATCH_MAX.bytes),
+            "{sizes:?}"
+        );
+        assert_eq!(batches.iter().map(Vec::len).sum::<usize>(), 7);
+    }
+
+    #[test]
+    fn the_longest_line_is_a_record_and_one_byte_more_is_refused_by_its_number() {
+        let longest = vec![b'z'; LINE_MAX];
+        let (batches, error) = batches(Cursor::new(longest.clone()));
+        assert!(error.is_none());
+        assert_eq!(batches, [[longest]]);
+
+        let mut input = b"first\n".to_vec();
+        input.extend(vec![b'z'; LINE_MAX + 1]);
+        let (batches, error) = self::batches(Cursor::new(input));
+        assert_eq!(batches, [[b"first".to_vec()]], "what came before it counts");
+        let message = error.unwrap().to_string();
+        assert!(message.contains("line 2 "), "{message}");
+    }
+
+    #[test]
+    fn a_line_goes_out_at_once_when_the_next_is_not_there_yet() {
+        struct Typist(Vec<&'static [u8]>);
+        impl Read for Typist {
+            fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+                let Some(typed) = (!self.0.is_empty()).then(|| self.0.remove(0)) else {
+                    return Ok(0);
+                };
+                buffer[..typed.len()].copy_from_slice(typed);
+                Ok(typed.len())
+            }
+        }
+        let (batches, _) = batches(Typist(vec![b"one\n", b"two\nthr", b"ee\n"]));
+        assert_eq!(
+            batches,
+            [
+                vec![b"one".to_vec()],
+                vec![b"two".to_vec()],
+                vec![b"three".to_vec()]
+            ]
+        );
+    }
+}

@@ -1,0 +1,88 @@
+//! `esker stream`: a thin client for a first try, on the official SDK.
+//!
+//! | room | what it holds |
+//! |---|---|
+//! | [`target`], [`when`] | arguments: what a command is about, points in time |
+//! | [`connection`], [`failure`] | the way to a server, and what its errors mean to a person |
+//! | [`ls`], [`create`], [`append`], [`read`], [`tail`], [`trim`] | a command each |
+//! | [`lines`], [`record`] | lines that become records, records that become lines |
+//!
+//! What a command found goes to standard output, in a form that other programs can take; remarks
+//! and progress go to standard error.
+
+mod append;
+pub mod connection;
+mod create;
+mod failure;
+mod lines;
+mod ls;
+mod read;
+mod record;
+mod tail;
+pub mod target;
+mod trim;
+mod when;
+
+use clap::Subcommand;
+use connection::{Connection, DEFAULT_SERVER, ServerAddress};
+
+use crate::exit::Failure;
+
+/// Name of the environment variable for `--server`.
+pub const SERVER_VARIABLE: &str = "ESKER_SERVER";
+
+/// Create, append to, read and trim streams of a running server.
+///
+/// A stream is written BASIN/STREAM: a basin is a named group of streams, and its name has 8
+/// characters at least. s2://BASIN/STREAM means the same. Any server of the S2 API will do.
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  esker stream create my-basin/orders
+  echo hello | esker stream append my-basin/orders
+  esker stream read my-basin/orders --follow")]
+pub struct Args {
+    /// Address of the server
+    #[arg(
+        long,
+        global = true,
+        env = SERVER_VARIABLE,
+        hide_env_values = true,
+        value_name = "URL",
+        default_value = DEFAULT_SERVER,
+        help_heading = "Server"
+    )]
+    server: ServerAddress,
+
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Ls(ls::Args),
+    Create(create::Args),
+    Append(append::Args),
+    Read(read::Args),
+    Tail(tail::Args),
+    Trim(trim::Args),
+}
+
+pub fn run(args: Args) -> Result<(), Failure> {
+    // One thread: a command does one thing at a time, and has a thread of its own for input.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| Failure::wrong("io", format!("starting the runtime: {e}")))?;
+    runtime.block_on(async {
+        let connection = Connection::open(args.server).await?;
+        match args.command {
+            Command::Ls(args) => ls::run(&connection, args).await,
+            Command::Create(args) => create::run(&connection, args).await,
+            Command::Append(args) => append::run(&connection, args).await,
+            Command::Read(args) => read::run(&connection, args).await,
+            Command::Tail(args) => tail::run(&connection, args).await,
+            Command::Trim(args) => trim::run(&connection, args).await,
+        }
+    })
+}

@@ -1,0 +1,288 @@
+//! `esker stream read`.
+//!
+//! Without `--follow`, what was there when it was asked for. With it, on and on: if the connection is
+//! lost, it is made again, and reading goes on where it was.
+
+use std::io::{self, BufWriter, IsTerminal as _, Write as _};
+use std::time::Duration;
+
+use clap::ValueEnum;
+use futures::StreamExt as _;
+use s2_sdk::error::{ReadError, ReadSessionError};
+use s2_sdk::types::{ReadFrom, ReadInput, ReadStart, ReadStop, SequencedRecord, StreamPosition};
+
+use super::connection::Connection;
+use super::record::{self, Command};
+use super::target::{self, StreamTarget};
+use super::when;
+use crate::exit::Failure;
+use crate::output::{Written, written};
+use crate::term::Paint;
+
+/// Pause before a lost connection is made again: short enough to be there again soon, long enough
+/// not to burden a server that is starting.
+const RECONNECT_PAUSE: Duration = Duration::from_millis(500);
+/// Bytes of output that are gathered before they are written.
+const OUTPUT_BUFFER: usize = 256 * 1024;
+
+/// Print the records of a stream, each as a line.
+///
+/// Without further options it prints what is there and ends. As text, a line is the body of a
+/// record, byte for byte. Command records (trim, fence) are shown in brackets; where standard output
+/// is no terminal they go to standard error, so that a pipe gets bodies only.
+///
+/// As JSON, a line is an object with seq_num, timestamp, headers and body; what is not UTF-8 comes
+/// as headers_base64 and body_base64, and a command record has command instead.
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  esker stream read my-basin/orders
+  esker stream read my-basin/orders --last 10 --follow
+  esker stream read my-basin/orders --since 10m --format json
+  esker stream read my-basin/orders --from 1000 --count 5")]
+pub struct Args {
+    /// The stream
+    #[arg(value_name = "BASIN/STREAM", value_parser = target::stream)]
+    stream: StreamTarget,
+
+    /// Begin at this sequence number [default: the first that is there]
+    #[arg(long, value_name = "SEQ_NUM", group = "start")]
+    from: Option<u64>,
+
+    /// Begin this many records before the end
+    #[arg(long, value_name = "COUNT", group = "start")]
+    last: Option<u64>,
+
+    /// Begin at a time (2026-11-20T12:00:00Z), so long ago (10m), or at a timestamp
+    #[arg(long, value_name = "TIME", group = "start", value_parser = when::since)]
+    since: Option<u64>,
+
+    /// End after this many records
+    #[arg(long, value_name = "COUNT")]
+    count: Option<u64>,
+
+    /// Wait for what comes next, until Ctrl-C
+    #[arg(long, short)]
+    follow: bool,
+
+    /// How records are printed
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    format: Format,
+
+    /// The same as --format json
+    #[arg(long, conflicts_with = "format")]
+    json: bool,
+}
+
+/// How records are printed.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// The body, as a line
+    Text,
+    /// One JSON object a line
+    Json,
+}
+
+impl Args {
+    fn start(&self) -> ReadFrom {
+        if let Some(seq_num) = self.from {
+            ReadFrom::SeqNum(seq_num)
+        } else if let Some(count) = self.last {
+            ReadFrom::TailOffset(count)
+        } else if let Some(timestamp) = self.since {
+            ReadFrom::Timestamp(timestamp)
+        } else {
+            // What was trimmed is skipped.
+            ReadFrom::SeqNum(0)
+        }
+    }
+}
+
+pub async fn run(connection: &Connection, args: Args) -> Result<(), Failure> {
+    let mut out = Output::new(if args.json { Format::Json } else { args.format });
+    let reading = read(connection, &args, &mut out);
+    tokio::select! {
+        read = reading => read?,
+        _ = tokio::signal::ctrl_c() => return Ok(()),
+    }
+    Ok(())
+}
+
+async fn read(connection: &Connection, args: &Args, out: &mut Output) -> Result<(), Failure> {
+    let target = &args.stream;
+    let asked = connection.asked_stream(target);
+    let tail = connection
+        .stream(target)
+        .check_tail()
+        .await
+        .map_err(|e| asked.read(&e))?;
+    if args.from.is_some_and(|from| from > tail.seq_num) {
+        return Err(asked.unwritten(tail.seq_num));
+    }
+    let mut rest = args.count.unwrap_or(u64::MAX);
+    let mut start = args.start();
+    if args.follow {
+        let remark = format!("Following {target}; Ctrl-C ends.");
+        if io::stdout().is_terminal() {
+            eprintln!("{}", Paint::stderr().dim(remark));
+        }
+        loop {
+            match session(connection, target, start, None, &mut rest, out).await {
+                Ok(Pause::Over) => return Ok(()),
+                Ok(Pause::LostAt(next, _)) => {
+                    start = next.map_or(start, ReadFrom::SeqNum);
+                    let address = connection.address();
+                    out.say(&format!("[lost {address}; waiting for it]"));
+                    reconnect(connection, target).await?;
+                    out.say("[connected again]");
+                }
+                Err(failure) => return Err(failure),
+            }
+        }
+    }
+    if tail.seq_num > 0 {
+        match session(connection, target, start, Some(tail), &mut rest, out).await? {
+            Pause::Over => {}
+            Pause::LostAt(_, reason) => return Err(reason),
+        }
+    }
+    if !out.printed && io::stdout().is_terminal() {
+        let remark = match (args.last, args.since) {
+            (None, None) => format!("There is no record in {target}."),
+            _ => format!("There is no such record in {target}."),
+        };
+        eprintln!("{}", Paint::stderr().dim(remark));
+    }
+    Ok(())
+}
+
+/// Why a session ended.
+enum Pause {
+    /// Everything that was wanted is printed, or nobody reads on.
+    Over,
+    /// The connection was lost before this sequence number (unknown if nothing was read).
+    LostAt(Option<u64>, Failure),
+}
+
+/// Prints from `start` until `end`, or on and on, at most `rest` records.
+async fn session(
+    connection: &Connection,
+    target: &StreamTarget,
+    start: ReadFrom,
+    end: Option<StreamPosition>,
+    rest: &mut u64,
+    out: &mut Output,
+) -> Result<Pause, Failure> {
+    let asked = connection.asked_stream(target);
+    let mut input = ReadInput::new().with_start(
+        ReadStart::new()
+            .with_from(start)
+            // A timestamp or an offset from the end is never beyond it.
+            .with_clamp_to_tail(!matches!(start, ReadFrom::SeqNum(_))),
+    );
+    if end.is_some() {
+        input = input.with_stop(ReadStop::new().with_wait(0));
+    }
+    let lost = |next, error: &ReadSessionError| {
+        let failure = asked.read_session(error);
+        match error {
+            // The end was reached, and following was not asked for.
+            ReadSessionError::Read(ReadError::ReadUnwritten(_)) if end.is_some() => Ok(Pause::Over),
+            error if error.is_retryable() => Ok(Pause::LostAt(next, failure)),
+            _ => Err(failure),
+        }
+    };
+    let stream = connection.session(target);
+    let mut session = match stream.read_session(input, Default::default()).await {
+        Ok(session) => session,
+        Err(error) => return lost(None, &error),
+    };
+    let mut next = None;
+    while *rest > 0 {
+        let batch = match session.next().await {
+            Some(Ok(batch)) => batch,
+            Some(Err(error)) => return lost(next, &error),
+            None => return Ok(Pause::Over),
+        };
+        for record in &batch.records {
+            if *rest == 0 || end.is_some_and(|end| record.seq_num >= end.seq_num) {
+                break;
+            }
+            if let Written::NobodyReads = out.print(record)? {
+                return Ok(Pause::Over);
+            }
+            *rest -= 1;
+            next = Some(record.seq_num + 1);
+        }
+        if let Written::NobodyReads = out.flush()? {
+            return Ok(Pause::Over);
+        }
+        let last = batch.records.last().map(|record| record.seq_num + 1);
+        if end.is_some_and(|end| last >= Some(end.seq_num)) {
+            break;
+        }
+    }
+    Ok(Pause::Over)
+}
+
+/// Waits until the server answers again.
+async fn reconnect(connection: &Connection, target: &StreamTarget) -> Result<(), Failure> {
+    loop {
+        tokio::time::sleep(RECONNECT_PAUSE).await;
+        match connection.stream(target).check_tail().await {
+            Ok(_) => return Ok(()),
+            Err(error) if error.is_retryable() => {}
+            Err(error) => return Err(connection.asked_stream(target).read(&error)),
+        }
+    }
+}
+
+/// Standard output.
+struct Output {
+    out: BufWriter<io::Stdout>,
+    format: Format,
+    /// A person looks at it.
+    terminal: bool,
+    /// Something was printed.
+    printed: bool,
+}
+
+impl Output {
+    fn new(format: Format) -> Output {
+        Output {
+            out: BufWriter::with_capacity(OUTPUT_BUFFER, io::stdout()),
+            format,
+            terminal: io::stdout().is_terminal(),
+            printed: false,
+        }
+    }
+
+    fn print(&mut self, record: &SequencedRecord) -> Result<Written, Failure> {
+        self.printed = true;
+        written(match (self.format, Command::of(record)) {
+            (Format::Json, _) => record::write_json(&mut self.out, record),
+            (Format::Text, None) => self
+                .out
+                .write_all(&record.body)
+                .and_then(|()| self.out.write_all(b"\n")),
+            (Format::Text, Some(command)) => {
+                let text = command.text();
+                if self.terminal {
+                    writeln!(self.out, "{}", Paint::stdout().dim(text))
+                } else {
+                    // In order with the lines around it, if both go to the same file.
+                    self.out.flush().map(|()| self.say(&text))
+                }
+            }
+        })
+    }
+
+    fn flush(&mut self) -> Result<Written, Failure> {
+        written(self.out.flush())
+    }
+
+    /// A remark that is no record.
+    fn say(&self, text: &str) {
+        eprintln!("{}", Paint::stderr().dim(text));
+    }
+}

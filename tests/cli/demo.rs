@@ -1,0 +1,116 @@
+//! `esker demo`: what it leaves behind, however it ends. What it prints is in `demo.trycmd`.
+
+use std::path::Path;
+use std::process::Command;
+
+use rustix::process::Signal;
+
+use crate::support::{Running, Server, esker, run, signal, stderr, stdout};
+
+fn demo(scratch: &Path) -> Command {
+    let mut command = esker();
+    command.args(["demo", "--dir"]).arg(scratch);
+    command
+}
+
+fn is_empty(directory: &Path) -> bool {
+    std::fs::read_dir(directory).unwrap().next().is_none()
+}
+
+#[test]
+fn a_demo_leaves_nothing_behind_and_takes_no_settings_from_the_environment() {
+    let scratch = tempfile::tempdir().unwrap();
+    let mut command = demo(scratch.path());
+    // Each would break it.
+    command
+        .env("ESKER_LISTEN", "not an address")
+        .env("ESKER_SERVER", "http://127.0.0.1:1");
+    let output = run(command, b"");
+    assert!(
+        output.status.success(),
+        "{}{}",
+        stdout(&output),
+        stderr(&output)
+    );
+    assert!(stdout(&output).contains("\nNothing that was acknowledged is lost. ("));
+    assert_eq!(stderr(&output), "");
+    assert!(is_empty(scratch.path()));
+}
+
+#[test]
+fn what_a_demo_keeps_can_be_served_and_read() {
+    let scratch = tempfile::tempdir().unwrap();
+    let lines: String = (0..8000).map(|n| format!("record {n}\n")).collect();
+    let data = scratch.path().join("lines");
+    std::fs::write(&data, &lines).unwrap();
+    let mut command = demo(scratch.path());
+    command.arg("--keep").arg("--data").arg(&data);
+    let output = run(command, b"");
+    let printed = stdout(&output);
+    assert!(output.status.success(), "{printed}{}", stderr(&output));
+
+    let hint = printed
+        .lines()
+        .find(|line| line.contains("--data-dir"))
+        .unwrap();
+    let kept = hint.split_whitespace().next_back().unwrap();
+    assert!(kept.starts_with(scratch.path().to_str().unwrap()), "{kept}");
+    let server = Server::start_with(Path::new(kept), "127.0.0.1:0", &[]);
+    let read = server.ok(&["read", "esker-demo/flights"]);
+    assert!(read == lines, "what was kept is not what was appended");
+}
+
+#[test]
+fn data_that_will_not_do_is_refused_with_the_reason() {
+    let scratch = tempfile::tempdir().unwrap();
+    let file = scratch.path().join("lines");
+    let refused = |content: &str| {
+        std::fs::write(&file, content).unwrap();
+        let mut command = demo(scratch.path());
+        command.arg("--data").arg(&file);
+        let output = run(command, b"");
+        assert_eq!(output.status.code(), Some(1), "{}", stdout(&output));
+        stderr(&output)
+    };
+    let said = refused("one\ntwo\n");
+    assert!(said.contains("2 lines; the demo needs 6600"), "{said}");
+    let said = refused(&("x\n".repeat(7000) + &"y".repeat(1024 * 1024)));
+    assert!(said.contains("line 7001 is longer"), "{said}");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_demo_that_is_ended_takes_its_server_with_it() {
+    use crate::support::{eventually, processes_with};
+
+    for end in [Signal::INT, Signal::TERM, Signal::KILL] {
+        let scratch = tempfile::tempdir().unwrap();
+        let data = scratch.path().join("lines");
+        // Long enough to be in the middle of it.
+        std::fs::write(&data, "a line\n".repeat(2_000_000)).unwrap();
+        let mut command = demo(scratch.path());
+        command.arg("--data").arg(&data);
+        let mut demo = Running::start(command);
+        let parts: Vec<String> = (0..3).map(|_| demo.line()).collect();
+        assert!(parts[2].contains("1. "), "{parts:?}");
+        let in_scratch = scratch.path().join("esker-demo-");
+        let in_scratch = in_scratch.to_str().unwrap();
+        eventually("a server runs in the scratch directory", || {
+            !processes_with(in_scratch).is_empty()
+        });
+
+        signal(&demo.child, end);
+        let (code, _, said) = demo.finish();
+        eventually("no server runs there any more", || {
+            processes_with(in_scratch).is_empty()
+        });
+        if end == Signal::KILL {
+            assert_eq!(code, None);
+        } else {
+            assert_eq!(code, Some(1), "{said}");
+            assert!(said.contains("[interrupted]"), "{said}");
+            std::fs::remove_file(&data).unwrap();
+            assert!(is_empty(scratch.path()), "the scratch directory is removed");
+        }
+    }
+}

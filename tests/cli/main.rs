@@ -1,0 +1,22 @@
+//! The command line as people meet it: what it prints, how it exits, what it leaves behind.
+//!
+//! | room | what it shows |
+//! |---|---|
+//! | [`transcripts`] | help, errors and the demo, word for word; and that the README tells the truth |
+//! | [`streams`], [`appends`], [`reads`] | `esker stream` against a real server |
+//! | [`demo`] | `esker demo`: what it leaves behind, however it ends |
+//! | [`servers`] | what `esker server` says to a person and to a program |
+//! | [`support`] | running the program, and servers for it |
+//!
+//! The files `*.trycmd` beside this one hold commands with what they print; `[..]` stands for
+//! anything on a line. `TRYCMD=overwrite cargo test --release --test cli` writes them anew.
+
+#![allow(clippy::unwrap_used)]
+
+mod appends;
+mod demo;
+mod reads;
+mod servers;
+mod streams;
+mod support;
+mod transcripts;

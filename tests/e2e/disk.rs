@@ -1,0 +1,435 @@
+//! The disk: what happens when it is full, and that space comes back.
+//!
+//! A full disk needs a file system of a known size: a small `tmpfs`, which takes root. Without it
+//! these tests say so and pass.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use s2_sdk::S2Stream;
+use s2_sdk::types::{
+    AppendInput, AppendRecord, AppendRecordBatch, CommandRecord, DeleteBasinInput,
+    DeleteStreamInput, ReconfigureStreamInput, RetentionPolicy, StreamReconfiguration,
+};
+use serde_json::json;
+
+use crate::support::http::Answer;
+use crate::support::sdk::{self, basin_name, stream_name};
+use crate::support::{Http, Server, Setup, eventually};
+
+const MIB: u64 = 1024 * 1024;
+const RECORDS: &str = "/v1/streams/orders/records";
+
+/// A file system of a known size; goes with its owner.
+struct SmallDisk {
+    dir: tempfile::TempDir,
+}
+
+impl SmallDisk {
+    /// `None` if that is not allowed here.
+    fn mount(mib: u64) -> Option<SmallDisk> {
+        let dir = tempfile::tempdir().unwrap();
+        let mounted = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &format!("size={mib}m"), "esker-test"])
+            .arg(dir.path())
+            .output();
+        match mounted {
+            Ok(output) if output.status.success() => Some(SmallDisk { dir }),
+            other => {
+                eprintln!("SKIPPED: a small tmpfs cannot be mounted here: {other:?}");
+                None
+            }
+        }
+    }
+
+    fn resize(&self, mib: u64) {
+        let output = Command::new("mount")
+            .args(["-o", &format!("remount,size={mib}m")])
+            .arg(self.dir.path())
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{output:?}");
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let unmounted = Command::new("umount").arg(self.dir.path()).output();
+        if !unmounted.is_ok_and(|output| output.status.success()) {
+            // Whatever still has it open goes soon.
+            let _ = Command::new("umount")
+                .arg("-l")
+                .arg(self.dir.path())
+                .output();
+        }
+    }
+}
+
+/// Small files, so that a disk of some MiB is filled at a byte's distance and not a segment's.
+fn small() -> Setup {
+    Setup::default()
+        .partitions(1)
+        .set("log.segment-size=1MiB")
+        .set("log.purge-threshold=4MiB")
+        .set("log.flush-after=1MiB")
+        .set("store.write-buffer=1MiB")
+        .set("store.write-buffers-total=2MiB")
+}
+
+async fn append(http: &Http, number: usize, bytes: usize) -> Option<Answer> {
+    let body = format!("{number} {}", "x".repeat(bytes));
+    let sent = http
+        .post(RECORDS)
+        .basin("test-basin")
+        .json(&json!({"records": [{"body": body}]}))
+        .try_send();
+    // One that waits is given up: its outcome is unknown.
+    let answer = tokio::time::timeout(Duration::from_secs(2), sent)
+        .await
+        .ok()?;
+    Some(answer.unwrap())
+}
+
+/// Appends until the disk is full; the numbers that were acknowledged, and whose outcome is unknown.
+async fn fill(http: &Http) -> (Vec<(usize, u64)>, Vec<usize>) {
+    let mut acked = Vec::new();
+    let mut unknown = Vec::new();
+    let mut refused = 0;
+    for number in 0..5000 {
+        match append(http, number, 100_000).await {
+            Some(answer) if answer.status == 200 => {
+                let at = answer.json()["start"]["seq_num"].as_u64().unwrap();
+                acked.push((number, at));
+            }
+            Some(answer) => {
+                // A refusal promises that nothing happened.
+                answer.refused(429, "rate_limited");
+                refused += 1;
+                if refused == 5 {
+                    return (acked, unknown);
+                }
+            }
+            None => unknown.push(number),
+        }
+    }
+    panic!("the disk was never full");
+}
+
+/// Everything acknowledged is there, what is unknown is there at most once, what was refused not.
+async fn complete(stream: &S2Stream, acked: &[(usize, u64)], unknown: &[usize]) {
+    let records = sdk::read_all(stream).await;
+    let numbers: Vec<usize> = records
+        .iter()
+        .map(|record| {
+            let text = std::str::from_utf8(&record.body).unwrap();
+            text.split(' ').next().unwrap().parse().unwrap()
+        })
+        .collect();
+    for (number, at) in acked {
+        assert_eq!(numbers[usize::try_from(*at).unwrap()], *number);
+    }
+    for number in &numbers {
+        let times = numbers.iter().filter(|n| *n == number).count();
+        assert_eq!(times, 1, "{number}");
+        let known = acked.iter().any(|(n, _)| n == number) || unknown.contains(number);
+        assert!(known, "{number} was refused, and is there");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_disk_refuses_appends_and_nothing_else_and_service_resumes_by_itself() {
+    let Some(disk) = SmallDisk::mount(40) else {
+        return;
+    };
+    // Once by a larger disk, once by giving space back.
+    for (round, ballast) in [false, true].into_iter().enumerate() {
+        let data_dir = disk.path(&format!("data-{round}"));
+        let ballast_file = disk.path("ballast");
+        if ballast {
+            disk.resize(80);
+            fs::write(&ballast_file, vec![1; 30 << 20]).unwrap();
+        }
+        let mut server = small().start(&data_dir).await;
+        let basin = sdk::basin(&server.sdk(), "test-basin").await;
+        let stream = sdk::stream(&basin, "orders").await;
+        let http = server.http2();
+        let (mut acked, unknown) = fill(&http).await;
+        assert!(acked.len() > 20, "{}", acked.len());
+
+        // Reads go on, and health says what is the matter.
+        let last = acked.last().unwrap().1;
+        let read = stream.read(sdk::from_seq(last, 1)).await.unwrap();
+        assert_eq!(read.records[0].seq_num, last);
+        assert!(stream.check_tail().await.unwrap().seq_num > last);
+        let health = http.get("/health").send().await.expect(503);
+        assert!(health.text().contains("disk"), "{}", health.text());
+        basin
+            .get_stream_config(stream_name("orders"))
+            .await
+            .unwrap();
+        http.put("/v1/streams/another")
+            .basin("test-basin")
+            .send()
+            .await
+            .refused(429, "rate_limited");
+
+        let freed = Instant::now();
+        if ballast {
+            fs::remove_file(&ballast_file).unwrap();
+        } else {
+            disk.resize(80);
+        }
+        eventually("health is back", async || {
+            let health = http.get("/health").send().await;
+            (health.status == 200).then_some(())
+        })
+        .await;
+        let number = 100_000;
+        let answer = append(&http, number, 100_000).await.expect("an answer");
+        let at = answer.expect(200).json()["start"]["seq_num"].as_u64();
+        acked.push((number, at.unwrap()));
+        assert!(freed.elapsed() < Duration::from_secs(10));
+        complete(&stream, &acked, &unknown).await;
+
+        server.kill();
+        server.restart(&small()).await;
+        let stream = server
+            .sdk()
+            .basin(basin_name("test-basin"))
+            .stream(stream_name("orders"));
+        complete(&stream, &acked, &unknown).await;
+        server.stop().await;
+        fs::remove_dir_all(&data_dir).unwrap();
+        disk.resize(40);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_killed_on_a_full_disk_has_everything_when_there_is_space_again() {
+    let Some(disk) = SmallDisk::mount(32) else {
+        return;
+    };
+    let data_dir = disk.path("data");
+    let mut server = small().start(&data_dir).await;
+    let basin = sdk::basin(&server.sdk(), "test-basin").await;
+    sdk::stream(&basin, "orders").await;
+    let (acked, unknown) = fill(&server.http2()).await;
+    server.kill();
+    // On the full disk it may serve or refuse to start, but it must not lose anything.
+    small()
+        .start_and_kill(&data_dir, Duration::from_millis(700))
+        .await;
+    disk.resize(96);
+    server.restart(&small()).await;
+    let stream = server
+        .sdk()
+        .basin(basin_name("test-basin"))
+        .stream(stream_name("orders"));
+    complete(&stream, &acked, &unknown).await;
+    sdk::append(&stream, [format!("{} x", 100_000)]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_append_that_a_stop_gives_up_on_a_full_disk_is_not_called_harmless() {
+    let Some(disk) = SmallDisk::mount(32) else {
+        return;
+    };
+    let setup = small().set("shutdown-grace=1s");
+    let data_dir = disk.path("data");
+    let mut server = setup.start(&data_dir).await;
+    let basin = sdk::basin(&server.sdk(), "test-basin").await;
+    sdk::stream(&basin, "orders").await;
+    let http = server.http2();
+    let http = &http;
+    // Several at once: those that are under way when the disk turns out to be full wait.
+    let appends = (0..6).map(|client| async move {
+        let mut last = None;
+        for i in 0..1000 {
+            let body = format!("{} {}", client * 1000 + i, "x".repeat(100_000));
+            let answer = http
+                .post(RECORDS)
+                .basin("test-basin")
+                .json(&json!({"records": [{"body": body}]}))
+                .try_send()
+                .await;
+            match answer {
+                Ok(answer) if answer.status == 200 => {}
+                Ok(answer) if answer.status == 429 => {
+                    // The others wait, then.
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+                other => {
+                    last = Some(other);
+                    break;
+                }
+            }
+        }
+        last
+    });
+    let stop = async {
+        eventually("the disk is full", async || {
+            let health = server.http1().get("/health").send().await;
+            (health.status == 503).then_some(())
+        })
+        .await;
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        server.stop().await;
+    };
+    let (ends, ()) = tokio::join!(futures::future::join_all(appends), stop);
+    let mut unknown = 0;
+    for end in ends.into_iter().flatten() {
+        match end {
+            // It was refused because the server stops: nothing of it was under way.
+            Ok(answer) if answer.status == 503 => {
+                assert_eq!(answer.code(), "server_draining");
+            }
+            Ok(answer) => {
+                answer.refused(500, "other");
+                unknown += 1;
+            }
+            // No answer is no promise either.
+            Err(_) => unknown += 1,
+        }
+    }
+    assert!(unknown > 0, "nothing was under way; nothing was shown");
+}
+
+/// Bytes of all files below a directory.
+fn size(dir: &Path) -> u64 {
+    let Ok(entries) = fs::read_dir(dir) else {
+        return 0;
+    };
+    entries
+        .filter_map(Result::ok)
+        .map(|entry| match entry.metadata() {
+            Ok(meta) if meta.is_dir() => size(&entry.path()),
+            Ok(meta) => meta.len(),
+            // Deleted in between.
+            Err(_) => 0,
+        })
+        .sum()
+}
+
+async fn shrinks(server: &Server, below: u64, what: &str) {
+    let (db, log) = (server.data_dir().join("db"), server.data_dir().join("log"));
+    let deadline = Instant::now() + Duration::from_secs(40);
+    loop {
+        let now = (size(&db), size(&log));
+        if now.0 + now.1 < below {
+            return;
+        }
+        assert!(
+            Instant::now() < deadline,
+            "{what}: db/ has {} MiB and log/ {} MiB, not below {} MiB",
+            now.0 / MIB,
+            now.1 / MIB,
+            below / MIB
+        );
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn space_of_what_was_trimmed_expired_and_deleted_returns_to_the_disk() {
+    let setup = Setup::default()
+        .partitions(1)
+        .set("log.segment-size=2MiB")
+        .set("log.purge-threshold=8MiB")
+        .set("log.flush-after=4MiB");
+    let mut server = setup.start_fresh().await;
+    let s2 = server.sdk();
+    let basin = sdk::basin(&s2, "test-basin").await;
+    let doomed = sdk::basin(&s2, "doomed-basin").await;
+    let kept = sdk::stream(&basin, "kept").await;
+    let trimmed = sdk::stream(&basin, "trimmed").await;
+    let expired = sdk::stream(&basin, "expired").await;
+    let deleted = sdk::stream(&basin, "deleted").await;
+    let dropped = sdk::stream(&doomed, "dropped").await;
+    // 40 MiB each, interleaved, of bytes that do not compress.
+    let noise: Vec<u8> = {
+        use rand::RngCore as _;
+        let mut noise = vec![0; 2_000_000];
+        rand::rng().fill_bytes(&mut noise);
+        noise
+    };
+    for i in 0..42 {
+        let body = &noise[i * 1000..i * 1000 + 1_000_000];
+        for stream in [&trimmed, &expired, &deleted, &dropped] {
+            sdk::append(stream, [body]).await;
+        }
+        sdk::append(&kept, [format!("{i}")]).await;
+    }
+    let full = size(server.data_dir());
+    assert!(full > 150 * MIB, "{} MiB", full / MIB);
+
+    let trim: AppendRecord = CommandRecord::trim(42).into();
+    let batch = AppendRecordBatch::try_from_iter([trim]).unwrap();
+    trimmed.append(AppendInput::new(batch)).await.unwrap();
+    let age = StreamReconfiguration::new().with_retention_policy(RetentionPolicy::Age(1));
+    basin
+        .reconfigure_stream(ReconfigureStreamInput::new(stream_name("expired"), age))
+        .await
+        .unwrap();
+    basin
+        .delete_stream(DeleteStreamInput::new(stream_name("deleted")))
+        .await
+        .unwrap();
+    s2.delete_basin(DeleteBasinInput::new(basin_name("doomed-basin")))
+        .await
+        .unwrap();
+    shrinks(&server, 30 * MIB, "after trim, expiry and deletion").await;
+
+    // What stays is there, also after a restart.
+    for round in 0..2 {
+        let basin = server.sdk().basin(basin_name("test-basin"));
+        let kept = basin.stream(stream_name("kept"));
+        let expected: Vec<String> = (0..42).map(|i| i.to_string()).collect();
+        assert_eq!(sdk::bodies(&sdk::read_all(&kept).await), expected);
+        let trimmed = basin.stream(stream_name("trimmed"));
+        let left = sdk::read_all(&trimmed).await;
+        assert_eq!(sdk::seq_nums(&left), [42], "the command itself");
+        let expired = basin.stream(stream_name("expired"));
+        assert_eq!(expired.check_tail().await.unwrap().seq_num, 42);
+        assert!(sdk::read_all(&expired).await.is_empty());
+        if round == 0 {
+            server.kill();
+            server.restart(&setup).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_that_is_trimmed_as_it_grows_keeps_the_disk_small() {
+    let setup = Setup::default()
+        .partitions(1)
+        .set("log.segment-size=2MiB")
+        .set("log.purge-threshold=8MiB")
+        .set("log.flush-after=4MiB");
+    let server = setup.start_fresh().await;
+    let basin = sdk::basin(&server.sdk(), "test-basin").await;
+    let stream = sdk::stream(&basin, "orders").await;
+    let mut largest = 0;
+    for i in 0..250u64 {
+        let body = vec![u8::try_from(i).unwrap(); 1_000_000];
+        let records = [
+            AppendRecord::new(body).unwrap(),
+            CommandRecord::trim(i * 2).into(),
+        ];
+        let batch = AppendRecordBatch::try_from_iter(records).unwrap();
+        stream.append(AppendInput::new(batch)).await.unwrap();
+        if i % 10 == 0 {
+            largest = largest.max(size(server.data_dir()));
+        }
+    }
+    // 250 MB went through.
+    assert!(largest < 200 * MIB, "{} MiB", largest / MIB);
+    let left = sdk::read_all(&stream).await;
+    assert_eq!(sdk::seq_nums(&left), [498, 499]);
+    shrinks(&server, 110 * MIB, "at rest").await;
+}

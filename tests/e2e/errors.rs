@@ -1,0 +1,183 @@
+//! What is not there, and what every answer of an error looks like.
+
+use http::Method;
+use s2_sdk::error::ErrorCode;
+use serde_json::json;
+
+use crate::support::http::TRANSPORTS;
+use crate::support::sdk;
+use crate::support::{Server, Setup};
+
+#[tokio::test]
+async fn what_is_not_there_yet_says_so() {
+    let server = Server::fresh().await;
+    for transport in TRANSPORTS {
+        let http = server.http(transport);
+        for (method, path) in [
+            (Method::GET, "/v1/access-tokens"),
+            (Method::POST, "/v1/access-tokens"),
+            (Method::DELETE, "/v1/access-tokens/some-id"),
+            (Method::GET, "/v1/metrics?set=active-basins"),
+            (Method::GET, "/v1/metrics/test-basin"),
+            (Method::GET, "/v1/metrics/test-basin/orders"),
+            (Method::GET, "/v1/locations"),
+            (Method::GET, "/v1/locations/default"),
+            (Method::PUT, "/v1/locations/default"),
+        ] {
+            http.request(method, path)
+                .send()
+                .await
+                .refused(501, "not_implemented");
+        }
+        let encrypted = json!({"stream_cipher": "aegis-256"});
+        http.post("/v1/basins")
+            .json(&json!({"basin": "encrypted-one", "config": encrypted}))
+            .send()
+            .await
+            .refused(501, "not_implemented");
+        http.put("/v1/basins/encrypted-one")
+            .json(&json!({"config": encrypted}))
+            .send()
+            .await
+            .refused(501, "not_implemented");
+        http.post("/v1/basins")
+            .json(&json!({"basin": "somewhere-else", "location": "aws:us-east-1"}))
+            .send()
+            .await
+            .refused(501, "not_implemented");
+        http.get("/v1/basins/encrypted-one")
+            .send()
+            .await
+            .refused(404, "basin_not_found");
+        http.get("/v1/basins/somewhere-else")
+            .send()
+            .await
+            .refused(404, "basin_not_found");
+    }
+    sdk::basin(&server.sdk(), "test-basin").await;
+    server
+        .http1()
+        .patch("/v1/basins/test-basin")
+        .json(&json!({"stream_cipher": "aes-256-gcm"}))
+        .send()
+        .await
+        .refused(501, "not_implemented");
+    let error = server
+        .sdk()
+        .list_access_tokens(s2_sdk::types::ListAccessTokensInput::new())
+        .await
+        .unwrap_err();
+    let code = error.server_error().unwrap().known_code();
+    assert_eq!(code, Some(ErrorCode::NotImplemented));
+}
+
+#[tokio::test]
+async fn unknown_paths_and_methods_are_refused_with_a_code() {
+    let server = Server::fresh().await;
+    for transport in TRANSPORTS {
+        let http = server.http(transport);
+        for path in [
+            "/",
+            "/v1",
+            "/v1/",
+            "/v2/basins",
+            "/v1/basin",
+            "/v1/basins/a-basin-name/more",
+            "/v1/streams/orders/records/head",
+            "/v1/streams/orders/records/tail/more",
+            "/v1/streams//records",
+            "/healthz",
+        ] {
+            let answer = http.get(path).basin("test-basin").send().await;
+            assert!(answer.status.is_client_error(), "{path}: {answer:?}");
+            assert_eq!(answer.code(), "bad_path", "{path}");
+        }
+        for (method, path) in [
+            (Method::DELETE, "/v1/basins"),
+            (Method::POST, "/v1/basins/test-basin"),
+            (Method::PUT, "/v1/streams"),
+            (Method::DELETE, "/v1/streams/orders/records"),
+            (Method::POST, "/v1/streams/orders/records/tail"),
+            (Method::POST, "/health"),
+            (Method::DELETE, "/metrics"),
+        ] {
+            http.request(method, path)
+                .basin("test-basin")
+                .send()
+                .await
+                .refused(405, "invalid");
+        }
+    }
+}
+
+#[tokio::test]
+async fn health_and_metrics_answer_on_both_transports() {
+    let server = Setup::default().partitions(3).start_fresh().await;
+    let basin = sdk::basin(&server.sdk(), "test-basin").await;
+    let stream = sdk::stream(&basin, "orders").await;
+    sdk::append(&stream, ["a", "b"]).await;
+    for transport in TRANSPORTS {
+        let http = server.http(transport);
+        for path in ["/health", "/ping"] {
+            assert_eq!(http.get(path).send().await.expect(200).text(), "OK");
+        }
+        let metrics = http.get("/metrics").send().await.expect(200);
+        let kind = metrics.header("content-type").unwrap();
+        assert!(kind.starts_with("text/plain"), "{kind}");
+        let text = metrics.text();
+        let value = |name: &str| -> f64 {
+            let line = text
+                .lines()
+                .find(|line| line.starts_with(name) && !line.starts_with('#'))
+                .unwrap_or_else(|| panic!("no {name} in:\n{text}"));
+            line.rsplit(' ').next().unwrap().parse().unwrap()
+        };
+        assert_eq!(value("esker_appended_records_total"), 2.0);
+        assert_eq!(value("esker_appended_batches_total"), 1.0);
+        assert!(value("esker_http_requests_total") >= 1.0);
+    }
+}
+
+#[tokio::test]
+async fn a_basin_has_to_be_named_and_headers_have_to_make_sense() {
+    let server = Server::fresh().await;
+    sdk::basin(&server.sdk(), "test-basin").await;
+    for transport in TRANSPORTS {
+        let http = server.http(transport);
+        for request in [
+            http.get("/v1/streams"),
+            http.get("/v1/streams/orders"),
+            http.put("/v1/streams/orders"),
+            http.delete("/v1/streams/orders"),
+            http.post("/v1/streams").json(&json!({"stream": "orders"})),
+            http.patch("/v1/streams/orders").json(&json!({})),
+            http.get("/v1/streams/orders/records"),
+            http.get("/v1/streams/orders/records/tail"),
+            http.post("/v1/streams/orders/records")
+                .json(&json!({"records": [{"body": "x"}]})),
+        ] {
+            request.send().await.refused(400, "bad_header");
+        }
+        http.post("/v1/streams")
+            .basin("test-basin")
+            .header("s2-request-token", &"x".repeat(37))
+            .json(&json!({"stream": "orders"}))
+            .send()
+            .await
+            .refused(400, "bad_header");
+        let records = json!({"records": [{"body": "x"}]});
+        for (name, value) in [
+            ("s2-format", "hex"),
+            ("s2-stream-config", "not json"),
+            ("s2-stream-config", r#"{"retention_policy":{"age":0}}"#),
+        ] {
+            http.post("/v1/streams/orders/records")
+                .basin("test-basin")
+                .header(name, value)
+                .json(&records)
+                .send()
+                .await
+                .refused(400, "bad_header");
+        }
+    }
+}

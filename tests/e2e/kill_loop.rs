@@ -1,0 +1,411 @@
+//! Kill -9, again and again, in the middle of work: what was acknowledged is there, once, in order.
+//!
+//! Each round starts the server, lets writers and followers loose on three streams, and kills the
+//! server at a random moment; now and then also in the middle of its start. Then the streams are
+//! read whole and compared with everything that clients were told. The judge is that of the soak
+//! ([`checker`]); its own tests show that it finds each kind of fault.
+
+#[path = "../../bench/src/soak/checker.rs"]
+#[allow(dead_code, reason = "the soak uses more of it")]
+mod checker;
+#[path = "../../bench/src/soak/record.rs"]
+#[allow(dead_code, reason = "the soak uses more of it")]
+mod record;
+#[path = "../../bench/src/soak/violation.rs"]
+mod violation;
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use checker::{Attempt, AttemptId, History, Outcome, RecordId};
+use futures::StreamExt as _;
+use rand::rngs::StdRng;
+use rand::{Rng as _, SeedableRng as _};
+use s2_sdk::append_session::AppendSessionConfig;
+use s2_sdk::error::{AppendConditionFailed, AppendError, AppendSessionError};
+use s2_sdk::types::{
+    AppendAck, AppendInput, AppendRecord, AppendRecordBatch, BasinConfig, CommandRecord,
+    FencingToken, ReadFrom, ReadInput, ReadSessionConfig, ReadStart,
+};
+use s2_sdk::{S2, S2Stream};
+
+use crate::support::sdk::{self, basin_name, stream_name};
+use crate::support::{Server, Setup};
+
+const ROUNDS: u64 = 50;
+/// After so many rounds the streams are new ones, because each check reads them whole.
+const ROUNDS_PER_STREAM: u64 = 10;
+
+/// One stream under test, and all that is known of it from the outside.
+#[derive(Clone)]
+struct Subject {
+    name: String,
+    tag: u32,
+    history: Arc<Mutex<History>>,
+}
+
+impl Subject {
+    fn new(name: String, tag: u32) -> Subject {
+        Subject {
+            name,
+            tag,
+            history: Arc::default(),
+        }
+    }
+
+    fn stream(&self, s2: &S2) -> S2Stream {
+        s2.basin(basin_name("test-basin"))
+            .stream(stream_name(&self.name))
+    }
+
+    fn settle(&self, attempt: AttemptId, result: &Result<AppendAck, AppendError>) {
+        let outcome = match result {
+            Ok(ack) => Outcome::Acked(ack.start.seq_num),
+            Err(error) if error.has_no_side_effects() => Outcome::Refused,
+            Err(_) => Outcome::Unknown,
+        };
+        self.history.lock().unwrap().settle(attempt, outcome);
+    }
+
+    /// Reads the stream whole and compares.
+    async fn check(&self, s2: &S2, context: &str) {
+        let stream = self.stream(s2);
+        let tail = stream.check_tail().await.unwrap().seq_num;
+        let contents: Vec<_> = sdk::read_all(&stream)
+            .await
+            .iter()
+            .map(|record| record::seen(self.tag, record))
+            .collect();
+        let verdict = self.history.lock().unwrap().check(&contents, tail);
+        let told: Vec<String> = verdict.violations.iter().map(ToString::to_string).collect();
+        assert!(
+            told.is_empty(),
+            "{context}, stream {}, {} violations: {told:#?}",
+            self.name,
+            verdict.violation_count
+        );
+    }
+}
+
+/// Somebody who appends; goes on over all rounds of a stream.
+struct Writer {
+    subject: Subject,
+    next: RecordId,
+    rng: StdRng,
+}
+
+impl Writer {
+    fn new(subject: &Subject, writer: u32, seed: u64) -> Writer {
+        Writer {
+            subject: subject.clone(),
+            next: RecordId { writer, index: 0 },
+            rng: StdRng::seed_from_u64(seed ^ u64::from(writer)),
+        }
+    }
+
+    fn take(&mut self, count: u64) -> RecordId {
+        let first = self.next;
+        self.next.index += count;
+        first
+    }
+
+    /// The next append, noted before it is sent.
+    fn batch(&mut self, session: Option<u32>) -> (AttemptId, AppendInput) {
+        let count = self.rng.random_range(1..6);
+        let first = self.take(count);
+        let records = (first.index..first.index + count).map(|index| {
+            let id = RecordId { index, ..first };
+            AppendRecord::new(record::body(self.subject.tag, id)).unwrap()
+        });
+        let batch = AppendRecordBatch::try_from_iter(records).unwrap();
+        let attempt = Attempt {
+            first,
+            count,
+            session,
+        };
+        let attempt = self.subject.history.lock().unwrap().begin(attempt);
+        (attempt, AppendInput::new(batch))
+    }
+
+    async fn append(
+        &mut self,
+        stream: &S2Stream,
+        attempt: AttemptId,
+        input: AppendInput,
+    ) -> Result<AppendAck, AppendError> {
+        let result = stream.append(input).await;
+        self.subject.settle(attempt, &result);
+        result
+    }
+
+    /// One append after the other, until the server is gone.
+    async fn plain(mut self, s2: S2) -> Writer {
+        let stream = self.subject.stream(&s2);
+        loop {
+            let (attempt, input) = self.batch(None);
+            if self.append(&stream, attempt, input).await.is_err() {
+                return self;
+            }
+        }
+    }
+
+    /// One session, many appends ahead of the acks.
+    async fn pipelined(mut self, s2: S2, session: u32) -> Writer {
+        let stream = self.subject.stream(&s2);
+        let appends = stream.append_session(AppendSessionConfig::new());
+        let mut tickets = VecDeque::new();
+        loop {
+            let (attempt, input) = self.batch(Some(session));
+            let Ok(ticket) = appends.submit(input).await else {
+                // Never sent.
+                let mut history = self.subject.history.lock().unwrap();
+                history.settle(attempt, Outcome::Refused);
+                break;
+            };
+            tickets.push_back((attempt, ticket));
+            if tickets.len() >= 30 && !self.collect(&mut tickets, 10).await {
+                break;
+            }
+        }
+        while self.collect(&mut tickets, 1).await {}
+        self
+    }
+
+    /// Waits for the first `count` acks; whether there were so many.
+    async fn collect<T>(&self, tickets: &mut VecDeque<(AttemptId, T)>, count: usize) -> bool
+    where
+        T: Future<Output = Result<AppendAck, AppendSessionError>>,
+    {
+        for _ in 0..count {
+            let Some((attempt, ticket)) = tickets.pop_front() else {
+                return false;
+            };
+            let outcome = match ticket.await {
+                Ok(ack) => Outcome::Acked(ack.start.seq_num),
+                Err(_) => Outcome::Unknown,
+            };
+            self.subject
+                .history
+                .lock()
+                .unwrap()
+                .settle(attempt, outcome);
+        }
+        true
+    }
+
+    /// Appends where it believes the tail to be; some others do so, too.
+    async fn conditional(mut self, s2: S2) -> Writer {
+        let stream = self.subject.stream(&s2);
+        let Ok(tail) = stream.check_tail().await else {
+            return self;
+        };
+        let mut expected = tail.seq_num;
+        loop {
+            let (attempt, input) = self.batch(None);
+            let input = input.with_match_seq_num(expected);
+            expected = match self.append(&stream, attempt, input).await {
+                Ok(ack) => {
+                    assert_eq!(ack.start.seq_num, expected, "elsewhere than demanded");
+                    ack.end.seq_num
+                }
+                Err(AppendError::ConditionFailed(AppendConditionFailed::SeqNumMismatch(next))) => {
+                    assert_ne!(next, expected, "refused although it matches");
+                    next
+                }
+                Err(_) => return self,
+            };
+        }
+    }
+
+    /// Takes the stream for itself, appends for a while, and takes it again when another has it.
+    async fn fenced(mut self, s2: S2) -> Writer {
+        let stream = self.subject.stream(&s2);
+        loop {
+            let first = self.take(1);
+            let token = record::fencing_token(self.subject.tag, first);
+            let token: FencingToken = token.parse().unwrap();
+            let fence: AppendRecord = CommandRecord::fence(token.clone()).into();
+            let batch = AppendRecordBatch::try_from_iter([fence]).unwrap();
+            let attempt = self.subject.history.lock().unwrap().begin(Attempt {
+                first,
+                count: 1,
+                session: None,
+            });
+            let input = AppendInput::new(batch);
+            if self.append(&stream, attempt, input).await.is_err() {
+                return self;
+            }
+            for _ in 0..self.rng.random_range(5..40) {
+                let (attempt, input) = self.batch(None);
+                let input = input.with_fencing_token(token.clone());
+                match self.append(&stream, attempt, input).await {
+                    Ok(_) => {}
+                    Err(AppendError::ConditionFailed(
+                        AppendConditionFailed::FencingTokenMismatch(actual),
+                    )) => {
+                        assert_ne!(actual, token, "refused although it matches");
+                        break;
+                    }
+                    Err(_) => return self,
+                }
+            }
+        }
+    }
+}
+
+/// Follows from somewhere until the server is gone.
+async fn follow(subject: Subject, s2: S2, from: u64) {
+    let stream = subject.stream(&s2);
+    let start = ReadStart::new()
+        .with_from(ReadFrom::SeqNum(from))
+        .with_clamp_to_tail(true);
+    let input = ReadInput::new().with_start(start);
+    let opened = stream.read_session(input, ReadSessionConfig::new()).await;
+    let Ok(mut session) = opened else {
+        return;
+    };
+    let follower = subject.history.lock().unwrap().follower();
+    while let Some(Ok(batch)) = session.next().await {
+        let mut history = subject.history.lock().unwrap();
+        for record in &batch.records {
+            history.saw(follower, record::seen(subject.tag, record));
+        }
+    }
+}
+
+struct Streams {
+    mixed: Subject,
+    conditional: Subject,
+    fenced: Subject,
+    writers: Vec<(Kind, Writer)>,
+}
+
+#[derive(Clone, Copy)]
+enum Kind {
+    Plain,
+    Pipelined,
+    Conditional,
+    Fenced,
+}
+
+impl Streams {
+    fn new(generation: u64, seed: u64) -> Streams {
+        let tag = u32::try_from(generation).unwrap() * 3;
+        let subject = |name: &str, at| Subject::new(format!("{name}-{generation}"), tag + at);
+        let (mixed, conditional, fenced) = (
+            subject("mixed", 0),
+            subject("conditional", 1),
+            subject("fenced", 2),
+        );
+        let writers = [
+            (Kind::Plain, &mixed, 0),
+            (Kind::Plain, &mixed, 1),
+            (Kind::Pipelined, &mixed, 2),
+            (Kind::Pipelined, &mixed, 3),
+            (Kind::Conditional, &conditional, 0),
+            (Kind::Conditional, &conditional, 1),
+            (Kind::Fenced, &fenced, 0),
+            (Kind::Fenced, &fenced, 1),
+        ];
+        let writers = writers
+            .into_iter()
+            .map(|(kind, subject, writer)| (kind, Writer::new(subject, writer, seed)))
+            .collect();
+        Streams {
+            writers,
+            mixed,
+            conditional,
+            fenced,
+        }
+    }
+
+    fn subjects(&self) -> [&Subject; 3] {
+        [&self.mixed, &self.conditional, &self.fenced]
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_any_number_of_kills_everything_acknowledged_is_there_once_and_in_order() {
+    let seed: u64 = rand::random();
+    let mut rng = StdRng::seed_from_u64(seed);
+    let setup = Setup::default()
+        // Everything that happens from time to time happens in each round.
+        .set("log.flush-after=64KiB")
+        .set("log.segment-size=1MiB")
+        .set("log.purge-threshold=1MiB")
+        .set("limits.follower-buffer=64KiB");
+    let mut server = setup.start_fresh().await;
+    let config = BasinConfig::new()
+        .with_create_stream_on_append(true)
+        .with_create_stream_on_read(true);
+    sdk::basin_with(&server.sdk(), "test-basin", config).await;
+    let mut streams = Streams::new(0, seed);
+    let began = Instant::now();
+    for round in 0..ROUNDS {
+        let context = format!("seed {seed}, round {round}");
+        if round % ROUNDS_PER_STREAM == 0 {
+            streams = Streams::new(round / ROUNDS_PER_STREAM, seed ^ round);
+        }
+        let writers: Vec<_> = streams
+            .writers
+            .drain(..)
+            .enumerate()
+            .map(|(i, (kind, writer))| {
+                let s2 = server.sdk();
+                let session = u32::try_from(round * 100 + i as u64).unwrap();
+                let work = async move {
+                    match kind {
+                        Kind::Plain => writer.plain(s2).await,
+                        Kind::Pipelined => writer.pipelined(s2, session).await,
+                        Kind::Conditional => writer.conditional(s2).await,
+                        Kind::Fenced => writer.fenced(s2).await,
+                    }
+                };
+                (kind, tokio::spawn(work))
+            })
+            .collect();
+        let followers: Vec<_> = streams
+            .subjects()
+            .into_iter()
+            .flat_map(|subject| [(subject, 0), (subject, u64::MAX)])
+            .map(|(subject, from)| tokio::spawn(follow(subject.clone(), server.sdk(), from)))
+            .collect();
+
+        let moment = rng.random_range(20..500);
+        tokio::time::sleep(Duration::from_millis(moment)).await;
+        server.kill();
+        for (kind, writer) in writers {
+            streams.writers.push((kind, writer.await.unwrap()));
+        }
+        for follower in followers {
+            follower.await.unwrap();
+        }
+        // A start is work, too, and may be cut short as well.
+        while rng.random_ratio(1, 4) {
+            let moment = Duration::from_millis(rng.random_range(0..40));
+            setup.start_and_kill(server.data_dir(), moment).await;
+        }
+        server.restart(&setup).await;
+        for subject in streams.subjects() {
+            subject.check(&server.sdk(), &context).await;
+        }
+    }
+    let acked: u64 = streams
+        .subjects()
+        .iter()
+        .map(|subject| subject.history.lock().unwrap().acked_records())
+        .sum();
+    assert!(acked > 100, "too little was going on: {acked}");
+    println!("{ROUNDS} kills in {:?}, seed {seed}", began.elapsed());
+    last_restart_keeps(&mut server, &setup, &streams).await;
+}
+
+/// A stop at the end changes nothing either.
+async fn last_restart_keeps(server: &mut Server, setup: &Setup, streams: &Streams) {
+    server.stop().await;
+    server.restart(setup).await;
+    for subject in streams.subjects() {
+        subject.check(&server.sdk(), "after the last stop").await;
+    }
+}

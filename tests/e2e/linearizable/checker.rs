@@ -1,0 +1,371 @@
+//! Is there one order of events that explains all answers?
+//!
+//! The stream is a log, so the order of its appends is known: their positions. What is not known is
+//! when each took effect: at some moment between its question and its answer, later than the one
+//! before it, earlier than the one behind it. An answer that names the tail `v` says that at some
+//! moment between its question and its answer exactly the first `v` appends had taken effect. So
+//! every answer is a bound on moments:
+//!
+//! - append `p` took effect no earlier than it was asked for and no later than it was answered;
+//! - tail `v`, asked at `a` and answered at `b`: append `v − 1` took effect no later than `b`,
+//!   append `v` no earlier than `a`;
+//! - a record read at position `p`: append `p` took effect no later than the answer.
+//!
+//! Together with the order of positions these bounds can be met or not, which two passes over the
+//! positions show: the earliest possible moments from the front, the latest from the back. (For a
+//! tail, meeting both of its bounds is enough: the later of `a` and the moment of append `v − 1` is
+//! a moment that fits.)
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+/// What a client was told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// Its append of record `id` is at position `at`; the tail is at least this.
+    Appended {
+        /// The record.
+        id: u64,
+        /// Its position.
+        at: u64,
+        /// The tail.
+        tail: u64,
+    },
+    /// Its append of record `id` was refused: the tail is this.
+    Refused {
+        /// The record.
+        id: u64,
+        /// The tail.
+        tail: u64,
+    },
+    /// The tail is this.
+    Tail {
+        /// The tail.
+        tail: u64,
+    },
+    /// These records are at `from` and after; behind them is the tail, if it was reached.
+    Read {
+        /// Position of the first one.
+        from: u64,
+        /// The records.
+        ids: Vec<u64>,
+        /// The tail.
+        reached: Option<u64>,
+    },
+}
+
+impl Answer {
+    /// A tail that it names or implies.
+    pub fn tail_seen(&self) -> Option<u64> {
+        match self {
+            Answer::Appended { tail, .. }
+            | Answer::Refused { tail, .. }
+            | Answer::Tail { tail } => Some(*tail),
+            Answer::Read { from, ids, .. } => Some(from + ids.len() as u64),
+        }
+    }
+}
+
+/// A question and its answer, with the moments of both on one clock.
+#[derive(Clone, Debug)]
+pub struct Event {
+    /// When it was asked.
+    pub asked: Duration,
+    /// When it was answered.
+    pub answered: Duration,
+    /// What.
+    pub answer: Answer,
+}
+
+/// Bounds on the moment when an append took effect.
+#[derive(Clone, Copy)]
+struct Moment {
+    earliest: Duration,
+    latest: Duration,
+}
+
+/// Checks a history against the records that the stream held afterwards, by position.
+///
+/// # Errors
+///
+/// Why no order explains it.
+pub fn check(events: &[Event], contents: &[u64]) -> Result<(), String> {
+    let mut moments = vec![
+        Moment {
+            earliest: Duration::ZERO,
+            latest: Duration::MAX,
+        };
+        contents.len()
+    ];
+    check_contents(events, contents)?;
+    let mut no_earlier = |at: u64, asked: Duration| {
+        if let Some(moment) = index(at).and_then(|at| moments.get_mut(at)) {
+            moment.earliest = moment.earliest.max(asked);
+        }
+    };
+    for event in events {
+        match event.answer {
+            Answer::Appended { at, .. } => no_earlier(at, event.asked),
+            Answer::Refused { tail, .. } | Answer::Tail { tail } => no_earlier(tail, event.asked),
+            Answer::Read { reached, .. } => {
+                if let Some(tail) = reached {
+                    no_earlier(tail, event.asked);
+                }
+            }
+        }
+    }
+    for event in events {
+        let seen = match &event.answer {
+            Answer::Appended { at, tail, .. } => {
+                if tail <= at {
+                    return Err(format!("a tail that does not cover its append: {event:?}"));
+                }
+                *tail
+            }
+            answer => answer.tail_seen().unwrap_or(0),
+        };
+        let Some(last) = seen.checked_sub(1) else {
+            continue;
+        };
+        let Some(moment) = index(last).and_then(|at| moments.get_mut(at)) else {
+            return Err(format!("a tail of which nothing is there: {event:?}"));
+        };
+        moment.latest = moment.latest.min(event.answered);
+    }
+    let mut earliest = Duration::ZERO;
+    for moment in &mut moments {
+        earliest = earliest.max(moment.earliest);
+        moment.earliest = earliest;
+    }
+    let mut latest = Duration::MAX;
+    for (at, moment) in moments.iter_mut().enumerate().rev() {
+        latest = latest.min(moment.latest);
+        if moment.earliest > latest {
+            return Err(format!(
+                "the append at {at} can have taken effect no earlier than {:?} and no later than \
+                 {latest:?}",
+                moment.earliest
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn index(at: u64) -> Option<usize> {
+    usize::try_from(at).ok()
+}
+
+/// What was appended is where it was said to be, once; what was refused is not there; what was read
+/// is what is there.
+fn check_contents(events: &[Event], contents: &[u64]) -> Result<(), String> {
+    let mut places: HashMap<u64, usize> = HashMap::new();
+    for (at, id) in contents.iter().enumerate() {
+        if let Some(before) = places.insert(*id, at) {
+            return Err(format!("record {id} is at {before} and at {at}"));
+        }
+    }
+    let mut asked_for = 0;
+    for event in events {
+        match &event.answer {
+            Answer::Appended { id, at, .. } => {
+                asked_for += 1;
+                if places.get(id).copied() != index(*at) {
+                    let place = places.get(id);
+                    return Err(format!("{event:?}, and it is at {place:?}"));
+                }
+            }
+            Answer::Refused { id, .. } => {
+                if let Some(at) = places.get(id) {
+                    return Err(format!("{event:?}, and it is at {at}"));
+                }
+            }
+            Answer::Tail { .. } => {}
+            Answer::Read { from, ids, reached } => {
+                let from = index(*from).unwrap_or(usize::MAX);
+                let to = from.saturating_add(ids.len());
+                if contents.get(from..to) != Some(&ids[..]) {
+                    return Err(format!("other records than there are: {event:?}"));
+                }
+                if reached.is_some_and(|tail| index(tail) != Some(to)) {
+                    return Err(format!("a tail that is not behind its records: {event:?}"));
+                }
+            }
+        }
+    }
+    if asked_for != contents.len() {
+        return Err(format!(
+            "{asked_for} appends were acknowledged, {} records are there",
+            contents.len()
+        ));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    //! That it finds each fault, and none where there is none.
+
+    use super::*;
+
+    fn event(asked: u64, answered: u64, answer: Answer) -> Event {
+        Event {
+            asked: Duration::from_millis(asked),
+            answered: Duration::from_millis(answered),
+            answer,
+        }
+    }
+
+    fn appended(asked: u64, answered: u64, id: u64, at: u64) -> Event {
+        let tail = at + 1;
+        event(asked, answered, Answer::Appended { id, at, tail })
+    }
+
+    fn tail(asked: u64, answered: u64, tail: u64) -> Event {
+        event(asked, answered, Answer::Tail { tail })
+    }
+
+    fn refused(asked: u64, answered: u64, id: u64, tail: u64) -> Event {
+        event(asked, answered, Answer::Refused { id, tail })
+    }
+
+    fn read(asked: u64, answered: u64, from: u64, ids: &[u64], reached: Option<u64>) -> Event {
+        let ids = ids.to_vec();
+        event(asked, answered, Answer::Read { from, ids, reached })
+    }
+
+    /// Three appends one after the other: records 10, 11, 12.
+    fn three() -> Vec<Event> {
+        vec![
+            appended(0, 10, 10, 0),
+            appended(20, 30, 11, 1),
+            appended(40, 50, 12, 2),
+        ]
+    }
+
+    const CONTENTS: [u64; 3] = [10, 11, 12];
+
+    #[track_caller]
+    fn fine(more: impl IntoIterator<Item = Event>) {
+        let events: Vec<Event> = three().into_iter().chain(more).collect();
+        if let Err(why) = check(&events, &CONTENTS) {
+            panic!("{why}: {events:#?}");
+        }
+    }
+
+    #[track_caller]
+    fn faulty(more: impl IntoIterator<Item = Event>) {
+        let events: Vec<Event> = three().into_iter().chain(more).collect();
+        assert!(check(&events, &CONTENTS).is_err(), "{events:#?}");
+    }
+
+    #[test]
+    fn answers_that_one_order_explains_are_fine() {
+        fine([]);
+        fine([tail(11, 19, 1), tail(31, 39, 2), tail(51, 60, 3)]);
+        // While an append is under way, either tail will do, and from one to the next it may rise.
+        fine([tail(21, 22, 1), tail(23, 24, 2), tail(25, 29, 2)]);
+        fine([refused(21, 29, 99, 1), refused(22, 28, 98, 2)]);
+        fine([read(45, 46, 0, &[10, 11, 12], Some(3))]);
+        fine([read(60, 70, 1, &[11], None)]);
+        // Many at the same time, in any order of positions.
+        let events = [
+            appended(0, 100, 12, 0),
+            appended(0, 100, 10, 1),
+            appended(0, 100, 11, 2),
+            tail(50, 60, 2),
+            tail(61, 70, 2),
+            tail(71, 80, 3),
+        ];
+        assert_eq!(check(&events, &[12, 10, 11]), Ok(()));
+    }
+
+    #[test]
+    fn an_acknowledged_append_that_is_not_there_is_found() {
+        faulty([appended(60, 70, 13, 3)]);
+    }
+
+    #[test]
+    fn an_append_that_is_elsewhere_is_found() {
+        let mut events = three();
+        events[1] = appended(20, 30, 11, 2);
+        events[2] = appended(40, 50, 12, 1);
+        assert!(check(&events, &CONTENTS).is_err());
+    }
+
+    #[test]
+    fn a_record_that_is_there_twice_is_found() {
+        assert!(check(&three(), &[10, 11, 12, 11]).is_err());
+    }
+
+    #[test]
+    fn a_record_that_nobody_appended_is_found() {
+        assert!(check(&three(), &[10, 11, 12, 77]).is_err());
+    }
+
+    #[test]
+    fn a_refused_record_that_is_there_is_found() {
+        faulty([refused(60, 70, 12, 3)]);
+    }
+
+    #[test]
+    fn positions_against_real_time_are_found() {
+        // The one at 0 was asked for after the one at 1 had been answered.
+        let events = [appended(20, 30, 10, 0), appended(0, 10, 11, 1)];
+        assert!(check(&events, &[10, 11]).is_err());
+    }
+
+    #[test]
+    fn a_tail_that_misses_an_acknowledged_append_is_found() {
+        faulty([tail(31, 35, 1)]);
+        faulty([tail(55, 60, 0)]);
+    }
+
+    #[test]
+    fn a_tail_ahead_of_its_time_is_found() {
+        faulty([tail(11, 15, 2)]);
+        faulty([tail(60, 70, 4)]);
+    }
+
+    #[test]
+    fn a_tail_that_goes_back_is_found() {
+        // Both lie within the time of an append, but in this order no moment fits.
+        faulty([tail(21, 22, 2), tail(23, 24, 1)]);
+    }
+
+    #[test]
+    fn a_refusal_with_a_tail_that_never_was_in_its_time_is_found() {
+        faulty([refused(60, 70, 99, 2)]);
+        faulty([refused(1, 5, 99, 2)]);
+    }
+
+    #[test]
+    fn a_read_of_other_records_is_found() {
+        faulty([read(60, 70, 0, &[10, 12], None)]);
+        faulty([read(60, 70, 2, &[12, 13], None)]);
+    }
+
+    #[test]
+    fn a_read_ahead_of_its_time_is_found() {
+        faulty([read(11, 15, 0, &[10, 11], None)]);
+    }
+
+    #[test]
+    fn a_read_that_stops_short_of_an_acknowledged_append_is_found() {
+        faulty([read(60, 70, 0, &[10, 11], Some(2))]);
+    }
+
+    #[test]
+    fn an_ack_whose_tail_is_behind_it_is_found() {
+        let mut events = three();
+        events[2] = event(
+            40,
+            50,
+            Answer::Appended {
+                id: 12,
+                at: 2,
+                tail: 2,
+            },
+        );
+        assert!(check(&events, &CONTENTS).is_err());
+    }
+}

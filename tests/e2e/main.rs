@@ -1,0 +1,39 @@
+//! End-to-end tests: the real binary, over the network, with the official client and with raw
+//! requests.
+//!
+//! | room | what it shows |
+//! |---|---|
+//! | [`basins`], [`streams`] | what exists, and how it is made, changed and deleted |
+//! | [`appends`], [`conditions`] | appends in every form; expected sequence numbers, fences, trims |
+//! | [`reads`] | every start and every end of a read, in every form |
+//! | [`append_sessions`], [`read_sessions`] | sessions of both kinds, raw and by the official client |
+//! | [`slow_clients`] | clients that stop |
+//! | [`compression`], [`errors`] | codings of bodies; what is refused, and how |
+//! | [`bad_input`] | every limit and every rule |
+//! | [`retention`] | records past their age, empty streams |
+//! | [`disk`] | a full disk, and space that comes back |
+//! | [`kill_loop`], [`linearizable`] | many kills; one order of events for all answers |
+//! | [`restarts`] | what a start finds, what a stop waits for, and what is refused |
+//!
+//! Every test starts servers of its own on free loopback ports, with data directories that go with
+//! it, and kills no process but these.
+
+#![allow(clippy::unwrap_used)]
+
+mod append_sessions;
+mod appends;
+mod bad_input;
+mod basins;
+mod compression;
+mod conditions;
+mod disk;
+mod errors;
+mod kill_loop;
+mod linearizable;
+mod read_sessions;
+mod reads;
+mod restarts;
+mod retention;
+mod slow_clients;
+mod streams;
+mod support;

@@ -1,0 +1,262 @@
+//! What a start refuses, in words that say what to do. A refused start changes nothing.
+
+use std::fs;
+
+use super::{copy_dir, everything};
+use crate::support::sdk::{self, basin_name, stream_name};
+use crate::support::{Server, Setup};
+
+/// A server that had something to do and was stopped; its directory lives as long as it.
+async fn used(setup: &Setup, kill: bool) -> Server {
+    let mut server = setup.start_fresh().await;
+    let basin = sdk::basin(&server.sdk(), "test-basin").await;
+    for i in 0..4 {
+        let stream = sdk::stream(&basin, &format!("orders-{i}")).await;
+        sdk::append(&stream, ["one", "two"]).await;
+    }
+    if kill {
+        server.kill();
+    } else {
+        server.stop().await;
+    }
+    server
+}
+
+#[tokio::test]
+async fn a_second_process_on_a_data_directory_is_refused_with_the_pid_of_the_first() {
+    let setup = Setup::default();
+    let server = setup.start_fresh().await;
+    let (code, log) = setup.start_refused(server.data_dir()).await;
+    assert_eq!(code, 1, "{log}");
+    assert!(log.contains("[data_dir_in_use]"), "{log}");
+    assert!(log.contains(&format!("pid {}", server.pid())), "{log}");
+    // The first one is not disturbed.
+    sdk::basin(&server.sdk(), "test-basin").await;
+}
+
+#[tokio::test]
+async fn a_taken_port_is_an_error_that_says_what_to_do() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let dir = tempfile::tempdir().unwrap();
+    let data_dir = dir.path().join("data");
+    let (code, log) = Setup::default()
+        .listen(&address)
+        .start_refused(&data_dir)
+        .await;
+    assert_eq!(code, 1, "{log}");
+    assert!(log.contains("[listen]"), "{log}");
+    assert!(log.contains(&address) && log.contains("--listen"), "{log}");
+    assert!(!data_dir.exists(), "the port comes before the data");
+}
+
+#[tokio::test]
+async fn a_newer_format_is_refused() {
+    let setup = Setup::default();
+    let server = used(&setup, false).await;
+    let path = server.data_dir().join("node.json");
+    let text = fs::read_to_string(&path).unwrap();
+    let mut identity: serde_json::Value = serde_json::from_str(&text).unwrap();
+    identity["format"] = 2.into();
+    identity["something-new"] = "ever".into();
+    fs::write(&path, identity.to_string()).unwrap();
+    let (code, log) = setup.start_refused(server.data_dir()).await;
+    assert_eq!(code, 1, "{log}");
+    assert!(log.contains("[data_dir_newer_format]"), "{log}");
+    assert!(log.contains("use a newer esker"), "{log}");
+    fs::write(&path, text).unwrap();
+    setup.start(server.data_dir()).await;
+}
+
+#[tokio::test]
+async fn another_number_of_partitions_is_refused() {
+    let setup = Setup::default().partitions(2);
+    let mut server = used(&setup, false).await;
+    for partitions in [1, 3] {
+        let other = setup.clone().partitions(partitions);
+        let (code, log) = other.start_refused(server.data_dir()).await;
+        assert_eq!(code, 1, "{log}");
+        assert!(log.contains("[partitions_changed]"), "{log}");
+        assert!(log.contains("made with 2 partitions"), "{log}");
+    }
+    server.restart(&setup).await;
+    let basin = server.sdk().basin(basin_name("test-basin"));
+    let records = sdk::read_all(&basin.stream(stream_name("orders-0"))).await;
+    assert_eq!(records.len(), 2);
+}
+
+#[tokio::test]
+async fn a_lost_part_stops_the_start_and_nothing_is_made_in_its_place() {
+    for kill in [true, false] {
+        let setup = Setup::default();
+        let mut server = used(&setup, kill).await;
+        let data_dir = server.data_dir().to_owned();
+        let aside = data_dir.with_extension("aside");
+        for (lost, code) in [
+            ("db", "[database]"),
+            ("log", "[log_missing]"),
+            ("node.json", "[data_dir_bad_identity]"),
+        ] {
+            let path = data_dir.join(lost);
+            fs::rename(&path, &aside).unwrap();
+            for _ in 0..2 {
+                let (exit, log) = setup.start_refused(&data_dir).await;
+                assert_eq!(exit, 1, "{lost}: {log}");
+                assert!(log.contains(code), "{lost}: {log}");
+                assert!(log.contains(&*data_dir.to_string_lossy()), "{lost}: {log}");
+            }
+            assert!(!path.exists(), "{lost} was made anew");
+            fs::rename(&aside, &path).unwrap();
+        }
+        // An empty directory in the place of a lost one is no better.
+        for (lost, code) in [("db", "[database]"), ("log", "[log_missing]")] {
+            let path = data_dir.join(lost);
+            fs::rename(&path, &aside).unwrap();
+            fs::create_dir(&path).unwrap();
+            let (exit, log) = setup.start_refused(&data_dir).await;
+            assert_eq!(exit, 1, "{lost}: {log}");
+            assert!(log.contains(code), "{lost}: {log}");
+            fs::remove_dir_all(&path).unwrap();
+            fs::rename(&aside, &path).unwrap();
+        }
+        server.restart(&setup).await;
+        let basin = server.sdk().basin(basin_name("test-basin"));
+        for i in 0..4 {
+            let stream = basin.stream(stream_name(&format!("orders-{i}")));
+            assert_eq!(sdk::bodies(&sdk::read_all(&stream).await), ["one", "two"]);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_database_that_lost_a_file_stops_the_start() {
+    let setup = Setup::default();
+    let mut server = used(&setup, false).await;
+    let db = server.data_dir().join("db");
+    let files: Vec<_> = fs::read_dir(&db)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| {
+            let name = path.file_name().unwrap().to_string_lossy().into_owned();
+            name == "CURRENT" || name.starts_with("MANIFEST") || name.ends_with(".sst")
+        })
+        .collect();
+    assert!(files.len() > 3, "{files:?}");
+    for file in files {
+        let aside = file.with_extension("aside");
+        fs::rename(&file, &aside).unwrap();
+        let (exit, log) = setup.start_refused(server.data_dir()).await;
+        assert_eq!(exit, 1, "{}: {log}", file.display());
+        assert!(log.contains("[database]"), "{}: {log}", file.display());
+        if file.exists() {
+            fs::remove_file(&file).unwrap();
+        }
+        fs::rename(&aside, &file).unwrap();
+    }
+    server.restart(&setup).await;
+    let basin = server.sdk().basin(basin_name("test-basin"));
+    let records = sdk::read_all(&basin.stream(stream_name("orders-0"))).await;
+    assert_eq!(records.len(), 2);
+}
+
+#[tokio::test]
+async fn a_log_or_a_database_from_another_time_stops_the_start() {
+    let setup = Setup::default()
+        .set("log.flush-after=64KiB")
+        .set("log.segment-size=1MiB")
+        .set("log.purge-threshold=1MiB");
+    let mut server = used(&setup, false).await;
+    let data_dir = server.data_dir().to_owned();
+    let old = data_dir.with_extension("old");
+    copy_dir(&data_dir, &old);
+
+    server.restart(&setup).await;
+    let basin = server.sdk().basin(basin_name("test-basin"));
+    for i in 0..4 {
+        let stream = basin.stream(stream_name(&format!("orders-{i}")));
+        for _ in 0..4 {
+            sdk::append(&stream, [vec![1; 900_000]]).await;
+        }
+    }
+    let before = everything(&server.sdk()).await;
+    server.stop().await;
+    let new = data_dir.with_extension("new");
+    copy_dir(&data_dir, &new);
+
+    // The old log lacks what the database says was applied: it was acknowledged.
+    fs::remove_dir_all(data_dir.join("log")).unwrap();
+    copy_dir(&old.join("log"), &data_dir.join("log"));
+    let (exit, log) = setup.start_refused(&data_dir).await;
+    assert_eq!(exit, 1, "{log}");
+    assert!(log.contains("partition "), "{log}");
+    fs::remove_dir_all(&data_dir).unwrap();
+    copy_dir(&new, &data_dir);
+    server.restart(&setup).await;
+    assert_eq!(everything(&server.sdk()).await, before);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_data_directory_that_is_a_file_is_an_error_that_names_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("data");
+    fs::write(&path, "not a directory").unwrap();
+    let (exit, log) = Setup::default().start_refused(&path).await;
+    assert_eq!(exit, 1, "{log}");
+    assert!(log.contains("[io]"), "{log}");
+    assert!(log.contains(&*path.to_string_lossy()), "{log}");
+    assert_eq!(fs::read_to_string(&path).unwrap(), "not a directory");
+}
+
+#[tokio::test]
+async fn a_damaged_block_of_the_database_is_an_error_and_never_other_data() {
+    let setup = Setup::default().partitions(1);
+    let mut server = setup.start_fresh().await;
+    let basin = sdk::basin(&server.sdk(), "test-basin").await;
+    let damaged = sdk::stream(&basin, "damaged").await;
+    let bodies: Vec<String> = (0..40)
+        .map(|i| format!("{i} {}", "x".repeat(40_000)))
+        .collect();
+    for body in &bodies {
+        sdk::append(&damaged, [body]).await;
+    }
+    server.stop().await;
+    // A byte in the middle of the largest file.
+    let mut files: Vec<_> = fs::read_dir(server.data_dir().join("db"))
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|e| e == "sst"))
+        .collect();
+    files.sort_by_key(|path| fs::metadata(path).unwrap().len());
+    let file = files.pop().unwrap();
+    let mut bytes = fs::read(&file).unwrap();
+    assert!(bytes.len() > 500_000, "{}", file.display());
+    let at = bytes.len() / 2;
+    bytes[at] ^= 1;
+    fs::write(&file, &bytes).unwrap();
+
+    server.restart(&setup).await;
+    let http = server.http1();
+    let mut errors = 0;
+    for (i, body) in bodies.iter().enumerate() {
+        let answer = http
+            .get(&format!("/v1/streams/damaged/records?seq_num={i}&count=1"))
+            .basin("test-basin")
+            .send()
+            .await;
+        if answer.status == 200 {
+            assert_eq!(answer.json()["records"][0]["body"], **body);
+        } else {
+            let name = file.file_stem().unwrap().to_string_lossy().into_owned();
+            assert!(answer.text().contains(&name), "{}", answer.text());
+            answer.refused(500, "storage");
+            errors += 1;
+        }
+    }
+    assert!((1..10).contains(&errors), "{errors}");
+    // The rest of it works.
+    let basin = server.sdk().basin(basin_name("test-basin"));
+    let healthy = sdk::stream(&basin, "healthy").await;
+    sdk::append(&healthy, ["well"]).await;
+    assert_eq!(sdk::bodies(&sdk::read_all(&healthy).await), ["well"]);
+}

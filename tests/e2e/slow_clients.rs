@@ -1,0 +1,161 @@
+//! Clients that stop: they hold up nobody else, and memory stays bounded.
+
+use std::time::{Duration, Instant};
+
+use crate::support::events::Events;
+use crate::support::frames;
+use crate::support::sdk;
+use crate::support::{Http, Server, Setup};
+
+const MIB: u64 = 1024 * 1024;
+
+/// Appends go through quickly, and what they append can be read.
+async fn others_go_on(server: &Server, stream: &s2_sdk::S2Stream) {
+    for i in 0..20 {
+        let started = Instant::now();
+        let body = format!("quick {i}");
+        let ack = sdk::append(stream, [&body]).await;
+        let read = stream
+            .read(sdk::from_seq(ack.start.seq_num, 1))
+            .await
+            .unwrap();
+        assert_eq!(sdk::bodies(&read.records), [body]);
+        assert!(
+            started.elapsed() < Duration::from_secs(2),
+            "{:?}",
+            started.elapsed()
+        );
+    }
+    let http = server.http1();
+    assert_eq!(http.get("/health").send().await.text(), "OK");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn readers_that_stop_reading_cost_a_bounded_amount_of_memory() {
+    let server = Setup::default()
+        .set("limits.follower-buffer=1MiB")
+        .start_fresh()
+        .await;
+    let basin = sdk::basin(&server.sdk(), "test-basin").await;
+    let stream = sdk::stream(&basin, "orders").await;
+    for _ in 0..40 {
+        sdk::append(&stream, [vec![b'x'; 1_000_000]]).await;
+    }
+    let before = server.resident_bytes();
+    // Each of them has asked for 40 MB; kernel buffers and windows hold some of it.
+    let mut clients = Vec::new();
+    let mut sessions = Vec::new();
+    for _ in 0..30 {
+        clients.push(Http::with_window(server.address(), 65_535));
+    }
+    for (i, http) in clients.iter().enumerate() {
+        if i % 2 == 0 {
+            let query = "seq_num=0";
+            let session = frames::read_session(http, "test-basin", "orders", query).await;
+            sessions.push((Some(session), None));
+        } else {
+            let events = Events::open(http, "test-basin", "orders", "seq_num=0", None).await;
+            sessions.push((None, Some(events)));
+        }
+    }
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    for _ in 0..20 {
+        sdk::append(&stream, [vec![b'y'; 1_000_000]]).await;
+    }
+    others_go_on(&server, &stream).await;
+    let grown = server.resident_bytes().saturating_sub(before);
+    // Two batches for each reader, their encoded form, and what an allocator keeps: not 40 MB each.
+    assert!(grown < 30 * 8 * MIB, "{} MiB", grown / MIB);
+    drop(sessions);
+    drop(clients);
+    others_go_on(&server, &stream).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_appender_that_never_reads_its_acks_is_stopped_and_holds_up_nobody() {
+    let server = Setup::default()
+        .set("limits.append-session-inflight=2MiB")
+        .set("limits.append-inflight=64MiB")
+        .start_fresh()
+        .await;
+    let basin = sdk::basin(&server.sdk(), "test-basin").await;
+    let stream = sdk::stream(&basin, "orders").await;
+    let flooded = sdk::stream(&basin, "flooded").await;
+    let before = server.resident_bytes();
+    let mut stuck = Vec::new();
+    for _ in 0..8 {
+        // A window so small that acks soon do not fit.
+        let http = Http::with_window(server.address(), 100);
+        let session = frames::append_session(&http, "test-basin", "flooded").await;
+        let frame = frames::frame(&frames::input([vec![b'x'; 100_000]]));
+        let sent = async {
+            let mut sent = 0u64;
+            while session.send(frame.clone()).await {
+                sent += 1;
+                if sent == 1000 {
+                    break;
+                }
+            }
+            sent
+        };
+        let sent = tokio::time::timeout(Duration::from_millis(400), sent).await;
+        assert!(
+            sent.is_err(),
+            "100 MB were taken from one that reads no acks"
+        );
+        stuck.push((http, session));
+    }
+    others_go_on(&server, &stream).await;
+    let grown = server.resident_bytes().saturating_sub(before);
+    assert!(grown < 200 * MIB, "{} MiB", grown / MIB);
+    // What was taken is there: whole appends, none twice as far as positions tell.
+    let tail = flooded.check_tail().await.unwrap().seq_num;
+    assert!(tail > 0);
+    drop(stuck);
+    others_go_on(&server, &stream).await;
+}
+
+#[tokio::test]
+async fn connections_beyond_the_limit_wait_and_are_served_when_there_is_room() {
+    let server = Setup::default()
+        .set("limits.connections=4")
+        .start_fresh()
+        .await;
+    let mut open = Vec::new();
+    for _ in 0..4 {
+        let http = server.http1();
+        http.get("/health").send().await.expect(200);
+        open.push(http);
+    }
+    let waiting = server.http1();
+    let health = waiting.get("/health").send();
+    tokio::pin!(health);
+    let early = tokio::time::timeout(Duration::from_millis(300), &mut health).await;
+    assert!(early.is_err(), "served beyond the limit");
+    open.pop();
+    assert_eq!(health.await.text(), "OK");
+}
+
+#[tokio::test]
+async fn a_connection_that_sends_no_request_is_closed_in_time() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    let server = Setup::default()
+        .set("limits.header-timeout=300ms")
+        .start_fresh()
+        .await;
+    for begin in [&b""[..], b"GET /health HTTP/1.1\r\nhost: x\r\n", b"PRI"] {
+        let mut connection = tokio::net::TcpStream::connect(server.address())
+            .await
+            .unwrap();
+        connection.write_all(begin).await.unwrap();
+        let mut answer = Vec::new();
+        let closed =
+            tokio::time::timeout(Duration::from_secs(5), connection.read_to_end(&mut answer)).await;
+        assert!(
+            closed.is_ok(),
+            "still open after {:?}",
+            String::from_utf8_lossy(begin)
+        );
+    }
+}

@@ -1,0 +1,64 @@
+//! What the tests stand on.
+//!
+//! | room | what it holds |
+//! |---|---|
+//! | [`server`] | a real `esker server` process: start, kill, stop, its log |
+//! | [`http`] | raw requests over HTTP/1.1 and HTTP/2 with prior knowledge |
+//! | [`frames`] | frames of sessions |
+//! | [`events`] | server-sent events |
+//! | [`sdk`] | the official client, and short forms of what tests do with it |
+//! | [`codec`] | gzip and zstd |
+
+pub mod codec;
+pub mod events;
+pub mod frames;
+pub mod http;
+pub mod sdk;
+pub mod server;
+
+use std::time::{Duration, Instant};
+
+pub use http::{Http, Transport};
+pub use server::{Server, Setup};
+
+/// Longest that anything in a test may take that should happen soon. Generous, because the machine
+/// may be busy; only a failing test waits this long.
+pub const SOON: Duration = Duration::from_secs(90);
+
+/// Asks every few milliseconds until the answer is `Some`.
+///
+/// # Panics
+///
+/// After [`SOON`], with `what`.
+pub async fn eventually<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + SOON;
+    loop {
+        if let Some(answer) = ask().await {
+            return answer;
+        }
+        assert!(Instant::now() < deadline, "not within {SOON:?}: {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// Waits for what should happen soon.
+///
+/// # Panics
+///
+/// After [`SOON`], with `what`.
+pub async fn soon<T>(what: &str, wait: impl Future<Output = T>) -> T {
+    match tokio::time::timeout(SOON, wait).await {
+        Ok(done) => done,
+        Err(_) => panic!("not within {SOON:?}: {what}"),
+    }
+}
+
+/// Milliseconds since the epoch.
+pub fn now_ms() -> u64 {
+    std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap()
+        .as_millis()
+        .try_into()
+        .unwrap()
+}

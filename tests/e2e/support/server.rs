@@ -1,0 +1,368 @@
+//! A real `esker server` process.
+//!
+//! It listens on a free loopback port. What it logs is kept, and printed when the test that owns
+//! it fails. Dropping a [`Server`] kills it with SIGKILL and waits for it, so that no test leaves
+//! one behind.
+
+use std::io::{BufRead as _, BufReader, Read};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::SOON;
+use super::http::{Http, Transport};
+use super::sdk;
+
+/// Lines of the log that are printed when a test fails.
+const QUOTED_LINES: usize = 60;
+
+/// How a server is to be started: by default small, with two partitions.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    partitions: u32,
+    listen: String,
+    set: Vec<String>,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Setup {
+            partitions: 2,
+            listen: "127.0.0.1:0".to_owned(),
+            set: [
+                "store.block-cache=4MiB",
+                "store.write-buffer=4MiB",
+                "store.write-buffers-total=16MiB",
+                "retention.interval=50ms",
+            ]
+            .map(str::to_owned)
+            .to_vec(),
+        }
+    }
+}
+
+impl Setup {
+    /// With this many stream partitions.
+    pub fn partitions(mut self, partitions: u32) -> Setup {
+        self.partitions = partitions;
+        self
+    }
+
+    /// On this address.
+    pub fn listen(mut self, address: &str) -> Setup {
+        address.clone_into(&mut self.listen);
+        self
+    }
+
+    /// With this key of the configuration, `key=value`; replaces an earlier value.
+    pub fn set(mut self, setting: &str) -> Setup {
+        let key = setting.split('=').next();
+        self.set.retain(|earlier| earlier.split('=').next() != key);
+        self.set.push(setting.to_owned());
+        self
+    }
+
+    fn spawn(&self, data_dir: &Path) -> Spawned {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_esker"));
+        for (name, _) in std::env::vars_os() {
+            if name.to_string_lossy().starts_with("ESKER_") {
+                command.env_remove(name);
+            }
+        }
+        command
+            .arg("server")
+            .arg("--data-dir")
+            .arg(data_dir)
+            .arg("--listen")
+            .arg(&self.listen)
+            .arg("--partitions")
+            .arg(self.partitions.to_string());
+        for setting in &self.set {
+            command.arg("--set").arg(setting);
+        }
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let log = Log::default();
+        let stdout = log.collect(child.stdout.take().unwrap());
+        let stderr = log.collect(child.stderr.take().unwrap());
+        Spawned {
+            child,
+            log,
+            readers: vec![stdout, stderr],
+        }
+    }
+
+    /// Starts a server that is expected to serve, and waits until it does.
+    ///
+    /// # Panics
+    ///
+    /// If it ends instead; its log is in the message.
+    pub async fn start(&self, data_dir: &Path) -> Server {
+        let mut spawned = self.spawn(data_dir);
+        let started = Instant::now();
+        let url = loop {
+            if let Some(line) = spawned.log.find(" serves http://") {
+                let url = line.split_whitespace().find(|w| w.starts_with("http://"));
+                break url.unwrap().to_owned();
+            }
+            if let Some(status) = spawned.child.try_wait().unwrap() {
+                spawned.join();
+                panic!(
+                    "the server ended with {status}:\n{}",
+                    spawned.log.all().join("\n")
+                );
+            }
+            if started.elapsed() > SOON {
+                let _ = spawned.child.kill();
+                panic!(
+                    "no server after {SOON:?}:\n{}",
+                    spawned.log.all().join("\n")
+                );
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        };
+        Server {
+            spawned,
+            url,
+            data_dir: data_dir.to_owned(),
+            temporary: None,
+        }
+    }
+
+    /// Starts a server on a data directory of its own, which goes with it.
+    pub async fn start_fresh(&self) -> Server {
+        let temporary = tempfile::tempdir().unwrap();
+        let mut server = self.start(&temporary.path().join("data")).await;
+        server.temporary = Some(temporary);
+        server
+    }
+
+    /// Starts a server and kills it after `moment`, whether or not it serves by then.
+    pub async fn start_and_kill(&self, data_dir: &Path, moment: Duration) {
+        let mut spawned = self.spawn(data_dir);
+        tokio::time::sleep(moment).await;
+        let _ = spawned.child.kill();
+        let _ = spawned.child.wait();
+        spawned.join();
+    }
+
+    /// Starts a server that is expected not to serve; its exit code and all that it wrote.
+    ///
+    /// # Panics
+    ///
+    /// If it serves.
+    pub async fn start_refused(&self, data_dir: &Path) -> (i32, String) {
+        let mut spawned = self.spawn(data_dir);
+        let started = Instant::now();
+        let status = loop {
+            if let Some(status) = spawned.child.try_wait().unwrap() {
+                break status;
+            }
+            let serves = spawned.log.find(" serves http://").is_some();
+            if serves || started.elapsed() > SOON {
+                let _ = spawned.child.kill();
+                let _ = spawned.child.wait();
+                let log = spawned.log.all().join("\n");
+                panic!("it was to be refused, and was not (serves: {serves}):\n{log}");
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        };
+        spawned.join();
+        (status.code().unwrap_or(-1), spawned.log.all().join("\n"))
+    }
+}
+
+struct Spawned {
+    child: Child,
+    log: Log,
+    readers: Vec<JoinHandle<()>>,
+}
+
+impl Spawned {
+    /// Waits until everything that the process wrote is collected.
+    fn join(&mut self) {
+        for reader in self.readers.drain(..) {
+            reader.join().unwrap();
+        }
+    }
+}
+
+/// A running server.
+pub struct Server {
+    spawned: Spawned,
+    url: String,
+    data_dir: PathBuf,
+    temporary: Option<tempfile::TempDir>,
+}
+
+impl Server {
+    /// A small server on a data directory of its own.
+    pub async fn fresh() -> Server {
+        Setup::default().start_fresh().await
+    }
+
+    /// `http://127.0.0.1:PORT`.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// `127.0.0.1:PORT`.
+    pub fn address(&self) -> &str {
+        self.url.trim_start_matches("http://")
+    }
+
+    /// Its data directory.
+    pub fn data_dir(&self) -> &Path {
+        &self.data_dir
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.spawned.child.id()
+    }
+
+    /// The official client, which tries everything once.
+    pub fn sdk(&self) -> s2_sdk::S2 {
+        sdk::client(&self.url, 1)
+    }
+
+    /// A client for raw requests.
+    pub fn http(&self, transport: Transport) -> Http {
+        Http::new(self.address(), transport)
+    }
+
+    /// A client for raw requests over HTTP/1.1.
+    pub fn http1(&self) -> Http {
+        self.http(Transport::Http1)
+    }
+
+    /// A client for raw requests over HTTP/2.
+    pub fn http2(&self) -> Http {
+        self.http(Transport::Http2)
+    }
+
+    /// All that it wrote so far.
+    pub fn log(&self) -> Vec<String> {
+        self.spawned.log.all()
+    }
+
+    /// Waits for a line that contains `text`.
+    ///
+    /// # Panics
+    ///
+    /// If there is none soon.
+    pub async fn logged(&self, text: &str) -> String {
+        let started = Instant::now();
+        loop {
+            if let Some(line) = self.spawned.log.find(text) {
+                return line;
+            }
+            assert!(started.elapsed() < SOON, "nothing logged with {text:?}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// Resident memory in bytes.
+    pub fn resident_bytes(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let line = status.lines().find(|l| l.starts_with("VmRSS:")).unwrap();
+        let kib: u64 = line.split_whitespace().nth(1).unwrap().parse().unwrap();
+        kib * 1024
+    }
+
+    /// Sends a signal.
+    pub fn signal(&self, signal: Signal) {
+        let pid = Pid::from_child(&self.spawned.child);
+        kill_process(pid, signal).unwrap();
+    }
+
+    /// Kills it with SIGKILL and waits until it is gone.
+    pub fn kill(&mut self) {
+        // An error means that it is gone already.
+        let _ = self.spawned.child.kill();
+        let _ = self.spawned.child.wait();
+        self.spawned.join();
+    }
+
+    /// Waits until it has ended.
+    ///
+    /// # Panics
+    ///
+    /// If it does not soon.
+    pub async fn wait(&mut self) -> ExitStatus {
+        let started = Instant::now();
+        loop {
+            if let Some(status) = self.spawned.child.try_wait().unwrap() {
+                self.spawned.join();
+                return status;
+            }
+            assert!(started.elapsed() < SOON, "the server did not end");
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+
+    /// Asks it to stop with SIGTERM, and waits until it has.
+    ///
+    /// # Panics
+    ///
+    /// If it does not, or not with success.
+    pub async fn stop(&mut self) {
+        self.signal(Signal::TERM);
+        let status = self.wait().await;
+        assert!(status.success(), "a stop ended with {status}");
+    }
+
+    /// The same data directory, served again. The process must have ended.
+    pub async fn restart(&mut self, setup: &Setup) {
+        let mut next = setup.start(&self.data_dir).await;
+        next.temporary = self.temporary.take();
+        *self = next;
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let log = self.log();
+            let skipped = log.len().saturating_sub(QUOTED_LINES);
+            eprintln!("the server's log ends with:");
+            for line in &log[skipped..] {
+                eprintln!("    {line}");
+            }
+        }
+        let _ = self.spawned.child.kill();
+        let _ = self.spawned.child.wait();
+    }
+}
+
+/// Lines that a process wrote.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<String>>>);
+
+impl Log {
+    fn collect(&self, from: impl Read + Send + 'static) -> JoinHandle<()> {
+        let lines = self.0.clone();
+        std::thread::spawn(move || {
+            for line in BufReader::new(from).lines().map_while(Result::ok) {
+                lines.lock().unwrap().push(line);
+            }
+        })
+    }
+
+    fn all(&self) -> Vec<String> {
+        self.0.lock().unwrap().clone()
+    }
+
+    fn find(&self, text: &str) -> Option<String> {
+        let lines = self.0.lock().unwrap();
+        lines.iter().find(|line| line.contains(text)).cloned()
+    }
+}
