@@ -144,7 +144,11 @@ async fn a_session_that_loses_a_race_leaves_only_what_came_before_it() {
     let stream = orders(&server).await;
     let http = server.http2();
     let mut lost = 0;
-    for round in 0..60u64 {
+    // How a race ends is chance: a few must be lost, and some tries are needed for that.
+    for round in 0..600u64 {
+        if round >= 60 && lost >= 5 {
+            break;
+        }
         let base = stream.check_tail().await.unwrap().seq_num;
         let mut session = frames::append_session(&http, "test-basin", "orders").await;
         // Conditional ones, with unconditional ones behind: those would land anywhere.
@@ -157,15 +161,23 @@ async fn a_session_that_loses_a_race_leaves_only_what_came_before_it() {
             let body = format!("s{round} {i}");
             bytes.extend_from_slice(&frames::frame(&frames::input([body])));
         }
+        // The rival begins when some of the session was sent.
+        let pieces = bytes.chunks(300).count() as u64;
+        let (begin, begun) = tokio::sync::oneshot::channel();
+        let mut begin = Some(begin);
         let race = async {
-            tokio::time::sleep(Duration::from_micros(40 * (round % 40))).await;
+            begun.await.unwrap();
             sdk::append(&stream, [format!("w{round}")]).await
         };
         let ours = async {
-            for piece in bytes.chunks(700) {
+            for (i, piece) in bytes.chunks(300).enumerate() {
+                if i as u64 == round % pieces {
+                    begin.take().unwrap().send(()).unwrap();
+                }
                 if !session.send(piece.to_vec()).await {
                     break;
                 }
+                tokio::task::yield_now().await;
             }
             session.finish();
             session.rest().await

@@ -11,6 +11,7 @@
 //! | `12` | basin id, name | stream id |
 //! | `13` | basin id | empty: the basin was dropped, its id is refused |
 //! | `14` | stream id | empty: has space to be reclaimed |
+//! | `15` | LSN of an append that was refused | stream id, session: nothing more of it is taken |
 //! | `20` | stream id, first sequence number | a batch, see [`crate::batch`] |
 //! | `21` | stream id, last timestamp, first sequence number | empty: index of batches by time |
 //! | `30` | basin name | `BasinMeta` (catalog) |
@@ -24,6 +25,7 @@ const STREAM_STATE: u8 = 0x11;
 const STREAM_NAME: u8 = 0x12;
 const DROPPED_BASIN: u8 = 0x13;
 const RECLAIM: u8 = 0x14;
+const REFUSAL: u8 = 0x15;
 const DATA: u8 = 0x20;
 const BY_TIME: u8 = 0x21;
 const BASIN: u8 = 0x30;
@@ -50,6 +52,15 @@ pub fn reclaim(id: StreamId) -> [u8; 9] {
     with_id(RECLAIM, id.0)
 }
 
+pub fn refusal(lsn: u64) -> [u8; 9] {
+    with_id(REFUSAL, lsn)
+}
+
+/// Refusals at or after an LSN.
+pub fn refusals(from: u64) -> ([u8; 9], [u8; 1]) {
+    (refusal(from), [REFUSAL + 1])
+}
+
 /// All keys of a kind that is followed by one id.
 fn range_of(kind: u8) -> (Vec<u8>, Vec<u8>) {
     (vec![kind], vec![kind + 1])
@@ -71,7 +82,7 @@ pub fn all_basins() -> (Vec<u8>, Vec<u8>) {
     range_of(BASIN)
 }
 
-/// The id in a key that is a kind and one id.
+/// The id, or the LSN, in a key that is a kind and one number.
 pub fn id_of(key: &[u8]) -> Option<u64> {
     Some(u64::from_be_bytes(key.get(1..9)?.try_into().ok()?))
 }

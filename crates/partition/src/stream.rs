@@ -40,7 +40,8 @@ pub struct StreamMeta {
     pub request_hash: Vec<u8>,
 }
 
-/// What is kept of a stream that changes with every append.
+/// What is kept of a stream that changes with every append. It is written with each, so nothing in it
+/// may grow with their number.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub struct StreamState {
     /// Next sequence number.
@@ -58,42 +59,9 @@ pub struct StreamState {
     /// When something last happened to it, in milliseconds since the epoch.
     #[prost(uint64, tag = "5")]
     pub active_ms: u64,
-    /// Append sessions that had a refusal not long ago.
-    #[prost(message, repeated, tag = "6")]
-    pub failed_sessions: Vec<FailedSession>,
 }
-
-/// An append session that had a refusal.
-#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
-pub struct FailedSession {
-    /// Its id.
-    #[prost(uint64, tag = "1")]
-    pub session: u64,
-    /// Where in the log the refused append is.
-    #[prost(uint64, tag = "2")]
-    pub lsn: u64,
-}
-
-/// A refusal is remembered for this many entries of the log: four times as many as a leader has
-/// proposals pending (16 Ki). Nothing of the session can be further behind it, since the leader takes
-/// none from the session once it knows of the refusal. All that are remembered are written with every
-/// append, so it should not be more: a client that is refused and tries again, and nothing else,
-/// makes this some 1 MiB.
-const REMEMBER_FAILED: u64 = 1 << 16;
 
 impl StreamState {
-    /// Remembers a refusal.
-    pub(crate) fn fail_session(&mut self, session: u64, lsn: u64) {
-        self.failed_sessions
-            .retain(|failed| failed.lsn + REMEMBER_FAILED > lsn);
-        self.failed_sessions.push(FailedSession { session, lsn });
-    }
-
-    /// Whether the session had a refusal.
-    pub(crate) fn has_failed(&self, session: u64) -> bool {
-        self.failed_sessions.iter().any(|f| f.session == session)
-    }
-
     /// The tail.
     pub fn tail(&self) -> StreamPosition {
         StreamPosition {

@@ -1,9 +1,11 @@
 //! The state machine of a stream partition.
 //!
 //! Entries are applied a *step* at a time ([`step`]): everything that a step decides goes into one
-//! RocksDB batch together with the LSN; then it is published to readers ([`directory`]).
+//! RocksDB batch together with the LSN; then it is published to readers ([`directory`]). What later
+//! steps need to know of earlier ones and readers do not is kept beside that ([`mod@failed`]).
 
 pub(crate) mod directory;
+mod failed;
 mod step;
 #[cfg(test)]
 mod tests;
@@ -12,7 +14,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use esker_raft::{ApplyError, Committed, Lsn, Membership, NodeId, StateMachine};
-use prost::Message as _;
 
 use crate::command::{Kind, Outcome};
 use crate::ids::PartitionId;
@@ -22,6 +23,7 @@ use crate::recent::RecentBudget;
 use crate::reclaim::Reclaimer;
 use crate::store::{Applied, Part, Store, StoreError};
 use directory::Directory;
+use failed::{FailedSessions, REMEMBER_FAILED};
 use step::Step;
 
 /// Counters of a stream partition.
@@ -64,6 +66,7 @@ pub struct StreamPartition {
     applied: Applied,
     counters: Counters,
     directory: Arc<Directory>,
+    failed: FailedSessions,
     reclaimer: Reclaimer,
 }
 
@@ -78,6 +81,17 @@ impl StreamPartition {
         partition: PartitionId,
         options: StreamOptions,
     ) -> Result<StreamPartition, StoreError> {
+        StreamPartition::remembering(store, partition, options, REMEMBER_FAILED)
+    }
+
+    /// Opens it to remember refusals for this many entries, the same number each time; tests have
+    /// reasons to make it small.
+    fn remembering(
+        store: &Store,
+        partition: PartitionId,
+        options: StreamOptions,
+        remember_failed: u64,
+    ) -> Result<StreamPartition, StoreError> {
         let part = store.part(partition);
         let applied = part
             .applied()?
@@ -85,6 +99,7 @@ impl StreamPartition {
         let counters = part
             .get::<Counters>(keys::COUNTERS, "the counters")?
             .unwrap_or(Counters { next_stream: 1 });
+        let failed = FailedSessions::load(&part, applied.lsn, remember_failed)?;
         let reclaimer = Reclaimer::open(part.clone(), &options)?;
         let directory = Arc::new(Directory::open(part.clone(), options)?);
         Ok(StreamPartition {
@@ -92,8 +107,15 @@ impl StreamPartition {
             applied,
             counters,
             directory,
+            failed,
             reclaimer,
         })
+    }
+
+    /// The append sessions that are refused.
+    #[cfg(test)]
+    pub(crate) fn failed_sessions(&self) -> &FailedSessions {
+        &self.failed
     }
 
     /// For those who read.
@@ -121,7 +143,7 @@ impl StateMachine for StreamPartition {
         let Some(last) = entries.last() else {
             return Ok(());
         };
-        let mut step = Step::new(&self.part, &self.directory, self.counters);
+        let mut step = Step::new(&self.part, &self.directory, &self.failed, self.counters);
         for entry in entries {
             assert!(
                 entry.lsn.0 > self.applied.lsn,
@@ -143,11 +165,10 @@ impl StateMachine for StreamPartition {
             term: last.term.0,
             ..self.applied.clone()
         };
-        let done = step
-            .write(&applied.encode_to_vec())
-            .map_err(|e| failed(&self.part, &e))?;
+        let done = step.write(&applied).map_err(|e| failed(&self.part, &e))?;
         self.applied = applied;
         self.counters = done.counters;
+        self.failed.written(&done.failed, self.applied.lsn);
         self.reclaimer.mark(&done.to_reclaim);
         for basin in &done.dropped {
             self.reclaimer.mark_basin(*basin);

@@ -13,6 +13,7 @@ use s2_common::record::{CommandRecord, StreamPosition};
 
 use super::Counters;
 use super::directory::{Directory, name_entry};
+use super::failed::{FailedSessions, Refusal};
 use crate::batch::StoredBatch;
 use crate::command::{
     Append, AppendRefusal, Appended, Change as Provision, DeleteIfEmpty, DeleteStream, Expire,
@@ -22,7 +23,7 @@ use crate::command::{
 use crate::ids::{BasinId, StreamId};
 use crate::keys;
 use crate::settings::StreamSettings;
-use crate::store::{Part, PartBatch, StoreError};
+use crate::store::{Applied, Part, PartBatch, StoreError};
 use crate::stream::{Change, Stream, StreamMeta, StreamState};
 
 /// A stream that the step has touched.
@@ -48,6 +49,7 @@ pub(crate) struct Done {
     pub touched: Vec<Published>,
     pub dropped: Vec<BasinId>,
     pub to_reclaim: Vec<StreamId>,
+    pub failed: FailedSessions,
 }
 
 /// A touched stream, ready to be published.
@@ -61,6 +63,10 @@ pub(crate) struct Published {
 pub(super) struct Step<'a> {
     part: &'a Part,
     directory: &'a Directory,
+    /// Sessions with refusals before this step.
+    failed: &'a FailedSessions,
+    /// And in it.
+    newly_failed: FailedSessions,
     batch: PartBatch,
     counters: Counters,
     counters_changed: bool,
@@ -71,10 +77,17 @@ pub(super) struct Step<'a> {
 }
 
 impl<'a> Step<'a> {
-    pub fn new(part: &'a Part, directory: &'a Directory, counters: Counters) -> Self {
+    pub fn new(
+        part: &'a Part,
+        directory: &'a Directory,
+        failed: &'a FailedSessions,
+        counters: Counters,
+    ) -> Self {
         Step {
             part,
             directory,
+            failed,
+            newly_failed: failed.added(),
             batch: part.batch(),
             counters,
             counters_changed: false,
@@ -86,18 +99,7 @@ impl<'a> Step<'a> {
 
     pub fn apply(&mut self, lsn: Lsn, command: Kind) -> Result<Outcome, StoreError> {
         match command {
-            Kind::Append(append) => {
-                let (stream, session) = (StreamId(append.stream), append.session);
-                let outcome = self.append(append)?;
-                if session != 0
-                    && outcome.is_err()
-                    && let Some(stream) = self.touch(stream)?
-                    && !stream.state.has_failed(session)
-                {
-                    stream.state.fail_session(session, lsn.0);
-                }
-                Ok(Outcome::Appended(outcome))
-            }
+            Kind::Append(append) => Ok(Outcome::Appended(self.append_of_session(lsn, append)?)),
             Kind::ProvisionStream(p) => Ok(Outcome::StreamProvisioned(self.provision(p)?)),
             Kind::SetStreamSettings(s) => Ok(Outcome::SettingsSet(self.set_settings(s)?)),
             Kind::DeleteStream(d) => Ok(Outcome::StreamDeleted(self.delete(&d)?)),
@@ -120,8 +122,10 @@ impl<'a> Step<'a> {
     }
 
     /// Writes everything, with the position.
-    pub fn write(mut self, applied: &[u8]) -> Result<Done, StoreError> {
-        self.batch.put(keys::APPLIED, applied);
+    pub fn write(mut self, applied: &Applied) -> Result<Done, StoreError> {
+        self.batch.put(keys::APPLIED, applied.encode_to_vec());
+        self.failed
+            .write(&self.newly_failed, applied.lsn, &mut self.batch);
         if self.counters_changed {
             self.batch
                 .put(keys::COUNTERS, self.counters.encode_to_vec());
@@ -180,6 +184,7 @@ impl<'a> Step<'a> {
             touched: published,
             dropped: self.dropped,
             to_reclaim,
+            failed: self.newly_failed,
         })
     }
 
@@ -214,7 +219,35 @@ impl<'a> Step<'a> {
             .filter(|t| !t.gone && !dropped.contains(&t.basin)))
     }
 
-    fn append(&mut self, append: Append) -> Result<Result<Appended, AppendRefusal>, StoreError> {
+    /// An append, unless an earlier one of its session was refused. If it is refused itself, that is
+    /// remembered.
+    fn append_of_session(
+        &mut self,
+        lsn: Lsn,
+        append: Append,
+    ) -> Result<Result<Appended, AppendRefusal>, StoreError> {
+        let (stream, session) = (StreamId(append.stream), append.session);
+        let has_failed = session != 0
+            && (self.failed.has(stream, session, lsn.0)
+                || self.newly_failed.has(stream, session, lsn.0));
+        let outcome = self.append(append, has_failed)?;
+        // Nothing can follow on a stream that is gone.
+        let is_news = !matches!(outcome, Ok(_) | Err(AppendRefusal::StreamGone));
+        if session != 0 && !has_failed && is_news {
+            self.newly_failed.insert(Refusal {
+                lsn: lsn.0,
+                stream,
+                session,
+            });
+        }
+        Ok(outcome)
+    }
+
+    fn append(
+        &mut self,
+        append: Append,
+        session_failed: bool,
+    ) -> Result<Result<Appended, AppendRefusal>, StoreError> {
         let id = StreamId(append.stream);
         let malformed = |e: &dyn std::fmt::Display| self.part.malformed("an append", e);
         let records = append.records();
@@ -223,7 +256,7 @@ impl<'a> Step<'a> {
         let Some(stream) = self.touch(id)? else {
             return Ok(Err(AppendRefusal::StreamGone));
         };
-        if append.session != 0 && stream.state.has_failed(append.session) {
+        if session_failed {
             return Ok(Err(AppendRefusal::SessionFailed));
         }
         if let Some(token) = &append.fencing_token

@@ -20,10 +20,12 @@ use crate::command::{
     Outcome, ProvisionRefusal, ProvisionStream, Provisioned, SetStreamSettings, SettingsSet,
 };
 use crate::ids::{BasinId, PartitionId, StreamId};
+use crate::keys;
 use crate::reader::{Reader, Scan, ScanEnd};
 use crate::settings::StreamSettings;
 use crate::store::{Part, Store, StoreError, StoreOptions};
 use crate::stream::{Stream, StreamState};
+use crate::streams::failed::{FailedSessions, REMEMBER_FAILED, Refusal};
 use crate::streams::{StreamOptions, StreamPartition};
 
 /// The basin of tests that need only one.
@@ -71,6 +73,7 @@ fn open_store(path: &Path) -> Store {
 pub struct Fixture {
     directory: TempDir,
     options: StreamOptions,
+    remember_failed: u64,
     /// `None` only while it is being reopened.
     open: Option<(Store, StreamPartition)>,
     log: Vec<Committed>,
@@ -82,12 +85,20 @@ impl Fixture {
     }
 
     pub fn with(options: StreamOptions) -> Fixture {
+        Fixture::remembering(options, REMEMBER_FAILED)
+    }
+
+    /// One that remembers refusals for so many entries of the log.
+    pub fn remembering(options: StreamOptions, remember_failed: u64) -> Fixture {
         let directory = tempfile::tempdir().unwrap();
         let store = Store::create(directory.path(), &store_options(), 1, &[7]).unwrap();
-        let machine = StreamPartition::open(&store, PARTITION, options.clone()).unwrap();
+        let machine =
+            StreamPartition::remembering(&store, PARTITION, options.clone(), remember_failed)
+                .unwrap();
         Fixture {
             directory,
             options,
+            remember_failed,
             open: Some((store, machine)),
             log: Vec::new(),
         }
@@ -100,14 +111,23 @@ impl Fixture {
             let file = file.unwrap();
             std::fs::copy(file.path(), directory.path().join(file.file_name())).unwrap();
         }
-        let store = open_store(directory.path());
-        let machine = StreamPartition::open(&store, PARTITION, self.options.clone()).unwrap();
+        let (store, machine) = self.open_at(directory.path());
         Fixture {
             directory,
             options: self.options.clone(),
+            remember_failed: self.remember_failed,
             open: Some((store, machine)),
             log: self.log.clone(),
         }
+    }
+
+    /// What is in this directory, opened as this partition is.
+    fn open_at(&self, path: &Path) -> (Store, StreamPartition) {
+        let store = open_store(path);
+        let options = self.options.clone();
+        let machine =
+            StreamPartition::remembering(&store, PARTITION, options, self.remember_failed).unwrap();
+        (store, machine)
     }
 
     pub fn machine(&mut self) -> &mut StreamPartition {
@@ -146,9 +166,7 @@ impl Fixture {
         drop(machine);
         store.close();
         drop(store);
-        let store = open_store(self.directory.path());
-        let machine = StreamPartition::open(&store, PARTITION, self.options.clone()).unwrap();
-        self.open = Some((store, machine));
+        self.open = Some(self.open_at(self.directory.path()));
     }
 
     /// Applies the log from where the database ends, in steps of `step` entries.
@@ -182,6 +200,22 @@ impl Fixture {
         );
         self.log.extend(entries);
         Ok(outcomes)
+    }
+
+    /// Applies so many entries without a command, in steps of a size that the runtime uses.
+    pub fn idle(&mut self, entries: u64) {
+        let next = self.log.len() as u64 + 1;
+        let entries: Vec<Committed> = (next..next + entries)
+            .map(|lsn| Committed {
+                lsn: Lsn(lsn),
+                term: Term(1),
+                command: None,
+            })
+            .collect();
+        for step in entries.chunks(1024) {
+            self.machine().apply(step, &mut Vec::new()).unwrap();
+        }
+        self.log.extend(entries);
     }
 
     /// Applies commands as one step.
@@ -223,6 +257,35 @@ impl Fixture {
         self.stream(name).view().state
     }
 
+    /// The refusals that are remembered, in memory and in the database alike.
+    pub fn refusals(&self) -> Vec<Refusal> {
+        let remembered = self.open.as_ref().unwrap().1.failed_sessions().refusals();
+        let part = self.part();
+        let stored = FailedSessions::load(&part, self.applied(), self.remember_failed).unwrap();
+        assert_eq!(stored.refusals(), remembered, "the database and memory");
+        assert_eq!(
+            self.refusal_keys(),
+            remembered.len(),
+            "keys of refusals, those outside the window included"
+        );
+        remembered
+    }
+
+    /// How many keys of refusals the database has.
+    pub fn refusal_keys(&self) -> usize {
+        let (from, to) = keys::refusals(0);
+        let part = self.part();
+        let mut it = part.iterate(&from, &to, false);
+        it.seek_to_first();
+        let mut count = 0;
+        while it.valid() {
+            count += 1;
+            it.next();
+        }
+        it.status().unwrap();
+        count
+    }
+
     /// All that readers see of the stream, without their positions.
     pub fn texts(&self, name: &str) -> Vec<String> {
         read_all(&self.reader(), &self.stream(name))
@@ -231,7 +294,7 @@ impl Fixture {
             .collect()
     }
 
-    /// All that anybody can see of these basins.
+    /// All that anybody can see of these basins, and what decides about appends to come.
     pub fn content(&self, basins: &[BasinId]) -> Content {
         let reader = self.reader();
         let mut streams = BTreeMap::new();
@@ -254,15 +317,17 @@ impl Fixture {
         }
         Content {
             applied: self.applied(),
+            refusals: self.refusals(),
             streams,
         }
     }
 }
 
-/// All that anybody can see of a partition.
+/// All that anybody can see of a partition, and what decides about appends to come.
 #[derive(Debug, PartialEq)]
 pub struct Content {
     pub applied: u64,
+    pub refusals: Vec<Refusal>,
     pub streams: BTreeMap<(BasinId, String), StreamContent>,
 }
 

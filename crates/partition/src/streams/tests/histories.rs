@@ -1,8 +1,6 @@
 //! Random histories, cut into random steps, with flushes, reopenings, crashes, failed steps and
 //! reclaiming in between: all that can be read is always what the [model](super::model) says.
 
-use std::collections::BTreeSet;
-
 use esker_raft::StateMachine as _;
 use proptest::prelude::*;
 use proptest::sample::Index;
@@ -21,6 +19,8 @@ use crate::streams::StreamOptions;
 
 const BASINS: [BasinId; 3] = [BasinId(1), BasinId(2), BasinId(0xff)];
 const NAMES: [&str; 3] = ["a", "a/é", "b"];
+/// Entries for which a refusal is remembered: some steps are longer, most histories are.
+const REMEMBER_FAILED: u64 = 6;
 /// The first command is stamped with this, or a little before.
 const START_MS: u64 = 100_000;
 
@@ -214,8 +214,8 @@ impl Run {
             ..eager()
         };
         Run {
-            partition: Fixture::with(options),
-            model: Model::default(),
+            partition: Fixture::remembering(options, REMEMBER_FAILED),
+            model: Model::remembering(REMEMBER_FAILED),
             now_ms: START_MS,
             followers: Vec::new(),
             outcomes: Vec::new(),
@@ -278,6 +278,9 @@ impl Run {
 
     fn assert_as_the_model_says(&self) {
         let reader = self.partition.reader();
+        let refusals = self.partition.refusals();
+        let refusals = refusals.iter().map(|r| (r.lsn, r.stream, r.session));
+        assert_eq!(refusals.collect::<Vec<_>>(), self.model.refusals());
         for basin in BASINS {
             let mut expected: Vec<&ModelStream> = self
                 .model
@@ -333,13 +336,6 @@ impl Run {
         assert_eq!(view.state.trim_point, expected.trim_point);
         assert_eq!(view.state.fencing_token, expected.token);
         assert_eq!(view.state.active_ms, expected.active_ms);
-        let failed: BTreeSet<u64> = view
-            .state
-            .failed_sessions
-            .iter()
-            .map(|f| f.session)
-            .collect();
-        assert_eq!(failed, expected.failed);
         assert_eq!(view.settings_version, expected.version);
         assert_eq!(*view.config, expected.config());
         assert_eq!(read_all(&reader, &stream), expected.records());

@@ -83,7 +83,6 @@ pub struct ModelStream {
     pub trim_point: SeqNum,
     pub token: String,
     pub active_ms: u64,
-    pub failed: BTreeSet<u64>,
     /// All records ever appended: the one with sequence number n is at n.
     written: Vec<Written>,
 }
@@ -94,6 +93,11 @@ pub struct Model {
     pub streams: BTreeMap<StreamId, ModelStream>,
     pub dropped: BTreeSet<BasinId>,
     pub created: u64,
+    /// Commands applied.
+    lsn: u64,
+    /// Every refusal of a session that is not itself due to one.
+    refused: Vec<(u64, StreamId, u64)>,
+    remember_failed: u64,
 }
 
 impl ModelStream {
@@ -195,9 +199,6 @@ impl ModelStream {
     }
 
     fn append(&mut self, append: &Appending) -> Result<Appended, AppendRefusal> {
-        if self.failed.contains(&append.session) {
-            return Err(AppendRefusal::SessionFailed);
-        }
         if append
             .token
             .as_ref()
@@ -252,6 +253,20 @@ impl ModelStream {
 }
 
 impl Model {
+    /// One that remembers refusals for so many commands.
+    pub fn remembering(remember_failed: u64) -> Model {
+        Model {
+            remember_failed,
+            ..Model::default()
+        }
+    }
+
+    /// Refusals that are not too long ago: LSN, stream, session.
+    pub fn refusals(&self) -> Vec<(u64, StreamId, u64)> {
+        let recent = |refused: &&(u64, StreamId, u64)| refused.0 + self.remember_failed > self.lsn;
+        self.refused.iter().filter(recent).copied().collect()
+    }
+
     /// The stream of this name.
     pub fn named(&self, basin: BasinId, name: &str) -> Option<&ModelStream> {
         self.streams
@@ -268,14 +283,21 @@ impl Model {
 
     /// What the command does, and its outcome.
     pub fn apply(&mut self, act: &Act) -> Outcome {
+        self.lsn += 1;
         match act {
             Act::Append(append) => {
+                let mut refusals = self.refusals().into_iter();
+                let has_failed =
+                    refusals.any(|(_, stream, s)| (stream, s) == (append.stream, append.session));
                 let Some(stream) = self.streams.get_mut(&append.stream) else {
                     return Outcome::Appended(Err(AppendRefusal::StreamGone));
                 };
+                if has_failed {
+                    return Outcome::Appended(Err(AppendRefusal::SessionFailed));
+                }
                 let outcome = stream.append(append);
                 if outcome.is_err() && append.session != 0 {
-                    stream.failed.insert(append.session);
+                    self.refused.push((self.lsn, append.stream, append.session));
                 }
                 Outcome::Appended(outcome)
             }
@@ -344,7 +366,6 @@ impl Model {
                 trim_point: 0,
                 token: String::new(),
                 active_ms: provision.at_ms,
-                failed: BTreeSet::new(),
                 written: Vec::new(),
             };
             let provisioned = stream.provisioned(Change::Created);

@@ -1,9 +1,14 @@
 //! Append sessions: after the first refusal, nothing more of the session lands.
 
+use esker_raft::StateMachine as _;
+
 use super::fixture::*;
 use crate::command::{Append, AppendRefusal, Kind};
 use crate::ids::StreamId;
+use crate::keys;
 use crate::settings::StreamSettings;
+use crate::streams::StreamOptions;
+use crate::streams::failed::REMEMBER_FAILED;
 
 fn of_session(session: u64, stream: StreamId, body: &'static str) -> Append {
     Append {
@@ -134,16 +139,126 @@ fn a_session_does_not_survive_its_stream() {
 }
 
 #[test]
-fn refusals_are_not_remembered_for_ever() {
+fn a_refusal_is_forgotten_after_the_window_also_on_disk() {
     let mut partition = Fixture::new();
-    partition.create("s");
-    let mut state = partition.state("s");
-    for lsn in 0..10 {
-        state.fail_session(100 + lsn, lsn);
+    let stream = partition.create("s");
+    assert!(partition.append(refused(1, stream)).is_err());
+    let refused_at = partition.applied();
+    // As far behind the refusal as anything of the session can be, and much further.
+    partition.idle(REMEMBER_FAILED - 2);
+    partition.reopen();
+    assert_eq!(
+        partition.append(of_session(1, stream, "never")),
+        Err(AppendRefusal::SessionFailed)
+    );
+    assert_eq!(partition.applied(), refused_at + REMEMBER_FAILED - 1);
+    assert_eq!(partition.refusals().len(), 1, "the second is no news");
+
+    partition.append(of_session(2, stream, "a")).unwrap();
+
+    assert_eq!(partition.refusals(), []);
+    for _ in 0..2 {
+        partition.append(of_session(1, stream, "b")).unwrap();
+        partition.reopen();
+        assert_eq!(partition.refusals(), []);
     }
-    assert!((100..110).all(|session| state.has_failed(session)));
-    // Far more entries of the log than a leader has proposals pending.
-    state.fail_session(200, 5 + (1 << 16));
-    let kept: Vec<u64> = state.failed_sessions.iter().map(|f| f.session).collect();
-    assert_eq!(kept, [106, 107, 108, 109, 200]);
+    assert_eq!(partition.texts("s"), ["a", "b", "b"]);
+}
+
+#[test]
+fn many_refusals_do_not_make_an_append_larger() {
+    const WINDOW: u64 = 500;
+    let mut partition = Fixture::remembering(StreamOptions::default(), WINDOW);
+    let stream = partition.create("s");
+    let state_bytes = |partition: &Fixture| {
+        let (from, to) = (
+            keys::stream_state(stream),
+            keys::stream_state(StreamId(stream.0 + 1)),
+        );
+        let part = partition.part();
+        let mut it = part.iterate(&from, &to, false);
+        it.seek_to_first();
+        it.value().unwrap().len()
+    };
+    partition.append(of_session(1, stream, "a")).unwrap();
+    let before = state_bytes(&partition);
+
+    for session in 2..3 * WINDOW {
+        assert!(partition.append(refused(session, stream)).is_err());
+        let refusals = (session - 1).min(WINDOW) as usize;
+        assert_eq!(partition.refusal_keys(), refusals);
+    }
+
+    partition.append(of_session(1, stream, "b")).unwrap();
+    assert_eq!(state_bytes(&partition), before);
+    assert_eq!(partition.refusals().len() as u64, WINDOW - 1);
+    partition.reopen();
+    let sessions: Vec<u64> = partition.refusals().iter().map(|r| r.session).collect();
+    assert!(sessions.into_iter().eq(2 * WINDOW + 1..3 * WINDOW));
+}
+
+#[test]
+fn a_step_longer_than_the_window_leaves_what_single_steps_leave() {
+    const WINDOW: u64 = 4;
+    for size in 1..=12 {
+        let mut partition = Fixture::remembering(StreamOptions::default(), WINDOW);
+        let stream = partition.create("s");
+        // Session 1 fails at LSNs 2 and 6, is refused in between, and is forgotten.
+        let mut commands = vec![Kind::Append(refused(1, stream))];
+        commands.extend((2..5).map(|session| Kind::Append(of_session(session, stream, "a"))));
+        commands.push(Kind::Append(refused(1, stream)));
+        commands.push(Kind::Append(of_session(1, stream, "never")));
+        commands.push(Kind::Append(refused(2, stream)));
+        commands.extend((3..5).map(|session| Kind::Append(of_session(session, stream, "b"))));
+        commands.push(Kind::Append(of_session(1, stream, "c")));
+        let mut outcomes = Vec::new();
+        for step in commands.chunks(size) {
+            outcomes.extend(partition.step(step.to_vec()));
+            partition.refusals();
+        }
+        assert_eq!(
+            appended(outcomes[4].clone()),
+            Err(AppendRefusal::SeqNumMismatch(3))
+        );
+        assert_eq!(
+            appended(outcomes[5].clone()),
+            Err(AppendRefusal::SessionFailed)
+        );
+        assert_eq!(partition.texts("s"), ["a", "a", "a", "b", "b", "c"]);
+        let refusals = partition.refusals();
+        let refusals: Vec<_> = refusals.iter().map(|r| (r.lsn, r.session)).collect();
+        assert_eq!(refusals, [(8, 2)], "steps of {size}");
+    }
+}
+
+#[test]
+fn refusals_of_a_stream_that_is_gone_age_out() {
+    const WINDOW: u64 = 10;
+    let mut partition = Fixture::remembering(eager(), WINDOW);
+    let stream = partition.create("s");
+    assert!(partition.append(refused(1, stream)).is_err());
+    assert!(partition.delete("s"));
+    assert_eq!(
+        partition.append(refused(2, stream)),
+        Err(AppendRefusal::StreamGone)
+    );
+    partition.machine().maintain();
+    assert_eq!(partition.refusals().len(), 1, "and none for a stream gone");
+    partition.idle(WINDOW);
+    assert_eq!(partition.refusals(), []);
+    partition.reopen();
+    assert_eq!(partition.refusals(), []);
+}
+
+#[test]
+fn a_refusal_in_a_step_that_fails_is_not_remembered() {
+    let mut partition = Fixture::new();
+    let stream = partition.create("s");
+    let step = [
+        bytes_of(Kind::Append(refused(1, stream))),
+        bytes::Bytes::from_static(b"\x01nonsense"),
+    ];
+    assert!(partition.try_bytes(step.to_vec()).is_err());
+    assert_eq!(partition.refusals(), []);
+    partition.append(of_session(1, stream, "a")).unwrap();
 }
