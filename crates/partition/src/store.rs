@@ -200,7 +200,12 @@ impl Store {
         table.set_block_size(16 * 1024);
         table.set_format_version(5);
 
-        let mut descriptors = vec![ColumnFamilyDescriptor::new("default", Options::default())];
+        // It has to be there, and nothing is written into it. Yet after a full disk, RocksDB goes on only
+        // when there is room for the largest write buffer of all column families: 64 MiB, if this one
+        // had the default.
+        let mut unused = Options::default();
+        unused.set_write_buffer_size(options.write_buffer);
+        let mut descriptors = vec![ColumnFamilyDescriptor::new("default", unused)];
         for number in 0..=partitions {
             descriptors.push(ColumnFamilyDescriptor::new(
                 cf_name(PartitionId(u64::from(number))),
