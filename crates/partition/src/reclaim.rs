@@ -7,8 +7,8 @@
 //!
 //! Few keys are deleted one by one; many by a range. Files that lie wholly in the range go as soon as
 //! it is durable that nobody sees them (gone before, a crash would bring back the trim point of
-//! before, and not the data); the rest when the partition's files are rewritten: as soon as a set
-//! amount is reclaimable and it is at least half of all.
+//! before, and not the data); the rest when the partition's files are rewritten: as soon as what is
+//! reclaimable is at least half of all, and a set amount, or has not become more for a while.
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
@@ -32,6 +32,11 @@ const DROPPABLE: usize = 1024;
 /// Up to this many keys are deleted one by one: a range costs every later read a little.
 const FEW_KEYS: usize = 128;
 
+/// What is reclaimable and less than the set amount goes when nothing was added for so long...
+const QUIET: Duration = Duration::from_secs(10);
+/// ...and it is at least this many bytes.
+const LITTLE: u64 = 1 << 20;
+
 pub(crate) struct Reclaimer {
     part: Part,
     /// Streams to visit, and not before when.
@@ -43,6 +48,8 @@ pub(crate) struct Reclaimer {
     droppable: VecDeque<Droppable>,
     /// Bytes of files that hold deleted data, roughly.
     garbage: u64,
+    /// When that last became more.
+    garbage_at: Instant,
     compact_garbage: u64,
     reclaim_after: Duration,
     compacting: Arc<AtomicBool>,
@@ -65,6 +72,7 @@ impl Reclaimer {
             basins: VecDeque::new(),
             droppable: VecDeque::new(),
             garbage: 0,
+            garbage_at: Instant::now(),
             compact_garbage: options.compact_garbage,
             reclaim_after: options.reclaim_after,
             compacting: Arc::new(AtomicBool::new(false)),
@@ -249,6 +257,7 @@ impl Reclaimer {
         }
         batch.delete(keys::reclaim(id));
         self.garbage += self.part.approximate_bytes(&data_from, &data_to)?;
+        self.garbage_at = Instant::now();
         batch.write()?;
         if many && self.droppable.len() < DROPPABLE {
             let lsn = self.part.applied()?.map_or(0, |applied| applied.lsn);
@@ -294,7 +303,9 @@ impl Reclaimer {
     }
 
     fn compact_if_worth_it(&mut self) {
-        let worth_it = self.garbage >= self.compact_garbage
+        let much = self.garbage >= self.compact_garbage
+            || (self.garbage >= LITTLE && self.garbage_at.elapsed() >= QUIET);
+        let worth_it = much
             && self.garbage >= self.part.file_bytes() / 2
             && !self.compacting.swap(true, Ordering::AcqRel);
         if !worth_it {
