@@ -199,6 +199,8 @@ fn a_group_whose_log_cannot_be_read_stops_and_says_so_to_those_who_wait() {
     let host = Host::start(&dir, &Faults::new(), &stores);
     let (group, other) = (&host.groups[0], &host.groups[1]);
     execute_all(group, &numbered("c", 50));
+    // An answer comes before the engine hears that it was applied; that of the next one, after.
+    execute(group, "one more").unwrap();
     // Applied, durable, and so no longer in memory; now the disk loses it.
     damage(&dir);
     stores[0].fail_applies(usize::MAX);
