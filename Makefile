@@ -4,10 +4,10 @@
 export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run demo test check bench soak fuzz fmt
+.PHONY: help setup run demo test check bench bench-snapshots soak soak-streams soak-snapshots moto fuzz fmt
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' Makefile
 
 setup: ## look for what a build needs, and compile RocksDB the first time
 	@scripts/setup
@@ -30,8 +30,19 @@ check: setup ## format, lints, dependency rules, licences
 bench: setup ## measure streams, side by side with peers
 	@scripts/bench streams $(ARGS)
 
-soak: setup ## run for a long time under load, and look for growth
+bench-snapshots: setup ## measure the snapshot repository, side by side with restic and cp
+	@scripts/bench repository $(ARGS)
+
+soak: soak-streams soak-snapshots ## both soaks, for a long time
+
+soak-streams: setup ## kill a server under load, again and again, and look for a loss
 	@scripts/bench soak $(ARGS)
+
+soak-snapshots: setup ## search the snapshot protocol for a loss; ARGS="1000000" says how many seeds
+	@scripts/soak-snapshots $(ARGS)
+
+moto: setup ## ask another S3 server (moto) for a second opinion on the snapshot repository
+	@scripts/moto
 
 fuzz: setup ## feed broken input to everything that parses
 	@scripts/fuzz $(ARGS)

@@ -1,0 +1,309 @@
+//! Finds out whether a store's conditional puts can be relied on.
+//!
+//! Everything that keeps a repository whole hangs on them: two writers that both believe to have swapped
+//! the root lose one's snapshot. There are stores that ignore the condition and answer with success, and
+//! proxies that drop the header. So before anything is written, [`probe`] plays the protocol in small,
+//! under a key of its own, and cleans up.
+
+use std::time::Duration;
+
+use futures::TryStreamExt as _;
+use object_store::path::Path;
+use object_store::{
+    Error, ObjectStore, ObjectStoreExt as _, PutMode, PutPayload, PutResult, Result as StoreResult,
+    UpdateVersion,
+};
+
+use super::Destination;
+use crate::env::{Env, within};
+
+/// Directory of probes, below the destination's prefix. No partition has this name.
+const DIR: &str = ".esker-probe";
+
+/// Without an answer for so long, a step has failed.
+const SILENCE: Duration = Duration::from_secs(60);
+
+/// Races of two that nobody may win before that counts as wrong.
+const RACES: usize = 3;
+
+/// Why a store cannot be written to.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ProbeError {
+    /// It can be read at best.
+    #[error("{destination} may not be written to with these credentials: {source}")]
+    ReadOnly {
+        /// Its URL.
+        destination: String,
+        /// What the store said.
+        source: Error,
+    },
+    /// Nothing is known about its conditional puts: it does not answer, or with an error.
+    #[error("cannot {what} while probing {destination}: {source}")]
+    Failed {
+        /// What was tried.
+        what: &'static str,
+        /// Its URL.
+        destination: String,
+        /// What the store said.
+        source: Error,
+    },
+    /// It does not answer.
+    #[error("{destination} gave no answer within {} s when asked to {what}", SILENCE.as_secs())]
+    Silent {
+        /// What was tried.
+        what: &'static str,
+        /// Its URL.
+        destination: String,
+    },
+    /// It is no store for this: its answers contradict what it did.
+    #[error("{destination} cannot be used for writing: {lie}")]
+    Liar {
+        /// Its URL.
+        destination: String,
+        /// What it did.
+        lie: Lie,
+    },
+}
+
+/// What a store did that it must not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Lie {
+    /// `If-None-Match: *` is ignored.
+    #[error(
+        "it replaced an object although it was asked to create it only if absent (If-None-Match: *)"
+    )]
+    ReplacedOnCreate,
+    /// There is nothing to put a condition on.
+    #[error("it gave no ETag for what was put, so that nothing can be updated conditionally")]
+    NoETag,
+    /// `If-Match` is refused whatever the ETag.
+    #[error("it refused to update an object whose ETag was the right one (If-Match)")]
+    RefusedRightETag,
+    /// `If-Match` is ignored.
+    #[error("it updated an object although the ETag was an old one (If-Match)")]
+    UpdatedOnOldETag,
+    /// `If-Match` creates.
+    #[error("it made an object that was not there when asked to update it (If-Match)")]
+    UpdatedAbsent,
+    /// The check and the write are not one step.
+    #[error("it let two concurrent updates with the same ETag both succeed: they are not atomic")]
+    BothWon,
+    /// Nobody gets on.
+    #[error("it refused both of two concurrent updates although one had the right ETag")]
+    NeitherWon,
+    /// Reads lag behind.
+    #[error("it did not return what was written last: reads are not consistent")]
+    StaleRead,
+    /// Lists lag behind.
+    #[error("it did not list an object that was just written: lists are not consistent")]
+    StaleList,
+    /// Deletes do nothing, or reads lag behind them.
+    #[error("it returned an object after deleting it")]
+    StillThere,
+}
+
+/// Probes a destination: some 12 requests and 32 bytes, removed afterwards whatever the outcome.
+///
+/// # Errors
+///
+/// The first thing that the store did wrong. [`ProbeError::ReadOnly`] if it may be read only.
+pub async fn probe(destination: &Destination, env: &dyn Env) -> Result<(), ProbeError> {
+    let name = format!("{:016x}{:016x}", env.random(), env.random());
+    let key = destination.prefix().clone().join(DIR).join(name);
+    let probe = Probe {
+        destination,
+        env,
+        key: &key,
+    };
+    let outcome = probe.play().await;
+    let cleaned = within(env, SILENCE, destination.store().delete(&key)).await;
+    if !matches!(outcome, Ok(()) | Err(ProbeError::ReadOnly { .. }))
+        && !matches!(cleaned, Some(Ok(()) | Err(Error::NotFound { .. })))
+    {
+        tracing::warn!(%destination, %key, "The object of a failed probe is left behind");
+    }
+    outcome
+}
+
+struct Probe<'a> {
+    destination: &'a Destination,
+    env: &'a dyn Env,
+    key: &'a Path,
+}
+
+impl Probe<'_> {
+    async fn play(&self) -> Result<(), ProbeError> {
+        // Absent: nothing to update, and created only once.
+        let made_up = UpdateVersion {
+            e_tag: Some("\"0123456789abcdef0123456789abcdef\"".to_owned()),
+            version: None,
+        };
+        if self.update("0", made_up).await?.is_some() {
+            return Err(self.liar(Lie::UpdatedAbsent));
+        }
+        let Some(first) = self.put("create an object", "1", PutMode::Create).await? else {
+            // The key is random: nobody else made it.
+            let source = exists(self.key);
+            return Err(self.failed("create an object", source));
+        };
+        let again = self
+            .put("create an object again", "2", PutMode::Create)
+            .await?;
+        if again.is_some() {
+            return Err(self.liar(Lie::ReplacedOnCreate));
+        }
+        // Updated with its own ETag, and not with an older one.
+        let first = self.version(first)?;
+        let Some(second) = self.update("3", first.clone()).await? else {
+            return Err(self.liar(Lie::RefusedRightETag));
+        };
+        if self.update("4", first).await?.is_some() {
+            return Err(self.liar(Lie::UpdatedOnOldETag));
+        }
+        // Two at once.
+        let second = self.version(second)?;
+        let newest = self.race(second).await?;
+        // Seen by reads and lists, and gone when deleted.
+        if self.read().await?.as_deref() != Some(newest.as_bytes()) {
+            return Err(self.liar(Lie::StaleRead));
+        }
+        if !self.is_listed().await? {
+            return Err(self.liar(Lie::StaleList));
+        }
+        let what = "delete an object";
+        self.ask(what, self.store().delete(self.key))
+            .await?
+            .map_err(|source| self.failed(what, source))?;
+        match self.read().await? {
+            Some(_) => Err(self.liar(Lie::StillThere)),
+            None => Ok(()),
+        }
+    }
+
+    /// Two updates at once; the content of the one that won.
+    async fn race(&self, version: UpdateVersion) -> Result<&'static str, ProbeError> {
+        for _ in 0..RACES {
+            let (one, other) = futures::join!(
+                self.update("5", version.clone()),
+                self.update("6", version.clone())
+            );
+            match (one?, other?) {
+                (Some(_), None) => return Ok("5"),
+                (None, Some(_)) => return Ok("6"),
+                (Some(_), Some(_)) => return Err(self.liar(Lie::BothWon)),
+                // Amazon may answer 409 to whoever meets another.
+                (None, None) => {}
+            }
+        }
+        Err(self.liar(Lie::NeitherWon))
+    }
+
+    fn store(&self) -> &dyn ObjectStore {
+        &**self.destination.store()
+    }
+
+    async fn ask<T>(
+        &self,
+        what: &'static str,
+        request: impl Future<Output = StoreResult<T>>,
+    ) -> Result<StoreResult<T>, ProbeError> {
+        let answer = within(self.env, SILENCE, request).await;
+        answer.ok_or_else(|| ProbeError::Silent {
+            what,
+            destination: self.destination.shown().to_owned(),
+        })
+    }
+
+    /// None if the condition was not met.
+    async fn put(
+        &self,
+        what: &'static str,
+        content: &'static str,
+        mode: PutMode,
+    ) -> Result<Option<PutResult>, ProbeError> {
+        let payload = PutPayload::from_static(content.as_bytes());
+        let updates = matches!(mode, PutMode::Update(_));
+        let request = self.store().put_opts(self.key, payload, mode.into());
+        match self.ask(what, request).await? {
+            Ok(put) => Ok(Some(put)),
+            Err(
+                Error::AlreadyExists { .. }
+                | Error::Precondition { .. }
+                | Error::NotModified { .. },
+            ) => Ok(None),
+            // Of an object that is not there; else it is the bucket.
+            Err(Error::NotFound { .. }) if updates => Ok(None),
+            Err(source @ (Error::PermissionDenied { .. } | Error::Unauthenticated { .. })) => {
+                Err(ProbeError::ReadOnly {
+                    destination: self.destination.shown().to_owned(),
+                    source,
+                })
+            }
+            Err(source) => Err(self.failed(what, source)),
+        }
+    }
+
+    async fn update(
+        &self,
+        content: &'static str,
+        version: UpdateVersion,
+    ) -> Result<Option<PutResult>, ProbeError> {
+        let mode = PutMode::Update(version);
+        self.put("update an object", content, mode).await
+    }
+
+    fn version(&self, put: PutResult) -> Result<UpdateVersion, ProbeError> {
+        match put.e_tag {
+            Some(_) => Ok(put.into()),
+            None => Err(self.liar(Lie::NoETag)),
+        }
+    }
+
+    async fn read(&self) -> Result<Option<bytes::Bytes>, ProbeError> {
+        let what = "read an object";
+        let read = async { self.store().get(self.key).await?.bytes().await };
+        match self.ask(what, read).await? {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(Error::NotFound { .. }) => Ok(None),
+            Err(source) => Err(self.failed(what, source)),
+        }
+    }
+
+    async fn is_listed(&self) -> Result<bool, ProbeError> {
+        let what = "list objects";
+        let dir = self.destination.prefix().clone().join(DIR);
+        let mut listed = self.store().list(Some(&dir)).try_filter(|meta| {
+            let found = meta.location == *self.key;
+            std::future::ready(found)
+        });
+        let found = self
+            .ask(what, listed.try_next())
+            .await?
+            .map_err(|source| self.failed(what, source))?;
+        Ok(found.is_some())
+    }
+
+    fn failed(&self, what: &'static str, source: Error) -> ProbeError {
+        ProbeError::Failed {
+            what,
+            destination: self.destination.shown().to_owned(),
+            source,
+        }
+    }
+
+    fn liar(&self, lie: Lie) -> ProbeError {
+        ProbeError::Liar {
+            destination: self.destination.shown().to_owned(),
+            lie,
+        }
+    }
+}
+
+fn exists(key: &Path) -> Error {
+    Error::AlreadyExists {
+        path: key.to_string(),
+        source: "it is there before it was made".into(),
+    }
+}

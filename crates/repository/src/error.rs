@@ -1,0 +1,175 @@
+//! What can go wrong, by what the caller can do about it.
+
+use std::io;
+use std::path::PathBuf;
+
+use crate::ids::{LineageId, Lsn};
+use crate::layout::SnapshotDir;
+
+/// An error of a repository. Messages name the object and what was tried.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The root is missing: nothing was ever put here, or it was removed. It never means that
+    /// nothing is retained.
+    #[error("{root} does not exist{}", if *.others { ", but other objects of snapshots do: it was removed. Bring it back from a version or a backup of the bucket; nothing is written or deleted until then" } else { "" })]
+    NoRoot {
+        /// Its URL.
+        root: String,
+        /// Whether the partition's prefix holds objects of snapshots.
+        others: bool,
+    },
+    /// An object is not what it has to be. It is left as it is.
+    #[error("{object} is damaged: {why}")]
+    Damaged {
+        /// Its URL.
+        object: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// A listed or referenced object is not there.
+    #[error("{object} is missing")]
+    Missing {
+        /// Its URL.
+        object: String,
+    },
+    /// What is there belongs to somebody else.
+    #[error("{object} belongs to {theirs}, not to {ours}: use another prefix for each cluster")]
+    OtherCluster {
+        /// The URL of what says so.
+        object: String,
+        /// Whose it is.
+        theirs: String,
+        /// Who asks.
+        ours: String,
+    },
+    /// The root was written by Restate, or by somebody who counts no generations.
+    #[error("{root} was not written by Esker (it has no generation), and is never written to")]
+    NotOurs {
+        /// Its URL.
+        root: String,
+    },
+    /// The snapshot is of another history than the repository's.
+    #[error(
+        "the repository is of lineage {}, the snapshot of {}: they do not share a history",
+        shown(.theirs), shown(.ours)
+    )]
+    OtherLineage {
+        /// The repository's.
+        theirs: Option<LineageId>,
+        /// The snapshot's, or the one that was asked for.
+        ours: Option<LineageId>,
+    },
+    /// Newer snapshots are retained, and no older one is taken.
+    #[error("a snapshot at LSN {lsn} is older than the oldest retained one, at LSN {oldest}")]
+    Superseded {
+        /// The snapshot's.
+        lsn: Lsn,
+        /// The oldest retained one's.
+        oldest: Lsn,
+    },
+    /// The upload was taken for dead and its intent removed, again and again.
+    #[error("the upload was fenced {attempts} times: others took it for dead")]
+    Fenced {
+        /// How often it was begun.
+        attempts: u32,
+    },
+    /// The root moved between a plan and its application.
+    #[error("the root moved from generation {planned} to {actual}: make a new plan")]
+    RootMoved {
+        /// When the plan was made.
+        planned: u64,
+        /// Now.
+        actual: u64,
+    },
+    /// Others swapped the root each time.
+    #[error("the root {root} was swapped by others {attempts} times in a row")]
+    Contended {
+        /// Its URL.
+        root: String,
+        /// How often.
+        attempts: u32,
+    },
+    /// There is no such snapshot.
+    #[error("no snapshot {0} is retained, pinned or abandoned")]
+    NoSnapshot(String),
+    /// Nothing that can be restored: what was tried, newest first.
+    #[error("no usable snapshot: {}", tried(.0))]
+    Unusable(Vec<(SnapshotDir, Box<Error>)>),
+    /// The store refuses.
+    #[error("cannot {what} {object}: {source}")]
+    Denied {
+        /// What was tried.
+        what: &'static str,
+        /// The URL.
+        object: String,
+        /// The store's words.
+        source: object_store::Error,
+    },
+    /// The store fails, after all attempts.
+    #[error("cannot {what} {object}, after {attempts} attempts: {source}")]
+    Store {
+        /// What was tried.
+        what: &'static str,
+        /// The URL.
+        object: String,
+        /// How often.
+        attempts: u32,
+        /// The store's words, the last time.
+        source: StoreFailure,
+    },
+    /// A local file.
+    #[error("cannot {what} {}: {source}", .path.display())]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// Which.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// Not enough space for a restore.
+    #[error("{} bytes are needed in {}, and {} are free", .needed, .path.display(), .free)]
+    NoSpace {
+        /// Where.
+        path: PathBuf,
+        /// Bytes.
+        needed: u64,
+        /// Bytes.
+        free: u64,
+    },
+    /// What was given cannot be used.
+    #[error("{0}")]
+    Invalid(String),
+}
+
+/// How a store failed.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreFailure {
+    /// With an error.
+    #[error("{0}")]
+    Failed(#[from] object_store::Error),
+    /// It did not answer in time.
+    #[error("no answer within {} s", .0.as_secs())]
+    Silent(std::time::Duration),
+}
+
+impl Error {
+    /// Whether this says that a snapshot's objects are not as they should be, so that an older one
+    /// may be tried.
+    pub fn is_damage(&self) -> bool {
+        matches!(self, Error::Damaged { .. } | Error::Missing { .. })
+    }
+}
+
+fn shown(lineage: &Option<LineageId>) -> String {
+    lineage.map_or_else(|| "none".to_owned(), |l| l.to_string())
+}
+
+fn tried(tried: &[(SnapshotDir, Box<Error>)]) -> String {
+    if tried.is_empty() {
+        return "none is retained".to_owned();
+    }
+    let each = tried.iter().map(|(dir, error)| format!("{dir}: {error}"));
+    each.collect::<Vec<_>>().join("; ")
+}

@@ -1,0 +1,160 @@
+//! What a partition's repository holds: its root, and what the descriptions of kept snapshots say.
+
+use std::sync::Arc;
+
+use futures::stream::{self, StreamExt as _};
+use serde::Serialize;
+use time::OffsetDateTime;
+
+use crate::error::Error;
+use crate::ids::{LineageId, Lsn, PartitionId, SnapshotId};
+use crate::layout::SnapshotDir;
+use crate::metadata::{Kind, SnapshotMetadata};
+use crate::repository::Repository;
+use crate::root::{Intent, Root};
+
+/// A partition's repository at one moment.
+#[derive(Clone, Debug, Serialize)]
+pub struct Inventory {
+    /// The partition.
+    pub partition: PartitionId,
+    /// Whose it is.
+    pub cluster_name: String,
+    /// How often its root was swapped; absent if whoever wrote it does not count, and then it is never
+    /// written to.
+    pub generation: Option<u64>,
+    /// The history that its retained snapshots are of.
+    pub lineage: Option<LineageId>,
+    /// Snapshots that must stay, newest LSN first.
+    pub snapshots: Vec<KeptSnapshot>,
+    /// Uploads under way.
+    pub uploads: Vec<Intent>,
+}
+
+/// A snapshot that must stay.
+#[derive(Clone, Debug, Serialize)]
+pub struct KeptSnapshot {
+    /// Its directory.
+    pub snapshot: String,
+    /// Its id.
+    pub snapshot_id: SnapshotId,
+    /// The last position that it covers.
+    pub lsn: Lsn,
+    /// Why it stays; never empty.
+    pub states: Vec<State>,
+    /// When it was made, by its node's clock.
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub created_at: Option<OffsetDateTime>,
+    /// Full or incremental.
+    pub kind: Option<Kind>,
+    /// Its files.
+    pub files: Option<u64>,
+    /// Their bytes.
+    pub bytes: Option<u64>,
+    /// The node that made it.
+    pub node_name: Option<String>,
+    /// Why its description cannot be used; what only that says is absent then.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+}
+
+/// Why a snapshot stays.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum State {
+    /// It is the newest of those retained.
+    Newest,
+    /// It is retained.
+    Retained,
+    /// A restore reads it.
+    Pinned,
+    /// It is of a dead line, and kept until pruned by hand.
+    Abandoned,
+}
+
+impl Root {
+    /// Why a snapshot stays; empty if it does not.
+    pub fn states(&self, dir: &SnapshotDir) -> Vec<State> {
+        let mut states = Vec::new();
+        match self.retained_snapshots.iter().position(|r| r.dir() == *dir) {
+            Some(0) => states.push(State::Newest),
+            Some(_) => states.push(State::Retained),
+            None => {}
+        }
+        if self.abandoned.iter().any(|a| a.snapshot.dir() == *dir) {
+            states.push(State::Abandoned);
+        }
+        let path = dir.to_string();
+        if self.pins.iter().any(|p| p.path == path) {
+            states.push(State::Pinned);
+        }
+        states
+    }
+}
+
+impl Repository {
+    /// Everything that is kept, and what is under way. A description that is damaged or missing does
+    /// not fail it, but is in the answer.
+    pub async fn inventory(&self) -> Result<Inventory, Error> {
+        let root = self.root().await?;
+        let root = root.root();
+        let mut describing = Vec::new();
+        for dir in root.kept() {
+            describing.push(async move {
+                let described = self.describe(&dir).await;
+                kept(root, &dir, described)
+            });
+        }
+        let mut snapshots = Vec::with_capacity(describing.len());
+        let mut described = stream::iter(describing).buffered(self.options.parallel_files.max(1));
+        while let Some(snapshot) = described.next().await {
+            snapshots.push(snapshot?);
+        }
+        Ok(Inventory {
+            partition: self.partition(),
+            cluster_name: root.cluster_name.clone(),
+            generation: root.generation.map(|g| g.0),
+            lineage: root.lineage,
+            snapshots,
+            uploads: root.intents.clone(),
+        })
+    }
+}
+
+fn kept(
+    root: &Root,
+    dir: &SnapshotDir,
+    described: Result<Arc<SnapshotMetadata>, Error>,
+) -> Result<KeptSnapshot, Error> {
+    let named = root.retained_snapshots.iter();
+    let named = named.chain(root.abandoned.iter().map(|a| &a.snapshot));
+    let mut snapshot = KeptSnapshot {
+        snapshot: dir.to_string(),
+        snapshot_id: dir.id.clone(),
+        lsn: dir.lsn,
+        states: root.states(dir),
+        created_at: named
+            .clone()
+            .find(|r| r.dir() == *dir)
+            .map(|r| r.created_at),
+        kind: None,
+        files: None,
+        bytes: None,
+        node_name: None,
+        problem: None,
+    };
+    match described {
+        Ok(metadata) => {
+            snapshot.created_at = Some(metadata.created_at);
+            snapshot.kind = Some(metadata.kind());
+            snapshot.files = Some(metadata.files.len() as u64);
+            snapshot.bytes = Some(metadata.bytes());
+            snapshot.node_name = Some(metadata.node_name.clone());
+        }
+        Err(error) if error.is_damage() || matches!(error, Error::OtherCluster { .. }) => {
+            snapshot.problem = Some(error.to_string());
+        }
+        Err(error) => return Err(error),
+    }
+    Ok(snapshot)
+}

@@ -1,0 +1,101 @@
+//! Snapshots of immutable files on object storage.
+//!
+//! They cost what changed, are never half there, and their garbage collection cannot delete what is
+//! needed, whatever clocks, crashes and races do.
+//!
+//! # The idea
+//!
+//! A *checkpoint* is a directory of immutable files and the position in a log that they cover. A
+//! *put* makes a *snapshot* of it at a *destination*: an S3 bucket or a directory. Each partition
+//! there has one object that is ever replaced, the *root* (`latest.json`), and only by
+//! compare-and-swap: what it names is *retained*, and a snapshot exists from the swap on that names
+//! it. A *restore* brings one back, every byte checked. A *sweep* deletes what nobody needs.
+//!
+//! # Rooms
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`destination`] | where: S3, a directory, anything that is an `ObjectStore` |
+//! | [`layout`], [`root`], [`metadata`] | keys, and the two documents |
+//! | [`checkpoint`] | what is put |
+//! | [`repository`] | reading the root, swapping it |
+//! | [`put`](Repository::put), [`retention`] | the way in |
+//! | [`sweep`](Repository::sweep), [`prune`] | the way out |
+//! | [`restore`], [`verify`](Repository::verify), [`pin`](Repository::pin), [`fork`](Repository::fork) | the way back |
+//! | [`partitions()`], [`inventory`], [`why`], [`diff`](Repository::diff) | answers |
+//!
+//! # Example
+//!
+//! ```no_run
+//! use esker_repository::destination::{Destination, DestinationOptions};
+//! use esker_repository::{
+//!     Checkpoint, Cluster, Digests, Kind, Lsn, Options, PartitionId, Progress, Repository, Which,
+//! };
+//!
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! let destination = Destination::open("s3://backups/app", &DestinationOptions::default())?;
+//! let cluster = Cluster {
+//!     name: "app".to_owned(),
+//!     fingerprint: None,
+//!     node_name: "node-1".to_owned(),
+//! };
+//! let options = Options {
+//!     cluster: Some(cluster),
+//!     kind: Kind::Incremental,
+//!     ..Options::default()
+//! };
+//! let repository = Repository::new(&destination, PartitionId(0), options);
+//! let checkpoint = Checkpoint::scan("state".as_ref(), Lsn(42), Digests::new())?;
+//! let put = repository.put(&checkpoint, &Progress::new()).await?;
+//! println!("{}: {} bytes uploaded", put.snapshot, put.bytes_uploaded);
+//! let to = "restored".as_ref();
+//! repository.restore(&Which::Newest, to, &Progress::new()).await?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! `examples/checkpoints.rs` does more, and runs without a network.
+//!
+//! Clocks, waiting and chance come in through [`env::Env`], so that a simulation can own them.
+#![deny(clippy::disallowed_methods)]
+
+pub mod checkpoint;
+pub mod destination;
+mod disk;
+pub mod env;
+mod error;
+mod fork;
+pub mod ids;
+pub mod inventory;
+pub mod layout;
+pub mod metadata;
+mod partitions;
+mod pin;
+mod progress;
+pub mod prune;
+mod put;
+pub mod repository;
+pub mod restore;
+pub mod retention;
+pub mod root;
+mod store;
+pub mod sweep;
+mod upload;
+mod verify;
+pub mod why;
+
+pub use checkpoint::{Checkpoint, Digests, Source};
+pub use destination::Destination;
+pub use error::{Error, StoreFailure};
+pub use ids::{Digest, Generation, LineageId, Lsn, PartitionId, SnapshotId};
+pub use inventory::Inventory;
+pub use layout::SnapshotDir;
+pub use metadata::{Kind, SnapshotMetadata};
+pub use partitions::partitions;
+pub use progress::Progress;
+pub use put::Put;
+pub use repository::{Cluster, CurrentRoot, Options, Repository};
+pub use restore::{Restored, Which};
+pub use root::Root;
+pub use store::Retries;
+pub use verify::{DamagedObject, Verification};

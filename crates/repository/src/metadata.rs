@@ -1,0 +1,305 @@
+//! `metadata.json`: what a snapshot is, and which files belong to it.
+//!
+//! The names are those of Restate's partition snapshots, with additions; what is absent there is
+//! optional here. Written once and never again.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use time::OffsetDateTime;
+
+use crate::error::Error;
+use crate::ids::{Digest, LineageId, Lsn, PartitionId, SnapshotId};
+use crate::layout::{Object, SnapshotDir, is_full_name};
+use crate::restore::MARKER;
+
+/// Largest description that is read, in bytes: one of some 150,000 files.
+pub const METADATA_BYTES: u64 = 64 << 20;
+
+/// The only version that there is.
+const VERSION: &str = "V1";
+
+/// A snapshot's description.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SnapshotMetadata {
+    /// `V1`.
+    pub version: String,
+    /// The cluster it is of.
+    pub cluster_name: String,
+    /// Tells clusters of one name apart.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cluster_fingerprint: Option<u64>,
+    /// The partition it is of.
+    pub partition_id: PartitionId,
+    /// The node that made it.
+    pub node_name: String,
+    /// When that node made it, by its own clock.
+    #[serde(with = "time::serde::rfc3339")]
+    pub created_at: OffsetDateTime,
+    /// Its id.
+    pub snapshot_id: SnapshotId,
+    /// The partition keys that the partition held.
+    pub key_range: KeyRange,
+    /// The log behind the partition.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log_id: Option<u32>,
+    /// The last position that it is known to cover.
+    pub min_applied_lsn: Lsn,
+    /// How its keys are ordered.
+    pub db_comparator_name: String,
+    /// Its files.
+    pub files: Vec<FileMetadata>,
+    /// The key of every file, by name. Absent for full snapshots: their files lie beside this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file_keys: Option<BTreeMap<String, String>>,
+    /// The checksum of every file, by name. Restate writes none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checksums: Option<BTreeMap<String, Digest>>,
+    /// The history that its position is of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lineage: Option<LineageId>,
+    /// The Raft term of its position.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub term: Option<u64>,
+    /// The Raft membership as of its position, as its writer writes it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub membership: Option<Value>,
+    /// How many partitions the cluster had.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub partitions: Option<u32>,
+    /// What else there is.
+    #[serde(flatten)]
+    pub extra: Map<String, Value>,
+}
+
+/// Partition keys, both ends included.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct KeyRange {
+    /// First.
+    pub start: u64,
+    /// Last.
+    pub end: u64,
+}
+
+impl KeyRange {
+    /// All of them.
+    pub const ALL: KeyRange = KeyRange {
+        start: 0,
+        end: u64::MAX,
+    };
+}
+
+/// One file of a snapshot. What is more than name and size comes from RocksDB and goes back there.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileMetadata {
+    /// Its column family.
+    #[serde(default)]
+    pub column_family_name: String,
+    /// `/` and its path below the snapshot's directory, with `/` between segments.
+    pub name: String,
+    /// Empty: where it lay before is nobody's business.
+    #[serde(default)]
+    pub directory: String,
+    /// In bytes.
+    pub size: u64,
+    /// Its level in the tree.
+    #[serde(default)]
+    pub level: i32,
+    /// Its first key, in hexadecimal digits.
+    #[serde(default)]
+    pub start_key: Option<String>,
+    /// Its last key, in hexadecimal digits.
+    #[serde(default)]
+    pub end_key: Option<String>,
+    /// Lowest sequence number in it.
+    #[serde(default)]
+    pub smallest_seqno: u64,
+    /// Highest sequence number in it.
+    #[serde(default)]
+    pub largest_seqno: u64,
+    /// How many entries it has.
+    #[serde(default)]
+    pub num_entries: u64,
+    /// How many of them are deletions.
+    #[serde(default)]
+    pub num_deletions: u64,
+    /// What else there is.
+    #[serde(flatten)]
+    pub extra: Map<String, Value>,
+}
+
+impl FileMetadata {
+    /// A file of which no more is known.
+    pub fn plain(name: String, size: u64) -> FileMetadata {
+        FileMetadata {
+            name,
+            size,
+            ..FileMetadata::default()
+        }
+    }
+}
+
+/// Longest name of a file, in bytes.
+pub const NAME_BYTES: usize = 1024;
+
+/// Whether this is `/` and a path that stays below where it begins: no empty segment, no `.` or
+/// `..`, no backslash, no control character.
+pub fn check_name(name: &str) -> Result<(), &'static str> {
+    let Some(path) = name.strip_prefix('/') else {
+        return Err("it does not begin with `/`");
+    };
+    if name.len() > NAME_BYTES {
+        return Err("it is longer than 1,024 bytes");
+    }
+    if path.chars().any(|c| c.is_control() || c == '\\') {
+        return Err("it has a control character or a backslash");
+    }
+    for segment in path.split('/') {
+        match segment {
+            "" => return Err("it has an empty segment"),
+            "." | ".." => return Err("it has `.` or `..` as a segment"),
+            _ => {}
+        }
+    }
+    if path == MARKER {
+        return Err("a restore keeps its own notes under this name");
+    }
+    Ok(())
+}
+
+/// Refuses a name that is also a directory of another: no file system can hold both.
+pub(crate) fn check_tree<'a>(names: impl IntoIterator<Item = &'a str>) -> Result<(), &'a str> {
+    let names: HashSet<&str> = names.into_iter().collect();
+    for name in &names {
+        let above = name.match_indices('/').skip(1).map(|(at, _)| &name[..at]);
+        if let Some(clash) = above.into_iter().find(|dir| names.contains(dir)) {
+            return Err(clash);
+        }
+    }
+    Ok(())
+}
+
+/// Which kind of snapshot: where its files are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// All beside its description.
+    Full,
+    /// By content, shared among snapshots.
+    Incremental,
+}
+
+impl SnapshotMetadata {
+    /// Parses a description, and checks all that can be checked without looking elsewhere: version,
+    /// that it is of this directory and partition, that every file has a safe name that no other
+    /// has, and a key of a kind that is ours.
+    pub fn parse(
+        bytes: &[u8],
+        partition: PartitionId,
+        dir: &SnapshotDir,
+    ) -> Result<SnapshotMetadata, String> {
+        let value: Value = serde_json::from_slice(bytes).map_err(|e| format!("no JSON: {e}"))?;
+        match value.get("version").and_then(Value::as_str) {
+            Some(VERSION) => {}
+            Some(other) => return Err(format!("version {other:?}, and only {VERSION} is known")),
+            None => return Err("no version".to_owned()),
+        }
+        let metadata: SnapshotMetadata =
+            serde_json::from_value(value).map_err(|e| e.to_string())?;
+        metadata.check(partition, dir)?;
+        Ok(metadata)
+    }
+
+    fn check(&self, partition: PartitionId, dir: &SnapshotDir) -> Result<(), String> {
+        if self.partition_id != partition {
+            return Err(format!("it is of partition {}", self.partition_id));
+        }
+        if self.snapshot_id != dir.id || self.min_applied_lsn != dir.lsn {
+            let own = SnapshotDir {
+                lsn: self.min_applied_lsn,
+                id: self.snapshot_id.clone(),
+            };
+            return Err(format!("it describes {own}"));
+        }
+        let mut names = HashMap::with_capacity(self.files.len());
+        for (i, file) in self.files.iter().enumerate() {
+            let quoted = || file.name.chars().take(100).collect::<String>();
+            if let Err(why) = check_name(&file.name) {
+                return Err(format!("file {i} is named {:?}: {why}", quoted()));
+            }
+            if names.insert(file.name.as_str(), ()).is_some() {
+                return Err(format!("two files are named {:?}", quoted()));
+            }
+            if let Some(keys) = &self.file_keys {
+                let Some(key) = keys.get(&file.name) else {
+                    return Err(format!("no key for {:?}", quoted()));
+                };
+                if !matches!(Object::of(key), Object::Shared { .. }) {
+                    return Err(format!("the key of {:?} is none of ours", quoted()));
+                }
+            } else if !is_full_name(&file.name[1..]) {
+                return Err(format!("a full snapshot has no file named {:?}", quoted()));
+            }
+            if let Some(checksums) = &self.checksums
+                && !checksums.contains_key(&file.name)
+            {
+                return Err(format!("no checksum for {:?}", quoted()));
+            }
+        }
+        if let Err(name) = check_tree(names.into_keys()) {
+            return Err(format!("{name:?} is a file and a directory"));
+        }
+        let mut sizes = self.files.iter().map(|f| f.size);
+        let total = sizes.try_fold(0_u64, u64::checked_add);
+        if total.is_none() {
+            return Err("its files have more bytes than can be counted".to_owned());
+        }
+        Ok(())
+    }
+
+    /// Its directory.
+    pub fn dir(&self) -> SnapshotDir {
+        SnapshotDir {
+            lsn: self.min_applied_lsn,
+            id: self.snapshot_id.clone(),
+        }
+    }
+
+    /// Full or incremental.
+    pub fn kind(&self) -> Kind {
+        match self.file_keys {
+            None => Kind::Full,
+            Some(_) => Kind::Incremental,
+        }
+    }
+
+    /// The key of one of its files.
+    pub fn key_of(&self, file: &FileMetadata) -> String {
+        self.file_keys
+            .as_ref()
+            .and_then(|keys| keys.get(&file.name).cloned())
+            .unwrap_or_else(|| self.dir().file(&file.name))
+    }
+
+    /// The checksum of one of its files, if it was written.
+    pub fn checksum_of(&self, file: &FileMetadata) -> Option<Digest> {
+        self.checksums.as_ref()?.get(&file.name).copied()
+    }
+
+    /// Bytes of all files.
+    pub fn bytes(&self) -> u64 {
+        self.files.iter().map(|f| f.size).sum()
+    }
+
+    /// As it is written.
+    pub(crate) fn to_bytes(&self) -> Result<Vec<u8>, Error> {
+        serde_json::to_vec_pretty(self)
+            .map_err(|e| Error::Invalid(format!("a snapshot's description: {e}")))
+    }
+
+    /// The version to write.
+    pub(crate) fn current_version() -> String {
+        VERSION.to_owned()
+    }
+}

@@ -1,0 +1,90 @@
+//! Pins: a restore's claim on a snapshot, so that no sweep takes it away while it is read.
+//!
+//! A swap may only pin what is retained, pinned or abandoned in the very root that it replaces. A
+//! pin counts while it is in the root; its expiry only tells a sweep that it may be removed.
+
+use serde_json::Map;
+use time::OffsetDateTime;
+
+use crate::error::Error;
+use crate::layout::{ROOT, SnapshotDir};
+use crate::repository::{Change, Repository};
+use crate::root::{Pin, Root};
+use crate::store::Store;
+
+/// Most pins of a root. Each is a restore under way.
+const MOST_PINS: usize = 1000;
+
+impl Repository {
+    /// Pins a snapshot; the pin's id. [`Error::NoSnapshot`] if it is not kept any more.
+    pub async fn pin(&self, dir: &SnapshotDir) -> Result<String, Error> {
+        let store = self.store.operation();
+        let id = format!("{:016x}{:016x}", store.env().random(), store.env().random());
+        self.put_pin(&store, &id, dir).await?;
+        Ok(id)
+    }
+
+    /// Puts a pin's expiry off. [`Error::NoSnapshot`] if it was removed meanwhile and the snapshot is
+    /// not kept any more.
+    pub async fn renew_pin(&self, id: &str, dir: &SnapshotDir) -> Result<(), Error> {
+        self.put_pin(&self.store.operation(), id, dir).await
+    }
+
+    async fn put_pin(&self, store: &Store, id: &str, dir: &SnapshotDir) -> Result<(), Error> {
+        let expires_at: OffsetDateTime = store.env().now() + self.options.pin_for;
+        let path = dir.to_string();
+        let holds = |root: &Root| {
+            root.pins
+                .iter()
+                .any(|p| p.id == id && p.path == path && p.expires_at == expires_at)
+        };
+        self.swap_with(
+            store,
+            None,
+            |root| {
+                if !root.kept().contains(dir) {
+                    return Err(Error::NoSnapshot(path.clone()));
+                }
+                let mut next = root.clone();
+                next.pins.retain(|p| p.id != id);
+                if next.pins.len() >= MOST_PINS {
+                    return Err(Error::Invalid(format!(
+                        "{} has {MOST_PINS} pins, and takes no more; a sweep removes expired ones",
+                        store.shown(ROOT)
+                    )));
+                }
+                next.pins.push(Pin {
+                    id: id.to_owned(),
+                    path: path.clone(),
+                    expires_at,
+                    extra: Map::new(),
+                });
+                Ok(Change::To(Box::new(next)))
+            },
+            holds,
+        )
+        .await?;
+        Ok(())
+    }
+
+    /// Removes a pin, if it is there.
+    pub async fn unpin(&self, id: &str) -> Result<(), Error> {
+        let store = self.store.operation();
+        let is_gone = |root: &Root| root.pins.iter().all(|p| p.id != id);
+        self.swap_with(
+            &store,
+            None,
+            |root| {
+                if is_gone(root) {
+                    return Ok(Change::Nothing);
+                }
+                let mut next = root.clone();
+                next.pins.retain(|p| p.id != id);
+                Ok(Change::To(Box::new(next)))
+            },
+            is_gone,
+        )
+        .await?;
+        Ok(())
+    }
+}

@@ -1,0 +1,257 @@
+//! Prune: a sweep that one can read first.
+//!
+//! A plan names every object that would go, and the root that it was made for. Applying it deletes
+//! these objects and no others, and refuses if the root has moved: with the root unchanged,
+//! everything that made the plan right still holds.
+
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use serde::{Deserialize, Serialize};
+
+use crate::error::Error;
+use crate::ids::Generation;
+use crate::layout::{Object, ROOT};
+use crate::repository::{Change, Repository};
+use crate::root::Root;
+use crate::store::Listed;
+use crate::sweep::{Condemned, Fate, Judge, delete_all};
+
+/// Objects in a plan, at most; what is more goes with the next one.
+const PLANNED: usize = 500_000;
+
+/// What is to go beyond what a sweep takes.
+#[derive(Clone, Debug, Default)]
+pub struct PruneOptions {
+    /// Instead of the repository's least age. Zero is safe: see [`Repository::sweep`].
+    pub min_age: Option<Duration>,
+    /// Retain only so many of the newest snapshots from now on.
+    pub keep: Option<std::num::NonZeroU32>,
+    /// Let go of snapshots of dead lines.
+    pub abandoned: bool,
+}
+
+/// What would go, and why.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PrunePlan {
+    /// The root that it was made for.
+    pub generation: Generation,
+    /// The root that it leaves is to retain so many snapshots.
+    pub retained: usize,
+    /// Snapshots that are let go of first, by one swap of the root.
+    pub released: Vec<String>,
+    /// Uploads that are taken for dead, by generation: their intents go with the same swap.
+    #[serde(default)]
+    pub fenced: Vec<Generation>,
+    /// Pins that have expired, by id; they go with the same swap.
+    #[serde(default)]
+    pub unpinned: Vec<String>,
+    /// Objects that go.
+    pub objects: Vec<PrunedObject>,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Orphans that stay for now, because they are too young.
+    pub young: u64,
+}
+
+/// An object that goes.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PrunedObject {
+    /// Its key, below the partition.
+    pub key: String,
+    /// Its bytes.
+    pub size: u64,
+    /// When it was written, by the store's clock, in milliseconds since the epoch.
+    pub modified_ms: i64,
+    /// Why it goes.
+    pub why: Condemned,
+}
+
+/// What [`Repository::prune`] did.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Pruned {
+    /// Snapshots let go of.
+    pub released: Vec<String>,
+    /// Objects deleted.
+    pub deleted: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Objects that could not be deleted.
+    pub failed: u64,
+}
+
+impl PruneOptions {
+    /// The root with what is let go of taken out, and its names.
+    fn release(&self, root: &Root) -> (Root, Vec<String>) {
+        let mut next = root.clone();
+        let mut released = Vec::new();
+        if let Some(keep) = self.keep {
+            let keep = (keep.get() as usize).min(next.retained_snapshots.len());
+            let cut = next.retained_snapshots.split_off(keep);
+            released.extend(cut.into_iter().map(|r| r.path));
+        }
+        if self.abandoned {
+            released.extend(next.abandoned.drain(..).map(|a| a.snapshot.path));
+        }
+        (next, released)
+    }
+}
+
+impl PrunePlan {
+    /// Whether a root has to be swapped first.
+    fn changes_root(&self) -> bool {
+        !(self.released.is_empty() && self.fenced.is_empty() && self.unpinned.is_empty())
+    }
+}
+
+impl Repository {
+    /// What a prune would do now.
+    pub async fn plan_prune(&self, options: &PruneOptions) -> Result<PrunePlan, Error> {
+        let store = self.store.operation();
+        let mut objects = Vec::new();
+        let mut listed = store.list();
+        while let Some(object) = listed.next().await {
+            objects.push(object?);
+        }
+        // Only now.
+        let current = self.read_root(&store).await?;
+        let Some(generation) = current.generation else {
+            return Err(Error::NotOurs {
+                root: store.shown(ROOT),
+            });
+        };
+        let (mut next, released) = options.release(&current);
+        let now = store.env().now();
+        let dead_intents = next
+            .intents
+            .extract_if(.., |i| now - i.renewed_at >= self.options.intent_timeout);
+        let fenced = dead_intents.map(|i| i.generation).collect();
+        let dead_pins = next.pins.extract_if(.., |p| p.expires_at <= now);
+        let unpinned = dead_pins.map(|p| p.id).collect();
+        // What is let go of must be readable too: it says which files are its own.
+        let refs = self.refs(&store, &next).await?;
+        let judge = Judge {
+            root: &next,
+            refs: &refs,
+            now,
+            min_age: options.min_age.unwrap_or(self.options.orphan_min_age),
+        };
+        let mut plan = PrunePlan {
+            generation,
+            retained: next.retained_snapshots.len(),
+            released,
+            fenced,
+            unpinned,
+            objects: Vec::new(),
+            bytes: 0,
+            young: 0,
+        };
+        for object in objects {
+            let is_released = match Object::of(&object.key) {
+                Object::Metadata(dir) | Object::File(dir) => {
+                    plan.released.contains(&dir.to_string())
+                }
+                _ => false,
+            };
+            let why = match judge.fate(&object) {
+                Fate::Orphan(why) => why,
+                // It was asked for by name; its age does not matter.
+                Fate::Young(why) if is_released => why,
+                Fate::Young(_) => {
+                    plan.young += 1;
+                    continue;
+                }
+                _ => continue,
+            };
+            if plan.objects.len() == PLANNED {
+                break;
+            }
+            plan.bytes += object.size;
+            plan.objects.push(PrunedObject {
+                key: object.key,
+                size: object.size,
+                modified_ms: object.modified_ms,
+                why,
+            });
+        }
+        Ok(plan)
+    }
+
+    /// Carries a plan out. [`Error::RootMoved`] if the root is not the plan's any more.
+    pub async fn prune(&self, plan: &PrunePlan) -> Result<Pruned, Error> {
+        self.cluster()?;
+        let store = self.store.operation();
+        let current = self.read_root(&store).await?;
+        let moved = |root: &Root| Error::RootMoved {
+            planned: plan.generation.0,
+            actual: root.generation.unwrap_or_default().0,
+        };
+        self.next_generation(&store, &current)?;
+        if current.generation != Some(plan.generation) {
+            return Err(moved(&current));
+        }
+        let (now, timeout) = (store.env().now(), self.options.intent_timeout);
+        let release = |root: &Root| {
+            let mut next = root.clone();
+            let kept = |path: &String| !plan.released.contains(path);
+            next.retained_snapshots.retain(|r| kept(&r.path));
+            next.abandoned.retain(|a| kept(&a.snapshot.path));
+            // A plan comes from a file: what lives stays.
+            next.intents
+                .retain(|i| !plan.fenced.contains(&i.generation) || now - i.renewed_at < timeout);
+            next.pins
+                .retain(|p| !plan.unpinned.contains(&p.id) || p.expires_at > now);
+            next
+        };
+        let root = if !plan.changes_root() {
+            current
+        } else {
+            let left = release(&current);
+            if left.retained_snapshots.is_empty() && !current.retained_snapshots.is_empty() {
+                return Err(Error::Invalid(
+                    "this plan would leave no snapshot at all".to_owned(),
+                ));
+            }
+            self.swap_with(
+                &store,
+                Some(current),
+                |root| {
+                    if root.generation != Some(plan.generation) {
+                        return Err(moved(root));
+                    }
+                    Ok(Change::To(Box::new(release(root))))
+                },
+                |root| {
+                    let kept = root.kept();
+                    root.generation > Some(plan.generation)
+                        && kept.iter().all(|d| !plan.released.contains(&d.to_string()))
+                        && release(root) == *root
+                },
+            )
+            .await?
+        };
+        // A plan comes from a file: it is judged again, object by object.
+        let refs = self.refs(&store, &root).await?;
+        let judge = Judge {
+            root: &root,
+            refs: &refs,
+            now,
+            min_age: Duration::ZERO,
+        };
+        let condemned = plan.objects.iter().map(|o| Listed {
+            key: o.key.clone(),
+            size: o.size,
+            modified_ms: i64::MIN,
+        });
+        let orphans: Vec<Listed> = condemned
+            .filter(|listed| matches!(judge.fate(listed), Fate::Orphan(_)))
+            .collect();
+        let (deleted, bytes, failed) = delete_all(&store, orphans).await;
+        Ok(Pruned {
+            released: plan.released.clone(),
+            deleted,
+            bytes,
+            failed,
+        })
+    }
+}

@@ -1,0 +1,486 @@
+//! A partition's repository: its root, its snapshots' descriptions, and the swap.
+//!
+//! Everything that changes a repository goes through [`Repository::try_swap`]: read the root, decide,
+//! replace it if it is still the one that was read. The answer of such a replacement is never
+//! trusted when it is not a plain success: the root is read back, and whoever asked for the change
+//! says whether it is there.
+
+use std::collections::{HashMap, HashSet};
+use std::num::NonZeroU32;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::StreamExt as _;
+use object_store::UpdateVersion;
+use tokio::sync::Mutex;
+
+use crate::destination::Destination;
+use crate::env::{Env, System};
+use crate::error::Error;
+use crate::ids::{Generation, PartitionId};
+use crate::layout::{Object, ROOT, SnapshotDir};
+use crate::metadata::{Kind, METADATA_BYTES, SnapshotMetadata};
+use crate::root::{ROOT_BYTES, Root};
+use crate::store::{Retries, Store, Swap};
+
+/// Whose snapshots they are. Several clusters cannot share a prefix; this finds it out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cluster {
+    /// Its name.
+    pub name: String,
+    /// Tells clusters of one name apart. Compared where both sides have one.
+    pub fingerprint: Option<u64>,
+    /// The node that asks; for people.
+    pub node_name: String,
+}
+
+/// How a repository is used.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Who asks. `None` is for reading only: nobody is a stranger, and nothing is written.
+    pub cluster: Option<Cluster>,
+    /// How a new snapshot's files are kept.
+    pub kind: Kind,
+    /// Whether files that a retained snapshot has are reused. Without it, a put shares nothing with
+    /// what is there: for a repository that was found damaged.
+    pub reuse: bool,
+    /// How many snapshots are retained; what a commit cuts off is deleted at once. `None`: the
+    /// newest only, and older ones go by the sweep, once they are older than `orphan_min_age`.
+    pub num_retained: Option<NonZeroU32>,
+    /// A sweep leaves younger objects alone. Not what makes it safe: a second line.
+    pub orphan_min_age: Duration,
+    /// An intent that was not renewed for so long is taken for dead.
+    pub intent_timeout: Duration,
+    /// How often an upload renews its intent. Far below `intent_timeout`.
+    pub renew_every: Duration,
+    /// For how long a restore pins what it reads; it renews its pin when half of it is over.
+    pub pin_for: Duration,
+    /// Files that are transferred at a time.
+    pub parallel_files: usize,
+    /// Bytes of files in memory, uploads; at least one part of 8 MiB.
+    pub buffer: usize,
+    /// How hard a store is tried.
+    pub retries: Retries,
+}
+
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
+impl Default for Options {
+    fn default() -> Options {
+        Options {
+            cluster: None,
+            kind: Kind::Full,
+            reuse: true,
+            num_retained: None,
+            orphan_min_age: DAY,
+            intent_timeout: DAY,
+            renew_every: Duration::from_secs(3600),
+            pin_for: Duration::from_secs(6 * 3600),
+            // Enough to hide the latency of a store; a disk needs no more.
+            parallel_files: 8,
+            // Six parts. With what allocators and connections keep, a process stays below 128 MiB.
+            buffer: 48 << 20,
+            retries: Retries::default(),
+        }
+    }
+}
+
+/// How often a swap is tried while others win. With back-off that is minutes of steady contention
+/// on an object that is swapped a few times per upload.
+pub(crate) const SWAP_ATTEMPTS: u32 = 40;
+
+/// A partition's snapshots at a destination.
+#[derive(Clone, Debug)]
+pub struct Repository {
+    pub(crate) store: Store,
+    pub(crate) partition: PartitionId,
+    pub(crate) options: Arc<Options>,
+    /// Descriptions of kept snapshots. Written once and never again, so they cannot be stale.
+    descriptions: Arc<Mutex<HashMap<SnapshotDir, Arc<SnapshotMetadata>>>>,
+}
+
+/// A root, and the version of the object it was read from: what a swap replaces.
+#[derive(Clone, Debug)]
+pub struct CurrentRoot {
+    root: Root,
+    version: UpdateVersion,
+}
+
+impl CurrentRoot {
+    /// The root.
+    pub fn root(&self) -> &Root {
+        &self.root
+    }
+}
+
+impl std::ops::Deref for CurrentRoot {
+    type Target = Root;
+
+    fn deref(&self) -> &Root {
+        &self.root
+    }
+}
+
+/// What a [`Repository::swap_with`] wants.
+pub(crate) enum Change {
+    /// This root instead. Its generation is raised by the swap.
+    To(Box<Root>),
+    /// Nothing.
+    Nothing,
+}
+
+/// What became of a [`Repository::try_swap`].
+pub(crate) enum Swapped {
+    /// It was done; the root as it is now.
+    Done(CurrentRoot),
+    /// Perhaps; this is the root as it was read back.
+    ReadBack(CurrentRoot),
+}
+
+/// All keys that must stay.
+#[derive(Debug, Default)]
+pub(crate) struct Refs {
+    keys: HashSet<String>,
+}
+
+impl Refs {
+    pub(crate) fn contains(&self, key: &str) -> bool {
+        self.keys.contains(key)
+    }
+
+    pub(crate) fn add(&mut self, snapshot: &SnapshotMetadata) {
+        self.keys.insert(snapshot.dir().metadata());
+        self.keys
+            .extend(snapshot.files.iter().map(|f| snapshot.key_of(f)));
+    }
+}
+
+impl Repository {
+    /// A partition's repository. Nothing is read yet.
+    pub fn new(destination: &Destination, partition: PartitionId, options: Options) -> Repository {
+        Repository::with_env(destination, partition, options, Arc::new(System))
+    }
+
+    /// As [`Repository::new`], with another clock and other dice.
+    pub fn with_env(
+        destination: &Destination,
+        partition: PartitionId,
+        options: Options,
+        env: Arc<dyn Env>,
+    ) -> Repository {
+        Repository {
+            store: Store::new(destination, partition, env, options.retries),
+            partition,
+            options: Arc::new(options),
+            descriptions: Arc::default(),
+        }
+    }
+
+    /// The partition.
+    pub fn partition(&self) -> PartitionId {
+        self.partition
+    }
+
+    /// An object's URL, for people.
+    pub fn shown(&self, key: &str) -> String {
+        self.store.shown(key)
+    }
+
+    pub(crate) fn cluster(&self) -> Result<&Cluster, Error> {
+        self.options.cluster.as_ref().ok_or_else(|| {
+            Error::Invalid("this repository was opened for reading: it names no cluster".to_owned())
+        })
+    }
+
+    /// Reads the root. That there is none is an error, and says whether there should be one.
+    pub async fn root(&self) -> Result<CurrentRoot, Error> {
+        self.read_root(&self.store.operation()).await
+    }
+
+    pub(crate) async fn read_root(&self, store: &Store) -> Result<CurrentRoot, Error> {
+        if let Some(current) = self.try_read_root(store).await? {
+            return Ok(current);
+        }
+        let mut listed = store.list();
+        let mut others = false;
+        while let Some(object) = listed.next().await {
+            others |= !matches!(Object::of(&object?.key), Object::Foreign | Object::Root);
+            if others {
+                break;
+            }
+        }
+        Err(Error::NoRoot {
+            root: store.shown(ROOT),
+            others,
+        })
+    }
+
+    /// `None` if there is none, whatever that means.
+    async fn try_read_root(&self, store: &Store) -> Result<Option<CurrentRoot>, Error> {
+        let (bytes, version) = match store.get(ROOT, ROOT_BYTES).await {
+            Ok(found) => found,
+            Err(Error::Missing { .. }) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let root = Root::parse(&bytes, self.partition).map_err(|why| Error::Damaged {
+            object: store.shown(ROOT),
+            why,
+        })?;
+        self.check_cluster(
+            &store.shown(ROOT),
+            &root.cluster_name,
+            root.cluster_fingerprint,
+        )?;
+        Ok(Some(CurrentRoot { root, version }))
+    }
+
+    /// Refuses what another cluster wrote.
+    fn check_cluster(
+        &self,
+        object: &str,
+        name: &str,
+        fingerprint: Option<u64>,
+    ) -> Result<(), Error> {
+        let Some(cluster) = &self.options.cluster else {
+            return Ok(());
+        };
+        let same_print = match (cluster.fingerprint, fingerprint) {
+            (Some(ours), Some(theirs)) => ours == theirs,
+            _ => true,
+        };
+        if cluster.name == name && same_print {
+            return Ok(());
+        }
+        let described = |name: &str, fingerprint: Option<u64>| match fingerprint {
+            Some(print) => format!("cluster {name:?} (fingerprint {print})"),
+            None => format!("cluster {name:?}"),
+        };
+        Err(Error::OtherCluster {
+            object: object.to_owned(),
+            theirs: described(name, fingerprint),
+            ours: described(&cluster.name, cluster.fingerprint),
+        })
+    }
+
+    /// Reads a snapshot's description.
+    pub async fn describe(&self, dir: &SnapshotDir) -> Result<Arc<SnapshotMetadata>, Error> {
+        self.read_description(&self.store.operation(), dir).await
+    }
+
+    pub(crate) async fn read_description(
+        &self,
+        store: &Store,
+        dir: &SnapshotDir,
+    ) -> Result<Arc<SnapshotMetadata>, Error> {
+        if let Some(known) = self.descriptions.lock().await.get(dir) {
+            return Ok(known.clone());
+        }
+        let metadata = self.read_description_anew(store, dir).await?;
+        let mut known = self.descriptions.lock().await;
+        known.insert(dir.clone(), metadata.clone());
+        Ok(metadata)
+    }
+
+    /// Reads it from the store, whatever is remembered: for who wants to know whether it is there.
+    pub(crate) async fn read_description_anew(
+        &self,
+        store: &Store,
+        dir: &SnapshotDir,
+    ) -> Result<Arc<SnapshotMetadata>, Error> {
+        let key = dir.metadata();
+        let (bytes, _) = store.get(&key, METADATA_BYTES).await?;
+        let metadata =
+            SnapshotMetadata::parse(&bytes, self.partition, dir).map_err(|why| Error::Damaged {
+                object: store.shown(&key),
+                why,
+            })?;
+        self.check_cluster(
+            &store.shown(&key),
+            &metadata.cluster_name,
+            metadata.cluster_fingerprint,
+        )?;
+        Ok(Arc::new(metadata))
+    }
+
+    /// Forgets descriptions of snapshots that the root does not keep: a repository that is used for
+    /// years remembers no more than one that was just opened.
+    pub(crate) async fn forget_all_but(&self, kept: &[SnapshotDir]) {
+        let kept: HashSet<_> = kept.iter().collect();
+        self.descriptions
+            .lock()
+            .await
+            .retain(|dir, _| kept.contains(dir));
+    }
+
+    /// All keys that a root keeps: of retained, pinned and abandoned snapshots. Fails if one of their
+    /// descriptions cannot be read: then nobody knows what must stay.
+    pub(crate) async fn refs(&self, store: &Store, root: &Root) -> Result<Refs, Error> {
+        let kept = root.kept();
+        let mut refs = Refs::default();
+        for dir in &kept {
+            refs.add(&*self.read_description(store, dir).await?);
+        }
+        self.forget_all_but(&kept).await;
+        Ok(refs)
+    }
+
+    /// The refs of a root or, if descriptions went because others moved the root on meanwhile, of the
+    /// one that is there now.
+    pub(crate) async fn refs_of_now(
+        &self,
+        store: &Store,
+        mut root: CurrentRoot,
+    ) -> Result<(CurrentRoot, Refs), Error> {
+        for _ in 1..SWAP_ATTEMPTS {
+            match self.refs(store, &root).await {
+                Err(error) if error.is_damage() => {
+                    let now = self.read_root(store).await?;
+                    if now.root == root.root {
+                        return Err(error);
+                    }
+                    root = now;
+                }
+                refs => return Ok((root, refs?)),
+            }
+        }
+        let refs = self.refs(store, &root).await?;
+        Ok((root, refs))
+    }
+
+    /// Keys of retained snapshots only: what a new one may reuse.
+    pub(crate) async fn retained_refs(&self, store: &Store, root: &Root) -> Result<Refs, Error> {
+        let mut refs = Refs::default();
+        for retained in &root.retained_snapshots {
+            match self.read_description(store, &retained.dir()).await {
+                Ok(description) => refs.add(&description),
+                // It has nothing to offer then; what was to be reused of it is uploaded anew.
+                Err(error) if error.is_damage() => {
+                    tracing::warn!(%error, "A retained snapshot cannot be read");
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(refs)
+    }
+
+    /// Replaces a root, once, if it is still the one that was read. Whatever the answer is, if it
+    /// is not a plain success, the root is read back: a failed answer may be a success, and only who
+    /// asked can tell.
+    pub(crate) async fn try_swap(
+        &self,
+        store: &Store,
+        current: &CurrentRoot,
+        mut next: Root,
+    ) -> Result<Swapped, Error> {
+        next.generation = Some(self.next_generation(store, current)?);
+        next.settle();
+        let bytes = Bytes::from(next.to_bytes()?);
+        match store.swap(ROOT, bytes, Some(&current.version)).await? {
+            Swap::Done(version) if version.e_tag.is_some() => {
+                let root = next;
+                return Ok(Swapped::Done(CurrentRoot { root, version }));
+            }
+            // Done, but the store does not say which version it is now.
+            Swap::Done(_) | Swap::Lost => {}
+            Swap::Unknown(failure) => {
+                tracing::debug!(%failure, "A swap of the root got no plain answer");
+            }
+        }
+        Ok(Swapped::ReadBack(self.read_root(store).await?))
+    }
+
+    /// The generation that the next swap makes.
+    pub(crate) fn next_generation(&self, store: &Store, root: &Root) -> Result<Generation, Error> {
+        let generation = root.generation.ok_or_else(|| Error::NotOurs {
+            root: store.shown(ROOT),
+        })?;
+        let next = generation.0.checked_add(1).ok_or_else(|| Error::Damaged {
+            object: store.shown(ROOT),
+            why: "its generation is the largest that there is".to_owned(),
+        })?;
+        Ok(Generation(next))
+    }
+
+    /// Replaces the root: reads it (or begins with `known`, which may be old), lets `decide` say what
+    /// it should be, and tries until that is done, `decide` gives up, or others are always faster.
+    /// `is_done` tells whether a root that was read back holds the change.
+    pub(crate) async fn swap_with(
+        &self,
+        store: &Store,
+        known: Option<CurrentRoot>,
+        mut decide: impl FnMut(&Root) -> Result<Change, Error> + Send,
+        is_done: impl Fn(&Root) -> bool + Send,
+    ) -> Result<CurrentRoot, Error> {
+        let mut current = match known {
+            Some(known) => known,
+            None => self.read_root(store).await?,
+        };
+        for attempt in 1..=SWAP_ATTEMPTS {
+            // Before anything else: a root that is not ours is not even decided about.
+            self.next_generation(store, &current)?;
+            let next = match decide(&current.root)? {
+                Change::To(next) => *next,
+                Change::Nothing => return Ok(current),
+            };
+            current = match self.try_swap(store, &current, next).await? {
+                Swapped::Done(current) => return Ok(current),
+                Swapped::ReadBack(current) if is_done(&current.root) => return Ok(current),
+                Swapped::ReadBack(current) => current,
+            };
+            self.stand_back(store, attempt).await;
+        }
+        Err(self.contended(store))
+    }
+
+    /// Lets others go first, more and more.
+    pub(crate) async fn stand_back(&self, store: &Store, attempt: u32) {
+        if attempt > 1 {
+            store.env().sleep(store.wait_after(attempt - 1)).await;
+        }
+    }
+
+    pub(crate) fn contended(&self, store: &Store) -> Error {
+        Error::Contended {
+            root: store.shown(ROOT),
+            attempts: SWAP_ATTEMPTS,
+        }
+    }
+
+    /// Makes a root where there is none. Its generation is far above that of every object that is
+    /// there, so that none of a former root is ever registered again.
+    ///
+    /// `None` if somebody else made one meanwhile.
+    pub(crate) async fn create_root(
+        &self,
+        store: &Store,
+        fill: impl FnOnce(&mut Root),
+        is_done: impl Fn(&Root) -> bool,
+    ) -> Result<Option<CurrentRoot>, Error> {
+        let mut largest = 0;
+        let mut listed = store.list();
+        while let Some(object) = listed.next().await {
+            if let Object::Shared {
+                generation: Some(generation),
+            } = Object::of(&object?.key)
+            {
+                largest = largest.max(generation.0);
+            }
+        }
+        let jump = (1 << 32) + (store.env().random() >> 33);
+        let generation = largest.checked_add(jump).ok_or_else(|| {
+            Error::Invalid(format!("{} has generations without end", store.shown("")))
+        })?;
+        let mut root = Root::empty(self.partition, self.cluster()?, Generation(generation));
+        fill(&mut root);
+        root.settle();
+        let bytes = Bytes::from(root.to_bytes()?);
+        if let Swap::Done(version) = store.swap(ROOT, bytes, None).await?
+            && version.e_tag.is_some()
+        {
+            return Ok(Some(CurrentRoot { root, version }));
+        }
+        let current = self.try_read_root(store).await?;
+        Ok(current.filter(|current| is_done(&current.root)))
+    }
+}

@@ -1,0 +1,444 @@
+//! Restoring a snapshot into a directory, every byte checked.
+//!
+//! Files are fetched into `<directory>.partial`, several at a time; what is complete there from an
+//! attempt that broke off is checked and kept. When all are there, whole and on disk, the directory
+//! is renamed into place: it is there with everything, or not at all.
+//!
+//! A snapshot that turns out to be damaged is reported, and the next older retained one is tried.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::stream::{self, StreamExt as _, TryStreamExt as _};
+use serde::{Deserialize, Serialize};
+
+use crate::disk;
+use crate::error::Error;
+use crate::ids::Lsn;
+use crate::layout::SnapshotDir;
+use crate::metadata::{FileMetadata, SnapshotMetadata};
+use crate::progress::Progress;
+use crate::repository::Repository;
+use crate::root::{Retained, Root};
+use crate::store::{Sink, Store};
+
+/// In a partial directory: which snapshot it is of.
+pub(crate) const MARKER: &str = ".esker-restore.json";
+/// How often a restore begins again because snapshots went while it was reading them.
+const PLANS: usize = 5;
+
+/// Which snapshot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Which {
+    /// The newest that is usable.
+    Newest,
+    /// This one and no other.
+    Exactly(SnapshotDir),
+}
+
+/// What was looked at to say that a restored file is right.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Checked {
+    /// Sizes and checksums.
+    Checksums,
+    /// Sizes only: whoever wrote the snapshot wrote no checksums.
+    SizesOnly,
+}
+
+/// A snapshot on this disk, checked. Only a restore makes one.
+#[derive(Debug)]
+pub struct Restored {
+    dir: PathBuf,
+    metadata: Arc<SnapshotMetadata>,
+    checked: Checked,
+    passed_over: Vec<(SnapshotDir, Error)>,
+    unpinned: Option<Error>,
+    resumed: u64,
+}
+
+impl Restored {
+    /// Where it is.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// What it is.
+    pub fn metadata(&self) -> &SnapshotMetadata {
+        &self.metadata
+    }
+
+    /// What was looked at.
+    pub fn checked(&self) -> Checked {
+        self.checked
+    }
+
+    /// Newer snapshots that were not usable, and why.
+    pub fn passed_over(&self) -> &[(SnapshotDir, Error)] {
+        &self.passed_over
+    }
+
+    /// Why it was not pinned, if it was not: the repository cannot be written to.
+    pub fn unpinned(&self) -> Option<&Error> {
+        self.unpinned.as_ref()
+    }
+
+    /// Files that an earlier attempt had left, whole.
+    pub fn resumed(&self) -> u64 {
+        self.resumed
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct Marker {
+    snapshot: String,
+}
+
+impl Repository {
+    /// Finds a kept snapshot by its id, its directory's name, or its LSN.
+    pub fn find(&self, root: &Root, name: &str) -> Result<SnapshotDir, Error> {
+        let kept = root.kept();
+        kept.iter()
+            .find(|dir| dir.id.as_str() == name || dir.to_string() == name)
+            .or_else(|| {
+                let lsn: u64 = name.parse().ok()?;
+                kept.iter().find(|dir| dir.lsn == Lsn(lsn))
+            })
+            .cloned()
+            .ok_or_else(|| Error::NoSnapshot(name.to_owned()))
+    }
+
+    /// Restores a snapshot into `to`, which must not exist or be empty.
+    ///
+    /// The snapshot is pinned meanwhile, if the repository can be written to.
+    pub async fn restore(
+        &self,
+        which: &Which,
+        to: &Path,
+        progress: &Progress,
+    ) -> Result<Restored, Error> {
+        let started = self.store.env().now();
+        let result = self.restore_planned(which, to, progress).await;
+        match &result {
+            Ok(restored) => {
+                let took = (self.store.env().now() - started).as_seconds_f64();
+                metrics::histogram!("esker_partition_store_snapshots_download_duration_seconds")
+                    .record(took.max(0.0));
+                metrics::counter!("esker_partition_store_snapshots_download_fallback_total")
+                    .increment(u64::from(!restored.passed_over.is_empty()));
+            }
+            Err(_) => {
+                metrics::counter!("esker_partition_store_snapshots_download_failed_total")
+                    .increment(1);
+            }
+        }
+        result
+    }
+
+    async fn restore_planned(
+        &self,
+        which: &Which,
+        to: &Path,
+        progress: &Progress,
+    ) -> Result<Restored, Error> {
+        let target = Target::new(to)?;
+        let mut passed_over: Vec<(SnapshotDir, Error)> = Vec::new();
+        'plan: for plan in 1..=PLANS {
+            let root = self.root().await?;
+            let candidates = match which {
+                Which::Newest => root.retained_snapshots.iter().map(Retained::dir).collect(),
+                Which::Exactly(dir) if root.kept().contains(dir) => vec![dir.clone()],
+                Which::Exactly(dir) => return Err(Error::NoSnapshot(dir.to_string())),
+            };
+            for dir in candidates {
+                if passed_over.iter().any(|(tried, _)| *tried == dir) {
+                    continue;
+                }
+                match self.restore_pinned(&dir, &target, progress).await {
+                    Ok(restored) => {
+                        return Ok(Restored {
+                            passed_over,
+                            ..restored
+                        });
+                    }
+                    Err(error) if error.is_damage() || matches!(error, Error::NoSnapshot(_)) => {
+                        // If it is not kept any more, it was just swept: look anew.
+                        if plan < PLANS && !self.root().await?.kept().contains(&dir) {
+                            continue 'plan;
+                        }
+                        tracing::warn!(snapshot = %dir, %error, "A snapshot cannot be restored");
+                        passed_over.push((dir, error));
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+            break;
+        }
+        let tried = passed_over.into_iter();
+        Err(Error::Unusable(
+            tried.map(|(dir, error)| (dir, Box::new(error))).collect(),
+        ))
+    }
+
+    async fn restore_pinned(
+        &self,
+        dir: &SnapshotDir,
+        target: &Target,
+        progress: &Progress,
+    ) -> Result<Restored, Error> {
+        let (pin, unpinned) = match self.options.cluster {
+            None => (None, None),
+            Some(_) => match self.pin(dir).await {
+                Ok(pin) => (Some(pin), None),
+                Err(
+                    error @ (Error::Denied { .. } | Error::NotOurs { .. } | Error::Store { .. }),
+                ) => {
+                    tracing::info!(%error, "The snapshot is restored without a pin");
+                    (None, Some(error))
+                }
+                Err(error) => return Err(error),
+            },
+        };
+        let fetched = match &pin {
+            None => self.fetch(dir, target, progress).await,
+            Some(pin) => {
+                let fetching = std::pin::pin!(self.fetch(dir, target, progress));
+                let renewing = std::pin::pin!(self.keep_pinned(pin, dir));
+                match futures::future::select(fetching, renewing).await {
+                    futures::future::Either::Left((fetched, _)) => fetched,
+                    futures::future::Either::Right((never, _)) => match never {},
+                }
+            }
+        };
+        if let Some(pin) = pin
+            && let Err(error) = self.unpin(&pin).await
+        {
+            tracing::warn!(%error, "A pin stays until it expires");
+        }
+        fetched.map(|restored| Restored {
+            unpinned,
+            ..restored
+        })
+    }
+
+    async fn keep_pinned(&self, pin: &str, dir: &SnapshotDir) -> std::convert::Infallible {
+        loop {
+            self.store.env().sleep(self.options.pin_for / 2).await;
+            if let Err(error) = self.renew_pin(pin, dir).await {
+                // If it is gone, a missing object will say so.
+                tracing::warn!(%error, "A pin could not be renewed");
+            }
+        }
+    }
+
+    async fn fetch(
+        &self,
+        dir: &SnapshotDir,
+        target: &Target,
+        progress: &Progress,
+    ) -> Result<Restored, Error> {
+        let store = self.store.operation();
+        let metadata = self.read_description(&store, dir).await?;
+        let partial = target.begin(dir).await?;
+        let mut wanted = Vec::new();
+        let mut resumed = 0;
+        progress.expect(metadata.files.len() as u64, metadata.bytes());
+        for file in &metadata.files {
+            if is_whole(&partial, file, &metadata).await? {
+                resumed += 1;
+                progress.add_bytes(file.size);
+                progress.add_file();
+            } else {
+                wanted.push(file);
+            }
+        }
+        let needed = wanted.iter().map(|f| f.size).sum();
+        disk::check_space(&partial, needed)?;
+        let mut fetching = Vec::with_capacity(wanted.len());
+        for file in wanted {
+            fetching.push(fetch_file(&store, &metadata, file, &partial, progress));
+        }
+        stream::iter(fetching)
+            .buffer_unordered(self.options.parallel_files.max(1))
+            .try_collect::<()>()
+            .await?;
+        target.finish(&metadata).await?;
+        Ok(Restored {
+            dir: target.to.clone(),
+            checked: match metadata.checksums {
+                Some(_) => Checked::Checksums,
+                None => Checked::SizesOnly,
+            },
+            metadata,
+            passed_over: Vec::new(),
+            unpinned: None,
+            resumed,
+        })
+    }
+}
+
+async fn is_whole(
+    partial: &Path,
+    file: &FileMetadata,
+    metadata: &SnapshotMetadata,
+) -> Result<bool, Error> {
+    let path = disk::below(partial, &file.name);
+    let (size, expected) = (file.size, metadata.checksum_of(file));
+    disk::blocking(move || {
+        match fs::symlink_metadata(&path) {
+            Ok(meta) if meta.is_file() && meta.len() == size => {}
+            _ => return Ok(false),
+        }
+        // Without a checksum nobody knows what it is.
+        let Some(expected) = expected else {
+            return Ok(false);
+        };
+        Ok(disk::digest(&path).is_ok_and(|digest| digest == expected))
+    })
+    .await
+}
+
+async fn fetch_file(
+    store: &Store,
+    metadata: &SnapshotMetadata,
+    file: &FileMetadata,
+    partial: &Path,
+    progress: &Progress,
+) -> Result<(), Error> {
+    let key = metadata.key_of(file);
+    let path = disk::below(partial, &file.name);
+    let mut writer = Counted {
+        writer: disk::Writer::create(path).await?,
+        progress,
+    };
+    store.read_all(&key, file.size, &mut writer).await?;
+    let digest = writer.writer.finish().await?;
+    match metadata.checksum_of(file) {
+        Some(expected) if expected != digest => Err(Error::Damaged {
+            object: store.shown(&key),
+            why: format!("its checksum is {digest}, and {expected} was written"),
+        }),
+        _ => {
+            progress.add_file();
+            Ok(())
+        }
+    }
+}
+
+struct Counted<'a> {
+    writer: disk::Writer,
+    progress: &'a Progress,
+}
+
+impl Sink for Counted<'_> {
+    async fn take(&mut self, bytes: Bytes) -> Result<(), Error> {
+        self.progress.add_bytes(bytes.len() as u64);
+        self.writer.write(bytes).await
+    }
+}
+
+/// Where a restore goes.
+struct Target {
+    to: PathBuf,
+    parent: PathBuf,
+    partial: PathBuf,
+}
+
+impl Target {
+    fn new(to: &Path) -> Result<Target, Error> {
+        let invalid =
+            |why: &str| Error::Invalid(format!("cannot restore to {}: {why}", to.display()));
+        let name = to
+            .file_name()
+            .ok_or_else(|| invalid("it has no name of its own"))?;
+        let parent = match to.parent() {
+            Some(parent) if parent != Path::new("") => parent.to_owned(),
+            _ => PathBuf::from("."),
+        };
+        match fs::read_dir(to) {
+            Ok(mut entries) => {
+                if entries.next().is_some() {
+                    return Err(invalid(
+                        "it is not empty; name a directory that does not exist yet",
+                    ));
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(invalid(&error.to_string())),
+        }
+        let mut partial_name = name.to_owned();
+        partial_name.push(".partial");
+        Ok(Target {
+            to: to.to_owned(),
+            partial: parent.join(partial_name),
+            parent,
+        })
+    }
+
+    /// Makes the partial directory, or goes on with what is in it if it is of the same snapshot.
+    async fn begin(&self, dir: &SnapshotDir) -> Result<PathBuf, Error> {
+        let (partial, snapshot) = (self.partial.clone(), dir.to_string());
+        let shown = partial.clone();
+        disk::blocking(move || {
+            let marker = partial.join(MARKER);
+            let found = match fs::read(&marker) {
+                Ok(bytes) => serde_json::from_slice::<Marker>(&bytes).ok(),
+                Err(_) => None,
+            };
+            let is_empty = match fs::read_dir(&partial) {
+                Ok(mut entries) => entries.next().is_none(),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => true,
+                Err(error) => return Err(error),
+            };
+            match found {
+                Some(found) if found.snapshot == snapshot => return Ok(partial),
+                // What a restore of another snapshot left is of no use.
+                Some(_) => fs::remove_dir_all(&partial)?,
+                None if is_empty => {}
+                None => {
+                    return Err(io::Error::new(
+                        io::ErrorKind::AlreadyExists,
+                        "it holds something that no restore left there; move it away",
+                    ));
+                }
+            }
+            fs::create_dir_all(&partial)?;
+            fs::write(&marker, serde_json::to_vec(&Marker { snapshot })?)?;
+            Ok(partial)
+        })
+        .await
+        .map_err(|source| match source {
+            Error::Io { source, .. } => Error::Io {
+                what: "restore into",
+                path: shown,
+                source,
+            },
+            other => other,
+        })
+    }
+
+    /// Puts the directory into its place.
+    async fn finish(&self, metadata: &SnapshotMetadata) -> Result<(), Error> {
+        let (to, partial, parent) = (self.to.clone(), self.partial.clone(), self.parent.clone());
+        let names: std::collections::HashSet<String> =
+            metadata.files.iter().map(|f| f.name.clone()).collect();
+        disk::blocking(move || {
+            match fs::remove_file(partial.join(MARKER)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+            disk::remove_all_but(&partial, &names)?;
+            disk::sync_tree(&partial)?;
+            match fs::remove_dir(&to) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+            fs::rename(&partial, &to)?;
+            disk::sync_dir(&parent)
+        })
+        .await
+    }
+}

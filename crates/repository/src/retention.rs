@@ -1,0 +1,111 @@
+//! Retention: what a commit cut off goes at once.
+//!
+//! Files first, the description last and only if all files went, so that what is left of a deletion
+//! that broke off still says what it was. What fails is left to the sweep. If anything that must
+//! stay cannot be read, nothing is deleted.
+
+use serde::Serialize;
+
+use crate::error::Error;
+use crate::layout::SnapshotDir;
+use crate::repository::{CurrentRoot, Repository};
+use crate::root::{Retained, Root};
+use crate::store::Store;
+
+/// What was deleted because newer snapshots took its place.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Retention {
+    /// Snapshots that are not retained any more.
+    pub evicted: Vec<String>,
+    /// Objects deleted.
+    pub deleted: u64,
+    /// Objects that could not be deleted; a sweep will.
+    pub failed: u64,
+}
+
+impl Repository {
+    /// Deletes what a swap from `before` to `after` cut off.
+    pub(crate) async fn retain(
+        &self,
+        store: &Store,
+        before: &Root,
+        after: &CurrentRoot,
+    ) -> Retention {
+        let evicted: Vec<SnapshotDir> = before
+            .retained_snapshots
+            .iter()
+            .filter(|r| !after.retains(&r.snapshot_id))
+            .map(Retained::dir)
+            .collect();
+        let mut report = Retention {
+            evicted: evicted.iter().map(ToString::to_string).collect(),
+            ..Retention::default()
+        };
+        // Without a number, older snapshots go by the sweep, and by their age.
+        if self.options.num_retained.is_none() || evicted.is_empty() {
+            return report;
+        }
+        if let Err(error) = self
+            .delete_evicted(store, &evicted, after, &mut report)
+            .await
+        {
+            tracing::warn!(
+                partition = %self.partition,
+                %error,
+                "Snapshots that are retained no more are not deleted now"
+            );
+        }
+        report
+    }
+
+    async fn delete_evicted(
+        &self,
+        store: &Store,
+        evicted: &[SnapshotDir],
+        after: &Root,
+        report: &mut Retention,
+    ) -> Result<(), Error> {
+        let mut descriptions = Vec::new();
+        for dir in evicted {
+            descriptions.push(self.read_description(store, dir).await);
+        }
+        let refs = self.refs(store, after).await?;
+        for (dir, description) in evicted.iter().zip(descriptions) {
+            let description = match description {
+                Ok(description) => description,
+                Err(error) => {
+                    tracing::warn!(%error, "An old snapshot is left to the sweep");
+                    continue;
+                }
+            };
+            if refs.contains(&dir.metadata()) {
+                // Pinned or abandoned.
+                continue;
+            }
+            let mut files: Vec<String> = description
+                .files
+                .iter()
+                .map(|f| description.key_of(f))
+                .filter(|key| !refs.contains(key))
+                .collect();
+            files.sort();
+            files.dedup();
+            let count = files.len() as u64;
+            let failed = store.delete(files).await;
+            report.deleted += count - failed.len() as u64;
+            report.failed += failed.len() as u64;
+            if let Some((_, error)) = failed.first() {
+                tracing::warn!(%error, "Files of an old snapshot are left to the sweep");
+                continue;
+            }
+            match store.delete(vec![dir.metadata()]).await.first() {
+                None => report.deleted += 1,
+                Some((_, error)) => {
+                    report.failed += 1;
+                    tracing::warn!(%error, "The description of an old snapshot is left to the sweep");
+                }
+            }
+        }
+        Ok(())
+    }
+}

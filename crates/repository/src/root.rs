@@ -1,0 +1,306 @@
+//! `latest.json`: the root, the one object of a partition that is ever replaced, and only by
+//! compare-and-swap.
+//!
+//! What is in the root decides what exists: which snapshots are retained, which uploads are under
+//! way (*intents*), what a restore is reading (*pins*), and which snapshots of a dead line are still
+//! kept (*abandoned*). Fields that we do not know survive every swap, at every level.
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use time::OffsetDateTime;
+
+use crate::error::Error;
+use crate::ids::{Generation, LineageId, Lsn, PartitionId, SnapshotId};
+use crate::layout::SnapshotDir;
+
+/// Largest root that is read, in bytes: one of some 60,000 snapshots.
+pub const ROOT_BYTES: u64 = 16 << 20;
+
+/// What is written. `V1`, which has no list of retained snapshots, is read as well.
+const VERSION: &str = "V2";
+
+/// A root.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Root {
+    /// `V2`.
+    pub version: String,
+    /// The partition it is of.
+    pub partition_id: PartitionId,
+    /// The log behind the partition.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log_id: Option<u32>,
+    /// The cluster it is of.
+    #[serde(default)]
+    pub cluster_name: String,
+    /// Tells clusters of one name apart.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cluster_fingerprint: Option<u64>,
+    /// The node that made the newest snapshot, or, before there is any, the root.
+    pub node_name: String,
+    /// The newest snapshot; always repeats the first retained one, and absent if there is none.
+    #[serde(flatten, default, skip_serializing_if = "Option::is_none")]
+    pub newest: Option<Newest>,
+    /// Newest LSN first.
+    #[serde(default)]
+    pub retained_snapshots: Vec<Retained>,
+    /// Rises with every swap. Restate writes none, and nothing of ours is written where there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub generation: Option<Generation>,
+    /// The history that the retained snapshots are of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lineage: Option<LineageId>,
+    /// Where that history branched off.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<Parent>,
+    /// Snapshots of dead lines, kept until pruned by hand.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub abandoned: Vec<Abandoned>,
+    /// Uploads under way.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub intents: Vec<Intent>,
+    /// What restores are reading.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pins: Vec<Pin>,
+    /// What else there is.
+    #[serde(flatten)]
+    pub extra: Map<String, Value>,
+}
+
+/// The newest snapshot, as a root repeats it at its top level.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Newest {
+    /// When it was made.
+    #[serde(with = "time::serde::rfc3339")]
+    pub created_at: OffsetDateTime,
+    /// Its id.
+    pub snapshot_id: SnapshotId,
+    /// The last position it covers.
+    pub min_applied_lsn: Lsn,
+    /// Its directory.
+    pub path: String,
+}
+
+/// A retained snapshot.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Retained {
+    /// Its id.
+    pub snapshot_id: SnapshotId,
+    /// The last position it covers.
+    pub min_applied_lsn: Lsn,
+    /// When it was made, by its node's clock.
+    #[serde(with = "time::serde::rfc3339")]
+    pub created_at: OffsetDateTime,
+    /// Its directory.
+    pub path: String,
+    /// What else there is.
+    #[serde(flatten)]
+    pub extra: Map<String, Value>,
+}
+
+impl Retained {
+    /// Its directory, parsed: its id and LSN say the same, as a check of the root has shown.
+    pub fn dir(&self) -> SnapshotDir {
+        SnapshotDir {
+            lsn: self.min_applied_lsn,
+            id: self.snapshot_id.clone(),
+        }
+    }
+}
+
+/// Where a lineage branched off.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Parent {
+    /// From which.
+    pub lineage: LineageId,
+    /// The last position that both share.
+    pub lsn: Lsn,
+    /// What else there is.
+    #[serde(flatten)]
+    pub extra: Map<String, Value>,
+}
+
+/// A snapshot of a dead line.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Abandoned {
+    /// The line.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lineage: Option<LineageId>,
+    /// The snapshot.
+    #[serde(flatten)]
+    pub snapshot: Retained,
+}
+
+/// An upload under way.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Intent {
+    /// The snapshots it may still become; the last is the one it is working on.
+    pub snapshot_ids: Vec<SnapshotId>,
+    /// Of every object that it uploads; its own alone.
+    pub generation: Generation,
+    /// Whose.
+    pub node_name: String,
+    /// By its owner's clock.
+    #[serde(with = "time::serde::rfc3339")]
+    pub renewed_at: OffsetDateTime,
+    /// What else there is.
+    #[serde(flatten)]
+    pub extra: Map<String, Value>,
+}
+
+/// A restore's claim on a snapshot.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Pin {
+    /// 32 hexadecimal digits.
+    pub id: String,
+    /// The snapshot's directory.
+    pub path: String,
+    /// By the clock of who pinned it. Past that, a sweep may remove it.
+    #[serde(with = "time::serde::rfc3339")]
+    pub expires_at: OffsetDateTime,
+    /// What else there is.
+    #[serde(flatten)]
+    pub extra: Map<String, Value>,
+}
+
+impl Root {
+    /// A root with nothing in it.
+    pub(crate) fn empty(
+        partition: PartitionId,
+        cluster: &crate::Cluster,
+        generation: Generation,
+    ) -> Root {
+        Root {
+            version: VERSION.to_owned(),
+            partition_id: partition,
+            log_id: None,
+            cluster_name: cluster.name.clone(),
+            cluster_fingerprint: cluster.fingerprint,
+            node_name: cluster.node_name.clone(),
+            newest: None,
+            retained_snapshots: Vec::new(),
+            generation: Some(generation),
+            lineage: None,
+            parent: None,
+            abandoned: Vec::new(),
+            intents: Vec::new(),
+            pins: Vec::new(),
+            extra: Map::new(),
+        }
+    }
+
+    /// Parses a root, and checks that it is of this partition and consistent in itself. A root
+    /// that fails here is damaged: nothing is concluded from it and it is never written over.
+    pub fn parse(bytes: &[u8], partition: PartitionId) -> Result<Root, String> {
+        let value: Value = serde_json::from_slice(bytes).map_err(|e| format!("no JSON: {e}"))?;
+        let version = value.get("version").and_then(Value::as_str);
+        let old = match version {
+            Some(VERSION) => false,
+            Some("V1") => true,
+            Some(other) => {
+                return Err(format!(
+                    "version {other:?}, and only V1 and {VERSION} are known; use a newer Esker"
+                ));
+            }
+            None => return Err("no version".to_owned()),
+        };
+        let names_newest = value.get("snapshot_id").is_some_and(|id| !id.is_null());
+        let mut root: Root = serde_json::from_value(value).map_err(|e| e.to_string())?;
+        if names_newest != root.newest.is_some() {
+            return Err("its newest snapshot is not described as it should be".to_owned());
+        }
+        if !old && root.newest.is_some() && root.retained_snapshots.is_empty() {
+            return Err("it names a newest snapshot and retains none".to_owned());
+        }
+        if old && root.retained_snapshots.is_empty() {
+            root.retained_snapshots
+                .extend(root.newest.as_ref().map(|newest| Retained {
+                    snapshot_id: newest.snapshot_id.clone(),
+                    min_applied_lsn: newest.min_applied_lsn,
+                    created_at: newest.created_at,
+                    path: newest.path.clone(),
+                    extra: Map::new(),
+                }));
+        }
+        root.check(partition)?;
+        Ok(root)
+    }
+
+    fn check(&self, partition: PartitionId) -> Result<(), String> {
+        if self.partition_id != partition {
+            return Err(format!("it is of partition {}", self.partition_id));
+        }
+        let abandoned = self.abandoned.iter().map(|a| &a.snapshot);
+        for snapshot in self.retained_snapshots.iter().chain(abandoned) {
+            if snapshot.path != snapshot.dir().to_string() {
+                return Err(format!(
+                    "the path of {} is {:?}",
+                    snapshot.dir(),
+                    snapshot.path.chars().take(100).collect::<String>()
+                ));
+            }
+        }
+        for pin in &self.pins {
+            if SnapshotDir::parse(&pin.path).is_none() {
+                return Err(format!(
+                    "a pin's path is {:?}",
+                    pin.path.chars().take(100).collect::<String>()
+                ));
+            }
+        }
+        let newest_first = self
+            .retained_snapshots
+            .is_sorted_by(|a, b| a.min_applied_lsn >= b.min_applied_lsn);
+        if !newest_first {
+            return Err("its retained snapshots are not ordered by LSN".to_owned());
+        }
+        Ok(())
+    }
+
+    /// Directories of all snapshots that must stay: retained, pinned and abandoned, each once.
+    pub fn kept(&self) -> Vec<SnapshotDir> {
+        let mut kept: Vec<SnapshotDir> = self
+            .retained_snapshots
+            .iter()
+            .chain(self.abandoned.iter().map(|a| &a.snapshot))
+            .map(Retained::dir)
+            .collect();
+        kept.extend(self.pins.iter().filter_map(|p| SnapshotDir::parse(&p.path)));
+        kept.sort_by(|a, b| b.cmp(a));
+        kept.dedup();
+        kept
+    }
+
+    /// Whether a snapshot is retained.
+    pub fn retains(&self, id: &SnapshotId) -> bool {
+        self.retained_snapshots.iter().any(|r| r.snapshot_id == *id)
+    }
+
+    /// The intent that an upload registered, while it lives.
+    pub fn intent(&self, generation: Generation) -> Option<&Intent> {
+        self.intents.iter().find(|i| i.generation == generation)
+    }
+
+    /// Whether an intent may still become this snapshot.
+    pub fn intends(&self, id: &SnapshotId) -> bool {
+        self.intents.iter().any(|i| i.snapshot_ids.contains(id))
+    }
+
+    /// Sorts what is retained, newest LSN first, and repeats the first at the top level. Of one LSN,
+    /// what stands first stays first: a snapshot is put in front, and never cut off by its own commit.
+    pub(crate) fn settle(&mut self) {
+        VERSION.clone_into(&mut self.version);
+        self.retained_snapshots
+            .sort_by_key(|r| std::cmp::Reverse(r.min_applied_lsn));
+        self.newest = self.retained_snapshots.first().map(|first| Newest {
+            created_at: first.created_at,
+            snapshot_id: first.snapshot_id.clone(),
+            min_applied_lsn: first.min_applied_lsn,
+            path: first.path.clone(),
+        });
+    }
+
+    /// As it is written.
+    pub(crate) fn to_bytes(&self) -> Result<Vec<u8>, Error> {
+        serde_json::to_vec_pretty(self).map_err(|e| Error::Invalid(format!("a root: {e}")))
+    }
+}

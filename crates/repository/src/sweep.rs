@@ -1,0 +1,259 @@
+//! The sweep: deletes what nobody needs, and provably nothing else.
+//!
+//! *First* a list, *then* the root. What was listed, is not referenced by the root that was read
+//! afterwards, and belongs to no intent in it, can never be referenced again: a key enters the root
+//! only if it is in it already, or by an intent that was registered before its object was written,
+//! hence before it was listed. Clocks play no part in that; the least age is a second line.
+//!
+//! A list of any length is swept in slices: some keys are listed, the root is read, and what may go
+//! of these keys goes.
+
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+
+use crate::error::Error;
+use crate::ids::Generation;
+use crate::layout::{Object, ROOT};
+use crate::repository::{Change, CurrentRoot, Refs, Repository};
+use crate::root::Root;
+use crate::store::{Listed, Store};
+
+/// Keys that are held in memory at a time: some 30 MiB.
+const SLICE: usize = 200_000;
+
+/// What a sweep did.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Sweep {
+    /// Objects listed.
+    pub listed: u64,
+    /// Objects deleted.
+    pub deleted: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Objects that could not be deleted. The next sweep tries again.
+    pub failed: u64,
+    /// Orphans that are too young.
+    pub young: u64,
+    /// Objects that are none of ours.
+    pub foreign: u64,
+    /// Uploads that were taken for dead.
+    pub fenced: u64,
+    /// Pins that had expired.
+    pub unpinned: u64,
+}
+
+/// Why an object may go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Condemned {
+    /// A file that no kept snapshot refers to.
+    UnreferencedFile,
+    /// A description of a snapshot that is not kept.
+    UnretainedSnapshot,
+}
+
+/// What is to become of an object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Fate {
+    /// It is the root.
+    Root,
+    /// It is not ours.
+    Foreign,
+    /// A kept snapshot needs it.
+    Referenced,
+    /// An upload under way may need it.
+    Intended(Generation),
+    /// Nobody needs it, and it is too young to go.
+    Young(Condemned),
+    /// It goes.
+    Orphan(Condemned),
+}
+
+/// Decides on objects that were listed before this root was read.
+pub(crate) struct Judge<'a> {
+    pub root: &'a Root,
+    pub refs: &'a Refs,
+    pub now: OffsetDateTime,
+    pub min_age: Duration,
+}
+
+impl Judge<'_> {
+    pub(crate) fn fate(&self, listed: &Listed) -> Fate {
+        let why = match Object::of(&listed.key) {
+            Object::Root => return Fate::Root,
+            Object::Foreign => return Fate::Foreign,
+            _ if self.refs.contains(&listed.key) => return Fate::Referenced,
+            Object::Shared { generation } => {
+                if let Some(intent) = generation.and_then(|g| self.root.intent(g)) {
+                    return Fate::Intended(intent.generation);
+                }
+                Condemned::UnreferencedFile
+            }
+            Object::Metadata(dir) | Object::File(dir) => {
+                let intent = self
+                    .root
+                    .intents
+                    .iter()
+                    .find(|i| i.snapshot_ids.contains(&dir.id));
+                if let Some(intent) = intent {
+                    return Fate::Intended(intent.generation);
+                }
+                Condemned::UnretainedSnapshot
+            }
+        };
+        let age_ms = i64::try_from(self.now.unix_timestamp_nanos() / 1_000_000)
+            .unwrap_or(i64::MAX)
+            .saturating_sub(listed.modified_ms);
+        if i128::from(age_ms) < i128::try_from(self.min_age.as_millis()).unwrap_or(i128::MAX) {
+            Fate::Young(why)
+        } else {
+            Fate::Orphan(why)
+        }
+    }
+}
+
+impl Repository {
+    /// Deletes orphans. Also removes intents and pins that are dead by the clock.
+    ///
+    /// An error (an unreadable description, above all) means that nothing was deleted from the
+    /// slice at hand on, and counts as a failed scan.
+    pub async fn sweep(&self) -> Result<Sweep, Error> {
+        let mut sweep = Sweep::default();
+        let result = self.sweep_all(&mut sweep).await;
+        metrics::counter!("esker_partition_store_snapshots_orphan_scan_total").increment(1);
+        metrics::counter!("esker_partition_store_snapshots_orphan_files_deleted_total")
+            .increment(sweep.deleted);
+        if let Err(error) = result {
+            metrics::counter!("esker_partition_store_snapshots_orphan_scan_failed_total")
+                .increment(1);
+            return Err(error);
+        }
+        Ok(sweep)
+    }
+
+    async fn sweep_all(&self, sweep: &mut Sweep) -> Result<(), Error> {
+        self.cluster()?;
+        let store = self.store.operation();
+        let mut keys = store.list();
+        let mut current: Option<CurrentRoot> = None;
+        loop {
+            let mut slice = Vec::new();
+            while slice.len() < SLICE {
+                match keys.next().await {
+                    Some(listed) => slice.push(listed?),
+                    None => break,
+                }
+            }
+            if slice.is_empty() && current.is_some() {
+                return Ok(());
+            }
+            sweep.listed += slice.len() as u64;
+            // Only now.
+            let root = self.tidy(&store, sweep).await?;
+            let (root, refs) = self.refs_of_now(&store, root).await?;
+            let judge = Judge {
+                root: &root,
+                refs: &refs,
+                now: store.env().now(),
+                min_age: self.options.orphan_min_age,
+            };
+            let mut orphans = Vec::new();
+            for listed in slice {
+                match judge.fate(&listed) {
+                    Fate::Orphan(_) => orphans.push(listed),
+                    Fate::Young(_) => sweep.young += 1,
+                    Fate::Foreign => sweep.foreign += 1,
+                    Fate::Root | Fate::Referenced | Fate::Intended(_) => {}
+                }
+            }
+            let (deleted, bytes, failed) = delete_all(&store, orphans).await;
+            sweep.deleted += deleted;
+            sweep.bytes += bytes;
+            sweep.failed += failed;
+            current = Some(root);
+        }
+    }
+
+    /// Removes intents and pins that are dead by the clock, and returns the root as it is then.
+    async fn tidy(&self, store: &Store, sweep: &mut Sweep) -> Result<CurrentRoot, Error> {
+        let current = self.read_root(store).await?;
+        if current.generation.is_none() {
+            return Err(Error::NotOurs {
+                root: store.shown(ROOT),
+            });
+        }
+        let now = store.env().now();
+        let timeout = self.options.intent_timeout;
+        let live = |root: &Root| {
+            let mut next = root.clone();
+            next.intents.retain(|i| now - i.renewed_at < timeout);
+            next.pins.retain(|p| p.expires_at > now);
+            next
+        };
+        let next = live(&current);
+        if next.intents.len() == current.intents.len() && next.pins.len() == current.pins.len() {
+            return Ok(current);
+        }
+        sweep.fenced += (current.intents.len() - next.intents.len()) as u64;
+        sweep.unpinned += (current.pins.len() - next.pins.len()) as u64;
+        self.swap_with(
+            store,
+            Some(current),
+            |root| {
+                let next = live(root);
+                let nothing =
+                    next.intents.len() == root.intents.len() && next.pins.len() == root.pins.len();
+                Ok(if nothing {
+                    Change::Nothing
+                } else {
+                    Change::To(Box::new(next))
+                })
+            },
+            |root| {
+                let next = live(root);
+                next.intents.len() == root.intents.len() && next.pins.len() == root.pins.len()
+            },
+        )
+        .await
+    }
+}
+
+/// Deletes: files first, descriptions last, and those only of snapshots all of whose files went.
+/// How many went, their bytes, and how many did not.
+pub(crate) async fn delete_all(store: &Store, objects: Vec<Listed>) -> (u64, u64, u64) {
+    let (descriptions, files): (Vec<_>, Vec<_>) = objects
+        .into_iter()
+        .partition(|o| matches!(Object::of(&o.key), Object::Metadata(_)));
+    let (mut deleted, mut bytes, mut failed) = (0, 0, 0);
+    let mut broken = std::collections::HashSet::new();
+    for round in [files, descriptions] {
+        let round: Vec<Listed> = round
+            .into_iter()
+            .filter(|o| match Object::of(&o.key) {
+                Object::Metadata(dir) => !broken.contains(&dir),
+                _ => true,
+            })
+            .collect();
+        if round.is_empty() {
+            continue;
+        }
+        let sizes: std::collections::HashMap<String, u64> =
+            round.iter().map(|o| (o.key.clone(), o.size)).collect();
+        deleted += sizes.len() as u64;
+        bytes += sizes.values().sum::<u64>();
+        let keys = round.into_iter().map(|o| o.key).collect();
+        for (key, error) in store.delete(keys).await {
+            tracing::warn!(%error, "An orphan could not be deleted");
+            if let Object::File(dir) = Object::of(&key) {
+                broken.insert(dir);
+            }
+            deleted -= 1;
+            bytes -= sizes.get(&key).copied().unwrap_or(0);
+            failed += 1;
+        }
+    }
+    (deleted, bytes, failed)
+}

@@ -1,0 +1,256 @@
+//! One file's way into the store: read in parts, hashed as it streams, written.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::StreamExt as _;
+use futures::stream::FuturesUnordered;
+use tokio::sync::Semaphore;
+use xxhash_rust::xxh3::Xxh3;
+
+use crate::checkpoint::Source;
+use crate::error::Error;
+use crate::ids::Digest;
+use crate::metadata::FileMetadata;
+use crate::progress::Progress;
+use crate::store::Store;
+
+/// A file up to this size is one request; larger ones go in parts of it.
+pub(crate) const PART: u64 = 8 << 20;
+/// S3 takes 10,000 parts at most; beyond 80 GB a part is larger.
+const MOST_PARTS: u64 = 10_000;
+/// Bytes that are read and written at a time where an object is written in order.
+const PIECE: u64 = 1 << 20;
+/// Bytes that are hashed at a time when nothing is uploaded.
+const HASHED_AT_ONCE: u64 = 1 << 20;
+
+/// What uploads share: the source, and the bound on bytes in memory.
+pub(crate) struct Uploads<'a> {
+    pub store: &'a Store,
+    pub source: &'a Arc<dyn Source>,
+    pub memory: &'a Semaphore,
+    pub buffer: usize,
+    pub progress: &'a Progress,
+}
+
+impl Uploads<'_> {
+    /// Uploads a file, and says what it was. A file that is shorter than it should be, or not what
+    /// it was when it was hashed before, is an error; what was written then is nobody's.
+    pub(crate) async fn upload(
+        &self,
+        file: &FileMetadata,
+        key: &str,
+        expected: Option<Digest>,
+    ) -> Result<Digest, Error> {
+        if let Some(path) = self.source.path(&file.name)
+            && self.store.link(key, &path).await?
+        {
+            let digest = match expected {
+                Some(digest) => digest,
+                None => self.digest(file).await?,
+            };
+            self.progress.add_bytes(file.size);
+            self.progress.add_file();
+            return Ok(digest);
+        }
+        let digest = if file.size <= PART {
+            let permits = self.permits(file.size).await;
+            let bytes = self.read(file, 0, file.size).await?;
+            let digest = Digest::of(&bytes);
+            self.unchanged(file, expected, digest)?;
+            self.store.put(key, bytes).await?;
+            self.progress.add_bytes(file.size);
+            drop(permits);
+            digest
+        } else {
+            self.upload_in_parts(file, key, expected).await?
+        };
+        self.source.remember_digest(&file.name, digest);
+        self.progress.add_file();
+        Ok(digest)
+    }
+
+    async fn upload_in_parts(
+        &self,
+        file: &FileMetadata,
+        key: &str,
+        expected: Option<Digest>,
+    ) -> Result<Digest, Error> {
+        if !self.store.has_parts() {
+            return self.upload_in_order(file, key, expected).await;
+        }
+        let part = part_size(file.size);
+        let parts = self.store.begin_parts(key).await?;
+        match self.send_parts(file, &parts, part, expected).await {
+            Ok((done, digest)) => {
+                parts.complete(done, file.size).await?;
+                Ok(digest)
+            }
+            Err(error) => {
+                parts.abort().await;
+                Err(error)
+            }
+        }
+    }
+
+    /// For a store that takes an object only in order: while one piece is written, the next is read.
+    async fn upload_in_order(
+        &self,
+        file: &FileMetadata,
+        key: &str,
+        expected: Option<Digest>,
+    ) -> Result<Digest, Error> {
+        let _room = self.permits(2 * PIECE).await;
+        let mut upload = self.store.begin_stream(key).await?;
+        let mut hasher = Xxh3::new();
+        let mut offset = 0;
+        let mut next = self.read(file, 0, PIECE.min(file.size)).await;
+        let sent = loop {
+            let bytes = match next {
+                Ok(bytes) => bytes,
+                Err(error) => break Err(error),
+            };
+            offset += bytes.len() as u64;
+            let len = bytes.len() as u64;
+            hasher.update(&bytes);
+            let writing = upload.put_part(object_store::PutPayload::from_bytes(bytes));
+            let reading = async {
+                let len = PIECE.min(file.size - offset);
+                match len {
+                    0 => Ok(Bytes::new()),
+                    len => self.read(file, offset, len).await,
+                }
+            };
+            let (wrote, read) = futures::future::join(writing, reading).await;
+            if let Err(source) = wrote {
+                break Err(self.store.write_failed(key, source));
+            }
+            self.progress.add_bytes(len);
+            if offset == file.size {
+                let digest = Digest(hasher.digest128());
+                break self.unchanged(file, expected, digest).map(|()| digest);
+            }
+            next = read;
+        };
+        match sent {
+            Ok(digest) => {
+                let completed = upload.complete().await;
+                completed.map_err(|source| self.store.write_failed(key, source))?;
+                Ok(digest)
+            }
+            Err(error) => {
+                // What is left of it is a temporary file, which goes with the upload.
+                let _ = upload.abort().await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn send_parts(
+        &self,
+        file: &FileMetadata,
+        parts: &crate::store::Parts,
+        part: u64,
+        expected: Option<Digest>,
+    ) -> Result<(Vec<object_store::multipart::PartId>, Digest), Error> {
+        let mut hasher = Xxh3::new();
+        let mut under_way = FuturesUnordered::new();
+        let mut done = Vec::new();
+        let mut offset = 0;
+        while offset < file.size {
+            let len = part.min(file.size - offset);
+            // While it waits for room, what is under way goes on and makes some.
+            let permits = {
+                let mut room = std::pin::pin!(self.permits(len));
+                loop {
+                    tokio::select! {
+                        biased;
+                        Some(sent) = under_way.next(), if !under_way.is_empty() => {
+                            done.push(sent?);
+                        }
+                        permits = &mut room => break permits,
+                    }
+                }
+            };
+            let bytes = self.read(file, offset, len).await?;
+            hasher.update(&bytes);
+            let index = done.len() + under_way.len();
+            under_way.push(async move {
+                let sent = parts.put(index, bytes).await;
+                self.progress.add_bytes(len);
+                drop(permits);
+                sent.map(|id| (index, id))
+            });
+            offset += len;
+        }
+        let digest = Digest(hasher.digest128());
+        self.unchanged(file, expected, digest)?;
+        while let Some(sent) = under_way.next().await {
+            done.push(sent?);
+        }
+        done.sort_by_key(|(index, _)| *index);
+        Ok((done.into_iter().map(|(_, id)| id).collect(), digest))
+    }
+
+    /// The checksum of a file: remembered, or by reading it.
+    pub(crate) async fn digest(&self, file: &FileMetadata) -> Result<Digest, Error> {
+        if let Some(known) = self.source.known_digest(&file.name) {
+            return Ok(known);
+        }
+        let mut hasher = Xxh3::new();
+        let mut offset = 0;
+        while offset < file.size {
+            let len = HASHED_AT_ONCE.min(file.size - offset);
+            let _room = self.permits(len).await;
+            hasher.update(&self.read(file, offset, len).await?);
+            offset += len;
+        }
+        let digest = Digest(hasher.digest128());
+        self.source.remember_digest(&file.name, digest);
+        Ok(digest)
+    }
+
+    async fn permits(&self, bytes: u64) -> Option<tokio::sync::SemaphorePermit<'_>> {
+        let bytes = usize::try_from(bytes)
+            .unwrap_or(usize::MAX)
+            .min(self.buffer);
+        let permits = u32::try_from(bytes).unwrap_or(u32::MAX);
+        // It is never closed.
+        self.memory.acquire_many(permits).await.ok()
+    }
+
+    async fn read(&self, file: &FileMetadata, offset: u64, len: u64) -> Result<Bytes, Error> {
+        let len = usize::try_from(len).unwrap_or(usize::MAX);
+        let read = self.source.read_at(&file.name, offset, len).await;
+        read.map_err(|source| Error::Io {
+            what: "read",
+            path: self
+                .source
+                .path(&file.name)
+                .unwrap_or_else(|| file.name.clone().into()),
+            source,
+        })
+    }
+
+    fn unchanged(
+        &self,
+        file: &FileMetadata,
+        expected: Option<Digest>,
+        actual: Digest,
+    ) -> Result<(), Error> {
+        match expected {
+            Some(expected) if expected != actual => Err(Error::Invalid(format!(
+                "{} is not what it was when it was hashed ({actual} instead of {expected}): \
+                 files of a checkpoint must not change",
+                file.name
+            ))),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Of a file's parts: the smallest that gives no more than there may be.
+fn part_size(size: u64) -> u64 {
+    let least = size.div_ceil(MOST_PARTS);
+    PART.max(least.next_multiple_of(1 << 20))
+}

@@ -1,0 +1,226 @@
+//! Verifying: is everything there that a kept snapshot needs, and is it what was written?
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use bytes::Bytes;
+use futures::stream::{self, StreamExt as _};
+use serde::Serialize;
+use xxhash_rust::xxh3::Xxh3;
+
+use crate::error::Error;
+use crate::ids::Digest;
+use crate::layout::SnapshotDir;
+use crate::progress::Progress;
+use crate::repository::Repository;
+use crate::store::{Sink, Store};
+
+/// What [`Repository::verify`] found.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Verification {
+    /// Snapshots looked at: retained, pinned and abandoned.
+    pub snapshots: Vec<String>,
+    /// Objects looked at.
+    pub objects: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Whether the bytes were read, and not only looked for.
+    pub data: bool,
+    /// Snapshots without checksums: of their files only the sizes could be checked.
+    pub without_checksums: Vec<String>,
+    /// What is wrong.
+    pub damaged: Vec<DamagedObject>,
+}
+
+impl Verification {
+    /// Whether nothing is wrong.
+    pub fn is_sound(&self) -> bool {
+        self.damaged.is_empty()
+    }
+}
+
+/// An object that is missing or is not what was written.
+#[derive(Clone, Debug, Serialize)]
+pub struct DamagedObject {
+    /// Its key, below the partition.
+    pub key: String,
+    /// What is wrong with it.
+    pub why: String,
+    /// The snapshots that need it.
+    pub hurts: Vec<String>,
+}
+
+struct Needed {
+    size: u64,
+    digest: Option<Digest>,
+    by: Vec<String>,
+}
+
+impl Repository {
+    /// Looks whether all objects of all kept snapshots are there and have the right size, and with
+    /// `data` reads and hashes every byte.
+    ///
+    /// What is damaged is in the report; an error means that it could not be found out.
+    pub async fn verify(&self, data: bool, progress: &Progress) -> Result<Verification, Error> {
+        let store = self.store.operation();
+        let root = self.read_root(&store).await?;
+        let mut report = Verification {
+            data,
+            ..Verification::default()
+        };
+        let mut damaged: BTreeMap<String, DamagedObject> = BTreeMap::new();
+        let mut needed: BTreeMap<String, Needed> = BTreeMap::new();
+        for dir in root.kept() {
+            report.snapshots.push(dir.to_string());
+            self.need(&store, &dir, &mut needed, &mut damaged, &mut report)
+                .await?;
+        }
+        // One list instead of a look at each.
+        let mut sizes = HashMap::new();
+        let mut listed = store.list();
+        while let Some(object) = listed.next().await {
+            let object = object?;
+            if needed.contains_key(&object.key) {
+                sizes.insert(object.key, object.size);
+            }
+        }
+        let mut to_read = Vec::new();
+        for (key, need) in &needed {
+            report.objects += 1;
+            report.bytes += need.size;
+            let why = match sizes.get(key) {
+                None => "it is missing".to_owned(),
+                Some(size) if *size != need.size => {
+                    format!("it has {size} bytes instead of {}", need.size)
+                }
+                Some(_) => {
+                    to_read.push((key, need));
+                    continue;
+                }
+            };
+            damaged.insert(key.clone(), harm(key, why, need));
+        }
+        if data {
+            progress.expect(
+                to_read.len() as u64,
+                to_read.iter().map(|(_, need)| need.size).sum(),
+            );
+            let mut hashing = Vec::with_capacity(to_read.len());
+            for (key, need) in to_read {
+                hashing.push(hash(&store, key, need, progress));
+            }
+            let mut reading =
+                stream::iter(hashing).buffer_unordered(self.options.parallel_files.max(1));
+            while let Some((key, need, read)) = reading.next().await {
+                let why = match read {
+                    Ok(digest) if need.digest.is_some_and(|expected| expected != digest) => {
+                        format!("its bytes are not what was written (checksum {digest})")
+                    }
+                    Ok(_) => continue,
+                    Err(Error::Damaged { why, .. }) => why,
+                    Err(Error::Missing { .. }) => "it is missing".to_owned(),
+                    Err(error) => return Err(error),
+                };
+                damaged.insert(key.clone(), harm(key, why, need));
+            }
+        }
+        if !damaged.is_empty() {
+            // What was let go of meanwhile may be gone, and that is no damage.
+            let kept = self.read_root(&store).await?.kept();
+            let kept: HashSet<String> = kept.iter().map(ToString::to_string).collect();
+            damaged.retain(|_, object| {
+                object.hurts.retain(|snapshot| kept.contains(snapshot));
+                !object.hurts.is_empty()
+            });
+        }
+        report.damaged = damaged.into_values().collect();
+        Ok(report)
+    }
+
+    async fn need(
+        &self,
+        store: &Store,
+        dir: &SnapshotDir,
+        needed: &mut BTreeMap<String, Needed>,
+        damaged: &mut BTreeMap<String, DamagedObject>,
+        report: &mut Verification,
+    ) -> Result<(), Error> {
+        let metadata = match self.read_description_anew(store, dir).await {
+            Ok(metadata) => metadata,
+            Err(error) if error.is_damage() || matches!(error, Error::OtherCluster { .. }) => {
+                let why = match &error {
+                    Error::Damaged { why, .. } => why.clone(),
+                    Error::Missing { .. } => "it is missing".to_owned(),
+                    other => other.to_string(),
+                };
+                let key = dir.metadata();
+                let object = DamagedObject {
+                    key: key.clone(),
+                    why,
+                    hurts: vec![dir.to_string()],
+                };
+                damaged.insert(key, object);
+                return Ok(());
+            }
+            Err(error) => return Err(error),
+        };
+        if metadata.checksums.is_none() {
+            report.without_checksums.push(dir.to_string());
+        }
+        for file in &metadata.files {
+            let key = metadata.key_of(file);
+            let digest = metadata.checksum_of(file);
+            let need = needed.entry(key.clone()).or_insert_with(|| Needed {
+                size: file.size,
+                digest,
+                by: Vec::new(),
+            });
+            if need.by.last() != Some(&dir.to_string()) {
+                need.by.push(dir.to_string());
+            }
+            let contradicts = need.size != file.size
+                || matches!((need.digest, digest), (Some(a), Some(b)) if a != b);
+            need.digest = need.digest.or(digest);
+            if contradicts {
+                let why = "two snapshots say different things about it".to_owned();
+                damaged.insert(key.clone(), harm(&key, why, need));
+            }
+        }
+        Ok(())
+    }
+}
+
+struct Hashing<'a> {
+    hasher: Xxh3,
+    progress: &'a Progress,
+}
+
+impl Sink for Hashing<'_> {
+    async fn take(&mut self, bytes: Bytes) -> Result<(), Error> {
+        self.progress.add_bytes(bytes.len() as u64);
+        self.hasher.update(&bytes);
+        Ok(())
+    }
+}
+
+async fn hash<'a>(
+    store: &Store,
+    key: &'a String,
+    need: &'a Needed,
+    progress: &Progress,
+) -> (&'a String, &'a Needed, Result<Digest, Error>) {
+    let mut sink = Hashing {
+        hasher: Xxh3::new(),
+        progress,
+    };
+    let read = store.read_all(key, need.size, &mut sink).await;
+    progress.add_file();
+    (key, need, read.map(|()| Digest(sink.hasher.digest128())))
+}
+
+fn harm(key: &str, why: String, need: &Needed) -> DamagedObject {
+    DamagedObject {
+        key: key.to_owned(),
+        why,
+        hurts: need.by.clone(),
+    }
+}

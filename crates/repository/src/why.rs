@@ -1,0 +1,275 @@
+//! Why is this object still here, and how do two snapshots differ?
+
+use std::collections::BTreeMap;
+
+use futures::StreamExt as _;
+use serde::Serialize;
+
+use crate::error::Error;
+use crate::ids::{Generation, Lsn};
+use crate::layout::{ROOT, SnapshotDir};
+use crate::repository::Repository;
+use crate::sweep::{Condemned, Fate, Judge};
+
+/// What keeps an object, or condemns it.
+#[derive(Clone, Debug, Serialize)]
+pub struct Why {
+    /// The object's key, below the partition.
+    pub key: String,
+    /// Its bytes; absent if there is no such object.
+    pub size: Option<u64>,
+    /// What is to become of it.
+    pub verdict: Verdict,
+    /// What keeps it: all of it.
+    pub kept_by: Vec<Holder>,
+}
+
+/// What is to become of an object.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case", tag = "verdict")]
+pub enum Verdict {
+    /// It is the root.
+    Root,
+    /// It is none of ours and is never touched.
+    Foreign,
+    /// It stays, see `kept_by`.
+    Kept,
+    /// Nobody needs it; it goes with a sweep once it is old enough.
+    TooYoung {
+        /// Why it goes.
+        why: Condemned,
+        /// In how many seconds.
+        seconds_left: u64,
+    },
+    /// Nobody needs it; the next sweep deletes it.
+    Condemned {
+        /// Why it goes.
+        why: Condemned,
+    },
+    /// There is no such object, and nobody needs it.
+    Absent,
+    /// There is no such object, but something needs it: see `kept_by`.
+    Lost,
+}
+
+/// What keeps an object.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case", tag = "by")]
+pub enum Holder {
+    /// A retained snapshot.
+    Retained {
+        /// Its directory.
+        snapshot: String,
+        /// The files of it that are this object.
+        files: Vec<String>,
+    },
+    /// A pinned snapshot.
+    Pinned {
+        /// Its directory.
+        snapshot: String,
+        /// The pin.
+        pin: String,
+        /// The files of it that are this object.
+        files: Vec<String>,
+    },
+    /// A snapshot of a dead line.
+    Abandoned {
+        /// Its directory.
+        snapshot: String,
+        /// The files of it that are this object.
+        files: Vec<String>,
+    },
+    /// An upload under way.
+    Intent {
+        /// Its generation.
+        generation: Generation,
+        /// Whose.
+        node_name: String,
+    },
+}
+
+impl Repository {
+    /// The chain that keeps an object, or condemns it. The key may be given below the partition, or
+    /// as a whole URL.
+    pub async fn why(&self, key: &str) -> Result<Why, Error> {
+        let store = self.store.operation();
+        let base = self.shown("");
+        let key = key.strip_prefix(&base).unwrap_or(key).to_owned();
+        let mut found = None;
+        let mut listed = store.list();
+        while let Some(object) = listed.next().await {
+            let object = object?;
+            if object.key == key {
+                found = Some(object);
+                break;
+            }
+        }
+        drop(listed);
+        let root = self.read_root(&store).await?;
+        let (root, refs) = self.refs_of_now(&store, root).await?;
+        let mut kept_by = Vec::new();
+        let files_in = async |dir: &SnapshotDir| -> Result<Option<Vec<String>>, Error> {
+            let metadata = self.read_description(&store, dir).await?;
+            let files: Vec<String> = metadata
+                .files
+                .iter()
+                .filter(|f| metadata.key_of(f) == key)
+                .map(|f| f.name.clone())
+                .collect();
+            Ok((!files.is_empty() || dir.metadata() == key).then_some(files))
+        };
+        for retained in &root.retained_snapshots {
+            if let Some(files) = files_in(&retained.dir()).await? {
+                let snapshot = retained.path.clone();
+                kept_by.push(Holder::Retained { snapshot, files });
+            }
+        }
+        for pin in &root.pins {
+            if let Some(dir) = SnapshotDir::parse(&pin.path)
+                && let Some(files) = files_in(&dir).await?
+            {
+                let (snapshot, pin) = (pin.path.clone(), pin.id.clone());
+                kept_by.push(Holder::Pinned {
+                    snapshot,
+                    pin,
+                    files,
+                });
+            }
+        }
+        for abandoned in &root.abandoned {
+            if let Some(files) = files_in(&abandoned.snapshot.dir()).await? {
+                let snapshot = abandoned.snapshot.path.clone();
+                kept_by.push(Holder::Abandoned { snapshot, files });
+            }
+        }
+        let judge = Judge {
+            root: &root,
+            refs: &refs,
+            now: store.env().now(),
+            min_age: self.options.orphan_min_age,
+        };
+        let size = found.as_ref().map(|o| o.size);
+        let verdict = match &found {
+            None if key == ROOT || kept_by.is_empty() => Verdict::Absent,
+            None => Verdict::Lost,
+            Some(object) => match judge.fate(object) {
+                Fate::Root => Verdict::Root,
+                Fate::Foreign => Verdict::Foreign,
+                Fate::Referenced => Verdict::Kept,
+                Fate::Intended(generation) => {
+                    if let Some(intent) = root.intent(generation) {
+                        kept_by.push(Holder::Intent {
+                            generation,
+                            node_name: intent.node_name.clone(),
+                        });
+                    }
+                    Verdict::Kept
+                }
+                Fate::Orphan(why) => Verdict::Condemned { why },
+                Fate::Young(why) => {
+                    let now_ms = judge.now.unix_timestamp_nanos() / 1_000_000;
+                    let age_ms = now_ms - i128::from(object.modified_ms);
+                    let least_ms = i128::try_from(judge.min_age.as_millis()).unwrap_or(i128::MAX);
+                    let left = least_ms.saturating_sub(age_ms) / 1000;
+                    Verdict::TooYoung {
+                        why,
+                        seconds_left: u64::try_from(left).unwrap_or(0),
+                    }
+                }
+            },
+        };
+        Ok(Why {
+            key,
+            size,
+            verdict,
+            kept_by,
+        })
+    }
+
+    /// How two snapshots differ.
+    pub async fn diff(&self, old: &SnapshotDir, new: &SnapshotDir) -> Result<Diff, Error> {
+        let store = self.store.operation();
+        let old = self.read_description(&store, old).await?;
+        let new = self.read_description(&store, new).await?;
+        let mut diff = Diff {
+            old: old.dir().to_string(),
+            new: new.dir().to_string(),
+            old_lsn: old.min_applied_lsn,
+            new_lsn: new.min_applied_lsn,
+            ..Diff::default()
+        };
+        let mut before: BTreeMap<&str, _> =
+            old.files.iter().map(|f| (f.name.as_str(), f)).collect();
+        for file in &new.files {
+            let Some(was) = before.remove(file.name.as_str()) else {
+                diff.added.push(FileSize::of(&file.name, file.size));
+                diff.added_bytes += file.size;
+                continue;
+            };
+            let same = match (old.checksum_of(was), new.checksum_of(file)) {
+                (Some(a), Some(b)) => a == b && was.size == file.size,
+                // Without checksums, one object is one content.
+                _ => old.key_of(was) == new.key_of(file),
+            };
+            if same {
+                diff.same += 1;
+                diff.same_bytes += file.size;
+            } else {
+                diff.changed.push(FileSize::of(&file.name, file.size));
+                diff.changed_bytes += file.size;
+            }
+        }
+        for file in before.into_values() {
+            diff.removed.push(FileSize::of(&file.name, file.size));
+            diff.removed_bytes += file.size;
+        }
+        Ok(diff)
+    }
+}
+
+/// How two snapshots differ, by files.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Diff {
+    /// The one.
+    pub old: String,
+    /// The other.
+    pub new: String,
+    /// What the one covers.
+    pub old_lsn: Lsn,
+    /// What the other covers.
+    pub new_lsn: Lsn,
+    /// Only in the new one.
+    pub added: Vec<FileSize>,
+    /// Only in the old one.
+    pub removed: Vec<FileSize>,
+    /// In both, with other bytes; sizes are the new ones.
+    pub changed: Vec<FileSize>,
+    /// Files with the same bytes in both.
+    pub same: u64,
+    /// Bytes of `added`.
+    pub added_bytes: u64,
+    /// Bytes of `removed`.
+    pub removed_bytes: u64,
+    /// Bytes of `changed`.
+    pub changed_bytes: u64,
+    /// Bytes of the files that are the same.
+    pub same_bytes: u64,
+}
+
+/// A file of a snapshot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct FileSize {
+    /// Its name.
+    pub name: String,
+    /// Its bytes.
+    pub size: u64,
+}
+
+impl FileSize {
+    fn of(name: &str, size: u64) -> FileSize {
+        FileSize {
+            name: name.to_owned(),
+            size,
+        }
+    }
+}

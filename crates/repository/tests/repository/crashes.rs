@@ -1,0 +1,283 @@
+//! A crash at every await point: the future of an operation is dropped after its k-th poll, for every
+//! k until it completes. Whatever k is, the repository verifies, the next put works, and when the
+//! intent that was left behind has expired, a sweep leaves only what is kept.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use esker_repository::prune::PruneOptions;
+use esker_repository::{LineageId, Lsn, Options, Progress, Repository, Which};
+use futures::future::BoxFuture;
+
+use crate::fixture::{Clock, LINEAGE, Place, full, options, read_dir, some};
+
+/// A future that crashes: `None` after so many polls.
+struct AbortAfter<'a, T> {
+    work: BoxFuture<'a, T>,
+    polls: usize,
+}
+
+impl<T> Future for AbortAfter<'_, T> {
+    type Output = Option<T>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<T>> {
+        if self.polls == 0 {
+            return Poll::Ready(None);
+        }
+        self.polls -= 1;
+        self.work.as_mut().poll(cx).map(Some)
+    }
+}
+
+async fn crash<T>(polls: usize, work: impl Future<Output = T> + Send) -> Option<T> {
+    let work: BoxFuture<'_, T> = Box::pin(work);
+    AbortAfter { work, polls }.await
+}
+
+/// Polls to crash after: all of them in a directory, fewer over the network.
+fn next(place: &Place, polls: usize) -> usize {
+    if place.is_s3() {
+        polls + 1 + polls / 4
+    } else {
+        polls + 1
+    }
+}
+
+/// What must hold after any crash.
+async fn recovers(place: &Place, lsn: u64, lineage: LineageId, polls: usize) {
+    let verified = place.verify().await;
+    assert!(
+        verified.is_sound(),
+        "after {polls} polls: {:?}",
+        verified.damaged
+    );
+    let files = some(&[1, 2, lsn]);
+    let mut checkpoint = place.checkpoint(lsn, &files);
+    checkpoint.lineage = Some(lineage);
+    let put = place.repository().put(&checkpoint, &Progress::new()).await;
+    put.unwrap_or_else(|error| panic!("the next put works after {polls} polls: {error}"));
+    // What the crashed one had handed to other threads may still be written.
+    let later = place.with_clock(options(), Clock::wrong_by(2));
+    for _ in 0..20 {
+        later.sweep().await.unwrap();
+        if place.keys() == place.kept_keys() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    place.assert_only_kept();
+    let (_, restored) = place.restore(Which::Newest).await;
+    assert_eq!(restored, files, "after {polls} polls");
+}
+
+on_both!(
+    a_put_that_crashes_anywhere_harms_nothing,
+    a_full_put_that_crashes_anywhere_harms_nothing,
+    a_first_put_that_crashes_anywhere_harms_nothing,
+    a_sweep_that_crashes_anywhere_harms_nothing,
+    a_restore_that_crashes_anywhere_is_gone_on_with,
+    a_prune_that_crashes_anywhere_harms_nothing,
+    a_fork_that_crashes_anywhere_is_done_or_not,
+);
+
+async fn puts_that_crash(place: Place, crashing: Options) {
+    let mut lsn = 10;
+    // Retention is a part of it: three are retained.
+    for lsn in 1..=3 {
+        place
+            .put_by(&place.with(crashing.clone()), lsn, &some(&[1, lsn]))
+            .await;
+    }
+    // How many polls it takes depends on how fast the threads are that it waits for.
+    let (mut polls, mut completed) = (0, 0);
+    while completed < 3 {
+        polls = next(&place, polls);
+        lsn += 2;
+        let repository = place.with(crashing.clone());
+        let checkpoint = place.checkpoint(lsn, &some(&[1, lsn]));
+        let progress = Progress::new();
+        let done = crash(polls, repository.put(&checkpoint, &progress)).await;
+        recovers(&place, lsn + 1, LINEAGE, polls).await;
+        if let Some(put) = done {
+            put.unwrap();
+            completed += 1;
+        }
+    }
+}
+
+async fn a_put_that_crashes_anywhere_harms_nothing(place: Place) {
+    puts_that_crash(place, options()).await;
+}
+
+async fn a_full_put_that_crashes_anywhere_harms_nothing(place: Place) {
+    puts_that_crash(place, full()).await;
+}
+
+async fn a_first_put_that_crashes_anywhere_harms_nothing(place: Place) {
+    let mut polls = 0;
+    loop {
+        polls = next(&place, polls);
+        let _ = std::fs::remove_dir_all(&place.dir);
+        let checkpoint = place.checkpoint(1, &some(&[1, 2]));
+        let (repository, progress) = (place.repository(), Progress::new());
+        let done = crash(polls, repository.put(&checkpoint, &progress)).await;
+        drop(repository);
+        tokio::time::sleep(Duration::from_millis(if place.is_s3() { 5 } else { 2 })).await;
+        if done.is_none() && !place.path("latest.json").exists() {
+            place.put(1, &some(&[1, 2])).await;
+        }
+        recovers(&place, 2, LINEAGE, polls).await;
+        if let Some(put) = done {
+            put.unwrap();
+            return;
+        }
+    }
+}
+
+fn litter(place: &Place) {
+    for key in [
+        "ssts/00.sst",
+        "ssts/01.sst",
+        "lsn_00000000000000000009-snap_1abc/metadata.json",
+        "lsn_00000000000000000009-snap_1abc/000001.sst",
+    ] {
+        place.write(key, "orphan");
+    }
+    place.edit("latest.json", |root| {
+        root["intents"] = serde_json::json!([{
+            "snapshot_ids": ["snap_1dead"], "generation": 4711, "node_name": "n2",
+            "renewed_at": "2020-01-01T00:00:00Z",
+        }]);
+    });
+}
+
+async fn a_sweep_that_crashes_anywhere_harms_nothing(place: Place) {
+    place.put(1, &some(&[1])).await;
+    let (mut polls, mut lsn) = (0, 1);
+    loop {
+        polls = next(&place, polls);
+        lsn += 1;
+        litter(&place);
+        let repository = place.repository();
+        let done = crash(polls, repository.sweep()).await;
+        recovers(&place, lsn, LINEAGE, polls).await;
+        if let Some(sweep) = done {
+            sweep.unwrap();
+            return;
+        }
+    }
+}
+
+async fn a_restore_that_crashes_anywhere_is_gone_on_with(place: Place) {
+    place.put(1, &some(&[1])).await;
+    let files = some(&[1, 2]);
+    let put = place.put(2, &files).await;
+    let (mut polls, mut lsn) = (0, 2);
+    loop {
+        polls = next(&place, polls);
+        lsn += 1;
+        // It stays kept, however many come after it.
+        let repository = place.repository();
+        let pin = repository.pin(&put.snapshot).await.unwrap();
+        let (target, progress) = (place.target(), Progress::new());
+        let which = Which::Exactly(put.snapshot.clone());
+        let done = crash(polls, repository.restore(&which, &target, &progress)).await;
+        // Its threads may still be writing.
+        tokio::time::sleep(Duration::from_millis(2)).await;
+        assert!(
+            !target.exists() || read_dir(&target) == files,
+            "it is there with everything or not at all, after {polls} polls"
+        );
+        if !target.exists() {
+            let restored = repository.restore(&which, &target, &progress).await;
+            // Unless the crashed one was just renamed into place.
+            assert!(
+                restored.is_ok() || read_dir(&target) == files,
+                "{restored:?}"
+            );
+        }
+        assert_eq!(read_dir(&target), files, "after {polls} polls");
+        recovers_pinned(&place, &repository, &pin, lsn, polls).await;
+        if let Some(restored) = done {
+            restored.unwrap();
+            return;
+        }
+    }
+}
+
+/// As `recovers`, with a snapshot that stays pinned.
+async fn recovers_pinned(
+    place: &Place,
+    repository: &Repository,
+    pin: &str,
+    lsn: u64,
+    polls: usize,
+) {
+    let verified = place.verify().await;
+    assert!(
+        verified.is_sound(),
+        "after {polls} polls: {:?}",
+        verified.damaged
+    );
+    place.put(lsn, &some(&[1, lsn])).await;
+    repository.sweep().await.unwrap();
+    place.assert_only_kept();
+    let root = place.json("latest.json");
+    let pins = root["pins"].as_array().unwrap();
+    assert!(pins.iter().any(|p| p["id"] == pin));
+    // The crashed one's expires.
+    place.edit("latest.json", |root| {
+        let pins = root["pins"].as_array_mut().unwrap();
+        pins.retain(|p| p["id"] == pin);
+        pins.truncate(1);
+    });
+}
+
+async fn a_prune_that_crashes_anywhere_harms_nothing(place: Place) {
+    place.put(1, &some(&[1])).await;
+    let (mut polls, mut lsn) = (0, 1);
+    loop {
+        polls = next(&place, polls);
+        lsn += 2;
+        place.put(lsn, &some(&[1, 3])).await;
+        litter(&place);
+        let repository = place.repository();
+        let options = PruneOptions {
+            keep: std::num::NonZeroU32::new(1),
+            ..PruneOptions::default()
+        };
+        let plan = repository.plan_prune(&options).await.unwrap();
+        assert!(!plan.objects.is_empty() && !plan.released.is_empty());
+        let done = crash(polls, repository.prune(&plan)).await;
+        recovers(&place, lsn + 1, LINEAGE, polls).await;
+        if let Some(pruned) = done {
+            assert_eq!(pruned.unwrap().failed, 0);
+            return;
+        }
+    }
+}
+
+async fn a_fork_that_crashes_anywhere_is_done_or_not(place: Place) {
+    place.put(1, &some(&[1])).await;
+    let (mut polls, mut lsn, mut parent) = (0, 1, LINEAGE);
+    loop {
+        polls = next(&place, polls);
+        lsn += 1;
+        let repository = place.repository();
+        let branch = LineageId(0x1000 + polls as u128);
+        let fork = repository.fork(Some(parent), Lsn(lsn - 1), branch);
+        let done = crash(polls, fork).await;
+        // What it had handed over is done soon.
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        let now = repository.root().await.unwrap().lineage.unwrap();
+        assert!(now == branch || now == parent, "after {polls} polls");
+        assert!(done.is_none() || now == branch);
+        parent = now;
+        recovers(&place, lsn, parent, polls).await;
+        if done.is_some() {
+            return;
+        }
+    }
+}

@@ -1,0 +1,47 @@
+//! The library against real components: every promise on an S3 server and in a local directory.
+//!
+//! `fixture` has the place where a test happens, and what it asks of it; the other modules are one
+//! noun each.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "these are tests")]
+
+/// Runs each promise, an `async fn(Place)`, on an S3 server and in a local directory.
+macro_rules! on_both {
+    ($($promise:ident),* $(,)?) => {
+        mod on_s3 {
+            $(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $promise() {
+                    super::$promise(crate::fixture::Place::on_s3().await).await;
+                }
+            )*
+        }
+
+        mod in_a_directory {
+            $(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $promise() {
+                    super::$promise(crate::fixture::Place::in_a_directory()).await;
+                }
+            )*
+        }
+    };
+}
+
+mod asking;
+mod bounds;
+mod breaks;
+mod crashes;
+mod damage;
+mod faults;
+mod fixture;
+mod pruning;
+mod putting;
+mod restate;
+mod restoring;
+mod reusing;
+mod strangers;
+#[path = "../support/mod.rs"]
+mod support;
+mod sweeping;
+mod verifying;

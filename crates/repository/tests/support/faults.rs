@@ -1,0 +1,481 @@
+//! What can go wrong with an S3 server, under a test's control.
+//!
+//! A *fault* befalls the next requests that match; a *lie* is a habit that the server has until it is
+//! taken from it. Faults are at the level of HTTP, so that the client under test is the real one.
+
+use std::collections::{HashMap, HashSet};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderValue, Response, StatusCode};
+use hyper::body::{Frame, SizeHint};
+use s3s::access::{S3Access, S3AccessContext};
+use s3s::dto::{DeleteObjectsInput, PutObjectInput};
+use s3s::{Body, HttpResponse, S3Request, S3Result};
+
+use super::s3::{Operation, Received};
+
+/// What befalls a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// Nothing is done and this is answered: a status, with a code of S3 that belongs to it.
+    Status(u16),
+    /// It is done, and this is answered.
+    AppliedThen(u16),
+    /// Nothing is done and nothing answered, until the client goes away.
+    Silence,
+    /// It is done, and nothing is answered.
+    AppliedThenSilence,
+    /// It is done, and the connection breaks off after half of the answer's body (or before it, if it
+    /// has none).
+    BrokenBody,
+    /// It is done, and the body of the answer ends after its first half, as if that were all of it.
+    ShortBody,
+    /// It is done, and the byte in the middle of the answer's body is another.
+    FlippedBit,
+    /// It is done, so much later.
+    Late(Duration),
+}
+
+/// A habit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Lie {
+    /// Puts with `If-None-Match: *` replace.
+    IgnoresIfNoneMatch,
+    /// Puts with `If-Match` replace whatever is there.
+    IgnoresIfMatch,
+    /// Puts with `If-Match` are refused.
+    RefusesIfMatch,
+    /// Of two puts at once with the same `If-Match`, both replace.
+    RacyIfMatch,
+    /// Lists lack what was written since this began.
+    StaleLists,
+    /// Reads return what they returned first since this began.
+    StaleReads,
+    /// Deletes are answered with success and not done.
+    KeepsDeleted,
+}
+
+/// Which requests.
+#[derive(Clone, Debug, Default)]
+pub struct Matching {
+    operation: Option<Operation>,
+    part_of_key: Option<String>,
+}
+
+impl Matching {
+    /// All of them.
+    pub fn any() -> Matching {
+        Matching::default()
+    }
+
+    /// Those of one operation.
+    pub fn operation(operation: Operation) -> Matching {
+        Matching {
+            operation: Some(operation),
+            part_of_key: None,
+        }
+    }
+
+    /// And whose key (percent-encoded) has this in it.
+    pub fn key(mut self, part: &str) -> Matching {
+        self.part_of_key = Some(part.to_owned());
+        self
+    }
+
+    fn matches(&self, received: &Received) -> bool {
+        self.operation.is_none_or(|o| o == received.operation)
+            && self
+                .part_of_key
+                .as_ref()
+                .is_none_or(|part| received.key.contains(part))
+    }
+}
+
+/// The control. Clones are the same one.
+#[derive(Clone, Debug, Default)]
+pub struct Faults(Arc<Mutex<State>>);
+
+#[derive(Debug, Default)]
+struct State {
+    rules: Vec<Rule>,
+    lies: HashSet<Lie>,
+    /// Keys written since lists became stale.
+    unlisted: HashSet<String>,
+    /// What reads returned first since they became stale.
+    first_reads: HashMap<String, (http::response::Parts, Bytes)>,
+    /// Conditional puts on their way, by key and ETag, and those that met another.
+    racing: HashMap<(String, HeaderValue), usize>,
+    met: HashSet<(String, String)>,
+    /// Parts of keys that bulk deletes refuse, and the keys that the last one refused.
+    kept: Vec<String>,
+    refused: Vec<String>,
+}
+
+#[derive(Debug)]
+struct Rule {
+    matching: Matching,
+    fault: Fault,
+    /// Matching requests that pass before it begins.
+    spare: usize,
+    left: usize,
+}
+
+impl Faults {
+    /// The next `count` matching requests.
+    pub fn next(&self, count: usize, matching: Matching, fault: Fault) {
+        self.after(0, count, matching, fault);
+    }
+
+    /// As many after the first `spare` matching ones.
+    pub fn after(&self, spare: usize, count: usize, matching: Matching, fault: Fault) {
+        self.state().rules.push(Rule {
+            matching,
+            fault,
+            spare,
+            left: count,
+        });
+    }
+
+    /// All matching requests from now on.
+    pub fn always(&self, matching: Matching, fault: Fault) {
+        self.next(usize::MAX, matching, fault);
+    }
+
+    /// From now on.
+    pub fn lie(&self, lie: Lie) {
+        self.state().lies.insert(lie);
+    }
+
+    /// Bulk deletes succeed as a whole, and refuse the keys that have this in them.
+    pub fn keep(&self, part_of_key: &str) {
+        self.state().kept.push(part_of_key.to_owned());
+    }
+
+    /// Nothing goes wrong any more.
+    pub fn clear(&self) {
+        *self.state() = State::default();
+    }
+
+    /// Requests that faults still wait for; without those that wait for ever.
+    pub fn pending(&self) -> usize {
+        let state = self.state();
+        let rules = state.rules.iter().filter(|rule| rule.left < usize::MAX / 2);
+        rules.map(|rule| rule.left).sum()
+    }
+
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        self.0.lock().unwrap()
+    }
+
+    fn lies(&self, lie: Lie) -> bool {
+        self.state().lies.contains(&lie)
+    }
+
+    fn take(&self, received: &Received) -> Option<Fault> {
+        let mut state = self.state();
+        let rule = state
+            .rules
+            .iter_mut()
+            .filter(|rule| rule.left > 0 && rule.matching.matches(received))
+            .find(|rule| rule.spare == 0);
+        let taken = rule.map(|rule| {
+            rule.left -= 1;
+            rule.fault
+        });
+        for rule in &mut state.rules {
+            if rule.matching.matches(received) {
+                rule.spare = rule.spare.saturating_sub(1);
+            }
+        }
+        taken
+    }
+
+    /// Serves a request, or does not.
+    pub(super) async fn around(
+        &self,
+        received: &Received,
+        if_match: Option<HeaderValue>,
+        apply: impl Future<Output = HttpResponse>,
+    ) -> HttpResponse {
+        let apply = self.lying(received, if_match, apply);
+        match self.take(received) {
+            None => apply.await,
+            Some(Fault::Status(status)) => answer(status, code(status, received), "on purpose"),
+            Some(Fault::AppliedThen(status)) => {
+                apply.await;
+                answer(
+                    status,
+                    code(status, received),
+                    "on purpose, after it was done",
+                )
+            }
+            Some(Fault::Silence) => std::future::pending().await,
+            Some(Fault::AppliedThenSilence) => {
+                apply.await;
+                std::future::pending().await
+            }
+            Some(Fault::Late(time)) => {
+                tokio::time::sleep(time).await;
+                apply.await
+            }
+            Some(fault) => damage(apply.await, fault).await,
+        }
+    }
+
+    async fn lying(
+        &self,
+        received: &Received,
+        if_match: Option<HeaderValue>,
+        apply: impl Future<Output = HttpResponse>,
+    ) -> HttpResponse {
+        use Operation as O;
+        match received.operation {
+            O::Put if if_match.is_some() && self.lies(Lie::RefusesIfMatch) => {
+                answer(412, "PreconditionFailed", "as always")
+            }
+            O::Put if self.lies(Lie::RacyIfMatch) => match if_match {
+                Some(etag) => self.race((received.key.clone(), etag), apply).await,
+                None => apply.await,
+            },
+            O::Put | O::CompleteUpload => {
+                if self.lies(Lie::StaleLists) {
+                    self.state().unlisted.insert(received.key.clone());
+                }
+                apply.await
+            }
+            O::List => {
+                let response = apply.await;
+                let unlisted = self.state().unlisted.clone();
+                if unlisted.is_empty() {
+                    return response;
+                }
+                without_keys(response, &unlisted).await
+            }
+            O::Get if self.lies(Lie::StaleReads) => {
+                let first = self.state().first_reads.get(&received.key).cloned();
+                if let Some((head, body)) = first {
+                    return Response::from_parts(head, Body::from(body));
+                }
+                let (head, body) = collect(apply.await).await;
+                if head.status.is_success() {
+                    let first = (head.clone(), body.clone());
+                    self.state().first_reads.insert(received.key.clone(), first);
+                }
+                Response::from_parts(head, Body::from(body))
+            }
+            O::Delete if self.lies(Lie::KeepsDeleted) => {
+                let mut response = Response::new(Body::empty());
+                *response.status_mut() = StatusCode::NO_CONTENT;
+                response
+            }
+            O::BulkDelete if self.lies(Lie::KeepsDeleted) => {
+                let body = "<DeleteResult xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\">\
+                            <Deleted><Key>some</Key></Deleted></DeleteResult>";
+                Response::new(Body::from(body.to_owned()))
+            }
+            O::BulkDelete => {
+                let response = apply.await;
+                let refused = std::mem::take(&mut self.state().refused);
+                if refused.is_empty() {
+                    return response;
+                }
+                with_refusals(response, &refused).await
+            }
+            _ => apply.await,
+        }
+    }
+
+    /// Gives another put time to come along, and lets both win if one does.
+    async fn race(
+        &self,
+        put: (String, HeaderValue),
+        apply: impl Future<Output = HttpResponse>,
+    ) -> HttpResponse {
+        *self.state().racing.entry(put.clone()).or_default() += 1;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        {
+            let mut state = self.state();
+            if state.racing[&put] > 1 {
+                let etag = put.1.to_str().unwrap().trim_matches('"').to_owned();
+                state.met.insert((put.0.clone(), etag));
+            }
+        }
+        let response = apply.await;
+        *self.state().racing.get_mut(&put).unwrap() -= 1;
+        response
+    }
+}
+
+/// Changes requests after their signature was checked: strips conditions from puts, and keys from bulk
+/// deletes.
+pub(super) struct Access(pub(super) Faults);
+
+#[async_trait::async_trait]
+impl S3Access for Access {
+    async fn check(&self, cx: &mut S3AccessContext<'_>) -> S3Result<()> {
+        match cx.credentials() {
+            Some(_) => Ok(()),
+            None => Err(s3s::s3_error!(AccessDenied, "Signature is required")),
+        }
+    }
+
+    async fn put_object(&self, request: &mut S3Request<PutObjectInput>) -> S3Result<()> {
+        let state = self.0.state();
+        let input = &mut request.input;
+        if state.lies.contains(&Lie::IgnoresIfNoneMatch) {
+            input.if_none_match = None;
+        }
+        let etag = input
+            .if_match
+            .as_ref()
+            .and_then(|condition| condition.as_etag())
+            .map(|etag| etag.value().to_owned());
+        let both_win = etag.is_some_and(|etag| {
+            // Keys of tests with lies need no escapes.
+            state.met.contains(&(input.key.clone(), etag))
+        });
+        if both_win || state.lies.contains(&Lie::IgnoresIfMatch) {
+            input.if_match = None;
+        }
+        Ok(())
+    }
+
+    async fn delete_objects(&self, request: &mut S3Request<DeleteObjectsInput>) -> S3Result<()> {
+        let mut state = self.0.state();
+        let State { kept, refused, .. } = &mut *state;
+        request.input.delete.objects.retain(|object| {
+            let keep = kept.iter().any(|part| object.key.contains(part));
+            if keep {
+                refused.push(object.key.clone());
+            }
+            !keep
+        });
+        Ok(())
+    }
+}
+
+/// An answer with an error, as S3 words it.
+pub(super) fn answer(status: u16, code: &str, message: &str) -> HttpResponse {
+    let body = format!(
+        "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\
+         <Error><Code>{code}</Code><Message>{message}</Message></Error>"
+    );
+    let mut response = Response::new(Body::from(body));
+    *response.status_mut() = StatusCode::from_u16(status).unwrap();
+    let xml = HeaderValue::from_static("application/xml");
+    response.headers_mut().insert("content-type", xml);
+    response
+}
+
+fn code(status: u16, received: &Received) -> &'static str {
+    match status {
+        403 => "AccessDenied",
+        404 if received.key.is_empty() => "NoSuchBucket",
+        404 => "NoSuchKey",
+        409 => "ConditionalRequestConflict",
+        412 => "PreconditionFailed",
+        503 => "SlowDown",
+        _ => "InternalError",
+    }
+}
+
+async fn collect(response: HttpResponse) -> (http::response::Parts, Bytes) {
+    let (head, mut body) = response.into_parts();
+    let bytes = body.store_all_limited(usize::MAX).await.unwrap();
+    (head, bytes)
+}
+
+async fn damage(response: HttpResponse, fault: Fault) -> HttpResponse {
+    let (mut head, body) = collect(response).await;
+    let middle = body.len() / 2;
+    let body = match fault {
+        Fault::BrokenBody => {
+            let length = HeaderValue::from(body.len().max(1));
+            head.headers.insert("content-length", length);
+            Body::http_body(Broken(Some(body.slice(..middle)), body.len().max(1) as u64))
+        }
+        Fault::ShortBody => {
+            head.headers
+                .insert("content-length", HeaderValue::from(middle));
+            Body::from(body.slice(..middle))
+        }
+        Fault::FlippedBit => {
+            let mut body = body.to_vec();
+            if let Some(byte) = body.get_mut(middle) {
+                *byte ^= 1;
+            }
+            Body::from(body)
+        }
+        _ => Body::from(body),
+    };
+    Response::from_parts(head, body)
+}
+
+/// A body that breaks off after its first bytes.
+struct Broken(Option<Bytes>, u64);
+
+impl hyper::body::Body for Broken {
+    type Data = Bytes;
+    type Error = std::io::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, std::io::Error>>> {
+        Poll::Ready(Some(
+            match self.0.take().filter(|bytes| !bytes.is_empty()) {
+                Some(bytes) => Ok(Frame::data(bytes)),
+                None => Err(std::io::Error::other("broken off on purpose")),
+            },
+        ))
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.1)
+    }
+}
+
+/// A list without some keys.
+async fn without_keys(response: HttpResponse, keys: &HashSet<String>) -> HttpResponse {
+    let (mut head, body) = collect(response).await;
+    let text = String::from_utf8(body.to_vec()).unwrap();
+    let mut pieces = text.split("<Contents>");
+    let mut left = pieces.next().unwrap().to_owned();
+    for piece in pieces {
+        let key = piece
+            .split_once("<Key>")
+            .and_then(|(_, rest)| rest.split_once("</Key>"))
+            .map_or("", |(key, _)| key);
+        if keys.contains(key) {
+            left.push_str(piece.split_once("</Contents>").map_or("", |(_, rest)| rest));
+        } else {
+            left.push_str("<Contents>");
+            left.push_str(piece);
+        }
+    }
+    head.headers.remove("content-length");
+    Response::from_parts(head, Body::from(left))
+}
+
+/// The answer to a bulk delete that did not delete all.
+async fn with_refusals(response: HttpResponse, keys: &[String]) -> HttpResponse {
+    let (mut head, body) = collect(response).await;
+    let text = String::from_utf8(body.to_vec()).unwrap();
+    let mut errors = String::new();
+    for key in keys {
+        errors.push_str(&format!(
+            "<Error><Key>{key}</Key><Code>AccessDenied</Code><Message>on purpose</Message></Error>"
+        ));
+    }
+    let text = if text.contains("</DeleteResult>") {
+        text.replace("</DeleteResult>", &format!("{errors}</DeleteResult>"))
+    } else {
+        format!("<DeleteResult>{errors}</DeleteResult>")
+    };
+    head.headers.remove("content-length");
+    Response::from_parts(head, Body::from(text))
+}
