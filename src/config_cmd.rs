@@ -5,6 +5,7 @@ use esker_server::config::{self, Overrides};
 
 use crate::exit::Failure;
 use crate::output::print;
+use crate::snapshot_cmd::REPOSITORY_VARIABLE;
 use crate::stream_cmd::SERVER_VARIABLE;
 
 /// Check or show the configuration that a server would run with.
@@ -33,8 +34,9 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         Command::Check { overrides } => (overrides, false),
         Command::Show { overrides } => (overrides, true),
     };
-    // That one is meant for `esker stream`.
-    let environment = config::environment().filter(|(name, _)| name != SERVER_VARIABLE);
+    // Those are meant for `esker stream` and `esker snapshot`.
+    let environment = config::environment()
+        .filter(|(name, _)| name != SERVER_VARIABLE && name != REPOSITORY_VARIABLE);
     let loaded = config::load(overrides, environment).map_err(|e| Failure::usage(e.code(), e))?;
     for warning in &loaded.warnings {
         eprintln!("warning: {warning}");

@@ -5,6 +5,7 @@ mod demo;
 mod exit;
 mod output;
 mod server_cmd;
+mod snapshot_cmd;
 mod stream_cmd;
 mod term;
 
@@ -24,6 +25,7 @@ enum Command {
     Server(server_cmd::Args),
     Demo(demo::Args),
     Stream(stream_cmd::Args),
+    Snapshot(snapshot_cmd::Args),
     /// Check or show the configuration that a server would run with.
     Config(config_cmd::Args),
 }
@@ -35,6 +37,7 @@ fn main() -> std::process::ExitCode {
         Command::Server(args) => server_cmd::run(&args),
         Command::Demo(args) => demo::run(&args),
         Command::Stream(args) => stream_cmd::run(args),
+        Command::Snapshot(args) => snapshot_cmd::run(args),
         Command::Config(args) => config_cmd::run(&args),
     };
     exit::report(result)

@@ -8,6 +8,7 @@ use esker_server::{Server, telemetry};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::exit::Failure;
+use crate::snapshot_cmd::REPOSITORY_VARIABLE;
 use crate::stream_cmd::SERVER_VARIABLE;
 use crate::stream_cmd::connection::DEFAULT_SERVER;
 
@@ -31,8 +32,9 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> Result<(), Failure> {
-    // That one is meant for `esker stream`.
-    let environment = config::environment().filter(|(name, _)| name != SERVER_VARIABLE);
+    // Those are meant for `esker stream` and `esker snapshot`.
+    let environment = config::environment()
+        .filter(|(name, _)| name != SERVER_VARIABLE && name != REPOSITORY_VARIABLE);
     let loaded =
         config::load(&args.overrides, environment).map_err(|e| Failure::usage(e.code(), e))?;
     telemetry::start_logs(&loaded.config.logs);

@@ -112,6 +112,26 @@ pub fn took(duration: Duration) -> String {
     }
 }
 
+/// `0 s ago`, `3 min ago`, `5 h ago`, `12 d ago`: how long ago something was, roughly.
+pub fn ago(age: Duration) -> String {
+    let seconds = age.as_secs();
+    match seconds {
+        0..120 => format!("{seconds} s ago"),
+        120..7200 => format!("{} min ago", seconds / 60),
+        7200..172_800 => format!("{} h ago", seconds / 3600),
+        _ => format!("{} d ago", count(seconds / 86_400)),
+    }
+}
+
+/// `1.70 MiB/s`: three digits, because the next would be noise.
+pub fn byte_rate(number: u64, duration: Duration) -> String {
+    let seconds = duration.as_secs_f64();
+    if seconds <= 0.0 {
+        return "at once".into();
+    }
+    format!("{}/s", bytes((number as f64 / seconds) as u64))
+}
+
 /// `95,200 records/s`: three digits, because the next would be noise.
 pub fn rate(records: u64, duration: Duration) -> String {
     let seconds = duration.as_secs_f64();
@@ -204,6 +224,24 @@ mod tests {
         assert_eq!(
             shown,
             ["0.0 ms", "4.2 ms", "85 ms", "1.00 s", "12.3 s", "2 min 5 s"]
+        );
+    }
+
+    #[test]
+    fn an_age_is_rough() {
+        let shown: Vec<_> = [0, 119, 120, 7199, 7200, 172_800]
+            .map(|seconds| ago(Duration::from_secs(seconds)))
+            .into();
+        assert_eq!(
+            shown,
+            [
+                "0 s ago",
+                "119 s ago",
+                "2 min ago",
+                "119 min ago",
+                "2 h ago",
+                "2 d ago"
+            ]
         );
     }
 

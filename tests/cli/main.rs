@@ -2,7 +2,8 @@
 //!
 //! | room | what it shows |
 //! |---|---|
-//! | [`transcripts`] | help, errors and the demo, word for word; and that the README tells the truth |
+//! | [`transcripts`] | help, errors and the demo, word for word; and that README and guide tell the truth |
+//! | [`snapshots`] | `esker snapshot` on repositories in directories |
 //! | [`streams`], [`appends`], [`reads`] | `esker stream` against a real server |
 //! | [`demo`] | `esker demo`: what it leaves behind, however it ends |
 //! | [`servers`] | what `esker server` says to a person and to a program |
@@ -17,6 +18,7 @@ mod appends;
 mod demo;
 mod reads;
 mod servers;
+mod snapshots;
 mod streams;
 mod support;
 mod transcripts;

@@ -44,7 +44,121 @@ const COMMAND_CODES: &[(&str, &str, &str)] = &[
     (
         "interrupted",
         "The command was interrupted.",
-        "Run it again; `esker stream tail` says how far it came.",
+        "Run it again; the message says what was done before.",
+    ),
+];
+
+/// Codes of `esker snapshot`.
+const SNAPSHOT_CODES: &[(&str, &str, &str)] = &[
+    (
+        "repository",
+        "No repository was named, or what was named is no URL of one.",
+        "Name it with `--repository` or in `ESKER_REPOSITORY`.",
+    ),
+    (
+        "credentials",
+        "Keys or settings of S3 do not fit together: half a pair, a profile that is missing or needs a conversation.",
+        "The message names the option, variable or file.",
+    ),
+    (
+        "partition",
+        "The repository holds several partitions.",
+        "Name one with `--partition`.",
+    ),
+    (
+        "no_repository",
+        "There is no snapshot there, and never was.",
+        "Correct the URL or the partition, or make the first with `esker snapshot put`.",
+    ),
+    (
+        "root_missing",
+        "The root `latest.json` is missing beside snapshots: it was removed.",
+        "Bring it back from a version or a backup of the bucket. Nothing is written or deleted until then.",
+    ),
+    (
+        "no_snapshot",
+        "No kept snapshot has this id, name or LSN.",
+        "`esker snapshot list` shows those that are kept.",
+    ),
+    (
+        "damaged",
+        "Objects are missing, or are not what was written; the message or the report names each.",
+        "`esker snapshot verify --data` says which snapshots it hurts. Nothing was changed.",
+    ),
+    (
+        "unusable",
+        "No snapshot could be restored; the message says why, for each that was tried.",
+        "Bring the damaged objects back from versions or a backup of the bucket.",
+    ),
+    (
+        "not_ours",
+        "Restate, or another program that counts no generations, wrote this repository: it is read only.",
+        "Write to another prefix.",
+    ),
+    (
+        "other_cluster",
+        "The repository belongs to another cluster.",
+        "Use a prefix for each cluster; or, if it is this one's, correct `--cluster-name`.",
+    ),
+    (
+        "other_lineage",
+        "The snapshot is of another history than the repository's.",
+        "Name its history with `--lineage`, or use another prefix.",
+    ),
+    (
+        "superseded",
+        "The snapshot is older than the oldest retained one.",
+        "Nothing: a newer one is there.",
+    ),
+    (
+        "denied",
+        "The store or the file system refuses; the message says where the keys came from.",
+        "Correct the keys or the permissions.",
+    ),
+    (
+        "store",
+        "The store does not answer, or fails again and again.",
+        "Look whether it is reachable, and what it logs.",
+    ),
+    (
+        "lying_store",
+        "The store does not keep what conditional puts promise. Nothing was written.",
+        "Use another store, or a newer version of it.",
+    ),
+    (
+        "no_space",
+        "There is not enough space on the disk; a restore says how much is needed.",
+        "Make room, and run it again: a restore goes on with what it has.",
+    ),
+    (
+        "root_moved",
+        "The repository changed after the plan of a prune was made. Nothing was deleted.",
+        "Make a new plan.",
+    ),
+    (
+        "plan",
+        "The file is no plan of a prune.",
+        "Make one with `esker snapshot prune --dry-run --plan-out FILE`.",
+    ),
+    (
+        "needs_yes",
+        "A prune would let go of snapshots, and there is no terminal to ask at.",
+        "Add `--yes`.",
+    ),
+    (
+        "declined",
+        "The question whether to go on was not answered with yes.",
+        "Nothing was deleted.",
+    ),
+    (
+        "fenced",
+        "Others took this upload for dead, again and again.",
+        "Look at the clocks, and try again.",
+    ),
+    (
+        "contended",
+        "Others changed the repository's root each time.",
+        "Try again.",
     ),
 ];
 
@@ -88,6 +202,10 @@ pub fn markdown() -> String {
     }
     out.push_str("\n## The command line\n\n| code | when | what to do |\n|---|---|---|\n");
     for (code, when, what) in COMMAND_CODES {
+        let _ = writeln!(out, "| `{code}` | {when} | {what} |");
+    }
+    out.push_str("\n## Snapshots\n\n| code | when | what to do |\n|---|---|---|\n");
+    for (code, when, what) in SNAPSHOT_CODES {
         let _ = writeln!(out, "| `{code}` | {when} | {what} |");
     }
     out

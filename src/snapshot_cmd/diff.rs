@@ -1,0 +1,65 @@
+//! `esker snapshot diff`.
+
+use std::fmt::Write as _;
+
+use esker_repository::why::{Diff, FileSize};
+
+use super::place::Place;
+use super::shown::{files, print_json};
+use crate::exit::Failure;
+use crate::output::print;
+use crate::term::{bytes, plain};
+
+/// Say how two snapshots differ, file by file.
+///
+/// Files are compared by checksum, so that what was written anew with the same bytes is the same.
+#[derive(clap::Args)]
+pub struct Args {
+    /// The one: an id, a directory's name or an LSN
+    #[arg(value_name = "A")]
+    old: String,
+
+    /// The other
+    #[arg(value_name = "B")]
+    new: String,
+}
+
+pub async fn run(place: &Place, args: &Args, json: bool) -> Result<(), Failure> {
+    let (repository, root) = place.read().await?;
+    let find = |name: &str| repository.find(&root, name).map_err(|e| place.failure(e));
+    let (old, new) = (find(&args.old)?, find(&args.new)?);
+    let diff = repository.diff(&old, &new).await;
+    let diff = diff.map_err(|e| place.failure(e))?;
+    if json {
+        return print_json(&diff);
+    }
+    print(text(&diff).trim_end())
+}
+
+fn text(diff: &Diff) -> String {
+    let mut text = format!("from {}\nto   {}\n", diff.old, diff.new);
+    for (sign, list) in [
+        ('+', &diff.added),
+        ('-', &diff.removed),
+        ('~', &diff.changed),
+    ] {
+        for FileSize { name, size } in list {
+            let name = plain(name.trim_start_matches('/'));
+            // Writing to a string cannot fail.
+            let _ = writeln!(text, "{sign} {name}  {}", bytes(*size));
+        }
+    }
+    let _ = writeln!(
+        text,
+        "{} added ({}), {} removed ({}), {} changed ({}), {} the same ({})",
+        files(diff.added.len() as u64),
+        bytes(diff.added_bytes),
+        diff.removed.len(),
+        bytes(diff.removed_bytes),
+        diff.changed.len(),
+        bytes(diff.changed_bytes),
+        diff.same,
+        bytes(diff.same_bytes),
+    );
+    text
+}

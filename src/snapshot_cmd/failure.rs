@@ -1,0 +1,119 @@
+//! What the library's errors mean to a person: a stable code, what happened, and what to do.
+
+use std::error::Error as _;
+use std::io;
+
+use esker_repository::destination::ProbeError;
+use esker_repository::{Error, StoreFailure};
+
+use super::place::Place;
+use crate::exit::Failure;
+
+/// There is nothing at all.
+pub fn no_repository(shown: &str) -> Failure {
+    Failure::wrong(
+        "no_repository",
+        format!(
+            "there is no snapshot at {shown}, and never was; correct --repository or --partition, \
+             or make the first with `esker snapshot put DIR --lsn N`"
+        ),
+    )
+}
+
+/// A library's error, as a failure of the command.
+pub fn of(error: &Error, place: &Place) -> Failure {
+    let with = |hint: &str| format!("{error}; {hint}");
+    match error {
+        Error::NoRoot {
+            others: false,
+            root,
+        } => no_repository(root.strip_suffix("/latest.json").unwrap_or(root)),
+        Error::NoRoot { .. } => Failure::wrong("root_missing", error),
+        Error::Damaged { .. } | Error::Missing { .. } => Failure::wrong(
+            "damaged",
+            with("`esker snapshot verify` says what else is, and which snapshots it hurts"),
+        ),
+        Error::OtherCluster { .. } => Failure::wrong("other_cluster", error),
+        Error::NotOurs { .. } => Failure::wrong("not_ours", with("put to another prefix")),
+        Error::OtherLineage { .. } => Failure::wrong(
+            "other_lineage",
+            with("name the snapshot's history with --lineage, or put to another prefix"),
+        ),
+        Error::Superseded { .. } => Failure::wrong("superseded", error),
+        Error::Fenced { .. } => Failure::wrong("fenced", with("try again, and look at the clocks")),
+        Error::RootMoved { .. } => Failure::wrong("root_moved", error),
+        Error::Contended { .. } => Failure::wrong("contended", with("try again")),
+        Error::NoSnapshot(_) => Failure::wrong(
+            "no_snapshot",
+            with("`esker snapshot list` shows those that are"),
+        ),
+        Error::Unusable(_) => Failure::wrong("unusable", error),
+        Error::Denied { .. } => Failure::unreachable("denied", with(&denied(place))),
+        Error::Store { .. } if is_full(error) => Failure::wrong("no_space", error),
+        Error::Store { .. } => Failure::unreachable("store", with(&failing(place))),
+        Error::Io { source, .. } if is_storage_full(source) => Failure::wrong("no_space", error),
+        Error::NoSpace { .. } => Failure::wrong("no_space", error),
+        Error::Io { .. } => Failure::wrong("io", error),
+        Error::Invalid(_) => Failure::usage("invalid", error),
+        other => Failure::wrong("snapshot", other),
+    }
+}
+
+/// A store that was probed and is not fit to be written to.
+pub fn of_probe(error: &ProbeError, place: &Place) -> Failure {
+    match error {
+        ProbeError::ReadOnly { .. } => {
+            Failure::unreachable("denied", format!("{error}; {}", denied(place)))
+        }
+        ProbeError::Liar { .. } => Failure::wrong(
+            "lying_store",
+            format!(
+                "{error}. Nothing was written: two writers would lose each other's snapshots \
+                 there. A newer version of the store, or its setting for conditional puts, may help"
+            ),
+        ),
+        _ => Failure::unreachable("store", error),
+    }
+}
+
+/// Where to look.
+fn failing(place: &Place) -> String {
+    match place.destination().local() {
+        Some(local) => format!("look at the disk below {}", local.root().display()),
+        None => "is the store up, and --aws-endpoint-url right?".to_owned(),
+    }
+}
+
+/// Whom to ask why.
+fn denied(place: &Place) -> String {
+    if let Some(local) = place.destination().local() {
+        return format!("look at the permissions of {}", local.root().display());
+    }
+    format!("used were {}", place.keys())
+}
+
+/// Whether a disk is full somewhere below.
+fn is_full(error: &Error) -> bool {
+    let Error::Store {
+        source: StoreFailure::Failed(source),
+        ..
+    } = error
+    else {
+        return false;
+    };
+    let mut next = source.source();
+    while let Some(error) = next {
+        if error.downcast_ref().is_some_and(is_storage_full) {
+            return true;
+        }
+        next = error.source();
+    }
+    false
+}
+
+fn is_storage_full(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+    )
+}

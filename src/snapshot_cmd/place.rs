@@ -1,0 +1,294 @@
+//! Which repository, which partition, who asks, and with which keys: arguments of all commands.
+
+use std::path::Path;
+
+use esker_repository::destination::{DestinationError, DestinationOptions};
+use esker_repository::{
+    Cluster, CurrentRoot, Destination, Error, Options, PartitionId, Repository, Root, SnapshotDir,
+    partitions,
+};
+
+use super::REPOSITORY_VARIABLE;
+use super::failure;
+use crate::exit::Failure;
+
+/// The name of a cluster that nobody named.
+const CLUSTER: &str = "esker";
+
+#[derive(clap::Args)]
+pub struct PlaceArgs {
+    /// The repository: s3://BUCKET/PREFIX, file:///DIR or a directory
+    #[arg(
+        long,
+        global = true,
+        env = REPOSITORY_VARIABLE,
+        hide_env_values = true,
+        value_name = "URL",
+        help_heading = "Repository"
+    )]
+    repository: Option<String>,
+
+    /// The partition [default: the only one there]
+    #[arg(long, global = true, value_name = "N", help_heading = "Repository")]
+    partition: Option<u16>,
+
+    /// Whose snapshots they are, for `put` [default: whose the repository is, or `esker`]
+    #[arg(long, global = true, value_name = "NAME", help_heading = "Repository")]
+    cluster_name: Option<String>,
+
+    /// Tells clusters of one name apart
+    #[arg(
+        long,
+        global = true,
+        value_name = "NUMBER",
+        help_heading = "Repository"
+    )]
+    cluster_fingerprint: Option<u64>,
+
+    /// Who writes, for people [default: this host's name]
+    #[arg(long, global = true, value_name = "NAME", help_heading = "Repository")]
+    node_name: Option<String>,
+
+    /// Take keys and settings from this profile in ~/.aws
+    #[arg(long, global = true, value_name = "NAME", help_heading = "S3")]
+    aws_profile: Option<String>,
+
+    /// The bucket's region
+    #[arg(long, global = true, value_name = "REGION", help_heading = "S3")]
+    aws_region: Option<String>,
+
+    /// An access key [default: AWS_ACCESS_KEY_ID, then the profile, then the machine's role]
+    #[arg(long, global = true, value_name = "ID", help_heading = "S3")]
+    aws_access_key_id: Option<String>,
+
+    /// Its secret; better in AWS_SECRET_ACCESS_KEY, as others see arguments
+    #[arg(long, global = true, value_name = "SECRET", help_heading = "S3")]
+    aws_secret_access_key: Option<String>,
+
+    /// The token of temporary keys; better in AWS_SESSION_TOKEN
+    #[arg(long, global = true, value_name = "TOKEN", help_heading = "S3")]
+    aws_session_token: Option<String>,
+
+    /// Another store than Amazon's
+    #[arg(long, global = true, value_name = "URL", help_heading = "S3")]
+    aws_endpoint_url: Option<String>,
+
+    /// Let the endpoint be http://, where anybody on the way reads and changes what passes
+    #[arg(long, global = true, help_heading = "S3")]
+    aws_allow_http: bool,
+}
+
+/// A repository's place, and who asks.
+pub struct Place {
+    options: DestinationOptions,
+    destination: Destination,
+    partition: Option<PartitionId>,
+    cluster_name: Option<String>,
+    cluster_fingerprint: Option<u64>,
+    node_name: Option<String>,
+    /// Where keys come from, for messages.
+    keys: String,
+}
+
+impl Place {
+    /// Understands the arguments. Asks nothing of a store.
+    pub fn open(args: PlaceArgs) -> Result<Place, Failure> {
+        let Some(url) = args.repository else {
+            return Err(Failure::usage(
+                "repository",
+                format!(
+                    "which repository? name it with --repository (s3://BUCKET/PREFIX, \
+                     file:///DIR or a directory), or in {REPOSITORY_VARIABLE}"
+                ),
+            ));
+        };
+        let options = DestinationOptions {
+            aws_profile: args.aws_profile,
+            aws_region: args.aws_region,
+            aws_access_key_id: args.aws_access_key_id,
+            aws_secret_access_key: args.aws_secret_access_key,
+            aws_session_token: args.aws_session_token,
+            aws_endpoint_url: args.aws_endpoint_url,
+            // Without the flag, the environment may allow it.
+            aws_allow_http: args.aws_allow_http.then_some(true),
+            ..DestinationOptions::default()
+        };
+        Ok(Place {
+            destination: open(&url, &options)?,
+            keys: keys(&options),
+            options,
+            partition: args.partition.map(PartitionId),
+            cluster_name: args.cluster_name,
+            cluster_fingerprint: args.cluster_fingerprint,
+            node_name: args.node_name,
+        })
+    }
+
+    /// The same, with files copied instead of linked.
+    pub fn without_links(&self) -> Result<Destination, Failure> {
+        let options = DestinationOptions {
+            hard_links: false,
+            ..self.options.clone()
+        };
+        // A directory is shown as a URL, and read as one.
+        open(self.destination.shown(), &options)
+    }
+
+    pub fn destination(&self) -> &Destination {
+        &self.destination
+    }
+
+    /// Its URL, for people.
+    pub fn shown(&self) -> &str {
+        self.destination.shown()
+    }
+
+    /// Where keys come from, for people.
+    pub fn keys(&self) -> &str {
+        &self.keys
+    }
+
+    /// All partitions, or the one that was asked for.
+    pub async fn partitions(&self) -> Result<Vec<PartitionId>, Failure> {
+        if let Some(partition) = self.partition {
+            return Ok(vec![partition]);
+        }
+        match partitions(&self.destination).await {
+            Ok(found) => Ok(found),
+            // Of a bucket, not of an object.
+            Err(Error::Missing { .. }) => Err(Failure::wrong(
+                "no_repository",
+                format!(
+                    "there is no bucket {}; correct --repository, or make the bucket",
+                    self.shown()
+                ),
+            )),
+            Err(error) => Err(self.failure(error)),
+        }
+    }
+
+    /// The one that was asked for, or the only one. `None` if there is none at all.
+    pub async fn partition_if_any(&self) -> Result<Option<PartitionId>, Failure> {
+        match self.partitions().await?.as_slice() {
+            [] => Ok(None),
+            [only] => Ok(Some(*only)),
+            several => {
+                let names: Vec<_> = several.iter().map(ToString::to_string).collect();
+                Err(Failure::usage(
+                    "partition",
+                    format!(
+                        "{} holds several partitions: name one of {} with --partition",
+                        self.shown(),
+                        names.join(", ")
+                    ),
+                ))
+            }
+        }
+    }
+
+    /// The one that was asked for, or the only one.
+    pub async fn partition(&self) -> Result<PartitionId, Failure> {
+        let partition = self.partition_if_any().await?;
+        partition.ok_or_else(|| failure::no_repository(self.shown()))
+    }
+
+    /// For reading: nobody is a stranger, and nothing is written.
+    pub fn reader(&self, partition: PartitionId) -> Repository {
+        Repository::new(&self.destination, partition, Options::default())
+    }
+
+    /// Opens the partition for reading, and reads its root.
+    pub async fn read(&self) -> Result<(Repository, CurrentRoot), Failure> {
+        let repository = self.reader(self.partition().await?);
+        let root = repository.root().await.map_err(|e| self.failure(e))?;
+        remark_on(&root);
+        Ok((repository, root))
+    }
+
+    /// The newest retained snapshot.
+    pub fn newest(&self, root: &Root) -> Result<SnapshotDir, Failure> {
+        let newest = root.retained_snapshots.first().map(|r| r.dir());
+        newest.ok_or_else(|| self.failure(Error::Unusable(Vec::new())))
+    }
+
+    /// Who writes: who was named, or whose the root is.
+    pub fn cluster(&self, root: Option<&Root>) -> Cluster {
+        let named = self.cluster_name.is_some() || self.cluster_fingerprint.is_some();
+        let theirs = root.filter(|_| !named);
+        Cluster {
+            name: match (&self.cluster_name, root) {
+                (Some(name), _) => name.clone(),
+                (None, Some(root)) => root.cluster_name.clone(),
+                (None, None) => CLUSTER.to_owned(),
+            },
+            fingerprint: self
+                .cluster_fingerprint
+                .or_else(|| theirs.and_then(|root| root.cluster_fingerprint)),
+            node_name: self.node_name.clone().unwrap_or_else(host_name),
+        }
+    }
+
+    /// What the library's error means to a person.
+    pub fn failure(&self, error: Error) -> Failure {
+        failure::of(&error, self)
+    }
+
+    /// A key as the library wants it: given as a path below the repository's directory, or with the
+    /// partition in front, it is cut to what is below the partition.
+    pub fn key(&self, given: &str, partition: PartitionId) -> String {
+        let below = self.destination.local().and_then(|local| {
+            let path = std::path::absolute(Path::new(given)).ok()?;
+            Some(path.strip_prefix(local.root()).ok()?.to_str()?.to_owned())
+        });
+        let key = below.as_deref().unwrap_or(given);
+        let key = key.strip_prefix(&format!("{partition}/")).unwrap_or(key);
+        key.to_owned()
+    }
+}
+
+/// Says who wrote this, if it was not Esker.
+pub fn remark_on(root: &Root) {
+    if root.generation.is_none() {
+        eprintln!(
+            "Partition {} of cluster `{}` was not written by Esker: it can be read, and is never \
+             written to.",
+            root.partition_id,
+            crate::term::plain(&root.cluster_name)
+        );
+    }
+}
+
+fn open(url: &str, options: &DestinationOptions) -> Result<Destination, Failure> {
+    Destination::open(url, options).map_err(|error| match &error {
+        DestinationError::Url { .. } => Failure::usage("repository", error),
+        DestinationError::Io { .. } => Failure::wrong("io", error),
+        _ => Failure::usage("credentials", error),
+    })
+}
+
+/// Where keys come from, in the order in which the library looks.
+fn keys(options: &DestinationOptions) -> String {
+    let variable = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
+    if options.aws_access_key_id.is_some() {
+        "the keys in --aws-access-key-id and --aws-secret-access-key".to_owned()
+    } else if let Some(profile) = &options.aws_profile {
+        format!("profile `{profile}` of --aws-profile")
+    } else if variable("AWS_ACCESS_KEY_ID").is_some() {
+        "the keys in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY".to_owned()
+    } else if let Some(profile) = variable("AWS_PROFILE") {
+        format!("profile `{profile}` of AWS_PROFILE")
+    } else {
+        "profile `default` in ~/.aws, or else the machine's role".to_owned()
+    }
+}
+
+fn host_name() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname")
+        .ok()
+        .or_else(|| std::env::var("HOSTNAME").ok());
+    let name = name
+        .as_deref()
+        .map(str::trim)
+        .filter(|name| !name.is_empty());
+    name.unwrap_or("unknown").to_owned()
+}

@@ -1,0 +1,291 @@
+//! `esker snapshot prune`.
+
+use std::io::{IsTerminal as _, Write as _};
+use std::num::NonZeroU32;
+use std::path::{Path, PathBuf};
+
+use esker_repository::prune::{PruneOptions, PrunePlan, Pruned};
+use esker_repository::sweep::Sweep;
+use esker_repository::{Options, Progress, Repository};
+use esker_server::config::HumanDuration;
+use serde::Serialize;
+
+use super::place::Place;
+use super::shown::{condemned, counted, objects, print_json, snapshots, table};
+use super::watch::watch;
+use crate::exit::Failure;
+use crate::output::print;
+use crate::term::{bytes, count, plain};
+
+/// Largest plan that is read, in bytes.
+const PLAN_BYTES: u64 = 512 << 20;
+/// What an interrupted prune leaves.
+const LEFT: &str = "what is kept is whole; run it again for the rest";
+
+/// Delete what no kept snapshot needs.
+///
+/// Without options this is a sweep: it deletes objects that are a day old and that no retained, pinned
+/// or abandoned snapshot has and no upload is working on, and forgets uploads and pins that are dead.
+/// Foreign files are never touched.
+///
+/// --dry-run says what would go and why. --plan-out writes that down, and --plan then deletes exactly
+/// that, unless the repository has changed meanwhile.
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  esker snapshot prune --dry-run
+  esker snapshot prune
+  esker snapshot prune --keep 3 --dry-run --plan-out plan.json
+  esker snapshot prune --plan plan.json")]
+pub struct Args {
+    /// Say what would go, and delete nothing
+    #[arg(long)]
+    dry_run: bool,
+
+    /// With --dry-run: write the plan to this file
+    #[arg(long, value_name = "FILE", requires = "dry_run")]
+    plan_out: Option<PathBuf>,
+
+    /// Carry out this plan, and nothing else
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["dry_run", "min_age", "keep", "abandoned"])]
+    plan: Option<PathBuf>,
+
+    /// Leave younger objects alone [default: 24h]
+    #[arg(long, value_name = "DURATION")]
+    min_age: Option<HumanDuration>,
+
+    /// Let go of all but this many of the newest retained snapshots
+    #[arg(long, value_name = "COUNT")]
+    keep: Option<NonZeroU32>,
+
+    /// Let go of the snapshots that forks have abandoned
+    #[arg(long)]
+    abandoned: bool,
+
+    /// Do not ask before snapshots are let go of
+    #[arg(long)]
+    yes: bool,
+}
+
+pub async fn run(place: &Place, args: &Args, json: bool) -> Result<(), Failure> {
+    let (reader, root) = place.read().await?;
+    let min_age = args.min_age.map(HumanDuration::as_duration);
+    let repository = Repository::new(
+        place.destination(),
+        reader.partition(),
+        Options {
+            cluster: Some(place.cluster(Some(&root))),
+            orphan_min_age: min_age.unwrap_or(Options::default().orphan_min_age),
+            ..Options::default()
+        },
+    );
+    let options = PruneOptions {
+        min_age,
+        keep: args.keep,
+        abandoned: args.abandoned,
+    };
+    if let Some(file) = &args.plan {
+        let plan = read_plan(file)?;
+        return apply(place, &repository, &plan, args, json).await;
+    }
+    if !args.dry_run && args.keep.is_none() && !args.abandoned {
+        let sweep = watch(place, &Progress::new(), repository.sweep(), LEFT).await?;
+        let sweep = sweep.map_err(|e| place.failure(e))?;
+        return if json {
+            print_json(&sweep)
+        } else {
+            print(swept(&sweep))
+        };
+    }
+    let plan = repository.plan_prune(&options);
+    let plan = watch(place, &Progress::new(), plan, "nothing was deleted").await?;
+    let plan = plan.map_err(|e| place.failure(e))?;
+    if !args.dry_run {
+        return apply(place, &repository, &plan, args, json).await;
+    }
+    if let Some(file) = &args.plan_out {
+        write_plan(file, &plan)?;
+    }
+    if json {
+        return print_json(&plan);
+    }
+    print(planned(&plan, args))
+}
+
+/// Carries a plan out.
+async fn apply(
+    place: &Place,
+    repository: &Repository,
+    plan: &PrunePlan,
+    args: &Args,
+    json: bool,
+) -> Result<(), Failure> {
+    if !plan.released.is_empty() && !args.yes {
+        ask(plan)?;
+    }
+    let pruned = watch(place, &Progress::new(), repository.prune(plan), LEFT).await?;
+    let pruned = pruned.map_err(|e| place.failure(e))?;
+    if json {
+        #[derive(Serialize)]
+        struct Done<'a> {
+            repository: &'a str,
+            partition: u16,
+            #[serde(flatten)]
+            pruned: &'a Pruned,
+        }
+        return print_json(&Done {
+            repository: place.shown(),
+            partition: repository.partition().0,
+            pruned: &pruned,
+        });
+    }
+    let mut lines: Vec<String> = pruned
+        .released
+        .iter()
+        .map(|snapshot| format!("let go of {}", plain(snapshot)))
+        .collect();
+    lines.push(format!(
+        "deleted {} ({}){}",
+        objects(pruned.deleted),
+        bytes(pruned.bytes),
+        could_not(pruned.failed)
+    ));
+    print(lines.join("\n"))
+}
+
+/// Asks a person whether these snapshots may go.
+fn ask(plan: &PrunePlan) -> Result<(), Failure> {
+    for snapshot in &plan.released {
+        eprintln!("lets go of {}", plain(snapshot));
+    }
+    let question = format!(
+        "{} will be gone for good, and {} stay.",
+        snapshots(plan.released.len() as u64),
+        count(plan.retained as u64)
+    );
+    if !std::io::stdin().is_terminal() {
+        return Err(Failure::usage(
+            "needs_yes",
+            format!("{question} Nobody can be asked here: --yes says that it may be"),
+        ));
+    }
+    eprint!("{question} Go on? [y/N] ");
+    let _ = std::io::stderr().flush();
+    let mut answer = String::new();
+    let read = std::io::stdin().read_line(&mut answer);
+    match (read, answer.trim()) {
+        (Ok(_), "y" | "Y" | "yes") => Ok(()),
+        _ => Err(Failure::wrong("declined", "nothing was deleted")),
+    }
+}
+
+fn planned(plan: &PrunePlan, args: &Args) -> String {
+    let mut lines: Vec<String> = plan
+        .released
+        .iter()
+        .map(|snapshot| format!("would let go of {}", plain(snapshot)))
+        .collect();
+    for (number, what) in [
+        (plan.fenced.len(), "dead upload"),
+        (plan.unpinned.len(), "expired pin"),
+    ] {
+        if number > 0 {
+            lines.push(format!("would forget {}", counted(number as u64, what)));
+        }
+    }
+    if !plan.objects.is_empty() {
+        let rows: Vec<_> = plan
+            .objects
+            .iter()
+            .map(|object| {
+                vec![
+                    bytes(object.size),
+                    plain(&object.key),
+                    condemned(object.why).to_owned(),
+                ]
+            })
+            .collect();
+        lines.push(
+            table(&["size", "object", "why it would go"], &rows, &[0])
+                .trim_end()
+                .to_owned(),
+        );
+    }
+    let young = match plan.young {
+        0 => String::new(),
+        n => format!("; {} stay for now, being young", objects(n)),
+    };
+    lines.push(format!(
+        "would delete {} ({}){young}",
+        objects(plan.objects.len() as u64),
+        bytes(plan.bytes)
+    ));
+    if let Some(file) = &args.plan_out {
+        lines.push(format!(
+            "`esker snapshot prune --plan {}` does this, and nothing else, while the root is at \
+             generation {}",
+            file.display(),
+            plan.generation
+        ));
+    }
+    lines.join("\n")
+}
+
+/// What a sweep did, in a line.
+pub fn swept(sweep: &Sweep) -> String {
+    let mut text = format!(
+        "swept {}: deleted {} ({}){}",
+        objects(sweep.listed),
+        count(sweep.deleted),
+        bytes(sweep.bytes),
+        could_not(sweep.failed)
+    );
+    for (number, what) in [
+        (sweep.young, "orphans stay for now, being young"),
+        (sweep.foreign, "foreign files left alone"),
+    ] {
+        if number > 0 {
+            text += &format!("; {} {what}", count(number));
+        }
+    }
+    for (number, what) in [
+        (sweep.fenced, "dead upload"),
+        (sweep.unpinned, "expired pin"),
+    ] {
+        if number > 0 {
+            text += &format!("; forgot {}", counted(number, what));
+        }
+    }
+    text
+}
+
+fn could_not(failed: u64) -> String {
+    match failed {
+        0 => String::new(),
+        n => format!(", {} could not be deleted: run it again", count(n)),
+    }
+}
+
+fn read_plan(file: &Path) -> Result<PrunePlan, Failure> {
+    let cannot = |why: &dyn std::fmt::Display| {
+        Failure::usage(
+            "plan",
+            format!("cannot use the plan {}: {why}", file.display()),
+        )
+    };
+    let size = std::fs::metadata(file).map_err(|e| cannot(&e))?.len();
+    if size > PLAN_BYTES {
+        return Err(cannot(&format_args!(
+            "it has {size} bytes, and none has so many"
+        )));
+    }
+    let bytes = std::fs::read(file).map_err(|e| cannot(&e))?;
+    serde_json::from_slice(&bytes).map_err(|e| cannot(&e))
+}
+
+fn write_plan(file: &Path, plan: &PrunePlan) -> Result<(), Failure> {
+    let cannot =
+        |e: std::io::Error| Failure::wrong("io", format!("cannot write {}: {e}", file.display()));
+    let text = serde_json::to_vec_pretty(plan).map_err(|e| cannot(e.into()))?;
+    std::fs::write(file, text).map_err(cannot)
+}

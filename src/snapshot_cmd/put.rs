@@ -1,0 +1,253 @@
+//! `esker snapshot put`.
+
+use std::num::NonZeroU32;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use clap::ValueEnum;
+use esker_repository::destination::probe;
+use esker_repository::env::System;
+use esker_repository::retention::Retention;
+use esker_repository::sweep::Sweep;
+use esker_repository::{
+    Checkpoint, Digest, Digests, Error, Kind, LineageId, Lsn, Options, PartitionId, Progress, Put,
+    Repository,
+};
+use serde::Serialize;
+
+use super::failure::of_probe;
+use super::place::Place;
+use super::prune::swept;
+use super::shown::{files, objects, print_json, snapshots};
+use super::watch::watch;
+use crate::exit::Failure;
+use crate::output::print;
+use crate::term::{bytes, took};
+
+/// Put a directory of immutable files into the repository, as a snapshot.
+///
+/// Only what no retained snapshot has is uploaded. The snapshot is there when this says so, with
+/// every byte, and not at all before. The first put makes the repository, after a probe of the store.
+///
+/// The files must never change: replace them instead. A repository on the same file system takes them
+/// as hard links, so that a change would reach into it.
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  esker snapshot put checkpoint/ --lsn 4200 --repository s3://bucket/prefix
+  esker snapshot put checkpoint/ --lsn 4300 --num-retained 3 --sweep")]
+pub struct Args {
+    /// The directory; everything below it is put
+    #[arg(value_name = "DIR")]
+    dir: PathBuf,
+
+    /// The last position in the partition's log that the files cover
+    #[arg(long, value_name = "N")]
+    lsn: u64,
+
+    /// How files are kept: shared among snapshots, or all of them anew
+    #[arg(long, value_enum, value_name = "KIND", default_value_t = KindName::Incremental)]
+    kind: KindName,
+
+    /// Retain this many of the newest snapshots, and delete at once what falls out [default: the
+    /// newest alone, and what falls out goes with a sweep a day later]
+    #[arg(long, value_name = "COUNT")]
+    num_retained: Option<NonZeroU32>,
+
+    /// The history that the position is of: 32 hexadecimal digits
+    #[arg(long, value_name = "HEX")]
+    lineage: Option<LineageId>,
+
+    /// Sweep afterwards
+    #[arg(long)]
+    sweep: bool,
+
+    /// Copy the files, even where the repository could take links
+    #[arg(long)]
+    no_links: bool,
+
+    /// Upload every file, also those that a retained snapshot has: heals a repository that `verify`
+    /// found damaged
+    #[arg(long)]
+    no_reuse: bool,
+
+    /// Read and hash every file, also those that an earlier put hashed, and remember nothing
+    #[arg(long)]
+    no_cache: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum KindName {
+    /// By content, shared among snapshots
+    Incremental,
+    /// All beside the snapshot's description; takes only files named like 000028.sst
+    Full,
+}
+
+#[derive(Serialize)]
+struct Done<'a> {
+    repository: &'a str,
+    partition: u16,
+    snapshot: String,
+    lsn: u64,
+    kind: Kind,
+    files: u64,
+    bytes: u64,
+    files_uploaded: u64,
+    bytes_uploaded: u64,
+    files_reused: u64,
+    bytes_reused: u64,
+    retention: &'a Retention,
+    sweep: Option<&'a Sweep>,
+    seconds: f64,
+}
+
+pub async fn run(place: &Place, args: &Args, json: bool) -> Result<(), Failure> {
+    let started = Instant::now();
+    let dir = std::fs::canonicalize(&args.dir)
+        .map_err(|e| Failure::usage("io", format!("cannot read {}: {e}", args.dir.display())))?;
+    let cache = (!args.no_cache).then(|| cache_file(&dir)).flatten();
+    let digests = cache.as_deref().map_or_else(Digests::new, Digests::load);
+    let checkpoint = Checkpoint::scan(&dir, Lsn(args.lsn), digests.clone());
+    let mut checkpoint = checkpoint.map_err(|e| place.failure(e))?;
+    checkpoint.lineage = args.lineage;
+    if checkpoint.files.is_empty() {
+        return Err(Failure::usage(
+            "invalid",
+            format!("there is no file below {}", args.dir.display()),
+        ));
+    }
+
+    let repository = open(place, args).await?;
+    let progress = Progress::new();
+    let putting = repository.put(&checkpoint, &progress);
+    let left = "there is no snapshot of it; run it again, and hashes that were computed are known. \
+                What was uploaded goes with a sweep, a day later";
+    let put = watch(place, &progress, putting, left).await;
+    if let Some(cache) = cache
+        && let Err(error) = digests.save(&cache)
+    {
+        eprintln!(
+            "The hashes of the files are not remembered: cannot write {}: {error}",
+            cache.display()
+        );
+    }
+    let put = put?.map_err(|e| place.failure(e))?;
+    let sweep = if args.sweep {
+        let left = "the snapshot is there; the sweep was given up";
+        let sweep = watch(place, &Progress::new(), repository.sweep(), left).await?;
+        Some(sweep.map_err(|e| place.failure(e))?)
+    } else {
+        None
+    };
+    let done = Done {
+        repository: place.shown(),
+        partition: repository.partition().0,
+        snapshot: put.snapshot.to_string(),
+        lsn: args.lsn,
+        kind: args.kind.into(),
+        files: put.files,
+        bytes: put.bytes,
+        files_uploaded: put.files_uploaded,
+        bytes_uploaded: put.bytes_uploaded,
+        files_reused: put.files - put.files_uploaded,
+        bytes_reused: put.bytes - put.bytes_uploaded,
+        retention: &put.retention,
+        sweep: sweep.as_ref(),
+        seconds: started.elapsed().as_secs_f64(),
+    };
+    if json {
+        return print_json(&done);
+    }
+    print(text(&done, &put, args))
+}
+
+/// Opens the partition for writing. The store is probed if this is the first that is put there;
+/// afterwards, that there is a root says that it was.
+async fn open(place: &Place, args: &Args) -> Result<Repository, Failure> {
+    let partition = place.partition_if_any().await?.unwrap_or(PartitionId(0));
+    let root = match place.reader(partition).root().await {
+        Ok(root) => Some(root),
+        Err(Error::NoRoot { others: false, .. }) => {
+            probe(place.destination(), &System)
+                .await
+                .map_err(|e| of_probe(&e, place))?;
+            None
+        }
+        Err(error) => return Err(place.failure(error)),
+    };
+    let options = Options {
+        cluster: Some(place.cluster(root.as_deref())),
+        kind: args.kind.into(),
+        num_retained: args.num_retained,
+        reuse: !args.no_reuse,
+        ..Options::default()
+    };
+    let destination = if args.no_links {
+        place.without_links()?
+    } else {
+        place.destination().clone()
+    };
+    Ok(Repository::new(&destination, partition, options))
+}
+
+fn text(done: &Done<'_>, put: &Put, args: &Args) -> String {
+    let took_all = Duration::from_secs_f64(done.seconds);
+    let mut lines = vec![format!(
+        "put {} as {}: {} ({}); uploaded {} ({}), reused {} ({}); {}",
+        args.dir.display(),
+        done.snapshot,
+        files(done.files),
+        bytes(done.bytes),
+        done.files_uploaded,
+        bytes(done.bytes_uploaded),
+        done.files_reused,
+        bytes(done.bytes_reused),
+        took(took_all),
+    )];
+    let Retention {
+        evicted,
+        deleted,
+        failed,
+    } = &put.retention;
+    if !evicted.is_empty() {
+        lines.push(format!(
+            "retained no more: {}; {}",
+            snapshots(evicted.len() as u64),
+            match (args.num_retained, *failed) {
+                (None, _) =>
+                    "what only it has goes with a sweep, once it is a day old (--num-retained keeps more)"
+                        .to_owned(),
+                (Some(_), 0) => format!("{} deleted", objects(*deleted)),
+                (Some(_), failed) => format!(
+                    "{} deleted, {failed} could not be: a sweep will",
+                    objects(*deleted)
+                ),
+            }
+        ));
+    }
+    if let Some(sweep) = done.sweep {
+        lines.push(swept(sweep));
+    }
+    lines.join("\n")
+}
+
+impl From<KindName> for Kind {
+    fn from(name: KindName) -> Kind {
+        match name {
+            KindName::Incremental => Kind::Incremental,
+            KindName::Full => Kind::Full,
+        }
+    }
+}
+
+/// Where the hashes of a directory's files are remembered between runs. None without a home.
+fn cache_file(dir: &Path) -> Option<PathBuf> {
+    let variable = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
+    let caches = variable
+        // A relative one does not count, says its specification.
+        .filter(|path| path.is_absolute())
+        .or_else(|| Some(std::env::home_dir()?.join(".cache")))?;
+    let name = Digest::of(dir.as_os_str().as_encoded_bytes());
+    Some(caches.join("esker/digests").join(format!("{name}.json")))
+}

@@ -1,0 +1,169 @@
+//! `esker snapshot restore`.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use esker_repository::restore::Checked;
+use esker_repository::{Options, Progress, Repository, Restored, Which};
+use serde::Serialize;
+
+use super::place::Place;
+use super::shown::{files, print_json};
+use super::watch::watch;
+use crate::exit::Failure;
+use crate::output::print;
+use crate::term::{byte_rate, bytes, plain, took};
+
+/// Restore a snapshot into a directory, every byte checked.
+///
+/// The directory must not exist or be empty. Files are fetched into DIR.partial beside it, which is
+/// renamed when all are there and whole: DIR is there with everything, or not at all. If it is
+/// interrupted, the same command goes on with what it has.
+///
+/// Without SNAPSHOT the newest usable one is restored: of a damaged one it says so, and takes the one
+/// before it. While it reads, the snapshot is pinned in the repository's root, so that no sweep takes
+/// it away; where that may not be written to, it reads without.
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  esker snapshot restore --to restored/
+  esker snapshot restore 4200 --to restored/")]
+pub struct Args {
+    /// Only this snapshot: its id, its directory's name or its LSN [default: the newest usable]
+    #[arg(value_name = "SNAPSHOT")]
+    snapshot: Option<String>,
+
+    /// Where the files go
+    #[arg(long, value_name = "DIR")]
+    to: PathBuf,
+
+    /// Write nothing to the repository, not even a pin
+    #[arg(long)]
+    no_pin: bool,
+}
+
+#[derive(Serialize)]
+struct Done<'a> {
+    repository: &'a str,
+    partition: u16,
+    snapshot: String,
+    lsn: u64,
+    to: String,
+    files: u64,
+    bytes: u64,
+    checked: Checked,
+    /// Files that an earlier attempt had left, whole.
+    resumed: u64,
+    pinned: bool,
+    passed_over: Vec<PassedOver>,
+    seconds: f64,
+}
+
+#[derive(Serialize)]
+struct PassedOver {
+    snapshot: String,
+    why: String,
+}
+
+pub async fn run(place: &Place, args: &Args, json: bool) -> Result<(), Failure> {
+    let (reader, root) = place.read().await?;
+    let which = match &args.snapshot {
+        Some(name) => Which::Exactly(reader.find(&root, name).map_err(|e| place.failure(e))?),
+        None => Which::Newest,
+    };
+    let pins = !args.no_pin && root.generation.is_some();
+    let repository = if pins {
+        let options = Options {
+            cluster: Some(place.cluster(Some(&root))),
+            ..Options::default()
+        };
+        Repository::new(place.destination(), reader.partition(), options)
+    } else {
+        reader
+    };
+    let progress = Progress::new();
+    let started = Instant::now();
+    let restoring = repository.restore(&which, &args.to, &progress);
+    let left = format!(
+        "{} is not there; run the same command again, and it goes on with what it has{}",
+        args.to.display(),
+        if pins {
+            " (the pin in the repository goes by itself within 6 hours, at the next sweep)"
+        } else {
+            ""
+        }
+    );
+    let restored = watch(place, &progress, restoring, &left).await?;
+    let restored = restored.map_err(|e| place.failure(e))?;
+    let done = done(place, &repository, &restored, pins, started.elapsed());
+    if json {
+        return print_json(&done);
+    }
+    print(text(&done, &restored))
+}
+
+fn done<'a>(
+    place: &'a Place,
+    repository: &Repository,
+    restored: &Restored,
+    pins: bool,
+    took_all: Duration,
+) -> Done<'a> {
+    let metadata = restored.metadata();
+    let passed_over = restored.passed_over().iter();
+    Done {
+        repository: place.shown(),
+        partition: repository.partition().0,
+        snapshot: metadata.dir().to_string(),
+        lsn: metadata.min_applied_lsn.0,
+        to: restored.dir().display().to_string(),
+        files: metadata.files.len() as u64,
+        bytes: metadata.bytes(),
+        checked: restored.checked(),
+        resumed: restored.resumed(),
+        pinned: pins && restored.unpinned().is_none(),
+        passed_over: passed_over
+            .map(|(dir, why)| PassedOver {
+                snapshot: dir.to_string(),
+                why: why.to_string(),
+            })
+            .collect(),
+        seconds: took_all.as_secs_f64(),
+    }
+}
+
+fn text(done: &Done<'_>, restored: &Restored) -> String {
+    let mut lines = Vec::new();
+    for PassedOver { snapshot, why } in &done.passed_over {
+        lines.push(format!("passed over {snapshot}: {}", plain(why)));
+    }
+    let took_all = Duration::from_secs_f64(done.seconds);
+    lines.push(format!(
+        "restored {} to {}: {} ({}) in {}, {}",
+        done.snapshot,
+        done.to,
+        files(done.files),
+        bytes(done.bytes),
+        took(took_all),
+        byte_rate(done.bytes, took_all),
+    ));
+    if done.resumed > 0 {
+        lines.push(format!(
+            "{} were there already, whole, from an attempt before",
+            files(done.resumed)
+        ));
+    }
+    lines.push(match done.checked {
+        Checked::Checksums => "checked: size and xxh3-128 of every file".to_owned(),
+        Checked::SizesOnly => {
+            "checked: sizes only, as the snapshot was written without checksums".to_owned()
+        }
+    });
+    if let Some(why) = restored.unpinned() {
+        lines.push(format!(
+            "it was not pinned meanwhile, as the repository could not be written to: {}",
+            plain(&why.to_string())
+        ));
+    }
+    lines.join("\n")
+}

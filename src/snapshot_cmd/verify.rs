@@ -1,0 +1,124 @@
+//! `esker snapshot verify`.
+
+use std::time::Instant;
+
+use esker_repository::{Progress, Verification};
+use serde::Serialize;
+
+use super::place::Place;
+use super::shown::{objects, print_json, snapshots};
+use super::watch::watch;
+use crate::exit::Failure;
+use crate::output::print;
+use crate::term::{Paint, byte_rate, bytes, plain, took};
+
+/// Check that everything is there that the kept snapshots need.
+///
+/// Looks whether all objects are there and have the right size; with --data also reads and hashes
+/// every byte. Exits with 1 if anything is damaged, and names each damaged object and the snapshots
+/// it hurts.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Read and hash every byte
+    #[arg(long)]
+    data: bool,
+}
+
+#[derive(Serialize)]
+struct Verified<'a> {
+    repository: &'a str,
+    partition: u16,
+    sound: bool,
+    #[serde(flatten)]
+    report: &'a Verification,
+    seconds: f64,
+}
+
+pub async fn run(place: &Place, args: &Args, json: bool) -> Result<(), Failure> {
+    let (repository, _) = place.read().await?;
+    let progress = Progress::new();
+    let started = Instant::now();
+    let verifying = repository.verify(args.data, &progress);
+    let left = "what is damaged was not found out";
+    let report = watch(place, &progress, verifying, left).await?;
+    let report = report.map_err(|e| place.failure(e))?;
+    let took_all = started.elapsed();
+    if json {
+        print_json(&Verified {
+            repository: place.shown(),
+            partition: repository.partition().0,
+            sound: report.is_sound(),
+            report: &report,
+            seconds: took_all.as_secs_f64(),
+        })?;
+    } else {
+        print(text(&report, progress.bytes_done(), took_all))?;
+    }
+    if report.is_sound() {
+        return Ok(());
+    }
+    let hurt: std::collections::BTreeSet<_> =
+        report.damaged.iter().flat_map(|d| &d.hurts).collect();
+    let of = report.snapshots.len();
+    let damaged = match report.damaged.len() {
+        1 => "1 object is damaged".to_owned(),
+        n => format!("{n} objects are damaged"),
+    };
+    Err(Failure::wrong(
+        "damaged",
+        format!(
+            "{damaged}, which hurts {} of {of}; {}. Put a new snapshot with --no-reuse (a put reuses \
+             objects as they are), or bring them back from versions or a backup of the bucket",
+            snapshots(hurt.len() as u64),
+            if hurt.len() < of {
+                "a restore passes over the hurt"
+            } else {
+                "none is left that a restore could use"
+            }
+        ),
+    ))
+}
+
+fn text(report: &Verification, read: u64, took_all: std::time::Duration) -> String {
+    let mut lines = Vec::new();
+    for damaged in &report.damaged {
+        lines.push(format!(
+            "damaged: {}: {}",
+            plain(&damaged.key),
+            plain(&damaged.why)
+        ));
+        for snapshot in &damaged.hurts {
+            lines.push(format!("  hurts {snapshot}"));
+        }
+    }
+    for snapshot in &report.without_checksums {
+        lines.push(format!(
+            "{snapshot} has no checksums: of its files only the sizes could be checked"
+        ));
+    }
+    let looked_at = format!(
+        "{} of {} ({})",
+        objects(report.objects),
+        snapshots(report.snapshots.len() as u64),
+        bytes(report.bytes)
+    );
+    lines.push(if report.data {
+        format!(
+            "looked at {looked_at}, read {} in {} ({})",
+            bytes(read),
+            took(took_all),
+            byte_rate(read, took_all)
+        )
+    } else {
+        format!("looked at the sizes of {looked_at} in {}", took(took_all))
+    });
+    if report.is_sound() {
+        let paint = Paint::stdout();
+        lines.push(match (report.data, report.without_checksums.is_empty()) {
+            (true, true) => paint.green("every byte is as it was written"),
+            (true, false) => paint.green("everything that can be checked is as it was written"),
+            (false, _) => "everything is there; --data reads and hashes every byte".to_owned(),
+        });
+    }
+    lines.join("\n")
+}

@@ -1,0 +1,83 @@
+//! Long work: a bar on a terminal while it lasts, and an end at Ctrl-C.
+
+use std::io::IsTerminal as _;
+use std::time::Duration;
+
+use esker_repository::Progress;
+use indicatif::{ProgressBar, ProgressStyle};
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::place::Place;
+use crate::exit::Failure;
+
+/// How often the bar is drawn.
+const TICK: Duration = Duration::from_millis(100);
+/// How long a stop waits for aborts of multipart uploads.
+const ABORTS: Duration = Duration::from_millis(700);
+
+/// Waits for work, shows how far it is, and gives it up at Ctrl-C or when asked to terminate; the
+/// failure then ends with `left`, which says what that leaves behind.
+pub async fn watch<T>(
+    place: &Place,
+    progress: &Progress,
+    work: impl Future<Output = T>,
+    left: &str,
+) -> Result<T, Failure> {
+    let cannot = |e| Failure::wrong("io", format!("listening for signals: {e}"));
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(cannot)?;
+    let mut terminate = signal(SignalKind::terminate()).map_err(cannot)?;
+    let bar = bar();
+    let done = {
+        let mut work = std::pin::pin!(work);
+        let mut ticks = tokio::time::interval(TICK);
+        loop {
+            tokio::select! {
+                done = &mut work => break Some(done),
+                _ = interrupt.recv() => break None,
+                _ = terminate.recv() => break None,
+                _ = ticks.tick() => draw(&bar, progress),
+            }
+        }
+    };
+    bar.finish_and_clear();
+    match done {
+        Some(done) => Ok(done),
+        None => {
+            // Dropping the work has begun them.
+            if place.destination().multipart().is_some() {
+                tokio::time::sleep(ABORTS).await;
+            }
+            Err(Failure::wrong(
+                "interrupted",
+                format!("interrupted; {left}"),
+            ))
+        }
+    }
+}
+
+fn bar() -> ProgressBar {
+    if !std::io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let bar = ProgressBar::new(0);
+    let template = "{bar:30} {percent:>3} %  {binary_bytes} of {binary_total_bytes}, {msg}, \
+                    {binary_bytes_per_sec}, {eta} left";
+    if let Ok(style) = ProgressStyle::with_template(template) {
+        bar.set_style(style.progress_chars("█▉▊▋▌▍▎▏ "));
+    }
+    bar
+}
+
+fn draw(bar: &ProgressBar, progress: &Progress) {
+    // Nothing is known to be needed yet.
+    if progress.bytes() == 0 {
+        return;
+    }
+    bar.set_length(progress.bytes());
+    bar.set_position(progress.bytes_done());
+    bar.set_message(format!(
+        "{} of {} files",
+        progress.files_done(),
+        progress.files()
+    ));
+}

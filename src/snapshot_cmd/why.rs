@@ -1,0 +1,117 @@
+//! `esker snapshot why`.
+
+use esker_repository::why::{Holder, Verdict, Why};
+
+use super::place::Place;
+use super::shown::{condemned, print_json};
+use crate::exit::Failure;
+use crate::output::print;
+use crate::term::{bytes, plain, took};
+
+/// Say what keeps an object in the repository, or why it will go.
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  esker snapshot why ssts/3a7bd3e2360a3d29eea436fcfb7e44c70000000100000001.sst
+  esker snapshot why lsn_00000000000000004200-snap_10LFxDCVEAwz1ZbnbLXHvLm/metadata.json
+  esker snapshot why s3://bucket/prefix/0/latest.json")]
+pub struct Args {
+    /// The object: its key below the partition, its URL, or its path
+    #[arg(value_name = "KEY")]
+    key: String,
+}
+
+pub async fn run(place: &Place, args: &Args, json: bool) -> Result<(), Failure> {
+    let (repository, _) = place.read().await?;
+    let key = place.key(&args.key, repository.partition());
+    let why = repository.why(&key).await.map_err(|e| place.failure(e))?;
+    if json {
+        print_json(&why)?;
+    } else {
+        print(text(&why))?;
+    }
+    match why.verdict {
+        Verdict::Lost => Err(Failure::wrong(
+            "damaged",
+            format!(
+                "{} is needed and missing; `esker snapshot verify` says what else is",
+                plain(&why.key)
+            ),
+        )),
+        _ => Ok(()),
+    }
+}
+
+fn text(why: &Why) -> String {
+    let size = why
+        .size
+        .map_or_else(String::new, |size| format!(" ({})", bytes(size)));
+    let mut lines = vec![format!("{}{size}", plain(&why.key))];
+    let tell = |text: &str| format!("  {text}");
+    match &why.verdict {
+        Verdict::Root => lines.push(tell("is the root: it says what is kept, and never goes")),
+        Verdict::Foreign => lines.push(tell(
+            "is none of a repository's objects: it is never touched",
+        )),
+        Verdict::Kept => {}
+        Verdict::Lost => lines.push(tell("is missing, and is needed:")),
+        Verdict::Absent => lines.push(tell("does not exist, and nothing needs it")),
+        Verdict::Condemned { why } => {
+            lines.push(tell(&format!(
+                "will go with the next sweep: {}",
+                condemned(*why)
+            )));
+        }
+        Verdict::TooYoung { why, seconds_left } => lines.push(tell(&format!(
+            "will go with the first sweep in {} or later: {}, but it is young",
+            took(std::time::Duration::from_secs(*seconds_left)),
+            condemned(*why)
+        ))),
+    }
+    for holder in &why.kept_by {
+        lines.push(tell(&held_by(holder)));
+    }
+    lines.join("\n")
+}
+
+fn held_by(holder: &Holder) -> String {
+    let part = |files: &[String]| match files {
+        [] => "as its description".to_owned(),
+        files => {
+            let names: Vec<_> = files
+                .iter()
+                .map(|name| plain(name.trim_start_matches('/')))
+                .collect();
+            format!("as its {}", names.join(", "))
+        }
+    };
+    match holder {
+        Holder::Retained { snapshot, files } => {
+            format!(
+                "kept by {snapshot}, {}, which the root retains",
+                part(files)
+            )
+        }
+        Holder::Pinned {
+            snapshot,
+            pin,
+            files,
+        } => format!(
+            "kept by {snapshot}, {}, which a restore has pinned ({})",
+            part(files),
+            plain(pin)
+        ),
+        Holder::Abandoned { snapshot, files } => format!(
+            "kept by {snapshot}, {}, which a fork has abandoned; `esker snapshot prune \
+             --abandoned` lets go of it",
+            part(files)
+        ),
+        Holder::Intent {
+            generation,
+            node_name,
+        } => format!(
+            "kept for the upload of node {} that is under way (generation {generation})",
+            plain(node_name)
+        ),
+    }
+}

@@ -1,0 +1,546 @@
+//! `esker snapshot` on repositories in directories: what is decided, what is left, how it exits.
+//!
+//! What it prints is in `docs/snapshots.md`, which [`crate::transcripts`] runs.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+use rustix::process::Signal;
+use serde_json::Value;
+
+use crate::support::{esker, eventually, run, signal, stderr, stdout};
+
+/// A directory with a repository in it, and its user's caches.
+struct Scratch {
+    dir: tempfile::TempDir,
+}
+
+impl Scratch {
+    fn new() -> Scratch {
+        Scratch {
+            dir: tempfile::tempdir().unwrap(),
+        }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// Makes a directory of these files.
+    fn files(&self, name: &str, files: &[(&str, &str)]) -> PathBuf {
+        let dir = self.path(name);
+        for (file, text) in files {
+            let file = dir.join(file);
+            fs::create_dir_all(file.parent().unwrap()).unwrap();
+            fs::write(file, text).unwrap();
+        }
+        dir
+    }
+
+    /// `esker snapshot` with arguments, in this directory, on the repository `backups` in it.
+    fn snapshot(&self, arguments: &[&str]) -> Command {
+        let mut command = esker();
+        command
+            .arg("snapshot")
+            .args(arguments)
+            .current_dir(self.dir.path())
+            .env("ESKER_REPOSITORY", "backups")
+            .env("XDG_CACHE_HOME", self.path("caches"));
+        command
+    }
+
+    fn run(&self, arguments: &[&str]) -> Output {
+        run(self.snapshot(arguments), b"")
+    }
+
+    /// Has to succeed; what it printed.
+    fn ok(&self, arguments: &[&str]) -> String {
+        let output = self.run(arguments);
+        assert!(
+            output.status.success(),
+            "{arguments:?}: {}",
+            stderr(&output)
+        );
+        stdout(&output)
+    }
+
+    /// Has to succeed; the one JSON document that it printed.
+    fn json(&self, arguments: &[&str]) -> Value {
+        let printed = self.ok(&[arguments, &["--json"]].concat());
+        serde_json::from_str(&printed).unwrap_or_else(|e| panic!("{arguments:?}: {e}\n{printed}"))
+    }
+
+    /// Has to fail with this exit code and error code; what it said.
+    fn fails(&self, exit: i32, code: &str, arguments: &[&str]) -> String {
+        let output = self.run(arguments);
+        let said = stderr(&output);
+        assert_eq!(output.status.code(), Some(exit), "{arguments:?}: {said}");
+        assert!(
+            said.contains(&format!("error [{code}]: ")),
+            "{arguments:?}: {said}"
+        );
+        said
+    }
+
+    fn root(&self) -> Value {
+        let root = fs::read(self.path("backups/0/latest.json")).unwrap();
+        serde_json::from_slice(&root).unwrap()
+    }
+
+    /// The objects below a directory of partition 0.
+    fn objects(&self, below: &str) -> Vec<PathBuf> {
+        let Ok(entries) = fs::read_dir(self.path("backups/0").join(below)) else {
+            return Vec::new();
+        };
+        let mut found: Vec<_> = entries.map(|e| e.unwrap().path()).collect();
+        found.sort();
+        found
+    }
+
+    /// Two snapshots that share a file.
+    fn with_two() -> Scratch {
+        let scratch = Scratch::new();
+        scratch.files("one", &[("a", "same"), ("b", "old")]);
+        scratch.files("two", &[("a", "same"), ("b", "new"), ("sub/c", "added")]);
+        scratch.ok(&["put", "one", "--lsn", "100", "--num-retained", "3"]);
+        scratch.ok(&["put", "two", "--lsn", "200", "--num-retained", "3"]);
+        scratch
+    }
+}
+
+/// Puts other bytes in the place of a file, without reaching through hard links.
+fn replace(file: &Path, bytes: &[u8]) {
+    fs::remove_file(file).unwrap();
+    fs::write(file, bytes).unwrap();
+}
+
+#[test]
+fn a_directory_comes_back_as_it_was_put() {
+    let scratch = Scratch::with_two();
+    let restored = scratch.json(&["restore", "--to", "back"]);
+    assert_eq!(restored["lsn"], 200);
+    assert_eq!(restored["checked"], "checksums");
+    assert_eq!(restored["pinned"], true);
+    for (file, text) in [("a", "same"), ("b", "new"), ("sub/c", "added")] {
+        let back = fs::read_to_string(scratch.path("back").join(file)).unwrap();
+        assert_eq!(back, text, "{file}");
+    }
+    assert!(scratch.root().get("pins").is_none(), "the pin is gone");
+    let restored = scratch.json(&["restore", "100", "--to", "older"]);
+    assert_eq!(restored["lsn"], 100);
+    let b = fs::read_to_string(scratch.path("older/b")).unwrap();
+    assert_eq!(b, "old");
+    let said = scratch.fails(2, "invalid", &["restore", "--to", "back"]);
+    assert!(said.contains("not empty"), "{said}");
+    scratch.fails(1, "no_snapshot", &["restore", "300", "--to", "none"]);
+}
+
+#[test]
+fn what_a_retained_snapshot_has_is_not_uploaded_again() {
+    let scratch = Scratch::with_two();
+    scratch.files("three", &[("a", "same"), ("d", "more")]);
+    let put = scratch.json(&["put", "three", "--lsn", "300", "--num-retained", "3"]);
+    assert_eq!(put["files_reused"], 1);
+    assert_eq!(put["bytes_uploaded"], 4);
+    let list = scratch.json(&["list"]);
+    let snapshots = list["partitions"][0]["snapshots"].as_array().unwrap();
+    let lsns: Vec<_> = snapshots
+        .iter()
+        .map(|s| s["lsn"].as_u64().unwrap())
+        .collect();
+    assert_eq!(lsns, [300, 200, 100]);
+    assert_eq!(snapshots[0]["states"][0], "newest");
+    let diff = scratch.json(&["diff", "200", "300"]);
+    assert_eq!(diff["added"][0]["name"], "/d");
+    assert_eq!(diff["removed"].as_array().unwrap().len(), 2);
+}
+
+#[test]
+fn hashes_are_remembered_below_the_cache_directory_unless_that_is_unwanted() {
+    let scratch = Scratch::new();
+    scratch.files("one", &[("a", "text")]);
+    scratch.ok(&["put", "one", "--lsn", "1", "--no-cache"]);
+    assert!(!scratch.path("caches").exists());
+    scratch.ok(&["put", "one", "--lsn", "2"]);
+    let remembered = fs::read_dir(scratch.path("caches/esker/digests")).unwrap();
+    assert_eq!(remembered.count(), 1);
+}
+
+#[test]
+fn the_first_put_probes_the_store_and_leaves_nothing_of_the_probe() {
+    let scratch = Scratch::new();
+    scratch.files("one", &[("a", "text")]);
+    scratch.ok(&["put", "one", "--lsn", "1"]);
+    let entries: Vec<_> = fs::read_dir(scratch.path("backups"))
+        .unwrap()
+        .map(|e| e.unwrap().file_name())
+        .filter(|name| !name.to_string_lossy().starts_with('.'))
+        .collect();
+    assert_eq!(entries, ["0"]);
+}
+
+#[test]
+fn damage_is_named_with_the_snapshots_that_it_hurts_and_passed_over_by_a_restore() {
+    let scratch = Scratch::with_two();
+    let show = scratch.json(&["show", "200"]);
+    let key = show["metadata"]["file_keys"]["/b"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    let newest = show["snapshot"].as_str().unwrap().to_owned();
+    replace(&scratch.path("backups/0").join(&key), b"neW");
+
+    let sizes = scratch.json(&["verify"]);
+    assert_eq!(sizes["sound"], true, "the size is right");
+    let said = scratch.fails(1, "damaged", &["verify", "--data"]);
+    assert!(
+        said.contains("1 object is damaged, which hurts 1 snapshot of 2"),
+        "{said}"
+    );
+    let output = scratch.run(&["verify", "--data", "--json"]);
+    let report: Value = serde_json::from_str(&stdout(&output)).unwrap();
+    assert_eq!(report["damaged"][0]["key"], key);
+    assert_eq!(report["damaged"][0]["hurts"][0], newest);
+
+    let restored = scratch.json(&["restore", "--to", "back"]);
+    assert_eq!(restored["lsn"], 100);
+    assert_eq!(restored["passed_over"][0]["snapshot"], newest);
+    scratch.fails(1, "unusable", &["restore", "200", "--to", "other"]);
+    assert!(!scratch.path("other").exists());
+
+    fs::remove_file(scratch.path("backups/0").join(&key)).unwrap();
+    let said = scratch.fails(1, "damaged", &["why", &key]);
+    assert!(said.contains("needed and missing"), "{said}");
+}
+
+#[test]
+fn an_object_can_be_named_by_its_key_its_url_and_its_path() {
+    let scratch = Scratch::with_two();
+    let show = scratch.json(&["show"]);
+    let key = show["metadata"]["file_keys"]["/a"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    let repository = show["repository"].as_str().unwrap();
+    for name in [
+        key.clone(),
+        format!("0/{key}"),
+        format!("backups/0/{key}"),
+        format!("{repository}/0/{key}"),
+    ] {
+        let why = scratch.json(&["why", &name]);
+        assert_eq!(why["key"], key, "{name}");
+        assert_eq!(why["kept_by"].as_array().unwrap().len(), 2, "{name}");
+    }
+    fs::write(scratch.path("backups/0/notes.txt"), "mine").unwrap();
+    let why = scratch.json(&["why", "notes.txt"]);
+    assert_eq!(why["verdict"]["verdict"], "foreign");
+}
+
+#[test]
+fn a_plan_is_carried_out_as_it_was_shown_or_not_at_all() {
+    let scratch = Scratch::with_two();
+    let plan = scratch.json(&[
+        "prune",
+        "--keep",
+        "1",
+        "--min-age",
+        "0s",
+        "--dry-run",
+        "--plan-out",
+        "plan.json",
+    ]);
+    assert_eq!(plan["released"].as_array().unwrap().len(), 1);
+    assert_eq!(plan["objects"].as_array().unwrap().len(), 2);
+    let before = scratch.objects("ssts").len();
+
+    // Nobody is there to be asked.
+    scratch.fails(2, "needs_yes", &["prune", "--plan", "plan.json"]);
+    assert_eq!(scratch.objects("ssts").len(), before, "nothing went");
+
+    scratch.files("three", &[("a", "same")]);
+    scratch.ok(&["put", "three", "--lsn", "300", "--num-retained", "3"]);
+    let said = scratch.fails(1, "root_moved", &["prune", "--plan", "plan.json", "--yes"]);
+    assert!(said.contains("make a new plan"), "{said}");
+    assert_eq!(scratch.objects("ssts").len(), before, "nothing went");
+
+    scratch.ok(&[
+        "prune",
+        "--keep",
+        "1",
+        "--min-age",
+        "0s",
+        "--dry-run",
+        "--plan-out",
+        "plan.json",
+    ]);
+    let pruned = scratch.json(&["prune", "--plan", "plan.json", "--yes"]);
+    assert_eq!(pruned["released"].as_array().unwrap().len(), 2);
+    assert_eq!(scratch.objects("ssts").len(), 1);
+    assert_eq!(scratch.json(&["verify", "--data"])["sound"], true);
+    scratch.fails(2, "plan", &["prune", "--plan", "backups/0/notes.txt"]);
+}
+
+#[test]
+fn a_sweep_takes_orphans_that_are_old_enough_and_nothing_else() {
+    let scratch = Scratch::with_two();
+    let orphan = scratch
+        .path("backups/0/ssts")
+        .join(format!("{}.sst", "0a".repeat(24)));
+    fs::write(&orphan, "orphan").unwrap();
+    fs::write(scratch.path("backups/0/ssts/readme"), "mine").unwrap();
+    let swept = scratch.json(&["prune"]);
+    assert_eq!((&swept["deleted"], &swept["young"]), (&0.into(), &1.into()));
+    assert!(orphan.exists());
+    let swept = scratch.json(&["prune", "--min-age", "0s"]);
+    assert_eq!(
+        (&swept["deleted"], &swept["foreign"]),
+        (&1.into(), &1.into())
+    );
+    assert!(!orphan.exists());
+    assert_eq!(scratch.json(&["verify", "--data"])["sound"], true);
+}
+
+#[test]
+fn a_dead_upload_is_in_the_plan_and_goes_with_it() {
+    let scratch = Scratch::with_two();
+    let mut root = scratch.root();
+    let generation = root["generation"].as_u64().unwrap();
+    root["intents"] = serde_json::json!([{
+        "snapshot_ids": ["snap_1dead"],
+        "generation": generation,
+        "node_name": "gone",
+        "renewed_at": "2020-01-01T00:00:00Z",
+    }]);
+    replace(
+        &scratch.path("backups/0/latest.json"),
+        &serde_json::to_vec(&root).unwrap(),
+    );
+    let orphan = scratch
+        .path("backups/0/ssts")
+        .join(format!("{}{generation:016x}.sst", "0a".repeat(16)));
+    fs::write(&orphan, "orphan").unwrap();
+    let plan = scratch.json(&[
+        "prune",
+        "--min-age",
+        "0s",
+        "--dry-run",
+        "--plan-out",
+        "plan.json",
+    ]);
+    assert_eq!(plan["fenced"], serde_json::json!([generation]));
+    assert_eq!(plan["objects"].as_array().unwrap().len(), 1);
+    scratch.ok(&["prune", "--plan", "plan.json"]);
+    assert!(!orphan.exists());
+    assert!(scratch.root().get("intents").is_none());
+}
+
+#[test]
+fn a_put_without_reuse_heals_what_verify_found() {
+    let scratch = Scratch::new();
+    scratch.files("one", &[("a.bin", "all right"), ("b.bin", "also")]);
+    scratch.ok(&["put", "one", "--lsn", "1", "--no-links"]);
+    for entry in fs::read_dir(scratch.path("backups/0/ssts")).unwrap() {
+        let path = entry.unwrap().path();
+        if fs::read(&path).unwrap() == b"all right" {
+            fs::write(&path, "ALL WRONG").unwrap();
+        }
+    }
+    // As they are, the damage is inherited.
+    scratch.ok(&["put", "one", "--lsn", "2", "--no-links"]);
+    assert_eq!(scratch.run(&["verify", "--data"]).status.code(), Some(1));
+    scratch.ok(&["put", "one", "--lsn", "3", "--no-links", "--no-reuse"]);
+    scratch.ok(&["verify", "--data"]);
+    scratch.ok(&["restore", "--to", "back"]);
+    assert_eq!(fs::read(scratch.path("back/a.bin")).unwrap(), b"all right");
+}
+
+#[test]
+fn a_root_that_is_missing_or_damaged_is_told_from_an_empty_repository() {
+    let scratch = Scratch::new();
+    scratch.files("one", &[("a", "text")]);
+    for command in [
+        &["list"][..],
+        &["show"],
+        &["verify"],
+        &["restore", "--to", "back"],
+        &["prune"],
+    ] {
+        scratch.fails(1, "no_repository", command);
+    }
+    assert!(!scratch.path("backups").exists(), "reading makes nothing");
+    scratch.ok(&["put", "one", "--lsn", "1"]);
+    let root = scratch.path("backups/0/latest.json");
+    let good = fs::read(&root).unwrap();
+
+    for damage in [&b"{"[..], b"", br#"{"version":"V9"}"#] {
+        replace(&root, damage);
+        for command in [
+            &["list"][..],
+            &["verify"],
+            &["put", "one", "--lsn", "2"],
+            &["prune"],
+        ] {
+            scratch.fails(1, "damaged", command);
+        }
+        assert_eq!(fs::read(&root).unwrap(), damage, "it is left as it is");
+    }
+
+    fs::remove_file(&root).unwrap();
+    for command in [&["list"][..], &["put", "one", "--lsn", "2"], &["prune"]] {
+        scratch.fails(1, "root_missing", command);
+    }
+    assert!(!root.exists());
+    fs::write(&root, good).unwrap();
+    scratch.ok(&["verify", "--data"]);
+}
+
+#[test]
+fn what_restate_wrote_is_read_and_never_written_to() {
+    let scratch = Scratch::new();
+    let files = scratch.files("one", &[("000007.sst", "table")]);
+    scratch.ok(&["put", "one", "--lsn", "1", "--kind", "full"]);
+    // As Restate writes it: no generation, no checksums.
+    let mut root = scratch.root();
+    root.as_object_mut().unwrap().remove("generation");
+    let root_file = scratch.path("backups/0/latest.json");
+    replace(&root_file, &serde_json::to_vec(&root).unwrap());
+    let description = scratch
+        .path("backups/0")
+        .join(root["path"].as_str().unwrap())
+        .join("metadata.json");
+    let mut metadata: Value = serde_json::from_slice(&fs::read(&description).unwrap()).unwrap();
+    metadata.as_object_mut().unwrap().remove("checksums");
+    replace(&description, &serde_json::to_vec(&metadata).unwrap());
+
+    let list = scratch.json(&["list"]);
+    assert!(list["partitions"][0]["generation"].is_null());
+    let report = scratch.json(&["verify", "--data"]);
+    assert_eq!(report["without_checksums"].as_array().unwrap().len(), 1);
+    let output = scratch.run(&["restore", "--to", "back", "--json"]);
+    let restored: Value = serde_json::from_str(&stdout(&output)).unwrap();
+    assert_eq!(restored["checked"], "sizes-only");
+    assert_eq!(restored["pinned"], false);
+    assert!(stderr(&output).contains("not written by Esker"));
+    assert_eq!(
+        fs::read(scratch.path("back/000007.sst")).unwrap(),
+        fs::read(files.join("000007.sst")).unwrap()
+    );
+    scratch.fails(1, "not_ours", &["put", "one", "--lsn", "2"]);
+    scratch.fails(1, "not_ours", &["prune"]);
+    let after: Value = serde_json::from_slice(&fs::read(&root_file).unwrap()).unwrap();
+    assert_eq!(after, root);
+}
+
+#[test]
+fn other_clusters_histories_and_partitions_are_not_mixed() {
+    let scratch = Scratch::new();
+    scratch.files("one", &[("a", "text")]);
+    let lineage = "0123456789abcdef0123456789abcdef";
+    scratch.ok(&[
+        "put",
+        "one",
+        "--lsn",
+        "5",
+        "--cluster-name",
+        "mine",
+        "--lineage",
+        lineage,
+    ]);
+    scratch.fails(
+        1,
+        "other_cluster",
+        &[
+            "put",
+            "one",
+            "--lsn",
+            "6",
+            "--cluster-name",
+            "theirs",
+            "--lineage",
+            lineage,
+        ],
+    );
+    scratch.fails(1, "other_lineage", &["put", "one", "--lsn", "6"]);
+    scratch.ok(&["put", "one", "--lsn", "6", "--lineage", lineage]);
+    scratch.fails(
+        1,
+        "superseded",
+        &["put", "one", "--lsn", "5", "--lineage", lineage],
+    );
+    scratch.ok(&["put", "one", "--lsn", "7", "--partition", "3"]);
+    let said = scratch.fails(2, "partition", &["show"]);
+    assert!(said.contains("one of 0, 3"), "{said}");
+    let list = scratch.json(&["list"]);
+    assert_eq!(list["partitions"].as_array().unwrap().len(), 2);
+    assert_eq!(scratch.json(&["show", "--partition", "3"])["partition"], 3);
+}
+
+#[test]
+fn secrets_are_printed_nowhere() {
+    let scratch = Scratch::new();
+    let output = scratch.run(&[
+        "list",
+        "--repository",
+        "s3://bucket/prefix",
+        "--aws-access-key-id",
+        "TheKeyId",
+        "--aws-secret-access-key",
+        "TheSecret",
+        "--aws-endpoint-url",
+        "ftp://TheUser:ThePassword@localhost",
+    ]);
+    let said = stderr(&output) + &stdout(&output);
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    for secret in ["TheKeyId", "TheSecret", "ThePassword"] {
+        assert!(!said.contains(secret), "{said}");
+    }
+}
+
+#[test]
+fn a_put_that_is_interrupted_ends_promptly_and_the_next_one_is_not_hindered() {
+    let scratch = Scratch::new();
+    let big = scratch.files("big", &[("a", "text")]);
+    let file = fs::File::create(big.join("b")).unwrap();
+    // Sparse, and long enough to be hashed for a while.
+    file.set_len(60 << 30).unwrap();
+    let mut command = scratch.snapshot(&["put", "big", "--lsn", "1", "--no-links"]);
+    let child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let root = scratch.path("backups/0/latest.json");
+    eventually("the intent is there", || root.exists());
+    std::thread::sleep(Duration::from_millis(100));
+    let began = std::time::Instant::now();
+    signal(&child, Signal::INT);
+    let output = child.wait_with_output().unwrap();
+    assert!(
+        began.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        began.elapsed()
+    );
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        stderr(&output).contains("error [interrupted]"),
+        "{}",
+        stderr(&output)
+    );
+    scratch.fails(1, "unusable", &["show"]);
+
+    fs::remove_file(big.join("b")).unwrap();
+    scratch.ok(&["put", "big", "--lsn", "2"]);
+    let list = scratch.json(&["list"]);
+    assert_eq!(
+        list["partitions"][0]["snapshots"].as_array().unwrap().len(),
+        1
+    );
+    assert_eq!(
+        list["partitions"][0]["uploads"].as_array().unwrap().len(),
+        1
+    );
+}
