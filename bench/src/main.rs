@@ -1,10 +1,11 @@
 //! Measures Esker side by side with its peers, and tries to make it lose what it acknowledged.
 //!
-//! Two subcommands:
+//! Three subcommands:
 //!
 //! - `streams` runs the same load, by the same client, on the same machine and in the same run
 //!   against `s2 lite` (the *peer*) and against Esker, alternating between them row by row, and
 //!   prints a table of medians with the targets that Esker has set itself.
+//! - `repository` measures puts, restores and sweeps of snapshots beside `restic` and `cp`.
 //! - `soak` kills an Esker server with SIGKILL at random moments under load, restarts it on the
 //!   same data directory and checks every acknowledged record.
 //!
@@ -22,6 +23,7 @@ mod peer;
 mod process;
 mod progress;
 mod report;
+mod repository;
 mod rows;
 mod scratch;
 mod soak;
@@ -49,6 +51,11 @@ struct Cli {
 enum Command {
     /// Measure stream operations side by side with `s2 lite`.
     Streams(streams::Args),
+    /// Measure puts, restores and sweeps of snapshots beside `restic` and `cp`.
+    Repository(repository::Args),
+    /// One operation of that, in a process of its own.
+    #[command(hide = true)]
+    RepositoryStep(repository::step::Step),
     /// Kill the server at random moments under load and check what it acknowledged.
     Soak(soak::Args),
 }
@@ -59,6 +66,8 @@ async fn main() -> ExitCode {
     let work = async {
         match Cli::parse().command {
             Command::Streams(args) => streams::run(args).await,
+            Command::Repository(args) => repository::run(args).await,
+            Command::RepositoryStep(step) => repository::step::run(step).await,
             Command::Soak(args) => soak::run(args).await,
         }
     };
