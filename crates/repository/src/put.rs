@@ -41,6 +41,9 @@ const CREATIONS: u32 = 6;
 /// snapshot was committed meanwhile.
 const REPAIRS: usize = 16;
 
+/// A put reuses files of so many of the newest retained snapshots. A file that left and came back is
+/// rare, and each further description is a request and memory.
+const REUSED_FROM: usize = 2;
 /// How long an upload that failed tries to remove its intent.
 const WITHDRAWAL: Duration = Duration::from_secs(20);
 
@@ -343,7 +346,7 @@ impl Upload<'_> {
         if self.repository.options.kind == Kind::Full || !self.repository.options.reuse {
             return reusable;
         }
-        for retained in &root.retained_snapshots {
+        for retained in root.retained_snapshots.iter().take(REUSED_FROM) {
             let dir = retained.dir();
             let read = self.repository.read_description(&self.store, &dir);
             let metadata = match read.await {
@@ -540,11 +543,11 @@ impl Upload<'_> {
         known: CurrentRoot,
     ) -> Result<Committed, Error> {
         let (repository, store) = (self.repository, &self.store);
-        let reused: HashSet<&String> = self
+        let reused: HashSet<String> = self
             .placed
             .values()
             .filter(|p| p.reused)
-            .map(|p| &p.key)
+            .map(|p| p.key.clone())
             .collect();
         let id = self.id();
         let mut current = known;
@@ -553,16 +556,11 @@ impl Upload<'_> {
                 return Ok(Committed::Fenced);
             }
             repository.check_fits(&current, self.checkpoint)?;
-            if !reused.is_empty() {
-                let refs = repository.retained_refs(store, &current).await?;
-                let gone: HashSet<String> = reused
-                    .iter()
-                    .filter(|key| !refs.contains(key))
-                    .map(|key| (*key).clone())
-                    .collect();
-                if !gone.is_empty() {
-                    return Ok(Committed::Gone(gone));
-                }
+            let gone = repository
+                .not_retained(store, &current, reused.clone())
+                .await?;
+            if !gone.is_empty() {
+                return Ok(Committed::Gone(gone));
             }
             let next = self.with_snapshot(&current, metadata);
             let before = Box::new(current.root().clone());

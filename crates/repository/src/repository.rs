@@ -348,12 +348,24 @@ impl Repository {
         Ok((root, refs))
     }
 
-    /// Keys of retained snapshots only: what a new one may reuse.
-    pub(crate) async fn retained_refs(&self, store: &Store, root: &Root) -> Result<Refs, Error> {
-        let mut refs = Refs::default();
+    /// Which of these keys no retained snapshot has. Newest first, and no further than needed: each
+    /// description that is not known yet is a request.
+    pub(crate) async fn not_retained(
+        &self,
+        store: &Store,
+        root: &Root,
+        mut keys: HashSet<String>,
+    ) -> Result<HashSet<String>, Error> {
         for retained in &root.retained_snapshots {
+            if keys.is_empty() {
+                break;
+            }
             match self.read_description(store, &retained.dir()).await {
-                Ok(description) => refs.add(&description),
+                Ok(description) => {
+                    for file in &description.files {
+                        keys.remove(&description.key_of(file));
+                    }
+                }
                 // It has nothing to offer then; what was to be reused of it is uploaded anew.
                 Err(error) if error.is_damage() => {
                     tracing::warn!(%error, "A retained snapshot cannot be read");
@@ -361,7 +373,7 @@ impl Repository {
                 Err(error) => return Err(error),
             }
         }
-        Ok(refs)
+        Ok(keys)
     }
 
     /// Replaces a root, once, if it is still the one that was read. Whatever the answer is, if it

@@ -206,9 +206,9 @@ impl Future for Unreliable {
                 return Poll::Pending;
             }
             this.pause = None;
-        } else if this.crash_in > 0 && this.dice.next_u32() % this.crash_in == 0 {
+        } else if this.crash_in > 0 && this.dice.next_u32().is_multiple_of(this.crash_in) {
             return Poll::Ready(());
-        } else if this.pause_in > 0 && this.dice.next_u32() % this.pause_in == 0 {
+        } else if this.pause_in > 0 && this.dice.next_u32().is_multiple_of(this.pause_in) {
             // From seconds to days.
             let seconds = 1 << (this.dice.next_u32() % 19);
             let mut pause = this.clock.sleep(Duration::from_secs(seconds));
