@@ -13,6 +13,7 @@
 //! An upload whose intent was removed, because it was taken for dead, begins again.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -383,6 +384,7 @@ impl Upload<'_> {
             memory: &self.memory,
             buffer: self.repository.options.buffer,
             progress: self.progress,
+            stopped: AtomicBool::new(false),
         };
         let uploads = &uploads;
         let parallel = self.repository.options.parallel_files.max(1);
@@ -408,10 +410,7 @@ impl Upload<'_> {
                     Ok((file.name.clone(), placed))
                 });
             }
-            return stream::iter(under_way)
-                .buffer_unordered(parallel)
-                .try_collect()
-                .await;
+            return uploads.all(under_way, parallel).await;
         }
         let mut hashing = Vec::with_capacity(files.len());
         for file in files {
@@ -447,10 +446,7 @@ impl Upload<'_> {
         for (key, (file, digest)) in &fresh {
             under_way.push(async move { uploads.upload(file, key, Some(*digest)).await });
         }
-        stream::iter(under_way)
-            .buffer_unordered(parallel)
-            .try_collect::<Vec<_>>()
-            .await?;
+        uploads.all(under_way, parallel).await?;
         Ok(placed)
     }
 
@@ -655,6 +651,12 @@ impl Upload<'_> {
     /// Removes the intent of an upload that failed, so that what it left behind can go. Only
     /// tidiness: a sweep does it a day later.
     async fn withdraw(&self) {
+        if within(&**self.store.env(), WITHDRAWAL, self.store.aborted())
+            .await
+            .is_none()
+        {
+            tracing::warn!("Unfinished multipart uploads may be left behind");
+        }
         let generation = self.generation;
         let store = self.store.operation();
         let removed = self.repository.swap_with(

@@ -8,8 +8,8 @@
 //! Keys are those of [`crate::layout`], below the partition's prefix.
 
 use std::collections::HashSet;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -21,6 +21,7 @@ use object_store::{
     GetOptions, GetRange, GetResult, ObjectMeta, ObjectStore, ObjectStoreExt as _, PutMode,
     PutOptions, PutPayload, UpdateVersion,
 };
+use tokio::task::JoinHandle;
 
 use crate::destination::{Destination, LocalStore};
 use crate::env::{Env, within};
@@ -89,6 +90,8 @@ pub(crate) struct Store {
     env: Arc<dyn Env>,
     retries: Retries,
     left: Arc<AtomicU32>,
+    /// Uploads in parts that were dropped and are being aborted.
+    aborts: Arc<Mutex<Vec<JoinHandle<()>>>>,
 }
 
 impl std::fmt::Debug for Store {
@@ -149,6 +152,7 @@ impl Store {
             env,
             retries,
             left: Arc::new(AtomicU32::new(retries.budget)),
+            aborts: Arc::default(),
         }
     }
 
@@ -157,6 +161,19 @@ impl Store {
         let mut store = self.clone();
         store.left = Arc::new(AtomicU32::new(self.retries.budget));
         store
+    }
+
+    /// Waits until uploads in parts that were dropped are aborted: who ends the process next would
+    /// leave them behind.
+    pub(crate) async fn aborted(&self) {
+        let aborts = match self.aborts.lock() {
+            Ok(mut aborts) => std::mem::take(&mut *aborts),
+            Err(_) => return,
+        };
+        for abort in aborts {
+            // What went wrong was logged.
+            let _ = abort.await;
+        }
     }
 
     pub(crate) fn env(&self) -> &Arc<dyn Env> {
@@ -727,10 +744,14 @@ impl Drop for Parts {
             return;
         };
         let (multipart, path) = (self.multipart.clone(), self.path.clone());
-        runtime.spawn(async move {
+        let abort = runtime.spawn(async move {
             if let Err(error) = multipart.abort_multipart(&path, &id).await {
                 tracing::warn!(%error, "An unfinished multipart upload is left behind");
             }
         });
+        if let Ok(mut aborts) = self.store.aborts.lock() {
+            aborts.retain(|earlier| !earlier.is_finished());
+            aborts.push(abort);
+        }
     }
 }

@@ -1,10 +1,11 @@
 //! One file's way into the store: read in parts, hashed as it streams, written.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use futures::StreamExt as _;
-use futures::stream::FuturesUnordered;
+use futures::stream::{self, FuturesUnordered};
 use tokio::sync::Semaphore;
 use xxhash_rust::xxh3::Xxh3;
 
@@ -31,6 +32,8 @@ pub(crate) struct Uploads<'a> {
     pub memory: &'a Semaphore,
     pub buffer: usize,
     pub progress: &'a Progress,
+    /// Set when one has failed: the others end as soon as they can, and tidy up.
+    pub stopped: AtomicBool,
 }
 
 impl Uploads<'_> {
@@ -42,6 +45,7 @@ impl Uploads<'_> {
         key: &str,
         expected: Option<Digest>,
     ) -> Result<Digest, Error> {
+        self.go_on()?;
         if let Some(path) = self.source.path(&file.name)
             && self.store.link(key, &path).await?
         {
@@ -158,6 +162,7 @@ impl Uploads<'_> {
         let mut done = Vec::new();
         let mut offset = 0;
         while offset < file.size {
+            self.go_on()?;
             let len = part.min(file.size - offset);
             // While it waits for room, what is under way goes on and makes some.
             let permits = {
@@ -190,6 +195,39 @@ impl Uploads<'_> {
         }
         done.sort_by_key(|(index, _)| *index);
         Ok((done.into_iter().map(|(_, id)| id).collect(), digest))
+    }
+
+    /// Fails if another file has failed; its error is the one that counts.
+    fn go_on(&self) -> Result<(), Error> {
+        match self.stopped.load(Ordering::Relaxed) {
+            true => Err(Error::Invalid("the upload was given up".to_owned())),
+            false => Ok(()),
+        }
+    }
+
+    /// Runs uploads, several at a time, to the end of all: when one fails, the others are not dropped
+    /// but end by themselves, so that each can abort what it began.
+    pub(crate) async fn all<T>(
+        &self,
+        uploads: Vec<impl Future<Output = Result<T, Error>>>,
+        parallel: usize,
+    ) -> Result<Vec<T>, Error> {
+        let mut running = stream::iter(uploads).buffer_unordered(parallel);
+        let mut done = Vec::new();
+        let mut failure = None;
+        while let Some(ended) = running.next().await {
+            match ended {
+                Ok(one) => done.push(one),
+                Err(error) => {
+                    self.stopped.store(true, Ordering::Relaxed);
+                    failure.get_or_insert(error);
+                }
+            }
+        }
+        match failure {
+            None => Ok(done),
+            Some(error) => Err(error),
+        }
     }
 
     /// The checksum of a file: remembered, or by reading it.
