@@ -21,6 +21,7 @@ mod error;
 pub mod node;
 pub mod read;
 pub mod recovery;
+pub mod snapshots;
 pub mod streams;
 pub mod upkeep;
 
@@ -29,6 +30,7 @@ pub use basins::{BasinInfo, Change, Create};
 pub use error::{Error, START_CODES, StartError};
 pub use node::{Node, NodeOptions};
 pub use read::{ReadOutput, ReadSession};
+pub use snapshots::{Bootstrap, DestinationOptions, OnLogFull, SnapshotKind, SnapshotOptions};
 pub use streams::{CreateOn, StreamHandle, StreamListing};
 
 // What callers need of the rooms below.

@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use crate::data_dir::{DataDir, Identity};
 use crate::error::{Error, StartError};
 use crate::recovery;
+use crate::snapshots::{Bootstrap, SnapshotOptions};
 use crate::upkeep::Upkeep;
 
 /// What a node is told at its start.
@@ -51,6 +52,10 @@ pub struct NodeOptions {
     /// A partition's files are rewritten once this many bytes are reclaimable, and at least half
     /// of all.
     pub compact_garbage: u64,
+    /// Snapshots and recovery.
+    pub snapshots: SnapshotOptions,
+    /// What an empty data directory means, if somebody said so.
+    pub bootstrap: Option<Bootstrap>,
 }
 
 impl NodeOptions {
@@ -72,6 +77,8 @@ impl NodeOptions {
             retention_interval: Duration::from_secs(1),
             streams_per_round: 250,
             compact_garbage: 64 * MIB,
+            snapshots: SnapshotOptions::default(),
+            bootstrap: None,
         }
     }
 

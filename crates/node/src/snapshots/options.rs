@@ -1,0 +1,94 @@
+//! What a node is told about snapshots and recovery.
+
+use std::num::NonZeroU32;
+use std::time::Duration;
+
+pub use esker_repository::Kind as SnapshotKind;
+pub use esker_repository::destination::DestinationOptions;
+
+/// When and where partitions are snapshotted, and how much log is kept.
+#[derive(Clone, Debug)]
+pub struct SnapshotOptions {
+    /// URL of the repository: `s3://bucket/prefix`, `file:///dir` or a directory. Without one, a
+    /// directory under the data directory, which does not survive its disk.
+    pub destination: Option<String>,
+    /// Keys and settings of the destination.
+    pub destination_options: DestinationOptions,
+    /// A snapshot is put into the repository this long after the one before, if anything was
+    /// applied since. `None`: time alone is no reason.
+    pub interval: Option<Duration>,
+    /// And only once this many records were applied since; with no `interval`, as soon as so many
+    /// were.
+    pub interval_records: Option<u64>,
+    /// A snapshot is put as soon as replaying what came after the newest is predicted to take
+    /// longer. `None`: never for that reason.
+    pub recovery_budget: Option<Duration>,
+    /// How files are kept.
+    pub kind: SnapshotKind,
+    /// How many snapshots are retained; `None`: the newest only.
+    pub num_retained: Option<NonZeroU32>,
+    /// Whether orphans are swept, after every upload and daily.
+    pub orphan_cleanup: bool,
+    /// Younger orphans are left alone.
+    pub orphan_min_age: Duration,
+    /// Most bytes of log that the node keeps for the sake of archived snapshots.
+    pub max_log_bytes: u64,
+    /// What happens beyond.
+    pub on_log_full: OnLogFull,
+    /// The newest snapshot of each partition is restored into a scratch directory and compared with
+    /// the live partition this often. `None`: only when asked.
+    pub restore_test_interval: Option<Duration>,
+    /// Whether a graceful stop puts a snapshot of every partition first.
+    pub on_stop: bool,
+    /// A local snapshot is taken once this many entries were applied since the one before; 0 for
+    /// never for that reason.
+    pub local_threshold_entries: u64,
+    /// The same in bytes.
+    pub local_threshold_bytes: u64,
+}
+
+/// What happens when the log that is kept for archived snapshots exceeds its bound.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnLogFull {
+    /// It is trimmed to the newest local snapshot: archived snapshots older than that no longer
+    /// reach the present.
+    #[default]
+    TrimAnyway,
+    /// Appends are refused until a snapshot is archived.
+    RefuseAppends,
+}
+
+impl Default for SnapshotOptions {
+    fn default() -> SnapshotOptions {
+        const MIB: u64 = 1024 * 1024;
+        SnapshotOptions {
+            destination: None,
+            destination_options: DestinationOptions::default(),
+            interval: Some(Duration::from_secs(600)),
+            interval_records: None,
+            recovery_budget: Some(Duration::from_secs(30)),
+            kind: SnapshotKind::Full,
+            num_retained: None,
+            orphan_cleanup: true,
+            orphan_min_age: Duration::from_secs(24 * 3600),
+            max_log_bytes: 4096 * MIB,
+            on_log_full: OnLogFull::TrimAnyway,
+            restore_test_interval: None,
+            on_stop: false,
+            local_threshold_entries: 1_000_000,
+            local_threshold_bytes: 256 * MIB,
+        }
+    }
+}
+
+/// What an empty data directory means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bootstrap {
+    /// A new cluster begins here.
+    New,
+    /// Every partition is restored from the repository. In a directory that is in use: a loss is
+    /// accepted where nothing else is left, and a new lineage begins.
+    Restore,
+    /// This node joins a cluster.
+    Join,
+}
