@@ -15,7 +15,7 @@ setup: ## look for what a build needs, and compile RocksDB the first time
 run: setup ## build, tell the story on real records, then serve on 127.0.0.1:7070
 	@cargo build --release --locked
 	@cargo run --release --locked --quiet -- demo
-	@cargo run --release --locked --quiet -- server --hints
+	@cargo run --release --locked --quiet -- server --hints --config $(or $(ESKER_CONFIG),packaging/esker.toml)
 
 demo: setup ## the story, end to end, in a scratch directory
 	@cargo build --release --locked

@@ -3,8 +3,9 @@
 use std::io::{IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
 
-use esker_server::config::{self, Config, Overrides};
-use esker_server::{Server, telemetry};
+use clap::ValueEnum;
+use esker_server::config::{self, BOOTSTRAP_VARIABLE, Config, Overrides};
+use esker_server::{Server, server, telemetry};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::exit::Failure;
@@ -21,6 +22,13 @@ pub struct Args {
     #[command(flatten)]
     overrides: Overrides,
 
+    /// What an empty data directory means, said once
+    ///
+    /// Without it, an empty directory begins a new cluster, and is refused if the repository holds
+    /// snapshots of this cluster: they may be what is missing.
+    #[arg(long, value_enum, value_name = "WHAT", env = BOOTSTRAP_VARIABLE, hide_env_values = true)]
+    bootstrap: Option<Bootstrap>,
+
     /// Say what to try next, even where standard output is no terminal.
     #[arg(long, hide = true)]
     hints: bool,
@@ -31,6 +39,32 @@ pub struct Args {
     until_stdin_closes: bool,
 }
 
+/// What an empty data directory means.
+#[derive(Clone, Copy, ValueEnum)]
+enum Bootstrap {
+    /// A new cluster begins here.
+    New,
+    /// Every partition is restored from the repository. In a directory that is in use, a loss is
+    /// accepted where nothing else is left.
+    Restore,
+    /// This node joins a cluster.
+    Join,
+    /// A variable that is set to nothing says nothing.
+    #[value(name = "", hide = true)]
+    Unsaid,
+}
+
+impl Bootstrap {
+    fn said(self) -> Option<server::Bootstrap> {
+        match self {
+            Bootstrap::New => Some(server::Bootstrap::New),
+            Bootstrap::Restore => Some(server::Bootstrap::Restore),
+            Bootstrap::Join => Some(server::Bootstrap::Join),
+            Bootstrap::Unsaid => None,
+        }
+    }
+}
+
 pub fn run(args: &Args) -> Result<(), Failure> {
     // Those are meant for `esker stream` and `esker snapshot`.
     let environment = config::environment()
@@ -38,9 +72,10 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     let loaded =
         config::load(&args.overrides, environment).map_err(|e| Failure::usage(e.code(), e))?;
     telemetry::start_logs(&loaded.config.logs);
-    for warning in &loaded.warnings {
+    for warning in loaded.warnings.iter().chain(&loaded.reminders) {
         tracing::warn!("{warning}");
     }
+    let bootstrap = args.bootstrap.and_then(Bootstrap::said);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -49,7 +84,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         let mut interrupt = signal(SignalKind::interrupt()).map_err(signals)?;
         let mut terminate = signal(SignalKind::terminate()).map_err(signals)?;
         let server = tokio::select! {
-            server = Server::start(&loaded.config) => {
+            server = Server::start_with(&loaded.config, bootstrap) => {
                 server.map_err(|e| Failure::wrong(e.code(), e))?
             }
             // Nothing was promised yet.

@@ -1,11 +1,12 @@
 //! Measures Esker side by side with its peers, and tries to make it lose what it acknowledged.
 //!
-//! Three subcommands:
+//! Four subcommands:
 //!
 //! - `streams` runs the same load, by the same client, on the same machine and in the same run
 //!   against `s2 lite` (the *peer*) and against Esker, alternating between them row by row, and
 //!   prints a table of medians with the targets that Esker has set itself.
 //! - `repository` measures puts, restores and sweeps of snapshots beside `restic` and `cp`.
+//! - `layout` measures layouts of a partition's stream data on RocksDB alone.
 //! - `soak` kills an Esker server with SIGKILL at random moments under load, restarts it on the
 //!   same data directory and checks every acknowledged record.
 //!
@@ -18,6 +19,7 @@
 
 mod client;
 mod disk;
+mod layout;
 mod machine;
 mod peer;
 mod process;
@@ -56,6 +58,8 @@ enum Command {
     /// One operation of that, in a process of its own.
     #[command(hide = true)]
     RepositoryStep(repository::step::Step),
+    /// Measure layouts of a partition's stream data on RocksDB alone.
+    Layout(layout::Args),
     /// Kill the server at random moments under load and check what it acknowledged.
     Soak(soak::Args),
 }
@@ -68,6 +72,9 @@ async fn main() -> ExitCode {
             Command::Streams(args) => streams::run(args).await,
             Command::Repository(args) => repository::run(args).await,
             Command::RepositoryStep(step) => repository::step::run(step).await,
+            Command::Layout(args) => tokio::task::spawn_blocking(move || layout::run(&args))
+                .await?
+                .map(|()| ExitCode::SUCCESS),
             Command::Soak(args) => soak::run(args).await,
         }
     };

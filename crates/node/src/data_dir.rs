@@ -1,16 +1,23 @@
 //! The data directory.
 //!
 //! ```text
-//! LOCK            held while a process uses the directory; has its pid
-//! node.json       who this is: format version, node id, cluster id, number of partitions
-//! node.json.new   the same, while the directory is being made for the first time
-//! log/            the Raft log of all partitions
-//! db/             RocksDB
+//! LOCK             held while a process uses the directory; has its pid
+//! node.json        who this is: format version, node id, cluster id, number of partitions
+//! node.json.new    the same, while the directory is being made for the first time
+//! log/             the Raft log of all partitions
+//! db/              RocksDB
+//! snapshots/<p>/   checkpoints of partition p: hard links to files of the database
+//! restore/<p>/     files of a snapshot on their way from the repository into the database
+//! restore.json     a restore under way that may lose something: what was decided
+//! repository/      partition snapshots, if no other destination is configured
+//! damaged/         what was put aside by a recovery, and why partitions are not to be used
+//! rates.json       how fast this node was at its last recovery
 //! ```
 //!
 //! Making one: write `node.json.new`, make log and database, and when every partition serves, rename
 //! to `node.json`. A crash in between leaves `node.json.new`, and the next start goes on with the
-//! same identity. From then on a missing part is damage and never made anew.
+//! same identity. From then on a missing part is damage, and is never made anew without being asked
+//! for.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{Read as _, Seek as _, Write as _};
@@ -20,8 +27,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::StartError;
 
-/// Version of the layout of a data directory.
-pub const FORMAT: u32 = 1;
+/// Version of the layout of a data directory, and of everything in it. 1 was never released.
+pub const FORMAT: u32 = 2;
 
 /// Who a data directory belongs to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,6 +47,42 @@ pub struct Identity {
     pub created_at: String,
 }
 
+impl Identity {
+    /// Somebody new.
+    pub fn new(cluster_name: &str, partitions: u32) -> Identity {
+        Identity {
+            format: FORMAT,
+            node_id: rand::random_range(1..=u64::from(u32::MAX)),
+            cluster_id: uuid::Uuid::new_v4().to_string(),
+            cluster_name: cluster_name.to_owned(),
+            partitions,
+            created_at: now_rfc3339(),
+        }
+    }
+
+    /// A new node of a cluster that there was before.
+    pub fn of_cluster(cluster_id: &str, cluster_name: &str, partitions: u32) -> Identity {
+        Identity {
+            cluster_id: cluster_id.to_owned(),
+            ..Identity::new(cluster_name, partitions)
+        }
+    }
+
+    /// Tells clusters of one name apart, in a repository.
+    pub fn fingerprint(&self) -> u64 {
+        xxhash_rust::xxh3::xxh3_64(self.cluster_id.as_bytes())
+    }
+}
+
+/// A locked data directory that may not belong to anybody yet.
+#[derive(Debug)]
+pub struct LockedDir {
+    path: PathBuf,
+    lock: File,
+    /// Who it belongs to, and whether it is still being made.
+    found: Option<(Identity, bool)>,
+}
+
 /// A locked data directory.
 #[derive(Debug)]
 pub struct DataDir {
@@ -52,9 +95,9 @@ pub struct DataDir {
     pub is_new: bool,
 }
 
-impl DataDir {
-    /// Locks the directory, and reads its identity or begins to make it.
-    pub fn open(path: &Path, cluster_name: &str, partitions: u32) -> Result<DataDir, StartError> {
+impl LockedDir {
+    /// Locks the directory, and reads its identity if it has one. It is made if it is missing.
+    pub fn open(path: &Path) -> Result<LockedDir, StartError> {
         fs::create_dir_all(path).map_err(io("creating", path))?;
         let path = fs::canonicalize(path).map_err(io("resolving", path))?;
         if let Some(parent) = path.parent() {
@@ -63,10 +106,10 @@ impl DataDir {
         let lock = lock(&path)?;
         let final_path = path.join("node.json");
         let new_path = path.join("node.json.new");
-        let (identity, is_new) = if final_path.exists() {
-            (read_identity(&path, &final_path)?, false)
+        let found = if final_path.exists() {
+            Some((read_identity(&path, &final_path)?, false))
         } else if new_path.exists() {
-            (read_identity(&path, &new_path)?, true)
+            Some((read_identity(&path, &new_path)?, true))
         } else {
             for what in ["log", "db"] {
                 if path.join(what).exists() {
@@ -76,32 +119,53 @@ impl DataDir {
                     });
                 }
             }
-            let identity = Identity {
-                format: FORMAT,
-                node_id: rand::random_range(1..=u64::from(u32::MAX)),
-                cluster_id: uuid::Uuid::new_v4().to_string(),
-                cluster_name: cluster_name.to_owned(),
-                partitions,
-                created_at: now_rfc3339(),
-            };
-            write_identity(&path, &new_path, &identity)?;
-            (identity, true)
+            None
+        };
+        Ok(LockedDir { path, lock, found })
+    }
+
+    /// The directory.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether nobody has used it so far.
+    pub fn is_empty(&self) -> bool {
+        self.found.is_none()
+    }
+
+    /// Begins to make it for `identity`, if it is empty. Whoever it belongs to must have as many
+    /// partitions as are configured.
+    pub fn belonging_to(
+        self,
+        identity: impl FnOnce() -> Identity,
+        partitions: u32,
+    ) -> Result<DataDir, StartError> {
+        let (identity, is_new) = match self.found {
+            Some(found) => found,
+            None => {
+                let identity = identity();
+                write_identity(&self.path.join("node.json.new"), &identity)?;
+                (identity, true)
+            }
         };
         if identity.partitions != partitions {
             return Err(StartError::PartitionsChanged {
-                dir: path,
+                dir: self.path,
                 made: identity.partitions,
                 configured: partitions,
             });
         }
         Ok(DataDir {
-            path,
-            _lock: lock,
+            path: self.path,
+            _lock: self.lock,
             identity,
             is_new,
         })
     }
+}
 
+impl DataDir {
     /// Everything has been made: from now on a missing part is damage.
     pub fn finish(&mut self) -> Result<(), StartError> {
         if self.is_new {
@@ -128,6 +192,61 @@ impl DataDir {
     pub fn db(&self) -> PathBuf {
         self.path.join("db")
     }
+
+    /// Where checkpoints are.
+    pub fn snapshots(&self) -> PathBuf {
+        self.path.join("snapshots")
+    }
+
+    /// Where snapshots come in.
+    pub fn restore(&self) -> PathBuf {
+        self.path.join("restore")
+    }
+
+    /// What says why a partition's database is not to be used.
+    pub fn damage(&self, partition: u64) -> PathBuf {
+        self.path
+            .join("damaged")
+            .join(format!("partition-{partition}"))
+    }
+
+    /// Remembers, for the next start, that a partition's database is not to be used.
+    pub fn report_damage(&self, partition: u64, why: &str) -> Result<(), StartError> {
+        let path = self.damage(partition);
+        let dir = self.path.join("damaged");
+        fs::create_dir_all(&dir).map_err(io("creating", &dir))?;
+        write_durably(&path, why.as_bytes())
+    }
+
+    /// Puts a directory aside, where it is in nobody's way; where it is now.
+    pub fn put_aside(&self, what: &str) -> Result<PathBuf, StartError> {
+        let dir = self.path.join("damaged");
+        fs::create_dir_all(&dir).map_err(io("creating", &dir))?;
+        let mut number = 1;
+        let to = loop {
+            let to = dir.join(format!("{what}-{number}"));
+            if !to.exists() {
+                break to;
+            }
+            number += 1;
+        };
+        let from = self.path.join(what);
+        fs::rename(&from, &to).map_err(io("moving", &from))?;
+        sync_dir(&dir)?;
+        sync_dir(&self.path)?;
+        Ok(to)
+    }
+}
+
+/// Replaces a file: whole or not at all, durable when this returns.
+pub(crate) fn write_durably(path: &Path, bytes: &[u8]) -> Result<(), StartError> {
+    let temporary = path.with_extension("tmp");
+    let mut file = File::create(&temporary).map_err(io("creating", &temporary))?;
+    file.write_all(bytes)
+        .and_then(|()| file.sync_all())
+        .map_err(io("writing", &temporary))?;
+    fs::rename(&temporary, path).map_err(io("renaming to", path))?;
+    path.parent().map_or(Ok(()), sync_dir)
 }
 
 fn lock(dir: &Path) -> Result<File, StartError> {
@@ -183,6 +302,12 @@ fn read_identity(dir: &Path, path: &Path) -> Result<Identity, StartError> {
             known: FORMAT,
         });
     }
+    if format == 1 {
+        return Err(StartError::OlderFormat {
+            dir: dir.to_owned(),
+            found: format,
+        });
+    }
     let identity: Identity =
         serde_json::from_str(&text).map_err(|e| bad(format!("not an identity: {e}")))?;
     if identity.format == 0 || identity.node_id == 0 || identity.partitions == 0 {
@@ -193,22 +318,16 @@ fn read_identity(dir: &Path, path: &Path) -> Result<Identity, StartError> {
     Ok(identity)
 }
 
-fn write_identity(dir: &Path, path: &Path, identity: &Identity) -> Result<(), StartError> {
+fn write_identity(path: &Path, identity: &Identity) -> Result<(), StartError> {
     let text = serde_json::to_string_pretty(identity).map_err(|e| StartError::BadIdentity {
         path: path.to_owned(),
         why: e.to_string(),
     })?;
     // A torn file is not taken for an identity: it goes through a name of its own.
-    let temporary = dir.join("node.json.tmp");
-    let mut file = File::create(&temporary).map_err(io("creating", &temporary))?;
-    file.write_all(text.as_bytes())
-        .and_then(|()| file.sync_all())
-        .map_err(io("writing", &temporary))?;
-    fs::rename(&temporary, path).map_err(io("renaming to", path))?;
-    sync_dir(dir)
+    write_durably(path, text.as_bytes())
 }
 
-fn sync_dir(dir: &Path) -> Result<(), StartError> {
+pub(crate) fn sync_dir(dir: &Path) -> Result<(), StartError> {
     File::open(dir)
         .and_then(|d| d.sync_all())
         .map_err(io("syncing", dir))
@@ -233,8 +352,12 @@ fn now_rfc3339() -> String {
 mod tests {
     use super::*;
 
+    fn open(dir: &Path, partitions: u32) -> Result<DataDir, StartError> {
+        LockedDir::open(dir)?.belonging_to(|| Identity::new("test", partitions), partitions)
+    }
+
     fn made(dir: &Path) -> Identity {
-        let mut made = DataDir::open(dir, "test", 8).unwrap();
+        let mut made = open(dir, 8).unwrap();
         made.finish().unwrap();
         made.identity.clone()
     }
@@ -243,7 +366,7 @@ mod tests {
     fn identity_survives_a_restart() {
         let dir = tempfile::tempdir().unwrap();
         let first = made(dir.path());
-        let again = DataDir::open(dir.path(), "another name", 8).unwrap();
+        let again = open(dir.path(), 8).unwrap();
         assert_eq!(again.identity, first);
         assert!(!again.is_new);
     }
@@ -251,11 +374,8 @@ mod tests {
     #[test]
     fn a_crash_while_it_is_made_keeps_the_identity() {
         let dir = tempfile::tempdir().unwrap();
-        let first = DataDir::open(dir.path(), "test", 8)
-            .unwrap()
-            .identity
-            .clone();
-        let again = DataDir::open(dir.path(), "test", 8).unwrap();
+        let first = open(dir.path(), 8).unwrap().identity.clone();
+        let again = open(dir.path(), 8).unwrap();
         assert!(again.is_new);
         assert_eq!(again.identity, first);
     }
@@ -263,8 +383,8 @@ mod tests {
     #[test]
     fn a_second_process_is_refused_with_the_pid_of_the_first() {
         let dir = tempfile::tempdir().unwrap();
-        let _first = DataDir::open(dir.path(), "test", 8).unwrap();
-        let error = DataDir::open(dir.path(), "test", 8).unwrap_err();
+        let _first = open(dir.path(), 8).unwrap();
+        let error = open(dir.path(), 8).unwrap_err();
         let pid = std::process::id().to_string();
         assert!(
             matches!(&error, StartError::InUse { pid: p, .. } if *p == pid),
@@ -278,7 +398,7 @@ mod tests {
         made(dir.path());
         let path = dir.path().join("node.json");
         fs::write(&path, r#"{"format": 99, "what": "ever"}"#).unwrap();
-        let error = DataDir::open(dir.path(), "test", 8).unwrap_err();
+        let error = open(dir.path(), 8).unwrap_err();
         assert!(
             matches!(error, StartError::NewerFormat { found: 99, .. }),
             "{error}"
@@ -286,10 +406,32 @@ mod tests {
     }
 
     #[test]
+    fn an_unreleased_format_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        made(dir.path());
+        fs::write(dir.path().join("node.json"), r#"{"format": 1}"#).unwrap();
+        let error = open(dir.path(), 8).unwrap_err();
+        assert!(matches!(error, StartError::OlderFormat { .. }), "{error}");
+    }
+
+    #[test]
+    fn what_is_put_aside_takes_no_earlier_one_s_place() {
+        let dir = tempfile::tempdir().unwrap();
+        made(dir.path());
+        let data_dir = open(dir.path(), 8).unwrap();
+        for number in 1..=3 {
+            fs::create_dir(data_dir.db()).unwrap();
+            let to = data_dir.put_aside("db").unwrap();
+            assert!(to.ends_with(format!("damaged/db-{number}")));
+            assert!(!data_dir.db().exists());
+        }
+    }
+
+    #[test]
     fn another_number_of_partitions_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         made(dir.path());
-        let error = DataDir::open(dir.path(), "test", 9).unwrap_err();
+        let error = open(dir.path(), 9).unwrap_err();
         assert!(
             matches!(
                 error,
@@ -307,7 +449,7 @@ mod tests {
     fn data_without_an_identity_is_refused_and_left_alone() {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("db")).unwrap();
-        let error = DataDir::open(dir.path(), "test", 8).unwrap_err();
+        let error = open(dir.path(), 8).unwrap_err();
         assert!(matches!(error, StartError::NoIdentity { .. }), "{error}");
         assert!(!dir.path().join("node.json.new").exists());
     }
@@ -317,7 +459,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         made(dir.path());
         fs::write(dir.path().join("node.json"), "{\"format\"").unwrap();
-        let error = DataDir::open(dir.path(), "test", 8).unwrap_err();
+        let error = open(dir.path(), 8).unwrap_err();
         assert!(matches!(error, StartError::BadIdentity { .. }), "{error}");
     }
 }

@@ -105,6 +105,14 @@ pub enum StartError {
         /// The newest format known.
         known: u32,
     },
+    /// The data directory was written by a version that was never released.
+    #[error("{dir} has format {found}, which no release has written: it cannot be opened")]
+    OlderFormat {
+        /// The data directory.
+        dir: PathBuf,
+        /// The format found.
+        found: u32,
+    },
     /// The data directory's identity cannot be read.
     #[error("{path}: {why}")]
     BadIdentity {
@@ -137,7 +145,9 @@ pub enum StartError {
     },
     /// The log is missing.
     #[error(
-        "{dir}: the log is missing although this data directory was in use; nothing was created in its place"
+        "{dir}: the log is missing although this data directory was in use; nothing was created in its place. \
+         To go on without it, from what the databases have on disk and with everything after that lost, \
+         start with --bootstrap restore"
     )]
     LogMissing {
         /// The data directory.
@@ -145,13 +155,79 @@ pub enum StartError {
     },
     /// The log has nothing of a partition, as if it were new.
     #[error(
-        "{dir}: the log has nothing of partition {partition} although this data directory was in use: a file of it is missing; nothing was created in its place"
+        "{dir}: the log has nothing of partition {partition} although this data directory was in use: a file of it is missing; nothing was created in its place. \
+         To go on without it, start with --bootstrap restore"
     )]
     LogIncomplete {
         /// The data directory.
         dir: PathBuf,
         /// The partition.
         partition: u64,
+    },
+    /// The snapshot repository's destination is no destination.
+    #[error("{0}")]
+    Destination(String),
+    /// An empty data directory, and a repository with somebody's snapshots.
+    #[error(
+        "{dir} is empty, and {repository} holds snapshots of cluster `{cluster}`: \
+         start with --bootstrap restore to restore it, or use another destination for a new cluster"
+    )]
+    RepositoryHoldsCluster {
+        /// The data directory.
+        dir: PathBuf,
+        /// The repository.
+        repository: String,
+        /// Whose snapshots.
+        cluster: String,
+    },
+    /// The repository was needed and could not be read. That says nothing about what is there.
+    #[error("{repository} could not be read: {why}; nothing was changed")]
+    RepositoryUnreadable {
+        /// The repository.
+        repository: String,
+        /// What happened.
+        why: String,
+    },
+    /// There is nothing to restore.
+    #[error("{repository} was read, and there is nothing to restore: {why}")]
+    NothingToRestore {
+        /// The repository.
+        repository: String,
+        /// What was looked for.
+        why: String,
+    },
+    /// No copy of a partition leads back to the present.
+    #[error(
+        "partition {partition} cannot be recovered without a loss; tried: {tried}. Nothing was changed. {remedy}"
+    )]
+    NothingUsable {
+        /// The partition.
+        partition: u64,
+        /// Each copy, and why it is not usable.
+        tried: String,
+        /// What to do.
+        remedy: &'static str,
+    },
+    /// Somebody else has begun another lineage.
+    #[error(
+        "partition {partition} of {repository} is of another lineage by now: {why}; this directory is of a dead line. Restore it from the repository into an empty one"
+    )]
+    OtherLineage {
+        /// The partition.
+        partition: u64,
+        /// The repository.
+        repository: String,
+        /// Which.
+        why: String,
+    },
+    /// Joining takes a cluster.
+    #[error("--bootstrap join: this version runs single nodes, there is no cluster to join yet")]
+    JoinUnsupported,
+    /// Something else was asked of a directory that is in use.
+    #[error("--bootstrap new: {dir} is in use; nothing was changed")]
+    NotEmpty {
+        /// The data directory.
+        dir: PathBuf,
     },
     /// A file operation failed.
     #[error("{operation} {path}: {source}")]
@@ -186,7 +262,17 @@ pub const START_CODES: &[(&str, &str, &str)] = &[
     (
         "data_dir_bad_identity",
         "`node.json` is missing beside data, or cannot be read.",
-        "Restore `node.json` from a copy of the directory. Nothing was changed.",
+        "Restore `node.json` from a copy of the directory; or move the directory away and restore from the repository (`--bootstrap restore`). Nothing was changed.",
+    ),
+    (
+        "data_dir_not_empty",
+        "`--bootstrap new` was said of a data directory that is in use.",
+        "Leave `--bootstrap` out, or use another data directory.",
+    ),
+    (
+        "data_dir_unreleased_format",
+        "The data directory was written by a version from before the first release.",
+        "Use another data directory.",
     ),
     (
         "partitions_changed",
@@ -196,17 +282,52 @@ pub const START_CODES: &[(&str, &str, &str)] = &[
     (
         "log_missing",
         "`log/` is missing or empty although the directory was in use.",
-        "Restore the directory as a whole. No empty log was made in its place.",
+        "Bring it back. Without it, what was acknowledged since the databases were last flushed is lost: `--bootstrap restore` accepts that and begins a new lineage. No empty log was made in its place.",
     ),
     (
         "database",
         "The database is missing, incomplete or damaged; the message names the file.",
-        "Restore the directory as a whole. No empty database was made in its place.",
+        "No copy could take its place either: see the messages before. No empty database was made in its place.",
     ),
     (
         "log",
         "The log is damaged or incomplete in a way that no crash explains; the message names file and offset, or the partition that lacks something.",
-        "Look for a failing disk, and restore the directory as a whole.",
+        "Look for a failing disk. `--bootstrap restore` puts the log aside, goes on from the newest copy of each partition, and begins a new lineage: what was acknowledged after it is lost.",
+    ),
+    (
+        "destination",
+        "`snapshots.destination` is not the URL of a repository, or its settings are incomplete.",
+        "Correct the configuration as the message says.",
+    ),
+    (
+        "repository_holds_cluster",
+        "The data directory is empty, and the repository holds snapshots.",
+        "`--bootstrap restore` restores them; a new cluster needs another destination.",
+    ),
+    (
+        "repository_unreadable",
+        "The repository was needed and could not be read, which says nothing about what is there.",
+        "Look at the network, the address and the keys, and start again. Nothing was changed.",
+    ),
+    (
+        "nothing_to_restore",
+        "The repository was read, and has no snapshot to restore.",
+        "Correct `snapshots.destination`, or begin a new cluster with `--bootstrap new`.",
+    ),
+    (
+        "nothing_usable",
+        "No copy of a partition leads back to the present; the message says what was tried.",
+        "Bring back what is missing; or accept the loss with `--bootstrap restore`, which begins a new lineage.",
+    ),
+    (
+        "other_lineage",
+        "The repository has gone on with another lineage: the data directory is of a dead line.",
+        "Restore from the repository into an empty directory.",
+    ),
+    (
+        "join_unsupported",
+        "`--bootstrap join` needs a cluster.",
+        "Use `new` or `restore`.",
     ),
     (
         "io",
@@ -224,6 +345,15 @@ impl StartError {
             StartError::BadIdentity { .. } | StartError::NoIdentity { .. } => {
                 "data_dir_bad_identity"
             }
+            StartError::OlderFormat { .. } => "data_dir_unreleased_format",
+            StartError::NotEmpty { .. } => "data_dir_not_empty",
+            StartError::Destination(_) => "destination",
+            StartError::RepositoryHoldsCluster { .. } => "repository_holds_cluster",
+            StartError::RepositoryUnreadable { .. } => "repository_unreadable",
+            StartError::NothingToRestore { .. } => "nothing_to_restore",
+            StartError::NothingUsable { .. } => "nothing_usable",
+            StartError::OtherLineage { .. } => "other_lineage",
+            StartError::JoinUnsupported => "join_unsupported",
             StartError::PartitionsChanged { .. } => "partitions_changed",
             StartError::LogMissing { .. } => "log_missing",
             StartError::LogIncomplete { .. } => "log",

@@ -3,7 +3,8 @@
 //! | room | what it holds |
 //! |---|---|
 //! | [`data_dir`] | identity, format version, and the lock that keeps a second process out |
-//! | [`recovery`] | from a data directory to running partitions |
+//! | [`recovery`] | from a data directory to running partitions: every way back |
+//! | [`snapshots`] | partition snapshots: when, where to, what they are good for |
 //! | [`node`] | a running node; starting and stopping |
 //! | [`basins`], [`streams`] | what callers can ask for |
 //! | [`append`] | admission and submission of appends |
@@ -18,6 +19,7 @@ pub mod basins;
 mod clock;
 pub mod data_dir;
 mod error;
+mod log_files;
 pub mod node;
 pub mod read;
 pub mod recovery;
@@ -30,7 +32,11 @@ pub use basins::{BasinInfo, Change, Create};
 pub use error::{Error, START_CODES, StartError};
 pub use node::{Node, NodeOptions};
 pub use read::{ReadOutput, ReadSession};
-pub use snapshots::{Bootstrap, DestinationOptions, OnLogFull, SnapshotKind, SnapshotOptions};
+pub use recovery::{PartitionRecovery, RecoveryReport, Source};
+pub use snapshots::{
+    Bootstrap, CreatedSnapshot, DestinationOptions, Measured, NodeStatus, OnLogFull,
+    PartitionStatus, Prediction, Problem, Proof, SnapshotKind, SnapshotOptions, SnapshotStatus,
+};
 pub use streams::{CreateOn, StreamHandle, StreamListing};
 
 // What callers need of the rooms below.

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use esker_partition::command::{Kind, Outcome};
+use esker_partition::store::Part;
 use esker_partition::streams::StreamOptions;
 use esker_partition::{
     BasinId, CatalogReader, PartitionId, Reader, RecentBudget, Store, StoreOptions, partition_of,
@@ -17,8 +18,11 @@ use tokio_util::sync::CancellationToken;
 use crate::data_dir::{DataDir, Identity};
 use crate::error::{Error, StartError};
 use crate::recovery;
-use crate::snapshots::{Bootstrap, SnapshotOptions};
+use crate::snapshots::{Bootstrap, CreatedSnapshot, SnapshotOptions, Snapshots, Uploader};
 use crate::upkeep::Upkeep;
+
+/// Longest that a stop waits for snapshots.
+const SNAPSHOTS_BEFORE_STOP: Duration = Duration::from_secs(60);
 
 /// What a node is told at its start.
 #[derive(Clone, Debug)]
@@ -82,6 +86,13 @@ impl NodeOptions {
         }
     }
 
+    pub(crate) fn store_in(&self, data_dir: &DataDir) -> StoreOptions {
+        StoreOptions {
+            checkpoints: Some(data_dir.snapshots()),
+            ..self.store.clone()
+        }
+    }
+
     pub(crate) fn stream_options(&self) -> StreamOptions {
         StreamOptions {
             recent: RecentBudget::new(self.follower_buffer, self.follower_buffers_total),
@@ -113,6 +124,10 @@ pub(crate) struct Inner {
     /// Ends read sessions.
     pub stopping: CancellationToken,
     pub next_session: AtomicU64,
+    pub snapshots: Snapshots,
+    pub started: Instant,
+    /// Appends are refused until a snapshot is archived: see [`OnLogFull`].
+    pub refuses_appends: AtomicBool,
     /// Holds the lock on the data directory.
     pub data_dir: DataDir,
 }
@@ -122,6 +137,7 @@ pub(crate) struct Inner {
 pub struct Node {
     pub(crate) inner: Arc<Inner>,
     pub(crate) upkeep: Arc<Upkeep>,
+    uploader: Arc<Uploader>,
 }
 
 impl Node {
@@ -133,9 +149,11 @@ impl Node {
             path: inner.options.data_dir.clone(),
             source,
         })?;
+        let uploader = Uploader::start(&inner);
         Ok(Node {
             inner,
             upkeep: Arc::new(upkeep),
+            uploader: Arc::new(uploader),
         })
     }
 
@@ -156,10 +174,39 @@ impl Node {
             .collect()
     }
 
+    /// Puts a snapshot of a partition into the repository now, and waits for it. It covers whatever
+    /// was applied before.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Invalid`] if there is no such partition, [`Error::TryLater`] if it came to nothing.
+    pub async fn create_snapshot(&self, partition: u64) -> Result<CreatedSnapshot, Error> {
+        let snapshots = &self.inner.snapshots;
+        let Some(known) = snapshots.known.get(partition as usize) else {
+            return Err(self.no_partition(partition));
+        };
+        let answered = known.lock().ask();
+        snapshots.wake.notify_one();
+        match answered.await {
+            Ok(result) => result.map_err(Error::TryLater),
+            Err(_) => Err(Error::Stopping),
+        }
+    }
+
+    pub(crate) fn no_partition(&self, partition: u64) -> Error {
+        Error::Invalid(format!(
+            "there is no partition {partition}: they are 0 (the catalog) to {}",
+            self.inner.options.partitions
+        ))
+    }
+
     /// Whether the node takes appends; if not, why.
     pub fn health(&self) -> Result<(), String> {
         if self.is_draining() {
             return Err("the server is stopping".to_owned());
+        }
+        if self.inner.refuses_appends.load(Ordering::Relaxed) {
+            return Err("the log is full, and snapshots are not archived".to_owned());
         }
         match self.status().into_iter().find(|(_, s)| s.stalled) {
             Some((partition, _)) => Err(format!(
@@ -194,9 +241,36 @@ impl Node {
                 "appends were still in flight when the grace period ended"
             );
         }
+        if inner.options.snapshots.on_stop {
+            self.snapshot_before_stop().await;
+        }
+        self.uploader.stop();
         let this = self.clone();
         // Joining it cannot fail but by a panic, which has been reported by the panic hook.
         let _ = tokio::task::spawn_blocking(move || this.stop_blocking()).await;
+    }
+
+    /// What was applied since the newest snapshots is put, if that works in time.
+    async fn snapshot_before_stop(&self) {
+        let all = async {
+            for partition in 0..self.inner.snapshots.known.len() as u64 {
+                let covered = self.inner.snapshots.known[partition as usize]
+                    .lock()
+                    .newest()
+                    .map_or(0, |newest| newest.lsn);
+                if self.inner.group(partition).status().applied.0 > covered
+                    && let Err(error) = self.create_snapshot(partition).await
+                {
+                    tracing::warn!(partition, %error, "no snapshot was put before the stop");
+                }
+            }
+        };
+        if tokio::time::timeout(SNAPSHOTS_BEFORE_STOP, all)
+            .await
+            .is_err()
+        {
+            tracing::warn!("not all snapshots were put before the stop");
+        }
     }
 
     fn stop_blocking(&self) {
@@ -227,6 +301,35 @@ impl Inner {
     pub fn partition(&self, basin: BasinId, stream: &str) -> &StreamGroup {
         let id = partition_of(basin, stream, self.options.partitions);
         &self.partitions[(id.0 - 1) as usize]
+    }
+
+    /// The group of a partition, the catalog's for 0.
+    ///
+    /// # Panics
+    ///
+    /// If there is none.
+    pub fn group(&self, partition: u64) -> &Group<Outcome> {
+        match partition.checked_sub(1) {
+            None => &self.catalog,
+            Some(at) => &self.partitions[at as usize].group,
+        }
+    }
+
+    /// The database of a partition, the catalog's for 0.
+    ///
+    /// # Panics
+    ///
+    /// If there is none.
+    pub fn part(&self, partition: u64) -> &Part {
+        match partition.checked_sub(1) {
+            None => self.catalog_reader.part(),
+            Some(at) => self.partitions[at as usize].reader.part(),
+        }
+    }
+
+    /// Why a partition's database is not to be used by the next start, if so.
+    pub fn damage(&self, partition: u64) -> Option<String> {
+        self.store.damage(PartitionId(partition))
     }
 
     pub fn groups(&self) -> impl Iterator<Item = &Group<Outcome>> {

@@ -1,7 +1,7 @@
 //! What has to be done from time to time.
 //!
-//! Two threads: one keeps the log short (flush the database, compact the log behind what is
-//! flushed, delete log files), one looks after what time makes due (age retention,
+//! Two threads: one keeps replay and log short (flush the database, delete log files that nobody
+//! wants, keep the log within its bound), one looks after what time makes due (age retention,
 //! delete-on-empty, deletion of basins). Neither decides anything: they propose.
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,7 +17,9 @@ use esker_raft::{Group, Lsn};
 use parking_lot::{Condvar, Mutex};
 
 use crate::clock::now_ms;
+use crate::log_files::{LogFiles, Wanted};
 use crate::node::{Inner, Node};
+use crate::snapshots::OnLogFull;
 
 /// How often the log is looked after.
 const LOG_INTERVAL: Duration = Duration::from_millis(250);
@@ -29,6 +31,9 @@ const FLUSH_AFTER_ENTRIES: u64 = 100_000;
 const FLUSH_REPLAYED_ENTRIES: u64 = 5_000;
 /// What was applied is flushed after this long at the latest, so that an idle node restarts at once.
 const FLUSH_AFTER: Duration = Duration::from_secs(60);
+
+/// A log that is larger than it may be is trimmed again, and harder, after this long.
+const TRIM_AGAIN: Duration = Duration::from_secs(10);
 
 /// The threads.
 pub(crate) struct Upkeep {
@@ -114,30 +119,35 @@ struct Watched {
     since: Instant,
     /// Not looked at since the start.
     is_new: bool,
+    /// Whether its damage was written down.
+    is_damaged: bool,
+}
+
+/// What the thread remembers.
+struct LogKeeper {
+    watched: Vec<Watched>,
+    files: LogFiles,
+    /// When the log was last found larger than it may be, and trimmed.
+    trimmed: Option<Instant>,
 }
 
 fn keep_log_short(inner: &Weak<Inner>, signal: &Signal) {
-    let mut watched: Vec<Watched> = Vec::new();
+    let mut keeper: Option<LogKeeper> = None;
     loop {
         let Some(inner) = inner.upgrade() else {
             return;
         };
-        if watched.is_empty() {
-            watched = watch_all(&inner);
-        }
-        for one in &mut watched {
+        let keeper = keeper.get_or_insert_with(|| LogKeeper {
+            watched: watch_all(&inner),
+            files: LogFiles::default(),
+            trimmed: None,
+        });
+        for one in &mut keeper.watched {
             one.look(inner.options.flush_after);
+            one.report_damage(&inner);
         }
-        match inner.raft.log().purge() {
-            Ok(held_by) => {
-                for one in &mut watched {
-                    if held_by.contains(&one.group.id()) {
-                        one.flush();
-                    }
-                }
-            }
-            Err(error) => tracing::warn!(%error, "log files were not purged"),
-        }
+        keeper.delete_files(&inner);
+        keeper.keep_within_bound(&inner);
         let counts = inner.raft.writer().counts();
         metrics::counter!("esker_log_write_groups_total").absolute(counts.groups);
         metrics::counter!("esker_log_requests_total").absolute(counts.requests);
@@ -167,8 +177,92 @@ fn watch_all(inner: &Inner) -> Vec<Watched> {
             durable: Lsn(0),
             since: Instant::now(),
             is_new: true,
+            is_damaged: false,
         })
         .collect()
+}
+
+impl LogKeeper {
+    fn wanted(&self) -> Vec<Wanted> {
+        let of = |one: &Watched| {
+            let status = one.group.status();
+            Wanted {
+                start: status.log_start.0,
+                last: status.last.0,
+                bytes: status.log_bytes,
+            }
+        };
+        self.watched.iter().map(of).collect()
+    }
+
+    /// Deletes files of the log that nobody wants, once it is larger than its threshold.
+    fn delete_files(&mut self, inner: &Inner) {
+        let span = inner.raft.log().file_span();
+        let wanted = self.wanted();
+        self.files.note(span, &wanted);
+        if !self.files.may_delete(span, &wanted) {
+            return;
+        }
+        match inner.raft.log().purge() {
+            Ok(held_by) => {
+                for one in &self.watched {
+                    if held_by.contains(&one.group.id()) {
+                        // A newer local snapshot lets go of what is older.
+                        drop(one.group.snapshot());
+                    }
+                }
+            }
+            Err(error) => tracing::warn!(%error, "log files were not deleted"),
+        }
+    }
+
+    /// Beyond its bound the log is not kept for archived snapshots any more, or no more is appended.
+    fn keep_within_bound(&mut self, inner: &Inner) {
+        let full = inner.log_is_full();
+        let refuses = full && inner.options.snapshots.on_log_full == OnLogFull::RefuseAppends;
+        if inner.refuses_appends.swap(refuses, Ordering::Relaxed) != refuses {
+            match refuses {
+                true => tracing::error!(
+                    "the log is larger than max-log-bytes: appends are refused until a snapshot is archived"
+                ),
+                false => tracing::info!("appends are taken again"),
+            }
+        }
+        if !full {
+            self.trimmed = None;
+            return;
+        }
+        if refuses || self.trimmed.is_some_and(|at| at.elapsed() < TRIM_AGAIN) {
+            return;
+        }
+        // First up to the newest archived snapshot; if that was not enough, as far as the local ones
+        // allow.
+        let harder = self.trimmed.replace(Instant::now()).is_some();
+        for (partition, one) in (0..).zip(&self.watched) {
+            let archived = inner.snapshots.known[partition]
+                .lock()
+                .newest()
+                .map_or(0, |n| n.lsn);
+            let status = one.group.status();
+            let keep = match harder {
+                true => {
+                    drop(one.group.snapshot());
+                    status.applied
+                }
+                false => Lsn(archived),
+            };
+            one.group.keep_from(keep);
+            if status.floor < keep {
+                drop(one.group.snapshot());
+            }
+        }
+        inner.snapshots.wake.notify_one();
+        tracing::warn!(
+            log_bytes = inner.raft.log().used_bytes(),
+            max_log_bytes = inner.options.snapshots.max_log_bytes,
+            "the log is larger than max-log-bytes and is trimmed: older archived snapshots can be restored, and not brought up to date from it"
+        );
+    }
 }
 
 impl Watched {
@@ -196,6 +290,7 @@ impl Watched {
         gauge("esker_partition_applied_lsn", status.applied.0);
         gauge("esker_partition_durable_lsn", self.durable.0);
         gauge("esker_partition_floor_lsn", status.floor.0);
+        gauge("esker_partition_log_entries", status.log_entries);
         gauge("esker_partition_files_bytes", self.part.file_bytes());
         gauge("esker_partition_memtable_bytes", self.part.memtable_bytes());
     }
@@ -215,10 +310,33 @@ impl Watched {
                 if durable > self.durable {
                     self.durable = durable;
                     self.since = Instant::now();
-                    self.group.durable(durable);
                 }
             }
             Err(error) => tracing::warn!(%error, "what is durable cannot be read; the log is kept"),
+        }
+    }
+
+    /// What was found damaged is not used by the next start.
+    fn report_damage(&mut self, inner: &Inner) {
+        if self.is_damaged {
+            return;
+        }
+        let partition = self.group.id().0;
+        let Some(why) = inner.damage(partition) else {
+            return;
+        };
+        match inner.data_dir.report_damage(partition, &why) {
+            Ok(()) => {
+                self.is_damaged = true;
+                tracing::error!(
+                    partition,
+                    why,
+                    "a file of the database is damaged: restart the server, and the partition is recovered from a snapshot and the log"
+                );
+            }
+            Err(error) => {
+                tracing::error!(partition, why, %error, "a file of the database is damaged, and that cannot be written down")
+            }
         }
     }
 }

@@ -15,11 +15,13 @@ use parking_lot::RwLock;
 use prost::Message as _;
 use s2_common::config::BasinConfig;
 
+use crate::checkpoint::Capture;
 use crate::command::{
     Change, Kind, Mode, Outcome, ProvisionBasin, ProvisionRefusal, Provisioned, SettingsSet,
 };
 use crate::ids::{BasinId, PartitionId, STATE_BASIN, STATE_BASIN_ID};
 use crate::keys;
+use crate::lineage::GAP;
 use crate::settings::BasinSettings;
 use crate::store::{Applied, Part, Store, StoreError};
 use crate::streams;
@@ -28,6 +30,9 @@ use crate::streams;
 struct Counters {
     #[prost(uint64, tag = "1")]
     next_basin: u64,
+    /// How many forks it has seen.
+    #[prost(uint64, tag = "2")]
+    forks: u64,
 }
 
 #[derive(Clone, PartialEq, Eq, prost::Message)]
@@ -100,6 +105,21 @@ impl CatalogReader {
             .collect()
     }
 
+    /// Basins that every partition has dropped, ever; their ids are refused for good.
+    pub fn forgotten(&self) -> Result<Vec<BasinId>, StoreError> {
+        let (from, to) = keys::all_forgotten_basins();
+        let mut it = self.part.iterate(&from, &to, false);
+        it.seek_to_first();
+        let mut ids = Vec::new();
+        while let Some(key) = it.key() {
+            ids.extend(keys::id_of(key).map(BasinId));
+            it.next();
+        }
+        it.status()
+            .map_err(|e| self.part.error("reading deleted basins", e))?;
+        Ok(ids)
+    }
+
     /// Basins that are being deleted.
     pub fn deleting(&self) -> Vec<Arc<Basin>> {
         self.basins
@@ -130,11 +150,17 @@ impl Catalog {
         let applied = part
             .applied()?
             .ok_or_else(|| part.malformed("the position", &"it is missing"))?;
-        let counters = part
+        let mut counters = part
             .get::<Counters>(keys::COUNTERS, "the counters")?
             .unwrap_or(Counters {
                 next_basin: STATE_BASIN_ID.0 + 1,
+                forks: 0,
             });
+        // What dead lineages may have given out is passed over.
+        let forks = part.forks()?;
+        let missed = forks.saturating_sub(counters.forks);
+        counters.next_basin += missed.saturating_mul(GAP);
+        counters.forks = forks;
         let mut basins = Basins::new();
         {
             let (from, to) = keys::all_basins();
@@ -183,6 +209,9 @@ struct Step<'a> {
     basins: &'a RwLock<Basins>,
     counters: Counters,
     changed: HashMap<String, Option<BasinMeta>>,
+    /// Basins that are gone: kept, so that a partition that is restored to a time when it had them
+    /// can be told again.
+    forgotten: Vec<BasinId>,
 }
 
 impl Step<'_> {
@@ -242,6 +271,7 @@ impl Step<'_> {
             Kind::ForgetBasin(f) => {
                 if let Some(name) = self.deleting(f.basin) {
                     self.changed.insert(name, None);
+                    self.forgotten.push(BasinId(f.basin));
                 }
                 Ok(Outcome::BasinForgotten)
             }
@@ -308,6 +338,7 @@ impl Step<'_> {
 
 impl StateMachine for Catalog {
     type Output = Outcome;
+    type Capture = Capture;
 
     fn applied(&self) -> Lsn {
         Lsn(self.applied.lsn)
@@ -315,6 +346,10 @@ impl StateMachine for Catalog {
 
     fn membership(&self) -> Membership {
         streams::membership(&self.applied)
+    }
+
+    fn begin_snapshot(&mut self) -> Capture {
+        self.part.begin_checkpoint()
     }
 
     fn apply(
@@ -330,6 +365,7 @@ impl StateMachine for Catalog {
             basins: &self.basins,
             counters: self.counters,
             changed: HashMap::new(),
+            forgotten: Vec::new(),
         };
         for entry in entries {
             if let Some(command) = &entry.command {
@@ -342,7 +378,10 @@ impl StateMachine for Catalog {
             }
         }
         let Step {
-            counters, changed, ..
+            counters,
+            changed,
+            forgotten,
+            ..
         } = step;
         let applied = Applied {
             lsn: last.lsn.0,
@@ -357,6 +396,9 @@ impl StateMachine for Catalog {
                 Some(meta) => batch.put(keys::basin(name), meta.encode_to_vec()),
                 None => batch.delete(keys::basin(name)),
             }
+        }
+        for basin in forgotten {
+            batch.put(keys::forgotten_basin(basin), []);
         }
         batch.write().map_err(|e| streams::failed(&self.part, &e))?;
         self.applied = applied;

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use xxhash_rust::xxh3::xxh3_64;
+use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 
 macro_rules! id {
     ($(#[$doc:meta])* $name:ident) => {
@@ -29,6 +29,24 @@ id! {
 id! {
     /// Number of a partition: 0 is the catalog, streams live in 1 to N.
     PartitionId
+}
+
+/// Identity of one unbroken history of a partition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LineageId(pub u128);
+
+impl LineageId {
+    /// The first lineage of a partition: it follows from the cluster's id, so that founding a
+    /// partition can be tried again.
+    pub fn first(cluster_id: &str, partition: PartitionId) -> LineageId {
+        LineageId(xxh3_128(format!("{cluster_id}/{partition}").as_bytes()))
+    }
+}
+
+impl fmt::Display for LineageId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", self.0)
+    }
 }
 
 /// The basin reserved for state stores.

@@ -6,6 +6,7 @@
 //! |---|---|---|
 //! | `00` | – | [`Applied`](crate::store::Applied) |
 //! | `01` | – | counters |
+//! | `02` | – | [`Lineage`](crate::lineage::Lineage) |
 //! | `10` | stream id | `StreamMeta` |
 //! | `11` | stream id | `StreamState` |
 //! | `12` | basin id, name | stream id |
@@ -15,11 +16,13 @@
 //! | `20` | stream id, first sequence number | a batch, see [`crate::batch`] |
 //! | `21` | stream id, last timestamp, first sequence number | empty: index of batches by time |
 //! | `30` | basin name | `BasinMeta` (catalog) |
+//! | `31` | basin id | empty: the basin is gone, and its name is free (catalog) |
 
 use crate::ids::{BasinId, StreamId};
 
 pub const APPLIED: [u8; 1] = [0x00];
 pub const COUNTERS: [u8; 1] = [0x01];
+pub const LINEAGE: [u8; 1] = [0x02];
 const STREAM_META: u8 = 0x10;
 const STREAM_STATE: u8 = 0x11;
 const STREAM_NAME: u8 = 0x12;
@@ -29,6 +32,7 @@ const REFUSAL: u8 = 0x15;
 const DATA: u8 = 0x20;
 const BY_TIME: u8 = 0x21;
 const BASIN: u8 = 0x30;
+const FORGOTTEN_BASIN: u8 = 0x31;
 
 fn with_id(kind: u8, id: u64) -> [u8; 9] {
     let mut key = [kind; 9];
@@ -70,12 +74,28 @@ pub fn all_stream_metas() -> (Vec<u8>, Vec<u8>) {
     range_of(STREAM_META)
 }
 
+pub fn all_stream_names() -> (Vec<u8>, Vec<u8>) {
+    range_of(STREAM_NAME)
+}
+
+pub fn all_data() -> (Vec<u8>, Vec<u8>) {
+    range_of(DATA)
+}
+
 pub fn all_reclaims() -> (Vec<u8>, Vec<u8>) {
     range_of(RECLAIM)
 }
 
 pub fn all_dropped_basins() -> (Vec<u8>, Vec<u8>) {
     range_of(DROPPED_BASIN)
+}
+
+pub fn forgotten_basin(id: BasinId) -> [u8; 9] {
+    with_id(FORGOTTEN_BASIN, id.0)
+}
+
+pub fn all_forgotten_basins() -> (Vec<u8>, Vec<u8>) {
+    range_of(FORGOTTEN_BASIN)
 }
 
 pub fn all_basins() -> (Vec<u8>, Vec<u8>) {

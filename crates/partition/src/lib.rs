@@ -19,9 +19,12 @@
 
 pub mod batch;
 pub mod catalog;
+pub mod checkpoint;
 pub mod command;
+pub mod digest;
 mod ids;
 mod keys;
+pub mod lineage;
 pub mod reader;
 pub mod recent;
 pub mod reclaim;
@@ -31,9 +34,13 @@ pub mod stream;
 pub mod streams;
 
 pub use catalog::{Basin, Catalog, CatalogReader};
-pub use ids::{BasinId, PartitionId, STATE_BASIN, STATE_BASIN_ID, StreamId, partition_of};
+pub use checkpoint::Checkpoint;
+pub use ids::{
+    BasinId, LineageId, PartitionId, STATE_BASIN, STATE_BASIN_ID, StreamId, partition_of,
+};
+pub use lineage::Lineage;
 pub use reader::{ReadError, Reader, Scan};
 pub use recent::RecentBudget;
-pub use store::{Store, StoreError, StoreOptions};
+pub use store::{Founding, Store, StoreError, StoreOptions};
 pub use stream::Stream;
 pub use streams::StreamPartition;

@@ -168,7 +168,7 @@ impl Reader {
         let tail = view.state.tail();
         let seq = match start.from {
             ReadFrom::SeqNum(seq) => seq,
-            ReadFrom::TailOffset(offset) => tail.seq_num.saturating_sub(offset),
+            ReadFrom::TailOffset(offset) => view.state.before_tail(offset),
             ReadFrom::Timestamp(timestamp) if timestamp > tail.timestamp => {
                 if !start.clamp {
                     return Err(ReadError::Unwritten(tail));
@@ -184,6 +184,7 @@ impl Reader {
         } else {
             seq
         };
+        let seq = view.state.after_gap(seq);
         if seq > tail.seq_num || (seq == tail.seq_num && !may_follow) {
             return Err(ReadError::Unwritten(tail));
         }
@@ -353,10 +354,7 @@ impl Reader {
         if age.is_none() && min_age.is_none() {
             return Ok(None);
         }
-        let state = self
-            .part
-            .get::<StreamState>(keys::stream_state(id), "a stream's state")?
-            .unwrap_or_default();
+        let state = self.part.stream_state(id)?.unwrap_or_default();
         if state.is_empty() {
             let ripe = min_age.is_some_and(|min_age| {
                 now_ms.saturating_sub(state.active_ms) >= min_age.as_millis() as u64

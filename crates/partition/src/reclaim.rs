@@ -207,9 +207,7 @@ impl Reclaimer {
     }
 
     fn reclaim(&mut self, id: StreamId) -> Result<(), StoreError> {
-        let state = self
-            .part
-            .get::<StreamState>(keys::stream_state(id), "a stream's state")?;
+        let state = self.part.stream_state(id)?;
         let data_from = keys::data(id, 0);
         let time_from = keys::by_time(id, 0, 0);
         // Ends of what goes; and a key at which a dropped file may end, that of the first batch that

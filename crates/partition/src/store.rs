@@ -3,20 +3,29 @@
 //! The Raft log is the write-ahead log: a batch written here carries the LSN up to which it
 //! applies ([`Applied`]), atomically with the data. What a crash loses is what was not flushed; the
 //! LSN that is *durable* is read back from the files alone, and everything above it is replayed.
+//!
+//! A partition comes and goes as a whole: it is founded empty, or imported from a checkpoint
+//! ([`partitions`]).
 
+pub mod partitions;
+
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
+use parking_lot::Mutex;
 use prost::Message as _;
 use rust_rocksdb::{
     BlockBasedOptions, BottommostLevelCompaction, BoundColumnFamily, Cache, ColumnFamilyDescriptor,
     CompactOptions, DBCompactionStyle, DBCompressionType, DBRawIteratorWithThreadMode,
-    DBWithThreadMode, FlushOptions, LogLevel, MultiThreaded, Options, Range, ReadOptions, ReadTier,
-    UniversalCompactOptions, WriteBatch,
+    DBWithThreadMode, ErrorKind, FlushOptions, LogLevel, MultiThreaded, Options, Range,
+    ReadOptions, ReadTier, UniversalCompactOptions, UniversalCompactionStopStyle, WriteBatch,
 };
 
 use crate::ids::PartitionId;
 use crate::keys;
+use crate::lineage::Lineage;
+pub use partitions::Founding;
 
 pub(crate) type Db = DBWithThreadMode<MultiThreaded>;
 pub(crate) type RawIterator<'a> = DBRawIteratorWithThreadMode<'a, Db>;
@@ -34,6 +43,24 @@ pub struct StoreOptions {
     pub max_open_files: i32,
     /// Threads for flushes and compactions.
     pub background_jobs: i32,
+    /// Where checkpoints are made, a directory per partition, on the file system of the database.
+    /// `None`: below the database.
+    pub checkpoints: Option<PathBuf>,
+}
+
+impl StoreOptions {
+    /// Those of a small database that is looked into and thrown away.
+    pub(crate) fn for_a_look() -> StoreOptions {
+        const MIB: usize = 1024 * 1024;
+        StoreOptions {
+            block_cache: MIB,
+            write_buffer: MIB,
+            write_buffers_total: MIB,
+            max_open_files: 64,
+            background_jobs: 1,
+            checkpoints: None,
+        }
+    }
 }
 
 impl Default for StoreOptions {
@@ -45,6 +72,7 @@ impl Default for StoreOptions {
             write_buffers_total: 192 * MIB,
             max_open_files: 512,
             background_jobs: 2,
+            checkpoints: None,
         }
     }
 }
@@ -79,6 +107,24 @@ pub enum StoreError {
         operation: String,
         /// What RocksDB says; it names the file.
         source: rust_rocksdb::Error,
+    },
+    /// A file of a checkpoint, or the directory of one.
+    #[error("{operation} {path}: {source}", path = .path.display())]
+    Io {
+        /// What was being done.
+        operation: &'static str,
+        /// To what.
+        path: PathBuf,
+        /// What happened.
+        source: std::io::Error,
+    },
+    /// A checkpoint that cannot be used.
+    #[error("the checkpoint in {path}: {why}", path = .path.display())]
+    Checkpoint {
+        /// Its directory.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
     },
     /// Something stored is not what this version writes.
     #[error("the database in {path}, partition {partition}, {what}: {why}")]
@@ -116,32 +162,23 @@ pub struct Applied {
 pub struct Store {
     db: Arc<Db>,
     path: Arc<PathBuf>,
+    checkpoints: Arc<PathBuf>,
+    partition_options: Arc<Options>,
+    /// Partitions with files whose bytes are not what was written, and what RocksDB said.
+    damage: Arc<Mutex<HashMap<PartitionId, String>>>,
 }
 
 impl Store {
-    /// Makes the database of a new node: partitions 0 to `partitions`, each at LSN 0 with the given
-    /// membership, durable when this returns. Something left by an earlier attempt that did not
-    /// finish is completed.
+    /// Makes the database of a new node: every partition at LSN 0, durable when this returns.
+    /// Something left by an earlier attempt that did not finish is completed.
     pub fn create(
         path: &Path,
         options: &StoreOptions,
-        partitions: u32,
-        voters: &[u64],
+        founding: &Founding,
     ) -> Result<Store, StoreError> {
-        let store = Store::open_inner(path, options, partitions, true)?;
-        for number in 0..=partitions {
-            let part = store.part(PartitionId(u64::from(number)));
-            if part.applied()?.is_some() {
-                continue;
-            }
-            let applied = Applied {
-                voters: voters.to_vec(),
-                ..Applied::default()
-            };
-            let mut batch = part.batch();
-            batch.put(keys::APPLIED, applied.encode_to_vec());
-            batch.write()?;
-            part.flush()?;
+        let store = Store::open_any(path, options)?;
+        for number in 0..=founding.partitions {
+            store.found(PartitionId(u64::from(number)), founding)?;
         }
         Ok(store)
     }
@@ -154,10 +191,10 @@ impl Store {
                 path: path.to_owned(),
             });
         }
-        let store = Store::open_inner(path, options, partitions, false)?;
+        let store = Store::open_any(path, options)?;
         for number in 0..=partitions {
             let partition = PartitionId(u64::from(number));
-            if store.part(partition).applied()?.is_none() {
+            if store.applied(partition)?.is_none() {
                 return Err(StoreError::Incomplete {
                     path: path.to_owned(),
                     partition,
@@ -165,23 +202,26 @@ impl Store {
                 });
             }
         }
+        let more = PartitionId(u64::from(partitions) + 1);
+        if store.has(more) {
+            return Err(StoreError::Incomplete {
+                path: path.to_owned(),
+                partition: more,
+                what: format!("it is one of more than {partitions}"),
+            });
+        }
         Ok(store)
     }
 
-    fn open_inner(
-        path: &Path,
-        options: &StoreOptions,
-        partitions: u32,
-        create: bool,
-    ) -> Result<Store, StoreError> {
+    /// Opens what is there, with whatever partitions it has; makes an empty one where there is none.
+    pub fn open_any(path: &Path, options: &StoreOptions) -> Result<Store, StoreError> {
         let fail = |source| StoreError::Db {
             path: path.to_owned(),
             operation: "opening".to_owned(),
             source,
         };
         let mut db_options = Options::default();
-        db_options.create_if_missing(create);
-        db_options.create_missing_column_families(create);
+        db_options.create_if_missing(true);
         db_options.set_db_write_buffer_size(options.write_buffers_total);
         db_options.set_max_open_files(options.max_open_files);
         db_options.set_max_background_jobs(options.background_jobs);
@@ -206,16 +246,21 @@ impl Store {
         let mut unused = Options::default();
         unused.set_write_buffer_size(options.write_buffer);
         let mut descriptors = vec![ColumnFamilyDescriptor::new("default", unused)];
-        for number in 0..=partitions {
-            descriptors.push(ColumnFamilyDescriptor::new(
-                cf_name(PartitionId(u64::from(number))),
-                partition_options(options, &table),
-            ));
+        let partition_options = partition_options(options, &table);
+        if path.join("CURRENT").exists() {
+            let there = Db::list_cf(&db_options, path).map_err(fail)?;
+            for name in there.into_iter().filter(|name| name != "default") {
+                descriptors.push(ColumnFamilyDescriptor::new(name, partition_options.clone()));
+            }
         }
         let db = Db::open_cf_descriptors(&db_options, path, descriptors).map_err(fail)?;
+        let checkpoints = options.checkpoints.clone();
         Ok(Store {
             db: Arc::new(db),
             path: Arc::new(path.to_owned()),
+            checkpoints: Arc::new(checkpoints.unwrap_or_else(|| path.join("checkpoints"))),
+            partition_options: Arc::new(partition_options),
+            damage: Arc::default(),
         })
     }
 
@@ -225,7 +270,17 @@ impl Store {
             store: self.clone(),
             partition,
             name: cf_name(partition).into(),
+            lineage: Arc::default(),
         }
+    }
+
+    /// What RocksDB said when it found a partition's files damaged, if it did since they were opened.
+    pub fn damage(&self, partition: PartitionId) -> Option<String> {
+        self.damage.lock().get(&partition).cloned()
+    }
+
+    pub(crate) fn db(&self) -> &Db {
+        &self.db
     }
 
     /// Stops background work; to be called before the last handle goes.
@@ -243,17 +298,22 @@ fn partition_options(options: &StoreOptions, table: &BlockBasedOptions) -> Optio
     cf.set_block_based_table_factory(table);
     cf.set_write_buffer_size(options.write_buffer);
     cf.set_max_write_buffer_number(4);
-    // Tiered: files of like size are merged eight at a time, so what was appended is rewritten about
-    // log8(size) times, not ten times a level; a read looks into some dozen files at most.
+    // Tiered: only files of like size are merged, many at a time, so that what was appended is
+    // rewritten seldom: docs/layout.md has what that saves in uploads, and what it costs readers, who
+    // look into some dozen files.
     cf.set_compaction_style(DBCompactionStyle::Universal);
     let mut universal = UniversalCompactOptions::default();
-    universal.set_size_ratio(20);
-    universal.set_min_merge_width(8);
+    universal.set_stop_style(UniversalCompactionStopStyle::Similar);
+    universal.set_size_ratio(100);
+    universal.set_min_merge_width(16);
     universal.set_max_size_amplification_percent(200);
     cf.set_universal_compaction_options(&universal);
-    cf.set_level_zero_file_num_compaction_trigger(12);
-    cf.set_level_zero_slowdown_writes_trigger(40);
-    cf.set_level_zero_stop_writes_trigger(64);
+    cf.set_level_zero_file_num_compaction_trigger(32);
+    cf.set_level_zero_slowdown_writes_trigger(96);
+    cf.set_level_zero_stop_writes_trigger(160);
+    // Nothing is rewritten for its age alone.
+    cf.set_ttl(0);
+    cf.set_periodic_compaction_seconds(0);
     cf.set_compression_type(DBCompressionType::None);
     cf.set_bottommost_compression_type(DBCompressionType::Lz4);
     cf.set_target_file_size_base(64 * 1024 * 1024);
@@ -266,6 +326,7 @@ pub struct Part {
     store: Store,
     partition: PartitionId,
     name: Arc<str>,
+    lineage: Arc<OnceLock<Lineage>>,
 }
 
 impl Part {
@@ -304,6 +365,26 @@ impl Part {
                 Applied::decode(&bytes[..]).map_err(|e| self.malformed("the position", &e))
             })
             .transpose()
+    }
+
+    pub(crate) fn store(&self) -> &Store {
+        &self.store
+    }
+
+    pub(crate) fn known_lineage(&self) -> &OnceLock<Lineage> {
+        &self.lineage
+    }
+
+    /// Reads a value.
+    pub(crate) fn get_bytes(
+        &self,
+        key: impl AsRef<[u8]>,
+        what: &str,
+    ) -> Result<Option<Vec<u8>>, StoreError> {
+        self.store
+            .db
+            .get_cf(&self.cf(), key)
+            .map_err(|e| self.error(what, e))
     }
 
     /// Reads and parses a value.
@@ -434,6 +515,11 @@ impl Part {
     }
 
     pub(crate) fn error(&self, operation: &str, source: rust_rocksdb::Error) -> StoreError {
+        if source.kind() == ErrorKind::Corruption {
+            let mut damage = self.store.damage.lock();
+            let known = damage.entry(self.partition);
+            known.or_insert_with(|| format!("{operation}: {source}"));
+        }
         StoreError::Db {
             path: self.store.path.to_path_buf(),
             operation: format!("partition {}, {operation}", self.partition),

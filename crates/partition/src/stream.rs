@@ -14,6 +14,7 @@ use tokio::sync::watch;
 
 use crate::batch::StoredBatch;
 use crate::ids::{BasinId, PartitionId, StreamId};
+use crate::lineage::GAP;
 use crate::recent::{Recent, RecentBudget};
 use crate::settings::StreamSettings;
 
@@ -59,9 +60,92 @@ pub struct StreamState {
     /// When something last happened to it, in milliseconds since the epoch.
     #[prost(uint64, tag = "5")]
     pub active_ms: u64,
+    /// How many forks of the partition the sequence numbers have seen.
+    #[prost(uint64, tag = "6")]
+    pub forks: u64,
+    /// Sequence numbers that forks have passed over, in order; none below the trim point. At most
+    /// [`MOST_GAPS`], the newest.
+    #[prost(message, repeated, tag = "7")]
+    pub gaps: Vec<Gap>,
+}
+
+/// More forks than this one stream need not remember: reads from a tail offset that go back further
+/// count the numbers of the gap as well.
+const MOST_GAPS: usize = 8;
+
+/// Sequence numbers that no record has, and none will get.
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub struct Gap {
+    /// First.
+    #[prost(uint64, tag = "1")]
+    pub from: u64,
+    /// After the last.
+    #[prost(uint64, tag = "2")]
+    pub end: u64,
 }
 
 impl StreamState {
+    /// Moves the tail on for the forks that this state has not seen: what was appended after them
+    /// may have been given any number from the tail on.
+    pub fn see_forks(&mut self, forks: u64) {
+        let missed = forks.saturating_sub(self.forks);
+        self.forks = self.forks.max(forks);
+        if missed == 0 {
+            return;
+        }
+        let was_empty = self.is_empty();
+        let from = self.tail_seq;
+        self.tail_seq = from.saturating_add(missed.saturating_mul(GAP));
+        match self.gaps.last_mut() {
+            _ if was_empty => self.trim_point = self.tail_seq,
+            // Nothing was appended between two forks.
+            Some(last) if last.end == from => last.end = self.tail_seq,
+            _ => self.gaps.push(Gap {
+                from,
+                end: self.tail_seq,
+            }),
+        }
+        if self.gaps.len() > MOST_GAPS {
+            self.gaps.remove(0);
+        }
+        self.leave_gaps();
+    }
+
+    /// Readers see nothing below this from now on, if that is more than before; whether it is.
+    pub fn trim_to(&mut self, point: SeqNum) -> bool {
+        let before = self.trim_point;
+        self.trim_point = before.max(point);
+        self.leave_gaps();
+        self.trim_point > before
+    }
+
+    /// A trim point in a gap is one at its end.
+    fn leave_gaps(&mut self) {
+        self.trim_point = self.after_gap(self.trim_point);
+        let trim_point = self.trim_point;
+        self.gaps.retain(|gap| gap.end > trim_point);
+    }
+
+    /// The sequence number, or the end of the gap that it is in.
+    pub fn after_gap(&self, seq: SeqNum) -> SeqNum {
+        let gap = self.gaps.iter().find(|g| g.from <= seq && seq < g.end);
+        gap.map_or(seq, |gap| gap.end)
+    }
+
+    /// The sequence number so many records before the tail.
+    pub fn before_tail(&self, mut records: u64) -> SeqNum {
+        let mut end = self.tail_seq;
+        for gap in self.gaps.iter().rev() {
+            let behind = end - gap.end;
+            if records <= behind {
+                break;
+            }
+            records -= behind;
+            end = gap.from;
+        }
+        self.after_gap(end.saturating_sub(records))
+    }
+
     /// The tail.
     pub fn tail(&self) -> StreamPosition {
         StreamPosition {

@@ -7,7 +7,7 @@
 //! |---|---|---|
 //! | [`engine`] | the sans-IO façade: `Engine::step(Event) -> Vec<Action>` | clocks, threads, disks |
 //! | [`log`] | one log per node: look before open, group commit, compaction | what an entry means |
-//! | [`runtime`] | the default runtime: writer thread, apply threads, ticker | HTTP, storage engines |
+//! | [`runtime`] | the default runtime: writer thread, apply threads, snapshots, ticker | HTTP, storage engines |
 //!
 //! The way of a proposal:
 //!
@@ -26,4 +26,7 @@ pub mod runtime;
 
 pub use engine::{Action, Committed, Engine, Event, Membership, RejectReason, Role};
 pub use ids::{GroupId, Lsn, NodeId, Term};
-pub use runtime::{ApplyError, Group, GroupStatus, Node, ProposeError, StateMachine};
+pub use runtime::{
+    ApplyError, Capture, Group, GroupStatus, Node, ProposeError, SnapshotData, SnapshotDir,
+    SnapshotError, SnapshotSink, StateMachine, StoredSnapshot,
+};

@@ -12,10 +12,14 @@
 //! stop.
 
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
-use esker_node::{Node, NodeOptions, StartError, StoreOptions};
+pub use esker_node::Bootstrap;
+use esker_node::{
+    DestinationOptions, Node, NodeOptions, SnapshotOptions, StartError, StoreOptions,
+};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulShutdown;
@@ -25,7 +29,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::api::{self, App, Limits};
-use crate::config::Config;
+use crate::config::{Config, HumanDuration, OnLogFull, Secret, SnapshotKind, SnapshotsConfig};
 use crate::opening::opened;
 use crate::telemetry;
 
@@ -80,6 +84,14 @@ pub struct Server {
 impl Server {
     /// Takes the port, recovers, and serves.
     pub async fn start(config: &Config) -> Result<Server, ServeError> {
+        Server::start_with(config, None).await
+    }
+
+    /// The same, told what an empty data directory means.
+    pub async fn start_with(
+        config: &Config,
+        bootstrap: Option<Bootstrap>,
+    ) -> Result<Server, ServeError> {
         let listener = TcpListener::bind(config.listen).await.map_err(|source| {
             let hint = match source.kind() {
                 std::io::ErrorKind::AddrInUse => {
@@ -96,7 +108,7 @@ impl Server {
         })?;
         let address = listener.local_addr().unwrap_or(config.listen);
         let metrics = telemetry::metrics();
-        let node = Node::start(node_options(config)).await?;
+        let node = Node::start(node_options(config, bootstrap)).await?;
         let app = App {
             node: node.clone(),
             metrics,
@@ -214,7 +226,7 @@ async fn accept(
     }
 }
 
-fn node_options(config: &Config) -> NodeOptions {
+fn node_options(config: &Config, bootstrap: Option<Bootstrap>) -> NodeOptions {
     NodeOptions {
         cluster_name: config.cluster_name.clone(),
         partitions: config.partitions,
@@ -228,12 +240,124 @@ fn node_options(config: &Config) -> NodeOptions {
             write_buffers_total: config.store.write_buffers_total.as_usize(),
             max_open_files: i32::try_from(config.store.max_open_files).unwrap_or(i32::MAX),
             background_jobs: i32::try_from(config.store.background_jobs).unwrap_or(i32::MAX),
+            checkpoints: None,
         },
         append_inflight: config.limits.append_inflight.as_usize(),
         follower_buffer: config.limits.follower_buffer.as_usize(),
         follower_buffers_total: config.limits.follower_buffers_total.as_usize(),
         retention_interval: config.retention.interval.as_duration(),
         streams_per_round: config.retention.streams_per_round as usize,
+        snapshots: snapshot_options(&config.snapshots),
+        bootstrap,
         ..NodeOptions::new(&config.data_dir)
+    }
+}
+
+fn snapshot_options(config: &SnapshotsConfig) -> SnapshotOptions {
+    let exposed = |secret: &Option<Secret>| secret.as_ref().map(|it| it.expose().to_owned());
+    SnapshotOptions {
+        destination: config.destination.clone(),
+        destination_options: DestinationOptions {
+            aws_profile: config.aws_profile.clone(),
+            aws_region: config.aws_region.clone(),
+            aws_access_key_id: exposed(&config.aws_access_key_id),
+            aws_secret_access_key: exposed(&config.aws_secret_access_key),
+            aws_session_token: exposed(&config.aws_session_token),
+            aws_endpoint_url: config.aws_endpoint_url.clone(),
+            aws_allow_http: config.aws_allow_http,
+            ..DestinationOptions::default()
+        },
+        interval: config.snapshot_interval.map(HumanDuration::as_duration),
+        interval_records: config.snapshot_interval_num_records,
+        recovery_budget: config.recovery_budget.map(HumanDuration::as_duration),
+        kind: match config.snapshot_kind {
+            SnapshotKind::Full => esker_node::SnapshotKind::Full,
+            SnapshotKind::Incremental => esker_node::SnapshotKind::Incremental,
+        },
+        // The bounds of the configuration do not allow 0.
+        num_retained: config.num_retained.and_then(NonZeroU32::new),
+        orphan_cleanup: config.orphan_cleanup,
+        orphan_min_age: config.orphan_min_age.as_duration(),
+        max_log_bytes: config.max_log_bytes.as_u64(),
+        on_log_full: match config.on_log_full {
+            OnLogFull::TrimAnyway => esker_node::OnLogFull::TrimAnyway,
+            OnLogFull::RefuseAppends => esker_node::OnLogFull::RefuseAppends,
+        },
+        restore_test_interval: config.restore_test_interval.map(HumanDuration::as_duration),
+        on_stop: config.snapshot_on_stop,
+        local_threshold_entries: config.local_snapshot_num_records,
+        local_threshold_bytes: config.local_snapshot_bytes.as_u64(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::ByteCount;
+
+    #[test]
+    fn a_configuration_by_default_is_a_node_by_default() {
+        let config = Config::default();
+        let options = node_options(&config, None);
+        let expected = NodeOptions::new(&config.data_dir);
+        assert_eq!(format!("{options:?}"), format!("{expected:?}"));
+    }
+
+    #[test]
+    fn every_key_of_snapshots_reaches_the_node() {
+        let secret = |text| Some(Secret::new(text).unwrap());
+        let config = Config {
+            snapshots: SnapshotsConfig {
+                destination: Some("s3://bucket/prefix".into()),
+                snapshot_interval: None,
+                snapshot_interval_num_records: Some(1),
+                recovery_budget: Some(HumanDuration::from_secs(2)),
+                snapshot_kind: SnapshotKind::Incremental,
+                num_retained: Some(3),
+                orphan_cleanup: false,
+                orphan_min_age: HumanDuration::from_secs(4),
+                max_log_bytes: ByteCount::new(5),
+                on_log_full: OnLogFull::RefuseAppends,
+                restore_test_interval: Some(HumanDuration::from_secs(6)),
+                snapshot_on_stop: true,
+                local_snapshot_num_records: 7,
+                local_snapshot_bytes: ByteCount::new(8),
+                aws_profile: Some("profile".into()),
+                aws_region: Some("region".into()),
+                aws_access_key_id: secret("id"),
+                aws_secret_access_key: secret("secret"),
+                aws_session_token: secret("token"),
+                aws_endpoint_url: Some("http://endpoint".into()),
+                aws_allow_http: Some(true),
+            },
+            ..Config::default()
+        };
+        let options = node_options(&config, Some(Bootstrap::Restore));
+        assert_eq!(options.bootstrap, Some(Bootstrap::Restore));
+
+        let options = options.snapshots;
+        assert_eq!(options.destination.as_deref(), Some("s3://bucket/prefix"));
+        assert_eq!(options.interval, None);
+        assert_eq!(options.interval_records, Some(1));
+        assert_eq!(options.recovery_budget, Some(Duration::from_secs(2)));
+        assert_eq!(options.kind, esker_node::SnapshotKind::Incremental);
+        assert_eq!(options.num_retained, NonZeroU32::new(3));
+        assert!(!options.orphan_cleanup);
+        assert_eq!(options.orphan_min_age, Duration::from_secs(4));
+        assert_eq!(options.max_log_bytes, 5);
+        assert_eq!(options.on_log_full, esker_node::OnLogFull::RefuseAppends);
+        assert_eq!(options.restore_test_interval, Some(Duration::from_secs(6)));
+        assert!(options.on_stop);
+        assert_eq!(options.local_threshold_entries, 7);
+        assert_eq!(options.local_threshold_bytes, 8);
+
+        let aws = options.destination_options;
+        assert_eq!(aws.aws_profile.as_deref(), Some("profile"));
+        assert_eq!(aws.aws_region.as_deref(), Some("region"));
+        assert_eq!(aws.aws_access_key_id.as_deref(), Some("id"));
+        assert_eq!(aws.aws_secret_access_key.as_deref(), Some("secret"));
+        assert_eq!(aws.aws_session_token.as_deref(), Some("token"));
+        assert_eq!(aws.aws_endpoint_url.as_deref(), Some("http://endpoint"));
+        assert_eq!(aws.aws_allow_http, Some(true));
     }
 }

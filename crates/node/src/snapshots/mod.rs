@@ -1,5 +1,82 @@
 //! Partition snapshots: when they are taken, where they go, what they are good for.
+//!
+//! | room | what it holds |
+//! |---|---|
+//! | [`local`] | the newest checkpoint of each partition, on this disk |
+//! | [`archive`] | the repository, and how checkpoints become snapshots and back |
+//! | [`schedule`] | when one is put into the repository |
+//! | [`uploader`] | the task that does it, and what is known of the repository |
+//! | [`rates`] | how fast this node is |
+//! | [`status`] | what an operator wants to know |
+//! | [`proof`] | restoring into a scratch directory, and comparing |
 
+mod archive;
+mod local;
 mod options;
+mod proof;
+mod rates;
+mod schedule;
+mod status;
+mod uploader;
 
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+pub(crate) use archive::{Archive, cluster_id, lineage_id, restored};
+pub(crate) use local::LocalSnapshots;
 pub use options::{Bootstrap, DestinationOptions, OnLogFull, SnapshotKind, SnapshotOptions};
+pub use proof::Proof;
+pub(crate) use rates::Rates;
+pub use rates::{Measured, Prediction};
+pub use schedule::Reason;
+pub use status::{NodeStatus, PartitionStatus, Problem, SnapshotStatus};
+pub use uploader::CreatedSnapshot;
+pub(crate) use uploader::Uploader;
+
+use crate::data_dir::Identity;
+use crate::recovery::RecoveryReport;
+
+/// What a node knows about its snapshots.
+#[derive(Debug)]
+pub(crate) struct Snapshots {
+    pub archive: Archive,
+    pub local: Arc<LocalSnapshots>,
+    pub rates: Rates,
+    pub identity: Identity,
+    /// What is known of the repository, by partition.
+    pub known: Vec<Mutex<uploader::Known>>,
+    /// Wakes the uploader.
+    pub wake: tokio::sync::Notify,
+    recovery: Mutex<Option<Arc<RecoveryReport>>>,
+}
+
+impl Snapshots {
+    pub fn new(
+        archive: Archive,
+        local: Arc<LocalSnapshots>,
+        rates: Rates,
+        identity: &Identity,
+    ) -> Snapshots {
+        Snapshots {
+            archive,
+            local,
+            rates,
+            identity: identity.clone(),
+            known: (0..=identity.partitions)
+                .map(|_| Mutex::default())
+                .collect(),
+            wake: tokio::sync::Notify::new(),
+            recovery: Mutex::new(None),
+        }
+    }
+
+    /// What the last start did.
+    pub fn recovered(&self, report: RecoveryReport) {
+        *self.recovery.lock() = Some(Arc::new(report));
+    }
+
+    pub fn recovery(&self) -> Option<Arc<RecoveryReport>> {
+        self.recovery.lock().clone()
+    }
+}

@@ -7,7 +7,8 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::command::{DeleteBasin, ForgetBasin, SetBasinSettings};
-use crate::store::StoreOptions;
+use crate::ids::LineageId;
+use crate::store::{Founding, StoreOptions};
 
 struct Fixture {
     directory: TempDir,
@@ -22,7 +23,16 @@ type Seen = (u64, String, BasinConfig, u64, u64, Option<u64>);
 impl Fixture {
     fn new() -> Fixture {
         let directory = tempfile::tempdir().unwrap();
-        let store = Store::create(directory.path(), &StoreOptions::default(), 1, &[7]).unwrap();
+        let store = Store::create(
+            directory.path(),
+            &StoreOptions::default(),
+            &Founding {
+                partitions: 1,
+                voters: vec![7],
+                cluster_id: "a cluster".to_owned(),
+            },
+        )
+        .unwrap();
         let catalog = Catalog::open(&store).unwrap();
         Fixture {
             directory,
@@ -507,4 +517,34 @@ proptest! {
         in_steps.replay(again);
         prop_assert_eq!(in_steps.content(), one_by_one.content());
     }
+}
+
+#[test]
+fn ids_of_basins_are_not_given_out_again_after_a_fork() {
+    let mut fixture = Fixture::new();
+    let Outcome::BasinProvisioned(Ok(before)) = fixture.apply(create("before")) else {
+        panic!("it was not created");
+    };
+    let part = fixture.reader().part().clone();
+    let lineage = part.lineage().unwrap();
+    part.fork(&lineage.fork(LineageId(5), 1), 7).unwrap();
+    drop(part);
+    fixture.stop_and_open();
+    let Outcome::BasinProvisioned(Ok(after)) = fixture.apply(create("after")) else {
+        panic!("it was not created");
+    };
+    assert_eq!(after.id.0, before.id.0 + 1 + GAP);
+}
+
+#[test]
+fn a_basin_that_is_gone_is_remembered_for_partitions_that_are_restored() {
+    let mut fixture = Fixture::new();
+    let Outcome::BasinProvisioned(Ok(made)) = fixture.apply(create("gone")) else {
+        panic!("it was not created");
+    };
+    fixture.apply(delete("gone", 2000));
+    assert!(fixture.reader().forgotten().unwrap().is_empty());
+    fixture.apply(Kind::ForgetBasin(ForgetBasin { basin: made.id.0 }));
+    fixture.reopen();
+    assert_eq!(fixture.reader().forgotten().unwrap(), [made.id]);
 }

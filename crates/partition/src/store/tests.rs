@@ -9,13 +9,22 @@ fn options() -> StoreOptions {
         write_buffers_total: 4 * 1024 * 1024,
         max_open_files: 32,
         background_jobs: 1,
+        checkpoints: None,
+    }
+}
+
+fn founding(partitions: u32, voters: &[u64]) -> Founding {
+    Founding {
+        partitions,
+        voters: voters.to_vec(),
+        cluster_id: "a cluster".to_owned(),
     }
 }
 
 #[test]
 fn a_new_database_is_at_lsn_0_durably_with_its_members() {
     let directory = tempfile::tempdir().unwrap();
-    let store = Store::create(directory.path(), &options(), 3, &[4, 5]).unwrap();
+    let store = Store::create(directory.path(), &options(), &founding(3, &[4, 5])).unwrap();
     for number in 0..=3 {
         let part = store.part(PartitionId(number));
         let applied = part.durable().unwrap().unwrap();
@@ -41,7 +50,7 @@ fn a_database_that_is_missing_is_an_error_and_nothing_is_made_in_its_place() {
 #[test]
 fn a_database_that_lacks_a_partition_is_an_error() {
     let directory = tempfile::tempdir().unwrap();
-    drop(Store::create(directory.path(), &options(), 2, &[1]).unwrap());
+    drop(Store::create(directory.path(), &options(), &founding(2, &[1])).unwrap());
     // More partitions than it has, and fewer.
     assert!(Store::open(directory.path(), &options(), 3).is_err());
     assert!(Store::open(directory.path(), &options(), 1).is_err());
@@ -63,7 +72,7 @@ fn a_database_that_lacks_a_partition_is_an_error() {
 #[test]
 fn what_an_earlier_attempt_left_is_completed_and_kept() {
     let directory = tempfile::tempdir().unwrap();
-    let store = Store::create(directory.path(), &options(), 1, &[1]).unwrap();
+    let store = Store::create(directory.path(), &options(), &founding(1, &[1])).unwrap();
     let advanced = Applied {
         lsn: 7,
         term: 2,
@@ -82,7 +91,7 @@ fn what_an_earlier_attempt_left_is_completed_and_kept() {
     }
     drop(store);
     // The first partition has no position, a third does not exist.
-    let store = Store::create(directory.path(), &options(), 2, &[1]).unwrap();
+    let store = Store::create(directory.path(), &options(), &founding(2, &[1])).unwrap();
     let positions = [0, 1, 2].map(|number| store.part(PartitionId(number)).durable().unwrap());
     assert_eq!(
         positions.clone().map(|p| p.map(|p| p.lsn)),
@@ -96,7 +105,7 @@ fn what_an_earlier_attempt_left_is_completed_and_kept() {
 #[test]
 fn a_flush_of_one_partition_says_nothing_about_another() {
     let directory = tempfile::tempdir().unwrap();
-    let store = Store::create(directory.path(), &options(), 2, &[1]).unwrap();
+    let store = Store::create(directory.path(), &options(), &founding(2, &[1])).unwrap();
     let parts = [1, 2].map(|number| store.part(PartitionId(number)));
     for part in &parts {
         let applied = Applied {
@@ -118,7 +127,7 @@ fn a_flush_of_one_partition_says_nothing_about_another() {
 #[test]
 fn errors_say_where_and_what() {
     let directory = tempfile::tempdir().unwrap();
-    let store = Store::create(directory.path(), &options(), 1, &[1]).unwrap();
+    let store = Store::create(directory.path(), &options(), &founding(1, &[1])).unwrap();
     let part = store.part(PartitionId(1));
     let mut batch = part.batch();
     batch.put(keys::APPLIED, b"\xff\xff");

@@ -112,8 +112,8 @@ impl Directory {
         }
         let state = self
             .part
-            .get::<StreamState>(keys::stream_state(id), "a stream's state")?
-            .unwrap_or_default();
+            .stream_state(id)?
+            .ok_or_else(|| self.part.malformed("a stream's state", &"it is missing"))?;
         let stream = Arc::new(Stream::new(
             id,
             self.part.partition(),
@@ -213,6 +213,18 @@ impl Open {
         for stream in idle {
             self.remove(&stream);
         }
+    }
+}
+
+impl Part {
+    /// What is kept of a stream that changes with every append, with the forks seen.
+    pub(crate) fn stream_state(&self, id: StreamId) -> Result<Option<StreamState>, StoreError> {
+        let state = self.get::<StreamState>(keys::stream_state(id), "a stream's state")?;
+        let Some(mut state) = state else {
+            return Ok(None);
+        };
+        state.see_forks(self.forks()?);
+        Ok(Some(state))
     }
 }
 

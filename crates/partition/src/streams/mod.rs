@@ -5,7 +5,7 @@
 //! steps need to know of earlier ones and readers do not is kept beside that ([`mod@failed`]).
 
 pub(crate) mod directory;
-mod failed;
+pub(crate) mod failed;
 mod step;
 #[cfg(test)]
 mod tests;
@@ -15,9 +15,11 @@ use std::time::Duration;
 
 use esker_raft::{ApplyError, Committed, Lsn, Membership, NodeId, StateMachine};
 
+use crate::checkpoint::Capture;
 use crate::command::{Kind, Outcome};
 use crate::ids::PartitionId;
 use crate::keys;
+use crate::lineage::GAP;
 use crate::reader::Reader;
 use crate::recent::RecentBudget;
 use crate::reclaim::Reclaimer;
@@ -32,6 +34,18 @@ pub(crate) struct Counters {
     /// The next stream's id.
     #[prost(uint64, tag = "1")]
     pub next_stream: u64,
+    /// How many forks it has seen.
+    #[prost(uint64, tag = "2")]
+    pub forks: u64,
+}
+
+impl Counters {
+    /// Passes over what dead lineages may have given out.
+    fn see_forks(&mut self, forks: u64) {
+        let missed = forks.saturating_sub(self.forks);
+        self.next_stream = self.next_stream.saturating_add(missed.saturating_mul(GAP));
+        self.forks = self.forks.max(forks);
+    }
 }
 
 /// How a stream partition treats memory and space.
@@ -96,9 +110,13 @@ impl StreamPartition {
         let applied = part
             .applied()?
             .ok_or_else(|| part.malformed("the position", &"it is missing"))?;
-        let counters = part
+        let mut counters = part
             .get::<Counters>(keys::COUNTERS, "the counters")?
-            .unwrap_or(Counters { next_stream: 1 });
+            .unwrap_or(Counters {
+                next_stream: 1,
+                forks: 0,
+            });
+        counters.see_forks(part.forks()?);
         let failed = FailedSessions::load(&part, applied.lsn, remember_failed)?;
         let reclaimer = Reclaimer::open(part.clone(), &options)?;
         let directory = Arc::new(Directory::open(part.clone(), options)?);
@@ -126,6 +144,7 @@ impl StreamPartition {
 
 impl StateMachine for StreamPartition {
     type Output = Outcome;
+    type Capture = Capture;
 
     fn applied(&self) -> Lsn {
         Lsn(self.applied.lsn)
@@ -175,6 +194,10 @@ impl StateMachine for StreamPartition {
         }
         self.directory.publish(done);
         Ok(())
+    }
+
+    fn begin_snapshot(&mut self) -> Capture {
+        self.part.begin_checkpoint()
     }
 
     fn maintain(&mut self) {

@@ -303,11 +303,7 @@ impl<'a> Step<'a> {
             match command {
                 CommandRecord::Fence(token) => state.fencing_token = token.to_string(),
                 CommandRecord::Trim(point) => {
-                    let point = point.min(seq + 1);
-                    if point > state.trim_point {
-                        state.trim_point = point;
-                        stream.trimmed = true;
-                    }
+                    stream.trimmed |= state.trim_to(point.min(seq + 1));
                 }
             }
         }
@@ -407,6 +403,7 @@ impl<'a> Step<'a> {
                 name: command.name,
                 state: StreamState {
                     active_ms: command.at_ms,
+                    forks: self.counters.forks,
                     ..StreamState::default()
                 },
                 config: Arc::new(StreamConfig::from(&meta.settings)),
@@ -489,9 +486,7 @@ impl<'a> Step<'a> {
     fn expire(&mut self, command: &Expire) -> Result<(), StoreError> {
         if let Some(stream) = self.touch(StreamId(command.stream))? {
             let state = &mut stream.state;
-            let point = command.up_to.min(state.tail_seq);
-            if point > state.trim_point {
-                state.trim_point = point;
+            if state.trim_to(command.up_to.min(state.tail_seq)) {
                 state.active_ms = state.active_ms.max(command.at_ms);
                 stream.trimmed = true;
             }

@@ -40,9 +40,24 @@ pub enum Event {
         /// Last applied entry.
         lsn: Lsn,
     },
-    /// The host's state up to here survives without the log.
-    Durable {
-        /// Last entry not needed any more.
+    /// The host has a durable snapshot, and if an attempt was under way, it has ended. Moves the
+    /// floor, unless the snapshot covers less than the one before.
+    SnapshotTaken {
+        /// Last entry that it covers.
+        last_included_index: Lsn,
+        /// That entry's term. A snapshot whose term the log contradicts is of another history: it
+        /// counts as failed.
+        term: Term,
+    },
+    /// The attempt that a hint or the host began came to nothing.
+    SnapshotFailed,
+    /// The host began an attempt by itself. No hint is given until it has ended.
+    SnapshotBegun,
+    /// The host wants the entries above `lsn` kept, also if a snapshot covers them. Said again, it
+    /// holds from then on, lower or higher; what is gone is gone. It is not remembered across a
+    /// restart, and until it is said, compaction goes up to the floor.
+    KeepFrom {
+        /// Last entry that may go.
         lsn: Lsn,
     },
 }
@@ -72,9 +87,21 @@ pub enum Action {
         /// Why.
         reason: RejectReason,
     },
-    /// Entries up to the floor may be removed from the log.
+    /// Please take a snapshot. The attempt is under way until the host says
+    /// [`Event::SnapshotTaken`] or [`Event::SnapshotFailed`].
+    SnapshotHint {
+        /// What is applied now: the snapshot covers at least this.
+        last_included_index: Lsn,
+    },
+    /// More entries than the guardrail allows are above the floor, and apply stands there, so that a
+    /// snapshot cannot help. Said once, until that is over.
+    LogAlarm {
+        /// Entries above the floor.
+        entries: u64,
+    },
+    /// Entries up to there may be removed from the log.
     Compact {
-        /// The new floor.
+        /// The new log start.
         floor: LogFloor,
     },
     /// Role or leader changed.
@@ -141,6 +168,8 @@ pub enum RejectReason {
     },
     /// Too many proposals are pending.
     Busy,
+    /// Apply stands at the floor, and the entries above it are twice what the guardrail allows.
+    LogFull,
     /// The consensus layer refused it.
     Refused(String),
 }
@@ -178,9 +207,11 @@ pub struct LogFloor {
 #[derive(Clone, Debug, Default)]
 pub struct PersistedState {
     /// Where the log begins.
-    pub floor: LogFloor,
-    /// Its last entry; the floor's if it has none.
+    pub start: LogFloor,
+    /// Its last entry; the start's if it has none.
     pub last: Lsn,
+    /// What the host wrote at [`begin_group`](crate::log::SharedLog::begin_group), if it did.
+    pub tag: Option<Vec<u8>>,
     pub(crate) hard_state: eraftpb::HardState,
 }
 
@@ -195,6 +226,24 @@ pub trait LogReader: Send {
 /// Entries as the log stores them; opaque outside this crate.
 #[derive(Debug)]
 pub struct RawEntries(pub(crate) Vec<eraftpb::Entry>);
+
+impl RawEntries {
+    /// As they are applied. Whoever reads them from a log has to know that they are committed.
+    pub fn into_committed(self) -> Result<Vec<Committed>, String> {
+        let committed = |entry: eraftpb::Entry| match entry.get_entry_type() {
+            eraftpb::EntryType::EntryNormal => Ok(Committed {
+                lsn: Lsn(entry.index),
+                term: Term(entry.term),
+                command: (!entry.data.is_empty()).then_some(entry.data),
+            }),
+            _ => Err(format!(
+                "the entry at LSN {} changes the membership, which this version cannot do",
+                entry.index
+            )),
+        };
+        self.0.into_iter().map(committed).collect()
+    }
+}
 
 /// A message between members; opaque.
 #[derive(Clone, PartialEq)]

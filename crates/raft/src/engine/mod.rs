@@ -9,6 +9,10 @@
 //! - [`Action::Persist`]: make it durable, in the order given, then say [`Event::Persisted`] with
 //!   its number. Several may be made durable by one sync; the last number stands for all before.
 //! - [`Action::Apply`]: apply in order, then say [`Event::Applied`].
+//! - [`Action::SnapshotHint`]: take a snapshot, meanwhile go on with everything else, then say
+//!   [`Event::SnapshotTaken`] or [`Event::SnapshotFailed`]. A host that takes one of its own accord
+//!   says [`Event::SnapshotBegun`] before.
+//! - [`Action::LogAlarm`]: apply does not move and the log grows; tell somebody.
 //! - [`Action::Compact`]: entries up to there may be removed from the log, at leisure.
 //! - [`Action::Send`]: deliver to peers; loss, delay and repetition are fine.
 //! - [`Action::Accepted`] / [`Action::Rejected`]: the fate of a proposal at the door. An accepted
@@ -16,11 +20,18 @@
 //!
 //! Commit-only updates of the hard state are not persisted by themselves: they ride with the next
 //! entries, and at open the commit index is the larger of the stored and what the host applied.
+//!
+//! The log goes as far as the newest snapshot covers it (the *floor*), or less far if the host said
+//! [`Event::KeepFrom`]; how far it has gone is the *log start*. Which snapshot is the newest the
+//! engine does not remember across a restart: the host says [`Event::SnapshotTaken`] again. Of the
+//! entries that were applied before the open it knows how many are above the floor, and counts none
+//! of their bytes; those that are applied later are counted, be they replayed or new.
 
 #![deny(clippy::disallowed_methods)]
 
 mod event;
 mod ready;
+mod snapshots;
 mod storage;
 #[cfg(test)]
 mod tests;
@@ -31,12 +42,14 @@ pub use event::{
 };
 
 use std::collections::VecDeque;
+use std::ops::RangeInclusive;
 
 use raft::eraftpb::MessageType;
-use raft::{Config as RaftConfig, RawNode, StateRole};
+use raft::{Config as RaftConfig, RawNode, StateRole, Storage as _};
 
 use crate::ids::{Lsn, NodeId, Term};
 use ready::Outstanding;
+use snapshots::Snapshots;
 use storage::EngineStorage;
 
 /// Most bytes of committed entries that raft-rs hands out at once.
@@ -61,12 +74,24 @@ pub struct Config {
     /// Committed entries handed out and not applied yet, in bytes, beyond which no more are read
     /// from the log: keeps a long replay in bounded memory. One entry may exceed it.
     pub max_apply_backlog_bytes: u64,
+    /// Applied entries above the floor from which on a snapshot is hinted at; 0 for never.
+    pub snapshot_hint_threshold_entries: u64,
+    /// The same in bytes, roughly; 0 for never.
+    pub snapshot_hint_threshold_bytes: u64,
+    /// The guardrail: with more entries than this above the floor, applied or not, a snapshot is
+    /// hinted at if it can help, and an alarm is given if it cannot; 0 for none. If both are set, it
+    /// must be larger than `snapshot_hint_threshold_entries`.
+    pub max_log_entries: u64,
+    /// Ticks without a hint after a failed attempt: the first time, and at most; they double from one
+    /// to the other. At least 1.
+    pub snapshot_backoff_ticks: RangeInclusive<u64>,
     /// Seed of the election timeouts.
     pub seed: u64,
 }
 
 impl Config {
-    /// The defaults for a member: elections after 10 ticks, heartbeats every 2.
+    /// The defaults for a member: elections after 10 ticks, heartbeats every 2, a snapshot every
+    /// 10,000 entries or 64 MiB, no guardrail.
     pub fn new(id: NodeId) -> Self {
         Config {
             id,
@@ -74,8 +99,33 @@ impl Config {
             heartbeat_ticks: 2,
             max_pending_proposals: 16 * 1024,
             max_apply_backlog_bytes: 8 * 1024 * 1024,
+            snapshot_hint_threshold_entries: 10_000,
+            snapshot_hint_threshold_bytes: 64 * 1024 * 1024,
+            max_log_entries: 0,
+            snapshot_backoff_ticks: 10..=600,
             seed: id.0,
         }
+    }
+
+    fn validate(&self) -> Result<(), OpenError> {
+        let (entries, guardrail) = (self.snapshot_hint_threshold_entries, self.max_log_entries);
+        if guardrail > 0 && guardrail <= entries {
+            return Err(OpenError::Config(format!(
+                "max_log_entries ({guardrail}) must be larger than \
+                 snapshot_hint_threshold_entries ({entries})"
+            )));
+        }
+        let (first, most) = (
+            *self.snapshot_backoff_ticks.start(),
+            *self.snapshot_backoff_ticks.end(),
+        );
+        if first == 0 || first > most {
+            return Err(OpenError::Config(format!(
+                "snapshot_backoff_ticks ({first} to {most}) must begin at 1 or more, and not end \
+                 before it begins"
+            )));
+        }
+        Ok(())
     }
 }
 
@@ -124,6 +174,7 @@ pub struct Engine {
     /// Committed entries handed out and not yet applied, with their sizes.
     backlog: VecDeque<(Lsn, u64)>,
     backlog_bytes: u64,
+    snapshots: Snapshots,
     sole_voter: bool,
     halted: bool,
 }
@@ -137,19 +188,21 @@ impl Engine {
         membership: &Membership,
         reader: Box<dyn LogReader>,
     ) -> Result<Engine, OpenError> {
+        config.validate()?;
         if persisted.last < applied {
             return Err(OpenError::LogBehindDatabase {
                 last: persisted.last,
                 applied,
             });
         }
-        if persisted.floor.lsn > applied {
+        if persisted.start.lsn > applied {
             return Err(OpenError::LogAheadOfDatabase {
-                first: persisted.floor.lsn.next(),
+                first: persisted.start.lsn.next(),
                 applied,
             });
         }
         let sole_voter = membership.voters == [config.id];
+        let snapshots = Snapshots::new(&config, persisted.start.lsn, applied, persisted.last);
         let storage = EngineStorage::new(persisted, applied, membership, reader);
         let raft_config = RaftConfig {
             id: config.id.0,
@@ -177,6 +230,7 @@ impl Engine {
             applied,
             backlog: VecDeque::new(),
             backlog_bytes: 0,
+            snapshots,
             sole_voter,
             halted: false,
         };
@@ -199,6 +253,7 @@ impl Engine {
         match event {
             Event::Tick => {
                 self.raw.tick();
+                self.snapshots.tick();
             }
             Event::Campaign => {
                 // A member that cannot campaign (not a voter, already leading) stays as it is.
@@ -219,11 +274,21 @@ impl Engine {
                 }
             }
             Event::Persisted { number } => self.persisted(number, &mut actions),
-            Event::Applied { lsn } => self.note_applied(lsn),
-            Event::Durable { lsn } => self.compact(lsn, &mut actions),
+            Event::Applied { lsn } => self.note_applied(lsn, &mut actions),
+            Event::SnapshotTaken {
+                last_included_index,
+                term,
+            } => self.snapshot_taken(last_included_index, term, &mut actions),
+            Event::SnapshotFailed => self.snapshots.failed(),
+            Event::SnapshotBegun => self.snapshots.begun(),
+            Event::KeepFrom { lsn } => {
+                self.snapshots.keep_from(lsn);
+                self.compact(&mut actions);
+            }
         }
         self.fix_election_timeout();
         self.drain_ready(&mut actions);
+        actions.extend(self.snapshots.consider(self.last()));
         if let Some(what) = self.raw.raft.raft_log.store.take_failure() {
             self.halted = true;
             // What was decided on an unreadable log does not get out.
@@ -247,9 +312,26 @@ impl Engine {
         self.applied
     }
 
-    /// The entry that compaction has reached; entries at or below it may be gone.
+    /// Last entry that the newest snapshot covers, as far as the host has told since the open; the
+    /// log start before.
     pub fn floor(&self) -> Lsn {
-        self.raw.raft.raft_log.store.floor().lsn
+        self.snapshots.floor()
+    }
+
+    /// The entry that compaction has reached; entries at or below it are gone, or may be.
+    pub fn log_start(&self) -> Lsn {
+        self.raw.raft.raft_log.store.start().lsn
+    }
+
+    /// Bytes of the entries above the log start, as far as they were handed out for applying since
+    /// the open. Those that had been applied before are not counted, nor those not yet committed.
+    pub fn log_bytes(&self) -> u64 {
+        self.snapshots.counted_bytes() + self.backlog_bytes
+    }
+
+    /// Whether more entries than the guardrail allows are above the floor, with apply standing there.
+    pub fn alarm(&self) -> bool {
+        self.snapshots.stuck(self.last())
     }
 
     /// Current term.
@@ -267,9 +349,10 @@ impl Engine {
         (self.leader.0 != 0).then_some(self.leader)
     }
 
-    /// Whether ticks mean anything to this member: a group of one needs no heartbeat.
+    /// Whether ticks mean anything to this member: a group of one needs no heartbeat, and waits only
+    /// before it hints at a snapshot again.
     pub fn needs_ticks(&self) -> bool {
-        !(self.sole_voter && self.role == Role::Leader)
+        !(self.sole_voter && self.role == Role::Leader) || self.snapshots.backs_off()
     }
 
     fn receive(&mut self, message: PeerMessage) {
@@ -282,6 +365,8 @@ impl Engine {
             Some(RejectReason::NotLeader {
                 leader: self.leader(),
             })
+        } else if self.snapshots.full(self.last()) {
+            Some(RejectReason::LogFull)
         } else if self.last().0 - self.applied.0 >= self.config.max_pending_proposals {
             Some(RejectReason::Busy)
         } else if command.is_empty() {
@@ -312,7 +397,7 @@ impl Engine {
         });
     }
 
-    fn note_applied(&mut self, lsn: Lsn) {
+    fn note_applied(&mut self, lsn: Lsn, actions: &mut Vec<Action>) {
         assert!(
             lsn >= self.applied && lsn <= self.committed(),
             "applied LSN {lsn} is outside {}..={}",
@@ -320,14 +405,18 @@ impl Engine {
             self.committed()
         );
         self.applied = lsn;
-        while let Some((front, bytes)) = self.backlog.front()
-            && *front <= lsn
+        while let Some((front, bytes)) = self.backlog.front().copied()
+            && front <= lsn
         {
             self.backlog_bytes -= bytes;
             self.backlog.pop_front();
+            self.snapshots.count(front, bytes);
         }
         self.raw.advance_apply_to(lsn.0);
         self.evict();
+        if self.snapshots.applied(lsn) {
+            self.compact(actions);
+        }
     }
 
     /// Drops entries from memory that are both durable and applied.
@@ -337,12 +426,26 @@ impl Engine {
         self.raw.mut_store().evict(up_to);
     }
 
-    fn compact(&mut self, lsn: Lsn, actions: &mut Vec<Action>) {
-        let up_to = lsn.min(self.applied);
-        if up_to <= self.floor() {
+    fn snapshot_taken(&mut self, lsn: Lsn, term: Term, actions: &mut Vec<Action>) {
+        // Only what is committed can have been applied, hence be covered.
+        let ours = |engine: &Engine| {
+            lsn <= engine.committed() && engine.raw.store().term(lsn.0).ok() == Some(term.0)
+        };
+        if lsn > self.floor() && !ours(self) {
+            self.snapshots.failed();
+            return;
+        }
+        self.snapshots.taken(lsn);
+        self.compact(actions);
+    }
+
+    fn compact(&mut self, actions: &mut Vec<Action>) {
+        let up_to = self.snapshots.compactable();
+        if up_to <= self.log_start() {
             return;
         }
         if let Some(floor) = self.raw.mut_store().compact(up_to) {
+            self.snapshots.compacted(up_to);
             actions.push(Action::Compact { floor });
         }
     }

@@ -20,7 +20,7 @@ use crate::ids::{Lsn, Term};
 pub(super) struct EngineStorage {
     hard_state: HardState,
     conf_state: ConfState,
-    floor: LogFloor,
+    start: LogFloor,
     /// Contiguous, up to and with `last`.
     recent: VecDeque<Entry>,
     last: Lsn,
@@ -48,10 +48,10 @@ impl EngineStorage {
         EngineStorage {
             hard_state,
             conf_state,
-            floor: persisted.floor,
+            start: persisted.start,
             recent: VecDeque::new(),
             last: persisted.last,
-            evicted: persisted.floor,
+            evicted: persisted.start,
             reader,
             failure: RefCell::new(None),
         }
@@ -65,8 +65,8 @@ impl EngineStorage {
         self.hard_state = hs;
     }
 
-    pub fn floor(&self) -> LogFloor {
-        self.floor
+    pub fn start(&self) -> LogFloor {
+        self.start
     }
 
     /// Adds entries at the end; those that they replace (a new leader's say) go first.
@@ -100,18 +100,18 @@ impl EngineStorage {
         }
     }
 
-    /// Moves the floor; `None` if the term of the new one cannot be told, which is recorded.
+    /// Moves the log start; `None` if the term of the new one cannot be told, which is recorded.
     pub fn compact(&mut self, up_to: Lsn) -> Option<LogFloor> {
         let term = self.term(up_to.0).ok()?;
         if self.has_failed() {
             return None;
         }
-        self.floor = LogFloor {
+        self.start = LogFloor {
             lsn: up_to,
             term: Term(term),
         };
         self.evict(up_to);
-        Some(self.floor)
+        Some(self.start)
     }
 
     pub fn fail(&self, what: String) {
@@ -161,7 +161,7 @@ impl Storage for EngineStorage {
         max_size: impl Into<Option<u64>>,
         _context: GetEntriesContext,
     ) -> raft::Result<Vec<Entry>> {
-        if low <= self.floor.lsn.0 {
+        if low <= self.start.lsn.0 {
             return Err(raft::Error::Store(StorageError::Compacted));
         }
         assert!(
@@ -204,10 +204,10 @@ impl Storage for EngineStorage {
     }
 
     fn term(&self, idx: u64) -> raft::Result<u64> {
-        if idx == self.floor.lsn.0 {
-            return Ok(self.floor.term.0);
+        if idx == self.start.lsn.0 {
+            return Ok(self.start.term.0);
         }
-        if idx < self.floor.lsn.0 {
+        if idx < self.start.lsn.0 {
             return Err(raft::Error::Store(StorageError::Compacted));
         }
         if idx > self.last.0 {
@@ -230,7 +230,7 @@ impl Storage for EngineStorage {
     }
 
     fn first_index(&self) -> raft::Result<u64> {
-        Ok(self.floor.lsn.0 + 1)
+        Ok(self.start.lsn.0 + 1)
     }
 
     fn last_index(&self) -> raft::Result<u64> {

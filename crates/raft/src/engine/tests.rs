@@ -5,6 +5,7 @@
 //! - [`opening`]: what an engine makes of the log and the state that it finds, and of the floor;
 //! - [`replay`]: a long replay in bounded memory;
 //! - [`halting`]: logs that cannot be read, or not understood;
+//! - [`snapshots`]: hints, back-off, the guardrail, what is compacted;
 //! - [`network`]: three members and a network that loses, repeats and reorders, from a seed.
 
 mod disk;
@@ -12,6 +13,7 @@ mod halting;
 mod network;
 mod opening;
 mod replay;
+mod snapshots;
 mod solo;
 mod three;
 
@@ -47,6 +49,14 @@ fn propose(ticket: u64, command: &str) -> Event {
     Event::Propose {
         ticket: Ticket(ticket),
         command: command.as_bytes().to_vec(),
+    }
+}
+
+/// A snapshot of everything up to `lsn`, of the engine's own history.
+fn taken(engine: &Engine, lsn: u64) -> Event {
+    Event::SnapshotTaken {
+        last_included_index: Lsn(lsn),
+        term: Term(engine.raw.store().term(lsn).unwrap_or(0)),
     }
 }
 
@@ -124,6 +134,10 @@ fn outline(actions: &[Action]) -> String {
             }
             Action::Became { role, term, .. } => write!(all, "became {role:?} in term {term}"),
             Action::Compact { floor } => write!(all, "compact to {}@{}", floor.lsn, floor.term),
+            Action::SnapshotHint {
+                last_included_index,
+            } => write!(all, "hint at {last_included_index}"),
+            Action::LogAlarm { entries } => write!(all, "alarm: {entries}"),
             Action::Send(messages) => write!(all, "send {}", messages.len()),
             Action::Halt { what } => write!(all, "halt: {what}"),
         };

@@ -8,17 +8,22 @@
 //!   and where tests inject faults;
 //! - [`writer`]: the one thread that writes, for all groups, with one sync per group of requests.
 //!
-//! Per group the log holds its entries above the floor, the hard state, and the floor itself.
+//! Per group the log holds its entries above the log start, the hard state, the log start itself,
+//! and a tag of the host's.
 
 pub mod fs;
 pub mod inspect;
+#[cfg(test)]
+mod tests;
 pub mod writer;
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use parking_lot::Mutex;
 use protobuf::Message as _;
 use raft::eraftpb::{Entry, HardState};
+use raft_engine::internals::LogQueue;
 use raft_engine::{Command, LogBatch, MessageExt, ReadableSize, RecoveryMode};
 
 use crate::engine::{LogFloor, LogReader, MAX_COMMAND_BYTES, PersistedState, RawEntries};
@@ -30,7 +35,9 @@ pub use writer::{LogWriter, Persisted};
 type RaftEngine = raft_engine::Engine<LogFileSystem>;
 
 const KEY_HARD_STATE: &[u8] = b"hard-state";
-const KEY_FLOOR: &[u8] = b"floor";
+/// The log start; its name on disk is from when compaction always went up to the floor.
+const KEY_START: &[u8] = b"floor";
+const KEY_TAG: &[u8] = b"tag";
 /// raft-engine's key for what belongs to no group.
 const NODE_REGION: u64 = u64::MAX - 1;
 const KEY_FORMAT: &[u8] = b"format";
@@ -91,6 +98,9 @@ pub enum LogError {
 pub struct SharedLog {
     engine: Arc<RaftEngine>,
     config: Arc<LogConfig>,
+    /// Held for a write and its sync. raft-engine would let two writers share a sync, and then a
+    /// crash could tear more than the last batch, which is all that [`inspect`] takes for a torn one.
+    writing: Arc<Mutex<()>>,
 }
 
 impl SharedLog {
@@ -143,6 +153,7 @@ impl SharedLog {
         let log = SharedLog {
             engine: Arc::new(engine),
             config: Arc::new(config),
+            writing: Arc::default(),
         };
         Ok((log, found))
     }
@@ -155,28 +166,64 @@ impl SharedLog {
                 .map_err(|e| self.error(format!("hard state of group {group}: {e}")))?,
             None => HardState::default(),
         };
-        let floor = match self.engine.get(region, KEY_FLOOR) {
+        let start = match self.engine.get(region, KEY_START) {
             Some(bytes) => decode_floor(&bytes)
-                .ok_or_else(|| self.error(format!("floor of group {group} is malformed")))?,
+                .ok_or_else(|| self.error(format!("log start of group {group} is malformed")))?,
             None => LogFloor::default(),
         };
         let last = self
             .engine
             .last_index(region)
-            .map_or(floor.lsn, |last| Lsn(last.max(floor.lsn.0)));
+            .map_or(start.lsn, |last| Lsn(last.max(start.lsn.0)));
         if let Some(first) = self.engine.first_index(region)
-            && first > floor.lsn.0 + 1
+            && first > start.lsn.0 + 1
         {
             return Err(self.error(format!(
                 "group {group}: entries {}..{first} are missing",
-                floor.lsn.0 + 1
+                start.lsn.0 + 1
             )));
         }
         Ok(PersistedState {
-            floor,
+            start,
             last,
+            tag: self.tag(group),
             hard_state,
         })
+    }
+
+    /// What the host wrote beside a group's log when it began it.
+    pub fn tag(&self, group: GroupId) -> Option<Vec<u8>> {
+        self.engine.get(region(group), KEY_TAG)
+    }
+
+    /// Makes a group's log empty and lets it begin after `start`, with a tag of the host's beside it;
+    /// returns when that is durable. Whatever the log had of the group is gone, and does not come
+    /// back. A crash, or an error, leaves all of the old or all of the new.
+    ///
+    /// Only before the group is opened: an open one has its own idea of what is in the log.
+    pub fn begin_group(&self, group: GroupId, start: LogFloor, tag: &[u8]) -> Result<(), LogError> {
+        let region = region(group);
+        let hard_state = HardState {
+            term: start.term.0,
+            commit: start.lsn.0,
+            ..HardState::default()
+        };
+        let fill = |batch: &mut LogBatch| -> raft_engine::Result<()> {
+            // First of all: it forgets everything of the group, keys as well.
+            batch.add_command(region, Command::Clean);
+            batch.put(region, KEY_START.to_vec(), encode_floor(start))?;
+            batch.put(region, KEY_TAG.to_vec(), tag.to_vec())?;
+            let hard_state = hard_state.write_to_bytes()?;
+            batch.put(region, KEY_HARD_STATE.to_vec(), hard_state)
+        };
+        let mut batch = LogBatch::default();
+        fill(&mut batch)
+            .and_then(|()| {
+                let _writing = self.writing.lock();
+                self.engine.write(&mut batch, true)
+            })
+            .map_err(|e| self.error(format!("beginning the log of group {group}: {e}")))?;
+        Ok(())
     }
 
     /// Reads a group's entries.
@@ -202,10 +249,13 @@ impl SharedLog {
 
     /// Bytes of files that the log uses, counting whole files.
     pub fn used_bytes(&self) -> u64 {
-        let (first, last) = self
-            .engine
-            .file_span(raft_engine::internals::LogQueue::Append);
+        let (first, last) = self.file_span();
         (last - first + 1) * self.config.segment_size
+    }
+
+    /// Numbers of the first file that the log still has, and of the one that it writes.
+    pub fn file_span(&self) -> (u64, u64) {
+        self.engine.file_span(LogQueue::Append)
     }
 
     /// Its configuration.
@@ -228,16 +278,16 @@ fn region(group: GroupId) -> u64 {
 
 /// raft-engine remembers a compaction only as long as the append file that it was written to: once
 /// purge has deleted that, entries that purge had copied before are back after a restart. Behind
-/// them there may be a hole up to the floor, over which raft-engine would panic at the next write.
+/// them there may be a hole up to the log start, over which raft-engine would panic at the next write.
 fn compact_again(engine: &RaftEngine, batch: &mut LogBatch) {
     for region in engine.raft_groups() {
-        let floor = engine
-            .get(region, KEY_FLOOR)
+        let start = engine
+            .get(region, KEY_START)
             .and_then(|bytes| decode_floor(&bytes));
-        if let (Some(floor), Some(first)) = (floor, engine.first_index(region))
-            && first <= floor.lsn.0
+        if let (Some(start), Some(first)) = (start, engine.first_index(region))
+            && first <= start.lsn.0
         {
-            let index = floor.lsn.0 + 1;
+            let index = start.lsn.0 + 1;
             batch.add_command(region, Command::Compact { index });
         }
     }

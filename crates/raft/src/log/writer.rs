@@ -23,7 +23,7 @@ use protobuf::Message as _;
 use raft::eraftpb::HardState;
 use raft_engine::{Command, LogBatch};
 
-use super::{EntryIndex, KEY_FLOOR, KEY_HARD_STATE, RaftEngine, SharedLog, encode_floor, region};
+use super::{EntryIndex, KEY_HARD_STATE, KEY_START, RaftEngine, SharedLog, encode_floor, region};
 use crate::engine::{LogFloor, Persist};
 use crate::ids::GroupId;
 
@@ -108,8 +108,9 @@ impl LogWriter {
             .spawn({
                 let shared = shared.clone();
                 let engine = log.engine.clone();
+                let writing = log.writing.clone();
                 let max_group = log.config.max_group_size;
-                move || run(&shared, &engine, max_group)
+                move || run(&shared, &engine, &writing, max_group)
             })?;
         Ok(LogWriter {
             shared,
@@ -184,7 +185,7 @@ impl Drop for CloseQueue<'_> {
     }
 }
 
-fn run(shared: &Shared, engine: &RaftEngine, max_group: u64) {
+fn run(shared: &Shared, engine: &RaftEngine, writing: &Mutex<()>, max_group: u64) {
     let _close = CloseQueue(shared);
     let mut waiting: Vec<Request> = Vec::new();
     let mut batch = LogBatch::default();
@@ -200,7 +201,7 @@ fn run(shared: &Shared, engine: &RaftEngine, max_group: u64) {
             std::mem::swap(&mut waiting, &mut queue.requests);
         }
         let group = take_group(&mut waiting, max_group);
-        if !write_group(shared, engine, &mut batch, &group) {
+        if !write_group(shared, engine, writing, &mut batch, &group) {
             return;
         }
         announce(group);
@@ -229,13 +230,17 @@ fn take_group(waiting: &mut Vec<Request>, max_group: u64) -> Vec<Request> {
 fn write_group(
     shared: &Shared,
     engine: &RaftEngine,
+    writing: &Mutex<()>,
     batch: &mut LogBatch,
     group: &[Request],
 ) -> bool {
     let mut reported: Option<Instant> = None;
     let started = Instant::now();
     loop {
-        let result = fill(batch, group).and_then(|()| engine.write(batch, true));
+        let result = fill(batch, group).and_then(|()| {
+            let _writing = writing.lock();
+            engine.write(batch, true)
+        });
         match result {
             Ok(_) => break,
             Err(error) => {
@@ -284,7 +289,7 @@ fn fill(batch: &mut LogBatch, group: &[Request]) -> raft_engine::Result<()> {
                 }
             }
             Request::Compact { group: id, floor } => {
-                batch.put(region(*id), KEY_FLOOR.to_vec(), encode_floor(*floor))?;
+                batch.put(region(*id), KEY_START.to_vec(), encode_floor(*floor))?;
                 batch.add_command(
                     region(*id),
                     Command::Compact {

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::group::Shared;
 use super::queue::ApplyQueue;
+use super::snapshots::attend;
 use super::state_machine::StateMachine;
 use crate::engine::{Committed, Event};
 
@@ -36,6 +37,7 @@ pub(super) fn run<S: StateMachine>(
             shared.note_applied(lsn, term);
             shared.step(Event::Applied { lsn });
         }
+        attend(&mut machine, shared);
         if maintained.elapsed() >= MAINTAIN_EVERY {
             machine.maintain();
             maintained = Instant::now();
@@ -48,7 +50,7 @@ fn apply<S: StateMachine>(
     machine: &mut S,
     entries: &[Committed],
     outputs: &mut Vec<S::Output>,
-    shared: &Shared<S::Output>,
+    shared: &Arc<Shared<S::Output>>,
 ) -> bool {
     let mut reported = false;
     loop {
@@ -68,6 +70,8 @@ fn apply<S: StateMachine>(
                 if shared.stopping.load(Ordering::Relaxed) {
                     return false;
                 }
+                // The state is as it was before: what is applied so far can be covered.
+                attend(machine, shared);
                 std::thread::sleep(RETRY_PAUSE);
             }
         }

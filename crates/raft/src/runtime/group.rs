@@ -9,7 +9,8 @@ use parking_lot::Mutex;
 use tokio::sync::{oneshot, watch};
 
 use super::queue::ApplyQueue;
-use super::state_machine::StateMachine;
+use super::snapshots::{Attempts, Permits};
+use super::state_machine::{SnapshotError, SnapshotSink, StateMachine, StoredSnapshot};
 use crate::engine::{Action, Committed, Engine, Event, PeerMessage, RejectReason, Role, Ticket};
 use crate::ids::{GroupId, Lsn, NodeId, Term};
 use crate::log::{LogWriter, Persisted};
@@ -26,8 +27,9 @@ pub enum ProposeError {
     /// Too many proposals are pending. Nothing happened; try again.
     #[error("too many proposals are pending")]
     Busy,
-    /// The disk takes no writes at the moment. Nothing happened; try again when it has space.
-    #[error("the disk takes no writes: appends are refused until it does")]
+    /// The disk takes no writes at the moment, or what is in the log cannot be applied and has become
+    /// too much. Nothing happened; try again when that has changed.
+    #[error("the disk takes no writes, or the log is full: appends are refused until that changes")]
     LogFull,
     /// Consensus refused it. Nothing happened.
     #[error("refused: {0}")]
@@ -62,8 +64,17 @@ pub struct GroupStatus {
     pub applied: Lsn,
     /// Term of the last applied entry.
     pub applied_term: Term,
-    /// Entries at or below may be gone from the log.
+    /// Last entry that the newest snapshot covers.
     pub floor: Lsn,
+    /// Entries at or below are gone from the log, or about to go. At most `floor`.
+    pub log_start: Lsn,
+    /// Entries above `log_start`.
+    pub log_entries: u64,
+    /// Their bytes, roughly, as far as they were handed out for applying since the start: those that
+    /// the database had already are not counted, nor those that are not committed.
+    pub log_bytes: u64,
+    /// More entries than the guardrail allows are above the floor, and apply stands there.
+    pub alarm: bool,
     /// Whether the disk refuses the log's or the database's writes.
     pub stalled: bool,
 }
@@ -88,6 +99,7 @@ pub(super) struct Shared<O> {
     /// In the order of their LSNs: pushed under the engine's lock.
     waiters: Mutex<VecDeque<Waiter<O>>>,
     pub(super) apply: ApplyQueue,
+    pub(super) attempts: Attempts,
     writer: LogWriter,
     send: SendToPeers,
     /// Last applied entry and its term; whoever waits for progress watches it.
@@ -118,6 +130,20 @@ impl<O: Send + 'static> Shared<O> {
                     self.apply.push(committed);
                 }
                 Action::Send(messages) => (self.send)(messages),
+                Action::SnapshotHint {
+                    last_included_index,
+                } => {
+                    tracing::debug!(group = %self.id, applied = %last_included_index, "snapshot hint");
+                    self.attempts.want();
+                    self.apply.nudge();
+                }
+                Action::LogAlarm { entries } => {
+                    tracing::error!(
+                        group = %self.id,
+                        entries,
+                        "the log grows and nothing of it is applied: a snapshot cannot help"
+                    );
+                }
                 Action::Compact { floor } => self.writer.compact(self.id, floor),
                 Action::Became { role, leader, term } => {
                     tracing::debug!(group = %self.id, ?role, ?leader, %term, "role changed");
@@ -209,6 +235,7 @@ impl<O: Send + 'static> Group<O> {
         machine: S,
         writer: LogWriter,
         send: SendToPeers,
+        (permits, sink): (Arc<Permits>, Arc<dyn SnapshotSink>),
     ) -> std::io::Result<Group<O>>
     where
         S: StateMachine<Output = O>,
@@ -219,6 +246,7 @@ impl<O: Send + 'static> Group<O> {
             engine: Mutex::new(engine),
             waiters: Mutex::new(VecDeque::new()),
             apply: ApplyQueue::default(),
+            attempts: Attempts::new(permits, sink),
             writer,
             send,
             applied: watch::Sender::new((applied, Term(0))),
@@ -293,6 +321,7 @@ impl<O: Send + 'static> Group<O> {
                 Err(match reason {
                     RejectReason::NotLeader { leader } => ProposeError::NotLeader { leader },
                     RejectReason::Busy => ProposeError::Busy,
+                    RejectReason::LogFull => ProposeError::LogFull,
                     RejectReason::Refused(why) => ProposeError::Refused(why),
                 })
             }
@@ -312,9 +341,28 @@ impl<O: Send + 'static> Group<O> {
             .unwrap_or(Err(ProposeError::Unknown))
     }
 
-    /// The host's state up to `lsn` survives without the log, which may be compacted.
-    pub fn durable(&self, lsn: Lsn) {
-        self.shared.step(Event::Durable { lsn });
+    /// Asks for a snapshot, also if nothing was applied since the newest. It covers everything that
+    /// was applied before the ask: if an attempt is under way, the answer is that of the next one,
+    /// which everybody shares who asks meanwhile.
+    pub fn snapshot(&self) -> oneshot::Receiver<Result<Arc<StoredSnapshot>, SnapshotError>> {
+        let answer = self.shared.attempts.ask();
+        self.shared.apply.nudge();
+        answer
+    }
+
+    /// The host has a snapshot from before the group was opened, of everything up to `lsn`, whose
+    /// term is `term`. To be said soon after the open.
+    pub fn snapshot_known(&self, lsn: Lsn, term: Term) {
+        self.shared.step(Event::SnapshotTaken {
+            last_included_index: lsn,
+            term,
+        });
+    }
+
+    /// The log is to keep the entries above `lsn`, also if a snapshot covers them. To be said at
+    /// every open, before [`Group::snapshot_known`], which may compact.
+    pub fn keep_from(&self, lsn: Lsn) {
+        self.shared.step(Event::KeepFrom { lsn });
     }
 
     /// One tick of the clock, if ticks mean anything to this member.
@@ -346,6 +394,10 @@ impl<O: Send + 'static> Group<O> {
             applied,
             applied_term,
             floor: engine.floor(),
+            log_start: engine.log_start(),
+            log_entries: engine.last().0 - engine.log_start().0,
+            log_bytes: engine.log_bytes(),
+            alarm: engine.alarm(),
             stalled: self.shared.writer.stalled()
                 || self.shared.apply_stalled.load(Ordering::Relaxed),
         }
@@ -366,20 +418,23 @@ impl<O: Send + 'static> Group<O> {
         }
     }
 
-    /// Refuses proposals from now on, applies what is committed, ends the apply thread. Those who
-    /// still wait are answered [`ProposeError::Unknown`].
+    /// Refuses proposals from now on, applies what is committed, ends the apply thread, waits for a
+    /// snapshot that is being written. Those who still wait are answered [`ProposeError::Unknown`],
+    /// or that there is no snapshot.
     pub fn stop(&self) {
         {
             // Under the lock: no proposal is half-way in.
             let _engine = self.shared.engine.lock();
             self.shared.stopping.store(true, Ordering::Relaxed);
         }
+        self.shared.attempts.close();
         self.shared.apply.close();
         let thread = self.thread.lock().take();
         if let Some(thread) = thread {
             // A panic of the apply thread has already been reported by the panic hook.
             let _ = thread.join();
         }
+        self.shared.attempts.finish();
         self.shared.fail_waiters(&ProposeError::Unknown);
     }
 }

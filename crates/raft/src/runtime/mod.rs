@@ -6,7 +6,10 @@
 //!                     ▲    │ Apply                 │ Persisted
 //!                     │    ▼                       │
 //!                     │  apply thread (1 a group)  │
-//!                     └────────┴───────────────────┘
+//!                     ├────────┴───────────────────┘
+//!                     │        │ begin_snapshot, on a hint or when the host asks
+//!                     │        ▼
+//!                     └─ snapshot thread (1 a group at most; of a node, so many write at once)
 //! ```
 //!
 //! An engine has no thread of its own: whoever brings an event steps it, under its lock, and
@@ -17,6 +20,7 @@ mod group;
 mod logger;
 mod node;
 mod queue;
+mod snapshots;
 mod state_machine;
 #[cfg(test)]
 mod tests;
@@ -24,4 +28,7 @@ mod tests;
 pub use group::{Group, GroupStatus, Guard, ProposeError, SendToPeers};
 pub(crate) use logger::raft_logger;
 pub use node::{Node, NodeConfig, NodeError};
-pub use state_machine::{ApplyError, StateMachine};
+pub use state_machine::{
+    ApplyError, Capture, SnapshotData, SnapshotDir, SnapshotError, SnapshotSink, StateMachine,
+    StoredSnapshot,
+};

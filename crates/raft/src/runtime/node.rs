@@ -8,7 +8,8 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 use super::group::{Group, SendToPeers};
-use super::state_machine::StateMachine;
+use super::snapshots::Permits;
+use super::state_machine::{SnapshotSink, StateMachine};
 use crate::engine::{Config, Engine, Membership, OpenError};
 use crate::ids::{GroupId, NodeId};
 use crate::log::{Faults, Inspection, LogConfig, LogError, LogWriter, SharedLog};
@@ -24,6 +25,14 @@ pub struct NodeConfig {
     pub tick_interval: Duration,
     /// See [`Config::max_pending_proposals`].
     pub max_pending_proposals: u64,
+    /// See [`Config::snapshot_hint_threshold_entries`].
+    pub snapshot_hint_threshold_entries: u64,
+    /// See [`Config::snapshot_hint_threshold_bytes`].
+    pub snapshot_hint_threshold_bytes: u64,
+    /// See [`Config::max_log_entries`].
+    pub max_log_entries: u64,
+    /// How many groups may write a snapshot at the same time; 0 is taken for 1, the default.
+    pub parallel_snapshots: usize,
 }
 
 /// Why a node or a group could not start.
@@ -57,6 +66,7 @@ struct Inner {
     config: NodeConfig,
     log: SharedLog,
     writer: LogWriter,
+    snapshots: Arc<Permits>,
     /// One for each group; answers false once its group is gone.
     tickables: Mutex<Vec<Tickable>>,
     stopping: AtomicBool,
@@ -70,6 +80,7 @@ impl Node {
         let (log, inspection) = SharedLog::open(config.log.clone(), faults)?;
         let writer = LogWriter::start(&log)?;
         let inner = Arc::new(Inner {
+            snapshots: Arc::new(Permits::new(config.parallel_snapshots.max(1))),
             config,
             log,
             writer,
@@ -88,18 +99,23 @@ impl Node {
         Ok((Node { inner }, inspection))
     }
 
-    /// Opens a group on its state machine. A sole voter stands for election at once.
+    /// Opens a group on its state machine. A sole voter stands for election at once. Snapshots are
+    /// taken when the log has grown by the configured thresholds, and `sink` hears of them.
     pub fn open_group<S: StateMachine>(
         &self,
         id: GroupId,
         machine: S,
         send: SendToPeers,
+        sink: Arc<dyn SnapshotSink>,
     ) -> Result<Group<S::Output>, NodeError> {
         let inner = &self.inner;
         let membership: Membership = machine.membership();
         let sole = membership.voters == [inner.config.id];
         let mut config = Config::new(inner.config.id);
         config.max_pending_proposals = inner.config.max_pending_proposals;
+        config.snapshot_hint_threshold_entries = inner.config.snapshot_hint_threshold_entries;
+        config.snapshot_hint_threshold_bytes = inner.config.snapshot_hint_threshold_bytes;
+        config.max_log_entries = inner.config.max_log_entries;
         let engine = Engine::open(
             config,
             inner.log.state(id)?,
@@ -108,7 +124,8 @@ impl Node {
             inner.log.reader(id),
         )
         .map_err(|source| NodeError::Open { group: id, source })?;
-        let group = Group::start(id, engine, machine, inner.writer.clone(), send)?;
+        let snapshots = (inner.snapshots.clone(), sink);
+        let group = Group::start(id, engine, machine, inner.writer.clone(), send, snapshots)?;
         inner.tickables.lock().push({
             let group = group.clone();
             let stopped = self.weak();

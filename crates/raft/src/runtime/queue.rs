@@ -26,6 +26,8 @@ pub(super) struct ApplyQueue {
 #[derive(Default)]
 struct Waiting {
     committed: VecDeque<Vec<Committed>>,
+    /// There is something other than entries to look at.
+    nudged: bool,
     closed: bool,
 }
 
@@ -44,19 +46,26 @@ impl ApplyQueue {
         }
     }
 
+    /// The next step comes at once, if need be without entries.
+    pub fn nudge(&self) {
+        self.waiting.lock().nudged = true;
+        self.arrived.notify_one();
+    }
+
     /// What is there already still comes out.
     pub fn close(&self) {
         self.waiting.lock().closed = true;
         self.arrived.notify_one();
     }
 
-    /// The entries of the next step, in order; none after `timeout`, `None` once the queue is
+    /// The entries of the next step, in order; none after `timeout` or a nudge, `None` once the queue is
     /// closed and empty.
     pub fn next_step(&self, timeout: Duration) -> Option<Vec<Committed>> {
         let mut waiting = self.waiting.lock();
-        if waiting.committed.is_empty() && !waiting.closed {
+        if waiting.committed.is_empty() && !waiting.closed && !waiting.nudged {
             self.arrived.wait_for(&mut waiting, timeout);
         }
+        waiting.nudged = false;
         let Some(mut step) = waiting.committed.pop_front() else {
             return (!waiting.closed).then(Vec::new);
         };

@@ -1,7 +1,10 @@
-//! What a host brings: a state machine that applies committed commands in order.
+//! What a host brings: a state machine that applies committed commands in order, and snapshots of
+//! it.
+
+use std::path::PathBuf;
 
 use crate::engine::{Committed, Membership};
-use crate::ids::Lsn;
+use crate::ids::{GroupId, Lsn, Term};
 
 /// A failure to apply. The same entries are applied again later; the state machine must be as it
 /// was before the call.
@@ -13,6 +16,8 @@ pub struct ApplyError(pub String);
 pub trait StateMachine: Send + 'static {
     /// What one command answers.
     type Output: Send + 'static;
+    /// What a snapshot is written from.
+    type Capture: Capture;
 
     /// Last entry that the recovered state contains; entries at or below are not applied again.
     fn applied(&self) -> Lsn;
@@ -31,4 +36,64 @@ pub trait StateMachine: Send + 'static {
     /// Called between applies, at least once a second: the place for small, bounded steps of
     /// housekeeping that need the state machine for themselves.
     fn maintain(&mut self) {}
+
+    /// Called between applies: fixes what the snapshot will at least cover, which is everything
+    /// applied so far. Applies wait for it, so it must be quick.
+    fn begin_snapshot(&mut self) -> Self::Capture;
+}
+
+/// A snapshot that has begun. It is written on a thread of its own while applies go on.
+pub trait Capture: Send + 'static {
+    /// Writes and stores the snapshot durably; returns what it covers in truth. May take its time.
+    /// It is dropped without having been written if its group stops first.
+    fn write(self) -> Result<StoredSnapshot, SnapshotError>;
+}
+
+/// A snapshot that the host has stored durably.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredSnapshot {
+    /// Last entry that it covers.
+    pub last_included_index: Lsn,
+    /// That entry's term.
+    pub term: Term,
+    /// Who belongs to the group, as of that entry.
+    pub peers: Membership,
+    /// What was stored.
+    pub data: SnapshotData,
+}
+
+/// What a snapshot consists of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SnapshotData {
+    /// Bytes that only the host understands.
+    Bytes(Vec<u8>),
+    /// A directory of immutable files.
+    Files(SnapshotDir),
+}
+
+impl From<Vec<u8>> for SnapshotData {
+    fn from(bytes: Vec<u8>) -> Self {
+        SnapshotData::Bytes(bytes)
+    }
+}
+
+/// The directory of a snapshot's files. The host removes it when it is no longer needed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SnapshotDir {
+    /// Where it is.
+    pub path: PathBuf,
+}
+
+/// Why there is no snapshot. Nothing is lost by it but time: the log keeps what it has.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct SnapshotError(pub String);
+
+/// Who hears of the snapshots of a group. Called on the snapshot's own thread, before the engine is
+/// told and so before the log is compacted. Must not stop the group, which waits for this thread.
+pub trait SnapshotSink: Send + Sync {
+    /// There is a new snapshot.
+    fn taken(&self, group: GroupId, snapshot: &StoredSnapshot);
+    /// An attempt came to nothing.
+    fn failed(&self, group: GroupId, error: &SnapshotError);
 }

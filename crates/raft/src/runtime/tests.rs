@@ -4,6 +4,7 @@
 //! - [`answers`]: who is answered what, and when;
 //! - [`restart`]: what is there after a restart; compaction, purge, stop;
 //! - [`faults`]: full disks, failed syncs, damaged logs, state machines that cannot apply;
+//! - [`snapshots`]: hints and asks, what goes on meanwhile, failures;
 //! - [`power`]: power cuts, by seed.
 
 mod answers;
@@ -11,9 +12,11 @@ mod faults;
 mod machine;
 mod power;
 mod restart;
+mod snapshots;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
@@ -40,6 +43,11 @@ fn config(dir: &Path) -> NodeConfig {
         },
         tick_interval: Duration::from_millis(20),
         max_pending_proposals: 10_000,
+        // Snapshots are taken when a test asks for them.
+        snapshot_hint_threshold_entries: 0,
+        snapshot_hint_threshold_bytes: 0,
+        max_log_entries: 0,
+        parallel_snapshots: 1,
     }
 }
 
@@ -63,10 +71,7 @@ impl Host {
     }
 
     fn on(node: Node, stores: &[Store]) -> Host {
-        let open = |(id, store): (u64, &Store)| {
-            node.open_group(GroupId(id), store.machine(), Box::new(|_| {}))
-                .unwrap()
-        };
+        let open = |(id, store): (u64, &Store)| open_group(&node, id, store).unwrap();
         let groups = (0..).zip(stores).map(open).collect();
         let host = Host { node, groups };
         for group in &host.groups {
@@ -92,15 +97,22 @@ impl Host {
     }
 }
 
-/// Flushes a group's state, compacts its log up to there, and waits until that is written.
-fn flush_and_compact(host: &Host, at: usize, store: &Store) -> Lsn {
+/// Opens a group on a store, which hears of the snapshots as well.
+fn open_group(node: &Node, id: u64, store: &Store) -> Result<Group<Answer>, NodeError> {
+    let sink = Arc::new(store.clone());
+    node.open_group(GroupId(id), store.machine(), Box::new(|_| {}), sink)
+}
+
+/// Takes a snapshot, which flushes a group's state, and waits until its log is compacted up to there.
+fn flush_and_compact(host: &Host, at: usize) -> Lsn {
     let group = &host.groups[at];
-    let lsn = store.flush();
-    // The engine hears of what is applied a moment after the store, and compacts no more than that.
-    wait_for("the floor moves", || {
-        group.durable(lsn);
-        group.status().floor == lsn
-    });
+    let lsn = group
+        .snapshot()
+        .blocking_recv()
+        .unwrap()
+        .unwrap()
+        .last_included_index;
+    assert_eq!((group.status().floor, group.status().log_start), (lsn, lsn));
     assert!(host.node.writer().flush(PATIENCE));
     lsn
 }

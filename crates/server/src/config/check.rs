@@ -6,11 +6,15 @@ use serde_json::Value;
 
 use super::error::ConfigError;
 use super::key::{Key, keys, tree};
-use super::kind::Raw;
+use super::kind::{Kind, Raw};
 use super::load::bad_value;
 use super::source::Source;
 use super::units::ByteCount;
 use super::values::Config;
+
+/// How many segments of the log `max-log-bytes` must have room for: the one that is written, the one
+/// that is given back, and as many again so that the bound is not met all the time.
+const LEAST_SEGMENTS: u64 = 4;
 
 /// The rules between values, as the documentation lists them. [`rules`] enforces them.
 pub(super) const RULES: &[&str] = &[
@@ -19,6 +23,9 @@ pub(super) const RULES: &[&str] = &[
     "`log.purge-threshold` must be at least `log.segment-size`.",
     "`store.write-buffers-total` must be at least `store.write-buffer`.",
     "`limits.append-inflight` must be at least `limits.append-session-inflight`.",
+    "`snapshots.max-log-bytes` must be at least four times `log.segment-size`.",
+    "`snapshots.aws-access-key-id` and `snapshots.aws-secret-access-key` are set both or neither, and \
+     `snapshots.aws-session-token` only with them.",
 ];
 
 impl Config {
@@ -36,7 +43,13 @@ impl Config {
         };
         let mut problems = Vec::new();
         for key in &keys().keys {
-            let raw = raw(key.value(&values).unwrap_or(&Value::Null));
+            let value = key.value(&values).unwrap_or(&Value::Null);
+            // A secret cannot be wrong, and shows nothing here.
+            let unset = key.optional && value.is_null();
+            if unset || key.kind == Kind::Secret {
+                continue;
+            }
+            let raw = raw(value);
             if let Err(problem) = key.kind.read(&raw) {
                 problems.push(bad_value(key, &raw, source(key), &problem));
             }
@@ -110,7 +123,49 @@ pub(super) fn rules(config: &Config, source: &dyn Fn(&str) -> Source) -> Vec<Con
         ),
         "one session must be able to use what it may",
     );
+    problems.extend(too_few_segments(config, source));
+    problems.extend(half_of_the_keys(config, source));
     problems
+}
+
+fn too_few_segments(config: &Config, source: &dyn Fn(&str) -> Source) -> Option<ConfigError> {
+    let (bound, segment) = (config.snapshots.max_log_bytes, config.log.segment_size);
+    let least = ByteCount::new(segment.as_u64().saturating_mul(LEAST_SEGMENTS));
+    (bound < least).then(|| ConfigError::Conflict {
+        keys: vec!["snapshots.max-log-bytes".into(), "log.segment-size".into()],
+        problem: format!(
+            "`snapshots.max-log-bytes` = {bound} ({}) is less than {LEAST_SEGMENTS} times \
+             `log.segment-size` = {segment} ({}): the log gives space back by whole segments",
+            source("snapshots.max-log-bytes"),
+            source("log.segment-size"),
+        ),
+        remedy: "raise `snapshots.max-log-bytes` or lower `log.segment-size`".into(),
+    })
+}
+
+/// What is missing of the keys of S3: the first of these that is not set although a later one is.
+fn half_of_the_keys(config: &Config, source: &dyn Fn(&str) -> Source) -> Option<ConfigError> {
+    const ID: &str = "snapshots.aws-access-key-id";
+    const SECRET: &str = "snapshots.aws-secret-access-key";
+    const TOKEN: &str = "snapshots.aws-session-token";
+    let snapshots = &config.snapshots;
+    let id = snapshots.aws_access_key_id.is_some();
+    let secret = snapshots.aws_secret_access_key.is_some();
+    let token = snapshots.aws_session_token.is_some();
+    let (has, lacks) = match (id, secret, token) {
+        (true, true, _) | (false, false, false) => return None,
+        (true, false, _) => (ID, SECRET),
+        (false, true, _) => (SECRET, ID),
+        (false, false, true) => (TOKEN, ID),
+    };
+    Some(ConfigError::Conflict {
+        keys: vec![has.into(), lacks.into()],
+        problem: format!(
+            "`{has}` is set ({}) and `{lacks}` is not: neither is of use without the other",
+            source(has)
+        ),
+        remedy: format!("set `{lacks}` as well, or unset `{has}`"),
+    })
 }
 
 /// What is allowed and yet may not be what was meant.
@@ -129,7 +184,28 @@ pub(super) fn warnings(config: &Config) -> Vec<String> {
     if held_back > config.log.purge_threshold {
         warnings.push(too_much_log(partitions, held_back, config));
     }
+    let (bound, threshold) = (config.snapshots.max_log_bytes, config.log.purge_threshold);
+    if bound < threshold {
+        warnings.push(format!(
+            "`snapshots.max-log-bytes` = {bound} is less than `log.purge-threshold` = {threshold}: \
+             the log gives no space back below the latter, so it may be larger than the former; \
+             raise `snapshots.max-log-bytes` or lower `log.purge-threshold`"
+        ));
+    }
     warnings
+}
+
+/// What the defaults leave open, and should be decided before data matters.
+pub(super) fn reminders(config: &Config) -> Vec<String> {
+    let mut reminders = Vec::new();
+    if config.snapshots.num_retained.is_none() {
+        reminders.push(
+            "`snapshots.num-retained` is not set: only the newest snapshot of a partition is \
+             retained, so there is none to fall back on if it is damaged; set it to 2 or more"
+                .into(),
+        );
+    }
+    reminders
 }
 
 fn too_much_log(partitions: u64, held_back: impl Display, config: &Config) -> String {

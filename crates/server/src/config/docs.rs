@@ -1,7 +1,9 @@
 //! `docs/configuration.md`, made from the same schema that the checks use.
 
+use serde_json::Value;
+
 use super::check::RULES;
-use super::environment::CONFIG_VARIABLE;
+use super::environment::{BOOTSTRAP_VARIABLE, CONFIG_VARIABLE};
 use super::error::CODES;
 use super::key::{Key, keys};
 use super::show::{assignment, document, toml_value};
@@ -10,18 +12,29 @@ use super::show::{assignment, document, toml_value};
 const COMMENT_WIDTH: usize = 90;
 
 /// The text of `docs/configuration.md`: how the configuration is put together, a table per section,
-/// the rules between values, the codes of errors, and a complete example file.
+/// what triggers a snapshot, the rules between values, the codes of errors, and a complete example
+/// file.
 pub fn markdown() -> String {
-    let mut text = INTRODUCTION.replace("{config}", CONFIG_VARIABLE);
+    let mut text = INTRODUCTION
+        .replace("{config}", CONFIG_VARIABLE)
+        .replace("{bootstrap}", BOOTSTRAP_VARIABLE);
     text.push_str("\n## Top level\n\nThese keys stand above all sections.\n\n");
     text.push_str(&table(None));
     for section in &keys().sections {
         text.push_str(&format!(
-            "\n## `[{}]`\n\n{}\n\n",
-            section.name, section.meaning
+            "\n## `[{}]`\n\n{}{}\n\n",
+            section.name,
+            section.meaning,
+            also(section.alias.as_ref().map(|alias| format!("[{alias}]")))
         ));
         text.push_str(&table(Some(&section.name)));
     }
+    text.push_str(TRIGGERS);
+    text.extend(
+        SNAPSHOT_TRIGGERS
+            .iter()
+            .map(|(knob, where_to, trigger)| format!("| {knob} | {where_to} | {trigger} |\n")),
+    );
     text.push_str("\n## Rules between values\n\n");
     text.extend(RULES.iter().map(|rule| format!("- {rule}\n")));
     text.push_str(ERRORS);
@@ -41,8 +54,8 @@ const INTRODUCTION: &str = "\
 <!-- Generated from the program: change the comments of the fields in crates/server/src/config, then
      ESKER_BLESS=1 cargo test --release -p esker-server configuration_docs_are_current -->
 
-A server runs without any configuration: every key has a default. What differs from it is written
-into one TOML file, into the environment, or behind flags.
+A server runs without any configuration: every key has a default or may stay unset. What differs
+from that is written into one TOML file, into the environment, or behind flags.
 
 ```console
 $ esker server --config esker.toml --listen 127.0.0.1:7171 --set log.segment-size=64MiB
@@ -74,6 +87,22 @@ error if it differs from a known one by at most two letters, or starts with the 
 `__`; otherwise it is ignored with a warning, since other programs set such variables too. A variable
 that is set but empty is not the same as one that is not set: the empty text is its value.
 
+**Unset.** Some keys may have no value at all; what that means is said with each. Of these, the empty
+text means unset, in the file, the environment and a flag alike, and wins like any other value:
+`ESKER_SNAPSHOTS__SNAPSHOT_INTERVAL=` unsets a key that the file sets, or that has a default.
+
+**Second names.** Some keys and sections are also accepted under the names that Restate gives them.
+Both names of one key in the same file (or both variables) are an error.
+
+**Secrets** are never printed: `esker config show` and messages say `(hidden)`. Give them in the file,
+which only the server should be able to read, or in the environment; other users of the machine see
+flags.
+
+**Said once.** `--bootstrap` (or `{bootstrap}`) says what an empty data directory means: `new`, a
+cluster begins here; `restore`, every partition is restored from the repository; `join`, this node
+joins a cluster. Without it, an empty directory begins a new cluster, and is refused if the repository
+holds snapshots of this cluster. It is no key, so that no file says it at every start.
+
 **Sizes** are a number with a unit: `B`, `KiB`, `MiB`, `GiB`, `TiB` (powers of 1024) or `kB`, `MB`,
 `GB`, `TB` (powers of 1000), with or without a space between; a number alone is bytes. `32M` is
 refused, because it may mean either.
@@ -94,10 +123,72 @@ variable or flag), what is wrong and what is allowed. Its code is stable:
 |---|---|
 ";
 
+const TRIGGERS: &str = "
+## What triggers a snapshot
+
+Of a partition; all keys are in `[snapshots]`. A **local** snapshot stays in the data directory: it
+lets the log be trimmed, and bounds what a restart replays. One in the **repository** survives the
+machine, if the repository does.
+
+| knob | snapshot | when |
+|---|---|---|
+";
+
+/// What makes a partition take a snapshot: the knob, where the snapshot goes, and when it is taken.
+pub(super) const SNAPSHOT_TRIGGERS: &[(&str, &str, &str)] = &[
+    (
+        "`local-snapshot-num-records`",
+        "local",
+        "So many entries of the log were applied since the last local one.",
+    ),
+    (
+        "`local-snapshot-bytes`",
+        "local",
+        "So many bytes of log were applied since the last local one.",
+    ),
+    (
+        "`snapshot-interval`",
+        "repository",
+        "So long after the newest, if anything was applied since. With `snapshot-interval-num-records` \
+         set as well, both must hold.",
+    ),
+    (
+        "`snapshot-interval-num-records`",
+        "repository",
+        "So many records since the newest. With `snapshot-interval` set as well, both must hold.",
+    ),
+    (
+        "`recovery-budget`",
+        "repository",
+        "Replaying what came after the newest is predicted to take longer, whatever the intervals say.",
+    ),
+    (
+        "`max-log-bytes`, `on-log-full`",
+        "repository",
+        "The log that is kept for the repository reaches `max-log-bytes`. If it grows beyond, it is \
+         trimmed anyway or appends are refused, as `on-log-full` says.",
+    ),
+    (
+        "`esker snapshot create`",
+        "repository",
+        "Somebody asks for one.",
+    ),
+    (
+        "(none)",
+        "repository",
+        "A partition is created, or a new lineage begins after a restore with a loss.",
+    ),
+    (
+        "`snapshot-on-stop`",
+        "repository",
+        "The server is asked to stop.",
+    ),
+];
+
 const EXAMPLE: &str = "
 ## A complete file
 
-Every key with its default. A file needs only the lines that differ.
+Every key with its default; those without one are comments. A file needs only the lines that differ.
 
 ";
 
@@ -106,15 +197,24 @@ fn table(section: Option<&str>) -> String {
         String::from("| key | type | default | allowed | meaning |\n|---|---|---|---|---|\n");
     for key in keys().of_section(section) {
         text.push_str(&format!(
-            "| `{}` | {} | `{}` | {} | {} |\n",
+            "| `{}` | {} | {} | {} | {}{} |\n",
             key.name,
             key.kind.name(),
-            cell(&toml_value(&key.default)),
-            cell(&key.kind.allowed()),
+            match &key.default {
+                Value::Null => "unset".into(),
+                default => format!("`{}`", cell(&toml_value(default))),
+            },
+            cell(&key.allowed()),
             cell(&key.meaning),
+            also(key.alias.clone()),
         ));
     }
     text
+}
+
+/// The sentence about a second name.
+fn also(alias: Option<String>) -> String {
+    alias.map_or_else(String::new, |alias| format!(" Also accepted as `{alias}`."))
 }
 
 /// Text that does not end the cell of a table.
@@ -125,7 +225,7 @@ fn cell(text: &str) -> String {
 /// A configuration file with all keys, their defaults, and what each means.
 pub(super) fn example() -> String {
     let entry = |key: &Key| {
-        let comment = wrap(&key.meaning) + &wrap(&format!("Allowed: {}.", key.kind.allowed()));
+        let comment = wrap(&key.meaning) + &wrap(&format!("Allowed: {}.", key.allowed()));
         let line = assignment(key, &key.default);
         format!("{comment}{line}\n\n")
     };

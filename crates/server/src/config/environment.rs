@@ -15,6 +15,10 @@ use super::suggest;
 /// The variable that names the configuration file, unless `--config` does.
 pub const CONFIG_VARIABLE: &str = "ESKER_CONFIG";
 
+/// The variable that says what an empty data directory means, unless `--bootstrap` does. It is no
+/// key: it is said once, and a file would say it at every start.
+pub const BOOTSTRAP_VARIABLE: &str = "ESKER_BOOTSTRAP";
+
 /// What the environment says.
 #[derive(Default)]
 pub(super) struct Environment {
@@ -50,6 +54,9 @@ pub(super) fn read(variables: impl Iterator<Item = (String, String)>) -> Environ
             read.file = Some(value);
             continue;
         }
+        if name == BOOTSTRAP_VARIABLE {
+            continue;
+        }
         let from = Source::Environment { name: name.clone() };
         match keys().by_variable(&name) {
             Some(key) => read.settings.push(Setting {
@@ -76,16 +83,17 @@ pub(super) fn read(variables: impl Iterator<Item = (String, String)>) -> Environ
 /// If an unknown variable was meant to set a key: what to do about it.
 fn meant(name: &str) -> Option<String> {
     let known = keys().keys.iter().map(|key| key.variable.as_str());
-    if let Some(near) = suggest::nearest(name, known.chain([CONFIG_VARIABLE])) {
+    if let Some(near) = suggest::nearest(name, known.chain([CONFIG_VARIABLE, BOOTSTRAP_VARIABLE])) {
         return Some(format!("did you mean `{near}`?"));
     }
-    let (section, _) = name.strip_prefix(VARIABLE_PREFIX)?.split_once("__")?;
-    let section = section.to_lowercase();
-    if !keys().is_section(&section) {
-        return None;
-    }
+    let path = name.strip_prefix(VARIABLE_PREFIX)?.to_lowercase();
+    let (first, _) = path.split_once("__")?;
+    let (above, _) = path.rsplit_once("__")?;
+    let section = keys().section(first);
+    let section = section.or_else(|| keys().section(&above.replace("__", ".")))?;
+    let section = &section.name;
     let variables: Vec<_> = keys()
-        .of_section(Some(&section))
+        .of_section(Some(section))
         .map(|key| format!("`{}`", key.variable))
         .collect();
     Some(format!(

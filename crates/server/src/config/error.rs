@@ -195,7 +195,9 @@ impl ConfigError {
     /// A section that does not exist.
     pub(super) fn unknown_section(name: &str, from: Source) -> Self {
         let sections = || keys().sections.iter().map(|section| section.name.as_str());
-        let suggestion = match suggest::nearest(name, sections()) {
+        let aliases = keys().sections.iter();
+        let aliases = aliases.filter_map(|section| section.alias.as_deref());
+        let suggestion = match suggest::nearest(name, sections().chain(aliases)) {
             Some(near) => format!("did you mean `[{near}]`?"),
             None => {
                 let sections: Vec<_> = sections().map(|name| format!("[{name}]")).collect();
@@ -215,12 +217,14 @@ impl ConfigError {
 fn meant_key(section: Option<&str>, name: &str) -> String {
     let section = section.map(|written| {
         let sections = keys().sections.iter().map(|section| section.name.as_str());
-        match keys().is_section(written) {
-            true => written,
-            false => suggest::nearest(written, sections).unwrap_or(written),
+        match keys().section(written) {
+            Some(section) => section.name.as_str(),
+            None => suggest::nearest(written, sections).unwrap_or(written),
         }
     });
-    let here = keys().of_section(section).map(|key| key.name.as_str());
+    let here = keys().of_section(section);
+    let here = here.flat_map(|key| [Some(key.name.as_str()), key.alias.as_deref()]);
+    let here = here.flatten();
     if let Some(key) = suggest::nearest(name, here).and_then(|near| keys().find(section, near)) {
         return format!("did you mean `{}`?", key.path);
     }

@@ -81,28 +81,16 @@ pub(super) fn parse(text: &str, path: &Path) -> (Vec<Setting>, Vec<ConfigError>)
         let name: &str = name.get_ref();
         if let Some(key) = keys().find(None, name) {
             found.push(setting(key, value, from));
-        } else if !keys().is_section(name) {
-            let is_table = value.get_ref().is_table();
-            problems.push(match is_table {
-                true => ConfigError::unknown_section(name, from),
-                false => ConfigError::unknown_key(None, name, from),
-            });
-        } else if let Some(section) = value.get_ref().as_table() {
-            for (inner, value) in section {
+        } else if let (true, Some(above)) =
+            (keys().is_above_a_section(name), value.get_ref().as_table())
+        {
+            for (inner, value) in above {
                 let from = lines.source(inner.span());
-                let inner: &str = inner.get_ref();
-                match keys().find(Some(name), inner) {
-                    Some(key) => found.push(setting(key, value, from)),
-                    None => problems.push(ConfigError::unknown_key(Some(name), inner, from)),
-                }
+                let path = format!("{name}.{}", inner.get_ref());
+                lines.section(&path, value, from, &mut found, &mut problems);
             }
         } else {
-            problems.push(ConfigError::BadValue {
-                key: name.into(),
-                from,
-                problem: format!("{} is not a section", raw(value.get_ref())),
-                allowed: format!("`[{name}]`, with its keys on the lines below"),
-            });
+            lines.section(name, value, from, &mut found, &mut problems);
         }
     }
     // The parser sorts by name; people read from the top.
@@ -145,6 +133,42 @@ struct Lines<'a> {
 }
 
 impl Lines<'_> {
+    /// Reads what should be a section.
+    fn section(
+        &self,
+        name: &str,
+        value: &Spanned<DeValue<'_>>,
+        from: Source,
+        found: &mut Vec<Setting>,
+        problems: &mut Vec<ConfigError>,
+    ) {
+        match (keys().is_section(name), value.get_ref().as_table()) {
+            (false, Some(_)) => problems.push(ConfigError::unknown_section(name, from)),
+            (false, None) => problems.push(match name.split_once('.') {
+                Some((above, key)) if keys().is_above_a_section(above) => {
+                    ConfigError::unknown_key(Some(above), key, from)
+                }
+                _ => ConfigError::unknown_key(None, name, from),
+            }),
+            (true, None) => problems.push(ConfigError::BadValue {
+                key: name.into(),
+                from,
+                problem: format!("{} is not a section", raw(value.get_ref())),
+                allowed: format!("`[{name}]`, with its keys on the lines below"),
+            }),
+            (true, Some(section)) => {
+                for (inner, value) in section {
+                    let from = self.source(inner.span());
+                    let inner: &str = inner.get_ref();
+                    match keys().find(Some(name), inner) {
+                        Some(key) => found.push(setting(key, value, from)),
+                        None => problems.push(ConfigError::unknown_key(Some(name), inner, from)),
+                    }
+                }
+            }
+        }
+    }
+
     fn source(&self, span: Range<usize>) -> Source {
         let end = span.start.min(self.text.len());
         let before = &self.text.as_bytes()[..end];

@@ -3,13 +3,16 @@
 //! A key lives at the top level or in one section: `listen`, `log.segment-size`. The list is in the
 //! order of the fields. Everything about a key is written at its field; a field whose schema is no
 //! [`Kind`] would not be in the list, and a test sees to it that there is none.
+//!
+//! A key or section may have a second name, under which other programs know it. It is understood
+//! wherever the first is, and never printed.
 
 use std::sync::LazyLock;
 
 use schemars::generate::SchemaSettings;
 use serde_json::Value;
 
-use super::kind::Kind;
+use super::kind::{Kind, Raw};
 use super::values::Config;
 
 /// What the name of a variable of the environment starts with, if it is meant for Esker.
@@ -22,10 +25,16 @@ pub(super) struct Key {
     pub(super) section: Option<String>,
     /// The name in its section.
     pub(super) name: String,
+    /// The second name, in the same section.
+    pub(super) alias: Option<String>,
     /// Section and name: `log.segment-size`.
     pub(super) path: String,
     /// The variable of the environment that sets it: `ESKER_LOG__SEGMENT_SIZE`.
     pub(super) variable: String,
+    /// The same by the second name.
+    alias_variable: Option<String>,
+    /// Whether it may be unset, which is the value `null`.
+    pub(super) optional: bool,
     /// What its value may look like.
     pub(super) kind: Kind,
     /// The value that it has when nothing sets it, as the configuration serializes it.
@@ -39,6 +48,8 @@ pub(super) struct Key {
 pub(super) struct Section {
     /// The name: `log`.
     pub(super) name: String,
+    /// The second name, which may be that of a section in a section: `worker.snapshots`.
+    pub(super) alias: Option<String>,
     /// What its keys have in common: one paragraph.
     pub(super) meaning: String,
 }
@@ -72,6 +83,7 @@ impl Keys {
             }
             all.sections.push(Section {
                 name: name.into(),
+                alias: alias(field),
                 meaning: meaning(field),
             });
             for (key, inner) in fields(field) {
@@ -85,45 +97,71 @@ impl Keys {
 
     /// Maps of JSON are sorted by name; the order of the fields is that of the serialized defaults.
     fn sort(&mut self) {
-        let text = toml::to_string(&Config::default()).unwrap_or_default();
-        let place = |line: &str| {
-            text.lines()
-                .position(|candidate| candidate.starts_with(line))
+        let text = serde_json::to_string_pretty(&Config::default()).unwrap_or_default();
+        let lines = || text.lines().map(str::trim_start);
+        let section_place = |name: &str| {
+            let line = format!("\"{name}\": {{");
+            lines().position(|at| at == line)
         };
-        let section_place = |name: &str| place(&format!("[{name}]"));
         self.sections
             .sort_by_key(|section| section_place(&section.name));
         self.keys.sort_by_key(|key| {
             let section = key.section.as_deref().map(section_place);
             let first_line = section.flatten().unwrap_or_default();
-            let line = format!("{} = ", key.name);
-            let inside = text
-                .lines()
+            let line = format!("\"{}\": ", key.name);
+            let inside = lines()
                 .skip(first_line)
                 .position(|at| at.starts_with(&line));
             (section, inside)
         });
     }
 
-    /// The key of this name in this section.
+    /// The key of this name in this section, either by either name.
     pub(super) fn find(&self, section: Option<&str>, name: &str) -> Option<&Key> {
-        let mut keys = self.keys.iter();
-        keys.find(|key| key.section.as_deref() == section && key.name == name)
+        let section = match section {
+            Some(written) => Some(self.section(written)?.name.as_str()),
+            None => None,
+        };
+        self.of_section(section)
+            .find(|key| key.name == name || key.alias.as_deref() == Some(name))
     }
 
     /// The key of this path, such as `log.segment-size`.
     pub(super) fn by_path(&self, path: &str) -> Option<&Key> {
-        self.keys.iter().find(|key| key.path == path)
+        match path.rsplit_once('.') {
+            Some((section, name)) => self.find(Some(section), name),
+            None => self.find(None, path),
+        }
     }
 
     /// The key that this variable of the environment sets.
     pub(super) fn by_variable(&self, variable: &str) -> Option<&Key> {
-        self.keys.iter().find(|key| key.variable == variable)
+        let mut keys = self.keys.iter();
+        keys.find(|key| key.variable == variable || key.alias_variable.as_deref() == Some(variable))
     }
 
-    /// Whether there is a section of this name.
+    /// The section of this name, or of this second name.
+    pub(super) fn section(&self, name: &str) -> Option<&Section> {
+        let mut sections = self.sections.iter();
+        sections.find(|section| section.name == name || section.alias.as_deref() == Some(name))
+    }
+
+    /// Whether a section's second name is that of a section in this one.
+    pub(super) fn is_above_a_section(&self, name: &str) -> bool {
+        let mut aliases = self
+            .sections
+            .iter()
+            .filter_map(|section| section.alias.as_deref());
+        aliases.any(|alias| {
+            alias
+                .split_once('.')
+                .is_some_and(|(above, _)| above == name)
+        })
+    }
+
+    /// Whether there is a section of this name, or of this second name.
     pub(super) fn is_section(&self, name: &str) -> bool {
-        self.sections.iter().any(|section| section.name == name)
+        self.section(name).is_some()
     }
 
     /// The keys of a section, or those at the top level.
@@ -136,19 +174,19 @@ impl Keys {
 
 impl Key {
     fn new(section: Option<&str>, name: &str, field: &Value, default: &Value) -> Option<Self> {
-        let path = match section {
-            Some(section) => format!("{section}.{name}"),
-            None => name.to_string(),
-        };
-        let variable = path.replace('.', "__").replace('-', "_").to_uppercase();
+        let (schema, optional) = without_null(field);
+        let alias = alias(field);
         Some(Self {
             section: section.map(String::from),
             name: name.to_string(),
-            variable: format!("{VARIABLE_PREFIX}{variable}"),
-            kind: Kind::of(field)?,
+            variable: variable(section, name),
+            alias_variable: alias.as_deref().map(|alias| variable(section, alias)),
+            alias,
+            optional,
+            kind: Kind::of(&schema)?,
             default: default.clone(),
             meaning: meaning(field),
-            path,
+            path: path(section, name),
         })
     }
 
@@ -162,13 +200,35 @@ impl Key {
         tree.pointer(&self.pointer())
     }
 
-    /// The configuration with another value of this key, which [`Kind::read`] has returned.
-    pub(super) fn replace(&self, config: &Config, value: Value) -> Result<Config, String> {
-        let mut tree = tree(config);
-        if let Some(place) = tree.pointer_mut(&self.pointer()) {
+    /// Reads what a source said, as [`Kind::read`] does. Where the key may be unset, the empty text
+    /// unsets it.
+    pub(super) fn read(&self, raw: &Raw) -> Result<Value, String> {
+        match raw {
+            Raw::Bare(text) | Raw::Text(text) if self.optional && text.trim().is_empty() => {
+                Ok(Value::Null)
+            }
+            _ => self.kind.read(raw),
+        }
+    }
+
+    /// The values that are allowed, in a few words.
+    pub(super) fn allowed(&self) -> String {
+        match self.optional {
+            true => format!("{}; or `\"\"`, unset", self.kind.allowed()),
+            false => self.kind.allowed(),
+        }
+    }
+
+    /// The configuration of a [`tree`] with another value of this key, which [`read`](Self::read)
+    /// has returned. On an error the tree is as it was.
+    pub(super) fn replace(&self, tree: &mut Value, value: Value) -> Result<Config, String> {
+        let mut replaced = tree.clone();
+        if let Some(place) = replaced.pointer_mut(&self.pointer()) {
             *place = value;
         }
-        serde_json::from_value(tree).map_err(|error| error.to_string())
+        let config = serde_json::from_value(replaced.clone()).map_err(|error| error.to_string())?;
+        *tree = replaced;
+        Ok(config)
     }
 }
 
@@ -182,7 +242,8 @@ pub(super) fn schema() -> Value {
         .to_value()
 }
 
-/// A configuration as a tree of values: texts, numbers and booleans.
+/// A configuration as a tree of values: texts, numbers and booleans, `null` for what is unset. Of
+/// secrets it shows only that they are set.
 pub(super) fn tree(config: &Config) -> Value {
     // All names are strings and all values are plain, so there is nothing that JSON cannot hold.
     serde_json::to_value(config).unwrap_or_default()
@@ -194,6 +255,56 @@ fn fields(schema: &Value) -> impl Iterator<Item = (&str, &Value)> {
         .into_iter()
         .flatten()
         .map(|(name, field)| (name.as_str(), field))
+}
+
+fn path(section: Option<&str>, name: &str) -> String {
+    match section {
+        Some(section) => format!("{section}.{name}"),
+        None => name.into(),
+    }
+}
+
+fn variable(section: Option<&str>, name: &str) -> String {
+    let path = path(section, name);
+    let variable = path.replace('.', "__").replace('-', "_").to_uppercase();
+    format!("{VARIABLE_PREFIX}{variable}")
+}
+
+/// The second name of a key or section.
+fn alias(field: &Value) -> Option<String> {
+    field.get("x-alias")?.as_str().map(String::from)
+}
+
+/// The schema of a value that is there, and whether there may be none: that is a type `null` among
+/// others, a word `null` among others, or a schema for `null` beside another one.
+fn without_null(field: &Value) -> (Value, bool) {
+    let mut schema = field.clone();
+    let null = |value: &Value| value.is_null() || value == "null" || value["type"] == "null";
+    let mut optional = false;
+    for choices in ["type", "enum", "anyOf"] {
+        let Some(list) = schema.get_mut(choices).and_then(Value::as_array_mut) else {
+            continue;
+        };
+        optional |= list.iter().any(null);
+        list.retain(|choice| !null(choice));
+        if list.len() != 1 || choices == "enum" {
+            continue;
+        }
+        let single = list.remove(0);
+        match single {
+            // What stands around it (description, bounds) is about it as well.
+            Value::Object(inner) => {
+                if let Some(outer) = schema.as_object_mut() {
+                    outer.remove(choices);
+                    for (name, value) in inner {
+                        outer.entry(name).or_insert(value);
+                    }
+                }
+            }
+            single => schema[choices] = single,
+        }
+    }
+    (schema, optional)
 }
 
 fn meaning(field: &Value) -> String {

@@ -12,12 +12,17 @@ use std::ops::RangeInclusive;
 use serde_json::Value;
 use tracing_subscriber::EnvFilter;
 
+use super::places;
+use super::secret::{HIDDEN, SECRET_FORMAT, Secret};
 use super::source::printable;
 use super::suggest;
 use super::units::{BYTE_COUNT_FORMAT, ByteCount, DURATION_FORMAT, HumanDuration};
 
 /// Longest name of a cluster, in characters: that of a DNS label, so that it fits into other names.
 const LONGEST_CLUSTER_NAME: usize = 63;
+
+/// Longest text, in characters.
+const LONGEST_TEXT: usize = 255;
 
 /// Levels of messages, from the quietest.
 const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
@@ -65,6 +70,14 @@ pub(super) enum Kind {
     ClusterName,
     /// Filter of messages.
     LogFilter,
+    /// Where snapshots go.
+    Destination,
+    /// URL of a store.
+    Endpoint,
+    /// A name of something outside.
+    Text,
+    /// What is shown to nobody.
+    Secret,
     /// On or off.
     Switch,
     /// One of some words.
@@ -88,6 +101,10 @@ impl Kind {
             Some("socket-address") => return Some(Self::Address),
             Some("cluster-name") => return Some(Self::ClusterName),
             Some("log-filter") => return Some(Self::LogFilter),
+            Some("destination") => return Some(Self::Destination),
+            Some("endpoint") => return Some(Self::Endpoint),
+            Some("text") => return Some(Self::Text),
+            Some(SECRET_FORMAT) => return Some(Self::Secret),
             Some(BYTE_COUNT_FORMAT) => {
                 let minimum = text("x-minimum")?.parse().ok()?;
                 let maximum = text("x-maximum")?.parse().ok()?;
@@ -119,6 +136,10 @@ impl Kind {
             Self::Address => "address",
             Self::ClusterName => "name",
             Self::LogFilter => "filter",
+            Self::Destination => "destination",
+            Self::Endpoint => "URL",
+            Self::Text => "text",
+            Self::Secret => "secret",
             Self::Switch => "boolean",
             Self::Choice(_) => "word",
             Self::Count(_) => "integer",
@@ -139,6 +160,9 @@ impl Kind {
                  `_`, `.`, the first a letter or digit"
             ),
             Self::LogFilter => "a filter such as `info` or `warn,esker=debug`".into(),
+            Self::Destination => places::DESTINATIONS.into(),
+            Self::Endpoint => places::ENDPOINTS.into(),
+            Self::Text | Self::Secret => "one line of text".into(),
             Self::Switch => "`true` or `false`".into(),
             Self::Choice(words) => {
                 let words: Vec<_> = words.iter().map(|word| format!("`{word}`")).collect();
@@ -157,6 +181,29 @@ impl Kind {
             _ => "a",
         };
         format!("{article} {}", self.name())
+    }
+
+    /// What a source said, as a message may repeat it: no secrets. Nothing if there is nothing to
+    /// repeat.
+    pub(super) fn shown(&self, raw: &Raw) -> Option<String> {
+        match (self, raw) {
+            (Self::Secret, _) => None,
+            // The problem names it already.
+            (_, Raw::Other { text, .. }) if text.is_empty() => None,
+            (Self::Destination | Self::Endpoint, Raw::Bare(text) | Raw::Text(text)) => {
+                Some(Raw::Text(places::without_user_info(text)).to_string())
+            }
+            _ => Some(raw.to_string()),
+        }
+    }
+
+    /// A text behind a flag, as a message may repeat it.
+    pub(super) fn shown_text(&self, text: &str) -> String {
+        match self {
+            Self::Secret => HIDDEN.into(),
+            Self::Destination | Self::Endpoint => places::without_user_info(text),
+            _ => text.into(),
+        }
     }
 
     /// The text of a string; anything else is a mistake.
@@ -213,6 +260,12 @@ impl Kind {
             Self::Address => address(self.text(raw)?.trim()).map(|value| value.to_string().into()),
             Self::ClusterName => cluster_name(self.text(raw)?).map(Value::from),
             Self::LogFilter => log_filter(self.text(raw)?).map(Value::from),
+            Self::Destination => places::destination(self.text(raw)?.trim()).map(Value::from),
+            Self::Endpoint => places::endpoint(self.text(raw)?.trim()).map(Value::from),
+            Self::Text => short_text(self.text(raw)?.trim()).map(Value::from),
+            Self::Secret => {
+                Secret::new(self.text(raw)?).map(|secret| secret.expose().to_string().into())
+            }
             Self::Switch => self.switch(raw).map(Value::from),
             Self::Choice(words) => choice(self.text(raw)?.trim(), words).map(Value::from),
             Self::Count(bounds) => within(self.count(raw)?, bounds).map(Value::from),
@@ -287,6 +340,19 @@ fn cluster_name(text: &str) -> Result<&str, String> {
         Some(character) => Err(format!("it contains {character:?}")),
         None => Ok(text),
     }
+}
+
+fn short_text(text: &str) -> Result<&str, String> {
+    if text
+        .chars()
+        .any(|c| c.is_control() || c == char::REPLACEMENT_CHARACTER)
+    {
+        return Err("it contains a control character or is not UTF-8".into());
+    }
+    if text.chars().count() > LONGEST_TEXT {
+        return Err("it is too long".into());
+    }
+    not_empty(text)
 }
 
 fn choice<'a>(text: &'a str, words: &[String]) -> Result<&'a str, String> {

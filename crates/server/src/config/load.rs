@@ -7,7 +7,7 @@ use super::check;
 use super::environment::{self, CONFIG_VARIABLE};
 use super::error::ConfigError;
 use super::file;
-use super::key::Key;
+use super::key::{Key, tree};
 use super::kind::Raw;
 use super::overrides::Overrides;
 use super::source::Source;
@@ -30,6 +30,9 @@ pub struct Loaded {
     pub sources: BTreeMap<String, Source>,
     /// What is allowed and yet may not be what was meant. To be written to the log at the start.
     pub warnings: Vec<String>,
+    /// What the defaults leave open, which a server says at its start, after the warnings. A check of
+    /// what somebody wrote has nothing to say about it.
+    pub reminders: Vec<String>,
     /// The configuration file that was read.
     pub file: Option<PathBuf>,
 }
@@ -63,18 +66,20 @@ pub fn load(
     if let Some((path, named_by)) = &file {
         (settings, problems) = file::read(path, named_by.clone());
     }
+    problems.extend(set_twice(&settings));
+    problems.extend(set_twice(&environment.settings));
     settings.extend(environment.settings);
     settings.extend(flags);
     problems.extend(environment.problems);
     problems.extend(flag_problems);
 
     let mut config = Config::default();
+    let mut values = tree(&config);
     let mut sources = BTreeMap::new();
     for Setting { key, raw, from } in settings {
         let replaced = key
-            .kind
             .read(&raw)
-            .and_then(|value| key.replace(&config, value));
+            .and_then(|value| key.replace(&mut values, value));
         match replaced {
             Ok(replaced) => {
                 config = replaced;
@@ -92,11 +97,31 @@ pub fn load(
     let mut warnings = environment.warnings;
     warnings.extend(check::warnings(&config));
     Ok(Loaded {
+        reminders: check::reminders(&config),
         config,
         sources,
         warnings,
         file: file.map(|(path, _)| path),
     })
+}
+
+/// The error of each key that one source sets under both of its names. (Flags find that themselves.)
+fn set_twice(settings: &[Setting]) -> Vec<ConfigError> {
+    let mut problems = Vec::new();
+    for (index, later) in settings.iter().enumerate() {
+        let mut earlier = settings[..index].iter();
+        if let Some(earlier) = earlier.find(|earlier| earlier.key.path == later.key.path) {
+            problems.push(ConfigError::Conflict {
+                keys: vec![later.key.path.clone()],
+                problem: format!(
+                    "`{}` is set twice, under two names: {} and {}",
+                    later.key.path, earlier.from, later.from
+                ),
+                remedy: "keep one of them".into(),
+            });
+        }
+    }
+    problems
 }
 
 /// The configuration file, if one is named, and what names it.
@@ -126,11 +151,10 @@ pub(super) fn bad_value(key: &Key, raw: &Raw, from: Source, problem: &str) -> Co
     ConfigError::BadValue {
         key: key.path.clone(),
         from,
-        problem: match raw {
-            // The problem names it already.
-            Raw::Other { text, .. } if text.is_empty() => problem.to_string(),
-            _ => format!("{raw}: {problem}"),
+        problem: match key.kind.shown(raw) {
+            Some(shown) => format!("{shown}: {problem}"),
+            None => problem.to_string(),
         },
-        allowed: key.kind.allowed(),
+        allowed: key.allowed(),
     }
 }

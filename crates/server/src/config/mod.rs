@@ -9,7 +9,8 @@
 //!   lives, its kind, its bounds, its default and its description. The reader, the checks and the
 //!   documentation all use it, so a bound or a sentence is written in one place only: at the field.
 //! - `Kind` (`kind`) says what a value of a key may look like, turns what a source said into that
-//!   value, or explains why it cannot.
+//!   value, or explains why it cannot; `places` does so for destinations and endpoints.
+//! - [`Secret`] is a value that is shown to nobody.
 //! - [`Source`] is where a value came from; every message about a value names it.
 //! - [`Overrides`] are the command-line flags.
 //!
@@ -35,18 +36,23 @@ mod key;
 mod kind;
 mod load;
 mod overrides;
+mod places;
+mod secret;
 mod show;
+pub mod snapshots;
 mod source;
 mod suggest;
 pub mod units;
 pub mod values;
 
 pub use docs::markdown;
-pub use environment::{CONFIG_VARIABLE, environment};
+pub use environment::{BOOTSTRAP_VARIABLE, CONFIG_VARIABLE, environment};
 pub use error::{CODES, ConfigError};
 pub use load::{Loaded, load};
 pub use overrides::Overrides;
+pub use secret::Secret;
 pub use show::show;
+pub use snapshots::{OnLogFull, SnapshotKind, SnapshotsConfig};
 pub use source::Source;
 pub use units::{ByteCount, HumanDuration};
 pub use values::{

@@ -1,5 +1,6 @@
 //! The command-line flags of the configuration.
 
+use std::fmt;
 use std::path::PathBuf;
 
 use super::error::ConfigError;
@@ -11,7 +12,7 @@ use super::source::Source;
 /// Flags that name the configuration file and set keys. A flag wins over the environment and the
 /// file. Values are kept as they were written, so that a bad one is explained in the same words
 /// whichever way it came.
-#[derive(Clone, Debug, Default, clap::Args)]
+#[derive(Clone, Default, clap::Args)]
 pub struct Overrides {
     /// Configuration file (TOML). Without it, ESKER_CONFIG names the file; without either, no file
     /// is read
@@ -37,6 +38,21 @@ pub struct Overrides {
     /// Set any key, such as log.segment-size=64MiB. May be given several times
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,
+}
+
+/// Without the values of secrets.
+impl fmt::Debug for Overrides {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let set: Vec<_> = self.set.iter().map(|set| shown(set)).collect();
+        f.debug_struct("Overrides")
+            .field("config", &self.config)
+            .field("data_dir", &self.data_dir)
+            .field("listen", &self.listen)
+            .field("insecure_no_auth", &self.insecure_no_auth)
+            .field("partitions", &self.partitions)
+            .field("set", &set)
+            .finish()
+    }
 }
 
 impl Overrides {
@@ -75,7 +91,7 @@ impl Overrides {
             match read_set(set) {
                 Ok(setting) => match find(&found, setting.key) {
                     Some(earlier) => problems.push(ConfigError::BadFlag {
-                        flag: format!("--set {set}"),
+                        flag: format!("--set {}", shown(set)),
                         problem: format!("{earlier} sets the same key; give one of them"),
                     }),
                     None => found.push(setting),
@@ -94,10 +110,29 @@ fn find<'a>(found: &'a [Setting], key: &Key) -> Option<&'a Source> {
         .map(|setting| &setting.from)
 }
 
+/// What stands behind `--set`, as a message may repeat it: no secrets, even if there is no `=`.
+fn shown(set: &str) -> String {
+    let (path, value) = match set.split_once('=') {
+        Some((path, value)) => (path, Some(value)),
+        None => (set, None),
+    };
+    let key = keys().by_path(path.trim());
+    match (key, value) {
+        (Some(key), Some(value)) => format!("{path}={}", key.kind.shown_text(value)),
+        (None, None) => match path.find([':', ' ', '\t']) {
+            Some(end) => format!("{}…", &path[..end]),
+            None => path.into(),
+        },
+        // The value of no key may have been meant for one.
+        (None, Some(_)) => format!("{path}=…"),
+        (Some(_), None) => path.into(),
+    }
+}
+
 fn read_set(set: &str) -> Result<Setting, ConfigError> {
     let Some((path, value)) = set.split_once('=') else {
         return Err(ConfigError::BadFlag {
-            flag: format!("--set {set}"),
+            flag: format!("--set {}", shown(set)),
             problem: "there is no `=`; write a key and its value, for example \
                       `--set log.segment-size=64MiB`"
                 .into(),
@@ -113,7 +148,7 @@ fn read_set(set: &str) -> Result<Setting, ConfigError> {
             raw: Raw::Bare(value.to_string()),
             from,
         }),
-        None => Err(match path.split_once('.') {
+        None => Err(match path.rsplit_once('.') {
             Some((section, name)) => ConfigError::unknown_key(Some(section), name, from),
             None => ConfigError::unknown_key(None, path, from),
         }),

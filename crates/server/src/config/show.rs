@@ -3,11 +3,14 @@
 use serde_json::Value;
 
 use super::key::{Key, keys, tree};
+use super::kind::Kind;
 use super::load::Loaded;
+use super::secret::HIDDEN;
 use super::source::printable;
 
-/// The effective configuration as TOML that loads to the same configuration. A comment behind a
-/// value says what set it; values without one are defaults. The first line names the file.
+/// The effective configuration as TOML that loads to the same configuration, but for secrets: they
+/// and what is unset are comments. A comment behind a value says what set it; values without one are
+/// defaults. The first line names the file.
 pub fn show(loaded: &Loaded) -> String {
     let values = tree(&loaded.config);
     let file = match &loaded.file {
@@ -33,9 +36,16 @@ pub(super) fn document(entry: impl Fn(&Key) -> String) -> String {
     text
 }
 
-/// `name = value`, in TOML.
+/// `name = value`, in TOML; a comment if there is no value, or none to show.
 pub(super) fn assignment(key: &Key, value: &Value) -> String {
-    format!("{} = {}", key.name, toml_value(value))
+    let name = &key.name;
+    match value {
+        Value::Null if key.default.is_null() => format!("# {name} = (unset)"),
+        // It has to be written, since it is not the default.
+        Value::Null => format!("{name} = \"\""),
+        _ if key.kind == Kind::Secret => format!("# {name} = {HIDDEN}"),
+        value => format!("{name} = {}", toml_value(value)),
+    }
 }
 
 /// A serialized value in TOML.

@@ -5,9 +5,12 @@
 //! key is therefore complete once it is a field here with a comment, bounds and a default.
 //!
 //! Attributes that the schema does not know by itself: `format` names the kind of a string
-//! (`path`, `socket-address`, `cluster-name`, `log-filter`), `x-minimum` and `x-maximum` are the
-//! bounds of sizes and durations, both inclusive. Every number has an upper bound, so that a slip
-//! of the keyboard does not reserve more than a machine has.
+//! (`path`, `socket-address`, `cluster-name`, `log-filter`, `destination`, `endpoint`, `text`),
+//! `x-minimum` and `x-maximum` are the bounds of sizes and durations, both inclusive, and `x-alias`
+//! is a second name of a key or section. Every number has an upper bound, so that a slip of the
+//! keyboard does not reserve more than a machine has.
+//!
+//! A key that may be unset is an `Option`; its comment says what unset means.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -15,6 +18,7 @@ use std::path::{Path, PathBuf};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize, Serializer};
 
+use super::snapshots::SnapshotsConfig;
 use super::units::{ByteCount, HumanDuration};
 
 /// Port of the one listener, unless `listen` says otherwise.
@@ -64,6 +68,11 @@ pub struct Config {
 
     /// The databases (RocksDB) of the partitions.
     pub store: StoreConfig,
+
+    /// Snapshots of the partitions, which bound what a recovery replays: where and when they are put,
+    /// how many are retained, and how much log is kept for them.
+    #[schemars(extend("x-alias" = "worker.snapshots"))]
+    pub snapshots: SnapshotsConfig,
 
     /// What clients may take. Each limit bounds memory or connections, so that no client and no
     /// number of clients can exhaust the server.
@@ -215,6 +224,7 @@ impl Default for Config {
             shutdown_grace: HumanDuration::from_secs(10),
             log: LogConfig::default(),
             store: StoreConfig::default(),
+            snapshots: SnapshotsConfig::default(),
             limits: LimitsConfig::default(),
             retention: RetentionConfig::default(),
             logs: LogsConfig::default(),

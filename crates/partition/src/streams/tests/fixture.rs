@@ -15,15 +15,16 @@ use tempfile::TempDir;
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::batch::Unsequenced;
+use crate::checkpoint::Checkpoint;
 use crate::command::{
     Append, AppendRefusal, Appended, DeleteIfEmpty, DeleteStream, DropBasin, Expire, Kind, Mode,
     Outcome, ProvisionRefusal, ProvisionStream, Provisioned, SetStreamSettings, SettingsSet,
 };
-use crate::ids::{BasinId, PartitionId, StreamId};
+use crate::ids::{BasinId, LineageId, PartitionId, StreamId};
 use crate::keys;
 use crate::reader::{Reader, Scan, ScanEnd};
 use crate::settings::StreamSettings;
-use crate::store::{Part, Store, StoreError, StoreOptions};
+use crate::store::{Founding, Part, Store, StoreError, StoreOptions};
 use crate::stream::{Stream, StreamState};
 use crate::streams::failed::{FailedSessions, REMEMBER_FAILED, Refusal};
 use crate::streams::{StreamOptions, StreamPartition};
@@ -44,6 +45,16 @@ pub fn store_options() -> StoreOptions {
         write_buffers_total: 32 * MIB,
         max_open_files: 64,
         background_jobs: 2,
+        checkpoints: None,
+    }
+}
+
+/// One stream partition, with one member.
+pub fn founding() -> Founding {
+    Founding {
+        partitions: 1,
+        voters: vec![7],
+        cluster_id: "a cluster".to_owned(),
     }
 }
 
@@ -91,7 +102,7 @@ impl Fixture {
     /// One that remembers refusals for so many entries of the log.
     pub fn remembering(options: StreamOptions, remember_failed: u64) -> Fixture {
         let directory = tempfile::tempdir().unwrap();
-        let store = Store::create(directory.path(), &store_options(), 1, &[7]).unwrap();
+        let store = Store::create(directory.path(), &store_options(), &founding()).unwrap();
         let machine =
             StreamPartition::remembering(&store, PARTITION, options.clone(), remember_failed)
                 .unwrap();
@@ -119,6 +130,51 @@ impl Fixture {
             open: Some((store, machine)),
             log: self.log.clone(),
         }
+    }
+
+    /// Rounds of housekeeping, enough to reclaim all there is.
+    pub fn maintain_all(&mut self) {
+        for _ in 0..50 {
+            self.machine().maintain();
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    /// A checkpoint of now.
+    pub fn checkpoint(&mut self) -> Checkpoint {
+        self.part().begin_checkpoint().take().unwrap()
+    }
+
+    /// A partition in a database of its own, made of a checkpoint's files.
+    pub fn imported(&self, checkpoint: &Checkpoint) -> Fixture {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open_any(directory.path(), &store_options()).unwrap();
+        store.found(PartitionId(0), &founding()).unwrap();
+        let linked = checkpoint.link_to(&directory.path().join("links")).unwrap();
+        store.import(PARTITION, &linked).unwrap();
+        let log = self.log[..checkpoint.meta.lsn as usize].to_vec();
+        let machine = StreamPartition::open(&store, PARTITION, self.options.clone()).unwrap();
+        Fixture {
+            directory,
+            options: self.options.clone(),
+            remember_failed: self.remember_failed,
+            open: Some((store, machine)),
+            log,
+        }
+    }
+
+    /// Begins another lineage here, as a restore does that may have lost something.
+    pub fn fork(&mut self, id: u128) {
+        let lineage = self.part().lineage().unwrap();
+        let next = lineage.fork(LineageId(id), self.applied());
+        self.part().fork(&next, 7).unwrap();
+        self.stop_and_open();
+    }
+
+    /// Takes over what another partition's log has beyond its own.
+    pub fn catch_up(&mut self, other: &Fixture) {
+        self.log = other.log.clone();
+        self.replay(3);
     }
 
     /// What is in this directory, opened as this partition is.

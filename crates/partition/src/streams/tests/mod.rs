@@ -4,10 +4,12 @@
 //! real database in a directory of its own, and looks at it as readers do: see [`fixture`].
 
 mod appending;
+mod checkpoints;
 mod dropping;
 mod expiring;
 mod fixture;
 mod following;
+mod forks;
 mod histories;
 mod limits;
 mod listing;

@@ -15,7 +15,7 @@ pub struct Disk(Arc<Mutex<Written>>);
 #[derive(Default)]
 struct Written {
     hard_state: HardState,
-    floor: LogFloor,
+    start: LogFloor,
     entries: BTreeMap<u64, Entry>,
     /// Reads of this entry, or of its term, fail.
     unreadable: Option<u64>,
@@ -74,7 +74,7 @@ impl Disk {
     /// Removes entries.
     pub fn compact(&self, floor: LogFloor) {
         let mut written = self.0.lock();
-        written.floor = floor;
+        written.start = floor;
         written.entries = written.entries.split_off(&(floor.lsn.0 + 1));
     }
 
@@ -97,8 +97,9 @@ impl Disk {
         let written = self.0.lock();
         let last = written.entries.keys().next_back();
         PersistedState {
-            floor: written.floor,
-            last: last.map_or(written.floor.lsn, |last| Lsn(*last)),
+            start: written.start,
+            tag: None,
+            last: last.map_or(written.start.lsn, |last| Lsn(*last)),
             hard_state: written.hard_state.clone(),
         }
     }

@@ -38,10 +38,14 @@ fn an_engine_that_cannot_tell_the_term_of_its_floor_halts_and_names_the_lsn() {
     let disk = Disk::with(&[1; 9], 9);
     let mut engine = open(1, &[1], &disk, 9).unwrap();
     disk.make_unreadable(6);
-    let actions = engine.step(Event::Durable { lsn: Lsn(6) });
+    let snapshot = Event::SnapshotTaken {
+        last_included_index: Lsn(6),
+        term: Term(1),
+    };
+    let actions = engine.step(snapshot);
     let what = halted(&actions);
     assert!(what.contains("LSN 6"), "{what:?}");
-    assert_eq!(engine.floor(), Lsn(0), "nothing was compacted");
+    assert_eq!(engine.log_start(), Lsn(0), "nothing was compacted");
     assert_dead(&mut engine);
 }
 

@@ -3,8 +3,8 @@
 //!
 //! What may happen, in any order: a clock ticks; a message is delivered, out of order, repeated or
 //! lost; a command is proposed to anybody; a write becomes durable, alone or with those after it;
-//! entries are applied; a host flushes its state, and lets the log be compacted; a member crashes,
-//! and is opened again on what its disk and its host kept.
+//! entries are applied; a host takes a snapshot, hinted at or not, or fails to; it lets go of the log
+//! that it kept for others; a member crashes, and is opened again on what its disk and its host kept.
 //!
 //! What must hold, at every step, is asserted where it could break: see [`Network::check`].
 
@@ -30,8 +30,12 @@ struct Member {
     to_apply: VecDeque<Committed>,
     /// Last entry that the host has applied; what the state is follows from it.
     applied: u64,
-    /// The same, as far as it survives a crash.
+    /// The same, as far as it survives a crash: what its newest snapshot covers.
     flushed: u64,
+    /// An attempt at a snapshot is under way.
+    attempt: bool,
+    /// What the log is to keep.
+    keep_from: u64,
 }
 
 /// Where an accepted proposal is to land.
@@ -51,6 +55,7 @@ pub struct Network {
     crashes: u64,
     busy: u64,
     compactions: u64,
+    hints: u64,
     /// All that the engines ever said.
     pub transcript: Vec<String>,
 }
@@ -62,6 +67,9 @@ impl Network {
             // Small enough that the seeds reach both limits.
             config.max_pending_proposals = 8;
             config.max_apply_backlog_bytes = 200;
+            config.snapshot_hint_threshold_entries = 20;
+            config.max_log_entries = 30;
+            config.snapshot_backoff_ticks = 2..=16;
             config
         };
         let member = |id| {
@@ -74,9 +82,11 @@ impl Network {
                 to_apply: VecDeque::new(),
                 applied: 0,
                 flushed: 0,
+                attempt: false,
+                keep_from: 0,
             }
         };
-        Network {
+        let mut network = Network {
             rng: StdRng::seed_from_u64(seed),
             config,
             members: MEMBERS.map(member).into(),
@@ -89,8 +99,13 @@ impl Network {
             crashes: 0,
             busy: 0,
             compactions: 0,
+            hints: 0,
             transcript: Vec::new(),
+        };
+        for at in 0..MEMBERS.len() {
+            network.step(at, Event::KeepFrom { lsn: Lsn(0) });
         }
+        network
     }
 
     /// One thing happens to somebody.
@@ -103,8 +118,9 @@ impl Network {
             690..760 => self.propose(at),
             760..880 => self.write(at),
             880..960 => self.apply(at),
-            960..975 => self.members[at].flushed = self.members[at].applied,
-            975..985 => self.compact(at),
+            960..965 => self.begin_snapshot(at),
+            965..975 => self.end_snapshot(at),
+            975..985 => self.let_go(at),
             985..992 => self.step(at, Event::Campaign),
             _ => self.crash(at),
         }
@@ -171,8 +187,24 @@ impl Network {
                     .front()
                     .map_or(member.applied + 1, |e| e.lsn.0);
                 assert!(floor.lsn.0 < next, "compaction of what is not applied");
+                assert!(
+                    floor.lsn.0 <= member.flushed.min(member.keep_from),
+                    "compaction of what no snapshot covers, or of what is to be kept"
+                );
                 member.disk.compact(floor);
                 self.compactions += 1;
+            }
+            Action::SnapshotHint {
+                last_included_index,
+            } => {
+                assert!(!member.attempt, "a hint while an attempt is under way");
+                assert_eq!(last_included_index.0, member.applied);
+                assert!(member.applied > member.flushed, "a hint at nothing new");
+                member.attempt = true;
+                self.hints += 1;
+            }
+            Action::LogAlarm { .. } => {
+                assert_eq!(member.applied, member.flushed, "a snapshot can help");
             }
             Action::Became { role, term, .. } => {
                 if role == Role::Leader {
@@ -261,11 +293,38 @@ impl Network {
         self.step(at, Event::Applied { lsn });
     }
 
+    /// A host begins a snapshot by itself.
+    fn begin_snapshot(&mut self, at: usize) {
+        if !std::mem::replace(&mut self.members[at].attempt, true) {
+            self.step(at, Event::SnapshotBegun);
+        }
+    }
+
+    /// An attempt ends, one way or the other.
+    fn end_snapshot(&mut self, at: usize) {
+        let member = &mut self.members[at];
+        if !std::mem::replace(&mut member.attempt, false) {
+            return;
+        }
+        if self.rng.random_bool(0.5) {
+            return self.step(at, Event::SnapshotFailed);
+        }
+        member.flushed = member.applied;
+        self.tell_of_snapshot(at);
+    }
+
+    fn tell_of_snapshot(&mut self, at: usize) {
+        let lsn = self.members[at].flushed;
+        let event = taken(&self.members[at].engine, lsn);
+        self.step(at, event);
+    }
+
     /// As nobody here can send a snapshot, the log keeps what anybody lacks.
-    fn compact(&mut self, at: usize) {
+    fn let_go(&mut self, at: usize) {
         let everybody_has = |m: &Member| m.flushed.min(m.disk.state().last.0);
         let lsn = self.members.iter().map(everybody_has).min().unwrap_or(0);
-        self.step(at, Event::Durable { lsn: Lsn(lsn) });
+        self.members[at].keep_from = lsn;
+        self.step(at, Event::KeepFrom { lsn: Lsn(lsn) });
     }
 
     /// A member loses its memory. Of what it was writing, some may be on its disk all the same.
@@ -280,6 +339,10 @@ impl Network {
         member.applied = member.flushed;
         let config = (self.config)(member.id);
         member.engine = open_with(config, &MEMBERS, &member.disk, member.applied).unwrap();
+        member.attempt = false;
+        let lsn = Lsn(member.keep_from);
+        self.step(at, Event::KeepFrom { lsn });
+        self.tell_of_snapshot(at);
     }
 
     /// Faults have stopped: a leader is found, commands land, and everybody has all of them.
@@ -342,6 +405,7 @@ impl Network {
             lost: (self.accepted.len() - landed) as u64,
             busy: self.busy,
             compactions: self.compactions,
+            hints: self.hints,
         }
     }
 
@@ -382,6 +446,7 @@ pub struct Reached {
     lost: u64,
     busy: u64,
     compactions: u64,
+    hints: u64,
 }
 
 impl Reached {
@@ -393,6 +458,7 @@ impl Reached {
             lost,
             busy,
             compactions,
+            hints,
         } = *self;
         crashes > 1000
             && terms > 1000
@@ -400,6 +466,7 @@ impl Reached {
             && lost > 100
             && busy > 100
             && compactions > 100
+            && hints > 1000
     }
 }
 
@@ -411,6 +478,7 @@ impl std::ops::AddAssign for Reached {
         self.lost += other.lost;
         self.busy += other.busy;
         self.compactions += other.compactions;
+        self.hints += other.hints;
     }
 }
 

@@ -89,42 +89,50 @@ fn a_log_that_begins_after_the_database_is_refused() {
 
 #[test]
 fn a_configuration_that_makes_no_sense_is_refused() {
-    let mut config = Config::new(NodeId(1));
-    config.heartbeat_ticks = config.election_ticks;
-    let refused = open_with(config, &[1], &Disk::default(), 0).err().unwrap();
-    assert!(matches!(refused, OpenError::Config(_)), "{refused}");
+    type Break = fn(&mut Config);
+    let broken: [(Break, &str); 5] = [
+        (|c| c.heartbeat_ticks = c.election_ticks, ""),
+        (|c| c.max_log_entries = 10_000, "max_log_entries (10000)"),
+        (|c| c.max_log_entries = 1, "max_log_entries (1)"),
+        (
+            |c| c.snapshot_backoff_ticks = 0..=5,
+            "snapshot_backoff_ticks",
+        ),
+        #[allow(clippy::reversed_empty_ranges)]
+        (
+            |c| c.snapshot_backoff_ticks = 6..=5,
+            "snapshot_backoff_ticks",
+        ),
+    ];
+    for (make_broken, names) in broken {
+        let mut config = Config::new(NodeId(1));
+        make_broken(&mut config);
+        let refused = open_with(config, &[1], &Disk::default(), 0).err().unwrap();
+        assert!(matches!(refused, OpenError::Config(_)), "{refused}");
+        assert!(refused.to_string().contains(names), "{refused}");
+    }
+    for (entries, guardrail) in [(0, 1), (5, 6), (5, 0), (0, 0)] {
+        let mut config = Config::new(NodeId(1));
+        config.snapshot_hint_threshold_entries = entries;
+        config.max_log_entries = guardrail;
+        open_with(config, &[1], &Disk::default(), 0).unwrap();
+    }
 }
 
 #[test]
-fn compaction_never_passes_what_is_applied() {
-    let disk = Disk::with(&[1, 1, 1, 2, 2], 5);
-    let mut engine = open(1, &[1], &disk, 2).unwrap();
-    let beyond = engine.step(Event::Durable { lsn: Lsn(5) });
-    assert!(outline(&beyond).starts_with("compact to 2@1"), "{beyond:?}");
-    assert!(
-        !outline(&engine.step(Event::Durable { lsn: Lsn(1) })).contains("compact"),
-        "nor does the floor go back"
-    );
-    assert_eq!(engine.floor(), Lsn(2));
-
-    settle(&mut engine, &disk, Event::Campaign);
-    let all = engine.step(Event::Durable { lsn: Lsn(100) });
-    assert_eq!(outline(&all), "compact to 6@3");
-}
-
-#[test]
-fn the_floor_keeps_the_term_of_the_last_entry_that_is_gone() {
+fn the_log_start_keeps_the_term_of_the_last_entry_that_is_gone() {
     for (lsn, term) in [(1, 1), (2, 1), (3, 4), (4, 4), (5, 6), (6, 7), (7, 7)] {
         let disk = Disk::with(&[1, 1, 4, 4, 6], 5);
         let mut engine = open(1, &[1], &disk, 5).unwrap();
         settle(&mut engine, &disk, Event::Campaign);
         settle(&mut engine, &disk, propose(0, "new"));
-        let actions = settle(&mut engine, &disk, Event::Durable { lsn: Lsn(lsn) });
+        let snapshot = taken(&engine, lsn);
+        let actions = settle(&mut engine, &disk, snapshot);
         assert_eq!(outline(&actions), format!("compact to {lsn}@{term}"));
 
         // Also if it was the last one of all, a new engine goes on from there.
         let mut engine = open(1, &[1], &disk, 7).unwrap();
-        assert_eq!((engine.floor(), engine.last()), (Lsn(lsn), Lsn(7)));
+        assert_eq!((engine.log_start(), engine.last()), (Lsn(lsn), Lsn(7)));
         let actions = settle(&mut engine, &disk, Event::Campaign);
         assert_eq!(
             outline(&actions),

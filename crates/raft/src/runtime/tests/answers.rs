@@ -193,9 +193,7 @@ fn a_group_serves_once_it_has_applied_everything_from_before_its_term() {
 
     let (node, _) = Node::start(config(&dir), Faults::new()).unwrap();
     let reopened = Store::default();
-    let group = node
-        .open_group(GroupId(0), reopened.machine(), Box::new(|_| {}))
-        .unwrap();
+    let group = open_group(&node, 0, &reopened).unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .build()
@@ -218,9 +216,7 @@ fn too_many_proposals_at_once_are_busy_and_leave_no_trace() {
     let mut config = config(&dir);
     config.max_pending_proposals = 10;
     let (node, _) = Node::start(config, faults.clone()).unwrap();
-    let group = node
-        .open_group(GroupId(0), store.machine(), Box::new(|_| {}))
-        .unwrap();
+    let group = open_group(&node, 0, &store).unwrap();
     wait_for("the group serves", || store.applied() == Lsn(1));
     faults.stall_sync(Duration::from_millis(200));
     let (mut accepted, mut waiting) = (Vec::new(), Vec::new());

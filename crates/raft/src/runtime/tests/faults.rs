@@ -205,8 +205,8 @@ fn a_group_whose_log_cannot_be_read_stops_and_says_so_to_those_who_wait() {
     damage(&dir);
     stores[0].fail_applies(usize::MAX);
     let waiting = group.propose("under way".into()).unwrap();
-    // The floor needs the term of an entry that cannot be read.
-    group.durable(Lsn(25));
+    // A snapshot needs the term of an entry that cannot be read.
+    group.snapshot_known(Lsn(25), crate::Term(1));
     assert_eq!(answer(waiting), Err(ProposeError::Unknown));
     stores[0].fail_applies(0);
     wait_for("what was handed out is applied", || !group.status().stalled);

@@ -55,7 +55,7 @@ fn compaction_removes_entries_and_a_restart_begins_at_the_floor() {
     let group = &host.groups[0];
     let mut expected = numbered("before", 30);
     execute_all(group, &expected);
-    let floor = flush_and_compact(&host, 0, &store);
+    let floor = flush_and_compact(&host, 0);
     expected.extend(numbered("after", 5));
     execute_all(group, &expected[30..]);
     assert!(
@@ -75,10 +75,7 @@ fn compaction_removes_entries_and_a_restart_begins_at_the_floor() {
 
     // A state machine that has nothing cannot be brought up from this log.
     let (node, _) = Node::start(config(&dir), Faults::new()).unwrap();
-    let refused = node
-        .open_group(GroupId(0), Store::default().machine(), Box::new(|_| {}))
-        .err()
-        .unwrap();
+    let refused = open_group(&node, 0, &Store::default()).err().unwrap();
     assert!(
         matches!(
             &refused,
@@ -101,10 +98,7 @@ fn a_database_that_is_ahead_of_its_log_is_refused() {
 
     let (_keep, other) = scratch();
     let (node, _) = Node::start(config(&other), Faults::new()).unwrap();
-    let refused = node
-        .open_group(GroupId(0), store.machine(), Box::new(|_| {}))
-        .err()
-        .unwrap();
+    let refused = open_group(&node, 0, &store).err().unwrap();
     assert!(
         matches!(
             &refused,
@@ -196,9 +190,9 @@ fn a_log_that_is_flushed_compacted_and_purged_stays_small_and_loses_nothing() {
                 execute_padded(&host.groups[at], &commands, 100);
                 expected[at].extend(commands);
             }
-            flush_and_compact(&host, 0, &stores[0]);
+            flush_and_compact(&host, 0);
             if n % 10 == 9 {
-                flush_and_compact(&host, 1, &stores[1]);
+                flush_and_compact(&host, 1);
             }
             host.node.log().purge().unwrap();
         }
@@ -225,7 +219,7 @@ fn entries_that_purge_brings_back_from_below_the_floor_do_no_harm() {
     let fill = |round: usize| {
         let commands = numbered(&format!("r{round}"), 400);
         execute_padded(&host.groups[busy], &commands, 500);
-        flush_and_compact(&host, busy, &stores[busy]);
+        flush_and_compact(&host, busy);
         host.node.log().purge().unwrap();
     };
     let commands = numbered("idle", 8);
@@ -235,7 +229,7 @@ fn entries_that_purge_brings_back_from_below_the_floor_do_no_harm() {
     }
     // These are not copied: behind what comes back, there is a hole up to the floor.
     execute_all(&host.groups[idle], &commands[5..]);
-    let floor = flush_and_compact(&host, idle, &stores[idle]);
+    let floor = flush_and_compact(&host, idle);
     for round in 3..9 {
         fill(round);
     }

@@ -68,6 +68,73 @@ const BAD_TEXTS: &[(&str, &str, &str)] = &[
     ("logs.level", "esker=info,wran", "did you mean `warn`?"),
     ("logs.format", "jsn", "did you mean `json`?"),
     ("logs.format", "xml", "it is not one of the words"),
+    (
+        "snapshots.destination",
+        "s3:bucket",
+        "two slashes are missing",
+    ),
+    ("snapshots.destination", "s3://", "the bucket is missing"),
+    (
+        "snapshots.destination",
+        "s3://host:9000/bucket",
+        "belongs into `aws-endpoint-url`",
+    ),
+    (
+        "snapshots.destination",
+        "s3://bucket//prefix",
+        "a segment that is empty",
+    ),
+    ("snapshots.destination", "s3://bucket?region=x", "a query"),
+    (
+        "snapshots.destination",
+        "file://host/dir",
+        "is absolute and has no host",
+    ),
+    (
+        "snapshots.destination",
+        "gs://bucket",
+        "neither s3:// nor file://",
+    ),
+    ("snapshots.destination", "a\u{FFFD}b", "it is not UTF-8"),
+    ("snapshots.snapshot-interval", "0s", "it is less than 100ms"),
+    (
+        "snapshots.snapshot-interval-num-records",
+        "0",
+        "it is less than 1",
+    ),
+    ("snapshots.recovery-budget", "0s", "it is less than 100ms"),
+    ("snapshots.recovery-budget", "2days", "it is more than 1day"),
+    ("snapshots.snapshot-kind", "ful", "did you mean `full`?"),
+    ("snapshots.num-retained", "0", "it is less than 1"),
+    ("snapshots.num-retained", "1001", "it is more than 1000"),
+    ("snapshots.orphan-cleanup", "", "it is empty"),
+    (
+        "snapshots.on-log-full",
+        "trim",
+        "it is not one of the words",
+    ),
+    (
+        "snapshots.local-snapshot-num-records",
+        "-1",
+        "it is negative",
+    ),
+    ("snapshots.local-snapshot-bytes", "", "it is empty"),
+    ("snapshots.aws-region", "a\nb", "a control character"),
+    (
+        "snapshots.aws-endpoint-url",
+        "minio:9000",
+        "neither https:// nor http://",
+    ),
+    (
+        "snapshots.aws-endpoint-url",
+        "http://",
+        "the host is missing",
+    ),
+    (
+        "snapshots.aws-allow-http",
+        "yes",
+        "neither `true` nor `false`",
+    ),
 ];
 
 #[test]

@@ -7,9 +7,9 @@ use clap::{Args, Command, FromArgMatches};
 use serde_json::Value;
 
 use super::super::check::RULES;
-use super::super::docs::example;
+use super::super::docs::{SNAPSHOT_TRIGGERS, example};
 use super::super::key::{keys, schema};
-use super::super::{CODES, Config, Overrides, markdown};
+use super::super::{CODES, Config, Overrides, SnapshotKind, markdown};
 use super::{ConfigFile, from_set};
 
 #[test]
@@ -50,7 +50,16 @@ fn every_field_is_a_key_with_a_meaning_and_bounds() {
             "`{}` has no full sentence",
             key.path
         );
-        assert!(!key.default.is_null(), "`{}` has no default", key.path);
+        assert!(
+            key.optional || !key.default.is_null(),
+            "`{}` has no default",
+            key.path
+        );
+        assert!(
+            !key.optional || key.meaning.contains("Unset, "),
+            "`{}` does not say what unset means",
+            key.path
+        );
         assert!(!key.kind.allowed().is_empty(), "{}", key.path);
     }
     for section in &keys().sections {
@@ -78,7 +87,19 @@ fn keys_are_listed_in_the_order_of_the_fields() {
         .iter()
         .map(|section| section.name.as_str())
         .collect();
-    assert_eq!(sections, ["log", "store", "limits", "retention", "logs"]);
+    assert_eq!(
+        sections,
+        ["log", "store", "snapshots", "limits", "retention", "logs"]
+    );
+    let place = |path: &str| paths.iter().position(|at| *at == path);
+    assert_eq!(
+        place("snapshots.destination"),
+        place("store.background-jobs").map(|at| at + 1)
+    );
+    assert_eq!(
+        place("snapshots.aws-allow-http"),
+        place("limits.append-inflight").map(|at| at - 1)
+    );
 }
 
 #[test]
@@ -113,8 +134,64 @@ fn the_example_file_sets_every_key_to_its_default() {
         .expect("the example is a good file");
     assert_eq!(loaded.config, Config::default());
     let set: BTreeSet<_> = loaded.sources.keys().cloned().collect();
-    let all: BTreeSet<_> = keys().keys.iter().map(|key| key.path.clone()).collect();
+    let with_default = keys().keys.iter().filter(|key| !key.default.is_null());
+    let all: BTreeSet<_> = with_default.map(|key| key.path.clone()).collect();
     assert_eq!(set, all);
+    for key in keys().keys.iter().filter(|key| key.default.is_null()) {
+        let line = format!("\n# {} = (unset)\n", key.name);
+        assert!(example().contains(&line), "no line{line}");
+    }
+}
+
+#[test]
+fn the_table_of_triggers_names_keys_that_exist() {
+    let mut named = BTreeSet::new();
+    for (knobs, ..) in SNAPSHOT_TRIGGERS {
+        let words = knobs.split('`').skip(1).step_by(2);
+        named.extend(words.filter(|word| !word.starts_with("esker ")));
+    }
+    for name in &named {
+        assert!(keys().find(Some("snapshots"), name).is_some(), "{name}");
+    }
+    // Whatever has an interval, a budget or a threshold triggers something, but for restore tests.
+    for key in keys().of_section(Some("snapshots")) {
+        let triggers = ["interval", "budget", "local-", "on-stop"];
+        let is_trigger = triggers.iter().any(|part| key.name.contains(part));
+        if is_trigger && key.name != "restore-test-interval" {
+            assert!(named.contains(key.name.as_str()), "`{}`", key.path);
+        }
+    }
+}
+
+#[test]
+fn the_packaged_file_loads_without_a_warning_and_keeps_snapshots_to_fall_back_on() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../packaging/esker.toml");
+    let text = std::fs::read_to_string(path).expect("the packaged file");
+    let loaded = ConfigFile::new(&text).load().expect("a good file");
+    assert_eq!(loaded.warnings, [""; 0]);
+    assert_eq!(loaded.reminders, [""; 0]);
+    assert_eq!(
+        loaded.config.snapshots.snapshot_kind,
+        SnapshotKind::Incremental
+    );
+    assert_eq!(loaded.config.snapshots.num_retained, Some(3));
+
+    // What it offers in comments is good as well.
+    let offered = |line: &str| {
+        line.strip_prefix("# ")
+            .filter(|rest| rest.contains(" = "))
+            .is_some()
+    };
+    let lines = text.lines().map(|line| match offered(line) {
+        true => &line[2..],
+        false => line,
+    });
+    let text = lines.collect::<Vec<_>>().join("\n");
+    let loaded = ConfigFile::new(&text).load().expect("good");
+    assert_eq!(
+        loaded.config.snapshots.destination.as_deref(),
+        Some("s3://bucket/prefix")
+    );
 }
 
 #[test]

@@ -5,7 +5,10 @@ mod documentation;
 mod precedence;
 mod round_trip;
 mod rules;
+mod second_names;
+mod secrets;
 mod unknown_keys;
+mod unset;
 
 use std::path::PathBuf;
 

@@ -148,6 +148,10 @@ fn another_value(key: &Key) -> (String, Value) {
         Kind::Address => ("127.0.0.1:9", json!("127.0.0.1:9")),
         Kind::ClusterName => ("another", json!("another")),
         Kind::LogFilter => ("debug", json!("debug")),
+        Kind::Destination => ("s3://bucket/prefix", json!("s3://bucket/prefix")),
+        Kind::Endpoint => ("https://host:9000", json!("https://host:9000")),
+        Kind::Text => ("another one", json!("another one")),
+        Kind::Secret => ("hush", json!("(hidden)")),
         Kind::Switch => ("true", json!(true)),
         Kind::Choice(words) => {
             let other = words.iter().find(|word| key.default != json!(word));
@@ -179,6 +183,12 @@ fn companions(path: &str) -> Vec<(&'static str, &'static str)> {
         "log.segment-size" => vec![("log.purge-threshold", "1GiB")],
         "store.write-buffer" => vec![("store.write-buffers-total", "1GiB")],
         "limits.append-session-inflight" => vec![("limits.append-inflight", "1GiB")],
+        "snapshots.aws-access-key-id" => vec![("snapshots.aws-secret-access-key", "s")],
+        "snapshots.aws-secret-access-key" => vec![("snapshots.aws-access-key-id", "i")],
+        "snapshots.aws-session-token" => vec![
+            ("snapshots.aws-access-key-id", "i"),
+            ("snapshots.aws-secret-access-key", "s"),
+        ],
         _ => Vec::new(),
     }
 }

@@ -54,6 +54,61 @@ fn values_that_do_not_go_together_are_refused_with_both_and_their_sources() {
 }
 
 #[test]
+fn a_bound_of_the_log_has_room_for_four_segments() {
+    let error = from_set(&["log.segment-size=64MiB", "snapshots.max-log-bytes=255MiB"]);
+    assert_says(
+        &error.expect_err("three segments"),
+        "config_conflict",
+        &[
+            "`snapshots.max-log-bytes` = 255MiB (flag --set snapshots.max-log-bytes)",
+            "4 times `log.segment-size` = 64MiB",
+        ],
+    );
+    let loaded = from_set(&["log.segment-size=64MiB", "snapshots.max-log-bytes=256MiB"]);
+    assert_eq!(loaded.expect("four segments").warnings, [""; 0]);
+
+    let loaded = from_set(&["snapshots.max-log-bytes=128MiB"]).expect("allowed");
+    assert_eq!(loaded.warnings.len(), 1, "{:?}", loaded.warnings);
+    assert!(loaded.warnings[0].contains("`log.purge-threshold` = 256MiB"));
+}
+
+#[test]
+fn keys_of_s3_are_given_as_a_whole() {
+    const ID: &str = "snapshots.aws-access-key-id=an-id";
+    const SECRET: &str = "snapshots.aws-secret-access-key=a-secret";
+    const TOKEN: &str = "snapshots.aws-session-token=a-token";
+    for (set, lacks) in [
+        (&[ID][..], "aws-secret-access-key"),
+        (&[SECRET], "aws-access-key-id"),
+        (&[TOKEN], "aws-access-key-id"),
+        (&[ID, TOKEN], "aws-secret-access-key"),
+        (&[SECRET, TOKEN], "aws-access-key-id"),
+    ] {
+        let error = from_set(set).expect_err("not whole");
+        assert_says(
+            &error,
+            "config_conflict",
+            &[&format!("`snapshots.{lacks}` is not")],
+        );
+    }
+    for set in [&[ID, SECRET][..], &[ID, SECRET, TOKEN]] {
+        from_set(set).expect("whole");
+    }
+}
+
+#[test]
+fn a_start_says_that_nothing_is_there_to_fall_back_on_until_two_are_retained_or_it_is_meant() {
+    let loaded = from_set(&[]).expect("good");
+    assert_eq!(loaded.warnings, [""; 0], "a check has nothing to say");
+    assert_eq!(loaded.reminders.len(), 1, "{:?}", loaded.reminders);
+    assert!(loaded.reminders[0].contains("`snapshots.num-retained` is not set"));
+    for retained in ["1", "3"] {
+        let loaded = from_set(&[&format!("snapshots.num-retained={retained}")]).expect("good");
+        assert_eq!(loaded.reminders, [""; 0]);
+    }
+}
+
+#[test]
 fn equal_values_go_together() {
     from_set(&["log.purge-threshold=32MiB", "log.flush-after=1MiB"]).expect("equal");
     from_set(&["store.write-buffers-total=32MiB"]).expect("equal");

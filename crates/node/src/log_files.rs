@@ -1,0 +1,149 @@
+//! Which files of the log are still wanted.
+//!
+//! The log is kept back to the oldest archived snapshot, so a busy partition may have much in old
+//! files. raft-engine deletes the oldest files once the log is larger than its threshold; but what is
+//! still wanted of a group in the oldest fifth of them it copies to new files first. For a group with
+//! little in the log that is as it should be: an idle partition holds nothing back. For one with much
+//! it would write the log a second time. So it is only told to delete when no group has much there.
+
+use std::collections::VecDeque;
+
+/// A group with more entries than this, or more bytes, has much.
+const MANY_ENTRIES: u64 = 10_000;
+const MANY_BYTES: u64 = 4 << 20;
+/// Old file boundaries that are remembered; of more, every second is forgotten.
+const REMEMBERED: usize = 512;
+
+/// What is wanted of a group.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Wanted {
+    /// Entries at or below are not.
+    pub start: u64,
+    /// The last entry.
+    pub last: u64,
+    /// Bytes above `start`, as far as they are known.
+    pub bytes: u64,
+}
+
+/// Remembers which file was written to when each group was where.
+#[derive(Debug, Default)]
+pub(crate) struct LogFiles {
+    /// The file, and the groups' last entries when it was first seen: later ones are in it or after.
+    seen: VecDeque<(u64, Vec<u64>)>,
+}
+
+impl LogFiles {
+    /// The log has these files now, from the first to the one that is written to.
+    pub fn note(&mut self, (first, active): (u64, u64), groups: &[Wanted]) {
+        if self.seen.is_empty() {
+            // What is there already may be anywhere.
+            self.seen
+                .push_back((first, groups.iter().map(|g| g.start).collect()));
+        }
+        if self.seen.back().is_none_or(|(file, _)| *file < active) {
+            self.seen
+                .push_back((active, groups.iter().map(|g| g.last).collect()));
+        }
+        while self.seen.len() > 1 && self.seen[1].0 <= first {
+            self.seen.pop_front();
+        }
+        if self.seen.len() > REMEMBERED {
+            let mut keep = false;
+            self.seen.retain(|_| {
+                keep = !keep;
+                keep
+            });
+        }
+    }
+
+    /// The first file in which a group has much that is wanted; none if no group has.
+    pub fn first_wanted(&self, groups: &[Wanted]) -> Option<u64> {
+        let much = groups
+            .iter()
+            .enumerate()
+            .filter(|(_, g)| g.last.saturating_sub(g.start) > MANY_ENTRIES || g.bytes > MANY_BYTES);
+        much.filter_map(|(at, group)| {
+            let before = |(_, lasts): &&(u64, Vec<u64>)| {
+                lasts.get(at).is_some_and(|last| *last <= group.start)
+            };
+            let found = self.seen.iter().rev().find(before);
+            found.or(self.seen.front()).map(|(file, _)| *file)
+        })
+        .min()
+    }
+
+    /// Whether deleting old files costs no copying worth the name.
+    pub fn may_delete(&self, (first, active): (u64, u64), groups: &[Wanted]) -> bool {
+        let fifth = (active - first + 1).div_ceil(5);
+        self.first_wanted(groups)
+            .is_none_or(|wanted| wanted >= first + fifth)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn group(start: u64, last: u64) -> Wanted {
+        Wanted {
+            start,
+            last,
+            bytes: 0,
+        }
+    }
+
+    /// Ten files; the first group writes 20,000 entries into each, the second a few into the first.
+    fn ten_files() -> LogFiles {
+        let mut files = LogFiles::default();
+        for file in 1..=10 {
+            files.note((1, file), &[group(0, (file - 1) * 20_000), group(0, 5)]);
+        }
+        files
+    }
+
+    #[test]
+    fn a_busy_group_is_not_copied_for_the_sake_of_space() {
+        let files = ten_files();
+        let last = 200_000;
+        for (start, first_wanted, may) in [
+            (0, 1, false),
+            (19_999, 1, false),
+            (20_000, 2, false),
+            (40_000, 3, true),
+            (150_000, 8, true),
+        ] {
+            let groups = [group(start, last), group(0, 5)];
+            assert_eq!(files.first_wanted(&groups), Some(first_wanted), "{start}");
+            assert_eq!(files.may_delete((1, 10), &groups), may, "{start}");
+        }
+    }
+
+    #[test]
+    fn an_idle_group_with_little_holds_nothing_back() {
+        let files = ten_files();
+        let groups = [group(200_000, 200_000), group(0, 5)];
+        assert_eq!(files.first_wanted(&groups), None);
+        assert!(files.may_delete((1, 10), &groups));
+    }
+
+    #[test]
+    fn after_a_start_what_is_there_may_be_anywhere() {
+        let mut files = LogFiles::default();
+        files.note((3, 9), &[group(1000, 90_000)]);
+        assert_eq!(files.first_wanted(&[group(1000, 90_000)]), Some(3));
+        assert_eq!(files.first_wanted(&[group(60_000, 90_000)]), Some(3));
+        // Once everything from before is gone, the rest is where it was written since.
+        assert_eq!(files.first_wanted(&[group(90_000, 150_000)]), Some(9));
+    }
+
+    #[test]
+    fn what_is_remembered_is_bounded() {
+        let mut files = LogFiles::default();
+        for file in 1..5_000 {
+            files.note((1, file), &[group(0, file * 100)]);
+        }
+        assert!(files.seen.len() <= REMEMBERED + 1);
+        files.note((4_900, 5_000), &[group(0, 500_000)]);
+        assert!(files.seen.len() < 200);
+    }
+}

@@ -1,0 +1,448 @@
+//! Finds, for each partition, the copy to go on from.
+//!
+//! Nothing of the data directory is changed here but `restore/`, where copies are made ready: fetched,
+//! checked byte for byte, and only then offered to the database.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use esker_partition::{Checkpoint, Lineage, LineageId, checkpoint};
+use esker_repository::{CurrentRoot, Error as RepositoryError, Progress, Repository, Which};
+use futures::{StreamExt as _, TryStreamExt as _};
+
+use super::look::{Facts, PartitionFacts};
+use super::plan::{Plan, PlannedFork};
+use super::ways::{Copy, Source, best, connects};
+use crate::data_dir::DataDir;
+use crate::error::StartError;
+use crate::snapshots::{Archive, restored};
+
+/// Partitions that are restored at a time. Each has eight files under way.
+const PARALLEL: usize = 4;
+/// How often a long restore says how far it is.
+const REPORT_EVERY: Duration = Duration::from_secs(5);
+
+/// A copy to go on from.
+pub(super) struct Way {
+    pub partition: u64,
+    pub source: Source,
+    /// Files for the database to take, unless it is the database itself.
+    pub ready: Option<Checkpoint>,
+    /// The lineage that begins there, because something may be lost.
+    pub fork: Option<PlannedFork>,
+    /// Whether the repository has a root that is to be forked.
+    pub has_root: bool,
+    /// The lineage of the log, if that began where the copy ends: the copy is of its parent.
+    pub adopt: Option<Lineage>,
+}
+
+/// Finds a way for each partition, and writes down which lineages begin.
+pub(super) async fn find(
+    facts: &Facts,
+    data_dir: &DataDir,
+    archive: &Archive,
+    plan: &mut Plan,
+    accepts_loss: bool,
+) -> Result<Vec<Way>, StartError> {
+    let planned: &Plan = plan;
+    let finding = facts.partitions.iter().map(|facts| {
+        let search = Search {
+            facts,
+            data_dir,
+            archive,
+            planned: planned.forks.get(&facts.partition),
+            accepts_loss,
+            tried: Vec::new(),
+        };
+        search.find()
+    });
+    // Made first: closures in streams are not proven to live long enough.
+    let finding: Vec<_> = finding.collect();
+    let mut ways: Vec<Way> = futures::stream::iter(finding)
+        .buffer_unordered(PARALLEL)
+        .try_collect()
+        .await?;
+    ways.sort_by_key(|way| way.partition);
+    let before = plan.clone();
+    for way in &ways {
+        if let Some(fork) = &way.fork {
+            plan.forks.insert(way.partition, fork.clone());
+        }
+    }
+    if *plan != before {
+        plan.write(data_dir.path())?;
+    }
+    Ok(ways)
+}
+
+struct Search<'a> {
+    facts: &'a PartitionFacts,
+    data_dir: &'a DataDir,
+    archive: &'a Archive,
+    planned: Option<&'a PlannedFork>,
+    accepts_loss: bool,
+    /// Copies that are not usable, and why.
+    tried: Vec<String>,
+}
+
+impl Search<'_> {
+    async fn find(mut self) -> Result<Way, StartError> {
+        if let Some(way) = self.database() {
+            return Ok(way);
+        }
+        let locals = self.locals().await;
+        for checkpoint in &locals {
+            if let Some(way) = self.local(checkpoint)? {
+                return Ok(way);
+            }
+        }
+        let repository = self
+            .archive
+            .repository(&self.data_dir.identity, self.facts.partition);
+        let root = match repository.root().await {
+            Ok(root) => Some(root),
+            Err(RepositoryError::NoRoot { others: false, .. }) => {
+                self.tried
+                    .push(format!("{} has no snapshot of it", self.archive.shown()));
+                None
+            }
+            Err(error) => return Err(self.unreadable(&error)),
+        };
+        let archived = match &root {
+            Some(root) => self.archived(&repository, root).await?,
+            None => Vec::new(),
+        };
+        for copy in &archived {
+            if let Err(why) = connects(self.facts.log.as_ref(), copy) {
+                self.tried.push(format!("{}: {why}", copy.source));
+            } else if let Some(ready) = self.fetch(&repository, copy).await? {
+                return Ok(self.way(copy, Some(ready), None, true));
+            }
+        }
+        if !self.accepts_loss {
+            return Err(StartError::NothingUsable {
+                partition: self.facts.partition,
+                tried: self.tried.join("; "),
+                remedy: "Bring back what is missing; or accept the loss of everything after the newest copy with --bootstrap restore",
+            });
+        }
+        self.with_a_loss(&repository, root.as_ref(), &locals, &archived)
+            .await
+    }
+
+    /// The database, if the log goes on where it ends.
+    fn database(&mut self) -> Option<Way> {
+        let found = match &self.facts.database {
+            Ok(found) => found,
+            Err(why) => {
+                self.tried.push(format!("database: {why}"));
+                return None;
+            }
+        };
+        let copy = Copy {
+            source: Source::Database,
+            lineage: found.lineage,
+            lsn: found.lsn,
+        };
+        match connects(self.facts.log.as_ref(), &copy) {
+            Ok(()) => Some(self.way(&copy, None, None, true)),
+            Err(why) => {
+                self.tried.push(format!("database: {why}"));
+                None
+            }
+        }
+    }
+
+    /// Checkpoints on this disk that are whole, newest first.
+    async fn locals(&mut self) -> Vec<Checkpoint> {
+        let base = self
+            .data_dir
+            .snapshots()
+            .join(self.facts.partition.to_string());
+        let mut whole = Vec::new();
+        for dir in checkpoint::all(&base).unwrap_or_default() {
+            let opened = super::blocking(move || {
+                let checkpoint = Checkpoint::open(&dir)?;
+                checkpoint.verify()?;
+                Ok::<_, esker_partition::StoreError>(checkpoint)
+            });
+            match opened.await {
+                Ok(checkpoint) => whole.push(checkpoint),
+                Err(error) => self.tried.push(format!("local snapshot: {error}")),
+            }
+        }
+        whole
+    }
+
+    fn local(&mut self, checkpoint: &Checkpoint) -> Result<Option<Way>, StartError> {
+        let copy = copy_of(checkpoint);
+        match connects(self.facts.log.as_ref(), &copy) {
+            Ok(()) => {
+                let ready = self.link(checkpoint)?;
+                Ok(Some(self.way(&copy, Some(ready), None, true)))
+            }
+            Err(why) => {
+                self.tried.push(format!("local snapshot: {why}"));
+                Ok(None)
+            }
+        }
+    }
+
+    /// The same files, for the database to use up.
+    fn link(&self, checkpoint: &Checkpoint) -> Result<Checkpoint, StartError> {
+        let to = self.place("local");
+        remove(&to)?;
+        Ok(checkpoint.link_to(&to)?)
+    }
+
+    fn place(&self, name: &str) -> PathBuf {
+        self.data_dir
+            .restore()
+            .join(self.facts.partition.to_string())
+            .join(name)
+    }
+
+    /// What the repository retains, newest first.
+    async fn archived(
+        &mut self,
+        repository: &Repository,
+        root: &CurrentRoot,
+    ) -> Result<Vec<Copy>, StartError> {
+        let mut copies = Vec::new();
+        for retained in &root.retained_snapshots {
+            let dir = retained.dir();
+            let metadata = match repository.describe(&dir).await {
+                Ok(metadata) => metadata,
+                Err(error) if error.is_damage() => {
+                    tracing::warn!(partition = self.facts.partition, snapshot = %dir, %error, "a snapshot is damaged: an older one is tried");
+                    self.tried
+                        .push(format!("repository snapshot {dir}: {error}"));
+                    continue;
+                }
+                Err(error) => return Err(self.unreadable(&error)),
+            };
+            match metadata.lineage {
+                Some(lineage) => copies.push(Copy {
+                    source: Source::Repository(dir),
+                    lineage: LineageId(lineage.0),
+                    lsn: metadata.min_applied_lsn.0,
+                }),
+                None => self
+                    .tried
+                    .push(format!("repository snapshot {dir}: it has no lineage")),
+            }
+        }
+        Ok(copies)
+    }
+
+    /// Fetches a snapshot and checks it; `None` if it is damaged.
+    async fn fetch(
+        &mut self,
+        repository: &Repository,
+        copy: &Copy,
+    ) -> Result<Option<Checkpoint>, StartError> {
+        let Source::Repository(dir) = &copy.source else {
+            return Ok(None);
+        };
+        let partition = self.facts.partition;
+        let to = self.place(&dir.to_string());
+        let metadata = match repository.describe(dir).await {
+            Ok(metadata) => metadata,
+            Err(error) => return Err(self.unreadable(&error)),
+        };
+        if to.exists() {
+            // Fetched by a start that did not get further.
+            let whole = restored(&to, &metadata);
+            if let Ok(checkpoint) = whole
+                && super::blocking({
+                    let checkpoint = checkpoint.clone();
+                    move || checkpoint.verify().is_ok()
+                })
+                .await
+            {
+                return Ok(Some(checkpoint));
+            }
+            remove(&to)?;
+        }
+        if let Some(parent) = to.parent() {
+            std::fs::create_dir_all(parent).map_err(|source| StartError::Io {
+                operation: "creating",
+                path: parent.to_owned(),
+                source,
+            })?;
+        }
+        tracing::info!(partition, snapshot = %dir, "Loading snapshot from {}", self.archive.shown());
+        let progress = Progress::new();
+        let which = Which::Exactly(dir.clone());
+        let restoring = repository.restore(&which, &to, &progress);
+        let reporting = report_on(partition, &progress);
+        let result = tokio::select! {
+            result = restoring => result,
+            never = reporting => match never {},
+        };
+        match result {
+            Ok(found) => {
+                let checkpoint = restored(found.dir(), found.metadata());
+                match checkpoint {
+                    Ok(checkpoint) => Ok(Some(checkpoint)),
+                    Err(why) => {
+                        self.tried.push(format!("repository snapshot {dir}: {why}"));
+                        Ok(None)
+                    }
+                }
+            }
+            Err(
+                error @ (RepositoryError::Damaged { .. }
+                | RepositoryError::Missing { .. }
+                | RepositoryError::NoSnapshot(_)
+                | RepositoryError::Unusable(_)),
+            ) => {
+                tracing::warn!(partition, snapshot = %dir, %error, "a snapshot is damaged: an older one is tried");
+                metrics::counter!("esker_partition_store_snapshots_download_fallback_total")
+                    .increment(1);
+                self.tried
+                    .push(format!("repository snapshot {dir}: {error}"));
+                Ok(None)
+            }
+            Err(error) => Err(self.unreadable(&error)),
+        }
+    }
+
+    /// The copy that loses least.
+    async fn with_a_loss(
+        mut self,
+        repository: &Repository,
+        root: Option<&CurrentRoot>,
+        locals: &[Checkpoint],
+        archived: &[Copy],
+    ) -> Result<Way, StartError> {
+        let planned = self.planned;
+        let lineage_there = root.and_then(|root| root.lineage).map(|l| LineageId(l.0));
+        let swapped = planned.is_some_and(|p| p.id().is_some() && p.id() == lineage_there);
+        if let (Some(planned), Ok(found)) = (planned, &self.facts.database)
+            && planned.id() == Some(found.lineage)
+        {
+            // An earlier start has got so far.
+            let copy = Copy {
+                source: Source::Database,
+                lineage: found.lineage,
+                lsn: found.lsn,
+            };
+            return Ok(self.way(&copy, None, Some(planned.clone()), root.is_some()));
+        }
+        let mut copies: Vec<Copy> = Vec::new();
+        if let Ok(found) = &self.facts.database {
+            copies.push(Copy {
+                source: Source::Database,
+                lineage: found.lineage,
+                lsn: found.lsn,
+            });
+        }
+        copies.extend(locals.iter().map(copy_of));
+        copies.extend_from_slice(archived);
+        let current = match (swapped, planned) {
+            (true, Some(planned)) => planned.parent(),
+            _ => lineage_there,
+        };
+        if let (true, Some(planned)) = (swapped, planned) {
+            copies.retain(|copy| copy.lsn == planned.lsn);
+        }
+        while let Some(copy) = best(&copies, current).cloned() {
+            let ready = match &copy.source {
+                Source::Database => None,
+                Source::Local(dir) => match locals.iter().find(|c| c.dir == *dir) {
+                    Some(checkpoint) => Some(self.link(checkpoint)?),
+                    None => None,
+                },
+                Source::Repository(_) => match self.fetch(repository, &copy).await? {
+                    Some(ready) => Some(ready),
+                    None => {
+                        copies.retain(|other| *other != copy);
+                        continue;
+                    }
+                },
+            };
+            let same = planned.filter(|p| p.parent() == Some(copy.lineage) && p.lsn == copy.lsn);
+            let fork = same.cloned().unwrap_or_else(|| PlannedFork {
+                lineage: LineageId(rand::random()).to_string(),
+                parent: copy.lineage.to_string(),
+                lsn: copy.lsn,
+            });
+            return Ok(self.way(&copy, ready, Some(fork), root.is_some()));
+        }
+        Err(StartError::NothingUsable {
+            partition: self.facts.partition,
+            tried: self.tried.join("; "),
+            remedy: "There is no copy to go on from",
+        })
+    }
+
+    fn way(
+        &self,
+        copy: &Copy,
+        ready: Option<Checkpoint>,
+        fork: Option<PlannedFork>,
+        has_root: bool,
+    ) -> Way {
+        let log = self.facts.log.as_ref();
+        for tried in &self.tried {
+            tracing::warn!(partition = self.facts.partition, "not usable: {tried}");
+        }
+        Way {
+            partition: self.facts.partition,
+            source: copy.source.clone(),
+            ready,
+            adopt: log
+                .filter(|log| fork.is_none() && log.lineage.id() != copy.lineage)
+                .map(|log| log.lineage.clone()),
+            fork,
+            has_root,
+        }
+    }
+
+    fn unreadable(&self, error: &RepositoryError) -> StartError {
+        StartError::RepositoryUnreadable {
+            repository: self.archive.shown().to_owned(),
+            why: format!(
+                "{error} (it was needed for partition {}: {})",
+                self.facts.partition,
+                self.tried.join("; ")
+            ),
+        }
+    }
+}
+
+fn copy_of(checkpoint: &Checkpoint) -> Copy {
+    Copy {
+        source: Source::Local(checkpoint.dir.clone()),
+        lineage: checkpoint.lineage().unwrap_or(LineageId(0)),
+        lsn: checkpoint.meta.lsn,
+    }
+}
+
+fn remove(dir: &Path) -> Result<(), StartError> {
+    match std::fs::remove_dir_all(dir) {
+        Ok(()) => Ok(()),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(source) => Err(StartError::Io {
+            operation: "removing",
+            path: dir.to_owned(),
+            source,
+        }),
+    }
+}
+
+/// Says from time to time how far it is.
+async fn report_on(partition: u64, progress: &Progress) -> std::convert::Infallible {
+    loop {
+        tokio::time::sleep(REPORT_EVERY).await;
+        tracing::info!(
+            partition,
+            files = progress.files_done(),
+            of_files = progress.files(),
+            bytes = progress.bytes_done(),
+            of_bytes = progress.bytes(),
+            "Loading snapshot"
+        );
+    }
+}

@@ -1,0 +1,166 @@
+//! What a data directory is, and what an empty one means.
+
+use esker_repository::partitions;
+use tokio::runtime::Handle;
+
+use super::plan::Plan;
+use crate::data_dir::{DataDir, Identity, LockedDir};
+use crate::error::StartError;
+use crate::node::NodeOptions;
+use crate::snapshots::{Archive, Bootstrap, cluster_id};
+
+/// A directory that somebody uses from now on.
+pub(super) struct Entered {
+    pub data_dir: DataDir,
+    pub archive: Archive,
+    /// A restore that is under way.
+    pub plan: Option<Plan>,
+    /// Whether the operator accepts that what cannot be recovered is lost.
+    pub accepts_loss: bool,
+}
+
+pub(super) fn enter(options: &NodeOptions, handle: &Handle) -> Result<Entered, StartError> {
+    let locked = LockedDir::open(&options.data_dir)?;
+    let archive = Archive::open(&options.snapshots, locked.path())?;
+    let mut plan = Plan::read(locked.path())?;
+    let wants = match &plan {
+        // It was said once, and a crash came between.
+        Some(plan) if plan.everything => Some(Bootstrap::Restore),
+        _ => options.bootstrap,
+    };
+    if wants == Some(Bootstrap::Join) {
+        return Err(StartError::JoinUnsupported);
+    }
+    let accepts_loss = wants == Some(Bootstrap::Restore) || plan.is_some();
+    let data_dir = if locked.is_empty() {
+        match wants {
+            Some(Bootstrap::Restore) => {
+                let identity = handle.block_on(identity_of_cluster(options, &archive))?;
+                let everything = Plan {
+                    everything: true,
+                    ..Plan::default()
+                };
+                everything.write(locked.path())?;
+                plan = Some(everything);
+                locked.belonging_to(|| identity, options.partitions)?
+            }
+            wants => {
+                handle.block_on(nobody_there(&archive, wants, &locked))?;
+                let identity = || Identity::new(&options.cluster_name, options.partitions);
+                locked.belonging_to(identity, options.partitions)?
+            }
+        }
+    } else {
+        if options.bootstrap == Some(Bootstrap::New) {
+            return Err(StartError::NotEmpty {
+                dir: locked.path().to_owned(),
+            });
+        }
+        let identity = || Identity::new(&options.cluster_name, options.partitions);
+        locked.belonging_to(identity, options.partitions)?
+    };
+    if archive.is_default {
+        tracing::warn!(
+            repository = archive.shown(),
+            "partition snapshots are kept in the data directory and do not survive this disk: \
+             set snapshots.destination"
+        );
+    }
+    Ok(Entered {
+        data_dir,
+        archive,
+        plan,
+        accepts_loss,
+    })
+}
+
+/// A new cluster begins only where the repository has nothing of any.
+async fn nobody_there(
+    archive: &Archive,
+    wants: Option<Bootstrap>,
+    locked: &LockedDir,
+) -> Result<(), StartError> {
+    let unreadable = |e: esker_repository::Error| StartError::RepositoryUnreadable {
+        repository: archive.shown().to_owned(),
+        why: format!(
+            "{e}. An empty data directory may mean that everything is to be restored from there; \
+             --bootstrap new begins a new cluster without looking"
+        ),
+    };
+    let there = match partitions(archive.destination()).await {
+        Ok(there) => there,
+        // It was said what to do, and snapshots begin as soon as it can be reached.
+        Err(error) if wants == Some(Bootstrap::New) => {
+            tracing::warn!(%error, "the repository could not be read");
+            return Ok(());
+        }
+        Err(error) => return Err(unreadable(error)),
+    };
+    let Some(first) = there.first() else {
+        return Ok(());
+    };
+    let root = archive.reader(u64::from(first.0)).root().await;
+    let cluster = match root {
+        Ok(root) => root.cluster_name.clone(),
+        Err(error) => format!("unknown: {error}"),
+    };
+    Err(StartError::RepositoryHoldsCluster {
+        dir: locked.path().to_owned(),
+        repository: archive.shown().to_owned(),
+        cluster,
+    })
+}
+
+/// Who is restored into an empty directory: it says so in the catalog's newest snapshot.
+async fn identity_of_cluster(
+    options: &NodeOptions,
+    archive: &Archive,
+) -> Result<Identity, StartError> {
+    let repository = || archive.shown().to_owned();
+    let unreadable = |e: esker_repository::Error| StartError::RepositoryUnreadable {
+        repository: repository(),
+        why: e.to_string(),
+    };
+    let nothing = |why: String| StartError::NothingToRestore {
+        repository: repository(),
+        why,
+    };
+    let catalog = archive.reader(0);
+    let root = catalog.root().await.map_err(|e| match e {
+        esker_repository::Error::NoRoot { .. } => nothing(e.to_string()),
+        other => unreadable(other),
+    })?;
+    if root.cluster_name != options.cluster_name {
+        return Err(nothing(format!(
+            "it holds snapshots of cluster `{}`, and this is to be `{}`: \
+             correct `cluster-name` or `snapshots.destination`",
+            root.cluster_name, options.cluster_name
+        )));
+    }
+    let mut damaged = Vec::new();
+    for retained in &root.retained_snapshots {
+        let metadata = match catalog.describe(&retained.dir()).await {
+            Ok(metadata) => metadata,
+            Err(error) if error.is_damage() => {
+                damaged.push(error.to_string());
+                continue;
+            }
+            Err(error) => return Err(unreadable(error)),
+        };
+        let (Some(id), Some(partitions)) = (cluster_id(&metadata), metadata.partitions) else {
+            return Err(nothing(format!("{} was not made by a node", retained.path)));
+        };
+        if partitions != options.partitions {
+            return Err(StartError::PartitionsChanged {
+                dir: options.data_dir.clone(),
+                made: partitions,
+                configured: options.partitions,
+            });
+        }
+        return Ok(Identity::of_cluster(id, &options.cluster_name, partitions));
+    }
+    Err(nothing(match damaged.is_empty() {
+        true => "no snapshot of the catalog is retained".to_owned(),
+        false => damaged.join("; "),
+    }))
+}

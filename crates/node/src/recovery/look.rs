@@ -1,0 +1,173 @@
+//! What is there: the log, and the database.
+
+use std::path::Path;
+
+use esker_partition::{Lineage, LineageId, PartitionId, Store, StoreOptions};
+use esker_raft::log::{Faults, LogConfig};
+use esker_raft::runtime::{NodeConfig, NodeError};
+use esker_raft::{GroupId, NodeId};
+
+use super::ways::LogFacts;
+use super::{MAX_PENDING, TICK, log_state};
+use crate::data_dir::DataDir;
+use crate::error::StartError;
+use crate::node::NodeOptions;
+
+/// What a data directory has.
+pub(super) struct Facts {
+    pub partitions: Vec<PartitionFacts>,
+    /// The database, if it opens.
+    pub store: Result<Store, String>,
+}
+
+/// What it has of a partition.
+pub(super) struct PartitionFacts {
+    pub partition: u64,
+    pub log: Option<LogFacts>,
+    pub database: Result<DatabaseFacts, String>,
+}
+
+/// What the database has of a partition.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct DatabaseFacts {
+    pub lsn: u64,
+    pub lineage: LineageId,
+}
+
+/// Whether there is any log file: a directory in use always has one.
+pub(super) fn has_log(data_dir: &DataDir) -> bool {
+    std::fs::read_dir(data_dir.log()).is_ok_and(|mut files| {
+        files.any(|f| f.is_ok_and(|f| f.path().extension().is_some_and(|e| e == "raftlog")))
+    })
+}
+
+/// Opens the log. A damaged one is put aside if the operator accepts that.
+pub(super) fn open_log(
+    options: &NodeOptions,
+    data_dir: &DataDir,
+    accepts_loss: bool,
+) -> Result<esker_raft::Node, StartError> {
+    let start = || {
+        esker_raft::Node::start(
+            NodeConfig {
+                id: NodeId(data_dir.identity.node_id),
+                log: LogConfig {
+                    dir: data_dir.log(),
+                    segment_size: options.log_segment_size,
+                    purge_threshold: options.log_purge_threshold,
+                    max_group_size: options.log_max_group_size,
+                },
+                tick_interval: TICK,
+                max_pending_proposals: MAX_PENDING,
+                snapshot_hint_threshold_entries: options.snapshots.local_threshold_entries,
+                snapshot_hint_threshold_bytes: options.snapshots.local_threshold_bytes,
+                max_log_entries: 0,
+                parallel_snapshots: 1,
+            },
+            Faults::default(),
+        )
+    };
+    let started = match start() {
+        Err(error @ NodeError::Log(_)) if accepts_loss && is_damage(&error) => {
+            let aside = data_dir.put_aside("log")?;
+            tracing::warn!(
+                %error,
+                aside = %aside.display(),
+                "the log is damaged and was put aside: what only it had is lost"
+            );
+            start()
+        }
+        other => other,
+    };
+    let (raft, inspection) = started?;
+    for torn in &inspection.torn {
+        tracing::warn!(
+            file = %torn.path.display(),
+            offset = torn.offset,
+            bytes = torn.bytes,
+            "the log ended in a write that was cut short and never acknowledged: {} bytes removed",
+            torn.bytes
+        );
+    }
+    Ok(raft)
+}
+
+/// Whether the log itself is wrong, rather than the way to it.
+fn is_damage(error: &NodeError) -> bool {
+    use esker_raft::log::LogError;
+    use esker_raft::log::inspect::InspectError;
+    match error {
+        NodeError::Log(LogError::Inspect(found)) => !matches!(found, InspectError::Io { .. }),
+        NodeError::Log(LogError::Engine { .. }) => true,
+        _ => false,
+    }
+}
+
+/// Looks at log and database, and changes nothing.
+pub(super) fn look(
+    options: &NodeOptions,
+    data_dir: &DataDir,
+    raft: &esker_raft::Node,
+    store_options: &StoreOptions,
+    accepts_loss: bool,
+) -> Result<Facts, StartError> {
+    let store = open_database(&data_dir.db(), store_options);
+    if let Err(why) = &store {
+        tracing::warn!(%why, "the database cannot be used");
+    }
+    let mut partitions = Vec::new();
+    for partition in 0..=u64::from(options.partitions) {
+        let log = log_facts(raft, partition)?;
+        if log.is_none() && !accepts_loss {
+            return Err(StartError::LogIncomplete {
+                dir: data_dir.path().to_owned(),
+                partition,
+            });
+        }
+        let database = match (&store, std::fs::read_to_string(data_dir.damage(partition))) {
+            (Err(why), _) => Err(why.clone()),
+            (Ok(_), Ok(why)) => Err(format!("it was found damaged: {why}")),
+            (Ok(store), Err(_)) => database_facts(store, partition),
+        };
+        partitions.push(PartitionFacts {
+            partition,
+            log,
+            database,
+        });
+    }
+    Ok(Facts { partitions, store })
+}
+
+fn open_database(path: &Path, options: &StoreOptions) -> Result<Store, String> {
+    if !path.join("CURRENT").exists() {
+        return Err(format!("there is none in {}", path.display()));
+    }
+    Store::open_any(path, options).map_err(|e| e.to_string())
+}
+
+fn log_facts(raft: &esker_raft::Node, partition: u64) -> Result<Option<LogFacts>, StartError> {
+    let state = log_state(raft, partition)?;
+    let Some(tag) = raft.log().tag(GroupId(partition)) else {
+        return Ok(None);
+    };
+    let lineage = Lineage::from_bytes(&tag).map_err(|why| StartError::BadIdentity {
+        path: raft.log().config().dir.clone(),
+        why: format!("the lineage of partition {partition}: {why}"),
+    })?;
+    Ok(Some(LogFacts {
+        start: state.start.lsn.0,
+        last: state.last.0,
+        lineage,
+    }))
+}
+
+fn database_facts(store: &Store, partition: u64) -> Result<DatabaseFacts, String> {
+    let id = PartitionId(partition);
+    let applied = store.applied(id).map_err(|e| e.to_string())?;
+    let applied = applied.ok_or("the database has nothing of it")?;
+    let lineage = store.part(id).lineage().map_err(|e| e.to_string())?;
+    Ok(DatabaseFacts {
+        lsn: applied.lsn,
+        lineage: lineage.id(),
+    })
+}

@@ -1,0 +1,274 @@
+//! From a data directory to running partitions: every way back.
+//!
+//! 1. Lock the directory. An empty one: what does that mean ([`directory`])?
+//! 2. Look at the log's files, cut a torn tail, open the log. A lost or damaged one ends the start,
+//!    unless the operator accepts the loss.
+//! 3. Open the database, and look what it has of each partition ([`look`]).
+//! 4. For each partition: does the log go on where the database ends? Then it is replayed. Else the
+//!    copies are tried, local ones first, then the repository's, newest first, each checked byte for
+//!    byte before it is used ([`copies`], [`ways`]). If none connects with the log, the start ends
+//!    and says what was tried; or, if the operator accepts a loss, the copy that loses least is
+//!    taken and a new lineage begins there ([`plan`]).
+//! 5. Bring the database into that shape ([`rebuild`]), and replay, all partitions at once.
+//!
+//! "There is no snapshot" and "the repository could not be read" are different answers, and neither
+//! ever makes an empty database.
+
+mod copies;
+mod directory;
+mod look;
+mod plan;
+mod rebuild;
+mod report;
+mod ways;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::time::{Duration, Instant};
+
+use esker_partition::command::{DropBasin, Kind};
+use esker_partition::{Catalog, PartitionId, Store, StreamPartition};
+use esker_raft::runtime::SendToPeers;
+use esker_raft::{GroupId, Lsn, SnapshotSink, Term};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+use crate::data_dir::DataDir;
+use crate::error::StartError;
+use crate::node::{Inner, NodeOptions, StreamGroup};
+use crate::snapshots::{Archive, LocalSnapshots, Rates, Snapshots};
+use plan::Plan;
+pub use report::{PartitionRecovery, RecoveryReport};
+pub use ways::Source;
+
+/// Everything that is open before the groups are.
+struct Opened {
+    data_dir: DataDir,
+    raft: esker_raft::Node,
+    store: Store,
+    archive: Archive,
+    report: RecoveryReport,
+    /// Partitions that have begun a new lineage in this start.
+    forked: Vec<u64>,
+}
+
+pub(crate) async fn recover(options: NodeOptions) -> Result<Arc<Inner>, StartError> {
+    let started = Instant::now();
+    let handle = tokio::runtime::Handle::current();
+    let (mut inner, forked, mut report) = blocking(move || {
+        let opened = open(&options, &handle)?;
+        let forked = opened.forked.clone();
+        let (inner, report) = groups(options, opened)?;
+        Ok::<_, StartError>((inner, forked, report))
+    })
+    .await?;
+    let events = report.entries;
+    tracing::info!(events, "Replaying {events} events since snapshot");
+    let replay = Instant::now();
+    for group in inner.groups() {
+        group.wait_until_serving().await;
+    }
+    report.replay = replay.elapsed();
+    let bytes: u64 = inner.groups().map(|g| g.status().log_bytes).sum();
+    inner.snapshots.rates.replayed(events, bytes, report.replay);
+    tell_forked(&inner, &forked).await;
+    // Every partition has something in the log now, so one that has not is damage from here on.
+    inner.data_dir.finish()?;
+    Plan::remove(inner.data_dir.path())?;
+    report.total = started.elapsed();
+    inner
+        .snapshots
+        .rates
+        .started(report.total.saturating_sub(report.replay + report.restore));
+    tracing::info!(
+        restore = ?report.restore,
+        replay = ?report.replay,
+        total = ?report.total,
+        "Recovery complete"
+    );
+    inner.snapshots.recovered(report);
+    Ok(Arc::new(inner))
+}
+
+/// Opens everything below the groups, and brings the database into a shape that the log connects with.
+fn open(options: &NodeOptions, handle: &tokio::runtime::Handle) -> Result<Opened, StartError> {
+    let directory::Entered {
+        data_dir,
+        archive,
+        mut plan,
+        accepts_loss,
+    } = directory::enter(options, handle)?;
+    let log_was_there = look::has_log(&data_dir);
+    if !data_dir.is_new && !log_was_there && !accepts_loss {
+        return Err(StartError::LogMissing {
+            dir: data_dir.path().to_owned(),
+        });
+    }
+    let raft = look::open_log(options, &data_dir, accepts_loss)?;
+    let founding = data_dir.is_new && !plan.as_ref().is_some_and(|plan| plan.everything);
+    let mut report = RecoveryReport::default();
+    let mut forked = Vec::new();
+    let store_options = options.store_in(&data_dir);
+    let store = if founding {
+        rebuild::found(&raft, &data_dir, &store_options)?
+    } else {
+        let facts = look::look(options, &data_dir, &raft, &store_options, accepts_loss)?;
+        let decided = Instant::now();
+        let ways = handle.block_on(copies::find(
+            &facts,
+            &data_dir,
+            &archive,
+            plan.get_or_insert_default(),
+            accepts_loss,
+        ))?;
+        let restored = decided.elapsed();
+        let rebuilt = rebuild::rebuild(
+            handle,
+            facts,
+            ways,
+            &data_dir,
+            &raft,
+            &archive,
+            &store_options,
+            plan.get_or_insert_default(),
+        )?;
+        forked = rebuilt.forked;
+        report = rebuilt.report;
+        if report.restored_bytes > 0 {
+            report.restore = restored + rebuilt.took;
+        }
+        rebuilt.store
+    };
+    Ok(Opened {
+        data_dir,
+        raft,
+        store,
+        archive,
+        report,
+        forked,
+    })
+}
+
+/// Opens the groups; they replay from here on.
+fn groups(options: NodeOptions, opened: Opened) -> Result<(Inner, RecoveryReport), StartError> {
+    let Opened {
+        data_dir,
+        raft,
+        store,
+        archive,
+        mut report,
+        ..
+    } = opened;
+    let identity = data_dir.identity.clone();
+    let local = LocalSnapshots::open(data_dir.snapshots(), options.partitions, |p, checkpoint| {
+        let part = store.part(PartitionId(p));
+        let applied = part.applied().ok().flatten().map_or(0, |a| a.lsn);
+        let lineage = part.lineage().map(|l| l.id()).ok();
+        checkpoint.lineage() == lineage && checkpoint.meta.lsn <= applied
+    });
+    let local = Arc::new(local);
+    let sink: Arc<dyn SnapshotSink> = local.clone();
+    let mut applied = Vec::new();
+    for number in 0..=u64::from(options.partitions) {
+        let at = store
+            .part(PartitionId(number))
+            .applied()?
+            .map_or(0, |a| a.lsn);
+        let last = log_state(&raft, number)?.last;
+        report.note(number, at, last.0);
+        applied.push(at);
+    }
+    tracing::info!(
+        source = %report.source(),
+        path = %data_dir.db().display(),
+        ?applied,
+        log_bytes = raft.log().used_bytes(),
+        "Loading snapshot: {}", report.source()
+    );
+    let alone = || -> SendToPeers { Box::new(|_| {}) };
+    let catalog = Catalog::open(&store)?;
+    let catalog_reader = catalog.reader();
+    let catalog = raft.open_group(GroupId(0), catalog, alone(), sink.clone())?;
+    let mut partitions = Vec::new();
+    let stream_options = options.stream_options();
+    for number in 1..=u64::from(options.partitions) {
+        let partition = StreamPartition::open(&store, PartitionId(number), stream_options.clone())?;
+        let reader = partition.reader();
+        let group = raft.open_group(GroupId(number), partition, alone(), sink.clone())?;
+        partitions.push(StreamGroup { group, reader });
+    }
+    let groups = std::iter::once(&catalog).chain(partitions.iter().map(|p| &p.group));
+    for (number, group) in (0..).zip(groups) {
+        // Until it is known what the repository has, everything is kept.
+        group.keep_from(group.status().log_start);
+        if let Some(held) = local.newest(number) {
+            let meta = &held.checkpoint.meta;
+            group.snapshot_known(Lsn(meta.lsn), Term(meta.term));
+        }
+    }
+    let rates = Rates::open(data_dir.path());
+    if report.restored_bytes > 0 {
+        rates.restored(report.restored_bytes, report.restore);
+    }
+    let snapshots = Snapshots::new(archive, local, rates, &identity);
+    let inner = Inner {
+        admission: Arc::new(Semaphore::new(options.append_inflight)),
+        options,
+        identity,
+        raft,
+        store,
+        catalog,
+        catalog_reader,
+        partitions,
+        draining: AtomicBool::new(false),
+        stopping: CancellationToken::new(),
+        next_session: AtomicU64::new(rand::random_range(1..=u64::MAX / 2)),
+        snapshots,
+        started: Instant::now(),
+        refuses_appends: AtomicBool::new(false),
+        data_dir,
+    };
+    Ok((inner, report))
+}
+
+/// Tells partitions that were taken back in time which basins have been deleted since.
+async fn tell_forked(inner: &Inner, forked: &[u64]) {
+    if forked.is_empty() {
+        return;
+    }
+    let gone = inner.catalog_reader.forgotten().unwrap_or_else(|error| {
+        tracing::warn!(%error, "deleted basins are not known");
+        Vec::new()
+    });
+    for basin in gone {
+        for partition in &inner.partitions {
+            if forked.contains(&partition.reader.partition().0) {
+                let command = Kind::DropBasin(DropBasin { basin: basin.0 });
+                // Such a basin's streams have no name to be found by: nothing is wrong but space.
+                let _ = partition.group.execute(command.into_bytes()).await;
+            }
+        }
+    }
+}
+
+fn log_state(
+    raft: &esker_raft::Node,
+    partition: u64,
+) -> Result<esker_raft::engine::PersistedState, StartError> {
+    Ok(raft
+        .log()
+        .state(GroupId(partition))
+        .map_err(esker_raft::runtime::NodeError::from)?)
+}
+
+pub(crate) async fn blocking<T: Send + 'static>(f: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(f).await {
+        Ok(done) => done,
+        Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+    }
+}
+
+/// Ticks of the engines; an election takes ten to twenty of them.
+const TICK: Duration = Duration::from_millis(100);
+/// Accepted proposals that are not applied yet, per partition.
+const MAX_PENDING: u64 = 16 * 1024;

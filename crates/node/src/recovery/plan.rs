@@ -1,0 +1,101 @@
+//! What was decided about a restore that may lose something.
+//!
+//! It is written down before anything is done, so that whatever a crash interrupts is gone on with in
+//! the same way: the same lineage is begun, after the same LSN, with nobody asked again.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use esker_partition::LineageId;
+use serde::{Deserialize, Serialize};
+
+use crate::data_dir::{sync_dir, write_durably};
+use crate::error::StartError;
+
+/// A restore under way: `restore.json`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Plan {
+    /// Whether the directory was empty: everything comes from the repository.
+    #[serde(default)]
+    pub everything: bool,
+    /// The lineages that are begun, by partition.
+    #[serde(default)]
+    pub forks: BTreeMap<u64, PlannedFork>,
+}
+
+/// A lineage that is begun.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct PlannedFork {
+    /// Its id, in hexadecimal digits.
+    pub lineage: String,
+    /// That of the one that it branches off from.
+    pub parent: String,
+    /// The last LSN that both share.
+    pub lsn: u64,
+}
+
+impl PlannedFork {
+    pub fn id(&self) -> Option<LineageId> {
+        parse(&self.lineage)
+    }
+
+    pub fn parent(&self) -> Option<LineageId> {
+        parse(&self.parent)
+    }
+}
+
+fn parse(digits: &str) -> Option<LineageId> {
+    u128::from_str_radix(digits, 16).ok().map(LineageId)
+}
+
+impl Plan {
+    fn path(data_dir: &Path) -> PathBuf {
+        data_dir.join("restore.json")
+    }
+
+    /// The restore that is under way, if one is.
+    pub fn read(data_dir: &Path) -> Result<Option<Plan>, StartError> {
+        let path = Plan::path(data_dir);
+        let text = match std::fs::read(&path) {
+            Ok(text) => text,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => {
+                return Err(StartError::Io {
+                    operation: "reading",
+                    path,
+                    source,
+                });
+            }
+        };
+        serde_json::from_slice(&text)
+            .map(Some)
+            .map_err(|e| StartError::BadIdentity {
+                path,
+                why: format!("not a plan of a restore: {e}"),
+            })
+    }
+
+    /// Durable when this returns.
+    pub fn write(&self, data_dir: &Path) -> Result<(), StartError> {
+        let path = Plan::path(data_dir);
+        let text = serde_json::to_vec_pretty(self).map_err(|e| StartError::BadIdentity {
+            path: path.clone(),
+            why: e.to_string(),
+        })?;
+        write_durably(&path, &text)
+    }
+
+    /// It is done.
+    pub fn remove(data_dir: &Path) -> Result<(), StartError> {
+        let path = Plan::path(data_dir);
+        match std::fs::remove_file(&path) {
+            Ok(()) => sync_dir(data_dir),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            Err(source) => Err(StartError::Io {
+                operation: "removing",
+                path,
+                source,
+            }),
+        }
+    }
+}

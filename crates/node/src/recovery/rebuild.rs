@@ -1,0 +1,206 @@
+//! Brings database and log into the shape that was decided on.
+//!
+//! Each step can be done again: a crash leaves a plan, and copies that are made ready anew.
+
+use std::time::{Duration, Instant};
+
+use esker_partition::{Founding, Lineage, LineageId, PartitionId, Store, StoreOptions};
+use esker_raft::engine::LogFloor;
+use esker_raft::runtime::NodeError;
+use esker_raft::{GroupId, Lsn, Term};
+use esker_repository::Error as RepositoryError;
+use tokio::runtime::Handle;
+
+use super::copies::Way;
+use super::look::Facts;
+use super::plan::{Plan, PlannedFork};
+use super::report::RecoveryReport;
+use super::ways::Source;
+use crate::data_dir::DataDir;
+use crate::error::StartError;
+use crate::snapshots::{Archive, lineage_id};
+
+/// What came of it.
+pub(super) struct Rebuilt {
+    pub store: Store,
+    pub report: RecoveryReport,
+    pub forked: Vec<u64>,
+    pub took: Duration,
+}
+
+/// Makes the partitions of a new node.
+pub(super) fn found(
+    raft: &esker_raft::Node,
+    data_dir: &DataDir,
+    options: &StoreOptions,
+) -> Result<Store, StartError> {
+    let identity = &data_dir.identity;
+    let founding = Founding {
+        partitions: identity.partitions,
+        voters: vec![identity.node_id],
+        cluster_id: identity.cluster_id.clone(),
+    };
+    let store = Store::create(&data_dir.db(), options, &founding)?;
+    for partition in 0..=u64::from(identity.partitions) {
+        if raft.log().tag(GroupId(partition)).is_none() {
+            let id = PartitionId(partition);
+            let lineage = Lineage::first(&identity.cluster_id, identity.partitions, id);
+            begin_log(raft, partition, LogFloor::default(), &lineage)?;
+        }
+    }
+    Ok(store)
+}
+
+fn begin_log(
+    raft: &esker_raft::Node,
+    partition: u64,
+    start: LogFloor,
+    lineage: &Lineage,
+) -> Result<(), StartError> {
+    Ok(raft
+        .log()
+        .begin_group(GroupId(partition), start, &lineage.to_bytes())
+        .map_err(NodeError::from)?)
+}
+
+#[expect(clippy::too_many_arguments, reason = "all of what a start has open")]
+pub(super) fn rebuild(
+    handle: &Handle,
+    facts: Facts,
+    ways: Vec<Way>,
+    data_dir: &DataDir,
+    raft: &esker_raft::Node,
+    archive: &Archive,
+    options: &StoreOptions,
+    plan: &mut Plan,
+) -> Result<Rebuilt, StartError> {
+    let started = Instant::now();
+    let mut report = RecoveryReport::default();
+    let mut forked = Vec::new();
+    let store = match facts.store {
+        Ok(store) => store,
+        Err(why) => {
+            if data_dir.db().exists() {
+                let aside = data_dir.put_aside("db")?;
+                tracing::warn!(
+                    why,
+                    aside = %aside.display(),
+                    "the database was put aside, and is made anew from snapshots; remove it when you no longer want it"
+                );
+            }
+            Store::open_any(&data_dir.db(), options)?
+        }
+    };
+    for way in ways {
+        let partition = way.partition;
+        let id = PartitionId(partition);
+        if let Some(ready) = &way.ready {
+            let begun = Instant::now();
+            report.restored_bytes += ready.bytes();
+            store.drop_part(id)?;
+            store.import(id, ready)?;
+            let _ = std::fs::remove_file(data_dir.damage(partition));
+            tracing::info!(
+                partition,
+                source = %way.source,
+                lsn = ready.meta.lsn,
+                files = ready.meta.files.len(),
+                bytes = ready.bytes(),
+                took = ?begun.elapsed(),
+                "Snapshot loaded"
+            );
+        }
+        if let Some(lineage) = &way.adopt {
+            store.part(id).fork(lineage, data_dir.identity.node_id)?;
+        }
+        if let Some(fork) = &way.fork {
+            begin_lineage(handle, &store, fork, &way, data_dir, raft, archive)?;
+            forked.push(partition);
+        }
+        if way.source != Source::Database || way.fork.is_some() {
+            let lost_after = way.fork.as_ref().map(|fork| fork.lsn);
+            report.came_from(partition, way.source, lost_after);
+        }
+    }
+    let restore = data_dir.restore();
+    if restore.exists()
+        && let Err(error) = std::fs::remove_dir_all(&restore)
+    {
+        tracing::warn!(%error, dir = %restore.display(), "what was restored is not removed");
+    }
+    for (partition, fork) in &plan.forks {
+        tracing::warn!(
+            partition,
+            lineage = fork.lineage,
+            parent = fork.parent,
+            lsn = fork.lsn,
+            "a new lineage begins: whatever was acknowledged after LSN {} is lost",
+            fork.lsn
+        );
+    }
+    Ok(Rebuilt {
+        store,
+        report,
+        forked,
+        took: started.elapsed(),
+    })
+}
+
+/// Begins a lineage: first in the repository, so that of two restores at once one loses; then in the
+/// database; then in the log.
+fn begin_lineage(
+    handle: &Handle,
+    store: &Store,
+    fork: &PlannedFork,
+    way: &Way,
+    data_dir: &DataDir,
+    raft: &esker_raft::Node,
+    archive: &Archive,
+) -> Result<(), StartError> {
+    let partition = way.partition;
+    let malformed = || StartError::BadIdentity {
+        path: data_dir.path().join("restore.json"),
+        why: format!("the lineages of partition {partition}"),
+    };
+    let (id, parent) = fork.id().zip(fork.parent()).ok_or_else(malformed)?;
+    if way.has_root {
+        let repository = archive.repository(&data_dir.identity, partition);
+        let parent = Some(lineage_id(parent));
+        handle
+            .block_on(async {
+                if repository.root().await?.lineage == Some(lineage_id(id)) {
+                    return Ok(());
+                }
+                let lsn = esker_repository::Lsn(fork.lsn);
+                repository.fork(parent, lsn, lineage_id(id)).await?;
+                Ok(())
+            })
+            .map_err(|error: RepositoryError| match error {
+                RepositoryError::OtherLineage { .. } => StartError::OtherLineage {
+                    partition,
+                    repository: archive.shown().to_owned(),
+                    why: error.to_string(),
+                },
+                other => StartError::RepositoryUnreadable {
+                    repository: archive.shown().to_owned(),
+                    why: other.to_string(),
+                },
+            })?;
+    }
+    let part = store.part(PartitionId(partition));
+    let lineage = part.lineage()?;
+    let lineage = match lineage.id() == id {
+        true => lineage,
+        false => {
+            let next = lineage.fork(LineageId(id.0), fork.lsn);
+            part.fork(&next, data_dir.identity.node_id)?;
+            next
+        }
+    };
+    let applied = part.applied()?.unwrap_or_default();
+    let start = LogFloor {
+        lsn: Lsn(applied.lsn),
+        term: Term(applied.term),
+    };
+    begin_log(raft, partition, start, &lineage)
+}

@@ -1,0 +1,96 @@
+//! What a recovery did, for the log and for `esker status`.
+
+use std::time::Duration;
+
+use super::ways::Source;
+
+/// What the last start did.
+#[derive(Clone, Debug, Default)]
+pub struct RecoveryReport {
+    /// Entries that were replayed.
+    pub entries: u64,
+    /// Bytes that came from checkpoints and snapshots.
+    pub restored_bytes: u64,
+    /// Finding, fetching, checking and importing them.
+    pub restore: Duration,
+    /// Replaying.
+    pub replay: Duration,
+    /// From the beginning to serving.
+    pub total: Duration,
+    /// What each partition came from, the catalog first.
+    pub partitions: Vec<PartitionRecovery>,
+}
+
+/// What a partition came from.
+#[derive(Clone, Debug)]
+pub struct PartitionRecovery {
+    /// The partition.
+    pub partition: u64,
+    /// Which copy.
+    pub source: Source,
+    /// What it covered.
+    pub lsn: u64,
+    /// Entries that were replayed on it.
+    pub replayed: u64,
+    /// The LSN after which something may be lost: a new lineage began there.
+    pub lost_after: Option<u64>,
+}
+
+impl RecoveryReport {
+    /// A partition that did not come from its database.
+    pub(super) fn came_from(&mut self, partition: u64, source: Source, lost_after: Option<u64>) {
+        self.partitions.push(PartitionRecovery {
+            partition,
+            source,
+            lsn: 0,
+            replayed: 0,
+            lost_after,
+        });
+    }
+
+    /// Where a partition begins to replay.
+    pub(super) fn note(&mut self, partition: u64, applied: u64, last: u64) {
+        let replayed = last.saturating_sub(applied);
+        self.entries += replayed;
+        let known = self
+            .partitions
+            .iter_mut()
+            .find(|one| one.partition == partition);
+        match known {
+            Some(one) => (one.lsn, one.replayed) = (applied, replayed),
+            None => self.partitions.push(PartitionRecovery {
+                partition,
+                source: Source::Database,
+                lsn: applied,
+                replayed,
+                lost_after: None,
+            }),
+        }
+        self.partitions.sort_by_key(|one| one.partition);
+    }
+
+    /// Where it all came from, in short.
+    pub(super) fn source(&self) -> String {
+        let of = |wanted: fn(&Source) -> bool| {
+            self.partitions
+                .iter()
+                .filter(|one| wanted(&one.source))
+                .count()
+        };
+        let counts = [
+            (of(|s| *s == Source::Database), "local database"),
+            (of(|s| matches!(s, Source::Local(_))), "local snapshots"),
+            (of(|s| matches!(s, Source::Repository(_))), "repository"),
+        ];
+        let used: Vec<_> = counts.iter().filter(|(count, _)| *count > 0).collect();
+        match used.as_slice() {
+            [] => "nothing".to_owned(),
+            [(_, only)] => (*only).to_owned(),
+            several => several
+                .iter()
+                .map(|(count, what)| format!("{what} ({count} partitions)"))
+                .collect::<Vec<_>>()
+                .join(", "),
+        }
+    }
+}

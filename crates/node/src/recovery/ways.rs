@@ -1,0 +1,162 @@
+//! Which copies of a partition lead back to the present, and which to less than that.
+//!
+//! A copy *connects* if the log goes on where it ends: the same history, and no entry missing. Copies
+//! that connect lose nothing, so the first that can be used is as good as any other; they are tried in
+//! the order of what they cost. If none connects, something acknowledged may be lost, and that is for
+//! the operator to accept.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use esker_partition::{Lineage, LineageId};
+use esker_repository::SnapshotDir;
+
+/// What the log has of a partition.
+#[derive(Clone, Debug)]
+pub(crate) struct LogFacts {
+    /// Entries up to here are gone.
+    pub start: u64,
+    /// The last entry.
+    pub last: u64,
+    /// The history that it is of.
+    pub lineage: Lineage,
+}
+
+/// Where a copy is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// The database.
+    Database,
+    /// A checkpoint on this disk.
+    Local(PathBuf),
+    /// A snapshot in the repository.
+    Repository(SnapshotDir),
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Source::Database => f.write_str("database"),
+            Source::Local(_) => f.write_str("local snapshot"),
+            Source::Repository(dir) => write!(f, "repository snapshot {dir}"),
+        }
+    }
+}
+
+/// A copy of a partition.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Copy {
+    pub source: Source,
+    pub lineage: LineageId,
+    /// What it covers.
+    pub lsn: u64,
+}
+
+/// Whether the log goes on where a copy ends; if not, why.
+pub(crate) fn connects(log: Option<&LogFacts>, copy: &Copy) -> Result<(), String> {
+    let Some(log) = log else {
+        return Err("the log is lost".to_owned());
+    };
+    if !log.lineage.contains(copy.lineage, copy.lsn) {
+        return Err(format!(
+            "it is of lineage {}, and the log is of {}",
+            copy.lineage,
+            log.lineage.id()
+        ));
+    }
+    if copy.lsn < log.start {
+        return Err(format!(
+            "it ends at LSN {}, and the log begins after {}",
+            copy.lsn, log.start
+        ));
+    }
+    if copy.lsn > log.last {
+        return Err(format!(
+            "it ends at LSN {}, and the log before that, at {}: the log was cut or replaced",
+            copy.lsn, log.last
+        ));
+    }
+    Ok(())
+}
+
+/// The copy that loses least, of those that are of the history `current`, if it is known.
+pub(crate) fn best(copies: &[Copy], current: Option<LineageId>) -> Option<&Copy> {
+    copies
+        .iter()
+        .filter(|copy| current.is_none_or(|current| copy.lineage == current))
+        // Of equals the first: it costs least.
+        .rev()
+        .max_by_key(|copy| copy.lsn)
+}
+
+#[cfg(test)]
+mod tests {
+    use esker_partition::PartitionId;
+
+    use super::*;
+
+    fn copy(lineage: LineageId, lsn: u64) -> Copy {
+        Copy {
+            source: Source::Database,
+            lineage,
+            lsn,
+        }
+    }
+
+    fn log(start: u64, last: u64) -> LogFacts {
+        LogFacts {
+            start,
+            last,
+            lineage: Lineage::first("c", 1, PartitionId(1)),
+        }
+    }
+
+    #[test]
+    fn a_copy_connects_if_the_log_has_every_entry_after_it() {
+        let log = log(10, 20);
+        let id = log.lineage.id();
+        for (lsn, connected) in [(9, false), (10, true), (15, true), (20, true), (21, false)] {
+            assert_eq!(
+                connects(Some(&log), &copy(id, lsn)).is_ok(),
+                connected,
+                "{lsn}"
+            );
+        }
+    }
+
+    #[test]
+    fn nothing_connects_without_a_log() {
+        let id = log(0, 0).lineage.id();
+        assert!(connects(None, &copy(id, 5)).is_err());
+    }
+
+    #[test]
+    fn what_is_of_another_history_does_not_connect() {
+        let log = log(10, 20);
+        assert!(connects(Some(&log), &copy(LineageId(1), 15)).is_err());
+    }
+
+    #[test]
+    fn a_copy_of_the_parent_connects_at_the_fork_alone() {
+        let first = log(0, 0).lineage;
+        let forked = LogFacts {
+            // The log of a new lineage begins at the fork.
+            start: 10,
+            last: 20,
+            lineage: first.fork(LineageId(7), 10),
+        };
+        assert!(connects(Some(&forked), &copy(first.id(), 10)).is_ok());
+        assert!(connects(Some(&forked), &copy(first.id(), 11)).is_err());
+        assert!(connects(Some(&forked), &copy(first.id(), 9)).is_err());
+        assert!(connects(Some(&forked), &copy(LineageId(7), 15)).is_ok());
+    }
+
+    #[test]
+    fn the_best_copy_is_the_one_that_loses_least_of_the_current_history() {
+        let (old, new) = (LineageId(1), LineageId(2));
+        let copies = [copy(old, 90), copy(new, 50), copy(new, 60)];
+        assert_eq!(best(&copies, Some(new)), Some(&copies[2]));
+        assert_eq!(best(&copies, None), Some(&copies[0]));
+        assert_eq!(best(&copies, Some(LineageId(3))), None);
+    }
+}

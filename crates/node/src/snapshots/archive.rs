@@ -1,0 +1,234 @@
+//! The repository as a node sees it: where it is, whose it is, and how checkpoints become snapshots
+//! and back.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use esker_partition::checkpoint::{CheckpointFile, CheckpointMeta, FORMAT};
+use esker_partition::{Checkpoint, Lineage};
+use esker_repository::destination::Destination;
+use esker_repository::metadata::FileMetadata;
+use esker_repository::{
+    Cluster, Digest, LineageId, Lsn, Options, PartitionId, Repository, SnapshotMetadata, Source,
+};
+use serde_json::{Value, json};
+
+use super::SnapshotOptions;
+use crate::data_dir::Identity;
+use crate::error::StartError;
+
+/// In a snapshot's description: the cluster's id, from which a new node learns who it is.
+const CLUSTER_ID: &str = "cluster_id";
+
+/// Where a node's partition snapshots are. Cheap to clone.
+#[derive(Clone, Debug)]
+pub(crate) struct Archive {
+    destination: Destination,
+    options: Arc<SnapshotOptions>,
+    /// Whether nobody said where, so that it is on the disk that it should survive.
+    pub is_default: bool,
+}
+
+impl Archive {
+    /// Finds the destination. Asks nothing of a store.
+    pub fn open(options: &SnapshotOptions, data_dir: &Path) -> Result<Archive, StartError> {
+        let default = data_dir.join("repository");
+        let url = match &options.destination {
+            Some(url) => url.clone(),
+            None => default.to_string_lossy().into_owned(),
+        };
+        let destination = Destination::open(&url, &options.destination_options)
+            .map_err(|e| StartError::Destination(e.to_string()))?;
+        Ok(Archive {
+            destination,
+            options: Arc::new(options.clone()),
+            is_default: options.destination.is_none(),
+        })
+    }
+
+    /// Its URL, for people.
+    pub fn shown(&self) -> &str {
+        self.destination.shown()
+    }
+
+    pub fn destination(&self) -> &Destination {
+        &self.destination
+    }
+
+    pub fn options(&self) -> &SnapshotOptions {
+        &self.options
+    }
+
+    /// A partition's repository, for the node that is `identity`.
+    pub fn repository(&self, identity: &Identity, partition: u64) -> Repository {
+        let cluster = Cluster {
+            name: identity.cluster_name.clone(),
+            fingerprint: Some(identity.fingerprint()),
+            node_name: format!("node-{}", identity.node_id),
+        };
+        self.with(Some(cluster), partition)
+    }
+
+    /// A partition's repository, for reading, whoever it belongs to.
+    pub fn reader(&self, partition: u64) -> Repository {
+        self.with(None, partition)
+    }
+
+    fn with(&self, cluster: Option<Cluster>, partition: u64) -> Repository {
+        let options = Options {
+            cluster,
+            kind: self.options.kind,
+            num_retained: self.options.num_retained,
+            orphan_min_age: self.options.orphan_min_age,
+            ..Options::default()
+        };
+        Repository::new(&self.destination, partition_id(partition), options)
+    }
+}
+
+/// A partition as the repository names it. A cluster has at most 1024, and the catalog.
+pub(crate) fn partition_id(partition: u64) -> PartitionId {
+    PartitionId(u16::try_from(partition).unwrap_or(u16::MAX))
+}
+
+pub(crate) fn lineage_id(lineage: esker_partition::LineageId) -> LineageId {
+    LineageId(lineage.0)
+}
+
+/// The files of a checkpoint, with the checksums that were computed when it was made.
+#[derive(Debug)]
+struct CheckpointSource {
+    dir: PathBuf,
+    digests: HashMap<String, Digest>,
+    /// Whatever has to stay for as long as the files are read.
+    _held: Arc<dyn std::any::Any + Send + Sync>,
+}
+
+impl CheckpointSource {
+    fn place(&self, name: &str) -> PathBuf {
+        self.dir.join(name.trim_start_matches('/'))
+    }
+}
+
+#[async_trait]
+impl Source for CheckpointSource {
+    async fn read_at(&self, name: &str, offset: u64, len: usize) -> io::Result<Bytes> {
+        let path = self.place(name);
+        let read = tokio::task::spawn_blocking(move || {
+            let file = std::fs::File::open(path)?;
+            let mut bytes = vec![0; len];
+            file.read_exact_at(&mut bytes, offset)?;
+            Ok(bytes.into())
+        });
+        read.await
+            .unwrap_or_else(|panic| Err(io::Error::other(panic)))
+    }
+
+    fn known_digest(&self, name: &str) -> Option<Digest> {
+        self.digests.get(name).copied()
+    }
+
+    fn path(&self, name: &str) -> Option<PathBuf> {
+        Some(self.place(name))
+    }
+}
+
+/// A checkpoint, as the repository takes it. `held` is kept until it is put.
+pub(crate) fn to_put(
+    checkpoint: &Checkpoint,
+    lineage: &Lineage,
+    held: Arc<dyn std::any::Any + Send + Sync>,
+) -> Result<esker_repository::Checkpoint, String> {
+    let meta = &checkpoint.meta;
+    let mut digests = HashMap::with_capacity(meta.files.len());
+    let mut files = Vec::with_capacity(meta.files.len());
+    for file in &meta.files {
+        let digest = file
+            .checksum
+            .parse()
+            .map_err(|e| format!("the checksum of {}: {e}", file.name))?;
+        digests.insert(file.name.clone(), digest);
+        files.push(FileMetadata {
+            column_family_name: format!("partition-{}", meta.partition),
+            name: file.name.clone(),
+            size: file.size,
+            level: file.level,
+            start_key: file.start_key.clone(),
+            end_key: file.end_key.clone(),
+            smallest_seqno: file.smallest_seqno,
+            largest_seqno: file.largest_seqno,
+            num_entries: file.num_entries,
+            num_deletions: file.num_deletions,
+            ..FileMetadata::default()
+        });
+    }
+    let source = Arc::new(CheckpointSource {
+        dir: checkpoint.dir.clone(),
+        digests,
+        _held: held,
+    });
+    let of = checkpoint.lineage().ok_or("it has no lineage")?;
+    let mut put = esker_repository::Checkpoint::new(source, files, Lsn(meta.lsn));
+    put.lineage = Some(lineage_id(of));
+    put.term = Some(meta.term);
+    put.membership = Some(json!({ "voters": meta.voters, "learners": meta.learners }));
+    put.partitions = Some(lineage.partitions);
+    put.db_comparator_name.clone_from(&meta.comparator);
+    put.extra.insert(
+        CLUSTER_ID.to_owned(),
+        Value::from(lineage.cluster_id.clone()),
+    );
+    Ok(put)
+}
+
+/// Files that were restored into `dir`, as a database takes them.
+pub(crate) fn restored(dir: &Path, metadata: &SnapshotMetadata) -> Result<Checkpoint, String> {
+    let members = |what: &str| -> Vec<u64> {
+        let listed = metadata.membership.as_ref().and_then(|m| m.get(what));
+        let numbers = listed.and_then(Value::as_array).into_iter().flatten();
+        numbers.filter_map(Value::as_u64).collect()
+    };
+    let lineage = metadata
+        .lineage
+        .ok_or("its description names no lineage: it was not made by Esker")?;
+    let file = |file: &FileMetadata| CheckpointFile {
+        name: file.name.clone(),
+        size: file.size,
+        level: file.level,
+        start_key: file.start_key.clone(),
+        end_key: file.end_key.clone(),
+        smallest_seqno: file.smallest_seqno,
+        largest_seqno: file.largest_seqno,
+        num_entries: file.num_entries,
+        num_deletions: file.num_deletions,
+        checksum: metadata
+            .checksum_of(file)
+            .map(|digest| digest.to_string())
+            .unwrap_or_default(),
+        ..CheckpointFile::default()
+    };
+    Ok(Checkpoint {
+        dir: dir.to_owned(),
+        meta: Arc::new(CheckpointMeta {
+            format: FORMAT,
+            partition: u64::from(metadata.partition_id.0),
+            lsn: metadata.min_applied_lsn.0,
+            term: metadata.term.unwrap_or_default(),
+            voters: members("voters"),
+            learners: members("learners"),
+            lineage: lineage.to_string(),
+            comparator: metadata.db_comparator_name.clone(),
+            files: metadata.files.iter().map(file).collect(),
+        }),
+    })
+}
+
+/// The id of the cluster that a snapshot is of, if it says so.
+pub(crate) fn cluster_id(metadata: &SnapshotMetadata) -> Option<&str> {
+    metadata.extra.get(CLUSTER_ID).and_then(Value::as_str)
+}

@@ -1,0 +1,140 @@
+//! The newest checkpoint of each partition, on this disk.
+//!
+//! It is what the floor stands on: the log need not go back beyond it. A checkpoint that a newer one
+//! has replaced goes as soon as nobody reads it any more.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use esker_partition::{Checkpoint, checkpoint};
+use esker_raft::{GroupId, SnapshotData, SnapshotError, SnapshotSink, StoredSnapshot};
+use parking_lot::Mutex;
+
+/// A checkpoint that is in use.
+#[derive(Debug)]
+pub(crate) struct Held {
+    pub checkpoint: Checkpoint,
+    replaced: AtomicBool,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if self.replaced.load(Ordering::Acquire)
+            && let Err(error) = std::fs::remove_dir_all(&self.checkpoint.dir)
+        {
+            tracing::warn!(dir = %self.checkpoint.dir.display(), %error, "an old checkpoint was not removed");
+        }
+    }
+}
+
+/// The newest checkpoint of each partition.
+#[derive(Debug)]
+pub(crate) struct LocalSnapshots {
+    /// The directory of all checkpoints.
+    base: PathBuf,
+    newest: Vec<Mutex<Option<Arc<Held>>>>,
+    failures: Vec<Mutex<Option<String>>>,
+}
+
+impl LocalSnapshots {
+    /// For partitions 0 to `partitions`. What crashes have left is removed; of what is there, the
+    /// newest that fits `usable` is kept.
+    pub fn open(
+        base: PathBuf,
+        partitions: u32,
+        usable: impl Fn(u64, &Checkpoint) -> bool,
+    ) -> LocalSnapshots {
+        let mut newest = Vec::new();
+        for partition in 0..=u64::from(partitions) {
+            let dir = base.join(partition.to_string());
+            if let Err(error) = checkpoint::remove_unfinished(&dir) {
+                tracing::warn!(%error, "an unfinished checkpoint was not removed");
+            }
+            let mut found: Option<Arc<Held>> = None;
+            for dir in checkpoint::all(&dir).unwrap_or_default() {
+                let opened = Checkpoint::open(&dir);
+                match opened {
+                    Ok(checkpoint) if found.is_none() && usable(partition, &checkpoint) => {
+                        found = Some(Arc::new(Held::new(checkpoint)));
+                    }
+                    // Older, of another history, or not to be used.
+                    _ => {
+                        let _ = std::fs::remove_dir_all(&dir);
+                    }
+                }
+            }
+            newest.push(Mutex::new(found));
+        }
+        let failures = newest.iter().map(|_| Mutex::new(None)).collect();
+        LocalSnapshots {
+            base,
+            newest,
+            failures,
+        }
+    }
+
+    /// The newest of a partition.
+    pub fn newest(&self, partition: u64) -> Option<Arc<Held>> {
+        self.newest.get(partition as usize)?.lock().clone()
+    }
+
+    /// Why the last attempt failed, if it did.
+    pub fn failure(&self, partition: u64) -> Option<String> {
+        self.failures.get(partition as usize)?.lock().clone()
+    }
+
+    fn replace(&self, partition: u64, checkpoint: Checkpoint) {
+        let Some(place) = self.newest.get(partition as usize) else {
+            return;
+        };
+        let mut place = place.lock();
+        if place
+            .as_ref()
+            .is_some_and(|held| held.checkpoint.dir == checkpoint.dir)
+        {
+            return;
+        }
+        let new = Arc::new(Held::new(checkpoint));
+        if let Some(old) = place.replace(new) {
+            old.replaced.store(true, Ordering::Release);
+        }
+    }
+}
+
+impl Held {
+    fn new(checkpoint: Checkpoint) -> Held {
+        Held {
+            checkpoint,
+            replaced: AtomicBool::new(false),
+        }
+    }
+}
+
+impl SnapshotSink for LocalSnapshots {
+    fn taken(&self, group: GroupId, snapshot: &StoredSnapshot) {
+        let SnapshotData::Files(dir) = &snapshot.data else {
+            return;
+        };
+        match Checkpoint::open(&dir.path) {
+            Ok(checkpoint) => {
+                tracing::debug!(
+                    partition = group.0,
+                    lsn = checkpoint.meta.lsn,
+                    files = checkpoint.meta.files.len(),
+                    "a local snapshot was taken"
+                );
+                *self.failures[group.0 as usize].lock() = None;
+                self.replace(group.0, checkpoint);
+            }
+            Err(error) => {
+                tracing::error!(%error, base = %self.base.display(), "a checkpoint that was just made cannot be read")
+            }
+        }
+    }
+
+    fn failed(&self, group: GroupId, error: &SnapshotError) {
+        tracing::warn!(partition = group.0, %error, "no local snapshot was taken; the log is kept");
+        *self.failures[group.0 as usize].lock() = Some(error.to_string());
+    }
+}

@@ -1,0 +1,251 @@
+//! Whether a snapshot restores, shown by doing it.
+//!
+//! It is restored into a scratch directory and imported into a database of its own, the log after it is
+//! replayed up to where the live partition is, and the digests of both are compared. Nothing that is
+//! in use is touched; it costs the space of the snapshot, and reading the live partition once.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use esker_partition::digest::PartitionDigest;
+use esker_partition::streams::StreamOptions;
+use esker_partition::{Catalog, Checkpoint, PartitionId, Store, StoreOptions, StreamPartition};
+use esker_raft::{GroupId, Lsn, StateMachine};
+use esker_repository::{Progress, Which};
+use time::OffsetDateTime;
+
+use super::archive::restored;
+use crate::error::Error;
+use crate::node::{Inner, Node};
+
+/// Bytes of log that are read at a time.
+const CHUNK: u64 = 4 << 20;
+
+/// A snapshot that was restored, brought up to date, and found equal to the live partition.
+#[derive(Clone, Debug)]
+pub struct Proof {
+    /// The partition.
+    pub partition: u64,
+    /// The snapshot's directory: LSN and id.
+    pub snapshot: String,
+    /// What it covers.
+    pub lsn: u64,
+    /// Where it was compared.
+    pub compared_at: u64,
+    /// The digest of both, in hexadecimal digits.
+    pub digest: String,
+    /// Bytes restored.
+    pub bytes: u64,
+    /// Entries replayed.
+    pub replayed: u64,
+    /// Fetching, checking and importing.
+    pub restore: Duration,
+    /// Replaying.
+    pub replay: Duration,
+    /// When.
+    pub at: OffsetDateTime,
+}
+
+/// A directory that goes with this.
+struct Scratch {
+    dir: PathBuf,
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        if let Err(error) = std::fs::remove_dir_all(&self.dir)
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            tracing::warn!(dir = %self.dir.display(), %error, "a scratch directory was not removed");
+        }
+    }
+}
+
+impl Node {
+    /// Restores a snapshot of a partition (by its name, its id or its LSN; the newest retained one, if
+    /// none is named) into a scratch directory, replays what came after it, and compares. What was
+    /// found is remembered for the status.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Invalid`] if there is no such partition or snapshot, [`Error::Storage`] if the
+    /// snapshot is damaged or differs: then it must not be relied on; [`Error::TryLater`] if the
+    /// repository cannot be reached.
+    pub async fn prove_snapshot(
+        &self,
+        partition: u64,
+        snapshot: Option<&str>,
+    ) -> Result<Proof, Error> {
+        let inner = &self.inner;
+        let place = inner
+            .snapshots
+            .known
+            .get(partition as usize)
+            .ok_or_else(|| self.no_partition(partition))?;
+        let result = inner.prove(partition, snapshot).await;
+        let mut known = place.lock();
+        match &result {
+            Ok(proof) => {
+                tracing::info!(
+                    partition,
+                    snapshot = proof.snapshot,
+                    compared_at = proof.compared_at,
+                    restore = ?proof.restore,
+                    replay = ?proof.replay,
+                    "a snapshot was restored, brought up to date and found equal"
+                );
+                known.proof_failure = None;
+                if known.proven.as_ref().is_none_or(|p| p.lsn <= proof.lsn) {
+                    known.proven = Some(proof.clone());
+                }
+            }
+            Err(Error::Storage(why)) => {
+                tracing::error!(partition, why, "a snapshot does not restore");
+                known.proof_failure = Some(why.clone());
+            }
+            Err(_) => {}
+        }
+        result
+    }
+}
+
+impl Inner {
+    async fn prove(&self, partition: u64, snapshot: Option<&str>) -> Result<Proof, Error> {
+        let begun = Instant::now();
+        let scratch = Scratch {
+            dir: self
+                .data_dir
+                .path()
+                .join("scratch")
+                .join(format!("{partition}-{}", rand::random::<u32>())),
+        };
+        let snapshots = &self.snapshots;
+        let repository = snapshots.archive.repository(&snapshots.identity, partition);
+        let later = |e: esker_repository::Error| match e {
+            e if e.is_damage() => Error::Storage(e.to_string()),
+            esker_repository::Error::NoSnapshot(_) | esker_repository::Error::NoRoot { .. } => {
+                Error::Invalid(e.to_string())
+            }
+            e @ esker_repository::Error::Unusable(_) => Error::Storage(e.to_string()),
+            e => Error::TryLater(e.to_string()),
+        };
+        let root = repository.root().await.map_err(later)?;
+        let dir = match snapshot {
+            Some(name) => repository.find(&root, name).map_err(later)?,
+            None => root
+                .retained_snapshots
+                .first()
+                .map(esker_repository::root::Retained::dir)
+                .ok_or_else(|| Error::Invalid("no snapshot is retained".to_owned()))?,
+        };
+        std::fs::create_dir_all(&scratch.dir).map_err(|e| Error::TryLater(e.to_string()))?;
+        let to = scratch.dir.join("files");
+        let found = repository
+            .restore(&Which::Exactly(dir.clone()), &to, &Progress::new())
+            .await
+            .map_err(later)?;
+        let checkpoint = restored(found.dir(), found.metadata()).map_err(Error::Storage)?;
+        let bytes = checkpoint.bytes();
+        let live = self.part(partition).clone();
+        let reader = self.raft.log().reader(GroupId(partition));
+        let db = scratch.dir.join("db");
+        let compared = crate::recovery::blocking(move || {
+            let store = import(&db, partition, &checkpoint)?;
+            let restore = begun.elapsed();
+            let expected = live.digest().map_err(|e| Error::TryLater(e.to_string()))?;
+            let begun = Instant::now();
+            let replayed = replay(
+                &store,
+                partition,
+                checkpoint.meta.lsn,
+                expected.lsn,
+                &*reader,
+            )?;
+            let replay = begun.elapsed();
+            let part = store.part(PartitionId(partition));
+            let found = part.digest().map_err(|e| Error::Storage(e.to_string()))?;
+            store.close();
+            Ok::<_, Error>((restore, replay, replayed, expected, found))
+        });
+        let (restore, replay, replayed, expected, found) = compared.await?;
+        drop(scratch);
+        compare(&dir.to_string(), &expected, &found)?;
+        snapshots.rates.restored(bytes, restore);
+        Ok(Proof {
+            partition,
+            snapshot: dir.to_string(),
+            lsn: dir.lsn.0,
+            compared_at: expected.lsn,
+            digest: format!("{:032x}", expected.digest),
+            bytes,
+            replayed,
+            restore,
+            replay,
+            at: OffsetDateTime::now_utc(),
+        })
+    }
+}
+
+fn import(db: &Path, partition: u64, checkpoint: &Checkpoint) -> Result<Store, Error> {
+    let store = Store::open_any(db, &StoreOptions::default())?;
+    store
+        .import(PartitionId(partition), checkpoint)
+        .map_err(|e| Error::Storage(format!("the snapshot cannot be imported: {e}")))?;
+    Ok(store)
+}
+
+/// Applies the entries after `from`, up to and with `to`; how many these are.
+fn replay(
+    store: &Store,
+    partition: u64,
+    from: u64,
+    to: u64,
+    log: &dyn esker_raft::engine::LogReader,
+) -> Result<u64, Error> {
+    if partition == 0 {
+        let machine = Catalog::open(store)?;
+        return replay_into(machine, from, to, log);
+    }
+    let options = StreamOptions::default();
+    let machine = StreamPartition::open(store, PartitionId(partition), options)?;
+    replay_into(machine, from, to, log)
+}
+
+fn replay_into<M: StateMachine>(
+    mut machine: M,
+    from: u64,
+    to: u64,
+    log: &dyn esker_raft::engine::LogReader,
+) -> Result<u64, Error> {
+    let broken = |why: String| Error::Storage(format!("the log after the snapshot: {why}"));
+    let mut next = from + 1;
+    let mut outputs = Vec::new();
+    while next <= to {
+        let entries = log
+            .entries(Lsn(next), Lsn(to + 1), CHUNK)
+            .and_then(esker_raft::engine::RawEntries::into_committed)
+            .map_err(broken)?;
+        for step in entries.chunks(1024) {
+            outputs.clear();
+            machine
+                .apply(step, &mut outputs)
+                .map_err(|e| broken(e.to_string()))?;
+        }
+        match entries.last() {
+            Some(last) => next = last.lsn.0 + 1,
+            None => return Err(broken(format!("there is no entry at LSN {next}"))),
+        }
+    }
+    Ok((to + 1).saturating_sub(from + 1))
+}
+
+fn compare(name: &str, live: &PartitionDigest, found: &PartitionDigest) -> Result<(), Error> {
+    if (live.lsn, live.lineage, live.digest) == (found.lsn, found.lineage, found.digest) {
+        return Ok(());
+    }
+    Err(Error::Storage(format!(
+        "snapshot {name}, restored and brought up to date, differs from the live partition: \
+         at LSN {} of lineage {} with digest {:032x}, and the partition is at LSN {} of lineage {} with digest {:032x}",
+        found.lsn, found.lineage, found.digest, live.lsn, live.lineage, live.digest
+    )))
+}

@@ -1,0 +1,191 @@
+//! How fast this node is, and what that means for a recovery.
+//!
+//! Replay: entries and bytes a second of the last start that replayed enough to tell, of all
+//! partitions together; until there was one, of what was applied since the start, per second that the
+//! apply threads were busy. Restore: bytes a second of the last snapshot that was fetched. What was
+//! measured is kept in `rates.json`; a predicted time says so if it rests on an assumption.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+
+use crate::data_dir::write_durably;
+
+/// Assumed until something was measured: a slow disk and one core.
+const ASSUMED_ENTRIES: f64 = 50_000.0;
+const ASSUMED_REPLAY_BYTES: f64 = 50e6;
+const ASSUMED_RESTORE_BYTES: f64 = 50e6;
+/// A replay of fewer entries, or a restore of fewer bytes, says more about start-up than about speed.
+const ENTRIES_THAT_TELL: u64 = 1_000;
+const BYTES_THAT_TELL: u64 = 1 << 20;
+
+/// What was measured.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Measured {
+    /// Entries replayed in a second.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replay_entries: Option<f64>,
+    /// Bytes of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replay_bytes: Option<f64>,
+    /// Bytes restored in a second, from the repository into the database.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restore_bytes: Option<f64>,
+    /// Seconds of a start that depend on neither.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start: Option<f64>,
+}
+
+/// What is measured, and kept.
+#[derive(Debug)]
+pub(crate) struct Rates {
+    path: PathBuf,
+    measured: Mutex<Measured>,
+}
+
+/// A time that was predicted.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Prediction {
+    /// How long.
+    pub time: Duration,
+    /// Whether something in it was not measured on this node.
+    pub assumed: bool,
+}
+
+impl Rates {
+    /// Reads what was measured before. What cannot be read is measured anew.
+    pub fn open(data_dir: &Path) -> Rates {
+        let path = data_dir.join("rates.json");
+        let measured = std::fs::read(&path)
+            .ok()
+            .and_then(|text| serde_json::from_slice(&text).ok())
+            .unwrap_or_default();
+        Rates {
+            path,
+            measured: Mutex::new(measured),
+        }
+    }
+
+    pub fn measured(&self) -> Measured {
+        *self.measured.lock()
+    }
+
+    /// So much was replayed in so much time.
+    pub fn replayed(&self, entries: u64, bytes: u64, took: Duration) {
+        let seconds = took.as_secs_f64();
+        if entries < ENTRIES_THAT_TELL || seconds <= 0.0 {
+            return;
+        }
+        self.note(|measured| {
+            measured.replay_entries = Some(entries as f64 / seconds);
+            measured.replay_bytes = Some((bytes as f64 / seconds).max(1.0));
+        });
+    }
+
+    /// So much was restored in so much time.
+    pub fn restored(&self, bytes: u64, took: Duration) {
+        let seconds = took.as_secs_f64();
+        if bytes < BYTES_THAT_TELL || seconds <= 0.0 {
+            return;
+        }
+        self.note(|measured| measured.restore_bytes = Some(bytes as f64 / seconds));
+    }
+
+    /// A start took so long apart from restore and replay.
+    pub fn started(&self, took: Duration) {
+        self.note(|measured| measured.start = Some(took.as_secs_f64()));
+    }
+
+    fn note(&self, change: impl FnOnce(&mut Measured)) {
+        let mut measured = self.measured.lock();
+        change(&mut measured);
+        let text = serde_json::to_vec_pretty(&*measured).unwrap_or_default();
+        if let Err(error) = write_durably(&self.path, &text) {
+            tracing::warn!(%error, "what was measured is not kept");
+        }
+    }
+
+    /// How long it takes to replay so much.
+    pub fn replay(&self, entries: u64, bytes: u64) -> Prediction {
+        let measured = self.measured();
+        let by_entries = entries as f64 / measured.replay_entries.unwrap_or(ASSUMED_ENTRIES);
+        let by_bytes = bytes as f64 / measured.replay_bytes.unwrap_or(ASSUMED_REPLAY_BYTES);
+        Prediction {
+            time: seconds(by_entries.max(by_bytes)),
+            assumed: entries > 0 && measured.replay_entries.is_none(),
+        }
+    }
+
+    /// How long it takes to restore so many bytes.
+    pub fn restore(&self, bytes: u64) -> Prediction {
+        let measured = self.measured();
+        Prediction {
+            time: seconds(bytes as f64 / measured.restore_bytes.unwrap_or(ASSUMED_RESTORE_BYTES)),
+            assumed: bytes > 0 && measured.restore_bytes.is_none(),
+        }
+    }
+
+    /// How long a start takes that has nothing to restore or replay.
+    pub fn start(&self) -> Prediction {
+        let measured = self.measured();
+        Prediction {
+            time: seconds(measured.start.unwrap_or_default()),
+            assumed: measured.start.is_none(),
+        }
+    }
+}
+
+impl std::ops::Add for Prediction {
+    type Output = Prediction;
+
+    fn add(self, other: Prediction) -> Prediction {
+        Prediction {
+            time: self.time + other.time,
+            assumed: self.assumed || other.assumed,
+        }
+    }
+}
+
+fn seconds(seconds: f64) -> Duration {
+    Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX / 4)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_measured_is_kept_and_used() {
+        let dir = tempfile::tempdir().unwrap();
+        let rates = Rates::open(dir.path());
+        assert!(rates.replay(10, 10).assumed);
+        rates.replayed(10_000, 1_000_000, Duration::from_secs(2));
+        rates.restored(100 << 20, Duration::from_secs(10));
+        let again = Rates::open(dir.path());
+        assert_eq!(again.measured(), rates.measured());
+        let replay = again.replay(50_000, 0);
+        assert_eq!(replay.time, Duration::from_secs(10));
+        assert!(!replay.assumed);
+        // Larger entries take longer.
+        assert_eq!(again.replay(1, 5_000_000).time, Duration::from_secs(10));
+        assert_eq!(again.restore(10 << 20).time, Duration::from_secs(1));
+    }
+
+    #[test]
+    fn too_little_tells_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let rates = Rates::open(dir.path());
+        rates.replayed(3, 100, Duration::from_secs(9));
+        rates.restored(3, Duration::from_secs(9));
+        assert_eq!(rates.measured(), Measured::default());
+    }
+
+    #[test]
+    fn a_broken_file_is_measured_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("rates.json"), "{").unwrap();
+        assert_eq!(Rates::open(dir.path()).measured(), Measured::default());
+    }
+}

@@ -1,0 +1,165 @@
+//! When a snapshot is put into the repository.
+
+use std::fmt;
+use std::time::Duration;
+
+use super::SnapshotOptions;
+
+/// What is known about a partition.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Facts {
+    /// Whether somebody asked for one.
+    pub asked: bool,
+    /// Whether the repository has none of this lineage.
+    pub none: bool,
+    /// Entries applied since the newest one.
+    pub entries: u64,
+    /// Time since the newest one.
+    pub age: Duration,
+    /// How long it would take to replay what came after.
+    pub replay: Duration,
+    /// Whether the log that is kept for older ones is too large, and this partition has the largest
+    /// part of it.
+    pub log_full: bool,
+}
+
+/// Why a snapshot is put.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// Somebody asked.
+    Asked,
+    /// The repository has none yet.
+    First,
+    /// Replaying what came after the newest would take longer than the budget.
+    RecoveryBudget,
+    /// The log is larger than it may be.
+    LogFull,
+    /// It is time, and enough was applied.
+    Interval,
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Reason::Asked => "asked for",
+            Reason::First => "the repository has none",
+            Reason::RecoveryBudget => "replay would exceed the recovery budget",
+            Reason::LogFull => "the log is full",
+            Reason::Interval => "the interval is over",
+        })
+    }
+}
+
+/// Whether a snapshot is due, and why.
+pub(crate) fn due(options: &SnapshotOptions, facts: &Facts) -> Option<Reason> {
+    if facts.asked {
+        return Some(Reason::Asked);
+    }
+    if facts.none {
+        return Some(Reason::First);
+    }
+    if facts.entries == 0 {
+        return None;
+    }
+    if options
+        .recovery_budget
+        .is_some_and(|budget| facts.replay > budget)
+    {
+        return Some(Reason::RecoveryBudget);
+    }
+    if facts.log_full {
+        return Some(Reason::LogFull);
+    }
+    let time = options.interval.map(|interval| facts.age >= interval);
+    let records = options
+        .interval_records
+        .map(|records| facts.entries >= records);
+    match (time, records) {
+        (None, None) => None,
+        (time, records) if time.unwrap_or(true) && records.unwrap_or(true) => {
+            Some(Reason::Interval)
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MINUTE: Duration = Duration::from_secs(60);
+
+    fn options() -> SnapshotOptions {
+        SnapshotOptions {
+            interval: Some(10 * MINUTE),
+            interval_records: None,
+            recovery_budget: Some(MINUTE),
+            ..SnapshotOptions::default()
+        }
+    }
+
+    fn facts(entries: u64, minutes: u32) -> Facts {
+        Facts {
+            entries,
+            age: minutes * MINUTE,
+            ..Facts::default()
+        }
+    }
+
+    #[test]
+    fn an_interval_is_skipped_when_nothing_was_applied_since() {
+        assert_eq!(due(&options(), &facts(0, 100)), None);
+        assert_eq!(due(&options(), &facts(1, 9)), None);
+        assert_eq!(due(&options(), &facts(1, 10)), Some(Reason::Interval));
+    }
+
+    #[test]
+    fn if_both_time_and_records_are_set_both_must_hold() {
+        let both = SnapshotOptions {
+            interval_records: Some(100),
+            ..options()
+        };
+        assert_eq!(due(&both, &facts(99, 100)), None);
+        assert_eq!(due(&both, &facts(100, 9)), None);
+        assert_eq!(due(&both, &facts(100, 10)), Some(Reason::Interval));
+        let records = SnapshotOptions {
+            interval: None,
+            ..both
+        };
+        assert_eq!(due(&records, &facts(100, 0)), Some(Reason::Interval));
+        let neither = SnapshotOptions {
+            interval: None,
+            interval_records: None,
+            ..options()
+        };
+        assert_eq!(due(&neither, &facts(1_000_000, 1000)), None);
+    }
+
+    #[test]
+    fn the_recovery_budget_decides_whatever_the_others_say() {
+        let long = Facts {
+            replay: MINUTE + Duration::from_secs(1),
+            ..facts(5, 0)
+        };
+        assert_eq!(due(&options(), &long), Some(Reason::RecoveryBudget));
+        let none = SnapshotOptions {
+            recovery_budget: None,
+            ..options()
+        };
+        assert_eq!(due(&none, &long), None);
+    }
+
+    #[test]
+    fn the_first_and_one_that_was_asked_for_are_due_at_once() {
+        let first = Facts {
+            none: true,
+            ..Facts::default()
+        };
+        assert_eq!(due(&options(), &first), Some(Reason::First));
+        let asked = Facts {
+            asked: true,
+            ..Facts::default()
+        };
+        assert_eq!(due(&options(), &asked), Some(Reason::Asked));
+    }
+}

@@ -1,0 +1,373 @@
+//! What an operator wants to know: where everything stands, how long a recovery would take, what would
+//! be lost, and what is wrong.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use esker_raft::Role;
+use time::OffsetDateTime;
+
+use super::proof::Proof;
+use super::rates::{Measured, Prediction};
+use super::uploader::{Known, age_of};
+use crate::node::Node;
+use crate::recovery::RecoveryReport;
+
+/// A proof older than this, or of a snapshot that is no longer retained, is one to be made anew.
+const PROOF_AGE: Duration = Duration::from_secs(30 * 24 * 3600);
+/// Snapshots are late when the newest is this many intervals old and something came after it.
+const LATE: u32 = 3;
+
+/// Where a node stands.
+#[derive(Clone, Debug)]
+pub struct NodeStatus {
+    /// Its cluster's name.
+    pub cluster_name: String,
+    /// Its cluster's id.
+    pub cluster_id: String,
+    /// Its own.
+    pub node_id: u64,
+    /// The repository's URL.
+    pub repository: String,
+    /// Whether the repository does not survive the disk of the data directory.
+    pub repository_is_local: bool,
+    /// Bytes of the log on disk.
+    pub log_bytes: u64,
+    /// What they may become for the sake of archived snapshots.
+    pub max_log_bytes: u64,
+    /// How long a start would take after a crash of this moment.
+    pub restart: Prediction,
+    /// How long it would take to restore everything from the repository.
+    pub restore: Prediction,
+    /// What that rests on.
+    pub measured: Measured,
+    /// What the last start did.
+    pub recovery: Option<Arc<RecoveryReport>>,
+    /// The partitions, the catalog first.
+    pub partitions: Vec<PartitionStatus>,
+    /// What is wrong, and what to do.
+    pub problems: Vec<Problem>,
+}
+
+/// Where a partition stands.
+#[derive(Clone, Debug)]
+pub struct PartitionStatus {
+    /// The partition.
+    pub partition: u64,
+    /// Role of this node.
+    pub role: Role,
+    /// The history that it is of.
+    pub lineage: String,
+    /// First entry of the log.
+    pub log_head: u64,
+    /// Last entry of the log.
+    pub last: u64,
+    /// Last LSN in the database.
+    pub applied: u64,
+    /// Last LSN in the database's files.
+    pub durable: u64,
+    /// Last LSN of the newest local snapshot.
+    pub floor: u64,
+    /// LSN of the oldest retained snapshot in the repository.
+    pub archived: Option<u64>,
+    /// The newest snapshot in the repository.
+    pub newest: Option<SnapshotStatus>,
+    /// The newest snapshot that was restored and compared.
+    pub proven: Option<Proof>,
+    /// Snapshots that are retained.
+    pub retained: usize,
+    /// Snapshots of dead lines.
+    pub abandoned: usize,
+    /// Log entries that the repository does not have.
+    pub records_at_risk: u64,
+    /// How long ago the repository had all there was.
+    pub seconds_at_risk: u64,
+    /// Bytes of the database's files.
+    pub database_bytes: u64,
+    /// How long this partition's replay would take after a crash of this moment.
+    pub restart: Prediction,
+    /// How long it would take to restore this partition from the repository.
+    pub restore: Prediction,
+}
+
+/// A snapshot in the repository.
+#[derive(Clone, Debug)]
+pub struct SnapshotStatus {
+    /// Its id.
+    pub id: String,
+    /// The last LSN that it covers.
+    pub lsn: u64,
+    /// When it was made.
+    pub created_at: OffsetDateTime,
+}
+
+/// Something that is wrong.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// A stable code.
+    pub code: &'static str,
+    /// The partitions that it is about; empty for all.
+    pub partitions: Vec<u64>,
+    /// What is wrong.
+    pub what: String,
+    /// What to do.
+    pub remedy: &'static str,
+}
+
+impl Node {
+    /// Where the node stands. Asks nothing of the repository.
+    pub fn recovery_status(&self) -> NodeStatus {
+        let inner = &self.inner;
+        let snapshots = &inner.snapshots;
+        let count = snapshots.known.len() as u64;
+        let partitions: Vec<_> = (0..count).map(|p| self.partition_status(p)).collect();
+        let mut after_durable = (0, 0);
+        let mut after_archived = (0, 0);
+        let mut archived_bytes = 0;
+        for one in &partitions {
+            let (entries, bytes) = inner.after(one.partition, one.durable);
+            after_durable = (after_durable.0 + entries, after_durable.1 + bytes);
+            let newest = one.newest.as_ref().map_or(0, |n| n.lsn);
+            let (entries, bytes) = inner.after(one.partition, newest);
+            after_archived = (after_archived.0 + entries, after_archived.1 + bytes);
+            let known = snapshots.known[one.partition as usize].lock();
+            archived_bytes += known.newest_bytes.unwrap_or(one.database_bytes);
+        }
+        let rates = &snapshots.rates;
+        let mut status = NodeStatus {
+            cluster_name: inner.identity.cluster_name.clone(),
+            cluster_id: inner.identity.cluster_id.clone(),
+            node_id: inner.identity.node_id,
+            repository: snapshots.archive.shown().to_owned(),
+            repository_is_local: snapshots.archive.is_default,
+            log_bytes: inner.raft.log().used_bytes(),
+            max_log_bytes: inner.options.snapshots.max_log_bytes,
+            restart: rates.start() + rates.replay(after_durable.0, after_durable.1),
+            restore: rates.start()
+                + rates.restore(archived_bytes)
+                + rates.replay(after_archived.0, after_archived.1),
+            measured: rates.measured(),
+            recovery: snapshots.recovery(),
+            partitions,
+            problems: Vec::new(),
+        };
+        status.problems = self.problems(&status);
+        status
+    }
+
+    fn partition_status(&self, partition: u64) -> PartitionStatus {
+        let inner = &self.inner;
+        let rates = &inner.snapshots.rates;
+        let group = inner.group(partition).status();
+        let part = inner.part(partition);
+        let durable = part.durable().ok().flatten().map_or(0, |d| d.lsn);
+        let lineage = part.lineage().map(|l| l.id().to_string());
+        let known = inner.snapshots.known[partition as usize].lock();
+        let newest = known.newest().map(|newest| SnapshotStatus {
+            id: newest.id.clone(),
+            lsn: newest.lsn,
+            created_at: newest.created_at,
+        });
+        let archived = known.oldest().map(|oldest| oldest.lsn);
+        let newest_bytes = known.newest_bytes;
+        let proven = known.proven.clone();
+        let (retained, abandoned) = (known.retained.len(), known.abandoned);
+        drop(known);
+        let covered = newest.as_ref().map_or(0, |n| n.lsn);
+        let (entries, bytes) = inner.after(partition, durable);
+        let (at_risk, bytes_at_risk) = inner.after(partition, covered);
+        let database_bytes = part.file_bytes();
+        PartitionStatus {
+            partition,
+            role: group.role,
+            lineage: lineage.unwrap_or_default(),
+            log_head: group.log_start.0 + 1,
+            last: group.last.0,
+            applied: group.applied.0,
+            durable,
+            floor: group.floor.0,
+            archived,
+            proven,
+            retained,
+            abandoned,
+            records_at_risk: at_risk,
+            seconds_at_risk: match (at_risk, &newest) {
+                (0, _) => 0,
+                (_, Some(newest)) => age_of(newest.created_at).as_secs(),
+                (_, None) => inner.started.elapsed().as_secs(),
+            },
+            newest,
+            database_bytes,
+            restart: rates.replay(entries, bytes),
+            restore: rates.restore(newest_bytes.unwrap_or(database_bytes))
+                + rates.replay(at_risk, bytes_at_risk),
+        }
+    }
+
+    fn problems(&self, status: &NodeStatus) -> Vec<Problem> {
+        let inner = &self.inner;
+        let mut problems = Problems::default();
+        let options = &inner.options.snapshots;
+        if status.repository_is_local {
+            problems.add(
+                "repository_on_this_disk",
+                None,
+                format!(
+                    "snapshots are kept in {} and do not survive this disk",
+                    status.repository
+                ),
+                "set snapshots.destination to another disk or to object storage",
+            );
+        }
+        if options.num_retained.is_none() {
+            problems.add(
+                "one_snapshot_retained",
+                None,
+                "only the newest snapshot is retained: there is none to fall back to".to_owned(),
+                "set snapshots.num-retained to 3 or so",
+            );
+        }
+        if inner.log_is_full() {
+            problems.add(
+                "log_full",
+                None,
+                format!(
+                    "the log has {} bytes, more than max-log-bytes = {}",
+                    status.log_bytes, status.max_log_bytes
+                ),
+                "see whether snapshots are put; raise snapshots.max-log-bytes",
+            );
+        }
+        for one in &status.partitions {
+            let partition = one.partition;
+            let known = inner.snapshots.known[partition as usize].lock();
+            known_problems(&mut problems, partition, &known, one);
+            drop(known);
+            if let Some(why) = inner.snapshots.local.failure(partition) {
+                problems.add(
+                    "local_snapshot_failed",
+                    Some(partition),
+                    why,
+                    "the log is kept meanwhile; look at free space in the data directory",
+                );
+            }
+            if let Some(why) = inner.damage(partition) {
+                problems.add(
+                    "database_damaged",
+                    Some(partition),
+                    why,
+                    "restart: the partition is recovered from a snapshot and the log",
+                );
+            }
+            if inner.group(partition).status().stalled {
+                problems.add(
+                    "disk_takes_no_writes",
+                    Some(partition),
+                    "the disk takes no writes; appends are refused".to_owned(),
+                    "make room on the disk of the data directory",
+                );
+            }
+            if one
+                .archived
+                .is_some_and(|archived| archived + 1 < one.log_head)
+            {
+                problems.add(
+                    "log_trimmed",
+                    Some(partition),
+                    "the log no longer reaches back to the oldest retained snapshot: that one can be restored, and not brought up to date".to_owned(),
+                    "raise snapshots.max-log-bytes, or put snapshots more often",
+                );
+            }
+            if let (Some(interval), Some(newest)) = (options.interval, &one.newest)
+                && one.records_at_risk > 0
+                && options.interval_records.is_none()
+                && age_of(newest.created_at) > interval * LATE
+            {
+                problems.add(
+                    "snapshots_late",
+                    Some(partition),
+                    format!(
+                        "the newest snapshot is {} s old",
+                        age_of(newest.created_at).as_secs()
+                    ),
+                    "see the server's log for why none was put",
+                );
+            }
+        }
+        problems.list
+    }
+}
+
+fn known_problems(problems: &mut Problems, partition: u64, known: &Known, one: &PartitionStatus) {
+    let partition = Some(partition);
+    if let Some(why) = &known.failure {
+        problems.add(
+            "repository_failing",
+            partition,
+            why.clone(),
+            "look at the network, the address and the keys of snapshots.destination; service goes on, and it is tried again",
+        );
+    }
+    if let Some(why) = &known.sweep_failure {
+        problems.add(
+            "sweep_failing",
+            partition,
+            why.clone(),
+            "nothing is deleted meanwhile, so storage grows; esker snapshot verify says what is damaged",
+        );
+    }
+    if let Some(why) = &known.proof_failure {
+        problems.add(
+            "proof_failed",
+            partition,
+            why.clone(),
+            "do not rely on this snapshot: esker snapshot create makes another, esker snapshot verify --restore tests it",
+        );
+    }
+    if known.abandoned > 0 {
+        problems.add(
+            "abandoned_snapshots",
+            partition,
+            format!("{} snapshots of dead lines are kept", known.abandoned),
+            "when nothing in them is wanted any more: esker snapshot prune --abandoned",
+        );
+    }
+    if known.failure.is_none() && known.proof_failure.is_none() && one.newest.is_some() {
+        let proven = known.proven.as_ref();
+        if proven.is_none_or(|proof| age_of(proof.at) > PROOF_AGE) {
+            problems.add(
+                "unproven",
+                partition,
+                "no snapshot was restored and compared for a month".to_owned(),
+                "esker snapshot verify --restore, or set snapshots.restore-test-interval",
+            );
+        }
+    }
+}
+
+#[derive(Default)]
+struct Problems {
+    list: Vec<Problem>,
+}
+
+impl Problems {
+    /// The same problem of several partitions is one.
+    fn add(
+        &mut self,
+        code: &'static str,
+        partition: Option<u64>,
+        what: String,
+        remedy: &'static str,
+    ) {
+        let same = |p: &&mut Problem| p.code == code && p.what == what;
+        match (self.list.iter_mut().find(same), partition) {
+            (Some(known), Some(partition)) => known.partitions.push(partition),
+            _ => self.list.push(Problem {
+                code,
+                partitions: partition.into_iter().collect(),
+                what,
+                remedy,
+            }),
+        }
+    }
+}

@@ -1,0 +1,469 @@
+//! The task that puts snapshots into the repository, and what it knows of it.
+//!
+//! One partition at a time, so that memory and bandwidth are bounded by one upload. What the
+//! repository retains is read at the start and after each put; from then on the log is kept back to
+//! the oldest retained snapshot. A repository that cannot be reached stops nothing else: it is tried
+//! again, ever more seldom, and the log grows up to its bound.
+
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use esker_partition::command::Outcome;
+use esker_raft::{Group, Lsn};
+use esker_repository::destination::probe::probe;
+use esker_repository::env::System;
+use esker_repository::{CurrentRoot, Error as RepositoryError, Progress, Repository};
+use time::OffsetDateTime;
+use tokio::sync::oneshot;
+
+use super::archive::to_put;
+use super::proof::Proof;
+use super::schedule::{Facts, Reason, due};
+use crate::node::Inner;
+
+/// How often it is looked whether something is due.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// Waits between attempts at a repository that fails.
+const FIRST_RETRY: Duration = Duration::from_secs(2);
+const LAST_RETRY: Duration = Duration::from_secs(300);
+/// A partition that nothing is put of is swept this often.
+const SWEEP_EVERY: Duration = Duration::from_secs(24 * 3600);
+
+/// A snapshot that the repository retains.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Archived {
+    pub lsn: u64,
+    pub id: String,
+    pub created_at: OffsetDateTime,
+}
+
+/// What is known of a partition's repository.
+#[derive(Debug, Default)]
+pub(crate) struct Known {
+    /// Whether it was read since the start.
+    pub looked: bool,
+    /// Retained snapshots, newest first.
+    pub retained: Vec<Archived>,
+    /// Snapshots of dead lines that wait to be pruned by hand.
+    pub abandoned: usize,
+    /// Bytes of the newest snapshot, if this process put or restored it.
+    pub newest_bytes: Option<u64>,
+    /// Why the last attempt failed, if it did.
+    pub failure: Option<String>,
+    /// Why the last sweep failed, if it did.
+    pub sweep_failure: Option<String>,
+    /// The newest snapshot that was restored and compared, and found equal.
+    pub proven: Option<Proof>,
+    /// Why the last such test failed, if it did.
+    pub proof_failure: Option<String>,
+    /// How far an upload is that is under way.
+    pub uploading: Option<Progress>,
+    failures: u32,
+    try_at: Option<Instant>,
+    swept_at: Option<Instant>,
+    asked: Vec<Asker>,
+}
+
+type Asker = oneshot::Sender<Result<CreatedSnapshot, String>>;
+
+/// A snapshot that was put.
+#[derive(Clone, Debug)]
+pub struct CreatedSnapshot {
+    /// The partition.
+    pub partition: u64,
+    /// Its directory in the repository: LSN and id.
+    pub snapshot: String,
+    /// The last LSN that it covers.
+    pub lsn: u64,
+    /// The LSN of the oldest retained snapshot: the log is kept from there on.
+    pub archived_lsn: u64,
+    /// Files of it.
+    pub files: u64,
+    /// Bytes of it.
+    pub bytes: u64,
+    /// Bytes that had to be uploaded.
+    pub bytes_uploaded: u64,
+    /// How long it took.
+    pub took: Duration,
+}
+
+impl Known {
+    pub fn newest(&self) -> Option<&Archived> {
+        self.retained.first()
+    }
+
+    pub fn oldest(&self) -> Option<&Archived> {
+        self.retained.last()
+    }
+
+    /// The answer comes when the next put that begins from here on has ended.
+    pub fn ask(&mut self) -> oneshot::Receiver<Result<CreatedSnapshot, String>> {
+        let (answer, answered) = oneshot::channel();
+        self.asked.push(answer);
+        // Whoever asks does not wait for a retry.
+        self.try_at = None;
+        answered
+    }
+
+    fn note_root(&mut self, root: &CurrentRoot) {
+        self.looked = true;
+        self.abandoned = root.abandoned.len();
+        self.retained = root
+            .retained_snapshots
+            .iter()
+            .map(|retained| Archived {
+                lsn: retained.min_applied_lsn.0,
+                id: retained.snapshot_id.to_string(),
+                created_at: retained.created_at,
+            })
+            .collect();
+    }
+
+    fn failed(&mut self, why: String) {
+        self.failures += 1;
+        let wait = FIRST_RETRY
+            .saturating_mul(1 << self.failures.min(10))
+            .min(LAST_RETRY);
+        self.try_at = Some(Instant::now() + wait);
+        self.failure = Some(why);
+    }
+
+    fn succeeded(&mut self) {
+        self.failures = 0;
+        self.try_at = None;
+        self.failure = None;
+    }
+}
+
+/// The task.
+#[derive(Debug)]
+pub(crate) struct Uploader {
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Uploader {
+    pub fn start(inner: &Arc<Inner>) -> Uploader {
+        let inner = Arc::downgrade(inner);
+        Uploader {
+            task: tokio::spawn(run(inner)),
+        }
+    }
+
+    /// Ends it. An upload under way leaves an intent behind, and its objects are swept.
+    pub fn stop(&self) {
+        self.task.abort();
+    }
+}
+
+async fn run(inner: Weak<Inner>) {
+    let mut probed = false;
+    loop {
+        let Some(inner) = inner.upgrade() else {
+            return;
+        };
+        if !probed {
+            probed = probe_once(&inner).await;
+        }
+        for partition in 0..inner.snapshots.known.len() as u64 {
+            work(&inner, partition, probed).await;
+        }
+        let snapshots = &inner.snapshots;
+        // The node is let go of before the wait.
+        let woken = tokio::time::timeout(LOOK_EVERY, snapshots.wake.notified());
+        let _ = woken.await;
+    }
+}
+
+/// Finds out whether the destination's conditional puts can be relied on; whether it is known.
+async fn probe_once(inner: &Inner) -> bool {
+    let snapshots = &inner.snapshots;
+    if snapshots.archive.destination().local().is_some() {
+        return true;
+    }
+    let due = snapshots.known[0]
+        .lock()
+        .try_at
+        .is_none_or(|at| at <= Instant::now());
+    if !due {
+        return false;
+    }
+    match probe(snapshots.archive.destination(), &System).await {
+        Ok(()) => true,
+        Err(error) => {
+            tracing::warn!(%error, "no snapshots are put into the repository");
+            for known in &snapshots.known {
+                let mut known = known.lock();
+                known.failed(error.to_string());
+                answer(&mut known, &Err(error.to_string()));
+            }
+            false
+        }
+    }
+}
+
+async fn work(inner: &Inner, partition: u64, may_put: bool) {
+    let place = &inner.snapshots.known[partition as usize];
+    let (looked, waits) = {
+        let known = place.lock();
+        let waits = known.try_at.is_some_and(|at| at > Instant::now());
+        (known.looked, waits)
+    };
+    if waits {
+        return;
+    }
+    let repository = inner
+        .snapshots
+        .archive
+        .repository(&inner.snapshots.identity, partition);
+    let group = inner.group(partition);
+    if !looked && !look(inner, partition, &repository, group).await {
+        return;
+    }
+    if !may_put {
+        return;
+    }
+    let Some(reason) = due(inner.snapshots.archive.options(), &inner.facts(partition)) else {
+        sweep_if_due(inner, partition, &repository).await;
+        return;
+    };
+    let asked = std::mem::take(&mut place.lock().asked);
+    let result = put(inner, partition, &repository, group, reason).await;
+    note_put(inner, partition, reason, &result);
+    for asker in asked {
+        // Whoever asked may have gone.
+        let _ = asker.send(result.clone());
+    }
+    if result.is_ok() {
+        sweep(inner, partition, &repository).await;
+    }
+}
+
+fn note_put(
+    inner: &Inner,
+    partition: u64,
+    reason: Reason,
+    result: &Result<CreatedSnapshot, String>,
+) {
+    let mut known = inner.snapshots.known[partition as usize].lock();
+    known.uploading = None;
+    match result {
+        Ok(created) => {
+            known.succeeded();
+            if reason == Reason::First && created.lsn <= 2 {
+                // One for each partition of a new node: nobody wants to read that.
+                tracing::debug!(partition, "the first snapshot was put into the repository");
+                return;
+            }
+            tracing::info!(
+                partition,
+                snapshot = created.snapshot,
+                %reason,
+                files = created.files,
+                bytes = created.bytes,
+                bytes_uploaded = created.bytes_uploaded,
+                took = ?created.took,
+                "a snapshot was put into the repository"
+            );
+        }
+        Err(why) => {
+            known.failed(why.clone());
+            tracing::warn!(partition, why, "no snapshot was put into the repository");
+        }
+    }
+}
+
+fn answer(known: &mut Known, result: &Result<CreatedSnapshot, String>) {
+    for asker in known.asked.drain(..) {
+        let _ = asker.send(result.clone());
+    }
+}
+
+/// Reads what the repository has; whether that is known now.
+async fn look(
+    inner: &Inner,
+    partition: u64,
+    repository: &Repository,
+    group: &Group<Outcome>,
+) -> bool {
+    let place = &inner.snapshots.known[partition as usize];
+    match repository.root().await {
+        Ok(root) => {
+            let lineage = inner.part(partition).lineage().ok();
+            let ours = lineage.map(|l| super::lineage_id(l.id()));
+            let mut known = place.lock();
+            if root.lineage.is_some() && root.lineage != ours {
+                let why = format!(
+                    "{} has gone on with lineage {}: this node is of a dead line, and what is appended here is not kept anywhere else. Stop it, and restore from the repository into an empty directory",
+                    inner.snapshots.archive.shown(),
+                    root.lineage.map(|l| l.to_string()).unwrap_or_default(),
+                );
+                tracing::error!(partition, why);
+                known.failed(why.clone());
+                answer(&mut known, &Err(why));
+                return false;
+            }
+            known.note_root(&root);
+            known.succeeded();
+            keep(group, &known);
+            true
+        }
+        Err(RepositoryError::NoRoot { others: false, .. }) => {
+            let mut known = place.lock();
+            known.looked = true;
+            known.retained.clear();
+            true
+        }
+        Err(error) => {
+            tracing::warn!(partition, %error, "the repository could not be read");
+            let mut known = place.lock();
+            known.failed(error.to_string());
+            answer(&mut known, &Err(error.to_string()));
+            false
+        }
+    }
+}
+
+/// The log is kept from the oldest retained snapshot on.
+fn keep(group: &Group<Outcome>, known: &Known) {
+    if let Some(oldest) = known.oldest() {
+        group.keep_from(Lsn(oldest.lsn));
+    }
+}
+
+async fn put(
+    inner: &Inner,
+    partition: u64,
+    repository: &Repository,
+    group: &Group<Outcome>,
+    reason: Reason,
+) -> Result<CreatedSnapshot, String> {
+    let started = Instant::now();
+    let snapshots = &inner.snapshots;
+    let place = &snapshots.known[partition as usize];
+    group
+        .snapshot()
+        .await
+        .map_err(|_| "the node is stopping".to_owned())?
+        .map_err(|e| e.to_string())?;
+    let held = snapshots
+        .local
+        .newest(partition)
+        .ok_or("there is no local snapshot")?;
+    let lineage = inner.part(partition).lineage().map_err(|e| e.to_string())?;
+    let checkpoint = to_put(&held.checkpoint, &lineage, held.clone())?;
+    let progress = Progress::new();
+    place.lock().uploading = Some(progress.clone());
+    tracing::debug!(partition, %reason, lsn = held.checkpoint.meta.lsn, "putting a snapshot");
+    let put = match repository.put(&checkpoint, &progress).await {
+        Ok(put) => put,
+        Err(error) => {
+            // What it has is looked at anew.
+            place.lock().looked = false;
+            return Err(error.to_string());
+        }
+    };
+    let root = repository.root().await.map_err(|e| e.to_string())?;
+    let mut known = place.lock();
+    known.note_root(&root);
+    known.newest_bytes = Some(put.bytes);
+    keep(group, &known);
+    Ok(CreatedSnapshot {
+        partition,
+        snapshot: put.snapshot.to_string(),
+        lsn: put.snapshot.lsn.0,
+        archived_lsn: known.oldest().map_or(put.snapshot.lsn.0, |o| o.lsn),
+        files: put.files,
+        bytes: put.bytes,
+        bytes_uploaded: put.bytes_uploaded,
+        took: started.elapsed(),
+    })
+}
+
+async fn sweep_if_due(inner: &Inner, partition: u64, repository: &Repository) {
+    let due = {
+        let mut known = inner.snapshots.known[partition as usize].lock();
+        let now = Instant::now();
+        let swept = *known.swept_at.get_or_insert(now);
+        now.duration_since(swept) >= SWEEP_EVERY && !known.retained.is_empty()
+    };
+    if due {
+        sweep(inner, partition, repository).await;
+    }
+}
+
+async fn sweep(inner: &Inner, partition: u64, repository: &Repository) {
+    if !inner.snapshots.archive.options().orphan_cleanup {
+        return;
+    }
+    let result = repository.sweep().await;
+    let mut known = inner.snapshots.known[partition as usize].lock();
+    known.swept_at = Some(Instant::now());
+    known.sweep_failure = result.err().map(|error| {
+        tracing::warn!(partition, %error, "orphans were not swept");
+        error.to_string()
+    });
+}
+
+impl Inner {
+    /// What decides whether a snapshot of the partition is due.
+    fn facts(&self, partition: u64) -> Facts {
+        let known = self.snapshots.known[partition as usize].lock();
+        let status = self.group(partition).status();
+        let newest = known.newest();
+        let lsn = newest.map_or(0, |n| n.lsn);
+        let age = newest.map_or(Duration::ZERO, |n| age_of(n.created_at));
+        let (asked, none) = (!known.asked.is_empty(), newest.is_none());
+        drop(known);
+        let (replay, largest) = self.replay_after_archived();
+        Facts {
+            asked,
+            none,
+            entries: status.applied.0.saturating_sub(lsn),
+            age,
+            replay: match largest == partition {
+                true => replay,
+                false => Duration::ZERO,
+            },
+            log_full: largest == partition && self.log_is_full(),
+        }
+    }
+
+    /// How long it would take to replay, over all partitions, what came after their newest snapshots;
+    /// and the partition with the largest share of it.
+    pub(crate) fn replay_after_archived(&self) -> (Duration, u64) {
+        let (mut entries, mut bytes) = (0, 0);
+        let mut largest = (0, 0);
+        for (partition, known) in (0..).zip(&self.snapshots.known) {
+            let lsn = known.lock().newest().map_or(0, |n| n.lsn);
+            let (some, their_bytes) = self.after(partition, lsn);
+            entries += some;
+            bytes += their_bytes;
+            if some >= largest.1 {
+                largest = (partition, some);
+            }
+        }
+        (self.snapshots.rates.replay(entries, bytes).time, largest.0)
+    }
+
+    /// Entries of a partition after an LSN, and roughly their bytes.
+    pub(crate) fn after(&self, partition: u64, lsn: u64) -> (u64, u64) {
+        let status = self.group(partition).status();
+        let entries = status.last.0.saturating_sub(lsn);
+        let bytes = match status.log_entries {
+            0 => 0,
+            all => status.log_bytes * entries.min(all) / all,
+        };
+        (entries, bytes)
+    }
+
+    /// Whether the log is larger than it may be.
+    pub(crate) fn log_is_full(&self) -> bool {
+        self.raft.log().used_bytes() > self.options.snapshots.max_log_bytes
+    }
+}
+
+/// How old something is, by this machine's clock; not negative.
+pub(crate) fn age_of(created_at: OffsetDateTime) -> Duration {
+    let age = OffsetDateTime::now_utc() - created_at;
+    Duration::try_from(age).unwrap_or_default()
+}

@@ -1,0 +1,219 @@
+//! A checksum of everything that a partition promises, as of one LSN.
+//!
+//! Two copies of a partition that have applied the same log have the same digest, however different
+//! their files are: it covers what readers and later commands can see, and not what only waits to be
+//! reclaimed.
+
+use prost::Message as _;
+use rust_rocksdb::{ReadOptions, SnapshotWithThreadMode};
+use xxhash_rust::xxh3::Xxh3;
+
+use crate::batch::StoredBatch;
+use crate::ids::{BasinId, LineageId, StreamId};
+use crate::keys;
+use crate::lineage::Lineage;
+use crate::store::{Applied, Db, Part, RawIterator, StoreError};
+use crate::stream::{StreamMeta, StreamState};
+use crate::streams::failed::REMEMBER_FAILED;
+
+/// What a partition is, in short.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PartitionDigest {
+    /// As of which entry.
+    pub lsn: u64,
+    /// Of which history.
+    pub lineage: LineageId,
+    /// xxh3-128 of the contents.
+    pub digest: u128,
+    /// Streams that were looked at.
+    pub streams: u64,
+    /// Batches that were looked at.
+    pub batches: u64,
+    /// Bytes that were looked at.
+    pub bytes: u64,
+}
+
+impl Part {
+    /// Reads everything, as of one moment. Writers go on meanwhile.
+    pub fn digest(&self) -> Result<PartitionDigest, StoreError> {
+        let snapshot = self.store().db().snapshot();
+        let mut look = Look {
+            part: self,
+            snapshot: &snapshot,
+            hash: Xxh3::new(),
+            bytes: 0,
+        };
+        let applied: Applied = look
+            .get(&keys::APPLIED)?
+            .ok_or_else(|| self.malformed("the position", &"it is missing"))?;
+        let lineage = self.lineage()?;
+        let dropped = look.dropped_basins()?;
+        look.names(&dropped)?;
+        let refused_from = (applied.lsn + 1).saturating_sub(REMEMBER_FAILED);
+        let (from, to) = keys::refusals(refused_from);
+        look.range(&from, &to)?;
+        let (from, to) = keys::all_basins();
+        look.range(&from, &to)?;
+        let (from, to) = keys::all_forgotten_basins();
+        look.range(&from, &to)?;
+        let (streams, batches) = look.streams(&dropped, &lineage)?;
+        Ok(PartitionDigest {
+            lsn: applied.lsn,
+            lineage: lineage.id(),
+            digest: look.hash.digest128(),
+            streams,
+            batches,
+            bytes: look.bytes,
+        })
+    }
+}
+
+struct Look<'a> {
+    part: &'a Part,
+    snapshot: &'a SnapshotWithThreadMode<'a, Db>,
+    hash: Xxh3,
+    bytes: u64,
+}
+
+impl<'a> Look<'a> {
+    fn add(&mut self, bytes: &[u8]) {
+        self.hash.update(&(bytes.len() as u64).to_be_bytes());
+        self.hash.update(bytes);
+        self.bytes += bytes.len() as u64;
+    }
+
+    fn get<M: prost::Message + Default>(&self, key: &[u8]) -> Result<Option<M>, StoreError> {
+        let value = self
+            .snapshot
+            .get_cf(&self.part.cf(), key)
+            .map_err(|e| self.part.error("computing a digest", e))?;
+        value
+            .map(|bytes| M::decode(&bytes[..]).map_err(|e| self.part.malformed("a value", &e)))
+            .transpose()
+    }
+
+    fn iterate(&self, from: &[u8], to: &[u8]) -> RawIterator<'a> {
+        let mut options = ReadOptions::default();
+        options.set_iterate_lower_bound(from);
+        options.set_iterate_upper_bound(to);
+        options.fill_cache(false);
+        options.set_readahead_size(2 << 20);
+        let mut it = self.snapshot.raw_iterator_cf_opt(&self.part.cf(), options);
+        it.seek_to_first();
+        it
+    }
+
+    fn ended(&self, it: &RawIterator<'_>) -> Result<(), StoreError> {
+        it.status()
+            .map_err(|e| self.part.error("computing a digest", e))
+    }
+
+    fn range(&mut self, from: &[u8], to: &[u8]) -> Result<(), StoreError> {
+        let mut it = self.iterate(from, to);
+        while let (Some(key), Some(value)) = (it.key(), it.value()) {
+            self.add(key);
+            self.add(value);
+            it.next();
+        }
+        self.ended(&it)
+    }
+
+    fn dropped_basins(&mut self) -> Result<Vec<BasinId>, StoreError> {
+        let (from, to) = keys::all_dropped_basins();
+        let mut it = self.iterate(&from, &to);
+        let mut dropped = Vec::new();
+        while let Some(key) = it.key() {
+            self.add(key);
+            dropped.extend(keys::id_of(key).map(BasinId));
+            it.next();
+        }
+        self.ended(&it)?;
+        Ok(dropped)
+    }
+
+    /// Names of streams whose basins are not dropped.
+    fn names(&mut self, dropped: &[BasinId]) -> Result<(), StoreError> {
+        let (from, to) = keys::all_stream_names();
+        let mut it = self.iterate(&from, &to);
+        while let (Some(key), Some(value)) = (it.key(), it.value()) {
+            let basin = keys::id_of(key).map(BasinId);
+            if basin.is_some_and(|basin| dropped.binary_search(&basin).is_err()) {
+                self.add(key);
+                self.add(value);
+            }
+            it.next();
+        }
+        self.ended(&it)
+    }
+
+    /// Streams, and of each what readers can see.
+    fn streams(
+        &mut self,
+        dropped: &[BasinId],
+        lineage: &Lineage,
+    ) -> Result<(u64, u64), StoreError> {
+        let (from, to) = keys::all_stream_metas();
+        let mut metas = self.iterate(&from, &to);
+        let (from, to) = keys::all_data();
+        let mut data = self.iterate(&from, &to);
+        let (mut streams, mut batches) = (0, 0);
+        while let (Some(key), Some(value)) = (metas.key(), metas.value()) {
+            let id = keys::id_of(key)
+                .map(StreamId)
+                .ok_or_else(|| self.part.malformed("a stream's key", &"its length"))?;
+            let meta = StreamMeta::decode(value)
+                .map_err(|e| self.part.malformed("a stream's settings", &e))?;
+            if dropped.binary_search(&BasinId(meta.basin)).is_err() {
+                self.add(key);
+                self.add(value);
+                let mut state: StreamState = self.get(&keys::stream_state(id))?.unwrap_or_default();
+                // Whether it was written back since a fork makes no difference.
+                state.see_forks(lineage.forks);
+                self.add(&state.encode_to_vec());
+                streams += 1;
+                batches += self.batches(id, &state, &mut data)?;
+            }
+            metas.next();
+        }
+        self.ended(&metas)?;
+        Ok((streams, batches))
+    }
+
+    fn batches(
+        &mut self,
+        id: StreamId,
+        state: &StreamState,
+        it: &mut RawIterator<'_>,
+    ) -> Result<u64, StoreError> {
+        if state.is_empty() {
+            return Ok(0);
+        }
+        let first = keys::data(id, 0);
+        it.seek_for_prev(keys::data(id, state.trim_point));
+        if it.key().is_none_or(|key| key < &first[..]) {
+            it.seek(first);
+        }
+        let end = keys::data(id, state.tail_seq);
+        let mut batches = 0;
+        while let (Some(key), Some(value)) = (it.key(), it.value()) {
+            if key >= &end[..] {
+                break;
+            }
+            let first_seq = keys::first_seq_of(key)
+                .ok_or_else(|| self.part.malformed("a batch's key", &"its length"))?;
+            let visible = first_seq >= state.trim_point
+                || StoredBatch::parse(first_seq, value.to_vec().into())
+                    .map_err(|e| self.part.malformed("a batch", &e))?
+                    .end_seq()
+                    > state.trim_point;
+            if visible {
+                self.add(key);
+                self.add(value);
+                batches += 1;
+            }
+            it.next();
+        }
+        self.ended(it)?;
+        Ok(batches)
+    }
+}

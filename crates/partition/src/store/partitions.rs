@@ -1,0 +1,139 @@
+//! Partitions come and go as a whole.
+
+use std::fs;
+use std::path::Path;
+
+use prost::Message as _;
+use rust_rocksdb::{ExportImportFilesMetaData, ImportColumnFamilyOptions};
+
+use super::{Applied, Store, StoreError, cf_name};
+use crate::checkpoint::Checkpoint;
+use crate::ids::PartitionId;
+use crate::keys;
+use crate::lineage::Lineage;
+
+/// What a new node's partitions begin with.
+#[derive(Clone, Debug)]
+pub struct Founding {
+    /// Stream partitions; the catalog comes on top.
+    pub partitions: u32,
+    /// The members of each group.
+    pub voters: Vec<u64>,
+    /// The cluster.
+    pub cluster_id: String,
+}
+
+impl Store {
+    /// Whether there is anything of this partition.
+    pub fn has(&self, partition: PartitionId) -> bool {
+        self.db.cf_handle(&cf_name(partition)).is_some()
+    }
+
+    /// How far a partition's data goes; `None` if it is not there, or was not made to the end.
+    pub fn applied(&self, partition: PartitionId) -> Result<Option<Applied>, StoreError> {
+        match self.has(partition) {
+            true => self.part(partition).applied(),
+            false => Ok(None),
+        }
+    }
+
+    /// Makes a partition at LSN 0, if it is not there; durable when this returns.
+    pub fn found(&self, partition: PartitionId, founding: &Founding) -> Result<(), StoreError> {
+        if self.applied(partition)?.is_some() {
+            return Ok(());
+        }
+        if !self.has(partition) {
+            self.db
+                .create_cf(cf_name(partition), &self.partition_options)
+                .map_err(|e| self.failed(partition, "founding", e))?;
+        }
+        let part = self.part(partition);
+        let applied = Applied {
+            voters: founding.voters.clone(),
+            ..Applied::default()
+        };
+        let lineage = Lineage::first(&founding.cluster_id, founding.partitions, partition);
+        let mut batch = part.batch();
+        batch.put(keys::APPLIED, applied.encode_to_vec());
+        batch.put(keys::LINEAGE, lineage.to_bytes());
+        batch.write()?;
+        part.flush()
+    }
+
+    /// Removes a partition with all of its data.
+    pub fn drop_part(&self, partition: PartitionId) -> Result<(), StoreError> {
+        if self.has(partition) {
+            self.db
+                .drop_cf(&cf_name(partition))
+                .map_err(|e| self.failed(partition, "dropping", e))?;
+        }
+        Ok(())
+    }
+
+    /// Makes a partition of a checkpoint's files. They are *moved* into the database: the directory
+    /// is used up. Durable when this returns; a crash leaves no partition, or all of it.
+    ///
+    /// # Errors
+    ///
+    /// The partition is there, or RocksDB does not take the files.
+    pub fn import(
+        &self,
+        partition: PartitionId,
+        checkpoint: &Checkpoint,
+    ) -> Result<(), StoreError> {
+        let failed = |e| self.failed(partition, "importing a checkpoint into", e);
+        let mut files = ExportImportFilesMetaData::default();
+        files.set_db_comparator_name(&checkpoint.meta.comparator);
+        files
+            .set_files(&checkpoint.live_files(&cf_name(partition))?)
+            .map_err(failed)?;
+        let mut options = ImportColumnFamilyOptions::default();
+        options.set_move_files(true);
+        self.db
+            .create_column_family_with_import(
+                &self.partition_options,
+                cf_name(partition),
+                &options,
+                &files,
+            )
+            .map_err(failed)?;
+        sync_dir(&self.path)?;
+        match self.applied(partition)? {
+            Some(_) => Ok(()),
+            None => Err(StoreError::Incomplete {
+                path: self.path.to_path_buf(),
+                partition,
+                what: "the checkpoint that was imported has no position".to_owned(),
+            }),
+        }
+    }
+
+    /// Where the checkpoints of a partition are.
+    pub fn checkpoints(&self, partition: PartitionId) -> std::path::PathBuf {
+        self.checkpoints.join(partition.to_string())
+    }
+
+    fn failed(
+        &self,
+        partition: PartitionId,
+        operation: &str,
+        source: rust_rocksdb::Error,
+    ) -> StoreError {
+        StoreError::Db {
+            path: self.path.to_path_buf(),
+            operation: format!("{operation} partition {partition}"),
+            source,
+        }
+    }
+}
+
+/// Makes a directory's entries durable.
+pub(crate) fn sync_dir(dir: &Path) -> Result<(), StoreError> {
+    fs::File::open(dir)
+        .and_then(|d| d.sync_all())
+        .map_err(|source| StoreError::Io {
+            operation: "syncing",
+            path: dir.to_owned(),
+            source,
+        })
+}

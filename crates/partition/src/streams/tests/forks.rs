@@ -1,0 +1,219 @@
+//! Forks: after a restore that may have lost something, nothing is given out twice.
+
+use s2_common::stream::{ReadFrom, ReadStart};
+
+use super::fixture::*;
+use crate::command::AppendRefusal;
+use crate::lineage::GAP;
+use crate::reader::ReadError;
+
+fn start(partition: &Fixture, from: ReadFrom, may_follow: bool) -> Result<u64, u64> {
+    let start = ReadStart { from, clamp: false };
+    match partition
+        .reader()
+        .start(&partition.stream("s"), start, may_follow)
+    {
+        Ok(seq) => Ok(seq),
+        Err(ReadError::Unwritten(tail)) => Err(tail.seq_num),
+        Err(other) => panic!("{other}"),
+    }
+}
+
+/// Five records, a fork, and three more.
+fn forked() -> Fixture {
+    let mut partition = Fixture::new();
+    let stream = partition.create("s");
+    for i in 0..5 {
+        let body = format!("old {i}");
+        partition
+            .append(append(stream, 2000, vec![rec(body)]))
+            .unwrap();
+    }
+    partition.fork(1);
+    for i in 0..3 {
+        let body = format!("new {i}");
+        partition
+            .append(append(stream, 3000, vec![rec(body)]))
+            .unwrap();
+    }
+    partition
+}
+
+#[test]
+fn sequence_numbers_after_a_fork_leave_a_gap_and_none_is_given_out_twice() {
+    let partition = forked();
+    let all = read_all(&partition.reader(), &partition.stream("s"));
+    let seqs: Vec<u64> = all.iter().map(|seen| seen.seq).collect();
+    let first = 5 + GAP;
+    assert_eq!(seqs, [0, 1, 2, 3, 4, first, first + 1, first + 2]);
+    assert_eq!(all[5].text, "new 0");
+}
+
+#[test]
+fn the_gap_is_there_at_once_and_after_every_restart() {
+    let mut partition = Fixture::new();
+    partition.create("s");
+    let stream = partition.stream("s").id;
+    partition
+        .append(append(stream, 2000, vec![rec("a")]))
+        .unwrap();
+    partition.fork(1);
+    for _ in 0..2 {
+        assert_eq!(partition.state("s").tail_seq, 1 + GAP);
+        partition.reopen();
+    }
+    // Whoever expects the old tail is told the new one.
+    let mut conditional = append(stream, 3000, vec![rec("b")]);
+    conditional.match_seq_num = Some(1);
+    assert_eq!(
+        partition.append(conditional).unwrap_err(),
+        AppendRefusal::SeqNumMismatch(1 + GAP)
+    );
+}
+
+#[test]
+fn a_read_that_starts_in_a_gap_starts_at_its_end() {
+    let partition = forked();
+    let end = 5 + GAP;
+    for seq in [5, 6, 1000, end - 1, end] {
+        assert_eq!(start(&partition, ReadFrom::SeqNum(seq), false), Ok(end));
+    }
+    assert_eq!(start(&partition, ReadFrom::SeqNum(4), false), Ok(4));
+    assert_eq!(
+        start(&partition, ReadFrom::SeqNum(end + 3), false),
+        Err(end + 3)
+    );
+    // A gap that nothing follows ends at the tail.
+    let mut partition = partition;
+    partition.fork(2);
+    let tail = end + 3 + GAP;
+    assert_eq!(
+        start(&partition, ReadFrom::SeqNum(end + 3), false),
+        Err(tail)
+    );
+    assert_eq!(start(&partition, ReadFrom::SeqNum(end + 9), true), Ok(tail));
+}
+
+#[test]
+fn an_offset_from_the_tail_counts_records_and_no_gaps() {
+    let mut partition = forked();
+    let first = 5 + GAP;
+    let offset = |partition: &Fixture, n| start(partition, ReadFrom::TailOffset(n), true);
+    assert_eq!(offset(&partition, 0), Ok(first + 3));
+    assert_eq!(offset(&partition, 1), Ok(first + 2));
+    assert_eq!(offset(&partition, 3), Ok(first));
+    assert_eq!(offset(&partition, 4), Ok(4));
+    assert_eq!(offset(&partition, 8), Ok(0));
+    assert_eq!(offset(&partition, 100), Ok(0));
+    partition.fork(2);
+    let tail = first + 3 + GAP;
+    assert_eq!(offset(&partition, 0), Ok(tail));
+    assert_eq!(offset(&partition, 1), Ok(first + 2));
+    assert_eq!(offset(&partition, 4), Ok(4));
+}
+
+#[test]
+fn a_stream_that_was_empty_is_empty_after_a_fork() {
+    let mut partition = Fixture::new();
+    let stream = partition.create("s");
+    partition.fork(1);
+    let state = partition.state("s");
+    assert!(state.is_empty());
+    assert_eq!((state.head(), state.tail_seq), (GAP, GAP));
+    partition
+        .append(append(stream, 2000, vec![rec("a")]))
+        .unwrap();
+    assert_eq!(partition.texts("s"), ["a"]);
+    // Trimmed to its tail, and forked again.
+    partition.apply(expire(stream, GAP + 1, 2000));
+    partition.fork(2);
+    assert!(partition.state("s").is_empty());
+    assert_eq!(partition.texts("s"), [] as [String; 0]);
+}
+
+#[test]
+fn a_trim_up_to_a_gap_leaves_nothing_before_it() {
+    let mut partition = forked();
+    let stream = partition.stream("s").id;
+    let first = 5 + GAP;
+    partition.apply(expire(stream, 3, 4000));
+    assert_eq!(partition.state("s").head(), 3);
+    partition.apply(expire(stream, 5, 4000));
+    let state = partition.state("s");
+    assert_eq!(state.head(), first);
+    assert!(state.gaps.is_empty());
+    assert_eq!(partition.texts("s"), ["new 0", "new 1", "new 2"]);
+    partition.apply(expire(stream, first + 3, 4000));
+    assert!(partition.state("s").is_empty());
+}
+
+#[test]
+fn ids_of_streams_are_not_given_out_again() {
+    let mut partition = Fixture::new();
+    let before = partition.create("before");
+    partition.fork(1);
+    partition.fork(2);
+    let after = partition.create("after");
+    assert_eq!(after.0, before.0 + 1 + 2 * GAP);
+    partition.reopen();
+    assert_eq!(partition.create("later").0, after.0 + 1);
+}
+
+#[test]
+fn a_new_stream_after_a_fork_begins_at_zero() {
+    let mut partition = Fixture::new();
+    partition.fork(1);
+    let stream = partition.create("s");
+    partition.reopen();
+    let end = partition
+        .append(append(stream, 2000, vec![rec("a")]))
+        .unwrap()
+        .end;
+    assert_eq!(end.seq_num, 1);
+}
+
+#[test]
+fn a_digest_does_not_depend_on_whether_a_gap_was_written_back() {
+    let mut partition = forked();
+    let checkpoint = partition.checkpoint();
+    let mut copy = partition.imported(&checkpoint);
+    copy.fork(3);
+    let before = copy.part().digest().unwrap();
+    let stream = copy.stream("s").id;
+    // Touches the stream, and changes nothing.
+    copy.apply(expire(stream, 0, 4000));
+    let after = copy.part().digest().unwrap();
+    assert_eq!(before.digest, after.digest);
+    assert_ne!(before.lsn, after.lsn);
+}
+
+#[test]
+fn many_forks_are_remembered_in_bounded_space() {
+    let mut partition = Fixture::new();
+    let stream = partition.create("s");
+    for fork in 0..20 {
+        partition
+            .append(append(stream, 2000, vec![rec(format!("{fork}"))]))
+            .unwrap();
+        partition.fork(fork + 1);
+    }
+    let state = partition.state("s");
+    assert!(state.gaps.len() <= 8);
+    let texts: Vec<String> = (0..20).map(|i: u32| i.to_string()).collect();
+    assert_eq!(partition.texts("s"), texts);
+}
+
+#[test]
+fn a_lineage_contains_its_parent_up_to_the_fork_and_nothing_else() {
+    let mut partition = Fixture::new();
+    partition.create("s");
+    let first = partition.part().lineage().unwrap();
+    partition.fork(1);
+    partition.create("t");
+    let second = partition.part().lineage().unwrap();
+    assert_eq!(second.parent(), Some(first.id()));
+    assert!(second.contains(first.id(), 1));
+    assert!(!second.contains(first.id(), 2));
+    assert!(second.contains(second.id(), 2));
+    assert!(!first.contains(second.id(), 0));
+}

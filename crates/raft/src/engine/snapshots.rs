@@ -1,0 +1,316 @@
+//! When to ask the host for a snapshot, and how much of the log a snapshot lets go.
+//!
+//! Three positions, `log start <= floor <= applied`. The *floor* is what the newest snapshot
+//! covers; the *log start* is what compaction has reached, and it stays behind the floor if the
+//! host wants entries kept that a snapshot covers ([`Snapshots::keep_from`]).
+//!
+//! A hint is given when one of two *bands* is crossed:
+//!
+//! - entries, or bytes, that are applied past the floor: a restart would have to replay them;
+//! - the guardrail: entries of any kind above the floor, while apply lags behind them.
+//!
+//! One attempt at a time: what happens during it is looked at when it ends, and may be the next
+//! hint at once. After a failed attempt both bands are silent for some ticks, twice as many after
+//! each failure in a row; then both are looked at again. With apply *at* the floor a snapshot covers
+//! nothing new: that is an alarm instead.
+
+use std::collections::VecDeque;
+use std::ops::RangeInclusive;
+
+use super::{Action, Config};
+use crate::ids::Lsn;
+
+/// Most pieces of the log whose bytes are remembered one by one. Beyond it neighbours are
+/// remembered together, and the bytes of part of a piece are estimated from its entries.
+const MAX_PIECES: usize = 1024;
+
+pub(super) struct Snapshots {
+    hint_entries: u64,
+    hint_bytes: u64,
+    guardrail: u64,
+    backoff: RangeInclusive<u64>,
+
+    /// The newest snapshot covers everything up to here. It can be ahead of what is applied for a
+    /// moment: files may hold what the host has written and not yet reported.
+    covered: Lsn,
+    applied: Lsn,
+    keep_from: Option<Lsn>,
+    /// The attempt under way: what was applied when it began.
+    attempt: Option<Lsn>,
+    /// Ticks until hints are given again.
+    wait: u64,
+    /// Ticks of silence after the next failure.
+    next_wait: u64,
+    alarmed: bool,
+    tally: Tally,
+}
+
+impl Snapshots {
+    /// For a log `(start, last]` of which everything up to `applied` is applied: of that, only the
+    /// number of entries is known, and not their bytes.
+    pub fn new(config: &Config, start: Lsn, applied: Lsn, last: Lsn) -> Snapshots {
+        let mut snapshots = Snapshots {
+            hint_entries: config.snapshot_hint_threshold_entries,
+            hint_bytes: config.snapshot_hint_threshold_bytes,
+            guardrail: config.max_log_entries,
+            backoff: config.snapshot_backoff_ticks.clone(),
+            covered: start,
+            applied,
+            keep_from: None,
+            attempt: None,
+            wait: 0,
+            next_wait: *config.snapshot_backoff_ticks.start(),
+            alarmed: false,
+            tally: Tally::new(start, applied),
+        };
+        if snapshots.over_a_band(last) {
+            // The log may begin far below the newest snapshot, of which the host is about to tell.
+            snapshots.wait = snapshots.next_wait;
+        }
+        snapshots
+    }
+
+    /// Last entry that the newest snapshot covers.
+    pub fn floor(&self) -> Lsn {
+        self.covered.min(self.applied)
+    }
+
+    /// Up to where the log may be compacted.
+    pub fn compactable(&self) -> Lsn {
+        let floor = self.floor();
+        self.keep_from.map_or(floor, |keep| keep.min(floor))
+    }
+
+    /// The host wants the entries above `lsn` kept.
+    pub fn keep_from(&mut self, lsn: Lsn) {
+        self.keep_from = Some(lsn);
+    }
+
+    /// The log was compacted up to `lsn`.
+    pub fn compacted(&mut self, lsn: Lsn) {
+        self.tally.forget(lsn);
+    }
+
+    /// A piece of the log, up to `up_to` and of so many bytes, was applied.
+    pub fn count(&mut self, up_to: Lsn, bytes: u64) {
+        self.tally.add(up_to, bytes, self.floor());
+    }
+
+    /// Everything up to `lsn` is applied; answers whether that moved the floor.
+    pub fn applied(&mut self, lsn: Lsn) -> bool {
+        let before = self.floor();
+        self.applied = lsn;
+        let moved = self.floor() > before;
+        if moved {
+            self.tally.measure(self.floor());
+        }
+        moved
+    }
+
+    /// Bytes of the applied entries above the log start, as far as they were counted.
+    pub fn counted_bytes(&self) -> u64 {
+        self.tally.above_start
+    }
+
+    /// An attempt begins.
+    pub fn begun(&mut self) {
+        self.attempt.get_or_insert(self.applied);
+    }
+
+    /// There is a snapshot that covers everything up to `lsn`, at most what is committed.
+    pub fn taken(&mut self, lsn: Lsn) {
+        let began_at = self.attempt.take();
+        if lsn > self.covered {
+            self.covered = lsn;
+            self.tally.measure(self.floor());
+        } else if began_at.is_some_and(|applied| lsn < applied) {
+            // It covers less than it should, and nothing new: the next one is in no hurry.
+            return self.back_off();
+        }
+        self.wait = 0;
+        self.next_wait = *self.backoff.start();
+    }
+
+    /// The attempt came to nothing.
+    pub fn failed(&mut self) {
+        self.attempt = None;
+        self.back_off();
+    }
+
+    fn back_off(&mut self) {
+        self.wait = self.next_wait;
+        self.next_wait = self.next_wait.saturating_mul(2).min(*self.backoff.end());
+    }
+
+    /// One tick of the clock.
+    pub fn tick(&mut self) {
+        self.wait = self.wait.saturating_sub(1);
+    }
+
+    /// Whether a tick is needed for the next hint.
+    pub fn backs_off(&self) -> bool {
+        self.wait > 0
+    }
+
+    /// Whether apply stands at the floor with more entries above it than the guardrail allows.
+    pub fn stuck(&self, last: Lsn) -> bool {
+        self.guardrail > 0 && self.applied == self.floor() && self.above(last) > self.guardrail
+    }
+
+    /// Whether so many entries pile up above a floor at which apply stands that no more may come.
+    pub fn full(&self, last: Lsn) -> bool {
+        self.stuck(last) && self.above(last) >= self.guardrail.saturating_mul(2)
+    }
+
+    /// What is to be said, with the log ending at `last`.
+    pub fn consider(&mut self, last: Lsn) -> Option<Action> {
+        let stuck = self.stuck(last);
+        if stuck {
+            if !std::mem::replace(&mut self.alarmed, true) {
+                let entries = self.above(last);
+                return Some(Action::LogAlarm { entries });
+            }
+            return None;
+        }
+        self.alarmed = false;
+        if self.attempt.is_some() || self.wait > 0 || !self.over_a_band(last) {
+            return None;
+        }
+        self.begun();
+        Some(Action::SnapshotHint {
+            last_included_index: self.applied,
+        })
+    }
+
+    fn over_a_band(&self, last: Lsn) -> bool {
+        let applied = self.above(self.applied);
+        applied > 0
+            && ((self.hint_entries > 0 && applied >= self.hint_entries)
+                || (self.hint_bytes > 0 && self.tally.above_floor >= self.hint_bytes)
+                || (self.guardrail > 0 && self.above(last) > self.guardrail))
+    }
+
+    /// Entries above the floor, up to `lsn`.
+    fn above(&self, lsn: Lsn) -> u64 {
+        lsn.0.saturating_sub(self.floor().0)
+    }
+}
+
+/// Bytes of applied entries, so that a floor or a log start may come to lie among them.
+struct Tally {
+    /// Contiguous, oldest first, none wholly below the log start.
+    pieces: VecDeque<Piece>,
+    /// Last entry that is counted, or was applied before counting began.
+    end: Lsn,
+    start: Lsn,
+    above_start: u64,
+    above_floor: u64,
+}
+
+/// The entries `(after, up_to]`.
+#[derive(Clone, Copy)]
+struct Piece {
+    after: Lsn,
+    up_to: Lsn,
+    bytes: u64,
+}
+
+impl Piece {
+    /// The bytes of its entries above `lsn`.
+    fn above(&self, lsn: Lsn) -> u64 {
+        let entries = self.up_to.0 - self.after.0;
+        let above = self.up_to.0.saturating_sub(lsn.0).min(entries);
+        (u128::from(self.bytes) * u128::from(above) / u128::from(entries.max(1))) as u64
+    }
+}
+
+impl Tally {
+    fn new(start: Lsn, end: Lsn) -> Tally {
+        Tally {
+            pieces: VecDeque::new(),
+            end,
+            start,
+            above_start: 0,
+            above_floor: 0,
+        }
+    }
+
+    fn add(&mut self, up_to: Lsn, bytes: u64, floor: Lsn) {
+        let piece = Piece {
+            after: self.end,
+            up_to,
+            bytes,
+        };
+        self.end = up_to;
+        self.above_start += piece.above(self.start);
+        self.above_floor += piece.above(floor);
+        self.pieces.push_back(piece);
+        if self.pieces.len() > MAX_PIECES {
+            self.merge();
+        }
+    }
+
+    fn merge(&mut self) {
+        let mut merged = VecDeque::with_capacity(MAX_PIECES);
+        let mut pieces = self.pieces.drain(..);
+        while let Some(mut piece) = pieces.next() {
+            if let Some(next) = pieces.next() {
+                piece.up_to = next.up_to;
+                piece.bytes += next.bytes;
+            }
+            merged.push_back(piece);
+        }
+        drop(pieces);
+        self.pieces = merged;
+    }
+
+    /// The floor moved.
+    fn measure(&mut self, floor: Lsn) {
+        self.above_floor = self.above(floor);
+    }
+
+    /// The log start moved.
+    fn forget(&mut self, start: Lsn) {
+        self.start = start;
+        while self.pieces.front().is_some_and(|p| p.up_to <= start) {
+            self.pieces.pop_front();
+        }
+        self.above_start = self.above(start);
+    }
+
+    fn above(&self, lsn: Lsn) -> u64 {
+        self.pieces.iter().map(|piece| piece.above(lsn)).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_are_told_apart_at_any_position_however_long_the_log_is() {
+        let mut tally = Tally::new(Lsn(0), Lsn(0));
+        // Ten entries a piece, of 100 bytes each.
+        let pieces = 50 * MAX_PIECES as u64;
+        for n in 1..=pieces {
+            tally.add(Lsn(n * 10), 1000, Lsn(0));
+        }
+        assert!(tally.pieces.len() <= MAX_PIECES, "in bounded memory");
+        let all = pieces * 1000;
+        assert_eq!((tally.above_start, tally.above_floor), (all, all));
+        for lsn in [1, 9, 10, 12_345, pieces * 10 - 1, pieces * 10] {
+            tally.measure(Lsn(lsn));
+            assert_eq!(tally.above_floor, all - lsn * 100, "above {lsn}");
+        }
+        tally.forget(Lsn(12_345));
+        assert_eq!(tally.above_start, all - 1_234_500);
+    }
+
+    #[test]
+    fn what_was_applied_before_counting_began_has_no_bytes() {
+        let mut tally = Tally::new(Lsn(0), Lsn(100));
+        assert_eq!(tally.above_start, 0);
+        tally.add(Lsn(110), 500, Lsn(105));
+        assert_eq!((tally.above_start, tally.above_floor), (500, 250));
+    }
+}

@@ -1,0 +1,243 @@
+//! A group's attempts at a snapshot, one at a time.
+//!
+//! ```text
+//!  hint (engine) ─┐
+//!                 ├▶ wanted ──▶ apply thread: begin_snapshot ──▶ snapshot thread: permit, write
+//!  ask (host) ────┘   ▲                                              │ sink, engine, askers
+//!                     └── wanted again meanwhile ◀───────────────────┘
+//! ```
+//!
+//! Who asks while an attempt is under way gets the next one: what was applied before the ask is
+//! covered, which of the one under way nobody knows.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use parking_lot::{Condvar, Mutex};
+use tokio::sync::oneshot;
+
+use super::group::Shared;
+use super::state_machine::{Capture, SnapshotError, SnapshotSink, StateMachine, StoredSnapshot};
+use crate::engine::Event;
+
+pub(super) type Outcome = Result<Arc<StoredSnapshot>, SnapshotError>;
+type Asker = oneshot::Sender<Outcome>;
+
+/// What a group knows of its attempts. Its lock is never held while the engine's is taken.
+pub(super) struct Attempts {
+    state: Mutex<State>,
+    permits: Arc<Permits>,
+    sink: Arc<dyn SnapshotSink>,
+}
+
+#[derive(Default)]
+struct State {
+    /// An attempt is to begin, as soon as none is under way.
+    wanted: bool,
+    under_way: bool,
+    /// Of the attempt that is to begin.
+    asking: Vec<Asker>,
+    /// Of the attempt under way.
+    waiting: Vec<Asker>,
+    /// Of the attempt under way, or of the one before.
+    thread: Option<JoinHandle<()>>,
+    closed: bool,
+}
+
+impl Attempts {
+    pub fn new(permits: Arc<Permits>, sink: Arc<dyn SnapshotSink>) -> Attempts {
+        Attempts {
+            state: Mutex::default(),
+            permits,
+            sink,
+        }
+    }
+
+    /// An attempt is to begin; nobody waits for it.
+    pub fn want(&self) {
+        self.state.lock().wanted = true;
+    }
+
+    /// An attempt is to begin after this.
+    pub fn ask(&self) -> oneshot::Receiver<Outcome> {
+        let (asker, answer) = oneshot::channel();
+        let mut state = self.state.lock();
+        if state.closed {
+            // The receiver is in this function.
+            let _ = asker.send(Err(stopped()));
+        } else {
+            state.asking.push(asker);
+            state.wanted = true;
+        }
+        answer
+    }
+
+    /// Whether the apply thread is to begin one now.
+    fn due(&self) -> bool {
+        let state = self.state.lock();
+        state.wanted && !state.under_way && !state.closed
+    }
+
+    /// An attempt begins, for all who have asked so far.
+    fn begin(&self) {
+        let mut state = self.state.lock();
+        state.wanted = false;
+        state.under_way = true;
+        state.waiting = std::mem::take(&mut state.asking);
+    }
+
+    /// The attempt has ended; answers whether the next one is wanted.
+    fn end(&self, outcome: &Outcome) -> bool {
+        let mut state = self.state.lock();
+        state.under_way = false;
+        let waiting = std::mem::take(&mut state.waiting);
+        let next = state.wanted;
+        drop(state);
+        for asker in waiting {
+            // Whoever asked may have gone.
+            let _ = asker.send(outcome.clone());
+        }
+        next
+    }
+
+    /// No attempt begins any more; one that waits for its permit gives up.
+    pub fn close(&self) {
+        self.state.lock().closed = true;
+        self.permits.look_again();
+    }
+
+    /// After [`Attempts::close`], with the apply thread gone: waits for the attempt under way, and
+    /// answers everybody else.
+    pub fn finish(&self) {
+        let thread = self.state.lock().thread.take();
+        if let Some(thread) = thread {
+            // A panic of it has already been reported by the panic hook.
+            let _ = thread.join();
+        }
+        let mut state = self.state.lock();
+        let mut left = std::mem::take(&mut state.asking);
+        left.append(&mut state.waiting);
+        drop(state);
+        for asker in left {
+            let _ = asker.send(Err(stopped()));
+        }
+    }
+
+    fn closed(&self) -> bool {
+        self.state.lock().closed
+    }
+}
+
+/// Begins an attempt if one is due. The apply thread calls it between applies.
+pub(super) fn attend<S: StateMachine>(machine: &mut S, shared: &Arc<Shared<S::Output>>) {
+    let attempts = &shared.attempts;
+    if !attempts.due() {
+        return;
+    }
+    // In this order: from here on no hint comes that this attempt already serves.
+    shared.step(Event::SnapshotBegun);
+    attempts.begin();
+    let capture = machine.begin_snapshot();
+    let before = attempts.state.lock().thread.take();
+    if let Some(before) = before {
+        // It has nothing left to do but to end, and must not outlive its successor.
+        let _ = before.join();
+    }
+    let started = std::thread::Builder::new()
+        .name(format!("snapshot-{}", shared.id))
+        .spawn({
+            let shared = shared.clone();
+            move || run(capture, &shared)
+        });
+    match started {
+        Ok(thread) => attempts.state.lock().thread = Some(thread),
+        Err(error) => conclude(
+            shared,
+            Err(SnapshotError(format!("starting a thread: {error}"))),
+        ),
+    }
+}
+
+fn run<O: Send + 'static>(capture: impl Capture, shared: &Shared<O>) {
+    let attempts = &shared.attempts;
+    let written = match attempts.permits.acquire(|| attempts.closed()) {
+        // A panic ends the process, by its hook; where it does not, the group goes on.
+        Some(_permit) => catch_unwind(AssertUnwindSafe(|| capture.write()))
+            .unwrap_or_else(|_| Err(SnapshotError("writing the snapshot panicked".to_owned()))),
+        None => Err(stopped()),
+    };
+    conclude(shared, written);
+}
+
+/// Tells the sink, the engine and those who asked, in this order.
+fn conclude<O: Send + 'static>(shared: &Shared<O>, written: Result<StoredSnapshot, SnapshotError>) {
+    let attempts = &shared.attempts;
+    // See above.
+    let _ = catch_unwind(AssertUnwindSafe(|| match &written {
+        Ok(snapshot) => attempts.sink.taken(shared.id, snapshot),
+        Err(error) => attempts.sink.failed(shared.id, error),
+    }));
+    shared.step(match &written {
+        Ok(snapshot) => Event::SnapshotTaken {
+            last_included_index: snapshot.last_included_index,
+            term: snapshot.term,
+        },
+        Err(_) => Event::SnapshotFailed,
+    });
+    if attempts.end(&written.map(Arc::new)) {
+        shared.apply.nudge();
+    }
+}
+
+fn stopped() -> SnapshotError {
+    SnapshotError("the partition has stopped".to_owned())
+}
+
+/// How many snapshots of a node are written at once: writing takes the disk from the log.
+pub(super) struct Permits {
+    free: Mutex<usize>,
+    freed: Condvar,
+}
+
+/// Returned when it is dropped.
+pub(super) struct Permit<'a>(&'a Permits);
+
+impl Permits {
+    pub fn new(at_once: usize) -> Permits {
+        Permits {
+            free: Mutex::new(at_once),
+            freed: Condvar::new(),
+        }
+    }
+
+    /// Waits for one; `None` if `give_up` becomes true first, which
+    /// [`look_again`](Permits::look_again) makes known.
+    fn acquire(&self, give_up: impl Fn() -> bool) -> Option<Permit<'_>> {
+        let mut free = self.free.lock();
+        loop {
+            if give_up() {
+                return None;
+            }
+            if *free > 0 {
+                *free -= 1;
+                return Some(Permit(self));
+            }
+            self.freed.wait(&mut free);
+        }
+    }
+
+    fn look_again(&self) {
+        // Under the lock: nobody is between looking and waiting.
+        let _free = self.free.lock();
+        self.freed.notify_all();
+    }
+}
+
+impl Drop for Permit<'_> {
+    fn drop(&mut self) {
+        *self.0.free.lock() += 1;
+        // Any of those who wait may be one that gives up.
+        self.0.freed.notify_all();
+    }
+}
