@@ -12,7 +12,7 @@ use futures::{StreamExt as _, TryStreamExt as _};
 
 use super::look::{Facts, PartitionFacts};
 use super::plan::{Plan, PlannedFork};
-use super::ways::{Copy, Source, best, connects};
+use super::ways::{Copy, Source, best, connects, is_whole};
 use crate::data_dir::DataDir;
 use crate::error::StartError;
 use crate::snapshots::{Archive, restored};
@@ -99,11 +99,18 @@ impl Search<'_> {
         let repository = self
             .archive
             .repository(&self.data_dir.identity, self.facts.partition);
+        let whole = is_whole(self.facts.log.as_ref());
         let root = match repository.root().await {
             Ok(root) => Some(root),
             Err(RepositoryError::NoRoot { others: false, .. }) => {
                 self.tried
                     .push(format!("{} has no snapshot of it", self.archive.shown()));
+                None
+            }
+            // Nothing is needed from there.
+            Err(error) if whole => {
+                self.tried
+                    .push(format!("{}: {error}", self.archive.shown()));
                 None
             }
             Err(error) => return Err(self.unreadable(&error)),
@@ -118,6 +125,14 @@ impl Search<'_> {
             } else if let Some(ready) = self.fetch(&repository, copy).await? {
                 return Ok(self.way(copy, Some(ready), None, true));
             }
+        }
+        if let (true, Some(log)) = (whole, &self.facts.log) {
+            let nothing = Copy {
+                source: Source::Log,
+                lineage: log.lineage.id(),
+                lsn: 0,
+            };
+            return Ok(self.way(&nothing, None, None, root.is_some()));
         }
         if !self.accepts_loss {
             return Err(StartError::NothingUsable {
@@ -297,6 +312,11 @@ impl Search<'_> {
                 | RepositoryError::NoSnapshot(_)
                 | RepositoryError::Unusable(_)),
             ) => {
+                let error = match error {
+                    // Of this one alone.
+                    RepositoryError::Unusable(mut tried) if tried.len() == 1 => *tried.remove(0).1,
+                    other => other,
+                };
                 tracing::warn!(partition, snapshot = %dir, %error, "a snapshot is damaged: an older one is tried");
                 metrics::counter!("esker_partition_store_snapshots_download_fallback_total")
                     .increment(1);
@@ -349,7 +369,7 @@ impl Search<'_> {
         }
         while let Some(copy) = best(&copies, current).cloned() {
             let ready = match &copy.source {
-                Source::Database => None,
+                Source::Database | Source::Log => None,
                 Source::Local(dir) => match locals.iter().find(|c| c.dir == *dir) {
                     Some(checkpoint) => Some(self.link(checkpoint)?),
                     None => None,

@@ -35,12 +35,7 @@ pub(super) fn found(
     options: &StoreOptions,
 ) -> Result<Store, StartError> {
     let identity = &data_dir.identity;
-    let founding = Founding {
-        partitions: identity.partitions,
-        voters: vec![identity.node_id],
-        cluster_id: identity.cluster_id.clone(),
-    };
-    let store = Store::create(&data_dir.db(), options, &founding)?;
+    let store = Store::create(&data_dir.db(), options, &founding(data_dir))?;
     for partition in 0..=u64::from(identity.partitions) {
         if raft.log().tag(GroupId(partition)).is_none() {
             let id = PartitionId(partition);
@@ -49,6 +44,15 @@ pub(super) fn found(
         }
     }
     Ok(store)
+}
+
+fn founding(data_dir: &DataDir) -> Founding {
+    let identity = &data_dir.identity;
+    Founding {
+        partitions: identity.partitions,
+        voters: vec![identity.node_id],
+        cluster_id: identity.cluster_id.clone(),
+    }
 }
 
 fn begin_log(
@@ -109,6 +113,11 @@ pub(super) fn rebuild(
                 took = ?begun.elapsed(),
                 "Snapshot loaded"
             );
+        }
+        if way.source == Source::Log {
+            store.drop_part(id)?;
+            store.found(id, &founding(data_dir))?;
+            let _ = std::fs::remove_file(data_dir.damage(partition));
         }
         if let Some(lineage) = &way.adopt {
             store.part(id).fork(lineage, data_dir.identity.node_id)?;

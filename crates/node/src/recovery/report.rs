@@ -81,6 +81,7 @@ impl RecoveryReport {
             (of(|s| *s == Source::Database), "local database"),
             (of(|s| matches!(s, Source::Local(_))), "local snapshots"),
             (of(|s| matches!(s, Source::Repository(_))), "repository"),
+            (of(|s| *s == Source::Log), "log alone"),
         ];
         let used: Vec<_> = counts.iter().filter(|(count, _)| *count > 0).collect();
         match used.as_slice() {

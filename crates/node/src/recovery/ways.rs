@@ -31,6 +31,8 @@ pub enum Source {
     Local(PathBuf),
     /// A snapshot in the repository.
     Repository(SnapshotDir),
+    /// The log alone: it goes back to the beginning.
+    Log,
 }
 
 impl fmt::Display for Source {
@@ -39,6 +41,7 @@ impl fmt::Display for Source {
             Source::Database => f.write_str("database"),
             Source::Local(_) => f.write_str("local snapshot"),
             Source::Repository(dir) => write!(f, "repository snapshot {dir}"),
+            Source::Log => f.write_str("log from its beginning"),
         }
     }
 }
@@ -77,6 +80,11 @@ pub(crate) fn connects(log: Option<&LogFacts>, copy: &Copy) -> Result<(), String
         ));
     }
     Ok(())
+}
+
+/// Whether the log has every entry there ever was: then an empty partition connects.
+pub(crate) fn is_whole(log: Option<&LogFacts>) -> bool {
+    log.is_some_and(|log| log.start == 0 && log.lineage.forks == 0)
 }
 
 /// The copy that loses least, of those that are of the history `current`, if it is known.
@@ -149,6 +157,18 @@ mod tests {
         assert!(connects(Some(&forked), &copy(first.id(), 11)).is_err());
         assert!(connects(Some(&forked), &copy(first.id(), 9)).is_err());
         assert!(connects(Some(&forked), &copy(LineageId(7), 15)).is_ok());
+    }
+
+    #[test]
+    fn a_log_is_whole_only_if_it_goes_back_to_the_beginning_of_the_first_lineage() {
+        assert!(is_whole(Some(&log(0, 20))));
+        assert!(!is_whole(Some(&log(1, 20))));
+        assert!(!is_whole(None));
+        let forked = LogFacts {
+            lineage: log(0, 0).lineage.fork(LineageId(7), 0),
+            ..log(0, 20)
+        };
+        assert!(!is_whole(Some(&forked)));
     }
 
     #[test]
