@@ -19,7 +19,7 @@ use parking_lot::{Condvar, Mutex};
 use crate::clock::now_ms;
 use crate::log_files::{LogFiles, Wanted};
 use crate::node::{Inner, Node};
-use crate::snapshots::OnLogFull;
+use crate::snapshots::{OnLogFull, publish};
 
 /// How often the log is looked after.
 const LOG_INTERVAL: Duration = Duration::from_millis(250);
@@ -32,6 +32,8 @@ const FLUSH_REPLAYED_ENTRIES: u64 = 5_000;
 /// What was applied is flushed after this long at the latest, so that an idle node restarts at once.
 const FLUSH_AFTER: Duration = Duration::from_secs(60);
 
+/// How often Prometheus is told where everything stands.
+const PUBLISH_EVERY: Duration = Duration::from_secs(1);
 /// A log that is larger than it may be is trimmed again, and harder, after this long.
 const TRIM_AGAIN: Duration = Duration::from_secs(10);
 
@@ -129,6 +131,8 @@ struct LogKeeper {
     files: LogFiles,
     /// When the log was last found larger than it may be, and trimmed.
     trimmed: Option<Instant>,
+    /// When Prometheus was last told where everything stands.
+    published: Option<Instant>,
 }
 
 fn keep_log_short(inner: &Weak<Inner>, signal: &Signal) {
@@ -141,6 +145,7 @@ fn keep_log_short(inner: &Weak<Inner>, signal: &Signal) {
             watched: watch_all(&inner),
             files: LogFiles::default(),
             trimmed: None,
+            published: None,
         });
         for one in &mut keeper.watched {
             one.look(inner.options.flush_after);
@@ -156,6 +161,10 @@ fn keep_log_short(inner: &Weak<Inner>, signal: &Signal) {
         let free = inner.admission.available_permits();
         let used = inner.options.append_inflight.saturating_sub(free);
         metrics::gauge!("esker_append_inflight_bytes").set(used as f64);
+        if keeper.published.is_none_or(|at| at.elapsed() >= PUBLISH_EVERY) {
+            keeper.published = Some(Instant::now());
+            publish(&inner.recovery_status());
+        }
         drop(inner);
         if !signal.wait(LOG_INTERVAL) {
             return;

@@ -30,6 +30,7 @@ pub use proof::Proof;
 pub(crate) use rates::Rates;
 pub use rates::{Measured, Prediction};
 pub use schedule::Reason;
+pub(crate) use status::publish;
 pub use status::{NodeStatus, PartitionStatus, Problem, SnapshotStatus};
 pub use uploader::CreatedSnapshot;
 pub(crate) use uploader::Uploader;

@@ -10,7 +10,7 @@ use time::OffsetDateTime;
 use super::proof::Proof;
 use super::rates::{Measured, Prediction};
 use super::uploader::{Known, age_of};
-use crate::node::Node;
+use crate::node::{Inner, Node};
 use crate::recovery::RecoveryReport;
 
 /// A proof older than this, or of a snapshot that is no longer retained, is one to be made anew.
@@ -117,7 +117,13 @@ pub struct Problem {
 impl Node {
     /// Where the node stands. Asks nothing of the repository.
     pub fn recovery_status(&self) -> NodeStatus {
-        let inner = &self.inner;
+        self.inner.recovery_status()
+    }
+}
+
+impl Inner {
+    pub(crate) fn recovery_status(&self) -> NodeStatus {
+        let inner = self;
         let snapshots = &inner.snapshots;
         let count = snapshots.known.len() as u64;
         let partitions: Vec<_> = (0..count).map(|p| self.partition_status(p)).collect();
@@ -156,7 +162,7 @@ impl Node {
     }
 
     fn partition_status(&self, partition: u64) -> PartitionStatus {
-        let inner = &self.inner;
+        let inner = self;
         let rates = &inner.snapshots.rates;
         let group = inner.group(partition).status();
         let part = inner.part(partition);
@@ -205,7 +211,7 @@ impl Node {
     }
 
     fn problems(&self, status: &NodeStatus) -> Vec<Problem> {
-        let inner = &self.inner;
+        let inner = self;
         let mut problems = Problems::default();
         let options = &inner.options.snapshots;
         if status.repository_is_local {
@@ -295,6 +301,39 @@ impl Node {
             }
         }
         problems.list
+    }
+}
+
+/// Tells Prometheus.
+pub(crate) fn publish(status: &NodeStatus) {
+    let seconds = |name: &'static str, predicted: Prediction| {
+        metrics::gauge!(name).set(predicted.time.as_secs_f64());
+    };
+    seconds("esker_predicted_restart_seconds", status.restart);
+    seconds("esker_predicted_restore_seconds", status.restore);
+    metrics::gauge!("esker_problems").set(status.problems.len() as f64);
+    for one in &status.partitions {
+        let partition = one.partition.to_string();
+        let gauge = |name: &'static str, value: u64| {
+            metrics::gauge!(name, "partition" => partition.clone()).set(value as f64);
+        };
+        gauge("esker_records_at_risk", one.records_at_risk);
+        gauge("esker_seconds_at_risk", one.seconds_at_risk);
+        gauge(
+            "esker_partition_log_entries_above_floor",
+            one.last.saturating_sub(one.floor),
+        );
+        gauge(
+            "esker_partition_archived_lag",
+            one.last.saturating_sub(one.archived.unwrap_or_default()),
+        );
+        gauge("esker_snapshots_retained", one.retained as u64);
+        if let Some(newest) = &one.newest {
+            gauge("esker_snapshot_age_seconds", age_of(newest.created_at).as_secs());
+        }
+        if let Some(proven) = &one.proven {
+            gauge("esker_snapshot_proof_age_seconds", age_of(proven.at).as_secs());
+        }
     }
 }
 

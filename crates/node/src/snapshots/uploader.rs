@@ -456,9 +456,12 @@ impl Inner {
         (entries, bytes)
     }
 
-    /// Whether the log is larger than it may be.
+    /// Whether the log is larger than it may be. Below its purge threshold it is never made smaller,
+    /// and the file that is written to counts whole.
     pub(crate) fn log_is_full(&self) -> bool {
-        self.raft.log().used_bytes() > self.options.snapshots.max_log_bytes
+        let most = self.options.snapshots.max_log_bytes;
+        let most = most.max(self.options.log_purge_threshold);
+        self.raft.log().used_bytes() > most + self.options.log_segment_size
     }
 }
 
