@@ -3,7 +3,9 @@
 //! A full disk needs a file system of a known size: a small `tmpfs`, which takes root. Without it
 //! these tests say so and pass.
 
+use std::collections::HashSet;
 use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -300,20 +302,26 @@ async fn an_append_that_a_stop_gives_up_on_a_full_disk_is_not_called_harmless() 
     assert!(unknown > 0, "nothing was under way; nothing was shown");
 }
 
-/// Bytes of all files below a directory.
+/// Bytes of all files below a directory. A file that snapshots link to takes its space once.
 fn size(dir: &Path) -> u64 {
+    let mut seen = HashSet::new();
+    size_of_unseen(dir, &mut seen)
+}
+
+fn size_of_unseen(dir: &Path, seen: &mut HashSet<u64>) -> u64 {
     let Ok(entries) = fs::read_dir(dir) else {
         return 0;
     };
-    entries
-        .filter_map(Result::ok)
-        .map(|entry| match entry.metadata() {
-            Ok(meta) if meta.is_dir() => size(&entry.path()),
-            Ok(meta) => meta.len(),
-            // Deleted in between.
-            Err(_) => 0,
-        })
-        .sum()
+    let mut bytes = 0;
+    for entry in entries.filter_map(Result::ok) {
+        match entry.metadata() {
+            Ok(meta) if meta.is_dir() => bytes += size_of_unseen(&entry.path(), seen),
+            Ok(meta) if seen.insert(meta.ino()) => bytes += meta.len(),
+            // Seen, or deleted in between.
+            _ => {}
+        }
+    }
+    bytes
 }
 
 async fn shrinks(server: &Server, below: u64, what: &str) {
@@ -342,6 +350,7 @@ async fn space_of_what_was_trimmed_expired_and_deleted_returns_to_the_disk() {
         .partitions(1)
         .set("log.segment-size=2MiB")
         .set("log.purge-threshold=8MiB")
+        .set("snapshots.max-log-bytes=8MiB")
         .set("log.flush-after=4MiB");
     let mut server = setup.start_fresh().await;
     let s2 = server.sdk();
@@ -411,6 +420,7 @@ async fn a_stream_that_is_trimmed_as_it_grows_keeps_the_disk_small() {
         .partitions(1)
         .set("log.segment-size=2MiB")
         .set("log.purge-threshold=8MiB")
+        .set("snapshots.max-log-bytes=8MiB")
         .set("log.flush-after=4MiB");
     let server = setup.start_fresh().await;
     let basin = sdk::basin(&server.sdk(), "test-basin").await;

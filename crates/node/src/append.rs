@@ -108,6 +108,11 @@ impl StreamHandle {
         if self.node.is_draining() {
             return Err(Error::Stopping);
         }
+        if inner.refuses_appends.load(Ordering::Relaxed) {
+            return Err(Error::TryLater(
+                "the log is full: appends are refused until a snapshot is archived".to_owned(),
+            ));
+        }
         let bytes = input.records.metered_size() + OVERHEAD;
         let mut permits = Vec::with_capacity(2);
         if let Some((budget, most)) = budget {

@@ -34,8 +34,10 @@ const FLUSH_AFTER: Duration = Duration::from_secs(60);
 
 /// How often Prometheus is told where everything stands.
 const PUBLISH_EVERY: Duration = Duration::from_secs(1);
-/// A log that is larger than it may be is trimmed again, and harder, after this long.
-const TRIM_AGAIN: Duration = Duration::from_secs(10);
+/// A log that is larger than it may be is trimmed again after this long...
+const TRIM_AGAIN: Duration = Duration::from_secs(2);
+/// ...and after so many rounds no more of it is kept than the node itself needs.
+const TRIM_ROUNDS: u32 = 3;
 
 /// The threads.
 pub(crate) struct Upkeep {
@@ -129,8 +131,8 @@ struct Watched {
 struct LogKeeper {
     watched: Vec<Watched>,
     files: LogFiles,
-    /// When the log was last found larger than it may be, and trimmed.
-    trimmed: Option<Instant>,
+    /// When the log was last found larger than it may be and trimmed, and how often in a row.
+    trimmed: Option<(Instant, u32)>,
     /// When Prometheus was last told where everything stands.
     published: Option<Instant>,
 }
@@ -161,7 +163,10 @@ fn keep_log_short(inner: &Weak<Inner>, signal: &Signal) {
         let free = inner.admission.available_permits();
         let used = inner.options.append_inflight.saturating_sub(free);
         metrics::gauge!("esker_append_inflight_bytes").set(used as f64);
-        if keeper.published.is_none_or(|at| at.elapsed() >= PUBLISH_EVERY) {
+        if keeper
+            .published
+            .is_none_or(|at| at.elapsed() >= PUBLISH_EVERY)
+        {
             keeper.published = Some(Instant::now());
             publish(&inner.recovery_status());
         }
@@ -241,23 +246,21 @@ impl LogKeeper {
             self.trimmed = None;
             return;
         }
-        if refuses || self.trimmed.is_some_and(|at| at.elapsed() < TRIM_AGAIN) {
+        let (since, rounds) = self.trimmed.unwrap_or((Instant::now(), 0));
+        if refuses || (rounds > 0 && since.elapsed() < TRIM_AGAIN) {
             return;
         }
-        // First up to the newest archived snapshot; if that was not enough, as far as the local ones
-        // allow.
-        let harder = self.trimmed.replace(Instant::now()).is_some();
+        self.trimmed = Some((Instant::now(), rounds + 1));
+        // First up to the newest archived snapshot, which is about to be made; if that is not enough, as
+        // far as the local ones allow.
         for (partition, one) in (0..).zip(&self.watched) {
-            let archived = inner.snapshots.known[partition]
-                .lock()
-                .newest()
-                .map_or(0, |n| n.lsn);
+            let known = inner.snapshots.known[partition].lock();
+            let archived = known.newest().map_or(0, |n| n.lsn);
+            let harder = known.failure.is_some() || rounds >= TRIM_ROUNDS;
+            drop(known);
             let status = one.group.status();
             let keep = match harder {
-                true => {
-                    drop(one.group.snapshot());
-                    status.applied
-                }
+                true => status.applied,
                 false => Lsn(archived),
             };
             one.group.keep_from(keep);
@@ -266,11 +269,13 @@ impl LogKeeper {
             }
         }
         inner.snapshots.wake.notify_one();
-        tracing::warn!(
-            log_bytes = inner.raft.log().used_bytes(),
-            max_log_bytes = inner.options.snapshots.max_log_bytes,
-            "the log is larger than max-log-bytes and is trimmed: older archived snapshots can be restored, and not brought up to date from it"
-        );
+        if rounds == 0 || rounds == TRIM_ROUNDS {
+            tracing::warn!(
+                log_bytes = inner.raft.log().used_bytes(),
+                max_log_bytes = inner.options.snapshots.max_log_bytes,
+                "the log is larger than max-log-bytes and is trimmed: older archived snapshots can be restored, and not brought up to date from it"
+            );
+        }
     }
 }
 

@@ -57,7 +57,7 @@ async fn a_newer_format_is_refused() {
     let path = server.data_dir().join("node.json");
     let text = fs::read_to_string(&path).unwrap();
     let mut identity: serde_json::Value = serde_json::from_str(&text).unwrap();
-    identity["format"] = 2.into();
+    identity["format"] = 99.into();
     identity["something-new"] = "ever".into();
     fs::write(&path, identity.to_string()).unwrap();
     let (code, log) = setup.start_refused(server.data_dir()).await;
@@ -93,7 +93,6 @@ async fn a_lost_part_stops_the_start_and_nothing_is_made_in_its_place() {
         let data_dir = server.data_dir().to_owned();
         let aside = data_dir.with_extension("aside");
         for (lost, code) in [
-            ("db", "[database]"),
             ("log", "[log_missing]"),
             ("node.json", "[data_dir_bad_identity]"),
         ] {
@@ -109,54 +108,61 @@ async fn a_lost_part_stops_the_start_and_nothing_is_made_in_its_place() {
             fs::rename(&aside, &path).unwrap();
         }
         // An empty directory in the place of a lost one is no better.
-        for (lost, code) in [("db", "[database]"), ("log", "[log_missing]")] {
-            let path = data_dir.join(lost);
-            fs::rename(&path, &aside).unwrap();
-            fs::create_dir(&path).unwrap();
-            let (exit, log) = setup.start_refused(&data_dir).await;
-            assert_eq!(exit, 1, "{lost}: {log}");
-            assert!(log.contains(code), "{lost}: {log}");
-            fs::remove_dir_all(&path).unwrap();
-            fs::rename(&aside, &path).unwrap();
-        }
+        let path = data_dir.join("log");
+        fs::rename(&path, &aside).unwrap();
+        fs::create_dir(&path).unwrap();
+        let (exit, log) = setup.start_refused(&data_dir).await;
+        assert_eq!(exit, 1, "{log}");
+        assert!(log.contains("[log_missing]"), "{log}");
+        fs::remove_dir_all(&path).unwrap();
+        fs::rename(&aside, &path).unwrap();
         server.restart(&setup).await;
-        let basin = server.sdk().basin(basin_name("test-basin"));
-        for i in 0..4 {
-            let stream = basin.stream(stream_name(&format!("orders-{i}")));
-            assert_eq!(sdk::bodies(&sdk::read_all(&stream).await), ["one", "two"]);
-        }
+        all_is_there(&server).await;
+    }
+}
+
+/// What [`used`] has appended.
+async fn all_is_there(server: &Server) {
+    let basin = server.sdk().basin(basin_name("test-basin"));
+    for i in 0..4 {
+        let stream = basin.stream(stream_name(&format!("orders-{i}")));
+        assert_eq!(sdk::bodies(&sdk::read_all(&stream).await), ["one", "two"]);
     }
 }
 
 #[tokio::test]
-async fn a_database_that_lost_a_file_stops_the_start() {
-    let setup = Setup::default();
-    let mut server = used(&setup, false).await;
-    let db = server.data_dir().join("db");
-    let files: Vec<_> = fs::read_dir(&db)
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
-        .filter(|path| {
-            let name = path.file_name().unwrap().to_string_lossy().into_owned();
-            name == "CURRENT" || name.starts_with("MANIFEST") || name.ends_with(".sst")
-        })
-        .collect();
-    assert!(files.len() > 3, "{files:?}");
-    for file in files {
-        let aside = file.with_extension("aside");
-        fs::rename(&file, &aside).unwrap();
-        let (exit, log) = setup.start_refused(server.data_dir()).await;
-        assert_eq!(exit, 1, "{}: {log}", file.display());
-        assert!(log.contains("[database]"), "{}: {log}", file.display());
-        if file.exists() {
-            fs::remove_file(&file).unwrap();
+async fn a_database_that_is_lost_or_lost_a_file_is_recovered_from_snapshot_and_log() {
+    let setup = Setup::default().partitions(2);
+    for lost in ["", "CURRENT", "MANIFEST", "sst"] {
+        for kill in [true, false] {
+            let mut server = used(&setup, kill).await;
+            let db = server.data_dir().join("db");
+            let of_kind = |entry: std::io::Result<fs::DirEntry>| {
+                let path = entry.unwrap().path();
+                let name = path.file_name().unwrap().to_string_lossy().into_owned();
+                (name.starts_with(lost) || name.ends_with(lost)).then_some(path)
+            };
+            match lost {
+                "" => fs::remove_dir_all(&db).unwrap(),
+                _ => {
+                    let file = fs::read_dir(&db).unwrap().find_map(of_kind).unwrap();
+                    fs::remove_file(file).unwrap();
+                }
+            }
+            server.restart(&setup).await;
+            all_is_there(&server).await;
+            // And it goes on.
+            let basin = server.sdk().basin(basin_name("test-basin"));
+            let stream = basin.stream(stream_name("orders-0"));
+            sdk::append(&stream, ["three"]).await;
+            server.kill();
+            server.restart(&setup).await;
+            let basin = server.sdk().basin(basin_name("test-basin"));
+            let stream = basin.stream(stream_name("orders-0"));
+            let bodies = sdk::bodies(&sdk::read_all(&stream).await);
+            assert_eq!(bodies, ["one", "two", "three"], "{lost}, {kill}");
         }
-        fs::rename(&aside, &file).unwrap();
     }
-    server.restart(&setup).await;
-    let basin = server.sdk().basin(basin_name("test-basin"));
-    let records = sdk::read_all(&basin.stream(stream_name("orders-0"))).await;
-    assert_eq!(records.len(), 2);
 }
 
 #[tokio::test]

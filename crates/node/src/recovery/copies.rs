@@ -12,7 +12,7 @@ use futures::{StreamExt as _, TryStreamExt as _};
 
 use super::look::{Facts, PartitionFacts};
 use super::plan::{Plan, PlannedFork};
-use super::ways::{Copy, Source, best, connects, is_whole};
+use super::ways::{Copy, LogFacts, Source, best, connects, is_whole};
 use crate::data_dir::DataDir;
 use crate::error::StartError;
 use crate::snapshots::{Archive, restored};
@@ -52,6 +52,7 @@ pub(super) async fn find(
             archive,
             planned: planned.forks.get(&facts.partition),
             accepts_loss,
+            log: facts.log.clone(),
             tried: Vec::new(),
         };
         search.find()
@@ -81,6 +82,8 @@ struct Search<'a> {
     archive: &'a Archive,
     planned: Option<&'a PlannedFork>,
     accepts_loss: bool,
+    /// What the log has, unless it turns out to be too short.
+    log: Option<LogFacts>,
     /// Copies that are not usable, and why.
     tried: Vec<String>,
 }
@@ -92,6 +95,9 @@ impl Search<'_> {
         }
         let locals = self.locals().await;
         for checkpoint in &locals {
+            self.look_for_a_cut(&copy_of(checkpoint));
+        }
+        for checkpoint in &locals {
             if let Some(way) = self.local(checkpoint)? {
                 return Ok(way);
             }
@@ -99,7 +105,7 @@ impl Search<'_> {
         let repository = self
             .archive
             .repository(&self.data_dir.identity, self.facts.partition);
-        let whole = is_whole(self.facts.log.as_ref());
+        let whole = is_whole(self.log.as_ref());
         let root = match repository.root().await {
             Ok(root) => Some(root),
             Err(RepositoryError::NoRoot { others: false, .. }) => {
@@ -120,13 +126,16 @@ impl Search<'_> {
             None => Vec::new(),
         };
         for copy in &archived {
-            if let Err(why) = connects(self.facts.log.as_ref(), copy) {
+            self.look_for_a_cut(copy);
+        }
+        for copy in &archived {
+            if let Err(why) = connects(self.log.as_ref(), copy) {
                 self.tried.push(format!("{}: {why}", copy.source));
             } else if let Some(ready) = self.fetch(&repository, copy).await? {
                 return Ok(self.way(copy, Some(ready), None, true));
             }
         }
-        if let (true, Some(log)) = (whole, &self.facts.log) {
+        if let (true, Some(log)) = (is_whole(self.log.as_ref()), &self.log) {
             let nothing = Copy {
                 source: Source::Log,
                 lineage: log.lineage.id(),
@@ -145,6 +154,21 @@ impl Search<'_> {
             .await
     }
 
+    /// A log that ends before something that was applied from it has lost entries, and nobody knows
+    /// how many: it leads nowhere.
+    fn look_for_a_cut(&mut self, copy: &Copy) {
+        if let Some(log) = &self.log
+            && log.lineage.id() == copy.lineage
+            && copy.lsn > log.last
+        {
+            self.tried.push(format!(
+                "log: it ends at LSN {}, and the {} has LSN {}: it was cut or replaced",
+                log.last, copy.source, copy.lsn
+            ));
+            self.log = None;
+        }
+    }
+
     /// The database, if the log goes on where it ends.
     fn database(&mut self) -> Option<Way> {
         let found = match &self.facts.database {
@@ -159,7 +183,8 @@ impl Search<'_> {
             lineage: found.lineage,
             lsn: found.lsn,
         };
-        match connects(self.facts.log.as_ref(), &copy) {
+        self.look_for_a_cut(&copy);
+        match connects(self.log.as_ref(), &copy) {
             Ok(()) => Some(self.way(&copy, None, None, true)),
             Err(why) => {
                 self.tried.push(format!("database: {why}"));
@@ -191,7 +216,7 @@ impl Search<'_> {
 
     fn local(&mut self, checkpoint: &Checkpoint) -> Result<Option<Way>, StartError> {
         let copy = copy_of(checkpoint);
-        match connects(self.facts.log.as_ref(), &copy) {
+        match connects(self.log.as_ref(), &copy) {
             Ok(()) => {
                 let ready = self.link(checkpoint)?;
                 Ok(Some(self.way(&copy, Some(ready), None, true)))
@@ -404,7 +429,7 @@ impl Search<'_> {
         fork: Option<PlannedFork>,
         has_root: bool,
     ) -> Way {
-        let log = self.facts.log.as_ref();
+        let log = self.log.as_ref();
         for tried in &self.tried {
             tracing::warn!(partition = self.facts.partition, "not usable: {tried}");
         }

@@ -84,7 +84,12 @@ impl Archive {
             cluster,
             kind: self.options.kind,
             num_retained: self.options.num_retained,
-            orphan_min_age: self.options.orphan_min_age,
+            // Nobody else uses a directory within the data directory, and what it links to takes
+            // space on the same disk.
+            orphan_min_age: match self.is_default {
+                true => std::time::Duration::ZERO,
+                false => self.options.orphan_min_age,
+            },
             ..Options::default()
         };
         Repository::new(&self.destination, partition_id(partition), options)

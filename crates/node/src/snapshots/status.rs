@@ -329,10 +329,16 @@ pub(crate) fn publish(status: &NodeStatus) {
         );
         gauge("esker_snapshots_retained", one.retained as u64);
         if let Some(newest) = &one.newest {
-            gauge("esker_snapshot_age_seconds", age_of(newest.created_at).as_secs());
+            gauge(
+                "esker_snapshot_age_seconds",
+                age_of(newest.created_at).as_secs(),
+            );
         }
         if let Some(proven) = &one.proven {
-            gauge("esker_snapshot_proof_age_seconds", age_of(proven.at).as_secs());
+            gauge(
+                "esker_snapshot_proof_age_seconds",
+                age_of(proven.at).as_secs(),
+            );
         }
     }
 }
