@@ -76,14 +76,21 @@ impl Node {
         partition: u64,
         snapshot: Option<&str>,
     ) -> Result<Proof, Error> {
-        let inner = &self.inner;
-        let place = inner
-            .snapshots
-            .known
-            .get(partition as usize)
-            .ok_or_else(|| self.no_partition(partition))?;
-        let result = inner.prove(partition, snapshot).await;
-        let mut known = place.lock();
+        if partition > u64::from(self.inner.options.partitions) {
+            return Err(self.no_partition(partition));
+        }
+        self.inner.prove_and_note(partition, snapshot).await
+    }
+}
+
+impl Inner {
+    pub(crate) async fn prove_and_note(
+        &self,
+        partition: u64,
+        snapshot: Option<&str>,
+    ) -> Result<Proof, Error> {
+        let result = self.prove(partition, snapshot).await;
+        let mut known = self.snapshots.known[partition as usize].lock();
         match &result {
             Ok(proof) => {
                 tracing::info!(
@@ -107,9 +114,7 @@ impl Node {
         }
         result
     }
-}
 
-impl Inner {
     async fn prove(&self, partition: u64, snapshot: Option<&str>) -> Result<Proof, Error> {
         let begun = Instant::now();
         let scratch = Scratch {

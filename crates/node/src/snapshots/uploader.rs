@@ -19,6 +19,7 @@ use tokio::sync::oneshot;
 use super::archive::to_put;
 use super::proof::Proof;
 use super::schedule::{Facts, Reason, due};
+use crate::error::Error;
 use crate::node::Inner;
 
 /// How often it is looked whether something is due.
@@ -138,20 +139,25 @@ impl Known {
 /// The task.
 #[derive(Debug)]
 pub(crate) struct Uploader {
-    task: tokio::task::JoinHandle<()>,
+    tasks: [tokio::task::JoinHandle<()>; 2],
 }
 
 impl Uploader {
     pub fn start(inner: &Arc<Inner>) -> Uploader {
         let inner = Arc::downgrade(inner);
         Uploader {
-            task: tokio::spawn(run(inner)),
+            tasks: [
+                tokio::spawn(run(inner.clone())),
+                tokio::spawn(test_restores(inner)),
+            ],
         }
     }
 
     /// Ends it. An upload under way leaves an intent behind, and its objects are swept.
     pub fn stop(&self) {
-        self.task.abort();
+        for task in &self.tasks {
+            task.abort();
+        }
     }
 }
 
@@ -171,6 +177,42 @@ async fn run(inner: Weak<Inner>) {
         // The node is let go of before the wait.
         let woken = tokio::time::timeout(LOOK_EVERY, snapshots.wake.notified());
         let _ = woken.await;
+    }
+}
+
+/// Restores the newest snapshots into a scratch directory, one partition after the other, if that is
+/// configured.
+async fn test_restores(inner: Weak<Inner>) {
+    // Each partition's turn comes once an interval; the first when that has passed once.
+    let mut tested: Vec<Instant> = Vec::new();
+    loop {
+        tokio::time::sleep(LOOK_EVERY).await;
+        let Some(inner) = inner.upgrade() else {
+            return;
+        };
+        let Some(interval) = inner.options.snapshots.restore_test_interval else {
+            return;
+        };
+        tested.resize(inner.snapshots.known.len(), inner.started);
+        let due = (0..)
+            .zip(&mut tested)
+            .find(|(_, at)| at.elapsed() >= interval);
+        let Some((partition, at)) = due else {
+            continue;
+        };
+        *at = Instant::now();
+        if inner.snapshots.known[partition as usize]
+            .lock()
+            .newest()
+            .is_none()
+        {
+            continue;
+        }
+        match inner.prove_and_note(partition, None).await {
+            // Both were noted.
+            Ok(_) | Err(Error::Storage(_)) => {}
+            Err(error) => tracing::warn!(partition, %error, "a restore could not be tested"),
+        }
     }
 }
 
