@@ -1,11 +1,13 @@
 //! The `esker` binary: argument parsing and output. What it does is in the crates below it.
 
+mod admin;
 mod config_cmd;
 mod demo;
 mod exit;
 mod output;
 mod server_cmd;
 mod snapshot_cmd;
+mod status_cmd;
 mod stream_cmd;
 mod term;
 
@@ -24,8 +26,9 @@ enum Command {
     /// Run the server in the foreground.
     Server(server_cmd::Args),
     Demo(demo::Args),
+    Status(status_cmd::Args),
     Stream(stream_cmd::Args),
-    Snapshot(snapshot_cmd::Args),
+    Snapshot(Box<snapshot_cmd::Args>),
     /// Check or show the configuration that a server would run with.
     Config(config_cmd::Args),
 }
@@ -36,8 +39,9 @@ fn main() -> std::process::ExitCode {
     let result = match cli.command {
         Command::Server(args) => server_cmd::run(&args),
         Command::Demo(args) => demo::run(&args),
+        Command::Status(args) => status_cmd::run(args),
         Command::Stream(args) => stream_cmd::run(args),
-        Command::Snapshot(args) => snapshot_cmd::run(args),
+        Command::Snapshot(args) => snapshot_cmd::run(*args),
         Command::Config(args) => config_cmd::run(&args),
     };
     exit::report(result)

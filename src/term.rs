@@ -47,6 +47,11 @@ impl Paint {
         self.sgr("32", text)
     }
 
+    /// What is wrong.
+    pub fn red(self, text: impl Display) -> String {
+        self.sgr("31", text)
+    }
+
     fn sgr(self, code: &str, text: impl Display) -> String {
         if self.on {
             format!("\x1b[{code}m{text}\x1b[0m")

@@ -17,11 +17,11 @@ use crate::term::{bytes, plain};
 pub struct Args {
     /// The one: an id, a directory's name or an LSN
     #[arg(value_name = "A")]
-    old: String,
+    pub old: String,
 
     /// The other
     #[arg(value_name = "B")]
-    new: String,
+    pub new: String,
 }
 
 pub async fn run(place: &Place, args: &Args, json: bool) -> Result<(), Failure> {
@@ -30,10 +30,14 @@ pub async fn run(place: &Place, args: &Args, json: bool) -> Result<(), Failure> 
     let (old, new) = (find(&args.old)?, find(&args.new)?);
     let diff = repository.diff(&old, &new).await;
     let diff = diff.map_err(|e| place.failure(e))?;
+    show(&diff, json)
+}
+
+pub fn show(diff: &Diff, json: bool) -> Result<(), Failure> {
     if json {
-        return print_json(&diff);
+        return print_json(diff);
     }
-    print(text(&diff).trim_end())
+    print(text(diff).trim_end())
 }
 
 fn text(diff: &Diff) -> String {

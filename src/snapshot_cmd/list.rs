@@ -21,14 +21,14 @@ use crate::term::{Paint, bytes, count, plain};
 pub struct Args {}
 
 #[derive(Serialize)]
-struct Listing<'a> {
-    repository: &'a str,
-    partitions: Vec<Partition>,
+pub struct Listing<'a> {
+    pub repository: &'a str,
+    pub partitions: Vec<Partition>,
 }
 
 #[derive(Serialize)]
 #[serde(untagged)]
-enum Partition {
+pub enum Partition {
     Readable(Box<Inventory>),
     Unreadable {
         partition: PartitionId,
@@ -64,12 +64,16 @@ pub async fn run(place: &Place, _: &Args, json: bool) -> Result<(), Failure> {
             Err(error) => return Err(place.failure(error)),
         }
     }
-    if json {
-        print_json(&listing)?;
-    } else {
-        print(text(&listing).trim_end())?;
-    }
+    show(&listing, json)?;
     first_problem.map_or(Ok(()), |error| Err(place.failure(error)))
+}
+
+pub fn show(listing: &Listing<'_>, json: bool) -> Result<(), Failure> {
+    if json {
+        print_json(listing)
+    } else {
+        print(text(listing).trim_end())
+    }
 }
 
 fn text(listing: &Listing<'_>) -> String {

@@ -1,26 +1,29 @@
-//! `esker snapshot`: partition snapshots, straight on a repository.
+//! `esker snapshot`: partition snapshots, of a running server or straight on a repository.
 //!
 //! | room | what it holds |
 //! |---|---|
-//! | [`place`] | arguments: which repository, which partition, who asks, with which keys |
+//! | [`place`] | arguments: which server or repository, which partition, who asks, with which keys |
+//! | [`online`] | the commands that ask a server |
 //! | [`failure`] | what the library's errors mean to a person |
 //! | [`list`], [`show`], [`diff`], [`verify`], [`why`], [`restore`] | commands that read |
-//! | [`put`], [`prune`] | commands that write |
+//! | [`create`], [`put`], [`prune`] | commands that write |
 //! | [`watch`] | long work: a bar, and Ctrl-C |
 //! | [`shown`] | keys, sizes and tables as they are printed |
 //!
 //! What a command found goes to standard output; remarks and progress go to standard error. With
 //! `--json` standard output is one JSON document, whatever was found.
 
+mod create;
 mod diff;
 mod failure;
 mod list;
+mod online;
 mod place;
 mod prune;
 mod put;
 mod restore;
 mod show;
-mod shown;
+pub mod shown;
 mod verify;
 mod watch;
 mod why;
@@ -28,7 +31,8 @@ mod why;
 use std::time::Duration;
 
 use clap::Subcommand;
-use place::{Place, PlaceArgs};
+use online::Online;
+use place::{Needs, PlaceArgs, Where};
 
 use crate::exit::Failure;
 
@@ -38,16 +42,19 @@ pub const REPOSITORY_VARIABLE: &str = "ESKER_REPOSITORY";
 /// How long the end waits for what was begun in the background: a stop is to be prompt.
 const PARTING: Duration = Duration::from_secs(1);
 
-/// Put, list, check and restore partition snapshots in a repository.
+/// Create, list, check and restore partition snapshots.
 ///
-/// A repository is an S3 bucket or a directory. A snapshot in it holds immutable files and the
-/// position in a partition's log that they cover (its LSN). No server is needed.
+/// A snapshot holds immutable files and the position in a partition's log that they cover (its LSN). It
+/// is kept in a repository: an S3 bucket or a directory. Either a running server is asked (--server),
+/// or the repository itself (--repository), which needs no server.
 ///
-/// Only `put` and `prune` change what is kept; `restore` pins what it reads, meanwhile; everything
-/// else only reads. What Restate wrote can be read, and is never written to.
+/// Only `create`, `put` and `prune` change what is kept; `restore` pins what it reads, meanwhile;
+/// everything else only reads. What Restate wrote can be read, and is never written to.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
+  esker snapshot create --server http://127.0.0.1:7070
+  esker snapshot verify --restore --server http://127.0.0.1:7070
   esker snapshot put checkpoint/ --lsn 4200 --repository s3://bucket/prefix
   export ESKER_REPOSITORY=s3://bucket/prefix
   esker snapshot list
@@ -67,6 +74,7 @@ pub struct Args {
 
 #[derive(Subcommand)]
 enum Command {
+    Create(create::Args),
     List(list::Args),
     Show(show::Args),
     Diff(diff::Args),
@@ -77,14 +85,54 @@ enum Command {
     Prune(prune::Args),
 }
 
+impl Command {
+    fn needs(&self) -> Needs {
+        match self {
+            Command::Create(_) => {
+                Needs::Server("`create` has a server put a snapshot of what it holds")
+            }
+            Command::Verify(args) if args.restore => {
+                Needs::Server("`verify --restore` compares with the live partitions of a server")
+            }
+            Command::Restore(_) => Needs::Repository(
+                "a server does not hand out files: `restore` takes them from the repository, \
+                 named with --repository; `esker server --bootstrap restore` restores a whole node",
+            ),
+            Command::Put(_) => Needs::Repository(
+                "`put` puts a directory into a repository, named with --repository; `esker snapshot \
+                 create` has a server put a snapshot of what it holds",
+            ),
+            _ => Needs::Either,
+        }
+    }
+}
+
 pub fn run(args: Args) -> Result<(), Failure> {
-    let place = Place::open(args.place)?;
+    let found = args.place.find(args.command.needs())?;
     let json = args.json;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .map_err(|e| Failure::wrong("io", format!("starting the runtime: {e}")))?;
     let result = runtime.block_on(async {
+        let place = match found {
+            Where::Server(address, partition) => {
+                let online = Online::open(address, partition, json).await?;
+                return match args.command {
+                    Command::Create(_) => create::run(&online).await,
+                    Command::List(_) => online.list().await,
+                    Command::Show(args) => online.show(&args).await,
+                    Command::Diff(args) => online.diff(&args).await,
+                    Command::Verify(args) if args.restore => online.prove(&args).await,
+                    Command::Verify(args) => online.verify(&args).await,
+                    Command::Why(args) => online.why(&args).await,
+                    Command::Prune(args) => online.prune(&args).await,
+                    // They need a repository.
+                    Command::Restore(_) | Command::Put(_) => Ok(()),
+                };
+            }
+            Where::Repository(place) => place,
+        };
         match args.command {
             Command::List(args) => list::run(&place, &args, json).await,
             Command::Show(args) => show::run(&place, &args, json).await,
@@ -94,6 +142,8 @@ pub fn run(args: Args) -> Result<(), Failure> {
             Command::Restore(args) => restore::run(&place, &args, json).await,
             Command::Put(args) => put::run(&place, &args, json).await,
             Command::Prune(args) => prune::run(&place, &args, json).await,
+            // It needs a server.
+            Command::Create(_) => Ok(()),
         }
     });
     // Left alone, it would wait until a file that is being hashed is read to its end.

@@ -1,4 +1,5 @@
-//! Which repository, which partition, who asks, and with which keys: arguments of all commands.
+//! Which server or repository, which partition, who asks, and with which keys: arguments of all
+//! commands.
 
 use std::path::Path;
 
@@ -11,25 +12,31 @@ use esker_repository::{
 use super::REPOSITORY_VARIABLE;
 use super::failure;
 use crate::exit::Failure;
+use crate::stream_cmd::SERVER_VARIABLE;
+use crate::stream_cmd::connection::ServerAddress;
 
 /// The name of a cluster that nobody named.
 const CLUSTER: &str = "esker";
 
 #[derive(clap::Args)]
 pub struct PlaceArgs {
-    /// The repository: s3://BUCKET/PREFIX, file:///DIR or a directory
+    /// A running server, which asks its repository [env: ESKER_SERVER]
+    // The variable is read by hand: an option comes before both variables.
     #[arg(
         long,
         global = true,
-        env = REPOSITORY_VARIABLE,
-        hide_env_values = true,
         value_name = "URL",
-        help_heading = "Repository"
+        conflicts_with = "repository",
+        help_heading = "Where"
     )]
+    server: Option<ServerAddress>,
+
+    /// The repository: s3://BUCKET/PREFIX, file:///DIR or a directory [env: ESKER_REPOSITORY]
+    #[arg(long, global = true, value_name = "URL", help_heading = "Where")]
     repository: Option<String>,
 
-    /// The partition [default: the only one there]
-    #[arg(long, global = true, value_name = "N", help_heading = "Repository")]
+    /// The partition [default: the only one there; where that makes sense, all]
+    #[arg(long, global = true, value_name = "N", help_heading = "Where")]
     partition: Option<u16>,
 
     /// Whose snapshots they are, for `put` [default: whose the repository is, or `esker`]
@@ -78,6 +85,72 @@ pub struct PlaceArgs {
     aws_allow_http: bool,
 }
 
+/// Whom a command can ask.
+#[derive(Clone, Copy)]
+pub enum Needs {
+    /// A server or a repository.
+    Either,
+    /// A server: the command, and what it does.
+    Server(&'static str),
+    /// A repository: the command, and why.
+    Repository(&'static str),
+}
+
+/// Whom a command asks.
+pub enum Where {
+    /// A running server.
+    Server(ServerAddress, Option<u16>),
+    /// A repository, without a server.
+    Repository(Box<Place>),
+}
+
+impl PlaceArgs {
+    /// Decides whom to ask: what an option names comes before the variables, and of those the
+    /// repository's before the server's.
+    pub fn find(self, needs: Needs) -> Result<Where, Failure> {
+        let variable = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
+        let from_variable = variable(SERVER_VARIABLE).map(|text| {
+            let address = text.parse::<ServerAddress>();
+            address.map_err(|e| Failure::usage("invalid", format!("{SERVER_VARIABLE}={text}: {e}")))
+        });
+        let (mut server, mut repository) = (self.server.clone(), self.repository.clone());
+        if server.is_none() && repository.is_none() {
+            repository = variable(REPOSITORY_VARIABLE);
+            if repository.is_none() || matches!(needs, Needs::Server(_)) {
+                server = from_variable.transpose()?;
+            }
+        }
+        let partition = self.partition;
+        let failure = match (needs, server, repository) {
+            (Needs::Either | Needs::Server(_), Some(server), _) => {
+                return Ok(Where::Server(server, partition));
+            }
+            (Needs::Either | Needs::Repository(_), _, Some(repository)) => {
+                let place = Place::open(PlaceArgs {
+                    repository: Some(repository),
+                    ..self
+                })?;
+                return Ok(Where::Repository(Box::new(place)));
+            }
+            (Needs::Server(what), ..) => format!(
+                "{what}: name a running server with --server (http://HOST:PORT), or in \
+                 {SERVER_VARIABLE}"
+            ),
+            (Needs::Repository(why), Some(_), _) => why.to_owned(),
+            (Needs::Repository(_), ..) => format!(
+                "which repository? name it with --repository (s3://BUCKET/PREFIX, \
+                 file:///DIR or a directory), or in {REPOSITORY_VARIABLE}"
+            ),
+            (Needs::Either, ..) => format!(
+                "whose snapshots? name a running server with --server (http://HOST:PORT), or in \
+                 {SERVER_VARIABLE}; or a repository with --repository (s3://BUCKET/PREFIX, \
+                 file:///DIR or a directory), or in {REPOSITORY_VARIABLE}, which needs no server"
+            ),
+        };
+        Err(Failure::usage("repository", failure))
+    }
+}
+
 /// A repository's place, and who asks.
 pub struct Place {
     options: DestinationOptions,
@@ -92,16 +165,8 @@ pub struct Place {
 
 impl Place {
     /// Understands the arguments. Asks nothing of a store.
-    pub fn open(args: PlaceArgs) -> Result<Place, Failure> {
-        let Some(url) = args.repository else {
-            return Err(Failure::usage(
-                "repository",
-                format!(
-                    "which repository? name it with --repository (s3://BUCKET/PREFIX, \
-                     file:///DIR or a directory), or in {REPOSITORY_VARIABLE}"
-                ),
-            ));
-        };
+    fn open(args: PlaceArgs) -> Result<Place, Failure> {
+        let url = args.repository.unwrap_or_default();
         let options = DestinationOptions {
             aws_profile: args.aws_profile,
             aws_region: args.aws_region,

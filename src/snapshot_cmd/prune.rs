@@ -40,31 +40,31 @@ Examples:
 pub struct Args {
     /// Say what would go, and delete nothing
     #[arg(long)]
-    dry_run: bool,
+    pub dry_run: bool,
 
     /// With --dry-run: write the plan to this file
     #[arg(long, value_name = "FILE", requires = "dry_run")]
-    plan_out: Option<PathBuf>,
+    pub plan_out: Option<PathBuf>,
 
     /// Carry out this plan, and nothing else
     #[arg(long, value_name = "FILE", conflicts_with_all = ["dry_run", "min_age", "keep", "abandoned"])]
-    plan: Option<PathBuf>,
+    pub plan: Option<PathBuf>,
 
     /// Leave younger objects alone [default: 24h]
     #[arg(long, value_name = "DURATION")]
-    min_age: Option<HumanDuration>,
+    pub min_age: Option<HumanDuration>,
 
     /// Let go of all but this many of the newest retained snapshots
     #[arg(long, value_name = "COUNT")]
-    keep: Option<NonZeroU32>,
+    pub keep: Option<NonZeroU32>,
 
     /// Let go of the snapshots that forks have abandoned
     #[arg(long)]
-    abandoned: bool,
+    pub abandoned: bool,
 
     /// Do not ask before snapshots are let go of
     #[arg(long)]
-    yes: bool,
+    pub yes: bool,
 }
 
 pub async fn run(place: &Place, args: &Args, json: bool) -> Result<(), Failure> {
@@ -120,11 +120,14 @@ async fn apply(
     args: &Args,
     json: bool,
 ) -> Result<(), Failure> {
-    if !plan.released.is_empty() && !args.yes {
-        ask(plan)?;
-    }
+    ask(plan, args)?;
     let pruned = watch(place, &Progress::new(), repository.prune(plan), LEFT).await?;
     let pruned = pruned.map_err(|e| place.failure(e))?;
+    show(place.shown(), repository.partition().0, &pruned, json)
+}
+
+/// Shows what was deleted.
+pub fn show(repository: &str, partition: u16, pruned: &Pruned, json: bool) -> Result<(), Failure> {
     if json {
         #[derive(Serialize)]
         struct Done<'a> {
@@ -134,9 +137,9 @@ async fn apply(
             pruned: &'a Pruned,
         }
         return print_json(&Done {
-            repository: place.shown(),
-            partition: repository.partition().0,
-            pruned: &pruned,
+            repository,
+            partition,
+            pruned,
         });
     }
     let mut lines: Vec<String> = pruned
@@ -153,8 +156,11 @@ async fn apply(
     print(lines.join("\n"))
 }
 
-/// Asks a person whether these snapshots may go.
-fn ask(plan: &PrunePlan) -> Result<(), Failure> {
+/// Asks a person whether snapshots may go, if any would, and it was not said before.
+pub fn ask(plan: &PrunePlan, args: &Args) -> Result<(), Failure> {
+    if plan.released.is_empty() || args.yes {
+        return Ok(());
+    }
     for snapshot in &plan.released {
         eprintln!("lets go of {}", plain(snapshot));
     }
@@ -179,7 +185,7 @@ fn ask(plan: &PrunePlan) -> Result<(), Failure> {
     }
 }
 
-fn planned(plan: &PrunePlan, args: &Args) -> String {
+pub fn planned(plan: &PrunePlan, args: &Args) -> String {
     let mut lines: Vec<String> = plan
         .released
         .iter()

@@ -17,20 +17,20 @@ use crate::term::{bytes, plain};
 pub struct Args {
     /// The snapshot: its id, its directory's name or its LSN [default: the newest]
     #[arg(value_name = "SNAPSHOT")]
-    snapshot: Option<String>,
+    pub snapshot: Option<String>,
 }
 
 #[derive(Serialize)]
-struct Shown<'a> {
-    repository: &'a str,
-    partition: u16,
-    snapshot: String,
-    states: Vec<State>,
-    kind: &'static str,
-    files: usize,
-    bytes: u64,
+pub struct Shown<'a> {
+    pub repository: &'a str,
+    pub partition: u16,
+    pub snapshot: String,
+    pub states: Vec<State>,
+    pub kind: &'static str,
+    pub files: usize,
+    pub bytes: u64,
     /// As it is in the repository.
-    metadata: &'a SnapshotMetadata,
+    pub metadata: &'a SnapshotMetadata,
 }
 
 pub async fn run(place: &Place, args: &Args, json: bool) -> Result<(), Failure> {
@@ -51,10 +51,14 @@ pub async fn run(place: &Place, args: &Args, json: bool) -> Result<(), Failure> 
         bytes: metadata.bytes(),
         metadata: &metadata,
     };
+    show(&shown, json)
+}
+
+pub fn show(shown: &Shown<'_>, json: bool) -> Result<(), Failure> {
     if json {
-        return print_json(&shown);
+        return print_json(shown);
     }
-    print(text(&shown).trim_end())
+    print(text(shown).trim_end())
 }
 
 fn text(shown: &Shown<'_>) -> String {

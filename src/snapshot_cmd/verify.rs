@@ -21,17 +21,26 @@ use crate::term::{Paint, byte_rate, bytes, plain, took};
 pub struct Args {
     /// Read and hash every byte
     #[arg(long)]
-    data: bool,
+    pub data: bool,
+
+    /// Restore the newest snapshot into a scratch directory of the server, replay the log, and compare
+    /// it with the live partition
+    #[arg(long, conflicts_with = "data")]
+    pub restore: bool,
+
+    /// With --restore: this snapshot, by its id, its directory's name or its LSN
+    #[arg(value_name = "SNAPSHOT", requires = "restore")]
+    pub snapshot: Option<String>,
 }
 
 #[derive(Serialize)]
-struct Verified<'a> {
-    repository: &'a str,
-    partition: u16,
-    sound: bool,
+pub struct Verified<'a> {
+    pub repository: &'a str,
+    pub partition: u16,
+    pub sound: bool,
     #[serde(flatten)]
-    report: &'a Verification,
-    seconds: f64,
+    pub report: &'a Verification,
+    pub seconds: f64,
 }
 
 pub async fn run(place: &Place, args: &Args, json: bool) -> Result<(), Failure> {
@@ -54,6 +63,11 @@ pub async fn run(place: &Place, args: &Args, json: bool) -> Result<(), Failure> 
     } else {
         print(text(&report, progress.bytes_done(), took_all))?;
     }
+    judge(&report)
+}
+
+/// A failure, if anything is damaged.
+pub fn judge(report: &Verification) -> Result<(), Failure> {
     if report.is_sound() {
         return Ok(());
     }
@@ -79,7 +93,7 @@ pub async fn run(place: &Place, args: &Args, json: bool) -> Result<(), Failure> 
     ))
 }
 
-fn text(report: &Verification, read: u64, took_all: std::time::Duration) -> String {
+pub fn text(report: &Verification, read: u64, took_all: std::time::Duration) -> String {
     let mut lines = Vec::new();
     for damaged in &report.damaged {
         lines.push(format!(

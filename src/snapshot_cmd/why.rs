@@ -18,17 +18,21 @@ Examples:
 pub struct Args {
     /// The object: its key below the partition, its URL, or its path
     #[arg(value_name = "KEY")]
-    key: String,
+    pub key: String,
 }
 
 pub async fn run(place: &Place, args: &Args, json: bool) -> Result<(), Failure> {
     let (repository, _) = place.read().await?;
     let key = place.key(&args.key, repository.partition());
     let why = repository.why(&key).await.map_err(|e| place.failure(e))?;
+    show(&why, json)
+}
+
+pub fn show(why: &Why, json: bool) -> Result<(), Failure> {
     if json {
-        print_json(&why)?;
+        print_json(why)?;
     } else {
-        print(text(&why))?;
+        print(text(why))?;
     }
     match why.verdict {
         Verdict::Lost => Err(Failure::wrong(

@@ -42,6 +42,13 @@ pub struct ServerAddress {
     port: u16,
 }
 
+impl ServerAddress {
+    /// Whether it speaks TLS.
+    pub fn tls(&self) -> bool {
+        self.tls
+    }
+}
+
 impl fmt::Display for ServerAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let scheme = if self.tls { "https" } else { "http" };
@@ -176,7 +183,11 @@ impl Connection {
 }
 
 /// Connects and hangs up, to learn whether something listens there.
-async fn reach(address: &ServerAddress) -> Result<(), Failure> {
+///
+/// # Errors
+///
+/// `unreachable`, within some three seconds, with the reason.
+pub async fn reach(address: &ServerAddress) -> Result<(), Failure> {
     let connecting = TcpStream::connect((address.host.as_str(), address.port));
     let reason = match tokio::time::timeout(REACH_LIMIT, connecting).await {
         Ok(Ok(_)) => return Ok(()),

@@ -13,7 +13,7 @@
 mod append;
 pub mod connection;
 mod create;
-mod failure;
+pub mod failure;
 mod lines;
 mod ls;
 mod read;

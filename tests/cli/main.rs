@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`transcripts`] | help, errors and the demo, word for word; and that README and guide tell the truth |
 //! | [`snapshots`] | `esker snapshot` on repositories in directories |
+//! | [`online`] | `esker status`, and `esker snapshot` against a real server |
 //! | [`streams`], [`appends`], [`reads`] | `esker stream` against a real server |
 //! | [`demo`] | `esker demo`: what it leaves behind, however it ends |
 //! | [`servers`] | what `esker server` says to a person and to a program |
@@ -16,6 +17,7 @@
 
 mod appends;
 mod demo;
+mod online;
 mod reads;
 mod servers;
 mod snapshots;

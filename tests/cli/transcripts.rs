@@ -42,6 +42,23 @@ fn what_the_guide_to_snapshots_shows_is_what_happens() {
     );
 }
 
+#[test]
+fn what_the_guide_to_the_admin_api_shows_is_what_happens() {
+    let guide = include_str!("../../docs/admin-api.md");
+    let dir = tempfile::tempdir().unwrap();
+    let destination = format!("snapshots.destination={}/backups", dir.path().display());
+    let server = Server::start_with(
+        &dir.path().join("data"),
+        "127.0.0.1:0",
+        &["--partitions", "2", "--set", &destination],
+    );
+    follow(
+        "docs/admin-api.md",
+        steps(guide),
+        &[("ESKER_SERVER", &server.url)],
+    );
+}
+
 /// Runs the commands of a page one after the other in a directory of their own.
 fn follow(page: &str, steps: Vec<Step>, variables: &[(&str, &str)]) {
     let dir = tempfile::tempdir().unwrap();

@@ -13,6 +13,8 @@
 //! | [`retention`] | records past their age, empty streams |
 //! | [`disk`] | a full disk, and space that comes back |
 //! | [`kill_loop`], [`linearizable`] | many kills; one order of events for all answers |
+//! | [`formats`] | every format that was ever promised |
+//! | [`recovery`] | every loss in turn, and the way back from it |
 //! | [`restarts`] | what a start finds, what a stop waits for, and what is refused |
 //!
 //! Every test starts servers of its own on free loopback ports, with data directories that go with
@@ -28,10 +30,12 @@ mod compression;
 mod conditions;
 mod disk;
 mod errors;
+mod formats;
 mod kill_loop;
 mod linearizable;
 mod read_sessions;
 mod reads;
+mod recovery;
 mod restarts;
 mod retention;
 mod slow_clients;

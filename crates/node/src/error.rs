@@ -1,6 +1,7 @@
 //! Why something was not done, by what the caller can do about it.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use esker_partition::{ReadError, StoreError};
 use esker_raft::ProposeError;
@@ -43,6 +44,14 @@ pub enum Error {
     /// Nothing is written where the read begins; this is the tail.
     #[error("unwritten position; the tail is {0}")]
     Unwritten(StreamPosition),
+    /// No partition of the number.
+    #[error("there is no partition {partition}: they are 0 (the catalog) to {last}")]
+    PartitionNotFound {
+        /// The number.
+        partition: u64,
+        /// The highest that there is.
+        last: u32,
+    },
     /// The request cannot be meant.
     #[error("{0}")]
     Invalid(String),
@@ -61,6 +70,15 @@ pub enum Error {
     /// The database failed.
     #[error("storage: {0}")]
     Storage(String),
+    /// The snapshot repository.
+    #[error(transparent)]
+    Repository(Arc<esker_repository::Error>),
+}
+
+impl From<esker_repository::Error> for Error {
+    fn from(error: esker_repository::Error) -> Self {
+        Error::Repository(Arc::new(error))
+    }
 }
 
 impl From<ProposeError> for Error {

@@ -34,11 +34,16 @@ pub use node::{Node, NodeOptions};
 pub use read::{ReadOutput, ReadSession};
 pub use recovery::{PartitionRecovery, RecoveryReport, Source};
 pub use snapshots::{
-    Bootstrap, CreatedSnapshot, DestinationOptions, Measured, NodeStatus, OnLogFull,
-    PartitionStatus, Prediction, Problem, Proof, SnapshotKind, SnapshotOptions, SnapshotStatus,
+    Bootstrap, CreatedSnapshot, DescribedSnapshot, DestinationOptions, Measured, NodeStatus,
+    OnLogFull, PartitionStatus, Prediction, Problem, Proof, SnapshotKind, SnapshotOptions,
+    SnapshotStatus,
 };
 pub use streams::{CreateOn, StreamHandle, StreamListing};
 
 // What callers need of the rooms below.
 pub use esker_partition::StoreOptions;
 pub use esker_raft::{GroupStatus, Role};
+pub use esker_repository::inventory::{Inventory, State};
+pub use esker_repository::prune::{PruneOptions, PrunePlan, Pruned};
+pub use esker_repository::why::{Diff, Why};
+pub use esker_repository::{Error as RepositoryError, SnapshotMetadata, Verification};

@@ -162,6 +162,11 @@ impl Node {
         &self.inner.identity
     }
 
+    /// The snapshot repository's URL, for people.
+    pub fn repository_url(&self) -> &str {
+        self.inner.snapshots.archive.shown()
+    }
+
     /// Where the partitions stand, the catalog first.
     pub fn status(&self) -> Vec<(PartitionId, GroupStatus)> {
         std::iter::once((PartitionId(0), self.inner.catalog.status()))
@@ -179,7 +184,7 @@ impl Node {
     ///
     /// # Errors
     ///
-    /// [`Error::Invalid`] if there is no such partition, [`Error::TryLater`] if it came to nothing.
+    /// [`Error::PartitionNotFound`], [`Error::TryLater`] if it came to nothing.
     pub async fn create_snapshot(&self, partition: u64) -> Result<CreatedSnapshot, Error> {
         let snapshots = &self.inner.snapshots;
         let Some(known) = snapshots.known.get(partition as usize) else {
@@ -194,10 +199,10 @@ impl Node {
     }
 
     pub(crate) fn no_partition(&self, partition: u64) -> Error {
-        Error::Invalid(format!(
-            "there is no partition {partition}: they are 0 (the catalog) to {}",
-            self.inner.options.partitions
-        ))
+        Error::PartitionNotFound {
+            partition,
+            last: self.inner.options.partitions,
+        }
     }
 
     /// Whether the node takes appends; if not, why.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use futures::stream::{self, StreamExt as _};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
 use crate::error::Error;
@@ -14,9 +14,11 @@ use crate::repository::Repository;
 use crate::root::{Intent, Root};
 
 /// A partition's repository at one moment.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Inventory {
     /// The partition.
+    #[cfg_attr(feature = "openapi", schema(value_type = u16))]
     pub partition: PartitionId,
     /// Whose it is.
     pub cluster_name: String,
@@ -24,21 +26,26 @@ pub struct Inventory {
     /// written to.
     pub generation: Option<u64>,
     /// The history that its retained snapshots are of.
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
     pub lineage: Option<LineageId>,
     /// Snapshots that must stay, newest LSN first.
     pub snapshots: Vec<KeptSnapshot>,
     /// Uploads under way.
+    #[cfg_attr(feature = "openapi", schema(value_type = Vec<Object>))]
     pub uploads: Vec<Intent>,
 }
 
 /// A snapshot that must stay.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct KeptSnapshot {
     /// Its directory.
     pub snapshot: String,
     /// Its id.
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
     pub snapshot_id: SnapshotId,
     /// The last position that it covers.
+    #[cfg_attr(feature = "openapi", schema(value_type = u64))]
     pub lsn: Lsn,
     /// Why it stays; never empty.
     pub states: Vec<State>,
@@ -59,7 +66,8 @@ pub struct KeptSnapshot {
 }
 
 /// Why a snapshot stays.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum State {
     /// It is the newest of those retained.

@@ -182,6 +182,7 @@ pub(crate) fn check_tree<'a>(names: impl IntoIterator<Item = &'a str>) -> Result
 
 /// Which kind of snapshot: where its files are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
     /// All beside its description.

@@ -33,8 +33,10 @@ pub struct PruneOptions {
 
 /// What would go, and why.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct PrunePlan {
     /// The root that it was made for.
+    #[cfg_attr(feature = "openapi", schema(value_type = u64))]
     pub generation: Generation,
     /// The root that it leaves is to retain so many snapshots.
     pub retained: usize,
@@ -42,6 +44,7 @@ pub struct PrunePlan {
     pub released: Vec<String>,
     /// Uploads that are taken for dead, by generation: their intents go with the same swap.
     #[serde(default)]
+    #[cfg_attr(feature = "openapi", schema(value_type = Vec<u64>))]
     pub fenced: Vec<Generation>,
     /// Pins that have expired, by id; they go with the same swap.
     #[serde(default)]
@@ -56,6 +59,7 @@ pub struct PrunePlan {
 
 /// An object that goes.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct PrunedObject {
     /// Its key, below the partition.
     pub key: String,
@@ -68,7 +72,8 @@ pub struct PrunedObject {
 }
 
 /// What [`Repository::prune`] did.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Pruned {
     /// Snapshots let go of.
     pub released: Vec<String>,

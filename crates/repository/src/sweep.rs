@@ -47,6 +47,7 @@ pub struct Sweep {
 
 /// Why an object may go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum Condemned {
     /// A file that no kept snapshot refers to.

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use bytes::Bytes;
 use futures::stream::{self, StreamExt as _};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::error::Error;
@@ -15,7 +15,8 @@ use crate::repository::Repository;
 use crate::store::{Sink, Store};
 
 /// What [`Repository::verify`] found.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Verification {
     /// Snapshots looked at: retained, pinned and abandoned.
     pub snapshots: Vec<String>,
@@ -39,7 +40,8 @@ impl Verification {
 }
 
 /// An object that is missing or is not what was written.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct DamagedObject {
     /// Its key, below the partition.
     pub key: String,

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use futures::StreamExt as _;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
 use crate::ids::{Generation, Lsn};
@@ -12,7 +12,8 @@ use crate::repository::Repository;
 use crate::sweep::{Condemned, Fate, Judge};
 
 /// What keeps an object, or condemns it.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Why {
     /// The object's key, below the partition.
     pub key: String,
@@ -25,7 +26,8 @@ pub struct Why {
 }
 
 /// What is to become of an object.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "kebab-case", tag = "verdict")]
 pub enum Verdict {
     /// It is the root.
@@ -53,7 +55,8 @@ pub enum Verdict {
 }
 
 /// What keeps an object.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "kebab-case", tag = "by")]
 pub enum Holder {
     /// A retained snapshot.
@@ -82,6 +85,7 @@ pub enum Holder {
     /// An upload under way.
     Intent {
         /// Its generation.
+        #[cfg_attr(feature = "openapi", schema(value_type = u64))]
         generation: Generation,
         /// Whose.
         node_name: String,
@@ -228,15 +232,18 @@ impl Repository {
 }
 
 /// How two snapshots differ, by files.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Diff {
     /// The one.
     pub old: String,
     /// The other.
     pub new: String,
     /// What the one covers.
+    #[cfg_attr(feature = "openapi", schema(value_type = u64))]
     pub old_lsn: Lsn,
     /// What the other covers.
+    #[cfg_attr(feature = "openapi", schema(value_type = u64))]
     pub new_lsn: Lsn,
     /// Only in the new one.
     pub added: Vec<FileSize>,
@@ -257,7 +264,8 @@ pub struct Diff {
 }
 
 /// A file of a snapshot.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct FileSize {
     /// Its name.
     pub name: String,

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use crate::{api, config};
+use crate::{admin, api, config};
 
 /// Codes that the command line adds of its own.
 const COMMAND_CODES: &[(&str, &str, &str)] = &[
@@ -42,6 +42,16 @@ const COMMAND_CODES: &[(&str, &str, &str)] = &[
         "The message says why.",
     ),
     (
+        "not_esker",
+        "What answers at the address is a server, but not an Esker, or one that is too old: it has no admin API.",
+        "Correct the address.",
+    ),
+    (
+        "unhealthy",
+        "`esker status` found a problem that needs action; what it printed says which.",
+        "Do what is printed beside the problem.",
+    ),
+    (
         "interrupted",
         "The command was interrupted.",
         "Run it again; the message says what was done before.",
@@ -52,8 +62,8 @@ const COMMAND_CODES: &[(&str, &str, &str)] = &[
 const SNAPSHOT_CODES: &[(&str, &str, &str)] = &[
     (
         "repository",
-        "No repository was named, or what was named is no URL of one.",
-        "Name it with `--repository` or in `ESKER_REPOSITORY`.",
+        "Neither a server nor a repository was named, or both, or one that the command is not for, or what was named is no URL of one.",
+        "Name a server with `--server` (`ESKER_SERVER`) or a repository with `--repository` (`ESKER_REPOSITORY`).",
     ),
     (
         "credentials",
@@ -192,6 +202,30 @@ pub fn markdown() -> String {
             }
         );
     }
+    out.push_str(
+        "\n## The admin API\n\n\
+         Below `/esker/v1`: the same form, and these codes.\n\n\
+         | code | status | when | what to do |\n|---|---|---|---|\n",
+    );
+    for (code, status, when, what) in admin::CODES {
+        let _ = writeln!(out, "| `{code}` | {status} | {when} | {what} |");
+    }
+    out.push_str(
+        "\n`bad_path`, `bad_query`, `bad_json`, `invalid`, `server_draining`, `storage` and `other` \
+         mean what they mean above, and these what they mean [below](#snapshots):\n\n\
+         | code | status |\n|---|---|\n",
+    );
+    for (code, status) in admin::error::REPOSITORY_CODES {
+        let _ = writeln!(out, "| `{code}` | {status} |");
+    }
+    out.push_str(
+        "\nProblems in a status have codes as well:\n\n\
+         | code | what is wrong | `esker status` exits with |\n|---|---|---|\n",
+    );
+    for (code, advice, what) in admin::PROBLEMS {
+        let exit = if *advice { "0: it is advice" } else { "1" };
+        let _ = writeln!(out, "| `{code}` | {what} | {exit} |");
+    }
     out.push_str("\n## Starting a server\n\n| code | when | what to do |\n|---|---|---|\n");
     for (code, when, what) in esker_node::START_CODES {
         let _ = writeln!(out, "| `{code}` | {when} | {what} |");
@@ -237,6 +271,7 @@ mod tests {
             .collect();
         codes.extend(esker_node::START_CODES.iter().map(|(code, _, _)| *code));
         codes.extend(config::CODES.iter().map(|(code, _)| *code));
+        codes.extend(admin::CODES.iter().map(|(code, ..)| *code));
         codes.extend(COMMAND_CODES.iter().map(|(code, _, _)| *code));
         let count = codes.len();
         codes.sort_unstable();

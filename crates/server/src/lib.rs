@@ -5,11 +5,13 @@
 //! | [`config`] | the configuration, where each value came from, its documentation |
 //! | [`server`] | the listener: connections, limits, start and graceful stop |
 //! | [`api`] | handlers: from requests to calls on a node, and back |
+//! | [`admin`] | the admin API: status, partition snapshots |
 //! | [`telemetry`] | logs and metrics |
 //! | [`errors`] | `docs/errors.md`, from the codes that the code has |
 //!
 //! Everything that a request asks for is done by `esker-node`; nothing here decides.
 
+pub mod admin;
 pub mod api;
 pub mod config;
 pub mod errors;

@@ -26,6 +26,7 @@ pub struct Setup {
     partitions: u32,
     listen: String,
     set: Vec<String>,
+    bootstrap: Option<&'static str>,
 }
 
 impl Default for Setup {
@@ -33,6 +34,7 @@ impl Default for Setup {
         Setup {
             partitions: 2,
             listen: "127.0.0.1:0".to_owned(),
+            bootstrap: None,
             set: [
                 "store.block-cache=4MiB",
                 "store.write-buffer=4MiB",
@@ -66,6 +68,12 @@ impl Setup {
         self
     }
 
+    /// With `--bootstrap new`, `restore` or `join`.
+    pub fn bootstrap(mut self, what: &'static str) -> Setup {
+        self.bootstrap = Some(what);
+        self
+    }
+
     fn spawn(&self, data_dir: &Path) -> Spawned {
         let mut command = Command::new(env!("CARGO_BIN_EXE_esker"));
         for (name, _) in std::env::vars_os() {
@@ -83,6 +91,9 @@ impl Setup {
             .arg(self.partitions.to_string());
         for setting in &self.set {
             command.arg("--set").arg(setting);
+        }
+        if let Some(what) = self.bootstrap {
+            command.arg("--bootstrap").arg(what);
         }
         let mut child = command
             .stdin(Stdio::null())
@@ -106,6 +117,18 @@ impl Setup {
     ///
     /// If it ends instead; its log is in the message.
     pub async fn start(&self, data_dir: &Path) -> Server {
+        match self.try_start(data_dir).await {
+            Ok(server) => server,
+            Err(log) => panic!("the server ended:\n{log}"),
+        }
+    }
+
+    /// Starts a server and waits until it serves, or has ended: then all that it wrote.
+    ///
+    /// # Panics
+    ///
+    /// If it does neither soon.
+    pub async fn try_start(&self, data_dir: &Path) -> Result<Server, String> {
         let mut spawned = self.spawn(data_dir);
         let started = Instant::now();
         let url = loop {
@@ -115,10 +138,8 @@ impl Setup {
             }
             if let Some(status) = spawned.child.try_wait().unwrap() {
                 spawned.join();
-                panic!(
-                    "the server ended with {status}:\n{}",
-                    spawned.log.all().join("\n")
-                );
+                let log = spawned.log.all().join("\n");
+                return Err(format!("{status}\n{log}"));
             }
             if started.elapsed() > SOON {
                 let _ = spawned.child.kill();
@@ -129,12 +150,12 @@ impl Setup {
             }
             tokio::time::sleep(Duration::from_millis(2)).await;
         };
-        Server {
+        Ok(Server {
             spawned,
             url,
             data_dir: data_dir.to_owned(),
             temporary: None,
-        }
+        })
     }
 
     /// Starts a server on a data directory of its own, which goes with it.

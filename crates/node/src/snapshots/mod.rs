@@ -9,9 +9,11 @@
 //! | [`rates`] | how fast this node is |
 //! | [`status`] | what an operator wants to know |
 //! | [`proof`] | restoring into a scratch directory, and comparing |
+//! | [`online`] | what the commands for snapshots ask of a running node |
 
 mod archive;
 mod local;
+mod online;
 mod options;
 mod proof;
 mod rates;
@@ -25,6 +27,7 @@ use parking_lot::Mutex;
 
 pub(crate) use archive::{Archive, cluster_id, lineage_id, restored};
 pub(crate) use local::LocalSnapshots;
+pub use online::DescribedSnapshot;
 pub use options::{Bootstrap, DestinationOptions, OnLogFull, SnapshotKind, SnapshotOptions};
 pub use proof::Proof;
 pub(crate) use rates::Rates;

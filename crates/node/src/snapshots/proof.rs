@@ -68,9 +68,9 @@ impl Node {
     ///
     /// # Errors
     ///
-    /// [`Error::Invalid`] if there is no such partition or snapshot, [`Error::Storage`] if the
-    /// snapshot is damaged or differs: then it must not be relied on; [`Error::TryLater`] if the
-    /// repository cannot be reached.
+    /// [`Error::PartitionNotFound`]; [`Error::Storage`] if the snapshot is damaged or differs: then it
+    /// must not be relied on; [`Error::Repository`] if there is none, or it cannot be read;
+    /// [`Error::TryLater`] if there is no place for it.
     pub async fn prove_snapshot(
         &self,
         partition: u64,
@@ -128,21 +128,11 @@ impl Inner {
         let repository = snapshots.archive.repository(&snapshots.identity, partition);
         let later = |e: esker_repository::Error| match e {
             e if e.is_damage() => Error::Storage(e.to_string()),
-            esker_repository::Error::NoSnapshot(_) | esker_repository::Error::NoRoot { .. } => {
-                Error::Invalid(e.to_string())
-            }
             e @ esker_repository::Error::Unusable(_) => Error::Storage(e.to_string()),
-            e => Error::TryLater(e.to_string()),
+            e => e.into(),
         };
         let root = repository.root().await.map_err(later)?;
-        let dir = match snapshot {
-            Some(name) => repository.find(&root, name).map_err(later)?,
-            None => root
-                .retained_snapshots
-                .first()
-                .map(esker_repository::root::Retained::dir)
-                .ok_or_else(|| Error::Invalid("no snapshot is retained".to_owned()))?,
-        };
+        let dir = super::online::find(&repository, &root, snapshot)?;
         std::fs::create_dir_all(&scratch.dir).map_err(|e| Error::TryLater(e.to_string()))?;
         let to = scratch.dir.join("files");
         let found = repository

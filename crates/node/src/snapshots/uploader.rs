@@ -454,7 +454,12 @@ impl Inner {
         let newest = known.newest();
         let lsn = newest.map_or(0, |n| n.lsn);
         let age = newest.map_or(Duration::ZERO, |n| age_of(n.created_at));
-        let (asked, none) = (!known.asked.is_empty(), newest.is_none());
+        let asked = !known.asked.is_empty();
+        // What a new lineage has from its parent cannot stand for it: if this disk is lost as well, no
+        // copy would be of the repository's lineage.
+        let lineage = self.part(partition).lineage().ok();
+        let forked_at = lineage.filter(|l| l.forks > 0).map(|l| l.fork_lsn);
+        let none = newest.is_none_or(|n| forked_at.is_some_and(|lsn| n.lsn <= lsn));
         drop(known);
         let (replay, largest) = self.replay_after_archived();
         Facts {

@@ -206,12 +206,12 @@ impl ServiceError {
                     ErrorCode::ResourceAlreadyExists
                 }
                 Error::StreamNotFound { .. } => ErrorCode::StreamNotFound,
-                Error::Invalid(_) => ErrorCode::Invalid,
+                Error::Invalid(_) | Error::PartitionNotFound { .. } => ErrorCode::Invalid,
                 Error::Conflict => ErrorCode::TransactionConflict,
                 Error::TryLater(_) => ErrorCode::RateLimited,
                 Error::Stopping => ErrorCode::ServerDraining,
                 Error::Unknown(_) => ErrorCode::Other,
-                Error::Storage(_) => ErrorCode::Storage,
+                Error::Storage(_) | Error::Repository(_) => ErrorCode::Storage,
             },
         };
         let message = match self {

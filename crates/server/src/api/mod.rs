@@ -93,6 +93,7 @@ pub fn router(app: App) -> Router {
         .route("/ping", get(ops::health))
         .route("/metrics", get(ops::metrics))
         .nest("/v1", v1)
+        .merge(crate::admin::router(app.node.clone()))
         .route_layer(middleware::from_fn(ops::count))
         .fallback(ops::no_route)
         .method_not_allowed_fallback(ops::no_method)

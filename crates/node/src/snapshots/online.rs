@@ -1,0 +1,122 @@
+//! What the commands for snapshots ask of a running node: calls on a partition's repository, with the
+//! node's name, keys and settings.
+
+use std::sync::Arc;
+
+use esker_repository::inventory::{Inventory, State};
+use esker_repository::prune::{PruneOptions, PrunePlan, Pruned};
+use esker_repository::why::{Diff, Why};
+use esker_repository::{
+    Error as RepositoryError, Progress, Repository, Root, SnapshotDir, SnapshotMetadata,
+    Verification,
+};
+
+use crate::error::Error;
+use crate::node::Node;
+
+/// A snapshot, as the repository describes it.
+#[derive(Clone, Debug)]
+pub struct DescribedSnapshot {
+    /// Its directory: LSN and id.
+    pub snapshot: String,
+    /// Why it stays; never empty.
+    pub states: Vec<State>,
+    /// Its description.
+    pub metadata: Arc<SnapshotMetadata>,
+}
+
+/// The snapshot of a name, an id or an LSN; the newest retained one, if none is named.
+pub(super) fn find(
+    repository: &Repository,
+    root: &Root,
+    name: Option<&str>,
+) -> Result<SnapshotDir, Error> {
+    match (name, root.retained_snapshots.first()) {
+        (Some(name), _) => Ok(repository.find(root, name)?),
+        (None, Some(newest)) => Ok(newest.dir()),
+        (None, None) => Err(RepositoryError::Unusable(Vec::new()).into()),
+    }
+}
+
+/// Each fails with [`Error::PartitionNotFound`], or with [`Error::Repository`].
+impl Node {
+    /// What the repository keeps of a partition, and the uploads under way.
+    pub async fn snapshots(&self, partition: u64) -> Result<Inventory, Error> {
+        Ok(self.repository(partition)?.inventory().await?)
+    }
+
+    /// One snapshot of a partition, by its name, its id or its LSN; the newest retained one, if none
+    /// is named.
+    pub async fn describe_snapshot(
+        &self,
+        partition: u64,
+        snapshot: Option<&str>,
+    ) -> Result<DescribedSnapshot, Error> {
+        let repository = self.repository(partition)?;
+        let root = repository.root().await?;
+        let dir = find(&repository, &root, snapshot)?;
+        Ok(DescribedSnapshot {
+            snapshot: dir.to_string(),
+            states: root.states(&dir),
+            metadata: repository.describe(&dir).await?,
+        })
+    }
+
+    /// How two snapshots of a partition differ, by files.
+    pub async fn diff_snapshots(
+        &self,
+        partition: u64,
+        old: &str,
+        new: &str,
+    ) -> Result<Diff, Error> {
+        let repository = self.repository(partition)?;
+        let root = repository.root().await?;
+        let (old, new) = (repository.find(&root, old)?, repository.find(&root, new)?);
+        Ok(repository.diff(&old, &new).await?)
+    }
+
+    /// Whether everything is there that the kept snapshots of a partition need; with `data`, every
+    /// byte is read and hashed. What is damaged is in the answer.
+    pub async fn verify_snapshots(
+        &self,
+        partition: u64,
+        data: bool,
+    ) -> Result<Verification, Error> {
+        let repository = self.repository(partition)?;
+        Ok(repository.verify(data, &Progress::new()).await?)
+    }
+
+    /// What keeps an object of a partition's repository, or condemns it. The key is that below the
+    /// partition, or a whole URL.
+    pub async fn why(&self, partition: u64, key: &str) -> Result<Why, Error> {
+        Ok(self.repository(partition)?.why(key).await?)
+    }
+
+    /// What a prune of a partition would delete now.
+    pub async fn plan_prune(
+        &self,
+        partition: u64,
+        options: &PruneOptions,
+    ) -> Result<PrunePlan, Error> {
+        Ok(self.repository(partition)?.plan_prune(options).await?)
+    }
+
+    /// Deletes what a plan names, unless the repository's root has moved since.
+    pub async fn prune(&self, partition: u64, plan: &PrunePlan) -> Result<Pruned, Error> {
+        let pruned = self.repository(partition)?.prune(plan).await;
+        // What is retained may be less now: it is read anew.
+        let snapshots = &self.inner.snapshots;
+        snapshots.known[partition as usize].lock().looked = false;
+        snapshots.wake.notify_one();
+        Ok(pruned?)
+    }
+
+    fn repository(&self, partition: u64) -> Result<Repository, Error> {
+        let snapshots = &self.inner.snapshots;
+        if partition >= snapshots.known.len() as u64 {
+            return Err(self.no_partition(partition));
+        }
+        let archive = &snapshots.archive;
+        Ok(archive.repository(&snapshots.identity, partition))
+    }
+}

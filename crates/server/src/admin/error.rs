@@ -1,0 +1,300 @@
+//! Errors of the admin API: `{"code": …, "message": …}`, as everywhere.
+
+use axum::Json;
+use axum::extract::rejection::{BytesRejection, PathRejection, QueryRejection};
+use axum::response::{IntoResponse, Response};
+use esker_node::{Error, RepositoryError};
+use http::StatusCode;
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoResponses, ToSchema};
+
+/// Codes that this API adds to those of the S2 API and of the repository: the code, its status, when,
+/// and what to do.
+pub const CODES: &[(&str, u16, &str, &str)] = &[
+    (
+        "partition_not_found",
+        404,
+        "There is no partition of this number.",
+        "They are 0 (the catalog) to the number that the message names.",
+    ),
+    (
+        "busy",
+        409,
+        "A snapshot of the partition is being proven, or its repository verified or pruned: one at a time.",
+        "Try again when that has ended.",
+    ),
+    (
+        "unavailable",
+        503,
+        "It came to nothing; the message says why. Nothing was changed.",
+        "Mend what the message names, and try again.",
+    ),
+    (
+        "proof_failed",
+        500,
+        "A snapshot does not restore, or differs from the live partition.",
+        "Do not rely on it: create another, and prove that. The message says how it differs.",
+    ),
+];
+
+/// Codes of [`RepositoryError`], and their status.
+pub const REPOSITORY_CODES: &[(&str, u16)] = &[
+    ("no_repository", 404),
+    ("no_snapshot", 404),
+    ("unusable", 404),
+    ("root_moved", 409),
+    ("root_missing", 409),
+    ("other_cluster", 409),
+    ("other_lineage", 409),
+    ("superseded", 409),
+    ("not_ours", 409),
+    ("damaged", 500),
+    ("io", 500),
+    ("denied", 502),
+    ("store", 502),
+    ("fenced", 503),
+    ("contended", 503),
+    ("no_space", 507),
+];
+
+/// Codes of problems in a status: whether it is advice, which can wait, and what is wrong.
+pub const PROBLEMS: &[(&str, bool, &str)] = &[
+    (
+        "repository_on_this_disk",
+        true,
+        "Snapshots are kept on the disk that they should survive.",
+    ),
+    (
+        "one_snapshot_retained",
+        true,
+        "Only the newest snapshot is retained: there is none to fall back to.",
+    ),
+    (
+        "unproven",
+        true,
+        "No snapshot was restored and compared for a month.",
+    ),
+    (
+        "abandoned_snapshots",
+        true,
+        "Snapshots of dead lines wait to be pruned by hand.",
+    ),
+    (
+        "repository_failing",
+        false,
+        "The repository could not be read or written, at the last attempt.",
+    ),
+    (
+        "snapshots_late",
+        false,
+        "The newest snapshot is three intervals old, and something came after it.",
+    ),
+    (
+        "sweep_failing",
+        false,
+        "Orphans could not be swept: storage grows.",
+    ),
+    (
+        "proof_failed",
+        false,
+        "A snapshot did not restore, or differed from the live partition.",
+    ),
+    (
+        "log_full",
+        false,
+        "The log exceeds `snapshots.max-log-bytes`.",
+    ),
+    (
+        "log_trimmed",
+        false,
+        "The log no longer reaches back to the oldest retained snapshot.",
+    ),
+    (
+        "local_snapshot_failed",
+        false,
+        "A checkpoint on this disk failed.",
+    ),
+    (
+        "database_damaged",
+        false,
+        "A partition's database is not to be used by the next start.",
+    ),
+    (
+        "disk_takes_no_writes",
+        false,
+        "The disk takes no writes: appends are refused.",
+    ),
+];
+
+/// What is answered when something fails.
+#[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
+pub struct ErrorBody {
+    /// Stable, for programs.
+    pub code: String,
+    /// What happened, to what, and what to do.
+    pub message: String,
+}
+
+/// Why a request failed.
+#[derive(Debug)]
+pub struct AdminError {
+    status: StatusCode,
+    code: &'static str,
+    message: String,
+}
+
+impl AdminError {
+    pub(super) fn new(
+        status: StatusCode,
+        code: &'static str,
+        message: impl ToString,
+    ) -> AdminError {
+        AdminError {
+            status,
+            code,
+            message: message.to_string(),
+        }
+    }
+
+    /// Well-formed, but it cannot be meant.
+    pub(super) fn invalid(message: impl ToString) -> AdminError {
+        AdminError::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid", message)
+    }
+
+    pub(super) fn busy(partition: u64) -> AdminError {
+        AdminError::listed(
+            "busy",
+            format!(
+                "a snapshot of partition {partition} is being proven, or its repository verified or \
+                 pruned: one at a time"
+            ),
+        )
+    }
+
+    /// What a proof found, or why it found nothing.
+    pub(super) fn of_proof(error: Error) -> AdminError {
+        match error {
+            Error::Storage(why) => AdminError::listed("proof_failed", why),
+            other => other.into(),
+        }
+    }
+
+    /// One of [`CODES`] or [`REPOSITORY_CODES`].
+    fn listed(code: &'static str, message: impl ToString) -> AdminError {
+        let ours = CODES.iter().map(|(code, status, ..)| (*code, *status));
+        let mut all = ours.chain(REPOSITORY_CODES.iter().copied());
+        let status = all.find(|(known, _)| *known == code);
+        let status = status.and_then(|(_, status)| StatusCode::from_u16(status).ok());
+        AdminError::new(
+            status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR),
+            code,
+            message,
+        )
+    }
+}
+
+impl From<Error> for AdminError {
+    fn from(error: Error) -> AdminError {
+        match &error {
+            Error::PartitionNotFound { .. } => AdminError::listed("partition_not_found", error),
+            Error::Repository(of) => AdminError::listed(repository_code(of), error),
+            Error::TryLater(_) => AdminError::listed("unavailable", error),
+            Error::Stopping => {
+                AdminError::new(StatusCode::SERVICE_UNAVAILABLE, "server_draining", error)
+            }
+            Error::Invalid(_) => AdminError::invalid(error),
+            Error::Storage(_) => {
+                AdminError::new(StatusCode::INTERNAL_SERVER_ERROR, "storage", error)
+            }
+            _ => AdminError::new(StatusCode::INTERNAL_SERVER_ERROR, "other", error),
+        }
+    }
+}
+
+/// The codes that `esker snapshot` prints, straight on a repository.
+fn repository_code(error: &RepositoryError) -> &'static str {
+    match error {
+        RepositoryError::NoRoot { others: false, .. } => "no_repository",
+        RepositoryError::NoRoot { .. } => "root_missing",
+        RepositoryError::Damaged { .. } | RepositoryError::Missing { .. } => "damaged",
+        RepositoryError::OtherCluster { .. } => "other_cluster",
+        RepositoryError::NotOurs { .. } => "not_ours",
+        RepositoryError::OtherLineage { .. } => "other_lineage",
+        RepositoryError::Superseded { .. } => "superseded",
+        RepositoryError::Fenced { .. } => "fenced",
+        RepositoryError::RootMoved { .. } => "root_moved",
+        RepositoryError::Contended { .. } => "contended",
+        RepositoryError::NoSnapshot(_) => "no_snapshot",
+        RepositoryError::Unusable(_) => "unusable",
+        RepositoryError::Denied { .. } => "denied",
+        RepositoryError::NoSpace { .. } => "no_space",
+        RepositoryError::Io { .. } => "io",
+        RepositoryError::Store { .. } | RepositoryError::Invalid(_) => "store",
+        // What is new there has no code of its own yet.
+        _ => "store",
+    }
+}
+
+impl From<PathRejection> for AdminError {
+    fn from(rejection: PathRejection) -> AdminError {
+        AdminError::new(StatusCode::BAD_REQUEST, "bad_path", rejection.body_text())
+    }
+}
+
+impl From<QueryRejection> for AdminError {
+    fn from(rejection: QueryRejection) -> AdminError {
+        AdminError::new(StatusCode::BAD_REQUEST, "bad_query", rejection.body_text())
+    }
+}
+
+impl From<BytesRejection> for AdminError {
+    fn from(rejection: BytesRejection) -> AdminError {
+        AdminError::new(rejection.status(), "bad_json", rejection.body_text())
+    }
+}
+
+impl IntoResponse for AdminError {
+    fn into_response(self) -> Response {
+        if self.status.is_server_error() {
+            tracing::warn!(code = self.code, message = %self.message, "request failed");
+        }
+        let body = ErrorBody {
+            code: self.code.to_owned(),
+            message: self.message,
+        };
+        (self.status, Json(body)).into_response()
+    }
+}
+
+/// How an operation on a partition fails, for the document.
+#[derive(IntoResponses)]
+#[allow(dead_code)]
+pub(super) enum Failures {
+    /// The path, a query parameter or the body is malformed.
+    #[response(status = 400)]
+    BadRequest(ErrorBody),
+    /// There is no such partition, snapshot or repository.
+    #[response(status = 404)]
+    NotFound(ErrorBody),
+    /// Something else is under way or came first, or the repository is somebody else's.
+    #[response(status = 409)]
+    Conflict(ErrorBody),
+    /// The body is too large.
+    #[response(status = 413)]
+    TooLarge(ErrorBody),
+    /// It cannot be meant.
+    #[response(status = 422)]
+    Invalid(ErrorBody),
+    /// Something is damaged.
+    #[response(status = 500)]
+    Damaged(ErrorBody),
+    /// The repository's store refuses, or does not answer.
+    #[response(status = 502)]
+    Store(ErrorBody),
+    /// It came to nothing, or the server is stopping.
+    #[response(status = 503)]
+    Unavailable(ErrorBody),
+    /// There is not enough space.
+    #[response(status = 507)]
+    NoSpace(ErrorBody),
+}

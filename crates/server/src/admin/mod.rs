@@ -1,0 +1,135 @@
+//! The admin API, below `/esker/v1`: where a node stands, and its partition snapshots.
+//!
+//! | room | what it holds |
+//! |---|---|
+//! | [`status`] | `GET /status` |
+//! | [`snapshots`] | everything below `/partitions/{partition}` |
+//! | [`request`] | paths, queries and bodies, and how they are refused |
+//! | [`error`] | codes |
+//!
+//! Routes and document are made of the same annotations, so `/esker/v1/openapi.json` names what there
+//! is and nothing else; a test calls every operation and holds the answer against its schema.
+//!
+//! Bounds: a body has at most [`BODY`] bytes. Of what takes long (proving, verifying, pruning) one runs
+//! per partition at a time, and a second is refused as `busy`; it runs on when whoever asked hangs up.
+
+pub mod error;
+mod request;
+pub mod snapshots;
+pub mod status;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::{DefaultBodyLimit, State};
+use axum::response::IntoResponse;
+use esker_node::Node;
+use http::header;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use utoipa::OpenApi;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+pub use error::{AdminError, CODES, PROBLEMS};
+
+/// Most bytes of a request's body.
+pub const BODY: usize = 64 * 1024;
+
+/// What the document says beside the operations.
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "Esker admin API",
+        description = "Where a node stands, and its partition snapshots."
+    ),
+    tags(
+        (name = "status", description = "Where a node stands"),
+        (name = "snapshots", description = "The partitions' snapshots in the repository"),
+    )
+)]
+struct Document;
+
+/// What handlers need.
+#[derive(Clone)]
+struct Admin {
+    node: Node,
+    /// One permit a partition, for what takes long.
+    long: Arc<Vec<Arc<Semaphore>>>,
+    document: Arc<str>,
+}
+
+impl Admin {
+    fn new(node: Node, document: String) -> Admin {
+        let partitions = 0..=node.identity().partitions;
+        Admin {
+            node,
+            long: Arc::new(partitions.map(|_| Arc::new(Semaphore::new(1))).collect()),
+            document: document.into(),
+        }
+    }
+
+    /// Runs what takes long, if nothing else of the kind runs for the partition. It runs to its end,
+    /// even if nobody waits for it any more.
+    async fn alone<T: Send + 'static>(
+        &self,
+        partition: u64,
+        work: impl Future<Output = Result<T, AdminError>> + Send + 'static,
+    ) -> Result<T, AdminError> {
+        let permit = self.permit(partition)?;
+        let running = tokio::spawn(async move {
+            let _permit = permit;
+            work.await
+        });
+        // A panic in it has been reported by the panic hook.
+        running
+            .await
+            .unwrap_or_else(|_| Err(esker_node::Error::Stopping.into()))
+    }
+
+    fn permit(&self, partition: u64) -> Result<Option<OwnedSemaphorePermit>, AdminError> {
+        // One that does not exist is refused by the node, in its words.
+        let Some(long) = self.long.get(partition as usize) else {
+            return Ok(None);
+        };
+        let permit = long.clone().try_acquire_owned();
+        permit.map(Some).map_err(|_| AdminError::busy(partition))
+    }
+}
+
+/// All routes.
+pub fn router<S: Clone + Send + Sync + 'static>(node: Node) -> Router<S> {
+    let (router, document) = open_api().split_for_parts();
+    // It is made of constants: a test makes it too.
+    let document = document.to_pretty_json().unwrap_or_default();
+    router
+        .layer(DefaultBodyLimit::max(BODY))
+        .with_state(Admin::new(node, document))
+}
+
+/// This document.
+#[utoipa::path(
+    get,
+    path = "/esker/v1/openapi.json",
+    operation_id = "openapi",
+    tag = "status",
+    responses((status = 200, description = "OpenAPI 3.1", body = Object))
+)]
+async fn openapi(State(admin): State<Admin>) -> impl IntoResponse {
+    let json = [(header::CONTENT_TYPE, "application/json")];
+    (json, admin.document.to_string())
+}
+
+fn open_api() -> OpenApiRouter<Admin> {
+    OpenApiRouter::with_openapi(Document::openapi())
+        .routes(routes!(openapi))
+        .routes(routes!(status::status))
+        .routes(routes!(snapshots::list, snapshots::create))
+        .routes(routes!(snapshots::show))
+        .routes(routes!(snapshots::diff))
+        .routes(routes!(snapshots::verify))
+        .routes(routes!(snapshots::prove))
+        .routes(routes!(snapshots::why))
+        .routes(routes!(snapshots::prune))
+}

@@ -1,0 +1,61 @@
+//! What a request says: paths, queries and bodies, refused in this API's words.
+
+use axum::body::Bytes;
+use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
+use http::StatusCode;
+use http::request::Parts;
+use serde::de::DeserializeOwned;
+
+use super::AdminError;
+
+/// What the path says.
+pub(super) struct InPath<T>(pub T);
+
+impl<T, S> FromRequestParts<S> for InPath<T>
+where
+    T: DeserializeOwned + Send,
+    S: Send + Sync,
+{
+    type Rejection = AdminError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, AdminError> {
+        let Path(said) = Path::from_request_parts(parts, state).await?;
+        Ok(InPath(said))
+    }
+}
+
+/// What the query says.
+pub(super) struct InQuery<T>(pub T);
+
+impl<T, S> FromRequestParts<S> for InQuery<T>
+where
+    T: DeserializeOwned,
+    S: Send + Sync,
+{
+    type Rejection = AdminError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, AdminError> {
+        let Query(said) = Query::from_request_parts(parts, state).await?;
+        Ok(InQuery(said))
+    }
+}
+
+/// What the body says, in JSON, whatever its content type. Without one, everything is left to its
+/// default.
+pub(super) struct Body<T>(pub T);
+
+impl<T, S> FromRequest<S> for Body<T>
+where
+    T: DeserializeOwned,
+    S: Send + Sync,
+{
+    type Rejection = AdminError;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, AdminError> {
+        let bytes = Bytes::from_request(request, state).await?;
+        let text: &[u8] = if bytes.is_empty() { b"{}" } else { &bytes };
+        let said = serde_json::from_slice(text)
+            .map_err(|e| AdminError::new(StatusCode::BAD_REQUEST, "bad_json", e))?;
+        Ok(Body(said))
+    }
+}

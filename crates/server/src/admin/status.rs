@@ -1,0 +1,359 @@
+//! `GET /status`: where a node stands.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::State;
+use esker_node::{
+    Measured, NodeStatus, PartitionStatus, Prediction, Problem, RecoveryReport, Role,
+    SnapshotStatus, Source,
+};
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+use utoipa::ToSchema;
+
+use super::error::{ErrorBody, PROBLEMS};
+use super::snapshots::Proven;
+use super::{Admin, AdminError};
+
+/// Where a node stands.
+#[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
+pub struct Status {
+    /// Whether appends are taken.
+    pub serving: bool,
+    /// Why not.
+    pub not_serving: Option<String>,
+    /// Its cluster's name.
+    pub cluster_name: String,
+    /// Its cluster's id.
+    pub cluster_id: String,
+    /// Its own.
+    pub node_id: u64,
+    /// The repository's URL.
+    pub repository: String,
+    /// Whether the repository does not survive the disk of the data directory.
+    pub repository_is_local: bool,
+    /// Bytes of the log on disk.
+    pub log_bytes: u64,
+    /// What they may become for the sake of archived snapshots.
+    pub max_log_bytes: u64,
+    /// How long a start would take after a crash of this moment.
+    pub restart: Predicted,
+    /// How long it would take to restore everything from the repository.
+    pub restore: Predicted,
+    /// What was measured on this node, on which that rests.
+    pub measured: Rates,
+    /// What the last start did.
+    pub recovery: Option<Recovery>,
+    /// The partitions, the catalog first.
+    pub partitions: Vec<Partition>,
+    /// What is wrong, and what to do.
+    pub problems: Vec<Wrong>,
+}
+
+/// A time that was predicted.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize, ToSchema)]
+pub struct Predicted {
+    /// How long.
+    pub seconds: f64,
+    /// Whether something in it was not measured on this node.
+    pub assumed: bool,
+}
+
+/// What was measured; absent if nothing was.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize, ToSchema)]
+pub struct Rates {
+    /// Entries replayed in a second.
+    pub replay_entries_per_second: Option<f64>,
+    /// Bytes of them.
+    pub replay_bytes_per_second: Option<f64>,
+    /// Bytes restored in a second, from the repository into the database.
+    pub restore_bytes_per_second: Option<f64>,
+    /// Seconds of a start that depend on neither.
+    pub start_seconds: Option<f64>,
+}
+
+/// What the last start did.
+#[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
+pub struct Recovery {
+    /// Log entries that were replayed.
+    pub entries: u64,
+    /// Bytes that came from checkpoints and snapshots.
+    pub restored_bytes: u64,
+    /// Finding, fetching, checking and importing them.
+    pub restore_seconds: f64,
+    /// Replaying.
+    pub replay_seconds: f64,
+    /// From the beginning to serving.
+    pub total_seconds: f64,
+    /// What each partition came from, the catalog first.
+    pub partitions: Vec<Recovered>,
+}
+
+/// What a partition came from at the last start.
+#[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
+pub struct Recovered {
+    /// The partition.
+    pub partition: u64,
+    /// Which copy.
+    pub source: CopyKind,
+    /// The snapshot's directory in the repository, if it came from there.
+    pub snapshot: Option<String>,
+    /// The last LSN that the copy covered.
+    pub lsn: u64,
+    /// Log entries that were replayed on it.
+    pub replayed: u64,
+    /// The LSN after which something may be lost: a new lineage began there.
+    pub lost_after: Option<u64>,
+}
+
+/// A copy of a partition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum CopyKind {
+    /// The database.
+    Database,
+    /// A checkpoint on the node's disk.
+    LocalSnapshot,
+    /// A snapshot in the repository.
+    Repository,
+    /// The log alone: it went back to the beginning.
+    Log,
+}
+
+/// Where a partition stands.
+#[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
+pub struct Partition {
+    /// The partition.
+    pub partition: u64,
+    /// Role of this node.
+    pub role: RoleName,
+    /// The history that it is of.
+    pub lineage: String,
+    /// First entry of the log.
+    pub log_head: u64,
+    /// Last entry of the log.
+    pub last: u64,
+    /// Last LSN in the database.
+    pub applied: u64,
+    /// Last LSN in the database's files.
+    pub durable: u64,
+    /// Last LSN of the newest local snapshot.
+    pub floor: u64,
+    /// LSN of the oldest retained snapshot in the repository.
+    pub archived: Option<u64>,
+    /// The newest snapshot in the repository.
+    pub newest: Option<Newest>,
+    /// The newest snapshot that was restored and compared, since the start.
+    pub proven: Option<Proven>,
+    /// Snapshots that are retained.
+    pub retained: u64,
+    /// Snapshots of dead lines.
+    pub abandoned: u64,
+    /// Log entries that the repository does not have.
+    pub records_at_risk: u64,
+    /// How long ago the repository had all there was.
+    pub seconds_at_risk: u64,
+    /// Bytes of the database's files.
+    pub database_bytes: u64,
+    /// How long this partition's replay would take after a crash of this moment.
+    pub restart: Predicted,
+    /// How long it would take to restore this partition from the repository.
+    pub restore: Predicted,
+}
+
+/// Role of a node in a partition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum RoleName {
+    /// Takes appends.
+    Leader,
+    /// Follows.
+    Follower,
+    /// Stands for election.
+    Candidate,
+}
+
+/// A snapshot in the repository.
+#[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
+pub struct Newest {
+    /// Its id.
+    pub id: String,
+    /// The last LSN that it covers.
+    pub lsn: u64,
+    /// When it was made.
+    #[serde(with = "time::serde::rfc3339")]
+    pub created_at: OffsetDateTime,
+    /// How long ago, by the server's clock.
+    pub age_seconds: f64,
+}
+
+/// Something that is wrong.
+#[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
+pub struct Wrong {
+    /// Stable, for programs.
+    pub code: String,
+    /// Whether it can wait: nothing fails, and nothing is at risk that was not before.
+    pub advice: bool,
+    /// The partitions that it is about; empty for all.
+    pub partitions: Vec<u64>,
+    /// What is wrong.
+    pub what: String,
+    /// What to do.
+    pub remedy: String,
+}
+
+/// Where the node stands: positions, predicted recovery, what is at risk, what is wrong.
+///
+/// Asks nothing of the repository: what is known of it is as of the last attempt.
+#[utoipa::path(
+    get,
+    path = "/esker/v1/status",
+    operation_id = "status",
+    tag = "status",
+    responses(
+        (status = 200, description = "Also if something is wrong", body = Status),
+        (status = 500, description = "It could not be found out", body = ErrorBody),
+        (status = 503, description = "The server is stopping", body = ErrorBody),
+    )
+)]
+pub(super) async fn status(State(admin): State<Admin>) -> Result<Json<Status>, AdminError> {
+    let node = admin.node;
+    // It looks at files of the databases.
+    let found = tokio::task::spawn_blocking(move || (node.health(), node.recovery_status()));
+    let (health, status) = found
+        .await
+        // A panic in it has been reported by the panic hook.
+        .map_err(|_| esker_node::Error::Stopping)?;
+    Ok(Json(Status::new(health, status)))
+}
+
+impl Status {
+    fn new(health: Result<(), String>, status: NodeStatus) -> Status {
+        let recovery = status.recovery.as_ref();
+        Status {
+            serving: health.is_ok(),
+            not_serving: health.err(),
+            cluster_name: status.cluster_name,
+            cluster_id: status.cluster_id,
+            node_id: status.node_id,
+            repository: status.repository,
+            repository_is_local: status.repository_is_local,
+            log_bytes: status.log_bytes,
+            max_log_bytes: status.max_log_bytes,
+            restart: status.restart.into(),
+            restore: status.restore.into(),
+            measured: status.measured.into(),
+            recovery: recovery.map(Into::into),
+            partitions: status.partitions.into_iter().map(Into::into).collect(),
+            problems: status.problems.into_iter().map(Into::into).collect(),
+        }
+    }
+}
+
+impl From<Prediction> for Predicted {
+    fn from(prediction: Prediction) -> Predicted {
+        Predicted {
+            seconds: prediction.time.as_secs_f64(),
+            assumed: prediction.assumed,
+        }
+    }
+}
+
+impl From<Measured> for Rates {
+    fn from(measured: Measured) -> Rates {
+        Rates {
+            replay_entries_per_second: measured.replay_entries,
+            replay_bytes_per_second: measured.replay_bytes,
+            restore_bytes_per_second: measured.restore_bytes,
+            start_seconds: measured.start,
+        }
+    }
+}
+
+impl From<&Arc<RecoveryReport>> for Recovery {
+    fn from(report: &Arc<RecoveryReport>) -> Recovery {
+        let partitions = report.partitions.iter().map(|one| Recovered {
+            partition: one.partition,
+            source: match &one.source {
+                Source::Database => CopyKind::Database,
+                Source::Local(_) => CopyKind::LocalSnapshot,
+                Source::Repository(_) => CopyKind::Repository,
+                Source::Log => CopyKind::Log,
+            },
+            snapshot: match &one.source {
+                Source::Repository(dir) => Some(dir.to_string()),
+                _ => None,
+            },
+            lsn: one.lsn,
+            replayed: one.replayed,
+            lost_after: one.lost_after,
+        });
+        Recovery {
+            entries: report.entries,
+            restored_bytes: report.restored_bytes,
+            restore_seconds: report.restore.as_secs_f64(),
+            replay_seconds: report.replay.as_secs_f64(),
+            total_seconds: report.total.as_secs_f64(),
+            partitions: partitions.collect(),
+        }
+    }
+}
+
+impl From<PartitionStatus> for Partition {
+    fn from(one: PartitionStatus) -> Partition {
+        Partition {
+            partition: one.partition,
+            role: match one.role {
+                Role::Leader => RoleName::Leader,
+                Role::Follower => RoleName::Follower,
+                Role::Candidate => RoleName::Candidate,
+            },
+            lineage: one.lineage,
+            log_head: one.log_head,
+            last: one.last,
+            applied: one.applied,
+            durable: one.durable,
+            floor: one.floor,
+            archived: one.archived,
+            newest: one.newest.map(Into::into),
+            proven: one.proven.map(Into::into),
+            retained: one.retained as u64,
+            abandoned: one.abandoned as u64,
+            records_at_risk: one.records_at_risk,
+            seconds_at_risk: one.seconds_at_risk,
+            database_bytes: one.database_bytes,
+            restart: one.restart.into(),
+            restore: one.restore.into(),
+        }
+    }
+}
+
+impl From<SnapshotStatus> for Newest {
+    fn from(newest: SnapshotStatus) -> Newest {
+        let age = OffsetDateTime::now_utc() - newest.created_at;
+        // Another node's clock may be ahead.
+        let age = Duration::try_from(age).unwrap_or_default();
+        Newest {
+            id: newest.id,
+            lsn: newest.lsn,
+            created_at: newest.created_at,
+            age_seconds: age.as_secs_f64(),
+        }
+    }
+}
+
+impl From<Problem> for Wrong {
+    fn from(problem: Problem) -> Wrong {
+        let known = PROBLEMS.iter().find(|(code, ..)| *code == problem.code);
+        Wrong {
+            code: problem.code.to_owned(),
+            // What is not known may be urgent.
+            advice: known.is_some_and(|(_, advice, _)| *advice),
+            partitions: problem.partitions,
+            what: problem.what,
+            remedy: problem.remedy.to_owned(),
+        }
+    }
+}

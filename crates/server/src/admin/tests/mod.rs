@@ -1,0 +1,284 @@
+//! The document against the handlers, on a real node, and what is refused.
+
+mod schema;
+
+use std::collections::BTreeSet;
+use std::num::NonZeroU32;
+
+use axum::Router;
+use axum::body::Body;
+use esker_node::{Node, NodeOptions};
+use http::{Method, Request, StatusCode};
+use http_body_util::BodyExt as _;
+use serde_json::{Value, json};
+use tower::ServiceExt as _;
+
+use super::{Admin, BODY, PROBLEMS, open_api};
+
+struct World {
+    node: Node,
+    router: Router,
+    _dir: tempfile::TempDir,
+}
+
+impl World {
+    async fn new() -> World {
+        let dir = tempfile::tempdir().unwrap();
+        let mut options = NodeOptions {
+            partitions: 2,
+            ..NodeOptions::new(dir.path().join("data"))
+        };
+        options.snapshots.num_retained = NonZeroU32::new(9);
+        let node = Node::start(options).await.unwrap();
+        World {
+            router: super::router(node.clone()),
+            node,
+            _dir: dir,
+        }
+    }
+
+    async fn ask(&self, method: Method, path: &str, body: &str) -> (StatusCode, Value) {
+        let request = Request::builder()
+            .method(method)
+            .uri(format!("/esker/v1{path}"))
+            .body(Body::from(body.to_owned()))
+            .unwrap();
+        let answer = self.router.clone().oneshot(request).await.unwrap();
+        let status = answer.status();
+        let bytes = answer.into_body().collect().await.unwrap().to_bytes();
+        let value = serde_json::from_slice(&bytes).unwrap_or(Value::Null);
+        (status, value)
+    }
+
+    async fn get(&self, path: &str) -> Value {
+        let (status, value) = self.ask(Method::GET, path, "").await;
+        assert_eq!(status, StatusCode::OK, "{path}: {value}");
+        value
+    }
+
+    async fn post(&self, path: &str, body: Value) -> Value {
+        let (status, value) = self.ask(Method::POST, path, &body.to_string()).await;
+        assert_eq!(status, StatusCode::OK, "{path}: {value}");
+        value
+    }
+
+    /// Has to be refused with this status and code, in the documented form.
+    async fn refused(&self, method: Method, path: &str, body: &str, expected: (u16, &str)) {
+        let (status, value) = self.ask(method, path, body).await;
+        let code = value["code"].as_str().unwrap_or_default();
+        assert_eq!((status.as_u16(), code), expected, "{path}: {value}");
+        assert!(value["message"].as_str().is_some_and(|m| !m.is_empty()));
+    }
+
+    async fn stop(self) {
+        self.node.stop(std::time::Duration::from_secs(5)).await;
+    }
+}
+
+/// The operations of a document: id, method and path.
+fn operations(document: &Value) -> Vec<(String, String, String)> {
+    let mut found = Vec::new();
+    for (path, methods) in document["paths"].as_object().unwrap() {
+        for (method, operation) in methods.as_object().unwrap() {
+            let id = operation["operationId"].as_str().unwrap().to_owned();
+            found.push((id, method.clone(), path.clone()));
+        }
+    }
+    found
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_documented_operation_answers_as_its_schema_says() {
+    let world = World::new().await;
+    let document = world.get("/openapi.json").await;
+    assert_eq!(document["openapi"], "3.1.0");
+
+    // Two snapshots, so that there is something to tell of.
+    let first = world.post("/partitions/1/snapshots", json!({})).await;
+    let second = world.post("/partitions/1/snapshots", json!({})).await;
+    let (old, new) = (&first["snapshot"], &second["snapshot"]);
+    let (old, new) = (old.as_str().unwrap(), new.as_str().unwrap());
+    let mut called = BTreeSet::new();
+    for (id, method, path) in operations(&document) {
+        let filled = path
+            .strip_prefix("/esker/v1")
+            .unwrap()
+            .replace("{partition}", "1")
+            .replace("{snapshot}", "newest")
+            .replace("{old}", old)
+            .replace("{new}", new);
+        let asked: Vec<(String, Value)> = match id.as_str() {
+            "openapi" | "status" | "list_snapshots" | "create_snapshot" | "show_snapshot"
+            | "diff_snapshots" | "prove_snapshot" => vec![(filled, json!({}))],
+            "verify_snapshots" => vec![
+                (filled.clone(), json!({})),
+                (filled, json!({ "data": true })),
+            ],
+            "why" => ["latest.json", "nothing", &format!("{new}/metadata.json")]
+                .map(|key| (format!("{filled}?key={key}"), json!({})))
+                .into(),
+            "prune" => vec![
+                (filled.clone(), json!({ "keep": 1, "min_age_seconds": 0 })),
+                (filled, json!({ "apply": true, "min_age_seconds": 0.0 })),
+            ],
+            other => panic!("{other} is documented, and this test does not call it"),
+        };
+        let operation = &document["paths"][&path][&method];
+        let schema = &operation["responses"]["200"]["content"]["application/json"]["schema"];
+        for (path, body) in asked {
+            let answer = match method.as_str() {
+                "get" => world.get(&path).await,
+                _ => world.post(&path, body).await,
+            };
+            let checked = schema::check(&document, schema, &answer, &id);
+            checked.unwrap_or_else(|problem| panic!("{problem}\n{answer:#}"));
+        }
+        called.insert(id);
+    }
+    assert_eq!(called.len(), 10, "{called:?}");
+    world.stop().await;
+}
+
+#[test]
+fn every_operation_is_explained_and_says_how_it_fails() {
+    let (_, document) = open_api().split_for_parts();
+    let document = serde_json::to_value(document).unwrap();
+    for (id, method, path) in operations(&document) {
+        let operation = &document["paths"][&path][&method];
+        assert!(operation["summary"].is_string(), "{id}");
+        let failures = operation["responses"].as_object().unwrap();
+        for (status, answer) in failures.iter().filter(|(status, _)| *status != "200") {
+            let schema = &answer["content"]["application/json"]["schema"]["$ref"];
+            assert_eq!(schema, "#/components/schemas/ErrorBody", "{id} {status}");
+        }
+        assert!(id == "openapi" || failures.len() > 1, "{id}");
+    }
+    for (name, schema) in document["components"]["schemas"].as_object().unwrap() {
+        assert!(schema["description"].is_string(), "{name} is not explained");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_refused_says_why_with_a_stable_code() {
+    let world = World::new().await;
+    world.post("/partitions/1/snapshots", json!({})).await;
+    let (get, post) = (Method::GET, Method::POST);
+    let list = "/partitions/9/snapshots";
+    let not_found = (404, "partition_not_found");
+    world.refused(get.clone(), list, "", not_found).await;
+    world.refused(post.clone(), list, "", not_found).await;
+    let prove = "/partitions/9/snapshots/newest/prove";
+    world.refused(post.clone(), prove, "", not_found).await;
+    let path = "/partitions/one/snapshots";
+    world
+        .refused(get.clone(), path, "", (400, "bad_path"))
+        .await;
+    let path = "/partitions/1/objects/why";
+    world
+        .refused(get.clone(), path, "", (400, "bad_query"))
+        .await;
+    let unknown = (404, "no_snapshot");
+    for path in ["999", "999/diff/newest"] {
+        let path = format!("/partitions/1/snapshots/{path}");
+        world.refused(get.clone(), &path, "", unknown).await;
+    }
+    let prove = "/partitions/1/snapshots/999/prove";
+    world.refused(post.clone(), prove, "", unknown).await;
+
+    let prune = "/partitions/1/prune";
+    for (body, expected) in [
+        ("{", (400, "bad_json")),
+        (r#"{"aply": true}"#, (400, "bad_json")),
+        (r#"{"keep": 0}"#, (400, "bad_json")),
+        (r#"{"min_age_seconds": -1}"#, (422, "invalid")),
+        (r#"{"apply": true, "keep": 1}"#, (422, "invalid")),
+        (r#"{"apply": true, "generation": 1}"#, (409, "root_moved")),
+        (&" ".repeat(BODY + 1), (413, "bad_json")),
+    ] {
+        world.refused(post.clone(), prune, body, expected).await;
+    }
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_plan_is_carried_out_while_its_generation_holds() {
+    let world = World::new().await;
+    world.post("/partitions/2/snapshots", json!({})).await;
+    let plan = world
+        .post("/partitions/2/prune", json!({ "keep": 1 }))
+        .await;
+    let generation = &plan["plan"]["generation"];
+    let apply = json!({ "apply": true, "keep": 1, "generation": generation });
+    let done = world.post("/partitions/2/prune", apply.clone()).await;
+    assert_eq!(done["done"]["failed"], 0, "{done}");
+    world.post("/partitions/2/snapshots", json!({})).await;
+    let body = apply.to_string();
+    let moved = (409, "root_moved");
+    let prune = "/partitions/2/prune";
+    world.refused(Method::POST, prune, &body, moved).await;
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_takes_long_runs_once_a_partition_and_goes_on_when_nobody_waits() {
+    let world = World::new().await;
+    let admin = Admin::new(world.node.clone(), String::new());
+    let (finish, finished) = tokio::sync::oneshot::channel::<()>();
+    let (begin, begun) = tokio::sync::oneshot::channel();
+    let (tell, told) = tokio::sync::oneshot::channel();
+    let first = tokio::spawn({
+        let admin = admin.clone();
+        async move {
+            let work = async move {
+                begin.send(()).unwrap();
+                let _ = finished.await;
+                tell.send(()).unwrap();
+                Ok(())
+            };
+            admin.alone(1, work).await
+        }
+    });
+    begun.await.unwrap();
+    let busy = admin.alone(1, async { Ok(()) }).await.unwrap_err();
+    assert!(format!("{busy:?}").contains("busy"), "{busy:?}");
+    // Another partition does not wait for this one.
+    assert!(admin.alone(2, async { Ok(()) }).await.is_ok());
+    first.abort();
+    assert!(first.await.is_err());
+    assert!(admin.alone(1, async { Ok(()) }).await.is_err());
+    finish.send(()).unwrap();
+    told.await.unwrap();
+    while admin.alone(1, async { Ok(()) }).await.is_err() {
+        tokio::task::yield_now().await;
+    }
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_that_was_proven_is_in_the_status() {
+    let world = World::new().await;
+    let created = world.post("/partitions/0/snapshots", json!({})).await;
+    assert!(created["archived_lsn"].as_u64() <= created["lsn"].as_u64());
+    let prove = "/partitions/0/snapshots/newest/prove";
+    let proven = world.post(prove, json!({})).await;
+    assert_eq!(proven["snapshot"], created["snapshot"]);
+    let status = world.get("/status").await;
+    let catalog = &status["partitions"][0];
+    assert_eq!(catalog["proven"]["digest"], proven["digest"]);
+    assert_eq!(status["serving"], true);
+    let problems = status["problems"].as_array().unwrap();
+    let unproven = problems.iter().find(|p| p["code"] == "unproven");
+    let partitions = unproven.map_or(json!([]), |p| p["partitions"].clone());
+    assert!(!partitions.as_array().unwrap().contains(&json!(0)));
+    world.stop().await;
+}
+
+#[test]
+fn every_problem_that_a_node_reports_is_listed() {
+    let source = include_str!("../../../../node/src/snapshots/status.rs");
+    let after = source.split("problems.add(").skip(1);
+    let reported: BTreeSet<_> = after.map(|call| call.split('"').nth(1).unwrap()).collect();
+    let listed: BTreeSet<_> = PROBLEMS.iter().map(|(code, ..)| *code).collect();
+    assert!(reported.len() > 10, "{reported:?}");
+    assert_eq!(reported, listed);
+}

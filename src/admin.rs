@@ -1,0 +1,148 @@
+//! The way to a server's admin API, and what its errors mean to a person.
+
+use std::time::Duration;
+
+use esker_server::admin;
+use esker_server::admin::error::ErrorBody;
+use reqwest::{Client, RequestBuilder, Url};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::exit::Failure;
+use crate::stream_cmd::connection::{ServerAddress, reach};
+use crate::stream_cmd::failure::Asked;
+
+/// Longest wait for a connection.
+const CONNECT_LIMIT: Duration = Duration::from_millis(2500);
+/// A server that goes away while it works on something long is found out after about this long.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+
+/// A server that was reached a moment ago.
+pub struct Admin {
+    address: ServerAddress,
+    http: Client,
+}
+
+impl Admin {
+    /// Reaches the server.
+    ///
+    /// # Errors
+    ///
+    /// `unreachable`, within some three seconds, with the reason.
+    pub async fn open(address: ServerAddress) -> Result<Admin, Failure> {
+        reach(&address).await?;
+        let http = Client::builder()
+            .no_proxy()
+            .connect_timeout(CONNECT_LIMIT)
+            .tcp_keepalive(KEEP_ALIVE)
+            // Over plain http there are no certificates. To say so spares reading those of the
+            // system, which is slow, and fails where there are none.
+            .tls_danger_accept_invalid_certs(!address.tls())
+            .build();
+        let http = http.map_err(|e| {
+            Failure::wrong("client", format!("cannot make a client for {address}: {e}"))
+        })?;
+        Ok(Admin { address, http })
+    }
+
+    /// The server's address.
+    pub fn address(&self) -> &ServerAddress {
+        &self.address
+    }
+
+    /// Asks for what is at a path below `/esker/v1`, given by its segments, with a query.
+    pub async fn get<T: DeserializeOwned>(
+        &self,
+        path: &[&str],
+        query: &[(&str, &str)],
+    ) -> Result<T, Failure> {
+        let mut url = self.url(path)?;
+        if !query.is_empty() {
+            url.query_pairs_mut().extend_pairs(query);
+        }
+        self.answer(self.http.get(url)).await
+    }
+
+    /// Asks for something to be done. Waits as long as that takes.
+    pub async fn post<T: DeserializeOwned>(
+        &self,
+        path: &[&str],
+        body: &impl Serialize,
+    ) -> Result<T, Failure> {
+        let body = serde_json::to_vec(body).map_err(|e| Failure::wrong("client", e))?;
+        let request = self.http.post(self.url(path)?);
+        let request = request.header("content-type", "application/json");
+        self.answer(request.body(body)).await
+    }
+
+    fn url(&self, path: &[&str]) -> Result<Url, Failure> {
+        let mut url = Url::parse(&format!("{}/esker/v1", self.address))
+            .map_err(|e| Failure::usage("invalid", format!("{}: {e}", self.address)))?;
+        if let Ok(mut segments) = url.path_segments_mut() {
+            segments.extend(path);
+        }
+        Ok(url)
+    }
+
+    async fn answer<T: DeserializeOwned>(&self, request: RequestBuilder) -> Result<T, Failure> {
+        let lost = |e: reqwest::Error| {
+            Asked::new(&self.address).unreachable(&format!(
+                "it closed the connection instead of answering ({})",
+                innermost(&e)
+            ))
+        };
+        let answer = request.send().await.map_err(lost)?;
+        let status = answer.status();
+        let body = answer.bytes().await.map_err(lost)?;
+        if status.is_success() {
+            return serde_json::from_slice(&body).map_err(|e| self.not_esker(&e.to_string()));
+        }
+        match serde_json::from_slice::<ErrorBody>(&body) {
+            // None of its paths.
+            Ok(error) if error.code == "bad_path" => Err(self.not_esker(&error.message)),
+            Ok(error) => Err(failure(&error)),
+            Err(_) => Err(self.not_esker(&format!("it answers {status}"))),
+        }
+    }
+
+    fn not_esker(&self, why: &str) -> Failure {
+        Failure::wrong(
+            "not_esker",
+            format!(
+                "what answers at {} has no admin API as this version knows it: {why}",
+                self.address
+            ),
+        )
+    }
+}
+
+/// What a server refused.
+fn failure(error: &ErrorBody) -> Failure {
+    let known = admin::CODES.iter().map(|(code, ..)| *code);
+    let known = known
+        .chain(admin::error::REPOSITORY_CODES.iter().map(|(code, _)| *code))
+        .chain(["invalid", "server_draining", "storage"]);
+    let code = known.into_iter().find(|code| *code == error.code);
+    let message = match code {
+        Some("no_snapshot") => format!(
+            "{}; `esker snapshot list` shows those that are",
+            error.message
+        ),
+        _ => error.message.clone(),
+    };
+    let failure = Failure::wrong(code.unwrap_or("server"), message);
+    let exit = match code {
+        Some("invalid" | "partition_not_found") => 2,
+        Some("denied" | "store") => 3,
+        _ => 1,
+    };
+    Failure { exit, ..failure }
+}
+
+fn innermost(error: &dyn std::error::Error) -> String {
+    let mut innermost = error;
+    while let Some(source) = innermost.source() {
+        innermost = source;
+    }
+    innermost.to_string()
+}

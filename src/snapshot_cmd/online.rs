@@ -1,0 +1,346 @@
+//! The commands that ask a running server. What they print is what they print of a repository.
+
+use std::time::{Duration, Instant};
+
+use esker_repository::why::{Diff, Why};
+use esker_repository::{Inventory, PartitionId, Verification};
+use esker_server::admin::snapshots::{
+    Created, Described, NEWEST, Proven, Prune, PruneAnswer, Verify,
+};
+use esker_server::admin::status::Status;
+use serde::Serialize;
+use serde_json::json;
+
+use super::list::{Listing, Partition, kind};
+use super::show::Shown;
+use super::shown::print_json;
+use super::verify::Verified;
+use super::{diff, list, prune, show, verify, why};
+use crate::admin::Admin;
+use crate::exit::Failure;
+use crate::output::print;
+use crate::stream_cmd::connection::ServerAddress;
+use crate::term::{Paint, bytes, count, plain, took};
+
+/// A running server, and which of its partitions is meant.
+pub struct Online {
+    admin: Admin,
+    partition: Option<u16>,
+    json: bool,
+}
+
+/// A partition of which it came to nothing.
+#[derive(Serialize)]
+struct Failed {
+    partition: u64,
+    code: &'static str,
+    message: String,
+}
+
+impl Online {
+    /// Reaches the server.
+    pub async fn open(
+        address: ServerAddress,
+        partition: Option<u16>,
+        json: bool,
+    ) -> Result<Online, Failure> {
+        Ok(Online {
+            admin: Admin::open(address).await?,
+            partition,
+            json,
+        })
+    }
+
+    async fn status(&self) -> Result<Status, Failure> {
+        self.admin.get(&["status"], &[]).await
+    }
+
+    async fn get<T: serde::de::DeserializeOwned>(
+        &self,
+        partition: u64,
+        path: &[&str],
+        query: &[(&str, &str)],
+    ) -> Result<T, Failure> {
+        let number = partition.to_string();
+        let path = [&["partitions", &number], path].concat();
+        self.admin.get(&path, query).await
+    }
+
+    async fn post<T: serde::de::DeserializeOwned>(
+        &self,
+        partition: u64,
+        path: &[&str],
+        body: &impl Serialize,
+    ) -> Result<T, Failure> {
+        let number = partition.to_string();
+        let path = [&["partitions", &number], path].concat();
+        self.admin.post(&path, body).await
+    }
+
+    /// The one that was asked for, or all.
+    pub async fn partitions(&self) -> Result<Vec<u64>, Failure> {
+        match self.partition {
+            Some(partition) => Ok(vec![u64::from(partition)]),
+            None => Ok(numbers(&self.status().await?)),
+        }
+    }
+
+    /// The one that was asked for.
+    async fn partition(&self) -> Result<u64, Failure> {
+        if let Some(partition) = self.partition {
+            return Ok(u64::from(partition));
+        }
+        let last = self.partitions().await?.last().copied().unwrap_or_default();
+        Err(Failure::usage(
+            "partition",
+            format!(
+                "{} has several partitions: name one of 0 (the catalog) to {last} with --partition",
+                self.admin.address()
+            ),
+        ))
+    }
+
+    /// Does something for each partition and shows it, line by line; of one that fails it says so, and
+    /// goes on.
+    pub async fn each<T: Serialize>(
+        &self,
+        partitions: &[u64],
+        mut work: impl AsyncFnMut(u64) -> Result<T, Failure>,
+        text: impl Fn(&T) -> String,
+    ) -> Result<(), Failure> {
+        let (mut done, mut failed) = (Vec::new(), Vec::new());
+        let mut first = None;
+        for &partition in partitions {
+            match work(partition).await {
+                Ok(one) => {
+                    if !self.json {
+                        print(text(&one))?;
+                    }
+                    done.push(one);
+                }
+                // It would not answer for the others either.
+                Err(failure) if failure.code == "unreachable" => return Err(failure),
+                Err(failure) => {
+                    if !self.json && partitions.len() > 1 {
+                        eprintln!("partition {partition}: {}", failure.message);
+                    }
+                    failed.push(Failed {
+                        partition,
+                        code: failure.code,
+                        message: failure.message.clone(),
+                    });
+                    first.get_or_insert(failure);
+                }
+            }
+        }
+        if self.json {
+            print_json(&json!({ "done": done, "failed": failed }))?;
+        }
+        match (first, partitions.len()) {
+            (None, _) => Ok(()),
+            (Some(failure), 1) => Err(failure),
+            (Some(failure), all) => Err(Failure {
+                message: format!(
+                    "partition {} failed, {} of {all} in all: {}",
+                    failed[0].partition,
+                    failed.len(),
+                    failure.message
+                ),
+                ..failure
+            }),
+        }
+    }
+
+    /// Puts a snapshot of a partition.
+    pub async fn create(&self, partition: u64) -> Result<Created, Failure> {
+        self.post(partition, &["snapshots"], &json!({})).await
+    }
+
+    pub async fn list(&self) -> Result<(), Failure> {
+        let status = self.status().await?;
+        let mut listing = Listing {
+            repository: &status.repository,
+            partitions: Vec::new(),
+        };
+        let partitions = match self.partition {
+            Some(partition) => vec![u64::from(partition)],
+            None => numbers(&status),
+        };
+        let mut first = None;
+        for partition in partitions {
+            match self.get::<Inventory>(partition, &["snapshots"], &[]).await {
+                Ok(found) => listing
+                    .partitions
+                    .push(Partition::Readable(Box::new(found))),
+                // As in a repository: what is not there is not listed.
+                Err(failure) if failure.code == "no_repository" && self.partition.is_none() => {}
+                // The others may be fine, and are worth to be seen.
+                Err(failure) if matches!(failure.code, "damaged" | "root_missing") => {
+                    listing.partitions.push(Partition::Unreadable {
+                        partition: PartitionId(u16::try_from(partition).unwrap_or(u16::MAX)),
+                        problem: failure.message.clone(),
+                    });
+                    first.get_or_insert(failure);
+                }
+                Err(failure) => return Err(failure),
+            }
+        }
+        list::show(&listing, self.json)?;
+        first.map_or(Ok(()), Err)
+    }
+
+    pub async fn show(&self, args: &show::Args) -> Result<(), Failure> {
+        let partition = self.partition().await?;
+        let name = args.snapshot.as_deref().unwrap_or(NEWEST);
+        let found: Described = self.get(partition, &["snapshots", name], &[]).await?;
+        let shown = Shown {
+            repository: &found.repository,
+            partition: u16::try_from(found.partition).unwrap_or(u16::MAX),
+            snapshot: found.snapshot,
+            states: found.states,
+            kind: kind(found.kind),
+            files: found.metadata.files.len(),
+            bytes: found.bytes,
+            metadata: &found.metadata,
+        };
+        show::show(&shown, self.json)
+    }
+
+    pub async fn diff(&self, args: &diff::Args) -> Result<(), Failure> {
+        let partition = self.partition().await?;
+        let path = ["snapshots", &args.old, "diff", &args.new];
+        let found: Diff = self.get(partition, &path, &[]).await?;
+        diff::show(&found, self.json)
+    }
+
+    pub async fn verify(&self, args: &verify::Args) -> Result<(), Failure> {
+        let status = self.status().await?;
+        let partitions = self.partitions().await?;
+        let asked = Verify { data: args.data };
+        let (mut reports, mut first) = (Vec::new(), None);
+        for partition in partitions {
+            let started = Instant::now();
+            let found: Result<Verification, _> =
+                self.post(partition, &["snapshots", "verify"], &asked).await;
+            let report = match found {
+                Ok(report) => report,
+                // Nothing is kept, and nothing is missing.
+                Err(failure) if failure.code == "no_repository" && self.partition.is_none() => {
+                    continue;
+                }
+                Err(failure) => return Err(failure),
+            };
+            if !self.json {
+                let text = verify::text(&report, report.bytes, started.elapsed());
+                print(format_args!("partition {partition}: {text}"))?;
+            }
+            if let Err(failure) = verify::judge(&report) {
+                first.get_or_insert(failure);
+            }
+            reports.push((partition, report, started.elapsed()));
+        }
+        if self.json {
+            let mut documents = Vec::new();
+            for (partition, report, took) in &reports {
+                let verified = Verified {
+                    repository: &status.repository,
+                    partition: u16::try_from(*partition).unwrap_or(u16::MAX),
+                    sound: report.is_sound(),
+                    report,
+                    seconds: took.as_secs_f64(),
+                };
+                documents.push(serde_json::to_value(verified).unwrap_or_default());
+            }
+            // As of a repository, where one is verified at a time.
+            match (self.partition, documents.pop()) {
+                (Some(_), Some(only)) => print_json(&only)?,
+                (_, last) => {
+                    documents.extend(last);
+                    print_json(&json!({ "partitions": documents }))?;
+                }
+            }
+        }
+        first.map_or(Ok(()), Err)
+    }
+
+    pub async fn prove(&self, args: &verify::Args) -> Result<(), Failure> {
+        let name = args.snapshot.as_deref().unwrap_or(NEWEST);
+        let partitions = match &args.snapshot {
+            Some(_) => vec![self.partition().await?],
+            None => self.partitions().await?,
+        };
+        let prove = async |partition| {
+            let path = ["snapshots", name, "prove"];
+            self.post(partition, &path, &json!({})).await
+        };
+        self.each(&partitions, prove, proven).await
+    }
+
+    pub async fn why(&self, args: &why::Args) -> Result<(), Failure> {
+        let partition = self.partition().await?;
+        let key = args.key.strip_prefix(&format!("{partition}/"));
+        let query = [("key", key.unwrap_or(&args.key))];
+        let found: Why = self.get(partition, &["objects", "why"], &query).await?;
+        why::show(&found, self.json)
+    }
+
+    pub async fn prune(&self, args: &prune::Args) -> Result<(), Failure> {
+        if args.plan.is_some() || args.plan_out.is_some() {
+            return Err(Failure::usage(
+                "repository",
+                "a plan in a file is made and carried out straight on a repository: name it with \
+                 --repository",
+            ));
+        }
+        let partition = self.partition().await?;
+        let min_age = args.min_age.map(|age| age.as_duration().as_secs_f64());
+        let mut asked = Prune {
+            apply: !args.dry_run && args.keep.is_none() && !args.abandoned,
+            generation: None,
+            keep: args.keep,
+            abandoned: args.abandoned,
+            min_age_seconds: min_age,
+        };
+        let mut answer: PruneAnswer = self.post(partition, &["prune"], &asked).await?;
+        if let PruneAnswer::Plan(plan) = &answer
+            && !args.dry_run
+        {
+            prune::ask(plan, args)?;
+            asked.apply = true;
+            asked.generation = Some(plan.generation.0);
+            answer = self.post(partition, &["prune"], &asked).await?;
+        }
+        match answer {
+            PruneAnswer::Plan(plan) if self.json => print_json(&plan),
+            PruneAnswer::Plan(plan) => print(prune::planned(&plan, args)),
+            PruneAnswer::Done(pruned) => {
+                let repository = self.status().await?.repository;
+                let partition = u16::try_from(partition).unwrap_or(u16::MAX);
+                prune::show(&repository, partition, &pruned, self.json)
+            }
+        }
+    }
+}
+
+fn numbers(status: &Status) -> Vec<u64> {
+    status.partitions.iter().map(|one| one.partition).collect()
+}
+
+fn proven(proven: &Proven) -> String {
+    let paint = Paint::stdout();
+    let replayed = match proven.replayed {
+        1 => "1 entry".to_owned(),
+        n => format!("{} entries", count(n)),
+    };
+    format!(
+        "partition {:<3} {}  restored {} in {}, replayed {replayed} in {}, {} at LSN {}: {}",
+        proven.partition,
+        paint.dim(plain(&proven.snapshot)),
+        bytes(proven.bytes),
+        took(Duration::from_secs_f64(proven.restore_seconds)),
+        took(Duration::from_secs_f64(proven.replay_seconds)),
+        paint.green("equal"),
+        proven.compared_at,
+        proven.digest,
+    )
+}

@@ -1,0 +1,292 @@
+//! `esker status`: where a server stands, how long a recovery would take, what would be lost, and what
+//! is wrong.
+
+use std::io::IsTerminal as _;
+use std::time::Duration;
+
+use esker_server::admin::status::{CopyKind, Partition, Predicted, Recovery, Status, Wrong};
+
+use crate::admin::Admin;
+use crate::exit::Failure;
+use crate::output::print;
+use crate::snapshot_cmd::shown::{print_json, table};
+use crate::stream_cmd::SERVER_VARIABLE;
+use crate::stream_cmd::connection::{DEFAULT_SERVER, ServerAddress};
+use crate::term::{Paint, ago, bytes, count, plain, took};
+
+/// How often a status that is watched is shown.
+const EVERY: Duration = Duration::from_secs(2);
+/// Moves to the upper left corner and erases everything.
+const CLEAR: &str = "\x1b[H\x1b[2J\x1b[3J";
+
+/// Show where a server stands: health, predicted recovery, what is at risk, what is wrong.
+///
+/// Restart is how long a start would take after a crash of this moment, restore how long it would take
+/// to bring everything back from the repository. At risk is what only this server's disk holds.
+///
+/// Exits with 1 if something needs action; advice is shown, and exits with 0.
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  esker status
+  esker status --watch
+  esker status --json | jq '.problems[].code'")]
+pub struct Args {
+    /// Address of the server
+    #[arg(
+        long,
+        env = SERVER_VARIABLE,
+        hide_env_values = true,
+        value_name = "URL",
+        default_value = DEFAULT_SERVER
+    )]
+    server: ServerAddress,
+
+    /// Print one JSON document
+    #[arg(long)]
+    json: bool,
+
+    /// Show it again every two seconds, until Ctrl-C
+    #[arg(long)]
+    watch: bool,
+}
+
+pub fn run(args: Args) -> Result<(), Failure> {
+    // One thread: a command does one thing at a time.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| Failure::wrong("io", format!("starting the runtime: {e}")))?;
+    runtime.block_on(async {
+        let admin = Admin::open(args.server).await?;
+        let clears = args.watch && !args.json && std::io::stdout().is_terminal();
+        loop {
+            let status: Status = admin.get(&["status"], &[]).await?;
+            if args.json {
+                print_json(&status)?;
+            } else {
+                let clear = if clears { CLEAR } else { "" };
+                let page = page(&status, &admin.address().to_string(), Paint::stdout());
+                print(format_args!("{clear}{}", page.trim_end()))?;
+            }
+            if !args.watch {
+                return judge(&status);
+            }
+            tokio::time::sleep(EVERY).await;
+        }
+    })
+}
+
+/// A failure, if something needs action.
+fn judge(status: &Status) -> Result<(), Failure> {
+    let urgent: Vec<_> = status.problems.iter().filter(|p| !p.advice).collect();
+    let what = match (urgent.as_slice(), &status.not_serving) {
+        ([], None) => return Ok(()),
+        (_, Some(why)) => format!("appends are not taken: {why}"),
+        ([only], None) => format!("{} needs action", only.code),
+        (several, None) => format!("{} problems need action", several.len()),
+    };
+    Err(Failure::wrong("unhealthy", what))
+}
+
+fn page(status: &Status, address: &str, paint: Paint) -> String {
+    let mut text = format!("{}\n\n", health(status, address, paint));
+    let log = format!(
+        "{} of at most {}",
+        bytes(status.log_bytes),
+        bytes(status.max_log_bytes)
+    );
+    let mut facts = vec![
+        ("restart", predicted(status.restart)),
+        (
+            "restore",
+            format!(
+                "{}, from {}",
+                predicted(status.restore),
+                plain(&status.repository)
+            ),
+        ),
+        ("log", log),
+    ];
+    if let Some(recovery) = &status.recovery {
+        facts.push(("last start", last_start(recovery)));
+    }
+    for (name, fact) in facts {
+        text += &format!("{name:<10}  {fact}\n");
+    }
+    text.push('\n');
+    let head = [
+        "partition",
+        "head",
+        "last",
+        "applied",
+        "durable",
+        "floor",
+        "archived",
+        "newest snapshot",
+        "proven",
+        "at risk",
+    ];
+    let rows: Vec<_> = status.partitions.iter().map(row).collect();
+    text += &table(&head, &rows, &[0, 1, 2, 3, 4, 5, 6]);
+    for (title, advice) in [("What is wrong", false), ("Advice", true)] {
+        let some: Vec<_> = status
+            .problems
+            .iter()
+            .filter(|problem| problem.advice == advice)
+            .collect();
+        if !some.is_empty() {
+            text += &format!("\n{}\n", paint.bold(title));
+        }
+        for problem in some {
+            text += &shown(problem, paint);
+        }
+    }
+    text
+}
+
+fn health(status: &Status, address: &str, paint: Paint) -> String {
+    let urgent = status.problems.iter().filter(|p| !p.advice).count();
+    let health = match (&status.not_serving, urgent) {
+        (Some(why), _) => paint.red(format!("takes no appends: {}", plain(why))),
+        (None, 0) => paint.green("healthy"),
+        (None, 1) => paint.red("serves, and 1 problem needs action"),
+        (None, n) => paint.red(format!("serves, and {n} problems need action")),
+    };
+    let who = format!(
+        "node {} of cluster {} at {address}",
+        status.node_id,
+        plain(&status.cluster_name)
+    );
+    format!("{}: {health}", paint.bold(who))
+}
+
+/// `0.3 s`, `0.3 s (assumed)`.
+fn predicted(predicted: Predicted) -> String {
+    let time = took(seconds(predicted.seconds));
+    match predicted.assumed {
+        true => format!("{time} (assumed: this node has not measured it yet)"),
+        false => time,
+    }
+}
+
+fn last_start(recovery: &Recovery) -> String {
+    let mut parts = vec![format!("took {}", took(seconds(recovery.total_seconds)))];
+    let from = |kind| {
+        let of = recovery.partitions.iter();
+        of.filter(|one| one.source == kind).count()
+    };
+    for (number, what) in [
+        (from(CopyKind::LocalSnapshot), "from a local snapshot"),
+        (from(CopyKind::Repository), "from the repository"),
+        (from(CopyKind::Log), "from the log alone"),
+    ] {
+        match number {
+            0 => {}
+            1 => parts.push(format!("1 partition {what}")),
+            n => parts.push(format!("{n} partitions {what}")),
+        }
+    }
+    parts.push(match recovery.entries {
+        0 => "nothing to replay".to_owned(),
+        n => format!(
+            "replayed {} in {}",
+            entries(n),
+            took(seconds(recovery.replay_seconds))
+        ),
+    });
+    let lost = recovery.partitions.iter();
+    let lost: Vec<_> = lost
+        .filter_map(|one| one.lost_after.map(|lsn| (one.partition, lsn)))
+        .collect();
+    for (partition, lsn) in lost {
+        parts.push(format!(
+            "partition {partition} began a new lineage: what came after LSN {lsn} may be lost"
+        ));
+    }
+    parts.join(", ")
+}
+
+fn row(one: &Partition) -> Vec<String> {
+    let none = || "–".to_owned();
+    let newest = one.newest.as_ref();
+    let proven = one.proven.as_ref();
+    let at_risk = match (one.records_at_risk, one.seconds_at_risk) {
+        (0, _) => "nothing".to_owned(),
+        (n, s) => {
+            let since = ago(Duration::from_secs(s));
+            format!("{}, since {since}", entries(n))
+        }
+    };
+    vec![
+        one.partition.to_string(),
+        one.log_head.to_string(),
+        one.last.to_string(),
+        one.applied.to_string(),
+        one.durable.to_string(),
+        one.floor.to_string(),
+        one.archived.map_or_else(none, |lsn| lsn.to_string()),
+        newest.map_or_else(none, |newest| {
+            format!("{} at LSN {}", ago(seconds(newest.age_seconds)), newest.lsn)
+        }),
+        proven.map_or_else(none, |proven| format!("LSN {}", proven.lsn)),
+        at_risk,
+    ]
+}
+
+fn shown(problem: &Wrong, paint: Paint) -> String {
+    let code = match problem.advice {
+        true => problem.code.clone(),
+        false => paint.red(&problem.code),
+    };
+    let about = match problem.partitions.as_slice() {
+        [] => String::new(),
+        [only] => format!(" of partition {only}"),
+        several => format!(" of partitions {}", ranges(several)),
+    };
+    format!(
+        "  {code}{about}: {}\n    {}\n",
+        plain(&problem.what),
+        paint.dim(plain(&problem.remedy))
+    )
+}
+
+/// `1–8`, `0, 3–5`: numbers that rise.
+fn ranges(numbers: &[u64]) -> String {
+    let mut runs: Vec<(u64, u64)> = Vec::new();
+    for &number in numbers {
+        match runs.last_mut() {
+            Some((_, last)) if *last + 1 == number => *last = number,
+            _ => runs.push((number, number)),
+        }
+    }
+    let shown = runs.iter().map(|(first, last)| match last - first {
+        0 => first.to_string(),
+        1 => format!("{first}, {last}"),
+        _ => format!("{first}–{last}"),
+    });
+    shown.collect::<Vec<_>>().join(", ")
+}
+
+/// `1 entry`, `20,000 entries` of the log: a record is one, and so is what is done to a stream.
+fn entries(number: u64) -> String {
+    match number {
+        1 => "1 entry".to_owned(),
+        n => format!("{} entries", count(n)),
+    }
+}
+
+fn seconds(seconds: f64) -> Duration {
+    Duration::try_from_secs_f64(seconds).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::ranges;
+
+    #[test]
+    fn partitions_in_a_row_are_a_range() {
+        assert_eq!(ranges(&[1, 2, 3, 4, 5, 6, 7, 8]), "1–8");
+        assert_eq!(ranges(&[0, 2, 3, 7, 8, 9]), "0, 2, 3, 7–9");
+    }
+}

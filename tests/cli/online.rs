@@ -1,0 +1,318 @@
+//! `esker status`, and `esker snapshot` against a real server.
+//!
+//! What they print is in `docs/admin-api.md`, which [`crate::transcripts`] runs.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Output;
+
+use serde_json::Value;
+
+use crate::support::{Server, esker, eventually, run, stderr, stdout};
+
+/// A server, and its repository outside its data directory.
+struct World {
+    server: Server,
+    repository: PathBuf,
+    dir: tempfile::TempDir,
+}
+
+impl World {
+    fn new() -> World {
+        let dir = tempfile::tempdir().unwrap();
+        let repository = dir.path().join("backups");
+        let destination = format!("snapshots.destination={}", repository.display());
+        let settings = [
+            "--partitions",
+            "2",
+            "--set",
+            &destination,
+            "--set",
+            "snapshots.num-retained=3",
+        ];
+        let server = Server::start_with(&dir.path().join("data"), "127.0.0.1:0", &settings);
+        let world = World {
+            server,
+            repository,
+            dir,
+        };
+        eventually("every partition has its first snapshot", || {
+            let status: Value = world.json(&["status"]);
+            let partitions = status["partitions"].as_array().unwrap();
+            partitions.iter().all(|one| !one["newest"].is_null())
+        });
+        world
+    }
+
+    /// Any command, told of the server by its variable.
+    fn run(&self, arguments: &[&str]) -> Output {
+        let mut command = esker();
+        command
+            .args(arguments)
+            .current_dir(self.dir.path())
+            .env("ESKER_SERVER", &self.server.url);
+        run(command, b"")
+    }
+
+    fn ok(&self, arguments: &[&str]) -> String {
+        let output = self.run(arguments);
+        let said = stderr(&output);
+        assert!(output.status.success(), "{arguments:?}: {said}");
+        stdout(&output)
+    }
+
+    fn json(&self, arguments: &[&str]) -> Value {
+        serde_json::from_str(&self.ok(&[arguments, &["--json"]].concat())).unwrap()
+    }
+
+    /// Has to fail with this exit code and error code; what it said.
+    fn fails(&self, exit: i32, code: &str, arguments: &[&str]) -> String {
+        let output = self.run(arguments);
+        let said = stderr(&output);
+        assert_eq!(output.status.code(), Some(exit), "{arguments:?}: {said}");
+        let code = format!("error [{code}]: ");
+        assert!(said.contains(&code), "{arguments:?}: {said}");
+        said
+    }
+
+    fn append(&self, records: usize) {
+        let lines: String = (0..records).map(|n| format!("{n}\n")).collect();
+        self.server
+            .ok_with(&["append", "my-basin/orders"], lines.as_bytes());
+    }
+}
+
+/// The repository is a directory: a file in its place is one that cannot be used.
+fn break_down(repository: &Path) {
+    fs::rename(repository, repository.with_extension("away")).unwrap();
+    fs::write(repository, "no directory").unwrap();
+}
+
+fn mend(repository: &Path) {
+    fs::remove_file(repository).unwrap();
+    fs::rename(repository.with_extension("away"), repository).unwrap();
+}
+
+#[test]
+fn a_fresh_server_is_healthy_and_has_advice() {
+    let server = Server::start();
+    let mut command = esker();
+    command.args(["status", "--server", &server.url]);
+    let output = run(command, b"");
+    let page = stdout(&output);
+    assert_eq!(output.status.code(), Some(0), "{page}{}", stderr(&output));
+    for expected in [": healthy", "restart", "repository_on_this_disk", "Advice"] {
+        assert!(page.contains(expected), "{expected}: {page}");
+    }
+    assert!(!page.contains("What is wrong"), "{page}");
+}
+
+#[test]
+fn a_status_tells_what_only_this_disk_has() {
+    let world = World::new();
+    world.server.ok(&["create", "my-basin/orders"]);
+    world.append(100);
+    let status = world.json(&["status"]);
+    let at_risk = |status: &Value| -> u64 {
+        let partitions = status["partitions"].as_array().unwrap();
+        partitions
+            .iter()
+            .map(|one| one["records_at_risk"].as_u64().unwrap())
+            .sum()
+    };
+    assert!(at_risk(&status) > 0, "{status:#}");
+    let created = world.json(&["snapshot", "create"]);
+    let done = created["done"].as_array().unwrap();
+    assert_eq!(done.len(), 3);
+    for one in done {
+        assert!(one["archived_lsn"].as_u64() <= one["lsn"].as_u64(), "{one}");
+    }
+    assert!(created["failed"].as_array().unwrap().is_empty());
+    assert_eq!(at_risk(&world.json(&["status"])), 0);
+}
+
+#[test]
+fn a_repository_that_is_down_is_a_problem_and_no_reason_to_stop() {
+    let world = World::new();
+    world.server.ok(&["create", "my-basin/orders"]);
+    break_down(&world.repository);
+    let said = world.fails(
+        1,
+        "unavailable",
+        &["snapshot", "create", "--partition", "1"],
+    );
+    assert!(said.contains("backups"), "{said}");
+    let output = world.run(&["status"]);
+    let page = stdout(&output);
+    assert_eq!(output.status.code(), Some(1), "{page}");
+    assert!(page.contains("What is wrong"), "{page}");
+    assert!(page.contains("repository_failing"), "{page}");
+    assert!(stderr(&output).contains("error [unhealthy]: "));
+    world.append(10);
+
+    mend(&world.repository);
+    world.ok(&["snapshot", "create"]);
+    world.ok(&["status"]);
+}
+
+#[test]
+fn what_a_server_tells_of_its_snapshots_is_what_the_repository_tells() {
+    let world = World::new();
+    world.server.ok(&["create", "my-basin/orders"]);
+    world.append(10);
+    world.ok(&["snapshot", "create"]);
+    let repository = world.repository.to_str().unwrap();
+    let of_two = |name: &str| {
+        let list = world.json(&["snapshot", "list", "--partition", "0"]);
+        let snapshots = &list["partitions"][0]["snapshots"];
+        let at = if name == "newest" { 0 } else { 1 };
+        snapshots[at]["snapshot"].as_str().unwrap().to_owned()
+    };
+    let (newest, older) = (of_two("newest"), of_two("older"));
+    let key = format!("{newest}/metadata.json");
+    for command in [
+        vec!["list"],
+        vec!["list", "--partition", "2"],
+        vec!["show", "--partition", "0"],
+        vec!["show", &older, "--partition", "0"],
+        vec!["diff", &older, &newest, "--partition", "0"],
+        vec!["why", &key, "--partition", "0"],
+        vec!["why", "latest.json", "--partition", "1"],
+    ] {
+        let command = [&["snapshot"], command.as_slice()].concat();
+        let of_repository = [command.as_slice(), &["--repository", repository]].concat();
+        assert_eq!(
+            world.json(&command),
+            world.json(&of_repository),
+            "{command:?}"
+        );
+    }
+    let report = world.json(&["snapshot", "verify", "--data", "--partition", "0"]);
+    assert_eq!(report["sound"], true, "{report}");
+    let reports = world.json(&["snapshot", "verify"]);
+    assert_eq!(reports["partitions"].as_array().unwrap().len(), 3);
+    world.fails(
+        1,
+        "no_snapshot",
+        &["snapshot", "show", "77", "--partition", "0"],
+    );
+}
+
+#[test]
+fn a_snapshot_is_proven_against_the_live_partition() {
+    let world = World::new();
+    world.server.ok(&["create", "my-basin/orders"]);
+    world.append(50);
+    let proven = world.json(&["snapshot", "verify", "--restore"]);
+    let done = proven["done"].as_array().unwrap();
+    assert_eq!(done.len(), 3, "{proven:#}");
+    // What was appended after the snapshots is replayed on them.
+    let replayed: u64 = done
+        .iter()
+        .map(|one| one["replayed"].as_u64().unwrap())
+        .sum();
+    assert!(replayed > 0, "{proven:#}");
+    let status = world.json(&["status"]);
+    for (one, proven) in status["partitions"].as_array().unwrap().iter().zip(done) {
+        assert_eq!(one["proven"]["digest"], proven["digest"]);
+    }
+    let newest = done[1]["snapshot"].as_str().unwrap();
+    let text = world.ok(&[
+        "snapshot",
+        "verify",
+        "--restore",
+        newest,
+        "--partition",
+        "1",
+    ]);
+    assert!(text.contains("equal at LSN"), "{text}");
+}
+
+#[test]
+fn a_snapshot_that_is_damaged_is_not_proven_and_needs_action() {
+    let world = World::new();
+    let newest = world.json(&["snapshot", "show", "--partition", "1"]);
+    let newest = newest["snapshot"].as_str().unwrap();
+    let files = fs::read_dir(world.repository.join("1").join(newest)).unwrap();
+    let file = files
+        .map(|file| file.unwrap().path())
+        .find(|path| path.extension().is_some_and(|e| e == "sst"));
+    let file = file.unwrap();
+    let mut bytes = fs::read(&file).unwrap();
+    bytes[0] ^= 1;
+    // The database has the same file, by a hard link.
+    fs::remove_file(&file).unwrap();
+    fs::write(&file, bytes).unwrap();
+    let restore = ["snapshot", "verify", "--restore", "--partition", "1"];
+    world.fails(1, "proof_failed", &restore);
+    let verify = ["snapshot", "verify", "--data", "--partition", "1"];
+    world.fails(1, "damaged", &verify);
+    let output = world.run(&["status"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stdout(&output).contains("proof_failed of partition 1"));
+}
+
+#[test]
+fn a_server_lets_go_of_snapshots_that_were_named_before() {
+    let world = World::new();
+    world.ok(&["snapshot", "create", "--partition", "1"]);
+    let prune = ["snapshot", "prune", "--partition", "1"];
+    let plan = world.json(&[&prune[..], &["--keep", "1", "--dry-run"]].concat());
+    assert_eq!(plan["released"].as_array().unwrap().len(), 1, "{plan:#}");
+    let keep = [&prune[..], &["--keep", "1"]].concat();
+    let said = world.fails(2, "needs_yes", &keep);
+    assert!(said.contains("lets go of lsn_"), "{said}");
+    let done = world.json(&[keep.as_slice(), &["--yes"]].concat());
+    assert_eq!(done["released"], plan["released"]);
+    let status = world.json(&["status"]);
+    eventually("the status knows", || {
+        status["partitions"][1]["retained"] == 1
+            || world.json(&["status"])["partitions"][1]["retained"] == 1
+    });
+    world.ok(&prune);
+    let out = ["--dry-run", "--plan-out", "plan.json"];
+    world.fails(2, "repository", &[&prune[..], &out].concat());
+}
+
+#[test]
+fn a_command_says_whom_it_can_ask() {
+    let world = World::new();
+    let dir = world.dir.path().join("directory");
+    fs::create_dir(&dir).unwrap();
+    let dir = dir.to_str().unwrap();
+    let said = world.fails(2, "repository", &["snapshot", "restore", "--to", "there"]);
+    for expected in ["--repository", "--bootstrap restore"] {
+        assert!(said.contains(expected), "{said}");
+    }
+    let said = world.fails(2, "repository", &["snapshot", "put", dir, "--lsn", "1"]);
+    assert!(said.contains("esker snapshot create"), "{said}");
+    let create = ["snapshot", "create", "--repository", dir];
+    let said = world.fails(2, "repository", &create);
+    assert!(said.contains("--server"), "{said}");
+    let said = world.fails(2, "partition", &["snapshot", "show"]);
+    assert!(said.contains("0 (the catalog) to 2"), "{said}");
+    let create = ["snapshot", "create", "--partition", "9"];
+    world.fails(2, "partition_not_found", &create);
+    let nobody = ["snapshot", "list", "--server", "http://127.0.0.1:1"];
+    world.fails(3, "unreachable", &nobody);
+    world.fails(
+        3,
+        "unreachable",
+        &["status", "--server", "http://127.0.0.1:1"],
+    );
+
+    // With neither, both ways are named.
+    let mut command = esker();
+    command.args(["snapshot", "list"]);
+    let output = run(command, b"");
+    assert_eq!(output.status.code(), Some(2));
+    let said = stderr(&output);
+    for expected in [
+        "--server",
+        "ESKER_SERVER",
+        "--repository",
+        "ESKER_REPOSITORY",
+    ] {
+        assert!(said.contains(expected), "{said}");
+    }
+}

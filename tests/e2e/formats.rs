@@ -1,0 +1,110 @@
+//! Every format that was ever promised is opened by every later build.
+//!
+//! `tests/fixtures/format-N.tar.gz` holds `data/`, the data directory of a server that was killed, and
+//! `repository/`, what it had put into a repository by then; both were written when the data
+//! directory's format was N, and are never made anew. A fixture has a cluster named `fixture` of two
+//! partitions, with basin `fixtures`:
+//!
+//! - `orders`: 170 records, the last 20 in the log alone;
+//! - `trimmed`: 90 records, trimmed up to 45, and the trim command;
+//! - `empty`, without a record; `deleted`, which is not there; and basin `gone-basin`, which is not
+//!   there either.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::support::sdk::{self, basin_name, stream_name};
+use crate::support::{Server, Setup};
+
+/// The fixtures, by format.
+fn fixtures() -> Vec<PathBuf> {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+    let mut found: Vec<_> = fs::read_dir(dir)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.to_string_lossy().ends_with(".tar.gz"))
+        .collect();
+    found.sort();
+    assert!(!found.is_empty(), "there are fixtures");
+    found
+}
+
+fn unpack(fixture: &Path) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let status = Command::new("tar")
+        .arg("-xzf")
+        .arg(fixture)
+        .arg("-C")
+        .arg(dir.path())
+        .status()
+        .unwrap();
+    assert!(status.success(), "{}", fixture.display());
+    dir
+}
+
+fn setup(dir: &Path) -> Setup {
+    Setup::default()
+        .set("cluster-name=fixture")
+        .set("log.segment-size=1MiB")
+        .set("log.purge-threshold=1MiB")
+        .set(&format!(
+            "snapshots.destination={}",
+            dir.join("repository").display()
+        ))
+}
+
+fn numbers(ranges: &[std::ops::Range<u32>]) -> Vec<String> {
+    let all = ranges.iter().cloned().flatten();
+    all.map(|number| number.to_string()).collect()
+}
+
+async fn check(server: &Server, orders: &[std::ops::Range<u32>]) {
+    let basin = server.sdk().basin(basin_name("fixtures"));
+    let records = sdk::read_all(&basin.stream(stream_name("orders"))).await;
+    assert_eq!(sdk::bodies(&records), numbers(orders));
+    let expected: Vec<u64> = (0..records.len() as u64).collect();
+    assert_eq!(sdk::seq_nums(&records), expected);
+    let trimmed = sdk::read_all(&basin.stream(stream_name("trimmed"))).await;
+    let expected: Vec<u64> = (45..=90).collect();
+    assert_eq!(sdk::seq_nums(&trimmed), expected);
+    let empty = sdk::read_all(&basin.stream(stream_name("empty"))).await;
+    assert!(empty.is_empty());
+    let deleted = basin.stream(stream_name("deleted"));
+    assert!(deleted.check_tail().await.is_err());
+    let gone = server.sdk().basin(basin_name("gone-basin"));
+    assert!(gone.stream(stream_name("s")).check_tail().await.is_err());
+}
+
+#[tokio::test]
+async fn a_data_directory_of_every_promised_format_is_opened_and_lost_nothing() {
+    for fixture in fixtures() {
+        let dir = unpack(&fixture);
+        let mut server = setup(dir.path()).start(&dir.path().join("data")).await;
+        let all = [100..150, 200..250, 300..350, 900..920];
+        check(&server, &all).await;
+        // And it goes on.
+        let basin = server.sdk().basin(basin_name("fixtures"));
+        sdk::append(&basin.stream(stream_name("orders")), ["more"]).await;
+        server.kill();
+        server.restart(&setup(dir.path())).await;
+        let basin = server.sdk().basin(basin_name("fixtures"));
+        let records = sdk::read_all(&basin.stream(stream_name("orders"))).await;
+        assert_eq!(records.len(), 171);
+    }
+}
+
+#[tokio::test]
+async fn a_database_is_made_of_snapshots_of_every_promised_format() {
+    for fixture in fixtures() {
+        for lost in [&["db"][..], &["db", "snapshots"]] {
+            let dir = unpack(&fixture);
+            for part in lost {
+                fs::remove_dir_all(dir.path().join("data").join(part)).unwrap();
+            }
+            let server = setup(dir.path()).start(&dir.path().join("data")).await;
+            let all = [100..150, 200..250, 300..350, 900..920];
+            check(&server, &all).await;
+        }
+    }
+}

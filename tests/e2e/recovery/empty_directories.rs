@@ -1,0 +1,119 @@
+//! What an empty data directory means, and what of one in use cannot be meant.
+
+use super::contents::contents;
+use super::losses::{Harm, Loss, befall};
+use super::past::{Past, eager, seen, work};
+use super::place::{Kind, Scene, files};
+use crate::support::s3::Mood;
+use crate::support::{Setup, eventually};
+
+async fn refused(setup: &Setup, scene: &Scene, name: &str, code: &str) {
+    let data = scene.path(name);
+    let (exit, log) = setup.start_refused(&data).await;
+    assert_eq!(exit, 1, "{log}");
+    assert!(log.contains(&format!("error [{code}]")), "{code}: {log}");
+}
+
+async fn refused_and_empty(setup: &Setup, scene: &Scene, code: &str) {
+    let name = tempfile::tempdir_in(scene.path("")).unwrap().keep();
+    let name = name.file_name().unwrap().to_str().unwrap();
+    refused(setup, scene, name, code).await;
+    let found = files(&scene.path(name));
+    assert!(found.iter().all(|name| name == "LOCK"), "{code}: {found:?}");
+}
+
+#[tokio::test]
+async fn an_empty_directory_is_never_taken_for_a_new_cluster_beside_an_old_one() {
+    let past = Past::new(Kind::S3, "incremental").await;
+    let scene = &past.scene;
+    let there = scene.place.all();
+    let (plain, new) = (&scene.setup, scene.setup.clone().bootstrap("new"));
+    let restore = scene.setup.clone().bootstrap("restore");
+    refused_and_empty(plain, scene, "repository_holds_cluster").await;
+    refused_and_empty(&new, scene, "repository_holds_cluster").await;
+    refused_and_empty(
+        &scene.setup.clone().bootstrap("join"),
+        scene,
+        "join_unsupported",
+    )
+    .await;
+    refused_and_empty(
+        &restore.clone().set("cluster-name=another"),
+        scene,
+        "nothing_to_restore",
+    )
+    .await;
+    refused_and_empty(&restore.clone().partitions(3), scene, "partitions_changed").await;
+
+    scene.place.s3().be(Mood::Gone);
+    tokio::join!(
+        refused_and_empty(plain, scene, "repository_unreadable"),
+        refused_and_empty(&restore, scene, "repository_unreadable"),
+    );
+    scene.place.s3().be(Mood::Well);
+    assert!(scene.place.all() == there, "the repository was changed");
+
+    // One in use is neither new nor anybody else's.
+    refused(&new, scene, "data", "data_dir_not_empty").await;
+    let join = scene.setup.clone().bootstrap("join");
+    refused(&join, scene, "data", "join_unsupported").await;
+    let (_server, after) = seen(plain, scene).await;
+    after.are(past.full(), "after all that");
+}
+
+#[tokio::test]
+async fn a_repository_with_nothing_in_it_restores_nothing() {
+    for kind in [Kind::Directory, Kind::S3] {
+        let scene = Scene::new(kind, eager()).await;
+        let restore = scene.setup.clone().bootstrap("restore");
+        refused_and_empty(&restore, &scene, "nothing_to_restore").await;
+        // And without being told anything, a new cluster begins there.
+        let server = scene.setup.start(&scene.data()).await;
+        scene.place.roots().await;
+        drop(server);
+    }
+}
+
+#[tokio::test]
+async fn a_new_cluster_beside_a_repository_out_of_reach_does_not_overwrite_what_is_there() {
+    let past = Past::new(Kind::S3, "full").await;
+    let there = past.scene.place.all();
+    past.scene.place.s3().be(Mood::Gone);
+    let new = past.scene.setup.clone().bootstrap("new");
+    let server = new.start(&past.scene.path("empty")).await;
+    work(&server.sdk(), 1).await;
+    let before = contents(&server.sdk()).await;
+    past.scene.place.s3().be(Mood::Well);
+    server.logged("belongs to").await;
+    let now = past.scene.place.all();
+    let probes = |key: &&String| !key.starts_with(".esker-probe");
+    let (now, there): (Vec<_>, Vec<_>) = (
+        now.keys().filter(probes).collect(),
+        there.keys().filter(probes).collect(),
+    );
+    assert_eq!(now, there);
+    contents(&server.sdk()).await.are(&before, "all the same");
+}
+
+#[tokio::test]
+async fn a_restore_that_found_everything_damaged_is_gone_on_with_once_that_is_mended() {
+    let past = Past::new(Kind::Directory, "full").await;
+    let scene = past.copy().await;
+    let there = scene.place.all();
+    befall(&scene, Loss::Everything, Harm::All);
+    let restore = scene.setup.clone().bootstrap("restore");
+    for _ in 0..2 {
+        refused(&restore, &scene, "data", "nothing_usable").await;
+    }
+    for (key, content) in there {
+        scene.place.replace(&key, content);
+    }
+    let (server, after) = seen(&restore, &scene).await;
+    after.are(&past.phases[2].after_forks(1), "mended");
+    drop(server);
+    eventually("a plain start is one", async || {
+        let started = scene.setup.try_start(&scene.data()).await;
+        started.is_ok().then_some(())
+    })
+    .await;
+}

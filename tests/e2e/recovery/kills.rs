@@ -1,0 +1,245 @@
+//! Kill -9, again and again, with everything going on at once: appends, trims, snapshots, uploads,
+//! compaction, recovery.
+
+use std::collections::{BTreeMap, HashSet};
+use std::fs;
+use std::time::Duration;
+
+use rand::rngs::StdRng;
+use rand::{Rng as _, SeedableRng as _};
+use s2_sdk::S2;
+use s2_sdk::types::{AppendInput, AppendRecord, AppendRecordBatch, CommandRecord};
+
+use super::contents::{records, stream};
+use super::losses::{Harm, Loss, befall};
+use super::past::{Past, caught_up, lineages, new_line_is_kept, quiet, seen};
+use super::place::{Kind, Scene};
+use crate::support::{Setup, sdk};
+
+/// What is known of a stream that one writer writes to.
+struct Told {
+    at: String,
+    /// By sequence number.
+    acked: BTreeMap<u64, String>,
+    /// Sent, and never answered.
+    unknown: HashSet<String>,
+    /// Records below are not promised any more.
+    trimmed: u64,
+    count: u64,
+}
+
+impl Told {
+    fn new(at: &str) -> Told {
+        Told {
+            at: at.to_owned(),
+            acked: BTreeMap::new(),
+            unknown: HashSet::new(),
+            trimmed: 0,
+            count: 0,
+        }
+    }
+
+    /// Appends, and trims from time to time, until the server is gone.
+    async fn write(mut self, s2: S2, seed: u64) -> Told {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let stream = stream(&s2, &self.at);
+        loop {
+            if rng.random_ratio(1, 100) && self.acked.len() > 50 {
+                let up_to = *self.acked.keys().rev().nth(40).unwrap();
+                let trim: AppendRecord = CommandRecord::trim(up_to).into();
+                let trim = AppendRecordBatch::try_from_iter([trim]).unwrap();
+                self.trimmed = self.trimmed.max(up_to);
+                if stream.append(AppendInput::new(trim)).await.is_err() {
+                    return self;
+                }
+            }
+            self.count += 1;
+            let padding = "x".repeat(rng.random_range(0..4000));
+            let body = format!("record {} {padding}", self.count);
+            match stream.append(sdk::input([&body])).await {
+                Ok(ack) => {
+                    let before = self.acked.insert(ack.start.seq_num, body);
+                    assert!(
+                        before.is_none(),
+                        "{} was given out twice",
+                        ack.start.seq_num
+                    );
+                }
+                Err(_) => {
+                    self.unknown.insert(body);
+                    return self;
+                }
+            }
+        }
+    }
+
+    /// Everything acknowledged is there, once; what is unknown may be. After a loss, up to somewhere.
+    async fn check(&mut self, s2: &S2, lost: bool, context: &str) {
+        let found = records(&stream(s2, &self.at)).await;
+        let end = found.last().map_or(0, |r| r.seq + 1);
+        let mut there = BTreeMap::new();
+        for record in found {
+            let text = String::from_utf8_lossy(&record.body).into_owned();
+            if !text.starts_with("record ") {
+                // A trim.
+                continue;
+            }
+            match self.acked.get(&record.seq) {
+                Some(body) => assert_eq!(*body, text, "{context}: {}", self.at),
+                None => assert!(
+                    self.unknown.remove(&text),
+                    "{context}: {} has {text:.20} at {}, which nobody appended there",
+                    self.at,
+                    record.seq
+                ),
+            }
+            there.insert(record.seq, text);
+        }
+        let promised = self.acked.range(self.trimmed..);
+        for (seq, body) in promised.filter(|(seq, _)| !lost || **seq < end) {
+            let kept = there.get(seq) == Some(body);
+            assert!(kept, "{context}: {} lost {body:.20} at {seq}", self.at);
+        }
+        if lost {
+            self.acked.retain(|seq, _| *seq < end);
+        }
+        self.acked.extend(there);
+    }
+}
+
+fn busy() -> Setup {
+    quiet()
+        .set("snapshots.snapshot-interval=300ms")
+        .set("snapshots.local-snapshot-num-records=200")
+        .set("snapshots.local-snapshot-bytes=256KiB")
+        .set("snapshots.max-log-bytes=4MiB")
+        .set("snapshots.snapshot-kind=incremental")
+        .set("snapshots.orphan-min-age=0s")
+        .set("log.segment-size=1MiB")
+        .set("log.purge-threshold=1MiB")
+        .set("log.flush-after=128KiB")
+}
+
+fn number(variable: &str) -> Option<u64> {
+    std::env::var(variable).ok()?.parse().ok()
+}
+
+/// `ESKER_TEST_KILLS` and `ESKER_TEST_SEED` choose others.
+fn rounds_and_seed() -> (u64, u64) {
+    let rounds = number("ESKER_TEST_KILLS").unwrap_or(12);
+    (
+        rounds,
+        number("ESKER_TEST_SEED").unwrap_or_else(rand::random),
+    )
+}
+
+async fn killed_over_and_over(removes: bool) {
+    let (rounds, seed) = rounds_and_seed();
+    let mut rng = StdRng::seed_from_u64(seed);
+    let scene = Scene::new(Kind::Directory, busy()).await;
+    let mut server = scene.setup.start(&scene.data()).await;
+    let basin = sdk::basin(&server.sdk(), "test-basin").await;
+    let mut told = Vec::new();
+    for i in 0..4 {
+        sdk::stream(&basin, &format!("orders-{i}")).await;
+        told.push(Told::new(&format!("test-basin/orders-{i}")));
+    }
+    if removes {
+        caught_up(&server, &scene.place).await;
+    }
+    for round in 0..rounds {
+        let writers: Vec<_> = told
+            .drain(..)
+            .map(|one| tokio::spawn(one.write(server.sdk(), rng.random())))
+            .collect();
+        tokio::time::sleep(Duration::from_millis(rng.random_range(50..1500))).await;
+        server.kill();
+        for writer in writers {
+            told.push(writer.await.unwrap());
+        }
+        let (mut lost, mut what) = (false, "nothing");
+        if removes {
+            match rng.random_range(0..4) {
+                0 => {
+                    what = "the database";
+                    fs::remove_dir_all(scene.data().join("db")).unwrap();
+                }
+                1 => {
+                    what = "the database and the local snapshots";
+                    fs::remove_dir_all(scene.data().join("db")).unwrap();
+                    let _ = fs::remove_dir_all(scene.data().join("snapshots"));
+                }
+                2 => {
+                    what = "everything";
+                    lost = true;
+                    fs::remove_dir_all(scene.data()).unwrap();
+                }
+                _ => {}
+            }
+        }
+        let context = format!("ESKER_TEST_SEED={seed}, round {round}, without {what}");
+        println!("{context}");
+        let setup = match lost {
+            true => scene.setup.clone().bootstrap("restore"),
+            false => scene.setup.clone(),
+        };
+        while rng.random_ratio(1, 3) {
+            let moment = Duration::from_millis(rng.random_range(0..50));
+            setup.start_and_kill(&scene.data(), moment).await;
+        }
+        server.restart(&setup).await;
+        if lost {
+            // Before that, the repository has nothing of the line that is its own now.
+            new_line_is_kept(&scene.place).await;
+        }
+        for one in &mut told {
+            one.check(&server.sdk(), lost, &context).await;
+        }
+    }
+    let acked: usize = told.iter().map(|one| one.acked.len()).sum();
+    assert!(acked > 100, "too little was going on: {acked}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn kills_amid_snapshots_and_compaction_cost_nothing() {
+    killed_over_and_over(false).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn kills_with_a_loss_cost_nothing_that_is_left_somewhere() {
+    killed_over_and_over(true).await;
+}
+
+#[tokio::test]
+async fn a_recovery_that_is_killed_again_and_again_ends_as_one_that_was_not() {
+    let (rounds, seed) = rounds_and_seed();
+    let mut rng = StdRng::seed_from_u64(seed);
+    let past = Past::new(Kind::Directory, "incremental").await;
+    for (loss, forks) in [
+        (Loss::Everything, 1),
+        (Loss::LogAndDatabaseAndLocalSnapshots, 1),
+        (Loss::DatabaseAndLocalSnapshots, 0),
+        (Loss::Database, 0),
+    ] {
+        let context = format!("ESKER_TEST_SEED={seed}, {loss:?}");
+        let scene = past.copy().await;
+        befall(&scene, loss, Harm::Nothing);
+        let setup = match forks {
+            0 => scene.setup.clone(),
+            _ => scene.setup.clone().bootstrap("restore"),
+        };
+        for _ in 0..rounds {
+            let moment = Duration::from_millis(rng.random_range(5..50));
+            setup.start_and_kill(&scene.data(), moment).await;
+        }
+        let (server, after) = seen(&setup, &scene).await;
+        match forks {
+            0 => after.are(past.full(), &context),
+            _ => after.are(&past.phases[2].after_forks(forks), &context),
+        }
+        let roots = scene.place.roots().await;
+        let same = lineages(&roots) == lineages(&past.roots);
+        assert_eq!(same, forks == 0, "{context}");
+        drop(server);
+    }
+}

@@ -1,0 +1,115 @@
+//! The log is bounded, though the repository that it is kept for cannot be reached.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use s2_sdk::S2Stream;
+
+use super::contents::records;
+use super::past::eager;
+use super::place::{Kind, Scene};
+use crate::support::s3::Mood;
+use crate::support::{Server, Setup, eventually, sdk};
+
+const MIB: u64 = 1024 * 1024;
+const BOUND: u64 = 6 * MIB;
+const SEGMENT: u64 = MIB;
+
+fn bounded() -> Setup {
+    eager()
+        .set("log.segment-size=1MiB")
+        .set("log.purge-threshold=2MiB")
+        .set("log.flush-after=1MiB")
+        .set("snapshots.max-log-bytes=6MiB")
+        .set("snapshots.local-snapshot-bytes=1MiB")
+}
+
+fn log_bytes(data: &Path) -> u64 {
+    let files = std::fs::read_dir(data.join("log")).into_iter().flatten();
+    let sizes = files.flatten().filter_map(|file| file.metadata().ok());
+    sizes.map(|metadata| metadata.len()).sum()
+}
+
+async fn stream(server: &Server) -> S2Stream {
+    let basin = sdk::basin(&server.sdk(), "test-basin").await;
+    sdk::stream(&basin, "orders").await
+}
+
+#[tokio::test]
+async fn under_trim_anyway_the_log_stays_within_its_bound_while_the_repository_is_out_of_reach() {
+    let scene = Scene::new(Kind::S3, bounded()).await;
+    let mut server = scene.setup.start(&scene.data()).await;
+    scene.place.roots().await;
+    let stream = stream(&server).await;
+    scene.place.s3().be(Mood::Gone);
+    let mut appended = 0;
+    let began = Instant::now();
+    // Some seconds of work, as much as twenty logs in all.
+    while appended < 20 * BOUND / (100 * 1024) && began.elapsed() < Duration::from_secs(6) {
+        sdk::append(&stream, ["x".repeat(100 * 1024)]).await;
+        appended += 1;
+        tokio::time::sleep(Duration::from_millis(4)).await;
+    }
+    eventually("the log is within its bound", async || {
+        (log_bytes(&scene.data()) <= BOUND + 2 * SEGMENT).then_some(())
+    })
+    .await;
+    server.kill();
+    server.restart(&scene.setup).await;
+    let stream = super::contents::stream(&server.sdk(), "test-basin/orders");
+    assert_eq!(records(&stream).await.len() as u64, appended);
+}
+
+#[tokio::test]
+async fn under_refuse_appends_appends_are_refused_until_a_snapshot_is_archived() {
+    let setup = bounded().set("snapshots.on-log-full=refuse-appends");
+    let scene = Scene::new(Kind::S3, setup).await;
+    let mut server = scene.setup.start(&scene.data()).await;
+    scene.place.roots().await;
+    let stream = stream(&server).await;
+    scene.place.s3().be(Mood::Gone);
+    let mut appended = 0_u64;
+    while stream
+        .append(sdk::input(["x".repeat(100 * 1024)]))
+        .await
+        .is_ok()
+    {
+        appended += 1;
+        assert!(appended < 50 * BOUND / (100 * 1024), "never refused");
+        tokio::time::sleep(Duration::from_millis(4)).await;
+    }
+    // Nothing happened, so whoever is refused may try again.
+    let refused = server
+        .http1()
+        .post("/v1/streams/orders/records")
+        .basin("test-basin")
+        .json(&serde_json::json!({"records": [{"body": "x"}]}))
+        .send()
+        .await;
+    refused.refused(429, "rate_limited");
+    let bytes = log_bytes(&scene.data());
+    assert!(bytes < BOUND + 8 * SEGMENT, "{bytes}");
+    // Reads go on, and so does the refusal over a restart.
+    assert_eq!(records(&stream).await.len() as u64, appended);
+    server.kill();
+    server.restart(&scene.setup).await;
+    let stream = super::contents::stream(&server.sdk(), "test-basin/orders");
+    eventually("refused again", async || {
+        match stream.append(sdk::input(["more"])).await {
+            Ok(_) => {
+                appended += 1;
+                None
+            }
+            Err(_) => Some(()),
+        }
+    })
+    .await;
+
+    scene.place.s3().be(Mood::Well);
+    eventually("taken again", async || {
+        stream.append(sdk::input(["at last"])).await.ok()
+    })
+    .await;
+    appended += 1;
+    assert_eq!(records(&stream).await.len() as u64, appended);
+}

@@ -1,0 +1,167 @@
+//! What is lost or broken, in turn.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::place::{PARTITIONS, Place, Scene, copy_dir};
+use crate::support::s3::Mood;
+
+/// What befalls the data directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Loss {
+    Nothing,
+    Database,
+    DatabaseAndLocalSnapshots,
+    ManifestFlipped,
+    TableTruncated,
+    TableMissing,
+    /// The one from the end of the first phase is there instead.
+    OldDatabase,
+    Log,
+    LogDamaged,
+    /// As [`Loss::OldDatabase`].
+    OldLog,
+    LogAndDatabase,
+    LogAndDatabaseAndLocalSnapshots,
+    Everything,
+}
+
+/// What befalls the repository.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Harm {
+    Nothing,
+    NewestFlipped,
+    NewestWithoutDescription,
+    AllButOldest,
+    All,
+    /// Of one partition, the newest.
+    OneNewest,
+    Gone,
+    Emptied,
+}
+
+impl Loss {
+    pub fn befall(self, data: &Path) {
+        let remove = |what: &str| {
+            // There may be no local snapshots.
+            let _ = fs::remove_dir_all(data.join(what));
+        };
+        let replace = |what: &str| {
+            remove(what);
+            let old = data.with_file_name("data-of-phase-1");
+            copy_dir(&old.join(what), &data.join(what));
+        };
+        match self {
+            Loss::Nothing => {}
+            Loss::Database => remove("db"),
+            Loss::DatabaseAndLocalSnapshots => {
+                remove("db");
+                remove("snapshots");
+            }
+            Loss::ManifestFlipped => {
+                let manifest = newest(&data.join("db"), |name| name.starts_with("MANIFEST-"));
+                flip(&manifest);
+            }
+            Loss::TableTruncated => {
+                let table = newest(&data.join("db"), |name| name.ends_with(".sst"));
+                let mut content = fs::read(&table).unwrap();
+                content.truncate(content.len() / 2);
+                // Checkpoints have the same file.
+                fs::remove_file(&table).unwrap();
+                fs::write(&table, content).unwrap();
+            }
+            Loss::TableMissing => {
+                let table = newest(&data.join("db"), |name| name.ends_with(".sst"));
+                fs::remove_file(table).unwrap();
+            }
+            Loss::OldDatabase => replace("db"),
+            Loss::OldLog => replace("log"),
+            Loss::Log => remove("log"),
+            Loss::LogDamaged => {
+                let name = |name: &str| name.ends_with(".raftlog");
+                let file = newest(&data.join("log"), name);
+                let mut content = fs::read(&file).unwrap();
+                let written = content.iter().rposition(|b| *b != 0).unwrap();
+                content[written / 2] ^= 0x10;
+                fs::write(&file, content).unwrap();
+            }
+            Loss::LogAndDatabase => {
+                remove("log");
+                remove("db");
+            }
+            Loss::LogAndDatabaseAndLocalSnapshots => {
+                remove("log");
+                remove("db");
+                remove("snapshots");
+            }
+            Loss::Everything => fs::remove_dir_all(data).unwrap(),
+        }
+    }
+}
+
+impl Harm {
+    pub fn befall(self, place: &Place) {
+        for partition in 0..=PARTITIONS {
+            match self {
+                Harm::NewestFlipped => place.damage(partition, 0),
+                Harm::NewestWithoutDescription => place.forget(partition, 0),
+                Harm::AllButOldest => {
+                    place.damage(partition, 0);
+                    place.damage(partition, 1);
+                }
+                Harm::All => (0..3).for_each(|at| place.damage(partition, at)),
+                Harm::OneNewest if partition == 1 => place.damage(partition, 0),
+                Harm::Nothing | Harm::Gone | Harm::Emptied | Harm::OneNewest => {}
+            }
+        }
+        match (self, place) {
+            (Harm::Gone, Place::S3(s3)) => s3.be(Mood::Gone),
+            (Harm::Gone, Place::Directory(dir)) => {
+                // No file, and not missing either: nobody can read it.
+                for partition in 0..=PARTITIONS {
+                    let root = dir.join(format!("{partition}/latest.json"));
+                    fs::rename(&root, root.with_extension("away")).unwrap();
+                    fs::create_dir(&root).unwrap();
+                }
+            }
+            (Harm::Emptied, place) => place.empty(),
+            _ => {}
+        }
+    }
+
+    /// What was [`Harm::Gone`] is there again.
+    pub fn come_back(place: &Place) {
+        match place {
+            Place::S3(s3) => s3.be(Mood::Well),
+            Place::Directory(dir) => {
+                for partition in 0..=PARTITIONS {
+                    let root = dir.join(format!("{partition}/latest.json"));
+                    fs::remove_dir(&root).unwrap();
+                    fs::rename(root.with_extension("away"), root).unwrap();
+                }
+            }
+        }
+    }
+}
+
+/// Both.
+pub fn befall(scene: &Scene, loss: Loss, harm: Harm) {
+    loss.befall(&scene.data());
+    harm.befall(&scene.place);
+}
+
+/// The last file of that name.
+pub fn newest(dir: &Path, wanted: impl Fn(&str) -> bool) -> PathBuf {
+    let names = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap());
+    let wanted = names.filter(|entry| wanted(&entry.file_name().to_string_lossy()));
+    wanted.map(|entry| entry.path()).max().expect("such a file")
+}
+
+/// Another file, with another byte in the middle, takes a file's place.
+pub fn flip(path: &Path) {
+    let mut content = fs::read(path).unwrap();
+    let middle = content.len() / 2;
+    content[middle] ^= 0x10;
+    fs::remove_file(path).unwrap();
+    fs::write(path, content).unwrap();
+}

@@ -1,0 +1,33 @@
+//! Recovery: every loss in turn, and the way back from it.
+//!
+//! | room | what it shows |
+//! |---|---|
+//! | [`lossless`] | losses that cost nothing |
+//! | [`lossy`] | losses that cost something: a new line, in which nothing is given out twice |
+//! | [`refusals`] | what a start refuses, and that it changes nothing then |
+//! | [`empty_directories`] | what an empty data directory means |
+//! | [`twins`] | two that believe to be the same; one loss after the other |
+//! | [`kills`] | kills amid all of that |
+//! | [`outages`], [`log_bound`] | a repository out of reach, and the log meanwhile |
+//! | [`schedule`] | when snapshots are put |
+//!
+//! | what they stand on | |
+//! |---|---|
+//! | [`place`] | a destination, and a data directory beside it |
+//! | [`past`] | a cluster that was killed after some work and some snapshots |
+//! | [`losses`] | what befalls it |
+//! | [`contents`] | all that a client can read, before and after |
+
+mod contents;
+mod empty_directories;
+mod kills;
+mod log_bound;
+mod losses;
+mod lossless;
+mod lossy;
+mod outages;
+mod past;
+mod place;
+mod refusals;
+mod schedule;
+mod twins;

@@ -1,0 +1,205 @@
+//! A cluster with a past: three phases of work with a snapshot after each, and a fourth that only the
+//! log has, because the server was killed.
+
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use s2_sdk::S2;
+use s2_sdk::types::{
+    AppendInput, AppendRecord, AppendRecordBatch, CommandRecord, DeleteBasinInput,
+    DeleteStreamInput, ListBasinsInput,
+};
+
+use super::contents::{Contents, contents, stream};
+use super::place::{Kind, PARTITIONS, Place, Root, Scene, copy_dir};
+use crate::support::sdk::{self, basin_name, stream_name};
+use crate::support::{Server, Setup, eventually};
+
+/// The basin that is there from the first to the last phase.
+pub const BASIN: &str = "kept-basin";
+/// Streams in it.
+const STREAMS: usize = 6;
+
+/// A stream that is there from the first to the last phase.
+pub fn kept(i: usize) -> String {
+    format!("{BASIN}/orders-{i}")
+}
+
+/// Work of every sort: appends, a trim, a stream made and one deleted, a basin made and one deleted.
+pub async fn work(s2: &S2, phase: usize) {
+    let basin = match phase {
+        1 => sdk::basin(s2, BASIN).await,
+        _ => s2.basin(basin_name(BASIN)),
+    };
+    for i in 0..STREAMS {
+        if phase == 1 {
+            sdk::stream(&basin, &format!("orders-{i}")).await;
+        }
+        let bodies = (0..20).map(|j| format!("{phase} {i} {j} {}", "x".repeat(50 * i)));
+        sdk::append(&stream(s2, &kept(i)), bodies).await;
+    }
+    let trim: AppendRecord = CommandRecord::trim(4 * phase as u64).into();
+    let trim = AppendRecordBatch::try_from_iter([trim]).unwrap();
+    let trimmed = stream(s2, &kept(phase));
+    trimmed.append(AppendInput::new(trim)).await.unwrap();
+
+    let made = sdk::stream(&basin, &format!("made-in-{phase}")).await;
+    sdk::append(&made, (0..3).map(|j| format!("{phase} made {j}"))).await;
+    let of_phase = sdk::basin(s2, &format!("basin-of-{phase}")).await;
+    for i in 0..2 {
+        let short = sdk::stream(&of_phase, &format!("short-{i}")).await;
+        sdk::append(&short, [format!("{phase} short")]).await;
+    }
+    if phase == 1 {
+        return;
+    }
+    let old = stream_name(&format!("made-in-{}", phase - 1));
+    basin
+        .delete_stream(DeleteStreamInput::new(old))
+        .await
+        .unwrap();
+    let old = basin_name(&format!("basin-of-{}", phase - 1));
+    s2.delete_basin(DeleteBasinInput::new(old.clone()))
+        .await
+        .unwrap();
+    eventually("the basin is gone", async || {
+        let basins = s2.list_basins(ListBasinsInput::new()).await.unwrap();
+        basins.values.iter().all(|b| b.name != old).then_some(())
+    })
+    .await;
+}
+
+/// The scene after the kill.
+pub struct Past {
+    pub scene: Scene,
+    /// What there was at the end of each phase: after the third it was snapshotted for the last time,
+    /// after the fourth everything was acknowledged and the server killed.
+    pub phases: Vec<Contents>,
+    /// As they were.
+    pub roots: Vec<Root>,
+}
+
+/// Servers that put no snapshot unless they are told to.
+pub fn quiet() -> Setup {
+    Setup::default()
+        .set("snapshots.snapshot-interval=1h")
+        .set("snapshots.num-retained=3")
+}
+
+/// Servers that put one as soon as anything is new.
+pub fn eager() -> Setup {
+    quiet().set("snapshots.snapshot-interval=500ms")
+}
+
+impl Past {
+    pub async fn new(destination: Kind, kind: &str) -> Past {
+        let setup = quiet().set(&format!("snapshots.snapshot-kind={kind}"));
+        let scene = Scene::new(destination, setup).await;
+        let saves = scene.with(&["snapshots.snapshot-on-stop=true"]);
+        let mut phases = Vec::new();
+        for phase in 1..=3 {
+            let mut server = saves.start(&scene.data()).await;
+            work(&server.sdk(), phase).await;
+            phases.push(contents(&server.sdk()).await);
+            if phase == 1 {
+                // Each partition puts its first snapshot unasked; what counts are those of the stops.
+                scene.place.roots().await;
+            }
+            server.stop().await;
+            if phase == 1 {
+                copy_dir(&scene.data(), &scene.path("data-of-phase-1"));
+            }
+        }
+        let mut server = scene.setup.start(&scene.data()).await;
+        work(&server.sdk(), 4).await;
+        phases.push(contents(&server.sdk()).await);
+        server.kill();
+        let roots = scene.place.roots().await;
+        for root in &roots {
+            assert_eq!(root.retained().len(), 3, "{root:?}");
+        }
+        Past {
+            scene,
+            phases,
+            roots,
+        }
+    }
+
+    /// Everything that was acknowledged.
+    pub fn full(&self) -> &Contents {
+        &self.phases[3]
+    }
+
+    /// A copy to break, where servers are quiet.
+    pub async fn copy(&self) -> Scene {
+        self.scene.copy(quiet()).await
+    }
+
+    /// A copy to break, where servers put snapshots soon.
+    pub async fn eager_copy(&self) -> Scene {
+        self.scene.copy(eager()).await
+    }
+}
+
+/// Lets scenarios run, several at a time: they are waiting most of the time.
+pub async fn play(scenarios: impl IntoIterator<Item = impl Future<Output = ()>>) {
+    const AT_A_TIME: usize = 4;
+    futures::stream::iter(scenarios)
+        .buffer_unordered(AT_A_TIME)
+        .collect::<()>()
+        .await;
+}
+
+/// What each partition's root says.
+pub fn lineages(roots: &[Root]) -> Vec<String> {
+    assert_eq!(roots.len() as u64, PARTITIONS + 1);
+    roots.iter().map(Root::lineage).collect()
+}
+
+/// What a server has that is expected to start.
+pub async fn seen(setup: &Setup, scene: &Scene) -> (Server, Contents) {
+    let server = setup.start(&scene.data()).await;
+    let seen = contents(&server.sdk()).await;
+    (server, seen)
+}
+
+/// Waits until the newest snapshot of each partition is of the repository's lineage.
+pub async fn new_line_is_kept(place: &Place) {
+    eventually("a snapshot of the new line", async || {
+        let kept = (0..=PARTITIONS).map(|partition| {
+            let root = place.root(partition)?;
+            let newest = root.retained().first()?.clone();
+            let metadata = place.get(&format!("{newest}/metadata.json"))?;
+            let metadata: serde_json::Value = serde_json::from_slice(&metadata).unwrap();
+            (metadata["lineage"] == root.json["lineage"]).then_some(())
+        });
+        kept.collect::<Option<Vec<()>>>()
+    })
+    .await;
+}
+
+/// Waits until the newest snapshots cover everything that was applied.
+pub async fn caught_up(server: &Server, place: &Place) {
+    // The figures are as old as that.
+    tokio::time::sleep(Duration::from_millis(350)).await;
+    eventually("everything is in the repository", async || {
+        let applied = applied(server).await;
+        let newest = |(at, lsn): (u64, &u64)| place.root(at).is_some_and(|r| r.newest() >= *lsn);
+        (0..).zip(&applied).all(newest).then_some(())
+    })
+    .await;
+}
+
+/// The last LSN that each partition has applied.
+pub async fn applied(server: &Server) -> Vec<u64> {
+    let metrics = server.http1().get("/metrics").send().await;
+    let text = String::from_utf8(metrics.body.to_vec()).unwrap();
+    let of = |partition: u64| {
+        let name = format!("esker_partition_applied_lsn{{partition=\"{partition}\"}} ");
+        let line = text.lines().find_map(|line| line.strip_prefix(&name));
+        line.unwrap_or_else(|| panic!("no {name} in\n{text}"))
+            .parse()
+            .unwrap()
+    };
+    (0..=PARTITIONS).map(of).collect()
+}

@@ -1,0 +1,298 @@
+//! Where snapshots go: a directory or an S3 server; and a scene, which is a data directory beside it.
+//!
+//! What a test reads and breaks there it reads and breaks behind the server's back.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::Value;
+
+use crate::support::s3::{BUCKET, S3};
+use crate::support::{Setup, eventually};
+
+/// Stream partitions of all scenes; the catalog comes on top.
+pub const PARTITIONS: u64 = 2;
+
+/// Which kind of destination.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A directory on the data directory's file system, so that files are hard links.
+    Directory,
+    /// An S3 server.
+    S3,
+}
+
+/// A destination.
+pub enum Place {
+    Directory(PathBuf),
+    S3(S3),
+}
+
+impl Place {
+    async fn new(kind: Kind, scratch: &Path) -> Place {
+        match kind {
+            Kind::Directory => Place::Directory(scratch.join("backups")),
+            Kind::S3 => Place::S3(S3::start().await),
+        }
+    }
+
+    /// Servers that use it.
+    pub fn setup(&self, setup: Setup) -> Setup {
+        match self {
+            Place::Directory(dir) => setup.set(&format!("snapshots.destination={}", dir.display())),
+            Place::S3(s3) => setup
+                .set(&format!("snapshots.destination=s3://{BUCKET}/esker"))
+                .set(&format!("snapshots.aws-endpoint-url={}", s3.endpoint()))
+                .set("snapshots.aws-allow-http=true")
+                .set("snapshots.aws-region=us-east-1")
+                .set("snapshots.aws-access-key-id=AKIATEST")
+                .set("snapshots.aws-secret-access-key=secret"),
+        }
+    }
+
+    /// The S3 server.
+    pub fn s3(&self) -> &S3 {
+        match self {
+            Place::S3(s3) => s3,
+            Place::Directory(_) => panic!("it is a directory"),
+        }
+    }
+
+    /// All objects, below the prefix.
+    pub fn keys(&self) -> BTreeSet<String> {
+        match self {
+            Place::Directory(dir) => files(dir),
+            Place::S3(s3) => {
+                let keys = s3.keys();
+                let below = keys.iter().filter_map(|key| key.strip_prefix("esker/"));
+                below.map(str::to_owned).collect()
+            }
+        }
+    }
+
+    pub fn get(&self, key: &str) -> Option<Vec<u8>> {
+        match self {
+            Place::Directory(dir) => fs::read(dir.join(key)).ok(),
+            Place::S3(s3) => s3.get(&format!("esker/{key}")),
+        }
+    }
+
+    /// Another file takes the place of the old one, whose hard links keep their content.
+    pub fn replace(&self, key: &str, content: Vec<u8>) {
+        match self {
+            Place::Directory(dir) => {
+                let new = dir.join("replacement");
+                fs::write(&new, content).unwrap();
+                fs::create_dir_all(dir.join(key).parent().unwrap()).unwrap();
+                fs::rename(new, dir.join(key)).unwrap();
+            }
+            Place::S3(s3) => s3.put(&format!("esker/{key}"), content),
+        }
+    }
+
+    pub fn remove(&self, key: &str) {
+        match self {
+            Place::Directory(dir) => fs::remove_file(dir.join(key)).unwrap(),
+            Place::S3(s3) => s3.remove(&format!("esker/{key}")),
+        }
+    }
+
+    pub fn empty(&self) {
+        match self {
+            Place::Directory(dir) => {
+                fs::remove_dir_all(dir).unwrap();
+                fs::create_dir(dir).unwrap();
+            }
+            Place::S3(_) => self.keys().iter().for_each(|key| self.remove(key)),
+        }
+    }
+
+    /// Everything that is there.
+    pub fn all(&self) -> BTreeMap<String, Vec<u8>> {
+        let keys = self.keys().into_iter();
+        keys.filter_map(|key| Some((key.clone(), self.get(&key)?)))
+            .collect()
+    }
+
+    /// The root of a partition, if it has one.
+    pub fn root(&self, partition: u64) -> Option<Root> {
+        let text = self.get(&format!("{partition}/latest.json"))?;
+        Some(Root {
+            partition,
+            json: serde_json::from_slice(&text).unwrap(),
+        })
+    }
+
+    /// The roots of all partitions, as soon as all have a snapshot.
+    pub async fn roots(&self) -> Vec<Root> {
+        eventually("every partition has a snapshot", async || {
+            let roots = (0..=PARTITIONS).map(|p| self.root(p).filter(|r| r.newest() > 0));
+            roots.collect()
+        })
+        .await
+    }
+
+    /// Keys of a retained snapshot's files, 0 being the newest.
+    fn files_of(&self, root: &Root, at: usize) -> BTreeSet<String> {
+        let dir = &root.retained()[at];
+        let Some(metadata) = self.get(&format!("{dir}/metadata.json")) else {
+            return BTreeSet::new();
+        };
+        let metadata: Value = serde_json::from_slice(&metadata).unwrap();
+        let keys = metadata["file_keys"].as_object();
+        let key = |file: &Value| {
+            let name = file["name"].as_str().unwrap();
+            match keys.and_then(|keys| keys.get(name)) {
+                Some(key) => format!("{}/{}", root.partition, key.as_str().unwrap()),
+                None => format!("{dir}{name}"),
+            }
+        };
+        metadata["files"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(key)
+            .collect()
+    }
+
+    /// Flips a byte in a file of a retained snapshot, 0 being the newest: one that no older snapshot
+    /// has.
+    pub fn damage(&self, partition: u64, at: usize) {
+        let root = self.root(partition).unwrap();
+        let mut files = self.files_of(&root, at);
+        for older in at + 1..root.retained().len() {
+            for file in self.files_of(&root, older) {
+                files.remove(&file);
+            }
+        }
+        let key = files.first().expect("a file that no older one has");
+        let mut content = self.get(key).unwrap_or_else(|| panic!("no {key}"));
+        let middle = content.len() / 2;
+        content[middle] = !content[middle];
+        self.replace(key, content);
+    }
+
+    /// Removes the description of a retained snapshot, 0 being the newest.
+    pub fn forget(&self, partition: u64, at: usize) {
+        let root = self.root(partition).unwrap();
+        self.remove(&format!("{}/metadata.json", root.retained()[at]));
+    }
+}
+
+/// `latest.json`.
+#[derive(Clone, Debug)]
+pub struct Root {
+    pub partition: u64,
+    pub json: Value,
+}
+
+impl Root {
+    /// Directories of the retained snapshots with the partition's, newest first.
+    pub fn retained(&self) -> Vec<String> {
+        self.dirs("retained_snapshots")
+    }
+
+    /// The same of the abandoned ones.
+    pub fn abandoned(&self) -> Vec<String> {
+        self.dirs("abandoned")
+    }
+
+    fn dirs(&self, field: &str) -> Vec<String> {
+        let listed = self.json[field].as_array().map_or(&[][..], Vec::as_slice);
+        let dir = |entry: &Value| {
+            let path = entry["path"].as_str().unwrap();
+            format!("{}/{path}", self.partition)
+        };
+        listed.iter().map(dir).collect()
+    }
+
+    /// The LSN of the newest snapshot; 0 for none.
+    pub fn newest(&self) -> u64 {
+        let newest = &self.json["retained_snapshots"][0]["min_applied_lsn"];
+        newest.as_u64().unwrap_or(0)
+    }
+
+    pub fn lineage(&self) -> String {
+        self.json["lineage"].as_str().unwrap().to_owned()
+    }
+}
+
+/// A data directory beside a repository, in a directory that goes with it.
+pub struct Scene {
+    dir: tempfile::TempDir,
+    pub place: Place,
+    /// How servers are started there.
+    pub setup: Setup,
+}
+
+impl Scene {
+    pub async fn new(kind: Kind, setup: Setup) -> Scene {
+        let dir = tempfile::tempdir().unwrap();
+        let place = Place::new(kind, dir.path()).await;
+        Scene {
+            setup: place.setup(setup),
+            dir,
+            place,
+        }
+    }
+
+    pub fn data(&self) -> PathBuf {
+        self.path("data")
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// The same again, elsewhere; files that were one are one there, too.
+    pub async fn copy(&self, setup: Setup) -> Scene {
+        let kind = match self.place {
+            Place::Directory(_) => Kind::Directory,
+            Place::S3(_) => Kind::S3,
+        };
+        let copy = Scene::new(kind, setup).await;
+        copy_dir(self.dir.path(), copy.dir.path());
+        if let Place::S3(_) = self.place {
+            for (key, content) in self.place.all() {
+                copy.place.replace(&key, content);
+            }
+        }
+        copy
+    }
+
+    /// Starts with other settings besides.
+    pub fn with(&self, settings: &[&str]) -> Setup {
+        let setup = self.setup.clone();
+        settings.iter().fold(setup, |setup, one| setup.set(one))
+    }
+}
+
+/// Copies what is in a directory, hard links as hard links.
+pub fn copy_dir(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    let from = from.join(".");
+    let copied = Command::new("cp").arg("-a").arg(from).arg(to).output();
+    let copied = copied.unwrap();
+    assert!(copied.status.success(), "{copied:?}");
+}
+
+/// Paths of all files below a directory.
+pub fn files(dir: &Path) -> BTreeSet<String> {
+    fn walk(dir: &Path, base: &Path, found: &mut BTreeSet<String>) {
+        // It may be changing.
+        for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+            let path = entry.path();
+            if path.is_dir() {
+                walk(&path, base, found);
+            } else {
+                let below = path.strip_prefix(base).unwrap();
+                found.insert(below.to_string_lossy().into_owned());
+            }
+        }
+    }
+    let mut found = BTreeSet::new();
+    walk(dir, dir, &mut found);
+    found
+}

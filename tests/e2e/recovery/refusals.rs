@@ -1,0 +1,170 @@
+//! What a plain start refuses: nothing is changed, and nobody is served less than was acknowledged.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use super::losses::{Harm, Loss, befall};
+use super::past::{Past, play, quiet, seen};
+use super::place::{Kind, Place, Scene, copy_dir, files};
+use crate::support::Setup;
+
+const REFUSED: &[(Loss, Harm, &str)] = &[
+    (Loss::DatabaseAndLocalSnapshots, Harm::All, "nothing_usable"),
+    (
+        Loss::DatabaseAndLocalSnapshots,
+        Harm::Emptied,
+        "nothing_usable",
+    ),
+    (
+        Loss::DatabaseAndLocalSnapshots,
+        Harm::Gone,
+        "repository_unreadable",
+    ),
+    (Loss::Log, Harm::Nothing, "log_missing"),
+    (Loss::Log, Harm::Gone, "log_missing"),
+    (Loss::LogAndDatabase, Harm::Nothing, "log_missing"),
+    (Loss::LogDamaged, Harm::Nothing, "log"),
+    (Loss::OldLog, Harm::Nothing, "nothing_usable"),
+    (Loss::Everything, Harm::Nothing, "repository_holds_cluster"),
+    (Loss::Everything, Harm::Gone, "repository_unreadable"),
+];
+
+/// All files but the lock, which has the process's id in it; what was fetched of snapshots, which the
+/// next start goes on with; and what a database notes of its own when it is opened to be looked at.
+fn content(dir: &Path) -> BTreeMap<String, Vec<u8>> {
+    let names = files(dir).into_iter();
+    let names = names.filter(|name| {
+        let noted = name.starts_with("db/") && !name.ends_with(".sst");
+        name != "LOCK" && !name.starts_with("restore/") && !noted
+    });
+    let read = |name: String| {
+        let mut content = fs::read(dir.join(&name)).unwrap();
+        if name.ends_with(".raftlog") {
+            // Space that is reserved behind what is written comes and goes.
+            let written = content.iter().rposition(|byte| *byte != 0);
+            content.truncate(written.map_or(0, |last| last + 1));
+        }
+        (name, content)
+    };
+    names.map(read).collect()
+}
+
+/// All objects; of roots, what they name: pins come and go.
+fn objects(place: &Place) -> BTreeMap<String, Vec<u8>> {
+    let mut objects = place.all();
+    for (key, content) in &mut objects {
+        if key.ends_with("/latest.json") {
+            let mut root: serde_json::Value = serde_json::from_slice(content).unwrap();
+            let fields = root.as_object_mut().unwrap();
+            fields.remove("generation");
+            fields.remove("pins");
+            *content = root.to_string().into_bytes();
+        }
+    }
+    objects
+}
+
+/// Refused with this code, and nothing is changed; what it said.
+async fn refused(setup: &Setup, scene: &Scene, code: &str, context: &str) -> String {
+    let before = (content(&scene.data()), objects(&scene.place));
+    let (exit, log) = setup.start_refused(&scene.data()).await;
+    assert_eq!(exit, 1, "{context}: {log}");
+    assert!(log.contains(&format!("error [{code}]")), "{context}: {log}");
+    let after = (content(&scene.data()), objects(&scene.place));
+    for (what, before, after) in [
+        ("data", before.0, after.0),
+        ("repository", before.1, after.1),
+    ] {
+        let changed: Vec<_> = before
+            .keys()
+            .chain(after.keys())
+            .filter(|name| before.get(*name) != after.get(*name))
+            .collect();
+        assert!(
+            changed.is_empty(),
+            "{context}: {what} was changed: {changed:?}"
+        );
+    }
+    log
+}
+
+async fn each_changes_nothing(destination: Kind, kind: &str) {
+    let past = Past::new(destination, kind).await;
+    let past = &past;
+    let scenario = async |loss: Loss, harm: Harm, code: &str| {
+        let code = match (loss, harm, destination) {
+            // It can be listed, so it is known that there is something.
+            (Loss::Everything, Harm::Gone, Kind::Directory) => "repository_holds_cluster",
+            _ => code,
+        };
+        let context = format!("{destination:?}, {kind}, {loss:?}, {harm:?}");
+        let scene = past.copy().await;
+        let aside = scene.path("aside");
+        copy_dir(&scene.data(), &aside);
+        befall(&scene, loss, harm);
+        for round in ["once", "twice"] {
+            refused(&scene.setup, &scene, code, &format!("{context}, {round}")).await;
+        }
+        // What was missing is brought back: nothing has happened.
+        if scene.data().exists() {
+            fs::remove_dir_all(scene.data()).unwrap();
+        }
+        fs::rename(aside, scene.data()).unwrap();
+        if harm == Harm::Gone {
+            Harm::come_back(&scene.place);
+        }
+        let (server, after) = seen(&scene.setup, &scene).await;
+        after.are(past.full(), &context);
+        drop(server);
+    };
+    play(
+        REFUSED
+            .iter()
+            .map(|(loss, harm, code)| scenario(*loss, *harm, code)),
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn a_refused_start_beside_a_directory_changes_nothing() {
+    each_changes_nothing(Kind::Directory, "full").await;
+}
+
+#[tokio::test]
+async fn a_refused_start_beside_s3_changes_nothing() {
+    each_changes_nothing(Kind::S3, "incremental").await;
+}
+
+#[tokio::test]
+async fn snapshots_of_another_cluster_are_never_taken_for_ones_own() {
+    let (ours, theirs) = tokio::join!(
+        Past::new(Kind::Directory, "full"),
+        Past::new(Kind::Directory, "full")
+    );
+    let scene = ours.copy().await;
+    scene.place.empty();
+    for (key, content) in theirs.scene.place.all() {
+        scene.place.replace(&key, content);
+    }
+    // As long as nothing is needed from there, its own work goes on; but nothing is written there.
+    let there = scene.place.all();
+    let (mut server, after) = seen(&scene.setup, &scene).await;
+    after.are(ours.full(), "beside another cluster");
+    server.logged("belongs to").await;
+    server.kill();
+    assert!(scene.place.all() == there, "another cluster's was changed");
+
+    befall(&scene, Loss::DatabaseAndLocalSnapshots, Harm::Nothing);
+    let unsaid = quiet().set(&format!(
+        "snapshots.destination={}",
+        scene.path("backups").display()
+    ));
+    for setup in [unsaid.clone(), unsaid.bootstrap("restore")] {
+        let (_, log) = setup.start_refused(&scene.data()).await;
+        let known = ["error [repository_unreadable]", "error [nothing_usable]"];
+        assert!(known.iter().any(|code| log.contains(code)), "{log}");
+        assert!(log.contains("belongs to"), "{log}");
+    }
+    assert!(scene.place.all() == there, "another cluster's was changed");
+}

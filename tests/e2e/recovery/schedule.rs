@@ -1,0 +1,125 @@
+//! When snapshots are put.
+
+use std::time::Duration;
+
+use super::past::{applied, caught_up, eager, quiet, work};
+use super::place::{Kind, PARTITIONS, Scene};
+use crate::support::{Setup, eventually, sdk};
+
+#[tokio::test]
+async fn a_partition_with_nothing_new_is_not_snapshotted_again() {
+    let scene = Scene::new(Kind::Directory, eager()).await;
+    let server = scene.setup.start(&scene.data()).await;
+    work(&server.sdk(), 1).await;
+    caught_up(&server, &scene.place).await;
+    let before: Vec<_> = scene
+        .place
+        .roots()
+        .await
+        .into_iter()
+        .map(|r| r.json)
+        .collect();
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let after: Vec<_> = scene
+        .place
+        .roots()
+        .await
+        .into_iter()
+        .map(|r| r.json)
+        .collect();
+    assert_eq!(after, before);
+}
+
+#[tokio::test]
+async fn no_more_snapshots_are_retained_than_configured() {
+    let scene = Scene::new(Kind::Directory, eager().set("snapshots.num-retained=2")).await;
+    let server = scene.setup.start(&scene.data()).await;
+    for phase in 1..=3 {
+        work(&server.sdk(), phase).await;
+        caught_up(&server, &scene.place).await;
+    }
+    for root in scene.place.roots().await {
+        assert_eq!(root.retained().len(), 2);
+    }
+    eventually("the others are deleted", async || {
+        let keys = scene.place.keys();
+        let described = keys.iter().filter(|key| key.ends_with("/metadata.json"));
+        (described.count() as u64 == 2 * (PARTITIONS + 1)).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_stop_puts_what_is_new_if_that_is_configured() {
+    for (on_stop, covered) in [(true, true), (false, false)] {
+        let setup = quiet().set(&format!("snapshots.snapshot-on-stop={on_stop}"));
+        let scene = Scene::new(Kind::Directory, setup).await;
+        let mut server = scene.setup.start(&scene.data()).await;
+        scene.place.roots().await;
+        work(&server.sdk(), 1).await;
+        tokio::time::sleep(Duration::from_millis(350)).await;
+        let applied = applied(&server).await;
+        server.stop().await;
+        for (root, applied) in scene.place.roots().await.iter().zip(applied) {
+            assert_eq!(root.newest() >= applied, covered, "{root:?}, {applied}");
+        }
+    }
+}
+
+/// Only time tells, so a restart that knows nothing of it would reset the count.
+fn by_records(records: u64) -> Setup {
+    let count = format!("snapshots.snapshot-interval-num-records={records}");
+    eager().set("snapshots.snapshot-interval=100ms").set(&count)
+}
+
+#[tokio::test]
+async fn a_number_of_records_is_waited_for_and_then_enough() {
+    let scene = Scene::new(Kind::Directory, by_records(60)).await;
+    let server = scene.setup.start(&scene.data()).await;
+    let basin = sdk::basin(&server.sdk(), "test-basin").await;
+    let stream = sdk::stream(&basin, "orders").await;
+    let before: Vec<_> = scene
+        .place
+        .roots()
+        .await
+        .iter()
+        .map(|r| r.newest())
+        .collect();
+    for _ in 0..30 {
+        sdk::append(&stream, ["x"]).await;
+    }
+    tokio::time::sleep(Duration::from_millis(2500)).await;
+    let roots = scene.place.roots().await;
+    let after: Vec<_> = roots.iter().map(|r| r.newest()).collect();
+    assert_eq!(after, before, "too early");
+    for _ in 0..50 {
+        sdk::append(&stream, ["x"]).await;
+    }
+    eventually("one of the partitions is snapshotted", async || {
+        let roots = (0..=PARTITIONS).filter_map(|p| scene.place.root(p));
+        let mut newest = roots.map(|r| r.newest());
+        newest.any(|lsn| lsn >= 60).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_recovery_budget_that_is_exceeded_is_reason_enough() {
+    let setup = quiet().set("snapshots.recovery-budget=100ms");
+    let scene = Scene::new(Kind::Directory, setup).await;
+    let server = scene.setup.start(&scene.data()).await;
+    let basin = sdk::basin(&server.sdk(), "test-basin").await;
+    let stream = sdk::stream(&basin, "orders").await;
+    scene.place.roots().await;
+    let appending = tokio::spawn(async move {
+        loop {
+            let bodies = (0..100).map(|_| "x".repeat(2000));
+            sdk::append(&stream, bodies).await;
+        }
+    });
+    let line = server
+        .logged("replay would exceed the recovery budget")
+        .await;
+    assert!(line.contains("a snapshot was put"), "{line}");
+    appending.abort();
+}
