@@ -1,11 +1,12 @@
 //! Measures Esker side by side with its peers, and tries to make it lose what it acknowledged.
 //!
-//! Four subcommands:
+//! Five subcommands:
 //!
 //! - `streams` runs the same load, by the same client, on the same machine and in the same run
 //!   against `s2 lite` (the *peer*) and against Esker, alternating between them row by row, and
 //!   prints a table of medians with the targets that Esker has set itself.
 //! - `repository` measures puts, restores and sweeps of snapshots beside `restic` and `cp`.
+//! - `recovery` measures what snapshots cost a working server, and how long it takes to come back.
 //! - `layout` measures layouts of a partition's stream data on RocksDB alone.
 //! - `soak` kills an Esker server with SIGKILL at random moments under load, restarts it on the
 //!   same data directory and checks every acknowledged record.
@@ -24,6 +25,7 @@ mod machine;
 mod peer;
 mod process;
 mod progress;
+mod recovery;
 mod report;
 mod repository;
 mod rows;
@@ -58,6 +60,8 @@ enum Command {
     /// One operation of that, in a process of its own.
     #[command(hide = true)]
     RepositoryStep(repository::step::Step),
+    /// Measure what snapshots cost, and how long recoveries take.
+    Recovery(recovery::Args),
     /// Measure layouts of a partition's stream data on RocksDB alone.
     Layout(layout::Args),
     /// Kill the server at random moments under load and check what it acknowledged.
@@ -72,6 +76,7 @@ async fn main() -> ExitCode {
             Command::Streams(args) => streams::run(args).await,
             Command::Repository(args) => repository::run(args).await,
             Command::RepositoryStep(step) => repository::step::run(step).await,
+            Command::Recovery(args) => recovery::run(args).await,
             Command::Layout(args) => tokio::task::spawn_blocking(move || layout::run(&args))
                 .await?
                 .map(|()| ExitCode::SUCCESS),

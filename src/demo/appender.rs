@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 use std::num::NonZeroU32;
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use s2_sdk::S2Stream;
@@ -20,6 +21,21 @@ use crate::exit::Failure;
 pub const BATCH: u64 = 100;
 /// Batches under way at a time.
 pub const WINDOW: NonZeroU32 = NonZeroU32::new(16).unwrap();
+/// How records are sent.
+#[derive(Clone, Copy)]
+pub struct Pace {
+    /// Records of a batch.
+    pub batch: u64,
+    /// Batches under way at a time.
+    pub window: NonZeroU32,
+}
+
+/// Small batches, some of them under way.
+pub const STEADY: Pace = Pace {
+    batch: BATCH,
+    window: WINDOW,
+};
+
 /// Metered bytes of a batch, and of a record beyond its body.
 const BATCH_BYTES: usize = 1024 * 1024;
 const RECORD_OVERHEAD: usize = 8;
@@ -36,28 +52,31 @@ pub struct Appended {
     pub broke: Option<AppendSessionError>,
 }
 
-/// Appends the records from `first` on, each batch under the condition that its records get their
+/// Appends the records of these numbers, each batch under the condition that its records get their
 /// own numbers as sequence numbers. After each acknowledgement, `acknowledged` is told how far they
-/// reach.
+/// reach, and answers whether to go on: if not, what is under way is waited for.
 pub async fn append(
     stream: &S2Stream,
     records: &Records,
-    first: u64,
-    mut acknowledged: impl FnMut(u64) -> Result<(), Failure>,
+    numbers: Range<u64>,
+    pace: Pace,
+    mut acknowledged: impl FnMut(u64) -> Result<bool, Failure>,
 ) -> Result<Appended, Failure> {
-    let config = AppendSessionConfig::new().with_max_unacked_batches(WINDOW);
+    let config = AppendSessionConfig::new().with_max_unacked_batches(pace.window);
     let session = stream.append_session(config);
     let began = Instant::now();
     let mut appended = Appended {
-        acknowledged: first,
-        sent: first,
+        acknowledged: numbers.start,
+        sent: numbers.start,
         took: Duration::ZERO,
         broke: None,
     };
+    let mut goes_on = true;
     let mut under_way: VecDeque<BatchSubmitTicket> = VecDeque::new();
     loop {
-        while under_way.len() < WINDOW.get() as usize && appended.broke.is_none() {
-            let Some(batch) = batch(records, appended.sent).map_err(invalid)? else {
+        while under_way.len() < pace.window.get() as usize && goes_on && appended.broke.is_none() {
+            let next = appended.sent..numbers.end.min(appended.sent + pace.batch);
+            let Some(batch) = batch(records, next).map_err(invalid)? else {
                 break;
             };
             let count = batch.len() as u64;
@@ -77,7 +96,7 @@ pub async fn append(
             Ok(ack) => {
                 appended.acknowledged = ack.end.seq_num;
                 appended.took = began.elapsed();
-                acknowledged(ack.end.seq_num)?;
+                goes_on = acknowledged(ack.end.seq_num)?;
             }
             // Those behind it fail as well.
             Err(error) => appended.broke = Some(error),
@@ -95,11 +114,14 @@ async fn submit(
         .await
 }
 
-/// The batch that begins with this record; nothing behind the last one.
-fn batch(records: &Records, first: u64) -> Result<Option<AppendRecordBatch>, ValidationError> {
+/// The batch of these records, or of as many as fit; nothing behind the last one.
+pub fn batch(
+    records: &Records,
+    numbers: Range<u64>,
+) -> Result<Option<AppendRecordBatch>, ValidationError> {
     let mut batch = Vec::new();
     let mut bytes = 0;
-    for number in first..first + BATCH {
+    for number in numbers {
         let Some(body) = records.get(number) else {
             break;
         };
@@ -115,6 +137,7 @@ fn batch(records: &Records, first: u64) -> Result<Option<AppendRecordBatch>, Val
     AppendRecordBatch::try_from_iter(batch).map(Some)
 }
 
-fn invalid(error: ValidationError) -> Failure {
+/// Records that are no records.
+pub fn invalid(error: ValidationError) -> Failure {
     Failure::wrong("demo", format!("a batch of records is refused: {error}"))
 }

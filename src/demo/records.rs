@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::Read as _;
 use std::path::Path;
+use std::sync::Arc;
 
 use bytes::Bytes;
 
@@ -23,8 +24,10 @@ const LARGEST_RECORD: usize = 1024 * 1024 - 8;
 pub struct Records {
     /// What they are, for the story.
     pub what: &'static str,
-    lines: Vec<Bytes>,
+    lines: Arc<Vec<Bytes>>,
     bytes: u64,
+    /// How many there are: past the last line, the first one comes again.
+    count: u64,
 }
 
 impl Records {
@@ -80,22 +83,41 @@ impl Records {
             }
         }
         let bytes = lines.iter().map(|line| line.len() as u64).sum();
-        Records { what, lines, bytes }
+        Records {
+            what,
+            count: lines.len() as u64,
+            lines: Arc::new(lines),
+            bytes,
+        }
+    }
+
+    /// The same, again and again, until there are so many.
+    pub fn repeated(&self, count: u64) -> Records {
+        Records {
+            what: self.what,
+            lines: self.lines.clone(),
+            bytes: self.bytes,
+            count,
+        }
     }
 
     /// How many there are.
     pub fn count(&self) -> u64 {
-        self.lines.len() as u64
+        self.count
     }
 
-    /// Bytes of all of them.
+    /// Bytes of all of them, each counted once.
     pub fn bytes(&self) -> u64 {
         self.bytes
     }
 
     /// The body of a record, if there is one of this number.
     pub fn get(&self, number: u64) -> Option<&Bytes> {
-        self.lines.get(usize::try_from(number).ok()?)
+        if number >= self.count {
+            return None;
+        }
+        self.lines
+            .get(usize::try_from(number).ok()? % self.lines.len())
     }
 }
 
@@ -122,5 +144,12 @@ mod tests {
         let expected: [&[u8]; 4] = [b"a", b"", b"b\r", b"c"];
         assert_eq!(lines, expected);
         assert_eq!(records.bytes(), 4);
+    }
+
+    #[test]
+    fn repeated_records_begin_anew_after_the_last_one() {
+        let records = Records::new("records", Bytes::from_static(b"a\nb")).repeated(3);
+        let read: Vec<_> = (0..4).map(|n| records.get(n).map(|r| r[0])).collect();
+        assert_eq!(read, [Some(b'a'), Some(b'b'), Some(b'a'), None]);
     }
 }

@@ -14,6 +14,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::{Child, ChildStdin, Command};
 
+use super::told::Told;
 use crate::exit::Failure;
 use crate::stream_cmd::connection::ServerAddress;
 
@@ -28,19 +29,24 @@ pub struct ServerProcess {
     pid: u32,
     address: ServerAddress,
     started: Instant,
+    served_after: Duration,
     log: PathBuf,
     /// Open as long as the server shall live.
     _stdin: Option<ChildStdin>,
 }
 
 impl ServerProcess {
-    /// Starts a server on a data directory and any free port, and waits until it serves. Its log is
-    /// written to `log`.
+    /// Starts a server on a data directory and any free port, with these further arguments, and waits
+    /// until it serves. Its log is written to `log`.
     ///
     /// # Errors
     ///
     /// If it does not serve; with the end of its log.
-    pub async fn start(data_dir: &Path, log: PathBuf) -> Result<ServerProcess, Failure> {
+    pub async fn start(
+        data_dir: &Path,
+        log: PathBuf,
+        arguments: &[String],
+    ) -> Result<ServerProcess, Failure> {
         let cannot =
             |e: std::io::Error| Failure::wrong("demo", format!("cannot start a server: {e}"));
         let program = std::env::current_exe().map_err(cannot)?;
@@ -49,6 +55,7 @@ impl ServerProcess {
             .args(["server", "--listen", "127.0.0.1:0", "--until-stdin-closes"])
             .args(["--set", "logs.level=info", "--data-dir"])
             .arg(data_dir)
+            .args(arguments)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(File::create(&log).map_err(cannot)?)
@@ -75,6 +82,7 @@ impl ServerProcess {
                     pid,
                     address,
                     started,
+                    served_after: started.elapsed(),
                     log,
                     _stdin: stdin,
                 });
@@ -98,16 +106,19 @@ impl ServerProcess {
         self.pid
     }
 
+    /// From its start (`exec`) until it served.
+    pub fn served_after(&self) -> Duration {
+        self.served_after
+    }
+
     /// Since it was started (`exec`).
     pub fn age(&self) -> Duration {
         self.started.elapsed()
     }
 
-    /// How many entries of its log it says to have replayed, if it does.
-    pub fn replayed(&self) -> Option<u64> {
-        let log = std::fs::read_to_string(&self.log).ok()?;
-        let (_, rest) = log.split_once("Replaying ")?;
-        rest.split(' ').next()?.parse().ok()
+    /// What it has told about itself so far.
+    pub fn told(&self) -> Told {
+        Told::of(&std::fs::read_to_string(&self.log).unwrap_or_default())
     }
 
     /// Sends SIGKILL, and does not wait.

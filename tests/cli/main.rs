@@ -7,6 +7,7 @@
 //! | [`online`] | `esker status`, and `esker snapshot` against a real server |
 //! | [`streams`], [`appends`], [`reads`] | `esker stream` against a real server |
 //! | [`demo`] | `esker demo`: what it leaves behind, however it ends |
+//! | [`alerts`] | alert rules and the guide to recovery name metrics that exist |
 //! | [`servers`] | what `esker server` says to a person and to a program |
 //! | [`support`] | running the program, and servers for it |
 //!
@@ -15,6 +16,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod alerts;
 mod appends;
 mod demo;
 mod online;

@@ -65,6 +65,22 @@ impl Lineage {
         }
     }
 
+    /// One that branches off from a descendant of this one, so many forks later, of which nothing is
+    /// left: what it may have given out counts all the same.
+    pub fn fork_of_descendant(
+        &self,
+        parent: LineageId,
+        forks: u64,
+        id: LineageId,
+        lsn: u64,
+    ) -> Lineage {
+        Lineage {
+            parent: parent.0.to_be_bytes().to_vec(),
+            forks: self.forks + forks + 1,
+            ..self.fork(id, lsn)
+        }
+    }
+
     /// Its identity.
     pub fn id(&self) -> LineageId {
         number(&self.id).unwrap_or(LineageId(0))

@@ -50,6 +50,8 @@ pub(crate) struct Reclaimer {
     garbage: u64,
     /// When that last became more.
     garbage_at: Instant,
+    /// Bytes of files when that was last looked at: what merges have made less of was garbage.
+    files: u64,
     compact_garbage: u64,
     reclaim_after: Duration,
     compacting: Arc<AtomicBool>,
@@ -73,6 +75,7 @@ impl Reclaimer {
             droppable: VecDeque::new(),
             garbage: 0,
             garbage_at: Instant::now(),
+            files: part.file_bytes(),
             compact_garbage: options.compact_garbage,
             reclaim_after: options.reclaim_after,
             compacting: Arc::new(AtomicBool::new(false)),
@@ -242,6 +245,8 @@ impl Reclaimer {
             it.status()
                 .map_err(|e| self.part.error("reading what to reclaim", e))?;
         }
+        // What was deleted before that is counted already, also while files still have it.
+        let counted_from = few.first().map(|(_, first_seq)| keys::data(id, *first_seq));
         let mut batch = self.part.batch();
         let many = few.len() > FEW_KEYS;
         if many {
@@ -254,8 +259,10 @@ impl Reclaimer {
             }
         }
         batch.delete(keys::reclaim(id));
-        self.garbage += self.part.approximate_bytes(&data_from, &data_to)?;
-        self.garbage_at = Instant::now();
+        if let Some(from) = counted_from {
+            self.garbage += self.part.approximate_bytes(&from, &data_to)?;
+            self.garbage_at = Instant::now();
+        }
         batch.write()?;
         if many && self.droppable.len() < DROPPABLE {
             let lsn = self.part.applied()?.map_or(0, |applied| applied.lsn);
@@ -301,11 +308,15 @@ impl Reclaimer {
     }
 
     fn compact_if_worth_it(&mut self) {
+        let files = self.part.file_bytes();
+        self.garbage = self
+            .garbage
+            .saturating_sub(self.files.saturating_sub(files));
+        self.files = files;
         let much = self.garbage >= self.compact_garbage
             || (self.garbage >= LITTLE && self.garbage_at.elapsed() >= QUIET);
-        let worth_it = much
-            && self.garbage >= self.part.file_bytes() / 2
-            && !self.compacting.swap(true, Ordering::AcqRel);
+        let worth_it =
+            much && self.garbage >= files / 2 && !self.compacting.swap(true, Ordering::AcqRel);
         if !worth_it {
             return;
         }

@@ -33,10 +33,13 @@ impl Repository {
                 }
                 let mut next = root.clone();
                 next.lineage = Some(lineage);
-                next.parent = parent.map(|lineage| Parent {
-                    lineage,
-                    lsn,
-                    extra: Map::new(),
+                next.parent = parent.map(|lineage| {
+                    let parent = Parent {
+                        lineage,
+                        lsn,
+                        extra: Map::new(),
+                    };
+                    parent.with_ancestors(root.parent.as_ref())
                 });
                 let dead = next
                     .retained_snapshots

@@ -119,6 +119,60 @@ pub struct Parent {
     pub extra: Map<String, Value>,
 }
 
+/// In a parent's extra fields: where it branched off itself.
+const ITS_PARENT: &str = "parent";
+/// Forks that a root remembers, beyond the first.
+const ANCESTORS: usize = 15;
+
+impl Parent {
+    /// With what is known of its own ancestors, as far as these are remembered.
+    pub(crate) fn with_ancestors(mut self, before: Option<&Parent>) -> Parent {
+        fn cut(parent: &Parent, depth: usize) -> Parent {
+            let mut parent = parent.clone();
+            match parent.its_parent().filter(|_| depth > 1) {
+                Some(next) => parent.remember(&cut(&next, depth - 1)),
+                None => {
+                    parent.extra.remove(ITS_PARENT);
+                }
+            }
+            parent
+        }
+        if let Some(before) = before {
+            self.remember(&cut(before, ANCESTORS));
+        }
+        self
+    }
+
+    fn remember(&mut self, parent: &Parent) {
+        // Numbers and texts always serialize.
+        if let Ok(value) = serde_json::to_value(parent) {
+            self.extra.insert(ITS_PARENT.to_owned(), value);
+        }
+    }
+
+    /// Where the parent branched off, if that is remembered.
+    pub fn its_parent(&self) -> Option<Parent> {
+        serde_json::from_value(self.extra.get(ITS_PARENT)?.clone()).ok()
+    }
+}
+
+impl Root {
+    /// The lineage, and those that it descends from: each with the last position that is a part of
+    /// this history.
+    pub fn ancestry(&self) -> Vec<(LineageId, Lsn)> {
+        let mut all = Vec::new();
+        let mut bound = Lsn(u64::MAX);
+        all.extend(self.lineage.map(|lineage| (lineage, bound)));
+        let mut next = self.parent.clone();
+        while let Some(parent) = next {
+            bound = bound.min(parent.lsn);
+            all.push((parent.lineage, bound));
+            next = parent.its_parent();
+        }
+        all
+    }
+}
+
 /// A snapshot of a dead line.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Abandoned {

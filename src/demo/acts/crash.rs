@@ -1,7 +1,7 @@
 //! Appends, and kills the server when half of the records are acknowledged.
 
 use super::{Cast, Crash, missing};
-use crate::demo::appender::{self, BATCH, WINDOW};
+use crate::demo::appender::{self, BATCH, STEADY, WINDOW};
 use crate::exit::Failure;
 use crate::term::{count, rate, took};
 
@@ -22,14 +22,14 @@ pub async fn play(cast: &mut Cast) -> Result<(), Failure> {
     let appending = stage.bar("appended", total);
     let following = stage.bar("followed", total);
     let mut killed_at = None;
-    let appended = appender::append(&stream, &cast.records, 0, |acknowledged| {
+    let appended = appender::append(&stream, &cast.records, 0..total, STEADY, |acknowledged| {
         if acknowledged >= half && killed_at.is_none() {
             server.kill()?;
             killed_at = Some(acknowledged);
         }
         appending.set_position(acknowledged);
         following.set_position(follower.seen());
-        Ok(())
+        Ok(true)
     })
     .await;
     appending.finish_and_clear();

@@ -1,21 +1,36 @@
 //! The acts of the demo, in order. Each has a file of its own, and gets the [`Cast`]: what is on the
 //! stage, and what earlier acts have found out.
 
+mod bound;
 mod crash;
+mod database;
+mod disk;
 mod opening;
 mod proof;
 mod recovery;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use super::follower::Follower;
+use futures::StreamExt as _;
+use s2_sdk::types::{ReadInput, ReadStop};
+
+use super::appender::Appended;
+use super::follower::{Follower, check};
 use super::records::Records;
 use super::server::ServerProcess;
 use super::stage::Stage;
 use crate::exit::Failure;
 use crate::stream_cmd::connection::Connection;
 use crate::stream_cmd::target::StreamTarget;
+
+/// Stream partitions of a server that nobody configured.
+const PARTITIONS: u64 = 8;
+/// Longest wait for a first snapshot of each partition.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// How often it is looked whether they are there.
+const LOOK_EVERY: Duration = Duration::from_millis(10);
 
 /// What is on the stage.
 pub struct Cast {
@@ -33,6 +48,8 @@ pub struct Cast {
     pub follower: Option<Follower>,
     /// What the crash left.
     pub crash: Option<Crash>,
+    /// Records before this number are in the repository.
+    pub covered: u64,
 }
 
 /// What was known when the server was gone.
@@ -49,10 +66,54 @@ impl Cast {
         self.scratch.join("data")
     }
 
-    /// Starts a server on the data directory; `log` names its log in the scratch directory.
-    async fn start_server(&mut self, log: &str) -> Result<&mut ServerProcess, Failure> {
-        let server = ServerProcess::start(&self.data_dir(), self.scratch.join(log)).await?;
+    /// Where snapshots are kept, from the act on that needs them.
+    pub fn repository(&self) -> PathBuf {
+        self.scratch.join("repository")
+    }
+
+    /// Arguments of a server that keeps snapshots there.
+    fn with_repository(&self) -> Vec<String> {
+        let destination = format!("snapshots.destination={}", self.repository().display());
+        let settings = [
+            &destination,
+            "snapshots.snapshot-kind=incremental",
+            "snapshots.num-retained=3",
+        ];
+        let arguments = settings.iter().flat_map(|setting| ["--set", setting]);
+        arguments.map(str::to_owned).collect()
+    }
+
+    /// Starts a server on the data directory, with these further arguments; `log` names its log in the
+    /// scratch directory.
+    async fn start_server(
+        &mut self,
+        log: &str,
+        arguments: &[String],
+    ) -> Result<&mut ServerProcess, Failure> {
+        let log = self.scratch.join(log);
+        let server = ServerProcess::start(&self.data_dir(), log, arguments).await?;
         Ok(self.server.insert(server))
+    }
+
+    /// Waits until a repository has a snapshot of so many stream partitions and of the catalog, and the
+    /// server has said so.
+    async fn wait_for_snapshots(&self, repository: &Path, partitions: u64) -> Result<(), Failure> {
+        let began = Instant::now();
+        let missing = || (0..=partitions).find(|p| !has_snapshot(&repository.join(p.to_string())));
+        while let Some(partition) = missing() {
+            if began.elapsed() > PATIENCE {
+                return Err(Failure::wrong(
+                    "demo",
+                    format!(
+                        "no snapshot of partition {partition} was put into {} within {} s",
+                        repository.display(),
+                        PATIENCE.as_secs()
+                    ),
+                ));
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+        Ok(())
     }
 
     /// A new connection to the server.
@@ -63,6 +124,63 @@ impl Cast {
     fn server(&self) -> Result<&ServerProcess, Failure> {
         self.server.as_ref().ok_or_else(|| missing("server"))
     }
+}
+
+/// Whether the root of a partition's snapshots names one.
+fn has_snapshot(partition: &Path) -> bool {
+    let root = std::fs::read(partition.join("latest.json")).ok();
+    let root: Option<serde_json::Value> = root.and_then(|text| serde_json::from_slice(&text).ok());
+    root.is_some_and(|root| root["retained_snapshots"].get(0).is_some())
+}
+
+/// Fails unless every record that was to be appended is.
+fn whole(connection: &Connection, cast: &Cast, appended: &Appended) -> Result<(), Failure> {
+    let Some(error) = &appended.broke else {
+        return Ok(());
+    };
+    let failure = connection.asked_stream(&cast.target).append_session(error);
+    Err(Failure::wrong(
+        "demo",
+        format!(
+            "the append could not go on behind record {}: {}",
+            appended.acknowledged, failure.message
+        ),
+    ))
+}
+
+/// Reads the stream from its first record to its end, and compares: these many records, each once, in
+/// order. How long that took.
+async fn expect_records(cast: &Cast, count: u64) -> Result<Duration, Failure> {
+    let connection = cast.connect().await?;
+    let asked = connection.asked_stream(&cast.target);
+    let began = Instant::now();
+    // From the first record to the end, without waiting for more.
+    let everything = ReadInput::new().with_stop(ReadStop::new().with_wait(0));
+    let mut session = connection
+        .session(&cast.target)
+        .read_session(everything, Default::default())
+        .await
+        .map_err(|e| asked.read_session(&e))?;
+    let mut next = 0;
+    while let Some(batch) = session.next().await {
+        for record in &batch.map_err(|e| asked.read_session(&e))?.records {
+            check(&cast.records, next, record)
+                .map_err(|problem| Failure::wrong("demo", format!("reading back {problem}")))?;
+            next += 1;
+        }
+    }
+    if next != count {
+        return Err(Failure::wrong(
+            "demo",
+            format!("of {count} records {next} can be read back"),
+        ));
+    }
+    Ok(began.elapsed())
+}
+
+/// A file operation of the demo that failed.
+fn io(operation: &str, path: &Path, error: &std::io::Error) -> Failure {
+    Failure::wrong("io", format!("{operation} {}: {error}", path.display()))
 }
 
 /// An act that came too early.
@@ -81,11 +199,25 @@ pub enum Act {
     Recovery,
     /// Everything is read back and compared.
     Proof,
+    /// A snapshot is put into a repository, and the database is lost.
+    Database,
+    /// The whole data directory is lost.
+    Disk,
+    /// The same history is recovered from zero, and from a snapshot.
+    Bound,
 }
 
 impl Act {
     /// All of them, in order.
-    pub const ALL: [Act; 4] = [Act::Opening, Act::Crash, Act::Recovery, Act::Proof];
+    pub const ALL: [Act; 7] = [
+        Act::Opening,
+        Act::Crash,
+        Act::Recovery,
+        Act::Proof,
+        Act::Database,
+        Act::Disk,
+        Act::Bound,
+    ];
 
     /// Its heading.
     pub fn title(self) -> &'static str {
@@ -94,6 +226,9 @@ impl Act {
             Act::Crash => "Killed in mid-append",
             Act::Recovery => "Recovery",
             Act::Proof => "The proof",
+            Act::Database => "The database is lost",
+            Act::Disk => "The whole data directory is lost",
+            Act::Bound => "From zero, or from a snapshot",
         }
     }
 
@@ -108,6 +243,9 @@ impl Act {
             Act::Crash => crash::play(cast).await,
             Act::Recovery => recovery::play(cast).await,
             Act::Proof => proof::play(cast).await,
+            Act::Database => database::play(cast).await,
+            Act::Disk => disk::play(cast).await,
+            Act::Bound => bound::play(cast).await,
         }
     }
 }

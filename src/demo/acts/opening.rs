@@ -8,7 +8,7 @@ use crate::exit::Failure;
 use crate::term::{bytes, count, took};
 
 pub async fn play(cast: &mut Cast) -> Result<(), Failure> {
-    let server = cast.start_server("server-1.log").await?;
+    let server = cast.start_server("server-1.log", &[]).await?;
     let pid = server.pid();
     let address = server.address().clone();
     let connection = cast.connect().await?;

@@ -1,13 +1,13 @@
 //! Starts the server again on the same directory, looks at what survived, and appends the rest.
 
-use super::{Cast, Crash, missing};
-use crate::demo::appender;
+use super::{Cast, Crash, missing, whole};
+use crate::demo::appender::{self, STEADY};
 use crate::exit::Failure;
 use crate::term::{count, rate, took};
 
 pub async fn play(cast: &mut Cast) -> Result<(), Failure> {
     let Crash { acknowledged, sent } = *cast.crash.as_ref().ok_or_else(|| missing("crash"))?;
-    cast.start_server("server-2.log").await?;
+    cast.start_server("server-2.log", &[]).await?;
     let connection = cast.connect().await?;
     let tail = connection
         .stream(&cast.target)
@@ -23,7 +23,7 @@ pub async fn play(cast: &mut Cast) -> Result<(), Failure> {
         "The same program on the same directory, now as process {}.",
         server.pid()
     ));
-    let replayed = match server.replayed() {
+    let replayed = match server.told().replayed {
         Some(entries) => format!("after exec; {} log entries replayed", count(entries)),
         None => "after exec".to_owned(),
     };
@@ -65,25 +65,22 @@ pub async fn play(cast: &mut Cast) -> Result<(), Failure> {
     let appending = stage.bar("appended", total);
     let following = stage.bar("followed", total);
     let stream = connection.session(&cast.target);
-    let appended = appender::append(&stream, &cast.records, tail, |acknowledged| {
-        appending.set_position(acknowledged);
-        following.set_position(follower.seen());
-        Ok(())
-    })
+    let appended = appender::append(
+        &stream,
+        &cast.records,
+        tail..total,
+        STEADY,
+        |acknowledged| {
+            appending.set_position(acknowledged);
+            following.set_position(follower.seen());
+            Ok(true)
+        },
+    )
     .await;
     appending.finish_and_clear();
     following.finish_and_clear();
     let appended = appended?;
-    if let Some(error) = &appended.broke {
-        let failure = connection.asked_stream(&cast.target).append_session(error);
-        return Err(Failure::wrong(
-            "demo",
-            format!(
-                "the append could not go on behind record {}: {}",
-                appended.acknowledged, failure.message
-            ),
-        ));
-    }
+    whole(&connection, cast, &appended)?;
     stage.figure(
         "appended",
         count(total - tail),

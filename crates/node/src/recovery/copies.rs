@@ -147,7 +147,14 @@ impl Search<'_> {
             return Err(StartError::NothingUsable {
                 partition: self.facts.partition,
                 tried: self.tried.join("; "),
-                remedy: "Bring back what is missing; or accept the loss of everything after the newest copy with --bootstrap restore",
+                remedy: match (&self.facts.database, locals.is_empty(), archived.is_empty()) {
+                    (Err(_), true, true) => {
+                        "There is no copy to go on from: bring back what is missing"
+                    }
+                    _ => {
+                        "Bring back what is missing; or accept the loss of everything after the newest copy with --bootstrap restore"
+                    }
+                },
             });
         }
         self.with_a_loss(&repository, root.as_ref(), &locals, &archived)
@@ -396,14 +403,19 @@ impl Search<'_> {
         }
         copies.extend(locals.iter().map(copy_of));
         copies.extend_from_slice(archived);
-        let current = match (swapped, planned) {
-            (true, Some(planned)) => planned.parent(),
-            _ => lineage_there,
-        };
+        let mut ancestry: Vec<(LineageId, u64)> = root
+            .map(|root| root.ancestry())
+            .unwrap_or_default()
+            .into_iter()
+            .map(|(lineage, lsn)| (LineageId(lineage.0), lsn.0))
+            .collect();
         if let (true, Some(planned)) = (swapped, planned) {
+            // An earlier start has begun it: the same copy, and forks counted from its parent.
+            ancestry.remove(0);
             copies.retain(|copy| copy.lsn == planned.lsn);
         }
-        while let Some(copy) = best(&copies, current).cloned() {
+        while let Some((copy, skipped)) = best(&copies, &ancestry) {
+            let copy = copy.clone();
             let ready = match &copy.source {
                 Source::Database | Source::Log => None,
                 Source::Local(dir) => match locals.iter().find(|c| c.dir == *dir) {
@@ -418,11 +430,13 @@ impl Search<'_> {
                     }
                 },
             };
-            let same = planned.filter(|p| p.parent() == Some(copy.lineage) && p.lsn == copy.lsn);
+            let parent = ancestry.first().map_or(copy.lineage, |(newest, _)| *newest);
+            let same = planned.filter(|p| p.parent() == Some(parent) && p.lsn == copy.lsn);
             let fork = same.cloned().unwrap_or_else(|| PlannedFork {
                 lineage: LineageId(rand::random()).to_string(),
-                parent: copy.lineage.to_string(),
+                parent: parent.to_string(),
                 lsn: copy.lsn,
+                skipped,
             });
             return Ok(self.way(&copy, ready, Some(fork), root.is_some()));
         }

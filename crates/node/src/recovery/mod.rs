@@ -36,7 +36,7 @@ use tokio_util::sync::CancellationToken;
 use crate::data_dir::DataDir;
 use crate::error::StartError;
 use crate::node::{Inner, NodeOptions, StreamGroup};
-use crate::snapshots::{Archive, LocalSnapshots, Rates, Snapshots};
+use crate::snapshots::{Archive, LocalSnapshots, Rates, Snapshots, scan_tells};
 use plan::Plan;
 pub use report::{PartitionRecovery, RecoveryReport};
 pub use ways::Source;
@@ -55,32 +55,37 @@ struct Opened {
 pub(crate) async fn recover(options: NodeOptions) -> Result<Arc<Inner>, StartError> {
     let started = Instant::now();
     let handle = tokio::runtime::Handle::current();
-    let (mut inner, forked, mut report) = blocking(move || {
+    let (mut inner, forked, mut report, replay) = blocking(move || {
         let opened = open(&options, &handle)?;
         let forked = opened.forked.clone();
+        // A group replays from the moment it is open.
+        let replay = Instant::now();
         let (inner, report) = groups(options, opened)?;
-        Ok::<_, StartError>((inner, forked, report))
+        Ok::<_, StartError>((inner, forked, report, replay))
     })
     .await?;
     let events = report.entries;
     tracing::info!(events, "Replaying {events} events since snapshot");
-    let replay = Instant::now();
     for group in inner.groups() {
         group.wait_until_serving().await;
     }
     report.replay = replay.elapsed();
-    let bytes: u64 = inner.groups().map(|g| g.status().log_bytes).sum();
+    let replayed = report.partitions.iter();
+    let bytes = replayed.map(|one| inner.after(one.partition, one.lsn).1);
+    let bytes = bytes.sum();
     inner.snapshots.rates.replayed(events, bytes, report.replay);
     tell_forked(&inner, &forked).await;
     // Every partition has something in the log now, so one that has not is damage from here on.
     inner.data_dir.finish()?;
     Plan::remove(inner.data_dir.path())?;
     report.total = started.elapsed();
+    let apart = report.replay + report.restore + report.scan;
     inner
         .snapshots
         .rates
-        .started(report.total.saturating_sub(report.replay + report.restore));
+        .started(report.total.saturating_sub(apart));
     tracing::info!(
+        scan = ?report.scan,
         restore = ?report.restore,
         replay = ?report.replay,
         total = ?report.total,
@@ -104,7 +109,9 @@ fn open(options: &NodeOptions, handle: &tokio::runtime::Handle) -> Result<Opened
             dir: data_dir.path().to_owned(),
         });
     }
+    let scan = Instant::now();
     let raft = look::open_log(options, &data_dir, accepts_loss)?;
+    let scan = Some(scan.elapsed()).filter(|_| scan_tells(raft.log().used_bytes()));
     let founding = data_dir.is_new && !plan.as_ref().is_some_and(|plan| plan.everything);
     let mut report = RecoveryReport::default();
     let mut forked = Vec::new();
@@ -139,6 +146,7 @@ fn open(options: &NodeOptions, handle: &tokio::runtime::Handle) -> Result<Opened
         }
         rebuilt.store
     };
+    report.scan = scan.unwrap_or_default();
     Ok(Opened {
         data_dir,
         raft,
@@ -207,6 +215,7 @@ fn groups(options: NodeOptions, opened: Opened) -> Result<(Inner, RecoveryReport
         }
     }
     let rates = Rates::open(data_dir.path());
+    rates.scanned(raft.log().used_bytes(), report.scan);
     if report.restored_bytes > 0 {
         rates.restored(report.restored_bytes, report.restore);
     }

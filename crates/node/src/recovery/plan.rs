@@ -32,6 +32,9 @@ pub(crate) struct PlannedFork {
     pub parent: String,
     /// The last LSN that both share.
     pub lsn: u64,
+    /// Forks between the copy that is gone on from and the parent, of which no snapshot is left.
+    #[serde(default)]
+    pub skipped: u64,
 }
 
 impl PlannedFork {

@@ -4,7 +4,7 @@
 
 use std::time::{Duration, Instant};
 
-use esker_partition::{Founding, Lineage, LineageId, PartitionId, Store, StoreOptions};
+use esker_partition::{Founding, Lineage, PartitionId, Store, StoreOptions};
 use esker_raft::engine::LogFloor;
 use esker_raft::runtime::NodeError;
 use esker_raft::{GroupId, Lsn, Term};
@@ -201,7 +201,7 @@ fn begin_lineage(
     let lineage = match lineage.id() == id {
         true => lineage,
         false => {
-            let next = lineage.fork(LineageId(id.0), fork.lsn);
+            let next = lineage.fork_of_descendant(parent, fork.skipped, id, fork.lsn);
             part.fork(&next, data_dir.identity.node_id)?;
             next
         }

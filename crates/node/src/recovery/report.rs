@@ -11,6 +11,8 @@ pub struct RecoveryReport {
     pub entries: u64,
     /// Bytes that came from checkpoints and snapshots.
     pub restored_bytes: u64,
+    /// Looking at the log, if there was enough of it to tell.
+    pub scan: Duration,
     /// Finding, fetching, checking and importing them.
     pub restore: Duration,
     /// Replaying.

@@ -87,14 +87,27 @@ pub(crate) fn is_whole(log: Option<&LogFacts>) -> bool {
     log.is_some_and(|log| log.start == 0 && log.lineage.forks == 0)
 }
 
-/// The copy that loses least, of those that are of the history `current`, if it is known.
-pub(crate) fn best(copies: &[Copy], current: Option<LineageId>) -> Option<&Copy> {
+/// The copy that loses least, of those that are a part of the history; and how many forks lie between
+/// it and the newest lineage. `ancestry` is that lineage and those that it descends from, each with
+/// the last LSN that is a part of the history; empty if it is not known, and any copy counts.
+pub(crate) fn best<'a>(
+    copies: &'a [Copy],
+    ancestry: &[(LineageId, u64)],
+) -> Option<(&'a Copy, u64)> {
+    let forks = |copy: &Copy| {
+        let is_of =
+            |(lineage, lsn): &&(LineageId, u64)| copy.lineage == *lineage && copy.lsn <= *lsn;
+        match ancestry.iter().position(|one| is_of(&one)) {
+            Some(forks) => Some(forks as u64),
+            None => ancestry.is_empty().then_some(0),
+        }
+    };
     copies
         .iter()
-        .filter(|copy| current.is_none_or(|current| copy.lineage == current))
+        .filter_map(|copy| Some((copy, forks(copy)?)))
         // Of equals the first: it costs least.
         .rev()
-        .max_by_key(|copy| copy.lsn)
+        .max_by_key(|(copy, _)| copy.lsn)
 }
 
 #[cfg(test)]
@@ -175,8 +188,19 @@ mod tests {
     fn the_best_copy_is_the_one_that_loses_least_of_the_current_history() {
         let (old, new) = (LineageId(1), LineageId(2));
         let copies = [copy(old, 90), copy(new, 50), copy(new, 60)];
-        assert_eq!(best(&copies, Some(new)), Some(&copies[2]));
-        assert_eq!(best(&copies, None), Some(&copies[0]));
-        assert_eq!(best(&copies, Some(LineageId(3))), None);
+        let found = best(&copies, &[(new, u64::MAX), (old, 40)]);
+        assert_eq!(found, Some((&copies[2], 0)));
+        assert_eq!(best(&copies, &[]), Some((&copies[0], 0)));
+        assert_eq!(best(&copies, &[(LineageId(3), u64::MAX)]), None);
+    }
+
+    #[test]
+    fn where_a_lineage_left_nothing_the_best_copy_is_of_its_ancestors_up_to_the_forks() {
+        let (first, second, third) = (LineageId(1), LineageId(2), LineageId(3));
+        let ancestry = [(third, u64::MAX), (second, 70), (first, 40)];
+        let copies = [copy(first, 41), copy(first, 40), copy(first, 30)];
+        assert_eq!(best(&copies, &ancestry), Some((&copies[1], 2)));
+        let copies = [copy(first, 40), copy(second, 71), copy(second, 70)];
+        assert_eq!(best(&copies, &ancestry), Some((&copies[2], 1)));
     }
 }

@@ -182,7 +182,9 @@ impl Inner {
 }
 
 fn import(db: &Path, partition: u64, checkpoint: &Checkpoint) -> Result<Store, Error> {
-    let store = Store::open_any(db, &StoreOptions::default())?;
+    // What the scratch database cannot do says nothing about the snapshot.
+    let store = Store::open_any(db, &StoreOptions::default())
+        .map_err(|e| Error::TryLater(format!("a scratch database: {e}")))?;
     store
         .import(PartitionId(partition), checkpoint)
         .map_err(|e| Error::Storage(format!("the snapshot cannot be imported: {e}")))?;

@@ -1,9 +1,10 @@
 //! How fast this node is, and what that means for a recovery.
 //!
 //! Replay: entries and bytes a second of the last start that replayed enough to tell, of all
-//! partitions together; until there was one, of what was applied since the start, per second that the
-//! apply threads were busy. Restore: bytes a second of the last snapshot that was fetched. What was
-//! measured is kept in `rates.json`; a predicted time says so if it rests on an assumption.
+//! partitions together. Scan: bytes of the log that a start looks at in a second, of the last start with
+//! enough of them to tell; fewer are a part of the start. Restore: bytes a second of the last snapshot
+//! that was fetched. What was measured is kept in `rates.json`; a predicted time says so if it rests on
+//! an assumption.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -17,9 +18,12 @@ use crate::data_dir::write_durably;
 const ASSUMED_ENTRIES: f64 = 50_000.0;
 const ASSUMED_REPLAY_BYTES: f64 = 50e6;
 const ASSUMED_RESTORE_BYTES: f64 = 50e6;
+const ASSUMED_SCAN_BYTES: f64 = 500e6;
 /// A replay of fewer entries, or a restore of fewer bytes, says more about start-up than about speed.
 const ENTRIES_THAT_TELL: u64 = 1_000;
 const BYTES_THAT_TELL: u64 = 1 << 20;
+/// A log that is smaller, of which the file that is written to counts whole, says nothing about the scan.
+const LOG_THAT_TELLS: u64 = 96 << 20;
 
 /// What was measured.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -33,7 +37,10 @@ pub struct Measured {
     /// Bytes restored in a second, from the repository into the database.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restore_bytes: Option<f64>,
-    /// Seconds of a start that depend on neither.
+    /// Bytes of the log looked at in a second.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scan_bytes: Option<f64>,
+    /// Seconds of a start that depend on none of these.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub start: Option<f64>,
 }
@@ -52,6 +59,11 @@ pub struct Prediction {
     pub time: Duration,
     /// Whether something in it was not measured on this node.
     pub assumed: bool,
+}
+
+/// Whether looking at so much log says how fast that is.
+pub(crate) fn scan_tells(bytes: u64) -> bool {
+    bytes >= LOG_THAT_TELLS
 }
 
 impl Rates {
@@ -93,7 +105,16 @@ impl Rates {
         self.note(|measured| measured.restore_bytes = Some(bytes as f64 / seconds));
     }
 
-    /// A start took so long apart from restore and replay.
+    /// So much log was looked at in so much time.
+    pub fn scanned(&self, bytes: u64, took: Duration) {
+        let seconds = took.as_secs_f64();
+        if !scan_tells(bytes) || seconds <= 0.0 {
+            return;
+        }
+        self.note(|measured| measured.scan_bytes = Some(bytes as f64 / seconds));
+    }
+
+    /// A start took so long apart from scan, restore and replay.
     pub fn started(&self, took: Duration) {
         self.note(|measured| measured.start = Some(took.as_secs_f64()));
     }
@@ -127,7 +148,19 @@ impl Rates {
         }
     }
 
-    /// How long a start takes that has nothing to restore or replay.
+    /// How long it takes to look at so much log.
+    pub fn scan(&self, bytes: u64) -> Prediction {
+        if !scan_tells(bytes) {
+            return Prediction::default();
+        }
+        let measured = self.measured();
+        Prediction {
+            time: seconds(bytes as f64 / measured.scan_bytes.unwrap_or(ASSUMED_SCAN_BYTES)),
+            assumed: measured.scan_bytes.is_none(),
+        }
+    }
+
+    /// How long a start takes that has nothing to scan, restore or replay.
     pub fn start(&self) -> Prediction {
         let measured = self.measured();
         Prediction {
@@ -171,6 +204,19 @@ mod tests {
         // Larger entries take longer.
         assert_eq!(again.replay(1, 5_000_000).time, Duration::from_secs(10));
         assert_eq!(again.restore(10 << 20).time, Duration::from_secs(1));
+    }
+
+    #[test]
+    fn a_long_log_takes_its_time_and_a_short_one_is_part_of_the_start() {
+        let dir = tempfile::tempdir().unwrap();
+        let rates = Rates::open(dir.path());
+        assert!(rates.scan(1 << 30).assumed);
+        rates.scanned(32 << 20, Duration::from_secs(9));
+        assert_eq!(rates.measured(), Measured::default());
+        rates.scanned(1 << 30, Duration::from_secs(2));
+        let again = Rates::open(dir.path());
+        assert_eq!(again.scan(4 << 30).time, Duration::from_secs(8));
+        assert_eq!(again.scan(32 << 20), Prediction::default());
     }
 
     #[test]

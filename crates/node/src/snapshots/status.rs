@@ -148,7 +148,9 @@ impl Inner {
             repository_is_local: snapshots.archive.is_default,
             log_bytes: inner.raft.log().used_bytes(),
             max_log_bytes: inner.options.snapshots.max_log_bytes,
-            restart: rates.start() + rates.replay(after_durable.0, after_durable.1),
+            restart: rates.start()
+                + rates.scan(inner.raft.log().used_bytes())
+                + rates.replay(after_durable.0, after_durable.1),
             restore: rates.start()
                 + rates.restore(archived_bytes)
                 + rates.replay(after_archived.0, after_archived.1),
@@ -383,7 +385,7 @@ fn known_problems(problems: &mut Problems, partition: u64, known: &Known, one: &
             problems.add(
                 "unproven",
                 partition,
-                "no snapshot was restored and compared for a month".to_owned(),
+                "no snapshot was restored and compared since the start, or for a month".to_owned(),
                 "esker snapshot verify --restore, or set snapshots.restore-test-interval",
             );
         }

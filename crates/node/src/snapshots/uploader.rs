@@ -13,6 +13,7 @@ use esker_raft::{Group, Lsn};
 use esker_repository::destination::probe::probe;
 use esker_repository::env::System;
 use esker_repository::{CurrentRoot, Error as RepositoryError, Progress, Repository};
+use parking_lot::Mutex;
 use time::OffsetDateTime;
 use tokio::sync::oneshot;
 
@@ -222,11 +223,11 @@ async fn probe_once(inner: &Inner) -> bool {
     if snapshots.archive.destination().local().is_some() {
         return true;
     }
-    let due = snapshots.known[0]
-        .lock()
-        .try_at
-        .is_none_or(|at| at <= Instant::now());
-    if !due {
+    let waits = |known: &Mutex<Known>| {
+        let known = known.lock();
+        known.asked.is_empty() && known.try_at.is_some_and(|at| at > Instant::now())
+    };
+    if snapshots.known.iter().all(waits) {
         return false;
     }
     match probe(snapshots.archive.destination(), &System).await {

@@ -1,0 +1,135 @@
+//! Appends at a fixed rate, with and without snapshots being made and uploaded all the time.
+
+use std::{sync::Arc, time::Duration};
+
+use super::{
+    Bench,
+    load::Streams,
+    median,
+    table::{Figure, Section},
+};
+use crate::client::Batches;
+
+const STREAMS: usize = 100;
+/// Appends a second: a moderate part of what two cores can do.
+const RATE: usize = 400;
+
+const COUNT: &str = "esker_partition_store_snapshots_upload_total";
+const BYTES: &str = "esker_partition_store_snapshots_upload_bytes_total";
+
+/// What a phase's snapshots are.
+#[derive(Clone, Copy, PartialEq)]
+enum Snapshots {
+    None,
+    Incremental,
+    Full,
+}
+
+pub async fn measure(bench: &Bench) -> anyhow::Result<Section> {
+    let (setup, _store) = bench.place("appends").await?;
+    let setup = setup.with([
+        "partitions=1",
+        "snapshots.num-retained=3",
+        "snapshots.recovery-budget=",
+        "snapshots.snapshot-interval=1h",
+    ]);
+    let mib = if bench.quick { 64 } else { 1024 };
+    let phase = Duration::from_secs(if bench.quick { 3 } else { 15 });
+    let large = Batches::new(64, 1024, 21)?;
+    let small = Arc::new(Batches::new(1, 256, 22)?);
+    let (server, _) = setup.start(&[]).await?;
+    let streams = Streams::create(&server.url(), STREAMS).await?;
+    streams.append(&large, 0..mib * 16).await?;
+    server.settle(Duration::from_secs(30)).await;
+    server.kill();
+
+    let kinds = [Snapshots::None, Snapshots::Incremental, Snapshots::Full];
+    let mut p50 = [vec![], vec![], vec![]];
+    let mut p99 = [vec![], vec![], vec![]];
+    let mut made = [0.0; 3];
+    let mut uploaded = [0.0; 3];
+    for round in 0..bench.runs {
+        for turn in 0..kinds.len() {
+            let which = (turn + round) % kinds.len();
+            let setup = match kinds[which] {
+                Snapshots::None => setup.with(["snapshots.snapshot-kind=incremental"]),
+                Snapshots::Incremental => setup.with([
+                    "snapshots.snapshot-kind=incremental",
+                    "snapshots.snapshot-interval=100ms",
+                ]),
+                Snapshots::Full => setup.with([
+                    "snapshots.snapshot-kind=full",
+                    "snapshots.snapshot-interval=100ms",
+                ]),
+            };
+            let (server, _) = setup.start(&[]).await?;
+            let streams = Streams::open(&server.url(), STREAMS).await?;
+            // Warm, and past the snapshot that the phases before made due.
+            streams
+                .at_a_rate(&small, RATE, Duration::from_secs(5))
+                .await?;
+            let before = (server.metric(COUNT).await?, server.metric(BYTES).await?);
+            let taken = streams.at_a_rate(&small, RATE, phase).await?;
+            made[which] += server.metric(COUNT).await? - before.0;
+            uploaded[which] += server.metric(BYTES).await? - before.1;
+            let samples = taken.len();
+            if let Some(taken) = taken.sorted() {
+                p50[which].push(taken.percentile_ms(50.0));
+                p99[which].push(taken.percentile_ms(99.0));
+                bench.note(format!(
+                    "phase {which}: {samples} appends, p50 {:.2} ms, p99 {:.2} ms, max {:.1} ms",
+                    taken.percentile_ms(50.0),
+                    taken.percentile_ms(99.0),
+                    taken.percentile_ms(100.0)
+                ));
+            }
+            server.kill();
+        }
+    }
+    let off = median(&p99[0]);
+    let seconds = phase.as_secs_f64() * bench.runs as f64;
+    let rate = |which: usize| {
+        format!(
+            "{:.1} snapshots and {:.0} MiB uploaded in a second",
+            made[which] / seconds,
+            uploaded[which] / seconds / 1024.0 / 1024.0
+        )
+    };
+    let ms = |value: f64| format!("{value:.2} ms");
+    let figures = vec![
+        Figure::plain("without snapshots: p50", ms(median(&p50[0]))),
+        Figure::plain("without snapshots: p99", ms(off)),
+        Figure::plain(
+            "incremental ones, one after the other: p50",
+            ms(median(&p50[1])),
+        )
+        .beside(rate(1)),
+        Figure::plain(
+            "incremental ones: p99",
+            format!("{}, {:.2}x", ms(median(&p99[1])), median(&p99[1]) / off),
+        )
+        .target("≤ 1.5x", median(&p99[1]) / off <= 1.5),
+        Figure::plain("full ones, one after the other: p50", ms(median(&p50[2]))).beside(rate(2)),
+        Figure::plain(
+            "full ones: p99",
+            format!("{}, {:.2}x", ms(median(&p99[2])), median(&p99[2]) / off),
+        )
+        .target("≤ 1.5x", median(&p99[2]) / off <= 1.5),
+    ];
+    Ok(Section {
+        title: "Appends while snapshots are made and uploaded".to_owned(),
+        how: format!(
+            "One partition of {mib} MiB; {RATE} unary appends of one record of 256 bytes a second, \
+             sent whether or not those before have been answered, over four connections to \
+             {STREAMS} streams. Phases of {} s take turns, {} of each; medians of the phases' \
+             percentiles. In phases with snapshots the interval is 100 ms, so that they follow each \
+             other: with incremental ones nearly all of the time is checkpoints, with full ones the \
+             upload of the whole partition. The store, which takes what is uploaded, uses the same \
+             two cores and the same disk.",
+            phase.as_secs(),
+            bench.runs
+        ),
+        figures,
+        ..Section::default()
+    })
+}

@@ -1,0 +1,145 @@
+//! The alert rules in `packaging/prometheus` and the metrics in `docs/recovery.md` name what a server
+//! really has, and places in the guide that exist.
+
+use std::collections::BTreeSet;
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::path::Path;
+
+use crate::support::{Server, eventually};
+
+const RULES: &str = include_str!("../../packaging/prometheus/alerts.yml");
+const GUIDE: &str = include_str!("../../docs/recovery.md");
+
+/// Words that begin like a metric of ours.
+fn metrics(text: &str) -> BTreeSet<String> {
+    text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_')
+        .filter(|word| word.starts_with("esker_"))
+        .map(str::to_owned)
+        .collect()
+}
+
+/// The value of each line of the rules that begins with this key.
+fn values<'a>(key: &'a str) -> impl Iterator<Item = &'a str> {
+    let lines = RULES
+        .lines()
+        .map(|line| line.trim_start().trim_start_matches("- "));
+    lines.filter_map(move |line| line.strip_prefix(key)?.strip_prefix(": "))
+}
+
+fn exposed(server: &Server) -> BTreeSet<String> {
+    let mut stream = TcpStream::connect(server.address()).unwrap();
+    let request = format!(
+        "GET /metrics HTTP/1.1\r\nhost: {}\r\nconnection: close\r\n\r\n",
+        server.address()
+    );
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    metrics(&answer)
+}
+
+/// Metrics that the code names.
+fn declared() -> BTreeSet<String> {
+    fn read(directory: &Path, found: &mut BTreeSet<String>) {
+        for entry in std::fs::read_dir(directory).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                read(&path, found);
+            } else if path.extension().is_some_and(|e| e == "rs") {
+                let text = std::fs::read_to_string(&path).unwrap();
+                let quoted = text.split('"').filter(|part| part.starts_with("esker_"));
+                found.extend(quoted.map(str::to_owned));
+            }
+        }
+    }
+    let mut found = BTreeSet::new();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    for room in ["node", "repository", "server"] {
+        read(&root.join("crates").join(room).join("src"), &mut found);
+    }
+    found
+}
+
+#[test]
+fn every_metric_of_an_alert_exists() {
+    let wanted: BTreeSet<String> = values("expr").flat_map(metrics).collect();
+    assert!(wanted.len() >= 10, "{wanted:?}");
+    let declared = declared();
+    let undeclared: Vec<_> = wanted.difference(&declared).collect();
+    assert!(undeclared.is_empty(), "no code names {undeclared:?}");
+
+    // Counters of what went wrong are there once it has, and proofs once there is one.
+    let later = |metric: &String| {
+        ["_failed_total", "_fallback_total", "_proof_age_seconds"]
+            .iter()
+            .any(|end| metric.ends_with(end))
+    };
+    let server = Server::start();
+    eventually("a server shows every metric that alerts ask for", || {
+        let there = exposed(&server);
+        wanted.iter().all(|m| later(m) || there.contains(m))
+    });
+}
+
+#[test]
+fn every_metric_of_the_guide_exists() {
+    let declared = declared();
+    let table = GUIDE.split("# Metrics\n").nth(1).unwrap();
+    let missing: Vec<_> = metrics(table)
+        .into_iter()
+        .filter(|m| !declared.contains(m))
+        .collect();
+    assert!(missing.is_empty(), "no code names {missing:?}");
+}
+
+#[test]
+fn every_alert_says_what_is_wrong_and_where_it_is_explained() {
+    let alerts = values("alert").count();
+    assert!(alerts > 5, "{alerts}");
+    for key in ["expr", "summary", "description"] {
+        assert_eq!(values(key).count(), alerts, "{key}");
+    }
+    for alert in RULES.lines().filter(|line| line.contains('\t')) {
+        panic!("a tab, which YAML does not take: {alert}");
+    }
+    let anchors: BTreeSet<String> = GUIDE
+        .lines()
+        .filter_map(|line| line.strip_prefix('#'))
+        .map(|line| anchor(line.trim_start_matches('#').trim()))
+        .collect();
+    for description in values("description") {
+        let (_, link) = description
+            .rsplit_once("docs/recovery.md#")
+            .unwrap_or_else(|| panic!("no link: {description}"));
+        let link = link.trim_end_matches('"');
+        assert!(anchors.contains(link), "docs/recovery.md has no #{link}");
+    }
+}
+
+/// Links within the guide lead somewhere.
+#[test]
+fn links_within_the_guide_lead_somewhere() {
+    let anchors: BTreeSet<String> = GUIDE
+        .lines()
+        .filter(|line| line.starts_with('#'))
+        .map(|line| anchor(line.trim_start_matches('#').trim()))
+        .collect();
+    for link in GUIDE.split("](#").skip(1) {
+        let link = link.split(')').next().unwrap();
+        assert!(anchors.contains(link), "no #{link}");
+    }
+}
+
+/// What a heading is linked by.
+fn anchor(heading: &str) -> String {
+    heading
+        .to_lowercase()
+        .chars()
+        .filter_map(|c| match c {
+            ' ' => Some('-'),
+            c if c.is_alphanumeric() || c == '-' || c == '_' => Some(c),
+            _ => None,
+        })
+        .collect()
+}
