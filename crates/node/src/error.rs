@@ -238,6 +238,18 @@ pub enum StartError {
         /// Which.
         why: String,
     },
+    /// Another restore has begun a lineage and put no snapshot of it yet.
+    #[error(
+        "partition {partition} of {repository} has a new lineage, begun a moment ago, and no snapshot of it: another restore is under way. If that node is lost as well, try again in {wait} s"
+    )]
+    LineageBegins {
+        /// The partition.
+        partition: u64,
+        /// The repository.
+        repository: String,
+        /// Seconds to wait.
+        wait: u64,
+    },
     /// Joining takes a cluster.
     #[error("--bootstrap join: this version runs single nodes, there is no cluster to join yet")]
     JoinUnsupported,
@@ -343,6 +355,11 @@ pub const START_CODES: &[(&str, &str, &str)] = &[
         "Restore from the repository into an empty directory.",
     ),
     (
+        "lineage_begins",
+        "Another restore began a lineage a moment ago, and has put no snapshot of it.",
+        "Let it go on. If that node is lost as well, try again when the time that the message names has passed.",
+    ),
+    (
         "join_unsupported",
         "`--bootstrap join` needs a cluster.",
         "Use `new` or `restore`.",
@@ -370,6 +387,7 @@ impl StartError {
             StartError::RepositoryUnreadable { .. } => "repository_unreadable",
             StartError::NothingToRestore { .. } => "nothing_to_restore",
             StartError::NothingUsable { .. } => "nothing_usable",
+            StartError::LineageBegins { .. } => "lineage_begins",
             StartError::OtherLineage { .. } => "other_lineage",
             StartError::JoinUnsupported => "join_unsupported",
             StartError::PartitionsChanged { .. } => "partitions_changed",

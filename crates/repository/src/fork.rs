@@ -39,7 +39,8 @@ impl Repository {
                         lsn,
                         extra: Map::new(),
                     };
-                    parent.with_ancestors(root.parent.as_ref())
+                    let parent = parent.with_ancestors(root.parent.as_ref());
+                    parent.begun(store.env().now())
                 });
                 let dead = next
                     .retained_snapshots

@@ -8,6 +8,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 use crate::error::Error;
 use crate::ids::{Generation, LineageId, Lsn, PartitionId, SnapshotId};
@@ -121,6 +122,8 @@ pub struct Parent {
 
 /// In a parent's extra fields: where it branched off itself.
 const ITS_PARENT: &str = "parent";
+/// And when the lineage was begun.
+const BEGUN_AT: &str = "begun_at";
 /// Forks that a root remembers, beyond the first.
 const ANCESTORS: usize = 15;
 
@@ -148,6 +151,18 @@ impl Parent {
         if let Ok(value) = serde_json::to_value(parent) {
             self.extra.insert(ITS_PARENT.to_owned(), value);
         }
+    }
+
+    pub(crate) fn begun(mut self, at: OffsetDateTime) -> Parent {
+        if let Ok(at) = at.format(&Rfc3339) {
+            self.extra.insert(BEGUN_AT.to_owned(), Value::String(at));
+        }
+        self
+    }
+
+    /// When the lineage that branched off here was begun, by its node's clock.
+    pub fn begun_at(&self) -> Option<OffsetDateTime> {
+        OffsetDateTime::parse(self.extra.get(BEGUN_AT)?.as_str()?, &Rfc3339).ok()
     }
 
     /// Where the parent branched off, if that is remembered.

@@ -18,16 +18,26 @@ async fn of_two_restores_at_once_at_most_one_serves(kind: Kind) {
         let context = format!("{kind:?}, round {round}");
         let (server, log) = match (one, other) {
             (Ok(server), Err(log)) | (Err(log), Ok(server)) => (server, log),
-            (Ok(_), Ok(_)) => panic!("{context}: both serve"),
+            (Ok(one), Ok(other)) => {
+                // One was done, with a snapshot of its line, before the other looked: that is a restore
+                // of a cluster that lives, and the earlier one is of a dead line now.
+                for root in scene.place.roots().await {
+                    let before = &root.json["parent"]["parent"]["lineage"];
+                    assert!(before.is_string(), "{context}: both serve one line");
+                }
+                drop((one, other));
+                continue;
+            }
             (Err(one), Err(other)) => {
                 // They may have stopped each other; the next restore goes on.
                 for log in [one, other] {
-                    assert!(log.contains("error [other_lineage]"), "{context}: {log}");
+                    let codes = ["error [other_lineage]", "error [lineage_begins]"];
+                    assert!(codes.iter().any(|c| log.contains(c)), "{context}: {log}");
                 }
                 continue;
             }
         };
-        let codes = ["error [other_lineage]", "error [nothing_usable]"];
+        let codes = ["error [other_lineage]", "error [lineage_begins]"];
         assert!(codes.iter().any(|c| log.contains(c)), "{context}: {log}");
         let after = contents(&server.sdk()).await;
         after.are(&past.phases[2].after_forks(1), &context);
@@ -100,4 +110,51 @@ async fn one_loss_after_the_other_is_recovered_from_however_long_the_interval_is
         }
     }))
     .await;
+}
+
+#[tokio::test]
+async fn a_second_loss_before_the_new_line_has_a_snapshot_is_recovered_from() {
+    let past = Past::new(Kind::Directory, "incremental").await;
+    let scene = past.copy().await;
+    let restore = scene.setup.clone().bootstrap("restore");
+    befall(&scene, Loss::Everything, Harm::Nothing);
+    let there = scene.place.all();
+    let (mut server, first) = seen(&restore, &scene).await;
+    first.are(&past.phases[2].after_forks(1), "once");
+    server.kill();
+    // As if nothing of the new line had been put but its beginning, a while ago.
+    befall(&scene, Loss::Everything, Harm::Nothing);
+    let change = |key: &str, change: &dyn Fn(&mut serde_json::Value)| {
+        let mut root = serde_json::from_slice(&scene.place.get(key).unwrap()).unwrap();
+        change(&mut root);
+        scene.place.replace(key, root.to_string().into_bytes());
+    };
+    let roots: Vec<_> = (0..3).map(|p| format!("{p}/latest.json")).collect();
+    for key in &roots {
+        let before: serde_json::Value = serde_json::from_slice(&there[key]).unwrap();
+        change(key, &|root| {
+            for field in ["created_at", "snapshot_id", "min_applied_lsn", "path"] {
+                root[field] = before[field].clone();
+            }
+            root["retained_snapshots"] = before["retained_snapshots"].clone();
+            root["intents"] = serde_json::json!([]);
+        });
+    }
+    for (key, content) in &there {
+        if !roots.contains(key) {
+            scene.place.replace(key, content.clone());
+        }
+    }
+    // Whoever comes too soon waits: the other one may be alive.
+    let log = restore.try_start(&scene.data()).await.err().unwrap();
+    assert!(log.contains("error [lineage_begins]"), "{log}");
+    for key in &roots {
+        change(key, &|root| {
+            root["parent"]["begun_at"] = "2026-01-01T00:00:00Z".into();
+        });
+    }
+    std::fs::remove_dir_all(scene.data()).unwrap();
+    let (_server, second) = seen(&restore, &scene).await;
+    // What the line in between may have given out is not given out again either.
+    second.are(&past.phases[2].after_forks(2), "twice");
 }

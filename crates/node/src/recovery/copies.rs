@@ -15,10 +15,12 @@ use super::plan::{Plan, PlannedFork};
 use super::ways::{Copy, LogFacts, Source, best, connects, is_whole};
 use crate::data_dir::DataDir;
 use crate::error::StartError;
-use crate::snapshots::{Archive, restored};
+use crate::snapshots::{Archive, age_of, restored};
 
 /// Partitions that are restored at a time. Each has eight files under way.
 const PARALLEL: usize = 4;
+/// A lineage without a snapshot is taken for one that is just being begun for so long.
+const BEGINNING: Duration = Duration::from_secs(60);
 /// How often a long restore says how far it is.
 const REPORT_EVERY: Duration = Duration::from_secs(5);
 
@@ -416,6 +418,15 @@ impl Search<'_> {
         }
         while let Some((copy, skipped)) = best(&copies, &ancestry) {
             let copy = copy.clone();
+            if let (true, Some(root)) = (skipped > 0, root)
+                && let Some(wait) = still_beginning(root)
+            {
+                return Err(StartError::LineageBegins {
+                    partition: self.facts.partition,
+                    repository: self.archive.shown().to_owned(),
+                    wait: wait.as_secs() + 1,
+                });
+            }
             let ready = match &copy.source {
                 Source::Database | Source::Log => None,
                 Source::Local(dir) => match locals.iter().find(|c| c.dir == *dir) {
@@ -480,6 +491,16 @@ impl Search<'_> {
             ),
         }
     }
+}
+
+/// How long whoever began the newest lineage has yet to put a snapshot of it. Until then it is taken
+/// for alive: of two restores at once, the later one does not take over. (Clocks that differ make this
+/// longer or shorter, and nothing else.)
+fn still_beginning(root: &CurrentRoot) -> Option<Duration> {
+    let begun_at = root.parent.as_ref()?.begun_at()?;
+    BEGINNING
+        .checked_sub(age_of(begun_at))
+        .filter(|wait| !wait.is_zero())
 }
 
 fn copy_of(checkpoint: &Checkpoint) -> Copy {
