@@ -10,6 +10,7 @@
 //! restore/<p>/     files of a snapshot on their way from the repository into the database
 //! restore.json     a restore under way that may lose something: what was decided
 //! repository/      partition snapshots, if no other destination is configured
+//! scratch/         restores that are tested; removed at a start
 //! damaged/         what was put aside by a recovery, and why partitions are not to be used
 //! rates.json       how fast this node was at its last recovery
 //! ```
@@ -201,6 +202,11 @@ impl DataDir {
     /// Where snapshots come in.
     pub fn restore(&self) -> PathBuf {
         self.path.join("restore")
+    }
+
+    /// Where restores are tested.
+    pub fn scratch(&self) -> PathBuf {
+        self.path.join("scratch")
     }
 
     /// What says why a partition's database is not to be used.

@@ -50,7 +50,8 @@ pub(crate) struct Reclaimer {
     garbage: u64,
     /// When that last became more.
     garbage_at: Instant,
-    /// Bytes of files when that was last looked at: what merges have made less of was garbage.
+    /// Bytes of files when that was last looked at, while there is garbage: what merges have made less
+    /// of was some of it.
     files: u64,
     compact_garbage: u64,
     reclaim_after: Duration,
@@ -75,7 +76,7 @@ impl Reclaimer {
             droppable: VecDeque::new(),
             garbage: 0,
             garbage_at: Instant::now(),
-            files: part.file_bytes(),
+            files: 0,
             compact_garbage: options.compact_garbage,
             reclaim_after: options.reclaim_after,
             compacting: Arc::new(AtomicBool::new(false)),
@@ -260,6 +261,9 @@ impl Reclaimer {
         }
         batch.delete(keys::reclaim(id));
         if let Some(from) = counted_from {
+            if self.garbage == 0 {
+                self.files = self.part.file_bytes();
+            }
             self.garbage += self.part.approximate_bytes(&from, &data_to)?;
             self.garbage_at = Instant::now();
         }
@@ -308,6 +312,10 @@ impl Reclaimer {
     }
 
     fn compact_if_worth_it(&mut self) {
+        // The apply thread is here some times a second, and RocksDB counts files under its lock.
+        if self.garbage == 0 {
+            return;
+        }
         let files = self.part.file_bytes();
         self.garbage = self
             .garbage

@@ -27,6 +27,8 @@ use crate::store::{Sink, Store};
 
 /// In a partial directory: which snapshot it is of.
 pub(crate) const MARKER: &str = ".esker-restore.json";
+/// The same, while it is written.
+const MARKER_WRITTEN: &str = ".esker-restore.json.new";
 /// How often a restore begins again because snapshots went while it was reading them.
 const PLANS: usize = 5;
 
@@ -358,6 +360,13 @@ impl Target {
             Some(parent) if parent != Path::new("") => parent.to_owned(),
             _ => PathBuf::from("."),
         };
+        let mut partial_name = name.to_owned();
+        partial_name.push(".partial");
+        let partial = parent.join(partial_name);
+        if to.join(MARKER).is_file() && !partial.exists() {
+            // A restore that ended just before it was done: it is gone on with.
+            fs::rename(to, &partial).map_err(|e| invalid(&e.to_string()))?;
+        }
         match fs::read_dir(to) {
             Ok(mut entries) => {
                 if entries.next().is_some() {
@@ -369,11 +378,9 @@ impl Target {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(invalid(&error.to_string())),
         }
-        let mut partial_name = name.to_owned();
-        partial_name.push(".partial");
         Ok(Target {
             to: to.to_owned(),
-            partial: parent.join(partial_name),
+            partial,
             parent,
         })
     }
@@ -389,7 +396,9 @@ impl Target {
                 Err(_) => None,
             };
             let is_empty = match fs::read_dir(&partial) {
-                Ok(mut entries) => entries.next().is_none(),
+                Ok(mut entries) => {
+                    entries.all(|e| e.is_ok_and(|e| e.file_name() == MARKER_WRITTEN))
+                }
                 Err(error) if error.kind() == io::ErrorKind::NotFound => true,
                 Err(error) => return Err(error),
             };
@@ -406,7 +415,12 @@ impl Target {
                 }
             }
             fs::create_dir_all(&partial)?;
-            fs::write(&marker, serde_json::to_vec(&Marker { snapshot })?)?;
+            // Whole or not at all, and before anything else: without it, nobody knows whose the rest is.
+            let written = partial.join(MARKER_WRITTEN);
+            fs::write(&written, serde_json::to_vec(&Marker { snapshot })?)?;
+            fs::File::open(&written)?.sync_all()?;
+            fs::rename(&written, &marker)?;
+            disk::sync_dir(&partial)?;
             Ok(partial)
         })
         .await
@@ -423,13 +437,10 @@ impl Target {
     /// Puts the directory into its place.
     async fn finish(&self, metadata: &SnapshotMetadata) -> Result<(), Error> {
         let (to, partial, parent) = (self.to.clone(), self.partial.clone(), self.parent.clone());
-        let names: std::collections::HashSet<String> =
+        let mut names: std::collections::HashSet<String> =
             metadata.files.iter().map(|f| f.name.clone()).collect();
+        names.insert(format!("/{MARKER}"));
         disk::blocking(move || {
-            match fs::remove_file(partial.join(MARKER)) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => {}
-            }
             disk::remove_all_but(&partial, &names)?;
             disk::sync_tree(&partial)?;
             match fs::remove_dir(&to) {
@@ -437,7 +448,10 @@ impl Target {
                 _ => {}
             }
             fs::rename(&partial, &to)?;
-            disk::sync_dir(&parent)
+            disk::sync_dir(&parent)?;
+            // Last: as long as it is there, a restore that was ended here is gone on with.
+            fs::remove_file(to.join(MARKER))?;
+            disk::sync_dir(&to)
         })
         .await
     }

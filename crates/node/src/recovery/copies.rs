@@ -323,22 +323,9 @@ impl Search<'_> {
         tracing::info!(partition, snapshot = %dir, "Loading snapshot from {}", self.archive.shown());
         let progress = Progress::new();
         let which = Which::Exactly(dir.clone());
-        let restore = async || {
-            tokio::select! {
-                result = repository.restore(&which, &to, &progress) => result,
-                never = report_on(partition, &progress) => match never {},
-            }
-        };
-        let result = match restore().await {
-            // A kill at the wrong moment has left files that nothing says whose they are. Nobody else
-            // writes there.
-            Err(RepositoryError::Io { source, .. })
-                if source.kind() == std::io::ErrorKind::AlreadyExists =>
-            {
-                remove(&self.place(&format!("{dir}.partial")))?;
-                restore().await
-            }
-            other => other,
+        let result = tokio::select! {
+            result = repository.restore(&which, &to, &progress) => result,
+            never = report_on(partition, &progress) => match never {},
         };
         match result {
             Ok(found) => {

@@ -168,6 +168,11 @@ fn groups(options: NodeOptions, opened: Opened) -> Result<(Inner, RecoveryReport
         ..
     } = opened;
     let identity = data_dir.identity.clone();
+    if let Err(error) = std::fs::remove_dir_all(data_dir.scratch())
+        && error.kind() != std::io::ErrorKind::NotFound
+    {
+        tracing::warn!(%error, dir = %data_dir.scratch().display(), "what a test of a restore left is not removed");
+    }
     let local = LocalSnapshots::open(data_dir.snapshots(), options.partitions, |p, checkpoint| {
         let part = store.part(PartitionId(p));
         let applied = part.applied().ok().flatten().map_or(0, |a| a.lsn);

@@ -20,6 +20,8 @@ use crate::node::{Inner, Node};
 
 /// Bytes of log that are read at a time.
 const CHUNK: u64 = 4 << 20;
+/// Bytes of memory that the scratch database has for blocks, and for each of two memtables.
+const MEMORY: usize = 16 << 20;
 
 /// A snapshot that was restored, brought up to date, and found equal to the live partition.
 #[derive(Clone, Debug)]
@@ -120,8 +122,7 @@ impl Inner {
         let scratch = Scratch {
             dir: self
                 .data_dir
-                .path()
-                .join("scratch")
+                .scratch()
                 .join(format!("{partition}-{}", rand::random::<u32>())),
         };
         let snapshots = &self.snapshots;
@@ -142,6 +143,12 @@ impl Inner {
         let checkpoint = restored(found.dir(), found.metadata()).map_err(Error::Storage)?;
         let bytes = checkpoint.bytes();
         let live = self.part(partition).clone();
+        if checkpoint.lineage() != Some(live.lineage()?.id()) {
+            return Err(Error::Invalid(format!(
+                "snapshot {dir} is of an earlier lineage than the partition: it cannot be brought up to date from its log, and compared"
+            )));
+        }
+        let group = self.group(partition).clone();
         let reader = self.raft.log().reader(GroupId(partition));
         let db = scratch.dir.join("db");
         let compared = crate::recovery::blocking(move || {
@@ -149,13 +156,16 @@ impl Inner {
             let restore = begun.elapsed();
             let expected = live.digest().map_err(|e| Error::TryLater(e.to_string()))?;
             let begun = Instant::now();
-            let replayed = replay(
-                &store,
-                partition,
-                checkpoint.meta.lsn,
-                expected.lsn,
-                &*reader,
-            )?;
+            let from = checkpoint.meta.lsn;
+            let replayed = replay(&store, partition, from, expected.lsn, &*reader);
+            let start = group.status().log_start.0;
+            let replayed = match replayed {
+                // It was let go of meanwhile, or before: that says nothing about the snapshot.
+                Err(_) if start > from => Err(Error::TryLater(format!(
+                    "the log begins after LSN {start} by now, and the snapshot ends at {from}: test a newer one"
+                ))),
+                other => other,
+            }?;
             let replay = begun.elapsed();
             let part = store.part(PartitionId(partition));
             let found = part.digest().map_err(|e| Error::Storage(e.to_string()))?;
@@ -183,7 +193,13 @@ impl Inner {
 
 fn import(db: &Path, partition: u64, checkpoint: &Checkpoint) -> Result<Store, Error> {
     // What the scratch database cannot do says nothing about the snapshot.
-    let store = Store::open_any(db, &StoreOptions::default())
+    let options = StoreOptions {
+        block_cache: MEMORY,
+        write_buffer: MEMORY,
+        write_buffers_total: 2 * MEMORY,
+        ..StoreOptions::default()
+    };
+    let store = Store::open_any(db, &options)
         .map_err(|e| Error::TryLater(format!("a scratch database: {e}")))?;
     store
         .import(PartitionId(partition), checkpoint)
@@ -233,7 +249,7 @@ fn replay_into<M: StateMachine>(
             None => return Err(broken(format!("there is no entry at LSN {next}"))),
         }
     }
-    Ok((to + 1).saturating_sub(from + 1))
+    Ok(to.saturating_sub(from))
 }
 
 fn compare(name: &str, live: &PartitionDigest, found: &PartitionDigest) -> Result<(), Error> {

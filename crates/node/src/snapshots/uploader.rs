@@ -13,7 +13,6 @@ use esker_raft::{Group, Lsn};
 use esker_repository::destination::probe::probe;
 use esker_repository::env::System;
 use esker_repository::{CurrentRoot, Error as RepositoryError, Progress, Repository};
-use parking_lot::Mutex;
 use time::OffsetDateTime;
 use tokio::sync::oneshot;
 
@@ -102,9 +101,12 @@ impl Known {
     pub fn ask(&mut self) -> oneshot::Receiver<Result<CreatedSnapshot, String>> {
         let (answer, answered) = oneshot::channel();
         self.asked.push(answer);
-        // Whoever asks does not wait for a retry.
-        self.try_at = None;
         answered
+    }
+
+    /// Whether it is not yet time for another attempt. Whoever asks does not wait for it.
+    fn waits(&self) -> bool {
+        self.asked.is_empty() && self.try_at.is_some_and(|at| at > Instant::now())
     }
 
     fn note_root(&mut self, root: &CurrentRoot) {
@@ -137,7 +139,18 @@ impl Known {
     }
 }
 
-/// The task.
+/// What all partitions together have that the repository does not.
+#[derive(Clone, Copy, Debug)]
+struct Load {
+    /// How long it would take to replay it.
+    replay: Duration,
+    /// The partition with the most of it.
+    largest: u64,
+    /// Whether the log is larger than it may be.
+    log_full: bool,
+}
+
+/// The tasks.
 #[derive(Debug)]
 pub(crate) struct Uploader {
     tasks: [tokio::task::JoinHandle<()>; 2],
@@ -171,12 +184,13 @@ async fn run(inner: Weak<Inner>) {
         if !probed {
             probed = probe_once(&inner).await;
         }
+        // Of all partitions: looked at once a round, not once for each.
+        let load = inner.load();
         for partition in 0..inner.snapshots.known.len() as u64 {
-            work(&inner, partition, probed).await;
+            work(&inner, partition, probed, load).await;
         }
-        let snapshots = &inner.snapshots;
-        // The node is let go of before the wait.
-        let woken = tokio::time::timeout(LOOK_EVERY, snapshots.wake.notified());
+        let woken = tokio::time::timeout(LOOK_EVERY, inner.snapshots.wake.notified());
+        // Either is a reason to look again.
         let _ = woken.await;
     }
 }
@@ -223,11 +237,7 @@ async fn probe_once(inner: &Inner) -> bool {
     if snapshots.archive.destination().local().is_some() {
         return true;
     }
-    let waits = |known: &Mutex<Known>| {
-        let known = known.lock();
-        known.asked.is_empty() && known.try_at.is_some_and(|at| at > Instant::now())
-    };
-    if snapshots.known.iter().all(waits) {
+    if snapshots.known.iter().all(|known| known.lock().waits()) {
         return false;
     }
     match probe(snapshots.archive.destination(), &System).await {
@@ -244,12 +254,11 @@ async fn probe_once(inner: &Inner) -> bool {
     }
 }
 
-async fn work(inner: &Inner, partition: u64, may_put: bool) {
+async fn work(inner: &Inner, partition: u64, may_put: bool, load: Load) {
     let place = &inner.snapshots.known[partition as usize];
     let (looked, waits) = {
         let known = place.lock();
-        let waits = known.try_at.is_some_and(|at| at > Instant::now());
-        (known.looked, waits)
+        (known.looked, known.waits())
     };
     if waits {
         return;
@@ -265,7 +274,10 @@ async fn work(inner: &Inner, partition: u64, may_put: bool) {
     if !may_put {
         return;
     }
-    let Some(reason) = due(inner.snapshots.archive.options(), &inner.facts(partition)) else {
+    let Some(reason) = due(
+        inner.snapshots.archive.options(),
+        &inner.facts(partition, load),
+    ) else {
         sweep_if_due(inner, partition, &repository).await;
         return;
     };
@@ -449,7 +461,7 @@ async fn sweep(inner: &Inner, partition: u64, repository: &Repository) {
 
 impl Inner {
     /// What decides whether a snapshot of the partition is due.
-    fn facts(&self, partition: u64) -> Facts {
+    fn facts(&self, partition: u64, load: Load) -> Facts {
         let known = self.snapshots.known[partition as usize].lock();
         let status = self.group(partition).status();
         let newest = known.newest();
@@ -462,23 +474,22 @@ impl Inner {
         let forked_at = lineage.filter(|l| l.forks > 0).map(|l| l.fork_lsn);
         let none = newest.is_none_or(|n| forked_at.is_some_and(|lsn| n.lsn <= lsn));
         drop(known);
-        let (replay, largest) = self.replay_after_archived();
+        let is_largest = load.largest == partition;
         Facts {
             asked,
             none,
             entries: status.applied.0.saturating_sub(lsn),
             age,
-            replay: match largest == partition {
-                true => replay,
+            replay: match is_largest {
+                true => load.replay,
                 false => Duration::ZERO,
             },
-            log_full: largest == partition && self.log_is_full(),
+            log_full: is_largest && load.log_full,
         }
     }
 
-    /// How long it would take to replay, over all partitions, what came after their newest snapshots;
-    /// and the partition with the largest share of it.
-    pub(crate) fn replay_after_archived(&self) -> (Duration, u64) {
+    /// What came after the newest snapshots, over all partitions.
+    fn load(&self) -> Load {
         let (mut entries, mut bytes) = (0, 0);
         let mut largest = (0, 0);
         for (partition, known) in (0..).zip(&self.snapshots.known) {
@@ -490,7 +501,11 @@ impl Inner {
                 largest = (partition, some);
             }
         }
-        (self.snapshots.rates.replay(entries, bytes).time, largest.0)
+        Load {
+            replay: self.snapshots.rates.replay(entries, bytes).time,
+            largest: largest.0,
+            log_full: self.log_is_full(),
+        }
     }
 
     /// Entries of a partition after an LSN, and roughly their bytes.
@@ -499,7 +514,7 @@ impl Inner {
         let entries = status.last.0.saturating_sub(lsn);
         let bytes = match status.log_entries {
             0 => 0,
-            all => status.log_bytes * entries.min(all) / all,
+            all => (status.log_bytes as f64 * (entries.min(all) as f64 / all as f64)) as u64,
         };
         (entries, bytes)
     }

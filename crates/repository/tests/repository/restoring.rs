@@ -23,6 +23,7 @@ on_both!(
     a_target_that_holds_something_is_left_alone,
     a_partial_directory_that_no_restore_left_is_left_alone,
     a_partial_directory_is_gone_on_with,
+    one_that_ends_anywhere_near_its_end_is_gone_on_with,
     a_partial_directory_of_another_snapshot_is_begun_anew,
     a_pin_holds_while_it_reads_and_goes_afterwards,
     a_restore_that_fails_leaves_no_pin,
@@ -261,6 +262,35 @@ async fn a_partial_directory_is_gone_on_with(place: Place) {
         assert_eq!(fetched.len(), 3, "what was whole is not fetched again");
         assert!(!fetched.iter().any(|key| key.ends_with(&keys[0])));
     }
+}
+
+async fn one_that_ends_anywhere_near_its_end_is_gone_on_with(place: Place) {
+    const MARKER: &str = ".esker-restore.json";
+    let target = place.target();
+    let partial = partial_of(&target);
+    let (files, _) = broken_off(&place, &target).await;
+    let marker = std::fs::read(partial.join(MARKER)).unwrap();
+    let again = async || {
+        let restore = place.repository();
+        let restored = restore.restore(&Which::Newest, &target, &Progress::new());
+        let restored = restored.await.unwrap();
+        assert_eq!(read_dir(&target), files);
+        assert!(!partial.exists());
+        restored.resumed()
+    };
+    again().await;
+    // In its place, and the marker not yet removed.
+    std::fs::write(target.join(MARKER), &marker).unwrap();
+    assert_eq!(again().await, files.len() as u64);
+    // Not yet in its place.
+    std::fs::write(target.join(MARKER), &marker).unwrap();
+    std::fs::rename(&target, &partial).unwrap();
+    assert_eq!(again().await, files.len() as u64);
+    // At its beginning, with the marker half written.
+    std::fs::remove_dir_all(&target).unwrap();
+    std::fs::create_dir(&partial).unwrap();
+    std::fs::write(partial.join(".esker-restore.json.new"), "{").unwrap();
+    assert_eq!(again().await, 0);
 }
 
 async fn a_partial_directory_of_another_snapshot_is_begun_anew(place: Place) {
