@@ -120,7 +120,8 @@ fn busy() -> Setup {
         .set("log.flush-after=128KiB")
 }
 
-fn number(variable: &str) -> Option<u64> {
+/// A number from the environment.
+pub fn number(variable: &str) -> Option<u64> {
     std::env::var(variable).ok()?.parse().ok()
 }
 

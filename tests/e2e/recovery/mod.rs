@@ -8,6 +8,7 @@
 //! | [`empty_directories`] | what an empty data directory means |
 //! | [`twins`] | two that believe to be the same; one loss after the other |
 //! | [`kills`] | kills amid all of that |
+//! | [`any_history`] | all of that in any order, against a model |
 //! | [`outages`], [`log_bound`] | a repository out of reach, and the log meanwhile |
 //! | [`schedule`] | when snapshots are put |
 //!
@@ -18,6 +19,7 @@
 //! | [`losses`] | what befalls it |
 //! | [`contents`] | all that a client can read, before and after |
 
+mod any_history;
 mod contents;
 mod empty_directories;
 mod kills;

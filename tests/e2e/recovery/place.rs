@@ -160,6 +160,12 @@ impl Place {
     /// Flips a byte in a file of a retained snapshot, 0 being the newest: one that no older snapshot
     /// has.
     pub fn damage(&self, partition: u64, at: usize) {
+        let damaged = self.damage_or_forget(partition, at);
+        assert!(damaged.is_some(), "no file that no older one has");
+    }
+
+    /// The same; if there is no such file, the description is removed. The file's key.
+    pub fn damage_or_forget(&self, partition: u64, at: usize) -> Option<String> {
         let root = self.root(partition).unwrap();
         let mut files = self.files_of(&root, at);
         for older in at + 1..root.retained().len() {
@@ -167,17 +173,30 @@ impl Place {
                 files.remove(&file);
             }
         }
-        let key = files.first().expect("a file that no older one has");
-        let mut content = self.get(key).unwrap_or_else(|| panic!("no {key}"));
+        let Some(key) = files.pop_first() else {
+            self.forget(partition, at);
+            return None;
+        };
+        let mut content = self.get(&key).unwrap_or_else(|| panic!("no {key}"));
         let middle = content.len() / 2;
         content[middle] = !content[middle];
-        self.replace(key, content);
+        self.replace(&key, content);
+        Some(key)
+    }
+
+    /// Whether a retained snapshot has its description, and no file that was damaged.
+    pub fn is_whole(&self, root: &Root, at: usize, damaged: &BTreeSet<String>) -> bool {
+        let described = self.get(&format!("{}/metadata.json", root.retained()[at]));
+        described.is_some() && self.files_of(root, at).is_disjoint(damaged)
     }
 
     /// Removes the description of a retained snapshot, 0 being the newest.
     pub fn forget(&self, partition: u64, at: usize) {
         let root = self.root(partition).unwrap();
-        self.remove(&format!("{}/metadata.json", root.retained()[at]));
+        let description = format!("{}/metadata.json", root.retained()[at]);
+        if self.get(&description).is_some() {
+            self.remove(&description);
+        }
     }
 }
 

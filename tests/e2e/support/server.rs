@@ -343,9 +343,17 @@ impl Server {
 
     /// The same data directory, served again. The process must have ended.
     pub async fn restart(&mut self, setup: &Setup) {
-        let mut next = setup.start(&self.data_dir).await;
+        if let Err(log) = self.try_restart(setup).await {
+            panic!("the server ended:\n{log}");
+        }
+    }
+
+    /// The same, if the server does not end instead: then all that it wrote.
+    pub async fn try_restart(&mut self, setup: &Setup) -> Result<(), String> {
+        let mut next = setup.try_start(&self.data_dir).await?;
         next.temporary = self.temporary.take();
         *self = next;
+        Ok(())
     }
 }
 

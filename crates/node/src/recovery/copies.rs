@@ -36,6 +36,8 @@ pub(super) struct Way {
     pub has_root: bool,
     /// The lineage of the log, if that began where the copy ends: the copy is of its parent.
     pub adopt: Option<Lineage>,
+    /// Whether a snapshot in the repository was found damaged.
+    pub damage: bool,
 }
 
 /// Finds a way for each partition, and writes down which lineages begin.
@@ -56,6 +58,7 @@ pub(super) async fn find(
             accepts_loss,
             log: facts.log.clone(),
             tried: Vec::new(),
+            damage: false,
         };
         search.find()
     });
@@ -88,6 +91,8 @@ struct Search<'a> {
     log: Option<LogFacts>,
     /// Copies that are not usable, and why.
     tried: Vec<String>,
+    /// Whether a snapshot in the repository is damaged.
+    damage: bool,
 }
 
 impl Search<'_> {
@@ -263,6 +268,7 @@ impl Search<'_> {
             let metadata = match repository.describe(&dir).await {
                 Ok(metadata) => metadata,
                 Err(error) if error.is_damage() => {
+                    self.damage = true;
                     tracing::warn!(partition = self.facts.partition, snapshot = %dir, %error, "a snapshot is damaged: an older one is tried");
                     self.tried
                         .push(format!("repository snapshot {dir}: {error}"));
@@ -349,6 +355,7 @@ impl Search<'_> {
                     RepositoryError::Unusable(mut tried) if tried.len() == 1 => *tried.remove(0).1,
                     other => other,
                 };
+                self.damage = true;
                 tracing::warn!(partition, snapshot = %dir, %error, "a snapshot is damaged: an older one is tried");
                 metrics::counter!("esker_partition_store_snapshots_download_fallback_total")
                     .increment(1);
@@ -465,6 +472,7 @@ impl Search<'_> {
                 .map(|log| log.lineage.clone()),
             fork,
             has_root,
+            damage: self.damage,
         }
     }
 

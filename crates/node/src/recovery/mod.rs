@@ -50,6 +50,8 @@ struct Opened {
     report: RecoveryReport,
     /// Partitions that have begun a new lineage in this start.
     forked: Vec<u64>,
+    /// Partitions of which a snapshot in the repository was found damaged.
+    damaged: Vec<u64>,
 }
 
 pub(crate) async fn recover(options: NodeOptions) -> Result<Arc<Inner>, StartError> {
@@ -57,10 +59,13 @@ pub(crate) async fn recover(options: NodeOptions) -> Result<Arc<Inner>, StartErr
     let handle = tokio::runtime::Handle::current();
     let (mut inner, forked, mut report, replay) = blocking(move || {
         let opened = open(&options, &handle)?;
-        let forked = opened.forked.clone();
+        let (forked, damaged) = (opened.forked.clone(), opened.damaged.clone());
         // A group replays from the moment it is open.
         let replay = Instant::now();
         let (inner, report) = groups(options, opened)?;
+        for partition in damaged {
+            inner.snapshots.known[partition as usize].lock().distrusted = true;
+        }
         Ok::<_, StartError>((inner, forked, report, replay))
     })
     .await?;
@@ -114,7 +119,7 @@ fn open(options: &NodeOptions, handle: &tokio::runtime::Handle) -> Result<Opened
     let scan = Some(scan.elapsed()).filter(|_| scan_tells(raft.log().used_bytes()));
     let founding = data_dir.is_new && !plan.as_ref().is_some_and(|plan| plan.everything);
     let mut report = RecoveryReport::default();
-    let mut forked = Vec::new();
+    let (mut forked, mut damaged) = (Vec::new(), Vec::new());
     let store_options = options.store_in(&data_dir);
     let store = if founding {
         rebuild::found(&raft, &data_dir, &store_options)?
@@ -129,6 +134,7 @@ fn open(options: &NodeOptions, handle: &tokio::runtime::Handle) -> Result<Opened
             accepts_loss,
         ))?;
         let restored = decided.elapsed();
+        damaged.extend(ways.iter().filter(|w| w.damage).map(|w| w.partition));
         let rebuilt = rebuild::rebuild(
             handle,
             facts,
@@ -154,6 +160,7 @@ fn open(options: &NodeOptions, handle: &tokio::runtime::Handle) -> Result<Opened
         archive,
         report,
         forked,
+        damaged,
     })
 }
 

@@ -19,6 +19,7 @@ use esker_repository::{
 use serde_json::{Value, json};
 
 use super::SnapshotOptions;
+use super::options::SnapshotKind;
 use crate::data_dir::Identity;
 use crate::error::StartError;
 
@@ -66,23 +67,25 @@ impl Archive {
 
     /// A partition's repository, for the node that is `identity`.
     pub fn repository(&self, identity: &Identity, partition: u64) -> Repository {
-        let cluster = Cluster {
-            name: identity.cluster_name.clone(),
-            fingerprint: Some(identity.fingerprint()),
-            node_name: format!("node-{}", identity.node_id),
-        };
-        self.with(Some(cluster), partition)
+        let cluster = cluster(identity);
+        self.with(Some(cluster), partition, self.options.kind)
+    }
+
+    /// The same, for a snapshot that shares no file with others.
+    pub fn apart(&self, identity: &Identity, partition: u64) -> Repository {
+        let cluster = cluster(identity);
+        self.with(Some(cluster), partition, SnapshotKind::Full)
     }
 
     /// A partition's repository, for reading, whoever it belongs to.
     pub fn reader(&self, partition: u64) -> Repository {
-        self.with(None, partition)
+        self.with(None, partition, self.options.kind)
     }
 
-    fn with(&self, cluster: Option<Cluster>, partition: u64) -> Repository {
+    fn with(&self, cluster: Option<Cluster>, partition: u64, kind: SnapshotKind) -> Repository {
         let options = Options {
             cluster,
-            kind: self.options.kind,
+            kind,
             num_retained: self.options.num_retained,
             // Nobody else uses a directory within the data directory, and what it links to takes
             // space on the same disk.
@@ -93,6 +96,14 @@ impl Archive {
             ..Options::default()
         };
         Repository::new(&self.destination, partition_id(partition), options)
+    }
+}
+
+fn cluster(identity: &Identity) -> Cluster {
+    Cluster {
+        name: identity.cluster_name.clone(),
+        fingerprint: Some(identity.fingerprint()),
+        node_name: format!("node-{}", identity.node_id),
     }
 }
 

@@ -57,6 +57,9 @@ pub(crate) struct Known {
     pub proven: Option<Proof>,
     /// Why the last such test failed, if it did.
     pub proof_failure: Option<String>,
+    /// Whether something that was put is not what it should be. The next snapshot shares no file with
+    /// what is there: an incremental one would take over the damage.
+    pub distrusted: bool,
     /// How far an upload is that is under way.
     pub uploading: Option<Progress>,
     failures: u32,
@@ -282,6 +285,18 @@ async fn work(inner: &Inner, partition: u64, may_put: bool, load: Load) {
         return;
     };
     let asked = std::mem::take(&mut place.lock().asked);
+    // Where a line begins, something was lost just before: of what is there nobody knows how good it is.
+    let apart = {
+        let known = place.lock();
+        known.distrusted || (reason == Reason::First && known.newest().is_some())
+    };
+    let repository = match apart {
+        true => {
+            let archive = &inner.snapshots.archive;
+            archive.apart(&inner.snapshots.identity, partition)
+        }
+        false => repository,
+    };
     let result = put(inner, partition, &repository, group, reason).await;
     note_put(inner, partition, reason, &result);
     for asker in asked {
@@ -304,6 +319,7 @@ fn note_put(
     match result {
         Ok(created) => {
             known.succeeded();
+            known.distrusted = false;
             if reason == Reason::First && created.lsn <= 2 {
                 // One for each partition of a new node: nobody wants to read that.
                 tracing::debug!(partition, "the first snapshot was put into the repository");

@@ -1,0 +1,474 @@
+//! Any history, snapshots anywhere, losses anywhere: what is there afterwards is what a model says.
+//!
+//! The model knows what each partition had after each step. A plain start has to bring back all of it;
+//! one that may lose something has to end at one of those moments, not before the newest copy that is
+//! left, with every stream of the partition at the same moment.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use rand::rngs::StdRng;
+use rand::seq::{IndexedRandom as _, IteratorRandom as _};
+use rand::{Rng as _, SeedableRng as _};
+use s2_sdk::types::{
+    AppendInput, AppendRecord, AppendRecordBatch, CommandRecord, DeleteStreamInput,
+};
+
+use super::contents::{GAP, contents, stream};
+use super::kills::number;
+use super::past::{applied, new_line_is_kept, play, quiet};
+use super::place::{Kind, PARTITIONS, Scene};
+use crate::support::sdk::{self, basin_name, stream_name};
+use crate::support::{Server, eventually};
+
+const BASIN: &str = "model-basin";
+
+/// What a stream has, by the model.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Told {
+    records: BTreeMap<u64, Vec<u8>>,
+    tail: u64,
+}
+
+/// Streams of one partition, by name.
+type Moment = BTreeMap<String, Told>;
+
+/// What a partition had after each step, in the line that it is in now.
+#[derive(Debug)]
+struct Line {
+    moments: Vec<Moment>,
+    /// Where in `moments` the line began: a log goes back so far at most.
+    begun: usize,
+    /// Where each snapshot in the repository is in `moments`.
+    snapshots: BTreeMap<String, usize>,
+    /// How far the database's files go at least.
+    durable: usize,
+}
+
+impl Line {
+    fn last(&self) -> usize {
+        self.moments.len() - 1
+    }
+
+    /// Where the newest snapshot is that ends at or below an LSN.
+    fn as_of(&self, lsn: &str) -> Option<usize> {
+        let ends = |dir: &str| dir.split_once('-').map(|(lsn, _)| lsn.to_owned());
+        let below = |(dir, _): &(&String, &usize)| ends(dir).is_some_and(|end| end.as_str() <= lsn);
+        let below = self.snapshots.iter().filter(below);
+        below.map(|(_, moment)| *moment).max()
+    }
+
+    /// What a step makes of the newest moment.
+    fn step(&mut self, change: impl FnOnce(&mut Moment)) {
+        let mut next = self.moments[self.last()].clone();
+        change(&mut next);
+        self.moments.push(next);
+    }
+}
+
+/// What is removed from the data directory.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Lost {
+    log: bool,
+    database: bool,
+    local_snapshots: bool,
+}
+
+struct World {
+    rng: StdRng,
+    scene: Scene,
+    server: Server,
+    /// By partition; of the catalog nothing changes after the beginning.
+    lines: BTreeMap<u64, Line>,
+    /// Of all streams that ever were.
+    partition_of: BTreeMap<String, u64>,
+    /// Sequence numbers that were acknowledged, ever.
+    given: BTreeMap<String, BTreeSet<u64>>,
+    /// Objects of the repository that were damaged.
+    damaged: BTreeSet<String>,
+    told: String,
+    losses: usize,
+}
+
+impl World {
+    async fn new(seed: u64) -> World {
+        let setup = quiet().set("snapshots.snapshot-kind=incremental");
+        let scene = Scene::new(Kind::Directory, setup).await;
+        let server = scene.setup.start(&scene.data()).await;
+        sdk::basin(&server.sdk(), BASIN).await;
+        let line = |_| Line {
+            moments: vec![Moment::new()],
+            begun: 0,
+            snapshots: BTreeMap::new(),
+            durable: 0,
+        };
+        let mut world = World {
+            rng: StdRng::seed_from_u64(seed),
+            lines: (0..=PARTITIONS).map(|p| (p, line(p))).collect(),
+            scene,
+            server,
+            partition_of: BTreeMap::new(),
+            given: BTreeMap::new(),
+            damaged: BTreeSet::new(),
+            told: format!("ESKER_TEST_SEED={seed}"),
+            losses: 0,
+        };
+        world.scene.place.roots().await;
+        // The first ones may be from before the basin.
+        for partition in 0..=PARTITIONS {
+            world.put_snapshot(partition).await;
+        }
+        world.note_snapshots();
+        world
+    }
+
+    fn note(&mut self, what: &str) {
+        self.told.push_str("; ");
+        self.told.push_str(what);
+    }
+
+    fn line(&mut self, name: &str) -> &mut Line {
+        let partition = self.partition_of[name];
+        self.lines.get_mut(&partition).expect("a partition")
+    }
+
+    fn streams(&self) -> Vec<String> {
+        let newest = self.lines.values().map(|line| &line.moments[line.last()]);
+        newest.flat_map(|moment| moment.keys().cloned()).collect()
+    }
+
+    async fn step(&mut self) {
+        let streams = self.streams();
+        match self.rng.random_range(0..20) {
+            _ if streams.len() < 3 => self.create().await,
+            0..8 => self.append(&streams).await,
+            8..10 => self.trim(&streams).await,
+            10 => self.create().await,
+            11 => self.delete(&streams).await,
+            12..15 => {
+                let partition = self.rng.random_range(1..=PARTITIONS);
+                self.put_snapshot(partition).await;
+            }
+            15 => {
+                self.note("kill");
+                self.server.kill();
+                self.server.restart(&self.scene.setup).await;
+                self.check_all().await;
+            }
+            _ => self.lose().await,
+        }
+    }
+
+    async fn create(&mut self) {
+        let name = format!("stream-{}", self.partition_of.len());
+        self.note(&format!("create {name}"));
+        let before = self.applied().await;
+        let basin = self.server.sdk().basin(basin_name(BASIN));
+        sdk::stream(&basin, &name).await;
+        // Nothing else is going on, so that tells where it is.
+        let partition = eventually("a partition with one entry more", async || {
+            let now = applied(&self.server).await;
+            (1..=PARTITIONS).find(|p| now[*p as usize] > before[*p as usize])
+        })
+        .await;
+        self.partition_of.insert(name.clone(), partition);
+        self.line(&name).step(|moment| {
+            moment.insert(name.clone(), Told::default());
+        });
+    }
+
+    /// As soon as the figures stand still.
+    async fn applied(&self) -> Vec<u64> {
+        tokio::time::sleep(std::time::Duration::from_millis(350)).await;
+        applied(&self.server).await
+    }
+
+    async fn append(&mut self, streams: &[String]) {
+        let name = streams.choose(&mut self.rng).expect("a stream").clone();
+        let count = self.rng.random_range(1..20);
+        let size = self.rng.random_range(0..3000);
+        let body = |i| format!("{i} {}", "x".repeat(size)).into_bytes();
+        let bodies: Vec<Vec<u8>> = (0..count).map(body).collect();
+        self.note(&format!("append {count} to {name}"));
+        let records = bodies
+            .iter()
+            .cloned()
+            .map(|b| AppendRecord::new(b).unwrap());
+        self.append_all(&name, records.collect(), bodies).await;
+    }
+
+    async fn append_all(&mut self, name: &str, records: Vec<AppendRecord>, bodies: Vec<Vec<u8>>) {
+        let at = stream(&self.server.sdk(), &format!("{BASIN}/{name}"));
+        let batch = AppendRecordBatch::try_from_iter(records).unwrap();
+        let ack = at.append(AppendInput::new(batch)).await.unwrap();
+        let given = self.given.entry(name.to_owned()).or_default();
+        for seq in ack.start.seq_num..ack.end.seq_num {
+            assert!(given.insert(seq), "{}: {seq} again in {name}", self.told);
+        }
+        self.line(name).step(|moment| {
+            let told = moment.get_mut(name).expect("a stream");
+            assert_eq!(ack.start.seq_num, told.tail);
+            told.records.extend((ack.start.seq_num..).zip(bodies));
+            told.tail = ack.end.seq_num;
+        });
+    }
+
+    async fn trim(&mut self, streams: &[String]) {
+        let name = streams.choose(&mut self.rng).expect("a stream").clone();
+        let line = self.line(&name);
+        let told = line.moments[line.last()][&name].clone();
+        let Some(seq) = told.records.keys().choose(&mut self.rng).copied() else {
+            return;
+        };
+        self.note(&format!("trim {name} to {seq}"));
+        let command = vec![CommandRecord::trim(seq).into()];
+        let body = seq.to_be_bytes().to_vec();
+        self.append_all(&name, command, vec![body]).await;
+        let line = self.line(&name);
+        let newest = line.last();
+        let told = line.moments[newest].get_mut(&name).expect("a stream");
+        told.records = told.records.split_off(&seq);
+    }
+
+    async fn delete(&mut self, streams: &[String]) {
+        let name = streams.choose(&mut self.rng).expect("a stream").clone();
+        self.note(&format!("delete {name}"));
+        let basin = self.server.sdk().basin(basin_name(BASIN));
+        let input = DeleteStreamInput::new(stream_name(&name));
+        basin.delete_stream(input).await.unwrap();
+        self.line(&name).step(|moment| {
+            moment.remove(&name);
+        });
+    }
+
+    async fn put_snapshot(&mut self, partition: u64) {
+        self.note(&format!("snapshot of {partition}"));
+        let path = format!("/esker/v1/partitions/{partition}/snapshots");
+        let put = self.server.http1().post(&path).send().await.expect(200);
+        let dir = put.json()["snapshot"].as_str().unwrap().to_owned();
+        let line = self.lines.get_mut(&partition).expect("a partition");
+        let newest = line.last();
+        line.snapshots.insert(dir, newest);
+        line.durable = newest;
+    }
+
+    /// Snapshots that were put unasked, since nothing was done.
+    fn note_snapshots(&mut self) {
+        for (partition, line) in &mut self.lines {
+            let newest = line.last();
+            for dir in self.scene.place.root(*partition).unwrap().retained() {
+                let dir = dir.split_once('/').expect("partition/directory").1;
+                line.snapshots.entry(dir.to_owned()).or_insert(newest);
+            }
+            line.durable = newest;
+        }
+    }
+
+    /// The moments of the snapshots in the repository that are whole, of the newest one first.
+    fn whole(&self, partition: u64) -> Vec<usize> {
+        let root = self.scene.place.root(partition).expect("a root");
+        let retained = root.retained().into_iter().enumerate();
+        let whole = retained
+            .filter(|(at, _)| self.scene.place.is_whole(&root, *at, &self.damaged))
+            .map(|(_, dir)| {
+                let (_, dir) = dir.split_once('/').expect("partition/directory");
+                let moment = self.lines[&partition].snapshots.get(dir);
+                *moment.unwrap_or_else(|| panic!("{}: where is {dir} from?", self.told))
+            });
+        whole.collect()
+    }
+
+    /// Those of the line that the partition is in now: without one, a line that has just begun is taken
+    /// for somebody else's.
+    fn whole_of_line(&self, partition: u64) -> usize {
+        let begun = self.lines[&partition].begun;
+        let whole = self.whole(partition).into_iter();
+        whole.filter(|moment| *moment >= begun).count()
+    }
+
+    /// Damages some of the newest snapshots, and leaves at least one of the line whole.
+    fn damage(&mut self, partition: u64) {
+        let left = self.whole_of_line(partition);
+        for at in 0..self.rng.random_range(0..left) {
+            let place = &self.scene.place;
+            let before = self.damaged.clone();
+            match self.rng.random_bool(0.3) {
+                true => place.forget(partition, at),
+                false => self.damaged.extend(place.damage_or_forget(partition, at)),
+            }
+            if self.whole_of_line(partition) == 0 {
+                // Older ones have a file of it: that is put right again.
+                for key in self.damaged.difference(&before) {
+                    let mut content = place.get(key).unwrap();
+                    let middle = content.len() / 2;
+                    content[middle] = !content[middle];
+                    place.replace(key, content);
+                }
+                self.damaged = before;
+                return;
+            }
+        }
+    }
+
+    async fn lose(&mut self) {
+        let mut lost = Lost {
+            log: self.rng.random_bool(0.4),
+            database: self.rng.random_bool(0.6),
+            local_snapshots: self.rng.random_bool(0.5),
+        };
+        let everything = self.rng.random_bool(0.2);
+        // Incremental snapshots take over damage that nobody has noticed: nothing may be whole.
+        if (0..=PARTITIONS).any(|p| self.whole_of_line(p) == 0) {
+            return;
+        }
+        if everything {
+            lost = Lost {
+                log: true,
+                database: true,
+                local_snapshots: true,
+            };
+        }
+        self.losses += 1;
+        self.server.kill();
+        let data = self.scene.data();
+        let remove = |gone: bool, what: &str| {
+            if gone && data.join(what).exists() {
+                fs::remove_dir_all(data.join(what)).unwrap();
+            }
+        };
+        remove(lost.log, "log");
+        remove(lost.database, "db");
+        remove(lost.local_snapshots, "snapshots");
+        remove(everything, "");
+        for partition in 1..=PARTITIONS {
+            self.damage(partition);
+        }
+        self.note(&format!("lose {lost:?}"));
+        // What each partition has at least, and whether it is everything by promise.
+        let mut least = BTreeMap::new();
+        let mut all_kept = true;
+        for partition in 0..=PARTITIONS {
+            let whole = self.whole(partition)[0];
+            let line = &self.lines[&partition];
+            let local = names(&data.join(format!("snapshots/{partition}")));
+            let local = local.iter().filter_map(|lsn| line.as_of(lsn)).max();
+            let copy = local.unwrap_or(whole);
+            let database = line.durable;
+            let here = match lost.database {
+                true => copy,
+                false => copy.max(database),
+            };
+            least.insert(partition, here.max(whole));
+            all_kept &= !lost.log && (!lost.database || copy >= line.begun);
+            if lost.database {
+                self.lines.get_mut(&partition).expect("a line").durable = copy;
+            }
+        }
+        let forked = match self.server.try_restart(&self.scene.setup).await {
+            Ok(()) => {
+                self.note("a plain start");
+                false
+            }
+            Err(log) => {
+                assert!(!all_kept, "{}: refused:\n{log}", self.told);
+                self.note("--bootstrap restore");
+                let restore = self.scene.setup.clone().bootstrap("restore");
+                self.server.restart(&restore).await;
+                true
+            }
+        };
+        self.check(forked.then_some(&least)).await;
+        if forked {
+            new_line_is_kept(&self.scene.place).await;
+            self.note_snapshots();
+        }
+    }
+
+    async fn check_all(&mut self) {
+        self.check(None).await;
+    }
+
+    /// Everything is there; or, if something may be lost, each partition as of one moment.
+    async fn check(&mut self, least: Option<&BTreeMap<u64, usize>>) {
+        let found = contents(&self.server.sdk()).await;
+        let mut by_partition: BTreeMap<u64, Moment> = BTreeMap::new();
+        for (at, stream) in found.0 {
+            let (_, name) = at.split_once('/').expect("basin/stream");
+            let records = stream.records.into_iter().map(|r| (r.seq, r.body));
+            let told = Told {
+                records: records.collect(),
+                tail: stream.tail,
+            };
+            let partition = self.partition_of[name];
+            by_partition
+                .entry(partition)
+                .or_default()
+                .insert(name.to_owned(), told);
+        }
+        for (partition, line) in &mut self.lines {
+            let found = by_partition.remove(partition).unwrap_or_default();
+            let newest = line.last();
+            let Some(least) = least else {
+                let told = &line.moments[newest];
+                assert!(
+                    found == *told,
+                    "{}: partition {partition} has {found:?}, not {told:?}",
+                    self.told
+                );
+                continue;
+            };
+            let at = (least[partition]..=newest)
+                .rev()
+                .find(|at| same_but_for_gaps(&found, &line.moments[*at]));
+            let at = at.unwrap_or_else(|| {
+                panic!(
+                    "{}: partition {partition} is as at no moment from {} to {newest}: {found:?}",
+                    self.told, least[partition]
+                )
+            });
+            line.moments.truncate(at + 1);
+            line.snapshots.retain(|_, moment| *moment <= at);
+            line.moments.push(found);
+            line.begun = at + 1;
+        }
+    }
+}
+
+/// Names in a directory, if it is there.
+fn names(dir: &Path) -> Vec<String> {
+    let entries = fs::read_dir(dir).into_iter().flatten();
+    let names = entries.map(|entry| entry.unwrap().file_name());
+    names
+        .map(|name| name.to_string_lossy().into_owned())
+        .collect()
+}
+
+/// The same records, and tails that are the same or moved on by whole gaps.
+fn same_but_for_gaps(found: &Moment, told: &Moment) -> bool {
+    let same = |(a, b): (&Told, &Told)| {
+        a.records == b.records && a.tail >= b.tail && (a.tail - b.tail).is_multiple_of(GAP)
+    };
+    found.keys().eq(told.keys()) && found.values().zip(told.values()).all(same)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn any_history_with_snapshots_and_losses_anywhere_ends_as_was_promised() {
+    let histories = number("ESKER_TEST_HISTORIES").unwrap_or(6);
+    let seed = number("ESKER_TEST_SEED");
+    let losses = AtomicUsize::new(0);
+    let counted = &losses;
+    let seeds = (0..histories).map(|i| seed.map_or_else(rand::random, |seed| seed + i));
+    play(seeds.map(async |seed| {
+        let mut world = World::new(seed).await;
+        println!("{}", world.told);
+        for _ in 0..40 {
+            world.step().await;
+        }
+        world.lose().await;
+        counted.fetch_add(world.losses, Ordering::Relaxed);
+    }))
+    .await;
+    assert!(losses.into_inner() > 0);
+}
