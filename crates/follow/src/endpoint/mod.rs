@@ -1,0 +1,115 @@
+//! The stream, as far as following it and snapshotting into it needs: the wall between this library
+//! and a server.
+//!
+//! [`s2`] is the way to real ones. Simulations have a stream of their own behind the same trait, in
+//! which answers get lost and trims take effect late.
+
+pub mod position;
+pub mod s2;
+
+use async_trait::async_trait;
+use futures::stream::BoxStream;
+use s2_sdk::types::{AppendRecord, SequencedRecord};
+use std::time::Duration;
+use tokio::sync::mpsc;
+
+/// A stream.
+#[async_trait]
+pub trait Endpoint: Send + Sync + 'static {
+    /// For messages: `s2://basin/stream`.
+    fn shown(&self) -> String;
+
+    /// Which stream it is, as far as the server says.
+    async fn identity(&self) -> Result<Identity, EndpointError>;
+
+    /// The next sequence number.
+    async fn tail(&self) -> Result<u64, EndpointError>;
+
+    /// Appends a batch: at most 1000 records, 1 MiB metered; if `at` is given, only if it gets that
+    /// sequence number. Returns its first sequence number.
+    async fn append(&self, batch: Vec<AppendRecord>, at: Option<u64>) -> Result<u64, AppendFailed>;
+
+    /// Appends batches in order, without waiting for each. Records may come twice (a batch again after
+    /// its answer was lost), but never out of order. Returns when the last one is durable.
+    async fn append_all(
+        &self,
+        batches: mpsc::Receiver<Vec<AppendRecord>>,
+    ) -> Result<(), AppendFailed>;
+
+    /// Reads from a sequence number, and follows. Where it is below the head, it begins at the head. The
+    /// stream ends with an error, and may end without one at any time.
+    fn read(&self, from: u64) -> BoxStream<'static, Result<Piece, EndpointError>>;
+}
+
+/// What a read brings: some records, or the news that there are no more.
+#[derive(Clone, Debug)]
+pub struct Piece {
+    /// In order.
+    pub records: Vec<SequencedRecord>,
+    /// The next sequence number of the stream, if these are its last records.
+    pub tail: Option<u64>,
+}
+
+/// Which stream it is. What is not known is not compared.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Identity {
+    /// When it was created, RFC 3339.
+    pub created_at: Option<String>,
+    /// The lineage of its history.
+    pub lineage: Option<String>,
+    /// Where earlier lineages were left, oldest first.
+    pub forks: Vec<Fork>,
+    /// How long records are kept, if not for ever.
+    pub retention: Option<Duration>,
+}
+
+/// Where a history was cut off and another one began.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Deserialize)]
+pub struct Fork {
+    /// The lineage that was left.
+    #[serde(default)]
+    pub parent: Option<String>,
+    /// Records below are of both. What the parent had at or above is lost.
+    pub seq_num: u64,
+    /// Where numbers go on.
+    #[serde(default)]
+    pub resumes_at: Option<u64>,
+}
+
+/// Why the stream could not be asked.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum EndpointError {
+    /// It may work later.
+    #[error("{0}")]
+    Unavailable(String),
+    /// It will not work without something being changed.
+    #[error("{0}")]
+    Refused(String),
+    /// The stream ends before the position that was asked for.
+    #[error("it ends at {tail}")]
+    BeyondTail {
+        /// The next sequence number.
+        tail: u64,
+    },
+}
+
+/// Why records were not appended.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum AppendFailed {
+    /// The condition did not hold. Nothing was appended by this attempt; an earlier one whose answer was
+    /// lost may have been.
+    #[error("the next sequence number is {tail}")]
+    Elsewhere {
+        /// The next sequence number.
+        tail: u64,
+    },
+    /// Another fencing token is in force.
+    #[error("the stream is fenced with `{0}`")]
+    Fenced(String),
+    /// Nobody knows whether it was appended, or will be.
+    #[error("{0}")]
+    Unknown(String),
+    /// Nothing was appended.
+    #[error("{0}")]
+    Refused(String),
+}

@@ -1,0 +1,121 @@
+//! The last record of each key.
+
+use std::io::{self, BufRead as _, Read, Write};
+
+use bytes::Bytes;
+use imbl::HashMap;
+use s2_sdk::types::SequencedRecord;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use super::Pointer;
+use crate::error::Error;
+use crate::fold::{ApplyError, Fold};
+
+/// The last record of each key. A record whose body is `null` but for the key does not exist: to remove
+/// keys, write a fold of your own.
+///
+/// A snapshot is a line of JSON for each key: `{"key":"7","value":{"id":7,"total":12}}`.
+#[derive(Clone, Debug)]
+pub struct Latest {
+    name: String,
+    by: Pointer,
+    entries: HashMap<String, Bytes>,
+}
+
+#[derive(Serialize)]
+struct LineOut<'a> {
+    key: &'a str,
+    value: &'a RawValue,
+}
+
+#[derive(Deserialize)]
+struct LineIn<'a> {
+    key: String,
+    #[serde(borrow)]
+    value: &'a RawValue,
+}
+
+impl Latest {
+    /// By what a JSON pointer points to.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Invalid`] for what is no JSON pointer.
+    pub fn by(pointer: &str) -> Result<Latest, Error> {
+        Ok(Latest {
+            name: format!("latest by {pointer}"),
+            by: Pointer::new(pointer)?,
+            entries: HashMap::new(),
+        })
+    }
+
+    /// How many keys there are.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// The last record's body of a key, JSON.
+    pub fn get(&self, key: &str) -> Option<&Bytes> {
+        self.entries.get(key)
+    }
+
+    /// Keys and their last records' bodies, in no order.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Bytes)> {
+        self.entries.iter().map(|(key, body)| (key.as_str(), body))
+    }
+}
+
+impl Fold for Latest {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn extension(&self) -> &str {
+        "json"
+    }
+
+    fn apply(&mut self, record: &SequencedRecord) -> Result<(), ApplyError> {
+        let key = self.by.key(&record.body)?;
+        // A copy: the record is a part of a large batch, which would stay for its sake.
+        let body = Bytes::copy_from_slice(&record.body);
+        self.entries.insert(key, body);
+        Ok(())
+    }
+
+    fn snapshot(&self, out: &mut dyn Write) -> io::Result<()> {
+        let mut line = Vec::new();
+        for (key, body) in &self.entries {
+            line.clear();
+            let value: &RawValue = serde_json::from_slice(body)?;
+            serde_json::to_writer(&mut line, &LineOut { key, value })?;
+            // A document may have been written over several lines.
+            line.iter_mut()
+                .filter(|b| **b == b'\n')
+                .for_each(|b| *b = b' ');
+            line.push(b'\n');
+            out.write_all(&line)?;
+        }
+        Ok(())
+    }
+
+    fn restore(&mut self, from: &mut dyn Read) -> io::Result<()> {
+        self.entries = HashMap::new();
+        let mut lines = io::BufReader::new(from);
+        let mut line = Vec::new();
+        loop {
+            line.clear();
+            if lines.read_until(b'\n', &mut line)? == 0 {
+                return Ok(());
+            }
+            let LineIn { key, value } = serde_json::from_slice(&line)?;
+            let body = Bytes::copy_from_slice(value.get().as_bytes());
+            self.entries.insert(key, body);
+        }
+    }
+}

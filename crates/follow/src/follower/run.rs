@@ -1,0 +1,567 @@
+//! The task of a follower: it owns the state, reads, applies and tells.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use futures::stream::BoxStream;
+use s2_sdk::types::SequencedRecord;
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
+use tokio::time::Instant;
+
+use super::recover::{self, Recovered, recover};
+use super::taking::{Outcome, Taking};
+use super::{Parts, Question, Snapshots, Status, Update, View};
+use crate::endpoint::{EndpointError, Identity, Piece};
+use crate::error::Error;
+use crate::fold::{ApplyError, Fold};
+use crate::options::MalformedRecords;
+use crate::patience::Patience;
+use crate::snapshot::SnapshotInfo;
+use crate::snapshot::record::{self, Seen};
+
+/// How often it is looked whether a snapshot is due by time.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+/// How often the state is shown on the way to the tail.
+const SHOW_EVERY: Duration = Duration::from_millis(100);
+/// Weight of a new measurement of how long a record takes.
+const WEIGHT: f64 = 0.1;
+
+/// What ends the task, or a connection.
+enum Stop {
+    /// Somebody closed it.
+    Closed,
+    Error(Error),
+    /// The connection is gone.
+    Disconnected(EndpointError),
+    /// Records went before they were read, or a history was cut off.
+    Moved,
+}
+
+impl From<Error> for Stop {
+    fn from(error: Error) -> Stop {
+        Stop::Error(error)
+    }
+}
+
+pub(super) struct Run<F> {
+    parts: Arc<Parts<F>>,
+    identity: Identity,
+    fold: F,
+    /// The position to be applied next.
+    next: u64,
+    /// Records that were read before the task began.
+    met: Vec<SequencedRecord>,
+    met_until: u64,
+    /// Whether nothing was applied since a snapshot was restored.
+    is_fresh: bool,
+    tried: Vec<String>,
+    taking: Taking,
+    /// Those who wait for a snapshot.
+    askers: Vec<oneshot::Sender<Result<SnapshotInfo, Error>>>,
+    closing: Option<oneshot::Sender<View<F>>>,
+    questions: mpsc::Receiver<Question<F>>,
+    status: watch::Sender<Status>,
+    view: Arc<watch::Sender<View<F>>>,
+    updates: broadcast::Sender<Update>,
+    shown_at: Instant,
+    /// When the piece before came, unless the tail was reached since.
+    piece_at: Option<Instant>,
+    /// Seconds that a record takes on the way to the tail.
+    per_record: Option<f64>,
+}
+
+impl<F: Fold> Run<F> {
+    pub fn new(
+        parts: Parts<F>,
+        recovered: Recovered<F>,
+        questions: mpsc::Receiver<Question<F>>,
+        status: watch::Sender<Status>,
+        view: Arc<watch::Sender<View<F>>>,
+        updates: broadcast::Sender<Update>,
+    ) -> Run<F> {
+        let Recovered {
+            fold,
+            identity,
+            snapshot,
+            cursor,
+            met,
+            next,
+            tried,
+        } = recovered;
+        status.send_modify(|status| status.newest = snapshot.clone());
+        Run {
+            parts: Arc::new(parts),
+            identity,
+            fold,
+            next: cursor,
+            met,
+            met_until: next,
+            is_fresh: true,
+            tried,
+            taking: Taking::new(snapshot, Default::default()),
+            askers: Vec::new(),
+            closing: None,
+            questions,
+            status,
+            view,
+            updates,
+            shown_at: Instant::now(),
+            piece_at: None,
+            per_record: None,
+        }
+    }
+
+    pub async fn run(mut self) {
+        let error = self.follow().await;
+        if let Some(error) = &error {
+            tracing::error!(stream = self.parts.endpoint.shown(), %error, "the follower ends");
+        }
+        let failed = || Err(error.clone().unwrap_or(Error::Ended));
+        for asker in self.askers.drain(..) {
+            let _ = asker.send(failed());
+        }
+        // Answers after this say why there are none.
+        let ended = Some(error.clone());
+        self.status.send_modify(|status| status.ended = ended);
+        self.tell(Update::Ended(error.clone()));
+        if error.is_none()
+            && let Some(closing) = self.closing.take()
+        {
+            let _ = closing.send(View {
+                cursor: self.next,
+                state: self.fold,
+            });
+        }
+    }
+
+    fn tell(&self, update: Update) {
+        // Nobody has to listen.
+        let _ = self.updates.send(update);
+    }
+
+    async fn follow(&mut self) -> Option<Error> {
+        if let Some(info) = self.taking.newest().cloned() {
+            self.tell(Update::Restored(info));
+        }
+        // Once the state is there, a server is waited for for ever.
+        let mut patience = Patience::new(None);
+        loop {
+            let stop = self.connection(&mut patience).await;
+            let went_on = match stop {
+                Stop::Closed => return None,
+                Stop::Error(error) => return Some(error),
+                Stop::Disconnected(EndpointError::BeyondTail { .. }) => self.reopen().await,
+                Stop::Disconnected(why) => self.reconnect(why, &mut patience).await,
+                Stop::Moved => self.moved().await,
+            };
+            match went_on {
+                Ok(()) => {}
+                Err(Stop::Closed) => return None,
+                Err(Stop::Error(error)) => return Some(error),
+                // It is tried again.
+                Err(Stop::Disconnected(_) | Stop::Moved) => {}
+            }
+        }
+    }
+
+    /// Follows for as long as there is a connection.
+    async fn connection(&mut self, patience: &mut Patience) -> Stop {
+        let met = std::mem::take(&mut self.met);
+        let until = self.met_until;
+        if !met.is_empty() || until > self.next {
+            if let Err(stop) = self.apply_all(&met, true) {
+                return stop;
+            }
+            self.next = self.next.max(until);
+        }
+        let mut pieces = self.parts.endpoint.read(self.next);
+        let mut look = tokio::time::interval(LOOK_EVERY);
+        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            match self.step(&mut pieces, &mut look).await {
+                Ok(true) => patience.reset(),
+                Ok(false) => {}
+                Err(stop) => return stop,
+            }
+            if self.closing.is_some() && !self.taking.is_under_way() {
+                return Stop::Closed;
+            }
+            self.take_if_due();
+        }
+    }
+
+    /// Whether the stream was heard of.
+    async fn step(
+        &mut self,
+        pieces: &mut BoxStream<'static, Result<Piece, EndpointError>>,
+        look: &mut tokio::time::Interval,
+    ) -> Result<bool, Stop> {
+        tokio::select! {
+            piece = pieces.next() => match piece {
+                Some(Ok(piece)) => self.piece(piece).map(|()| true),
+                Some(Err(error)) => Err(Stop::Disconnected(error)),
+                None => {
+                    let why = "the read ended".to_owned();
+                    Err(Stop::Disconnected(EndpointError::Unavailable(why)))
+                }
+            },
+            question = self.questions.recv() => self.question(question).map(|()| false),
+            outcome = self.taking.outcome() => {
+                self.outcome(outcome);
+                Ok(false)
+            }
+            _ = look.tick() => Ok(false),
+        }
+    }
+
+    fn piece(&mut self, piece: Piece) -> Result<(), Stop> {
+        let from = self.next;
+        let begun = Instant::now();
+        self.apply_all(&piece.records, false)?;
+        if self.next > from {
+            self.tell(Update::Applied {
+                from,
+                to: self.next,
+            });
+        }
+        let at_tail = piece.tail.is_some();
+        self.measure(self.next - from, begun, at_tail);
+        if let Some(tail) = piece.tail {
+            if tail != self.next {
+                return Err(Stop::Moved);
+            }
+            self.taking.note_tail();
+            let was = self.status.borrow().caught_up;
+            if !was {
+                self.tell(Update::CaughtUp { tail });
+            }
+        }
+        self.show(piece.tail);
+        Ok(())
+    }
+
+    /// How long records take, reading included, while they come as fast as they can.
+    fn measure(&mut self, records: u64, begun: Instant, at_tail: bool) {
+        let now = Instant::now();
+        let since = self.piece_at.replace(now);
+        if at_tail {
+            self.piece_at = None;
+        }
+        let took = match since {
+            Some(since) => now - since,
+            None => now - begun,
+        };
+        if records == 0 {
+            return;
+        }
+        let one = took.as_secs_f64() / records as f64;
+        self.per_record = Some(match self.per_record {
+            // At the tail there is no telling what is waiting for others.
+            Some(before) if at_tail || since.is_none() => before,
+            Some(before) => before + WEIGHT * (one - before),
+            None => one,
+        });
+    }
+
+    fn predicted(&self) -> Option<Duration> {
+        let records = self.taking.since().records as f64;
+        self.per_record
+            .map(|one| Duration::try_from_secs_f64(one * records).unwrap_or(Duration::MAX))
+    }
+
+    /// Applies records that are next to each other. With `sparse`, those that are missing in between are
+    /// not for the fold.
+    fn apply_all(&mut self, records: &[SequencedRecord], sparse: bool) -> Result<(), Stop> {
+        for record in records {
+            if record.seq_num != self.next && !sparse {
+                return Err(Stop::Moved);
+            }
+            let seen = match record.headers.is_empty() {
+                true => Seen::Data,
+                false => record::see(record),
+            };
+            match seen {
+                Seen::Data => self.apply(record)?,
+                Seen::Malformed(why) => {
+                    tracing::warn!(
+                        stream = self.parts.endpoint.shown(),
+                        position = record.seq_num,
+                        why,
+                        "a record says that it is of a snapshot, and makes no sense"
+                    );
+                }
+                _ => {}
+            }
+            self.next = record.seq_num + 1;
+            self.is_fresh = false;
+        }
+        Ok(())
+    }
+
+    fn apply(&mut self, record: &SequencedRecord) -> Result<(), Stop> {
+        let fold = &mut self.fold;
+        let applied = std::panic::catch_unwind(AssertUnwindSafe(|| fold.apply(record)));
+        let (stream, seq_num) = (|| self.parts.endpoint.shown(), record.seq_num);
+        match applied {
+            Ok(Ok(())) => {
+                let bytes = record.body.len() as u64;
+                self.taking.note(bytes);
+                self.status.send_if_modified(|status| {
+                    status.applied += 1;
+                    status.bytes += bytes;
+                    false
+                });
+                Ok(())
+            }
+            Ok(Err(ApplyError::Malformed(why))) => match self.parts.reading.malformed {
+                MalformedRecords::Stop => Err(Stop::Error(Error::Malformed {
+                    stream: stream(),
+                    seq_num,
+                    why,
+                })),
+                MalformedRecords::Skip => {
+                    tracing::debug!(position = seq_num, why, "a record is skipped");
+                    self.status.send_if_modified(|status| {
+                        status.skipped += 1;
+                        false
+                    });
+                    Ok(())
+                }
+            },
+            Ok(Err(ApplyError::Failed(why))) => Err(Stop::Error(Error::FoldFailed {
+                stream: stream(),
+                seq_num,
+                why,
+            })),
+            Err(panic) => Err(Stop::Error(Error::FoldFailed {
+                stream: stream(),
+                seq_num,
+                why: format!("it panicked: {}", panic_message(&*panic)),
+            })),
+        }
+    }
+
+    /// Lets others see where it stands.
+    fn show(&mut self, tail: Option<u64>) {
+        let predicted = self.predicted();
+        let since = self.taking.since().records;
+        let cursor = self.next;
+        self.status.send_modify(|status| {
+            status.cursor = cursor;
+            status.caught_up = tail.is_some();
+            status.tail = tail.or(status.tail);
+            status.since_snapshot = since;
+            status.predicted_replay = predicted;
+        });
+        let is_time = tail.is_some() || self.shown_at.elapsed() >= SHOW_EVERY;
+        if is_time && self.view.receiver_count() > 0 {
+            self.publish();
+        }
+    }
+
+    fn publish(&mut self) {
+        self.shown_at = Instant::now();
+        self.view.send_replace(View {
+            cursor: self.next,
+            state: self.fold.clone(),
+        });
+    }
+
+    fn question(&mut self, question: Option<Question<F>>) -> Result<(), Stop> {
+        match question {
+            // The handle is gone, and the task about to be.
+            None => return Err(Stop::Closed),
+            Some(Question::View(answer)) => {
+                let _ = answer.send(View {
+                    cursor: self.next,
+                    state: self.fold.clone(),
+                });
+            }
+            Some(Question::Publish(answer)) => {
+                self.publish();
+                let _ = answer.send(());
+            }
+            Some(Question::Snapshot(answer)) => {
+                let newest = self.taking.newest();
+                match newest.filter(|_| self.taking.since().records == 0) {
+                    Some(newest) => {
+                        let _ = answer.send(Ok(newest.clone()));
+                    }
+                    None => self.askers.push(answer),
+                }
+            }
+            Some(Question::Close(answer)) => self.closing = Some(answer),
+        }
+        Ok(())
+    }
+
+    fn take_if_due(&mut self) {
+        let asked = !self.askers.is_empty();
+        let predicted = self.predicted();
+        let (triggers, snapshots) = (&self.parts.triggers, &self.parts.snapshots);
+        let is_due = self.taking.is_due(
+            triggers,
+            &self.identity,
+            snapshots,
+            asked,
+            self.next,
+            predicted,
+        );
+        if is_due && self.closing.is_none() {
+            let fold = self.fold.clone();
+            self.taking
+                .begin(&self.parts, &self.identity, fold, self.next);
+        }
+    }
+
+    fn outcome(&mut self, outcome: Outcome) {
+        self.taking.note_outcome(&outcome);
+        match outcome {
+            Outcome::Taken(info) => {
+                tracing::debug!(
+                    stream = self.parts.endpoint.shown(),
+                    ?info,
+                    "a snapshot was taken"
+                );
+                for asker in self.askers.drain(..) {
+                    let _ = asker.send(Ok(info.clone()));
+                }
+                let since = self.taking.since().records;
+                self.status.send_modify(|status| {
+                    status.taken += 1;
+                    status.newest = Some(info.clone());
+                    status.last_failure = None;
+                    status.since_snapshot = since;
+                });
+                self.tell(Update::SnapshotTaken(info));
+            }
+            Outcome::Lost { .. } => self.status.send_modify(|status| status.lost += 1),
+            Outcome::Failed(error) => {
+                tracing::warn!(stream = self.parts.endpoint.shown(), %error, "no snapshot was taken");
+                for asker in self.askers.drain(..) {
+                    let _ = asker.send(Err(error.clone()));
+                }
+                let why = error.to_string();
+                self.status.send_modify(|status| {
+                    status.failed += 1;
+                    status.last_failure = Some(why.clone());
+                });
+                self.tell(Update::SnapshotFailed(why));
+            }
+        }
+    }
+
+    /// Waits for the server, and looks whether it is the same stream that it has then.
+    async fn reconnect(&mut self, why: EndpointError, patience: &mut Patience) -> Result<(), Stop> {
+        self.status.send_modify(|status| {
+            status.caught_up = false;
+            status.reconnects += 1;
+        });
+        self.piece_at = None;
+        self.wait(why, patience).await?;
+        let identity = loop {
+            match self.parts.endpoint.identity().await {
+                Ok(identity) => break identity,
+                Err(why) => self.wait(why, patience).await?,
+            }
+        };
+        let was = std::mem::replace(&mut self.identity, identity);
+        let (then, now) = (&was.created_at, &self.identity.created_at);
+        match (then, now) {
+            // Whatever it holds now, it is not what this state was made of.
+            (Some(then), Some(now)) if then != now => self.reopen().await,
+            _ => Ok(()),
+        }
+    }
+
+    /// Answers questions while it waits.
+    async fn wait(&mut self, why: EndpointError, patience: &mut Patience) -> Result<(), Stop> {
+        let parts = self.parts.clone();
+        let waiting = patience.wait(&*parts.endpoint, why);
+        let mut waiting = std::pin::pin!(waiting);
+        loop {
+            tokio::select! {
+                waited = &mut waiting => return waited.map_err(Stop::Error),
+                question = self.questions.recv() => {
+                    self.question(question)?;
+                    if self.closing.is_some() && !self.taking.is_under_way() {
+                        return Err(Stop::Closed);
+                    }
+                }
+                outcome = self.taking.outcome() => self.outcome(outcome),
+            }
+        }
+    }
+
+    /// Sequence numbers jumped, from the next one to a later.
+    async fn moved(&mut self) -> Result<(), Stop> {
+        self.status.send_modify(|status| status.caught_up = false);
+        self.identity = recover::identity(&self.parts).await?;
+        // Where a history was cut off exactly behind what was applied, nothing is missing.
+        let mut forks = self.identity.forks.iter();
+        let fork = forks.rfind(|fork| fork.seq_num == self.next);
+        if let Some(resumes_at) = fork.and_then(|fork| fork.resumes_at)
+            && resumes_at > self.next
+        {
+            tracing::info!(
+                stream = self.parts.endpoint.shown(),
+                from = self.next,
+                resumes_at,
+                "the stream goes on in another lineage; nothing that was read is lost"
+            );
+            self.next = resumes_at;
+            return Ok(());
+        }
+        self.reopen().await
+    }
+
+    /// Restores a snapshot in place of a state that the stream does not go on from.
+    async fn reopen(&mut self) -> Result<(), Stop> {
+        let parts = self.parts.clone();
+        let was_fresh = self.is_fresh;
+        let mut recovered = recover(&parts).await?;
+        let is_external = matches!(parts.snapshots, Snapshots::External(_));
+        if was_fresh && is_external && recovered.cursor == self.next {
+            // The newest one does not reach what is left of the stream. The stream may begin with one.
+            let tried = vec![format!(
+                "the newest one goes to {}, and the stream does not go back there",
+                recovered.cursor
+            )];
+            recovered = recover::in_stream(&parts, recovered.identity, tried).await?;
+        }
+        let why = "records went before they were read, or a history was cut off";
+        tracing::warn!(
+            stream = parts.endpoint.shown(),
+            from = self.next,
+            to = recovered.cursor,
+            why,
+            "a snapshot was restored instead"
+        );
+        self.identity = recovered.identity;
+        self.fold = recovered.fold;
+        self.next = recovered.cursor;
+        self.met = recovered.met;
+        self.met_until = recovered.next;
+        self.is_fresh = true;
+        self.tried = recovered.tried;
+        self.taking.begin_anew(recovered.snapshot.clone());
+        let (cursor, newest) = (self.next, recovered.snapshot);
+        self.status.send_modify(|status| {
+            status.cursor = cursor;
+            status.caught_up = false;
+            status.newest = newest.clone();
+        });
+        if let Some(info) = newest {
+            self.tell(Update::Restored(info));
+        }
+        Ok(())
+    }
+}
+
+fn panic_message(panic: &(dyn std::any::Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("without a message")
+}

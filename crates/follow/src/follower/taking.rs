@@ -1,0 +1,275 @@
+//! When a snapshot is due, and how it is taken while records go on being applied.
+//!
+//! ```text
+//! due ─▶ clone of the state at the cursor ─▶ a task of its own: encode, append or put ─▶ taken
+//!                ▲                                                        │ others appended first
+//!                └──────────── as soon as their records are applied ◀─────┘ (a few times, then anchored)
+//! ```
+//!
+//! One is taken at a time; what becomes due meanwhile waits for it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use super::{Parts, Snapshots};
+use crate::endpoint::Identity;
+use crate::error::Error;
+use crate::fold::Fold;
+use crate::in_stream::take::{self, NotTaken};
+use crate::options::Triggers;
+use crate::snapshot::meta::{FORMAT, now_ms};
+use crate::snapshot::record::trim_record;
+use crate::snapshot::{Meta, SnapshotInfo};
+
+/// First pause after a failure; it doubles.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+/// Longest pause after a failure.
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// On the way to the tail one is taken so seldom: it is soon replaced.
+const ON_THE_WAY: Duration = Duration::from_secs(30);
+/// How long after the tail was last reached a follower counts as being there: others keep appending.
+const NEAR: Duration = Duration::from_secs(1);
+
+/// What came since a snapshot.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Since {
+    pub records: u64,
+    pub bytes: u64,
+}
+
+/// What a task that takes one ends with.
+pub(super) enum Outcome {
+    Taken(SnapshotInfo),
+    Lost { tail: u64 },
+    Failed(Error),
+}
+
+/// What is known of snapshots.
+pub(super) struct Taking {
+    tasks: JoinSet<Outcome>,
+    newest: Option<SnapshotInfo>,
+    /// What came since the newest one.
+    since: Since,
+    /// What came since the state was cloned for the one that is being taken.
+    since_clone: Since,
+    /// When the newest one was taken, or the follower began.
+    at: Instant,
+    /// Attempts of this one that lost a race.
+    lost: u32,
+    /// A race was lost: the next attempt begins at or behind this position.
+    behind: Option<u64>,
+    failures: u32,
+    not_before: Option<Instant>,
+    near_tail: Option<Instant>,
+    opened: Instant,
+}
+
+impl Taking {
+    pub fn new(newest: Option<SnapshotInfo>, since: Since) -> Taking {
+        let now = Instant::now();
+        Taking {
+            tasks: JoinSet::new(),
+            newest,
+            since,
+            since_clone: Since::default(),
+            at: now,
+            lost: 0,
+            behind: None,
+            failures: 0,
+            not_before: None,
+            near_tail: None,
+            opened: now,
+        }
+    }
+
+    /// The newest snapshot that was restored or taken.
+    pub fn newest(&self) -> Option<&SnapshotInfo> {
+        self.newest.as_ref()
+    }
+
+    pub fn since(&self) -> Since {
+        self.since
+    }
+
+    pub fn is_under_way(&self) -> bool {
+        !self.tasks.is_empty()
+    }
+
+    /// A record was applied.
+    pub fn note(&mut self, bytes: u64) {
+        for since in [&mut self.since, &mut self.since_clone] {
+            since.records += 1;
+            since.bytes += bytes;
+        }
+    }
+
+    /// The tail was reached.
+    pub fn note_tail(&mut self) {
+        self.near_tail = Some(Instant::now());
+    }
+
+    /// The state was restored anew.
+    pub fn begin_anew(&mut self, newest: Option<SnapshotInfo>) {
+        self.tasks.abort_all();
+        *self = Taking::new(newest, Since::default());
+    }
+
+    /// Whether one is to be taken now. `predicted` is the time to replay what came since.
+    pub fn is_due(
+        &self,
+        triggers: &Triggers,
+        identity: &Identity,
+        snapshots: &Snapshots,
+        asked: bool,
+        next: u64,
+        predicted: Option<Duration>,
+    ) -> bool {
+        let now = Instant::now();
+        let waits_for_records = self.behind.is_some_and(|behind| next < behind);
+        if self.is_under_way() || waits_for_records {
+            return false;
+        }
+        if self.behind.is_some() {
+            return true;
+        }
+        if asked {
+            return true;
+        }
+        if !triggers.any() || self.not_before.is_some_and(|at| now < at) {
+            return false;
+        }
+        let near = self.near_tail.is_some_and(|at| now - at <= NEAR);
+        if !near && now - self.at.max(self.opened) < ON_THE_WAY {
+            return false;
+        }
+        let reached = |limit: Option<u64>, value: u64| limit.is_some_and(|limit| value >= limit);
+        let Since { records, bytes } = self.since;
+        let by_time = triggers
+            .interval
+            .is_some_and(|every| now - self.at >= every);
+        let by_budget = match (triggers.budget, predicted) {
+            (Some(budget), Some(predicted)) => predicted > budget,
+            _ => false,
+        };
+        let is_due = reached(triggers.records, records)
+            || reached(triggers.bytes, bytes)
+            || (records > 0 && (by_time || by_budget));
+        is_due || self.would_expire(identity, snapshots)
+    }
+
+    /// Whether the stream's retention would soon take away what a recovery needs: the snapshot itself, if
+    /// it is in the stream, or what follows it.
+    fn would_expire(&self, identity: &Identity, snapshots: &Snapshots) -> bool {
+        let Some(retention) = identity.retention else {
+            return false;
+        };
+        let needs_it = match snapshots {
+            Snapshots::InStream => self.newest.is_some() || self.since.records > 0,
+            _ => self.since.records > 0,
+        };
+        let taken_at = self.newest.as_ref().and_then(|newest| newest.taken_at);
+        let age = match taken_at {
+            Some(at) => Duration::from_millis(now_ms().saturating_sub(at)),
+            None => self.at.elapsed(),
+        };
+        needs_it && age >= retention / 2
+    }
+
+    /// Begins to take one.
+    pub fn begin<F: Fold>(
+        &mut self,
+        parts: &Arc<Parts<F>>,
+        identity: &Identity,
+        fold: F,
+        cursor: u64,
+    ) {
+        self.since_clone = Since::default();
+        self.behind = None;
+        let anchored = self.lost >= parts.writing.attempts;
+        let meta = Meta {
+            format: FORMAT,
+            fold: fold.name().to_owned(),
+            fold_version: fold.version(),
+            cursor,
+            created_at: identity.created_at.clone(),
+            lineage: identity.lineage.clone(),
+            taken_at: now_ms(),
+            encoding: parts.writing.encoding,
+        };
+        let parts = parts.clone();
+        self.tasks.spawn(async move {
+            match &parts.snapshots {
+                Snapshots::None => {
+                    Outcome::Failed(Error::Invalid("nothing says where snapshots go".to_owned()))
+                }
+                Snapshots::InStream => in_stream(&parts, fold, &meta, anchored).await,
+                Snapshots::External(_) => external(&parts, fold, &meta).await,
+            }
+        });
+    }
+
+    /// Waits for the one that is being taken; for ever if there is none.
+    pub async fn outcome(&mut self) -> Outcome {
+        match self.tasks.join_next().await {
+            Some(Ok(outcome)) => outcome,
+            Some(Err(error)) => Outcome::Failed(Error::NotTaken(error.to_string())),
+            None => std::future::pending().await,
+        }
+    }
+
+    /// What became of it.
+    pub fn note_outcome(&mut self, outcome: &Outcome) {
+        match outcome {
+            Outcome::Taken(info) => {
+                self.newest = Some(info.clone());
+                self.since = self.since_clone;
+                self.at = Instant::now();
+                self.lost = 0;
+                self.failures = 0;
+                self.not_before = None;
+            }
+            Outcome::Lost { tail } => {
+                self.lost += 1;
+                self.behind = Some(*tail);
+            }
+            Outcome::Failed(_) => {
+                self.lost = 0;
+                let pause = FIRST_PAUSE * 2_u32.saturating_pow(self.failures.min(10));
+                self.failures += 1;
+                self.not_before = Some(Instant::now() + pause.min(LONGEST_PAUSE));
+            }
+        }
+    }
+}
+
+async fn in_stream<F: Fold>(parts: &Parts<F>, fold: F, meta: &Meta, anchored: bool) -> Outcome {
+    match take::take(&*parts.endpoint, fold, meta, anchored).await {
+        Ok(info) => Outcome::Taken(info),
+        Err(NotTaken::Lost { tail }) => Outcome::Lost { tail },
+        Err(NotTaken::Failed(why)) => Outcome::Failed(Error::NotTaken(why)),
+    }
+}
+
+async fn external<F: Fold>(parts: &Parts<F>, fold: F, meta: &Meta) -> Outcome {
+    let Snapshots::External(external) = &parts.snapshots else {
+        return Outcome::Failed(Error::Invalid("there is no place for it".to_owned()));
+    };
+    let info = match external.put(fold, meta).await {
+        Ok(info) => info,
+        Err(error) => return Outcome::Failed(error),
+    };
+    // It is there. What follows is done again after the next one, should it fail.
+    match external.retain(meta).await {
+        Ok(Some(to)) => {
+            if let Err(error) = parts.endpoint.append(vec![trim_record(to)], None).await {
+                tracing::warn!(stream = parts.endpoint.shown(), to, %error, "the stream is not trimmed now");
+            }
+        }
+        Ok(None) => {}
+        Err(error) => tracing::warn!(%error, "older snapshots are not deleted now"),
+    }
+    Outcome::Taken(info)
+}

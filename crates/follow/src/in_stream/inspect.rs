@@ -1,0 +1,1 @@
+//! All snapshots in a stream.

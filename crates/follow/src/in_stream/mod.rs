@@ -1,0 +1,21 @@
+//! Snapshots within the stream that they are of.
+//!
+//! | form | what is appended | condition | trimmed to |
+//! |---|---|---|---|
+//! | single record | one batch: trim, snapshot | the cursor is the next sequence number | behind the trim command: the snapshot is the new head |
+//! | framed | fragments, a final marker; then a trim | of fragment 0, the same | the cursor |
+//! | anchored | the same without a condition | none | the cursor |
+//!
+//! A snapshot covers what is before its cursor. With the condition nothing is between the cursor and
+//! the snapshot; an anchored one covers less than its own position, and readers replay what is in
+//! between.
+//!
+//! | room | what it holds |
+//! |---|---|
+//! | [`find`] | the way back |
+//! | [`take`] | taking one |
+//! | [`inspect`] | all that are in a stream, whole and torn |
+
+pub mod find;
+pub mod inspect;
+pub mod take;

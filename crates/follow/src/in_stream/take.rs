@@ -1,0 +1,230 @@
+//! Taking a snapshot within the stream.
+//!
+//! An answer that got lost is not a failure: with a condition, the place where the snapshot would be is
+//! looked at, and it is ours if it carries our id. Without one, another attempt does no harm.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::StreamExt as _;
+use s2_sdk::types::AppendRecord;
+use tokio::sync::mpsc;
+use uuid::Uuid;
+
+use crate::endpoint::{AppendFailed, Endpoint};
+use crate::fold::Fold;
+use crate::snapshot::pipe::{self, Chunks};
+use crate::snapshot::record::{self, Seen};
+use crate::snapshot::{Kind, Meta, SnapshotInfo, Totals};
+
+/// Attempts of one append whose answer is unknown.
+const ATTEMPTS: u32 = 5;
+/// Pause between them, growing by as much.
+const PAUSE: Duration = Duration::from_millis(100);
+/// Longest look at what is at a position.
+const LOOK: Duration = Duration::from_secs(20);
+/// Fragments on their way into the append session.
+const WAITING: usize = 2;
+
+/// Why none was taken.
+#[derive(Debug)]
+pub enum NotTaken {
+    /// Others have appended since the cursor.
+    Lost {
+        /// The next sequence number.
+        tail: u64,
+    },
+    /// Anything else.
+    Failed(String),
+}
+
+impl NotTaken {
+    fn failed(error: impl std::fmt::Display) -> NotTaken {
+        NotTaken::Failed(error.to_string())
+    }
+}
+
+/// Appends a snapshot of a state whose cursor is in the description. With `anchored`, wherever it
+/// comes to be.
+///
+/// # Errors
+///
+/// [`NotTaken`].
+pub async fn take<F: Fold>(
+    endpoint: &dyn Endpoint,
+    fold: F,
+    meta: &Meta,
+    anchored: bool,
+) -> Result<SnapshotInfo, NotTaken> {
+    let mut chunks = pipe::write(fold, meta.encoding);
+    let first = chunks.next().await.unwrap_or_default();
+    let second = chunks.next().await;
+    let taking = Taking {
+        endpoint,
+        meta,
+        id: Uuid::new_v4(),
+        anchored,
+    };
+    match second {
+        None => {
+            let totals = chunks.totals().await.map_err(NotTaken::failed)?;
+            taking.single(first, &totals).await
+        }
+        Some(second) => taking.framed(first, second, chunks).await,
+    }
+}
+
+struct Taking<'a> {
+    endpoint: &'a dyn Endpoint,
+    meta: &'a Meta,
+    id: Uuid,
+    anchored: bool,
+}
+
+impl Taking<'_> {
+    async fn single(&self, body: Bytes, totals: &Totals) -> Result<SnapshotInfo, NotTaken> {
+        let cursor = self.meta.cursor;
+        let snapshot = record::single_record(self.id, self.meta, totals, body);
+        let snapshot = snapshot.map_err(NotTaken::failed)?;
+        let position = if self.anchored {
+            // Trimmed to the cursor only: what is between it and the snapshot is not covered.
+            let batch = vec![snapshot, record::trim_record(cursor)];
+            self.append(batch, None).await?
+        } else {
+            // Both or none: the command is gone by itself as soon as it is there.
+            let batch = vec![record::trim_record(cursor + 1), snapshot];
+            self.append(batch, Some((cursor, cursor + 1))).await? + 1
+        };
+        Ok(self.info(Kind::Single, position, totals))
+    }
+
+    async fn framed(
+        &self,
+        first: Bytes,
+        second: Bytes,
+        mut chunks: Chunks,
+    ) -> Result<SnapshotInfo, NotTaken> {
+        let cursor = self.meta.cursor;
+        let first = record::fragment_record(self.id, 0, Some(self.meta), first);
+        let first = vec![first.map_err(NotTaken::failed)?];
+        let condition = (!self.anchored).then_some((cursor, cursor));
+        let position = self.append(first, condition).await?;
+
+        let (batches, received) = mpsc::channel(WAITING);
+        let send = async move {
+            let mut next = Some(second);
+            let mut index = 1;
+            while let Some(body) = next {
+                let fragment = record::fragment_record(self.id, index, None, body);
+                let fragment = fragment.map_err(NotTaken::failed)?;
+                if batches.send(vec![fragment]).await.is_err() {
+                    // The session has ended: it says why.
+                    return Ok(None);
+                }
+                index += 1;
+                next = chunks.next().await;
+            }
+            let totals = chunks.totals().await.map_err(NotTaken::failed)?;
+            let end = record::final_record(self.id, index, &totals);
+            let end = end.map_err(NotTaken::failed)?;
+            let _ = batches.send(vec![end]).await;
+            Ok(Some(totals))
+        };
+        let appended = self.endpoint.append_all(received);
+        let (sent, appended) = tokio::join!(send, appended);
+        let totals = sent?;
+        appended.map_err(NotTaken::failed)?;
+        let Some(totals) = totals else {
+            return Err(NotTaken::failed("the append session ended early"));
+        };
+        // Everything is durable now, and only now the records before the cursor may go.
+        let trim = vec![record::trim_record(cursor)];
+        if let Err(error) = self.append(trim, None).await {
+            tracing::warn!(
+                stream = self.endpoint.shown(),
+                cursor,
+                ?error,
+                "a snapshot is there, and the stream not trimmed: the next one does it"
+            );
+        }
+        Ok(self.info(Kind::Framed, position, &totals))
+    }
+
+    fn info(&self, kind: Kind, position: u64, totals: &Totals) -> SnapshotInfo {
+        SnapshotInfo {
+            kind,
+            place: position.to_string(),
+            cursor: self.meta.cursor,
+            bytes: totals.bytes,
+            taken_at: Some(self.meta.taken_at),
+            anchored: self.anchored,
+        }
+    }
+
+    /// Appends a batch; with a condition, at a sequence number, and the snapshot's record is then at the
+    /// other.
+    async fn append(
+        &self,
+        batch: Vec<AppendRecord>,
+        condition: Option<(u64, u64)>,
+    ) -> Result<u64, NotTaken> {
+        let mut attempt = 0;
+        loop {
+            attempt += 1;
+            let at = condition.map(|(at, _)| at);
+            let failed = match self.endpoint.append(batch.clone(), at).await {
+                Ok(start) => return Ok(start),
+                Err(failed) => failed,
+            };
+            match (&failed, condition) {
+                (AppendFailed::Refused(_) | AppendFailed::Fenced(_), _) => {
+                    return Err(NotTaken::failed(failed));
+                }
+                (AppendFailed::Elsewhere { tail }, None) => {
+                    return Err(NotTaken::Lost { tail: *tail });
+                }
+                (AppendFailed::Elsewhere { tail }, Some((at, place))) => {
+                    // Perhaps an earlier attempt is what is there.
+                    return match self.is_ours(place, *tail).await? {
+                        true => Ok(at),
+                        false => Err(NotTaken::Lost { tail: *tail }),
+                    };
+                }
+                (AppendFailed::Unknown(_), _) if attempt >= ATTEMPTS => {
+                    return Err(NotTaken::failed(failed));
+                }
+                (AppendFailed::Unknown(_), _) => tokio::time::sleep(PAUSE * attempt).await,
+            }
+        }
+    }
+
+    /// Whether a record of this snapshot is at a position.
+    async fn is_ours(&self, place: u64, tail: u64) -> Result<bool, NotTaken> {
+        if tail <= place {
+            return Ok(false);
+        }
+        let look = async {
+            let mut pieces = self.endpoint.read(place);
+            while let Some(piece) = pieces.next().await {
+                let piece = piece.map_err(NotTaken::failed)?;
+                if let Some(record) = piece.records.first() {
+                    let seen = record::see(record);
+                    let ours = matches!(
+                        seen,
+                        Seen::Single { id, .. } | Seen::Fragment { id, index: 0, .. } if id == self.id
+                    );
+                    return Ok(record.seq_num == place && ours);
+                }
+                if piece.tail.is_some() {
+                    // Trimmed by somebody who came later.
+                    return Ok(false);
+                }
+            }
+            Err(NotTaken::failed("the read ended"))
+        };
+        match tokio::time::timeout(LOOK, look).await {
+            Ok(is_ours) => is_ours,
+            Err(_) => Err(NotTaken::failed("the server does not say what is there")),
+        }
+    }
+}

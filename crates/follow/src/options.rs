@@ -1,0 +1,84 @@
+//! How a stream is read back, and when snapshots are taken.
+
+use std::time::Duration;
+
+use crate::snapshot::Encoding;
+
+/// What becomes of records that the fold calls malformed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum MalformedRecords {
+    /// The follower ends, and names the record.
+    #[default]
+    Stop,
+    /// They are skipped, and counted.
+    Skip,
+}
+
+/// How snapshots and records are read.
+#[derive(Clone, Debug)]
+pub struct Reading {
+    /// Whether snapshots of another fold, a newer version, another stream or a dead lineage are passed
+    /// over for older ones.
+    pub pass_over: bool,
+    /// What becomes of malformed records.
+    pub malformed: MalformedRecords,
+    /// How long a server that does not answer is waited for before the state is there. Afterwards there
+    /// is no limit.
+    pub patience: Option<Duration>,
+}
+
+impl Default for Reading {
+    fn default() -> Reading {
+        Reading {
+            pass_over: false,
+            malformed: MalformedRecords::Stop,
+            patience: Some(Duration::from_secs(30)),
+        }
+    }
+}
+
+/// When a snapshot is due: as soon as any of these is reached. Without any, snapshots are taken only
+/// when asked for.
+#[derive(Clone, Debug, Default)]
+pub struct Triggers {
+    /// Records since the newest snapshot.
+    pub records: Option<u64>,
+    /// Bytes of their bodies.
+    pub bytes: Option<u64>,
+    /// Time since the newest snapshot, if there is anything new.
+    pub interval: Option<Duration>,
+    /// Time that replaying what came since is predicted to take.
+    pub budget: Option<Duration>,
+}
+
+impl Triggers {
+    /// Whether there is any.
+    pub fn any(&self) -> bool {
+        let Triggers {
+            records,
+            bytes,
+            interval,
+            budget,
+        } = self;
+        records.is_some() || bytes.is_some() || interval.is_some() || budget.is_some()
+    }
+}
+
+/// How snapshots are written.
+#[derive(Clone, Debug)]
+pub struct Writing {
+    /// How they are encoded.
+    pub encoding: Encoding,
+    /// Attempts to append one within the stream before the next record comes; then it is anchored. Each
+    /// attempt is a new snapshot.
+    pub attempts: u32,
+}
+
+impl Default for Writing {
+    fn default() -> Writing {
+        Writing {
+            encoding: Encoding::Zstd,
+            attempts: 3,
+        }
+    }
+}

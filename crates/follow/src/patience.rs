@@ -1,0 +1,62 @@
+//! How a server that does not answer is waited for.
+
+use std::time::Duration;
+
+use rand::Rng as _;
+use tokio::time::Instant;
+
+use crate::endpoint::{Endpoint, EndpointError};
+use crate::error::Error;
+
+/// First pause.
+const FIRST: Duration = Duration::from_millis(50);
+/// Longest pause: so much later than the server a follower is back.
+const LONGEST: Duration = Duration::from_secs(2);
+
+/// Pauses between attempts that grow, until there is an answer or patience has run out.
+#[derive(Debug)]
+pub struct Patience {
+    limit: Option<Duration>,
+    since: Option<Instant>,
+    pause: Duration,
+}
+
+impl Patience {
+    /// Waits for so long in all, between two answers; without a limit for ever.
+    pub fn new(limit: Option<Duration>) -> Patience {
+        Patience {
+            limit,
+            since: None,
+            pause: FIRST,
+        }
+    }
+
+    /// There was an answer.
+    pub fn reset(&mut self) {
+        self.since = None;
+        self.pause = FIRST;
+    }
+
+    /// Waits before the next attempt.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Endpoint`] if the answer will not change, or patience has run out.
+    pub async fn wait(&mut self, endpoint: &dyn Endpoint, why: EndpointError) -> Result<(), Error> {
+        let now = Instant::now();
+        let since = *self.since.get_or_insert(now);
+        let is_over = self.limit.is_some_and(|limit| now - since >= limit);
+        if is_over || !matches!(why, EndpointError::Unavailable(_)) {
+            return Err(Error::Endpoint {
+                stream: endpoint.shown(),
+                why,
+            });
+        }
+        tracing::debug!(stream = endpoint.shown(), %why, pause = ?self.pause, "waiting for the server");
+        // Jitter, so that not all followers of a server come back at once.
+        let pause = self.pause.mul_f64(rand::rng().random_range(0.5..1.0));
+        tokio::time::sleep(pause).await;
+        self.pause = (self.pause * 2).min(LONGEST);
+        Ok(())
+    }
+}

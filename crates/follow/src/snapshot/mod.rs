@@ -1,0 +1,17 @@
+//! A snapshot as bytes, wherever it is kept.
+//!
+//! | room | what it holds |
+//! |---|---|
+//! | [`meta`] | what a snapshot says of itself, and whether it may be used |
+//! | [`pipe`] | the state on its way to bytes and back: checksum, compression, threads |
+//! | [`object`] | a snapshot as an object: its first and its last bytes |
+//! | [`record`] | a snapshot as records: their headers |
+//! | [`assembly`] | whole and torn snapshots among the records of a stream |
+
+pub mod assembly;
+pub mod meta;
+pub mod object;
+pub mod pipe;
+pub mod record;
+
+pub use meta::{Encoding, Kind, Meta, SnapshotInfo, Totals, Unusable};
