@@ -7,6 +7,7 @@
 //! | [`snapshots`] | partition snapshots: when, where to, what they are good for |
 //! | [`node`] | a running node; starting and stopping |
 //! | [`basins`], [`streams`] | what callers can ask for |
+//! | [`position`] | where a stream stands, and which forks it has seen |
 //! | [`append`] | admission and submission of appends |
 //! | [`read`] | read sessions: catch up from the database, then follow |
 //! | [`upkeep`] | flushing, log compaction, retention, deletion of basins |
@@ -21,6 +22,7 @@ pub mod data_dir;
 mod error;
 mod log_files;
 pub mod node;
+pub mod position;
 pub mod read;
 pub mod recovery;
 pub mod snapshots;
@@ -31,6 +33,7 @@ pub use append::{Ack, AppendSession, PendingAppend};
 pub use basins::{BasinInfo, Change, Create};
 pub use error::{Error, START_CODES, StartError};
 pub use node::{Node, NodeOptions};
+pub use position::Position;
 pub use read::{ReadOutput, ReadSession};
 pub use recovery::{PartitionRecovery, RecoveryReport, Source};
 pub use snapshots::{
@@ -41,7 +44,7 @@ pub use snapshots::{
 pub use streams::{CreateOn, StreamHandle, StreamListing};
 
 // What callers need of the rooms below.
-pub use esker_partition::StoreOptions;
+pub use esker_partition::{Fork, StoreOptions};
 pub use esker_raft::{GroupStatus, Role};
 pub use esker_repository::inventory::{Inventory, State};
 pub use esker_repository::prune::{PruneOptions, PrunePlan, Pruned};

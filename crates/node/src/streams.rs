@@ -213,7 +213,7 @@ impl Node {
         }
     }
 
-    fn existing(&self, basin: Arc<Basin>, name: &str) -> Result<StreamHandle, Error> {
+    pub(crate) fn existing(&self, basin: Arc<Basin>, name: &str) -> Result<StreamHandle, Error> {
         let partition = self.inner.partition(basin.id, name).clone();
         let stream = partition
             .reader

@@ -169,6 +169,8 @@ impl<'a> Look<'a> {
                 let mut state: StreamState = self.get(&keys::stream_state(id))?.unwrap_or_default();
                 // Whether it was written back since a fork makes no difference.
                 state.see_forks(lineage.forks);
+                // Nor whether a build wrote it that forgot what is below the trim point.
+                state.retain_visible_gaps();
                 self.add(&state.encode_to_vec());
                 streams += 1;
                 batches += self.batches(id, &state, &mut data)?;

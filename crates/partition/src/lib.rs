@@ -8,6 +8,7 @@
 //! | [`streams`] | partitions 1…N: streams and their records |
 //! | [`stream`] | one stream as readers see it: tail, trim point |
 //! | [`recent`] | the newest batches of followed streams, in memory, within a budget |
+//! | [`lineage`], [`fork`] | which history a partition is of; what its forks did to a stream |
 //! | [`reader`] | reading records, from memory at the tail and from the database behind it |
 //! | [`reclaim`] | giving back the space of what was trimmed, expired or deleted |
 //!
@@ -22,6 +23,7 @@ pub mod catalog;
 pub mod checkpoint;
 pub mod command;
 pub mod digest;
+pub mod fork;
 mod ids;
 mod keys;
 pub mod lineage;
@@ -35,6 +37,7 @@ pub mod streams;
 
 pub use catalog::{Basin, Catalog, CatalogReader};
 pub use checkpoint::Checkpoint;
+pub use fork::Fork;
 pub use ids::{
     BasinId, LineageId, PartitionId, STATE_BASIN, STATE_BASIN_ID, StreamId, partition_of,
 };

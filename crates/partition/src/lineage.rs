@@ -15,6 +15,10 @@ use crate::store::{Applied, Part, StoreError};
 /// the fork.
 pub const GAP: u64 = 1 << 40;
 
+/// Ancestors that a lineage remembers beside its parent, as many as a repository's root does: what is
+/// written at a fork must not grow with their number.
+const ANCESTORS: usize = 15;
+
 /// The history that a partition is of; written when it is founded, and at a fork.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub struct Lineage {
@@ -36,6 +40,30 @@ pub struct Lineage {
     /// How many forks there were up to here.
     #[prost(uint64, tag = "6")]
     pub forks: u64,
+    /// Those that its parent descends from, oldest first; the newest [`ANCESTORS`]. What an earlier build
+    /// wrote names none.
+    #[prost(message, repeated, tag = "7")]
+    ancestors: Vec<Ancestor>,
+}
+
+/// A lineage that a fork cut off.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+struct Ancestor {
+    /// Its identity.
+    #[prost(bytes = "vec", tag = "1")]
+    id: Vec<u8>,
+    /// How many forks there were up to it; the next one cut it off.
+    #[prost(uint64, tag = "2")]
+    forks: u64,
+}
+
+impl Ancestor {
+    fn new(id: LineageId, forks: u64) -> Ancestor {
+        Ancestor {
+            id: id.0.to_be_bytes().to_vec(),
+            forks,
+        }
+    }
 }
 
 impl Lineage {
@@ -51,6 +79,7 @@ impl Lineage {
             parent: Vec::new(),
             fork_lsn: 0,
             forks: 0,
+            ancestors: Vec::new(),
         }
     }
 
@@ -61,24 +90,55 @@ impl Lineage {
             parent: self.id.clone(),
             fork_lsn: lsn,
             forks: self.forks + 1,
+            ancestors: newest(self.all_ancestors()),
             ..self.clone()
         }
     }
 
     /// One that branches off from a descendant of this one, so many forks later, of which nothing is
-    /// left: what it may have given out counts all the same.
+    /// left: what it may have given out counts all the same. `between` are the lineages after this one
+    /// and before that descendant, oldest first; empty if they are not known.
     pub fn fork_of_descendant(
         &self,
         parent: LineageId,
         forks: u64,
+        between: &[LineageId],
         id: LineageId,
         lsn: u64,
     ) -> Lineage {
+        let mut ancestors = self.all_ancestors();
+        if forks > 0 {
+            let descendants = self.forks + 1..self.forks + forks;
+            ancestors.push(Ancestor::new(self.id(), self.forks));
+            ancestors.extend(
+                between
+                    .iter()
+                    .zip(descendants)
+                    .map(|(id, forks)| Ancestor::new(*id, forks)),
+            );
+        }
         Lineage {
             parent: parent.0.to_be_bytes().to_vec(),
             forks: self.forks + forks + 1,
+            ancestors: newest(ancestors),
             ..self.fork(id, lsn)
         }
+    }
+
+    /// Those that it descends from, its parent included.
+    fn all_ancestors(&self) -> Vec<Ancestor> {
+        let parent = self
+            .parent()
+            .map(|parent| Ancestor::new(parent, self.forks.saturating_sub(1)));
+        self.ancestors.iter().cloned().chain(parent).collect()
+    }
+
+    /// The lineages that it descends from, as far as they are remembered, oldest first: each with how
+    /// many forks there were up to it.
+    pub fn ancestry(&self) -> Vec<(LineageId, u64)> {
+        let all = self.all_ancestors().into_iter();
+        all.filter_map(|one| Some((number(&one.id)?, one.forks)))
+            .collect()
     }
 
     /// Its identity.
@@ -104,11 +164,20 @@ impl Lineage {
     /// Parses what [`Lineage::to_bytes`] made.
     pub fn from_bytes(bytes: &[u8]) -> Result<Lineage, String> {
         let lineage = Lineage::decode(bytes).map_err(|e| e.to_string())?;
-        if lineage.id.len() != 16 || !matches!(lineage.parent.len(), 0 | 16) {
+        let mut ancestors = lineage.ancestors.iter();
+        if lineage.id.len() != 16
+            || !matches!(lineage.parent.len(), 0 | 16)
+            || ancestors.any(|ancestor| ancestor.id.len() != 16)
+        {
             return Err("an identity has 16 bytes".to_owned());
         }
         Ok(lineage)
     }
+}
+
+fn newest(mut ancestors: Vec<Ancestor>) -> Vec<Ancestor> {
+    ancestors.drain(..ancestors.len().saturating_sub(ANCESTORS));
+    ancestors
 }
 
 fn number(bytes: &[u8]) -> Option<LineageId> {
@@ -151,5 +220,102 @@ impl Part {
         batch.put(keys::LINEAGE, lineage.to_bytes());
         batch.write()?;
         self.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn first() -> Lineage {
+        Lineage::first("a cluster", 1, PartitionId(1))
+    }
+
+    fn ids(ids: std::ops::Range<u128>) -> Vec<LineageId> {
+        ids.map(LineageId).collect()
+    }
+
+    #[test]
+    fn a_lineage_knows_those_that_it_descends_from_and_the_forks_up_to_each() {
+        let first = first();
+        assert_eq!(first.ancestry(), []);
+        let third = first.fork(LineageId(2), 10).fork(LineageId(3), 20);
+        assert_eq!(third.ancestry(), [(first.id(), 0), (LineageId(2), 1)]);
+        let read = Lineage::from_bytes(&third.to_bytes()).unwrap();
+        assert_eq!(read, third);
+    }
+
+    #[test]
+    fn descendants_of_which_nothing_is_left_are_remembered_as_well() {
+        let first = first();
+        let second = first.fork(LineageId(2), 10);
+        let between = ids(3..5);
+        let next = second.fork_of_descendant(LineageId(5), 3, &between, LineageId(6), 9);
+        let forks: Vec<_> = (1..).zip(2..6).map(|(n, id)| (LineageId(id), n)).collect();
+        assert_eq!(next.ancestry()[0], (first.id(), 0));
+        assert_eq!(next.ancestry()[1..], forks);
+        assert_eq!((next.forks, next.parent()), (5, Some(LineageId(5))));
+        // It was decided by a build that did not name those between.
+        let next = second.fork_of_descendant(LineageId(5), 3, &[], LineageId(6), 9);
+        let known = [(first.id(), 0), (LineageId(2), 1), (LineageId(5), 4)];
+        assert_eq!(next.ancestry(), known);
+        // None lies between: it is a fork like any other.
+        let same = first.fork_of_descendant(first.id(), 0, &[], LineageId(2), 10);
+        assert_eq!(same, second);
+    }
+
+    #[test]
+    fn the_newest_ancestors_are_remembered_in_bounded_space() {
+        let mut lineage = first();
+        for id in 1..100 {
+            lineage = lineage.fork(LineageId(id), 1);
+        }
+        let known: Vec<_> = lineage.ancestry().into_iter().map(|(id, _)| id).collect();
+        assert_eq!(known, ids(83..99));
+        assert_eq!(lineage.ancestry()[0].1, 83);
+        assert!(lineage.to_bytes().len() < 1024);
+    }
+
+    /// What was written before ancestors were.
+    #[derive(Clone, PartialEq, Eq, prost::Message)]
+    struct Earlier {
+        #[prost(string, tag = "1")]
+        cluster_id: String,
+        #[prost(uint32, tag = "2")]
+        partitions: u32,
+        #[prost(bytes = "vec", tag = "3")]
+        id: Vec<u8>,
+        #[prost(bytes = "vec", tag = "4")]
+        parent: Vec<u8>,
+        #[prost(uint64, tag = "5")]
+        fork_lsn: u64,
+        #[prost(uint64, tag = "6")]
+        forks: u64,
+    }
+
+    #[test]
+    fn of_what_an_earlier_build_wrote_the_parent_is_known_and_is_not_forgotten() {
+        let earlier = Earlier {
+            cluster_id: "a cluster".to_owned(),
+            partitions: 1,
+            id: 8u128.to_be_bytes().to_vec(),
+            parent: 7u128.to_be_bytes().to_vec(),
+            fork_lsn: 10,
+            forks: 3,
+        };
+        let read = Lineage::from_bytes(&earlier.encode_to_vec()).unwrap();
+        assert_eq!(read.ancestry(), [(LineageId(7), 2)]);
+        let next = read.fork(LineageId(9), 20);
+        assert_eq!(next.ancestry(), [(LineageId(7), 2), (LineageId(8), 3)]);
+        // And it reads what this one writes.
+        let back = Earlier::decode(&next.to_bytes()[..]).unwrap();
+        assert_eq!((back.forks, back.parent), (4, earlier.id));
+    }
+
+    #[test]
+    fn an_ancestor_without_an_identity_is_refused() {
+        let mut lineage = first().fork(LineageId(2), 1).fork(LineageId(3), 2);
+        lineage.ancestors[0].id.pop();
+        assert!(Lineage::from_bytes(&lineage.to_bytes()).is_err());
     }
 }

@@ -63,8 +63,9 @@ pub struct StreamState {
     /// How many forks of the partition the sequence numbers have seen.
     #[prost(uint64, tag = "6")]
     pub forks: u64,
-    /// Sequence numbers that forks have passed over, in order; none below the trim point. At most
-    /// [`MOST_GAPS`], the newest.
+    /// Sequence numbers that forks have passed over, in order: those of the last forks, as many as
+    /// [`MOST_GAPS`]. Also below the trim point, for those who ask whether what they made of trimmed
+    /// records is of this history; earlier builds forgot them there.
     #[prost(message, repeated, tag = "7")]
     pub gaps: Vec<Gap>,
 }
@@ -97,7 +98,6 @@ impl StreamState {
         let from = self.tail_seq;
         self.tail_seq = from.saturating_add(missed.saturating_mul(GAP));
         match self.gaps.last_mut() {
-            _ if was_empty => self.trim_point = self.tail_seq,
             // Nothing was appended between two forks.
             Some(last) if last.end == from => last.end = self.tail_seq,
             _ => self.gaps.push(Gap {
@@ -108,20 +108,27 @@ impl StreamState {
         if self.gaps.len() > MOST_GAPS {
             self.gaps.remove(0);
         }
-        self.leave_gaps();
+        if was_empty {
+            self.trim_point = self.tail_seq;
+        }
+        self.leave_gap();
     }
 
     /// Readers see nothing below this from now on, if that is more than before; whether it is.
     pub fn trim_to(&mut self, point: SeqNum) -> bool {
         let before = self.trim_point;
         self.trim_point = before.max(point);
-        self.leave_gaps();
+        self.leave_gap();
         self.trim_point > before
     }
 
     /// A trim point in a gap is one at its end.
-    fn leave_gaps(&mut self) {
+    fn leave_gap(&mut self) {
         self.trim_point = self.after_gap(self.trim_point);
+    }
+
+    /// Gaps that readers can meet: none below the trim point.
+    pub(crate) fn retain_visible_gaps(&mut self) {
         let trim_point = self.trim_point;
         self.gaps.retain(|gap| gap.end > trim_point);
     }

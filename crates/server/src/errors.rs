@@ -211,8 +211,9 @@ pub fn markdown() -> String {
         let _ = writeln!(out, "| `{code}` | {status} | {when} | {what} |");
     }
     out.push_str(
-        "\n`bad_path`, `bad_query`, `bad_json`, `invalid`, `server_draining`, `storage` and `other` \
-         mean what they mean above, and these what they mean [below](#snapshots):\n\n\
+        "\n`bad_path`, `bad_header`, `bad_query`, `bad_json`, `basin_not_found`, \
+         `basin_deletion_pending`, `stream_not_found`, `invalid`, `server_draining`, `storage` and \
+         `other` mean what they mean above, and these what they mean [below](#snapshots):\n\n\
          | code | status |\n|---|---|\n",
     );
     for (code, status) in admin::error::REPOSITORY_CODES {

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`lossless`] | losses that cost nothing |
 //! | [`lossy`] | losses that cost something: a new line, in which nothing is given out twice |
+//! | [`positions`] | what a stream says of its forks |
 //! | [`refusals`] | what a start refuses, and that it changes nothing then |
 //! | [`empty_directories`] | what an empty data directory means |
 //! | [`twins`] | two that believe to be the same; one loss after the other |
@@ -30,6 +31,7 @@ mod lossy;
 mod outages;
 mod past;
 mod place;
+mod positions;
 mod refusals;
 mod schedule;
 mod twins;

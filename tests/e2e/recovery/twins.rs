@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
-use super::contents::{contents, stream};
+use super::contents::{GAP, contents, stream};
 use super::losses::{Harm, Loss, befall};
-use super::past::{Past, caught_up, eager, kept, lineages, new_line_is_kept, play, seen};
+use super::past::{BASIN, Past, caught_up, eager, kept, lineages, new_line_is_kept, play, seen};
 use super::place::{Kind, copy_dir};
+use super::positions::{fork, position};
 use crate::support::sdk;
 
 async fn of_two_restores_at_once_at_most_one_serves(kind: Kind) {
@@ -120,6 +121,7 @@ async fn a_second_loss_before_the_new_line_has_a_snapshot_is_recovered_from() {
     befall(&scene, Loss::Everything, Harm::Nothing);
     let there = scene.place.all();
     let (mut server, first) = seen(&restore, &scene).await;
+    let lost = position(&server, BASIN, "orders-0").await;
     first.are(&past.phases[2].after_forks(1), "once");
     server.kill();
     // As if nothing of the new line had been put but its beginning, a while ago.
@@ -154,7 +156,13 @@ async fn a_second_loss_before_the_new_line_has_a_snapshot_is_recovered_from() {
         });
     }
     std::fs::remove_dir_all(scene.data()).unwrap();
-    let (_server, second) = seen(&restore, &scene).await;
+    let (server, second) = seen(&restore, &scene).await;
     // What the line in between may have given out is not given out again either.
     second.are(&past.phases[2].after_forks(2), "twice");
+    // And who has something of that line is told where it was cut off.
+    let now = position(&server, BASIN, "orders-0").await;
+    let cut = past.phases[2].0[&kept(0)].tail;
+    let lines = [&lost["forks"][0]["parent"], &lost["lineage"]];
+    let forks = lines.map(|line| fork(line.as_str().unwrap(), cut, cut + 2 * GAP));
+    assert_eq!(now["forks"], serde_json::json!(forks));
 }

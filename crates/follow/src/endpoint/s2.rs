@@ -1,5 +1,6 @@
 //! Streams of real servers, through the official client.
 
+use std::num::NonZeroU32;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -14,8 +15,8 @@ use s2_sdk::error::{
 use s2_sdk::read_session::ReadSession;
 use s2_sdk::types::{
     AppendInput, AppendRecord, AppendRecordBatch, BasinName, EncryptionKey, FencingToken,
-    ListStreamsInput, ReadFrom, ReadInput, ReadSessionConfig, ReadStart, RetentionPolicy, S2Config,
-    S2Endpoints, StreamName, StreamNamePrefix,
+    ListStreamsInput, ReadFrom, ReadInput, ReadSessionConfig, ReadStart, RetentionPolicy,
+    RetryConfig, S2Config, S2Endpoints, StreamName, StreamNamePrefix,
 };
 use s2_sdk::{S2, S2Basin, S2Stream};
 use tokio::sync::mpsc;
@@ -31,7 +32,11 @@ const UNACKED: u32 = 8 << 20;
 /// A stream of a server.
 #[derive(Debug, Clone)]
 pub struct S2Endpoint {
+    /// For what is asked and appended.
     basin: S2Basin,
+    /// For read sessions: it does not connect again by itself, because the stream that is there then
+    /// has to be looked at first.
+    reading: S2Basin,
     basin_name: BasinName,
     name: StreamName,
     server: Option<Url>,
@@ -41,17 +46,30 @@ pub struct S2Endpoint {
 }
 
 impl S2Endpoint {
-    /// A stream, through a client.
-    pub fn new(s2: &S2, basin: BasinName, stream: StreamName) -> S2Endpoint {
-        S2Endpoint {
+    /// A stream, through clients of this configuration.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Invalid`] for a configuration that makes no client.
+    pub fn new(
+        config: S2Config,
+        basin: BasinName,
+        stream: StreamName,
+    ) -> Result<S2Endpoint, Error> {
+        let invalid = |e: RequestError| Error::Invalid(e.to_string());
+        let once = RetryConfig::new().with_max_attempts(NonZeroU32::MIN);
+        let reading = S2::new(config.clone().with_retry(once)).map_err(invalid)?;
+        let s2 = S2::new(config).map_err(invalid)?;
+        Ok(S2Endpoint {
             basin: s2.basin(basin.clone()),
+            reading: reading.basin(basin.clone()),
             basin_name: basin,
             name: stream,
             server: None,
             http: reqwest::Client::new(),
             encryption: None,
             fencing: None,
-        }
+        })
     }
 
     /// A stream by its address, `s2://basin/stream`, with what the environment says: `S2_ACCESS_TOKEN`,
@@ -76,8 +94,7 @@ impl S2Endpoint {
         // Servers of one's own ask for none; the client insists.
         let token = std::env::var("S2_ACCESS_TOKEN").unwrap_or_else(|_| "none".to_owned());
         let config = S2Config::new(token).with_endpoints(endpoints);
-        let s2 = S2::new(config).map_err(|e| invalid(&e))?;
-        let endpoint = S2Endpoint::new(&s2, basin, stream);
+        let endpoint = S2Endpoint::new(config, basin, stream)?;
         Ok(match account.as_deref().map(Url::parse) {
             Some(Ok(url)) => endpoint.with_server(url),
             _ => endpoint,
@@ -113,7 +130,11 @@ impl S2Endpoint {
     }
 
     fn stream(&self) -> S2Stream {
-        let stream = self.basin.stream(self.name.clone());
+        self.of(&self.basin)
+    }
+
+    fn of(&self, basin: &S2Basin) -> S2Stream {
+        let stream = basin.stream(self.name.clone());
         match &self.encryption {
             Some(key) => stream.with_encryption_key(key.clone()),
             None => stream,
@@ -220,7 +241,7 @@ impl Endpoint for S2Endpoint {
     }
 
     fn read(&self, from: u64) -> BoxStream<'static, Result<Piece, EndpointError>> {
-        let stream = self.stream();
+        let stream = self.of(&self.reading);
         Box::pin(async_stream::try_stream! {
             let start = ReadStart::new().with_from(ReadFrom::SeqNum(from));
             let input = ReadInput::new().with_start(start);

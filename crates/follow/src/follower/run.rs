@@ -275,13 +275,13 @@ impl<F: Fold> Run<F> {
     /// not for the fold.
     fn apply_all(&mut self, records: &[SequencedRecord], sparse: bool) -> Result<(), Stop> {
         for record in records {
-            if record.seq_num != self.next && !sparse {
-                return Err(Stop::Moved);
-            }
             let seen = match record.headers.is_empty() {
                 true => Seen::Data,
                 false => record::see(record),
             };
+            if record.seq_num != self.next && !sparse && !self.is_behind_its_trim(record, &seen) {
+                return Err(Stop::Moved);
+            }
             match seen {
                 Seen::Data => self.apply(record)?,
                 Seen::Malformed(why) => {
@@ -298,6 +298,15 @@ impl<F: Fold> Run<F> {
             self.is_fresh = false;
         }
         Ok(())
+    }
+
+    /// Whether a record is a snapshot that came with a trim command which took itself away, and is all that
+    /// is missing.
+    fn is_behind_its_trim(&self, record: &SequencedRecord, seen: &Seen) -> bool {
+        let Seen::Single { meta, .. } = seen else {
+            return false;
+        };
+        record.seq_num == self.next + 1 && meta.cursor == self.next
     }
 
     fn apply(&mut self, record: &SequencedRecord) -> Result<(), Stop> {

@@ -437,11 +437,14 @@ impl Search<'_> {
             };
             let parent = ancestry.first().map_or(copy.lineage, |(newest, _)| *newest);
             let same = planned.filter(|p| p.parent() == Some(parent) && p.lsn == copy.lsn);
+            let between = ancestry.iter().take(skipped as usize).skip(1).rev();
+            let between = between.map(|(lineage, _)| lineage.to_string()).collect();
             let fork = same.cloned().unwrap_or_else(|| PlannedFork {
                 lineage: LineageId(rand::random()).to_string(),
                 parent: parent.to_string(),
                 lsn: copy.lsn,
                 skipped,
+                between,
             });
             return Ok(self.way(&copy, ready, Some(fork), root.is_some()));
         }

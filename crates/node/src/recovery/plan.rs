@@ -35,6 +35,10 @@ pub(crate) struct PlannedFork {
     /// Forks between the copy that is gone on from and the parent, of which no snapshot is left.
     #[serde(default)]
     pub skipped: u64,
+    /// The lineages that those forks began, oldest first, but for the parent; none if an earlier build
+    /// decided.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub between: Vec<String>,
 }
 
 impl PlannedFork {
@@ -44,6 +48,10 @@ impl PlannedFork {
 
     pub fn parent(&self) -> Option<LineageId> {
         parse(&self.parent)
+    }
+
+    pub fn between(&self) -> Option<Vec<LineageId>> {
+        self.between.iter().map(|digits| parse(digits)).collect()
     }
 }
 

@@ -172,6 +172,7 @@ fn begin_lineage(
         why: format!("the lineages of partition {partition}"),
     };
     let (id, parent) = fork.id().zip(fork.parent()).ok_or_else(malformed)?;
+    let between = fork.between().ok_or_else(malformed)?;
     if way.has_root {
         let repository = archive.repository(&data_dir.identity, partition);
         let parent = Some(lineage_id(parent));
@@ -201,7 +202,7 @@ fn begin_lineage(
     let lineage = match lineage.id() == id {
         true => lineage,
         false => {
-            let next = lineage.fork_of_descendant(parent, fork.skipped, id, fork.lsn);
+            let next = lineage.fork_of_descendant(parent, fork.skipped, &between, id, fork.lsn);
             part.fork(&next, data_dir.identity.node_id)?;
             next
         }

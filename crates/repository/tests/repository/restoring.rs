@@ -272,8 +272,9 @@ async fn one_that_ends_anywhere_near_its_end_is_gone_on_with(place: Place) {
     let marker = std::fs::read(partial.join(MARKER)).unwrap();
     let again = async || {
         let restore = place.repository();
-        let restored = restore.restore(&Which::Newest, &target, &Progress::new());
-        let restored = restored.await.unwrap();
+        let progress = Progress::new();
+        let restored = restore.restore(&Which::Newest, &target, &progress).await;
+        let restored = restored.unwrap();
         assert_eq!(read_dir(&target), files);
         assert!(!partial.exists());
         restored.resumed()

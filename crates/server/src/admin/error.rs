@@ -5,6 +5,8 @@ use axum::extract::rejection::{BytesRejection, PathRejection, QueryRejection};
 use axum::response::{IntoResponse, Response};
 use esker_node::{Error, RepositoryError};
 use http::StatusCode;
+use s2_api::v1::error::ErrorCode;
+use s2_common::http::extract::HeaderRejection;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoResponses, ToSchema};
 
@@ -179,6 +181,11 @@ impl AdminError {
         }
     }
 
+    /// One of the S2 API, which means what it means there.
+    fn s2(code: ErrorCode, message: impl ToString) -> AdminError {
+        AdminError::new(code.status(), code.into(), message)
+    }
+
     /// One of [`CODES`] or [`REPOSITORY_CODES`].
     fn listed(code: &'static str, message: impl ToString) -> AdminError {
         let ours = CODES.iter().map(|(code, status, ..)| (*code, *status));
@@ -196,6 +203,11 @@ impl AdminError {
 impl From<Error> for AdminError {
     fn from(error: Error) -> AdminError {
         match &error {
+            Error::BasinNotFound(_) => AdminError::s2(ErrorCode::BasinNotFound, error),
+            Error::BasinDeletionPending(_) => {
+                AdminError::s2(ErrorCode::BasinDeletionPending, error)
+            }
+            Error::StreamNotFound { .. } => AdminError::s2(ErrorCode::StreamNotFound, error),
             Error::PartitionNotFound { .. } => AdminError::listed("partition_not_found", error),
             Error::Repository(of) => AdminError::listed(repository_code(of), error),
             Error::TryLater(_) => AdminError::listed("unavailable", error),
@@ -241,6 +253,12 @@ impl From<PathRejection> for AdminError {
     }
 }
 
+impl From<HeaderRejection> for AdminError {
+    fn from(rejection: HeaderRejection) -> AdminError {
+        AdminError::s2(ErrorCode::BadHeader, rejection)
+    }
+}
+
 impl From<QueryRejection> for AdminError {
     fn from(rejection: QueryRejection) -> AdminError {
         AdminError::new(StatusCode::BAD_REQUEST, "bad_query", rejection.body_text())
@@ -270,13 +288,13 @@ impl IntoResponse for AdminError {
 #[derive(IntoResponses)]
 #[allow(dead_code)]
 pub(super) enum Failures {
-    /// The path, a query parameter or the body is malformed.
+    /// The path, a header, a query parameter or the body is malformed.
     #[response(status = 400)]
     BadRequest(ErrorBody),
-    /// There is no such partition, snapshot or repository.
+    /// There is no such partition, basin, stream, snapshot or repository.
     #[response(status = 404)]
     NotFound(ErrorBody),
-    /// Something else is under way or came first, or the repository is somebody else's.
+    /// Something else is under way (a basin's deletion, say) or came first, or the repository is somebody else's.
     #[response(status = 409)]
     Conflict(ErrorBody),
     /// The body is too large.

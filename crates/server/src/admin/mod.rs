@@ -1,10 +1,11 @@
-//! The admin API, below `/esker/v1`: where a node stands, and its partition snapshots.
+//! The admin API, below `/esker/v1`: where a node and its streams stand, and its partition snapshots.
 //!
 //! | room | what it holds |
 //! |---|---|
 //! | [`status`] | `GET /status` |
+//! | [`streams`] | everything below `/streams/{stream}` |
 //! | [`snapshots`] | everything below `/partitions/{partition}` |
-//! | [`request`] | paths, queries and bodies, and how they are refused |
+//! | [`request`] | paths, headers, queries and bodies, and how they are refused |
 //! | [`error`] | codes |
 //!
 //! Routes and document are made of the same annotations, so `/esker/v1/openapi.json` names what there
@@ -17,6 +18,7 @@ pub mod error;
 mod request;
 pub mod snapshots;
 pub mod status;
+pub mod streams;
 #[cfg(test)]
 mod tests;
 
@@ -42,10 +44,11 @@ pub const BODY: usize = 64 * 1024;
 #[openapi(
     info(
         title = "Esker admin API",
-        description = "Where a node stands, and its partition snapshots."
+        description = "Where a node and its streams stand, and its partition snapshots."
     ),
     tags(
         (name = "status", description = "Where a node stands"),
+        (name = "streams", description = "Where a stream stands"),
         (name = "snapshots", description = "The partitions' snapshots in the repository"),
     )
 )]
@@ -125,6 +128,7 @@ fn open_api() -> OpenApiRouter<Admin> {
     OpenApiRouter::with_openapi(Document::openapi())
         .routes(routes!(openapi))
         .routes(routes!(status::status))
+        .routes(routes!(streams::position))
         .routes(routes!(snapshots::list, snapshots::create))
         .routes(routes!(snapshots::show))
         .routes(routes!(snapshots::diff))

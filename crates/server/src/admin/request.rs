@@ -1,9 +1,11 @@
-//! What a request says: paths, queries and bodies, refused in this API's words.
+//! What a request says: paths, headers, queries and bodies, refused in this API's words.
 
 use axum::body::Bytes;
 use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
 use http::StatusCode;
 use http::request::Parts;
+use s2_common::http::ParseableHeader;
+use s2_common::http::extract::parse_header;
 use serde::de::DeserializeOwned;
 
 use super::AdminError;
@@ -21,6 +23,22 @@ where
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, AdminError> {
         let Path(said) = Path::from_request_parts(parts, state).await?;
         Ok(InPath(said))
+    }
+}
+
+/// What a header says, whose name goes with the type.
+pub(super) struct InHeader<T>(pub T);
+
+impl<T, S> FromRequestParts<S> for InHeader<T>
+where
+    T: ParseableHeader,
+    T::Err: std::fmt::Display,
+    S: Send + Sync,
+{
+    type Rejection = AdminError;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, AdminError> {
+        Ok(InHeader(parse_header(&parts.headers)?))
     }
 }
 

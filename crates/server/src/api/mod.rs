@@ -22,6 +22,7 @@ use tower_http::compression::CompressionLayer;
 use tower_http::compression::predicate::{NotForContentType, Predicate as _, SizeAbove};
 use tower_http::decompression::RequestDecompressionLayer;
 
+pub(crate) use basins::timestamp;
 pub use error::{CODES, ServiceError};
 
 /// Answers smaller than this are not compressed, bytes: smaller ones hardly shrink.

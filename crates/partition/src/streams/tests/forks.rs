@@ -2,8 +2,13 @@
 
 use s2_common::stream::{ReadFrom, ReadStart};
 
+use prost::Message as _;
+
 use super::fixture::*;
 use crate::command::AppendRefusal;
+use crate::fork::Fork;
+use crate::ids::{LineageId, PartitionId};
+use crate::keys;
 use crate::lineage::GAP;
 use crate::reader::ReadError;
 
@@ -141,7 +146,6 @@ fn a_trim_up_to_a_gap_leaves_nothing_before_it() {
     partition.apply(expire(stream, 5, 4000));
     let state = partition.state("s");
     assert_eq!(state.head(), first);
-    assert!(state.gaps.is_empty());
     assert_eq!(partition.texts("s"), ["new 0", "new 1", "new 2"]);
     partition.apply(expire(stream, first + 3, 4000));
     assert!(partition.state("s").is_empty());
@@ -216,4 +220,152 @@ fn a_lineage_contains_its_parent_up_to_the_fork_and_nothing_else() {
     assert!(!second.contains(first.id(), 2));
     assert!(second.contains(second.id(), 2));
     assert!(!first.contains(second.id(), 0));
+}
+
+/// What a stream lists, as parent, sequence number and where it goes on.
+fn listed(partition: &Fixture, name: &str) -> Vec<(Option<LineageId>, u64, u64)> {
+    let lineage = partition.part().lineage().unwrap();
+    let seen = partition.state(name).forks_seen(&lineage);
+    let one = |fork: Fork| (fork.parent, fork.seq_num, fork.resumes_at);
+    seen.into_iter().map(one).collect()
+}
+
+/// The lineage that a fixture begins with.
+fn first_lineage() -> LineageId {
+    LineageId::first("a cluster", PartitionId(1))
+}
+
+#[test]
+fn a_fork_is_listed_with_the_lineage_that_it_cut_off() {
+    let mut partition = forked();
+    let end = 5 + GAP;
+    let first = (Some(first_lineage()), 5, end);
+    assert_eq!(listed(&partition, "s"), [first]);
+    partition.fork(2);
+    let second = (Some(LineageId(1)), end + 3, end + 3 + GAP);
+    for _ in 0..2 {
+        assert_eq!(listed(&partition, "s"), [first, second]);
+        partition.reopen();
+    }
+    // It is in what a snapshot has.
+    let checkpoint = partition.checkpoint();
+    let copy = partition.imported(&checkpoint);
+    assert_eq!(listed(&copy, "s"), [first, second]);
+}
+
+#[test]
+fn forks_without_an_append_in_between_have_the_same_numbers() {
+    let mut partition = forked();
+    partition.fork(2);
+    partition.fork(3);
+    let (end, tail) = (5 + GAP, 8 + 3 * GAP);
+    let expected = [
+        (Some(first_lineage()), 5, end),
+        (Some(LineageId(1)), end + 3, tail),
+        (Some(LineageId(2)), end + 3, tail),
+    ];
+    assert_eq!(listed(&partition, "s"), expected);
+    assert_eq!(partition.state("s").tail_seq, tail);
+}
+
+#[test]
+fn a_lineage_of_which_nothing_is_left_is_listed_with_what_the_copy_has_of_the_stream() {
+    let mut partition = forked();
+    let lineage = partition.part().lineage().unwrap();
+    let lsn = partition.applied();
+    let between = [LineageId(2)];
+    let next = lineage.fork_of_descendant(LineageId(3), 2, &between, LineageId(4), lsn);
+    partition.part().fork(&next, 7).unwrap();
+    partition.stop_and_open();
+    let seq = 8 + GAP;
+    let parents: Vec<_> = listed(&partition, "s")[1..].to_vec();
+    let expected = [1, 2, 3].map(|id| (Some(LineageId(id)), seq, seq + 3 * GAP));
+    assert_eq!(parents, expected);
+}
+
+#[test]
+fn a_stream_that_was_created_after_a_fork_lists_nothing_of_it() {
+    let mut partition = forked();
+    partition.create("t");
+    assert_eq!(listed(&partition, "t"), []);
+    partition.fork(2);
+    let expected = [(Some(LineageId(1)), 0, GAP)];
+    assert_eq!(listed(&partition, "t"), expected);
+}
+
+#[test]
+fn a_fork_is_listed_though_everything_before_it_was_trimmed() {
+    let mut partition = forked();
+    let stream = partition.stream("s").id;
+    let end = 5 + GAP;
+    let first = (Some(first_lineage()), 5, end);
+    for (trim, head) in [(5, end), (end + 1, end + 1), (end + 3, end + 3)] {
+        partition.apply(expire(stream, trim, 4000));
+        assert_eq!(partition.state("s").head(), head);
+        assert_eq!(listed(&partition, "s"), [first]);
+    }
+    // There is nothing in it, and whoever had read all of it by then has lost nothing.
+    assert!(partition.state("s").is_empty());
+    partition.fork(2);
+    partition.fork(3);
+    let tail = end + 3 + 2 * GAP;
+    let expected = [
+        first,
+        (Some(LineageId(1)), end + 3, tail),
+        (Some(LineageId(2)), end + 3, tail),
+    ];
+    assert_eq!(listed(&partition, "s"), expected);
+    let state = partition.state("s");
+    assert_eq!((state.head(), state.tail_seq), (tail, tail));
+    // Reads are as if there had been no gaps.
+    let offset = |n| start(&partition, ReadFrom::TailOffset(n), true);
+    assert_eq!(offset(0), Ok(tail));
+    assert_eq!(partition.texts("s"), [] as [String; 0]);
+}
+
+#[test]
+fn the_newest_forks_are_listed_of_more_than_are_remembered() {
+    let mut partition = Fixture::new();
+    let appended = partition.create("appended");
+    partition.create("still");
+    for fork in 0..20 {
+        partition
+            .append(append(appended, 2000, vec![rec(format!("{fork}"))]))
+            .unwrap();
+        partition.fork(fork + 1);
+    }
+    let parents = |name| -> Vec<_> {
+        let listed = listed(&partition, name).into_iter();
+        listed.map(|(parent, ..)| parent).collect()
+    };
+    let newest = |count: u128| (20 - count..20).map(|id| Some(LineageId(id)));
+    assert!(parents("appended").into_iter().eq(newest(8)));
+    // One gap of all twenty: those that the partition does not remember are one.
+    let mut still = parents("still").into_iter();
+    assert_eq!(still.next(), Some(None));
+    assert!(still.eq(newest(16)));
+    let mut numbers = listed(&partition, "still").into_iter();
+    assert!(numbers.all(|(_, seq, end)| (seq, end) == (0, 20 * GAP)));
+}
+
+#[test]
+fn a_gap_is_of_the_last_forks_if_an_earlier_build_forgot_those_before() {
+    let mut partition = forked();
+    partition.fork(2);
+    let stream = partition.stream("s").id;
+    let trimmed = expire(stream, 6 + GAP, 4000);
+    partition.apply(trimmed);
+    let whole = partition.part().digest().unwrap();
+    let mut state = partition.state("s");
+    state.retain_visible_gaps();
+    assert_eq!(state.gaps.len(), 1);
+    let mut batch = partition.part().batch();
+    batch.put(keys::stream_state(stream), state.encode_to_vec());
+    batch.write().unwrap();
+    partition.reopen();
+    let end = 8 + GAP;
+    let expected = [(Some(LineageId(1)), end, end + GAP)];
+    assert_eq!(listed(&partition, "s"), expected);
+    // Both are the same partition.
+    assert_eq!(partition.part().digest().unwrap(), whole);
 }

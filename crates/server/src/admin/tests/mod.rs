@@ -4,45 +4,91 @@ mod schema;
 
 use std::collections::BTreeSet;
 use std::num::NonZeroU32;
+use std::path::Path;
 
 use axum::Router;
 use axum::body::Body;
-use esker_node::{Node, NodeOptions};
+use axum::response::IntoResponse as _;
+use esker_node::{Bootstrap, Create, Error, Node, NodeOptions};
 use http::{Method, Request, StatusCode};
 use http_body_util::BodyExt as _;
+use s2_common::config::{BasinConfig, OptionalStreamConfig};
 use serde_json::{Value, json};
 use tower::ServiceExt as _;
 
-use super::{Admin, BODY, PROBLEMS, open_api};
+use super::{Admin, AdminError, BODY, PROBLEMS, open_api};
+
+/// The basin that all requests name; few look at it.
+const BASIN: &str = "my-basin";
 
 struct World {
     node: Node,
     router: Router,
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
 }
 
 impl World {
     async fn new() -> World {
-        let dir = tempfile::tempdir().unwrap();
+        World::on(tempfile::tempdir().unwrap(), None).await
+    }
+
+    async fn on(dir: tempfile::TempDir, bootstrap: Option<Bootstrap>) -> World {
         let mut options = NodeOptions {
             partitions: 2,
+            bootstrap,
             ..NodeOptions::new(dir.path().join("data"))
         };
         options.snapshots.num_retained = NonZeroU32::new(9);
+        options.snapshots.destination = Some(shown(&dir.path().join("backups")));
         let node = Node::start(options).await.unwrap();
         World {
             router: super::router(node.clone()),
             node,
-            _dir: dir,
+            dir,
         }
     }
 
+    /// The same, restored after its data directory was lost.
+    async fn lost(self) -> World {
+        self.node.stop(std::time::Duration::from_secs(5)).await;
+        drop((self.node, self.router));
+        std::fs::remove_dir_all(self.dir.path().join("data")).unwrap();
+        World::on(self.dir, Some(Bootstrap::Restore)).await
+    }
+
+    /// Makes a stream of [`BASIN`].
+    async fn stream(&self, name: &str) {
+        let config = BasinConfig {
+            create_stream_on_read: true,
+            ..BasinConfig::default()
+        };
+        let made = self.node.provision_basin(BASIN, &config, &Create::Ensure);
+        made.await.unwrap();
+        let config = OptionalStreamConfig::default();
+        let made = self
+            .node
+            .provision_stream(BASIN, name, &config, &Create::Ensure);
+        made.await.unwrap();
+    }
+
     async fn ask(&self, method: Method, path: &str, body: &str) -> (StatusCode, Value) {
-        let request = Request::builder()
+        self.ask_in(Some(BASIN), method, path, body).await
+    }
+
+    async fn ask_in(
+        &self,
+        basin: Option<&str>,
+        method: Method,
+        path: &str,
+        body: &str,
+    ) -> (StatusCode, Value) {
+        let mut request = Request::builder()
             .method(method)
-            .uri(format!("/esker/v1{path}"))
-            .body(Body::from(body.to_owned()))
-            .unwrap();
+            .uri(format!("/esker/v1{path}"));
+        if let Some(basin) = basin {
+            request = request.header("s2-basin", basin);
+        }
+        let request = request.body(Body::from(body.to_owned())).unwrap();
         let answer = self.router.clone().oneshot(request).await.unwrap();
         let status = answer.status();
         let bytes = answer.into_body().collect().await.unwrap().to_bytes();
@@ -75,6 +121,10 @@ impl World {
     }
 }
 
+fn shown(path: &Path) -> String {
+    path.display().to_string()
+}
+
 /// The operations of a document: id, method and path.
 fn operations(document: &Value) -> Vec<(String, String, String)> {
     let mut found = Vec::new();
@@ -98,6 +148,7 @@ async fn every_documented_operation_answers_as_its_schema_says() {
     let second = world.post("/partitions/1/snapshots", json!({})).await;
     let (old, new) = (&first["snapshot"], &second["snapshot"]);
     let (old, new) = (old.as_str().unwrap(), new.as_str().unwrap());
+    world.stream("a/b").await;
     let mut called = BTreeSet::new();
     for (id, method, path) in operations(&document) {
         let filled = path
@@ -105,11 +156,12 @@ async fn every_documented_operation_answers_as_its_schema_says() {
             .unwrap()
             .replace("{partition}", "1")
             .replace("{snapshot}", "newest")
+            .replace("{stream}", "a%2Fb")
             .replace("{old}", old)
             .replace("{new}", new);
         let asked: Vec<(String, Value)> = match id.as_str() {
             "openapi" | "status" | "list_snapshots" | "create_snapshot" | "show_snapshot"
-            | "diff_snapshots" | "prove_snapshot" => vec![(filled, json!({}))],
+            | "diff_snapshots" | "prove_snapshot" | "stream_position" => vec![(filled, json!({}))],
             "verify_snapshots" => vec![
                 (filled.clone(), json!({})),
                 (filled, json!({ "data": true })),
@@ -135,7 +187,7 @@ async fn every_documented_operation_answers_as_its_schema_says() {
         }
         called.insert(id);
     }
-    assert_eq!(called.len(), 10, "{called:?}");
+    assert_eq!(called.len(), 11, "{called:?}");
     world.stop().await;
 }
 
@@ -198,6 +250,70 @@ async fn what_is_refused_says_why_with_a_stable_code() {
         world.refused(post.clone(), prune, body, expected).await;
     }
     world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_position_lists_forks_as_its_schema_says() {
+    let world = World::new().await;
+    world.stream("a/b").await;
+    let path = "/streams/a%2Fb/position";
+    let before = world.get(path).await;
+    assert_eq!((&before["tail"], &before["forks"]), (&json!(0), &json!([])));
+    for partition in 0..=2 {
+        let path = format!("/partitions/{partition}/snapshots");
+        world.post(&path, json!({})).await;
+    }
+    let world = world.lost().await;
+    let after = world.get(path).await;
+    let gap = 1_u64 << 40;
+    let fork = json!({ "parent": before["lineage"], "seq_num": 0, "resumes_at": gap });
+    assert_eq!(after["forks"], json!([fork]), "{after}");
+    assert_eq!((&after["head"], &after["tail"]), (&json!(gap), &json!(gap)));
+    assert_eq!(after["created_at"], before["created_at"]);
+    assert_ne!(after["lineage"], before["lineage"]);
+    let document = world.get("/openapi.json").await;
+    let schema = json!({ "$ref": "#/components/schemas/StreamPosition" });
+    schema::check(&document, &schema, &after, "position").unwrap();
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_position_is_of_a_stream_that_there_is_and_makes_none() {
+    let world = World::new().await;
+    world.stream("there").await;
+    let refused = async |basin, path, expected: (u16, &str)| {
+        let (status, value) = world.ask_in(basin, Method::GET, path, "").await;
+        let code = value["code"].as_str().unwrap_or_default();
+        assert_eq!((status.as_u16(), code), expected, "{path}: {value}");
+        assert!(value["message"].as_str().is_some_and(|m| !m.is_empty()));
+    };
+    let path = "/streams/there/position";
+    refused(None, path, (400, "bad_header")).await;
+    refused(Some("No Basin"), path, (400, "bad_header")).await;
+    refused(Some("no-basin"), path, (404, "basin_not_found")).await;
+    let too_long = format!("/streams/{}/position", "n".repeat(513));
+    refused(Some(BASIN), &too_long, (400, "bad_path")).await;
+    let not_found = (404, "stream_not_found");
+    for _ in 0..2 {
+        refused(Some(BASIN), "/streams/missing/position", not_found).await;
+    }
+    let (streams, _) = world.node.list_streams(BASIN, "", "", 10).unwrap();
+    assert_eq!(streams.len(), 1, "{streams:?}");
+    world.node.delete_stream(BASIN, "there").await.unwrap();
+    refused(Some(BASIN), path, not_found).await;
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn a_basin_that_is_being_deleted_is_refused_as_the_s2_api_refuses_it() {
+    let error = || Error::BasinDeletionPending(BASIN.to_owned());
+    let theirs = crate::api::ServiceError::from(error()).into_response();
+    let ours = AdminError::from(error()).into_response();
+    assert_eq!(ours.status(), theirs.status());
+    let [ours, theirs] = [ours, theirs].map(|answer| answer.into_body().collect());
+    let ours = ours.await.unwrap().to_bytes();
+    assert_eq!(ours, theirs.await.unwrap().to_bytes());
+    assert!(String::from_utf8_lossy(&ours).contains("basin_deletion_pending"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

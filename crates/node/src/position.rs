@@ -1,0 +1,41 @@
+//! Where a stream stands, for those who keep something that they made of its records.
+
+use esker_partition::Fork;
+use s2_common::record::{SeqNum, StreamPosition};
+
+use crate::error::Error;
+use crate::node::Node;
+
+/// Where a stream stands, as of one moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Position {
+    /// First sequence number that readers may see; the tail if there is none.
+    pub head: SeqNum,
+    /// The next sequence number, and the last timestamp.
+    pub tail: StreamPosition,
+    /// When the stream was created, in milliseconds since the epoch.
+    pub created_ms: u64,
+    /// The history that its partition is of.
+    pub lineage: String,
+    /// Where earlier histories were cut off, oldest first.
+    pub forks: Vec<Fork>,
+}
+
+impl Node {
+    /// Where a stream stands. A missing one is not created, whatever the basin says.
+    pub fn position(&self, basin: &str, name: &str) -> Result<Position, Error> {
+        let handle = self.existing(self.basin(basin)?, name)?;
+        let view = handle.stream.view();
+        if view.gone {
+            return Err(handle.not_found());
+        }
+        let lineage = handle.partition.reader.part().lineage()?;
+        Ok(Position {
+            head: view.state.head(),
+            tail: view.state.tail(),
+            created_ms: handle.stream.created_ms,
+            lineage: lineage.id().to_string(),
+            forks: view.state.forks_seen(&lineage),
+        })
+    }
+}

@@ -1,0 +1,98 @@
+//! `/streams/{stream}`: where a stream stands.
+
+use axum::Json;
+use axum::extract::State;
+use esker_node::{Fork, Position};
+use s2_common::basin::BasinName;
+use s2_common::stream::StreamName;
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+use utoipa::ToSchema;
+
+use super::error::Failures;
+use super::request::{InHeader, InPath};
+use super::{Admin, AdminError};
+
+/// Where a stream stands, as of one moment.
+#[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
+pub struct StreamPosition {
+    /// The first sequence number that readers may see; the tail if there is none.
+    pub head: u64,
+    /// The next sequence number.
+    pub tail: u64,
+    /// The last record's timestamp, milliseconds since the epoch; 0 if there never was one.
+    pub tail_timestamp: u64,
+    /// When the stream was created. One that was deleted and made anew was created later.
+    #[serde(with = "time::serde::rfc3339")]
+    pub created_at: OffsetDateTime,
+    /// The history that the stream's partition is of.
+    pub lineage: String,
+    /// Where earlier histories were cut off, oldest first. What is of another history than these and
+    /// `lineage` cannot be shown to be a part of this one.
+    pub forks: Vec<StreamFork>,
+}
+
+/// Where a history was cut off for a stream, and how it went on.
+#[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
+pub struct StreamFork {
+    /// The history that was cut off; null for one or several that are not remembered.
+    #[serde(default)]
+    pub parent: Option<String>,
+    /// What the parent had below this is in the stream, or was trimmed since; what it had from here on is
+    /// lost.
+    pub seq_num: u64,
+    /// Sequence numbers go on here.
+    pub resumes_at: u64,
+}
+
+impl From<Fork> for StreamFork {
+    fn from(fork: Fork) -> StreamFork {
+        StreamFork {
+            parent: fork.parent.map(|parent| parent.to_string()),
+            seq_num: fork.seq_num,
+            resumes_at: fork.resumes_at,
+        }
+    }
+}
+
+/// Where a stream stands, and which forks of its partition it has seen.
+///
+/// Tells whether what was made of a stream's records is still of its history. Creates no stream, even if
+/// reads do in this basin.
+#[utoipa::path(
+    get,
+    path = "/esker/v1/streams/{stream}/position",
+    operation_id = "stream_position",
+    tag = "streams",
+    params(
+        ("stream" = String, Path, description = "The stream, percent-encoded"),
+        ("s2-basin" = String, Header, description = "The basin")
+    ),
+    responses((status = 200, description = "As of now", body = StreamPosition), Failures)
+)]
+pub(super) async fn position(
+    State(admin): State<Admin>,
+    InHeader(basin): InHeader<BasinName>,
+    InPath(stream): InPath<StreamName>,
+) -> Result<Json<StreamPosition>, AdminError> {
+    let Position {
+        head,
+        tail,
+        created_ms,
+        lineage,
+        forks,
+    } = admin.node.position(&basin, &stream)?;
+    Ok(Json(StreamPosition {
+        head,
+        tail: tail.seq_num,
+        tail_timestamp: tail.timestamp,
+        created_at: created_at(created_ms)?,
+        lineage,
+        forks: forks.into_iter().map(StreamFork::from).collect(),
+    }))
+}
+
+/// As the S2 API says it.
+fn created_at(ms: u64) -> Result<OffsetDateTime, AdminError> {
+    crate::api::timestamp(ms).map_err(AdminError::invalid)
+}

@@ -1,0 +1,1 @@
+//! Histories that were lost in part: only Esker has them, and says so.

@@ -1,0 +1,21 @@
+//! Snapshot-and-follow against a real server: the library through the official client, the command as
+//! a process of its own.
+//!
+//! | room | what it shows |
+//! |---|---|
+//! | [`promises`] | restarts, disconnects, busy streams: nothing missing, nothing twice |
+//! | [`lineages`] | histories that were lost in part; only Esker has them |
+//! | [`place`] | a server, and a stream of its own for each test |
+//!
+//! With `ESKER_TEST_ENDPOINT=http://HOST:PORT` the tests that need no more than the S2 API run against
+//! that server, and the others are left out: `make follow-lite` does so with `s2 lite`.
+
+#![allow(clippy::unwrap_used)]
+
+#[path = "../e2e/support/mod.rs"]
+#[allow(dead_code, unused_imports)]
+mod support;
+
+mod lineages;
+mod place;
+mod promises;
