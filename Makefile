@@ -4,7 +4,7 @@
 export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run demo test check bench bench-snapshots bench-recovery soak soak-streams soak-snapshots moto fuzz fmt
+.PHONY: help setup run demo test check bench bench-snapshots bench-follow bench-recovery soak soak-streams soak-snapshots moto fuzz fmt
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' Makefile
@@ -32,6 +32,9 @@ bench: setup ## measure streams, side by side with peers
 
 bench-snapshots: setup ## measure the snapshot repository, side by side with restic and cp
 	@scripts/bench repository $(ARGS)
+
+bench-follow: setup ## measure followers of streams that take snapshots
+	@scripts/bench follow $(ARGS)
 
 bench-recovery: setup ## measure what snapshots cost a working server, and how long it takes to come back
 	@scripts/bench recovery $(ARGS)

@@ -4,6 +4,7 @@ mod admin;
 mod config_cmd;
 mod demo;
 mod exit;
+mod follow_cmd;
 mod output;
 mod server_cmd;
 mod snapshot_cmd;
@@ -28,6 +29,7 @@ enum Command {
     Demo(demo::Args),
     Status(status_cmd::Args),
     Stream(stream_cmd::Args),
+    Follow(Box<follow_cmd::Args>),
     Snapshot(Box<snapshot_cmd::Args>),
     /// Check or show the configuration that a server would run with.
     Config(config_cmd::Args),
@@ -41,6 +43,7 @@ fn main() -> std::process::ExitCode {
         Command::Demo(args) => demo::run(&args),
         Command::Status(args) => status_cmd::run(args),
         Command::Stream(args) => stream_cmd::run(args),
+        Command::Follow(args) => follow_cmd::run(*args),
         Command::Snapshot(args) => snapshot_cmd::run(*args),
         Command::Config(args) => config_cmd::run(&args),
     };

@@ -1,12 +1,13 @@
 //! Measures Esker side by side with its peers, and tries to make it lose what it acknowledged.
 //!
-//! Five subcommands:
+//! Six subcommands:
 //!
 //! - `streams` runs the same load, by the same client, on the same machine and in the same run
 //!   against `s2 lite` (the *peer*) and against Esker, alternating between them row by row, and
 //!   prints a table of medians with the targets that Esker has set itself.
 //! - `repository` measures puts, restores and sweeps of snapshots beside `restic` and `cp`.
 //! - `recovery` measures what snapshots cost a working server, and how long it takes to come back.
+//! - `follow` measures followers of streams that take snapshots.
 //! - `layout` measures layouts of a partition's stream data on RocksDB alone.
 //! - `soak` kills an Esker server with SIGKILL at random moments under load, restarts it on the
 //!   same data directory and checks every acknowledged record.
@@ -20,6 +21,7 @@
 
 mod client;
 mod disk;
+mod follow;
 mod layout;
 mod machine;
 mod peer;
@@ -62,6 +64,11 @@ enum Command {
     RepositoryStep(repository::step::Step),
     /// Measure what snapshots cost, and how long recoveries take.
     Recovery(recovery::Args),
+    /// Measure followers of streams that take snapshots.
+    Follow(follow::Args),
+    /// One operation of that, in a process of its own.
+    #[command(hide = true)]
+    FollowStep(follow::step::Step),
     /// Measure layouts of a partition's stream data on RocksDB alone.
     Layout(layout::Args),
     /// Kill the server at random moments under load and check what it acknowledged.
@@ -77,6 +84,8 @@ async fn main() -> ExitCode {
             Command::Repository(args) => repository::run(args).await,
             Command::RepositoryStep(step) => repository::step::run(step).await,
             Command::Recovery(args) => recovery::run(args).await,
+            Command::Follow(args) => follow::run(args).await,
+            Command::FollowStep(step) => follow::step::run(step).await,
             Command::Layout(args) => tokio::task::spawn_blocking(move || layout::run(&args))
                 .await?
                 .map(|()| ExitCode::SUCCESS),

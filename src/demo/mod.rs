@@ -44,7 +44,8 @@ const LICENCE: &str = include_str!("../../examples/data/LICENSE-vega-datasets");
 /// Runs a server in a scratch directory, appends 20,000 flight records, kills the server in the
 /// middle of it, starts it again, appends the rest, and compares everything with what was sent. Then
 /// deletes its database, then all that it has, and recovers it from snapshots; and measures a recovery
-/// from zero beside one from a snapshot. Takes some ten seconds, and fails if anything does not hold.
+/// from zero beside one from a snapshot, of a server and of a service that follows a stream. Takes some
+/// fifteen seconds, and fails if anything does not hold.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:

@@ -2,7 +2,7 @@
 //!
 //! | room | what it holds |
 //! |---|---|
-//! | [`place`] | arguments: which server or repository, which partition, who asks, with which keys |
+//! | [`place`], [`s3`] | arguments: which server or repository, which partition, who asks, with which keys |
 //! | [`online`] | the commands that ask a server |
 //! | [`failure`] | what the library's errors mean to a person |
 //! | [`list`], [`show`], [`diff`], [`verify`], [`why`], [`restore`] | commands that read |
@@ -22,6 +22,7 @@ mod place;
 mod prune;
 mod put;
 mod restore;
+pub mod s3;
 mod show;
 pub mod shown;
 mod verify;

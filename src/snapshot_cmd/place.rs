@@ -3,14 +3,14 @@
 
 use std::path::Path;
 
-use esker_repository::destination::{DestinationError, DestinationOptions};
+use esker_repository::destination::DestinationOptions;
 use esker_repository::{
     Cluster, CurrentRoot, Destination, Error, Options, PartitionId, Repository, Root, SnapshotDir,
     partitions,
 };
 
-use super::REPOSITORY_VARIABLE;
-use super::failure;
+use super::s3::{self, S3Args};
+use super::{REPOSITORY_VARIABLE, failure};
 use crate::exit::Failure;
 use crate::stream_cmd::SERVER_VARIABLE;
 use crate::stream_cmd::connection::ServerAddress;
@@ -56,33 +56,8 @@ pub struct PlaceArgs {
     #[arg(long, global = true, value_name = "NAME", help_heading = "Repository")]
     node_name: Option<String>,
 
-    /// Take keys and settings from this profile in ~/.aws
-    #[arg(long, global = true, value_name = "NAME", help_heading = "S3")]
-    aws_profile: Option<String>,
-
-    /// The bucket's region
-    #[arg(long, global = true, value_name = "REGION", help_heading = "S3")]
-    aws_region: Option<String>,
-
-    /// An access key [default: AWS_ACCESS_KEY_ID, then the profile, then the machine's role]
-    #[arg(long, global = true, value_name = "ID", help_heading = "S3")]
-    aws_access_key_id: Option<String>,
-
-    /// Its secret; better in AWS_SECRET_ACCESS_KEY, as others see arguments
-    #[arg(long, global = true, value_name = "SECRET", help_heading = "S3")]
-    aws_secret_access_key: Option<String>,
-
-    /// The token of temporary keys; better in AWS_SESSION_TOKEN
-    #[arg(long, global = true, value_name = "TOKEN", help_heading = "S3")]
-    aws_session_token: Option<String>,
-
-    /// Another store than Amazon's
-    #[arg(long, global = true, value_name = "URL", help_heading = "S3")]
-    aws_endpoint_url: Option<String>,
-
-    /// Let the endpoint be http://, where anybody on the way reads and changes what passes
-    #[arg(long, global = true, help_heading = "S3")]
-    aws_allow_http: bool,
+    #[command(flatten)]
+    s3: S3Args,
 }
 
 /// Whom a command can ask.
@@ -167,20 +142,10 @@ impl Place {
     /// Understands the arguments. Asks nothing of a store.
     fn open(args: PlaceArgs) -> Result<Place, Failure> {
         let url = args.repository.unwrap_or_default();
-        let options = DestinationOptions {
-            aws_profile: args.aws_profile,
-            aws_region: args.aws_region,
-            aws_access_key_id: args.aws_access_key_id,
-            aws_secret_access_key: args.aws_secret_access_key,
-            aws_session_token: args.aws_session_token,
-            aws_endpoint_url: args.aws_endpoint_url,
-            // Without the flag, the environment may allow it.
-            aws_allow_http: args.aws_allow_http.then_some(true),
-            ..DestinationOptions::default()
-        };
+        let options = args.s3.options();
         Ok(Place {
-            destination: open(&url, &options)?,
-            keys: keys(&options),
+            destination: s3::open(&url, &options)?,
+            keys: s3::keys(&options),
             options,
             partition: args.partition.map(PartitionId),
             cluster_name: args.cluster_name,
@@ -196,7 +161,7 @@ impl Place {
             ..self.options.clone()
         };
         // A directory is shown as a URL, and read as one.
-        open(self.destination.shown(), &options)
+        s3::open(self.destination.shown(), &options)
     }
 
     pub fn destination(&self) -> &Destination {
@@ -320,30 +285,6 @@ pub fn remark_on(root: &Root) {
             root.partition_id,
             crate::term::plain(&root.cluster_name)
         );
-    }
-}
-
-fn open(url: &str, options: &DestinationOptions) -> Result<Destination, Failure> {
-    Destination::open(url, options).map_err(|error| match &error {
-        DestinationError::Url { .. } => Failure::usage("repository", error),
-        DestinationError::Io { .. } => Failure::wrong("io", error),
-        _ => Failure::usage("credentials", error),
-    })
-}
-
-/// Where keys come from, in the order in which the library looks.
-fn keys(options: &DestinationOptions) -> String {
-    let variable = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
-    if options.aws_access_key_id.is_some() {
-        "the keys in --aws-access-key-id and --aws-secret-access-key".to_owned()
-    } else if let Some(profile) = &options.aws_profile {
-        format!("profile `{profile}` of --aws-profile")
-    } else if variable("AWS_ACCESS_KEY_ID").is_some() {
-        "the keys in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY".to_owned()
-    } else if let Some(profile) = variable("AWS_PROFILE") {
-        format!("profile `{profile}` of AWS_PROFILE")
-    } else {
-        "profile `default` in ~/.aws, or else the machine's role".to_owned()
     }
 }
 

@@ -1,6 +1,6 @@
 //! `esker snapshot put`.
 
-use std::num::NonZeroU32;
+use std::num::{NonZeroU32, NonZeroU64};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -10,9 +10,10 @@ use esker_repository::env::System;
 use esker_repository::retention::Retention;
 use esker_repository::sweep::Sweep;
 use esker_repository::{
-    Checkpoint, Digest, Digests, Error, Kind, LineageId, Lsn, Options, PartitionId, Progress, Put,
-    Repository,
+    Checkpoint, Digest, Digests, Error, Kind, LineageId, Lsn, Options, Pace, PartitionId, Progress,
+    Put, Repository,
 };
+use esker_server::config::ByteCount;
 use serde::Serialize;
 
 use super::failure::of_probe;
@@ -70,6 +71,11 @@ pub struct Args {
     /// found damaged
     #[arg(long)]
     no_reuse: bool,
+
+    /// Upload at most so much in a second, such as 64MiB; 0 is no bound. Links cost nothing and are not
+    /// counted [default: no bound]
+    #[arg(long, value_name = "SIZE")]
+    rate: Option<ByteCount>,
 
     /// Read and hash every file, also those that an earlier put hashed, and remember nothing
     #[arg(long)]
@@ -181,6 +187,10 @@ async fn open(place: &Place, args: &Args) -> Result<Repository, Failure> {
         kind: args.kind.into(),
         num_retained: args.num_retained,
         reuse: !args.no_reuse,
+        pace: args
+            .rate
+            .and_then(|rate| NonZeroU64::new(rate.as_u64()))
+            .map(Pace::new),
         ..Options::default()
     };
     let destination = if args.no_links {

@@ -338,6 +338,35 @@ fn a_dead_upload_is_in_the_plan_and_goes_with_it() {
 }
 
 #[test]
+fn a_put_with_a_rate_takes_its_time_and_links_none() {
+    let scratch = Scratch::new();
+    let text = "x".repeat(8 << 10);
+    scratch.files(
+        "one",
+        &[("a", &format!("{text}a")), ("b", &format!("{text}b"))],
+    );
+    let seconds = |options: &[&str]| {
+        let put = scratch.json(&[&["put", "one"], options].concat());
+        put["seconds"].as_f64().unwrap()
+    };
+    // 16 KiB at 8 KiB a second, of which a second's worth goes at once.
+    let bound = ["--rate", "8KiB"];
+    let copied = seconds(&[&["--lsn", "1", "--no-links"], &bound[..]].concat());
+    assert!(copied >= 1.0, "{copied} s");
+    // As links, or with no bound, they take none: 16 KiB at 1 KiB a second would be 15 s.
+    for options in [&["--rate", "1KiB"][..], &["--rate", "0", "--no-links"]] {
+        let took = seconds(&[&["--lsn", "2", "--no-reuse"], options].concat());
+        assert!(took < 10.0, "{options:?}: {took} s");
+    }
+    scratch.ok(&["verify", "--data"]);
+
+    let refused = scratch.run(&["put", "one", "--lsn", "4", "--rate", "64M"]);
+    assert_eq!(refused.status.code(), Some(2));
+    let said = stderr(&refused);
+    assert!(said.contains("may mean 1000 or 1024"), "{said}");
+}
+
+#[test]
 fn a_put_without_reuse_heals_what_verify_found() {
     let scratch = Scratch::new();
     scratch.files("one", &[("a.bin", "all right"), ("b.bin", "also")]);

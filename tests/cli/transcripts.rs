@@ -59,6 +59,17 @@ fn what_the_guide_to_the_admin_api_shows_is_what_happens() {
     );
 }
 
+#[test]
+fn what_the_guide_to_following_shows_is_what_happens() {
+    let guide = include_str!("../../docs/follow.md");
+    let server = Server::start();
+    follow(
+        "docs/follow.md",
+        steps(guide),
+        &[("ESKER_SERVER", &server.url)],
+    );
+}
+
 /// Runs the commands of a page one after the other in a directory of their own.
 fn follow(page: &str, steps: Vec<Step>, variables: &[(&str, &str)]) {
     let dir = tempfile::tempdir().unwrap();

@@ -1,1 +1,169 @@
 //! Histories that were lost in part: only Esker has them, and says so.
+
+use std::time::Duration;
+
+use esker_follow::{Error, Follower};
+
+use super::place::{Place, SOON, expected, is_elsewhere, numbers};
+use crate::support::{Setup, eventually};
+
+/// A server whose partitions are put where a loss does not reach.
+fn setup(place: &Place) -> Setup {
+    let backups = place.dir.path().join("backups");
+    Setup::default()
+        .set(&format!("snapshots.destination={}", backups.display()))
+        .set("snapshots.snapshot-interval=1h")
+        .set("snapshots.num-retained=3")
+}
+
+/// A stream of 100 records that the repository has, and 100 that it has not.
+async fn past() -> Option<Place> {
+    if is_elsewhere() {
+        return None;
+    }
+    let place = Place::with(setup).await;
+    place.append(0..100, 10).await;
+    let server = place.server.as_ref().unwrap();
+    for partition in 0..=2 {
+        let path = format!("/esker/v1/partitions/{partition}/snapshots");
+        server.http1().post(&path).send().await.expect(200);
+    }
+    Some(place)
+}
+
+/// Everything is lost but what the repository has.
+async fn lose(place: &mut Place) {
+    let setup = setup(place);
+    let server = place.server.as_mut().unwrap();
+    let address = server.address().to_owned();
+    server.kill();
+    std::fs::remove_dir_all(server.data_dir()).unwrap();
+    let setup = setup.listen(&address).bootstrap("restore");
+    server.restart(&setup).await;
+}
+
+async fn settled(
+    place: &Place,
+    follower: &Follower<esker_follow::folds::Latest>,
+) -> Vec<(u64, u64)> {
+    eventually("everything is there", async || {
+        let tail = place.tail().await;
+        let view = follower.view().await.unwrap();
+        (view.cursor == tail).then_some(numbers(&view.state))
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_snapshot_of_what_was_lost_is_passed_over_for_one_from_before() {
+    let Some(mut place) = past().await else {
+        return;
+    };
+    let follower = place
+        .latest()
+        .external(place.objects())
+        .open()
+        .await
+        .unwrap();
+    follower.caught_up().await.unwrap();
+    follower.snapshot().await.unwrap();
+    place.append(100..200, 10).await;
+    assert_eq!(settled(&place, &follower).await, expected(200, 10));
+    follower.snapshot().await.unwrap();
+    drop(follower);
+    assert_eq!(place.names(), ["100.json.zst", "200.json.zst"]);
+
+    lose(&mut place).await;
+    let follower = place
+        .latest()
+        .external(place.objects())
+        .open()
+        .await
+        .unwrap();
+    assert_eq!(follower.restored().unwrap().cursor, 100);
+    assert_eq!(settled(&place, &follower).await, expected(100, 10));
+    place.append(100..130, 10).await;
+    assert_eq!(settled(&place, &follower).await, expected(130, 10));
+    // The next one is of the new lineage.
+    let taken = follower.snapshot().await.unwrap();
+    assert_eq!(taken.cursor, 100 + (1 << 40) + 30);
+    drop(follower);
+    let follower = place
+        .latest()
+        .external(place.objects())
+        .open()
+        .await
+        .unwrap();
+    let restored = follower.restored().unwrap();
+    assert_eq!(
+        (&restored.place, restored.cursor),
+        (&taken.place, taken.cursor)
+    );
+    assert_eq!(settled(&place, &follower).await, expected(130, 10));
+}
+
+#[tokio::test]
+async fn a_follower_that_had_read_what_was_lost_goes_back_and_one_that_had_not_goes_on() {
+    let Some(mut place) = past().await else {
+        return;
+    };
+    let behind = place
+        .latest()
+        .external(place.objects())
+        .open()
+        .await
+        .unwrap();
+    behind.caught_up().await.unwrap();
+    behind.snapshot().await.unwrap();
+    let applied = behind.status().applied;
+    behind.close().await.unwrap();
+    place.append(100..200, 10).await;
+    let ahead = place
+        .latest()
+        .external(place.objects())
+        .open()
+        .await
+        .unwrap();
+    assert_eq!(settled(&place, &ahead).await, expected(200, 10));
+
+    lose(&mut place).await;
+    place.append(100..110, 10).await;
+    assert_eq!(settled(&place, &ahead).await, expected(110, 10));
+    assert_eq!(ahead.status().newest.unwrap().cursor, 100);
+    assert_eq!(applied, 100);
+}
+
+#[tokio::test]
+async fn without_a_snapshot_from_before_the_whole_history_that_is_left_is_read() {
+    let Some(mut place) = past().await else {
+        return;
+    };
+    place.append(100..200, 10).await;
+    let follower = place
+        .latest()
+        .external(place.objects())
+        .open()
+        .await
+        .unwrap();
+    assert_eq!(settled(&place, &follower).await, expected(200, 10));
+    follower.snapshot().await.unwrap();
+    lose(&mut place).await;
+    // Its only snapshot is of what was lost, and the stream goes back to its beginning.
+    assert_eq!(settled(&place, &follower).await, expected(100, 10));
+    assert_eq!(follower.status().newest, None);
+}
+
+#[tokio::test]
+async fn an_unreachable_server_is_waited_for_no_longer_than_was_said() {
+    let mut place = Place::new().await;
+    let Some(server) = place.server.as_mut() else {
+        return;
+    };
+    server.kill();
+    let builder = place.latest().patience(Some(Duration::from_millis(300)));
+    let opened = tokio::time::timeout(SOON, builder.open()).await.unwrap();
+    match opened {
+        Err(Error::Endpoint { stream, .. }) => assert!(stream.ends_with("/orders"), "{stream}"),
+        other => panic!("{other:?}"),
+    }
+}

@@ -5,6 +5,7 @@
 //! |---|---|
 //! | [`promises`] | restarts, disconnects, busy streams: nothing missing, nothing twice |
 //! | [`lineages`] | histories that were lost in part; only Esker has them |
+//! | [`command`] | `esker follow`, as a process |
 //! | [`place`] | a server, and a stream of its own for each test |
 //!
 //! With `ESKER_TEST_ENDPOINT=http://HOST:PORT` the tests that need no more than the S2 API run against
@@ -16,6 +17,7 @@
 #[allow(dead_code, unused_imports)]
 mod support;
 
+mod command;
 mod lineages;
 mod place;
 mod promises;

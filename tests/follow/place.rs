@@ -32,23 +32,28 @@ pub fn is_elsewhere() -> bool {
 impl Place {
     /// A server with a basin and the stream `orders`.
     pub async fn new() -> Place {
+        Place::with(|_| Setup::default()).await
+    }
+
+    /// The same, with settings that may depend on the place's directory.
+    pub async fn with(setup: impl FnOnce(&Place) -> Setup) -> Place {
         static COUNT: AtomicU64 = AtomicU64::new(0);
-        let (server, url) = match std::env::var("ESKER_TEST_ENDPOINT") {
-            Ok(url) => (None, url),
-            Err(_) => {
-                let server = Setup::default().start_fresh().await;
-                let url = server.url().to_owned();
-                (Some(server), url)
-            }
-        };
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let basin = format!("follow-{}-{count}", std::process::id());
-        let place = Place {
-            server,
-            url,
+        let mut place = Place {
+            server: None,
+            url: String::new(),
             basin,
             dir: tempfile::tempdir().unwrap(),
         };
+        match std::env::var("ESKER_TEST_ENDPOINT") {
+            Ok(url) => place.url = url,
+            Err(_) => {
+                let server = setup(&place).start_fresh().await;
+                place.url = server.url().to_owned();
+                place.server = Some(server);
+            }
+        }
         let basin = sdk::basin(&place.s2(), &place.basin).await;
         sdk::stream(&basin, "orders").await;
         place
@@ -61,6 +66,10 @@ impl Place {
     pub fn stream(&self) -> S2Stream {
         let basin = self.s2().basin(basin_name(&self.basin));
         basin.stream(stream_name("orders"))
+    }
+
+    pub fn url(&self) -> &str {
+        &self.url
     }
 
     pub fn basin(&self) -> &str {

@@ -19,8 +19,8 @@ mod load;
 mod predictions;
 mod sizes;
 mod store;
-mod subject;
-mod table;
+pub mod subject;
+pub mod table;
 mod uploads;
 
 use std::{
@@ -192,7 +192,17 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     }
     if !args.quick && known.len() == Part::value_variants().len() {
         let sections: Vec<_> = known.into_values().collect();
-        fs::write(&args.out, table::page(&machine, &sections))
+        let page = table::page(
+            "snapshots and recovery",
+            "bench-recovery",
+            "Server, clients and the S3 store share its cores and its one disk. The store is a small S3 \
+             server within the bench, which writes to that disk and syncs what is put; hard links play no \
+             part.\n- A start is timed from the start of the process to the first 200 of `/health`, after \
+             SIGKILL. The operating system's cache is warm where nothing else is said.",
+            &machine,
+            &sections,
+        );
+        fs::write(&args.out, page)
             .with_context(|| format!("cannot write {}", args.out.display()))?;
         println!("Written to {}", args.out.display());
     }
@@ -200,7 +210,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
 }
 
 /// Waits for a quiet moment, not for ever; what fraction of the machine is in use then.
-async fn quiet() -> anyhow::Result<f64> {
+pub async fn quiet() -> anyhow::Result<f64> {
     let deadline = Instant::now() + QUIET_AT_MOST;
     loop {
         let before = machine::machine_ticks()?;
@@ -220,7 +230,7 @@ fn drop_caches() {
     let _ = fs::write("/proc/sys/vm/drop_caches", "3");
 }
 
-fn median(values: &[f64]) -> f64 {
+pub fn median(values: &[f64]) -> f64 {
     crate::stats::median(values).unwrap_or_default()
 }
 

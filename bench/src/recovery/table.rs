@@ -85,8 +85,15 @@ impl Section {
     }
 }
 
-/// The page for the documentation.
-pub fn page(machine: &Machine, sections: &[Section]) -> String {
+/// The page for the documentation: what it is about, the target of `make` that writes it, and how
+/// everything on it was measured.
+pub fn page(
+    title: &str,
+    target: &str,
+    how: &str,
+    machine: &Machine,
+    sections: &[Section],
+) -> String {
     let shared = match sections.iter().any(|section| section.load > DISTURBANCE) {
         true => {
             ". It was shared with other work while these figures were taken: times vary by a \
@@ -95,15 +102,10 @@ pub fn page(machine: &Machine, sections: &[Section]) -> String {
         false => "",
     };
     let mut text = format!(
-        "# Benchmarks: snapshots and recovery\n\n\
-         This page is written by the bench itself (`make bench-recovery`); it is not edited by \
-         hand.\n\n\
+        "# Benchmarks: {title}\n\n\
+         This page is written by the bench itself (`make {target}`); it is not edited by hand.\n\n\
          - Machine: {}, {} cores, {:.0} GiB memory, Linux {}, {}{shared}\n\
-         - Server, clients and the S3 store share its cores and its one disk. The store is a small \
-         S3 server within the bench, which writes to that disk and syncs what is put; hard links \
-         play no part.\n\
-         - A start is timed from the start of the process to the first 200 of `/health`, after \
-         SIGKILL. The operating system's cache is warm where nothing else is said.\n\n",
+         - {how}\n\n",
         machine.cpu, machine.cores, machine.memory_gib, machine.kernel, machine.file_system
     );
     for section in sections {

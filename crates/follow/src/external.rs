@@ -201,21 +201,22 @@ impl External {
         Ok(cursor.map(|cursor| (cursor, object)))
     }
 
-    /// The newest usable snapshot, restored. A cursor beyond `tail` is not.
+    /// The first usable snapshot of a list, restored. A cursor beyond `tail` is not.
     ///
     /// # Errors
     ///
     /// [`Error::Store`], [`Error::Unusable`].
     pub(crate) async fn find<F: Fold>(
         &self,
+        list: &[Listed],
         initial: &F,
         identity: &Identity,
         tail: u64,
         reading: &Reading,
         tried: &mut Vec<String>,
     ) -> Result<Option<(F, SnapshotInfo)>, Error> {
-        for listed in self.list().await? {
-            let why = match self.restore(&listed, initial, identity, tail).await? {
+        for listed in list {
+            let why = match self.restore(listed, initial, identity, tail).await? {
                 Ok(found) => return Ok(Some(found)),
                 Err(why) => why,
             };
@@ -238,12 +239,6 @@ impl External {
         identity: &Identity,
         tail: u64,
     ) -> Result<Result<(F, SnapshotInfo), Unusable>, Error> {
-        if listed.cursor > tail {
-            return Ok(Err(Unusable::BeyondTail {
-                cursor: listed.cursor,
-                tail,
-            }));
-        }
         let mut reading = match Reader::open(self, listed).await? {
             Some(reading) => reading,
             None => return Ok(Err(Unusable::Damaged("it is gone".to_owned()))),
@@ -274,21 +269,32 @@ impl External {
             None if listed.path.as_ref().ends_with(".zst") => Encoding::Zstd,
             None => Encoding::None,
         };
+        // Only now: a foreign object may have any number for a name.
+        if listed.cursor > tail {
+            return Ok(Err(Unusable::BeyondTail {
+                cursor: listed.cursor,
+                tail,
+            }));
+        }
         let behind = meta.as_ref().map_or(0, |_| object::tail_len(encoding));
         let mut restoring = Restoring::new(initial.clone(), encoding);
         reading.hold_back(first.slice(head..), behind);
         while let Some(chunk) = reading.body().await? {
             restoring.push(chunk).await;
         }
+        let mut info = info(listed, meta.as_deref());
         let restored = match &meta {
             None => restoring.finish_unchecked().await,
             Some(_) => match object::ends(encoding, &reading.held) {
-                Ok(totals) => restoring.finish(&totals).await,
+                Ok(totals) => {
+                    info.bytes = totals.bytes;
+                    restoring.finish(&totals).await
+                }
                 Err(why) => Err(why),
             },
         };
         Ok(match restored {
-            Ok(fold) => Ok((fold, info(listed, meta.as_deref()))),
+            Ok(fold) => Ok((fold, info)),
             Err(why) => Err(Unusable::Damaged(why)),
         })
     }
@@ -306,6 +312,12 @@ impl External {
             }
             Begins::Malformed(why) => return Ok(Err(Unusable::Damaged(why))),
         };
+        if meta.cursor != listed.cursor {
+            return Ok(Err(Unusable::Damaged(format!(
+                "its description says {}, and its name {}",
+                meta.cursor, listed.cursor
+            ))));
+        }
         let mut sum = Sum::default();
         let behind = object::tail_len(meta.encoding);
         reading.hold_back(first.slice(head..), behind);
@@ -531,10 +543,16 @@ fn taken(path: &Path, meta: &Meta, totals: &Totals) -> SnapshotInfo {
         kind: Kind::External,
         place: path.to_string(),
         cursor: meta.cursor,
-        bytes: totals.bytes,
+        bytes: object_bytes(meta, totals),
         taken_at: Some(meta.taken_at),
         anchored: false,
     }
+}
+
+/// How large an object is.
+fn object_bytes(meta: &Meta, totals: &Totals) -> u64 {
+    let around = object::head(meta).len() + object::tail_len(meta.encoding);
+    totals.bytes + around as u64
 }
 
 /// An object, from its beginning to its end.

@@ -50,7 +50,13 @@
 //! | [`follower`] | the task that follows |
 //! | [`snapshot`] | formats |
 //! | [`in_stream`], [`external`] | where snapshots are: finding and taking them |
+//! | [`inspection`] | all that there are, whole and not |
 //! | [`endpoint`] | the wall to the server |
+
+/// The examples of the guide.
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/follow.md")]
+pub struct Guide;
 
 pub mod endpoint;
 pub mod error;
@@ -59,9 +65,11 @@ pub mod fold;
 pub mod folds;
 pub mod follower;
 pub mod in_stream;
+pub mod inspection;
 pub mod options;
 mod patience;
 pub mod snapshot;
+mod trim;
 
 pub use endpoint::Endpoint;
 pub use endpoint::s2::S2Endpoint;
@@ -69,6 +77,7 @@ pub use error::Error;
 pub use external::{External, TrimTo};
 pub use fold::{ApplyError, Fold};
 pub use follower::{Builder, Follower, Snapshots, Status, Update, View};
+pub use inspection::{Inspected, Inspection, Standing, inspect};
 pub use options::MalformedRecords;
 pub use s2_sdk::types::SequencedRecord;
 pub use snapshot::{Encoding, Kind, SnapshotInfo, Unusable};

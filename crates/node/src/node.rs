@@ -247,6 +247,8 @@ impl Node {
             );
         }
         if inner.options.snapshots.on_stop {
+            // No append waits for the disk now, and there is a time limit.
+            inner.snapshots.archive.lift_pace();
             self.snapshot_before_stop().await;
         }
         self.uploader.stop();

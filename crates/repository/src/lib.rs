@@ -19,7 +19,7 @@
 //! | [`layout`], [`root`], [`metadata`] | keys, and the two documents |
 //! | [`checkpoint`] | what is put |
 //! | [`repository`] | reading the root, swapping it |
-//! | [`put`](Repository::put), [`retention`] | the way in |
+//! | [`put`](Repository::put), [`Pace`], [`retention`] | the way in |
 //! | [`sweep`](Repository::sweep), [`prune`] | the way out |
 //! | [`restore`], [`verify`](Repository::verify), [`pin`](Repository::pin), [`fork`](Repository::fork) | the way back |
 //! | [`partitions()`], [`inventory`], [`why`], [`diff`](Repository::diff) | answers |
@@ -69,6 +69,7 @@ pub mod ids;
 pub mod inventory;
 pub mod layout;
 pub mod metadata;
+mod pace;
 mod partitions;
 mod pin;
 mod progress;
@@ -91,6 +92,7 @@ pub use ids::{Digest, Generation, LineageId, Lsn, PartitionId, SnapshotId};
 pub use inventory::Inventory;
 pub use layout::SnapshotDir;
 pub use metadata::{Kind, SnapshotMetadata};
+pub use pace::Pace;
 pub use partitions::partitions;
 pub use progress::Progress;
 pub use put::Put;

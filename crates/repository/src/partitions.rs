@@ -9,14 +9,15 @@ use crate::env::System;
 use crate::error::Error;
 use crate::ids::PartitionId;
 use crate::layout::{Object, ROOT, parse_partition};
-use crate::store::{Retries, Store};
+use crate::repository::Options;
+use crate::store::Store;
 
 /// Finds the partitions at a destination, in order: directories named like one that hold a root or
 /// other objects of snapshots. Others are somebody else's. None if there is nothing at all.
 ///
 /// Costs a LIST, and a look at each partition's root.
 pub async fn partitions(destination: &Destination) -> Result<Vec<PartitionId>, Error> {
-    let of = |id| Store::new(destination, id, Arc::new(System), Retries::default());
+    let of = |id| Store::new(destination, id, Arc::new(System), &Options::default());
     let mut found = Vec::new();
     // Any partition's store can list what lies beside it.
     let names = of(PartitionId(0)).directories().await?;

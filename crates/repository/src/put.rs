@@ -13,13 +13,12 @@
 //! An upload whose intent was removed, because it was taken for dead, begins again.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use serde_json::Map;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 
 use crate::checkpoint::Checkpoint;
 use crate::env::within;
@@ -308,21 +307,32 @@ impl Upload<'_> {
 
     async fn run(&mut self, registered: CurrentRoot) -> Result<End, Error> {
         let reusable = self.reusable(&registered).await;
-        let kind = self.repository.options.kind;
         let files: Vec<&FileMetadata> = self.checkpoint.files.iter().collect();
-        let renewal = (self.store.clone(), self.generation, self.ids.clone());
-        let repository = self.repository;
+        if !self.place_while_alive(&files, &reusable).await? {
+            return Ok(End::Fenced);
+        }
+        self.commit(registered).await
+    }
+
+    /// Places files, and renews the intent for as long as that takes; false if it was removed.
+    async fn place_while_alive(
+        &mut self,
+        files: &[&FileMetadata],
+        reusable: &HashMap<Content, String>,
+    ) -> Result<bool, Error> {
         let placed = {
-            let renewed = repository.renew(&renewal.0, renewal.1, &renewal.2);
-            let placing = self.place(&files, &reusable, kind);
+            let renewed = self
+                .repository
+                .renew(&self.store, self.generation, &self.ids);
+            let placing = self.place(files, reusable, self.repository.options.kind);
             match futures::future::select(std::pin::pin!(placing), std::pin::pin!(renewed)).await {
                 futures::future::Either::Left((placed, _)) => placed?,
-                futures::future::Either::Right(((), _)) => return Ok(End::Fenced),
+                futures::future::Either::Right(((), _)) => return Ok(false),
             }
         };
         self.count(&placed);
         self.placed.extend(placed);
-        self.commit(registered).await
+        Ok(true)
     }
 
     fn count(&mut self, placed: &[(String, Placed)]) {
@@ -384,7 +394,7 @@ impl Upload<'_> {
             memory: &self.memory,
             buffer: self.repository.options.buffer,
             progress: self.progress,
-            stopped: AtomicBool::new(false),
+            stopped: watch::Sender::new(false),
         };
         let uploads = &uploads;
         let parallel = self.repository.options.parallel_files.max(1);
@@ -640,12 +650,8 @@ impl Upload<'_> {
             })
             .collect();
         let nothing = HashMap::new();
-        let placed = self
-            .place(&files, &nothing, self.repository.options.kind)
-            .await?;
-        self.count(&placed);
-        self.placed.extend(placed);
-        Ok(Some(current))
+        let alive = self.place_while_alive(&files, &nothing).await?;
+        Ok(alive.then_some(current))
     }
 
     /// Removes the intent of an upload that failed, so that what it left behind can go. Only

@@ -21,6 +21,7 @@ use crate::error::Error;
 use crate::ids::{Generation, PartitionId};
 use crate::layout::{Object, ROOT, SnapshotDir};
 use crate::metadata::{Kind, METADATA_BYTES, SnapshotMetadata};
+use crate::pace::Pace;
 use crate::root::{ROOT_BYTES, Root};
 use crate::store::{Retries, Store, Swap};
 
@@ -60,6 +61,9 @@ pub struct Options {
     pub parallel_files: usize,
     /// Bytes of files in memory, uploads; at least one part of 8 MiB.
     pub buffer: usize,
+    /// How fast files are uploaded. Links cost nothing and are not held back; nor are descriptions
+    /// and the root. `None`: as fast as the store takes them.
+    pub pace: Option<Pace>,
     /// How hard a store is tried.
     pub retries: Retries,
 }
@@ -81,6 +85,7 @@ impl Default for Options {
             parallel_files: 8,
             // Six parts. With what allocators and connections keep, a process stays below 128 MiB.
             buffer: 48 << 20,
+            pace: None,
             retries: Retries::default(),
         }
     }
@@ -170,7 +175,7 @@ impl Repository {
         env: Arc<dyn Env>,
     ) -> Repository {
         Repository {
-            store: Store::new(destination, partition, env, options.retries),
+            store: Store::new(destination, partition, env, &options),
             partition,
             options: Arc::new(options),
             descriptions: Arc::default(),

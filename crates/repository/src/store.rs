@@ -27,6 +27,8 @@ use crate::destination::{Destination, LocalStore};
 use crate::env::{Env, within};
 use crate::error::{Error, StoreFailure};
 use crate::ids::PartitionId;
+use crate::pace::Pace;
+use crate::repository::Options;
 
 /// How hard a store is tried.
 #[derive(Clone, Copy, Debug)]
@@ -89,6 +91,7 @@ pub(crate) struct Store {
     shown: String,
     env: Arc<dyn Env>,
     retries: Retries,
+    pace: Option<Pace>,
     left: Arc<AtomicU32>,
     /// Uploads in parts that were dropped and are being aborted.
     aborts: Arc<Mutex<Vec<JoinHandle<()>>>>,
@@ -140,7 +143,7 @@ impl Store {
         destination: &Destination,
         partition: PartitionId,
         env: Arc<dyn Env>,
-        retries: Retries,
+        options: &Options,
     ) -> Store {
         let base = destination.prefix().clone().join(partition.to_string());
         Store {
@@ -150,8 +153,9 @@ impl Store {
             base,
             shown: format!("{}/{partition}", destination.shown().trim_end_matches('/')),
             env,
-            retries,
-            left: Arc::new(AtomicU32::new(retries.budget)),
+            retries: options.retries,
+            pace: options.pace.clone(),
+            left: Arc::new(AtomicU32::new(options.retries.budget)),
             aborts: Arc::default(),
         }
     }
@@ -364,10 +368,48 @@ impl Store {
         }
     }
 
+    /// Waits until so many bytes of files may be sent. The requests that send them do not wait: time
+    /// that is spent here is none of a request's, and no store is kept waiting for what it was
+    /// promised.
+    pub(crate) async fn turn(&self, bytes: u64) {
+        if let Some(pace) = &self.pace {
+            pace.turn(&*self.env, bytes).await;
+        }
+    }
+
+    /// To be called before each attempt to send so many bytes. The first one had its turn; others have
+    /// waited for their back-off and go at once, and what comes later waits for them.
+    fn attempts_at(&self, bytes: u64) -> impl FnMut() + '_ {
+        let mut had_its_turn = true;
+        move || {
+            if !std::mem::take(&mut had_its_turn)
+                && let Some(pace) = &self.pace
+            {
+                pace.charge(&*self.env, bytes);
+            }
+        }
+    }
+
     /// Writes an object that nobody else writes: a second attempt writes the same.
     pub(crate) async fn put(&self, key: &str, bytes: Bytes) -> Result<(), Error> {
+        self.write(key, bytes, || {}).await
+    }
+
+    /// As [`Store::put`], for a file, which had its [`turn`](Store::turn).
+    pub(crate) async fn put_file(&self, key: &str, bytes: Bytes) -> Result<(), Error> {
+        let attempts = self.attempts_at(bytes.len() as u64);
+        self.write(key, bytes, attempts).await
+    }
+
+    async fn write(
+        &self,
+        key: &str,
+        bytes: Bytes,
+        mut before_each: impl FnMut(),
+    ) -> Result<(), Error> {
         let path = self.path(key);
         self.attempt("write", key, || {
+            before_each();
             self.inner.put_opts(
                 &path,
                 PutPayload::from_bytes(bytes.clone()),
@@ -681,8 +723,10 @@ impl Parts {
     /// Writes one.
     pub(crate) async fn put(&self, index: usize, bytes: Bytes) -> Result<PartId, Error> {
         let id = self.id();
+        let mut before_each = self.store.attempts_at(bytes.len() as u64);
         self.store
             .attempt("write a part of", &self.key, || {
+                before_each();
                 self.multipart.put_part(
                     &self.path,
                     &id,

@@ -1,12 +1,11 @@
 //! One file's way into the store: read in parts, hashed as it streams, written.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use futures::StreamExt as _;
 use futures::stream::{self, FuturesUnordered};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::checkpoint::Source;
@@ -33,7 +32,7 @@ pub(crate) struct Uploads<'a> {
     pub buffer: usize,
     pub progress: &'a Progress,
     /// Set when one has failed: the others end as soon as they can, and tidy up.
-    pub stopped: AtomicBool,
+    pub stopped: watch::Sender<bool>,
 }
 
 impl Uploads<'_> {
@@ -59,10 +58,11 @@ impl Uploads<'_> {
         }
         let digest = if file.size <= PART {
             let permits = self.permits(file.size).await;
+            self.turn(file.size).await?;
             let bytes = self.read(file, 0, file.size).await?;
             let digest = Digest::of(&bytes);
             self.unchanged(file, expected, digest)?;
-            self.store.put(key, bytes).await?;
+            self.store.put_file(key, bytes).await?;
             self.progress.add_bytes(file.size);
             drop(permits);
             digest
@@ -108,7 +108,7 @@ impl Uploads<'_> {
         let mut upload = self.store.begin_stream(key).await?;
         let mut hasher = Xxh3::new();
         let mut offset = 0;
-        let mut next = self.read(file, 0, PIECE.min(file.size)).await;
+        let mut next = self.read_in_turn(file, 0, PIECE.min(file.size)).await;
         let sent = loop {
             let bytes = match next {
                 Ok(bytes) => bytes,
@@ -122,7 +122,7 @@ impl Uploads<'_> {
                 let len = PIECE.min(file.size - offset);
                 match len {
                     0 => Ok(Bytes::new()),
-                    len => self.read(file, offset, len).await,
+                    len => self.read_in_turn(file, offset, len).await,
                 }
             };
             let (wrote, read) = futures::future::join(writing, reading).await;
@@ -164,16 +164,19 @@ impl Uploads<'_> {
         while offset < file.size {
             self.go_on()?;
             let len = part.min(file.size - offset);
-            // While it waits for room, what is under way goes on and makes some.
+            // While it waits for room and its turn, what is under way goes on and makes some.
             let permits = {
-                let mut room = std::pin::pin!(self.permits(len));
+                let mut room = std::pin::pin!(async {
+                    let permits = self.permits(len).await;
+                    self.turn(len).await.map(|()| permits)
+                });
                 loop {
                     tokio::select! {
                         biased;
                         Some(sent) = under_way.next(), if !under_way.is_empty() => {
                             done.push(sent?);
                         }
-                        permits = &mut room => break permits,
+                        permits = &mut room => break permits?,
                     }
                 }
             };
@@ -199,10 +202,22 @@ impl Uploads<'_> {
 
     /// Fails if another file has failed; its error is the one that counts.
     fn go_on(&self) -> Result<(), Error> {
-        match self.stopped.load(Ordering::Relaxed) {
+        match *self.stopped.borrow() {
             true => Err(Error::Invalid("the upload was given up".to_owned())),
             false => Ok(()),
         }
+    }
+
+    /// Waits until so many bytes may be sent; no longer than until another file has failed, whose
+    /// error is not kept back by a slow pace.
+    async fn turn(&self, bytes: u64) -> Result<(), Error> {
+        let mut stopped = self.stopped.subscribe();
+        {
+            let turn = std::pin::pin!(self.store.turn(bytes));
+            let stopped = std::pin::pin!(stopped.wait_for(|stopped| *stopped));
+            futures::future::select(turn, stopped).await;
+        }
+        self.go_on()
     }
 
     /// Runs uploads, several at a time, to the end of all: when one fails, the others are not dropped
@@ -219,7 +234,7 @@ impl Uploads<'_> {
             match ended {
                 Ok(one) => done.push(one),
                 Err(error) => {
-                    self.stopped.store(true, Ordering::Relaxed);
+                    self.stopped.send_replace(true);
                     failure.get_or_insert(error);
                 }
             }
@@ -255,6 +270,16 @@ impl Uploads<'_> {
         let permits = u32::try_from(bytes).unwrap_or(u32::MAX);
         // It is never closed.
         self.memory.acquire_many(permits).await.ok()
+    }
+
+    async fn read_in_turn(
+        &self,
+        file: &FileMetadata,
+        offset: u64,
+        len: u64,
+    ) -> Result<Bytes, Error> {
+        self.turn(len).await?;
+        self.read(file, offset, len).await
     }
 
     async fn read(&self, file: &FileMetadata, offset: u64, len: u64) -> Result<Bytes, Error> {

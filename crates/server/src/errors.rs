@@ -172,6 +172,55 @@ const SNAPSHOT_CODES: &[(&str, &str, &str)] = &[
     ),
 ];
 
+/// Codes of `esker follow`, beside those of the command line and of stores.
+const FOLLOW_CODES: &[(&str, &str, &str)] = &[
+    (
+        "fold",
+        "Nothing says what the state is.",
+        "Say `--by /POINTER`, `--count-by /POINTER` or `--merge`; `--inspect` needs none.",
+    ),
+    (
+        "snapshot_place",
+        "An option is about snapshots, and nothing says where they go, or they do not go where it matters; or `external:` is followed by no URL of a place.",
+        "Add `--snapshot in-stream` or `--snapshot external:URL`.",
+    ),
+    (
+        "history_gone",
+        "What was before the stream's head is gone, and no snapshot covers it; the message says which were tried.",
+        "Name the place of its snapshots with `--snapshot`; `--inspect` lists those that there are.",
+    ),
+    (
+        "snapshot_unusable",
+        "The newest snapshot is of another fold, a newer version, or another stream of the same name.",
+        "Follow with the fold that took it, or use a place for each stream and fold; `--pass-over` uses an older one.",
+    ),
+    (
+        "record_malformed",
+        "A record makes no sense to the fold; the message names it.",
+        "If such records do not matter, skip them with `--skip-malformed`.",
+    ),
+    (
+        "fold_failed",
+        "The fold failed at a record; the message names it.",
+        "The message says why.",
+    ),
+    (
+        "snapshot_failed",
+        "A snapshot was due and could not be taken; the state was printed.",
+        "The message says why. Run it again: the next one is due at once.",
+    ),
+    (
+        "store_unreachable",
+        "The place of the snapshots does not answer, or refuses.",
+        "Look whether it is reachable, and at the keys that the message names.",
+    ),
+    (
+        "refused",
+        "The server refuses what following needs, and will go on to.",
+        "The message says what.",
+    ),
+];
+
 /// `docs/errors.md`.
 pub fn markdown() -> String {
     let mut out = String::from(
@@ -243,6 +292,10 @@ pub fn markdown() -> String {
     for (code, when, what) in SNAPSHOT_CODES {
         let _ = writeln!(out, "| `{code}` | {when} | {what} |");
     }
+    out.push_str("\n## Following\n\n| code | when | what to do |\n|---|---|---|\n");
+    for (code, when, what) in FOLLOW_CODES {
+        let _ = writeln!(out, "| `{code}` | {when} | {what} |");
+    }
     out
 }
 
@@ -274,6 +327,7 @@ mod tests {
         codes.extend(config::CODES.iter().map(|(code, _)| *code));
         codes.extend(admin::CODES.iter().map(|(code, ..)| *code));
         codes.extend(COMMAND_CODES.iter().map(|(code, _, _)| *code));
+        codes.extend(FOLLOW_CODES.iter().map(|(code, _, _)| *code));
         let count = codes.len();
         codes.sort_unstable();
         codes.dedup();

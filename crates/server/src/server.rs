@@ -12,7 +12,7 @@
 //! stop.
 
 use std::net::SocketAddr;
-use std::num::NonZeroU32;
+use std::num::{NonZeroU32, NonZeroU64};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -278,6 +278,8 @@ fn snapshot_options(config: &SnapshotsConfig) -> SnapshotOptions {
         num_retained: config.num_retained.and_then(NonZeroU32::new),
         orphan_cleanup: config.orphan_cleanup,
         orphan_min_age: config.orphan_min_age.as_duration(),
+        // 0 is no bound.
+        upload_rate: NonZeroU64::new(config.upload_rate.as_u64()),
         max_log_bytes: config.max_log_bytes.as_u64(),
         on_log_full: match config.on_log_full {
             OnLogFull::TrimAnyway => esker_node::OnLogFull::TrimAnyway,
@@ -316,6 +318,7 @@ mod tests {
                 num_retained: Some(3),
                 orphan_cleanup: false,
                 orphan_min_age: HumanDuration::from_secs(4),
+                upload_rate: ByteCount::new(9),
                 max_log_bytes: ByteCount::new(5),
                 on_log_full: OnLogFull::RefuseAppends,
                 restore_test_interval: Some(HumanDuration::from_secs(6)),
@@ -344,6 +347,7 @@ mod tests {
         assert_eq!(options.num_retained, NonZeroU32::new(3));
         assert!(!options.orphan_cleanup);
         assert_eq!(options.orphan_min_age, Duration::from_secs(4));
+        assert_eq!(options.upload_rate, NonZeroU64::new(9));
         assert_eq!(options.max_log_bytes, 5);
         assert_eq!(options.on_log_full, esker_node::OnLogFull::RefuseAppends);
         assert_eq!(options.restore_test_interval, Some(Duration::from_secs(6)));

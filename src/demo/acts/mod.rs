@@ -5,6 +5,7 @@ mod bound;
 mod crash;
 mod database;
 mod disk;
+mod follow;
 mod opening;
 mod proof;
 mod recovery;
@@ -205,11 +206,13 @@ pub enum Act {
     Disk,
     /// The same history is recovered from zero, and from a snapshot.
     Bound,
+    /// A service that follows a stream begins again with a snapshot of its own.
+    Follow,
 }
 
 impl Act {
     /// All of them, in order.
-    pub const ALL: [Act; 7] = [
+    pub const ALL: [Act; 8] = [
         Act::Opening,
         Act::Crash,
         Act::Recovery,
@@ -217,6 +220,7 @@ impl Act {
         Act::Database,
         Act::Disk,
         Act::Bound,
+        Act::Follow,
     ];
 
     /// Its heading.
@@ -229,6 +233,7 @@ impl Act {
             Act::Database => "The database is lost",
             Act::Disk => "The whole data directory is lost",
             Act::Bound => "From zero, or from a snapshot",
+            Act::Follow => "A service that follows a stream",
         }
     }
 
@@ -246,6 +251,7 @@ impl Act {
             Act::Database => database::play(cast).await,
             Act::Disk => disk::play(cast).await,
             Act::Bound => bound::play(cast).await,
+            Act::Follow => follow::play(cast).await,
         }
     }
 }

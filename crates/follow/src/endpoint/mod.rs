@@ -63,6 +63,33 @@ pub struct Identity {
     pub retention: Option<Duration>,
 }
 
+impl Identity {
+    /// Below which position a lineage that was left is the same as this one; `None` if it is not known.
+    pub fn shares(&self, lineage: &str) -> Option<u64> {
+        let mut forks = self.forks.iter();
+        let left = forks.position(|fork| fork.parent.as_deref() == Some(lineage))?;
+        // What was cut off later cuts off earlier history, too.
+        self.forks[left..].iter().map(|fork| fork.seq_num).min()
+    }
+
+    /// Where numbers go on if a history was cut off exactly at this position: nothing is between the two.
+    pub fn goes_on_at(&self, position: u64) -> Option<u64> {
+        let at = self.forks.iter().rposition(|f| f.seq_num == position)?;
+        let resumes_at = self.forks[at].resumes_at.filter(|to| *to > position)?;
+        // Unless a later fork has cut off this one.
+        let later = &self.forks[at + 1..];
+        if later.iter().any(|fork| fork.seq_num < resumes_at) {
+            return None;
+        }
+        self.goes_on_at(resumes_at).or(Some(resumes_at))
+    }
+
+    /// The first position of the stream: not 0 if it was empty when a history was cut off.
+    pub fn begins_at(&self) -> u64 {
+        self.goes_on_at(0).unwrap_or(0)
+    }
+}
+
 /// Where a history was cut off and another one began.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Deserialize)]
 pub struct Fork {

@@ -46,6 +46,17 @@ impl Count {
         self.counts.get(key).copied().unwrap_or(0)
     }
 
+    /// Takes in a record's body, and returns the key that it counts for.
+    ///
+    /// # Errors
+    ///
+    /// [`ApplyError::Malformed`].
+    pub fn change(&mut self, body: &[u8]) -> Result<String, ApplyError> {
+        let key = self.by.key(body)?;
+        *self.counts.entry(key.clone()).or_insert(0) += 1;
+        Ok(key)
+    }
+
     /// Keys and how many records they have, in the order of the keys.
     pub fn iter(&self) -> impl Iterator<Item = (&str, u64)> {
         self.counts
@@ -64,9 +75,7 @@ impl Fold for Count {
     }
 
     fn apply(&mut self, record: &SequencedRecord) -> Result<(), ApplyError> {
-        let key = self.by.key(&record.body)?;
-        *self.counts.entry(key).or_insert(0) += 1;
-        Ok(())
+        self.change(&record.body).map(drop)
     }
 
     fn snapshot(&self, out: &mut dyn Write) -> io::Result<()> {

@@ -1,5 +1,11 @@
 //! The key of a record: what a JSON pointer (RFC 6901) points to in its body.
+//!
+//! A body is read once and only the key of it is kept, because that is most of what a fold spends its
+//! time with. All of it is checked to be JSON nevertheless.
 
+use std::fmt;
+
+use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
 
 use crate::error::Error;
@@ -7,7 +13,10 @@ use crate::fold::ApplyError;
 
 /// A JSON pointer: `/order/id`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Pointer(String);
+pub struct Pointer {
+    text: String,
+    tokens: Vec<String>,
+}
 
 impl Pointer {
     /// Reads one. The empty one points to the whole document.
@@ -16,17 +25,29 @@ impl Pointer {
     ///
     /// [`Error::Invalid`] for one that does not begin with `/`.
     pub fn new(pointer: &str) -> Result<Pointer, Error> {
-        if !pointer.is_empty() && !pointer.starts_with('/') {
-            return Err(Error::Invalid(format!(
-                "`{pointer}` is no JSON pointer: write /{pointer}"
-            )));
-        }
-        Ok(Pointer(pointer.to_owned()))
+        let tokens = match pointer.strip_prefix('/') {
+            None if pointer.is_empty() => Vec::new(),
+            None => {
+                return Err(Error::Invalid(format!(
+                    "`{pointer}` is no JSON pointer: write /{pointer}"
+                )));
+            }
+            Some(rest) => {
+                let tokens = rest.split('/');
+                tokens
+                    .map(|t| t.replace("~1", "/").replace("~0", "~"))
+                    .collect()
+            }
+        };
+        Ok(Pointer {
+            text: pointer.to_owned(),
+            tokens,
+        })
     }
 
     /// As it was written.
     pub fn as_str(&self) -> &str {
-        &self.0
+        &self.text
     }
 
     /// The key in a record's body: a string as it is, anything else as JSON.
@@ -35,20 +56,199 @@ impl Pointer {
     ///
     /// [`ApplyError::Malformed`] for a body that is not JSON, or has nothing there.
     pub fn key(&self, body: &[u8]) -> Result<String, ApplyError> {
-        let value = json(body)?;
-        match value.pointer(&self.0) {
-            Some(Value::String(text)) => Ok(text.clone()),
-            Some(other) => Ok(other.to_string()),
-            None => Err(ApplyError::Malformed(format!(
+        let mut json = serde_json::Deserializer::from_slice(body);
+        let at = At {
+            tokens: &self.tokens,
+        };
+        let found = at.deserialize(&mut json);
+        let found = found.and_then(|found| json.end().map(|()| found));
+        match found {
+            Ok(Some(key)) => Ok(key),
+            Ok(None) => Err(ApplyError::Malformed(format!(
                 "there is nothing at {}",
-                self.0
+                self.text
             ))),
+            Err(error) => Err(not_json(&error)),
         }
     }
 }
 
 /// A record's body.
 pub(super) fn json(body: &[u8]) -> Result<Value, ApplyError> {
-    serde_json::from_slice(body)
-        .map_err(|error| ApplyError::Malformed(format!("it is not JSON: {error}")))
+    serde_json::from_slice(body).map_err(|error| not_json(&error))
+}
+
+fn not_json(error: &serde_json::Error) -> ApplyError {
+    ApplyError::Malformed(format!("it is not JSON: {error}"))
+}
+
+/// What is at the end of a path, from here on; if there is anything.
+struct At<'a> {
+    tokens: &'a [String],
+}
+
+impl<'de> DeserializeSeed<'de> for At<'_> {
+    type Value = Option<String>;
+
+    fn deserialize<D: Deserializer<'de>>(self, from: D) -> Result<Self::Value, D::Error> {
+        use serde::Deserialize as _;
+        if !self.tokens.is_empty() {
+            return from.deserialize_any(self);
+        }
+        Ok(Some(match Value::deserialize(from)? {
+            Value::String(text) => text,
+            other => other.to_string(),
+        }))
+    }
+}
+
+impl<'de> Visitor<'de> for At<'_> {
+    type Value = Option<String>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("any JSON")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut found = None;
+        while let Some(is_wanted) = map.next_key_seed(Is(&self.tokens[0]))? {
+            if is_wanted {
+                // The last one of a name holds, as it does for everybody else.
+                found = map.next_value_seed(At {
+                    tokens: &self.tokens[1..],
+                })?;
+            } else {
+                map.next_value::<IgnoredAny>()?;
+            }
+        }
+        Ok(found)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
+        let token = &self.tokens[0];
+        // RFC 6901 knows no leading zeros.
+        let canonical = |index: &usize| index.to_string() == *token;
+        let wanted = token.parse::<usize>().ok().filter(canonical);
+        let mut found = None;
+        for index in 0.. {
+            let more = if Some(index) == wanted {
+                let at = At {
+                    tokens: &self.tokens[1..],
+                };
+                let item = list.next_element_seed(at)?;
+                let more = item.is_some();
+                found = item.flatten();
+                more
+            } else {
+                list.next_element::<IgnoredAny>()?.is_some()
+            };
+            if !more {
+                break;
+            }
+        }
+        Ok(found)
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<Self::Value, E> {
+        Ok(None)
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<Self::Value, E> {
+        Ok(None)
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<Self::Value, E> {
+        Ok(None)
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<Self::Value, E> {
+        Ok(None)
+    }
+
+    fn visit_str<E>(self, _: &str) -> Result<Self::Value, E> {
+        Ok(None)
+    }
+
+    fn visit_unit<E>(self) -> Result<Self::Value, E> {
+        Ok(None)
+    }
+}
+
+/// Whether a name is this one.
+struct Is<'a>(&'a str);
+
+impl<'de> DeserializeSeed<'de> for Is<'_> {
+    type Value = bool;
+
+    fn deserialize<D: Deserializer<'de>>(self, from: D) -> Result<bool, D::Error> {
+        from.deserialize_str(self)
+    }
+}
+
+impl Visitor<'_> for Is<'_> {
+    type Value = bool;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a name")
+    }
+
+    fn visit_str<E>(self, name: &str) -> Result<bool, E> {
+        Ok(name == self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    fn key(pointer: &str, body: &str) -> Option<String> {
+        Pointer::new(pointer).unwrap().key(body.as_bytes()).ok()
+    }
+
+    #[test]
+    fn a_key_is_what_serde_json_s_own_pointer_finds() {
+        let body = r#"{"id":7,"a/b":{"~":["x",{"y":null},2.5]},"s":"text \"\u00e9\"","id2":true,"":1,"id":8}"#;
+        let value: Value = serde_json::from_str(body).unwrap();
+        for pointer in [
+            "",
+            "/id",
+            "/a~1b",
+            "/a~1b/~0",
+            "/a~1b/~0/0",
+            "/a~1b/~0/1/y",
+            "/a~1b/~0/2",
+            "/a~1b/~0/02",
+            "/a~1b/~0/9",
+            "/a~1b/~0/-",
+            "/s",
+            "/s/0",
+            "/id2",
+            "/",
+            "/none",
+            "/id/deeper",
+        ] {
+            let expected = value.pointer(pointer).map(|found| match found {
+                Value::String(text) => text.clone(),
+                other => other.to_string(),
+            });
+            assert_eq!(key(pointer, body), expected, "{pointer}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_json_has_no_key() {
+        for body in [
+            "",
+            "{",
+            r#"{"id":1"#,
+            r#"{"id":1} x"#,
+            r#"{"id":1,"x":}"#,
+            "\u{feff}{}",
+        ] {
+            assert_eq!(key("/id", body), None, "{body}");
+        }
+        assert!(Pointer::new("id").is_err());
+    }
 }

@@ -65,6 +65,19 @@ impl Latest {
         self.entries.get(key)
     }
 
+    /// Takes in a record's body, and returns the key that it is of.
+    ///
+    /// # Errors
+    ///
+    /// [`ApplyError::Malformed`].
+    pub fn change(&mut self, body: &[u8]) -> Result<String, ApplyError> {
+        let key = self.by.key(body)?;
+        // A copy: the record is a part of a large batch, which would stay for its sake.
+        let body = Bytes::copy_from_slice(body);
+        self.entries.insert(key.clone(), body);
+        Ok(key)
+    }
+
     /// Keys and their last records' bodies, in no order.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Bytes)> {
         self.entries.iter().map(|(key, body)| (key.as_str(), body))
@@ -81,11 +94,7 @@ impl Fold for Latest {
     }
 
     fn apply(&mut self, record: &SequencedRecord) -> Result<(), ApplyError> {
-        let key = self.by.key(&record.body)?;
-        // A copy: the record is a part of a large batch, which would stay for its sake.
-        let body = Bytes::copy_from_slice(&record.body);
-        self.entries.insert(key, body);
-        Ok(())
+        self.change(&record.body).map(drop)
     }
 
     fn snapshot(&self, out: &mut dyn Write) -> io::Result<()> {

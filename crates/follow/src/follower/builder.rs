@@ -157,6 +157,7 @@ impl<F: Fold> Builder<F> {
         }
         let recovered = recover(&parts).await?;
         let restored = recovered.snapshot.clone();
+        let passed_over = recovered.tried.clone();
         let (questions, asked) = mpsc::channel(QUESTIONS);
         let (status, watched) = watch::channel(Status {
             cursor: recovered.cursor,
@@ -181,6 +182,7 @@ impl<F: Fold> Builder<F> {
             view,
             updates,
             restored,
+            passed_over,
             task: tokio::spawn(run.run()),
         })
     }

@@ -75,6 +75,7 @@ pub struct Follower<F> {
     view: Arc<watch::Sender<View<F>>>,
     updates: broadcast::Sender<Update>,
     restored: Option<SnapshotInfo>,
+    passed_over: Vec<String>,
     task: tokio::task::JoinHandle<()>,
 }
 
@@ -100,6 +101,11 @@ impl<F: Fold> Follower<F> {
     /// The snapshot that it began with.
     pub fn restored(&self) -> Option<&SnapshotInfo> {
         self.restored.as_ref()
+    }
+
+    /// Snapshots that it found and did not begin with, and why.
+    pub fn passed_over(&self) -> &[String] {
+        &self.passed_over
     }
 
     /// Where it stands now.

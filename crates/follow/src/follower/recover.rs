@@ -1,14 +1,20 @@
 //! Where a follower begins: the newest usable snapshot, wherever it is kept.
 
+use std::sync::Arc;
+
 use s2_sdk::types::SequencedRecord;
 
 use super::{Parts, Snapshots};
 use crate::endpoint::Identity;
 use crate::error::Error;
+use crate::external::Listed;
 use crate::fold::Fold;
 use crate::in_stream::find::{self, Beginning};
 use crate::patience::Patience;
 use crate::snapshot::SnapshotInfo;
+
+/// How often the snapshots are listed, if new ones come while those that were listed are tried.
+const MOST_LISTS: u32 = 5;
 
 /// A state, and where to go on.
 #[derive(Debug)]
@@ -29,23 +35,22 @@ pub(super) struct Recovered<F> {
 
 /// Restores the newest usable snapshot, or begins with an empty state.
 pub(super) async fn recover<F: Fold>(parts: &Parts<F>) -> Result<Recovered<F>, Error> {
-    let identity = identity(parts).await?;
-    let mut tried = Vec::new();
-    if let Snapshots::External(external) = &parts.snapshots {
-        let mut patience = Patience::new(parts.reading.patience);
-        let tail = loop {
-            match parts.endpoint.tail().await {
-                Ok(tail) => break tail,
-                Err(why) => patience.wait(&*parts.endpoint, why).await?,
-            }
-        };
-        let found = external
-            .find(&parts.initial, &identity, tail, &parts.reading, &mut tried)
-            .await?;
-        if let Some((fold, info)) = found {
+    let Snapshots::External(external) = &parts.snapshots else {
+        return in_stream(parts, identity(parts).await?, Vec::new()).await;
+    };
+    let mut lists = 1;
+    loop {
+        let asked = identity(parts).await?;
+        let listed = external.list().await?;
+        // Asked for after the list: what a snapshot covers was appended before it was put.
+        let tail = tail(parts).await?;
+        let mut tried = Vec::new();
+        let (initial, reading) = (&parts.initial, &parts.reading);
+        let found = external.find(&listed, initial, &asked, tail, reading, &mut tried);
+        if let Some((fold, info)) = found.await? {
             return Ok(Recovered {
                 fold,
-                identity,
+                identity: asked,
                 cursor: info.cursor,
                 next: info.cursor,
                 snapshot: Some(info),
@@ -53,17 +58,51 @@ pub(super) async fn recover<F: Fold>(parts: &Parts<F>) -> Result<Recovered<F>, E
                 tried,
             });
         }
+        let begun = in_stream(parts, asked.clone(), tried).await;
+        let wants_a_newer = match &begun {
+            Ok(begun) => begun.snapshot.is_none() && !listed.is_empty(),
+            Err(error) => matches!(error, Error::HistoryGone { .. }),
+        };
+        if lists == MOST_LISTS || !wants_a_newer {
+            return begun;
+        }
+        lists += 1;
+        // Meanwhile a newer one may have come, for the sake of which those that were listed, or the
+        // records, are gone; or a history was cut off, and those of the new one were not recognized.
+        let is_known = |one: &Listed| listed.iter().any(|known| known.path == one.path);
+        if external.list().await?.iter().all(is_known) && identity(parts).await? == asked {
+            return begun;
+        }
     }
-    in_stream(parts, identity, tried).await
+}
+
+/// Restores a snapshot in place of a state that the stream does not go on from. `stuck` is the cursor of
+/// the one that was restored last, if the stream did not go on from there.
+pub(super) async fn anew<F: Fold>(
+    parts: Arc<Parts<F>>,
+    stuck: Option<u64>,
+) -> Result<Recovered<F>, Error> {
+    let recovered = recover(&parts).await?;
+    let is_external = matches!(parts.snapshots, Snapshots::External(_));
+    if !is_external || stuck != Some(recovered.cursor) {
+        return Ok(recovered);
+    }
+    // The newest one does not reach what is left of the stream. The stream may begin with one.
+    let tried = vec![format!(
+        "the newest one goes to {}, and the stream does not go back there",
+        recovered.cursor
+    )];
+    in_stream(&parts, recovered.identity, tried).await
 }
 
 /// Begins with the stream itself: at its very beginning, or with a snapshot in it.
-pub(super) async fn in_stream<F: Fold>(
+async fn in_stream<F: Fold>(
     parts: &Parts<F>,
-    identity: Identity,
+    mut identity: Identity,
     tried: Vec<String>,
 ) -> Result<Recovered<F>, Error> {
-    let beginning = find::find(&*parts.endpoint, &parts.initial, &identity, &parts.reading).await;
+    let (initial, reading) = (&parts.initial, &parts.reading);
+    let beginning = find::find(&*parts.endpoint, initial, &mut identity, reading).await;
     let beginning = beginning.map_err(|error| match error {
         Error::HistoryGone {
             stream,
@@ -82,11 +121,11 @@ pub(super) async fn in_stream<F: Fold>(
     Ok(match beginning {
         Beginning::AtZero => Recovered {
             fold: parts.initial.clone(),
+            cursor: identity.begins_at(),
+            next: identity.begins_at(),
             identity,
             snapshot: None,
-            cursor: 0,
             met: Vec::new(),
-            next: 0,
             tried,
         },
         Beginning::With(found) => Recovered {
@@ -101,11 +140,21 @@ pub(super) async fn in_stream<F: Fold>(
     })
 }
 
-pub(super) async fn identity<F>(parts: &Parts<F>) -> Result<Identity, Error> {
+async fn identity<F>(parts: &Parts<F>) -> Result<Identity, Error> {
     let mut patience = Patience::new(parts.reading.patience);
     loop {
         match parts.endpoint.identity().await {
             Ok(identity) => return Ok(identity),
+            Err(why) => patience.wait(&*parts.endpoint, why).await?,
+        }
+    }
+}
+
+async fn tail<F>(parts: &Parts<F>) -> Result<u64, Error> {
+    let mut patience = Patience::new(parts.reading.patience);
+    loop {
+        match parts.endpoint.tail().await {
+            Ok(tail) => return Ok(tail),
             Err(why) => patience.wait(&*parts.endpoint, why).await?,
         }
     }

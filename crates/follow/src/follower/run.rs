@@ -10,9 +10,9 @@ use s2_sdk::types::SequencedRecord;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::time::Instant;
 
-use super::recover::{self, Recovered, recover};
+use super::recover::{self, Recovered};
 use super::taking::{Outcome, Taking};
-use super::{Parts, Question, Snapshots, Status, Update, View};
+use super::{Parts, Question, Status, Update, View};
 use crate::endpoint::{EndpointError, Identity, Piece};
 use crate::error::Error;
 use crate::fold::{ApplyError, Fold};
@@ -45,6 +45,14 @@ impl From<Error> for Stop {
     }
 }
 
+/// Records since the follower was opened.
+#[derive(Clone, Copy, Debug, Default)]
+struct Counted {
+    applied: u64,
+    bytes: u64,
+    skipped: u64,
+}
+
 pub(super) struct Run<F> {
     parts: Arc<Parts<F>>,
     identity: Identity,
@@ -56,10 +64,14 @@ pub(super) struct Run<F> {
     met_until: u64,
     /// Whether nothing was applied since a snapshot was restored.
     is_fresh: bool,
+    /// Where sequence numbers jumped last, and how long that was waited for.
+    moved_at: Option<u64>,
+    moving: Patience,
     tried: Vec<String>,
     taking: Taking,
-    /// Those who wait for a snapshot.
-    askers: Vec<oneshot::Sender<Result<SnapshotInfo, Error>>>,
+    counted: Counted,
+    /// Those who wait for a snapshot, and up to where it has to go.
+    askers: Vec<(u64, oneshot::Sender<Result<SnapshotInfo, Error>>)>,
     closing: Option<oneshot::Sender<View<F>>>,
     questions: mpsc::Receiver<Question<F>>,
     status: watch::Sender<Status>,
@@ -99,8 +111,11 @@ impl<F: Fold> Run<F> {
             met,
             met_until: next,
             is_fresh: true,
+            moved_at: None,
+            moving: Patience::new(None),
             tried,
             taking: Taking::new(snapshot, Default::default()),
+            counted: Counted::default(),
             askers: Vec::new(),
             closing: None,
             questions,
@@ -119,7 +134,7 @@ impl<F: Fold> Run<F> {
             tracing::error!(stream = self.parts.endpoint.shown(), %error, "the follower ends");
         }
         let failed = || Err(error.clone().unwrap_or(Error::Ended));
-        for asker in self.askers.drain(..) {
+        for (_, asker) in self.askers.drain(..) {
             let _ = asker.send(failed());
         }
         // Answers after this say why there are none.
@@ -300,13 +315,16 @@ impl<F: Fold> Run<F> {
         Ok(())
     }
 
-    /// Whether a record is a snapshot that came with a trim command which took itself away, and is all that
-    /// is missing.
+    /// Whether this is a snapshot of exactly what was applied, right behind the trim command that came with
+    /// it. The command is trimmed by itself, so nobody may ever see it.
     fn is_behind_its_trim(&self, record: &SequencedRecord, seen: &Seen) -> bool {
-        let Seen::Single { meta, .. } = seen else {
-            return false;
-        };
-        record.seq_num == self.next + 1 && meta.cursor == self.next
+        match seen {
+            Seen::Single { meta, .. } => {
+                let is_same = meta.of_stream(&self.identity).is_ok();
+                is_same && meta.cursor == self.next && record.seq_num == self.next + 1
+            }
+            _ => false,
+        }
     }
 
     fn apply(&mut self, record: &SequencedRecord) -> Result<(), Stop> {
@@ -317,11 +335,8 @@ impl<F: Fold> Run<F> {
             Ok(Ok(())) => {
                 let bytes = record.body.len() as u64;
                 self.taking.note(bytes);
-                self.status.send_if_modified(|status| {
-                    status.applied += 1;
-                    status.bytes += bytes;
-                    false
-                });
+                self.counted.applied += 1;
+                self.counted.bytes += bytes;
                 Ok(())
             }
             Ok(Err(ApplyError::Malformed(why))) => match self.parts.reading.malformed {
@@ -332,10 +347,7 @@ impl<F: Fold> Run<F> {
                 })),
                 MalformedRecords::Skip => {
                     tracing::debug!(position = seq_num, why, "a record is skipped");
-                    self.status.send_if_modified(|status| {
-                        status.skipped += 1;
-                        false
-                    });
+                    self.counted.skipped += 1;
                     Ok(())
                 }
             },
@@ -357,8 +369,16 @@ impl<F: Fold> Run<F> {
         let predicted = self.predicted();
         let since = self.taking.since().records;
         let cursor = self.next;
+        let Counted {
+            applied,
+            bytes,
+            skipped,
+        } = self.counted;
         self.status.send_modify(|status| {
             status.cursor = cursor;
+            status.applied = applied;
+            status.bytes = bytes;
+            status.skipped = skipped;
             status.caught_up = tail.is_some();
             status.tail = tail.or(status.tail);
             status.since_snapshot = since;
@@ -398,7 +418,7 @@ impl<F: Fold> Run<F> {
                     Some(newest) => {
                         let _ = answer.send(Ok(newest.clone()));
                     }
-                    None => self.askers.push(answer),
+                    None => self.askers.push((self.next, answer)),
                 }
             }
             Some(Question::Close(answer)) => self.closing = Some(answer),
@@ -434,10 +454,11 @@ impl<F: Fold> Run<F> {
                     ?info,
                     "a snapshot was taken"
                 );
-                for asker in self.askers.drain(..) {
+                let since = self.taking.since().records;
+                let covered = |wanted: u64| since == 0 || wanted <= info.cursor;
+                for (_, asker) in self.askers.extract_if(.., |(wanted, _)| covered(*wanted)) {
                     let _ = asker.send(Ok(info.clone()));
                 }
-                let since = self.taking.since().records;
                 self.status.send_modify(|status| {
                     status.taken += 1;
                     status.newest = Some(info.clone());
@@ -449,7 +470,7 @@ impl<F: Fold> Run<F> {
             Outcome::Lost { .. } => self.status.send_modify(|status| status.lost += 1),
             Outcome::Failed(error) => {
                 tracing::warn!(stream = self.parts.endpoint.shown(), %error, "no snapshot was taken");
-                for asker in self.askers.drain(..) {
+                for (_, asker) in self.askers.drain(..) {
                     let _ = asker.send(Err(error.clone()));
                 }
                 let why = error.to_string();
@@ -470,29 +491,50 @@ impl<F: Fold> Run<F> {
         });
         self.piece_at = None;
         self.wait(why, patience).await?;
-        let identity = loop {
-            match self.parts.endpoint.identity().await {
-                Ok(identity) => break identity,
-                Err(why) => self.wait(why, patience).await?,
-            }
+        let was = self.ask_identity(patience).await?;
+        let now = &self.identity;
+        // Whatever it holds now, it is not what this state was made of.
+        let is_another = match (&was.created_at, &now.created_at) {
+            (Some(then), Some(now)) => then != now,
+            _ => false,
         };
-        let was = std::mem::replace(&mut self.identity, identity);
-        let (then, now) = (&was.created_at, &self.identity.created_at);
-        match (then, now) {
-            // Whatever it holds now, it is not what this state was made of.
-            (Some(then), Some(now)) if then != now => self.reopen().await,
-            _ => Ok(()),
+        // What was applied last may be what was lost: no snapshot of it must pass for one of this lineage.
+        let is_dead = match (&was.lineage, &now.lineage) {
+            (Some(then), Some(lineage)) if then != lineage => {
+                now.shares(then).is_none_or(|shared| self.next > shared)
+            }
+            _ => false,
+        };
+        match is_another || is_dead {
+            true => self.reopen().await,
+            false => Ok(()),
         }
     }
 
-    /// Answers questions while it waits.
+    /// Asks which stream it is now; returns which it was.
+    async fn ask_identity(&mut self, patience: &mut Patience) -> Result<Identity, Stop> {
+        let parts = self.parts.clone();
+        loop {
+            match self.meanwhile(parts.endpoint.identity()).await? {
+                Ok(identity) => return Ok(std::mem::replace(&mut self.identity, identity)),
+                Err(why) => self.wait(why, patience).await?,
+            }
+        }
+    }
+
+    /// Waits for the server.
     async fn wait(&mut self, why: EndpointError, patience: &mut Patience) -> Result<(), Stop> {
         let parts = self.parts.clone();
-        let waiting = patience.wait(&*parts.endpoint, why);
-        let mut waiting = std::pin::pin!(waiting);
+        let waited = self.meanwhile(patience.wait(&*parts.endpoint, why)).await?;
+        waited.map_err(Stop::Error)
+    }
+
+    /// Answers questions while something takes its time.
+    async fn meanwhile<T>(&mut self, doing: impl Future<Output = T>) -> Result<T, Stop> {
+        let mut doing = std::pin::pin!(doing);
         loop {
             tokio::select! {
-                waited = &mut waiting => return waited.map_err(Stop::Error),
+                done = &mut doing => return Ok(done),
                 question = self.questions.recv() => {
                     self.question(question)?;
                     if self.closing.is_some() && !self.taking.is_under_way() {
@@ -507,13 +549,10 @@ impl<F: Fold> Run<F> {
     /// Sequence numbers jumped, from the next one to a later.
     async fn moved(&mut self) -> Result<(), Stop> {
         self.status.send_modify(|status| status.caught_up = false);
-        self.identity = recover::identity(&self.parts).await?;
+        let mut patience = Patience::new(None);
+        self.ask_identity(&mut patience).await?;
         // Where a history was cut off exactly behind what was applied, nothing is missing.
-        let mut forks = self.identity.forks.iter();
-        let fork = forks.rfind(|fork| fork.seq_num == self.next);
-        if let Some(resumes_at) = fork.and_then(|fork| fork.resumes_at)
-            && resumes_at > self.next
-        {
+        if let Some(resumes_at) = self.identity.goes_on_at(self.next) {
             tracing::info!(
                 stream = self.parts.endpoint.shown(),
                 from = self.next,
@@ -523,23 +562,36 @@ impl<F: Fold> Run<F> {
             self.next = resumes_at;
             return Ok(());
         }
+        if self.moved_at.replace(self.next) == Some(self.next) {
+            // Nothing that is known explains it. Perhaps the server will.
+            let why = format!("sequence numbers jump behind {}, again", self.next);
+            let mut moving = std::mem::replace(&mut self.moving, Patience::new(None));
+            let waited = self
+                .wait(EndpointError::Unavailable(why), &mut moving)
+                .await;
+            self.moving = moving;
+            waited?;
+        } else {
+            self.moving.reset();
+        }
         self.reopen().await
     }
 
     /// Restores a snapshot in place of a state that the stream does not go on from.
     async fn reopen(&mut self) -> Result<(), Stop> {
         let parts = self.parts.clone();
-        let was_fresh = self.is_fresh;
-        let mut recovered = recover(&parts).await?;
-        let is_external = matches!(parts.snapshots, Snapshots::External(_));
-        if was_fresh && is_external && recovered.cursor == self.next {
-            // The newest one does not reach what is left of the stream. The stream may begin with one.
-            let tried = vec![format!(
-                "the newest one goes to {}, and the stream does not go back there",
-                recovered.cursor
-            )];
-            recovered = recover::in_stream(&parts, recovered.identity, tried).await?;
-        }
+        let stuck = self.is_fresh.then_some(self.next);
+        let mut patience = Patience::new(None);
+        let recovered = loop {
+            let why = match self.meanwhile(recover::anew(parts.clone(), stuck)).await? {
+                Ok(recovered) => break recovered,
+                // It was there once. It is waited for for ever.
+                Err(Error::Store { why, .. }) => EndpointError::Unavailable(why),
+                Err(Error::Endpoint { why, .. }) => why,
+                Err(error) => return Err(error.into()),
+            };
+            self.wait(why, &mut patience).await?;
+        };
         let why = "records went before they were read, or a history was cut off";
         tracing::warn!(
             stream = parts.endpoint.shown(),

@@ -23,6 +23,7 @@ use crate::options::Triggers;
 use crate::snapshot::meta::{FORMAT, now_ms};
 use crate::snapshot::record::trim_record;
 use crate::snapshot::{Meta, SnapshotInfo};
+use crate::trim;
 
 /// First pause after a failure; it doubles.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
@@ -261,10 +262,16 @@ async fn external<F: Fold>(parts: &Parts<F>, fold: F, meta: &Meta) -> Outcome {
         Ok(info) => info,
         Err(error) => return Outcome::Failed(error),
     };
-    // It is there. What follows is done again after the next one, should it fail.
+    // It is there. What follows is done again after the next one, should it fail. Of another history
+    // neither snapshots nor records are taken away.
+    if let Err(error) = trim::check(&*parts.endpoint, meta).await {
+        tracing::warn!(stream = parts.endpoint.shown(), %error, "older snapshots are not deleted now");
+        return Outcome::Taken(info);
+    }
     match external.retain(meta).await {
         Ok(Some(to)) => {
-            if let Err(error) = parts.endpoint.append(vec![trim_record(to)], None).await {
+            let trim = vec![trim_record(to)];
+            if let Err(error) = trim::append(&*parts.endpoint, meta, trim).await {
                 tracing::warn!(stream = parts.endpoint.shown(), to, %error, "the stream is not trimmed now");
             }
         }

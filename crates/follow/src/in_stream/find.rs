@@ -44,7 +44,7 @@ pub struct Found<F> {
 /// What a stream begins with.
 #[derive(Debug)]
 pub enum Beginning<F> {
-    /// Its first record, or nothing: a fold begins empty.
+    /// Its first record, or nothing: a fold begins empty, at [`Identity::begins_at`].
     AtZero,
     /// A snapshot.
     With(Box<Found<F>>),
@@ -56,7 +56,8 @@ enum Scanned<F> {
     Moved,
 }
 
-/// Finds the first usable snapshot from the head on.
+/// Finds the first usable snapshot from the head on. If records go or a history is cut off while they are
+/// read, the identity is asked for anew.
 ///
 /// # Errors
 ///
@@ -64,7 +65,7 @@ enum Scanned<F> {
 pub async fn find<F: Fold>(
     endpoint: &dyn Endpoint,
     initial: &F,
-    identity: &Identity,
+    identity: &mut Identity,
     reading: &Reading,
 ) -> Result<Beginning<F>, Error> {
     let mut patience = Patience::new(reading.patience);
@@ -82,6 +83,7 @@ pub async fn find<F: Fold>(
             Ok(Scanned::Moved) if moves < MOST_MOVES => {
                 moves += 1;
                 patience.reset();
+                *identity = ask(endpoint, &mut patience).await?;
             }
             Ok(Scanned::Moved) => {
                 return Err(Error::Endpoint {
@@ -91,8 +93,27 @@ pub async fn find<F: Fold>(
                     )),
                 });
             }
+            Err(Stopped::Error(error @ Error::HistoryGone { .. })) => {
+                // Perhaps a history was cut off since the identity was asked for, and a snapshot of the
+                // new one was not recognized.
+                let now = ask(endpoint, &mut patience).await?;
+                if now == *identity || moves == MOST_MOVES {
+                    return Err(error);
+                }
+                moves += 1;
+                *identity = now;
+            }
             Err(Stopped::Error(error)) => return Err(error),
             Err(Stopped::Endpoint(why)) => patience.wait(endpoint, why).await?,
+        }
+    }
+}
+
+async fn ask(endpoint: &dyn Endpoint, patience: &mut Patience) -> Result<Identity, Error> {
+    loop {
+        match endpoint.identity().await {
+            Ok(identity) => return Ok(identity),
+            Err(why) => patience.wait(endpoint, why).await?,
         }
     }
 }
@@ -171,10 +192,10 @@ impl<F: Fold> Scan<'_, F> {
             for record in piece.records {
                 let position = record.seq_num;
                 let head = *head.get_or_insert(position);
-                if head == 0 {
+                if head == self.identity.begins_at() || head == 0 {
                     return Ok(Scanned::Beginning(Beginning::AtZero));
                 }
-                if position != next && next != 0 {
+                if position != next && next != 0 && !self.goes_on(next, position) {
                     return Ok(Scanned::Moved);
                 }
                 next = position + 1;
@@ -239,14 +260,23 @@ impl<F: Fold> Scan<'_, F> {
                 }
             }
             match (piece.tail, head) {
-                (Some(0), None) => return Ok(Scanned::Beginning(Beginning::AtZero)),
+                (Some(tail), None) if tail == 0 || tail == self.identity.begins_at() => {
+                    return Ok(Scanned::Beginning(Beginning::AtZero));
+                }
                 (Some(tail), None) => return Err(self.gone(tail)),
-                (Some(tail), Some(head)) if tail == next => return Err(self.gone(head)),
+                (Some(tail), Some(head)) if tail == next || self.goes_on(next, tail) => {
+                    return Err(self.gone(head));
+                }
                 // Everything was trimmed while it was being read, or a history was cut off.
                 (Some(_), Some(_)) => return Ok(Scanned::Moved),
                 (None, _) => {}
             }
         }
+    }
+
+    /// Whether a fork explains that this comes next.
+    fn goes_on(&self, next: u64, found: u64) -> bool {
+        self.identity.goes_on_at(next) == Some(found)
     }
 
     fn gone(&mut self, head: u64) -> Stopped {
@@ -266,8 +296,10 @@ impl<F: Fold> Scan<'_, F> {
             why,
             "a snapshot is passed over"
         );
-        if self.tried.len() < MOST {
-            self.tried.push(format!("the one at {position}: {why}"));
+        let why = format!("the one at {position}: {why}");
+        // Of one in many records it is noted at its beginning and at its end.
+        if self.tried.len() < MOST && !self.tried.contains(&why) {
+            self.tried.push(why);
         }
     }
 
@@ -297,12 +329,12 @@ impl<F: Fold> Scan<'_, F> {
         totals: &Totals,
     ) -> Result<Option<F>, Stopped> {
         let position = record.seq_num;
-        // Between the cursor and the snapshot is the trim command that came with it.
-        let is_head = position == head && meta.cursor + 1 == position;
         if meta.cursor > position {
             self.note(position, "it says to cover what is behind it");
             return Ok(None);
         }
+        // Between the cursor and the snapshot is the trim command that came with it.
+        let is_head = position == head && meta.cursor + 1 == position;
         if meta.cursor < head && !is_head {
             return Ok(None);
         }
@@ -369,12 +401,11 @@ impl<F: Fold> Scan<'_, F> {
                 return Err(why.into());
             };
             let piece = piece?;
-            let none = piece.records.is_empty();
             for record in piece.records {
-                if record.seq_num != next {
+                if record.seq_num != next && !self.goes_on(next, record.seq_num) {
                     return Ok(None);
                 }
-                next += 1;
+                next = record.seq_num + 1;
                 if let Seen::Fragment { id, index: at, .. } = record::see(&record)
                     && id == whole.id
                     && at == index
@@ -383,7 +414,8 @@ impl<F: Fold> Scan<'_, F> {
                     index += 1;
                 }
             }
-            if none && piece.tail.is_some_and(|tail| tail != next) {
+            if piece.tail.is_some() && next <= whole.last {
+                // It was there: its end was cut off meanwhile.
                 return Ok(None);
             }
         }
@@ -410,9 +442,10 @@ fn info(kind: Kind, position: u64, meta: &Meta, totals: &Totals) -> SnapshotInfo
 }
 
 fn found<F>(fold: F, info: SnapshotInfo, met: Met, position: u64) -> Beginning<F> {
-    // A single one has nothing but its own trim command between its cursor and itself.
-    let whole = info.kind == Kind::Single && !info.anchored;
-    let (met, resume) = match whole {
+    // A single one has nothing but its own trim command between its cursor and itself. There is no
+    // reading that again: it is gone.
+    let is_next = info.kind == Kind::Single && !info.anchored;
+    let (met, resume) = match is_next && met.overflowed {
         true => (Vec::new(), position + 1),
         false => met.from(info.cursor, position),
     };

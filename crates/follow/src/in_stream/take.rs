@@ -16,6 +16,7 @@ use crate::fold::Fold;
 use crate::snapshot::pipe::{self, Chunks};
 use crate::snapshot::record::{self, Seen};
 use crate::snapshot::{Kind, Meta, SnapshotInfo, Totals};
+use crate::trim;
 
 /// Attempts of one append whose answer is unknown.
 const ATTEMPTS: u32 = 5;
@@ -87,9 +88,11 @@ impl Taking<'_> {
         let snapshot = record::single_record(self.id, self.meta, totals, body);
         let snapshot = snapshot.map_err(NotTaken::failed)?;
         let position = if self.anchored {
-            // Trimmed to the cursor only: what is between it and the snapshot is not covered.
-            let batch = vec![snapshot, record::trim_record(cursor)];
-            self.append(batch, None).await?
+            // Trimmed to the cursor only: what is between it and the snapshot is not covered. The command
+            // comes first, so that a snapshot right behind its cursor's record never is one of these.
+            let batch = vec![record::trim_record(cursor), snapshot];
+            let appended = trim::append(self.endpoint, self.meta, batch).await;
+            appended.map_err(NotTaken::failed)? + 1
         } else {
             // Both or none: the command is gone by itself as soon as it is there.
             let batch = vec![record::trim_record(cursor + 1), snapshot];
@@ -139,7 +142,7 @@ impl Taking<'_> {
         };
         // Everything is durable now, and only now the records before the cursor may go.
         let trim = vec![record::trim_record(cursor)];
-        if let Err(error) = self.append(trim, None).await {
+        if let Err(error) = trim::append(self.endpoint, self.meta, trim).await {
             tracing::warn!(
                 stream = self.endpoint.shown(),
                 cursor,

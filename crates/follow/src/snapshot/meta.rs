@@ -215,10 +215,7 @@ impl Meta {
         if let (Some(theirs), Some(ours)) = (&self.lineage, &identity.lineage)
             && theirs != ours
         {
-            let forks = &identity.forks;
-            let left = forks.iter().position(|f| f.parent.as_ref() == Some(theirs));
-            // What was cut off later cuts off earlier history, too.
-            let shared = left.and_then(|at| forks[at..].iter().map(|f| f.seq_num).min());
+            let shared = identity.shares(theirs);
             if shared.is_none_or(|shared| self.cursor > shared) {
                 return Err(Unusable::DeadLineage {
                     cursor: self.cursor,

@@ -14,7 +14,8 @@ use esker_partition::{Checkpoint, Lineage};
 use esker_repository::destination::Destination;
 use esker_repository::metadata::FileMetadata;
 use esker_repository::{
-    Cluster, Digest, LineageId, Lsn, Options, PartitionId, Repository, SnapshotMetadata, Source,
+    Cluster, Digest, LineageId, Lsn, Options, Pace, PartitionId, Repository, SnapshotMetadata,
+    Source,
 };
 use serde_json::{Value, json};
 
@@ -31,6 +32,8 @@ const CLUSTER_ID: &str = "cluster_id";
 pub(crate) struct Archive {
     destination: Destination,
     options: Arc<SnapshotOptions>,
+    /// One for all partitions.
+    pace: Option<Pace>,
     /// Whether nobody said where, so that it is on the disk that it should survive.
     pub is_default: bool,
 }
@@ -48,6 +51,7 @@ impl Archive {
         Ok(Archive {
             destination,
             options: Arc::new(options.clone()),
+            pace: options.upload_rate.map(Pace::new),
             is_default: options.destination.is_none(),
         })
     }
@@ -63,6 +67,13 @@ impl Archive {
 
     pub fn options(&self) -> &SnapshotOptions {
         &self.options
+    }
+
+    /// From now on uploads are as fast as they can: nobody is there any more whom they could hinder.
+    pub fn lift_pace(&self) {
+        if let Some(pace) = &self.pace {
+            pace.lift();
+        }
     }
 
     /// A partition's repository, for the node that is `identity`.
@@ -93,6 +104,7 @@ impl Archive {
                 true => std::time::Duration::ZERO,
                 false => self.options.orphan_min_age,
             },
+            pace: self.pace.clone(),
             ..Options::default()
         };
         Repository::new(&self.destination, partition_id(partition), options)

@@ -1,6 +1,6 @@
 //! What a node is told about snapshots and recovery.
 
-use std::num::NonZeroU32;
+use std::num::{NonZeroU32, NonZeroU64};
 use std::time::Duration;
 
 pub use esker_repository::Kind as SnapshotKind;
@@ -31,6 +31,9 @@ pub struct SnapshotOptions {
     pub orphan_cleanup: bool,
     /// Younger orphans are left alone.
     pub orphan_min_age: Duration,
+    /// Bytes of files that all uploads of the node together send in a second. `None`: as many as the
+    /// store takes.
+    pub upload_rate: Option<NonZeroU64>,
     /// Most bytes of log that the node keeps for the sake of archived snapshots.
     pub max_log_bytes: u64,
     /// What happens beyond.
@@ -71,6 +74,9 @@ impl Default for SnapshotOptions {
             num_retained: None,
             orphan_cleanup: true,
             orphan_min_age: Duration::from_secs(24 * 3600),
+            // 1 GiB in 16 seconds. A disk that takes some hundred MiB a second has most of that left
+            // for the log.
+            upload_rate: NonZeroU64::new(64 * MIB),
             max_log_bytes: 4096 * MIB,
             on_log_full: OnLogFull::TrimAnyway,
             restore_test_interval: None,

@@ -35,6 +35,7 @@ mod crashes;
 mod damage;
 mod faults;
 mod fixture;
+mod pacing;
 mod pruning;
 mod putting;
 mod restate;

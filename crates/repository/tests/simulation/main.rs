@@ -6,12 +6,15 @@
 //! When the faults stop, the repository verifies, the next put succeeds, and a sweep leaves nothing
 //! behind but what is kept.
 //!
+//! `pacing` has promises of bounded uploads, which need a clock and no faults.
+//!
 //! `ESKER_SEEDS=100000 ESKER_FIRST_SEED=1` runs more; a failure names its seed.
 
 #![allow(clippy::unwrap_used)]
 
 mod clock;
 mod naive;
+mod pacing;
 mod store;
 
 use std::num::NonZeroU32;

@@ -54,6 +54,14 @@ pub struct SnapshotsConfig {
     #[schemars(extend("x-minimum" = "0s", "x-maximum" = "30days"))]
     pub orphan_min_age: HumanDuration,
 
+    /// Bytes that all uploads of this server together send in a second, so that they leave disk and
+    /// network to appends. Hard links, into a directory on the same file system, cost nothing and are
+    /// not counted; copies are. A snapshot takes at least its new bytes divided by this: if that is
+    /// longer than the log has room for in `max-log-bytes`, raise one of them. It does not hold for
+    /// the snapshots of `snapshot-on-stop`. 0: no bound.
+    #[schemars(extend("x-minimum" = "0B", "x-maximum" = "1TiB"))]
+    pub upload_rate: ByteCount,
+
     /// Most bytes of log, over all partitions of this server, that are kept so that snapshots in the
     /// repository plus the log reach the present. What happens beyond, `on-log-full` says. At least
     /// four times `log.segment-size`.
@@ -150,6 +158,7 @@ impl Default for SnapshotsConfig {
             num_retained: None,
             orphan_cleanup: true,
             orphan_min_age: HumanDuration::from_secs(24 * 3600),
+            upload_rate: ByteCount::mib(64),
             max_log_bytes: ByteCount::gib(4),
             on_log_full: OnLogFull::default(),
             restore_test_interval: None,

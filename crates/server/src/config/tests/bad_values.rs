@@ -108,6 +108,9 @@ const BAD_TEXTS: &[(&str, &str, &str)] = &[
     ("snapshots.num-retained", "0", "it is less than 1"),
     ("snapshots.num-retained", "1001", "it is more than 1000"),
     ("snapshots.orphan-cleanup", "", "it is empty"),
+    ("snapshots.upload-rate", "64M", "may mean 1000 or 1024"),
+    ("snapshots.upload-rate", "2TiB", "it is more than 1TiB"),
+    ("snapshots.upload-rate", "", "it is empty"),
     (
         "snapshots.on-log-full",
         "trim",

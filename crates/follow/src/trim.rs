@@ -1,0 +1,82 @@
+//! Trims, and that they hit the history that they are meant for.
+//!
+//! A trim says up to where a snapshot covers everything. In another history of the stream the same
+//! position may mean other records, which nothing covers: a history was cut off before the cursor, or
+//! the stream was made anew, while the snapshot was on its way. A trim to the old cursor would take what
+//! is left. So the stream is looked at before each attempt, and the attempt is made on the condition that
+//! nothing was appended since.
+//!
+//! On a busy stream that condition keeps failing, so the last attempts are made without: between the look
+//! and them there is no more than a round trip.
+
+use std::time::Duration;
+
+use s2_sdk::types::AppendRecord;
+
+use crate::endpoint::{AppendFailed, Endpoint, EndpointError};
+use crate::snapshot::Meta;
+
+/// Attempts in all.
+const ATTEMPTS: u32 = 8;
+/// How many of them are on the condition.
+const CONDITIONAL: u32 = 4;
+/// Pause after an answer that got lost, growing by as much.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// Appends a batch with a trim in it, if the stream still is what a snapshot of this description was
+/// taken of. Should an answer get lost, it may land twice.
+pub async fn append(
+    endpoint: &dyn Endpoint,
+    meta: &Meta,
+    batch: Vec<AppendRecord>,
+) -> Result<u64, AppendFailed> {
+    let mut attempt = 0;
+    loop {
+        attempt += 1;
+        let failed = match once(endpoint, meta, &batch, attempt <= CONDITIONAL).await {
+            Ok(position) => return Ok(position),
+            Err(failed) => failed,
+        };
+        match failed {
+            AppendFailed::Elsewhere { .. } if attempt < ATTEMPTS => {}
+            AppendFailed::Unknown(_) if attempt < ATTEMPTS => {
+                tokio::time::sleep(PAUSE * attempt).await;
+            }
+            failed => return Err(failed),
+        }
+    }
+}
+
+async fn once(
+    endpoint: &dyn Endpoint,
+    meta: &Meta,
+    batch: &[AppendRecord],
+    conditional: bool,
+) -> Result<u64, AppendFailed> {
+    // The tail first: what changes after it was looked at makes the condition fail.
+    let tail = endpoint.tail().await.map_err(unsaid)?;
+    check(endpoint, meta).await?;
+    let at = conditional.then_some(tail);
+    endpoint.append(batch.to_vec(), at).await
+}
+
+/// Whether the stream still is what a snapshot was taken of.
+pub async fn check(endpoint: &dyn Endpoint, meta: &Meta) -> Result<(), AppendFailed> {
+    let identity = endpoint.identity().await.map_err(unsaid)?;
+    let differ = |then: &Option<String>, now: &Option<String>| {
+        then.is_some() && now.is_some() && then != now
+    };
+    if differ(&meta.created_at, &identity.created_at) || differ(&meta.lineage, &identity.lineage) {
+        return Err(AppendFailed::Refused(
+            "the stream has another history than the snapshot".to_owned(),
+        ));
+    }
+    Ok(())
+}
+
+fn unsaid(error: EndpointError) -> AppendFailed {
+    match error {
+        EndpointError::Unavailable(why) => AppendFailed::Unknown(why),
+        other => AppendFailed::Refused(other.to_string()),
+    }
+}

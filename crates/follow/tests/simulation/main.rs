@@ -1,0 +1,131 @@
+//! A stream, those who write to it, snapshot it and read it, and every fault between them, by seed.
+//!
+//! Whatever is lost, late, repeated, trimmed, cut off or crashes: what a reader has is the fold of all
+//! records before its cursor, and a reader gets there.
+//!
+//! `ESKER_TEST_SEEDS=10000` runs more worlds; a failure names its seed, and `ESKER_TEST_SEED` runs that
+//! one alone, or begins with it. What threads do beside the runtime is not the seed's: a failure that depends on it may
+//! take a few runs.
+
+#![allow(clippy::unwrap_used)]
+
+mod by_hand;
+mod fold;
+mod model;
+mod store;
+mod world;
+
+use by_hand::Mistake;
+use world::{Plan, Tally};
+
+/// Worlds of the usual suite.
+const SEEDS: u64 = 40;
+/// Worlds in which somebody reads by hand, without a mistake.
+const CORRECT: u64 = 10;
+/// Worlds within which a mistake has to be found.
+const MISTAKEN: u64 = 60;
+
+fn variable(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|value| value.parse().unwrap())
+}
+
+#[test]
+fn whatever_goes_wrong_a_state_is_the_fold_of_all_records_before_its_cursor() {
+    let (first, many) = (variable("ESKER_TEST_SEED"), variable("ESKER_TEST_SEEDS"));
+    let many = many.unwrap_or(if first.is_some() { 1 } else { SEEDS });
+    let first = first.unwrap_or(0);
+    let seeds = first..first + many;
+    let is_many = seeds.end - seeds.start >= SEEDS;
+    let mut all = Tally::default();
+    let mut failed_seeds = Vec::new();
+    for seed in seeds {
+        match world::run(Plan::any(seed)) {
+            Ok(tally) => all.add(&tally),
+            Err(broken) => {
+                println!(
+                    "{broken}\nseed {seed}; again with: ESKER_TEST_SEED={seed} cargo test \
+                     -p esker-follow --test simulation whatever_goes_wrong\n"
+                );
+                failed_seeds.push(seed);
+            }
+        }
+    }
+    assert!(
+        failed_seeds.is_empty(),
+        "broken with seeds {failed_seeds:?}: see above"
+    );
+    println!("{all:?}");
+    let Tally {
+        anchored,
+        framed,
+        single,
+        external,
+        lost,
+        failed,
+        restored,
+        forks,
+        ..
+    } = all;
+    let happened = [
+        anchored, framed, single, external, lost, failed, restored, forks,
+    ];
+    assert!(
+        !is_many || happened.iter().all(|times| *times > 0),
+        "something never happened, so nothing was tried of it: {all:?}"
+    );
+}
+
+fn is_found(mistake: Mistake) {
+    let found = (0..MISTAKEN).find_map(|seed| {
+        let broken = world::run(Plan::with_mistake(seed, mistake)).err()?;
+        Some((seed, broken))
+    });
+    match found {
+        Some((seed, broken)) => println!("{mistake:?} is found with seed {seed}: {broken}"),
+        None => panic!("{mistake:?} is not found within {MISTAKEN} seeds"),
+    }
+}
+
+#[test]
+fn nothing_is_found_where_there_is_no_mistake() {
+    for seed in 0..CORRECT {
+        let outcome = world::run(Plan::with_mistake(seed, Mistake::None));
+        outcome.unwrap_or_else(|broken| panic!("{broken}\nseed {seed}"));
+    }
+}
+
+#[test]
+fn a_snapshotter_that_trims_before_the_final_marker_is_found() {
+    is_found(Mistake::TrimsTooSoon);
+}
+
+#[test]
+fn a_snapshotter_without_a_condition_is_found() {
+    is_found(Mistake::HasNoCondition);
+}
+
+#[test]
+fn a_snapshotter_that_covers_less_or_more_than_it_says_is_found() {
+    is_found(Mistake::CoversOneMore);
+    is_found(Mistake::CoversOneLess);
+}
+
+#[test]
+fn a_reader_that_restores_torn_snapshots_is_found() {
+    is_found(Mistake::RestoresTornOnes);
+}
+
+#[test]
+fn a_reader_that_goes_on_behind_a_gap_is_found() {
+    is_found(Mistake::IgnoresGaps);
+}
+
+#[test]
+fn a_reader_that_repeats_a_record_is_found() {
+    is_found(Mistake::RepeatsOne);
+}
+
+#[test]
+fn a_reader_that_loses_what_is_between_fragments_is_found() {
+    is_found(Mistake::LosesWhatIsBetween);
+}

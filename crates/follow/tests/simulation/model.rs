@@ -1,0 +1,575 @@
+//! A stream in memory, as a server with the S2 API has it, and all that can go wrong with one.
+//!
+//! What it keeps to: sequence numbers; appends on a condition; trims that take effect late, and never
+//! beyond the command's own place; reads that begin at the head if they were to begin below it, and
+//! say nothing of it; a fork leaves a gap in the numbers, which trim points leap over.
+//!
+//! All records that were ever appended are kept, whatever was trimmed: what a fold has to be is told by
+//! [`Stream::history`].
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use esker_follow::endpoint::{AppendFailed, EndpointError, Fork, Identity, Piece};
+use esker_follow::{Endpoint, SequencedRecord};
+use futures::stream::BoxStream;
+use parking_lot::Mutex;
+use rand::rngs::StdRng;
+use rand::{Rng as _, SeedableRng as _};
+use s2_sdk::types::{AppendRecord, Header};
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+use xxhash_rust::xxh3::xxh3_64;
+
+/// Sequence numbers that a fork passes over.
+pub const GAP: u64 = 1 << 40;
+
+/// What goes wrong, in chances between 0 and 1.
+#[derive(Clone, Debug)]
+pub struct Faults {
+    /// An append lands, and its answer is lost.
+    pub lost_answer: f64,
+    /// An append is lost.
+    pub lost_request: f64,
+    /// An append whose answer was lost lands only afterwards.
+    pub late: f64,
+    /// A batch of a session comes again.
+    pub repeated: f64,
+    /// A session breaks off, at each batch.
+    pub broken_session: f64,
+    /// A read breaks off, at each piece.
+    pub broken_read: f64,
+    /// The server goes away for a while, at each question.
+    pub outage: f64,
+    /// Longest answer time, in milliseconds.
+    pub delay: u64,
+    /// Longest time until a trim takes effect, in milliseconds.
+    pub trim_delay: u64,
+    /// Most records of a piece.
+    pub piece: usize,
+}
+
+impl Faults {
+    /// A server that does nothing wrong.
+    pub fn none() -> Faults {
+        Faults {
+            lost_answer: 0.0,
+            lost_request: 0.0,
+            late: 0.0,
+            repeated: 0.0,
+            broken_session: 0.0,
+            broken_read: 0.0,
+            outage: 0.0,
+            delay: 0,
+            trim_delay: 0,
+            piece: 1000,
+        }
+    }
+}
+
+/// What becomes of the next append, by a script.
+pub struct Scripted {
+    /// Before it.
+    pub before: Box<dyn FnOnce(&Stream) + Send>,
+    /// Whether it is tried at all.
+    pub lands: bool,
+    /// Whether its answer comes.
+    pub answers: bool,
+    /// After it, and before its answer.
+    pub after: Box<dyn FnOnce(&Stream) + Send>,
+}
+
+impl Default for Scripted {
+    fn default() -> Scripted {
+        Scripted {
+            before: Box::new(|_| {}),
+            lands: true,
+            answers: true,
+            after: Box::new(|_| {}),
+        }
+    }
+}
+
+struct Trim {
+    position: u64,
+    to: u64,
+    due: Instant,
+}
+
+struct Inner {
+    rng: StdRng,
+    faults: Faults,
+    records: Vec<SequencedRecord>,
+    /// Where batches begin, in order.
+    batches: Vec<u64>,
+    tail: u64,
+    trims: Vec<Trim>,
+    identity: Identity,
+    /// Histories that were left, up to their tails.
+    left: Vec<Vec<SequencedRecord>>,
+    /// How often it was made anew: readers of another one break off.
+    incarnation: u64,
+    down_until: Instant,
+    script: VecDeque<Scripted>,
+    appends: u64,
+    reads: u64,
+}
+
+/// A stream; clones are handles to the same one.
+#[derive(Clone)]
+pub struct Stream {
+    inner: Arc<Mutex<Inner>>,
+    changed: Arc<watch::Sender<u64>>,
+}
+
+/// A record's position, and what it is.
+pub type Seen = (u64, u64);
+
+/// What a fold has to have seen of a record; nothing of commands and snapshots.
+pub fn seen(record: &SequencedRecord) -> Option<Seen> {
+    let of_snapshot = |h: &Header| h.name.starts_with(b"esker-snapshot");
+    let is_data = !record.is_command_record() && !record.headers.iter().any(of_snapshot);
+    is_data.then(|| (record.seq_num, xxh3_64(&record.body)))
+}
+
+impl Stream {
+    /// An empty one of a server that does nothing wrong.
+    pub fn new(seed: u64) -> Stream {
+        Stream::with_faults(seed, Faults::none())
+    }
+
+    pub fn with_faults(seed: u64, faults: Faults) -> Stream {
+        let identity = Identity {
+            created_at: Some("2026-01-01T00:00:00Z".to_owned()),
+            lineage: Some("1".to_owned()),
+            forks: Vec::new(),
+            retention: None,
+        };
+        Stream {
+            inner: Arc::new(Mutex::new(Inner {
+                rng: StdRng::seed_from_u64(seed),
+                faults,
+                records: Vec::new(),
+                batches: Vec::new(),
+                tail: 0,
+                trims: Vec::new(),
+                identity,
+                left: Vec::new(),
+                incarnation: 0,
+                down_until: Instant::now(),
+                script: VecDeque::new(),
+                appends: 0,
+                reads: 0,
+            })),
+            changed: Arc::default(),
+        }
+    }
+
+    pub fn set_faults(&self, faults: Faults) {
+        let mut inner = self.inner.lock();
+        inner.faults = faults;
+        inner.down_until = Instant::now();
+    }
+
+    /// Changes what it says of itself.
+    pub fn identify(&self, change: impl FnOnce(&mut Identity)) {
+        change(&mut self.inner.lock().identity);
+    }
+
+    /// The next appends go like this.
+    pub fn script(&self, scripted: impl IntoIterator<Item = Scripted>) {
+        self.inner.lock().script.extend(scripted);
+    }
+
+    /// Appends without any faults.
+    pub fn land(&self, batch: &[AppendRecord], at: Option<u64>) -> Result<u64, AppendFailed> {
+        let landed = self.inner.lock().land(batch, at);
+        self.wake();
+        landed
+    }
+
+    /// Appends records of data.
+    pub fn data<B: Into<Bytes>>(&self, bodies: impl IntoIterator<Item = B>) -> u64 {
+        let records = bodies.into_iter().map(|b| AppendRecord::new(b).unwrap());
+        self.land(&records.collect::<Vec<_>>(), None).unwrap()
+    }
+
+    pub fn now_tail(&self) -> u64 {
+        self.inner.lock().tail
+    }
+
+    pub fn now_head(&self) -> u64 {
+        self.inner.lock().head()
+    }
+
+    pub fn now_identity(&self) -> Identity {
+        self.inner.lock().identity.clone()
+    }
+
+    /// How often something was appended or tried to be, other than by [`Stream::land`].
+    pub fn appends(&self) -> u64 {
+        self.inner.lock().appends
+    }
+
+    /// How often a read was begun.
+    pub fn reads(&self) -> u64 {
+        self.inner.lock().reads
+    }
+
+    /// All records that are not trimmed.
+    pub fn records(&self) -> Vec<SequencedRecord> {
+        let inner = self.inner.lock();
+        let head = inner.head();
+        let left = inner.records.iter().filter(|r| r.seq_num >= head);
+        left.cloned().collect()
+    }
+
+    /// What a fold of all records before a cursor has seen.
+    pub fn history(&self, cursor: u64) -> Vec<Seen> {
+        history(&self.inner.lock().records, cursor)
+    }
+
+    /// The same of histories that were left.
+    pub fn left(&self, cursor: u64) -> Vec<Vec<Seen>> {
+        let inner = self.inner.lock();
+        inner.left.iter().map(|of| history(of, cursor)).collect()
+    }
+
+    /// Where batches begin that are not trimmed.
+    pub fn batches(&self) -> Vec<u64> {
+        self.inner.lock().batches.clone()
+    }
+
+    /// Loses what is at or behind a position; numbers go on further up.
+    pub fn fork(&self, at: u64) {
+        let mut inner = self.inner.lock();
+        let old = inner.records.clone();
+        inner.left.push(old);
+        inner.records.retain(|r| r.seq_num < at);
+        inner.batches.retain(|first| *first < at);
+        inner.trims.retain(|trim| trim.position < at);
+        let is_empty = inner
+            .records
+            .last()
+            .is_none_or(|r| r.seq_num < inner.head());
+        // A fork further back undoes the gaps behind it; what they gave out stays given out.
+        let undone = inner.identity.forks.iter().filter(|f| f.seq_num >= at);
+        let resumes_at = at + GAP * (1 + undone.count() as u64);
+        inner.tail = resumes_at;
+        if is_empty {
+            let due = Instant::now();
+            let (position, to) = (0, resumes_at);
+            inner.trims.push(Trim { position, to, due });
+        }
+        let parent = inner.identity.lineage.take();
+        let lineage = inner.identity.forks.len() + 2;
+        inner.identity.lineage = Some(lineage.to_string());
+        inner.identity.forks.push(Fork {
+            parent,
+            seq_num: at,
+            resumes_at: Some(resumes_at),
+        });
+        drop(inner);
+        self.wake();
+    }
+
+    /// Deletes it, and makes one of the same name.
+    pub fn make_anew(&self) {
+        let mut inner = self.inner.lock();
+        let old = std::mem::take(&mut inner.records);
+        inner.left.push(old);
+        inner.batches.clear();
+        inner.trims.clear();
+        inner.tail = 0;
+        inner.incarnation += 1;
+        let incarnation = inner.incarnation;
+        inner.identity = Identity {
+            created_at: Some(format!("2026-01-01T00:00:{incarnation:02}Z")),
+            forks: Vec::new(),
+            lineage: Some(format!("anew-{incarnation}")),
+            retention: None,
+        };
+        drop(inner);
+        self.wake();
+    }
+
+    fn wake(&self) {
+        self.changed.send_modify(|changes| *changes += 1);
+    }
+
+    /// Takes its time, and may not answer.
+    async fn answer(&self) -> Result<(), EndpointError> {
+        let (pause, is_down) = {
+            let mut inner = self.inner.lock();
+            let outage = inner.faults.outage;
+            if inner.chance(outage) {
+                let lasts = Duration::from_millis(inner.rng.random_range(10..5000));
+                inner.down_until = Instant::now() + lasts;
+            }
+            (inner.pause(), inner.down_until > Instant::now())
+        };
+        wait(pause).await;
+        match is_down {
+            true => Err(EndpointError::Unavailable("nobody answers".to_owned())),
+            false => Ok(()),
+        }
+    }
+}
+
+async fn wait(pause: Duration) {
+    if !pause.is_zero() {
+        tokio::time::sleep(pause).await;
+    }
+}
+
+fn history(records: &[SequencedRecord], cursor: u64) -> Vec<Seen> {
+    let before = records.iter().filter(|r| r.seq_num < cursor);
+    before.filter_map(seen).collect()
+}
+
+impl Inner {
+    fn chance(&mut self, chance: f64) -> bool {
+        chance > 0.0 && self.rng.random_bool(chance)
+    }
+
+    fn pause(&mut self) -> Duration {
+        match self.faults.delay {
+            0 => Duration::ZERO,
+            most => Duration::from_millis(self.rng.random_range(0..=most)),
+        }
+    }
+
+    fn generation(&self) -> (u64, usize) {
+        (self.incarnation, self.identity.forks.len())
+    }
+
+    fn head(&self) -> u64 {
+        let now = Instant::now();
+        let due = self.trims.iter().filter(|trim| trim.due <= now);
+        let head = due.map(|trim| trim.to).max().unwrap_or(0);
+        // A trim point in a gap is one at its end.
+        let gap = |head: u64| {
+            let mut forks = self.identity.forks.iter();
+            let fork = forks.find(|f| f.seq_num <= head && f.resumes_at > Some(head))?;
+            // Not where the numbers simply go on, if nothing was trimmed up to there.
+            (head > 0).then_some(fork.resumes_at?)
+        };
+        let mut head = head;
+        while let Some(end) = gap(head) {
+            head = end;
+        }
+        head
+    }
+
+    /// What a reader gets next, and how long that takes; or that it breaks off, and whether it says so.
+    fn piece(&mut self, next: u64, incarnation: u64) -> Result<(Piece, Duration), bool> {
+        let broken = self.faults.broken_read;
+        if self.incarnation != incarnation || self.chance(broken) {
+            return Err(self.rng.random_bool(0.7));
+        }
+        let from = next.max(self.head());
+        let most = self.faults.piece;
+        let most = self.rng.random_range(1..=most);
+        let first = self.records.partition_point(|r| r.seq_num < from);
+        let records: Vec<_> = self.records[first..].iter().take(most).cloned().collect();
+        let is_end = first + records.len() == self.records.len();
+        let tail = is_end.then_some(self.tail);
+        Ok((Piece { records, tail }, self.pause()))
+    }
+
+    fn land(&mut self, batch: &[AppendRecord], at: Option<u64>) -> Result<u64, AppendFailed> {
+        let first = self.tail;
+        if at.is_some_and(|at| at != first) {
+            return Err(AppendFailed::Elsewhere { tail: first });
+        }
+        self.batches.push(first);
+        for record in batch {
+            let position = self.tail;
+            self.tail += 1;
+            let headers = record.headers().to_vec();
+            if let [header] = &headers[..]
+                && header.name.is_empty()
+                && &header.value[..] == b"trim"
+            {
+                let to = u64::from_be_bytes(record.body().try_into().unwrap());
+                let late = match self.faults.trim_delay {
+                    0 => 0,
+                    most => self.rng.random_range(0..=most),
+                };
+                self.trims.push(Trim {
+                    position,
+                    to: to.min(position + 1),
+                    due: Instant::now() + Duration::from_millis(late),
+                });
+            }
+            let body = Bytes::copy_from_slice(record.body());
+            let record = SequencedRecord::from_parts(position, position, headers, body);
+            self.records.push(record);
+        }
+        Ok(first)
+    }
+}
+
+#[async_trait]
+impl Endpoint for Stream {
+    fn shown(&self) -> String {
+        "s2://model/stream".to_owned()
+    }
+
+    async fn identity(&self) -> Result<Identity, EndpointError> {
+        self.answer().await?;
+        Ok(self.now_identity())
+    }
+
+    async fn tail(&self) -> Result<u64, EndpointError> {
+        self.answer().await?;
+        Ok(self.now_tail())
+    }
+
+    async fn append(&self, batch: Vec<AppendRecord>, at: Option<u64>) -> Result<u64, AppendFailed> {
+        let unknown = |why: &str| Err(AppendFailed::Unknown(why.to_owned()));
+        let scripted = {
+            let mut inner = self.inner.lock();
+            inner.appends += 1;
+            inner.script.pop_front()
+        };
+        if let Some(scripted) = scripted {
+            (scripted.before)(self);
+            let landed = match scripted.lands {
+                true => self.land(&batch, at),
+                false => unknown("the request was lost"),
+            };
+            (scripted.after)(self);
+            return match scripted.answers {
+                true => landed,
+                false => unknown("the answer was lost"),
+            };
+        }
+        // A history is cut off by a restore: what was on its way to the server before never gets there.
+        let generation = self.inner.lock().generation();
+        if self.answer().await.is_err() {
+            return unknown("nobody answers");
+        }
+        let (lost_answer, lost_request, late, pause) = {
+            let mut inner = self.inner.lock();
+            let faults = inner.faults.clone();
+            (
+                inner.chance(faults.lost_answer),
+                inner.chance(faults.lost_request),
+                inner.chance(faults.late),
+                inner.pause(),
+            )
+        };
+        if lost_request {
+            return unknown("the request was lost");
+        }
+        if late {
+            let stream = self.clone();
+            tokio::spawn(async move {
+                wait(pause * 4).await;
+                if stream.inner.lock().generation() == generation {
+                    let _ = stream.land(&batch, at);
+                }
+            });
+            return unknown("the answer was lost");
+        }
+        let landed = {
+            let mut inner = self.inner.lock();
+            if inner.generation() != generation {
+                return unknown("the server died");
+            }
+            inner.land(&batch, at)
+        };
+        self.wake();
+        wait(pause).await;
+        match lost_answer {
+            true => unknown("the answer was lost"),
+            false => landed,
+        }
+    }
+
+    async fn append_all(
+        &self,
+        mut batches: mpsc::Receiver<Vec<AppendRecord>>,
+    ) -> Result<(), AppendFailed> {
+        let unknown = |why: &str| Err(AppendFailed::Unknown(why.to_owned()));
+        let incarnation = self.inner.lock().incarnation;
+        let mut unacknowledged = VecDeque::new();
+        while let Some(batch) = batches.recv().await {
+            if self.answer().await.is_err() {
+                return unknown("nobody answers");
+            }
+            let (is_broken, again, is_gone) = {
+                let mut inner = self.inner.lock();
+                let faults = inner.faults.clone();
+                let again = match inner.chance(faults.repeated) {
+                    true => inner.rng.random_range(1..=3),
+                    false => 0,
+                };
+                let is_gone = inner.incarnation != incarnation;
+                (inner.chance(faults.broken_session), again, is_gone)
+            };
+            if is_broken || is_gone {
+                return unknown("the session broke off");
+            }
+            let _ = self.land(&batch, None);
+            unacknowledged.push_back(batch);
+            // The answers to the last few were lost: all of them come again.
+            let keep: usize = again.max(3);
+            while unacknowledged.len() > keep {
+                unacknowledged.pop_front();
+            }
+            for batch in unacknowledged.iter().rev().take(again).rev() {
+                let _ = self.land(batch, None);
+            }
+        }
+        Ok(())
+    }
+
+    fn read(&self, from: u64) -> BoxStream<'static, Result<Piece, EndpointError>> {
+        let stream = self.clone();
+        stream.inner.lock().reads += 1;
+        Box::pin(async_stream::stream! {
+            let mut changed = stream.changed.subscribe();
+            if let Err(error) = stream.answer().await {
+                yield Err(error);
+                return;
+            }
+            let (incarnation, tail) = {
+                let inner = stream.inner.lock();
+                (inner.incarnation, inner.tail)
+            };
+            if from > tail {
+                yield Err(EndpointError::BeyondTail { tail });
+                return;
+            }
+            let mut next = from;
+            let mut told = None;
+            loop {
+                changed.mark_unchanged();
+                let piece = stream.inner.lock().piece(next, incarnation);
+                let (piece, pause) = match piece {
+                    Ok(piece) => piece,
+                    Err(true) => {
+                        yield Err(EndpointError::Unavailable("the read broke off".to_owned()));
+                        return;
+                    }
+                    Err(false) => return,
+                };
+                if !piece.records.is_empty() || (piece.tail.is_some() && piece.tail != told) {
+                    if let Some(last) = piece.records.last() {
+                        next = last.seq_num + 1;
+                    }
+                    told = piece.tail;
+                    yield Ok(piece);
+                    wait(pause).await;
+                } else if changed.changed().await.is_err() {
+                    return;
+                }
+            }
+        })
+    }
+}

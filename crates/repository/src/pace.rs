@@ -1,0 +1,413 @@
+//! How many bytes of files may go out in a second: a token bucket that uploads share.
+//!
+//! Whoever is about to send asks for a turn *before* the request begins, so that no request waits
+//! inside of its own time limit. Turns are given in the order in which they are asked for, whatever
+//! their size. Nobody holds a lock while waiting: a turn is a place in time, computed when it is asked
+//! for, so an upload that is not polled for a while, or never again, stops no other. One that is
+//! dropped gives back what it did not use.
+//!
+//! The clock is that of [`Env`], which may be set: a jump lets one burst more through, or one less,
+//! and nobody waits longer than what is ahead of it takes.
+//!
+//! It knows no store: who sends what, and when a request is made again, is said by the callers.
+
+use std::num::NonZeroU64;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures::future::select;
+use time::OffsetDateTime;
+use tokio::sync::watch;
+
+use crate::env::Env;
+use crate::upload::PART;
+
+/// Longest burst: what may go out at once after a pause is worth so much time, or is one part of an
+/// upload, whichever is less.
+const LONGEST_BURST: Duration = Duration::from_secs(1);
+
+/// A bound on what uploads send, in bytes a second. Clones are the same bound: one that is given to
+/// several repositories holds for all of their uploads together.
+///
+/// ```
+/// use std::num::NonZeroU64;
+/// use esker_repository::{Options, Pace};
+///
+/// let pace = Pace::new(NonZeroU64::new(64 << 20).unwrap());
+/// let options = Options {
+///     pace: Some(pace.clone()),
+///     ..Options::default()
+/// };
+/// # let _ = options;
+/// ```
+#[derive(Clone, Debug)]
+pub struct Pace {
+    bucket: Arc<Bucket>,
+}
+
+#[derive(Debug)]
+struct Bucket {
+    per_second: NonZeroU64,
+    burst: Duration,
+    debt: Mutex<Debt>,
+    lifted: watch::Sender<bool>,
+}
+
+/// What was let through and its time is not over.
+#[derive(Debug, Default)]
+struct Debt {
+    /// The time that it takes at this pace.
+    owed: Duration,
+    /// When it was last paid off.
+    paid_at: Option<OffsetDateTime>,
+}
+
+/// A place in the line. Given back when it is dropped, unless it was used.
+struct Turn<'a> {
+    bucket: &'a Bucket,
+    cost: Duration,
+    wait: Duration,
+    used: bool,
+}
+
+impl Pace {
+    /// So many bytes a second.
+    pub fn new(per_second: NonZeroU64) -> Pace {
+        let bucket = Bucket {
+            per_second,
+            burst: time_of(PART, per_second).min(LONGEST_BURST),
+            debt: Mutex::default(),
+            lifted: watch::Sender::new(false),
+        };
+        Pace {
+            bucket: Arc::new(bucket),
+        }
+    }
+
+    /// Takes the bound away for good, also from those who wait: for when there is nobody left whom
+    /// uploads could hinder.
+    pub fn lift(&self) {
+        self.bucket.lifted.send_replace(true);
+    }
+
+    /// Waits until so many bytes may be sent. To be called before they are read, and before a request
+    /// with a time limit begins. Dropping it takes nothing.
+    pub(crate) async fn turn(&self, env: &dyn Env, bytes: u64) {
+        let mut lifted = self.bucket.lifted.subscribe();
+        if *lifted.borrow() {
+            return;
+        }
+        let mut turn = self.bucket.queue(env, bytes);
+        if !turn.wait.is_zero() {
+            let lifted = std::pin::pin!(lifted.wait_for(|lifted| *lifted));
+            select(env.sleep(turn.wait), lifted).await;
+        }
+        turn.used = true;
+    }
+
+    /// Counts bytes that are sent whatever the bound says; who comes later waits for them.
+    pub(crate) fn charge(&self, env: &dyn Env, bytes: u64) {
+        self.bucket.queue(env, bytes).used = true;
+    }
+}
+
+impl Bucket {
+    fn debt(&self) -> std::sync::MutexGuard<'_, Debt> {
+        // Each change is one assignment.
+        self.debt.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn queue(&self, env: &dyn Env, bytes: u64) -> Turn<'_> {
+        let cost = time_of(bytes, self.per_second);
+        let now = env.now();
+        let mut debt = self.debt();
+        if let Some(paid_at) = debt.paid_at {
+            // Negative, if the clock was set back.
+            let passed = Duration::try_from(now - paid_at).unwrap_or_default();
+            debt.owed = debt.owed.saturating_sub(passed);
+        }
+        debt.paid_at = Some(now);
+        debt.owed = debt.owed.saturating_add(cost);
+        Turn {
+            bucket: self,
+            cost,
+            wait: debt.owed.saturating_sub(self.burst),
+            used: false,
+        }
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        if !self.used {
+            let mut debt = self.bucket.debt();
+            debt.owed = debt.owed.saturating_sub(self.cost);
+        }
+    }
+}
+
+/// How long so many bytes take; rounded up, so that the bound holds to the byte.
+fn time_of(bytes: u64, per_second: NonZeroU64) -> Duration {
+    let rest = u128::from(bytes % per_second) * 1_000_000_000;
+    let nanos = rest.div_ceil(u128::from(per_second.get()));
+    // At most a second, in nanoseconds.
+    let nanos = u64::try_from(nanos).unwrap_or(u64::MAX);
+    Duration::from_secs(bytes / per_second).saturating_add(Duration::from_nanos(nanos))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::task::{Context, Poll, Wake, Waker};
+
+    use futures::FutureExt as _;
+    use futures::future::BoxFuture;
+
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    /// Time that passes only when it is told to; the time of day can be set.
+    #[derive(Clone, Debug, Default)]
+    struct Clock {
+        state: Arc<Mutex<Passed>>,
+    }
+
+    #[derive(Debug, Default)]
+    struct Passed {
+        since_start: Duration,
+        set_by: time::Duration,
+        sleepers: Vec<(Duration, Waker)>,
+    }
+
+    impl Clock {
+        fn pass(&self, time: Duration) {
+            let mut state = self.state.lock().unwrap();
+            state.since_start += time;
+            let now = state.since_start;
+            for (_, waker) in state.sleepers.extract_if(.., |(until, _)| *until <= now) {
+                waker.wake();
+            }
+        }
+
+        fn set(&self, by: time::Duration) {
+            self.state.lock().unwrap().set_by += by;
+        }
+
+        fn since_start(&self) -> Duration {
+            self.state.lock().unwrap().since_start
+        }
+    }
+
+    impl Env for Clock {
+        fn now(&self) -> OffsetDateTime {
+            let state = self.state.lock().unwrap();
+            OffsetDateTime::UNIX_EPOCH + state.since_start + state.set_by
+        }
+
+        fn sleep(&self, duration: Duration) -> BoxFuture<'static, ()> {
+            let (clock, until) = (self.clone(), self.since_start() + duration);
+            Box::pin(std::future::poll_fn(move |context| {
+                let mut state = clock.state.lock().unwrap();
+                if state.since_start >= until {
+                    return Poll::Ready(());
+                }
+                state.sleepers.push((until, context.waker().clone()));
+                Poll::Pending
+            }))
+        }
+
+        fn random(&self) -> u64 {
+            0
+        }
+    }
+
+    /// Somebody who waits for a turn.
+    struct Waiter {
+        turn: BoxFuture<'static, ()>,
+        woken: Arc<Woken>,
+    }
+
+    struct Woken(AtomicBool);
+
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+
+    impl Waiter {
+        /// Whether it is its turn, as far as it was told.
+        fn may_send(&mut self) -> bool {
+            if !self.woken.0.swap(false, Ordering::Relaxed) {
+                return false;
+            }
+            let waker = Waker::from(self.woken.clone());
+            let mut context = Context::from_waker(&waker);
+            self.turn.poll_unpin(&mut context).is_ready()
+        }
+    }
+
+    fn pace(mib_per_second: u64) -> (Clock, Pace) {
+        let per_second = NonZeroU64::new(mib_per_second * MIB).unwrap();
+        (Clock::default(), Pace::new(per_second))
+    }
+
+    fn wait(clock: &Clock, pace: &Pace, bytes: u64) -> Waiter {
+        let (clock, pace) = (clock.clone(), pace.clone());
+        Waiter {
+            turn: async move { pace.turn(&clock, bytes).await }.boxed(),
+            woken: Arc::new(Woken(AtomicBool::new(true))),
+        }
+    }
+
+    fn may_send_at_once(clock: &Clock, pace: &Pace, bytes: u64) -> bool {
+        wait(clock, pace, bytes).may_send()
+    }
+
+    #[test]
+    fn one_part_goes_at_once_and_the_next_when_its_time_is_over() {
+        let (clock, pace) = pace(64);
+        assert!(may_send_at_once(&clock, &pace, PART));
+        let mut next = wait(&clock, &pace, PART);
+        assert!(!next.may_send());
+        clock.pass(Duration::from_millis(124));
+        assert!(!next.may_send());
+        // 8 MiB at 64 MiB a second.
+        clock.pass(Duration::from_millis(1));
+        assert!(next.may_send());
+    }
+
+    #[test]
+    fn what_is_larger_than_a_burst_waits_until_only_a_burst_of_it_is_owed() {
+        let (clock, pace) = pace(2);
+        let mut part = wait(&clock, &pace, PART);
+        assert!(!part.may_send());
+        clock.pass(Duration::from_secs(3));
+        assert!(
+            part.may_send(),
+            "8 MiB are 4 seconds, of which a burst is 1"
+        );
+    }
+
+    #[test]
+    fn a_pause_saves_up_one_burst_and_no_more() {
+        let (clock, pace) = pace(64);
+        assert!(may_send_at_once(&clock, &pace, PART));
+        clock.pass(Duration::from_secs(3600));
+        for _ in 0..8 {
+            assert!(may_send_at_once(&clock, &pace, MIB));
+        }
+        assert!(!may_send_at_once(&clock, &pace, 1));
+    }
+
+    #[test]
+    fn turns_come_in_the_order_in_which_they_are_asked_for_and_small_ones_overtake_nobody() {
+        let (clock, pace) = pace(8);
+        assert!(may_send_at_once(&clock, &pace, PART));
+        let mut line: Vec<Waiter> = [PART, 1, 4 * MIB, 1]
+            .map(|bytes| wait(&clock, &pace, bytes))
+            .into();
+        for waiter in &mut line {
+            assert!(!waiter.may_send());
+        }
+        let mut sent = Vec::new();
+        for _ in 0..1600 {
+            clock.pass(Duration::from_millis(1));
+            for (place, waiter) in line.iter_mut().enumerate() {
+                if !sent.contains(&place) && waiter.may_send() {
+                    sent.push(place);
+                }
+            }
+        }
+        assert_eq!(sent, [0, 1, 2, 3]);
+    }
+
+    #[test]
+    fn whoever_gives_up_waiting_takes_nothing() {
+        let (clock, pace) = pace(8);
+        assert!(may_send_at_once(&clock, &pace, PART));
+        let mut line: Vec<Waiter> = (0..100).map(|_| wait(&clock, &pace, PART)).collect();
+        for waiter in &mut line {
+            assert!(!waiter.may_send());
+        }
+        drop(line);
+        clock.pass(Duration::from_secs(1));
+        assert!(may_send_at_once(&clock, &pace, PART));
+    }
+
+    #[test]
+    fn one_that_is_never_polled_again_stops_no_other() {
+        let (clock, pace) = pace(8);
+        assert!(may_send_at_once(&clock, &pace, PART));
+        let mut forgotten = wait(&clock, &pace, PART);
+        assert!(!forgotten.may_send());
+        let mut next = wait(&clock, &pace, PART);
+        assert!(!next.may_send());
+        clock.pass(Duration::from_secs(2));
+        assert!(next.may_send());
+    }
+
+    #[test]
+    fn what_was_sent_again_is_paid_for_by_what_comes_later() {
+        let (clock, pace) = pace(8);
+        assert!(may_send_at_once(&clock, &pace, PART));
+        pace.charge(&clock, PART);
+        clock.pass(Duration::from_secs(1));
+        let mut next = wait(&clock, &pace, PART);
+        assert!(!next.may_send());
+        clock.pass(Duration::from_secs(1));
+        assert!(next.may_send());
+    }
+
+    #[test]
+    fn a_clock_that_is_set_back_makes_nobody_wait_for_it() {
+        let (clock, pace) = pace(8);
+        assert!(may_send_at_once(&clock, &pace, PART));
+        let mut waiting = wait(&clock, &pace, PART);
+        assert!(!waiting.may_send());
+        clock.set(-time::Duration::days(1));
+        clock.pass(Duration::from_secs(1));
+        assert!(waiting.may_send());
+        let mut next = wait(&clock, &pace, PART);
+        assert!(!next.may_send());
+        clock.pass(Duration::from_secs(2));
+        assert!(
+            next.may_send(),
+            "the second that the clock lost, and its own"
+        );
+    }
+
+    #[test]
+    fn a_clock_that_is_set_forward_lets_one_burst_more_through() {
+        let (clock, pace) = pace(8);
+        assert!(may_send_at_once(&clock, &pace, PART));
+        clock.set(time::Duration::days(1));
+        assert!(may_send_at_once(&clock, &pace, PART));
+        assert!(!may_send_at_once(&clock, &pace, PART));
+    }
+
+    #[test]
+    fn a_bound_that_is_lifted_holds_nobody_back_not_even_those_who_wait() {
+        let (clock, pace) = pace(1);
+        let mut waiting = wait(&clock, &pace, 3600 * MIB);
+        assert!(!waiting.may_send());
+        pace.lift();
+        assert!(waiting.may_send());
+        assert!(may_send_at_once(&clock, &pace, 3600 * MIB));
+    }
+
+    #[test]
+    fn small_and_large_numbers_lose_nothing() {
+        let per_second = |n| NonZeroU64::new(n).unwrap();
+        assert_eq!(time_of(0, per_second(1)), Duration::ZERO);
+        assert_eq!(time_of(1, per_second(1 << 40)), Duration::from_nanos(1));
+        assert_eq!(time_of(3, per_second(2)), Duration::from_millis(1500));
+        assert_eq!(
+            time_of(u64::MAX, per_second(1)),
+            Duration::from_secs(u64::MAX)
+        );
+        let most = per_second(u64::MAX);
+        assert_eq!(time_of(u64::MAX - 1, most), Duration::from_secs(1));
+    }
+}

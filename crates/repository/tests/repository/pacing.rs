@@ -1,0 +1,71 @@
+//! A bound on uploads, at real destinations: in parts, as copies, as links. How exactly it is kept is
+//! the simulation's to show.
+
+use std::num::NonZeroU64;
+use std::time::{Duration, Instant};
+
+use esker_repository::{Options, Pace, Progress};
+
+use crate::fixture::{Files, Place, bytes, full};
+use crate::support::faults::{Fault, Matching};
+use crate::support::s3::Operation;
+
+const MIB: usize = 1 << 20;
+
+/// Puts files at so many bytes a second; how long it took. What is there afterwards is right.
+async fn time_of_put(place: &Place, per_second: usize, parallel: usize, files: &Files) -> Duration {
+    let repository = place.with(Options {
+        pace: NonZeroU64::new(per_second as u64).map(Pace::new),
+        parallel_files: parallel,
+        ..full()
+    });
+    let checkpoint = place.checkpoint(1, files);
+    let began = Instant::now();
+    let progress = Progress::new();
+    repository.put(&checkpoint, &progress).await.unwrap();
+    let took = began.elapsed();
+    assert_eq!(progress.bytes_done(), progress.bytes());
+    assert!(place.verify().await.is_sound());
+    took
+}
+
+fn large() -> Files {
+    let file = |number: u64| (format!("{number:06}.sst"), bytes(number, 20 * MIB));
+    [file(1), file(2)].into()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn parts_wait_for_their_turn() {
+    let place = Place::on_s3().await;
+    let took = time_of_put(&place, 32 * MIB, 8, &large()).await;
+    // 40 MiB, of which 8 go at once.
+    assert!(took >= Duration::from_secs(1), "{took:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn copies_into_a_directory_wait_for_their_turn() {
+    let place = Place::linked(false);
+    let took = time_of_put(&place, 32 * MIB, 8, &large()).await;
+    assert!(took >= Duration::from_secs(1), "{took:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn links_cost_nothing() {
+    let place = Place::linked(true);
+    let took = time_of_put(&place, MIB, 8, &large()).await;
+    assert!(took < Duration::from_secs(20), "{took:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_had_to_be_sent_again_counts() {
+    let place = Place::on_s3().await;
+    let put_of_one = Matching::operation(Operation::Put).key("000001.sst");
+    let faults = place.server().faults();
+    faults.next(4, put_of_one, Fault::Status(503));
+    let file = |number: u64| (format!("{number:06}.sst"), bytes(number, MIB / 4));
+    let files: Files = [file(1), file(2)].into();
+    let took = time_of_put(&place, MIB, 1, &files).await;
+    assert_eq!(faults.pending(), 0);
+    // Six times a quarter of a second, of which one second's worth goes at once.
+    assert!(took >= Duration::from_millis(500), "{took:?}");
+}

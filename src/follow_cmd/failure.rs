@@ -1,0 +1,46 @@
+//! What the library's errors mean to a person: a stable code, what happened, and what to do.
+
+use esker_follow::Error;
+use esker_follow::endpoint::EndpointError;
+
+use super::place::Objects;
+use super::server::Server;
+use crate::exit::Failure;
+use crate::term::plain;
+
+/// A library's error, as a failure of the command. Names that come from a stream are in it.
+pub fn of(error: &Error, server: &Server, objects: Option<&Objects>) -> Failure {
+    let text = plain(&error.to_string());
+    let with = |hint: &str| format!("{text}; {hint}");
+    match error {
+        Error::HistoryGone { .. } => Failure::wrong(
+            "history_gone",
+            with(
+                "name the place of its snapshots with --snapshot; --inspect lists those that there \
+                 are",
+            ),
+        ),
+        Error::Unusable { .. } => {
+            Failure::wrong("snapshot_unusable", with("choose so with --pass-over"))
+        }
+        Error::Malformed { .. } => {
+            Failure::wrong("record_malformed", with("choose so with --skip-malformed"))
+        }
+        Error::FoldFailed { .. } => Failure::wrong("fold_failed", text),
+        Error::Endpoint {
+            why: EndpointError::Unavailable(_),
+            ..
+        } => Failure::unreachable(
+            "unreachable",
+            with(&format!("{} stopped answering", server.address())),
+        ),
+        Error::Endpoint { .. } => Failure::wrong("refused", text),
+        Error::Store { .. } => {
+            let hint = objects.map_or_else(String::new, Objects::where_to_look);
+            Failure::unreachable("store_unreachable", with(&hint))
+        }
+        Error::NotTaken(_) => Failure::wrong("snapshot_failed", text),
+        Error::Invalid(_) => Failure::usage("invalid", text),
+        _ => Failure::wrong("client", text),
+    }
+}

@@ -1,0 +1,198 @@
+//! A stream that is being followed: opened, caught up with, ended.
+
+use std::time::{Duration, Instant};
+
+use esker_follow::{Error, Follower, MalformedRecords, S2Endpoint, SnapshotInfo, Status};
+
+use super::fold::Folded;
+use super::place::Place;
+use super::progress::{self, Records, TICK};
+use super::server::Server;
+use super::stop::Stop;
+use super::{failure, report};
+use crate::exit::Failure;
+use crate::stream_cmd::target::StreamTarget;
+use crate::term::{Paint, count, plain};
+
+/// What takes longer than this is remarked on.
+const NOTICEABLE: Duration = Duration::from_millis(500);
+
+/// What else a follower is told.
+pub struct Options {
+    pub skip_malformed: bool,
+    pub pass_over: bool,
+}
+
+/// A follower, and what it takes to talk about it.
+pub struct Following<'a> {
+    pub server: &'a Server,
+    pub place: &'a Place,
+    pub stream: &'a StreamTarget,
+    /// The follower's, or a clone: what changed is told by any.
+    pub fold: Folded,
+    pub endpoint: S2Endpoint,
+    pub follower: Follower<Folded>,
+    /// The next sequence number when it was opened.
+    tail: u64,
+    /// When it was opened, the snapshot restored.
+    opened: Instant,
+    pub caught_up_in: Option<Duration>,
+}
+
+impl<'a> Following<'a> {
+    /// Restores the newest snapshot, and begins to follow. `None` if that was interrupted.
+    pub async fn open(
+        server: &'a Server,
+        place: &'a Place,
+        stream: &'a StreamTarget,
+        fold: &Folded,
+        options: &Options,
+        stop: &mut Stop,
+    ) -> Result<Option<Following<'a>>, Failure> {
+        let open = async {
+            let (endpoint, tail) = server.open(stream).await?;
+            let builder = Follower::builder(endpoint.clone(), fold.clone());
+            let mut builder = place.tell(builder);
+            if options.skip_malformed {
+                builder = builder.malformed(MalformedRecords::Skip);
+            }
+            if options.pass_over {
+                builder = builder.pass_over_unusable();
+            }
+            let follower = builder.open().await;
+            let follower = follower.map_err(|e| failure::of(&e, server, place.objects.as_ref()))?;
+            Ok((endpoint, tail, follower))
+        };
+        let spinner = progress::spinner("looking for a snapshot".to_owned());
+        let opened = tokio::select! {
+            opened = open => Some(opened),
+            () = stop.asked() => None,
+        };
+        spinner.finish_and_clear();
+        let Some(opened) = opened else {
+            return Ok(None);
+        };
+        let (endpoint, tail, follower) = opened?;
+        for passed_over in follower.passed_over() {
+            remark(&format!("passed over: {}", plain(passed_over)));
+        }
+        Ok(Some(Following {
+            server,
+            place,
+            stream,
+            fold: fold.clone(),
+            endpoint,
+            follower,
+            tail,
+            opened: Instant::now(),
+            caught_up_in: None,
+        }))
+    }
+
+    /// Waits until everything is in the state; `false` if that was interrupted. A server that sends
+    /// nothing for `patience` is given up.
+    pub async fn catch_up(
+        &mut self,
+        stop: &mut Stop,
+        patience: Option<Duration>,
+    ) -> Result<bool, Failure> {
+        let status = self.follower.watch_status();
+        let mut moved = (status.borrow().cursor, Instant::now());
+        let bar = Records::new(moved.0, self.tail);
+        let mut ticks = tokio::time::interval(TICK);
+        let caught_up = self.follower.caught_up();
+        let mut caught_up = std::pin::pin!(caught_up);
+        let result = loop {
+            tokio::select! {
+                result = &mut caught_up => break result.map(|()| true).map_err(|e| self.failure(&e)),
+                () = stop.asked() => break Ok(false),
+                _ = ticks.tick() => {
+                    let cursor = status.borrow().cursor;
+                    bar.at(cursor);
+                    if cursor != moved.0 {
+                        moved = (cursor, Instant::now());
+                    }
+                    if patience.is_some_and(|patience| moved.1.elapsed() >= patience) {
+                        break Err(self.silent(cursor, moved.1.elapsed()));
+                    }
+                }
+            }
+        };
+        bar.clear();
+        if result.is_ok() {
+            self.caught_up_in = Some(self.opened.elapsed());
+        }
+        result
+    }
+
+    fn silent(&self, cursor: u64, silence: Duration) -> Failure {
+        Failure::unreachable(
+            "unreachable",
+            format!(
+                "{} has sent nothing of {} for {} s; the state was at {cursor} of {}",
+                self.server.address(),
+                self.stream,
+                silence.as_secs(),
+                self.tail
+            ),
+        )
+    }
+
+    /// The snapshot that it began with.
+    pub fn restored(&self) -> Option<&SnapshotInfo> {
+        self.follower.restored()
+    }
+
+    /// An error of the library.
+    pub fn failure(&self, error: &Error) -> Failure {
+        failure::of(error, self.server, self.place.objects.as_ref())
+    }
+
+    /// Ends it, lets a snapshot that is being taken come to its end, and says where it stands.
+    pub async fn end(self, stop: &mut Stop) -> Result<(), Failure> {
+        let status = self.follower.watch_status();
+        let failure = {
+            let (server, objects) = (self.server, self.place.objects.as_ref());
+            move |error: Error| failure::of(&error, server, objects)
+        };
+        let closing = self.follower.close();
+        let mut closing = std::pin::pin!(closing);
+        let closed = match tokio::time::timeout(NOTICEABLE, &mut closing).await {
+            Ok(closed) => closed.map(drop).map_err(failure),
+            Err(_) => {
+                remark(
+                    "A snapshot that is being taken comes to its end; Ctrl-C again ends at once.",
+                );
+                tokio::select! {
+                    closed = &mut closing => closed.map(drop).map_err(failure),
+                    () = stop.asked() => Err(Failure::wrong(
+                        "interrupted",
+                        "interrupted while a snapshot was being taken; what is there of it harms \
+                         nobody",
+                    )),
+                }
+            }
+        };
+        remark(&stands(self.stream, &status.borrow(), self.tail));
+        closed
+    }
+}
+
+/// Where it stopped, in a stream that had at least this tail.
+fn stands(stream: &StreamTarget, status: &Status, tail: u64) -> String {
+    let behind = match report::tail(status).max(tail).saturating_sub(status.cursor) {
+        0 if status.caught_up => String::new(),
+        0 => ", which may not be all".to_owned(),
+        n => format!(", {} behind the tail", count(n)),
+    };
+    let newest = match &status.newest {
+        Some(info) => format!("; {} is the newest", report::snapshot(info)),
+        None => String::new(),
+    };
+    format!("{stream}: stopped at {}{behind}{newest}", status.cursor)
+}
+
+/// Says something that is not part of the state.
+pub fn remark(text: &str) {
+    eprintln!("{}", Paint::stderr().dim(text));
+}

@@ -1,0 +1,183 @@
+//! The state as lines, for a pipe: all of it as soon as it is current, then what changes, each time it
+//! is current again.
+//!
+//! As text, a change is a line like those of the state, and everything else is a remark on standard
+//! error. As JSON, each line is an object, and `event` says what happened: `state`, `changed`,
+//! `snapshot_taken`, `snapshot_failed`, `restored`.
+
+use std::time::Duration;
+
+use esker_follow::{SnapshotInfo, Update};
+use futures::StreamExt as _;
+use serde::Serialize;
+use serde_json::json;
+use tokio::time::Instant;
+
+use super::following::{Following, remark};
+use super::report::{self, Document};
+use super::shown::{ChangedJson, Output};
+use super::stop::Stop;
+use crate::exit::Failure;
+use crate::output::Written;
+use crate::term::plain;
+
+/// Changes are gathered for so long: whoever reads a line does not want one for each of a thousand
+/// records that came together.
+const GATHER: Duration = Duration::from_millis(100);
+
+/// What changed.
+#[derive(Serialize)]
+struct Changed<'a> {
+    event: &'static str,
+    cursor: u64,
+    tail: u64,
+    records_applied: u64,
+    skipped: u64,
+    /// Keys and their values now; of a document, all of it.
+    changed: ChangedJson<'a>,
+}
+
+pub async fn run(mut following: Following<'_>, json: bool, stop: &mut Stop) -> Result<(), Failure> {
+    let caught_up = following.catch_up(stop, None).await?;
+    if caught_up {
+        follow(&following, json, stop).await?;
+    }
+    following.end(stop).await
+}
+
+/// Prints until it is asked to stop, or nobody reads any more.
+async fn follow(following: &Following<'_>, json: bool, stop: &mut Stop) -> Result<(), Failure> {
+    let mut lines = Lines {
+        following,
+        name: report::name(following.stream),
+        json,
+        out: Output::new(),
+    };
+    following.fold.remember();
+    let mut updates = following.follower.updates();
+    if lines.state().await? == Written::NobodyReads {
+        return Ok(());
+    }
+    let mut flush_at = None;
+    loop {
+        let flush = async {
+            match flush_at {
+                Some(at) => tokio::time::sleep_until(at).await,
+                None => std::future::pending().await,
+            }
+        };
+        let written = tokio::select! {
+            () = stop.asked() => return Ok(()),
+            () = flush => {
+                flush_at = None;
+                lines.changed().await?
+            }
+            update = updates.next() => match update {
+                Some(Update::Applied { .. } | Update::Missed(_)) => {
+                    flush_at.get_or_insert_with(|| Instant::now() + GATHER);
+                    Written::Yes
+                }
+                Some(Update::SnapshotTaken(info)) => lines.taken(&info)?,
+                Some(Update::SnapshotFailed(why)) => lines.failed(&why)?,
+                Some(Update::Restored(info)) => lines.restored(&info).await?,
+                Some(Update::Ended(_)) | None => {
+                    return Err(following.failure(&following.follower.ended().await));
+                }
+                Some(_) => Written::Yes,
+            },
+        };
+        if written == Written::NobodyReads {
+            return Ok(());
+        }
+    }
+}
+
+struct Lines<'a> {
+    following: &'a Following<'a>,
+    name: String,
+    json: bool,
+    out: Output,
+}
+
+impl Lines<'_> {
+    /// All of it.
+    async fn state(&mut self) -> Result<Written, Failure> {
+        let following = self.following;
+        // What changes from here on comes again; nothing is left out.
+        following.fold.changed();
+        let view = following.follower.view().await;
+        let view = view.map_err(|e| following.failure(&e))?;
+        let status = following.follower.status();
+        let restored = following.restored();
+        if self.json {
+            let mut document = Document::new(&self.name, &status, restored, &view);
+            document.event = Some("state");
+            return self.out.json(&document);
+        }
+        let written = self.out.print(|out| view.state.state.lines(out))?;
+        let state = view.state.state.summary();
+        let took = following.caught_up_in;
+        let summary = report::summary(following.stream, &status, restored, &state, took);
+        remark(&format!("{summary}; what changes follows"));
+        Ok(written)
+    }
+
+    /// What changed since.
+    async fn changed(&mut self) -> Result<Written, Failure> {
+        let following = self.following;
+        let (any, keys) = following.fold.changed();
+        if !any {
+            return Ok(Written::Yes);
+        }
+        let view = following.follower.view().await;
+        let view = view.map_err(|e| following.failure(&e))?;
+        if !self.json {
+            let state = &view.state.state;
+            return self.out.print(|out| state.changed_lines(&keys, out));
+        }
+        let status = following.follower.status();
+        self.out.json(&Changed {
+            event: "changed",
+            cursor: view.cursor,
+            tail: report::tail(&status).max(view.cursor),
+            records_applied: status.applied,
+            skipped: status.skipped,
+            changed: ChangedJson(&view.state.state, &keys),
+        })
+    }
+
+    fn taken(&mut self, info: &SnapshotInfo) -> Result<Written, Failure> {
+        if self.json {
+            return self
+                .out
+                .json(&json!({ "event": "snapshot_taken", "snapshot": info }));
+        }
+        remark(&format!("{} taken", report::snapshot(info)));
+        Ok(Written::Yes)
+    }
+
+    fn failed(&mut self, why: &str) -> Result<Written, Failure> {
+        if self.json {
+            return self
+                .out
+                .json(&json!({ "event": "snapshot_failed", "why": why }));
+        }
+        let why = plain(why);
+        remark(&format!("no snapshot was taken, it is tried again: {why}"));
+        Ok(Written::Yes)
+    }
+
+    /// A history was cut off, or records went before they were read: it is another state now.
+    async fn restored(&mut self, info: &SnapshotInfo) -> Result<Written, Failure> {
+        let snapshot = report::snapshot(info);
+        if self.json {
+            let event = json!({ "event": "restored", "snapshot": info });
+            if self.out.json(&event)? == Written::NobodyReads {
+                return Ok(Written::NobodyReads);
+            }
+        } else {
+            remark(&format!("{snapshot} restored anew; the state follows"));
+        }
+        self.state().await
+    }
+}

@@ -1,0 +1,162 @@
+//! `esker follow`: a state that is made of a stream's records, kept current, with snapshots; on the
+//! library `esker-follow`.
+//!
+//! | room | what it holds |
+//! |---|---|
+//! | [`server`], [`place`], [`fold`] | arguments: which server, where snapshots are, what the state is |
+//! | [`following`] | the way there: opening, catching up, ending |
+//! | [`once`], [`lines`], [`live`] | what is done with it: the state once; changes as lines; a screen |
+//! | [`shown`], [`report`] | the state, and where it stands, as they are printed |
+//! | [`inspect`] | the snapshots of a stream |
+//! | [`progress`], [`stop`], [`failure`] | bars; Ctrl-C; what the library's errors mean to a person |
+//!
+//! The state goes to standard output; remarks and progress go to standard error.
+
+mod failure;
+mod fold;
+mod following;
+mod inspect;
+mod lines;
+mod live;
+mod once;
+mod place;
+mod progress;
+mod report;
+mod server;
+mod shown;
+mod stop;
+
+use std::io::IsTerminal as _;
+use std::time::Duration;
+
+use fold::FoldArgs;
+use following::Following;
+use place::PlaceArgs;
+use server::Server;
+use stop::Stop;
+
+use crate::exit::Failure;
+use crate::stream_cmd::SERVER_VARIABLE;
+use crate::stream_cmd::connection::ServerAddress;
+use crate::stream_cmd::target::{self, StreamTarget};
+
+/// How long the end waits for what was begun in the background.
+const PARTING: Duration = Duration::from_secs(1);
+
+/// Keep a state that is made of a stream's records, and snapshots of it.
+///
+/// The newest snapshot is restored, what came since is applied, and then what comes. The state is the
+/// last record of each key (--by), how many records each key has (--count-by), or a document that all
+/// records patch (--merge); records are JSON. On a terminal it is shown as it changes. Otherwise it is
+/// printed when it is current, and from then on a line for each key that changes.
+///
+/// Snapshots keep the replay short: in the stream itself, which is trimmed to each, or as objects beside
+/// it. Any server of the S2 API will do; the environment variables of the official command line count,
+/// too: S2_ACCOUNT_ENDPOINT and S2_BASIN_ENDPOINT, or S2_ACCESS_TOKEN alone for hosted S2.
+///
+/// --inspect lists the snapshots of a stream instead: whether each is whole, how far it is behind, and
+/// how long a recovery from it would take.
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  esker follow my-basin/orders --by /id
+  esker follow my-basin/orders --by /id --snapshot in-stream --once
+  esker follow my-basin/orders --count-by /customer --json | jq -c .changed
+  esker follow my-basin/orders --by /id --snapshot external:s3://bucket/orders --budget 2s --trim
+  esker follow my-basin/orders --inspect")]
+pub struct Args {
+    /// The stream
+    #[arg(value_name = "BASIN/STREAM", value_parser = target::stream)]
+    stream: StreamTarget,
+
+    #[command(flatten)]
+    fold: FoldArgs,
+
+    /// Skip records that make no sense to the fold, and count them
+    #[arg(long, help_heading = "State")]
+    skip_malformed: bool,
+
+    /// Pass over snapshots of another fold, a newer version or another stream, and use an older one
+    #[arg(long, help_heading = "State")]
+    pass_over: bool,
+
+    /// Print the state as soon as it is current, and end; before that, take a snapshot if one is due
+    #[arg(long)]
+    once: bool,
+
+    /// List the stream's snapshots instead, and those in --snapshot external:URL
+    #[arg(long, conflicts_with_all = ["once", "skip_malformed", "pass_over"])]
+    inspect: bool,
+
+    /// Print JSON: one document with --once and --inspect, else an object a line
+    #[arg(long)]
+    json: bool,
+
+    /// Address of the server [default: http://127.0.0.1:7070]
+    #[arg(
+        long,
+        env = SERVER_VARIABLE,
+        hide_env_values = true,
+        value_name = "URL",
+        help_heading = "Server"
+    )]
+    server: Option<ServerAddress>,
+
+    #[command(flatten)]
+    place: PlaceArgs,
+}
+
+pub fn run(args: Args) -> Result<(), Failure> {
+    let fold = args.fold.fold()?;
+    if fold.is_none() && !args.inspect {
+        return Err(Failure::usage(
+            "fold",
+            "what is the state? say --by /POINTER (the last record of each key), --count-by \
+             /POINTER (how many records each key has) or --merge (one document); --inspect lists \
+             snapshots without",
+        ));
+    }
+    let server = Server::find(args.server)?;
+    let place = args.place.open()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| Failure::wrong("io", format!("starting the runtime: {e}")))?;
+    let result = runtime.block_on(async {
+        let mut stop = Stop::listen()?;
+        let Some(fold) = fold.as_ref().filter(|_| !args.inspect) else {
+            let asked = inspect::Asked {
+                stream: &args.stream,
+                fold: fold.as_ref(),
+                json: args.json,
+            };
+            return inspect::run(&server, &place, &asked, &mut stop).await;
+        };
+        let options = following::Options {
+            skip_malformed: args.skip_malformed,
+            pass_over: args.pass_over,
+        };
+        let opened =
+            Following::open(&server, &place, &args.stream, fold, &options, &mut stop).await?;
+        match opened {
+            None if args.once => Err(interrupted()),
+            None => Ok(()),
+            Some(following) if args.once => once::run(following, args.json, &mut stop).await,
+            Some(following) if !args.json && is_screen() => live::run(following, &mut stop).await,
+            Some(following) => lines::run(following, args.json, &mut stop).await,
+        }
+    });
+    // Left alone, it would wait for a fold that is being written.
+    runtime.shutdown_timeout(PARTING);
+    result
+}
+
+fn interrupted() -> Failure {
+    Failure::wrong("interrupted", "interrupted before the state was current")
+}
+
+/// Whether standard output can be drawn on.
+fn is_screen() -> bool {
+    let is_dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
+    std::io::stdout().is_terminal() && !is_dumb
+}

@@ -1,0 +1,69 @@
+//! `--once`: the state as of now, and a snapshot if one is due.
+
+use std::time::Duration;
+
+use esker_follow::{Snapshots, Status};
+
+use super::following::{Following, remark};
+use super::report::{self, Document};
+use super::shown::Output;
+use super::stop::Stop;
+use super::{interrupted, progress};
+use crate::exit::Failure;
+use crate::output::print;
+
+/// How long a server may send nothing before it is given up. Nobody may be there to interrupt this.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+pub async fn run(mut following: Following<'_>, json: bool, stop: &mut Stop) -> Result<(), Failure> {
+    if !following.catch_up(stop, Some(PATIENCE)).await? {
+        return Err(interrupted());
+    }
+    let taken = if is_due(&following, &following.follower.status()) {
+        let spinner = progress::spinner("taking a snapshot".to_owned());
+        let taken = tokio::select! {
+            taken = following.follower.snapshot() => taken,
+            () = stop.asked() => return Err(interrupted()),
+        };
+        spinner.finish_and_clear();
+        taken.map(drop).map_err(|e| following.failure(&e))
+    } else {
+        Ok(())
+    };
+    let view = following.follower.view().await;
+    let view = view.map_err(|e| following.failure(&e))?;
+    let status = following.follower.status();
+    let restored = following.restored();
+    if json {
+        let name = report::name(following.stream);
+        let document = Document::new(&name, &status, restored, &view);
+        let text = serde_json::to_string_pretty(&document)
+            .map_err(|e| Failure::wrong("io", format!("writing the output: {e}")))?;
+        print(text)?;
+    } else {
+        Output::new().print(|out| view.state.state.lines(out))?;
+        let state = view.state.state.summary();
+        let took = following.caught_up_in;
+        remark(&report::summary(
+            following.stream,
+            &status,
+            restored,
+            &state,
+            took,
+        ));
+    }
+    // The state is printed all the same.
+    taken
+}
+
+/// Whether a snapshot is to be taken before the end.
+fn is_due(following: &Following<'_>, status: &Status) -> bool {
+    let place = following.place;
+    let records = status.since_snapshot;
+    let by_records = place.every.is_some_and(|every| records >= every);
+    let by_budget = match (place.budget, status.predicted_replay) {
+        (Some(budget), Some(predicted)) => records > 0 && predicted > budget,
+        _ => false,
+    };
+    !matches!(place.snapshots, Snapshots::None) && (by_records || by_budget)
+}

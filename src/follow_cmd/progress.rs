@@ -1,0 +1,70 @@
+//! Bars on standard error, where that is a terminal.
+
+use std::io::IsTerminal as _;
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::term::rate;
+
+/// How often a bar is drawn, and a wait looked at.
+pub const TICK: Duration = Duration::from_millis(100);
+
+/// Something that takes a while, and does not say how far it is.
+pub fn spinner(message: String) -> ProgressBar {
+    if !std::io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let bar = ProgressBar::new_spinner().with_message(message);
+    if let Ok(style) = ProgressStyle::with_template("{spinner} {msg} ({elapsed})") {
+        bar.set_style(style);
+    }
+    bar.enable_steady_tick(TICK);
+    bar
+}
+
+/// Records on the way to the tail.
+pub struct Records {
+    bar: ProgressBar,
+    from: u64,
+    begun: Instant,
+}
+
+impl Records {
+    /// From a position to a tail.
+    pub fn new(from: u64, tail: u64) -> Records {
+        let bar = match std::io::stderr().is_terminal() {
+            true => ProgressBar::new(tail.saturating_sub(from)),
+            false => ProgressBar::hidden(),
+        };
+        let template =
+            "{bar:30} {percent:>3} %  {human_pos} of {human_len} records, {msg}, {eta} left";
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            bar.set_style(style.progress_chars("█▉▊▋▌▍▎▏ "));
+        }
+        Records {
+            bar,
+            from,
+            begun: Instant::now(),
+        }
+    }
+
+    /// Shows where it is.
+    pub fn at(&self, position: u64) {
+        let done = position.saturating_sub(self.from);
+        if done == 0 {
+            return;
+        }
+        // The tail has moved on meanwhile.
+        if self.bar.length().is_some_and(|length| done > length) {
+            self.bar.set_length(done);
+        }
+        self.bar.set_message(rate(done, self.begun.elapsed()));
+        self.bar.set_position(done);
+    }
+
+    /// Takes it away.
+    pub fn clear(&self) {
+        self.bar.finish_and_clear();
+    }
+}

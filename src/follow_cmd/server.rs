@@ -1,0 +1,217 @@
+//! Which server: `--server` and `ESKER_SERVER` as for `esker stream`, or what the environment says for
+//! the official command line.
+//!
+//! | what is said | server |
+//! |---|---|
+//! | `--server`, else `ESKER_SERVER` | that |
+//! | `S2_ACCOUNT_ENDPOINT` and `S2_BASIN_ENDPOINT` | those |
+//! | `S2_ACCESS_TOKEN` alone | hosted S2 |
+//! | nothing | the default of `esker stream` |
+
+use std::time::Duration;
+
+use esker_follow::S2Endpoint;
+use reqwest::Url;
+use s2_sdk::S2;
+use s2_sdk::types::{AccountEndpoint, BasinEndpoint, RetryConfig, S2Config, S2Endpoints};
+
+use super::failure;
+use crate::exit::Failure;
+use crate::stream_cmd::connection::{DEFAULT_SERVER, ServerAddress, reach};
+use crate::stream_cmd::failure::Asked;
+use crate::stream_cmd::target::StreamTarget;
+
+/// Where hosted S2 answers.
+const HOSTED: &str = "https://a.s2.dev";
+/// Longest wait for a connection.
+const CONNECT_LIMIT: Duration = Duration::from_millis(2500);
+/// Longest wait for the answer to a request: an append of a mebibyte on a slow line is among them.
+const REQUEST_LIMIT: Duration = Duration::from_secs(10);
+/// The SDK insists on an access token; a server of one's own asks for none.
+const NO_TOKEN: &str = "none";
+
+/// A server, and how to ask it.
+pub struct Server {
+    /// For messages, and to see whether it is there.
+    address: ServerAddress,
+    endpoints: S2Endpoints,
+    token: String,
+    /// Whether it is hosted S2, and certainly no Esker.
+    is_hosted: bool,
+}
+
+impl Server {
+    /// Decides which one. Asks nothing of it.
+    pub fn find(named: Option<ServerAddress>) -> Result<Server, Failure> {
+        Server::choose(named, |name| {
+            std::env::var(name).ok().filter(|value| !value.is_empty())
+        })
+    }
+
+    fn choose(
+        named: Option<ServerAddress>,
+        variable: impl Fn(&str) -> Option<String>,
+    ) -> Result<Server, Failure> {
+        let token = variable("S2_ACCESS_TOKEN");
+        let account = variable("S2_ACCOUNT_ENDPOINT");
+        let basin = variable("S2_BASIN_ENDPOINT");
+        let is_hosted = named.is_none() && account.is_none() && basin.is_none() && token.is_some();
+        let invalid = |name: &str, value: &str, why: &str| {
+            Failure::usage("invalid", format!("{name}={value}: {why}"))
+        };
+        let (address, endpoints) = match (named, account, basin) {
+            (None, Some(account), Some(basin)) => {
+                let (name, other) = ("S2_ACCOUNT_ENDPOINT", "S2_BASIN_ENDPOINT");
+                // As the SDK reads it.
+                let url = match account.contains("://") {
+                    true => account.clone(),
+                    false => format!("https://{account}"),
+                };
+                let address = url
+                    .parse()
+                    .map_err(|e: String| invalid(name, &account, &e))?;
+                let at_account =
+                    AccountEndpoint::new(&account).map_err(|e| invalid(name, &account, &e.0))?;
+                let at_basin =
+                    BasinEndpoint::new(&basin).map_err(|e| invalid(other, &basin, &e.0))?;
+                let endpoints = S2Endpoints::new(at_account, at_basin);
+                (
+                    address,
+                    endpoints.map_err(|e| invalid(other, &basin, &e.0))?,
+                )
+            }
+            (None, Some(_), None) | (None, None, Some(_)) => {
+                return Err(Failure::usage(
+                    "invalid",
+                    "S2_ACCOUNT_ENDPOINT and S2_BASIN_ENDPOINT go together: set both, or name the \
+                     server with --server",
+                ));
+            }
+            (None, None, None) if is_hosted => {
+                let address = HOSTED
+                    .parse()
+                    .map_err(|e: String| Failure::wrong("client", e))?;
+                (address, S2Endpoints::for_cloud())
+            }
+            (named, ..) => {
+                let address = match named {
+                    Some(address) => address,
+                    None => DEFAULT_SERVER
+                        .parse()
+                        .map_err(|e: String| Failure::wrong("client", e))?,
+                };
+                let endpoints = S2Endpoints::for_endpoint(&address.to_string());
+                (
+                    address,
+                    endpoints.map_err(|e| Failure::wrong("client", e.0))?,
+                )
+            }
+        };
+        Ok(Server {
+            address,
+            endpoints,
+            token: token.unwrap_or_else(|| NO_TOKEN.to_owned()),
+            is_hosted,
+        })
+    }
+
+    /// For messages about a stream of it.
+    pub fn asked<'a>(&'a self, stream: &'a StreamTarget) -> Asked<'a> {
+        Asked::new(&self.address).about(Some(&stream.basin), Some(stream))
+    }
+
+    /// Its address.
+    pub fn address(&self) -> &ServerAddress {
+        &self.address
+    }
+
+    /// Reaches it, looks whether the stream is there, and where that ends.
+    ///
+    /// # Errors
+    ///
+    /// `unreachable`, within some three seconds, with the reason; `stream_not_found`, and the like.
+    pub async fn open(&self, stream: &StreamTarget) -> Result<(S2Endpoint, u64), Failure> {
+        reach(&self.address).await?;
+        let config = self.config();
+        let once = RetryConfig::new().with_max_attempts(std::num::NonZeroU32::MIN);
+        let cannot = |e: &dyn std::fmt::Display| {
+            let why = format!("cannot make a client for {}: {e}", self.address);
+            Failure::wrong("client", why)
+        };
+        let s2 = S2::new(config.clone().with_retry(once)).map_err(|e| cannot(&e))?;
+        let asked = s2.basin(stream.basin.clone()).stream(stream.stream.clone());
+        let tail = asked.check_tail().await;
+        let tail = tail.map_err(|e| self.asked(stream).read(&e))?;
+        let endpoint = S2Endpoint::new(config, stream.basin.clone(), stream.stream.clone());
+        let endpoint = endpoint.map_err(|e| failure::of(&e, self, None))?;
+        let endpoint = match self.is_hosted {
+            true => endpoint,
+            false => {
+                let url = self.address.to_string();
+                endpoint.with_server(Url::parse(&url).map_err(|e| cannot(&e))?)
+            }
+        };
+        Ok((endpoint, tail.seq_num))
+    }
+
+    fn config(&self) -> S2Config {
+        S2Config::new(&self.token)
+            .with_endpoints(self.endpoints.clone())
+            .with_connection_timeout(CONNECT_LIMIT)
+            .with_request_timeout(REQUEST_LIMIT)
+            // Over plain http there are no certificates. To say so spares reading those of the system,
+            // which is slow, and fails where there are none.
+            .with_insecure_skip_cert_verification(!self.address.tls())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn chosen(named: Option<&str>, variables: &[(&str, &str)]) -> Result<String, Failure> {
+        let named = named.map(|text| text.parse().unwrap());
+        let variable = |name: &str| {
+            let found = variables.iter().find(|(key, _)| *key == name);
+            found.map(|(_, value)| (*value).to_owned())
+        };
+        Server::choose(named, variable).map(|server| server.address.to_string())
+    }
+
+    #[test]
+    fn what_is_named_comes_before_what_the_official_command_line_is_told() {
+        let endpoints = [
+            ("S2_ACCOUNT_ENDPOINT", "http://10.0.0.1:80"),
+            ("S2_BASIN_ENDPOINT", "http://10.0.0.1:80"),
+            ("S2_ACCESS_TOKEN", "t"),
+        ];
+        let named = "http://127.0.0.1:9999";
+        assert_eq!(chosen(Some(named), &endpoints).unwrap(), named);
+        assert_eq!(chosen(None, &endpoints).unwrap(), "http://10.0.0.1:80");
+        assert_eq!(
+            chosen(None, &endpoints[2..]).unwrap(),
+            "https://a.s2.dev:443"
+        );
+        assert_eq!(chosen(None, &[]).unwrap(), DEFAULT_SERVER);
+    }
+
+    #[test]
+    fn an_endpoint_without_a_scheme_is_as_secure_as_the_sdk_makes_it() {
+        let endpoints = [
+            ("S2_ACCOUNT_ENDPOINT", "a.example.com"),
+            ("S2_BASIN_ENDPOINT", "{basin}.b.example.com"),
+        ];
+        assert_eq!(
+            chosen(None, &endpoints).unwrap(),
+            "https://a.example.com:443"
+        );
+    }
+
+    #[test]
+    fn half_a_pair_of_endpoints_is_refused() {
+        for name in ["S2_ACCOUNT_ENDPOINT", "S2_BASIN_ENDPOINT"] {
+            let failure = chosen(None, &[(name, "http://10.0.0.1:80")]).unwrap_err();
+            assert_eq!((failure.code, failure.exit), ("invalid", 2));
+        }
+    }
+}
