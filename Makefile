@@ -4,7 +4,7 @@
 export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run demo test check bench bench-snapshots bench-follow bench-recovery soak soak-streams soak-snapshots moto fuzz fmt
+.PHONY: help setup run demo test check bench bench-snapshots bench-follow bench-recovery soak soak-streams soak-snapshots soak-follow moto follow-lite fuzz fmt
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' Makefile
@@ -39,13 +39,19 @@ bench-follow: setup ## measure followers of streams that take snapshots
 bench-recovery: setup ## measure what snapshots cost a working server, and how long it takes to come back
 	@scripts/bench recovery $(ARGS)
 
-soak: soak-streams soak-snapshots ## both soaks, for a long time
+soak: soak-streams soak-snapshots soak-follow ## all soaks, for a long time
 
 soak-streams: setup ## kill a server under load, again and again, and look for a loss
 	@scripts/bench soak $(ARGS)
 
 soak-snapshots: setup ## search the snapshot protocol for a loss; ARGS="1000000" says how many seeds
 	@scripts/soak-snapshots $(ARGS)
+
+soak-follow: setup ## search the following of streams for a loss; ARGS="100000" says how many seeds
+	@scripts/soak-follow $(ARGS)
+
+follow-lite: setup ## follow streams of another server (s2 lite), for a second opinion
+	@scripts/follow-lite $(ARGS)
 
 moto: setup ## ask another S3 server (moto) for a second opinion on the snapshot repository
 	@scripts/moto

@@ -277,24 +277,23 @@ impl External {
             }));
         }
         let behind = meta.as_ref().map_or(0, |_| object::tail_len(encoding));
-        let mut restoring = Restoring::new(initial.clone(), encoding);
+        let mut restoring = match &meta {
+            Some(meta) => Restoring::new(initial.clone(), meta),
+            None => Restoring::plain(initial.clone(), encoding),
+        };
         reading.hold_back(first.slice(head..), behind);
         while let Some(chunk) = reading.body().await? {
             restoring.push(chunk).await;
         }
-        let mut info = info(listed, meta.as_deref());
         let restored = match &meta {
             None => restoring.finish_unchecked().await,
             Some(_) => match object::ends(encoding, &reading.held) {
-                Ok(totals) => {
-                    info.bytes = totals.bytes;
-                    restoring.finish(&totals).await
-                }
+                Ok(totals) => restoring.finish(&totals).await,
                 Err(why) => Err(why),
             },
         };
         Ok(match restored {
-            Ok(fold) => Ok((fold, info)),
+            Ok(fold) => Ok((fold, info(listed, meta.as_deref()))),
             Err(why) => Err(Unusable::Damaged(why)),
         })
     }
@@ -318,7 +317,7 @@ impl External {
                 meta.cursor, listed.cursor
             ))));
         }
-        let mut sum = Sum::default();
+        let mut sum = Sum::of(&meta);
         let behind = object::tail_len(meta.encoding);
         reading.hold_back(first.slice(head..), behind);
         while let Some(chunk) = reading.body().await? {
@@ -338,7 +337,7 @@ impl External {
             Encoding::None => "",
         };
         let extension = format!("{}{zst}", fold.extension());
-        let mut chunks = pipe::write(fold, meta.encoding);
+        let mut chunks = pipe::write(fold, meta);
         let fold_failed = |error| Error::NotTaken(format!("the fold: {error}"));
         let mut small = vec![object::head(meta)];
         let mut bytes = small[0].len();

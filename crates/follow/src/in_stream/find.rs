@@ -221,12 +221,12 @@ impl<F: Fold> Scan<'_, F> {
                             Seen::Fragment {
                                 meta: Some(meta), ..
                             } if meta.cursor >= head => {
-                                self.usable(position, meta).is_ok().then_some(meta.encoding)
+                                self.usable(position, meta).is_ok().then_some(meta)
                             }
                             _ => None,
                         };
-                        if let (None, Some(encoding)) = (&restoring, wanted) {
-                            let mut one = Restoring::new(self.initial.clone(), encoding);
+                        if let (None, Some(meta)) = (&restoring, wanted) {
+                            let mut one = Restoring::new(self.initial.clone(), meta);
                             one.push(record.body.clone()).await;
                             restoring = Some((id, one));
                         }
@@ -338,7 +338,7 @@ impl<F: Fold> Scan<'_, F> {
         if meta.cursor < head && !is_head {
             return Ok(None);
         }
-        let mut sum = Sum::default();
+        let mut sum = Sum::of(meta);
         sum.update(&record.body);
         if sum.totals() != *totals {
             self.note(position, "it is damaged: its checksum differs");
@@ -349,7 +349,7 @@ impl<F: Fold> Scan<'_, F> {
             Err(None) => return Ok(None),
             Err(Some(stopped)) => return Err(stopped),
         }
-        let mut restoring = Restoring::new(self.initial.clone(), meta.encoding);
+        let mut restoring = Restoring::new(self.initial.clone(), meta);
         restoring.push(record.body.clone()).await;
         match restoring.finish(totals).await {
             Ok(fold) => Ok(Some(fold)),
@@ -392,7 +392,7 @@ impl<F: Fold> Scan<'_, F> {
 
     /// Reads the fragments of a snapshot that is known to be whole; `None` if they are gone by now.
     async fn read_again(&self, whole: &Whole) -> Result<Option<Restoring<F>>, Stopped> {
-        let mut restoring = Restoring::new(self.initial.clone(), whole.meta.encoding);
+        let mut restoring = Restoring::new(self.initial.clone(), &whole.meta);
         let mut pieces = self.endpoint.read(whole.first);
         let (mut next, mut index) = (whole.first, 0);
         while next <= whole.last {

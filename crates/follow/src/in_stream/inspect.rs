@@ -162,7 +162,7 @@ impl Scan<'_> {
     fn record(&mut self, record: &SequencedRecord, seen: &Seen) {
         let position = record.seq_num;
         if let Seen::Single { meta, totals, .. } = seen {
-            let mut sum = Sum::default();
+            let mut sum = Sum::of(meta);
             sum.update(&record.body);
             let standing = match sum.totals() == *totals {
                 true => self.standing(meta, position),

@@ -4,7 +4,7 @@
 //! |---|---|---|---|
 //! | single record | one batch: trim, snapshot | the cursor is the next sequence number | behind the trim command: the snapshot is the new head |
 //! | framed | fragments, a final marker; then a trim | of fragment 0, the same | the cursor |
-//! | anchored | the same; of a single record, too, the trim comes first | none | the cursor |
+//! | anchored | the same; of a single record, too, the trim comes first | none on the cursor; its trim goes with a look at the stream | the cursor |
 //!
 //! A snapshot covers what is before its cursor. With the condition nothing is between the cursor and
 //! the snapshot; an anchored one covers less than its own position, and readers replay what is in

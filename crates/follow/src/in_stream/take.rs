@@ -57,7 +57,7 @@ pub async fn take<F: Fold>(
     meta: &Meta,
     anchored: bool,
 ) -> Result<SnapshotInfo, NotTaken> {
-    let mut chunks = pipe::write(fold, meta.encoding);
+    let mut chunks = pipe::write(fold, meta);
     let first = chunks.next().await.unwrap_or_default();
     let second = chunks.next().await;
     let taking = Taking {

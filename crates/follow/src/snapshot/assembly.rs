@@ -117,7 +117,7 @@ impl Assembly {
         if self.open.len() == MOST_OPEN {
             self.open.pop_front();
         }
-        let mut sum = Sum::default();
+        let mut sum = Sum::of(meta);
         sum.update(body);
         self.open.push_back(Open {
             id,

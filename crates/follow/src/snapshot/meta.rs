@@ -72,7 +72,7 @@ pub struct Meta {
 pub struct Totals {
     /// Bytes, as they are kept.
     pub bytes: u64,
-    /// xxh3-128 of them, 32 hexadecimal digits.
+    /// xxh3-128 of the description and of them, 32 hexadecimal digits.
     pub xxh3: String,
 }
 
@@ -173,6 +173,11 @@ impl Unusable {
 }
 
 impl Meta {
+    /// As it is written.
+    pub fn to_json(&self) -> Vec<u8> {
+        serde_json::to_vec(self).expect("strings and numbers")
+    }
+
     /// Whether a fold may restore it, as what the stream is now.
     ///
     /// # Errors

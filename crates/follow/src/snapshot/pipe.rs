@@ -14,7 +14,7 @@ use bytes::{Bytes, BytesMut};
 use tokio::sync::mpsc;
 use xxhash_rust::xxh3::Xxh3;
 
-use super::meta::{Encoding, Totals};
+use super::meta::{Encoding, Meta, Totals};
 use crate::fold::Fold;
 
 /// Bytes of a chunk: what fits into one record beside its headers (see
@@ -27,7 +27,7 @@ const LEVEL: i32 = 3;
 /// log2 of the largest window that is read, which is memory of the reader: 8 MiB.
 const WINDOW_LOG: u32 = 23;
 
-/// Counts bytes, and their checksum.
+/// Counts bytes, and the checksum of a description and of them.
 #[derive(Clone)]
 pub struct Sum {
     bytes: u64,
@@ -50,6 +50,13 @@ impl Default for Sum {
 }
 
 impl Sum {
+    /// Of a description, and no bytes yet.
+    pub fn of(meta: &Meta) -> Sum {
+        let mut sum = Sum::default();
+        sum.xxh3.update(&meta.to_json());
+        sum
+    }
+
     /// Takes in more.
     pub fn update(&mut self, bytes: &[u8]) {
         self.bytes += bytes.len() as u64;
@@ -95,14 +102,15 @@ impl Chunks {
     }
 }
 
-/// Writes a state on a thread of its own.
-pub fn write<F: Fold>(fold: F, encoding: Encoding) -> Chunks {
+/// Writes a state on a thread of its own, as its description says.
+pub fn write<F: Fold>(fold: F, meta: &Meta) -> Chunks {
     let (sender, chunks) = mpsc::channel(WAITING);
+    let (encoding, sum) = (meta.encoding, Sum::of(meta));
     let writer = tokio::task::spawn_blocking(move || {
         let mut out = Outlet {
             sender,
             chunk: BytesMut::new(),
-            sum: Sum::default(),
+            sum,
         };
         match encoding {
             Encoding::None => fold.snapshot(&mut out)?,
@@ -164,7 +172,16 @@ pub struct Restoring<F> {
 
 impl<F: Fold> Restoring<F> {
     /// Begins to restore a state into a fold.
-    pub fn new(mut fold: F, encoding: Encoding) -> Restoring<F> {
+    pub fn new(fold: F, meta: &Meta) -> Restoring<F> {
+        Restoring::begin(fold, meta.encoding, Sum::of(meta))
+    }
+
+    /// The same of one without a description.
+    pub fn plain(fold: F, encoding: Encoding) -> Restoring<F> {
+        Restoring::begin(fold, encoding, Sum::default())
+    }
+
+    fn begin(mut fold: F, encoding: Encoding, sum: Sum) -> Restoring<F> {
         let (sender, chunks) = mpsc::channel(WAITING);
         let reader = tokio::task::spawn_blocking(move || {
             let mut inlet = Inlet {
@@ -188,7 +205,7 @@ impl<F: Fold> Restoring<F> {
         Restoring {
             sender,
             reader,
-            sum: Sum::default(),
+            sum,
         }
     }
 

@@ -154,7 +154,7 @@ pub fn single_record(id: Uuid, meta: &Meta, totals: &Totals, body: Bytes) -> Mad
     let headers = vec![
         Header::new(KIND, "single"),
         Header::new(ID, id.to_string()),
-        Header::new(META, to_json(meta)),
+        Header::new(META, meta.to_json()),
         Header::new(TOTALS, totals_json(1, totals)),
     ];
     made(headers, body)
@@ -167,7 +167,7 @@ pub fn fragment_record(id: Uuid, index: u64, meta: Option<&Meta>, body: Bytes) -
         Header::new(ID, id.to_string()),
         Header::new(INDEX, index.to_string()),
     ];
-    headers.extend(meta.map(|meta| Header::new(META, to_json(meta))));
+    headers.extend(meta.map(|meta| Header::new(META, meta.to_json())));
     made(headers, body)
 }
 
@@ -192,10 +192,6 @@ pub type Made = Result<AppendRecord, String>;
 fn made(headers: Vec<Header>, body: Bytes) -> Made {
     let record = AppendRecord::new(body).and_then(|record| record.with_headers(headers));
     record.map_err(|error| error.to_string())
-}
-
-fn to_json(meta: &Meta) -> Vec<u8> {
-    serde_json::to_vec(meta).expect("strings and numbers")
 }
 
 fn totals_json(fragments: u64, totals: &Totals) -> Vec<u8> {

@@ -45,8 +45,8 @@ fn a_description_that_is_too_long_is_not_read() {
 fn fragments_and_ends_that_lie_about_their_number_are_torn() {
     block_on(async {
         let stream = Stream::new(1);
-        let (bytes, totals) = encode(b"a state", Encoding::None).await;
         let meta = describe(&stream, 0, Encoding::None);
+        let (bytes, totals) = encode(b"a state", &meta).await;
         for lie in [0, 2, u64::MAX] {
             let id = Uuid::new_v4();
             let mut assembly = Assembly::default();
@@ -73,8 +73,8 @@ fn a_cursor_beyond_its_own_place_is_no_snapshot() {
         block_on(async {
             let stream = Stream::new(1);
             stream.data(["a", "b", "c", "d"]);
-            let (bytes, totals) = encode(b"a state", Encoding::None).await;
             let meta = describe(&stream, cursor, Encoding::None);
+            let (bytes, totals) = encode(b"a state", &meta).await;
             let id = Uuid::new_v4();
             let single = record::single_record(id, &meta, &totals, bytes.clone()).unwrap();
             let first = record::fragment_record(id, 0, Some(&meta), bytes).unwrap();
@@ -107,9 +107,9 @@ fn sizes_that_lie_are_only_compared() {
         for bytes in [0, 8, u64::MAX] {
             let stream = Stream::new(1);
             stream.data(["a", "b", "c", "d"]);
-            let (body, mut totals) = encode(b"a state", Encoding::None).await;
-            totals.bytes = bytes;
             let meta = describe(&stream, 4, Encoding::None);
+            let (body, mut totals) = encode(b"a state", &meta).await;
+            totals.bytes = bytes;
             let single = record::single_record(Uuid::new_v4(), &meta, &totals, body).unwrap();
             stream
                 .land(&[record::trim_record(5), single], None)

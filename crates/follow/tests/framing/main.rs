@@ -58,9 +58,9 @@ fn describe(stream: &Stream, cursor: u64, encoding: Encoding) -> Meta {
     }
 }
 
-/// A state as it is kept.
-async fn encode(state: &[u8], encoding: Encoding) -> (Bytes, Totals) {
-    let mut chunks = pipe::write(Blob(Some(state.to_vec())), encoding);
+/// A state as it is kept, with this description.
+async fn encode(state: &[u8], meta: &Meta) -> (Bytes, Totals) {
+    let mut chunks = pipe::write(Blob(Some(state.to_vec())), meta);
     let mut bytes = Vec::new();
     while let Some(chunk) = chunks.next().await {
         bytes.extend_from_slice(&chunk);

@@ -64,8 +64,8 @@ proptest! {
             let stream = Stream::new(1);
             stream.data(["a", "b", "c", "d"]);
             let encoding = if compressed { Encoding::Zstd } else { Encoding::None };
-            let (bytes, totals) = encode(&state, encoding).await;
             let meta = describe(&stream, 4, encoding);
+            let (bytes, totals) = encode(&state, &meta).await;
             let object = [object::head(&meta), bytes, object::tail(encoding, &totals)].concat();
             let object = harmed(object, &harm);
             let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());

@@ -2,11 +2,13 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[allow(dead_code)]
 #[path = "../simulation/fold.rs"]
 mod fold;
 #[allow(dead_code)]
 #[path = "../simulation/model.rs"]
 mod model;
+#[allow(dead_code)]
 #[path = "../simulation/store.rs"]
 mod store;
 
@@ -52,8 +54,6 @@ async fn has_everything(follower: &Follower<Chain>, stream: &Stream) -> View<Cha
 fn describe(stream: &Stream, cursor: u64, chain: &Chain) -> (Meta, Bytes, Totals) {
     let identity = stream.now_identity();
     let bytes = Bytes::from(chain.to_bytes());
-    let mut sum = Sum::default();
-    sum.update(&bytes);
     let meta = Meta {
         format: 1,
         fold: "chain".to_owned(),
@@ -64,6 +64,8 @@ fn describe(stream: &Stream, cursor: u64, chain: &Chain) -> (Meta, Bytes, Totals
         taken_at: 1,
         encoding: Encoding::None,
     };
+    let mut sum = Sum::of(&meta);
+    sum.update(&bytes);
     (meta, bytes, sum.totals())
 }
 

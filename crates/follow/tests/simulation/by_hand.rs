@@ -74,7 +74,7 @@ pub async fn snapshot(stream: &Stream, rng: &mut StdRng, mistake: Mistake, chain
     };
     assert_eq!(chain.name(), meta.fold);
     let bytes = Bytes::from(view.state.to_bytes());
-    let mut sum = Sum::default();
+    let mut sum = Sum::of(&meta);
     sum.update(&bytes);
     let (id, totals) = (Uuid::new_v4(), sum.totals());
     let is_free = matches!(mistake, Mistake::HasNoCondition | Mistake::CoversOneMore);

@@ -11,6 +11,7 @@
 
 mod by_hand;
 mod fold;
+#[allow(dead_code)]
 mod model;
 mod store;
 mod world;
