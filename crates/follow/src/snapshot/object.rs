@@ -133,8 +133,9 @@ pub fn ends(encoding: Encoding, last: &[u8]) -> Result<Totals, String> {
     let json = match encoding {
         Encoding::None => last,
         Encoding::Zstd => {
-            let framed = last.starts_with(&SKIPPABLE.to_le_bytes()) && last.len() >= FRAME_HEAD;
-            if !framed {
+            let head = [SKIPPABLE, (last.len().saturating_sub(FRAME_HEAD)) as u32];
+            let head = head.map(u32::to_le_bytes).concat();
+            if !last.starts_with(&head) {
                 return Err("its end is missing".to_owned());
             }
             &last[FRAME_HEAD..]
