@@ -79,7 +79,7 @@ async fn follow(following: &Following<'_>, json: bool, stop: &mut Stop) -> Resul
                 }
                 Some(Update::SnapshotTaken(info)) => lines.taken(&info)?,
                 Some(Update::SnapshotFailed(why)) => lines.failed(&why)?,
-                Some(Update::Restored(info)) => lines.restored(&info).await?,
+                Some(Update::Restored(info)) => lines.restored(info.as_ref()).await?,
                 Some(Update::Ended(_)) | None => {
                     return Err(following.failure(&following.follower.ended().await));
                 }
@@ -168,15 +168,17 @@ impl Lines<'_> {
     }
 
     /// A history was cut off, or records went before they were read: it is another state now.
-    async fn restored(&mut self, info: &SnapshotInfo) -> Result<Written, Failure> {
-        let snapshot = report::snapshot(info);
+    async fn restored(&mut self, info: Option<&SnapshotInfo>) -> Result<Written, Failure> {
         if self.json {
             let event = json!({ "event": "restored", "snapshot": info });
             if self.out.json(&event)? == Written::NobodyReads {
                 return Ok(Written::NobodyReads);
             }
         } else {
-            remark(&format!("{snapshot} restored anew; the state follows"));
+            remark(&match info.map(report::snapshot) {
+                Some(snapshot) => format!("{snapshot} restored anew; the state follows"),
+                None => "begun anew with an empty state, which follows".to_owned(),
+            });
         }
         self.state().await
     }

@@ -39,7 +39,9 @@ pub async fn measure(bench: &Bench) -> anyhow::Result<Section> {
         let plain = format!("plain-{run}");
         let framed = format!("framed-{run}");
         create(&server, &plain).await?;
-        create(&server, &framed).await?;
+        let stream = create(&server, &framed).await?;
+        // There is something to be covered.
+        load(&stream, 0..10, 10).await?;
         let on = |operation, stream: &str| Step {
             bytes,
             ..step(operation, &server, stream)

@@ -188,10 +188,17 @@ async fn perform(step: &Step) -> anyhow::Result<(u64, u64)> {
             let stream = stream(step)?;
             let config = AppendSessionConfig::new().with_max_unacked_bytes(8 << 20)?;
             let session = stream.append_session(config);
-            let body = bytes::Bytes::from(vec![7_u8; RECORD]);
+            // As a state: it does not compress, and no two are the same.
+            let mut state = Vec::new();
+            Filler {
+                bytes: 32 * RECORD as u64,
+            }
+            .snapshot(&mut state)?;
+            let state = bytes::Bytes::from(state);
             let records = step.bytes.div_ceil(RECORD as u64);
-            for _ in 0..records {
-                let record = AppendRecord::new(body.clone())?;
+            for n in 0..records as usize {
+                let at = n % 32 * RECORD;
+                let record = AppendRecord::new(state.slice(at..at + RECORD))?;
                 let batch = AppendRecordBatch::try_from_iter([record])?;
                 session.submit(AppendInput::new(batch)).await?;
             }

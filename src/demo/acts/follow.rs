@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use esker_follow::folds::Count;
 use esker_follow::{Error, Follower, S2Endpoint};
-use s2_sdk::types::{CreateBasinInput, CreateStreamInput, S2Config, S2Endpoints};
+use s2_sdk::types::{AppendInput, CreateBasinInput, CreateStreamInput, S2Config, S2Endpoints};
 
 use super::{Cast, missing, whole};
 use crate::demo::appender::{self, Pace};
@@ -67,7 +67,7 @@ pub async fn play(cast: &mut Cast) -> Result<(), Failure> {
     server.kill()?;
     server.gone().await?;
     cast.server = Some(ServerProcess::start(&data, log, &arguments).await?);
-    append(cast, BEFORE..BEFORE + AFTER).await?;
+    append_more(cast, BEFORE..BEFORE + AFTER).await?;
     cast.stage.say(format_args!(
         "SIGKILL to the server; {} flights more; the service begins again:",
         count(AFTER)
@@ -142,6 +142,23 @@ async fn append(cast: &Cast, numbers: std::ops::Range<u64>) -> Result<(), Failur
     .await;
     bar.finish_and_clear();
     whole(&connection, cast, &appended?)
+}
+
+/// Appends records whose numbers are no sequence numbers any more: the snapshot has taken some.
+async fn append_more(cast: &Cast, numbers: std::ops::Range<u64>) -> Result<(), Failure> {
+    let connection = cast.connect().await?;
+    let asked = connection.asked_stream(&cast.target);
+    let stream = connection.session(&cast.target);
+    let mut next = numbers.start;
+    while next < numbers.end {
+        let some = next..numbers.end.min(next + BATCH);
+        let batch = appender::batch(&cast.records, some).map_err(appender::invalid)?;
+        let batch = batch.ok_or_else(|| missing("record"))?;
+        next += batch.len() as u64;
+        let appended = stream.append(AppendInput::new(batch)).await;
+        appended.map_err(|e| asked.append(&e))?;
+    }
+    Ok(())
 }
 
 /// Follows the stream until it is caught up, and says how long that took.

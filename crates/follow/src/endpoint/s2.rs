@@ -25,9 +25,9 @@ use url::Url;
 use super::{AppendFailed, Endpoint, EndpointError, Identity, Piece, position};
 use crate::error::Error;
 
-/// Batches that are sent and not yet acknowledged, of a snapshot in many records: 8 of 1 MiB keep a
-/// connection busy, and are what the writer of a snapshot has in memory beside a few fragments.
-const UNACKED: u32 = 8 << 20;
+/// Bytes that are sent and not yet acknowledged, of a snapshot in many records. Others' appends wait
+/// behind them, so they are few: enough that one batch is on its way while another one is synced.
+const UNACKED: u32 = 2 << 20;
 
 /// A stream of a server.
 #[derive(Debug, Clone)]

@@ -158,7 +158,7 @@ impl<F: Fold> Run<F> {
 
     async fn follow(&mut self) -> Option<Error> {
         if let Some(info) = self.taking.newest().cloned() {
-            self.tell(Update::Restored(info));
+            self.tell(Update::Restored(Some(info)));
         }
         // Once the state is there, a server is waited for for ever.
         let mut patience = Patience::new(None);
@@ -614,9 +614,7 @@ impl<F: Fold> Run<F> {
             status.caught_up = false;
             status.newest = newest.clone();
         });
-        if let Some(info) = newest {
-            self.tell(Update::Restored(info));
-        }
+        self.tell(Update::Restored(newest));
         Ok(())
     }
 }

@@ -9,8 +9,9 @@ use crate::snapshot::SnapshotInfo;
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Update {
-    /// A snapshot was restored: at the beginning, or because records went before they were read.
-    Restored(SnapshotInfo),
+    /// A snapshot was restored: at the beginning, or because records went before they were read, or a
+    /// history was cut off. With none, the state was emptied, and is made of the whole stream again.
+    Restored(Option<SnapshotInfo>),
     /// Records were taken in.
     Applied {
         /// The first position that had not been.

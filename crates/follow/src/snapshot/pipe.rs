@@ -150,6 +150,10 @@ impl Outlet {
 impl Write for Outlet {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let taken = bytes.len().min(CHUNK - self.chunk.len());
+        if self.chunk.capacity() < CHUNK && self.sum.bytes() > 0 {
+            // At once, not by doubling: all but the last are full.
+            self.chunk.reserve(CHUNK);
+        }
         self.chunk.extend_from_slice(&bytes[..taken]);
         if self.chunk.len() == CHUNK {
             self.send()?;

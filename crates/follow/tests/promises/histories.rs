@@ -105,7 +105,7 @@ async fn a_jump_in_live_sequence_numbers_reopens_from_a_snapshot() {
     stream.data(some(2));
     loop {
         match updates.next().await.unwrap() {
-            Update::Restored(info) => break assert_eq!(info.cursor, 10),
+            Update::Restored(info) => break assert_eq!(info.unwrap().cursor, 10),
             Update::Ended(error) => panic!("{error:?}"),
             _ => {}
         }
