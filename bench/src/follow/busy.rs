@@ -32,6 +32,8 @@ pub async fn measure(bench: &Bench) -> anyhow::Result<Section> {
     let (mut alone, mut beside) = (Vec::new(), Vec::new());
     let mut taken = 0;
     for _ in 0..bench.runs {
+        // Compactions of what came before are no part of it.
+        server.settle(Duration::from_secs(20)).await;
         alone.push(others(&stream, async |_| Ok(())).await?);
         let snapshots = others(&stream, async |until: Instant| {
             while Instant::now() < until {

@@ -1,7 +1,12 @@
 //! Folding beside reading, and framed snapshots beside plain records.
 
+use std::time::Duration;
+
 use super::{Bench, Operation, Step, create, load, step};
 use crate::recovery::table::{Figure, Section};
+
+/// Longest wait for compactions.
+const SETTLED: Duration = Duration::from_secs(20);
 
 pub async fn measure(bench: &Bench) -> anyhow::Result<Section> {
     let server = bench.serve("rates").await?;
@@ -54,6 +59,8 @@ pub async fn measure(bench: &Bench) -> anyhow::Result<Section> {
             (Operation::PlainRead, &plain),
             (Operation::Restore, &framed),
         ] {
+            // Compactions of what came before are no part of it.
+            server.settle(SETTLED).await;
             let done = on(operation, stream).run().await?;
             bench.note(format!("{operation:?}: {done:?}"));
             if matches!(operation, Operation::Snapshot | Operation::Restore) {

@@ -1,5 +1,6 @@
 //! Streams of real servers, through the official client.
 
+use std::collections::VecDeque;
 use std::num::NonZeroU32;
 use std::task::Poll;
 use std::time::Duration;
@@ -7,7 +8,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures::stream::BoxStream;
 use futures::{FutureExt as _, StreamExt as _};
-use s2_sdk::append_session::AppendSessionConfig;
+use s2_sdk::append_session::{AppendSessionConfig, BatchSubmitTicket};
 use s2_sdk::error::{
     AppendConditionFailed, AppendError, AppendSessionError, ReadError, ReadSessionError,
     RequestError,
@@ -20,14 +21,24 @@ use s2_sdk::types::{
 };
 use s2_sdk::{S2, S2Basin, S2Stream};
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use url::Url;
 
 use super::{AppendFailed, Endpoint, EndpointError, Identity, Piece, position};
 use crate::error::Error;
 
-/// Bytes that are sent and not yet acknowledged, of a snapshot in many records. Others' appends wait
-/// behind them, so they are few: enough that one batch is on its way while another one is synced.
-const UNACKED: u32 = 2 << 20;
+/// Bytes that are sent and not yet acknowledged, of a snapshot in many records: 8 batches of 1 MiB keep a
+/// connection busy.
+const UNACKED: u32 = 8 << 20;
+/// The same in batches.
+const WINDOW: usize = 8;
+/// While others append to the stream, their appends wait behind a snapshot's. So one batch at a time is
+/// sent then, and after each a pause so many times as long as it took: a quarter of what the stream takes.
+const PAUSE: u32 = 3;
+/// Longest pause.
+const LONGEST_PAUSE: Duration = Duration::from_millis(250);
+/// Batches without a record of others in between, until they count as gone.
+const ALONE: u32 = 16;
 
 /// A stream of a server.
 #[derive(Debug, Clone)]
@@ -254,12 +265,32 @@ impl Endpoint for S2Endpoint {
             .with_max_unacked_bytes(UNACKED)
             .map_err(|e| AppendFailed::Refused(e.to_string()))?;
         let session = self.stream().append_session(config);
+        let mut flying: VecDeque<(Instant, BatchSubmitTicket)> = VecDeque::new();
+        let mut next = None;
+        // Batches until others count as gone.
+        let mut others: u32 = 0;
         while let Some(batch) = batches.recv().await {
-            // What becomes of the ticket is what becomes of the session: the end tells.
-            session
-                .submit(self.input(batch)?)
-                .await
-                .map_err(of_session)?;
+            let window = if others > 0 { 1 } else { WINDOW };
+            while flying.len() >= window
+                && let Some((sent, ticket)) = flying.pop_front()
+            {
+                let ack = ticket.await.map_err(of_session)?;
+                let is_next = next.is_none_or(|next| next == ack.start.seq_num);
+                next = Some(ack.end.seq_num);
+                others = if is_next {
+                    others.saturating_sub(1)
+                } else {
+                    ALONE
+                };
+                if others > 0 && flying.is_empty() {
+                    let pause = sent.elapsed() * PAUSE;
+                    tokio::time::sleep(pause.min(LONGEST_PAUSE)).await;
+                }
+            }
+            let input = self.input(batch)?;
+            let sent = Instant::now();
+            let ticket = session.submit(input).await.map_err(of_session)?;
+            flying.push_back((sent, ticket));
         }
         session.close().await.map_err(of_session)
     }
