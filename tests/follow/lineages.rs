@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use esker_follow::{Error, Follower};
+use esker_follow::Error;
 
-use super::place::{Place, SOON, expected, is_elsewhere, numbers};
-use crate::support::{Setup, eventually};
+use super::place::{Place, SOON, expected, is_elsewhere, settled};
+use crate::support::Setup;
 
 /// A server whose partitions are put where a loss does not reach.
 fn setup(place: &Place) -> Setup {
@@ -40,18 +40,6 @@ async fn lose(place: &mut Place) {
     std::fs::remove_dir_all(server.data_dir()).unwrap();
     let setup = setup.listen(&address).bootstrap("restore");
     server.restart(&setup).await;
-}
-
-async fn settled(
-    place: &Place,
-    follower: &Follower<esker_follow::folds::Latest>,
-) -> Vec<(u64, u64)> {
-    eventually("everything is there", async || {
-        let tail = place.tail().await;
-        let view = follower.view().await.unwrap();
-        (view.cursor == tail).then_some(numbers(&view.state))
-    })
-    .await
 }
 
 #[tokio::test]

@@ -11,7 +11,7 @@ use s2_sdk::{S2, S2Stream};
 use url::Url;
 
 use crate::support::sdk::{self, basin_name, stream_name};
-use crate::support::{Server, Setup};
+use crate::support::{Server, Setup, eventually};
 
 /// Longest wait for a follower.
 pub const SOON: Duration = Duration::from_secs(20);
@@ -151,4 +151,14 @@ pub fn expected(records: u64, ids: u64) -> Vec<(u64, u64)> {
         all.insert(n % ids, n);
     });
     all.into_iter().collect()
+}
+
+/// The numbers that a follower has, once it has everything.
+pub async fn settled(place: &Place, follower: &Follower<Latest>) -> Vec<(u64, u64)> {
+    eventually("everything is there", async || {
+        let tail = place.tail().await;
+        let view = follower.view().await.unwrap();
+        (view.cursor == tail).then_some(numbers(&view.state))
+    })
+    .await
 }

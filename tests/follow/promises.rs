@@ -8,7 +8,7 @@ use esker_follow::{Encoding, Error, Kind, TrimTo};
 use futures::StreamExt as _;
 use s2_sdk::types::{AppendInput, AppendRecord, AppendRecordBatch, CommandRecord};
 
-use super::place::{Place, SOON, append_one, expected, is_elsewhere, numbers};
+use super::place::{Place, SOON, append_one, expected, is_elsewhere, numbers, settled};
 use crate::support::{eventually, sdk};
 
 #[tokio::test]
@@ -267,22 +267,14 @@ async fn two_snapshotters_and_a_reader_agree() {
     for round in 0..10 {
         place.append(200 * round..200 * (round + 1), 30).await;
     }
-    let settled = async |follower: &esker_follow::Follower<_>| {
-        eventually("everything is there", async || {
-            let tail = place.tail().await;
-            let view = follower.view().await.unwrap();
-            (view.cursor == tail).then_some(numbers(&view.state))
-        })
-        .await
-    };
-    assert_eq!(settled(&one).await, expected(2000, 30));
-    assert_eq!(settled(&other).await, expected(2000, 30));
+    assert_eq!(settled(&place, &one).await, expected(2000, 30));
+    assert_eq!(settled(&place, &other).await, expected(2000, 30));
     let taken = one.status().taken + other.status().taken;
     assert!(taken > 0);
     let reader = place.latest().open().await.unwrap();
     reader.caught_up().await.unwrap();
     assert!(reader.restored().is_some());
-    assert_eq!(settled(&reader).await, expected(2000, 30));
+    assert_eq!(settled(&place, &reader).await, expected(2000, 30));
 }
 
 #[tokio::test]

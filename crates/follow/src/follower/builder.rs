@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::sync::{broadcast, mpsc, watch};
 
-use super::recover::recover;
+use super::recover;
 use super::run::Run;
 use super::{Follower, Parts, QUESTIONS, Snapshots, Status, UPDATES, View};
 use crate::endpoint::Endpoint;
@@ -155,7 +155,7 @@ impl<F: Fold> Builder<F> {
                 "snapshots are to be taken, and nothing says where they go".to_owned(),
             ));
         }
-        let recovered = recover(&parts).await?;
+        let recovered = recover::first(&parts).await?;
         let restored = recovered.snapshot.clone();
         let passed_over = recovered.tried.clone();
         let (questions, asked) = mpsc::channel(QUESTIONS);

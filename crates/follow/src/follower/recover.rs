@@ -1,11 +1,12 @@
 //! Where a follower begins: the newest usable snapshot, wherever it is kept.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use s2_sdk::types::SequencedRecord;
 
 use super::{Parts, Snapshots};
-use crate::endpoint::Identity;
+use crate::endpoint::{EndpointError, Identity};
 use crate::error::Error;
 use crate::external::Listed;
 use crate::fold::Fold;
@@ -13,6 +14,9 @@ use crate::in_stream::find::{self, Beginning};
 use crate::patience::Patience;
 use crate::snapshot::SnapshotInfo;
 
+/// Longest wait for a store that fails while a follower is opened. A wrong key or bucket fails in the same
+/// way, and whoever waits for it wants to know.
+const STORE_PATIENCE: Duration = Duration::from_secs(5);
 /// How often the snapshots are listed, if new ones come while those that were listed are tried.
 const MOST_LISTS: u32 = 5;
 
@@ -31,6 +35,24 @@ pub(super) struct Recovered<F> {
     pub next: u64,
     /// Snapshots that were not used, and why.
     pub tried: Vec<String>,
+}
+
+/// Restores the newest usable snapshot for the first time. A store that fails is asked again for a while:
+/// every store refuses a request now and then.
+pub(super) async fn first<F: Fold>(parts: &Parts<F>) -> Result<Recovered<F>, Error> {
+    let limit = parts.reading.patience;
+    let limit = limit.map_or(STORE_PATIENCE, |limit| limit.min(STORE_PATIENCE));
+    let mut patience = Patience::new(Some(limit));
+    loop {
+        let failed = match recover(parts).await {
+            Err(error @ Error::Store { .. }) => error,
+            other => return other,
+        };
+        let why = EndpointError::Unavailable(failed.to_string());
+        if patience.wait(&*parts.endpoint, why).await.is_err() {
+            return Err(failed);
+        }
+    }
 }
 
 /// Restores the newest usable snapshot, or begins with an empty state.

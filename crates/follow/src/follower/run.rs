@@ -67,7 +67,6 @@ pub(super) struct Run<F> {
     /// Where sequence numbers jumped last, and how long that was waited for.
     moved_at: Option<u64>,
     moving: Patience,
-    tried: Vec<String>,
     taking: Taking,
     counted: Counted,
     /// Those who wait for a snapshot, and up to where it has to go.
@@ -100,7 +99,7 @@ impl<F: Fold> Run<F> {
             cursor,
             met,
             next,
-            tried,
+            ..
         } = recovered;
         status.send_modify(|status| status.newest = snapshot.clone());
         Run {
@@ -113,7 +112,6 @@ impl<F: Fold> Run<F> {
             is_fresh: true,
             moved_at: None,
             moving: Patience::new(None),
-            tried,
             taking: Taking::new(snapshot, Default::default()),
             counted: Counted::default(),
             askers: Vec::new(),
@@ -606,7 +604,6 @@ impl<F: Fold> Run<F> {
         self.met = recovered.met;
         self.met_until = recovered.next;
         self.is_fresh = true;
-        self.tried = recovered.tried;
         self.taking.begin_anew(recovered.snapshot.clone());
         let (cursor, newest) = (self.next, recovered.snapshot);
         self.status.send_modify(|status| {

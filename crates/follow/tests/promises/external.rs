@@ -95,6 +95,29 @@ async fn the_stream_is_trimmed_to_the_oldest_or_the_newest_that_is_kept() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_store_that_fails_for_a_moment_does_not_keep_a_follower_from_opening() {
+    let (stream, store) = (Stream::new(1), Store::new(1, 0.0, 0));
+    stream.data(["a", "b", "c"]);
+    let follower = beside(&stream, place(&store)).open().await.unwrap();
+    has_everything(&follower, &stream).await;
+    follower.snapshot().await.unwrap();
+    drop(follower);
+
+    store.fail(1.0);
+    let opening = tokio::spawn(beside(&stream, place(&store)).open());
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(!opening.is_finished());
+    store.fail(0.0);
+    let follower = opening.await.unwrap().unwrap();
+    assert_eq!(follower.restored().unwrap().cursor, 3);
+
+    // For ever it is not waited for.
+    store.fail(1.0);
+    let opened = beside(&stream, place(&store)).open().await;
+    assert!(matches!(opened, Err(Error::Store { .. })), "{opened:?}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_failing_store_never_stops_the_follower() {
     let (stream, store) = (Stream::new(1), Store::new(1, 0.0, 0));
     let external = place(&store).trim(TrimTo::Newest);
