@@ -77,6 +77,24 @@ impl Unsequenced {
         }
     }
 
+    /// One record that is no command, without a timestamp of its own.
+    pub fn single(record: Record) -> Unsequenced {
+        let record = Metered::from(record);
+        let size = record.metered_size();
+        let stored = StoredRecord::from(record.into_inner());
+        let stored = Metered::with_size(size, &stored);
+        let length = stored_record_encoded_size(stored.clone()) as u32;
+        let mut body = Vec::with_capacity(length as usize + 4);
+        body.extend_from_slice(&length.to_le_bytes());
+        encode_stored_record_into(stored, &mut body);
+        Unsequenced {
+            count: 1,
+            body: body.into(),
+            timestamps: Vec::new(),
+            has_commands: false,
+        }
+    }
+
     /// An error if the body does not have as many records as it should.
     pub fn check(&self) -> Result<(), MalformedBatch> {
         let mut rest = &self.body[..];

@@ -10,6 +10,10 @@ use s2_common::record::{FencingToken, SeqNum, StreamPosition};
 use crate::batch::Unsequenced;
 use crate::ids::{BasinId, StreamId};
 use crate::settings::{BasinSettings, StreamSettings};
+use crate::state::command::{
+    StateCommit, StateCommitted, StateImport, StateImportRefusal, StateImported, StatePrune,
+    StateRefusal,
+};
 
 const VERSION: u8 = 1;
 
@@ -17,7 +21,7 @@ const VERSION: u8 = 1;
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Command {
     /// Which.
-    #[prost(oneof = "Kind", tags = "1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19")]
+    #[prost(oneof = "Kind", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 16, 17, 18, 19")]
     pub kind: Option<Kind>,
 }
 
@@ -45,6 +49,15 @@ pub enum Kind {
     /// Drop all streams of a basin and refuse its id from then on.
     #[prost(message, tag = "7")]
     DropBasin(DropBasin),
+    /// Commit a transaction of the state store.
+    #[prost(message, tag = "8")]
+    StateCommit(StateCommit),
+    /// Forget history of the state store.
+    #[prost(message, tag = "9")]
+    StatePrune(StatePrune),
+    /// One step of taking over a JSON snapshot.
+    #[prost(message, tag = "10")]
+    StateImport(StateImport),
     /// Create a basin, or set its settings if it exists. Catalog.
     #[prost(message, tag = "16")]
     ProvisionBasin(ProvisionBasin),
@@ -309,6 +322,12 @@ pub enum Outcome {
     Expired,
     /// To [`Kind::DropBasin`].
     BasinDropped,
+    /// To [`Kind::StateCommit`].
+    StateCommitted(Result<StateCommitted, StateRefusal>),
+    /// To [`Kind::StatePrune`].
+    StatePruned,
+    /// To [`Kind::StateImport`].
+    StateImported(Result<StateImported, StateImportRefusal>),
     /// To [`Kind::ProvisionBasin`].
     BasinProvisioned(Result<Provisioned<BasinId>, ProvisionRefusal>),
     /// To [`Kind::DeleteBasin`]: the basin that is being deleted, if there is one of the name.

@@ -56,6 +56,8 @@ impl Part {
         look.range(&from, &to)?;
         let (from, to) = keys::all_forgotten_basins();
         look.range(&from, &to)?;
+        let (from, to) = keys::all_state();
+        look.range(&from, &to)?;
         let (streams, batches) = look.streams(&dropped, &lineage)?;
         Ok(PartitionDigest {
             lsn: applied.lsn,

@@ -17,6 +17,12 @@
 //! | `21` | stream id, last timestamp, first sequence number | empty: index of batches by time |
 //! | `30` | basin name | `BasinMeta` (catalog) |
 //! | `31` | basin id | empty: the basin is gone, and its name is free (catalog) |
+//! | `40` | – | [`StateMeta`](crate::state::StateMeta) |
+//! | `41` | generation, names | the present entry of a key of the state store |
+//! | `42` | generation, names, version | an entry that another one took the place of |
+//! | `43` | namespace, agent, `commit_ts` | empty: index of the commits that touched an agent |
+//!
+//! Generations have four bytes; names of the state store are in [`crate::state::names`].
 
 use crate::ids::{BasinId, StreamId};
 
@@ -33,6 +39,10 @@ const DATA: u8 = 0x20;
 const BY_TIME: u8 = 0x21;
 const BASIN: u8 = 0x30;
 const FORGOTTEN_BASIN: u8 = 0x31;
+pub const STATE_META: [u8; 1] = [0x40];
+const STATE_KEY: u8 = 0x41;
+const STATE_HISTORY: u8 = 0x42;
+const STATE_AGENT: u8 = 0x43;
 
 fn with_id(kind: u8, id: u64) -> [u8; 9] {
     let mut key = [kind; 9];
@@ -177,4 +187,69 @@ fn after(kind: u8, id: StreamId) -> Vec<u8> {
         Some(next) => with_id(kind, next).to_vec(),
         None => vec![kind + 1],
     }
+}
+
+fn in_generation(kind: u8, generation: u32, names: &[u8], more: usize) -> Vec<u8> {
+    let mut key = Vec::with_capacity(5 + names.len() + more);
+    key.push(kind);
+    key.extend_from_slice(&generation.to_be_bytes());
+    key.extend_from_slice(names);
+    key
+}
+
+/// A key of the state store; with part of its names, where those begin that begin so.
+pub fn state_key(generation: u32, names: &[u8]) -> Vec<u8> {
+    in_generation(STATE_KEY, generation, names, 0)
+}
+
+/// An earlier version of a key of the state store.
+pub fn state_history(generation: u32, names: &[u8], version: u64) -> Vec<u8> {
+    let mut key = in_generation(STATE_HISTORY, generation, names, 8);
+    key.extend_from_slice(&version.to_be_bytes());
+    key
+}
+
+/// What an agent's commit is found by.
+pub fn state_agent(agent: &[u8], commit_ts: u64) -> Vec<u8> {
+    let mut key = Vec::with_capacity(9 + agent.len());
+    key.push(STATE_AGENT);
+    key.extend_from_slice(agent);
+    key.extend_from_slice(&commit_ts.to_be_bytes());
+    key
+}
+
+/// The names in a key of the state store.
+pub fn state_names(key: &[u8]) -> Option<&[u8]> {
+    key.get(5..)
+}
+
+/// The number that a key ends with: the version of an earlier entry, the commit of an index.
+pub fn last_number(key: &[u8]) -> Option<u64> {
+    Some(u64::from_be_bytes(*key.last_chunk::<8>()?))
+}
+
+/// All entries, present and earlier ones, of the generations before this one.
+pub fn state_before(generation: u32) -> [(Vec<u8>, Vec<u8>); 2] {
+    [STATE_KEY, STATE_HISTORY].map(|kind| {
+        (
+            in_generation(kind, 0, &[], 0),
+            in_generation(kind, generation, &[], 0),
+        )
+    })
+}
+
+/// The present entries, and the earlier ones, of one generation.
+pub fn state_generation(generation: u32) -> [(Vec<u8>, Vec<u8>); 2] {
+    [STATE_KEY, STATE_HISTORY].map(|kind| {
+        let end = match generation.checked_add(1) {
+            Some(next) => in_generation(kind, next, &[], 0),
+            None => vec![kind + 1],
+        };
+        (in_generation(kind, generation, &[], 0), end)
+    })
+}
+
+/// Everything of the state store.
+pub fn all_state() -> (Vec<u8>, Vec<u8>) {
+    (STATE_META.to_vec(), vec![STATE_AGENT + 1])
 }

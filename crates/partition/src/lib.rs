@@ -10,6 +10,7 @@
 //! | [`recent`] | the newest batches of followed streams, in memory, within a budget |
 //! | [`lineage`], [`fork`] | which history a partition is of; what its forks did to a stream |
 //! | [`reader`] | reading records, from memory at the tail and from the database behind it |
+//! | [`state`] | the state store: keys with versions, and the commits that made them |
 //! | [`reclaim`] | giving back the space of what was trimmed, expired or deleted |
 //!
 //! The apply thread of a partition is its only writer. What it decides follows from the log alone:
@@ -31,6 +32,7 @@ pub mod reader;
 pub mod recent;
 pub mod reclaim;
 pub mod settings;
+pub mod state;
 pub mod store;
 pub mod stream;
 pub mod streams;

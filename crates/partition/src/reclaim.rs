@@ -114,6 +114,18 @@ impl Reclaimer {
         }
     }
 
+    /// So many bytes were deleted already, in ways that are not looked for here.
+    pub fn add_garbage(&mut self, bytes: u64) {
+        if bytes == 0 {
+            return;
+        }
+        if self.garbage == 0 {
+            self.files = self.part.file_bytes();
+        }
+        self.garbage += bytes;
+        self.garbage_at = Instant::now();
+    }
+
     /// The streams of this basin are to go; the mark is in the database.
     pub fn mark_basin(&mut self, basin: BasinId) {
         self.basins.push_back(basin);
@@ -261,11 +273,7 @@ impl Reclaimer {
         }
         batch.delete(keys::reclaim(id));
         if let Some(from) = counted_from {
-            if self.garbage == 0 {
-                self.files = self.part.file_bytes();
-            }
-            self.garbage += self.part.approximate_bytes(&from, &data_to)?;
-            self.garbage_at = Instant::now();
+            self.add_garbage(self.part.approximate_bytes(&from, &data_to)?);
         }
         batch.write()?;
         if many && self.droppable.len() < DROPPABLE {

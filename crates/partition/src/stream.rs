@@ -114,6 +114,25 @@ impl StreamState {
         self.leave_gap();
     }
 
+    /// Moves the tail on to `seq`: no record gets a number between.
+    pub(crate) fn skip_to(&mut self, seq: SeqNum) {
+        if self.is_empty() {
+            self.tail_seq = self.tail_seq.max(seq);
+            self.trim_point = self.tail_seq;
+            return;
+        }
+        if seq > self.tail_seq {
+            self.gaps.push(Gap {
+                from: self.tail_seq,
+                end: seq,
+            });
+            self.tail_seq = seq;
+            if self.gaps.len() > MOST_GAPS {
+                self.gaps.remove(0);
+            }
+        }
+    }
+
     /// Readers see nothing below this from now on, if that is more than before; whether it is.
     pub fn trim_to(&mut self, point: SeqNum) -> bool {
         let before = self.trim_point;

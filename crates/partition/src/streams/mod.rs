@@ -6,9 +6,9 @@
 
 pub(crate) mod directory;
 pub(crate) mod failed;
-mod step;
+pub(crate) mod step;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,6 +23,7 @@ use crate::lineage::GAP;
 use crate::reader::Reader;
 use crate::recent::RecentBudget;
 use crate::reclaim::Reclaimer;
+use crate::state::{Published, StateReader};
 use crate::store::{Applied, Part, Store, StoreError};
 use directory::Directory;
 use failed::{FailedSessions, REMEMBER_FAILED};
@@ -82,6 +83,9 @@ pub struct StreamPartition {
     directory: Arc<Directory>,
     failed: FailedSessions,
     reclaimer: Reclaimer,
+    state: Published,
+    /// Answers of the steps of a call that failed after them: the same entries will come again.
+    unanswered: Option<Vec<Outcome>>,
 }
 
 impl StreamPartition {
@@ -120,6 +124,7 @@ impl StreamPartition {
         let failed = FailedSessions::load(&part, applied.lsn, remember_failed)?;
         let reclaimer = Reclaimer::open(part.clone(), &options)?;
         let directory = Arc::new(Directory::open(part.clone(), options)?);
+        let state = Published::open(&part)?;
         Ok(StreamPartition {
             part,
             applied,
@@ -127,6 +132,8 @@ impl StreamPartition {
             directory,
             failed,
             reclaimer,
+            state,
+            unanswered: None,
         })
     }
 
@@ -139,6 +146,116 @@ impl StreamPartition {
     /// For those who read.
     pub fn reader(&self) -> Reader {
         Reader::new(self.part.clone(), self.directory.clone())
+    }
+
+    /// For those who read the state store, if it is in this partition.
+    pub fn state_reader(&self) -> StateReader {
+        StateReader::new(self.part.clone(), self.state.clone())
+    }
+}
+
+/// Whether the command has to be in a step of its own.
+fn stands_alone(command: &Kind) -> bool {
+    matches!(command, Kind::StatePrune(_) | Kind::StateImport(_))
+}
+
+/// The commands of entries, up to and including the first that has to be in a step of its own.
+fn parse(entries: &[Committed]) -> Result<Vec<Option<Kind>>, ApplyError> {
+    let mut commands = Vec::with_capacity(entries.len());
+    for entry in entries {
+        let command = match &entry.command {
+            Some(command) => Some(
+                Kind::from_bytes(command.clone())
+                    .map_err(|e| ApplyError(format!("LSN {}: {e}", entry.lsn)))?,
+            ),
+            None => None,
+        };
+        let ends = command.as_ref().is_some_and(stands_alone);
+        commands.push(command);
+        if ends {
+            break;
+        }
+    }
+    Ok(commands)
+}
+
+impl StreamPartition {
+    /// Applies as many entries as can be written at once; how many these are. If it fails, it has done
+    /// nothing.
+    fn apply_some(
+        &mut self,
+        entries: &[Committed],
+        outputs: &mut Vec<Outcome>,
+    ) -> Result<usize, ApplyError> {
+        let commands = parse(entries)?;
+        // What looks back at what was written before has to find it written, however the entries come
+        // in steps.
+        let alone = |c: &Option<Kind>| c.as_ref().is_some_and(stands_alone);
+        let count = match commands.iter().position(alone) {
+            Some(0) => 1,
+            Some(first) => first,
+            None => commands.len(),
+        };
+        let mut answers = Vec::with_capacity(count);
+        self.apply_step(
+            &entries[..count],
+            commands.into_iter().take(count),
+            &mut answers,
+        )?;
+        outputs.append(&mut answers);
+        Ok(count)
+    }
+
+    /// Applies entries in one write.
+    fn apply_step(
+        &mut self,
+        entries: &[Committed],
+        commands: impl Iterator<Item = Option<Kind>>,
+        outputs: &mut Vec<Outcome>,
+    ) -> Result<(), ApplyError> {
+        let Some(last) = entries.last() else {
+            return Ok(());
+        };
+        let mut step = Step::new(
+            &self.part,
+            &self.directory,
+            &self.failed,
+            &self.state,
+            self.counters,
+        );
+        for (entry, command) in entries.iter().zip(commands) {
+            assert!(
+                entry.lsn.0 > self.applied.lsn,
+                "partition {}: LSN {} is already applied",
+                self.part.partition(),
+                entry.lsn
+            );
+            if let Some(command) = command {
+                let outcome = step
+                    .apply(entry.lsn, command)
+                    .map_err(|e| ApplyError(format!("LSN {}: {e}", entry.lsn)))?;
+                outputs.push(outcome);
+            }
+        }
+        let applied = Applied {
+            lsn: last.lsn.0,
+            term: last.term.0,
+            ..self.applied.clone()
+        };
+        let done = step.write(&applied).map_err(|e| failed(&self.part, &e))?;
+        self.applied = applied;
+        self.counters = done.counters;
+        self.failed.written(&done.failed, self.applied.lsn);
+        self.reclaimer.mark(&done.to_reclaim);
+        self.reclaimer.add_garbage(done.garbage);
+        for basin in &done.dropped {
+            self.reclaimer.mark_basin(*basin);
+        }
+        if let Some(meta) = &done.state {
+            self.state.set(meta.clone());
+        }
+        self.directory.publish(done);
+        Ok(())
     }
 }
 
@@ -159,40 +276,21 @@ impl StateMachine for StreamPartition {
         entries: &[Committed],
         outputs: &mut Vec<Outcome>,
     ) -> Result<(), ApplyError> {
-        let Some(last) = entries.last() else {
-            return Ok(());
-        };
-        let mut step = Step::new(&self.part, &self.directory, &self.failed, self.counters);
-        for entry in entries {
-            assert!(
-                entry.lsn.0 > self.applied.lsn,
-                "partition {}: LSN {} is already applied",
-                self.part.partition(),
-                entry.lsn
-            );
-            if let Some(command) = &entry.command {
-                let command = Kind::from_bytes(command.clone())
-                    .map_err(|e| ApplyError(format!("LSN {}: {e}", entry.lsn)))?;
-                let outcome = step
-                    .apply(entry.lsn, command)
-                    .map_err(|e| ApplyError(format!("LSN {}: {e}", entry.lsn)))?;
-                outputs.push(outcome);
+        let mut rest = entries;
+        if let Some(answers) = self.unanswered.take() {
+            let done = rest.iter().take_while(|e| e.lsn.0 <= self.applied.lsn);
+            rest = &rest[done.count()..];
+            outputs.extend(answers);
+        }
+        while !rest.is_empty() {
+            match self.apply_some(rest, outputs) {
+                Ok(count) => rest = &rest[count..],
+                Err(error) => {
+                    self.unanswered = Some(std::mem::take(outputs));
+                    return Err(error);
+                }
             }
         }
-        let applied = Applied {
-            lsn: last.lsn.0,
-            term: last.term.0,
-            ..self.applied.clone()
-        };
-        let done = step.write(&applied).map_err(|e| failed(&self.part, &e))?;
-        self.applied = applied;
-        self.counters = done.counters;
-        self.failed.written(&done.failed, self.applied.lsn);
-        self.reclaimer.mark(&done.to_reclaim);
-        for basin in &done.dropped {
-            self.reclaimer.mark_basin(*basin);
-        }
-        self.directory.publish(done);
         Ok(())
     }
 

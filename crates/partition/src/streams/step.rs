@@ -20,25 +20,27 @@ use crate::command::{
     Kind, Mode, Outcome, ProvisionRefusal, ProvisionStream, Provisioned, SetStreamSettings,
     SettingsSet,
 };
-use crate::ids::{BasinId, StreamId};
+use crate::ids::{BasinId, STATE_BASIN_ID, StreamId};
 use crate::keys;
 use crate::settings::StreamSettings;
+use crate::state::apply::StateStep;
+use crate::state::{Published as PublishedState, StateMeta};
 use crate::store::{Applied, Part, PartBatch, StoreError};
 use crate::stream::{Change, Stream, StreamMeta, StreamState};
 
 /// A stream that the step has touched.
-struct Touched {
+pub(crate) struct Touched {
     /// `None` if the step created it.
     stream: Option<Arc<Stream>>,
     basin: BasinId,
     name: String,
-    state: StreamState,
+    pub(crate) state: StreamState,
     config: Arc<StreamConfig>,
     settings_version: u64,
     /// New or changed.
     meta: Option<StreamMeta>,
     gone: bool,
-    trimmed: bool,
+    pub(crate) trimmed: bool,
     keep_batches: bool,
     batches: Vec<StoredBatch>,
 }
@@ -50,6 +52,10 @@ pub(crate) struct Done {
     pub dropped: Vec<BasinId>,
     pub to_reclaim: Vec<StreamId>,
     pub failed: FailedSessions,
+    /// Where the state store stands, if that changed.
+    pub state: Option<StateMeta>,
+    /// Bytes of entries of the state store that are no longer needed.
+    pub garbage: u64,
 }
 
 /// A touched stream, ready to be published.
@@ -60,20 +66,21 @@ pub(crate) struct Published {
     pub change: Change,
 }
 
-pub(super) struct Step<'a> {
-    part: &'a Part,
+pub(crate) struct Step<'a> {
+    pub(crate) part: &'a Part,
     directory: &'a Directory,
     /// Sessions with refusals before this step.
     failed: &'a FailedSessions,
     /// And in it.
     newly_failed: FailedSessions,
-    batch: PartBatch,
-    counters: Counters,
+    pub(crate) batch: PartBatch,
+    pub(crate) counters: Counters,
     counters_changed: bool,
     touched: HashMap<StreamId, Touched>,
     /// Names that this step has given or taken.
     names: HashMap<(BasinId, String), Option<(StreamId, u64)>>,
     dropped: Vec<BasinId>,
+    pub(crate) state: StateStep<'a>,
 }
 
 impl<'a> Step<'a> {
@@ -81,6 +88,7 @@ impl<'a> Step<'a> {
         part: &'a Part,
         directory: &'a Directory,
         failed: &'a FailedSessions,
+        state: &'a PublishedState,
         counters: Counters,
     ) -> Self {
         Step {
@@ -94,6 +102,7 @@ impl<'a> Step<'a> {
             touched: HashMap::new(),
             names: HashMap::new(),
             dropped: Vec::new(),
+            state: StateStep::new(state),
         }
     }
 
@@ -112,6 +121,12 @@ impl<'a> Step<'a> {
                 self.drop_basin(BasinId(d.basin));
                 Ok(Outcome::BasinDropped)
             }
+            Kind::StateCommit(c) => Ok(Outcome::StateCommitted(self.state_commit(&c)?)),
+            Kind::StatePrune(p) => {
+                self.state_prune(&p)?;
+                Ok(Outcome::StatePruned)
+            }
+            Kind::StateImport(i) => Ok(Outcome::StateImported(self.state_import(i)?)),
             Kind::ProvisionBasin(_)
             | Kind::SetBasinSettings(_)
             | Kind::DeleteBasin(_)
@@ -129,6 +144,9 @@ impl<'a> Step<'a> {
         if self.counters_changed {
             self.batch
                 .put(keys::COUNTERS, self.counters.encode_to_vec());
+        }
+        if let Some(meta) = &self.state.meta {
+            self.batch.put(keys::STATE_META, meta.encode_to_vec());
         }
         let mut published = Vec::with_capacity(self.touched.len());
         let mut to_reclaim = Vec::new();
@@ -185,11 +203,13 @@ impl<'a> Step<'a> {
             dropped: self.dropped,
             to_reclaim,
             failed: self.newly_failed,
+            state: self.state.meta,
+            garbage: self.state.garbage,
         })
     }
 
     /// The stream, unless it is gone.
-    fn touch(&mut self, id: StreamId) -> Result<Option<&mut Touched>, StoreError> {
+    pub(crate) fn touch(&mut self, id: StreamId) -> Result<Option<&mut Touched>, StoreError> {
         if !self.touched.contains_key(&id) {
             let Some(stream) = self.directory.by_id(id)? else {
                 return Ok(None);
@@ -243,7 +263,7 @@ impl<'a> Step<'a> {
         Ok(outcome)
     }
 
-    fn append(
+    pub(crate) fn append(
         &mut self,
         append: Append,
         session_failed: bool,
@@ -350,7 +370,7 @@ impl<'a> Step<'a> {
             })
     }
 
-    fn provision(
+    pub(crate) fn provision(
         &mut self,
         command: ProvisionStream,
     ) -> Result<Result<Provisioned<StreamId>, ProvisionRefusal>, StoreError> {
@@ -385,6 +405,16 @@ impl<'a> Step<'a> {
         let id = StreamId(self.counters.next_stream);
         self.counters.next_stream += 1;
         self.counters_changed = true;
+        let mut state = StreamState {
+            active_ms: command.at_ms,
+            forks: self.counters.forks,
+            ..StreamState::default()
+        };
+        if basin == STATE_BASIN_ID {
+            // It is made by the first commit, of which there may have been another that was cut off.
+            state.forks = 0;
+            state.see_forks(self.counters.forks);
+        }
         let meta = StreamMeta {
             basin: basin.0,
             name: command.name.clone(),
@@ -401,11 +431,7 @@ impl<'a> Step<'a> {
                 stream: None,
                 basin,
                 name: command.name,
-                state: StreamState {
-                    active_ms: command.at_ms,
-                    forks: self.counters.forks,
-                    ..StreamState::default()
-                },
+                state,
                 config: Arc::new(StreamConfig::from(&meta.settings)),
                 settings_version: 1,
                 meta: Some(meta),

@@ -24,6 +24,7 @@ use crate::ids::{BasinId, LineageId, PartitionId, StreamId};
 use crate::keys;
 use crate::reader::{Reader, Scan, ScanEnd};
 use crate::settings::StreamSettings;
+use crate::state::StateReader;
 use crate::store::{Founding, Part, Store, StoreError, StoreOptions};
 use crate::stream::{Stream, StreamState};
 use crate::streams::failed::{FailedSessions, REMEMBER_FAILED, Refusal};
@@ -192,6 +193,10 @@ impl Fixture {
 
     pub fn reader(&self) -> Reader {
         self.open.as_ref().unwrap().1.reader()
+    }
+
+    pub fn state_reader(&self) -> StateReader {
+        self.open.as_ref().unwrap().1.state_reader()
     }
 
     pub fn part(&self) -> Part {

@@ -7,7 +7,7 @@ mod appending;
 mod checkpoints;
 mod dropping;
 mod expiring;
-mod fixture;
+pub(crate) mod fixture;
 mod following;
 mod forks;
 mod histories;

@@ -1,0 +1,463 @@
+//! Commands of the state store, as a part of a step.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use s2_common::record::{EnvelopeRecord, Record};
+
+use super::command::{
+    ImportBegin, ImportEntries, ImportFinish, ImportStep, PRUNE_COMMITS, StateCommit,
+    StateCommitted, StateImport, StateImportRefusal, StateImported, StatePrune, StateRefusal,
+};
+use super::names::{StateKey, agent_names};
+use super::record::{CommitRecord, compose};
+use super::{Importing, Published, STATE_STREAM, StateEntry, StateMeta, read};
+use crate::batch::Unsequenced;
+use crate::command::{Append, Mode, ProvisionStream};
+use crate::ids::{STATE_BASIN_ID, StreamId};
+use crate::keys;
+use crate::lineage::GAP;
+use crate::settings::StreamSettings;
+use crate::store::StoreError;
+use crate::streams::step::Step;
+
+/// Largest version and `commit_ts` that an import may bring: what any reader of JSON keeps exactly.
+const MOST_IMPORTED: u64 = 1 << 53;
+
+/// What a step does to the state store.
+pub(crate) struct StateStep<'a> {
+    before: &'a Published,
+    /// Where it stands, once the step has changed that.
+    pub meta: Option<StateMeta>,
+    /// Present entries that the step has read or changed, by their names.
+    entries: HashMap<Vec<u8>, Option<StateEntry>>,
+    /// Bytes of entries that are no longer needed.
+    pub garbage: u64,
+}
+
+impl<'a> StateStep<'a> {
+    pub fn new(before: &'a Published) -> Self {
+        StateStep {
+            before,
+            meta: None,
+            entries: HashMap::new(),
+            garbage: 0,
+        }
+    }
+
+    fn meta(&self) -> StateMeta {
+        self.meta.clone().unwrap_or_else(|| self.before.get())
+    }
+}
+
+impl Step<'_> {
+    /// Forks that versions given out now have seen.
+    fn state_forks(&self, meta: &StateMeta) -> u64 {
+        self.counters.forks + meta.replaced
+    }
+
+    fn state_entry(
+        &mut self,
+        generation: u32,
+        names: &[u8],
+    ) -> Result<Option<StateEntry>, StoreError> {
+        if let Some(entry) = self.state.entries.get(names) {
+            return Ok(entry.clone());
+        }
+        let key = keys::state_key(generation, names);
+        let entry = self.part.get::<StateEntry>(key, "a key of the state")?;
+        self.state.entries.insert(names.to_vec(), entry.clone());
+        Ok(entry)
+    }
+
+    /// The store's stream, which the first commit makes.
+    fn state_stream(&mut self, meta: &mut StateMeta, at_ms: u64) -> Result<StreamId, StoreError> {
+        if meta.stream != 0 {
+            return Ok(StreamId(meta.stream));
+        }
+        let provision = ProvisionStream {
+            basin: STATE_BASIN_ID.0,
+            name: STATE_STREAM.to_owned(),
+            settings: StreamSettings {
+                storage_class: None,
+                retention_age_secs: Some(0),
+                timestamping_mode: Some(2),
+                timestamping_uncapped: Some(false),
+                delete_on_empty_secs: Some(0),
+            },
+            mode: Mode::CreateOnly as i32,
+            request_hash: Vec::new(),
+            at_ms,
+        };
+        let made = self.provision(provision)?;
+        let id = made
+            .map_err(|e| {
+                self.part
+                    .malformed("the stream of the state store", &format!("{e:?}"))
+            })?
+            .id;
+        meta.stream = id.0;
+        Ok(id)
+    }
+
+    /// A commit: all of it, or nothing.
+    pub(crate) fn state_commit(
+        &mut self,
+        command: &StateCommit,
+    ) -> Result<Result<StateCommitted, StateRefusal>, StoreError> {
+        let mut meta = self.state.meta();
+        for expected in &command.expected {
+            let key = expected.key();
+            let entry = self.state_entry(meta.generation, &key.encode())?;
+            if let Some(actual) = mismatch(entry.as_ref(), expected.version) {
+                return Ok(Err(StateRefusal::VersionMismatch {
+                    key,
+                    expected: expected.version,
+                    actual,
+                }));
+            }
+        }
+        let forks = self.state_forks(&meta);
+        let mut versions = Vec::with_capacity(command.operations.len());
+        let mut latest: HashMap<Vec<u8>, u64> = HashMap::new();
+        let mut names = Vec::with_capacity(command.operations.len());
+        for operation in &command.operations {
+            let of_operation = operation.key().encode();
+            let version = match latest.get(&of_operation) {
+                Some(version) => version.checked_add(1),
+                None => {
+                    let entry = self.state_entry(meta.generation, &of_operation)?;
+                    StateEntry::next_version(entry.as_ref(), forks)
+                }
+            };
+            let Some(version) = version else {
+                return Ok(Err(StateRefusal::Exhausted));
+            };
+            latest.insert(of_operation.clone(), version);
+            versions.push(version);
+            names.push(of_operation);
+        }
+        let stream = self.state_stream(&mut meta, command.at_ms)?;
+        let commit_ts = self.touched_state(stream)?.tail_seq.checked_add(1);
+        let Some(commit_ts) = commit_ts.filter(|ts| *ts < u64::MAX) else {
+            return Ok(Err(StateRefusal::Exhausted));
+        };
+        let json = compose(
+            commit_ts,
+            &command.txn_id,
+            command.at_ms,
+            &command.operations,
+            versions.iter().copied(),
+        );
+        self.append_commit(stream, json, command.at_ms)?;
+        let mut agents = BTreeSet::new();
+        for ((operation, names), version) in command.operations.iter().zip(names).zip(&versions) {
+            agents.insert(agent_names(&operation.namespace, &operation.agent_id));
+            let replaced = self.state_entry(meta.generation, &names)?;
+            let entry = StateEntry {
+                version: *version,
+                commit_ts,
+                forks,
+                value: operation.value.clone(),
+                first: replaced.is_none(),
+            };
+            if let Some(replaced) = replaced {
+                let key = keys::state_history(meta.generation, &names, replaced.version);
+                self.batch
+                    .put(key, prost::Message::encode_to_vec(&replaced));
+            }
+            let key = keys::state_key(meta.generation, &names);
+            self.batch.put(key, prost::Message::encode_to_vec(&entry));
+            self.state.entries.insert(names, Some(entry));
+        }
+        for agent in agents {
+            self.batch.put(keys::state_agent(&agent, commit_ts), []);
+        }
+        meta.commit_ts = commit_ts;
+        self.state.meta = Some(meta);
+        Ok(Ok(StateCommitted {
+            commit_ts,
+            versions,
+        }))
+    }
+
+    fn touched_state(
+        &mut self,
+        stream: StreamId,
+    ) -> Result<&mut crate::stream::StreamState, StoreError> {
+        let part = self.part;
+        match self.touch(stream)? {
+            Some(touched) => Ok(&mut touched.state),
+            None => Err(part.malformed("the stream of the state store", &"it is missing")),
+        }
+    }
+
+    fn append_commit(
+        &mut self,
+        stream: StreamId,
+        json: Vec<u8>,
+        at_ms: u64,
+    ) -> Result<(), StoreError> {
+        let malformed = |e: &dyn std::fmt::Display| self.part.malformed("a commit", e);
+        let record =
+            EnvelopeRecord::try_from_parts(Vec::new(), json.into()).map_err(|e| malformed(&e))?;
+        let records = Unsequenced::single(Record::Envelope(record));
+        let appended = self.append(Append::new(stream, records, at_ms), false)?;
+        appended
+            .map(|_| ())
+            .map_err(|e| self.part.malformed("a commit", &format!("{e:?}")))
+    }
+
+    /// Forgets what the command says, a bounded part of it. It has to be the first of its step.
+    pub(crate) fn state_prune(&mut self, command: &StatePrune) -> Result<(), StoreError> {
+        let mut meta = self.state.meta();
+        if meta.stream == 0 {
+            return Ok(());
+        }
+        if command.keep_versions > 0 {
+            self.prune_versions(&mut meta, command)?;
+        }
+        if command.history_below > 0 {
+            self.prune_history(&mut meta, command)?;
+        }
+        self.state.meta = Some(meta);
+        Ok(())
+    }
+
+    fn prune_versions(
+        &mut self,
+        meta: &mut StateMeta,
+        command: &StatePrune,
+    ) -> Result<(), StoreError> {
+        let from = meta.versions_cut.max(meta.history_begins() - 1);
+        let to = command.versions_to.min(meta.commit_ts);
+        let (commits, cut) = self.some_commits(meta, from, to)?;
+        for (names, version) in changed(&commits) {
+            // The present entry counts as one that is kept.
+            let kept = command.keep_versions - 1;
+            self.forget_versions(meta.generation, &names, version, kept)?;
+        }
+        meta.versions_cut = meta.versions_cut.max(cut);
+        Ok(())
+    }
+
+    fn prune_history(
+        &mut self,
+        meta: &mut StateMeta,
+        command: &StatePrune,
+    ) -> Result<(), StoreError> {
+        let from = meta.history_begins() - 1;
+        let to = (command.history_below - 1).min(meta.commit_ts);
+        let (commits, cut) = self.some_commits(meta, from, to)?;
+        if cut <= from {
+            return Ok(());
+        }
+        for (names, version) in changed(&commits) {
+            self.forget_versions(meta.generation, &names, version, 0)?;
+        }
+        for commit in &commits {
+            let agents: BTreeSet<_> = commit.operations.iter().map(agent_of).collect();
+            for agent in agents {
+                self.batch
+                    .delete(keys::state_agent(&agent, commit.commit_ts));
+            }
+        }
+        meta.history_cut = cut;
+        let stream = StreamId(meta.stream);
+        if let Some(touched) = self.touch(stream)? {
+            // The record after the last of them has the commit's number as its sequence number.
+            touched.trimmed |= touched.state.trim_to(cut);
+            touched.state.active_ms = touched.state.active_ms.max(command.at_ms);
+        }
+        Ok(())
+    }
+
+    /// Commits after `from` and up to `to`, not too many; and up to which one that is.
+    fn some_commits(
+        &self,
+        meta: &StateMeta,
+        from: u64,
+        to: u64,
+    ) -> Result<(Vec<CommitRecord>, u64), StoreError> {
+        if to <= from {
+            return Ok((Vec::new(), from));
+        }
+        let most = PRUNE_COMMITS as usize;
+        let commits = read::commits(self.part, StreamId(meta.stream), from, to, most)?;
+        let cut = match commits.last() {
+            Some(last) if commits.len() == most => last.commit_ts,
+            _ => to,
+        };
+        Ok((commits, cut))
+    }
+
+    /// Removes earlier versions of a key, below `version`, but for the newest `kept` of all.
+    fn forget_versions(
+        &mut self,
+        generation: u32,
+        names: &[u8],
+        version: u64,
+        kept: u64,
+    ) -> Result<(), StoreError> {
+        let from = keys::state_history(generation, names, 0);
+        let to = keys::state_history(generation, names, u64::MAX);
+        let mut gone = Vec::new();
+        {
+            let mut it = self.part.iterate(&from, &to, false);
+            it.seek_to_last();
+            let mut newer = 0;
+            while let (Some(key), Some(value)) = (it.key(), it.value()) {
+                let at = keys::last_number(key).unwrap_or_default();
+                if newer >= kept && at < version {
+                    gone.push((key.to_vec(), value.len()));
+                }
+                newer += 1;
+                it.prev();
+            }
+            it.status()
+                .map_err(|e| self.part.error("reading versions of a key", e))?;
+        }
+        for (key, value) in gone {
+            self.state.garbage += (key.len() + value) as u64;
+            self.batch.delete(key);
+        }
+        Ok(())
+    }
+
+    /// One step of an import. It has to be the first of its step.
+    pub(crate) fn state_import(
+        &mut self,
+        command: StateImport,
+    ) -> Result<Result<StateImported, StateImportRefusal>, StoreError> {
+        let (id, at_ms) = (command.id, command.at_ms);
+        let done = match command.step {
+            Some(ImportStep::Begin(begin)) => self.begin_import(id, &begin),
+            Some(ImportStep::Entries(entries)) => self.import_entries(id, entries),
+            Some(ImportStep::Finish(finish)) => self.finish_import(id, &finish, at_ms)?,
+            None => Err(StateImportRefusal::Invalid("it has no step".to_owned())),
+        };
+        Ok(done.map(|commit_ts| StateImported { commit_ts }))
+    }
+
+    fn begin_import(&mut self, id: u64, begin: &ImportBegin) -> Result<u64, StateImportRefusal> {
+        let mut meta = self.state.meta();
+        if meta.commit_ts > 0 && !begin.replace {
+            return Err(StateImportRefusal::NotEmpty(meta.commit_ts));
+        }
+        let abandoned = meta.importing.map(|importing| importing.generation);
+        if let Some(abandoned) = abandoned {
+            for (from, to) in keys::state_generation(abandoned) {
+                self.batch.delete_range(&from, &to);
+            }
+        }
+        meta.importing = Some(Importing {
+            id,
+            generation: abandoned.unwrap_or(meta.generation).saturating_add(1),
+        });
+        self.state.meta = Some(meta);
+        Ok(0)
+    }
+
+    fn importing(&self, id: u64) -> Result<(StateMeta, u32), StateImportRefusal> {
+        let meta = self.state.meta();
+        match meta.importing {
+            Some(importing) if importing.id == id => Ok((meta, importing.generation)),
+            _ => Err(StateImportRefusal::Superseded),
+        }
+    }
+
+    fn import_entries(
+        &mut self,
+        id: u64,
+        command: ImportEntries,
+    ) -> Result<u64, StateImportRefusal> {
+        let (meta, generation) = self.importing(id)?;
+        let seen = self.state_forks(&meta);
+        for imported in command.entries {
+            let key = StateKey::new(imported.namespace, imported.agent_id, imported.key);
+            check_imported("a version", imported.version)?;
+            check_imported("a commit_ts", imported.commit_ts)?;
+            let entry = StateEntry {
+                version: imported.version,
+                commit_ts: imported.commit_ts,
+                // Another store may have seen more.
+                forks: imported.forks.min(seen),
+                value: imported.value,
+                first: imported.version == 1,
+            };
+            let key = keys::state_key(generation, &key.encode());
+            self.batch.put(key, prost::Message::encode_to_vec(&entry));
+        }
+        Ok(0)
+    }
+
+    fn finish_import(
+        &mut self,
+        id: u64,
+        finish: &ImportFinish,
+        at_ms: u64,
+    ) -> Result<Result<u64, StateImportRefusal>, StoreError> {
+        let (mut meta, generation) = match self.importing(id) {
+            Ok(importing) => importing,
+            Err(refusal) => return Ok(Err(refusal)),
+        };
+        if let Err(refusal) = check_imported("a commit_ts", finish.commit_ts) {
+            return Ok(Err(refusal));
+        }
+        let replaces = meta.commit_ts > 0;
+        let stream = self.state_stream(&mut meta, at_ms)?;
+        let state = self.touched_state(stream)?;
+        let from = state.tail_seq.max(finish.commit_ts);
+        let commit_ts = if replaces {
+            from.saturating_add(GAP)
+        } else {
+            from
+        };
+        state.skip_to(commit_ts);
+        meta.replaced += u64::from(replaces);
+        meta.commit_ts = commit_ts;
+        meta.imported_at = commit_ts;
+        meta.generation = generation;
+        meta.importing = None;
+        for (from, to) in keys::state_before(generation) {
+            self.batch.delete_range(&from, &to);
+        }
+        let (from, to) = (keys::state_agent(&[], 0), keys::all_state().1);
+        self.batch.delete_range(&from[..1], &to);
+        self.state.entries.clear();
+        self.state.meta = Some(meta);
+        Ok(Ok(commit_ts))
+    }
+}
+
+/// The version that a key has, if it is not the one that is expected. A deleted key may be expected not
+/// to exist, and to have the version of its deletion.
+fn mismatch(entry: Option<&StateEntry>, expected: u64) -> Option<u64> {
+    let Some(entry) = entry else {
+        return (expected != 0).then_some(0);
+    };
+    let as_expected = expected == entry.version || (expected == 0 && entry.value.is_none());
+    (!as_expected).then_some(entry.version)
+}
+
+fn check_imported(what: &str, number: u64) -> Result<(), StateImportRefusal> {
+    if (1..=MOST_IMPORTED).contains(&number) {
+        return Ok(());
+    }
+    Err(StateImportRefusal::Invalid(format!(
+        "{what} of {number}: 1 to {MOST_IMPORTED} are possible"
+    )))
+}
+
+fn agent_of(operation: &super::CommittedOperation) -> Vec<u8> {
+    agent_names(&operation.key.namespace, &operation.key.agent_id)
+}
+
+/// Keys that commits changed, each with the newest version that it got.
+fn changed(commits: &[CommitRecord]) -> BTreeMap<Vec<u8>, u64> {
+    let mut changed = BTreeMap::new();
+    for operation in commits.iter().flat_map(|commit| &commit.operations) {
+        let newest = changed.entry(operation.key.encode()).or_insert(0);
+        *newest = operation.version.max(*newest);
+    }
+    changed
+}

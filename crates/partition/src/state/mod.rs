@@ -1,0 +1,155 @@
+//! The state store: keys with versions, and the commits that made them.
+//!
+//! | room | what it holds |
+//! |---|---|
+//! | [`names`] | namespace, agent and key, and how they sort |
+//! | [`command`] | what travels through the log |
+//! | [`record`] | a commit as a record of the reserved stream |
+//! | [`read`] | reading keys, as of now or earlier, and commits |
+//! | [`digest`](read::StateView::digest) | what a state is, in short |
+//!
+//! The store lives in the partition of its stream, `esker-state/default`. A commit is one command: it
+//! gives each operation the key's next version, moves what it replaces to the history of the key, and
+//! appends one record to the stream, all in the write of its step. The record at sequence number n has
+//! `commit_ts` n + 1.
+//!
+//! Versions and commits are counted, and never given out twice: deleted keys keep an entry for their
+//! counter, and what a fork may have cut off is passed over, see [`crate::lineage`]. A key that was
+//! never written has seen no fork.
+//!
+//! Entries belong to a *generation*. An import writes the next one while the present one is read, and
+//! puts it in force in one write.
+
+pub(crate) mod apply;
+pub mod command;
+pub mod names;
+pub mod read;
+pub mod record;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use parking_lot::RwLock;
+
+pub use names::{MOST_NAME_BYTES, StateKey};
+pub use read::{StateReader, StateView};
+pub use record::{CommitRecord, CommittedOperation, MOST_RECORD_BYTES};
+
+use crate::ids::{PartitionId, STATE_BASIN_ID, partition_of};
+use crate::keys;
+use crate::lineage::GAP;
+use crate::store::{Part, StoreError};
+
+/// The store's stream, in the basin [`STATE_BASIN`](crate::ids::STATE_BASIN).
+pub const STATE_STREAM: &str = "default";
+
+/// The partition that the store lives in.
+pub fn state_partition(partitions: u32) -> PartitionId {
+    partition_of(STATE_BASIN_ID, STATE_STREAM, partitions)
+}
+
+/// Where the store stands. Written with each step that changes it.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct StateMeta {
+    /// Its stream; 0 before the first commit.
+    #[prost(uint64, tag = "1")]
+    pub stream: u64,
+    /// The generation whose entries are in force.
+    #[prost(uint32, tag = "2")]
+    pub generation: u32,
+    /// The newest commit; 0 if there was none.
+    #[prost(uint64, tag = "3")]
+    pub commit_ts: u64,
+    /// Commits up to this one are not kept.
+    #[prost(uint64, tag = "4")]
+    pub history_cut: u64,
+    /// Surplus versions of keys that were changed by commits up to this one are gone.
+    #[prost(uint64, tag = "5")]
+    pub versions_cut: u64,
+    /// How often the state was replaced by another one: each counts as a fork.
+    #[prost(uint64, tag = "6")]
+    pub replaced: u64,
+    /// Nothing is known of states before this commit: it is as of it that a state was imported.
+    #[prost(uint64, tag = "7")]
+    pub imported_at: u64,
+    /// An import that has begun.
+    #[prost(message, optional, tag = "8")]
+    pub importing: Option<Importing>,
+}
+
+/// An import that has begun.
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub struct Importing {
+    /// Which.
+    #[prost(uint64, tag = "1")]
+    pub id: u64,
+    /// The generation that it writes.
+    #[prost(uint32, tag = "2")]
+    pub generation: u32,
+}
+
+impl StateMeta {
+    /// The first commit that can be replayed.
+    pub fn history_begins(&self) -> u64 {
+        self.history_cut.max(self.imported_at) + 1
+    }
+}
+
+/// What a key has, or had.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct StateEntry {
+    /// Its version.
+    #[prost(uint64, tag = "1")]
+    pub version: u64,
+    /// The commit that gave it.
+    #[prost(uint64, tag = "2")]
+    pub commit_ts: u64,
+    /// How many forks the version has seen.
+    #[prost(uint64, tag = "3")]
+    pub forks: u64,
+    /// A JSON object; `None` for a deleted key.
+    #[prost(bytes = "bytes", optional, tag = "4")]
+    pub value: Option<Bytes>,
+    /// Whether the key did not exist before, and was never deleted.
+    #[prost(bool, tag = "5")]
+    pub first: bool,
+}
+
+impl StateEntry {
+    /// The version that comes after this one, or after none, when there have been so many forks.
+    pub(crate) fn next_version(entry: Option<&StateEntry>, forks: u64) -> Option<u64> {
+        let (version, seen) = entry.map_or((0, 0), |entry| (entry.version, entry.forks));
+        let missed = forks.saturating_sub(seen);
+        version
+            .checked_add(missed.checked_mul(GAP)?)?
+            .checked_add(1)
+    }
+}
+
+/// Where the store stands, for readers; moved on by the apply thread after each write.
+#[derive(Clone, Default)]
+pub(crate) struct Published(Arc<RwLock<StateMeta>>);
+
+impl Published {
+    pub fn open(part: &Part) -> Result<Published, StoreError> {
+        let meta = part.state_meta()?.unwrap_or_default();
+        Ok(Published(Arc::new(RwLock::new(meta))))
+    }
+
+    pub fn get(&self) -> StateMeta {
+        self.0.read().clone()
+    }
+
+    pub fn set(&self, meta: StateMeta) {
+        *self.0.write() = meta;
+    }
+}
+
+impl Part {
+    /// Where the state store stands; `None` if this partition never had one.
+    pub fn state_meta(&self) -> Result<Option<StateMeta>, StoreError> {
+        self.get::<StateMeta>(keys::STATE_META, "where the state store stands")
+    }
+}

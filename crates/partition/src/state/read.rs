@@ -1,0 +1,518 @@
+//! Reading the state store: keys as of now or earlier, commits, everything as of one moment.
+//!
+//! All of it blocks on the database for as long as a disk takes.
+
+use prost::Message as _;
+use rust_rocksdb::{ReadOptions, SnapshotWithThreadMode};
+use s2_common::record::Record;
+use xxhash_rust::xxh3::Xxh3;
+
+use super::names::{after, agent_names, prefix_names};
+use super::record::CommitRecord;
+use super::{Published, StateEntry, StateKey, StateMeta};
+use crate::batch::StoredBatch;
+use crate::ids::StreamId;
+use crate::keys;
+use crate::store::{Applied, Db, Part, RawIterator, StoreError};
+
+/// Why something of the state cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum StateReadError {
+    /// It is below the history that is kept.
+    #[error("history begins at commit_ts {commit_ts}")]
+    HistoryBegins {
+        /// The first commit that is kept, or as of which states are known.
+        commit_ts: u64,
+        /// The first version of the key that is kept.
+        version: Option<u64>,
+    },
+    /// The database.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// As of when a key is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum At {
+    /// Now.
+    Latest,
+    /// Its version of this number.
+    Version(u64),
+    /// What it was after this commit.
+    Commit(u64),
+}
+
+/// A digest of a state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StateDigest {
+    /// xxh3-128 of keys, versions, commits and values.
+    pub digest: u128,
+    /// Keys, deleted ones included.
+    pub keys: u64,
+}
+
+/// Computes a [`StateDigest`] from entries in order.
+#[derive(Default)]
+pub struct StateDigester {
+    hash: Xxh3,
+    keys: u64,
+}
+
+impl StateDigester {
+    /// Adds the next key.
+    pub fn add(&mut self, key: &StateKey, version: u64, commit_ts: u64, value: Option<&[u8]>) {
+        for name in [&key.namespace, &key.agent_id, &key.key] {
+            self.hash.update(&(name.len() as u64).to_be_bytes());
+            self.hash.update(name.as_bytes());
+        }
+        self.hash.update(&version.to_be_bytes());
+        self.hash.update(&commit_ts.to_be_bytes());
+        match value {
+            Some(value) => {
+                self.hash.update(&(value.len() as u64).to_be_bytes());
+                self.hash.update(value);
+            }
+            None => self.hash.update(&u64::MAX.to_be_bytes()),
+        }
+        self.keys += 1;
+    }
+
+    /// What came of it.
+    pub fn finish(self) -> StateDigest {
+        StateDigest {
+            digest: self.hash.digest128(),
+            keys: self.keys,
+        }
+    }
+}
+
+/// Reads the state store of a partition. Cheap to clone.
+#[derive(Clone)]
+pub struct StateReader {
+    part: Part,
+    published: Published,
+}
+
+impl StateReader {
+    pub(crate) fn new(part: Part, published: Published) -> StateReader {
+        StateReader { part, published }
+    }
+
+    /// Where the store stands.
+    pub fn meta(&self) -> StateMeta {
+        self.published.get()
+    }
+
+    /// The partition's part of the database.
+    pub fn part(&self) -> &Part {
+        &self.part
+    }
+
+    /// What a key has now.
+    pub fn get(&self, key: &StateKey) -> Result<Option<StateEntry>, StoreError> {
+        let generation = self.published.get().generation;
+        let key = keys::state_key(generation, &key.encode());
+        self.part.get(key, "a key of the state")
+    }
+
+    /// Everything as of one moment. Writers go on; what they delete stays on the disk meanwhile.
+    pub fn view<T>(
+        &self,
+        look: impl FnOnce(&StateView<'_>) -> Result<T, StateReadError>,
+    ) -> Result<T, StateReadError> {
+        let snapshot = self.part.store().db().snapshot();
+        let mut view = StateView {
+            part: &self.part,
+            snapshot: &snapshot,
+            meta: StateMeta::default(),
+            applied: Applied::default(),
+        };
+        view.applied = view.value(&keys::APPLIED)?.unwrap_or_default();
+        view.meta = view.value(&keys::STATE_META)?.unwrap_or_default();
+        look(&view)
+    }
+
+    /// Commits after `from` and up to `to`, those of one agent if one is given: at most `most`, and no
+    /// more once `most_bytes` are read. With them, up to which commit that is.
+    ///
+    /// # Errors
+    ///
+    /// [`StateReadError::HistoryBegins`] if the first of them is not kept.
+    pub fn commits(
+        &self,
+        agent: Option<(&str, &str)>,
+        from: u64,
+        to: u64,
+        most: usize,
+        most_bytes: usize,
+    ) -> Result<(Vec<CommitRecord>, u64), StateReadError> {
+        let meta = self.published.get();
+        let begins = meta.history_begins();
+        if from + 1 < begins {
+            return Err(StateReadError::HistoryBegins {
+                commit_ts: begins,
+                version: None,
+            });
+        }
+        let to = to.min(meta.commit_ts);
+        if to <= from || meta.stream == 0 {
+            return Ok((Vec::new(), from.max(to)));
+        }
+        let stream = StreamId(meta.stream);
+        let mut found = Vec::new();
+        let mut bytes = 0;
+        let mut enough = |found: &mut Vec<CommitRecord>, commit: CommitRecord, size: usize| {
+            bytes += size;
+            found.push(commit);
+            found.len() >= most || bytes >= most_bytes
+        };
+        match agent {
+            None => scan_commits(&self.part, stream, from, to, &mut |commit, size| {
+                enough(&mut found, commit, size)
+            })?,
+            Some((namespace, agent_id)) => {
+                let names = agent_names(namespace, agent_id);
+                let first = keys::state_agent(&names, from + 1);
+                let end = keys::state_agent(&names, to.saturating_add(1));
+                let mut it = self.part.iterate(&first, &end, true);
+                it.seek_to_first();
+                while let Some(key) = it.key() {
+                    let ts = keys::last_number(key).unwrap_or_default();
+                    let mut ended = false;
+                    scan_commits(&self.part, stream, ts - 1, ts, &mut |mut commit, size| {
+                        let of_agent =
+                            |key: &StateKey| key.namespace == namespace && key.agent_id == agent_id;
+                        commit.operations.retain(|o| of_agent(&o.key));
+                        ended = enough(&mut found, commit, size);
+                        ended
+                    })?;
+                    if ended {
+                        break;
+                    }
+                    it.next();
+                }
+                it.status()
+                    .map_err(|e| self.part.error("reading commits of an agent", e))?;
+            }
+        }
+        // It may have been cut while it was read.
+        let begins = self.published.get().history_begins();
+        if from + 1 < begins {
+            return Err(StateReadError::HistoryBegins {
+                commit_ts: begins,
+                version: None,
+            });
+        }
+        let full = found.len() >= most || bytes >= most_bytes;
+        let up_to = match found.last() {
+            Some(last) if full => last.commit_ts,
+            _ => to,
+        };
+        Ok((found, up_to))
+    }
+
+    /// The first commit after `from` that arrived at or after `at_ms`; one after the newest if none did.
+    /// Commits arrive in order.
+    pub fn first_arrived(&self, from: u64, at_ms: u64, most: usize) -> Result<u64, StoreError> {
+        let meta = self.published.get();
+        let mut ts = from + 1;
+        let mut looked = 0;
+        if meta.stream == 0 {
+            return Ok(ts);
+        }
+        scan_commits(
+            &self.part,
+            StreamId(meta.stream),
+            from,
+            meta.commit_ts,
+            &mut |commit, _| {
+                ts = commit.commit_ts;
+                looked += 1;
+                if commit.at_ms >= at_ms {
+                    return true;
+                }
+                ts += 1;
+                looked >= most
+            },
+        )?;
+        Ok(ts)
+    }
+}
+
+/// Commits after `from` and up to `to`, at most `most`.
+pub(crate) fn commits(
+    part: &Part,
+    stream: StreamId,
+    from: u64,
+    to: u64,
+    most: usize,
+) -> Result<Vec<CommitRecord>, StoreError> {
+    let mut found = Vec::new();
+    scan_commits(part, stream, from, to, &mut |commit, _| {
+        found.push(commit);
+        found.len() >= most
+    })?;
+    Ok(found)
+}
+
+/// Gives commits after `from` and up to `to`, with their sizes, until `take` has enough.
+fn scan_commits(
+    part: &Part,
+    stream: StreamId,
+    from: u64,
+    to: u64,
+    take: &mut dyn FnMut(CommitRecord, usize) -> bool,
+) -> Result<(), StoreError> {
+    // The commit of number t is at t − 1.
+    let (first, end) = (keys::data(stream, from), keys::data(stream, to));
+    let mut it = part.iterate(&first, &end, false);
+    it.seek_to_first();
+    while let (Some(key), Some(value)) = (it.key(), it.value()) {
+        let first_seq = keys::first_seq_of(key)
+            .ok_or_else(|| part.malformed("a commit's key", &"its length"))?;
+        let batch = StoredBatch::parse(first_seq, bytes::Bytes::copy_from_slice(value))
+            .map_err(|e| part.malformed("a commit", &e))?;
+        for record in batch.records(first_seq) {
+            let record = record.map_err(|e| part.malformed("a commit", &e))?;
+            let (position, record) = record.into_inner().into_parts();
+            let Record::Envelope(record) = record else {
+                continue;
+            };
+            let commit =
+                CommitRecord::parse(record.body()).map_err(|e| part.malformed("a commit", &e))?;
+            if commit.commit_ts != position.seq_num + 1 {
+                let why = format!(
+                    "commit {} is at sequence number {}",
+                    commit.commit_ts, position.seq_num
+                );
+                return Err(part.malformed("a commit", &why));
+            }
+            if take(commit, value.len()) {
+                return Ok(());
+            }
+        }
+        it.next();
+    }
+    it.status().map_err(|e| part.error("reading commits", e))
+}
+
+/// The state store as of one moment.
+pub struct StateView<'a> {
+    part: &'a Part,
+    snapshot: &'a SnapshotWithThreadMode<'a, Db>,
+    /// Where it stands.
+    pub meta: StateMeta,
+    /// What the partition has applied.
+    pub applied: Applied,
+}
+
+impl StateView<'_> {
+    fn value<M: prost::Message + Default>(&self, key: &[u8]) -> Result<Option<M>, StoreError> {
+        let value = self
+            .snapshot
+            .get_pinned_cf(&self.part.cf(), key)
+            .map_err(|e| self.part.error("reading the state", e))?;
+        value
+            .map(|bytes| M::decode(&bytes[..]).map_err(|e| self.part.malformed("the state", &e)))
+            .transpose()
+    }
+
+    fn iterate(&self, from: &[u8], to: &[u8], cache: bool) -> RawIterator<'_> {
+        let mut options = ReadOptions::default();
+        options.set_iterate_lower_bound(from);
+        options.set_iterate_upper_bound(to);
+        options.fill_cache(cache);
+        self.snapshot.raw_iterator_cf_opt(&self.part.cf(), options)
+    }
+
+    /// What a key has, or had.
+    pub fn get(&self, key: &StateKey, at: At) -> Result<Option<StateEntry>, StateReadError> {
+        let names = key.encode();
+        self.known_at(at)?;
+        let present = self.value(&keys::state_key(self.meta.generation, &names))?;
+        self.entry_at(&names, present, at)
+    }
+
+    /// Whether anything is known of that moment.
+    fn known_at(&self, at: At) -> Result<(), StateReadError> {
+        let begins = self.meta.history_begins();
+        match at {
+            At::Commit(ts) if ts + 1 < begins => Err(StateReadError::HistoryBegins {
+                commit_ts: begins - 1,
+                version: None,
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    fn entry_at(
+        &self,
+        names: &[u8],
+        present: Option<StateEntry>,
+        at: At,
+    ) -> Result<Option<StateEntry>, StateReadError> {
+        let Some(present) = present else {
+            // Deleted keys have an entry: it never was.
+            return Ok(None);
+        };
+        match at {
+            At::Latest => Ok(Some(present)),
+            At::Version(version) if version == present.version => Ok(Some(present)),
+            At::Version(version) if version > present.version || version == 0 => Ok(None),
+            At::Version(version) => {
+                let key = keys::state_history(self.meta.generation, names, version);
+                match self.value(&key)? {
+                    Some(entry) => Ok(Some(entry)),
+                    None => self.missing(names, &present, |oldest| version < oldest.version),
+                }
+            }
+            At::Commit(ts) if ts >= present.commit_ts => Ok(Some(present)),
+            At::Commit(ts) => match self.newest_up_to(names, &present, ts)? {
+                Some(entry) => Ok(Some(entry)),
+                None => self.missing(names, &present, |_| true),
+            },
+        }
+    }
+
+    /// Nothing was found: because it never was, or because it is no longer kept?
+    fn missing(
+        &self,
+        names: &[u8],
+        present: &StateEntry,
+        is_before: impl Fn(&StateEntry) -> bool,
+    ) -> Result<Option<StateEntry>, StateReadError> {
+        let oldest = self.oldest(names)?.unwrap_or_else(|| present.clone());
+        if oldest.first || !is_before(&oldest) {
+            return Ok(None);
+        }
+        Err(StateReadError::HistoryBegins {
+            commit_ts: oldest.commit_ts,
+            version: Some(oldest.version),
+        })
+    }
+
+    fn oldest(&self, names: &[u8]) -> Result<Option<StateEntry>, StoreError> {
+        let from = keys::state_history(self.meta.generation, names, 0);
+        self.first_from(names, &from)
+    }
+
+    fn first_from(&self, names: &[u8], from: &[u8]) -> Result<Option<StateEntry>, StoreError> {
+        let to = keys::state_history(self.meta.generation, names, u64::MAX);
+        let mut it = self.iterate(from, &to, true);
+        it.seek_to_first();
+        let found = it.value().map(StateEntry::decode).transpose();
+        it.status()
+            .map_err(|e| self.part.error("reading versions of a key", e))?;
+        found.map_err(|e| self.part.malformed("a version of a key", &e))
+    }
+
+    /// The newest of a key's earlier entries that a commit up to `ts` gave: versions rise with commits,
+    /// so what is left is halved until it is one.
+    fn newest_up_to(
+        &self,
+        names: &[u8],
+        present: &StateEntry,
+        ts: u64,
+    ) -> Result<Option<StateEntry>, StoreError> {
+        let mut best: Option<StateEntry> = None;
+        // The first version that may be later than `ts`, and the first that is.
+        let (mut low, mut high) = (0, present.version);
+        while low < high {
+            let middle = low + (high - low) / 2;
+            let from = keys::state_history(self.meta.generation, names, middle);
+            match self.first_from(names, &from)? {
+                Some(entry) if entry.version >= high => high = middle,
+                Some(entry) if entry.commit_ts <= ts => {
+                    low = entry.version + 1;
+                    best = Some(entry);
+                }
+                // Later than `ts`, or nothing before the present one.
+                _ => high = middle,
+            }
+        }
+        Ok(best)
+    }
+
+    /// Gives an agent's keys that begin with `prefix`, in order, deleted ones included, until `take` has
+    /// enough.
+    pub fn scan(
+        &self,
+        namespace: &str,
+        agent_id: &str,
+        prefix: &str,
+        start_after: Option<&str>,
+        at: At,
+        take: &mut dyn FnMut(String, StateEntry) -> bool,
+    ) -> Result<(), StateReadError> {
+        self.known_at(at)?;
+        let begin = prefix_names(namespace, agent_id, prefix);
+        let end = keys::state_key(self.meta.generation, &after(&begin));
+        let from = match start_after {
+            None => keys::state_key(self.meta.generation, &begin),
+            Some(last) => {
+                let last = StateKey::new(namespace, agent_id, last).encode();
+                let mut from = keys::state_key(self.meta.generation, last.as_slice().max(&begin));
+                if last >= begin {
+                    // Just after it.
+                    from.push(0);
+                }
+                from
+            }
+        };
+        let mut it = self.iterate(&from, &end, true);
+        it.seek_to_first();
+        while let Some((key, present)) = self.entry_of(&it)? {
+            let entry = match at {
+                At::Latest => Some(present),
+                at => self.entry_at(&key.encode(), Some(present), at)?,
+            };
+            if let Some(entry) = entry
+                && take(key.key, entry)
+            {
+                break;
+            }
+            it.next();
+        }
+        it.status()
+            .map_err(|e| self.part.error("reading keys", e))?;
+        Ok(())
+    }
+
+    /// Gives every key in order, deleted ones included, until `take` fails.
+    pub fn entries<E: From<StoreError>>(
+        &self,
+        take: &mut dyn FnMut(StateKey, StateEntry) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let [(from, to), _] = keys::state_generation(self.meta.generation);
+        let mut it = self.iterate(&from, &to, false);
+        it.seek_to_first();
+        while let Some((key, entry)) = self.entry_of(&it)? {
+            take(key, entry)?;
+            it.next();
+        }
+        it.status()
+            .map_err(|e| self.part.error("reading keys", e))?;
+        Ok(())
+    }
+
+    /// The state in short.
+    pub fn digest(&self) -> Result<StateDigest, StoreError> {
+        let mut digester = StateDigester::default();
+        self.entries(&mut |key, entry| {
+            digester.add(&key, entry.version, entry.commit_ts, entry.value.as_deref());
+            Ok::<_, StoreError>(())
+        })?;
+        Ok(digester.finish())
+    }
+
+    fn entry_of(&self, it: &RawIterator<'_>) -> Result<Option<(StateKey, StateEntry)>, StoreError> {
+        let (Some(key), Some(value)) = (it.key(), it.value()) else {
+            return Ok(None);
+        };
+        let names = keys::state_names(key).and_then(StateKey::decode);
+        let names = names.ok_or_else(|| self.part.malformed("a key of the state", &"its names"))?;
+        let entry =
+            StateEntry::decode(value).map_err(|e| self.part.malformed("a key of the state", &e))?;
+        Ok(Some((names, entry)))
+    }
+}
