@@ -15,7 +15,7 @@ use s2_common::record::{MeteredSize as _, StreamPosition};
 use s2_common::stream::AppendInput;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
-use crate::basins::unexpected;
+use crate::basins::{changeable, unexpected};
 use crate::clock::now_ms;
 use crate::error::Error;
 use crate::streams::StreamHandle;
@@ -105,6 +105,7 @@ impl StreamHandle {
         budget: Option<(&Arc<Semaphore>, usize)>,
     ) -> Result<PendingAppend, Error> {
         let inner = &self.node.inner;
+        changeable(self.basin.clone())?;
         if self.node.is_draining() {
             return Err(Error::Stopping);
         }
@@ -160,7 +161,10 @@ impl AppendSession {
     }
 }
 
-async fn admit(budget: &Arc<Semaphore>, bytes: usize) -> Result<OwnedSemaphorePermit, Error> {
+pub(crate) async fn admit(
+    budget: &Arc<Semaphore>,
+    bytes: usize,
+) -> Result<OwnedSemaphorePermit, Error> {
     let permits = u32::try_from(bytes).unwrap_or(u32::MAX);
     budget
         .clone()

@@ -1,13 +1,13 @@
 //! What can be done with basins.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
-use esker_partition::Basin;
 use esker_partition::command::{
     self, DeleteBasin, Kind, Mode, Outcome, ProvisionBasin, ProvisionRefusal, SetBasinSettings,
     SettingsSet,
 };
 use esker_partition::settings::BasinSettings;
+use esker_partition::{Basin, STATE_BASIN, STATE_BASIN_ID};
 use s2_common::config::{BasinConfig, BasinReconfiguration};
 use xxhash_rust::xxh3::xxh3_128;
 
@@ -166,7 +166,7 @@ impl Node {
     ) -> Result<BasinConfig, Error> {
         let inner = &self.inner;
         for _ in 0..CHANGE_ATTEMPTS {
-            let basin = self.basin(name)?;
+            let basin = changeable(self.basin(name)?)?;
             let config = basin.config.clone().reconfigure(changes.clone());
             let command = SetBasinSettings {
                 name: name.to_owned(),
@@ -188,6 +188,9 @@ impl Node {
     /// Begins to delete a basin: from now on it cannot be used, its name is free once every
     /// partition has dropped it.
     pub async fn delete_basin(&self, name: &str) -> Result<(), Error> {
+        if name == STATE_BASIN {
+            return Err(Error::ReadOnly(name.to_owned()));
+        }
         let command = DeleteBasin {
             name: name.to_owned(),
             at_ms: now_ms(),
@@ -217,10 +220,36 @@ impl Node {
 
     /// A basin, also one that is being deleted.
     pub(crate) fn any_basin(&self, name: &str) -> Result<Arc<Basin>, Error> {
+        if name == STATE_BASIN {
+            return Ok(state_basin());
+        }
         self.inner
             .catalog_reader
             .basin(name)
             .ok_or_else(|| Error::BasinNotFound(name.to_owned()))
+    }
+}
+
+/// The basin that the state store's commits are in. It has no entry in the catalog: it was always there.
+fn state_basin() -> Arc<Basin> {
+    static BASIN: LazyLock<Arc<Basin>> = LazyLock::new(|| {
+        Arc::new(Basin {
+            id: STATE_BASIN_ID,
+            name: STATE_BASIN.to_owned(),
+            config: BasinConfig::default(),
+            settings_version: 0,
+            created_ms: 0,
+            deleted_ms: None,
+        })
+    });
+    BASIN.clone()
+}
+
+/// The basin, unless only the server changes it.
+pub(crate) fn changeable(basin: Arc<Basin>) -> Result<Arc<Basin>, Error> {
+    match basin.id {
+        STATE_BASIN_ID => Err(Error::ReadOnly(basin.name.clone())),
+        _ => Ok(basin),
     }
 }
 

@@ -6,7 +6,8 @@
 //! node.json.new    the same, while the directory is being made for the first time
 //! log/             the Raft log of all partitions
 //! db/              RocksDB
-//! snapshots/<p>/   checkpoints of partition p: hard links to files of the database
+//! checkpoints/<p>/ checkpoints of partition p: hard links to files of the database
+//! snapshots/       JSON snapshots of the state store
 //! restore/<p>/     files of a snapshot on their way from the repository into the database
 //! restore.json     a restore under way that may lose something: what was decided
 //! repository/      partition snapshots, if no other destination is configured
@@ -29,7 +30,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::StartError;
 
 /// Version of the layout of a data directory, and of everything in it. 1 was never released.
-pub const FORMAT: u32 = 2;
+pub const FORMAT: u32 = 3;
 
 /// Who a data directory belongs to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -143,6 +144,9 @@ impl LockedDir {
         partitions: u32,
     ) -> Result<DataDir, StartError> {
         let (identity, is_new) = match self.found {
+            Some((identity, is_new)) if identity.format < FORMAT => {
+                (brought_up_to_date(&self.path, identity, is_new)?, is_new)
+            }
             Some(found) => found,
             None => {
                 let identity = identity();
@@ -195,6 +199,11 @@ impl DataDir {
     }
 
     /// Where checkpoints are.
+    pub fn checkpoints(&self) -> PathBuf {
+        self.path.join("checkpoints")
+    }
+
+    /// Where JSON snapshots of the state store are.
     pub fn snapshots(&self) -> PathBuf {
         self.path.join("snapshots")
     }
@@ -242,6 +251,43 @@ impl DataDir {
         sync_dir(&self.path)?;
         Ok(to)
     }
+}
+
+/// Makes the layout of an earlier format the present one. A crash leaves it at the earlier one, and the
+/// next start does the rest.
+fn brought_up_to_date(
+    path: &Path,
+    identity: Identity,
+    is_new: bool,
+) -> Result<Identity, StartError> {
+    // Checkpoints were in `snapshots` up to format 2.
+    let (from, to) = (path.join("snapshots"), path.join("checkpoints"));
+    if from.exists() {
+        fs::create_dir_all(&to).map_err(io("creating", &to))?;
+        for entry in fs::read_dir(&from).map_err(io("reading", &from))? {
+            let entry = entry.map_err(io("reading", &from))?;
+            let name = entry.file_name();
+            if name.to_string_lossy().parse::<u64>().is_ok() {
+                let there = to.join(&name);
+                fs::rename(entry.path(), &there).map_err(io("renaming to", &there))?;
+            }
+        }
+        sync_dir(&to)?;
+        sync_dir(&from)?;
+        sync_dir(path)?;
+    }
+    let name = if is_new { "node.json.new" } else { "node.json" };
+    let before = identity.format;
+    let identity = Identity {
+        format: FORMAT,
+        ..identity
+    };
+    write_identity(&path.join(name), &identity)?;
+    tracing::info!(
+        path = %path.display(),
+        "the data directory has format {FORMAT} now, and had {before}: earlier builds do not open it any more"
+    );
+    Ok(identity)
 }
 
 /// Replaces a file: whole or not at all, durable when this returns.
@@ -395,6 +441,32 @@ mod tests {
         assert!(
             matches!(&error, StartError::InUse { pid: p, .. } if *p == pid),
             "{error}"
+        );
+    }
+
+    #[test]
+    fn checkpoints_of_format_2_are_found_where_they_are_now() {
+        let dir = tempfile::tempdir().unwrap();
+        let identity = Identity {
+            format: 2,
+            ..made(dir.path())
+        };
+        let path = dir.path().join("node.json");
+        write_identity(&path, &identity).unwrap();
+        let before = dir.path().join("snapshots");
+        for file in ["3/lsn_5", "x"] {
+            fs::create_dir_all(before.join(file)).unwrap();
+        }
+        // A crash came after some of them were moved.
+        fs::create_dir_all(dir.path().join("checkpoints/1")).unwrap();
+        let opened = open(dir.path(), 8).unwrap();
+        assert_eq!(opened.identity.format, FORMAT);
+        assert!(opened.checkpoints().join("3/lsn_5").exists());
+        assert!(before.join("x").exists());
+        drop(opened);
+        assert_eq!(
+            open(dir.path(), 8).unwrap().identity.node_id,
+            identity.node_id
         );
     }
 

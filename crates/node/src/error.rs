@@ -55,6 +55,11 @@ pub enum Error {
     /// The request cannot be meant.
     #[error("{0}")]
     Invalid(String),
+    /// It is written by the server alone.
+    #[error(
+        "basin `{0}` is reserved for the state store: clients may read it; commit with `esker state` or a client of the state service"
+    )]
+    ReadOnly(String),
     /// Somebody else changed it at the same time. Nothing happened.
     #[error("changed by somebody else at the same time; try again")]
     Conflict,
@@ -226,6 +231,14 @@ pub enum StartError {
         /// What to do.
         remedy: &'static str,
     },
+    /// The state store can be made anew of nothing.
+    #[error(
+        "the state store cannot be used, and cannot be made anew; tried: {tried}. Nothing was changed. Put a snapshot into the directory `snapshots` of the data directory, and start again"
+    )]
+    StateUnusable {
+        /// Each source, and why it is not usable.
+        tried: String,
+    },
     /// Somebody else has begun another lineage.
     #[error(
         "partition {partition} of {repository} is of another lineage by now: {why}; this directory is of a dead line. Restore it from the repository into an empty one"
@@ -387,6 +400,7 @@ impl StartError {
             StartError::RepositoryUnreadable { .. } => "repository_unreadable",
             StartError::NothingToRestore { .. } => "nothing_to_restore",
             StartError::NothingUsable { .. } => "nothing_usable",
+            StartError::StateUnusable { .. } => "state_unusable",
             StartError::LineageBegins { .. } => "lineage_begins",
             StartError::OtherLineage { .. } => "other_lineage",
             StartError::JoinUnsupported => "join_unsupported",

@@ -10,6 +10,7 @@
 //! | [`position`] | where a stream stands, and which forks it has seen |
 //! | [`append`] | admission and submission of appends |
 //! | [`read`] | read sessions: catch up from the database, then follow |
+//! | [`state`] | the state store: transactions, reads, replay, JSON snapshots |
 //! | [`upkeep`] | flushing, log compaction, retention, deletion of basins |
 //!
 //! What is not deterministic (the time, hashes of request tokens, ids of sessions) is stamped here,
@@ -26,6 +27,7 @@ pub mod position;
 pub mod read;
 pub mod recovery;
 pub mod snapshots;
+pub mod state;
 pub mod streams;
 pub mod upkeep;
 
@@ -41,6 +43,7 @@ pub use snapshots::{
     OnLogFull, PartitionStatus, Prediction, Problem, Proof, SnapshotKind, SnapshotOptions,
     SnapshotStatus,
 };
+pub use state::{StateError, StateOptions, StateStore};
 pub use streams::{CreateOn, StreamHandle, StreamListing};
 
 // What callers need of the rooms below.

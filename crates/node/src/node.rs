@@ -19,6 +19,8 @@ use crate::data_dir::{DataDir, Identity};
 use crate::error::{Error, StartError};
 use crate::recovery;
 use crate::snapshots::{Bootstrap, CreatedSnapshot, SnapshotOptions, Snapshots, Uploader};
+use crate::state::keeper::Keeper;
+use crate::state::{self, StateOptions, StateStore};
 use crate::upkeep::Upkeep;
 
 /// Longest that a stop waits for snapshots.
@@ -58,6 +60,8 @@ pub struct NodeOptions {
     pub compact_garbage: u64,
     /// Snapshots and recovery.
     pub snapshots: SnapshotOptions,
+    /// The state store.
+    pub state: StateOptions,
     /// What an empty data directory means, if somebody said so.
     pub bootstrap: Option<Bootstrap>,
 }
@@ -82,13 +86,14 @@ impl NodeOptions {
             streams_per_round: 250,
             compact_garbage: 64 * MIB,
             snapshots: SnapshotOptions::default(),
+            state: StateOptions::default(),
             bootstrap: None,
         }
     }
 
     pub(crate) fn store_in(&self, data_dir: &DataDir) -> StoreOptions {
         StoreOptions {
-            checkpoints: Some(data_dir.snapshots()),
+            checkpoints: Some(data_dir.checkpoints()),
             ..self.store.clone()
         }
     }
@@ -125,6 +130,7 @@ pub(crate) struct Inner {
     pub stopping: CancellationToken,
     pub next_session: AtomicU64,
     pub snapshots: Snapshots,
+    pub state: state::Shared,
     pub started: Instant,
     /// Appends are refused until a snapshot is archived: see [`OnLogFull`].
     pub refuses_appends: AtomicBool,
@@ -138,6 +144,8 @@ pub struct Node {
     pub(crate) inner: Arc<Inner>,
     pub(crate) upkeep: Arc<Upkeep>,
     uploader: Arc<Uploader>,
+    state: StateStore,
+    keeper: Arc<Keeper>,
 }
 
 impl Node {
@@ -150,7 +158,10 @@ impl Node {
             source,
         })?;
         let uploader = Uploader::start(&inner);
+        let keeper = Keeper::start(&inner);
         Ok(Node {
+            state: StateStore::new(inner.clone()),
+            keeper: Arc::new(keeper),
             inner,
             upkeep: Arc::new(upkeep),
             uploader: Arc::new(uploader),
@@ -165,6 +176,11 @@ impl Node {
     /// The snapshot repository's URL, for people.
     pub fn repository_url(&self) -> &str {
         self.inner.snapshots.archive.shown()
+    }
+
+    /// The state store.
+    pub fn state(&self) -> &StateStore {
+        &self.state
     }
 
     /// Where the partitions stand, the catalog first.
@@ -252,6 +268,7 @@ impl Node {
             self.snapshot_before_stop().await;
         }
         self.uploader.stop();
+        self.keeper.join().await;
         let this = self.clone();
         // Joining it cannot fail but by a panic, which has been reported by the panic hook.
         let _ = tokio::task::spawn_blocking(move || this.stop_blocking()).await;

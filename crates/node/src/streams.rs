@@ -10,7 +10,7 @@ use esker_partition::{Basin, Stream};
 use s2_common::config::{OptionalStreamConfig, StreamConfig, StreamReconfiguration};
 use s2_common::record::StreamPosition;
 
-use crate::basins::{CHANGE_ATTEMPTS, Change, Create, unexpected};
+use crate::basins::{CHANGE_ATTEMPTS, Change, Create, changeable, unexpected};
 use crate::clock::now_ms;
 use crate::error::Error;
 use crate::node::{Node, StreamGroup};
@@ -94,7 +94,7 @@ impl Node {
         config: &OptionalStreamConfig,
         create: &Create,
     ) -> Result<(Change, StreamListing), Error> {
-        let basin = self.basin(basin)?;
+        let basin = changeable(self.basin(basin)?)?;
         let merged = config
             .clone()
             .merge(basin.config.default_stream_config.clone());
@@ -144,7 +144,7 @@ impl Node {
         changes: &StreamReconfiguration,
     ) -> Result<StreamConfig, Error> {
         for _ in 0..CHANGE_ATTEMPTS {
-            let handle = self.existing(self.basin(basin)?, name)?;
+            let handle = self.existing(changeable(self.basin(basin)?)?, name)?;
             let view = handle.stream.view();
             let config = OptionalStreamConfig::from(StreamConfig::clone(&view.config))
                 .reconfigure(changes.clone())
@@ -170,7 +170,7 @@ impl Node {
 
     /// Deletes a stream; its name is free at once.
     pub async fn delete_stream(&self, basin: &str, name: &str) -> Result<(), Error> {
-        let basin = self.any_basin(basin)?;
+        let basin = changeable(self.any_basin(basin)?)?;
         let partition = self.inner.partition(basin.id, name);
         let command = DeleteStream {
             basin: basin.id.0,

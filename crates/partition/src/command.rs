@@ -289,6 +289,14 @@ impl Kind {
         bytes
     }
 
+    /// The same, of one that is still needed.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(1 + self.encoded_len());
+        bytes.push(VERSION);
+        self.encode(&mut bytes);
+        bytes
+    }
+
     /// Parses what [`Kind::into_bytes`] made; `bytes` inside it are shared, not copied.
     pub fn from_bytes(mut bytes: Bytes) -> Result<Kind, String> {
         if !bytes.has_remaining() {

@@ -253,3 +253,13 @@ pub fn state_generation(generation: u32) -> [(Vec<u8>, Vec<u8>); 2] {
 pub fn all_state() -> (Vec<u8>, Vec<u8>) {
     (STATE_META.to_vec(), vec![STATE_AGENT + 1])
 }
+
+/// The generation of an entry's key.
+pub fn generation_of(key: &[u8]) -> Option<u32> {
+    Some(u32::from_be_bytes(key.get(1..5)?.try_into().ok()?))
+}
+
+/// All present entries, or all earlier ones, of all generations.
+pub fn all_state_entries() -> [(Vec<u8>, Vec<u8>); 2] {
+    [STATE_KEY, STATE_HISTORY].map(range_of)
+}

@@ -211,7 +211,7 @@ impl Search<'_> {
     async fn locals(&mut self) -> Vec<Checkpoint> {
         let base = self
             .data_dir
-            .snapshots()
+            .checkpoints()
             .join(self.facts.partition.to_string());
         let mut whole = Vec::new();
         for dir in checkpoint::all(&base).unwrap_or_default() {

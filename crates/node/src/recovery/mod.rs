@@ -27,6 +27,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::{Duration, Instant};
 
 use esker_partition::command::{DropBasin, Kind};
+use esker_partition::state::state_partition;
 use esker_partition::{Catalog, PartitionId, Store, StreamPartition};
 use esker_raft::runtime::SendToPeers;
 use esker_raft::{GroupId, Lsn, SnapshotSink, Term};
@@ -37,6 +38,7 @@ use crate::data_dir::DataDir;
 use crate::error::StartError;
 use crate::node::{Inner, NodeOptions, StreamGroup};
 use crate::snapshots::{Archive, LocalSnapshots, Rates, Snapshots, scan_tells};
+use crate::state;
 use plan::Plan;
 pub use report::{PartitionRecovery, RecoveryReport};
 pub use ways::Source;
@@ -62,7 +64,7 @@ pub(crate) async fn recover(options: NodeOptions) -> Result<Arc<Inner>, StartErr
         let (forked, damaged) = (opened.forked.clone(), opened.damaged.clone());
         // A group replays from the moment it is open.
         let replay = Instant::now();
-        let (inner, report) = groups(options, opened)?;
+        let (inner, report) = groups(options, opened, &handle)?;
         for partition in damaged {
             inner.snapshots.known[partition as usize].lock().distrusted = true;
         }
@@ -165,7 +167,11 @@ fn open(options: &NodeOptions, handle: &tokio::runtime::Handle) -> Result<Opened
 }
 
 /// Opens the groups; they replay from here on.
-fn groups(options: NodeOptions, opened: Opened) -> Result<(Inner, RecoveryReport), StartError> {
+fn groups(
+    options: NodeOptions,
+    opened: Opened,
+    handle: &tokio::runtime::Handle,
+) -> Result<(Inner, RecoveryReport), StartError> {
     let Opened {
         data_dir,
         raft,
@@ -180,12 +186,16 @@ fn groups(options: NodeOptions, opened: Opened) -> Result<(Inner, RecoveryReport
     {
         tracing::warn!(%error, dir = %data_dir.scratch().display(), "what a test of a restore left is not removed");
     }
-    let local = LocalSnapshots::open(data_dir.snapshots(), options.partitions, |p, checkpoint| {
-        let part = store.part(PartitionId(p));
-        let applied = part.applied().ok().flatten().map_or(0, |a| a.lsn);
-        let lineage = part.lineage().map(|l| l.id()).ok();
-        checkpoint.lineage() == lineage && checkpoint.meta.lsn <= applied
-    });
+    let local = LocalSnapshots::open(
+        data_dir.checkpoints(),
+        options.partitions,
+        |p, checkpoint| {
+            let part = store.part(PartitionId(p));
+            let applied = part.applied().ok().flatten().map_or(0, |a| a.lsn);
+            let lineage = part.lineage().map(|l| l.id()).ok();
+            checkpoint.lineage() == lineage && checkpoint.meta.lsn <= applied
+        },
+    );
     let local = Arc::new(local);
     let sink: Arc<dyn SnapshotSink> = local.clone();
     let mut applied = Vec::new();
@@ -209,11 +219,27 @@ fn groups(options: NodeOptions, opened: Opened) -> Result<(Inner, RecoveryReport
     let catalog = Catalog::open(&store)?;
     let catalog_reader = catalog.reader();
     let catalog = raft.open_group(GroupId(0), catalog, alone(), sink.clone())?;
+    let state_at = state_partition(options.partitions);
+    let files = open_state_files(&data_dir)?;
+    let state_archive = state::Shared::archive_of(&options.state, &archive);
+    let replayed = report.replayed(state_at.0);
+    state::rebuild::recover(
+        &store.part(state_at),
+        &files,
+        state_archive.as_ref(),
+        &data_dir.scratch(),
+        handle,
+        replayed,
+    )?;
+    let mut state_reader = None;
     let mut partitions = Vec::new();
     let stream_options = options.stream_options();
     for number in 1..=u64::from(options.partitions) {
         let partition = StreamPartition::open(&store, PartitionId(number), stream_options.clone())?;
         let reader = partition.reader();
+        if number == state_at.0 {
+            state_reader = Some(partition.state_reader());
+        }
         let group = raft.open_group(GroupId(number), partition, alone(), sink.clone())?;
         partitions.push(StreamGroup { group, reader });
     }
@@ -231,6 +257,14 @@ fn groups(options: NodeOptions, opened: Opened) -> Result<(Inner, RecoveryReport
     if report.restored_bytes > 0 {
         rates.restored(report.restored_bytes, report.restore);
     }
+    let state_reader = state_reader.expect("the store's partition is one of those that there are");
+    let state = state::Shared::new(
+        options.state.clone(),
+        state_reader,
+        files,
+        state_archive,
+        &identity,
+    )?;
     let snapshots = Snapshots::new(archive, local, rates, &identity);
     let inner = Inner {
         admission: Arc::new(Semaphore::new(options.append_inflight)),
@@ -245,6 +279,7 @@ fn groups(options: NodeOptions, opened: Opened) -> Result<(Inner, RecoveryReport
         stopping: CancellationToken::new(),
         next_session: AtomicU64::new(rand::random_range(1..=u64::MAX / 2)),
         snapshots,
+        state,
         started: Instant::now(),
         refuses_appends: AtomicBool::new(false),
         data_dir,
@@ -270,6 +305,16 @@ async fn tell_forked(inner: &Inner, forked: &[u64]) {
             }
         }
     }
+}
+
+/// The directory of JSON snapshots.
+fn open_state_files(data_dir: &DataDir) -> Result<state::files::Files, StartError> {
+    let path = data_dir.snapshots();
+    state::files::Files::open(path.clone()).map_err(|source| StartError::Io {
+        operation: "opening",
+        path,
+        source,
+    })
 }
 
 fn log_state(

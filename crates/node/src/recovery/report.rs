@@ -71,6 +71,13 @@ impl RecoveryReport {
         self.partitions.sort_by_key(|one| one.partition);
     }
 
+    /// Entries that are replayed on a partition.
+    pub(super) fn replayed(&self, partition: u64) -> u64 {
+        let mut of = self.partitions.iter();
+        of.find(|one| one.partition == partition)
+            .map_or(0, |one| one.replayed)
+    }
+
     /// Where it all came from, in short.
     pub(super) fn source(&self) -> String {
         let of = |wanted: fn(&Source) -> bool| {

@@ -9,6 +9,7 @@ use super::command::{
     StateCommitted, StateImport, StateImportRefusal, StateImported, StatePrune, StateRefusal,
 };
 use super::names::{StateKey, agent_names};
+use super::rebuild::stream_settings;
 use super::record::{CommitRecord, compose};
 use super::{Importing, Published, STATE_STREAM, StateEntry, StateMeta, read};
 use crate::batch::Unsequenced;
@@ -16,7 +17,6 @@ use crate::command::{Append, Mode, ProvisionStream};
 use crate::ids::{STATE_BASIN_ID, StreamId};
 use crate::keys;
 use crate::lineage::GAP;
-use crate::settings::StreamSettings;
 use crate::store::StoreError;
 use crate::streams::step::Step;
 
@@ -77,13 +77,7 @@ impl Step<'_> {
         let provision = ProvisionStream {
             basin: STATE_BASIN_ID.0,
             name: STATE_STREAM.to_owned(),
-            settings: StreamSettings {
-                storage_class: None,
-                retention_age_secs: Some(0),
-                timestamping_mode: Some(2),
-                timestamping_uncapped: Some(false),
-                delete_on_empty_secs: Some(0),
-            },
+            settings: stream_settings(),
             mode: Mode::CreateOnly as i32,
             request_hash: Vec::new(),
             at_ms,
@@ -165,6 +159,7 @@ impl Step<'_> {
                 self.batch
                     .put(key, prost::Message::encode_to_vec(&replaced));
             }
+            meta.keys += u64::from(entry.first);
             let key = keys::state_key(meta.generation, &names);
             self.batch.put(key, prost::Message::encode_to_vec(&entry));
             self.state.entries.insert(names, Some(entry));
@@ -352,15 +347,17 @@ impl Step<'_> {
         meta.importing = Some(Importing {
             id,
             generation: abandoned.unwrap_or(meta.generation).saturating_add(1),
+            keys: 0,
+            replace: begin.replace,
         });
         self.state.meta = Some(meta);
         Ok(0)
     }
 
-    fn importing(&self, id: u64) -> Result<(StateMeta, u32), StateImportRefusal> {
+    fn importing(&self, id: u64) -> Result<(StateMeta, Importing), StateImportRefusal> {
         let meta = self.state.meta();
         match meta.importing {
-            Some(importing) if importing.id == id => Ok((meta, importing.generation)),
+            Some(importing) if importing.id == id => Ok((meta, importing)),
             _ => Err(StateImportRefusal::Superseded),
         }
     }
@@ -370,8 +367,9 @@ impl Step<'_> {
         id: u64,
         command: ImportEntries,
     ) -> Result<u64, StateImportRefusal> {
-        let (meta, generation) = self.importing(id)?;
+        let (mut meta, mut importing) = self.importing(id)?;
         let seen = self.state_forks(&meta);
+        importing.keys += command.entries.len() as u64;
         for imported in command.entries {
             let key = StateKey::new(imported.namespace, imported.agent_id, imported.key);
             check_imported("a version", imported.version)?;
@@ -384,9 +382,11 @@ impl Step<'_> {
                 value: imported.value,
                 first: imported.version == 1,
             };
-            let key = keys::state_key(generation, &key.encode());
+            let key = keys::state_key(importing.generation, &key.encode());
             self.batch.put(key, prost::Message::encode_to_vec(&entry));
         }
+        meta.importing = Some(importing);
+        self.state.meta = Some(meta);
         Ok(0)
     }
 
@@ -396,7 +396,7 @@ impl Step<'_> {
         finish: &ImportFinish,
         at_ms: u64,
     ) -> Result<Result<u64, StateImportRefusal>, StoreError> {
-        let (mut meta, generation) = match self.importing(id) {
+        let (mut meta, importing) = match self.importing(id) {
             Ok(importing) => importing,
             Err(refusal) => return Ok(Err(refusal)),
         };
@@ -404,6 +404,9 @@ impl Step<'_> {
             return Ok(Err(refusal));
         }
         let replaces = meta.commit_ts > 0;
+        if replaces && !importing.replace {
+            return Ok(Err(StateImportRefusal::NotEmpty(meta.commit_ts)));
+        }
         let stream = self.state_stream(&mut meta, at_ms)?;
         let state = self.touched_state(stream)?;
         let from = state.tail_seq.max(finish.commit_ts);
@@ -416,9 +419,10 @@ impl Step<'_> {
         meta.replaced += u64::from(replaces);
         meta.commit_ts = commit_ts;
         meta.imported_at = commit_ts;
-        meta.generation = generation;
+        meta.generation = importing.generation;
+        meta.keys = importing.keys;
         meta.importing = None;
-        for (from, to) in keys::state_before(generation) {
+        for (from, to) in keys::state_before(importing.generation) {
             self.batch.delete_range(&from, &to);
         }
         let (from, to) = (keys::state_agent(&[], 0), keys::all_state().1);

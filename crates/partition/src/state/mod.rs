@@ -6,6 +6,7 @@
 //! | [`command`] | what travels through the log |
 //! | [`record`] | a commit as a record of the reserved stream |
 //! | [`read`] | reading keys, as of now or earlier, and commits |
+//! | [`rebuild`] | making the store anew without the log |
 //! | [`digest`](read::StateView::digest) | what a state is, in short |
 //!
 //! The store lives in the partition of its stream, `esker-state/default`. A commit is one command: it
@@ -24,6 +25,7 @@ pub(crate) mod apply;
 pub mod command;
 pub mod names;
 pub mod read;
+pub mod rebuild;
 pub mod record;
 #[cfg(test)]
 mod tests;
@@ -32,6 +34,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use parking_lot::RwLock;
+use tokio::sync::watch;
 
 pub use names::{MOST_NAME_BYTES, StateKey};
 pub use read::{StateReader, StateView};
@@ -77,6 +80,9 @@ pub struct StateMeta {
     /// An import that has begun.
     #[prost(message, optional, tag = "8")]
     pub importing: Option<Importing>,
+    /// Keys, deleted ones included.
+    #[prost(uint64, tag = "9")]
+    pub keys: u64,
 }
 
 /// An import that has begun.
@@ -88,6 +94,12 @@ pub struct Importing {
     /// The generation that it writes.
     #[prost(uint32, tag = "2")]
     pub generation: u32,
+    /// Entries that it has written.
+    #[prost(uint64, tag = "3")]
+    pub keys: u64,
+    /// Whether a store that has had commits is replaced.
+    #[prost(bool, tag = "4")]
+    pub replace: bool,
 }
 
 impl StateMeta {
@@ -129,21 +141,34 @@ impl StateEntry {
 }
 
 /// Where the store stands, for readers; moved on by the apply thread after each write.
-#[derive(Clone, Default)]
-pub(crate) struct Published(Arc<RwLock<StateMeta>>);
+#[derive(Clone)]
+pub(crate) struct Published {
+    meta: Arc<RwLock<StateMeta>>,
+    /// The newest commit.
+    newest: watch::Sender<u64>,
+}
 
 impl Published {
     pub fn open(part: &Part) -> Result<Published, StoreError> {
         let meta = part.state_meta()?.unwrap_or_default();
-        Ok(Published(Arc::new(RwLock::new(meta))))
+        Ok(Published {
+            newest: watch::Sender::new(meta.commit_ts),
+            meta: Arc::new(RwLock::new(meta)),
+        })
     }
 
     pub fn get(&self) -> StateMeta {
-        self.0.read().clone()
+        self.meta.read().clone()
     }
 
     pub fn set(&self, meta: StateMeta) {
-        *self.0.write() = meta;
+        let newest = meta.commit_ts;
+        *self.meta.write() = meta;
+        self.newest.send_replace(newest);
+    }
+
+    pub fn newest(&self) -> watch::Receiver<u64> {
+        self.newest.subscribe()
     }
 }
 

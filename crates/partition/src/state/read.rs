@@ -45,42 +45,44 @@ pub enum At {
 /// A digest of a state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StateDigest {
-    /// xxh3-128 of keys, versions, commits and values.
+    /// The sum of xxh3-128 of each key with its version, commit and value.
     pub digest: u128,
     /// Keys, deleted ones included.
     pub keys: u64,
 }
 
-/// Computes a [`StateDigest`] from entries in order.
+/// Computes a [`StateDigest`] from entries in any order.
 #[derive(Default)]
 pub struct StateDigester {
-    hash: Xxh3,
+    sum: u128,
     keys: u64,
 }
 
 impl StateDigester {
-    /// Adds the next key.
+    /// Adds a key.
     pub fn add(&mut self, key: &StateKey, version: u64, commit_ts: u64, value: Option<&[u8]>) {
+        let mut hash = Xxh3::new();
         for name in [&key.namespace, &key.agent_id, &key.key] {
-            self.hash.update(&(name.len() as u64).to_be_bytes());
-            self.hash.update(name.as_bytes());
+            hash.update(&(name.len() as u64).to_be_bytes());
+            hash.update(name.as_bytes());
         }
-        self.hash.update(&version.to_be_bytes());
-        self.hash.update(&commit_ts.to_be_bytes());
+        hash.update(&version.to_be_bytes());
+        hash.update(&commit_ts.to_be_bytes());
         match value {
             Some(value) => {
-                self.hash.update(&(value.len() as u64).to_be_bytes());
-                self.hash.update(value);
+                hash.update(&(value.len() as u64).to_be_bytes());
+                hash.update(value);
             }
-            None => self.hash.update(&u64::MAX.to_be_bytes()),
+            None => hash.update(&u64::MAX.to_be_bytes()),
         }
+        self.sum = self.sum.wrapping_add(hash.digest128());
         self.keys += 1;
     }
 
     /// What came of it.
     pub fn finish(self) -> StateDigest {
         StateDigest {
-            digest: self.hash.digest128(),
+            digest: self.sum,
             keys: self.keys,
         }
     }
@@ -101,6 +103,11 @@ impl StateReader {
     /// Where the store stands.
     pub fn meta(&self) -> StateMeta {
         self.published.get()
+    }
+
+    /// The newest commit, and each that comes.
+    pub fn newest(&self) -> tokio::sync::watch::Receiver<u64> {
+        self.published.newest()
     }
 
     /// The partition's part of the database.

@@ -447,3 +447,58 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_store_made_anew_of_a_snapshot_and_the_commits_after_it_is_the_same_and_goes_on() {
+    let mut it = Fixture::new();
+    let (a, b) = (key("a"), key("b"));
+    for n in 0..4 {
+        it.commit(vec![write(&a, &format!("{{\"n\":{n}}}")), delete(&b)]);
+    }
+    let mut snapshot = Vec::new();
+    it.state_reader()
+        .view(|view| {
+            view.entries(&mut |key, entry| {
+                snapshot.push((key, entry));
+                Ok::<_, StateReadError>(())
+            })
+        })
+        .unwrap();
+    for _ in 0..3 {
+        it.commit(vec![write(&b, "{}"), write(&key("c"), "{}")]);
+    }
+    let digest = |it: &Fixture| {
+        let reader = it.state_reader();
+        reader.view(|view| Ok(view.digest()?)).unwrap()
+    };
+    let before = digest(&it);
+    assert_eq!(it.part().state_problem().unwrap(), None);
+    let mut wreck = it.part().batch();
+    wreck.delete(crate::keys::STATE_META);
+    wreck.write().unwrap();
+    it.reopen();
+    let why = it.part().state_problem().unwrap();
+    assert_eq!(why.as_deref(), Some("where it stands is missing"));
+    let left = it.part().state_stream_left().unwrap().unwrap();
+    assert_eq!((left.from, left.to), (0, 7));
+    let mut rebuild = it.part().rebuild_state().unwrap();
+    for (key, entry) in &snapshot {
+        rebuild.entry(key, entry).unwrap();
+    }
+    assert_eq!(rebuild.fold(4, 7).unwrap(), 3);
+    assert_eq!(rebuild.finish(7).unwrap().keys, 3);
+    it.stop_and_open();
+    assert_eq!(it.part().state_problem().unwrap(), None);
+    assert_eq!(digest(&it), before);
+    assert_eq!(values(it.read("b", At::Version(5)).unwrap()).unwrap().1, 5);
+    let gone = it.read("a", At::Version(3)).unwrap_err();
+    assert!(matches!(
+        gone,
+        StateReadError::HistoryBegins {
+            version: Some(4),
+            ..
+        }
+    ));
+    let next = it.commit(vec![write(&a, "{}"), write(&key("d"), "{}")]);
+    assert_eq!((next.commit_ts, next.versions), (8, vec![5, 1]));
+}

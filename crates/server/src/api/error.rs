@@ -208,6 +208,7 @@ impl ServiceError {
                 Error::StreamNotFound { .. } => ErrorCode::StreamNotFound,
                 Error::Invalid(_) | Error::PartitionNotFound { .. } => ErrorCode::Invalid,
                 Error::Conflict => ErrorCode::TransactionConflict,
+                Error::ReadOnly(_) => ErrorCode::PermissionDenied,
                 Error::TryLater(_) => ErrorCode::RateLimited,
                 Error::Stopping => ErrorCode::ServerDraining,
                 Error::Unknown(_) => ErrorCode::Other,

@@ -1,0 +1,396 @@
+//! A JSON snapshot, as text.
+//!
+//! ```json
+//! { "version": 1, "created_at": 1707300000, "commit_ts": 12345, "lineage": "…", "lsn": 98765,
+//!   "state": { "default:agent-1:memory": { "value": {"fact": "…"}, "version": 5, "commit_ts": 12340 },
+//!              "default:agent-1:draft": { "deleted": true, "version": 2, "commit_ts": 77 } } }
+//! ```
+//!
+//! A key is its namespace, its agent and its name, with `:` between and with `:` and `%` in them written
+//! `%3A` and `%25`. A deleted key is kept for its counter. `forks` is there, on an entry, if its version
+//! has seen any (see [`esker_partition::lineage`]). `lsn` is how far the partition's log is covered.
+//!
+//! Reading takes the keys in any order, so that what `jq` has sorted can be read as well, and looks at
+//! each entry strictly: an unknown or a missing member is an error that names the key.
+
+use std::fmt;
+use std::io::{self, Read, Write};
+
+use bytes::Bytes;
+use esker_partition::state::{StateEntry, StateKey};
+use serde::de::{DeserializeSeed, Error as _, IgnoredAny, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+use serde_json::value::RawValue;
+
+/// Version of the document.
+pub(crate) const VERSION: u32 = 1;
+
+/// What a snapshot says of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Header {
+    /// Seconds since the epoch.
+    pub created_at: u64,
+    /// The last commit that it covers.
+    pub commit_ts: u64,
+    /// In hexadecimal digits; empty if it says none.
+    pub lineage: String,
+    /// How far the partition's log is covered; 0 if it does not say.
+    pub lsn: u64,
+}
+
+/// Writes the beginning.
+pub(crate) fn write_header(to: &mut impl Write, header: &Header) -> io::Result<()> {
+    write!(
+        to,
+        "{{\"version\": {VERSION}, \"created_at\": {}, \"commit_ts\": {}, \"lineage\": \"{}\", \"lsn\": {},\n\"state\": {{",
+        header.created_at, header.commit_ts, header.lineage, header.lsn
+    )
+}
+
+/// Writes an entry.
+pub(crate) fn write_entry(
+    to: &mut impl Write,
+    is_first: bool,
+    key: &StateKey,
+    entry: &StateEntry,
+) -> io::Result<()> {
+    to.write_all(if is_first { b"\n" } else { b",\n" })?;
+    serde_json::to_writer(&mut *to, &escaped(key))?;
+    match &entry.value {
+        Some(value) => {
+            to.write_all(b": {\"value\": ")?;
+            to.write_all(value)?;
+        }
+        None => to.write_all(b": {\"deleted\": true")?,
+    }
+    write!(
+        to,
+        ", \"version\": {}, \"commit_ts\": {}",
+        entry.version, entry.commit_ts
+    )?;
+    if entry.forks > 0 {
+        write!(to, ", \"forks\": {}", entry.forks)?;
+    }
+    to.write_all(b"}")
+}
+
+/// Writes the end.
+pub(crate) fn write_end(to: &mut impl Write) -> io::Result<()> {
+    to.write_all(b"\n}}\n")
+}
+
+/// A key as one string.
+pub(crate) fn escaped(key: &StateKey) -> String {
+    let mut text = String::new();
+    for (i, name) in [&key.namespace, &key.agent_id, &key.key]
+        .into_iter()
+        .enumerate()
+    {
+        if i > 0 {
+            text.push(':');
+        }
+        for character in name.chars() {
+            match character {
+                ':' => text.push_str("%3A"),
+                '%' => text.push_str("%25"),
+                other => text.push(other),
+            }
+        }
+    }
+    text
+}
+
+/// The key that a string stands for.
+pub(crate) fn unescaped(text: &str) -> Result<StateKey, String> {
+    let mut names = text.split(':').map(name_of);
+    let (Some(namespace), Some(agent_id), Some(key), None) =
+        (names.next(), names.next(), names.next(), names.next())
+    else {
+        return Err(format!(
+            "the key {text:?} is not namespace, agent and key with `:` between"
+        ));
+    };
+    let key = StateKey::new(namespace?, agent_id?, key?);
+    key.check()?;
+    Ok(key)
+}
+
+fn name_of(text: &str) -> Result<String, String> {
+    let mut pieces = text.split('%');
+    let mut name = pieces.next().unwrap_or_default().to_owned();
+    for piece in pieces {
+        let (character, rest) = match (piece.get(..2), piece.get(2..)) {
+            (Some("3A" | "3a"), Some(rest)) => (':', rest),
+            (Some("25"), Some(rest)) => ('%', rest),
+            _ => return Err(format!("a `%` in {text:?} stands for neither `:` nor `%`")),
+        };
+        name.push(character);
+        name.push_str(rest);
+    }
+    Ok(name)
+}
+
+/// Why a document is none, or why what was read was not taken.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct Malformed(pub String);
+
+/// Reads a document to its end, and gives each entry. What it says of itself is known only then.
+pub(crate) fn read(
+    from: impl Read,
+    mut take: impl FnMut(StateKey, StateEntry) -> Result<(), String>,
+) -> Result<Header, Malformed> {
+    let mut parser = serde_json::Deserializer::from_reader(from);
+    let header = Document { take: &mut take }
+        .deserialize(&mut parser)
+        .map_err(|e| Malformed(e.to_string()))?;
+    parser.end().map_err(|e| Malformed(e.to_string()))?;
+    Ok(header)
+}
+
+struct Document<'a, F> {
+    take: &'a mut F,
+}
+
+impl<'de, F: FnMut(StateKey, StateEntry) -> Result<(), String>> DeserializeSeed<'de>
+    for Document<'_, F>
+{
+    type Value = Header;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Header, D::Error> {
+        deserializer.deserialize_map(self)
+    }
+}
+
+impl<'de, F: FnMut(StateKey, StateEntry) -> Result<(), String>> Visitor<'de> for Document<'_, F> {
+    type Value = Header;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a snapshot of a state")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Header, A::Error> {
+        let (mut version, mut created_at, mut commit_ts) = (None::<u32>, None, None);
+        let (mut lineage, mut lsn, mut has_state) = (String::new(), 0, false);
+        while let Some(member) = map.next_key::<String>()? {
+            match member.as_str() {
+                "version" => version = Some(map.next_value()?),
+                "created_at" => created_at = Some(map.next_value()?),
+                "commit_ts" => commit_ts = Some(map.next_value()?),
+                "lineage" => lineage = map.next_value()?,
+                "lsn" => lsn = map.next_value()?,
+                "state" if has_state => return Err(A::Error::duplicate_field("state")),
+                "state" => {
+                    has_state = true;
+                    map.next_value_seed(Entries {
+                        take: &mut *self.take,
+                    })?;
+                }
+                // What a later version may add.
+                _ => drop(map.next_value::<IgnoredAny>()?),
+            }
+        }
+        let version = version.ok_or_else(|| A::Error::missing_field("version"))?;
+        if version != VERSION {
+            return Err(A::Error::custom(format!(
+                "it has version {version}, this version knows {VERSION}: use a newer esker"
+            )));
+        }
+        if !has_state {
+            return Err(A::Error::missing_field("state"));
+        }
+        Ok(Header {
+            created_at: created_at.ok_or_else(|| A::Error::missing_field("created_at"))?,
+            commit_ts: commit_ts.ok_or_else(|| A::Error::missing_field("commit_ts"))?,
+            lineage,
+            lsn,
+        })
+    }
+}
+
+struct Entries<'a, F> {
+    take: &'a mut F,
+}
+
+impl<'de, F: FnMut(StateKey, StateEntry) -> Result<(), String>> DeserializeSeed<'de>
+    for Entries<'_, F>
+{
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_map(self)
+    }
+}
+
+impl<'de, F: FnMut(StateKey, StateEntry) -> Result<(), String>> Visitor<'de> for Entries<'_, F> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("keys with their entries")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        while let Some(key) = map.next_key::<String>()? {
+            let entry = map
+                .next_value::<Entry>()
+                .map_err(|e| A::Error::custom(format!("{key:?}: {e}")))?;
+            let names = unescaped(&key).map_err(A::Error::custom)?;
+            let entry = entry
+                .checked()
+                .map_err(|why| A::Error::custom(format!("{key:?}: {why}")))?;
+            (self.take)(names, entry).map_err(A::Error::custom)?;
+        }
+        Ok(())
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Entry {
+    value: Option<Box<RawValue>>,
+    #[serde(default)]
+    deleted: bool,
+    version: u64,
+    commit_ts: u64,
+    #[serde(default)]
+    forks: u64,
+}
+
+impl Entry {
+    fn checked(self) -> Result<StateEntry, &'static str> {
+        let value = match (self.value, self.deleted) {
+            (Some(value), false) if value.get().starts_with('{') => {
+                Some(Bytes::from(String::from(Box::<str>::from(value))))
+            }
+            (Some(_), false) => return Err("the value is not an object"),
+            (None, true) => None,
+            _ => return Err("it has either a value or \"deleted\": true"),
+        };
+        if self.version == 0 || self.commit_ts == 0 {
+            return Err("version and commit_ts begin at 1");
+        }
+        Ok(StateEntry {
+            version: self.version,
+            commit_ts: self.commit_ts,
+            forks: self.forks,
+            value,
+            first: self.version == 1,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn read_all(text: &[u8]) -> Result<(Header, Vec<(StateKey, StateEntry)>), Malformed> {
+        let mut entries = Vec::new();
+        let header = read(text, |key, entry| {
+            entries.push((key, entry));
+            Ok(())
+        })?;
+        Ok((header, entries))
+    }
+
+    fn header() -> Header {
+        Header {
+            created_at: 1_707_300_000,
+            commit_ts: 12_345,
+            lineage: "00ff".to_owned(),
+            lsn: 7,
+        }
+    }
+
+    fn text(entries: &[(StateKey, StateEntry)]) -> Vec<u8> {
+        let mut text = Vec::new();
+        write_header(&mut text, &header()).unwrap();
+        for (i, (key, entry)) in entries.iter().enumerate() {
+            write_entry(&mut text, i == 0, key, entry).unwrap();
+        }
+        write_end(&mut text).unwrap();
+        text
+    }
+
+    fn entry() -> impl Strategy<Value = StateEntry> {
+        let value = prop_oneof![
+            Just(None),
+            Just(Some(Bytes::from_static(b"{}"))),
+            Just(Some(Bytes::from_static(
+                br#"{"a":[{"b":"\u0000:\""},1.5,9007199254740992,null]}"#
+            ))),
+        ];
+        (1u64..9, 1u64..9, 0u64..2, value).prop_map(|(version, commit_ts, forks, value)| {
+            StateEntry {
+                version,
+                commit_ts,
+                forks,
+                value,
+                first: version == 1,
+            }
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn a_snapshot_reads_back_as_it_was_written(
+            entries in prop::collection::btree_map(
+                ("[\0:%a\"é]{0,3}", "[:%a]{0,3}", "[:%a]{0,3}"), entry(), 0..6,
+            ),
+        ) {
+            let entries: Vec<_> = entries
+                .into_iter()
+                .map(|((n, a, k), entry)| (StateKey::new(n, a, k), entry))
+                .collect();
+            let text = text(&entries);
+            let read = read_all(&text).unwrap();
+            prop_assert_eq!(read, (header(), entries));
+            // Another program reads it, sorts it, and it is the same.
+            let value: serde_json::Value = serde_json::from_slice(&text).unwrap();
+            let sorted = serde_json::to_vec_pretty(&value).unwrap();
+            prop_assert_eq!(read_all(&sorted).unwrap().0, header());
+        }
+
+        #[test]
+        fn a_snapshot_that_is_cut_short_is_none(cut in 0usize..300) {
+            let entries = [(StateKey::new("n", "a", "k"), StateEntry {
+                version: 1, commit_ts: 1, forks: 0, value: Some(Bytes::from_static(b"{}")), first: true,
+            })];
+            let text = text(&entries);
+            // The last character is the end of a line.
+            prop_assume!(cut + 1 < text.len());
+            prop_assert!(read_all(&text[..cut]).is_err());
+        }
+    }
+
+    #[test]
+    fn names_that_could_be_taken_for_others_are_told_apart() {
+        let one = escaped(&StateKey::new("n", "b:c", "k"));
+        let other = escaped(&StateKey::new("n:b", "c", "k"));
+        assert_eq!((one.as_str(), other.as_str()), ("n:b%3Ac:k", "n%3Ab:c:k"));
+        assert!(unescaped("n:b:c:k").is_err());
+        assert!(unescaped("n:b%2:k").is_err());
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_snapshot_is_said_with_the_key() {
+        let refused = |text: &str| read_all(text.as_bytes()).unwrap_err().to_string();
+        let newer = r#"{"version": 9, "created_at": 1, "commit_ts": 1, "state": {}}"#;
+        assert!(
+            refused(newer).contains("it has version 9"),
+            "{}",
+            refused(newer)
+        );
+        let both =
+            r#"{"state": {"n:a:k": {"value": {}, "deleted": true, "version": 1, "commit_ts": 1}}}"#;
+        assert!(refused(both).contains("n:a:k"), "{}", refused(both));
+        let unknown = r#"{"state": {"n:a:k": {"values": {}, "version": 1, "commit_ts": 1}}}"#;
+        assert!(refused(unknown).contains("values"), "{}", refused(unknown));
+        assert!(refused("{}").contains("version"));
+        assert!(
+            refused(&format!("{} x", std::str::from_utf8(&text(&[])).unwrap()))
+                .contains("trailing")
+        );
+    }
+}

@@ -1,0 +1,459 @@
+//! JSON snapshots on this disk: `snapshots/` of the data directory.
+//!
+//! ```text
+//! snapshots/snapshot-<commit_ts>.json              a snapshot, see `document`
+//! snapshots/.sums/snapshot-<commit_ts>.json.xxh128 its checksum, as `xxh128sum` writes it
+//! snapshots/.tmp-<commit_ts>                       one that was not finished
+//! ```
+//!
+//! One becomes visible by a rename, after it and its checksum are synced: what is there is whole, unless
+//! somebody or the disk has changed it. One that was removed by hand is no error. One without a checksum
+//! is read strictly, with a warning; one that does not match its own is never used.
+
+use std::fs::{self, File};
+use std::io::{self, BufReader, BufWriter, Read, Write};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use esker_partition::state::{StateEntry, StateKey};
+use xxhash_rust::xxh3::Xxh3;
+
+use super::document::{self, Header};
+
+/// Written in pieces of this many bytes.
+const PIECE: usize = 256 * 1024;
+/// Synced after this many: the disk is never far behind, so that no commit's sync has to wait for it.
+const SYNC_EVERY: u64 = 2 * 1024 * 1024;
+/// Bytes a second at most: commits share the disk and the processors.
+const RATE: f64 = 48.0 * 1024.0 * 1024.0;
+
+/// The directory of JSON snapshots.
+#[derive(Clone, Debug)]
+pub(crate) struct Files {
+    dir: PathBuf,
+}
+
+/// A snapshot that was written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Written {
+    pub header: Header,
+    pub keys: u64,
+    pub bytes: u64,
+}
+
+/// The file of a snapshot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Found {
+    pub commit_ts: u64,
+    pub path: PathBuf,
+    pub bytes: u64,
+}
+
+/// Its name.
+pub(crate) fn name_of(commit_ts: u64) -> String {
+    format!("snapshot-{commit_ts}.json")
+}
+
+/// The commit of a snapshot's name.
+pub(crate) fn commit_of(name: &str) -> Option<u64> {
+    let digits = name.strip_prefix("snapshot-")?.strip_suffix(".json")?;
+    let commit_ts = digits.parse().ok()?;
+    // `snapshot-007.json` is somebody else's.
+    (name_of(commit_ts) == name).then_some(commit_ts)
+}
+
+impl Files {
+    /// The directory, made if it is missing; what was not finished in it is removed.
+    pub fn open(dir: PathBuf) -> io::Result<Files> {
+        let files = Files { dir };
+        fs::create_dir_all(files.sums())?;
+        sync(&files.dir)?;
+        for entry in fs::read_dir(&files.dir)? {
+            let entry = entry?;
+            if entry.file_name().to_string_lossy().starts_with(".tmp-") {
+                fs::remove_file(entry.path())?;
+            }
+        }
+        files.forget_sums()?;
+        Ok(files)
+    }
+
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    fn sums(&self) -> PathBuf {
+        self.dir.join(".sums")
+    }
+
+    pub fn path(&self, commit_ts: u64) -> PathBuf {
+        self.dir.join(name_of(commit_ts))
+    }
+
+    pub fn sum_path(&self, commit_ts: u64) -> PathBuf {
+        self.sums().join(format!("{}.xxh128", name_of(commit_ts)))
+    }
+
+    /// What is there, newest first.
+    pub fn list(&self) -> io::Result<Vec<Found>> {
+        let mut found = Vec::new();
+        let entries = match fs::read_dir(&self.dir) {
+            Ok(entries) => entries,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(found),
+            Err(e) => return Err(e),
+        };
+        for entry in entries {
+            let entry = entry?;
+            let Some(commit_ts) = entry.file_name().to_str().and_then(commit_of) else {
+                continue;
+            };
+            match entry.metadata() {
+                Ok(metadata) if metadata.is_file() => found.push(Found {
+                    commit_ts,
+                    path: entry.path(),
+                    bytes: metadata.len(),
+                }),
+                Ok(_) => {}
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                Err(e) => return Err(e),
+            }
+        }
+        found.sort_by_key(|one| std::cmp::Reverse(one.commit_ts));
+        Ok(found)
+    }
+
+    /// Writes a snapshot: whole or not at all, durable when this returns. `entries` gives its entries to
+    /// the writer.
+    pub fn write<E: From<io::Error>>(
+        &self,
+        header: Header,
+        entries: impl FnOnce(&mut Writer) -> Result<(), E>,
+    ) -> Result<Written, E> {
+        // The directory may have been removed by hand.
+        fs::create_dir_all(self.sums())?;
+        let temporary = self.dir.join(format!(".tmp-{}", header.commit_ts));
+        let done = self.write_to(&temporary, header, entries);
+        if done.is_err() {
+            let _ = fs::remove_file(&temporary);
+        }
+        done
+    }
+
+    fn write_to<E: From<io::Error>>(
+        &self,
+        temporary: &Path,
+        header: Header,
+        entries: impl FnOnce(&mut Writer) -> Result<(), E>,
+    ) -> Result<Written, E> {
+        let mut writer = Writer::new(File::create(temporary)?);
+        document::write_header(&mut writer.to, &header)?;
+        entries(&mut writer)?;
+        document::write_end(&mut writer.to)?;
+        writer.to.flush()?;
+        let keys = writer.keys;
+        let Paced {
+            file, bytes, hash, ..
+        } = writer
+            .to
+            .into_inner()
+            .map_err(|e| E::from(e.into_error()))?;
+        file.sync_all()?;
+        let name = name_of(header.commit_ts);
+        let sum = format!("{:032x}  {name}\n", hash.digest128());
+        let sum_path = self.sum_path(header.commit_ts);
+        let mut file = File::create(&sum_path)?;
+        file.write_all(sum.as_bytes())?;
+        file.sync_all()?;
+        sync(&self.sums())?;
+        fs::rename(temporary, self.path(header.commit_ts))?;
+        sync(&self.dir)?;
+        Ok(Written {
+            header,
+            keys,
+            bytes,
+        })
+    }
+
+    /// Reads a snapshot to its end, and gives its entries, which are not to be used before it has
+    /// succeeded; whether it has a checksum that it was compared with.
+    pub fn read(
+        &self,
+        commit_ts: u64,
+        take: impl FnMut(StateKey, StateEntry) -> Result<(), String>,
+    ) -> Result<(Written, bool), String> {
+        let path = self.path(commit_ts);
+        let file = File::open(&path).map_err(|e| e.to_string())?;
+        let expected = match fs::read_to_string(self.sum_path(commit_ts)) {
+            Ok(text) => Some(
+                text.split_whitespace()
+                    .next()
+                    .unwrap_or_default()
+                    .to_owned(),
+            ),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => None,
+            Err(e) => return Err(format!("its checksum: {e}")),
+        };
+        let (written, sum) = read(file, take)?;
+        match expected {
+            Some(expected) if expected != sum => {
+                Err(format!("its checksum is {sum}, and {expected} was written"))
+            }
+            _ if written.header.commit_ts != commit_ts => Err(format!(
+                "it is of commit_ts {}, not of that in its name",
+                written.header.commit_ts
+            )),
+            expected => Ok((written, expected.is_some())),
+        }
+    }
+
+    /// Reads it to its end, and forgets it.
+    pub fn check(&self, commit_ts: u64) -> Result<(Written, bool), String> {
+        self.read(commit_ts, |_, _| Ok(()))
+    }
+
+    /// Removes all but the newest `count`; the commits of those that were removed.
+    pub fn retain(&self, count: usize) -> io::Result<Vec<u64>> {
+        let mut removed = Vec::new();
+        for old in self.list()?.into_iter().skip(count) {
+            match fs::remove_file(&old.path) {
+                Ok(()) => removed.push(old.commit_ts),
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                Err(e) => return Err(e),
+            }
+        }
+        if !removed.is_empty() {
+            sync(&self.dir)?;
+        }
+        self.forget_sums()?;
+        Ok(removed)
+    }
+
+    /// Removes checksums of what is no longer there.
+    fn forget_sums(&self) -> io::Result<()> {
+        for entry in fs::read_dir(self.sums())? {
+            let entry = entry?;
+            let name = entry.file_name();
+            let of = name.to_str().and_then(|name| name.strip_suffix(".xxh128"));
+            if of.is_some_and(|of| commit_of(of).is_some() && !self.dir.join(of).exists()) {
+                fs::remove_file(entry.path())?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Reads a snapshot, and computes its checksum.
+pub(crate) fn read(
+    from: impl Read,
+    mut take: impl FnMut(StateKey, StateEntry) -> Result<(), String>,
+) -> Result<(Written, String), String> {
+    let mut hashing = Hashing {
+        from,
+        bytes: 0,
+        hash: Xxh3::new(),
+    };
+    let mut keys = 0;
+    let header = document::read(
+        BufReader::with_capacity(PIECE, &mut hashing),
+        |key, entry| {
+            keys += 1;
+            take(key, entry)
+        },
+    )
+    .map_err(|e| e.to_string())?;
+    let written = Written {
+        header,
+        keys,
+        bytes: hashing.bytes,
+    };
+    Ok((written, format!("{:032x}", hashing.hash.digest128())))
+}
+
+struct Hashing<R> {
+    from: R,
+    bytes: u64,
+    hash: Xxh3,
+}
+
+impl<R: Read> Read for Hashing<R> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let count = self.from.read(into)?;
+        self.bytes += count as u64;
+        self.hash.update(&into[..count]);
+        Ok(count)
+    }
+}
+
+/// Takes the entries of a snapshot.
+pub(crate) struct Writer {
+    to: BufWriter<Paced>,
+    keys: u64,
+}
+
+impl Writer {
+    fn new(file: File) -> Writer {
+        let paced = Paced {
+            file,
+            bytes: 0,
+            synced: 0,
+            hash: Xxh3::new(),
+            since: Instant::now(),
+        };
+        Writer {
+            to: BufWriter::with_capacity(PIECE, paced),
+            keys: 0,
+        }
+    }
+
+    pub fn entry(&mut self, key: &StateKey, entry: &StateEntry) -> io::Result<()> {
+        document::write_entry(&mut self.to, self.keys == 0, key, entry)?;
+        self.keys += 1;
+        Ok(())
+    }
+}
+
+/// A file that is written no faster than [`RATE`], and synced on the way.
+struct Paced {
+    file: File,
+    bytes: u64,
+    synced: u64,
+    hash: Xxh3,
+    since: Instant,
+}
+
+impl Write for Paced {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let count = self.file.write(bytes)?;
+        self.hash.update(&bytes[..count]);
+        self.bytes += count as u64;
+        if self.bytes - self.synced >= SYNC_EVERY {
+            self.file.sync_data()?;
+            self.synced = self.bytes;
+        }
+        let due = Duration::from_secs_f64(self.bytes as f64 / RATE);
+        std::thread::sleep(due.saturating_sub(self.since.elapsed()));
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+fn sync(dir: &Path) -> io::Result<()> {
+    File::open(dir)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+
+    fn entry() -> StateEntry {
+        StateEntry {
+            version: 1,
+            commit_ts: 1,
+            forks: 0,
+            value: Some(Bytes::from_static(b"{\"a\":1}")),
+            first: true,
+        }
+    }
+
+    fn write(files: &Files, commit_ts: u64) -> Written {
+        let header = Header {
+            created_at: 1,
+            commit_ts,
+            lineage: String::new(),
+            lsn: 0,
+        };
+        files
+            .write::<io::Error>(header, |to| {
+                to.entry(&StateKey::new("n", "a", "k"), &entry())
+            })
+            .unwrap()
+    }
+
+    fn files() -> (tempfile::TempDir, Files) {
+        let dir = tempfile::tempdir().unwrap();
+        let files = Files::open(dir.path().join("snapshots")).unwrap();
+        (dir, files)
+    }
+
+    fn commits(files: &Files) -> Vec<u64> {
+        let found = files.list().unwrap();
+        found.into_iter().map(|one| one.commit_ts).collect()
+    }
+
+    #[test]
+    fn a_snapshot_that_was_changed_is_never_used() {
+        let (_dir, files) = files();
+        let written = write(&files, 7);
+        assert_eq!(files.check(7).unwrap(), (written.clone(), true));
+        let path = files.path(7);
+        let whole = fs::read(&path).unwrap();
+        assert_eq!(whole.len() as u64, written.bytes);
+        // Each of them reads as a snapshot, but for its end.
+        for at in 0..whole.len() {
+            let mut changed = whole.clone();
+            changed[at] ^= 1;
+            fs::write(&path, &changed).unwrap();
+            assert!(files.check(7).is_err(), "byte {at}");
+            fs::write(&path, &whole[..at]).unwrap();
+            assert!(files.check(7).is_err(), "cut at {at}");
+        }
+        fs::write(&path, &whole).unwrap();
+        assert!(files.check(7).is_ok());
+    }
+
+    #[test]
+    fn a_snapshot_without_a_checksum_is_read_strictly_and_one_of_another_name_is_refused() {
+        let (_dir, files) = files();
+        let written = write(&files, 7);
+        fs::remove_file(files.sum_path(7)).unwrap();
+        assert_eq!(files.check(7).unwrap(), (written, false));
+        fs::rename(files.path(7), files.path(8)).unwrap();
+        let why = files.check(8).unwrap_err();
+        assert_eq!(why, "it is of commit_ts 7, not of that in its name");
+    }
+
+    #[test]
+    fn the_newest_are_kept_with_their_checksums_and_nothing_of_others_is_touched() {
+        let (_dir, files) = files();
+        for commit_ts in [9, 10, 200, 30] {
+            write(&files, commit_ts);
+        }
+        for other in ["snapshot-007.json", "notes.txt", "snapshot-x.json"] {
+            fs::write(files.dir().join(other), "mine").unwrap();
+        }
+        assert_eq!(files.retain(2).unwrap(), [10, 9]);
+        assert_eq!(commits(&files), [200, 30]);
+        assert_eq!(fs::read_dir(files.sums()).unwrap().count(), 2);
+        assert!(files.dir().join("snapshot-007.json").exists());
+        // One that was removed by hand is no error, and its checksum goes.
+        fs::remove_file(files.path(200)).unwrap();
+        let again = Files::open(files.dir().to_owned()).unwrap();
+        assert_eq!(commits(&again), [30]);
+        assert_eq!(fs::read_dir(files.sums()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn what_was_not_finished_is_removed() {
+        let (_dir, files) = files();
+        fs::write(files.dir().join(".tmp-5"), "half").unwrap();
+        let again = Files::open(files.dir().to_owned()).unwrap();
+        assert!(!files.dir().join(".tmp-5").exists());
+        assert_eq!(commits(&again), Vec::<u64>::new());
+        let failed = files.write::<io::Error>(
+            Header {
+                created_at: 1,
+                commit_ts: 5,
+                lineage: String::new(),
+                lsn: 0,
+            },
+            |_| Err(io::Error::other("no")),
+        );
+        assert!(failed.is_err());
+        assert!(!files.dir().join(".tmp-5").exists());
+    }
+}

@@ -1,0 +1,454 @@
+//! What the store does of its own accord: JSON snapshots, their copies in the repository, sweeping
+//! expired transactions, forgetting history.
+
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use esker_partition::command::{Kind, Outcome};
+use esker_partition::state::command::{PRUNE_COMMITS, StatePrune};
+use esker_partition::store::StoreError;
+use parking_lot::Mutex;
+use tokio::sync::oneshot;
+use tokio::task::JoinSet;
+
+use super::document::Header;
+use super::error::StateError;
+use super::files::Written;
+use super::types::{StateOptions, StateSnapshot};
+use super::{Shared, blocking};
+use crate::clock::now_ms;
+use crate::node::Inner;
+
+/// How often expired transactions are swept, and snapshots looked at.
+const TICK: Duration = Duration::from_millis(250);
+/// How often history is looked at.
+const PRUNE_EVERY: Duration = Duration::from_secs(1);
+/// Steps of forgetting in a row: what comes between commits.
+const PRUNE_STEPS: usize = 64;
+/// Commits whose age is looked at in one round.
+const AGES: usize = 20_000;
+/// Pause after a failed snapshot: the first time, and at most.
+const BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+
+/// How it is with snapshots.
+#[derive(Debug, Default)]
+pub(crate) struct Progress {
+    /// The newest on this disk, and the oldest.
+    pub newest: Option<u64>,
+    pub oldest: Option<u64>,
+    /// Who waits for one that covers a commit.
+    waiting: Vec<(u64, oneshot::Sender<Result<StateSnapshot, StateError>>)>,
+    /// How many failed since the start, and why the last attempt did.
+    pub failed: u64,
+    pub last_failure: Option<String>,
+    retry: Option<(Instant, Duration)>,
+}
+
+impl Progress {
+    fn failed(&mut self, why: String) {
+        self.failed += 1;
+        let pause = match self.retry {
+            Some((_, pause)) => (pause * 2).min(BACKOFF.1),
+            None => BACKOFF.0,
+        };
+        self.retry = Some((Instant::now() + pause, pause));
+        self.last_failure = Some(why);
+    }
+
+    fn may_try(&self) -> bool {
+        self.retry.is_none_or(|(at, _)| at <= Instant::now())
+    }
+}
+
+/// The tasks.
+#[derive(Debug, Default)]
+pub(crate) struct Keeper {
+    tasks: Mutex<JoinSet<()>>,
+}
+
+impl Keeper {
+    pub fn start(inner: &Arc<Inner>) -> Keeper {
+        let mut tasks = JoinSet::new();
+        tasks.spawn(keep_snapshots(Arc::downgrade(inner)));
+        tasks.spawn(keep_bounded(Arc::downgrade(inner)));
+        if inner.state.archive.is_some() {
+            tasks.spawn(keep_archived(Arc::downgrade(inner)));
+        }
+        Keeper {
+            tasks: Mutex::new(tasks),
+        }
+    }
+
+    /// Waits until they have ended, which they do when the node stops.
+    pub async fn join(&self) {
+        let mut tasks = std::mem::take(&mut *self.tasks.lock());
+        // A panic has been reported by the panic hook.
+        while tasks.join_next().await.is_some() {}
+    }
+}
+
+/// Waits; whether to go on.
+async fn pause(inner: &Arc<Inner>, wake: Option<&tokio::sync::Notify>, time: Duration) -> bool {
+    let woken = async {
+        match wake {
+            Some(wake) => wake.notified().await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        () = inner.stopping.cancelled() => false,
+        () = woken => true,
+        () = tokio::time::sleep(time) => true,
+    }
+}
+
+async fn keep_bounded(inner: Weak<Inner>) {
+    let mut pruned = Instant::now();
+    while let Some(inner) = inner.upgrade() {
+        let expired = inner.state.transactions.lock().sweep(Instant::now());
+        if expired > 0 {
+            metrics::counter!("esker_state_transactions_expired_total").increment(expired as u64);
+        }
+        inner.state.publish();
+        if pruned.elapsed() >= PRUNE_EVERY {
+            if let Err(error) = prune(&inner).await {
+                tracing::warn!(%error, "history of the state store was not looked after");
+            }
+            pruned = Instant::now();
+        }
+        if !pause(&inner, None, TICK).await {
+            return;
+        }
+    }
+}
+
+async fn keep_snapshots(inner: Weak<Inner>) {
+    while let Some(inner) = inner.upgrade() {
+        if inner.state.snapshot_is_due() {
+            let this = inner.clone();
+            let done = blocking(move || this.state.write_snapshot(&this)).await;
+            inner.state.snapshot_done(done);
+        }
+        if !pause(&inner, Some(&inner.state.wake), TICK).await {
+            return;
+        }
+    }
+}
+
+async fn keep_archived(inner: Weak<Inner>) {
+    let mut wait = Duration::ZERO;
+    while let Some(inner) = inner.upgrade() {
+        if !pause(&inner, Some(&inner.state.wake_archive), wait).await {
+            return;
+        }
+        wait = match inner.state.archive_new().await {
+            Ok(()) => Duration::from_secs(60),
+            Err(why) => {
+                metrics::counter!("esker_state_snapshots_archive_failed_total").increment(1);
+                tracing::warn!(%why, "a snapshot of the state store was not put into the repository: it is tried again");
+                (wait * 2).clamp(BACKOFF.0, BACKOFF.1)
+            }
+        };
+    }
+}
+
+impl Shared {
+    /// Asks for a snapshot that covers a commit.
+    pub fn ask_snapshot(
+        &self,
+        commit_ts: u64,
+    ) -> oneshot::Receiver<Result<StateSnapshot, StateError>> {
+        let (answer, answered) = oneshot::channel();
+        self.progress.lock().waiting.push((commit_ts, answer));
+        self.wake.notify_one();
+        answered
+    }
+
+    /// A commit has happened: is it time for a snapshot?
+    pub fn committed(&self, commit_ts: u64) {
+        if self.is_behind(commit_ts) {
+            self.wake.notify_one();
+        }
+    }
+
+    fn is_behind(&self, commit_ts: u64) -> bool {
+        let newest = self.progress.lock().newest.unwrap_or(0);
+        self.options.snapshot_interval > 0
+            && commit_ts.saturating_sub(newest) >= self.options.snapshot_interval
+    }
+
+    fn snapshot_is_due(&self) -> bool {
+        let commit_ts = self.reader.meta().commit_ts;
+        let behind = self.is_behind(commit_ts);
+        let progress = self.progress.lock();
+        !progress.waiting.is_empty() || (behind && commit_ts > 0 && progress.may_try())
+    }
+
+    /// Writes a snapshot of now, unless there is one.
+    fn write_snapshot(&self, inner: &Inner) -> Result<(Written, bool), SnapshotFailure> {
+        let meta = self.reader.meta();
+        if meta.commit_ts == 0 {
+            return Err(SnapshotFailure("nothing was committed yet".to_owned()));
+        }
+        if let Ok((written, true)) = self.known(meta.commit_ts) {
+            return Ok((written, false));
+        }
+        let begun = Instant::now();
+        let written = self.reader.view(|view| {
+            let commit_ts = view.meta.commit_ts;
+            tracing::info!(commit_ts, "Creating snapshot at commit_ts={commit_ts}");
+            let header = Header {
+                created_at: now_ms() / 1000,
+                commit_ts,
+                lineage: self.lineage.clone(),
+                lsn: view.applied.lsn,
+            };
+            let written = self.files.write::<SnapshotFailure>(header, |to| {
+                view.entries(&mut |key, entry| {
+                    if inner.stopping.is_cancelled() {
+                        return Err(SnapshotFailure("the server is stopping".to_owned()));
+                    }
+                    Ok(to.entry(&key, &entry)?)
+                })
+            });
+            Ok(written)
+        });
+        let written = written.map_err(|e| SnapshotFailure(e.to_string()))??;
+        metrics::histogram!("esker_state_snapshot_duration_seconds").record(begun.elapsed());
+        tracing::info!(
+            bytes = written.bytes,
+            keys = written.keys,
+            duration = ?begun.elapsed(),
+            "Snapshot created: {}", super::files::name_of(written.header.commit_ts)
+        );
+        Ok((written, true))
+    }
+
+    /// The snapshot of a commit, if the newest there is is of it and is whole.
+    fn known(&self, commit_ts: u64) -> Result<(Written, bool), String> {
+        if self.progress.lock().newest != Some(commit_ts) {
+            return Err("it is not the newest".to_owned());
+        }
+        self.files.check(commit_ts)
+    }
+
+    fn snapshot_done(&self, done: Result<(Written, bool), SnapshotFailure>) {
+        let retained = self.options.snapshots_retained.max(1) as usize;
+        if let Ok((_, true)) = &done {
+            metrics::counter!("esker_state_snapshots_total").increment(1);
+            if let Err(error) = self.files.retain(retained) {
+                tracing::warn!(%error, "old snapshots of the state store were not removed");
+            }
+            self.wake_archive.notify_one();
+        }
+        self.look_at_files();
+        let mut progress = self.progress.lock();
+        match done {
+            Ok((written, _)) => {
+                progress.retry = None;
+                progress.last_failure = None;
+                let covered = written.header.commit_ts;
+                progress.newest = Some(covered.max(progress.newest.unwrap_or(0)));
+                let snapshot = self.described(&written);
+                let (covered, rest) = std::mem::take(&mut progress.waiting)
+                    .into_iter()
+                    .partition(|(commit_ts, _)| *commit_ts <= covered);
+                progress.waiting = rest;
+                for (_, answer) in covered {
+                    let _ = answer.send(Ok(snapshot.clone()));
+                }
+            }
+            Err(SnapshotFailure(why)) => {
+                metrics::counter!("esker_state_snapshots_failed_total").increment(1);
+                tracing::warn!(%why, "no snapshot of the state store was written: it is tried again; commits go on");
+                for (_, answer) in progress.waiting.drain(..) {
+                    let _ = answer.send(Err(StateError::Storage(format!(
+                        "the snapshot was not written: {why}"
+                    ))));
+                }
+                progress.failed(why);
+            }
+        }
+    }
+
+    /// Which snapshots are there may have been changed by hand.
+    pub fn look_at_files(&self) {
+        match self.files.list() {
+            Ok(found) => {
+                let mut progress = self.progress.lock();
+                progress.newest = found.first().map(|one| one.commit_ts);
+                progress.oldest = found.last().map(|one| one.commit_ts);
+            }
+            Err(error) => tracing::warn!(%error, "snapshots of the state store are not known"),
+        }
+    }
+
+    pub fn described(&self, written: &Written) -> StateSnapshot {
+        StateSnapshot {
+            name: super::files::name_of(written.header.commit_ts),
+            commit_ts: written.header.commit_ts,
+            created_at: written.header.created_at,
+            bytes: written.bytes,
+            keys: Some(written.keys),
+            lineage: written.header.lineage.clone(),
+            local: true,
+            archived: false,
+            problem: None,
+        }
+    }
+
+    /// Puts into the repository what it does not have, and removes what is too old.
+    async fn archive_new(&self) -> Result<(), String> {
+        let Some(archive) = &self.archive else {
+            return Ok(());
+        };
+        let retained = self.options.snapshots_retained.max(1) as usize;
+        let there = archive.list().await.map_err(|e| e.to_string())?;
+        let here = self.files.list().map_err(|e| e.to_string())?;
+        for one in here.iter().take(retained).rev() {
+            let is_there =
+                |a: &super::archive::Archived| a.commit_ts == one.commit_ts && a.bytes == one.bytes;
+            if there.iter().any(is_there) {
+                continue;
+            }
+            let files = self.files.clone();
+            let commit_ts = one.commit_ts;
+            // What has been changed on this disk must not take the place of what was put before.
+            if let Err(why) = blocking(move || files.check(commit_ts)).await {
+                tracing::warn!(
+                    commit_ts,
+                    why,
+                    "a snapshot of the state store is damaged and is not archived"
+                );
+                continue;
+            }
+            let sum = self.files.sum_path(commit_ts);
+            match archive.put(commit_ts, &one.path, &sum).await {
+                Ok(()) => {
+                    metrics::counter!("esker_state_snapshots_archived_total").increment(1);
+                    tracing::info!(
+                        commit_ts,
+                        bytes = one.bytes,
+                        to = archive.shown(),
+                        "a snapshot of the state store was archived"
+                    );
+                }
+                // Removed in the meantime.
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound && !one.path.exists() => {}
+                Err(e) => return Err(e.to_string()),
+            }
+        }
+        let removed = archive.retain(retained).await;
+        removed.map(|_| ()).map_err(|e| e.to_string())
+    }
+
+    pub fn publish(&self) {
+        let (open, bytes) = self.transactions.lock().open();
+        metrics::gauge!("esker_state_transactions_open").set(open as f64);
+        metrics::gauge!("esker_state_transactions_bytes").set(bytes as f64);
+        let meta = self.reader.meta();
+        metrics::gauge!("esker_state_commit_ts").set(meta.commit_ts as f64);
+        metrics::gauge!("esker_state_keys").set(meta.keys as f64);
+        metrics::gauge!("esker_state_history_begins").set(meta.history_begins() as f64);
+        let newest = self.progress.lock().newest.unwrap_or(0);
+        let since = meta.commit_ts.saturating_sub(newest);
+        metrics::gauge!("esker_state_commits_since_snapshot").set(since as f64);
+    }
+}
+
+/// Why a snapshot was not written.
+#[derive(Debug)]
+pub(crate) struct SnapshotFailure(String);
+
+impl From<std::io::Error> for SnapshotFailure {
+    fn from(error: std::io::Error) -> Self {
+        SnapshotFailure(error.to_string())
+    }
+}
+
+impl From<StoreError> for SnapshotFailure {
+    fn from(error: StoreError) -> Self {
+        SnapshotFailure(error.to_string())
+    }
+}
+
+/// The first commit that the policy keeps, looked at from where history begins.
+fn kept_from(inner: &Inner, options: &StateOptions) -> Result<u64, StoreError> {
+    let meta = inner.state.reader.meta();
+    let mut from = meta.history_begins();
+    if let Some(commits) = options.keep_history_commits
+        && let Some(stream) = inner.state.stream(inner)?
+    {
+        // Gaps that forks have left do not count.
+        from = from.max(stream.view().state.before_tail(commits) + 1);
+    }
+    if let Some(age) = options.keep_history_age {
+        let now = now_ms();
+        let oldest = now.saturating_sub(u64::try_from(age.as_millis()).unwrap_or(u64::MAX));
+        let by_age = inner
+            .state
+            .reader
+            .first_arrived(meta.history_begins() - 1, oldest, AGES)?;
+        from = from.max(by_age);
+    }
+    Ok(from)
+}
+
+/// Forgets what the policies do not keep, and no snapshot needs.
+async fn prune(inner: &Arc<Inner>) -> Result<(), String> {
+    let shared = &inner.state;
+    let options = &shared.options;
+    let keeps_all = options.keep_versions.is_none()
+        && options.keep_history_commits.is_none()
+        && options.keep_history_age.is_none();
+    if keeps_all || shared.reader.meta().commit_ts == 0 {
+        return Ok(());
+    }
+    let this = inner.clone();
+    let (bound, from) = blocking(move || {
+        this.state.look_at_files();
+        // Whatever comes after the oldest snapshot is needed to go on from it.
+        let bound = match this.state.options.snapshot_interval {
+            0 => u64::MAX,
+            _ => this.state.progress.lock().oldest.unwrap_or(0),
+        };
+        let from = kept_from(&this, &this.state.options)?;
+        Ok::<_, StoreError>((bound, from))
+    })
+    .await
+    .map_err(|e| e.to_string())?;
+    let to = from.min(bound.saturating_add(1));
+    for _ in 0..PRUNE_STEPS {
+        let meta = shared.reader.meta();
+        let versions_to = bound.min(meta.commit_ts);
+        let versions = options.keep_versions.is_some() && meta.versions_cut < versions_to;
+        let history = meta.history_begins() < to;
+        if !versions && !history {
+            return Ok(());
+        }
+        let command = StatePrune {
+            versions_to: if versions { versions_to } else { 0 },
+            keep_versions: match versions {
+                true => options.keep_versions.unwrap_or(0),
+                false => 0,
+            },
+            history_below: if history { to } else { 0 },
+            at_ms: now_ms(),
+        };
+        match inner
+            .execute(shared.group(inner), Kind::StatePrune(command))
+            .await
+        {
+            Ok(Outcome::StatePruned) => {}
+            Ok(other) => return Err(format!("an answer to another command: {other:?}")),
+            Err(error) => return Err(error.to_string()),
+        }
+        let after = shared.reader.meta();
+        if (after.versions_cut, after.history_cut) == (meta.versions_cut, meta.history_cut) {
+            return Ok(());
+        }
+        metrics::counter!("esker_state_pruned_commits_total")
+            .increment((after.history_cut - meta.history_cut).min(PRUNE_COMMITS));
+    }
+    Ok(())
+}

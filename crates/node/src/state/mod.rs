@@ -1,0 +1,494 @@
+//! The state store: transactional keys with versions, over a log of commits.
+//!
+//! | room | what it holds |
+//! |---|---|
+//! | [`transactions`] | staged operations, in memory |
+//! | [`keeper`] | what happens of its own accord: snapshots, their archive, sweeping, forgetting |
+//! | [`document`], [`files`], [`archive`] | a JSON snapshot: as text, on this disk, in the repository |
+//! | [`replay`], [`import`], [`verify`] | commits in order; taking over a snapshot; proving one |
+//! | [`rebuild`] | making the store anew when what the database has of it cannot be used |
+//!
+//! One store, `default`, in the partition of its stream `esker-state/default`. A transaction is staged
+//! in memory, and committed by one command: atomic, visible only when durable. Every commit is a record
+//! of the stream too, so replaying the store is reading the stream. JSON snapshots are written every so
+//! many commits; from one of them and the commits after it the store can be made anew anywhere.
+
+mod archive;
+mod document;
+mod error;
+pub(crate) mod files;
+mod import;
+pub(crate) mod keeper;
+pub(crate) mod rebuild;
+mod replay;
+mod transactions;
+mod types;
+mod verify;
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use esker_partition::command::{Kind, Outcome};
+use esker_partition::state::command::{ExpectedVersion, StateCommit, StateRefusal};
+use esker_partition::state::read::{At, StateReadError};
+use esker_partition::state::{STATE_STREAM, StateReader};
+use esker_partition::store::StoreError;
+use esker_partition::{PartitionId, STATE_BASIN_ID, Stream};
+use esker_raft::{Group, ProposeError};
+use futures::stream::BoxStream;
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+pub use error::StateError;
+pub use types::{
+    Committed, Expected, ImportSummary, MOST_NAME_BYTES, Operation, ReadAt, Replay, ReplayEvent,
+    Scan, StateEntry, StateKey, StateOptions, StateRead, StateSnapshot, StateStatus,
+    StateVerification,
+};
+
+use crate::append::admit;
+use crate::clock::now_ms;
+use crate::data_dir::Identity;
+use crate::node::Inner;
+use crate::snapshots::Archive;
+use archive::StateArchive;
+use files::Files;
+use keeper::Progress;
+use transactions::{Staged, Transactions};
+
+/// What a commit takes from the budget of bytes in flight beyond its own, so that many small ones count.
+const OVERHEAD: usize = 256;
+
+/// What a node keeps for its state store.
+pub(crate) struct Shared {
+    pub options: StateOptions,
+    pub partition: PartitionId,
+    pub reader: StateReader,
+    /// In hexadecimal digits.
+    pub lineage: String,
+    pub transactions: Mutex<Transactions>,
+    pub files: Files,
+    pub archive: Option<StateArchive>,
+    pub progress: Mutex<Progress>,
+    pub wake: Notify,
+    pub wake_archive: Notify,
+}
+
+impl Shared {
+    pub fn new(
+        options: StateOptions,
+        reader: StateReader,
+        files: Files,
+        archive: Option<StateArchive>,
+        identity: &Identity,
+    ) -> Result<Shared, StoreError> {
+        let transactions =
+            Transactions::new(options.clone(), &identity.cluster_id, identity.node_id);
+        let shared = Shared {
+            partition: reader.part().partition(),
+            lineage: reader.part().lineage()?.id().to_string(),
+            reader,
+            transactions: Mutex::new(transactions),
+            files,
+            archive,
+            options,
+            progress: Mutex::new(Progress::default()),
+            wake: Notify::new(),
+            wake_archive: Notify::new(),
+        };
+        shared.look_at_files();
+        Ok(shared)
+    }
+
+    /// Where its snapshots go beside the data directory, if somewhere.
+    pub fn archive_of(options: &StateOptions, archive: &Archive) -> Option<StateArchive> {
+        let wanted = options.archive_snapshots && !archive.is_default;
+        wanted.then(|| StateArchive::new(archive.destination()))
+    }
+
+    pub fn group<'a>(&self, inner: &'a Inner) -> &'a Group<Outcome> {
+        inner.group(self.partition.0)
+    }
+
+    /// The stream of commits, if there was one.
+    pub fn stream(&self, inner: &Inner) -> Result<Option<Arc<Stream>>, StoreError> {
+        let partition = &inner.partitions[(self.partition.0 - 1) as usize];
+        partition.reader.stream(STATE_BASIN_ID, STATE_STREAM)
+    }
+}
+
+/// The state store of a node. Cheap to clone.
+#[derive(Clone)]
+pub struct StateStore {
+    inner: Arc<Inner>,
+}
+
+impl StateStore {
+    pub(crate) fn new(inner: Arc<Inner>) -> StateStore {
+        StateStore { inner }
+    }
+
+    fn shared(&self) -> &Shared {
+        &self.inner.state
+    }
+
+    fn takes_changes(&self) -> Result<(), StateError> {
+        if self.inner.draining.load(Ordering::Relaxed) {
+            return Err(StateError::Stopping);
+        }
+        Ok(())
+    }
+
+    /// Begins a transaction; its id, a UUID v4. `timeout`: `None` for the default; capped by
+    /// [`StateOptions::max_timeout`].
+    ///
+    /// # Errors
+    ///
+    /// [`StateError::Exhausted`] with too many transactions open, [`StateError::Stopping`].
+    pub fn begin(&self, timeout: Option<Duration>) -> Result<String, StateError> {
+        self.takes_changes()?;
+        let mut transactions = self.shared().transactions.lock();
+        transactions.begin(timeout, Instant::now())
+    }
+
+    /// Stages a write. `value` is a JSON object; `expected` is the version that the key must have when
+    /// the transaction commits, 0 for a key that does not exist.
+    ///
+    /// # Errors
+    ///
+    /// [`StateError::TransactionNotFound`], [`StateError::TransactionExpired`],
+    /// [`StateError::Invalid`], [`StateError::Exhausted`].
+    pub fn write(
+        &self,
+        txn: &str,
+        key: StateKey,
+        value: Bytes,
+        expected: Option<u64>,
+    ) -> Result<(), StateError> {
+        self.stage(txn, key, Some(value), expected)
+    }
+
+    /// Stages a deletion; otherwise like [`StateStore::write`].
+    pub fn delete(
+        &self,
+        txn: &str,
+        key: StateKey,
+        expected: Option<u64>,
+    ) -> Result<(), StateError> {
+        self.stage(txn, key, None, expected)
+    }
+
+    fn stage(
+        &self,
+        txn: &str,
+        key: StateKey,
+        value: Option<Bytes>,
+        expected: Option<u64>,
+    ) -> Result<(), StateError> {
+        let mut transactions = self.shared().transactions.lock();
+        transactions.stage(txn, key, value, expected, Instant::now())
+    }
+
+    /// Commits; returns when it is durable and visible. `expected` are further versions that must be as
+    /// given, of keys that the transaction need not write.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`StateStore::write`]; [`StateError::VersionMismatch`], upon which nothing happened and
+    /// the transaction is gone; [`StateError::Unavailable`] and [`StateError::Stopping`] if nothing
+    /// happened and it can be committed again, [`StateError::Unknown`] if it may have happened.
+    pub async fn commit(
+        &self,
+        txn: &str,
+        expected: Vec<Expected>,
+    ) -> Result<Committed, StateError> {
+        self.takes_changes()?;
+        if self.inner.refuses_appends.load(Ordering::Relaxed) {
+            return Err(StateError::Unavailable(
+                "the log is full: commits are refused until a snapshot is archived".to_owned(),
+            ));
+        }
+        for one in &expected {
+            one.key.check().map_err(StateError::Invalid)?;
+        }
+        let shared = self.shared();
+        let staged = shared.transactions.lock().take(txn, Instant::now())?;
+        let (command, staged) = command_of(txn, staged, &expected);
+        let kind = Kind::StateCommit(command);
+        let bytes = kind.to_bytes();
+        let most = self.inner.options.append_inflight;
+        let permit = admit(&self.inner.admission, (bytes.len() + OVERHEAD).min(most))
+            .await
+            .map_err(|_| StateError::Stopping)?;
+        let group = shared.group(&self.inner);
+        let answer = match self.takes_changes() {
+            Err(error) => Err(error),
+            Ok(()) => group
+                .propose_with(bytes, Some(Box::new(permit)))
+                .map_err(|e| StateError::Unavailable(e.to_string())),
+        };
+        let answer = match answer {
+            Ok(answer) => answer,
+            Err(error) => {
+                if let Kind::StateCommit(command) = kind {
+                    let staged = staged.with(command.operations, command.expected, expected.len());
+                    shared.transactions.lock().put_back(txn.to_owned(), staged);
+                }
+                return Err(error);
+            }
+        };
+        let outcome = match answer.await.unwrap_or(Err(ProposeError::Unknown)) {
+            Ok(outcome) => outcome,
+            Err(ProposeError::Unknown) => {
+                return Err(StateError::Unknown(ProposeError::Unknown.to_string()));
+            }
+            Err(error) => return Err(StateError::Unavailable(error.to_string())),
+        };
+        match outcome {
+            Outcome::StateCommitted(Ok(done)) => {
+                metrics::counter!("esker_state_commits_total").increment(1);
+                metrics::counter!("esker_state_operations_total")
+                    .increment(done.versions.len() as u64);
+                shared.committed(done.commit_ts);
+                Ok(Committed {
+                    commit_ts: done.commit_ts,
+                    versions: done.versions,
+                })
+            }
+            Outcome::StateCommitted(Err(StateRefusal::VersionMismatch {
+                key,
+                expected,
+                actual,
+            })) => {
+                metrics::counter!("esker_state_refused_commits_total").increment(1);
+                Err(StateError::VersionMismatch {
+                    key,
+                    expected,
+                    actual,
+                })
+            }
+            Outcome::StateCommitted(Err(StateRefusal::Exhausted)) => Err(StateError::Exhausted(
+                "the store has no numbers left for commits".to_owned(),
+            )),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Drops a transaction. One that is not known is none already.
+    pub fn abort(&self, txn: &str) {
+        self.shared().transactions.lock().abort(txn);
+    }
+
+    /// Reads one key. A key that never was, or was not yet, is [`StateRead::absent`]. Blocks on the
+    /// database for as long as a disk takes.
+    ///
+    /// # Errors
+    ///
+    /// [`StateError::HistoryBegins`] for what is below the history that is kept.
+    pub fn get(&self, key: &StateKey, at: ReadAt) -> Result<StateRead, StateError> {
+        key.check().map_err(StateError::Invalid)?;
+        let reader = &self.shared().reader;
+        let at = match at {
+            ReadAt::Latest => None,
+            ReadAt::Version(version) => Some(At::Version(version)),
+            ReadAt::Commit(commit_ts) => {
+                self.must_have(commit_ts)?;
+                Some(At::Commit(commit_ts))
+            }
+        };
+        let entry = match at {
+            None => reader.get(key)?,
+            Some(at) => reader.view(|view| view.get(key, at))?,
+        };
+        Ok(entry.map_or_else(StateRead::absent, |entry| StateRead {
+            value: entry.value,
+            version: entry.version,
+            commit_ts: entry.commit_ts,
+        }))
+    }
+
+    /// Nothing can be said of what has not happened.
+    fn must_have(&self, commit_ts: u64) -> Result<(), StateError> {
+        let newest = self.shared().reader.meta().commit_ts;
+        if commit_ts > newest {
+            return Err(StateError::Invalid(format!(
+                "commit_ts {commit_ts} is in the future: the newest commit is {newest}"
+            )));
+        }
+        Ok(())
+    }
+
+    /// Reads an agent's keys, in order, without deleted ones, all as of one moment. Blocking.
+    ///
+    /// # Errors
+    ///
+    /// [`StateError::Exhausted`] if the answer would exceed [`Scan::max_bytes`];
+    /// [`StateError::HistoryBegins`].
+    pub fn scan(&self, scan: &Scan) -> Result<Vec<StateEntry>, StateError> {
+        let at = match scan.at {
+            None => At::Latest,
+            Some(commit_ts) => {
+                self.must_have(commit_ts)?;
+                At::Commit(commit_ts)
+            }
+        };
+        let mut found = Vec::new();
+        let mut bytes = 0;
+        let mut take = |key: String, entry: esker_partition::state::StateEntry| {
+            let Some(value) = entry.value else {
+                return false;
+            };
+            let value = if scan.keys_only { Bytes::new() } else { value };
+            bytes += key.len() + value.len();
+            found.push(StateEntry {
+                key,
+                value,
+                version: entry.version,
+                commit_ts: entry.commit_ts,
+            });
+            bytes > scan.max_bytes
+        };
+        let (namespace, agent_id) = (&scan.namespace, &scan.agent_id);
+        let after = scan.start_after.as_deref();
+        self.shared()
+            .reader
+            .view(|view| view.scan(namespace, agent_id, &scan.prefix, after, at, &mut take))?;
+        if bytes > scan.max_bytes && !scan.pages {
+            return Err(StateError::Exhausted(format!(
+                "the answer has more than {} bytes: ask for a longer prefix",
+                scan.max_bytes
+            )));
+        }
+        Ok(found)
+    }
+
+    /// Commits in order; without [`Replay::follow`] it ends at the present. In constant memory.
+    ///
+    /// # Errors
+    ///
+    /// [`StateError::HistoryBegins`] if `start` is set and below the history that is kept.
+    pub fn replay(
+        &self,
+        replay: Replay,
+    ) -> Result<BoxStream<'static, Result<ReplayEvent, StateError>>, StateError> {
+        replay::replay(&self.inner, replay)
+    }
+
+    /// Writes a JSON snapshot now and waits for it. It covers every commit before; one that is there and
+    /// does is answered.
+    pub async fn snapshot(&self) -> Result<StateSnapshot, StateError> {
+        let commit_ts = self.shared().reader.meta().commit_ts;
+        if commit_ts == 0 {
+            return Err(StateError::NothingCommitted);
+        }
+        let answered = self.shared().ask_snapshot(commit_ts);
+        tokio::select! {
+            answer = answered => answer.unwrap_or(Err(StateError::Stopping)),
+            () = self.inner.stopping.cancelled() => Err(StateError::Stopping),
+        }
+    }
+
+    /// The JSON snapshots there are, newest first; those on this disk are checked.
+    pub async fn snapshots(&self) -> Result<Vec<StateSnapshot>, StateError> {
+        verify::list(&self.inner).await
+    }
+
+    /// The text of a JSON snapshot, in pieces: the one of that `commit_ts`, or a new one of the
+    /// present that is not kept.
+    pub fn export(
+        &self,
+        commit_ts: Option<u64>,
+    ) -> Result<BoxStream<'static, Result<Bytes, StateError>>, StateError> {
+        verify::export(&self.inner, commit_ts)
+    }
+
+    /// Takes over the state of a JSON snapshot, given in pieces, and after its last piece nothing else.
+    /// A store that has had commits is replaced only with `replace`; its counters go on from the
+    /// larger of both, with a gap.
+    ///
+    /// # Errors
+    ///
+    /// [`StateError::Invalid`] for a snapshot that is none, [`StateError::NotEmpty`].
+    pub async fn import(
+        &self,
+        pieces: BoxStream<'static, Result<Bytes, StateError>>,
+        replace: bool,
+    ) -> Result<ImportSummary, StateError> {
+        import::import(&self.inner, pieces, replace).await
+    }
+
+    /// Proves the newest valid JSON snapshot (or that of a `commit_ts`): folds it and the commits after
+    /// it, and compares with the live state, by digest.
+    pub async fn verify(&self, commit_ts: Option<u64>) -> Result<StateVerification, StateError> {
+        verify::verify(&self.inner, commit_ts).await
+    }
+
+    /// Where it stands.
+    pub fn status(&self) -> Result<StateStatus, StateError> {
+        let shared = self.shared();
+        let meta = shared.reader.meta();
+        let (open, bytes) = shared.transactions.lock().open();
+        let progress = shared.progress.lock();
+        let newest = progress.newest.unwrap_or(0);
+        Ok(StateStatus {
+            commit_ts: meta.commit_ts,
+            history_begins: meta.history_begins(),
+            keys: meta.keys,
+            open_transactions: open as u64,
+            open_transaction_bytes: bytes as u64,
+            commits_since_snapshot: meta.commit_ts.saturating_sub(newest),
+            newest_snapshot: progress.newest,
+            snapshots_failed: progress.failed,
+            last_failure: progress.last_failure.clone(),
+        })
+    }
+}
+
+/// The command of a transaction; what is left of it is needed only if it comes back.
+fn command_of(txn: &str, mut staged: Staged, more: &[Expected]) -> (StateCommit, Staged) {
+    let mut expected = std::mem::take(&mut staged.expected);
+    expected.extend(more.iter().map(|one| ExpectedVersion {
+        namespace: one.key.namespace.clone(),
+        agent_id: one.key.agent_id.clone(),
+        key: one.key.key.clone(),
+        version: one.version,
+    }));
+    let command = StateCommit {
+        txn_id: txn.to_owned(),
+        operations: std::mem::take(&mut staged.operations),
+        expected,
+        at_ms: now_ms(),
+    };
+    (command, staged)
+}
+
+fn unexpected(outcome: &Outcome) -> StateError {
+    StateError::Unknown(format!("an answer to another command: {outcome:?}"))
+}
+
+impl From<StoreError> for StateError {
+    fn from(error: StoreError) -> Self {
+        StateError::Storage(error.to_string())
+    }
+}
+
+impl From<StateReadError> for StateError {
+    fn from(error: StateReadError) -> Self {
+        match error {
+            StateReadError::HistoryBegins { commit_ts, version } => {
+                StateError::HistoryBegins { commit_ts, version }
+            }
+            StateReadError::Store(error) => error.into(),
+        }
+    }
+}
+
+/// Runs what may wait for a disk.
+pub(crate) async fn blocking<T: Send + 'static>(f: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(f).await {
+        Ok(done) => done,
+        Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+    }
+}

@@ -1,0 +1,241 @@
+//! Making the store anew, at a start, when what the database has of it cannot be used.
+//!
+//! From the newest valid JSON snapshot of this history, local or archived, and the commits after it that
+//! the stream still has; or from the stream alone, if it has every commit there ever was. An invalid
+//! snapshot is named, and the one before it is used.
+
+use std::path::Path;
+use std::time::Instant;
+
+use esker_partition::state::StateMeta;
+use esker_partition::state::rebuild::StreamLeft;
+use esker_partition::store::Part;
+use esker_partition::{Lineage, LineageId};
+use tokio::runtime::Handle;
+
+use super::archive::StateArchive;
+use super::document::Header;
+use super::files::{Files, name_of};
+use crate::error::StartError;
+
+/// Makes sure that the partition's state store can be used; says where it comes from.
+pub(crate) fn recover(
+    part: &Part,
+    files: &Files,
+    archive: Option<&StateArchive>,
+    scratch: &Path,
+    handle: &Handle,
+    replayed: u64,
+) -> Result<(), StartError> {
+    let Some(why) = part.state_problem()? else {
+        let meta = part.state_meta()?.unwrap_or_default();
+        if meta.commit_ts > 0 {
+            tracing::info!(
+                source = "checkpoint",
+                commit_ts = meta.commit_ts,
+                keys = meta.keys,
+                events = replayed,
+                "Loading snapshot: state store at commit_ts={}",
+                meta.commit_ts
+            );
+        }
+        return Ok(());
+    };
+    tracing::warn!(%why, "the state store in the database cannot be used: it is made anew");
+    let mut tried = vec![format!("database: {why}")];
+    if from_files(part, files, &mut tried)?.is_some() {
+        return Ok(());
+    }
+    if let Some(archive) = archive
+        && let Some(fetched) = fetch(archive, scratch, handle, &mut tried)
+    {
+        let made = from_files(part, &fetched, &mut tried)?;
+        let _ = std::fs::remove_dir_all(fetched.dir());
+        if made.is_some() {
+            return Ok(());
+        }
+    }
+    if from_stream(part, &mut tried)?.is_some() {
+        return Ok(());
+    }
+    Err(StartError::StateUnusable {
+        tried: tried.join("; "),
+    })
+}
+
+/// Whether a snapshot is of this history; if not, why.
+pub(crate) fn is_of(lineage: &Lineage, header: &Header) -> Result<(), String> {
+    if header.lineage.is_empty() {
+        return Ok(());
+    }
+    let id = u128::from_str_radix(&header.lineage, 16)
+        .map_err(|_| format!("{:?} is no lineage", header.lineage))?;
+    match lineage.contains(LineageId(id), header.lsn) {
+        true => Ok(()),
+        false => Err(format!(
+            "it is of lineage {}, above the fork from which this one goes on, or of another history",
+            header.lineage
+        )),
+    }
+}
+
+fn from_files(
+    part: &Part,
+    files: &Files,
+    tried: &mut Vec<String>,
+) -> Result<Option<StateMeta>, StartError> {
+    let found = match files.list() {
+        Ok(found) => found,
+        Err(error) => {
+            tried.push(format!("{}: {error}", files.dir().display()));
+            return Ok(None);
+        }
+    };
+    let left = part.state_stream_left()?;
+    for one in found {
+        let name = name_of(one.commit_ts);
+        match from_file(part, files, one.commit_ts, left)? {
+            Ok(meta) => return Ok(Some(meta)),
+            Err(why) => {
+                tracing::warn!(
+                    snapshot = name,
+                    why,
+                    "a snapshot of the state store cannot be used: the one before it is tried"
+                );
+                tried.push(format!("{name}: {why}"));
+            }
+        }
+    }
+    Ok(None)
+}
+
+fn from_file(
+    part: &Part,
+    files: &Files,
+    commit_ts: u64,
+    left: Option<StreamLeft>,
+) -> Result<Result<StateMeta, String>, StartError> {
+    let begun = Instant::now();
+    let (checked, has_sum) = match files.check(commit_ts) {
+        Ok(checked) => checked,
+        Err(why) => return Ok(Err(why)),
+    };
+    if let Err(why) = is_of(&part.lineage()?, &checked.header) {
+        return Ok(Err(why));
+    }
+    let to = match left {
+        None => commit_ts,
+        Some(left) if commit_ts > left.to => {
+            return Ok(Err(format!(
+                "the stream of commits ends before it, at {}",
+                left.to
+            )));
+        }
+        Some(left) if commit_ts < left.from => {
+            return Ok(Err(format!(
+                "commits up to {} are not kept: those after it are missing",
+                left.from
+            )));
+        }
+        Some(left) => left.to,
+    };
+    let name = name_of(commit_ts);
+    if !has_sum {
+        tracing::warn!(
+            snapshot = name,
+            "the snapshot has no checksum; it reads as it should"
+        );
+    }
+    tracing::info!(
+        source = "json",
+        commit_ts,
+        bytes = checked.bytes,
+        keys = checked.keys,
+        "Loading snapshot: {name}"
+    );
+    let mut rebuild = part.rebuild_state()?;
+    let mut failed = None;
+    let read = files.read(commit_ts, |key, entry| {
+        rebuild.entry(&key, &entry).map_err(|error| {
+            let why = error.to_string();
+            failed = Some(error);
+            why
+        })
+    });
+    if let Some(error) = failed {
+        return Err(error.into());
+    }
+    if let Err(why) = read {
+        return Ok(Err(why));
+    }
+    let events = rebuild.fold(commit_ts, to)?;
+    tracing::info!(events, "Replaying {events} events since snapshot");
+    let newest = match left {
+        Some(left) => left.to,
+        None => commit_ts,
+    };
+    let meta = rebuild.finish(newest)?;
+    tracing::info!(
+        source = "json",
+        commit_ts = meta.commit_ts,
+        keys = meta.keys,
+        bytes = checked.bytes,
+        duration = ?begun.elapsed(),
+        "Recovery complete"
+    );
+    Ok(Ok(meta))
+}
+
+/// All commits there ever were may be in the stream.
+fn from_stream(part: &Part, tried: &mut Vec<String>) -> Result<Option<StateMeta>, StartError> {
+    let Some(left) = part.state_stream_left()? else {
+        tried.push("the stream of commits: it is missing".to_owned());
+        return Ok(None);
+    };
+    if left.from > 0 || part.lineage()?.forks > 0 {
+        tried.push(format!(
+            "the stream of commits: it does not go back to the first one, but to {}",
+            left.from + 1
+        ));
+        return Ok(None);
+    }
+    tracing::info!(
+        source = "stream",
+        "Loading snapshot: none, the stream has every commit"
+    );
+    let mut rebuild = part.rebuild_state()?;
+    let events = rebuild.fold(0, left.to)?;
+    tracing::info!(events, "Replaying {events} events since snapshot");
+    let meta = rebuild.finish(left.to)?;
+    tracing::info!(
+        source = "stream",
+        commit_ts = meta.commit_ts,
+        keys = meta.keys,
+        "Recovery complete"
+    );
+    Ok(Some(meta))
+}
+
+/// Fetches what is archived.
+fn fetch(
+    archive: &StateArchive,
+    scratch: &Path,
+    handle: &Handle,
+    tried: &mut Vec<String>,
+) -> Option<Files> {
+    let dir = scratch.join("state");
+    let fetched = handle.block_on(async {
+        for one in archive.list().await.map_err(std::io::Error::other)? {
+            tokio::fs::create_dir_all(&dir).await?;
+            archive.fetch(one.commit_ts, &dir).await?;
+        }
+        Ok::<_, std::io::Error>(())
+    });
+    match fetched.and_then(|()| Files::open(dir)) {
+        Ok(files) => Some(files),
+        Err(error) => {
+            tried.push(format!("{}: {error}", archive.shown()));
+            None
+        }
+    }
+}

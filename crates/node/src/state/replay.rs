@@ -1,0 +1,119 @@
+//! Commits in order, in constant memory.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use esker_partition::state::CommitRecord;
+use futures::StreamExt as _;
+use futures::stream::BoxStream;
+use tokio::sync::watch;
+
+use super::blocking;
+use super::error::StateError;
+use super::types::{Operation, Replay, ReplayEvent};
+use crate::node::Inner;
+
+/// Commits read at a time, and their bytes: what a replay holds.
+const COMMITS: usize = 256;
+const BYTES: usize = 1024 * 1024;
+
+struct Replaying {
+    inner: Arc<Inner>,
+    agent: Option<(String, String)>,
+    /// The last commit that was looked at.
+    at: u64,
+    /// The last one that is wanted; without it, those that there were at the beginning.
+    end: u64,
+    follow: bool,
+    ready: VecDeque<ReplayEvent>,
+    newest: watch::Receiver<u64>,
+}
+
+pub(super) fn replay(
+    inner: &Arc<Inner>,
+    replay: Replay,
+) -> Result<BoxStream<'static, Result<ReplayEvent, StateError>>, StateError> {
+    let reader = &inner.state.reader;
+    let newest = reader.newest();
+    let meta = reader.meta();
+    let begins = meta.history_begins();
+    let start = match replay.start {
+        None => begins,
+        // Commits begin at 1.
+        Some(start) if start.max(1) < begins => {
+            return Err(StateError::HistoryBegins {
+                commit_ts: begins,
+                version: None,
+            });
+        }
+        Some(start) => start.max(1),
+    };
+    let end = match (replay.end, replay.follow) {
+        (Some(end), true) => end,
+        (None, true) => u64::MAX,
+        (end, false) => end.unwrap_or(u64::MAX).min(meta.commit_ts),
+    };
+    let replaying = Replaying {
+        inner: inner.clone(),
+        agent: replay.agent,
+        at: start - 1,
+        end,
+        follow: replay.follow,
+        ready: VecDeque::new(),
+        newest,
+    };
+    Ok(futures::stream::try_unfold(replaying, next).boxed())
+}
+
+async fn next(mut it: Replaying) -> Result<Option<(ReplayEvent, Replaying)>, StateError> {
+    loop {
+        if let Some(event) = it.ready.pop_front() {
+            return Ok(Some((event, it)));
+        }
+        if it.at >= it.end {
+            return Ok(None);
+        }
+        let newest = *it.newest.borrow_and_update();
+        if it.at >= newest {
+            if !it.follow {
+                return Ok(None);
+            }
+            let stopping = it.inner.stopping.clone();
+            tokio::select! {
+                changed = it.newest.changed() => {
+                    if changed.is_err() {
+                        return Err(StateError::Stopping);
+                    }
+                }
+                () = stopping.cancelled() => return Err(StateError::Stopping),
+            }
+            continue;
+        }
+        if it.inner.stopping.is_cancelled() {
+            return Err(StateError::Stopping);
+        }
+        let reader = it.inner.state.reader.clone();
+        let (agent, at, end) = (it.agent.clone(), it.at, it.end);
+        let (commits, up_to) = blocking(move || {
+            let agent = agent.as_ref().map(|(n, a)| (n.as_str(), a.as_str()));
+            reader.commits(agent, at, end, COMMITS, BYTES)
+        })
+        .await?;
+        it.at = up_to;
+        it.ready.extend(commits.into_iter().map(event_of));
+    }
+}
+
+fn event_of(commit: CommitRecord) -> ReplayEvent {
+    let operations = commit.operations.into_iter().map(|operation| Operation {
+        key: operation.key,
+        value: operation.value,
+        version: operation.version,
+    });
+    ReplayEvent {
+        txn_id: commit.txn_id,
+        commit_ts: commit.commit_ts,
+        at_ms: commit.at_ms,
+        operations: operations.collect(),
+    }
+}

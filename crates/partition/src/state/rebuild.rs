@@ -1,0 +1,273 @@
+//! Making the state store anew without the log, before its partition is opened.
+//!
+//! What it is made of, a JSON snapshot and the commits after it, gives the same entries that were there:
+//! only versions that were replaced before the snapshot are not known any more. A crash leaves the store
+//! as it was, and entries of a generation that is not in force.
+
+use prost::Message as _;
+
+use super::names::agent_names;
+use super::{STATE_STREAM, StateEntry, StateKey, StateMeta, read};
+use crate::ids::{STATE_BASIN_ID, StreamId};
+use crate::keys;
+use crate::settings::StreamSettings;
+use crate::store::{Applied, Part, PartBatch, StoreError};
+use crate::stream::{StreamMeta, StreamState};
+use crate::streams::Counters;
+use crate::streams::directory::name_entry;
+
+/// Bytes that are written at a time.
+const BATCH: usize = 4 * 1024 * 1024;
+
+/// What is left of a store's stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StreamLeft {
+    /// Commits up to this one are not in it.
+    pub from: u64,
+    /// The newest commit in it.
+    pub to: u64,
+}
+
+impl Part {
+    /// What is wrong with the state store, if something is.
+    pub fn state_problem(&self) -> Result<Option<String>, StoreError> {
+        let meta = match self.state_meta() {
+            Ok(meta) => meta,
+            Err(StoreError::Malformed { what, why, .. }) => {
+                return Ok(Some(format!("{what}: {why}")));
+            }
+            Err(error) => return Err(error),
+        };
+        let stream = name_entry(self, STATE_BASIN_ID, STATE_STREAM)?;
+        let meta = match (meta, stream) {
+            (None, None) => return Ok(None),
+            (None, Some(_)) => return Ok(Some("where it stands is missing".to_owned())),
+            (Some(meta), _) if meta.stream == 0 => return Ok(None),
+            (Some(meta), _) => meta,
+        };
+        let Some(state) = self.stream_state(StreamId(meta.stream))? else {
+            return Ok(Some("its stream is missing".to_owned()));
+        };
+        if state.tail_seq < meta.commit_ts {
+            return Ok(Some(format!(
+                "it is at commit_ts {}, and its stream ends at {}",
+                meta.commit_ts, state.tail_seq
+            )));
+        }
+        let [(from, to), _] = keys::state_generation(meta.generation);
+        let mut it = self.iterate(&from, &to, false);
+        it.seek_to_first();
+        if meta.keys > 0 && it.key().is_none() {
+            it.status()
+                .map_err(|e| self.error("reading keys of the state", e))?;
+            return Ok(Some(format!("its {} keys are missing", meta.keys)));
+        }
+        Ok(None)
+    }
+
+    /// What is left of the store's stream, if it is there.
+    pub fn state_stream_left(&self) -> Result<Option<StreamLeft>, StoreError> {
+        let Some((id, _)) = name_entry(self, STATE_BASIN_ID, STATE_STREAM)? else {
+            return Ok(None);
+        };
+        let Some(state) = self.stream_state(id)? else {
+            return Ok(None);
+        };
+        Ok(Some(StreamLeft {
+            from: state.head(),
+            to: state.tail_seq,
+        }))
+    }
+
+    /// Begins to make the store anew.
+    pub fn rebuild_state(&self) -> Result<StateRebuild, StoreError> {
+        let mut newest = 0;
+        for (from, to) in keys::all_state_entries() {
+            let mut it = self.iterate(&from, &to, false);
+            it.seek_to_last();
+            newest = it
+                .key()
+                .and_then(keys::generation_of)
+                .unwrap_or(0)
+                .max(newest);
+        }
+        let known = self.state_meta().ok().flatten().unwrap_or_default();
+        Ok(StateRebuild {
+            batch: self.batch(),
+            part: self.clone(),
+            bytes: 0,
+            meta: StateMeta {
+                generation: newest.max(known.generation).saturating_add(1),
+                replaced: known.replaced,
+                imported_at: known.imported_at,
+                ..StateMeta::default()
+            },
+        })
+    }
+}
+
+/// A store that is made anew.
+pub struct StateRebuild {
+    part: Part,
+    batch: PartBatch,
+    bytes: usize,
+    meta: StateMeta,
+}
+
+impl StateRebuild {
+    fn put(&mut self, key: Vec<u8>, value: &[u8]) -> Result<(), StoreError> {
+        self.bytes += key.len() + value.len();
+        self.batch.put(key, value);
+        match self.bytes > BATCH {
+            true => self.write(),
+            false => Ok(()),
+        }
+    }
+
+    fn write(&mut self) -> Result<(), StoreError> {
+        self.bytes = 0;
+        std::mem::replace(&mut self.batch, self.part.batch()).write()
+    }
+
+    /// Adds an entry of the snapshot.
+    pub fn entry(&mut self, key: &StateKey, entry: &StateEntry) -> Result<(), StoreError> {
+        let forks = self.part.forks()?;
+        // What it has seen beyond the forks was another state being replaced.
+        self.meta.replaced = self.meta.replaced.max(entry.forks.saturating_sub(forks));
+        self.meta.keys += 1;
+        let names = key.encode();
+        self.put(
+            keys::state_key(self.meta.generation, &names),
+            &entry.encode_to_vec(),
+        )
+    }
+
+    /// Folds the commits of the stream after `from` and up to `to`; how many these are.
+    pub fn fold(&mut self, from: u64, to: u64) -> Result<u64, StoreError> {
+        let Some((stream, _)) = name_entry(&self.part, STATE_BASIN_ID, STATE_STREAM)? else {
+            return Ok(0);
+        };
+        let forks = self.part.forks()? + self.meta.replaced;
+        let (mut at, mut folded) = (from, 0);
+        loop {
+            self.write()?;
+            let commits = read::commits(&self.part, stream, at, to, 256)?;
+            let Some(last) = commits.last() else {
+                return Ok(folded);
+            };
+            at = last.commit_ts;
+            folded += commits.len() as u64;
+            for commit in commits {
+                for operation in commit.operations {
+                    let names = operation.key.encode();
+                    let key = keys::state_key(self.meta.generation, &names);
+                    // The same key may have been changed in this batch.
+                    self.write()?;
+                    let before = self.part.get::<StateEntry>(&key, "a key of the state")?;
+                    if let Some(before) = &before {
+                        let key = keys::state_history(self.meta.generation, &names, before.version);
+                        self.put(key, &before.encode_to_vec())?;
+                    }
+                    let entry = StateEntry {
+                        version: operation.version,
+                        commit_ts: commit.commit_ts,
+                        forks,
+                        value: operation.value,
+                        first: before.is_none(),
+                    };
+                    self.meta.keys += u64::from(before.is_none());
+                    self.put(key, &entry.encode_to_vec())?;
+                    let (namespace, agent) = (&operation.key.namespace, &operation.key.agent_id);
+                    let agent = agent_names(namespace, agent);
+                    self.put(keys::state_agent(&agent, commit.commit_ts), &[])?;
+                }
+            }
+        }
+    }
+
+    /// Puts it in force, as of a commit; durable when this returns. Where it stands now.
+    pub fn finish(mut self, commit_ts: u64) -> Result<StateMeta, StoreError> {
+        let stream = name_entry(&self.part, STATE_BASIN_ID, STATE_STREAM)?;
+        let (stream, history_cut) = match stream {
+            Some((id, _)) => {
+                let state = self.part.stream_state(id)?.unwrap_or_default();
+                (id, state.head().min(commit_ts))
+            }
+            None => (self.make_stream(commit_ts)?, commit_ts),
+        };
+        self.meta.stream = stream.0;
+        self.meta.commit_ts = commit_ts;
+        self.meta.history_cut = history_cut;
+        self.meta.versions_cut = history_cut;
+        for (from, to) in keys::state_before(self.meta.generation) {
+            self.batch.delete_range(&from, &to);
+        }
+        self.batch.put(keys::STATE_META, self.meta.encode_to_vec());
+        self.write()?;
+        self.part.flush()?;
+        Ok(self.meta)
+    }
+
+    /// The store's stream, without a record: for a partition of which nothing else is left.
+    fn make_stream(&mut self, tail: u64) -> Result<StreamId, StoreError> {
+        let forks = self.part.forks()?;
+        let counters = self
+            .part
+            .get::<Counters>(keys::COUNTERS, "the counters")?
+            .unwrap_or(Counters {
+                next_stream: 1,
+                forks,
+            });
+        let id = StreamId(counters.next_stream);
+        let counters = Counters {
+            next_stream: id.0 + 1,
+            ..counters
+        };
+        let meta = StreamMeta {
+            basin: STATE_BASIN_ID.0,
+            name: STATE_STREAM.to_owned(),
+            settings: stream_settings(),
+            settings_version: 1,
+            created_ms: 0,
+            request_hash: Vec::new(),
+        };
+        let state = StreamState {
+            tail_seq: tail,
+            trim_point: tail,
+            forks,
+            ..StreamState::default()
+        };
+        let mut name = [0; 16];
+        name[..8].copy_from_slice(&id.0.to_be_bytes());
+        self.batch.put(keys::COUNTERS, counters.encode_to_vec());
+        self.batch.put(keys::stream_meta(id), meta.encode_to_vec());
+        self.batch
+            .put(keys::stream_state(id), state.encode_to_vec());
+        self.batch
+            .put(keys::stream_name(STATE_BASIN_ID, STATE_STREAM), name);
+        Ok(id)
+    }
+
+    /// Says that the partition, which is empty, has applied the log up to here.
+    pub fn applied(&mut self, lsn: u64, term: u64) -> Result<(), StoreError> {
+        let applied = self.part.applied()?.unwrap_or_default();
+        let applied = Applied {
+            lsn,
+            term,
+            ..applied
+        };
+        self.batch.put(keys::APPLIED, applied.encode_to_vec());
+        Ok(())
+    }
+}
+
+/// Settings of the store's stream: records stay until history is cut, with the time of their arrival.
+pub(crate) fn stream_settings() -> StreamSettings {
+    StreamSettings {
+        storage_class: None,
+        retention_age_secs: Some(0),
+        timestamping_mode: Some(2),
+        timestamping_uncapped: Some(false),
+        delete_on_empty_secs: Some(0),
+    }
+}
