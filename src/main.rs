@@ -8,6 +8,7 @@ mod follow_cmd;
 mod output;
 mod server_cmd;
 mod snapshot_cmd;
+mod state_cmd;
 mod status_cmd;
 mod stream_cmd;
 mod term;
@@ -30,6 +31,7 @@ enum Command {
     Status(status_cmd::Args),
     Stream(stream_cmd::Args),
     Follow(Box<follow_cmd::Args>),
+    State(state_cmd::Args),
     Snapshot(Box<snapshot_cmd::Args>),
     /// Check or show the configuration that a server would run with.
     Config(config_cmd::Args),
@@ -44,6 +46,7 @@ fn main() -> std::process::ExitCode {
         Command::Status(args) => status_cmd::run(args),
         Command::Stream(args) => stream_cmd::run(args),
         Command::Follow(args) => follow_cmd::run(*args),
+        Command::State(args) => state_cmd::run(args),
         Command::Snapshot(args) => snapshot_cmd::run(*args),
         Command::Config(args) => config_cmd::run(&args),
     };

@@ -115,6 +115,9 @@ fn announce(server: &Server, config: &Config, args: &Args) {
         server.address(),
         config.data_dir.display()
     );
+    if let Some(address) = server.state_address() {
+        text += &format!("the state service listens on {address} as well\n");
+    }
     if args.hints || out.is_terminal() {
         let address = format!("http://{}", server.address());
         let server = if address == DEFAULT_SERVER {

@@ -20,7 +20,7 @@ mod lines;
 mod live;
 mod once;
 mod place;
-mod progress;
+pub mod progress;
 mod report;
 mod server;
 mod shown;

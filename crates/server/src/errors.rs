@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use crate::{admin, api, config};
+use crate::{admin, api, config, state};
 
 /// Codes that the command line adds of its own.
 const COMMAND_CODES: &[(&str, &str, &str)] = &[
@@ -55,6 +55,20 @@ const COMMAND_CODES: &[(&str, &str, &str)] = &[
         "interrupted",
         "The command was interrupted.",
         "Run it again; the message says what was done before.",
+    ),
+];
+
+/// Codes of `esker state`, beside those of the command line and of the state service.
+const STATE_CODES: &[(&str, &str, &str)] = &[
+    (
+        "key_not_found",
+        "The key does not exist, or did not then, or not in that version.",
+        "`esker state keys AGENT` shows those that do; `esker state history AGENT KEY` its versions.",
+    ),
+    (
+        "state_differs",
+        "A snapshot and the commits after it do not give the live state.",
+        "Export the live state, and keep the snapshot; what was printed says how they differ.",
     ),
 ];
 
@@ -276,6 +290,20 @@ pub fn markdown() -> String {
         let exit = if *advice { "0: it is advice" } else { "1" };
         let _ = writeln!(out, "| `{code}` | {what} | {exit} |");
     }
+    out.push_str(
+        "\n## The state service\n\n\
+         Over gRPC. The code is the reason of a `google.rpc.ErrorInfo` (domain `esker.state.v1`) among \
+         the details of the status, and in the metadata `esker-code`. Only `other` and a lost \
+         connection leave open whether a commit happened.\n\n\
+         | code | status | when | what to do |\n|---|---|---|---|\n",
+    );
+    for (code, status, when, what) in state::CODES {
+        let _ = writeln!(out, "| `{code}` | `{status}` | {when} | {what} |");
+    }
+    out.push_str("\nThese mean what they mean above:\n\n| code | status |\n|---|---|\n");
+    for (code, status) in state::status::SHARED_CODES {
+        let _ = writeln!(out, "| `{code}` | `{status}` |");
+    }
     out.push_str("\n## Starting a server\n\n| code | when | what to do |\n|---|---|---|\n");
     for (code, when, what) in esker_node::START_CODES {
         let _ = writeln!(out, "| `{code}` | {when} | {what} |");
@@ -286,6 +314,10 @@ pub fn markdown() -> String {
     }
     out.push_str("\n## The command line\n\n| code | when | what to do |\n|---|---|---|\n");
     for (code, when, what) in COMMAND_CODES {
+        let _ = writeln!(out, "| `{code}` | {when} | {what} |");
+    }
+    out.push_str("\n## State\n\n| code | when | what to do |\n|---|---|---|\n");
+    for (code, when, what) in STATE_CODES {
         let _ = writeln!(out, "| `{code}` | {when} | {what} |");
     }
     out.push_str("\n## Snapshots\n\n| code | when | what to do |\n|---|---|---|\n");
@@ -326,7 +358,9 @@ mod tests {
         codes.extend(esker_node::START_CODES.iter().map(|(code, _, _)| *code));
         codes.extend(config::CODES.iter().map(|(code, _)| *code));
         codes.extend(admin::CODES.iter().map(|(code, ..)| *code));
+        codes.extend(state::CODES.iter().map(|(code, ..)| *code));
         codes.extend(COMMAND_CODES.iter().map(|(code, _, _)| *code));
+        codes.extend(STATE_CODES.iter().map(|(code, _, _)| *code));
         codes.extend(FOLLOW_CODES.iter().map(|(code, _, _)| *code));
         let count = codes.len();
         codes.sort_unstable();

@@ -1,4 +1,4 @@
-//! The server: the S2 API over HTTP, configuration, logs and metrics.
+//! The server: the S2 API and the state service over HTTP, configuration, logs and metrics.
 //!
 //! | room | what it holds |
 //! |---|---|
@@ -6,6 +6,7 @@
 //! | [`server`] | the listener: connections, limits, start and graceful stop |
 //! | [`api`] | handlers: from requests to calls on a node, and back |
 //! | [`admin`] | the admin API: status, partition snapshots |
+//! | [`state`] | the state service, over gRPC |
 //! | [`telemetry`] | logs and metrics |
 //! | [`errors`] | `docs/errors.md`, from the codes that the code has |
 //!
@@ -17,6 +18,7 @@ pub mod config;
 pub mod errors;
 mod opening;
 pub mod server;
+pub mod state;
 pub mod telemetry;
 
 pub use server::{ServeError, Server};

@@ -1,6 +1,7 @@
-//! The listener: HTTP/1.1 and HTTP/2 with prior knowledge on one port.
+//! The listener: HTTP/1.1 and HTTP/2 with prior knowledge on one port; and a second one for the state
+//! service, if `state.listen` says so.
 //!
-//! The port is taken first, so that a taken one is an error before anything else happens; then the
+//! The ports are taken first, so that a taken one is an error before anything else happens; then the
 //! node recovers; then connections are accepted.
 //!
 //! Bounds, each from the configuration: connections (beyond them new ones wait in the kernel's
@@ -18,7 +19,7 @@ use std::time::Duration;
 
 pub use esker_node::Bootstrap;
 use esker_node::{
-    DestinationOptions, Node, NodeOptions, SnapshotOptions, StartError, StoreOptions,
+    DestinationOptions, Node, NodeOptions, SnapshotOptions, StartError, StateOptions, StoreOptions,
 };
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
@@ -29,7 +30,9 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::api::{self, App, Limits};
-use crate::config::{Config, HumanDuration, OnLogFull, Secret, SnapshotKind, SnapshotsConfig};
+use crate::config::{
+    Config, HumanDuration, OnLogFull, Secret, SnapshotKind, SnapshotsConfig, StateConfig,
+};
 use crate::opening::opened;
 use crate::telemetry;
 
@@ -75,10 +78,11 @@ impl ServeError {
 /// A running server.
 pub struct Server {
     address: SocketAddr,
+    state_address: Option<SocketAddr>,
     node: Node,
     grace: Duration,
     stop: CancellationToken,
-    accepting: tokio::task::JoinHandle<()>,
+    accepting: Vec<tokio::task::JoinHandle<()>>,
 }
 
 impl Server {
@@ -92,21 +96,23 @@ impl Server {
         config: &Config,
         bootstrap: Option<Bootstrap>,
     ) -> Result<Server, ServeError> {
-        let listener = TcpListener::bind(config.listen).await.map_err(|source| {
-            let hint = match source.kind() {
-                std::io::ErrorKind::AddrInUse => {
-                    "; stop the program that uses it, or choose another with --listen"
-                }
-                std::io::ErrorKind::PermissionDenied => "; choose a port above 1023",
-                _ => "",
-            };
-            ServeError::Listen {
-                address: config.listen,
-                source,
-                hint,
-            }
-        })?;
-        let address = listener.local_addr().unwrap_or(config.listen);
+        let (listener, address) = bind(
+            config.listen,
+            "; stop the program that uses it, or choose another with --listen",
+        )
+        .await?;
+        // The one listener serves it anyway.
+        let own = |address: &SocketAddr| *address != config.listen || address.port() == 0;
+        let state_listener = match config.state.listen.filter(own) {
+            None => None,
+            Some(listen) => Some(
+                bind(
+                    listen,
+                    "; stop the program that uses it, or choose another with `state.listen`",
+                )
+                .await?,
+            ),
+        };
         let metrics = telemetry::metrics();
         let node = Node::start(node_options(config, bootstrap)).await?;
         let app = App {
@@ -119,16 +125,26 @@ impl Server {
         };
         let stop = CancellationToken::new();
         let grace = config.shutdown_grace.as_duration();
-        let accepting = tokio::spawn(accept(
-            listener,
-            api::router(app),
-            config.limits.connections as usize,
-            config.limits.header_timeout.as_duration(),
-            stop.clone(),
+        let accepted = Accepted {
+            room: Arc::new(Semaphore::new(config.limits.connections as usize)),
+            header_timeout: config.limits.header_timeout.as_duration(),
+            stop: stop.clone(),
             grace,
-        ));
+        };
+        let mut accepting = vec![tokio::spawn(accept(
+            listener,
+            api::router(app.clone()),
+            accepted.clone(),
+        ))];
+        let mut state_address = None;
+        if let Some((listener, address)) = state_listener {
+            let router = api::state_router(app);
+            accepting.push(tokio::spawn(accept(listener, router, accepted)));
+            state_address = Some(address);
+        }
         Ok(Server {
             address,
+            state_address,
             node,
             grace,
             stop,
@@ -139,6 +155,11 @@ impl Server {
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Where the state service listens, if it has an address of its own.
+    pub fn state_address(&self) -> Option<SocketAddr> {
+        self.state_address
     }
 
     /// The node behind it.
@@ -152,19 +173,49 @@ impl Server {
         self.stop.cancel();
         // Sessions end because the node does; the connections that carried them end then.
         self.node.stop(self.grace).await;
-        // A panic in it has been reported by the panic hook.
-        let _ = self.accepting.await;
+        for accepting in self.accepting {
+            // A panic in it has been reported by the panic hook.
+            let _ = accepting.await;
+        }
     }
 }
 
-async fn accept(
-    listener: TcpListener,
-    router: axum::Router,
-    connections: usize,
+/// Takes an address. `taken` is what to do about one that another program has.
+async fn bind(
+    address: SocketAddr,
+    taken: &'static str,
+) -> Result<(TcpListener, SocketAddr), ServeError> {
+    let failed = |source: std::io::Error| ServeError::Listen {
+        address,
+        hint: match source.kind() {
+            std::io::ErrorKind::AddrInUse => taken,
+            std::io::ErrorKind::PermissionDenied => "; choose a port above 1023",
+            _ => "",
+        },
+        source,
+    };
+    let listener = TcpListener::bind(address).await.map_err(failed)?;
+    let bound = listener.local_addr().unwrap_or(address);
+    Ok((listener, bound))
+}
+
+/// What all listeners keep to.
+#[derive(Clone)]
+struct Accepted {
+    /// A permit for each connection, over all listeners.
+    room: Arc<Semaphore>,
     header_timeout: Duration,
     stop: CancellationToken,
     grace: Duration,
-) {
+}
+
+async fn accept(listener: TcpListener, router: axum::Router, accepted: Accepted) {
+    let Accepted {
+        room,
+        header_timeout,
+        stop,
+        grace,
+    } = accepted;
     let mut http = auto::Builder::new(TokioExecutor::new());
     http.http1()
         .timer(TokioTimer::new())
@@ -175,7 +226,6 @@ async fn accept(
         .initial_stream_window_size(H2_STREAM_WINDOW)
         .initial_connection_window_size(H2_CONNECTION_WINDOW)
         .keep_alive_interval(H2_KEEP_ALIVE);
-    let room = Arc::new(Semaphore::new(connections));
     let graceful = GracefulShutdown::new();
     loop {
         let permit = tokio::select! {
@@ -248,6 +298,7 @@ fn node_options(config: &Config, bootstrap: Option<Bootstrap>) -> NodeOptions {
         retention_interval: config.retention.interval.as_duration(),
         streams_per_round: config.retention.streams_per_round as usize,
         snapshots: snapshot_options(&config.snapshots),
+        state: state_options(&config.state),
         bootstrap,
         ..NodeOptions::new(&config.data_dir)
     }
@@ -292,6 +343,22 @@ fn snapshot_options(config: &SnapshotsConfig) -> SnapshotOptions {
     }
 }
 
+fn state_options(config: &StateConfig) -> StateOptions {
+    StateOptions {
+        snapshot_interval: config.snapshot_interval,
+        snapshots_retained: config.snapshots_retained,
+        archive_snapshots: config.archive_snapshots,
+        default_timeout: config.transaction_timeout.as_duration(),
+        max_timeout: config.transaction_timeout_max.as_duration(),
+        max_transactions: config.transactions as usize,
+        max_operations: config.transaction_operations as usize,
+        max_transaction_bytes: config.transactions_bytes.as_usize(),
+        keep_versions: config.keep_versions,
+        keep_history_commits: config.keep_history,
+        keep_history_age: config.keep_history_age.map(HumanDuration::as_duration),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -303,6 +370,43 @@ mod tests {
         let options = node_options(&config, None);
         let expected = NodeOptions::new(&config.data_dir);
         assert_eq!(format!("{options:?}"), format!("{expected:?}"));
+    }
+
+    #[test]
+    fn every_key_of_state_reaches_the_node() {
+        let config = StateConfig {
+            listen: None,
+            snapshot_interval: 1,
+            snapshots_retained: 2,
+            archive_snapshots: false,
+            transaction_timeout: HumanDuration::from_secs(3),
+            transaction_timeout_max: HumanDuration::from_secs(4),
+            transactions: 5,
+            transaction_operations: 6,
+            transactions_bytes: ByteCount::new(7),
+            keep_versions: Some(8),
+            keep_history: Some(9),
+            keep_history_age: Some(HumanDuration::from_secs(10)),
+        };
+        let expected = StateOptions {
+            snapshot_interval: 1,
+            snapshots_retained: 2,
+            archive_snapshots: false,
+            default_timeout: Duration::from_secs(3),
+            max_timeout: Duration::from_secs(4),
+            max_transactions: 5,
+            max_operations: 6,
+            max_transaction_bytes: 7,
+            keep_versions: Some(8),
+            keep_history_commits: Some(9),
+            keep_history_age: Some(Duration::from_secs(10)),
+        };
+        assert_eq!(state_options(&config), expected);
+        let config = Config {
+            state: config,
+            ..Config::default()
+        };
+        assert_eq!(node_options(&config, None).state, expected);
     }
 
     #[test]

@@ -341,21 +341,25 @@ impl StateStore {
                 return false;
             };
             let value = if scan.keys_only { Bytes::new() } else { value };
-            bytes += key.len() + value.len();
+            let more = bytes + key.len() + value.len();
+            if scan.limit.is_some() && more > scan.max_bytes && !found.is_empty() {
+                return true;
+            }
+            bytes = more;
             found.push(StateEntry {
                 key,
                 value,
                 version: entry.version,
                 commit_ts: entry.commit_ts,
             });
-            bytes > scan.max_bytes
+            bytes > scan.max_bytes || scan.limit.is_some_and(|limit| found.len() >= limit)
         };
         let (namespace, agent_id) = (&scan.namespace, &scan.agent_id);
-        let after = scan.start_after.as_deref();
+        let after = scan.after.as_deref();
         self.shared()
             .reader
             .view(|view| view.scan(namespace, agent_id, &scan.prefix, after, at, &mut take))?;
-        if bytes > scan.max_bytes && !scan.pages {
+        if bytes > scan.max_bytes && scan.limit.is_none() {
             return Err(StateError::Exhausted(format!(
                 "the answer has more than {} bytes: ask for a longer prefix",
                 scan.max_bytes

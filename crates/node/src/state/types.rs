@@ -80,12 +80,12 @@ pub struct Scan {
     /// Only names.
     pub keys_only: bool,
     /// Only keys after this one.
-    pub start_after: Option<String>,
+    pub after: Option<String>,
+    /// Most keys to answer. With it, the answer ends at `max_bytes` too, but has at least one key;
+    /// without it, more than `max_bytes` is an error.
+    pub limit: Option<usize>,
     /// Most bytes of names and values to answer.
     pub max_bytes: usize,
-    /// Whether an answer that would be larger ends early, after the entry that reaches `max_bytes`,
-    /// instead of being refused.
-    pub pages: bool,
 }
 
 /// Which commits to read.

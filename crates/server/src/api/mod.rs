@@ -1,5 +1,8 @@
 //! The S2 API: routes, and what they share.
 //!
+//! The routes of the admin API and of the state service are added here; no layer of the S2 API is
+//! around them.
+//!
 //! Wire types, extractors and framing are those of the `s2-api` crate. `/health` and `/ping` say
 //! whether appends are taken; `/metrics` is for Prometheus.
 
@@ -46,6 +49,18 @@ pub struct Limits {
     pub request_body: usize,
     /// Bytes in flight of one append session.
     pub append_session_inflight: usize,
+}
+
+/// The routes of the state service's own listener: the service, and whether the server serves.
+pub fn state_router(app: App) -> Router {
+    Router::new()
+        .route("/health", get(ops::health))
+        .route("/ping", get(ops::health))
+        .merge(crate::state::router(&app.node))
+        .route_layer(middleware::from_fn(ops::count))
+        .fallback(ops::no_route)
+        .method_not_allowed_fallback(ops::no_method)
+        .with_state(app)
 }
 
 /// All routes.
@@ -95,6 +110,7 @@ pub fn router(app: App) -> Router {
         .route("/metrics", get(ops::metrics))
         .nest("/v1", v1)
         .merge(crate::admin::router(app.node.clone()))
+        .merge(crate::state::router(&app.node))
         .route_layer(middleware::from_fn(ops::count))
         .fallback(ops::no_route)
         .method_not_allowed_fallback(ops::no_method)

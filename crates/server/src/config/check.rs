@@ -1,6 +1,7 @@
 //! Checks of a whole configuration: each value within its bounds, and values that go together.
 
 use std::fmt::Display;
+use std::net::SocketAddr;
 
 use serde_json::Value;
 
@@ -18,11 +19,12 @@ const LEAST_SEGMENTS: u64 = 4;
 
 /// The rules between values, as the documentation lists them. [`rules`] enforces them.
 pub(super) const RULES: &[&str] = &[
-    "`listen` must be a loopback address unless `insecure-no-auth` is `true` (there are no access \
-     tokens yet).",
+    "`listen` and `state.listen` must be loopback addresses unless `insecure-no-auth` is `true` (there \
+     are no access tokens yet).",
     "`log.purge-threshold` must be at least `log.segment-size`.",
     "`store.write-buffers-total` must be at least `store.write-buffer`.",
     "`limits.append-inflight` must be at least `limits.append-session-inflight`.",
+    "`state.transaction-timeout-max` must be at least `state.transaction-timeout`.",
     "`snapshots.max-log-bytes` must be at least four times `log.segment-size`.",
     "`snapshots.aws-access-key-id` and `snapshots.aws-secret-access-key` are set both or neither, and \
      `snapshots.aws-session-token` only with them.",
@@ -82,13 +84,16 @@ fn raw(value: &Value) -> Raw {
 /// What breaks the rules between values. `source` tells where a key's value came from.
 pub(super) fn rules(config: &Config, source: &dyn Fn(&str) -> Source) -> Vec<ConfigError> {
     let mut problems = Vec::new();
-    let reachable = !config.listen.ip().to_canonical().is_loopback();
-    if reachable && !config.insecure_no_auth {
-        problems.push(ConfigError::InsecureListen {
-            address: config.listen.to_string(),
-            from: source("listen"),
-        });
+    if !config.insecure_no_auth {
+        problems.extend(
+            reachable(config).map(|(key, address)| ConfigError::InsecureListen {
+                key,
+                address: address.to_string(),
+                from: source(key),
+            }),
+        );
     }
+    problems.extend(timeouts(config, source));
     let mut at_least = |greater: (&str, ByteCount), lesser: (&str, ByteCount), reason: &str| {
         if greater.1 >= lesser.1 {
             return;
@@ -126,6 +131,37 @@ pub(super) fn rules(config: &Config, source: &dyn Fn(&str) -> Source) -> Vec<Con
     problems.extend(too_few_segments(config, source));
     problems.extend(half_of_the_keys(config, source));
     problems
+}
+
+/// The addresses that other machines can reach, with their keys.
+fn reachable(config: &Config) -> impl Iterator<Item = (&'static str, SocketAddr)> {
+    let all = [
+        ("listen", Some(config.listen)),
+        ("state.listen", config.state.listen),
+    ];
+    all.into_iter().filter_map(|(key, address)| {
+        let address = address.filter(|it| !it.ip().to_canonical().is_loopback())?;
+        Some((key, address))
+    })
+}
+
+fn timeouts(config: &Config, source: &dyn Fn(&str) -> Source) -> Option<ConfigError> {
+    const TIMEOUT: &str = "state.transaction-timeout";
+    const MAX: &str = "state.transaction-timeout-max";
+    let (timeout, max) = (
+        config.state.transaction_timeout,
+        config.state.transaction_timeout_max,
+    );
+    (max < timeout).then(|| ConfigError::Conflict {
+        keys: vec![MAX.into(), TIMEOUT.into()],
+        problem: format!(
+            "`{MAX}` = {max} ({}) is less than `{TIMEOUT}` = {timeout} ({}): no transaction may stay \
+             open for longer than the former",
+            source(MAX),
+            source(TIMEOUT),
+        ),
+        remedy: format!("raise `{MAX}` or lower `{TIMEOUT}`"),
+    })
 }
 
 fn too_few_segments(config: &Config, source: &dyn Fn(&str) -> Source) -> Option<ConfigError> {
@@ -171,11 +207,10 @@ fn half_of_the_keys(config: &Config, source: &dyn Fn(&str) -> Source) -> Option<
 /// What is allowed and yet may not be what was meant.
 pub(super) fn warnings(config: &Config) -> Vec<String> {
     let mut warnings = Vec::new();
-    if !config.listen.ip().to_canonical().is_loopback() {
+    for (key, address) in reachable(config) {
         warnings.push(format!(
-            "`listen` = {} can be reached from other machines without an access token \
+            "`{key}` = {address} can be reached from other machines without an access token \
              (`insecure-no-auth`): whoever reaches it can read, write and delete everything",
-            config.listen
         ));
     }
     // Each partition and the catalog may hold back that much log before its database is flushed.

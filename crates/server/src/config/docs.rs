@@ -7,6 +7,7 @@ use super::environment::{BOOTSTRAP_VARIABLE, CONFIG_VARIABLE};
 use super::error::CODES;
 use super::key::{Key, keys};
 use super::show::{assignment, document, toml_value};
+use super::statehouse;
 
 /// Columns of the comments in the example file.
 const COMMENT_WIDTH: usize = 90;
@@ -17,7 +18,8 @@ const COMMENT_WIDTH: usize = 90;
 pub fn markdown() -> String {
     let mut text = INTRODUCTION
         .replace("{config}", CONFIG_VARIABLE)
-        .replace("{bootstrap}", BOOTSTRAP_VARIABLE);
+        .replace("{bootstrap}", BOOTSTRAP_VARIABLE)
+        .replace("{statehouse}", &statehouse::table());
     text.push_str("\n## Top level\n\nThese keys stand above all sections.\n\n");
     text.push_str(&table(None));
     for section in &keys().sections {
@@ -94,6 +96,13 @@ text means unset, in the file, the environment and a flag alike, and wins like a
 **Second names.** Some keys and sections are also accepted under the names that Restate gives them.
 Both names of one key in the same file (or both variables) are an error.
 
+**Statehouse's variables** are understood too: they win over the file, and lose to the `ESKER_`
+variable of the same key. `STATEHOUSE_ADDR` and `STATEHOUSE_LISTEN_ADDR` may name `localhost`; both with
+different values are an error. Others that start with `STATEHOUSE_` are warned of.
+
+| variable | key |
+|---|---|
+{statehouse}
 **Secrets** are never printed: `esker config show` and messages say `(hidden)`. Give them in the file,
 which only the server should be able to read, or in the environment; other users of the machine see
 flags.

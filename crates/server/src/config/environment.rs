@@ -4,12 +4,15 @@
 //! `ESKER_LOG__SEGMENT_SIZE` sets `log.segment-size`. Other things set variables of that prefix too
 //! (Kubernetes does for a service named `esker`), so an unknown one is an error only if it is
 //! close to a known one or starts with the name of a section and `__`. Any other is a warning.
+//!
+//! The variables of Statehouse are second names of keys; see [`statehouse`].
 
 use super::error::ConfigError;
 use super::key::{VARIABLE_PREFIX, keys};
 use super::kind::Raw;
 use super::load::Setting;
 use super::source::{Source, printable};
+use super::statehouse::{self, STATEHOUSE_PREFIX};
 use super::suggest;
 
 /// The variable that names the configuration file, unless `--config` does.
@@ -26,6 +29,8 @@ pub(super) struct Environment {
     pub(super) file: Option<String>,
     /// The keys that it sets, in the order of the variables' names.
     pub(super) settings: Vec<Setting>,
+    /// The keys that variables of Statehouse set; the ones above win over these.
+    pub(super) second: Vec<Setting>,
     /// Variables that look like misspelt ones.
     pub(super) problems: Vec<ConfigError>,
     /// Other variables of the prefix.
@@ -38,18 +43,24 @@ pub fn environment() -> impl Iterator<Item = (String, String)> {
     std::env::vars_os().filter_map(|(name, value)| {
         let name = name.into_string().ok()?;
         let value = value.to_string_lossy().into_owned();
-        name.starts_with(VARIABLE_PREFIX).then_some((name, value))
+        let ours = [VARIABLE_PREFIX, STATEHOUSE_PREFIX];
+        let ours = ours.iter().any(|prefix| name.starts_with(prefix));
+        ours.then_some((name, value))
     })
 }
 
 /// Reads the environment.
-pub(super) fn read(variables: impl Iterator<Item = (String, String)>) -> Environment {
-    let mut ours: Vec<_> = variables
-        .filter(|(name, _)| name.starts_with(VARIABLE_PREFIX))
-        .collect();
-    ours.sort();
-    let mut read = Environment::default();
-    for (name, value) in ours {
+pub(super) fn read(all: impl Iterator<Item = (String, String)>) -> Environment {
+    let all: Vec<_> = all.collect();
+    let statehouse = statehouse::read(&all);
+    let mut read = Environment {
+        second: statehouse.settings,
+        problems: statehouse.problems,
+        warnings: statehouse.warnings,
+        ..Environment::default()
+    };
+    for (name, value) in variables(&all, VARIABLE_PREFIX) {
+        let (name, value) = (name.clone(), value.clone());
         if name == CONFIG_VARIABLE {
             read.file = Some(value);
             continue;
@@ -78,6 +89,19 @@ pub(super) fn read(variables: impl Iterator<Item = (String, String)>) -> Environ
         }
     }
     read
+}
+
+/// The variables of a prefix, in the order of their names.
+pub(super) fn variables<'a>(
+    all: &'a [(String, String)],
+    prefix: &str,
+) -> Vec<&'a (String, String)> {
+    let mut ours: Vec<_> = all
+        .iter()
+        .filter(|(name, _)| name.starts_with(prefix))
+        .collect();
+    ours.sort();
+    ours
 }
 
 /// If an unknown variable was meant to set a key: what to do about it.

@@ -31,7 +31,7 @@ pub const CODES: &[(&str, &str)] = &[
     ("config_conflict", "Two values do not go together."),
     (
         "config_insecure_listen",
-        "`listen` is an address that other machines can reach, and `insecure-no-auth` is not set.",
+        "`listen` or `state.listen` is an address that other machines can reach, and `insecure-no-auth` is not set.",
     ),
     (
         "config_several",
@@ -112,12 +112,15 @@ pub enum ConfigError {
 
     /// A listener that everyone could reach, without access tokens.
     #[error(
-        "`listen` = {address} ({from}) can be reached from other machines, and there are no access \
+        "`{key}` = {address} ({from}) can be reached from other machines, and there are no access \
          tokens: whoever reaches it could read, write and delete everything; listen on a loopback \
-         address such as 127.0.0.1:7070, or set `insecure-no-auth` (flag --insecure-no-auth) if \
-         that is meant"
+         address such as 127.0.0.1:{}, or set `insecure-no-auth` (flag --insecure-no-auth) if \
+         that is meant",
+        address.rsplit(':').next().unwrap_or_default()
     )]
     InsecureListen {
+        /// The key.
+        key: &'static str,
         /// The address.
         address: String,
         /// Where it came from.

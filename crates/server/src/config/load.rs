@@ -46,7 +46,8 @@ impl Loaded {
 
 /// Puts the configuration together: the defaults, over them the file, over that the environment,
 /// over that the flags. `env` is the environment, such as [`environment`](super::environment)
-/// returns; what does not start with `ESKER_` is passed over. Apart from reading the one file that
+/// returns; what starts with
+/// neither `ESKER_` nor `STATEHOUSE_` is passed over. Apart from reading the one file that
 /// `--config` or `ESKER_CONFIG` names, this touches nothing.
 ///
 /// # Errors
@@ -68,6 +69,7 @@ pub fn load(
     }
     problems.extend(set_twice(&settings));
     problems.extend(set_twice(&environment.settings));
+    settings.extend(environment.second);
     settings.extend(environment.settings);
     settings.extend(flags);
     problems.extend(environment.problems);

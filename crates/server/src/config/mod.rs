@@ -41,6 +41,8 @@ mod secret;
 mod show;
 pub mod snapshots;
 mod source;
+pub mod state;
+mod statehouse;
 mod suggest;
 pub mod units;
 pub mod values;
@@ -54,6 +56,7 @@ pub use secret::Secret;
 pub use show::show;
 pub use snapshots::{OnLogFull, SnapshotKind, SnapshotsConfig};
 pub use source::Source;
+pub use state::StateConfig;
 pub use units::{ByteCount, HumanDuration};
 pub use values::{
     Config, LimitsConfig, LogConfig, LogFormat, LogsConfig, RetentionConfig, StoreConfig,

@@ -19,6 +19,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize, Serializer};
 
 use super::snapshots::SnapshotsConfig;
+use super::state::StateConfig;
 use super::units::{ByteCount, HumanDuration};
 
 /// Port of the one listener, unless `listen` says otherwise.
@@ -38,14 +39,14 @@ pub struct Config {
     #[schemars(extend("format" = "path"))]
     pub data_dir: PathBuf,
 
-    /// Address of the one listener, which serves the S2 API, the admin API and the metrics over
-    /// HTTP/1.1 and HTTP/2. Port 0 takes any free port. An address that other machines can reach
+    /// Address of the one listener, which serves the S2 API, the state service, the admin API and the
+    /// metrics over HTTP/1.1 and HTTP/2. Port 0 takes any free port. An address that other machines can reach
     /// is refused unless `insecure-no-auth` is set.
     #[schemars(extend("format" = "socket-address"))]
     pub listen: SocketAddr,
 
-    /// Allows a `listen` address that is not a loopback address although there are no access
-    /// tokens: whoever reaches the address may then read, write and delete everything.
+    /// Allows an address in `listen` or `state.listen` that is not a loopback address although there
+    /// are no access tokens: whoever reaches the address may then read, write and delete everything.
     pub insecure_no_auth: bool,
 
     /// Name of the cluster. It marks what belongs together, so two clusters that could ever meet
@@ -73,6 +74,10 @@ pub struct Config {
     /// how many are retained, and how much log is kept for them.
     #[schemars(extend("x-alias" = "worker.snapshots"))]
     pub snapshots: SnapshotsConfig,
+
+    /// The state store: transactional keys of agents. Where it is served, when it writes JSON snapshots,
+    /// what transactions may take, and how much history is kept.
+    pub state: StateConfig,
 
     /// What clients may take. Each limit bounds memory or connections, so that no client and no
     /// number of clients can exhaust the server.
@@ -151,7 +156,7 @@ pub struct LimitsConfig {
     #[schemars(extend("x-minimum" = "2MiB", "x-maximum" = "1GiB"))]
     pub append_session_inflight: ByteCount,
 
-    /// Most open connections. Beyond it, a new connection waits until another one ends.
+    /// Most open connections, over all listeners. Beyond it, a new connection waits until another one ends.
     #[schemars(range(min = 1, max = 1_000_000))]
     pub connections: u32,
 
@@ -225,6 +230,7 @@ impl Default for Config {
             log: LogConfig::default(),
             store: StoreConfig::default(),
             snapshots: SnapshotsConfig::default(),
+            state: StateConfig::default(),
             limits: LimitsConfig::default(),
             retention: RetentionConfig::default(),
             logs: LogsConfig::default(),

@@ -89,7 +89,15 @@ fn keys_are_listed_in_the_order_of_the_fields() {
         .collect();
     assert_eq!(
         sections,
-        ["log", "store", "snapshots", "limits", "retention", "logs"]
+        [
+            "log",
+            "store",
+            "snapshots",
+            "state",
+            "limits",
+            "retention",
+            "logs"
+        ]
     );
     let place = |path: &str| paths.iter().position(|at| *at == path);
     assert_eq!(
@@ -98,7 +106,7 @@ fn keys_are_listed_in_the_order_of_the_fields() {
     );
     assert_eq!(
         place("snapshots.aws-allow-http"),
-        place("limits.append-inflight").map(|at| at - 1)
+        place("state.listen").map(|at| at - 1)
     );
 }
 

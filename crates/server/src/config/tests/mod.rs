@@ -7,6 +7,7 @@ mod round_trip;
 mod rules;
 mod second_names;
 mod secrets;
+mod statehouse;
 mod unknown_keys;
 mod unset;
 

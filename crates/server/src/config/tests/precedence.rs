@@ -183,6 +183,7 @@ fn companions(path: &str) -> Vec<(&'static str, &'static str)> {
         "log.segment-size" => vec![("log.purge-threshold", "1GiB")],
         "store.write-buffer" => vec![("store.write-buffers-total", "1GiB")],
         "limits.append-session-inflight" => vec![("limits.append-inflight", "1GiB")],
+        "state.transaction-timeout" => vec![("state.transaction-timeout-max", "1day")],
         "snapshots.aws-access-key-id" => vec![("snapshots.aws-secret-access-key", "s")],
         "snapshots.aws-secret-access-key" => vec![("snapshots.aws-access-key-id", "i")],
         "snapshots.aws-session-token" => vec![

@@ -48,7 +48,7 @@ fn the_suggestion_finds_other_spellings_other_sections_and_lists_the_rest() {
         ("[lmits]\nconnections = 1", "did you mean `[limits]`?"),
         (
             "[zebra]\na = 1",
-            "the sections are [log], [store], [snapshots], [limits], [retention], [logs]",
+            "the sections are [log], [store], [snapshots], [state], [limits], [retention], [logs]",
         ),
         (
             "[retention]\nzebra = 1",

@@ -1,0 +1,21 @@
+//! Where calls run that wait for a disk.
+
+use esker_node::StateError;
+use tonic::Status;
+
+use super::status::status;
+
+/// Runs a read where it may block. All reads go through here, points and scans: whether a point read that
+/// the cache has is worth a thread is decided in this one place.
+///
+/// # Errors
+///
+/// Those of the read.
+pub(super) async fn read<T: Send + 'static>(
+    read: impl FnOnce() -> Result<T, Status> + Send + 'static,
+) -> Result<T, Status> {
+    // A panic in it has been reported by the panic hook; an end of the runtime is a stop.
+    tokio::task::spawn_blocking(read)
+        .await
+        .unwrap_or_else(|_| Err(status(&StateError::Stopping)))
+}

@@ -1,0 +1,227 @@
+//! What every call goes through.
+//!
+//! A call is counted when it has ended, which for streams is the end of the stream; one that the client
+//! ended first counts as `CANCELLED`.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use axum::body::Body;
+use axum::extract::Request;
+use axum::middleware::Next;
+use axum::response::Response;
+use bytes::Bytes;
+use http::HeaderMap;
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use tonic::{Code, Status};
+
+use super::MOST_REQUEST;
+use super::status::exhausted;
+
+/// How `tonic` begins to say that a request is too large, for which it has a code that means something else.
+const TOO_LARGE: &str = "Error, decoded message length too large";
+
+/// Counts the call, and gives the refusal of what is too large its code.
+pub(super) async fn watched(request: Request, next: Next) -> Response {
+    let mut call = Call::of(request.uri().path());
+    let response = next.run(request).await;
+    let response = match refusal(response.headers()) {
+        Some(refusal) => refusal.into_http(),
+        None => response,
+    };
+    // An answer without a body has its status in its head.
+    if let Some(code) = code(response.headers()) {
+        call.end(code);
+        return response;
+    }
+    response.map(|body| Body::new(Counted { body, call }))
+}
+
+fn code(headers: &HeaderMap) -> Option<Code> {
+    let code = headers.get(Status::GRPC_STATUS)?;
+    Some(Code::from_bytes(code.as_bytes()))
+}
+
+fn refusal(headers: &HeaderMap) -> Option<Status> {
+    if code(headers)? != Code::OutOfRange {
+        return None;
+    }
+    let refused = Status::from_header_map(headers)?;
+    refused.message().starts_with(TOO_LARGE).then(|| {
+        exhausted(format!(
+            "the request has more than {} MiB: write less at once",
+            MOST_REQUEST >> 20
+        ))
+    })
+}
+
+/// A call that was not counted yet.
+struct Call {
+    method: String,
+    begun: Instant,
+    counted: bool,
+}
+
+impl Call {
+    /// Only what the protocol files name becomes a label: the number of labels is bounded.
+    fn of(path: &str) -> Call {
+        let known = METHODS.iter().find(|known| **known == path);
+        Call {
+            method: known.map_or("none", |path| &path[1..]).to_owned(),
+            begun: Instant::now(),
+            counted: false,
+        }
+    }
+
+    fn end(&mut self, code: Code) {
+        if std::mem::replace(&mut self.counted, true) {
+            return;
+        }
+        metrics::counter!(
+            "esker_state_requests_total",
+            "method" => self.method.clone(), "code" => name(code)
+        )
+        .increment(1);
+        metrics::histogram!("esker_state_request_seconds", "method" => self.method.clone())
+            .record(self.begun.elapsed().as_secs_f64());
+    }
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        self.end(Code::Cancelled);
+    }
+}
+
+/// A body that tells when it has ended.
+struct Counted {
+    body: Body,
+    call: Call,
+}
+
+impl HttpBody for Counted {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let polled = Pin::new(&mut self.body).poll_frame(context);
+        match &polled {
+            Poll::Ready(Some(Ok(frame))) => {
+                if let Some(code) = frame.trailers_ref().and_then(code) {
+                    self.call.end(code);
+                }
+            }
+            Poll::Ready(Some(Err(_))) => self.call.end(Code::Unknown),
+            Poll::Ready(None) | Poll::Pending => {}
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// The code's name in the protocol.
+fn name(code: Code) -> &'static str {
+    match code {
+        Code::Ok => "OK",
+        Code::Cancelled => "CANCELLED",
+        Code::Unknown => "UNKNOWN",
+        Code::InvalidArgument => "INVALID_ARGUMENT",
+        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
+        Code::NotFound => "NOT_FOUND",
+        Code::AlreadyExists => "ALREADY_EXISTS",
+        Code::PermissionDenied => "PERMISSION_DENIED",
+        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
+        Code::FailedPrecondition => "FAILED_PRECONDITION",
+        Code::Aborted => "ABORTED",
+        Code::OutOfRange => "OUT_OF_RANGE",
+        Code::Unimplemented => "UNIMPLEMENTED",
+        Code::Internal => "INTERNAL",
+        Code::Unavailable => "UNAVAILABLE",
+        Code::DataLoss => "DATA_LOSS",
+        Code::Unauthenticated => "UNAUTHENTICATED",
+    }
+}
+
+/// Paths of all methods.
+const METHODS: &[&str] = &[
+    "/statehouse.v1.StatehouseService/Health",
+    "/statehouse.v1.StatehouseService/Version",
+    "/statehouse.v1.StatehouseService/BeginTransaction",
+    "/statehouse.v1.StatehouseService/Write",
+    "/statehouse.v1.StatehouseService/Delete",
+    "/statehouse.v1.StatehouseService/Commit",
+    "/statehouse.v1.StatehouseService/Abort",
+    "/statehouse.v1.StatehouseService/GetState",
+    "/statehouse.v1.StatehouseService/GetStateAtVersion",
+    "/statehouse.v1.StatehouseService/ListKeys",
+    "/statehouse.v1.StatehouseService/ScanPrefix",
+    "/statehouse.v1.StatehouseService/Replay",
+    "/esker.state.v1.StateService/BeginTransaction",
+    "/esker.state.v1.StateService/Write",
+    "/esker.state.v1.StateService/Delete",
+    "/esker.state.v1.StateService/Commit",
+    "/esker.state.v1.StateService/Abort",
+    "/esker.state.v1.StateService/GetState",
+    "/esker.state.v1.StateService/GetStateAt",
+    "/esker.state.v1.StateService/Scan",
+    "/esker.state.v1.StateService/Replay",
+    "/esker.state.v1.StateService/Watch",
+    "/esker.state.v1.StateService/Snapshot",
+    "/esker.state.v1.StateService/ListSnapshots",
+    "/esker.state.v1.StateService/Export",
+    "/esker.state.v1.StateService/Import",
+    "/esker.state.v1.StateService/Verify",
+    "/esker.state.v1.StateService/Status",
+];
+
+#[cfg(test)]
+mod tests {
+    use esker_proto::{DESCRIPTORS, FileDescriptorSet};
+    use prost::Message as _;
+
+    use super::*;
+
+    #[test]
+    fn every_method_of_the_protocol_files_is_counted_under_its_name() {
+        let files = FileDescriptorSet::decode(DESCRIPTORS).unwrap();
+        let mut found = Vec::new();
+        for file in &files.file {
+            for service in &file.service {
+                for method in &service.method {
+                    found.push(format!(
+                        "/{}.{}/{}",
+                        file.package(),
+                        service.name(),
+                        method.name()
+                    ));
+                }
+            }
+        }
+        let mut listed: Vec<_> = METHODS.iter().map(|it| it.to_string()).collect();
+        listed.sort();
+        found.sort();
+        assert_eq!(listed, found);
+    }
+
+    #[test]
+    fn a_request_that_is_too_large_is_refused_with_the_code_for_it() {
+        let theirs = Status::out_of_range(format!("{TOO_LARGE}: found 5 bytes"));
+        let refusal = refusal(theirs.into_http::<Body>().headers()).expect("a refusal");
+        assert_eq!(refusal.code(), Code::ResourceExhausted);
+        assert!(refusal.message().contains("4 MiB"), "{refusal:?}");
+
+        let another = Status::out_of_range("history begins at commit_ts 7");
+        assert!(super::refusal(another.into_http::<Body>().headers()).is_none());
+    }
+}

@@ -1,0 +1,71 @@
+//! The state service, over gRPC: from messages to calls on the node's state store, and back.
+//!
+//! | room | what it holds |
+//! |---|---|
+//! | [`statehouse`] | `statehouse.v1.StatehouseService`, for clients of Statehouse |
+//! | [`service`] | `esker.state.v1.StateService`: compare-and-set, reads as of a commit, replay, watching |
+//! | [`snapshots`] | its snapshots: export, import, verification |
+//! | [`convert`] | values and events, from the store's form into messages |
+//! | [`pages`] | pages of a scan |
+//! | [`blocking`] | where calls run that wait for a disk |
+//! | [`status`] | errors, their codes and their details |
+//! | [`layer`] | what every call goes through: counting, and the refusal of what is too large |
+//!
+//! Both services are on the main listener, and on an address of their own when `state.listen` is set.
+//! They share transactions.
+//!
+//! Bounds: a request has at most [`MOST_REQUEST`] bytes, an answer [`MOST_ANSWER`]; what replays and
+//! exports is sent as the client takes it.
+
+mod blocking;
+mod convert;
+mod layer;
+mod pages;
+mod service;
+mod snapshots;
+mod statehouse;
+pub mod status;
+
+use axum::routing::any_service;
+use axum::{Router, middleware};
+use esker_node::{Node, StateStore};
+use esker_proto::state::v1::state_service_server::{SERVICE_NAME as STATE, StateServiceServer};
+use esker_proto::statehouse::v1::statehouse_service_server::{
+    SERVICE_NAME as STATEHOUSE, StatehouseServiceServer,
+};
+
+pub use status::CODES;
+
+/// Most bytes of a request. A commit is at most one record, 1 MiB of JSON; as a message the same is some
+/// times larger.
+pub const MOST_REQUEST: usize = 4 * 1024 * 1024;
+
+/// Most bytes of an answer that comes as a whole.
+pub const MOST_ANSWER: usize = 64 * 1024 * 1024;
+
+/// What both services share.
+#[derive(Clone)]
+struct Calls {
+    store: StateStore,
+}
+
+/// Routes of both services.
+pub fn router<S: Clone + Send + Sync + 'static>(node: &Node) -> Router<S> {
+    let calls = Calls {
+        store: node.state().clone(),
+    };
+    let statehouse = StatehouseServiceServer::new(calls.clone())
+        .max_decoding_message_size(MOST_REQUEST)
+        .max_encoding_message_size(MOST_ANSWER);
+    let state = StateServiceServer::new(calls)
+        .max_decoding_message_size(MOST_REQUEST)
+        .max_encoding_message_size(MOST_ANSWER);
+    Router::new()
+        .route(&all_of(STATEHOUSE), any_service(statehouse))
+        .route(&all_of(STATE), any_service(state))
+        .route_layer(middleware::from_fn(layer::watched))
+}
+
+fn all_of(service: &str) -> String {
+    format!("/{service}/{{method}}")
+}

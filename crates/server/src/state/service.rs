@@ -1,0 +1,233 @@
+//! `esker.state.v1.StateService`: what goes beyond Statehouse.
+
+use esker_node::state::{Expected, ReadAt, Replay};
+use esker_proto::state::v1::state_service_server::StateService;
+use esker_proto::state::v1::*;
+use futures::StreamExt as _;
+use futures::stream::BoxStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::status::status;
+use super::{Calls, blocking, convert};
+
+impl Calls {
+    /// Commits as messages, those of a key alone if one is named.
+    fn events(
+        &self,
+        replay: Replay,
+        key: Option<String>,
+    ) -> Result<BoxStream<'static, Result<ReplayEvent, Status>>, Status> {
+        let events = self.store.replay(replay).map_err(|error| status(&error))?;
+        let events = events.filter_map(move |event| {
+            let event = match event {
+                Ok(mut event) => {
+                    if let Some(key) = &key {
+                        event.operations.retain(|it| it.key.key == *key);
+                    }
+                    match key.is_some() && event.operations.is_empty() {
+                        true => None,
+                        false => Some(convert::esker_event(event)),
+                    }
+                }
+                Err(error) => Some(Err(status(&error))),
+            };
+            std::future::ready(event)
+        });
+        Ok(events.boxed())
+    }
+}
+
+#[tonic::async_trait]
+impl StateService for Calls {
+    async fn begin_transaction(
+        &self,
+        request: Request<BeginTransactionRequest>,
+    ) -> Result<Response<BeginTransactionResponse>, Status> {
+        let txn_id = self.begin(request.into_inner().timeout_ms)?;
+        Ok(Response::new(BeginTransactionResponse { txn_id }))
+    }
+
+    async fn write(
+        &self,
+        request: Request<WriteRequest>,
+    ) -> Result<Response<WriteResponse>, Status> {
+        let it = request.into_inner();
+        let key = convert::key(it.namespace, it.agent_id, it.key);
+        let value = convert::sent(it.value)?;
+        let staged = self
+            .store
+            .write(&it.txn_id, key, value, it.expected_version);
+        staged.map_err(|error| status(&error))?;
+        Ok(Response::new(WriteResponse {}))
+    }
+
+    async fn delete(
+        &self,
+        request: Request<DeleteRequest>,
+    ) -> Result<Response<DeleteResponse>, Status> {
+        let it = request.into_inner();
+        let key = convert::key(it.namespace, it.agent_id, it.key);
+        let staged = self.store.delete(&it.txn_id, key, it.expected_version);
+        staged.map_err(|error| status(&error))?;
+        Ok(Response::new(DeleteResponse {}))
+    }
+
+    async fn commit(
+        &self,
+        request: Request<CommitRequest>,
+    ) -> Result<Response<CommitResponse>, Status> {
+        let it = request.into_inner();
+        let expected = |it: Expectation| Expected {
+            key: convert::key(it.namespace, it.agent_id, it.key),
+            version: it.version,
+        };
+        let expected = it.expectations.into_iter().map(expected).collect();
+        let committed = self.store.commit(&it.txn_id, expected).await;
+        let committed = committed.map_err(|error| status(&error))?;
+        Ok(Response::new(CommitResponse {
+            commit_ts: committed.commit_ts,
+            versions: committed.versions,
+        }))
+    }
+
+    async fn abort(
+        &self,
+        request: Request<AbortRequest>,
+    ) -> Result<Response<AbortResponse>, Status> {
+        self.store.abort(&request.into_inner().txn_id);
+        Ok(Response::new(AbortResponse {}))
+    }
+
+    async fn get_state(
+        &self,
+        request: Request<GetStateRequest>,
+    ) -> Result<Response<GetStateResponse>, Status> {
+        let it = request.into_inner();
+        let at = match it.at {
+            None => ReadAt::Latest,
+            Some(get_state_request::At::Version(version)) => ReadAt::Version(version),
+            Some(get_state_request::At::CommitTs(commit_ts)) => ReadAt::Commit(commit_ts),
+        };
+        let read = self.get(it.namespace, it.agent_id, it.key, at);
+        Ok(Response::new(read.await?.into()))
+    }
+
+    async fn get_state_at(
+        &self,
+        request: Request<GetStateAtRequest>,
+    ) -> Result<Response<GetStateResponse>, Status> {
+        let it = request.into_inner();
+        let at = ReadAt::Commit(it.commit_ts);
+        let read = self.get(it.namespace, it.agent_id, it.key, at);
+        Ok(Response::new(read.await?.into()))
+    }
+
+    type ScanStream = BoxStream<'static, Result<ScanResponse, Status>>;
+
+    async fn scan(
+        &self,
+        request: Request<ScanRequest>,
+    ) -> Result<Response<Self::ScanStream>, Status> {
+        let (calls, request) = (self.clone(), request.into_inner());
+        let messages = blocking::read(move || calls.page(request)).await?;
+        let messages = messages.into_iter().map(Ok);
+        Ok(Response::new(futures::stream::iter(messages).boxed()))
+    }
+
+    type ReplayStream = BoxStream<'static, Result<ReplayEvent, Status>>;
+
+    async fn replay(
+        &self,
+        request: Request<ReplayRequest>,
+    ) -> Result<Response<Self::ReplayStream>, Status> {
+        let it = request.into_inner();
+        let replay = Replay {
+            agent: it.agent.map(|it| (it.namespace, it.agent_id)),
+            start: it.start_ts,
+            end: it.end_ts,
+            follow: false,
+        };
+        Ok(Response::new(self.events(replay, it.key)?))
+    }
+
+    type WatchStream = BoxStream<'static, Result<ReplayEvent, Status>>;
+
+    async fn watch(
+        &self,
+        request: Request<WatchRequest>,
+    ) -> Result<Response<Self::WatchStream>, Status> {
+        let it = request.into_inner();
+        let start = match it.start_ts {
+            Some(start) => start,
+            None => {
+                let store = self.store.clone();
+                let standing = move || store.status().map_err(|error| status(&error));
+                blocking::read(standing).await?.commit_ts + 1
+            }
+        };
+        let replay = Replay {
+            agent: it.agent.map(|it| (it.namespace, it.agent_id)),
+            start: Some(start),
+            end: None,
+            follow: true,
+        };
+        Ok(Response::new(self.events(replay, it.key)?))
+    }
+
+    async fn snapshot(
+        &self,
+        _: Request<SnapshotRequest>,
+    ) -> Result<Response<SnapshotResponse>, Status> {
+        let snapshot = self.store.snapshot().await;
+        let snapshot = snapshot.map_err(|error| status(&error))?;
+        Ok(Response::new(SnapshotResponse {
+            snapshot: Some(convert::snapshot(snapshot)),
+        }))
+    }
+
+    async fn list_snapshots(
+        &self,
+        _: Request<ListSnapshotsRequest>,
+    ) -> Result<Response<ListSnapshotsResponse>, Status> {
+        let snapshots = self.store.snapshots().await;
+        let snapshots = snapshots.map_err(|error| status(&error))?;
+        Ok(Response::new(ListSnapshotsResponse {
+            snapshots: snapshots.into_iter().map(convert::snapshot).collect(),
+        }))
+    }
+
+    type ExportStream = BoxStream<'static, Result<ExportResponse, Status>>;
+
+    async fn export(
+        &self,
+        request: Request<ExportRequest>,
+    ) -> Result<Response<Self::ExportStream>, Status> {
+        let pieces = self.store.export(request.into_inner().commit_ts);
+        let pieces = pieces.map_err(|error| status(&error))?;
+        Ok(Response::new(super::snapshots::export(pieces)))
+    }
+
+    async fn import(
+        &self,
+        request: Request<Streaming<ImportRequest>>,
+    ) -> Result<Response<ImportResponse>, Status> {
+        let done = super::snapshots::import(&self.store, request.into_inner()).await?;
+        Ok(Response::new(done))
+    }
+
+    async fn verify(
+        &self,
+        request: Request<VerifyRequest>,
+    ) -> Result<Response<VerifyResponse>, Status> {
+        let found = self.store.verify(request.into_inner().commit_ts).await;
+        let found = found.map_err(|error| status(&error))?;
+        Ok(Response::new(convert::verification(found)))
+    }
+
+    async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
+        let store = self.store.clone();
+        let standing = move || store.status().map_err(|error| status(&error));
+        let standing = blocking::read(standing).await?;
+        Ok(Response::new(convert::standing(standing)))
+    }
+}

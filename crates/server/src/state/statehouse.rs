@@ -1,0 +1,237 @@
+//! `statehouse.v1.StatehouseService`, for clients of Statehouse.
+//!
+//! What they rely on: a key or version that is not there is no error; deleted keys are left out of lists;
+//! lists are in order; aborting what is not known succeeds; bounds of a replay are inclusive.
+
+use std::time::Duration;
+
+use esker_node::state::{ReadAt, Replay, Scan, StateEntry};
+use esker_proto::statehouse::v1::statehouse_service_server::StatehouseService;
+use esker_proto::statehouse::v1::*;
+use futures::StreamExt as _;
+use futures::stream::BoxStream;
+use prost::Message as _;
+use tonic::{Request, Response, Status};
+
+use super::status::{exhausted, invalid, status};
+use super::{Calls, MOST_ANSWER, blocking, convert};
+
+/// The commit that this was built from.
+const GIT_SHA: Option<&str> = option_env!("ESKER_GIT_SHA");
+
+impl Calls {
+    /// Begins a transaction.
+    pub(super) fn begin(&self, timeout_ms: Option<u64>) -> Result<String, Status> {
+        if timeout_ms == Some(0) {
+            return Err(invalid(
+                "timeout_ms is 0: such a transaction has expired already; leave it out for the \
+                 server's default, or give it at least 1",
+            ));
+        }
+        let timeout = timeout_ms.map(Duration::from_millis);
+        self.store.begin(timeout).map_err(|error| status(&error))
+    }
+
+    /// Reads a key.
+    pub(super) async fn get(
+        &self,
+        namespace: String,
+        agent_id: String,
+        key: String,
+        at: ReadAt,
+    ) -> Result<convert::Read, Status> {
+        let store = self.store.clone();
+        let key = convert::key(namespace, agent_id, key);
+        blocking::read(move || {
+            let read = store.get(&key, at).map_err(|error| status(&error))?;
+            convert::Read::of(&key.key, read)
+        })
+        .await
+    }
+
+    /// Reads an agent's keys, each turned into a part of the answer, of which `size` tells the bytes.
+    async fn list<T: Send + 'static>(
+        &self,
+        scan: Scan,
+        part: impl Fn(StateEntry) -> Result<T, Status> + Send + 'static,
+        size: impl Fn(&T) -> usize + Send + 'static,
+    ) -> Result<Vec<T>, Status> {
+        let store = self.store.clone();
+        blocking::read(move || {
+            let entries = store.scan(&scan).map_err(|error| status(&error))?;
+            let mut parts = Vec::with_capacity(entries.len());
+            let mut bytes = 0_usize;
+            for entry in entries {
+                let part = part(entry)?;
+                bytes += size(&part);
+                if bytes > MOST_ANSWER {
+                    return Err(too_much());
+                }
+                parts.push(part);
+            }
+            Ok(parts)
+        })
+        .await
+    }
+}
+
+/// Bytes around each element of a list in an answer: a tag and a length.
+pub(super) const AROUND: usize = 6;
+
+/// The status of an answer that would be too large.
+pub(super) fn too_much() -> Status {
+    exhausted(format!(
+        "the answer would have more than {} MiB: choose a longer prefix, or read by pages, with Scan of \
+         esker.state.v1.StateService or with `esker state keys`",
+        MOST_ANSWER >> 20
+    ))
+}
+
+#[tonic::async_trait]
+impl StatehouseService for Calls {
+    async fn health(&self, _: Request<HealthRequest>) -> Result<Response<HealthResponse>, Status> {
+        Ok(Response::new(HealthResponse {
+            status: "ok".into(),
+        }))
+    }
+
+    async fn version(
+        &self,
+        _: Request<VersionRequest>,
+    ) -> Result<Response<VersionResponse>, Status> {
+        Ok(Response::new(VersionResponse {
+            version: env!("CARGO_PKG_VERSION").into(),
+            git_sha: GIT_SHA.unwrap_or("unknown").into(),
+        }))
+    }
+
+    async fn begin_transaction(
+        &self,
+        request: Request<BeginTransactionRequest>,
+    ) -> Result<Response<BeginTransactionResponse>, Status> {
+        let txn_id = self.begin(request.into_inner().timeout_ms)?;
+        Ok(Response::new(BeginTransactionResponse { txn_id }))
+    }
+
+    async fn write(
+        &self,
+        request: Request<WriteRequest>,
+    ) -> Result<Response<WriteResponse>, Status> {
+        let it = request.into_inner();
+        let key = convert::key(it.namespace, it.agent_id, it.key);
+        let value = convert::sent(it.value)?;
+        let staged = self.store.write(&it.txn_id, key, value, None);
+        staged.map_err(|error| status(&error))?;
+        Ok(Response::new(WriteResponse {}))
+    }
+
+    async fn delete(
+        &self,
+        request: Request<DeleteRequest>,
+    ) -> Result<Response<DeleteResponse>, Status> {
+        let it = request.into_inner();
+        let key = convert::key(it.namespace, it.agent_id, it.key);
+        let staged = self.store.delete(&it.txn_id, key, None);
+        staged.map_err(|error| status(&error))?;
+        Ok(Response::new(DeleteResponse {}))
+    }
+
+    async fn commit(
+        &self,
+        request: Request<CommitRequest>,
+    ) -> Result<Response<CommitResponse>, Status> {
+        let it = request.into_inner();
+        let committed = self.store.commit(&it.txn_id, Vec::new()).await;
+        let committed = committed.map_err(|error| status(&error))?;
+        Ok(Response::new(CommitResponse {
+            commit_ts: committed.commit_ts,
+        }))
+    }
+
+    async fn abort(
+        &self,
+        request: Request<AbortRequest>,
+    ) -> Result<Response<AbortResponse>, Status> {
+        self.store.abort(&request.into_inner().txn_id);
+        Ok(Response::new(AbortResponse {}))
+    }
+
+    async fn get_state(
+        &self,
+        request: Request<GetStateRequest>,
+    ) -> Result<Response<GetStateResponse>, Status> {
+        let it = request.into_inner();
+        let read = self.get(it.namespace, it.agent_id, it.key, ReadAt::Latest);
+        Ok(Response::new(read.await?.into()))
+    }
+
+    async fn get_state_at_version(
+        &self,
+        request: Request<GetStateAtVersionRequest>,
+    ) -> Result<Response<GetStateAtVersionResponse>, Status> {
+        let it = request.into_inner();
+        let at = ReadAt::Version(it.version);
+        let read = self.get(it.namespace, it.agent_id, it.key, at);
+        Ok(Response::new(read.await?.into()))
+    }
+
+    async fn list_keys(
+        &self,
+        request: Request<ListKeysRequest>,
+    ) -> Result<Response<ListKeysResponse>, Status> {
+        let it = request.into_inner();
+        let scan = Scan {
+            namespace: it.namespace,
+            agent_id: it.agent_id,
+            prefix: String::new(),
+            at: None,
+            after: None,
+            limit: None,
+            keys_only: true,
+            max_bytes: MOST_ANSWER,
+        };
+        let keys = self.list(scan, |entry| Ok(entry.key), |key| key.len() + AROUND);
+        Ok(Response::new(ListKeysResponse { keys: keys.await? }))
+    }
+
+    async fn scan_prefix(
+        &self,
+        request: Request<ScanPrefixRequest>,
+    ) -> Result<Response<ScanPrefixResponse>, Status> {
+        let it = request.into_inner();
+        let scan = Scan {
+            namespace: it.namespace,
+            agent_id: it.agent_id,
+            prefix: it.prefix,
+            at: None,
+            after: None,
+            limit: None,
+            keys_only: false,
+            max_bytes: MOST_ANSWER,
+        };
+        let size = |entry: &esker_proto::statehouse::v1::StateEntry| entry.encoded_len() + AROUND;
+        let entries = self.list(scan, convert::statehouse_entry, size).await?;
+        Ok(Response::new(ScanPrefixResponse { entries }))
+    }
+
+    type ReplayStream = BoxStream<'static, Result<ReplayEvent, Status>>;
+
+    async fn replay(
+        &self,
+        request: Request<ReplayRequest>,
+    ) -> Result<Response<Self::ReplayStream>, Status> {
+        let it = request.into_inner();
+        let events = self.store.replay(Replay {
+            agent: Some((it.namespace, it.agent_id)),
+            start: it.start_ts,
+            end: it.end_ts,
+            follow: false,
+        });
+        let events = events.map_err(|error| status(&error))?;
+        let events = events.map(|event| match event {
+            Ok(event) => convert::statehouse_event(event),
+            Err(error) => Err(status(&error)),
+        });
+        Ok(Response::new(events.boxed()))
+    }
+}

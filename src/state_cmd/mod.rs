@@ -1,0 +1,115 @@
+//! `esker state`: the state store of a running server.
+//!
+//! | room | what it holds |
+//! |---|---|
+//! | [`connection`] | the way to a server, and what its errors mean to a person |
+//! | [`get`], [`keys`], [`history`], [`replay`] | commands that read |
+//! | [`put`] | commands that write: `put` and `delete` |
+//! | [`snapshot`], [`export`], [`import`], [`verify`] | JSON snapshots |
+//! | [`shown`] | values, keys and commits as they are printed |
+//!
+//! What a command found goes to standard output, in a form that other programs can take; remarks and
+//! progress go to standard error.
+
+mod connection;
+mod export;
+mod get;
+mod history;
+mod import;
+mod keys;
+mod put;
+mod replay;
+mod shown;
+mod snapshot;
+mod verify;
+
+use clap::Subcommand;
+use connection::State;
+
+use crate::exit::Failure;
+use crate::stream_cmd::SERVER_VARIABLE;
+use crate::stream_cmd::connection::{DEFAULT_SERVER, ServerAddress};
+
+/// Read, write, replay and back up the state of agents.
+///
+/// A key belongs to an agent, and an agent to a namespace. Its value is a JSON object. Each write gives
+/// the key a new version; each commit has a place in one order, its commit_ts. Everything can be read as
+/// of a commit (--at).
+///
+/// Clients of Statehouse see the same state.
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  esker state put agent-1 memory '{\"fact\": \"water is wet\"}'
+  esker state get agent-1 memory
+  esker state keys agent-1
+  esker state history agent-1 memory
+  esker state export -o backup.json")]
+pub struct Args {
+    /// Address of the server
+    #[arg(
+        long,
+        global = true,
+        env = SERVER_VARIABLE,
+        hide_env_values = true,
+        value_name = "URL",
+        default_value = DEFAULT_SERVER,
+        help_heading = "Server"
+    )]
+    server: ServerAddress,
+
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Whose keys.
+#[derive(clap::Args)]
+struct NamespaceArg {
+    /// The agent's namespace
+    #[arg(long, short, value_name = "NAME", default_value = "default")]
+    namespace: String,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Get(get::Args),
+    Put(put::PutArgs),
+    Delete(put::DeleteArgs),
+    Keys(keys::Args),
+    History(history::Args),
+    Replay(replay::Args),
+    Snapshot(snapshot::Args),
+    Export(export::Args),
+    Import(import::Args),
+    Verify(verify::Args),
+}
+
+pub fn run(args: Args) -> Result<(), Failure> {
+    // One thread: a command does one thing at a time.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| Failure::wrong("io", format!("starting the runtime: {e}")))?;
+    runtime.block_on(async {
+        let open = State::open(args.server);
+        match args.command {
+            Command::Get(args) => get::run(open.await?, args).await,
+            // What cannot be meant is refused before anything is reached.
+            Command::Put(args) => {
+                let value = args.value()?;
+                put::put(open.await?, args, value).await
+            }
+            Command::Delete(args) => put::delete(open.await?, args).await,
+            Command::Keys(args) => keys::run(open.await?, args).await,
+            Command::History(args) => history::run(open.await?, args).await,
+            Command::Replay(args) => replay::run(open.await?, args).await,
+            Command::Snapshot(args) => snapshot::run(open.await?, args).await,
+            Command::Export(args) => export::run(open.await?, args).await,
+            Command::Import(args) => {
+                let file = import::File::open(&args.file).await?;
+                import::run(open.await?, args, file).await
+            }
+            Command::Verify(args) => verify::run(open.await?, args).await,
+        }
+    })
+}
