@@ -1,6 +1,6 @@
 //! Measures Esker side by side with its peers, and tries to make it lose what it acknowledged.
 //!
-//! Six subcommands:
+//! Seven subcommands:
 //!
 //! - `streams` runs the same load, by the same client, on the same machine and in the same run
 //!   against `s2 lite` (the *peer*) and against Esker, alternating between them row by row, and
@@ -8,6 +8,7 @@
 //! - `repository` measures puts, restores and sweeps of snapshots beside `restic` and `cp`.
 //! - `recovery` measures what snapshots cost a working server, and how long it takes to come back.
 //! - `follow` measures followers of streams that take snapshots.
+//! - `state` measures the state store side by side with `statehouse-daemon`.
 //! - `layout` measures layouts of a partition's stream data on RocksDB alone.
 //! - `soak` kills an Esker server with SIGKILL at random moments under load, restarts it on the
 //!   same data directory and checks every acknowledged record.
@@ -33,6 +34,7 @@ mod repository;
 mod rows;
 mod scratch;
 mod soak;
+mod state;
 mod stats;
 mod streams;
 mod targets;
@@ -69,6 +71,8 @@ enum Command {
     /// One operation of that, in a process of its own.
     #[command(hide = true)]
     FollowStep(follow::step::Step),
+    /// Measure the state store side by side with `statehouse-daemon`.
+    State(state::Args),
     /// Measure layouts of a partition's stream data on RocksDB alone.
     Layout(layout::Args),
     /// Kill the server at random moments under load and check what it acknowledged.
@@ -86,6 +90,7 @@ async fn main() -> ExitCode {
             Command::Recovery(args) => recovery::run(args).await,
             Command::Follow(args) => follow::run(args).await,
             Command::FollowStep(step) => follow::step::run(step).await,
+            Command::State(args) => state::run(args).await,
             Command::Layout(args) => tokio::task::spawn_blocking(move || layout::run(&args))
                 .await?
                 .map(|()| ExitCode::SUCCESS),

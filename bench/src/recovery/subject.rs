@@ -135,6 +135,29 @@ impl Subject {
         self.end();
     }
 
+    /// Asks it to stop, and waits until it has.
+    ///
+    /// # Errors
+    ///
+    /// If it does not stop in time, or fails.
+    pub async fn stop(mut self, at_most: Duration) -> anyhow::Result<()> {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM)?;
+        let deadline = Instant::now() + at_most;
+        loop {
+            if let Some(end) = self.child.try_wait()? {
+                anyhow::ensure!(
+                    end.success(),
+                    "the server ended with {end}: {}",
+                    self.logged()?
+                );
+                return Ok(());
+            }
+            anyhow::ensure!(Instant::now() < deadline, "the server does not stop");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
     /// The same for one that is replaced.
     pub fn end(&mut self) {
         // An error means that it is gone already.

@@ -1,0 +1,99 @@
+//! Where the peer's program comes from: `statehoused`, of the crate `statehouse-daemon`, in a version
+//! that is pinned here.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use anyhow::{Context as _, bail};
+
+use super::load;
+use crate::process::free_port;
+use crate::scratch;
+
+/// Its version.
+pub const VERSION: &str = "0.1.0";
+
+/// The peer's program: the one at `path`, or the one in the cache directory, which is built first if it
+/// is missing.
+pub fn program(path: Option<PathBuf>) -> anyhow::Result<PathBuf> {
+    if let Some(path) = path {
+        anyhow::ensure!(path.is_file(), "there is no program {}", path.display());
+        return Ok(path);
+    }
+    let root = scratch::cache_directory()?.join("peers");
+    let path = root.join("bin").join("statehoused");
+    if path.is_file() {
+        return Ok(path);
+    }
+    eprintln!(
+        "Building statehouse-daemon {VERSION} into {} for comparison. This happens once, takes from ten \
+         minutes to half an hour, and needs protoc (Debian: apt-get install protobuf-compiler).",
+        root.display()
+    );
+    let status = Command::new("cargo")
+        .args([
+            "install",
+            "statehouse-daemon",
+            "--locked",
+            "--version",
+            VERSION,
+            "--root",
+        ])
+        .arg(&root)
+        .stdin(Stdio::null())
+        // The table alone goes to standard output.
+        .stdout(Stdio::from(std::io::stderr()))
+        .status()
+        .context("cannot execute cargo")?;
+    if !status.success() {
+        bail!("cargo install statehouse-daemon ended with {status}");
+    }
+    Ok(path)
+}
+
+/// A running peer. Dropping it kills it.
+pub struct Peer {
+    child: Child,
+    url: String,
+}
+
+impl Peer {
+    /// Starts it on an empty directory, durable as it can be.
+    pub async fn start(program: &Path, data: &Path) -> anyhow::Result<Peer> {
+        let port = free_port()?;
+        std::fs::create_dir_all(data)?;
+        let log = std::fs::File::create(data.with_extension("log"))?;
+        let address = format!("127.0.0.1:{port}");
+        let child = Command::new(program)
+            .current_dir(data)
+            .env("STATEHOUSE_ADDR", &address)
+            .env("STATEHOUSE_LISTEN_ADDR", &address)
+            .env("STATEHOUSE_DATA_DIR", data)
+            .env("STATEHOUSE_FSYNC_ON_COMMIT", "1")
+            // A line for each request costs it a good deal; it is spared that.
+            .env("RUST_LOG", "warn")
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .with_context(|| format!("cannot execute {}", program.display()))?;
+        let peer = Peer {
+            child,
+            url: format!("http://{address}"),
+        };
+        load::connect(&peer.url).await?;
+        Ok(peer)
+    }
+
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        // An error means that it is gone already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
