@@ -6,6 +6,8 @@
 //! | room | what it holds | what it must never know |
 //! |---|---|---|
 //! | [`engine`] | the sans-IO façade: `Engine::step(Event) -> Vec<Action>` | clocks, threads, disks |
+//! | [`message`] | what members say to each other, and who is heard | what comes of it |
+//! | [`transfer`] | how a checkpoint gets to a peer, without I/O | disks, sockets, consensus |
 //! | [`log`] | one log per node: look before open, group commit, compaction | what an entry means |
 //! | [`runtime`] | the default runtime: writer thread, apply threads, snapshots, ticker | HTTP, storage engines |
 //!
@@ -22,10 +24,15 @@
 pub mod engine;
 mod ids;
 pub mod log;
+pub mod message;
 pub mod runtime;
+pub mod transfer;
 
-pub use engine::{Action, Committed, Engine, Event, Membership, RejectReason, Role};
-pub use ids::{GroupId, Lsn, NodeId, Term};
+pub use engine::{
+    Action, Committed, Engine, Event, Membership, MembershipChange, RejectReason, Role,
+};
+pub use ids::{CheckpointId, ClusterId, GroupId, Incarnation, Lineage, Lsn, NodeId, Term};
+pub use message::Envelope;
 pub use runtime::{
     ApplyError, Capture, Group, GroupStatus, Node, ProposeError, SnapshotData, SnapshotDir,
     SnapshotError, SnapshotSink, StateMachine, StoredSnapshot,

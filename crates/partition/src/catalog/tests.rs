@@ -77,6 +77,7 @@ impl Fixture {
                 lsn: Lsn(lsn),
                 term: Term(1),
                 command: Some(command),
+                membership: None,
             })
             .collect();
         let mut outcomes = Vec::new();

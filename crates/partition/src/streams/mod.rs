@@ -318,5 +318,6 @@ pub(crate) fn membership(applied: &Applied) -> Membership {
     Membership {
         voters: applied.voters.iter().map(|n| NodeId(*n)).collect(),
         learners: applied.learners.iter().map(|n| NodeId(*n)).collect(),
+        ..Membership::default()
     }
 }

@@ -1,12 +1,14 @@
 //! What goes into an engine and what comes out of it.
 
-use std::fmt;
+use std::sync::Arc;
 
 use bytes::Bytes;
-use protobuf::Message as _;
 use raft::eraftpb;
 
-use crate::ids::{Lsn, NodeId, Term};
+use super::membership::{ChangeRefused, Membership, MembershipChange};
+use crate::ids::{CheckpointId, Lsn, NodeId, Term};
+use crate::message::{EndReason, Envelope};
+use crate::transfer::Manifest;
 
 /// Names a proposal between the host and the engine; chosen by the host, unique while pending.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -19,8 +21,10 @@ pub enum Event {
     Tick,
     /// Stand for election now. A group of one does so when it opens.
     Campaign,
-    /// A peer's message arrived.
-    Receive(PeerMessage),
+    /// A peer's message arrived. Fetches and chunks are not the engine's, and are dropped.
+    Receive(Envelope),
+    /// Nothing gets through to that peer at the moment.
+    Unreachable(NodeId),
     /// The host wants a command in the log.
     Propose {
         /// Returned with the verdict.
@@ -48,6 +52,8 @@ pub enum Event {
         /// That entry's term. A snapshot whose term the log contradicts is of another history: it
         /// counts as failed.
         term: Term,
+        /// Who belonged to the group, as of that entry. Unknown, the snapshot is offered to nobody.
+        peers: Option<Membership>,
     },
     /// The attempt that a hint or the host began came to nothing.
     SnapshotFailed,
@@ -60,6 +66,69 @@ pub enum Event {
         /// Last entry that may go.
         lsn: Lsn,
     },
+    /// The host wants another membership. One change at a time; it is in force, and the next one
+    /// possible, once [`Membership::is_joint`] is over in what is applied.
+    ChangeMembership {
+        /// Returned with the verdict.
+        ticket: Ticket,
+        /// Which change.
+        change: MembershipChange,
+    },
+    /// The host wants another leader. Proposals are rejected meanwhile; if it does not come about
+    /// within an election timeout, this member goes on leading.
+    TransferLeadership {
+        /// Returned if it is refused; otherwise [`Action::Became`] tells.
+        ticket: Ticket,
+        /// The voter that is to lead.
+        to: NodeId,
+    },
+    /// The host wants to read what is not older than this moment. Answered with
+    /// [`Action::ReadReady`] or [`Action::ReadFailed`], by followers too.
+    ReadIndex {
+        /// Returned with the answer.
+        ticket: Ticket,
+    },
+    /// The host cannot offer the snapshot that [`Action::OfferSnapshot`] names. A newer one is hinted at
+    /// if it is still needed.
+    OfferFailed {
+        /// To whom it was to be offered.
+        to: NodeId,
+    },
+    /// After a restart: part of this checkpoint is there. Answered with
+    /// [`Action::FetchSnapshot`] if it still makes sense, else with [`Action::AbandonFetch`].
+    ResumeFetch {
+        /// What was being fetched.
+        offer: Box<Manifest>,
+    },
+    /// So far the fetch has come; for the status, and for what the others are told.
+    FetchProgress {
+        /// Of which checkpoint.
+        checkpoint: CheckpointId,
+        /// Bytes that are there.
+        bytes_done: u64,
+    },
+    /// Everything of the checkpoint is there, durable and verified.
+    SnapshotFetched {
+        /// Which one.
+        checkpoint: CheckpointId,
+    },
+    /// The fetch came to nothing.
+    FetchFailed {
+        /// Of which checkpoint.
+        checkpoint: CheckpointId,
+        /// Why.
+        reason: EndReason,
+    },
+    /// The host's state machine is, durably, what the snapshot says. Not before.
+    SnapshotInstalled {
+        /// Which one.
+        checkpoint: CheckpointId,
+    },
+    /// The host could not install it; its state machine is as it was.
+    InstallFailed {
+        /// Which one.
+        checkpoint: CheckpointId,
+    },
 }
 
 /// Something that has to be done. See the [module's head](crate::engine).
@@ -68,7 +137,7 @@ pub enum Action {
     /// Make durable.
     Persist(Persist),
     /// Deliver to peers.
-    Send(Vec<PeerMessage>),
+    Send(Vec<Envelope>),
     /// Apply, in order.
     Apply(Vec<Committed>),
     /// The proposal is in the leader's log, at this place.
@@ -104,6 +173,49 @@ pub enum Action {
         /// The new log start.
         floor: LogFloor,
     },
+    /// Offer this snapshot to a peer, which lacks entries that are gone: publish its manifest at the
+    /// [`Sender`](crate::transfer::Sender), and send it as [`Payload::Offer`](crate::message::Payload::Offer);
+    /// or say [`Event::OfferFailed`].
+    OfferSnapshot {
+        /// To whom.
+        to: NodeId,
+        /// Which one: what it covers. It is the newest that the host has spoken of.
+        last_included_index: Lsn,
+    },
+    /// Fetch this checkpoint from its source, with a [`Receiver`](crate::transfer::Receiver); then
+    /// say [`Event::SnapshotFetched`] or [`Event::FetchFailed`].
+    FetchSnapshot {
+        /// From whom.
+        from: NodeId,
+        /// What.
+        offer: Box<Manifest>,
+    },
+    /// The fetch is not needed any more: end it, also on disk. Nothing is to be said.
+    AbandonFetch {
+        /// Of which checkpoint.
+        checkpoint: CheckpointId,
+    },
+    /// Let the state machine be what was fetched, durably; forget everything that was handed out for
+    /// applying and is not applied. Then say [`Event::SnapshotInstalled`] or
+    /// [`Event::InstallFailed`]. Nothing is handed out for applying meanwhile.
+    InstallSnapshot {
+        /// What.
+        offer: Box<Manifest>,
+    },
+    /// A read may be served from what is applied.
+    ReadReady {
+        /// Which read.
+        ticket: Ticket,
+        /// At least everything up to there was applied.
+        lsn: Lsn,
+    },
+    /// A read cannot be served. It may be tried again.
+    ReadFailed {
+        /// Which read.
+        ticket: Ticket,
+        /// Why.
+        reason: ReadFailure,
+    },
     /// Role or leader changed.
     Became {
         /// The role now.
@@ -126,6 +238,8 @@ pub enum Action {
 pub struct Persist {
     /// Rises by at least one from one to the next.
     pub number: u64,
+    /// The log is to be emptied first, and to begin after this: a snapshot was installed.
+    pub(crate) restart: Option<LogFloor>,
     pub(crate) entries: Vec<eraftpb::Entry>,
     pub(crate) hard_state: eraftpb::HardState,
 }
@@ -141,6 +255,13 @@ impl Persist {
         entries as u64 + 64
     }
 
+    /// The last of the entries that changes the membership, if there is one.
+    pub(crate) fn last_change(&self) -> Option<Lsn> {
+        let changes = |e: &&eraftpb::Entry| e.get_entry_type() != eraftpb::EntryType::EntryNormal;
+        let last = self.entries.iter().rev().find(changes);
+        last.map(|entry| Lsn(entry.index))
+    }
+
     /// How many entries.
     pub fn entries(&self) -> usize {
         self.entries.len()
@@ -154,8 +275,12 @@ pub struct Committed {
     pub lsn: Lsn,
     /// The term that it was proposed in.
     pub term: Term,
-    /// The command; `None` for the empty entry with which a leader begins its term.
+    /// The command; `None` for the empty entry with which a leader begins its term, and for one that
+    /// changes the membership.
     pub command: Option<Bytes>,
+    /// If the entry changes the membership: what it is from this entry on. Whoever keeps the state
+    /// keeps it with the state.
+    pub membership: Option<Arc<Membership>>,
 }
 
 /// Why a proposal was refused before it had any effect.
@@ -170,8 +295,26 @@ pub enum RejectReason {
     Busy,
     /// Apply stands at the floor, and the entries above it are twice what the guardrail allows.
     LogFull,
+    /// Leadership is being transferred.
+    Transferring {
+        /// To whom.
+        to: NodeId,
+    },
+    /// The membership cannot be changed so, or not now.
+    Membership(ChangeRefused),
     /// The consensus layer refused it.
     Refused(String),
+}
+
+/// Why a read cannot be served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReadFailure {
+    /// No leader is known.
+    NoLeader,
+    /// Too many reads are pending.
+    Busy,
+    /// No majority confirmed the leader in time.
+    TimedOut,
 }
 
 /// Role of a member.
@@ -183,15 +326,6 @@ pub enum Role {
     Follower,
     /// Stands for election.
     Candidate,
-}
-
-/// Who belongs to a group.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Membership {
-    /// Members with a vote, sorted.
-    pub voters: Vec<NodeId>,
-    /// Members without, sorted.
-    pub learners: Vec<NodeId>,
 }
 
 /// Where the log begins: entries at or below are gone, the term of the last one is kept.
@@ -212,7 +346,40 @@ pub struct PersistedState {
     pub last: Lsn,
     /// What the host wrote at [`begin_group`](crate::log::SharedLog::begin_group), if it did.
     pub tag: Option<Vec<u8>>,
+    /// The last entry that changes the membership, or one above it; 0 if there never was one.
+    pub(crate) last_change: Lsn,
     pub(crate) hard_state: eraftpb::HardState,
+}
+
+impl PersistedState {
+    /// Whether nothing was ever written: no entry, no term, no vote.
+    pub fn is_blank(&self) -> bool {
+        self.last.0 == 0 && self.hard_state.term == 0 && self.hard_state.vote == 0
+    }
+
+    /// Whether the log has that entry, of that term, or has had it and goes on after it.
+    pub fn continues(&self, at: LogFloor, reader: &dyn LogReader) -> bool {
+        if at.lsn == self.start.lsn {
+            return at.term == self.start.term;
+        }
+        (self.start.lsn..=self.last).contains(&at.lsn)
+            && reader.term(at.lsn).is_ok_and(|term| term == at.term)
+    }
+
+    /// The log as it has to be after a snapshot was installed that covers everything up to `at`: it
+    /// begins there, and holds nothing. Term and vote stay: they are promises to others.
+    #[must_use]
+    pub fn restarted_after(mut self, at: LogFloor) -> PersistedState {
+        self.start = at;
+        self.last = at.lsn;
+        if self.hard_state.term < at.term.0 {
+            self.hard_state.term = at.term.0;
+            self.hard_state.vote = 0;
+        }
+        self.hard_state.commit = at.lsn.0;
+        self.last_change = Lsn(0);
+        self
+    }
 }
 
 /// Reads entries that are no longer in memory.
@@ -228,66 +395,27 @@ pub trait LogReader: Send {
 pub struct RawEntries(pub(crate) Vec<eraftpb::Entry>);
 
 impl RawEntries {
-    /// As they are applied. Whoever reads them from a log has to know that they are committed.
+    /// As they are applied, but for what a change of the membership leads to: that depends on those
+    /// before. Whoever reads them from a log has to know that they are committed.
     pub fn into_committed(self) -> Result<Vec<Committed>, String> {
         let committed = |entry: eraftpb::Entry| match entry.get_entry_type() {
             eraftpb::EntryType::EntryNormal => Ok(Committed {
                 lsn: Lsn(entry.index),
                 term: Term(entry.term),
                 command: (!entry.data.is_empty()).then_some(entry.data),
+                membership: None,
             }),
-            _ => Err(format!(
-                "the entry at LSN {} changes the membership, which this version cannot do",
+            eraftpb::EntryType::EntryConfChangeV2 => Ok(Committed {
+                lsn: Lsn(entry.index),
+                term: Term(entry.term),
+                command: None,
+                membership: None,
+            }),
+            eraftpb::EntryType::EntryConfChange => Err(format!(
+                "the entry at LSN {} is of a kind that nobody writes",
                 entry.index
             )),
         };
         self.0.into_iter().map(committed).collect()
-    }
-}
-
-/// A message between members; opaque.
-#[derive(Clone, PartialEq)]
-pub struct PeerMessage(pub(crate) eraftpb::Message);
-
-impl PeerMessage {
-    /// The sender.
-    pub fn from(&self) -> NodeId {
-        NodeId(self.0.from)
-    }
-
-    /// The receiver.
-    pub fn to(&self) -> NodeId {
-        NodeId(self.0.to)
-    }
-
-    /// Bytes for the wire.
-    pub fn encode(&self) -> Vec<u8> {
-        self.0
-            .write_to_bytes()
-            .expect("a message in memory serializes")
-    }
-
-    /// Parses what [`PeerMessage::encode`] made. Kinds that only exist inside a member are
-    /// refused.
-    pub fn decode(bytes: &[u8]) -> Result<PeerMessage, String> {
-        let message = eraftpb::Message::parse_from_bytes(bytes).map_err(|e| e.to_string())?;
-        if !super::is_peer_message(message.get_msg_type()) {
-            return Err(format!(
-                "message kind {:?} never travels",
-                message.get_msg_type()
-            ));
-        }
-        Ok(PeerMessage(message))
-    }
-}
-
-impl fmt::Debug for PeerMessage {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PeerMessage")
-            .field("kind", &self.0.get_msg_type())
-            .field("from", &self.0.from)
-            .field("to", &self.0.to)
-            .field("term", &self.0.term)
-            .finish_non_exhaustive()
     }
 }

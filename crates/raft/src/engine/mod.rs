@@ -15,6 +15,10 @@
 //! - [`Action::LogAlarm`]: apply does not move and the log grows; tell somebody.
 //! - [`Action::Compact`]: entries up to there may be removed from the log, at leisure.
 //! - [`Action::Send`]: deliver to peers; loss, delay and repetition are fine.
+//! - [`Action::OfferSnapshot`], [`Action::FetchSnapshot`], [`Action::AbandonFetch`],
+//!   [`Action::InstallSnapshot`]: how a peer catches up whose next entries are gone; see `peers` in
+//!   this room for who says what when, and [`crate::transfer`] for the bytes.
+//! - [`Action::ReadReady`] / [`Action::ReadFailed`]: the answer to [`Event::ReadIndex`].
 //! - [`Action::Accepted`] / [`Action::Rejected`]: the fate of a proposal at the door. An accepted
 //!   one has landed if and only if an entry of that LSN *and* that term is applied.
 //!
@@ -29,25 +33,37 @@
 
 #![deny(clippy::disallowed_methods)]
 
+mod config;
 mod event;
+mod membership;
+mod peers;
+mod reads;
 mod ready;
+mod receive;
 mod snapshots;
+mod status;
 mod storage;
 #[cfg(test)]
 mod tests;
 
+pub use config::{Config, OpenError};
 pub use event::{
-    Action, Committed, Event, LogFloor, LogReader, Membership, PeerMessage, Persist,
-    PersistedState, RawEntries, RejectReason, Role, Ticket,
+    Action, Committed, Event, LogFloor, LogReader, Persist, PersistedState, RawEntries,
+    ReadFailure, RejectReason, Role, Ticket,
 };
+pub use membership::{ChangeRefused, MAX_PROMOTION_LAG, Membership, MembershipChange};
+pub use peers::TransferStatus;
+pub use status::{Counters, PeerState, PeerStatus, Status};
 
-use std::collections::VecDeque;
-use std::ops::RangeInclusive;
+use std::collections::{BTreeSet, VecDeque};
 
 use raft::eraftpb::MessageType;
 use raft::{Config as RaftConfig, RawNode, StateRole, Storage as _};
 
 use crate::ids::{Lsn, NodeId, Term};
+use crate::message::{Gate, Identity};
+use peers::Peers;
+use reads::Reads;
 use ready::Outstanding;
 use snapshots::Snapshots;
 use storage::EngineStorage;
@@ -58,109 +74,6 @@ const MAX_COMMITTED_PER_READY: u64 = 1024 * 1024;
 /// Most bytes of a command. What goes into the log in one
 /// piece is what a crash can leave torn there, and the look at a torn log allows for this much.
 pub const MAX_COMMAND_BYTES: usize = 8 * 1024 * 1024;
-
-/// What an engine is told at its creation.
-#[derive(Clone, Debug)]
-pub struct Config {
-    /// This member.
-    pub id: NodeId,
-    /// Ticks without word from a leader before an election; at least `2 * heartbeat_ticks`.
-    pub election_ticks: usize,
-    /// Ticks between heartbeats.
-    pub heartbeat_ticks: usize,
-    /// Accepted proposals that are not applied yet; beyond it proposals are rejected as
-    /// [`RejectReason::Busy`].
-    pub max_pending_proposals: u64,
-    /// Committed entries handed out and not applied yet, in bytes, beyond which no more are read
-    /// from the log: keeps a long replay in bounded memory. One entry may exceed it.
-    pub max_apply_backlog_bytes: u64,
-    /// Applied entries above the floor from which on a snapshot is hinted at; 0 for never.
-    pub snapshot_hint_threshold_entries: u64,
-    /// The same in bytes, roughly; 0 for never.
-    pub snapshot_hint_threshold_bytes: u64,
-    /// The guardrail: with more entries than this above the floor, applied or not, a snapshot is
-    /// hinted at if it can help, and an alarm is given if it cannot; 0 for none. If both are set, it
-    /// must be larger than `snapshot_hint_threshold_entries`.
-    pub max_log_entries: u64,
-    /// Ticks without a hint after a failed attempt: the first time, and at most; they double from one
-    /// to the other. At least 1.
-    pub snapshot_backoff_ticks: RangeInclusive<u64>,
-    /// Seed of the election timeouts.
-    pub seed: u64,
-}
-
-impl Config {
-    /// The defaults for a member: elections after 10 ticks, heartbeats every 2, a snapshot every
-    /// 10,000 entries or 64 MiB, no guardrail.
-    pub fn new(id: NodeId) -> Self {
-        Config {
-            id,
-            election_ticks: 10,
-            heartbeat_ticks: 2,
-            max_pending_proposals: 16 * 1024,
-            max_apply_backlog_bytes: 8 * 1024 * 1024,
-            snapshot_hint_threshold_entries: 10_000,
-            snapshot_hint_threshold_bytes: 64 * 1024 * 1024,
-            max_log_entries: 0,
-            snapshot_backoff_ticks: 10..=600,
-            seed: id.0,
-        }
-    }
-
-    fn validate(&self) -> Result<(), OpenError> {
-        let (entries, guardrail) = (self.snapshot_hint_threshold_entries, self.max_log_entries);
-        if guardrail > 0 && guardrail <= entries {
-            return Err(OpenError::Config(format!(
-                "max_log_entries ({guardrail}) must be larger than \
-                 snapshot_hint_threshold_entries ({entries})"
-            )));
-        }
-        let (first, most) = (
-            *self.snapshot_backoff_ticks.start(),
-            *self.snapshot_backoff_ticks.end(),
-        );
-        if first == 0 || first > most {
-            return Err(OpenError::Config(format!(
-                "snapshot_backoff_ticks ({first} to {most}) must begin at 1 or more, and not end \
-                 before it begins"
-            )));
-        }
-        Ok(())
-    }
-}
-
-/// Why an engine could not be created.
-#[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    /// A value of the configuration is out of range.
-    #[error("invalid consensus configuration: {0}")]
-    Config(String),
-    /// The log does not reach the state that was applied from it.
-    #[error(
-        "the log ends at LSN {last} but the database has applied LSN {applied}: \
-         the log was cut or replaced; restore this node from a snapshot"
-    )]
-    LogBehindDatabase {
-        /// Last entry of the log.
-        last: Lsn,
-        /// Last entry that the database has.
-        applied: Lsn,
-    },
-    /// The log starts after the state that it should continue.
-    #[error(
-        "the log starts at LSN {first} but the database ends at LSN {applied}: \
-         the entries between are gone; restore this node from a snapshot"
-    )]
-    LogAheadOfDatabase {
-        /// First entry of the log.
-        first: Lsn,
-        /// Last entry that the database has.
-        applied: Lsn,
-    },
-    /// The log could not be read; the message names the LSN.
-    #[error("{0}")]
-    Unreadable(String),
-}
 
 /// One member of one group. See the module's head.
 pub struct Engine {
@@ -175,12 +88,28 @@ pub struct Engine {
     backlog: VecDeque<(Lsn, u64)>,
     backlog_bytes: u64,
     snapshots: Snapshots,
-    sole_voter: bool,
+    gate: Gate,
+    /// As of what was handed out for applying.
+    membership: Membership,
+    /// New members that are promoted once they have caught up, while this one leads.
+    to_promote: BTreeSet<NodeId>,
+    peers: Peers,
+    reads: Reads,
+    counters: Counters,
+    /// Ticks since the open.
+    ticks: u64,
+    /// Until this tick after the open, or after it was elected, it hears what the others have before it
+    /// lets go of its log.
+    hear_first: u64,
+    /// The only member, with a vote.
+    alone: bool,
     halted: bool,
 }
 
 impl Engine {
-    /// Opens a member on what its log and its host's state machine remember.
+    /// Opens a member on what its log and its host's state machine remember, `membership` as of
+    /// `applied`. A membership without anybody is that of one who is to join, with an empty log: it
+    /// takes no entries and gives no vote until a leader that has added it has sent it a snapshot.
     pub fn open(
         config: Config,
         persisted: PersistedState,
@@ -201,7 +130,14 @@ impl Engine {
                 applied,
             });
         }
-        let sole_voter = membership.voters == [config.id];
+        let votes = membership.voters.contains(&config.id)
+            || membership.voters_outgoing.contains(&config.id);
+        if votes && persisted.is_blank() && !membership.is_only(config.id) && !config.founding {
+            return Err(OpenError::LogLost {
+                id: config.id,
+                voters: membership.voters.len(),
+            });
+        }
         let snapshots = Snapshots::new(&config, persisted.start.lsn, applied, persisted.last);
         let storage = EngineStorage::new(persisted, applied, membership, reader);
         let raft_config = RaftConfig {
@@ -223,7 +159,6 @@ impl Engine {
             .map_err(|e| OpenError::Config(e.to_string()))?;
         let mut engine = Engine {
             raw,
-            config,
             outstanding: VecDeque::new(),
             role: Role::Follower,
             leader: NodeId(0),
@@ -231,7 +166,16 @@ impl Engine {
             backlog: VecDeque::new(),
             backlog_bytes: 0,
             snapshots,
-            sole_voter,
+            gate: Gate::new(config.identity()),
+            membership: membership.clone(),
+            to_promote: BTreeSet::new(),
+            peers: Peers::default(),
+            reads: Reads::default(),
+            counters: Counters::default(),
+            ticks: 0,
+            hear_first: config.election_ticks as u64,
+            alone: membership.is_only(config.id),
+            config,
             halted: false,
         };
         engine.fix_election_timeout();
@@ -251,15 +195,16 @@ impl Engine {
             return actions;
         }
         match event {
-            Event::Tick => {
-                self.raw.tick();
-                self.snapshots.tick();
-            }
+            Event::Tick => self.tick(&mut actions),
             Event::Campaign => {
-                // A member that cannot campaign (not a voter, already leading) stays as it is.
-                let _ = self.raw.campaign();
+                // raft-rs would let somebody without a vote win, where nobody else has one. One that leads
+                // already stays as it is.
+                if self.raw.raft.promotable() {
+                    let _ = self.raw.campaign();
+                }
             }
-            Event::Receive(message) => self.receive(message),
+            Event::Receive(envelope) => self.receive(envelope, &mut actions),
+            Event::Unreachable(node) => self.raw.report_unreachable(node.0),
             Event::Propose { ticket, command } => self.propose(ticket, command, &mut actions),
             Event::ProposeBatch(proposals) => {
                 let mut together = 0;
@@ -278,16 +223,47 @@ impl Engine {
             Event::SnapshotTaken {
                 last_included_index,
                 term,
-            } => self.snapshot_taken(last_included_index, term, &mut actions),
-            Event::SnapshotFailed => self.snapshots.failed(),
+                peers,
+            } => self.snapshot_taken(last_included_index, term, peers, &mut actions),
+            Event::SnapshotFailed => {
+                self.counters.snapshots_failed += 1;
+                self.snapshots.failed();
+            }
             Event::SnapshotBegun => self.snapshots.begun(),
             Event::KeepFrom { lsn } => {
                 self.snapshots.keep_from(lsn);
                 self.compact(&mut actions);
             }
+            Event::ChangeMembership { ticket, change } => {
+                self.change_membership(ticket, change, &mut actions);
+            }
+            Event::TransferLeadership { ticket, to } => {
+                self.transfer_leadership(ticket, to, &mut actions);
+            }
+            Event::ReadIndex { ticket } => self.read_index(ticket, &mut actions),
+            Event::OfferFailed { to } => self.offer_failed(to),
+            Event::ResumeFetch { offer } => self.resume_fetch(offer, &mut actions),
+            Event::FetchProgress {
+                checkpoint,
+                bytes_done,
+            } => self.fetch_progress(checkpoint, bytes_done),
+            Event::SnapshotFetched { checkpoint } => {
+                self.snapshot_fetched(checkpoint, &mut actions);
+            }
+            Event::FetchFailed { checkpoint, reason } => {
+                self.fetch_failed(checkpoint, reason, &mut actions);
+            }
+            Event::SnapshotInstalled { checkpoint } => {
+                self.snapshot_installed(checkpoint, &mut actions);
+            }
+            Event::InstallFailed { checkpoint } => self.install_failed(checkpoint, &mut actions),
         }
         self.fix_election_timeout();
         self.drain_ready(&mut actions);
+        if !self.alone {
+            self.help_those_behind(&mut actions);
+            self.abandon_needless(&mut actions);
+        }
         actions.extend(self.snapshots.consider(self.last()));
         if let Some(what) = self.raw.raft.raft_log.store.take_failure() {
             self.halted = true;
@@ -350,14 +326,35 @@ impl Engine {
     }
 
     /// Whether ticks mean anything to this member: a group of one needs no heartbeat, and waits only
-    /// before it hints at a snapshot again.
+    /// before it hints at a snapshot again, or for a read.
     pub fn needs_ticks(&self) -> bool {
-        !(self.sole_voter && self.role == Role::Leader) || self.snapshots.backs_off()
+        !(self.alone && self.role == Role::Leader)
+            || self.snapshots.backs_off()
+            || self.reads.pending()
     }
 
-    fn receive(&mut self, message: PeerMessage) {
-        // A refused message (from an unknown peer, of a wrong kind) is the same as a lost one.
-        let _ = self.raw.step(message.0);
+    /// Who this member is, to the others: what [`Identity::seal`] needs for the messages of transfers.
+    pub fn identity(&self) -> Identity {
+        self.config.identity()
+    }
+
+    /// Who belongs to the group, as of what was handed out for applying.
+    pub fn membership(&self) -> &Membership {
+        &self.membership
+    }
+
+    fn tick(&mut self, actions: &mut Vec<Action>) {
+        self.ticks += 1;
+        if !self.waits_to_join() {
+            self.raw.tick();
+        }
+        self.snapshots.tick();
+        self.tick_reads(actions);
+        if !self.alone {
+            self.tick_peers(actions);
+            self.tend_membership();
+            self.compact(actions);
+        }
     }
 
     fn propose(&mut self, ticket: Ticket, command: Vec<u8>, actions: &mut Vec<Action>) {
@@ -365,6 +362,8 @@ impl Engine {
             Some(RejectReason::NotLeader {
                 leader: self.leader(),
             })
+        } else if let Some(to) = self.raw.raft.lead_transferee {
+            Some(RejectReason::Transferring { to: NodeId(to) })
         } else if self.snapshots.full(self.last()) {
             Some(RejectReason::LogFull)
         } else if self.last().0 - self.applied.0 >= self.config.max_pending_proposals {
@@ -385,6 +384,7 @@ impl Engine {
                 other => RejectReason::Refused(other.to_string()),
             })
         } else {
+            self.counters.proposals += 1;
             None
         };
         actions.push(match reason {
@@ -398,10 +398,13 @@ impl Engine {
     }
 
     fn note_applied(&mut self, lsn: Lsn, actions: &mut Vec<Action>) {
+        if lsn < self.applied {
+            // From before a snapshot was installed.
+            return;
+        }
         assert!(
-            lsn >= self.applied && lsn <= self.committed(),
-            "applied LSN {lsn} is outside {}..={}",
-            self.applied,
+            lsn <= self.committed(),
+            "applied LSN {lsn} is above {}, what is committed",
             self.committed()
         );
         self.applied = lsn;
@@ -414,6 +417,7 @@ impl Engine {
         }
         self.raw.advance_apply_to(lsn.0);
         self.evict();
+        self.reads_applied(actions);
         if self.snapshots.applied(lsn) {
             self.compact(actions);
         }
@@ -426,21 +430,30 @@ impl Engine {
         self.raw.mut_store().evict(up_to);
     }
 
-    fn snapshot_taken(&mut self, lsn: Lsn, term: Term, actions: &mut Vec<Action>) {
+    fn snapshot_taken(
+        &mut self,
+        lsn: Lsn,
+        term: Term,
+        peers: Option<Membership>,
+        actions: &mut Vec<Action>,
+    ) {
         // Only what is committed can have been applied, hence be covered.
         let ours = |engine: &Engine| {
             lsn <= engine.committed() && engine.raw.store().term(lsn.0).ok() == Some(term.0)
         };
         if lsn > self.floor() && !ours(self) {
+            self.counters.snapshots_failed += 1;
             self.snapshots.failed();
             return;
         }
+        self.counters.snapshots_taken += 1;
+        self.note_newest(lsn, peers);
         self.snapshots.taken(lsn);
         self.compact(actions);
     }
 
     fn compact(&mut self, actions: &mut Vec<Action>) {
-        let up_to = self.snapshots.compactable();
+        let up_to = self.compactable();
         if up_to <= self.log_start() {
             return;
         }
@@ -466,6 +479,11 @@ impl Engine {
         let role = role_of(state);
         let leader = NodeId(leader);
         if role != self.role || leader != self.leader {
+            self.counters.elections += u64::from(role == Role::Candidate && role != self.role);
+            if role == Role::Leader && role != self.role {
+                self.counters.elections_won += 1;
+                self.hear_first = self.ticks + self.config.election_ticks as u64;
+            }
             self.role = role;
             self.leader = leader;
             actions.push(Action::Became {
@@ -485,14 +503,21 @@ fn role_of(state: StateRole) -> Role {
     }
 }
 
-/// Whether a message may be processed at all when it comes from a peer.
-pub(crate) fn is_peer_message(kind: MessageType) -> bool {
-    !matches!(
+/// Whether a message may be processed when it comes from a peer. Proposals and transfers of
+/// leadership are for the leader's own host, and a snapshot never travels inside a message.
+fn is_peer_message(kind: MessageType) -> bool {
+    matches!(
         kind,
-        MessageType::MsgHup
-            | MessageType::MsgBeat
-            | MessageType::MsgUnreachable
-            | MessageType::MsgSnapStatus
-            | MessageType::MsgCheckQuorum
+        MessageType::MsgAppend
+            | MessageType::MsgAppendResponse
+            | MessageType::MsgRequestVote
+            | MessageType::MsgRequestVoteResponse
+            | MessageType::MsgHeartbeat
+            | MessageType::MsgHeartbeatResponse
+            | MessageType::MsgTimeoutNow
+            | MessageType::MsgReadIndex
+            | MessageType::MsgReadIndexResp
+            | MessageType::MsgRequestPreVote
+            | MessageType::MsgRequestPreVoteResponse
     )
 }

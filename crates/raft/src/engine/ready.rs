@@ -4,16 +4,20 @@
 //! sent once it is durable waits in an [`Outstanding`]. One that need not be synced counts as
 //! durable as soon as everything before it is.
 
+use std::sync::Arc;
+
 use raft::eraftpb::{Entry, EntryType};
 
-use super::{Action, Committed, Engine, PeerMessage, Persist};
+use super::peers::floor_of;
+use super::{Action, Committed, Engine, Persist};
 use crate::ids::{Lsn, NodeId, Term};
+use crate::message::{Envelope, Payload, PeerMessage};
 
 /// A `Ready` that is not known to be durable.
 pub(super) struct Outstanding {
     number: u64,
     must_sync: bool,
-    messages: Vec<PeerMessage>,
+    messages: Vec<Envelope>,
 }
 
 impl Engine {
@@ -21,7 +25,10 @@ impl Engine {
     pub(super) fn drain_ready(&mut self, actions: &mut Vec<Action>) {
         while !self.raw.store().has_failed() && self.raw.has_ready() && !self.only_more_to_apply() {
             // With no room at all the storage answers no entries: what is ready beside them goes out.
-            let room = (self.config.max_apply_backlog_bytes).saturating_sub(self.backlog_bytes);
+            let room = match self.peers.installing() {
+                true => 0,
+                false => (self.config.max_apply_backlog_bytes).saturating_sub(self.backlog_bytes),
+            };
             (self.raw.raft)
                 .set_max_committed_size_per_ready(room.min(super::MAX_COMMITTED_PER_READY));
             let mut ready = self.raw.ready();
@@ -30,12 +37,14 @@ impl Engine {
                 let (leader, role) = (ss.leader_id, ss.raft_state);
                 self.note_soft_state(leader, role, actions);
             }
-            if !ready.snapshot().is_empty() {
-                self.raw
-                    .mut_store()
-                    .fail("a peer offered a snapshot inside a message".to_owned());
-                return;
+            let restart = match ready.snapshot().is_empty() {
+                true => None,
+                false => Some(floor_of(ready.snapshot().get_metadata())),
+            };
+            if let Some(at) = restart {
+                self.raw.mut_store().restart(at);
             }
+            let read = ready.take_read_states();
             let must_sync = ready.must_sync();
             let entries = ready.take_entries();
             if let Some(hs) = ready.hs() {
@@ -43,8 +52,8 @@ impl Engine {
                 self.raw.mut_store().set_hard_state(hs);
             }
             self.raw.mut_store().append(&entries);
-            let now = to_peers(ready.take_messages());
-            let after = to_peers(ready.take_persisted_messages());
+            let now = self.to_peers(ready.take_messages());
+            let after = self.to_peers(ready.take_persisted_messages());
             let committed = ready.take_committed_entries();
             self.raw.advance_append_async(ready);
 
@@ -54,6 +63,7 @@ impl Engine {
             if must_sync {
                 actions.push(Action::Persist(Persist {
                     number,
+                    restart,
                     entries,
                     hard_state: self.raw.store().hard_state().clone(),
                 }));
@@ -65,6 +75,9 @@ impl Engine {
             });
             self.settle(actions);
             self.hand_out(committed, actions);
+            if !read.is_empty() {
+                self.reads_answered(read, actions);
+            }
         }
     }
 
@@ -92,16 +105,28 @@ impl Engine {
         }
         if let Some(number) = reached {
             self.raw.on_persist_ready(number);
+            self.advance_to_installed();
         }
         if !messages.is_empty() {
             actions.push(Action::Send(messages));
         }
     }
 
+    /// raft-rs takes a position for applied only once it is durable. That of an installed snapshot is
+    /// when the log has been restarted there.
+    fn advance_to_installed(&mut self) {
+        let log = &self.raw.raft.raft_log;
+        let reached = self.applied.0.min(log.committed).min(log.persisted);
+        if reached > log.applied && reached == self.applied.0 {
+            self.raw.advance_apply_to(reached);
+        }
+    }
+
     /// Whether the one thing that raft-rs has ready are committed entries, while the host still
     /// has enough to apply.
     fn only_more_to_apply(&self) -> bool {
-        if self.backlog_bytes < self.config.max_apply_backlog_bytes {
+        let full = self.backlog_bytes >= self.config.max_apply_backlog_bytes;
+        if !full && !self.peers.installing() {
             return false;
         }
         let raft = &self.raw.raft;
@@ -123,28 +148,50 @@ impl Engine {
         let mut bytes = 0;
         let mut committed = Vec::with_capacity(entries.len());
         for entry in entries {
-            if entry.get_entry_type() != EntryType::EntryNormal {
-                self.raw.mut_store().fail(format!(
-                    "the entry at LSN {} changes the membership, which this version cannot do",
-                    entry.index
-                ));
-                return;
-            }
             bytes += entry.data.len() as u64 + 32;
+            let (lsn, term) = (Lsn(entry.index), Term(entry.term));
+            let (command, membership) = match entry.get_entry_type() {
+                EntryType::EntryNormal => ((!entry.data.is_empty()).then_some(entry.data), None),
+                EntryType::EntryConfChangeV2 => {
+                    if let Err(error) = self.apply_change(&entry.data) {
+                        return self.raw.mut_store().fail(format!(
+                            "the entry at LSN {lsn} changes the membership in a way that cannot \
+                             be: {error}"
+                        ));
+                    }
+                    (None, Some(Arc::new(self.membership.clone())))
+                }
+                EntryType::EntryConfChange => {
+                    return self.raw.mut_store().fail(format!(
+                        "the entry at LSN {lsn} changes the membership in a way that this version \
+                         does not know"
+                    ));
+                }
+            };
             committed.push(Committed {
-                lsn: Lsn(entry.index),
-                term: Term(entry.term),
-                command: (!entry.data.is_empty()).then_some(entry.data),
+                lsn,
+                term,
+                command,
+                membership,
             });
         }
+        self.counters.commits += committed.len() as u64;
         if let Some(last) = committed.last() {
             self.backlog.push_back((last.lsn, bytes));
             self.backlog_bytes += bytes;
         }
         actions.push(Action::Apply(committed));
     }
-}
 
-fn to_peers(messages: Vec<raft::eraftpb::Message>) -> Vec<PeerMessage> {
-    messages.into_iter().map(PeerMessage).collect()
+    fn to_peers(&self, messages: Vec<raft::eraftpb::Message>) -> Vec<Envelope> {
+        if messages.is_empty() {
+            return Vec::new();
+        }
+        let identity = self.config.identity();
+        let seal = |message: raft::eraftpb::Message| {
+            let to = NodeId(message.to);
+            identity.seal(to, Payload::Raft(PeerMessage(message)))
+        };
+        messages.into_iter().map(seal).collect()
+    }
 }

@@ -9,6 +9,8 @@
 //! - entries, or bytes, that are applied past the floor: a restart would have to replay them;
 //! - the guardrail: entries of any kind above the floor, while apply lags behind them.
 //!
+//! Or when a peer can be helped by none of the snapshots that there are ([`Snapshots::want`]).
+//!
 //! One attempt at a time: what happens during it is looked at when it ends, and may be the next
 //! hint at once. After a failed attempt both bands are silent for some ticks, twice as many after
 //! each failure in a row; then both are looked at again. With apply *at* the floor a snapshot covers
@@ -42,6 +44,8 @@ pub(super) struct Snapshots {
     /// Ticks of silence after the next failure.
     next_wait: u64,
     alarmed: bool,
+    /// A peer needs a newer one than there is.
+    wanted: bool,
     tally: Tally,
 }
 
@@ -61,6 +65,7 @@ impl Snapshots {
             wait: 0,
             next_wait: *config.snapshot_backoff_ticks.start(),
             alarmed: false,
+            wanted: false,
             tally: Tally::new(start, applied),
         };
         if snapshots.over_a_band(last) {
@@ -112,8 +117,26 @@ impl Snapshots {
         self.tally.above_start
     }
 
+    /// Bytes of the applied entries above `lsn`, as far as they were counted.
+    pub fn bytes_above(&self, lsn: Lsn) -> u64 {
+        self.tally.above(lsn)
+    }
+
+    /// A peer needs a newer snapshot than there is: one is hinted at, as soon as none is under way.
+    pub fn want(&mut self) {
+        self.wanted = true;
+    }
+
+    /// The host's state is that of a snapshot that it was sent, of everything up to `lsn`.
+    pub fn installed(&mut self, lsn: Lsn) {
+        self.applied = lsn;
+        self.covered = lsn;
+        self.tally = Tally::new(lsn, lsn);
+    }
+
     /// An attempt begins.
     pub fn begun(&mut self) {
+        self.wanted = false;
         self.attempt.get_or_insert(self.applied);
     }
 
@@ -164,8 +187,14 @@ impl Snapshots {
 
     /// What is to be said, with the log ending at `last`.
     pub fn consider(&mut self, last: Lsn) -> Option<Action> {
-        let stuck = self.stuck(last);
-        if stuck {
+        let idle = self.attempt.is_none() && self.wait == 0;
+        if self.wanted && idle && self.applied.0 > 0 {
+            self.begun();
+            return Some(Action::SnapshotHint {
+                last_included_index: self.applied,
+            });
+        }
+        if self.stuck(last) {
             if !std::mem::replace(&mut self.alarmed, true) {
                 let entries = self.above(last);
                 return Some(Action::LogAlarm { entries });
@@ -173,7 +202,7 @@ impl Snapshots {
             return None;
         }
         self.alarmed = false;
-        if self.attempt.is_some() || self.wait > 0 || !self.over_a_band(last) {
+        if !idle || !self.over_a_band(last) {
             return None;
         }
         self.begun();

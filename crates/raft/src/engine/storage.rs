@@ -11,11 +11,14 @@
 use std::cell::RefCell;
 use std::collections::VecDeque;
 
-use raft::eraftpb::{ConfState, Entry, HardState, Snapshot};
+use raft::eraftpb::{ConfState, Entry, EntryType, HardState, Snapshot};
 use raft::{GetEntriesContext, RaftState, Storage, StorageError};
 
 use super::{LogFloor, LogReader, Membership, PersistedState};
-use crate::ids::{Lsn, Term};
+use crate::ids::{Lsn, NodeId, Term};
+
+/// Bytes read at once when looking for changes of the membership.
+const SCAN_BYTES: u64 = 1024 * 1024;
 
 pub(super) struct EngineStorage {
     hard_state: HardState,
@@ -26,6 +29,10 @@ pub(super) struct EngineStorage {
     last: Lsn,
     /// The last entry that was evicted, and its term: the next one is compared with it.
     evicted: LogFloor,
+    /// No entry above it changes the membership.
+    last_change: Lsn,
+    /// Peers that lack entries which are gone, since this was last asked.
+    behind: RefCell<Vec<NodeId>>,
     reader: Box<dyn LogReader>,
     /// The first failure to read: see the module.
     failure: RefCell<Option<String>>,
@@ -40,11 +47,7 @@ impl EngineStorage {
     ) -> Self {
         let mut hard_state = persisted.hard_state;
         hard_state.commit = hard_state.commit.max(applied.0);
-        let conf_state = ConfState {
-            voters: membership.voters.iter().map(|n| n.0).collect(),
-            learners: membership.learners.iter().map(|n| n.0).collect(),
-            ..ConfState::default()
-        };
+        let conf_state = membership.to_conf_state();
         EngineStorage {
             hard_state,
             conf_state,
@@ -52,6 +55,8 @@ impl EngineStorage {
             recent: VecDeque::new(),
             last: persisted.last,
             evicted: persisted.start,
+            last_change: persisted.last_change,
+            behind: RefCell::default(),
             reader,
             failure: RefCell::new(None),
         }
@@ -81,6 +86,9 @@ impl EngineStorage {
         );
         while self.recent.back().is_some_and(|e| e.index >= first.index) {
             self.recent.pop_back();
+        }
+        if let Some(change) = entries.iter().rev().find(|e| is_change(e)) {
+            self.last_change = self.last_change.max(Lsn(change.index));
         }
         // An empty memory may begin anywhere; the reader has what is before.
         self.recent.extend(entries.iter().cloned());
@@ -112,6 +120,52 @@ impl EngineStorage {
         };
         self.evict(up_to);
         Some(self.start)
+    }
+
+    /// The log is empty, and begins after what an installed snapshot covers.
+    pub fn restart(&mut self, at: LogFloor) {
+        self.recent.clear();
+        self.start = at;
+        self.evicted = at;
+        self.last = at.lsn;
+    }
+
+    /// Peers that lack entries which are gone, each once.
+    pub fn take_behind(&self) -> Vec<NodeId> {
+        if self.behind.borrow().is_empty() {
+            return Vec::new();
+        }
+        let mut behind = self.behind.take();
+        behind.sort_unstable();
+        behind.dedup();
+        behind
+    }
+
+    /// A peer lacks entries which are gone.
+    pub fn note_behind(&self, peer: NodeId) {
+        self.behind.borrow_mut().push(peer);
+    }
+
+    /// The entries `[low, high)` that change the membership. Read in pieces: there may be a long
+    /// replay ahead, and there is nothing to read if none was ever written there.
+    fn changes(&self, low: u64, high: u64) -> Vec<Entry> {
+        let high = high.min(self.last_change.0 + 1);
+        let mut changes = Vec::new();
+        let mut next = low;
+        while next < high && !self.has_failed() {
+            let first_recent = self.first_recent();
+            if next >= first_recent {
+                let skip = (next - first_recent) as usize;
+                let recent = self.recent.iter().skip(skip);
+                let recent = recent.take_while(|e| e.index < high);
+                changes.extend(recent.filter(|e| is_change(e)).cloned());
+                break;
+            }
+            let piece = self.read(next, high.min(first_recent), SCAN_BYTES);
+            next = piece.last().map_or(high, |e| e.index + 1);
+            changes.extend(piece.into_iter().filter(is_change));
+        }
+        changes
     }
 
     pub fn fail(&self, what: String) {
@@ -171,9 +225,8 @@ impl Storage for EngineStorage {
         );
         let max_size = match max_size.into() {
             // No limit: raft-rs looks for changes of the membership among all that is committed and
-            // not applied, before it campaigns. This version has none (it halts at one, when it is
-            // handed out), and a long replay is not to be read into memory for that.
-            None => return Ok(Vec::new()),
+            // not applied, before it campaigns.
+            None => return Ok(self.changes(low, high)),
             // The host has enough to apply: see `Engine::drain_ready`.
             Some(0) => return Ok(Vec::new()),
             Some(max_size) => max_size,
@@ -237,11 +290,17 @@ impl Storage for EngineStorage {
         Ok(self.last.0)
     }
 
-    fn snapshot(&self, _request_index: u64, _to: u64) -> raft::Result<Snapshot> {
+    /// There never is one inside a message. The engine offers one instead: see `peers`.
+    fn snapshot(&self, _request_index: u64, to: u64) -> raft::Result<Snapshot> {
+        self.note_behind(NodeId(to));
         Err(raft::Error::Store(
             StorageError::SnapshotTemporarilyUnavailable,
         ))
     }
+}
+
+fn is_change(entry: &Entry) -> bool {
+    entry.get_entry_type() != EntryType::EntryNormal
 }
 
 fn entry_bytes(entry: &Entry) -> u64 {

@@ -6,10 +6,16 @@
 //! - [`replay`]: a long replay in bounded memory;
 //! - [`halting`]: logs that cannot be read, or not understood;
 //! - [`snapshots`]: hints, back-off, the guardrail, what is compacted;
+//! - [`membership`], [`catching_up`]: single stories of several members, on [`cluster`];
+//! - [`histories`]: whole histories with snapshots, transfers and changes of membership, from a seed;
 //! - [`network`]: three members and a network that loses, repeats and reorders, from a seed.
 
+mod catching_up;
+mod cluster;
 mod disk;
 mod halting;
+mod histories;
+mod membership;
 mod network;
 mod opening;
 mod replay;
@@ -20,14 +26,36 @@ mod three;
 use std::fmt::Write as _;
 
 use super::*;
+use crate::message::{Envelope, Payload, PeerMessage};
 use disk::Disk;
 
 /// The members with these numbers, all of them voters.
 fn members(ids: &[u64]) -> Membership {
     Membership {
         voters: ids.iter().copied().map(NodeId).collect(),
-        learners: Vec::new(),
+        ..Membership::default()
     }
+}
+
+/// A message of consensus, as it arrives.
+fn received(message: raft::eraftpb::Message) -> Event {
+    let sender = Config::new(NodeId(message.from)).identity();
+    let to = NodeId(message.to);
+    Event::Receive(sender.seal(to, Payload::Raft(PeerMessage(message))))
+}
+
+/// The messages of consensus among those that are sent.
+fn raft_messages(actions: &[Action]) -> Vec<&PeerMessage> {
+    let mut all = Vec::new();
+    for action in actions {
+        if let Action::Send(envelopes) = action {
+            all.extend(envelopes.iter().filter_map(|e| match &e.payload {
+                Payload::Raft(message) => Some(message),
+                _ => None,
+            }));
+        }
+    }
+    all
 }
 
 /// Opens member `id` of `of` on what `disk` and its host remember.
@@ -35,7 +63,13 @@ fn open(id: u64, of: &[u64], disk: &Disk, applied: u64) -> Result<Engine, OpenEr
     open_with(Config::new(NodeId(id)), of, disk, applied)
 }
 
-fn open_with(config: Config, of: &[u64], disk: &Disk, applied: u64) -> Result<Engine, OpenError> {
+fn open_with(
+    mut config: Config,
+    of: &[u64],
+    disk: &Disk,
+    applied: u64,
+) -> Result<Engine, OpenError> {
+    config.founding = disk.state().is_blank();
     Engine::open(
         config,
         disk.state(),
@@ -57,6 +91,7 @@ fn taken(engine: &Engine, lsn: u64) -> Event {
     Event::SnapshotTaken {
         last_included_index: Lsn(lsn),
         term: Term(engine.raw.store().term(lsn).unwrap_or(0)),
+        peers: Some(engine.membership().clone()),
     }
 }
 
@@ -140,6 +175,7 @@ fn outline(actions: &[Action]) -> String {
             Action::LogAlarm { entries } => write!(all, "alarm: {entries}"),
             Action::Send(messages) => write!(all, "send {}", messages.len()),
             Action::Halt { what } => write!(all, "halt: {what}"),
+            other => write!(all, "{other:?}"),
         };
     }
     all

@@ -38,6 +38,8 @@ const KEY_HARD_STATE: &[u8] = b"hard-state";
 /// The log start; its name on disk is from when compaction always went up to the floor.
 const KEY_START: &[u8] = b"floor";
 const KEY_TAG: &[u8] = b"tag";
+/// The last entry that changes the membership; absent if there never was one.
+const KEY_LAST_CHANGE: &[u8] = b"last-change";
 /// raft-engine's key for what belongs to no group.
 const NODE_REGION: u64 = u64::MAX - 1;
 const KEY_FORMAT: &[u8] = b"format";
@@ -183,10 +185,17 @@ impl SharedLog {
                 start.lsn.0 + 1
             )));
         }
+        let last_change = match self.engine.get(region, KEY_LAST_CHANGE) {
+            Some(bytes) => Lsn(u64::from_be_bytes(bytes.try_into().map_err(|_| {
+                self.error(format!("last change of group {group} is malformed"))
+            })?)),
+            None => Lsn(0),
+        };
         Ok(PersistedState {
             start,
             last,
             tag: self.tag(group),
+            last_change,
             hard_state,
         })
     }
@@ -223,6 +232,25 @@ impl SharedLog {
                 self.engine.write(&mut batch, true)
             })
             .map_err(|e| self.error(format!("beginning the log of group {group}: {e}")))?;
+        Ok(())
+    }
+
+    /// As [`SharedLog::begin_group`], for a group whose state was replaced by an installed snapshot of
+    /// everything up to `start`, in a process that ended before its log was told: the tag stays, and
+    /// so do term and vote, which are promises to others.
+    pub fn restart_group(&self, group: GroupId, start: LogFloor) -> Result<(), LogError> {
+        let state = self.state(group)?.restarted_after(start);
+        let mut batch = LogBatch::default();
+        fill_restart(&mut batch, region(group), start, state.tag.as_deref())
+            .and_then(|()| {
+                let hard_state = state.hard_state.write_to_bytes()?;
+                batch.put(region(group), KEY_HARD_STATE.to_vec(), hard_state)
+            })
+            .and_then(|()| {
+                let _writing = self.writing.lock();
+                self.engine.write(&mut batch, true)
+            })
+            .map_err(|e| self.error(format!("restarting the log of group {group}: {e}")))?;
         Ok(())
     }
 
@@ -290,6 +318,23 @@ fn compact_again(engine: &RaftEngine, batch: &mut LogBatch) {
             let index = start.lsn.0 + 1;
             batch.add_command(region, Command::Compact { index });
         }
+    }
+}
+
+/// Forgets everything of a group but its tag, and lets its log begin after `start`. A hard state has
+/// to follow.
+fn fill_restart(
+    batch: &mut LogBatch,
+    region: u64,
+    start: LogFloor,
+    tag: Option<&[u8]>,
+) -> raft_engine::Result<()> {
+    // First of all: it forgets everything of the group, keys as well.
+    batch.add_command(region, Command::Clean);
+    batch.put(region, KEY_START.to_vec(), encode_floor(start))?;
+    match tag {
+        Some(tag) => batch.put(region, KEY_TAG.to_vec(), tag.to_vec()),
+        None => Ok(()),
     }
 }
 

@@ -52,6 +52,7 @@ impl Open {
         };
         let persist = Persist {
             number: 1,
+            restart: None,
             entries: lsns.map(entry).collect(),
             hard_state: HardState {
                 term,
@@ -392,10 +393,78 @@ fn write_on(open: &Open) {
         };
         let persist = Persist {
             number: lsn,
+            restart: None,
             entries: vec![entry],
             hard_state: HardState::default(),
         };
         open.writer.persist(GroupId(1), persist, Arc::new(Nobody));
         std::thread::sleep(Duration::from_micros(50));
     }
+}
+
+#[test]
+fn an_installed_snapshot_empties_the_log_and_keeps_tag_term_and_vote() {
+    let dir = tempfile::tempdir().unwrap();
+    let open = Open::new(dir.path(), &Faults::default());
+    let group = GroupId(3);
+    open.log.begin_group(group, floor(0, 0), b"tag").unwrap();
+    open.append(3, 1..=9, 2, 0);
+    // In the same write group: the end of the old log, the restart, and entries of the new one.
+    let entry = |lsn: u64, term| Entry {
+        index: lsn,
+        term,
+        data: content(lsn, term, 0).into(),
+        ..Entry::default()
+    };
+    let mut change = entry(51, 4);
+    change.set_entry_type(raft::eraftpb::EntryType::EntryConfChangeV2);
+    let persists = [
+        (None, vec![entry(10, 2)]),
+        (Some(floor(50, 3)), Vec::new()),
+        (None, vec![change, entry(52, 4)]),
+    ];
+    for (number, (restart, entries)) in (1..).zip(persists) {
+        let persist = Persist {
+            number,
+            restart,
+            entries,
+            hard_state: HardState {
+                term: 4,
+                vote: 7,
+                commit: 50,
+                ..HardState::default()
+            },
+        };
+        open.writer.persist(group, persist, Arc::new(Nobody));
+    }
+    assert!(open.writer.flush(PATIENCE));
+    let expected = Found {
+        start: (50, 3),
+        tag: Some(b"tag".to_vec()),
+        term: 4,
+        entries: BTreeMap::from([(51, 4), (52, 4)]),
+    };
+    assert_eq!(open.found(3), expected);
+    open.close();
+
+    let open = Open::new(dir.path(), &Faults::default());
+    assert_eq!(open.found(3), expected, "also after a restart");
+    let state = open.log.state(group).unwrap();
+    assert_eq!((state.hard_state.vote, state.last_change), (7, Lsn(51)));
+    assert!(state.continues(floor(51, 4), &*open.log.reader(group)));
+    assert!(!state.continues(floor(51, 3), &*open.log.reader(group)));
+    assert!(!state.continues(floor(53, 4), &*open.log.reader(group)));
+
+    // A process that ended before the log was told.
+    open.log.restart_group(group, floor(80, 4)).unwrap();
+    open.append(3, 81..=82, 5, 0);
+    open.close();
+    let open = Open::new(dir.path(), &Faults::default());
+    let state = open.log.state(group).unwrap();
+    assert_eq!((state.start, state.last), (floor(80, 4), Lsn(82)));
+    assert_eq!(open.found(3).tag.as_deref(), Some(&b"tag"[..]));
+    open.log.restart_group(group, floor(90, 5)).unwrap();
+    let state = open.log.state(group).unwrap();
+    assert_eq!((state.hard_state.term, state.hard_state.commit), (5, 90));
+    open.close();
 }

@@ -23,7 +23,10 @@ use protobuf::Message as _;
 use raft::eraftpb::HardState;
 use raft_engine::{Command, LogBatch};
 
-use super::{EntryIndex, KEY_HARD_STATE, KEY_START, RaftEngine, SharedLog, encode_floor, region};
+use super::{
+    EntryIndex, KEY_HARD_STATE, KEY_LAST_CHANGE, KEY_START, KEY_TAG, RaftEngine, SharedLog,
+    encode_floor, fill_restart, region,
+};
 use crate::engine::{LogFloor, Persist};
 use crate::ids::GroupId;
 
@@ -237,7 +240,7 @@ fn write_group(
     let mut reported: Option<Instant> = None;
     let started = Instant::now();
     loop {
-        let result = fill(batch, group).and_then(|()| {
+        let result = fill(engine, batch, group).and_then(|()| {
             let _writing = writing.lock();
             engine.write(batch, true)
         });
@@ -274,7 +277,7 @@ fn write_group(
     true
 }
 
-fn fill(batch: &mut LogBatch, group: &[Request]) -> raft_engine::Result<()> {
+fn fill(engine: &RaftEngine, batch: &mut LogBatch, group: &[Request]) -> raft_engine::Result<()> {
     // Only the last hard state of a group in this batch counts.
     let mut hard_states: Vec<(GroupId, &HardState)> = Vec::new();
     for request in group {
@@ -282,7 +285,15 @@ fn fill(batch: &mut LogBatch, group: &[Request]) -> raft_engine::Result<()> {
             Request::Persist {
                 group: id, persist, ..
             } => {
+                if let Some(start) = persist.restart {
+                    let tag = engine.get(region(*id), KEY_TAG);
+                    fill_restart(batch, region(*id), start, tag.as_deref())?;
+                }
                 batch.add_entries::<EntryIndex>(region(*id), &persist.entries)?;
+                if let Some(last) = persist.last_change() {
+                    let last = last.0.to_be_bytes().to_vec();
+                    batch.put(region(*id), KEY_LAST_CHANGE.to_vec(), last)?;
+                }
                 match hard_states.iter_mut().find(|(known, _)| known == id) {
                     Some((_, latest)) => *latest = &persist.hard_state,
                     None => hard_states.push((*id, &persist.hard_state)),

@@ -11,9 +11,10 @@ use tokio::sync::{oneshot, watch};
 use super::queue::ApplyQueue;
 use super::snapshots::{Attempts, Permits};
 use super::state_machine::{SnapshotError, SnapshotSink, StateMachine, StoredSnapshot};
-use crate::engine::{Action, Committed, Engine, Event, PeerMessage, RejectReason, Role, Ticket};
+use crate::engine::{Action, Committed, Engine, Event, RejectReason, Role, Ticket};
 use crate::ids::{GroupId, Lsn, NodeId, Term};
 use crate::log::{LogWriter, Persisted};
+use crate::message::Envelope;
 
 /// What became of a proposal that was not applied.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -91,7 +92,7 @@ struct Waiter<O> {
 pub type Guard = Box<dyn Send + Sync>;
 
 /// Delivers messages to peers. May drop them.
-pub type SendToPeers = Box<dyn Fn(Vec<PeerMessage>) + Send + Sync>;
+pub type SendToPeers = Box<dyn Fn(Vec<Envelope>) + Send + Sync>;
 
 pub(super) struct Shared<O> {
     pub(super) id: GroupId,
@@ -151,6 +152,15 @@ impl<O: Send + 'static> Shared<O> {
                 Action::Halt { what } => {
                     tracing::error!(group = %self.id, what, "the group stops: its log is damaged");
                     self.fail_waiters(&ProposeError::Unknown);
+                }
+                Action::OfferSnapshot { .. }
+                | Action::FetchSnapshot { .. }
+                | Action::AbandonFetch { .. }
+                | Action::InstallSnapshot { .. }
+                | Action::ReadReady { .. }
+                | Action::ReadFailed { .. } => {
+                    // This runtime serves groups of one member, which never need these.
+                    tracing::error!(group = %self.id, "a group of one has no peers");
                 }
                 Action::Accepted { .. } | Action::Rejected { .. } => {
                     unreachable!("proposals are stepped by propose")
@@ -322,6 +332,10 @@ impl<O: Send + 'static> Group<O> {
                     RejectReason::NotLeader { leader } => ProposeError::NotLeader { leader },
                     RejectReason::Busy => ProposeError::Busy,
                     RejectReason::LogFull => ProposeError::LogFull,
+                    RejectReason::Transferring { to } => {
+                        ProposeError::NotLeader { leader: Some(to) }
+                    }
+                    RejectReason::Membership(why) => ProposeError::Refused(why.to_string()),
                     RejectReason::Refused(why) => ProposeError::Refused(why),
                 })
             }
@@ -356,6 +370,7 @@ impl<O: Send + 'static> Group<O> {
         self.shared.step(Event::SnapshotTaken {
             last_included_index: lsn,
             term,
+            peers: None,
         });
     }
 
@@ -378,7 +393,7 @@ impl<O: Send + 'static> Group<O> {
     }
 
     /// A peer's message arrived.
-    pub fn receive(&self, message: PeerMessage) {
+    pub fn receive(&self, message: Envelope) {
         self.shared.step(Event::Receive(message));
     }
 

@@ -182,6 +182,7 @@ fn conclude<O: Send + 'static>(shared: &Shared<O>, written: Result<StoredSnapsho
         Ok(snapshot) => Event::SnapshotTaken {
             last_included_index: snapshot.last_included_index,
             term: snapshot.term,
+            peers: Some(snapshot.peers.clone()),
         },
         Err(_) => Event::SnapshotFailed,
     });

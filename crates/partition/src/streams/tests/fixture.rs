@@ -250,6 +250,7 @@ impl Fixture {
                 lsn: Lsn(lsn),
                 term: Term(1),
                 command: Some(command),
+                membership: None,
             })
             .collect();
         let mut outcomes = Vec::new();
@@ -271,6 +272,7 @@ impl Fixture {
                 lsn: Lsn(lsn),
                 term: Term(1),
                 command: None,
+                membership: None,
             })
             .collect();
         for step in entries.chunks(1024) {

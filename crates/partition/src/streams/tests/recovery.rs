@@ -156,6 +156,7 @@ fn an_empty_entry_moves_the_position_and_nothing_else() {
         lsn: Lsn(2),
         term: Term(3),
         command: None,
+        membership: None,
     };
     let mut outcomes = Vec::new();
     partition.machine().apply(&[entry], &mut outcomes).unwrap();
@@ -184,6 +185,7 @@ fn an_entry_is_not_applied_twice() {
         lsn: Lsn(1),
         term: Term(1),
         command: None,
+        membership: None,
     };
     let _ = partition.machine().apply(&[entry], &mut Vec::new());
 }

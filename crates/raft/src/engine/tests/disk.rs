@@ -63,6 +63,10 @@ impl Disk {
     pub fn write(&self, persist: &Persist) {
         let mut written = self.0.lock();
         written.hard_state = persist.hard_state.clone();
+        if let Some(start) = persist.restart {
+            written.start = start;
+            written.entries.clear();
+        }
         if let Some(first) = persist.entries.first() {
             written.entries.split_off(&first.index);
         }
@@ -93,12 +97,26 @@ impl Disk {
         self.0.lock().largest_read
     }
 
+    /// What a host does at its start when its state comes from a snapshot that the log does not know.
+    pub fn restart(&self, at: LogFloor) {
+        let state = self.state().restarted_after(at);
+        let mut written = self.0.lock();
+        written.entries.clear();
+        written.start = at;
+        written.hard_state = state.hard_state;
+    }
+
     pub fn state(&self) -> PersistedState {
         let written = self.0.lock();
         let last = written.entries.keys().next_back();
         PersistedState {
             start: written.start,
             tag: None,
+            last_change: {
+                let changes = |e: &&Entry| e.get_entry_type() != EntryType::EntryNormal;
+                let last = written.entries.values().rev().find(changes);
+                Lsn(last.map_or(0, |e| e.index))
+            },
             last: last.map_or(written.start.lsn, |last| Lsn(*last)),
             hard_state: written.hard_state.clone(),
         }

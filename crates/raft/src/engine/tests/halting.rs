@@ -41,6 +41,7 @@ fn an_engine_that_cannot_tell_the_term_of_its_floor_halts_and_names_the_lsn() {
     let snapshot = Event::SnapshotTaken {
         last_included_index: Lsn(6),
         term: Term(1),
+        peers: None,
     };
     let actions = engine.step(snapshot);
     let what = halted(&actions);
@@ -70,7 +71,7 @@ fn a_step_that_halts_lets_nothing_out() {
 }
 
 #[test]
-fn an_engine_halts_at_a_change_of_membership_and_hands_out_nothing_behind_it() {
+fn an_engine_halts_at_a_change_of_membership_that_cannot_be_and_hands_out_nothing_behind_it() {
     let disk = Disk::with(&[1; 9], 9);
     disk.make_membership_change(5);
     let mut config = Config::new(NodeId(1));
@@ -120,7 +121,7 @@ fn a_leader_that_cannot_read_what_a_follower_lacks_halts() {
     panic!("the leader never read what the follower lacks");
 }
 
-fn sent(actions: Vec<Action>) -> Vec<PeerMessage> {
+fn sent(actions: Vec<Action>) -> Vec<Envelope> {
     let mut all = Vec::new();
     for action in actions {
         if let Action::Send(messages) = action {

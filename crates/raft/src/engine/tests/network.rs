@@ -161,7 +161,7 @@ impl Network {
             Action::Persist(persist) => member.writes.push_back(persist),
             Action::Send(messages) => {
                 for message in messages {
-                    assert_eq!(message.from(), NodeId(member.id));
+                    assert_eq!(message.sender.node, NodeId(member.id));
                     self.in_flight.push(message.encode());
                 }
                 while self.in_flight.len() > MAX_IN_FLIGHT {
@@ -206,6 +206,12 @@ impl Network {
             Action::LogAlarm { .. } => {
                 assert_eq!(member.applied, member.flushed, "a snapshot can help");
             }
+            Action::OfferSnapshot { .. }
+            | Action::FetchSnapshot { .. }
+            | Action::AbandonFetch { .. }
+            | Action::InstallSnapshot { .. }
+            | Action::ReadReady { .. }
+            | Action::ReadFailed { .. } => panic!("nobody asked for that: {action:?}"),
             Action::Became { role, term, .. } => {
                 if role == Role::Leader {
                     let known = *self.leaders.entry(term).or_insert(member.id);
@@ -241,8 +247,8 @@ impl Network {
     }
 
     fn receive(&mut self, message: &[u8]) {
-        let message = PeerMessage::decode(message).unwrap();
-        let to = message.to().0 as usize - 1;
+        let message = Envelope::decode(message.to_vec()).unwrap();
+        let to = message.to.0 as usize - 1;
         self.step(to, Event::Receive(message));
     }
 

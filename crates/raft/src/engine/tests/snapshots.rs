@@ -1,5 +1,7 @@
 //! Hints, back-off, the guardrail, and what is compacted.
 
+use std::ops::RangeInclusive;
+
 use super::*;
 
 /// Entries until a hint, the guardrail, and the first and longest back-off, in these tests.
@@ -214,6 +216,7 @@ fn a_snapshot_that_covers_less_than_it_should_is_not_asked_for_again_at_once() {
     let old = Event::SnapshotTaken {
         last_included_index: Lsn(0),
         term: Term(0),
+        peers: None,
     };
     assert!(engine.step(old).is_empty());
     assert_eq!(ticks_until_hint(&mut engine, 1000), Some(4));
@@ -271,6 +274,7 @@ fn a_snapshot_that_the_log_contradicts_counts_for_nothing() {
         let foreign = Event::SnapshotTaken {
             last_included_index: Lsn(lsn),
             term: Term(term),
+            peers: None,
         };
         assert!(engine.step(foreign).is_empty());
         assert_eq!((engine.floor(), engine.log_start()), (Lsn(0), Lsn(0)));

@@ -19,22 +19,12 @@ fn message(kind: MessageType, from: u64, term: u64) -> Message {
 
 /// Kinds and verdicts of the messages that are sent: `(kind, to, rejects)`.
 fn sent(actions: &[Action]) -> Vec<(MessageType, u64, bool)> {
-    let mut sent = Vec::new();
-    for action in actions {
-        if let Action::Send(messages) = action {
-            let of = |m: &PeerMessage| (m.0.get_msg_type(), m.0.to, m.0.reject);
-            sent.extend(messages.iter().map(of));
-        }
-    }
-    sent
+    let of = |m: &PeerMessage| (m.0.get_msg_type(), m.0.to, m.0.reject);
+    raft_messages(actions).into_iter().map(of).collect()
 }
 
 fn vote_request(from: u64, term: u64) -> Event {
-    Event::Receive(PeerMessage(message(
-        MessageType::MsgRequestVote,
-        from,
-        term,
-    )))
+    received(message(MessageType::MsgRequestVote, from, term))
 }
 
 #[test]
@@ -48,7 +38,7 @@ fn a_follower_rejects_proposals_and_names_the_leader() {
     );
 
     let heartbeat = message(MessageType::MsgHeartbeat, 2, 1);
-    settle(&mut engine, &disk, Event::Receive(PeerMessage(heartbeat)));
+    settle(&mut engine, &disk, received(heartbeat));
     assert_eq!(
         outline(&engine.step(propose(5, "c"))),
         rejected(Some(NodeId(2)))
@@ -92,7 +82,7 @@ fn a_follower_acknowledges_entries_when_they_are_durable_and_not_before() {
     let disk = Disk::default();
     let mut engine = open(1, &THREE, &disk, 0).unwrap();
     let heartbeat = message(MessageType::MsgHeartbeat, 2, 1);
-    settle(&mut engine, &disk, Event::Receive(PeerMessage(heartbeat)));
+    settle(&mut engine, &disk, received(heartbeat));
 
     let mut append = message(MessageType::MsgAppend, 2, 1);
     let entry = raft::eraftpb::Entry {
@@ -103,7 +93,7 @@ fn a_follower_acknowledges_entries_when_they_are_durable_and_not_before() {
     };
     append.set_entries(vec![entry].into());
     append.commit = 1;
-    let received = engine.step(Event::Receive(PeerMessage(append)));
+    let received = engine.step(received(append));
     assert_eq!(outline(&received), "persist [1@1]");
     let number = numbers(&received)[0];
     let durable = engine.step(Event::Persisted { number });
@@ -131,7 +121,7 @@ fn a_leader_without_a_majority_says_so_however_much_its_host_has_to_apply() {
         MessageType::MsgRequestVoteResponse,
     ] {
         let yes = message(kind, 2, 2);
-        step(&mut engine, Event::Receive(PeerMessage(yes)));
+        step(&mut engine, received(yes));
     }
     assert_eq!(engine.role(), Role::Leader);
     let mut said = String::new();
@@ -139,23 +129,6 @@ fn a_leader_without_a_majority_says_so_however_much_its_host_has_to_apply() {
         said += &step(&mut engine, Event::Tick);
     }
     assert!(said.contains("became Follower in term 2"), "{said}");
-}
-
-#[test]
-fn messages_that_never_travel_are_not_taken_from_the_wire() {
-    for kind in [
-        MessageType::MsgHup,
-        MessageType::MsgBeat,
-        MessageType::MsgUnreachable,
-        MessageType::MsgSnapStatus,
-        MessageType::MsgCheckQuorum,
-    ] {
-        let bytes = PeerMessage(message(kind, 2, 1)).encode();
-        assert!(PeerMessage::decode(&bytes).is_err(), "{kind:?}");
-    }
-    let bytes = PeerMessage(message(MessageType::MsgHeartbeat, 2, 1)).encode();
-    assert!(PeerMessage::decode(&bytes).is_ok());
-    assert!(PeerMessage::decode(b"\xff\xff\xff").is_err());
 }
 
 #[test]

@@ -159,7 +159,7 @@ impl StateMachine for Machine {
     fn membership(&self) -> Membership {
         Membership {
             voters: vec![NodeId(1)],
-            learners: Vec::new(),
+            ..Membership::default()
         }
     }
 
@@ -229,7 +229,7 @@ impl Capture for Captured {
             term: self.state.term,
             peers: Membership {
                 voters: vec![NodeId(1)],
-                learners: Vec::new(),
+                ..Membership::default()
             },
             data: self.state.commands.join(",").into_bytes().into(),
         };

@@ -130,6 +130,7 @@ fn of_several_terms_and_votes_in_one_write_the_last_ones_are_kept() {
         };
         let persist = Persist {
             number: term,
+            restart: None,
             entries: Vec::new(),
             hard_state,
         };

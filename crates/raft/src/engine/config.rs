@@ -1,0 +1,165 @@
+//! What an engine is told, and why it may not come to be.
+
+use std::ops::RangeInclusive;
+
+use crate::ids::{ClusterId, GroupId, Incarnation, Lineage, Lsn, NodeId};
+use crate::message::Identity;
+
+/// What an engine is told at its creation.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// This member.
+    pub id: NodeId,
+    /// The cluster; messages of others are refused.
+    pub cluster: ClusterId,
+    /// The group; messages of others are refused.
+    pub group: GroupId,
+    /// The group's history; messages of others are refused.
+    pub lineage: Lineage,
+    /// This start of the process; peers refuse messages of older ones.
+    pub incarnation: Incarnation,
+    /// The group is founded now: that this member has no log is as it should be. Without it, a voter
+    /// among others that has none has lost it, and is not opened.
+    pub founding: bool,
+    /// Most bytes of log that a snapshot covers and that are kept all the same, because a peer has not
+    /// got them yet, or is fetching what comes before them. Beyond it they go, and the peer is offered
+    /// a snapshot, or another one.
+    pub max_bytes_kept_for_peers: u64,
+    /// Ticks until a peer that did not react to an offer, or whose fetch failed, is offered a snapshot
+    /// again; longer after each failure in a row. At least 1.
+    pub offer_retry_ticks: u64,
+    /// Ticks without a word about a peer's fetch until the log is no longer kept for it.
+    pub transfer_idle_ticks: u64,
+    /// Ticks without word from a leader before an election; at least `2 * heartbeat_ticks`.
+    pub election_ticks: usize,
+    /// Ticks between heartbeats.
+    pub heartbeat_ticks: usize,
+    /// Accepted proposals that are not applied yet; beyond it proposals are rejected as
+    /// [`RejectReason::Busy`].
+    pub max_pending_proposals: u64,
+    /// Committed entries handed out and not applied yet, in bytes, beyond which no more are read
+    /// from the log: keeps a long replay in bounded memory. One entry may exceed it.
+    pub max_apply_backlog_bytes: u64,
+    /// Applied entries above the floor from which on a snapshot is hinted at; 0 for never.
+    pub snapshot_hint_threshold_entries: u64,
+    /// The same in bytes, roughly; 0 for never.
+    pub snapshot_hint_threshold_bytes: u64,
+    /// The guardrail: with more entries than this above the floor, applied or not, a snapshot is
+    /// hinted at if it can help, and an alarm is given if it cannot; 0 for none. If both are set, it
+    /// must be larger than `snapshot_hint_threshold_entries`.
+    pub max_log_entries: u64,
+    /// Ticks without a hint after a failed attempt: the first time, and at most; they double from one
+    /// to the other. At least 1.
+    pub snapshot_backoff_ticks: RangeInclusive<u64>,
+    /// Seed of the election timeouts.
+    pub seed: u64,
+}
+
+impl Config {
+    /// The defaults for a member: elections after 10 ticks, heartbeats every 2, a snapshot every
+    /// 10,000 entries or 64 MiB, no guardrail.
+    pub fn new(id: NodeId) -> Self {
+        Config {
+            id,
+            cluster: ClusterId::default(),
+            group: GroupId::default(),
+            lineage: Lineage::default(),
+            incarnation: Incarnation::default(),
+            founding: false,
+            max_bytes_kept_for_peers: 1024 * 1024 * 1024,
+            offer_retry_ticks: 20,
+            transfer_idle_ticks: 600,
+            election_ticks: 10,
+            heartbeat_ticks: 2,
+            max_pending_proposals: 16 * 1024,
+            max_apply_backlog_bytes: 8 * 1024 * 1024,
+            snapshot_hint_threshold_entries: 10_000,
+            snapshot_hint_threshold_bytes: 64 * 1024 * 1024,
+            max_log_entries: 0,
+            snapshot_backoff_ticks: 10..=600,
+            seed: id.0,
+        }
+    }
+
+    /// Who this member is, to the others.
+    pub fn identity(&self) -> Identity {
+        Identity {
+            cluster: self.cluster,
+            group: self.group,
+            lineage: self.lineage,
+            node: self.id,
+            incarnation: self.incarnation,
+        }
+    }
+
+    pub(super) fn validate(&self) -> Result<(), OpenError> {
+        if self.id.0 == 0 || self.offer_retry_ticks == 0 {
+            return Err(OpenError::Config(
+                "the node's number and offer_retry_ticks must be at least 1".to_owned(),
+            ));
+        }
+        let (entries, guardrail) = (self.snapshot_hint_threshold_entries, self.max_log_entries);
+        if guardrail > 0 && guardrail <= entries {
+            return Err(OpenError::Config(format!(
+                "max_log_entries ({guardrail}) must be larger than \
+                 snapshot_hint_threshold_entries ({entries})"
+            )));
+        }
+        let (first, most) = (
+            *self.snapshot_backoff_ticks.start(),
+            *self.snapshot_backoff_ticks.end(),
+        );
+        if first == 0 || first > most {
+            return Err(OpenError::Config(format!(
+                "snapshot_backoff_ticks ({first} to {most}) must begin at 1 or more, and not end \
+                 before it begins"
+            )));
+        }
+        Ok(())
+    }
+}
+
+/// Why an engine could not be created.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// A value of the configuration is out of range.
+    #[error("invalid consensus configuration: {0}")]
+    Config(String),
+    /// The log does not reach the state that was applied from it.
+    #[error(
+        "the log ends at LSN {last} but the database has applied LSN {applied}: \
+         the log was cut or replaced; restore this node from a snapshot"
+    )]
+    LogBehindDatabase {
+        /// Last entry of the log.
+        last: Lsn,
+        /// Last entry that the database has.
+        applied: Lsn,
+    },
+    /// The log starts after the state that it should continue.
+    #[error(
+        "the log starts at LSN {first} but the database ends at LSN {applied}: \
+         the entries between are gone; restore this node from a snapshot"
+    )]
+    LogAheadOfDatabase {
+        /// First entry of the log.
+        first: Lsn,
+        /// Last entry that the database has.
+        applied: Lsn,
+    },
+    /// A voter has neither a log nor a vote, and does not found the group: it has lost them. What it
+    /// has promised others it does not know any more, so it must not vote again under this number.
+    #[error(
+        "node {id} is a voter among {voters}, and its log is empty: it was lost; remove this member \
+         from the group, and let it join under a new number"
+    )]
+    LogLost {
+        /// This member.
+        id: NodeId,
+        /// How many voters there are.
+        voters: usize,
+    },
+    /// The log could not be read; the message names the LSN.
+    #[error("{0}")]
+    Unreadable(String),
+}

@@ -1,0 +1,108 @@
+//! Reads that are not older than the moment they were asked for.
+//!
+//! The leader has a majority confirm that it still leads; the read is ready when what was committed
+//! then is applied here. A follower asks the leader. Questions and answers may be lost: a read that is
+//! not answered is asked again, and given up in the end.
+
+use std::collections::BTreeMap;
+
+use raft::ReadState;
+
+use super::{Action, Engine, ReadFailure, Ticket};
+use crate::ids::{Incarnation, Lsn, NodeId};
+
+/// Most reads that may be pending.
+const MAX_PENDING: usize = 4096;
+
+#[derive(Default)]
+pub(super) struct Reads {
+    next: u64,
+    /// Not answered yet, by number: the ticket, and the tick at which it was asked for.
+    asked: BTreeMap<u64, (Ticket, u64)>,
+    /// Answered, and not yet applied so far.
+    waiting: BTreeMap<(Lsn, u64), Ticket>,
+}
+
+impl Reads {
+    pub fn pending(&self) -> bool {
+        !self.asked.is_empty()
+    }
+}
+
+impl Engine {
+    pub(super) fn read_index(&mut self, ticket: Ticket, actions: &mut Vec<Action>) {
+        let reason = if self.leader().is_none() {
+            ReadFailure::NoLeader
+        } else if self.reads.asked.len() + self.reads.waiting.len() >= MAX_PENDING {
+            ReadFailure::Busy
+        } else {
+            let number = self.reads.next;
+            self.reads.next += 1;
+            self.reads.asked.insert(number, (ticket, self.ticks));
+            let context = self.context(number);
+            return self.raw.read_index(context);
+        };
+        actions.push(Action::ReadFailed { ticket, reason });
+    }
+
+    /// The leader keeps the reads of all members in one table: theirs must not be taken for ours,
+    /// nor those from before a restart.
+    fn context(&self, number: u64) -> Vec<u8> {
+        let (NodeId(node), Incarnation(incarnation)) = (self.config.id, self.config.incarnation);
+        [node, incarnation, number].map(u64::to_be_bytes).concat()
+    }
+
+    pub(super) fn reads_answered(&mut self, states: Vec<ReadState>, actions: &mut Vec<Action>) {
+        for state in states {
+            let Some((ours, number)) = state.request_ctx.split_last_chunk::<8>() else {
+                continue;
+            };
+            let number = u64::from_be_bytes(*number);
+            if self.context(number)[..16] != *ours {
+                continue;
+            }
+            if let Some((ticket, _)) = self.reads.asked.remove(&number) {
+                self.reads
+                    .waiting
+                    .insert((Lsn(state.index), number), ticket);
+            }
+        }
+        self.reads_applied(actions);
+    }
+
+    pub(super) fn reads_applied(&mut self, actions: &mut Vec<Action>) {
+        while let Some(entry) = self.reads.waiting.first_entry()
+            && entry.key().0 <= self.applied
+        {
+            let (lsn, _) = *entry.key();
+            let ticket = entry.remove();
+            actions.push(Action::ReadReady { ticket, lsn });
+        }
+    }
+
+    pub(super) fn tick_reads(&mut self, actions: &mut Vec<Action>) {
+        if self.reads.asked.is_empty() {
+            return;
+        }
+        let patience = self.config.election_ticks as u64;
+        let mut again = Vec::new();
+        self.reads.asked.retain(|number, (ticket, asked_at)| {
+            let age = self.ticks - *asked_at;
+            if age >= 3 * patience {
+                actions.push(Action::ReadFailed {
+                    ticket: *ticket,
+                    reason: ReadFailure::TimedOut,
+                });
+                return false;
+            }
+            if age > 0 && age.is_multiple_of(patience.div_ceil(2)) {
+                again.push(*number);
+            }
+            true
+        });
+        for number in again {
+            let context = self.context(number);
+            self.raw.read_index(context);
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! What comes from peers, and what of it reaches raft-rs: only what it can digest. A member's message
+//! is not forged, but it may be old, or of one who remembers more of this member than this member
+//! does.
+
+use raft::eraftpb::{Message, MessageType as Kind};
+
+use super::{Action, Engine, Role};
+use crate::ids::{Lsn, NodeId};
+use crate::message::{Envelope, Payload, Refusal};
+
+impl Engine {
+    pub(super) fn receive(&mut self, envelope: Envelope, actions: &mut Vec<Action>) {
+        if self.gate.admit(&envelope).is_err() {
+            return;
+        }
+        let from = envelope.sender.node;
+        self.note_heard(from);
+        match envelope.payload {
+            Payload::Raft(message) => self.receive_raft(from, message.0, actions),
+            Payload::Offer(offer) => self.offered(from, offer, actions),
+            Payload::Wanted => self.wanted_by(from),
+            Payload::Progress(progress) => self.hear_progress(from, progress),
+            Payload::Ended(ended) => self.hear_ended(from, ended),
+            // The transfer's, not the engine's.
+            Payload::Fetch(_) | Payload::Chunk(_) => {}
+        }
+    }
+
+    fn receive_raft(&mut self, from: NodeId, message: Message, actions: &mut Vec<Action>) {
+        if message.from != from.0 || message.to != self.config.id.0 {
+            return self.gate.count(Refusal::Recipient);
+        }
+        let kind = message.get_msg_type();
+        if !super::is_peer_message(kind) {
+            return self.gate.count(Refusal::Contradiction);
+        }
+        if self.waits_to_join() {
+            // It has no log, so it accepts no entries that follow something, and gives no vote: under
+            // this number, somebody may have given one before.
+            if matches!(kind, Kind::MsgAppend | Kind::MsgHeartbeat) {
+                self.ask_to_join(from, actions);
+            }
+            return;
+        }
+        if self.peers.installing() && matches!(kind, Kind::MsgAppend | Kind::MsgTimeoutNow) {
+            // What is being installed is not to be overtaken. They come again.
+            return;
+        }
+        let current = message.term >= self.term().0;
+        let last = self.last();
+        match kind {
+            Kind::MsgHeartbeat if current && message.commit > last.0 => {
+                return self.raw.store().fail(format!(
+                    "node {from} counts on entries up to LSN {} that this member has \
+                     acknowledged, and its log ends at LSN {last}: the log was lost; remove this \
+                     member, and let it join under a new number",
+                    message.commit
+                ));
+            }
+            Kind::MsgAppendResponse
+                if self.role == Role::Leader
+                    && message.term == self.term().0
+                    && message.index.max(message.reject_hint) > last.0
+                    && !message.reject =>
+            {
+                return self.gate.count(Refusal::Contradiction);
+            }
+            Kind::MsgReadIndex if !self.membership.contains(from) => {
+                return self.gate.count(Refusal::NotAMember);
+            }
+            _ => {}
+        }
+        if let Err(raft::Error::StepPeerNotFound) = self.raw.step(message) {
+            self.gate.count(Refusal::NotAMember);
+        }
+    }
+
+    /// Up to where the log may be compacted.
+    pub(super) fn compactable(&self) -> Lsn {
+        let own = self.snapshots.compactable();
+        if own <= self.log_start() {
+            return own;
+        }
+        if !self.alone && self.ticks < self.hear_first {
+            // Nobody has yet had the time to say what it has, or is fetching.
+            return self.log_start();
+        }
+        self.kept_for_peers().map_or(own, |keep| keep.min(own))
+    }
+}

@@ -1,0 +1,264 @@
+//! What members of a group say to each other.
+//!
+//! ```text
+//! Envelope   who speaks (cluster, group, lineage, node, incarnation), to whom
+//!   Raft       a message of consensus                              engine  <-> engine
+//!   Offer      the manifest of a checkpoint                        leader   -> follower
+//!   Wanted     "I cannot begin without a snapshot"                 joiner   -> leader
+//!   Progress   "this is what I am fetching"                        follower -> everybody
+//!   Ended      "this transfer has ended, thus"                     either way
+//!   Fetch      "these bytes of that file, please"                  receiver -> sender
+//!   Chunk      the bytes, with their checksum                      sender   -> receiver
+//! ```
+//!
+//! All of it is our own `prost` encoding; raft-rs's protobuf 2 never parses what a peer sent.
+//! Decoding is for untrusted input: it fails with an error, never panics, and what it allocates is
+//! bounded by a small multiple of the bytes that are there (see `scan` in this room). What decodes has passed
+//! every check that needs no context; those that do are the [`Gate`]'s and the engine's.
+
+#![deny(clippy::disallowed_methods)]
+
+mod convert;
+mod gate;
+mod scan;
+#[cfg(test)]
+mod tests;
+mod wire;
+
+pub(crate) use convert::conf_change;
+pub use gate::{Gate, Refusal, Refusals};
+
+use std::fmt;
+
+use bytes::Bytes;
+use prost::Message as _;
+use raft::eraftpb;
+
+use crate::ids::{CheckpointId, ClusterId, GroupId, Incarnation, Lineage, Lsn, NodeId};
+use crate::transfer::{Checksum, InvalidManifest, Manifest};
+
+/// Version of the envelope.
+pub const ENVELOPE_FORMAT: u32 = 1;
+/// Most bytes of an encoded envelope. The largest legal ones: an append with one command of 8 MiB,
+/// or 1 MiB of small ones; an offer of [`MAX_FILES`](crate::transfer::MAX_FILES) short names.
+pub const MAX_ENVELOPE_BYTES: usize = 32 * 1024 * 1024;
+/// Most bytes of a chunk.
+pub const MAX_CHUNK_BYTES: u32 = 4 * 1024 * 1024;
+/// Most entries of one append. They take at least 3 bytes each on the wire and some 100 in memory.
+pub const MAX_ENTRIES: usize = 1 << 17;
+
+/// Who a member is, to the others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// The cluster.
+    pub cluster: ClusterId,
+    /// The group.
+    pub group: GroupId,
+    /// The group's history.
+    pub lineage: Lineage,
+    /// The node.
+    pub node: NodeId,
+    /// This start of its process.
+    pub incarnation: Incarnation,
+}
+
+impl Identity {
+    /// A message from this member.
+    pub fn seal(&self, to: NodeId, payload: Payload) -> Envelope {
+        Envelope {
+            sender: *self,
+            to,
+            payload,
+        }
+    }
+}
+
+/// A message, and who says it to whom.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Envelope {
+    /// Who says it.
+    pub sender: Identity,
+    /// To which node.
+    pub to: NodeId,
+    /// What.
+    pub payload: Payload,
+}
+
+/// What a message says. See the [module's head](self).
+#[derive(Clone, PartialEq, Debug)]
+pub enum Payload {
+    /// For [`Event::Receive`](crate::engine::Event::Receive).
+    Raft(PeerMessage),
+    /// For the engine.
+    Offer(Box<Manifest>),
+    /// For the engine.
+    Wanted,
+    /// For the engine.
+    Progress(Progress),
+    /// For the engine, and for whoever serves or fetches.
+    Ended(Ended),
+    /// For the [`Sender`](crate::transfer::Sender).
+    Fetch(Fetch),
+    /// For the [`Receiver`](crate::transfer::Receiver).
+    Chunk(Chunk),
+}
+
+/// What a member is fetching. Everybody who hears it keeps the log behind it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// The checkpoint.
+    pub checkpoint: CheckpointId,
+    /// From whom.
+    pub source: NodeId,
+    /// What it covers.
+    pub last_included_index: Lsn,
+    /// Bytes that are there, those not fetched because they were there already included.
+    pub bytes_done: u64,
+    /// Of so many.
+    pub bytes_total: u64,
+}
+
+/// A transfer has ended, or was not begun.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ended {
+    /// The checkpoint.
+    pub checkpoint: CheckpointId,
+    /// How.
+    pub reason: EndReason,
+}
+
+/// How a transfer ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum EndReason {
+    /// Installed.
+    Installed,
+    /// The receiver has everything that the checkpoint covers, or is busy with another one.
+    NotNeeded,
+    /// The receiver is not in the checkpoint's membership.
+    NotAMember,
+    /// The offer is of a newer format, or malformed.
+    Refused,
+    /// The sender has too many transfers; ask it again.
+    Busy,
+    /// The sender does not have the checkpoint, or not any more.
+    Vanished,
+    /// The sender cannot read it.
+    Unreadable,
+    /// What arrived did not match its checksums, again and again.
+    Corrupt,
+    /// Nothing arrived for too long.
+    Silent,
+    /// The host could not install it.
+    NotInstalled,
+}
+
+/// A wish for part of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Fetch {
+    /// Of which checkpoint.
+    pub checkpoint: CheckpointId,
+    /// Which file, by its index in the manifest.
+    pub file: u32,
+    /// From which byte on.
+    pub offset: u64,
+    /// How many bytes; 1 to [`MAX_CHUNK_BYTES`].
+    pub length: u32,
+}
+
+/// Part of a file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Chunk {
+    /// Of which checkpoint.
+    pub checkpoint: CheckpointId,
+    /// Which file.
+    pub file: u32,
+    /// From which byte on.
+    pub offset: u64,
+    /// The bytes; 1 to [`MAX_CHUNK_BYTES`].
+    pub bytes: Bytes,
+    /// Of the bytes, as the sender read them.
+    pub checksum: Checksum,
+}
+
+/// A message of consensus; opaque.
+#[derive(Clone, PartialEq)]
+pub struct PeerMessage(pub(crate) eraftpb::Message);
+
+/// Why bytes are not an envelope.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DecodeError {
+    /// Too many bytes, not even looked at.
+    #[error("a message of {0} bytes, more than {MAX_ENVELOPE_BYTES}")]
+    TooLarge(usize),
+    /// Not the encoding that it should be.
+    #[error("malformed: {0}")]
+    Malformed(String),
+    /// A newer version made it.
+    #[error("the message has format {0}, this version knows up to {ENVELOPE_FORMAT}")]
+    NewerFormat(u32),
+    /// A field is missing, or out of its range.
+    #[error("the message's {0} is missing or out of range")]
+    Field(&'static str),
+    /// A kind of message that only exists inside a member, or that never travels.
+    #[error("a message of kind {0} never travels")]
+    Kind(u32),
+    /// An offer that cannot be fetched. The sender, and which checkpoint it is about, are known: so
+    /// that it can be told.
+    #[error(transparent)]
+    Offer(#[from] InvalidManifest),
+}
+
+impl Envelope {
+    /// Bytes for the wire, at most [`MAX_ENVELOPE_BYTES`] of what an engine made.
+    pub fn encode(&self) -> Vec<u8> {
+        wire::Envelope::from(self).encode_to_vec()
+    }
+
+    /// Parses what [`Envelope::encode`] made, or anything else.
+    pub fn decode(bytes: impl Into<Bytes>) -> Result<Envelope, DecodeError> {
+        let bytes = bytes.into();
+        if bytes.len() > MAX_ENVELOPE_BYTES {
+            return Err(DecodeError::TooLarge(bytes.len()));
+        }
+        scan::check(&bytes)?;
+        let decoded = wire::Envelope::decode(bytes);
+        let envelope = decoded.map_err(|e| DecodeError::Malformed(e.to_string()))?;
+        envelope.try_into()
+    }
+
+    /// Roughly its size on the wire, in bytes; costs nothing.
+    pub fn size_hint(&self) -> usize {
+        128 + match &self.payload {
+            Payload::Raft(message) => {
+                let entry = |e: &eraftpb::Entry| e.data.len() + e.context.len() + 24;
+                message.0.entries.iter().map(entry).sum::<usize>()
+            }
+            Payload::Offer(manifest) => manifest.file_count() * 64,
+            Payload::Chunk(chunk) => chunk.bytes.len(),
+            _ => 0,
+        }
+    }
+}
+
+impl PeerMessage {
+    /// The sender.
+    pub fn from(&self) -> NodeId {
+        NodeId(self.0.from)
+    }
+
+    /// The receiver.
+    pub fn to(&self) -> NodeId {
+        NodeId(self.0.to)
+    }
+}
+
+impl fmt::Debug for PeerMessage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PeerMessage")
+            .field("kind", &self.0.get_msg_type())
+            .field("from", &self.0.from)
+            .field("to", &self.0.to)
+            .field("term", &self.0.term)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,574 @@
+//! The receiving end of one transfer. See the [module's head](super).
+//!
+//! The host makes one when the engine says
+//! [`FetchSnapshot`](crate::engine::Action::FetchSnapshot), tells it what of the checkpoint is there
+//! already, carries its actions out, and drops it after [`ReceiverAction::Complete`] or
+//! [`ReceiverAction::Failed`].
+//!
+//! What has to survive a restart is the manifest, and the files as far as they are written: a file
+//! that was verified is [`Held::Whole`], any other is [`Held::Prefix`] of its length.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use bytes::Bytes;
+
+use super::{Checksum, Manifest};
+use crate::ids::NodeId;
+use crate::message::{Chunk, EndReason, Ended, Fetch, MAX_CHUNK_BYTES};
+
+/// Times that one chunk, or one file, may arrive corrupt before the transfer is given up.
+const MAX_CORRUPT: u32 = 8;
+/// A chunk's deadline doubles so often at most.
+const MAX_DOUBLINGS: u32 = 5;
+
+/// Limits of a transfer.
+#[derive(Clone, Debug)]
+pub struct ReceiverConfig {
+    /// Bytes asked for at once; 1 to [`MAX_CHUNK_BYTES`]. 1 MiB unless said otherwise.
+    pub chunk_bytes: u32,
+    /// Bytes asked for and not yet written, at most; at least one chunk. 16 MiB.
+    pub window_bytes: u64,
+    /// Ticks until a chunk that has not come is asked for again, the first time. 20.
+    pub chunk_deadline_ticks: u64,
+    /// Ticks without a single good chunk until the transfer is given up. 600.
+    pub progress_deadline_ticks: u64,
+    /// Ticks until a write that failed is tried again. 10.
+    pub retry_ticks: u64,
+}
+
+impl Default for ReceiverConfig {
+    fn default() -> Self {
+        ReceiverConfig {
+            chunk_bytes: 1024 * 1024,
+            window_bytes: 16 * 1024 * 1024,
+            chunk_deadline_ticks: 20,
+            progress_deadline_ticks: 600,
+            retry_ticks: 10,
+        }
+    }
+}
+
+/// What of a file is there when the transfer begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Held {
+    /// All of it, verified: it was fetched before, or another checkpoint has it by hash.
+    Whole,
+    /// So many bytes from its start, not verified; 0 for nothing.
+    Prefix(u64),
+}
+
+/// Something that happened.
+#[derive(Clone, Debug)]
+pub enum ReceiverEvent {
+    /// Begin. Once, first.
+    Start,
+    /// One `tick_interval` has passed.
+    Tick,
+    /// A chunk arrived.
+    Chunk(Chunk),
+    /// The sender ended the transfer, or is busy.
+    Ended(Ended),
+    /// The write that was asked for is done.
+    Written,
+    /// It failed, for want of space or otherwise. Nothing beyond the prefix may be left of it.
+    WriteFailed,
+    /// There may be space again: try at once.
+    SpaceReturned,
+    /// The file that was to be verified is durable, and as the manifest says; or it is not.
+    Verified {
+        /// Which file.
+        file: u32,
+        /// Whether its size and checksum are the manifest's.
+        good: bool,
+    },
+}
+
+/// Something to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ReceiverAction {
+    /// Send to the source.
+    Fetch(Fetch),
+    /// Write these bytes, in order, at this offset of the file, which is made if it is missing and
+    /// cut to `offset` if it is longer; then say [`ReceiverEvent::Written`] or
+    /// [`ReceiverEvent::WriteFailed`]. One at a time.
+    Write {
+        /// Which file.
+        file: u32,
+        /// Where.
+        offset: u64,
+        /// What; none for an empty file.
+        bytes: Vec<Bytes>,
+    },
+    /// Sync the file, read it back, compare with the manifest; then say
+    /// [`ReceiverEvent::Verified`]. May go on beside writes to other files.
+    Verify {
+        /// Which file.
+        file: u32,
+        /// What it has to have.
+        checksum: Checksum,
+    },
+    /// Everything is there, durable and verified.
+    Complete,
+    /// The transfer is over. What is there stays useful for the next one.
+    Failed(EndReason),
+}
+
+/// What a transfer did so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ReceiverCounts {
+    /// Good bytes that arrived and were wanted.
+    pub bytes_fetched: u64,
+    /// Bytes that were there at the start.
+    pub bytes_held: u64,
+    /// Chunks that were asked for again because they did not come.
+    pub asked_again: u64,
+    /// Chunks that arrived and were not wanted (any more).
+    pub unwanted: u64,
+    /// Chunks, and whole files, that did not match their checksum.
+    pub corrupt: u64,
+    /// Writes that failed.
+    pub failed_writes: u64,
+}
+
+/// A chunk that was asked for.
+#[derive(Debug)]
+struct Asked {
+    length: u32,
+    /// Ask again then.
+    deadline: u64,
+    doublings: u32,
+    corrupt: u32,
+    /// It is there, and waits for those before it.
+    bytes: Option<Bytes>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum FileState {
+    /// So many bytes are written.
+    Partial(u64),
+    Verifying,
+    Whole,
+}
+
+/// See the [room's head](super).
+#[derive(Debug)]
+pub struct Receiver {
+    config: ReceiverConfig,
+    source: NodeId,
+    manifest: Manifest,
+    files: Vec<FileState>,
+    /// Times that a file was found corrupt.
+    corrupt_files: BTreeMap<u32, u32>,
+    /// What is to be asked for next: file and offset.
+    next: (u32, u64),
+    /// By file and offset; contiguous in the order of fetching, but for what is whole.
+    asked: BTreeMap<(u32, u64), Asked>,
+    window: u64,
+    /// The write under way, to be repeated if it fails: file, offset, bytes.
+    writing: Option<(u32, u64, Vec<Bytes>)>,
+    /// The write failed, and is tried again then.
+    retry_at: Option<u64>,
+    /// The sender is busy: ask again then.
+    busy_until: u64,
+    now: u64,
+    progressed_at: u64,
+    /// Empty files that are to be made: there is nothing to fetch of them.
+    empty: VecDeque<u32>,
+    /// Files to go, without those that are whole.
+    unfinished: usize,
+    bytes_done: u64,
+    counts: ReceiverCounts,
+    ended: bool,
+}
+
+impl Receiver {
+    /// A transfer of a checkpoint, of which some may be there: `held` has one for each file, in the
+    /// order of the manifest; none at all stands for nothing held.
+    ///
+    /// # Panics
+    ///
+    /// If `held` has another length, or the configuration makes no sense.
+    pub fn new(
+        config: ReceiverConfig,
+        source: NodeId,
+        manifest: Manifest,
+        held: &[Held],
+    ) -> Receiver {
+        let count = manifest.file_count();
+        assert!(held.is_empty() || held.len() == count, "one for each file");
+        assert!((1..=MAX_CHUNK_BYTES).contains(&config.chunk_bytes));
+        assert!(config.window_bytes >= u64::from(config.chunk_bytes));
+        let mut bytes_done = 0;
+        let files: Vec<_> = (0..count)
+            .map(|file| {
+                let size = manifest.file_size(file).unwrap_or(0);
+                match held.get(file) {
+                    Some(Held::Whole) => {
+                        bytes_done += size;
+                        FileState::Whole
+                    }
+                    Some(Held::Prefix(prefix)) if *prefix <= size => {
+                        bytes_done += prefix;
+                        FileState::Partial(*prefix)
+                    }
+                    // Longer than it should be: not what it should be.
+                    _ => FileState::Partial(0),
+                }
+            })
+            .collect();
+        let unfinished = files.iter().filter(|f| **f != FileState::Whole).count();
+        Receiver {
+            config,
+            source,
+            manifest,
+            files,
+            corrupt_files: BTreeMap::new(),
+            next: (0, 0),
+            asked: BTreeMap::new(),
+            window: 0,
+            writing: None,
+            retry_at: None,
+            busy_until: 0,
+            now: 0,
+            progressed_at: 0,
+            empty: VecDeque::new(),
+            unfinished,
+            bytes_done,
+            counts: ReceiverCounts {
+                bytes_held: bytes_done,
+                ..ReceiverCounts::default()
+            },
+            ended: false,
+        }
+    }
+
+    /// Takes one event in; says what to do, in order. After the end it says nothing.
+    pub fn step(&mut self, event: ReceiverEvent) -> Vec<ReceiverAction> {
+        let mut actions = Vec::new();
+        if self.ended {
+            return actions;
+        }
+        match event {
+            ReceiverEvent::Start => self.start(&mut actions),
+            ReceiverEvent::Tick => self.tick(&mut actions),
+            ReceiverEvent::Chunk(chunk) => self.chunk(chunk, &mut actions),
+            ReceiverEvent::Ended(ended) => self.sender_ended(ended, &mut actions),
+            ReceiverEvent::Written => self.written(&mut actions),
+            ReceiverEvent::WriteFailed => {
+                self.counts.failed_writes += 1;
+                self.retry_at = Some(self.now + self.config.retry_ticks);
+            }
+            ReceiverEvent::SpaceReturned => self.write_again(&mut actions),
+            ReceiverEvent::Verified { file, good } => self.verified(file, good, &mut actions),
+        }
+        if !self.ended {
+            self.write(&mut actions);
+            self.ask(&mut actions);
+        }
+        if !self.ended && self.unfinished == 0 {
+            self.ended = true;
+            actions.push(ReceiverAction::Complete);
+        }
+        actions
+    }
+
+    /// From whom.
+    pub fn source(&self) -> NodeId {
+        self.source
+    }
+
+    /// What.
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// Bytes that are written, or were there.
+    pub fn bytes_done(&self) -> u64 {
+        self.bytes_done
+    }
+
+    /// Whether it waits for space on the disk.
+    pub fn waits_for_space(&self) -> bool {
+        self.retry_at.is_some()
+    }
+
+    /// What it did so far.
+    pub fn counts(&self) -> ReceiverCounts {
+        self.counts
+    }
+
+    /// How much of each file is there: what [`Receiver::new`] would be told after a break.
+    pub fn held(&self) -> Vec<Held> {
+        let held = |(file, state): (usize, &FileState)| match state {
+            FileState::Partial(written) => Held::Prefix(*written),
+            FileState::Verifying => Held::Prefix(self.manifest.file_size(file).unwrap_or(0)),
+            FileState::Whole => Held::Whole,
+        };
+        self.files.iter().enumerate().map(held).collect()
+    }
+
+    fn start(&mut self, actions: &mut Vec<ReceiverAction>) {
+        for file in 0..self.files.len() {
+            let size = self.size(file as u32);
+            match self.files[file] {
+                FileState::Partial(_) if size == 0 => self.empty.push_back(file as u32),
+                FileState::Partial(written) if written == size => {
+                    self.verify(file as u32, actions);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn size(&self, file: u32) -> u64 {
+        self.manifest.file_size(file as usize).unwrap_or(0)
+    }
+
+    fn tick(&mut self, actions: &mut Vec<ReceiverAction>) {
+        self.now += 1;
+        if self.retry_at.is_some_and(|at| at <= self.now) {
+            self.write_again(actions);
+        }
+        if self.waits_for_space() || self.asked.values().all(|a| a.bytes.is_some()) {
+            // It is not the sender who is waited for.
+            self.progressed_at = self.now;
+            return;
+        }
+        if self.now - self.progressed_at >= self.config.progress_deadline_ticks {
+            return self.fail(EndReason::Silent, actions);
+        }
+        if self.now < self.busy_until {
+            return;
+        }
+        let (now, deadline) = (self.now, self.config.chunk_deadline_ticks.max(1));
+        let checkpoint = self.manifest.checkpoint;
+        for (&(file, offset), asked) in &mut self.asked {
+            if asked.bytes.is_none() && asked.deadline <= now {
+                asked.doublings = (asked.doublings + 1).min(MAX_DOUBLINGS);
+                asked.deadline = now + (deadline << asked.doublings);
+                self.counts.asked_again += 1;
+                actions.push(ReceiverAction::Fetch(Fetch {
+                    checkpoint,
+                    file,
+                    offset,
+                    length: asked.length,
+                }));
+            }
+        }
+    }
+
+    fn chunk(&mut self, chunk: Chunk, actions: &mut Vec<ReceiverAction>) {
+        let at = (chunk.file, chunk.offset);
+        let asked = self.asked.get_mut(&at);
+        let Some(asked) = asked.filter(|a| a.bytes.is_none()) else {
+            self.counts.unwanted += 1;
+            return;
+        };
+        if chunk.checkpoint != self.manifest.checkpoint {
+            self.counts.unwanted += 1;
+            return;
+        }
+        let good = chunk.bytes.len() == asked.length as usize
+            && Checksum::of(&chunk.bytes) == chunk.checksum;
+        if !good {
+            self.counts.corrupt += 1;
+            asked.corrupt += 1;
+            if asked.corrupt >= MAX_CORRUPT {
+                return self.fail(EndReason::Corrupt, actions);
+            }
+            asked.deadline = self.now + self.config.chunk_deadline_ticks.max(1);
+            let length = asked.length;
+            actions.push(ReceiverAction::Fetch(self.fetch(at, length)));
+            return;
+        }
+        self.progressed_at = self.now;
+        self.counts.bytes_fetched += u64::from(asked.length);
+        asked.bytes = Some(chunk.bytes);
+    }
+
+    fn sender_ended(&mut self, ended: Ended, actions: &mut Vec<ReceiverAction>) {
+        if ended.checkpoint != self.manifest.checkpoint {
+            return;
+        }
+        match ended.reason {
+            EndReason::Busy => {
+                // The deadlines of what was asked for go on from then.
+                self.busy_until = self.now + self.config.chunk_deadline_ticks;
+                for asked in self.asked.values_mut().filter(|a| a.bytes.is_none()) {
+                    asked.deadline = asked.deadline.max(self.busy_until);
+                }
+                // It answers: it is not silent.
+                self.progressed_at = self.now;
+            }
+            reason => self.fail(reason, actions),
+        }
+    }
+
+    /// Hands the next contiguous bytes of one file to the host.
+    fn write(&mut self, actions: &mut Vec<ReceiverAction>) {
+        if self.writing.is_some() {
+            return;
+        }
+        if let Some(file) = self.empty.pop_front() {
+            return self.begin_write(file, 0, Vec::new(), actions);
+        }
+        let Some((&(file, offset), _)) = self.asked.first_key_value() else {
+            return;
+        };
+        let mut bytes = Vec::new();
+        let mut end = offset;
+        while let Some(entry) = self.asked.first_entry()
+            && *entry.key() == (file, end)
+            && entry.get().bytes.is_some()
+        {
+            let asked = entry.remove();
+            end += u64::from(asked.length);
+            bytes.extend(asked.bytes);
+        }
+        if !bytes.is_empty() {
+            self.begin_write(file, offset, bytes, actions);
+        }
+    }
+
+    fn begin_write(
+        &mut self,
+        file: u32,
+        offset: u64,
+        bytes: Vec<Bytes>,
+        actions: &mut Vec<ReceiverAction>,
+    ) {
+        self.writing = Some((file, offset, bytes.clone()));
+        actions.push(ReceiverAction::Write {
+            file,
+            offset,
+            bytes,
+        });
+    }
+
+    fn write_again(&mut self, actions: &mut Vec<ReceiverAction>) {
+        if self.retry_at.take().is_some()
+            && let Some((file, offset, bytes)) = self.writing.clone()
+        {
+            actions.push(ReceiverAction::Write {
+                file,
+                offset,
+                bytes,
+            });
+        }
+    }
+
+    fn written(&mut self, actions: &mut Vec<ReceiverAction>) {
+        self.retry_at = None;
+        let Some((file, offset, bytes)) = self.writing.take() else {
+            return;
+        };
+        let length: u64 = bytes.iter().map(|b| b.len() as u64).sum();
+        self.window -= length;
+        self.bytes_done += length;
+        let end = offset + length;
+        self.files[file as usize] = FileState::Partial(end);
+        if end == self.size(file) {
+            self.verify(file, actions);
+        }
+    }
+
+    fn verify(&mut self, file: u32, actions: &mut Vec<ReceiverAction>) {
+        self.files[file as usize] = FileState::Verifying;
+        if let Some(checksum) = self.manifest.file_checksum(file as usize) {
+            actions.push(ReceiverAction::Verify { file, checksum });
+        }
+    }
+
+    fn verified(&mut self, file: u32, good: bool, actions: &mut Vec<ReceiverAction>) {
+        if self.files.get(file as usize) != Some(&FileState::Verifying) {
+            return;
+        }
+        if good {
+            self.files[file as usize] = FileState::Whole;
+            self.unfinished -= 1;
+            return;
+        }
+        self.counts.corrupt += 1;
+        let times = self.corrupt_files.entry(file).or_default();
+        *times += 1;
+        if *times >= MAX_CORRUPT {
+            return self.fail(EndReason::Corrupt, actions);
+        }
+        self.files[file as usize] = FileState::Partial(0);
+        let size = self.size(file);
+        self.bytes_done -= size;
+        if size == 0 {
+            self.empty.push_back(file);
+        }
+        // Looked at again from there on; what is asked for or done is passed over.
+        self.next = self.next.min((file, 0));
+    }
+
+    /// Asks for what comes next, as far as the window goes.
+    fn ask(&mut self, actions: &mut Vec<ReceiverAction>) {
+        if self.waits_for_space() || self.now < self.busy_until {
+            return;
+        }
+        while let Some((at, length)) = self.next_piece() {
+            if self.window + u64::from(length) > self.config.window_bytes {
+                return;
+            }
+            let deadline = self.now + self.config.chunk_deadline_ticks.max(1);
+            self.window += u64::from(length);
+            self.asked.insert(
+                at,
+                Asked {
+                    length,
+                    deadline,
+                    doublings: 0,
+                    corrupt: 0,
+                    bytes: None,
+                },
+            );
+            self.next = (at.0, at.1 + u64::from(length));
+            actions.push(ReceiverAction::Fetch(self.fetch(at, length)));
+        }
+    }
+
+    /// The first piece at or after `next` that is neither there nor asked for nor being written.
+    fn next_piece(&mut self) -> Option<((u32, u64), u32)> {
+        loop {
+            let (file, offset) = self.next;
+            let state = *self.files.get(file as usize)?;
+            let size = self.size(file);
+            let FileState::Partial(written) = state else {
+                self.next = (file + 1, 0);
+                continue;
+            };
+            let mut from = offset.max(written);
+            if let Some((_, at, bytes)) = self.writing.as_ref().filter(|w| w.0 == file) {
+                let length: u64 = bytes.iter().map(|b| b.len() as u64).sum();
+                from = from.max(at + length);
+            }
+            let last = self.asked.range((file, 0)..=(file, u64::MAX)).next_back();
+            if let Some(((_, at), asked)) = last {
+                from = from.max(at + u64::from(asked.length));
+            }
+            if from >= size {
+                self.next = (file + 1, 0);
+                continue;
+            }
+            let length = (size - from).min(u64::from(self.config.chunk_bytes));
+            return Some(((file, from), length as u32));
+        }
+    }
+
+    fn fetch(&self, (file, offset): (u32, u64), length: u32) -> Fetch {
+        Fetch {
+            checkpoint: self.manifest.checkpoint,
+            file,
+            offset,
+            length,
+        }
+    }
+
+    fn fail(&mut self, reason: EndReason, actions: &mut Vec<ReceiverAction>) {
+        self.ended = true;
+        actions.push(ReceiverAction::Failed(reason));
+    }
+}

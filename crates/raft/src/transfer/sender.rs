@@ -1,0 +1,409 @@
+//! The sending end of all transfers of a node. See the [module's head](super).
+//!
+//! The host *publishes* a checkpoint before it offers it, also those that it finds at its start, so
+//! that receivers can go on. It keeps the files until [`SenderAction::Release`], which comes after
+//! it has *retired* the checkpoint and nobody fetches it any more.
+//!
+//! A transfer begins with its first fetch and ends with the receiver's word, or when nothing was
+//! asked for in a while. Fetches beyond the bytes in flight wait, a bounded number for each receiver;
+//! receivers are served in turn.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use bytes::Bytes;
+
+use super::{Checksum, Manifest};
+use crate::ids::{CheckpointId, NodeId};
+use crate::message::{Chunk, EndReason, Ended, Fetch, MAX_CHUNK_BYTES};
+
+/// Fetches of one receiver that may wait. Beyond it they are dropped: the receiver asks again.
+const MAX_WAITING: usize = 256;
+
+/// Limits of a node's sending.
+#[derive(Clone, Debug)]
+pub struct SenderConfig {
+    /// Transfers at once; more are told that the sender is busy. 4 unless said otherwise.
+    pub max_transfers: usize,
+    /// Bytes being read or sent, at most, of all transfers together. 32 MiB.
+    pub max_bytes_in_flight: u64,
+    /// Ticks without a fetch after which a transfer no longer counts. 600.
+    pub idle_ticks: u64,
+}
+
+impl Default for SenderConfig {
+    fn default() -> Self {
+        SenderConfig {
+            max_transfers: 4,
+            max_bytes_in_flight: 32 * 1024 * 1024,
+            idle_ticks: 600,
+        }
+    }
+}
+
+/// Names a read between the sender and its host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ReadId(pub u64);
+
+/// Why part of a file could not be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReadError {
+    /// The file is not there (any more).
+    Gone,
+    /// Anything else.
+    Failed,
+}
+
+/// Something that happened.
+#[derive(Clone, Debug)]
+pub enum SenderEvent {
+    /// One `tick_interval` has passed.
+    Tick,
+    /// A checkpoint may be fetched from now on.
+    Publish(Box<Manifest>),
+    /// The host would like to remove a checkpoint. Nobody new may fetch it.
+    Retire(CheckpointId),
+    /// A receiver wants part of a file.
+    Fetch {
+        /// Who.
+        from: NodeId,
+        /// What.
+        fetch: Fetch,
+    },
+    /// A read is done.
+    Read {
+        /// Which.
+        id: ReadId,
+        /// The bytes, exactly as many as were asked for.
+        result: Result<Bytes, ReadError>,
+    },
+    /// The chunk of that read has left this process, or was dropped.
+    Sent {
+        /// Which read.
+        id: ReadId,
+    },
+    /// A receiver says that its transfer has ended.
+    Ended {
+        /// Who.
+        from: NodeId,
+        /// Which transfer, and how.
+        ended: Ended,
+    },
+}
+
+/// Something to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SenderAction {
+    /// Read part of a file, then say [`SenderEvent::Read`].
+    ReadChunk {
+        /// Its name.
+        id: ReadId,
+        /// Of which checkpoint.
+        checkpoint: CheckpointId,
+        /// Which file, by its index in the manifest.
+        file: u32,
+        /// From which byte on.
+        offset: u64,
+        /// How many bytes.
+        length: u32,
+    },
+    /// Send, then say [`SenderEvent::Sent`].
+    SendChunk {
+        /// The read that it comes from.
+        id: ReadId,
+        /// To whom.
+        to: NodeId,
+        /// What.
+        chunk: Chunk,
+    },
+    /// Send.
+    SendEnded {
+        /// To whom.
+        to: NodeId,
+        /// What.
+        ended: Ended,
+    },
+    /// A retired checkpoint may be removed.
+    Release(CheckpointId),
+}
+
+/// What a sender did so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SenderCounts {
+    /// Transfers that began.
+    pub begun: u64,
+    /// Of which the receiver said that it has installed.
+    pub installed: u64,
+    /// That ended otherwise.
+    pub failed: u64,
+    /// Bytes of chunks handed out.
+    pub bytes_sent: u64,
+    /// Fetches that made no sense, or were too many.
+    pub dropped: u64,
+}
+
+/// A transfer that a receiver has begun.
+#[derive(Debug, Default)]
+struct Transfer {
+    waiting: VecDeque<Fetch>,
+    heard_at: u64,
+    bytes_sent: u64,
+    /// Reads that are neither sent nor failed.
+    reading: usize,
+}
+
+#[derive(Debug)]
+struct Published {
+    manifest: Manifest,
+    retired: bool,
+}
+
+#[derive(Debug)]
+struct Reading {
+    to: NodeId,
+    fetch: Fetch,
+}
+
+/// See the [room's head](super).
+#[derive(Debug)]
+pub struct Sender {
+    config: SenderConfig,
+    published: BTreeMap<CheckpointId, Published>,
+    transfers: BTreeMap<(NodeId, CheckpointId), Transfer>,
+    /// Served last; the one after it is next.
+    turn: Option<(NodeId, CheckpointId)>,
+    reading: BTreeMap<ReadId, Reading>,
+    next_read: u64,
+    in_flight: u64,
+    now: u64,
+    counts: SenderCounts,
+}
+
+impl Sender {
+    /// A sender with nothing published.
+    pub fn new(config: SenderConfig) -> Sender {
+        Sender {
+            config,
+            published: BTreeMap::new(),
+            transfers: BTreeMap::new(),
+            turn: None,
+            reading: BTreeMap::new(),
+            next_read: 0,
+            in_flight: 0,
+            now: 0,
+            counts: SenderCounts::default(),
+        }
+    }
+
+    /// Takes one event in; says what to do, in order.
+    pub fn step(&mut self, event: SenderEvent) -> Vec<SenderAction> {
+        let mut actions = Vec::new();
+        match event {
+            SenderEvent::Tick => self.tick(),
+            SenderEvent::Publish(manifest) => {
+                let retired = false;
+                let manifest = *manifest;
+                let published = Published { manifest, retired };
+                let checkpoint = published.manifest.checkpoint;
+                self.published.insert(checkpoint, published);
+            }
+            SenderEvent::Retire(checkpoint) => {
+                if let Some(published) = self.published.get_mut(&checkpoint) {
+                    published.retired = true;
+                }
+            }
+            SenderEvent::Fetch { from, fetch } => self.fetch(from, fetch, &mut actions),
+            SenderEvent::Read { id, result } => self.read(id, result, &mut actions),
+            SenderEvent::Sent { id } => self.done(id),
+            SenderEvent::Ended { from, ended } => {
+                if self.transfers.remove(&(from, ended.checkpoint)).is_some() {
+                    match ended.reason {
+                        EndReason::Installed => self.counts.installed += 1,
+                        _ => self.counts.failed += 1,
+                    }
+                }
+            }
+        }
+        self.serve(&mut actions);
+        self.release(&mut actions);
+        actions
+    }
+
+    /// Transfers under way: to whom, of which checkpoint, bytes sent, bytes in all.
+    pub fn transfers(&self) -> impl Iterator<Item = (NodeId, CheckpointId, u64, u64)> + '_ {
+        self.transfers.iter().map(|((to, checkpoint), transfer)| {
+            let published = self.published.get(checkpoint);
+            let total = published.map_or(0, |p| p.manifest.total_bytes());
+            (*to, *checkpoint, transfer.bytes_sent, total)
+        })
+    }
+
+    /// Bytes being read or sent.
+    pub fn bytes_in_flight(&self) -> u64 {
+        self.in_flight
+    }
+
+    /// Whether the host may not remove the checkpoint.
+    pub fn holds(&self, checkpoint: CheckpointId) -> bool {
+        self.published.contains_key(&checkpoint)
+    }
+
+    /// What it did so far.
+    pub fn counts(&self) -> SenderCounts {
+        self.counts
+    }
+
+    fn tick(&mut self) {
+        self.now += 1;
+        let oldest = self.now.saturating_sub(self.config.idle_ticks);
+        let before = self.transfers.len();
+        self.transfers
+            .retain(|_, t| t.heard_at >= oldest || t.reading > 0);
+        self.counts.failed += (before - self.transfers.len()) as u64;
+    }
+
+    fn fetch(&mut self, from: NodeId, fetch: Fetch, actions: &mut Vec<SenderAction>) {
+        let key = (from, fetch.checkpoint);
+        let known = self.transfers.contains_key(&key);
+        let published = self.published.get(&fetch.checkpoint);
+        let Some(published) = published.filter(|p| known || !p.retired) else {
+            return actions.push(ended(from, fetch.checkpoint, EndReason::Vanished));
+        };
+        let size = published.manifest.file_size(fetch.file as usize);
+        let end = fetch.offset.checked_add(u64::from(fetch.length));
+        let inside = size.zip(end).is_some_and(|(size, end)| end <= size);
+        if !inside || fetch.length == 0 || fetch.length > MAX_CHUNK_BYTES {
+            self.counts.dropped += 1;
+            return actions.push(ended(from, fetch.checkpoint, EndReason::Refused));
+        }
+        if !known {
+            if self.transfers.len() >= self.config.max_transfers {
+                return actions.push(ended(from, fetch.checkpoint, EndReason::Busy));
+            }
+            self.counts.begun += 1;
+        }
+        let now = self.now;
+        let transfer = self.transfers.entry(key).or_default();
+        transfer.heard_at = now;
+        if transfer.waiting.len() >= MAX_WAITING || transfer.waiting.contains(&fetch) {
+            self.counts.dropped += 1;
+            return;
+        }
+        transfer.waiting.push_back(fetch);
+    }
+
+    /// Begins reads, one receiver after the other, as far as the bytes in flight allow.
+    fn serve(&mut self, actions: &mut Vec<SenderAction>) {
+        while let Some(key) = self.next_turn() {
+            let Some(transfer) = self.transfers.get_mut(&key) else {
+                return;
+            };
+            let Some(fetch) = transfer.waiting.front() else {
+                return;
+            };
+            let length = u64::from(fetch.length);
+            // One is always let through, however large.
+            if self.in_flight > 0 && self.in_flight + length > self.config.max_bytes_in_flight {
+                return;
+            }
+            let Some(fetch) = transfer.waiting.pop_front() else {
+                return;
+            };
+            transfer.reading += 1;
+            self.turn = Some(key);
+            self.in_flight += length;
+            let id = ReadId(self.next_read);
+            self.next_read += 1;
+            self.reading.insert(id, Reading { to: key.0, fetch });
+            actions.push(SenderAction::ReadChunk {
+                id,
+                checkpoint: fetch.checkpoint,
+                file: fetch.file,
+                offset: fetch.offset,
+                length: fetch.length,
+            });
+        }
+    }
+
+    fn next_turn(&self) -> Option<(NodeId, CheckpointId)> {
+        let waits = |(key, transfer): (&(NodeId, CheckpointId), &Transfer)| {
+            (!transfer.waiting.is_empty()).then_some(*key)
+        };
+        let mut after = self.transfers.iter().filter_map(waits);
+        let first = self.transfers.iter().filter_map(waits).next();
+        after
+            .find(|key| self.turn.is_some_and(|turn| *key > turn))
+            .or(first)
+    }
+
+    fn read(
+        &mut self,
+        id: ReadId,
+        result: Result<Bytes, ReadError>,
+        actions: &mut Vec<SenderAction>,
+    ) {
+        let Some(Reading { to, fetch }) = self.reading.get(&id) else {
+            return;
+        };
+        let (to, fetch) = (*to, *fetch);
+        let bytes = match result {
+            Ok(bytes) if bytes.len() == fetch.length as usize => bytes,
+            failed => {
+                self.done(id);
+                let reason = match failed {
+                    Err(ReadError::Gone) => EndReason::Vanished,
+                    _ => EndReason::Unreadable,
+                };
+                if self.transfers.remove(&(to, fetch.checkpoint)).is_some() {
+                    self.counts.failed += 1;
+                }
+                return actions.push(ended(to, fetch.checkpoint, reason));
+            }
+        };
+        let Some(transfer) = self.transfers.get_mut(&(to, fetch.checkpoint)) else {
+            // It has ended meanwhile.
+            return self.done(id);
+        };
+        transfer.bytes_sent += u64::from(fetch.length);
+        self.counts.bytes_sent += u64::from(fetch.length);
+        actions.push(SenderAction::SendChunk {
+            id,
+            to,
+            chunk: Chunk {
+                checkpoint: fetch.checkpoint,
+                file: fetch.file,
+                offset: fetch.offset,
+                checksum: Checksum::of(&bytes),
+                bytes,
+            },
+        });
+    }
+
+    fn done(&mut self, id: ReadId) {
+        if let Some(Reading { to, fetch }) = self.reading.remove(&id) {
+            self.in_flight -= u64::from(fetch.length);
+            if let Some(transfer) = self.transfers.get_mut(&(to, fetch.checkpoint)) {
+                transfer.reading = transfer.reading.saturating_sub(1);
+            }
+        }
+    }
+
+    fn release(&mut self, actions: &mut Vec<SenderAction>) {
+        let used = |id: &CheckpointId| {
+            self.transfers.keys().any(|(_, c)| c == id)
+                || self.reading.values().any(|r| r.fetch.checkpoint == *id)
+        };
+        let free = |(id, p): (&CheckpointId, &Published)| (p.retired && !used(id)).then_some(*id);
+        let free: Vec<_> = self.published.iter().filter_map(free).collect();
+        for id in free {
+            self.published.remove(&id);
+            actions.push(SenderAction::Release(id));
+        }
+    }
+}
+
+fn ended(to: NodeId, checkpoint: CheckpointId, reason: EndReason) -> SenderAction {
+    SenderAction::SendEnded {
+        to,
+        ended: Ended { checkpoint, reason },
+    }
+}
