@@ -180,6 +180,7 @@ fn last_start(recovery: &Recovery) -> String {
         (from(CopyKind::LocalSnapshot), "from a local snapshot"),
         (from(CopyKind::Repository), "from the repository"),
         (from(CopyKind::Log), "from the log alone"),
+        (from(CopyKind::StateSnapshot), "from a state snapshot"),
     ] {
         match number {
             0 => {}

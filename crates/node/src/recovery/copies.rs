@@ -6,6 +6,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use esker_partition::state::state_partition;
 use esker_partition::{Checkpoint, Lineage, LineageId, checkpoint};
 use esker_repository::{CurrentRoot, Error as RepositoryError, Progress, Repository, Which};
 use futures::{StreamExt as _, TryStreamExt as _};
@@ -16,6 +17,7 @@ use super::ways::{Copy, LogFacts, Source, best, connects, is_whole};
 use crate::data_dir::DataDir;
 use crate::error::StartError;
 use crate::snapshots::{Archive, age_of, restored};
+use crate::state::files::{Files, Found, name_of};
 
 /// Partitions that are restored at a time. Each has eight files under way.
 const PARALLEL: usize = 4;
@@ -422,7 +424,7 @@ impl Search<'_> {
                 });
             }
             let ready = match &copy.source {
-                Source::Database | Source::Log => None,
+                Source::Database | Source::Log | Source::State(_) => None,
                 Source::Local(dir) => match locals.iter().find(|c| c.dir == *dir) {
                     Some(checkpoint) => Some(self.link(checkpoint)?),
                     None => None,
@@ -448,11 +450,78 @@ impl Search<'_> {
             });
             return Ok(self.way(&copy, ready, Some(fork), root.is_some()));
         }
+        if let Some(way) = self.state(&ancestry, root.is_some()).await {
+            return Ok(way);
+        }
         Err(StartError::NothingUsable {
             partition: self.facts.partition,
             tried: self.tried.join("; "),
             remedy: "There is no copy to go on from",
         })
+    }
+
+    /// The newest JSON snapshot of the state store that is a part of the history, if this is the store's
+    /// partition: better its state than nothing. If the log goes on where the snapshot ends, its commits
+    /// are not lost either.
+    async fn state(&mut self, ancestry: &[(LineageId, u64)], has_root: bool) -> Option<Way> {
+        let partition = self.facts.partition;
+        if partition != state_partition(self.data_dir.identity.partitions).0 {
+            return None;
+        }
+        let dir = self.data_dir.snapshots();
+        let checked = super::blocking(move || {
+            let files = Files::open(dir).map_err(|e| e.to_string())?;
+            let found = files.list().map_err(|e| e.to_string())?;
+            let check = |one: &Found| (one.commit_ts, files.check(one.commit_ts));
+            Ok::<_, String>(found.iter().map(check).collect::<Vec<_>>())
+        });
+        let checked = match checked.await {
+            Ok(checked) => checked,
+            Err(why) => {
+                self.tried.push(format!("state snapshots: {why}"));
+                return None;
+            }
+        };
+        for (commit_ts, checked) in checked {
+            let name = name_of(commit_ts);
+            let header = match checked {
+                Ok((written, _)) => written.header,
+                Err(why) => {
+                    self.tried.push(format!("{name}: {why}"));
+                    continue;
+                }
+            };
+            let Ok(lineage) = u128::from_str_radix(&header.lineage, 16) else {
+                self.tried.push(format!("{name}: it says no lineage"));
+                continue;
+            };
+            let mut copy = Copy {
+                source: Source::State(commit_ts),
+                lineage: LineageId(lineage),
+                lsn: header.lsn,
+            };
+            let copies = [copy.clone()];
+            let Some((_, skipped)) = best(&copies, ancestry) else {
+                self.tried
+                    .push(format!("{name}: it is of a dead line, above its fork"));
+                continue;
+            };
+            match (connects(self.log.as_ref(), &copy), &self.log) {
+                (Ok(()), Some(log)) if log.lineage.id() == copy.lineage => copy.lsn = log.last,
+                (Err(why), _) => self.tried.push(format!("{name}: {why}")),
+                _ => {}
+            }
+            let parent = ancestry.first().map_or(copy.lineage, |(newest, _)| *newest);
+            let fork = self.planned.cloned().unwrap_or_else(|| PlannedFork {
+                lineage: LineageId(rand::random()).to_string(),
+                parent: parent.to_string(),
+                lsn: copy.lsn,
+                skipped: skipped + header.forks,
+                between: Vec::new(),
+            });
+            return Some(self.way(&copy, None, Some(fork), has_root));
+        }
+        None
     }
 
     fn way(

@@ -98,6 +98,13 @@ pub(crate) async fn recover(options: NodeOptions) -> Result<Arc<Inner>, StartErr
         total = ?report.total,
         "Recovery complete"
     );
+    let state = inner.state.reader.meta();
+    tracing::info!(
+        commit_ts = state.commit_ts,
+        keys = state.keys,
+        duration = ?report.total,
+        "the state store is at commit_ts={}", state.commit_ts
+    );
     inner.snapshots.recovered(report);
     Ok(Arc::new(inner))
 }

@@ -4,10 +4,12 @@
 
 use std::time::{Duration, Instant};
 
+use esker_partition::command::Kind;
+use esker_partition::streams::{StreamOptions, StreamPartition};
 use esker_partition::{Founding, Lineage, PartitionId, Store, StoreOptions};
 use esker_raft::engine::LogFloor;
 use esker_raft::runtime::NodeError;
-use esker_raft::{GroupId, Lsn, Term};
+use esker_raft::{GroupId, Lsn, StateMachine as _, Term};
 use esker_repository::Error as RepositoryError;
 use tokio::runtime::Handle;
 
@@ -19,6 +21,10 @@ use super::ways::Source;
 use crate::data_dir::DataDir;
 use crate::error::StartError;
 use crate::snapshots::{Archive, lineage_id};
+use crate::state::files::{Files, name_of};
+
+/// Bytes of the log that are read at a time.
+const REPLAY_BYTES: u64 = 4 << 20;
 
 /// What came of it.
 pub(super) struct Rebuilt {
@@ -119,11 +125,17 @@ pub(super) fn rebuild(
             store.found(id, &founding(data_dir))?;
             let _ = std::fs::remove_file(data_dir.damage(partition));
         }
+        if let (Source::State(commit_ts), Some(fork)) = (&way.source, &way.fork) {
+            from_state(&store, *commit_ts, fork.lsn, partition, data_dir, raft)?;
+        }
         if let Some(lineage) = &way.adopt {
             store.part(id).fork(lineage, data_dir.identity.node_id)?;
         }
         if let Some(fork) = &way.fork {
             begin_lineage(handle, &store, fork, &way, data_dir, raft, archive)?;
+            if matches!(way.source, Source::State(_)) {
+                let _ = std::fs::remove_file(data_dir.damage(partition));
+            }
             forked.push(partition);
         }
         if way.source != Source::Database || way.fork.is_some() {
@@ -153,6 +165,87 @@ pub(super) fn rebuild(
         forked,
         took: started.elapsed(),
     })
+}
+
+/// Makes the state store's partition of a JSON snapshot, and of the commits that the log has after it.
+/// Other streams are not known any more, so what the log has of them is passed over.
+fn from_state(
+    store: &Store,
+    commit_ts: u64,
+    up_to: u64,
+    partition: u64,
+    data_dir: &DataDir,
+    raft: &esker_raft::Node,
+) -> Result<(), StartError> {
+    let broken = |why: String| StartError::NothingUsable {
+        partition,
+        tried: format!("{}: {why}", name_of(commit_ts)),
+        remedy: "Start again: another copy is tried",
+    };
+    let id = PartitionId(partition);
+    let path = data_dir.snapshots();
+    let files = Files::open(path.clone()).map_err(|source| StartError::Io {
+        operation: "opening",
+        path,
+        source,
+    })?;
+    let (checked, _) = files.check(commit_ts).map_err(broken)?;
+    let lsn = checked.header.lsn;
+    tracing::info!(
+        source = "json",
+        commit_ts,
+        bytes = checked.bytes,
+        keys = checked.keys,
+        "Loading snapshot: {}",
+        name_of(commit_ts)
+    );
+    // Until the lineage has begun, what is made here must not be taken for what was lost.
+    data_dir.report_damage(partition, "it is being made of a state snapshot")?;
+    store.drop_part(id)?;
+    store.found(id, &founding(data_dir))?;
+    let mut rebuild = store.part(id).rebuild_state()?;
+    files
+        .read(commit_ts, |key, entry| {
+            rebuild.entry(&key, &entry).map_err(|e| e.to_string())
+        })
+        .map_err(broken)?;
+    rebuild.applied(lsn, 1)?;
+    rebuild.finish(commit_ts)?;
+    let log = raft.log().reader(GroupId(partition));
+    let mut machine = StreamPartition::open(store, id, StreamOptions::default())?;
+    let (mut next, mut commits) = (lsn + 1, 0u64);
+    while next <= up_to {
+        let entries = log
+            .entries(Lsn(next), Lsn(up_to + 1), REPLAY_BYTES)
+            .and_then(esker_raft::engine::RawEntries::into_committed)
+            .map_err(broken)?;
+        let Some(last) = entries.last() else {
+            return Err(broken(format!("the log has no entry at LSN {next}")));
+        };
+        next = last.lsn.0 + 1;
+        let of_state = |mut entry: esker_raft::Committed| {
+            let kind = entry.command.clone().map(Kind::from_bytes);
+            let is_of_state = matches!(
+                kind,
+                Some(Ok(Kind::StateCommit(_)
+                    | Kind::StatePrune(_)
+                    | Kind::StateImport(_)))
+            );
+            commits += u64::from(matches!(kind, Some(Ok(Kind::StateCommit(_)))));
+            entry.command = entry.command.filter(|_| is_of_state);
+            entry
+        };
+        let entries: Vec<_> = entries.into_iter().map(of_state).collect();
+        for step in entries.chunks(1024) {
+            machine
+                .apply(step, &mut Vec::new())
+                .map_err(|e| broken(e.to_string()))?;
+        }
+    }
+    drop(machine);
+    tracing::info!(commits, "Replaying {commits} events since snapshot");
+    store.part(id).flush()?;
+    Ok(())
 }
 
 /// Begins a lineage: first in the repository, so that of two restores at once one loses; then in the

@@ -86,11 +86,13 @@ impl RecoveryReport {
                 .filter(|one| wanted(&one.source))
                 .count()
         };
+        let of_state = of(|s| matches!(s, Source::State(_)));
         let counts = [
             (of(|s| *s == Source::Database), "local database"),
             (of(|s| matches!(s, Source::Local(_))), "local snapshots"),
             (of(|s| matches!(s, Source::Repository(_))), "repository"),
             (of(|s| *s == Source::Log), "log alone"),
+            (of_state, "state snapshot"),
         ];
         let used: Vec<_> = counts.iter().filter(|(count, _)| *count > 0).collect();
         match used.as_slice() {

@@ -33,6 +33,8 @@ pub enum Source {
     Repository(SnapshotDir),
     /// The log alone: it goes back to the beginning.
     Log,
+    /// The JSON snapshot of this commit: the state store is in it, and nothing else of the partition.
+    State(u64),
 }
 
 impl fmt::Display for Source {
@@ -42,6 +44,12 @@ impl fmt::Display for Source {
             Source::Local(_) => f.write_str("local snapshot"),
             Source::Repository(dir) => write!(f, "repository snapshot {dir}"),
             Source::Log => f.write_str("log from its beginning"),
+            Source::State(commit_ts) => {
+                write!(
+                    f,
+                    "state snapshot of commit_ts {commit_ts}, without the partition's streams"
+                )
+            }
         }
     }
 }

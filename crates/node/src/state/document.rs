@@ -1,14 +1,14 @@
 //! A JSON snapshot, as text.
 //!
 //! ```json
-//! { "version": 1, "created_at": 1707300000, "commit_ts": 12345, "lineage": "…", "lsn": 98765,
+//! { "version": 1, "created_at": 1707300000, "commit_ts": 12345, "lineage": "…", "lsn": 98765, "forks": 0,
 //!   "state": { "default:agent-1:memory": { "value": {"fact": "…"}, "version": 5, "commit_ts": 12340 },
 //!              "default:agent-1:draft": { "deleted": true, "version": 2, "commit_ts": 77 } } }
 //! ```
 //!
 //! A key is its namespace, its agent and its name, with `:` between and with `:` and `%` in them written
 //! `%3A` and `%25`. A deleted key is kept for its counter. `forks` is there, on an entry, if its version
-//! has seen any (see [`esker_partition::lineage`]). `lsn` is how far the partition's log is covered.
+//! has seen any (see [`esker_partition::lineage`]). `lsn` is how far the partition's log is covered, and the `forks` at the top are those of the lineage.
 //!
 //! Reading takes the keys in any order, so that what `jq` has sorted can be read as well, and looks at
 //! each entry strictly: an unknown or a missing member is an error that names the key.
@@ -36,14 +36,16 @@ pub(crate) struct Header {
     pub lineage: String,
     /// How far the partition's log is covered; 0 if it does not say.
     pub lsn: u64,
+    /// Forks of the partition up to that lineage.
+    pub forks: u64,
 }
 
 /// Writes the beginning.
 pub(crate) fn write_header(to: &mut impl Write, header: &Header) -> io::Result<()> {
     write!(
         to,
-        "{{\"version\": {VERSION}, \"created_at\": {}, \"commit_ts\": {}, \"lineage\": \"{}\", \"lsn\": {},\n\"state\": {{",
-        header.created_at, header.commit_ts, header.lineage, header.lsn
+        "{{\"version\": {VERSION}, \"created_at\": {}, \"commit_ts\": {}, \"lineage\": \"{}\", \"lsn\": {}, \"forks\": {},\n\"state\": {{",
+        header.created_at, header.commit_ts, header.lineage, header.lsn, header.forks
     )
 }
 
@@ -171,7 +173,8 @@ impl<'de, F: FnMut(StateKey, StateEntry) -> Result<(), String>> Visitor<'de> for
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Header, A::Error> {
         let (mut version, mut created_at, mut commit_ts) = (None::<u32>, None, None);
-        let (mut lineage, mut lsn, mut has_state) = (String::new(), 0, false);
+        let (mut lineage, mut lsn, mut forks) = (String::new(), 0, 0);
+        let mut has_state = false;
         while let Some(member) = map.next_key::<String>()? {
             match member.as_str() {
                 "version" => version = Some(map.next_value()?),
@@ -179,6 +182,7 @@ impl<'de, F: FnMut(StateKey, StateEntry) -> Result<(), String>> Visitor<'de> for
                 "commit_ts" => commit_ts = Some(map.next_value()?),
                 "lineage" => lineage = map.next_value()?,
                 "lsn" => lsn = map.next_value()?,
+                "forks" => forks = map.next_value()?,
                 "state" if has_state => return Err(A::Error::duplicate_field("state")),
                 "state" => {
                     has_state = true;
@@ -204,6 +208,7 @@ impl<'de, F: FnMut(StateKey, StateEntry) -> Result<(), String>> Visitor<'de> for
             commit_ts: commit_ts.ok_or_else(|| A::Error::missing_field("commit_ts"))?,
             lineage,
             lsn,
+            forks,
         })
     }
 }
@@ -300,6 +305,7 @@ mod tests {
             commit_ts: 12_345,
             lineage: "00ff".to_owned(),
             lsn: 7,
+            forks: 1,
         }
     }
 

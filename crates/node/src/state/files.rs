@@ -366,6 +366,7 @@ mod tests {
             commit_ts,
             lineage: String::new(),
             lsn: 0,
+            forks: 0,
         };
         files
             .write::<io::Error>(header, |to| {
@@ -450,6 +451,7 @@ mod tests {
                 commit_ts: 5,
                 lineage: String::new(),
                 lsn: 0,
+                forks: 0,
             },
             |_| Err(io::Error::other("no")),
         );

@@ -200,8 +200,9 @@ impl Shared {
             let header = Header {
                 created_at: now_ms() / 1000,
                 commit_ts,
-                lineage: self.lineage.clone(),
+                lineage: self.lineage.id().to_string(),
                 lsn: view.applied.lsn,
+                forks: self.lineage.forks,
             };
             let written = self.files.write::<SnapshotFailure>(header, |to| {
                 view.entries(&mut |key, entry| {

@@ -35,7 +35,7 @@ use esker_partition::state::command::{ExpectedVersion, StateCommit, StateRefusal
 use esker_partition::state::read::{At, StateReadError};
 use esker_partition::state::{STATE_STREAM, StateReader};
 use esker_partition::store::StoreError;
-use esker_partition::{PartitionId, STATE_BASIN_ID, Stream};
+use esker_partition::{Lineage, PartitionId, STATE_BASIN_ID, Stream};
 use esker_raft::{Group, ProposeError};
 use futures::stream::BoxStream;
 use parking_lot::Mutex;
@@ -66,8 +66,7 @@ pub(crate) struct Shared {
     pub options: StateOptions,
     pub partition: PartitionId,
     pub reader: StateReader,
-    /// In hexadecimal digits.
-    pub lineage: String,
+    pub lineage: Lineage,
     pub transactions: Mutex<Transactions>,
     pub files: Files,
     pub archive: Option<StateArchive>,
@@ -88,7 +87,7 @@ impl Shared {
             Transactions::new(options.clone(), &identity.cluster_id, identity.node_id);
         let shared = Shared {
             partition: reader.part().partition(),
-            lineage: reader.part().lineage()?.id().to_string(),
+            lineage: reader.part().lineage()?,
             reader,
             transactions: Mutex::new(transactions),
             files,

@@ -29,16 +29,14 @@ pub(crate) fn recover(
 ) -> Result<(), StartError> {
     let Some(why) = part.state_problem()? else {
         let meta = part.state_meta()?.unwrap_or_default();
-        if meta.commit_ts > 0 {
-            tracing::info!(
-                source = "checkpoint",
-                commit_ts = meta.commit_ts,
-                keys = meta.keys,
-                events = replayed,
-                "Loading snapshot: state store at commit_ts={}",
-                meta.commit_ts
-            );
-        }
+        tracing::info!(
+            source = "checkpoint",
+            commit_ts = meta.commit_ts,
+            keys = meta.keys,
+            events = replayed,
+            "Loading snapshot: state store at commit_ts={}",
+            meta.commit_ts
+        );
         return Ok(());
     };
     tracing::warn!(%why, "the state store in the database cannot be used: it is made anew");

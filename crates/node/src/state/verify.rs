@@ -156,8 +156,9 @@ fn write_present(inner: &Inner, to: &mut impl Write) -> Result<(), StateError> {
         let header = Header {
             created_at: now_ms() / 1000,
             commit_ts: view.meta.commit_ts,
-            lineage: shared.lineage.clone(),
+            lineage: shared.lineage.id().to_string(),
             lsn: view.applied.lsn,
+            forks: shared.lineage.forks,
         };
         let mut is_first = true;
         let written = document::write_header(to, &header)

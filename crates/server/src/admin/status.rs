@@ -120,6 +120,8 @@ pub enum CopyKind {
     Repository,
     /// The log alone: it went back to the beginning.
     Log,
+    /// A JSON snapshot of the state store; the partition's other streams are lost.
+    StateSnapshot,
 }
 
 /// Where a partition stands.
@@ -281,6 +283,7 @@ impl From<&Arc<RecoveryReport>> for Recovery {
                 Source::Local(_) => CopyKind::LocalSnapshot,
                 Source::Repository(_) => CopyKind::Repository,
                 Source::Log => CopyKind::Log,
+                Source::State(_) => CopyKind::StateSnapshot,
             },
             snapshot: match &one.source {
                 Source::Repository(dir) => Some(dir.to_string()),
