@@ -63,7 +63,8 @@ impl ServerProcess {
             .kill_on_drop(true);
         // The story is about the defaults, whatever is configured here.
         for (name, _) in std::env::vars_os() {
-            if name.as_encoded_bytes().starts_with(b"ESKER_") {
+            let name_bytes = name.as_encoded_bytes();
+            if name_bytes.starts_with(b"ESKER_") || name_bytes.starts_with(b"STATEHOUSE_") {
                 command.env_remove(name);
             }
         }

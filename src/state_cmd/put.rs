@@ -3,7 +3,8 @@
 use std::io::Read as _;
 
 use esker_proto::state::v1::{
-    BeginTransactionRequest, CommitRequest, CommitResponse, DeleteRequest, WriteRequest,
+    AbortRequest, BeginTransactionRequest, CommitRequest, CommitResponse, DeleteRequest,
+    WriteRequest,
 };
 use esker_proto::{Struct, value};
 use serde_json::json;
@@ -85,7 +86,7 @@ impl PutArgs {
             read.map_err(|e| Failure::wrong("io", format!("reading the value: {e}")))?;
         }
         let value = value::from_json(&text)
-            .map_err(|e| Failure::usage("invalid", format!("the value is no JSON object: {e}")))?;
+            .map_err(|e| Failure::usage("invalid", format!("bad value: {e}")))?;
         match inexact(&serde_json::from_slice(&text).unwrap_or_default()) {
             None => Ok(value),
             Some(number) => Err(Failure::usage(
@@ -126,8 +127,10 @@ pub async fn put(mut state: State, args: PutArgs, value: Struct) -> Result<(), F
         value: Some(value),
         expected_version: args.expect,
     };
-    let staged = state.client.write(request).await;
-    staged.map_err(|e| state.failure(&e))?;
+    if let Err(error) = state.client.write(request).await {
+        abort(&mut state, txn_id).await;
+        return Err(state.failure(&error));
+    }
     let committed = commit(&mut state, txn_id).await?;
     say(&committed, args.json)
 }
@@ -141,8 +144,10 @@ pub async fn delete(mut state: State, args: DeleteArgs) -> Result<(), Failure> {
         key: args.key,
         expected_version: args.expect,
     };
-    let staged = state.client.delete(request).await;
-    staged.map_err(|e| state.failure(&e))?;
+    if let Err(error) = state.client.delete(request).await {
+        abort(&mut state, txn_id).await;
+        return Err(state.failure(&error));
+    }
     let committed = commit(&mut state, txn_id).await?;
     say(&committed, args.json)
 }
@@ -153,6 +158,12 @@ async fn begin(state: &mut State) -> Result<String, Failure> {
         .begin_transaction(BeginTransactionRequest::default())
         .await;
     Ok(begun.map_err(|e| state.failure(&e))?.into_inner().txn_id)
+}
+
+/// Gives the transaction up, so that it does not count until it expires.
+async fn abort(state: &mut State, txn_id: String) {
+    // Then it expires.
+    let _ = state.client.abort(AbortRequest { txn_id }).await;
 }
 
 async fn commit(state: &mut State, txn_id: String) -> Result<CommitResponse, Failure> {

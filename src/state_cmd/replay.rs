@@ -27,7 +27,7 @@ Examples:
   esker state replay --all --follow
   esker state replay --all --json | jq -c '.operations[] | {key, version}'")]
 pub struct Args {
-    /// The agent
+    /// The agent, unless it is --all
     #[arg(required_unless_present = "all", conflicts_with = "all")]
     agent: Option<String>,
 

@@ -18,7 +18,8 @@ pub const SOON: Duration = Duration::from_secs(30);
 pub fn esker() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_esker"));
     for (name, _) in std::env::vars_os() {
-        if name.as_encoded_bytes().starts_with(b"ESKER_") {
+        let name_bytes = name.as_encoded_bytes();
+        if name_bytes.starts_with(b"ESKER_") || name_bytes.starts_with(b"STATEHOUSE_") {
             command.env_remove(name);
         }
     }

@@ -27,6 +27,7 @@ pub struct Setup {
     listen: String,
     set: Vec<String>,
     bootstrap: Option<&'static str>,
+    variables: Vec<(&'static str, String)>,
 }
 
 impl Default for Setup {
@@ -35,6 +36,7 @@ impl Default for Setup {
             partitions: 2,
             listen: "127.0.0.1:0".to_owned(),
             bootstrap: None,
+            variables: Vec::new(),
             set: [
                 "store.block-cache=4MiB",
                 "store.write-buffer=4MiB",
@@ -68,6 +70,13 @@ impl Setup {
         self
     }
 
+    /// With this variable of the environment. Only the tests of the state store need it.
+    #[allow(dead_code)]
+    pub fn variable(mut self, name: &'static str, value: &str) -> Setup {
+        self.variables.push((name, value.to_owned()));
+        self
+    }
+
     /// With `--bootstrap new`, `restore` or `join`.
     pub fn bootstrap(mut self, what: &'static str) -> Setup {
         self.bootstrap = Some(what);
@@ -77,7 +86,11 @@ impl Setup {
     fn spawn(&self, data_dir: &Path) -> Spawned {
         let mut command = Command::new(env!("CARGO_BIN_EXE_esker"));
         for (name, _) in std::env::vars_os() {
-            if name.to_string_lossy().starts_with("ESKER_") {
+            let name_text = name.to_string_lossy();
+            if ["ESKER_", "STATEHOUSE_"]
+                .iter()
+                .any(|p| name_text.starts_with(p))
+            {
                 command.env_remove(name);
             }
         }
@@ -89,6 +102,9 @@ impl Setup {
             .arg(&self.listen)
             .arg("--partitions")
             .arg(self.partitions.to_string());
+        for (name, value) in &self.variables {
+            command.env(name, value);
+        }
         for setting in &self.set {
             command.arg("--set").arg(setting);
         }

@@ -373,26 +373,29 @@ impl From<StoreError> for SnapshotFailure {
     }
 }
 
-/// The first commit that the policy keeps, looked at from where history begins.
+/// The first commit that some policy wants, looked at from where history begins.
 fn kept_from(inner: &Inner, options: &StateOptions) -> Result<u64, StoreError> {
     let meta = inner.state.reader.meta();
-    let mut from = meta.history_begins();
+    let begins = meta.history_begins();
+    let mut from = u64::MAX;
     if let Some(commits) = options.keep_history_commits
         && let Some(stream) = inner.state.stream(inner)?
     {
         // Gaps that forks have left do not count.
-        from = from.max(stream.view().state.before_tail(commits) + 1);
+        from = from.min(stream.view().state.before_tail(commits) + 1);
     }
     if let Some(age) = options.keep_history_age {
         let now = now_ms();
         let oldest = now.saturating_sub(u64::try_from(age.as_millis()).unwrap_or(u64::MAX));
-        let by_age = inner
-            .state
-            .reader
-            .first_arrived(meta.history_begins() - 1, oldest, AGES)?;
-        from = from.max(by_age);
+        let by_age = inner.state.reader.first_arrived(begins - 1, oldest, AGES)?;
+        from = from.min(by_age);
     }
-    Ok(from)
+    // Without a policy all of it is kept.
+    Ok(if from == u64::MAX {
+        begins
+    } else {
+        from.max(begins)
+    })
 }
 
 /// Forgets what the policies do not keep, and no snapshot needs.

@@ -37,7 +37,7 @@ pub const MOST_LISTS: usize = (MOST_NESTING - SCALAR) / LIST;
 
 /// Why a value cannot be converted.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{}: {problem}", place(.pointer))]
+#[error("{}{problem}", place(.pointer))]
 pub struct ValueError {
     /// Where in the value, as a JSON pointer: `/facts/3`. Empty for the value itself.
     pub pointer: String,
@@ -45,10 +45,10 @@ pub struct ValueError {
     pub problem: String,
 }
 
-fn place(pointer: &str) -> &str {
+fn place(pointer: &str) -> String {
     match pointer {
-        "" => "the value",
-        pointer => pointer,
+        "" => String::new(),
+        pointer => format!("{pointer}: "),
     }
 }
 

@@ -181,8 +181,8 @@ fn what_json_does_not_have_is_refused_and_named() {
 #[test]
 fn what_is_no_json_object_is_refused_and_says_where() {
     for (text, says) in [
-        ("", "the value: it is not a JSON object"),
-        ("[1]", "the value: it is not a JSON object"),
+        ("", "it is not a JSON object"),
+        ("[1]", "it is not a JSON object"),
         ("{\"a\":1e400}", "/a: 1e400 is too large"),
         ("{\"a\":[1,tru]}", "/a/1: a JSON value is missing"),
         ("{\"a\":01}", "`,` or `}` is missing"),

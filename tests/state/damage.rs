@@ -1,0 +1,195 @@
+//! Snapshots that are damaged, and a store that has to be made anew of them.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use rust_rocksdb::{DBWithThreadMode, MultiThreaded, Options};
+
+use crate::client::{Read, State, key};
+use crate::support::{Server, Setup};
+
+fn setup() -> Setup {
+    Setup::default().set("state.snapshot-interval=0")
+}
+
+/// Removes the row of the database that says where the store stands.
+fn wreck(data: &Path) {
+    let options = Options::default();
+    let db = data.join("db");
+    let names = DBWithThreadMode::<MultiThreaded>::list_cf(&options, &db).unwrap();
+    let open = DBWithThreadMode::<MultiThreaded>::open_cf(&options, &db, &names).unwrap();
+    let mut removed = 0;
+    for name in &names {
+        let cf = open.cf_handle(name).unwrap();
+        if open.get_cf(&cf, [0x40]).unwrap().is_some() {
+            open.delete_cf(&cf, [0x40]).unwrap();
+            open.flush_cf(&cf).unwrap();
+            removed += 1;
+        }
+    }
+    assert_eq!(removed, 1, "one partition has the store");
+}
+
+fn flip(path: &Path) {
+    let mut bytes = fs::read(path).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 4;
+    fs::write(path, bytes).unwrap();
+}
+
+/// A server with snapshots of commits 3, 6 and 9, and two commits more, that was stopped.
+async fn three_snapshots() -> Server {
+    let state = State::of(setup().start_fresh().await);
+    for n in 1..=11 {
+        state.put(key("a"), &format!("{{\"n\":{n}}}")).await;
+        if n % 3 == 0 {
+            assert_eq!(state.snapshot().await, n);
+        }
+    }
+    let mut server = state.server;
+    server.stop().await;
+    server
+}
+
+#[tokio::test]
+async fn a_store_that_cannot_be_used_is_made_anew_of_the_newest_valid_snapshot() {
+    let mut server = three_snapshots().await;
+    let snapshots = server.data_dir().join("snapshots");
+    wreck(server.data_dir());
+    // One is damaged, one is cut short; the one before them is whole.
+    flip(&snapshots.join("snapshot-9.json"));
+    let six = snapshots.join("snapshot-6.json");
+    let text = fs::read(&six).unwrap();
+    fs::write(&six, &text[..text.len() / 2]).unwrap();
+    server.restart(&setup()).await;
+    let log = server.log().join("\n");
+    let loading = log
+        .lines()
+        .find(|l| l.contains("Loading snapshot: snapshot-3.json"));
+    let loading = loading.unwrap_or_else(|| panic!("{log}"));
+    assert!(loading.contains("source=\"json\""), "{loading}");
+    assert!(log.contains("Replaying 8 events since snapshot"), "{log}");
+    assert!(log.contains("Recovery complete"), "{log}");
+    for name in ["snapshot-9.json", "snapshot-6.json"] {
+        let named = |l: &&str| l.contains("cannot be used") && l.contains(name);
+        assert!(log.lines().any(|l| named(&l)), "{log}");
+    }
+    let state = State::of(server);
+    assert_eq!(state.get(key("a")).await, Read::of("{\"n\":11}", 11, 11));
+    assert_eq!(
+        state.get_version(key("a"), 5).await,
+        Read::of("{\"n\":5}", 5, 5)
+    );
+    assert_eq!(state.put(key("a"), "{}").await, 12);
+    assert_eq!(state.get(key("a")).await.version, 12);
+}
+
+#[tokio::test]
+async fn without_any_snapshot_the_stream_alone_makes_the_store_anew() {
+    let mut server = three_snapshots().await;
+    wreck(server.data_dir());
+    fs::remove_dir_all(server.data_dir().join("snapshots")).unwrap();
+    server.restart(&setup()).await;
+    let state = State::of(server);
+    assert_eq!(state.get(key("a")).await, Read::of("{\"n\":11}", 11, 11));
+    assert_eq!(state.replay_all().await.len(), 11);
+    assert_eq!(state.put(key("a"), "{}").await, 12);
+}
+
+#[tokio::test]
+async fn a_damaged_snapshot_is_named_and_proves_nothing() {
+    let server = three_snapshots().await;
+    let data = server.data_dir().to_owned();
+    let mut server = server;
+    server.restart(&setup()).await;
+    let state = State::of(server);
+    flip(&data.join("snapshots/snapshot-9.json"));
+    let listed = state.snapshots().await;
+    let problems: Vec<bool> = listed.iter().map(|s| s.problem.is_some()).collect();
+    assert_eq!(problems, [true, false, false]);
+    let proof = state.verify().await;
+    assert_eq!(proof.snapshot_commit_ts, 6);
+    assert_eq!(proof.passed_over.len(), 1, "{proof:?}");
+    assert!(proof.differences.is_empty(), "{proof:?}");
+}
+
+#[tokio::test]
+async fn removing_all_but_the_newest_three_by_hand_leaves_three_that_can_be_used() {
+    let state = State::with(&["state.snapshot-interval=0", "state.snapshots-retained=9"]).await;
+    for n in 1..=6 {
+        state.put(key("a"), "{}").await;
+        assert_eq!(state.snapshot().await, n);
+        // Times of files are compared.
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    let removed = Command::new("sh")
+        .arg("-c")
+        .arg("cd snapshots && ls -t . | tail -n +4 | xargs rm")
+        .current_dir(state.server.data_dir())
+        .status();
+    assert!(removed.unwrap().success());
+    let listed = state.snapshots().await;
+    let commits: Vec<u64> = listed.iter().map(|s| s.commit_ts).collect();
+    assert_eq!(commits, [6, 5, 4]);
+    assert!(listed.iter().all(|s| s.problem.is_none()));
+    let mut server = state.server;
+    server.stop().await;
+    wreck(server.data_dir());
+    server.restart(&setup()).await;
+    let log = server.log().join("\n");
+    assert!(log.contains("Loading snapshot: snapshot-6.json"), "{log}");
+}
+
+#[tokio::test]
+async fn a_partition_of_which_no_copy_is_left_gets_its_state_back_from_a_snapshot_and_the_log() {
+    // Each stop puts snapshots, so that the log need not go back to the beginning.
+    let setup = || setup().partitions(1).set("snapshots.snapshot-on-stop=true");
+    let mut state = State::of(setup().start_fresh().await);
+    for n in 1..=5 {
+        state.put(key("a"), &format!("{{\"n\":{n}}}")).await;
+    }
+    let mut server = state.server;
+    for _ in 0..2 {
+        server.stop().await;
+        server.restart(&setup()).await;
+    }
+    state = State::of(server);
+    for n in 6..=11 {
+        state.put(key("a"), &format!("{{\"n\":{n}}}")).await;
+        if n == 8 {
+            assert_eq!(state.snapshot().await, 8);
+        }
+    }
+    let mut server = state.server;
+    server.kill();
+    let data = server.data_dir().to_owned();
+    fs::create_dir_all(data.join("damaged")).unwrap();
+    fs::write(data.join("damaged/partition-1"), "a test").unwrap();
+    fs::remove_dir_all(data.join("checkpoints/1")).unwrap();
+    fs::remove_dir_all(data.join("repository")).unwrap();
+    let refused = server.try_restart(&setup()).await.unwrap_err();
+    assert!(
+        refused.contains("cannot be recovered without a loss"),
+        "{refused}"
+    );
+    let lossy = setup().bootstrap("restore");
+    server.restart(&lossy).await;
+    let log = server.log().join("\n");
+    assert!(log.contains("Loading snapshot: snapshot-8.json"), "{log}");
+    assert!(log.contains("Replaying 3 events since snapshot"), "{log}");
+    let state = State::of(server);
+    let read = state.get(key("a")).await;
+    assert_eq!(read, Read::of("{\"n\":11}", 11, 11));
+    // A new lineage has begun: nothing is given out twice.
+    assert!(state.put(key("a"), "{}").await > 1 << 40);
+    assert!(state.get(key("a")).await.version > 1 << 40);
+    let mut server = state.server;
+    server.stop().await;
+    server.restart(&setup()).await;
+    let state = State::of(server);
+    assert_eq!(
+        state.get_version(key("a"), 11).await,
+        Read::of("{\"n\":11}", 11, 11)
+    );
+}

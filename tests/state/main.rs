@@ -1,0 +1,42 @@
+//! The state store, end to end: the real binary, over gRPC, with both services' clients, with the command
+//! line, and with the official Python package of Statehouse.
+//!
+//! | room | what it shows |
+//! |---|---|
+//! | [`transactions`] | what a commit does, all of it or nothing; what ends a transaction |
+//! | [`reading`] | versions, deletions, reads as of a commit |
+//! | [`conditions`] | compare-and-set |
+//! | [`replay`] | bounds, agents, watching |
+//! | [`names`] | names that contain anything; order |
+//! | [`limits`] | what is too large, and values that are hard to write down |
+//! | [`listeners`] | where the service is, and the variables of Statehouse |
+//! | [`restarts`] | what a stop and a kill leave |
+//! | [`snapshots`] | JSON snapshots: made, listed, exported, imported, verified |
+//! | [`torn`] | readers while commits run |
+//! | [`kills`] | kill -9 in commits and snapshots, again and again |
+//! | [`damage`] | damaged snapshots, and a store that is made anew |
+//! | [`commands`] | `esker state` |
+//! | [`python`] | the official Python client, and the example |
+//! | [`client`] | clients, and short forms of what tests do with them |
+
+#![allow(clippy::unwrap_used)]
+
+#[path = "../e2e/support/mod.rs"]
+#[allow(dead_code, unused_imports)]
+mod support;
+
+mod client;
+mod commands;
+mod conditions;
+mod damage;
+mod kills;
+mod limits;
+mod listeners;
+mod names;
+mod python;
+mod reading;
+mod replay;
+mod restarts;
+mod snapshots;
+mod torn;
+mod transactions;

@@ -1,0 +1,193 @@
+//! JSON snapshots: made, listed, exported, imported, verified.
+
+use bytes::Bytes;
+use esker_proto::state::v1::*;
+use serde_json::Value;
+use tonic::{Code, Status};
+
+use crate::client::{Name, Read, State, assert_refused, collect, key};
+
+async fn export(state: &State, commit_ts: Option<u64>) -> Result<Vec<u8>, Status> {
+    let request = ExportRequest { commit_ts };
+    let pieces = state.esker.clone().export(request).await?;
+    let pieces = collect(pieces.into_inner()).await?;
+    Ok(pieces.into_iter().flat_map(|it| it.data).collect())
+}
+
+async fn import(state: &State, text: &[u8], replace: bool) -> Result<ImportResponse, Status> {
+    let message = |part| ImportRequest { part: Some(part) };
+    let mut messages = vec![message(import_request::Part::Options(ImportOptions {
+        replace,
+    }))];
+    let pieces = text.chunks(1000).map(Bytes::copy_from_slice);
+    messages.extend(pieces.map(|data| message(import_request::Part::Data(data))));
+    let messages = futures::stream::iter(messages);
+    Ok(state.esker.clone().import(messages).await?.into_inner())
+}
+
+async fn filled() -> State {
+    let state = State::with(&["state.snapshot-interval=0"]).await;
+    state.put(key("x"), r#"{"n":1}"#).await;
+    state
+        .put(Name("n:b", "a%", "k"), r#"{"n":[{"a":1}]}"#)
+        .await;
+    state.put(key("gone"), "{}").await;
+    state.remove(key("gone")).await;
+    state
+}
+
+#[tokio::test]
+async fn a_snapshot_is_a_file_that_people_can_read() {
+    let state = filled().await;
+    let made = state.esker.clone().snapshot(SnapshotRequest {}).await;
+    let made = made.unwrap().into_inner().snapshot.unwrap();
+    assert_eq!(made.name, "snapshot-4.json");
+    assert_eq!((made.commit_ts, made.local), (4, true));
+    let file = state.server.data_dir().join("snapshots").join(&made.name);
+    let text = std::fs::read(file).unwrap();
+    assert_eq!(made.bytes, text.len() as u64);
+    let json: Value = serde_json::from_slice(&text).unwrap();
+    assert_eq!(json["version"], 1);
+    assert_eq!(json["commit_ts"], 4);
+    let entry = &json["state"]["default:a:x"];
+    assert_eq!(entry["value"]["n"], 1);
+    assert_eq!(
+        (&entry["version"], &entry["commit_ts"]),
+        (&1.into(), &1.into())
+    );
+    assert_eq!(json["state"]["n%3Ab:a%25:k"]["version"], 1);
+    assert_eq!(json["state"]["default:a:gone"]["deleted"], true);
+    assert_eq!(json["state"]["default:a:gone"]["version"], 2);
+    let listed = state
+        .esker
+        .clone()
+        .list_snapshots(ListSnapshotsRequest {})
+        .await;
+    let listed = listed.unwrap().into_inner().snapshots;
+    assert_eq!(listed.len(), 1);
+    assert_eq!(listed[0].name, made.name);
+    assert_eq!(listed[0].problem, None);
+}
+
+#[tokio::test]
+async fn what_is_exported_can_be_imported_elsewhere_and_goes_on_counting() {
+    let state = filled().await;
+    let text = export(&state, None).await.unwrap();
+    let other = State::fresh().await;
+    let done = import(&other, &text, false).await.unwrap();
+    assert_eq!(
+        (done.imported_commit_ts, done.commit_ts, done.keys),
+        (4, 4, 3)
+    );
+    assert_eq!(done.bytes, text.len() as u64);
+    assert_eq!(other.get(key("x")).await, Read::of(r#"{"n":1}"#, 1, 1));
+    let read = other.get(Name("n:b", "a%", "k")).await;
+    assert_eq!(read, Read::of(r#"{"n":[{"a":1}]}"#, 1, 2));
+    assert_eq!(other.get(key("gone")).await, Read::deleted(2, 4));
+    assert_eq!(other.put(key("gone"), "{}").await, 5);
+    assert_eq!(other.get(key("gone")).await.version, 3);
+}
+
+#[tokio::test]
+async fn an_import_replaces_only_if_that_is_said() {
+    let state = filled().await;
+    let text = export(&state, None).await.unwrap();
+    let other = State::fresh().await;
+    other.put(key("mine"), "{}").await;
+    assert_refused(
+        import(&other, &text, false).await,
+        Code::FailedPrecondition,
+        "not_empty",
+    );
+    assert_eq!(other.get(key("mine")).await.version, 1);
+    let done = import(&other, &text, true).await.unwrap();
+    assert!(done.commit_ts >= 4);
+    assert_eq!(other.get(key("mine")).await.value, None);
+    assert_eq!(
+        other.get(key("x")).await.value.as_deref(),
+        Some(r#"{"n":1}"#)
+    );
+    assert!(other.put(key("x"), "{}").await > done.commit_ts);
+}
+
+#[tokio::test]
+async fn what_is_no_snapshot_is_refused_and_nothing_changes() {
+    let state = filled().await;
+    let text = export(&state, None).await.unwrap();
+    let other = State::fresh().await;
+    for bad in [&b""[..], b"{}", b"not json", &text[..text.len() - 10]] {
+        let refused = import(&other, bad, true).await;
+        assert_refused(refused, Code::InvalidArgument, "invalid");
+    }
+    assert!(other.keys("default", "a").await.is_empty());
+    assert_eq!(other.put(key("x"), "{}").await, 1);
+}
+
+#[tokio::test]
+async fn an_import_without_options_is_refused() {
+    let state = State::fresh().await;
+    let message = ImportRequest {
+        part: Some(import_request::Part::Data(Bytes::from_static(b"{}"))),
+    };
+    let messages = futures::stream::iter([message]);
+    let refused = state.esker.clone().import(messages).await;
+    assert_refused(refused, Code::InvalidArgument, "invalid");
+}
+
+#[tokio::test]
+async fn a_snapshot_and_what_came_after_it_prove_the_live_state() {
+    let state = filled().await;
+    state
+        .esker
+        .clone()
+        .snapshot(SnapshotRequest {})
+        .await
+        .unwrap();
+    state.put(key("x"), r#"{"n":2}"#).await;
+    let found = state
+        .esker
+        .clone()
+        .verify(VerifyRequest { commit_ts: None })
+        .await;
+    let found = found.unwrap().into_inner();
+    assert_eq!(found.differences, [""; 0]);
+    assert_eq!(found.folded_digest, found.live_digest);
+    assert_eq!(
+        (found.snapshot_commit_ts, found.commit_ts, found.replayed),
+        (4, 5, 1)
+    );
+    let none = VerifyRequest { commit_ts: Some(3) };
+    assert_refused(
+        state.esker.clone().verify(none).await,
+        Code::NotFound,
+        "snapshot_not_found",
+    );
+    assert_refused(
+        export(&state, Some(3)).await,
+        Code::NotFound,
+        "snapshot_not_found",
+    );
+}
+
+#[tokio::test]
+async fn snapshots_are_made_by_themselves_and_the_newest_are_kept() {
+    let state = State::with(&["state.snapshot-interval=5", "state.snapshots-retained=2"]).await;
+    for n in 0..23 {
+        state.put(key("x"), &format!("{{\"n\":{n}}}")).await;
+    }
+    state.server.logged("Snapshot created: snapshot-").await;
+    state
+        .esker
+        .clone()
+        .snapshot(SnapshotRequest {})
+        .await
+        .unwrap();
+    let listed = state
+        .esker
+        .clone()
+        .list_snapshots(ListSnapshotsRequest {})
+        .await;
+    let listed = listed.unwrap().into_inner().snapshots;
+    assert!(listed.len() <= 2, "{listed:?}");
+    assert_eq!(listed[0].commit_ts, 23);
+}
