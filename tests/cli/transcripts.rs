@@ -70,6 +70,17 @@ fn what_the_guide_to_following_shows_is_what_happens() {
     );
 }
 
+#[test]
+fn what_the_guide_to_the_state_store_shows_is_what_happens() {
+    let guide = include_str!("../../docs/state.md");
+    let server = Server::start();
+    follow(
+        "docs/state.md",
+        steps(guide),
+        &[("ESKER_SERVER", &server.url)],
+    );
+}
+
 /// Runs the commands of a page one after the other in a directory of their own.
 fn follow(page: &str, steps: Vec<Step>, variables: &[(&str, &str)]) {
     let dir = tempfile::tempdir().unwrap();

@@ -9,6 +9,9 @@
 //! - `trimmed`: 90 records, trimmed up to 45, and the trim command;
 //! - `empty`, without a record; `deleted`, which is not there; and basin `gone-basin`, which is not
 //!   there either.
+//!
+//! From format 3 on agent `tower` has a state: `memory`, in its third version, and `draft`, deleted; a JSON
+//! snapshot was written before the last two of five commits.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -28,6 +31,10 @@ fn fixtures() -> Vec<PathBuf> {
     found.sort();
     assert!(!found.is_empty(), "there are fixtures");
     found
+}
+
+fn has_state(fixture: &Path) -> bool {
+    !fixture.ends_with("format-2.tar.gz")
 }
 
 fn unpack(fixture: &Path) -> tempfile::TempDir {
@@ -59,6 +66,38 @@ fn numbers(ranges: &[std::ops::Range<u32>]) -> Vec<String> {
     all.map(|number| number.to_string()).collect()
 }
 
+/// The state of the agent, as the command line has it.
+fn check_state(server: &Server) {
+    let get = |key: &str, more: &[&str]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_esker"))
+            .args([
+                "state",
+                "get",
+                "tower",
+                key,
+                "--json",
+                "--server",
+                server.url(),
+            ])
+            .args(more)
+            .output()
+            .unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let memory = get("memory", &[]);
+    assert!(
+        memory.contains(r#""version":3,"commit_ts":4,"value":{"n":3}"#),
+        "{memory}"
+    );
+    let first = get("memory", &["--at", "1"]);
+    assert!(
+        first.contains(r#""version":1,"commit_ts":1,"value":{"n":1}"#),
+        "{first}"
+    );
+    let draft = get("draft", &[]);
+    assert!(draft.contains(r#""exists":false,"version":2"#), "{draft}");
+}
+
 async fn check(server: &Server, orders: &[std::ops::Range<u32>]) {
     let basin = server.sdk().basin(basin_name("fixtures"));
     let records = sdk::read_all(&basin.stream(stream_name("orders"))).await;
@@ -83,6 +122,9 @@ async fn a_data_directory_of_every_promised_format_is_opened_and_lost_nothing() 
         let mut server = setup(dir.path()).start(&dir.path().join("data")).await;
         let all = [100..150, 200..250, 300..350, 900..920];
         check(&server, &all).await;
+        if has_state(&fixture) {
+            check_state(&server);
+        }
         // And it goes on.
         let basin = server.sdk().basin(basin_name("fixtures"));
         sdk::append(&basin.stream(stream_name("orders")), ["more"]).await;
@@ -97,14 +139,21 @@ async fn a_data_directory_of_every_promised_format_is_opened_and_lost_nothing() 
 #[tokio::test]
 async fn a_database_is_made_of_snapshots_of_every_promised_format() {
     for fixture in fixtures() {
-        for lost in [&["db"][..], &["db", "snapshots"]] {
+        // Checkpoints were in `snapshots` up to format 2.
+        for lost in [&["db"][..], &["db", "snapshots", "checkpoints"]] {
             let dir = unpack(&fixture);
             for part in lost {
-                fs::remove_dir_all(dir.path().join("data").join(part)).unwrap();
+                let part = dir.path().join("data").join(part);
+                if part.exists() {
+                    fs::remove_dir_all(part).unwrap();
+                }
             }
             let server = setup(dir.path()).start(&dir.path().join("data")).await;
             let all = [100..150, 200..250, 300..350, 900..920];
             check(&server, &all).await;
+            if has_state(&fixture) {
+                check_state(&server);
+            }
         }
     }
 }

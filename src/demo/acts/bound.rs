@@ -69,7 +69,7 @@ pub async fn play(cast: &mut Cast) -> Result<(), Failure> {
     ));
     stage.say("without the database, one also without local snapshots, are served again:");
 
-    let zero = recover(cast, "from-zero", &["db", "snapshots"], &arguments).await?;
+    let zero = recover(cast, "from-zero", &["db", "checkpoints"], &arguments).await?;
     let bounded = recover(cast, "from-snapshot", &["db"], &arguments).await?;
     let stage = &cast.stage;
     stage.figure(

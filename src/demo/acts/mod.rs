@@ -9,6 +9,7 @@ mod follow;
 mod opening;
 mod proof;
 mod recovery;
+mod state;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -208,11 +209,13 @@ pub enum Act {
     Bound,
     /// A service that follows a stream begins again with a snapshot of its own.
     Follow,
+    /// An agent keeps its state in transactions.
+    State,
 }
 
 impl Act {
     /// All of them, in order.
-    pub const ALL: [Act; 8] = [
+    pub const ALL: [Act; 9] = [
         Act::Opening,
         Act::Crash,
         Act::Recovery,
@@ -221,6 +224,7 @@ impl Act {
         Act::Disk,
         Act::Bound,
         Act::Follow,
+        Act::State,
     ];
 
     /// Its heading.
@@ -234,6 +238,7 @@ impl Act {
             Act::Disk => "The whole data directory is lost",
             Act::Bound => "From zero, or from a snapshot",
             Act::Follow => "A service that follows a stream",
+            Act::State => "An agent's state",
         }
     }
 
@@ -252,6 +257,7 @@ impl Act {
             Act::Disk => disk::play(cast).await,
             Act::Bound => bound::play(cast).await,
             Act::Follow => follow::play(cast).await,
+            Act::State => state::play(cast).await,
         }
     }
 }

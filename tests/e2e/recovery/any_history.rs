@@ -340,7 +340,7 @@ impl World {
         };
         remove(lost.log, "log");
         remove(lost.database, "db");
-        remove(lost.local_snapshots, "snapshots");
+        remove(lost.local_snapshots, "checkpoints");
         remove(everything, "");
         for partition in 1..=PARTITIONS {
             self.damage(partition);
@@ -352,7 +352,7 @@ impl World {
         for partition in 0..=PARTITIONS {
             let whole = self.whole(partition)[0];
             let line = &self.lines[&partition];
-            let local = names(&data.join(format!("snapshots/{partition}")));
+            let local = names(&data.join(format!("checkpoints/{partition}")));
             let local = local.iter().filter_map(|lsn| line.as_of(lsn)).max();
             let copy = local.unwrap_or(whole);
             let database = line.durable;

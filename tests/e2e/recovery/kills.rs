@@ -168,7 +168,7 @@ async fn killed_over_and_over(removes: bool) {
                 1 => {
                     what = "the database and the local snapshots";
                     fs::remove_dir_all(scene.data().join("db")).unwrap();
-                    let _ = fs::remove_dir_all(scene.data().join("snapshots"));
+                    let _ = fs::remove_dir_all(scene.data().join("checkpoints"));
                 }
                 2 => {
                     what = "everything";

@@ -56,7 +56,7 @@ impl Loss {
             Loss::Database => remove("db"),
             Loss::DatabaseAndLocalSnapshots => {
                 remove("db");
-                remove("snapshots");
+                remove("checkpoints");
             }
             Loss::ManifestFlipped => {
                 let manifest = newest(&data.join("db"), |name| name.starts_with("MANIFEST-"));
@@ -92,7 +92,7 @@ impl Loss {
             Loss::LogAndDatabaseAndLocalSnapshots => {
                 remove("log");
                 remove("db");
-                remove("snapshots");
+                remove("checkpoints");
             }
             Loss::Everything => fs::remove_dir_all(data).unwrap(),
         }
