@@ -4,7 +4,7 @@
 export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run demo test check bench bench-snapshots bench-follow bench-recovery bench-state soak soak-streams soak-snapshots soak-follow soak-state moto follow-lite fuzz fmt
+.PHONY: help setup run demo test check bench bench-snapshots bench-follow bench-recovery bench-state soak soak-streams soak-snapshots soak-follow soak-state soak-raft moto follow-lite fuzz fmt
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' Makefile
@@ -42,7 +42,7 @@ bench-recovery: setup ## measure what snapshots cost a working server, and how l
 bench-state: setup ## measure the state store, side by side with statehouse-daemon
 	@scripts/bench state $(ARGS)
 
-soak: soak-streams soak-snapshots soak-follow soak-state ## all soaks, for a long time
+soak: soak-streams soak-snapshots soak-follow soak-state soak-raft ## all soaks, for a long time
 
 soak-streams: setup ## kill a server under load, again and again, and look for a loss
 	@scripts/bench soak $(ARGS)
@@ -55,6 +55,9 @@ soak-follow: setup ## search the following of streams for a loss; ARGS="100000" 
 
 soak-state: setup ## kill a server under transactions, and scan while they commit; ARGS="100" says how many kills
 	@scripts/soak-state $(ARGS)
+
+soak-raft: setup ## search the replication protocol for a loss; ARGS="100000" says how many seeds
+	@scripts/soak-raft $(ARGS)
 
 follow-lite: setup ## follow streams of another server (s2 lite), for a second opinion
 	@scripts/follow-lite $(ARGS)

@@ -9,7 +9,9 @@
 //! | [`message`] | what members say to each other, and who is heard | what comes of it |
 //! | [`transfer`] | how a checkpoint gets to a peer, without I/O | disks, sockets, consensus |
 //! | [`log`] | one log per node: look before open, group commit, compaction | what an entry means |
-//! | [`runtime`] | the default runtime: writer thread, apply threads, snapshots, ticker | HTTP, storage engines |
+//! | [`store`] | snapshots on disk: stored whole, fetched in parts | threads, consensus |
+//! | [`transport`] | how messages get from node to node: in memory, over gRPC | what they mean |
+//! | [`runtime`] | the default runtime: writer thread, apply threads, snapshots, ticker | storage engines |
 //!
 //! The way of a proposal:
 //!
@@ -19,14 +21,21 @@
 //!                       answer ◀── state machine (apply thread of the group) ◀┘
 //! ```
 //!
-//! Types of `raft` and `protobuf` do not leave this crate.
+//! To host a state machine, start with the [`guide`]. Types of `raft` and `protobuf` do not leave this
+//! crate.
 
 pub mod engine;
+#[doc = include_str!("../GUIDE.md")]
+pub mod guide {}
 mod ids;
 pub mod log;
 pub mod message;
 pub mod runtime;
+#[cfg(test)]
+mod simulation;
+pub mod store;
 pub mod transfer;
+pub mod transport;
 
 pub use engine::{
     Action, Committed, Engine, Event, Membership, MembershipChange, RejectReason, Role,
@@ -34,6 +43,8 @@ pub use engine::{
 pub use ids::{CheckpointId, ClusterId, GroupId, Incarnation, Lineage, Lsn, NodeId, Term};
 pub use message::Envelope;
 pub use runtime::{
-    ApplyError, Capture, Group, GroupStatus, Node, ProposeError, SnapshotData, SnapshotDir,
-    SnapshotError, SnapshotSink, StateMachine, StoredSnapshot,
+    ApplyError, Capture, ChangeError, ConfigError, Group, GroupCounters, GroupOptions, GroupStatus,
+    InMemory, Node, NodeConfig as Config, NodeError, Plain, ProposeError, RemoveFiles,
+    SnapshotData, SnapshotDir, SnapshotError, SnapshotSink, StateMachine, StoredSnapshot,
 };
+pub use transport::Transport;

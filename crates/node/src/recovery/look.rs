@@ -63,6 +63,8 @@ pub(super) fn open_log(
                 snapshot_hint_threshold_bytes: options.snapshots.local_threshold_bytes,
                 max_log_entries: 0,
                 parallel_snapshots: 1,
+                dir: None,
+                ..NodeConfig::new(NodeId(data_dir.identity.node_id), data_dir.path())
             },
             Faults::default(),
         )

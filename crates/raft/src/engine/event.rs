@@ -195,9 +195,10 @@ pub enum Action {
         /// Of which checkpoint.
         checkpoint: CheckpointId,
     },
-    /// Let the state machine be what was fetched, durably; forget everything that was handed out for
-    /// applying and is not applied. Then say [`Event::SnapshotInstalled`] or
-    /// [`Event::InstallFailed`]. Nothing is handed out for applying meanwhile.
+    /// Let the state machine be what was fetched, durably; with that done, forget everything that was
+    /// handed out for applying and is not applied: it is covered. Then say
+    /// [`Event::SnapshotInstalled`]; or [`Event::InstallFailed`], and go on applying: what was handed
+    /// out does not come again. Nothing is handed out for applying meanwhile.
     InstallSnapshot {
         /// What.
         offer: Box<Manifest>,

@@ -231,7 +231,19 @@ impl Engine {
         let state = self.raw.apply_conf_change(&change);
         let state = state.map_err(|e| e.to_string())?;
         self.set_membership(Membership::from_conf_state(&state));
+        self.resign_without_a_vote();
         Ok(())
+    }
+
+    /// A leader does not remove itself, but one before it may have, and left the entry to it. raft-rs
+    /// would lead on, take no proposals, and panic at the next write.
+    fn resign_without_a_vote(&mut self) {
+        let me = self.config.id;
+        let votes = [&self.membership.voters, &self.membership.voters_outgoing];
+        let raft = &mut self.raw.raft;
+        if raft.state == StateRole::Leader && !votes.iter().any(|voters| voters.contains(&me)) {
+            raft.become_follower(raft.term, 0);
+        }
     }
 
     pub(super) fn set_membership(&mut self, membership: Membership) {

@@ -199,7 +199,7 @@ impl Engine {
             Event::Campaign => {
                 // raft-rs would let somebody without a vote win, where nobody else has one. One that leads
                 // already stays as it is.
-                if self.raw.raft.promotable() {
+                if self.raw.raft.promotable() && self.may_campaign() {
                     let _ = self.raw.campaign();
                 }
             }
@@ -345,7 +345,10 @@ impl Engine {
 
     fn tick(&mut self, actions: &mut Vec<Action>) {
         self.ticks += 1;
-        if !self.waits_to_join() {
+        let raft = &self.raw.raft;
+        let stands_next = raft.state != StateRole::Leader
+            && raft.election_elapsed + 1 >= raft.randomized_election_timeout();
+        if !self.waits_to_join() && (!stands_next || self.may_campaign()) {
             self.raw.tick();
         }
         self.snapshots.tick();
@@ -355,6 +358,12 @@ impl Engine {
             self.tend_membership();
             self.compact(actions);
         }
+    }
+
+    /// Before it campaigns raft-rs looks at what is committed and not applied, and it takes an
+    /// installed snapshot for applied only once the log has been restarted there, durably.
+    pub(super) fn may_campaign(&self) -> bool {
+        self.raw.raft.raft_log.applied >= self.log_start().0
     }
 
     fn propose(&mut self, ticket: Ticket, command: Vec<u8>, actions: &mut Vec<Action>) {

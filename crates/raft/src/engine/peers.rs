@@ -196,6 +196,17 @@ impl Engine {
         self.put_off(to);
     }
 
+    /// What was fetched is not what was offered, or not there. If it is this member's newest snapshot,
+    /// it would be so again and again.
+    fn spoiled(&mut self, progress: &Progress) {
+        if progress.source == self.config.id
+            && let Some(newest) = &mut self.peers.newest
+            && newest.lsn == progress.last_included_index
+        {
+            newest.peers = None;
+        }
+    }
+
     /// An offer, or what came of it, failed: the next one waits longer.
     fn put_off(&mut self, to: NodeId) {
         if let Some(offered) = self.peers.offers.get_mut(&to) {
@@ -245,8 +256,16 @@ impl Engine {
                 self.counters.snapshots_sent += 1;
             }
         } else {
-            if known.is_some() {
-                self.peers.holds.remove(&node);
+            let hold = match known.is_some() {
+                true => self.peers.holds.remove(&node),
+                false => None,
+            };
+            let spoiled = matches!(
+                ended.reason,
+                EndReason::Corrupt | EndReason::Unreadable | EndReason::Vanished
+            );
+            if let (true, Some(hold)) = (spoiled, hold) {
+                self.spoiled(&hold.progress);
             }
             if ended.reason != EndReason::NotNeeded {
                 self.put_off(node);
@@ -326,6 +345,15 @@ impl Engine {
         } else if !offer.peers.contains(self.config.id) {
             Some(EndReason::NotAMember)
         } else if !self.needs(&offer) {
+            let leads = self.raw.raft.state == StateRole::Leader;
+            if self.has(&offer) && !leads && !self.peers.installing() {
+                // What it covers is committed. The entries before it are gone at the leader: it cannot
+                // go on before it hears that this member needs none of them.
+                self.raw
+                    .raft
+                    .raft_log
+                    .commit_to(offer.last_included_index.0);
+            }
             self.acknowledge();
             Some(EndReason::NotNeeded)
         } else {
@@ -370,11 +398,16 @@ impl Engine {
 
     /// Whether the snapshot covers what this member has not, and cannot just commit.
     fn needs(&self, offer: &Manifest) -> bool {
+        let lsn = offer.last_included_index;
+        lsn > self.committed() && !self.has(offer) && self.role != Role::Leader
+    }
+
+    /// Whether this member's log has everything that the snapshot covers.
+    fn has(&self, offer: &Manifest) -> bool {
         let (lsn, term) = (offer.last_included_index, offer.term);
-        let has = lsn > self.log_start()
+        lsn > self.log_start()
             && lsn <= self.last()
-            && self.raw.raft.raft_log.match_term(lsn.0, term.0);
-        lsn > self.committed() && !has && self.role != Role::Leader
+            && self.raw.raft.raft_log.match_term(lsn.0, term.0)
     }
 
     pub(super) fn fetch_progress(&mut self, checkpoint: CheckpointId, bytes_done: u64) {

@@ -17,6 +17,8 @@ use crate::message::{Envelope, Payload, PeerMessage};
 pub(super) struct Outstanding {
     number: u64,
     must_sync: bool,
+    /// It has a term or a vote that was not there before.
+    promises: bool,
     messages: Vec<Envelope>,
 }
 
@@ -47,13 +49,21 @@ impl Engine {
             let read = ready.take_read_states();
             let must_sync = ready.must_sync();
             let entries = ready.take_entries();
+            let mut promises = false;
             if let Some(hs) = ready.hs() {
-                let hs = hs.clone();
+                let (hs, before) = (hs.clone(), self.raw.store().hard_state());
+                promises = (hs.term, hs.vote) != (before.term, before.vote);
                 self.raw.mut_store().set_hard_state(hs);
             }
             self.raw.mut_store().append(&entries);
-            let now = self.to_peers(ready.take_messages());
-            let after = self.to_peers(ready.take_persisted_messages());
+            let mut now = self.to_peers(ready.take_messages());
+            let mut after = self.to_peers(ready.take_persisted_messages());
+            if promises || self.outstanding.iter().any(|o| o.promises && o.must_sync) {
+                // A leader's messages need not wait for its entries, but for its term: a lone voter
+                // leads at once, and after a crash it would lead in the same term again, and tell its
+                // learners something else.
+                after.splice(0..0, now.drain(..));
+            }
             let committed = ready.take_committed_entries();
             self.raw.advance_append_async(ready);
 
@@ -71,6 +81,7 @@ impl Engine {
             self.outstanding.push_back(Outstanding {
                 number,
                 must_sync,
+                promises,
                 messages: after,
             });
             self.settle(actions);

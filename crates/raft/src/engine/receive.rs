@@ -46,6 +46,9 @@ impl Engine {
             // What is being installed is not to be overtaken. They come again.
             return;
         }
+        if kind == Kind::MsgTimeoutNow && !self.may_campaign() {
+            return;
+        }
         let current = message.term >= self.term().0;
         let last = self.last();
         match kind {

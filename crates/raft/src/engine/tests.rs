@@ -7,12 +7,16 @@
 //! - [`halting`]: logs that cannot be read, or not understood;
 //! - [`snapshots`]: hints, back-off, the guardrail, what is compacted;
 //! - [`membership`], [`catching_up`]: single stories of several members, on [`cluster`];
+//! - [`elections`]: corners that raft-rs leaves to us;
+//! - [`breaks`]: what other libraries promise and do not keep;
 //! - [`histories`]: whole histories with snapshots, transfers and changes of membership, from a seed;
 //! - [`network`]: three members and a network that loses, repeats and reorders, from a seed.
 
+mod breaks;
 mod catching_up;
 mod cluster;
 mod disk;
+mod elections;
 mod halting;
 mod histories;
 mod membership;

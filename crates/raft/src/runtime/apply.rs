@@ -4,11 +4,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use super::group::Shared;
-use super::queue::ApplyQueue;
+use super::queue::{ApplyQueue, Step};
+use super::shared::Shared;
 use super::snapshots::attend;
 use super::state_machine::StateMachine;
 use crate::engine::{Committed, Event};
+use crate::transfer::Manifest;
 
 /// How often the state machine is given time for housekeeping when entries keep coming, and when
 /// none come.
@@ -22,18 +23,25 @@ pub(super) fn run<S: StateMachine>(
     committed: &ApplyQueue,
     shared: &Arc<Shared<S::Output>>,
 ) {
+    let span = tracing::info_span!("apply", group = %shared.id);
+    let _entered = span.enter();
     let mut outputs = Vec::new();
     let mut maintained = Instant::now();
     loop {
-        let Some(entries) = committed.next_step(MAINTAIN_EVERY) else {
-            return;
+        let entries = match committed.next_step(MAINTAIN_EVERY) {
+            Some(Step::Entries(entries)) => entries,
+            Some(Step::Install(offer)) => {
+                install(&mut machine, &offer, shared);
+                continue;
+            }
+            None => return,
         };
         if let Some(last) = entries.last() {
             let (lsn, term) = (last.lsn, last.term);
             if !apply(&mut machine, &entries, &mut outputs, shared) {
                 return;
             }
-            shared.answer(&entries, &mut outputs);
+            shared.waiters.answer(shared.id, &entries, &mut outputs);
             shared.note_applied(lsn, term);
             shared.step(Event::Applied { lsn });
         }
@@ -81,4 +89,41 @@ fn apply<S: StateMachine>(
         tracing::info!(group = %shared.id, "entries are applied again");
     }
     true
+}
+
+/// Lets the state be what was fetched. First the state, then its place among the stored snapshots,
+/// then the engine: a crash in between is made good at the next open.
+fn install<S: StateMachine>(machine: &mut S, offer: &Manifest, shared: &Arc<Shared<S::Output>>) {
+    let Some(member) = &shared.member else { return };
+    let (checkpoint, lsn, term) = (offer.checkpoint, offer.last_included_index, offer.term);
+    let fetched = member.store.fetched(checkpoint).map_err(|e| e.to_string());
+    if let Err(error) = fetched.and_then(|s| machine.restore(s).map_err(|e| e.to_string())) {
+        tracing::error!(%lsn, error, "a fetched snapshot cannot be installed");
+        if let Err(error) = member.store.discard_fetch(checkpoint) {
+            tracing::warn!(%error, "what was fetched is still there");
+        }
+        return shared.step(Event::InstallFailed { checkpoint });
+    }
+    let stored = loop {
+        match member.store.keep_fetched(checkpoint) {
+            Ok(stored) => break stored,
+            Err(error) => {
+                tracing::error!(%lsn, %error, "an installed snapshot cannot be kept; tried again");
+                if shared.stopping.load(Ordering::Relaxed) {
+                    return;
+                }
+                std::thread::sleep(RETRY_PAUSE);
+            }
+        }
+    };
+    tracing::info!(%lsn, bytes = offer.total_bytes(), "a snapshot is installed");
+    shared.waiters.skipped(lsn);
+    shared.step(Event::SnapshotInstalled { checkpoint });
+    shared.note_applied(lsn, term);
+    member.publish(&stored);
+    shared.step(Event::SnapshotTaken {
+        last_included_index: lsn,
+        term,
+        peers: Some(offer.peers.clone()),
+    });
 }

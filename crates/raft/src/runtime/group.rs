@@ -1,19 +1,18 @@
-//! A running group: its engine under a lock, its apply thread, and those who wait for answers.
+//! A running group, as its host sees it.
 
-use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 
 use parking_lot::Mutex;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::oneshot;
 
-use super::queue::ApplyQueue;
-use super::snapshots::{Attempts, Permits};
-use super::state_machine::{SnapshotError, SnapshotSink, StateMachine, StoredSnapshot};
-use crate::engine::{Action, Committed, Engine, Event, RejectReason, Role, Ticket};
+use super::counts::GroupCounters;
+use super::shared::{Addressed, Setup, Shared};
+use super::state_machine::{SnapshotError, StateMachine, StoredSnapshot};
+use super::waiters::Answer;
+use crate::engine::{Action, Event, Membership, RejectReason, Role, Status, Ticket};
 use crate::ids::{GroupId, Lsn, NodeId, Term};
-use crate::log::{LogWriter, Persisted};
 use crate::message::Envelope;
 
 /// What became of a proposal that was not applied.
@@ -80,13 +79,6 @@ pub struct GroupStatus {
     pub stalled: bool,
 }
 
-struct Waiter<O> {
-    lsn: Lsn,
-    term: Term,
-    answer: oneshot::Sender<Result<O, ProposeError>>,
-    _guard: Option<Guard>,
-}
-
 /// Kept while a proposal is under way and dropped when it is answered, whether or not anybody
 /// looks at the answer: the place for what was admitted.
 pub type Guard = Box<dyn Send + Sync>;
@@ -94,138 +86,9 @@ pub type Guard = Box<dyn Send + Sync>;
 /// Delivers messages to peers. May drop them.
 pub type SendToPeers = Box<dyn Fn(Vec<Envelope>) + Send + Sync>;
 
-pub(super) struct Shared<O> {
-    pub(super) id: GroupId,
-    engine: Mutex<Engine>,
-    /// In the order of their LSNs: pushed under the engine's lock.
-    waiters: Mutex<VecDeque<Waiter<O>>>,
-    pub(super) apply: ApplyQueue,
-    pub(super) attempts: Attempts,
-    writer: LogWriter,
-    send: SendToPeers,
-    /// Last applied entry and its term; whoever waits for progress watches it.
-    applied: watch::Sender<(Lsn, Term)>,
-    pub(super) apply_stalled: AtomicBool,
-    pub(super) stopping: AtomicBool,
-    this: Weak<Shared<O>>,
-}
-
-impl<O: Send + 'static> Shared<O> {
-    /// Steps the engine and carries out what it says, in order.
-    pub(super) fn step(&self, event: Event) {
-        let mut engine = self.engine.lock();
-        let actions = engine.step(event);
-        self.carry_out(actions);
-    }
-
-    /// The caller holds the engine's lock, which keeps actions in order.
-    fn carry_out(&self, actions: Vec<Action>) {
-        for action in actions {
-            match action {
-                Action::Persist(persist) => {
-                    if let Some(this) = self.this.upgrade() {
-                        self.writer.persist(self.id, persist, this);
-                    }
-                }
-                Action::Apply(committed) => {
-                    self.apply.push(committed);
-                }
-                Action::Send(messages) => (self.send)(messages),
-                Action::SnapshotHint {
-                    last_included_index,
-                } => {
-                    tracing::debug!(group = %self.id, applied = %last_included_index, "snapshot hint");
-                    self.attempts.want();
-                    self.apply.nudge();
-                }
-                Action::LogAlarm { entries } => {
-                    tracing::error!(
-                        group = %self.id,
-                        entries,
-                        "the log grows and nothing of it is applied: a snapshot cannot help"
-                    );
-                }
-                Action::Compact { floor } => self.writer.compact(self.id, floor),
-                Action::Became { role, leader, term } => {
-                    tracing::debug!(group = %self.id, ?role, ?leader, %term, "role changed");
-                }
-                Action::Halt { what } => {
-                    tracing::error!(group = %self.id, what, "the group stops: its log is damaged");
-                    self.fail_waiters(&ProposeError::Unknown);
-                }
-                Action::OfferSnapshot { .. }
-                | Action::FetchSnapshot { .. }
-                | Action::AbandonFetch { .. }
-                | Action::InstallSnapshot { .. }
-                | Action::ReadReady { .. }
-                | Action::ReadFailed { .. } => {
-                    // This runtime serves groups of one member, which never need these.
-                    tracing::error!(group = %self.id, "a group of one has no peers");
-                }
-                Action::Accepted { .. } | Action::Rejected { .. } => {
-                    unreachable!("proposals are stepped by propose")
-                }
-            }
-        }
-    }
-
-    /// Answers those whose entries were applied, in order; entries of other terms at their places
-    /// mean that theirs never will be.
-    pub(super) fn answer(&self, entries: &[Committed], outputs: &mut Vec<O>) {
-        let commands = entries.iter().filter(|e| e.command.is_some()).count();
-        assert_eq!(
-            outputs.len(),
-            commands,
-            "group {}: a state machine answers every command once",
-            self.id
-        );
-        let mut ready = Vec::with_capacity(outputs.len());
-        {
-            let mut waiters = self.waiters.lock();
-            let mut outputs = outputs.drain(..);
-            for entry in entries {
-                let mut output = entry.command.as_ref().and_then(|_| outputs.next());
-                while let Some(front) = waiters.front()
-                    && front.lsn <= entry.lsn
-                {
-                    let Some(waiter) = waiters.pop_front() else {
-                        break;
-                    };
-                    let answer = if waiter.lsn == entry.lsn && waiter.term == entry.term {
-                        output.take().ok_or(ProposeError::Superseded)
-                    } else {
-                        Err(ProposeError::Superseded)
-                    };
-                    ready.push((waiter.answer, answer));
-                }
-            }
-        }
-        for (to, answer) in ready {
-            // Whoever asked may have gone.
-            let _ = to.send(answer);
-        }
-    }
-
-    pub(super) fn note_applied(&self, lsn: Lsn, term: Term) {
-        self.applied.send_replace((lsn, term));
-    }
-
-    fn fail_waiters(&self, error: &ProposeError) {
-        for waiter in self.waiters.lock().drain(..) {
-            let _ = waiter.answer.send(Err(error.clone()));
-        }
-    }
-}
-
-impl<O: Send + 'static> Persisted for Shared<O> {
-    fn persisted(&self, number: u64) {
-        self.step(Event::Persisted { number });
-    }
-}
-
 /// A running group. Cheap to clone.
 pub struct Group<O> {
-    shared: Arc<Shared<O>>,
+    pub(super) shared: Arc<Shared<O>>,
     thread: Arc<Mutex<Option<JoinHandle<()>>>>,
 }
 
@@ -239,31 +102,12 @@ impl<O> Clone for Group<O> {
 }
 
 impl<O: Send + 'static> Group<O> {
-    pub(super) fn start<S>(
-        id: GroupId,
-        engine: Engine,
-        machine: S,
-        writer: LogWriter,
-        send: SendToPeers,
-        (permits, sink): (Arc<Permits>, Arc<dyn SnapshotSink>),
-    ) -> std::io::Result<Group<O>>
+    pub(super) fn start<S>(setup: Setup, machine: S) -> std::io::Result<Group<O>>
     where
         S: StateMachine<Output = O>,
     {
-        let applied = engine.applied();
-        let shared = Arc::new_cyclic(|this| Shared {
-            id,
-            engine: Mutex::new(engine),
-            waiters: Mutex::new(VecDeque::new()),
-            apply: ApplyQueue::default(),
-            attempts: Attempts::new(permits, sink),
-            writer,
-            send,
-            applied: watch::Sender::new((applied, Term(0))),
-            apply_stalled: AtomicBool::new(false),
-            stopping: AtomicBool::new(false),
-            this: this.clone(),
-        });
+        let id = setup.id;
+        let shared = Shared::new(setup);
         let thread = std::thread::Builder::new()
             .name(format!("apply-{id}"))
             .spawn({
@@ -303,49 +147,26 @@ impl<O: Send + 'static> Group<O> {
             return Err(ProposeError::LogFull);
         }
         let (tx, rx) = oneshot::channel();
-        let mut engine = shared.engine.lock();
-        // Looked at again under the lock: whoever waits from here on is seen by `stop`.
-        if shared.stopping.load(Ordering::Relaxed) {
-            return Err(stopping());
-        }
-        let mut actions = engine.step(Event::Propose {
+        let propose = Event::Propose {
             ticket: Ticket(0),
             command,
-        });
-        let verdict = actions
-            .iter()
-            .position(|a| matches!(a, Action::Accepted { .. } | Action::Rejected { .. }));
-        match verdict.map(|at| actions.remove(at)) {
-            Some(Action::Accepted { lsn, term, .. }) => {
-                shared.waiters.lock().push_back(Waiter {
-                    lsn,
-                    term,
-                    answer: tx,
-                    _guard: guard,
-                });
-                shared.carry_out(actions);
-                Ok(rx)
-            }
-            Some(Action::Rejected { reason, .. }) => {
-                shared.carry_out(actions);
-                Err(match reason {
-                    RejectReason::NotLeader { leader } => ProposeError::NotLeader { leader },
-                    RejectReason::Busy => ProposeError::Busy,
-                    RejectReason::LogFull => ProposeError::LogFull,
-                    RejectReason::Transferring { to } => {
-                        ProposeError::NotLeader { leader: Some(to) }
-                    }
-                    RejectReason::Membership(why) => ProposeError::Refused(why.to_string()),
-                    RejectReason::Refused(why) => ProposeError::Refused(why),
-                })
-            }
-            _ => {
-                shared.carry_out(actions);
-                Err(ProposeError::Refused(
-                    "the partition has stopped, see the log".to_owned(),
-                ))
-            }
-        }
+        };
+        shared.with_verdict(propose, |verdict| match verdict {
+            Some(Action::Accepted { lsn, term, .. }) => Ok((lsn, term, Answer::Command(tx), guard)),
+            Some(Action::Rejected { reason, .. }) => Err(match reason {
+                RejectReason::NotLeader { leader } => ProposeError::NotLeader { leader },
+                RejectReason::Busy => ProposeError::Busy,
+                RejectReason::LogFull => ProposeError::LogFull,
+                RejectReason::Transferring { to } => ProposeError::NotLeader { leader: Some(to) },
+                RejectReason::Membership(why) => ProposeError::Refused(why.to_string()),
+                RejectReason::Refused(why) => ProposeError::Refused(why),
+            }),
+            _ if shared.stopping.load(Ordering::Relaxed) => Err(stopping()),
+            _ => Err(ProposeError::Refused(
+                "the partition has stopped, see the log".to_owned(),
+            )),
+        })?;
+        Ok(rx)
     }
 
     /// As [`Group::propose`], waiting for the answer.
@@ -380,11 +201,16 @@ impl<O: Send + 'static> Group<O> {
         self.shared.step(Event::KeepFrom { lsn });
     }
 
+    /// The same as [`Group::snapshot`]: a host that knows better than the thresholds takes one now.
+    pub fn trigger_snapshot(
+        &self,
+    ) -> oneshot::Receiver<Result<Arc<StoredSnapshot>, SnapshotError>> {
+        self.snapshot()
+    }
+
     /// One tick of the clock, if ticks mean anything to this member.
     pub fn tick(&self) {
-        if self.shared.engine.lock().needs_ticks() {
-            self.shared.step(Event::Tick);
-        }
+        self.shared.tick();
     }
 
     /// Stands for election now.
@@ -394,7 +220,41 @@ impl<O: Send + 'static> Group<O> {
 
     /// A peer's message arrived.
     pub fn receive(&self, message: Envelope) {
-        self.shared.step(Event::Receive(message));
+        Addressed::receive(&*self.shared, message);
+    }
+
+    /// Who leads, as far as known.
+    pub fn leader(&self) -> Option<NodeId> {
+        self.shared.engine.lock().leader()
+    }
+
+    /// Who belongs to the group.
+    pub fn membership(&self) -> Membership {
+        self.shared.membership()
+    }
+
+    /// Everything that there is to see: members, how far they are, transfers. Costs more than
+    /// [`Group::status`]: for people.
+    pub fn details(&self) -> Status {
+        self.shared.engine.lock().status()
+    }
+
+    /// What the group did since it was opened; the metrics `esker_raft_*` tell the same once a second.
+    pub fn counters(&self) -> GroupCounters {
+        self.shared.counters()
+    }
+
+    /// Waits until somebody leads whom this member knows, and answers who; `None` if the group stops.
+    pub async fn wait_for_leader(&self) -> Option<NodeId> {
+        let mut applied = self.shared.watch_applied();
+        loop {
+            if let Some(leader) = self.leader() {
+                return Some(leader);
+            }
+            if applied.changed().await.is_err() || self.shared.stopping.load(Ordering::Relaxed) {
+                return None;
+            }
+        }
     }
 
     /// Where the group stands.
@@ -444,13 +304,19 @@ impl<O: Send + 'static> Group<O> {
         }
         self.shared.attempts.close();
         self.shared.apply.close();
+        if let Some(member) = &self.shared.member {
+            member.fetches.close();
+            member.serving.withdraw(&member.store);
+        }
         let thread = self.thread.lock().take();
         if let Some(thread) = thread {
             // A panic of the apply thread has already been reported by the panic hook.
             let _ = thread.join();
         }
         self.shared.attempts.finish();
-        self.shared.fail_waiters(&ProposeError::Unknown);
+        self.shared.waiters.fail_all(&ProposeError::Unknown);
+        self.shared.asks.close();
+        self.shared.applied.send_modify(|_| {});
     }
 }
 

@@ -12,23 +12,45 @@
 //!                     └─ snapshot thread (1 a group at most; of a node, so many write at once)
 //! ```
 //!
+//! A group that has others gets some more:
+//!
+//! ```text
+//!  transport ═▶ inbox ─▶ engine · FetchSnapshot ─▶ fetch thread (writes) + verifier thread
+//!                     └▶ serving ─▶ snapshot-reader thread (1 a node) ─▶ transport, bulk
+//!  InstallSnapshot ─▶ apply thread: restore, keep, say so
+//! ```
+//!
 //! An engine has no thread of its own: whoever brings an event steps it, under its lock, and
 //! carries out the actions before letting go, so that actions keep their order.
 
 mod apply;
+mod asks;
+mod config;
+mod counts;
+mod fetching;
 mod group;
 mod logger;
+mod member;
 mod node;
+mod plain;
 mod queue;
+mod serving;
+mod shared;
 mod snapshots;
 mod state_machine;
 #[cfg(test)]
 mod tests;
+mod waiters;
 
+pub use asks::ChangeError;
+pub use config::{ConfigError, NodeConfig};
+pub use counts::GroupCounters;
 pub use group::{Group, GroupStatus, Guard, ProposeError, SendToPeers};
 pub(crate) use logger::raft_logger;
-pub use node::{Node, NodeConfig, NodeError};
+pub use member::GroupOptions;
+pub use node::{Node, NodeError};
+pub use plain::{InMemory, Plain, PlainCapture, Writing};
 pub use state_machine::{
-    ApplyError, Capture, SnapshotData, SnapshotDir, SnapshotError, SnapshotSink, StateMachine,
-    StoredSnapshot,
+    ApplyError, Capture, RemoveFiles, SnapshotData, SnapshotDir, SnapshotError, SnapshotSink,
+    StateMachine, StoredSnapshot,
 };

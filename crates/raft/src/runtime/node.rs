@@ -1,39 +1,29 @@
-//! A node: the log that its groups share, and the threads that serve them all.
+//! A node: the log that its groups share, the threads that serve them all, and its way to others.
 
+use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use parking_lot::Mutex;
+use bytes::Bytes;
+use parking_lot::{Mutex, RwLock};
 
+use super::config::{ConfigError, NodeConfig};
 use super::group::{Group, SendToPeers};
-use super::snapshots::Permits;
+use super::member::{GroupOptions, Member, Tag, make_ready};
+use super::serving::Serving;
+use super::shared::{Addressed, Setup};
+use super::snapshots::{Attempts, Permits};
 use super::state_machine::{SnapshotSink, StateMachine};
-use crate::engine::{Config, Engine, Membership, OpenError};
-use crate::ids::{GroupId, NodeId};
-use crate::log::{Faults, Inspection, LogConfig, LogError, LogWriter, SharedLog};
-
-/// What a node is told at its start.
-#[derive(Clone, Debug)]
-pub struct NodeConfig {
-    /// This node.
-    pub id: NodeId,
-    /// The log.
-    pub log: LogConfig,
-    /// Time between ticks of the engines.
-    pub tick_interval: Duration,
-    /// See [`Config::max_pending_proposals`].
-    pub max_pending_proposals: u64,
-    /// See [`Config::snapshot_hint_threshold_entries`].
-    pub snapshot_hint_threshold_entries: u64,
-    /// See [`Config::snapshot_hint_threshold_bytes`].
-    pub snapshot_hint_threshold_bytes: u64,
-    /// See [`Config::max_log_entries`].
-    pub max_log_entries: u64,
-    /// How many groups may write a snapshot at the same time; 0 is taken for 1, the default.
-    pub parallel_snapshots: usize,
-}
+use crate::engine::{Engine, Event, Membership, OpenError};
+use crate::ids::{GroupId, Incarnation, Lsn, NodeId};
+use crate::log::{Faults, Inspection, LogError, LogWriter, SharedLog};
+use crate::message::{Envelope, Identity};
+use crate::store::{SnapshotStore, StoreError};
+use crate::transfer::SenderCounts;
+use crate::transport::{Inbox, Transport};
 
 /// Why a node or a group could not start.
 #[derive(Debug, thiserror::Error)]
@@ -52,6 +42,49 @@ pub enum NodeError {
     /// A thread could not be started.
     #[error("starting a thread: {0}")]
     Thread(#[from] std::io::Error),
+    /// A value of the configuration is out of range.
+    #[error("invalid configuration: {0}")]
+    Config(#[from] ConfigError),
+    /// The node was started without a way to others.
+    #[error("group {group} is to have peers, and the node was started without a transport")]
+    NoTransport {
+        /// The group.
+        group: GroupId,
+    },
+    /// The number of this start could not be kept.
+    #[error("the number of this start, in {path}: {why}")]
+    Incarnation {
+        /// The file.
+        path: std::path::PathBuf,
+        /// What happened.
+        why: String,
+    },
+    /// The group's snapshots.
+    #[error("group {group}: {source}")]
+    Store {
+        /// The group.
+        group: GroupId,
+        /// What happened.
+        source: StoreError,
+    },
+    /// The group was here before, and its log knows nothing of it: what it has promised others is
+    /// lost. Remove this member from the group, and let it join under a new number.
+    #[error(
+        "group {group} was here before, and its log is gone: remove this member from the group, \
+         and let it join under a new number"
+    )]
+    LogLost {
+        /// The group.
+        group: GroupId,
+    },
+    /// State, snapshots and log do not fit together.
+    #[error("group {group}: {what}")]
+    Recovery {
+        /// The group.
+        group: GroupId,
+        /// What is wrong.
+        what: String,
+    },
 }
 
 type Tickable = Box<dyn Fn() -> bool + Send>;
@@ -71,12 +104,82 @@ struct Inner {
     tickables: Mutex<Vec<Tickable>>,
     stopping: AtomicBool,
     ticker: Mutex<Option<JoinHandle<()>>>,
+    others: Option<Others>,
+}
+
+/// What a node has that is not alone.
+struct Others {
+    transport: Arc<dyn Transport>,
+    serving: Arc<Serving>,
+    incarnation: Incarnation,
+    groups: RwLock<BTreeMap<GroupId, Weak<dyn Addressed>>>,
+}
+
+impl Inbox for Inner {
+    fn receive(&self, message: Bytes) {
+        let Some(others) = &self.others else { return };
+        let message = match Envelope::decode(message) {
+            Ok(message) => message,
+            Err(error) => {
+                metrics::counter!("esker_raft_messages_malformed_total").increment(1);
+                return tracing::debug!(%error, "a message that nobody understands");
+            }
+        };
+        let group = others.groups.read().get(&message.sender.group).cloned();
+        if let Some(group) = group.and_then(|g| g.upgrade()) {
+            group.receive(message);
+        }
+    }
+
+    fn unreachable(&self, node: NodeId) {
+        let Some(others) = &self.others else { return };
+        let groups: Vec<_> = others.groups.read().values().cloned().collect();
+        for group in groups.iter().filter_map(Weak::upgrade) {
+            group.unreachable(node);
+        }
+    }
 }
 
 impl Node {
     /// Opens the log and starts the threads that all groups share. The inspection tells what was
     /// found in the log.
     pub fn start(config: NodeConfig, faults: Faults) -> Result<(Node, Inspection), NodeError> {
+        Node::start_with(config, faults, None)
+    }
+
+    /// As [`Node::start`], with a way to other nodes: it may have groups of several members. Needs
+    /// [`NodeConfig::dir`].
+    pub fn start_among(
+        config: NodeConfig,
+        transport: Arc<dyn Transport>,
+    ) -> Result<(Node, Inspection), NodeError> {
+        Node::start_with(config, Faults::default(), Some(transport))
+    }
+
+    /// As [`Node::start_among`], with faults of the disk under the log, for tests.
+    pub fn start_with(
+        config: NodeConfig,
+        faults: Faults,
+        transport: Option<Arc<dyn Transport>>,
+    ) -> Result<(Node, Inspection), NodeError> {
+        config.validate()?;
+        let others = match transport {
+            Some(transport) => {
+                let Some(dir) = &config.dir else {
+                    return Err(NodeError::Config(ConfigError {
+                        name: "dir",
+                        why: "must be set on a node that is not alone".to_owned(),
+                    }));
+                };
+                Some(Others {
+                    incarnation: next_incarnation(dir)?,
+                    serving: Serving::start(config.for_sender(), transport.clone())?,
+                    transport,
+                    groups: RwLock::default(),
+                })
+            }
+            None => None,
+        };
         let (log, inspection) = SharedLog::open(config.log.clone(), faults)?;
         let writer = LogWriter::start(&log)?;
         let inner = Arc::new(Inner {
@@ -87,7 +190,12 @@ impl Node {
             tickables: Mutex::new(Vec::new()),
             stopping: AtomicBool::new(false),
             ticker: Mutex::new(None),
+            others,
         });
+        if let Some(others) = &inner.others {
+            let inbox: Weak<Inner> = Arc::downgrade(&inner);
+            others.transport.start(inbox)?;
+        }
         let ticker = std::thread::Builder::new()
             .name("raft-ticker".to_owned())
             .spawn({
@@ -110,23 +218,141 @@ impl Node {
     ) -> Result<Group<S::Output>, NodeError> {
         let inner = &self.inner;
         let membership: Membership = machine.membership();
-        let sole = membership.voters == [inner.config.id];
-        let mut config = Config::new(inner.config.id);
-        config.max_pending_proposals = inner.config.max_pending_proposals;
-        config.snapshot_hint_threshold_entries = inner.config.snapshot_hint_threshold_entries;
-        config.snapshot_hint_threshold_bytes = inner.config.snapshot_hint_threshold_bytes;
-        config.max_log_entries = inner.config.max_log_entries;
         let engine = Engine::open(
-            config,
+            inner.config.for_engine(),
             inner.log.state(id)?,
             machine.applied(),
             &membership,
             inner.log.reader(id),
         )
         .map_err(|source| NodeError::Open { group: id, source })?;
-        let snapshots = (inner.snapshots.clone(), sink);
-        let group = Group::start(id, engine, machine, inner.writer.clone(), send, snapshots)?;
-        inner.tickables.lock().push({
+        let setup = self.setup(id, engine, send, sink, None);
+        let group = self.run(Group::start(setup, machine)?);
+        if membership.voters == [inner.config.id] {
+            group.campaign();
+        }
+        Ok(group)
+    }
+
+    /// Opens a group that has, or may come to have, several members. At the first start on this
+    /// directory it is founded, or waits to be added, as the options say; later ones go on from there:
+    /// the state machine is restored from the newest snapshot if it is behind that, and a fetch that
+    /// was under way goes on.
+    pub fn open_member<S: StateMachine>(
+        &self,
+        options: GroupOptions,
+        mut machine: S,
+    ) -> Result<Group<S::Output>, NodeError> {
+        let inner = &self.inner;
+        let id = options.id;
+        let (Some(others), Some(dir)) = (&inner.others, &inner.config.dir) else {
+            return Err(NodeError::NoTransport { group: id });
+        };
+        let identity = Identity {
+            cluster: inner.config.cluster,
+            group: id,
+            lineage: options.lineage,
+            node: inner.config.id,
+            incarnation: others.incarnation,
+        };
+        let dir = dir.join(format!("group-{id}"));
+        if inner.log.tag(id).is_none() {
+            if dir.exists() || machine.applied() > Lsn(0) {
+                return Err(NodeError::LogLost { group: id });
+            }
+            // Before the directory: what is there without a log has lost it.
+            let (lineage, founders) = (options.lineage, options.founders.clone());
+            let tag = Tag { lineage, founders }.encode();
+            inner.log.begin_group(id, Default::default(), &tag)?;
+        }
+        let store = SnapshotStore::open(&dir, identity, options.faults.clone());
+        let store = Arc::new(store.map_err(|source| NodeError::Store { group: id, source })?);
+        let ready = make_ready(&inner.log, &options, &store, &mut machine)?;
+
+        let mut config = inner.config.for_engine();
+        config.group = id;
+        config.lineage = options.lineage;
+        config.incarnation = others.incarnation;
+        // Its log is here: that there is nothing in it is as it should be.
+        config.founding = true;
+        config.seed = inner.config.id.0.wrapping_mul(0x9e37_79b9) ^ id.0;
+        let engine = Engine::open(
+            config,
+            inner.log.state(id)?,
+            machine.applied(),
+            &ready.membership,
+            inner.log.reader(id),
+        )
+        .map_err(|source| NodeError::Open { group: id, source })?;
+
+        let send: SendToPeers = {
+            let transport = others.transport.clone();
+            Box::new(move |messages| messages.into_iter().for_each(|m| transport.send(m)))
+        };
+        let member = Member::new(
+            identity,
+            store.clone(),
+            others.serving.clone(),
+            others.transport.clone(),
+            inner.config.for_receiver(),
+        );
+        let sink = options.sink.unwrap_or_else(|| Arc::new(()));
+        let setup = self.setup(id, engine, send, sink, Some(member));
+        let group = self.run(Group::start(setup, machine)?);
+        let shared = &group.shared;
+        if let Some(member) = &shared.member {
+            store.all().iter().for_each(|stored| member.publish(stored));
+            if let Some(newest) = store.newest() {
+                shared.step(Event::SnapshotTaken {
+                    last_included_index: newest.manifest.last_included_index,
+                    term: newest.manifest.term,
+                    peers: Some(newest.manifest.peers.clone()),
+                });
+            }
+            if let Some(offer) = ready.fetching {
+                let checkpoint = offer.checkpoint;
+                let offer = Box::new(offer);
+                shared.step(Event::ResumeFetch { offer });
+                if !member.fetches.runs(checkpoint) {
+                    let discarded = store.discard_fetch(checkpoint);
+                    discarded.map_err(|source| NodeError::Store { group: id, source })?;
+                }
+            }
+        }
+        let addressed: Weak<dyn Addressed> = Arc::downgrade(shared) as Weak<dyn Addressed>;
+        others.groups.write().insert(id, addressed);
+        if ready.membership.voters == [inner.config.id] {
+            group.campaign();
+        }
+        Ok(group)
+    }
+
+    fn setup(
+        &self,
+        id: GroupId,
+        engine: Engine,
+        send: SendToPeers,
+        sink: Arc<dyn SnapshotSink>,
+        member: Option<Member>,
+    ) -> Setup {
+        let config = &self.inner.config;
+        let second = Duration::from_secs(1).as_nanos() / config.tick_interval.as_nanos().max(1);
+        Setup {
+            id,
+            node: config.id,
+            election_ticks: config.election_ticks,
+            tell_every: second.max(1) as u64,
+            engine,
+            writer: self.inner.writer.clone(),
+            send,
+            attempts: Attempts::new(self.inner.snapshots.clone(), sink),
+            member,
+        }
+    }
+
+    /// The group gets its ticks from now on.
+    fn run<O: Send + 'static>(&self, group: Group<O>) -> Group<O> {
+        self.inner.tickables.lock().push({
             let group = group.clone();
             let stopped = self.weak();
             Box::new(move || {
@@ -134,10 +360,21 @@ impl Node {
                 stopped.upgrade().is_some()
             })
         });
-        if sole {
-            group.campaign();
-        }
-        Ok(group)
+        group
+    }
+
+    /// Has a group take a snapshot soon; to hear what comes of it, ask the group. False if there is no
+    /// such group, or it is one of [`Node::open_group`].
+    pub fn trigger_snapshot(&self, group: GroupId) -> bool {
+        let others = self.inner.others.as_ref();
+        let group = others.and_then(|o| o.groups.read().get(&group)?.upgrade());
+        group.map(|group| group.ask_for_snapshot()).is_some()
+    }
+
+    /// What the node has sent of snapshots, of all groups.
+    pub fn sent(&self) -> SenderCounts {
+        let others = self.inner.others.as_ref();
+        others.map_or_else(SenderCounts::default, |o| o.serving.counts())
     }
 
     /// The log.
@@ -161,6 +398,10 @@ impl Node {
             let _ = ticker.join();
         }
         self.inner.tickables.lock().clear();
+        if let Some(others) = &self.inner.others {
+            others.transport.stop();
+            others.serving.stop();
+        }
     }
 
     fn weak(&self) -> Weak<Inner> {
@@ -178,5 +419,35 @@ fn tick(inner: &Weak<Inner>, interval: Duration) {
             return;
         }
         inner.tickables.lock().retain(|tick| tick());
+        if let Some(others) = &inner.others {
+            others.serving.tick();
+            let bytes = others.serving.counts().bytes_sent;
+            metrics::counter!("esker_raft_snapshot_bytes_sent_total").absolute(bytes);
+        }
     }
+}
+
+/// The number of this start: one more than that of the last, durable before anybody hears it.
+fn next_incarnation(dir: &Path) -> Result<Incarnation, NodeError> {
+    let path = dir.join("incarnation");
+    let failed = |why: String| NodeError::Incarnation {
+        path: path.clone(),
+        why,
+    };
+    let count = || -> std::io::Result<u64> {
+        std::fs::create_dir_all(dir)?;
+        let last = match std::fs::read_to_string(&path) {
+            Ok(text) => text.trim().parse().map_err(std::io::Error::other)?,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => 0,
+            Err(e) => return Err(e),
+        };
+        let next: u64 = last + 1;
+        let temporary = dir.join("incarnation.tmp");
+        std::fs::write(&temporary, next.to_string())?;
+        std::fs::File::open(&temporary)?.sync_all()?;
+        std::fs::rename(&temporary, &path)?;
+        std::fs::File::open(dir)?.sync_all()?;
+        Ok(next)
+    };
+    count().map(Incarnation).map_err(|e| failed(e.to_string()))
 }

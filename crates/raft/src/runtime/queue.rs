@@ -10,6 +10,7 @@ use std::time::Duration;
 use parking_lot::{Condvar, Mutex};
 
 use crate::engine::Committed;
+use crate::transfer::Manifest;
 
 /// Most bytes applied as one step: large enough to spread the cost of a database write over many
 /// entries, small enough that answers do not wait for each other.
@@ -26,12 +27,31 @@ pub(super) struct ApplyQueue {
 #[derive(Default)]
 struct Waiting {
     committed: VecDeque<Vec<Committed>>,
+    /// The state is to be replaced; comes before everything that is pushed later.
+    install: Option<Box<Manifest>>,
     /// There is something other than entries to look at.
     nudged: bool,
     closed: bool,
 }
 
+/// What the apply thread does next.
+pub(super) enum Step {
+    /// Apply these, in order; none if there is only something else to look at.
+    Entries(Vec<Committed>),
+    /// Replace the state by what was fetched.
+    Install(Box<Manifest>),
+}
+
 impl ApplyQueue {
+    /// The state is to be replaced: what is queued is dropped.
+    pub fn install(&self, offer: Box<Manifest>) {
+        let mut waiting = self.waiting.lock();
+        waiting.committed.clear();
+        waiting.install = Some(offer);
+        drop(waiting);
+        self.arrived.notify_one();
+    }
+
     /// Adds entries; they go nowhere once the queue is closed.
     pub fn push(&self, entries: Vec<Committed>) {
         let mut waiting = self.waiting.lock();
@@ -60,14 +80,18 @@ impl ApplyQueue {
 
     /// The entries of the next step, in order; none after `timeout` or a nudge, `None` once the queue is
     /// closed and empty.
-    pub fn next_step(&self, timeout: Duration) -> Option<Vec<Committed>> {
+    pub fn next_step(&self, timeout: Duration) -> Option<Step> {
         let mut waiting = self.waiting.lock();
-        if waiting.committed.is_empty() && !waiting.closed && !waiting.nudged {
+        let idle = waiting.committed.is_empty() && waiting.install.is_none();
+        if idle && !waiting.closed && !waiting.nudged {
             self.arrived.wait_for(&mut waiting, timeout);
         }
         waiting.nudged = false;
+        if let Some(offer) = waiting.install.take() {
+            return (!waiting.closed).then_some(Step::Install(offer));
+        }
         let Some(mut step) = waiting.committed.pop_front() else {
-            return (!waiting.closed).then(Vec::new);
+            return (!waiting.closed).then(|| Step::Entries(Vec::new()));
         };
         let mut bytes: usize = step.iter().map(size).sum();
         while bytes < MAX_STEP_BYTES && step.len() < MAX_STEP_ENTRIES {
@@ -77,7 +101,7 @@ impl ApplyQueue {
             bytes += more.iter().map(size).sum::<usize>();
             step.extend(more);
         }
-        Some(step)
+        Some(Step::Entries(step))
     }
 }
 

@@ -12,12 +12,13 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::oneshot;
 
-use super::group::Shared;
+use super::shared::Shared;
 use super::state_machine::{Capture, SnapshotError, SnapshotSink, StateMachine, StoredSnapshot};
 use crate::engine::Event;
 
@@ -160,11 +161,19 @@ pub(super) fn attend<S: StateMachine>(machine: &mut S, shared: &Arc<Shared<S::Ou
 }
 
 fn run<O: Send + 'static>(capture: impl Capture, shared: &Shared<O>) {
+    let span = tracing::info_span!("snapshot", group = %shared.id);
+    let _entered = span.enter();
     let attempts = &shared.attempts;
     let written = match attempts.permits.acquire(|| attempts.closed()) {
         // A panic ends the process, by its hook; where it does not, the group goes on.
-        Some(_permit) => catch_unwind(AssertUnwindSafe(|| capture.write()))
-            .unwrap_or_else(|_| Err(SnapshotError("writing the snapshot panicked".to_owned()))),
+        Some(_permit) => catch_unwind(AssertUnwindSafe(|| {
+            let snapshot = capture.write()?;
+            if let Some(member) = &shared.member {
+                member.store(&snapshot)?;
+            }
+            Ok(snapshot)
+        }))
+        .unwrap_or_else(|_| Err(SnapshotError("writing the snapshot panicked".to_owned()))),
         None => Err(stopped()),
     };
     conclude(shared, written);
@@ -173,6 +182,17 @@ fn run<O: Send + 'static>(capture: impl Capture, shared: &Shared<O>) {
 /// Tells the sink, the engine and those who asked, in this order.
 fn conclude<O: Send + 'static>(shared: &Shared<O>, written: Result<StoredSnapshot, SnapshotError>) {
     let attempts = &shared.attempts;
+    let counts = &shared.counts;
+    match &written {
+        Ok(snapshot) => {
+            counts.taken.fetch_add(1, Ordering::Relaxed);
+            tracing::debug!(lsn = %snapshot.last_included_index, "a snapshot is taken");
+        }
+        Err(error) => {
+            counts.failed.fetch_add(1, Ordering::Relaxed);
+            tracing::warn!(%error, "a snapshot failed; it is tried again later");
+        }
+    }
     // See above.
     let _ = catch_unwind(AssertUnwindSafe(|| match &written {
         Ok(snapshot) => attempts.sink.taken(shared.id, snapshot),

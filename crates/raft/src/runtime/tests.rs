@@ -48,6 +48,7 @@ fn config(dir: &Path) -> NodeConfig {
         snapshot_hint_threshold_bytes: 0,
         max_log_entries: 0,
         parallel_snapshots: 1,
+        ..NodeConfig::new(NodeId(1), dir)
     }
 }
 

@@ -1,0 +1,274 @@
+//! A replicated key-value map: three processes, gRPC between them, compressed snapshots of bytes.
+//!
+//! ```text
+//! cargo run -p esker-raft --features grpc --example kv -- --demo
+//! cargo run -p esker-raft --features grpc --example kv -- 1 DIR 127.0.0.1:7201 1=127.0.0.1:7101 2=… 3=…
+//! ```
+//!
+//! A node is told its number, its directory, where clients find it, and where all nodes find each
+//! other. Clients say lines, with `nc` if they like: `set KEY VALUE`, `get KEY`, `status`.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Child, Command, ExitCode};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use esker_raft::runtime::Writing;
+use esker_raft::transport::grpc::{GrpcConfig, GrpcTransport};
+use esker_raft::{
+    Config, Group, GroupId, GroupOptions, InMemory, Lsn, Node, NodeId, Plain, SnapshotError,
+};
+use parking_lot::RwLock;
+
+type Anything<T> = Result<T, Box<dyn std::error::Error>>;
+/// Clients read it; the state machine alone changes it.
+type Shared = Arc<RwLock<BTreeMap<String, String>>>;
+
+/// The state machine: `KEY VALUE` sets a key.
+struct Map(Shared);
+
+impl Plain for Map {
+    /// How many keys there are.
+    type Output = usize;
+
+    fn apply(&mut self, _lsn: Lsn, command: &[u8]) -> usize {
+        let command = String::from_utf8_lossy(command);
+        let (key, value) = command.split_once(' ').unwrap_or((&command, ""));
+        let mut map = self.0.write();
+        map.insert(key.to_owned(), value.to_owned());
+        map.len()
+    }
+
+    fn snapshot(&self) -> Result<Vec<u8>, SnapshotError> {
+        (self.capture())()
+    }
+
+    /// Between two applies there is only a clone; the rest runs beside them.
+    fn capture(&self) -> Writing {
+        let map = self.0.read().clone();
+        Box::new(move || {
+            let failed = |e: &dyn std::fmt::Display| SnapshotError(e.to_string());
+            let json = serde_json::to_vec(&map).map_err(|e| failed(&e))?;
+            zstd::encode_all(&json[..], 3).map_err(|e| failed(&e))
+        })
+    }
+
+    fn restore(&mut self, snapshot: &[u8]) -> Result<(), SnapshotError> {
+        let failed = |e: &dyn std::fmt::Display| SnapshotError(e.to_string());
+        let json = zstd::decode_all(snapshot).map_err(|e| failed(&e))?;
+        *self.0.write() = serde_json::from_slice(&json).map_err(|e| failed(&e))?;
+        Ok(())
+    }
+}
+
+/// Runs one node until it is killed.
+fn node(id: u64, dir: &Path, clients: SocketAddr, peers: BTreeMap<NodeId, String>) -> Anything<()> {
+    let listen = peers
+        .get(&NodeId(id))
+        .ok_or("the node is not among its peers")?;
+    let listen = listen.parse()?;
+    let founders: Vec<NodeId> = peers.keys().copied().collect();
+    let transport = GrpcTransport::bind(
+        listen,
+        GrpcConfig {
+            peers,
+            secret: None,
+        },
+    )?;
+    let mut config = Config::new(NodeId(id), dir);
+    config.tick_interval = Duration::from_millis(50);
+    config.snapshot_hint_threshold_entries = 200;
+    let (node, _) = Node::start_among(config, Arc::new(transport))?;
+    let map = Shared::default();
+    let options = GroupOptions::founded_by(GroupId(1), &founders);
+    let group = node.open_member(options, InMemory::new(Map(map.clone())))?;
+
+    for client in TcpListener::bind(clients)?.incoming() {
+        let (client, group, map) = (client?, group.clone(), map.clone());
+        // A client that goes away ends its thread with an error, and that is all.
+        std::thread::spawn(move || serve(client, &group, &map).map_err(|e| e.to_string()));
+    }
+    Ok(())
+}
+
+fn serve(client: TcpStream, group: &Group<usize>, map: &Shared) -> Anything<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().build()?;
+    let mut answers = client.try_clone()?;
+    for line in BufReader::new(client).lines() {
+        let line = line?;
+        let answer = match line.split_once(' ').unwrap_or((&line, "")) {
+            ("set", rest) => match runtime.block_on(group.execute(rest.into())) {
+                Ok(keys) => format!("ok, {keys} keys"),
+                Err(error) => format!("error: {error} (leader: {:?})", group.leader()),
+            },
+            // After the read index, what is in the map here is not older than this moment.
+            ("get", key) => match runtime.block_on(group.read_index()) {
+                Ok(_) => map.read().get(key).cloned().unwrap_or_default(),
+                Err(error) => format!("error: {error:?}"),
+            },
+            ("status", _) => {
+                let (status, counters) = (group.status(), group.counters());
+                format!(
+                    "{:?} applied={} floor={} snapshots_taken={} snapshots_received={}",
+                    status.role,
+                    status.applied,
+                    status.floor,
+                    counters.snapshots_taken,
+                    counters.engine.snapshots_received,
+                )
+            }
+            _ => "error: say set KEY VALUE, get KEY, or status".to_owned(),
+        };
+        writeln!(answers, "{answer}")?;
+    }
+    Ok(())
+}
+
+/// Three processes of this program; they end when this is dropped.
+struct Demo {
+    dir: std::path::PathBuf,
+    nodes: BTreeMap<u64, Child>,
+    peers: Vec<String>,
+    clients: BTreeMap<u64, String>,
+    deadline: Instant,
+}
+
+impl Drop for Demo {
+    fn drop(&mut self) {
+        for child in self.nodes.values_mut() {
+            let _ = child.kill().and_then(|()| child.wait());
+        }
+        let _ = std::fs::remove_dir_all(&self.dir);
+    }
+}
+
+impl Demo {
+    fn start(&mut self, id: u64) -> Anything<()> {
+        let (dir, clients) = (self.dir.join(id.to_string()), &self.clients[&id]);
+        let mut command = Command::new(std::env::current_exe()?);
+        let command = command.arg(id.to_string()).arg(dir).arg(clients);
+        self.nodes.insert(id, command.args(&self.peers).spawn()?);
+        Ok(())
+    }
+
+    fn kill(&mut self, id: u64) -> Anything<()> {
+        let mut child = self.nodes.remove(&id).ok_or("it does not run")?;
+        Ok(child.kill().and_then(|()| child.wait().map(|_| ()))?)
+    }
+
+    /// Lines to one node, and its answers.
+    fn say(&self, id: u64, lines: &[String]) -> Anything<Vec<String>> {
+        let mut stream = TcpStream::connect(&self.clients[&id])?;
+        stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+        stream.write_all((lines.join("\n") + "\n").as_bytes())?;
+        let answers = BufReader::new(stream).lines().take(lines.len());
+        Ok(answers.collect::<Result<_, _>>()?)
+    }
+
+    fn status(&self, id: u64) -> String {
+        let status = self.say(id, &["status".to_owned()]);
+        status.map_or_else(|e| format!("no answer: {e}"), |s| s.concat())
+    }
+
+    /// Waits until a node's status is like that.
+    fn wait(&self, what: &str, ids: &[u64], like: impl Fn(&str) -> bool) -> Anything<u64> {
+        loop {
+            if let Some(id) = ids.iter().find(|id| like(&self.status(**id))) {
+                return Ok(*id);
+            }
+            if Instant::now() > self.deadline {
+                return Err(format!("in vain: {what}").into());
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    fn write(&self, from: usize, to: usize) -> Anything<u64> {
+        let lines: Vec<_> = (from..to)
+            .map(|n| format!("set key-{n} value {n}"))
+            .collect();
+        loop {
+            let ids: Vec<_> = self.nodes.keys().copied().collect();
+            let leader = self.wait("a leader", &ids, |s| s.starts_with("Leader"))?;
+            if self
+                .say(leader, &lines)?
+                .iter()
+                .all(|answer| answer.starts_with("ok"))
+            {
+                return Ok(leader);
+            }
+        }
+    }
+}
+
+fn demo() -> Anything<()> {
+    // All at once, so that they differ; free again when the nodes take them.
+    let free: Vec<_> = (0..6)
+        .map(|_| TcpListener::bind("127.0.0.1:0"))
+        .collect::<Result<_, _>>()?;
+    let addresses: Vec<_> = free
+        .iter()
+        .map(|l| l.local_addr().map(|a| a.to_string()))
+        .collect::<Result<_, _>>()?;
+    let (peers, clients) = addresses.split_at(3);
+    let mut demo = Demo {
+        dir: std::env::temp_dir().join(format!("esker-raft-kv-{}", std::process::id())),
+        nodes: BTreeMap::new(),
+        peers: (1..)
+            .zip(peers)
+            .map(|(id, at): (u64, _)| format!("{id}={at}"))
+            .collect(),
+        clients: (1..).zip(clients.iter().cloned()).collect(),
+        deadline: Instant::now() + Duration::from_secs(60),
+    };
+    drop(free);
+    (1..=3).try_for_each(|id| demo.start(id))?;
+    let leader = demo.write(0, 300)?;
+    println!("three nodes; node {leader} leads; 300 keys are written");
+    let away = leader % 3 + 1;
+    demo.kill(away)?;
+    println!("node {away} is killed");
+    demo.write(300, 1500)?;
+    println!(
+        "1200 more keys are written; node {leader}: {}",
+        demo.status(leader)
+    );
+    demo.start(away)?;
+    let caught_up = |s: &str| s.contains("snapshots_received=1");
+    demo.wait("a snapshot is installed", &[away], caught_up)?;
+    let value = demo.say(away, &["get key-1499".to_owned()])?.concat();
+    println!("node {away} is back: {}", demo.status(away));
+    println!("node {away}, asked for key-1499: {value:?}");
+    if value != "value 1499" {
+        return Err("it has another value".into());
+    }
+    println!("it caught up by snapshot");
+    Ok(())
+}
+
+fn run(arguments: &[String]) -> Anything<()> {
+    let [id, dir, clients, peers @ ..] = arguments else {
+        return demo();
+    };
+    let peer = |peer: &String| -> Anything<(NodeId, String)> {
+        let (id, address) = peer.split_once('=').ok_or("a peer is ID=HOST:PORT")?;
+        Ok((NodeId(id.parse()?), address.to_owned()))
+    };
+    let peers = peers.iter().map(peer).collect::<Anything<_>>()?;
+    node(id.parse()?, Path::new(dir), clients.parse()?, peers)
+}
+
+/// With a node's arguments, a node; else the demonstration.
+pub fn main() -> ExitCode {
+    let arguments: Vec<_> = std::env::args().skip(1).collect();
+    match run(&arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}

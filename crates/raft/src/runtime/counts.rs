@@ -1,0 +1,106 @@
+//! What a group did, for metrics: the engine's counters, and what only the runtime sees.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use metrics::{counter, gauge};
+
+use crate::engine::{Counters, Engine, Role};
+use crate::ids::GroupId;
+
+/// What the runtime counts itself, since the group was opened.
+#[derive(Debug, Default)]
+pub(super) struct Counts {
+    pub taken: AtomicU64,
+    pub failed: AtomicU64,
+    pub resumed: AtomicU64,
+    pub bytes_fetched: AtomicU64,
+    pub corrupt: AtomicU64,
+    /// Ticks since the metrics were told.
+    pub untold: AtomicU64,
+}
+
+/// What a group did since it was opened.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct GroupCounters {
+    /// What its engine counts.
+    pub engine: Counters,
+    /// Snapshots that it took of itself.
+    pub snapshots_taken: u64,
+    /// Attempts that came to nothing.
+    pub snapshots_failed: u64,
+    /// Fetches that began with bytes which were there already.
+    pub fetches_resumed: u64,
+    /// Bytes of snapshots that came over the network and were good.
+    pub bytes_fetched: u64,
+    /// Chunks and files that did not match their checksum.
+    pub corrupt: u64,
+}
+
+impl Counts {
+    pub fn all(&self, engine: &Engine) -> GroupCounters {
+        let of = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        GroupCounters {
+            engine: engine.counters(),
+            snapshots_taken: of(&self.taken),
+            snapshots_failed: of(&self.failed),
+            fetches_resumed: of(&self.resumed),
+            bytes_fetched: of(&self.bytes_fetched),
+            corrupt: of(&self.corrupt),
+        }
+    }
+}
+
+/// Where a group stands, as metrics show it.
+pub(super) struct Gauges {
+    pub role: Role,
+    pub term: u64,
+    pub apply_lag: u64,
+    pub floor: u64,
+    pub above_floor: u64,
+}
+
+/// Tells the metrics recorder. Called about once a second for each group.
+pub(super) fn tell(group: GroupId, counts: &GroupCounters, gauges: &Gauges) {
+    let group = group.to_string();
+    let engine = &counts.engine;
+    let refused = engine.refused.values().sum();
+    for (name, value) in [
+        ("esker_raft_elections_total", engine.elections),
+        ("esker_raft_elections_won_total", engine.elections_won),
+        ("esker_raft_proposals_total", engine.proposals),
+        ("esker_raft_commits_total", engine.commits),
+        ("esker_raft_snapshots_taken_total", counts.snapshots_taken),
+        ("esker_raft_snapshots_failed_total", counts.snapshots_failed),
+        (
+            "esker_raft_snapshots_offered_total",
+            engine.snapshots_offered,
+        ),
+        ("esker_raft_snapshots_sent_total", engine.snapshots_sent),
+        (
+            "esker_raft_snapshots_received_total",
+            engine.snapshots_received,
+        ),
+        ("esker_raft_snapshots_resumed_total", counts.fetches_resumed),
+        (
+            "esker_raft_snapshot_fetches_failed_total",
+            engine.fetches_failed,
+        ),
+        (
+            "esker_raft_snapshot_bytes_received_total",
+            counts.bytes_fetched,
+        ),
+        ("esker_raft_snapshot_corrupt_total", counts.corrupt),
+        ("esker_raft_messages_refused_total", refused),
+    ] {
+        counter!(name, "group" => group.clone()).absolute(value);
+    }
+    for (name, value) in [
+        ("esker_raft_leader", u64::from(gauges.role == Role::Leader)),
+        ("esker_raft_term", gauges.term),
+        ("esker_raft_apply_lag_entries", gauges.apply_lag),
+        ("esker_raft_floor", gauges.floor),
+        ("esker_raft_entries_above_floor", gauges.above_floor),
+    ] {
+        gauge!(name, "group" => group.clone()).set(value as f64);
+    }
+}

@@ -1,0 +1,238 @@
+//! What a group needs when there are others: who it is to them, where its snapshots are, what it
+//! fetches. And how such a group is opened.
+
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use super::NodeError;
+use super::fetching::Fetches;
+use super::serving::Serving;
+use super::state_machine::{SnapshotError, SnapshotSink, StateMachine, StoredSnapshot};
+use crate::engine::{LogFloor, Membership};
+use crate::ids::{GroupId, Lineage, NodeId};
+use crate::log::SharedLog;
+use crate::message::{Envelope, Gate, Identity, Payload};
+use crate::store::{DiskFaults, SnapshotStore, Stored};
+use crate::transfer::{Manifest, ReceiverConfig, ReceiverEvent};
+use crate::transport::Transport;
+
+/// What is said of a group when it is opened among others.
+#[derive(Clone)]
+pub struct GroupOptions {
+    /// Its number, the same on all its members.
+    pub id: GroupId,
+    /// Its history.
+    pub lineage: Lineage,
+    /// Who founds the group, if it is founded here and now; nobody, if this node is to be added to a
+    /// group that there is. Both count at the first start alone: later ones know better.
+    pub founders: Vec<NodeId>,
+    /// Hears of the snapshots that this member takes.
+    pub sink: Option<Arc<dyn SnapshotSink>>,
+    /// For tests: faults of the disk under the snapshots.
+    pub faults: DiskFaults,
+}
+
+impl GroupOptions {
+    /// A group that these voters found together; each of them says the same.
+    pub fn founded_by(id: GroupId, founders: &[NodeId]) -> GroupOptions {
+        let mut founders = founders.to_vec();
+        founders.sort_unstable();
+        founders.dedup();
+        GroupOptions {
+            id,
+            lineage: Lineage::default(),
+            founders,
+            sink: None,
+            faults: DiskFaults::default(),
+        }
+    }
+
+    /// A group that there is: its leader is told to add this node.
+    pub fn joining(id: GroupId) -> GroupOptions {
+        GroupOptions::founded_by(id, &[])
+    }
+}
+
+pub(super) struct Member {
+    pub identity: Identity,
+    pub store: Arc<SnapshotStore>,
+    pub serving: Arc<Serving>,
+    pub transport: Arc<dyn Transport>,
+    pub receiver: ReceiverConfig,
+    pub fetches: Fetches,
+    /// For what does not reach the engine.
+    gate: Mutex<Gate>,
+}
+
+impl Member {
+    pub fn new(
+        identity: Identity,
+        store: Arc<SnapshotStore>,
+        serving: Arc<Serving>,
+        transport: Arc<dyn Transport>,
+        receiver: ReceiverConfig,
+    ) -> Member {
+        Member {
+            identity,
+            store,
+            serving,
+            transport,
+            receiver,
+            fetches: Fetches::default(),
+            gate: Mutex::new(Gate::new(identity)),
+        }
+    }
+
+    /// What is the transfers'. Answers what is the engine's.
+    pub fn receive(&self, message: Envelope) -> Option<Envelope> {
+        let from = message.sender.node;
+        match &message.payload {
+            Payload::Fetch(_) | Payload::Chunk(_) | Payload::Ended(_) => {
+                if self.gate.lock().admit(&message).is_err() {
+                    return None;
+                }
+            }
+            _ => return Some(message),
+        }
+        match message.payload {
+            Payload::Fetch(fetch) => self.serving.fetch(self.identity, from, fetch),
+            Payload::Chunk(chunk) => self.fetches.hear(from, ReceiverEvent::Chunk(chunk)),
+            Payload::Ended(ended) => {
+                self.serving.ended(from, ended);
+                self.fetches.hear(from, ReceiverEvent::Ended(ended));
+                return Some(message);
+            }
+            _ => {}
+        }
+        None
+    }
+
+    pub fn publish(&self, stored: &Stored) {
+        self.serving.publish(self.identity, &self.store, stored);
+    }
+
+    /// Stores a snapshot of this member's, and offers it from now on instead of those before.
+    pub fn store(&self, snapshot: &StoredSnapshot) -> Result<(), SnapshotError> {
+        let stored = self.store.store(snapshot);
+        let stored = stored.map_err(|e| SnapshotError(e.to_string()))?;
+        self.publish(&stored);
+        Ok(())
+    }
+}
+
+/// What a state machine and a log are when they have been made to fit.
+pub(super) struct Ready {
+    pub membership: Membership,
+    /// What was being fetched.
+    pub fetching: Option<Manifest>,
+}
+
+/// Lets a state machine be as its newest snapshot if that is ahead of it, and lets the log follow a
+/// state that a peer's snapshot has replaced.
+pub(super) fn make_ready<S: StateMachine>(
+    log: &SharedLog,
+    options: &GroupOptions,
+    store: &Arc<SnapshotStore>,
+    machine: &mut S,
+) -> Result<Ready, NodeError> {
+    let group = options.id;
+    let failed = |what: String| NodeError::Recovery { group, what };
+    let tag = log.tag(group).as_deref().and_then(Tag::decode);
+    let tag = tag.ok_or_else(|| failed("the log's tag is not one of this library's".to_owned()))?;
+    if tag.lineage != options.lineage {
+        return Err(failed(format!(
+            "the log is of lineage {}, and {} was asked for",
+            tag.lineage, options.lineage
+        )));
+    }
+    restore_newest(store, machine).map_err(failed)?;
+    let applied = machine.applied();
+    let mut fetching = store.fetch_under_way();
+    if let Some(offer) = fetching.take_if(|f| f.last_included_index == applied) {
+        // The state was replaced by it, and the process ended before that was noted.
+        let kept = store.keep_fetched(offer.checkpoint);
+        kept.map_err(|e| failed(e.to_string()))?;
+    }
+    let fetched =
+        (store.all().into_iter()).find(|s| s.fetched && s.manifest.last_included_index == applied);
+    if let Some(fetched) = fetched {
+        let at = LogFloor {
+            lsn: applied,
+            term: fetched.manifest.term,
+        };
+        if !log.state(group)?.continues(at, &*log.reader(group)) {
+            tracing::info!(%group, lsn = %applied, "the log begins anew after an installed snapshot");
+            log.restart_group(group, at)?;
+        }
+    }
+    let membership = match applied.0 {
+        0 => {
+            let founders = Membership {
+                voters: tag.founders,
+                ..Membership::default()
+            };
+            machine.found(&founders);
+            founders
+        }
+        _ => machine.membership(),
+    };
+    Ok(Ready {
+        membership,
+        fetching,
+    })
+}
+
+/// The newest snapshot that can be read, if the state machine is behind it.
+fn restore_newest<S: StateMachine>(store: &SnapshotStore, machine: &mut S) -> Result<(), String> {
+    let mut last = None;
+    for stored in store.all().iter().rev() {
+        if stored.manifest.last_included_index <= machine.applied() {
+            return Ok(());
+        }
+        let lsn = stored.manifest.last_included_index;
+        let restored = store.load(stored).map_err(|e| e.to_string());
+        match restored.and_then(|s| machine.restore(s).map_err(|e| e.to_string())) {
+            Ok(()) => {
+                tracing::info!(%lsn, bytes = stored.manifest.total_bytes(), "restored from a snapshot");
+                return Ok(());
+            }
+            Err(error) => {
+                tracing::error!(%lsn, error, "a stored snapshot cannot be restored");
+                last = Some(error);
+            }
+        }
+    }
+    last.map_or(Ok(()), Err)
+}
+
+/// What a group's log says of the group itself: that it was begun here, by whom, and its lineage.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Tag {
+    pub lineage: Lineage,
+    pub founders: Vec<NodeId>,
+}
+
+const TAG: &[u8; 8] = b"ESKRGRP1";
+
+impl Tag {
+    pub fn encode(&self) -> Vec<u8> {
+        let mut bytes = TAG.to_vec();
+        bytes.extend_from_slice(&self.lineage.0);
+        for founder in &self.founders {
+            bytes.extend_from_slice(&founder.0.to_be_bytes());
+        }
+        bytes
+    }
+
+    pub fn decode(bytes: &[u8]) -> Option<Tag> {
+        let rest = bytes.strip_prefix(TAG)?;
+        let (lineage, founders) = rest.split_first_chunk::<16>()?;
+        let (founders, rest) = founders.as_chunks::<8>();
+        let founders = founders.iter().map(|f| NodeId(u64::from_be_bytes(*f)));
+        rest.is_empty().then(|| Tag {
+            lineage: Lineage(*lineage),
+            founders: founders.collect(),
+        })
+    }
+}

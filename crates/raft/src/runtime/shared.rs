@@ -1,0 +1,329 @@
+//! What the threads of a group share: its engine under a lock, and what its actions need.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+use super::asks::Asks;
+use super::counts::{self, Counts, Gauges, GroupCounters};
+use super::group::{Guard, ProposeError, SendToPeers};
+use super::member::Member;
+use super::queue::ApplyQueue;
+use super::snapshots::Attempts;
+use super::waiters::{Answer, Waiter, Waiters};
+use crate::engine::{Action, Engine, Event, Membership, RejectReason, Role, Ticket};
+use crate::ids::{GroupId, Lsn, NodeId, Term};
+use crate::log::{LogWriter, Persisted};
+use crate::message::{Envelope, Payload};
+
+pub(super) struct Shared<O> {
+    pub(super) id: GroupId,
+    pub(super) node: NodeId,
+    pub(super) election_ticks: usize,
+    /// Metrics are told every so many ticks.
+    tell_every: u64,
+    pub(super) engine: Mutex<Engine>,
+    /// Pushed to under the engine's lock.
+    pub(super) waiters: Waiters<O>,
+    pub(super) apply: ApplyQueue,
+    pub(super) attempts: Attempts,
+    pub(super) writer: LogWriter,
+    send: SendToPeers,
+    /// What there is beside that if there may be others.
+    pub(super) member: Option<Member>,
+    pub(super) asks: Asks,
+    pub(super) counts: Counts,
+    /// Ticks that somebody has waited here while another member led.
+    waited_without_lead: AtomicU64,
+    /// Last applied entry and its term; whoever waits for progress watches it.
+    pub(super) applied: watch::Sender<(Lsn, Term)>,
+    pub(super) apply_stalled: AtomicBool,
+    pub(super) stopping: AtomicBool,
+    this: Weak<Shared<O>>,
+}
+
+impl<O: Send + 'static> Shared<O> {
+    pub(super) fn new(setup: Setup) -> Arc<Shared<O>> {
+        let applied = setup.engine.applied();
+        Arc::new_cyclic(|this| Shared {
+            id: setup.id,
+            node: setup.node,
+            election_ticks: setup.election_ticks,
+            tell_every: setup.tell_every,
+            engine: Mutex::new(setup.engine),
+            waiters: Waiters::default(),
+            apply: ApplyQueue::default(),
+            attempts: setup.attempts,
+            writer: setup.writer,
+            send: setup.send,
+            member: setup.member,
+            asks: Asks::default(),
+            counts: Counts::default(),
+            waited_without_lead: AtomicU64::new(0),
+            applied: watch::Sender::new((applied, Term(0))),
+            apply_stalled: AtomicBool::new(false),
+            stopping: AtomicBool::new(false),
+            this: this.clone(),
+        })
+    }
+
+    /// Steps the engine and carries out what it says, in order.
+    pub(super) fn step(&self, event: Event) {
+        let mut engine = self.engine.lock();
+        let actions = engine.step(event);
+        self.carry_out(&mut engine, actions);
+    }
+
+    /// Steps the engine with something that it accepts or rejects, and lets `judge` say who waits for
+    /// the entry. Nothing is stepped once the group stops: then there is no verdict.
+    pub(super) fn with_verdict<E>(
+        &self,
+        event: Event,
+        judge: impl FnOnce(Option<Action>) -> Result<(Lsn, Term, Answer<O>, Option<Guard>), E>,
+    ) -> Result<(), E> {
+        let mut engine = self.engine.lock();
+        // Looked at under the lock: whoever waits from here on is seen by `stop`.
+        if self.stopping.load(Ordering::Relaxed) {
+            return judge(None).map(|_| ());
+        }
+        let mut actions = engine.step(event);
+        let verdict = actions
+            .iter()
+            .position(|a| matches!(a, Action::Accepted { .. } | Action::Rejected { .. }));
+        let judged = judge(verdict.map(|at| actions.remove(at)));
+        let outcome = judged.map(|(lsn, term, answer, guard)| {
+            self.waiters.wait(Waiter {
+                lsn,
+                term,
+                answer,
+                _guard: guard,
+            });
+        });
+        self.carry_out(&mut engine, actions);
+        outcome
+    }
+
+    /// Steps the engine; answers why it rejects that, if it does.
+    pub(super) fn refusal_of(&self, event: Event, ticket: Ticket) -> Option<RejectReason> {
+        let mut engine = self.engine.lock();
+        let mut actions = engine.step(event);
+        let refused = |a: &Action| matches!(a, Action::Rejected { ticket: t, .. } if *t == ticket);
+        let refusal = actions
+            .iter()
+            .position(refused)
+            .map(|at| actions.remove(at));
+        self.carry_out(&mut engine, actions);
+        match refusal {
+            Some(Action::Rejected { reason, .. }) => Some(reason),
+            _ => None,
+        }
+    }
+
+    /// The caller holds the engine's lock, which keeps actions in order.
+    fn carry_out(&self, engine: &mut Engine, actions: Vec<Action>) {
+        for action in actions {
+            match action {
+                Action::Persist(persist) => {
+                    if let Some(this) = self.this.upgrade() {
+                        self.writer.persist(self.id, persist, this);
+                    }
+                }
+                Action::Apply(committed) => {
+                    self.apply.push(committed);
+                }
+                Action::Send(messages) => (self.send)(messages),
+                Action::SnapshotHint {
+                    last_included_index,
+                } => {
+                    tracing::debug!(group = %self.id, applied = %last_included_index, "snapshot hint");
+                    self.attempts.want();
+                    self.apply.nudge();
+                }
+                Action::LogAlarm { entries } => {
+                    tracing::error!(
+                        group = %self.id,
+                        entries,
+                        "the log grows and nothing of it is applied: a snapshot cannot help"
+                    );
+                }
+                Action::Compact { floor } => self.writer.compact(self.id, floor),
+                Action::Became { role, leader, term } => {
+                    tracing::debug!(group = %self.id, ?role, ?leader, %term, "role changed");
+                    if role == Role::Leader {
+                        self.waiters.supersede(engine.last(), term);
+                    }
+                    self.asks.leader_is(leader);
+                    // Who waits for the leader looks again.
+                    self.applied.send_modify(|_| {});
+                }
+                Action::Halt { what } => {
+                    tracing::error!(group = %self.id, what, "the group stops: its log is damaged");
+                    self.waiters.fail_all(&ProposeError::Unknown);
+                    self.asks.close();
+                }
+                Action::OfferSnapshot {
+                    to,
+                    last_included_index,
+                } => {
+                    if !self.offer(to, last_included_index) {
+                        let more = engine.step(Event::OfferFailed { to });
+                        self.carry_out(engine, more);
+                    }
+                }
+                Action::FetchSnapshot { from, offer } => {
+                    if let (Some(member), Some(this)) = (&self.member, self.this.upgrade()) {
+                        member.fetches.begin(this, from, *offer);
+                    }
+                }
+                Action::AbandonFetch { checkpoint } => {
+                    if let Some(member) = &self.member {
+                        member.fetches.abandon(checkpoint);
+                    }
+                }
+                Action::InstallSnapshot { offer } => self.apply.install(offer),
+                Action::ReadReady { ticket, lsn } => self.asks.read_answered(ticket, Ok(lsn)),
+                Action::ReadFailed { ticket, reason } => {
+                    self.asks.read_answered(ticket, Err(reason));
+                }
+                Action::Accepted { .. } | Action::Rejected { .. } => {
+                    unreachable!("what has a verdict is stepped by those who look at it")
+                }
+            }
+        }
+    }
+
+    /// Sends the manifest of a stored snapshot; false if there is none of that position.
+    fn offer(&self, to: NodeId, lsn: Lsn) -> bool {
+        let Some(member) = &self.member else {
+            return false;
+        };
+        let newest = member.store.newest();
+        let Some(stored) = newest.filter(|s| s.manifest.last_included_index == lsn) else {
+            return false;
+        };
+        tracing::info!(group = %self.id, %to, %lsn, "offering a snapshot");
+        let offer = Payload::Offer(Box::new(stored.manifest.clone()));
+        (self.send)(vec![member.identity.seal(to, offer)]);
+        true
+    }
+
+    /// Nobody waits for ever for a leader that has not been this member for long: its entries may be
+    /// committed by another one, or replaced.
+    fn tend_waiters(&self) {
+        let alone = self.member.is_none();
+        if alone || self.waiters.is_empty() || self.engine.lock().role() == Role::Leader {
+            self.waited_without_lead.store(0, Ordering::Relaxed);
+            return;
+        }
+        let waited = self.waited_without_lead.fetch_add(1, Ordering::Relaxed);
+        if waited >= 3 * self.election_ticks as u64 {
+            self.waiters.fail_all(&ProposeError::Unknown);
+        }
+    }
+
+    pub(super) fn membership(&self) -> Membership {
+        self.engine.lock().membership().clone()
+    }
+
+    pub(super) fn watch_applied(&self) -> watch::Receiver<(Lsn, Term)> {
+        self.applied.subscribe()
+    }
+
+    pub(super) fn counters(&self) -> GroupCounters {
+        self.counts.all(&self.engine.lock())
+    }
+
+    pub(super) fn tick(&self) {
+        if self.stopping.load(Ordering::Relaxed) {
+            return;
+        }
+        let needs_ticks = self.engine.lock().needs_ticks();
+        if needs_ticks {
+            self.step(Event::Tick);
+        }
+        if let Some(member) = &self.member {
+            member.fetches.tick();
+            self.asks.tick();
+            self.tend_waiters();
+        }
+        let untold = self.counts.untold.fetch_add(1, Ordering::Relaxed) + 1;
+        if untold >= self.tell_every {
+            self.counts.untold.store(0, Ordering::Relaxed);
+            self.tell_metrics();
+        }
+    }
+
+    fn tell_metrics(&self) {
+        let (counters, gauges) = {
+            let engine = self.engine.lock();
+            let gauges = Gauges {
+                role: engine.role(),
+                term: engine.term().0,
+                apply_lag: engine.committed().0.saturating_sub(engine.applied().0),
+                floor: engine.floor().0,
+                above_floor: engine.last().0.saturating_sub(engine.floor().0),
+            };
+            (self.counts.all(&engine), gauges)
+        };
+        counts::tell(self.id, &counters, &gauges);
+    }
+
+    pub(super) fn note_applied(&self, lsn: Lsn, term: Term) {
+        self.applied.send_replace((lsn, term));
+    }
+}
+
+impl<O: Send + 'static> Persisted for Shared<O> {
+    fn persisted(&self, number: u64) {
+        self.step(Event::Persisted { number });
+    }
+}
+
+/// What a node knows a group by, whatever its state machine answers.
+pub(super) trait Addressed: Send + Sync {
+    fn receive(&self, message: Envelope);
+    fn unreachable(&self, node: NodeId);
+    fn ask_for_snapshot(&self);
+}
+
+impl<O: Send + 'static> Addressed for Shared<O> {
+    fn receive(&self, message: Envelope) {
+        if self.stopping.load(Ordering::Relaxed) {
+            return;
+        }
+        let message = match &self.member {
+            Some(member) => member.receive(message),
+            None => Some(message),
+        };
+        if let Some(message) = message {
+            self.step(Event::Receive(message));
+        }
+    }
+
+    fn unreachable(&self, node: NodeId) {
+        if !self.stopping.load(Ordering::Relaxed) {
+            self.step(Event::Unreachable(node));
+        }
+    }
+
+    fn ask_for_snapshot(&self) {
+        self.attempts.want();
+        self.apply.nudge();
+    }
+}
+
+/// What a group is started with.
+pub(super) struct Setup {
+    pub id: GroupId,
+    pub node: NodeId,
+    pub election_ticks: usize,
+    /// Ticks in about a second.
+    pub tell_every: u64,
+    pub engine: Engine,
+    pub writer: LogWriter,
+    pub send: SendToPeers,
+    pub attempts: Attempts,
+    pub member: Option<Member>,
+}

@@ -1,0 +1,128 @@
+//! Who waits for what was proposed.
+//!
+//! In the order of their places in the log. A leader that lost its leadership, and got it back, may
+//! propose for places that it had proposed for before: those entries are gone then.
+
+use std::collections::VecDeque;
+
+use parking_lot::Mutex;
+use tokio::sync::oneshot;
+
+use super::asks::ChangeError;
+use super::group::{Guard, ProposeError};
+use crate::engine::Committed;
+use crate::ids::{GroupId, Lsn, Term};
+
+/// Who is answered when an entry is applied.
+pub(super) enum Answer<O> {
+    Command(oneshot::Sender<Result<O, ProposeError>>),
+    Change(oneshot::Sender<Result<(), ChangeError>>),
+}
+
+impl<O> Answer<O> {
+    /// Nothing came of it, or nobody knows what. Whoever asked may have gone.
+    fn fail(self, why: &ProposeError) {
+        match self {
+            Answer::Command(to) => drop(to.send(Err(why.clone()))),
+            Answer::Change(to) => drop(to.send(Err(match why {
+                ProposeError::Superseded => ChangeError::Superseded,
+                _ => ChangeError::Unknown,
+            }))),
+        }
+    }
+}
+
+pub(super) struct Waiter<O> {
+    pub lsn: Lsn,
+    pub term: Term,
+    pub answer: Answer<O>,
+    /// Dropped when it is answered.
+    pub _guard: Option<Guard>,
+}
+
+/// Bounded by the proposals that the engine lets pend.
+pub(super) struct Waiters<O>(Mutex<VecDeque<Waiter<O>>>);
+
+impl<O> Default for Waiters<O> {
+    fn default() -> Self {
+        Waiters(Mutex::default())
+    }
+}
+
+impl<O> Waiters<O> {
+    pub fn is_empty(&self) -> bool {
+        self.0.lock().is_empty()
+    }
+
+    /// Somebody waits for an entry from now on. Those who waited for this place, or one after it, did
+    /// so in an earlier term, and their entries are gone from a log that has all that was committed.
+    pub fn wait(&self, waiter: Waiter<O>) {
+        let mut waiters = self.0.lock();
+        while let Some(late) = waiters.pop_back_if(|last| last.lsn >= waiter.lsn) {
+            late.answer.fail(&ProposeError::Superseded);
+        }
+        waiters.push_back(waiter);
+    }
+
+    /// This member leads from the entry at `last` on: what it had proposed for that place or later, in
+    /// an earlier term, is gone.
+    pub fn supersede(&self, last: Lsn, term: Term) {
+        let mut waiters = self.0.lock();
+        while let Some(late) = waiters.pop_back_if(|w| w.lsn >= last && w.term != term) {
+            late.answer.fail(&ProposeError::Superseded);
+        }
+    }
+
+    /// A snapshot stands for what is applied up to there: what came of it, nobody here knows.
+    pub fn skipped(&self, lsn: Lsn) {
+        let mut waiters = self.0.lock();
+        while let Some(waiter) = waiters.pop_front_if(|w| w.lsn <= lsn) {
+            waiter.answer.fail(&ProposeError::Unknown);
+        }
+    }
+
+    /// Answers those whose entries were applied, in order; entries of other terms at their places
+    /// mean that theirs never will be.
+    pub fn answer(&self, group: GroupId, entries: &[Committed], outputs: &mut Vec<O>) {
+        let commands = entries.iter().filter(|e| e.command.is_some()).count();
+        assert_eq!(
+            outputs.len(),
+            commands,
+            "group {}: a state machine answers every command once",
+            group
+        );
+        let mut ready = Vec::with_capacity(outputs.len());
+        {
+            let mut waiters = self.0.lock();
+            let mut outputs = outputs.drain(..);
+            for entry in entries {
+                let mut output = entry.command.as_ref().and_then(|_| outputs.next());
+                while let Some(front) = waiters.front()
+                    && front.lsn <= entry.lsn
+                {
+                    let Some(waiter) = waiters.pop_front() else {
+                        break;
+                    };
+                    let landed = waiter.lsn == entry.lsn && waiter.term == entry.term;
+                    let output = if landed { output.take() } else { None };
+                    ready.push((waiter.answer, landed, output));
+                }
+            }
+        }
+        for (answer, landed, output) in ready {
+            match (answer, output) {
+                // Whoever asked may have gone.
+                (Answer::Command(to), Some(output)) => drop(to.send(Ok(output))),
+                (Answer::Change(to), _) if landed => drop(to.send(Ok(()))),
+                (answer, _) => answer.fail(&ProposeError::Superseded),
+            }
+        }
+    }
+
+    /// Nobody waits any more.
+    pub fn fail_all(&self, error: &ProposeError) {
+        for waiter in self.0.lock().drain(..) {
+            waiter.answer.fail(error);
+        }
+    }
+}

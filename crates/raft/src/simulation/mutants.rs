@@ -1,0 +1,107 @@
+//! Hosts that make one mistake each, to show that the simulation finds it.
+//!
+//! All of them are mistakes that a host can make against the documentation of the actions: so none of
+//! them needs a switch in the engine. One is a wrong limit: the engine is configured to keep nothing
+//! for transfers, and the simulation checks against the limit that was meant.
+
+use super::*;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mutant {
+    /// A snapshot is stored without its membership.
+    DropMembership,
+    /// A snapshot is stored with the membership that the group was founded with.
+    BootstrapInSnapshot,
+    /// A snapshot is stored with everybody but who took it.
+    SenderNotInSnapshot,
+    /// A host that starts takes the list that it was founded with for the membership.
+    CountFromBootstrap,
+    /// The log is compacted under a transfer.
+    CompactUnderTransfer,
+    /// A file that was fetched is taken as it is.
+    IgnoreChecksum,
+    /// "Persisted" is said before the sync.
+    AcknowledgeBeforeSync,
+    /// A snapshot has the index of its beginning, and the content of its end.
+    CaptureAfterApply,
+    /// A snapshot has the content of its beginning, and the index of its end.
+    IndexAfterCapture,
+    /// "Fetched" and "installed" are said before the files are there.
+    StepBeforeTheFiles,
+    /// A read is answered from what is applied, without asking.
+    ReadAtOnce,
+}
+
+/// Finds the mutant within so many seeds, or fails.
+fn is_caught(mutant: Mutant, within: u64, by: &str) {
+    for seed in 0..within {
+        let found = std::panic::catch_unwind(|| run(seed, Some(mutant)));
+        let what = match found {
+            Ok(Ok(_)) => continue,
+            Ok(Err(what)) => what,
+            Err(_) => "a panic".to_owned(),
+        };
+        println!("{mutant:?} is caught by seed {seed}: {what}");
+        assert!(
+            what.contains(by),
+            "{mutant:?} is caught by something else: {what}"
+        );
+        return;
+    }
+    panic!("{mutant:?} is not caught by {within} seeds");
+}
+
+#[test]
+fn a_snapshot_without_its_membership_is_caught() {
+    is_caught(Mutant::DropMembership, 20, "membership");
+}
+
+#[test]
+fn a_snapshot_with_the_membership_of_the_foundation_is_caught() {
+    is_caught(Mutant::BootstrapInSnapshot, 40, "membership");
+}
+
+#[test]
+fn a_snapshot_without_its_sender_in_the_membership_is_caught() {
+    is_caught(Mutant::SenderNotInSnapshot, 20, "membership");
+}
+
+#[test]
+fn counting_from_the_list_of_the_foundation_is_caught() {
+    is_caught(Mutant::CountFromBootstrap, 40, "membership");
+}
+
+#[test]
+fn compacting_under_a_transfer_is_caught() {
+    is_caught(Mutant::CompactUnderTransfer, 40, "under a transfer");
+}
+
+#[test]
+fn ignoring_a_checksum_is_caught() {
+    is_caught(Mutant::IgnoreChecksum, 200, "another state");
+}
+
+#[test]
+fn acknowledging_before_the_sync_is_caught() {
+    is_caught(Mutant::AcknowledgeBeforeSync, 5, "durable");
+}
+
+#[test]
+fn capturing_after_the_index_was_fixed_is_caught() {
+    is_caught(Mutant::CaptureAfterApply, 20, "another state");
+}
+
+#[test]
+fn an_index_from_after_the_capture_is_caught() {
+    is_caught(Mutant::IndexAfterCapture, 20, "another state");
+}
+
+#[test]
+fn stepping_a_snapshot_before_its_files_are_there_is_caught() {
+    is_caught(Mutant::StepBeforeTheFiles, 40, "begins after");
+}
+
+#[test]
+fn reading_without_asking_is_caught() {
+    is_caught(Mutant::ReadAtOnce, 20, "a read of");
+}

@@ -1,0 +1,226 @@
+//! What has to be true, whatever happens. Each check is called where it could first be seen to fail.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use xxhash_rust::xxh3::xxh3_64;
+
+use super::disk::Log;
+use super::state::{State, digest, line_of};
+use crate::engine::{Committed, Membership, Persist};
+use crate::ids::{Lsn, NodeId};
+
+/// What is wrong.
+pub type Verdict = Result<(), String>;
+
+/// An entry that somebody was told is committed: it is so for everybody and for ever.
+struct Landed {
+    term: u64,
+    line: Option<u64>,
+    /// Of the state that comes of it.
+    digest: u64,
+    lines: usize,
+    /// In the log, roughly.
+    bytes: u64,
+    membership: Membership,
+}
+
+pub struct Oracle {
+    leaders: BTreeMap<u64, u64>,
+    /// By LSN; 0 is the beginning.
+    history: Vec<Landed>,
+    /// By LSN and term: what the entry is, and the term of the one before it.
+    entries: BTreeMap<(u64, u64), (u64, u64)>,
+    /// Proposals that their proposer was told have landed, and where.
+    acknowledged: BTreeMap<u64, u64>,
+    /// Who was ever a member: a number is not used again.
+    pub ever: BTreeSet<NodeId>,
+    /// Somebody outside has seen the state up to here.
+    pub visible: u64,
+}
+
+impl Oracle {
+    pub fn new(bootstrap: Membership) -> Oracle {
+        Oracle {
+            leaders: BTreeMap::new(),
+            ever: bootstrap.members().collect(),
+            history: vec![Landed {
+                term: 0,
+                line: None,
+                digest: 0,
+                lines: 0,
+                bytes: 0,
+                membership: bootstrap,
+            }],
+            entries: BTreeMap::new(),
+            acknowledged: BTreeMap::new(),
+            visible: 0,
+        }
+    }
+
+    /// Last entry known to be committed.
+    pub fn last(&self) -> u64 {
+        self.history.len() as u64 - 1
+    }
+
+    pub fn membership_at(&self, lsn: u64) -> &Membership {
+        &self.history[lsn as usize].membership
+    }
+
+    pub fn bytes_of(&self, lsn: u64) -> u64 {
+        self.history.get(lsn as usize).map_or(0, |l| l.bytes)
+    }
+
+    pub fn terms(&self) -> u64 {
+        self.leaders.len() as u64
+    }
+
+    pub fn acknowledged(&self) -> u64 {
+        self.acknowledged.len() as u64
+    }
+
+    /// Election safety: one leader a term.
+    pub fn leads(&mut self, id: u64, term: u64) -> Verdict {
+        let known = *self.leaders.entry(term).or_insert(id);
+        match known == id {
+            true => Ok(()),
+            false => Err(format!("{known} and {id} both lead in term {term}")),
+        }
+    }
+
+    /// Log matching: an entry of one LSN and term is the same everywhere, and so is the one before it.
+    /// And what is committed, once it is in a log, is not replaced.
+    pub fn written(
+        &mut self,
+        id: u64,
+        log: &Log,
+        persist: &Persist,
+        mut before: Option<u64>,
+    ) -> Verdict {
+        for entry in &persist.entries {
+            let kind = entry.entry_type as u8;
+            let hash = xxh3_64(&entry.data) ^ u64::from(kind);
+            if let Some(prev) = before {
+                let place = (entry.index, entry.term);
+                let known = *self.entries.entry(place).or_insert((hash, prev));
+                if known != (hash, prev) {
+                    return Err(format!("{id} has another entry at {}@{}", place.0, place.1));
+                }
+            }
+            if let Some(landed) = self.history.get(entry.index as usize)
+                && landed.term != entry.term
+                && log
+                    .term_at(Lsn(entry.index))
+                    .is_some_and(|t| t.0 == landed.term)
+            {
+                return Err(format!(
+                    "{id} replaces what is committed at {}@{} by an entry of term {}",
+                    entry.index, landed.term, entry.term
+                ));
+            }
+            before = Some(entry.term);
+        }
+        Ok(())
+    }
+
+    /// Committed entries never change or vanish, and come in order.
+    pub fn handed_out(&mut self, id: u64, entry: &Committed) -> Verdict {
+        let lsn = entry.lsn.0;
+        let line = entry.command.as_ref().and_then(|c| line_of(c));
+        if lsn == self.history.len() as u64 {
+            let last = &self.history[self.history.len() - 1];
+            let landed = Landed {
+                term: entry.term.0,
+                line,
+                digest: line.map_or(last.digest, |l| digest(last.digest, l)),
+                lines: last.lines + usize::from(line.is_some()),
+                bytes: entry.command.as_ref().map_or(0, |c| c.len()) as u64 + 32,
+                membership: match &entry.membership {
+                    Some(membership) => (**membership).clone(),
+                    None => last.membership.clone(),
+                },
+            };
+            self.ever.extend(landed.membership.members());
+            self.history.push(landed);
+            return Ok(());
+        }
+        let Some(known) = self.history.get(lsn as usize) else {
+            return Err(format!("{id} is handed {lsn}, which nobody has before"));
+        };
+        if known.term != entry.term.0 || known.line != line {
+            return Err(format!("{id} is handed something else at {lsn}"));
+        }
+        match &entry.membership {
+            Some(membership) if **membership != known.membership => Err(format!(
+                "{id} thinks that the membership at {lsn} is {membership:?}, and it is {:?}",
+                known.membership
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// The state is the fold of what is committed, and the membership what the log says.
+    pub fn state(&self, id: u64, state: &State, whence: &str) -> Verdict {
+        let lsn = state.at.lsn.0;
+        let Some(known) = self.history.get(lsn as usize) else {
+            return Err(format!(
+                "{id} has a state of {lsn}, {whence}; nobody knows of that"
+            ));
+        };
+        if (state.digest, state.lines.len()) != (known.digest, known.lines) {
+            return Err(format!(
+                "{id} has another state at {lsn} than all others, {whence}: {} commands instead of {}",
+                state.lines.len(),
+                known.lines
+            ));
+        }
+        if lsn > 0 && state.at.term.0 != known.term {
+            return Err(format!("{id} has another term at {lsn}, {whence}"));
+        }
+        // A joiner without state knows nobody.
+        if lsn > 0 && state.membership != known.membership {
+            return Err(format!(
+                "{id}, {whence}, thinks that the membership at {lsn} is {:?}, and it is {:?}",
+                state.membership, known.membership
+            ));
+        }
+        Ok(())
+    }
+
+    /// A proposer was told that its proposal is in the state.
+    pub fn acknowledge(&mut self, ticket: u64, lsn: u64) -> Verdict {
+        self.visible = self.visible.max(lsn);
+        match self.acknowledged.insert(ticket, lsn) {
+            None => Ok(()),
+            Some(at) => Err(format!("{ticket} landed at {at} and at {lsn}")),
+        }
+    }
+
+    /// Acknowledged proposals are there in the end, each once.
+    pub fn survived(&self) -> Verdict {
+        let mut lines = BTreeMap::new();
+        for (lsn, landed) in self.history.iter().enumerate() {
+            if let Some(line) = landed.line
+                && let Some(other) = lines.insert(line, lsn as u64)
+            {
+                return Err(format!("{line} landed at {other} and at {lsn}"));
+            }
+        }
+        for (ticket, lsn) in &self.acknowledged {
+            if lines.get(ticket) != Some(lsn) {
+                return Err(format!(
+                    "{ticket} was acknowledged at {lsn} and is not there"
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether these are a majority of both the old and the new voters.
+pub fn is_quorum(membership: &Membership, has: impl Fn(u64) -> bool) -> bool {
+    let majority = |voters: &[NodeId]| {
+        let count = voters.iter().filter(|v| has(v.0)).count();
+        voters.is_empty() || 2 * count > voters.len()
+    };
+    majority(&membership.voters) && majority(&membership.voters_outgoing)
+}

@@ -1,0 +1,101 @@
+//! Faults have stopped. Now there must be progress, within a bounded time: a leader is elected, every
+//! member has everything, transfers end.
+
+use super::oracle::Verdict;
+use super::world::World;
+use crate::engine::Event;
+use crate::ids::{Lsn, NodeId};
+
+/// Time between two looks: some two ticks.
+const PAUSE: u64 = 20;
+/// Looks until it must be over. The longest waits add up: an offer that was put off, a chunk that was
+/// asked for again and again, a hint that backs off, an election or two.
+const MOST: u64 = 500;
+
+impl World {
+    /// Peace begins, and everybody who can be started is.
+    pub fn settle(&mut self) {
+        self.peace = true;
+        self.cut.clear();
+        let all: Vec<_> = self.hosts.keys().copied().collect();
+        for id in all {
+            let host = self.host_mut(id);
+            host.full = false;
+            host.slow_disk = false;
+            host.slow_apply = false;
+            if host.engine.is_none() && !host.gone {
+                self.open(id);
+            }
+            let lsn = Lsn(u64::MAX);
+            self.step(id, Event::KeepFrom { lsn });
+        }
+        let before = self.oracle.acknowledged();
+        for look in 1..=MOST {
+            self.run_until(self.now + PAUSE);
+            if self.broken.is_some() {
+                return;
+            }
+            if let Some(lost) = self.lost
+                && let Some(change) = self.remove_lost(lost)
+                && let Some(leader) = self.leader()
+            {
+                let ticket = self.ticket();
+                self.step(leader, Event::ChangeMembership { ticket, change });
+            }
+            let landed = self.oracle.acknowledged() - before;
+            if landed < 3 {
+                self.propose();
+            } else if self.everybody_has_everything().is_ok() {
+                self.reached.slowest_peace = look;
+                let verdict = self.oracle.survived();
+                return self.judge(verdict);
+            }
+        }
+        let landed = self.oracle.acknowledged() - before;
+        let why = match landed {
+            0..3 => Err(format!("only {landed} proposals landed")),
+            _ => self.everybody_has_everything(),
+        };
+        let status = self.hosts.values().map(|h| match &h.engine {
+            Some(engine) => format!("{:?}", engine.status()),
+            None => format!("{} is down", h.config.id),
+        });
+        let status: Vec<_> = status.collect();
+        self.judge(why.map_err(|why| {
+            let passed = MOST * PAUSE;
+            format!(
+                "no progress in {passed} without faults: {why}\n{}",
+                status.join("\n")
+            )
+        }));
+    }
+
+    fn everybody_has_everything(&self) -> Verdict {
+        let Some(leader) = self.leader() else {
+            return Err("nobody leads".to_owned());
+        };
+        let Some(engine) = &self.host(leader).engine else {
+            return Err("the leader is down".to_owned());
+        };
+        let (membership, last) = (engine.membership(), engine.last());
+        if membership.is_joint() || self.lost.is_some() {
+            return Err("a change of the membership is under way".to_owned());
+        }
+        for NodeId(id) in membership.members() {
+            let host = self.host(id);
+            let Some(engine) = &host.engine else {
+                return Err(format!("{id} is down"));
+            };
+            if engine.applied() != last || host.state.at.lsn != last {
+                return Err(format!("{id} has {}, not {last}", host.state.at.lsn));
+            }
+            if engine.membership() != membership || engine.leader() != Some(NodeId(leader)) {
+                return Err(format!("{id} does not know who belongs to the group"));
+            }
+            if host.fetching.is_some() || host.installing.is_some() || !host.writes.is_empty() {
+                return Err(format!("{id} is busy"));
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,406 @@
+//! A group's Raft snapshots on disk: those that a member can offer to others, and the one that it is
+//! fetching.
+//!
+//! ```text
+//! <dir>/snap-<lsn>-<checkpoint>/metadata     what it covers, who belongs, checksums of the data
+//!                               data         of bytes: all of them
+//!                               files/…      of files: these
+//!       fetch-<checkpoint>/…                 the same, the data as far as it is there
+//!       tmp-… gone-…                         being made, being removed: swept at the next open
+//! ```
+//!
+//! - **Metadata names the very data it belongs to**, by checksum, and both become visible with one
+//!   rename of their directory. A crash between any two operations leaves what was there before,
+//!   whole, or what is there after.
+//! - **A fetch begins with its manifest**, durable; the lengths of the files say the rest. When it is
+//!   complete, one rename makes it a stored snapshot.
+//! - **Files are linked**, not copied, where the file system can: a host may remove its own names of
+//!   them at any time.
+//! - **What is read back is verified whole** before a host sees it.
+//!
+//! The newest snapshot is kept, older ones as long as somebody fetches them, one partial fetch, and
+//! that is all. Everything here blocks; nothing here knows threads or consensus.
+
+mod disk;
+mod metadata;
+mod partial;
+#[cfg(test)]
+mod tests;
+
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use xxhash_rust::xxh3::Xxh3;
+
+use crate::ids::{CheckpointId, NodeId};
+use crate::message::Identity;
+use crate::runtime::{SnapshotData, SnapshotDir, StoredSnapshot};
+use crate::transfer::{Checksum, Content, FileEntry, Manifest, OFFER_FORMAT};
+use disk::Disk;
+pub use disk::DiskFaults;
+pub use partial::Partial;
+
+const METADATA: &str = "metadata";
+const DATA: &str = "data";
+const FILES: &str = "files";
+
+/// Why a snapshot could not be stored or read.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The disk. The message names operation and file.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// What the host gave cannot be offered to anybody.
+    #[error("the snapshot cannot be offered: {0}")]
+    Manifest(String),
+    /// What is there is not what was stored.
+    #[error("the snapshot in {path} is damaged: {why}")]
+    Damaged {
+        /// Where.
+        path: PathBuf,
+        /// How.
+        why: String,
+    },
+    /// It is not there.
+    #[error("checkpoint {0} is not stored")]
+    Unknown(CheckpointId),
+}
+
+/// A snapshot that is there, whole and durable.
+#[derive(Clone, Debug)]
+pub struct Stored {
+    /// As it is offered by this node.
+    pub manifest: Manifest,
+    /// It came from a peer.
+    pub fetched: bool,
+    path: PathBuf,
+}
+
+/// See the [module's head](self). One for each group; cheap to share.
+pub struct SnapshotStore {
+    dir: PathBuf,
+    identity: Identity,
+    disk: Disk,
+    /// By what they cover, oldest first.
+    stored: Mutex<Vec<Arc<Stored>>>,
+}
+
+impl SnapshotStore {
+    /// Opens, or makes, a group's directory, and sweeps what was left half-way. Damaged snapshots are
+    /// reported, left where they are, and not listed.
+    pub fn open(
+        dir: &Path,
+        identity: Identity,
+        faults: DiskFaults,
+    ) -> Result<SnapshotStore, StoreError> {
+        let disk = Disk::new(faults);
+        disk.create_dir_all(dir)?;
+        if let Some(parent) = dir.parent() {
+            disk.sync_dir(parent)?;
+        }
+        let store = SnapshotStore {
+            dir: dir.to_owned(),
+            identity,
+            disk,
+            stored: Mutex::default(),
+        };
+        let mut stored = Vec::new();
+        for name in store.disk.names(dir)? {
+            let path = dir.join(&name);
+            if name.starts_with("tmp-") || name.starts_with("gone-") {
+                store.disk.remove_dir_all(&path)?;
+            } else if name.starts_with("snap-") {
+                match store.read_metadata(&path) {
+                    Ok(manifest) => stored.push(Arc::new(store.own(manifest, path))),
+                    Err(error) => tracing::error!(%error, "a stored snapshot cannot be used"),
+                }
+            }
+        }
+        stored.sort_by_key(|s| s.manifest.last_included_index);
+        *store.stored.lock() = stored;
+        store.sweep_partials()?;
+        Ok(store)
+    }
+
+    /// All that are stored, oldest first.
+    pub fn all(&self) -> Vec<Arc<Stored>> {
+        self.stored.lock().clone()
+    }
+
+    /// The one that covers most.
+    pub fn newest(&self) -> Option<Arc<Stored>> {
+        self.stored.lock().last().cloned()
+    }
+
+    /// Stores a snapshot, durably; older ones stay. Files are linked: the host's directory is not
+    /// needed any more when this returns. Costs one read of every file but those that the snapshots
+    /// that are stored have already (the same file, by its number, size and time).
+    pub fn store(&self, snapshot: &StoredSnapshot) -> Result<Arc<Stored>, StoreError> {
+        let checkpoint = CheckpointId(rand::random());
+        let temporary = self.dir.join(format!("tmp-{checkpoint}"));
+        let stored = self.fill(&temporary, checkpoint, snapshot);
+        if stored.is_err() {
+            // Else it is swept at the next open.
+            let _ = self.disk.remove_dir_all(&temporary);
+        }
+        let stored = Arc::new(stored?);
+        self.insert(stored.clone());
+        Ok(stored)
+    }
+
+    fn fill(
+        &self,
+        temporary: &Path,
+        checkpoint: CheckpointId,
+        snapshot: &StoredSnapshot,
+    ) -> Result<Stored, StoreError> {
+        self.disk.create_dir_all(temporary)?;
+        let content = match &snapshot.data {
+            SnapshotData::Bytes(bytes) => {
+                let path = temporary.join(DATA);
+                self.disk.write_whole(&path, bytes)?;
+                Content::Bytes {
+                    size: bytes.len() as u64,
+                    checksum: Checksum::of(bytes),
+                }
+            }
+            SnapshotData::Files(SnapshotDir { path }) => {
+                let to = temporary.join(FILES);
+                self.disk.create_dir_all(&to)?;
+                Content::Files(self.link_files(path, &to)?)
+            }
+        };
+        let manifest = Manifest {
+            format: OFFER_FORMAT,
+            checkpoint,
+            source: self.identity.node,
+            last_included_index: snapshot.last_included_index,
+            term: snapshot.term,
+            peers: snapshot.peers.clone(),
+            content,
+        };
+        let metadata = metadata::encode(self.identity, &manifest)?;
+        self.disk
+            .write_whole(&temporary.join(METADATA), &metadata)?;
+        self.disk.sync_dir(temporary)?;
+        self.make_visible(temporary, &manifest)
+    }
+
+    /// The one rename.
+    fn make_visible(&self, from: &Path, manifest: &Manifest) -> Result<Stored, StoreError> {
+        let (lsn, checkpoint) = (manifest.last_included_index, manifest.checkpoint);
+        let path = self.dir.join(format!("snap-{:020}-{checkpoint}", lsn.0));
+        self.disk.rename(from, &path)?;
+        self.disk.sync_dir(&self.dir)?;
+        Ok(self.own(manifest.clone(), path))
+    }
+
+    fn link_files(&self, from: &Path, to: &Path) -> Result<Vec<FileEntry>, StoreError> {
+        let mut names = Vec::new();
+        self.walk(from, "", &mut names)?;
+        let mut made = vec![to.to_owned()];
+        let mut files = Vec::with_capacity(names.len());
+        for name in names {
+            let (source, target) = (from.join(&name), to.join(&name));
+            if let Some(parent) = target.parent().filter(|p| !made.contains(&p.to_path_buf())) {
+                self.disk.create_dir_all(parent)?;
+                made.push(parent.to_owned());
+            }
+            let known = self.known_checksum(&source, &name);
+            self.disk.link(&source, &target)?;
+            self.disk.sync_file(&target)?;
+            let (size, checksum) = match known {
+                Some(known) => known,
+                None => self.checksum(&target)?,
+            };
+            files.push(FileEntry {
+                name,
+                size,
+                checksum,
+            });
+        }
+        for dir in &made {
+            self.disk.sync_dir(dir)?;
+        }
+        Ok(files)
+    }
+
+    /// Names of all files below a directory, parts separated by `/`, sorted.
+    fn walk(&self, base: &Path, below: &str, names: &mut Vec<String>) -> Result<(), StoreError> {
+        for name in self.disk.names(&base.join(below))? {
+            let name = match below {
+                "" => name,
+                below => format!("{below}/{name}"),
+            };
+            match base.join(&name).is_dir() {
+                true => self.walk(base, &name, names)?,
+                false => names.push(name),
+            }
+        }
+        Ok(())
+    }
+
+    /// If a stored snapshot has that very file.
+    fn known_checksum(&self, source: &Path, name: &str) -> Option<(u64, Checksum)> {
+        let same = |path: &Path| {
+            let of = |path: &Path| {
+                let found = std::fs::metadata(path).ok()?;
+                Some((found.dev(), found.ino(), found.size(), found.mtime_nsec()))
+            };
+            of(path).is_some_and(|it| of(source) == Some(it))
+        };
+        self.stored.lock().iter().rev().find_map(|stored| {
+            let Content::Files(files) = &stored.manifest.content else {
+                return None;
+            };
+            let file = files.iter().find(|f| f.name == name)?;
+            same(&stored.path.join(FILES).join(name)).then_some((file.size, file.checksum))
+        })
+    }
+
+    fn checksum(&self, path: &Path) -> io::Result<(u64, Checksum)> {
+        let mut hash = Xxh3::new();
+        let size = self.disk.scan(path, |piece| hash.update(piece))?;
+        Ok((size, Checksum(hash.digest128())))
+    }
+
+    /// Reads a snapshot back, verified whole.
+    pub fn load(&self, stored: &Stored) -> Result<StoredSnapshot, StoreError> {
+        let read = self.read_back(&stored.manifest, &stored.path)?;
+        if let Content::Files(files) = &stored.manifest.content {
+            let dir = stored.path.join(FILES);
+            for file in files {
+                if self.checksum(&dir.join(&file.name))? != (file.size, file.checksum) {
+                    return Err(StoreError::Damaged {
+                        path: dir.join(&file.name),
+                        why: "it does not match its checksum".to_owned(),
+                    });
+                }
+            }
+        }
+        Ok(read)
+    }
+
+    /// Bytes are verified, since they are read; files are where they are.
+    fn read_back(&self, manifest: &Manifest, path: &Path) -> Result<StoredSnapshot, StoreError> {
+        let damaged = |why: String| StoreError::Damaged {
+            path: path.to_owned(),
+            why,
+        };
+        let data = match &manifest.content {
+            Content::Bytes { size, checksum } => {
+                let bytes = self.disk.read(&path.join(DATA))?;
+                if (bytes.len() as u64, Checksum::of(&bytes)) != (*size, *checksum) {
+                    return Err(damaged("its bytes do not match their checksum".to_owned()));
+                }
+                SnapshotData::Bytes(bytes)
+            }
+            Content::Files(_) => SnapshotData::Files(SnapshotDir {
+                path: path.join(FILES),
+            }),
+        };
+        Ok(StoredSnapshot {
+            last_included_index: manifest.last_included_index,
+            term: manifest.term,
+            peers: manifest.peers.clone(),
+            data,
+        })
+    }
+
+    /// Part of a file of a stored snapshot, by its index in the manifest. An error of kind `NotFound`
+    /// if it is not there (any more).
+    pub fn read_chunk(
+        &self,
+        checkpoint: CheckpointId,
+        file: u32,
+        offset: u64,
+        length: u32,
+    ) -> io::Result<Bytes> {
+        let stored = self
+            .stored
+            .lock()
+            .iter()
+            .find_map(|s| (s.manifest.checkpoint == checkpoint).then(|| s.clone()));
+        let stored = stored.ok_or(io::ErrorKind::NotFound)?;
+        let path = file_path(&stored.path, &stored.manifest, file as usize)
+            .ok_or(io::ErrorKind::NotFound)?;
+        self.disk.read_at(&path, offset, length as usize)
+    }
+
+    /// A stored snapshot cannot be read: it is not listed any more. What is there of it stays, for the
+    /// next open to judge.
+    pub fn forget(&self, checkpoint: CheckpointId) {
+        let mut stored = self.stored.lock();
+        stored.retain(|s| s.manifest.checkpoint != checkpoint);
+    }
+
+    /// Removes a stored snapshot. It is gone at once, its bytes a moment later.
+    pub fn remove(&self, checkpoint: CheckpointId) -> Result<(), StoreError> {
+        let mut stored = self.stored.lock();
+        let Some(at) = (stored.iter()).position(|s| s.manifest.checkpoint == checkpoint) else {
+            return Ok(());
+        };
+        let removed = stored.remove(at);
+        drop(stored);
+        self.remove_dir(&removed.path)
+    }
+
+    fn remove_dir(&self, path: &Path) -> Result<(), StoreError> {
+        let name = path.file_name().and_then(|n| n.to_str()).unwrap_or("it");
+        let gone = self.dir.join(format!("gone-{name}"));
+        self.disk.remove_dir_all(&gone)?;
+        match self.disk.rename(path, &gone) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+            other => other?,
+        }
+        Ok(self.disk.remove_dir_all(&gone)?)
+    }
+
+    fn insert(&self, new: Arc<Stored>) {
+        let mut stored = self.stored.lock();
+        stored.push(new);
+        stored.sort_by_key(|s| s.manifest.last_included_index);
+    }
+
+    fn read_metadata(&self, path: &Path) -> Result<Manifest, StoreError> {
+        let bytes = self.disk.read(&path.join(METADATA))?;
+        metadata::decode(self.identity, &bytes).map_err(|why| StoreError::Damaged {
+            path: path.to_owned(),
+            why,
+        })
+    }
+
+    /// A snapshot that came from a peer is offered under a name of this node's: no two checkpoints of
+    /// two nodes share one. The name follows from the other, so that it is the same after a restart.
+    fn own(&self, mut manifest: Manifest, path: PathBuf) -> Stored {
+        let me = self.identity.node;
+        let fetched = manifest.source != me;
+        if fetched {
+            manifest.checkpoint = renamed(manifest.checkpoint, me);
+            manifest.source = me;
+        }
+        Stored {
+            manifest,
+            fetched,
+            path,
+        }
+    }
+}
+
+fn renamed(checkpoint: CheckpointId, node: NodeId) -> CheckpointId {
+    let mut name = checkpoint.0.to_vec();
+    name.extend_from_slice(&node.0.to_be_bytes());
+    CheckpointId(Checksum::of(&name).0.to_be_bytes())
+}
+
+/// Where a file of a snapshot is.
+fn file_path(dir: &Path, manifest: &Manifest, file: usize) -> Option<PathBuf> {
+    match &manifest.content {
+        Content::Bytes { .. } => (file == 0).then(|| dir.join(DATA)),
+        Content::Files(files) => files.get(file).map(|f| dir.join(FILES).join(&f.name)),
+    }
+}

@@ -1,0 +1,190 @@
+//! The snapshot that is being fetched.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::{FILES, METADATA, SnapshotStore, StoreError, Stored, file_path, metadata};
+use crate::ids::CheckpointId;
+use crate::runtime::StoredSnapshot;
+use crate::transfer::{Checksum, Content, Held, Manifest};
+
+/// A fetch's directory: the manifest is durable, of the files there are prefixes.
+pub struct Partial {
+    store: Arc<SnapshotStore>,
+    manifest: Manifest,
+    path: PathBuf,
+}
+
+impl SnapshotStore {
+    /// The fetch that was under way when the process ended, if there was one.
+    pub fn fetch_under_way(&self) -> Option<Manifest> {
+        let names = self.disk.names(&self.dir).ok()?;
+        let mut partials = names.iter().filter(|n| n.starts_with("fetch-"));
+        partials.find_map(|name| self.read_metadata(&self.dir.join(name)).ok())
+    }
+
+    /// Begins a fetch, or goes on with it. Files that are stored here already are linked; other
+    /// fetches end, what is useful of them is taken over.
+    pub fn begin_fetch(self: &Arc<Self>, manifest: &Manifest) -> Result<Partial, StoreError> {
+        let path = self.fetch_path(manifest.checkpoint);
+        let there = self.read_metadata(&path).is_ok_and(|m| m == *manifest);
+        if !there {
+            self.disk.remove_dir_all(&path)?;
+            let temporary = self.dir.join(format!("tmp-fetch-{}", manifest.checkpoint));
+            self.disk.remove_dir_all(&temporary)?;
+            self.disk.create_dir_all(&temporary)?;
+            if let Content::Files(files) = &manifest.content {
+                for file in files {
+                    let target = temporary.join(FILES).join(&file.name);
+                    if let Some(parent) = target.parent() {
+                        self.disk.create_dir_all(parent)?;
+                    }
+                }
+                self.disk.sync_dir(&temporary.join(FILES))?;
+            }
+            let metadata = metadata::encode(self.identity, manifest)?;
+            self.disk
+                .write_whole(&temporary.join(METADATA), &metadata)?;
+            self.link_known(&temporary, manifest)?;
+            self.disk.sync_dir(&temporary)?;
+            self.disk.rename(&temporary, &path)?;
+            self.disk.sync_dir(&self.dir)?;
+        }
+        for name in self.disk.names(&self.dir)? {
+            let other = self.dir.join(&name);
+            if name.starts_with("fetch-") && other != path {
+                self.remove_dir(&other)?;
+            }
+        }
+        Ok(Partial {
+            store: self.clone(),
+            manifest: manifest.clone(),
+            path,
+        })
+    }
+
+    /// Links whole files that stored snapshots, or another fetch, have by their checksum. They are
+    /// verified like all others before they count.
+    fn link_known(&self, to: &std::path::Path, manifest: &Manifest) -> Result<(), StoreError> {
+        let mut known = std::collections::BTreeMap::new();
+        let mut note = |manifest: &Manifest, dir: &std::path::Path| {
+            for file in 0..manifest.file_count() {
+                let (size, sum) = (manifest.file_size(file), manifest.file_checksum(file));
+                if let (Some(size), Some(sum), Some(path)) =
+                    (size, sum, file_path(dir, manifest, file))
+                    && size > 0
+                    && self.disk.length(&path).is_ok_and(|length| length == size)
+                {
+                    known.insert((sum, size), path);
+                }
+            }
+        };
+        for stored in self.all() {
+            note(&stored.manifest, &stored.path);
+        }
+        for name in self.disk.names(&self.dir)? {
+            let dir = self.dir.join(&name);
+            if name.starts_with("fetch-")
+                && let Ok(manifest) = self.read_metadata(&dir)
+            {
+                note(&manifest, &dir);
+            }
+        }
+        for file in 0..manifest.file_count() {
+            let (size, sum) = (manifest.file_size(file), manifest.file_checksum(file));
+            if let (Some(size), Some(sum), Some(path)) = (size, sum, file_path(to, manifest, file))
+                && let Some(from) = known.get(&(sum, size))
+            {
+                // It may have been removed meanwhile: then it is fetched.
+                let _ = self.disk.link(from, &path);
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends a fetch, and removes what is there of it.
+    pub fn discard_fetch(&self, checkpoint: CheckpointId) -> Result<(), StoreError> {
+        self.remove_dir(&self.fetch_path(checkpoint))
+    }
+
+    /// What was fetched, complete. Its files were verified one by one.
+    pub fn fetched(&self, checkpoint: CheckpointId) -> Result<StoredSnapshot, StoreError> {
+        let path = self.fetch_path(checkpoint);
+        let manifest = self.read_metadata(&path)?;
+        self.read_back(&manifest, &path)
+    }
+
+    /// What was fetched, and is installed, is a stored snapshot from now on: one rename.
+    pub fn keep_fetched(&self, checkpoint: CheckpointId) -> Result<Arc<Stored>, StoreError> {
+        let path = self.fetch_path(checkpoint);
+        let manifest = self.read_metadata(&path)?;
+        let stored = Arc::new(self.make_visible(&path, &manifest)?);
+        self.insert(stored.clone());
+        Ok(stored)
+    }
+
+    fn fetch_path(&self, checkpoint: CheckpointId) -> PathBuf {
+        self.dir.join(format!("fetch-{checkpoint}"))
+    }
+
+    /// At the open: at most one fetch goes on, the one that covers most.
+    pub(super) fn sweep_partials(&self) -> Result<(), StoreError> {
+        let mut partials = Vec::new();
+        for name in self.disk.names(&self.dir)? {
+            let path = self.dir.join(&name);
+            if !name.starts_with("fetch-") {
+                continue;
+            }
+            match self.read_metadata(&path) {
+                Ok(manifest) => partials.push((manifest.last_included_index, path)),
+                Err(_) => self.remove_dir(&path)?,
+            }
+        }
+        partials.sort();
+        partials.pop();
+        partials
+            .iter()
+            .try_for_each(|(_, path)| self.remove_dir(path))
+    }
+}
+
+impl Partial {
+    /// How much of each file is there, unverified.
+    pub fn held(&self) -> Vec<Held> {
+        let length = |file| {
+            let path = file_path(&self.path, &self.manifest, file)?;
+            self.store.disk.length(&path).ok()
+        };
+        (0..self.manifest.file_count())
+            .map(|file| Held::Prefix(length(file).unwrap_or(0)))
+            .collect()
+    }
+
+    /// Writes at the end of a prefix; see [`Write`](crate::transfer::ReceiverAction::Write).
+    pub fn write(&self, file: u32, offset: u64, bytes: &[Bytes]) -> io::Result<()> {
+        self.store
+            .disk
+            .write_at(&self.path_of(file)?, offset, bytes)
+    }
+
+    /// Whether a file is, durably, what the manifest says.
+    pub fn verify(&self, file: u32, checksum: Checksum) -> io::Result<bool> {
+        let path = self.path_of(file)?;
+        self.store.disk.sync_file(&path)?;
+        let size = self.manifest.file_size(file as usize);
+        let found = self.store.checksum(&path)?;
+        let good = (size, checksum) == (Some(found.0), found.1);
+        if good && let Some(parent) = path.parent() {
+            self.store.disk.sync_dir(parent)?;
+        }
+        Ok(good)
+    }
+
+    fn path_of(&self, file: u32) -> io::Result<PathBuf> {
+        file_path(&self.path, &self.manifest, file as usize)
+            .ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+}

@@ -1,0 +1,168 @@
+//! Catching up by snapshot; captures that are slow, or fail.
+
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use crate::host::{Cluster, TICK, Wire, wait_for};
+use crate::over_each_wire;
+
+over_each_wire! {
+    a_follower_far_behind_gets_a_snapshot_of_bytes
+    a_follower_far_behind_gets_a_snapshot_of_files
+    a_joiner_gets_a_snapshot_and_votes_in_the_end
+}
+
+fn a_follower_far_behind_gets_a_snapshot_of_bytes(wire: Wire) {
+    far_behind(Cluster::start(wire, &[1, 2, 3]));
+}
+
+fn a_follower_far_behind_gets_a_snapshot_of_files(wire: Wire) {
+    let mut cluster = Cluster::empty(wire, &[1, 2, 3]);
+    cluster.by_files = true;
+    [1, 2, 3].iter().for_each(|id| cluster.run(*id));
+    far_behind(cluster);
+}
+
+fn far_behind(mut cluster: Cluster) {
+    cluster.write(10, 100);
+    cluster.assert_agreed(&[1, 2, 3]);
+    let behind = cluster.follower();
+    cluster.leave_behind(behind, 300, 1000);
+    cluster.run(behind);
+    cluster.assert_agreed(&[1, 2, 3]);
+    let counters = cluster.group(behind).counters();
+    assert_eq!(counters.engine.snapshots_received, 1, "{counters:?}");
+    assert!(counters.bytes_fetched >= 300_000, "{counters:?}");
+    let leader = cluster.leader();
+    wait_for("the leader heard of it", || {
+        cluster.group(leader).counters().engine.snapshots_sent == 1
+    });
+    assert!(cluster.nodes[&leader].node.sent().bytes_sent >= 300_000);
+
+    // What was installed is what a restart finds.
+    cluster.kill(behind);
+    cluster.write(3, 10);
+    cluster.run(behind);
+    assert_eq!(cluster.knobs[&behind].restored.load(Ordering::SeqCst), 2);
+    cluster.assert_agreed(&[1, 2, 3]);
+    assert_eq!(
+        cluster.group(behind).counters().engine.snapshots_received,
+        0
+    );
+}
+
+fn a_joiner_gets_a_snapshot_and_votes_in_the_end(wire: Wire) {
+    let mut cluster = Cluster::start(wire, &[1, 2]);
+    cluster.write(100, 1000);
+    let leader = cluster.leader();
+    cluster.snapshot(leader);
+    cluster.write(10, 100);
+    cluster.run(3);
+    let three = esker_raft::NodeId(3);
+    crate::host::block(cluster.group(leader).add_peer(three)).unwrap();
+    wait_for("it votes", || {
+        cluster.group(leader).membership().voters.contains(&three)
+    });
+    cluster.assert_agreed(&[1, 2, 3]);
+    // It has what it needs to go on without one of the others.
+    let goes = if leader == 1 { 2 } else { 1 };
+    wait_for("the change is over everywhere", || {
+        (cluster.nodes.values()).all(|n| n.group.membership().voters.len() == 3)
+    });
+    cluster.kill(goes);
+    cluster.write(5, 10);
+    cluster.assert_agreed(&[3]);
+}
+
+#[test]
+fn hints_lead_to_snapshots_and_old_ones_are_removed() {
+    let mut cluster = Cluster::empty(Wire::Memory, &[1, 2, 3]);
+    cluster.adjust = Box::new(|c| c.snapshot_hint_threshold_entries = 40);
+    [1, 2, 3].iter().for_each(|id| cluster.run(*id));
+    cluster.write(400, 20);
+    cluster.assert_agreed(&[1, 2, 3]);
+    for id in [1, 2, 3] {
+        let group = cluster.group(id);
+        wait_for("the floor follows", || {
+            let status = group.status();
+            status.applied.0 - status.floor.0 < 40
+        });
+        let dir = cluster.data_dir(id).join("raft/group-4");
+        wait_for("one snapshot is kept", || {
+            let names = std::fs::read_dir(&dir).unwrap();
+            names
+                .filter(|n| n.as_ref().is_ok_and(|n| n.file_name() != "lock"))
+                .count()
+                == 1
+        });
+        assert!(group.counters().snapshots_taken > 1);
+    }
+}
+
+#[test]
+fn a_slow_capture_stalls_neither_applies_nor_heartbeats() {
+    let mut cluster = Cluster::start(Wire::Memory, &[1, 2, 3]);
+    cluster.write(20, 100);
+    cluster.assert_agreed(&[1, 2, 3]);
+    let leader = cluster.leader();
+    let group = cluster.group(leader).clone();
+    let term = group.status().term;
+    let knobs = cluster.knobs[&leader].clone();
+    *knobs.capture_sleeps.lock() = Duration::from_secs(3);
+    let mut taken = group.trigger_snapshot();
+    wait_for("it is being written", || {
+        knobs.writing.load(Ordering::SeqCst) == 1
+    });
+    *knobs.last_apply.lock() = None;
+    *knobs.longest_gap.lock() = Duration::ZERO;
+    let mut slowest = Duration::ZERO;
+    let mut silent = 0;
+    let mut rounds = 0;
+    while taken.try_recv().is_err() {
+        let started = Instant::now();
+        cluster.write(1, 20);
+        group.status();
+        slowest = slowest.max(started.elapsed());
+        let peers = group.details().peers;
+        silent = silent.max(
+            peers
+                .iter()
+                .filter_map(|p| p.heard_ticks_ago)
+                .max()
+                .unwrap_or(0),
+        );
+        rounds += 1;
+    }
+    assert!(rounds > 20, "{rounds} writes in three seconds");
+    // Nowhere near the three seconds; generous, for a machine that is busy with other tests.
+    assert!(slowest < Duration::from_secs(1), "{slowest:?} for a write");
+    let gap = *knobs.longest_gap.lock();
+    assert!(gap < Duration::from_secs(1), "{gap:?} without an apply");
+    assert!(silent < 20, "{silent} ticks of {TICK:?} without a word");
+    assert_eq!(
+        group.status().term,
+        term,
+        "nobody thought that the leader was gone"
+    );
+}
+
+#[test]
+fn a_failing_capture_is_tried_again_with_back_off_and_stops_nothing() {
+    let mut cluster = Cluster::empty(Wire::Memory, &[1, 2, 3]);
+    cluster.adjust = Box::new(|c| {
+        c.snapshot_hint_threshold_entries = 10;
+        c.snapshot_backoff_ticks = (2, 8);
+    });
+    [1, 2, 3].iter().for_each(|id| cluster.run(*id));
+    let leader = cluster.leader();
+    let knobs = cluster.knobs[&leader].clone();
+    knobs.captures_fail.store(3, Ordering::SeqCst);
+    cluster.write(50, 20);
+    wait_for("it works in the end", || {
+        cluster.group(leader).status().floor.0 > 10
+    });
+    let counters = cluster.group(leader).counters();
+    assert_eq!(counters.snapshots_failed, 3, "{counters:?}");
+    cluster.write(5, 20);
+    cluster.assert_agreed(&[1, 2, 3]);
+}
