@@ -458,7 +458,7 @@ async fn the_reserved_basin_cannot_be_made_or_deleted() {
     http.delete("/v1/basins/esker-state")
         .send()
         .await
-        .refused(404, "basin_not_found");
+        .refused(403, "permission_denied");
 }
 
 #[tokio::test]

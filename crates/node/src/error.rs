@@ -368,6 +368,11 @@ pub const START_CODES: &[(&str, &str, &str)] = &[
         "Restore from the repository into an empty directory.",
     ),
     (
+        "state_unusable",
+        "What the database has of the state store cannot be used, and there is neither a JSON snapshot nor a whole stream of commits to make it anew of; the message says what was tried.",
+        "Put a snapshot of it into `snapshots/` of the data directory, and start again. Nothing was changed.",
+    ),
+    (
         "lineage_begins",
         "Another restore began a lineage a moment ago, and has put no snapshot of it.",
         "Let it go on. If that node is lost as well, try again when the time that the message names has passed.",

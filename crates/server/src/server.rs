@@ -25,6 +25,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
+use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -131,6 +132,7 @@ impl Server {
             stop: stop.clone(),
             grace,
         };
+        tokio::spawn(look_after_metrics(telemetry::metrics(), stop.clone()));
         let mut accepting = vec![tokio::spawn(accept(
             listener,
             api::router(app.clone()),
@@ -177,6 +179,13 @@ impl Server {
             // A panic in it has been reported by the panic hook.
             let _ = accepting.await;
         }
+    }
+}
+
+async fn look_after_metrics(metrics: PrometheusHandle, stop: CancellationToken) {
+    let every = telemetry::UPKEEP_EVERY;
+    while tokio::time::timeout(every, stop.cancelled()).await.is_err() {
+        metrics.run_upkeep();
     }
 }
 

@@ -25,7 +25,7 @@ use crate::exit::Failure;
 use crate::term::{bytes, count, rate, took};
 
 /// Acknowledged commits after which the server is killed.
-const KILL_AFTER: u64 = 1_500;
+const KILL_AFTER: u64 = 500;
 /// The agent.
 const AGENT: &str = "tower";
 /// The key that says how far it is; the others are airports.
@@ -38,9 +38,8 @@ pub async fn play(cast: &mut Cast) -> Result<(), Failure> {
     let server = ServerProcess::start(&data, log.clone(), &arguments).await?;
     cast.server = Some(server);
     let flights = Arc::new(Records::flights().repeated(100 * KILL_AFTER));
-    cast.stage.say(
-        "An agent counts flights: origin, destination and progress change in one transaction, or none does.",
-    );
+    cast.stage
+        .say("An agent counts flights: three keys change in one transaction, or none does.");
     let acknowledged = Arc::new(AtomicU64::new(0));
     let began = Instant::now();
     let working = tokio::spawn(work(

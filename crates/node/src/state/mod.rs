@@ -301,11 +301,18 @@ impl StateStore {
             None => reader.get(key)?,
             Some(at) => reader.view(|view| view.get(key, at))?,
         };
-        Ok(entry.map_or_else(StateRead::absent, |entry| StateRead {
-            value: entry.value,
-            version: entry.version,
-            commit_ts: entry.commit_ts,
-        }))
+        Ok(read_of(entry))
+    }
+
+    /// The same of the present, if that needs no disk; `None` if it does.
+    pub fn get_cached(&self, key: &StateKey) -> Option<Result<StateRead, StateError>> {
+        if let Err(why) = key.check() {
+            return Some(Err(StateError::Invalid(why)));
+        }
+        match self.shared().reader.get_cached(key) {
+            Ok(found) => found.map(|entry| Ok(read_of(entry))),
+            Err(error) => Some(Err(error.into())),
+        }
     }
 
     /// Nothing can be said of what has not happened.
@@ -447,6 +454,14 @@ impl StateStore {
             last_failure: progress.last_failure.clone(),
         })
     }
+}
+
+fn read_of(entry: Option<esker_partition::state::StateEntry>) -> StateRead {
+    entry.map_or_else(StateRead::absent, |entry| StateRead {
+        value: entry.value,
+        version: entry.version,
+        commit_ts: entry.commit_ts,
+    })
 }
 
 /// The command of a transaction; what is left of it is needed only if it comes back.

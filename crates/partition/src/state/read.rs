@@ -3,7 +3,7 @@
 //! All of it blocks on the database for as long as a disk takes.
 
 use prost::Message as _;
-use rust_rocksdb::{ReadOptions, SnapshotWithThreadMode};
+use rust_rocksdb::{ErrorKind, ReadOptions, ReadTier, SnapshotWithThreadMode};
 use s2_common::record::Record;
 use xxhash_rust::xxh3::Xxh3;
 
@@ -120,6 +120,23 @@ impl StateReader {
         let generation = self.published.get().generation;
         let key = keys::state_key(generation, &key.encode());
         self.part.get(key, "a key of the state")
+    }
+
+    /// The same, if neither a file nor the system has to be asked; `None` if it has.
+    pub fn get_cached(&self, key: &StateKey) -> Result<Option<Option<StateEntry>>, StoreError> {
+        let generation = self.published.get().generation;
+        let key = keys::state_key(generation, &key.encode());
+        let mut options = ReadOptions::default();
+        options.set_read_tier(ReadTier::BlockCache);
+        let db = self.part.store().db();
+        match db.get_pinned_cf_opt(&self.part.cf(), key, &options) {
+            Ok(None) => Ok(Some(None)),
+            Ok(Some(value)) => StateEntry::decode(&value[..])
+                .map(|entry| Some(Some(entry)))
+                .map_err(|e| self.part.malformed("a key of the state", &e)),
+            Err(error) if error.kind() == ErrorKind::Incomplete => Ok(None),
+            Err(error) => Err(self.part.error("a key of the state", error)),
+        }
     }
 
     /// Everything as of one moment. Writers go on; what they delete stays on the disk meanwhile.

@@ -134,6 +134,23 @@ fn a_commit_gives_each_operation_a_version_and_is_one_record() {
 }
 
 #[test]
+fn a_read_from_memory_finds_what_a_read_finds() {
+    let mut it = Fixture::new();
+    it.commit(vec![write(&key("a"), "{}")]);
+    let reader = it.state_reader();
+    let found = reader.get_cached(&key("a")).unwrap();
+    assert_eq!(found, Some(reader.get(&key("a")).unwrap()));
+    assert_eq!(reader.get_cached(&key("b")).unwrap(), Some(None));
+    drop(reader);
+    it.reopen();
+    let reader = it.state_reader();
+    // It is in a file now, of which the opening may have read the block; a read brings it into memory.
+    let found = reader.get(&key("a")).unwrap();
+    assert!(found.is_some());
+    assert_eq!(reader.get_cached(&key("a")).unwrap(), Some(found));
+}
+
+#[test]
 fn expected_versions_are_met_or_nothing_happens() {
     let mut it = Fixture::new();
     let a = key("a");

@@ -72,6 +72,11 @@ pub const CODES: &[(ErrorCode, &str, &str)] = &[
         "Check the tail before trying again, or append conditionally.",
     ),
     (
+        ErrorCode::PermissionDenied,
+        "The basin is reserved: the server alone writes it. Clients may read it.",
+        "Commit to the state store instead (`esker state`).",
+    ),
+    (
         ErrorCode::RateLimited,
         "The partition has too much pending, or its disk takes no writes. Nothing happened.",
         "Try again; if it lasts, look at `/health` and the disk's free space.",

@@ -5,8 +5,7 @@ use tonic::Status;
 
 use super::status::status;
 
-/// Runs a read where it may block. All reads go through here, points and scans: whether a point read that
-/// the cache has is worth a thread is decided in this one place.
+/// Runs a read where it may block. All reads go through here, but for points that the cache has.
 ///
 /// # Errors
 ///

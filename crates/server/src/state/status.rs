@@ -345,6 +345,7 @@ mod tests {
             },
             StateError::SnapshotNotFound(9),
             StateError::NotEmpty { commit_ts: 9 },
+            StateError::NothingCommitted,
             StateError::Unavailable("u".into()),
             StateError::Stopping,
             StateError::Unknown("u".into()),
