@@ -90,7 +90,7 @@ async fn a_kill_at_any_moment_leaves_every_acknowledged_commit_whole_and_no_othe
     assert!(proof.differences.is_empty(), "seed {seed}: {proof:?}");
 }
 
-async fn check(state: &Clients, known: &[Arc<Mutex<Known>>], seed: u64) {
+async fn check(state: &Clients, all_known: &[Arc<Mutex<Known>>], seed: u64) {
     let all = state.replay_all().await;
     let numbers: Vec<u64> = all.iter().map(|event| event.commit_ts).collect();
     let expected: Vec<u64> = (1..=numbers.len() as u64).collect();
@@ -98,9 +98,9 @@ async fn check(state: &Clients, known: &[Arc<Mutex<Known>>], seed: u64) {
         numbers, expected,
         "seed {seed}: commits are numbered without a gap"
     );
-    for (number, known) in known.iter().enumerate() {
+    for (number, known) in all_known.iter().enumerate() {
         let agent = format!("agent-{number}");
-        let mut known = known.lock().unwrap_or_else(|e| e.into_inner());
+        let mut known = std::mem::take(&mut *known.lock().unwrap());
         let of_agent: Vec<_> = all
             .iter()
             .filter(|event| event.operations.iter().any(|o| o.agent_id == agent))
@@ -143,5 +143,6 @@ async fn check(state: &Clients, known: &[Arc<Mutex<Known>>], seed: u64) {
                 assert_eq!(value, format!("{{\"n\":{n}}}"));
             }
         }
+        *all_known[number].lock().unwrap() = known;
     }
 }

@@ -217,10 +217,9 @@ fn verify_blocking(shared: &Shared, wanted: Option<u64>) -> Result<StateVerifica
 
 /// Compares one snapshot with the live state; [`StateError::Invalid`] if it is not to be used.
 fn prove(shared: &Shared, commit_ts: u64) -> Result<StateVerification, StateError> {
-    let compared = shared
+    shared
         .reader
-        .view(|view| Ok(compare(shared, view, commit_ts)))?;
-    compared
+        .view(|view| Ok(compare(shared, view, commit_ts)))?
 }
 
 fn compare(
