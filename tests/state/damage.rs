@@ -14,7 +14,7 @@ fn setup() -> Setup {
 }
 
 /// Removes the row of the database that says where the store stands.
-fn wreck(data: &Path) {
+pub fn wreck(data: &Path) {
     let options = Options::default();
     let db = data.join("db");
     let names = DBWithThreadMode::<MultiThreaded>::list_cf(&options, &db).unwrap();

@@ -14,6 +14,7 @@
 //! | [`snapshots`] | JSON snapshots: made, listed, exported, imported, verified |
 //! | [`torn`] | readers while commits run |
 //! | [`kills`] | kill -9 in commits and snapshots, again and again |
+//! | [`keeping`] | archived snapshots, snapshots that fail |
 //! | [`damage`] | damaged snapshots, and a store that is made anew |
 //! | [`commands`] | `esker state` |
 //! | [`python`] | the official Python client, and the example |
@@ -29,6 +30,7 @@ mod client;
 mod commands;
 mod conditions;
 mod damage;
+mod keeping;
 mod kills;
 mod limits;
 mod listeners;

@@ -105,7 +105,7 @@ impl StreamHandle {
         budget: Option<(&Arc<Semaphore>, usize)>,
     ) -> Result<PendingAppend, Error> {
         let inner = &self.node.inner;
-        changeable(self.basin.clone())?;
+        changeable(&self.basin)?;
         if self.node.is_draining() {
             return Err(Error::Stopping);
         }

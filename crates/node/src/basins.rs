@@ -166,7 +166,8 @@ impl Node {
     ) -> Result<BasinConfig, Error> {
         let inner = &self.inner;
         for _ in 0..CHANGE_ATTEMPTS {
-            let basin = changeable(self.basin(name)?)?;
+            let basin = self.basin(name)?;
+            changeable(&basin)?;
             let config = basin.config.clone().reconfigure(changes.clone());
             let command = SetBasinSettings {
                 name: name.to_owned(),
@@ -245,11 +246,11 @@ fn state_basin() -> Arc<Basin> {
     BASIN.clone()
 }
 
-/// The basin, unless only the server changes it.
-pub(crate) fn changeable(basin: Arc<Basin>) -> Result<Arc<Basin>, Error> {
+/// An error if only the server changes the basin.
+pub(crate) fn changeable(basin: &Basin) -> Result<(), Error> {
     match basin.id {
         STATE_BASIN_ID => Err(Error::ReadOnly(basin.name.clone())),
-        _ => Ok(basin),
+        _ => Ok(()),
     }
 }
 

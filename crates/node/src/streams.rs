@@ -94,7 +94,8 @@ impl Node {
         config: &OptionalStreamConfig,
         create: &Create,
     ) -> Result<(Change, StreamListing), Error> {
-        let basin = changeable(self.basin(basin)?)?;
+        let basin = self.basin(basin)?;
+        changeable(&basin)?;
         let merged = config
             .clone()
             .merge(basin.config.default_stream_config.clone());
@@ -144,7 +145,9 @@ impl Node {
         changes: &StreamReconfiguration,
     ) -> Result<StreamConfig, Error> {
         for _ in 0..CHANGE_ATTEMPTS {
-            let handle = self.existing(changeable(self.basin(basin)?)?, name)?;
+            let found = self.basin(basin)?;
+            changeable(&found)?;
+            let handle = self.existing(found, name)?;
             let view = handle.stream.view();
             let config = OptionalStreamConfig::from(StreamConfig::clone(&view.config))
                 .reconfigure(changes.clone())
@@ -170,7 +173,8 @@ impl Node {
 
     /// Deletes a stream; its name is free at once.
     pub async fn delete_stream(&self, basin: &str, name: &str) -> Result<(), Error> {
-        let basin = changeable(self.any_basin(basin)?)?;
+        let basin = self.any_basin(basin)?;
+        changeable(&basin)?;
         let partition = self.inner.partition(basin.id, name);
         let command = DeleteStream {
             basin: basin.id.0,

@@ -27,6 +27,8 @@ const PRUNE_EVERY: Duration = Duration::from_secs(1);
 const PRUNE_STEPS: usize = 64;
 /// Commits whose age is looked at in one round.
 const AGES: usize = 20_000;
+/// How often it is looked whether the repository has what it should, without being told of something new.
+const ARCHIVE_EVERY: Duration = Duration::from_secs(60);
 /// Pause after a failed snapshot: the first time, and at most.
 const BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 
@@ -137,16 +139,21 @@ async fn keep_snapshots(inner: Weak<Inner>) {
 
 async fn keep_archived(inner: Weak<Inner>) {
     let mut wait = Duration::ZERO;
+    let mut failures = 0;
     while let Some(inner) = inner.upgrade() {
         if !pause(&inner, Some(&inner.state.wake_archive), wait).await {
             return;
         }
         wait = match inner.state.archive_new().await {
-            Ok(()) => Duration::from_secs(60),
+            Ok(()) => {
+                failures = 0;
+                ARCHIVE_EVERY
+            }
             Err(why) => {
+                failures += 1;
                 metrics::counter!("esker_state_snapshots_archive_failed_total").increment(1);
                 tracing::warn!(%why, "a snapshot of the state store was not put into the repository: it is tried again");
-                (wait * 2).clamp(BACKOFF.0, BACKOFF.1)
+                (BACKOFF.0 * 2u32.saturating_pow(failures - 1)).min(BACKOFF.1)
             }
         };
     }
@@ -412,9 +419,12 @@ async fn prune(inner: &Arc<Inner>) -> Result<(), String> {
     let (bound, from) = blocking(move || {
         this.state.look_at_files();
         // Whatever comes after the oldest snapshot is needed to go on from it.
-        let bound = match this.state.options.snapshot_interval {
-            0 => u64::MAX,
-            _ => this.state.progress.lock().oldest.unwrap_or(0),
+        let oldest = this.state.progress.lock().oldest;
+        let bound = match (oldest, this.state.options.snapshot_interval) {
+            (Some(oldest), _) => oldest,
+            // There will never be one, unless somebody asks.
+            (None, 0) => u64::MAX,
+            (None, _) => 0,
         };
         let from = kept_from(&this, &this.state.options)?;
         Ok::<_, StoreError>((bound, from))

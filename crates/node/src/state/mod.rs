@@ -222,14 +222,18 @@ impl StateStore {
             .await
             .map_err(|_| StateError::Stopping)?;
         let group = shared.group(&self.inner);
-        let answer = match self.takes_changes() {
-            Err(error) => Err(error),
-            Ok(()) => group
+        let answered = async {
+            self.takes_changes()?;
+            let answer = group
                 .propose_with(bytes, Some(Box::new(permit)))
-                .map_err(|e| StateError::Unavailable(e.to_string())),
+                .map_err(not_committed)?;
+            let answer = answer.await.unwrap_or(Err(ProposeError::Unknown));
+            answer.map_err(not_committed)
         };
-        let answer = match answer {
-            Ok(answer) => answer,
+        let outcome = match answered.await {
+            Ok(outcome) => outcome,
+            Err(error @ StateError::Unknown(_)) => return Err(error),
+            // Nothing happened: it can be committed again.
             Err(error) => {
                 if let Kind::StateCommit(command) = kind {
                     let staged = staged.with(command.operations, command.expected, expected.len());
@@ -237,13 +241,6 @@ impl StateStore {
                 }
                 return Err(error);
             }
-        };
-        let outcome = match answer.await.unwrap_or(Err(ProposeError::Unknown)) {
-            Ok(outcome) => outcome,
-            Err(ProposeError::Unknown) => {
-                return Err(StateError::Unknown(ProposeError::Unknown.to_string()));
-            }
-            Err(error) => return Err(StateError::Unavailable(error.to_string())),
         };
         match outcome {
             Outcome::StateCommitted(Ok(done)) => {
@@ -480,6 +477,13 @@ fn command_of(txn: &str, mut staged: Staged, more: &[Expected]) -> (StateCommit,
         at_ms: now_ms(),
     };
     (command, staged)
+}
+
+fn not_committed(error: ProposeError) -> StateError {
+    match error.has_no_side_effects() {
+        true => StateError::Unavailable(error.to_string()),
+        false => StateError::Unknown(error.to_string()),
+    }
 }
 
 fn unexpected(outcome: &Outcome) -> StateError {
