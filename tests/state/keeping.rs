@@ -1,10 +1,20 @@
-//! What the store keeps of its own accord: archived snapshots, and snapshots again after they failed.
+//! What the store keeps of its own accord: archived snapshots, history by policy, and snapshots again
+//! after they failed.
 
 use std::fs;
 
-use crate::client::{Read, State, key};
+use esker_proto::state::v1::ReplayRequest;
+use tonic::Code;
+
+use crate::client::{Clients, Read, State, assert_refused, key};
 use crate::damage::wreck;
 use crate::support::{Setup, eventually};
+
+/// The first commit that can be replayed.
+async fn history_begins(clients: &Clients) -> u64 {
+    let all = clients.replay_all().await;
+    all.first().unwrap().commit_ts
+}
 
 #[tokio::test]
 async fn an_archived_snapshot_makes_the_store_anew_where_the_disk_has_none() {
@@ -59,4 +69,49 @@ async fn a_snapshot_that_fails_is_reported_and_tried_again_and_commits_go_on() {
     })
     .await;
     assert_eq!(state.verify().await.snapshot_commit_ts, 6);
+}
+
+#[tokio::test]
+async fn history_goes_by_policy_and_never_beyond_the_oldest_snapshot_that_is_kept() {
+    let settings = [
+        "state.snapshot-interval=0",
+        "state.snapshots-retained=2",
+        "state.keep-history=2",
+        "state.keep-versions=2",
+    ];
+    let state = State::with(&settings).await;
+    for n in 1..=30u64 {
+        state.put(key("a"), &format!("{{\"n\":{n}}}")).await;
+        if n % 10 == 0 {
+            assert_eq!(state.snapshot().await, n);
+        }
+    }
+    // Snapshots 20 and 30 are kept.
+    let begins = eventually("history is cut", async || {
+        let begins = history_begins(&state).await;
+        (begins > 11).then_some(begins)
+    })
+    .await;
+    assert_eq!(begins, 21);
+    let request = ReplayRequest {
+        start_ts: Some(20),
+        ..ReplayRequest::default()
+    };
+    assert_refused(
+        state.esker.clone().replay(request).await,
+        Code::OutOfRange,
+        "history_begins",
+    );
+    // What came after the older one is there, whatever the policies say.
+    for n in 21..=30 {
+        let read = state.get_at(key("a"), n).await.unwrap();
+        assert_eq!(read, Read::of(&format!("{{\"n\":{n}}}"), n, n));
+    }
+    let mut client = state.esker.clone();
+    let request = esker_proto::state::v1::VerifyRequest {
+        commit_ts: Some(20),
+    };
+    let proof = client.verify(request).await.unwrap().into_inner();
+    assert_eq!(proof.replayed, 10);
+    assert!(proof.differences.is_empty(), "{proof:?}");
 }

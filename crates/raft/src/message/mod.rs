@@ -214,6 +214,14 @@ impl Envelope {
         wire::Envelope::from(self).encode_to_vec()
     }
 
+    /// The same, at the end of a buffer, without a copy in between.
+    #[cfg(feature = "grpc")]
+    pub(crate) fn encode_to(&self, buffer: &mut tonic::codec::EncodeBuf<'_>) {
+        let envelope = wire::Envelope::from(self);
+        buffer.reserve(envelope.encoded_len());
+        envelope.encode_raw(buffer);
+    }
+
     /// Parses what [`Envelope::encode`] made, or anything else.
     pub fn decode(bytes: impl Into<Bytes>) -> Result<Envelope, DecodeError> {
         let bytes = bytes.into();
@@ -249,6 +257,11 @@ impl PeerMessage {
     /// The receiver.
     pub fn to(&self) -> NodeId {
         NodeId(self.0.to)
+    }
+
+    /// Whether it is a leader's word that it is there, and nothing more.
+    pub fn is_heartbeat(&self) -> bool {
+        self.0.get_msg_type() == eraftpb::MessageType::MsgHeartbeat
     }
 }
 

@@ -104,6 +104,8 @@ fn install<S: StateMachine>(machine: &mut S, offer: &Manifest, shared: &Arc<Shar
         }
         return shared.step(Event::InstallFailed { checkpoint });
     }
+    // Before the engine hears of it: see there.
+    shared.attempts.replaced();
     let stored = loop {
         match member.store.keep_fetched(checkpoint) {
             Ok(stored) => break stored,

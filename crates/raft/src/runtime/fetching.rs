@@ -199,6 +199,7 @@ impl<O: Send + 'static> Fetch<O> {
         };
         let mut receiver = Receiver::new(self.config.clone(), self.from, self.offer.clone(), &held);
         let mut told = 0;
+        let mut full = false;
         let mut next = Some(ReceiverEvent::Start);
         let outcome = loop {
             let event = match next.take() {
@@ -218,7 +219,13 @@ impl<O: Send + 'static> Fetch<O> {
                     bytes_done: told,
                 });
             }
-            let ended = self.carry_out(&mut receiver, event, &partial, &verifier);
+            let ticked = matches!(event, ReceiverEvent::Tick);
+            let mut ended = self.carry_out(&mut receiver, event, &partial, &verifier, &mut full);
+            if ended.is_none() && ticked && full && partial.has_space(self.config.window_bytes) {
+                full = false;
+                let event = ReceiverEvent::SpaceReturned;
+                ended = self.carry_out(&mut receiver, event, &partial, &verifier, &mut full);
+            }
             if ended.is_some() {
                 break ended;
             }
@@ -262,6 +269,7 @@ impl<O: Send + 'static> Fetch<O> {
         event: ReceiverEvent,
         partial: &Partial,
         verifier: &Verifier,
+        full: &mut bool,
     ) -> Option<Result<(), EndReason>> {
         let member = self.shared.member.as_ref()?;
         let mut events = VecDeque::from([event]);
@@ -279,6 +287,10 @@ impl<O: Send + 'static> Fetch<O> {
                     } => events.push_back(match partial.write(file, offset, &bytes) {
                         Ok(()) => ReceiverEvent::Written,
                         Err(error) => {
+                            *full = matches!(
+                                error.kind(),
+                                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+                            );
                             tracing::warn!(%error, "a snapshot cannot be written; it is tried again");
                             ReceiverEvent::WriteFailed
                         }

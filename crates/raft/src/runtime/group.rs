@@ -8,6 +8,7 @@ use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
 use super::counts::GroupCounters;
+use super::proposals::Proposal;
 use super::shared::{Addressed, Setup, Shared};
 use super::state_machine::{SnapshotError, StateMachine, StoredSnapshot};
 use super::waiters::Answer;
@@ -46,6 +47,27 @@ impl ProposeError {
     /// Whether it is certain that the command had no effect and never will.
     pub fn has_no_side_effects(&self) -> bool {
         !matches!(self, ProposeError::Unknown)
+    }
+
+    pub(super) fn stopping() -> ProposeError {
+        ProposeError::Refused("the server is stopping".to_owned())
+    }
+
+    pub(super) fn halted() -> ProposeError {
+        ProposeError::Refused("the partition has stopped, see the log".to_owned())
+    }
+}
+
+impl From<RejectReason> for ProposeError {
+    fn from(reason: RejectReason) -> Self {
+        match reason {
+            RejectReason::NotLeader { leader } => ProposeError::NotLeader { leader },
+            RejectReason::Busy => ProposeError::Busy,
+            RejectReason::LogFull => ProposeError::LogFull,
+            RejectReason::Transferring { to } => ProposeError::NotLeader { leader: Some(to) },
+            RejectReason::Membership(why) => ProposeError::Refused(why.to_string()),
+            RejectReason::Refused(why) => ProposeError::Refused(why),
+        }
     }
 }
 
@@ -141,30 +163,39 @@ impl<O: Send + 'static> Group<O> {
     ) -> Result<oneshot::Receiver<Result<O, ProposeError>>, ProposeError> {
         let shared = &self.shared;
         if shared.stopping.load(Ordering::Relaxed) {
-            return Err(stopping());
+            return Err(ProposeError::stopping());
         }
         if shared.writer.stalled() || shared.apply_stalled.load(Ordering::Relaxed) {
             return Err(ProposeError::LogFull);
         }
-        let (tx, rx) = oneshot::channel();
+        let (tx, mut rx) = oneshot::channel();
+        if shared.has_others() {
+            shared.propose_together(Proposal {
+                command,
+                answer: tx,
+                guard,
+            })?;
+            // What is refused at once is said at once.
+            return match rx.try_recv() {
+                Ok(Err(refused)) => Err(refused),
+                Ok(Ok(output)) => {
+                    let (tx, rx) = oneshot::channel();
+                    // Its receiver is in this function.
+                    let _ = tx.send(Ok(output));
+                    Ok(rx)
+                }
+                Err(_) => Ok(rx),
+            };
+        }
         let propose = Event::Propose {
             ticket: Ticket(0),
             command,
         };
         shared.with_verdict(propose, |verdict| match verdict {
             Some(Action::Accepted { lsn, term, .. }) => Ok((lsn, term, Answer::Command(tx), guard)),
-            Some(Action::Rejected { reason, .. }) => Err(match reason {
-                RejectReason::NotLeader { leader } => ProposeError::NotLeader { leader },
-                RejectReason::Busy => ProposeError::Busy,
-                RejectReason::LogFull => ProposeError::LogFull,
-                RejectReason::Transferring { to } => ProposeError::NotLeader { leader: Some(to) },
-                RejectReason::Membership(why) => ProposeError::Refused(why.to_string()),
-                RejectReason::Refused(why) => ProposeError::Refused(why),
-            }),
-            _ if shared.stopping.load(Ordering::Relaxed) => Err(stopping()),
-            _ => Err(ProposeError::Refused(
-                "the partition has stopped, see the log".to_owned(),
-            )),
+            Some(Action::Rejected { reason, .. }) => Err(reason.into()),
+            _ if shared.stopping.load(Ordering::Relaxed) => Err(ProposeError::stopping()),
+            _ => Err(ProposeError::halted()),
         })?;
         Ok(rx)
     }
@@ -314,12 +345,9 @@ impl<O: Send + 'static> Group<O> {
             let _ = thread.join();
         }
         self.shared.attempts.finish();
+        self.shared.refuse_waiting();
         self.shared.waiters.fail_all(&ProposeError::Unknown);
         self.shared.asks.close();
         self.shared.applied.send_modify(|_| {});
     }
-}
-
-fn stopping() -> ProposeError {
-    ProposeError::Refused("the server is stopping".to_owned())
 }

@@ -15,6 +15,7 @@
 //! A group that has others gets some more:
 //!
 //! ```text
+//!  propose ──▶ waiting, while the log syncs ──▶ engine, all at once
 //!  transport ═▶ inbox ─▶ engine · FetchSnapshot ─▶ fetch thread (writes) + verifier thread
 //!                     └▶ serving ─▶ snapshot-reader thread (1 a node) ─▶ transport, bulk
 //!  InstallSnapshot ─▶ apply thread: restore, keep, say so
@@ -33,6 +34,7 @@ mod logger;
 mod member;
 mod node;
 mod plain;
+mod proposals;
 mod queue;
 mod serving;
 mod shared;

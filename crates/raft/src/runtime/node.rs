@@ -341,6 +341,7 @@ impl Node {
             id,
             node: config.id,
             election_ticks: config.election_ticks,
+            max_waiting_proposals: config.max_pending_proposals.min(1 << 20) as usize,
             tell_every: second.max(1) as u64,
             engine,
             writer: self.inner.writer.clone(),

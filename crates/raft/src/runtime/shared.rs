@@ -10,6 +10,7 @@ use super::asks::Asks;
 use super::counts::{self, Counts, Gauges, GroupCounters};
 use super::group::{Guard, ProposeError, SendToPeers};
 use super::member::Member;
+use super::proposals::{Proposal, Proposals};
 use super::queue::ApplyQueue;
 use super::snapshots::Attempts;
 use super::waiters::{Answer, Waiter, Waiters};
@@ -27,6 +28,9 @@ pub(super) struct Shared<O> {
     pub(super) engine: Mutex<Engine>,
     /// Pushed to under the engine's lock.
     pub(super) waiters: Waiters<O>,
+    /// Of a group that has others: what is to be proposed.
+    proposals: Proposals<O>,
+    max_waiting_proposals: usize,
     pub(super) apply: ApplyQueue,
     pub(super) attempts: Attempts,
     pub(super) writer: LogWriter,
@@ -54,6 +58,8 @@ impl<O: Send + 'static> Shared<O> {
             tell_every: setup.tell_every,
             engine: Mutex::new(setup.engine),
             waiters: Waiters::default(),
+            proposals: Proposals::default(),
+            max_waiting_proposals: setup.max_waiting_proposals,
             apply: ApplyQueue::default(),
             attempts: setup.attempts,
             writer: setup.writer,
@@ -105,6 +111,80 @@ impl<O: Send + 'static> Shared<O> {
         outcome
     }
 
+    /// Whether proposals are to be given to [`Shared::propose_together`].
+    pub(super) fn has_others(&self) -> bool {
+        self.member.is_some()
+    }
+
+    /// Lets a proposal wait for others while the log is busy; else it is stepped with all that wait.
+    pub(super) fn propose_together(&self, proposal: Proposal<O>) -> Result<(), ProposeError> {
+        if !self.proposals.wait(proposal, self.max_waiting_proposals) {
+            return Err(ProposeError::Busy);
+        }
+        if !self.proposals.log_is_busy() {
+            let mut engine = self.engine.lock();
+            self.propose_waiting(&mut engine);
+        }
+        Ok(())
+    }
+
+    /// Steps the engine with all that wait. They are answered when they are applied, or here.
+    fn propose_waiting(&self, engine: &mut Engine) {
+        let waiting = self.proposals.take();
+        if waiting.is_empty() {
+            return;
+        }
+        // Looked at under the lock: whoever waits from here on is seen by `stop`.
+        let stopping = self.stopping.load(Ordering::Relaxed);
+        if stopping {
+            for proposal in waiting {
+                // Whoever asked may have gone.
+                let _ = proposal.answer.send(Err(ProposeError::stopping()));
+            }
+            return;
+        }
+        let mut asking = Vec::with_capacity(waiting.len());
+        let mut commands = Vec::with_capacity(waiting.len());
+        for (number, proposal) in waiting.into_iter().enumerate() {
+            commands.push((Ticket(number as u64), proposal.command));
+            asking.push(Some((proposal.answer, proposal.guard)));
+        }
+        let mut actions = engine.step(Event::ProposeBatch(commands));
+        let mut asked = |ticket: Ticket| asking.get_mut(ticket.0 as usize)?.take();
+        actions.retain(|action| match action {
+            Action::Accepted { ticket, lsn, term } => {
+                if let Some((answer, guard)) = asked(*ticket) {
+                    self.waiters.wait(Waiter {
+                        lsn: *lsn,
+                        term: *term,
+                        answer: Answer::Command(answer),
+                        _guard: guard,
+                    });
+                }
+                false
+            }
+            Action::Rejected { ticket, reason } => {
+                if let Some((answer, _)) = asked(*ticket) {
+                    let _ = answer.send(Err(ProposeError::from(reason.clone())));
+                }
+                false
+            }
+            _ => true,
+        });
+        for (answer, _) in asking.into_iter().flatten() {
+            // No verdict: the engine has halted.
+            let _ = answer.send(Err(ProposeError::halted()));
+        }
+        self.carry_out(engine, actions);
+    }
+
+    /// Nobody waits with a proposal any more.
+    pub(super) fn refuse_waiting(&self) {
+        for proposal in self.proposals.take() {
+            let _ = proposal.answer.send(Err(ProposeError::stopping()));
+        }
+    }
+
     /// Steps the engine; answers why it rejects that, if it does.
     pub(super) fn refusal_of(&self, event: Event, ticket: Ticket) -> Option<RejectReason> {
         let mut engine = self.engine.lock();
@@ -127,6 +207,7 @@ impl<O: Send + 'static> Shared<O> {
             match action {
                 Action::Persist(persist) => {
                     if let Some(this) = self.this.upgrade() {
+                        self.proposals.given(persist.number);
                         self.writer.persist(self.id, persist, this);
                     }
                 }
@@ -277,7 +358,13 @@ impl<O: Send + 'static> Shared<O> {
 
 impl<O: Send + 'static> Persisted for Shared<O> {
     fn persisted(&self, number: u64) {
-        self.step(Event::Persisted { number });
+        let mut engine = self.engine.lock();
+        let actions = engine.step(Event::Persisted { number });
+        self.carry_out(&mut engine, actions);
+        self.proposals.durable(number);
+        if self.has_others() && !self.proposals.log_is_busy() {
+            self.propose_waiting(&mut engine);
+        }
     }
 }
 
@@ -319,6 +406,8 @@ pub(super) struct Setup {
     pub id: GroupId,
     pub node: NodeId,
     pub election_ticks: usize,
+    /// Proposals that may wait for the log.
+    pub max_waiting_proposals: usize,
     /// Ticks in about a second.
     pub tell_every: u64,
     pub engine: Engine,

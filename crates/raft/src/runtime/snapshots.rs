@@ -37,6 +37,8 @@ struct State {
     /// An attempt is to begin, as soon as none is under way.
     wanted: bool,
     under_way: bool,
+    /// A peer's snapshot has replaced the state that the attempt under way captured.
+    replaced: bool,
     /// Of the attempt that is to begin.
     asking: Vec<Asker>,
     /// Of the attempt under way.
@@ -85,6 +87,7 @@ impl Attempts {
         let mut state = self.state.lock();
         state.wanted = false;
         state.under_way = true;
+        state.replaced = false;
         state.waiting = std::mem::take(&mut state.asking);
     }
 
@@ -100,6 +103,20 @@ impl Attempts {
             let _ = asker.send(outcome.clone());
         }
         next
+    }
+
+    /// The state is a peer's snapshot from now on. An attempt under way is of the state before: if it
+    /// still waits for its permit it is given up; if it is being written, it is neither stored nor
+    /// told to the engine, for which the snapshot that is installed ends it.
+    pub fn replaced(&self) {
+        let mut state = self.state.lock();
+        state.replaced = state.under_way;
+        drop(state);
+        self.permits.look_again();
+    }
+
+    fn is_replaced(&self) -> bool {
+        self.state.lock().replaced
     }
 
     /// No attempt begins any more; one that waits for its permit gives up.
@@ -164,17 +181,23 @@ fn run<O: Send + 'static>(capture: impl Capture, shared: &Shared<O>) {
     let span = tracing::info_span!("snapshot", group = %shared.id);
     let _entered = span.enter();
     let attempts = &shared.attempts;
-    let written = match attempts.permits.acquire(|| attempts.closed()) {
+    let in_vain = || attempts.closed() || attempts.is_replaced();
+    let written = match attempts.permits.acquire(in_vain) {
         // A panic ends the process, by its hook; where it does not, the group goes on.
         Some(_permit) => catch_unwind(AssertUnwindSafe(|| {
             let snapshot = capture.write()?;
-            if let Some(member) = &shared.member {
+            if let Some(member) = &shared.member
+                && !attempts.is_replaced()
+            {
                 member.store(&snapshot)?;
             }
             Ok(snapshot)
         }))
         .unwrap_or_else(|_| Err(SnapshotError("writing the snapshot panicked".to_owned()))),
-        None => Err(stopped()),
+        None if attempts.closed() => Err(stopped()),
+        None => Err(SnapshotError(
+            "a peer's snapshot has replaced the state meanwhile".to_owned(),
+        )),
     };
     conclude(shared, written);
 }
@@ -198,14 +221,16 @@ fn conclude<O: Send + 'static>(shared: &Shared<O>, written: Result<StoredSnapsho
         Ok(snapshot) => attempts.sink.taken(shared.id, snapshot),
         Err(error) => attempts.sink.failed(shared.id, error),
     }));
-    shared.step(match &written {
-        Ok(snapshot) => Event::SnapshotTaken {
-            last_included_index: snapshot.last_included_index,
-            term: snapshot.term,
-            peers: Some(snapshot.peers.clone()),
-        },
-        Err(_) => Event::SnapshotFailed,
-    });
+    if !attempts.is_replaced() {
+        shared.step(match &written {
+            Ok(snapshot) => Event::SnapshotTaken {
+                last_included_index: snapshot.last_included_index,
+                term: snapshot.term,
+                peers: Some(snapshot.peers.clone()),
+            },
+            Err(_) => Event::SnapshotFailed,
+        });
+    }
     if attempts.end(&written.map(Arc::new)) {
         shared.apply.nudge();
     }

@@ -132,7 +132,8 @@ impl SnapshotSink for RemoveFiles {
 /// Who hears of the snapshots of a group. Called on the snapshot's own thread, before the engine is
 /// told and so before the log is compacted. Must not stop the group, which waits for this thread.
 pub trait SnapshotSink: Send + Sync {
-    /// There is a new snapshot.
+    /// There is a new snapshot. It may be of the state before a peer's was installed, and cover less
+    /// than that: then this member has not stored it.
     fn taken(&self, group: GroupId, snapshot: &StoredSnapshot);
     /// An attempt came to nothing.
     fn failed(&self, group: GroupId, error: &SnapshotError);

@@ -224,6 +224,13 @@ impl Disk {
         self.run("reading", path, || fs::read(path))
     }
 
+    /// Whether so many bytes would fit now. Not known, it does not.
+    pub fn has_space(&self, path: &Path, bytes: u64) -> bool {
+        let full = self.faults.space.load(Ordering::SeqCst) < bytes;
+        let free = rustix::fs::statvfs(path).map(|fs| fs.f_bavail.saturating_mul(fs.f_frsize));
+        !full && free.is_ok_and(|free| free >= bytes)
+    }
+
     /// Exactly `length` bytes from `offset` on.
     pub fn read_at(&self, path: &Path, offset: u64, length: usize) -> io::Result<Bytes> {
         self.run("reading", path, || {

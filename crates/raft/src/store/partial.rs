@@ -170,6 +170,11 @@ impl Partial {
             .write_at(&self.path_of(file)?, offset, bytes)
     }
 
+    /// Whether so many bytes would fit onto the disk now, as far as one can tell.
+    pub fn has_space(&self, bytes: u64) -> bool {
+        self.store.disk.has_space(&self.path, bytes)
+    }
+
     /// Whether a file is, durably, what the manifest says.
     pub fn verify(&self, file: u32, checksum: Checksum) -> io::Result<bool> {
         let path = self.path_of(file)?;

@@ -28,7 +28,8 @@ pub struct ReceiverConfig {
     pub chunk_bytes: u32,
     /// Bytes asked for and not yet written, at most; at least one chunk. 16 MiB.
     pub window_bytes: u64,
-    /// Ticks until a chunk that has not come is asked for again, the first time. 20.
+    /// Ticks until a chunk that has not come is asked for again, the first time, if none has come for so
+    /// long. 20.
     pub chunk_deadline_ticks: u64,
     /// Ticks without a single good chunk until the transfer is given up. 600.
     pub progress_deadline_ticks: u64,
@@ -341,6 +342,11 @@ impl Receiver {
             return;
         }
         let (now, deadline) = (self.now, self.config.chunk_deadline_ticks.max(1));
+        if now - self.progressed_at < deadline {
+            // What was asked for comes in order: as long as anything does, the rest is slow, not lost.
+            // If one was lost, the window fills up behind it, and then nothing comes.
+            return;
+        }
         let checkpoint = self.manifest.checkpoint;
         for (&(file, offset), asked) in &mut self.asked {
             if asked.bytes.is_none() && asked.deadline <= now {

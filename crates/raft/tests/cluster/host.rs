@@ -28,6 +28,8 @@ pub struct Knobs {
     /// Snapshots are directories of files, in here.
     pub files_in: Mutex<Option<PathBuf>>,
     pub capture_sleeps: Mutex<Duration>,
+    /// As long as it is set, captures do not end.
+    pub captures_held: std::sync::atomic::AtomicBool,
     pub captures_fail: AtomicUsize,
     pub captures: AtomicUsize,
     pub writing: AtomicUsize,
@@ -171,6 +173,9 @@ impl Capture for Captured {
         let knobs = &self.knobs;
         knobs.writing.fetch_add(1, Ordering::SeqCst);
         std::thread::sleep(*knobs.capture_sleeps.lock());
+        while knobs.captures_held.load(Ordering::SeqCst) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
         knobs.writing.fetch_sub(1, Ordering::SeqCst);
         let fails = (knobs.captures_fail)
             .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1));

@@ -166,3 +166,55 @@ fn a_failing_capture_is_tried_again_with_back_off_and_stops_nothing() {
     cluster.write(5, 20);
     cluster.assert_agreed(&[1, 2, 3]);
 }
+
+#[test]
+fn a_capture_of_a_state_that_a_peers_snapshot_replaces_is_neither_stored_nor_offered() {
+    let mut cluster = Cluster::start(Wire::Memory, &[1, 2, 3]);
+    cluster.write(20, 100);
+    cluster.assert_agreed(&[1, 2, 3]);
+    let behind = cluster.follower();
+    let group = cluster.group(behind).clone();
+    let knobs = cluster.knobs[&behind].clone();
+    knobs.captures_held.store(true, Ordering::SeqCst);
+    let mut taken = group.trigger_snapshot();
+    wait_for("it is being written", || {
+        knobs.writing.load(Ordering::SeqCst) == 1
+    });
+    cluster.network.cut(&[esker_raft::NodeId(behind)]);
+    let leader = cluster.leader();
+    cluster.write(200, 100);
+    let covered = cluster.snapshot(leader);
+    wait_for("the log is compacted", || {
+        cluster.group(leader).status().log_start == covered
+    });
+    cluster.network.cut(&[]);
+    wait_for("a peer's snapshot is installed", || {
+        group.counters().engine.snapshots_received == 1
+    });
+    assert!(taken.try_recv().is_err(), "the capture is still under way");
+    let asked_meanwhile = group.trigger_snapshot();
+    knobs.captures_held.store(false, Ordering::SeqCst);
+
+    // The old one ends: who asked for it has it, and nobody else hears of it.
+    let old = crate::host::block(taken).unwrap().unwrap();
+    assert!(old.last_included_index < covered);
+    let next = crate::host::block(asked_meanwhile).unwrap().unwrap();
+    assert!(next.last_included_index >= covered, "an attempt of its own");
+    let status = group.status();
+    assert!(status.floor >= next.last_included_index, "{status:?}");
+    let dir = cluster.data_dir(behind).join("raft/group-4");
+    wait_for("one snapshot is kept", || {
+        let names = std::fs::read_dir(&dir).unwrap();
+        names
+            .filter(|n| n.as_ref().is_ok_and(|n| n.file_name() != "lock"))
+            .count()
+            == 1
+    });
+    cluster.write(5, 20);
+    cluster.assert_agreed(&[1, 2, 3]);
+    // It keeps the directory locked.
+    drop(group);
+    cluster.kill(behind);
+    cluster.run(behind);
+    cluster.assert_agreed(&[1, 2, 3]);
+}

@@ -48,6 +48,12 @@ const THREADS: usize = 3;
 const STREAM_WINDOW: u32 = 4 * 1024 * 1024;
 /// The same for a whole connection, which has one stream.
 const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
+/// Most bytes of one HTTP/2 frame, which its reader takes as a whole: with the default of 16 KiB, a
+/// chunk is cut into 64.
+const FRAME: u32 = 256 * 1024;
+/// Messages that may be on their way from a link's queue to its stream: those that are there together
+/// leave together.
+const TOGETHER: usize = 32;
 /// A connection that is silent for so long is asked whether it lives, and given up if it does not say
 /// so in the same time again.
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
@@ -168,6 +174,7 @@ impl Transport for GrpcTransport {
             let served = Server::builder()
                 .initial_stream_window_size(STREAM_WINDOW)
                 .initial_connection_window_size(CONNECTION_WINDOW)
+                .max_frame_size(Some(FRAME))
                 .http2_keepalive_interval(Some(KEEP_ALIVE))
                 .http2_keepalive_timeout(Some(KEEP_ALIVE))
                 .serve_with_incoming(service, incoming)

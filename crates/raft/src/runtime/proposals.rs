@@ -1,0 +1,113 @@
+//! Proposals of a group that has others, which wait for each other.
+//!
+//! ```text
+//! propose ──▶ waiting ──(nothing is being synced)──▶ engine: one ProposeBatch
+//!                └──────(else: once that is durable)────▶    one write, one message to each peer
+//! ```
+//!
+//! A proposal that finds the log busy could not be written before that is over, so that nothing is lost
+//! by letting it wait; and what waits together costs a step, a write group, and a message to each peer
+//! and back, once. A group of one member steps each by itself: there are no messages to save.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::Mutex;
+use tokio::sync::oneshot;
+
+use super::group::{Guard, ProposeError};
+
+/// A command, and who is answered.
+pub(super) struct Proposal<O> {
+    pub command: Vec<u8>,
+    pub answer: oneshot::Sender<Result<O, ProposeError>>,
+    pub guard: Option<Guard>,
+}
+
+/// See the [module's head](self).
+pub(super) struct Proposals<O> {
+    waiting: Mutex<Vec<Proposal<O>>>,
+    /// The last [`Persist`](crate::engine::Persist) that the log was given, and the last that is durable.
+    /// Changed under the engine's lock.
+    given: AtomicU64,
+    durable: AtomicU64,
+}
+
+impl<O> Default for Proposals<O> {
+    fn default() -> Self {
+        Proposals {
+            waiting: Mutex::default(),
+            given: AtomicU64::new(0),
+            durable: AtomicU64::new(0),
+        }
+    }
+}
+
+impl<O> Proposals<O> {
+    /// Lets one wait; false, and its command is dropped, if `most` do already.
+    pub fn wait(&self, proposal: Proposal<O>, most: usize) -> bool {
+        let mut waiting = self.waiting.lock();
+        let room = waiting.len() < most;
+        if room {
+            waiting.push(proposal);
+        }
+        room
+    }
+
+    /// The log was given something to sync.
+    pub fn given(&self, number: u64) {
+        self.given.store(number, Ordering::Relaxed);
+    }
+
+    /// Everything up to there is durable.
+    pub fn durable(&self, number: u64) {
+        self.durable.store(number, Ordering::Relaxed);
+    }
+
+    /// Whether something is being synced. Whoever has let a proposal wait, and then is told so, need not
+    /// do more: who says [`Proposals::durable`] takes what waits afterwards, and the lock of what waits
+    /// stands between the two.
+    pub fn log_is_busy(&self) -> bool {
+        self.given.load(Ordering::Relaxed) > self.durable.load(Ordering::Relaxed)
+    }
+
+    /// All that wait, in order.
+    pub fn take(&self) -> Vec<Proposal<O>> {
+        std::mem::take(&mut *self.waiting.lock())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn proposal(command: &str) -> Proposal<()> {
+        Proposal {
+            command: command.into(),
+            answer: oneshot::channel().0,
+            guard: None,
+        }
+    }
+
+    #[test]
+    fn proposals_wait_in_order_and_no_more_than_may() {
+        let proposals = Proposals::default();
+        assert!(proposals.wait(proposal("a"), 2));
+        assert!(proposals.wait(proposal("b"), 2));
+        assert!(!proposals.wait(proposal("c"), 2), "there is no room");
+        let taken: Vec<_> = proposals.take().into_iter().map(|p| p.command).collect();
+        assert_eq!(taken, [b"a", b"b"]);
+        assert!(proposals.wait(proposal("c"), 2), "there is room again");
+    }
+
+    #[test]
+    fn the_log_is_busy_until_all_that_it_was_given_is_durable() {
+        let proposals = Proposals::<()>::default();
+        assert!(!proposals.log_is_busy());
+        proposals.given(3);
+        proposals.given(5);
+        proposals.durable(3);
+        assert!(proposals.log_is_busy());
+        proposals.durable(5);
+        assert!(!proposals.log_is_busy());
+    }
+}
