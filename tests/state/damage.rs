@@ -7,7 +7,7 @@ use std::process::Command;
 use rust_rocksdb::{DBWithThreadMode, MultiThreaded, Options};
 
 use crate::client::{Read, State, key};
-use crate::support::{Server, Setup};
+use crate::support::{Server, Setup, eventually};
 
 fn setup() -> Setup {
     Setup::default().set("state.snapshot-interval=0")
@@ -141,9 +141,10 @@ async fn removing_all_but_the_newest_three_by_hand_leaves_three_that_can_be_used
     assert!(log.contains("Loading snapshot: snapshot-6.json"), "{log}");
 }
 
-#[tokio::test]
-async fn a_partition_of_which_no_copy_is_left_gets_its_state_back_from_a_snapshot_and_the_log() {
-    // Each stop puts snapshots, so that the log need not go back to the beginning.
+/// A server whose partition's log does not go back to the beginning, with a snapshot of commit 8 and three
+/// commits more, that was killed.
+async fn one_snapshot(setup: impl Fn() -> Setup) -> Server {
+    // Each stop puts snapshots, so that the log need not be kept.
     let setup = || setup().partitions(1).set("snapshots.snapshot-on-stop=true");
     let mut state = State::of(setup().start_fresh().await);
     for n in 1..=5 {
@@ -161,13 +162,35 @@ async fn a_partition_of_which_no_copy_is_left_gets_its_state_back_from_a_snapsho
             assert_eq!(state.snapshot().await, 8);
         }
     }
+    eventually("it is archived, if it is to be", async || {
+        let listed = state.snapshots().await;
+        let archives = state.server.data_dir().join("repository").exists();
+        (listed[0].archived || archives).then_some(())
+    })
+    .await;
     let mut server = state.server;
     server.kill();
-    let data = server.data_dir().to_owned();
+    server
+}
+
+fn forget_the_partition(data: &Path, repository: &Path) {
     fs::create_dir_all(data.join("damaged")).unwrap();
     fs::write(data.join("damaged/partition-1"), "a test").unwrap();
     fs::remove_dir_all(data.join("checkpoints/1")).unwrap();
-    fs::remove_dir_all(data.join("repository")).unwrap();
+    for entry in fs::read_dir(repository).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() && path.file_name().is_some_and(|name| name != "state") {
+            fs::remove_dir_all(path).unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_partition_of_which_no_copy_is_left_gets_its_state_back_from_a_snapshot_and_the_log() {
+    let mut server = one_snapshot(setup).await;
+    let setup = || setup().partitions(1);
+    let data = server.data_dir().to_owned();
+    forget_the_partition(&data, &data.join("repository"));
     let refused = server.try_restart(&setup()).await.unwrap_err();
     assert!(
         refused.contains("cannot be recovered without a loss"),
@@ -192,4 +215,31 @@ async fn a_partition_of_which_no_copy_is_left_gets_its_state_back_from_a_snapsho
         state.get_version(key("a"), 11).await,
         Read::of("{\"n\":11}", 11, 11)
     );
+}
+
+#[tokio::test]
+async fn an_archived_snapshot_that_is_newer_than_what_is_on_the_disk_is_the_last_resort() {
+    let backups = tempfile::tempdir().unwrap();
+    let destination = format!("snapshots.destination={}", backups.path().display());
+    let setup = || setup().set(&destination);
+    let mut server = one_snapshot(setup).await;
+    let lossy = setup().partitions(1).bootstrap("restore");
+    let data = server.data_dir().to_owned();
+    forget_the_partition(&data, backups.path());
+    // What is here is damaged, and the log is gone: only the archive has the state.
+    flip(&data.join("snapshots/snapshot-8.json"));
+    for file in fs::read_dir(data.join("log")).unwrap() {
+        fs::remove_file(file.unwrap().path()).unwrap();
+    }
+    server.restart(&lossy).await;
+    let log = server.log().join("\n");
+    assert!(log.contains("Loading snapshot: snapshot-8.json"), "{log}");
+    let state = State::of(server);
+    let read = state.get(key("a")).await;
+    assert_eq!(read, Read::of("{\"n\":8}", 8, 8));
+    assert!(state.put(key("a"), "{}").await > 1 << 40);
+    // It is among the others now, and whole.
+    let listed = state.snapshots().await;
+    let eight = listed.iter().find(|one| one.commit_ts == 8).unwrap();
+    assert_eq!(eight.problem, None);
 }

@@ -6,7 +6,6 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use esker_partition::state::state_partition;
 use esker_partition::{Checkpoint, Lineage, LineageId, checkpoint};
 use esker_repository::{CurrentRoot, Error as RepositoryError, Progress, Repository, Which};
 use futures::{StreamExt as _, TryStreamExt as _};
@@ -17,7 +16,6 @@ use super::ways::{Copy, LogFacts, Source, best, connects, is_whole};
 use crate::data_dir::DataDir;
 use crate::error::StartError;
 use crate::snapshots::{Archive, age_of, restored};
-use crate::state::files::{Files, Found, name_of};
 
 /// Partitions that are restored at a time. Each has eight files under way.
 const PARALLEL: usize = 4;
@@ -83,16 +81,16 @@ pub(super) async fn find(
     Ok(ways)
 }
 
-struct Search<'a> {
-    facts: &'a PartitionFacts,
-    data_dir: &'a DataDir,
-    archive: &'a Archive,
-    planned: Option<&'a PlannedFork>,
+pub(super) struct Search<'a> {
+    pub(super) facts: &'a PartitionFacts,
+    pub(super) data_dir: &'a DataDir,
+    pub(super) archive: &'a Archive,
+    pub(super) planned: Option<&'a PlannedFork>,
     accepts_loss: bool,
     /// What the log has, unless it turns out to be too short.
-    log: Option<LogFacts>,
+    pub(super) log: Option<LogFacts>,
     /// Copies that are not usable, and why.
-    tried: Vec<String>,
+    pub(super) tried: Vec<String>,
     /// Whether a snapshot in the repository is damaged.
     damage: bool,
 }
@@ -251,7 +249,8 @@ impl Search<'_> {
         Ok(checkpoint.link_to(&to)?)
     }
 
-    fn place(&self, name: &str) -> PathBuf {
+    /// Where a copy is made ready.
+    pub(super) fn place(&self, name: &str) -> PathBuf {
         self.data_dir
             .restore()
             .join(self.facts.partition.to_string())
@@ -460,71 +459,7 @@ impl Search<'_> {
         })
     }
 
-    /// The newest JSON snapshot of the state store that is a part of the history, if this is the store's
-    /// partition: better its state than nothing. If the log goes on where the snapshot ends, its commits
-    /// are not lost either.
-    async fn state(&mut self, ancestry: &[(LineageId, u64)], has_root: bool) -> Option<Way> {
-        let partition = self.facts.partition;
-        if partition != state_partition(self.data_dir.identity.partitions).0 {
-            return None;
-        }
-        let dir = self.data_dir.snapshots();
-        let checked = super::blocking(move || {
-            let files = Files::open(dir).map_err(|e| e.to_string())?;
-            let found = files.list().map_err(|e| e.to_string())?;
-            let check = |one: &Found| (one.commit_ts, files.check(one.commit_ts));
-            Ok::<_, String>(found.iter().map(check).collect::<Vec<_>>())
-        });
-        let checked = match checked.await {
-            Ok(checked) => checked,
-            Err(why) => {
-                self.tried.push(format!("state snapshots: {why}"));
-                return None;
-            }
-        };
-        for (commit_ts, checked) in checked {
-            let name = name_of(commit_ts);
-            let header = match checked {
-                Ok((written, _)) => written.header,
-                Err(why) => {
-                    self.tried.push(format!("{name}: {why}"));
-                    continue;
-                }
-            };
-            let Ok(lineage) = u128::from_str_radix(&header.lineage, 16) else {
-                self.tried.push(format!("{name}: it says no lineage"));
-                continue;
-            };
-            let mut copy = Copy {
-                source: Source::State(commit_ts),
-                lineage: LineageId(lineage),
-                lsn: header.lsn,
-            };
-            let copies = [copy.clone()];
-            let Some((_, skipped)) = best(&copies, ancestry) else {
-                self.tried
-                    .push(format!("{name}: it is of a dead line, above its fork"));
-                continue;
-            };
-            match (connects(self.log.as_ref(), &copy), &self.log) {
-                (Ok(()), Some(log)) if log.lineage.id() == copy.lineage => copy.lsn = log.last,
-                (Err(why), _) => self.tried.push(format!("{name}: {why}")),
-                _ => {}
-            }
-            let parent = ancestry.first().map_or(copy.lineage, |(newest, _)| *newest);
-            let fork = self.planned.cloned().unwrap_or_else(|| PlannedFork {
-                lineage: LineageId(rand::random()).to_string(),
-                parent: parent.to_string(),
-                lsn: copy.lsn,
-                skipped: skipped + header.forks,
-                between: Vec::new(),
-            });
-            return Some(self.way(&copy, None, Some(fork), has_root));
-        }
-        None
-    }
-
-    fn way(
+    pub(super) fn way(
         &self,
         copy: &Copy,
         ready: Option<Checkpoint>,
@@ -578,7 +513,7 @@ fn copy_of(checkpoint: &Checkpoint) -> Copy {
     }
 }
 
-fn remove(dir: &Path) -> Result<(), StartError> {
+pub(super) fn remove(dir: &Path) -> Result<(), StartError> {
     match std::fs::remove_dir_all(dir) {
         Ok(()) => Ok(()),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),

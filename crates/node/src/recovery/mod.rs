@@ -16,6 +16,7 @@
 
 mod copies;
 mod directory;
+mod last_resort;
 mod look;
 mod plan;
 mod rebuild;

@@ -26,11 +26,14 @@ const PIECE: usize = 256 * 1024;
 const SYNC_EVERY: u64 = 2 * 1024 * 1024;
 /// Bytes a second at most: commits share the disk and the processors.
 const RATE: f64 = 48.0 * 1024.0 * 1024.0;
+/// Bytes of the disk that no snapshot takes: a commit needs room in the log, and can do without a snapshot.
+const LEAVE_FREE: u64 = 64 * 1024 * 1024;
 
 /// The directory of JSON snapshots.
 #[derive(Clone, Debug)]
 pub(crate) struct Files {
     dir: PathBuf,
+    leave_free: u64,
 }
 
 /// A snapshot that was written.
@@ -65,7 +68,10 @@ pub(crate) fn commit_of(name: &str) -> Option<u64> {
 impl Files {
     /// The directory, made if it is missing; what was not finished in it is removed.
     pub fn open(dir: PathBuf) -> io::Result<Files> {
-        let files = Files { dir };
+        let files = Files {
+            dir,
+            leave_free: LEAVE_FREE,
+        };
         fs::create_dir_all(files.sums())?;
         sync(&files.dir)?;
         for entry in fs::read_dir(&files.dir)? {
@@ -145,7 +151,9 @@ impl Files {
         header: Header,
         entries: impl FnOnce(&mut Writer) -> Result<(), E>,
     ) -> Result<Written, E> {
-        let mut writer = Writer::new(File::create(temporary)?);
+        let file = File::create(temporary)?;
+        has_room(&file, self.leave_free)?;
+        let mut writer = Writer::new(file, self.leave_free);
         document::write_header(&mut writer.to, &header)?;
         entries(&mut writer)?;
         document::write_end(&mut writer.to)?;
@@ -209,6 +217,23 @@ impl Files {
     /// Reads it to its end, and forgets it.
     pub fn check(&self, commit_ts: u64) -> Result<(Written, bool), String> {
         self.read(commit_ts, |_, _| Ok(()))
+    }
+
+    /// Takes one over from another directory of the same file system, in the place of one of that name.
+    pub fn adopt(&self, from: &Files, commit_ts: u64) -> io::Result<()> {
+        fs::create_dir_all(self.sums())?;
+        match fs::rename(from.sum_path(commit_ts), self.sum_path(commit_ts)) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            // One that is replaced may have had a checksum, of other bytes.
+            Err(_) => match fs::remove_file(self.sum_path(commit_ts)) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+                _ => {}
+            },
+            Ok(()) => {}
+        }
+        sync(&self.sums())?;
+        fs::rename(from.path(commit_ts), self.path(commit_ts))?;
+        sync(&self.dir)
     }
 
     /// Removes all but the newest `count`; the commits of those that were removed.
@@ -291,9 +316,10 @@ pub(crate) struct Writer {
 }
 
 impl Writer {
-    fn new(file: File) -> Writer {
+    fn new(file: File, leave_free: u64) -> Writer {
         let paced = Paced {
             file,
+            leave_free,
             bytes: 0,
             synced: 0,
             hash: Xxh3::new(),
@@ -315,6 +341,7 @@ impl Writer {
 /// A file that is written no faster than [`RATE`], and synced on the way.
 struct Paced {
     file: File,
+    leave_free: u64,
     bytes: u64,
     synced: u64,
     hash: Xxh3,
@@ -328,6 +355,7 @@ impl Write for Paced {
         self.bytes += count as u64;
         if self.bytes - self.synced >= SYNC_EVERY {
             self.file.sync_data()?;
+            has_room(&self.file, self.leave_free)?;
             self.synced = self.bytes;
         }
         let due = Duration::from_secs_f64(self.bytes as f64 / RATE);
@@ -338,6 +366,21 @@ impl Write for Paced {
     fn flush(&mut self) -> io::Result<()> {
         self.file.flush()
     }
+}
+
+/// Whether so many bytes are free beside a file. Not known, they are.
+fn has_room(file: &File, leave_free: u64) -> io::Result<()> {
+    let Ok(stats) = rustix::fs::fstatvfs(file) else {
+        return Ok(());
+    };
+    let free = stats.f_bavail.saturating_mul(stats.f_frsize);
+    if free >= leave_free {
+        return Ok(());
+    }
+    Err(io::Error::new(
+        io::ErrorKind::StorageFull,
+        format!("{free} bytes are free on its disk, and the last {leave_free} are left to the log"),
+    ))
 }
 
 fn sync(dir: &Path) -> io::Result<()> {
@@ -360,7 +403,7 @@ mod tests {
         }
     }
 
-    fn write(files: &Files, commit_ts: u64) -> Written {
+    fn try_write(files: &Files, commit_ts: u64) -> io::Result<Written> {
         let header = Header {
             created_at: 1,
             commit_ts,
@@ -368,11 +411,13 @@ mod tests {
             lsn: 0,
             forks: 0,
         };
-        files
-            .write::<io::Error>(header, |to| {
-                to.entry(&StateKey::new("n", "a", "k"), &entry())
-            })
-            .unwrap()
+        files.write(header, |to| {
+            to.entry(&StateKey::new("n", "a", "k"), &entry())
+        })
+    }
+
+    fn write(files: &Files, commit_ts: u64) -> Written {
+        try_write(files, commit_ts).unwrap()
     }
 
     fn files() -> (tempfile::TempDir, Files) {
@@ -436,6 +481,18 @@ mod tests {
         let again = Files::open(files.dir().to_owned()).unwrap();
         assert_eq!(commits(&again), [30]);
         assert_eq!(fs::read_dir(files.sums()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn the_last_room_on_the_disk_is_left_to_the_log() {
+        let (_dir, mut files) = files();
+        files.leave_free = u64::MAX;
+        let refused = try_write(&files, 3).unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::StorageFull);
+        assert_eq!(fs::read_dir(&files.dir).unwrap().count(), 1, "only .sums");
+        files.leave_free = LEAVE_FREE;
+        write(&files, 3);
+        assert_eq!(commits(&files), [3]);
     }
 
     #[test]

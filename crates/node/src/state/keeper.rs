@@ -195,7 +195,9 @@ impl Shared {
     fn write_snapshot(&self, inner: &Inner) -> Result<(Written, bool), SnapshotFailure> {
         let meta = self.reader.meta();
         if meta.commit_ts == 0 {
-            return Err(SnapshotFailure("nothing was committed yet".to_owned()));
+            return Err(SnapshotFailure::Failed(
+                "nothing was committed yet".to_owned(),
+            ));
         }
         if let Ok((written, true)) = self.known(meta.commit_ts) {
             return Ok((written, false));
@@ -214,14 +216,14 @@ impl Shared {
             let written = self.files.write::<SnapshotFailure>(header, |to| {
                 view.entries(&mut |key, entry| {
                     if inner.stopping.is_cancelled() {
-                        return Err(SnapshotFailure("the server is stopping".to_owned()));
+                        return Err(SnapshotFailure::Stopping);
                     }
                     Ok(to.entry(&key, &entry)?)
                 })
             });
             Ok(written)
         });
-        let written = written.map_err(|e| SnapshotFailure(e.to_string()))??;
+        let written = written.map_err(|e| SnapshotFailure::Failed(e.to_string()))??;
         metrics::histogram!("esker_state_snapshot_duration_seconds").record(begun.elapsed());
         tracing::info!(
             bytes = written.bytes,
@@ -266,7 +268,13 @@ impl Shared {
                     let _ = answer.send(Ok(snapshot.clone()));
                 }
             }
-            Err(SnapshotFailure(why)) => {
+            Err(SnapshotFailure::Stopping) => {
+                for (_, answer) in progress.waiting.drain(..) {
+                    // Whoever asked may have gone.
+                    let _ = answer.send(Err(StateError::Stopping));
+                }
+            }
+            Err(SnapshotFailure::Failed(why)) => {
                 metrics::counter!("esker_state_snapshots_failed_total").increment(1);
                 tracing::warn!(%why, "no snapshot of the state store was written: it is tried again; commits go on");
                 for (_, answer) in progress.waiting.drain(..) {
@@ -366,17 +374,21 @@ impl Shared {
 
 /// Why a snapshot was not written.
 #[derive(Debug)]
-pub(crate) struct SnapshotFailure(String);
+pub(crate) enum SnapshotFailure {
+    /// The next start goes on.
+    Stopping,
+    Failed(String),
+}
 
 impl From<std::io::Error> for SnapshotFailure {
     fn from(error: std::io::Error) -> Self {
-        SnapshotFailure(error.to_string())
+        SnapshotFailure::Failed(error.to_string())
     }
 }
 
 impl From<StoreError> for SnapshotFailure {
     fn from(error: StoreError) -> Self {
-        SnapshotFailure(error.to_string())
+        SnapshotFailure::Failed(error.to_string())
     }
 }
 

@@ -13,8 +13,8 @@
 //! of the stream too, so replaying the store is reading the stream. JSON snapshots are written every so
 //! many commits; from one of them and the commits after it the store can be made anew anywhere.
 
-mod archive;
-mod document;
+pub(crate) mod archive;
+pub(crate) mod document;
 mod error;
 pub(crate) mod files;
 mod import;

@@ -1,0 +1,151 @@
+//! The last resort: a JSON snapshot of the state store, where no copy of its partition is left.
+//!
+//! The store's state is in it, and nothing else of the partition: better that than nothing. If the log
+//! goes on where the snapshot ends, the commits in it are not lost either. Snapshots on this disk and
+//! archived ones are tried together, newest first; an archived one is fetched beside the others, checked,
+//! and only then takes its place among them.
+
+use std::collections::BTreeSet;
+use std::io;
+
+use esker_partition::LineageId;
+use esker_partition::state::state_partition;
+
+use super::copies::{Search, Way, remove};
+use super::plan::PlannedFork;
+use super::ways::{Copy, Source, best, connects};
+use crate::state::archive::StateArchive;
+use crate::state::document::Header;
+use crate::state::files::{Files, name_of};
+
+impl Search<'_> {
+    /// The newest JSON snapshot that is a part of the history, if this is the store's partition.
+    pub(super) async fn state(
+        &mut self,
+        ancestry: &[(LineageId, u64)],
+        has_root: bool,
+    ) -> Option<Way> {
+        if self.facts.partition != state_partition(self.data_dir.identity.partitions).0 {
+            return None;
+        }
+        let dir = self.data_dir.snapshots();
+        let opened = super::blocking(move || {
+            let files = Files::open(dir)?;
+            let local = files.list()?.iter().map(|one| one.commit_ts).collect();
+            Ok::<_, io::Error>((files, local))
+        });
+        let (files, local): (Files, BTreeSet<u64>) = match opened.await {
+            Ok(opened) => opened,
+            Err(error) => {
+                self.tried.push(format!("state snapshots: {error}"));
+                return None;
+            }
+        };
+        let archive = StateArchive::new(self.archive.destination());
+        let archived: BTreeSet<u64> = match archive.list().await {
+            Ok(listed) => listed.iter().map(|one| one.commit_ts).collect(),
+            Err(error) => {
+                let shown = archive.shown();
+                self.tried
+                    .push(format!("state snapshots in {shown}: {error}"));
+                BTreeSet::new()
+            }
+        };
+        let all: BTreeSet<u64> = &local | &archived;
+        for commit_ts in all.into_iter().rev() {
+            let mut header = None;
+            if local.contains(&commit_ts) {
+                header = self.check(&files, commit_ts).await;
+            }
+            if header.is_none() && archived.contains(&commit_ts) {
+                header = self.fetch_state(&archive, &files, commit_ts).await;
+            }
+            if let Some(header) = header
+                && let Some(way) = self.way_from_state(&header, ancestry, has_root)
+            {
+                return Some(way);
+            }
+        }
+        None
+    }
+
+    async fn check(&mut self, files: &Files, commit_ts: u64) -> Option<Header> {
+        let files = files.clone();
+        match super::blocking(move || files.check(commit_ts)).await {
+            Ok((written, _)) => Some(written.header),
+            Err(why) => {
+                self.tried.push(format!("{}: {why}", name_of(commit_ts)));
+                None
+            }
+        }
+    }
+
+    /// An archived one, once it is among those on this disk.
+    async fn fetch_state(
+        &mut self,
+        archive: &StateArchive,
+        files: &Files,
+        commit_ts: u64,
+    ) -> Option<Header> {
+        let dir = self.place("state");
+        let fetched = async {
+            remove(&dir).map_err(|e| e.to_string())?;
+            let failed = |e: io::Error| e.to_string();
+            archive.fetch(commit_ts, &dir).await.map_err(failed)?;
+            let (fetched, files) = (Files::open(dir.clone()).map_err(failed)?, files.clone());
+            super::blocking(move || {
+                let (written, _) = fetched.check(commit_ts)?;
+                files.adopt(&fetched, commit_ts).map_err(failed)?;
+                Ok::<_, String>(written.header)
+            })
+            .await
+        };
+        match fetched.await {
+            Ok(header) => Some(header),
+            Err(why) => {
+                let (name, shown) = (name_of(commit_ts), archive.shown());
+                self.tried.push(format!("{name} in {shown}: {why}"));
+                None
+            }
+        }
+    }
+
+    fn way_from_state(
+        &mut self,
+        header: &Header,
+        ancestry: &[(LineageId, u64)],
+        has_root: bool,
+    ) -> Option<Way> {
+        let name = name_of(header.commit_ts);
+        let Ok(lineage) = u128::from_str_radix(&header.lineage, 16) else {
+            self.tried.push(format!("{name}: it says no lineage"));
+            return None;
+        };
+        let mut copy = Copy {
+            source: Source::State(header.commit_ts),
+            lineage: LineageId(lineage),
+            lsn: header.lsn,
+        };
+        let copies = [copy.clone()];
+        let Some((_, skipped)) = best(&copies, ancestry) else {
+            self.tried
+                .push(format!("{name}: it is of a dead line, above its fork"));
+            return None;
+        };
+        match (connects(self.log.as_ref(), &copy), &self.log) {
+            (Ok(()), Some(log)) if log.lineage.id() == copy.lineage => copy.lsn = log.last,
+            (Err(why), _) => self.tried.push(format!("{name}: {why}")),
+            _ => {}
+        }
+        let parent = ancestry.first().map_or(copy.lineage, |(newest, _)| *newest);
+        let same = self.planned.filter(|planned| planned.lsn == copy.lsn);
+        let fork = same.cloned().unwrap_or_else(|| PlannedFork {
+            lineage: LineageId(rand::random()).to_string(),
+            parent: parent.to_string(),
+            lsn: copy.lsn,
+            skipped: skipped + header.forks,
+            between: Vec::new(),
+        });
+        Some(self.way(&copy, None, Some(fork), has_root))
+    }
+}
