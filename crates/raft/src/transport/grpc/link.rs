@@ -15,7 +15,7 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status};
 
 use super::codec::Outgoing;
-use super::{CONNECTION_WINDOW, KEEP_ALIVE, SECRET, STREAM_WINDOW, TOGETHER};
+use super::{CONNECTION_WINDOW, KEEP_ALIVE, MESSAGES, SECRET, STREAM_WINDOW, TOGETHER};
 use crate::ids::NodeId;
 use crate::message::{Envelope, MAX_ENVELOPE_BYTES};
 use crate::transport::{Inbox, MAX_QUEUED_BYTES, Permit};
@@ -161,7 +161,12 @@ async fn stream(
     let mut client =
         tonic::client::Grpc::new(channel).max_encoding_message_size(MAX_ENVELOPE_BYTES + 64);
     client.ready().await.map_err(|e| e.to_string())?;
-    let (more, rest) = mpsc::channel(TOGETHER);
+    // A chunk is large enough to travel alone.
+    let together = match opening.path == MESSAGES {
+        true => TOGETHER,
+        false => 1,
+    };
+    let (more, rest) = mpsc::channel(together);
     let messages = futures::stream::iter([first]).chain(ReceiverStream::new(rest));
     let mut request = Request::new(messages);
     if let Some(secret) = &opening.secret {
