@@ -69,7 +69,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         listen,
         GrpcConfig {
             peers,
-            secret: None,
+            ..GrpcConfig::default()
         },
     )?;
     let transport: Arc<dyn Transport> = match args.slow {

@@ -52,7 +52,7 @@ fn run(bench: &Bench, name: &str, length: Duration, capturing: bool) -> anyhow::
             peers[id].parse()?,
             GrpcConfig {
                 peers: peers.clone(),
-                secret: None,
+                ..GrpcConfig::default()
             },
         )?;
         let (knobs, heard) = (Arc::<Knobs>::default(), Arc::default());

@@ -75,7 +75,7 @@ fn node(id: u64, dir: &Path, clients: SocketAddr, peers: BTreeMap<NodeId, String
         listen,
         GrpcConfig {
             peers,
-            secret: None,
+            ..GrpcConfig::default()
         },
     )?;
     let mut config = Config::new(NodeId(id), dir);

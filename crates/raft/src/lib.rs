@@ -46,5 +46,6 @@ pub use runtime::{
     ApplyError, Capture, ChangeError, ConfigError, Group, GroupCounters, GroupOptions, GroupStatus,
     InMemory, Node, NodeConfig as Config, NodeError, Plain, ProposeError, RemoveFiles,
     SnapshotData, SnapshotDir, SnapshotError, SnapshotSink, StateMachine, StoredSnapshot,
+    UnreadCounts,
 };
 pub use transport::Transport;

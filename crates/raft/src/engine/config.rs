@@ -35,7 +35,7 @@ pub struct Config {
     /// Ticks between heartbeats.
     pub heartbeat_ticks: usize,
     /// Accepted proposals that are not applied yet; beyond it proposals are rejected as
-    /// [`RejectReason::Busy`].
+    /// [`RejectReason::Busy`](super::RejectReason::Busy).
     pub max_pending_proposals: u64,
     /// Committed entries handed out and not applied yet, in bytes, beyond which no more are read
     /// from the log: keeps a long replay in bounded memory. One entry may exceed it.

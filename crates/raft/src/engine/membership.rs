@@ -4,6 +4,9 @@
 //! One that concerns voters takes two: the first makes the membership *joint*, where both the old and
 //! the new voters have to agree; the second, which the leader proposes by itself, ends that.
 //!
+//! That a learner is to become a voter once it has caught up is part of the membership: the entry that adds
+//! it says so, and every leader goes on with it. A version that does not know of it leaves it a learner.
+//!
 //! A member knows the membership from the snapshot that its state comes from and the changes since;
 //! never from the list that it was founded with, once it has state.
 
@@ -19,6 +22,9 @@ use crate::ids::NodeId;
 /// network in a moment. As a voter that lags it would hold up every commit that needs it.
 pub const MAX_PROMOTION_LAG: u64 = 1000;
 
+/// What the entry that adds a learner says in its change's context if the learner is to be promoted.
+const TO_PROMOTE: &[u8] = b"promote";
+
 /// Who belongs to a group.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Membership {
@@ -30,6 +36,9 @@ pub struct Membership {
     pub voters_outgoing: Vec<NodeId>,
     /// While a change is under way: those who will be learners after it, sorted.
     pub learners_next: Vec<NodeId>,
+    /// Those of the learners that get a vote as soon as they have caught up, sorted. A host that does not
+    /// keep it with its state loses the intention at a restart, and no more: they stay learners.
+    pub to_promote: Vec<NodeId>,
 }
 
 impl Membership {
@@ -79,7 +88,20 @@ impl Membership {
             learners: nodes(&state.learners),
             voters_outgoing: nodes(&state.voters_outgoing),
             learners_next: nodes(&state.learners_next),
+            to_promote: Vec::new(),
         }
+    }
+
+    /// With these to be promoted, as far as they are learners.
+    pub(crate) fn promoting(mut self, nodes: impl IntoIterator<Item = NodeId>) -> Membership {
+        let learners = &self.learners;
+        self.to_promote = nodes
+            .into_iter()
+            .filter(|node| learners.contains(node))
+            .collect();
+        self.to_promote.sort_unstable();
+        self.to_promote.dedup();
+        self
     }
 }
 
@@ -87,8 +109,7 @@ impl Membership {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MembershipChange {
     /// A new member that is to vote. It comes as a learner, and the leader promotes it as soon as it
-    /// has caught up: nobody votes without a log. If this leader goes before that, it stays a learner
-    /// until somebody says [`MembershipChange::Promote`].
+    /// has caught up: nobody votes without a log. If this leader goes before that, the next one does it.
     AddPeer(NodeId),
     /// A new member without a vote.
     AddLearner(NodeId),
@@ -135,13 +156,7 @@ impl Engine {
         change: MembershipChange,
         actions: &mut Vec<Action>,
     ) {
-        let verdict = self.try_change(change);
-        if verdict.is_ok()
-            && let MembershipChange::AddPeer(node) = change
-        {
-            self.to_promote.insert(node);
-        }
-        actions.push(match verdict {
+        actions.push(match self.try_change(change) {
             Ok(()) => Action::Accepted {
                 ticket,
                 lsn: self.last(),
@@ -167,6 +182,9 @@ impl Engine {
             _ => ConfChangeTransition::Implicit,
         });
         proposed.mut_changes().push(single);
+        if matches!(change, MembershipChange::AddPeer(_)) {
+            proposed.context = bytes::Bytes::from_static(TO_PROMOTE);
+        }
         (self.raw.propose_conf_change(Vec::new(), proposed)).map_err(|error| match error {
             raft::Error::ProposalDropped => RejectReason::NotLeader { leader: None },
             other => RejectReason::Refused(other.to_string()),
@@ -230,7 +248,12 @@ impl Engine {
         let change = crate::message::conf_change(data).map_err(|e| e.to_string())?;
         let state = self.raw.apply_conf_change(&change);
         let state = state.map_err(|e| e.to_string())?;
-        self.set_membership(Membership::from_conf_state(&state));
+        let membership = Membership::from_conf_state(&state);
+        let mut to_promote = std::mem::take(&mut self.membership.to_promote);
+        if change.context == TO_PROMOTE {
+            to_promote.extend(change.changes.iter().map(|single| NodeId(single.node_id)));
+        }
+        self.set_membership(membership.promoting(to_promote));
         self.resign_without_a_vote();
         Ok(())
     }
@@ -249,14 +272,12 @@ impl Engine {
     pub(super) fn set_membership(&mut self, membership: Membership) {
         self.alone = membership.is_only(self.config.id);
         self.peers.only(&membership);
-        self.to_promote.retain(|node| membership.contains(*node));
         self.membership = membership;
     }
 
     /// What a leader does about the membership by itself.
     pub(super) fn tend_membership(&mut self) {
         if self.role != Role::Leader || self.raw.raft.state != StateRole::Leader {
-            self.to_promote.clear();
             return;
         }
         let raft = &self.raw.raft;
@@ -268,11 +289,9 @@ impl Engine {
                 .propose_conf_change(Vec::new(), ConfChangeV2::default());
             return;
         }
-        for node in self.to_promote.iter().copied().collect::<Vec<_>>() {
-            if !self.membership.learners.contains(&node) && self.membership.contains(node) {
-                self.to_promote.remove(&node);
-            } else if self.try_change(MembershipChange::Promote(node)).is_ok() {
-                self.to_promote.remove(&node);
+        // One at a time. Those that have not caught up are refused, and looked at again.
+        for node in self.membership.to_promote.clone() {
+            if self.try_change(MembershipChange::Promote(node)).is_ok() {
                 return;
             }
         }

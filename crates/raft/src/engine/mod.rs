@@ -55,7 +55,7 @@ pub use membership::{ChangeRefused, MAX_PROMOTION_LAG, Membership, MembershipCha
 pub use peers::TransferStatus;
 pub use status::{Counters, PeerState, PeerStatus, Status};
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::VecDeque;
 
 use raft::eraftpb::MessageType;
 use raft::{Config as RaftConfig, RawNode, StateRole, Storage as _};
@@ -91,8 +91,6 @@ pub struct Engine {
     gate: Gate,
     /// As of what was handed out for applying.
     membership: Membership,
-    /// New members that are promoted once they have caught up, while this one leads.
-    to_promote: BTreeSet<NodeId>,
     peers: Peers,
     reads: Reads,
     counters: Counters,
@@ -168,7 +166,6 @@ impl Engine {
             snapshots,
             gate: Gate::new(config.identity()),
             membership: membership.clone(),
-            to_promote: BTreeSet::new(),
             peers: Peers::default(),
             reads: Reads::default(),
             counters: Counters::default(),

@@ -18,6 +18,7 @@ impl Engine {
         match envelope.payload {
             Payload::Raft(message) => self.receive_raft(from, message.0, actions),
             Payload::Offer(offer) => self.offered(from, offer, actions),
+            Payload::NewerOffer(newer) => self.offered_newer(from, newer, actions),
             Payload::Wanted => self.wanted_by(from),
             Payload::Progress(progress) => self.hear_progress(from, progress),
             Payload::Ended(ended) => self.hear_ended(from, ended),

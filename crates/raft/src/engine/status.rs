@@ -4,7 +4,7 @@ use raft::ProgressState;
 
 use super::{Engine, Membership, Role, TransferStatus};
 use crate::ids::{Lsn, NodeId, Term};
-use crate::message::Refusals;
+use crate::message::{EndReason, Refusals};
 
 /// Where a member stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,6 +50,8 @@ pub struct PeerStatus {
     pub state: PeerState,
     /// It is offered, or fetches, a snapshot of everything up to here.
     pub pending_snapshot: Option<Lsn>,
+    /// Why the last offer to it came to nothing, for as long as it has not caught up by another one.
+    pub last_failure: Option<EndReason>,
     /// Ticks since it was last heard; `None` for not since this member was opened, or the other added.
     pub heard_ticks_ago: Option<u64>,
 }
@@ -147,6 +149,7 @@ impl Engine {
                         _ => PeerState::Snapshot,
                     },
                     pending_snapshot: transfer.map(|t| t.progress.last_included_index),
+                    last_failure: self.peers.last_failure(id),
                     heard_ticks_ago: self.peers.heard(id).map(|at| self.ticks - at),
                 }
             })

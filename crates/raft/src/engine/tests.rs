@@ -8,6 +8,7 @@
 //! - [`snapshots`]: hints, back-off, the guardrail, what is compacted;
 //! - [`membership`], [`catching_up`]: single stories of several members, on [`cluster`];
 //! - [`elections`]: corners that raft-rs leaves to us;
+//! - [`versions`]: a leader whose snapshots another member cannot read;
 //! - [`breaks`]: what other libraries promise and do not keep;
 //! - [`histories`]: whole histories with snapshots, transfers and changes of membership, from a seed;
 //! - [`network`]: three members and a network that loses, repeats and reorders, from a seed.
@@ -26,6 +27,7 @@ mod replay;
 mod snapshots;
 mod solo;
 mod three;
+mod versions;
 
 use std::fmt::Write as _;
 

@@ -8,7 +8,7 @@ use raft::eraftpb::MessageType as Kind;
 use super::wire;
 use super::{
     Chunk, DecodeError, ENVELOPE_FORMAT, EndReason, Ended, Envelope, Fetch, Identity,
-    MAX_CHUNK_BYTES, Payload, PeerMessage, Progress,
+    MAX_CHUNK_BYTES, NewerOffer, Payload, PeerMessage, Progress,
 };
 use crate::engine::Membership;
 use crate::ids::{CheckpointId, ClusterId, GroupId, Incarnation, Lineage, Lsn, NodeId, Term};
@@ -48,6 +48,7 @@ impl From<&Envelope> for wire::Envelope {
             payload: Some(match &envelope.payload {
                 Payload::Raft(message) => wire::Payload::Raft(raft_to_wire(&message.0)),
                 Payload::Offer(manifest) => wire::Payload::Offer(offer_to_wire(manifest)),
+                Payload::NewerOffer(newer) => wire::Payload::Offer(newer_offer_to_wire(newer)),
                 Payload::Wanted => wire::Payload::Wanted(wire::Wanted {}),
                 Payload::Progress(p) => wire::Payload::Progress(wire::Progress {
                     checkpoint: id_to_wire(p.checkpoint),
@@ -98,6 +99,12 @@ impl TryFrom<wire::Envelope> for Envelope {
             wire::Payload::Raft(message) => {
                 Payload::Raft(PeerMessage(raft_from_wire(message, sender.node, to)?))
             }
+            wire::Payload::Offer(offer) if offer.format > OFFER_FORMAT => {
+                Payload::NewerOffer(NewerOffer {
+                    checkpoint: id_from_wire(&offer.checkpoint)?,
+                    format: offer.format,
+                })
+            }
             wire::Payload::Offer(offer) => Payload::Offer(Box::new(offer_from_wire(offer)?)),
             wire::Payload::Wanted(_) => Payload::Wanted,
             wire::Payload::Progress(p) => Payload::Progress(Progress {
@@ -140,6 +147,27 @@ impl TryFrom<wire::Envelope> for Envelope {
             to,
             payload,
         })
+    }
+}
+
+impl From<wire::OfferEnvelope> for wire::Envelope {
+    fn from(envelope: wire::OfferEnvelope) -> Self {
+        wire::Envelope {
+            format: envelope.format,
+            cluster: envelope.cluster,
+            group: envelope.group,
+            lineage: envelope.lineage,
+            from: envelope.from,
+            incarnation: envelope.incarnation,
+            to: envelope.to,
+            payload: envelope.offer.map(|head| {
+                wire::Payload::Offer(wire::Offer {
+                    format: head.format,
+                    checkpoint: head.checkpoint,
+                    ..wire::Offer::default()
+                })
+            }),
+        }
     }
 }
 
@@ -268,6 +296,7 @@ pub fn conf_change(data: &Bytes) -> Decoded<eraftpb::ConfChangeV2> {
         2 => eraftpb::ConfChangeTransition::Explicit,
         _ => return Err(DecodeError::Field("membership change")),
     });
+    raft.context = change.context;
     for single in change.changes {
         let mut one = eraftpb::ConfChangeSingle::default();
         one.set_change_type(match single.change_type {
@@ -307,16 +336,22 @@ fn offer_to_wire(manifest: &Manifest) -> wire::Offer {
             learners: numbers(&manifest.peers.learners),
             voters_outgoing: numbers(&manifest.peers.voters_outgoing),
             learners_next: numbers(&manifest.peers.learners_next),
+            to_promote: numbers(&manifest.peers.to_promote),
         }),
         bytes,
         files,
     }
 }
 
-fn offer_from_wire(offer: wire::Offer) -> Decoded<Manifest> {
-    if offer.format > OFFER_FORMAT {
-        return Err(crate::transfer::InvalidManifest::NewerFormat(offer.format).into());
+fn newer_offer_to_wire(newer: &NewerOffer) -> wire::Offer {
+    wire::Offer {
+        format: newer.format,
+        checkpoint: id_to_wire(newer.checkpoint),
+        ..wire::Offer::default()
     }
+}
+
+fn offer_from_wire(offer: wire::Offer) -> Decoded<Manifest> {
     let peers = offer.peers.unwrap_or_default();
     let nodes = |numbers: Vec<u64>| {
         let mut nodes: Vec<_> = numbers.into_iter().map(NodeId).collect();
@@ -352,14 +387,16 @@ fn offer_from_wire(offer: wire::Offer) -> Decoded<Manifest> {
             learners: nodes(peers.learners),
             voters_outgoing: nodes(peers.voters_outgoing),
             learners_next: nodes(peers.learners_next),
-        },
+            to_promote: Vec::new(),
+        }
+        .promoting(nodes(peers.to_promote)),
         content,
     };
     manifest.validate()?;
     Ok(manifest)
 }
 
-const REASONS: [(u32, EndReason); 10] = [
+const REASONS: [(u32, EndReason); 11] = [
     (1, EndReason::Installed),
     (2, EndReason::NotNeeded),
     (3, EndReason::NotAMember),
@@ -370,6 +407,7 @@ const REASONS: [(u32, EndReason); 10] = [
     (8, EndReason::Corrupt),
     (9, EndReason::Silent),
     (10, EndReason::NotInstalled),
+    (11, EndReason::NewerFormat),
 ];
 
 fn reason_to_wire(reason: EndReason) -> u32 {

@@ -28,6 +28,8 @@ pub enum Refusal {
     Incarnation,
     /// An answer from somebody who is not a member, or from a member to somebody who is none.
     NotAMember,
+    /// An offer that a newer version made.
+    NewerFormat,
     /// It contradicts what this member knows: about entries that it never had, say.
     Contradiction,
 }

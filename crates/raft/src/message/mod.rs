@@ -4,6 +4,7 @@
 //! Envelope   who speaks (cluster, group, lineage, node, incarnation), to whom
 //!   Raft       a message of consensus                              engine  <-> engine
 //!   Offer      the manifest of a checkpoint                        leader   -> follower
+//!   NewerOffer what is understood of one of a newer version's      leader   -> follower
 //!   Wanted     "I cannot begin without a snapshot"                 joiner   -> leader
 //!   Progress   "this is what I am fetching"                        follower -> everybody
 //!   Ended      "this transfer has ended, thus"                     either way
@@ -36,6 +37,7 @@ use raft::eraftpb;
 
 use crate::ids::{CheckpointId, ClusterId, GroupId, Incarnation, Lineage, Lsn, NodeId};
 use crate::transfer::{Checksum, InvalidManifest, Manifest};
+use scan::Scanned;
 
 /// Version of the envelope.
 pub const ENVELOPE_FORMAT: u32 = 1;
@@ -91,6 +93,8 @@ pub enum Payload {
     Raft(PeerMessage),
     /// For the engine.
     Offer(Box<Manifest>),
+    /// For the engine: nobody here can fetch it, and its leader is to know that.
+    NewerOffer(NewerOffer),
     /// For the engine.
     Wanted,
     /// For the engine.
@@ -101,6 +105,15 @@ pub enum Payload {
     Fetch(Fetch),
     /// For the [`Receiver`](crate::transfer::Receiver).
     Chunk(Chunk),
+}
+
+/// An offer that a newer version made: what of it is the same in every format.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NewerOffer {
+    /// The checkpoint.
+    pub checkpoint: CheckpointId,
+    /// Above [`OFFER_FORMAT`](crate::transfer::OFFER_FORMAT).
+    pub format: u32,
 }
 
 /// What a member is fetching. Everybody who hears it keeps the log behind it.
@@ -136,7 +149,7 @@ pub enum EndReason {
     NotNeeded,
     /// The receiver is not in the checkpoint's membership.
     NotAMember,
-    /// The offer is of a newer format, or malformed.
+    /// The offer, or a wish for part of it, makes no sense; or a reason that this version does not know.
     Refused,
     /// The sender has too many transfers; ask it again.
     Busy,
@@ -150,6 +163,9 @@ pub enum EndReason {
     Silent,
     /// The host could not install it.
     NotInstalled,
+    /// The offer is of a format that the receiver does not know: it runs an older version, and catches up
+    /// once that is upgraded.
+    NewerFormat,
 }
 
 /// A wish for part of a file.
@@ -202,8 +218,7 @@ pub enum DecodeError {
     /// A kind of message that only exists inside a member, or that never travels.
     #[error("a message of kind {0} never travels")]
     Kind(u32),
-    /// An offer that cannot be fetched. The sender, and which checkpoint it is about, are known: so
-    /// that it can be told.
+    /// An offer that cannot be fetched, of a format that this version knows.
     #[error(transparent)]
     Offer(#[from] InvalidManifest),
 }
@@ -228,10 +243,14 @@ impl Envelope {
         if bytes.len() > MAX_ENVELOPE_BYTES {
             return Err(DecodeError::TooLarge(bytes.len()));
         }
-        scan::check(&bytes)?;
-        let decoded = wire::Envelope::decode(bytes);
-        let envelope = decoded.map_err(|e| DecodeError::Malformed(e.to_string()))?;
-        envelope.try_into()
+        let malformed = |e: prost::DecodeError| DecodeError::Malformed(e.to_string());
+        match scan::check(&bytes)? {
+            Scanned::Known => wire::Envelope::decode(bytes).map_err(malformed)?,
+            Scanned::NewerOffer => wire::OfferEnvelope::decode(bytes)
+                .map_err(malformed)?
+                .into(),
+        }
+        .try_into()
     }
 
     /// Roughly its size on the wire, in bytes; costs nothing.

@@ -4,82 +4,107 @@
 //!
 //! The lists of messages are the entries of an append, and the files of an offer. Both are counted
 //! here. (The other lists are of numbers: 1 byte on the wire, 8 in memory.)
+//!
+//! And for what a newer version made: of that the rules here say nothing, and nobody knows whether it is
+//! damaged.
 
-use super::{DecodeError, MAX_ENTRIES};
-use crate::transfer::{MAX_FILES, MAX_MEMBERS};
+use super::{DecodeError, ENVELOPE_FORMAT, MAX_ENTRIES};
+use crate::transfer::{MAX_FILES, MAX_MEMBERS, OFFER_FORMAT};
 
+const FORMAT: u64 = 1;
 const RAFT: u64 = 10;
 const RAFT_ENTRIES: u64 = 5;
 const OFFER: u64 = 11;
+const OFFER_FORMAT_FIELD: u64 = 1;
 const OFFER_PEERS: u64 = 6;
 const OFFER_FILES: u64 = 8;
 
-/// Whether the bytes may be decoded.
-pub fn check(bytes: &[u8]) -> Result<(), DecodeError> {
-    let (mut entries, mut files) = (0, 0);
-    each_field(bytes, |field, inside| {
-        match field {
-            RAFT => entries += count(inside, RAFT_ENTRIES)?,
-            OFFER => {
-                files += count(inside, OFFER_FILES)?;
-                each_field(inside, |field, inside| match field {
-                    // A number takes a byte at least; four lists of 10 bytes each.
-                    OFFER_PEERS if inside.len() > 10 * MAX_MEMBERS => {
-                        Err(DecodeError::Field("membership"))
-                    }
-                    _ => Ok(()),
-                })?;
+/// How the bytes may be decoded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scanned {
+    /// As this version knows it.
+    Known,
+    /// It holds an offer of a newer format: its head alone.
+    NewerOffer,
+}
+
+/// Whether, and how, the bytes may be decoded.
+pub fn check(bytes: &[u8]) -> Result<Scanned, DecodeError> {
+    let (mut entries, mut files, mut members) = (0, 0, 0);
+    let mut offer_format = 0;
+    each_field(bytes, |field, value| {
+        match (field, value) {
+            // Before anything else, as it is written: what follows may have other limits.
+            (FORMAT, Value::Number(format)) if format > ENVELOPE_FORMAT => {
+                return Err(DecodeError::NewerFormat(format));
             }
+            (RAFT, Value::Bytes(inside)) => each_field(inside, |field, _| {
+                entries += usize::from(field == RAFT_ENTRIES);
+                Ok(())
+            })?,
+            (OFFER, Value::Bytes(inside)) => each_field(inside, |field, value| {
+                match (field, value) {
+                    (OFFER_FORMAT_FIELD, Value::Number(format)) => offer_format = format,
+                    (OFFER_FILES, _) => files += 1,
+                    (OFFER_PEERS, Value::Bytes(inside)) => members = members.max(inside.len()),
+                    _ => {}
+                }
+                Ok(())
+            })?,
             _ => {}
         }
         Ok(())
     })?;
+    if offer_format > OFFER_FORMAT {
+        return Ok(Scanned::NewerOffer);
+    }
     if entries > MAX_ENTRIES {
         return Err(DecodeError::Field("number of entries"));
     }
     if files > MAX_FILES {
         return Err(DecodeError::Field("number of files"));
     }
-    Ok(())
+    // A number takes up to 10 bytes, and is named once; a learner that is to be promoted twice.
+    if members > 2 * 10 * MAX_MEMBERS {
+        return Err(DecodeError::Field("membership"));
+    }
+    Ok(Scanned::Known)
 }
 
-fn count(bytes: &[u8], wanted: u64) -> Result<usize, DecodeError> {
-    let mut count = 0;
-    each_field(bytes, |field, _| {
-        count += usize::from(field == wanted);
-        Ok(())
-    })?;
-    Ok(count)
+/// What a field holds, as far as it is looked at.
+#[derive(Clone, Copy)]
+enum Value<'a> {
+    /// Cut to 32 bits, as the decoder does it: no longer number is looked at.
+    Number(u32),
+    Bytes(&'a [u8]),
+    Fixed,
 }
 
-/// Calls `see` with every field's number and, if it has a length, its bytes.
+/// Calls `see` with every field's number and value.
 fn each_field<'a>(
     mut rest: &'a [u8],
-    mut see: impl FnMut(u64, &'a [u8]) -> Result<(), DecodeError>,
+    mut see: impl FnMut(u64, Value<'a>) -> Result<(), DecodeError>,
 ) -> Result<(), DecodeError> {
     while !rest.is_empty() {
         let key = varint(&mut rest)?;
-        let inside = match key & 7 {
-            0 => {
-                varint(&mut rest)?;
-                &[]
-            }
+        let value = match key & 7 {
+            0 => Value::Number(varint(&mut rest)? as u32),
             1 => {
                 take(&mut rest, 8)?;
-                &[]
+                Value::Fixed
             }
             2 => {
                 let length = varint(&mut rest)?;
-                take(&mut rest, length)?
+                Value::Bytes(take(&mut rest, length)?)
             }
             5 => {
                 take(&mut rest, 4)?;
-                &[]
+                Value::Fixed
             }
             // Groups: nobody writes them, and skipping them recurses.
             _ => return Err(malformed("a group")),
         };
-        see(key >> 3, inside)?;
+        see(key >> 3, value)?;
     }
     Ok(())
 }

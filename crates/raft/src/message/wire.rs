@@ -95,6 +95,9 @@ pub struct Membership {
     pub voters_outgoing: Vec<u64>,
     #[prost(uint64, repeated, tag = "4")]
     pub learners_next: Vec<u64>,
+    /// Of the learners; older versions leave them what they are.
+    #[prost(uint64, repeated, tag = "5")]
+    pub to_promote: Vec<u64>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -117,6 +120,37 @@ pub struct Offer {
     pub bytes: Option<File>,
     #[prost(message, repeated, tag = "8")]
     pub files: Vec<File>,
+}
+
+/// An envelope with an offer of any format: what of it is the same in all of them.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct OfferEnvelope {
+    #[prost(uint32, tag = "1")]
+    pub format: u32,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub cluster: Bytes,
+    #[prost(uint64, tag = "3")]
+    pub group: u64,
+    #[prost(bytes = "bytes", tag = "4")]
+    pub lineage: Bytes,
+    #[prost(uint64, tag = "5")]
+    pub from: u64,
+    #[prost(uint64, tag = "6")]
+    pub incarnation: u64,
+    #[prost(uint64, tag = "7")]
+    pub to: u64,
+    #[prost(message, optional, tag = "11")]
+    pub offer: Option<OfferHead>,
+}
+
+/// How an [`Offer`] begins, whatever its format.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct OfferHead {
+    #[prost(uint32, tag = "1")]
+    pub format: u32,
+    /// 16 bytes.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub checkpoint: Bytes,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]

@@ -47,6 +47,15 @@ pub struct NodeConfig {
     /// Bytes of snapshots that are being read or sent, of all transfers together: what a sender holds
     /// in memory. 32 MiB.
     pub max_snapshot_bytes_in_flight: u64,
+    /// Bytes of snapshots that this node sends in a second, at most, of all transfers together; 0, the
+    /// default, for as many as they ask for. It is for the log's traffic on a network that is shared
+    /// with others, or slow: what fits is a share of the link, which only the host knows, and a limit
+    /// below what the link can take makes every member's recovery as much longer. Without it, messages
+    /// of the log still have connections of their own and wait for no chunk. It must be enough for
+    /// every transfer to get a chunk in half the time after which a receiver gives a silent sender up,
+    /// 600 ticks: 2 * `max_snapshot_transfers` * `snapshot_chunk_size_bytes` in that time, or 140 KB/s
+    /// with the defaults.
+    pub max_snapshot_bytes_per_second: u64,
     /// Transfers that this node serves at once. 4.
     pub max_snapshot_transfers: usize,
     /// Most bytes of log that a snapshot covers and that are kept for peers all the same. 1 GiB.
@@ -94,6 +103,7 @@ impl NodeConfig {
             snapshot_chunk_size_bytes: receiver.chunk_bytes,
             snapshot_window_bytes: receiver.window_bytes,
             max_snapshot_bytes_in_flight: sender.max_bytes_in_flight,
+            max_snapshot_bytes_per_second: 0,
             max_snapshot_transfers: sender.max_transfers,
             max_bytes_kept_for_peers: engine.max_bytes_kept_for_peers,
             snapshot_backoff_ticks: (10, 600),
@@ -157,12 +167,35 @@ impl NodeConfig {
             "max_snapshot_transfers",
             "must be at least 1",
         )?;
+        let (limit, least) = (
+            self.max_snapshot_bytes_per_second,
+            self.least_snapshot_bytes_per_second(),
+        );
+        check(
+            limit == 0 || limit >= least,
+            "max_snapshot_bytes_per_second",
+            &format!(
+                "must be 0, or at least {least}: with less, a chunk of \
+                 snapshot_chunk_size_bytes for each of max_snapshot_transfers does not come in time"
+            ),
+        )?;
         let (first, most) = self.snapshot_backoff_ticks;
         check(
             first > 0 && first <= most,
             "snapshot_backoff_ticks",
             "must begin at 1 or more, and not end before it begins",
         )
+    }
+
+    /// With as much, every transfer gets a chunk in half the time after which its receiver would give
+    /// this node up.
+    fn least_snapshot_bytes_per_second(&self) -> u64 {
+        let ticks = self.for_receiver().progress_deadline_ticks;
+        let deadline = self.tick_interval.as_nanos() * u128::from(ticks);
+        let round =
+            self.max_snapshot_transfers as u128 * u128::from(self.snapshot_chunk_size_bytes);
+        let least = (2 * round * 1_000_000_000).div_ceil(deadline.max(1));
+        u64::try_from(least).unwrap_or(u64::MAX)
     }
 
     pub(super) fn for_engine(&self) -> engine::Config {
@@ -183,7 +216,13 @@ impl NodeConfig {
     pub(super) fn for_sender(&self) -> SenderConfig {
         SenderConfig {
             max_transfers: self.max_snapshot_transfers,
-            max_bytes_in_flight: self.max_snapshot_bytes_in_flight,
+            // What waits to be read is served in the order in which it was taken in, and not in turns:
+            // no more of it than a second's worth, or a new receiver would wait for all that others
+            // have asked for.
+            max_bytes_in_flight: match self.max_snapshot_bytes_per_second {
+                0 => self.max_snapshot_bytes_in_flight,
+                limit => self.max_snapshot_bytes_in_flight.min(limit),
+            },
             ..SenderConfig::default()
         }
     }
@@ -206,7 +245,7 @@ mod tests {
         let config = || NodeConfig::new(NodeId(1), Path::new("data"));
         assert_eq!(config().validate(), Ok(()));
         type Mistake = (&'static str, fn(&mut NodeConfig));
-        let mistakes: [Mistake; 9] = [
+        let mistakes: [Mistake; 10] = [
             ("id", |c| c.id = NodeId(0)),
             ("tick_interval", |c| c.tick_interval = Duration::ZERO),
             ("max_pending_proposals", |c| c.max_pending_proposals = 0),
@@ -216,6 +255,9 @@ mod tests {
                 c.snapshot_chunk_size_bytes = 5 << 20
             }),
             ("snapshot_window_bytes", |c| c.snapshot_window_bytes = 1000),
+            ("max_snapshot_bytes_per_second", |c| {
+                c.max_snapshot_bytes_per_second = 139_000
+            }),
             ("max_snapshot_transfers", |c| c.max_snapshot_transfers = 0),
             ("snapshot_backoff_ticks", |c| {
                 c.snapshot_backoff_ticks = (5, 4)

@@ -6,6 +6,7 @@ use metrics::{counter, gauge};
 
 use crate::engine::{Counters, Engine, Role};
 use crate::ids::GroupId;
+use crate::message::{DecodeError, ENVELOPE_FORMAT};
 
 /// What the runtime counts itself, since the group was opened.
 #[derive(Debug, Default)]
@@ -46,6 +47,51 @@ impl Counts {
             fetches_resumed: of(&self.resumed),
             bytes_fetched: of(&self.bytes_fetched),
             corrupt: of(&self.corrupt),
+        }
+    }
+}
+
+/// Messages that a node could not read, since its start.
+#[derive(Debug, Default)]
+pub(super) struct Unread {
+    malformed: AtomicU64,
+    newer_format: AtomicU64,
+}
+
+/// Messages that a node could not read, since its start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct UnreadCounts {
+    /// Damaged, or of no kind that travels.
+    pub malformed: u64,
+    /// Of a newer version, which writes a format of envelopes that this one does not know.
+    pub newer_format: u64,
+}
+
+impl Unread {
+    /// One more.
+    pub fn note(&self, error: &DecodeError) {
+        let DecodeError::NewerFormat(format) = error else {
+            self.malformed.fetch_add(1, Ordering::Relaxed);
+            counter!("esker_raft_messages_malformed_total").increment(1);
+            return tracing::debug!(%error, "a message that nobody understands");
+        };
+        let before = self.newer_format.fetch_add(1, Ordering::Relaxed);
+        counter!("esker_raft_messages_newer_format_total").increment(1);
+        // They may be many: the 1st, 2nd, 4th, 8th, … is said.
+        if (before + 1).is_power_of_two() {
+            tracing::warn!(
+                format,
+                known = ENVELOPE_FORMAT,
+                times = before + 1,
+                "refusing messages of a newer format: upgrade this node, or it hears nothing"
+            );
+        }
+    }
+
+    pub fn counts(&self) -> UnreadCounts {
+        UnreadCounts {
+            malformed: self.malformed.load(Ordering::Relaxed),
+            newer_format: self.newer_format.load(Ordering::Relaxed),
         }
     }
 }

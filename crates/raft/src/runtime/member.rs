@@ -12,9 +12,9 @@ use super::state_machine::{SnapshotError, SnapshotSink, StateMachine, StoredSnap
 use crate::engine::{LogFloor, Membership};
 use crate::ids::{GroupId, Lineage, NodeId};
 use crate::log::SharedLog;
-use crate::message::{Envelope, Gate, Identity, Payload};
+use crate::message::{EndReason, Envelope, Gate, Identity, Payload};
 use crate::store::{DiskFaults, SnapshotStore, Stored};
-use crate::transfer::{Manifest, ReceiverConfig, ReceiverEvent};
+use crate::transfer::{Manifest, OFFER_FORMAT, ReceiverConfig, ReceiverEvent};
 use crate::transport::Transport;
 
 /// What is said of a group when it is opened among others.
@@ -88,7 +88,7 @@ impl Member {
     pub fn receive(&self, message: Envelope) -> Option<Envelope> {
         let from = message.sender.node;
         match &message.payload {
-            Payload::Fetch(_) | Payload::Chunk(_) | Payload::Ended(_) => {
+            Payload::Fetch(_) | Payload::Chunk(_) | Payload::Ended(_) | Payload::NewerOffer(_) => {
                 if self.gate.lock().admit(&message).is_err() {
                     return None;
                 }
@@ -98,7 +98,22 @@ impl Member {
         match message.payload {
             Payload::Fetch(fetch) => self.serving.fetch(self.identity, from, fetch),
             Payload::Chunk(chunk) => self.fetches.hear(from, ReceiverEvent::Chunk(chunk)),
+            Payload::NewerOffer(offer) => {
+                let group = self.identity.group;
+                tracing::warn!(
+                    %group, %from, format = offer.format, known = OFFER_FORMAT,
+                    "refusing a snapshot of a newer format: upgrade this node, or it cannot catch up"
+                );
+                return Some(message);
+            }
             Payload::Ended(ended) => {
+                if ended.reason == EndReason::NewerFormat {
+                    let group = self.identity.group;
+                    tracing::warn!(
+                        %group, %from, format = OFFER_FORMAT,
+                        "a member cannot read this version's snapshots: upgrade it, or it cannot catch up"
+                    );
+                }
                 self.serving.ended(from, ended);
                 self.fetches.hear(from, ReceiverEvent::Ended(ended));
                 return Some(message);

@@ -33,6 +33,7 @@ mod group;
 mod logger;
 mod member;
 mod node;
+mod pace;
 mod plain;
 mod proposals;
 mod queue;
@@ -46,7 +47,7 @@ mod waiters;
 
 pub use asks::ChangeError;
 pub use config::{ConfigError, NodeConfig};
-pub use counts::GroupCounters;
+pub use counts::{GroupCounters, UnreadCounts};
 pub use group::{Group, GroupStatus, Guard, ProposeError, SendToPeers};
 pub(crate) use logger::raft_logger;
 pub use member::GroupOptions;

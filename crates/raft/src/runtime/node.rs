@@ -11,6 +11,7 @@ use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 
 use super::config::{ConfigError, NodeConfig};
+use super::counts::{Unread, UnreadCounts};
 use super::group::{Group, SendToPeers};
 use super::member::{GroupOptions, Member, Tag, make_ready};
 use super::serving::Serving;
@@ -113,6 +114,7 @@ struct Others {
     serving: Arc<Serving>,
     incarnation: Incarnation,
     groups: RwLock<BTreeMap<GroupId, Weak<dyn Addressed>>>,
+    unread: Unread,
 }
 
 impl Inbox for Inner {
@@ -120,10 +122,7 @@ impl Inbox for Inner {
         let Some(others) = &self.others else { return };
         let message = match Envelope::decode(message) {
             Ok(message) => message,
-            Err(error) => {
-                metrics::counter!("esker_raft_messages_malformed_total").increment(1);
-                return tracing::debug!(%error, "a message that nobody understands");
-            }
+            Err(error) => return others.unread.note(&error),
         };
         let group = others.groups.read().get(&message.sender.group).cloned();
         if let Some(group) = group.and_then(|g| g.upgrade()) {
@@ -173,9 +172,14 @@ impl Node {
                 };
                 Some(Others {
                     incarnation: next_incarnation(dir)?,
-                    serving: Serving::start(config.for_sender(), transport.clone())?,
+                    serving: Serving::start(
+                        config.for_sender(),
+                        config.max_snapshot_bytes_per_second,
+                        transport.clone(),
+                    )?,
                     transport,
                     groups: RwLock::default(),
+                    unread: Unread::default(),
                 })
             }
             None => None,
@@ -378,6 +382,12 @@ impl Node {
         others.map_or_else(SenderCounts::default, |o| o.serving.counts())
     }
 
+    /// Messages that came from other nodes and could not be read, of all groups.
+    pub fn unread(&self) -> UnreadCounts {
+        let others = self.inner.others.as_ref();
+        others.map_or_else(UnreadCounts::default, |o| o.unread.counts())
+    }
+
     /// The log.
     pub fn log(&self) -> &SharedLog {
         &self.inner.log
@@ -424,6 +434,8 @@ fn tick(inner: &Weak<Inner>, interval: Duration) {
             others.serving.tick();
             let bytes = others.serving.counts().bytes_sent;
             metrics::counter!("esker_raft_snapshot_bytes_sent_total").absolute(bytes);
+            let paced = others.serving.paced().as_millis() as u64;
+            metrics::counter!("esker_raft_snapshot_paced_milliseconds_total").absolute(paced);
         }
     }
 }

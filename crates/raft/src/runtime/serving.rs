@@ -2,14 +2,23 @@
 //!
 //! Actions are carried out without the sender's lock: what they lead to may come back at once. Memory
 //! is the sender's bytes in flight; a chunk counts until its [`Permit`] is dropped by the transport.
+//!
+//! The thread is also what keeps to the limit of bytes a second: it waits *before* it reads a chunk, and
+//! nobody waits for it. What is read leaves at once, so that memory holds nothing that may not go yet; a
+//! read that nobody wants any more is passed over, and costs nothing of the limit.
+//!
+//! [`Permit`]: crate::transport::Permit
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
+use super::pace::Pace;
 use crate::ids::{CheckpointId, NodeId};
 use crate::message::{Ended, Fetch, Identity, Payload};
 use crate::store::{SnapshotStore, Stored};
@@ -20,11 +29,12 @@ use crate::transport::Transport;
 
 pub(super) struct Serving {
     state: Mutex<State>,
-    /// Bounded by the sender's bytes in flight, and by the checkpoints that there are.
-    work: Mutex<VecDeque<Work>>,
+    work: Mutex<Work>,
+    /// There is work, or some of it may not be wanted any more.
     arrived: Condvar,
     transport: Arc<dyn Transport>,
     thread: Mutex<Option<JoinHandle<()>>>,
+    paced: AtomicU64,
     this: Weak<Serving>,
 }
 
@@ -39,20 +49,25 @@ struct Published {
     store: Arc<SnapshotStore>,
 }
 
-enum Work {
-    Read {
-        id: ReadId,
-        store: Arc<SnapshotStore>,
-        checkpoint: CheckpointId,
-        file: u32,
-        offset: u64,
-        length: u32,
-    },
-    Remove {
-        store: Arc<SnapshotStore>,
-        checkpoint: CheckpointId,
-    },
-    Stop,
+/// What the thread is to do.
+#[derive(Default)]
+struct Work {
+    /// Bounded by the sender's bytes in flight.
+    reads: VecDeque<Read>,
+    /// Bounded by the checkpoints that there are. They wait for nothing.
+    removals: VecDeque<(Arc<SnapshotStore>, CheckpointId)>,
+    stopping: bool,
+    /// Something happened since the thread looked last.
+    news: bool,
+}
+
+struct Read {
+    id: ReadId,
+    store: Arc<SnapshotStore>,
+    checkpoint: CheckpointId,
+    file: u32,
+    offset: u64,
+    length: u32,
 }
 
 /// See [`crate::transport::Permit`].
@@ -70,7 +85,12 @@ impl Drop for InFlight {
 }
 
 impl Serving {
-    pub fn start(config: SenderConfig, transport: Arc<dyn Transport>) -> io::Result<Arc<Serving>> {
+    /// `bytes_per_second` is what all transfers together may send; 0 for as much as they can.
+    pub fn start(
+        config: SenderConfig,
+        bytes_per_second: u64,
+        transport: Arc<dyn Transport>,
+    ) -> io::Result<Arc<Serving>> {
         let serving = Arc::new_cyclic(|this| Serving {
             state: Mutex::new(State {
                 sender: Sender::new(config),
@@ -80,13 +100,14 @@ impl Serving {
             arrived: Condvar::new(),
             transport,
             thread: Mutex::default(),
+            paced: AtomicU64::new(0),
             this: this.clone(),
         });
         let thread = std::thread::Builder::new()
             .name("snapshot-reader".to_owned())
             .spawn({
                 let serving = serving.clone();
-                move || serving.run()
+                move || serving.run(Pace::new(bytes_per_second))
             })?;
         *serving.thread.lock() = Some(thread);
         Ok(serving)
@@ -123,8 +144,11 @@ impl Serving {
         self.step(SenderEvent::Fetch { from, fetch }, Some(member));
     }
 
+    /// A peer says that its transfer is over.
     pub fn ended(&self, from: NodeId, ended: Ended) {
         self.step(SenderEvent::Ended { from, ended }, None);
+        // What the thread waits to read may be for nobody now.
+        self.tell(|_| {});
     }
 
     pub fn tick(&self) {
@@ -133,6 +157,11 @@ impl Serving {
 
     pub fn counts(&self) -> SenderCounts {
         self.state.lock().sender.counts()
+    }
+
+    /// For how long chunks have waited, so that no more was sent than the limit allows.
+    pub fn paced(&self) -> Duration {
+        Duration::from_nanos(self.paced.load(Ordering::Relaxed))
     }
 
     fn step(&self, event: SenderEvent, asked: Option<Identity>) {
@@ -166,14 +195,17 @@ impl Serving {
                 offset,
                 length,
             } => match published {
-                Some(Published { store, .. }) => self.push(Work::Read {
-                    id,
-                    store,
-                    checkpoint,
-                    file,
-                    offset,
-                    length,
-                }),
+                Some(Published { store, .. }) => {
+                    let read = Read {
+                        id,
+                        store,
+                        checkpoint,
+                        file,
+                        offset,
+                        length,
+                    };
+                    self.tell(|work| work.reads.push_back(read));
+                }
                 None => {
                     let result = Err(ReadError::Gone);
                     self.step(SenderEvent::Read { id, result }, asked);
@@ -197,67 +229,95 @@ impl Serving {
             }
             SenderAction::Release(checkpoint) => {
                 if let Some(Published { store, .. }) = published {
-                    self.push(Work::Remove { store, checkpoint });
+                    self.tell(|work| work.removals.push_back((store, checkpoint)));
                 }
             }
         }
     }
 
-    fn push(&self, work: Work) {
-        self.work.lock().push_back(work);
+    fn tell(&self, news: impl FnOnce(&mut Work)) {
+        let mut work = self.work.lock();
+        news(&mut work);
+        work.news = true;
         self.arrived.notify_one();
     }
 
-    fn run(&self) {
+    fn run(&self, mut pace: Pace) {
+        let mut work = self.work.lock();
         loop {
-            let work = {
-                let mut waiting = self.work.lock();
-                loop {
-                    match waiting.pop_front() {
-                        Some(work) => break work,
-                        None => self.arrived.wait(&mut waiting),
+            work.news = false;
+            if let Some((store, checkpoint)) = work.removals.pop_front() {
+                MutexGuard::unlocked(&mut work, || remove(&store, checkpoint));
+            } else if work.stopping {
+                return;
+            } else if let Some(read) = work.reads.front() {
+                let (id, wait) = (read.id, pace.wait(Instant::now()));
+                // The sender's lock is never taken under that of the work: steps push work.
+                let wanted = MutexGuard::unlocked(&mut work, || self.wants(id));
+                if wanted && !wait.is_zero() {
+                    if work.news {
+                        continue;
                     }
+                    let since = Instant::now();
+                    self.arrived.wait_for(&mut work, wait);
+                    let waited = since.elapsed().as_nanos();
+                    self.paced.fetch_add(waited as u64, Ordering::Relaxed);
+                    // What there is to do is looked at anew.
+                    continue;
                 }
-            };
-            match work {
-                Work::Read {
-                    id,
-                    store,
-                    checkpoint,
-                    file,
-                    offset,
-                    length,
-                } => {
-                    let read = store.read_chunk(checkpoint, file, offset, length);
-                    let result = read.map_err(|error| {
-                        tracing::warn!(%checkpoint, file, %error, "a snapshot cannot be sent");
-                        // Not offered again: the engine asks for a newer one.
-                        store.forget(checkpoint);
-                        match error.kind() {
-                            io::ErrorKind::NotFound => ReadError::Gone,
-                            _ => ReadError::Failed,
-                        }
-                    });
-                    self.step(SenderEvent::Read { id, result }, None);
+                // Nobody else takes reads.
+                let Some(read) = work.reads.pop_front() else {
+                    continue;
+                };
+                if wanted {
+                    pace.take(read.length, Instant::now());
                 }
-                Work::Remove { store, checkpoint } => {
-                    if let Err(error) = store.remove(checkpoint) {
-                        tracing::warn!(%checkpoint, %error, "an old snapshot is still there");
-                    }
-                }
-                Work::Stop => return,
+                MutexGuard::unlocked(&mut work, || self.read(read, wanted));
+            } else {
+                self.arrived.wait(&mut work);
             }
         }
     }
 
-    /// Ends the thread, after what was queued before.
+    fn wants(&self, id: ReadId) -> bool {
+        self.state.lock().sender.wants(id)
+    }
+
+    fn read(&self, read: Read, wanted: bool) {
+        let (id, checkpoint, file) = (read.id, read.checkpoint, read.file);
+        if !wanted {
+            return self.step(SenderEvent::Sent { id }, None);
+        }
+        let bytes = read
+            .store
+            .read_chunk(checkpoint, file, read.offset, read.length);
+        let result = bytes.map_err(|error| {
+            tracing::warn!(%checkpoint, file, %error, "a snapshot cannot be sent");
+            // Not offered again: the engine asks for a newer one.
+            read.store.forget(checkpoint);
+            match error.kind() {
+                io::ErrorKind::NotFound => ReadError::Gone,
+                _ => ReadError::Failed,
+            }
+        });
+        self.step(SenderEvent::Read { id, result }, None);
+    }
+
+    /// Ends the thread, after the removals that wait. Reads that wait are left: nobody is served any
+    /// more.
     pub fn stop(&self) {
-        self.push(Work::Stop);
+        self.tell(|work| work.stopping = true);
         let thread = self.thread.lock().take();
         if let Some(thread) = thread {
             // A panic of it has already been reported by the panic hook.
             let _ = thread.join();
         }
+    }
+}
+
+fn remove(store: &SnapshotStore, checkpoint: CheckpointId) {
+    if let Err(error) = store.remove(checkpoint) {
+        tracing::warn!(%checkpoint, %error, "an old snapshot is still there");
     }
 }
 

@@ -5,6 +5,7 @@
 //! - [`restart`]: what is there after a restart; compaction, purge, stop;
 //! - [`faults`]: full disks, failed syncs, damaged logs, state machines that cannot apply;
 //! - [`snapshots`]: hints and asks, what goes on meanwhile, failures;
+//! - [`serving`]: sending snapshots no faster than allowed;
 //! - [`power`]: power cuts, by seed.
 
 mod answers;
@@ -12,6 +13,7 @@ mod faults;
 mod machine;
 mod power;
 mod restart;
+mod serving;
 mod snapshots;
 
 use std::collections::BTreeSet;

@@ -82,6 +82,7 @@ fn finish(mut world: World) -> (Result<Reached, String>, u128) {
     }
     let mut reached = world.reached;
     reached.terms = world.oracle.terms();
+    reached.promoted_later = world.oracle.promoted_later();
     reached.acknowledged = world.oracle.acknowledged();
     (Ok(reached), hash)
 }

@@ -14,6 +14,8 @@ pub enum Mutant {
     BootstrapInSnapshot,
     /// A snapshot is stored with everybody but who took it.
     SenderNotInSnapshot,
+    /// A snapshot is stored without a word of who is to be promoted.
+    ForgetPromotions,
     /// A host that starts takes the list that it was founded with for the membership.
     CountFromBootstrap,
     /// The log is compacted under a transfer.
@@ -64,6 +66,11 @@ fn a_snapshot_with_the_membership_of_the_foundation_is_caught() {
 #[test]
 fn a_snapshot_without_its_sender_in_the_membership_is_caught() {
     is_caught(Mutant::SenderNotInSnapshot, 20, "membership");
+}
+
+#[test]
+fn a_snapshot_without_the_promotions_that_are_to_come_is_caught() {
+    is_caught(Mutant::ForgetPromotions, 100, "membership");
 }
 
 #[test]

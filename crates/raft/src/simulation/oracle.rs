@@ -74,6 +74,22 @@ impl Oracle {
         self.leaders.len() as u64
     }
 
+    /// Members that got their vote in a later term than that in which it was promised: by another leader
+    /// than the one that added them.
+    pub fn promoted_later(&self) -> u64 {
+        let (mut promised, mut later) = (BTreeMap::new(), 0);
+        for landed in &self.history {
+            for node in &landed.membership.to_promote {
+                promised.entry(*node).or_insert(landed.term);
+            }
+            for node in &landed.membership.voters {
+                let since = promised.remove(node);
+                later += u64::from(since.is_some_and(|since| since < landed.term));
+            }
+        }
+        later
+    }
+
     pub fn acknowledged(&self) -> u64 {
         self.acknowledged.len() as u64
     }

@@ -81,6 +81,9 @@ impl World {
         if membership.is_joint() || self.lost.is_some() {
             return Err("a change of the membership is under way".to_owned());
         }
+        if let Some(waits) = membership.to_promote.first() {
+            return Err(format!("{waits} waits for its vote"));
+        }
         for NodeId(id) in membership.members() {
             let host = self.host(id);
             let Some(engine) = &host.engine else {

@@ -53,6 +53,7 @@ impl World {
             Some(Mutant::BootstrapInSnapshot) if !host.bootstrap.voters.is_empty() => {
                 state.membership = host.bootstrap.clone();
             }
+            Some(Mutant::ForgetPromotions) => state.membership.to_promote.clear(),
             Some(Mutant::SenderNotInSnapshot) => {
                 state.membership.voters.retain(|v| v.0 != id);
             }

@@ -57,6 +57,7 @@ fn suite(part: u64) {
         installs,
         resumed,
         joint,
+        promoted_later,
         reads,
         refused,
         corrupted,
@@ -73,6 +74,7 @@ fn suite(part: u64) {
             && installs > 200
             && resumed > 50
             && joint > 200
+            && promoted_later > 20
             && reads > 1000
             && refused > 100
             && corrupted > 1000

@@ -87,6 +87,7 @@ pub struct Reached {
     pub installs: u64,
     pub resumed: u64,
     pub joint: u64,
+    pub promoted_later: u64,
     pub reads: u64,
     pub refused: u64,
     pub corrupted: u64,
@@ -114,6 +115,7 @@ impl std::ops::AddAssign<&Reached> for Reached {
         self.installs += o.installs;
         self.resumed += o.resumed;
         self.joint += o.joint;
+        self.promoted_later += o.promoted_later;
         self.reads += o.reads;
         self.refused += o.refused;
         self.corrupted += o.corrupted;

@@ -2,7 +2,8 @@
 //!
 //! Every operation is one that a crash can come before or after. [`DiskFaults`] make them fail: for
 //! want of space after so many bytes, or all of them after so many operations, which is what a
-//! process that ended at that moment leaves behind.
+//! process that ended at that moment leaves behind. Or they make them wait, as a disk does that has too
+//! much to do.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -11,6 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bytes::Bytes;
+use parking_lot::{Condvar, Mutex};
 
 /// Never reached.
 const UNLIMITED: u64 = u64::MAX;
@@ -24,6 +26,17 @@ pub struct DiskFaults {
     operations: Arc<AtomicU64>,
     done: Arc<AtomicU64>,
     hit: Arc<AtomicBool>,
+    still: Arc<StandingStill>,
+}
+
+/// A disk that does nothing for a while.
+#[derive(Debug, Default)]
+struct StandingStill {
+    /// The operations that wait; none, the usual case, for the disk that works.
+    which: Mutex<Option<&'static str>>,
+    over: Condvar,
+    waiting: AtomicU64,
+    set: AtomicBool,
 }
 
 impl Default for DiskFaults {
@@ -33,6 +46,7 @@ impl Default for DiskFaults {
             operations: Arc::new(AtomicU64::new(UNLIMITED)),
             done: Arc::default(),
             hit: Arc::default(),
+            still: Arc::default(),
         }
     }
 }
@@ -54,6 +68,26 @@ impl DiskFaults {
         self.operations.store(operations, Ordering::SeqCst);
     }
 
+    /// Operations of that kind (`"writing"`, `"reading"`, `"syncing"`, `"linking"`, …) do not end until
+    /// [`DiskFaults::move_on`]. Those of another kind that stood still before go on.
+    pub fn stand_still(&self, operation: &'static str) {
+        *self.still.which.lock() = Some(operation);
+        self.still.set.store(true, Ordering::SeqCst);
+        self.still.over.notify_all();
+    }
+
+    /// What waits goes on.
+    pub fn move_on(&self) {
+        self.still.set.store(false, Ordering::SeqCst);
+        *self.still.which.lock() = None;
+        self.still.over.notify_all();
+    }
+
+    /// How many operations wait since [`DiskFaults::stand_still`].
+    pub fn waiting(&self) -> u64 {
+        self.still.waiting.load(Ordering::SeqCst)
+    }
+
     /// Operations so far.
     pub fn operations(&self) -> u64 {
         self.done.load(Ordering::SeqCst)
@@ -64,7 +98,10 @@ impl DiskFaults {
         self.hit.load(Ordering::SeqCst)
     }
 
-    fn operation(&self) -> io::Result<()> {
+    fn operation(&self, what: &str) -> io::Result<()> {
+        if self.still.set.load(Ordering::Relaxed) {
+            self.wait_until_it_moves_on(what);
+        }
         self.done.fetch_add(1, Ordering::Relaxed);
         let left = |left: u64| match left {
             UNLIMITED => Some(UNLIMITED),
@@ -74,6 +111,17 @@ impl DiskFaults {
             .fetch_update(Ordering::SeqCst, Ordering::SeqCst, left)
             .map(|_| ())
             .map_err(|_| io::Error::other("the process has ended (a fault, on purpose)"))
+    }
+
+    fn wait_until_it_moves_on(&self, what: &str) {
+        let mut which = self.still.which.lock();
+        if *which == Some(what) {
+            self.still.waiting.fetch_add(1, Ordering::SeqCst);
+            while *which == Some(what) {
+                self.still.over.wait(&mut which);
+            }
+            self.still.waiting.fetch_sub(1, Ordering::SeqCst);
+        }
     }
 
     /// How many of these bytes there is space for.
@@ -108,7 +156,7 @@ impl Disk {
         path: &Path,
         operation: impl FnOnce() -> io::Result<T>,
     ) -> io::Result<T> {
-        (self.faults.operation())
+        (self.faults.operation(what))
             .and_then(|()| operation())
             .map_err(|e| io::Error::new(e.kind(), format!("{what} {}: {e}", path.display())))
     }

@@ -8,7 +8,7 @@
 //! The envelope names cluster, group and lineage: a directory that belongs elsewhere is noticed.
 
 use crate::message::{Envelope, Identity, MAX_ENVELOPE_BYTES, Payload};
-use crate::transfer::{Checksum, Manifest};
+use crate::transfer::{Checksum, InvalidManifest, Manifest};
 
 use super::StoreError;
 
@@ -52,6 +52,7 @@ pub(super) fn decode(identity: Identity, bytes: &[u8]) -> Result<Manifest, Strin
     }
     match envelope.payload {
         Payload::Offer(manifest) => Ok(*manifest),
+        Payload::NewerOffer(newer) => Err(InvalidManifest::NewerFormat(newer.format).to_string()),
         _ => Err("it holds no manifest".to_owned()),
     }
 }

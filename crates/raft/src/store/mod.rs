@@ -253,7 +253,8 @@ impl SnapshotStore {
             };
             of(path).is_some_and(|it| of(source) == Some(it))
         };
-        self.stored.lock().iter().rev().find_map(|stored| {
+        // Not under the lock, which is taken under that of an engine: the disk may be slow.
+        self.all().iter().rev().find_map(|stored| {
             let Content::Files(files) = &stored.manifest.content else {
                 return None;
             };

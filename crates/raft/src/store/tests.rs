@@ -308,3 +308,28 @@ fn a_fetched_snapshot_is_offered_under_a_name_of_this_nodes_also_after_a_restart
     let again = open(dir.path(), DiskFaults::default()).newest().unwrap();
     assert_eq!(again.manifest, kept.manifest);
 }
+
+#[test]
+fn a_snapshot_of_a_newer_format_is_left_where_it_is_and_said_to_be_one() {
+    let newer = crate::message::NewerOffer {
+        checkpoint: CheckpointId([7; 16]),
+        format: OFFER_FORMAT + 1,
+    };
+    let offer = identity().seal(NodeId(3), crate::message::Payload::NewerOffer(newer));
+    let offer = offer.encode();
+    let mut bytes = b"ESKRSNP1".to_vec();
+    bytes.extend(Checksum::of(&offer).0.to_be_bytes());
+    bytes.extend(offer);
+    let why = metadata::decode(identity(), &bytes).unwrap_err();
+    assert!(
+        why.contains("format 2, this version knows up to 1"),
+        "{why}"
+    );
+
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("group/snap-00000000000000000009-newer");
+    fs::create_dir_all(&path).unwrap();
+    fs::write(path.join(METADATA), bytes).unwrap();
+    assert!(open(dir.path(), DiskFaults::default()).newest().is_none());
+    assert!(path.join(METADATA).exists());
+}

@@ -23,6 +23,8 @@
 //!   gets nothing at all for long is over. A large snapshot may take as long as it likes.
 //! - **A full disk** is waited for: nothing is asked for meanwhile, and the same write is tried again.
 //! - **Memory.** The receiver holds at most the window, the sender at most its bytes in flight.
+//! - **Bandwidth** is the host's: it may let reads wait as long as it likes, as long as every receiver gets
+//!   a chunk before it gives the sender up. A receiver that asks once more meanwhile changes nothing.
 //!
 //! A transfer is bound to a node and a checkpoint, not to a group's leadership.
 

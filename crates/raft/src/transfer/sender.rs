@@ -8,7 +8,7 @@
 //! asked for in a while. Fetches beyond the bytes in flight wait, a bounded number for each receiver;
 //! receivers are served in turn.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
 
@@ -16,8 +16,9 @@ use super::{Checksum, Manifest};
 use crate::ids::{CheckpointId, NodeId};
 use crate::message::{Chunk, EndReason, Ended, Fetch, MAX_CHUNK_BYTES};
 
-/// Fetches of one receiver that may wait. Beyond it they are dropped: the receiver asks again.
-const MAX_WAITING: usize = 256;
+/// Fetches of one receiver that may wait: as many as a transport queues for one peer. Beyond it they are
+/// dropped: the receiver asks again.
+const MAX_WAITING: usize = 1024;
 
 /// Limits of a node's sending.
 #[derive(Clone, Debug)]
@@ -163,6 +164,13 @@ struct Reading {
     fetch: Fetch,
 }
 
+/// Names a wish of a receiver: who, which checkpoint, file, offset.
+type Wish = (NodeId, CheckpointId, u32, u64);
+
+fn wish(from: NodeId, fetch: &Fetch) -> Wish {
+    (from, fetch.checkpoint, fetch.file, fetch.offset)
+}
+
 /// See the [room's head](super).
 #[derive(Debug)]
 pub struct Sender {
@@ -172,6 +180,9 @@ pub struct Sender {
     /// Served last; the one after it is next.
     turn: Option<(NodeId, CheckpointId)>,
     reading: BTreeMap<ReadId, Reading>,
+    /// Those of `reading` that the host has not read yet. Where it reads slowly, receivers ask once more
+    /// for what they will get anyway.
+    unread: BTreeSet<Wish>,
     next_read: u64,
     in_flight: u64,
     now: u64,
@@ -187,6 +198,7 @@ impl Sender {
             transfers: BTreeMap::new(),
             turn: None,
             reading: BTreeMap::new(),
+            unread: BTreeSet::new(),
             next_read: 0,
             in_flight: 0,
             now: 0,
@@ -242,6 +254,13 @@ impl Sender {
         self.in_flight
     }
 
+    /// Whether somebody still waits for what that read is to bring. A host that lets reads wait need not
+    /// read for nobody: it says [`SenderEvent::Sent`] instead.
+    pub fn wants(&self, id: ReadId) -> bool {
+        let reading = self.reading.get(&id);
+        reading.is_some_and(|r| self.transfers.contains_key(&(r.to, r.fetch.checkpoint)))
+    }
+
     /// Whether the host may not remove the checkpoint.
     pub fn holds(&self, checkpoint: CheckpointId) -> bool {
         self.published.contains_key(&checkpoint)
@@ -282,9 +301,10 @@ impl Sender {
             self.counts.begun += 1;
         }
         let now = self.now;
+        let unread = self.unread.contains(&wish(from, &fetch));
         let transfer = self.transfers.entry(key).or_default();
         transfer.heard_at = now;
-        if transfer.waiting.len() >= MAX_WAITING || transfer.waiting.contains(&fetch) {
+        if unread || transfer.waiting.len() >= MAX_WAITING || transfer.waiting.contains(&fetch) {
             self.counts.dropped += 1;
             return;
         }
@@ -311,6 +331,7 @@ impl Sender {
             transfer.reading += 1;
             self.turn = Some(key);
             self.in_flight += length;
+            self.unread.insert(wish(key.0, &fetch));
             let id = ReadId(self.next_read);
             self.next_read += 1;
             self.reading.insert(id, Reading { to: key.0, fetch });
@@ -345,6 +366,7 @@ impl Sender {
             return;
         };
         let (to, fetch) = (*to, *fetch);
+        self.unread.remove(&wish(to, &fetch));
         let bytes = match result {
             Ok(bytes) if bytes.len() == fetch.length as usize => bytes,
             failed => {
@@ -380,6 +402,7 @@ impl Sender {
 
     fn done(&mut self, id: ReadId) {
         if let Some(Reading { to, fetch }) = self.reading.remove(&id) {
+            self.unread.remove(&wish(to, &fetch));
             self.in_flight -= u64::from(fetch.length);
             if let Some(transfer) = self.transfers.get_mut(&(to, fetch.checkpoint)) {
                 transfer.reading = transfer.reading.saturating_sub(1);

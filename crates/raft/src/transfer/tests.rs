@@ -3,6 +3,7 @@
 mod manifest;
 mod receiver;
 mod sender;
+mod slow;
 
 use bytes::Bytes;
 

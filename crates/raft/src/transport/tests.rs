@@ -136,14 +136,17 @@ fn a_permit_is_given_back_whether_its_chunk_arrives_or_not() {
 }
 
 #[cfg(feature = "grpc")]
+mod tls;
+
+#[cfg(feature = "grpc")]
 mod grpc {
     use super::super::grpc::{GrpcConfig, GrpcTransport};
     use super::*;
 
-    const ANY: std::net::SocketAddr =
+    pub const ANY: std::net::SocketAddr =
         std::net::SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 0);
 
-    fn transport(secret: Option<&str>) -> GrpcTransport {
+    pub fn transport(secret: Option<&str>) -> GrpcTransport {
         let config = GrpcConfig {
             secret: secret.map(str::to_owned),
             ..GrpcConfig::default()
@@ -152,7 +155,7 @@ mod grpc {
     }
 
     /// Sends until something arrives: the first ones may be lost.
-    fn send_until(to: &Heard, one: &GrpcTransport, node: u64) {
+    pub fn send_until(to: &Heard, one: &GrpcTransport, node: u64) {
         wait_for("something arrives", || {
             one.send(numbered(node, 9));
             std::thread::sleep(Duration::from_millis(10));
@@ -204,6 +207,7 @@ mod grpc {
             started_at.elapsed() < Duration::from_secs(5),
             "sending never waits"
         );
+        // Beside the queue there is what a stream has taken from it, if it is open already.
         assert!(
             *back.lock() >= 10_000 - MAX_QUEUED_CHUNKS - 8,
             "the queue is bounded"

@@ -210,6 +210,9 @@ pub enum Wire {
     Memory,
     #[cfg(feature = "grpc")]
     Grpc,
+    /// With certificates of one authority.
+    #[cfg(feature = "grpc")]
+    Tls,
 }
 
 pub struct Running {
@@ -228,7 +231,9 @@ pub struct Cluster {
     wire: Wire,
     founders: Vec<NodeId>,
     #[cfg(feature = "grpc")]
-    addresses: BTreeMap<NodeId, String>,
+    pub addresses: BTreeMap<NodeId, String>,
+    #[cfg(feature = "grpc")]
+    pub authority: crate::tls::Authority,
     written: usize,
 }
 
@@ -255,6 +260,8 @@ impl Cluster {
             founders: founders.iter().copied().map(NodeId).collect(),
             #[cfg(feature = "grpc")]
             addresses: BTreeMap::new(),
+            #[cfg(feature = "grpc")]
+            authority: crate::tls::Authority::new(),
             written: 0,
         }
     }
@@ -275,6 +282,7 @@ impl Cluster {
         let config = GrpcConfig {
             peers: self.addresses.clone(),
             secret: Some("open sesame".to_owned()),
+            tls: (self.wire == Wire::Tls).then(|| self.authority.node("127.0.0.1")),
         };
         let listen = self.addresses[&NodeId(id)].parse().unwrap();
         let started = Instant::now();
@@ -292,7 +300,7 @@ impl Cluster {
         let transport: Arc<dyn Transport> = match self.wire {
             Wire::Memory => self.network.transport(NodeId(id)),
             #[cfg(feature = "grpc")]
-            Wire::Grpc => self.grpc(id),
+            Wire::Grpc | Wire::Tls => self.grpc(id),
         };
         let mut config = Config::new(NodeId(id), &self.data_dir(id));
         config.tick_interval = TICK;

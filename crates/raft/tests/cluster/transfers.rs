@@ -228,6 +228,42 @@ fn a_snapshot_that_vanishes_under_the_sender_is_replaced_by_a_newer_one() {
 }
 
 #[test]
+fn a_limited_transfer_takes_its_time_and_the_log_does_not_wait_for_it() {
+    const LIMIT: u64 = 200_000;
+    let mut cluster = Cluster::empty(Wire::Memory, &[1, 2, 3]);
+    cluster.adjust = Box::new(|c| c.max_snapshot_bytes_per_second = LIMIT);
+    [1, 2, 3].iter().for_each(|id| cluster.run(*id));
+    cluster.write(10, 100);
+    cluster.assert_agreed(&[1, 2, 3]);
+    let behind = cluster.follower();
+    cluster.leave_behind(behind, 300, 1000);
+    let leader = cluster.leader();
+    let term = cluster.group(leader).status().term;
+    let begun = std::time::Instant::now();
+    cluster.run(behind);
+    wait_for("it has begun", || {
+        cluster.nodes[&leader].node.sent().bytes_sent > 0
+    });
+    let received = |c: &Cluster| c.group(behind).counters().engine.snapshots_received;
+    let mut written = 0;
+    while received(&cluster) == 0 {
+        cluster.write(1, 100);
+        written += 1;
+    }
+    let took = begun.elapsed();
+    let sent = cluster.nodes[&leader].node.sent().bytes_sent;
+    assert!(sent >= 300_000, "{sent}");
+    // A chunk, and a tenth of a second's worth, may go ahead.
+    let least = (sent - CHUNK) as f64 / LIMIT as f64 - 0.1;
+    assert!(took.as_secs_f64() >= least, "{sent} bytes in {took:?}");
+    assert!(written > 5, "{written} entries meanwhile");
+    assert_eq!(cluster.group(leader).status().term, term);
+    cluster.assert_agreed(&[1, 2, 3]);
+    let counters = cluster.group(behind).counters();
+    assert_eq!(counters.engine.fetches_failed, 0, "{counters:?}");
+}
+
+#[test]
 fn the_membership_may_change_in_mid_transfer() {
     let (mut cluster, behind, watch) = in_mid_transfer(false);
     cluster.run(4);

@@ -1,9 +1,14 @@
 //! Promises that other libraries of this kind do not keep, told as stories.
 //!
-//! The rest of them are where the rest of their subject is: `snapshots` (hints after failures, the
-//! trigger in bytes), `catching_up` (a newer snapshot cancels nothing, the log is kept behind a
-//! transfer), `membership` (successive snapshots, strangers), and the tests of [`crate::transfer`] (no
-//! byte twice, checksums, full disks, no deadline on size, bounded memory).
+//! The rest of them are where the rest of their subject is:
+//!
+//! - `snapshots`: hints after failures, the trigger in bytes;
+//! - `catching_up`: a newer snapshot cancels nothing, the log is kept behind a transfer;
+//! - `membership`: successive snapshots, strangers;
+//! - `versions`: snapshots say of which format they are;
+//! - the tests of [`crate::transfer`]: no byte twice, checksums, no deadline on size, bounded memory;
+//! - the tests of [`crate::log`] and [`crate::runtime`]: a disk that was full, once there is space;
+//! - `tests/cluster/slow_disks.rs`: a disk that is busy with snapshots does not keep the log waiting.
 
 use super::cluster::{Cluster, Fate};
 use super::*;

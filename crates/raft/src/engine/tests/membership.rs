@@ -106,6 +106,85 @@ fn a_peer_is_added_as_a_learner_and_votes_once_it_has_caught_up() {
     cluster.assert_agreed(&[1, 2, 3, 4]);
 }
 
+/// A peer was added, and has not caught up: 4 hears nothing.
+fn one_waits_for_its_vote() -> Cluster {
+    let mut cluster = Cluster::new(&[1, 2, 3]);
+    cluster.write(30);
+    cluster.joiner(4);
+    cluster.cut = vec![4];
+    cluster
+        .change(MembershipChange::AddPeer(NodeId(4)))
+        .unwrap();
+    cluster.ticks(5);
+    for id in 1..=3 {
+        let membership = cluster.host(id).engine.membership();
+        assert_eq!(membership.to_promote, [NodeId(4)], "member {id}");
+        assert_eq!(membership.learners, [NodeId(4)], "member {id}");
+    }
+    cluster
+}
+
+fn assert_all_vote(cluster: &Cluster) {
+    for id in 1..=4 {
+        let membership = cluster.host(id).engine.membership();
+        assert_eq!(*membership, members(&[1, 2, 3, 4]), "member {id}");
+    }
+    cluster.assert_agreed(&[1, 2, 3, 4]);
+}
+
+#[test]
+fn the_next_leader_goes_on_with_a_promotion_that_the_one_before_did_not_live_to_make() {
+    let mut cluster = one_waits_for_its_vote();
+    cluster.cut = vec![1, 4];
+    cluster.ticks(60);
+    let leader = cluster.leader();
+    assert_ne!(leader, 1);
+    cluster.cut = vec![1];
+    cluster.ticks(60);
+    let voters_now = voters(&cluster, leader);
+    assert_eq!(voters_now, [1, 2, 3, 4], "without the one who added it");
+    cluster.cut.clear();
+    cluster.ticks(60);
+    assert_all_vote(&cluster);
+}
+
+#[test]
+fn a_promotion_to_come_survives_snapshots_and_restarts_of_everybody() {
+    let mut cluster = one_waits_for_its_vote();
+    for id in 1..=3 {
+        cluster.snapshot(id);
+        assert_eq!(
+            cluster.host(id).newest().manifest.peers.to_promote,
+            [NodeId(4)]
+        );
+    }
+    for id in 1..=3 {
+        cluster.restart(id);
+    }
+    cluster.ticks(60);
+    cluster.cut.clear();
+    cluster.ticks(100);
+    assert_all_vote(&cluster);
+}
+
+#[test]
+fn a_learner_that_was_added_as_one_stays_one_and_a_peer_that_goes_is_not_promoted() {
+    let mut cluster = one_waits_for_its_vote();
+    cluster.joiner(5);
+    cluster
+        .change(MembershipChange::AddLearner(NodeId(5)))
+        .unwrap();
+    cluster
+        .change(MembershipChange::RemovePeer(NodeId(4)))
+        .unwrap();
+    cluster.ticks(100);
+    let membership = cluster.host(1).engine.membership();
+    assert_eq!(membership.voters, [1, 2, 3].map(NodeId));
+    assert_eq!(membership.learners, [NodeId(5)]);
+    assert_eq!(membership.to_promote, []);
+    cluster.assert_agreed(&[1, 2, 3, 5]);
+}
+
 #[test]
 fn changes_that_cannot_be_are_refused_with_the_reason() {
     let mut cluster = Cluster::new(&[1, 2, 3]);

@@ -184,3 +184,47 @@ fn an_impatient_receiver_does_not_fill_the_sender() {
     assert!(sender.counts().dropped > 9000);
     assert_eq!(sender.bytes_in_flight(), 10);
 }
+
+#[test]
+fn what_the_host_has_not_read_yet_is_not_read_twice_if_the_receiver_asks_once_more() {
+    let mut sender = sender(1, 20);
+    let (first, _) = reads(&sender.step(fetch(2, 0)))[0];
+    sender.step(fetch(2, 10));
+    sender.step(fetch(2, 20));
+    for offset in [0, 10, 20] {
+        assert_eq!(sender.step(fetch(2, offset)), []);
+    }
+    assert_eq!(sender.counts().dropped, 3);
+    sender.step(done(first, 0));
+    assert_eq!(
+        reads(&sender.step(SenderEvent::Sent { id: first })).len(),
+        1
+    );
+
+    // That one may have been lost since.
+    sender.step(fetch(2, 0));
+    assert_eq!(sender.counts().dropped, 3);
+}
+
+#[test]
+fn a_read_that_waits_for_a_transfer_that_is_over_can_be_left() {
+    let mut sender = sender(2, 10);
+    let (id, _) = reads(&sender.step(fetch(2, 0)))[0];
+    assert!(sender.wants(id));
+    assert_eq!(sender.step(fetch(3, 0)), [], "it waits for its turn");
+    sender.step(SenderEvent::Ended {
+        from: NodeId(2),
+        ended: Ended {
+            checkpoint: CheckpointId([9; 16]),
+            reason: EndReason::NotNeeded,
+        },
+    });
+    assert!(!sender.wants(id));
+    let next = reads(&sender.step(SenderEvent::Sent { id }));
+    assert_eq!(next.len(), 1, "the next one's turn");
+    assert!(sender.wants(next[0].0));
+
+    // Asked for once more, it is read once more.
+    assert_eq!(ended(&sender.step(fetch(2, 0))), None);
+    assert_eq!(sender.counts().dropped, 0);
+}

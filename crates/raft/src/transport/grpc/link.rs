@@ -11,11 +11,11 @@ use tokio::runtime::Runtime;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::metadata::AsciiMetadataValue;
-use tonic::transport::{Channel, Endpoint};
-use tonic::{Request, Status};
+use tonic::transport::{Channel, ClientTlsConfig, Endpoint};
+use tonic::{Code, Request, Status};
 
 use super::codec::Outgoing;
-use super::{CONNECTION_WINDOW, KEEP_ALIVE, MESSAGES, SECRET, STREAM_WINDOW, TOGETHER};
+use super::{CONNECTION_WINDOW, KEEP_ALIVE, MESSAGES, SECRET, STREAM_WINDOW, TOGETHER, chain, tls};
 use crate::ids::NodeId;
 use crate::message::{Envelope, MAX_ENVELOPE_BYTES};
 use crate::transport::{Inbox, MAX_QUEUED_BYTES, Permit};
@@ -54,6 +54,7 @@ pub(super) struct Opening {
     pub node: NodeId,
     pub path: &'static str,
     pub secret: Option<String>,
+    pub tls: Option<ClientTlsConfig>,
     pub inbox: Weak<dyn Inbox>,
 }
 
@@ -112,6 +113,7 @@ async fn run(
     mut waiting: mpsc::Receiver<Queued>,
 ) {
     let mut pause = FIRST_PAUSE;
+    let mut refused: u64 = 0;
     // A connection is opened when there is something to say.
     while let Some(first) = waiting.recv().await {
         let target = address.borrow_and_update().clone();
@@ -123,13 +125,26 @@ async fn run(
                 Err(_) => return,
             },
         };
-        let Err(error) = ended else {
+        let Err(broken) = ended else {
             return;
         };
         if opened.elapsed() >= WAS_GOOD {
             pause = FIRST_PAUSE;
+            refused = 0;
         }
-        tracing::debug!(node = %opening.node, path = opening.path, target, error, "a stream to a peer broke");
+        let Broken { why, lasting } = broken;
+        tracing::debug!(node = %opening.node, path = opening.path, target, why, "a stream to a peer broke");
+        if lasting {
+            refused += 1;
+            // It is tried for ever: the 1st, 2nd, 4th, 8th, … is said.
+            if refused.is_power_of_two() {
+                let node = opening.node;
+                tracing::warn!(
+                    %node, target, why, times = refused,
+                    "a peer cannot be spoken to: look at the certificates, the secret, the address"
+                );
+            }
+        }
         match opening.inbox.upgrade() {
             Some(inbox) => inbox.unreachable(opening.node),
             None => return,
@@ -150,17 +165,49 @@ async fn run(
     }
 }
 
+/// Why a stream broke.
+struct Broken {
+    why: String,
+    /// One end does not trust the other: it will not get better by itself.
+    lasting: bool,
+}
+
+impl Broken {
+    fn by(error: &(dyn std::error::Error + 'static)) -> Broken {
+        Broken {
+            why: chain(error),
+            lasting: tls::is_refusal(error),
+        }
+    }
+
+    fn for_good(why: &str) -> Broken {
+        Broken {
+            why: why.to_owned(),
+            lasting: true,
+        }
+    }
+}
+
+impl From<&str> for Broken {
+    fn from(why: &str) -> Broken {
+        Broken {
+            why: why.to_owned(),
+            lasting: false,
+        }
+    }
+}
+
 /// Sends until the stream breaks, or there is nobody left who sends.
 async fn stream(
     opening: &Opening,
     address: &str,
     first: Queued,
     waiting: &mut mpsc::Receiver<Queued>,
-) -> Result<(), String> {
-    let channel = connect(address).await?;
+) -> Result<(), Broken> {
+    let channel = connect(address, opening.tls.clone()).await?;
     let mut client =
         tonic::client::Grpc::new(channel).max_encoding_message_size(MAX_ENVELOPE_BYTES + 64);
-    client.ready().await.map_err(|e| e.to_string())?;
+    client.ready().await.map_err(|e| Broken::by(&e))?;
     // A chunk is large enough to travel alone.
     let together = match opening.path == MESSAGES {
         true => TOGETHER,
@@ -177,8 +224,9 @@ async fn stream(
     let call = client.client_streaming(request, path, Outgoing);
     tokio::pin!(call);
     let broke = |answer: Result<tonic::Response<Bytes>, Status>| match answer {
-        Ok(_) => "the peer ended it".to_owned(),
-        Err(status) => status.to_string(),
+        Ok(_) => "the peer ended it".into(),
+        Err(status) if status.code() == Code::Unauthenticated => Broken::for_good(status.message()),
+        Err(status) => Broken::by(&status),
     };
     loop {
         let place = tokio::select! {
@@ -195,12 +243,21 @@ async fn stream(
     }
 }
 
-async fn connect(address: &str) -> Result<Channel, String> {
-    let url = match address.contains("://") {
-        true => address.to_owned(),
-        false => format!("http://{address}"),
+async fn connect(address: &str, tls: Option<ClientTlsConfig>) -> Result<Channel, Broken> {
+    let scheme = if tls.is_some() { "https" } else { "http" };
+    let url = match address.split_once("://") {
+        None => format!("{scheme}://{address}"),
+        Some((same, _)) if same.eq_ignore_ascii_case(scheme) => address.to_owned(),
+        // Never without TLS where it is asked for, whatever an address says.
+        Some(_) => {
+            let why = format!("the address has to begin with {scheme}://");
+            return Err(Broken::for_good(&why));
+        }
     };
-    let endpoint = Endpoint::from_shared(url).map_err(|e| e.to_string())?;
+    let mut endpoint = Endpoint::from_shared(url).map_err(|e| Broken::by(&e))?;
+    if let Some(tls) = tls {
+        endpoint = endpoint.tls_config(tls).map_err(|e| Broken::by(&e))?;
+    }
     let endpoint = endpoint
         .connect_timeout(CONNECT_TIMEOUT)
         .tcp_nodelay(true)
@@ -209,5 +266,5 @@ async fn connect(address: &str) -> Result<Channel, String> {
         .http2_keep_alive_interval(KEEP_ALIVE)
         .keep_alive_timeout(KEEP_ALIVE)
         .keep_alive_while_idle(true);
-    endpoint.connect().await.map_err(|e| e.to_string())
+    endpoint.connect().await.map_err(|e| Broken::by(&e))
 }

@@ -12,12 +12,15 @@
 //!
 //! The transport has threads of its own, so that a host's asynchronous work never delays a heartbeat.
 //!
-//! There is no TLS here. Where the network is not trusted, put a tunnel under it; the shared
-//! [`secret`](GrpcConfig::secret) keeps strangers out, not listeners.
+//! Where the network is not trusted, [`tls`](GrpcConfig::tls) keeps strangers and listeners out: both ends
+//! of every connection show a certificate. The shared [`secret`](GrpcConfig::secret) alone keeps strangers
+//! out, not listeners. Both together are fine: the secret then tells apart clusters that share an
+//! authority.
 
 mod codec;
 mod link;
 mod service;
+mod tls;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -35,6 +38,8 @@ use crate::ids::NodeId;
 use crate::message::Envelope;
 use link::Link;
 use service::PeerService;
+use tls::Tls;
+pub use tls::{TlsConfig, TlsError};
 
 const MESSAGES: &str = "/esker.raft.v1.Peers/Messages";
 const CHUNKS: &str = "/esker.raft.v1.Peers/Chunks";
@@ -65,12 +70,16 @@ pub struct GrpcConfig {
     pub peers: BTreeMap<NodeId, String>,
     /// If set, calls that do not name it are refused.
     pub secret: Option<String>,
+    /// If set, nothing is said or heard without TLS, and without a certificate of either end. A URL of a
+    /// peer has to begin with `https://` then, and with `http://` otherwise.
+    pub tls: Option<TlsConfig>,
 }
 
 /// See the [module's head](self).
 pub struct GrpcTransport {
     address: SocketAddr,
     secret: Option<String>,
+    tls: Option<Tls>,
     state: Mutex<State>,
 }
 
@@ -83,12 +92,20 @@ struct State {
 
 impl GrpcTransport {
     /// Listens; port 0 is any that is free. Connections are taken from [`Transport::start`] on.
+    ///
+    /// # Errors
+    ///
+    /// The listener's; or one of kind `InvalidInput` with a [`TlsError`] that says which part of the
+    /// [`TlsConfig`] is wrong, and how.
     pub fn bind(listen: SocketAddr, config: GrpcConfig) -> io::Result<GrpcTransport> {
+        let tls = config.tls.as_ref().map(Tls::new).transpose();
+        let tls = tls.map_err(|e| io::Error::new(io::ErrorKind::InvalidInput, e))?;
         let listener = std::net::TcpListener::bind(listen)?;
         listener.set_nonblocking(true)?;
         Ok(GrpcTransport {
             address: listener.local_addr()?,
             secret: config.secret,
+            tls,
             state: Mutex::new(State {
                 listener: Some(listener),
                 peers: config.peers,
@@ -133,6 +150,7 @@ impl GrpcTransport {
                     node: to,
                     path,
                     secret: self.secret.clone(),
+                    tls: self.tls.as_ref().map(|tls| tls.client.clone()),
                     inbox: inbox.clone(),
                 };
                 Link::open(runtime, opening, address, queued)
@@ -166,12 +184,17 @@ impl Transport for GrpcTransport {
             .enable_all()
             .build()?;
         let service = PeerService::new(inbox.clone(), self.secret.clone());
+        let mut server = Server::builder();
+        if let Some(tls) = &self.tls {
+            let with_tls = server.tls_config(tls.server.clone());
+            server = with_tls.map_err(io::Error::other)?;
+        }
         let entered = runtime.enter();
         let incoming = TcpIncoming::from(tokio::net::TcpListener::from_std(listener)?);
         drop(entered);
         let incoming = incoming.with_nodelay(Some(true));
         runtime.spawn(async move {
-            let served = Server::builder()
+            let served = server
                 .initial_stream_window_size(STREAM_WINDOW)
                 .initial_connection_window_size(CONNECTION_WINDOW)
                 .max_frame_size(Some(FRAME))
@@ -215,4 +238,18 @@ impl Drop for GrpcTransport {
     fn drop(&mut self) {
         self.stop();
     }
+}
+
+/// An error, and what led to it: tonic's own say "transport error" and nothing more.
+fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut said = error.to_string();
+    let mut next = error.source();
+    while let Some(error) = next {
+        let more = error.to_string();
+        if !said.ends_with(&more) {
+            said = format!("{said}: {more}");
+        }
+        next = error.source();
+    }
+    said
 }

@@ -1,0 +1,101 @@
+//! How fast a node sends of snapshots: so many bytes a second, of all transfers together.
+//!
+//! ```text
+//! ── chunk ──┬── chunk ──┬─────── pause ───────┬── chunk ──┬▶ time
+//!            └ paid until, the next may go     └ a tenth of a second of it is made up for
+//! ```
+//!
+//! Every chunk takes its length's share of a second, and the next one goes when that is over. So the pace
+//! is even, chunk by chunk. What goes ahead of it is one chunk, and after a pause no more than
+//! [`CREDIT`]'s worth, which is also what makes up for a thread that wakes late.
+
+use std::time::{Duration, Instant};
+
+/// Of a pause, so much is made up for.
+const CREDIT: Duration = Duration::from_millis(100);
+
+/// Bytes a second, and until when they are used up.
+pub(super) struct Pace {
+    bytes_per_second: u64,
+    /// What was sent takes the time until then.
+    paid_until: Option<Instant>,
+}
+
+impl Pace {
+    /// 0 for as fast as it goes.
+    pub fn new(bytes_per_second: u64) -> Pace {
+        Pace {
+            bytes_per_second,
+            paid_until: None,
+        }
+    }
+
+    /// How long the next chunk has to wait.
+    pub fn wait(&self, now: Instant) -> Duration {
+        let over = self.paid_until.unwrap_or(now);
+        over.saturating_duration_since(now)
+    }
+
+    /// A chunk of so many bytes goes out.
+    pub fn take(&mut self, bytes: u32, now: Instant) {
+        if self.bytes_per_second == 0 {
+            return;
+        }
+        let nanos = u64::from(bytes) * 1_000_000_000 / self.bytes_per_second;
+        let credit_from = now.checked_sub(CREDIT).unwrap_or(now);
+        let from = self.paid_until.map_or(now, |paid| paid.max(credit_from));
+        self.paid_until = Some(from + Duration::from_nanos(nanos));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u32 = 1024 * 1024;
+
+    /// Sends chunks as soon as they may go, by a clock of its own that is late by `late` each time.
+    fn send(pace: &mut Pace, chunks: u32, mut now: Instant, late: Duration) -> Instant {
+        for _ in 0..chunks {
+            match pace.wait(now) {
+                Duration::ZERO => {}
+                wait => now += wait + late,
+            }
+            assert_eq!(pace.wait(now), Duration::ZERO, "it has waited");
+            pace.take(MIB, now);
+        }
+        now
+    }
+
+    #[test]
+    fn so_many_bytes_take_as_long_as_the_limit_says_also_if_the_thread_wakes_late() {
+        let start = Instant::now();
+        for late in [0, 5, 40].map(Duration::from_millis) {
+            let mut pace = Pace::new(10 * u64::from(MIB));
+            // The first one goes at once.
+            let took = send(&mut pace, 51, start, late) - start;
+            assert!(took >= Duration::from_secs(5), "{took:?}");
+            assert!(took <= Duration::from_secs(5) + late, "{took:?}");
+        }
+    }
+
+    #[test]
+    fn after_a_pause_a_tenth_of_a_second_is_made_up_for_and_no_more() {
+        let start = Instant::now();
+        let mut pace = Pace::new(100 * u64::from(MIB));
+        let now = send(&mut pace, 1, start, Duration::ZERO) + Duration::from_secs(60);
+        let at_once = (0..).take_while(|_| {
+            let goes = pace.wait(now).is_zero();
+            pace.take(MIB, now);
+            goes
+        });
+        assert_eq!(at_once.count(), 11, "of 100 in a second");
+    }
+
+    #[test]
+    fn without_a_limit_nothing_waits() {
+        let start = Instant::now();
+        let mut pace = Pace::new(0);
+        assert_eq!(send(&mut pace, 10_000, start, Duration::ZERO), start);
+    }
+}

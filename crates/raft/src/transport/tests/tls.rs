@@ -1,0 +1,234 @@
+//! TLS between members: who is heard, who is spoken to, and what is said of files that are wrong.
+
+use super::super::grpc::{GrpcConfig, GrpcTransport, TlsConfig, TlsError};
+use super::grpc::{ANY, send_until, transport};
+use super::*;
+
+/// Who signs certificates.
+struct Authority {
+    issuer: rcgen::Issuer<'static, rcgen::KeyPair>,
+    pem: String,
+}
+
+impl Authority {
+    fn new() -> Authority {
+        let mut params = rcgen::CertificateParams::default();
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let key = rcgen::KeyPair::generate().unwrap();
+        let pem = params.self_signed(&key).unwrap().pem();
+        let issuer = rcgen::Issuer::new(params, key);
+        Authority { issuer, pem }
+    }
+
+    /// For a node that is reached by this name or number.
+    fn node(&self, name: &str) -> TlsConfig {
+        self.sign(rcgen::CertificateParams::new([name.to_owned()]).unwrap())
+    }
+
+    fn sign(&self, params: rcgen::CertificateParams) -> TlsConfig {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let certificate = params.signed_by(&key, &self.issuer).unwrap();
+        TlsConfig {
+            ca: self.pem.clone().into(),
+            certificate: certificate.pem().into(),
+            key: key.serialize_pem().into(),
+            server_name: None,
+        }
+    }
+}
+
+fn try_with(tls: TlsConfig, secret: Option<&str>) -> std::io::Result<GrpcTransport> {
+    let config = GrpcConfig {
+        secret: secret.map(str::to_owned),
+        tls: Some(tls),
+        ..GrpcConfig::default()
+    };
+    GrpcTransport::bind(ANY, config)
+}
+
+fn with(tls: TlsConfig) -> GrpcTransport {
+    try_with(tls, None).unwrap()
+}
+
+/// Speaks to a node for a while, on both streams, and gets through with nothing.
+#[track_caller]
+fn speak_in_vain(one: &GrpcTransport, said: &Heard, node: u64) {
+    let before = said.unreachable.lock().len();
+    wait_for("it is refused, again and again", || {
+        one.send(numbered(node, 1));
+        one.send_bulk(chunk(node, 10), None);
+        std::thread::sleep(Duration::from_millis(5));
+        said.unreachable.lock().len() >= before + 4
+    });
+}
+
+#[test]
+fn with_certificates_of_one_authority_messages_and_large_chunks_arrive() {
+    let authority = Authority::new();
+    let (one, two, three) = (
+        with(authority.node("127.0.0.1")),
+        with(authority.node("127.0.0.1")),
+        with(authority.node("127.0.0.1")),
+    );
+    let _hears = started(&one);
+    let heard = started(&two);
+    one.set_peer(NodeId(2), two.address().to_string());
+    send_until(&heard, &one, 2);
+    let back = Arc::new(Mutex::new(0));
+    for _ in 0..8 {
+        let permit: Permit = Box::new(Counted(back.clone()));
+        one.send_bulk(chunk(2, 4 * 1024 * 1024), Some(permit));
+    }
+    wait_for("large chunks", || {
+        let messages = heard.messages.lock();
+        let large = |m: &&Envelope| match &m.payload {
+            Payload::Chunk(chunk) => chunk.bytes.len() == 4 * 1024 * 1024,
+            _ => false,
+        };
+        messages.iter().filter(large).count() == 8
+    });
+    wait_for("all permits", || *back.lock() == 8);
+
+    let heard = started(&three);
+    one.set_peer(NodeId(3), format!("https://{}", three.address()));
+    send_until(&heard, &one, 3);
+}
+
+#[test]
+fn without_a_certificate_of_the_authority_nobody_is_heard_nor_spoken_to() {
+    let authority = Authority::new();
+    let (one, two) = (
+        with(authority.node("127.0.0.1")),
+        with(authority.node("127.0.0.1")),
+    );
+    let heard_one = started(&one);
+    let heard_two = started(&two);
+    one.set_peer(NodeId(2), two.address().to_string());
+    send_until(&heard_two, &one, 2);
+
+    let plain = transport(None);
+    // This one trusts the others. They do not know who has signed for it.
+    let mut foreign = Authority::new().node("127.0.0.1");
+    foreign.ca.extend(authority.pem.as_bytes());
+    let foreign = with(foreign);
+    for (stranger, node) in [(&plain, 3), (&foreign, 4)] {
+        let heard = started(stranger);
+        stranger.set_peer(NodeId(2), two.address().to_string());
+        speak_in_vain(stranger, &heard, 2);
+        one.set_peer(NodeId(node), stranger.address().to_string());
+        speak_in_vain(&one, &heard_one, node);
+        assert!(heard.messages.lock().is_empty(), "nothing is said to it");
+    }
+    let messages = std::mem::take(&mut *heard_two.messages.lock());
+    let of_one = messages.iter().all(|m| *m == numbered(2, 9));
+    assert!(of_one, "{messages:?}");
+    send_until(&heard_two, &one, 2);
+}
+
+#[test]
+fn a_node_that_shows_the_certificate_of_another_name_is_not_spoken_to() {
+    let authority = Authority::new();
+    let one = with(authority.node("127.0.0.1"));
+    let two = with(authority.node("two.example"));
+    let heard_one = started(&one);
+    let heard_two = started(&two);
+    one.set_peer(NodeId(2), two.address().to_string());
+    speak_in_vain(&one, &heard_one, 2);
+    assert!(heard_two.messages.lock().is_empty());
+
+    // Unless that is the name that is expected, wherever the node is.
+    let mut tls = authority.node("three.example");
+    tls.server_name = Some("two.example".to_owned());
+    let three = with(tls);
+    let _hears = started(&three);
+    three.set_peer(NodeId(2), two.address().to_string());
+    send_until(&heard_two, &three, 2);
+}
+
+#[test]
+fn an_address_turns_tls_neither_off_nor_on() {
+    let authority = Authority::new();
+    let one = with(authority.node("127.0.0.1"));
+    let heard_one = started(&one);
+    let plain = transport(None);
+    let heard = started(&plain);
+    one.set_peer(NodeId(2), format!("http://{}", plain.address()));
+    speak_in_vain(&one, &heard_one, 2);
+    assert!(heard.messages.lock().is_empty());
+    plain.set_peer(NodeId(1), format!("https://{}", one.address()));
+    speak_in_vain(&plain, &heard, 1);
+    assert!(heard_one.messages.lock().is_empty());
+}
+
+#[test]
+fn a_certificate_does_not_stand_in_for_the_secret() {
+    let authority = Authority::new();
+    let knowing = |secret| try_with(authority.node("127.0.0.1"), Some(secret)).unwrap();
+    let (one, two, other) = (knowing("sesame"), knowing("sesame"), knowing("simsim"));
+    let _hears = started(&one);
+    let heard_two = started(&two);
+    let heard_other = started(&other);
+    other.set_peer(NodeId(2), two.address().to_string());
+    speak_in_vain(&other, &heard_other, 2);
+    assert!(heard_two.messages.lock().is_empty());
+    one.set_peer(NodeId(2), two.address().to_string());
+    send_until(&heard_two, &one, 2);
+}
+
+#[test]
+fn strangers_who_connect_and_say_nothing_hold_up_nobody() {
+    let authority = Authority::new();
+    let (one, two) = (
+        with(authority.node("127.0.0.1")),
+        with(authority.node("127.0.0.1")),
+    );
+    let _hears = started(&one);
+    let heard = started(&two);
+    let silent: Vec<_> = (0..32)
+        .map(|_| std::net::TcpStream::connect(two.address()).unwrap())
+        .collect();
+    one.set_peer(NodeId(2), two.address().to_string());
+    send_until(&heard, &one, 2);
+    drop(silent);
+}
+
+#[test]
+fn what_is_wrong_with_certificates_is_said_when_the_transport_is_made() {
+    let (authority, other) = (Authority::new(), Authority::new());
+    let refusal = |change: &dyn Fn(&mut TlsConfig)| {
+        let mut tls = authority.node("127.0.0.1");
+        change(&mut tls);
+        let error = try_with(tls, None).err().expect("it is refused");
+        assert_eq!(error.kind(), std::io::ErrorKind::InvalidInput);
+        let inside = error.get_ref().unwrap();
+        inside.downcast_ref::<TlsError>().unwrap().clone()
+    };
+    let broken = b"-----BEGIN CERTIFICATE-----\n!\n-----END CERTIFICATE-----\n";
+    let hollow = b"-----BEGIN CERTIFICATE-----\naGVsbG8=\n-----END CERTIFICATE-----\n";
+    for pem in [&b""[..], b"hello", broken, hollow] {
+        let error = refusal(&|tls| tls.ca = pem.to_vec());
+        assert!(matches!(error, TlsError::Ca(_)), "{error}");
+        let error = refusal(&|tls| tls.certificate = pem.to_vec());
+        assert!(matches!(error, TlsError::Certificate(_)), "{error}");
+        let error = refusal(&|tls| tls.key = pem.to_vec());
+        assert!(matches!(error, TlsError::Key(_)), "{error}");
+    }
+    let swapped = refusal(&|tls| tls.key = tls.certificate.clone());
+    assert_eq!(
+        swapped.to_string(),
+        "TLS, the key of this node's certificate (key): there is no key in it"
+    );
+    let of_another = refusal(&|tls| tls.key = authority.node("127.0.0.1").key);
+    assert!(matches!(of_another, TlsError::Key(_)), "{of_another}");
+    // Of an authority that the others do not know; and one that is over.
+    let unknown = refusal(&|tls| tls.ca = other.pem.clone().into());
+    assert!(matches!(unknown, TlsError::Certificate(_)), "{unknown}");
+    let over = refusal(&|tls| {
+        let mut params = rcgen::CertificateParams::new(["127.0.0.1".to_owned()]).unwrap();
+        params.not_after = rcgen::date_time_ymd(2020, 1, 1);
+        *tls = authority.sign(params);
+    });
+    assert!(over.to_string().contains("would refuse it"), "{over}");
+    let name = refusal(&|tls| tls.server_name = Some("no name".to_owned()));
+    assert_eq!(name, TlsError::ServerName("no name".to_owned()));
+}
