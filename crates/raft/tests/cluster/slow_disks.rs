@@ -44,7 +44,10 @@ impl Neighbours {
 
     fn write(&mut self) {
         let command = format!("neighbour-{}", self.written).into_bytes();
-        block(self.leader().execute(command)).unwrap();
+        // Whoever leads may change in between; twice is as good as once.
+        wait_for("the neighbours commit", || {
+            block(self.leader().execute(command.clone())).is_ok()
+        });
         self.written += 1;
     }
 
@@ -54,9 +57,24 @@ impl Neighbours {
 }
 
 /// With a disk that stands still, for longer than any election takes: both groups commit, nobody stands
-/// for election, and everybody is heard.
+/// for election, and everybody is heard. A machine that is busy with something else may keep a member
+/// silent, once; what waits for the disk is silent each time.
 #[track_caller]
 fn assert_the_log_goes_on(what: &str, cluster: &mut Cluster, neighbours: &mut Neighbours) {
+    let mut seen = Vec::new();
+    while seen.len() < 3 {
+        match look_whether_the_log_goes_on(cluster, neighbours) {
+            Ok(()) => return,
+            Err(why) => seen.push(why),
+        }
+    }
+    panic!("{what}: {seen:?}");
+}
+
+fn look_whether_the_log_goes_on(
+    cluster: &mut Cluster,
+    neighbours: &mut Neighbours,
+) -> Result<(), String> {
     let leader = cluster.leader();
     let terms = |cluster: &Cluster, neighbours: &Neighbours| {
         (
@@ -86,11 +104,16 @@ fn assert_the_log_goes_on(what: &str, cluster: &mut Cluster, neighbours: &mut Ne
                 neighbours.leader().details().peers,
             ] {
                 let silent = silent(peers);
-                assert!(silent < 20, "{what}: {silent} ticks without a word");
+                if silent >= 20 {
+                    return Err(format!("{silent} ticks without a word"));
+                }
             }
         }
     }
-    assert_eq!(terms(cluster, neighbours), before, "{what}: an election");
+    match terms(cluster, neighbours) == before {
+        true => Ok(()),
+        false => Err("an election".to_owned()),
+    }
 }
 
 /// So that a test that fails ends: nodes wait for their threads, and those for the disk.
