@@ -220,20 +220,24 @@ impl Files {
     }
 
     /// Takes one over from another directory of the same file system, in the place of one of that name.
+    /// A crash in between leaves one that its checksum does not fit, which is never used.
     pub fn adopt(&self, from: &Files, commit_ts: u64) -> io::Result<()> {
+        let or_none = |done: io::Result<()>| match done {
+            Ok(()) => Ok(true),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(e) => Err(e),
+        };
+        let sum = self.sum_path(commit_ts);
         fs::create_dir_all(self.sums())?;
-        match fs::rename(from.sum_path(commit_ts), self.sum_path(commit_ts)) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-            // One that is replaced may have had a checksum, of other bytes.
-            Err(_) => match fs::remove_file(self.sum_path(commit_ts)) {
-                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-                _ => {}
-            },
-            Ok(()) => {}
-        }
+        let has_sum = or_none(fs::rename(from.sum_path(commit_ts), &sum))?;
         sync(&self.sums())?;
         fs::rename(from.path(commit_ts), self.path(commit_ts))?;
-        sync(&self.dir)
+        sync(&self.dir)?;
+        // Only now: without it, what was here before would be believed.
+        if !has_sum && or_none(fs::remove_file(&sum))? {
+            sync(&self.sums())?;
+        }
+        Ok(())
     }
 
     /// Removes all but the newest `count`; the commits of those that were removed.
@@ -379,7 +383,9 @@ fn has_room(file: &File, leave_free: u64) -> io::Result<()> {
     }
     Err(io::Error::new(
         io::ErrorKind::StorageFull,
-        format!("{free} bytes are free on its disk, and the last {leave_free} are left to the log"),
+        format!(
+            "{free} bytes are free on its disk, and the last {leave_free} are left to the log: make room"
+        ),
     ))
 }
 
@@ -493,6 +499,47 @@ mod tests {
         files.leave_free = LEAVE_FREE;
         write(&files, 3);
         assert_eq!(commits(&files), [3]);
+    }
+
+    #[test]
+    fn one_that_is_taken_over_replaces_a_damaged_one_with_or_without_a_checksum() {
+        let ((_here, files), (_there, from)) = (self::files(), self::files());
+        for has_sum in [true, false] {
+            write(&files, 5);
+            fs::write(files.path(5), "{}").unwrap();
+            assert!(files.check(5).is_err());
+            let whole = write(&from, 5);
+            if !has_sum {
+                // Of other bytes than what is taken over.
+                fs::write(files.sum_path(5), format!("{:032x}", 1)).unwrap();
+                fs::remove_file(from.sum_path(5)).unwrap();
+            }
+            files.adopt(&from, 5).unwrap();
+            assert_eq!(files.check(5).unwrap(), (whole, has_sum));
+            assert_eq!(commits(&from), [0; 0]);
+        }
+    }
+
+    #[test]
+    fn one_that_is_half_taken_over_is_never_used() {
+        let ((_here, files), (_there, from)) = (self::files(), self::files());
+        // It reads as a snapshot, and is not what was written.
+        write(&files, 5);
+        let text = fs::read_to_string(files.path(5)).unwrap();
+        fs::write(files.path(5), text.replace("{\"a\":1}", "{\"a\":2}")).unwrap();
+        write(&from, 5);
+        for has_sum in [true, false] {
+            if !has_sum {
+                fs::remove_file(from.sum_path(5)).unwrap();
+            }
+            // The step after the checksum's fails.
+            let away = from.dir.join("away");
+            fs::rename(from.path(5), &away).unwrap();
+            assert!(files.adopt(&from, 5).is_err());
+            assert!(files.check(5).is_err(), "with a checksum: {has_sum}");
+            fs::rename(&away, from.path(5)).unwrap();
+            write(&from, 5);
+        }
     }
 
     #[test]
