@@ -345,6 +345,8 @@ impl Node {
             id,
             node: config.id,
             election_ticks: config.election_ticks,
+            // As many as may be under way; and a million is more than any sync keeps waiting. Their bytes
+            // are bounded by whoever admits them.
             max_waiting_proposals: config.max_pending_proposals.min(1 << 20) as usize,
             tell_every: second.max(1) as u64,
             engine,
