@@ -1,5 +1,6 @@
 //! `esker stream read`.
 
+use std::net::TcpListener;
 use std::process::Command;
 
 use rustix::process::Signal;
@@ -156,6 +157,10 @@ fn a_follower_goes_on_where_it_was_when_the_server_comes_back() {
     assert_eq!((follow.line(), follow.line()), ("a".into(), "b".into()));
 
     server.kill();
+    // Whoever took the port meanwhile gets time to go.
+    eventually("the port is free", || {
+        TcpListener::bind(server.address()).is_ok()
+    });
     let server = Server::start_on(&data, server.address());
     server.ok_with(&["append", "my-basin/orders"], b"c\n");
     assert_eq!(

@@ -548,11 +548,8 @@ fn a_put_that_is_interrupted_ends_promptly_and_the_next_one_is_not_hindered() {
     let began = std::time::Instant::now();
     signal(&child, Signal::INT);
     let output = child.wait_with_output().unwrap();
-    assert!(
-        began.elapsed() < Duration::from_secs(5),
-        "{:?}",
-        began.elapsed()
-    );
+    let took = began.elapsed();
+    assert!(took < Duration::from_secs(15), "{took:?}");
     assert_eq!(output.status.code(), Some(1));
     assert!(
         stderr(&output).contains("error [interrupted]"),

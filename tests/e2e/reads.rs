@@ -16,7 +16,7 @@ use crate::support::events::Events;
 use crate::support::frames::{self, Output};
 use crate::support::http::{Answer, TRANSPORTS};
 use crate::support::sdk;
-use crate::support::{Http, Server};
+use crate::support::{Http, Server, in_time, soon, within};
 
 const RECORDS: &str = "/v1/streams/orders/records";
 
@@ -400,62 +400,87 @@ mod waiting {
         let server = Server::fresh().await;
         let stream = orders(&server).await;
         let http = server.http1();
-        // In vain.
-        let started = Instant::now();
-        let answer = get(&http, "seq_num=0&wait=1").await.expect(200).json();
-        assert_eq!(seq_nums(&answer), [0u64; 0]);
-        let took = started.elapsed();
-        assert!((1.0..1.8).contains(&took.as_secs_f64()), "{took:?}");
-        // Not in vain, on each transport, with and without limits.
-        for (transport, query) in TRANSPORTS.into_iter().zip(["", "&count=10&bytes=1000"]) {
-            let http = server.http(transport);
-            let next = stream.check_tail().await.unwrap().seq_num;
+        in_time("a wait in vain", async |_| {
             let started = Instant::now();
-            let query = format!("seq_num={next}&wait=30{query}");
-            let (answer, ()) = tokio::join!(get(&http, &query), async {
-                tokio::time::sleep(Duration::from_millis(150)).await;
-                sdk::append(&stream, ["late", "later"]).await;
-            });
-            assert_eq!(seq_nums(&answer.expect(200).json()), [next, next + 1]);
+            let answer = get(&http, "seq_num=0&wait=1").await.expect(200).json();
+            assert_eq!(seq_nums(&answer), [0u64; 0]);
             let took = started.elapsed();
-            assert!((0.15..1.0).contains(&took.as_secs_f64()), "{took:?}");
+            assert!(took >= Duration::from_secs(1), "{took:?}");
+            within(took, Duration::from_millis(1800))
+        })
+        .await;
+        // Not in vain, on each transport, with and without limits.
+        for (transport, limits) in TRANSPORTS.into_iter().zip(["", "&count=10&bytes=1000"]) {
+            let http = server.http(transport);
+            in_time("a wait not in vain", async |_| {
+                let next = stream.check_tail().await.unwrap().seq_num;
+                let started = Instant::now();
+                let query = format!("seq_num={next}&wait=30{limits}");
+                let (answer, ()) = tokio::join!(get(&http, &query), async {
+                    tokio::time::sleep(Duration::from_millis(150)).await;
+                    sdk::append(&stream, ["late", "later"]).await;
+                });
+                assert_eq!(seq_nums(&answer.expect(200).json()), [next, next + 1]);
+                let took = started.elapsed();
+                assert!(took >= Duration::from_millis(150), "{took:?}");
+                within(took, Duration::from_secs(1))
+            })
+            .await;
         }
-        // What is there already is not waited for.
-        let started = Instant::now();
-        let answer = get(&http, "seq_num=0&wait=30").await.expect(200).json();
-        assert_eq!(seq_nums(&answer), [0, 1, 2, 3]);
-        assert!(started.elapsed() < Duration::from_millis(900));
+        let tail = stream.check_tail().await.unwrap().seq_num;
+        in_time("what is there already", async |_| {
+            let started = Instant::now();
+            let answer = get(&http, "seq_num=0&wait=30").await.expect(200).json();
+            assert_eq!(seq_nums(&answer), (0..tail).collect::<Vec<_>>());
+            within(started.elapsed(), Duration::from_millis(900))
+        })
+        .await;
         // A read beyond the tail may not wait.
-        get(&http, "seq_num=5&wait=30").await.expect(416);
+        let beyond = format!("seq_num={}&wait=30", tail + 1);
+        get(&http, &beyond).await.expect(416);
     }
 
     #[tokio::test]
     async fn new_records_put_the_end_of_a_sessions_wait_off() {
-        let server = Server::fresh().await;
-        let stream = orders(&server).await;
-        let http = server.http2();
-        let started = Instant::now();
-        let mut session =
-            frames::read_session(&http, "test-basin", "orders", "seq_num=0&wait=1").await;
-        let append = async {
-            for i in 0..3 {
-                tokio::time::sleep(Duration::from_millis(600)).await;
-                sdk::append(&stream, [format!("{i}")]).await;
-            }
-        };
-        let (outputs, ()) = tokio::join!(session.rest(), append);
-        let took = started.elapsed();
-        assert!((2.8..3.6).contains(&took.as_secs_f64()), "{took:?}");
-        let records: Vec<u64> = outputs
-            .iter()
-            .filter_map(|o| match o {
-                Output::Message(batch) => Some(batch),
-                _ => None,
-            })
-            .flat_map(|batch| batch.records.iter().map(|r| r.seq_num))
-            .collect();
-        assert_eq!(records, [0, 1, 2]);
-        assert_eq!(outputs.last(), Some(&Output::End));
+        const WAIT: Duration = Duration::from_secs(3);
+        in_time("the next record, and the end", async |_| {
+            let server = Server::fresh().await;
+            let stream = orders(&server).await;
+            let http = server.http2();
+            let mut put_off = Instant::now();
+            let mut session =
+                frames::read_session(&http, "test-basin", "orders", "seq_num=0&wait=3").await;
+            let append = async {
+                let mut longest = Duration::ZERO;
+                for i in 0..3 {
+                    tokio::time::sleep(WAIT / 2).await;
+                    let sent = Instant::now();
+                    sdk::append(&stream, [format!("{i}")]).await;
+                    longest = longest.max(put_off.elapsed());
+                    // Not before this, at least.
+                    put_off = sent;
+                }
+                longest
+            };
+            let outputs = soon("the end of a session", session.rest());
+            let (outputs, longest) = tokio::join!(outputs, append);
+            let waited = put_off.elapsed();
+            // Otherwise it may have ended before a record came, and rightly so.
+            within(longest, WAIT)?;
+            let records: Vec<u64> = outputs
+                .iter()
+                .filter_map(|o| match o {
+                    Output::Message(batch) => Some(batch),
+                    _ => None,
+                })
+                .flat_map(|batch| batch.records.iter().map(|r| r.seq_num))
+                .collect();
+            assert_eq!(records, [0, 1, 2]);
+            assert_eq!(outputs.last(), Some(&Output::End));
+            assert!(waited >= WAIT, "{waited:?}");
+            within(waited, WAIT + Duration::from_secs(1))
+        })
+        .await;
     }
 
     #[tokio::test]

@@ -5,12 +5,13 @@ use std::time::{Duration, Instant};
 use crate::support::events::Events;
 use crate::support::frames;
 use crate::support::sdk;
-use crate::support::{Http, Server, Setup};
+use crate::support::{Http, SOON, Server, Setup};
 
 const MIB: u64 = 1024 * 1024;
 
 /// Appends go through quickly, and what they append can be read.
 async fn others_go_on(server: &Server, stream: &s2_sdk::S2Stream) {
+    let mut slow = Vec::new();
     for i in 0..20 {
         let started = Instant::now();
         let body = format!("quick {i}");
@@ -20,12 +21,14 @@ async fn others_go_on(server: &Server, stream: &s2_sdk::S2Stream) {
             .await
             .unwrap();
         assert_eq!(sdk::bodies(&read.records), [body]);
-        assert!(
-            started.elapsed() < Duration::from_secs(2),
-            "{:?}",
-            started.elapsed()
-        );
+        let took = started.elapsed();
+        assert!(took < SOON, "{took:?}");
+        if took >= Duration::from_secs(2) {
+            slow.push(took);
+        }
     }
+    // The machine may be busy for a moment, not all the time.
+    assert!(slow.len() <= 2, "{slow:?}");
     let http = server.http1();
     assert_eq!(http.get("/health").send().await.text(), "OK");
 }
@@ -150,8 +153,9 @@ async fn a_connection_that_sends_no_request_is_closed_in_time() {
             .unwrap();
         connection.write_all(begin).await.unwrap();
         let mut answer = Vec::new();
-        let closed =
-            tokio::time::timeout(Duration::from_secs(5), connection.read_to_end(&mut answer)).await;
+        // Unless it is told, it is thirty seconds.
+        let in_time = Duration::from_secs(15);
+        let closed = tokio::time::timeout(in_time, connection.read_to_end(&mut answer)).await;
         assert!(
             closed.is_ok(),
             "still open after {:?}",

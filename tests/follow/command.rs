@@ -2,7 +2,7 @@
 
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use esker_follow::Encoding;
 use esker_follow::snapshot::meta::FORMAT;
@@ -437,7 +437,9 @@ async fn a_server_that_is_not_there_is_told_at_once() {
         said.contains("error [unreachable]: cannot reach http://127.0.0.1:1"),
         "{said}"
     );
-    assert!(begun.elapsed() < SOON / 2, "{:?}", begun.elapsed());
+    let took = begun.elapsed();
+    // One that is waited for has thirty seconds.
+    assert!(took < Duration::from_secs(15), "{took:?}");
 }
 
 #[tokio::test]

@@ -14,7 +14,7 @@ use crate::support::sdk::{self, basin_name, stream_name};
 use crate::support::{Server, Setup, eventually};
 
 /// Longest wait for a follower.
-pub const SOON: Duration = Duration::from_secs(20);
+pub const SOON: Duration = Duration::from_secs(90);
 
 /// A server that tests share, or one of their own.
 pub struct Place {

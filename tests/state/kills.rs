@@ -59,6 +59,9 @@ async fn a_kill_at_any_moment_leaves_every_acknowledged_commit_whole_and_no_othe
         .map(|_| Arc::new(Mutex::new(Known::default())))
         .collect();
     let next = Arc::new(AtomicU64::new(1));
+    // So that there is a snapshot to prove, however little is committed between the kills.
+    commit(&state, "another", 0).await.unwrap();
+    state.snapshot().await;
     for _ in 0..rounds() {
         let mut clients = tokio::task::JoinSet::new();
         for (number, known) in known.iter().enumerate() {

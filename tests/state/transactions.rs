@@ -5,7 +5,7 @@ use std::time::Duration;
 use tonic::Code;
 
 use crate::client::{Name, Read, State, assert_refused, key};
-use crate::support::soon;
+use crate::support::{eventually, soon};
 
 #[tokio::test]
 async fn what_a_transaction_staged_is_there_at_once_and_not_before() {
@@ -71,8 +71,16 @@ async fn a_transaction_that_was_committed_or_never_was_is_not_known() {
 #[tokio::test]
 async fn an_expired_transaction_says_so_and_leaves_nothing() {
     let state = State::fresh().await;
-    let txn = state.begin_for(Some(50)).await.unwrap();
-    state.write(&txn, key("x"), "{}").await.unwrap();
+    let txn = eventually("a write in time", async || {
+        let txn = state.begin_for(Some(50)).await.unwrap();
+        let staged = state.write(&txn, key("x"), "{}").await;
+        if staged.is_err() {
+            assert_refused(staged, Code::DeadlineExceeded, "transaction_expired");
+            return None;
+        }
+        Some(txn)
+    })
+    .await;
     tokio::time::sleep(Duration::from_millis(120)).await;
     assert_refused(
         state.write(&txn, key("y"), "{}").await,

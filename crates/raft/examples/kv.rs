@@ -9,7 +9,7 @@
 //! other. Clients say lines, with `nc` if they like: `set KEY VALUE`, `get KEY`, `status`.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, ExitCode};
@@ -71,13 +71,11 @@ fn node(id: u64, dir: &Path, clients: SocketAddr, peers: BTreeMap<NodeId, String
         .ok_or("the node is not among its peers")?;
     let listen = listen.parse()?;
     let founders: Vec<NodeId> = peers.keys().copied().collect();
-    let transport = GrpcTransport::bind(
-        listen,
-        GrpcConfig {
-            peers,
-            ..GrpcConfig::default()
-        },
-    )?;
+    let grpc = GrpcConfig {
+        peers,
+        ..GrpcConfig::default()
+    };
+    let transport = patiently(|| GrpcTransport::bind(listen, grpc.clone()))?;
     let mut config = Config::new(NodeId(id), dir);
     config.tick_interval = Duration::from_millis(50);
     config.snapshot_hint_threshold_entries = 200;
@@ -86,12 +84,25 @@ fn node(id: u64, dir: &Path, clients: SocketAddr, peers: BTreeMap<NodeId, String
     let options = GroupOptions::founded_by(GroupId(1), &founders);
     let group = node.open_member(options, InMemory::new(Map(map.clone())))?;
 
-    for client in TcpListener::bind(clients)?.incoming() {
+    for client in patiently(|| TcpListener::bind(clients))?.incoming() {
         let (client, group, map) = (client?, group.clone(), map.clone());
         // A client that goes away ends its thread with an error, and that is all.
         std::thread::spawn(move || serve(client, &group, &map).map_err(|e| e.to_string()));
     }
     Ok(())
+}
+
+/// Somebody else may have the address for a while.
+fn patiently<T>(bind: impl Fn() -> io::Result<T>) -> io::Result<T> {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        match bind() {
+            Err(e) if e.kind() == io::ErrorKind::AddrInUse && Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            bound => return bound,
+        }
+    }
 }
 
 fn serve(client: TcpStream, group: &Group<usize>, map: &Shared) -> Anything<()> {
@@ -237,7 +248,7 @@ fn demo() -> Anything<()> {
             .map(|(id, at): (u64, _)| format!("{id}={at}"))
             .collect(),
         clients: (1..).zip(clients.iter().cloned()).collect(),
-        deadline: Instant::now() + Duration::from_secs(60),
+        deadline: Instant::now() + Duration::from_secs(180),
     };
     drop(free);
     (1..=3).try_for_each(|id| demo.start(id))?;

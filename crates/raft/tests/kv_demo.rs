@@ -1,5 +1,5 @@
 //! The example's demonstration, played to its end: this test is the example, and starts itself as its
-//! three nodes. It ends by itself within its own deadline of a minute.
+//! three nodes. It ends by itself within its own deadline of three minutes.
 #![allow(clippy::unwrap_used, clippy::print_stdout, missing_docs)]
 
 #[path = "../examples/kv.rs"]

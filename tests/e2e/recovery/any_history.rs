@@ -18,7 +18,7 @@ use s2_sdk::types::{
 
 use super::contents::{GAP, contents, stream};
 use super::kills::number;
-use super::past::{applied, new_line_is_kept, play, quiet};
+use super::past::{log_ends, new_line_is_kept, play, quiet};
 use super::place::{Kind, PARTITIONS, Scene};
 use crate::support::sdk::{self, basin_name, stream_name};
 use crate::support::{Server, eventually};
@@ -164,12 +164,12 @@ impl World {
     async fn create(&mut self) {
         let name = format!("stream-{}", self.partition_of.len());
         self.note(&format!("create {name}"));
-        let before = self.applied().await;
+        let before = log_ends(&self.server).await;
         let basin = self.server.sdk().basin(basin_name(BASIN));
         sdk::stream(&basin, &name).await;
         // Nothing else is going on, so that tells where it is.
         let partition = eventually("a partition with one entry more", async || {
-            let now = applied(&self.server).await;
+            let now = log_ends(&self.server).await;
             (1..=PARTITIONS).find(|p| now[*p as usize] > before[*p as usize])
         })
         .await;
@@ -177,12 +177,6 @@ impl World {
         self.line(&name).step(|moment| {
             moment.insert(name.clone(), Told::default());
         });
-    }
-
-    /// As soon as the figures stand still.
-    async fn applied(&self) -> Vec<u64> {
-        tokio::time::sleep(std::time::Duration::from_millis(350)).await;
-        applied(&self.server).await
     }
 
     async fn append(&mut self, streams: &[String]) {

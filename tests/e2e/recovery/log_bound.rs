@@ -76,7 +76,8 @@ async fn under_refuse_appends_appends_are_refused_until_a_snapshot_is_archived()
     {
         appended += 1;
         assert!(appended < 50 * BOUND / (100 * 1024), "never refused");
-        tokio::time::sleep(Duration::from_millis(4)).await;
+        // The log is looked at every 250 ms: not much more than a segment goes in meanwhile.
+        tokio::time::sleep(Duration::from_millis(25)).await;
     }
     // Nothing happened, so whoever is refused may try again.
     let refused = server

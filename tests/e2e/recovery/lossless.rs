@@ -1,12 +1,11 @@
 //! Losses that cost nothing: a copy is left, and the log goes on where it ends.
 
 use std::fs;
-use std::time::Duration;
 
 use super::contents::{contents, stream};
 use super::losses::{Harm, Loss, befall, flip};
 use super::past::{Past, kept, lineages, play, seen};
-use super::place::{Kind, files};
+use super::place::{Kind, PARTITIONS, files};
 use crate::support::{eventually, sdk};
 
 /// Each is recovered from by a plain start, to everything that was acknowledged.
@@ -117,6 +116,11 @@ async fn a_flipped_byte_in_a_table_is_found_by_a_read_and_healed_by_the_next_sta
     })
     .await;
     server.kill();
+    // A start removes what it says of partitions that it has made anew.
+    let reported = || {
+        let report = |partition| scene.data().join(format!("damaged/partition-{partition}"));
+        (0..=PARTITIONS).any(|partition| report(partition).exists())
+    };
     // The rest is found by the same token, one partition at a time.
     for round in 0.. {
         let mut server = scene.setup.start(&scene.data()).await;
@@ -129,7 +133,10 @@ async fn a_flipped_byte_in_a_table_is_found_by_a_read_and_healed_by_the_next_sta
             }
             Err(error) => assert!(round < 5, "not healed: {error}"),
         }
-        tokio::time::sleep(Duration::from_millis(600)).await;
+        eventually("the damage is written down", async || {
+            reported().then_some(())
+        })
+        .await;
         server.kill();
     }
 }

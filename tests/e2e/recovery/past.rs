@@ -1,8 +1,6 @@
 //! A cluster with a past: three phases of work with a snapshot after each, and a fourth that only the
 //! log has, because the server was killed.
 
-use std::time::Duration;
-
 use futures::StreamExt as _;
 use s2_sdk::S2;
 use s2_sdk::types::{
@@ -178,28 +176,25 @@ pub async fn new_line_is_kept(place: &Place) {
     .await;
 }
 
-/// Waits until the newest snapshots cover everything that was applied.
+/// Waits until the newest snapshots cover everything that was acknowledged.
 pub async fn caught_up(server: &Server, place: &Place) {
-    // The figures are as old as that.
-    tokio::time::sleep(Duration::from_millis(350)).await;
     eventually("everything is in the repository", async || {
-        let applied = applied(server).await;
+        let ends = log_ends(server).await;
         let newest = |(at, lsn): (u64, &u64)| place.root(at).is_some_and(|r| r.newest() >= *lsn);
-        (0..).zip(&applied).all(newest).then_some(())
+        (0..).zip(&ends).all(newest).then_some(())
     })
     .await;
 }
 
-/// The last LSN that each partition has applied.
-pub async fn applied(server: &Server) -> Vec<u64> {
-    let metrics = server.http1().get("/metrics").send().await;
-    let text = String::from_utf8(metrics.body.to_vec()).unwrap();
-    let of = |partition: u64| {
-        let name = format!("esker_partition_applied_lsn{{partition=\"{partition}\"}} ");
-        let line = text.lines().find_map(|line| line.strip_prefix(&name));
-        line.unwrap_or_else(|| panic!("no {name} in\n{text}"))
-            .parse()
-            .unwrap()
-    };
-    (0..=PARTITIONS).map(of).collect()
+/// The last LSN in each partition's log, now: what was acknowledged is not above it. Metrics are as old
+/// as the last round of the log's upkeep.
+pub async fn log_ends(server: &Server) -> Vec<u64> {
+    let status = server.http1().get("/esker/v1/status").send().await;
+    let status = status.expect(200).json();
+    let partitions = status["partitions"].as_array().unwrap();
+    assert_eq!(partitions.len() as u64, PARTITIONS + 1, "{status}");
+    partitions
+        .iter()
+        .map(|partition| partition["last"].as_u64().unwrap())
+        .collect()
 }

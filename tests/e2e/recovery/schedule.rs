@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::past::{applied, caught_up, eager, quiet, work};
+use super::past::{caught_up, eager, log_ends, quiet, work};
 use super::place::{Kind, PARTITIONS, Scene};
 use crate::support::{Setup, eventually, sdk};
 
@@ -57,11 +57,10 @@ async fn a_stop_puts_what_is_new_if_that_is_configured() {
         let mut server = scene.setup.start(&scene.data()).await;
         scene.place.roots().await;
         work(&server.sdk(), 1).await;
-        tokio::time::sleep(Duration::from_millis(350)).await;
-        let applied = applied(&server).await;
+        let ends = log_ends(&server).await;
         server.stop().await;
-        for (root, applied) in scene.place.roots().await.iter().zip(applied) {
-            assert_eq!(root.newest() >= applied, covered, "{root:?}, {applied}");
+        for (root, end) in scene.place.roots().await.iter().zip(ends) {
+            assert_eq!(root.newest() >= end, covered, "{root:?}, {end}");
         }
     }
 }

@@ -83,7 +83,8 @@ async fn a_stop_answers_what_is_in_flight_and_refuses_what_is_new() {
 
 #[tokio::test]
 async fn a_stop_ends_every_session_with_the_reason_after_the_acks_it_owes() {
-    let setup = Setup::default();
+    // Nobody is cut off by the grace period.
+    let setup = Setup::default().set("shutdown-grace=60s");
     let mut server = setup.start_fresh().await;
     let basin = sdk::basin(&server.sdk(), "test-basin").await;
     sdk::stream(&basin, "orders").await;
@@ -100,9 +101,10 @@ async fn a_stop_ends_every_session_with_the_reason_after_the_acks_it_owes() {
     let waiting = http1
         .get("/v1/streams/orders/records?tail_offset=0&wait=60")
         .basin("test-basin");
+    let appended = tokio::sync::Notify::new();
     let waiting = async {
         // It begins to wait after the appends below.
-        tokio::time::sleep(Duration::from_millis(300)).await;
+        appended.notified().await;
         waiting.send().await
     };
     let rest = async {
@@ -114,7 +116,9 @@ async fn a_stop_ends_every_session_with_the_reason_after_the_acks_it_owes() {
         while seen < 20 {
             seen += reader.next().await.message().records.len();
         }
-        tokio::time::sleep(Duration::from_millis(500)).await;
+        appended.notify_one();
+        // Nothing says that it waits.
+        tokio::time::sleep(Duration::from_secs(2)).await;
         let started = Instant::now();
         server.signal(Signal::TERM);
 
@@ -150,18 +154,15 @@ async fn a_stop_ends_every_session_with_the_reason_after_the_acks_it_owes() {
     waited.refused(503, "server_draining");
     let status = server.wait().await;
     assert!(status.success());
-    assert!(started.elapsed() < Duration::from_secs(5));
+    let took = started.elapsed();
+    assert!(took < Duration::from_secs(30), "{took:?}");
 }
 
 #[tokio::test]
 async fn the_official_client_follows_over_a_restart() {
-    // A fixed port, so that the client finds the server again.
-    let port = {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        listener.local_addr().unwrap().port()
-    };
-    let setup = Setup::default().listen(&format!("127.0.0.1:{port}"));
-    let mut server = setup.start_fresh().await;
+    let mut server = Setup::default().start_fresh().await;
+    // The same port, so that the client finds the server again.
+    let setup = Setup::default().listen(server.address());
     let s2 = sdk::client(server.url(), 50);
     let basin = sdk::basin(&s2, "test-basin").await;
     let stream = sdk::stream(&basin, "orders").await;
@@ -202,7 +203,8 @@ async fn the_official_client_follows_over_a_restart() {
 
 #[tokio::test]
 async fn idle_connections_do_not_hold_up_a_stop() {
-    let mut server = Setup::default().start_fresh().await;
+    let setup = Setup::default().set("shutdown-grace=60s");
+    let mut server = setup.start_fresh().await;
     let clients: Vec<_> = (0..10)
         .map(|i| {
             server.http(if i % 2 == 0 {
@@ -221,11 +223,9 @@ async fn idle_connections_do_not_hold_up_a_stop() {
         .unwrap();
     let started = Instant::now();
     server.stop().await;
-    assert!(
-        started.elapsed() < Duration::from_secs(2),
-        "{:?}",
-        started.elapsed()
-    );
+    let took = started.elapsed();
+    // For a head it waits thirty seconds.
+    assert!(took < Duration::from_secs(20), "{took:?}");
 }
 
 #[tokio::test]
@@ -242,11 +242,9 @@ async fn a_client_that_does_not_read_holds_up_a_stop_no_longer_than_the_grace_pe
     tokio::time::sleep(Duration::from_millis(100)).await;
     let started = Instant::now();
     server.stop().await;
-    assert!(
-        started.elapsed() < Duration::from_secs(4),
-        "{:?}",
-        started.elapsed()
-    );
+    let took = started.elapsed();
+    // Unless it is told, it is ten seconds.
+    assert!(took < Duration::from_secs(9), "{took:?}");
     // Nothing was lost by it.
     server.restart(&setup).await;
     let stream = server

@@ -27,6 +27,9 @@ pub use server::{Server, Setup};
 /// may be busy; only a failing test waits this long.
 pub const SOON: Duration = Duration::from_secs(90);
 
+/// How often something may be tried that is to be quick.
+const TRIES: u32 = 5;
+
 /// Asks every few milliseconds until the answer is `Some`.
 ///
 /// # Panics
@@ -52,6 +55,33 @@ pub async fn soon<T>(what: &str, wait: impl Future<Output = T>) -> T {
     match tokio::time::timeout(SOON, wait).await {
         Ok(done) => done,
         Err(_) => panic!("not within {SOON:?}: {what}"),
+    }
+}
+
+/// Tries something that is to be quick, with other data each time, until a try is in time; what came of
+/// it. A stall of the machine spoils one try, what is really slow spoils all of them. A try is told its
+/// number, and says what came too late, or that it was too slow to tell; whatever holds at any speed it
+/// asserts.
+///
+/// # Panics
+///
+/// If no try was in time, with `what`.
+pub async fn in_time<T>(what: &str, mut attempt: impl AsyncFnMut(u32) -> Result<T, String>) -> T {
+    let mut late = Vec::new();
+    for number in 0..TRIES {
+        match attempt(number).await {
+            Ok(done) => return done,
+            Err(why) => late.push(why),
+        }
+    }
+    panic!("never in time: {what}: {late:?}");
+}
+
+/// Whether something took less than that; for [`in_time`].
+pub fn within(took: Duration, most: Duration) -> Result<(), String> {
+    match took < most {
+        true => Ok(()),
+        false => Err(format!("{took:?} instead of {most:?}")),
     }
 }
 

@@ -357,10 +357,17 @@ impl Server {
         assert!(status.success(), "a stop ended with {status}");
     }
 
-    /// The same data directory, served again. The process must have ended.
+    /// The same data directory, served again. The process must have ended. Whoever took a fixed port
+    /// meanwhile gets time to go.
     pub async fn restart(&mut self, setup: &Setup) {
-        if let Err(log) = self.try_restart(setup).await {
-            panic!("the server ended:\n{log}");
+        let started = Instant::now();
+        while let Err(log) = self.try_restart(setup).await {
+            let is_taken = log.contains("error [listen]");
+            assert!(
+                is_taken && started.elapsed() < SOON,
+                "the server ended:\n{log}"
+            );
+            tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
 

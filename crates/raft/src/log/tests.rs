@@ -333,7 +333,11 @@ fn a_power_cut_leaves_all_of_the_old_log_or_all_of_the_new_one() {
     let (mut old, mut new) = (0, 0);
     // Large enough that each of them can be torn by itself.
     let tag = vec![b'n'; 2000];
-    for seed in 0..150 {
+    for seed in 0..1500 {
+        // How far a beginning has come by then depends on what else the machine does.
+        if seed >= 150 && old > 20 && new > 20 {
+            break;
+        }
         let keep = tempfile::tempdir().unwrap();
         let faults = Faults::new();
         faults.track_unsynced();

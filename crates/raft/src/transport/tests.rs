@@ -225,6 +225,13 @@ mod grpc {
 
     #[test]
     fn a_stream_is_opened_anew_after_the_peer_restarted() {
+        // Somebody else may take the port while it is free. One that stays taken does so each time.
+        let restarted = (0..3).any(|_| speaks_to_a_peer_that_restarts());
+        assert!(restarted, "the port is free again");
+    }
+
+    /// False if the port was not to be had again.
+    fn speaks_to_a_peer_that_restarts() -> bool {
         let (one, two) = (transport(None), transport(None));
         let _hears = started(&one);
         let heard = started(&two);
@@ -238,9 +245,12 @@ mod grpc {
         while again.is_none() && tried.elapsed() < Duration::from_secs(20) {
             again = GrpcTransport::bind(address, GrpcConfig::default()).ok();
         }
-        let again = again.expect("the port is free again");
+        let Some(again) = again else {
+            return false;
+        };
         let heard = started(&again);
         send_until(&heard, &one, 2);
+        true
     }
 
     #[test]

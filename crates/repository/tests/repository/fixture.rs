@@ -5,7 +5,7 @@ use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use esker_repository::destination::{Destination, DestinationOptions};
 use esker_repository::env::{Env, System};
@@ -17,12 +17,15 @@ use futures::future::BoxFuture;
 use serde_json::Value;
 use time::OffsetDateTime;
 
-use crate::support::s3::S3Server;
+use crate::support::s3::{Door, S3Server};
 
 /// The partition of all tests.
 pub const PARTITION: PartitionId = PartitionId(7);
 /// The history of all checkpoints, unless a test says otherwise.
 pub const LINEAGE: LineageId = LineageId(0xabcd);
+
+/// In S3, a bucket and a prefix in it.
+const IN_BUCKET: &str = "bucket/some/prefix";
 
 /// Where the objects are.
 pub enum Backend {
@@ -79,6 +82,15 @@ pub fn tempdir() -> tempfile::TempDir {
     tempfile::tempdir_in(memory)
         .or_else(|_| tempfile::tempdir())
         .unwrap()
+}
+
+/// Waits until it is so, for as long as a busy machine may take.
+pub async fn until(what: &str, mut so: impl FnMut() -> bool) {
+    let began = Instant::now();
+    while !so() {
+        assert!(began.elapsed() < Duration::from_secs(60), "in vain: {what}");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
 }
 
 /// Names and contents.
@@ -171,7 +183,7 @@ pub fn full() -> Options {
 impl Place {
     pub async fn on_s3() -> Place {
         let server = S3Server::start().await;
-        let destination = server.destination("bucket/some/prefix");
+        let destination = server.destination(IN_BUCKET);
         let dir = server.bucket("bucket").join("some/prefix/7");
         Place::new(Backend::S3(server), destination, dir)
     }
@@ -227,6 +239,21 @@ impl Place {
 
     pub fn with_clock(&self, options: Options, clock: Clock) -> Repository {
         Repository::with_env(&self.destination, PARTITION, options, Arc::new(clock))
+    }
+
+    /// A repository for another process, which has connections of its own: they come through the door,
+    /// if there is one.
+    pub async fn elsewhere(&self, options: Options) -> (Repository, Option<Door>) {
+        let (destination, door) = match &self.backend {
+            Backend::S3(server) => {
+                let (destination, door) = server.door(IN_BUCKET).await;
+                (destination, Some(door))
+            }
+            Backend::Directory => (self.destination.clone(), None),
+        };
+        let clock = Arc::new(self.clock.clone());
+        let repository = Repository::with_env(&destination, PARTITION, options, clock);
+        (repository, door)
     }
 
     /// A directory of files, at this position.

@@ -2,13 +2,21 @@
 
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::Arc;
 use std::time::Duration;
 
+use esker_repository::env::{Env, System};
 use esker_repository::restore::Checked;
-use esker_repository::{Error, LineageId, Lsn, Options, Progress, Which};
+use esker_repository::{
+    Error, LineageId, Lsn, Options, Progress, Repository, Retries, Root, Which,
+};
+use futures::future::BoxFuture;
 use serde_json::json;
+use time::OffsetDateTime;
 
-use crate::fixture::{Files, LINEAGE, Place, bytes, full, options, read_dir, some};
+use crate::fixture::{
+    Files, LINEAGE, PARTITION, Place, bytes, full, options, read_dir, retries, some, until,
+};
 use crate::support::faults::{Fault, Matching};
 use crate::support::s3::Operation;
 
@@ -426,16 +434,18 @@ async fn a_repository_that_cannot_be_written_to_is_restored_unpinned_and_says_so
 async fn the_root_shows_the_pin_of_a_restore_under_way() {
     let place = Place::on_s3().await;
     let put = place.put(1, &some(&[1])).await;
-    let slow = Matching::operation(Operation::Get).key("/ssts/");
-    let late = Fault::Late(Duration::from_millis(400));
-    place.server().faults().next(1, slow, late);
+    let faults = place.server().faults();
+    let file = Matching::operation(Operation::Get).key("/ssts/");
+    faults.next(1, file, Fault::Held);
     let repository = place.repository();
     let target = place.target();
     let progress = Progress::new();
     let restore = repository.restore(&Which::Newest, &target, &progress);
     let look = async {
-        tokio::time::sleep(Duration::from_millis(200)).await;
-        place.json("latest.json")["pins"].clone()
+        until("a file is asked for", || faults.held() == 1).await;
+        let pins = place.json("latest.json")["pins"].clone();
+        faults.release();
+        pins
     };
     let (restored, pins) = futures::future::join(restore, look).await;
     restored.unwrap();
@@ -443,27 +453,72 @@ async fn the_root_shows_the_pin_of_a_restore_under_way() {
     assert_eq!(place.json("latest.json").get("pins"), None);
 }
 
+/// A clock that stands still: no stall of the machine moves it.
+#[derive(Debug)]
+struct StandsStill(OffsetDateTime);
+
+impl Env for StandsStill {
+    fn now(&self) -> OffsetDateTime {
+        self.0
+    }
+
+    fn sleep(&self, duration: Duration) -> BoxFuture<'static, ()> {
+        System.sleep(duration)
+    }
+
+    fn random(&self) -> u64 {
+        System.random()
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_long_restore_renews_its_pin() {
+    const PIN_FOR: Duration = Duration::from_secs(6);
     let place = Place::on_s3().await;
     place.put(1, &some(&[1])).await;
-    let slow = Matching::operation(Operation::Get).key("/ssts/");
-    let late = Fault::Late(Duration::from_millis(900));
-    place.server().faults().next(1, slow, late);
+    let faults = place.server().faults();
+    let file = Matching::operation(Operation::Get).key("/ssts/");
+    faults.next(1, file, Fault::Held);
     let repository = place.with(Options {
-        pin_for: Duration::from_millis(400),
+        pin_for: PIN_FOR,
+        retries: Retries {
+            silence: Duration::from_secs(60),
+            ..retries()
+        },
         ..options()
     });
     let target = place.target();
     let progress = Progress::new();
     let restore = repository.restore(&Which::Newest, &target, &progress);
-    let look = async {
-        tokio::time::sleep(Duration::from_millis(600)).await;
-        place.repository().sweep().await.unwrap()
+    let expiry = || {
+        // A look may come in the middle of a swap.
+        let root = std::fs::read(place.path("latest.json")).ok()?;
+        let root = Root::parse(&root, PARTITION).ok()?;
+        root.pins.first().map(|pin| pin.expires_at)
     };
-    let (restored, sweep) = futures::future::join(restore, look).await;
+    let look = async {
+        until("a file is asked for", || faults.held() == 1).await;
+        let first = expiry().unwrap();
+        let mut renewed = first;
+        until("the pin is renewed", || {
+            renewed = expiry().unwrap_or(first);
+            renewed != first
+        })
+        .await;
+        // As if the time that it was first pinned for were over.
+        let later = Arc::new(StandsStill(first + Duration::from_millis(1)));
+        let later = Repository::with_env(&place.destination, PARTITION, options(), later);
+        let sweep = later.sweep().await.unwrap();
+        faults.release();
+        (first, renewed, sweep)
+    };
+    let (restored, (first, renewed, sweep)) = futures::future::join(restore, look).await;
     restored.unwrap();
-    assert_eq!(sweep.unpinned, 0, "it was renewed before it expired");
+    assert!(
+        renewed < first + PIN_FOR,
+        "it was renewed before it expired"
+    );
+    assert_eq!(sweep.unpinned, 0, "what was renewed holds");
     assert_eq!(place.json("latest.json").get("pins"), None);
 }
 
@@ -528,14 +583,17 @@ async fn a_full_disk_stops_a_restore_before_it_begins_or_cleanly_and_it_goes_on_
 
     // There is room when it begins, and then there is none.
     std::fs::write(&ballast, vec![1; 3 << 20]).unwrap();
-    let late = Fault::Late(Duration::from_millis(300));
+    let faults = place.server().faults();
     let second = Matching::operation(Operation::Get).key("/ssts/");
-    place.server().faults().after(1, 1, second, late);
+    faults.after(1, 1, second, Fault::Held);
     let progress = Progress::new();
     let restore = repository.restore(&Which::Newest, &target, &progress);
     let fill = async {
-        tokio::time::sleep(Duration::from_millis(150)).await;
+        until("the second file is asked for", || faults.held() == 1).await;
+        let first = std::fs::metadata(partial_of(&target).join("000000.sst")).unwrap();
+        assert_eq!(first.len(), 1 << 20, "the first one is whole");
         let _ = std::fs::write(&ballast, vec![1; 7 << 20]);
+        faults.release();
     };
     let (restored, ()) = futures::future::join(restore, fill).await;
     let Err(Error::Io { path, source, .. }) = restored else {

@@ -7,7 +7,7 @@ use std::collections::{HashMap, HashSet};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode};
@@ -15,8 +15,12 @@ use hyper::body::{Frame, SizeHint};
 use s3s::access::{S3Access, S3AccessContext};
 use s3s::dto::{DeleteObjectsInput, PutObjectInput};
 use s3s::{Body, HttpResponse, S3Request, S3Result};
+use tokio::sync::oneshot;
 
 use super::s3::{Operation, Received};
+
+/// How long a put waits for the other one of its pair.
+const RIVAL_WITHIN: Duration = Duration::from_secs(10);
 
 /// What befalls a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,6 +42,8 @@ pub enum Fault {
     FlippedBit,
     /// It is done, so much later.
     Late(Duration),
+    /// It is done when the test lets it go: see [`Faults::held`] and [`Faults::release`].
+    Held,
 }
 
 /// A habit.
@@ -49,7 +55,8 @@ pub enum Lie {
     IgnoresIfMatch,
     /// Puts with `If-Match` are refused.
     RefusesIfMatch,
-    /// Of two puts at once with the same `If-Match`, both replace.
+    /// Of two puts at once with the same `If-Match`, both replace. A put with the ETag that an update
+    /// was answered with waits for another one: a probe sends those in pairs.
     RacyIfMatch,
     /// Lists lack what was written since this began.
     StaleLists,
@@ -110,6 +117,10 @@ struct State {
     /// Conditional puts on their way, by key and ETag, and those that met another.
     racing: HashMap<(String, HeaderValue), usize>,
     met: HashSet<(String, String)>,
+    /// Keys and ETags that updates were answered with.
+    updated: HashSet<(String, HeaderValue)>,
+    /// Requests that are held: dropped, they go on.
+    held: Vec<oneshot::Sender<()>>,
     /// Parts of keys that bulk deletes refuse, and the keys that the last one refused.
     kept: Vec<String>,
     refused: Vec<String>,
@@ -167,6 +178,18 @@ impl Faults {
         rules.map(|rule| rule.left).sum()
     }
 
+    /// Requests that are held now.
+    pub fn held(&self) -> usize {
+        let state = self.state();
+        let waiting = state.held.iter().filter(|held| !held.is_closed());
+        waiting.count()
+    }
+
+    /// Lets go what is held.
+    pub fn release(&self) {
+        self.state().held.clear();
+    }
+
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
         self.0.lock().unwrap()
     }
@@ -220,6 +243,12 @@ impl Faults {
             }
             Some(Fault::Late(time)) => {
                 tokio::time::sleep(time).await;
+                apply.await
+            }
+            Some(Fault::Held) => {
+                let (hold, released) = oneshot::channel();
+                self.state().held.push(hold);
+                let _ = released.await;
                 apply.await
             }
             Some(fault) => damage(apply.await, fault).await,
@@ -295,18 +324,31 @@ impl Faults {
         put: (String, HeaderValue),
         apply: impl Future<Output = HttpResponse>,
     ) -> HttpResponse {
+        let etag = put.1.to_str().unwrap().trim_matches('"').to_owned();
+        let met = (put.0.clone(), etag);
         *self.state().racing.entry(put.clone()).or_default() += 1;
-        tokio::time::sleep(Duration::from_millis(100)).await;
-        {
-            let mut state = self.state();
-            if state.racing[&put] > 1 {
-                let etag = put.1.to_str().unwrap().trim_matches('"').to_owned();
-                state.met.insert((put.0.clone(), etag));
-            }
+        let began = Instant::now();
+        while !self.meets(&put, &met) && began.elapsed() < RIVAL_WITHIN {
+            tokio::time::sleep(Duration::from_millis(2)).await;
         }
         let response = apply.await;
-        *self.state().racing.get_mut(&put).unwrap() -= 1;
+        let mut state = self.state();
+        *state.racing.get_mut(&put).unwrap() -= 1;
+        if response.status().is_success()
+            && let Some(etag) = response.headers().get("etag")
+        {
+            state.updated.insert((put.0, etag.clone()));
+        }
         response
+    }
+
+    /// Whether a put need not wait for another one: it is there, or was, or none is to be expected.
+    fn meets(&self, put: &(String, HeaderValue), met: &(String, String)) -> bool {
+        let mut state = self.state();
+        if state.racing[put] > 1 {
+            state.met.insert(met.clone());
+        }
+        state.met.contains(met) || !state.updated.contains(put)
     }
 }
 

@@ -11,6 +11,7 @@ use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, Weak};
+use std::time::Duration;
 
 use esker_repository::destination::{Destination, DestinationOptions, Environment};
 use http::{Method, Request, Uri};
@@ -21,8 +22,8 @@ use s3s::auth::SimpleAuth;
 use s3s::service::{S3Service, S3ServiceBuilder};
 use s3s::{Body, HttpResponse};
 use s3s_fs::FileSystem;
-use tokio::net::TcpListener;
-use tokio::sync::RwLock;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{RwLock, oneshot};
 use tokio::task::{JoinHandle, JoinSet};
 
 use super::faults::{Access, Faults};
@@ -118,6 +119,7 @@ pub struct S3Server {
     root: tempfile::TempDir,
     faults: Faults,
     log: Arc<Mutex<Vec<Received>>>,
+    service: Arc<Service>,
     task: JoinHandle<()>,
 }
 
@@ -145,6 +147,7 @@ impl S3Server {
         });
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
+        let serving = service.clone();
         let task = tokio::spawn(async move {
             // Connections end with it.
             let mut connections = JoinSet::new();
@@ -152,19 +155,7 @@ impl S3Server {
                 let Ok((socket, _)) = listener.accept().await else {
                     continue;
                 };
-                // Head and body of an answer are two writes: the second must not wait for an ACK.
-                let _ = socket.set_nodelay(true);
-                let service = service.clone();
-                connections.spawn(async move {
-                    let serve = service_fn(move |request| {
-                        let service = service.clone();
-                        async move { Ok::<_, Infallible>(service.serve(request).await) }
-                    });
-                    let io = TokioIo::new(socket);
-                    let connection = hyper::server::conn::http1::Builder::new();
-                    // Broken off by a client, or on purpose.
-                    let _ = connection.serve_connection(io, serve).await;
-                });
+                connections.spawn(connection(serving.clone(), socket, false));
                 while connections.try_join_next().is_some() {}
             }
         });
@@ -173,8 +164,45 @@ impl S3Server {
             root,
             faults,
             log,
+            service,
             task,
         }
+    }
+
+    /// Opens a way in for one client alone, and says how it reaches a bucket, or a prefix in it.
+    pub async fn door(&self, place: &str) -> (Destination, Door) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (close, mut closing) = oneshot::channel::<()>();
+        let service = self.service.clone();
+        let task = tokio::spawn(async move {
+            let mut connections = JoinSet::new();
+            loop {
+                tokio::select! {
+                    accepted = listener.accept() => {
+                        if let Ok((socket, _)) = accepted {
+                            connections.spawn(connection(service.clone(), socket, true));
+                        }
+                    }
+                    _ = &mut closing => break,
+                }
+            }
+            // Those that have come and were not let in yet.
+            let listener = listener.into_std().unwrap();
+            while let Ok((socket, _)) = listener.accept() {
+                socket.set_nonblocking(true).unwrap();
+                let socket = TcpStream::from_std(socket).unwrap();
+                connections.spawn(connection(service.clone(), socket, true));
+            }
+            while connections.join_next().await.is_some() {}
+        });
+        let bucket = place.split('/').next().unwrap();
+        let options = DestinationOptions {
+            aws_endpoint_url: Some(format!("http://{address}")),
+            ..self.options(bucket)
+        };
+        let destination = Destination::open(&format!("s3://{place}"), &options).unwrap();
+        (destination, Door { close, task })
     }
 
     /// `http://127.0.0.1:port`.
@@ -265,6 +293,37 @@ impl S3Server {
             })
             .count()
     }
+}
+
+/// A way in for one client. What comes through it is done, also when the client has gone meanwhile.
+pub struct Door {
+    close: oneshot::Sender<()>,
+    task: JoinHandle<()>,
+}
+
+impl Door {
+    /// Waits until everything is done that came in. The client must be gone, with its connections.
+    pub async fn close(self) {
+        let _ = self.close.send(());
+        let closed = tokio::time::timeout(Duration::from_secs(60), self.task).await;
+        closed.expect("what came in is done").unwrap();
+    }
+}
+
+/// Serves a connection; if need be to the end of a request whose client has gone.
+async fn connection(service: Arc<Service>, socket: TcpStream, to_the_end: bool) {
+    // Head and body of an answer are two writes: the second must not wait for an ACK.
+    let _ = socket.set_nodelay(true);
+    let serve = service_fn(move |request| {
+        let service = service.clone();
+        async move { Ok::<_, Infallible>(service.serve(request).await) }
+    });
+    let mut connection = hyper::server::conn::http1::Builder::new();
+    connection.half_close(to_the_end);
+    // Broken off by a client, or on purpose.
+    let _ = connection
+        .serve_connection(TokioIo::new(socket), serve)
+        .await;
 }
 
 struct Service {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::fixture::*;
 use crate::batch::StoredBatch;
@@ -231,7 +231,12 @@ fn a_reader_who_comes_and_goes_misses_nothing() {
                 .unwrap();
         }
         // Whoever is not through by now sees the rest in a few scans, or has missed something.
-        std::thread::sleep(Duration::from_millis(500));
+        let began = Instant::now();
+        while readers.iter().any(|reader| !reader.is_finished())
+            && began.elapsed() < Duration::from_secs(60)
+        {
+            std::thread::sleep(Duration::from_millis(1));
+        }
         done.store(true, Ordering::Relaxed);
         for reader in readers {
             assert_eq!(reader.join().unwrap(), COUNT);

@@ -24,7 +24,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use rustix::io::Errno;
@@ -47,6 +47,8 @@ struct Shared {
     /// Whether anything in `state` is set.
     armed: AtomicBool,
     state: Mutex<State>,
+    /// Tells held syncs that something has changed.
+    changed: Condvar,
 }
 
 #[derive(Default)]
@@ -57,6 +59,9 @@ struct State {
     sync_fails: bool,
     delete_fails: bool,
     sync_stall: Duration,
+    sync_held: bool,
+    /// Syncs that wait because they are held.
+    held_syncs: usize,
     catch: Option<Arc<Catch>>,
     unsynced: Option<BTreeMap<PathBuf, Unsynced>>,
     power: Power,
@@ -150,10 +155,21 @@ impl Faults {
         self.set(|state| state.sync_stall = pause);
     }
 
+    /// Whether syncs wait, for as long as it is so.
+    pub fn hold_sync(&self, hold: bool) {
+        self.set(|state| state.sync_held = hold);
+    }
+
+    /// How many syncs are held now.
+    pub fn held_syncs(&self) -> usize {
+        self.shared.state.lock().held_syncs
+    }
+
     /// Ends all failures and stalls. Does not bring the power back.
     pub fn clear(&self) {
         self.set(|state| {
             *state = State {
+                held_syncs: state.held_syncs,
                 catch: state.catch.take(),
                 unsynced: state.unsynced.take(),
                 power: std::mem::take(&mut state.power),
@@ -203,6 +219,7 @@ impl Faults {
 
     fn set(&self, change: impl FnOnce(&mut State)) {
         change(&mut self.shared.state.lock());
+        self.shared.changed.notify_all();
         // Once touched, the slow path decides; tests do not mind.
         self.shared.armed.store(true, Ordering::Release);
     }
@@ -264,7 +281,13 @@ impl Faults {
         if !stall.is_zero() {
             std::thread::sleep(stall);
         }
-        let state = &mut *self.shared.state.lock();
+        let mut state = self.shared.state.lock();
+        state.held_syncs += 1;
+        while state.sync_held {
+            self.shared.changed.wait(&mut state);
+        }
+        state.held_syncs -= 1;
+        let state = &mut *state;
         match &state.power {
             Power::On => {}
             Power::Off { lost } if lost.contains(path) => return state.power.check(),

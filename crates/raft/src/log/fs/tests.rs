@@ -29,6 +29,38 @@ fn panics(action: impl FnOnce()) -> bool {
     std::panic::catch_unwind(std::panic::AssertUnwindSafe(action)).is_err()
 }
 
+/// Holds syncs until it is dropped, so that a test that fails does not wait for its threads for ever.
+struct Hold<'a>(&'a Faults);
+
+impl Hold<'_> {
+    fn begin(faults: &Faults) -> Hold<'_> {
+        faults.hold_sync(true);
+        Hold(faults)
+    }
+
+    fn wait_for_a_sync(&self) {
+        wait_for("a sync is held", || self.0.held_syncs() > 0);
+    }
+}
+
+impl Drop for Hold<'_> {
+    fn drop(&mut self) {
+        self.0.hold_sync(false);
+    }
+}
+
+#[track_caller]
+fn wait_for(what: &str, so: impl Fn() -> bool) {
+    let started = Instant::now();
+    while !so() {
+        assert!(
+            started.elapsed() < Duration::from_secs(30),
+            "in vain: {what}"
+        );
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
 /// Cuts the power and drops the log that was running.
 fn lose_power(faults: &Faults, cut: PowerCut, engine: Engine<LogFileSystem>) {
     faults.power_cut(cut).unwrap();
@@ -147,18 +179,19 @@ fn a_stalled_sync_stalls_the_write_and_nothing_else() {
     let (fs, faults, _) = faulty();
     let engine = open_on(&dir, fs);
     append(&engine, 0..1);
-    let pause = Duration::from_millis(200);
-    faults.stall_sync(pause);
     std::thread::scope(|scope| {
-        let started = Instant::now();
+        let hold = Hold::begin(&faults);
         let writer = scope.spawn(|| append(&engine, 1..2));
-        std::thread::sleep(pause / 10);
-        assert!(has(&engine, 0), "reads go on");
-        assert!(started.elapsed() < pause, "reads do not wait for the sync");
+        hold.wait_for_a_sync();
+        let reader = scope.spawn(|| has(&engine, 0));
+        wait_for("reads do not wait for the sync", || reader.is_finished());
+        assert!(reader.join().unwrap(), "reads go on");
+        std::thread::sleep(Duration::from_millis(50));
+        assert!(!writer.is_finished(), "the write waits for the sync");
+        drop(hold);
         writer.join().unwrap();
-        assert!(started.elapsed() >= pause);
     });
-    faults.clear();
+    assert!(has(&engine, 1));
 }
 
 #[test]
@@ -218,11 +251,12 @@ fn nobody_is_told_that_a_write_is_durable_after_the_power_went() {
     faults.track_unsynced();
     let engine = open_on(&dir, fs);
     append(&engine, 0..3);
-    faults.stall_sync(Duration::from_millis(200));
     std::thread::scope(|scope| {
+        let hold = Hold::begin(&faults);
         let writer = scope.spawn(|| panics(|| drop(engine.write(&mut group(3), true))));
-        std::thread::sleep(Duration::from_millis(50));
+        hold.wait_for_a_sync();
         faults.power_cut(PowerCut::DropUnsynced).unwrap();
+        drop(hold);
         assert!(writer.join().unwrap(), "a write under way does not return");
     });
     faults.bury();

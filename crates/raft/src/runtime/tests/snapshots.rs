@@ -74,16 +74,19 @@ fn an_idle_group_takes_a_snapshot_at_once_when_it_is_asked_also_of_nothing_new()
     let host = Host::start(&dir, &Faults::new(), std::slice::from_ref(&store));
     let group = &host.groups[0];
     execute_all(group, &numbered("c", 3));
-    let started = Instant::now();
+    let mut took = Vec::new();
     for round in 1..=40 {
+        let started = Instant::now();
         let snapshot = taken(group.snapshot()).unwrap();
+        took.push(started.elapsed());
         assert_eq!(snapshot.last_included_index, store.applied());
         assert_eq!(snapshot.data, b"c-0,c-1,c-2".to_vec().into());
         assert_eq!(store.snapshots(), (round, 0));
     }
-    // An idle apply thread looks around four times a second.
-    let took = started.elapsed();
-    assert!(took < Duration::from_secs(5), "{took:?} for 40 of them");
+    // An idle apply thread looks around four times a second. A machine that is busy with something else
+    // delays some of them; who waits for such a look waits each time.
+    took.sort();
+    assert!(took[10] < Duration::from_millis(50), "{took:?}");
     host.stop();
 }
 
