@@ -233,7 +233,7 @@ pub enum StartError {
     },
     /// The state store can be made anew of nothing.
     #[error(
-        "the state store cannot be used, and cannot be made anew; tried: {tried}. Nothing was changed. Put a snapshot into the directory `snapshots` of the data directory, and start again"
+        "the state store cannot be used, and cannot be made anew; tried: {tried}. Nothing was changed. Put a newer snapshot of it into the directory `snapshots` of the data directory, and start again; or restore the partition: `esker server --bootstrap restore` on an empty data directory"
     )]
     StateUnusable {
         /// Each source, and why it is not usable.

@@ -26,6 +26,9 @@ const LOG_INTERVAL: Duration = Duration::from_millis(250);
 /// A partition whose log has this many entries that are not flushed is flushed, however small they
 /// are: a restart replays some hundred thousand a second.
 const FLUSH_AFTER_ENTRIES: u64 = 100_000;
+/// The same for the partition of the state store: a commit that is replayed reads its keys and writes
+/// four rows, some 20 µs, and a start should not take half a second for that.
+const FLUSH_AFTER_COMMITS: u64 = 20_000;
 /// The same for what a start has replayed: a node that is killed again and again must not replay more
 /// and more each time.
 const FLUSH_REPLAYED_ENTRIES: u64 = 5_000;
@@ -119,6 +122,8 @@ impl Node {
 struct Watched {
     group: Group<Outcome>,
     part: Part,
+    /// Entries that may wait to be flushed.
+    most: u64,
     durable: Lsn,
     since: Instant,
     /// Not looked at since the start.
@@ -186,6 +191,10 @@ fn watch_all(inner: &Inner) -> Vec<Watched> {
     std::iter::once(catalog)
         .chain(streams)
         .map(|(group, part)| Watched {
+            most: match part.partition() == inner.state.partition {
+                true => FLUSH_AFTER_COMMITS,
+                false => FLUSH_AFTER_ENTRIES,
+            },
             group,
             part,
             durable: Lsn(0),
@@ -287,7 +296,7 @@ impl Watched {
         let most = if std::mem::take(&mut self.is_new) {
             FLUSH_REPLAYED_ENTRIES
         } else {
-            FLUSH_AFTER_ENTRIES
+            self.most
         };
         let due = waiting > most
             || (waiting > 0

@@ -21,6 +21,7 @@
 //! | `41` | generation, names | the present entry of a key of the state store |
 //! | `42` | generation, names, version | an entry that another one took the place of |
 //! | `43` | namespace, agent, `commit_ts` | empty: index of the commits that touched an agent |
+//! | `44` | – | [`Replaced`](crate::state::Replaced) |
 //!
 //! Generations have four bytes; names of the state store are in [`crate::state::names`].
 
@@ -43,6 +44,7 @@ pub const STATE_META: [u8; 1] = [0x40];
 const STATE_KEY: u8 = 0x41;
 const STATE_HISTORY: u8 = 0x42;
 const STATE_AGENT: u8 = 0x43;
+pub const STATE_REPLACED: [u8; 1] = [0x44];
 
 fn with_id(kind: u8, id: u64) -> [u8; 9] {
     let mut key = [kind; 9];
@@ -249,9 +251,14 @@ pub fn state_generation(generation: u32) -> [(Vec<u8>, Vec<u8>); 2] {
     })
 }
 
+/// The index of all agents' commits.
+pub fn all_state_agents() -> (Vec<u8>, Vec<u8>) {
+    range_of(STATE_AGENT)
+}
+
 /// Everything of the state store.
 pub fn all_state() -> (Vec<u8>, Vec<u8>) {
-    (STATE_META.to_vec(), vec![STATE_AGENT + 1])
+    (STATE_META.to_vec(), vec![STATE_REPLACED[0] + 1])
 }
 
 /// The generation of an entry's key.

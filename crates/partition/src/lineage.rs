@@ -83,6 +83,11 @@ impl Lineage {
         }
     }
 
+    /// The same after so many forks of which nothing else is known any more.
+    pub fn after_forks(self, forks: u64) -> Lineage {
+        Lineage { forks, ..self }
+    }
+
     /// One that branches off after an LSN.
     pub fn fork(&self, id: LineageId, lsn: u64) -> Lineage {
         Lineage {

@@ -72,7 +72,7 @@ pub struct StreamState {
 
 /// More forks than this one stream need not remember: reads from a tail offset that go back further
 /// count the numbers of the gap as well.
-const MOST_GAPS: usize = 8;
+pub(crate) const MOST_GAPS: usize = 8;
 
 /// Sequence numbers that no record has, and none will get.
 #[derive(Clone, Copy, PartialEq, Eq, prost::Message)]

@@ -143,7 +143,8 @@ impl Search<'_> {
             lineage: LineageId(rand::random()).to_string(),
             parent: parent.to_string(),
             lsn: copy.lsn,
-            skipped: skipped + header.forks,
+            // Those up to its own lineage come with the snapshot.
+            skipped,
             between: Vec::new(),
         });
         Some(self.way(&copy, None, Some(fork), has_root))

@@ -203,7 +203,12 @@ fn from_state(
     data_dir.report_damage(partition, "it is being made of a state snapshot")?;
     store.drop_part(id)?;
     store.found(id, &founding(data_dir))?;
+    // The commits that follow in the log get the numbers that they had: those of that lineage.
+    let part = store.part(id);
+    let lineage = part.lineage()?.after_forks(checked.header.forks);
+    part.fork(&lineage, data_dir.identity.node_id)?;
     let mut rebuild = store.part(id).rebuild_state()?;
+    rebuild.commit_forks(checked.header.commit_forks);
     files
         .read(commit_ts, |key, entry| {
             rebuild.entry(&key, &entry).map_err(|e| e.to_string())

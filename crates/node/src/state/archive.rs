@@ -76,8 +76,7 @@ impl StateArchive {
     }
 
     /// Puts a file there, and its checksum before it.
-    pub async fn put(&self, commit_ts: u64, file: &FsPath, sum: &FsPath) -> io::Result<()> {
-        let sum = tokio::fs::read(sum).await?;
+    pub async fn put(&self, commit_ts: u64, file: &FsPath, sum: String) -> io::Result<()> {
         self.store
             .put(&self.sum_path(commit_ts), sum.into())
             .await

@@ -1,14 +1,16 @@
 //! A JSON snapshot, as text.
 //!
 //! ```json
-//! { "version": 1, "created_at": 1707300000, "commit_ts": 12345, "lineage": "…", "lsn": 98765, "forks": 0,
+//! { "version": 1, "created_at": 1707300000, "commit_ts": 12345, "lineage": "…", "lsn": 98765, "forks": 0, "commit_forks": 0,
 //!   "state": { "default:agent-1:memory": { "value": {"fact": "…"}, "version": 5, "commit_ts": 12340 },
 //!              "default:agent-1:draft": { "deleted": true, "version": 2, "commit_ts": 77 } } }
 //! ```
 //!
 //! A key is its namespace, its agent and its name, with `:` between and with `:` and `%` in them written
 //! `%3A` and `%25`. A deleted key is kept for its counter. `forks` is there, on an entry, if its version
-//! has seen any (see [`esker_partition::lineage`]). `lsn` is how far the partition's log is covered, and the `forks` at the top are those of the lineage.
+//! has seen any (see [`esker_partition::lineage`]). `lsn` is how far the partition's log is covered, and
+//! the `forks` at the top are those of the lineage; `commit_forks`, those of them that the last commit has
+//! seen.
 //!
 //! Reading takes the keys in any order, so that what `jq` has sorted can be read as well, and looks at
 //! each entry strictly: an unknown or a missing member is an error that names the key.
@@ -38,15 +40,21 @@ pub(crate) struct Header {
     pub lsn: u64,
     /// Forks of the partition up to that lineage.
     pub forks: u64,
+    /// Those of them that the last commit has seen; `None` if it does not say.
+    pub commit_forks: Option<u64>,
 }
 
 /// Writes the beginning.
 pub(crate) fn write_header(to: &mut impl Write, header: &Header) -> io::Result<()> {
     write!(
         to,
-        "{{\"version\": {VERSION}, \"created_at\": {}, \"commit_ts\": {}, \"lineage\": \"{}\", \"lsn\": {}, \"forks\": {},\n\"state\": {{",
+        "{{\"version\": {VERSION}, \"created_at\": {}, \"commit_ts\": {}, \"lineage\": \"{}\", \"lsn\": {}, \"forks\": {},",
         header.created_at, header.commit_ts, header.lineage, header.lsn, header.forks
-    )
+    )?;
+    if let Some(forks) = header.commit_forks {
+        write!(to, " \"commit_forks\": {forks},")?;
+    }
+    to.write_all(b"\n\"state\": {")
 }
 
 /// Writes an entry.
@@ -173,7 +181,7 @@ impl<'de, F: FnMut(StateKey, StateEntry) -> Result<(), String>> Visitor<'de> for
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Header, A::Error> {
         let (mut version, mut created_at, mut commit_ts) = (None::<u32>, None, None);
-        let (mut lineage, mut lsn, mut forks) = (String::new(), 0, 0);
+        let (mut lineage, mut lsn, mut forks, mut commit_forks) = (String::new(), 0, 0, None);
         let mut has_state = false;
         while let Some(member) = map.next_key::<String>()? {
             match member.as_str() {
@@ -183,6 +191,7 @@ impl<'de, F: FnMut(StateKey, StateEntry) -> Result<(), String>> Visitor<'de> for
                 "lineage" => lineage = map.next_value()?,
                 "lsn" => lsn = map.next_value()?,
                 "forks" => forks = map.next_value()?,
+                "commit_forks" => commit_forks = Some(map.next_value()?),
                 "state" if has_state => return Err(A::Error::duplicate_field("state")),
                 "state" => {
                     has_state = true;
@@ -209,6 +218,7 @@ impl<'de, F: FnMut(StateKey, StateEntry) -> Result<(), String>> Visitor<'de> for
             lineage,
             lsn,
             forks,
+            commit_forks,
         })
     }
 }
@@ -306,6 +316,7 @@ mod tests {
             lineage: "00ff".to_owned(),
             lsn: 7,
             forks: 1,
+            commit_forks: Some(0),
         }
     }
 

@@ -10,6 +10,7 @@
 //! somebody or the disk has changed it. One that was removed by hand is no error. One without a checksum
 //! is read strictly, with a warning; one that does not match its own is never used.
 
+use std::cell::Cell;
 use std::fs::{self, File};
 use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
@@ -26,6 +27,9 @@ const PIECE: usize = 256 * 1024;
 const SYNC_EVERY: u64 = 2 * 1024 * 1024;
 /// Bytes a second at most: commits share the disk and the processors.
 const RATE: f64 = 48.0 * 1024.0 * 1024.0;
+/// Bytes that are read at most for one entry, which has a MiB and its names, however it is laid out: no
+/// file makes memory grow.
+const MOST_ENTRY: u64 = 16 * 1024 * 1024;
 /// Bytes of the disk that no snapshot takes: a commit needs room in the log, and can do without a snapshot.
 const LEAVE_FREE: u64 = 64 * 1024 * 1024;
 
@@ -42,6 +46,15 @@ pub(crate) struct Written {
     pub header: Header,
     pub keys: u64,
     pub bytes: u64,
+    /// In hexadecimal digits.
+    pub sum: String,
+}
+
+impl Written {
+    /// What its checksum's file says.
+    pub fn sum_line(&self) -> String {
+        format!("{}  {}\n", self.sum, name_of(self.header.commit_ts))
+    }
 }
 
 /// The file of a snapshot.
@@ -98,6 +111,11 @@ impl Files {
 
     pub fn sum_path(&self, commit_ts: u64) -> PathBuf {
         self.sums().join(format!("{}.xxh128", name_of(commit_ts)))
+    }
+
+    /// Whether the disk has room for more than what is left to the log.
+    pub fn has_room(&self) -> io::Result<()> {
+        has_room(&File::open(&self.dir)?, self.leave_free)
     }
 
     /// What is there, newest first.
@@ -166,20 +184,20 @@ impl Files {
             .into_inner()
             .map_err(|e| E::from(e.into_error()))?;
         file.sync_all()?;
-        let name = name_of(header.commit_ts);
-        let sum = format!("{:032x}  {name}\n", hash.digest128());
-        let sum_path = self.sum_path(header.commit_ts);
-        let mut file = File::create(&sum_path)?;
-        file.write_all(sum.as_bytes())?;
-        file.sync_all()?;
-        sync(&self.sums())?;
-        fs::rename(temporary, self.path(header.commit_ts))?;
-        sync(&self.dir)?;
-        Ok(Written {
+        let written = Written {
             header,
             keys,
             bytes,
-        })
+            sum: format!("{:032x}", hash.digest128()),
+        };
+        let commit_ts = written.header.commit_ts;
+        let mut file = File::create(self.sum_path(commit_ts))?;
+        file.write_all(written.sum_line().as_bytes())?;
+        file.sync_all()?;
+        sync(&self.sums())?;
+        fs::rename(temporary, self.path(commit_ts))?;
+        sync(&self.dir)?;
+        Ok(written)
     }
 
     /// Reads a snapshot to its end, and gives its entries, which are not to be used before it has
@@ -201,11 +219,12 @@ impl Files {
             Err(e) if e.kind() == io::ErrorKind::NotFound => None,
             Err(e) => return Err(format!("its checksum: {e}")),
         };
-        let (written, sum) = read(file, take)?;
+        let written = read(file, take)?;
         match expected {
-            Some(expected) if expected != sum => {
-                Err(format!("its checksum is {sum}, and {expected} was written"))
-            }
+            Some(expected) if expected != written.sum => Err(format!(
+                "its checksum is {}, and {expected} was written",
+                written.sum
+            )),
             _ if written.header.commit_ts != commit_ts => Err(format!(
                 "it is of commit_ts {}, not of that in its name",
                 written.header.commit_ts
@@ -275,10 +294,12 @@ impl Files {
 pub(crate) fn read(
     from: impl Read,
     mut take: impl FnMut(StateKey, StateEntry) -> Result<(), String>,
-) -> Result<(Written, String), String> {
+) -> Result<Written, String> {
+    let unparsed = Cell::new(0);
     let mut hashing = Hashing {
         from,
         bytes: 0,
+        unparsed: &unparsed,
         hash: Xxh3::new(),
     };
     let mut keys = 0;
@@ -286,27 +307,36 @@ pub(crate) fn read(
         BufReader::with_capacity(PIECE, &mut hashing),
         |key, entry| {
             keys += 1;
+            unparsed.set(0);
             take(key, entry)
         },
     )
     .map_err(|e| e.to_string())?;
-    let written = Written {
+    Ok(Written {
         header,
         keys,
         bytes: hashing.bytes,
-    };
-    Ok((written, format!("{:032x}", hashing.hash.digest128())))
+        sum: format!("{:032x}", hashing.hash.digest128()),
+    })
 }
 
-struct Hashing<R> {
+struct Hashing<'a, R> {
     from: R,
     bytes: u64,
+    /// Bytes since the last entry.
+    unparsed: &'a Cell<u64>,
     hash: Xxh3,
 }
 
-impl<R: Read> Read for Hashing<R> {
+impl<R: Read> Read for Hashing<'_, R> {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        if self.unparsed.get() > MOST_ENTRY {
+            return Err(io::Error::other(format!(
+                "more than {MOST_ENTRY} bytes without an entry"
+            )));
+        }
         let count = self.from.read(into)?;
+        self.unparsed.set(self.unparsed.get() + count as u64);
         self.bytes += count as u64;
         self.hash.update(&into[..count]);
         Ok(count)
@@ -416,6 +446,7 @@ mod tests {
             lineage: String::new(),
             lsn: 0,
             forks: 0,
+            commit_forks: None,
         };
         files.write(header, |to| {
             to.entry(&StateKey::new("n", "a", "k"), &entry())
@@ -543,6 +574,38 @@ mod tests {
     }
 
     #[test]
+    fn no_file_makes_memory_grow() {
+        let head = r#"{"version":1,"created_at":1,"commit_ts":1,"lineage":"","state":{"#;
+        let endless = [
+            ("\"", b'x'),
+            ("", b' '),
+            ("\"n:a:k\": {\"value\": {\"v\": \"", b'x'),
+        ];
+        for (begin, byte) in endless {
+            let from = head.as_bytes().chain(begin.as_bytes());
+            let why = read(from.chain(io::repeat(byte)), |_, _| Ok(())).unwrap_err();
+            assert!(why.contains("without an entry"), "{why}");
+        }
+        // However much of it there is, as long as it is entries.
+        let mut text = head.as_bytes().to_vec();
+        for n in 0..40 {
+            document::write_entry(
+                &mut text,
+                n == 0,
+                &StateKey::new("n", "a", format!("{n}")),
+                &StateEntry {
+                    value: Some(format!("{{\"v\":\"{}\"}}", "x".repeat(1 << 19)).into()),
+                    ..entry()
+                },
+            )
+            .unwrap();
+        }
+        document::write_end(&mut text).unwrap();
+        assert!(text.len() as u64 > MOST_ENTRY);
+        assert_eq!(read(&text[..], |_, _| Ok(())).unwrap().keys, 40);
+    }
+
+    #[test]
     fn what_was_not_finished_is_removed() {
         let (_dir, files) = files();
         fs::write(files.dir().join(".tmp-5"), "half").unwrap();
@@ -556,6 +619,7 @@ mod tests {
                 lineage: String::new(),
                 lsn: 0,
                 forks: 0,
+                commit_forks: None,
             },
             |_| Err(io::Error::other("no")),
         );

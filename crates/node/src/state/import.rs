@@ -28,6 +28,8 @@ use crate::node::Inner;
 const COMMAND: usize = 512 * 1024;
 /// Most bytes of an entry: a commit had room for it.
 const ENTRY: usize = esker_partition::state::MOST_RECORD_BYTES;
+/// Bytes that are taken in before it is looked again whether the disk has room for more.
+const LOOK_EVERY: usize = 2 * 1024 * 1024;
 
 /// A file that goes when it is no longer needed.
 struct Temporary(PathBuf);
@@ -52,8 +54,16 @@ pub(super) async fn import(
     let failed = |e: std::io::Error| StateError::Storage(format!("the snapshot: {e}"));
     let spooled = Temporary(path.clone());
     let mut to = tokio::fs::File::create(&path).await.map_err(failed)?;
+    let mut unlooked = 0;
     while let Some(piece) = pieces.next().await {
-        to.write_all(&piece?).await.map_err(failed)?;
+        let piece = piece?;
+        to.write_all(&piece).await.map_err(failed)?;
+        unlooked += piece.len();
+        if unlooked > LOOK_EVERY {
+            to.flush().await.map_err(failed)?;
+            inner.state.files.has_room().map_err(failed)?;
+            unlooked = 0;
+        }
     }
     to.flush().await.map_err(failed)?;
     drop(to);
@@ -63,7 +73,7 @@ pub(super) async fn import(
         move || {
             let file = File::open(&path).map_err(|e| e.to_string())?;
             let take = |_: StateKey, entry: StateEntry| check(&entry);
-            files::read(file, take).map(|(written, _)| written)
+            files::read(file, take)
         }
     })
     .await
@@ -105,7 +115,10 @@ pub(super) async fn import(
         duration = ?begun.elapsed(),
         "a snapshot of the state store was imported"
     );
-    inner.state.committed(commit_ts);
+    // Those from before it lead to another state: the first that does not is due now.
+    if inner.state.options.snapshot_interval > 0 {
+        drop(inner.state.ask_snapshot(commit_ts));
+    }
     Ok(ImportSummary {
         imported_commit_ts: checked.header.commit_ts,
         commit_ts,
@@ -133,7 +146,7 @@ fn read_commands(
     let mut ready = Vec::new();
     let mut bytes = 0;
     let gone = || "the import has ended".to_owned();
-    let (written, _) = files::read(file.take(u64::MAX), |key, entry| {
+    let written = files::read(file.take(u64::MAX), |key, entry| {
         let size = key.namespace.len()
             + key.agent_id.len()
             + key.key.len()

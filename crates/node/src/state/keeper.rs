@@ -5,6 +5,7 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use esker_partition::command::{Kind, Outcome};
+use esker_partition::state::StateView;
 use esker_partition::state::command::{PRUNE_COMMITS, StatePrune};
 use esker_partition::store::StoreError;
 use parking_lot::Mutex;
@@ -128,8 +129,11 @@ async fn keep_snapshots(inner: Weak<Inner>) {
     while let Some(inner) = inner.upgrade() {
         if inner.state.snapshot_is_due() {
             let this = inner.clone();
-            let done = blocking(move || this.state.write_snapshot(&this)).await;
-            inner.state.snapshot_done(done);
+            blocking(move || {
+                let done = this.state.write_snapshot(&this);
+                this.state.snapshot_done(done);
+            })
+            .await;
         }
         if !pause(&inner, Some(&inner.state.wake), TICK).await {
             return;
@@ -143,6 +147,10 @@ async fn keep_archived(inner: Weak<Inner>) {
     while let Some(inner) = inner.upgrade() {
         if !pause(&inner, Some(&inner.state.wake_archive), wait).await {
             return;
+        }
+        if !inner.state.has_repository(&inner) {
+            wait = BACKOFF.0;
+            continue;
         }
         wait = match inner.state.archive_new().await {
             Ok(()) => {
@@ -206,13 +214,7 @@ impl Shared {
         let written = self.reader.view(|view| {
             let commit_ts = view.meta.commit_ts;
             tracing::info!(commit_ts, "Creating snapshot at commit_ts={commit_ts}");
-            let header = Header {
-                created_at: now_ms() / 1000,
-                commit_ts,
-                lineage: self.lineage.id().to_string(),
-                lsn: view.applied.lsn,
-                forks: self.lineage.forks,
-            };
+            let header = self.header(view)?;
             let written = self.files.write::<SnapshotFailure>(header, |to| {
                 view.entries(&mut |key, entry| {
                     if inner.stopping.is_cancelled() {
@@ -232,6 +234,18 @@ impl Shared {
             "Snapshot created: {}", super::files::name_of(written.header.commit_ts)
         );
         Ok((written, true))
+    }
+
+    /// What a snapshot of this moment says of itself.
+    pub fn header(&self, view: &StateView<'_>) -> Result<Header, StoreError> {
+        Ok(Header {
+            created_at: now_ms() / 1000,
+            commit_ts: view.meta.commit_ts,
+            lineage: self.lineage.id().to_string(),
+            lsn: view.applied.lsn,
+            forks: self.lineage.forks,
+            commit_forks: Some(view.commit_forks()?),
+        })
     }
 
     /// The snapshot of a commit, if the newest there is is of it and is whole.
@@ -313,6 +327,14 @@ impl Shared {
         }
     }
 
+    /// Whether the repository is known to be this cluster's: it has a snapshot of the store's partition.
+    /// Beside those of another one, whose numbers mean something else, nothing is put or removed.
+    fn has_repository(&self, inner: &Inner) -> bool {
+        let partition = usize::try_from(self.partition.0).unwrap_or(usize::MAX);
+        let known = inner.snapshots.known.get(partition);
+        known.is_some_and(|known| known.lock().newest().is_some())
+    }
+
     /// Puts into the repository what it does not have, and removes what is too old.
     async fn archive_new(&self) -> Result<(), String> {
         let Some(archive) = &self.archive else {
@@ -320,7 +342,9 @@ impl Shared {
         };
         let retained = self.options.snapshots_retained.max(1) as usize;
         let there = archive.list().await.map_err(|e| e.to_string())?;
-        let here = self.files.list().map_err(|e| e.to_string())?;
+        let files = self.files.clone();
+        let here = blocking(move || files.list()).await;
+        let here = here.map_err(|e| e.to_string())?;
         for one in here.iter().take(retained).rev() {
             let is_there =
                 |a: &super::archive::Archived| a.commit_ts == one.commit_ts && a.bytes == one.bytes;
@@ -330,16 +354,20 @@ impl Shared {
             let files = self.files.clone();
             let commit_ts = one.commit_ts;
             // What has been changed on this disk must not take the place of what was put before.
-            if let Err(why) = blocking(move || files.check(commit_ts)).await {
-                tracing::warn!(
-                    commit_ts,
-                    why,
-                    "a snapshot of the state store is damaged and is not archived"
-                );
-                continue;
-            }
-            let sum = self.files.sum_path(commit_ts);
-            match archive.put(commit_ts, &one.path, &sum).await {
+            let written = match blocking(move || files.check(commit_ts)).await {
+                Ok((written, _)) => written,
+                Err(why) => {
+                    tracing::warn!(
+                        commit_ts,
+                        why,
+                        "a snapshot of the state store is damaged and is not archived"
+                    );
+                    continue;
+                }
+            };
+            // Also of one that has no checksum on this disk: what was read is what is put.
+            let put = archive.put(commit_ts, &one.path, written.sum_line());
+            match put.await {
                 Ok(()) => {
                     metrics::counter!("esker_state_snapshots_archived_total").increment(1);
                     tracing::info!(

@@ -30,8 +30,8 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use esker_partition::command::{Kind, Outcome};
-use esker_partition::state::command::{ExpectedVersion, StateCommit, StateRefusal};
+use esker_partition::command::Outcome;
+use esker_partition::state::command::StateRefusal;
 use esker_partition::state::read::{At, StateReadError};
 use esker_partition::state::{STATE_STREAM, StateReader};
 use esker_partition::store::StoreError;
@@ -49,14 +49,13 @@ pub use types::{
 };
 
 use crate::append::admit;
-use crate::clock::now_ms;
 use crate::data_dir::Identity;
 use crate::node::Inner;
 use crate::snapshots::Archive;
 use archive::StateArchive;
 use files::Files;
 use keeper::Progress;
-use transactions::{Staged, Transactions};
+use transactions::{Committing, Transactions, check_operation};
 
 /// What a commit takes from the budget of bytes in flight beyond its own, so that many small ones count.
 const OVERHEAD: usize = 256;
@@ -186,6 +185,7 @@ impl StateStore {
         value: Option<Bytes>,
         expected: Option<u64>,
     ) -> Result<(), StateError> {
+        check_operation(&key, value.as_ref())?;
         let mut transactions = self.shared().transactions.lock();
         transactions.stage(txn, key, value, expected, Instant::now())
     }
@@ -213,33 +213,27 @@ impl StateStore {
             one.key.check().map_err(StateError::Invalid)?;
         }
         let shared = self.shared();
-        let staged = shared.transactions.lock().take(txn, Instant::now())?;
-        let (command, staged) = command_of(txn, staged, &expected);
-        let kind = Kind::StateCommit(command);
-        let bytes = kind.to_bytes();
+        let mut committing = Committing::begin(&shared.transactions, txn, expected)?;
+        let bytes = committing.command().to_bytes();
         let most = self.inner.options.append_inflight;
         let permit = admit(&self.inner.admission, (bytes.len() + OVERHEAD).min(most))
             .await
             .map_err(|_| StateError::Stopping)?;
+        self.takes_changes()?;
+        // Should the client go from here on, the transaction is not open again.
+        committing.proposed();
         let group = shared.group(&self.inner);
-        let answered = async {
-            self.takes_changes()?;
-            let answer = group
-                .propose_with(bytes, Some(Box::new(permit)))
-                .map_err(not_committed)?;
-            let answer = answer.await.unwrap_or(Err(ProposeError::Unknown));
-            answer.map_err(not_committed)
+        let answered = match group.propose_with(bytes, Some(Box::new(permit))) {
+            Ok(answer) => answer.await.unwrap_or(Err(ProposeError::Unknown)),
+            Err(refused) => Err(refused),
         };
-        let outcome = match answered.await {
+        let outcome = match answered {
             Ok(outcome) => outcome,
-            Err(error @ StateError::Unknown(_)) => return Err(error),
-            // Nothing happened: it can be committed again.
             Err(error) => {
-                if let Kind::StateCommit(command) = kind {
-                    let staged = staged.with(command.operations, command.expected, expected.len());
-                    shared.transactions.lock().put_back(txn.to_owned(), staged);
+                if error.has_no_side_effects() {
+                    committing.nothing_happened();
                 }
-                return Err(error);
+                return Err(not_committed(error));
             }
         };
         match outcome {
@@ -462,23 +456,6 @@ fn read_of(entry: Option<esker_partition::state::StateEntry>) -> StateRead {
 }
 
 /// The command of a transaction; what is left of it is needed only if it comes back.
-fn command_of(txn: &str, mut staged: Staged, more: &[Expected]) -> (StateCommit, Staged) {
-    let mut expected = std::mem::take(&mut staged.expected);
-    expected.extend(more.iter().map(|one| ExpectedVersion {
-        namespace: one.key.namespace.clone(),
-        agent_id: one.key.agent_id.clone(),
-        key: one.key.key.clone(),
-        version: one.version,
-    }));
-    let command = StateCommit {
-        txn_id: txn.to_owned(),
-        operations: std::mem::take(&mut staged.operations),
-        expected,
-        at_ms: now_ms(),
-    };
-    (command, staged)
-}
-
 fn not_committed(error: ProposeError) -> StateError {
     match error.has_no_side_effects() {
         true => StateError::Unavailable(error.to_string()),

@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use esker_partition::state::StateMeta;
 use esker_partition::state::rebuild::StreamLeft;
-use esker_partition::store::Part;
+use esker_partition::store::{Part, StoreError};
 use esker_partition::{Lineage, LineageId};
 use tokio::runtime::Handle;
 
@@ -45,13 +45,9 @@ pub(crate) fn recover(
         return Ok(());
     }
     if let Some(archive) = archive
-        && let Some(fetched) = fetch(archive, scratch, handle, &mut tried)
+        && from_archive(part, archive, scratch, handle, &mut tried)?.is_some()
     {
-        let made = from_files(part, &fetched, &mut tried)?;
-        let _ = std::fs::remove_dir_all(fetched.dir());
-        if made.is_some() {
-            return Ok(());
-        }
+        return Ok(());
     }
     if from_stream(part, &mut tried)?.is_some() {
         return Ok(());
@@ -89,25 +85,77 @@ fn from_files(
             return Ok(None);
         }
     };
-    let left = part.state_stream_left()?;
     for one in found {
-        let name = name_of(one.commit_ts);
-        match from_file(part, files, one.commit_ts, left)? {
-            Ok(meta) => return Ok(Some(meta)),
-            Err(why) => {
-                tracing::warn!(
-                    snapshot = name,
-                    why,
-                    "a snapshot of the state store cannot be used: the one before it is tried"
-                );
-                tried.push(format!("{name}: {why}"));
-            }
+        if let Some(meta) = from_file(part, files, one.commit_ts, tried)? {
+            return Ok(Some(meta));
         }
     }
     Ok(None)
 }
 
+/// Archived snapshots, newest first: only what is tried is fetched.
+fn from_archive(
+    part: &Part,
+    archive: &StateArchive,
+    scratch: &Path,
+    handle: &Handle,
+    tried: &mut Vec<String>,
+) -> Result<Option<StateMeta>, StartError> {
+    let listed = match handle.block_on(archive.list()) {
+        Ok(listed) => listed,
+        Err(error) => {
+            tried.push(format!("{}: {error}", archive.shown()));
+            return Ok(None);
+        }
+    };
+    let dir = scratch.join("state");
+    for one in listed {
+        // What an earlier one left is not wanted any more.
+        let _ = std::fs::remove_dir_all(&dir);
+        let fetched = std::fs::create_dir_all(&dir)
+            .and_then(|()| handle.block_on(archive.fetch(one.commit_ts, &dir)))
+            .and_then(|()| Files::open(dir.clone()));
+        match fetched {
+            Ok(files) => {
+                if let Some(meta) = from_file(part, &files, one.commit_ts, tried)? {
+                    let _ = std::fs::remove_dir_all(&dir);
+                    return Ok(Some(meta));
+                }
+            }
+            Err(error) => {
+                let (name, shown) = (name_of(one.commit_ts), archive.shown());
+                tracing::warn!(%error, snapshot = name, "an archived snapshot of the state store cannot be fetched: the one before it is tried");
+                tried.push(format!("{name} in {shown}: {error}"));
+            }
+        }
+    }
+    let _ = std::fs::remove_dir_all(&dir);
+    Ok(None)
+}
+
+/// Makes the store of one snapshot, if it can be used.
 fn from_file(
+    part: &Part,
+    files: &Files,
+    commit_ts: u64,
+    tried: &mut Vec<String>,
+) -> Result<Option<StateMeta>, StartError> {
+    match try_file(part, files, commit_ts, part.state_stream_left()?)? {
+        Ok(meta) => Ok(Some(meta)),
+        Err(why) => {
+            let name = name_of(commit_ts);
+            tracing::warn!(
+                snapshot = name,
+                why,
+                "a snapshot of the state store cannot be used: the one before it is tried"
+            );
+            tried.push(format!("{name}: {why}"));
+            Ok(None)
+        }
+    }
+}
+
+fn try_file(
     part: &Part,
     files: &Files,
     commit_ts: u64,
@@ -122,7 +170,13 @@ fn from_file(
         return Ok(Err(why));
     }
     let to = match left {
-        None => commit_ts,
+        // More may have been committed than the snapshot has.
+        None => {
+            return Ok(Err(
+                "the stream of commits is missing, and with it what came after the snapshot"
+                    .to_owned(),
+            ));
+        }
         Some(left) if commit_ts > left.to => {
             return Ok(Err(format!(
                 "the stream of commits ends before it, at {}",
@@ -131,7 +185,7 @@ fn from_file(
         }
         Some(left) if commit_ts < left.from => {
             return Ok(Err(format!(
-                "commits up to {} are not kept: those after it are missing",
+                "it cannot be brought up to date: commits up to {} are not kept, or an import has replaced what they made",
                 left.from
             )));
         }
@@ -166,13 +220,13 @@ fn from_file(
     if let Err(why) = read {
         return Ok(Err(why));
     }
-    let events = rebuild.fold(commit_ts, to)?;
-    tracing::info!(events, "Replaying {events} events since snapshot");
-    let newest = match left {
-        Some(left) => left.to,
-        None => commit_ts,
+    let events = match rebuild.fold(commit_ts, to) {
+        Ok(events) => events,
+        Err(why @ StoreError::Malformed { .. }) => return Ok(Err(why.to_string())),
+        Err(error) => return Err(error.into()),
     };
-    let meta = rebuild.finish(newest)?;
+    tracing::info!(events, "Replaying {events} events since snapshot");
+    let meta = rebuild.finish(to)?;
     tracing::info!(
         source = "json",
         commit_ts = meta.commit_ts,
@@ -212,28 +266,4 @@ fn from_stream(part: &Part, tried: &mut Vec<String>) -> Result<Option<StateMeta>
         "Recovery complete"
     );
     Ok(Some(meta))
-}
-
-/// Fetches what is archived.
-fn fetch(
-    archive: &StateArchive,
-    scratch: &Path,
-    handle: &Handle,
-    tried: &mut Vec<String>,
-) -> Option<Files> {
-    let dir = scratch.join("state");
-    let fetched = handle.block_on(async {
-        for one in archive.list().await.map_err(std::io::Error::other)? {
-            tokio::fs::create_dir_all(&dir).await?;
-            archive.fetch(one.commit_ts, &dir).await?;
-        }
-        Ok::<_, std::io::Error>(())
-    });
-    match fetched.and_then(|()| Files::open(dir)) {
-        Ok(files) => Some(files),
-        Err(error) => {
-            tried.push(format!("{}: {error}", archive.shown()));
-            None
-        }
-    }
 }

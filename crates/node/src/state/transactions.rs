@@ -3,24 +3,29 @@
 //! Bounded in number, operations, bytes and time. An id is a UUID v4 whose first bits name the node and
 //! the run of it that it was begun in: so that one which a restart has lost is known as such.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use esker_partition::state::command::{ExpectedVersion, StagedOperation};
+use esker_partition::command::Kind;
+use esker_partition::state::command::{ExpectedVersion, StagedOperation, StateCommit};
 use esker_partition::state::record::record_bound;
 use esker_partition::state::{MOST_RECORD_BYTES, StateKey};
+use parking_lot::Mutex;
 use serde_json::value::RawValue;
 use uuid::Uuid;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::error::StateError;
-use super::types::StateOptions;
+use super::types::{Expected, StateOptions};
+use crate::clock::now_ms;
 
 /// Expired transactions whose ids are remembered, so that who comes late hears why.
 const EXPIRED: usize = 10_000;
-/// What an operation takes beside its names and its value.
+/// What an operation takes beside its names and its value, in memory and in a record.
 const OVERHEAD: usize = 128;
+/// Bytes of a name in a record for each of its own, at most: a control character is `\u0001` there.
+const ESCAPED: usize = 6;
 
 /// A transaction's operations.
 #[derive(Debug)]
@@ -32,23 +37,6 @@ pub(crate) struct Staged {
     timeout: Duration,
 }
 
-impl Staged {
-    /// What it was before it was to be committed, with `more` expectations that came only then.
-    pub fn with(
-        self,
-        operations: Vec<StagedOperation>,
-        mut expected: Vec<ExpectedVersion>,
-        more: usize,
-    ) -> Staged {
-        expected.truncate(expected.len() - more);
-        Staged {
-            operations,
-            expected,
-            ..self
-        }
-    }
-}
-
 /// The open transactions of a node.
 #[derive(Debug)]
 pub(crate) struct Transactions {
@@ -56,6 +44,8 @@ pub(crate) struct Transactions {
     /// The first six bytes of every id.
     run: [u8; 6],
     open: HashMap<String, Staged>,
+    /// Those of which it is not known yet what became of them; they count as open ones.
+    committing: HashSet<String>,
     bytes: usize,
     expired: VecDeque<(String, Duration)>,
 }
@@ -68,6 +58,7 @@ impl Transactions {
             options,
             run: [node[0], node[1], node[2], node[3], chance[0], chance[1]],
             open: HashMap::new(),
+            committing: HashSet::new(),
             bytes: 0,
             expired: VecDeque::new(),
         }
@@ -75,7 +66,7 @@ impl Transactions {
 
     /// Open ones, and the bytes that they hold.
     pub fn open(&self) -> (usize, usize) {
-        (self.open.len(), self.bytes)
+        (self.open.len() + self.committing.len(), self.bytes)
     }
 
     pub fn begin(&mut self, timeout: Option<Duration>, now: Instant) -> Result<String, StateError> {
@@ -86,13 +77,13 @@ impl Transactions {
             ));
         }
         let timeout = timeout.min(self.options.max_timeout);
-        if self.open.len() >= self.options.max_transactions {
+        if self.open().0 >= self.options.max_transactions {
             self.sweep(now);
         }
-        if self.open.len() >= self.options.max_transactions {
+        if self.open().0 >= self.options.max_transactions {
             return Err(StateError::Exhausted(format!(
                 "{} transactions are open, and no more are allowed: commit or abort some",
-                self.open.len()
+                self.open().0
             )));
         }
         let mut id = *Uuid::new_v4().as_bytes();
@@ -111,6 +102,7 @@ impl Transactions {
         Ok(id)
     }
 
+    /// Stages an operation that [`check_operation`] has let pass.
     pub fn stage(
         &mut self,
         id: &str,
@@ -119,10 +111,6 @@ impl Transactions {
         expected: Option<u64>,
         now: Instant,
     ) -> Result<(), StateError> {
-        key.check().map_err(StateError::Invalid)?;
-        if let Some(value) = &value {
-            check_value(value)?;
-        }
         let most = self.options.max_operations;
         let (all, most_all) = (self.bytes, self.options.max_transaction_bytes);
         let staged = self.find(id, now)?;
@@ -166,26 +154,18 @@ impl Transactions {
         Ok(())
     }
 
-    /// Takes a transaction out, to commit it.
-    pub fn take(&mut self, id: &str, now: Instant) -> Result<Staged, StateError> {
-        let staged = self.find(id, now)?;
-        let bound = record_bound(id, &staged.operations);
-        if bound > MOST_RECORD_BYTES {
-            return Err(too_large(id, bound));
-        }
+    /// Takes a transaction out, to commit it; its bytes stay counted.
+    fn take(&mut self, id: &str, now: Instant) -> Result<Staged, StateError> {
+        self.find(id, now)?;
         let staged = self.open.remove(id);
         let staged = staged.ok_or_else(|| StateError::TransactionNotFound(id.to_owned()))?;
-        self.bytes -= staged.bytes;
+        self.committing.insert(id.to_owned());
         Ok(staged)
     }
 
-    /// Puts one back of which nothing happened.
-    pub fn put_back(&mut self, id: String, staged: Staged) {
-        self.bytes += staged.bytes;
-        self.open.insert(id, staged);
-    }
-
+    /// Drops one. One that is being committed is not open again, should that fail.
     pub fn abort(&mut self, id: &str) {
+        self.committing.remove(id);
         if let Some(staged) = self.open.remove(id) {
             self.bytes -= staged.bytes;
         }
@@ -241,10 +221,141 @@ impl Transactions {
     }
 }
 
+/// A transaction that is being committed. It holds its place in the bounds until this is dropped, and is
+/// open again after that, unless it is known or possible that something happened.
+pub(crate) struct Committing<'a> {
+    all: &'a Mutex<Transactions>,
+    /// A [`Kind::StateCommit`].
+    command: Kind,
+    /// Expectations in it that were not staged.
+    more: usize,
+    /// What was staged, without what is in the command.
+    staged: Option<Staged>,
+    was_proposed: bool,
+}
+
+impl<'a> Committing<'a> {
+    /// Takes a transaction out of those that are open.
+    ///
+    /// # Errors
+    ///
+    /// There is no such transaction; or it is too large, and stays open.
+    pub fn begin(
+        all: &'a Mutex<Transactions>,
+        id: &str,
+        expected: Vec<Expected>,
+    ) -> Result<Committing<'a>, StateError> {
+        let more = expected.len();
+        let (mut staged, most) = {
+            let mut all = all.lock();
+            (all.take(id, Instant::now())?, all.options.max_operations)
+        };
+        let mut all_expected = std::mem::take(&mut staged.expected);
+        all_expected.extend(expected.into_iter().map(|one| ExpectedVersion {
+            namespace: one.key.namespace,
+            agent_id: one.key.agent_id,
+            key: one.key.key,
+            version: one.version,
+        }));
+        let command = StateCommit {
+            txn_id: id.to_owned(),
+            operations: std::mem::take(&mut staged.operations),
+            expected: all_expected,
+            at_ms: now_ms(),
+        };
+        // What is wrong with it from here on, it is open again.
+        let too_large = too_large_for_a_commit(&command, most);
+        let committing = Committing {
+            all,
+            command: Kind::StateCommit(command),
+            more,
+            staged: Some(staged),
+            was_proposed: false,
+        };
+        match too_large {
+            Some(error) => Err(error),
+            None => Ok(committing),
+        }
+    }
+
+    /// What is to be proposed.
+    pub fn command(&self) -> &Kind {
+        &self.command
+    }
+
+    /// It is in the log, or may be.
+    pub fn proposed(&mut self) {
+        self.was_proposed = true;
+    }
+
+    /// It was proposed, and nothing came of it.
+    pub fn nothing_happened(mut self) {
+        self.was_proposed = false;
+    }
+}
+
+impl Drop for Committing<'_> {
+    fn drop(&mut self) {
+        let (Some(mut staged), Kind::StateCommit(command)) =
+            (self.staged.take(), &mut self.command)
+        else {
+            return;
+        };
+        let mut all = self.all.lock();
+        let was_aborted = !all.committing.remove(&command.txn_id);
+        if self.was_proposed || was_aborted {
+            all.bytes -= staged.bytes;
+            return;
+        }
+        staged.operations = std::mem::take(&mut command.operations);
+        staged.expected = std::mem::take(&mut command.expected);
+        let staged_ones = staged.expected.len() - self.more;
+        staged.expected.truncate(staged_ones);
+        all.open.insert(std::mem::take(&mut command.txn_id), staged);
+    }
+}
+
+/// Why a command cannot be one record, or takes too much to apply.
+fn too_large_for_a_commit(command: &StateCommit, most: usize) -> Option<StateError> {
+    if command.expected.len() > most {
+        return Some(StateError::Exhausted(format!(
+            "transaction {} expects {} versions, and {most} are allowed",
+            command.txn_id,
+            command.expected.len()
+        )));
+    }
+    let names = |one: &ExpectedVersion| one.namespace.len() + one.agent_id.len() + one.key.len();
+    let expected: usize = command.expected.iter().map(names).sum();
+    if expected > MOST_RECORD_BYTES {
+        return Some(too_large(&command.txn_id, expected));
+    }
+    // Only what might be too large is measured.
+    let rough = |one: &StagedOperation| {
+        let names = one.namespace.len() + one.agent_id.len() + one.key.len();
+        OVERHEAD + ESCAPED * names + one.value.as_ref().map_or(0, Bytes::len)
+    };
+    let rough = 2 * OVERHEAD + command.operations.iter().map(rough).sum::<usize>();
+    if rough <= MOST_RECORD_BYTES {
+        return None;
+    }
+    let bound = record_bound(&command.txn_id, &command.operations);
+    (bound > MOST_RECORD_BYTES).then(|| too_large(&command.txn_id, bound))
+}
+
 fn too_large(id: &str, bytes: usize) -> StateError {
     StateError::Exhausted(format!(
         "transaction {id} has {bytes} bytes, and a commit may have {MOST_RECORD_BYTES}: it is one record, applied as a whole; split it"
     ))
+}
+
+/// Whether an operation can be one.
+///
+/// # Errors
+///
+/// [`StateError::Invalid`]
+pub(crate) fn check_operation(key: &StateKey, value: Option<&Bytes>) -> Result<(), StateError> {
+    key.check().map_err(StateError::Invalid)?;
+    value.map_or(Ok(()), check_value)
 }
 
 /// A value has to be a JSON object.
@@ -341,7 +452,7 @@ mod tests {
         let error = all.stage(&id, key("k"), value(6_000), None, later);
         assert!(error.unwrap_err().to_string().contains("5000 are allowed"));
         let name = key(&"k".repeat(5_000));
-        let error = all.stage(&id, name, None, None, later).unwrap_err();
+        let error = check_operation(&name, None).unwrap_err();
         assert!(matches!(error, StateError::Invalid(_)), "{error}");
     }
 
@@ -354,7 +465,84 @@ mod tests {
             .unwrap();
         let error = all.stage(&id, key("k"), value(60_000), None, now);
         assert!(matches!(error, Err(StateError::Exhausted(_))));
-        assert!(all.take(&id, now).is_ok());
+        let all = Mutex::new(all);
+        assert!(Committing::begin(&all, &id, Vec::new()).is_ok());
+
+        // Names that are longer in a record than here.
+        let id = all.lock().begin(None, now).unwrap();
+        for n in 0..200 {
+            let long = key(&format!("{n}{}", "\u{1}".repeat(1000)));
+            all.lock().stage(&id, long, None, None, now).unwrap();
+        }
+        let error = Committing::begin(&all, &id, Vec::new()).err().unwrap();
+        assert!(error.to_string().contains("split it"), "{error}");
+        assert_eq!(all.lock().open[&id].operations.len(), 200);
+    }
+
+    fn expected(count: usize) -> Vec<Expected> {
+        let one = |n| Expected {
+            key: key(&format!("k{n}")),
+            version: 0,
+        };
+        (0..count).map(one).collect()
+    }
+
+    #[test]
+    fn a_commit_expects_no_more_versions_than_a_transaction_may_have_operations() {
+        let all = Mutex::new(transactions(StateOptions {
+            max_operations: 3,
+            ..StateOptions::default()
+        }));
+        let now = Instant::now();
+        let id = all.lock().begin(None, now).unwrap();
+        all.lock().stage(&id, key("k"), None, Some(1), now).unwrap();
+        let error = Committing::begin(&all, &id, expected(3)).err().unwrap();
+        assert!(error.to_string().contains("expects 4 versions"), "{error}");
+        assert!(Committing::begin(&all, &id, expected(2)).is_ok());
+    }
+
+    #[test]
+    fn a_transaction_that_is_being_committed_holds_its_place_and_is_open_again_if_nothing_happened()
+    {
+        let all = Mutex::new(transactions(StateOptions::default()));
+        let now = Instant::now();
+        let id = all.lock().begin(None, now).unwrap();
+        all.lock()
+            .stage(&id, key("k"), value(100), Some(7), now)
+            .unwrap();
+        let before = all.lock().open();
+
+        // Its client went before it was proposed.
+        let committing = Committing::begin(&all, &id, expected(2)).unwrap();
+        assert_eq!(all.lock().open(), before);
+        let unknown = Committing::begin(&all, &id, Vec::new()).err().unwrap();
+        assert!(matches!(unknown, StateError::TransactionNotFound(_)));
+        drop(committing);
+        assert_eq!(all.lock().open(), before);
+        assert_eq!(all.lock().open[&id].expected.len(), 1);
+
+        // It was refused without an effect.
+        let mut committing = Committing::begin(&all, &id, expected(1)).unwrap();
+        committing.proposed();
+        committing.nothing_happened();
+        assert_eq!(all.lock().open[&id].operations.len(), 1);
+
+        // It was aborted meanwhile.
+        let committing = Committing::begin(&all, &id, Vec::new()).unwrap();
+        all.lock().abort(&id);
+        drop(committing);
+        assert_eq!(all.lock().open(), (0, 0));
+
+        // It is in the log.
+        let id = all.lock().begin(None, now).unwrap();
+        all.lock()
+            .stage(&id, key("k"), value(100), None, now)
+            .unwrap();
+        let mut committing = Committing::begin(&all, &id, Vec::new()).unwrap();
+        committing.proposed();
+        assert_eq!(all.lock().open(), before);
+        drop(committing);
+        assert_eq!(all.lock().open(), (0, 0));
     }
 
     #[test]

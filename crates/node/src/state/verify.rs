@@ -6,28 +6,44 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use esker_partition::state::read::{At, StateDigest, StateDigester};
-use esker_partition::state::{StateEntry as StoredEntry, StateKey, StateView};
+use esker_partition::state::{StateEntry, StateKey, StateView};
 use futures::StreamExt as _;
 use futures::stream::BoxStream;
 use tokio::sync::mpsc;
 
-use super::document::{self, Header};
+use super::document;
 use super::error::StateError;
 use super::files::name_of;
 use super::types::{StateSnapshot, StateVerification};
 use super::{Shared, blocking};
-use crate::clock::now_ms;
 use crate::node::Inner;
 
 /// Bytes of a snapshot's text that are sent at a time.
 const PIECE: usize = 256 * 1024;
-/// Commits folded at a time.
-const COMMITS: usize = 1024;
+/// Commits folded at a time, and bytes of them.
+const COMMITS: (usize, usize) = (1024, 4 * 1024 * 1024);
 /// Differences that are named.
 const DIFFERENCES: usize = 10;
 
-/// Entries that commits after a snapshot have changed.
-type Changed = HashMap<StateKey, StoredEntry>;
+/// What commits after a snapshot have made of a key. Of its value there is only the hash, so that memory
+/// is bounded by the names that were changed.
+struct Folded {
+    version: u64,
+    hash: u128,
+}
+
+impl Folded {
+    fn of(key: &StateKey, entry: &StateEntry) -> Folded {
+        let (version, value) = (entry.version, entry.value.as_deref());
+        Folded {
+            version,
+            hash: StateDigester::hash_of(key, version, entry.commit_ts, value),
+        }
+    }
+}
+
+/// Keys that commits after a snapshot have changed.
+type Changed = HashMap<StateKey, Folded>;
 
 pub(super) async fn list(inner: &Arc<Inner>) -> Result<Vec<StateSnapshot>, StateError> {
     let this = inner.clone();
@@ -153,13 +169,7 @@ fn write_present(inner: &Inner, to: &mut impl Write) -> Result<(), StateError> {
     let shared = &inner.state;
     let failed = |e: io::Error| StateError::Storage(e.to_string());
     shared.reader.view(|view| {
-        let header = Header {
-            created_at: now_ms() / 1000,
-            commit_ts: view.meta.commit_ts,
-            lineage: shared.lineage.id().to_string(),
-            lsn: view.applied.lsn,
-            forks: shared.lineage.forks,
-        };
+        let header = shared.header(view)?;
         let mut is_first = true;
         let written = document::write_header(to, &header)
             .map_err(failed)
@@ -241,20 +251,17 @@ fn compare(
     }
     let (changed, replayed) = fold(shared, commit_ts, present)?;
     let mut folded = StateDigester::default();
-    let add = |digester: &mut StateDigester, key: &StateKey, entry: &StoredEntry| {
-        digester.add(key, entry.version, entry.commit_ts, entry.value.as_deref());
-    };
     shared
         .files
         .read(commit_ts, |key, entry| {
             if !changed.contains_key(&key) {
-                add(&mut folded, &key, &entry);
+                folded.add_hash(Folded::of(&key, &entry).hash);
             }
             Ok(())
         })
         .map_err(StateError::Invalid)?;
-    for (key, entry) in &changed {
-        add(&mut folded, key, entry);
+    for one in changed.values() {
+        folded.add_hash(one.hash);
     }
     let folded: StateDigest = folded.finish();
     let live = view.digest()?;
@@ -286,19 +293,19 @@ fn fold(shared: &Shared, after: u64, up_to: u64) -> Result<(Changed, u64), State
     while at < up_to {
         let (commits, reached) = shared
             .reader
-            .commits(None, at, up_to, COMMITS, usize::MAX)?;
+            .commits(None, at, up_to, COMMITS.0, COMMITS.1)?;
         at = reached;
         replayed += commits.len() as u64;
         for commit in commits {
             for operation in commit.operations {
-                let entry = StoredEntry {
+                let entry = StateEntry {
                     version: operation.version,
                     commit_ts: commit.commit_ts,
-                    forks: 0,
                     value: operation.value,
-                    first: false,
+                    ..StateEntry::default()
                 };
-                changed.insert(operation.key, entry);
+                let folded = Folded::of(&operation.key, &entry);
+                changed.insert(operation.key, folded);
             }
         }
     }
@@ -313,17 +320,16 @@ fn named_differences(
     changed: &Changed,
 ) -> Result<Vec<String>, StateError> {
     let mut named = Vec::new();
-    let mut look = |key: &StateKey, entry: &StoredEntry| -> Result<(), String> {
+    let mut look = |key: &StateKey, folded: &Folded| -> Result<(), String> {
         let live = view.get(key, At::Latest).map_err(|e| e.to_string())?;
-        let same = live.as_ref().is_some_and(|live| {
-            (live.version, live.commit_ts, &live.value)
-                == (entry.version, entry.commit_ts, &entry.value)
-        });
+        let same = live
+            .as_ref()
+            .is_some_and(|live| Folded::of(key, live).hash == folded.hash);
         if !same && named.len() < DIFFERENCES {
             named.push(format!(
                 "{}: version {} in the snapshot and its replay, {} live",
                 document::escaped(key),
-                entry.version,
+                folded.version,
                 live.map_or(0, |live| live.version)
             ));
         }
@@ -333,11 +339,11 @@ fn named_differences(
         .files
         .read(commit_ts, |key, entry| match changed.contains_key(&key) {
             true => Ok(()),
-            false => look(&key, &entry),
+            false => look(&key, &Folded::of(&key, &entry)),
         })
         .map_err(StateError::Invalid)?;
-    for (key, entry) in changed {
-        look(key, entry).map_err(StateError::Storage)?;
+    for (key, folded) in changed {
+        look(key, folded).map_err(StateError::Storage)?;
     }
     Ok(named)
 }

@@ -5,13 +5,13 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use s2_common::record::{EnvelopeRecord, Record};
 
 use super::command::{
-    ImportBegin, ImportEntries, ImportFinish, ImportStep, PRUNE_COMMITS, StateCommit,
+    ImportBegin, ImportEntries, ImportFinish, ImportStep, PRUNE_BYTES, PRUNE_COMMITS, StateCommit,
     StateCommitted, StateImport, StateImportRefusal, StateImported, StatePrune, StateRefusal,
 };
 use super::names::{StateKey, agent_names};
 use super::rebuild::stream_settings;
 use super::record::{CommitRecord, compose};
-use super::{Importing, Published, STATE_STREAM, StateEntry, StateMeta, read};
+use super::{Importing, Published, Replaced, STATE_STREAM, StateEntry, StateMeta, read};
 use crate::batch::Unsequenced;
 use crate::command::{Append, Mode, ProvisionStream};
 use crate::ids::{STATE_BASIN_ID, StreamId};
@@ -276,16 +276,12 @@ impl Step<'_> {
         if to <= from {
             return Ok((Vec::new(), from));
         }
-        let most = PRUNE_COMMITS as usize;
-        let commits = read::commits(self.part, StreamId(meta.stream), from, to, most)?;
-        let cut = match commits.last() {
-            Some(last) if commits.len() == most => last.commit_ts,
-            _ => to,
-        };
-        Ok((commits, cut))
+        let most = (PRUNE_COMMITS as usize, PRUNE_BYTES);
+        read::commits(self.part, StreamId(meta.stream), from, to, most)
     }
 
-    /// Removes earlier versions of a key, below `version`, but for the newest `kept` of all.
+    /// Removes earlier versions of a key, below `version`, but for the newest `kept` of all. What stays
+    /// is not read, but for those `kept`.
     fn forget_versions(
         &mut self,
         generation: u32,
@@ -300,12 +296,17 @@ impl Step<'_> {
             let mut it = self.part.iterate(&from, &to, false);
             it.seek_to_last();
             let mut newer = 0;
-            while let (Some(key), Some(value)) = (it.key(), it.value()) {
-                let at = keys::last_number(key).unwrap_or_default();
-                if newer >= kept && at < version {
-                    gone.push((key.to_vec(), value.len()));
-                }
+            while newer < kept && it.valid() {
                 newer += 1;
+                it.prev();
+            }
+            let at = it.key().and_then(keys::last_number).unwrap_or_default();
+            if at >= version {
+                let before = version.saturating_sub(1);
+                it.seek_for_prev(keys::state_history(generation, names, before));
+            }
+            while let (Some(key), Some(value)) = (it.key(), it.value()) {
+                gone.push((key.to_vec(), value.len()));
                 it.prev();
             }
             it.status()
@@ -425,8 +426,16 @@ impl Step<'_> {
         for (from, to) in keys::state_before(importing.generation) {
             self.batch.delete_range(&from, &to);
         }
-        let (from, to) = (keys::state_agent(&[], 0), keys::all_state().1);
-        self.batch.delete_range(&from[..1], &to);
+        let (from, to) = keys::all_state_agents();
+        self.batch.delete_range(&from, &to);
+        let replaced = Replaced {
+            imported_at: meta.imported_at,
+            times: meta.replaced,
+        };
+        self.batch.put(
+            keys::STATE_REPLACED,
+            prost::Message::encode_to_vec(&replaced),
+        );
         self.state.entries.clear();
         self.state.meta = Some(meta);
         Ok(Ok(commit_ts))

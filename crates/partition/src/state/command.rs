@@ -90,6 +90,8 @@ pub struct StatePrune {
 /// Commits that one [`StatePrune`] looks at, for either purpose: what keeps the apply thread for a few
 /// milliseconds.
 pub const PRUNE_COMMITS: u64 = 256;
+/// Bytes of them, for the same reason; one commit may have a MiB.
+pub const PRUNE_BYTES: usize = 2 * 1024 * 1024;
 
 /// See [`Kind::StateImport`](crate::command::Kind::StateImport).
 #[derive(Clone, PartialEq, Eq, prost::Message)]

@@ -102,6 +102,18 @@ pub struct Importing {
     pub replace: bool,
 }
 
+/// That the state was replaced by an imported one: written with the import, and kept apart from
+/// [`StateMeta`], so that who has lost that still knows which commits lead to the present state.
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub struct Replaced {
+    /// [`StateMeta::imported_at`].
+    #[prost(uint64, tag = "1")]
+    pub imported_at: u64,
+    /// [`StateMeta::replaced`].
+    #[prost(uint64, tag = "2")]
+    pub times: u64,
+}
+
 impl StateMeta {
     /// The first commit that can be replayed.
     pub fn history_begins(&self) -> u64 {

@@ -13,7 +13,9 @@ use super::{Published, StateEntry, StateKey, StateMeta};
 use crate::batch::StoredBatch;
 use crate::ids::StreamId;
 use crate::keys;
+use crate::lineage::GAP;
 use crate::store::{Applied, Db, Part, RawIterator, StoreError};
+use crate::stream::StreamState;
 
 /// Why something of the state cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -61,6 +63,17 @@ pub struct StateDigester {
 impl StateDigester {
     /// Adds a key.
     pub fn add(&mut self, key: &StateKey, version: u64, commit_ts: u64, value: Option<&[u8]>) {
+        self.add_hash(StateDigester::hash_of(key, version, commit_ts, value));
+    }
+
+    /// Adds a key of which only the hash is known.
+    pub fn add_hash(&mut self, hash: u128) {
+        self.sum = self.sum.wrapping_add(hash);
+        self.keys += 1;
+    }
+
+    /// What a key adds to the digest.
+    pub fn hash_of(key: &StateKey, version: u64, commit_ts: u64, value: Option<&[u8]>) -> u128 {
         let mut hash = Xxh3::new();
         for name in [&key.namespace, &key.agent_id, &key.key] {
             hash.update(&(name.len() as u64).to_be_bytes());
@@ -75,8 +88,7 @@ impl StateDigester {
             }
             None => hash.update(&u64::MAX.to_be_bytes()),
         }
-        self.sum = self.sum.wrapping_add(hash.digest128());
-        self.keys += 1;
+        hash.digest128()
     }
 
     /// What came of it.
@@ -117,25 +129,54 @@ impl StateReader {
 
     /// What a key has now.
     pub fn get(&self, key: &StateKey) -> Result<Option<StateEntry>, StoreError> {
-        let generation = self.published.get().generation;
-        let key = keys::state_key(generation, &key.encode());
-        self.part.get(key, "a key of the state")
+        let names = key.encode();
+        let mut generation = self.published.get().generation;
+        loop {
+            let key = keys::state_key(generation, &names);
+            let found = self.part.get(key, "a key of the state")?;
+            // An import puts another generation in force with the write that removes this one, and is
+            // published only then.
+            let now = match found {
+                Some(_) => generation,
+                None => self.part.state_meta()?.unwrap_or_default().generation,
+            };
+            if now == generation {
+                return Ok(found);
+            }
+            generation = now;
+        }
     }
 
     /// The same, if neither a file nor the system has to be asked; `None` if it has.
     pub fn get_cached(&self, key: &StateKey) -> Result<Option<Option<StateEntry>>, StoreError> {
         let generation = self.published.get().generation;
         let key = keys::state_key(generation, &key.encode());
+        let found = self.value_cached(&key, "a key of the state")?;
+        if !matches!(found, Some(None)) {
+            return Ok(found);
+        }
+        // As in `get`.
+        let meta =
+            self.value_cached::<StateMeta>(&keys::STATE_META, "where the state store stands")?;
+        let is_absent = meta.is_some_and(|m| m.unwrap_or_default().generation == generation);
+        Ok(is_absent.then_some(None))
+    }
+
+    fn value_cached<M: prost::Message + Default>(
+        &self,
+        key: &[u8],
+        what: &str,
+    ) -> Result<Option<Option<M>>, StoreError> {
         let mut options = ReadOptions::default();
         options.set_read_tier(ReadTier::BlockCache);
         let db = self.part.store().db();
         match db.get_pinned_cf_opt(&self.part.cf(), key, &options) {
             Ok(None) => Ok(Some(None)),
-            Ok(Some(value)) => StateEntry::decode(&value[..])
-                .map(|entry| Some(Some(entry)))
-                .map_err(|e| self.part.malformed("a key of the state", &e)),
+            Ok(Some(value)) => M::decode(&value[..])
+                .map(|value| Some(Some(value)))
+                .map_err(|e| self.part.malformed(what, &e)),
             Err(error) if error.kind() == ErrorKind::Incomplete => Ok(None),
-            Err(error) => Err(self.part.error("a key of the state", error)),
+            Err(error) => Err(self.part.error(what, error)),
         }
     }
 
@@ -191,19 +232,22 @@ impl StateReader {
             found.len() >= most || bytes >= most_bytes
         };
         match agent {
-            None => scan_commits(&self.part, stream, from, to, &mut |commit, size| {
-                enough(&mut found, commit, size)
-            })?,
+            None => {
+                Commits::new(&self.part, stream, from, to).scan(from, to, &mut |commit, size| {
+                    enough(&mut found, commit, size)
+                })?
+            }
             Some((namespace, agent_id)) => {
                 let names = agent_names(namespace, agent_id);
                 let first = keys::state_agent(&names, from + 1);
                 let end = keys::state_agent(&names, to.saturating_add(1));
+                let mut commits = Commits::new(&self.part, stream, from, to);
                 let mut it = self.part.iterate(&first, &end, true);
                 it.seek_to_first();
                 while let Some(key) = it.key() {
                     let ts = keys::last_number(key).unwrap_or_default();
                     let mut ended = false;
-                    scan_commits(&self.part, stream, ts - 1, ts, &mut |mut commit, size| {
+                    commits.scan(ts - 1, ts, &mut |mut commit, size| {
                         let of_agent =
                             |key: &StateKey| key.namespace == namespace && key.agent_id == agent_id;
                         commit.operations.retain(|o| of_agent(&o.key));
@@ -219,8 +263,9 @@ impl StateReader {
                     .map_err(|e| self.part.error("reading commits of an agent", e))?;
             }
         }
-        // It may have been cut while it was read.
-        let begins = self.published.get().history_begins();
+        // It may have been cut while it was read, with a write that is published only later.
+        let meta = self.part.state_meta()?.unwrap_or_default();
+        let begins = meta.history_begins();
         if from + 1 < begins {
             return Err(StateReadError::HistoryBegins {
                 commit_ts: begins,
@@ -244,80 +289,105 @@ impl StateReader {
         if meta.stream == 0 {
             return Ok(ts);
         }
-        scan_commits(
-            &self.part,
-            StreamId(meta.stream),
-            from,
-            meta.commit_ts,
-            &mut |commit, _| {
-                ts = commit.commit_ts;
-                looked += 1;
-                if commit.at_ms >= at_ms {
-                    return true;
-                }
-                ts += 1;
-                looked >= most
-            },
-        )?;
+        let to = meta.commit_ts;
+        let mut commits = Commits::new(&self.part, StreamId(meta.stream), from, to);
+        commits.scan(from, to, &mut |commit, _| {
+            ts = commit.commit_ts;
+            looked += 1;
+            if commit.at_ms >= at_ms {
+                return true;
+            }
+            ts += 1;
+            looked >= most
+        })?;
         Ok(ts)
     }
 }
 
-/// Commits after `from` and up to `to`, at most `most`.
+/// Commits after `from` and up to `to`: at most `most`, and no more once `most_bytes` are read. With
+/// them, up to which commit that is.
 pub(crate) fn commits(
     part: &Part,
     stream: StreamId,
     from: u64,
     to: u64,
-    most: usize,
-) -> Result<Vec<CommitRecord>, StoreError> {
-    let mut found = Vec::new();
-    scan_commits(part, stream, from, to, &mut |commit, _| {
+    (most, most_bytes): (usize, usize),
+) -> Result<(Vec<CommitRecord>, u64), StoreError> {
+    let mut found: Vec<CommitRecord> = Vec::new();
+    let (mut bytes, mut full) = (0, false);
+    Commits::new(part, stream, from, to).scan(from, to, &mut |commit, size| {
         found.push(commit);
-        found.len() >= most
+        bytes += size;
+        full = found.len() >= most || bytes >= most_bytes;
+        full
     })?;
-    Ok(found)
+    let up_to = match found.last() {
+        Some(last) if full => last.commit_ts,
+        _ => to,
+    };
+    Ok((found, up_to))
 }
 
-/// Gives commits after `from` and up to `to`, with their sizes, until `take` has enough.
-fn scan_commits(
-    part: &Part,
+/// The commits in a store's stream, between two of them.
+struct Commits<'a> {
+    part: &'a Part,
     stream: StreamId,
-    from: u64,
-    to: u64,
-    take: &mut dyn FnMut(CommitRecord, usize) -> bool,
-) -> Result<(), StoreError> {
-    // The commit of number t is at t − 1.
-    let (first, end) = (keys::data(stream, from), keys::data(stream, to));
-    let mut it = part.iterate(&first, &end, false);
-    it.seek_to_first();
-    while let (Some(key), Some(value)) = (it.key(), it.value()) {
-        let first_seq = keys::first_seq_of(key)
-            .ok_or_else(|| part.malformed("a commit's key", &"its length"))?;
-        let batch = StoredBatch::parse(first_seq, bytes::Bytes::copy_from_slice(value))
-            .map_err(|e| part.malformed("a commit", &e))?;
-        for record in batch.records(first_seq) {
-            let record = record.map_err(|e| part.malformed("a commit", &e))?;
-            let (position, record) = record.into_inner().into_parts();
-            let Record::Envelope(record) = record else {
-                continue;
-            };
-            let commit =
-                CommitRecord::parse(record.body()).map_err(|e| part.malformed("a commit", &e))?;
-            if commit.commit_ts != position.seq_num + 1 {
-                let why = format!(
-                    "commit {} is at sequence number {}",
-                    commit.commit_ts, position.seq_num
-                );
-                return Err(part.malformed("a commit", &why));
-            }
-            if take(commit, value.len()) {
-                return Ok(());
-            }
+    it: RawIterator<'a>,
+}
+
+impl<'a> Commits<'a> {
+    fn new(part: &'a Part, stream: StreamId, from: u64, to: u64) -> Commits<'a> {
+        // The commit of number t is at t − 1.
+        let (first, end) = (keys::data(stream, from), keys::data(stream, to));
+        Commits {
+            part,
+            stream,
+            it: part.iterate(&first, &end, false),
         }
-        it.next();
     }
-    it.status().map_err(|e| part.error("reading commits", e))
+
+    /// Gives commits after `from` and up to `to`, with their sizes, until `take` has enough.
+    fn scan(
+        &mut self,
+        from: u64,
+        to: u64,
+        take: &mut dyn FnMut(CommitRecord, usize) -> bool,
+    ) -> Result<(), StoreError> {
+        let part = self.part;
+        self.it.seek(keys::data(self.stream, from));
+        while let (Some(key), Some(value)) = (self.it.key(), self.it.value()) {
+            let first_seq = keys::first_seq_of(key)
+                .ok_or_else(|| part.malformed("a commit's key", &"its length"))?;
+            if first_seq >= to {
+                break;
+            }
+            let batch = StoredBatch::parse(first_seq, bytes::Bytes::copy_from_slice(value))
+                .map_err(|e| part.malformed("a commit", &e))?;
+            for record in batch.records(first_seq) {
+                let record = record.map_err(|e| part.malformed("a commit", &e))?;
+                let (position, record) = record.into_inner().into_parts();
+                let Record::Envelope(record) = record else {
+                    continue;
+                };
+                let commit = CommitRecord::parse(record.body())
+                    .map_err(|e| part.malformed("a commit", &e))?;
+                if commit.commit_ts != position.seq_num + 1 {
+                    let why = format!(
+                        "commit {} is at sequence number {}",
+                        commit.commit_ts, position.seq_num
+                    );
+                    return Err(part.malformed("a commit", &why));
+                }
+                if take(commit, value.len()) {
+                    return Ok(());
+                }
+            }
+            self.it.next();
+        }
+        self.it
+            .status()
+            .map_err(|e| part.error("reading commits", e))
+    }
 }
 
 /// The state store as of one moment.
@@ -347,6 +417,14 @@ impl StateView<'_> {
         options.set_iterate_upper_bound(to);
         options.fill_cache(cache);
         self.snapshot.raw_iterator_cf_opt(&self.part.cf(), options)
+    }
+
+    /// How many forks the newest commit has seen: one that nothing was committed after is not among them.
+    pub fn commit_forks(&self) -> Result<u64, StoreError> {
+        let key = keys::stream_state(StreamId(self.meta.stream));
+        let stream = self.value::<StreamState>(&key)?.unwrap_or_default();
+        let since = stream.tail_seq.saturating_sub(self.meta.commit_ts) / GAP;
+        Ok(stream.forks.saturating_sub(since))
     }
 
     /// What a key has, or had.

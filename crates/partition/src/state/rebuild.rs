@@ -7,22 +7,25 @@
 use prost::Message as _;
 
 use super::names::agent_names;
-use super::{STATE_STREAM, StateEntry, StateKey, StateMeta, read};
+use super::{Replaced, STATE_STREAM, StateEntry, StateKey, StateMeta, read};
 use crate::ids::{STATE_BASIN_ID, StreamId};
 use crate::keys;
+use crate::lineage::GAP;
 use crate::settings::StreamSettings;
 use crate::store::{Applied, Part, PartBatch, StoreError};
-use crate::stream::{StreamMeta, StreamState};
+use crate::stream::{Gap, MOST_GAPS, StreamMeta, StreamState};
 use crate::streams::Counters;
 use crate::streams::directory::name_entry;
 
 /// Bytes that are written at a time.
 const BATCH: usize = 4 * 1024 * 1024;
+/// Commits that are read at a time, and bytes of them.
+const COMMITS: (usize, usize) = (256, 4 * 1024 * 1024);
 
 /// What is left of a store's stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StreamLeft {
-    /// Commits up to this one are not in it.
+    /// Commits up to this one are not in it, or led to a state that an import has replaced.
     pub from: u64,
     /// The newest commit in it.
     pub to: u64,
@@ -74,9 +77,21 @@ impl Part {
             return Ok(None);
         };
         Ok(Some(StreamLeft {
-            from: state.head(),
+            from: state.head().max(self.state_replaced()?.imported_at),
             to: state.tail_seq,
         }))
+    }
+
+    /// How the state was last replaced, also if where the store stands is not known any more.
+    fn state_replaced(&self) -> Result<Replaced, StoreError> {
+        let row = self.get::<Replaced>(keys::STATE_REPLACED, "the last import")?;
+        let row = row.unwrap_or_default();
+        // Earlier builds have it only there.
+        let meta = self.state_meta().ok().flatten().unwrap_or_default();
+        Ok(Replaced {
+            imported_at: row.imported_at.max(meta.imported_at),
+            times: row.times.max(meta.replaced),
+        })
     }
 
     /// Begins to make the store anew.
@@ -92,16 +107,18 @@ impl Part {
                 .max(newest);
         }
         let known = self.state_meta().ok().flatten().unwrap_or_default();
+        let replaced = self.state_replaced()?;
         Ok(StateRebuild {
             batch: self.batch(),
             part: self.clone(),
             bytes: 0,
             meta: StateMeta {
                 generation: newest.max(known.generation).saturating_add(1),
-                replaced: known.replaced,
-                imported_at: known.imported_at,
+                replaced: replaced.times,
+                imported_at: replaced.imported_at,
                 ..StateMeta::default()
             },
+            commit_forks: None,
         })
     }
 }
@@ -112,9 +129,17 @@ pub struct StateRebuild {
     batch: PartBatch,
     bytes: usize,
     meta: StateMeta,
+    /// See [`StateRebuild::commit_forks`].
+    commit_forks: Option<u64>,
 }
 
 impl StateRebuild {
+    /// How many forks the commit had seen that the store is put in force at, for a partition that has no
+    /// stream of commits and gets one; all that there were, if it is not said.
+    pub fn commit_forks(&mut self, forks: Option<u64>) {
+        self.commit_forks = forks;
+    }
+
     fn put(&mut self, key: Vec<u8>, value: &[u8]) -> Result<(), StoreError> {
         self.bytes += key.len() + value.len();
         self.batch.put(key, value);
@@ -143,21 +168,28 @@ impl StateRebuild {
     }
 
     /// Folds the commits of the stream after `from` and up to `to`; how many these are.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Malformed`] if one of them is missing: what no record has, a fork must have passed
+    /// over.
     pub fn fold(&mut self, from: u64, to: u64) -> Result<u64, StoreError> {
         let Some((stream, _)) = name_entry(&self.part, STATE_BASIN_ID, STATE_STREAM)? else {
             return Ok(0);
         };
-        let forks = self.part.forks()? + self.meta.replaced;
+        let mut forks = self.forks_seen_at(stream, from)?;
         let (mut at, mut folded) = (from, 0);
         loop {
             self.write()?;
-            let commits = read::commits(&self.part, stream, at, to, 256)?;
-            let Some(last) = commits.last() else {
+            let (commits, _) = read::commits(&self.part, stream, at, to, COMMITS)?;
+            if commits.is_empty() {
+                self.forks_between(at, to)?;
                 return Ok(folded);
-            };
-            at = last.commit_ts;
+            }
             folded += commits.len() as u64;
             for commit in commits {
+                forks += self.forks_between(at, commit.commit_ts - 1)?;
+                at = commit.commit_ts;
                 for operation in commit.operations {
                     let names = operation.key.encode();
                     let key = keys::state_key(self.meta.generation, &names);
@@ -171,7 +203,7 @@ impl StateRebuild {
                     let entry = StateEntry {
                         version: operation.version,
                         commit_ts: commit.commit_ts,
-                        forks,
+                        forks: forks + self.meta.replaced,
                         value: operation.value,
                         first: before.is_none(),
                     };
@@ -185,12 +217,38 @@ impl StateRebuild {
         }
     }
 
+    /// How many forks the commit `at` had seen, of those that the stream has seen; less, if it does not
+    /// remember: then versions that follow pass over more than they need to.
+    fn forks_seen_at(&self, stream: StreamId, at: u64) -> Result<u64, StoreError> {
+        let state = self.part.stream_state(stream)?.unwrap_or_default();
+        let later = |gap: &&Gap| gap.from >= at;
+        if state.gaps.len() >= MOST_GAPS && state.gaps.iter().all(|gap| later(&gap)) {
+            return Ok(0);
+        }
+        let gaps = state.gaps.iter().filter(later);
+        let since: u64 = gaps.map(|gap| (gap.end - gap.from) / GAP).sum();
+        Ok(state.forks.saturating_sub(since))
+    }
+
+    /// How many forks there were between one commit and the next, `to + 1`, or the tail.
+    fn forks_between(&self, from: u64, to: u64) -> Result<u64, StoreError> {
+        let passed_over = to.saturating_sub(from);
+        if passed_over % GAP != 0 {
+            let why = format!("those after {from} and up to {to} are missing");
+            return Err(self.part.malformed("the stream of commits", &why));
+        }
+        Ok(passed_over / GAP)
+    }
+
     /// Puts it in force, as of a commit; durable when this returns. Where it stands now.
     pub fn finish(mut self, commit_ts: u64) -> Result<StateMeta, StoreError> {
         let stream = name_entry(&self.part, STATE_BASIN_ID, STATE_STREAM)?;
         let (stream, history_cut) = match stream {
             Some((id, _)) => {
-                let state = self.part.stream_state(id)?.unwrap_or_default();
+                let state = self.part.stream_state(id)?.ok_or_else(|| {
+                    self.part
+                        .malformed("the stream of commits", &"where it stands is missing")
+                })?;
                 (id, state.head().min(commit_ts))
             }
             None => (self.make_stream(commit_ts)?, commit_ts),
@@ -234,7 +292,7 @@ impl StateRebuild {
         let state = StreamState {
             tail_seq: tail,
             trim_point: tail,
-            forks,
+            forks: self.commit_forks.unwrap_or(forks),
             ..StreamState::default()
         };
         let mut name = [0; 16];
@@ -271,3 +329,6 @@ pub(crate) fn stream_settings() -> StreamSettings {
         delete_on_empty_secs: Some(0),
     }
 }
+
+#[cfg(test)]
+mod tests;

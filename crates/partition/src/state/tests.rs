@@ -17,11 +17,11 @@ use crate::ids::STATE_BASIN_ID;
 use crate::lineage::GAP;
 use crate::streams::tests::fixture::{Fixture, eager};
 
-fn key(name: &str) -> StateKey {
+pub(super) fn key(name: &str) -> StateKey {
     StateKey::new("default", "agent", name)
 }
 
-fn write(key: &StateKey, value: &str) -> StagedOperation {
+pub(super) fn write(key: &StateKey, value: &str) -> StagedOperation {
     StagedOperation {
         namespace: key.namespace.clone(),
         agent_id: key.agent_id.clone(),
@@ -30,7 +30,7 @@ fn write(key: &StateKey, value: &str) -> StagedOperation {
     }
 }
 
-fn delete(key: &StateKey) -> StagedOperation {
+pub(super) fn delete(key: &StateKey) -> StagedOperation {
     StagedOperation {
         value: None,
         ..write(key, "")
@@ -56,7 +56,7 @@ fn commit_of(operations: Vec<StagedOperation>, expected: Vec<ExpectedVersion>) -
 }
 
 impl Fixture {
-    fn try_commit(
+    pub(super) fn try_commit(
         &mut self,
         operations: Vec<StagedOperation>,
         expected: Vec<ExpectedVersion>,
@@ -67,15 +67,15 @@ impl Fixture {
         }
     }
 
-    fn commit(&mut self, operations: Vec<StagedOperation>) -> StateCommitted {
+    pub(super) fn commit(&mut self, operations: Vec<StagedOperation>) -> StateCommitted {
         self.try_commit(operations, Vec::new()).unwrap()
     }
 
-    fn read(&self, name: &str, at: At) -> Result<Option<StateEntry>, StateReadError> {
+    pub(super) fn read(&self, name: &str, at: At) -> Result<Option<StateEntry>, StateReadError> {
         self.state_reader().view(|view| view.get(&key(name), at))
     }
 
-    fn commits(&self, from: u64) -> Vec<CommitRecord> {
+    pub(super) fn commits(&self, from: u64) -> Vec<CommitRecord> {
         let reader = self.state_reader();
         reader
             .commits(None, from, u64::MAX, 1000, usize::MAX)
@@ -83,7 +83,7 @@ impl Fixture {
             .0
     }
 
-    fn import(&mut self, step: ImportStep) -> Result<StateImported, StateImportRefusal> {
+    pub(super) fn import(&mut self, step: ImportStep) -> Result<StateImported, StateImportRefusal> {
         let import = StateImport {
             id: 9,
             step: Some(step),
@@ -95,12 +95,12 @@ impl Fixture {
         }
     }
 
-    fn prune(&mut self, prune: StatePrune) {
+    pub(super) fn prune(&mut self, prune: StatePrune) {
         assert_eq!(self.apply(Kind::StatePrune(prune)), Outcome::StatePruned);
     }
 }
 
-fn values(entry: Option<StateEntry>) -> Option<(u64, u64, Option<String>)> {
+pub(super) fn values(entry: Option<StateEntry>) -> Option<(u64, u64, Option<String>)> {
     entry.map(|e| {
         let value = e.value.map(|v| String::from_utf8(v.to_vec()).unwrap());
         (e.version, e.commit_ts, value)
@@ -251,7 +251,7 @@ fn history_is_cut_where_the_policy_says_and_reading_below_says_where_it_begins()
     assert_eq!(agent.unwrap().0.len(), 4);
 }
 
-fn imported(name: &str, version: u64, value: Option<&'static str>) -> ImportedEntry {
+pub(super) fn imported(name: &str, version: u64, value: Option<&'static str>) -> ImportedEntry {
     ImportedEntry {
         namespace: "default".into(),
         agent_id: "agent".into(),
@@ -463,59 +463,4 @@ proptest! {
             check(&it, &model, last);
         }
     }
-}
-
-#[test]
-fn a_store_made_anew_of_a_snapshot_and_the_commits_after_it_is_the_same_and_goes_on() {
-    let mut it = Fixture::new();
-    let (a, b) = (key("a"), key("b"));
-    for n in 0..4 {
-        it.commit(vec![write(&a, &format!("{{\"n\":{n}}}")), delete(&b)]);
-    }
-    let mut snapshot = Vec::new();
-    it.state_reader()
-        .view(|view| {
-            view.entries(&mut |key, entry| {
-                snapshot.push((key, entry));
-                Ok::<_, StateReadError>(())
-            })
-        })
-        .unwrap();
-    for _ in 0..3 {
-        it.commit(vec![write(&b, "{}"), write(&key("c"), "{}")]);
-    }
-    let digest = |it: &Fixture| {
-        let reader = it.state_reader();
-        reader.view(|view| Ok(view.digest()?)).unwrap()
-    };
-    let before = digest(&it);
-    assert_eq!(it.part().state_problem().unwrap(), None);
-    let mut wreck = it.part().batch();
-    wreck.delete(crate::keys::STATE_META);
-    wreck.write().unwrap();
-    it.reopen();
-    let why = it.part().state_problem().unwrap();
-    assert_eq!(why.as_deref(), Some("where it stands is missing"));
-    let left = it.part().state_stream_left().unwrap().unwrap();
-    assert_eq!((left.from, left.to), (0, 7));
-    let mut rebuild = it.part().rebuild_state().unwrap();
-    for (key, entry) in &snapshot {
-        rebuild.entry(key, entry).unwrap();
-    }
-    assert_eq!(rebuild.fold(4, 7).unwrap(), 3);
-    assert_eq!(rebuild.finish(7).unwrap().keys, 3);
-    it.stop_and_open();
-    assert_eq!(it.part().state_problem().unwrap(), None);
-    assert_eq!(digest(&it), before);
-    assert_eq!(values(it.read("b", At::Version(5)).unwrap()).unwrap().1, 5);
-    let gone = it.read("a", At::Version(3)).unwrap_err();
-    assert!(matches!(
-        gone,
-        StateReadError::HistoryBegins {
-            version: Some(4),
-            ..
-        }
-    ));
-    let next = it.commit(vec![write(&a, "{}"), write(&key("d"), "{}")]);
-    assert_eq!((next.commit_ts, next.versions), (8, vec![5, 1]));
 }

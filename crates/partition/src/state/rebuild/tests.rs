@@ -1,0 +1,290 @@
+//! Stores that are made anew, on a real database.
+
+use std::collections::BTreeSet;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::lineage::GAP;
+use crate::state::StateDigest;
+use crate::state::command::{ImportBegin, ImportEntries, ImportFinish, ImportStep, ImportedEntry};
+use crate::state::read::{At, StateReadError};
+use crate::state::tests::{delete, imported, key, values, write};
+use crate::streams::tests::fixture::Fixture;
+
+/// What a JSON snapshot says.
+#[derive(Clone)]
+struct Snapshot {
+    commit_ts: u64,
+    entries: Vec<(StateKey, StateEntry)>,
+}
+
+impl Snapshot {
+    fn of(it: &Fixture) -> Snapshot {
+        let mut entries = Vec::new();
+        let mut commit_ts = 0;
+        it.state_reader()
+            .view(|view| {
+                commit_ts = view.meta.commit_ts;
+                view.entries(&mut |key, mut entry| {
+                    // A snapshot does not say it.
+                    entry.first = entry.version == 1;
+                    entries.push((key, entry));
+                    Ok::<_, StateReadError>(())
+                })
+            })
+            .unwrap();
+        Snapshot { commit_ts, entries }
+    }
+
+    /// Makes the store anew of this and the commits after it; how many these were.
+    fn rebuild(&self, it: &mut Fixture, left: StreamLeft) -> Result<u64, StoreError> {
+        let mut rebuild = it.part().rebuild_state()?;
+        for (key, entry) in &self.entries {
+            rebuild.entry(key, entry)?;
+        }
+        let folded = rebuild.fold(self.commit_ts, left.to)?;
+        rebuild.finish(left.to)?;
+        it.stop_and_open();
+        assert_eq!(it.part().state_problem()?, None);
+        Ok(folded)
+    }
+
+    /// Replaces the state by this one.
+    fn import(&self, it: &mut Fixture) -> u64 {
+        let entries = self.entries.iter().map(|(key, entry)| ImportedEntry {
+            namespace: key.namespace.clone(),
+            agent_id: key.agent_id.clone(),
+            key: key.key.clone(),
+            version: entry.version,
+            commit_ts: entry.commit_ts,
+            forks: entry.forks,
+            value: entry.value.clone(),
+        });
+        let entries = entries.collect();
+        it.import(ImportStep::Begin(ImportBegin { replace: true }))
+            .unwrap();
+        it.import(ImportStep::Entries(ImportEntries { entries }))
+            .unwrap();
+        let commit_ts = self.commit_ts.max(1);
+        it.import(ImportStep::Finish(ImportFinish { commit_ts }))
+            .unwrap()
+            .commit_ts
+    }
+}
+
+fn digest(it: &Fixture) -> StateDigest {
+    let reader = it.state_reader();
+    reader.view(|view| Ok(view.digest()?)).unwrap()
+}
+
+/// Removes what says where the store stands; what is left of its stream.
+fn wreck(it: &mut Fixture) -> StreamLeft {
+    assert_eq!(it.part().state_problem().unwrap(), None);
+    let mut wreck = it.part().batch();
+    wreck.delete(keys::STATE_META);
+    wreck.write().unwrap();
+    it.reopen();
+    let why = it.part().state_problem().unwrap();
+    assert_eq!(why.as_deref(), Some("where it stands is missing"));
+    it.part().state_stream_left().unwrap().unwrap()
+}
+
+#[test]
+fn a_store_made_anew_of_a_snapshot_and_the_commits_after_it_is_the_same_and_goes_on() {
+    let mut it = Fixture::new();
+    let (a, b) = (key("a"), key("b"));
+    for n in 0..4 {
+        it.commit(vec![write(&a, &format!("{{\"n\":{n}}}")), delete(&b)]);
+    }
+    let snapshot = Snapshot::of(&it);
+    for _ in 0..3 {
+        it.commit(vec![write(&b, "{}"), write(&key("c"), "{}")]);
+    }
+    let before = digest(&it);
+    let left = wreck(&mut it);
+    assert_eq!((left.from, left.to), (0, 7));
+    assert_eq!(snapshot.rebuild(&mut it, left).unwrap(), 3);
+    assert_eq!(it.state_reader().meta().keys, 3);
+    assert_eq!(digest(&it), before);
+    assert_eq!(values(it.read("b", At::Version(5)).unwrap()).unwrap().1, 5);
+    let gone = it.read("a", At::Version(3)).unwrap_err();
+    assert!(matches!(
+        gone,
+        StateReadError::HistoryBegins {
+            version: Some(4),
+            ..
+        }
+    ));
+    let next = it.commit(vec![write(&a, "{}"), write(&key("d"), "{}")]);
+    assert_eq!((next.commit_ts, next.versions), (8, vec![5, 1]));
+}
+
+#[test]
+fn no_snapshot_from_before_an_import_is_brought_up_to_date_by_the_commits_around_it() {
+    let mut it = Fixture::new();
+    it.commit(vec![write(&key("a"), "{}")]);
+    let before = Snapshot::of(&it);
+    it.commit(vec![write(&key("a"), "{}")]);
+    let other = Snapshot {
+        commit_ts: 1,
+        entries: vec![(
+            key("b"),
+            StateEntry {
+                version: 5,
+                commit_ts: 1,
+                ..StateEntry::default()
+            },
+        )],
+    };
+    let imported_at = other.import(&mut it);
+    assert_eq!(imported_at, GAP + 2);
+    let after = Snapshot::of(&it);
+    it.commit(vec![write(&key("a"), "{}")]);
+    let whole = digest(&it);
+    let left = wreck(&mut it);
+    // It is by this that a snapshot is chosen.
+    assert_eq!((left.from, left.to), (imported_at, imported_at + 1));
+    assert!(before.commit_ts < left.from);
+    after.rebuild(&mut it, left).unwrap();
+    assert_eq!(digest(&it), whole);
+    let again = it.commit(vec![write(&key("a"), "{}"), write(&key("b"), "{}")]);
+    assert_eq!(again.commit_ts, imported_at + 2);
+    assert_eq!(again.versions, [GAP + 2, GAP + 6]);
+}
+
+#[test]
+fn a_commit_that_is_missing_is_noticed() {
+    let mut it = Fixture::new();
+    for _ in 0..5 {
+        it.commit(vec![write(&key("a"), "{}")]);
+    }
+    let left = wreck(&mut it);
+    let (stream, _) = name_entry(&it.part(), STATE_BASIN_ID, STATE_STREAM)
+        .unwrap()
+        .unwrap();
+    for missing in [4, 2] {
+        let mut batch = it.part().batch();
+        batch.delete(keys::data(stream, missing));
+        batch.write().unwrap();
+        let mut rebuild = it.part().rebuild_state().unwrap();
+        let error = rebuild.fold(0, left.to).unwrap_err();
+        assert!(error.to_string().contains("are missing"), "{error}");
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Do {
+    Commit(Vec<(u8, bool)>),
+    Snapshot,
+    /// The store is lost, and made anew of a snapshot, counted from the newest, or of the stream alone.
+    Rebuild(Option<usize>),
+    /// A copy is made, something is committed after it, and only the copy is left.
+    Loss(Vec<Vec<(u8, bool)>>),
+    Import(usize),
+    Reopen,
+}
+
+fn operations() -> impl Strategy<Value = Vec<(u8, bool)>> {
+    prop::collection::vec((0u8..4, prop::bool::weighted(0.2)), 0..3)
+}
+
+fn deed() -> impl Strategy<Value = Do> {
+    prop_oneof![
+        8 => operations().prop_map(Do::Commit),
+        3 => Just(Do::Snapshot),
+        3 => prop::option::weighted(0.8, 0usize..4).prop_map(Do::Rebuild),
+        2 => prop::collection::vec(operations(), 0..4).prop_map(Do::Loss),
+        1 => (0usize..3).prop_map(Do::Import),
+        1 => Just(Do::Reopen),
+    ]
+}
+
+/// Numbers that were given out, in whatever line of history.
+#[derive(Default)]
+struct Given {
+    commits: BTreeSet<u64>,
+    versions: BTreeSet<(u8, u64)>,
+}
+
+impl Given {
+    fn commit(&mut self, it: &mut Fixture, operations: &[(u8, bool)]) {
+        let key = |n: u8| key(&format!("k{n}"));
+        let staged = operations.iter().map(|(n, deleted)| match deleted {
+            true => delete(&key(*n)),
+            false => write(&key(*n), &format!("{{\"n\":{}}}", self.commits.len())),
+        });
+        let done = it.commit(staged.collect());
+        assert!(
+            self.commits.insert(done.commit_ts),
+            "commit {} again",
+            done.commit_ts
+        );
+        for ((n, _), version) in operations.iter().zip(done.versions) {
+            assert!(
+                self.versions.insert((*n, version)),
+                "version {version} of k{n} again"
+            );
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, max_shrink_iters: 400, ..ProptestConfig::default() })]
+
+    #[test]
+    fn however_a_store_is_lost_and_made_anew_it_is_the_same_and_no_number_is_given_out_again(
+        deeds in prop::collection::vec(deed(), 1..30),
+    ) {
+        let mut it = Fixture::new();
+        let mut given = Given::default();
+        let mut snapshots: Vec<Snapshot> = Vec::new();
+        let mut line = 1000;
+        for one in deeds {
+            match one {
+                Do::Commit(operations) => given.commit(&mut it, &operations),
+                Do::Snapshot => snapshots.push(Snapshot::of(&it)),
+                Do::Reopen => it.reopen(),
+                Do::Import(back) => {
+                    // A state of which the store has given out all numbers.
+                    if let Some(snapshot) = snapshots.iter().rev().nth(back) {
+                        let commit_ts = snapshot.import(&mut it);
+                        given.commits.insert(commit_ts);
+                    }
+                }
+                Do::Loss(lost) => {
+                    it.reopen();
+                    let copy = it.checkpoint();
+                    let known = snapshots.len();
+                    for operations in &lost {
+                        given.commit(&mut it, operations);
+                    }
+                    it = it.imported(&copy);
+                    it.reopen();
+                    line += 1;
+                    it.fork(line);
+                    snapshots.truncate(known);
+                }
+                Do::Rebuild(back) => {
+                    it.reopen();
+                    if it.part().state_meta().unwrap().is_none_or(|m| m.stream == 0) {
+                        continue;
+                    }
+                    let whole = digest(&it);
+                    let left = wreck(&mut it);
+                    let all = Snapshot { commit_ts: 0, entries: Vec::new() };
+                    let usable = |s: &&Snapshot| (left.from..=left.to).contains(&s.commit_ts);
+                    let mut usable = snapshots.iter().rev().filter(usable).chain((left.from == 0).then_some(&all));
+                    let chosen = match back {
+                        Some(back) => usable.clone().nth(back).or_else(|| usable.next()),
+                        None => usable.last(),
+                    };
+                    // As an import would leave it without a snapshot: nothing to make it of.
+                    let Some(chosen) = chosen else { return Ok(()) };
+                    chosen.rebuild(&mut it, left).unwrap();
+                    prop_assert_eq!(digest(&it), whole);
+                }
+            }
+        }
+    }
+}
