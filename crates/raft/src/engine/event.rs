@@ -129,6 +129,12 @@ pub enum Event {
         /// Which one.
         checkpoint: CheckpointId,
     },
+    /// The host cannot go on, and no retry mends it: what it was handed and what it has do not fit
+    /// together. Answered with [`Action::Halt`].
+    Broken {
+        /// What is wrong.
+        what: String,
+    },
 }
 
 /// Something that has to be done. See the [module's head](crate::engine).
@@ -226,8 +232,8 @@ pub enum Action {
         /// The term now.
         term: Term,
     },
-    /// The log could not be read, or holds what this version does not know. It comes alone, and
-    /// nothing more comes from this engine.
+    /// The log could not be read, or holds what this version does not know; or the host said
+    /// [`Event::Broken`]. It comes alone, and nothing more comes from this engine.
     Halt {
         /// What happened, to what.
         what: String,

@@ -254,6 +254,7 @@ impl Engine {
                 self.snapshot_installed(checkpoint, &mut actions);
             }
             Event::InstallFailed { checkpoint } => self.install_failed(checkpoint, &mut actions),
+            Event::Broken { what } => self.raw.store().fail(what),
         }
         self.fix_election_timeout();
         self.drain_ready(&mut actions);

@@ -9,6 +9,7 @@ use super::shared::Shared;
 use super::snapshots::attend;
 use super::state_machine::StateMachine;
 use crate::engine::{Committed, Event};
+use crate::ids::Lsn;
 use crate::transfer::Manifest;
 
 /// How often the state machine is given time for housekeeping when entries keep coming, and when
@@ -27,20 +28,27 @@ pub(super) fn run<S: StateMachine>(
     let _entered = span.enter();
     let mut outputs = Vec::new();
     let mut maintained = Instant::now();
+    let mut applied = shared.applied.borrow().0;
     loop {
         let entries = match committed.next_step(MAINTAIN_EVERY) {
             Some(Step::Entries(entries)) => entries,
             Some(Step::Install(offer)) => {
-                install(&mut machine, &offer, shared);
+                if let Some(lsn) = install(&mut machine, &offer, shared) {
+                    applied = lsn;
+                }
                 continue;
             }
             None => return,
         };
         if let Some(last) = entries.last() {
             let (lsn, term) = (last.lsn, last.term);
+            if let Err(gap) = follow(applied, &entries) {
+                return give_up(gap, shared);
+            }
             if !apply(&mut machine, &entries, &mut outputs, shared) {
                 return;
             }
+            applied = lsn;
             shared.waiters.answer(shared.id, &entries, &mut outputs);
             shared.note_applied(lsn, term);
             shared.step(Event::Applied { lsn });
@@ -51,6 +59,30 @@ pub(super) fn run<S: StateMachine>(
             maintained = Instant::now();
         }
     }
+}
+
+/// Whether each entry is the next one: a state that lacks one is another than everybody else's, and
+/// nothing that is applied later would show it.
+fn follow(applied: Lsn, entries: &[Committed]) -> Result<(), String> {
+    let mut next = applied.next();
+    for entry in entries {
+        if entry.lsn != next {
+            return Err(format!(
+                "the entry at LSN {next} is to be applied next, and what came is the one at LSN {}: \
+                 nothing more is applied here; what lacks is in the log, for the next start",
+                entry.lsn
+            ));
+        }
+        next = next.next();
+    }
+    Ok(())
+}
+
+/// The group decides, applies and captures nothing any more.
+fn give_up<O: Send + 'static>(why: String, shared: &Shared<O>) {
+    shared.step(Event::Broken { what: why });
+    shared.attempts.close();
+    shared.attempts.finish();
 }
 
 /// Applies until it works; false if it did not work and the group is to stop.
@@ -92,9 +124,14 @@ fn apply<S: StateMachine>(
 }
 
 /// Lets the state be what was fetched. First the state, then its place among the stored snapshots,
-/// then the engine: a crash in between is made good at the next open.
-fn install<S: StateMachine>(machine: &mut S, offer: &Manifest, shared: &Arc<Shared<S::Output>>) {
-    let Some(member) = &shared.member else { return };
+/// then the engine: a crash in between is made good at the next open. Answers up to where the state is
+/// from then on; if that is as it was, what waits to be applied still has to be.
+fn install<S: StateMachine>(
+    machine: &mut S,
+    offer: &Manifest,
+    shared: &Arc<Shared<S::Output>>,
+) -> Option<Lsn> {
+    let member = shared.member.as_ref()?;
     let (checkpoint, lsn, term) = (offer.checkpoint, offer.last_included_index, offer.term);
     let fetched = member.store.fetched(checkpoint).map_err(|e| e.to_string());
     if let Err(error) = fetched.and_then(|s| machine.restore(s).map_err(|e| e.to_string())) {
@@ -102,8 +139,10 @@ fn install<S: StateMachine>(machine: &mut S, offer: &Manifest, shared: &Arc<Shar
         if let Err(error) = member.store.discard_fetch(checkpoint) {
             tracing::warn!(%error, "what was fetched is still there");
         }
-        return shared.step(Event::InstallFailed { checkpoint });
+        shared.step(Event::InstallFailed { checkpoint });
+        return None;
     }
+    shared.apply.covered(lsn);
     // Before the engine hears of it: see there.
     shared.attempts.replaced();
     let stored = loop {
@@ -112,7 +151,7 @@ fn install<S: StateMachine>(machine: &mut S, offer: &Manifest, shared: &Arc<Shar
             Err(error) => {
                 tracing::error!(%lsn, %error, "an installed snapshot cannot be kept; tried again");
                 if shared.stopping.load(Ordering::Relaxed) {
-                    return;
+                    return Some(lsn);
                 }
                 std::thread::sleep(RETRY_PAUSE);
             }
@@ -128,4 +167,5 @@ fn install<S: StateMachine>(machine: &mut S, offer: &Manifest, shared: &Arc<Shar
         term,
         peers: Some(offer.peers.clone()),
     });
+    Some(lsn)
 }

@@ -10,6 +10,7 @@ use std::time::Duration;
 use parking_lot::{Condvar, Mutex};
 
 use crate::engine::Committed;
+use crate::ids::Lsn;
 use crate::transfer::Manifest;
 
 /// Most bytes applied as one step: large enough to spread the cost of a database write over many
@@ -27,7 +28,7 @@ pub(super) struct ApplyQueue {
 #[derive(Default)]
 struct Waiting {
     committed: VecDeque<Vec<Committed>>,
-    /// The state is to be replaced; comes before everything that is pushed later.
+    /// The state is to be replaced; comes before everything that is queued.
     install: Option<Box<Manifest>>,
     /// There is something other than entries to look at.
     nudged: bool,
@@ -43,13 +44,20 @@ pub(super) enum Step {
 }
 
 impl ApplyQueue {
-    /// The state is to be replaced: what is queued is dropped.
+    /// The state is to be replaced, before anything else is applied. What is queued stays: if the state
+    /// cannot be replaced, it has to be applied, and it does not come again.
     pub fn install(&self, offer: Box<Manifest>) {
-        let mut waiting = self.waiting.lock();
-        waiting.committed.clear();
-        waiting.install = Some(offer);
-        drop(waiting);
+        self.waiting.lock().install = Some(offer);
         self.arrived.notify_one();
+    }
+
+    /// The state has been replaced by one that has everything up to `lsn`.
+    pub fn covered(&self, lsn: Lsn) {
+        let mut waiting = self.waiting.lock();
+        for entries in &mut waiting.committed {
+            entries.retain(|entry| entry.lsn > lsn);
+        }
+        waiting.committed.retain(|entries| !entries.is_empty());
     }
 
     /// Adds entries; they go nowhere once the queue is closed.
@@ -87,8 +95,10 @@ impl ApplyQueue {
             self.arrived.wait_for(&mut waiting, timeout);
         }
         waiting.nudged = false;
-        if let Some(offer) = waiting.install.take() {
-            return (!waiting.closed).then_some(Step::Install(offer));
+        if !waiting.closed
+            && let Some(offer) = waiting.install.take()
+        {
+            return Some(Step::Install(offer));
         }
         let Some(mut step) = waiting.committed.pop_front() else {
             return (!waiting.closed).then(|| Step::Entries(Vec::new()));

@@ -240,7 +240,7 @@ impl<O: Send + 'static> Shared<O> {
                     self.applied.send_modify(|_| {});
                 }
                 Action::Halt { what } => {
-                    tracing::error!(group = %self.id, what, "the group stops: its log is damaged");
+                    tracing::error!(group = %self.id, what, "the group stops");
                     self.waiters.fail_all(&ProposeError::Unknown);
                     self.asks.close();
                 }

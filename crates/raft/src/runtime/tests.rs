@@ -4,13 +4,17 @@
 //! - [`answers`]: who is answered what, and when;
 //! - [`restart`]: what is there after a restart; compaction, purge, stop;
 //! - [`faults`]: full disks, failed syncs, damaged logs, state machines that cannot apply;
+//! - [`members`]: groups of several members, for those that follow;
+//! - [`installing`]: a state that is replaced by a peer's snapshot, or cannot be;
 //! - [`snapshots`]: hints and asks, what goes on meanwhile, failures;
 //! - [`serving`]: sending snapshots no faster than allowed;
 //! - [`power`]: power cuts, by seed.
 
 mod answers;
 mod faults;
+mod installing;
 mod machine;
+mod members;
 mod power;
 mod restart;
 mod serving;

@@ -382,7 +382,11 @@ impl World {
                 let delay = self.between(1, 40);
                 let boot = self.host(id).boot;
                 let early = self.is(Mutant::StepBeforeTheFiles);
+                let forgets = self.is(Mutant::ForgetBeforeInstalled);
                 let host = self.host_mut(id);
+                if forgets {
+                    host.to_apply.clear();
+                }
                 let checkpoint = offer.checkpoint;
                 if host.installing.replace(offer).is_some() {
                     self.judge(Err(format!("{id} is to install two snapshots at once")));
@@ -499,6 +503,11 @@ impl World {
         let some = self.between(1, count.min(16));
         let mut landed = Vec::new();
         let host = self.host_mut(id);
+        let (next, first) = (host.state.at.lsn.next(), host.to_apply[0].lsn);
+        if first != next {
+            // What it is handed has no gaps.
+            return self.judge(Err(format!("{id} is to apply {next}, and has {first}")));
+        }
         for entry in host.to_apply.drain(..some as usize) {
             host.state.apply(&entry);
             if let Some((ticket, term)) = host.proposed.remove(&entry.lsn.0)

@@ -30,6 +30,8 @@ pub enum Mutant {
     IndexAfterCapture,
     /// "Fetched" and "installed" are said before the files are there.
     StepBeforeTheFiles,
+    /// What waits to be applied is forgotten before the install that is to cover it has succeeded.
+    ForgetBeforeInstalled,
     /// A read is answered from what is applied, without asking.
     ReadAtOnce,
 }
@@ -106,6 +108,11 @@ fn an_index_from_after_the_capture_is_caught() {
 #[test]
 fn stepping_a_snapshot_before_its_files_are_there_is_caught() {
     is_caught(Mutant::StepBeforeTheFiles, 40, "begins after");
+}
+
+#[test]
+fn forgetting_what_an_install_is_to_cover_before_it_has_succeeded_is_caught() {
+    is_caught(Mutant::ForgetBeforeInstalled, 1000, "is to apply");
 }
 
 #[test]

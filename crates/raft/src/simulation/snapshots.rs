@@ -98,7 +98,12 @@ impl World {
 
     /// What was fetched becomes the state, or does not.
     pub fn installed(&mut self, id: u64) {
-        let fails = !self.peace && self.chance(12);
+        // The mistake of that mutant shows when an install fails.
+        let one_in = match self.is(Mutant::ForgetBeforeInstalled) {
+            true => 2,
+            false => 12,
+        };
+        let fails = !self.peace && self.chance(one_in);
         let host = self.host_mut(id);
         let Some(offer) = host.installing.take() else {
             return;

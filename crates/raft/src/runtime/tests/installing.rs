@@ -1,0 +1,75 @@
+//! A state that is replaced by a peer's snapshot, or cannot be, with entries waiting to be applied.
+
+use std::sync::atomic::Ordering;
+
+use super::members::Members;
+use super::*;
+use crate::engine::Committed;
+use crate::message::Payload;
+
+#[test]
+fn entries_that_wait_while_an_install_fails_are_applied() {
+    let mut members = Members::start(&[1, 2, 3]);
+    members.write(10);
+    members.assert_agreed();
+    let behind = members.follower();
+    let knobs = members.knobs[&behind].clone();
+    knobs.held.store(true, Ordering::SeqCst);
+    knobs.failing_restores.store(1, Ordering::SeqCst);
+    members.write(30);
+    let (before, leader) = (members.written(), members.leader());
+    let committed = members.group(leader).status().committed;
+    wait_for("they wait to be applied", || {
+        members.group(behind).status().committed == committed
+    });
+    members.leave_behind(behind, 20);
+    members.network.cut(&[]);
+    wait_for("the state is to be replaced", || {
+        let transfers = members.group(behind).details().transfers;
+        transfers.iter().any(|t| t.installing)
+    });
+
+    // No second offer covers up what comes of it.
+    let offered = |payload: &Payload| matches!(payload, Payload::Offer(_));
+    let no_offer = Box::new(move |m: &mut crate::Envelope| !offered(&m.payload));
+    members.network.filter(Some(no_offer));
+    knobs.held.store(false, Ordering::SeqCst);
+    wait_for("the install fails", || {
+        members.group(behind).counters().engine.fetches_failed == 1
+    });
+    wait_for("what waited is applied", || {
+        members.group(behind).status().applied == committed
+    });
+    assert_eq!(members.lines(behind), before);
+
+    members.network.filter(None);
+    members.assert_agreed();
+    let received = members.group(behind).counters().engine.snapshots_received;
+    assert_eq!(received, 1, "the next offer was installed");
+}
+
+#[test]
+fn a_group_whose_entries_do_not_follow_each_other_stops_and_applies_none_of_them() {
+    let (_keep, dir) = scratch();
+    let stores = [Store::default(), Store::default()];
+    let host = Host::start(&dir, &Faults::new(), &stores);
+    let (group, other) = (&host.groups[0], &host.groups[1]);
+    execute_all(group, &numbered("c", 3));
+    let status = group.status();
+    group.shared.apply.push(vec![Committed {
+        lsn: Lsn(status.applied.0 + 2),
+        term: status.term,
+        command: Some("out of order".into()),
+        membership: None,
+    }]);
+    wait_for("the group refuses", || {
+        let refused = group.propose("refused".into());
+        matches!(refused, Err(ProposeError::Refused(_)))
+    });
+    let snapshot = group.snapshot().blocking_recv().unwrap();
+    assert!(snapshot.is_err(), "nobody waits for what cannot come");
+    assert_eq!(stores[0].commands(), numbered("c", 3));
+    assert_eq!(group.status().applied, status.applied);
+    execute(other, "goes on").unwrap();
+    host.stop();
+}
