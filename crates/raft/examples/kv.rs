@@ -2,11 +2,12 @@
 //!
 //! ```text
 //! cargo run -p esker-raft --features grpc --example kv -- --demo
-//! cargo run -p esker-raft --features grpc --example kv -- 1 DIR 127.0.0.1:7201 1=127.0.0.1:7101 2=… 3=…
+//! cargo run -p esker-raft --features grpc --example kv -- found 1 DIR 127.0.0.1:7201 1=127.0.0.1:7101 2=… 3=…
 //! ```
 //!
 //! A node is told its number, its directory, where clients find it, and where all nodes find each
-//! other. Clients say lines, with `nc` if they like: `set KEY VALUE`, `get KEY`, `status`.
+//! other. `found` is for the first start of each, and left out at every later one: only who starts the
+//! nodes knows which that is, since a disk that was replaced is as empty as a new one. Clients say lines, with `nc` if they like: `set KEY VALUE`, `get KEY`, `status`.
 
 use std::collections::BTreeMap;
 use std::io::{self, BufRead, BufReader, Write};
@@ -65,7 +66,13 @@ impl Plain for Map {
 }
 
 /// Runs one node until it is killed.
-fn node(id: u64, dir: &Path, clients: SocketAddr, peers: BTreeMap<NodeId, String>) -> Anything<()> {
+fn node(
+    founds: bool,
+    id: u64,
+    dir: &Path,
+    clients: SocketAddr,
+    peers: BTreeMap<NodeId, String>,
+) -> Anything<()> {
     let listen = peers
         .get(&NodeId(id))
         .ok_or("the node is not among its peers")?;
@@ -81,7 +88,11 @@ fn node(id: u64, dir: &Path, clients: SocketAddr, peers: BTreeMap<NodeId, String
     config.snapshot_hint_threshold_entries = 200;
     let (node, _) = Node::start_among(config, Arc::new(transport))?;
     let map = Shared::default();
-    let options = GroupOptions::founded_by(GroupId(1), &founders);
+    // A voter that lost its disk must not vote again: later starts go on from a log, or not at all.
+    let options = match founds {
+        true => GroupOptions::founded_by(GroupId(1), &founders),
+        false => GroupOptions::reopening(GroupId(1)),
+    };
     let group = node.open_member(options, InMemory::new(Map(map.clone())))?;
 
     for client in patiently(|| TcpListener::bind(clients))?.incoming() {
@@ -158,10 +169,10 @@ impl Drop for Demo {
 }
 
 impl Demo {
-    fn start(&mut self, id: u64) -> Anything<()> {
+    fn start(&mut self, id: u64, how: &[&str]) -> Anything<()> {
         let (dir, clients) = (self.dir.join(id.to_string()), &self.clients[&id]);
         let mut command = Command::new(std::env::current_exe()?);
-        let command = command.arg(id.to_string()).arg(dir).arg(clients);
+        let command = command.args(how).arg(id.to_string()).arg(dir).arg(clients);
         self.nodes.insert(id, command.args(&self.peers).spawn()?);
         Ok(())
     }
@@ -251,7 +262,7 @@ fn demo() -> Anything<()> {
         deadline: Instant::now() + Duration::from_secs(180),
     };
     drop(free);
-    (1..=3).try_for_each(|id| demo.start(id))?;
+    (1..=3).try_for_each(|id| demo.start(id, &["found"]))?;
     let leader = demo.write(0, 300)?;
     println!("three nodes; node {leader} leads; 300 keys are written");
     let away = leader % 3 + 1;
@@ -271,7 +282,7 @@ fn demo() -> Anything<()> {
         keys - 300,
         demo.status(leader)
     );
-    demo.start(away)?;
+    demo.start(away, &[])?;
     let caught_up = |s: &str| s.contains("snapshots_received=1");
     demo.wait("a snapshot is installed", &[away], caught_up)?;
     let last = keys - 1;
@@ -286,7 +297,11 @@ fn demo() -> Anything<()> {
 }
 
 fn run(arguments: &[String]) -> Anything<()> {
-    let [id, dir, clients, peers @ ..] = arguments else {
+    let (founds, rest) = match arguments {
+        [found, rest @ ..] if found == "found" => (true, rest),
+        all => (false, all),
+    };
+    let [id, dir, clients, peers @ ..] = rest else {
         return demo();
     };
     let peer = |peer: &String| -> Anything<(NodeId, String)> {
@@ -294,7 +309,7 @@ fn run(arguments: &[String]) -> Anything<()> {
         Ok((NodeId(id.parse()?), address.to_owned()))
     };
     let peers = peers.iter().map(peer).collect::<Anything<_>>()?;
-    node(id.parse()?, Path::new(dir), clients.parse()?, peers)
+    node(founds, id.parse()?, Path::new(dir), clients.parse()?, peers)
 }
 
 /// With a node's arguments, a node; else the demonstration.

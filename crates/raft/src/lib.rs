@@ -43,8 +43,8 @@ pub use engine::{
 pub use ids::{CheckpointId, ClusterId, GroupId, Incarnation, Lineage, Lsn, NodeId, Term};
 pub use message::Envelope;
 pub use runtime::{
-    ApplyError, Capture, ChangeError, ConfigError, Group, GroupCounters, GroupOptions, GroupStatus,
-    InMemory, Node, NodeConfig as Config, NodeError, Plain, ProposeError, RemoveFiles,
+    ApplyError, Capture, ChangeError, ConfigError, Founding, Group, GroupCounters, GroupOptions,
+    GroupStatus, InMemory, Node, NodeConfig as Config, NodeError, Plain, ProposeError, RemoveFiles,
     SnapshotData, SnapshotDir, SnapshotError, SnapshotSink, StateMachine, StoredSnapshot,
     UnreadCounts,
 };

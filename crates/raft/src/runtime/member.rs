@@ -24,17 +24,32 @@ pub struct GroupOptions {
     pub id: GroupId,
     /// Its history.
     pub lineage: Lineage,
-    /// Who founds the group, if it is founded here and now; nobody, if this node is to be added to a
-    /// group that there is. Both count at the first start alone: later ones know better.
-    pub founders: Vec<NodeId>,
+    /// What it means if the node's log knows nothing of the group.
+    pub founding: Founding,
     /// Hears of the snapshots that this member takes.
     pub sink: Option<Arc<dyn SnapshotSink>>,
     /// For tests: faults of the disk under the snapshots.
     pub faults: DiskFaults,
 }
 
+/// What it means if a node's log knows nothing of a group. If it does, none of this counts: a member goes
+/// on from what its log says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Founding {
+    /// This is the first start: the group is founded here and now, by these; or by nobody, and this node
+    /// is to be added to a group that there is.
+    By(Vec<NodeId>),
+    /// This member has been opened before, so its log is lost, and with it what it has promised others:
+    /// it is not opened.
+    Never,
+}
+
 impl GroupOptions {
-    /// A group that these voters found together; each of them says the same.
+    /// A group that these voters found together; each of them says the same. For the very first start
+    /// alone, and for another try if that one was interrupted; from then on it is
+    /// [`GroupOptions::reopening`]. A voter that says this again after all of its disk was lost, or
+    /// replaced, votes a second time under its number, and what a majority had agreed on may be undone:
+    /// nothing on the new disk tells this library that there was another one.
     pub fn founded_by(id: GroupId, founders: &[NodeId]) -> GroupOptions {
         let mut founders = founders.to_vec();
         founders.sort_unstable();
@@ -42,15 +57,25 @@ impl GroupOptions {
         GroupOptions {
             id,
             lineage: Lineage::default(),
-            founders,
+            founding: Founding::By(founders),
             sink: None,
             faults: DiskFaults::default(),
         }
     }
 
-    /// A group that there is: its leader is told to add this node.
+    /// A group that there is: its leader is told to add this node. Once it votes, it is
+    /// [`GroupOptions::reopening`] as well.
     pub fn joining(id: GroupId) -> GroupOptions {
         GroupOptions::founded_by(id, &[])
+    }
+
+    /// A group that this node is a member of since an earlier start. Without a log of it, it is
+    /// [`NodeError::LogLost`]: remove the member, and let it join under a new number.
+    pub fn reopening(id: GroupId) -> GroupOptions {
+        GroupOptions {
+            founding: Founding::Never,
+            ..GroupOptions::founded_by(id, &[])
+        }
     }
 }
 

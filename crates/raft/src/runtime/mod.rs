@@ -50,7 +50,7 @@ pub use config::{ConfigError, NodeConfig};
 pub use counts::{GroupCounters, UnreadCounts};
 pub use group::{Group, GroupStatus, Guard, ProposeError, SendToPeers};
 pub(crate) use logger::raft_logger;
-pub use member::GroupOptions;
+pub use member::{Founding, GroupOptions};
 pub use node::{Node, NodeError};
 pub use plain::{InMemory, Plain, PlainCapture, Writing};
 pub use state_machine::{

@@ -13,7 +13,7 @@ use parking_lot::{Mutex, RwLock};
 use super::config::{ConfigError, NodeConfig};
 use super::counts::{Unread, UnreadCounts};
 use super::group::{Group, SendToPeers};
-use super::member::{GroupOptions, Member, Tag, make_ready};
+use super::member::{Founding, GroupOptions, Member, Tag, make_ready};
 use super::serving::Serving;
 use super::shared::{Addressed, Setup};
 use super::snapshots::{Attempts, Permits};
@@ -68,8 +68,8 @@ pub enum NodeError {
         /// What happened.
         source: StoreError,
     },
-    /// The group was here before, and its log knows nothing of it: what it has promised others is
-    /// lost. Remove this member from the group, and let it join under a new number.
+    /// The group was here before, as its directory, its state or its options say, and the log knows
+    /// nothing of it: what it has promised others is lost. Remove this member from the group, and let it join under a new number.
     #[error(
         "group {group} was here before, and its log is gone: remove this member from the group, \
          and let it join under a new number"
@@ -238,9 +238,9 @@ impl Node {
         Ok(group)
     }
 
-    /// Opens a group that has, or may come to have, several members. At the first start on this
-    /// directory it is founded, or waits to be added, as the options say; later ones go on from there:
-    /// the state machine is restored from the newest snapshot if it is behind that, and a fetch that
+    /// Opens a group that has, or may come to have, several members. At the first start it is founded,
+    /// or waits to be added, as the options say; later ones go on from there, and do not open a member
+    /// whose log is gone: the state machine is restored from the newest snapshot if it is behind that, and a fetch that
     /// was under way goes on.
     pub fn open_member<S: StateMachine>(
         &self,
@@ -261,11 +261,14 @@ impl Node {
         };
         let dir = dir.join(format!("group-{id}"));
         if inner.log.tag(id).is_none() {
+            let Founding::By(founders) = options.founding.clone() else {
+                return Err(NodeError::LogLost { group: id });
+            };
             if dir.exists() || machine.applied() > Lsn(0) {
                 return Err(NodeError::LogLost { group: id });
             }
             // Before the directory: what is there without a log has lost it.
-            let (lineage, founders) = (options.lineage, options.founders.clone());
+            let lineage = options.lineage;
             let tag = Tag { lineage, founders }.encode();
             inner.log.begin_group(id, Default::default(), &tag)?;
         }
@@ -277,7 +280,7 @@ impl Node {
         config.group = id;
         config.lineage = options.lineage;
         config.incarnation = others.incarnation;
-        // Its log is here: that there is nothing in it is as it should be.
+        // The tag is here, written when the group was begun: a log with nothing else in it has lost nothing.
         config.founding = true;
         config.seed = inner.config.id.0.wrapping_mul(0x9e37_79b9) ^ id.0;
         let engine = Engine::open(

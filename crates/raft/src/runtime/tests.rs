@@ -5,6 +5,7 @@
 //! - [`restart`]: what is there after a restart; compaction, purge, stop;
 //! - [`faults`]: full disks, failed syncs, damaged logs, state machines that cannot apply;
 //! - [`members`]: groups of several members, for those that follow;
+//! - [`founding`]: which starts may begin a group, and which may not;
 //! - [`installing`]: a state that is replaced by a peer's snapshot, or cannot be;
 //! - [`snapshots`]: hints and asks, what goes on meanwhile, failures;
 //! - [`serving`]: sending snapshots no faster than allowed;
@@ -12,6 +13,7 @@
 
 mod answers;
 mod faults;
+mod founding;
 mod installing;
 mod machine;
 mod members;
