@@ -40,6 +40,11 @@ pub struct Config {
     /// Committed entries handed out and not applied yet, in bytes, beyond which no more are read
     /// from the log: keeps a long replay in bounded memory. One entry may exceed it.
     pub max_apply_backlog_bytes: u64,
+    /// Most bytes of entries that are durable and stay in memory, because they are not applied yet; at
+    /// least 1. Beyond it the oldest are read from the log once they are applied, so that a member whose
+    /// state machine is stuck does not hold all that the others go on writing. Entries that are not
+    /// durable come on top; those are bounded by what producers may have in flight.
+    pub max_log_bytes_in_memory: u64,
     /// Applied entries above the floor from which on a snapshot is hinted at; 0 for never.
     pub snapshot_hint_threshold_entries: u64,
     /// The same in bytes, roughly; 0 for never.
@@ -73,6 +78,9 @@ impl Config {
             heartbeat_ticks: 2,
             max_pending_proposals: 16 * 1024,
             max_apply_backlog_bytes: 8 * 1024 * 1024,
+            // Four times the backlog: what a busy leader has under way to its followers is still applied
+            // without reading the disk, and a hundred groups that are stuck are some gigabytes.
+            max_log_bytes_in_memory: 32 * 1024 * 1024,
             snapshot_hint_threshold_entries: 10_000,
             snapshot_hint_threshold_bytes: 64 * 1024 * 1024,
             max_log_entries: 0,
@@ -93,9 +101,10 @@ impl Config {
     }
 
     pub(super) fn validate(&self) -> Result<(), OpenError> {
-        if self.id.0 == 0 || self.offer_retry_ticks == 0 {
+        if self.id.0 == 0 || self.offer_retry_ticks == 0 || self.max_log_bytes_in_memory == 0 {
             return Err(OpenError::Config(
-                "the node's number and offer_retry_ticks must be at least 1".to_owned(),
+                "the node's number, offer_retry_ticks and max_log_bytes_in_memory must be at least 1"
+                    .to_owned(),
             ));
         }
         let (entries, guardrail) = (self.snapshot_hint_threshold_entries, self.max_log_entries);

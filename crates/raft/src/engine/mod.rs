@@ -303,6 +303,11 @@ impl Engine {
         self.snapshots.counted_bytes() + self.backlog_bytes
     }
 
+    /// Bytes of the log's entries that are in memory, roughly.
+    pub fn log_bytes_in_memory(&self) -> u64 {
+        self.raw.store().bytes_in_memory()
+    }
+
     /// Whether more entries than the guardrail allows are above the floor, with apply standing there.
     pub fn alarm(&self) -> bool {
         self.snapshots.stuck(self.last())
@@ -430,11 +435,14 @@ impl Engine {
         }
     }
 
-    /// Drops entries from memory that are both durable and applied.
+    /// Drops entries from memory that are both durable and applied; and of those that are durable, as
+    /// many as are too many.
     fn evict(&mut self) {
         let persisted = self.raw.raft.raft_log.persisted;
-        let up_to = Lsn(persisted.min(self.applied.0));
-        self.raw.mut_store().evict(up_to);
+        let most = self.config.max_log_bytes_in_memory;
+        let store = self.raw.mut_store();
+        store.evict(Lsn(persisted.min(self.applied.0)));
+        store.evict_down_to(most, Lsn(persisted));
     }
 
     fn snapshot_taken(

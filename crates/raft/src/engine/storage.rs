@@ -1,8 +1,10 @@
 //! What raft-rs reads: the hard state, and the log as memory in front of a [`LogReader`].
 //!
 //! Entries stay in memory until they are both durable and applied, and the term of the last one
-//! that left even after that, so that the path of a write never reads the disk; older ones come from the reader. Entries in memory are contiguous and end
-//! with the log's last.
+//! that left even after that, so that the path of a write never reads the disk; older ones come from the
+//! reader. If apply does not move they become too many: then the oldest go once they are durable, and
+//! come from the reader when they are applied at last. Entries in memory are contiguous and end with the
+//! log's last.
 //!
 //! raft-rs panics on nearly every error of its storage. So a failure of the reader is noted here,
 //! raft-rs gets an answer that it can go on with (no entries; term 0, which no entry has), and the
@@ -26,6 +28,7 @@ pub(super) struct EngineStorage {
     start: LogFloor,
     /// Contiguous, up to and with `last`.
     recent: VecDeque<Entry>,
+    recent_bytes: u64,
     last: Lsn,
     /// The last entry that was evicted, and its term: the next one is compared with it.
     evicted: LogFloor,
@@ -53,6 +56,7 @@ impl EngineStorage {
             conf_state,
             start: persisted.start,
             recent: VecDeque::new(),
+            recent_bytes: 0,
             last: persisted.last,
             evicted: persisted.start,
             last_change: persisted.last_change,
@@ -84,28 +88,39 @@ impl EngineStorage {
             "a gap before LSN {}",
             first.index
         );
-        while self.recent.back().is_some_and(|e| e.index >= first.index) {
-            self.recent.pop_back();
+        while let Some(replaced) = self.recent.pop_back_if(|e| e.index >= first.index) {
+            self.recent_bytes -= entry_bytes(&replaced);
         }
         if let Some(change) = entries.iter().rev().find(|e| is_change(e)) {
             self.last_change = self.last_change.max(Lsn(change.index));
         }
         // An empty memory may begin anywhere; the reader has what is before.
         self.recent.extend(entries.iter().cloned());
+        self.recent_bytes += entries.iter().map(entry_bytes).sum::<u64>();
         self.last = Lsn(entries[entries.len() - 1].index);
     }
 
     /// Drops entries up to `lsn` from memory.
     pub fn evict(&mut self, lsn: Lsn) {
-        while let Some(entry) = self.recent.front()
-            && entry.index <= lsn.0
+        self.evict_down_to(0, lsn);
+    }
+
+    /// Drops entries up to `lsn` from memory, as long as there are more bytes in it than that.
+    pub fn evict_down_to(&mut self, bytes: u64, lsn: Lsn) {
+        while (bytes == 0 || self.recent_bytes > bytes)
+            && let Some(entry) = self.recent.pop_front_if(|e| e.index <= lsn.0)
         {
+            self.recent_bytes -= entry_bytes(&entry);
             self.evicted = LogFloor {
                 lsn: Lsn(entry.index),
                 term: Term(entry.term),
             };
-            self.recent.pop_front();
         }
+    }
+
+    /// Bytes of the entries in memory, roughly.
+    pub fn bytes_in_memory(&self) -> u64 {
+        self.recent_bytes
     }
 
     /// Moves the log start; `None` if the term of the new one cannot be told, which is recorded.
@@ -125,6 +140,7 @@ impl EngineStorage {
     /// The log is empty, and begins after what an installed snapshot covers.
     pub fn restart(&mut self, at: LogFloor) {
         self.recent.clear();
+        self.recent_bytes = 0;
         self.start = at;
         self.evicted = at;
         self.last = at.lsn;

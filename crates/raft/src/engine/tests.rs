@@ -4,6 +4,7 @@
 //! - [`solo`]: a group of one, action by action;
 //! - [`opening`]: what an engine makes of the log and the state that it finds, and of the floor;
 //! - [`replay`]: a long replay in bounded memory;
+//! - [`bounds`]: what an engine holds in memory, and reads at once;
 //! - [`halting`]: logs that cannot be read, or not understood;
 //! - [`snapshots`]: hints, back-off, the guardrail, what is compacted;
 //! - [`membership`], [`catching_up`]: single stories of several members, on [`cluster`];
@@ -13,6 +14,7 @@
 //! - [`histories`]: whole histories with snapshots, transfers and changes of membership, from a seed;
 //! - [`network`]: three members and a network that loses, repeats and reorders, from a seed.
 
+mod bounds;
 mod breaks;
 mod catching_up;
 mod cluster;

@@ -93,6 +93,12 @@ impl Shape {
         config.offer_retry_ticks = 4;
         config.transfer_idle_ticks = 100;
         config.max_apply_backlog_bytes = self.apply_backlog;
+        // Not drawn: what is read from where changes nothing of a history.
+        config.max_log_bytes_in_memory = match mutant {
+            // It says that entries are durable which are not: they could not be read.
+            Some(Mutant::AcknowledgeBeforeSync) => u64::MAX,
+            _ => [1, 1000, 1 << 20][(self.seed % 3) as usize],
+        };
         config.max_pending_proposals = self.pending;
         config
     }
