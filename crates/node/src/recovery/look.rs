@@ -1,6 +1,7 @@
 //! What is there: the log, and the database.
 
 use std::path::Path;
+use std::time::Duration;
 
 use esker_partition::{Lineage, LineageId, PartitionId, Store, StoreOptions};
 use esker_raft::log::{Faults, LogConfig};
@@ -58,6 +59,8 @@ pub(super) fn open_log(
                     max_group_size: options.log_max_group_size,
                 },
                 tick_interval: TICK,
+                // The keeper of the log does it, when no archived snapshot wants the files.
+                purge_interval: Duration::ZERO,
                 max_pending_proposals: MAX_PENDING,
                 snapshot_hint_threshold_entries: options.snapshots.local_threshold_entries,
                 snapshot_hint_threshold_bytes: options.snapshots.local_threshold_bytes,

@@ -53,8 +53,8 @@ pub struct LogConfig {
     pub dir: PathBuf,
     /// A file is closed once it is this large, in bytes.
     pub segment_size: u64,
-    /// Files whose entries are no longer needed are deleted once the log is larger than this, in
-    /// bytes; at least `segment_size`.
+    /// Files whose entries are no longer needed are deleted by [`SharedLog::purge`] once the log is
+    /// larger than this, in bytes; at least `segment_size`.
     pub purge_threshold: u64,
     /// Most bytes in one write group: what one sync makes durable, and the most that a crash can
     /// leave torn.

@@ -18,6 +18,11 @@ pub struct NodeConfig {
     pub log: LogConfig,
     /// Time between ticks of the engines; everything that is said in ticks follows it. 100 ms.
     pub tick_interval: Duration,
+    /// Time between two looks at the log's files: those that no group needs are deleted, once the log is
+    /// larger than [`LogConfig::purge_threshold`]. A group of [`Node::open_member`](super::Node::open_member)
+    /// whose old entries hold files back takes a snapshot, unless it is to take none by itself. 10 s; zero
+    /// for a host that calls [`SharedLog::purge`](crate::log::SharedLog::purge) by itself.
+    pub purge_interval: Duration,
     /// Proposals that are accepted and not applied yet, of one group. 16,384.
     pub max_pending_proposals: u64,
     /// Applied entries above the floor from which on a snapshot is taken; 0 for never. 10,000.
@@ -91,6 +96,7 @@ impl NodeConfig {
                 max_group_size: 4 * 1024 * 1024,
             },
             tick_interval: Duration::from_millis(100),
+            purge_interval: Duration::from_secs(10),
             max_pending_proposals: engine.max_pending_proposals,
             snapshot_hint_threshold_entries: engine.snapshot_hint_threshold_entries,
             snapshot_hint_threshold_bytes: engine.snapshot_hint_threshold_bytes,
@@ -196,6 +202,11 @@ impl NodeConfig {
             self.max_snapshot_transfers as u128 * u128::from(self.snapshot_chunk_size_bytes);
         let least = (2 * round * 1_000_000_000).div_ceil(deadline.max(1));
         u64::try_from(least).unwrap_or(u64::MAX)
+    }
+
+    /// Whether snapshots are taken because the log grows.
+    pub(super) fn hints(&self) -> bool {
+        self.snapshot_hint_threshold_entries > 0 || self.snapshot_hint_threshold_bytes > 0
     }
 
     pub(super) fn for_engine(&self) -> engine::Config {

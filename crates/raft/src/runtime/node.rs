@@ -104,7 +104,9 @@ struct Inner {
     /// One for each group; answers false once its group is gone.
     tickables: Mutex<Vec<Tickable>>,
     stopping: AtomicBool,
+    /// Ends when it is unparked after `stopping` was set, as they all do.
     ticker: Mutex<Option<JoinHandle<()>>>,
+    purger: Mutex<Option<JoinHandle<()>>>,
     others: Option<Others>,
 }
 
@@ -194,6 +196,7 @@ impl Node {
             tickables: Mutex::new(Vec::new()),
             stopping: AtomicBool::new(false),
             ticker: Mutex::new(None),
+            purger: Mutex::new(None),
             others,
         });
         if let Some(others) = &inner.others {
@@ -208,6 +211,17 @@ impl Node {
                 move || tick(&inner, interval)
             })?;
         *inner.ticker.lock() = Some(ticker);
+        let interval = inner.config.purge_interval;
+        if !interval.is_zero() {
+            // A thread of its own: what is deleted may have to be read and written anew before.
+            let purger = std::thread::Builder::new()
+                .name("log-purger".to_owned())
+                .spawn({
+                    let inner = Arc::downgrade(&inner);
+                    move || purge(&inner, interval)
+                })?;
+            *inner.purger.lock() = Some(purger);
+        }
         Ok((Node { inner }, inspection))
     }
 
@@ -407,11 +421,13 @@ impl Node {
     pub fn stop(&self) {
         self.inner.stopping.store(true, Ordering::Relaxed);
         self.inner.writer.stop();
-        let ticker = self.inner.ticker.lock().take();
-        if let Some(ticker) = ticker {
-            ticker.thread().unpark();
-            // A panic of the ticker has already been reported by the panic hook.
-            let _ = ticker.join();
+        for thread in [&self.inner.ticker, &self.inner.purger] {
+            let thread = thread.lock().take();
+            if let Some(thread) = thread {
+                thread.thread().unpark();
+                // A panic of it has already been reported by the panic hook.
+                let _ = thread.join();
+            }
         }
         self.inner.tickables.lock().clear();
         if let Some(others) = &self.inner.others {
@@ -441,6 +457,34 @@ fn tick(inner: &Weak<Inner>, interval: Duration) {
             metrics::counter!("esker_raft_snapshot_bytes_sent_total").absolute(bytes);
             let paced = others.serving.paced().as_millis() as u64;
             metrics::counter!("esker_raft_snapshot_paced_milliseconds_total").absolute(paced);
+        }
+    }
+}
+
+fn purge(inner: &Weak<Inner>, interval: Duration) {
+    loop {
+        std::thread::park_timeout(interval);
+        let Some(inner) = inner.upgrade() else {
+            return;
+        };
+        if inner.stopping.load(Ordering::Relaxed) {
+            return;
+        }
+        let held_by = match inner.log.purge() {
+            Ok(held_by) => held_by,
+            Err(error) => {
+                tracing::warn!(%error, "files of the log were not deleted; it is tried again");
+                continue;
+            }
+        };
+        let Some(others) = inner.others.as_ref().filter(|_| inner.config.hints()) else {
+            continue;
+        };
+        for group in held_by {
+            let group = others.groups.read().get(&group).and_then(Weak::upgrade);
+            if let Some(group) = group {
+                group.let_go_of_the_log();
+            }
         }
     }
 }

@@ -373,6 +373,8 @@ pub(super) trait Addressed: Send + Sync {
     fn receive(&self, message: Envelope);
     fn unreachable(&self, node: NodeId);
     fn ask_for_snapshot(&self);
+    /// Old entries of this group hold files of the log back.
+    fn let_go_of_the_log(&self);
 }
 
 impl<O: Send + 'static> Addressed for Shared<O> {
@@ -398,6 +400,17 @@ impl<O: Send + 'static> Addressed for Shared<O> {
     fn ask_for_snapshot(&self) {
         self.attempts.want();
         self.apply.nudge();
+    }
+
+    fn let_go_of_the_log(&self) {
+        let helps = {
+            let engine = self.engine.lock();
+            // Else a peer or the host wants what a snapshot covers already: another one changes nothing.
+            engine.log_start() == engine.floor() && engine.applied() > engine.floor()
+        };
+        if helps && self.attempts.is_idle() {
+            self.ask_for_snapshot();
+        }
     }
 }
 

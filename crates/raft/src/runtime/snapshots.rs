@@ -82,6 +82,12 @@ impl Attempts {
         state.wanted && !state.under_way && !state.closed
     }
 
+    /// Whether none is under way, nor wanted.
+    pub fn is_idle(&self) -> bool {
+        let state = self.state.lock();
+        !state.wanted && !state.under_way
+    }
+
     /// An attempt begins, for all who have asked so far.
     fn begin(&self) {
         let mut state = self.state.lock();

@@ -8,6 +8,7 @@
 //! - [`founding`]: which starts may begin a group, and which may not;
 //! - [`installing`]: a state that is replaced by a peer's snapshot, or cannot be;
 //! - [`snapshots`]: hints and asks, what goes on meanwhile, failures;
+//! - [`purging`]: files of the log that nobody needs are deleted, or nobody asked for it;
 //! - [`serving`]: sending snapshots no faster than allowed;
 //! - [`power`]: power cuts, by seed.
 
@@ -18,6 +19,7 @@ mod installing;
 mod machine;
 mod members;
 mod power;
+mod purging;
 mod restart;
 mod serving;
 mod snapshots;
