@@ -223,7 +223,9 @@ pub(super) fn make_ready<S: StateMachine>(
     })
 }
 
-/// The newest snapshot that can be read, if the state machine is behind it.
+/// The newest snapshot that can be read, if the state machine is behind it. One that cannot is none from
+/// then on: if it were offered, and said to the engine, the older one that the state comes from would be
+/// removed, and the log behind it go, and after a crash there would be nothing to open from.
 fn restore_newest<S: StateMachine>(store: &SnapshotStore, machine: &mut S) -> Result<(), String> {
     let mut last = None;
     for stored in store.all().iter().rev() {
@@ -239,6 +241,7 @@ fn restore_newest<S: StateMachine>(store: &SnapshotStore, machine: &mut S) -> Re
             }
             Err(error) => {
                 tracing::error!(%lsn, error, "a stored snapshot cannot be restored");
+                store.forget(stored.manifest.checkpoint);
                 last = Some(error);
             }
         }

@@ -3,6 +3,7 @@
 //! - [`machine`]: a state machine that remembers commands, and a store that survives it;
 //! - [`answers`]: who is answered what, and when;
 //! - [`restart`]: what is there after a restart; compaction, purge, stop;
+//! - [`damaged`]: snapshots that rot where they are stored;
 //! - [`faults`]: full disks, failed syncs, damaged logs, state machines that cannot apply;
 //! - [`members`]: groups of several members, for those that follow;
 //! - [`founding`]: which starts may begin a group, and which may not;
@@ -13,6 +14,7 @@
 //! - [`power`]: power cuts, by seed.
 
 mod answers;
+mod damaged;
 mod faults;
 mod founding;
 mod installing;

@@ -1,0 +1,66 @@
+//! Snapshots that rot where they are stored.
+
+use super::members::Members;
+use super::*;
+
+fn stored(members: &Members) -> Vec<String> {
+    let names = std::fs::read_dir(members.snapshots_dir(1)).unwrap();
+    let names = names.map(|n| n.unwrap().file_name().into_string().unwrap());
+    let mut names: Vec<_> = names.filter(|n| n.starts_with("snap-")).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn a_snapshot_that_cannot_be_restored_takes_nothing_with_it() {
+    let mut members = Members::start(&[1]);
+    let dir = members.snapshots_dir(1);
+    members.write(10);
+    // The log is kept, as it is for a peer.
+    members.group(1).keep_from(Lsn(0));
+    let older = members.snapshot(1);
+    let [name] = &stored(&members)[..] else {
+        panic!("{:?}", stored(&members));
+    };
+    // It is kept, as it is while somebody fetches it.
+    let (kept, aside) = (dir.join(name), members.keep.path().join(name));
+    let copy = |from: &Path, to: &Path| {
+        std::fs::create_dir_all(to).unwrap();
+        for file in std::fs::read_dir(from).unwrap() {
+            let file = file.unwrap();
+            std::fs::copy(file.path(), to.join(file.file_name())).unwrap();
+        }
+    };
+    copy(&kept, &aside);
+    members.write(10);
+    let newer = members.snapshot(1);
+    assert!(newer > older);
+    members.end(1);
+    copy(&aside, &kept);
+    let both = stored(&members);
+    let [first, second] = &both[..] else {
+        panic!("{both:?}");
+    };
+    assert_eq!(first, name);
+    std::fs::write(dir.join(second).join("data"), "rotten").unwrap();
+
+    // It goes on from the older one and the log, and may crash at any time.
+    for round in 1..=3 {
+        members.run(1);
+        members.assert_agreed();
+        let status = members.group(1).status();
+        assert!(status.floor <= older, "round {round}: {status:?}");
+        std::thread::sleep(Duration::from_millis(50));
+        assert_eq!(stored(&members), both, "round {round}");
+        members.end(1);
+    }
+
+    // The next one is as good as any.
+    members.run(1);
+    members.write(1);
+    let next = members.snapshot(1);
+    assert_eq!(members.group(1).status().floor, next);
+    members.end(1);
+    members.run(1);
+    members.assert_agreed();
+}
