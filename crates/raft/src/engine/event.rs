@@ -320,7 +320,8 @@ pub enum ReadFailure {
     NoLeader,
     /// Too many reads are pending.
     Busy,
-    /// No majority confirmed the leader in time.
+    /// No majority confirmed the leader in time, or what was committed then was not applied here in time:
+    /// three election timeouts each.
     TimedOut,
 }
 

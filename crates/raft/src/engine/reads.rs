@@ -2,7 +2,8 @@
 //!
 //! The leader has a majority confirm that it still leads; the read is ready when what was committed
 //! then is applied here. A follower asks the leader. Questions and answers may be lost: a read that is
-//! not answered is asked again, and given up in the end.
+//! not answered is asked again, and given up in the end. One that is answered, and then waits for as long
+//! again because nothing is applied, is given up as well: nobody waits for ever.
 
 use std::collections::BTreeMap;
 
@@ -19,13 +20,13 @@ pub(super) struct Reads {
     next: u64,
     /// Not answered yet, by number: the ticket, and the tick at which it was asked for.
     asked: BTreeMap<u64, (Ticket, u64)>,
-    /// Answered, and not yet applied so far.
-    waiting: BTreeMap<(Lsn, u64), Ticket>,
+    /// Answered, and not yet applied so far; with the tick at which it was answered.
+    waiting: BTreeMap<(Lsn, u64), (Ticket, u64)>,
 }
 
 impl Reads {
     pub fn pending(&self) -> bool {
-        !self.asked.is_empty()
+        !self.asked.is_empty() || !self.waiting.is_empty()
     }
 }
 
@@ -62,9 +63,8 @@ impl Engine {
                 continue;
             }
             if let Some((ticket, _)) = self.reads.asked.remove(&number) {
-                self.reads
-                    .waiting
-                    .insert((Lsn(state.index), number), ticket);
+                let place = (Lsn(state.index), number);
+                self.reads.waiting.insert(place, (ticket, self.ticks));
             }
         }
         self.reads_applied(actions);
@@ -75,17 +75,27 @@ impl Engine {
             && entry.key().0 <= self.applied
         {
             let (lsn, _) = *entry.key();
-            let ticket = entry.remove();
+            let (ticket, _) = entry.remove();
             actions.push(Action::ReadReady { ticket, lsn });
         }
     }
 
     pub(super) fn tick_reads(&mut self, actions: &mut Vec<Action>) {
-        if self.reads.asked.is_empty() {
+        if !self.reads.pending() {
             return;
         }
         let patience = self.config.election_ticks as u64;
         let mut again = Vec::new();
+        self.reads.waiting.retain(|_, (ticket, answered_at)| {
+            let late = self.ticks - *answered_at >= 3 * patience;
+            if late {
+                actions.push(Action::ReadFailed {
+                    ticket: *ticket,
+                    reason: ReadFailure::TimedOut,
+                });
+            }
+            !late
+        });
         self.reads.asked.retain(|number, (ticket, asked_at)| {
             let age = self.ticks - *asked_at;
             if age >= 3 * patience {

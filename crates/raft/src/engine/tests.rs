@@ -9,6 +9,7 @@
 //! - [`snapshots`]: hints, back-off, the guardrail, what is compacted;
 //! - [`membership`], [`catching_up`]: single stories of several members, on [`cluster`];
 //! - [`elections`]: corners that raft-rs leaves to us;
+//! - [`reading`]: reads that wait for what is applied;
 //! - [`versions`]: a leader whose snapshots another member cannot read;
 //! - [`breaks`]: what other libraries promise and do not keep;
 //! - [`histories`]: whole histories with snapshots, transfers and changes of membership, from a seed;
@@ -25,6 +26,7 @@ mod histories;
 mod membership;
 mod network;
 mod opening;
+mod reading;
 mod replay;
 mod snapshots;
 mod solo;

@@ -1,5 +1,5 @@
 //! Faults have stopped. Now there must be progress, within a bounded time: a leader is elected, every
-//! member has everything, transfers end.
+//! member has everything, transfers end, reads are answered.
 
 use super::oracle::Verdict;
 use super::world::World;
@@ -83,6 +83,9 @@ impl World {
         }
         if let Some(waits) = membership.to_promote.first() {
             return Err(format!("{waits} waits for its vote"));
+        }
+        if let Some((ticket, (id, _))) = self.reads.first_key_value() {
+            return Err(format!("{id} does not answer the read {ticket}"));
         }
         for NodeId(id) in membership.members() {
             let host = self.host(id);

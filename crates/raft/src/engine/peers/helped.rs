@@ -209,6 +209,8 @@ impl Engine {
         self.set_membership(offer.peers.clone());
         self.counters.snapshots_received += 1;
         self.acknowledge();
+        // They waited for what it covers, and perhaps nothing else is applied for a long time.
+        self.reads_applied(actions);
         self.end_fetch(EndReason::Installed, actions);
     }
 
