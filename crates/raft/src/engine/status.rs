@@ -143,10 +143,13 @@ impl Engine {
                 PeerStatus {
                     id,
                     matched: Lsn(progress.matched),
+                    // raft-rs may go on as if a peer replicated that was away until the next entry for it
+                    // was gone.
                     state: match progress.state {
+                        _ if gone => PeerState::Snapshot,
                         ProgressState::Replicate => PeerState::Replicate,
-                        ProgressState::Probe if !gone => PeerState::Probe,
-                        _ => PeerState::Snapshot,
+                        ProgressState::Probe => PeerState::Probe,
+                        ProgressState::Snapshot => PeerState::Snapshot,
                     },
                     pending_snapshot: transfer.map(|t| t.progress.last_included_index),
                     last_failure: self.peers.last_failure(id),

@@ -10,7 +10,7 @@
 //! raft-rs gets an answer that it can go on with (no entries; term 0, which no entry has), and the
 //! engine halts at the end of that step without letting out anything that came of it.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 
 use raft::eraftpb::{ConfState, Entry, EntryType, HardState, Snapshot};
@@ -37,6 +37,8 @@ pub(super) struct EngineStorage {
     /// Peers that lack entries which are gone, since this was last asked.
     behind: RefCell<Vec<NodeId>>,
     reader: Box<dyn LogReader>,
+    /// Bytes that were read for peers in this step.
+    read_for_peers: Cell<u64>,
     /// The first failure to read: see the module.
     failure: RefCell<Option<String>>,
 }
@@ -62,6 +64,7 @@ impl EngineStorage {
             last_change: persisted.last_change,
             behind: RefCell::default(),
             reader,
+            read_for_peers: Cell::new(0),
             failure: RefCell::new(None),
         }
     }
@@ -76,6 +79,11 @@ impl EngineStorage {
 
     pub fn start(&self) -> LogFloor {
         self.start
+    }
+
+    /// Peers may be read for again.
+    pub fn begin_step(&self) {
+        self.read_for_peers.set(0);
     }
 
     /// Adds entries at the end; those that they replace (a new leader's say) go first.
@@ -229,7 +237,7 @@ impl Storage for EngineStorage {
         low: u64,
         high: u64,
         max_size: impl Into<Option<u64>>,
-        _context: GetEntriesContext,
+        context: GetEntriesContext,
     ) -> raft::Result<Vec<Entry>> {
         if low <= self.start.lsn.0 {
             return Err(raft::Error::Store(StorageError::Compacted));
@@ -250,8 +258,19 @@ impl Storage for EngineStorage {
         let first_recent = self.first_recent();
         let mut found = Vec::new();
         if low < first_recent {
+            let for_peer = context.can_async();
+            let before = self.read_for_peers.get();
+            if for_peer && before >= super::MAX_READ_FOR_PEERS {
+                // raft-rs asks again when it hears of the peer: it acknowledges what it is sent, and
+                // answers heartbeats.
+                return Err(raft::Error::Store(StorageError::LogTemporarilyUnavailable));
+            }
             let end = high.min(first_recent);
             found = self.read(low, end, max_size);
+            if for_peer {
+                let bytes = found.iter().map(entry_bytes).sum::<u64>();
+                self.read_for_peers.set(before + bytes);
+            }
             if (found.len() as u64) < end - low {
                 return Ok(found);
             }

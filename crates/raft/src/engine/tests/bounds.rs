@@ -87,3 +87,78 @@ fn as_long_as_apply_keeps_up_no_write_reads_the_disk() {
     }
     assert_eq!(disk.reads(), before);
 }
+
+/// Bytes of the entries in messages of consensus.
+fn entry_bytes(message: &Envelope) -> u64 {
+    match &message.payload {
+        Payload::Raft(message) => {
+            let entries = message.0.entries.iter();
+            entries.map(|e| e.data.len() as u64).sum()
+        }
+        _ => 0,
+    }
+}
+
+/// Steps an engine, and makes durable what it says at once; answers what it sends.
+fn step(engine: &mut Engine, disk: &Disk, event: Event) -> Vec<Envelope> {
+    let mut sent = Vec::new();
+    for action in settle(engine, disk, event) {
+        match action {
+            Action::Send(messages) => sent.extend(messages),
+            Action::Halt { what } => panic!("{what}"),
+            _ => {}
+        }
+    }
+    sent
+}
+
+#[test]
+fn a_peer_far_behind_is_sent_no_more_at_once_than_a_link_takes_and_a_step_may_read() {
+    const ENTRY: u64 = 64 * 1024;
+    const ENTRIES: u64 = 1200;
+    // 75 MiB that one has and the other has not.
+    let full = Disk::with(&[1; ENTRIES as usize], ENTRIES);
+    for lsn in 1..=ENTRIES {
+        full.put(lsn, 1, vec![7; ENTRY as usize]);
+    }
+    let empty = Disk::default();
+    let mut leader = open(1, &[1, 2], &full, ENTRIES).unwrap();
+    let mut follower = open(2, &[1, 2], &empty, 0).unwrap();
+
+    let mut wire = VecDeque::from(step(&mut leader, &full, Event::Campaign));
+    let (mut most_at_once, mut most_under_way) = (0, 0);
+    for round in 0..1000 {
+        // Everything that was sent arrives, and then all that is answered, one by one.
+        let mut answers = Vec::new();
+        for message in wire.drain(..) {
+            answers.extend(step(&mut follower, &empty, Event::Receive(message)));
+        }
+        for answer in answers {
+            let sent = step(&mut leader, &full, Event::Receive(answer));
+            most_at_once = most_at_once.max(sent.iter().map(entry_bytes).sum());
+            wire.extend(sent);
+        }
+        most_under_way = most_under_way.max(wire.iter().map(entry_bytes).sum());
+        if follower.last() == leader.last() && leader.last() > Lsn(ENTRIES) {
+            break;
+        }
+        assert!(round < 999, "it does not catch up");
+        if wire.is_empty() {
+            wire.extend(step(&mut leader, &full, Event::Tick));
+        }
+    }
+    let slack = ENTRY + MAX_MESSAGE_BYTES;
+    assert!(
+        most_at_once <= MAX_READ_FOR_PEERS + slack,
+        "{most_at_once} bytes in one step"
+    );
+    let window = MAX_MESSAGES_IN_FLIGHT as u64 * (MAX_MESSAGE_BYTES + ENTRY);
+    assert!(
+        most_under_way <= window,
+        "{most_under_way} bytes under way, at most {window} may be"
+    );
+    assert!(
+        most_under_way > MAX_READ_FOR_PEERS,
+        "the window is used: {most_under_way} bytes"
+    );
+}
