@@ -377,11 +377,11 @@ impl Node {
     /// The group gets its ticks from now on.
     fn run<O: Send + 'static>(&self, group: Group<O>) -> Group<O> {
         self.inner.tickables.lock().push({
-            let group = group.clone();
-            let stopped = self.weak();
+            // Not the group itself: it would live for as long as its node, stopped or not.
+            let shared = Arc::downgrade(&group.shared);
             Box::new(move || {
-                group.tick();
-                stopped.upgrade().is_some()
+                let shared = shared.upgrade();
+                shared.inspect(|shared| shared.tick()).is_some()
             })
         });
         group
@@ -434,10 +434,6 @@ impl Node {
             others.transport.stop();
             others.serving.stop();
         }
-    }
-
-    fn weak(&self) -> Weak<Inner> {
-        Arc::downgrade(&self.inner)
     }
 }
 

@@ -11,6 +11,7 @@
 //! - [`snapshots`]: hints and asks, what goes on meanwhile, failures;
 //! - [`purging`]: files of the log that nobody needs are deleted, or nobody asked for it;
 //! - [`serving`]: sending snapshots no faster than allowed;
+//! - [`stopping`]: what is left of a group that was stopped;
 //! - [`power`]: power cuts, by seed.
 
 mod answers;
@@ -25,6 +26,7 @@ mod purging;
 mod restart;
 mod serving;
 mod snapshots;
+mod stopping;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
