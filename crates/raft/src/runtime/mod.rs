@@ -1,5 +1,5 @@
 //! The default runtime around engines: a node's log writer, its groups with their apply threads,
-//! and a ticker.
+//! a ticker, and a thread that deletes the log's files which nobody needs.
 //!
 //! ```text
 //!  propose ──▶ [engine, under a lock] ──▶ log writer (1 thread, 1 sync for all groups)
