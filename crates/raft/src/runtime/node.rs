@@ -69,7 +69,8 @@ pub enum NodeError {
         source: StoreError,
     },
     /// The group was here before, as its directory, its state or its options say, and the log knows
-    /// nothing of it: what it has promised others is lost. Remove this member from the group, and let it join under a new number.
+    /// nothing of it: what it has promised others is lost. Remove this member from the group, and let it
+    /// join under a new number.
     #[error(
         "group {group} was here before, and its log is gone: remove this member from the group, \
          and let it join under a new number"
@@ -254,8 +255,8 @@ impl Node {
 
     /// Opens a group that has, or may come to have, several members. At the first start it is founded,
     /// or waits to be added, as the options say; later ones go on from there, and do not open a member
-    /// whose log is gone: the state machine is restored from the newest snapshot if it is behind that, and a fetch that
-    /// was under way goes on.
+    /// whose log is gone: the state machine is restored from the newest snapshot if it is behind that,
+    /// and a fetch that was under way goes on.
     pub fn open_member<S: StateMachine>(
         &self,
         options: GroupOptions,
@@ -294,7 +295,8 @@ impl Node {
         config.group = id;
         config.lineage = options.lineage;
         config.incarnation = others.incarnation;
-        // The tag is here, written when the group was begun: a log with nothing else in it has lost nothing.
+        // The tag is here, written when the group was begun: a log with nothing else in it has lost
+        // nothing.
         config.founding = true;
         config.seed = inner.config.id.0.wrapping_mul(0x9e37_79b9) ^ id.0;
         let engine = Engine::open(
