@@ -118,6 +118,13 @@ impl Member {
                     return None;
                 }
             }
+            Payload::Progress(progress) => {
+                let mine = progress.source == self.identity.node;
+                if mine && self.gate.lock().admit(&message).is_ok() {
+                    self.serving.heard(from, progress.checkpoint);
+                }
+                return Some(message);
+            }
             _ => return Some(message),
         }
         match message.payload {
@@ -150,6 +157,11 @@ impl Member {
 
     pub fn publish(&self, stored: &Stored) {
         self.serving.publish(self.identity, &self.store, stored);
+    }
+
+    /// What is stored when the group is opened may be fetched.
+    pub fn publish_found(&self) {
+        self.serving.publish_found(self.identity, &self.store);
     }
 
     /// Stores a snapshot of this member's, and offers it from now on instead of those before.

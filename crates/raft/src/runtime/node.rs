@@ -324,7 +324,7 @@ impl Node {
         let group = self.run(Group::start(setup, machine)?);
         let shared = &group.shared;
         if let Some(member) = &shared.member {
-            store.all().iter().for_each(|stored| member.publish(stored));
+            member.publish_found();
             if let Some(newest) = store.newest() {
                 shared.step(Event::SnapshotTaken {
                     last_included_index: newest.manifest.last_included_index,

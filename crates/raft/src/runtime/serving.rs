@@ -23,7 +23,7 @@ use crate::ids::{CheckpointId, NodeId};
 use crate::message::{Ended, Fetch, Identity, Payload};
 use crate::store::{SnapshotStore, Stored};
 use crate::transfer::{
-    ReadError, ReadId, Sender, SenderAction, SenderConfig, SenderCounts, SenderEvent,
+    Manifest, ReadError, ReadId, Sender, SenderAction, SenderConfig, SenderCounts, SenderEvent,
 };
 use crate::transport::Transport;
 
@@ -34,6 +34,7 @@ pub(super) struct Serving {
     arrived: Condvar,
     transport: Arc<dyn Transport>,
     thread: Mutex<Option<JoinHandle<()>>>,
+    max_transfers: usize,
     paced: AtomicU64,
     this: Weak<Serving>,
 }
@@ -91,6 +92,7 @@ impl Serving {
         bytes_per_second: u64,
         transport: Arc<dyn Transport>,
     ) -> io::Result<Arc<Serving>> {
+        let max_transfers = config.max_transfers;
         let serving = Arc::new_cyclic(|this| Serving {
             state: Mutex::new(State {
                 sender: Sender::new(config),
@@ -100,6 +102,7 @@ impl Serving {
             arrived: Condvar::new(),
             transport,
             thread: Mutex::default(),
+            max_transfers,
             paced: AtomicU64::new(0),
             this: this.clone(),
         });
@@ -116,14 +119,41 @@ impl Serving {
     /// A stored snapshot may be fetched; older ones of its store are removed as soon as nobody fetches
     /// them.
     pub fn publish(&self, identity: Identity, store: &Arc<SnapshotStore>, stored: &Stored) {
+        self.add(identity, store, stored, SenderEvent::Publish);
+        self.retire_older(store);
+    }
+
+    /// What a store holds when it is opened may be fetched. Somebody may have been fetching one of the
+    /// older ones when the process ended, and has not asked again yet: so many stay until then as may be
+    /// served at once, the newest of them.
+    pub fn publish_found(&self, identity: Identity, store: &Arc<SnapshotStore>) {
+        for (n, stored) in store.all().iter().rev().enumerate() {
+            let event = match n <= self.max_transfers {
+                true => SenderEvent::Found,
+                false => SenderEvent::Publish,
+            };
+            self.add(identity, store, stored, event);
+        }
+        self.retire_older(store);
+    }
+
+    fn add(
+        &self,
+        identity: Identity,
+        store: &Arc<SnapshotStore>,
+        stored: &Stored,
+        event: impl Fn(Box<Manifest>) -> SenderEvent,
+    ) {
         let published = Published {
             identity,
             store: store.clone(),
         };
         let checkpoint = stored.manifest.checkpoint;
         self.state.lock().published.insert(checkpoint, published);
-        let manifest = Box::new(stored.manifest.clone());
-        self.step(SenderEvent::Publish(manifest), None);
+        self.step(event(Box::new(stored.manifest.clone())), None);
+    }
+
+    fn retire_older(&self, store: &Arc<SnapshotStore>) {
         let newest = store.newest().map(|s| s.manifest.checkpoint);
         for other in store.all() {
             let other = other.manifest.checkpoint;
@@ -142,6 +172,11 @@ impl Serving {
     /// A peer wants part of a snapshot of the group that this is the member of.
     pub fn fetch(&self, member: Identity, from: NodeId, fetch: Fetch) {
         self.step(SenderEvent::Fetch { from, fetch }, Some(member));
+    }
+
+    /// A peer says that it goes on with its transfer.
+    pub fn heard(&self, from: NodeId, checkpoint: CheckpointId) {
+        self.step(SenderEvent::Heard { from, checkpoint }, None);
     }
 
     /// A peer says that its transfer is over.

@@ -10,6 +10,7 @@
 //! - [`installing`]: a state that is replaced by a peer's snapshot, or cannot be;
 //! - [`snapshots`]: hints and asks, what goes on meanwhile, failures;
 //! - [`purging`]: files of the log that nobody needs are deleted, or nobody asked for it;
+//! - [`keeping`]: which snapshots stay, and for how long;
 //! - [`serving`]: sending snapshots no faster than allowed;
 //! - [`stopping`]: what is left of a group that was stopped;
 //! - [`power`]: power cuts, by seed.
@@ -19,6 +20,7 @@ mod damaged;
 mod faults;
 mod founding;
 mod installing;
+mod keeping;
 mod machine;
 mod members;
 mod power;

@@ -202,8 +202,8 @@ impl World {
         let verdict = self.oracle.state(id, &state, "restarted");
         self.judge(verdict);
         for stored in self.host(id).stored.clone() {
-            let publish = SenderEvent::Publish(Box::new(stored.manifest));
-            self.sender(id, publish);
+            let found = SenderEvent::Found(Box::new(stored.manifest));
+            self.sender(id, found);
         }
         if let Some(stored) = self.host(id).stored.last() {
             let manifest = stored.manifest.clone();

@@ -121,6 +121,8 @@ impl World {
                 if engine.is_some_and(|e| e.membership().contains(from)) {
                     host.heard.insert(from.0, (progress, host.ticks));
                 }
+                let checkpoint = progress.checkpoint;
+                self.sender(to, SenderEvent::Heard { from, checkpoint });
                 self.step(to, Event::Receive(envelope));
             }
             _ => self.step(to, Event::Receive(envelope)),

@@ -7,6 +7,10 @@
 //! A transfer begins with its first fetch and ends with the receiver's word, or when nothing was
 //! asked for in a while. Fetches beyond the bytes in flight wait, a bounded number for each receiver;
 //! receivers are served in turn.
+//!
+//! A receiver that asks for nothing, because its disk is full, say, loses its place among those who are
+//! served and not its checkpoint, as long as it is *heard* of. And a sender that has just started knows
+//! of no receivers: what it *found* stays until they have had time to ask again.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -19,6 +23,9 @@ use crate::message::{Chunk, EndReason, Ended, Fetch, MAX_CHUNK_BYTES};
 /// Fetches of one receiver that may wait: as many as a transport queues for one peer. Beyond it they are
 /// dropped: the receiver asks again.
 const MAX_WAITING: usize = 1024;
+/// Receivers whose checkpoints are kept, at most, of all groups: some megabytes. More are served, and not
+/// remembered when they fall silent.
+const MAX_HEARD: usize = 1 << 16;
 
 /// Limits of a node's sending.
 #[derive(Clone, Debug)]
@@ -27,7 +34,8 @@ pub struct SenderConfig {
     pub max_transfers: usize,
     /// Bytes being read or sent, at most, of all transfers together. 32 MiB.
     pub max_bytes_in_flight: u64,
-    /// Ticks without a fetch after which a transfer no longer counts. 600.
+    /// Ticks without a fetch after which a transfer no longer counts, and without any word of its
+    /// receiver after which its checkpoint is not kept for it. 600.
     pub idle_ticks: u64,
 }
 
@@ -61,8 +69,18 @@ pub enum SenderEvent {
     Tick,
     /// A checkpoint may be fetched from now on.
     Publish(Box<Manifest>),
+    /// The same, of a checkpoint that the host found at its start: transfers of it may be under way that
+    /// this sender knows nothing of. Retired, it stays open to everybody for `idle_ticks` from now on.
+    Found(Box<Manifest>),
     /// The host would like to remove a checkpoint. Nobody new may fetch it.
     Retire(CheckpointId),
+    /// A receiver says that its transfer goes on, whether or not it can take anything at the moment.
+    Heard {
+        /// Who.
+        from: NodeId,
+        /// What it is fetching.
+        checkpoint: CheckpointId,
+    },
     /// A receiver wants part of a file.
     Fetch {
         /// Who.
@@ -156,6 +174,8 @@ struct Transfer {
 struct Published {
     manifest: Manifest,
     retired: bool,
+    /// Retired, it is open to everybody until then.
+    open_until: u64,
 }
 
 #[derive(Debug)]
@@ -177,6 +197,8 @@ pub struct Sender {
     config: SenderConfig,
     published: BTreeMap<CheckpointId, Published>,
     transfers: BTreeMap<(NodeId, CheckpointId), Transfer>,
+    /// When receivers were last heard of, as long as their checkpoints are kept for them.
+    heard: BTreeMap<(NodeId, CheckpointId), u64>,
     /// Served last; the one after it is next.
     turn: Option<(NodeId, CheckpointId)>,
     reading: BTreeMap<ReadId, Reading>,
@@ -196,6 +218,7 @@ impl Sender {
             config,
             published: BTreeMap::new(),
             transfers: BTreeMap::new(),
+            heard: BTreeMap::new(),
             turn: None,
             reading: BTreeMap::new(),
             unread: BTreeSet::new(),
@@ -211,22 +234,25 @@ impl Sender {
         let mut actions = Vec::new();
         match event {
             SenderEvent::Tick => self.tick(),
-            SenderEvent::Publish(manifest) => {
-                let retired = false;
-                let manifest = *manifest;
-                let published = Published { manifest, retired };
-                let checkpoint = published.manifest.checkpoint;
-                self.published.insert(checkpoint, published);
+            SenderEvent::Publish(manifest) => self.publish(*manifest, 0),
+            SenderEvent::Found(manifest) => {
+                self.publish(*manifest, self.now + self.config.idle_ticks);
             }
             SenderEvent::Retire(checkpoint) => {
                 if let Some(published) = self.published.get_mut(&checkpoint) {
                     published.retired = true;
                 }
             }
+            SenderEvent::Heard { from, checkpoint } => {
+                if self.is_open((from, checkpoint)) {
+                    self.hear((from, checkpoint));
+                }
+            }
             SenderEvent::Fetch { from, fetch } => self.fetch(from, fetch, &mut actions),
             SenderEvent::Read { id, result } => self.read(id, result, &mut actions),
             SenderEvent::Sent { id } => self.done(id),
             SenderEvent::Ended { from, ended } => {
+                self.heard.remove(&(from, ended.checkpoint));
                 if self.transfers.remove(&(from, ended.checkpoint)).is_some() {
                     match ended.reason {
                         EndReason::Installed => self.counts.installed += 1,
@@ -271,6 +297,29 @@ impl Sender {
         self.counts
     }
 
+    fn publish(&mut self, manifest: Manifest, open_until: u64) {
+        let published = Published {
+            manifest,
+            retired: false,
+            open_until,
+        };
+        self.published
+            .insert(published.manifest.checkpoint, published);
+    }
+
+    /// Whether that receiver may fetch that checkpoint.
+    fn is_open(&self, key: (NodeId, CheckpointId)) -> bool {
+        let known = self.transfers.contains_key(&key) || self.heard.contains_key(&key);
+        let published = self.published.get(&key.1);
+        published.is_some_and(|p| known || !p.retired || self.now < p.open_until)
+    }
+
+    fn hear(&mut self, key: (NodeId, CheckpointId)) {
+        if self.heard.len() < MAX_HEARD || self.heard.contains_key(&key) {
+            self.heard.insert(key, self.now);
+        }
+    }
+
     fn tick(&mut self) {
         self.now += 1;
         let oldest = self.now.saturating_sub(self.config.idle_ticks);
@@ -278,13 +327,15 @@ impl Sender {
         self.transfers
             .retain(|_, t| t.heard_at >= oldest || t.reading > 0);
         self.counts.failed += (before - self.transfers.len()) as u64;
+        self.heard.retain(|_, at| *at >= oldest);
     }
 
     fn fetch(&mut self, from: NodeId, fetch: Fetch, actions: &mut Vec<SenderAction>) {
         let key = (from, fetch.checkpoint);
         let known = self.transfers.contains_key(&key);
+        let open = self.is_open(key);
         let published = self.published.get(&fetch.checkpoint);
-        let Some(published) = published.filter(|p| known || !p.retired) else {
+        let Some(published) = published.filter(|_| open) else {
             return actions.push(ended(from, fetch.checkpoint, EndReason::Vanished));
         };
         let size = published.manifest.file_size(fetch.file as usize);
@@ -300,6 +351,7 @@ impl Sender {
             }
             self.counts.begun += 1;
         }
+        self.hear(key);
         let now = self.now;
         let unread = self.unread.contains(&wish(from, &fetch));
         let transfer = self.transfers.entry(key).or_default();
@@ -375,6 +427,7 @@ impl Sender {
                     Err(ReadError::Gone) => EndReason::Vanished,
                     _ => EndReason::Unreadable,
                 };
+                self.heard.remove(&(to, fetch.checkpoint));
                 if self.transfers.remove(&(to, fetch.checkpoint)).is_some() {
                     self.counts.failed += 1;
                 }
@@ -411,13 +464,18 @@ impl Sender {
     }
 
     fn release(&mut self, actions: &mut Vec<SenderAction>) {
-        let used = |id: &CheckpointId| {
-            self.transfers.keys().any(|(_, c)| c == id)
-                || self.reading.values().any(|r| r.fetch.checkpoint == *id)
-        };
-        let free = |(id, p): (&CheckpointId, &Published)| (p.retired && !used(id)).then_some(*id);
-        let free: Vec<_> = self.published.iter().filter_map(free).collect();
-        for id in free {
+        let over = |p: &Published| p.retired && self.now >= p.open_until;
+        let retired = self.published.iter().filter(|(_, p)| over(p));
+        let retired: Vec<_> = retired.map(|(id, _)| *id).collect();
+        if retired.is_empty() {
+            return;
+        }
+        let receivers = self.transfers.keys().chain(self.heard.keys());
+        let used: BTreeSet<_> = receivers
+            .map(|(_, id)| *id)
+            .chain(self.reading.values().map(|r| r.fetch.checkpoint))
+            .collect();
+        for id in retired.into_iter().filter(|id| !used.contains(id)) {
             self.published.remove(&id);
             actions.push(SenderAction::Release(id));
         }

@@ -1,5 +1,6 @@
 //! Manifests, receivers and senders, each alone.
 
+mod keeping;
 mod manifest;
 mod receiver;
 mod sender;

@@ -1,5 +1,7 @@
 //! What may happen in the middle of a transfer.
 
+mod breaks;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
