@@ -1,8 +1,8 @@
 //! The files under stored snapshots, with what has to be synced where, and with faults on demand.
 //!
 //! Every operation is one that a crash can come before or after. [`DiskFaults`] make them fail: for
-//! want of space after so many bytes, or all of them after so many operations, which is what a
-//! process that ended at that moment leaves behind. Or they make them wait, as a disk does that has too
+//! want of space after so many bytes, or one or all of them after so many operations, the latter being
+//! what a process that ended at that moment leaves behind. Or they make them wait, as a disk does that has too
 //! much to do.
 
 use std::fs::{self, File, OpenOptions};
@@ -24,6 +24,8 @@ pub struct DiskFaults {
     space: Arc<AtomicU64>,
     /// Operations that still succeed.
     operations: Arc<AtomicU64>,
+    /// Operations until one fails.
+    until_one_fails: Arc<AtomicU64>,
     done: Arc<AtomicU64>,
     hit: Arc<AtomicBool>,
     still: Arc<StandingStill>,
@@ -44,6 +46,7 @@ impl Default for DiskFaults {
         DiskFaults {
             space: Arc::new(AtomicU64::new(UNLIMITED)),
             operations: Arc::new(AtomicU64::new(UNLIMITED)),
+            until_one_fails: Arc::new(AtomicU64::new(UNLIMITED)),
             done: Arc::default(),
             hit: Arc::default(),
             still: Arc::default(),
@@ -66,6 +69,11 @@ impl DiskFaults {
     /// After so many more operations everything fails, as if the process had ended there.
     pub fn die_after(&self, operations: u64) {
         self.operations.store(operations, Ordering::SeqCst);
+    }
+
+    /// After so many more operations one fails, and those after it do not.
+    pub fn fail_once_after(&self, operations: u64) {
+        self.until_one_fails.store(operations, Ordering::SeqCst);
     }
 
     /// Operations of that kind (`"writing"`, `"reading"`, `"syncing"`, `"linking"`, …) do not end until
@@ -103,6 +111,15 @@ impl DiskFaults {
             self.wait_until_it_moves_on(what);
         }
         self.done.fetch_add(1, Ordering::Relaxed);
+        let one_less = |left: u64| match left {
+            UNLIMITED => None,
+            0 => Some(UNLIMITED),
+            left => Some(left - 1),
+        };
+        let until = &self.until_one_fails;
+        if until.fetch_update(Ordering::SeqCst, Ordering::SeqCst, one_less) == Ok(0) {
+            return Err(io::Error::other("it fails once (a fault, on purpose)"));
+        }
         let left = |left: u64| match left {
             UNLIMITED => Some(UNLIMITED),
             left => left.checked_sub(1),

@@ -36,7 +36,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use xxhash_rust::xxh3::Xxh3;
 
-use crate::ids::{CheckpointId, NodeId};
+use crate::ids::{CheckpointId, Lsn, NodeId};
 use crate::message::Identity;
 use crate::runtime::{SnapshotData, SnapshotDir, StoredSnapshot};
 use crate::transfer::{Checksum, Content, FileEntry, Manifest, OFFER_FORMAT};
@@ -146,6 +146,8 @@ impl SnapshotStore {
         if stored.is_err() {
             // Else it is swept at the next open.
             let _ = self.disk.remove_dir_all(&temporary);
+            // It may have been the last step that failed.
+            let _ = self.remove_dir(&self.path(snapshot.last_included_index, checkpoint));
         }
         let stored = Arc::new(stored?);
         self.insert(stored.clone());
@@ -190,10 +192,14 @@ impl SnapshotStore {
         self.make_visible(temporary, &manifest)
     }
 
+    /// Where a stored snapshot is, by the name that its source gave it.
+    fn path(&self, lsn: Lsn, checkpoint: CheckpointId) -> PathBuf {
+        self.dir.join(format!("snap-{:020}-{checkpoint}", lsn.0))
+    }
+
     /// The one rename.
     fn make_visible(&self, from: &Path, manifest: &Manifest) -> Result<Stored, StoreError> {
-        let (lsn, checkpoint) = (manifest.last_included_index, manifest.checkpoint);
-        let path = self.dir.join(format!("snap-{:020}-{checkpoint}", lsn.0));
+        let path = self.path(manifest.last_included_index, manifest.checkpoint);
         self.disk.rename(from, &path)?;
         self.disk.sync_dir(&self.dir)?;
         Ok(self.own(manifest.clone(), path))
@@ -363,6 +369,8 @@ impl SnapshotStore {
 
     fn insert(&self, new: Arc<Stored>) {
         let mut stored = self.stored.lock();
+        // One of the same name is the same, or was damaged and has made way.
+        stored.retain(|s| s.path != new.path);
         stored.push(new);
         stored.sort_by_key(|s| s.manifest.last_included_index);
     }

@@ -117,13 +117,41 @@ impl SnapshotStore {
         self.read_back(&manifest, &path)
     }
 
-    /// What was fetched, and is installed, is a stored snapshot from now on: one rename.
+    /// What was fetched, and is installed, is a stored snapshot from now on: one rename. What failed
+    /// half-way can be tried again.
     pub fn keep_fetched(&self, checkpoint: CheckpointId) -> Result<Arc<Stored>, StoreError> {
-        let path = self.fetch_path(checkpoint);
-        let manifest = self.read_metadata(&path)?;
-        let stored = Arc::new(self.make_visible(&path, &manifest)?);
+        let fetched = self.fetch_path(checkpoint);
+        let kept = self.kept_path(checkpoint)?;
+        let stored = match kept.filter(|_| !fetched.exists()) {
+            Some(kept) => {
+                // A try before this one has renamed it, and could not sync that.
+                let manifest = self.read_metadata(&kept)?;
+                self.disk.sync_dir(&self.dir)?;
+                self.own(manifest, kept)
+            }
+            None => {
+                let manifest = self.read_metadata(&fetched)?;
+                let path = self.path(manifest.last_included_index, checkpoint);
+                if path.exists() {
+                    // It would not have been fetched once more if that one were of use.
+                    self.remove_dir(&path)?;
+                }
+                self.make_visible(&fetched, &manifest)?
+            }
+        };
+        let stored = Arc::new(stored);
         self.insert(stored.clone());
         Ok(stored)
+    }
+
+    /// The stored snapshot that was once fetched under that name.
+    fn kept_path(&self, checkpoint: CheckpointId) -> Result<Option<PathBuf>, StoreError> {
+        let name = format!("-{checkpoint}");
+        let names = self.disk.names(&self.dir)?;
+        let mut kept = names
+            .iter()
+            .filter(|n| n.starts_with("snap-") && n.ends_with(&name));
+        Ok(kept.next().map(|name| self.dir.join(name)))
     }
 
     fn fetch_path(&self, checkpoint: CheckpointId) -> PathBuf {

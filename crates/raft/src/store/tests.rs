@@ -1,5 +1,7 @@
 //! What is promised of snapshots on disk, crashes between any two operations included.
 
+mod retries;
+
 use std::fs;
 
 use super::*;
