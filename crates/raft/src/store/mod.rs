@@ -27,6 +27,7 @@ mod partial;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -208,14 +209,13 @@ impl SnapshotStore {
     fn link_files(&self, from: &Path, to: &Path) -> Result<Vec<FileEntry>, StoreError> {
         let mut names = Vec::new();
         self.walk(from, "", &mut names)?;
-        let mut made = vec![to.to_owned()];
+        let dirs = directories(to, names.iter().map(String::as_str));
+        for dir in &dirs {
+            self.disk.create_dir_all(dir)?;
+        }
         let mut files = Vec::with_capacity(names.len());
         for name in names {
             let (source, target) = (from.join(&name), to.join(&name));
-            if let Some(parent) = target.parent().filter(|p| !made.contains(&p.to_path_buf())) {
-                self.disk.create_dir_all(parent)?;
-                made.push(parent.to_owned());
-            }
             let known = self.known_checksum(&source, &name);
             self.disk.link(&source, &target)?;
             self.disk.sync_file(&target)?;
@@ -229,7 +229,7 @@ impl SnapshotStore {
                 checksum,
             });
         }
-        for dir in &made {
+        for dir in &dirs {
             self.disk.sync_dir(dir)?;
         }
         Ok(files)
@@ -404,6 +404,17 @@ fn renamed(checkpoint: CheckpointId, node: NodeId) -> CheckpointId {
     let mut name = checkpoint.0.to_vec();
     name.extend_from_slice(&node.0.to_be_bytes());
     CheckpointId(Checksum::of(&name).0.to_be_bytes())
+}
+
+/// The directory of these files, and all directories below it that are in their names. Each has names in
+/// it that have to be made durable.
+fn directories<'a>(base: &Path, names: impl Iterator<Item = &'a str>) -> BTreeSet<PathBuf> {
+    let mut all = BTreeSet::from([base.to_owned()]);
+    for name in names {
+        let slashes = name.match_indices('/');
+        all.extend(slashes.map(|(at, _)| base.join(&name[..at])));
+    }
+    all
 }
 
 /// Where a file of a snapshot is.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::{FILES, METADATA, SnapshotStore, StoreError, Stored, file_path, metadata};
+use super::{FILES, METADATA, SnapshotStore, StoreError, Stored, directories, file_path, metadata};
 use crate::ids::CheckpointId;
 use crate::runtime::StoredSnapshot;
 use crate::transfer::{Checksum, Content, Held, Manifest};
@@ -37,13 +37,14 @@ impl SnapshotStore {
             self.disk.remove_dir_all(&temporary)?;
             self.disk.create_dir_all(&temporary)?;
             if let Content::Files(files) = &manifest.content {
-                for file in files {
-                    let target = temporary.join(FILES).join(&file.name);
-                    if let Some(parent) = target.parent() {
-                        self.disk.create_dir_all(parent)?;
-                    }
+                let names = files.iter().map(|f| f.name.as_str());
+                let dirs = directories(&temporary.join(FILES), names);
+                for dir in &dirs {
+                    self.disk.create_dir_all(dir)?;
                 }
-                self.disk.sync_dir(&temporary.join(FILES))?;
+                for dir in &dirs {
+                    self.disk.sync_dir(dir)?;
+                }
             }
             let metadata = metadata::encode(self.identity, manifest)?;
             self.disk

@@ -1,6 +1,7 @@
 //! What is promised of snapshots on disk, crashes between any two operations included.
 
 mod retries;
+mod syncing;
 
 use std::fs;
 
