@@ -201,22 +201,35 @@ pub(super) fn make_ready<S: StateMachine>(
     restore_newest(store, machine).map_err(failed)?;
     let applied = machine.applied();
     let mut fetching = store.fetch_under_way();
+    let mut unfinished = None;
     if let Some(offer) = fetching.take_if(|f| f.last_included_index == applied) {
-        // The state was replaced by it, and the process ended before that was noted.
-        let kept = store.keep_fetched(offer.checkpoint);
-        kept.map_err(|e| failed(e.to_string()))?;
+        // The state was replaced by it, and the process ended before that was noted. Or entries have
+        // brought the member as far as that, and it is not complete.
+        let whole = store.is_whole(offer.checkpoint).unwrap_or_else(|error| {
+            tracing::warn!(%group, %error, "what was fetched cannot be verified");
+            false
+        });
+        if whole {
+            let kept = store.keep_fetched(offer.checkpoint);
+            kept.map_err(|e| failed(e.to_string()))?;
+        } else {
+            unfinished = Some(offer);
+        }
     }
     let fetched =
         (store.all().into_iter()).find(|s| s.fetched && s.manifest.last_included_index == applied);
-    if let Some(fetched) = fetched {
-        let at = LogFloor {
-            lsn: applied,
-            term: fetched.manifest.term,
-        };
+    let term = fetched.map(|s| s.manifest.term);
+    if let Some(term) = term.or(unfinished.as_ref().map(|f| f.term)) {
+        let at = LogFloor { lsn: applied, term };
         if !log.state(group)?.continues(at, &*log.reader(group)) {
             tracing::info!(%group, lsn = %applied, "the log begins anew after an installed snapshot");
             log.restart_group(group, at)?;
         }
+    }
+    if let Some(offer) = unfinished {
+        // Not before: of a state that it has replaced, nothing else knows the term.
+        let discarded = store.discard_fetch(offer.checkpoint);
+        discarded.map_err(|e| failed(e.to_string()))?;
     }
     let membership = match applied.0 {
         0 => {

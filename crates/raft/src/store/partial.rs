@@ -118,6 +118,28 @@ impl SnapshotStore {
         self.read_back(&manifest, &path)
     }
 
+    /// Whether all of a fetch is there, durably, and as its manifest says. Costs one read of everything.
+    pub fn is_whole(self: &Arc<Self>, checkpoint: CheckpointId) -> Result<bool, StoreError> {
+        let path = self.fetch_path(checkpoint);
+        let partial = Partial {
+            store: self.clone(),
+            manifest: self.read_metadata(&path)?,
+            path,
+        };
+        for file in 0..partial.manifest.file_count() {
+            let Some(checksum) = partial.manifest.file_checksum(file) else {
+                return Ok(false);
+            };
+            match partial.verify(file as u32, checksum) {
+                Ok(true) => {}
+                Ok(false) => return Ok(false),
+                Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
+                Err(e) => return Err(e.into()),
+            }
+        }
+        Ok(true)
+    }
+
     /// What was fetched, and is installed, is a stored snapshot from now on: one rename. What failed
     /// half-way can be tried again.
     pub fn keep_fetched(&self, checkpoint: CheckpointId) -> Result<Arc<Stored>, StoreError> {

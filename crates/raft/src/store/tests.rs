@@ -2,6 +2,7 @@
 
 mod retries;
 mod syncing;
+mod unfinished;
 
 use std::fs;
 

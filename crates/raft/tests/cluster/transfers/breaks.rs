@@ -1,10 +1,17 @@
 //! Transfers that stop for long, or lose something, and go on.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use bytes::Bytes;
+use esker_raft::message::Identity;
+use esker_raft::store::{DiskFaults, SnapshotStore};
+use esker_raft::transfer::{Checksum, Content, Manifest, OFFER_FORMAT};
+use esker_raft::{CheckpointId, ClusterId, Incarnation, Lineage, Membership, NodeId};
+
 use super::{CHUNK, Watch, in_mid_transfer};
-use crate::host::{Cluster, Wire, wait_for};
+use crate::host::{Cluster, GROUP, Wire, wait_for};
 
 #[test]
 fn a_sender_that_restarts_with_a_newer_snapshot_goes_on_serving_the_one_under_way() {
@@ -49,4 +56,50 @@ fn a_disk_that_is_full_for_long_costs_a_transfer_nothing() {
     watch.assert_hardly_repeated();
     let counters = cluster.group(behind).counters();
     assert_eq!(counters.engine.fetches_failed, 0, "{counters:?}");
+}
+
+#[test]
+fn an_unfinished_fetch_of_what_came_as_entries_never_becomes_a_snapshot() {
+    let mut cluster = Cluster::empty(Wire::Memory, &[1]);
+    let knobs = cluster.knobs.entry(1).or_default();
+    knobs.durable.store(true, Ordering::SeqCst);
+    cluster.run(1);
+    cluster.write(5, 100);
+    let status = cluster.group(1).status();
+    assert_eq!(status.applied, status.last);
+    cluster.kill(1);
+
+    // It was fetching a snapshot of just that, and has half of it.
+    let identity = Identity {
+        cluster: ClusterId::default(),
+        group: GROUP,
+        lineage: Lineage::default(),
+        node: NodeId(1),
+        incarnation: Incarnation(1),
+    };
+    let dir = cluster.data_dir(1).join("raft/group-4");
+    let store = SnapshotStore::open(&dir, identity, DiskFaults::default());
+    let offer = Manifest {
+        format: OFFER_FORMAT,
+        checkpoint: CheckpointId([5; 16]),
+        source: NodeId(2),
+        last_included_index: status.applied,
+        term: status.applied_term,
+        peers: Membership {
+            voters: vec![NodeId(1)],
+            ..Membership::default()
+        },
+        content: Content::Bytes {
+            size: 1000,
+            checksum: Checksum::of(&[7; 1000]),
+        },
+    };
+    let partial = Arc::new(store.unwrap()).begin_fetch(&offer).unwrap();
+    let half = Bytes::from_static(&[7; 500]);
+    partial.write(0, 0, &[half]).unwrap();
+
+    cluster.run(1);
+    assert_eq!(std::fs::read_dir(&dir).unwrap().count(), 0);
+    cluster.write(5, 100);
+    assert_eq!(cluster.lines(1).len(), 10);
 }
