@@ -3,6 +3,9 @@
 //!
 //! What arrives goes through a bounded queue to the thread. Its bound is what the receiver can have
 //! asked for, and some more for ticks; what does not fit was not asked for.
+//!
+//! A disk that is full is waited for, as long as it takes. One that fails otherwise is looked at again, and
+//! what it still has is gone on with; if it keeps failing the fetch is given up, and said to be.
 
 use std::collections::VecDeque;
 use std::io;
@@ -17,24 +20,32 @@ use super::shared::Shared;
 use crate::engine::Event;
 use crate::ids::{CheckpointId, NodeId};
 use crate::message::{Chunk, EndReason, Ended, Payload};
-use crate::store::Partial;
+use crate::store::{Partial, SnapshotStore, StoreError};
 use crate::transfer::{
-    Checksum, Held, Manifest, Receiver, ReceiverAction, ReceiverConfig, ReceiverEvent,
+    Checksum, Held, Manifest, Receiver, ReceiverAction, ReceiverConfig, ReceiverCounts,
+    ReceiverEvent,
 };
 
 /// Events beside chunks that may wait: ticks, ends, verified files.
 const SPARE: usize = 64;
 
+/// Times in a row that the disk may fail, other than by being full, until a fetch is given up. It goes on
+/// with the next offer.
+const MAX_FAILURES: u32 = 5;
+
 /// What a member is fetching, and the thread of what it fetched before.
 #[derive(Default)]
 pub(super) struct Fetches {
     state: Mutex<State>,
+    /// No thread can be started.
+    #[cfg(test)]
+    pub no_threads: AtomicBool,
 }
 
 #[derive(Default)]
 struct State {
     running: Option<Running>,
-    /// Of the fetch under way, or of the one before.
+    /// Of the fetch under way, of the one before, or of the removal of what was fetched.
     thread: Option<JoinHandle<()>>,
     closed: bool,
 }
@@ -43,89 +54,132 @@ struct Running {
     checkpoint: CheckpointId,
     source: NodeId,
     events: SyncSender<ReceiverEvent>,
-    orders: Arc<Orders>,
+    /// It is to end. What is there of it stays.
+    stop: Arc<AtomicBool>,
 }
 
-#[derive(Default)]
-struct Orders {
-    /// Leave what is there.
-    stop: AtomicBool,
-    /// Remove what is there.
-    abandon: AtomicBool,
-}
-
-impl Orders {
-    fn over(&self) -> bool {
-        self.stop.load(Ordering::Relaxed) || self.abandon.load(Ordering::Relaxed)
+impl Running {
+    fn stop(self) {
+        self.stop.store(true, Ordering::Relaxed);
+        // So that it looks.
+        let _ = self.events.try_send(ReceiverEvent::Tick);
     }
 }
 
 impl Fetches {
-    /// Begins. The engine's lock is held: everything that takes time is the thread's.
-    pub fn begin<O: Send + 'static>(&self, shared: Arc<Shared<O>>, from: NodeId, offer: Manifest) {
+    /// Begins; false if that cannot be. The engine's lock is held: everything that takes time is the
+    /// thread's.
+    #[must_use]
+    pub fn begin<O: Send + 'static>(
+        &self,
+        shared: Arc<Shared<O>>,
+        from: NodeId,
+        offer: Manifest,
+    ) -> bool {
         let mut state = self.state.lock();
-        if state.closed {
-            return;
-        }
-        let Some(member) = &shared.member else { return };
+        let Some(member) = shared.member.as_ref().filter(|_| !state.closed) else {
+            // The group stops: nobody waits for it.
+            return true;
+        };
         let config = member.receiver.clone();
         let bound = config.window_bytes / u64::from(config.chunk_bytes);
         let (events, queue) = mpsc::sync_channel(bound.min(1 << 16) as usize + SPARE);
-        let orders = Arc::new(Orders::default());
-        let checkpoint = offer.checkpoint;
-        let before = state.thread.take();
-        let spawned = std::thread::Builder::new()
-            .name(format!("fetch-{}", shared.id))
-            .spawn({
-                let (events, orders) = (events.clone(), orders.clone());
-                move || {
-                    if let Some(before) = before {
-                        // It touches no file after this.
-                        let _ = before.join();
-                    }
-                    let span = tracing::info_span!("fetch", group = %shared.id, %checkpoint, %from);
-                    let _entered = span.enter();
-                    let mut fetch = Fetch {
-                        shared,
-                        from,
-                        offer,
-                        config,
-                        queue,
-                        events,
-                        orders,
-                    };
-                    fetch.run();
-                }
-            });
-        match spawned {
-            Ok(thread) => state.thread = Some(thread),
-            // The engine hears nothing of it, and its leader that nothing happens: it offers again.
-            Err(error) => tracing::error!(%error, "starting a fetch"),
-        }
-        state.running = Some(Running {
-            checkpoint,
+        let stop = Arc::<AtomicBool>::default();
+        let running = Running {
+            checkpoint: offer.checkpoint,
             source: from,
-            events,
-            orders,
+            events: events.clone(),
+            stop: stop.clone(),
+        };
+        let name = format!("fetch-{}", shared.id);
+        let begun = self.next_thread(&mut state, name, move || {
+            let checkpoint = offer.checkpoint;
+            let span = tracing::info_span!("fetch", group = %shared.id, %checkpoint, %from);
+            let _entered = span.enter();
+            let mut fetch = Fetch {
+                shared,
+                from,
+                offer,
+                config,
+                queue,
+                events,
+                stop,
+                full: false,
+            };
+            fetch.run();
         });
+        match begun {
+            Ok(()) => state.running = Some(running),
+            Err(error) => {
+                tracing::error!(%error, "starting a fetch");
+                return false;
+            }
+        }
+        true
     }
 
-    /// Ends a fetch, also on disk.
-    pub fn abandon(&self, checkpoint: CheckpointId) {
+    /// Ends a fetch, whether or not it is under way, also on disk. The engine's lock is held, as above.
+    pub fn abandon(&self, store: &Arc<SnapshotStore>, checkpoint: CheckpointId) {
         let mut state = self.state.lock();
-        if let Some(running) = state.running.take_if(|r| r.checkpoint == checkpoint) {
-            running.orders.abandon.store(true, Ordering::Relaxed);
-            let _ = running.events.try_send(ReceiverEvent::Tick);
+        let running = state.running.take_if(|r| r.checkpoint == checkpoint);
+        running.into_iter().for_each(Running::stop);
+        if state.closed {
+            // What is there is looked at when the group is opened.
+            return;
+        }
+        let store = store.clone();
+        let begun = self.next_thread(&mut state, "fetch-removal".to_owned(), move || {
+            if let Err(error) = store.discard_fetch(checkpoint) {
+                tracing::warn!(%checkpoint, %error, "an abandoned fetch is still there");
+            }
+        });
+        if let Err(error) = begun {
+            // The next fetch removes it, or the next open.
+            tracing::warn!(%checkpoint, %error, "an abandoned fetch is still there");
         }
     }
 
-    /// Whether that is being fetched.
-    pub fn runs(&self, checkpoint: CheckpointId) -> bool {
-        let state = self.state.lock();
-        state
-            .running
-            .as_ref()
-            .is_some_and(|r| r.checkpoint == checkpoint)
+    /// Starts a thread that waits for the one before it: no two touch the files of fetches.
+    fn next_thread(
+        &self,
+        state: &mut State,
+        name: String,
+        work: impl FnOnce() + Send + 'static,
+    ) -> io::Result<()> {
+        let before = Arc::new(Mutex::new(state.thread.take()));
+        let spawned = self.spawn(name, {
+            let before = before.clone();
+            move || {
+                let before = before.lock().take();
+                if let Some(before) = before {
+                    // A panic of it has already been reported by the panic hook.
+                    let _ = before.join();
+                }
+                work();
+            }
+        });
+        match spawned {
+            Ok(thread) => {
+                state.thread = Some(thread);
+                Ok(())
+            }
+            Err(error) => {
+                state.thread = before.lock().take();
+                Err(error)
+            }
+        }
+    }
+
+    fn spawn(
+        &self,
+        name: String,
+        work: impl FnOnce() + Send + 'static,
+    ) -> io::Result<JoinHandle<()>> {
+        #[cfg(test)]
+        if self.no_threads.load(Ordering::SeqCst) {
+            return Err(io::Error::other("no more threads (a fault, on purpose)"));
+        }
+        std::thread::Builder::new().name(name).spawn(work)
     }
 
     /// Something for the fetch from that node.
@@ -153,10 +207,7 @@ impl Fetches {
     pub fn close(&self) {
         let mut state = self.state.lock();
         state.closed = true;
-        if let Some(running) = state.running.take() {
-            running.orders.stop.store(true, Ordering::Relaxed);
-            let _ = running.events.try_send(ReceiverEvent::Tick);
-        }
+        state.running.take().into_iter().for_each(Running::stop);
         let thread = state.thread.take();
         drop(state);
         if let Some(thread) = thread {
@@ -173,15 +224,47 @@ struct Fetch<O> {
     config: ReceiverConfig,
     queue: Queue<ReceiverEvent>,
     events: SyncSender<ReceiverEvent>,
-    orders: Arc<Orders>,
+    stop: Arc<AtomicBool>,
+    /// The last write failed for want of space.
+    full: bool,
+}
+
+/// Why a fetch is over that is not complete.
+#[derive(Debug)]
+enum Over {
+    /// It was told to stop.
+    Stopped,
+    /// It is given up.
+    Failed(EndReason),
+}
+
+/// How far one look at the disk has led.
+#[derive(Debug)]
+enum Went {
+    /// There is more to come.
+    On,
+    /// Everything is there.
+    Through,
+    /// A file cannot be written, and not for want of space: it may be gone, or shorter than it was.
+    Aground,
 }
 
 impl<O: Send + 'static> Fetch<O> {
     fn run(&mut self) {
-        let Some(partial) = self.begin() else {
-            return self.leave();
-        };
-        let held = partial.held();
+        let checkpoint = self.offer.checkpoint;
+        let fetched = self.fetch();
+        tracing::info!(?fetched, "the fetch is over");
+        self.shared.step(match fetched {
+            Ok(()) => Event::SnapshotFetched { checkpoint },
+            Err(Over::Failed(reason)) => Event::FetchFailed { checkpoint, reason },
+            Err(Over::Stopped) => return,
+        });
+    }
+
+    fn fetch(&mut self) -> Result<(), Over> {
+        let mut failures = 0;
+        let partial = Arc::new(self.begin(&mut failures)?);
+        let mut held = partial.held();
         let there = |held: &Held| match held {
             Held::Prefix(bytes) => *bytes,
             Held::Whole => 0,
@@ -192,86 +275,145 @@ impl<O: Send + 'static> Fetch<O> {
         if there > 0 {
             self.shared.counts.resumed.fetch_add(1, Ordering::Relaxed);
         }
-        let partial = Arc::new(partial);
         let verifier = Verifier::start(partial.clone(), self.events.clone());
-        let Ok(verifier) = verifier else {
-            return self.conclude(Err(EndReason::NotInstalled));
-        };
-        let mut receiver = Receiver::new(self.config.clone(), self.from, self.offer.clone(), &held);
-        let mut told = 0;
-        let mut full = false;
-        let mut next = Some(ReceiverEvent::Start);
-        let outcome = loop {
-            let event = match next.take() {
-                Some(event) => event,
-                None => match self.queue.recv() {
-                    Ok(event) => event,
-                    Err(_) => break None,
-                },
-            };
-            if self.orders.over() {
-                break None;
+        let verifier = verifier.map_err(|_| Over::Failed(EndReason::NotInstalled))?;
+        loop {
+            let (config, offer) = (self.config.clone(), self.offer.clone());
+            let mut receiver = Receiver::new(config, self.from, offer, &held);
+            let went = self.receive(&mut receiver, &partial, &verifier);
+            tracing::info!(counts = ?receiver.counts(), ?went, "fetched");
+            if let Went::Through = went? {
+                return Ok(());
             }
-            if matches!(event, ReceiverEvent::Tick) && told != receiver.bytes_done() {
-                told = receiver.bytes_done();
-                self.shared.step(Event::FetchProgress {
-                    checkpoint: self.offer.checkpoint,
-                    bytes_done: told,
-                });
+            if receiver.bytes_done() > receiver.counts().bytes_held {
+                failures = 0;
             }
-            let ticked = matches!(event, ReceiverEvent::Tick);
-            let mut ended = self.carry_out(&mut receiver, event, &partial, &verifier, &mut full);
-            if ended.is_none() && ticked && full && partial.has_space(self.config.window_bytes) {
-                full = false;
-                let event = ReceiverEvent::SpaceReturned;
-                ended = self.carry_out(&mut receiver, event, &partial, &verifier, &mut full);
-            }
-            if ended.is_some() {
-                break ended;
-            }
-        };
-        verifier.stop();
-        let counts = receiver.counts();
-        let shared = &self.shared.counts;
-        (shared.bytes_fetched).fetch_add(counts.bytes_fetched, Ordering::Relaxed);
-        (shared.corrupt).fetch_add(counts.corrupt, Ordering::Relaxed);
-        tracing::info!(?counts, ?outcome, "the fetch has ended");
-        match outcome {
-            Some(outcome) => self.conclude(outcome),
-            None => self.leave(),
+            // What is there may not be what was there: the disk is asked once more.
+            self.has_failed(&mut failures)?;
+            self.begin(&mut failures)?;
+            held = self.still_held(&receiver, &partial);
         }
     }
 
-    /// The partial directory; a disk that is full is waited for.
-    fn begin(&mut self) -> Option<Partial> {
-        let store = self.shared.member.as_ref()?.store.clone();
+    /// The partial directory. A disk that is full is waited for; with anything else it has some tries.
+    fn begin(&mut self, failures: &mut u32) -> Result<Partial, Over> {
+        let Some(member) = &self.shared.member else {
+            return Err(Over::Stopped);
+        };
+        let store = member.store.clone();
         let mut reported = false;
         loop {
-            match store.begin_fetch(&self.offer) {
-                Ok(partial) => return Some(partial),
-                Err(error) if !reported => {
-                    tracing::warn!(%error, "a fetch cannot begin; it is tried again");
-                    reported = true;
-                }
-                Err(_) => {}
+            let error = match store.begin_fetch(&self.offer) {
+                Ok(partial) => return Ok(partial),
+                Err(error) => error,
+            };
+            if !reported {
+                tracing::warn!(%error, "a fetch cannot begin; it is tried again");
+                reported = true;
             }
-            // Its tick is the clock here.
-            self.queue.recv().ok()?;
-            if self.orders.over() {
-                return None;
+            match error {
+                StoreError::Io(error) if is_full(&error) => self.wait(1)?,
+                _ => self.has_failed(failures)?,
             }
         }
+    }
+
+    /// The disk has failed once more: waits a bit, or gives up.
+    fn has_failed(&mut self, failures: &mut u32) -> Result<(), Over> {
+        *failures += 1;
+        match *failures < MAX_FAILURES {
+            true => self.wait(self.config.retry_ticks.max(1)),
+            false => Err(Over::Failed(EndReason::NotInstalled)),
+        }
+    }
+
+    /// So many ticks pass. What comes meanwhile is asked for again.
+    fn wait(&self, mut ticks: u64) -> Result<(), Over> {
+        while ticks > 0 {
+            let event = self.queue.recv().map_err(|_| Over::Stopped)?;
+            if self.stop.load(Ordering::Relaxed) {
+                return Err(Over::Stopped);
+            }
+            ticks -= u64::from(matches!(event, ReceiverEvent::Tick));
+        }
+        Ok(())
+    }
+
+    /// What is on the disk. Files that were verified need not be once more, if they are still there.
+    fn still_held(&self, receiver: &Receiver, partial: &Partial) -> Vec<Held> {
+        let held = receiver.held().into_iter().zip(partial.held()).enumerate();
+        let held = held.map(|(file, held)| match held {
+            (Held::Whole, Held::Prefix(length)) if self.offer.file_size(file) == Some(length) => {
+                Held::Whole
+            }
+            (_, on_disk) => on_disk,
+        });
+        held.collect()
+    }
+
+    fn receive(
+        &mut self,
+        receiver: &mut Receiver,
+        partial: &Partial,
+        verifier: &Verifier,
+    ) -> Result<Went, Over> {
+        let mut told = None;
+        let mut counted = receiver.counts();
+        self.full = false;
+        let mut next = Some(ReceiverEvent::Start);
+        loop {
+            let event = match next.take() {
+                Some(event) => event,
+                None => self.queue.recv().map_err(|_| Over::Stopped)?,
+            };
+            if self.stop.load(Ordering::Relaxed) {
+                return Err(Over::Stopped);
+            }
+            let ticked = matches!(event, ReceiverEvent::Tick);
+            let bytes_done = receiver.bytes_done();
+            if ticked && told != Some(bytes_done) {
+                told = Some(bytes_done);
+                self.shared.step(Event::FetchProgress {
+                    checkpoint: self.offer.checkpoint,
+                    bytes_done,
+                });
+            }
+            let mut went = self.carry_out(receiver, event, partial, verifier);
+            self.count(receiver, &mut counted);
+            let window = self.config.window_bytes;
+            if ticked && self.full && matches!(went, Ok(Went::On)) && partial.has_space(window) {
+                self.full = false;
+                went = self.carry_out(receiver, ReceiverEvent::SpaceReturned, partial, verifier);
+            }
+            if !matches!(went, Ok(Went::On)) {
+                return went;
+            }
+        }
+    }
+
+    /// Adds what has come since the last time to what the member counts.
+    fn count(&self, receiver: &Receiver, counted: &mut ReceiverCounts) {
+        let counts = receiver.counts();
+        let (bytes, corrupt) = (
+            counts.bytes_fetched - counted.bytes_fetched,
+            counts.corrupt - counted.corrupt,
+        );
+        let shared = &self.shared.counts;
+        shared.bytes_fetched.fetch_add(bytes, Ordering::Relaxed);
+        shared.corrupt.fetch_add(corrupt, Ordering::Relaxed);
+        *counted = counts;
     }
 
     fn carry_out(
-        &self,
+        &mut self,
         receiver: &mut Receiver,
         event: ReceiverEvent,
         partial: &Partial,
         verifier: &Verifier,
-        full: &mut bool,
-    ) -> Option<Result<(), EndReason>> {
-        let member = self.shared.member.as_ref()?;
+    ) -> Result<Went, Over> {
+        let Some(member) = &self.shared.member else {
+            return Err(Over::Stopped);
+        };
         let mut events = VecDeque::from([event]);
         while let Some(event) = events.pop_front() {
             for action in receiver.step(event) {
@@ -284,59 +426,47 @@ impl<O: Send + 'static> Fetch<O> {
                         file,
                         offset,
                         bytes,
-                    } => events.push_back(match partial.write(file, offset, &bytes) {
-                        Ok(()) => ReceiverEvent::Written,
-                        Err(error) => {
-                            *full = matches!(
-                                error.kind(),
-                                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
-                            );
+                    } => match partial.write(file, offset, &bytes) {
+                        Ok(()) => events.push_back(ReceiverEvent::Written),
+                        Err(error) if is_full(&error) => {
+                            self.full = true;
                             tracing::warn!(%error, "a snapshot cannot be written; it is tried again");
-                            ReceiverEvent::WriteFailed
+                            events.push_back(ReceiverEvent::WriteFailed);
                         }
-                    }),
+                        Err(error) => {
+                            tracing::warn!(%error, "a snapshot cannot be written");
+                            return Ok(Went::Aground);
+                        }
+                    },
                     ReceiverAction::Verify { file, checksum } => verifier.verify(file, checksum),
-                    ReceiverAction::Complete => return Some(Ok(())),
-                    ReceiverAction::Failed(reason) => return Some(Err(reason)),
+                    ReceiverAction::Complete => return Ok(Went::Through),
+                    ReceiverAction::Failed(reason) => return Err(Over::Failed(reason)),
                 }
             }
         }
-        None
-    }
-
-    fn conclude(&self, outcome: Result<(), EndReason>) {
-        let checkpoint = self.offer.checkpoint;
-        self.shared.step(match outcome {
-            Ok(()) => Event::SnapshotFetched { checkpoint },
-            Err(reason) => Event::FetchFailed { checkpoint, reason },
-        });
-        // The engine may have answered that nobody needs it any more.
-        self.leave();
-    }
-
-    /// It was told to end.
-    fn leave(&self) {
-        let checkpoint = self.offer.checkpoint;
-        if self.orders.abandon.load(Ordering::Relaxed)
-            && let Some(member) = &self.shared.member
-            && let Err(error) = member.store.discard_fetch(checkpoint)
-        {
-            tracing::warn!(%error, "an abandoned fetch is still there");
-        }
+        Ok(Went::On)
     }
 }
 
-/// Verifies files one after the other, while others are written.
+/// What is waited for: an operator frees space, or another process does.
+fn is_full(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+    )
+}
+
+/// Verifies files one after the other, while others are written. Dropped, it ends by itself: it may still be
+/// verifying, and nobody waits for that but the next fetch's files.
 struct Verifier {
     files: mpsc::Sender<(u32, Checksum)>,
-    thread: JoinHandle<()>,
 }
 
 impl Verifier {
     fn start(partial: Arc<Partial>, events: SyncSender<ReceiverEvent>) -> io::Result<Verifier> {
-        // Each file is in it once at most.
+        // Each file is in it once at most for each look at the disk.
         let (files, queue) = mpsc::channel::<(u32, Checksum)>();
-        let thread = std::thread::Builder::new()
+        std::thread::Builder::new()
             .name("snapshot-verifier".to_owned())
             .spawn(move || {
                 while let Ok((file, checksum)) = queue.recv() {
@@ -353,17 +483,11 @@ impl Verifier {
                     }
                 }
             })?;
-        Ok(Verifier { files, thread })
+        Ok(Verifier { files })
     }
 
     fn verify(&self, file: u32, checksum: Checksum) {
         // Its thread ends after this sender.
         let _ = self.files.send((file, checksum));
-    }
-
-    fn stop(self) {
-        drop(self.files);
-        // It may still be verifying; nobody waits for that but the next fetch's files.
-        drop(self.thread);
     }
 }

@@ -333,13 +333,8 @@ impl Node {
                 });
             }
             if let Some(offer) = ready.fetching {
-                let checkpoint = offer.checkpoint;
                 let offer = Box::new(offer);
                 shared.step(Event::ResumeFetch { offer });
-                if !member.fetches.runs(checkpoint) {
-                    let discarded = store.discard_fetch(checkpoint);
-                    discarded.map_err(|source| NodeError::Store { group: id, source })?;
-                }
             }
         }
         let addressed: Weak<dyn Addressed> = Arc::downgrade(shared) as Weak<dyn Addressed>;

@@ -17,7 +17,7 @@ use super::waiters::{Answer, Waiter, Waiters};
 use crate::engine::{Action, Engine, Event, Membership, RejectReason, Role, Ticket};
 use crate::ids::{GroupId, Lsn, NodeId, Term};
 use crate::log::{LogWriter, Persisted};
-use crate::message::{Envelope, Payload};
+use crate::message::{EndReason, Envelope, Payload};
 
 pub(super) struct Shared<O> {
     pub(super) id: GroupId,
@@ -203,6 +203,8 @@ impl<O: Send + 'static> Shared<O> {
 
     /// The caller holds the engine's lock, which keeps actions in order.
     fn carry_out(&self, engine: &mut Engine, actions: Vec<Action>) {
+        // The fetch that cannot begin.
+        let mut failed = None;
         for action in actions {
             match action {
                 Action::Persist(persist) => {
@@ -255,12 +257,15 @@ impl<O: Send + 'static> Shared<O> {
                 }
                 Action::FetchSnapshot { from, offer } => {
                     if let (Some(member), Some(this)) = (&self.member, self.this.upgrade()) {
-                        member.fetches.begin(this, from, *offer);
+                        let checkpoint = offer.checkpoint;
+                        if !member.fetches.begin(this, from, *offer) {
+                            failed = Some(checkpoint);
+                        }
                     }
                 }
                 Action::AbandonFetch { checkpoint } => {
                     if let Some(member) = &self.member {
-                        member.fetches.abandon(checkpoint);
+                        member.fetches.abandon(&member.store, checkpoint);
                     }
                 }
                 Action::InstallSnapshot { offer } => self.apply.install(offer),
@@ -272,6 +277,12 @@ impl<O: Send + 'static> Shared<O> {
                     unreachable!("what has a verdict is stepped by those who look at it")
                 }
             }
+        }
+        if let Some(checkpoint) = failed {
+            // Said last: others hear of the beginning before they hear of the end.
+            let reason = EndReason::NotInstalled;
+            let more = engine.step(Event::FetchFailed { checkpoint, reason });
+            self.carry_out(engine, more);
         }
     }
 

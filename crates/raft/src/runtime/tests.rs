@@ -10,6 +10,7 @@
 //! - [`installing`]: a state that is replaced by a peer's snapshot, or cannot be;
 //! - [`snapshots`]: hints and asks, what goes on meanwhile, failures;
 //! - [`purging`]: files of the log that nobody needs are deleted, or nobody asked for it;
+//! - [`fetching`]: fetches that cannot go on, or need not;
 //! - [`keeping`]: which snapshots stay, and for how long;
 //! - [`serving`]: sending snapshots no faster than allowed;
 //! - [`stopping`]: what is left of a group that was stopped;
@@ -20,6 +21,7 @@ mod damaged;
 mod faults;
 mod founding;
 mod installing;
+mod fetching;
 mod keeping;
 mod machine;
 mod members;
@@ -33,6 +35,7 @@ mod stopping;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;

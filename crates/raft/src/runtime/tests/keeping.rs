@@ -25,7 +25,7 @@ const IDLE: u64 = 10;
 
 /// Keeps what it is to send.
 #[derive(Default)]
-struct Sent(Mutex<Vec<Payload>>);
+pub struct Sent(pub Mutex<Vec<Payload>>);
 
 impl Transport for Sent {
     fn start(&self, _: Weak<dyn Inbox>) -> std::io::Result<()> {
@@ -47,7 +47,6 @@ impl Transport for Sent {
 /// A member's snapshots, and the node that serves them.
 struct Member {
     dir: PathBuf,
-    faults: DiskFaults,
     store: Arc<SnapshotStore>,
     sent: Arc<Sent>,
     serving: Arc<Serving>,
@@ -56,8 +55,8 @@ struct Member {
 impl Member {
     /// Opens the store, as a node does that starts.
     fn open(dir: &Path) -> Member {
-        let (dir, faults) = (dir.join("group"), DiskFaults::default());
-        let store = SnapshotStore::open(&dir, ME, faults.clone()).unwrap();
+        let dir = dir.join("group");
+        let store = SnapshotStore::open(&dir, ME, DiskFaults::default()).unwrap();
         let config = SenderConfig {
             max_transfers: 2,
             idle_ticks: IDLE,
@@ -66,7 +65,6 @@ impl Member {
         let sent = Arc::<Sent>::default();
         let member = Member {
             dir,
-            faults,
             store: Arc::new(store),
             serving: Serving::start(config, 0, sent.clone()).unwrap(),
             sent,

@@ -15,7 +15,9 @@ fn fetched(dir: &Path, faults: &DiskFaults) -> (Arc<SnapshotStore>, Manifest) {
 fn fetch(store: &Arc<SnapshotStore>, offer: &Manifest) {
     let partial = store.begin_fetch(offer).unwrap();
     for (file, bytes) in [(0, &b"first"[..]), (1, b"second")] {
-        partial.write(file, 0, &[Bytes::from_static(bytes)]).unwrap();
+        partial
+            .write(file, 0, &[Bytes::from_static(bytes)])
+            .unwrap();
         assert!(partial.verify(file, Checksum::of(bytes)).unwrap());
     }
 }

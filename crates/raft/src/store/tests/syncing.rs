@@ -41,7 +41,9 @@ fn every_directory_of_a_stored_snapshot_is_synced() {
 fn every_directory_of_a_fetch_is_synced_before_it_counts_as_begun() {
     let synced = synced(|dir, faults| {
         let store = SnapshotStore::open(&dir.join("group"), identity(), faults)?;
-        Arc::new(store).begin_fetch(&offered(30, &CONTENTS)).map(|_| ())
+        Arc::new(store)
+            .begin_fetch(&offered(30, &CONTENTS))
+            .map(|_| ())
     });
     assert_each_directory(&synced);
 }

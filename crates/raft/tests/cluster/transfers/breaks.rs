@@ -59,6 +59,53 @@ fn a_disk_that_is_full_for_long_costs_a_transfer_nothing() {
 }
 
 #[test]
+fn a_fetch_goes_on_with_what_is_left_when_its_files_are_removed_under_it() {
+    type Loss = fn(&std::path::Path);
+    let losses: [(&str, Loss); 3] = [
+        ("cut", |partial| {
+            let file = std::fs::File::options();
+            let file = { file }.write(true).open(partial.join("data"));
+            file.unwrap().set_len(50_000).unwrap();
+        }),
+        ("removed", |partial| {
+            std::fs::remove_file(partial.join("data")).unwrap();
+        }),
+        ("with its directory", |partial| {
+            std::fs::remove_dir_all(partial).unwrap();
+        }),
+    ];
+    for (what, lose) in losses {
+        let (cluster, behind, watch) = in_mid_transfer(false);
+        let dir = cluster.data_dir(behind).join("raft/group-4");
+        let names = std::fs::read_dir(&dir).unwrap();
+        let mut names = names.map(|n| n.unwrap().file_name().into_string().unwrap());
+        let partial = names.find(|n| n.starts_with("fetch-")).unwrap();
+        let file = dir.join(&partial).join("data");
+        wait_for("what has come is written", || {
+            std::fs::metadata(&file).is_ok_and(|f| f.len() == 30 * CHUNK)
+        });
+        lose(&dir.join(partial));
+        watch.go_on();
+        cluster.assert_agreed(&[1, 2, 3]);
+        let counters = cluster.group(behind).counters();
+        assert_eq!(counters.engine.fetches_failed, 0, "{what}: {counters:?}");
+        assert_eq!(counters.engine.snapshots_received, 1, "{what}");
+    }
+}
+
+#[test]
+fn bytes_that_arrive_are_counted_as_they_arrive() {
+    let (cluster, behind, watch) = in_mid_transfer(false);
+    wait_for("those that have come are counted", || {
+        cluster.group(behind).counters().bytes_fetched == 30 * CHUNK
+    });
+    watch.go_on();
+    cluster.assert_agreed(&[1, 2, 3]);
+    let total = cluster.group(behind).counters().bytes_fetched;
+    assert!(total > 300_000, "{total}");
+}
+
+#[test]
 fn an_unfinished_fetch_of_what_came_as_entries_never_becomes_a_snapshot() {
     let mut cluster = Cluster::empty(Wire::Memory, &[1]);
     let knobs = cluster.knobs.entry(1).or_default();
