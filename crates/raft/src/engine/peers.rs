@@ -44,6 +44,8 @@ pub(super) struct Peers {
     holds: BTreeMap<NodeId, Hold>,
     /// What this member is fetching.
     fetching: Option<Fetching>,
+    /// What it was fetching, and gave up: what is there of it is of use to the next fetch.
+    left: Option<Box<Manifest>>,
     /// The newest snapshot of this member's host, and who is in it, if that is known.
     newest: Option<Newest>,
     /// A joiner has asked for a snapshot at this tick.

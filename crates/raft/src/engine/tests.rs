@@ -10,6 +10,7 @@
 //! - [`membership`], [`catching_up`]: single stories of several members, on [`cluster`];
 //! - [`elections`]: corners that raft-rs leaves to us;
 //! - [`reading`]: reads that wait for what is applied;
+//! - [`leftovers`]: what was fetched in vain and is not needed;
 //! - [`versions`]: a leader whose snapshots another member cannot read;
 //! - [`breaks`]: what other libraries promise and do not keep;
 //! - [`histories`]: whole histories with snapshots, transfers and changes of membership, from a seed;
@@ -23,6 +24,7 @@ mod disk;
 mod elections;
 mod halting;
 mod histories;
+mod leftovers;
 mod membership;
 mod network;
 mod opening;

@@ -19,9 +19,9 @@
 mod answers;
 mod damaged;
 mod faults;
+mod fetching;
 mod founding;
 mod installing;
-mod fetching;
 mod keeping;
 mod machine;
 mod members;

@@ -98,6 +98,8 @@ impl Engine {
             from: offer.source,
             offer: offer.clone(),
         });
+        // The host takes over, or removes, what is there of another one.
+        self.peers.left = None;
         self.peers.fetching = Some(Fetching {
             offer,
             bytes_done: 0,
@@ -131,8 +133,15 @@ impl Engine {
         fetching.filter(|f| f.offer.checkpoint == checkpoint)
     }
 
-    /// What is being fetched may have come another way, as entries.
+    /// What is being fetched, or was given up, may have come another way, as entries.
     pub(in crate::engine) fn abandon_needless(&mut self, actions: &mut Vec<Action>) {
+        let left = self.peers.left.as_ref();
+        if left.is_some_and(|offer| !self.needs(offer))
+            && let Some(offer) = self.peers.left.take()
+        {
+            let checkpoint = offer.checkpoint;
+            actions.push(Action::AbandonFetch { checkpoint });
+        }
         let Some(fetching) = &self.peers.fetching else {
             return;
         };
@@ -168,7 +177,7 @@ impl Engine {
     ) {
         if self.fetching(checkpoint).is_some() {
             self.counters.fetches_failed += 1;
-            self.end_fetch(reason, actions);
+            self.peers.left = self.end_fetch(reason, actions);
         }
     }
 
@@ -243,14 +252,14 @@ impl Engine {
         raft.msgs.push(acknowledged);
     }
 
-    fn end_fetch(&mut self, reason: EndReason, actions: &mut Vec<Action>) {
-        let Some(fetching) = self.peers.fetching.take() else {
-            return;
-        };
+    /// Answers what was being fetched.
+    fn end_fetch(&mut self, reason: EndReason, actions: &mut Vec<Action>) -> Option<Box<Manifest>> {
+        let fetching = self.peers.fetching.take()?;
         let (source, checkpoint) = (fetching.offer.source, fetching.offer.checkpoint);
         for to in self.everybody_else(source) {
             self.tell_ended(to, checkpoint, reason, actions);
         }
+        Some(fetching.offer)
     }
 
     fn tell_ended(
