@@ -55,6 +55,11 @@ fn a_group_whose_entries_do_not_follow_each_other_stops_and_applies_none_of_them
     let host = Host::start(&dir, &Faults::new(), &stores);
     let (group, other) = (&host.groups[0], &host.groups[1]);
     execute_all(group, &numbered("c", 3));
+    // An answer comes before the status has it.
+    wait_for("the status has it", || {
+        let status = group.status();
+        status.applied == status.last
+    });
     let status = group.status();
     group.shared.apply.push(vec![Committed {
         lsn: Lsn(status.applied.0 + 2),
