@@ -155,11 +155,16 @@ impl Serving {
 
     fn retire_older(&self, store: &Arc<SnapshotStore>) {
         let newest = store.newest().map(|s| s.manifest.checkpoint);
-        for other in store.all() {
-            let other = other.manifest.checkpoint;
-            if Some(other) != newest {
-                self.step(SenderEvent::Retire(other), None);
-            }
+        // Those too that the store does not list any more: something of them may be on the disk.
+        let older: Vec<_> = {
+            let state = self.state.lock();
+            let own = (state.published.iter()).filter(|(_, p)| Arc::ptr_eq(&p.store, store));
+            own.map(|(checkpoint, _)| *checkpoint)
+                .filter(|checkpoint| Some(*checkpoint) != newest)
+                .collect()
+        };
+        for checkpoint in older {
+            self.step(SenderEvent::Retire(checkpoint), None);
         }
     }
 
@@ -328,10 +333,16 @@ impl Serving {
             .read_chunk(checkpoint, file, read.offset, read.length);
         let result = bytes.map_err(|error| {
             tracing::warn!(%checkpoint, file, %error, "a snapshot cannot be sent");
-            // Not offered again: the engine asks for a newer one.
-            read.store.forget(checkpoint);
+            // The engine asks for a newer one. Others may go on with this one, if it is all there.
             match error.kind() {
-                io::ErrorKind::NotFound => ReadError::Gone,
+                io::ErrorKind::NotFound => {
+                    read.store.forget(checkpoint);
+                    ReadError::Gone
+                }
+                io::ErrorKind::UnexpectedEof => {
+                    read.store.forget(checkpoint);
+                    ReadError::Failed
+                }
                 _ => ReadError::Failed,
             }
         });

@@ -87,7 +87,14 @@ pub struct SnapshotStore {
     identity: Identity,
     disk: Disk,
     /// By what they cover, oldest first.
-    stored: Mutex<Vec<Arc<Stored>>>,
+    stored: Mutex<Vec<Entry>>,
+}
+
+/// A snapshot on the disk, and what was seen of it since the open.
+struct Entry {
+    stored: Arc<Stored>,
+    /// Part of it is not there: nothing is done with it any more, but that it is removed.
+    gone: bool,
 }
 
 impl SnapshotStore {
@@ -116,12 +123,12 @@ impl SnapshotStore {
                 store.disk.remove_dir_all(&path)?;
             } else if name.starts_with("snap-") {
                 match store.read_metadata(&path) {
-                    Ok(manifest) => stored.push(Arc::new(store.own(manifest, path))),
+                    Ok(manifest) => stored.push(Entry::new(Arc::new(store.own(manifest, path)))),
                     Err(error) => tracing::error!(%error, "a stored snapshot cannot be used"),
                 }
             }
         }
-        stored.sort_by_key(|s| s.manifest.last_included_index);
+        stored.sort_by_key(Entry::covers);
         *store.stored.lock() = stored;
         store.sweep_partials()?;
         Ok(store)
@@ -129,12 +136,16 @@ impl SnapshotStore {
 
     /// All that are stored, oldest first.
     pub fn all(&self) -> Vec<Arc<Stored>> {
-        self.stored.lock().clone()
+        let stored = self.stored.lock();
+        let there = stored.iter().filter(|e| !e.gone);
+        there.map(|e| e.stored.clone()).collect()
     }
 
     /// The one that covers most.
     pub fn newest(&self) -> Option<Arc<Stored>> {
-        self.stored.lock().last().cloned()
+        let stored = self.stored.lock();
+        let newest = stored.iter().rfind(|e| !e.gone)?;
+        Some(newest.stored.clone())
     }
 
     /// Stores a snapshot, durably; older ones stay. Files are linked: the host's directory is not
@@ -327,31 +338,32 @@ impl SnapshotStore {
         offset: u64,
         length: u32,
     ) -> io::Result<Bytes> {
-        let stored = self
-            .stored
-            .lock()
-            .iter()
-            .find_map(|s| (s.manifest.checkpoint == checkpoint).then(|| s.clone()));
+        let stored = {
+            let stored = self.stored.lock();
+            let mut there = stored.iter().filter(|e| !e.gone);
+            there.find(|e| e.is(checkpoint)).map(|e| e.stored.clone())
+        };
         let stored = stored.ok_or(io::ErrorKind::NotFound)?;
         let path = file_path(&stored.path, &stored.manifest, file as usize)
             .ok_or(io::ErrorKind::NotFound)?;
         self.disk.read_at(&path, offset, length as usize)
     }
 
-    /// A stored snapshot cannot be read: it is not listed any more. What is there of it stays, for the
-    /// next open to judge.
+    /// Part of a stored snapshot is not there: it is not listed any more. The rest stays until it is
+    /// removed, or for the next open to judge.
     pub fn forget(&self, checkpoint: CheckpointId) {
         let mut stored = self.stored.lock();
-        stored.retain(|s| s.manifest.checkpoint != checkpoint);
+        let it = stored.iter_mut().filter(|e| e.is(checkpoint));
+        it.for_each(|e| e.gone = true);
     }
 
     /// Removes a stored snapshot. It is gone at once, its bytes a moment later.
     pub fn remove(&self, checkpoint: CheckpointId) -> Result<(), StoreError> {
         let mut stored = self.stored.lock();
-        let Some(at) = (stored.iter()).position(|s| s.manifest.checkpoint == checkpoint) else {
+        let Some(at) = stored.iter().position(|e| e.is(checkpoint)) else {
             return Ok(());
         };
-        let removed = stored.remove(at);
+        let removed = stored.remove(at).stored;
         drop(stored);
         self.remove_dir(&removed.path)
     }
@@ -370,9 +382,9 @@ impl SnapshotStore {
     fn insert(&self, new: Arc<Stored>) {
         let mut stored = self.stored.lock();
         // One of the same name is the same, or was damaged and has made way.
-        stored.retain(|s| s.path != new.path);
-        stored.push(new);
-        stored.sort_by_key(|s| s.manifest.last_included_index);
+        stored.retain(|e| e.stored.path != new.path);
+        stored.push(Entry::new(new));
+        stored.sort_by_key(Entry::covers);
     }
 
     fn read_metadata(&self, path: &Path) -> Result<Manifest, StoreError> {
@@ -397,6 +409,23 @@ impl SnapshotStore {
             fetched,
             path,
         }
+    }
+}
+
+impl Entry {
+    fn new(stored: Arc<Stored>) -> Entry {
+        Entry {
+            stored,
+            gone: false,
+        }
+    }
+
+    fn covers(&self) -> Lsn {
+        self.stored.manifest.last_included_index
+    }
+
+    fn is(&self, checkpoint: CheckpointId) -> bool {
+        self.stored.manifest.checkpoint == checkpoint
     }
 }
 

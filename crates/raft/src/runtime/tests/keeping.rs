@@ -47,6 +47,7 @@ impl Transport for Sent {
 /// A member's snapshots, and the node that serves them.
 struct Member {
     dir: PathBuf,
+    faults: DiskFaults,
     store: Arc<SnapshotStore>,
     sent: Arc<Sent>,
     serving: Arc<Serving>,
@@ -55,8 +56,8 @@ struct Member {
 impl Member {
     /// Opens the store, as a node does that starts.
     fn open(dir: &Path) -> Member {
-        let dir = dir.join("group");
-        let store = SnapshotStore::open(&dir, ME, DiskFaults::default()).unwrap();
+        let (dir, faults) = (dir.join("group"), DiskFaults::default());
+        let store = SnapshotStore::open(&dir, ME, faults.clone()).unwrap();
         let config = SenderConfig {
             max_transfers: 2,
             idle_ticks: IDLE,
@@ -65,6 +66,7 @@ impl Member {
         let sent = Arc::<Sent>::default();
         let member = Member {
             dir,
+            faults,
             store: Arc::new(store),
             serving: Serving::start(config, 0, sent.clone()).unwrap(),
             sent,
@@ -175,6 +177,44 @@ fn no_more_older_snapshots_wait_for_their_receivers_than_could_be_served() {
     member.assert_stays(&[3, 4, 5]);
     member.ticks(IDLE + 1);
     member.assert_stays(&[5]);
+}
+
+#[test]
+fn what_is_left_of_a_snapshot_that_lost_a_file_goes_with_the_next_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let member = Member::open(dir.path());
+    let lost = member.snapshot(10);
+    let name = std::fs::read_dir(&member.dir).unwrap().next().unwrap();
+    std::fs::remove_file(name.unwrap().path().join("data")).unwrap();
+    let Payload::Ended(ended) = member.fetch(2, lost) else {
+        panic!("there is nothing to send");
+    };
+    assert_eq!(ended.reason, EndReason::Vanished);
+    assert!(member.store.newest().is_none(), "it is not offered");
+    member.snapshot(20);
+    member.assert_stays(&[20]);
+}
+
+#[test]
+fn a_read_that_fails_once_ends_one_transfer_and_no_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let member = Member::open(dir.path());
+    let it = member.snapshot(10);
+    assert!(matches!(member.fetch(2, it), Payload::Chunk(_)));
+    member.faults.fail_once_after(0);
+    let Payload::Ended(ended) = member.fetch(3, it) else {
+        panic!("it cannot be read");
+    };
+    assert_eq!(ended.reason, EndReason::Unreadable);
+    assert!(matches!(member.fetch(2, it), Payload::Chunk(_)));
+    member.snapshot(20);
+    let reason = EndReason::Installed;
+    let ended = Ended {
+        checkpoint: it,
+        reason,
+    };
+    member.serving.ended(NodeId(2), ended);
+    member.assert_stays(&[20]);
 }
 
 #[test]
