@@ -20,7 +20,7 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::pace::Pace;
 use crate::ids::{CheckpointId, NodeId};
-use crate::message::{Ended, Fetch, Identity, Payload};
+use crate::message::{EndReason, Ended, Fetch, Identity, Payload};
 use crate::store::{SnapshotStore, Stored};
 use crate::transfer::{
     Manifest, ReadError, ReadId, Sender, SenderAction, SenderConfig, SenderCounts, SenderEvent,
@@ -186,6 +186,15 @@ impl Serving {
 
     /// A peer says that its transfer is over.
     pub fn ended(&self, from: NodeId, ended: Ended) {
+        if ended.reason == EndReason::Corrupt {
+            // The next snapshot must not have the same file, or its receiver would not fare better.
+            let state = self.state.lock();
+            let published = state.published.get(&ended.checkpoint).cloned();
+            drop(state);
+            if let Some(Published { store, .. }) = published {
+                store.doubt(ended.checkpoint);
+            }
+        }
         self.step(SenderEvent::Ended { from, ended }, None);
         // What the thread waits to read may be for nobody now.
         self.tell(|_| {});
@@ -333,6 +342,7 @@ impl Serving {
             .read_chunk(checkpoint, file, read.offset, read.length);
         let result = bytes.map_err(|error| {
             tracing::warn!(%checkpoint, file, %error, "a snapshot cannot be sent");
+            read.store.doubt(checkpoint);
             // The engine asks for a newer one. Others may go on with this one, if it is all there.
             match error.kind() {
                 io::ErrorKind::NotFound => {

@@ -22,14 +22,13 @@
 //! that is all. Everything here blocks; nothing here knows threads or consensus.
 
 mod disk;
+mod linking;
 mod metadata;
 mod partial;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeSet;
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -40,7 +39,7 @@ use xxhash_rust::xxh3::Xxh3;
 use crate::ids::{CheckpointId, Lsn, NodeId};
 use crate::message::Identity;
 use crate::runtime::{SnapshotData, SnapshotDir, StoredSnapshot};
-use crate::transfer::{Checksum, Content, FileEntry, Manifest, OFFER_FORMAT};
+use crate::transfer::{Checksum, Content, Manifest, OFFER_FORMAT};
 use disk::Disk;
 pub use disk::DiskFaults;
 pub use partial::Partial;
@@ -95,6 +94,8 @@ struct Entry {
     stored: Arc<Stored>,
     /// Part of it is not there: nothing is done with it any more, but that it is removed.
     gone: bool,
+    /// Its files may not be what they were when their checksums were made: see [`SnapshotStore::doubt`].
+    doubted: bool,
 }
 
 impl SnapshotStore {
@@ -150,7 +151,7 @@ impl SnapshotStore {
 
     /// Stores a snapshot, durably; older ones stay. Files are linked: the host's directory is not
     /// needed any more when this returns. Costs one read of every file but those that the snapshots
-    /// that are stored have already (the same file, by its number, size and time).
+    /// that are stored have already (the same file, by its number and size, and not written to since).
     pub fn store(&self, snapshot: &StoredSnapshot) -> Result<Arc<Stored>, StoreError> {
         let checkpoint = CheckpointId(rand::random());
         let temporary = self.dir.join(format!("tmp-{checkpoint}"));
@@ -215,69 +216,6 @@ impl SnapshotStore {
         self.disk.rename(from, &path)?;
         self.disk.sync_dir(&self.dir)?;
         Ok(self.own(manifest.clone(), path))
-    }
-
-    fn link_files(&self, from: &Path, to: &Path) -> Result<Vec<FileEntry>, StoreError> {
-        let mut names = Vec::new();
-        self.walk(from, "", &mut names)?;
-        let dirs = directories(to, names.iter().map(String::as_str));
-        for dir in &dirs {
-            self.disk.create_dir_all(dir)?;
-        }
-        let mut files = Vec::with_capacity(names.len());
-        for name in names {
-            let (source, target) = (from.join(&name), to.join(&name));
-            let known = self.known_checksum(&source, &name);
-            self.disk.link(&source, &target)?;
-            self.disk.sync_file(&target)?;
-            let (size, checksum) = match known {
-                Some(known) => known,
-                None => self.checksum(&target)?,
-            };
-            files.push(FileEntry {
-                name,
-                size,
-                checksum,
-            });
-        }
-        for dir in &dirs {
-            self.disk.sync_dir(dir)?;
-        }
-        Ok(files)
-    }
-
-    /// Names of all files below a directory, parts separated by `/`, sorted.
-    fn walk(&self, base: &Path, below: &str, names: &mut Vec<String>) -> Result<(), StoreError> {
-        for name in self.disk.names(&base.join(below))? {
-            let name = match below {
-                "" => name,
-                below => format!("{below}/{name}"),
-            };
-            match base.join(&name).is_dir() {
-                true => self.walk(base, &name, names)?,
-                false => names.push(name),
-            }
-        }
-        Ok(())
-    }
-
-    /// If a stored snapshot has that very file.
-    fn known_checksum(&self, source: &Path, name: &str) -> Option<(u64, Checksum)> {
-        let same = |path: &Path| {
-            let of = |path: &Path| {
-                let found = std::fs::metadata(path).ok()?;
-                Some((found.dev(), found.ino(), found.size(), found.mtime_nsec()))
-            };
-            of(path).is_some_and(|it| of(source) == Some(it))
-        };
-        // Not under the lock, which is taken under that of an engine: the disk may be slow.
-        self.all().iter().rev().find_map(|stored| {
-            let Content::Files(files) = &stored.manifest.content else {
-                return None;
-            };
-            let file = files.iter().find(|f| f.name == name)?;
-            same(&stored.path.join(FILES).join(name)).then_some((file.size, file.checksum))
-        })
     }
 
     fn checksum(&self, path: &Path) -> io::Result<(u64, Checksum)> {
@@ -417,6 +355,7 @@ impl Entry {
         Entry {
             stored,
             gone: false,
+            doubted: false,
         }
     }
 
@@ -433,17 +372,6 @@ fn renamed(checkpoint: CheckpointId, node: NodeId) -> CheckpointId {
     let mut name = checkpoint.0.to_vec();
     name.extend_from_slice(&node.0.to_be_bytes());
     CheckpointId(Checksum::of(&name).0.to_be_bytes())
-}
-
-/// The directory of these files, and all directories below it that are in their names. Each has names in
-/// it that have to be made durable.
-fn directories<'a>(base: &Path, names: impl Iterator<Item = &'a str>) -> BTreeSet<PathBuf> {
-    let mut all = BTreeSet::from([base.to_owned()]);
-    for name in names {
-        let slashes = name.match_indices('/');
-        all.extend(slashes.map(|(at, _)| base.join(&name[..at])));
-    }
-    all
 }
 
 /// Where a file of a snapshot is.

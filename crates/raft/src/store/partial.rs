@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::{FILES, METADATA, SnapshotStore, StoreError, Stored, directories, file_path, metadata};
+use super::linking::directories;
+use super::{FILES, METADATA, SnapshotStore, StoreError, Stored, file_path, metadata};
 use crate::ids::CheckpointId;
 use crate::runtime::StoredSnapshot;
 use crate::transfer::{Checksum, Content, Held, Manifest};

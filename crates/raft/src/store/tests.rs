@@ -1,5 +1,6 @@
 //! What is promised of snapshots on disk, crashes between any two operations included.
 
+mod known;
 mod retries;
 mod syncing;
 mod unfinished;
@@ -9,7 +10,7 @@ use std::fs;
 use super::*;
 use crate::engine::Membership;
 use crate::ids::{ClusterId, GroupId, Incarnation, Lineage, Lsn, Term};
-use crate::transfer::Held;
+use crate::transfer::{FileEntry, Held};
 
 fn identity() -> Identity {
     Identity {

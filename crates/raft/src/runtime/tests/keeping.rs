@@ -238,3 +238,39 @@ fn a_receiver_whose_disk_is_full_finds_its_snapshot_again() {
     member.serving.ended(NodeId(2), ended);
     member.assert_stays(&[20]);
 }
+
+#[test]
+fn a_file_that_arrived_corrupt_is_read_again_for_the_next_snapshot() {
+    let dir = tempfile::tempdir().unwrap();
+    let member = Member::open(dir.path());
+    let export = dir.path().join("export");
+    std::fs::create_dir(&export).unwrap();
+    std::fs::write(export.join("a"), b"what was written").unwrap();
+    let written_at = std::fs::metadata(export.join("a")).unwrap().modified();
+    std::thread::sleep(Duration::from_millis(30));
+    let snapshot = |lsn: u64| StoredSnapshot {
+        last_included_index: Lsn(lsn),
+        term: Term(1),
+        peers: Membership {
+            voters: vec![NodeId(1), NodeId(2)],
+            ..Membership::default()
+        },
+        data: SnapshotData::Files(SnapshotDir {
+            path: export.clone(),
+        }),
+    };
+    let stored = member.store.store(&snapshot(10)).unwrap();
+    member.serving.publish(ME, &member.store, &stored);
+
+    std::fs::write(export.join("a"), b"what was wrltten").unwrap();
+    let file = std::fs::File::options();
+    let file = { file }.write(true).open(export.join("a")).unwrap();
+    file.set_modified(written_at.unwrap()).unwrap();
+    let ended = Ended {
+        checkpoint: stored.manifest.checkpoint,
+        reason: EndReason::Corrupt,
+    };
+    member.serving.ended(NodeId(2), ended);
+    let refused = member.store.store(&snapshot(20)).unwrap_err();
+    assert!(refused.to_string().contains("export/a"), "{refused}");
+}
