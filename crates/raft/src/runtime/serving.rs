@@ -17,6 +17,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
+use tracing::Span;
 
 use super::pace::Pace;
 use crate::ids::{CheckpointId, NodeId};
@@ -42,6 +43,74 @@ pub(super) struct Serving {
 struct State {
     sender: Sender,
     published: BTreeMap<CheckpointId, Published>,
+    /// The transfers of the sender, as the log tells of them.
+    sending: BTreeMap<(NodeId, CheckpointId), Sending>,
+}
+
+/// A transfer under way.
+struct Sending {
+    /// What is done for it is done in here.
+    span: Span,
+    sent: u64,
+    total: u64,
+}
+
+/// A transfer has begun, or is over; said without locks.
+struct News(Span, Course);
+
+enum Course {
+    Begun { total: u64 },
+    Over { sent: u64, total: u64 },
+}
+
+impl State {
+    /// Follows the sender's transfers; few, so that each is looked for.
+    fn follow(&mut self) -> Vec<News> {
+        let State {
+            sender,
+            published,
+            sending,
+        } = self;
+        let mut news = Vec::new();
+        for (to, checkpoint, sent, total) in sender.transfers() {
+            let known = sending.entry((to, checkpoint)).or_insert_with(|| {
+                let group = published.get(&checkpoint).map(|p| p.identity.group.0);
+                let span = tracing::info_span!(parent: None, "send", group, %checkpoint, %to);
+                news.push(News(span.clone(), Course::Begun { total }));
+                Sending { span, sent, total }
+            });
+            known.sent = sent;
+        }
+        sending.retain(|key, Sending { span, sent, total }| {
+            let goes_on = sender.transfers().any(|t| (t.0, t.1) == *key);
+            if !goes_on {
+                let (sent, total) = (*sent, *total);
+                news.push(News(span.clone(), Course::Over { sent, total }));
+            }
+            goes_on
+        });
+        news
+    }
+
+    /// The span of the transfer that a read is for.
+    fn span_of(&self, id: ReadId) -> Span {
+        let sending = self
+            .sender
+            .transfer_of(id)
+            .and_then(|t| self.sending.get(&t));
+        sending.map_or_else(Span::none, |sending| sending.span.clone())
+    }
+}
+
+impl News {
+    fn tell(self) {
+        let News(span, course) = self;
+        let _entered = span.enter();
+        match course {
+            Course::Begun { total } => tracing::info!(total, "sending a snapshot"),
+            Course::Over { sent, total } => tracing::info!(sent, total, "nothing more is sent"),
+        }
+    }
 }
 
 #[derive(Clone)]
@@ -64,6 +133,7 @@ struct Work {
 
 struct Read {
     id: ReadId,
+    span: Span,
     store: Arc<SnapshotStore>,
     checkpoint: CheckpointId,
     file: u32,
@@ -97,6 +167,7 @@ impl Serving {
             state: Mutex::new(State {
                 sender: Sender::new(config),
                 published: BTreeMap::new(),
+                sending: BTreeMap::new(),
             }),
             work: Mutex::default(),
             arrived: Condvar::new(),
@@ -215,16 +286,20 @@ impl Serving {
 
     fn step(&self, event: SenderEvent, asked: Option<Identity>) {
         let mut to_do = Vec::new();
-        {
+        let news = {
             let mut state = self.state.lock();
-            for action in state.sender.step(event) {
+            let actions = state.sender.step(event);
+            let news = state.follow();
+            for action in actions {
                 let published = state.published.get(&checkpoint_of(&action)).cloned();
                 if let SenderAction::Release(checkpoint) = action {
                     state.published.remove(&checkpoint);
                 }
                 to_do.push((action, published));
             }
-        }
+            news
+        };
+        news.into_iter().for_each(News::tell);
         for (action, published) in to_do {
             self.carry_out(action, published, asked);
         }
@@ -247,6 +322,7 @@ impl Serving {
                 Some(Published { store, .. }) => {
                     let read = Read {
                         id,
+                        span: self.state.lock().span_of(id),
                         store,
                         checkpoint,
                         file,
@@ -334,6 +410,7 @@ impl Serving {
 
     fn read(&self, read: Read, wanted: bool) {
         let (id, checkpoint, file) = (read.id, read.checkpoint, read.file);
+        let _entered = read.span.enter();
         if !wanted {
             return self.step(SenderEvent::Sent { id }, None);
         }
@@ -341,7 +418,7 @@ impl Serving {
             .store
             .read_chunk(checkpoint, file, read.offset, read.length);
         let result = bytes.map_err(|error| {
-            tracing::warn!(%checkpoint, file, %error, "a snapshot cannot be sent");
+            tracing::warn!(file, %error, "a snapshot cannot be sent");
             read.store.doubt(checkpoint);
             // The engine asks for a newer one. Others may go on with this one, if it is all there.
             match error.kind() {

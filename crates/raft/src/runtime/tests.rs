@@ -14,6 +14,7 @@
 //! - [`keeping`]: which snapshots stay, and for how long;
 //! - [`serving`]: sending snapshots no faster than allowed;
 //! - [`stopping`]: what is left of a group that was stopped;
+//! - [`spans`]: what the log tells of transfers;
 //! - [`power`]: power cuts, by seed.
 
 mod answers;
@@ -31,6 +32,7 @@ mod restart;
 mod serving;
 mod snapshots;
 mod stopping;
+mod spans;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};

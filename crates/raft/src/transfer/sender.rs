@@ -283,8 +283,14 @@ impl Sender {
     /// Whether somebody still waits for what that read is to bring. A host that lets reads wait need not
     /// read for nobody: it says [`SenderEvent::Sent`] instead.
     pub fn wants(&self, id: ReadId) -> bool {
-        let reading = self.reading.get(&id);
-        reading.is_some_and(|r| self.transfers.contains_key(&(r.to, r.fetch.checkpoint)))
+        let transfer = self.transfer_of(id);
+        transfer.is_some_and(|t| self.transfers.contains_key(&t))
+    }
+
+    /// The transfer that a read is for.
+    pub fn transfer_of(&self, id: ReadId) -> Option<(NodeId, CheckpointId)> {
+        let reading = self.reading.get(&id)?;
+        Some((reading.to, reading.fetch.checkpoint))
     }
 
     /// Whether the host may not remove the checkpoint.

@@ -45,17 +45,17 @@ impl Transport for Sent {
 }
 
 /// A member's snapshots, and the node that serves them.
-struct Member {
+pub struct Member {
     dir: PathBuf,
     faults: DiskFaults,
     store: Arc<SnapshotStore>,
     sent: Arc<Sent>,
-    serving: Arc<Serving>,
+    pub(in crate::runtime) serving: Arc<Serving>,
 }
 
 impl Member {
     /// Opens the store, as a node does that starts.
-    fn open(dir: &Path) -> Member {
+    pub fn open(dir: &Path) -> Member {
         let (dir, faults) = (dir.join("group"), DiskFaults::default());
         let store = SnapshotStore::open(&dir, ME, faults.clone()).unwrap();
         let config = SenderConfig {
@@ -76,7 +76,7 @@ impl Member {
     }
 
     /// Stores a snapshot, of bytes.
-    fn snapshot(&self, lsn: u64) -> CheckpointId {
+    pub fn snapshot(&self, lsn: u64) -> CheckpointId {
         let snapshot = StoredSnapshot {
             last_included_index: Lsn(lsn),
             term: Term(1),
@@ -92,7 +92,7 @@ impl Member {
     }
 
     /// What a peer is answered that asks for part of it.
-    fn fetch(&self, from: u64, checkpoint: CheckpointId) -> Payload {
+    pub fn fetch(&self, from: u64, checkpoint: CheckpointId) -> Payload {
         self.sent.0.lock().clear();
         let fetch = Fetch {
             checkpoint,

@@ -1,0 +1,73 @@
+//! What the log tells of transfers.
+
+use std::fmt::Debug;
+
+use parking_lot::Mutex;
+use tracing::field::{Field, Visit};
+use tracing::span::{Attributes, Id, Record};
+use tracing::{Event, Metadata, Subscriber};
+
+use super::keeping::Member;
+use super::*;
+use crate::message::{EndReason, Ended};
+
+/// Spans that were opened, and what was said.
+#[derive(Clone, Default)]
+struct Heard(Arc<Mutex<Vec<String>>>);
+
+struct Line(String);
+
+impl Visit for Line {
+    fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
+        self.0 += &format!(" {field}={value:?}");
+    }
+}
+
+impl Subscriber for Heard {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        metadata
+            .target()
+            .starts_with("esker_raft::runtime::serving")
+    }
+
+    fn new_span(&self, span: &Attributes<'_>) -> Id {
+        let mut line = Line(span.metadata().name().to_owned());
+        span.record(&mut line);
+        self.0.lock().push(line.0);
+        Id::from_u64(1)
+    }
+
+    fn event(&self, event: &Event<'_>) {
+        let mut line = Line("said:".to_owned());
+        event.record(&mut line);
+        self.0.lock().push(line.0);
+    }
+
+    fn record(&self, _: &Id, _: &Record<'_>) {}
+    fn record_follows_from(&self, _: &Id, _: &Id) {}
+    fn enter(&self, _: &Id) {}
+    fn exit(&self, _: &Id) {}
+}
+
+#[test]
+fn a_transfer_has_a_span_on_the_sending_side_and_one_only() {
+    let dir = tempfile::tempdir().unwrap();
+    let member = Member::open(dir.path());
+    let checkpoint = member.snapshot(10);
+    let heard = Heard::default();
+    tracing::subscriber::with_default(heard.clone(), || {
+        member.fetch(2, checkpoint);
+        member.fetch(2, checkpoint);
+        let reason = EndReason::Installed;
+        let ended = Ended { checkpoint, reason };
+        member.serving.ended(NodeId(2), ended);
+    });
+    let heard = heard.0.lock();
+    let spans = heard.iter().filter(|line| line.starts_with("send "));
+    let spans: Vec<_> = spans.collect();
+    let expected = format!("send group=1 checkpoint={checkpoint} to=2");
+    assert_eq!(spans, [&expected], "{heard:?}");
+    let said = |what: &str| heard.iter().any(|line| line.contains(what));
+    assert!(said("message=sending a snapshot total=1000"), "{heard:?}");
+    assert!(said("message=nothing more is sent sent=100"), "{heard:?}");
+}
