@@ -99,6 +99,9 @@ fn bytes_that_arrive_are_counted_as_they_arrive() {
     wait_for("those that have come are counted", || {
         cluster.group(behind).counters().bytes_fetched == 30 * CHUNK
     });
+    std::thread::sleep(Duration::from_millis(100));
+    let counters = cluster.group(behind).counters();
+    assert_eq!(counters.engine.fetches_failed, 0, "it goes on");
     watch.go_on();
     cluster.assert_agreed(&[1, 2, 3]);
     let total = cluster.group(behind).counters().bytes_fetched;
