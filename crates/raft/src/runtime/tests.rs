@@ -31,8 +31,8 @@ mod purging;
 mod restart;
 mod serving;
 mod snapshots;
-mod stopping;
 mod spans;
+mod stopping;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
