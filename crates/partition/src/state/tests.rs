@@ -251,7 +251,7 @@ fn history_is_cut_where_the_policy_says_and_reading_below_says_where_it_begins()
     assert_eq!(agent.unwrap().0.len(), 4);
 }
 
-pub(super) fn imported(name: &str, version: u64, value: Option<&'static str>) -> ImportedEntry {
+fn imported(name: &str, version: u64, value: Option<&'static str>) -> ImportedEntry {
     ImportedEntry {
         namespace: "default".into(),
         agent_id: "agent".into(),

@@ -6,10 +6,9 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::lineage::GAP;
-use crate::state::StateDigest;
 use crate::state::command::{ImportBegin, ImportEntries, ImportFinish, ImportStep, ImportedEntry};
-use crate::state::read::{At, StateReadError};
-use crate::state::tests::{delete, imported, key, values, write};
+use crate::state::read::{At, StateDigest, StateReadError};
+use crate::state::tests::{delete, key, values, write};
 use crate::streams::tests::fixture::Fixture;
 
 /// What a JSON snapshot says.
