@@ -2,8 +2,8 @@
 //!
 //! Every operation is one that a crash can come before or after. [`DiskFaults`] make them fail: for
 //! want of space after so many bytes, or one or all of them after so many operations, the latter being
-//! what a process that ended at that moment leaves behind. Or they make them wait, as a disk does that has too
-//! much to do.
+//! what a process that ended at that moment leaves behind. Or they make them wait, as a disk does that
+//! has too much to do.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
