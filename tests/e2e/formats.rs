@@ -53,6 +53,8 @@ fn unpack(fixture: &Path) -> tempfile::TempDir {
 fn setup(dir: &Path) -> Setup {
     Setup::default()
         .set("cluster-name=fixture")
+        // The records of the fixtures are older than their streams keep them.
+        .set("retention.interval=1h")
         .set("log.segment-size=1MiB")
         .set("log.purge-threshold=1MiB")
         .set(&format!(
