@@ -4,7 +4,6 @@
 //! |---|---|
 //! | [`config`] | the configuration, where each value came from, its documentation |
 //! | [`server`] | the listener: connections, limits, start and graceful stop |
-//! | `at_once` | where requests of HTTP/2 run |
 //! | [`api`] | handlers: from requests to calls on a node, and back |
 //! | [`admin`] | the admin API: status, partition snapshots |
 //! | [`state`] | the state service, over gRPC |
@@ -15,7 +14,6 @@
 
 pub mod admin;
 pub mod api;
-mod at_once;
 pub mod config;
 pub mod errors;
 mod opening;

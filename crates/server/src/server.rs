@@ -21,7 +21,7 @@ pub use esker_node::Bootstrap;
 use esker_node::{
     DestinationOptions, Node, NodeOptions, SnapshotOptions, StartError, StateOptions, StoreOptions,
 };
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
@@ -31,7 +31,6 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::api::{self, App, Limits};
-use crate::at_once::AtOnce;
 use crate::config::{
     Config, HumanDuration, OnLogFull, Secret, SnapshotKind, SnapshotsConfig, StateConfig,
 };
@@ -226,7 +225,7 @@ async fn accept(listener: TcpListener, router: axum::Router, accepted: Accepted)
         stop,
         grace,
     } = accepted;
-    let mut http = auto::Builder::new(AtOnce);
+    let mut http = auto::Builder::new(TokioExecutor::new());
     http.http1()
         .timer(TokioTimer::new())
         .header_read_timeout(header_timeout);

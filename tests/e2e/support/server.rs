@@ -70,7 +70,7 @@ impl Setup {
         self
     }
 
-    /// With this variable of the environment. Only the tests of the state store need it.
+    /// With this variable of the environment.
     #[allow(dead_code)]
     pub fn variable(mut self, name: &'static str, value: &str) -> Setup {
         self.variables.push((name, value.to_owned()));

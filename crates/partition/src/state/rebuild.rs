@@ -233,7 +233,7 @@ impl StateRebuild {
     /// How many forks there were between one commit and the next, `to + 1`, or the tail.
     fn forks_between(&self, from: u64, to: u64) -> Result<u64, StoreError> {
         let passed_over = to.saturating_sub(from);
-        if passed_over % GAP != 0 {
+        if !passed_over.is_multiple_of(GAP) {
             let why = format!("those after {from} and up to {to} are missing");
             return Err(self.part.malformed("the stream of commits", &why));
         }
