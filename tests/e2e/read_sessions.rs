@@ -258,6 +258,54 @@ async fn a_reader_whose_place_is_trimmed_away_goes_on_at_the_head() {
     assert_eq!(gaps[0][1], 395);
 }
 
+/// Two records, a trim of all before and with it, and another one.
+fn message(first: u64) -> AppendInput {
+    let record = |body: &str| AppendRecord::new(body.to_owned()).unwrap();
+    let trim: AppendRecord = CommandRecord::trim(first + 3).into();
+    let records = [record("a"), record("b"), trim, record("c")];
+    AppendInput::new(AppendRecordBatch::try_from_iter(records).unwrap())
+}
+
+#[tokio::test]
+async fn followers_of_every_kind_get_a_batch_whole_that_trims_itself() {
+    let server = Server::fresh().await;
+    let stream = orders(&server).await;
+    for transport in TRANSPORTS {
+        let http = server.http(transport);
+        let first = stream.check_tail().await.unwrap().seq_num;
+        let mut session = follow(&http, "tail_offset=0").await;
+        assert!(session.next().await.message().records.is_empty());
+        let mut events = Events::open(&http, "test-basin", "orders", "tail_offset=0", None).await;
+        assert_eq!(events.next().await.unwrap().event, "ping");
+        let mut next = first;
+        for _ in 0..20 {
+            stream.append(message(next)).await.unwrap();
+            let expected: Vec<u64> = (next..next + 4).collect();
+            let batch: ReadBatch = session.next().await.message();
+            let by_frames: Vec<_> = batch.records.iter().map(|r| r.seq_num).collect();
+            assert_eq!(by_frames, expected, "{transport:?}");
+            let by_events = events.next().await.unwrap().seq_nums();
+            assert_eq!(by_events, expected, "{transport:?}");
+            next += 4;
+        }
+        // Requests that race: nothing is missing for who was at the tail.
+        let appends = (0..50).map(|_| stream.append(message(next + 1_000)));
+        for appended in futures::future::join_all(appends).await {
+            appended.unwrap();
+        }
+        let end = next + 200;
+        let mut seen = Vec::new();
+        while seen.last().is_none_or(|last| last + 1 < end) {
+            let batch: ReadBatch = session.next().await.message();
+            seen.extend(batch.records.iter().map(|r| r.seq_num));
+        }
+        assert_eq!(seen, (next..end).collect::<Vec<_>>());
+        // Who begins now sees what the last trim left.
+        let rest = sdk::read_all(&stream).await;
+        assert_eq!(sdk::seq_nums(&rest), [end - 1]);
+    }
+}
+
 mod official {
     //! The same through the official client.
 

@@ -3,16 +3,17 @@
 //! A session first catches up from the database, on threads where blocking is fine, then follows:
 //! it is woken when the tail moves and takes what is new from memory. If it falls behind what
 //! memory keeps, it reads the database again. While a client takes one batch, the next is read: a
-//! session holds at most two (1000 records, 1 MiB each) at a time.
+//! session holds at most two (1000 records, 1 MiB each) at a time, and what is left of the appended
+//! batch that the last one ended in.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use esker_partition::reader::ScanEnd;
 use esker_partition::stream::Follower;
-use esker_partition::{ReadError, Scan};
+use esker_partition::{Cursor, ReadError, Scan};
 use s2_common::read_extent::{EvaluatedReadLimit, ReadLimit};
-use s2_common::record::{MeteredSize as _, SeqNum, StreamPosition};
+use s2_common::record::{Metered, MeteredSize as _, StreamPosition};
 use s2_common::stream::{ReadBatch, ReadEnd, ReadStart};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -36,7 +37,7 @@ const HEARTBEAT_MS: std::ops::Range<u64> = 5_000..15_000;
 pub struct ReadSession {
     handle: StreamHandle,
     follower: Follower,
-    next: SeqNum,
+    cursor: Cursor,
     limit: EvaluatedReadLimit,
     end: ReadEnd,
     deadline: Option<Instant>,
@@ -58,8 +59,8 @@ impl StreamHandle {
         let follower = self.stream.follow();
         let limit = end.limit.remaining(0, 0);
         // A read of nothing is done, wherever it begins.
-        let next = if limit == EvaluatedReadLimit::Exhausted {
-            0
+        let cursor = if limit == EvaluatedReadLimit::Exhausted {
+            Cursor::nowhere()
         } else {
             let handle = self.clone();
             let may_follow = end.may_follow();
@@ -67,7 +68,7 @@ impl StreamHandle {
                 handle
                     .partition
                     .reader
-                    .start(&handle.stream, start, may_follow)
+                    .begin(&handle.stream, start, may_follow)
             })
             .await
             .map_err(|e| self.read_error(e))?
@@ -75,7 +76,7 @@ impl StreamHandle {
         Ok(ReadSession {
             handle: self.clone(),
             follower,
-            next,
+            cursor,
             limit,
             end,
             deadline: None,
@@ -97,17 +98,19 @@ impl ReadSession {
             let EvaluatedReadLimit::Remaining(limit) = self.limit else {
                 return Ok(None);
             };
-            let scan = self.scan(limit).await?;
-            let tail = match scan.end {
+            let mut scan = self.scan(limit).await?;
+            let end = scan.end;
+            let tail = match end {
                 ScanEnd::Tail(tail) => Some(tail),
                 ScanEnd::More | ScanEnd::Limit => None,
             };
-            if !scan.records.is_empty() {
-                let (count, bytes) = (scan.records.len(), scan.records.metered_size());
+            let records = std::mem::replace(&mut scan.records, Metered::with_capacity(0));
+            self.cursor = scan.into_cursor();
+            if !records.is_empty() {
+                let (count, bytes) = (records.len(), records.metered_size());
                 self.limit = limit.remaining(count, bytes);
-                self.next = scan.next;
                 if let EvaluatedReadLimit::Remaining(limit) = &self.limit
-                    && scan.end == ScanEnd::More
+                    && end == ScanEnd::More
                 {
                     self.ahead = Some(self.scan_database(*limit));
                 }
@@ -115,15 +118,11 @@ impl ReadSession {
                 self.deadline = self.end.wait.map(|wait| Instant::now() + wait);
                 self.heartbeat = next_heartbeat();
                 metrics::counter!("esker_read_records_total").increment(count as u64);
-                return Ok(Some(ReadOutput::Batch(ReadBatch {
-                    records: scan.records,
-                    tail,
-                })));
+                return Ok(Some(ReadOutput::Batch(ReadBatch { records, tail })));
             }
             let Some(tail) = tail else {
                 return Ok(None);
             };
-            self.next = scan.next;
             if !self.end.may_follow() {
                 return Ok(None);
             }
@@ -141,7 +140,7 @@ impl ReadSession {
             let stopping = self.handle.node.inner.stopping.clone();
             tokio::select! {
                 biased;
-                () = self.follower.beyond(self.next) => {}
+                () = self.follower.beyond(self.cursor.next()) => {}
                 () = stopping.cancelled() => return Err(Error::Stopping),
                 () = tokio::time::sleep_until(self.heartbeat) => {
                     self.heartbeat = next_heartbeat();
@@ -154,10 +153,11 @@ impl ReadSession {
 
     async fn scan(&mut self, limit: ReadLimit) -> Result<Scan, Error> {
         let handle = &self.handle;
+        let resumes_at = self.cursor.resumes_at();
         let reading = match self.ahead.take() {
             Some(ahead) => Some(ahead),
-            None if self.next < handle.stream.tail().seq_num
-                && !handle.stream.has_recent(self.next) =>
+            None if resumes_at < handle.stream.tail().seq_num
+                && !handle.stream.has_recent(resumes_at) =>
             {
                 Some(self.scan_database(limit))
             }
@@ -167,7 +167,7 @@ impl ReadSession {
             Some(reading) => join(reading).await,
             None => {
                 let reader = &handle.partition.reader;
-                reader.scan(&handle.stream, self.next, limit, self.end.until)
+                reader.scan(&handle.stream, self.cursor.clone(), limit, self.end.until)
             }
         };
         result.map_err(|e| handle.read_error(e))
@@ -175,7 +175,7 @@ impl ReadSession {
 
     /// Begins to read where the session is, on a thread where blocking is fine.
     fn scan_database(&self, limit: ReadLimit) -> JoinHandle<Result<Scan, ReadError>> {
-        let (from, until) = (self.next, self.end.until);
+        let (from, until) = (self.cursor.clone(), self.end.until);
         let reader = self.handle.partition.reader.clone();
         let stream = Arc::clone(&self.handle.stream);
         tokio::task::spawn_blocking(move || reader.scan(&stream, from, limit, until))

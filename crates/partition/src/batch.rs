@@ -211,6 +211,29 @@ impl StoredBatch {
         (at < self.timestamps.len()).then(|| self.first_seq + at as u64)
     }
 
+    /// How many records a stored value has, by its head; `None` if it has none.
+    pub(crate) fn count_in(value: &[u8]) -> Option<u64> {
+        // The version and two numbers.
+        let mut head = Bytes::copy_from_slice(&value[..value.len().min(21)]);
+        if !head.has_remaining() || head.get_u8() != VERSION {
+            return None;
+        }
+        get_varint(&mut head).ok()?;
+        get_varint(&mut head).ok()
+    }
+
+    /// The sequence number below which the batch trims the stream, if it has trims.
+    pub(crate) fn trims_to(&self) -> Result<Option<SeqNum>, MalformedBatch> {
+        let mut trims_to = None;
+        for record in self.records(self.first_seq) {
+            let (position, record) = record?.into_inner().into_parts();
+            if let Record::Command(CommandRecord::Trim(point)) = record {
+                trims_to = trims_to.max(Some(point.min(position.seq_num + 1)));
+            }
+        }
+        Ok(trims_to)
+    }
+
     /// The records from `from` on.
     pub fn records(
         &self,

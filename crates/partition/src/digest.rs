@@ -12,6 +12,7 @@ use crate::batch::StoredBatch;
 use crate::ids::{BasinId, LineageId, StreamId};
 use crate::keys;
 use crate::lineage::Lineage;
+use crate::seek::seek_batch;
 use crate::store::{Applied, Db, Part, RawIterator, StoreError};
 use crate::stream::{StreamMeta, StreamState};
 use crate::streams::failed::REMEMBER_FAILED;
@@ -94,12 +95,11 @@ impl<'a> Look<'a> {
             .transpose()
     }
 
-    fn iterate(&self, from: &[u8], to: &[u8]) -> RawIterator<'a> {
+    fn iterate(&self, from: &[u8], to: &[u8], cache: bool) -> RawIterator<'a> {
         let mut options = ReadOptions::default();
         options.set_iterate_lower_bound(from);
         options.set_iterate_upper_bound(to);
-        options.fill_cache(false);
-        options.set_readahead_size(2 << 20);
+        options.fill_cache(cache);
         let mut it = self.snapshot.raw_iterator_cf_opt(&self.part.cf(), options);
         it.seek_to_first();
         it
@@ -111,7 +111,7 @@ impl<'a> Look<'a> {
     }
 
     fn range(&mut self, from: &[u8], to: &[u8]) -> Result<(), StoreError> {
-        let mut it = self.iterate(from, to);
+        let mut it = self.iterate(from, to, true);
         while let (Some(key), Some(value)) = (it.key(), it.value()) {
             self.add(key);
             self.add(value);
@@ -122,7 +122,7 @@ impl<'a> Look<'a> {
 
     fn dropped_basins(&mut self) -> Result<Vec<BasinId>, StoreError> {
         let (from, to) = keys::all_dropped_basins();
-        let mut it = self.iterate(&from, &to);
+        let mut it = self.iterate(&from, &to, true);
         let mut dropped = Vec::new();
         while let Some(key) = it.key() {
             self.add(key);
@@ -136,7 +136,7 @@ impl<'a> Look<'a> {
     /// Names of streams whose basins are not dropped.
     fn names(&mut self, dropped: &[BasinId]) -> Result<(), StoreError> {
         let (from, to) = keys::all_stream_names();
-        let mut it = self.iterate(&from, &to);
+        let mut it = self.iterate(&from, &to, true);
         while let (Some(key), Some(value)) = (it.key(), it.value()) {
             let basin = keys::id_of(key).map(BasinId);
             if basin.is_some_and(|basin| dropped.binary_search(&basin).is_err()) {
@@ -155,9 +155,9 @@ impl<'a> Look<'a> {
         lineage: &Lineage,
     ) -> Result<(u64, u64), StoreError> {
         let (from, to) = keys::all_stream_metas();
-        let mut metas = self.iterate(&from, &to);
+        let mut metas = self.iterate(&from, &to, true);
         let (from, to) = keys::all_data();
-        let mut data = self.iterate(&from, &to);
+        let mut data = self.iterate(&from, &to, false);
         let (mut streams, mut batches) = (0, 0);
         while let (Some(key), Some(value)) = (metas.key(), metas.value()) {
             let id = keys::id_of(key)
@@ -192,10 +192,10 @@ impl<'a> Look<'a> {
         if state.is_empty() {
             return Ok(0);
         }
-        let first = keys::data(id, 0);
-        it.seek_for_prev(keys::data(id, state.trim_point));
-        if it.key().is_none_or(|key| key < &first[..]) {
-            it.seek(first);
+        // Most often it is there already: streams are looked at in the order of their data.
+        let at = it.key().and_then(|key| keys::first_seq_in(id, key));
+        if at.is_none_or(|first_seq| first_seq < state.trim_point) {
+            seek_batch(it, id, state.trim_point);
         }
         let end = keys::data(id, state.tail_seq);
         let mut batches = 0;

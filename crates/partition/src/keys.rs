@@ -159,6 +159,13 @@ pub fn first_seq_of(key: &[u8]) -> Option<u64> {
     Some(u64::from_be_bytes(key.get(9..17)?.try_into().ok()?))
 }
 
+/// The first sequence number in a data key of the stream; `None` of any other key.
+pub fn first_seq_in(id: StreamId, key: &[u8]) -> Option<u64> {
+    let (of_stream, seq) = key.split_at_checked(9)?;
+    let seq = u64::from_be_bytes(seq.try_into().ok()?);
+    (*of_stream == with_id(DATA, id.0)).then_some(seq)
+}
+
 pub fn by_time(id: StreamId, last_timestamp: u64, first_seq: u64) -> [u8; 25] {
     let mut key = [BY_TIME; 25];
     key[1..9].copy_from_slice(&id.0.to_be_bytes());

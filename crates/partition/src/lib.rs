@@ -31,6 +31,8 @@ pub mod lineage;
 pub mod reader;
 pub mod recent;
 pub mod reclaim;
+mod scan;
+mod seek;
 pub mod settings;
 pub mod state;
 pub mod store;
@@ -44,7 +46,7 @@ pub use ids::{
     BasinId, LineageId, PartitionId, STATE_BASIN, STATE_BASIN_ID, StreamId, partition_of,
 };
 pub use lineage::Lineage;
-pub use reader::{ReadError, Reader, Scan};
+pub use reader::{Cursor, ReadError, Reader, Scan};
 pub use recent::RecentBudget;
 pub use store::{Founding, Store, StoreError, StoreOptions};
 pub use stream::Stream;

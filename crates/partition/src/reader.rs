@@ -4,21 +4,18 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
-use s2_common::caps::RECORD_BATCH_MAX;
 use s2_common::config::StreamConfig;
-use s2_common::read_extent::{ReadLimit, ReadUntil};
-use s2_common::record::{
-    Metered, MeteredSize as _, SeqNum, SequencedRecord, StreamPosition, Timestamp,
-};
+use s2_common::record::{SeqNum, StreamPosition, Timestamp};
 use s2_common::stream::{ReadFrom, ReadStart};
 
-use crate::batch::{MalformedBatch, StoredBatch};
 use crate::ids::{BasinId, PartitionId, StreamId};
 use crate::keys;
-use crate::store::{Part, RawIterator, StoreError, two_numbers};
+use crate::seek::seek_batch;
+use crate::store::{Part, StoreError, two_numbers};
 use crate::stream::{Stream, StreamMeta, StreamState, View};
 use crate::streams::directory::Directory;
+
+pub use crate::scan::{Cursor, Scan, ScanEnd};
 
 /// Why nothing could be read.
 #[derive(Debug, thiserror::Error)]
@@ -32,29 +29,6 @@ pub enum ReadError {
     /// The database.
     #[error(transparent)]
     Store(#[from] StoreError),
-}
-
-/// Records that were read.
-#[derive(Debug)]
-pub struct Scan {
-    /// In order, without gaps but where sequence numbers have them; at most
-    /// [`RECORD_BATCH_MAX`].
-    pub records: Metered<Vec<SequencedRecord>>,
-    /// Where to go on.
-    pub next: SeqNum,
-    /// Why it ended.
-    pub end: ScanEnd,
-}
-
-/// Why a scan ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ScanEnd {
-    /// There is more.
-    More,
-    /// The tail was reached; this one.
-    Tail(StreamPosition),
-    /// The next record would exceed the limits that the reader set.
-    Limit,
 }
 
 /// A stream in a list.
@@ -154,14 +128,40 @@ impl Reader {
         Ok(listed)
     }
 
-    /// The sequence number that a read begins at.
-    pub fn start(
+    /// Where a read begins: at a record that no trim has reached yet, or at the tail.
+    ///
+    /// # Errors
+    ///
+    /// [`ReadError::Unwritten`] beyond the tail, or at it if the read may not follow.
+    pub fn begin(
+        &self,
+        stream: &Stream,
+        start: ReadStart,
+        may_follow: bool,
+    ) -> Result<Cursor, ReadError> {
+        let view = stream.view();
+        let seq = self.start_in(&view, stream.id, start, may_follow)?;
+        Ok(Cursor::at_start(seq.max(view.state.head())))
+    }
+
+    /// The sequence number that a read is asked to begin at.
+    #[cfg(test)]
+    pub(crate) fn start(
         &self,
         stream: &Stream,
         start: ReadStart,
         may_follow: bool,
     ) -> Result<SeqNum, ReadError> {
-        let view = stream.view();
+        self.start_in(&stream.view(), stream.id, start, may_follow)
+    }
+
+    fn start_in(
+        &self,
+        view: &View,
+        id: StreamId,
+        start: ReadStart,
+        may_follow: bool,
+    ) -> Result<SeqNum, ReadError> {
         if view.gone {
             return Err(ReadError::Gone);
         }
@@ -176,7 +176,7 @@ impl Reader {
                 tail.seq_num
             }
             ReadFrom::Timestamp(timestamp) => self
-                .first_at(stream.id, timestamp, &view.state)?
+                .first_at(id, timestamp, &view.state)?
                 .unwrap_or(tail.seq_num),
         };
         let seq = if start.clamp {
@@ -220,86 +220,6 @@ impl Reader {
         Ok(seq
             .map(|seq| seq.max(state.head()))
             .filter(|seq| *seq < state.tail_seq))
-    }
-
-    /// Records from `from` on, within `limit` and `until`, and within one batch of the API.
-    pub fn scan(
-        &self,
-        stream: &Arc<Stream>,
-        from: SeqNum,
-        limit: ReadLimit,
-        until: ReadUntil,
-    ) -> Result<Scan, ReadError> {
-        let (recent, view) = match stream.recent_from(from) {
-            Some((batches, view)) => (Some(batches), view),
-            None => (None, stream.view()),
-        };
-        if view.gone {
-            return Err(ReadError::Gone);
-        }
-        let tail = view.state.tail();
-        let from = from.max(view.state.head());
-        let mut taking = Taking::new(from, tail.seq_num, limit, until);
-        match recent {
-            Some(batches) => {
-                for batch in batches {
-                    if !taking.take(&batch).map_err(|e| self.bad_batch(&e))? {
-                        break;
-                    }
-                }
-            }
-            None => self.scan_database(stream.id, &mut taking, &view)?,
-        }
-        if taking.records.is_empty() && taking.end.is_none() && stream.view().gone {
-            return Err(ReadError::Gone);
-        }
-        Ok(taking.finish(tail))
-    }
-
-    fn scan_database(
-        &self,
-        id: StreamId,
-        taking: &mut Taking,
-        view: &View,
-    ) -> Result<(), StoreError> {
-        let from = taking.next;
-        if from >= view.state.tail_seq {
-            return Ok(());
-        }
-        let mut it = self.part.iterate(
-            &keys::data(id, 0),
-            &keys::data(id, view.state.tail_seq),
-            false,
-        );
-        it.seek_for_prev(keys::data(id, from));
-        if !it.valid() {
-            it.seek_to_first();
-        }
-        while let Some(batch) = self.batch_at(&it)? {
-            if !taking.take(&batch).map_err(|e| self.bad_batch(&e))? {
-                break;
-            }
-            it.next();
-        }
-        Ok(())
-    }
-
-    /// The batch under the iterator, if it has not ended.
-    fn batch_at(&self, it: &RawIterator<'_>) -> Result<Option<StoredBatch>, StoreError> {
-        let (Some(key), Some(value)) = (it.key(), it.value()) else {
-            it.status()
-                .map_err(|e| self.part.error("reading records", e))?;
-            return Ok(None);
-        };
-        let first_seq = keys::first_seq_of(key)
-            .ok_or_else(|| self.part.malformed("a batch's key", &"its length"))?;
-        StoredBatch::parse(first_seq, Bytes::copy_from_slice(value))
-            .map(Some)
-            .map_err(|e| self.bad_batch(&e))
-    }
-
-    fn bad_batch(&self, e: &MalformedBatch) -> StoreError {
-        self.part.malformed("a batch", e)
     }
 
     /// Looks at up to `count` streams with ids after `after`, and says what is due at `now_ms`, and
@@ -375,94 +295,35 @@ impl Reader {
 
 impl Reader {
     /// Where the first batch begins that arrived at or after `cutoff`; the tail if none did. Batches
-    /// of a stream arrive in order, so this halves what is left until nothing is.
+    /// of a stream arrive in order, so this halves what is left until nothing is; it only moves
+    /// forward, see [`crate::seek`].
     fn first_arrived(
         &self,
         id: StreamId,
         cutoff: u64,
         state: &StreamState,
     ) -> Result<SeqNum, StoreError> {
-        let mut it = self
-            .part
-            .iterate(&keys::data(id, 0), &keys::data(id, state.tail_seq), true);
-        let mut low = state.head();
-        let mut high = state.tail_seq;
+        let (head, tail) = (state.head(), state.tail_seq);
+        let (first, end) = (keys::data(id, 0), keys::data(id, tail));
+        let mut it = self.part.iterate(&first, &end, true);
         // The oldest first: most streams have nothing to expire.
-        let mut probe = low;
+        seek_batch(&mut it, id, head);
+        let mut low = match self.batch_at(&it)? {
+            Some(oldest) if oldest.arrival_ms < cutoff => oldest.end_seq().max(head),
+            _ => return Ok(head),
+        };
+        // No batch that begins before `low` arrived late enough. The first that begins at or after
+        // `high` does; it begins at `found`.
+        let (mut high, mut found) = (tail, tail);
         while low < high {
-            it.seek_for_prev(keys::data(id, probe));
-            let Some(batch) = self.batch_at(&it)? else {
-                return Ok(state.head());
-            };
-            if batch.arrival_ms < cutoff {
-                low = batch.end_seq().max(probe + 1);
-            } else {
-                high = batch.first_seq.max(state.head());
+            let probe = low + (high - low) / 2;
+            it.seek(keys::data(id, probe));
+            match self.batch_at(&it)?.filter(|batch| batch.first_seq < high) {
+                Some(batch) if batch.arrival_ms < cutoff => low = batch.end_seq(),
+                Some(batch) => (high, found) = (probe, batch.first_seq),
+                None => high = probe,
             }
-            probe = low + (high.saturating_sub(low)) / 2;
         }
-        Ok(low.min(state.tail_seq))
-    }
-}
-
-/// Records on their way into a [`Scan`].
-struct Taking {
-    next: SeqNum,
-    tail: SeqNum,
-    limit: ReadLimit,
-    until: ReadUntil,
-    records: Metered<Vec<SequencedRecord>>,
-    end: Option<ScanEnd>,
-}
-
-impl Taking {
-    fn new(from: SeqNum, tail: SeqNum, limit: ReadLimit, until: ReadUntil) -> Taking {
-        Taking {
-            next: from,
-            tail,
-            limit,
-            until,
-            records: Metered::with_capacity(0),
-            end: None,
-        }
-    }
-
-    /// Takes what fits; whether there may be room for more.
-    fn take(&mut self, batch: &StoredBatch) -> Result<bool, MalformedBatch> {
-        if batch.end_seq() <= self.next {
-            return Ok(true);
-        }
-        for record in batch.records(self.next) {
-            let record = record?;
-            let position = *record.position();
-            if position.seq_num >= self.tail {
-                return Ok(false);
-            }
-            let count = self.records.len() + 1;
-            let bytes = self.records.metered_size() + record.metered_size();
-            if self.limit.deny(count, bytes) || self.until.deny(position.timestamp) {
-                self.end = Some(ScanEnd::Limit);
-                return Ok(false);
-            }
-            if count > RECORD_BATCH_MAX.count || bytes > RECORD_BATCH_MAX.bytes {
-                self.end = Some(ScanEnd::More);
-                return Ok(false);
-            }
-            self.records.push(record);
-            self.next = position.seq_num + 1;
-        }
-        Ok(true)
-    }
-
-    fn finish(self, tail: StreamPosition) -> Scan {
-        let end = self.end.unwrap_or(ScanEnd::Tail(tail));
-        Scan {
-            records: self.records,
-            next: match end {
-                ScanEnd::Tail(tail) => tail.seq_num.max(self.next),
-                ScanEnd::More | ScanEnd::Limit => self.next,
-            },
-            end,
-        }
+        Ok(found)
     }
 }

@@ -1,8 +1,8 @@
 //! The newest batches of a followed stream, in memory.
 //!
 //! They are contiguous and end at the tail. Each stream may keep so many bytes, and all streams of
-//! a node together so many ([`RecentBudget`]): beyond that, each keeps its newest batch alone, and
-//! readers that lag behind it read the database.
+//! a node together so many ([`RecentBudget`]): beyond that, each keeps what its newest append step
+//! brought alone (2 MiB at most, or its newest batch), and readers that lag behind it read the database.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -67,9 +67,10 @@ impl Recent {
         }
     }
 
-    /// Adds what was appended. Batches that do not end at the tail are of no use to a follower:
-    /// somebody may have begun to follow in the middle of a step.
+    /// Adds what a step appended. Batches that do not end at the tail are of no use to a follower: the
+    /// tail may have passed over numbers.
     pub fn extend(&mut self, new: Vec<StoredBatch>, tail: SeqNum) {
+        let newest = new.len().max(1);
         for batch in new {
             if self.end_seq().is_some_and(|end| end != batch.first_seq) {
                 self.clear();
@@ -82,8 +83,8 @@ impl Recent {
         if self.end_seq() != Some(tail) {
             self.clear();
         }
-        // The newest batch stays whatever its size.
-        while self.batches.len() > 1 && self.bytes > self.budget.allowance() {
+        // What the newest step appended stays whatever its size, and the newest batch.
+        while self.batches.len() > newest && self.bytes > self.budget.allowance() {
             if let Some(oldest) = self.batches.pop_front() {
                 self.forget(oldest.bytes());
             }

@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 use crate::batch::StoredBatch;
 use crate::ids::{BasinId, StreamId};
 use crate::keys;
+use crate::seek::seek_batch;
 use crate::store::{Part, StoreError};
 use crate::stream::StreamState;
 use crate::streams::StreamOptions;
@@ -299,10 +300,7 @@ impl Reclaimer {
         let mut it = self
             .part
             .iterate(&keys::data(id, 0), &keys::data_end(id), false);
-        it.seek_for_prev(keys::data(id, state.trim_point));
-        if !it.valid() {
-            it.seek_to_first();
-        }
+        seek_batch(&mut it, id, state.trim_point);
         let kept = match (it.key(), it.value()) {
             (Some(key), Some(value)) => {
                 let first_seq = keys::first_seq_of(key)

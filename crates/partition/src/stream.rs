@@ -287,13 +287,16 @@ impl Stream {
 
     /// Whether memory has the record at `seq`.
     pub fn has_recent(&self, seq: SeqNum) -> bool {
-        self.published.lock().recent.reaches(seq)
+        let published = self.published.lock();
+        let seq = published.view.state.after_gap(seq);
+        published.recent.reaches(seq)
     }
 
     /// Batches in memory that begin at or before `from` and reach the tail; `None` if memory does
     /// not go back that far.
     pub(crate) fn recent_from(&self, from: SeqNum) -> Option<(Vec<StoredBatch>, View)> {
         let published = self.published.lock();
+        let from = published.view.state.after_gap(from);
         let batches = published.recent.from(from)?;
         Some((batches, published.view.clone()))
     }

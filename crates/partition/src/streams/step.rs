@@ -41,7 +41,8 @@ pub(crate) struct Touched {
     meta: Option<StreamMeta>,
     gone: bool,
     pub(crate) trimmed: bool,
-    keep_batches: bool,
+    /// What was appended. It is kept whether somebody follows or not: who begins to follow while the
+    /// step is applied gets it from memory.
     batches: Vec<StoredBatch>,
 }
 
@@ -226,7 +227,6 @@ impl<'a> Step<'a> {
                     meta: None,
                     gone: view.gone,
                     trimmed: false,
-                    keep_batches: stream.has_followers(),
                     batches: Vec::new(),
                     stream: Some(stream),
                 },
@@ -330,16 +330,10 @@ impl<'a> Step<'a> {
         let tail = stream.state.tail();
         let arrival_ms = stream.state.active_ms;
         let value = records.store(arrival_ms, &timestamps);
-        let keep = stream.keep_batches;
+        let batch = StoredBatch::parse(first_seq, value.clone()).map_err(|e| malformed(&e))?;
+        stream.batches.push(batch);
         self.batch.put(keys::data(id, first_seq), &value);
         self.batch.put(keys::by_time(id, latest, first_seq), []);
-        if keep {
-            let batch = StoredBatch::parse(first_seq, value)
-                .map_err(|e| self.part.malformed("an append", &e))?;
-            if let Some(stream) = self.touched.get_mut(&id) {
-                stream.batches.push(batch);
-            }
-        }
         Ok(Ok(Appended {
             start,
             end: tail,
@@ -437,7 +431,6 @@ impl<'a> Step<'a> {
                 meta: Some(meta),
                 gone: false,
                 trimmed: false,
-                keep_batches: false,
                 batches: Vec::new(),
             },
         );

@@ -165,8 +165,7 @@ fn nothing_is_kept_in_memory_while_nobody_follows() {
 
 #[test]
 fn memory_never_stands_for_a_tail_that_it_does_not_have() {
-    // A follower leaves; a step begins, and keeps no batches for nobody; another follower comes;
-    // the step is published.
+    // The tail moves on without a batch, as it does where numbers are passed over.
     let mut partition = Fixture::new();
     let stream = partition.create("s");
     let handle = partition.stream("s");
@@ -188,7 +187,7 @@ fn memory_never_stands_for_a_tail_that_it_does_not_have() {
         handle.recent_from(1).is_none(),
         "the record at 1 is in the database only"
     );
-    // The next step keeps its batches again; they do not follow on the one from before.
+    // The next step's batches do not follow on the one from before.
     let records = bodies(stream, 2_000, ["c"]).records();
     let batch = StoredBatch::parse(2, records.store(2_000, &[2_000])).unwrap();
     handle.publish(change(3, vec![batch]));

@@ -4,10 +4,13 @@
 //! real database in a directory of its own, and looks at it as readers do: see [`fixture`].
 
 mod appending;
+#[cfg(target_os = "linux")]
+mod bytes_read;
 mod checkpoints;
 mod dropping;
 mod expiring;
 pub(crate) mod fixture;
+mod followed_trims;
 mod following;
 mod forks;
 mod histories;

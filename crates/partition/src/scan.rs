@@ -1,0 +1,273 @@
+//! Scans: what a read session takes at a time, and where it stands between two of them.
+//!
+//! A session that goes on is at the end of a batch, or within one that it keeps, so a scan finds its
+//! first batch by its key and reads nothing twice. Trims filter where a read begins, and what is read
+//! from the database later; a batch that follows on everything that the session has been given is
+//! given whole, even if the batch itself trims some of its records.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use s2_common::caps::RECORD_BATCH_MAX;
+use s2_common::read_extent::{ReadLimit, ReadUntil};
+use s2_common::record::{Metered, MeteredSize as _, SeqNum, SequencedRecord, StreamPosition};
+
+use crate::batch::{MalformedBatch, StoredBatch};
+use crate::ids::StreamId;
+use crate::keys;
+use crate::reader::{ReadError, Reader};
+use crate::seek::seek_batch;
+use crate::store::{RawIterator, StoreError};
+use crate::stream::{Stream, View};
+
+/// Records that were read.
+#[derive(Debug)]
+pub struct Scan {
+    /// In order, without gaps but where sequence numbers have them; at most
+    /// [`RECORD_BATCH_MAX`].
+    pub records: Metered<Vec<SequencedRecord>>,
+    /// Where to go on.
+    pub next: SeqNum,
+    /// Why it ended.
+    pub end: ScanEnd,
+    /// The batch that `next` is in, if the scan ended within it.
+    rest: Option<StoredBatch>,
+}
+
+impl Scan {
+    /// Where the next scan goes on.
+    pub fn into_cursor(self) -> Cursor {
+        Cursor {
+            next: self.next,
+            rest: self.rest,
+            begins: false,
+        }
+    }
+}
+
+/// Why a scan ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ScanEnd {
+    /// There is more.
+    More,
+    /// The tail was reached; this one.
+    Tail(StreamPosition),
+    /// The next record would exceed the limits that the reader set.
+    Limit,
+}
+
+/// Where a reader is in a stream.
+#[derive(Clone, Debug)]
+pub struct Cursor {
+    next: SeqNum,
+    /// The batch that `next` is in, if an earlier scan has read it already. At most one batch.
+    rest: Option<StoredBatch>,
+    /// Whether a trim that is known by now filters what comes first.
+    begins: bool,
+}
+
+impl Cursor {
+    /// Of a read of nothing, which no record is read for.
+    pub fn nowhere() -> Cursor {
+        Cursor::at_start(0)
+    }
+
+    /// Of a read that begins where no trim has reached: see [`Reader::begin`].
+    pub(crate) fn at_start(seq: SeqNum) -> Cursor {
+        Cursor {
+            next: seq,
+            rest: None,
+            begins: false,
+        }
+    }
+
+    /// The next sequence number.
+    pub fn next(&self) -> SeqNum {
+        self.next
+    }
+
+    /// Where the stream has to be read: behind what is at hand.
+    pub fn resumes_at(&self) -> SeqNum {
+        self.rest.as_ref().map_or(self.next, StoredBatch::end_seq)
+    }
+
+}
+
+impl From<SeqNum> for Cursor {
+    /// Of a read that begins there.
+    fn from(seq: SeqNum) -> Cursor {
+        Cursor {
+            begins: true,
+            ..Cursor::at_start(seq)
+        }
+    }
+}
+
+impl Reader {
+    /// Records from the cursor on, within `limit` and `until`, and within one batch of the API.
+    pub fn scan(
+        &self,
+        stream: &Arc<Stream>,
+        from: impl Into<Cursor>,
+        limit: ReadLimit,
+        until: ReadUntil,
+    ) -> Result<Scan, ReadError> {
+        let from = from.into();
+        let (recent, view) = match stream.recent_from(from.resumes_at()) {
+            Some((batches, view)) => (Some(batches), view),
+            None => (None, stream.view()),
+        };
+        if view.gone {
+            return Err(ReadError::Gone);
+        }
+        let tail = view.state.tail();
+        let next = if from.begins {
+            from.next.max(view.state.head())
+        } else {
+            from.next
+        };
+        let mut taking = Taking::new(next, limit, until);
+        let bad_batch = |e: MalformedBatch| self.part().malformed("a batch", &e);
+        let room = match &from.rest {
+            Some(rest) => taking.take(rest).map_err(bad_batch)?,
+            None => true,
+        };
+        match recent {
+            _ if !room => {}
+            Some(batches) => {
+                for batch in batches {
+                    if !taking.take(&batch).map_err(bad_batch)? {
+                        break;
+                    }
+                }
+            }
+            None => self.scan_database(stream.id, &mut taking, &view)?,
+        }
+        if taking.records.is_empty() && taking.end.is_none() && stream.view().gone {
+            return Err(ReadError::Gone);
+        }
+        Ok(taking.finish(tail))
+    }
+
+    fn scan_database(
+        &self,
+        id: StreamId,
+        taking: &mut Taking,
+        view: &View,
+    ) -> Result<(), StoreError> {
+        let (head, tail) = (view.state.head(), view.state.tail_seq);
+        if taking.next >= tail {
+            return Ok(());
+        }
+        let bad_batch = |e: MalformedBatch| self.part().malformed("a batch", &e);
+        let (first, end) = (keys::data(id, 0), keys::data(id, tail));
+        // In each run, one block may hold the first or the last of the stream's keys beside other keys, and
+        // every scan has to look into it. It is small, and is kept in the cache; the rest of what is read
+        // is not, because it is read once.
+        let next = keys::data(id, taking.next);
+        self.part().iterate(&first, &next, true).seek(next);
+        let mut it = self.part().iterate(&first, &end, false);
+        if taking.next < head {
+            let trims_to = |batch: &StoredBatch| -> Result<Option<SeqNum>, MalformedBatch> {
+                Ok(batch.trims_to()?.map(|seq| view.state.after_gap(seq)))
+            };
+            // Trimmed since the reader was here. What it has missed by that is gone, but for a batch
+            // that it is next to get and that trimmed itself.
+            it.seek(keys::data(id, taking.next));
+            match self.batch_at(&it)? {
+                Some(batch) if trims_to(&batch).map_err(bad_batch)? >= Some(head) => {}
+                _ => {
+                    taking.next = head;
+                    seek_batch(&mut it, id, head);
+                }
+            }
+        } else {
+            seek_batch(&mut it, id, taking.next);
+        }
+        while let Some(batch) = self.batch_at(&it)? {
+            if !taking.take(&batch).map_err(bad_batch)? {
+                break;
+            }
+            it.next();
+        }
+        Ok(())
+    }
+
+    /// The batch under the iterator, if it has not ended.
+    pub(crate) fn batch_at(
+        &self,
+        it: &RawIterator<'_>,
+    ) -> Result<Option<StoredBatch>, StoreError> {
+        let (Some(key), Some(value)) = (it.key(), it.value()) else {
+            it.status()
+                .map_err(|e| self.part().error("reading records", e))?;
+            return Ok(None);
+        };
+        let first_seq = keys::first_seq_of(key)
+            .ok_or_else(|| self.part().malformed("a batch's key", &"its length"))?;
+        StoredBatch::parse(first_seq, Bytes::copy_from_slice(value))
+            .map(Some)
+            .map_err(|e| self.part().malformed("a batch", &e))
+    }
+}
+
+/// Records on their way into a [`Scan`].
+struct Taking {
+    next: SeqNum,
+    limit: ReadLimit,
+    until: ReadUntil,
+    records: Metered<Vec<SequencedRecord>>,
+    end: Option<ScanEnd>,
+    rest: Option<StoredBatch>,
+}
+
+impl Taking {
+    fn new(from: SeqNum, limit: ReadLimit, until: ReadUntil) -> Taking {
+        Taking {
+            next: from,
+            limit,
+            until,
+            records: Metered::with_capacity(0),
+            end: None,
+            rest: None,
+        }
+    }
+
+    /// Takes what fits; whether there may be room for more.
+    fn take(&mut self, batch: &StoredBatch) -> Result<bool, MalformedBatch> {
+        if batch.end_seq() <= self.next {
+            return Ok(true);
+        }
+        for record in batch.records(self.next) {
+            let record = record?;
+            let position = *record.position();
+            let count = self.records.len() + 1;
+            let bytes = self.records.metered_size() + record.metered_size();
+            if self.limit.deny(count, bytes) || self.until.deny(position.timestamp) {
+                self.end = Some(ScanEnd::Limit);
+                return Ok(false);
+            }
+            if count > RECORD_BATCH_MAX.count || bytes > RECORD_BATCH_MAX.bytes {
+                self.end = Some(ScanEnd::More);
+                self.rest = Some(batch.clone());
+                return Ok(false);
+            }
+            self.records.push(record);
+            self.next = position.seq_num + 1;
+        }
+        Ok(true)
+    }
+
+    fn finish(self, tail: StreamPosition) -> Scan {
+        let end = self.end.unwrap_or(ScanEnd::Tail(tail));
+        Scan {
+            records: self.records,
+            next: match end {
+                ScanEnd::Tail(tail) => tail.seq_num.max(self.next),
+                ScanEnd::More | ScanEnd::Limit => self.next,
+            },
+            end,
+            rest: self.rest,
+        }
+    }
+}

@@ -1,0 +1,217 @@
+//! What reading costs in bytes of files, whatever the number of runs.
+//!
+//! The system counts the bytes that a thread asks it for; no cache of the system makes them fewer.
+
+use s2_common::read_extent::{ReadLimit, ReadUntil};
+use s2_common::record::MeteredSize as _;
+use s2_common::stream::{ReadFrom, ReadStart};
+
+use super::fixture::*;
+use crate::command::Kind;
+use crate::ids::StreamId;
+use crate::reader::{Cursor, Due, ScanEnd};
+use crate::settings::StreamSettings;
+use crate::streams::StreamOptions;
+
+const KIB: u64 = 1024;
+const STREAMS: usize = 3;
+/// Files of the partition that are not merged; fewer than the files that may be open.
+const RUNS: [u64; 3] = [1, 8, 40];
+
+/// Bytes that this thread has asked the system to read.
+fn bytes_read() -> u64 {
+    let io = std::fs::read_to_string("/proc/thread-self/io").unwrap();
+    let rchar = io.lines().find_map(|line| line.strip_prefix("rchar: "));
+    rchar.unwrap().parse().unwrap()
+}
+
+/// How many bytes of files that takes.
+fn cost<T>(of: impl FnOnce() -> T) -> (T, u64) {
+    let before = bytes_read();
+    let done = of();
+    (done, bytes_read() - before)
+}
+
+/// Several streams in so many runs, each with so many batches in each run.
+struct Runs {
+    partition: Fixture,
+    ids: Vec<StreamId>,
+    batches: u64,
+}
+
+impl Runs {
+    fn new(runs: u64, batches_in_run: u64, records: u64, body: u64) -> Runs {
+        Runs::with(StreamOptions::default(), runs, batches_in_run, records, body)
+    }
+
+    fn with(
+        options: StreamOptions,
+        runs: u64,
+        batches_in_run: u64,
+        records: u64,
+        body: u64,
+    ) -> Runs {
+        let mut partition = Fixture::with(options);
+        let part = partition.part();
+        let unmerged = [("disable_auto_compactions", "true")];
+        let db = part.store().db();
+        db.set_options_cf(&part.cf(), &unmerged).unwrap();
+        let settings = StreamSettings {
+            retention_age_secs: Some(1),
+            ..StreamSettings::default()
+        };
+        let ids: Vec<_> = (0..STREAMS)
+            .map(|n| partition.create_in(BASIN, &format!("s{n}"), settings.clone()))
+            .collect();
+        for run in 0..runs {
+            for batch in 0..batches_in_run {
+                let at_ms = 10_000 + run * batches_in_run + batch;
+                for id in &ids {
+                    let body = || rec(vec![run as u8; body as usize]);
+                    let records = (0..records).map(|_| body()).collect();
+                    partition.append(append(*id, at_ms, records)).unwrap();
+                }
+            }
+            partition.flush();
+        }
+        // A new partition is a file of its own.
+        assert_eq!(part.largest_keys().len() as u64, runs + 1);
+        // Opening a file reads its index, once.
+        let handle = partition.stream("s0");
+        scan(&partition.reader(), &handle, 0);
+        Runs {
+            partition,
+            ids,
+            batches: runs * batches_in_run,
+        }
+    }
+
+    /// The bytes of a stream's records, as a session delivers them.
+    fn read_session(&self, name: &str) -> u64 {
+        let (reader, stream) = (self.partition.reader(), self.partition.stream(name));
+        let (limit, until) = (ReadLimit::Unbounded, ReadUntil::Unbounded);
+        let mut cursor = Cursor::at_start(0);
+        let mut delivered = 0;
+        loop {
+            let scan = reader.scan(&stream, cursor, limit, until).unwrap();
+            delivered += scan.records.metered_size() as u64;
+            let ended = matches!(scan.end, ScanEnd::Tail(_));
+            cursor = scan.into_cursor();
+            if ended {
+                assert_eq!(cursor.next(), stream.tail().seq_num);
+                return delivered;
+            }
+        }
+    }
+}
+
+#[test]
+fn a_read_session_reads_at_most_one_and_a_half_bytes_for_one_whatever_the_number_of_runs() {
+    // Large batches that fill an answer or nearly so, and ones of which many share a block.
+    // Of the smallest, keys and heads are a tenth.
+    let shapes = [
+        (2, 120, 8 * KIB, 15),
+        (2, 1, 700 * KIB, 15),
+        (16, 4, 8 * KIB, 15),
+        (400, 1, KIB, 16),
+    ];
+    for (batches, records, body, tenths) in shapes {
+        for runs in RUNS {
+            let runs_of = Runs::new(runs, batches, records, body);
+            for name in ["s0", "s1", "s2"] {
+                let (delivered, read) = cost(|| runs_of.read_session(name));
+                assert_eq!(delivered, runs_of.batches * records * (body + 8));
+                // An index may have to be read, and a session has one first block.
+                let bound = delivered * tenths / 10 + 64 * KIB;
+                assert!(
+                    read <= bound,
+                    "{read} bytes for {delivered} of {runs} runs, with batches of {records} of {body}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn a_start_reads_two_blocks_whatever_the_number_of_runs() {
+    let (records, body) = (8, 8 * KIB);
+    for runs in RUNS {
+        let runs_of = Runs::new(runs, 4, records, body);
+        let partition = &runs_of.partition;
+        let (reader, stream) = (partition.reader(), partition.stream("s1"));
+        let tail = stream.tail().seq_num;
+        let starts = [
+            ReadFrom::SeqNum(tail / 2 + 3),
+            ReadFrom::SeqNum(tail / 2),
+            ReadFrom::TailOffset(tail / 3 + 1),
+            ReadFrom::Timestamp(10_000 + runs_of.batches / 2),
+        ];
+        for from in starts {
+            let (_, read) = cost(|| {
+                let start = ReadStart { from, clamp: false };
+                let cursor = reader.begin(&stream, start, false).unwrap();
+                let (limit, until) = (ReadLimit::Count(1), ReadUntil::Unbounded);
+                let scan = reader.scan(&stream, cursor, limit, until);
+                assert_eq!(scan.unwrap().records.len(), 1);
+            });
+            // A batch is a block. By time, the index by time has one, and the batch is read twice.
+            let bound = 4 * (records * (body + 32) + 16 * KIB);
+            assert!(read <= bound, "{read} bytes for {from:?} of {runs} runs");
+        }
+    }
+}
+
+#[test]
+fn what_is_to_expire_is_found_in_a_few_blocks_whatever_the_number_of_runs() {
+    let (records, body) = (8, 8 * KIB);
+    for runs in RUNS {
+        let runs_of = Runs::new(runs, 4, records, body);
+        let reader = runs_of.partition.reader();
+        let now_ms = 10_000 + 1_000 + runs_of.batches / 2;
+        let ((due, _), read) = cost(|| reader.due(StreamId(0), 100, now_ms).unwrap());
+        let up_to = runs_of.batches / 2 * records;
+        let expected = runs_of.ids.iter().map(|id| Due::Expire { stream: *id, up_to });
+        assert_eq!(due, expected.collect::<Vec<_>>());
+        // It halves what is left.
+        let probes = u64::from((runs_of.batches * records).ilog2()) + 3;
+        let bound = STREAMS as u64 * probes * (records * (body + 32) + 16 * KIB);
+        assert!(read <= bound, "{read} bytes of {runs} runs");
+    }
+}
+
+#[test]
+fn a_digest_reads_at_most_one_and_a_half_bytes_for_one_whatever_the_number_of_runs() {
+    for (batches, records, body) in [(2, 120, 8 * KIB), (64, 1, 8 * KIB)] {
+        for runs in RUNS {
+            let runs_of = Runs::new(runs, batches, records, body);
+            let part = runs_of.partition.part();
+            let (digest, read) = cost(|| part.digest().unwrap());
+            assert_eq!(digest.batches, runs_of.batches * STREAMS as u64);
+            // And a block of small keys of each run, some times.
+            let bound = digest.bytes * 3 / 2 + (runs + 1) * 64 * KIB;
+            assert!(read <= bound, "{read} bytes for {} of {runs} runs", digest.bytes);
+        }
+    }
+}
+
+#[test]
+fn reclaiming_looks_into_a_few_blocks_whatever_the_number_of_runs() {
+    let (records, body) = (8, 8 * KIB);
+    for runs in RUNS {
+        let mut runs_of = Runs::with(eager(), runs, 4, records, body);
+        let trims = runs_of.ids.iter().map(|id| {
+            let up_to = runs_of.batches / 2 * records + 1;
+            Kind::Append(append(*id, 20_000, vec![trim(up_to)]))
+        });
+        let trims: Vec<_> = trims.collect();
+        runs_of.partition.step(trims);
+        let machine = runs_of.partition.machine();
+        let ((), read) = cost(|| {
+            for _ in 0..5 {
+                esker_raft::StateMachine::maintain(machine);
+            }
+        });
+        let bound = STREAMS as u64 * 12 * (records * (body + 32) + 16 * KIB);
+        assert!(read <= bound, "{read} bytes of {runs} runs");
+    }
+}
