@@ -90,7 +90,6 @@ impl Cursor {
     pub fn resumes_at(&self) -> SeqNum {
         self.rest.as_ref().map_or(self.next, StoredBatch::end_seq)
     }
-
 }
 
 impl From<SeqNum> for Cursor {
@@ -194,10 +193,7 @@ impl Reader {
     }
 
     /// The batch under the iterator, if it has not ended.
-    pub(crate) fn batch_at(
-        &self,
-        it: &RawIterator<'_>,
-    ) -> Result<Option<StoredBatch>, StoreError> {
+    pub(crate) fn batch_at(&self, it: &RawIterator<'_>) -> Result<Option<StoredBatch>, StoreError> {
         let (Some(key), Some(value)) = (it.key(), it.value()) else {
             it.status()
                 .map_err(|e| self.part().error("reading records", e))?;

@@ -41,7 +41,13 @@ struct Runs {
 
 impl Runs {
     fn new(runs: u64, batches_in_run: u64, records: u64, body: u64) -> Runs {
-        Runs::with(StreamOptions::default(), runs, batches_in_run, records, body)
+        Runs::with(
+            StreamOptions::default(),
+            runs,
+            batches_in_run,
+            records,
+            body,
+        )
     }
 
     fn with(
@@ -170,7 +176,10 @@ fn what_is_to_expire_is_found_in_a_few_blocks_whatever_the_number_of_runs() {
         let now_ms = 10_000 + 1_000 + runs_of.batches / 2;
         let ((due, _), read) = cost(|| reader.due(StreamId(0), 100, now_ms).unwrap());
         let up_to = runs_of.batches / 2 * records;
-        let expected = runs_of.ids.iter().map(|id| Due::Expire { stream: *id, up_to });
+        let expected = runs_of
+            .ids
+            .iter()
+            .map(|id| Due::Expire { stream: *id, up_to });
         assert_eq!(due, expected.collect::<Vec<_>>());
         // It halves what is left.
         let probes = u64::from((runs_of.batches * records).ilog2()) + 3;
@@ -189,7 +198,11 @@ fn a_digest_reads_at_most_one_and_a_half_bytes_for_one_whatever_the_number_of_ru
             assert_eq!(digest.batches, runs_of.batches * STREAMS as u64);
             // And a block of small keys of each run, some times.
             let bound = digest.bytes * 3 / 2 + (runs + 1) * 64 * KIB;
-            assert!(read <= bound, "{read} bytes for {} of {runs} runs", digest.bytes);
+            assert!(
+                read <= bound,
+                "{read} bytes for {} of {runs} runs",
+                digest.bytes
+            );
         }
     }
 }

@@ -205,7 +205,10 @@ fn who_catches_up_from_the_database_begins_at_the_head_after_a_later_trim() {
     partition
         .append(append(stream, 2_000, vec![trim(end + 2)]))
         .unwrap();
-    assert_eq!(session.take(), ["c".to_owned(), format!("trim:{}", end + 2)]);
+    assert_eq!(
+        session.take(),
+        ["c".to_owned(), format!("trim:{}", end + 2)]
+    );
 }
 
 #[test]
@@ -234,7 +237,10 @@ fn a_batch_that_a_reader_has_begun_is_given_to_its_end() {
             .unwrap();
         let rest = session.take();
         assert_eq!(rest[0], "1.400");
-        assert_eq!(rest.iter().filter(|text| text.starts_with("1.")).count(), 200);
+        assert_eq!(
+            rest.iter().filter(|text| text.starts_with("1.")).count(),
+            200
+        );
     }
 }
 
