@@ -94,7 +94,7 @@ impl Search<'_> {
             archive.fetch(commit_ts, &dir).await.map_err(failed)?;
             let (fetched, files) = (Files::open(dir.clone()).map_err(failed)?, files.clone());
             super::blocking(move || {
-                let (written, _) = fetched.check(commit_ts)?;
+                let (written, _) = fetched.check(commit_ts).map_err(|e| e.to_string())?;
                 files.adopt(&fetched, commit_ts).map_err(failed)?;
                 Ok::<_, String>(written.header)
             })

@@ -189,7 +189,8 @@ fn from_state(
         path,
         source,
     })?;
-    let (checked, _) = files.check(commit_ts).map_err(broken)?;
+    let checked = files.check(commit_ts);
+    let (checked, _) = checked.map_err(|e| broken(e.to_string()))?;
     let lsn = checked.header.lsn;
     tracing::info!(
         source = "json",
@@ -213,7 +214,7 @@ fn from_state(
         .read(commit_ts, |key, entry| {
             rebuild.entry(&key, &entry).map_err(|e| e.to_string())
         })
-        .map_err(broken)?;
+        .map_err(|e| broken(e.to_string()))?;
     rebuild.applied(lsn, 1)?;
     rebuild.finish(commit_ts)?;
     let log = raft.log().reader(GroupId(partition));

@@ -4,21 +4,29 @@
 //! given out twice, so an object is only ever written again with the same content. The repository's
 //! sweep does not know these objects, and never touches them.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::Path as FsPath;
 use std::sync::Arc;
 
+use esker_partition::Lineage;
 use esker_repository::destination::Destination;
 use futures::TryStreamExt as _;
 use object_store::buffered::BufWriter;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt as _};
+use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
+use super::document::{Header, read_head};
 use super::files::{commit_of, name_of};
+use super::rebuild::is_of;
 
 /// Bytes that are read and sent at a time.
 const PIECE: usize = 5 * 1024 * 1024;
+/// Bytes of an object that are read to learn of which history it is; what a snapshot says of itself before
+/// its entries has some 200.
+const HEAD: u64 = 4096;
 
 /// Where they are.
 #[derive(Clone, Debug)]
@@ -26,6 +34,8 @@ pub(crate) struct StateArchive {
     store: Arc<dyn ObjectStore>,
     base: Path,
     shown: String,
+    /// Objects whose beginning was read, by commit.
+    heads: Arc<Mutex<BTreeMap<u64, (String, Result<Header, String>)>>>,
 }
 
 /// An object there.
@@ -33,6 +43,10 @@ pub(crate) struct StateArchive {
 pub(crate) struct Archived {
     pub commit_ts: u64,
     pub bytes: u64,
+    /// Whether its checksum is there.
+    pub has_sum: bool,
+    /// Which object it is: of another of that name, another.
+    changed: String,
 }
 
 impl StateArchive {
@@ -41,6 +55,7 @@ impl StateArchive {
             store: destination.store().clone(),
             base: destination.prefix().clone().join("state").join("default"),
             shown: destination.shown().to_owned(),
+            heads: Arc::default(),
         }
     }
 
@@ -61,13 +76,24 @@ impl StateArchive {
     /// What is there, newest first.
     pub async fn list(&self) -> object_store::Result<Vec<Archived>> {
         let listed = self.store.list_with_delimiter(Some(&self.base)).await?;
+        let sums = self.base.clone().join(".sums");
+        let sums = self.store.list_with_delimiter(Some(&sums)).await?;
+        let sums: BTreeSet<&str> = sums
+            .objects
+            .iter()
+            .filter_map(|object| object.location.filename()?.strip_suffix(".xxh128"))
+            .collect();
         let mut found: Vec<Archived> = listed
             .objects
             .iter()
             .filter_map(|object| {
+                let name = object.location.filename()?;
+                let stamp = (&object.e_tag, object.last_modified, object.size);
                 Some(Archived {
-                    commit_ts: commit_of(object.location.filename()?)?,
+                    commit_ts: commit_of(name)?,
                     bytes: object.size,
+                    has_sum: sums.contains(name),
+                    changed: format!("{stamp:?}"),
                 })
             })
             .collect();
@@ -75,10 +101,10 @@ impl StateArchive {
         Ok(found)
     }
 
-    /// Puts a file there, and its checksum before it.
+    /// Puts a file there, and its checksum after it. Whatever a crash leaves can be used: the checksum of
+    /// what was there before goes first, and an object without one is read strictly and put again.
     pub async fn put(&self, commit_ts: u64, file: &FsPath, sum: String) -> io::Result<()> {
-        self.store
-            .put(&self.sum_path(commit_ts), sum.into())
+        self.remove(&self.sum_path(commit_ts))
             .await
             .map_err(io::Error::other)?;
         let mut from = tokio::fs::File::open(file).await?;
@@ -94,7 +120,37 @@ impl StateArchive {
                 return Err(error);
             }
         }
-        to.shutdown().await
+        to.shutdown().await?;
+        let put = self.store.put(&self.sum_path(commit_ts), sum.into()).await;
+        put.map(|_| ()).map_err(io::Error::other)
+    }
+
+    /// Removes an object, if it is there.
+    async fn remove(&self, path: &Path) -> object_store::Result<()> {
+        match self.store.delete(path).await {
+            Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// What an object says of itself; if it says nothing, why. Each is read once.
+    async fn head(&self, one: &Archived) -> object_store::Result<Result<Header, String>> {
+        if let Some((changed, head)) = self.heads.lock().get(&one.commit_ts)
+            && *changed == one.changed
+        {
+            return Ok(head.clone());
+        }
+        let range = 0..one.bytes.min(HEAD);
+        let head = match range.is_empty() {
+            true => Err("it is empty".to_owned()),
+            false => {
+                let path = self.path(one.commit_ts);
+                read_head(&self.store.get_range(&path, range).await?)
+            }
+        };
+        let read = (one.changed.clone(), head.clone());
+        self.heads.lock().insert(one.commit_ts, read);
+        Ok(head)
     }
 
     /// Fetches one into a directory, under the names that it has on a disk.
@@ -119,17 +175,45 @@ impl StateArchive {
         to.sync_all().await
     }
 
-    /// Removes all but the newest `count`; how many that were.
-    pub async fn retain(&self, count: usize) -> object_store::Result<usize> {
-        let old: Vec<_> = self.list().await?.into_iter().skip(count).collect();
-        for one in &old {
-            for path in [self.path(one.commit_ts), self.sum_path(one.commit_ts)] {
-                match self.store.delete(&path).await {
-                    Ok(()) | Err(object_store::Error::NotFound { .. }) => {}
-                    Err(error) => return Err(error),
+    /// Removes all but the newest `count` of this history, whose newest commit is `newest`. What is of
+    /// another one stays, and takes no place from these: its commits, and why it does not count.
+    pub async fn retain(
+        &self,
+        count: usize,
+        lineage: &Lineage,
+        newest: u64,
+    ) -> object_store::Result<Vec<(u64, String)>> {
+        let (mut kept, mut others) = (0, Vec::new());
+        let all = self.list().await?;
+        self.heads
+            .lock()
+            .retain(|known, _| all.iter().any(|one| one.commit_ts == *known));
+        for one in all {
+            let commit_ts = one.commit_ts;
+            let why = match self.head(&one).await? {
+                Err(why) => Some(why),
+                Ok(head) if head.lineage.is_empty() => Some("it names no lineage".to_owned()),
+                Ok(head) if head.commit_ts != commit_ts => {
+                    Some(format!("it is of commit_ts {}", head.commit_ts))
                 }
+                Ok(head) => match is_of(lineage, &head) {
+                    Err(why) => Some(why),
+                    Ok(()) if commit_ts > newest => Some(format!(
+                        "the newest commit of this store is {newest}: it is of another copy of it"
+                    )),
+                    Ok(()) => None,
+                },
+            };
+            if let Some(why) = why {
+                others.push((commit_ts, why));
+                continue;
+            }
+            kept += 1;
+            if kept > count {
+                self.remove(&self.path(commit_ts)).await?;
+                self.remove(&self.sum_path(commit_ts)).await?;
             }
         }
-        Ok(old.len())
+        Ok(others)
     }
 }

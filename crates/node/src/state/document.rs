@@ -24,6 +24,8 @@ use serde::de::{DeserializeSeed, Error as _, IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
+use super::files::FileError;
+
 /// Version of the document.
 pub(crate) const VERSION: u32 = 1;
 
@@ -140,22 +142,58 @@ fn name_of(text: &str) -> Result<String, String> {
     Ok(name)
 }
 
-/// Why a document is none, or why what was read was not taken.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub(crate) struct Malformed(pub String);
-
 /// Reads a document to its end, and gives each entry. What it says of itself is known only then.
 pub(crate) fn read(
     from: impl Read,
     mut take: impl FnMut(StateKey, StateEntry) -> Result<(), String>,
-) -> Result<Header, Malformed> {
+) -> Result<Header, FileError> {
     let mut parser = serde_json::Deserializer::from_reader(from);
     let header = Document { take: &mut take }
         .deserialize(&mut parser)
-        .map_err(|e| Malformed(e.to_string()))?;
-    parser.end().map_err(|e| Malformed(e.to_string()))?;
+        .map_err(failed)?;
+    parser.end().map_err(failed)?;
     Ok(header)
+}
+
+/// What the beginning of a document says of itself: all that comes before its entries. A `version` after
+/// them is not looked at.
+pub(crate) fn read_head(beginning: &[u8]) -> Result<Header, String> {
+    #[derive(Deserialize)]
+    struct Head {
+        created_at: u64,
+        commit_ts: u64,
+        #[serde(default)]
+        lineage: String,
+        #[serde(default)]
+        lsn: u64,
+        #[serde(default)]
+        forks: u64,
+        commit_forks: Option<u64>,
+    }
+    let state = b"\"state\"";
+    let at = beginning.windows(state.len()).position(|w| w == state);
+    let at = at.ok_or("its entries begin too late, or not at all")?;
+    let mut head = beginning[..at].trim_ascii_end().to_vec();
+    if head.last() == Some(&b',') {
+        head.pop();
+    }
+    head.push(b'}');
+    let head: Head = serde_json::from_slice(&head).map_err(|e| e.to_string())?;
+    Ok(Header {
+        created_at: head.created_at,
+        commit_ts: head.commit_ts,
+        lineage: head.lineage,
+        lsn: head.lsn,
+        forks: head.forks,
+        commit_forks: head.commit_forks,
+    })
+}
+
+fn failed(error: serde_json::Error) -> FileError {
+    match error.is_io() {
+        true => io::Error::from(error).into(),
+        false => FileError::Damaged(error.to_string()),
+    }
 }
 
 struct Document<'a, F> {
@@ -300,7 +338,7 @@ mod tests {
 
     use super::*;
 
-    fn read_all(text: &[u8]) -> Result<(Header, Vec<(StateKey, StateEntry)>), Malformed> {
+    fn read_all(text: &[u8]) -> Result<(Header, Vec<(StateKey, StateEntry)>), FileError> {
         let mut entries = Vec::new();
         let header = read(text, |key, entry| {
             entries.push((key, entry));
@@ -363,10 +401,12 @@ mod tests {
             let text = text(&entries);
             let read = read_all(&text).unwrap();
             prop_assert_eq!(read, (header(), entries));
+            prop_assert_eq!(read_head(&text).unwrap(), header());
             // Another program reads it, sorts it, and it is the same.
             let value: serde_json::Value = serde_json::from_slice(&text).unwrap();
             let sorted = serde_json::to_vec_pretty(&value).unwrap();
             prop_assert_eq!(read_all(&sorted).unwrap().0, header());
+            prop_assert_eq!(read_head(&sorted).unwrap(), header());
         }
 
         #[test]

@@ -57,6 +57,26 @@ impl Written {
     }
 }
 
+/// Why a snapshot cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum FileError {
+    /// Nothing is known of it: the way to it fails.
+    #[error("{0}")]
+    Unreadable(io::Error),
+    /// It is not what was written, or no snapshot at all.
+    #[error("{0}")]
+    Damaged(String),
+}
+
+impl From<io::Error> for FileError {
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::InvalidData => FileError::Damaged(error.to_string()),
+            _ => FileError::Unreadable(error),
+        }
+    }
+}
+
 /// The file of a snapshot.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Found {
@@ -206,9 +226,9 @@ impl Files {
         &self,
         commit_ts: u64,
         take: impl FnMut(StateKey, StateEntry) -> Result<(), String>,
-    ) -> Result<(Written, bool), String> {
+    ) -> Result<(Written, bool), FileError> {
         let path = self.path(commit_ts);
-        let file = File::open(&path).map_err(|e| e.to_string())?;
+        let file = File::open(&path)?;
         let expected = match fs::read_to_string(self.sum_path(commit_ts)) {
             Ok(text) => Some(
                 text.split_whitespace()
@@ -217,24 +237,27 @@ impl Files {
                     .to_owned(),
             ),
             Err(e) if e.kind() == io::ErrorKind::NotFound => None,
-            Err(e) => return Err(format!("its checksum: {e}")),
+            Err(e) => {
+                let error = io::Error::new(e.kind(), format!("its checksum: {e}"));
+                return Err(error.into());
+            }
         };
         let written = read(file, take)?;
         match expected {
-            Some(expected) if expected != written.sum => Err(format!(
+            Some(expected) if expected != written.sum => Err(FileError::Damaged(format!(
                 "its checksum is {}, and {expected} was written",
                 written.sum
-            )),
-            _ if written.header.commit_ts != commit_ts => Err(format!(
+            ))),
+            _ if written.header.commit_ts != commit_ts => Err(FileError::Damaged(format!(
                 "it is of commit_ts {}, not of that in its name",
                 written.header.commit_ts
-            )),
+            ))),
             expected => Ok((written, expected.is_some())),
         }
     }
 
     /// Reads it to its end, and forgets it.
-    pub fn check(&self, commit_ts: u64) -> Result<(Written, bool), String> {
+    pub fn check(&self, commit_ts: u64) -> Result<(Written, bool), FileError> {
         self.read(commit_ts, |_, _| Ok(()))
     }
 
@@ -259,12 +282,23 @@ impl Files {
         Ok(())
     }
 
-    /// Removes all but the newest `count`; the commits of those that were removed.
-    pub fn retain(&self, count: usize) -> io::Result<Vec<u64>> {
+    /// Gives what is in the place of a snapshot, and is to stay, another name; that name.
+    pub fn set_aside(&self, commit_ts: u64) -> io::Result<PathBuf> {
+        let path = self.path(commit_ts);
+        let free = (1u32..).map(|n| self.dir.join(format!("{}.{n}.aside", name_of(commit_ts))));
+        let mut free = free.filter(|aside| !aside.exists());
+        let aside = free.next().ok_or(io::ErrorKind::AlreadyExists)?;
+        fs::rename(&path, &aside)?;
+        sync(&self.dir)?;
+        Ok(aside)
+    }
+
+    /// Removes these; the commits of those that were there.
+    pub fn remove(&self, commits: &[u64]) -> io::Result<Vec<u64>> {
         let mut removed = Vec::new();
-        for old in self.list()?.into_iter().skip(count) {
-            match fs::remove_file(&old.path) {
-                Ok(()) => removed.push(old.commit_ts),
+        for commit_ts in commits {
+            match fs::remove_file(self.path(*commit_ts)) {
+                Ok(()) => removed.push(*commit_ts),
                 Err(e) if e.kind() == io::ErrorKind::NotFound => {}
                 Err(e) => return Err(e),
             }
@@ -294,7 +328,7 @@ impl Files {
 pub(crate) fn read(
     from: impl Read,
     mut take: impl FnMut(StateKey, StateEntry) -> Result<(), String>,
-) -> Result<Written, String> {
+) -> Result<Written, FileError> {
     let unparsed = Cell::new(0);
     let mut hashing = Hashing {
         from,
@@ -310,8 +344,7 @@ pub(crate) fn read(
             unparsed.set(0);
             take(key, entry)
         },
-    )
-    .map_err(|e| e.to_string())?;
+    )?;
     Ok(Written {
         header,
         keys,
@@ -331,9 +364,10 @@ struct Hashing<'a, R> {
 impl<R: Read> Read for Hashing<'_, R> {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         if self.unparsed.get() > MOST_ENTRY {
-            return Err(io::Error::other(format!(
-                "more than {MOST_ENTRY} bytes without an entry"
-            )));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!("more than {MOST_ENTRY} bytes without an entry"),
+            ));
         }
         let count = self.from.read(into)?;
         self.unparsed.set(self.unparsed.get() + count as u64);
@@ -497,7 +531,7 @@ mod tests {
         assert_eq!(files.check(7).unwrap(), (written, false));
         fs::rename(files.path(7), files.path(8)).unwrap();
         let why = files.check(8).unwrap_err();
-        assert_eq!(why, "it is of commit_ts 7, not of that in its name");
+        assert_eq!(why.to_string(), "it is of commit_ts 7, not of that in its name");
     }
 
     #[test]
@@ -509,7 +543,7 @@ mod tests {
         for other in ["snapshot-007.json", "notes.txt", "snapshot-x.json"] {
             fs::write(files.dir().join(other), "mine").unwrap();
         }
-        assert_eq!(files.retain(2).unwrap(), [10, 9]);
+        assert_eq!(files.remove(&[10, 9, 8]).unwrap(), [10, 9]);
         assert_eq!(commits(&files), [200, 30]);
         assert_eq!(fs::read_dir(files.sums()).unwrap().count(), 2);
         assert!(files.dir().join("snapshot-007.json").exists());
@@ -584,7 +618,8 @@ mod tests {
         for (begin, byte) in endless {
             let from = head.as_bytes().chain(begin.as_bytes());
             let why = read(from.chain(io::repeat(byte)), |_, _| Ok(())).unwrap_err();
-            assert!(why.contains("without an entry"), "{why}");
+            assert!(matches!(&why, FileError::Damaged(_)), "{why}");
+            assert!(why.to_string().contains("without an entry"), "{why}");
         }
         // However much of it there is, as long as it is entries.
         let mut text = head.as_bytes().to_vec();

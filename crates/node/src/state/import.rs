@@ -73,7 +73,7 @@ pub(super) async fn import(
         move || {
             let file = File::open(&path).map_err(|e| e.to_string())?;
             let take = |_: StateKey, entry: StateEntry| check(&entry);
-            files::read(file, take)
+            files::read(file, take).map_err(|e| e.to_string())
         }
     })
     .await
@@ -168,7 +168,8 @@ fn read_commands(
             value: entry.value,
         });
         Ok(())
-    })?;
+    })
+    .map_err(|e| e.to_string())?;
     if !ready.is_empty() {
         send.blocking_send(ready).map_err(|_| gone())?;
     }

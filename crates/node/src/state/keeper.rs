@@ -15,6 +15,7 @@ use tokio::task::JoinSet;
 use super::document::Header;
 use super::error::StateError;
 use super::files::Written;
+use super::inventory::Found;
 use super::types::{StateOptions, StateSnapshot};
 use super::{Shared, blocking};
 use crate::clock::now_ms;
@@ -36,9 +37,13 @@ const BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_se
 /// How it is with snapshots.
 #[derive(Debug, Default)]
 pub(crate) struct Progress {
-    /// The newest on this disk, and the oldest.
+    /// Whether the files were looked at: before that, nothing is known of them.
+    pub looked: bool,
+    /// The newest on this disk that counts, and the oldest; 0 if one of them cannot be read now.
     pub newest: Option<u64>,
     pub oldest: Option<u64>,
+    /// Files that do not count, each with the reason.
+    pub ignored: Vec<String>,
     /// Who waits for one that covers a commit.
     waiting: Vec<(u64, oneshot::Sender<Result<StateSnapshot, StateError>>)>,
     /// How many failed since the start, and why the last attempt did.
@@ -126,6 +131,9 @@ async fn keep_bounded(inner: Weak<Inner>) {
 }
 
 async fn keep_snapshots(inner: Weak<Inner>) {
+    if let Some(inner) = inner.upgrade() {
+        blocking(move || inner.state.look_at_files()).await;
+    }
     while let Some(inner) = inner.upgrade() {
         if inner.state.snapshot_is_due() {
             let this = inner.clone();
@@ -152,7 +160,7 @@ async fn keep_archived(inner: Weak<Inner>) {
             wait = BACKOFF.0;
             continue;
         }
-        wait = match inner.state.archive_new().await {
+        wait = match inner.state.archive_new(&inner).await {
             Ok(()) => {
                 failures = 0;
                 ARCHIVE_EVERY
@@ -207,13 +215,23 @@ impl Shared {
                 "nothing was committed yet".to_owned(),
             ));
         }
-        if let Ok((written, true)) = self.known(meta.commit_ts) {
+        if let Some((written, true)) = self.known(meta.commit_ts) {
             return Ok((written, false));
         }
         let begun = Instant::now();
+        let own = self.look_at_files();
         let written = self.reader.view(|view| {
             let commit_ts = view.meta.commit_ts;
             tracing::info!(commit_ts, "Creating snapshot at commit_ts={commit_ts}");
+            if !own.contains(&commit_ts) && self.files.path(commit_ts).exists() {
+                match self.files.set_aside(commit_ts) {
+                    Ok(aside) => tracing::warn!(
+                        aside = %aside.display(),
+                        "a file that is not a snapshot of this state store had the name of one: it has another name now"
+                    ),
+                    Err(error) => return Ok(Err(error.into())),
+                }
+            }
             let header = self.header(view)?;
             let written = self.files.write::<SnapshotFailure>(header, |to| {
                 view.entries(&mut |key, entry| {
@@ -226,6 +244,10 @@ impl Shared {
             Ok(written)
         });
         let written = written.map_err(|e| SnapshotFailure::Failed(e.to_string()))??;
+        let commit_ts = written.header.commit_ts;
+        if let Err(error) = self.inventory.lock().written(&self.files, commit_ts) {
+            tracing::warn!(%error, commit_ts, "a new snapshot of the state store was not looked at; it is read later");
+        }
         metrics::histogram!("esker_state_snapshot_duration_seconds").record(begun.elapsed());
         tracing::info!(
             bytes = written.bytes,
@@ -249,18 +271,19 @@ impl Shared {
     }
 
     /// The snapshot of a commit, if the newest there is is of it and is whole.
-    fn known(&self, commit_ts: u64) -> Result<(Written, bool), String> {
-        if self.progress.lock().newest != Some(commit_ts) {
-            return Err("it is not the newest".to_owned());
-        }
-        self.files.check(commit_ts)
+    fn known(&self, commit_ts: u64) -> Option<(Written, bool)> {
+        let own = self.look_at_files();
+        let checked = own.first().filter(|newest| **newest == commit_ts);
+        checked.and_then(|_| self.files.check(commit_ts).ok())
     }
 
     fn snapshot_done(&self, done: Result<(Written, bool), SnapshotFailure>) {
         let retained = self.options.snapshots_retained.max(1) as usize;
         if let Ok((_, true)) = &done {
             metrics::counter!("esker_state_snapshots_total").increment(1);
-            if let Err(error) = self.files.retain(retained) {
+            // Only what is known to be this store's is removed.
+            let old: Vec<u64> = self.look_at_files().into_iter().skip(retained).collect();
+            if let Err(error) = self.files.remove(&old) {
                 tracing::warn!(%error, "old snapshots of the state store were not removed");
             }
             self.wake_archive.notify_one();
@@ -301,16 +324,34 @@ impl Shared {
         }
     }
 
-    /// Which snapshots are there may have been changed by hand.
-    pub fn look_at_files(&self) {
-        match self.files.list() {
-            Ok(found) => {
-                let mut progress = self.progress.lock();
-                progress.newest = found.first().map(|one| one.commit_ts);
-                progress.oldest = found.last().map(|one| one.commit_ts);
+    /// Which snapshots are there may have been changed by hand. The commits of those that count, newest
+    /// first. Reads each file that is new or has changed.
+    pub fn look_at_files(&self) -> Vec<u64> {
+        let newest = self.reader.meta().commit_ts;
+        let mut inventory = self.inventory.lock();
+        let found = match inventory.look(&self.files, &self.lineage, newest) {
+            Ok(found) => found,
+            Err(error) => {
+                tracing::warn!(%error, "snapshots of the state store are not known");
+                Found {
+                    unreadable: true,
+                    ..Found::default()
+                }
             }
-            Err(error) => tracing::warn!(%error, "snapshots of the state store are not known"),
-        }
+        };
+        let mut progress = self.progress.lock();
+        progress.looked = true;
+        progress.newest = found.own.first().copied();
+        // Nothing is forgotten that a snapshot may need which cannot be read now.
+        progress.oldest = match found.unreadable {
+            true => Some(0),
+            false => found.own.last().copied(),
+        };
+        let ignored = found.ignored.into_iter();
+        progress.ignored = ignored
+            .map(|(commit_ts, why)| format!("{}: {why}", super::files::name_of(commit_ts)))
+            .collect();
+        found.own
     }
 
     pub fn described(&self, written: &Written) -> StateSnapshot {
@@ -336,54 +377,74 @@ impl Shared {
     }
 
     /// Puts into the repository what it does not have, and removes what is too old.
-    async fn archive_new(&self) -> Result<(), String> {
+    async fn archive_new(&self, inner: &Arc<Inner>) -> Result<(), String> {
         let Some(archive) = &self.archive else {
             return Ok(());
         };
         let retained = self.options.snapshots_retained.max(1) as usize;
         let there = archive.list().await.map_err(|e| e.to_string())?;
-        let files = self.files.clone();
-        let here = blocking(move || files.list()).await;
-        let here = here.map_err(|e| e.to_string())?;
-        for one in here.iter().take(retained).rev() {
-            let is_there =
-                |a: &super::archive::Archived| a.commit_ts == one.commit_ts && a.bytes == one.bytes;
+        let this = inner.clone();
+        let here = blocking(move || this.state.look_at_files()).await;
+        for commit_ts in here.into_iter().take(retained).rev() {
+            let path = self.files.path(commit_ts);
+            let bytes = match std::fs::metadata(&path) {
+                Ok(metadata) => metadata.len(),
+                // Removed in the meantime.
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
+                Err(e) => return Err(e.to_string()),
+            };
+            let is_there = |a: &super::archive::Archived| {
+                a.commit_ts == commit_ts && a.bytes == bytes && a.has_sum
+            };
             if there.iter().any(is_there) {
                 continue;
             }
             let files = self.files.clone();
-            let commit_ts = one.commit_ts;
             // What has been changed on this disk must not take the place of what was put before.
             let written = match blocking(move || files.check(commit_ts)).await {
                 Ok((written, _)) => written,
                 Err(why) => {
                     tracing::warn!(
                         commit_ts,
-                        why,
-                        "a snapshot of the state store is damaged and is not archived"
+                        %why,
+                        "a snapshot of the state store cannot be used and is not archived"
                     );
                     continue;
                 }
             };
             // Also of one that has no checksum on this disk: what was read is what is put.
-            let put = archive.put(commit_ts, &one.path, written.sum_line());
+            let put = archive.put(commit_ts, &path, written.sum_line());
             match put.await {
                 Ok(()) => {
                     metrics::counter!("esker_state_snapshots_archived_total").increment(1);
                     tracing::info!(
                         commit_ts,
-                        bytes = one.bytes,
+                        bytes,
                         to = archive.shown(),
                         "a snapshot of the state store was archived"
                     );
                 }
                 // Removed in the meantime.
-                Err(e) if e.kind() == std::io::ErrorKind::NotFound && !one.path.exists() => {}
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound && !path.exists() => {}
                 Err(e) => return Err(e.to_string()),
             }
         }
-        let removed = archive.retain(retained).await;
-        removed.map(|_| ()).map_err(|e| e.to_string())
+        let newest = self.reader.meta().commit_ts;
+        let kept = archive.retain(retained, &self.lineage, newest).await;
+        let others = kept.map_err(|e| e.to_string())?;
+        if *self.others_archived.lock() != others {
+            for (commit_ts, why) in &others {
+                tracing::warn!(
+                    snapshot = super::files::name_of(*commit_ts),
+                    why,
+                    repository = archive.shown(),
+                    "an archived snapshot is not of this state store as it is now, and is not removed: \
+                     fetch it and import it with `esker state import` if it has what is wanted, or remove it"
+                );
+            }
+            *self.others_archived.lock() = others;
+        }
+        Ok(())
     }
 
     pub fn publish(&self) {
@@ -420,10 +481,14 @@ impl From<StoreError> for SnapshotFailure {
     }
 }
 
-/// The first commit that some policy wants, looked at from where history begins.
-fn kept_from(inner: &Inner, options: &StateOptions) -> Result<u64, StoreError> {
+/// The first commit that some policy wants, looked at from where history begins and up to `bound`: what
+/// comes after that stays anyway, and is not read.
+fn kept_from(inner: &Inner, options: &StateOptions, bound: u64) -> Result<u64, StoreError> {
     let meta = inner.state.reader.meta();
     let begins = meta.history_begins();
+    if begins > bound {
+        return Ok(begins);
+    }
     let mut from = u64::MAX;
     if let Some(commits) = options.keep_history_commits
         && let Some(stream) = inner.state.stream(inner)?
@@ -434,7 +499,7 @@ fn kept_from(inner: &Inner, options: &StateOptions) -> Result<u64, StoreError> {
     if let Some(age) = options.keep_history_age {
         let now = now_ms();
         let oldest = now.saturating_sub(u64::try_from(age.as_millis()).unwrap_or(u64::MAX));
-        let by_age = inner.state.reader.first_arrived(begins - 1, oldest, AGES)?;
+        let by_age = inner.state.reader.first_arrived(begins - 1, bound, oldest, AGES)?;
         from = from.min(by_age);
     }
     // Without a policy all of it is kept.
@@ -466,7 +531,7 @@ async fn prune(inner: &Arc<Inner>) -> Result<(), String> {
             (None, 0) => u64::MAX,
             (None, _) => 0,
         };
-        let from = kept_from(&this, &this.state.options)?;
+        let from = kept_from(&this, &this.state.options, bound)?;
         Ok::<_, StoreError>((bound, from))
     })
     .await

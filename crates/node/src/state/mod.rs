@@ -5,6 +5,7 @@
 //! | [`transactions`] | staged operations, in memory |
 //! | [`keeper`] | what happens of its own accord: snapshots, their archive, sweeping, forgetting |
 //! | [`document`], [`files`], [`archive`] | a JSON snapshot: as text, on this disk, in the repository |
+//! | [`inventory`] | which files on this disk are snapshots of this store |
 //! | [`replay`], [`import`], [`verify`] | commits in order; taking over a snapshot; proving one |
 //! | [`rebuild`] | making the store anew when what the database has of it cannot be used |
 //!
@@ -18,6 +19,7 @@ pub(crate) mod document;
 mod error;
 pub(crate) mod files;
 mod import;
+mod inventory;
 pub(crate) mod keeper;
 pub(crate) mod rebuild;
 mod replay;
@@ -54,6 +56,7 @@ use crate::node::Inner;
 use crate::snapshots::Archive;
 use archive::StateArchive;
 use files::Files;
+use inventory::Inventory;
 use keeper::Progress;
 use transactions::{Committing, Transactions, check_operation};
 
@@ -69,7 +72,10 @@ pub(crate) struct Shared {
     pub transactions: Mutex<Transactions>,
     pub files: Files,
     pub archive: Option<StateArchive>,
+    pub inventory: Mutex<Inventory>,
     pub progress: Mutex<Progress>,
+    /// Archived snapshots that are not of this history, as they were last named in the log.
+    pub others_archived: Mutex<Vec<(u64, String)>>,
     pub wake: Notify,
     pub wake_archive: Notify,
 }
@@ -84,7 +90,7 @@ impl Shared {
     ) -> Result<Shared, StoreError> {
         let transactions =
             Transactions::new(options.clone(), &identity.cluster_id, identity.node_id);
-        let shared = Shared {
+        Ok(Shared {
             partition: reader.part().partition(),
             lineage: reader.part().lineage()?,
             reader,
@@ -92,12 +98,12 @@ impl Shared {
             files,
             archive,
             options,
-            progress: Mutex::new(Progress::default()),
+            inventory: Mutex::default(),
+            progress: Mutex::default(),
+            others_archived: Mutex::default(),
             wake: Notify::new(),
             wake_archive: Notify::new(),
-        };
-        shared.look_at_files();
-        Ok(shared)
+        })
     }
 
     /// Where its snapshots go beside the data directory, if somewhere.
@@ -426,9 +432,12 @@ impl StateStore {
         verify::verify(&self.inner, commit_ts).await
     }
 
-    /// Where it stands.
+    /// Where it stands. Blocking: right after a start, the JSON snapshots on this disk are read first.
     pub fn status(&self) -> Result<StateStatus, StateError> {
         let shared = self.shared();
+        if !shared.progress.lock().looked {
+            shared.look_at_files();
+        }
         let meta = shared.reader.meta();
         let (open, bytes) = shared.transactions.lock().open();
         let progress = shared.progress.lock();
@@ -443,6 +452,7 @@ impl StateStore {
             newest_snapshot: progress.newest,
             snapshots_failed: progress.failed,
             last_failure: progress.last_failure.clone(),
+            ignored_snapshots: progress.ignored.clone(),
         })
     }
 }

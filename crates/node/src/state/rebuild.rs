@@ -164,7 +164,7 @@ fn try_file(
     let begun = Instant::now();
     let (checked, has_sum) = match files.check(commit_ts) {
         Ok(checked) => checked,
-        Err(why) => return Ok(Err(why)),
+        Err(why) => return Ok(Err(why.to_string())),
     };
     if let Err(why) = is_of(&part.lineage()?, &checked.header) {
         return Ok(Err(why));
@@ -218,7 +218,7 @@ fn try_file(
         return Err(error.into());
     }
     if let Err(why) = read {
-        return Ok(Err(why));
+        return Ok(Err(why.to_string()));
     }
     let events = match rebuild.fold(commit_ts, to) {
         Ok(events) => events,

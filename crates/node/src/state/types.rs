@@ -205,6 +205,8 @@ pub struct StateStatus {
     pub snapshots_failed: u64,
     /// The last failure, if the last attempt failed.
     pub last_failure: Option<String>,
+    /// Files in `snapshots/` that are not valid snapshots of this store, each with the reason.
+    pub ignored_snapshots: Vec<String>,
 }
 
 /// How the store is kept.

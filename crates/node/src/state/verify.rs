@@ -14,6 +14,7 @@ use tokio::sync::mpsc;
 use super::document;
 use super::error::StateError;
 use super::files::name_of;
+use super::rebuild::is_of;
 use super::types::{StateSnapshot, StateVerification};
 use super::{Shared, blocking};
 use crate::node::Inner;
@@ -83,7 +84,10 @@ fn list_local(shared: &Shared) -> Result<Vec<StateSnapshot>, StateError> {
     let found = shared.files.list();
     let found = found.map_err(|e| StateError::Storage(e.to_string()))?;
     let of = |one: &super::files::Found| match shared.files.check(one.commit_ts) {
-        Ok((written, _)) => shared.described(&written),
+        Ok((written, _)) => StateSnapshot {
+            problem: is_of(&shared.lineage, &written.header).err(),
+            ..shared.described(&written)
+        },
         Err(why) => StateSnapshot {
             name: name_of(one.commit_ts),
             commit_ts: one.commit_ts,
@@ -93,7 +97,7 @@ fn list_local(shared: &Shared) -> Result<Vec<StateSnapshot>, StateError> {
             lineage: String::new(),
             local: true,
             archived: false,
-            problem: Some(why),
+            problem: Some(why.to_string()),
         },
     };
     Ok(found.iter().map(of).collect())
@@ -251,7 +255,7 @@ fn compare(
     }
     let (changed, replayed) = fold(shared, commit_ts, present)?;
     let mut folded = StateDigester::default();
-    shared
+    let (written, _) = shared
         .files
         .read(commit_ts, |key, entry| {
             if !changed.contains_key(&key) {
@@ -259,7 +263,8 @@ fn compare(
             }
             Ok(())
         })
-        .map_err(StateError::Invalid)?;
+        .map_err(|e| StateError::Invalid(e.to_string()))?;
+    is_of(&shared.lineage, &written.header).map_err(StateError::Invalid)?;
     for one in changed.values() {
         folded.add_hash(one.hash);
     }
@@ -341,7 +346,7 @@ fn named_differences(
             true => Ok(()),
             false => look(&key, &Folded::of(&key, &entry)),
         })
-        .map_err(StateError::Invalid)?;
+        .map_err(|e| StateError::Invalid(e.to_string()))?;
     for (key, folded) in changed {
         look(key, folded).map_err(StateError::Storage)?;
     }

@@ -280,16 +280,25 @@ impl StateReader {
         Ok((found, up_to))
     }
 
-    /// The first commit after `from` that arrived at or after `at_ms`; one after the newest if none did.
-    /// Commits arrive in order.
-    pub fn first_arrived(&self, from: u64, at_ms: u64, most: usize) -> Result<u64, StoreError> {
+    /// The first commit after `from` that arrived at or after `at_ms`; one after the last that was looked
+    /// at if none did. Looks at `most` commits, and at none after `to`. Commits arrive in order.
+    pub fn first_arrived(
+        &self,
+        from: u64,
+        to: u64,
+        at_ms: u64,
+        most: usize,
+    ) -> Result<u64, StoreError> {
         let meta = self.published.get();
         let mut ts = from + 1;
         let mut looked = 0;
         if meta.stream == 0 {
             return Ok(ts);
         }
-        let to = meta.commit_ts;
+        let to = to.min(meta.commit_ts);
+        if to <= from {
+            return Ok(ts);
+        }
         let mut commits = Commits::new(&self.part, StreamId(meta.stream), from, to);
         commits.scan(from, to, &mut |commit, _| {
             ts = commit.commit_ts;
