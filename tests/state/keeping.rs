@@ -115,3 +115,78 @@ async fn history_goes_by_policy_and_never_beyond_the_oldest_snapshot_that_is_kep
     assert_eq!(proof.replayed, 10);
     assert!(proof.differences.is_empty(), "{proof:?}");
 }
+
+#[tokio::test]
+async fn a_file_that_is_not_a_snapshot_of_this_store_is_named_and_never_counted_or_removed() {
+    let theirs = State::with(&["state.snapshot-interval=0"]).await;
+    for _ in 0..4 {
+        theirs.put(key("theirs"), "{}").await;
+    }
+    assert_eq!(theirs.snapshot().await, 4);
+    let setup = || {
+        Setup::default()
+            .set("state.snapshot-interval=2")
+            .set("state.snapshots-retained=1")
+    };
+    let mut server = setup().start_fresh().await;
+    let snapshots = server.data_dir().join("snapshots");
+    server.stop().await;
+    let foreign = theirs.server.data_dir().join("snapshots/snapshot-4.json");
+    fs::copy(&foreign, snapshots.join("snapshot-4.json")).unwrap();
+    fs::write(snapshots.join("snapshot-5000.json"), "").unwrap();
+    server.restart(&setup()).await;
+    let state = State::of(server);
+    state
+        .server
+        .logged("is not a snapshot of this state store and does not count")
+        .await;
+    // Snapshots are made all the same, and answered for this store.
+    for n in 1..=3 {
+        assert_eq!(state.put(key("ours"), "{}").await, n);
+    }
+    eventually("a snapshot is made", async || {
+        snapshots.join("snapshot-2.json").exists().then_some(())
+    })
+    .await;
+    assert_eq!(state.snapshot().await, 3);
+    // One that needs the name of a foreign file gives that another name.
+    assert_eq!(state.put(key("ours"), "{}").await, 4);
+    assert_eq!(state.snapshot().await, 4);
+    let aside = snapshots.join("snapshot-4.json.1.aside");
+    assert_eq!(fs::read(aside).unwrap(), fs::read(foreign).unwrap());
+    assert!(snapshots.join("snapshot-5000.json").exists());
+    assert!(!snapshots.join("snapshot-2.json").exists());
+    let listed = state.snapshots().await;
+    let problems: Vec<_> = listed.iter().map(|s| (s.commit_ts, s.problem.is_some()));
+    assert_eq!(problems.collect::<Vec<_>>(), [(5000, true), (4, false)]);
+    assert_eq!(state.verify().await.snapshot_commit_ts, 4);
+}
+
+#[tokio::test]
+async fn an_idle_store_reads_no_history_that_no_policy_can_cut() {
+    let settings = ["state.snapshot-interval=0", "state.keep-history-age=1s"];
+    let state = State::with(&settings).await;
+    let text = "x".repeat(100_000);
+    for _ in 0..100 {
+        state.put(key("a"), &format!("{{\"v\":\"{text}\"}}")).await;
+    }
+    assert_eq!(state.snapshot().await, 100);
+    for _ in 0..100 {
+        state.put(key("a"), &format!("{{\"v\":\"{text}\"}}")).await;
+    }
+    eventually("history is cut up to the snapshot", async || {
+        (history_begins(&state).await == 101).then_some(())
+    })
+    .await;
+    let read = || {
+        let io = fs::read_to_string(format!("/proc/{}/io", state.server.pid())).unwrap();
+        let line = io.lines().find_map(|l| l.strip_prefix("rchar: ")).unwrap();
+        line.parse::<u64>().unwrap()
+    };
+    let before = read();
+    // Several rounds of the look at the policies.
+    tokio::time::sleep(std::time::Duration::from_secs(5)).await;
+    let idle = read() - before;
+    // The commits after the snapshot, 10 MB, are not read even once.
+    assert!(idle < 100 * 100_000, "{idle} bytes were read");
+}

@@ -246,6 +246,14 @@ impl Inner {
                 "see whether snapshots are put; raise snapshots.max-log-bytes",
             );
         }
+        for ignored in &inner.state.progress.lock().ignored {
+            problems.add(
+                "state_snapshot_ignored",
+                Some(inner.state.partition.0),
+                format!("a file in snapshots/ does not count: {ignored}"),
+                "move it away; esker state import takes its state over, if that is wanted",
+            );
+        }
         for one in &status.partitions {
             let partition = one.partition;
             let known = inner.snapshots.known[partition as usize].lock();

@@ -112,6 +112,11 @@ pub const PROBLEMS: &[(&str, bool, &str)] = &[
         "The log no longer reaches back to the oldest retained snapshot.",
     ),
     (
+        "state_snapshot_ignored",
+        false,
+        "A file in `snapshots/` is not a valid JSON snapshot of this state store; it is neither counted nor removed.",
+    ),
+    (
         "local_snapshot_failed",
         false,
         "A checkpoint on this disk failed.",
