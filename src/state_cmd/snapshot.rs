@@ -34,7 +34,8 @@ pub struct Args {
 struct Shown<'a> {
     name: &'a str,
     commit_ts: u64,
-    created_at: u64,
+    /// None of one that was not or could not be read.
+    created_at: Option<u64>,
     bytes: u64,
     keys: Option<u64>,
     lineage: &'a str,
@@ -89,7 +90,7 @@ async fn list(mut state: State, args: &Args) -> Result<(), Failure> {
 }
 
 fn row(it: &SnapshotInfo) -> Vec<String> {
-    let created = i64::try_from(it.created_at).ok();
+    let created = created_at(it).and_then(|at| i64::try_from(at).ok());
     let created = created.and_then(|it| OffsetDateTime::from_unix_timestamp(it).ok());
     let places: Vec<_> = [(it.local, "local"), (it.archived, "repository")]
         .into_iter()
@@ -109,11 +110,16 @@ fn row(it: &SnapshotInfo) -> Vec<String> {
     ]
 }
 
+/// When it was made, if that is known.
+fn created_at(it: &SnapshotInfo) -> Option<u64> {
+    Some(it.created_at).filter(|at| *at > 0)
+}
+
 fn line(it: &SnapshotInfo) -> Result<String, Failure> {
     shown::line(&Shown {
         name: &it.name,
         commit_ts: it.commit_ts,
-        created_at: it.created_at,
+        created_at: created_at(it),
         bytes: it.bytes,
         keys: it.keys,
         lineage: &it.lineage,

@@ -187,6 +187,10 @@ impl<'a> Asked<'a> {
                      `esker stream ls` shows those that there are"
                 ),
             },
+            Some(ErrorCode::StreamNotFound) if basin == "esker-state" => format!(
+                "there is no stream {stream}; the state store makes esker-state/default with its first \
+                 commit: `esker state put` makes one"
+            ),
             Some(ErrorCode::StreamNotFound) => format!(
                 "there is no stream {stream}; `esker stream create {stream}` makes it, \
                  `esker stream ls {basin}` shows those that there are"

@@ -191,3 +191,53 @@ async fn snapshots_are_made_by_themselves_and_the_newest_are_kept() {
     assert!(listed.len() <= 2, "{listed:?}");
     assert_eq!(listed[0].commit_ts, 23);
 }
+
+/// A snapshot's text as of commit 5.
+fn snapshot_of(entries: &[&str]) -> String {
+    format!(
+        r#"{{"version":1,"created_at":1,"commit_ts":5,"state":{{{}}}}}"#,
+        entries.join(",")
+    )
+}
+
+#[tokio::test]
+async fn a_snapshot_that_could_not_be_one_is_refused_by_the_key_and_writes_nothing() {
+    let state = State::with(&["state.snapshot-interval=0"]).await;
+    let good = r#""default:a:0":{"value":{},"version":1,"commit_ts":1}"#;
+    let bad = [
+        (r#"{"value":{"s":"\ud800"},"version":1,"commit_ts":1}"#, "string"),
+        (r#"{"value":{"n":1e999},"version":1,"commit_ts":1}"#, "too large"),
+        (r#"{"value":{"n":9007199254740993},"version":1,"commit_ts":1}"#, "beyond 2^53"),
+        (r#"{"value":{},"version":9007199254740993,"commit_ts":1}"#, "a version of"),
+        (r#"{"value":{},"version":1,"commit_ts":6}"#, "commit_ts 6"),
+    ];
+    for (entry, why) in bad {
+        let text = snapshot_of(&[good, &format!(r#""default:a:bad":{entry}"#)]);
+        let refused = import(&state, text.as_bytes(), true).await.unwrap_err();
+        assert_eq!(refused.code(), Code::InvalidArgument, "{refused:?}");
+        assert!(refused.message().contains("default:a:bad"), "{refused:?}");
+        assert!(refused.message().contains(why), "{refused:?}");
+    }
+    let other = good.replace("a:0", "a:1");
+    let twice = snapshot_of(&[&other, good, &other]);
+    let refused = import(&state, twice.as_bytes(), true).await.unwrap_err();
+    assert!(refused.message().contains("occurs twice"), "{refused:?}");
+    // Nothing of them was proposed, and no file is left.
+    let log = state.server.log().join("\n");
+    assert!(!log.contains("an import into the state store did not end"), "{log}");
+    let left = std::fs::read_dir(state.server.data_dir().join("snapshots")).unwrap();
+    let left = left.filter(|e| e.as_ref().unwrap().file_name().to_string_lossy().starts_with(".tmp-"));
+    assert_eq!(left.count(), 0);
+    assert_eq!(state.put(key("x"), "{}").await, 1);
+}
+
+#[tokio::test]
+async fn what_was_imported_can_be_proved_at_once() {
+    let other = State::fresh().await;
+    other.put(key("mine"), "{}").await;
+    let text = export(&filled().await, None).await.unwrap();
+    let done = import(&other, &text, true).await.unwrap();
+    let proof = other.verify().await;
+    assert_eq!(proof.snapshot_commit_ts, done.commit_ts);
+    assert!(proof.differences.is_empty(), "{proof:?}");
+}

@@ -1,24 +1,32 @@
 //! Taking over a JSON snapshot: by way of the log, a piece at a time, visible with the last one.
+//!
+//! The whole snapshot is checked before the first piece is proposed, so that one that is refused writes
+//! nothing. An import that ends in the middle is aborted: what it wrote goes, at once or at the next start.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::Read as _;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use esker_partition::command::{Kind, Outcome};
 use esker_partition::state::command::{
-    ImportBegin, ImportEntries, ImportFinish, ImportStep, ImportedEntry, StateImport,
-    StateImportRefusal,
+    ImportAbort, ImportBegin, ImportEntries, ImportFinish, ImportStep, ImportedEntry, MAX_IMPORTED,
+    StateImport, StateImportRefusal,
 };
+use esker_partition::lineage::GAP;
 use esker_partition::state::{StateEntry, StateKey};
 use futures::StreamExt as _;
 use futures::stream::BoxStream;
 use tokio::io::AsyncWriteExt as _;
 use tokio::sync::mpsc;
+use xxhash_rust::xxh3::xxh3_128;
 
+use super::document;
 use super::error::StateError;
-use super::files::{self, Written};
+use super::files::{self, FileError, Written};
 use super::types::ImportSummary;
 use super::{blocking, unexpected};
 use crate::clock::now_ms;
@@ -30,6 +38,15 @@ const COMMAND: usize = 512 * 1024;
 const ENTRY: usize = esker_partition::state::MOST_RECORD_BYTES;
 /// Bytes that are taken in before it is looked again whether the disk has room for more.
 const LOOK_EVERY: usize = 2 * 1024 * 1024;
+
+/// Keys of a snapshot whose keys are in no order, at most: of each, 16 bytes are held to find one that
+/// occurs twice.
+const MAX_UNSORTED_KEYS: usize = 4_000_000;
+/// Time that an import waits for the snapshot of what it has brought.
+const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Checks the text of a value, as if it was written.
+pub type CheckValue = fn(&[u8]) -> Result<(), String>;
 
 /// A file that goes when it is no longer needed.
 struct Temporary(PathBuf);
@@ -44,6 +61,7 @@ pub(super) async fn import(
     inner: &Arc<Inner>,
     mut pieces: BoxStream<'static, Result<Bytes, StateError>>,
     replace: bool,
+    check_value: CheckValue,
 ) -> Result<ImportSummary, StateError> {
     let newest = inner.state.reader.meta().commit_ts;
     if newest > 0 && !replace {
@@ -53,7 +71,8 @@ pub(super) async fn import(
     let path = inner.state.files.dir().join(format!(".tmp-import-{id:x}"));
     let failed = |e: std::io::Error| StateError::Storage(format!("the snapshot: {e}"));
     let spooled = Temporary(path.clone());
-    let mut to = tokio::fs::File::create(&path).await.map_err(failed)?;
+    // On this thread: dropped while it waits, it would make the file after its removal.
+    let mut to = tokio::fs::File::from_std(File::create(&path).map_err(failed)?);
     let mut unlooked = 0;
     while let Some(piece) = pieces.next().await {
         let piece = piece?;
@@ -70,21 +89,16 @@ pub(super) async fn import(
     // All of it is looked at before anything is done.
     let checked = blocking({
         let path = path.clone();
-        move || {
-            let file = File::open(&path).map_err(|e| e.to_string())?;
-            let take = |_: StateKey, entry: StateEntry| check(&entry);
-            files::read(file, take).map_err(|e| e.to_string())
-        }
+        move || check(&path, newest, check_value)
     })
-    .await
-    .map_err(|why| StateError::Invalid(format!("not a snapshot of a state: {why}")))?;
-    if checked.header.commit_ts == 0 {
-        return Err(StateError::Invalid(
-            "not a snapshot of a state: its commit_ts is 0".to_owned(),
-        ));
-    }
+    .await?;
     let begun = std::time::Instant::now();
     let step = |step| propose(inner, id, step);
+    let mut begun_import = Begun {
+        inner: inner.clone(),
+        id,
+        is_finished: false,
+    };
     step(ImportStep::Begin(ImportBegin { replace })).await?;
     let (send, mut commands) = mpsc::channel(2);
     let reading = tokio::task::spawn_blocking(move || {
@@ -107,6 +121,7 @@ pub(super) async fn import(
         commit_ts: checked.header.commit_ts,
     };
     let commit_ts = step(ImportStep::Finish(finish)).await?;
+    begun_import.is_finished = true;
     tracing::info!(
         commit_ts,
         snapshot_commit_ts = checked.header.commit_ts,
@@ -115,9 +130,11 @@ pub(super) async fn import(
         duration = ?begun.elapsed(),
         "a snapshot of the state store was imported"
     );
-    // Those from before it lead to another state: the first that does not is due now.
+    // Those from before it lead to another state: the first that does not is due now, and waited for, so
+    // that what was imported can be proved and rebuilt. Why it failed, if it did, is logged and in the status.
     if inner.state.options.snapshot_interval > 0 {
-        drop(inner.state.ask_snapshot(commit_ts));
+        let written = inner.state.ask_snapshot(commit_ts);
+        let _ = tokio::time::timeout(SNAPSHOT_TIMEOUT, written).await;
     }
     Ok(ImportSummary {
         imported_commit_ts: checked.header.commit_ts,
@@ -127,14 +144,132 @@ pub(super) async fn import(
     })
 }
 
-fn check(entry: &StateEntry) -> Result<(), String> {
+/// An import that has begun. Dropped before its end, it is aborted.
+struct Begun {
+    inner: Arc<Inner>,
+    id: u64,
+    is_finished: bool,
+}
+
+impl Drop for Begun {
+    fn drop(&mut self) {
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else {
+            return;
+        };
+        if !self.is_finished {
+            let (inner, id) = (self.inner.clone(), self.id);
+            runtime.spawn(async move { abort(&inner, id).await });
+        }
+    }
+}
+
+/// Removes what an import has written, if it is still the one under way.
+async fn abort(inner: &Inner, id: u64) {
+    match propose(inner, id, ImportStep::Abort(ImportAbort {})).await {
+        // Another one has begun since, which has removed it.
+        Ok(_) | Err(StateError::Unavailable(_)) => {}
+        Err(error) => {
+            tracing::warn!(%error, "what an ended import into the state store wrote is removed by the next start");
+        }
+    }
+}
+
+/// Aborts the import that was under way when the node ended.
+pub(super) async fn abort_abandoned(inner: &Inner) {
+    if let Some(importing) = inner.state.reader.meta().importing {
+        tracing::info!("an import into the state store did not end: what it wrote is removed");
+        abort(inner, importing.id).await;
+    }
+}
+
+/// Checks all of a snapshot; `newest` is the newest commit here.
+fn check(
+    path: &std::path::Path,
+    newest: u64,
+    check_value: CheckValue,
+) -> Result<Written, StateError> {
+    let mut last: Option<(Vec<u8>, String)> = None;
+    let (mut rises, mut text_rises) = (true, true);
+    let mut latest: (u64, String) = Default::default();
+    let written = read(path, &mut |key, entry| {
+        let text = document::escaped(&key);
+        check_entry(&entry, check_value).map_err(|why| format!("{text:?}: {why}"))?;
+        let names = key.encode();
+        if let Some((last_names, last_text)) = &last {
+            rises &= *last_names < names;
+            text_rises &= *last_text < text;
+        }
+        if entry.commit_ts > latest.0 {
+            latest = (entry.commit_ts, text.clone());
+        }
+        last = Some((names, text));
+        Ok(())
+    })?;
+    let commit_ts = written.header.commit_ts;
+    check_number("commit_ts", commit_ts).map_err(invalid)?;
+    if latest.0 > commit_ts {
+        let (of_entry, key) = latest;
+        return Err(invalid(format!(
+            "it is of commit_ts {commit_ts}, and its key {key:?} of commit_ts {of_entry}"
+        )));
+    }
+    if newest > 0 && newest.max(commit_ts).saturating_add(GAP) > MAX_IMPORTED {
+        return Err(StateError::Exhausted(format!(
+            "the state would be as of a commit above {MAX_IMPORTED}, and its snapshots could not be imported: \
+             import it into an empty store"
+        )));
+    }
+    // Keys that rise, in either order, are different ones; others are remembered.
+    if !rises && !text_rises {
+        let mut seen = HashSet::new();
+        read(path, &mut |key, _| {
+            let is_new = seen.insert(xxh3_128(&key.encode()));
+            match is_new {
+                true if seen.len() > MAX_UNSORTED_KEYS => Err(format!(
+                    "it has more than {MAX_UNSORTED_KEYS} keys in no order: sort them, with `jq -S`"
+                )),
+                true => Ok(()),
+                false => Err(format!("the key {:?} occurs twice", document::escaped(&key))),
+            }
+        })?;
+    }
+    Ok(written)
+}
+
+fn invalid(why: String) -> StateError {
+    StateError::Invalid(format!("not a snapshot of a state: {why}"))
+}
+
+fn read(
+    path: &std::path::Path,
+    take: &mut dyn FnMut(StateKey, StateEntry) -> Result<(), String>,
+) -> Result<Written, StateError> {
+    let file = File::open(path).map_err(|e| StateError::Storage(e.to_string()))?;
+    files::read(file, take).map_err(|e| match e {
+        FileError::Damaged(why) => invalid(why),
+        FileError::Unreadable(e) => StateError::Storage(format!("the snapshot: {e}")),
+    })
+}
+
+fn check_entry(entry: &StateEntry, check_value: CheckValue) -> Result<(), String> {
     let bytes = entry.value.as_ref().map_or(0, Bytes::len);
     if bytes > ENTRY {
         return Err(format!(
             "a value has {bytes} bytes; at most {ENTRY} are allowed"
         ));
     }
-    Ok(())
+    check_number("version", entry.version)?;
+    check_number("commit_ts", entry.commit_ts)?;
+    entry.value.as_deref().map_or(Ok(()), check_value)
+}
+
+fn check_number(what: &str, number: u64) -> Result<(), String> {
+    match (1..=MAX_IMPORTED).contains(&number) {
+        true => Ok(()),
+        false => Err(format!(
+            "a {what} of {number}: 1 to {MAX_IMPORTED} are possible"
+        )),
+    }
 }
 
 /// Gives the entries of a snapshot, as many at a time as make a command.

@@ -132,6 +132,7 @@ async fn keep_bounded(inner: Weak<Inner>) {
 
 async fn keep_snapshots(inner: Weak<Inner>) {
     if let Some(inner) = inner.upgrade() {
+        super::import::abort_abandoned(&inner).await;
         blocking(move || inner.state.look_at_files()).await;
     }
     while let Some(inner) = inner.upgrade() {

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use esker_partition::command::Kind;
 use esker_partition::state::command::{ExpectedVersion, StagedOperation, StateCommit};
-use esker_partition::state::record::record_bound;
+use esker_partition::state::record::{operation_bound, record_bound};
 use esker_partition::state::{MOST_RECORD_BYTES, StateKey};
 use parking_lot::Mutex;
 use serde_json::value::RawValue;
@@ -22,10 +22,8 @@ use crate::clock::now_ms;
 
 /// Expired transactions whose ids are remembered, so that who comes late hears why.
 const EXPIRED: usize = 10_000;
-/// What an operation takes beside its names and its value, in memory and in a record.
+/// What an operation takes beside its names and its value, in memory.
 const OVERHEAD: usize = 128;
-/// Bytes of a name in a record for each of its own, at most: a control character is `\u0001` there.
-const ESCAPED: usize = 6;
 
 /// A transaction's operations.
 #[derive(Debug)]
@@ -33,6 +31,8 @@ pub(crate) struct Staged {
     pub operations: Vec<StagedOperation>,
     pub expected: Vec<ExpectedVersion>,
     bytes: usize,
+    /// Bytes that its record has at most.
+    record: usize,
     expires: Instant,
     timeout: Duration,
 }
@@ -95,6 +95,7 @@ impl Transactions {
                 operations: Vec::new(),
                 expected: Vec::new(),
                 bytes: 0,
+                record: record_bound(&id, &[]),
                 expires: now + timeout,
                 timeout,
             },
@@ -121,8 +122,20 @@ impl Transactions {
         }
         let names = key.namespace.len() + key.agent_id.len() + key.key.len();
         let value_bytes = value.as_ref().map_or(0, Bytes::len);
-        if staged.bytes + names + value_bytes > MOST_RECORD_BYTES {
-            return Err(too_large(id, staged.bytes + names + value_bytes));
+        let StateKey {
+            namespace,
+            agent_id,
+            key,
+        } = key;
+        let operation = StagedOperation {
+            namespace,
+            agent_id,
+            key,
+            value,
+        };
+        let record = staged.record + operation_bound(&operation);
+        if record > MOST_RECORD_BYTES {
+            return Err(too_large(id, record));
         }
         let bytes = names + value_bytes + OVERHEAD;
         if all + bytes > most_all {
@@ -130,25 +143,16 @@ impl Transactions {
                 "open transactions hold {all} bytes, and {most_all} are allowed: commit or abort some"
             )));
         }
-        let StateKey {
-            namespace,
-            agent_id,
-            key,
-        } = key;
         if let Some(version) = expected {
             staged.expected.push(ExpectedVersion {
-                namespace: namespace.clone(),
-                agent_id: agent_id.clone(),
-                key: key.clone(),
+                namespace: operation.namespace.clone(),
+                agent_id: operation.agent_id.clone(),
+                key: operation.key.clone(),
                 version,
             });
         }
-        staged.operations.push(StagedOperation {
-            namespace,
-            agent_id,
-            key,
-            value,
-        });
+        staged.operations.push(operation);
+        staged.record = record;
         staged.bytes += bytes;
         self.bytes += bytes;
         Ok(())
@@ -329,17 +333,8 @@ fn too_large_for_a_commit(command: &StateCommit, most: usize) -> Option<StateErr
     if expected > MOST_RECORD_BYTES {
         return Some(too_large(&command.txn_id, expected));
     }
-    // Only what might be too large is measured.
-    let rough = |one: &StagedOperation| {
-        let names = one.namespace.len() + one.agent_id.len() + one.key.len();
-        OVERHEAD + ESCAPED * names + one.value.as_ref().map_or(0, Bytes::len)
-    };
-    let rough = 2 * OVERHEAD + command.operations.iter().map(rough).sum::<usize>();
-    if rough <= MOST_RECORD_BYTES {
-        return None;
-    }
-    let bound = record_bound(&command.txn_id, &command.operations);
-    (bound > MOST_RECORD_BYTES).then(|| too_large(&command.txn_id, bound))
+    // The operations were measured as they were staged.
+    None
 }
 
 fn too_large(id: &str, bytes: usize) -> StateError {
@@ -470,13 +465,33 @@ mod tests {
 
         // Names that are longer in a record than here.
         let id = all.lock().begin(None, now).unwrap();
-        for n in 0..200 {
-            let long = key(&format!("{n}{}", "\u{1}".repeat(1000)));
-            all.lock().stage(&id, long, None, None, now).unwrap();
-        }
-        let error = Committing::begin(&all, &id, Vec::new()).err().unwrap();
+        let long = |n: usize| key(&format!("{n}{}", "\u{1}".repeat(1000)));
+        let mut stage = |n| all.lock().stage(&id, long(n), None, None, now);
+        let staged = (0..200).take_while(|n| stage(*n).is_ok()).count();
+        let error = stage(staged).unwrap_err();
         assert!(error.to_string().contains("split it"), "{error}");
-        assert_eq!(all.lock().open[&id].operations.len(), 200);
+        // What is staged is as much as a record holds.
+        let all = all.lock();
+        let operations = &all.open[&id].operations;
+        let bound = record_bound(&id, operations);
+        assert!(bound <= MOST_RECORD_BYTES);
+        assert!(bound + operation_bound(&operations[0]) + 10 > MOST_RECORD_BYTES);
+    }
+
+    #[test]
+    fn as_many_operations_as_are_allowed_fit_into_a_transaction() {
+        let all = Mutex::new(transactions(StateOptions::default()));
+        let most = StateOptions::default().max_operations;
+        let now = Instant::now();
+        let id = all.lock().begin(None, now).unwrap();
+        for n in 0..most {
+            let staged = all.lock().stage(&id, key(&n.to_string()), None, None, now);
+            staged.unwrap_or_else(|e| panic!("operation {n}: {e}"));
+        }
+        let error = all.lock().stage(&id, key("more"), None, None, now);
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains("10000 operations"), "{error}");
+        assert!(Committing::begin(&all, &id, Vec::new()).is_ok());
     }
 
     fn expected(count: usize) -> Vec<Expected> {

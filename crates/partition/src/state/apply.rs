@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use s2_common::record::{EnvelopeRecord, Record};
 
 use super::command::{
-    ImportBegin, ImportEntries, ImportFinish, ImportStep, PRUNE_BYTES, PRUNE_COMMITS, StateCommit,
+    ImportBegin, ImportEntries, ImportFinish, ImportStep, MAX_IMPORTED, PRUNE_BYTES, PRUNE_COMMITS, StateCommit,
     StateCommitted, StateImport, StateImportRefusal, StateImported, StatePrune, StateRefusal,
 };
 use super::names::{StateKey, agent_names};
@@ -19,9 +19,6 @@ use crate::keys;
 use crate::lineage::GAP;
 use crate::store::StoreError;
 use crate::streams::step::Step;
-
-/// Largest version and `commit_ts` that an import may bring: what any reader of JSON keeps exactly.
-const MOST_IMPORTED: u64 = 1 << 53;
 
 /// What a step does to the state store.
 pub(crate) struct StateStep<'a> {
@@ -329,6 +326,7 @@ impl Step<'_> {
             Some(ImportStep::Begin(begin)) => self.begin_import(id, &begin),
             Some(ImportStep::Entries(entries)) => self.import_entries(id, entries),
             Some(ImportStep::Finish(finish)) => self.finish_import(id, &finish, at_ms)?,
+            Some(ImportStep::Abort(_)) => self.abort_import(id)?,
             None => Err(StateImportRefusal::Invalid("it has no step".to_owned())),
         };
         Ok(done.map(|commit_ts| StateImported { commit_ts }))
@@ -389,6 +387,24 @@ impl Step<'_> {
         meta.importing = Some(importing);
         self.state.meta = Some(meta);
         Ok(0)
+    }
+
+    /// Removes what an import has written that does not go on.
+    fn abort_import(
+        &mut self,
+        id: u64,
+    ) -> Result<Result<u64, StateImportRefusal>, StoreError> {
+        let (mut meta, importing) = match self.importing(id) {
+            Ok(importing) => importing,
+            Err(refusal) => return Ok(Err(refusal)),
+        };
+        for (from, to) in keys::state_generation(importing.generation) {
+            self.state.garbage += self.part.approximate_bytes(&from, &to)?;
+            self.batch.delete_range(&from, &to);
+        }
+        meta.importing = None;
+        self.state.meta = Some(meta);
+        Ok(Ok(0))
     }
 
     fn finish_import(
@@ -453,11 +469,11 @@ fn mismatch(entry: Option<&StateEntry>, expected: u64) -> Option<u64> {
 }
 
 fn check_imported(what: &str, number: u64) -> Result<(), StateImportRefusal> {
-    if (1..=MOST_IMPORTED).contains(&number) {
+    if (1..=MAX_IMPORTED).contains(&number) {
         return Ok(());
     }
     Err(StateImportRefusal::Invalid(format!(
-        "{what} of {number}: 1 to {MOST_IMPORTED} are possible"
+        "{what} of {number}: 1 to {MAX_IMPORTED} are possible"
     )))
 }
 

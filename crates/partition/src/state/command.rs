@@ -100,7 +100,7 @@ pub struct StateImport {
     #[prost(uint64, tag = "1")]
     pub id: u64,
     /// Which step of it.
-    #[prost(oneof = "ImportStep", tags = "2, 3, 4")]
+    #[prost(oneof = "ImportStep", tags = "2, 3, 4, 6")]
     pub step: Option<ImportStep>,
     /// Now, in milliseconds since the epoch.
     #[prost(uint64, tag = "5")]
@@ -119,7 +119,17 @@ pub enum ImportStep {
     /// What was imported takes the place of what there was.
     #[prost(message, tag = "4")]
     Finish(ImportFinish),
+    /// The import has ended without the last one: what it wrote goes.
+    #[prost(message, tag = "6")]
+    Abort(ImportAbort),
 }
+
+/// See [`ImportStep::Abort`].
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub struct ImportAbort {}
+
+/// Largest version and `commit_ts` that an import may bring: what any reader of JSON keeps exactly.
+pub const MAX_IMPORTED: u64 = 1 << 53;
 
 /// See [`ImportStep::Begin`].
 #[derive(Clone, PartialEq, Eq, prost::Message)]

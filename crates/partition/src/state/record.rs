@@ -53,6 +53,17 @@ pub fn record_bound(txn_id: &str, operations: &[StagedOperation]) -> usize {
     compose(u64::MAX, txn_id, u64::MAX, operations, numbers).len()
 }
 
+/// Bytes that an operation takes in the record of a commit at most.
+pub fn operation_bound(operation: &StagedOperation) -> usize {
+    let value = operation.value.as_ref().map_or(0, Bytes::len);
+    let without = StagedOperation {
+        value: operation.value.as_ref().map(|_| Bytes::new()),
+        ..operation.clone()
+    };
+    let with_comma = 1 + value;
+    record_bound("", &[without]) - record_bound("", &[]) + with_comma
+}
+
 /// The record of a commit.
 pub(crate) fn compose(
     commit_ts: u64,

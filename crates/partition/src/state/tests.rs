@@ -316,6 +316,32 @@ fn an_import_that_replaces_a_state_gives_out_nothing_again() {
     assert_eq!(numbers, [GAP + 11]);
 }
 
+#[test]
+fn an_import_that_is_aborted_leaves_nothing_and_ends() {
+    let mut it = Fixture::new();
+    it.commit(vec![write(&key("a"), "{}")]);
+    let replace = true;
+    let entries = vec![imported("b", 7, Some("{}"))];
+    it.import(ImportStep::Begin(ImportBegin { replace }))
+        .unwrap();
+    it.import(ImportStep::Entries(ImportEntries { entries }))
+        .unwrap();
+    let part = it.state_reader().part().clone();
+    let entries = || {
+        let [(from, to), _] = keys::state_generation(1);
+        let mut rows = part.iterate(&from, &to, false);
+        rows.seek_to_first();
+        rows.key().is_some()
+    };
+    assert!(entries());
+    it.import(ImportStep::Abort(ImportAbort {})).unwrap();
+    assert!(!entries());
+    assert_eq!(it.state_reader().meta().importing, None);
+    let done = it.import(ImportStep::Finish(ImportFinish { commit_ts: 50 }));
+    assert_eq!(done, Err(StateImportRefusal::Superseded));
+    assert_eq!(it.commit(vec![write(&key("a"), "{}")]).versions, [2]);
+}
+
 /// What a key had after each commit that changed it.
 type Model = BTreeMap<StateKey, Vec<(u64, u64, Option<String>)>>;
 

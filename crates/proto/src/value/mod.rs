@@ -15,7 +15,7 @@ mod reading;
 mod tests;
 mod writing;
 
-pub use reading::from_json;
+pub use reading::{check_json, from_json};
 pub use writing::to_json;
 
 use std::fmt::Write as _;

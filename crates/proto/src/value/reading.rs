@@ -19,10 +19,25 @@ use super::{LIST, OBJECT, Path, Step, ValueError};
 /// [`ValueError`] for what is no JSON or no object, for numbers that are too large for a float, and for
 /// what nests too deep.
 pub fn from_json(text: &[u8]) -> Result<Struct, ValueError> {
+    read(text, false)
+}
+
+/// Whether [`from_json`] makes a value of a text, and the value is what the text says: integers beyond
+/// 2^53 that no float has are refused.
+///
+/// # Errors
+///
+/// Those of [`from_json`], and [`ValueError`] for such an integer.
+pub fn check_json(text: &[u8]) -> Result<(), ValueError> {
+    read(text, true).map(|_| ())
+}
+
+fn read(text: &[u8], exact: bool) -> Result<Struct, ValueError> {
     let mut reader = Reader {
         text,
         at: 0,
         path: Path::default(),
+        exact,
     };
     reader.spaces();
     if reader.peek() != Some(b'{') {
@@ -40,6 +55,8 @@ struct Reader<'a> {
     text: &'a [u8],
     at: usize,
     path: Path<'a>,
+    /// Whether integers have to be exact.
+    exact: bool,
 }
 
 impl<'a> Reader<'a> {
@@ -195,6 +212,9 @@ impl<'a> Reader<'a> {
         }
         let text = std::str::from_utf8(&self.text[begin..self.at]).unwrap_or_default();
         match text.parse::<f64>() {
+            Ok(number) if self.exact && !is_exact(text, number) => Err(self.path.error(format!(
+                "{text} is beyond 2^53 and would be read as {number:.0}"
+            ))),
             Ok(number) if number.is_finite() => Ok(number),
             _ => Err(self
                 .path
@@ -235,4 +255,11 @@ impl<'a> Reader<'a> {
         self.at = end + 1;
         Ok(text)
     }
+}
+
+/// Whether a number that is written as an integer has its value as a float.
+fn is_exact(text: &str, number: f64) -> bool {
+    let is_integer = text.bytes().all(|b| b == b'-' || b.is_ascii_digit());
+    // A float's integer is printed with all its digits.
+    !is_integer || !number.is_finite() || number == 0.0 || format!("{number:.0}") == text
 }

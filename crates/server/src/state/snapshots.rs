@@ -6,6 +6,7 @@ use esker_node::state::StateError;
 use esker_proto::state::v1::{
     ExportResponse, ImportOptions, ImportRequest, ImportResponse, import_request::Part,
 };
+use esker_proto::value;
 use futures::StreamExt as _;
 use futures::stream::{self, BoxStream};
 use tonic::{Status, Streaming};
@@ -46,7 +47,7 @@ pub(super) async fn import(
              those after it",
         ));
     };
-    let done = store.import(pieces(messages), replace).await;
+    let done = store.import(pieces(messages), replace, check_value).await;
     let done = done.map_err(|error| status(&error))?;
     Ok(ImportResponse {
         imported_commit_ts: done.imported_commit_ts,
@@ -54,6 +55,11 @@ pub(super) async fn import(
         keys: done.keys,
         bytes: done.bytes,
     })
+}
+
+/// Whether a value can be read by clients once it is stored, as it is.
+fn check_value(json: &[u8]) -> Result<(), String> {
+    value::check_json(json).map_err(|error| error.to_string())
 }
 
 /// The pieces of the text. A client that goes away in the middle is an error, not the end of the text.
