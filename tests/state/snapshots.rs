@@ -205,10 +205,22 @@ async fn a_snapshot_that_could_not_be_one_is_refused_by_the_key_and_writes_nothi
     let state = State::with(&["state.snapshot-interval=0"]).await;
     let good = r#""default:a:0":{"value":{},"version":1,"commit_ts":1}"#;
     let bad = [
-        (r#"{"value":{"s":"\ud800"},"version":1,"commit_ts":1}"#, "string"),
-        (r#"{"value":{"n":1e999},"version":1,"commit_ts":1}"#, "too large"),
-        (r#"{"value":{"n":9007199254740993},"version":1,"commit_ts":1}"#, "beyond 2^53"),
-        (r#"{"value":{},"version":9007199254740993,"commit_ts":1}"#, "a version of"),
+        (
+            r#"{"value":{"s":"\ud800"},"version":1,"commit_ts":1}"#,
+            "string",
+        ),
+        (
+            r#"{"value":{"n":1e999},"version":1,"commit_ts":1}"#,
+            "too large",
+        ),
+        (
+            r#"{"value":{"n":9007199254740993},"version":1,"commit_ts":1}"#,
+            "beyond 2^53",
+        ),
+        (
+            r#"{"value":{},"version":9007199254740993,"commit_ts":1}"#,
+            "a version of",
+        ),
         (r#"{"value":{},"version":1,"commit_ts":6}"#, "commit_ts 6"),
     ];
     for (entry, why) in bad {
@@ -224,9 +236,18 @@ async fn a_snapshot_that_could_not_be_one_is_refused_by_the_key_and_writes_nothi
     assert!(refused.message().contains("occurs twice"), "{refused:?}");
     // Nothing of them was proposed, and no file is left.
     let log = state.server.log().join("\n");
-    assert!(!log.contains("an import into the state store did not end"), "{log}");
+    assert!(
+        !log.contains("an import into the state store did not end"),
+        "{log}"
+    );
     let left = std::fs::read_dir(state.server.data_dir().join("snapshots")).unwrap();
-    let left = left.filter(|e| e.as_ref().unwrap().file_name().to_string_lossy().starts_with(".tmp-"));
+    let left = left.filter(|e| {
+        e.as_ref()
+            .unwrap()
+            .file_name()
+            .to_string_lossy()
+            .starts_with(".tmp-")
+    });
     assert_eq!(left.count(), 0);
     assert_eq!(state.put(key("x"), "{}").await, 1);
 }

@@ -531,7 +531,10 @@ mod tests {
         assert_eq!(files.check(7).unwrap(), (written, false));
         fs::rename(files.path(7), files.path(8)).unwrap();
         let why = files.check(8).unwrap_err();
-        assert_eq!(why.to_string(), "it is of commit_ts 7, not of that in its name");
+        assert_eq!(
+            why.to_string(),
+            "it is of commit_ts 7, not of that in its name"
+        );
     }
 
     #[test]

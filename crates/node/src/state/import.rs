@@ -12,11 +12,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use esker_partition::command::{Kind, Outcome};
+use esker_partition::lineage::GAP;
 use esker_partition::state::command::{
     ImportAbort, ImportBegin, ImportEntries, ImportFinish, ImportStep, ImportedEntry, MAX_IMPORTED,
     StateImport, StateImportRefusal,
 };
-use esker_partition::lineage::GAP;
 use esker_partition::state::{StateEntry, StateKey};
 use futures::StreamExt as _;
 use futures::stream::BoxStream;
@@ -229,7 +229,10 @@ fn check(
                     "it has more than {MAX_UNSORTED_KEYS} keys in no order: sort them, with `jq -S`"
                 )),
                 true => Ok(()),
-                false => Err(format!("the key {:?} occurs twice", document::escaped(&key))),
+                false => Err(format!(
+                    "the key {:?} occurs twice",
+                    document::escaped(&key)
+                )),
             }
         })?;
     }

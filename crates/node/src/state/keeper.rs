@@ -500,7 +500,10 @@ fn kept_from(inner: &Inner, options: &StateOptions, bound: u64) -> Result<u64, S
     if let Some(age) = options.keep_history_age {
         let now = now_ms();
         let oldest = now.saturating_sub(u64::try_from(age.as_millis()).unwrap_or(u64::MAX));
-        let by_age = inner.state.reader.first_arrived(begins - 1, bound, oldest, AGES)?;
+        let by_age = inner
+            .state
+            .reader
+            .first_arrived(begins - 1, bound, oldest, AGES)?;
         from = from.min(by_age);
     }
     // Without a policy all of it is kept.

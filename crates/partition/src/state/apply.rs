@@ -5,8 +5,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use s2_common::record::{EnvelopeRecord, Record};
 
 use super::command::{
-    ImportBegin, ImportEntries, ImportFinish, ImportStep, MAX_IMPORTED, PRUNE_BYTES, PRUNE_COMMITS, StateCommit,
-    StateCommitted, StateImport, StateImportRefusal, StateImported, StatePrune, StateRefusal,
+    ImportBegin, ImportEntries, ImportFinish, ImportStep, MAX_IMPORTED, PRUNE_BYTES, PRUNE_COMMITS,
+    StateCommit, StateCommitted, StateImport, StateImportRefusal, StateImported, StatePrune,
+    StateRefusal,
 };
 use super::names::{StateKey, agent_names};
 use super::rebuild::stream_settings;
@@ -390,10 +391,7 @@ impl Step<'_> {
     }
 
     /// Removes what an import has written that does not go on.
-    fn abort_import(
-        &mut self,
-        id: u64,
-    ) -> Result<Result<u64, StateImportRefusal>, StoreError> {
+    fn abort_import(&mut self, id: u64) -> Result<Result<u64, StateImportRefusal>, StoreError> {
         let (mut meta, importing) = match self.importing(id) {
             Ok(importing) => importing,
             Err(refusal) => return Ok(Err(refusal)),

@@ -6,14 +6,15 @@ use bytes::Bytes;
 use proptest::prelude::*;
 
 use super::command::{
-    ExpectedVersion, ImportBegin, ImportEntries, ImportFinish, ImportStep, ImportedEntry,
-    StagedOperation, StateCommit, StateCommitted, StateImport, StateImportRefusal, StateImported,
-    StatePrune, StateRefusal,
+    ExpectedVersion, ImportAbort, ImportBegin, ImportEntries, ImportFinish, ImportStep,
+    ImportedEntry, StagedOperation, StateCommit, StateCommitted, StateImport, StateImportRefusal,
+    StateImported, StatePrune, StateRefusal,
 };
 use super::read::{At, StateReadError};
 use super::{CommitRecord, STATE_STREAM, StateEntry, StateKey};
 use crate::command::{Kind, Outcome};
 use crate::ids::STATE_BASIN_ID;
+use crate::keys;
 use crate::lineage::GAP;
 use crate::streams::tests::fixture::{Fixture, eager};
 

@@ -251,13 +251,23 @@ fn what_is_deeper_is_refused_on_either_way() {
 
 #[test]
 fn an_integer_that_no_float_has_is_refused_where_values_are_to_stay_as_they_are() {
-    for exact in ["9007199254740992", "-9007199254740994", "0.1", "1e300", "-0", "18446744073709551616"] {
+    for exact in [
+        "9007199254740992",
+        "-9007199254740994",
+        "0.1",
+        "1e300",
+        "-0",
+        "18446744073709551616",
+    ] {
         let text = format!("{{\"n\":{exact}}}");
         assert!(check_json(text.as_bytes()).is_ok(), "{exact}");
     }
     let error = check_json(br#"{"n":[9007199254740993]}"#).unwrap_err();
     assert_eq!(error.pointer, "/n/0");
-    assert!(error.problem.contains("read as 9007199254740992"), "{error}");
+    assert!(
+        error.problem.contains("read as 9007199254740992"),
+        "{error}"
+    );
     for bad in [r#"{"s":"\ud800"}"#, r#"{"n":1e999}"#] {
         assert!(check_json(bad.as_bytes()).is_err(), "{bad}");
     }
