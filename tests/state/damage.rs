@@ -243,3 +243,37 @@ async fn an_archived_snapshot_that_is_newer_than_what_is_on_the_disk_is_the_last
     let eight = listed.iter().find(|one| one.commit_ts == 8).unwrap();
     assert_eq!(eight.problem, None);
 }
+
+#[tokio::test]
+async fn an_empty_directory_with_a_state_snapshot_is_no_new_store_unless_that_is_said() {
+    let server = three_snapshots().await;
+    let other = tempfile::tempdir().unwrap();
+    let snapshots = other.path().join("snapshots");
+    fs::create_dir(&snapshots).unwrap();
+    let file = snapshots.join("snapshot-9.json");
+    fs::copy(server.data_dir().join("snapshots/snapshot-9.json"), &file).unwrap();
+    let text = fs::read(&file).unwrap();
+    let (exit, log) = setup().start_refused(other.path()).await;
+    assert_eq!(exit, 1, "{log}");
+    for what in [
+        "error [state_snapshots_there]",
+        "snapshot-9.json",
+        "esker state import",
+    ] {
+        assert!(log.contains(what), "{what}: {log}");
+    }
+    let (_, log) = setup()
+        .bootstrap("restore")
+        .start_refused(other.path())
+        .await;
+    for what in [
+        "error [nothing_to_restore]",
+        "snapshot-9.json",
+        "esker state import",
+    ] {
+        assert!(log.contains(what), "{what}: {log}");
+    }
+    let server = setup().bootstrap("new").start(other.path()).await;
+    server.logged("is not a snapshot of this state store").await;
+    assert_eq!(fs::read(&file).unwrap(), text);
+}

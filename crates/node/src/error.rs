@@ -203,6 +203,20 @@ pub enum StartError {
         /// Whose snapshots.
         cluster: String,
     },
+    /// An empty data directory, but for JSON snapshots of a state store.
+    #[error(
+        "{dir} has no database, and snapshots/{name} in it has a state store with {keys} keys: begin a new \
+         cluster with --bootstrap new, which leaves the file as it is, then take its state over with \
+         `esker state import`; or use another directory"
+    )]
+    StateSnapshotsThere {
+        /// The data directory.
+        dir: PathBuf,
+        /// The newest valid one.
+        name: String,
+        /// Its keys.
+        keys: u64,
+    },
     /// The repository was needed and could not be read. That says nothing about what is there.
     #[error("{repository} could not be read: {why}; nothing was changed")]
     RepositoryUnreadable {
@@ -402,6 +416,7 @@ impl StartError {
             StartError::NotEmpty { .. } => "data_dir_not_empty",
             StartError::Destination(_) => "destination",
             StartError::RepositoryHoldsCluster { .. } => "repository_holds_cluster",
+            StartError::StateSnapshotsThere { .. } => "state_snapshots_there",
             StartError::RepositoryUnreadable { .. } => "repository_unreadable",
             StartError::NothingToRestore { .. } => "nothing_to_restore",
             StartError::NothingUsable { .. } => "nothing_usable",

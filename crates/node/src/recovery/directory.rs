@@ -1,5 +1,7 @@
 //! What a data directory is, and what an empty one means.
 
+use std::path::Path;
+
 use esker_repository::partitions;
 use tokio::runtime::Handle;
 
@@ -8,6 +10,7 @@ use crate::data_dir::{DataDir, Identity, LockedDir};
 use crate::error::StartError;
 use crate::node::NodeOptions;
 use crate::snapshots::{Archive, Bootstrap, cluster_id};
+use crate::state::files::{FileError, Files, name_of};
 
 /// A directory that somebody uses from now on.
 pub(super) struct Entered {
@@ -35,7 +38,8 @@ pub(super) fn enter(options: &NodeOptions, handle: &Handle) -> Result<Entered, S
     let data_dir = if locked.is_empty() {
         match wants {
             Some(Bootstrap::Restore) => {
-                let identity = handle.block_on(identity_of_cluster(options, &archive))?;
+                let identity = handle.block_on(identity_of_cluster(options, &archive));
+                let identity = identity.map_err(|error| with_state(error, locked.path()))?;
                 let everything = Plan {
                     everything: true,
                     ..Plan::default()
@@ -46,6 +50,9 @@ pub(super) fn enter(options: &NodeOptions, handle: &Handle) -> Result<Entered, S
             }
             wants => {
                 handle.block_on(nobody_there(&archive, wants, &locked))?;
+                if wants != Some(Bootstrap::New) {
+                    no_state_there(locked.path())?;
+                }
                 let identity = || Identity::new(&options.cluster_name, options.partitions);
                 locked.belonging_to(identity, options.partitions)?
             }
@@ -72,6 +79,63 @@ pub(super) fn enter(options: &NodeOptions, handle: &Handle) -> Result<Entered, S
         plan,
         accepts_loss,
     })
+}
+
+/// The newest valid JSON snapshot of a state store in a directory, with its keys.
+fn newest_state(dir: &Path) -> Result<Option<(String, u64)>, StartError> {
+    let files = Files::at(dir.join("snapshots"));
+    let unreadable = |source| StartError::Io {
+        operation: "reading",
+        path: files.dir().to_owned(),
+        source,
+    };
+    for found in files.list().map_err(unreadable)? {
+        match files.check(found.commit_ts) {
+            Ok((written, _)) => return Ok(Some((name_of(found.commit_ts), written.keys))),
+            Err(FileError::Unreadable(source)) => {
+                return Err(StartError::Io {
+                    operation: "reading",
+                    path: found.path,
+                    source,
+                });
+            }
+            Err(FileError::Damaged(why)) => {
+                tracing::warn!(file = %found.path.display(), why, "not a JSON snapshot of a state store");
+            }
+        }
+    }
+    Ok(None)
+}
+
+/// A new cluster begins by itself only where no JSON snapshot says that there was a state store.
+fn no_state_there(dir: &Path) -> Result<(), StartError> {
+    match newest_state(dir)? {
+        None => Ok(()),
+        Some((name, keys)) => Err(StartError::StateSnapshotsThere {
+            dir: dir.to_owned(),
+            name,
+            keys,
+        }),
+    }
+}
+
+/// Where the repository has nothing, a JSON snapshot may have the state store.
+fn with_state(error: StartError, dir: &Path) -> StartError {
+    let StartError::NothingToRestore { repository, why } = error else {
+        return error;
+    };
+    match newest_state(dir) {
+        Ok(None) => StartError::NothingToRestore { repository, why },
+        Ok(Some((name, keys))) => StartError::NothingToRestore {
+            repository,
+            why: format!(
+                "{why}. The state store is in {file}, with {keys} keys: begin a new cluster with \
+                 --bootstrap new, then take it over with `esker state import {file}`",
+                file = dir.join("snapshots").join(name).display()
+            ),
+        },
+        Err(error) => error,
+    }
 }
 
 /// A new cluster begins only where the repository has nothing of any.

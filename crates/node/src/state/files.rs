@@ -117,6 +117,14 @@ impl Files {
         Ok(files)
     }
 
+    /// The directory as it is, for looking only: nothing in it is made or removed.
+    pub fn at(dir: PathBuf) -> Files {
+        Files {
+            dir,
+            leave_free: LEAVE_FREE,
+        }
+    }
+
     pub fn dir(&self) -> &Path {
         &self.dir
     }
