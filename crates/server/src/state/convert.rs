@@ -20,6 +20,17 @@ pub(super) fn stored(key: &str, json: &[u8]) -> Result<Struct, Status> {
     value::from_json(json).map_err(|error| unfit(key, &error))
 }
 
+/// The value of a key among others: none if it does not fit, so that it does not hide the others. Reading the
+/// key alone says why.
+fn listed(entry: &StateEntry) -> Option<Struct> {
+    let value = value::from_json(&entry.value);
+    value
+        .inspect_err(|error| {
+            tracing::debug!(key = entry.key, %error, "a stored value does not fit into a message");
+        })
+        .ok()
+}
+
 /// The three names of a key.
 pub(super) fn key(namespace: String, agent_id: String, key: String) -> StateKey {
     StateKey {
@@ -84,7 +95,7 @@ impl From<Read> for esker::GetStateResponse {
 /// A key with its value, for Statehouse.
 pub(super) fn statehouse_entry(entry: StateEntry) -> Result<statehouse::StateEntry, Status> {
     Ok(statehouse::StateEntry {
-        value: Some(stored(&entry.key, &entry.value)?),
+        value: listed(&entry),
         key: entry.key,
         version: entry.version,
         commit_ts: entry.commit_ts,
@@ -95,7 +106,7 @@ pub(super) fn statehouse_entry(entry: StateEntry) -> Result<statehouse::StateEnt
 pub(super) fn esker_entry(entry: StateEntry) -> Result<esker::StateEntry, Status> {
     let value = match entry.value.is_empty() {
         true => None,
-        false => Some(stored(&entry.key, &entry.value)?),
+        false => listed(&entry),
     };
     Ok(esker::StateEntry {
         value,

@@ -88,7 +88,7 @@ pub const CODES: &[(&str, &str, &str, &str)] = &[
         "value_unfit",
         "FAILED_PRECONDITION",
         "A stored value does not fit into a message: it came by an import, and nests too deep or has a number that no float can hold.",
-        "Read it with `esker state export`, or write another one.",
+        "Read it with `esker state export`, or write another one. In a list or a scan, the key comes without its value.",
     ),
 ];
 
