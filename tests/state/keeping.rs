@@ -141,13 +141,14 @@ async fn a_file_that_is_not_a_snapshot_of_this_store_is_named_and_never_counted_
         .logged("is not a snapshot of this state store and does not count")
         .await;
     // Snapshots are made all the same, and answered for this store.
-    for n in 1..=3 {
+    for n in 1..=2 {
         assert_eq!(state.put(key("ours"), "{}").await, n);
     }
     eventually("a snapshot is made", async || {
         snapshots.join("snapshot-2.json").exists().then_some(())
     })
     .await;
+    assert_eq!(state.put(key("ours"), "{}").await, 3);
     assert_eq!(state.snapshot().await, 3);
     // One that needs the name of a foreign file gives that another name.
     assert_eq!(state.put(key("ours"), "{}").await, 4);

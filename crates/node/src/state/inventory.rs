@@ -51,14 +51,21 @@ pub(crate) struct Found {
 }
 
 impl Inventory {
-    /// Looks at the directory. `newest` is the newest commit of the store.
+    /// Looks at the directory. `newest` gives the newest commit of the store; it is asked once the directory is
+    /// listed, so that no snapshot of this store is newer.
     ///
     /// # Errors
     ///
     /// The directory cannot be listed.
-    pub fn look(&mut self, files: &Files, lineage: &Lineage, newest: u64) -> io::Result<Found> {
+    pub fn look(
+        &mut self,
+        files: &Files,
+        lineage: &Lineage,
+        newest: impl FnOnce() -> u64,
+    ) -> io::Result<Found> {
         let mut found = Found::default();
         let listed = files.list()?;
+        let newest = newest();
         self.read
             .retain(|known, _| listed.iter().any(|one| one.commit_ts == *known));
         for one in listed {
@@ -180,14 +187,14 @@ mod tests {
         write(&files, 6, "");
         std::fs::write(files.path(5000), "").unwrap();
         let mut inventory = Inventory::default();
-        let found = inventory.look(&files, &ours, 10).unwrap();
+        let found = inventory.look(&files, &ours, || 10).unwrap();
         assert_eq!(found.own, [4, 3]);
         let ignored: Vec<u64> = found.ignored.iter().map(|(ts, _)| *ts).collect();
         assert_eq!(ignored, [5000, 90, 6, 5]);
         assert!(!found.unreadable);
         // What has not changed is not read again, what has is.
-        assert_eq!(inventory.look(&files, &ours, 10).unwrap(), found);
+        assert_eq!(inventory.look(&files, &ours, || 10).unwrap(), found);
         std::fs::write(files.path(4), "{}").unwrap();
-        assert_eq!(inventory.look(&files, &ours, 10).unwrap().own, [3]);
+        assert_eq!(inventory.look(&files, &ours, || 10).unwrap().own, [3]);
     }
 }

@@ -328,7 +328,11 @@ impl Shared {
     /// Which snapshots are there may have been changed by hand. The commits of those that count, newest
     /// first. Reads each file that is new or has changed.
     pub fn look_at_files(&self) -> Vec<u64> {
-        let newest = self.reader.meta().commit_ts;
+        // What is published may lag behind what a snapshot has seen.
+        let newest = || {
+            let meta = self.reader.part().state_meta().ok().flatten();
+            meta.unwrap_or_else(|| self.reader.meta()).commit_ts
+        };
         let mut inventory = self.inventory.lock();
         let found = match inventory.look(&self.files, &self.lineage, newest) {
             Ok(found) => found,
