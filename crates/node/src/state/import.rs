@@ -188,21 +188,20 @@ fn check(
     newest: u64,
     check_value: CheckValue,
 ) -> Result<Written, StateError> {
-    let mut last: Option<(Vec<u8>, String)> = None;
+    let mut last: Option<(StateKey, String)> = None;
     let (mut rises, mut text_rises) = (true, true);
     let mut latest: (u64, String) = Default::default();
     let written = read(path, &mut |key, entry| {
         let text = document::escaped(&key);
         check_entry(&entry, check_value).map_err(|why| format!("{text:?}: {why}"))?;
-        let names = key.encode();
-        if let Some((last_names, last_text)) = &last {
-            rises &= *last_names < names;
+        if let Some((last_key, last_text)) = &last {
+            rises &= *last_key < key;
             text_rises &= *last_text < text;
         }
         if entry.commit_ts > latest.0 {
             latest = (entry.commit_ts, text.clone());
         }
-        last = Some((names, text));
+        last = Some((key, text));
         Ok(())
     })?;
     let commit_ts = written.header.commit_ts;
@@ -223,7 +222,7 @@ fn check(
     if !rises && !text_rises {
         let mut seen = HashSet::new();
         read(path, &mut |key, _| {
-            let is_new = seen.insert(xxh3_128(&key.encode()));
+            let is_new = seen.insert(xxh3_128(document::escaped(&key).as_bytes()));
             match is_new {
                 true if seen.len() > MAX_UNSORTED_KEYS => Err(format!(
                     "it has more than {MAX_UNSORTED_KEYS} keys in no order: sort them, with `jq -S`"
