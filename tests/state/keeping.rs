@@ -158,7 +158,7 @@ async fn a_file_that_is_not_a_snapshot_of_this_store_is_named_and_never_counted_
     assert!(snapshots.join("snapshot-5000.json").exists());
     assert!(!snapshots.join("snapshot-2.json").exists());
     let listed = state.snapshots().await;
-    let problems: Vec<_> = listed.iter().map(|s| (s.commit_ts, s.problem.is_some()));
+    let problems = listed.iter().map(|s| (s.commit_ts, s.problem.is_some()));
     assert_eq!(problems.collect::<Vec<_>>(), [(5000, true), (4, false)]);
     assert_eq!(state.verify().await.snapshot_commit_ts, 4);
 }

@@ -466,7 +466,7 @@ mod tests {
         // Names that are longer in a record than here.
         let id = all.lock().begin(None, now).unwrap();
         let long = |n: usize| key(&format!("{n}{}", "\u{1}".repeat(1000)));
-        let mut stage = |n| all.lock().stage(&id, long(n), None, None, now);
+        let stage = |n| all.lock().stage(&id, long(n), None, None, now);
         let staged = (0..200).take_while(|n| stage(*n).is_ok()).count();
         let error = stage(staged).unwrap_err();
         assert!(error.to_string().contains("split it"), "{error}");
