@@ -39,7 +39,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         .filter(|(name, _)| name != SERVER_VARIABLE && name != REPOSITORY_VARIABLE);
     let loaded = config::load(overrides, environment).map_err(|e| Failure::usage(e.code(), e))?;
     for warning in &loaded.warnings {
-        eprintln!("warning: {warning}");
+        say!("warning: {warning}");
     }
     if show {
         print(config::show(&loaded).trim_end())

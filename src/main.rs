@@ -1,11 +1,16 @@
 //! The `esker` binary: argument parsing and output. What it does is in the crates below it.
 
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
+// Its macro is used below it.
+#[macro_use]
+mod output;
+
 mod admin;
 mod config_cmd;
 mod demo;
 mod exit;
 mod follow_cmd;
-mod output;
 mod server_cmd;
 mod snapshot_cmd;
 mod state_cmd;
@@ -13,7 +18,7 @@ mod status_cmd;
 mod stream_cmd;
 mod term;
 
-use clap::{Parser, Subcommand};
+use clap::{Arg, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 /// A durable log-and-state server whose centre is bounded recovery.
 #[derive(Parser)]
@@ -37,9 +42,30 @@ enum Command {
     Config(config_cmd::Args),
 }
 
+/// A variable of the environment that is set to nothing says nothing, in every command.
+fn without_empty_variables(command: clap::Command) -> clap::Command {
+    command
+        .mut_args(without_empty_variable)
+        .mut_subcommands(without_empty_variables)
+}
+
+fn without_empty_variable(arg: Arg) -> Arg {
+    let value = arg.get_env().and_then(std::env::var_os);
+    match value.is_some_and(|value| value.is_empty()) {
+        true => arg.env(None::<&str>),
+        false => arg,
+    }
+}
+
 fn main() -> std::process::ExitCode {
     exit::install_panic_hook();
-    let cli = Cli::parse();
+    let command = Cli::command().mut_args(without_empty_variable);
+    let command = command.mut_subcommands(without_empty_variables);
+    let matches = command.try_get_matches();
+    let cli = match matches.and_then(|mut matches| Cli::from_arg_matches_mut(&mut matches)) {
+        Ok(cli) => cli,
+        Err(error) => return exit::report_usage(&error),
+    };
     let result = match cli.command {
         Command::Server(args) => server_cmd::run(&args),
         Command::Demo(args) => demo::run(&args),

@@ -1,5 +1,9 @@
 //! Standard output, which may be closed at any moment: `head` has seen enough, a pager was left. That
-//! is no failure, and no reason to say anything.
+//! is no failure, and no reason to say anything. And standard error, which cannot be written at all
+//! times either; that never changes how a command ends.
+//!
+//! `println!` and `eprintln!` panic where the write fails, so nothing in the binary uses them; clippy
+//! keeps it so.
 
 use std::fmt::Display;
 use std::io::{self, Write as _};
@@ -29,4 +33,18 @@ pub fn print(text: impl Display) -> Result<(), Failure> {
     let mut out = io::stdout().lock();
     written(writeln!(out, "{text}").and_then(|()| out.flush()))?;
     Ok(())
+}
+
+/// Prints a line to standard error, with the arguments of `format!`. If it cannot be written, the exit
+/// code still tells how the command ended.
+macro_rules! say {
+    ($($argument:tt)*) => {
+        $crate::output::ask(format_args!("{}\n", format_args!($($argument)*)))
+    };
+}
+
+/// Prints a text to standard error, without a line feed. If it cannot be written, nothing happens.
+pub fn ask(text: impl Display) {
+    // One write, so that lines of several processes do not mix.
+    let _ = io::stderr().write_all(text.to_string().as_bytes());
 }

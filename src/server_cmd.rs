@@ -1,11 +1,13 @@
 //! `esker server`.
 
 use std::io::{IsTerminal as _, Write as _};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 use esker_server::config::{self, BOOTSTRAP_VARIABLE, Config, Overrides};
 use esker_server::{Server, server, telemetry};
+use rustix::fs::Mode;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::exit::Failure;
@@ -66,11 +68,19 @@ impl Bootstrap {
 }
 
 pub fn run(args: &Args) -> Result<(), Failure> {
+    let served = serve(args);
+    telemetry::flush_logs();
+    served
+}
+
+fn serve(args: &Args) -> Result<(), Failure> {
     // Those are meant for `esker stream` and `esker snapshot`.
     let environment = config::environment()
         .filter(|(name, _)| name != SERVER_VARIABLE && name != REPOSITORY_VARIABLE);
     let loaded =
         config::load(&args.overrides, environment).map_err(|e| Failure::usage(e.code(), e))?;
+    // What the server keeps is nobody else's: files get 0600, directories 0700.
+    rustix::process::umask(Mode::RWXG | Mode::RWXO);
     telemetry::start_logs(&loaded.config.logs);
     for warning in loaded.warnings.iter().chain(&loaded.reminders) {
         tracing::warn!("{warning}");
@@ -92,12 +102,13 @@ pub fn run(args: &Args) -> Result<(), Failure> {
             _ = terminate.recv() => return Ok(()),
         };
         announce(&server, &loaded.config, args);
+        warn_of_others(&loaded.config.data_dir);
         tokio::select! {
             _ = interrupt.recv() => {}
             _ = terminate.recv() => {}
             () = stdin_closed(), if args.until_stdin_closes => {}
         }
-        eprintln!("stopping: waiting for what is in flight; once more to stop at once");
+        telemetry::write_line("stopping: waiting for what is in flight; once more to stop at once");
         tokio::select! {
             () = server.stop() => Ok(()),
             _ = interrupt.recv() => Ok(()),
@@ -138,6 +149,22 @@ Ctrl-C stops the server.
     }
     // A server serves on, also when nobody reads what it says.
     let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+}
+
+/// A directory that an earlier version or somebody else made may be open to other users.
+fn warn_of_others(data_dir: &Path) {
+    let Ok(metadata) = std::fs::metadata(data_dir) else {
+        return;
+    };
+    let mode = metadata.permissions().mode() & 0o777;
+    if mode & 0o077 != 0 {
+        tracing::warn!(
+            "other users of this machine can reach what is in {} (mode {mode:o}); `chmod -R go= {}` \
+             keeps them out",
+            data_dir.display(),
+            data_dir.display()
+        );
+    }
 }
 
 /// How this program is called: by its name if that is how it was found, else by its path, relative to

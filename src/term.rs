@@ -198,6 +198,12 @@ pub fn plain(name: &str) -> String {
     plain
 }
 
+/// The same for a text of several lines, which keeps its line feeds.
+pub fn plain_lines(text: &str) -> String {
+    let lines: Vec<_> = text.split('\n').map(plain).collect();
+    lines.join("\n")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -264,6 +270,11 @@ mod tests {
             Some("2025-11-20 12:09:07.123 UTC")
         );
         assert_eq!(moment(u64::MAX), None);
+    }
+
+    #[test]
+    fn a_message_keeps_its_lines_and_cannot_drive_the_terminal() {
+        assert_eq!(plain_lines("a\nb\x1b]0;x\x07\r"), "a\nb\\u{1b}]0;x\\u{7}\\r");
     }
 
     #[test]

@@ -194,5 +194,5 @@ fn stands(stream: &StreamTarget, status: &Status, tail: u64) -> String {
 
 /// Says something that is not part of the state.
 pub fn remark(text: &str) {
-    eprintln!("{}", Paint::stderr().dim(text));
+    say!("{}", Paint::stderr().dim(text));
 }

@@ -20,7 +20,7 @@ use crate::admin::Admin;
 use crate::exit::Failure;
 use crate::output::print;
 use crate::stream_cmd::connection::ServerAddress;
-use crate::term::{Paint, bytes, count, plain, took};
+use crate::term::{Paint, bytes, count, plain, plain_lines, took};
 
 /// A running server, and which of its partitions is meant.
 pub struct Online {
@@ -122,7 +122,7 @@ impl Online {
                 Err(failure) if failure.code == "unreachable" => return Err(failure),
                 Err(failure) => {
                     if !self.json && partitions.len() > 1 {
-                        eprintln!("partition {partition}: {}", failure.message);
+                        say!("partition {partition}: {}", plain_lines(&failure.message));
                     }
                     failed.push(Failed {
                         partition,

@@ -279,7 +279,7 @@ impl Place {
 /// Says who wrote this, if it was not Esker.
 pub fn remark_on(root: &Root) {
     if root.generation.is_none() {
-        eprintln!(
+        say!(
             "Partition {} of cluster `{}` was not written by Esker: it can be read, and is never \
              written to.",
             root.partition_id,

@@ -1,6 +1,6 @@
 //! `esker snapshot prune`.
 
-use std::io::{IsTerminal as _, Write as _};
+use std::io::IsTerminal as _;
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 
@@ -162,7 +162,7 @@ pub fn ask(plan: &PrunePlan, args: &Args) -> Result<(), Failure> {
         return Ok(());
     }
     for snapshot in &plan.released {
-        eprintln!("lets go of {}", plain(snapshot));
+        say!("lets go of {}", plain(snapshot));
     }
     let question = format!(
         "{} will be gone for good, and {} stay.",
@@ -175,8 +175,7 @@ pub fn ask(plan: &PrunePlan, args: &Args) -> Result<(), Failure> {
             format!("{question} Nobody can be asked here: --yes says that it may be"),
         ));
     }
-    eprint!("{question} Go on? [y/N] ");
-    let _ = std::io::stderr().flush();
+    crate::output::ask(format_args!("{question} Go on? [y/N] "));
     let mut answer = String::new();
     let read = std::io::stdin().read_line(&mut answer);
     match (read, answer.trim()) {

@@ -133,7 +133,7 @@ pub async fn run(place: &Place, args: &Args, json: bool) -> Result<(), Failure> 
     if let Some(cache) = cache
         && let Err(error) = digests.save(&cache)
     {
-        eprintln!(
+        say!(
             "The hashes of the files are not remembered: cannot write {}: {error}",
             cache.display()
         );

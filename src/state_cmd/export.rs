@@ -75,7 +75,7 @@ pub async fn run(mut state: State, args: Args) -> Result<(), Failure> {
             file.as_file().sync_all().map_err(|e| cannot(path, &e))?;
             file.persist(path).map_err(|e| cannot(path, &e.error))?;
             let remark = format!("{}: {}", path.display(), bytes(length));
-            eprintln!("{}", Paint::stderr().dim(remark));
+            say!("{}", Paint::stderr().dim(remark));
         }
         (Target::Stdout(mut out), _) => {
             written(out.flush())?;

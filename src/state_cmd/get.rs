@@ -82,7 +82,7 @@ pub async fn run(mut state: State, args: Args) -> Result<(), Failure> {
     };
     if !args.json {
         let remark = format!("version {}, commit {}", read.version, read.commit_ts);
-        eprintln!("{}", Paint::stderr().dim(remark));
+        say!("{}", Paint::stderr().dim(remark));
         print(shown::pretty(&shown::json(value)?))?;
     }
     Ok(())

@@ -106,7 +106,7 @@ pub async fn run(mut state: State, args: Args) -> Result<(), Failure> {
                 plain(prefix)
             ),
         };
-        eprintln!("{}", Paint::stderr().dim(remark));
+        say!("{}", Paint::stderr().dim(remark));
     }
     Ok(())
 }

@@ -160,7 +160,7 @@ async fn follow(
 }
 
 fn remark(text: &str) {
-    eprintln!("{}", Paint::stderr().dim(text));
+    say!("{}", Paint::stderr().dim(text));
 }
 
 struct Output {

@@ -81,7 +81,7 @@ async fn list(mut state: State, args: &Args) -> Result<(), Failure> {
     }
     if all.is_empty() {
         let remark = "There is no snapshot yet. `esker state snapshot` writes one.";
-        eprintln!("{}", Paint::stderr().dim(remark));
+        say!("{}", Paint::stderr().dim(remark));
         return Ok(());
     }
     let rows: Vec<_> = all.iter().map(row).collect();

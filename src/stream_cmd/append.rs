@@ -74,7 +74,7 @@ pub async fn run(connection: &Connection, args: Args) -> Result<(), Failure> {
     prepare(connection, &args).await?;
     if source.is_typed {
         let remark = "Type records, one a line; Ctrl-D ends.";
-        eprintln!("{}", Paint::stderr().dim(remark));
+        say!("{}", Paint::stderr().dim(remark));
     }
     let bar = source.bar();
     let is_typed = source.is_typed;
@@ -104,7 +104,7 @@ async fn prepare(connection: &Connection, args: &Args) -> Result<(), Failure> {
         let Created { basin, stream } = create::ensure(connection, target, None).await?;
         if stream {
             let with_basin = if basin { ", and its basin" } else { "" };
-            eprintln!("created stream {target}{with_basin}");
+            say!("created stream {target}{with_basin}");
         }
         return Ok(());
     }

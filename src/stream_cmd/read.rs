@@ -124,7 +124,7 @@ async fn read(connection: &Connection, args: &Args, out: &mut Output) -> Result<
     if args.follow {
         let remark = format!("Following {target}; Ctrl-C ends.");
         if io::stdout().is_terminal() {
-            eprintln!("{}", Paint::stderr().dim(remark));
+            say!("{}", Paint::stderr().dim(remark));
         }
         loop {
             match session(connection, target, start, None, &mut rest, out).await {
@@ -151,7 +151,7 @@ async fn read(connection: &Connection, args: &Args, out: &mut Output) -> Result<
             (None, None) => format!("There is no record in {target}."),
             _ => format!("There is no such record in {target}."),
         };
-        eprintln!("{}", Paint::stderr().dim(remark));
+        say!("{}", Paint::stderr().dim(remark));
     }
     Ok(())
 }
@@ -283,6 +283,6 @@ impl Output {
 
     /// A remark that is no record.
     fn say(&self, text: &str) {
-        eprintln!("{}", Paint::stderr().dim(text));
+        say!("{}", Paint::stderr().dim(text));
     }
 }

@@ -127,24 +127,50 @@ async fn an_appender_that_never_reads_its_acks_is_stopped_and_holds_up_nobody() 
 }
 
 #[tokio::test]
-async fn connections_beyond_the_limit_wait_and_are_served_when_there_is_room() {
+async fn connections_beyond_the_limit_wait_but_for_those_that_watch_the_server() {
     let server = Setup::default()
-        .set("limits.connections=4")
+        .set("limits.connections=1")
+        .set("state.listen=127.0.0.1:0")
         .start_fresh()
         .await;
-    let mut open = Vec::new();
-    for _ in 0..4 {
-        let http = server.http1();
-        http.get("/health").send().await.expect(200);
-        open.push(http);
-    }
+    let open = server.http1();
+    open.get("/v1/basins").send().await.expect(200);
     let waiting = server.http1();
-    let health = waiting.get("/health").send();
-    tokio::pin!(health);
-    let early = tokio::time::timeout(Duration::from_millis(300), &mut health).await;
+    let listed = waiting.get("/v1/basins").send();
+    tokio::pin!(listed);
+    let early = tokio::time::timeout(Duration::from_millis(300), &mut listed).await;
     assert!(early.is_err(), "served beyond the limit");
-    open.pop();
-    assert_eq!(health.await.text(), "OK");
+    for path in ["/health", "/metrics", "/esker/v1/status"] {
+        server.http1().get(path).send().await.expect(200);
+    }
+    drop(open);
+    listed.await.expect(200);
+}
+
+#[tokio::test]
+async fn a_reader_that_takes_nothing_is_closed_and_one_that_waits_is_not() {
+    let server = Setup::default()
+        .set("limits.stall-timeout=500ms")
+        .set("limits.connections=2")
+        .start_fresh()
+        .await;
+    let basin = sdk::basin(&server.sdk(), "test-basin").await;
+    let stream = sdk::stream(&basin, "orders").await;
+    for _ in 0..20 {
+        sdk::append(&stream, [vec![b'x'; 1_000_000]]).await;
+    }
+    drop((basin, stream));
+    let http = Http::with_window(server.address(), 1024);
+    let stuck = frames::read_session(&http, "test-basin", "orders", "seq_num=0").await;
+    let at_tail = server.http2();
+    let query = "seq_num=20";
+    let mut at_tail = Events::open(&at_tail, "test-basin", "orders", query, None).await;
+    // Both places are taken until the stuck one is closed.
+    let basin = server.sdk().basin("test-basin".parse().unwrap());
+    let stream = basin.stream("orders".parse().unwrap());
+    sdk::append(&stream, ["next"]).await;
+    while at_tail.next().await.expect("it is open").event != "batch" {}
+    drop(stuck);
 }
 
 #[tokio::test]
@@ -155,7 +181,7 @@ async fn a_connection_that_sends_no_request_is_closed_in_time() {
         .set("limits.header-timeout=300ms")
         .start_fresh()
         .await;
-    for begin in [&b""[..], b"GET /health HTTP/1.1\r\nhost: x\r\n", b"PRI"] {
+    for begin in [&b""[..], b"GET /health HTTP/1.1\r\nhost: localhost\r\n", b"PRI"] {
         let mut connection = tokio::net::TcpStream::connect(server.address())
             .await
             .unwrap();

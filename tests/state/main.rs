@@ -34,6 +34,7 @@ mod keeping;
 mod kills;
 mod limits;
 mod listeners;
+mod memory;
 mod names;
 mod python;
 mod reading;

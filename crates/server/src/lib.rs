@@ -12,11 +12,16 @@
 //!
 //! Everything that a request asks for is done by `esker-node`; nothing here decides.
 
+mod activity;
 pub mod admin;
+mod answers;
 pub mod api;
 pub mod config;
 pub mod errors;
+mod log_writer;
 mod opening;
+mod repeat_limiter;
+mod request_guard;
 pub mod server;
 pub mod state;
 pub mod telemetry;

@@ -4,19 +4,23 @@
 //! The ports are taken first, so that a taken one is an error before anything else happens; then the
 //! node recovers; then connections are accepted.
 //!
-//! Bounds, each from the configuration: connections (beyond them new ones wait in the kernel's
-//! queue), bytes of a request's body, bytes of appends in flight, the time to send the first bytes
-//! and a request's head. HTTP/2 lets a client have at most [`H2_STREAMS`] requests open and [`H2_CONNECTION_WINDOW`]
+//! Bounds, each from the configuration: connections (beyond them [`RESERVED_CONNECTIONS`] for health,
+//! metrics and the admin API; more wait in the kernel's queue), bytes of a request's body and of all
+//! bodies, bytes of appends in flight, the time to send the first bytes, a request's head and its body,
+//! the time without a request, and the time in which nothing of an answer is taken. HTTP/2 lets a client have at most [`H2_STREAMS`] requests open and [`H2_CONNECTION_WINDOW`]
 //! bytes on their way.
 //!
 //! A stop refuses what is new, ends sessions, waits for what is in flight, and then lets the node
 //! stop.
 
+use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::num::{NonZeroU32, NonZeroU64};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use axum::response::IntoResponse as _;
 pub use esker_node::Bootstrap;
 use esker_node::{
     DestinationOptions, Node, NodeOptions, SnapshotOptions, StartError, StateOptions, StoreOptions,
@@ -24,17 +28,21 @@ use esker_node::{
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulShutdown;
-use hyper_util::service::TowerToHyperService;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tower::ServiceExt as _;
 
-use crate::api::{self, App, Limits};
+use crate::activity::Activity;
+use crate::answers::Answers;
+use crate::api::{self, App, Bodies, Limits, ServiceError};
 use crate::config::{
     Config, HumanDuration, OnLogFull, Secret, SnapshotKind, SnapshotsConfig, StateConfig,
 };
 use crate::opening::opened;
+use crate::request_guard::{self, RequestGuard};
 use crate::telemetry;
 
 /// Requests that one HTTP/2 connection may have open.
@@ -47,6 +55,13 @@ const H2_CONNECTION_WINDOW: u32 = 8 * 1024 * 1024;
 const H2_KEEP_ALIVE: Duration = Duration::from_secs(30);
 /// Pause after accepting failed, for want of file descriptors say.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Connections beyond `limits.connections`, for health, metrics and the admin API alone.
+const RESERVED_CONNECTIONS: usize = 16;
+/// How long another request on one of those waits until there is an ordinary place.
+const PLACE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a connection that is closed for being idle has to take the end.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Why the server did not start.
 #[derive(Debug, thiserror::Error)]
@@ -122,6 +137,11 @@ impl Server {
             limits: Arc::new(Limits {
                 request_body: config.limits.request_body.as_usize(),
                 append_session_inflight: config.limits.append_session_inflight.as_usize(),
+                bodies: Bodies::new(
+                    config.limits.request_bodies.as_usize(),
+                    config.limits.header_timeout.as_duration(),
+                ),
+                answers: Answers::new(config.limits.stall_timeout.as_duration()),
             }),
         };
         let stop = CancellationToken::new();
@@ -129,18 +149,22 @@ impl Server {
         let accepted = Accepted {
             room: Arc::new(Semaphore::new(config.limits.connections as usize)),
             header_timeout: config.limits.header_timeout.as_duration(),
+            idle_timeout: config.limits.idle_timeout.as_duration(),
+            stall_timeout: config.limits.stall_timeout.as_duration(),
+            reserve: Arc::new(Semaphore::new(RESERVED_CONNECTIONS)),
             stop: stop.clone(),
             grace,
         };
+        telemetry::upkeep(&telemetry::metrics());
         tokio::spawn(look_after_metrics(telemetry::metrics(), stop.clone()));
         let mut accepting = vec![tokio::spawn(accept(
             listener,
-            api::router(app.clone()),
+            guarded(api::router(app.clone()), config, address),
             accepted.clone(),
         ))];
         let mut state_address = None;
         if let Some((listener, address)) = state_listener {
-            let router = api::state_router(app);
+            let router = guarded(api::state_router(app), config, address);
             accepting.push(tokio::spawn(accept(listener, router, accepted)));
             state_address = Some(address);
         }
@@ -185,7 +209,7 @@ impl Server {
 async fn look_after_metrics(metrics: PrometheusHandle, stop: CancellationToken) {
     let every = telemetry::UPKEEP_EVERY;
     while tokio::time::timeout(every, stop.cancelled()).await.is_err() {
-        metrics.run_upkeep();
+        telemetry::upkeep(&metrics);
     }
 }
 
@@ -208,12 +232,25 @@ async fn bind(
     Ok((listener, bound))
 }
 
+/// A router that sees only requests for the server that listens on this address.
+fn guarded(router: axum::Router, config: &Config, address: SocketAddr) -> axum::Router {
+    let guard = Arc::new(RequestGuard::new(config, address));
+    router.layer(axum::middleware::from_fn_with_state(
+        guard,
+        request_guard::check,
+    ))
+}
+
 /// What all listeners keep to.
 #[derive(Clone)]
 struct Accepted {
     /// A permit for each connection, over all listeners.
     room: Arc<Semaphore>,
     header_timeout: Duration,
+    idle_timeout: Duration,
+    stall_timeout: Duration,
+    /// A permit for each connection beyond those of `room`: for who watches the server.
+    reserve: Arc<Semaphore>,
     stop: CancellationToken,
     grace: Duration,
 }
@@ -222,6 +259,9 @@ async fn accept(listener: TcpListener, router: axum::Router, accepted: Accepted)
     let Accepted {
         room,
         header_timeout,
+        idle_timeout,
+        stall_timeout,
+        reserve,
         stop,
         grace,
     } = accepted;
@@ -235,12 +275,8 @@ async fn accept(listener: TcpListener, router: axum::Router, accepted: Accepted)
         .initial_stream_window_size(H2_STREAM_WINDOW)
         .initial_connection_window_size(H2_CONNECTION_WINDOW)
         .keep_alive_interval(H2_KEEP_ALIVE);
-    let graceful = GracefulShutdown::new();
+    let connections = TaskTracker::new();
     loop {
-        let permit = tokio::select! {
-            permit = room.clone().acquire_owned() => permit,
-            () = stop.cancelled() => break,
-        };
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             () = stop.cancelled() => break,
@@ -253,12 +289,15 @@ async fn accept(listener: TcpListener, router: axum::Router, accepted: Accepted)
                 continue;
             }
         };
+        // After accepting: a listener that waits for connections must not keep a place from another one.
+        let place = tokio::select! {
+            place = Place::take(&room, &reserve) => Arc::new(place),
+            () = stop.cancelled() => break,
+        };
         // Acknowledgements are small and must not wait for more to send.
         let _ = stream.set_nodelay(true);
-        let service = TowerToHyperService::new(router.clone());
-        let (http, watcher, stop) = (http.clone(), graceful.watcher(), stop.clone());
-        tokio::spawn(async move {
-            let _permit = permit;
+        let (http, router, stop) = (http.clone(), router.clone(), stop.clone());
+        connections.spawn(async move {
             let opened = tokio::select! {
                 opened = tokio::time::timeout(header_timeout, opened(stream)) => opened,
                 () = stop.cancelled() => return,
@@ -267,14 +306,39 @@ async fn accept(listener: TcpListener, router: axum::Router, accepted: Accepted)
             let Ok(Ok(stream)) = opened else {
                 return;
             };
+            let activity = Arc::new(Activity::default());
+            let service = service(router, activity.clone(), place.clone(), stall_timeout);
             let connection = http.serve_connection(TokioIo::new(stream), service);
-            if let Err(error) = watcher.watch(connection.into_owned()).await {
+            let graceful = GracefulShutdown::new();
+            let connection = graceful.watch(connection.into_owned());
+            tokio::pin!(connection);
+            let idle = async {
+                activity.idle(header_timeout.min(idle_timeout)).await;
+                // One of the reserve is closed sooner.
+                if place.is_ordinary() {
+                    activity.idle(idle_timeout).await;
+                }
+            };
+            let ended = tokio::select! {
+                ended = &mut connection => ended,
+                () = stop.cancelled() => tokio::join!(connection, graceful.shutdown()).0,
+                () = idle => {
+                    let closing = async { tokio::join!(connection, graceful.shutdown()).0 };
+                    match tokio::time::timeout(CLOSE_TIMEOUT, closing).await {
+                        Ok(ended) => ended,
+                        // It does not even take the end.
+                        Err(_) => return,
+                    }
+                }
+            };
+            if let Err(error) = ended {
                 tracing::debug!(%error, "a connection ended");
             }
         });
     }
     drop(listener);
-    if tokio::time::timeout(grace, graceful.shutdown())
+    connections.close();
+    if tokio::time::timeout(grace, connections.wait())
         .await
         .is_err()
     {
@@ -283,6 +347,82 @@ async fn accept(listener: TcpListener, router: axum::Router, accepted: Accepted)
             "connections were still open when the grace period ended"
         );
     }
+}
+
+/// The place of a connection.
+struct Place {
+    room: Arc<Semaphore>,
+    ordinary: AtomicBool,
+    permit: tokio::sync::Mutex<Option<OwnedSemaphorePermit>>,
+}
+
+impl Place {
+    /// Waits for a place, or for one of the reserve.
+    async fn take(room: &Arc<Semaphore>, reserve: &Arc<Semaphore>) -> Place {
+        let (permit, ordinary) = tokio::select! {
+            biased;
+            permit = room.clone().acquire_owned() => (permit, true),
+            permit = reserve.clone().acquire_owned() => (permit, false),
+        };
+        Place {
+            room: room.clone(),
+            ordinary: AtomicBool::new(ordinary),
+            // Nobody closes the semaphores.
+            permit: tokio::sync::Mutex::new(permit.ok()),
+        }
+    }
+
+    fn is_ordinary(&self) -> bool {
+        self.ordinary.load(Ordering::Acquire)
+    }
+
+    /// Exchanges a place of the reserve, if there is another in time.
+    async fn become_ordinary(&self) -> bool {
+        if self.is_ordinary() {
+            return true;
+        }
+        let mut own = self.permit.lock().await;
+        if !self.is_ordinary() {
+            let permit = self.room.clone().acquire_owned();
+            let Ok(permit) = tokio::time::timeout(PLACE_TIMEOUT, permit).await else {
+                return false;
+            };
+            *own = permit.ok();
+            self.ordinary.store(true, Ordering::Release);
+        }
+        true
+    }
+}
+
+/// What is answered when all places are taken, too: health, metrics and the admin API.
+fn is_of_reserve(path: &str) -> bool {
+    ["/health", "/ping", "/metrics"].contains(&path) || path.starts_with("/esker/v1/")
+}
+
+/// The routes, for one connection.
+fn service(
+    router: axum::Router,
+    activity: Arc<Activity>,
+    place: Arc<Place>,
+    stall_timeout: Duration,
+) -> impl hyper::service::Service<
+    http::Request<hyper::body::Incoming>,
+    Response = axum::response::Response,
+    Error = Infallible,
+    Future: Send,
+> + Send
++ 'static {
+    hyper::service::service_fn(move |request: http::Request<hyper::body::Incoming>| {
+        let busy = activity.begin();
+        let (router, place) = (router.clone(), place.clone());
+        async move {
+            let answer = match is_of_reserve(request.uri().path()) || place.become_ordinary().await {
+                true => router.oneshot(request.map(axum::body::Body::new)).await?,
+                false => ServiceError::NoPlace.into_response(),
+            };
+            Ok(answer.map(|body| busy.until_sent(body, stall_timeout)))
+        }
+    })
 }
 
 fn node_options(config: &Config, bootstrap: Option<Bootstrap>) -> NodeOptions {

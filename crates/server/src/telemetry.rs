@@ -1,26 +1,80 @@
 //! Logs and metrics.
 
-use std::io::IsTerminal as _;
-use std::sync::OnceLock;
+use std::fs::File;
+use std::io::{IsTerminal as _, Write};
+use std::os::fd::AsFd as _;
+use std::sync::{LazyLock, OnceLock};
+use std::time::{Duration, Instant};
 
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::config::{LogFormat, LogsConfig};
+use crate::log_writer::LogWriter;
+use crate::repeat_limiter::RepeatLimiter;
+
+/// The target of what the log says about itself.
+pub(crate) const TARGET: &str = module_path!();
+/// How long an ending process waits for its last lines to be written.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
+
+static WRITER: LazyLock<LogWriter> = LazyLock::new(|| {
+    // A descriptor of its own: a write that waits must not hold the lock of `std::io::stderr`.
+    let own = std::io::stderr().as_fd().try_clone_to_owned();
+    let out: Box<dyn Write + Send> = match own {
+        Ok(own) => Box::new(File::from(own)),
+        Err(_) => Box::new(std::io::stderr()),
+    };
+    LogWriter::start(out)
+});
+static LIMITER: LazyLock<RepeatLimiter> = LazyLock::new(RepeatLimiter::new);
 
 /// Starts logging to standard error. What `raft-engine` logs goes the same way. Does nothing if
 /// logging was started before.
+///
+/// Logging neither fails nor waits: lines that cannot be written are counted in
+/// `esker_log_lines_lost_total`.
 pub fn start_logs(config: &LogsConfig) {
     let filter = EnvFilter::try_new(&config.level).unwrap_or_else(|_| EnvFilter::new("warn"));
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+    let subscriber = tracing_subscriber::registry().with(filter).with(&*LIMITER);
+    let lines = fmt::layer()
         .with_ansi(std::io::stderr().is_terminal())
-        .with_writer(std::io::stderr);
+        .with_writer(&*WRITER)
+        .log_internal_errors(false);
     // Only the first call counts; a test may start several servers.
     let _ = match config.format {
-        LogFormat::Text => builder.try_init(),
-        LogFormat::Json => builder.json().try_init(),
+        LogFormat::Text => subscriber.with(lines).try_init(),
+        LogFormat::Json => subscriber.with(lines.json()).try_init(),
     };
+}
+
+/// Writes a line to standard error, in order with the log, without failing or waiting.
+pub fn write_line(line: impl std::fmt::Display) {
+    WRITER.line(format!("{line}\n").into_bytes());
+}
+
+/// Waits, for a second at most, until the lines of the log are written. For the end of a process.
+pub fn flush_logs() {
+    WRITER.flush(FLUSH_TIMEOUT);
+}
+
+/// What has to be done every [`UPKEEP_EVERY`], and once at the start.
+pub(crate) fn upkeep(metrics: &PrometheusHandle) {
+    metrics.run_upkeep();
+    let mut suppressed = 0;
+    for place in LIMITER.suppressed(Instant::now()) {
+        suppressed += place.lines;
+        tracing::warn!(
+            lines = place.lines,
+            place = %format_args!("{}:{}", place.module, place.line),
+            "Repeated log messages were left out"
+        );
+    }
+    metrics::counter!("esker_log_lines_lost_total").absolute(WRITER.lost());
+    metrics::counter!("esker_log_lines_suppressed_total").increment(suppressed);
 }
 
 /// Bounds of the buckets that durations are counted in, seconds.
@@ -30,7 +84,7 @@ const SECONDS: [f64; 14] = [
 ];
 /// Samples are put into their buckets this often, whether or not somebody asks for metrics: until then each
 /// takes memory.
-pub(crate) const UPKEEP_EVERY: std::time::Duration = std::time::Duration::from_secs(2);
+pub(crate) const UPKEEP_EVERY: Duration = Duration::from_secs(2);
 
 /// The process's metrics; the first call installs the recorder.
 pub fn metrics() -> PrometheusHandle {

@@ -169,7 +169,7 @@ async fn a_body_of_another_kind_than_it_says_is_refused() {
                 .body(message.clone())
                 .send()
                 .await
-                .refused(400, "bad_json");
+                .refused(415, "bad_header");
         }
         // Protobuf without anything in it is a batch of no records.
         post("application/protobuf")

@@ -24,7 +24,7 @@ async fn raw(server: &Server, bytes: &[u8]) -> String {
 
 fn append(head: &str, body: &str) -> Vec<u8> {
     format!(
-        "POST /v1/streams/orders/records HTTP/1.1\r\nhost: x\r\ns2-basin: test-basin\r\n\
+        "POST /v1/streams/orders/records HTTP/1.1\r\nhost: localhost\r\ns2-basin: test-basin\r\n\
          content-type: application/json\r\n{head}\r\n{body}"
     )
     .into_bytes()
@@ -100,7 +100,7 @@ async fn a_refusal_also_reaches_a_client_that_sends_everything_before_it_listens
         assert!(answer.contains(r#""code":"bad_json""#), "{answer}");
         // The connection is as good as new.
         connection
-            .write_all(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n")
+            .write_all(b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n")
             .await
             .unwrap();
         let mut health = vec![0; 4096];

@@ -276,7 +276,7 @@ impl Request<'_> {
         *request.method_mut() = self.method;
         *request.uri_mut() = uri.parse().unwrap();
         *request.headers_mut() = self.headers;
-        if self.http.transport == Transport::Http1 {
+        if self.http.transport == Transport::Http1 && !request.headers().contains_key("host") {
             request
                 .headers_mut()
                 .insert("host", address.parse().unwrap());

@@ -331,6 +331,24 @@ impl StateStore {
     /// [`StateError::Exhausted`] if the answer would exceed [`Scan::max_bytes`];
     /// [`StateError::HistoryBegins`].
     pub fn scan(&self, scan: &Scan) -> Result<Vec<StateEntry>, StateError> {
+        let mut found = Vec::new();
+        self.visit(scan, |entry| {
+            found.push(entry);
+            true
+        })?;
+        Ok(found)
+    }
+
+    /// The same, one key at a time, until `each` is false: only one is held. Blocking.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`scan`](StateStore::scan); keys were visited then, too.
+    pub fn visit(
+        &self,
+        scan: &Scan,
+        mut each: impl FnMut(StateEntry) -> bool,
+    ) -> Result<(), StateError> {
         let at = match scan.at {
             None => At::Latest,
             Some(commit_ts) => {
@@ -338,7 +356,7 @@ impl StateStore {
                 At::Commit(commit_ts)
             }
         };
-        let mut found = Vec::new();
+        let mut count = 0;
         let mut bytes = 0;
         let mut take = |key: String, entry: esker_partition::state::StateEntry| {
             let Some(value) = entry.value else {
@@ -346,17 +364,20 @@ impl StateStore {
             };
             let value = if scan.keys_only { Bytes::new() } else { value };
             let more = bytes + key.len() + value.len();
-            if scan.limit.is_some() && more > scan.max_bytes && !found.is_empty() {
+            if scan.limit.is_some() && more > scan.max_bytes && count > 0 {
                 return true;
             }
             bytes = more;
-            found.push(StateEntry {
+            count += 1;
+            let goes_on = each(StateEntry {
                 key,
                 value,
                 version: entry.version,
                 commit_ts: entry.commit_ts,
             });
-            bytes > scan.max_bytes || scan.limit.is_some_and(|limit| found.len() >= limit)
+            !goes_on
+                || bytes > scan.max_bytes
+                || scan.limit.is_some_and(|limit| count >= limit)
         };
         let (namespace, agent_id) = (&scan.namespace, &scan.agent_id);
         let after = scan.after.as_deref();
@@ -369,7 +390,7 @@ impl StateStore {
                 scan.max_bytes
             )));
         }
-        Ok(found)
+        Ok(())
     }
 
     /// Commits in order; without [`Replay::follow`] it ends at the present. In constant memory.

@@ -29,11 +29,15 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use raft_engine::env::{FileSystem, Handle, Permission, WriteExt};
 use raft_engine::internals::{FileId, FileNameExt};
 
 pub use faults::{Faults, PowerCut, WriteFault};
+
+/// How long the process waits for its message about a failed sync to be written before it aborts.
+const MESSAGE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The file system that the log runs on: see the module.
 pub struct LogFileSystem {
@@ -120,13 +124,19 @@ fn sync_failed(faults: &Faults, path: &Path, error: &io::Error) {
         "sync of the log failed; after a failed fsync nothing can be promised about what was \
          written; aborting. Restart: the log is replayed"
     );
-    // Logging may be filtered, or buffered and lost; this is not.
-    let _ = writeln!(
-        io::stderr().lock(),
+    // Logging may be filtered, or buffered and lost; this is not. Nobody may read standard error, so a
+    // thread writes to it and is not waited for longer than that.
+    let text = format!(
         "sync of {file} failed: {error}. After a failed fsync nothing can be promised about what \
          was written, so this process aborts. Check the disk, then restart: the log is \
-         replayed."
+         replayed.\n"
     );
+    let (done, wait) = std::sync::mpsc::channel();
+    let _ = std::thread::Builder::new().spawn(move || {
+        let _ = io::stderr().write_all(text.as_bytes());
+        let _ = done.send(());
+    });
+    let _ = wait.recv_timeout(MESSAGE_TIMEOUT);
     if !faults.catch(path, error) {
         std::process::abort();
     }

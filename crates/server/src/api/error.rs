@@ -14,6 +14,9 @@ use s2_api::v1::stream::{AppendConditionFailed, AppendInputStreamError, TailResp
 use s2_common::ValidationError;
 use s2_common::http::extract::HeaderRejection;
 
+use crate::answers::Exhausted;
+use crate::request_guard::Refusal;
+
 /// Every code that this server answers: the code, when, and what to do.
 pub const CODES: &[(ErrorCode, &str, &str)] = &[
     (
@@ -23,7 +26,7 @@ pub const CODES: &[(ErrorCode, &str, &str)] = &[
     ),
     (
         ErrorCode::BadHeader,
-        "A header is missing (`s2-basin`, say) or malformed.",
+        "A header is missing (`s2-basin`, say), malformed, or there twice with different values; or the body's type is none that the path takes.",
         "Correct the request.",
     ),
     (
@@ -73,13 +76,18 @@ pub const CODES: &[(ErrorCode, &str, &str)] = &[
     ),
     (
         ErrorCode::PermissionDenied,
-        "The basin is reserved: the server alone writes it. Clients may read it.",
-        "Commit to the state store instead (`esker state`).",
+        "The basin is reserved: the server alone writes it, and clients may read it. Or the request comes from a web page, or was sent to a name that is none of the server's.",
+        "Commit to the state store instead (`esker state`). Name the page's origin in `allowed-origins`, or the name in `allowed-hosts`.",
     ),
     (
         ErrorCode::RateLimited,
-        "The partition has too much pending, or its disk takes no writes. Nothing happened.",
+        "The partition has too much pending, its disk takes no writes, or the bodies of requests, or answers that clients do not take, hold all memory that they may. Nothing was read or appended; a stream that is created when it is first used may have been.",
         "Try again; if it lasts, look at `/health` and the disk's free space.",
+    ),
+    (
+        ErrorCode::RequestTimeout,
+        "The body came more slowly than 16 KiB a second, for longer than `limits.header-timeout`. Nothing happened.",
+        "Send it faster, or in smaller parts.",
     ),
     (
         ErrorCode::ResourceAlreadyExists,
@@ -147,6 +155,23 @@ pub enum ServiceError {
     /// A body in a coding that is not known here.
     #[error("the body's `content-encoding` is not known: use gzip, zstd or none")]
     ContentEncoding,
+    /// Not for this server, or of a form that it does not take.
+    #[error(transparent)]
+    Refused(Refusal),
+    /// A body that comes too slowly.
+    #[error("the request's body came too slowly: send it faster than 16 KiB a second, or in parts")]
+    SlowBody,
+    /// No memory for another body.
+    #[error(
+        "the bodies of other requests take all of `limits.request-bodies`: nothing happened, try again"
+    )]
+    BodiesFull,
+    /// No place among the connections.
+    #[error("all of `limits.connections` are taken: close others, or try again")]
+    NoPlace,
+    /// No memory for the answer.
+    #[error(transparent)]
+    Exhausted(Exhausted),
 }
 
 impl From<AppendRequestRejection> for ServiceError {
@@ -189,6 +214,15 @@ impl ServiceError {
                     self.to_string(),
                 );
             }
+            ServiceError::Refused(refusal) => {
+                let code = match refusal {
+                    Refusal::Host(_) | Refusal::Origin(_) => ErrorCode::PermissionDenied,
+                    _ => ErrorCode::BadHeader,
+                };
+                return standard(refusal.status(), code, self.to_string());
+            }
+            ServiceError::SlowBody => ErrorCode::RequestTimeout,
+            ServiceError::BodiesFull | ServiceError::NoPlace | ServiceError::Exhausted(_) => ErrorCode::RateLimited,
             ServiceError::Node(error) => match error {
                 Error::FencingTokenMismatch(actual) => {
                     return ErrorResponse::AppendConditionFailed(
@@ -244,6 +278,8 @@ impl IntoResponse for ServiceError {
         let response = self.to_response();
         if let ErrorResponse::Standard(error) = &response
             && error.status.is_server_error()
+            // Who asks for what is not there is answered, and nobody has to do anything.
+            && error.status != http::StatusCode::NOT_IMPLEMENTED
         {
             tracing::warn!(code = error.info.code, message = %error.info.message, "request failed");
         }

@@ -7,6 +7,7 @@
 //! whether appends are taken; `/metrics` is for Prometheus.
 
 mod basins;
+mod bodies;
 mod error;
 mod linger;
 mod ops;
@@ -26,7 +27,10 @@ use tower_http::compression::predicate::{NotForContentType, Predicate as _, Size
 use tower_http::decompression::RequestDecompressionLayer;
 
 pub(crate) use basins::timestamp;
+pub use bodies::Bodies;
 pub use error::{CODES, ServiceError};
+
+use crate::answers::{self, Answers};
 
 /// Answers smaller than this are not compressed, bytes: smaller ones hardly shrink.
 const COMPRESS_ABOVE: u64 = 1024;
@@ -49,14 +53,19 @@ pub struct Limits {
     pub request_body: usize,
     /// Bytes in flight of one append session.
     pub append_session_inflight: usize,
+    /// What bodies of all requests may hold.
+    pub bodies: Bodies,
+    /// What answers may hold.
+    pub(crate) answers: Answers,
 }
 
 /// The routes of the state service's own listener: the service, and whether the server serves.
 pub fn state_router(app: App) -> Router {
+    let answers = app.limits.answers.clone();
     Router::new()
         .route("/health", get(ops::health))
         .route("/ping", get(ops::health))
-        .merge(crate::state::router(&app.node))
+        .merge(crate::state::router(&app.node, &answers).route_layer(middleware::from_fn_with_state(app.limits.bodies.clone(), bodies::admit)))
         .route_layer(middleware::from_fn(ops::count))
         .fallback(ops::no_route)
         .method_not_allowed_fallback(ops::no_method)
@@ -65,6 +74,7 @@ pub fn state_router(app: App) -> Router {
 
 /// All routes.
 pub fn router(app: App) -> Router {
+    let answers = app.limits.answers.clone();
     let compress = SizeAbove::new(COMPRESS_ABOVE)
         .and(NotForContentType::SSE)
         .and(NotForContentType::const_new("s2s/proto"));
@@ -97,6 +107,12 @@ pub fn router(app: App) -> Router {
         .route("/metrics/{basin}/{stream}", any(ops::not_implemented))
         .route("/locations", any(ops::not_implemented))
         .route("/locations/default", any(ops::not_implemented))
+        .route_layer(middleware::from_fn_with_state(
+            answers.clone(),
+            answers::hold,
+        ))
+        // What counts is what is held: the body after decompression.
+        .route_layer(middleware::from_fn_with_state(app.limits.bodies.clone(), bodies::admit))
         .route_layer((
             CompressionLayer::new().compress_when(compress),
             RequestDecompressionLayer::new(),
@@ -109,8 +125,8 @@ pub fn router(app: App) -> Router {
         .route("/ping", get(ops::health))
         .route("/metrics", get(ops::metrics))
         .nest("/v1", v1)
-        .merge(crate::admin::router(app.node.clone()))
-        .merge(crate::state::router(&app.node))
+        .merge(crate::admin::router(app.node.clone()).route_layer(middleware::from_fn_with_state(app.limits.bodies.clone(), bodies::admit)))
+        .merge(crate::state::router(&app.node, &answers).route_layer(middleware::from_fn_with_state(app.limits.bodies.clone(), bodies::admit)))
         .route_layer(middleware::from_fn(ops::count))
         .fallback(ops::no_route)
         .method_not_allowed_fallback(ops::no_method)

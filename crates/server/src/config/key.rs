@@ -137,7 +137,21 @@ impl Keys {
     /// The key that this variable of the environment sets.
     pub(super) fn by_variable(&self, variable: &str) -> Option<&Key> {
         let mut keys = self.keys.iter();
-        keys.find(|key| key.variable == variable || key.alias_variable.as_deref() == Some(variable))
+        let own = keys
+            .find(|key| key.variable == variable || key.alias_variable.as_deref() == Some(variable));
+        own.or_else(|| self.by_section_alias(variable))
+    }
+
+    /// The key that this variable sets by the second name of its section:
+    /// `ESKER_WORKER__SNAPSHOTS__DESTINATION`.
+    fn by_section_alias(&self, name: &str) -> Option<&Key> {
+        self.sections.iter().find_map(|section| {
+            let alias = section.alias.as_deref()?.replace('.', "__");
+            self.of_section(Some(&section.name)).find(|key| {
+                let mut names = [Some(&key.name), key.alias.as_ref()].into_iter().flatten();
+                names.any(|key| variable(Some(&alias), key) == name)
+            })
+        })
     }
 
     /// The section of this name, or of this second name.

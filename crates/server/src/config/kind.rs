@@ -76,6 +76,10 @@ pub(super) enum Kind {
     Endpoint,
     /// A name of something outside.
     Text,
+    /// Names or addresses of hosts.
+    HostNames,
+    /// Web origins.
+    Origins,
     /// What is shown to nobody.
     Secret,
     /// On or off.
@@ -104,6 +108,8 @@ impl Kind {
             Some("destination") => return Some(Self::Destination),
             Some("endpoint") => return Some(Self::Endpoint),
             Some("text") => return Some(Self::Text),
+            Some("host-names") => return Some(Self::HostNames),
+            Some("origins") => return Some(Self::Origins),
             Some(SECRET_FORMAT) => return Some(Self::Secret),
             Some(BYTE_COUNT_FORMAT) => {
                 let minimum = text("x-minimum")?.parse().ok()?;
@@ -139,6 +145,8 @@ impl Kind {
             Self::Destination => "destination",
             Self::Endpoint => "URL",
             Self::Text => "text",
+            Self::HostNames => "names",
+            Self::Origins => "origins",
             Self::Secret => "secret",
             Self::Switch => "boolean",
             Self::Choice(_) => "word",
@@ -162,6 +170,10 @@ impl Kind {
             Self::LogFilter => "a filter such as `info` or `warn,esker=debug`".into(),
             Self::Destination => places::DESTINATIONS.into(),
             Self::Endpoint => places::ENDPOINTS.into(),
+            Self::HostNames => "names without ports, such as `esker.internal,10.0.0.7`".into(),
+            Self::Origins => {
+                "origins as browsers send them, such as `https://esker.example.com:8443`".into()
+            }
             Self::Text | Self::Secret => "one line of text".into(),
             Self::Switch => "`true` or `false`".into(),
             Self::Choice(words) => {
@@ -263,6 +275,8 @@ impl Kind {
             Self::Destination => places::destination(self.text(raw)?.trim()).map(Value::from),
             Self::Endpoint => places::endpoint(self.text(raw)?.trim()).map(Value::from),
             Self::Text => short_text(self.text(raw)?.trim()).map(Value::from),
+            Self::HostNames => each(self.text(raw)?, host_name).map(Value::from),
+            Self::Origins => each(self.text(raw)?, origin).map(Value::from),
             Self::Secret => {
                 Secret::new(self.text(raw)?).map(|secret| secret.expose().to_string().into())
             }
@@ -325,6 +339,42 @@ fn address(text: &str) -> Result<SocketAddr, String> {
         }
         _ => "it is not an IP address with a port".into(),
     })
+}
+
+/// Each part of a list, checked.
+fn each(text: &str, check: impl Fn(&str) -> Result<(), String>) -> Result<&str, String> {
+    let text = short_text(text.trim())?;
+    for part in text.split(',') {
+        check(part.trim()).map_err(|problem| format!("`{}`: {problem}", printable(part)))?;
+    }
+    Ok(text)
+}
+
+fn host_name(text: &str) -> Result<(), String> {
+    let authority: http::uri::Authority = not_empty(text)?
+        .parse()
+        .map_err(|_| "it is not a name or address of a host".to_string())?;
+    if text.contains('@') {
+        return Err("it is not a name or address of a host".into());
+    }
+    match authority.host() == text {
+        true => Ok(()),
+        false => Err("the port has to be left out".into()),
+    }
+}
+
+fn origin(text: &str) -> Result<(), String> {
+    let Some((scheme, host)) = not_empty(text)?.split_once("://") else {
+        return Err("it does not begin with `http://` or `https://`".into());
+    };
+    if !["http", "https"].contains(&scheme) {
+        return Err("it does not begin with `http://` or `https://`".into());
+    }
+    let authority: Result<http::uri::Authority, _> = host.parse();
+    match authority {
+        Ok(authority) if authority.as_str() == host && !host.contains('@') => Ok(()),
+        _ => Err("after the scheme it has a host and a port, and nothing else".into()),
+    }
 }
 
 fn cluster_name(text: &str) -> Result<&str, String> {

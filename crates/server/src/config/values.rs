@@ -5,7 +5,8 @@
 //! key is therefore complete once it is a field here with a comment, bounds and a default.
 //!
 //! Attributes that the schema does not know by itself: `format` names the kind of a string
-//! (`path`, `socket-address`, `cluster-name`, `log-filter`, `destination`, `endpoint`, `text`),
+//! (`path`, `socket-address`, `cluster-name`, `log-filter`, `destination`, `endpoint`, `text`, `host-names`,
+//! `origins`),
 //! `x-minimum` and `x-maximum` are the bounds of sizes and durations, both inclusive, and `x-alias`
 //! is a second name of a key or section. Every number has an upper bound, so that a slip of the
 //! keyboard does not reserve more than a machine has.
@@ -48,6 +49,19 @@ pub struct Config {
     /// Allows an address in `listen` or `state.listen` that is not a loopback address although there
     /// are no access tokens: whoever reaches the address may then read, write and delete everything.
     pub insecure_no_auth: bool,
+
+    /// More names by which clients reach a listener that has a loopback address, separated by commas: those
+    /// of a proxy in front of it that hands the `Host` header on, say. Without a port. Unset, only loopback
+    /// names (`localhost`, 127.0.0.1, `[::1]`) are taken there, so that no web page can reach the server
+    /// under a name of its own. Other listeners take every name.
+    #[schemars(extend("format" = "host-names"))]
+    pub allowed_hosts: Option<String>,
+
+    /// Web origins whose pages may send requests, separated by commas. Unset, a request with an
+    /// `Origin` header, which browsers send and other clients do not, is refused. No CORS headers are
+    /// answered: the pages have to come from the same origin, by way of a proxy.
+    #[schemars(extend("format" = "origins"))]
+    pub allowed_origins: Option<String>,
 
     /// Name of the cluster. It marks what belongs together, so two clusters that could ever meet
     /// should have different names.
@@ -156,7 +170,8 @@ pub struct LimitsConfig {
     #[schemars(extend("x-minimum" = "2MiB", "x-maximum" = "1GiB"))]
     pub append_session_inflight: ByteCount,
 
-    /// Most open connections, over all listeners. Beyond it, a new connection waits until another one ends.
+    /// Most open connections, over all listeners. Beyond it there are 16 on which health, metrics and the
+    /// admin API are answered, and where anything else waits for 10 s until another connection ends.
     #[schemars(range(min = 1, max = 1_000_000))]
     pub connections: u32,
 
@@ -164,6 +179,11 @@ pub struct LimitsConfig {
     /// batch (1 MiB of metered bytes) in JSON, where base64 makes it a third larger.
     #[schemars(extend("x-minimum" = "2MiB", "x-maximum" = "64MiB"))]
     pub request_body: ByteCount,
+
+    /// Most bytes of request bodies that have arrived and are not yet answered, over all connections; append
+    /// sessions do not count. Beyond it, bodies wait for 10 s, and are then refused.
+    #[schemars(extend("x-minimum" = "64MiB", "x-maximum" = "1TiB"))]
+    pub request_bodies: ByteCount,
 
     /// Newest records kept in memory per followed stream. A reader that falls further behind reads
     /// from the database until it has caught up.
@@ -174,9 +194,19 @@ pub struct LimitsConfig {
     #[schemars(extend("x-minimum" = "64KiB", "x-maximum" = "256GiB"))]
     pub follower_buffers_total: ByteCount,
 
-    /// How long a connection may take to send the head of a request.
+    /// How long a connection may take to send the head of a request, and how long a body may be behind
+    /// 16 KiB a second.
     #[schemars(extend("x-minimum" = "100ms", "x-maximum" = "1h"))]
     pub header_timeout: HumanDuration,
+
+    /// How long a connection may be without a request under way before it is closed.
+    #[schemars(extend("x-minimum" = "100ms", "x-maximum" = "24h"))]
+    pub idle_timeout: HumanDuration,
+
+    /// How long a client may take nothing of an answer that is ready before it loses the answer, and its
+    /// connection if nothing else is under way there.
+    #[schemars(extend("x-minimum" = "100ms", "x-maximum" = "24h"))]
+    pub stall_timeout: HumanDuration,
 }
 
 /// The background rounds over streams (`[retention]`).
@@ -224,6 +254,8 @@ impl Default for Config {
             data_dir: "esker-data".into(),
             listen: (Ipv4Addr::LOCALHOST, DEFAULT_PORT).into(),
             insecure_no_auth: false,
+            allowed_hosts: None,
+            allowed_origins: None,
             cluster_name: "esker".into(),
             partitions: 8,
             shutdown_grace: HumanDuration::from_secs(10),
@@ -269,9 +301,12 @@ impl Default for LimitsConfig {
             append_session_inflight: ByteCount::mib(8),
             connections: 1024,
             request_body: ByteCount::mib(4),
+            request_bodies: ByteCount::mib(128),
             follower_buffer: ByteCount::mib(8),
             follower_buffers_total: ByteCount::mib(64),
             header_timeout: HumanDuration::from_secs(30),
+            idle_timeout: HumanDuration::from_secs(600),
+            stall_timeout: HumanDuration::from_secs(60),
         }
     }
 }

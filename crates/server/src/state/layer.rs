@@ -8,27 +8,39 @@ use std::task::{Context, Poll};
 use std::time::Instant;
 
 use axum::body::Body;
-use axum::extract::Request;
+use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::Response;
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body as HttpBody, Frame, SizeHint};
+use http_body_util::BodyExt as _;
 use tonic::{Code, Status};
 
 use super::MOST_REQUEST;
-use super::status::exhausted;
+use super::status::{exhausted, refused};
+use crate::answers::{Answers, Scanning};
 
 /// How `tonic` begins to say that a request is too large, for which it has a code that means something else.
 const TOO_LARGE: &str = "Error, decoded message length too large";
 
-/// Counts the call, and gives the refusal of what is too large its code.
-pub(super) async fn watched(request: Request, next: Next) -> Response {
+/// Counts the call, gives the refusal of what is too large its code, and holds the answer to a read as
+/// bytes.
+pub(super) async fn watched(
+    State(answers): State<Answers>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let is_read = READS.contains(&request.uri().path());
     let mut call = Call::of(request.uri().path());
     let response = next.run(request).await;
     let response = match refusal(response.headers()) {
         Some(refusal) => refusal.into_http(),
         None => response,
+    };
+    let response = match is_read && code(response.headers()).is_none() {
+        true => held(response, &answers).await,
+        false => response,
     };
     // An answer without a body has its status in its head.
     if let Some(code) = code(response.headers()) {
@@ -36,6 +48,21 @@ pub(super) async fn watched(request: Request, next: Next) -> Response {
         return response;
     }
     response.map(|body| Body::new(Counted { body, call }))
+}
+
+/// The answer as bytes: the tree of messages that it came as is gone.
+async fn held(mut response: Response, answers: &Answers) -> Response {
+    let scanning = response.extensions_mut().remove::<Scanning>();
+    let (head, body) = response.into_parts();
+    let Ok(body) = body.collect().await else {
+        return Status::internal("the answer could not be encoded").into_http();
+    };
+    let trailers = body.trailers().cloned();
+    let bytes = body.to_bytes();
+    match answers.hold(bytes.len(), scanning.is_some()).await {
+        Ok(permit) => Response::from_parts(head, answers.body(bytes, trailers, permit)),
+        Err(error) => refused(error).into_http(),
+    }
 }
 
 fn code(headers: &HeaderMap) -> Option<Code> {
@@ -183,6 +210,18 @@ const METHODS: &[&str] = &[
     "/esker.state.v1.StateService/Import",
     "/esker.state.v1.StateService/Verify",
     "/esker.state.v1.StateService/Status",
+];
+
+/// Those that read and answer once. The others write, and their answers are small and never refused, or
+/// they stream.
+const READS: &[&str] = &[
+    "/statehouse.v1.StatehouseService/GetState",
+    "/statehouse.v1.StatehouseService/GetStateAtVersion",
+    "/statehouse.v1.StatehouseService/ListKeys",
+    "/statehouse.v1.StatehouseService/ScanPrefix",
+    "/esker.state.v1.StateService/GetState",
+    "/esker.state.v1.StateService/GetStateAt",
+    "/esker.state.v1.StateService/ListSnapshots",
 ];
 
 #[cfg(test)]

@@ -7,6 +7,7 @@
 //! | [`snapshots`] | its snapshots: export, import, verification |
 //! | [`convert`] | values and events, from the store's form into messages |
 //! | [`pages`] | pages of a scan |
+//! | [`raw`] | messages that are written as bytes, and the methods that answer with them |
 //! | [`blocking`] | where calls run that wait for a disk |
 //! | [`status`] | errors, their codes and their details |
 //! | [`layer`] | what every call goes through: counting, and the refusal of what is too large |
@@ -15,12 +16,13 @@
 //! They share transactions.
 //!
 //! Bounds: a request has at most [`MOST_REQUEST`] bytes, an answer [`MOST_ANSWER`]; what replays and
-//! exports is sent as the client takes it.
+//! exports is sent as the client takes it. What answers hold is counted by `answers`.
 
 mod blocking;
 mod convert;
 mod layer;
 mod pages;
+mod raw;
 mod service;
 mod snapshots;
 mod statehouse;
@@ -36,6 +38,8 @@ use esker_proto::statehouse::v1::statehouse_service_server::{
 
 pub use status::CODES;
 
+use crate::answers::Answers;
+
 /// Most bytes of a request. A commit is at most one record, 1 MiB of JSON; as a message the same is some
 /// times larger.
 pub const MOST_REQUEST: usize = 4 * 1024 * 1024;
@@ -47,13 +51,19 @@ pub const MOST_ANSWER: usize = 64 * 1024 * 1024;
 #[derive(Clone)]
 struct Calls {
     store: StateStore,
+    answers: Answers,
 }
 
 /// Routes of both services.
-pub fn router<S: Clone + Send + Sync + 'static>(node: &Node) -> Router<S> {
+pub(crate) fn router<S: Clone + Send + Sync + 'static>(
+    node: &Node,
+    answers: &Answers,
+) -> Router<S> {
     let calls = Calls {
         store: node.state().clone(),
+        answers: answers.clone(),
     };
+    let scans = raw::router(&calls);
     let statehouse = StatehouseServiceServer::new(calls.clone())
         .max_decoding_message_size(MOST_REQUEST)
         .max_encoding_message_size(MOST_ANSWER);
@@ -63,7 +73,11 @@ pub fn router<S: Clone + Send + Sync + 'static>(node: &Node) -> Router<S> {
     Router::new()
         .route(&all_of(STATEHOUSE), any_service(statehouse))
         .route(&all_of(STATE), any_service(state))
-        .route_layer(middleware::from_fn(layer::watched))
+        .merge(scans)
+        .route_layer(middleware::from_fn_with_state(
+            answers.clone(),
+            layer::watched,
+        ))
 }
 
 fn all_of(service: &str) -> String {

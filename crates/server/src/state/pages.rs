@@ -3,14 +3,17 @@
 //! A page's token says as of which commit and after which key the next one goes on, so that all pages are
 //! of the same moment. It is opaque to clients.
 
+use bytes::Bytes;
 use esker_node::state::{Scan, StateEntry};
 use esker_proto::state::v1::{ScanRequest, ScanResponse};
+use futures::StreamExt as _;
+use futures::stream::{self, BoxStream};
 use prost::Message as _;
-use tonic::Status;
+use tonic::{Response, Status};
 
 use super::statehouse::{AROUND, too_much};
-use super::status::{invalid, status};
-use super::{Calls, MOST_ANSWER, convert};
+use super::status::{invalid, refused, status};
+use super::{Calls, MOST_ANSWER, blocking, convert};
 
 /// Bytes of a message of an answer, about: well below the 4 MiB that clients take.
 const MESSAGE: usize = 256 * 1024;
@@ -48,8 +51,26 @@ impl Token {
 }
 
 impl Calls {
+    /// A page, as messages of `ScanResponse`.
+    pub(super) async fn scan_raw(
+        &self,
+        request: ScanRequest,
+    ) -> Result<Response<BoxStream<'static, Result<Bytes, Status>>>, Status> {
+        let scanning = self.answers.scanning().await.map_err(refused)?;
+        let calls = self.clone();
+        let (messages, scanning) =
+            blocking::read(move || Ok((calls.page(request)?, scanning))).await?;
+        let bytes = messages.iter().map(Bytes::len).sum();
+        let permit = self.answers.hold(bytes, true).await.map_err(refused)?;
+        drop(scanning);
+        let messages = stream::iter(messages.into_iter().map(Ok)).boxed();
+        let answers = &self.answers;
+        let messages = answers.perishable(messages, permit, |error| Err(refused(error)));
+        Ok(Response::new(messages))
+    }
+
     /// The messages of a page. Blocking.
-    pub(super) fn page(&self, request: ScanRequest) -> Result<Vec<ScanResponse>, Status> {
+    fn page(&self, request: ScanRequest) -> Result<Vec<Bytes>, Status> {
         let limit = match request.page_size {
             0 => None,
             size => Some(size as usize),
@@ -78,22 +99,33 @@ impl Calls {
             keys_only: request.keys_only,
             max_bytes: if limit.is_some() { PAGE } else { MOST_ANSWER },
         };
-        let entries = self.store.scan(&scan).map_err(|error| status(&error))?;
-        let next = match (limit, at, entries.last()) {
-            (Some(_), Some(commit_ts), Some(last)) if self.has_more(&scan, last)? => Token {
+        let mut messages = Messages::default();
+        let mut last = String::new();
+        let mut failed = None;
+        let visited = self.store.visit(&scan, |entry| {
+            last.clone_from(&entry.key);
+            failed = messages.add(entry).err();
+            failed.is_none()
+        });
+        if let Some(failed) = failed {
+            return Err(failed);
+        }
+        visited.map_err(|error| status(&error))?;
+        let next = match (limit, at) {
+            (Some(_), Some(commit_ts)) if messages.any && self.has_more(&scan, &last)? => Token {
                 commit_ts,
-                after: last.key.clone(),
+                after: last,
             }
             .text(),
             _ => String::new(),
         };
-        messages(entries, next)
+        Ok(messages.end(&next))
     }
 
     /// Whether a key follows.
-    fn has_more(&self, scan: &Scan, last: &StateEntry) -> Result<bool, Status> {
+    fn has_more(&self, scan: &Scan, last: &str) -> Result<bool, Status> {
         let one = Scan {
-            after: Some(last.key.clone()),
+            after: Some(last.to_owned()),
             limit: Some(1),
             keys_only: true,
             ..scan.clone()
@@ -103,29 +135,49 @@ impl Calls {
     }
 }
 
-fn messages(entries: Vec<StateEntry>, next: String) -> Result<Vec<ScanResponse>, Status> {
-    let mut messages = vec![ScanResponse::default()];
-    let (mut total, mut bytes) = (0_usize, 0_usize);
-    for entry in entries {
+/// Messages of `ScanResponse`, written as keys come: of one value at a time there is a tree.
+#[derive(Default)]
+struct Messages {
+    done: Vec<Bytes>,
+    message: Vec<u8>,
+    total: usize,
+    any: bool,
+}
+
+impl Messages {
+    fn add(&mut self, entry: StateEntry) -> Result<(), Status> {
         let entry = convert::esker_entry(entry)?;
         let size = entry.encoded_len() + AROUND;
-        total += size;
-        if total > MOST_ANSWER {
+        self.any = true;
+        self.total += size;
+        if self.total > MOST_ANSWER {
             return Err(too_much());
         }
-        if bytes > 0 && bytes + size > MESSAGE {
-            messages.push(ScanResponse::default());
-            bytes = 0;
+        if !self.message.is_empty() && self.message.len() + size > MESSAGE {
+            self.close();
         }
-        bytes += size;
-        if let Some(message) = messages.last_mut() {
-            message.entries.push(entry);
-        }
+        // Field `entries` of `ScanResponse`.
+        prost::encoding::message::encode(1, &entry, &mut self.message);
+        Ok(())
     }
-    if let Some(message) = messages.last_mut() {
-        message.next_page_token = next;
+
+    fn close(&mut self) {
+        let mut message = std::mem::take(&mut self.message);
+        // What is held is what counts.
+        message.shrink_to_fit();
+        self.done.push(message.into());
     }
-    Ok(messages)
+
+    fn end(mut self, next: &str) -> Vec<Bytes> {
+        let last = ScanResponse {
+            next_page_token: next.to_owned(),
+            ..ScanResponse::default()
+        };
+        // Messages one after the other are one message with the fields of both.
+        self.message.extend_from_slice(&last.encode_to_vec());
+        self.close();
+        self.done
+    }
 }
 
 #[cfg(test)]
@@ -155,7 +207,13 @@ mod tests {
             version: 1,
             commit_ts: 1,
         };
-        let messages = messages((0..10).map(entry).collect(), "next".into()).unwrap();
+        let mut written = Messages::default();
+        for index in 0..10 {
+            written.add(entry(index)).unwrap();
+        }
+        let messages = written.end("next");
+        let messages = messages.into_iter().map(|it| ScanResponse::decode(it).unwrap());
+        let messages: Vec<_> = messages.collect();
         assert_eq!(messages.len(), 5);
         let keys = messages.iter().flat_map(|it| &it.entries);
         let keys: Vec<_> = keys.map(|it| it.key.as_str()).collect();
@@ -166,6 +224,6 @@ mod tests {
 
     #[test]
     fn an_empty_answer_is_one_message() {
-        assert_eq!(messages(vec![], String::new()).unwrap().len(), 1);
+        assert_eq!(Messages::default().end("").len(), 1);
     }
 }

@@ -7,7 +7,8 @@ use futures::StreamExt as _;
 use futures::stream::BoxStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::status::status;
+use super::statehouse::elsewhere;
+use super::status::{refused, status};
 use super::{Calls, blocking, convert};
 
 impl Calls {
@@ -126,12 +127,9 @@ impl StateService for Calls {
 
     async fn scan(
         &self,
-        request: Request<ScanRequest>,
+        _: Request<ScanRequest>,
     ) -> Result<Response<Self::ScanStream>, Status> {
-        let (calls, request) = (self.clone(), request.into_inner());
-        let messages = blocking::read(move || calls.page(request)).await?;
-        let messages = messages.into_iter().map(Ok);
-        Ok(Response::new(futures::stream::iter(messages).boxed()))
+        Err(elsewhere())
     }
 
     type ReplayStream = BoxStream<'static, Result<ReplayEvent, Status>>;
@@ -202,9 +200,13 @@ impl StateService for Calls {
         &self,
         request: Request<ExportRequest>,
     ) -> Result<Response<Self::ExportStream>, Status> {
+        let permit = self.answers.exporting().map_err(refused)?;
         let pieces = self.store.export(request.into_inner().commit_ts);
         let pieces = pieces.map_err(|error| status(&error))?;
-        Ok(Response::new(super::snapshots::export(pieces)))
+        let messages = super::snapshots::export(pieces);
+        let answers = &self.answers;
+        let messages = answers.perishable(messages, permit, |error| Err(refused(error)));
+        Ok(Response::new(messages))
     }
 
     async fn import(
@@ -219,6 +221,7 @@ impl StateService for Calls {
         &self,
         request: Request<VerifyRequest>,
     ) -> Result<Response<VerifyResponse>, Status> {
+        let _permit = self.answers.exporting().map_err(refused)?;
         let found = self.store.verify(request.into_inner().commit_ts).await;
         let found = found.map_err(|error| status(&error))?;
         Ok(Response::new(convert::verification(found)))

@@ -5,15 +5,15 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use esker_node::state::{ReadAt, Replay, Scan, StateEntry};
 use esker_proto::statehouse::v1::statehouse_service_server::StatehouseService;
 use esker_proto::statehouse::v1::*;
 use futures::StreamExt as _;
 use futures::stream::BoxStream;
-use prost::Message as _;
 use tonic::{Request, Response, Status};
 
-use super::status::{exhausted, invalid, status};
+use super::status::{exhausted, invalid, refused, status};
 use super::{Calls, MOST_ANSWER, blocking, convert};
 
 /// The commit that this was built from.
@@ -55,30 +55,88 @@ impl Calls {
         .await
     }
 
-    /// Reads an agent's keys, each turned into a part of the answer, of which `size` tells the bytes.
-    async fn list<T: Send + 'static>(
+    /// A message of an agent's keys, each written as it is found: of one value at a time there is a tree.
+    async fn list(
         &self,
         scan: Scan,
-        part: impl Fn(StateEntry) -> Result<T, Status> + Send + 'static,
-        size: impl Fn(&T) -> usize + Send + 'static,
-    ) -> Result<Vec<T>, Status> {
+        write: impl Fn(StateEntry, &mut Vec<u8>) -> Result<(), Status> + Send + 'static,
+    ) -> Result<Response<Bytes>, Status> {
+        let scanning = self.answers.scanning().await.map_err(refused)?;
         let store = self.store.clone();
-        blocking::read(move || {
-            let entries = store.scan(&scan).map_err(|error| status(&error))?;
-            let mut parts = Vec::with_capacity(entries.len());
-            let mut bytes = 0_usize;
-            for entry in entries {
-                let part = part(entry)?;
-                bytes += size(&part);
-                if bytes > MOST_ANSWER {
-                    return Err(too_much());
+        let (message, scanning) = blocking::read(move || {
+            let mut message = Vec::new();
+            let mut failed = None;
+            let visited = store.visit(&scan, |entry| {
+                failed = write(entry, &mut message).err();
+                if message.len() > MOST_ANSWER {
+                    failed = Some(too_much());
                 }
-                parts.push(part);
+                failed.is_none()
+            });
+            if let Some(failed) = failed {
+                return Err(failed);
             }
-            Ok(parts)
+            visited.map_err(|error| status(&error))?;
+            Ok((Bytes::from(message), scanning))
+        })
+        .await?;
+        let mut response = Response::new(message);
+        // It ends when the answer is held.
+        response.extensions_mut().insert(scanning);
+        Ok(response)
+    }
+
+    /// `ListKeysResponse`.
+    pub(super) async fn list_keys_raw(
+        &self,
+        it: ListKeysRequest,
+    ) -> Result<Response<Bytes>, Status> {
+        let scan = Scan {
+            namespace: it.namespace,
+            agent_id: it.agent_id,
+            prefix: String::new(),
+            at: None,
+            after: None,
+            limit: None,
+            keys_only: true,
+            max_bytes: MOST_ANSWER,
+        };
+        // Field `keys`.
+        self.list(scan, |entry, message| {
+            prost::encoding::string::encode(1, &entry.key, message);
+            Ok(())
         })
         .await
     }
+
+    /// `ScanPrefixResponse`.
+    pub(super) async fn scan_prefix_raw(
+        &self,
+        it: ScanPrefixRequest,
+    ) -> Result<Response<Bytes>, Status> {
+        let scan = Scan {
+            namespace: it.namespace,
+            agent_id: it.agent_id,
+            prefix: it.prefix,
+            at: None,
+            after: None,
+            limit: None,
+            keys_only: false,
+            max_bytes: MOST_ANSWER,
+        };
+        // Field `entries`.
+        self.list(scan, |entry, message| {
+            let entry = convert::statehouse_entry(entry)?;
+            prost::encoding::message::encode(1, &entry, message);
+            Ok(())
+        })
+        .await
+    }
+}
+
+/// The status of a method that has a route of its own, in [`raw`](super::raw).
+pub(super) fn elsewhere() -> Status {
+    Status::internal("the method was called past its route")
 }
 
 /// Bytes around each element of a list in an answer: a tag and a length.
@@ -183,41 +241,16 @@ impl StatehouseService for Calls {
 
     async fn list_keys(
         &self,
-        request: Request<ListKeysRequest>,
+        _: Request<ListKeysRequest>,
     ) -> Result<Response<ListKeysResponse>, Status> {
-        let it = request.into_inner();
-        let scan = Scan {
-            namespace: it.namespace,
-            agent_id: it.agent_id,
-            prefix: String::new(),
-            at: None,
-            after: None,
-            limit: None,
-            keys_only: true,
-            max_bytes: MOST_ANSWER,
-        };
-        let keys = self.list(scan, |entry| Ok(entry.key), |key| key.len() + AROUND);
-        Ok(Response::new(ListKeysResponse { keys: keys.await? }))
+        Err(elsewhere())
     }
 
     async fn scan_prefix(
         &self,
-        request: Request<ScanPrefixRequest>,
+        _: Request<ScanPrefixRequest>,
     ) -> Result<Response<ScanPrefixResponse>, Status> {
-        let it = request.into_inner();
-        let scan = Scan {
-            namespace: it.namespace,
-            agent_id: it.agent_id,
-            prefix: it.prefix,
-            at: None,
-            after: None,
-            limit: None,
-            keys_only: false,
-            max_bytes: MOST_ANSWER,
-        };
-        let size = |entry: &esker_proto::statehouse::v1::StateEntry| entry.encoded_len() + AROUND;
-        let entries = self.list(scan, convert::statehouse_entry, size).await?;
-        Ok(Response::new(ScanPrefixResponse { entries }))
+        Err(elsewhere())
     }
 
     type ReplayStream = BoxStream<'static, Result<ReplayEvent, Status>>;

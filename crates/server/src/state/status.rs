@@ -16,6 +16,8 @@ use tonic::metadata::{MetadataMap, MetadataValue};
 use tonic::{Code, Status};
 use tonic_types::{ErrorInfo, pb};
 
+use crate::answers::Exhausted;
+
 /// The domain of the reasons.
 pub const DOMAIN: &str = "esker.state.v1";
 
@@ -169,6 +171,11 @@ pub(super) fn invalid(problem: impl Into<String>) -> Status {
 /// The status of what is too large.
 pub(super) fn exhausted(problem: impl Into<String>) -> Status {
     status(&StateError::Exhausted(problem.into()))
+}
+
+/// The status of an answer for which there is no room now.
+pub(super) fn refused(error: Exhausted) -> Status {
+    exhausted(error.to_string())
 }
 
 /// The status of a value that was sent and is no JSON.

@@ -151,6 +151,8 @@ fn another_value(key: &Key) -> (String, Value) {
         Kind::Destination => ("s3://bucket/prefix", json!("s3://bucket/prefix")),
         Kind::Endpoint => ("https://host:9000", json!("https://host:9000")),
         Kind::Text => ("another one", json!("another one")),
+        Kind::HostNames => ("esker.internal, [::2]", json!("esker.internal, [::2]")),
+        Kind::Origins => ("https://ui.example:8443", json!("https://ui.example:8443")),
         Kind::Secret => ("hush", json!("(hidden)")),
         Kind::Switch => ("true", json!(true)),
         Kind::Choice(words) => {

@@ -116,7 +116,10 @@ fn unknown_names_near_second_ones_keep_their_suggestions() {
             &[suggestion],
         );
     }
-    let error = from_env(&[("ESKER_WORKER__SNAPSHOTS__DESTINATION", "x")]);
+    let set = from_env(&[("ESKER_WORKER__SNAPSHOTS__NUM_RETAINED", "7")]);
+    let set = set.expect("the section's second name is understood");
+    assert_eq!(set.config.snapshots.num_retained, Some(7));
+    let error = from_env(&[("ESKER_WORKER__SNAPSHOTS__ZEBRA", "x")]);
     assert_says(
         &error.expect_err("no such variable"),
         "config_unknown_key",

@@ -1,0 +1,389 @@
+//! What answers hold until their clients have taken them.
+//!
+//! A value takes many times its size as a tree of messages (a list of nulls 11 times), so a tree is made
+//! of one value at a time and becomes bytes at once. What is held is bytes, and is counted:
+//!
+//! - [`MAX_SCANS`] scans run at a time, each with at most [`MOST_ANSWER`](crate::state::MOST_ANSWER) bytes, and
+//!   once more while they become a message;
+//! - all answers to reads that clients have not taken yet have at most [`MAX_HELD`] bytes; sessions and
+//!   streams are not among them: they make the next piece when the last one was taken;
+//! - [`MAX_EXPORTS`] exports and verifications run at a time: each has a thread and a view of the database.
+//!
+//! A client that takes nothing for `limits.stall-timeout` loses its answer. Beyond these bounds a call waits for
+//! [`WAIT_TIMEOUT`] if it scans, and is refused. Answers to writes are small and never refused.
+
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::middleware::Next;
+use axum::response::{IntoResponse as _, Response};
+use bytes::Bytes;
+use futures::StreamExt as _;
+use futures::stream::BoxStream;
+use http::{HeaderMap, Method, StatusCode};
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use http_body_util::{BodyExt as _, Collected};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+
+use crate::api::ServiceError;
+
+/// Scans that run at a time.
+const MAX_SCANS: usize = 2;
+/// Bytes of answers that clients have not taken yet.
+const MAX_HELD: usize = 128 * 1024 * 1024;
+/// Exports and verifications that run at a time.
+const MAX_EXPORTS: usize = 4;
+/// How long a scan waits for others.
+const WAIT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Bytes that a connection is given at a time: it holds them, however little its client takes.
+const CHUNK: usize = 64 * 1024;
+
+/// Why there is no answer now.
+#[derive(Clone, Copy, Debug, PartialEq, thiserror::Error)]
+pub enum Exhausted {
+    /// Other scans run.
+    #[error("{MAX_SCANS} scans run at a time, and these took longer than {WAIT_TIMEOUT:?}: try again")]
+    Scans,
+    /// Other exports run.
+    #[error("{MAX_EXPORTS} exports and verifications run at a time: try again when one has ended")]
+    Exports,
+    /// Answers that clients have not taken.
+    #[error(
+        "clients have not yet taken answers of {} MiB, all that may be held: try again",
+        MAX_HELD >> 20
+    )]
+    Held,
+    /// A client that takes nothing.
+    #[error("the answer was given up: nothing of it was taken for `limits.stall-timeout`")]
+    Stalled,
+}
+
+/// What all requests share.
+#[derive(Clone, Debug)]
+pub(crate) struct Answers {
+    scans: Arc<Semaphore>,
+    held: Arc<Semaphore>,
+    exports: Arc<Semaphore>,
+    wait_timeout: Duration,
+    stall_timeout: Duration,
+}
+
+/// The place of a scan among those that run, in the extensions of its answer.
+#[derive(Clone)]
+pub(crate) struct Scanning(#[allow(dead_code)] Arc<OwnedSemaphorePermit>);
+
+impl Answers {
+    /// `stall_timeout` is how long a client may take nothing of its answer.
+    pub(crate) fn new(stall_timeout: Duration) -> Answers {
+        let semaphore = |permits| Arc::new(Semaphore::new(permits));
+        Answers {
+            scans: semaphore(MAX_SCANS),
+            held: semaphore(MAX_HELD),
+            exports: semaphore(MAX_EXPORTS),
+            wait_timeout: WAIT_TIMEOUT,
+            stall_timeout,
+        }
+    }
+
+    /// Waits until a scan may run.
+    pub(crate) async fn scanning(&self) -> Result<Scanning, Exhausted> {
+        let permit = tokio::time::timeout(self.wait_timeout, self.scans.clone().acquire_owned()).await;
+        match permit {
+            Ok(Ok(permit)) => Ok(Scanning(Arc::new(permit))),
+            _ => Err(Exhausted::Scans),
+        }
+    }
+
+    /// The right to run an export or a verification.
+    pub(crate) fn exporting(&self) -> Result<OwnedSemaphorePermit, Exhausted> {
+        let permit = self.exports.clone().try_acquire_owned();
+        permit.map_err(|_| Exhausted::Exports)
+    }
+
+    /// The right to hold so many bytes. What scans waits for it, because it is one of few.
+    pub(crate) async fn hold(
+        &self,
+        bytes: usize,
+        waits: bool,
+    ) -> Result<OwnedSemaphorePermit, Exhausted> {
+        let held = self.held.clone();
+        let count = u32::try_from(bytes).unwrap_or(u32::MAX);
+        let permit = match waits {
+            true => tokio::time::timeout(self.wait_timeout, held.acquire_many_owned(count))
+                .await
+                .ok()
+                .and_then(Result::ok),
+            false => held.try_acquire_many_owned(count).ok(),
+        };
+        permit.ok_or(Exhausted::Held)
+    }
+
+    /// The body of an answer that is held as bytes, which count.
+    pub(crate) fn body(
+        &self,
+        data: Bytes,
+        trailers: Option<HeaderMap>,
+        permit: OwnedSemaphorePermit,
+    ) -> Body {
+        let held = Held {
+            data,
+            trailers,
+            _permit: permit,
+        };
+        Body::new(HeldBody {
+            held: Perishable::new(held, self.stall_timeout),
+            ended: false,
+        })
+    }
+
+    /// A stream that is ended when its client takes nothing of it, and what goes with it.
+    pub(crate) fn perishable<I: Send + 'static>(
+        &self,
+        stream: BoxStream<'static, I>,
+        permit: OwnedSemaphorePermit,
+        stalled: impl Fn(Exhausted) -> I + Send + 'static,
+    ) -> BoxStream<'static, I> {
+        let parts = Perishable::new((stream, permit), self.stall_timeout);
+        let mut ended = false;
+        futures::stream::poll_fn(move |context| {
+            if ended {
+                return Poll::Ready(None);
+            }
+            let next = parts.poll_part(|(stream, _)| stream.poll_next_unpin(context));
+            next.map(|next| match next {
+                Ok(next) => next,
+                Err(error) => {
+                    ended = true;
+                    Some(stalled(error))
+                }
+            })
+        })
+        .boxed()
+    }
+}
+
+/// A value that is dropped when its client has taken nothing of it for a while.
+pub(crate) struct Perishable<T> {
+    slot: Arc<Mutex<Slot<T>>>,
+    used: Arc<Notify>,
+    watchdog: tokio::task::JoinHandle<()>,
+}
+
+struct Slot<T> {
+    value: Option<T>,
+    /// Whether the client waits for the value, not the value for the client.
+    awaited: bool,
+}
+
+impl<T: Send + 'static> Perishable<T> {
+    pub(crate) fn new(value: T, timeout: Duration) -> Perishable<T> {
+        let slot = Arc::new(Mutex::new(Slot {
+            value: Some(value),
+            awaited: false,
+        }));
+        let used = Arc::new(Notify::new());
+        let (watched, uses) = (slot.clone(), used.clone());
+        let watchdog = tokio::spawn(async move {
+            loop {
+                if tokio::time::timeout(timeout, uses.notified())
+                    .await
+                    .is_ok()
+                {
+                    continue;
+                }
+                let mut slot = watched.lock().unwrap_or_else(PoisonError::into_inner);
+                if !slot.awaited {
+                    slot.value.take();
+                    return;
+                }
+            }
+        });
+        Perishable {
+            slot,
+            used,
+            watchdog,
+        }
+    }
+
+    /// Takes the next part of the value; an error if it is gone.
+    pub(crate) fn poll_part<R>(
+        &self,
+        part: impl FnOnce(&mut T) -> Poll<R>,
+    ) -> Poll<Result<R, Exhausted>> {
+        self.used.notify_one();
+        let mut slot = self.slot.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(value) = &mut slot.value else {
+            return Poll::Ready(Err(Exhausted::Stalled));
+        };
+        let part = part(value);
+        slot.awaited = part.is_pending();
+        part.map(Ok)
+    }
+}
+
+impl<T> Drop for Perishable<T> {
+    fn drop(&mut self) {
+        // The task ends a moment later; what the value holds is free now.
+        let mut slot = self.slot.lock().unwrap_or_else(PoisonError::into_inner);
+        slot.value.take();
+        self.watchdog.abort();
+    }
+}
+
+/// An answer that has become bytes.
+struct Held {
+    data: Bytes,
+    trailers: Option<HeaderMap>,
+    _permit: OwnedSemaphorePermit,
+}
+
+/// Holds the answer to a read as bytes, which count; one that comes in pieces is left as it is.
+pub(crate) async fn hold(State(answers): State<Answers>, request: Request, next: Next) -> Response {
+    let is_read = request.method() == Method::GET;
+    let response = next.run(request).await;
+    match response.body().size_hint().exact() {
+        Some(bytes) if is_read && bytes > 0 => {}
+        _ => return response,
+    }
+    let (head, answer) = response.into_parts();
+    let Ok(answer) = answer.collect().await.map(Collected::to_bytes) else {
+        return StatusCode::INTERNAL_SERVER_ERROR.into_response();
+    };
+    match answers.hold(answer.len(), false).await {
+        Ok(permit) => Response::from_parts(head, answers.body(answer, None, permit)),
+        Err(error) => ServiceError::Exhausted(error).into_response(),
+    }
+}
+
+struct HeldBody {
+    held: Perishable<Held>,
+    ended: bool,
+}
+
+impl HttpBody for HeldBody {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        if self.ended {
+            return Poll::Ready(None);
+        }
+        let next = self.held.poll_part(|held| {
+            if held.data.is_empty() {
+                return Poll::Ready(held.trailers.take().map(Frame::trailers));
+            }
+            let length = held.data.len().min(CHUNK);
+            // A copy: a slice would keep all of it.
+            let chunk = Bytes::copy_from_slice(&held.data.split_to(length));
+            Poll::Ready(Some(Frame::data(chunk)))
+        });
+        next.map(|next| match next {
+            Ok(frame) => {
+                self.ended = frame.as_ref().is_none_or(Frame::is_trailers);
+                frame.map(Ok)
+            }
+            Err(error) => {
+                self.ended = true;
+                Some(Err(axum::Error::new(error)))
+            }
+        })
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.ended
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let slot = self.held.slot.lock().unwrap_or_else(PoisonError::into_inner);
+        match &slot.value {
+            Some(held) => SizeHint::with_exact(held.data.len() as u64),
+            None => SizeHint::default(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const STALL: Duration = Duration::from_millis(100);
+
+    #[tokio::test]
+    async fn an_answer_that_nobody_takes_gives_its_bytes_back() {
+        let answers = Answers::new(STALL);
+        let permit = answers.hold(MAX_HELD, false).await.unwrap();
+        let refused = answers.hold(1, false).await;
+        assert_eq!(refused.unwrap_err(), Exhausted::Held);
+        let begun = std::time::Instant::now();
+        let mut body = answers.body(Bytes::from(vec![7; MAX_HELD]), None, permit);
+        body.frame().await.unwrap().unwrap();
+        // It waits for the bytes.
+        drop(answers.hold(MAX_HELD, true).await.unwrap());
+        assert!(begun.elapsed() >= STALL);
+        body.frame().await.unwrap().unwrap_err();
+        assert!(body.frame().await.is_none());
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_is_taken_slowly_comes_whole() {
+        let answers = Answers::new(Duration::from_secs(30));
+        let data: Bytes = (0..CHUNK * 3 + 1).map(|it| it as u8).collect();
+        let permit = answers.hold(data.len(), false).await.unwrap();
+        let mut body = answers.body(data.clone(), Some(HeaderMap::new()), permit);
+        let mut taken = Vec::new();
+        while let Some(frame) = body.frame().await {
+            if let Ok(data) = frame.unwrap().into_data() {
+                assert!(data.len() <= CHUNK);
+                taken.extend_from_slice(&data);
+            }
+        }
+        assert_eq!(taken, data);
+        drop(body);
+        assert_eq!(answers.held.available_permits(), MAX_HELD);
+    }
+
+    #[tokio::test]
+    async fn a_stream_for_which_the_client_waits_is_not_ended_and_one_that_it_leaves_is() {
+        let answers = Answers::new(STALL);
+        let slow = futures::stream::once(tokio::time::sleep(STALL * 4)).map(|()| Ok(()));
+        let permit = answers.exporting().unwrap();
+        let mut stream = answers.perishable(slow.boxed(), permit, Err);
+        assert_eq!(stream.next().await, Some(Ok(())));
+        let held = answers.exports.available_permits();
+        assert_eq!(held, MAX_EXPORTS - 1);
+        while answers.exports.available_permits() == held {
+            tokio::time::sleep(STALL / 10).await;
+        }
+        assert_eq!(stream.next().await, Some(Err(Exhausted::Stalled)));
+        assert_eq!(stream.next().await, None);
+    }
+
+    #[tokio::test]
+    async fn scans_wait_for_each_other_and_exports_are_refused() {
+        let answers = Answers {
+            wait_timeout: STALL,
+            ..Answers::new(STALL)
+        };
+        let mut scans = Vec::new();
+        for _ in 0..MAX_SCANS {
+            scans.push(answers.scanning().await.unwrap());
+        }
+        assert_eq!(answers.scanning().await.err(), Some(Exhausted::Scans));
+        scans.pop();
+        answers.scanning().await.unwrap();
+
+        let exports: Vec<_> = (0..MAX_EXPORTS)
+            .map(|_| answers.exporting().unwrap())
+            .collect();
+        assert_eq!(answers.exporting().err(), Some(Exhausted::Exports));
+        drop(exports);
+        drop(answers.exporting().unwrap());
+    }
+}

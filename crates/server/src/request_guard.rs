@@ -1,0 +1,308 @@
+//! What every request has to be before anything looks at it.
+//!
+//! A page in somebody's browser can send requests to a server on the same machine. It cannot choose three
+//! things freely, and those are checked:
+//!
+//! - `Origin`, which names the page's site. A request that has one is refused, unless the configuration
+//!   allows the origin (`allowed-origins`).
+//! - `Host`, which is the name under which the page reached the server. A listener on a loopback address
+//!   takes loopback names and those of `allowed-hosts` only: otherwise a foreign name that resolves to
+//!   127.0.0.1 would make the page and the server one site (DNS rebinding).
+//! - `Content-Type`: what a page may send without asking first is none that the server reads.
+//!
+//! Headers that decide what a request means must not come twice with different values.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use axum::body::HttpBody as _;
+use axum::extract::{Request, State};
+use axum::middleware::Next;
+use axum::response::{IntoResponse as _, Response};
+use http::uri::Authority;
+use http::{HeaderMap, HeaderName, Method, StatusCode, Version, header};
+use tonic::Status;
+
+use crate::api::ServiceError;
+use crate::config::Config;
+
+/// Paths of the gRPC services begin with these.
+const GRPC_PATHS: [&str; 2] = ["/statehouse.v1.", "/esker.state.v1."];
+
+/// Headers whose value decides what a request means.
+const SINGLE: [HeaderName; 8] = [
+    header::HOST,
+    header::ORIGIN,
+    header::CONTENT_TYPE,
+    HeaderName::from_static("s2-basin"),
+    HeaderName::from_static("s2-request-token"),
+    HeaderName::from_static("s2-format"),
+    HeaderName::from_static("s2-stream-config"),
+    HeaderName::from_static("s2-encryption-key"),
+];
+
+/// What one listener takes.
+#[derive(Debug)]
+pub(crate) struct RequestGuard {
+    /// Whether the listener has a loopback address.
+    loopback: bool,
+    /// More names for it, in lower case.
+    hosts: Vec<String>,
+    /// Origins that may send requests, in lower case.
+    origins: Vec<String>,
+}
+
+/// Why a request is refused.
+#[derive(Debug, PartialEq, thiserror::Error)]
+pub enum Refusal {
+    /// HTTP/1.1 without a name.
+    #[error("HTTP/1.1 requires a `Host` header: send one")]
+    NoHost,
+    /// Two values where one decides.
+    #[error("the header `{0}` comes more than once, with different values: send it once")]
+    Twice(HeaderName),
+    /// A name that is none of the server's.
+    #[error(
+        "`Host: {0}` is no name of this server: on a loopback address it takes loopback names (localhost, \
+         127.0.0.1, [::1]) and those of `allowed-hosts`"
+    )]
+    Host(String),
+    /// A web page.
+    #[error(
+        "requests of the web origin `{0}` are not taken: `allowed-origins` in the server's configuration \
+         allows one"
+    )]
+    Origin(String),
+    /// Not gRPC.
+    #[error("gRPC requires `Content-Type: application/grpc`")]
+    NotGrpc,
+    /// A type that the path does not take; it takes this.
+    #[error("the body's `Content-Type` has to be {0}")]
+    ContentType(&'static str),
+}
+
+impl Refusal {
+    /// Its name among the labels of `esker_http_refused_total`.
+    fn label(&self) -> &'static str {
+        match self {
+            Refusal::NoHost | Refusal::Host(_) => "host",
+            Refusal::Twice(_) => "header",
+            Refusal::Origin(_) => "origin",
+            Refusal::NotGrpc | Refusal::ContentType(_) => "content_type",
+        }
+    }
+}
+
+/// All labels of refusals, so that their counters exist from the start.
+const LABELS: [&str; 4] = ["host", "header", "origin", "content_type"];
+
+impl RequestGuard {
+    /// Of a listener that has this address.
+    pub(crate) fn new(config: &Config, address: SocketAddr) -> RequestGuard {
+        let list = |text: &Option<String>| {
+            let text = text.as_deref().unwrap_or_default();
+            let parts = text.split(',').map(|part| part.trim().to_lowercase());
+            parts.filter(|part| !part.is_empty()).collect()
+        };
+        for label in LABELS {
+            metrics::counter!("esker_http_refused_total", "reason" => label).increment(0);
+        }
+        RequestGuard {
+            loopback: address.ip().to_canonical().is_loopback(),
+            hosts: list(&config.allowed_hosts),
+            origins: list(&config.allowed_origins),
+        }
+    }
+
+    fn check(&self, request: &Request) -> Result<(), Refusal> {
+        let headers = request.headers();
+        for name in &SINGLE {
+            let mut values = headers.get_all(name).iter();
+            let first = values.next();
+            if values.any(|value| Some(value) != first) {
+                return Err(Refusal::Twice(name.clone()));
+            }
+        }
+        self.check_host(request)?;
+        if let Some(origin) = headers.get(header::ORIGIN) {
+            let origin = String::from_utf8_lossy(origin.as_bytes()).to_lowercase();
+            if !self.origins.contains(&origin) {
+                return Err(Refusal::Origin(origin));
+            }
+        }
+        check_content_type(request)
+    }
+
+    fn check_host(&self, request: &Request) -> Result<(), Refusal> {
+        let header = request.headers().get(header::HOST);
+        if header.is_none() && request.version() == Version::HTTP_11 {
+            return Err(Refusal::NoHost);
+        }
+        if !self.loopback {
+            return Ok(());
+        }
+        // HTTP/2 has it in the URI.
+        let authority = request.uri().authority().map(Authority::as_str);
+        let header = header.map(|value| String::from_utf8_lossy(value.as_bytes()));
+        for name in authority.into_iter().chain(header.as_deref()) {
+            if !self.is_own_name(name) {
+                return Err(Refusal::Host(name.to_owned()));
+            }
+        }
+        Ok(())
+    }
+
+    fn is_own_name(&self, name: &str) -> bool {
+        let Ok(authority) = name.parse::<Authority>() else {
+            return false;
+        };
+        if name.contains('@') {
+            return false;
+        }
+        let host = authority.host().to_lowercase();
+        let host = host.strip_suffix('.').unwrap_or(&host);
+        let address = host.trim_start_matches('[').trim_end_matches(']');
+        let loopback = match address.parse::<IpAddr>() {
+            Ok(address) => address.to_canonical().is_loopback(),
+            Err(_) => host == "localhost" || host.ends_with(".localhost"),
+        };
+        loopback || self.hosts.iter().any(|own| own == host)
+    }
+}
+
+/// What is sent to change something is of a type that a browser asks about before it sends it.
+fn check_content_type(request: &Request) -> Result<(), Refusal> {
+    let path = request.uri().path();
+    let kind = content_type(request.headers());
+    let kind = kind.as_deref().unwrap_or_default();
+    if is_grpc(path) {
+        return match is_grpc_type(kind) {
+            true => Ok(()),
+            false => Err(Refusal::NotGrpc),
+        };
+    }
+    let safe = [Method::GET, Method::HEAD, Method::OPTIONS];
+    if safe.contains(request.method()) || request.body().is_end_stream() {
+        return Ok(());
+    }
+    let json = kind == "application/json"
+        || (kind.starts_with("application/") && kind.ends_with("+json"));
+    let messages = [
+        "application/protobuf",
+        "application/x-protobuf",
+        "application/vnd.google.protobuf",
+        "application/x-google-protobuf",
+        "s2s/proto",
+    ];
+    match path.starts_with("/v1/") {
+        true if json || messages.contains(&kind) => Ok(()),
+        true => Err(Refusal::ContentType(
+            "`application/json`, for records also `application/protobuf` or `s2s/proto`",
+        )),
+        false if json => Ok(()),
+        false => Err(Refusal::ContentType("`application/json`")),
+    }
+}
+
+/// Whether a path is one of the gRPC services.
+pub(crate) fn is_grpc(path: &str) -> bool {
+    GRPC_PATHS.iter().any(|begin| path.starts_with(begin))
+}
+
+/// `application/grpc`, or the same with the encoding of messages (`application/grpc+proto`).
+fn is_grpc_type(kind: &str) -> bool {
+    let rest = kind.strip_prefix("application/grpc");
+    rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('+'))
+}
+
+/// The type without its parameters, in lower case.
+pub(crate) fn content_type(headers: &HeaderMap) -> Option<String> {
+    let value = headers.get(header::CONTENT_TYPE)?.to_str().ok()?;
+    let kind = value.split(';').next().unwrap_or_default();
+    Some(kind.trim().to_lowercase())
+}
+
+/// Refuses what is not for this server, before anything else looks at it.
+pub(crate) async fn check(
+    State(guard): State<Arc<RequestGuard>>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let Err(refusal) = guard.check(&request) else {
+        return next.run(request).await;
+    };
+    metrics::counter!("esker_http_refused_total", "reason" => refusal.label()).increment(1);
+    let kind = content_type(request.headers());
+    if is_grpc(request.uri().path()) && kind.as_deref().is_some_and(is_grpc_type) {
+        return Status::permission_denied(refusal.to_string()).into_http();
+    }
+    ServiceError::Refused(refusal).into_response()
+}
+
+impl Refusal {
+    pub(crate) fn status(&self) -> StatusCode {
+        match self {
+            Refusal::NoHost | Refusal::Twice(_) => StatusCode::BAD_REQUEST,
+            Refusal::Host(_) | Refusal::Origin(_) => StatusCode::FORBIDDEN,
+            Refusal::NotGrpc | Refusal::ContentType(_) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn guard(address: &str, config: Config) -> RequestGuard {
+        RequestGuard::new(&config, address.parse().unwrap())
+    }
+
+    #[test]
+    fn a_loopback_listener_takes_loopback_names_and_configured_ones() {
+        let guard = guard(
+            "127.0.0.1:7070",
+            Config {
+                allowed_hosts: Some("esker.internal, Proxy".into()),
+                ..Config::default()
+            },
+        );
+        for own in [
+            "localhost",
+            "LOCALHOST:7070",
+            "localhost.",
+            "a.localhost",
+            "127.0.0.1",
+            "127.9.9.9:1",
+            "[::1]",
+            "[::1]:7070",
+            "esker.internal:80",
+            "proxy",
+        ] {
+            assert!(guard.is_own_name(own), "{own}");
+        }
+        for foreign in [
+            "",
+            "evil.example",
+            "localhost.evil.example",
+            "evil-localhost",
+            "127.0.0.1.evil.example",
+            "localhost@evil.example",
+            "evil.example@localhost",
+            "10.0.0.1",
+            "[::2]:7070",
+            "a b",
+        ] {
+            assert!(!guard.is_own_name(foreign), "{foreign}");
+        }
+    }
+
+    #[test]
+    fn grpc_types_are_those_of_grpc_alone() {
+        for kind in ["application/grpc", "application/grpc+proto"] {
+            assert!(is_grpc_type(kind), "{kind}");
+        }
+        for kind in ["", "text/plain", "application/grpc-web", "application/json"] {
+            assert!(!is_grpc_type(kind), "{kind}");
+        }
+    }
+}

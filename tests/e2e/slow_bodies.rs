@@ -1,0 +1,124 @@
+//! Bodies that come slowly or not to their end, and connections without requests.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::Empty;
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+
+use crate::support::http::Http;
+use crate::support::{Setup, sdk, soon};
+
+const MIB: u64 = 1024 * 1024;
+
+#[tokio::test]
+async fn connections_whose_bodies_do_not_come_are_closed_and_others_are_served_again() {
+    let server = Setup::default()
+        .set("limits.connections=8")
+        .set("limits.header-timeout=500ms")
+        .start_fresh()
+        .await;
+    for path in [
+        "/v1/basins",
+        "/esker/v1/partitions/1/prune",
+        "/esker.state.v1.StateService/Status",
+    ] {
+        let kind = match path.contains("StateService") {
+            true => "application/grpc",
+            false => "application/json",
+        };
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: {kind}\r\ncontent-length: 1000\r\n\r\n{{"
+        );
+        let mut stuck = Vec::new();
+        for _ in 0..8 {
+            let mut connection = TcpStream::connect(server.address()).await.unwrap();
+            connection.write_all(head.as_bytes()).await.unwrap();
+            stuck.push(connection);
+        }
+        // All places are taken, and become free again.
+        let health = server.http1().get("/health").send().await;
+        assert_eq!(health.text(), "OK");
+        for mut connection in stuck {
+            let mut answer = String::new();
+            let read = soon("the end of the connection", connection.read_to_string(&mut answer));
+            read.await.unwrap();
+            let status = match path.contains("StateService") {
+                true => "grpc-status: 4",
+                false => "HTTP/1.1 408",
+            };
+            assert!(answer.contains(status), "{path}: {answer}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_idle_connection_is_closed_and_one_with_an_open_session_is_not() {
+    let server = Setup::default()
+        .set("limits.idle-timeout=300ms")
+        .start_fresh()
+        .await;
+    let basin = sdk::basin(&server.sdk(), "test-basin").await;
+    let stream = sdk::stream(&basin, "orders").await;
+    let busy = server.http2();
+    let session = busy.get("/v1/streams/orders/records?seq_num=0");
+    let session = session.basin("test-basin").header("accept", "text/event-stream");
+    let mut session = session.open().await;
+
+    // It answers pings, as the client's library does by itself.
+    let connection = TcpStream::connect(server.address()).await.unwrap();
+    let builder = http2::Builder::new(TokioExecutor::new());
+    let (sender, connection) = builder
+        .handshake::<_, Empty<Bytes>>(TokioIo::new(connection))
+        .await
+        .unwrap();
+    let closed = soon("the end of an idle connection", connection).await;
+    closed.unwrap();
+    drop(sender);
+
+    sdk::append(&stream, ["still here"]).await;
+    let mut text = String::new();
+    while !text.contains("still here") {
+        let next = session.chunk().await;
+        text += &String::from_utf8_lossy(&next.expect("the session is open"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn half_sent_bodies_hold_what_the_configuration_allows() {
+    let server = Setup::default()
+        .set("limits.request-bodies=64MiB")
+        // Memory that is given back goes to the system at once: what is measured is what is held.
+        .variable("MALLOC_ARENA_MAX", "1")
+        .start_fresh()
+        .await;
+    let basin = sdk::basin(&server.sdk(), "test-basin").await;
+    let stream = sdk::stream(&basin, "orders").await;
+    sdk::append(&stream, [vec![b'x'; 1_000_000]]).await;
+    let before = server.resident_bytes();
+    let http = Http::new(server.address(), crate::support::http::Transport::Http2);
+    let mut half_sent = Vec::new();
+    for _ in 0..100 {
+        let request = http
+            .post("/v1/streams/orders/records")
+            .basin("test-basin")
+            .header("content-type", "application/json")
+            .body(vec![b' '; 3_900_000]);
+        half_sent.push(Box::pin(request.open()));
+    }
+    // Nobody answers: none of them is at its end. 390 MB are on their way.
+    let sending = futures::future::join_all(half_sent);
+    assert!(tokio::time::timeout(Duration::from_secs(3), sending).await.is_err());
+    let grown = server.resident_bytes().saturating_sub(before);
+    // What may be held, what the connection's window has room for, and room for the allocator.
+    assert!(grown < (64 + 8 + 48) * MIB, "{} MiB", grown / MIB);
+    drop(http);
+    // What was held is free again.
+    let ack = soon("an append", sdk::append(&stream, ["goes on"])).await;
+    assert_eq!(ack.start.seq_num, 1);
+    let health = server.http1().get("/health").send().await;
+    assert_eq!(health.text(), "OK");
+}

@@ -1,0 +1,159 @@
+//! What reads of the state store hold, whatever the values are and whether or not clients take the answers.
+
+use std::time::Duration;
+
+use esker_proto::state::v1::ExportRequest;
+use esker_proto::statehouse::v1::{GetStateRequest, ScanPrefixRequest};
+use prost::Message;
+use tonic::Code;
+
+use crate::client::{State, key};
+use crate::support::{Http, Setup, soon};
+
+const MIB: u64 = 1024 * 1024;
+/// Elements of a list of nulls that has about 1 MB as JSON and takes 11 times that as a tree of messages.
+const NULLS: usize = 200_000;
+const KEYS: usize = 40;
+
+/// A store whose values are small as text and large as trees of messages.
+async fn store_of_trees() -> State {
+    let setup = Setup::default()
+        .set("limits.stall-timeout=5s")
+        // Memory that is given back goes to the system at once: what is measured is what is held.
+        .variable("MALLOC_ARENA_MAX", "2")
+        .variable("MALLOC_MMAP_THRESHOLD_", "65536")
+        .variable("MALLOC_TRIM_THRESHOLD_", "65536");
+    let state = State::of(setup.start_fresh().await);
+    let value = format!("{{\"n\":[{}null]}}", "null,".repeat(NULLS - 1));
+    for index in 0..KEYS {
+        state.put(key(&format!("k{index:02}")), &value).await;
+    }
+    state
+}
+
+/// The body of a call of gRPC.
+fn framed(message: &impl Message) -> Vec<u8> {
+    let mut body = vec![0];
+    body.extend_from_slice(&(message.encoded_len() as u32).to_be_bytes());
+    body.extend_from_slice(&message.encode_to_vec());
+    body
+}
+
+fn scan_all() -> ScanPrefixRequest {
+    ScanPrefixRequest {
+        namespace: "default".into(),
+        agent_id: "a".into(),
+        prefix: String::new(),
+    }
+}
+
+/// Calls a method and takes nothing of its answer.
+async fn unread(http: &Http, path: &str, message: &impl Message) -> crate::support::http::Exchange {
+    let call = http
+        .post(path)
+        .header("content-type", "application/grpc")
+        .header("te", "trailers")
+        .body(framed(message));
+    let mut call = call.open().await;
+    call.finish();
+    call
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_scan_holds_its_answer_twice_at_most_and_not_its_tree() {
+    let state = store_of_trees().await;
+    let before = state.server.resident_bytes();
+    let answer = state.statehouse.clone().scan_prefix(scan_all()).await.unwrap();
+    let answer = answer.into_inner();
+    assert_eq!(answer.entries.len(), KEYS);
+    let size = answer.encoded_len() as u64;
+    assert!(size > 20 * MIB, "{size}");
+    let grown = peak_bytes(&state).saturating_sub(before);
+    // The answer while it is written and once more as a message; the tree of one value; the database's
+    // blocks and what the allocator keeps.
+    let tree = 11 * size / KEYS as u64;
+    assert!(grown < 2 * size + 2 * tree + 64 * MIB, "{} MiB of {} MiB", grown / MIB, size / MIB);
+}
+
+/// The most memory that was resident at a time.
+fn peak_bytes(state: &State) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", state.server.pid())).unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
+    let kib: u64 = line.split_whitespace().nth(1).unwrap().parse().unwrap();
+    kib * 1024
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn answers_that_nobody_takes_hold_a_bounded_amount_of_memory_and_are_given_up() {
+    let state = store_of_trees().await;
+    let before = state.server.resident_bytes();
+    let http = Http::with_window(state.server.address(), 1024);
+    let scan = scan_all();
+    let path = "/statehouse.v1.StatehouseService/ScanPrefix";
+    let scans = (0..12).map(|_| unread(&http, path, &scan));
+    // The last ones wait for the first ones to be given up.
+    let scans = soon("heads of all answers", futures::future::join_all(scans)).await;
+    let grown = peak_bytes(&state).saturating_sub(before);
+    let size = (KEYS * (NULLS * 5)) as u64;
+    // Answers that are held, two scans at a time with their answer twice, two trees, and the allocator.
+    let bound = 128 * MIB + 2 * 2 * size + 2 * 11 * size / KEYS as u64 + 96 * MIB;
+    assert!(grown < bound, "{} MiB of {} MiB", grown / MIB, bound / MIB);
+    // Whoever reads what it asked for is answered.
+    let answer = state.statehouse.clone().scan_prefix(scan).await;
+    assert_eq!(answer.unwrap().into_inner().entries.len(), KEYS);
+    drop(scans);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn values_that_nobody_takes_are_held_as_bytes_and_refused_beyond_their_bound() {
+    let state = store_of_trees().await;
+    let before = state.server.resident_bytes();
+    let http = Http::with_window(state.server.address(), 1024);
+    let get = GetStateRequest {
+        namespace: "default".into(),
+        agent_id: "a".into(),
+        key: "k00".into(),
+    };
+    let path = "/statehouse.v1.StatehouseService/GetState";
+    let gets = (0..300).map(|_| unread(&http, path, &get));
+    let gets = soon("heads of all answers", futures::future::join_all(gets)).await;
+    let refused = gets.iter().filter(|it| it.headers.get("grpc-status").is_some());
+    assert!(refused.count() > 0, "none of 300 was refused");
+    let grown = state.server.resident_bytes().saturating_sub(before);
+    assert!(grown < (128 + 96) * MIB, "{} MiB", grown / MIB);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn exports_that_nobody_reads_leave_threads_to_others_and_are_ended() {
+    let state = store_of_trees().await;
+    let http = Http::with_window(state.server.address(), 1024);
+    let export = ExportRequest { commit_ts: None };
+    let path = "/esker.state.v1.StateService/Export";
+    let exports = (0..1000).map(|_| unread(&http, path, &export));
+    let exports = soon("heads of all answers", futures::future::join_all(exports)).await;
+    let refused = exports.iter().filter_map(|it| it.headers.get("grpc-status"));
+    let refused: Vec<_> = refused.map(|it| it.to_str().unwrap()).collect();
+    // RESOURCE_EXHAUSTED.
+    assert!(refused.iter().all(|it| *it == "8"), "{refused:?}");
+    assert!(refused.len() >= 1000 - 4, "{}", refused.len());
+    let status = state.server.http1().get("/esker/v1/status").send().await;
+    status.expect(200);
+    // They are ended when nothing of them was taken for a while, and another one may run.
+    let mut client = state.esker.clone();
+    let ended = crate::support::eventually("an export", async || {
+        match client.export(export).await {
+            Ok(export) => Some(export),
+            Err(refused) => {
+                assert_eq!(refused.code(), Code::ResourceExhausted, "{refused:?}");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                None
+            }
+        }
+    });
+    let mut pieces = ended.await.into_inner();
+    let mut bytes = 0;
+    while let Some(piece) = pieces.message().await.unwrap() {
+        bytes += piece.data.len();
+    }
+    assert!(bytes > KEYS * NULLS * 5, "{bytes}");
+}
