@@ -57,7 +57,11 @@ pub fn report(result: Result<(), Failure>) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             // A part of it may be a server's or a store's words.
-            say!("error [{}]: {}", failure.code, plain_lines(&failure.message));
+            say!(
+                "error [{}]: {}",
+                failure.code,
+                plain_lines(&failure.message)
+            );
             ExitCode::from(failure.exit)
         }
     }

@@ -274,7 +274,10 @@ mod tests {
 
     #[test]
     fn a_message_keeps_its_lines_and_cannot_drive_the_terminal() {
-        assert_eq!(plain_lines("a\nb\x1b]0;x\x07\r"), "a\nb\\u{1b}]0;x\\u{7}\\r");
+        assert_eq!(
+            plain_lines("a\nb\x1b]0;x\x07\r"),
+            "a\nb\\u{1b}]0;x\\u{7}\\r"
+        );
     }
 
     #[test]

@@ -146,7 +146,9 @@ fn get(address: &str, path: &str) -> String {
 /// Lines of the log that were lost.
 fn lost_lines(address: &str) -> u64 {
     let metrics = get(address, "/metrics");
-    let line = metrics.lines().find(|line| line.starts_with("esker_log_lines_lost_total "));
+    let line = metrics
+        .lines()
+        .find(|line| line.starts_with("esker_log_lines_lost_total "));
     line.map_or(0, |line| line.rsplit(' ').next().unwrap().parse().unwrap())
 }
 
@@ -168,7 +170,14 @@ fn end(mut child: Child) -> Option<i32> {
 #[test]
 fn a_server_whose_log_cannot_be_written_serves_counts_what_is_lost_and_stops_gracefully() {
     let directory = tempfile::tempdir().unwrap();
-    let full = || Stdio::from(std::fs::File::options().write(true).open("/dev/full").unwrap());
+    let full = || {
+        Stdio::from(
+            std::fs::File::options()
+                .write(true)
+                .open("/dev/full")
+                .unwrap(),
+        )
+    };
     // A pipe whose reader is gone, as after `2>&1 | tee log` and Ctrl-C.
     let gone = || {
         let (reader, writer) = std::io::pipe().unwrap();
@@ -249,28 +258,61 @@ fn a_command_ends_as_documented_wherever_its_output_goes() {
     for (arguments, expected) in commands {
         let run_with = |out: Stdio, err: Stdio| {
             let mut command = esker();
-            command.args(*arguments).stdin(Stdio::null()).stdout(out).stderr(err);
+            command
+                .args(*arguments)
+                .stdin(Stdio::null())
+                .stdout(out)
+                .stderr(err);
             command.status().unwrap().code()
         };
         let usual = run_with(Stdio::null(), Stdio::null());
-        let full = || Stdio::from(std::fs::File::options().write(true).open("/dev/full").unwrap());
+        let full = || {
+            Stdio::from(
+                std::fs::File::options()
+                    .write(true)
+                    .open("/dev/full")
+                    .unwrap(),
+            )
+        };
         let gone = || {
             let (reader, writer) = std::io::pipe().unwrap();
             drop(reader);
             Stdio::from(writer)
         };
         assert_eq!(usual, Some(*expected), "{arguments:?}");
-        assert_eq!(run_with(Stdio::null(), full()), usual, "{arguments:?}, full stderr");
-        assert_eq!(run_with(Stdio::null(), gone()), usual, "{arguments:?}, closed stderr");
-        assert_eq!(run_with(gone(), gone()), usual, "{arguments:?}, both closed");
+        assert_eq!(
+            run_with(Stdio::null(), full()),
+            usual,
+            "{arguments:?}, full stderr"
+        );
+        assert_eq!(
+            run_with(Stdio::null(), gone()),
+            usual,
+            "{arguments:?}, closed stderr"
+        );
+        assert_eq!(
+            run_with(gone(), gone()),
+            usual,
+            "{arguments:?}, both closed"
+        );
         let with_full_output = run_with(full(), full());
         let failed = with_full_output == Some(1);
-        assert!(failed || with_full_output == usual, "{arguments:?}: {with_full_output:?}");
+        assert!(
+            failed || with_full_output == usual,
+            "{arguments:?}: {with_full_output:?}"
+        );
     }
     // What was asked for could not be printed.
     for arguments in [&["--version"][..], &["--help"], &["config", "show"]] {
-        let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
-        let status = esker().args(arguments).stdout(full).stderr(Stdio::null()).status();
+        let full = std::fs::File::options()
+            .write(true)
+            .open("/dev/full")
+            .unwrap();
+        let status = esker()
+            .args(arguments)
+            .stdout(full)
+            .stderr(Stdio::null())
+            .status();
         assert_eq!(status.unwrap().code(), Some(1), "{arguments:?}");
     }
 }
@@ -298,7 +340,15 @@ fn what_a_server_keeps_is_nobody_elses() {
     snapshot.args(["snapshot", "create", "--server", &server.url]);
     assert!(run(snapshot, b"").status.success());
     let mut put = esker();
-    put.args(["state", "put", "agent", "key", "{}", "--server", &server.url]);
+    put.args([
+        "state",
+        "put",
+        "agent",
+        "key",
+        "{}",
+        "--server",
+        &server.url,
+    ]);
     assert!(run(put, b"").status.success());
     let mut found = Vec::new();
     open_to_others(&data, &mut found);
@@ -323,7 +373,12 @@ fn a_variable_that_is_set_to_nothing_says_nothing() {
         command.env("ESKER_SERVER", "").args(arguments);
         let output = run(command, b"");
         // There may be a server at the default address, or none: it is asked.
-        assert_ne!(output.status.code(), Some(2), "{arguments:?}: {}", stderr(&output));
+        assert_ne!(
+            output.status.code(),
+            Some(2),
+            "{arguments:?}: {}",
+            stderr(&output)
+        );
     }
 }
 
@@ -331,12 +386,18 @@ fn a_variable_that_is_set_to_nothing_says_nothing() {
 fn the_second_name_of_a_section_is_understood_in_the_environment() {
     let mut command = esker();
     command
-        .env("ESKER_WORKER__SNAPSHOTS__SNAPSHOT_INTERVAL_NUM_RECORDS", "777")
+        .env(
+            "ESKER_WORKER__SNAPSHOTS__SNAPSHOT_INTERVAL_NUM_RECORDS",
+            "777",
+        )
         .args(["config", "show"]);
     let output = run(command, b"");
     assert!(output.status.success(), "{}", stderr(&output));
     let shown = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(shown.contains("snapshot-interval-num-records = 777"), "{shown}");
+    assert!(
+        shown.contains("snapshot-interval-num-records = 777"),
+        "{shown}"
+    );
 
     let mut twice = esker();
     twice

@@ -104,7 +104,11 @@ async fn no_route_takes_foreign_origins_foreign_names_or_types_that_pages_send_u
             ] {
                 let answer = sent(&http, route, &[own, foreign]).await;
                 let text = answer.text();
-                assert_eq!(status(&answer), 403, "{transport:?} {method} {path} {foreign:?}: {text}");
+                assert_eq!(
+                    status(&answer),
+                    403,
+                    "{transport:?} {method} {path} {foreign:?}: {text}"
+                );
             }
             let is_grpc = *kind == "application/grpc";
             if *method == Method::GET && !is_grpc {
@@ -121,7 +125,11 @@ async fn no_route_takes_foreign_origins_foreign_names_or_types_that_pages_send_u
                 let foreign = foreign.map(|kind| ("content-type", kind));
                 let answer = sent(&http, route, foreign.as_slice()).await;
                 let text = answer.text();
-                assert_eq!(status(&answer), 415, "{transport:?} {method} {path} {foreign:?}: {text}");
+                assert_eq!(
+                    status(&answer),
+                    415,
+                    "{transport:?} {method} {path} {foreign:?}: {text}"
+                );
             }
         }
     }
@@ -135,10 +143,26 @@ async fn no_route_takes_foreign_origins_foreign_names_or_types_that_pages_send_u
 #[tokio::test]
 async fn a_page_cannot_replace_the_state_store() {
     let server = Server::fresh().await;
-    let put = ["state", "put", "agent", "key", "{\"a\":1}", "--server", server.url()];
+    let put = [
+        "state",
+        "put",
+        "agent",
+        "key",
+        "{\"a\":1}",
+        "--server",
+        server.url(),
+    ];
     let esker = env!("CARGO_BIN_EXE_esker");
-    let done = tokio::process::Command::new(esker).args(put).output().await.unwrap();
-    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    let done = tokio::process::Command::new(esker)
+        .args(put)
+        .output()
+        .await
+        .unwrap();
+    assert!(
+        done.status.success(),
+        "{}",
+        String::from_utf8_lossy(&done.stderr)
+    );
     // `ImportOptions { replace: true }` and an empty snapshot, as a page can send them.
     let http = server.http1();
     let page = http
@@ -148,8 +172,16 @@ async fn a_page_cannot_replace_the_state_store() {
         .body(&b"\x00\x00\x00\x00\x04\x0a\x02\x08\x01"[..]);
     page.send().await.refused(403, "permission_denied");
     let get = ["state", "get", "agent", "key", "--server", server.url()];
-    let got = tokio::process::Command::new(esker).args(get).output().await.unwrap();
-    assert!(got.status.success(), "{}", String::from_utf8_lossy(&got.stderr));
+    let got = tokio::process::Command::new(esker)
+        .args(get)
+        .output()
+        .await
+        .unwrap();
+    assert!(
+        got.status.success(),
+        "{}",
+        String::from_utf8_lossy(&got.stderr)
+    );
 }
 
 #[tokio::test]
@@ -179,9 +211,15 @@ async fn headers_that_decide_come_once_and_http_1_1_names_its_host() {
     sdk::basin(&server.sdk(), "test-basin").await;
     for transport in TRANSPORTS {
         let http = server.http(transport);
-        let twice = http.get("/v1/streams").basin("test-basin").basin("other-basin");
+        let twice = http
+            .get("/v1/streams")
+            .basin("test-basin")
+            .basin("other-basin");
         twice.send().await.refused(400, "bad_header");
-        let same = http.get("/v1/streams").basin("test-basin").basin("test-basin");
+        let same = http
+            .get("/v1/streams")
+            .basin("test-basin")
+            .basin("test-basin");
         same.send().await.expect(200);
         let created = http
             .post("/v1/streams")
@@ -194,11 +232,19 @@ async fn headers_that_decide_come_once_and_http_1_1_names_its_host() {
     }
     for (head, status) in [
         ("GET /health HTTP/1.1\r\nconnection: close\r\n\r\n", "400"),
-        ("GET /health HTTP/1.1\r\nhost: localhost\r\nhost: evil.example\r\n\r\n", "400"),
-        ("GET http://evil.example/health HTTP/1.1\r\nhost: localhost\r\n\r\n", "403"),
+        (
+            "GET /health HTTP/1.1\r\nhost: localhost\r\nhost: evil.example\r\n\r\n",
+            "400",
+        ),
+        (
+            "GET http://evil.example/health HTTP/1.1\r\nhost: localhost\r\n\r\n",
+            "403",
+        ),
         ("GET /health HTTP/1.0\r\n\r\n", "200"),
     ] {
-        let mut connection = tokio::net::TcpStream::connect(server.address()).await.unwrap();
+        let mut connection = tokio::net::TcpStream::connect(server.address())
+            .await
+            .unwrap();
         connection.write_all(head.as_bytes()).await.unwrap();
         let mut answer = [0; 12];
         let read = soon("an answer", connection.read_exact(&mut answer)).await;
@@ -214,7 +260,10 @@ async fn methods_that_clients_make_up_are_one_label_of_the_metrics() {
     for index in 0..500 {
         let method = format!("MADEUP{index}").parse().unwrap();
         http.request(method, "/health").send().await.expect(405);
-        http.request(Method::GET, &format!("/made-up-{index}")).send().await.expect(400);
+        http.request(Method::GET, &format!("/made-up-{index}"))
+            .send()
+            .await
+            .expect(400);
     }
     let metrics = http.get("/metrics").send().await.text();
     assert!(metrics.contains("method=\"other\""), "{metrics}");

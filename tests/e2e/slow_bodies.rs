@@ -44,7 +44,10 @@ async fn connections_whose_bodies_do_not_come_are_closed_and_others_are_served_a
         assert_eq!(health.text(), "OK");
         for mut connection in stuck {
             let mut answer = String::new();
-            let read = soon("the end of the connection", connection.read_to_string(&mut answer));
+            let read = soon(
+                "the end of the connection",
+                connection.read_to_string(&mut answer),
+            );
             read.await.unwrap();
             let status = match path.contains("StateService") {
                 true => "grpc-status: 4",
@@ -65,7 +68,9 @@ async fn an_idle_connection_is_closed_and_one_with_an_open_session_is_not() {
     let stream = sdk::stream(&basin, "orders").await;
     let busy = server.http2();
     let session = busy.get("/v1/streams/orders/records?seq_num=0");
-    let session = session.basin("test-basin").header("accept", "text/event-stream");
+    let session = session
+        .basin("test-basin")
+        .header("accept", "text/event-stream");
     let mut session = session.open().await;
 
     // It answers pings, as the client's library does by itself.
@@ -111,7 +116,11 @@ async fn half_sent_bodies_hold_what_the_configuration_allows() {
     }
     // Nobody answers: none of them is at its end. 390 MB are on their way.
     let sending = futures::future::join_all(half_sent);
-    assert!(tokio::time::timeout(Duration::from_secs(3), sending).await.is_err());
+    assert!(
+        tokio::time::timeout(Duration::from_secs(3), sending)
+            .await
+            .is_err()
+    );
     let grown = server.resident_bytes().saturating_sub(before);
     // What may be held, what the connection's window has room for, and room for the allocator.
     assert!(grown < (64 + 8 + 48) * MIB, "{} MiB", grown / MIB);

@@ -181,7 +181,11 @@ async fn a_connection_that_sends_no_request_is_closed_in_time() {
         .set("limits.header-timeout=300ms")
         .start_fresh()
         .await;
-    for begin in [&b""[..], b"GET /health HTTP/1.1\r\nhost: localhost\r\n", b"PRI"] {
+    for begin in [
+        &b""[..],
+        b"GET /health HTTP/1.1\r\nhost: localhost\r\n",
+        b"PRI",
+    ] {
         let mut connection = tokio::net::TcpStream::connect(server.address())
             .await
             .unwrap();

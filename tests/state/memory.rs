@@ -63,7 +63,12 @@ async fn unread(http: &Http, path: &str, message: &impl Message) -> crate::suppo
 async fn a_scan_holds_its_answer_twice_at_most_and_not_its_tree() {
     let state = store_of_trees().await;
     let before = state.server.resident_bytes();
-    let answer = state.statehouse.clone().scan_prefix(scan_all()).await.unwrap();
+    let answer = state
+        .statehouse
+        .clone()
+        .scan_prefix(scan_all())
+        .await
+        .unwrap();
     let answer = answer.into_inner();
     assert_eq!(answer.entries.len(), KEYS);
     let size = answer.encoded_len() as u64;
@@ -72,13 +77,21 @@ async fn a_scan_holds_its_answer_twice_at_most_and_not_its_tree() {
     // The answer while it is written and once more as a message; the tree of one value; the database's
     // blocks and what the allocator keeps.
     let tree = 11 * size / KEYS as u64;
-    assert!(grown < 2 * size + 2 * tree + 64 * MIB, "{} MiB of {} MiB", grown / MIB, size / MIB);
+    assert!(
+        grown < 2 * size + 2 * tree + 64 * MIB,
+        "{} MiB of {} MiB",
+        grown / MIB,
+        size / MIB
+    );
 }
 
 /// The most memory that was resident at a time.
 fn peak_bytes(state: &State) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{}/status", state.server.pid())).unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
+    let line = status
+        .lines()
+        .find(|line| line.starts_with("VmHWM:"))
+        .unwrap();
     let kib: u64 = line.split_whitespace().nth(1).unwrap().parse().unwrap();
     kib * 1024
 }
@@ -117,7 +130,9 @@ async fn values_that_nobody_takes_are_held_as_bytes_and_refused_beyond_their_bou
     let path = "/statehouse.v1.StatehouseService/GetState";
     let gets = (0..300).map(|_| unread(&http, path, &get));
     let gets = soon("heads of all answers", futures::future::join_all(gets)).await;
-    let refused = gets.iter().filter(|it| it.headers.get("grpc-status").is_some());
+    let refused = gets
+        .iter()
+        .filter(|it| it.headers.get("grpc-status").is_some());
     assert!(refused.count() > 0, "none of 300 was refused");
     let grown = state.server.resident_bytes().saturating_sub(before);
     assert!(grown < (128 + 96) * MIB, "{} MiB", grown / MIB);
@@ -131,7 +146,9 @@ async fn exports_that_nobody_reads_leave_threads_to_others_and_are_ended() {
     let path = "/esker.state.v1.StateService/Export";
     let exports = (0..1000).map(|_| unread(&http, path, &export));
     let exports = soon("heads of all answers", futures::future::join_all(exports)).await;
-    let refused = exports.iter().filter_map(|it| it.headers.get("grpc-status"));
+    let refused = exports
+        .iter()
+        .filter_map(|it| it.headers.get("grpc-status"));
     let refused: Vec<_> = refused.map(|it| it.to_str().unwrap()).collect();
     // RESOURCE_EXHAUSTED.
     assert!(refused.iter().all(|it| *it == "8"), "{refused:?}");
@@ -140,16 +157,15 @@ async fn exports_that_nobody_reads_leave_threads_to_others_and_are_ended() {
     status.expect(200);
     // They are ended when nothing of them was taken for a while, and another one may run.
     let mut client = state.esker.clone();
-    let ended = crate::support::eventually("an export", async || {
-        match client.export(export).await {
+    let ended =
+        crate::support::eventually("an export", async || match client.export(export).await {
             Ok(export) => Some(export),
             Err(refused) => {
                 assert_eq!(refused.code(), Code::ResourceExhausted, "{refused:?}");
                 tokio::time::sleep(Duration::from_millis(50)).await;
                 None
             }
-        }
-    });
+        });
     let mut pieces = ended.await.into_inner();
     let mut bytes = 0;
     while let Some(piece) = pieces.message().await.unwrap() {

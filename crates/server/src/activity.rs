@@ -114,7 +114,9 @@ impl HttpBody for Pieces {
         self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        let next = self.0.poll_part(|(body, _)| Pin::new(body).poll_frame(context));
+        let next = self
+            .0
+            .poll_part(|(body, _)| Pin::new(body).poll_frame(context));
         next.map(|next| next.unwrap_or_else(|stalled| Some(Err(axum::Error::new(stalled)))))
     }
 }

@@ -46,7 +46,9 @@ const CHUNK: usize = 64 * 1024;
 #[derive(Clone, Copy, Debug, PartialEq, thiserror::Error)]
 pub enum Exhausted {
     /// Other scans run.
-    #[error("{MAX_SCANS} scans run at a time, and these took longer than {WAIT_TIMEOUT:?}: try again")]
+    #[error(
+        "{MAX_SCANS} scans run at a time, and these took longer than {WAIT_TIMEOUT:?}: try again"
+    )]
     Scans,
     /// Other exports run.
     #[error("{MAX_EXPORTS} exports and verifications run at a time: try again when one has ended")]
@@ -91,7 +93,8 @@ impl Answers {
 
     /// Waits until a scan may run.
     pub(crate) async fn scanning(&self) -> Result<Scanning, Exhausted> {
-        let permit = tokio::time::timeout(self.wait_timeout, self.scans.clone().acquire_owned()).await;
+        let permit =
+            tokio::time::timeout(self.wait_timeout, self.scans.clone().acquire_owned()).await;
         match permit {
             Ok(Ok(permit)) => Ok(Scanning(Arc::new(permit))),
             _ => Err(Exhausted::Scans),
@@ -189,10 +192,7 @@ impl<T: Send + 'static> Perishable<T> {
         let (watched, uses) = (slot.clone(), used.clone());
         let watchdog = tokio::spawn(async move {
             loop {
-                if tokio::time::timeout(timeout, uses.notified())
-                    .await
-                    .is_ok()
-                {
+                if tokio::time::timeout(timeout, uses.notified()).await.is_ok() {
                     continue;
                 }
                 let mut slot = watched.lock().unwrap_or_else(PoisonError::into_inner);
@@ -301,7 +301,11 @@ impl HttpBody for HeldBody {
     }
 
     fn size_hint(&self) -> SizeHint {
-        let slot = self.held.slot.lock().unwrap_or_else(PoisonError::into_inner);
+        let slot = self
+            .held
+            .slot
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         match &slot.value {
             Some(held) => SizeHint::with_exact(held.data.len() as u64),
             None => SizeHint::default(),

@@ -185,8 +185,8 @@ fn check_content_type(request: &Request) -> Result<(), Refusal> {
     if safe.contains(request.method()) || request.body().is_end_stream() {
         return Ok(());
     }
-    let json = kind == "application/json"
-        || (kind.starts_with("application/") && kind.ends_with("+json"));
+    let json =
+        kind == "application/json" || (kind.starts_with("application/") && kind.ends_with("+json"));
     let messages = [
         "application/protobuf",
         "application/x-protobuf",

@@ -416,7 +416,8 @@ fn service(
         let busy = activity.begin();
         let (router, place) = (router.clone(), place.clone());
         async move {
-            let answer = match is_of_reserve(request.uri().path()) || place.become_ordinary().await {
+            let answer = match is_of_reserve(request.uri().path()) || place.become_ordinary().await
+            {
                 true => router.oneshot(request.map(axum::body::Body::new)).await?,
                 false => ServiceError::NoPlace.into_response(),
             };

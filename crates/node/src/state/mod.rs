@@ -375,9 +375,7 @@ impl StateStore {
                 version: entry.version,
                 commit_ts: entry.commit_ts,
             });
-            !goes_on
-                || bytes > scan.max_bytes
-                || scan.limit.is_some_and(|limit| count >= limit)
+            !goes_on || bytes > scan.max_bytes || scan.limit.is_some_and(|limit| count >= limit)
         };
         let (namespace, agent_id) = (&scan.namespace, &scan.agent_id);
         let after = scan.after.as_deref();

@@ -284,7 +284,8 @@ mod tests {
 
         // What passes may be of any size.
         let bodies = Bodies::new(100, TIMEOUT);
-        let pieces = stream::repeat(Ok::<_, std::convert::Infallible>(Bytes::from(vec![0; 60]))).take(10);
+        let pieces =
+            stream::repeat(Ok::<_, std::convert::Infallible>(Bytes::from(vec![0; 60]))).take(10);
         let (mut passing, _held) = arriving(Body::from_stream(pieces), &bodies);
         passing.passes = true;
         let mut bytes = 0;

@@ -222,7 +222,9 @@ impl ServiceError {
                 return standard(refusal.status(), code, self.to_string());
             }
             ServiceError::SlowBody => ErrorCode::RequestTimeout,
-            ServiceError::BodiesFull | ServiceError::NoPlace | ServiceError::Exhausted(_) => ErrorCode::RateLimited,
+            ServiceError::BodiesFull | ServiceError::NoPlace | ServiceError::Exhausted(_) => {
+                ErrorCode::RateLimited
+            }
             ServiceError::Node(error) => match error {
                 Error::FencingTokenMismatch(actual) => {
                     return ErrorResponse::AppendConditionFailed(

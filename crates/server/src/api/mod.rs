@@ -65,7 +65,9 @@ pub fn state_router(app: App) -> Router {
     Router::new()
         .route("/health", get(ops::health))
         .route("/ping", get(ops::health))
-        .merge(crate::state::router(&app.node, &answers).route_layer(middleware::from_fn_with_state(app.limits.bodies.clone(), bodies::admit)))
+        .merge(crate::state::router(&app.node, &answers).route_layer(
+            middleware::from_fn_with_state(app.limits.bodies.clone(), bodies::admit),
+        ))
         .route_layer(middleware::from_fn(ops::count))
         .fallback(ops::no_route)
         .method_not_allowed_fallback(ops::no_method)
@@ -112,7 +114,10 @@ pub fn router(app: App) -> Router {
             answers::hold,
         ))
         // What counts is what is held: the body after decompression.
-        .route_layer(middleware::from_fn_with_state(app.limits.bodies.clone(), bodies::admit))
+        .route_layer(middleware::from_fn_with_state(
+            app.limits.bodies.clone(),
+            bodies::admit,
+        ))
         .route_layer((
             CompressionLayer::new().compress_when(compress),
             RequestDecompressionLayer::new(),
@@ -125,8 +130,15 @@ pub fn router(app: App) -> Router {
         .route("/ping", get(ops::health))
         .route("/metrics", get(ops::metrics))
         .nest("/v1", v1)
-        .merge(crate::admin::router(app.node.clone()).route_layer(middleware::from_fn_with_state(app.limits.bodies.clone(), bodies::admit)))
-        .merge(crate::state::router(&app.node, &answers).route_layer(middleware::from_fn_with_state(app.limits.bodies.clone(), bodies::admit)))
+        .merge(
+            crate::admin::router(app.node.clone()).route_layer(middleware::from_fn_with_state(
+                app.limits.bodies.clone(),
+                bodies::admit,
+            )),
+        )
+        .merge(crate::state::router(&app.node, &answers).route_layer(
+            middleware::from_fn_with_state(app.limits.bodies.clone(), bodies::admit),
+        ))
         .route_layer(middleware::from_fn(ops::count))
         .fallback(ops::no_route)
         .method_not_allowed_fallback(ops::no_method)

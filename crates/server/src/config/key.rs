@@ -137,8 +137,9 @@ impl Keys {
     /// The key that this variable of the environment sets.
     pub(super) fn by_variable(&self, variable: &str) -> Option<&Key> {
         let mut keys = self.keys.iter();
-        let own = keys
-            .find(|key| key.variable == variable || key.alias_variable.as_deref() == Some(variable));
+        let own = keys.find(|key| {
+            key.variable == variable || key.alias_variable.as_deref() == Some(variable)
+        });
         own.or_else(|| self.by_section_alias(variable))
     }
 

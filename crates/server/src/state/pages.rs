@@ -212,7 +212,9 @@ mod tests {
             written.add(entry(index)).unwrap();
         }
         let messages = written.end("next");
-        let messages = messages.into_iter().map(|it| ScanResponse::decode(it).unwrap());
+        let messages = messages
+            .into_iter()
+            .map(|it| ScanResponse::decode(it).unwrap());
         let messages: Vec<_> = messages.collect();
         assert_eq!(messages.len(), 5);
         let keys = messages.iter().flat_map(|it| &it.entries);

@@ -125,10 +125,7 @@ impl StateService for Calls {
 
     type ScanStream = BoxStream<'static, Result<ScanResponse, Status>>;
 
-    async fn scan(
-        &self,
-        _: Request<ScanRequest>,
-    ) -> Result<Response<Self::ScanStream>, Status> {
+    async fn scan(&self, _: Request<ScanRequest>) -> Result<Response<Self::ScanStream>, Status> {
         Err(elsewhere())
     }
 
