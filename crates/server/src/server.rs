@@ -36,8 +36,7 @@ use tokio_util::task::TaskTracker;
 use tower::ServiceExt as _;
 
 use crate::activity::Activity;
-use crate::answers::Answers;
-use crate::api::{self, App, Bodies, Limits, ServiceError};
+use crate::api::{self, App, Limits, ServiceError};
 use crate::config::{
     Config, HumanDuration, OnLogFull, Secret, SnapshotKind, SnapshotsConfig, StateConfig,
 };
@@ -134,15 +133,7 @@ impl Server {
         let app = App {
             node: node.clone(),
             metrics,
-            limits: Arc::new(Limits {
-                request_body: config.limits.request_body.as_usize(),
-                append_session_inflight: config.limits.append_session_inflight.as_usize(),
-                bodies: Bodies::new(
-                    config.limits.request_bodies.as_usize(),
-                    config.limits.header_timeout.as_duration(),
-                ),
-                answers: Answers::new(config.limits.stall_timeout.as_duration()),
-            }),
+            limits: Arc::new(Limits::new(&config.limits)),
         };
         let stop = CancellationToken::new();
         let grace = config.shutdown_grace.as_duration();

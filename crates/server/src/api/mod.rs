@@ -31,6 +31,7 @@ pub use bodies::Bodies;
 pub use error::{CODES, ServiceError};
 
 use crate::answers::{self, Answers};
+use crate::config::LimitsConfig;
 
 /// Answers smaller than this are not compressed, bytes: smaller ones hardly shrink.
 const COMPRESS_ABOVE: u64 = 1024;
@@ -57,6 +58,21 @@ pub struct Limits {
     pub bodies: Bodies,
     /// What answers may hold.
     pub(crate) answers: Answers,
+}
+
+impl Limits {
+    /// As the configuration has them.
+    pub fn new(config: &LimitsConfig) -> Limits {
+        Limits {
+            request_body: config.request_body.as_usize(),
+            append_session_inflight: config.append_session_inflight.as_usize(),
+            bodies: Bodies::new(
+                config.request_bodies.as_usize(),
+                config.header_timeout.as_duration(),
+            ),
+            answers: Answers::new(config.stall_timeout.as_duration()),
+        }
+    }
 }
 
 /// The routes of the state service's own listener: the service, and whether the server serves.

@@ -12,6 +12,7 @@ use axum::body::Body;
 use bytes::Bytes;
 use esker_node::{Node, NodeOptions, StoreOptions};
 use esker_server::api::{self, App, Limits};
+use esker_server::config::Config;
 use esker_server::telemetry;
 use http::{HeaderMap, Request, Response};
 use http_body_util::BodyExt as _;
@@ -28,6 +29,15 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Most bytes of a request's body, decompressed: the default.
 pub const REQUEST_BODY: usize = 4 * MIB as usize;
+
+/// The default, but for the bytes in flight of an append session: the smallest that the configuration
+/// takes, so that sessions wait for it.
+fn limits() -> Limits {
+    let mut limits = Limits::new(&Config::default().limits);
+    limits.request_body = REQUEST_BODY;
+    limits.append_session_inflight = 2 * MIB as usize;
+    limits
+}
 
 /// A running node with its routes.
 pub struct World {
@@ -64,11 +74,7 @@ impl World {
         let router = api::router(App {
             node: node.clone(),
             metrics: telemetry::metrics(),
-            limits: Arc::new(Limits {
-                request_body: REQUEST_BODY,
-                // The smallest that the configuration takes, so that sessions wait for it.
-                append_session_inflight: 2 * MIB as usize,
-            }),
+            limits: Arc::new(limits()),
         });
         World {
             node,
