@@ -23,6 +23,13 @@ pub fn of(error: &Error, server: &Server, objects: Option<&Objects>) -> Failure 
         Error::Unusable { .. } => {
             Failure::wrong("snapshot_unusable", with("choose so with --pass-over"))
         }
+        Error::OtherFold { .. } => Failure::wrong(
+            "other_fold",
+            with(
+                "follow with that fold, or keep the snapshots of one of the two beside the stream, \
+                 with --snapshot external:URL and all records there",
+            ),
+        ),
         Error::Malformed { .. } => {
             Failure::wrong("record_malformed", with("choose so with --skip-malformed"))
         }

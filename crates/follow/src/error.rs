@@ -25,6 +25,16 @@ pub enum Error {
         /// Why not.
         why: Unusable,
     },
+    /// The stream has a snapshot of another fold, which a snapshot of this one would trim away.
+    #[error("{stream} has {other}: a snapshot of fold `{ours}` in the stream would trim it away")]
+    OtherFold {
+        /// The stream.
+        stream: String,
+        /// The other fold's snapshot.
+        other: String,
+        /// The fold that is followed with.
+        ours: String,
+    },
     /// A record makes no sense to the fold.
     #[error("record {seq_num} of {stream}: {why}. Skip such records if they do not matter")]
     Malformed {

@@ -8,12 +8,16 @@
 //!
 //! On a busy stream that condition keeps failing, so the last attempts are made without: between the look
 //! and them there is no more than a round trip.
+//!
+//! A trim that would destroy the newest snapshot of another fold is refused
+//! ([`others`](crate::in_stream::others)).
 
 use std::time::Duration;
 
 use s2_sdk::types::AppendRecord;
 
 use crate::endpoint::{AppendFailed, Endpoint, EndpointError};
+use crate::in_stream::others::{Denied, Guard};
 use crate::snapshot::Meta;
 
 /// Attempts in all.
@@ -23,17 +27,20 @@ const CONDITIONAL: u32 = 4;
 /// Pause after an answer that got lost, growing by as much.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Appends a batch with a trim in it, if the stream still is what a snapshot of this description was
-/// taken of. Should an answer get lost, it may land twice.
+/// Appends a batch with a trim to a position in it, if the stream still is what a snapshot of this
+/// description was taken of, and no other fold needs what the trim removes. Should an answer get lost, it
+/// may land twice.
 pub async fn append(
     endpoint: &dyn Endpoint,
+    guard: &Guard,
     meta: &Meta,
+    to: u64,
     batch: Vec<AppendRecord>,
 ) -> Result<u64, AppendFailed> {
     let mut attempt = 0;
     loop {
         attempt += 1;
-        let failed = match once(endpoint, meta, &batch, attempt <= CONDITIONAL).await {
+        let failed = match once(endpoint, guard, meta, to, &batch, attempt <= CONDITIONAL).await {
             Ok(position) => return Ok(position),
             Err(failed) => failed,
         };
@@ -49,13 +56,16 @@ pub async fn append(
 
 async fn once(
     endpoint: &dyn Endpoint,
+    guard: &Guard,
     meta: &Meta,
+    to: u64,
     batch: &[AppendRecord],
     conditional: bool,
 ) -> Result<u64, AppendFailed> {
     // The tail first: what changes after it was looked at makes the condition fail.
     let tail = endpoint.tail().await.map_err(unsaid)?;
     check(endpoint, meta).await?;
+    guard.check(endpoint, meta, to, tail).await.map_err(denied)?;
     let at = conditional.then_some(tail);
     endpoint.append(batch.to_vec(), at).await
 }
@@ -72,6 +82,14 @@ pub async fn check(endpoint: &dyn Endpoint, meta: &Meta) -> Result<(), AppendFai
         ));
     }
     Ok(())
+}
+
+/// What a trim that was not allowed means to an append.
+pub fn denied(why: Denied) -> AppendFailed {
+    match why {
+        Denied::Other(other) => AppendFailed::OtherFold(other),
+        Denied::Unknown(why) => AppendFailed::Refused(why),
+    }
 }
 
 fn unsaid(error: EndpointError) -> AppendFailed {

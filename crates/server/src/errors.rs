@@ -209,6 +209,11 @@ const FOLLOW_CODES: &[(&str, &str, &str)] = &[
         "Follow with the fold that took it, or use a place for each stream and fold; `--pass-over` uses an older one.",
     ),
     (
+        "other_fold",
+        "The stream has a snapshot of another fold, which one of this fold in the stream would trim away.",
+        "Follow with that fold, or keep the snapshots of one of the two beside the stream (`--snapshot external:URL`).",
+    ),
+    (
         "record_malformed",
         "A record makes no sense to the fold; the message names it.",
         "If such records do not matter, skip them with `--skip-malformed`.",

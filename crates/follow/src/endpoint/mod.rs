@@ -13,6 +13,8 @@ use s2_sdk::types::{AppendRecord, SequencedRecord};
 use std::time::Duration;
 use tokio::sync::mpsc;
 
+use crate::in_stream::others::Other;
+
 /// A stream.
 #[async_trait]
 pub trait Endpoint: Send + Sync + 'static {
@@ -139,4 +141,7 @@ pub enum AppendFailed {
     /// Nothing was appended.
     #[error("{0}")]
     Refused(String),
+    /// Nothing was appended: the trim in the batch would have destroyed this snapshot.
+    #[error("the trim would destroy {0}")]
+    OtherFold(Box<Other>),
 }

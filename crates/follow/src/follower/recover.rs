@@ -11,8 +11,9 @@ use crate::error::Error;
 use crate::external::Listed;
 use crate::fold::Fold;
 use crate::in_stream::find::{self, Beginning};
+use crate::in_stream::others::Others;
 use crate::patience::Patience;
-use crate::snapshot::SnapshotInfo;
+use crate::snapshot::{SnapshotInfo, Unusable};
 
 /// Longest wait for a store that fails while a follower is opened. A wrong key or bucket fails in the same
 /// way, and whoever waits for it wants to know.
@@ -35,6 +36,8 @@ pub(super) struct Recovered<F> {
     pub next: u64,
     /// Snapshots that were not used, and why.
     pub tried: Vec<String>,
+    /// Snapshots of other folds in what was read.
+    pub others: Others,
 }
 
 /// Restores the newest usable snapshot for the first time. A store that fails is asked again for a while:
@@ -75,6 +78,7 @@ pub(super) async fn recover<F: Fold>(parts: &Parts<F>) -> Result<Recovered<F>, E
                 identity: asked,
                 cursor: info.cursor,
                 next: info.cursor,
+                others: Others::unread_before(info.cursor),
                 snapshot: Some(info),
                 met: Vec::new(),
                 tried,
@@ -138,6 +142,15 @@ async fn in_stream<F: Fold>(
                 tried: more,
             }
         }
+        // To pass it over would not help: a snapshot of this fold could not be taken here.
+        Error::Unusable {
+            snapshot,
+            why: Unusable::OtherFold { theirs, ours },
+        } if matches!(parts.snapshots, Snapshots::InStream) => Error::OtherFold {
+            stream: parts.endpoint.shown(),
+            other: format!("the snapshot {snapshot}, of fold `{theirs}`"),
+            ours,
+        },
         other => other,
     })?;
     Ok(match beginning {
@@ -148,6 +161,7 @@ async fn in_stream<F: Fold>(
             identity,
             snapshot: None,
             met: Vec::new(),
+            others: Others::default(),
             tried,
         },
         Beginning::With(found) => Recovered {
@@ -157,6 +171,7 @@ async fn in_stream<F: Fold>(
             snapshot: Some(found.info),
             met: found.met,
             next: found.resume,
+            others: found.others,
             tried,
         },
     })

@@ -11,11 +11,12 @@ use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 use super::recover::{self, Recovered};
-use super::taking::{Outcome, Taking};
-use super::{Parts, Question, Status, Update, View};
+use super::taking::{self, Outcome, Taking};
+use super::{Parts, Question, Snapshots, Status, Update, View};
 use crate::endpoint::{EndpointError, Identity, Piece};
 use crate::error::Error;
 use crate::fold::{ApplyError, Fold};
+use crate::in_stream::others::{Denied, Guard};
 use crate::options::MalformedRecords;
 use crate::patience::Patience;
 use crate::snapshot::SnapshotInfo;
@@ -68,6 +69,10 @@ pub(super) struct Run<F> {
     moved_at: Option<u64>,
     moving: Patience,
     taking: Taking,
+    /// Snapshots of other folds.
+    guard: Guard,
+    /// Whether the tail was reached, and no snapshot of another fold was in the way.
+    is_checked: bool,
     counted: Counted,
     /// Those who wait for a snapshot, and up to where it has to go.
     askers: Vec<(u64, oneshot::Sender<Result<SnapshotInfo, Error>>)>,
@@ -99,6 +104,7 @@ impl<F: Fold> Run<F> {
             cursor,
             met,
             next,
+            others,
             ..
         } = recovered;
         status.send_modify(|status| status.newest = snapshot.clone());
@@ -113,6 +119,8 @@ impl<F: Fold> Run<F> {
             moved_at: None,
             moving: Patience::new(None),
             taking: Taking::new(snapshot, Default::default()),
+            guard: Guard::new(others),
+            is_checked: false,
             counted: Counted::default(),
             askers: Vec::new(),
             closing: None,
@@ -188,6 +196,7 @@ impl<F: Fold> Run<F> {
                 return stop;
             }
             self.next = self.next.max(until);
+            self.guard.update(|others| others.read_to(until));
         }
         let mut pieces = self.parts.endpoint.read(self.next);
         let mut look = tokio::time::interval(LOOK_EVERY);
@@ -213,7 +222,7 @@ impl<F: Fold> Run<F> {
     ) -> Result<bool, Stop> {
         tokio::select! {
             piece = pieces.next() => match piece {
-                Some(Ok(piece)) => self.piece(piece).map(|()| true),
+                Some(Ok(piece)) => self.piece(piece).await.map(|()| true),
                 Some(Err(error)) => Err(Stop::Disconnected(error)),
                 None => {
                     let why = "the read ended".to_owned();
@@ -229,10 +238,13 @@ impl<F: Fold> Run<F> {
         }
     }
 
-    fn piece(&mut self, piece: Piece) -> Result<(), Stop> {
+    async fn piece(&mut self, piece: Piece) -> Result<(), Stop> {
         let from = self.next;
         let begun = Instant::now();
         self.apply_all(&piece.records, false)?;
+        if piece.tail.is_some_and(|tail| tail == self.next) && !self.is_checked {
+            self.check_others().await?;
+        }
         if self.next > from {
             self.tell(Update::Applied {
                 from,
@@ -253,6 +265,31 @@ impl<F: Fold> Run<F> {
         }
         self.show(piece.tail);
         Ok(())
+    }
+
+    /// At the first tail: with a snapshot of another fold in the stream, none of this one could be taken
+    /// there.
+    async fn check_others(&mut self) -> Result<(), Stop> {
+        self.is_checked = true;
+        if !matches!(self.parts.snapshots, Snapshots::InStream) {
+            return Ok(());
+        }
+        let (parts, guard) = (self.parts.clone(), self.guard.clone());
+        let meta = taking::describe(&parts, &self.fold, &self.identity, self.next);
+        let allowed = guard.check(&*parts.endpoint, &meta, self.next, self.next);
+        match self.meanwhile(allowed).await? {
+            Ok(()) => Ok(()),
+            Err(Denied::Other(other)) => Err(Stop::Error(Error::OtherFold {
+                stream: parts.endpoint.shown(),
+                other: other.to_string(),
+                ours: meta.fold,
+            })),
+            // Before each trim it is looked at again.
+            Err(Denied::Unknown(why)) => {
+                tracing::warn!(stream = parts.endpoint.shown(), why, "not checked at the start");
+                Ok(())
+            }
+        }
     }
 
     /// How long records take, reading included, while they come as fast as they can.
@@ -295,6 +332,11 @@ impl<F: Fold> Run<F> {
             if record.seq_num != self.next && !sparse && !self.is_behind_its_trim(record, &seen) {
                 return Err(Stop::Moved);
             }
+            if !matches!(seen, Seen::Data | Seen::Command) {
+                let (ours, identity) = (self.fold.name(), &self.identity);
+                self.guard
+                    .update(|others| others.feed(ours, identity, record, &seen));
+            }
             match seen {
                 Seen::Data => self.apply(record)?,
                 Seen::Malformed(why) => {
@@ -310,6 +352,8 @@ impl<F: Fold> Run<F> {
             self.next = record.seq_num + 1;
             self.is_fresh = false;
         }
+        let next = self.next;
+        self.guard.update(|others| others.read_to(next));
         Ok(())
     }
 
@@ -439,7 +483,7 @@ impl<F: Fold> Run<F> {
         if is_due && self.closing.is_none() {
             let fold = self.fold.clone();
             self.taking
-                .begin(&self.parts, &self.identity, fold, self.next);
+                .begin(&self.parts, &self.guard, &self.identity, fold, self.next);
         }
     }
 
@@ -558,6 +602,7 @@ impl<F: Fold> Run<F> {
                 "the stream goes on in another lineage; nothing that was read is lost"
             );
             self.next = resumes_at;
+            self.guard.update(|others| others.read_to(resumes_at));
             return Ok(());
         }
         if self.moved_at.replace(self.next) == Some(self.next) {
@@ -604,6 +649,8 @@ impl<F: Fold> Run<F> {
         self.met = recovered.met;
         self.met_until = recovered.next;
         self.is_fresh = true;
+        self.is_checked = false;
+        self.guard = Guard::new(recovered.others);
         self.taking.begin_anew(recovered.snapshot.clone());
         let (cursor, newest) = (self.next, recovered.snapshot);
         self.status.send_modify(|status| {

@@ -18,6 +18,7 @@ use super::{Parts, Snapshots};
 use crate::endpoint::Identity;
 use crate::error::Error;
 use crate::fold::Fold;
+use crate::in_stream::others::Guard;
 use crate::in_stream::take::{self, NotTaken};
 use crate::options::Triggers;
 use crate::snapshot::meta::{FORMAT, now_ms};
@@ -183,6 +184,7 @@ impl Taking {
     pub fn begin<F: Fold>(
         &mut self,
         parts: &Arc<Parts<F>>,
+        guard: &Guard,
         identity: &Identity,
         fold: F,
         cursor: u64,
@@ -190,24 +192,15 @@ impl Taking {
         self.since_clone = Since::default();
         self.behind = None;
         let anchored = self.lost >= parts.writing.attempts;
-        let meta = Meta {
-            format: FORMAT,
-            fold: fold.name().to_owned(),
-            fold_version: fold.version(),
-            cursor,
-            created_at: identity.created_at.clone(),
-            lineage: identity.lineage.clone(),
-            taken_at: now_ms(),
-            encoding: parts.writing.encoding,
-        };
-        let parts = parts.clone();
+        let meta = describe(parts, &fold, identity, cursor);
+        let (parts, guard) = (parts.clone(), guard.clone());
         self.tasks.spawn(async move {
             match &parts.snapshots {
                 Snapshots::None => {
                     Outcome::Failed(Error::Invalid("nothing says where snapshots go".to_owned()))
                 }
-                Snapshots::InStream => in_stream(&parts, fold, &meta, anchored).await,
-                Snapshots::External(_) => external(&parts, fold, &meta).await,
+                Snapshots::InStream => in_stream(&parts, &guard, fold, &meta, anchored).await,
+                Snapshots::External(_) => external(&parts, &guard, fold, &meta).await,
             }
         });
     }
@@ -246,15 +239,50 @@ impl Taking {
     }
 }
 
-async fn in_stream<F: Fold>(parts: &Parts<F>, fold: F, meta: &Meta, anchored: bool) -> Outcome {
-    match take::take(&*parts.endpoint, fold, meta, anchored).await {
+/// What a snapshot at a cursor says of itself.
+pub(super) fn describe<F: Fold>(
+    parts: &Parts<F>,
+    fold: &F,
+    identity: &Identity,
+    cursor: u64,
+) -> Meta {
+    Meta {
+        format: FORMAT,
+        fold: fold.name().to_owned(),
+        fold_version: fold.version(),
+        cursor,
+        created_at: identity.created_at.clone(),
+        lineage: identity.lineage.clone(),
+        taken_at: now_ms(),
+        encoding: parts.writing.encoding,
+    }
+}
+
+async fn in_stream<F: Fold>(
+    parts: &Parts<F>,
+    guard: &Guard,
+    fold: F,
+    meta: &Meta,
+    anchored: bool,
+) -> Outcome {
+    match take::take(&*parts.endpoint, guard, fold, meta, anchored).await {
         Ok(info) => Outcome::Taken(info),
         Err(NotTaken::Lost { tail }) => Outcome::Lost { tail },
+        Err(NotTaken::OtherFold(other)) => Outcome::Failed(Error::OtherFold {
+            stream: parts.endpoint.shown(),
+            other: other.to_string(),
+            ours: meta.fold.clone(),
+        }),
         Err(NotTaken::Failed(why)) => Outcome::Failed(Error::NotTaken(why)),
     }
 }
 
-async fn external<F: Fold>(parts: &Parts<F>, fold: F, meta: &Meta) -> Outcome {
+async fn external<F: Fold>(
+    parts: &Parts<F>,
+    guard: &Guard,
+    fold: F,
+    meta: &Meta,
+) -> Outcome {
     let Snapshots::External(external) = &parts.snapshots else {
         return Outcome::Failed(Error::Invalid("there is no place for it".to_owned()));
     };
@@ -270,8 +298,10 @@ async fn external<F: Fold>(parts: &Parts<F>, fold: F, meta: &Meta) -> Outcome {
     }
     match external.retain(meta).await {
         Ok(Some(to)) => {
+            let to = harmless(parts, guard, meta, to).await;
             let trim = vec![trim_record(to)];
-            if let Err(error) = trim::append(&*parts.endpoint, meta, trim).await {
+            let trimmed = trim::append(&*parts.endpoint, guard, meta, to, trim).await;
+            if let Err(error) = trimmed {
                 tracing::warn!(stream = parts.endpoint.shown(), to, %error, "the stream is not trimmed now");
             }
         }
@@ -279,4 +309,21 @@ async fn external<F: Fold>(parts: &Parts<F>, fold: F, meta: &Meta) -> Outcome {
         Err(error) => tracing::warn!(%error, "older snapshots are not deleted now"),
     }
     Outcome::Taken(info)
+}
+
+/// A position up to which a trim destroys no snapshot of another fold in the stream.
+async fn harmless<F: Fold>(parts: &Parts<F>, guard: &Guard, meta: &Meta, to: u64) -> u64 {
+    match guard.first(&*parts.endpoint, meta, meta.cursor).await {
+        Ok(Some(other)) if other.trimmable < to => {
+            tracing::warn!(
+                stream = parts.endpoint.shown(),
+                to = other.trimmable,
+                instead_of = to,
+                %other,
+                "the stream is trimmed less far, because another fold needs the rest"
+            );
+            other.trimmable
+        }
+        _ => to,
+    }
 }

@@ -15,6 +15,7 @@ use uuid::Uuid;
 use crate::endpoint::{Endpoint, EndpointError, Identity};
 use crate::error::Error;
 use crate::fold::Fold;
+use crate::in_stream::others::Others;
 use crate::options::Reading;
 use crate::patience::Patience;
 use crate::snapshot::assembly::{Assembly, Fed, Whole};
@@ -39,6 +40,8 @@ pub struct Found<F> {
     pub met: Vec<SequencedRecord>,
     /// The position after them.
     pub resume: u64,
+    /// Snapshots of other folds that were met.
+    pub others: Others,
 }
 
 /// What a stream begins with.
@@ -181,6 +184,7 @@ impl<F: Fold> Scan<'_, F> {
         let mut assembly = Assembly::default();
         let mut restoring: Option<(Uuid, Restoring<F>)> = None;
         let mut met = Met::default();
+        let mut others = Others::default();
         let mut head = None;
         let mut next = 0;
         loop {
@@ -200,6 +204,7 @@ impl<F: Fold> Scan<'_, F> {
                 }
                 next = position + 1;
                 let seen = record::see(&record);
+                others.feed(self.initial.name(), self.identity, &record, &seen);
                 match &seen {
                     Seen::Data => {
                         met.push(&record);
@@ -209,7 +214,7 @@ impl<F: Fold> Scan<'_, F> {
                         let restored = self.single(&record, head, meta, totals).await?;
                         if let Some(fold) = restored {
                             let info = info(Kind::Single, position, meta, totals);
-                            let found = found(fold, info, met, position);
+                            let found = found(fold, info, met, others, position);
                             return Ok(Scanned::Beginning(found));
                         }
                     }
@@ -248,7 +253,7 @@ impl<F: Fold> Scan<'_, F> {
                             Framed::Restored(fold) => {
                                 let info =
                                     info(Kind::Framed, whole.first, &whole.meta, &whole.totals);
-                                let found = found(*fold, info, met, position);
+                                let found = found(*fold, info, met, others, position);
                                 return Ok(Scanned::Beginning(found));
                             }
                             Framed::Not => {}
@@ -441,7 +446,13 @@ fn info(kind: Kind, position: u64, meta: &Meta, totals: &Totals) -> SnapshotInfo
     }
 }
 
-fn found<F>(fold: F, info: SnapshotInfo, met: Met, position: u64) -> Beginning<F> {
+fn found<F>(
+    fold: F,
+    info: SnapshotInfo,
+    met: Met,
+    others: Others,
+    position: u64,
+) -> Beginning<F> {
     // A single one has nothing but its own trim command between its cursor and itself. There is no
     // reading that again: it is gone.
     let is_next = info.kind == Kind::Single && !info.anchored;
@@ -454,5 +465,6 @@ fn found<F>(fold: F, info: SnapshotInfo, met: Met, position: u64) -> Beginning<F
         info,
         met,
         resume,
+        others,
     }))
 }

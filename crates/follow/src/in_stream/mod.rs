@@ -14,8 +14,10 @@
 //! |---|---|
 //! | [`find`] | the way back |
 //! | [`take`] | taking one |
+//! | [`others`] | those of other folds, and the trims that would destroy them |
 //! | [`inspect`] | all that are in a stream, whole and torn |
 
 pub mod find;
 pub mod inspect;
+pub mod others;
 pub mod take;

@@ -13,6 +13,7 @@ use uuid::Uuid;
 
 use crate::endpoint::{AppendFailed, Endpoint};
 use crate::fold::Fold;
+use crate::in_stream::others::{Guard, Other};
 use crate::snapshot::pipe::{self, Chunks};
 use crate::snapshot::record::{self, Seen};
 use crate::snapshot::{Kind, Meta, SnapshotInfo, Totals};
@@ -35,6 +36,8 @@ pub enum NotTaken {
         /// The next sequence number.
         tail: u64,
     },
+    /// The trim would destroy the newest snapshot of another fold.
+    OtherFold(Box<Other>),
     /// Anything else.
     Failed(String),
 }
@@ -42,6 +45,13 @@ pub enum NotTaken {
 impl NotTaken {
     fn failed(error: impl std::fmt::Display) -> NotTaken {
         NotTaken::Failed(error.to_string())
+    }
+
+    fn append_failed(error: AppendFailed) -> NotTaken {
+        match error {
+            AppendFailed::OtherFold(other) => NotTaken::OtherFold(other),
+            error => NotTaken::failed(error),
+        }
     }
 }
 
@@ -53,15 +63,20 @@ impl NotTaken {
 /// [`NotTaken`].
 pub async fn take<F: Fold>(
     endpoint: &dyn Endpoint,
+    guard: &Guard,
     fold: F,
     meta: &Meta,
     anchored: bool,
 ) -> Result<SnapshotInfo, NotTaken> {
+    // What is before the cursor was read. Of what comes after it, each trim below looks.
+    let allowed = guard.check(endpoint, meta, meta.cursor, meta.cursor).await;
+    allowed.map_err(|why| NotTaken::append_failed(trim::denied(why)))?;
     let mut chunks = pipe::write(fold, meta);
     let first = chunks.next().await.unwrap_or_default();
     let second = chunks.next().await;
     let taking = Taking {
         endpoint,
+        guard,
         meta,
         id: Uuid::new_v4(),
         anchored,
@@ -77,6 +92,7 @@ pub async fn take<F: Fold>(
 
 struct Taking<'a> {
     endpoint: &'a dyn Endpoint,
+    guard: &'a Guard,
     meta: &'a Meta,
     id: Uuid,
     anchored: bool,
@@ -91,8 +107,8 @@ impl Taking<'_> {
             // Trimmed to the cursor only: what is between it and the snapshot is not covered. The command
             // comes first, so that a snapshot right behind its cursor's record never is one of these.
             let batch = vec![record::trim_record(cursor), snapshot];
-            let appended = trim::append(self.endpoint, self.meta, batch).await;
-            appended.map_err(NotTaken::failed)? + 1
+            let appended = trim::append(self.endpoint, self.guard, self.meta, cursor, batch).await;
+            appended.map_err(NotTaken::append_failed)? + 1
         } else {
             // Both or none: the command is gone by itself as soon as it is there.
             let batch = vec![record::trim_record(cursor + 1), snapshot];
@@ -142,7 +158,11 @@ impl Taking<'_> {
         };
         // Everything is durable now, and only now the records before the cursor may go.
         let trim = vec![record::trim_record(cursor)];
-        if let Err(error) = trim::append(self.endpoint, self.meta, trim).await {
+        let trimmed = trim::append(self.endpoint, self.guard, self.meta, cursor, trim).await;
+        if let Err(AppendFailed::OtherFold(other)) = trimmed {
+            return Err(NotTaken::OtherFold(other));
+        }
+        if let Err(error) = trimmed {
             tracing::warn!(
                 stream = self.endpoint.shown(),
                 cursor,
@@ -180,8 +200,11 @@ impl Taking<'_> {
                 Err(failed) => failed,
             };
             match (&failed, condition) {
-                (AppendFailed::Refused(_) | AppendFailed::Fenced(_), _) => {
-                    return Err(NotTaken::failed(failed));
+                (
+                    AppendFailed::Refused(_) | AppendFailed::Fenced(_) | AppendFailed::OtherFold(_),
+                    _,
+                ) => {
+                    return Err(NotTaken::append_failed(failed));
                 }
                 (AppendFailed::Elsewhere { tail }, None) => {
                     return Err(NotTaken::Lost { tail: *tail });

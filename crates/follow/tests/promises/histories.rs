@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use esker_follow::in_stream::others::Guard;
 use esker_follow::in_stream::take::take;
 use esker_follow::snapshot::record;
 use esker_follow::{Error, External, Follower, Unusable, Update};
@@ -20,6 +21,13 @@ fn place(store: &Store) -> External {
 
 fn beside(stream: &Stream, store: &Store) -> esker_follow::Builder<Chain> {
     Follower::builder(stream.clone(), Chain::default()).external(place(store))
+}
+
+/// Somebody has read the whole stream, and found no other fold's snapshot.
+fn nothing_else() -> Guard {
+    let guard = Guard::default();
+    guard.update(|others| others.read_to(u64::MAX));
+    guard
 }
 
 /// A fork between the look at the stream and the append.
@@ -216,7 +224,7 @@ async fn an_anchored_snapshot_of_a_dead_lineage_takes_nothing_from_the_next() {
     let chain = state(&stream, 10);
     let (meta, ..) = describe(&stream, 10, &chain);
     stream.script([cut_off(7)]);
-    let taken = take(&stream, chain, &meta, true).await;
+    let taken = take(&stream, &nothing_else(), chain, &meta, true).await;
     assert!(taken.is_err(), "{taken:?}");
     assert_eq!(
         stream.now_head(),
@@ -238,7 +246,7 @@ async fn a_framed_snapshot_that_is_cut_off_takes_nothing_from_what_is_left() {
         after: Box::new(|stream| stream.fork(7)),
         ..Scripted::default()
     }]);
-    let _ = take(&stream, chain, &meta, false).await;
+    let _ = take(&stream, &nothing_else(), chain, &meta, false).await;
     assert_eq!(
         stream.now_head(),
         0,
