@@ -65,7 +65,10 @@ async fn once(
     // The tail first: what changes after it was looked at makes the condition fail.
     let tail = endpoint.tail().await.map_err(unsaid)?;
     check(endpoint, meta).await?;
-    guard.check(endpoint, meta, to, tail).await.map_err(denied)?;
+    guard
+        .check(endpoint, meta, to, tail)
+        .await
+        .map_err(denied)?;
     let at = conditional.then_some(tail);
     endpoint.append(batch.to_vec(), at).await
 }

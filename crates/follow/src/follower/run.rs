@@ -286,7 +286,11 @@ impl<F: Fold> Run<F> {
             })),
             // Before each trim it is looked at again.
             Err(Denied::Unknown(why)) => {
-                tracing::warn!(stream = parts.endpoint.shown(), why, "not checked at the start");
+                tracing::warn!(
+                    stream = parts.endpoint.shown(),
+                    why,
+                    "not checked at the start"
+                );
                 Ok(())
             }
         }

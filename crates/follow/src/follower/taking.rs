@@ -277,12 +277,7 @@ async fn in_stream<F: Fold>(
     }
 }
 
-async fn external<F: Fold>(
-    parts: &Parts<F>,
-    guard: &Guard,
-    fold: F,
-    meta: &Meta,
-) -> Outcome {
+async fn external<F: Fold>(parts: &Parts<F>, guard: &Guard, fold: F, meta: &Meta) -> Outcome {
     let Snapshots::External(external) = &parts.snapshots else {
         return Outcome::Failed(Error::Invalid("there is no place for it".to_owned()));
     };

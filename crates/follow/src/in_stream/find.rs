@@ -446,13 +446,7 @@ fn info(kind: Kind, position: u64, meta: &Meta, totals: &Totals) -> SnapshotInfo
     }
 }
 
-fn found<F>(
-    fold: F,
-    info: SnapshotInfo,
-    met: Met,
-    others: Others,
-    position: u64,
-) -> Beginning<F> {
+fn found<F>(fold: F, info: SnapshotInfo, met: Met, others: Others, position: u64) -> Beginning<F> {
     // A single one has nothing but its own trim command between its cursor and itself. There is no
     // reading that again: it is gone.
     let is_next = info.kind == Kind::Single && !info.anchored;

@@ -51,7 +51,10 @@ impl fmt::Display for Other {
             cursor,
             ..
         } = self;
-        write!(f, "the snapshot of fold `{fold}` at {position}, which goes to {cursor}")
+        write!(
+            f,
+            "the snapshot of fold `{fold}` at {position}, which goes to {cursor}"
+        )
     }
 }
 
@@ -270,11 +273,14 @@ async fn head(endpoint: &dyn Endpoint) -> Result<u64, Denied> {
     }
 }
 
-type Pieces =
-    futures::stream::BoxStream<'static, Result<crate::endpoint::Piece, crate::endpoint::EndpointError>>;
+type Pieces = futures::stream::BoxStream<
+    'static,
+    Result<crate::endpoint::Piece, crate::endpoint::EndpointError>,
+>;
 
 async fn piece(pieces: &mut Pieces) -> Result<(Vec<SequencedRecord>, bool), Denied> {
-    let unknown = |why: String| Denied::Unknown(format!("looking for snapshots of other folds: {why}"));
+    let unknown =
+        |why: String| Denied::Unknown(format!("looking for snapshots of other folds: {why}"));
     match tokio::time::timeout(READ_TIMEOUT, pieces.next()).await {
         Ok(Some(Ok(piece))) => Ok((piece.records, piece.tail.is_some())),
         Ok(Some(Err(why))) => Err(unknown(why.to_string())),

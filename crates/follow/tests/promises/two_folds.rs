@@ -161,9 +161,17 @@ async fn a_snapshot_that_another_fold_appended_meanwhile_is_not_trimmed_away() {
     stream.data(some(3));
     let tail = stream.now_tail();
     let mut status = counter.watch_status();
-    drop(status.wait_for(|status| status.cursor >= tail).await.unwrap());
+    drop(
+        status
+            .wait_for(|status| status.cursor >= tail)
+            .await
+            .unwrap(),
+    );
     let refused = counter.snapshot().await;
-    assert!(matches!(refused, Err(Error::OtherFold { .. })), "{refused:?}");
+    assert!(
+        matches!(refused, Err(Error::OtherFold { .. })),
+        "{refused:?}"
+    );
     chain_recovers_passing_over(&stream).await;
 }
 
@@ -193,7 +201,12 @@ async fn once_the_other_folds_snapshot_is_trimmed_away_by_hand_this_one_may_be_t
     stream.land(&[trim], None).unwrap();
     let tail = stream.now_tail();
     let mut status = counter.watch_status();
-    drop(status.wait_for(|status| status.cursor == tail).await.unwrap());
+    drop(
+        status
+            .wait_for(|status| status.cursor == tail)
+            .await
+            .unwrap(),
+    );
     stream.data(some(1));
     tokio::time::sleep(Duration::from_secs(1)).await;
     counter.snapshot().await.unwrap();
