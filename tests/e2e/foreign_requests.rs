@@ -259,7 +259,10 @@ async fn methods_that_clients_make_up_are_one_label_of_the_metrics() {
     let http = server.http2();
     for index in 0..500 {
         let method = format!("MADEUP{index}").parse().unwrap();
-        http.request(method, "/health").send().await.expect(405);
+        http.request(method, "/v1/access-tokens")
+            .send()
+            .await
+            .expect(501);
         http.request(Method::GET, &format!("/made-up-{index}"))
             .send()
             .await

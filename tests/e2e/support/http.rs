@@ -266,6 +266,27 @@ impl Request<'_> {
         }
     }
 
+    /// Sends the whole request, and leaves the answer open.
+    ///
+    /// # Panics
+    ///
+    /// If no head of an answer comes.
+    #[allow(dead_code)]
+    pub async fn ask(self) -> Exchange {
+        let what = format!("{} {}", self.method, self.path);
+        let body = http_body_util::Full::new(self.body.clone()).boxed();
+        let response = soon(&what, self.dispatch(body))
+            .await
+            .unwrap_or_else(|e| panic!("{what}: {e:?}"));
+        let (head, body) = response.into_parts();
+        Exchange {
+            status: head.status,
+            headers: head.headers,
+            to_server: None,
+            body,
+        }
+    }
+
     async fn dispatch(self, body: Body) -> Result<http::Response<Incoming>, Lost> {
         let address = &self.http.address;
         let uri = match self.http.transport {
