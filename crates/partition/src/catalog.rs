@@ -345,7 +345,7 @@ impl StateMachine for Catalog {
     }
 
     fn membership(&self) -> Membership {
-        streams::membership(&self.applied)
+        self.applied.membership()
     }
 
     fn begin_snapshot(&mut self) -> Capture {
@@ -357,9 +357,9 @@ impl StateMachine for Catalog {
         entries: &[Committed],
         outputs: &mut Vec<Outcome>,
     ) -> Result<(), ApplyError> {
-        let Some(last) = entries.last() else {
+        if entries.is_empty() {
             return Ok(());
-        };
+        }
         let mut step = Step {
             part: &self.part,
             basins: &self.basins,
@@ -383,11 +383,7 @@ impl StateMachine for Catalog {
             forgotten,
             ..
         } = step;
-        let applied = Applied {
-            lsn: last.lsn.0,
-            term: last.term.0,
-            ..self.applied.clone()
-        };
+        let applied = self.applied.after(entries);
         let mut batch = self.part.batch();
         batch.put(keys::APPLIED, applied.encode_to_vec());
         batch.put(keys::COUNTERS, counters.encode_to_vec());

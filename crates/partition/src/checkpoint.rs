@@ -16,7 +16,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use esker_raft::{Lsn, SnapshotData, SnapshotDir, SnapshotError, StoredSnapshot, Term};
+use esker_raft::{Lsn, Membership, SnapshotData, SnapshotDir, SnapshotError, StoredSnapshot, Term};
 use rust_rocksdb::LiveFile;
 use rust_rocksdb::checkpoint::Checkpoint as RocksCheckpoint;
 use serde::{Deserialize, Serialize};
@@ -25,9 +25,9 @@ use xxhash_rust::xxh3::Xxh3;
 use crate::ids::LineageId;
 use crate::keys;
 use crate::lineage::Lineage;
+use crate::members::Members;
 use crate::store::partitions::sync_dir;
 use crate::store::{Applied, Part, Store, StoreError, StoreOptions};
-use crate::streams;
 
 /// Version of `checkpoint.json`.
 pub const FORMAT: u32 = 1;
@@ -49,10 +49,9 @@ pub struct CheckpointMeta {
     pub lsn: u64,
     /// Its term.
     pub term: u64,
-    /// Members with a vote, as of `lsn`.
-    pub voters: Vec<u64>,
-    /// Members without.
-    pub learners: Vec<u64>,
+    /// Who belongs to the group, as of `lsn`.
+    #[serde(flatten)]
+    pub members: Members,
     /// The history that `lsn` is of, in hexadecimal digits.
     pub lineage: String,
     /// How keys are ordered.
@@ -267,12 +266,7 @@ impl esker_raft::Capture for Capture {
         Ok(StoredSnapshot {
             last_included_index: Lsn(meta.lsn),
             term: Term(meta.term),
-            peers: streams::membership(&Applied {
-                lsn: meta.lsn,
-                term: meta.term,
-                voters: meta.voters.clone(),
-                learners: meta.learners.clone(),
-            }),
+            peers: Membership::from(&meta.members),
             data: SnapshotData::Files(SnapshotDir {
                 path: checkpoint.dir,
             }),
@@ -307,8 +301,7 @@ impl Capture {
             partition: part.partition().0,
             lsn: applied.lsn,
             term: applied.term,
-            voters: applied.voters,
-            learners: applied.learners,
+            members: applied.into(),
             lineage: lineage.id().to_string(),
             comparator,
             files,
@@ -443,8 +436,7 @@ fn covered(
             partition: part.partition().0,
             lsn: 0,
             term: 0,
-            voters: Vec::new(),
-            learners: Vec::new(),
+            members: Members::default(),
             lineage: String::new(),
             comparator: comparator.to_owned(),
             files: files.iter().filter(with_position).cloned().collect(),

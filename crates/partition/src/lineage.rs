@@ -216,9 +216,10 @@ impl Part {
             .applied()?
             .ok_or_else(|| self.malformed("the position", &"it is missing"))?;
         let applied = Applied {
+            lsn: applied.lsn,
+            term: applied.term,
             voters: vec![voter],
-            learners: Vec::new(),
-            ..applied
+            ..Applied::default()
         };
         let mut batch = self.batch();
         batch.put(keys::APPLIED, applied.encode_to_vec());

@@ -155,6 +155,15 @@ pub struct Applied {
     /// Members without.
     #[prost(uint64, repeated, tag = "4")]
     pub learners: Vec<u64>,
+    /// During a change of the membership: who had a vote before it.
+    #[prost(uint64, repeated, tag = "5")]
+    pub voters_outgoing: Vec<u64>,
+    /// During a change of the membership: who becomes a learner when it ends.
+    #[prost(uint64, repeated, tag = "6")]
+    pub learners_next: Vec<u64>,
+    /// The learners that get a vote once they have caught up.
+    #[prost(uint64, repeated, tag = "7")]
+    pub to_promote: Vec<u64>,
 }
 
 /// The node's database. Cheap to clone.

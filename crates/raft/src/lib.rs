@@ -46,6 +46,6 @@ pub use runtime::{
     ApplyError, Capture, ChangeError, ConfigError, Founding, Group, GroupCounters, GroupOptions,
     GroupStatus, InMemory, Node, NodeConfig as Config, NodeError, Plain, ProposeError, RemoveFiles,
     SnapshotData, SnapshotDir, SnapshotError, SnapshotSink, StateMachine, StoredSnapshot,
-    UnreadCounts,
+    UnreadCounts, Writing, capture_clone,
 };
 pub use transport::Transport;

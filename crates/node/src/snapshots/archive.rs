@@ -10,14 +10,15 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 use esker_partition::checkpoint::{CheckpointFile, CheckpointMeta, FORMAT};
-use esker_partition::{Checkpoint, Lineage};
+use esker_partition::{Checkpoint, Lineage, Members};
 use esker_repository::destination::Destination;
 use esker_repository::metadata::FileMetadata;
 use esker_repository::{
     Cluster, Digest, LineageId, Lsn, Options, Pace, PartitionId, Repository, SnapshotMetadata,
     Source,
 };
-use serde_json::{Value, json};
+use serde::Deserialize as _;
+use serde_json::Value;
 
 use super::SnapshotOptions;
 use super::options::SnapshotKind;
@@ -204,7 +205,7 @@ pub(crate) fn to_put(
     let mut put = esker_repository::Checkpoint::new(source, files, Lsn(meta.lsn));
     put.lineage = Some(lineage_id(of));
     put.term = Some(meta.term);
-    put.membership = Some(json!({ "voters": meta.voters, "learners": meta.learners }));
+    put.membership = Some(serde_json::to_value(&meta.members).map_err(|e| e.to_string())?);
     put.partitions = Some(lineage.partitions);
     put.db_comparator_name.clone_from(&meta.comparator);
     put.extra.insert(
@@ -216,10 +217,10 @@ pub(crate) fn to_put(
 
 /// Files that were restored into `dir`, as a database takes them.
 pub(crate) fn restored(dir: &Path, metadata: &SnapshotMetadata) -> Result<Checkpoint, String> {
-    let members = |what: &str| -> Vec<u64> {
-        let listed = metadata.membership.as_ref().and_then(|m| m.get(what));
-        let numbers = listed.and_then(Value::as_array).into_iter().flatten();
-        numbers.filter_map(Value::as_u64).collect()
+    let members = match &metadata.membership {
+        Some(listed) => Members::deserialize(listed)
+            .map_err(|e| format!("its description has a malformed membership: {e}"))?,
+        None => Members::default(),
     };
     let lineage = metadata
         .lineage
@@ -247,8 +248,7 @@ pub(crate) fn restored(dir: &Path, metadata: &SnapshotMetadata) -> Result<Checkp
             partition: u64::from(metadata.partition_id.0),
             lsn: metadata.min_applied_lsn.0,
             term: metadata.term.unwrap_or_default(),
-            voters: members("voters"),
-            learners: members("learners"),
+            members,
             lineage: lineage.to_string(),
             comparator: metadata.db_comparator_name.clone(),
             files: metadata.files.iter().map(file).collect(),

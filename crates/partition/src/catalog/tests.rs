@@ -1,7 +1,7 @@
 //! The promises of the catalog.
 
 use bytes::Bytes;
-use esker_raft::{ApplyError, Committed, Lsn, StateMachine as _, Term};
+use esker_raft::{ApplyError, Committed, Lsn, Membership, NodeId, StateMachine as _, Term};
 use proptest::prelude::*;
 use tempfile::TempDir;
 
@@ -211,6 +211,25 @@ fn in_one_step_or_many(commands: Vec<Kind>) -> (Vec<Outcome>, Fixture) {
     together.reopen();
     assert_eq!(together.content(), apart.content());
     (outcomes, together)
+}
+
+#[test]
+fn the_catalog_keeps_the_membership_of_the_applied_entries() {
+    let mut fixture = Fixture::new();
+    let membership = Membership {
+        voters: vec![NodeId(7), NodeId(8)],
+        voters_outgoing: vec![NodeId(7)],
+        ..Membership::default()
+    };
+    let entry = Committed {
+        lsn: Lsn(1),
+        term: Term(1),
+        command: None,
+        membership: Some(Arc::new(membership.clone())),
+    };
+    fixture.catalog().apply(&[entry], &mut Vec::new()).unwrap();
+    fixture.reopen();
+    assert_eq!(fixture.catalog().membership(), membership);
 }
 
 #[test]

@@ -78,6 +78,7 @@ fn what_an_earlier_attempt_left_is_completed_and_kept() {
         term: 2,
         voters: vec![1],
         learners: vec![9],
+        ..Applied::default()
     };
     for (number, position) in [(0, None), (1, Some(advanced.encode_to_vec()))] {
         let part = store.part(PartitionId(number));

@@ -13,7 +13,7 @@ pub(crate) mod tests;
 use std::sync::Arc;
 use std::time::Duration;
 
-use esker_raft::{ApplyError, Committed, Lsn, Membership, NodeId, StateMachine};
+use esker_raft::{ApplyError, Committed, Lsn, Membership, StateMachine};
 
 use crate::checkpoint::Capture;
 use crate::command::{Kind, Outcome};
@@ -213,9 +213,9 @@ impl StreamPartition {
         commands: impl Iterator<Item = Option<Kind>>,
         outputs: &mut Vec<Outcome>,
     ) -> Result<(), ApplyError> {
-        let Some(last) = entries.last() else {
+        if entries.is_empty() {
             return Ok(());
-        };
+        }
         let mut step = Step::new(
             &self.part,
             &self.directory,
@@ -237,11 +237,7 @@ impl StreamPartition {
                 outputs.push(outcome);
             }
         }
-        let applied = Applied {
-            lsn: last.lsn.0,
-            term: last.term.0,
-            ..self.applied.clone()
-        };
+        let applied = self.applied.after(entries);
         let done = step.write(&applied).map_err(|e| failed(&self.part, &e))?;
         self.applied = applied;
         self.counters = done.counters;
@@ -268,7 +264,7 @@ impl StateMachine for StreamPartition {
     }
 
     fn membership(&self) -> Membership {
-        membership(&self.applied)
+        self.applied.membership()
     }
 
     fn apply(
@@ -311,13 +307,5 @@ pub(crate) fn failed(part: &Part, error: &StoreError) -> ApplyError {
     match resumed {
         Ok(()) => ApplyError(error.to_string()),
         Err(again) => ApplyError(format!("{error}; {again}")),
-    }
-}
-
-pub(crate) fn membership(applied: &Applied) -> Membership {
-    Membership {
-        voters: applied.voters.iter().map(|n| NodeId(*n)).collect(),
-        learners: applied.learners.iter().map(|n| NodeId(*n)).collect(),
-        ..Membership::default()
     }
 }

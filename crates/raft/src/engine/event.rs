@@ -55,9 +55,20 @@ pub enum Event {
         /// Who belonged to the group, as of that entry. Unknown, the snapshot is offered to nobody.
         peers: Option<Membership>,
     },
-    /// The attempt that a hint or the host began came to nothing.
+    /// As [`Event::SnapshotTaken`], for a host that has the snapshot as bytes and has not stored it: the
+    /// engine knows term and membership as of that entry, and answers with [`Action::StoreSnapshot`]. If
+    /// it does not know them, because the membership was changed after that entry, the attempt counts as
+    /// failed. An attempt that is under way goes on until the host says [`Event::SnapshotTaken`].
+    SnapshotBytes {
+        /// Last entry that it covers; at most what is applied.
+        last_included_index: Lsn,
+        /// The state machine's own encoding.
+        bytes: Bytes,
+    },
+    /// The host's attempt came to nothing. After a pause there is a hint, whatever the thresholds are.
     SnapshotFailed,
-    /// The host began an attempt by itself. No hint is given until it has ended.
+    /// The host begins an attempt, after a hint or by itself. No hint is given until it has ended with
+    /// [`Event::SnapshotTaken`] or [`Event::SnapshotFailed`].
     SnapshotBegun,
     /// The host wants the entries above `lsn` kept, also if a snapshot covers them. Said again, it
     /// holds from then on, lower or higher; what is gone is gone. It is not remembered across a
@@ -162,11 +173,24 @@ pub enum Action {
         /// Why.
         reason: RejectReason,
     },
-    /// Please take a snapshot. The attempt is under way until the host says
-    /// [`Event::SnapshotTaken`] or [`Event::SnapshotFailed`].
+    /// Please take a snapshot: [`Event::SnapshotBegun`] when it begins, then
+    /// [`Event::SnapshotTaken`] or [`Event::SnapshotFailed`]. A host that does nothing gets the next hint
+    /// when as much again has been applied.
     SnapshotHint {
         /// What is applied now: the snapshot covers at least this.
         last_included_index: Lsn,
+    },
+    /// Store this snapshot durably, then say [`Event::SnapshotTaken`] with the same index, term and
+    /// membership; or [`Event::SnapshotFailed`].
+    StoreSnapshot {
+        /// Last entry that it covers.
+        last_included_index: Lsn,
+        /// That entry's term.
+        term: Term,
+        /// Who belongs to the group, as of that entry.
+        peers: Membership,
+        /// What [`Event::SnapshotBytes`] carried.
+        bytes: Bytes,
     },
     /// More entries than the guardrail allows are above the floor, and apply stands there, so that a
     /// snapshot cannot help. Said once, until that is over.

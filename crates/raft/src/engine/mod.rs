@@ -9,9 +9,10 @@
 //! - [`Action::Persist`]: make it durable, in the order given, then say [`Event::Persisted`] with
 //!   its number. Several may be made durable by one sync; the last number stands for all before.
 //! - [`Action::Apply`]: apply in order, then say [`Event::Applied`].
-//! - [`Action::SnapshotHint`]: take a snapshot, meanwhile go on with everything else, then say
-//!   [`Event::SnapshotTaken`] or [`Event::SnapshotFailed`]. A host that takes one of its own accord
-//!   says [`Event::SnapshotBegun`] before.
+//! - [`Action::SnapshotHint`]: take a snapshot, meanwhile go on with everything else. Say
+//!   [`Event::SnapshotBegun`] when it begins, also when no hint came before, and
+//!   [`Event::SnapshotTaken`] or [`Event::SnapshotFailed`] when it ends. A host that has bytes in memory
+//!   may say [`Event::SnapshotBytes`] instead, and does what [`Action::StoreSnapshot`] says.
 //! - [`Action::LogAlarm`]: apply does not move and the log grows; tell somebody.
 //! - [`Action::Compact`]: entries up to there may be removed from the log, at leisure.
 //! - [`Action::Send`]: deliver to peers; loss, delay and repetition are fine.
@@ -57,6 +58,7 @@ pub use status::{Counters, PeerState, PeerStatus, Status};
 
 use std::collections::VecDeque;
 
+use bytes::Bytes;
 use raft::eraftpb::MessageType;
 use raft::{Config as RaftConfig, RawNode, StateRole, Storage as _};
 
@@ -243,6 +245,10 @@ impl Engine {
                 term,
                 peers,
             } => self.snapshot_taken(last_included_index, term, peers, &mut actions),
+            Event::SnapshotBytes {
+                last_included_index,
+                bytes,
+            } => self.snapshot_bytes(last_included_index, bytes, &mut actions),
             Event::SnapshotFailed => {
                 self.counters.snapshots_failed += 1;
                 self.snapshots.failed();
@@ -486,6 +492,25 @@ impl Engine {
         self.note_newest(lsn, peers);
         self.snapshots.taken(lsn);
         self.compact(actions);
+    }
+
+    fn snapshot_bytes(&mut self, lsn: Lsn, bytes: Bytes, actions: &mut Vec<Action>) {
+        // The membership is known as of what was handed out for applying; it is that of `lsn` as well
+        // if no entry in between changes it.
+        let store = self.raw.store();
+        let known = lsn <= self.applied && lsn.0 > 0 && store.last_change() <= lsn;
+        match store.term(lsn.0) {
+            Ok(term) if known => actions.push(Action::StoreSnapshot {
+                last_included_index: lsn,
+                term: Term(term),
+                peers: self.membership.clone(),
+                bytes,
+            }),
+            _ => {
+                self.counters.snapshots_failed += 1;
+                self.snapshots.failed();
+            }
+        }
     }
 
     fn compact(&mut self, actions: &mut Vec<Action>) {

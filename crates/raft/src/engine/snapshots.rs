@@ -11,10 +11,14 @@
 //!
 //! Or when a peer can be helped by none of the snapshots that there are ([`Snapshots::want`]).
 //!
-//! One attempt at a time: what happens during it is looked at when it ends, and may be the next
-//! hint at once. After a failed attempt both bands are silent for some ticks, twice as many after
-//! each failure in a row; then both are looked at again. With apply *at* the floor a snapshot covers
-//! nothing new: that is an alarm instead.
+//! An attempt is under way from [`Event::SnapshotBegun`](super::Event::SnapshotBegun) until it ends, one
+//! at a time: bands that are crossed meanwhile are one hint when it ends. A hint that the host does not
+//! begin is given again at the next crossing: when as much again was applied, or was appended in the case
+//! of the guardrail.
+//!
+//! A failed attempt is tried again, also one that no band asked for: both bands are silent for some ticks,
+//! twice as many after each failure in a row, and then there is a hint. With apply *at* the floor a
+//! snapshot covers nothing new: that is an alarm instead.
 
 use std::collections::VecDeque;
 use std::ops::RangeInclusive;
@@ -37,8 +41,10 @@ pub(super) struct Snapshots {
     covered: Lsn,
     applied: Lsn,
     keep_from: Option<Lsn>,
-    /// The attempt under way: what was applied when it began.
+    /// The attempt under way, which the host has begun: what was applied when it began.
     attempt: Option<Lsn>,
+    /// The newest hint that the host has not begun.
+    hinted: Option<Hint>,
     /// Ticks until hints are given again.
     wait: u64,
     /// Ticks of silence after the next failure.
@@ -46,7 +52,22 @@ pub(super) struct Snapshots {
     alarmed: bool,
     /// A peer needs a newer one than there is.
     wanted: bool,
+    /// The last attempt failed: one is needed, whatever the bands say, if it covers anything new.
+    failed: bool,
     tally: Tally,
+}
+
+/// Where things stood when a hint was given.
+#[derive(Clone, Copy)]
+struct Hint {
+    applied: Lsn,
+    last: Lsn,
+    /// Bytes of all entries counted so far.
+    bytes: u64,
+    /// Ticks since then.
+    age: u64,
+    /// Ticks until it is repeated for a peer; they double like those of the back-off.
+    repeat_after: u64,
 }
 
 impl Snapshots {
@@ -62,10 +83,12 @@ impl Snapshots {
             applied,
             keep_from: None,
             attempt: None,
+            hinted: None,
             wait: 0,
             next_wait: *config.snapshot_backoff_ticks.start(),
             alarmed: false,
             wanted: false,
+            failed: false,
             tally: Tally::new(start, applied),
         };
         if snapshots.over_a_band(last) {
@@ -122,7 +145,8 @@ impl Snapshots {
         self.tally.above(lsn)
     }
 
-    /// A peer needs a newer snapshot than there is: one is hinted at, as soon as none is under way.
+    /// A peer needs a newer snapshot than there is: one is hinted at, as soon as none is under way. A
+    /// hint that the host does not begin is repeated for the peer, ever later.
     pub fn want(&mut self) {
         self.wanted = true;
     }
@@ -131,18 +155,26 @@ impl Snapshots {
     pub fn installed(&mut self, lsn: Lsn) {
         self.applied = lsn;
         self.covered = lsn;
+        // The bytes begin anew, so a hint from before cannot be compared with them.
+        self.hinted = None;
         self.tally = Tally::new(lsn, lsn);
     }
 
-    /// An attempt begins.
+    /// The host begins an attempt.
     pub fn begun(&mut self) {
         self.wanted = false;
+        self.failed = false;
+        self.hinted = None;
         self.attempt.get_or_insert(self.applied);
     }
 
     /// There is a snapshot that covers everything up to `lsn`, at most what is committed.
     pub fn taken(&mut self, lsn: Lsn) {
-        let began_at = self.attempt.take();
+        self.failed = false;
+        let hinted = self.hinted.take().map(|hint| hint.applied);
+        // A host that did not announce its attempt has ended it all the same.
+        self.wanted &= hinted.is_none();
+        let began_at = self.attempt.take().or(hinted);
         if lsn > self.covered {
             self.covered = lsn;
             self.tally.measure(self.floor());
@@ -154,9 +186,12 @@ impl Snapshots {
         self.next_wait = *self.backoff.start();
     }
 
-    /// The attempt came to nothing.
+    /// The attempt came to nothing. Another one is needed, also if no band is crossed: whoever asked for
+    /// this one has no snapshot.
     pub fn failed(&mut self) {
         self.attempt = None;
+        self.hinted = None;
+        self.failed = true;
         self.back_off();
     }
 
@@ -168,6 +203,9 @@ impl Snapshots {
     /// One tick of the clock.
     pub fn tick(&mut self) {
         self.wait = self.wait.saturating_sub(1);
+        if let Some(hint) = &mut self.hinted {
+            hint.age = hint.age.saturating_add(1);
+        }
     }
 
     /// Whether a tick is needed for the next hint.
@@ -188,11 +226,10 @@ impl Snapshots {
     /// What is to be said, with the log ending at `last`.
     pub fn consider(&mut self, last: Lsn) -> Option<Action> {
         let idle = self.attempt.is_none() && self.wait == 0;
-        if self.wanted && idle && self.applied.0 > 0 {
-            self.begun();
-            return Some(Action::SnapshotHint {
-                last_included_index: self.applied,
-            });
+        let wanted = self.wanted && self.hinted.is_none_or(|hint| hint.age >= hint.repeat_after);
+        let again = self.failed && self.applied > self.floor();
+        if idle && (wanted && self.applied.0 > 0 || again) {
+            return Some(self.hint(last));
         }
         if self.stuck(last) {
             if !std::mem::replace(&mut self.alarmed, true) {
@@ -202,13 +239,38 @@ impl Snapshots {
             return None;
         }
         self.alarmed = false;
-        if !idle || !self.over_a_band(last) {
+        if !idle || !self.over_a_band(last) || !self.over_a_band_again(last) {
             return None;
         }
-        self.begun();
-        Some(Action::SnapshotHint {
+        Some(self.hint(last))
+    }
+
+    fn hint(&mut self, last: Lsn) -> Action {
+        self.failed = false;
+        let (first, longest) = (*self.backoff.start(), *self.backoff.end());
+        let before = self.hinted.map(|hint| hint.repeat_after.saturating_mul(2));
+        self.hinted = Some(Hint {
+            repeat_after: before.unwrap_or(first).min(longest),
+            applied: self.applied,
+            last,
+            bytes: self.tally.counted,
+            age: 0,
+        });
+        Action::SnapshotHint {
             last_included_index: self.applied,
-        })
+        }
+    }
+
+    /// Whether a band was crossed once more since the newest hint, if that was not begun.
+    fn over_a_band_again(&self, last: Lsn) -> bool {
+        let Some(hint) = self.hinted else {
+            return true;
+        };
+        let crossed = |band: u64, since: u64| band > 0 && since >= band;
+        crossed(self.hint_entries, self.applied.0 - hint.applied.0)
+            || crossed(self.hint_bytes, self.tally.counted - hint.bytes)
+            || (self.applied > hint.applied
+                && crossed(self.guardrail, last.0.saturating_sub(hint.last.0)))
     }
 
     fn over_a_band(&self, last: Lsn) -> bool {
@@ -234,6 +296,8 @@ struct Tally {
     start: Lsn,
     above_start: u64,
     above_floor: u64,
+    /// Of all entries that were ever counted.
+    counted: u64,
 }
 
 /// The entries `(after, up_to]`.
@@ -261,6 +325,7 @@ impl Tally {
             start,
             above_start: 0,
             above_floor: 0,
+            counted: 0,
         }
     }
 
@@ -271,6 +336,7 @@ impl Tally {
             bytes,
         };
         self.end = up_to;
+        self.counted += bytes;
         self.above_start += piece.above(self.start);
         self.above_floor += piece.above(floor);
         self.pieces.push_back(piece);

@@ -77,6 +77,11 @@ impl EngineStorage {
         self.hard_state = hs;
     }
 
+    /// No entry above it changes the membership.
+    pub fn last_change(&self) -> Lsn {
+        self.last_change
+    }
+
     pub fn start(&self) -> LogFloor {
         self.start
     }

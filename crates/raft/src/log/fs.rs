@@ -229,7 +229,10 @@ impl Handle for LogFile {
 
 impl Read for FileReader {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        let LogFile { file, path, .. } = &*self.handle;
+        let LogFile {
+            file, path, faults, ..
+        } = &*self.handle;
+        faults.before_read();
         let read = file
             .read_at(buf, self.offset)
             .map_err(|e| named("read", path, &e))?;

@@ -382,12 +382,38 @@ impl GroupReader {
     }
 }
 
+/// Attempts at one read of the log. A purge between two attempts is rare; three in a row, each between the
+/// same two operations of one read, do not happen.
+const MAX_READ_ATTEMPTS: u32 = 3;
+
+impl GroupReader {
+    /// Runs `read`, and once more if it fails. raft-engine looks up where the entries are, and then reads
+    /// the files without a lock: a purge in between copies the entries elsewhere and deletes the file,
+    /// which looks like damage ("file seqno out of range"). The next attempt looks them up again; what is
+    /// really damaged stays so.
+    fn reading<T: Send>(
+        &self,
+        mut read: impl FnMut() -> raft_engine::Result<T> + Send,
+    ) -> Result<T, String> {
+        let mut attempt = 1;
+        loop {
+            match on_a_fresh_thread(&mut read).map_err(|e| self.failed(e))? {
+                Ok(read) => return Ok(read),
+                Err(error) if attempt == MAX_READ_ATTEMPTS => return Err(self.failed(error)),
+                Err(error) => tracing::debug!(group = %self.group, %error, attempt, "read again"),
+            }
+            attempt += 1;
+        }
+    }
+}
+
 impl LogReader for GroupReader {
     fn entries(&self, low: Lsn, high: Lsn, max_bytes: u64) -> Result<RawEntries, String> {
         let mut entries = Vec::new();
         let max = usize::try_from(max_bytes).unwrap_or(usize::MAX);
         let region = region(self.group);
-        on_a_fresh_thread(|| {
+        self.reading(|| {
+            entries.clear();
             self.engine.fetch_entries_to::<EntryIndex>(
                 region,
                 low.0,
@@ -395,17 +421,13 @@ impl LogReader for GroupReader {
                 Some(max),
                 &mut entries,
             )
-        })
-        .map_err(|e| self.failed(e))?
-        .map_err(|e| self.failed(e))?;
+        })?;
         Ok(RawEntries(entries))
     }
 
     fn term(&self, lsn: Lsn) -> Result<Term, String> {
         let region = region(self.group);
-        on_a_fresh_thread(|| self.engine.get_entry::<EntryIndex>(region, lsn.0))
-            .map_err(|e| self.failed(e))?
-            .map_err(|e| self.failed(e))?
+        self.reading(|| self.engine.get_entry::<EntryIndex>(region, lsn.0))?
             .map(|entry| Term(entry.term))
             .ok_or_else(|| self.failed(format_args!("there is no entry at LSN {lsn}")))
     }

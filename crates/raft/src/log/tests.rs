@@ -472,3 +472,34 @@ fn an_installed_snapshot_empties_the_log_and_keeps_tag_term_and_vote() {
     assert_eq!((state.hard_state.term, state.hard_state.commit), (5, 90));
     open.close();
 }
+
+#[test]
+fn a_read_that_a_purge_overtakes_finds_the_entries_where_they_are_now() {
+    let dir = tempfile::tempdir().unwrap();
+    let faults = Faults::new();
+    let open = Open::new(dir.path(), &faults);
+    // Each entry of the first group in a write of its own, hence in a block of its own, and behind them
+    // so much of another group that the first file is to be deleted.
+    for lsn in 1..=3 {
+        open.append(1, lsn..=lsn, 1, 100);
+    }
+    for lsn in 1..=12 {
+        open.append(2, lsn..=lsn, 1, 8 * 1024);
+    }
+    open.compact(2, floor(12, 1));
+    let before = open.log.file_span().0;
+    let log = open.log.clone();
+    faults.before_next_read(move || {
+        log.purge().unwrap();
+    });
+    let reader = open.log.reader(GroupId(1));
+    let read = reader.entries(Lsn(1), Lsn(4), 1 << 20).unwrap();
+    let after = open.log.file_span().0;
+    assert!(
+        after > before,
+        "nothing was deleted during the read: {before}"
+    );
+    let lsns: Vec<_> = read.0.iter().map(|entry| entry.index).collect();
+    assert_eq!(lsns, [1, 2, 3]);
+    open.close();
+}

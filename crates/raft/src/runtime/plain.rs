@@ -22,9 +22,11 @@ pub trait Plain: Send + 'static {
     /// All of the state, as bytes that only [`Plain::restore`] understands.
     fn snapshot(&self) -> Result<Vec<u8>, SnapshotError>;
 
-    /// Begins a snapshot; applies wait until this returns, and go on while the answer runs. Unless
-    /// said otherwise, all of the work is done at once: a state that is large, and cheap to clone,
-    /// says otherwise.
+    /// Begins a snapshot; applies wait until this returns, and go on while the answer runs.
+    ///
+    /// The default calls [`Plain::snapshot`] at once, so applies wait for all of it: enough for a state
+    /// of some kilobytes. A state that is cheap to clone (small, or of persistent collections or `Arc`s)
+    /// implements it as `capture_clone(self)`; another one captures what it needs, by hand.
     fn capture(&self) -> Writing {
         let snapshot = self.snapshot();
         Box::new(move || snapshot)
@@ -32,6 +34,13 @@ pub trait Plain: Send + 'static {
 
     /// Replaces the state. On an error it must be as it was.
     fn restore(&mut self, snapshot: &[u8]) -> Result<(), SnapshotError>;
+}
+
+/// [`Plain::capture`] for a state that is cheap to clone: applies wait for the clone alone, and the clone
+/// is encoded on the snapshot's own thread.
+pub fn capture_clone<P: Plain + Clone>(state: &P) -> Writing {
+    let state = state.clone();
+    Box::new(move || state.snapshot())
 }
 
 /// Keeps the position and the membership that belong to a [`Plain`] state.

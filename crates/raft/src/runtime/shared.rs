@@ -224,6 +224,10 @@ impl<O: Send + 'static> Shared<O> {
                     self.attempts.want();
                     self.apply.nudge();
                 }
+                Action::StoreSnapshot { .. } => {
+                    // It answers an event that only hosts of a bare engine send.
+                    tracing::error!(group = %self.id, "a snapshot of bytes that nobody sent");
+                }
                 Action::LogAlarm { entries } => {
                     tracing::error!(
                         group = %self.id,

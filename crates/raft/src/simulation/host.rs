@@ -58,6 +58,8 @@ pub struct Host {
 
     /// A snapshot is being written: the state as of its beginning.
     pub capture: Option<State>,
+    /// What the bytes were made of that the engine is to describe.
+    pub described: Option<State>,
     pub stored: Vec<Stored>,
     pub next_checkpoint: u64,
     pub sender: Sender,
@@ -103,6 +105,7 @@ impl Host {
             handed: 0,
             proposed: BTreeMap::new(),
             capture: None,
+            described: None,
             stored: Vec::new(),
             next_checkpoint: 1,
             sender: Sender::new(shape::sender()),
@@ -357,7 +360,20 @@ impl World {
                         "{id} is asked for a snapshot of another state"
                     )));
                 }
-                self.begin_capture(id);
+                // Some hosts take no notice of a hint; they are asked again.
+                if self.peace || !self.chance(4) {
+                    self.begin_capture(id);
+                    events.push_back(Event::SnapshotBegun);
+                }
+            }
+            Action::StoreSnapshot {
+                last_included_index,
+                term,
+                peers,
+                ..
+            } => {
+                let taken = self.store_bytes(id, last_included_index, term, &peers);
+                events.extend(taken);
             }
             Action::OfferSnapshot {
                 to,

@@ -4,7 +4,8 @@ use super::host::Host;
 use super::mutants::Mutant;
 use super::state::{State, Stored};
 use super::world::{Happening, World};
-use crate::engine::{Event, Membership};
+use crate::engine::{Event, LogFloor, Membership};
+use crate::ids::{Lsn, Term};
 use crate::transfer::{Manifest, SenderEvent};
 
 impl World {
@@ -66,9 +67,42 @@ impl World {
             return self.step(id, Event::SnapshotFailed);
         }
         self.reached.snapshots += 1;
+        if !files && self.chance(2) {
+            // The engine adds term and membership, and they have to be those of the state.
+            let last_included_index = state.at.lsn;
+            let bytes = Stored::of(&state, id, 0, false).files.concat().into();
+            self.host_mut(id).described = Some(state);
+            self.step(
+                id,
+                Event::SnapshotBytes {
+                    last_included_index,
+                    bytes,
+                },
+            );
+            self.host_mut(id).described = None;
+            return;
+        }
         let manifest = self.store(id, state, files);
         let taken = self.taken(&manifest);
         self.step(id, taken);
+    }
+
+    /// The engine has completed the description of what was captured.
+    pub fn store_bytes(
+        &mut self,
+        id: u64,
+        lsn: Lsn,
+        term: Term,
+        peers: &Membership,
+    ) -> Option<Event> {
+        let state = self.host_mut(id).described.take()?;
+        if self.mutant.is_none() && (state.at, &state.membership) != (LogFloor { lsn, term }, peers)
+        {
+            let what = format!("{id} describes its snapshot of {lsn} as {term}, {peers:?}");
+            self.judge(Err(what));
+        }
+        let manifest = self.store(id, state, false);
+        Some(self.taken(&manifest))
     }
 
     fn store(&mut self, id: u64, state: State, files: bool) -> Manifest {

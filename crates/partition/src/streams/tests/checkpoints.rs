@@ -33,7 +33,7 @@ fn a_checkpoint_made_elsewhere_is_the_same_partition() {
     let checkpoint = partition.checkpoint();
     let digest = partition.part().digest().unwrap();
     assert_eq!(checkpoint.meta.lsn, partition.applied());
-    assert_eq!(checkpoint.meta.voters, [7]);
+    assert_eq!(checkpoint.meta.members.voters, [7]);
     assert_eq!(checkpoint.lineage(), Some(digest.lineage));
     let mut elsewhere = partition.imported(&checkpoint);
     assert_eq!(elsewhere.part().digest().unwrap(), digest);

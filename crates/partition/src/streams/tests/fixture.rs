@@ -264,6 +264,12 @@ impl Fixture {
         Ok(outcomes)
     }
 
+    /// Applies entries as one step; they are in the log.
+    pub fn apply_entries(&mut self, entries: &[Committed]) {
+        self.machine().apply(entries, &mut Vec::new()).unwrap();
+        self.log.extend_from_slice(entries);
+    }
+
     /// Applies so many entries without a command, in steps of a size that the runtime uses.
     pub fn idle(&mut self, entries: u64) {
         let next = self.log.len() as u64 + 1;

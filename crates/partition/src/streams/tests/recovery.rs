@@ -1,9 +1,12 @@
 //! What is left after a failed step, a reopening, a crash.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
-use esker_raft::{Committed, Lsn, NodeId, StateMachine as _, Term};
+use esker_raft::{Committed, Lsn, Membership, NodeId, StateMachine as _, Term};
 
 use super::fixture::*;
+use crate::checkpoint::Checkpoint;
 use crate::command::{Append, Kind, Outcome, ProvisionBasin};
 use crate::ids::{BasinId, StreamId};
 
@@ -174,6 +177,85 @@ fn an_empty_entry_moves_the_position_and_nothing_else() {
             .iter()
             .eq(&[NodeId(7)])
     );
+}
+
+/// A membership in the middle of a change, with every list different.
+fn joint() -> Membership {
+    let nodes = |numbers: &[u64]| numbers.iter().copied().map(NodeId).collect();
+    Membership {
+        voters: nodes(&[7, 8]),
+        learners: nodes(&[10, 11]),
+        voters_outgoing: nodes(&[7, 9]),
+        learners_next: nodes(&[9]),
+        to_promote: nodes(&[11]),
+    }
+}
+
+fn change(lsn: u64, membership: Membership) -> Committed {
+    Committed {
+        lsn: Lsn(lsn),
+        term: Term(3),
+        command: None,
+        membership: Some(Arc::new(membership)),
+    }
+}
+
+fn empty(lsn: u64) -> Committed {
+    Committed {
+        lsn: Lsn(lsn),
+        term: Term(3),
+        command: None,
+        membership: None,
+    }
+}
+
+#[test]
+fn the_membership_is_that_of_the_applied_entries_across_reopenings_and_checkpoints() {
+    let mut partition = Fixture::new();
+    partition.create("s");
+    let next = partition.applied() + 1;
+    let first = Membership {
+        voters: vec![NodeId(7), NodeId(8)],
+        ..Membership::default()
+    };
+    // The last change of a step counts, wherever in the step it is.
+    let step = [
+        change(next, first),
+        change(next + 1, joint()),
+        empty(next + 2),
+    ];
+    partition.apply_entries(&step);
+    assert_eq!(partition.machine().membership(), joint());
+    // An entry that changes nothing leaves it as it is.
+    let step = [empty(next + 3)];
+    partition.apply_entries(&step);
+    assert_eq!(partition.machine().membership(), joint());
+
+    partition.reopen();
+    assert_eq!(partition.machine().membership(), joint(), "after a restart");
+
+    let checkpoint = partition.checkpoint();
+    assert_eq!(Membership::from(&checkpoint.meta.members), joint());
+    let reread = Checkpoint::open(&checkpoint.dir).unwrap();
+    assert_eq!(reread.meta, checkpoint.meta);
+    let mut elsewhere = partition.imported(&checkpoint);
+    assert_eq!(elsewhere.machine().membership(), joint(), "after an import");
+}
+
+#[test]
+fn a_fork_leaves_one_voter_and_nobody_else() {
+    let mut partition = Fixture::new();
+    let next = partition.applied() + 1;
+    let step = [change(next, joint())];
+    partition.apply_entries(&step);
+    let part = partition.part();
+    let lineage = part.lineage().unwrap();
+    part.fork(&lineage, 12).unwrap();
+    let alone = Membership {
+        voters: vec![NodeId(12)],
+        ..Membership::default()
+    };
+    assert_eq!(part.applied().unwrap().unwrap().membership(), alone);
 }
 
 #[test]

@@ -153,7 +153,12 @@ fn a_joiner_is_offered_only_snapshots_that_know_it() {
         "the snapshot is from before it was added"
     );
     let hint = |a: &Action| matches!(a, Action::SnapshotHint { .. });
-    assert_eq!(cluster.said(1, hint), 1, "one from after it is asked for");
+    // The first hint, and, since the host does not begin, those 10 and 30 ticks later.
+    let hints = cluster.said(1, hint);
+    assert!(
+        (1..=3).contains(&hints),
+        "{hints} hints at one from after it"
+    );
     cluster.snapshot(1);
     cluster.ticks(20);
     assert_eq!(offers(&cluster, 1), 1);

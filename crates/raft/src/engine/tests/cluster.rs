@@ -305,6 +305,7 @@ impl Cluster {
             Action::Compact { floor } => host.disk.compact(floor),
             Action::SnapshotHint { .. } if host.heeds_hints => {
                 host.said.push(action);
+                events.push_back(Event::SnapshotBegun);
                 let taken = self.store_snapshot(id);
                 events.push_back(taken);
             }

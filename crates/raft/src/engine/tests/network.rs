@@ -200,13 +200,18 @@ impl Network {
                 assert!(!member.attempt, "a hint while an attempt is under way");
                 assert_eq!(last_included_index.0, member.applied);
                 assert!(member.applied > member.flushed, "a hint at nothing new");
-                member.attempt = true;
                 self.hints += 1;
+                // Most hosts begin at once; one that does not is asked again.
+                if self.rng.random_bool(0.8) {
+                    member.attempt = true;
+                    self.step(at, Event::SnapshotBegun);
+                }
             }
             Action::LogAlarm { .. } => {
                 assert_eq!(member.applied, member.flushed, "a snapshot can help");
             }
-            Action::OfferSnapshot { .. }
+            Action::StoreSnapshot { .. }
+            | Action::OfferSnapshot { .. }
             | Action::FetchSnapshot { .. }
             | Action::AbandonFetch { .. }
             | Action::InstallSnapshot { .. }

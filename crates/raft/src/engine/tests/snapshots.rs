@@ -139,6 +139,7 @@ fn without_thresholds_no_hint_ever_comes() {
 fn hints_during_an_attempt_are_one_hint_when_it_ends() {
     let (mut engine, disk) = leader(config(), HINT - 1);
     assert_eq!(hints(&grow(&mut engine, &disk, 1)), [HINT]);
+    assert!(engine.step(Event::SnapshotBegun).is_empty());
     assert_eq!(hints(&grow(&mut engine, &disk, 3 * HINT)), [0; 0]);
     assert_eq!(
         outline(&take(&mut engine, HINT)),
@@ -150,6 +151,43 @@ fn hints_during_an_attempt_are_one_hint_when_it_ends() {
         "compact to 35@1",
         "and not when it is no longer"
     );
+}
+
+#[test]
+fn a_hint_that_the_host_does_not_begin_comes_again_at_each_crossing() {
+    let (mut engine, disk) = leader(config(), HINT - 1);
+    let said = hints(&grow(&mut engine, &disk, 3 * HINT));
+    assert_eq!(said, [HINT, 2 * HINT, 3 * HINT], "by entries");
+    assert!(engine.step(Event::SnapshotBegun).is_empty());
+    assert_eq!(hints(&grow(&mut engine, &disk, 2 * HINT)), [0; 0]);
+
+    let mut by_bytes = config();
+    by_bytes.snapshot_hint_threshold_entries = 0;
+    by_bytes.snapshot_hint_threshold_bytes = 10_000;
+    let (mut engine, disk) = leader(by_bytes, 1);
+    let mut said = Vec::new();
+    for ticket in 0..12 {
+        let large = Event::Propose {
+            ticket: Ticket(ticket),
+            command: vec![7; 3000],
+        };
+        said.extend(hints(&settle(&mut engine, &disk, large)));
+    }
+    assert_eq!(said, [5, 9, 13], "by bytes, with hints by entries disabled");
+}
+
+#[test]
+fn a_failed_attempt_is_tried_again_also_below_every_threshold() {
+    let (mut engine, disk) = leader(config(), 3);
+    assert!(engine.step(Event::SnapshotBegun).is_empty());
+    for silence in [4, 8, 16] {
+        assert!(engine.step(Event::SnapshotFailed).is_empty());
+        assert_eq!(ticks_until_hint(&mut engine, 1000), Some(silence));
+        assert!(engine.step(Event::SnapshotBegun).is_empty());
+    }
+    assert_eq!(outline(&take(&mut engine, 3)), "compact to 3@1");
+    assert!(!engine.needs_ticks(), "it has succeeded");
+    assert_eq!(hints(&grow(&mut engine, &disk, HINT - 1)), [0; 0]);
 }
 
 #[test]
@@ -265,6 +303,44 @@ fn a_snapshot_moves_the_floor_and_one_that_covers_less_does_not() {
         assert!(take(&mut engine, lsn).is_empty());
         assert_eq!((engine.floor(), engine.log_start()), (Lsn(5), Lsn(5)));
     }
+}
+
+#[test]
+fn bytes_are_described_by_the_engine_and_move_the_floor_once_they_are_stored() {
+    let (mut engine, _) = leader(config(), HINT - 1);
+    engine.step(Event::SnapshotBegun);
+    let bytes = |lsn| Event::SnapshotBytes {
+        last_included_index: Lsn(lsn),
+        bytes: "state".into(),
+    };
+    let mut actions = engine.step(bytes(5));
+    let Some(Action::StoreSnapshot {
+        last_included_index,
+        term,
+        peers,
+        bytes: stored,
+    }) = actions.pop()
+    else {
+        panic!("{actions:?}");
+    };
+    assert_eq!((last_included_index, term), (Lsn(5), Term(1)));
+    assert_eq!((&peers, &stored[..]), (engine.membership(), &b"state"[..]));
+    assert_eq!(engine.floor(), Lsn(0), "nothing is durable yet");
+    let taken = Event::SnapshotTaken {
+        last_included_index,
+        term,
+        peers: Some(peers),
+    };
+    assert_eq!(outline(&engine.step(taken)), "compact to 5@1");
+
+    // What is not applied cannot be in it.
+    engine.step(Event::SnapshotBegun);
+    assert!(engine.step(bytes(HINT)).is_empty());
+    assert_eq!(
+        ticks_until_hint(&mut engine, 1000),
+        Some(4),
+        "it has failed"
+    );
 }
 
 #[test]

@@ -62,6 +62,7 @@ struct State {
     sync_held: bool,
     /// Syncs that wait because they are held.
     held_syncs: usize,
+    before_read: Option<Box<dyn FnOnce() + Send>>,
     catch: Option<Arc<Catch>>,
     unsynced: Option<BTreeMap<PathBuf, Unsynced>>,
     power: Power,
@@ -158,6 +159,22 @@ impl Faults {
     /// Whether syncs wait, for as long as it is so.
     pub fn hold_sync(&self, hold: bool) {
         self.set(|state| state.sync_held = hold);
+    }
+
+    /// Runs once, on the thread that reads, before the next read of a file. What is done there happens
+    /// after the log has looked up where the entries are, and before it reads them.
+    pub fn before_next_read(&self, run: impl FnOnce() + Send + 'static) {
+        self.set(|state| state.before_read = Some(Box::new(run)));
+    }
+
+    pub(super) fn before_read(&self) {
+        if self.inert() {
+            return;
+        }
+        let run = self.shared.state.lock().before_read.take();
+        if let Some(run) = run {
+            run();
+        }
     }
 
     /// How many syncs are held now.

@@ -4,6 +4,7 @@ use tokio::sync::oneshot::error::TryRecvError;
 
 use super::machine::Fate;
 use super::*;
+use crate::{GroupOptions, InMemory, Plain, Writing, capture_clone};
 
 type Asked = oneshot::Receiver<Result<Arc<StoredSnapshot>, SnapshotError>>;
 
@@ -308,4 +309,78 @@ fn a_log_that_nothing_is_applied_of_raises_an_alarm_and_is_full_at_twice_the_gua
     wait_for("the alarm is over", || !group.status().alarm);
     execute(group, "one more").unwrap();
     host.stop();
+}
+
+/// A state that is cloned to be captured, and whose encoding waits until the test lets it.
+#[derive(Clone)]
+struct Held {
+    applied: usize,
+    gate: Arc<(parking_lot::Mutex<bool>, parking_lot::Condvar)>,
+}
+
+impl Plain for Held {
+    type Output = usize;
+
+    fn apply(&mut self, _: Lsn, _: &[u8]) -> usize {
+        self.applied += 1;
+        self.applied
+    }
+
+    fn snapshot(&self) -> Result<Vec<u8>, SnapshotError> {
+        let (open, opened) = &*self.gate;
+        let mut open = open.lock();
+        while !*open {
+            opened.wait(&mut open);
+        }
+        Ok(self.applied.to_string().into_bytes())
+    }
+
+    fn capture(&self) -> Writing {
+        capture_clone(self)
+    }
+
+    fn restore(&mut self, snapshot: &[u8]) -> Result<(), SnapshotError> {
+        self.applied = String::from_utf8_lossy(snapshot).parse().unwrap();
+        Ok(())
+    }
+}
+
+#[test]
+fn applies_go_on_while_a_state_that_is_cloned_is_encoded() {
+    let (_keep, dir) = scratch();
+    let gate: Arc<(parking_lot::Mutex<bool>, parking_lot::Condvar)> = Arc::default();
+    let state = Held {
+        applied: 0,
+        gate: gate.clone(),
+    };
+    let network = crate::transport::memory::Network::new();
+    let transport = network.transport(NodeId(1));
+    let (node, _) = Node::start_among(config(&dir), transport).unwrap();
+    let options = GroupOptions::founded_by(GroupId(1), &[NodeId(1)]);
+    let group = node.open_member(options, InMemory::new(state)).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .build()
+        .unwrap();
+    let execute = |n: usize| {
+        let answer = runtime
+            .block_on(async { tokio::time::timeout(PATIENCE, group.execute(vec![1])).await })
+            .expect("an apply does not wait for the snapshot");
+        assert_eq!(answer.unwrap(), n);
+    };
+    runtime.block_on(group.wait_until_serving());
+    execute(1);
+    let asked = group.trigger_snapshot();
+    // The snapshot cannot end before the gate is open.
+    (2..=20).for_each(execute);
+    *gate.0.lock() = true;
+    gate.1.notify_all();
+    let snapshot = taken(asked).unwrap();
+    let SnapshotData::Bytes(bytes) = &snapshot.data else {
+        panic!("{snapshot:?}");
+    };
+    let captured: usize = String::from_utf8_lossy(bytes).parse().unwrap();
+    assert!((1..=20).contains(&captured), "{captured}");
+    group.stop();
+    node.stop();
 }

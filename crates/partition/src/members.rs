@@ -1,0 +1,99 @@
+//! Who belongs to a partition's group, as it is stored: with the applied position, in a checkpoint's
+//! description, and in a snapshot's metadata in the repository.
+//!
+//! The membership is part of the state: each applied entry that changes it replaces it in the same
+//! write that moves the position. It is stored whole, also in the middle of a change, because a member
+//! that restarts there has to need both majorities as before.
+
+use esker_raft::{Committed, Membership, NodeId};
+use serde::{Deserialize, Serialize};
+
+use crate::store::Applied;
+
+/// The numbers of the members, by what they are to the group. Each list is sorted.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Members {
+    /// Members with a vote.
+    pub voters: Vec<u64>,
+    /// Members without.
+    pub learners: Vec<u64>,
+    /// During a change: who had a vote before it. Their majority has to agree too.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub voters_outgoing: Vec<u64>,
+    /// During a change: who becomes a learner when it ends.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub learners_next: Vec<u64>,
+    /// The learners that get a vote once they have caught up.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub to_promote: Vec<u64>,
+}
+
+impl From<&Membership> for Members {
+    fn from(membership: &Membership) -> Members {
+        let numbers = |nodes: &[NodeId]| nodes.iter().map(|node| node.0).collect();
+        Members {
+            voters: numbers(&membership.voters),
+            learners: numbers(&membership.learners),
+            voters_outgoing: numbers(&membership.voters_outgoing),
+            learners_next: numbers(&membership.learners_next),
+            to_promote: numbers(&membership.to_promote),
+        }
+    }
+}
+
+impl From<&Members> for Membership {
+    fn from(members: &Members) -> Membership {
+        let nodes = |numbers: &[u64]| numbers.iter().copied().map(NodeId).collect();
+        Membership {
+            voters: nodes(&members.voters),
+            learners: nodes(&members.learners),
+            voters_outgoing: nodes(&members.voters_outgoing),
+            learners_next: nodes(&members.learners_next),
+            to_promote: nodes(&members.to_promote),
+        }
+    }
+}
+
+impl From<Applied> for Members {
+    fn from(applied: Applied) -> Members {
+        Members {
+            voters: applied.voters,
+            learners: applied.learners,
+            voters_outgoing: applied.voters_outgoing,
+            learners_next: applied.learners_next,
+            to_promote: applied.to_promote,
+        }
+    }
+}
+
+impl Applied {
+    /// Who belongs to the group, as of this position.
+    pub fn membership(&self) -> Membership {
+        Membership::from(&Members::from(self.clone()))
+    }
+
+    /// The position after `entries`: of the last one, with the membership of the last one that
+    /// changes it.
+    #[must_use]
+    pub(crate) fn after(&self, entries: &[Committed]) -> Applied {
+        let Some(last) = entries.last() else {
+            return self.clone();
+        };
+        let changed = entries.iter().rev().find_map(|e| e.membership.as_deref());
+        let members = changed.map_or_else(|| Members::from(self.clone()), Members::from);
+        Applied::new(last.lsn.0, last.term.0, members)
+    }
+
+    /// A position, and who belongs to the group as of it.
+    pub(crate) fn new(lsn: u64, term: u64, members: Members) -> Applied {
+        Applied {
+            lsn,
+            term,
+            voters: members.voters,
+            learners: members.learners,
+            voters_outgoing: members.voters_outgoing,
+            learners_next: members.learners_next,
+            to_promote: members.to_promote,
+        }
+    }
+}
