@@ -121,6 +121,8 @@ impl StreamHandle {
         }
         let most = inner.options.append_inflight;
         permits.push(admit(&inner.admission, bytes.min(most)).await?);
+        // With its permits: what waits here counts as in flight.
+        inner.wait_for_space(self.partition.reader.part()).await?;
         if self.node.is_draining() {
             return Err(Error::Stopping);
         }

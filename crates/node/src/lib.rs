@@ -11,6 +11,7 @@
 //! | [`append`] | admission and submission of appends |
 //! | [`read`] | read sessions: catch up from the database, then follow |
 //! | [`state`] | the state store: transactions, reads, replay, JSON snapshots |
+//! | `space` | when an append waits for space on the disk, and when it is refused |
 //! | [`upkeep`] | flushing, log compaction, retention, deletion of basins |
 //!
 //! What is not deterministic (the time, hashes of request tokens, ids of sessions) is stamped here,
@@ -27,6 +28,7 @@ pub mod position;
 pub mod read;
 pub mod recovery;
 pub mod snapshots;
+mod space;
 pub mod state;
 pub mod streams;
 pub mod upkeep;

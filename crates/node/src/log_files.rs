@@ -11,6 +11,12 @@ use std::collections::VecDeque;
 /// A group with more entries than this, or more bytes, has much.
 const MANY_ENTRIES: u64 = 10_000;
 const MANY_BYTES: u64 = 4 << 20;
+
+/// What all groups together may have copied is at most half of what the log may have.
+pub(crate) fn many_bytes(max_log_bytes: u64, groups: usize) -> u64 {
+    MANY_BYTES.min(max_log_bytes / (2 * groups.max(1) as u64))
+}
+
 /// Old file boundaries that are remembered; of more, every second is forgotten.
 const REMEMBERED: usize = 512;
 
@@ -25,14 +31,55 @@ pub(crate) struct Wanted {
     pub bytes: u64,
 }
 
+/// What the log had when it was opened: how large the entries of a group are that are not handed out
+/// any more is not known, so each counts as an average one.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct AtOpen {
+    /// Each group's last entry.
+    last: Vec<u64>,
+    bytes_per_entry: f64,
+}
+
+impl AtOpen {
+    pub fn new(log_bytes: u64, groups: &[Wanted]) -> AtOpen {
+        let entries: u64 = groups.iter().map(|g| g.last.saturating_sub(g.start)).sum();
+        AtOpen {
+            last: groups.iter().map(|g| g.last).collect(),
+            bytes_per_entry: log_bytes as f64 / entries.max(1) as f64,
+        }
+    }
+
+    /// With what the entries from before the open have, roughly.
+    pub fn with_old(&self, at: usize, group: Wanted) -> Wanted {
+        let old = self
+            .last
+            .get(at)
+            .map_or(0, |last| last.saturating_sub(group.start));
+        let old_bytes = (old as f64 * self.bytes_per_entry) as u64;
+        Wanted {
+            bytes: group.bytes.max(old_bytes),
+            ..group
+        }
+    }
+}
+
 /// Remembers which file was written to when each group was where.
 #[derive(Debug, Default)]
 pub(crate) struct LogFiles {
     /// The file, and the groups' last entries when it was first seen: later ones are in it or after.
     seen: VecDeque<(u64, Vec<u64>)>,
+    /// More than this is much.
+    many_bytes: u64,
 }
 
 impl LogFiles {
+    pub fn new(many_bytes: u64) -> LogFiles {
+        LogFiles {
+            many_bytes,
+            ..LogFiles::default()
+        }
+    }
+
     /// The log has these files now, from the first to the one that is written to.
     pub fn note(&mut self, (first, active): (u64, u64), groups: &[Wanted]) {
         if self.seen.is_empty() {
@@ -58,10 +105,9 @@ impl LogFiles {
 
     /// The first file in which a group has much that is wanted; none if no group has.
     pub fn first_wanted(&self, groups: &[Wanted]) -> Option<u64> {
-        let much = groups
-            .iter()
-            .enumerate()
-            .filter(|(_, g)| g.last.saturating_sub(g.start) > MANY_ENTRIES || g.bytes > MANY_BYTES);
+        let much = groups.iter().enumerate().filter(|(_, g)| {
+            g.last.saturating_sub(g.start) > MANY_ENTRIES || g.bytes > self.many_bytes
+        });
         much.filter_map(|(at, group)| {
             let before = |(_, lasts): &&(u64, Vec<u64>)| {
                 lasts.get(at).is_some_and(|last| *last <= group.start)
@@ -94,7 +140,7 @@ mod tests {
 
     /// Ten files; the first group writes 20,000 entries into each, the second a few into the first.
     fn ten_files() -> LogFiles {
-        let mut files = LogFiles::default();
+        let mut files = LogFiles::new(MANY_BYTES);
         for file in 1..=10 {
             files.note((1, file), &[group(0, (file - 1) * 20_000), group(0, 5)]);
         }
@@ -128,7 +174,7 @@ mod tests {
 
     #[test]
     fn after_a_start_what_is_there_may_be_anywhere() {
-        let mut files = LogFiles::default();
+        let mut files = LogFiles::new(MANY_BYTES);
         files.note((3, 9), &[group(1000, 90_000)]);
         assert_eq!(files.first_wanted(&[group(1000, 90_000)]), Some(3));
         assert_eq!(files.first_wanted(&[group(60_000, 90_000)]), Some(3));
@@ -138,12 +184,26 @@ mod tests {
 
     #[test]
     fn what_is_remembered_is_bounded() {
-        let mut files = LogFiles::default();
+        let mut files = LogFiles::new(MANY_BYTES);
         for file in 1..5_000 {
             files.note((1, file), &[group(0, file * 100)]);
         }
         assert!(files.seen.len() <= REMEMBERED + 1);
         files.note((4_900, 5_000), &[group(0, 500_000)]);
         assert!(files.seen.len() < 200);
+    }
+
+    #[test]
+    fn entries_from_before_the_start_count_with_their_share_of_the_bytes() {
+        let groups = [group(0, 30), group(5, 15)];
+        let at_open = AtOpen::new(40 << 20, &groups);
+        assert_eq!(at_open.with_old(0, groups[0]).bytes, 30 << 20);
+        assert_eq!(at_open.with_old(1, groups[1]).bytes, 10 << 20);
+        // What is trimmed does not, and what came since is known.
+        assert_eq!(at_open.with_old(0, group(30, 90)).bytes, 0);
+        let mut files = LogFiles::new(many_bytes(4 << 20, 2));
+        files.note((1, 9), &groups);
+        assert!(!files.may_delete((1, 9), &[at_open.with_old(0, groups[0])]));
+        assert!(files.may_delete((1, 9), &[at_open.with_old(0, group(30, 90))]));
     }
 }

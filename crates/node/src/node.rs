@@ -19,12 +19,13 @@ use crate::data_dir::{DataDir, Identity};
 use crate::error::{Error, StartError};
 use crate::recovery;
 use crate::snapshots::{Bootstrap, CreatedSnapshot, SnapshotOptions, Snapshots, Uploader};
+use crate::space::Space;
 use crate::state::keeper::Keeper;
 use crate::state::{self, StateOptions, StateStore};
 use crate::upkeep::Upkeep;
 
-/// Longest that a stop waits for snapshots.
-const SNAPSHOTS_BEFORE_STOP: Duration = Duration::from_secs(60);
+/// What is waited for after the grace period, for tasks that end as soon as they look.
+const LAST_WAIT: Duration = Duration::from_millis(500);
 
 /// What a node is told at its start.
 #[derive(Clone, Debug)]
@@ -134,6 +135,7 @@ pub(crate) struct Inner {
     pub started: Instant,
     /// Appends are refused until a snapshot is archived: see [`OnLogFull`].
     pub refuses_appends: AtomicBool,
+    pub space: Space,
     /// Holds the lock on the data directory.
     pub data_dir: DataDir,
 }
@@ -229,6 +231,9 @@ impl Node {
         if self.inner.refuses_appends.load(Ordering::Relaxed) {
             return Err("the log is full, and snapshots are not archived".to_owned());
         }
+        if let Some(why) = self.inner.shortage().or_else(|| self.inner.stuck()) {
+            return Err(why);
+        }
         match self.status().into_iter().find(|(_, s)| s.stalled) {
             Some((partition, _)) => Err(format!(
                 "partition {partition} cannot be written: the disk takes no writes"
@@ -248,14 +253,16 @@ impl Node {
     }
 
     /// Refuses what is new, ends read sessions, and waits until every append in flight is answered
-    /// or `grace` has passed. Then writes the database to its files, so that the next start has
+    /// or `grace` has passed, which holds for snapshots before the stop as well: what is given up is
+    /// logged by name. Then writes the database to its files, so that the next start has
     /// nothing to replay.
     pub async fn stop(&self, grace: Duration) {
         let inner = &self.inner;
         inner.draining.store(true, Ordering::Relaxed);
         inner.stopping.cancel();
+        let deadline = tokio::time::Instant::now() + grace;
         let all = u32::try_from(inner.options.append_inflight).unwrap_or(u32::MAX);
-        let drained = tokio::time::timeout(grace, inner.admission.acquire_many(all)).await;
+        let drained = tokio::time::timeout_at(deadline, inner.admission.acquire_many(all)).await;
         if !matches!(drained, Ok(Ok(_))) {
             tracing::warn!(
                 ?grace,
@@ -265,35 +272,59 @@ impl Node {
         if inner.options.snapshots.on_stop {
             // No append waits for the disk now, and there is a time limit.
             inner.snapshots.archive.lift_pace();
-            self.snapshot_before_stop().await;
+            self.snapshot_before_stop(deadline).await;
         }
-        self.uploader.stop();
-        self.keeper.join().await;
+        self.give_up_uploads();
+        let last = deadline.max(tokio::time::Instant::now() + LAST_WAIT);
+        if tokio::time::timeout_at(last, self.keeper.join())
+            .await
+            .is_err()
+        {
+            tracing::warn!(
+                ?grace,
+                "the grace period ended while a snapshot of the state store was on its way to the repository: it is put after the next start"
+            );
+        }
         let this = self.clone();
         // Joining it cannot fail but by a panic, which has been reported by the panic hook.
         let _ = tokio::task::spawn_blocking(move || this.stop_blocking()).await;
     }
 
     /// What was applied since the newest snapshots is put, if that works in time.
-    async fn snapshot_before_stop(&self) {
-        let all = async {
-            for partition in 0..self.inner.snapshots.known.len() as u64 {
-                let covered = self.inner.snapshots.known[partition as usize]
-                    .lock()
-                    .newest()
-                    .map_or(0, |newest| newest.lsn);
-                if self.inner.group(partition).status().applied.0 > covered
-                    && let Err(error) = self.create_snapshot(partition).await
-                {
+    async fn snapshot_before_stop(&self, deadline: tokio::time::Instant) {
+        for partition in 0..self.inner.snapshots.known.len() as u64 {
+            let covered = self.inner.snapshots.known[partition as usize]
+                .lock()
+                .newest()
+                .map_or(0, |newest| newest.lsn);
+            if self.inner.group(partition).status().applied.0 <= covered {
+                continue;
+            }
+            let created = self.create_snapshot(partition);
+            match tokio::time::timeout_at(deadline, created).await {
+                Ok(Ok(_)) => {}
+                Ok(Err(error)) => {
                     tracing::warn!(partition, %error, "no snapshot was put before the stop");
                 }
+                Err(_) => tracing::warn!(
+                    partition,
+                    newest = covered,
+                    "the grace period ended before a snapshot of the partition was in the repository"
+                ),
             }
-        };
-        if tokio::time::timeout(SNAPSHOTS_BEFORE_STOP, all)
-            .await
-            .is_err()
-        {
-            tracing::warn!("not all snapshots were put before the stop");
+        }
+    }
+
+    /// Ends uploads; one under way leaves an intent behind, and its objects are swept.
+    fn give_up_uploads(&self) {
+        self.uploader.stop();
+        for (partition, known) in self.inner.snapshots.known.iter().enumerate() {
+            if known.lock().uploading.is_some() {
+                tracing::warn!(
+                    partition,
+                    "the upload of a snapshot is given up because the server stops"
+                );
+            }
         }
     }
 
@@ -364,6 +395,10 @@ impl Inner {
     pub async fn execute(&self, group: &Group<Outcome>, command: Kind) -> Result<Outcome, Error> {
         if self.draining.load(Ordering::Relaxed) {
             return Err(Error::Stopping);
+        }
+        let takes_space = matches!(command, Kind::ProvisionBasin(_) | Kind::ProvisionStream(_));
+        if takes_space && let Some(why) = self.shortage() {
+            return Err(Error::TryLater(why));
         }
         group
             .execute(command.into_bytes())

@@ -4,7 +4,7 @@
 //! wants, keep the log within its bound), one looks after what time makes due (age retention,
 //! delete-on-empty, deletion of basins). Neither decides anything: they propose.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -13,16 +13,24 @@ use esker_partition::StreamId;
 use esker_partition::command::{DeleteIfEmpty, DropBasin, Expire, ForgetBasin, Kind, Outcome};
 use esker_partition::reader::Due;
 use esker_partition::store::Part;
-use esker_raft::{Group, Lsn};
-use parking_lot::{Condvar, Mutex};
+use esker_raft::{Group, Lsn, SnapshotError, StoredSnapshot};
+use parking_lot::Mutex;
+use tokio::sync::oneshot;
 
 use crate::clock::now_ms;
-use crate::log_files::{LogFiles, Wanted};
+use crate::log_files::{AtOpen, LogFiles, Wanted, many_bytes};
 use crate::node::{Inner, Node};
 use crate::snapshots::{OnLogFull, publish};
+use crate::space::Signal;
 
 /// How often the log is looked after.
 const LOG_INTERVAL: Duration = Duration::from_millis(250);
+/// The same while appends wait for it.
+const LOG_INTERVAL_IN_NEED: Duration = Duration::from_millis(10);
+/// A flush that failed is tried again after so long, twice as long after each further failure...
+const FIRST_FLUSH_RETRY: Duration = Duration::from_secs(1);
+/// ...up to this: each try writes a file until the disk is full.
+const LAST_FLUSH_RETRY: Duration = Duration::from_secs(30);
 /// A partition whose log has this many entries that are not flushed is flushed, however small they
 /// are: a restart replays some hundred thousand a second.
 const FLUSH_AFTER_ENTRIES: u64 = 100_000;
@@ -44,64 +52,44 @@ const TRIM_ROUNDS: u32 = 3;
 
 /// The threads.
 pub(crate) struct Upkeep {
-    signal: Arc<Signal>,
+    log_keeper: Arc<Signal>,
+    retention: Arc<Signal>,
     threads: Mutex<Vec<JoinHandle<()>>>,
-}
-
-#[derive(Default)]
-struct Signal {
-    stopping: AtomicBool,
-    woken: Mutex<bool>,
-    changed: Condvar,
-}
-
-impl Signal {
-    /// Waits for `interval`, a wake-up or the end; whether to go on.
-    fn wait(&self, interval: Duration) -> bool {
-        let mut woken = self.woken.lock();
-        if !*woken && !self.stopping.load(Ordering::Relaxed) {
-            self.changed.wait_for(&mut woken, interval);
-        }
-        *woken = false;
-        !self.stopping.load(Ordering::Relaxed)
-    }
-
-    fn wake(&self) {
-        *self.woken.lock() = true;
-        self.changed.notify_all();
-    }
 }
 
 impl Upkeep {
     pub fn start(inner: &Arc<Inner>) -> std::io::Result<Upkeep> {
-        let signal = Arc::new(Signal::default());
+        let log_keeper = inner.space.log_keeper.clone();
+        let retention = Arc::new(Signal::default());
         let log = std::thread::Builder::new()
             .name("log-upkeep".to_owned())
             .spawn({
-                let (inner, signal) = (Arc::downgrade(inner), signal.clone());
+                let (inner, signal) = (Arc::downgrade(inner), log_keeper.clone());
                 move || keep_log_short(&inner, &signal)
             })?;
         let due = std::thread::Builder::new()
             .name("retention".to_owned())
             .spawn({
                 let interval = inner.options.retention_interval;
-                let (inner, signal) = (Arc::downgrade(inner), signal.clone());
+                let (inner, signal) = (Arc::downgrade(inner), retention.clone());
                 move || look_after_due(&inner, &signal, interval)
             })?;
         Ok(Upkeep {
-            signal,
+            log_keeper,
+            retention,
             threads: Mutex::new(vec![log, due]),
         })
     }
 
     pub fn wake(&self) {
-        self.signal.wake();
+        self.log_keeper.wake();
+        self.retention.wake();
     }
 
     /// Tells the threads to end. They may be waiting for answers until the groups have stopped.
     pub fn ask_to_stop(&self) {
-        self.signal.stopping.store(true, Ordering::Relaxed);
-        self.signal.wake();
+        self.log_keeper.stop();
+        self.retention.stop();
     }
 
     /// Waits until they have ended.
@@ -130,12 +118,18 @@ struct Watched {
     is_new: bool,
     /// Whether its damage was written down.
     is_damaged: bool,
+    /// Flushes that failed in a row, and when the next one is tried.
+    flush_failures: u32,
+    flush_at: Instant,
+    /// A local snapshot that was asked for to trim the log.
+    asked: Option<oneshot::Receiver<Result<Arc<StoredSnapshot>, SnapshotError>>>,
 }
 
 /// What the thread remembers.
 struct LogKeeper {
     watched: Vec<Watched>,
     files: LogFiles,
+    at_open: AtOpen,
     /// When the log was last found larger than it may be and trimmed, and how often in a row.
     trimmed: Option<(Instant, u32)>,
     /// When Prometheus was last told where everything stands.
@@ -148,23 +142,26 @@ fn keep_log_short(inner: &Weak<Inner>, signal: &Signal) {
         let Some(inner) = inner.upgrade() else {
             return;
         };
-        let keeper = keeper.get_or_insert_with(|| LogKeeper {
-            watched: watch_all(&inner),
-            files: LogFiles::default(),
-            trimmed: None,
-            published: None,
-        });
-        for one in &mut keeper.watched {
-            one.look(inner.options.flush_after);
-            one.report_damage(&inner);
+        let keeper = keeper.get_or_insert_with(|| LogKeeper::new(&inner));
+        // Appends wait: first of all for this.
+        let in_need = inner.log_is_over();
+        if !in_need {
+            for one in &mut keeper.watched {
+                one.look(inner.options.flush_after);
+                one.report_damage(&inner);
+            }
+            inner.look_at_free_space();
         }
         keeper.delete_files(&inner);
-        keeper.keep_within_bound(&inner);
+        // In this order: what is written in between counts twice, not never.
         let counts = inner.raft.writer().counts();
+        let log_bytes = inner.raft.log().used_bytes();
+        inner.note_log(log_bytes, counts.bytes);
+        keeper.keep_within_bound(&inner, log_bytes);
         metrics::counter!("esker_log_write_groups_total").absolute(counts.groups);
         metrics::counter!("esker_log_requests_total").absolute(counts.requests);
         metrics::counter!("esker_log_written_bytes_total").absolute(counts.bytes);
-        metrics::gauge!("esker_log_files_bytes").set(inner.raft.log().used_bytes() as f64);
+        metrics::gauge!("esker_log_files_bytes").set(log_bytes as f64);
         let free = inner.admission.available_permits();
         let used = inner.options.append_inflight.saturating_sub(free);
         metrics::gauge!("esker_append_inflight_bytes").set(used as f64);
@@ -175,8 +172,12 @@ fn keep_log_short(inner: &Weak<Inner>, signal: &Signal) {
             keeper.published = Some(Instant::now());
             publish(&inner.recovery_status());
         }
+        let interval = match inner.log_is_over() {
+            true => LOG_INTERVAL_IN_NEED,
+            false => LOG_INTERVAL,
+        };
         drop(inner);
-        if !signal.wait(LOG_INTERVAL) {
+        if !signal.wait(interval) {
             return;
         }
     }
@@ -201,21 +202,32 @@ fn watch_all(inner: &Inner) -> Vec<Watched> {
             since: Instant::now(),
             is_new: true,
             is_damaged: false,
+            flush_failures: 0,
+            flush_at: Instant::now(),
+            asked: None,
         })
         .collect()
 }
 
 impl LogKeeper {
+    fn new(inner: &Inner) -> LogKeeper {
+        let watched = watch_all(inner);
+        let wanted: Vec<Wanted> = watched.iter().map(Watched::wanted).collect();
+        let many = many_bytes(inner.options.snapshots.max_log_bytes, watched.len());
+        LogKeeper {
+            watched,
+            files: LogFiles::new(many),
+            at_open: AtOpen::new(inner.raft.log().used_bytes(), &wanted),
+            trimmed: None,
+            published: None,
+        }
+    }
+
     fn wanted(&self) -> Vec<Wanted> {
-        let of = |one: &Watched| {
-            let status = one.group.status();
-            Wanted {
-                start: status.log_start.0,
-                last: status.last.0,
-                bytes: status.log_bytes,
-            }
-        };
-        self.watched.iter().map(of).collect()
+        let watched = self.watched.iter().enumerate();
+        watched
+            .map(|(at, one)| self.at_open.with_old(at, one.wanted()))
+            .collect()
     }
 
     /// Deletes files of the log that nobody wants, once it is larger than its threshold.
@@ -240,12 +252,13 @@ impl LogKeeper {
     }
 
     /// Beyond its bound the log is not kept for archived snapshots any more, or no more is appended.
-    fn keep_within_bound(&mut self, inner: &Inner) {
-        let full = inner.log_is_full();
+    fn keep_within_bound(&mut self, inner: &Inner, log_bytes: u64) {
+        let full = log_bytes > inner.log_most();
         let refuses = full && inner.options.snapshots.on_log_full == OnLogFull::RefuseAppends;
         if inner.refuses_appends.swap(refuses, Ordering::Relaxed) != refuses {
             match refuses {
                 true => tracing::error!(
+                    log_bytes,
                     "the log is larger than max-log-bytes: appends are refused until a snapshot is archived"
                 ),
                 false => tracing::info!("appends are taken again"),
@@ -255,17 +268,18 @@ impl LogKeeper {
             self.trimmed = None;
             return;
         }
+        let in_need = inner.log_is_over();
         let (since, rounds) = self.trimmed.unwrap_or((Instant::now(), 0));
-        if refuses || (rounds > 0 && since.elapsed() < TRIM_AGAIN) {
+        if refuses || (rounds > 0 && since.elapsed() < TRIM_AGAIN && !in_need) {
             return;
         }
         self.trimmed = Some((Instant::now(), rounds + 1));
-        // First up to the newest archived snapshot, which is about to be made; if that is not enough, as
-        // far as the local ones allow.
-        for (partition, one) in (0..).zip(&self.watched) {
+        // First up to the newest archived snapshot, which is about to be made; if that is not enough, or
+        // appends wait, as far as the local ones allow.
+        for (partition, one) in (0..).zip(&mut self.watched) {
             let known = inner.snapshots.known[partition].lock();
             let archived = known.newest().map_or(0, |n| n.lsn);
-            let harder = known.failure.is_some() || rounds >= TRIM_ROUNDS;
+            let harder = in_need || known.failure.is_some() || rounds >= TRIM_ROUNDS;
             drop(known);
             let status = one.group.status();
             let keep = match harder {
@@ -274,13 +288,13 @@ impl LogKeeper {
             };
             one.group.keep_from(keep);
             if status.floor < keep {
-                drop(one.group.snapshot());
+                one.ask_for_snapshot();
             }
         }
         inner.snapshots.wake.notify_one();
         if rounds == 0 || rounds == TRIM_ROUNDS {
             tracing::warn!(
-                log_bytes = inner.raft.log().used_bytes(),
+                log_bytes,
                 max_log_bytes = inner.options.snapshots.max_log_bytes,
                 "the log is larger than max-log-bytes and is trimmed: older archived snapshots can be restored, and not brought up to date from it"
             );
@@ -289,6 +303,25 @@ impl LogKeeper {
 }
 
 impl Watched {
+    fn wanted(&self) -> Wanted {
+        let status = self.group.status();
+        Wanted {
+            start: status.log_start.0,
+            last: status.last.0,
+            bytes: status.log_bytes,
+        }
+    }
+
+    /// Asks for a local snapshot, unless one that was asked for is under way.
+    fn ask_for_snapshot(&mut self) {
+        let under_way = |asked: &mut oneshot::Receiver<_>| {
+            matches!(asked.try_recv(), Err(oneshot::error::TryRecvError::Empty))
+        };
+        if !self.asked.as_mut().is_some_and(under_way) {
+            self.asked = Some(self.group.snapshot());
+        }
+    }
+
     fn look(&mut self, flush_after: u64) {
         self.note_durable();
         let status = self.group.status();
@@ -302,7 +335,7 @@ impl Watched {
             || (waiting > 0
                 && (self.part.memtable_bytes() > flush_after
                     || self.since.elapsed() > FLUSH_AFTER));
-        if due {
+        if due && self.flush_at <= Instant::now() {
             self.flush();
         }
         let partition = self.group.id().to_string();
@@ -320,9 +353,13 @@ impl Watched {
 
     fn flush(&mut self) {
         if let Err(error) = self.part.flush() {
-            tracing::warn!(%error, "not flushed; the log is kept");
+            let again_after = flush_retry(self.flush_failures);
+            self.flush_failures = self.flush_failures.saturating_add(1);
+            self.flush_at = Instant::now() + again_after;
+            tracing::warn!(%error, ?again_after, "not flushed; the log is kept");
             return;
         }
+        self.flush_failures = 0;
         self.note_durable();
     }
 
@@ -362,6 +399,12 @@ impl Watched {
             }
         }
     }
+}
+
+/// How long after a failed flush, with so many failures before it, the next one is tried.
+fn flush_retry(failures: u32) -> Duration {
+    let doubled = FIRST_FLUSH_RETRY.saturating_mul(1 << failures.min(16));
+    doubled.min(LAST_FLUSH_RETRY)
 }
 
 fn look_after_due(inner: &Weak<Inner>, signal: &Signal, interval: Duration) {

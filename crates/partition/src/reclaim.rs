@@ -9,6 +9,12 @@
 //! it is durable that nobody sees them (gone before, a crash would bring back the trim point of
 //! before, and not the data); the rest when the partition's files are rewritten: as soon as what is
 //! reclaimable is at least half of all, and a set amount, or has not become more for a while.
+//!
+//! How much space that takes does not depend on how fast clients append. With `live` bytes that readers
+//! see and `set` for the set amount: streams are visited after `set / 2` bytes were written since they
+//! were marked, however short that time was, so what is reclaimable and not rewritten stays below
+//! `max(set, live) + set / 2`; and while files are rewritten, at most `max(set, live)` bytes are
+//! written beside that: then [`Part::reclaim_is_behind`], and appends wait.
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
@@ -57,6 +63,11 @@ pub(crate) struct Reclaimer {
     compact_garbage: u64,
     reclaim_after: Duration,
     compacting: Arc<AtomicBool>,
+    /// Bytes written since a stream was marked that was not visited yet.
+    unvisited: u64,
+    /// Bytes written since the files began to be rewritten, and how many may be until that is done.
+    beside: u64,
+    most_beside: u64,
 }
 
 /// A range of deleted keys, both ends included.
@@ -81,6 +92,9 @@ impl Reclaimer {
             compact_garbage: options.compact_garbage,
             reclaim_after: options.reclaim_after,
             compacting: Arc::new(AtomicBool::new(false)),
+            unvisited: 0,
+            beside: 0,
+            most_beside: 0,
         };
         let (from, to) = keys::all_reclaims();
         let mut it = part.iterate(&from, &to, false);
@@ -113,6 +127,28 @@ impl Reclaimer {
                 self.queue.push_back((*stream, not_before));
             }
         }
+    }
+
+    /// So many bytes were written.
+    pub fn note_written(&mut self, bytes: u64) {
+        if !self.queue.is_empty() {
+            self.unvisited += bytes;
+        }
+        if self.compacting.load(Ordering::Acquire) {
+            self.beside += bytes;
+            if self.beside > self.most_beside {
+                self.part.reclaim_is_behind.store(true, Ordering::Release);
+                // It may have ended since it was looked at, and nothing else would open the door again.
+                if !self.compacting.load(Ordering::Acquire) {
+                    self.part.reclaim_is_behind.store(false, Ordering::Release);
+                }
+            }
+        }
+    }
+
+    /// Whether so much was written since streams were marked that they are visited now.
+    pub fn is_urgent(&self) -> bool {
+        self.unvisited > self.compact_garbage / 2
     }
 
     /// So many bytes were deleted already, in ways that are not looked for here.
@@ -170,20 +206,32 @@ impl Reclaimer {
 
     fn visit_streams(&mut self) -> Result<(), StoreError> {
         let started = Instant::now();
+        if self.queue.is_empty() {
+            return Ok(());
+        }
+        let urgent = self.is_urgent();
         for _ in 0..STREAMS_PER_ROUND {
             let Some((stream, not_before)) = self.queue.front().copied() else {
                 break;
             };
-            if not_before > started || started.elapsed() > ROUND {
+            if (not_before > started && !urgent) || started.elapsed() > ROUND {
                 break;
             }
             let done = self.reclaim(stream);
             self.queue.pop_front();
             self.queued.remove(&stream);
             if done.is_err() {
+                // Not tried again with every step.
+                self.unvisited = 0;
                 self.mark(&[stream]);
             }
             done?;
+        }
+        if self.queue.is_empty() {
+            // What is being flushed just now gets into a file although it is deleted already.
+            let flushing = self.part.flushing_bytes().min(self.unvisited);
+            self.add_garbage(flushing);
+            self.unvisited = 0;
         }
         Ok(())
     }
@@ -334,6 +382,8 @@ impl Reclaimer {
         if !worth_it {
             return;
         }
+        self.most_beside = self.compact_garbage.max(files.saturating_sub(self.garbage));
+        self.beside = 0;
         self.garbage = 0;
         let part = self.part.clone();
         let compacting = self.compacting.clone();
@@ -346,6 +396,7 @@ impl Reclaimer {
                 }
                 part.compact();
                 compacting.store(false, Ordering::Release);
+                part.reclaim_is_behind.store(false, Ordering::Release);
             });
         if let Err(error) = spawned {
             tracing::warn!(%error, "no thread for a compaction");

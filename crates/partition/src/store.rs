@@ -11,6 +11,7 @@ pub mod partitions;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
@@ -285,6 +286,7 @@ impl Store {
             partition,
             name: cf_name(partition).into(),
             lineage: Arc::default(),
+            reclaim_is_behind: Arc::default(),
         }
     }
 
@@ -370,12 +372,21 @@ pub struct Part {
     partition: PartitionId,
     name: Arc<str>,
     lineage: Arc<OnceLock<Lineage>>,
+    /// See [`Part::reclaim_is_behind`].
+    pub(crate) reclaim_is_behind: Arc<AtomicBool>,
 }
 
 impl Part {
     /// Which partition.
     pub fn partition(&self) -> PartitionId {
         self.partition
+    }
+
+    /// Whether more was written than may be while the files are rewritten without what is deleted: new
+    /// appends are to wait until that is done, or the space in use would grow with their rate.
+    pub fn reclaim_is_behind(&self) -> bool {
+        self.reclaim_is_behind
+            .load(std::sync::atomic::Ordering::Acquire)
     }
 
     pub(crate) fn cf(&self) -> Arc<BoundColumnFamily<'_>> {
@@ -507,6 +518,12 @@ impl Part {
         self.property("rocksdb.cur-size-all-mem-tables")
     }
 
+    /// Bytes in memtables that take no more writes and are not in a file yet.
+    pub(crate) fn flushing_bytes(&self) -> u64 {
+        self.memtable_bytes()
+            .saturating_sub(self.property("rocksdb.cur-size-active-mem-table"))
+    }
+
     /// Bytes of files that hold keys of a range, roughly.
     pub(crate) fn approximate_bytes(&self, from: &[u8], to: &[u8]) -> Result<u64, StoreError> {
         self.store
@@ -606,6 +623,11 @@ impl PartBatch {
 
     pub fn delete_range(&mut self, from: &[u8], to: &[u8]) {
         self.batch.delete_range_cf(&self.part.cf(), from, to);
+    }
+
+    /// Bytes of keys and values.
+    pub fn bytes(&self) -> u64 {
+        self.batch.size_in_bytes() as u64
     }
 
     /// Makes them visible, all or none. Durable once flushed; until then the Raft log has them.

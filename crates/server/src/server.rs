@@ -433,6 +433,8 @@ fn node_options(config: &Config, bootstrap: Option<Bootstrap>) -> NodeOptions {
             background_jobs: i32::try_from(config.store.background_jobs).unwrap_or(i32::MAX),
             checkpoints: None,
         },
+        // Space is reclaimed in steps of what a partition has in memory.
+        compact_garbage: 2 * config.store.write_buffer.as_u64(),
         append_inflight: config.limits.append_inflight.as_usize(),
         follower_buffer: config.limits.follower_buffer.as_usize(),
         follower_buffers_total: config.limits.follower_buffers_total.as_usize(),

@@ -114,3 +114,91 @@ async fn under_refuse_appends_appends_are_refused_until_a_snapshot_is_archived()
     appended += 1;
     assert_eq!(records(&stream).await.len() as u64, appended);
 }
+
+/// What the log may have on disk: see ARCHITECTURE.md.
+fn limit(most: u64, segment: u64, inflight: u64) -> u64 {
+    (most + 2 * segment) * 5 / 4 + most / 2 + inflight
+}
+
+/// Bytes of blocks, as `du` counts them.
+fn blocks(data: &Path) -> u64 {
+    use std::os::unix::fs::MetadataExt as _;
+    let files = std::fs::read_dir(data.join("log")).into_iter().flatten();
+    let sizes = files.flatten().filter_map(|file| file.metadata().ok());
+    sizes.map(|metadata| metadata.blocks() * 512).sum()
+}
+
+#[tokio::test]
+async fn the_log_stays_within_its_bound_on_disk_over_restarts_that_find_it_full() {
+    const MOST: u64 = 4 * MIB;
+    let setup = Setup::default()
+        .partitions(1)
+        .set("log.segment-size=1MiB")
+        .set("log.purge-threshold=2MiB")
+        .set("log.flush-after=1MiB")
+        .set("snapshots.max-log-bytes=4MiB");
+    let mut server = setup.start_fresh().await;
+    stream(&server).await;
+    let mut appended = 0_u64;
+    for cycle in 0..6 {
+        let stream = super::contents::stream(&server.sdk(), "test-basin/orders");
+        let mut largest = 0;
+        for _ in 0..120 {
+            sdk::append(&stream, ["x".repeat(100 * 1024)]).await;
+            appended += 1;
+            largest = largest.max(blocks(server.data_dir()));
+        }
+        let limit = limit(MOST, SEGMENT, MIB);
+        assert!(
+            largest <= limit,
+            "cycle {cycle}: {largest} bytes, not {limit}"
+        );
+        if cycle % 2 == 0 {
+            server.kill();
+            server.restart(&setup).await;
+        } else {
+            server.stop().await;
+            server.restart(&setup).await;
+        }
+    }
+    let stream = super::contents::stream(&server.sdk(), "test-basin/orders");
+    assert_eq!(records(&stream).await.len() as u64, appended);
+}
+
+#[tokio::test]
+async fn under_refuse_appends_snapshots_go_on_until_appends_are_taken_again() {
+    let setup = bounded()
+        .set("snapshots.snapshot-interval=1h")
+        .set("snapshots.num-retained=3")
+        .set("snapshots.on-log-full=refuse-appends");
+    let scene = Scene::new(Kind::S3, setup).await;
+    let server = scene.setup.start(&scene.data()).await;
+    scene.place.roots().await;
+    let basin = sdk::basin(&server.sdk(), "test-basin").await;
+    // In both partitions; all but one of the streams are idle from here on.
+    for number in 0..8 {
+        let idle = sdk::stream(&basin, &format!("idle-{number}")).await;
+        for _ in 0..4 {
+            sdk::append(&idle, ["x".repeat(100 * 1024)]).await;
+        }
+    }
+    let stream = sdk::stream(&basin, "orders").await;
+    for cycle in 0..4 {
+        let mut refused = false;
+        for _ in 0..(3 * BOUND / (100 * 1024)) {
+            if stream
+                .append(sdk::input(["x".repeat(100 * 1024)]))
+                .await
+                .is_ok()
+            {
+                continue;
+            }
+            refused = true;
+            eventually(&format!("cycle {cycle}: taken again"), async || {
+                stream.append(sdk::input(["y"])).await.ok()
+            })
+            .await;
+        }
+        assert!(refused, "cycle {cycle}: the log was never full");
+    }
+}

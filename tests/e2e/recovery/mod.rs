@@ -12,6 +12,7 @@
 //! | [`any_history`] | all of that in any order, against a model |
 //! | [`outages`], [`log_bound`] | a repository out of reach, and the log meanwhile |
 //! | [`schedule`] | when snapshots are put |
+//! | [`stops`] | a stop, and what the start after it shows |
 //!
 //! | what they stand on | |
 //! |---|---|
@@ -34,4 +35,5 @@ mod place;
 mod positions;
 mod refusals;
 mod schedule;
+mod stops;
 mod twins;

@@ -290,6 +290,7 @@ fn groups(
         state,
         started: Instant::now(),
         refuses_appends: AtomicBool::new(false),
+        space: Default::default(),
         data_dir,
     };
     Ok((inner, report))

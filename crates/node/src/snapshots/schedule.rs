@@ -21,6 +21,9 @@ pub(crate) struct Facts {
     /// Whether the log that is kept for older ones is too large, and this partition has the largest
     /// part of it.
     pub log_full: bool,
+    /// Whether most of a full log that may not be trimmed is kept for older ones of this partition:
+    /// then more are put, also without anything new, until those are retained no more.
+    pub holds_log: bool,
 }
 
 /// Why a snapshot is put.
@@ -57,6 +60,9 @@ pub(crate) fn due(options: &SnapshotOptions, facts: &Facts) -> Option<Reason> {
     }
     if facts.none {
         return Some(Reason::First);
+    }
+    if facts.holds_log {
+        return Some(Reason::LogFull);
     }
     if facts.entries == 0 {
         return None;
@@ -111,6 +117,15 @@ mod tests {
         assert_eq!(due(&options(), &facts(0, 100)), None);
         assert_eq!(due(&options(), &facts(1, 9)), None);
         assert_eq!(due(&options(), &facts(1, 10)), Some(Reason::Interval));
+    }
+
+    #[test]
+    fn a_full_log_that_may_not_be_trimmed_is_a_reason_without_anything_new() {
+        let full = Facts {
+            holds_log: true,
+            ..facts(0, 0)
+        };
+        assert_eq!(due(&options(), &full), Some(Reason::LogFull));
     }
 
     #[test]

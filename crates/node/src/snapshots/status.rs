@@ -9,7 +9,7 @@ use time::OffsetDateTime;
 
 use super::proof::Proof;
 use super::rates::{Measured, Prediction};
-use super::uploader::{Known, age_of};
+use super::uploader::{Known, age_of, past_age};
 use crate::node::{Inner, Node};
 use crate::recovery::RecoveryReport;
 
@@ -178,12 +178,13 @@ impl Inner {
         });
         let archived = known.oldest().map(|oldest| oldest.lsn);
         let newest_bytes = known.newest_bytes;
+        let empty = known.empty_entries();
         let proven = known.proven.clone();
         let (retained, abandoned) = (known.retained.len(), known.abandoned);
         drop(known);
         let covered = newest.as_ref().map_or(0, |n| n.lsn);
         let (entries, bytes) = inner.after(partition, durable);
-        let (at_risk, bytes_at_risk) = inner.after(partition, covered);
+        let (at_risk, bytes_at_risk) = inner.after(partition, covered + empty);
         let database_bytes = part.file_bytes();
         PartitionStatus {
             partition,
@@ -201,7 +202,9 @@ impl Inner {
             records_at_risk: at_risk,
             seconds_at_risk: match (at_risk, &newest) {
                 (0, _) => 0,
-                (_, Some(newest)) => age_of(newest.created_at).as_secs(),
+                (_, Some(newest)) => past_age(newest.created_at)
+                    .unwrap_or_else(|| inner.started.elapsed())
+                    .as_secs(),
                 (_, None) => inner.started.elapsed().as_secs(),
             },
             newest,
@@ -254,6 +257,7 @@ impl Inner {
                 "move it away; esker state import takes its state over, if that is wanted",
             );
         }
+        let shortage = inner.shortage();
         for one in &status.partitions {
             let partition = one.partition;
             let known = inner.snapshots.known[partition as usize].lock();
@@ -275,7 +279,14 @@ impl Inner {
                     "restart: the partition is recovered from a snapshot and the log",
                 );
             }
-            if inner.group(partition).status().stalled {
+            if let Some(why) = &shortage {
+                problems.add(
+                    "disk_takes_no_writes",
+                    Some(partition),
+                    why.clone(),
+                    "make room on the disk of the data directory, or delete or trim streams",
+                );
+            } else if inner.group(partition).status().stalled {
                 problems.add(
                     "disk_takes_no_writes",
                     Some(partition),
@@ -283,10 +294,15 @@ impl Inner {
                     "make room on the disk of the data directory",
                 );
             }
-            if one
-                .archived
-                .is_some_and(|archived| archived + 1 < one.log_head)
-            {
+            // A new lineage's log begins where it forked: that older snapshots do not reach the present
+            // is what the restore has cost, and not the bound of the log.
+            let lineage = inner.part(partition).lineage().ok();
+            let forked_at = lineage.filter(|l| l.forks > 0).map_or(0, |l| l.fork_lsn);
+            let known = inner.snapshots.known[partition as usize].lock();
+            let of_this_line = known.retained.iter().rev().find(|r| r.lsn >= forked_at);
+            let is_trimmed = of_this_line.is_some_and(|oldest| oldest.lsn + 1 < one.log_head);
+            drop(known);
+            if is_trimmed {
                 problems.add(
                     "log_trimmed",
                     Some(partition),
@@ -360,7 +376,10 @@ fn known_problems(problems: &mut Problems, partition: u64, known: &Known, one: &
             "repository_failing",
             partition,
             why.clone(),
-            "look at the network, the address and the keys of snapshots.destination; service goes on, and it is tried again",
+            match known.failure_is_here {
+                true => "the snapshot failed on this machine: look at free space on the disk of the data directory; it is tried again",
+                false => "look at the network, the address and the keys of snapshots.destination; service goes on, and it is tried again",
+            },
         );
     }
     if let Some(why) = &known.sweep_failure {

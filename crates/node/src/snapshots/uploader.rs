@@ -8,7 +8,7 @@
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use esker_partition::command::Outcome;
+use esker_partition::command::{Expire, ForgetBasin, Kind, Outcome};
 use esker_raft::{Group, Lsn};
 use esker_repository::destination::probe::probe;
 use esker_repository::env::System;
@@ -16,6 +16,7 @@ use esker_repository::{CurrentRoot, Error as RepositoryError, Progress, Reposito
 use time::OffsetDateTime;
 use tokio::sync::oneshot;
 
+use super::OnLogFull;
 use super::archive::to_put;
 use super::proof::Proof;
 use super::schedule::{Facts, Reason, due};
@@ -29,6 +30,9 @@ const FIRST_RETRY: Duration = Duration::from_secs(2);
 const LAST_RETRY: Duration = Duration::from_secs(300);
 /// A partition that nothing is put of is swept this often.
 const SWEEP_EVERY: Duration = Duration::from_secs(24 * 3600);
+
+/// So many entries are read to see whether they change anything.
+const FEW_ENTRIES: u64 = 64;
 
 /// A snapshot that the repository retains.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,12 +49,16 @@ pub(crate) struct Known {
     pub looked: bool,
     /// Retained snapshots, newest first.
     pub retained: Vec<Archived>,
+    /// Entries after the newest one that change nothing, and which one that is.
+    pub empty: (u64, u64),
     /// Snapshots of dead lines that wait to be pruned by hand.
     pub abandoned: usize,
     /// Bytes of the newest snapshot, if this process put or restored it.
     pub newest_bytes: Option<u64>,
     /// Why the last attempt failed, if it did.
     pub failure: Option<String>,
+    /// Whether that was on this machine, before anything was asked of the repository.
+    pub failure_is_here: bool,
     /// Why the last sweep failed, if it did.
     pub sweep_failure: Option<String>,
     /// The newest snapshot that was restored and compared, and found equal.
@@ -126,6 +134,32 @@ impl Known {
             .collect();
     }
 
+    /// Counts the entries after the newest snapshot that change nothing: each start appends one.
+    fn note_empty(&mut self, inner: &Inner, partition: u64) {
+        let Some(newest) = self.newest().map(|n| n.lsn) else {
+            return;
+        };
+        let group = inner.group(partition);
+        let last = group.status().last.0;
+        let (low, high) = (Lsn(newest + 1), Lsn(last + 1));
+        let few = last.saturating_sub(newest) <= FEW_ENTRIES;
+        // What cannot be read counts as if it changed something.
+        let empty = match few && last > newest {
+            true => inner.raft.log().count_empty(group.id(), low, high),
+            false => Ok(0),
+        };
+        self.empty = (newest, empty.unwrap_or(0));
+    }
+
+    /// Entries after the newest snapshot that change nothing, as far as they are known.
+    pub fn empty_entries(&self) -> u64 {
+        let newest = self.newest().map_or(0, |n| n.lsn);
+        match self.empty.0 == newest {
+            true => self.empty.1,
+            false => 0,
+        }
+    }
+
     fn failed(&mut self, why: String) {
         self.failures += 1;
         let wait = FIRST_RETRY
@@ -151,6 +185,8 @@ struct Load {
     largest: u64,
     /// Whether the log is larger than it may be.
     log_full: bool,
+    /// The partition for which most of a log is kept that may not be trimmed, and is full.
+    holds_log: Option<u64>,
 }
 
 /// The tasks.
@@ -374,6 +410,16 @@ async fn look(
                 return false;
             }
             known.note_root(&root);
+            known.note_empty(inner, partition);
+            if let Some(newest) = known.newest()
+                && past_age(newest.created_at).is_none()
+            {
+                tracing::warn!(
+                    partition,
+                    created_at = %newest.created_at,
+                    "the newest snapshot is from the future: a clock was ahead, or this one is behind; the next one is due at once"
+                );
+            }
             known.succeeded();
             keep(group, &known);
             true
@@ -387,6 +433,7 @@ async fn look(
         Err(error) => {
             tracing::warn!(partition, %error, "the repository could not be read");
             let mut known = place.lock();
+            known.failure_is_here = false;
             known.failed(error.to_string());
             answer(&mut known, &Err(error.to_string()));
             false
@@ -401,6 +448,18 @@ fn keep(group: &Group<Outcome>, known: &Known) {
     }
 }
 
+/// Appends an entry that changes nothing: the next snapshot has an LSN of its own, takes a place among
+/// those that are retained, and the oldest one, for which the log is kept, goes.
+async fn advance(partition: u64, group: &Group<Outcome>) -> Result<(), String> {
+    let nothing = match partition {
+        // Of a basin and a stream that there never are.
+        0 => Kind::ForgetBasin(ForgetBasin { basin: 0 }),
+        _ => Kind::Expire(Expire::default()),
+    };
+    let done = group.execute(nothing.into_bytes()).await;
+    done.map(drop).map_err(|e| e.to_string())
+}
+
 async fn put(
     inner: &Inner,
     partition: u64,
@@ -411,6 +470,10 @@ async fn put(
     let started = Instant::now();
     let snapshots = &inner.snapshots;
     let place = &snapshots.known[partition as usize];
+    place.lock().failure_is_here = true;
+    if reason == Reason::LogFull {
+        advance(partition, group).await?;
+    }
     group
         .snapshot()
         .await
@@ -423,7 +486,11 @@ async fn put(
     let lineage = inner.part(partition).lineage().map_err(|e| e.to_string())?;
     let checkpoint = to_put(&held.checkpoint, &lineage, held.clone())?;
     let progress = Progress::new();
-    place.lock().uploading = Some(progress.clone());
+    {
+        let mut known = place.lock();
+        known.failure_is_here = false;
+        known.uploading = Some(progress.clone());
+    }
     tracing::debug!(partition, %reason, lsn = held.checkpoint.meta.lsn, "putting a snapshot");
     let put = match repository.put(&checkpoint, &progress).await {
         Ok(put) => put,
@@ -482,8 +549,12 @@ impl Inner {
         let status = self.group(partition).status();
         let newest = known.newest();
         let lsn = newest.map_or(0, |n| n.lsn);
-        let age = newest.map_or(Duration::ZERO, |n| age_of(n.created_at));
+        // One from the future tells of a clock that was wrong, and not how long it can wait.
+        let age = newest.map_or(Duration::ZERO, |n| {
+            past_age(n.created_at).unwrap_or(Duration::MAX)
+        });
         let asked = !known.asked.is_empty();
+        let empty = known.empty_entries();
         // What a new lineage has from its parent cannot stand for it: if this disk is lost as well, no
         // copy would be of the repository's lineage.
         let lineage = self.part(partition).lineage().ok();
@@ -494,13 +565,14 @@ impl Inner {
         Facts {
             asked,
             none,
-            entries: status.applied.0.saturating_sub(lsn),
+            entries: status.applied.0.saturating_sub(lsn + empty),
             age,
             replay: match is_largest {
                 true => load.replay,
                 false => Duration::ZERO,
             },
             log_full: is_largest && load.log_full,
+            holds_log: load.holds_log == Some(partition),
         }
     }
 
@@ -508,8 +580,20 @@ impl Inner {
     fn load(&self) -> Load {
         let (mut entries, mut bytes) = (0, 0);
         let mut largest = (0, 0);
+        let mut holds_most = (None, 0);
+        let retained = self.options.snapshots.num_retained;
+        let retained = retained.map_or(1, |n| u64::from(n.get()));
         for (partition, known) in (0..).zip(&self.snapshots.known) {
-            let lsn = known.lock().newest().map_or(0, |n| n.lsn);
+            let known = known.lock();
+            let lsn = known.newest().map_or(0, |n| n.lsn);
+            let kept_from = known.oldest().map_or(0, |n| n.lsn);
+            drop(known);
+            let status = self.group(partition).status();
+            // Of which some may be no more than what `advance` puts into it.
+            let kept = status.applied.0.saturating_sub(kept_from);
+            if kept > retained.max(holds_most.1) {
+                holds_most = (Some(partition), kept);
+            }
             let (some, their_bytes) = self.after(partition, lsn);
             entries += some;
             bytes += their_bytes;
@@ -517,10 +601,13 @@ impl Inner {
                 largest = (partition, some);
             }
         }
+        let log_full = self.log_is_full();
+        let refuses = self.options.snapshots.on_log_full == OnLogFull::RefuseAppends;
         Load {
+            holds_log: holds_most.0.filter(|_| log_full && refuses),
             replay: self.snapshots.rates.replay(entries, bytes).time,
             largest: largest.0,
-            log_full: self.log_is_full(),
+            log_full,
         }
     }
 
@@ -535,13 +622,20 @@ impl Inner {
         (entries, bytes)
     }
 
-    /// Whether the log is larger than it may be. Below its purge threshold it is never made smaller,
-    /// and the file that is written to counts whole.
+    /// Whether the log is larger than it may be.
     pub(crate) fn log_is_full(&self) -> bool {
-        let most = self.options.snapshots.max_log_bytes;
-        let most = most.max(self.options.log_purge_threshold);
-        self.raft.log().used_bytes() > most + self.options.log_segment_size
+        self.raft.log().used_bytes() > self.log_most()
     }
+}
+
+/// How far ahead a time may be of this machine's clock and be of a clock that is well.
+const CLOCK_TOLERANCE: Duration = Duration::from_secs(60);
+
+/// How old something is; `None` if it is from the future, so that this machine's clock was once ahead,
+/// or is behind now.
+pub(crate) fn past_age(created_at: OffsetDateTime) -> Option<Duration> {
+    let now = OffsetDateTime::now_utc();
+    (created_at <= now + CLOCK_TOLERANCE).then(|| age_of(created_at))
 }
 
 /// How old something is, by this machine's clock; not negative.

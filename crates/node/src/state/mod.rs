@@ -226,6 +226,11 @@ impl StateStore {
         let permit = admit(&self.inner.admission, (bytes.len() + OVERHEAD).min(most))
             .await
             .map_err(|_| StateError::Stopping)?;
+        let part = self.inner.part(self.inner.state.partition.0);
+        self.inner
+            .wait_for_space(part)
+            .await
+            .map_err(|error| StateError::Unavailable(error.to_string()))?;
         self.takes_changes()?;
         // Should the client go from here on, the transaction is not open again.
         committing.proposed();

@@ -244,6 +244,7 @@ impl StreamPartition {
         self.failed.written(&done.failed, self.applied.lsn);
         self.reclaimer.mark(&done.to_reclaim);
         self.reclaimer.add_garbage(done.garbage);
+        self.reclaimer.note_written(done.bytes);
         for basin in &done.dropped {
             self.reclaimer.mark_basin(*basin);
         }
@@ -251,7 +252,16 @@ impl StreamPartition {
             self.state.set(meta.clone());
         }
         self.directory.publish(done);
+        if self.reclaimer.is_urgent() {
+            self.reclaim();
+        }
         Ok(())
+    }
+
+    fn reclaim(&mut self) {
+        if let Err(error) = self.reclaimer.work(&self.directory) {
+            tracing::warn!(partition = %self.part.partition(), %error, "space was not reclaimed");
+        }
     }
 }
 
@@ -295,9 +305,7 @@ impl StateMachine for StreamPartition {
     }
 
     fn maintain(&mut self) {
-        if let Err(error) = self.reclaimer.work(&self.directory) {
-            tracing::warn!(partition = %self.part.partition(), %error, "space was not reclaimed");
-        }
+        self.reclaim();
     }
 }
 

@@ -57,6 +57,8 @@ pub(crate) struct Done {
     pub state: Option<StateMeta>,
     /// Bytes of entries of the state store that are no longer needed.
     pub garbage: u64,
+    /// Bytes that were written.
+    pub bytes: u64,
 }
 
 /// A touched stream, ready to be published.
@@ -197,8 +199,10 @@ impl<'a> Step<'a> {
         for basin in &self.dropped {
             self.batch.put(keys::dropped_basin(*basin), []);
         }
+        let bytes = self.batch.bytes();
         self.batch.write()?;
         Ok(Done {
+            bytes,
             counters: self.counters,
             touched: published,
             dropped: self.dropped,

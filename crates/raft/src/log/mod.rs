@@ -125,7 +125,13 @@ impl SharedLog {
                 // Compression would cost the write path more than the bytes it saves.
                 batch_compression_threshold: ReadableSize(0),
                 target_file_size: ReadableSize(config.segment_size),
-                purge_threshold: ReadableSize(config.purge_threshold.max(config.segment_size)),
+                // It counts every file as a full one, and those of the rewrite queue apart:
+                // `SharedLog::purge` compares what is on disk instead.
+                purge_threshold: ReadableSize(config.segment_size),
+                // What was copied goes soon after nobody wants it any more. At most three tenths of the
+                // copies are useless, beyond one file.
+                purge_rewrite_threshold: Some(ReadableSize(config.segment_size)),
+                purge_rewrite_garbage_ratio: 0.3,
                 // A recycled file holds old records behind new ones, which would make a torn
                 // tail look like rot.
                 enable_log_recycle: false,
@@ -262,9 +268,22 @@ impl SharedLog {
         })
     }
 
-    /// Deletes files that no group needs. Answers the groups whose old entries hold files back:
-    /// they should be flushed and compacted.
+    /// How many of a group's entries in `[low, high)` change nothing: those that an election appends.
+    pub fn count_empty(&self, group: GroupId, low: Lsn, high: Lsn) -> Result<u64, LogError> {
+        let read = self.reader(group).entries(low, high, u64::MAX);
+        let entries = read.map_err(|e| self.error(e))?;
+        let is_empty = |entry: &&Entry| {
+            entry.data.is_empty() && entry.entry_type == raft::eraftpb::EntryType::EntryNormal
+        };
+        Ok(entries.0.iter().filter(is_empty).count() as u64)
+    }
+
+    /// Deletes files that no group needs, once the log is larger than its threshold. Answers the groups
+    /// whose old entries hold files back: they should be flushed and compacted.
     pub fn purge(&self) -> Result<Vec<GroupId>, LogError> {
+        if self.used_bytes() <= self.config.purge_threshold {
+            return Ok(Vec::new());
+        }
         let held_by = on_a_fresh_thread(|| self.engine.purge_expired_files())
             .map_err(|e| self.error(e.to_string()))?
             .map_err(|e| self.error(e.to_string()))?;
@@ -275,10 +294,16 @@ impl SharedLog {
             .collect())
     }
 
-    /// Bytes of files that the log uses, counting whole files.
+    /// Bytes that the log's files have on disk: those that it writes, and those into which it copies
+    /// entries that are still wanted when their file goes. What was set aside for the file that is
+    /// written to counts.
     pub fn used_bytes(&self) -> u64 {
-        let (first, last) = self.file_span();
-        (last - first + 1) * self.config.segment_size
+        let files = std::fs::read_dir(&self.config.dir).into_iter().flatten();
+        files
+            .filter_map(|file| file.ok()?.metadata().ok())
+            .filter(|meta| meta.is_file())
+            .map(|meta| meta.len())
+            .sum()
     }
 
     /// Numbers of the first file that the log still has, and of the one that it writes.

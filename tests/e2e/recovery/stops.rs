@@ -1,0 +1,65 @@
+//! A stop while the repository answers nothing, and what a restart shows of partitions that are idle.
+
+use std::time::{Duration, Instant};
+
+use super::past::eager;
+use super::place::{Kind, Scene};
+use crate::support::s3::Mood;
+use crate::support::{Server, eventually, sdk};
+
+#[tokio::test]
+async fn a_stop_keeps_to_its_grace_although_the_repository_hangs_and_names_what_it_gave_up() {
+    let setup = eager()
+        .set("shutdown-grace=1s")
+        .set("snapshots.snapshot-interval=1h")
+        .set("snapshots.snapshot-on-stop=true");
+    let scene = Scene::new(Kind::S3, setup).await;
+    let mut server = scene.setup.start(&scene.data()).await;
+    scene.place.roots().await;
+    let basin = sdk::basin(&server.sdk(), "test-basin").await;
+    let stream = sdk::stream(&basin, "orders").await;
+    sdk::append(&stream, ["x"]).await;
+    scene.place.s3().be(Mood::Silent);
+    let began = Instant::now();
+    server.stop().await;
+    // Ten times the grace is for a machine that is busy; the requests' own time limits are a minute.
+    assert!(
+        began.elapsed() < Duration::from_secs(10),
+        "{:?}",
+        began.elapsed()
+    );
+    let log = server.log();
+    let named = log
+        .iter()
+        .any(|line| line.contains("the grace period ended before a snapshot of the partition"));
+    assert!(named, "{log:#?}");
+}
+
+/// Entries at risk over all partitions, once snapshots of all are known.
+async fn at_risk(server: &Server) -> u64 {
+    eventually("the repository is known", async || {
+        let status = server.http1().get("/esker/v1/status").send().await;
+        let status = (status.status == 200).then(|| status.json())?;
+        let partitions = status["partitions"].as_array()?;
+        let known = partitions.iter().all(|one| !one["newest"].is_null());
+        let at_risk = |one: &serde_json::Value| one["records_at_risk"].as_u64();
+        known.then(|| partitions.iter().filter_map(at_risk).sum())
+    })
+    .await
+}
+
+#[tokio::test]
+async fn partitions_that_are_idle_show_nothing_at_risk_after_restarts() {
+    let setup = eager().set("snapshots.snapshot-interval=1h");
+    let scene = Scene::new(Kind::Directory, setup).await;
+    let mut server = scene.setup.start(&scene.data()).await;
+    scene.place.roots().await;
+    for _ in 0..2 {
+        server.kill();
+        server.restart(&scene.setup).await;
+        assert_eq!(at_risk(&server).await, 0);
+    }
+    let basin = sdk::basin(&server.sdk(), "test-basin").await;
+    sdk::append(&sdk::stream(&basin, "orders").await, ["x"]).await;
+    assert!(at_risk(&server).await > 0);
+}
