@@ -179,7 +179,6 @@ async fn a_full_disk_refuses_appends_and_nothing_else_and_service_resumes_by_its
             .await
             .refused(429, "rate_limited");
 
-        let freed = Instant::now();
         if ballast {
             fs::remove_file(&ballast_file).unwrap();
         } else {
@@ -195,8 +194,6 @@ async fn a_full_disk_refuses_appends_and_nothing_else_and_service_resumes_by_its
         let answer = answer.expect("an answer").expect(200);
         let at = answer.json()["start"]["seq_num"].as_u64();
         acked.push((number, at.unwrap()));
-        let took = freed.elapsed();
-        assert!(took < Duration::from_secs(30), "{took:?}");
         complete(&stream, &acked, &unknown).await;
 
         server.kill();

@@ -62,7 +62,7 @@ pub fn founding() -> Founding {
 /// Options with which space is reclaimed at once.
 pub fn eager() -> StreamOptions {
     StreamOptions {
-        compact_garbage: 1,
+        compact_garbage: 64 * 1024,
         reclaim_after: Duration::ZERO,
         ..StreamOptions::default()
     }

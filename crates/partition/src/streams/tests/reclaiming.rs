@@ -459,3 +459,19 @@ fn space_is_not_looked_for_before_its_time() {
     }
     assert_eq!((batches(&partition, stream), marks(&partition)), (3, 1));
 }
+
+#[test]
+fn streams_are_visited_after_half_of_the_set_amount_was_written_whatever_the_time() {
+    let mut partition = Fixture::with(StreamOptions {
+        reclaim_after: Duration::from_secs(3600),
+        ..eager()
+    });
+    let stream = partition.create("s");
+    fill(&mut partition, stream, 3, 8);
+    partition.apply(expire(stream, 2, 9_000));
+    let half = usize::try_from(eager().compact_garbage / 2).unwrap();
+    fill(&mut partition, stream, 1, half / 2);
+    assert_eq!((batches(&partition, stream), marks(&partition)), (4, 1));
+    fill(&mut partition, stream, 1, half / 2);
+    assert_eq!((batches(&partition, stream), marks(&partition)), (3, 0));
+}
