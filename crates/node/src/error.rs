@@ -357,6 +357,11 @@ pub const START_CODES: &[(&str, &str, &str)] = &[
         "Correct the configuration as the message says.",
     ),
     (
+        "state_snapshots_there",
+        "The data directory is empty but for JSON snapshots of a state store.",
+        "`--bootstrap new` begins a new cluster beside them, and `esker state import` takes the state over.",
+    ),
+    (
         "repository_holds_cluster",
         "The data directory is empty, and the repository holds snapshots.",
         "`--bootstrap restore` restores them; a new cluster needs another destination.",
