@@ -30,6 +30,10 @@
 //!   failed delete. A gap in the numbers is a file that somebody lost, never a half-done purge;
 //!   raft-engine would silently ignore everything before it.
 //!
+//! Whole files do not make a whole log: where one was replaced by an older copy of it, entries are
+//! missing between it and the next. raft-engine would panic there, so what each batch does to its groups
+//! is followed, as raft-engine does it ([`spans`]).
+//!
 //! # What it cannot see
 //!
 //! The last batch, synced and then damaged, looks like a torn one. So do acknowledged batches
@@ -50,6 +54,7 @@ mod batch;
 pub(in crate::log) mod fixture;
 mod items;
 mod names;
+mod spans;
 mod tail;
 #[cfg(test)]
 mod tests;
@@ -61,6 +66,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use names::LogName;
+use spans::Spans;
 use walk::{Stop, Walk};
 
 /// What one batch of the rewrite queue can hold beyond the largest write group, in bytes.
@@ -139,6 +145,25 @@ pub enum InspectError {
         /// How that is known.
         why: String,
     },
+    /// Each file is whole, and entries between them are missing: a file was replaced by an older copy of
+    /// it, as a backup does that is copied over a newer directory. raft-engine would panic.
+    #[error(
+        "the log is incomplete: after entry {after} of partition {group}, {} goes on at offset {offset} with \
+         entry {next}: a file before it was replaced by an older copy",
+        path.display()
+    )]
+    Gap {
+        /// The file that goes on.
+        path: PathBuf,
+        /// Where the batch begins.
+        offset: u64,
+        /// The group.
+        group: u64,
+        /// The last entry before the gap.
+        after: u64,
+        /// The first entry after it.
+        next: u64,
+    },
     /// A file that does not belong here, and that raft-engine would trip over. Move it away.
     #[error("{} does not belong into the log's directory: {why}", path.display())]
     Foreign {
@@ -205,13 +230,15 @@ fn inspect_queue(
         }
         None => files,
     };
+    let queue = newest.queue;
+    let mut spans = Spans::new(queue);
     for (i, file) in files.iter().enumerate() {
         let is_last = i + 1 == files.len();
         let Walk {
             reader,
             valid,
             stop,
-        } = walk::walk(file)?;
+        } = walk::walk(file, &mut spans)?;
         found.files += 1;
         found.bytes += valid;
         let Stop::Broken(broken) = stop else { continue };

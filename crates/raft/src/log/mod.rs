@@ -17,7 +17,7 @@ pub mod inspect;
 mod tests;
 pub mod writer;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -75,12 +75,20 @@ pub enum LogError {
         /// What happened.
         source: std::io::Error,
     },
-    /// raft-engine failed.
+    /// The log holds what it cannot hold. It was read: this is damage.
     #[error("the log in {dir}: {message}")]
     Engine {
         /// The log's directory.
         dir: PathBuf,
         /// What raft-engine says.
+        message: String,
+    },
+    /// The operating system refused to read or write; nothing is known about the log.
+    #[error("the log in {dir}: {message}")]
+    Unreadable {
+        /// The log's directory.
+        dir: PathBuf,
+        /// What the operating system says, and about which file.
         message: String,
     },
     /// The log was written by a newer version.
@@ -93,6 +101,52 @@ pub enum LogError {
         /// The format found.
         found: u8,
     },
+}
+
+impl LogError {
+    /// Whether the log is damaged or incomplete, as a checksum or a rule of its format proves. An
+    /// answer of the operating system proves nothing.
+    pub fn is_damage(&self) -> bool {
+        match self {
+            LogError::Inspect(found) => match found {
+                inspect::InspectError::Rot { .. }
+                | inspect::InspectError::MissingFile { .. }
+                | inspect::InspectError::Gap { .. } => true,
+                // A file that does not belong there says nothing about those that do.
+                inspect::InspectError::Foreign { .. } | inspect::InspectError::Io { .. } => false,
+            },
+            LogError::Engine { .. } => true,
+            LogError::Cut { .. } | LogError::Unreadable { .. } | LogError::NewerFormat { .. } => {
+                false
+            }
+        }
+    }
+
+    /// Whether the operating system refused: the same may work later.
+    pub fn is_unreadable(&self) -> bool {
+        match self {
+            LogError::Inspect(found) => matches!(found, inspect::InspectError::Io { .. }),
+            LogError::Cut { .. } | LogError::Unreadable { .. } => true,
+            LogError::Engine { .. } | LogError::NewerFormat { .. } => false,
+        }
+    }
+
+    /// What raft-engine failed with, `context` before it if there is one.
+    fn of_engine(dir: &Path, context: &str, error: &raft_engine::Error) -> LogError {
+        let (dir, message) = (dir.to_owned(), format!("{context}{error}"));
+        match error {
+            raft_engine::Error::Io(_)
+            | raft_engine::Error::TryAgain(_)
+            | raft_engine::Error::Full
+            | raft_engine::Error::Other(_) => LogError::Unreadable { dir, message },
+            raft_engine::Error::InvalidArgument(_)
+            | raft_engine::Error::Corruption(_)
+            | raft_engine::Error::Codec(_)
+            | raft_engine::Error::Protobuf(_)
+            | raft_engine::Error::EntryCompacted
+            | raft_engine::Error::EntryNotFound => LogError::Engine { dir, message },
+        }
+    }
 }
 
 /// A node's log. Cheap to clone.
@@ -113,10 +167,7 @@ impl SharedLog {
             dir: config.dir.clone(),
             source,
         })?;
-        let engine_error = |e: raft_engine::Error| LogError::Engine {
-            dir: config.dir.clone(),
-            message: e.to_string(),
-        };
+        let engine_error = |e: raft_engine::Error| LogError::of_engine(&config.dir, "", &e);
         let engine = RaftEngine::open_with_file_system(
             raft_engine::Config {
                 dir: config.dir.to_string_lossy().into_owned(),
@@ -237,7 +288,7 @@ impl SharedLog {
                 let _writing = self.writing.lock();
                 self.engine.write(&mut batch, true)
             })
-            .map_err(|e| self.error(format!("beginning the log of group {group}: {e}")))?;
+            .map_err(|e| self.failed(&format!("beginning the log of group {group}: "), &e))?;
         Ok(())
     }
 
@@ -256,7 +307,7 @@ impl SharedLog {
                 let _writing = self.writing.lock();
                 self.engine.write(&mut batch, true)
             })
-            .map_err(|e| self.error(format!("restarting the log of group {group}: {e}")))?;
+            .map_err(|e| self.failed(&format!("restarting the log of group {group}: "), &e))?;
         Ok(())
     }
 
@@ -285,8 +336,8 @@ impl SharedLog {
             return Ok(Vec::new());
         }
         let held_by = on_a_fresh_thread(|| self.engine.purge_expired_files())
-            .map_err(|e| self.error(e.to_string()))?
-            .map_err(|e| self.error(e.to_string()))?;
+            .map_err(|e| self.failed("", &e.into()))?
+            .map_err(|e| self.failed("", &e))?;
         Ok(held_by
             .into_iter()
             .filter(|region| *region != NODE_REGION)
@@ -316,6 +367,11 @@ impl SharedLog {
         &self.config
     }
 
+    fn failed(&self, context: &str, error: &raft_engine::Error) -> LogError {
+        LogError::of_engine(&self.config.dir, context, error)
+    }
+
+    /// What was read is not what belongs there.
     fn error(&self, message: String) -> LogError {
         LogError::Engine {
             dir: self.config.dir.clone(),

@@ -89,6 +89,22 @@ pub enum NodeError {
     },
 }
 
+impl NodeError {
+    /// Whether the log is damaged or incomplete, as a checksum or a rule of its format proves.
+    pub fn is_damage(&self) -> bool {
+        matches!(self, NodeError::Log(error) if error.is_damage())
+    }
+
+    /// Whether the operating system refused: the same may work later.
+    pub fn is_unreadable(&self) -> bool {
+        match self {
+            NodeError::Log(error) => error.is_unreadable(),
+            NodeError::Thread(_) => true,
+            _ => false,
+        }
+    }
+}
+
 type Tickable = Box<dyn Fn() -> bool + Send>;
 
 /// A running node. Cheap to clone.

@@ -22,6 +22,7 @@ use std::io;
 use crc32fast::Hasher;
 
 use super::items;
+use super::spans::Change;
 use super::window::Window;
 
 /// What every file begins with: magic, then version 2 and alignment 0 as big-endian `u64`.
@@ -125,8 +126,8 @@ impl BatchHeader {
 
 /// The outcome of checking one batch.
 pub(super) enum Checked {
-    /// Everything fits; the batch ends here.
-    Valid { end: u64 },
+    /// Everything fits; the batch ends here, and does this to its groups.
+    Valid { end: u64, changes: Vec<Change> },
     /// It is not a valid batch.
     Broken(Broken),
 }
@@ -180,9 +181,9 @@ pub(super) fn check(file: &mut Window, at: u64, seq: u64) -> io::Result<Checked>
         }
         _ => u64::from(u32::from_le_bytes(plain_len)),
     };
-    match items::entries_len(file, footer, end - CHECKSUM_LEN)? {
-        Some(len) if len == stored_len => Ok(Checked::Valid { end }),
-        Some(len) => broken(
+    match items::read(file, footer, end - CHECKSUM_LEN)? {
+        Some((len, changes)) if len == stored_len => Ok(Checked::Valid { end, changes }),
+        Some((len, _)) => broken(
             format!("a batch lists {len} bytes of entries and holds {stored_len}"),
             Some(end),
         ),

@@ -11,18 +11,25 @@
 
 use std::io;
 
+use super::spans::Change;
 use super::window::Window;
 
 /// Bytes that the entries of a batch have together, before compression, according to its items in
-/// `[from, to)`; `None` if that is no list of items. The checksum was verified before.
-pub(super) fn entries_len(reader: &mut Window, from: u64, to: u64) -> io::Result<Option<u64>> {
+/// `[from, to)`, and what they do to their groups; `None` if that is no list of items. The checksum was
+/// verified before.
+pub(super) fn read(
+    reader: &mut Window,
+    from: u64,
+    to: u64,
+) -> io::Result<Option<(u64, Vec<Change>)>> {
     let mut items = Items {
         reader,
         at: from,
         to,
+        changes: Vec::new(),
     };
     match items.sum() {
-        Ok(sum) => Ok((items.at == to).then_some(sum)),
+        Ok(sum) => Ok((items.at == to).then_some((sum, items.changes))),
         Err(e) if e.kind() == io::ErrorKind::InvalidData => Ok(None),
         Err(e) => Err(e),
     }
@@ -32,18 +39,25 @@ struct Items<'a> {
     reader: &'a mut Window,
     at: u64,
     to: u64,
+    changes: Vec<Change>,
 }
 
 impl Items<'_> {
     fn sum(&mut self) -> io::Result<u64> {
         let mut sum = 0;
         for _ in 0..self.number()? {
-            let _group = self.number()?;
+            let region = self.number()?;
             match self.byte()? {
                 1 => {
                     let count = self.number()?;
                     if count > 0 {
-                        let _first_index = self.number()?;
+                        let first = self.number()?;
+                        let last = first.checked_add(count - 1).ok_or_else(malformed)?;
+                        self.changes.push(Change::Entries {
+                            region,
+                            first,
+                            last,
+                        });
                     }
                     for _ in 0..count {
                         // Ends rise throughout the batch, so the last one is the sum.
@@ -55,8 +69,11 @@ impl Items<'_> {
                     }
                 }
                 2 => match self.byte()? {
-                    1 => {}
-                    2 => drop(self.number()?),
+                    1 => self.changes.push(Change::Clean { region }),
+                    2 => {
+                        let index = self.number()?;
+                        self.changes.push(Change::Compact { region, index });
+                    }
                     _ => return Err(malformed()),
                 },
                 3 => match self.byte()? {

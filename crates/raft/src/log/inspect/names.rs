@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use raft_engine::internals::{FileId, FileNameExt, LogQueue};
 
+use super::spans::Gap;
 use super::{InspectError, Queue, TornTail};
 
 /// Sequence number of the first file of a fresh queue.
@@ -30,6 +31,18 @@ impl LogName {
             path: self.path.clone(),
             offset,
             what,
+        }
+    }
+
+    /// The error that says which entries are missing before a batch of this file.
+    pub(super) fn gap(&self, offset: u64, gap: Gap) -> InspectError {
+        InspectError::Gap {
+            path: self.path.clone(),
+            offset,
+            // raft-engine's numbers begin at 1: see `region` of the log.
+            group: gap.region.saturating_sub(1),
+            after: gap.after,
+            next: gap.next,
         }
     }
 
@@ -81,10 +94,13 @@ pub(super) fn list(dir: &Path) -> Result<(Vec<LogName>, Vec<LogName>), InspectEr
     let (mut append, mut rewrite) = (Vec::new(), Vec::new());
     for entry in entries {
         let path = entry.map_err(failed)?.path();
-        if !path.is_file() {
+        let found = std::fs::metadata(&path);
+        if found.as_ref().is_ok_and(|found| !found.is_file()) {
             continue;
         }
         if let Some(file) = parse(path)? {
+            // A link that leads nowhere now may lead to a log file tomorrow.
+            found.map_err(|e| file.io("look at", e))?;
             match file.queue {
                 Queue::Append => append.push(file),
                 Queue::Rewrite => rewrite.push(file),

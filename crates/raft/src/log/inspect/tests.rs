@@ -400,6 +400,51 @@ fn names_that_mislead_raft_engine_are_refused_and_others_ignored() {
     }
 }
 
+#[test]
+fn a_file_that_cannot_be_looked_at_is_neither_missing_nor_damaged() {
+    let (_keep, dir) = scratch();
+    let engine = open(&dir);
+    append(&engine, 0..GROUPS);
+    drop(engine);
+    let file = names::list(&dir).unwrap().0.remove(0).path;
+    std::fs::remove_file(&file).unwrap();
+    for target in [file.clone(), dir.join("not mounted")] {
+        std::os::unix::fs::symlink(target, &file).unwrap();
+        let found = look(&dir);
+        assert!(
+            matches!(&found, Err(InspectError::Io { path, .. }) if *path == file),
+            "{found:?}"
+        );
+        std::fs::remove_file(&file).unwrap();
+    }
+}
+
+#[test]
+fn an_older_copy_of_a_file_leaves_a_gap_that_is_named() {
+    let (_keep, dir) = scratch();
+    let engine = open(&dir);
+    append(&engine, 0..GROUPS);
+    drop(engine);
+    look(&dir).unwrap().cut().unwrap();
+    let newest = || names::list(&dir).unwrap().0.pop().unwrap().path;
+    let file = newest();
+    let old = std::fs::read(&file).unwrap();
+    let engine = open(&dir);
+    append(&engine, GROUPS..3 * GROUPS);
+    drop(engine);
+    assert!(newest() > file);
+    assert_eq!(look(&dir).unwrap().torn, []);
+    std::fs::write(&file, old).unwrap();
+    let found = look(&dir);
+    let Err(InspectError::Gap {
+        path, after, next, ..
+    }) = &found
+    else {
+        panic!("expected a gap, got {found:?}");
+    };
+    assert!(*path > file && *next > after + 1, "{found:?}");
+}
+
 /// A log that purge has copied to the rewrite queue: several batches in one file. The originals
 /// are still there, as after a crash in the middle of a purge.
 fn rewritten() -> Files {

@@ -5,6 +5,7 @@ use std::fs::File;
 use super::InspectError;
 use super::batch::{self, Broken, Checked, FILE_HEADER_LEN};
 use super::names::LogName;
+use super::spans::Spans;
 use super::window::Window;
 
 /// How far the valid part of a file reaches.
@@ -42,8 +43,9 @@ pub(super) fn stub_bytes(name: &LogName) -> Result<Option<u64>, InspectError> {
     Ok(Some(last.map_or(0, |i| i as u64 + 1)))
 }
 
-/// Checks the batches of a file, in order, up to the first broken one.
-pub(super) fn walk(name: &LogName) -> Result<Walk, InspectError> {
+/// Checks the batches of a file, in order, up to the first broken one, and whether each goes on where
+/// those before it ended.
+pub(super) fn walk(name: &LogName, spans: &mut Spans) -> Result<Walk, InspectError> {
     let mut reader = open(name)?;
     let failed = |e| name.io("read", e);
     if !batch::has_header(&mut reader).map_err(failed)? {
@@ -52,7 +54,12 @@ pub(super) fn walk(name: &LogName) -> Result<Walk, InspectError> {
     let mut valid = FILE_HEADER_LEN;
     while valid < reader.size {
         match batch::check(&mut reader, valid, name.seq).map_err(failed)? {
-            Checked::Valid { end } => valid = end,
+            Checked::Valid { end, changes } => {
+                for change in changes {
+                    spans.apply(change).map_err(|gap| name.gap(valid, gap))?;
+                }
+                valid = end;
+            }
             Checked::Broken(broken) => {
                 return Ok(Walk {
                     reader,

@@ -1,0 +1,147 @@
+//! Which entries each group has, as the batches of a queue follow each other.
+//!
+//! The rules are those by which raft-engine builds its memtables when it opens a log: entries go on where
+//! a group's last ones ended, or replace some of them; a compaction drops older ones, a clean all. In the
+//! append queue it panics at a hole. In the rewrite queue it allows one, because what was compacted in
+//! between is not copied there.
+
+use std::collections::HashMap;
+
+use super::Queue;
+
+/// What an item of a batch does to its group. `region` is raft-engine's number of the group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Change {
+    /// Entries, both ends included.
+    Entries { region: u64, first: u64, last: u64 },
+    /// Entries below `index` are dropped.
+    Compact { region: u64, index: u64 },
+    /// All are.
+    Clean { region: u64 },
+}
+
+/// Entries that are missing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Gap {
+    pub(super) region: u64,
+    /// The last entry before them.
+    pub(super) after: u64,
+    /// The first entry after them.
+    pub(super) next: u64,
+}
+
+/// The first and last entry of each group that has any.
+pub(super) struct Spans {
+    may_have_holes: bool,
+    of: HashMap<u64, (u64, u64)>,
+}
+
+impl Spans {
+    pub(super) fn new(queue: Queue) -> Spans {
+        Spans {
+            may_have_holes: queue == Queue::Rewrite,
+            of: HashMap::new(),
+        }
+    }
+
+    /// Takes the next change.
+    ///
+    /// # Errors
+    ///
+    /// The gap before it.
+    pub(super) fn apply(&mut self, change: Change) -> Result<(), Gap> {
+        match change {
+            Change::Entries {
+                region,
+                first,
+                last,
+            } => {
+                let start = match self.of.get(&region) {
+                    Some((_, end)) if first > end.saturating_add(1) => {
+                        if !self.may_have_holes {
+                            return Err(Gap {
+                                region,
+                                after: *end,
+                                next: first,
+                            });
+                        }
+                        first
+                    }
+                    Some((start, _)) => first.min(*start),
+                    None => first,
+                };
+                self.of.insert(region, (start, last));
+            }
+            Change::Compact { region, index } => {
+                if let Some((start, end)) = self.of.get_mut(&region) {
+                    if index > *end {
+                        self.of.remove(&region);
+                    } else {
+                        *start = index.max(*start);
+                    }
+                }
+            }
+            Change::Clean { region } => {
+                self.of.remove(&region);
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Change::{Clean, Compact, Entries};
+    use super::*;
+
+    fn entries(first: u64, last: u64) -> Change {
+        Entries {
+            region: 1,
+            first,
+            last,
+        }
+    }
+
+    fn result(queue: Queue, changes: &[Change]) -> Result<(), Gap> {
+        let mut spans = Spans::new(queue);
+        changes.iter().try_for_each(|change| spans.apply(*change))
+    }
+
+    #[test]
+    fn entries_follow_replace_or_begin_anew() {
+        let compacted = Compact {
+            region: 1,
+            index: 11,
+        };
+        for changes in [
+            &[entries(7, 9), entries(10, 12)][..],
+            &[entries(7, 12), entries(9, 9), entries(10, 30)],
+            &[entries(7, 12), entries(3, 4)],
+            &[entries(7, 10), compacted, entries(20, 20)],
+            &[entries(7, 10), Clean { region: 1 }, entries(20, 20)],
+        ] {
+            assert_eq!(result(Queue::Append, changes), Ok(()), "{changes:?}");
+        }
+    }
+
+    #[test]
+    fn a_hole_is_a_gap_in_the_append_queue_alone() {
+        let partly = Compact {
+            region: 1,
+            index: 9,
+        };
+        let gap = Err(Gap {
+            region: 1,
+            after: 10,
+            next: 12,
+        });
+        for changes in [
+            &[entries(7, 10), entries(12, 12)][..],
+            &[entries(7, 10), partly, entries(12, 12)],
+            &[entries(7, 20), entries(10, 10), entries(12, 13)],
+        ] {
+            assert_eq!(result(Queue::Append, changes), gap, "{changes:?}");
+            assert_eq!(result(Queue::Rewrite, changes), Ok(()), "{changes:?}");
+        }
+    }
+}
