@@ -2,6 +2,7 @@
 
 use clap::Subcommand;
 use esker_server::config::{self, Overrides};
+use esker_server::server;
 
 use crate::exit::Failure;
 use crate::output::print;
@@ -44,6 +45,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     if show {
         print(config::show(&loaded).trim_end())
     } else {
+        server::check(&loaded.config).map_err(|e| Failure::usage(e.code(), e))?;
         print("the configuration is valid")
     }
 }

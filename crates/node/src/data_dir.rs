@@ -100,6 +100,7 @@ pub struct DataDir {
 impl LockedDir {
     /// Locks the directory, and reads its identity if it has one. It is made if it is missing.
     pub fn open(path: &Path) -> Result<LockedDir, StartError> {
+        is_or_may_be_directory(path)?;
         fs::create_dir_all(path).map_err(io("creating", path))?;
         let path = fs::canonicalize(path).map_err(io("resolving", path))?;
         if let Some(parent) = path.parent() {
@@ -108,13 +109,13 @@ impl LockedDir {
         let lock = lock(&path)?;
         let final_path = path.join("node.json");
         let new_path = path.join("node.json.new");
-        let found = if final_path.exists() {
-            Some((read_identity(&path, &final_path)?, false))
-        } else if new_path.exists() {
-            Some((read_identity(&path, &new_path)?, true))
+        let found = if let Some(identity) = read_identity(&path, &final_path)? {
+            Some((identity, false))
+        } else if let Some(identity) = read_identity(&path, &new_path)? {
+            Some((identity, true))
         } else {
             for what in ["log", "db"] {
-                if path.join(what).exists() {
+                if is_in_use(&path.join(what))? {
                     return Err(StartError::NoIdentity {
                         dir: path,
                         what: format!("{what}/"),
@@ -134,6 +135,25 @@ impl LockedDir {
     /// Whether nobody has used it so far.
     pub fn is_empty(&self) -> bool {
         self.found.is_none()
+    }
+
+    /// Copies of somebody's partitions that are here although nobody has used the directory so far, in
+    /// words.
+    pub fn copies(&self) -> Result<Option<String>, StartError> {
+        if !self.is_empty() {
+            return Ok(None);
+        }
+        let found = checkpoints_in(&self.path.join("checkpoints"))?;
+        let partitions = match found.len() {
+            0 => return Ok(None),
+            1 => "partition",
+            _ => "partitions",
+        };
+        let numbers: Vec<String> = found.iter().map(|(number, _)| number.to_string()).collect();
+        Ok(Some(format!(
+            "checkpoints/ has local snapshots of {partitions} {}",
+            numbers.join(", ")
+        )))
     }
 
     /// Begins to make it for `identity`, if it is empty. Whoever it belongs to must have as many
@@ -223,6 +243,17 @@ impl DataDir {
         self.path
             .join("damaged")
             .join(format!("partition-{partition}"))
+    }
+
+    /// Why a partition's database is not to be used, if an earlier start or a running server has found
+    /// it damaged.
+    pub fn known_damage(&self, partition: u64) -> Result<Option<String>, StartError> {
+        let path = self.damage(partition);
+        match fs::read(&path) {
+            Ok(why) => Ok(Some(String::from_utf8_lossy(&why).into_owned())),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(StartError::unreadable(path.display().to_string(), &e)),
+        }
     }
 
     /// Remembers, for the next start, that a partition's database is not to be used.
@@ -335,7 +366,81 @@ fn lock(dir: &Path) -> Result<File, StartError> {
     Ok(file)
 }
 
-fn read_identity(dir: &Path, path: &Path) -> Result<Identity, StartError> {
+/// The checkpoints below a directory, newest first, by partition; partitions without any are left out.
+pub(crate) fn checkpoints_in(base: &Path) -> Result<Vec<(u64, Vec<PathBuf>)>, StartError> {
+    let entries = match fs::read_dir(base) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(e) => return Err(StartError::unreadable(base.display().to_string(), &e)),
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(io("listing", base))?;
+        let name = entry.file_name();
+        let Some(number) = name.to_str().and_then(|name| name.parse().ok()) else {
+            continue;
+        };
+        let there = esker_partition::checkpoint::all(&entry.path())?;
+        if !there.is_empty() {
+            found.push((number, there));
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// Refuses what is there and no directory.
+fn is_or_may_be_directory(path: &Path) -> Result<(), StartError> {
+    let none = |what, remedy| {
+        Err(StartError::NoDirectory {
+            path: path.to_owned(),
+            what,
+            remedy,
+        })
+    };
+    match fs::metadata(path) {
+        Ok(found) if found.is_dir() => Ok(()),
+        Ok(_) => none("a file", "`data-dir` has to name a directory"),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => match is_there(path)? {
+            true => none(
+                "a link that leads nowhere",
+                "mount or make the directory that it leads to",
+            ),
+            false => Ok(()),
+        },
+        Err(e) => Err(StartError::unreadable(path.display().to_string(), &e)),
+    }
+}
+
+/// Whether something is there that is more than an empty directory, as a disk is that was just mounted.
+fn is_in_use(path: &Path) -> Result<bool, StartError> {
+    if !is_there(path)? {
+        return Ok(false);
+    }
+    let entries = match fs::read_dir(path) {
+        Ok(entries) => entries,
+        Err(_) => return Ok(true),
+    };
+    for entry in entries {
+        let entry = entry.map_err(io("listing", path))?;
+        if entry.file_name() != "lost+found" {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Whether there is something of a name, be it a link that leads nowhere.
+fn is_there(path: &Path) -> Result<bool, StartError> {
+    match fs::symlink_metadata(path) {
+        Ok(_) => Ok(true),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        Err(e) => Err(io("looking at", path)(e)),
+    }
+}
+
+/// Who a directory belongs to; `None` if it has no such file.
+fn read_identity(dir: &Path, path: &Path) -> Result<Option<Identity>, StartError> {
     #[derive(Deserialize)]
     struct Format {
         format: u32,
@@ -344,9 +449,14 @@ fn read_identity(dir: &Path, path: &Path) -> Result<Identity, StartError> {
         path: path.to_owned(),
         why,
     };
-    let text = fs::read_to_string(path).map_err(io("reading", path))?;
+    let text = match fs::read(path) {
+        Ok(text) => text,
+        // A link that leads nowhere is not the same as no file.
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound && !is_there(path)? => return Ok(None),
+        Err(e) => return Err(StartError::unreadable(path.display().to_string(), &e)),
+    };
     let Format { format } =
-        serde_json::from_str(&text).map_err(|e| bad(format!("not an identity: {e}")))?;
+        serde_json::from_slice(&text).map_err(|e| bad(format!("not an identity: {e}")))?;
     if format > FORMAT {
         return Err(StartError::NewerFormat {
             dir: dir.to_owned(),
@@ -361,13 +471,13 @@ fn read_identity(dir: &Path, path: &Path) -> Result<Identity, StartError> {
         });
     }
     let identity: Identity =
-        serde_json::from_str(&text).map_err(|e| bad(format!("not an identity: {e}")))?;
+        serde_json::from_slice(&text).map_err(|e| bad(format!("not an identity: {e}")))?;
     if identity.format == 0 || identity.node_id == 0 || identity.partitions == 0 {
         return Err(bad(
             "format, node_id and partitions must not be 0".to_owned()
         ));
     }
-    Ok(identity)
+    Ok(Some(identity))
 }
 
 fn write_identity(path: &Path, identity: &Identity) -> Result<(), StartError> {
@@ -526,10 +636,35 @@ mod tests {
     #[test]
     fn data_without_an_identity_is_refused_and_left_alone() {
         let dir = tempfile::tempdir().unwrap();
-        fs::create_dir(dir.path().join("db")).unwrap();
+        let db = dir.path().join("db");
+        fs::create_dir(&db).unwrap();
+        fs::write(db.join("CURRENT"), "MANIFEST-000004\n").unwrap();
         let error = open(dir.path(), 8).unwrap_err();
         assert!(matches!(error, StartError::NoIdentity { .. }), "{error}");
         assert!(!dir.path().join("node.json.new").exists());
+    }
+
+    #[test]
+    fn disks_that_are_mounted_before_the_first_start_are_no_data() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["log", "db"] {
+            fs::create_dir_all(dir.path().join(name).join("lost+found")).unwrap();
+        }
+        made(dir.path());
+    }
+
+    #[test]
+    fn what_is_no_directory_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let (file, link) = (dir.path().join("file"), dir.path().join("link"));
+        fs::write(&file, "text").unwrap();
+        std::os::unix::fs::symlink(dir.path().join("nowhere"), &link).unwrap();
+        for (path, what) in [(&file, "is a file"), (&link, "leads nowhere")] {
+            let error = open(path, 8).unwrap_err();
+            assert!(matches!(error, StartError::NoDirectory { .. }), "{error}");
+            assert!(error.to_string().contains(what), "{error}");
+        }
+        assert!(!dir.path().join("nowhere").exists());
     }
 
     #[test]

@@ -166,6 +166,39 @@ pub enum StartError {
         /// The number configured.
         configured: u32,
     },
+    /// The name is fixed.
+    #[error(
+        "{dir} belongs to cluster `{made}`, the configuration says `{configured}`: the name cannot be changed. Correct `cluster-name` or `data-dir`; nothing was changed"
+    )]
+    ClusterNameChanged {
+        /// The data directory.
+        dir: PathBuf,
+        /// The name it was made with.
+        made: String,
+        /// The name configured.
+        configured: String,
+    },
+    /// Copies of somebody's data, and nothing else: a new cluster would remove them.
+    #[error(
+        "{dir} has no node.json, and {what}: they may be the last copies of what a cluster had. \
+         Start with --bootstrap restore to go on from them; or move them away, and a new cluster begins. Nothing was changed"
+    )]
+    HoldsCopies {
+        /// The data directory.
+        dir: PathBuf,
+        /// What was found.
+        what: String,
+    },
+    /// What should be a directory is none.
+    #[error("{path} is {what}: {remedy}")]
+    NoDirectory {
+        /// The path.
+        path: PathBuf,
+        /// What it is.
+        what: &'static str,
+        /// What to do.
+        remedy: &'static str,
+    },
     /// The log is missing.
     #[error(
         "{dir}: the log is missing although this data directory was in use; nothing was created in its place. \
@@ -192,7 +225,7 @@ pub enum StartError {
     Destination(String),
     /// An empty data directory, and a repository with somebody's snapshots.
     #[error(
-        "{dir} is empty, and {repository} holds snapshots of cluster `{cluster}`: \
+        "{dir} belongs to no cluster yet, and {repository} holds snapshots of cluster `{cluster}`: \
          start with --bootstrap restore to restore it, or use another destination for a new cluster"
     )]
     RepositoryHoldsCluster {
@@ -232,6 +265,17 @@ pub enum StartError {
         repository: String,
         /// What was looked for.
         why: String,
+    },
+    /// Something that a start needs is there, and the operating system refuses to read it. Nothing is
+    /// known about what is in it.
+    #[error("{what} cannot be read now: {why}. Nothing was changed. {remedy}")]
+    Unreadable {
+        /// What is needed.
+        what: String,
+        /// What the operating system says.
+        why: String,
+        /// What to do.
+        remedy: &'static str,
     },
     /// No copy of a partition leads back to the present.
     #[error(
@@ -337,6 +381,21 @@ pub const START_CODES: &[(&str, &str, &str)] = &[
         "Configure the number that the message names.",
     ),
     (
+        "cluster_name_changed",
+        "The configured `cluster-name` is not the one that the directory was made with.",
+        "Configure the name that the message names, or another data directory.",
+    ),
+    (
+        "data_dir_holds_copies",
+        "`node.json`, log and database are gone, and local snapshots of a cluster are left. A new cluster would remove them, so none begins.",
+        "`--bootstrap restore` goes on from the newest copies, those of the repository included; what was acknowledged after them is lost. To begin a new cluster, move the copies away.",
+    ),
+    (
+        "data_dir_no_directory",
+        "`data-dir` names a file, or a link that leads nowhere.",
+        "Name a directory, or mount what the link leads to.",
+    ),
+    (
         "log_missing",
         "`log/` is missing or empty although the directory was in use.",
         "Bring it back. Without it, what was acknowledged since the databases were last flushed is lost: `--bootstrap restore` accepts that and begins a new lineage. No empty log was made in its place.",
@@ -375,6 +434,11 @@ pub const START_CODES: &[(&str, &str, &str)] = &[
         "nothing_to_restore",
         "The repository was read, and has no snapshot to restore.",
         "Correct `snapshots.destination`, or begin a new cluster with `--bootstrap new`.",
+    ),
+    (
+        "unreadable",
+        "Something that a start needs is there, and the operating system refuses to read it: too many open files, permissions, no space, a failing disk. The message names it and the cause. Nothing is known to be damaged, and nothing was changed.",
+        "Remove the cause and start again. What a failing disk never gives back can be moved away: it is missing then, and is recovered like anything that is missing.",
     ),
     (
         "nothing_usable",
@@ -425,16 +489,40 @@ impl StartError {
             StartError::RepositoryUnreadable { .. } => "repository_unreadable",
             StartError::NothingToRestore { .. } => "nothing_to_restore",
             StartError::NothingUsable { .. } => "nothing_usable",
+            StartError::Unreadable { .. } => "unreadable",
             StartError::StateUnusable { .. } => "state_unusable",
             StartError::LineageBegins { .. } => "lineage_begins",
             StartError::OtherLineage { .. } => "other_lineage",
             StartError::JoinUnsupported => "join_unsupported",
             StartError::PartitionsChanged { .. } => "partitions_changed",
+            StartError::ClusterNameChanged { .. } => "cluster_name_changed",
+            StartError::HoldsCopies { .. } => "data_dir_holds_copies",
+            StartError::NoDirectory { .. } => "data_dir_no_directory",
             StartError::LogMissing { .. } => "log_missing",
             StartError::LogIncomplete { .. } => "log",
             StartError::Io { .. } => "io",
+            StartError::Store(error) if error.is_unreadable() => "unreadable",
             StartError::Store(_) => "database",
+            StartError::Raft(error) if error.is_unreadable() => "unreadable",
             StartError::Raft(_) => "log",
+        }
+    }
+
+    /// What cannot be read now, and why.
+    pub(crate) fn unreadable(what: impl Into<String>, why: &dyn std::fmt::Display) -> StartError {
+        const TOO_MANY: &str = "Raise the limit of open files (`ulimit -n`, or LimitNOFILE= of a systemd unit), and start again";
+        let why = why.to_string();
+        // What both the standard library and RocksDB say of EMFILE and ENFILE.
+        let remedy = match why.contains("oo many open files") {
+            true => TOO_MANY,
+            false => {
+                "Remove the cause, and start again. What a failing disk never gives back can be moved away: it is recovered then like anything that is missing"
+            }
+        };
+        StartError::Unreadable {
+            what: what.into(),
+            why,
+            remedy,
         }
     }
 }

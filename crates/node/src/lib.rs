@@ -36,7 +36,7 @@ pub mod upkeep;
 pub use append::{Ack, AppendSession, PendingAppend};
 pub use basins::{BasinInfo, Change, Create};
 pub use error::{Error, START_CODES, StartError};
-pub use node::{Node, NodeOptions};
+pub use node::{Node, NodeOptions, check_destination};
 pub use position::Position;
 pub use read::{ReadOutput, ReadSession};
 pub use recovery::{PartitionRecovery, RecoveryReport, Source};

@@ -108,6 +108,16 @@ impl NodeOptions {
     }
 }
 
+/// Whether snapshots can be kept where the options say, as far as that can be known without asking a
+/// store.
+///
+/// # Errors
+///
+/// [`StartError::Destination`], as a start would end with it.
+pub fn check_destination(options: &NodeOptions) -> Result<(), StartError> {
+    crate::snapshots::Archive::open(&options.snapshots, &options.data_dir).map(drop)
+}
+
 /// A stream partition of a running node.
 #[derive(Clone)]
 pub(crate) struct StreamGroup {

@@ -142,7 +142,10 @@ impl Checkpoint {
                     let (has, wants) = (found.len(), file.size);
                     return Err(bad(format!("{} has {has} bytes, not {wants}", file.name)));
                 }
-                Err(e) => return Err(bad(format!("{}: {e}", file.name))),
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+                    return Err(bad(format!("{} is missing", file.name)));
+                }
+                Err(e) => return Err(io("looking at", &path)(e)),
             }
         }
         Ok(checkpoint)
@@ -338,10 +341,12 @@ pub fn newest(base: &Path) -> Result<Option<Checkpoint>, StoreError> {
 /// The directories of checkpoints below a directory, newest first.
 pub fn all(base: &Path) -> Result<Vec<PathBuf>, StoreError> {
     let mut found = Vec::new();
-    if !base.exists() {
-        return Ok(found);
-    }
-    for entry in fs::read_dir(base).map_err(io("listing", base))? {
+    let entries = match fs::read_dir(base) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(found),
+        Err(e) => return Err(io("listing", base)(e)),
+    };
+    for entry in entries {
         let path = entry.map_err(io("listing", base))?.path();
         let name = path.file_name().and_then(|n| n.to_str());
         if name.is_some_and(|n| n.starts_with("lsn_")) {

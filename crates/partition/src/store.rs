@@ -51,7 +51,7 @@ pub struct StoreOptions {
 
 impl StoreOptions {
     /// Those of a small database that is looked into and thrown away.
-    pub(crate) fn for_a_look() -> StoreOptions {
+    pub fn for_a_look() -> StoreOptions {
         const MIB: usize = 1024 * 1024;
         StoreOptions {
             block_cache: MIB,
@@ -139,6 +139,37 @@ pub enum StoreError {
         /// What is wrong with it.
         why: String,
     },
+}
+
+impl StoreError {
+    /// Whether the operating system refused: the same may work later, and nothing is known about what
+    /// could not be read. What is missing, damaged or malformed is none of that.
+    pub fn is_unreadable(&self) -> bool {
+        match self {
+            StoreError::Db { source, .. } => is_refusal(source.kind(), source.as_ref()),
+            StoreError::Io { source, .. } => source.kind() != std::io::ErrorKind::NotFound,
+            StoreError::Missing { .. }
+            | StoreError::Incomplete { .. }
+            | StoreError::Checkpoint { .. }
+            | StoreError::Malformed { .. } => false,
+        }
+    }
+}
+
+/// Whether RocksDB met an answer of the operating system, rather than bytes that are not what was
+/// written. A file that is gone is no such answer: RocksDB has noted which files there are. What it
+/// calls corruption may be one: it says so of every file that it cannot look at when it opens.
+fn is_refusal(kind: ErrorKind, message: &str) -> bool {
+    const ANSWER: &str = "IO error: ";
+    const GONE: &str = "No such file or directory";
+    let answers = || message.match_indices(ANSWER);
+    match kind {
+        ErrorKind::Corruption | ErrorKind::IOError => {
+            answers().any(|(at, _)| !message[at + ANSWER.len()..].starts_with(GONE))
+        }
+        // A version that it does not know, a time-out, options that do not fit.
+        _ => true,
+    }
 }
 
 /// How far a partition's data goes, and who belonged to its group then.

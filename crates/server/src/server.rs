@@ -40,6 +40,7 @@ use crate::api::{self, App, Limits, ServiceError};
 use crate::config::{
     Config, HumanDuration, OnLogFull, Secret, SnapshotKind, SnapshotsConfig, StateConfig,
 };
+use crate::open_files::OpenFiles;
 use crate::opening::opened;
 use crate::request_guard::{self, RequestGuard};
 use crate::telemetry;
@@ -90,6 +91,16 @@ impl ServeError {
     }
 }
 
+/// Looks for what a start with this configuration would refuse, and asks nothing of disk, network or
+/// store.
+///
+/// # Errors
+///
+/// Those of such a start.
+pub fn check(config: &Config) -> Result<(), ServeError> {
+    Ok(esker_node::check_destination(&node_options(config, None))?)
+}
+
 /// A running server.
 pub struct Server {
     address: SocketAddr,
@@ -128,6 +139,7 @@ impl Server {
                 .await?,
             ),
         };
+        let config = &OpenFiles::raise(config).within(config);
         let metrics = telemetry::metrics();
         let node = Node::start(node_options(config, bootstrap)).await?;
         let app = App {

@@ -4,6 +4,7 @@ mod refusals;
 mod shutdown;
 mod state;
 mod torn_log;
+mod unreadable;
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};

@@ -209,7 +209,7 @@ async fn a_data_directory_that_is_a_file_is_an_error_that_names_it() {
     fs::write(&path, "not a directory").unwrap();
     let (exit, log) = Setup::default().start_refused(&path).await;
     assert_eq!(exit, 1, "{log}");
-    assert!(log.contains("[io]"), "{log}");
+    assert!(log.contains("[data_dir_no_directory]"), "{log}");
     assert!(log.contains(&*path.to_string_lossy()), "{log}");
     assert_eq!(fs::read_to_string(&path).unwrap(), "not a directory");
 }
@@ -265,4 +265,81 @@ async fn a_damaged_block_of_the_database_is_an_error_and_never_other_data() {
     let healthy = sdk::stream(&basin, "healthy").await;
     sdk::append(&healthy, ["well"]).await;
     assert_eq!(sdk::bodies(&sdk::read_all(&healthy).await), ["well"]);
+}
+
+#[tokio::test]
+async fn a_changed_cluster_name_is_refused() {
+    let setup = Setup::default();
+    let mut server = used(&setup, false).await;
+    let other = setup.clone().set("cluster-name=another");
+    let (exit, log) = other.start_refused(server.data_dir()).await;
+    assert_eq!(exit, 1, "{log}");
+    assert!(log.contains("error [cluster_name_changed]"), "{log}");
+    assert!(log.contains("`another`"), "{log}");
+    server.restart(&setup).await;
+    all_is_there(&server).await;
+}
+
+#[tokio::test]
+async fn a_new_cluster_never_begins_over_the_last_local_copies() {
+    // What the checkpoints of the stop cover is everything.
+    let setup = Setup::default()
+        .set("snapshots.snapshot-interval=1h")
+        .set("snapshots.snapshot-on-stop=true");
+    let outside = tempfile::tempdir().unwrap();
+    let destination = format!("snapshots.destination={}", outside.path().display());
+    let setup = setup.set(&destination);
+    let mut server = used(&setup, false).await;
+    let data_dir = server.data_dir().to_owned();
+    for lost in ["node.json", "log", "db"] {
+        let path = data_dir.join(lost);
+        match path.is_dir() {
+            true => fs::remove_dir_all(path).unwrap(),
+            false => fs::remove_file(path).unwrap(),
+        }
+    }
+    // And the repository with it.
+    let elsewhere = tempfile::tempdir().unwrap();
+    let destination = format!("snapshots.destination={}", elsewhere.path().display());
+    let setup = setup.set(&destination);
+    for bootstrap in [None, Some("new")] {
+        let setup = match bootstrap {
+            Some(what) => setup.clone().bootstrap(what),
+            None => setup.clone(),
+        };
+        let (exit, log) = setup.start_refused(&data_dir).await;
+        assert_eq!(exit, 1, "{log}");
+        assert!(log.contains("error [data_dir_holds_copies]"), "{log}");
+        assert!(log.contains("partitions 0, 1, 2"), "{log}");
+    }
+    assert!(!data_dir.join("db").exists());
+    // The way out that it names. A new lineage begins, so what is appended next has other numbers.
+    for setup in [setup.clone().bootstrap("restore"), setup] {
+        server.restart(&setup).await;
+        for i in 0..4 {
+            let path = format!("/v1/streams/orders-{i}/records?seq_num=0&count=2");
+            let http = server.http1();
+            let answer = http.get(&path).basin("test-basin").send().await.expect(200);
+            let records = answer.json()["records"].clone();
+            let bodies = [&records[0]["body"], &records[1]["body"]];
+            assert_eq!(bodies, ["one", "two"], "{records}");
+        }
+        server.kill();
+    }
+}
+
+#[tokio::test]
+async fn a_destination_among_the_servers_own_files_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let data_dir = dir.path().join("data");
+    for inside in ["", "db/backups", "log", "backups"] {
+        let path = data_dir.join(inside);
+        let setting = format!("snapshots.destination={}", path.display());
+        let (exit, log) = Setup::default()
+            .set(&setting)
+            .start_refused(&data_dir)
+            .await;
+        assert_eq!(exit, 1, "{log}");
+        assert!(log.contains("error [destination]"), "{inside}: {log}");
+    }
 }

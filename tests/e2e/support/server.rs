@@ -27,6 +27,7 @@ pub struct Setup {
     listen: String,
     set: Vec<String>,
     bootstrap: Option<&'static str>,
+    open_files: Option<u32>,
     variables: Vec<(&'static str, String)>,
 }
 
@@ -36,6 +37,7 @@ impl Default for Setup {
             partitions: 2,
             listen: "127.0.0.1:0".to_owned(),
             bootstrap: None,
+            open_files: None,
             variables: Vec::new(),
             set: [
                 "store.block-cache=4MiB",
@@ -83,8 +85,26 @@ impl Setup {
         self
     }
 
+    /// With the right to so many open files, and half of them to begin with.
+    pub fn open_files(mut self, limit: u32) -> Setup {
+        self.open_files = Some(limit);
+        self
+    }
+
     fn spawn(&self, data_dir: &Path) -> Spawned {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_esker"));
+        const ESKER: &str = env!("CARGO_BIN_EXE_esker");
+        let mut command = match self.open_files {
+            None => Command::new(ESKER),
+            Some(limit) => {
+                let mut command = Command::new("sh");
+                let script = format!(
+                    "ulimit -n {limit} && ulimit -Sn {} && exec \"$0\" \"$@\"",
+                    limit / 2
+                );
+                command.arg("-c").arg(script).arg(ESKER);
+                command
+            }
+        };
         for (name, _) in std::env::vars_os() {
             let name_text = name.to_string_lossy();
             if ["ESKER_", "STATEHOUSE_"]

@@ -58,6 +58,7 @@ pub(super) async fn find(
             accepts_loss,
             log: facts.log.clone(),
             tried: Vec::new(),
+            unreadable: Vec::new(),
             damage: false,
         };
         search.find()
@@ -91,6 +92,9 @@ pub(super) struct Search<'a> {
     pub(super) log: Option<LogFacts>,
     /// Copies that are not usable, and why.
     pub(super) tried: Vec<String>,
+    /// Those of them of which nothing is known, because they could not be read now. What could be read
+    /// is used if it loses nothing; no loss is accepted for their sake.
+    pub(super) unreadable: Vec<String>,
     /// Whether a snapshot in the repository is damaged.
     damage: bool,
 }
@@ -150,7 +154,8 @@ impl Search<'_> {
             };
             return Ok(self.way(&nothing, None, None, root.is_some()));
         }
-        if !self.accepts_loss {
+        self.all_was_read()?;
+        if !self.accepts_loss && !self.is_pending() {
             return Err(StartError::NothingUsable {
                 partition: self.facts.partition,
                 tried: self.tried.join("; "),
@@ -166,6 +171,25 @@ impl Search<'_> {
         }
         self.with_a_loss(&repository, root.as_ref(), &locals, &archived)
             .await
+    }
+
+    /// Whether an earlier start was told to begin a lineage here, decided after which LSN, and did not
+    /// get to the end. No more than that was accepted.
+    fn is_pending(&self) -> bool {
+        self.planned.is_some_and(|planned| {
+            let log = self.facts.log.as_ref();
+            planned.id() != log.map(|log| log.lineage.id())
+        })
+    }
+
+    fn all_was_read(&self) -> Result<(), StartError> {
+        match self.unreadable.is_empty() {
+            true => Ok(()),
+            false => Err(StartError::unreadable(
+                format!("a copy that partition {} needs", self.facts.partition),
+                &self.unreadable.join("; "),
+            )),
+        }
     }
 
     /// A log that ends before something that was applied from it has lost entries, and nobody knows
@@ -214,7 +238,11 @@ impl Search<'_> {
             .checkpoints()
             .join(self.facts.partition.to_string());
         let mut whole = Vec::new();
-        for dir in checkpoint::all(&base).unwrap_or_default() {
+        let there = checkpoint::all(&base).unwrap_or_else(|error| {
+            self.unreadable.push(format!("local snapshots: {error}"));
+            Vec::new()
+        });
+        for dir in there {
             let opened = super::blocking(move || {
                 let checkpoint = Checkpoint::open(&dir)?;
                 checkpoint.verify()?;
@@ -222,7 +250,13 @@ impl Search<'_> {
             });
             match opened.await {
                 Ok(checkpoint) => whole.push(checkpoint),
-                Err(error) => self.tried.push(format!("local snapshot: {error}")),
+                Err(error) => {
+                    let why = format!("local snapshot: {error}");
+                    if error.is_unreadable() {
+                        self.unreadable.push(why.clone());
+                    }
+                    self.tried.push(why);
+                }
             }
         }
         whole
@@ -411,6 +445,9 @@ impl Search<'_> {
             ancestry.remove(0);
             copies.retain(|copy| copy.lsn == planned.lsn);
         }
+        if let (false, Some(planned)) = (self.accepts_loss, planned) {
+            copies.retain(|copy| copy.lsn >= planned.lsn);
+        }
         while let Some((copy, skipped)) = best(&copies, &ancestry) {
             let copy = copy.clone();
             if let (true, Some(root)) = (skipped > 0, root)
@@ -449,13 +486,22 @@ impl Search<'_> {
             });
             return Ok(self.way(&copy, ready, Some(fork), root.is_some()));
         }
-        if let Some(way) = self.state(&ancestry, root.is_some()).await {
-            return Ok(way);
-        }
+        let accepts_loss = self.accepts_loss;
+        let loses_more = |way: &Way| {
+            let after = way.fork.as_ref().map_or(0, |fork| fork.lsn);
+            !accepts_loss && planned.is_some_and(|planned| after < planned.lsn)
+        };
+        let remedy = match self.state(&ancestry, root.is_some()).await {
+            Some(way) if !loses_more(&way) => return Ok(way),
+            None if accepts_loss => "There is no copy to go on from",
+            _ => {
+                "The copy that an earlier start has decided on is gone: bring it back; or accept a greater loss with --bootstrap restore"
+            }
+        };
         Err(StartError::NothingUsable {
             partition: self.facts.partition,
             tried: self.tried.join("; "),
-            remedy: "There is no copy to go on from",
+            remedy,
         })
     }
 

@@ -2,11 +2,13 @@
 
 use std::path::Path;
 
+use esker_partition::{Checkpoint, Lineage, PartitionId, Store, StoreError, StoreOptions};
 use esker_repository::partitions;
 use tokio::runtime::Handle;
 
+use super::copies::remove;
 use super::plan::Plan;
-use crate::data_dir::{DataDir, Identity, LockedDir};
+use crate::data_dir::{DataDir, Identity, LockedDir, checkpoints_in};
 use crate::error::StartError;
 use crate::node::NodeOptions;
 use crate::snapshots::{Archive, Bootstrap, cluster_id};
@@ -18,7 +20,8 @@ pub(super) struct Entered {
     pub archive: Archive,
     /// A restore that is under way.
     pub plan: Option<Plan>,
-    /// Whether the operator accepts that what cannot be recovered is lost.
+    /// Whether the operator accepts at this start that what cannot be recovered is lost. What a plan
+    /// has decided was accepted before, and nothing beyond it.
     pub accepts_loss: bool,
 }
 
@@ -34,12 +37,16 @@ pub(super) fn enter(options: &NodeOptions, handle: &Handle) -> Result<Entered, S
     if wants == Some(Bootstrap::Join) {
         return Err(StartError::JoinUnsupported);
     }
-    let accepts_loss = wants == Some(Bootstrap::Restore) || plan.is_some();
     let data_dir = if locked.is_empty() {
         match wants {
             Some(Bootstrap::Restore) => {
-                let identity = handle.block_on(identity_of_cluster(options, &archive));
-                let identity = identity.map_err(|error| with_state(error, locked.path()))?;
+                let identity = match handle.block_on(identity_of_cluster(options, &archive)) {
+                    Err(nothing @ StartError::NothingToRestore { .. }) => {
+                        identity_of_checkpoints(options, &locked)?
+                            .ok_or_else(|| with_state(nothing, locked.path()))?
+                    }
+                    other => other?,
+                };
                 let everything = Plan {
                     everything: true,
                     ..Plan::default()
@@ -49,6 +56,12 @@ pub(super) fn enter(options: &NodeOptions, handle: &Handle) -> Result<Entered, S
                 locked.belonging_to(|| identity, options.partitions)?
             }
             wants => {
+                if let Some(what) = locked.copies()? {
+                    return Err(StartError::HoldsCopies {
+                        dir: locked.path().to_owned(),
+                        what,
+                    });
+                }
                 handle.block_on(nobody_there(&archive, wants, &locked))?;
                 if wants != Some(Bootstrap::New) {
                     no_state_there(locked.path())?;
@@ -66,6 +79,13 @@ pub(super) fn enter(options: &NodeOptions, handle: &Handle) -> Result<Entered, S
         let identity = || Identity::new(&options.cluster_name, options.partitions);
         locked.belonging_to(identity, options.partitions)?
     };
+    if data_dir.identity.cluster_name != options.cluster_name {
+        return Err(StartError::ClusterNameChanged {
+            dir: data_dir.path().to_owned(),
+            made: data_dir.identity.cluster_name.clone(),
+            configured: options.cluster_name.clone(),
+        });
+    }
     if archive.is_default {
         tracing::warn!(
             repository = archive.shown(),
@@ -73,11 +93,14 @@ pub(super) fn enter(options: &NodeOptions, handle: &Handle) -> Result<Entered, S
              set snapshots.destination"
         );
     }
+    // Until it serves for the first time, a directory that is filled from the repository has nothing to
+    // lose: it was said once, and a crash came between.
+    let is_filled = data_dir.is_new && plan.as_ref().is_some_and(|plan| plan.everything);
     Ok(Entered {
+        accepts_loss: options.bootstrap == Some(Bootstrap::Restore) || is_filled,
         data_dir,
         archive,
         plan,
-        accepts_loss,
     })
 }
 
@@ -227,4 +250,55 @@ async fn identity_of_cluster(
         true => "no snapshot of the catalog is retained".to_owned(),
         false => damaged.join("; "),
     }))
+}
+
+/// The same, if the repository has nothing of it: the newest whole checkpoint that is left says so.
+fn identity_of_checkpoints(
+    options: &NodeOptions,
+    locked: &LockedDir,
+) -> Result<Option<Identity>, StartError> {
+    let scratch = locked.path().join("scratch");
+    let left = checkpoints_in(&locked.path().join("checkpoints"))?;
+    for dir in left.into_iter().flat_map(|(_, dirs)| dirs) {
+        remove(&scratch)?;
+        let read = lineage_of(&dir, &scratch);
+        remove(&scratch)?;
+        let lineage = match read {
+            Ok(lineage) => lineage,
+            Err(error) if error.is_unreadable() => {
+                return Err(StartError::unreadable(dir.display().to_string(), &error));
+            }
+            Err(error) => {
+                tracing::warn!(%error, dir = %dir.display(), "a local snapshot is damaged");
+                continue;
+            }
+        };
+        if lineage.partitions != options.partitions {
+            return Err(StartError::PartitionsChanged {
+                dir: options.data_dir.clone(),
+                made: lineage.partitions,
+                configured: options.partitions,
+            });
+        }
+        let (name, partitions) = (&options.cluster_name, lineage.partitions);
+        return Ok(Some(Identity::of_cluster(
+            &lineage.cluster_id,
+            name,
+            partitions,
+        )));
+    }
+    Ok(None)
+}
+
+/// The history that a checkpoint is of, by way of a database of its own.
+fn lineage_of(dir: &Path, scratch: &Path) -> Result<Lineage, StoreError> {
+    let checkpoint = Checkpoint::open(dir)?;
+    checkpoint.verify()?;
+    let partition = PartitionId(checkpoint.meta.partition);
+    let linked = checkpoint.link_to(&scratch.join("files"))?;
+    let store = Store::open_any(&scratch.join("db"), &StoreOptions::for_a_look())?;
+    store.import(partition, &linked)?;
+    let lineage = store.part(partition).lineage()?;
+    store.close();
+    Ok(lineage)
 }

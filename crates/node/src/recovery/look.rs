@@ -3,9 +3,9 @@
 use std::path::Path;
 use std::time::Duration;
 
-use esker_partition::{Lineage, LineageId, PartitionId, Store, StoreOptions};
+use esker_partition::{Lineage, LineageId, PartitionId, Store, StoreError, StoreOptions};
 use esker_raft::log::{Faults, LogConfig};
-use esker_raft::runtime::{NodeConfig, NodeError};
+use esker_raft::runtime::NodeConfig;
 use esker_raft::{GroupId, NodeId};
 
 use super::ways::LogFacts;
@@ -17,7 +17,7 @@ use crate::node::NodeOptions;
 /// What a data directory has.
 pub(super) struct Facts {
     pub partitions: Vec<PartitionFacts>,
-    /// The database, if it opens.
+    /// The database; or why it is of no use.
     pub store: Result<Store, String>,
 }
 
@@ -36,10 +36,21 @@ pub(super) struct DatabaseFacts {
 }
 
 /// Whether there is any log file: a directory in use always has one.
-pub(super) fn has_log(data_dir: &DataDir) -> bool {
-    std::fs::read_dir(data_dir.log()).is_ok_and(|mut files| {
-        files.any(|f| f.is_ok_and(|f| f.path().extension().is_some_and(|e| e == "raftlog")))
-    })
+pub(super) fn has_log(data_dir: &DataDir) -> Result<bool, StartError> {
+    let dir = data_dir.log();
+    let failed = |e| StartError::unreadable(format!("the log in {}", dir.display()), &e);
+    let files = match std::fs::read_dir(&dir) {
+        Ok(files) => files,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(false),
+        Err(e) => return Err(failed(e)),
+    };
+    for file in files {
+        let path = file.map_err(failed)?.path();
+        if path.extension().is_some_and(|e| e == "raftlog") {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Opens the log. A damaged one is put aside if the operator accepts that.
@@ -73,7 +84,7 @@ pub(super) fn open_log(
         )
     };
     let started = match start() {
-        Err(error @ NodeError::Log(_)) if accepts_loss && is_damage(&error) => {
+        Err(error) if accepts_loss && error.is_damage() => {
             let aside = data_dir.put_aside("log")?;
             tracing::warn!(
                 %error,
@@ -84,7 +95,10 @@ pub(super) fn open_log(
         }
         other => other,
     };
-    let (raft, inspection) = started?;
+    let (raft, inspection) = started.map_err(|error| match error.is_unreadable() {
+        true => StartError::unreadable("the log", &error),
+        false => StartError::Raft(error),
+    })?;
     for torn in &inspection.torn {
         tracing::warn!(
             file = %torn.path.display(),
@@ -97,42 +111,32 @@ pub(super) fn open_log(
     Ok(raft)
 }
 
-/// Whether the log itself is wrong, rather than the way to it.
-fn is_damage(error: &NodeError) -> bool {
-    use esker_raft::log::LogError;
-    use esker_raft::log::inspect::InspectError;
-    match error {
-        NodeError::Log(LogError::Inspect(found)) => !matches!(found, InspectError::Io { .. }),
-        NodeError::Log(LogError::Engine { .. }) => true,
-        _ => false,
-    }
-}
-
-/// Looks at log and database, and changes nothing.
+/// Looks at log and database, and changes nothing. `may_lack`: of which partitions the log may have
+/// nothing.
 pub(super) fn look(
     options: &NodeOptions,
     data_dir: &DataDir,
     raft: &esker_raft::Node,
     store_options: &StoreOptions,
-    accepts_loss: bool,
+    may_lack: impl Fn(u64) -> bool,
 ) -> Result<Facts, StartError> {
-    let store = open_database(&data_dir.db(), store_options);
+    let store = open_database(&data_dir.db(), store_options)?;
     if let Err(why) = &store {
         tracing::warn!(%why, "the database cannot be used");
     }
     let mut partitions = Vec::new();
     for partition in 0..=u64::from(options.partitions) {
         let log = log_facts(raft, partition)?;
-        if log.is_none() && !accepts_loss {
+        if log.is_none() && !may_lack(partition) {
             return Err(StartError::LogIncomplete {
                 dir: data_dir.path().to_owned(),
                 partition,
             });
         }
-        let database = match (&store, std::fs::read_to_string(data_dir.damage(partition))) {
+        let database = match (&store, data_dir.known_damage(partition)?) {
             (Err(why), _) => Err(why.clone()),
-            (Ok(_), Ok(why)) => Err(format!("it was found damaged: {why}")),
-            (Ok(store), Err(_)) => database_facts(store, partition),
+            (Ok(_), Some(why)) => Err(format!("it was found damaged: {why}")),
+            (Ok(store), None) => database_facts(store, partition)?,
         };
         partitions.push(PartitionFacts {
             partition,
@@ -143,11 +147,28 @@ pub(super) fn look(
     Ok(Facts { partitions, store })
 }
 
-fn open_database(path: &Path, options: &StoreOptions) -> Result<Store, String> {
-    if !path.join("CURRENT").exists() {
-        return Err(format!("there is none in {}", path.display()));
+/// The database, or why it is of no use: it is missing, or damaged.
+fn open_database(path: &Path, options: &StoreOptions) -> Result<Result<Store, String>, StartError> {
+    let current = path.join("CURRENT");
+    match std::fs::metadata(&current) {
+        Ok(_) => sound(Store::open_any(path, options)),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            Ok(Err(format!("there is none in {}", path.display())))
+        }
+        Err(e) => Err(StartError::unreadable(
+            format!("the database, {}", current.display()),
+            &e,
+        )),
     }
-    Store::open_any(path, options).map_err(|e| e.to_string())
+}
+
+/// What was read of the database; or why it is of no use, unless it could not be read.
+fn sound<T>(read: Result<T, StoreError>) -> Result<Result<T, String>, StartError> {
+    match read {
+        Ok(read) => Ok(Ok(read)),
+        Err(error) if error.is_unreadable() => Err(StartError::unreadable("the database", &error)),
+        Err(error) => Ok(Err(error.to_string())),
+    }
 }
 
 fn log_facts(raft: &esker_raft::Node, partition: u64) -> Result<Option<LogFacts>, StartError> {
@@ -166,13 +187,20 @@ fn log_facts(raft: &esker_raft::Node, partition: u64) -> Result<Option<LogFacts>
     }))
 }
 
-fn database_facts(store: &Store, partition: u64) -> Result<DatabaseFacts, String> {
+fn database_facts(
+    store: &Store,
+    partition: u64,
+) -> Result<Result<DatabaseFacts, String>, StartError> {
     let id = PartitionId(partition);
-    let applied = store.applied(id).map_err(|e| e.to_string())?;
-    let applied = applied.ok_or("the database has nothing of it")?;
-    let lineage = store.part(id).lineage().map_err(|e| e.to_string())?;
-    Ok(DatabaseFacts {
-        lsn: applied.lsn,
-        lineage: lineage.id(),
-    })
+    let facts = || -> Result<Option<DatabaseFacts>, StoreError> {
+        let Some(applied) = store.applied(id)? else {
+            return Ok(None);
+        };
+        Ok(Some(DatabaseFacts {
+            lsn: applied.lsn,
+            lineage: store.part(id).lineage()?.id(),
+        }))
+    };
+    let facts = sound(facts())?;
+    Ok(facts.and_then(|facts| facts.ok_or_else(|| "the database has nothing of it".to_owned())))
 }

@@ -118,7 +118,7 @@ fn open(options: &NodeOptions, handle: &tokio::runtime::Handle) -> Result<Opened
         mut plan,
         accepts_loss,
     } = directory::enter(options, handle)?;
-    let log_was_there = look::has_log(&data_dir);
+    let log_was_there = look::has_log(&data_dir)?;
     if !data_dir.is_new && !log_was_there && !accepts_loss {
         return Err(StartError::LogMissing {
             dir: data_dir.path().to_owned(),
@@ -134,7 +134,12 @@ fn open(options: &NodeOptions, handle: &tokio::runtime::Handle) -> Result<Opened
     let store = if founding {
         rebuild::found(&raft, &data_dir, &store_options)?
     } else {
-        let facts = look::look(options, &data_dir, &raft, &store_options, accepts_loss)?;
+        let pending: Vec<u64> = plan
+            .iter()
+            .flat_map(|plan| plan.forks.keys().copied())
+            .collect();
+        let may_lack = |partition| accepts_loss || pending.contains(&partition);
+        let facts = look::look(options, &data_dir, &raft, &store_options, may_lack)?;
         let decided = Instant::now();
         let ways = handle.block_on(copies::find(
             &facts,
@@ -194,24 +199,24 @@ fn groups(
     {
         tracing::warn!(%error, dir = %data_dir.scratch().display(), "what a test of a restore left is not removed");
     }
+    let mut positions = Vec::new();
+    for number in 0..=u64::from(options.partitions) {
+        let part = store.part(PartitionId(number));
+        let applied = part.applied()?.map_or(0, |a| a.lsn);
+        positions.push((applied, part.lineage()?.id()));
+    }
     let local = LocalSnapshots::open(
         data_dir.checkpoints(),
         options.partitions,
         |p, checkpoint| {
-            let part = store.part(PartitionId(p));
-            let applied = part.applied().ok().flatten().map_or(0, |a| a.lsn);
-            let lineage = part.lineage().map(|l| l.id()).ok();
-            checkpoint.lineage() == lineage && checkpoint.meta.lsn <= applied
+            let (applied, lineage) = positions[p as usize];
+            checkpoint.lineage() == Some(lineage) && checkpoint.meta.lsn <= applied
         },
     );
     let local = Arc::new(local);
     let sink: Arc<dyn SnapshotSink> = local.clone();
     let mut applied = Vec::new();
-    for number in 0..=u64::from(options.partitions) {
-        let at = store
-            .part(PartitionId(number))
-            .applied()?
-            .map_or(0, |a| a.lsn);
+    for (number, (at, _)) in (0..).zip(positions) {
         let last = log_state(&raft, number)?.last;
         report.note(number, at, last.0);
         applied.push(at);

@@ -44,7 +44,10 @@ impl Archive {
     pub fn open(options: &SnapshotOptions, data_dir: &Path) -> Result<Archive, StartError> {
         let default = data_dir.join("repository");
         let url = match &options.destination {
-            Some(url) => url.clone(),
+            Some(url) => {
+                outside(url, data_dir)?;
+                url.clone()
+            }
             None => default.to_string_lossy().into_owned(),
         };
         let destination = Destination::open(&url, &options.destination_options)
@@ -110,6 +113,46 @@ impl Archive {
         };
         Repository::new(&self.destination, partition_id(partition), options)
     }
+}
+
+/// Refuses a destination among the files of the data directory, whose parts are moved and removed.
+fn outside(url: &str, data_dir: &Path) -> Result<(), StartError> {
+    let path = match url.split_once("://") {
+        None => url,
+        Some((scheme, rest)) if scheme.eq_ignore_ascii_case("file") => {
+            rest.strip_prefix("localhost").unwrap_or(rest)
+        }
+        Some(_) => return Ok(()),
+    };
+    let (wanted, data_dir) = (resolved(Path::new(path)), resolved(data_dir));
+    let Ok(below) = wanted.strip_prefix(&data_dir) else {
+        return Ok(());
+    };
+    let first = below.components().next().map(|first| first.as_os_str());
+    if first.is_some_and(|first| first == "repository") {
+        return Ok(());
+    }
+    Err(StartError::Destination(format!(
+        "snapshots.destination: {} is within the data directory {}, among the server's own files: \
+         choose a directory outside of it, on another disk; or leave the key out, and snapshots are \
+         kept in {}",
+        wanted.display(),
+        data_dir.display(),
+        data_dir.join("repository").display()
+    )))
+}
+
+/// A path without links, as far as there is something of it.
+fn resolved(path: &Path) -> PathBuf {
+    let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let mut rest = Vec::new();
+    for ancestor in absolute.ancestors() {
+        if let Ok(found) = ancestor.canonicalize() {
+            return rest.iter().rev().fold(found, |path, name| path.join(name));
+        }
+        rest.extend(ancestor.file_name());
+    }
+    absolute
 }
 
 fn cluster(identity: &Identity) -> Cluster {

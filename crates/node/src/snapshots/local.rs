@@ -52,11 +52,18 @@ impl LocalSnapshots {
                 tracing::warn!(%error, "an unfinished checkpoint was not removed");
             }
             let mut found: Option<Arc<Held>> = None;
-            for dir in checkpoint::all(&dir).unwrap_or_default() {
+            let there = checkpoint::all(&dir).unwrap_or_else(|error| {
+                tracing::warn!(%error, "the checkpoints of partition {partition} were not looked at");
+                Vec::new()
+            });
+            for dir in there {
                 let opened = Checkpoint::open(&dir);
                 match opened {
                     Ok(checkpoint) if found.is_none() && usable(partition, &checkpoint) => {
                         found = Some(Arc::new(Held::new(checkpoint)));
+                    }
+                    Err(error) if error.is_unreadable() => {
+                        tracing::warn!(%error, "a checkpoint was not looked at, and stays");
                     }
                     // Older, of another history, or not to be used.
                     _ => {

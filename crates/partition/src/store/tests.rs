@@ -146,3 +146,43 @@ fn errors_say_where_and_what() {
         assert!(message.contains(what), "{message}");
     }
 }
+
+#[test]
+fn what_the_operating_system_refuses_is_told_from_damage() {
+    use ErrorKind::{Corruption, IOError, NotSupported};
+    for (kind, message, refusal) in [
+        (
+            IOError,
+            "IO error: While open a file for random read: /d/7.sst: Too many open files",
+            true,
+        ),
+        (
+            IOError,
+            "IO error: No space left on device: While appending to file: /d/7.sst",
+            true,
+        ),
+        (
+            IOError,
+            "IO error: No such file or directory: While open a file for random read: /d/7.sst",
+            false,
+        ),
+        (
+            Corruption,
+            "Corruption: block checksum mismatch: stored = 1, computed = 2 in /d/7.sst",
+            false,
+        ),
+        (
+            Corruption,
+            "Corruption: Can't access /7.sst: IO error: No such file or directory: while stat a file for size: /d/7.sst",
+            false,
+        ),
+        (
+            Corruption,
+            "Corruption: Can't access /7.sst: IO error: while stat a file for size: /d/7.sst: Permission denied",
+            true,
+        ),
+        (NotSupported, "Not implemented: a newer version", true),
+    ] {
+        assert_eq!(is_refusal(kind, message), refusal, "{message}");
+    }
+}

@@ -327,7 +327,7 @@ fn path(text: &str) -> Result<&str, String> {
     if text.contains('\0') {
         return Err("it contains a zero byte".into());
     }
-    not_empty(text)
+    not_empty(places::not_for_a_shell(text)?)
 }
 
 fn address(text: &str) -> Result<SocketAddr, String> {

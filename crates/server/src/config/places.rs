@@ -22,7 +22,7 @@ pub(super) fn destination(text: &str) -> Result<&str, String> {
             _ if text.starts_with("s3:") || text.starts_with("file:") => {
                 Err("two slashes are missing after the colon".into())
             }
-            path => Ok(path),
+            path => not_for_a_shell(path),
         };
     };
     if rest.contains(['?', '#']) {
@@ -41,8 +41,28 @@ pub(super) fn destination(text: &str) -> Result<&str, String> {
         "file" if !matches!(host, "" | "localhost") || path.is_empty() => {
             Err("a file URL is absolute and has no host".into())
         }
-        "file" => Ok(text),
+        "file" => not_for_a_shell(path).map(|_| text),
         _ => Err("it begins with neither s3:// nor file://".into()),
+    }
+}
+
+/// A path that means what it says: no shell has read it, so `~/data` would be a directory `~`.
+pub(super) fn not_for_a_shell(path: &str) -> Result<&str, String> {
+    let home = path
+        .split('/')
+        .next()
+        .is_some_and(|first| first.starts_with('~'));
+    let variable = path.split('$').skip(1).any(|rest| {
+        let begins = |c: char| c.is_ascii_alphabetic() || matches!(c, '_' | '{' | '(');
+        rest.starts_with(begins)
+    });
+    match home || variable {
+        true => Err(
+            "`~` and `$…` are expanded by shells, and not here: write the whole path (`./~` is the \
+             directory of that name)"
+                .into(),
+        ),
+        false => Ok(path),
     }
 }
 

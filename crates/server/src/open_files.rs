@@ -1,0 +1,148 @@
+//! The limit of open files: raised at a start as far as the operating system allows, compared with what
+//! the configuration can need, and shared out if it is less.
+//!
+//! A process at its limit cannot flush its database or open a log file, so what clients can take is cut
+//! before that: connections beyond their share wait, and the database closes files that it does not use.
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+use crate::config::Config;
+
+/// For everything that is opened for a while: a checkpoint, uploads and restores (4 partitions of 8 files
+/// each), JSON snapshots, the test of a restore, RocksDB's own files and those that it writes; and for the
+/// runtime, listeners and standard streams.
+const RESERVE: u64 = 160;
+/// Fewer files are of no use to the database.
+const MIN_DATABASE: u32 = 64;
+/// Fewer connections are of no use to clients.
+const MIN_CONNECTIONS: u32 = 16;
+
+/// What the configuration can need, and what there is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct OpenFiles {
+    /// The limit of the process.
+    pub limit: u64,
+    /// What the configuration can need at most.
+    pub needed: u64,
+    /// Files that the database may keep open.
+    pub database: u32,
+    /// Connections that may be open.
+    pub connections: u32,
+}
+
+impl OpenFiles {
+    /// Raises the limit, and shares it out.
+    pub fn raise(config: &Config) -> OpenFiles {
+        let files = OpenFiles::share(config, raised());
+        let OpenFiles { limit, needed, .. } = files;
+        if limit < needed {
+            tracing::warn!(
+                limit,
+                needed,
+                "the limit of open files is {limit}, and the configuration can need {needed}: the database \
+                 keeps at most {} of its files open, and {} connections are served at a time. Raise the hard \
+                 limit (`ulimit -Hn`, or LimitNOFILE= of a systemd unit), or lower `limits.connections` and \
+                 `store.max-open-files`",
+                files.database,
+                files.connections,
+            );
+        } else {
+            tracing::info!(
+                limit,
+                needed,
+                "the limit of open files is {limit}; the configuration can need {needed}"
+            );
+        }
+        files
+    }
+
+    fn share(config: &Config, limit: u64) -> OpenFiles {
+        let log = config.log.purge_threshold.as_u64();
+        let log = log.max(config.snapshots.max_log_bytes.as_u64());
+        // The log keeps each of its files open; some are about to be deleted.
+        let log_files = log / config.log.segment_size.as_u64().max(1) + 8;
+        let fixed = log_files + RESERVE;
+        let (database, connections) = (config.store.max_open_files, config.limits.connections);
+        let needed = fixed + u64::from(database) + u64::from(connections);
+        if limit >= needed {
+            return OpenFiles {
+                limit,
+                needed,
+                database,
+                connections,
+            };
+        }
+        let left = u32::try_from(limit.saturating_sub(fixed)).unwrap_or(u32::MAX);
+        let database = database.min((left / 2).max(MIN_DATABASE));
+        let rest = left.saturating_sub(database).max(MIN_CONNECTIONS);
+        OpenFiles {
+            limit,
+            needed,
+            database,
+            connections: connections.min(rest),
+        }
+    }
+
+    /// The configuration, with no more than there is.
+    pub fn within(&self, config: &Config) -> Config {
+        let mut config = config.clone();
+        config.store.max_open_files = self.database;
+        config.limits.connections = self.connections;
+        config
+    }
+}
+
+/// Raises the soft limit to the hard one; the limit then.
+fn raised() -> u64 {
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    let before = current.unwrap_or(u64::MAX);
+    if current == maximum {
+        return before;
+    }
+    let wanted = Rlimit {
+        current: maximum,
+        maximum,
+    };
+    match setrlimit(Resource::Nofile, wanted) {
+        Ok(()) => maximum.unwrap_or(u64::MAX),
+        Err(error) => {
+            tracing::warn!(%error, "the limit of open files stays at {before}");
+            before
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_limit_that_suffices_changes_nothing() {
+        let config = Config::default();
+        let needed = OpenFiles::share(&config, u64::MAX).needed;
+        for limit in [needed, needed + 1, u64::MAX] {
+            let files = OpenFiles::share(&config, limit);
+            assert_eq!(files.within(&config), config, "{limit}");
+        }
+    }
+
+    #[test]
+    fn a_lower_limit_is_never_handed_out_beyond_what_there_is() {
+        let config = Config::default();
+        let needed = OpenFiles::share(&config, u64::MAX).needed;
+        let both = u64::from(config.store.max_open_files + config.limits.connections);
+        let fixed = needed - both;
+        let least = fixed + u64::from(MIN_DATABASE + MIN_CONNECTIONS);
+        for limit in least..needed {
+            let files = OpenFiles::share(&config, limit);
+            let handed_out = u64::from(files.database + files.connections);
+            assert!(handed_out + fixed <= limit, "{limit}: {files:?}");
+            assert!(files.database >= MIN_DATABASE && files.connections >= MIN_CONNECTIONS);
+        }
+        let files = OpenFiles::share(&config, 0);
+        assert_eq!(
+            (files.database, files.connections),
+            (MIN_DATABASE, MIN_CONNECTIONS)
+        );
+    }
+}
