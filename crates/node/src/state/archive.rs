@@ -28,6 +28,9 @@ const PIECE: usize = 5 * 1024 * 1024;
 /// its entries has some 200.
 const HEAD: u64 = 4096;
 
+/// When an object changed last, and what its beginning holds.
+type KnownHead = (String, Result<Header, String>);
+
 /// Where they are.
 #[derive(Clone, Debug)]
 pub(crate) struct StateArchive {
@@ -35,7 +38,7 @@ pub(crate) struct StateArchive {
     base: Path,
     shown: String,
     /// Objects whose beginning was read, by commit.
-    heads: Arc<Mutex<BTreeMap<u64, (String, Result<Header, String>)>>>,
+    heads: Arc<Mutex<BTreeMap<u64, KnownHead>>>,
 }
 
 /// An object there.
