@@ -93,6 +93,8 @@ impl From<ProposeError> for Error {
             ProposeError::NotLeader { .. }
             | ProposeError::Busy
             | ProposeError::LogFull
+            | ProposeError::Stalled { .. }
+            | ProposeError::Halted { .. }
             | ProposeError::Refused(_)
             | ProposeError::Superseded => Error::TryLater(error.to_string()),
         }
@@ -108,6 +110,16 @@ impl From<StoreError> for Error {
 /// Why a node did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
+    /// A partition halted while its log was replayed.
+    #[error(
+        "partition {partition} has halted while its log was replayed: {why}; nothing was changed: mend the cause and start again"
+    )]
+    Halted {
+        /// The partition.
+        partition: u64,
+        /// Why.
+        why: String,
+    },
     /// Another process uses the data directory.
     #[error(
         "{dir} is in use by the process with pid {pid}: stop it, or use another data directory"
@@ -411,6 +423,11 @@ pub const START_CODES: &[(&str, &str, &str)] = &[
         "Look for a failing disk. `--bootstrap restore` puts the log aside, goes on from the newest copy of each partition, and begins a new lineage: what was acknowledged after it is lost.",
     ),
     (
+        "replay_halted",
+        "A partition's log could not be read on while it was replayed; the message names the cause.",
+        "Mend the cause (open files, permissions, a failing disk) and start again. Nothing was changed.",
+    ),
+    (
         "destination",
         "`snapshots.destination` is not the URL of a repository, or its settings are incomplete.",
         "Correct the configuration as the message says.",
@@ -485,6 +502,7 @@ impl StartError {
             StartError::NotEmpty { .. } => "data_dir_not_empty",
             StartError::Destination(_) => "destination",
             StartError::RepositoryHoldsCluster { .. } => "repository_holds_cluster",
+            StartError::Halted { .. } => "replay_halted",
             StartError::StateSnapshotsThere { .. } => "state_snapshots_there",
             StartError::RepositoryUnreadable { .. } => "repository_unreadable",
             StartError::NothingToRestore { .. } => "nothing_to_restore",

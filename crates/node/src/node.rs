@@ -244,12 +244,19 @@ impl Node {
         if let Some(why) = self.inner.shortage().or_else(|| self.inner.stuck()) {
             return Err(why);
         }
-        match self.status().into_iter().find(|(_, s)| s.stalled) {
-            Some((partition, _)) => Err(format!(
-                "partition {partition} cannot be written: the disk takes no writes"
-            )),
-            None => Ok(()),
+        for group in self.inner.groups() {
+            let partition = group.id().0;
+            if let Some(why) = group.halted() {
+                return Err(format!(
+                    "partition {partition} has halted until the server is started again: {why}"
+                ));
+            }
+            if group.status().stalled {
+                let why = self.inner.stall_cause(partition);
+                return Err(format!("partition {partition} cannot be written: {why}"));
+            }
         }
+        Ok(())
     }
 
     /// Cancelled when the node stops.
@@ -390,6 +397,12 @@ impl Inner {
             None => self.catalog_reader.part(),
             Some(at) => self.partitions[at as usize].reader.part(),
         }
+    }
+
+    /// Why a partition takes no writes at the moment.
+    pub fn stall_cause(&self, partition: u64) -> String {
+        let cause = self.group(partition).stall_cause();
+        cause.unwrap_or_else(|| "the disk takes no writes".to_owned())
     }
 
     /// Why a partition's database is not to be used by the next start, if so.

@@ -342,6 +342,7 @@ impl Watched {
         let gauge = |name: &'static str, value: u64| {
             metrics::gauge!(name, "partition" => partition.clone()).set(value as f64);
         };
+        gauge("esker_partition_halted", u64::from(status.halted));
         gauge("esker_partition_last_lsn", status.last.0);
         gauge("esker_partition_applied_lsn", status.applied.0);
         gauge("esker_partition_durable_lsn", self.durable.0);

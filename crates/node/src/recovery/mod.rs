@@ -76,6 +76,10 @@ pub(crate) async fn recover(options: NodeOptions) -> Result<Arc<Inner>, StartErr
     tracing::info!(events, "Replaying {events} events since snapshot");
     for group in inner.groups() {
         group.wait_until_serving().await;
+        if let Some(why) = group.halted() {
+            let partition = group.id().0;
+            return Err(StartError::Halted { partition, why });
+        }
     }
     report.replay = replay.elapsed();
     let replayed = report.partitions.iter();

@@ -279,6 +279,14 @@ impl Inner {
                     "restart: the partition is recovered from a snapshot and the log",
                 );
             }
+            if let Some(why) = inner.group(partition).halted() {
+                problems.add(
+                    "partition_halted",
+                    Some(partition),
+                    why,
+                    "mend the cause, then start the server again: what was acknowledged is in the log",
+                );
+            }
             if let Some(why) = &shortage {
                 problems.add(
                     "disk_takes_no_writes",
@@ -290,8 +298,8 @@ impl Inner {
                 problems.add(
                     "disk_takes_no_writes",
                     Some(partition),
-                    "the disk takes no writes; appends are refused".to_owned(),
-                    "make room on the disk of the data directory",
+                    format!("appends are refused: {}", inner.stall_cause(partition)),
+                    "mend what the cause names: space, permissions or open files of the data directory",
                 );
             }
             // A new lineage's log begins where it forked: that older snapshots do not reach the present

@@ -347,6 +347,8 @@ pub enum ReadFailure {
     /// No majority confirmed the leader in time, or what was committed then was not applied here in time:
     /// three election timeouts each.
     TimedOut,
+    /// The group has halted, or was stopped: nothing is answered here any more.
+    Stopped,
 }
 
 /// Role of a member.

@@ -19,6 +19,7 @@ pub mod writer;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use protobuf::Message as _;
@@ -463,25 +464,44 @@ impl GroupReader {
     }
 }
 
-/// Attempts at one read of the log. A purge between two attempts is rare; three in a row, each between the
-/// same two operations of one read, do not happen.
-const MAX_READ_ATTEMPTS: u32 = 3;
+/// Attempts at one read of the log, and the pause after the first that could not read; each further one is
+/// twice as long, 630 ms in all. The group waits meanwhile, and halts when they are used up.
+const MAX_READ_ATTEMPTS: u32 = 7;
+const READ_RETRY_INTERVAL: Duration = Duration::from_millis(10);
+/// Attempts at a read that finds damage. Three purges in a row, each between the same two operations of one
+/// read, do not happen.
+const MAX_DAMAGED_ATTEMPTS: u32 = 3;
 
 impl GroupReader {
-    /// Runs `read`, and once more if it fails. raft-engine looks up where the entries are, and then reads
-    /// the files without a lock: a purge in between copies the entries elsewhere and deletes the file,
-    /// which looks like damage ("file seqno out of range"). The next attempt looks them up again; what is
-    /// really damaged stays so.
+    /// Runs `read`, and again if it fails for a reason that may pass.
+    ///
+    /// - No thread, no descriptor, an error of the device: again after a pause.
+    /// - What looks like damage: again at once. raft-engine looks up where the entries are, and then reads
+    ///   the files without a lock. A purge in between copies the entries elsewhere and deletes the file
+    ///   ("file seqno out of range"); the next attempt looks them up again. Real damage stays.
     fn reading<T: Send>(
         &self,
         mut read: impl FnMut() -> raft_engine::Result<T> + Send,
     ) -> Result<T, String> {
         let mut attempt = 1;
         loop {
-            match on_a_fresh_thread(&mut read).map_err(|e| self.failed(e))? {
-                Ok(read) => return Ok(read),
-                Err(error) if attempt == MAX_READ_ATTEMPTS => return Err(self.failed(error)),
-                Err(error) => tracing::debug!(group = %self.group, %error, attempt, "read again"),
+            let error = match on_a_fresh_thread(&mut read) {
+                Ok(Ok(read)) => return Ok(read),
+                Ok(Err(error)) => error,
+                Err(error) => raft_engine::Error::Io(error),
+            };
+            let passing = matches!(error, raft_engine::Error::Io(_));
+            let max = if passing {
+                MAX_READ_ATTEMPTS
+            } else {
+                MAX_DAMAGED_ATTEMPTS
+            };
+            if attempt == max {
+                return Err(self.failed(error));
+            }
+            tracing::warn!(group = %self.group, %error, attempt, "the log could not be read, trying again");
+            if passing {
+                std::thread::sleep(READ_RETRY_INTERVAL * 2u32.pow(attempt - 1));
             }
             attempt += 1;
         }

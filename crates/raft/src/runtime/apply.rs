@@ -98,6 +98,7 @@ fn apply<S: StateMachine>(
         match machine.apply(entries, outputs) {
             Ok(()) => break,
             Err(error) => {
+                *shared.stall_cause.lock() = Some(error.to_string());
                 shared.apply_stalled.store(true, Ordering::Relaxed);
                 if !reported {
                     tracing::error!(
@@ -118,6 +119,7 @@ fn apply<S: StateMachine>(
     }
     if reported {
         shared.apply_stalled.store(false, Ordering::Relaxed);
+        *shared.stall_cause.lock() = None;
         tracing::info!(group = %shared.id, "entries are applied again");
     }
     true

@@ -1,7 +1,7 @@
 //! What hosts ask of a group beside proposals: reads, changes of the membership, another leader.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
@@ -43,6 +43,9 @@ pub enum ChangeError {
 #[derive(Default)]
 pub(super) struct Asks {
     next: AtomicU64,
+    /// Nobody is answered any more. Set before those who wait are answered, looked at after somebody
+    /// has begun to wait.
+    closed: AtomicBool,
     reads: Mutex<BTreeMap<u64, oneshot::Sender<Result<Lsn, ReadFailure>>>>,
     transfer: Mutex<Option<Transfer>>,
 }
@@ -85,8 +88,14 @@ impl Asks {
         }
     }
 
+    /// Whether somebody who waits is not answered any more. To be asked after the wait has begun.
+    fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::SeqCst)
+    }
+
     /// Nobody is answered any more.
     pub fn close(&self) {
+        self.closed.store(true, Ordering::SeqCst);
         self.reads.lock().clear();
         *self.transfer.lock() = None;
     }
@@ -101,9 +110,13 @@ impl<O: Send + 'static> Group<O> {
         let asks = &self.shared.asks;
         let ticket = asks.ticket();
         asks.reads.lock().insert(ticket, asker);
+        if asks.is_closed() {
+            asks.reads.lock().remove(&ticket);
+            return Err(ReadFailure::Stopped);
+        }
         let ticket = Ticket(ticket);
         self.shared.step(Event::ReadIndex { ticket });
-        answer.await.unwrap_or(Err(ReadFailure::NoLeader))
+        answer.await.unwrap_or(Err(ReadFailure::Stopped))
     }
 
     /// Changes the membership, and waits until the change is in force: until no other members have to
@@ -126,6 +139,9 @@ impl<O: Send + 'static> Group<O> {
         answer.await.unwrap_or(Err(ChangeError::Unknown))?;
         let mut applied = self.shared.watch_applied();
         while self.shared.membership().is_joint() {
+            if self.shared.is_over() {
+                return Err(ChangeError::Unknown);
+            }
             if applied.changed().await.is_err() {
                 return Err(ChangeError::Unknown);
             }
@@ -170,6 +186,10 @@ impl<O: Send + 'static> Group<O> {
             patience: 2 * shared.election_ticks,
             answer: asker,
         });
+        if shared.asks.is_closed() {
+            *shared.asks.transfer.lock() = None;
+            return Err(ChangeError::Other("the group has stopped".to_owned()));
+        }
         let refusal = shared.refusal_of(Event::TransferLeadership { ticket, to }, ticket);
         if let Some(reason) = refusal {
             *shared.asks.transfer.lock() = None;

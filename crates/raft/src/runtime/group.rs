@@ -32,6 +32,21 @@ pub enum ProposeError {
     /// too much. Nothing happened; try again when that has changed.
     #[error("the disk takes no writes, or the log is full: appends are refused until that changes")]
     LogFull,
+    /// What is in the log cannot be applied at the moment: this is why. Nothing happened; try again when
+    /// that has changed.
+    #[error(
+        "what is in the log cannot be applied, so appends are refused until that changes: {why}"
+    )]
+    Stalled {
+        /// What the state machine said.
+        why: String,
+    },
+    /// The group has halted: it decides and applies nothing until it is opened again. Nothing happened.
+    #[error("the partition has halted until the server is started again: {why}")]
+    Halted {
+        /// What made it halt.
+        why: String,
+    },
     /// Consensus refused it. Nothing happened.
     #[error("refused: {0}")]
     Refused(String),
@@ -51,10 +66,6 @@ impl ProposeError {
 
     pub(super) fn stopping() -> ProposeError {
         ProposeError::Refused("the server is stopping".to_owned())
-    }
-
-    pub(super) fn halted() -> ProposeError {
-        ProposeError::Refused("the partition has stopped, see the log".to_owned())
     }
 }
 
@@ -99,6 +110,8 @@ pub struct GroupStatus {
     pub alarm: bool,
     /// Whether the disk refuses the log's or the database's writes.
     pub stalled: bool,
+    /// Whether the group has halted: [`Group::halted`] has the cause.
+    pub halted: bool,
 }
 
 /// Kept while a proposal is under way and dropped when it is answered, whether or not anybody
@@ -165,8 +178,14 @@ impl<O: Send + 'static> Group<O> {
         if shared.stopping.load(Ordering::Relaxed) {
             return Err(ProposeError::stopping());
         }
-        if shared.writer.stalled() || shared.apply_stalled.load(Ordering::Relaxed) {
+        if shared.writer.stalled() {
             return Err(ProposeError::LogFull);
+        }
+        if shared.apply_stalled.load(Ordering::Relaxed) {
+            return Err(match shared.stall_cause.lock().clone() {
+                Some(why) => ProposeError::Stalled { why },
+                None => ProposeError::LogFull,
+            });
         }
         let (tx, mut rx) = oneshot::channel();
         if shared.has_others() {
@@ -194,8 +213,7 @@ impl<O: Send + 'static> Group<O> {
         shared.with_verdict(propose, |verdict| match verdict {
             Some(Action::Accepted { lsn, term, .. }) => Ok((lsn, term, Answer::Command(tx), guard)),
             Some(Action::Rejected { reason, .. }) => Err(reason.into()),
-            _ if shared.stopping.load(Ordering::Relaxed) => Err(ProposeError::stopping()),
-            _ => Err(ProposeError::halted()),
+            _ => Err(shared.no_verdict()),
         })?;
         Ok(rx)
     }
@@ -275,14 +293,15 @@ impl<O: Send + 'static> Group<O> {
         self.shared.counters()
     }
 
-    /// Waits until somebody leads whom this member knows, and answers who; `None` if the group stops.
+    /// Waits until somebody leads whom this member knows, and answers who; `None` if the group stops
+    /// or halts.
     pub async fn wait_for_leader(&self) -> Option<NodeId> {
         let mut applied = self.shared.watch_applied();
         loop {
             if let Some(leader) = self.leader() {
                 return Some(leader);
             }
-            if applied.changed().await.is_err() || self.shared.stopping.load(Ordering::Relaxed) {
+            if self.shared.is_over() || applied.changed().await.is_err() {
                 return None;
             }
         }
@@ -306,16 +325,36 @@ impl<O: Send + 'static> Group<O> {
             alarm: engine.alarm(),
             stalled: self.shared.writer.stalled()
                 || self.shared.apply_stalled.load(Ordering::Relaxed),
+            halted: self.shared.halted().is_some(),
         }
     }
 
+    /// Why the group decides and applies nothing any more, if so: its log could not be read, or entries
+    /// are missing. What was acknowledged is in the log; opening the group again is the way on.
+    pub fn halted(&self) -> Option<String> {
+        self.shared.halted().map(str::to_owned)
+    }
+
+    /// Why entries cannot be applied at the moment, if so. They are tried again and again.
+    pub fn stall_cause(&self) -> Option<String> {
+        match self.shared.apply_stalled.load(Ordering::Relaxed) {
+            true => self.shared.stall_cause.lock().clone(),
+            false => None,
+        }
+    }
+
+    /// Whether this member leads and has applied everything from before its term.
+    pub fn is_serving(&self) -> bool {
+        let status = self.status();
+        status.role == Role::Leader && status.applied_term == status.term
+    }
+
     /// Waits until this member leads and has applied everything from before its term: from then
-    /// on it may serve.
+    /// on it may serve. Returns too if the group halts or is stopped.
     pub async fn wait_until_serving(&self) {
         let mut applied = self.shared.applied.subscribe();
         loop {
-            let status = self.status();
-            if status.role == Role::Leader && status.applied_term == status.term {
+            if self.is_serving() || self.shared.is_over() {
                 return;
             }
             if applied.changed().await.is_err() {

@@ -1,7 +1,7 @@
 //! What the threads of a group share: its engine under a lock, and what its actions need.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 
 use parking_lot::Mutex;
 use tokio::sync::watch;
@@ -44,6 +44,10 @@ pub(super) struct Shared<O> {
     /// Last applied entry and its term; whoever waits for progress watches it.
     pub(super) applied: watch::Sender<(Lsn, Term)>,
     pub(super) apply_stalled: AtomicBool,
+    /// Why entries cannot be applied, as of the last try that failed.
+    pub(super) stall_cause: Mutex<Option<String>>,
+    /// Why the group decides and applies nothing any more, if so.
+    halted: OnceLock<String>,
     pub(super) stopping: AtomicBool,
     this: Weak<Shared<O>>,
 }
@@ -70,6 +74,8 @@ impl<O: Send + 'static> Shared<O> {
             waited_without_lead: AtomicU64::new(0),
             applied: watch::Sender::new((applied, Term(0))),
             apply_stalled: AtomicBool::new(false),
+            stall_cause: Mutex::default(),
+            halted: OnceLock::new(),
             stopping: AtomicBool::new(false),
             this: this.clone(),
         })
@@ -173,7 +179,7 @@ impl<O: Send + 'static> Shared<O> {
         });
         for (answer, _) in asking.into_iter().flatten() {
             // No verdict: the engine has halted.
-            let _ = answer.send(Err(ProposeError::halted()));
+            let _ = answer.send(Err(self.no_verdict()));
         }
         self.carry_out(engine, actions);
     }
@@ -246,9 +252,13 @@ impl<O: Send + 'static> Shared<O> {
                     self.applied.send_modify(|_| {});
                 }
                 Action::Halt { what } => {
-                    tracing::error!(group = %self.id, what, "the group stops");
+                    tracing::error!(group = %self.id, what, "the group has halted");
+                    // The first cause stays.
+                    let _ = self.halted.set(what);
                     self.waiters.fail_all(&ProposeError::Unknown);
                     self.asks.close();
+                    // Those who wait for progress look again.
+                    self.applied.send_modify(|_| {});
                 }
                 Action::OfferSnapshot {
                     to,
@@ -316,6 +326,27 @@ impl<O: Send + 'static> Shared<O> {
         let waited = self.waited_without_lead.fetch_add(1, Ordering::Relaxed);
         if waited >= 3 * self.election_ticks as u64 {
             self.waiters.fail_all(&ProposeError::Unknown);
+        }
+    }
+
+    /// Why the group decides and applies nothing any more, if so.
+    pub(super) fn halted(&self) -> Option<&str> {
+        self.halted.get().map(String::as_str)
+    }
+
+    /// Whether nothing that somebody waits for comes any more.
+    pub(super) fn is_over(&self) -> bool {
+        self.stopping.load(Ordering::Relaxed) || self.halted.get().is_some()
+    }
+
+    /// Why the engine neither accepted nor rejected a proposal.
+    pub(super) fn no_verdict(&self) -> ProposeError {
+        match self.halted() {
+            _ if self.stopping.load(Ordering::Relaxed) => ProposeError::stopping(),
+            Some(why) => ProposeError::Halted {
+                why: why.to_owned(),
+            },
+            None => ProposeError::stopping(),
         }
     }
 

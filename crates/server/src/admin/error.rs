@@ -131,6 +131,11 @@ pub const PROBLEMS: &[(&str, bool, &str)] = &[
         false,
         "The disk takes no writes: appends are refused.",
     ),
+    (
+        "partition_halted",
+        false,
+        "A partition's log could not be read: it takes no appends until the server is started again.",
+    ),
 ];
 
 /// What is answered when something fails.

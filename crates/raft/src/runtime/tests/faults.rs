@@ -153,7 +153,7 @@ fn entries_that_cannot_be_applied_are_tried_again_and_proposals_are_refused_mean
     let waiting = group.propose("stuck".into()).unwrap();
     wait_for("the group stalls", || group.status().stalled);
     let refused = group.propose("refused".into()).unwrap_err();
-    assert_eq!(refused, ProposeError::LogFull);
+    assert!(matches!(refused, ProposeError::Stalled { .. }), "{refused}");
     assert!(refused.has_no_side_effects());
 
     let answered = answer(waiting).unwrap();
@@ -211,8 +211,32 @@ fn a_group_whose_log_cannot_be_read_stops_and_says_so_to_those_who_wait() {
     stores[0].fail_applies(0);
     wait_for("what was handed out is applied", || !group.status().stalled);
     let refused = group.propose("refused".into()).unwrap_err();
-    assert!(matches!(refused, ProposeError::Refused(_)), "{refused}");
+    let ProposeError::Halted { why } = &refused else {
+        panic!("{refused}");
+    };
     assert!(refused.has_no_side_effects());
+    assert_eq!(group.halted().as_ref(), Some(why));
+    assert!(group.status().halted && !other.status().halted);
+    // Whoever asks for something else from here on is answered too.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let all = async {
+            assert_eq!(
+                group.read_index().await,
+                Err(crate::engine::ReadFailure::Stopped)
+            );
+            let changed = group.add_learner(crate::NodeId(9)).await;
+            assert!(changed.is_err(), "{changed:?}");
+            let passed_on = group.transfer_leadership(crate::NodeId(9)).await;
+            assert!(passed_on.is_err(), "{passed_on:?}");
+            group.wait_until_serving().await;
+        };
+        let answered = tokio::time::timeout(std::time::Duration::from_secs(10), all).await;
+        answered.expect("every wait ends");
+    });
     execute(other, "goes on").unwrap();
     host.stop();
 }

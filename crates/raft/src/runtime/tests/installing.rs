@@ -69,7 +69,7 @@ fn a_group_whose_entries_do_not_follow_each_other_stops_and_applies_none_of_them
     }]);
     wait_for("the group refuses", || {
         let refused = group.propose("refused".into());
-        matches!(refused, Err(ProposeError::Refused(_)))
+        matches!(refused, Err(ProposeError::Halted { .. }))
     });
     let snapshot = group.snapshot().blocking_recv().unwrap();
     assert!(snapshot.is_err(), "nobody waits for what cannot come");
