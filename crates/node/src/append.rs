@@ -119,10 +119,10 @@ impl StreamHandle {
         if let Some((budget, most)) = budget {
             permits.push(admit(budget, bytes.min(most)).await?);
         }
+        // Before it takes part of what all partitions share: they do not wait for the space of this one.
+        inner.wait_for_space(self.partition.reader.part()).await?;
         let most = inner.options.append_inflight;
         permits.push(admit(&inner.admission, bytes.min(most)).await?);
-        // With its permits: what waits here counts as in flight.
-        inner.wait_for_space(self.partition.reader.part()).await?;
         if self.node.is_draining() {
             return Err(Error::Stopping);
         }

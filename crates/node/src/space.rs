@@ -213,10 +213,10 @@ impl Inner {
                     false => "the log is larger than max-log-bytes and could not be trimmed in time: see the server's log",
                 }.to_owned()));
             }
-            if Instant::now() >= deadline {
-                return Err(Error::TryLater(
-                    "the space of what was trimmed is still being reclaimed".to_owned(),
-                ));
+            if !log_is_over && Instant::now() >= deadline {
+                // Another partition's merge may hold this one's up for minutes. The wait has slowed the
+                // append down; what is kept free of the disk bounds the rest.
+                return Ok(());
             }
             metrics::counter!("esker_append_space_waits_total").increment(1);
             if log_is_over {

@@ -25,6 +25,8 @@ impl Activity {
     /// A request begins, and ends when the answer is dropped.
     pub(crate) fn begin(self: &Arc<Self>) -> Busy {
         self.under_way.fetch_add(1, Ordering::AcqRel);
+        // A client that asks for something else is there again.
+        self.stalled.store(false, Ordering::Release);
         self.changed.notify_one();
         Busy {
             activity: self.clone(),

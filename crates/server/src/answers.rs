@@ -33,7 +33,7 @@ use crate::api::ServiceError;
 
 /// Scans that run at a time.
 const MAX_SCANS: usize = 2;
-/// Bytes of answers that clients have not taken yet.
+/// Bytes of answers that clients have not taken yet: so many of scans, and so many of all others.
 const MAX_HELD: usize = 128 * 1024 * 1024;
 /// Exports and verifications that run at a time.
 const MAX_EXPORTS: usize = 4;
@@ -69,6 +69,8 @@ pub enum Exhausted {
 pub(crate) struct Answers {
     scans: Arc<Semaphore>,
     held: Arc<Semaphore>,
+    /// As `held`, of scans: one that waits takes all that is free, which must not refuse other reads.
+    held_by_scans: Arc<Semaphore>,
     exports: Arc<Semaphore>,
     wait_timeout: Duration,
     stall_timeout: Duration,
@@ -85,6 +87,7 @@ impl Answers {
         Answers {
             scans: semaphore(MAX_SCANS),
             held: semaphore(MAX_HELD),
+            held_by_scans: semaphore(MAX_HELD),
             exports: semaphore(MAX_EXPORTS),
             wait_timeout: WAIT_TIMEOUT,
             stall_timeout,
@@ -113,7 +116,10 @@ impl Answers {
         bytes: usize,
         waits: bool,
     ) -> Result<OwnedSemaphorePermit, Exhausted> {
-        let held = self.held.clone();
+        let held = match waits {
+            true => self.held_by_scans.clone(),
+            false => self.held.clone(),
+        };
         let count = u32::try_from(bytes).unwrap_or(u32::MAX);
         let permit = match waits {
             true => tokio::time::timeout(self.wait_timeout, held.acquire_many_owned(count))

@@ -314,7 +314,8 @@ async fn accept(listener: TcpListener, router: axum::Router, accepted: Accepted)
             let connection = http.serve_connection(TokioIo::new(stream), service);
             let graceful = GracefulShutdown::new();
             let connection = graceful.watch(connection.into_owned());
-            tokio::pin!(connection);
+            // Owned, so that it is dropped as soon as it has ended: the graceful shutdown waits for that.
+            let mut connection = Box::pin(connection);
             let idle = async {
                 activity.idle(header_timeout.min(idle_timeout)).await;
                 // One of the reserve is closed sooner.

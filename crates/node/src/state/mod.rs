@@ -222,15 +222,15 @@ impl StateStore {
         let shared = self.shared();
         let mut committing = Committing::begin(&shared.transactions, txn, expected)?;
         let bytes = committing.command().to_bytes();
-        let most = self.inner.options.append_inflight;
-        let permit = admit(&self.inner.admission, (bytes.len() + OVERHEAD).min(most))
-            .await
-            .map_err(|_| StateError::Stopping)?;
         let part = self.inner.part(self.inner.state.partition.0);
         self.inner
             .wait_for_space(part)
             .await
             .map_err(|error| StateError::Unavailable(error.to_string()))?;
+        let most = self.inner.options.append_inflight;
+        let permit = admit(&self.inner.admission, (bytes.len() + OVERHEAD).min(most))
+            .await
+            .map_err(|_| StateError::Stopping)?;
         self.takes_changes()?;
         // Should the client go from here on, the transaction is not open again.
         committing.proposed();
