@@ -29,12 +29,22 @@ pub fn of(error: &Error, place: &Place) -> Failure {
             root,
         } => no_repository(root.strip_suffix("/latest.json").unwrap_or(root)),
         Error::NoRoot { .. } => Failure::wrong("root_missing", error),
+        Error::NoBucket { .. } => Failure::wrong("no_repository", error),
         Error::Damaged { .. } | Error::Missing { .. } => Failure::wrong(
             "damaged",
             with("`esker snapshot verify` says what else is, and which snapshots it hurts"),
         ),
         Error::OtherCluster { .. } => Failure::wrong("other_cluster", error),
-        Error::NotOurs { .. } => Failure::wrong("not_ours", with("put to another prefix")),
+        Error::NotOurs { .. } => Failure::wrong("not_ours", error),
+        Error::MarkerMissing { .. } | Error::OtherDestination { .. } => {
+            Failure::wrong("repository_missing", error)
+        }
+        Error::OtherWriter { .. } => Failure::wrong(
+            "other_writer",
+            with(
+                "a server puts the snapshots of this partition; put to another partition or prefix",
+            ),
+        ),
         Error::OtherLineage { .. } => Failure::wrong(
             "other_lineage",
             with("name the snapshot's history with --lineage, or put to another prefix"),
@@ -72,6 +82,7 @@ pub fn of_probe(error: &ProbeError, place: &Place) -> Failure {
                  there. A newer version of the store, or its setting for conditional puts, may help"
             ),
         ),
+        ProbeError::NoBucket { .. } => Failure::wrong("no_repository", error),
         _ => Failure::unreachable("store", error),
     }
 }

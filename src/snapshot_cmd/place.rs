@@ -5,8 +5,8 @@ use std::path::Path;
 
 use esker_repository::destination::DestinationOptions;
 use esker_repository::{
-    Cluster, CurrentRoot, Destination, Error, Options, PartitionId, Repository, Root, SnapshotDir,
-    partitions,
+    Cluster, ClusterMarker, CurrentRoot, Destination, Error, Options, PartitionId, Repository,
+    Root, SnapshotDir, partitions,
 };
 
 use super::s3::{self, S3Args};
@@ -186,7 +186,7 @@ impl Place {
         match partitions(&self.destination).await {
             Ok(found) => Ok(found),
             // Of a bucket, not of an object.
-            Err(Error::Missing { .. }) => Err(Failure::wrong(
+            Err(Error::Missing { .. } | Error::NoBucket { .. }) => Err(Failure::wrong(
                 "no_repository",
                 format!(
                     "there is no bucket {}; correct --repository, or make the bucket",
@@ -241,19 +241,22 @@ impl Place {
         newest.ok_or_else(|| self.failure(Error::Unusable(Vec::new())))
     }
 
-    /// Who writes: who was named, or whose the root is.
-    pub fn cluster(&self, root: Option<&Root>) -> Cluster {
+    /// Who writes: who was named, or whose the root or the destination is.
+    pub fn cluster(&self, root: Option<&Root>, marker: Option<&ClusterMarker>) -> Cluster {
+        let theirs = root
+            .map(|root| (&root.cluster_name, root.cluster_fingerprint))
+            .or_else(|| marker.map(|m| (&m.cluster_name, m.cluster_fingerprint)));
         let named = self.cluster_name.is_some() || self.cluster_fingerprint.is_some();
-        let theirs = root.filter(|_| !named);
         Cluster {
-            name: match (&self.cluster_name, root) {
+            name: match (&self.cluster_name, theirs) {
                 (Some(name), _) => name.clone(),
-                (None, Some(root)) => root.cluster_name.clone(),
+                (None, Some((name, _))) => name.clone(),
                 (None, None) => CLUSTER.to_owned(),
             },
-            fingerprint: self
-                .cluster_fingerprint
-                .or_else(|| theirs.and_then(|root| root.cluster_fingerprint)),
+            fingerprint: match named {
+                true => self.cluster_fingerprint,
+                false => theirs.and_then(|(_, fingerprint)| fingerprint),
+            },
             node_name: self.node_name.clone().unwrap_or_else(host_name),
         }
     }

@@ -74,7 +74,7 @@ pub async fn run(place: &Place, args: &Args, json: bool) -> Result<(), Failure> 
         place.destination(),
         reader.partition(),
         Options {
-            cluster: Some(place.cluster(Some(&root))),
+            cluster: Some(place.cluster(Some(&root), None)),
             orphan_min_age: min_age.unwrap_or(Options::default().orphan_min_age),
             ..Options::default()
         },

@@ -11,7 +11,7 @@ use esker_repository::retention::Retention;
 use esker_repository::sweep::Sweep;
 use esker_repository::{
     Checkpoint, Digest, Digests, Error, Kind, LineageId, Lsn, Options, Pace, PartitionId, Progress,
-    Put, Repository,
+    Put, Repository, ownership,
 };
 use esker_server::config::ByteCount;
 use serde::Serialize;
@@ -172,9 +172,15 @@ pub async fn run(place: &Place, args: &Args, json: bool) -> Result<(), Failure> 
 /// afterwards, that there is a root says that it was.
 async fn open(place: &Place, args: &Args) -> Result<Repository, Failure> {
     let partition = place.partition_if_any().await?.unwrap_or(PartitionId(0));
+    let marker = ownership::marker(place.destination()).await;
+    let marker = marker.map_err(|e| place.failure(e))?;
     let root = match place.reader(partition).root().await {
         Ok(root) => Some(root),
         Err(Error::NoRoot { others: false, .. }) => {
+            // A probe writes, and nothing is written where somebody else does.
+            let cluster = place.cluster(None, marker.as_ref());
+            let owner = ownership::check(place.destination(), &cluster).await;
+            owner.map_err(|e| place.failure(e))?;
             probe(place.destination(), &System)
                 .await
                 .map_err(|e| of_probe(&e, place))?;
@@ -183,7 +189,7 @@ async fn open(place: &Place, args: &Args) -> Result<Repository, Failure> {
         Err(error) => return Err(place.failure(error)),
     };
     let options = Options {
-        cluster: Some(place.cluster(root.as_deref())),
+        cluster: Some(place.cluster(root.as_deref(), marker.as_ref())),
         kind: args.kind.into(),
         num_retained: args.num_retained,
         reuse: !args.no_reuse,

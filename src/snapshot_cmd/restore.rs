@@ -4,10 +4,10 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use esker_repository::restore::Checked;
-use esker_repository::{Options, Progress, Repository, Restored, Which};
+use esker_repository::{Error, Options, Progress, Repository, Restored, SnapshotDir, Which};
 use serde::Serialize;
 
-use super::place::Place;
+use super::place::{Place, remark_on};
 use super::shown::{files, print_json};
 use super::watch::watch;
 use crate::exit::Failure;
@@ -66,15 +66,30 @@ struct PassedOver {
 }
 
 pub async fn run(place: &Place, args: &Args, json: bool) -> Result<(), Failure> {
-    let (reader, root) = place.read().await?;
-    let which = match &args.snapshot {
-        Some(name) => Which::Exactly(reader.find(&root, name).map_err(|e| place.failure(e))?),
-        None => Which::Newest,
+    let reader = place.reader(place.partition().await?);
+    let dir = args.snapshot.as_deref().and_then(SnapshotDir::parse);
+    let (which, root) = match (reader.root().await, dir) {
+        (Ok(root), _) => {
+            remark_on(&root);
+            let which = match &args.snapshot {
+                Some(name) => {
+                    Which::Exactly(reader.find(&root, name).map_err(|e| place.failure(e))?)
+                }
+                None => Which::Newest,
+            };
+            (which, Some(root))
+        }
+        // The library reads the root again, and restores what is named in full without one.
+        (Err(error), Some(dir)) if error.is_damage() || is_missing(&error) => {
+            (Which::Exactly(dir), None)
+        }
+        (Err(error), _) => return Err(place.failure(error)),
     };
-    let pins = !args.no_pin && root.generation.is_some();
-    let repository = if pins {
+    let root = root.filter(|root| !args.no_pin && root.generation.is_some());
+    let pins = root.is_some();
+    let repository = if let Some(root) = root {
         let options = Options {
-            cluster: Some(place.cluster(Some(&root))),
+            cluster: Some(place.cluster(Some(&root), None)),
             ..Options::default()
         };
         Repository::new(place.destination(), reader.partition(), options)
@@ -100,6 +115,11 @@ pub async fn run(place: &Place, args: &Args, json: bool) -> Result<(), Failure> 
         return print_json(&done);
     }
     print(text(&done, &restored))
+}
+
+/// Whether only the root is missing.
+fn is_missing(error: &Error) -> bool {
+    matches!(error, Error::NoRoot { others: true, .. })
 }
 
 fn done<'a>(
@@ -161,7 +181,7 @@ fn text(done: &Done<'_>, restored: &Restored) -> String {
     });
     if let Some(why) = restored.unpinned() {
         lines.push(format!(
-            "it was not pinned meanwhile, as the repository could not be written to: {}",
+            "it was not pinned meanwhile: {}",
             plain(&why.to_string())
         ));
     }

@@ -146,7 +146,7 @@ fn a_repository_that_is_down_is_a_problem_and_no_reason_to_stop() {
     let page = stdout(&output);
     assert_eq!(output.status.code(), Some(1), "{page}");
     assert!(page.contains("What is wrong"), "{page}");
-    assert!(page.contains("repository_failing"), "{page}");
+    assert!(page.contains("repository_missing"), "{page}");
     assert!(stderr(&output).contains("error [unhealthy]: "));
     world.append(10);
 
@@ -255,8 +255,11 @@ fn a_snapshot_that_is_damaged_is_not_proven_and_needs_action() {
 #[test]
 fn a_server_lets_go_of_snapshots_that_were_named_before() {
     let world = World::new();
-    world.ok(&["snapshot", "create", "--partition", "1"]);
-    let prune = ["snapshot", "prune", "--partition", "1"];
+    world.server.ok(&["create", "my-basin/orders"]);
+    // The stream's partition: a second snapshot of the same state would take the place of the first.
+    world.append(1);
+    world.ok(&["snapshot", "create", "--partition", "2"]);
+    let prune = ["snapshot", "prune", "--partition", "2"];
     let plan = world.json(&[&prune[..], &["--keep", "1", "--dry-run"]].concat());
     assert_eq!(plan["released"].as_array().unwrap().len(), 1, "{plan:#}");
     let keep = [&prune[..], &["--keep", "1"]].concat();
@@ -266,8 +269,8 @@ fn a_server_lets_go_of_snapshots_that_were_named_before() {
     assert_eq!(done["released"], plan["released"]);
     let status = world.json(&["status"]);
     eventually("the status knows", || {
-        status["partitions"][1]["retained"] == 1
-            || world.json(&["status"])["partitions"][1]["retained"] == 1
+        status["partitions"][2]["retained"] == 1
+            || world.json(&["status"])["partitions"][2]["retained"] == 1
     });
     world.ok(&prune);
     let out = ["--dry-run", "--plan-out", "plan.json"];

@@ -173,12 +173,13 @@ fn the_first_put_probes_the_store_and_leaves_nothing_of_the_probe() {
     let scratch = Scratch::new();
     scratch.files("one", &[("a", "text")]);
     scratch.ok(&["put", "one", "--lsn", "1"]);
-    let entries: Vec<_> = fs::read_dir(scratch.path("backups"))
+    let mut entries: Vec<_> = fs::read_dir(scratch.path("backups"))
         .unwrap()
         .map(|e| e.unwrap().file_name())
         .filter(|name| !name.to_string_lossy().starts_with('.'))
         .collect();
-    assert_eq!(entries, ["0"]);
+    entries.sort();
+    assert_eq!(entries, ["0", "cluster.json"]);
 }
 
 #[test]
@@ -404,8 +405,18 @@ fn a_root_that_is_missing_or_damaged_is_told_from_an_empty_repository() {
     let root = scratch.path("backups/0/latest.json");
     let good = fs::read(&root).unwrap();
 
-    for damage in [&b"{"[..], b"", br#"{"version":"V9"}"#] {
+    let name = scratch.root()["path"].as_str().unwrap().to_owned();
+
+    for (number, damage) in [&b"{"[..], b"", br#"{"version":"V9"}"#]
+        .into_iter()
+        .enumerate()
+    {
         replace(&root, damage);
+        // What is named in full needs no root to be found.
+        let to = format!("named-{number}");
+        scratch.fails(1, "damaged", &["restore", "--to", &to]);
+        scratch.ok(&["restore", &name, "--to", &to]);
+        assert_eq!(fs::read(scratch.path(&to).join("a")).unwrap(), b"text");
         for command in [
             &["list"][..],
             &["verify"],
@@ -421,6 +432,7 @@ fn a_root_that_is_missing_or_damaged_is_told_from_an_empty_repository() {
     for command in [&["list"][..], &["put", "one", "--lsn", "2"], &["prune"]] {
         scratch.fails(1, "root_missing", command);
     }
+    scratch.ok(&["restore", &name, "--to", "named"]);
     assert!(!root.exists());
     fs::write(&root, good).unwrap();
     scratch.ok(&["verify", "--data"]);
@@ -459,6 +471,11 @@ fn what_restate_wrote_is_read_and_never_written_to() {
     );
     scratch.fails(1, "not_ours", &["put", "one", "--lsn", "2"]);
     scratch.fails(1, "not_ours", &["prune"]);
+    // Nor at another partition, for which nobody has claimed the destination.
+    fs::remove_file(scratch.path("backups/cluster.json")).unwrap();
+    let elsewhere = &["put", "one", "--lsn", "2", "--partition", "2"];
+    scratch.fails(1, "not_ours", elsewhere);
+    assert!(!scratch.path("backups/2").exists());
     let after: Value = serde_json::from_slice(&fs::read(&root_file).unwrap()).unwrap();
     assert_eq!(after, root);
 }

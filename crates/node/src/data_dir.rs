@@ -13,6 +13,8 @@
 //! repository/      partition snapshots, if no other destination is configured
 //! scratch/         restores that are tested; removed at a start
 //! damaged/         what was put aside by a recovery, and why partitions are not to be used
+//! incarnations.json  which starts of this directory have put snapshots
+//! destination.json where they were put, and the id of the marker there
 //! rates.json       how fast this node was at its last recovery
 //! ```
 //!

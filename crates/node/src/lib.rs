@@ -20,6 +20,7 @@
 pub mod append;
 pub mod basins;
 mod clock;
+mod counters;
 pub mod data_dir;
 mod error;
 mod log_files;

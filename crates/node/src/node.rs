@@ -15,6 +15,7 @@ use esker_raft::{Group, GroupStatus, ProposeError};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
+use crate::counters;
 use crate::data_dir::{DataDir, Identity};
 use crate::error::{Error, StartError};
 use crate::recovery;
@@ -163,6 +164,7 @@ pub struct Node {
 impl Node {
     /// Recovers the data directory and starts everything; returns when every partition serves.
     pub async fn start(options: NodeOptions) -> Result<Node, StartError> {
+        counters::register();
         let inner = recovery::recover(options).await?;
         let upkeep = Upkeep::start(&inner).map_err(|source| StartError::Io {
             operation: "starting threads for",

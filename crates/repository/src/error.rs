@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use crate::ids::{LineageId, Lsn};
+use crate::ids::{DestinationId, LineageId, Lsn};
 use crate::layout::SnapshotDir;
 
 /// An error of a repository. Messages name the object and what was tried.
@@ -12,7 +12,7 @@ use crate::layout::SnapshotDir;
 pub enum Error {
     /// The root is missing: nothing was ever put here, or it was removed. It never means that
     /// nothing is retained.
-    #[error("{root} does not exist{}", if *.others { ", but other objects of snapshots do: it was removed. Bring it back from a version or a backup of the bucket; nothing is written or deleted until then" } else { "" })]
+    #[error("{root} does not exist{}", if *.others { ", but other objects of snapshots do: it was removed. Bring it back from a version or a backup of the bucket; nothing is written or deleted until then, and a snapshot that is named in full (lsn_…-snap_…) can be restored" } else { "" })]
     NoRoot {
         /// Its URL.
         root: String,
@@ -43,8 +43,30 @@ pub enum Error {
         /// Who asks.
         ours: String,
     },
+    /// The destination's marker was there before, and is not now.
+    #[error(
+        "{marker} is missing, and was there before: the disk is not mounted, or the directory or bucket was emptied; nothing is written there until it is back"
+    )]
+    MarkerMissing {
+        /// The marker's URL.
+        marker: String,
+    },
+    /// Another destination is where one was before.
+    #[error(
+        "{marker} is that of another destination (id {found}) than before (id {expected}): another disk or bucket is there now, or it was emptied and used again; nothing is written there until the former is back"
+    )]
+    OtherDestination {
+        /// The marker's URL.
+        marker: String,
+        /// The id that was seen before.
+        expected: DestinationId,
+        /// The id that is there.
+        found: DestinationId,
+    },
     /// The root was written by Restate, or by somebody who counts no generations.
-    #[error("{root} was not written by Esker (it has no generation), and is never written to")]
+    #[error(
+        "{root} was not written by Esker (it has no generation): nothing is ever written to a destination that another program writes to; use another prefix"
+    )]
     NotOurs {
         /// Its URL.
         root: String,
@@ -59,6 +81,18 @@ pub enum Error {
         theirs: Option<LineageId>,
         /// The snapshot's, or the one that was asked for.
         ours: Option<LineageId>,
+    },
+    /// Another copy of the node, or a node, puts the snapshots of this history.
+    #[error(
+        "{root} is written by {theirs}, and not by {ours}: two that write would mix their histories"
+    )]
+    OtherWriter {
+        /// The root's URL.
+        root: String,
+        /// Who writes.
+        theirs: String,
+        /// Who is refused.
+        ours: String,
     },
     /// Newer snapshots are retained, and no older one is taken.
     #[error("a snapshot at LSN {lsn} is older than the oldest retained one, at LSN {oldest}")]
@@ -96,6 +130,12 @@ pub enum Error {
     /// Nothing that can be restored: what was tried, newest first.
     #[error("no usable snapshot: {}", tried(.0))]
     Unusable(Vec<(SnapshotDir, Box<Error>)>),
+    /// There is no such bucket.
+    #[error("there is no bucket for {destination} (NoSuchBucket): make it, or correct the URL")]
+    NoBucket {
+        /// The destination's URL.
+        destination: String,
+    },
     /// The store refuses.
     #[error("cannot {what} {object}: {source}")]
     Denied {

@@ -51,6 +51,9 @@ impl Repository {
                     });
                 next.abandoned.extend(dead);
                 next.intents.clear();
+                // A history of its own: whoever wrote the other one does not write this one.
+                next.writer = None;
+                self.claim_writer(&mut next)?;
                 Ok(Change::To(Box::new(next)))
             },
             |root: &Root| root.lineage == Some(lineage),

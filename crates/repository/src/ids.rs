@@ -107,6 +107,21 @@ impl FromStr for SnapshotId {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LineageId(pub u128);
 
+/// The identity of a destination, in its marker: 128 random bits, 32 hex digits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DestinationId(pub u128);
+
+/// The identity of one start of a process that puts snapshots: 128 random bits, 32 hex digits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct IncarnationId(pub u128);
+
+impl IncarnationId {
+    /// Its first eight digits, for people.
+    pub fn short(&self) -> String {
+        format!("{:08x}", self.0 >> 96)
+    }
+}
+
 /// An xxh3-128 of a file's bytes, 32 hex digits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Digest(pub u128);
@@ -147,6 +162,8 @@ macro_rules! hex_name {
     };
 }
 hex_name!(LineageId, "lineage");
+hex_name!(DestinationId, "destination id");
+hex_name!(IncarnationId, "incarnation");
 hex_name!(Digest, "checksum");
 
 impl fmt::Display for SnapshotId {
@@ -171,7 +188,7 @@ macro_rules! serde_as_text {
         }
     )*};
 }
-serde_as_text!(SnapshotId, LineageId, Digest);
+serde_as_text!(SnapshotId, LineageId, DestinationId, IncarnationId, Digest);
 
 #[cfg(test)]
 mod tests {

@@ -1,6 +1,7 @@
 //! Where what is in a repository: the keys, and which of them a sweep may delete.
 //!
 //! ```text
+//! <destination>/cluster.json                                            whose it is, see [`crate::ownership`]
 //! <destination>/<partition>/latest.json                                  the root
 //! <destination>/<partition>/lsn_<20 digits>-snap_1<base62>/metadata.json
 //! <destination>/<partition>/lsn_<20 digits>-snap_1<base62>/<number>.sst  a file of a full snapshot
@@ -64,6 +65,16 @@ impl fmt::Display for SnapshotDir {
 /// The key of a shared file: its content, and the upload that wrote it.
 pub fn shared_file(digest: Digest, generation: Generation) -> String {
     format!("{SHARED}{digest}{:016x}.sst", generation.0)
+}
+
+/// The checksum that a shared file's key begins with; `None` if it is no xxh3-128.
+pub fn digest_of_key(key: &str) -> Option<Digest> {
+    let hex = key.strip_prefix(SHARED)?.strip_suffix(".sst")?;
+    match hex.len() {
+        // Restate's keys, and ours, which a generation follows.
+        32 | 48 => hex.get(..32)?.parse().ok(),
+        _ => None,
+    }
 }
 
 /// What a key names.

@@ -17,8 +17,10 @@
 //! |---|---|
 //! | [`destination`] | where: S3, a directory, anything that is an `ObjectStore` |
 //! | [`layout`], [`root`], [`metadata`] | keys, and the two documents |
+//! | [`ownership`] | which cluster a destination belongs to |
 //! | [`checkpoint`] | what is put |
 //! | [`repository`] | reading the root, swapping it |
+//! | [`Incarnation`] | which of several copies of a node writes |
 //! | [`put`](Repository::put), [`Pace`], [`retention`] | the way in |
 //! | [`sweep`](Repository::sweep), [`prune`] | the way out |
 //! | [`restore`], [`verify`](Repository::verify), [`pin`](Repository::pin), [`fork`](Repository::fork) | the way back |
@@ -66,9 +68,12 @@ pub mod env;
 mod error;
 mod fork;
 pub mod ids;
+mod incarnation;
 pub mod inventory;
+mod lanes;
 pub mod layout;
 pub mod metadata;
+pub mod ownership;
 mod pace;
 mod partitions;
 mod pin;
@@ -83,15 +88,20 @@ mod store;
 pub mod sweep;
 mod upload;
 mod verify;
+mod watchdog;
 pub mod why;
 
 pub use checkpoint::{Checkpoint, Digests, Source};
 pub use destination::Destination;
 pub use error::{Error, StoreFailure};
-pub use ids::{Digest, Generation, LineageId, Lsn, PartitionId, SnapshotId};
+pub use ids::{
+    DestinationId, Digest, Generation, IncarnationId, LineageId, Lsn, PartitionId, SnapshotId,
+};
+pub use incarnation::Incarnation;
 pub use inventory::Inventory;
 pub use layout::SnapshotDir;
 pub use metadata::{Kind, SnapshotMetadata};
+pub use ownership::ClusterMarker;
 pub use pace::Pace;
 pub use partitions::partitions;
 pub use progress::Progress;

@@ -11,7 +11,7 @@ use time::OffsetDateTime;
 
 use crate::error::Error;
 use crate::ids::{Digest, LineageId, Lsn, PartitionId, SnapshotId};
-use crate::layout::{Object, SnapshotDir, is_full_name};
+use crate::layout::{Object, SnapshotDir, digest_of_key, is_full_name};
 use crate::restore::MARKER;
 
 /// Largest description that is read, in bytes: one of some 150,000 files.
@@ -206,8 +206,12 @@ impl SnapshotMetadata {
             Some(other) => return Err(format!("version {other:?}, and only {VERSION} is known")),
             None => return Err("no version".to_owned()),
         }
-        let metadata: SnapshotMetadata =
+        let mut metadata: SnapshotMetadata =
             serde_json::from_value(value).map_err(|e| e.to_string())?;
+        // Restate writes so for a full snapshot; whoever writes checksums does not.
+        if metadata.checksums.is_none() {
+            metadata.file_keys = metadata.file_keys.filter(|keys| !keys.is_empty());
+        }
         metadata.check(partition, dir)?;
         Ok(metadata)
     }
@@ -238,6 +242,16 @@ impl SnapshotMetadata {
                 };
                 if !matches!(Object::of(key), Object::Shared { .. }) {
                     return Err(format!("the key of {:?} is none of ours", quoted()));
+                }
+                let checksums = self.checksums.as_ref();
+                let written = checksums.and_then(|sums| sums.get(&file.name));
+                if let (Some(written), Some(named)) = (written, digest_of_key(key))
+                    && *written != named
+                {
+                    return Err(format!(
+                        "the key of {:?} is that of another checksum than the one it has",
+                        quoted()
+                    ));
                 }
             } else if !is_full_name(&file.name[1..]) {
                 return Err(format!("a full snapshot has no file named {:?}", quoted()));
@@ -283,9 +297,19 @@ impl SnapshotMetadata {
             .unwrap_or_else(|| self.dir().file(&file.name))
     }
 
-    /// The checksum of one of its files, if it was written.
+    /// The checksum of one of its files, if it was written: among the checksums, or in the file's key.
     pub fn checksum_of(&self, file: &FileMetadata) -> Option<Digest> {
-        self.checksums.as_ref()?.get(&file.name).copied()
+        match &self.checksums {
+            Some(checksums) => checksums.get(&file.name).copied(),
+            None => digest_of_key(self.file_keys.as_ref()?.get(&file.name)?),
+        }
+    }
+
+    /// Whether every file has a checksum.
+    pub fn has_checksums(&self) -> bool {
+        self.files
+            .iter()
+            .all(|file| self.checksum_of(file).is_some())
     }
 
     /// Bytes of all files.

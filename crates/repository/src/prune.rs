@@ -192,6 +192,9 @@ impl Repository {
             actual: root.generation.unwrap_or_default().0,
         };
         self.next_generation(&store, &current)?;
+        if self.options.incarnation.is_some() {
+            self.check_writer(&current)?;
+        }
         if current.generation != Some(plan.generation) {
             return Err(moved(&current));
         }

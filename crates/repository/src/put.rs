@@ -1,5 +1,6 @@
 //! Putting a checkpoint into the repository.
 //!
+//! 0. *Owner*: the destination has to belong to the cluster, see [`crate::ownership`].
 //! 1. *Intent*: a swap registers the upload. The generation that this swap makes is its own, and
 //!    every object that it writes carries it.
 //! 2. *Upload*: files that a retained snapshot has are reused, by checksum, size and key range; the
@@ -26,6 +27,7 @@ use crate::error::Error;
 use crate::ids::{Digest, Generation, SnapshotId};
 use crate::layout::{ROOT, SnapshotDir, is_full_name, shared_file};
 use crate::metadata::{FileMetadata, Kind, SnapshotMetadata};
+use crate::ownership;
 use crate::progress::Progress;
 use crate::repository::{Change, CurrentRoot, Repository, SWAP_ATTEMPTS, Swapped};
 use crate::retention::Retention;
@@ -120,7 +122,15 @@ impl Repository {
     /// error. Dropping the future leaves an intent behind, which a sweep removes a day later; nothing
     /// that is in use is harmed.
     pub async fn put(&self, checkpoint: &Checkpoint, progress: &Progress) -> Result<Put, Error> {
-        let result = self.put_until_done(checkpoint, progress).await;
+        let result = match self.put_until_done(checkpoint, progress).await {
+            // A root that is gone may mean that all is: then the marker says so.
+            Err(Error::NoRoot { root, others }) => Err(self
+                .check_marker()
+                .await
+                .err()
+                .unwrap_or(Error::NoRoot { root, others })),
+            result => result,
+        };
         match &result {
             Ok(put) => {
                 metrics::counter!("esker_partition_store_snapshots_upload_total").increment(1);
@@ -137,6 +147,11 @@ impl Repository {
             }
         }
         result
+    }
+
+    async fn check_marker(&self) -> Result<(), Error> {
+        let store = self.store.operation();
+        ownership::check_with(&store, self.cluster()?).await
     }
 
     async fn put_until_done(
@@ -181,6 +196,7 @@ impl Repository {
 
     async fn put_once(&self, checkpoint: &Checkpoint, progress: &Progress) -> Result<End, Error> {
         let store = self.store.operation();
+        ownership::claim_with(&store, self.cluster()?).await?;
         let bits = || (u128::from(store.env().random()) << 64) | u128::from(store.env().random());
         let id = SnapshotId::from_bits(bits());
         let current = self.register(&store, checkpoint, &id).await?;
@@ -224,6 +240,7 @@ impl Repository {
                 root.lineage = checkpoint.lineage;
             }
             root.log_id = root.log_id.or(checkpoint.log_id);
+            self.claim_writer(root)?;
             root.intents.push(Intent {
                 snapshot_ids: vec![id.clone()],
                 generation,
@@ -263,6 +280,7 @@ impl Repository {
             store,
             Some(known),
             |root| {
+                self.check_writer(root)?;
                 self.check_fits(root, checkpoint)?;
                 let mut next = root.clone();
                 intend(&mut next, self.next_generation(store, root)?)?;
@@ -271,6 +289,11 @@ impl Repository {
             |root| root.intends(id),
         )
         .await
+    }
+
+    /// How many snapshots a commit leaves.
+    fn num_retained(&self) -> usize {
+        self.options.num_retained.map_or(1, |n| n.get() as usize)
     }
 
     /// Whether a root takes this checkpoint at all.
@@ -282,7 +305,10 @@ impl Repository {
                 ours: checkpoint.lineage,
             });
         }
-        match root.retained_snapshots.last() {
+        // What is retained beyond the number goes with this commit, and an older snapshot with it.
+        let retained = &root.retained_snapshots;
+        let count = retained.len().min(self.num_retained());
+        match retained[..count].last() {
             Some(oldest) if checkpoint.lsn < oldest.min_applied_lsn => Err(Error::Superseded {
                 lsn: checkpoint.lsn,
                 oldest: oldest.min_applied_lsn,
@@ -561,6 +587,7 @@ impl Upload<'_> {
             if current.intent(self.generation).is_none() {
                 return Ok(Committed::Fenced);
             }
+            repository.check_claim(store, &current)?;
             repository.check_fits(&current, self.checkpoint)?;
             let gone = repository
                 .not_retained(store, &current, reused.clone())
@@ -568,7 +595,8 @@ impl Upload<'_> {
             if !gone.is_empty() {
                 return Ok(Committed::Gone(gone));
             }
-            let next = self.with_snapshot(&current, metadata);
+            let equals = self.equals(store, &current, metadata).await?;
+            let next = self.with_snapshot(&current, metadata, &equals);
             let before = Box::new(current.root().clone());
             current = match repository.try_swap(store, &current, next).await? {
                 Swapped::Done(after) => return Ok(Committed::Yes(before, Box::new(after))),
@@ -582,9 +610,45 @@ impl Upload<'_> {
         Err(repository.contended(store))
     }
 
-    /// The root with the snapshot in it, cut to what is retained, and without the intent.
-    fn with_snapshot(&self, root: &Root, metadata: &SnapshotMetadata) -> Root {
+    /// Retained snapshots of the same content, whose place this one takes: it must not push out others.
+    /// Those of one position of one history hold the same, whatever their files; where no history is
+    /// named, the files decide.
+    async fn equals(
+        &self,
+        store: &Store,
+        root: &Root,
+        metadata: &SnapshotMetadata,
+    ) -> Result<HashSet<SnapshotId>, Error> {
+        let mut equals = HashSet::new();
+        for retained in &root.retained_snapshots {
+            if retained.min_applied_lsn != metadata.min_applied_lsn {
+                continue;
+            }
+            let dir = retained.dir();
+            let same = match self.repository.read_description(store, &dir).await {
+                Ok(other) if metadata.lineage.is_some() => other.lineage == metadata.lineage,
+                Ok(other) => same_files(&other, metadata),
+                // What cannot be read holds nothing.
+                Err(error) if error.is_damage() => true,
+                Err(error) => return Err(error),
+            };
+            if same {
+                equals.insert(retained.snapshot_id.clone());
+            }
+        }
+        Ok(equals)
+    }
+
+    /// The root with the snapshot in it, without those of the same content, cut to what is retained, and without the intent.
+    fn with_snapshot(
+        &self,
+        root: &Root,
+        metadata: &SnapshotMetadata,
+        equals: &HashSet<SnapshotId>,
+    ) -> Root {
         let mut next = root.clone();
+        next.retained_snapshots
+            .retain(|r| !equals.contains(&r.snapshot_id));
         let committed = Retained {
             snapshot_id: metadata.snapshot_id.clone(),
             min_applied_lsn: metadata.min_applied_lsn,
@@ -595,8 +659,8 @@ impl Upload<'_> {
         // In front of those of the same LSN: it must not be cut off by its own commit.
         next.retained_snapshots.insert(0, committed);
         next.settle();
-        let most = self.repository.options.num_retained.map_or(1, |n| n.get());
-        next.retained_snapshots.truncate(most as usize);
+        next.retained_snapshots
+            .truncate(self.repository.num_retained());
         next.intents.retain(|i| i.generation != self.generation);
         next.node_name.clone_from(&metadata.node_name);
         next
@@ -690,6 +754,17 @@ impl Upload<'_> {
     }
 }
 
+/// Whether two snapshots have the same files.
+fn same_files(one: &SnapshotMetadata, other: &SnapshotMetadata) -> bool {
+    let files = |metadata: &SnapshotMetadata| -> Option<BTreeMap<String, Digest>> {
+        let files = metadata.files.iter();
+        files
+            .map(|file| Some((file.name.clone(), metadata.checksum_of(file)?)))
+            .collect()
+    };
+    files(one).is_some_and(|one| Some(one) == files(other))
+}
+
 enum Committed {
     /// The root that it replaced, and the root that it made.
     Yes(Box<Root>, Box<CurrentRoot>),
@@ -723,6 +798,8 @@ impl Repository {
                 |root| root.intent(generation).is_none_or(|i| i.renewed_at == now),
             );
             match renewed.await {
+                // The next beginning is refused, and says why.
+                Ok(root) if !self.has_claimed(&root) => return,
                 Ok(root) if root.intent(generation).is_none() => {
                     tracing::warn!(snapshots = ?ids, "The intent of an upload was removed");
                     return;

@@ -19,6 +19,7 @@ use crate::destination::Destination;
 use crate::env::{Env, System};
 use crate::error::Error;
 use crate::ids::{Generation, PartitionId};
+use crate::incarnation::Incarnation;
 use crate::layout::{Object, ROOT, SnapshotDir};
 use crate::metadata::{Kind, METADATA_BYTES, SnapshotMetadata};
 use crate::pace::Pace;
@@ -36,11 +37,41 @@ pub struct Cluster {
     pub node_name: String,
 }
 
+impl Cluster {
+    /// Refuses what another cluster wrote.
+    pub(crate) fn check(
+        &self,
+        object: &str,
+        name: &str,
+        fingerprint: Option<u64>,
+    ) -> Result<(), Error> {
+        let same_print = match (self.fingerprint, fingerprint) {
+            (Some(ours), Some(theirs)) => ours == theirs,
+            _ => true,
+        };
+        if self.name == name && same_print {
+            return Ok(());
+        }
+        let described = |name: &str, fingerprint: Option<u64>| match fingerprint {
+            Some(print) => format!("cluster {name:?} (fingerprint {print})"),
+            None => format!("cluster {name:?}"),
+        };
+        Err(Error::OtherCluster {
+            object: object.to_owned(),
+            theirs: described(name, fingerprint),
+            ours: described(&self.name, self.fingerprint),
+        })
+    }
+}
+
 /// How a repository is used.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// Who asks. `None` is for reading only: nobody is a stranger, and nothing is written.
     pub cluster: Option<Cluster>,
+    /// Which of several copies of one node this is. `None`: whoever writes without one, and is refused
+    /// where a node puts its snapshots.
+    pub incarnation: Option<Incarnation>,
     /// How a new snapshot's files are kept.
     pub kind: Kind,
     /// Whether files that a retained snapshot has are reused. Without it, a put shares nothing with
@@ -74,6 +105,7 @@ impl Default for Options {
     fn default() -> Options {
         Options {
             cluster: None,
+            incarnation: None,
             kind: Kind::Full,
             reuse: true,
             num_retained: None,
@@ -90,6 +122,9 @@ impl Default for Options {
         }
     }
 }
+
+/// What to do about a root that is damaged.
+const BRING_BACK: &str = "Bring it back from an earlier version or a backup of the bucket; until then nothing is written or deleted there, and a snapshot that is named in full (lsn_…-snap_…) can be restored";
 
 /// How often a swap is tried while others win. With back-off that is minutes of steady contention
 /// on an object that is swapped a few times per upload.
@@ -230,7 +265,7 @@ impl Repository {
         };
         let root = Root::parse(&bytes, self.partition).map_err(|why| Error::Damaged {
             object: store.shown(ROOT),
-            why,
+            why: format!("{why}. {BRING_BACK}"),
         })?;
         self.check_cluster(
             &store.shown(ROOT),
@@ -247,25 +282,10 @@ impl Repository {
         name: &str,
         fingerprint: Option<u64>,
     ) -> Result<(), Error> {
-        let Some(cluster) = &self.options.cluster else {
-            return Ok(());
-        };
-        let same_print = match (cluster.fingerprint, fingerprint) {
-            (Some(ours), Some(theirs)) => ours == theirs,
-            _ => true,
-        };
-        if cluster.name == name && same_print {
-            return Ok(());
+        match &self.options.cluster {
+            Some(cluster) => cluster.check(object, name, fingerprint),
+            None => Ok(()),
         }
-        let described = |name: &str, fingerprint: Option<u64>| match fingerprint {
-            Some(print) => format!("cluster {name:?} (fingerprint {print})"),
-            None => format!("cluster {name:?}"),
-        };
-        Err(Error::OtherCluster {
-            object: object.to_owned(),
-            theirs: described(name, fingerprint),
-            ours: described(&cluster.name, cluster.fingerprint),
-        })
     }
 
     /// Reads a snapshot's description.

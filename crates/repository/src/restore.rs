@@ -115,7 +115,8 @@ impl Repository {
 
     /// Restores a snapshot into `to`, which must not exist or be empty.
     ///
-    /// The snapshot is pinned meanwhile, if the repository can be written to.
+    /// The snapshot is pinned meanwhile, if the repository can be written to. One that is named is
+    /// restored also where the root is damaged or missing; see [`Restored::unpinned`].
     pub async fn restore(
         &self,
         which: &Which,
@@ -149,7 +150,19 @@ impl Repository {
         let target = Target::new(to)?;
         let mut passed_over: Vec<(SnapshotDir, Error)> = Vec::new();
         'plan: for plan in 1..=PLANS {
-            let root = self.root().await?;
+            let root = match (self.root().await, which) {
+                (Ok(root), _) => root,
+                // What is named in full needs no root to be found, and cannot be pinned without one.
+                (Err(error), Which::Exactly(dir)) if is_rootless(&error) => {
+                    tracing::warn!(%error, "The snapshot is restored without its root");
+                    let restored = self.fetch(dir, &target, progress).await?;
+                    return Ok(Restored {
+                        unpinned: Some(error),
+                        ..restored
+                    });
+                }
+                (Err(error), _) => return Err(error),
+            };
             let candidates = match which {
                 Which::Newest => root.retained_snapshots.iter().map(Retained::dir).collect(),
                 Which::Exactly(dir) if root.kept().contains(dir) => vec![dir.clone()],
@@ -270,9 +283,9 @@ impl Repository {
         target.finish(&metadata).await?;
         Ok(Restored {
             dir: target.to.clone(),
-            checked: match metadata.checksums {
-                Some(_) => Checked::Checksums,
-                None => Checked::SizesOnly,
+            checked: match metadata.has_checksums() {
+                true => Checked::Checksums,
+                false => Checked::SizesOnly,
             },
             metadata,
             passed_over: Vec::new(),
@@ -280,6 +293,14 @@ impl Repository {
             resumed,
         })
     }
+}
+
+/// Whether a root is lost or cannot be understood, so that nothing of it can be used.
+fn is_rootless(error: &Error) -> bool {
+    matches!(
+        error,
+        Error::Damaged { .. } | Error::NoRoot { others: true, .. }
+    )
 }
 
 async fn is_whole(

@@ -5,13 +5,15 @@
 //! way (*intents*), what a restore is reading (*pins*), and which snapshots of a dead line are still
 //! kept (*abandoned*). Fields that we do not know survive every swap, at every level.
 
+use std::collections::HashSet;
+
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use crate::error::Error;
-use crate::ids::{Generation, LineageId, Lsn, PartitionId, SnapshotId};
+use crate::ids::{Generation, IncarnationId, LineageId, Lsn, PartitionId, SnapshotId};
 use crate::layout::SnapshotDir;
 
 /// Largest root that is read, in bytes: one of some 60,000 snapshots.
@@ -53,6 +55,9 @@ pub struct Root {
     /// Where that history branched off.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parent: Option<Parent>,
+    /// Who puts snapshots. Absent if whoever does draws no incarnations: earlier releases, commands.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub writer: Option<Writer>,
     /// Snapshots of dead lines, kept until pruned by hand.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub abandoned: Vec<Abandoned>,
@@ -188,6 +193,21 @@ impl Root {
     }
 }
 
+/// Who puts snapshots: one start of one node.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Writer {
+    /// Drawn at that start.
+    pub incarnation: IncarnationId,
+    /// The node's; for people.
+    pub node_name: String,
+    /// When it put its first snapshot, by its own clock.
+    #[serde(with = "time::serde::rfc3339")]
+    pub claimed_at: OffsetDateTime,
+    /// What else there is.
+    #[serde(flatten)]
+    pub extra: Map<String, Value>,
+}
+
 /// A snapshot of a dead line.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Abandoned {
@@ -250,6 +270,7 @@ impl Root {
             generation: Some(generation),
             lineage: None,
             parent: None,
+            writer: None,
             abandoned: Vec::new(),
             intents: Vec::new(),
             pins: Vec::new(),
@@ -325,17 +346,20 @@ impl Root {
         Ok(())
     }
 
-    /// Directories of all snapshots that must stay: retained, pinned and abandoned, each once.
+    /// Directories of all snapshots that must stay: retained, pinned and abandoned, each once, newest
+    /// first.
     pub fn kept(&self) -> Vec<SnapshotDir> {
-        let mut kept: Vec<SnapshotDir> = self
-            .retained_snapshots
-            .iter()
-            .chain(self.abandoned.iter().map(|a| &a.snapshot))
+        let retained = self.retained_snapshots.iter();
+        let named = retained.chain(self.abandoned.iter().map(|a| &a.snapshot));
+        let pinned = self.pins.iter().filter_map(|p| SnapshotDir::parse(&p.path));
+        let mut seen = HashSet::new();
+        let mut kept: Vec<SnapshotDir> = named
             .map(Retained::dir)
+            .chain(pinned)
+            .filter(|dir| seen.insert(dir.clone()))
             .collect();
-        kept.extend(self.pins.iter().filter_map(|p| SnapshotDir::parse(&p.path)));
-        kept.sort_by(|a, b| b.cmp(a));
-        kept.dedup();
+        // Of one LSN, what the root has first comes first: it is the newest.
+        kept.sort_by_key(|dir| std::cmp::Reverse(dir.lsn));
         kept
     }
 

@@ -27,8 +27,10 @@ use crate::destination::{Destination, LocalStore};
 use crate::env::{Env, within};
 use crate::error::{Error, StoreFailure};
 use crate::ids::PartitionId;
+use crate::lanes::Lanes;
 use crate::pace::Pace;
 use crate::repository::Options;
+use crate::watchdog::{Ticks, within_progress};
 
 /// How hard a store is tried.
 #[derive(Clone, Copy, Debug)]
@@ -42,7 +44,7 @@ pub struct Retries {
     pub first_wait: Duration,
     /// Between two attempts, at most.
     pub longest_wait: Duration,
-    /// How long a store may say nothing before a request counts as failed.
+    /// How long a store may take nothing and say nothing before a request counts as failed.
     pub silence: Duration,
 }
 
@@ -92,6 +94,7 @@ pub(crate) struct Store {
     env: Arc<dyn Env>,
     retries: Retries,
     pace: Option<Pace>,
+    lanes: Lanes,
     left: Arc<AtomicU32>,
     /// Uploads in parts that were dropped and are being aborted.
     aborts: Arc<Mutex<Vec<JoinHandle<()>>>>,
@@ -120,6 +123,12 @@ fn is_transient(error: &object_store::Error) -> bool {
         // A full disk does not go away by asking again.
         other => !has_full_disk(other),
     }
+}
+
+/// Whether a store says that there is no such bucket: S3 answers so with a code in the body, and as if
+/// the object were missing.
+pub(crate) fn is_no_bucket(error: &object_store::Error) -> bool {
+    error.to_string().contains("<Code>NoSuchBucket</Code>")
 }
 
 fn has_full_disk(error: &(dyn std::error::Error + 'static)) -> bool {
@@ -155,6 +164,7 @@ impl Store {
             env,
             retries: options.retries,
             pace: options.pace.clone(),
+            lanes: Lanes::new(),
             left: Arc::new(AtomicU32::new(options.retries.budget)),
             aborts: Arc::default(),
         }
@@ -164,7 +174,37 @@ impl Store {
     pub(crate) fn operation(&self) -> Store {
         let mut store = self.clone();
         store.left = Arc::new(AtomicU32::new(self.retries.budget));
+        store.lanes = Lanes::new();
         store
+    }
+
+    fn no_bucket(&self) -> Error {
+        Error::NoBucket {
+            destination: self.destination.shown().to_owned(),
+        }
+    }
+
+    /// The same, of what lies beside the partitions: keys are below the destination.
+    pub(crate) fn above(&self) -> Store {
+        Store {
+            base: self.destination.prefix().clone(),
+            shown: self.destination.shown().trim_end_matches('/').to_owned(),
+            ..self.clone()
+        }
+    }
+
+    /// The same, of another partition at the destination.
+    pub(crate) fn of_partition(&self, partition: PartitionId) -> Store {
+        let above = self.above();
+        Store {
+            base: above.base.clone().join(partition.to_string()),
+            shown: format!("{}/{partition}", above.shown),
+            ..above
+        }
+    }
+
+    pub(crate) fn destination(&self) -> &Destination {
+        &self.destination
     }
 
     /// Waits until uploads in parts that were dropped are aborted: who ends the process next would
@@ -205,6 +245,20 @@ impl Store {
         &self,
         what: &'static str,
         key: &str,
+        request: impl FnMut() -> F,
+    ) -> Result<T, Error>
+    where
+        F: Future<Output = object_store::Result<T>>,
+    {
+        self.attempt_in(None, what, key, request).await
+    }
+
+    /// The same, each attempt in a lane, if there are some.
+    async fn attempt_in<T, F>(
+        &self,
+        lanes: Option<&Lanes>,
+        what: &'static str,
+        key: &str,
         mut request: impl FnMut() -> F,
     ) -> Result<T, Error>
     where
@@ -213,8 +267,18 @@ impl Store {
         let mut attempts = 0;
         loop {
             attempts += 1;
-            let failure = match within(&*self.env, self.retries.silence, request()).await {
-                Some(Ok(done)) => return Ok(done),
+            let lane = match lanes {
+                Some(lanes) => Some(lanes.enter().await),
+                None => None,
+            };
+            let failure = match within_progress(&*self.env, self.retries.silence, request()).await {
+                Some(Ok(done)) => {
+                    if let Some(lane) = lane {
+                        lane.went_well();
+                    }
+                    return Ok(done);
+                }
+                Some(Err(source)) if is_no_bucket(&source) => return Err(self.no_bucket()),
                 Some(Err(object_store::Error::NotFound { .. })) => {
                     return Err(Error::Missing {
                         object: self.shown(key),
@@ -230,7 +294,10 @@ impl Store {
                 Some(Err(source)) => StoreFailure::Failed(source),
                 None => StoreFailure::Silent(self.retries.silence),
             };
-            self.again(what, key, attempts, failure).await?;
+            // A store that takes nothing is not tried as often for each file as for one.
+            let in_a_row = lane.map_or(0, |lane| lane.failed());
+            self.again(what, key, attempts.max(in_a_row), failure)
+                .await?;
         }
     }
 
@@ -286,8 +353,10 @@ impl Store {
                 }
                 let mut bytes = BytesMut::with_capacity(usize::try_from(size).unwrap_or(0));
                 let mut body = got.into_stream();
+                let ticks = Ticks::of_task();
                 while let Some(chunk) = body.next().await {
                     let chunk = chunk?;
+                    ticks.tick();
                     // The size is only what the store said.
                     if bytes.len() + chunk.len() > usize::try_from(most).unwrap_or(usize::MAX) {
                         return Ok(Err((bytes.len() + chunk.len()) as u64));
@@ -392,23 +461,24 @@ impl Store {
 
     /// Writes an object that nobody else writes: a second attempt writes the same.
     pub(crate) async fn put(&self, key: &str, bytes: Bytes) -> Result<(), Error> {
-        self.write(key, bytes, || {}).await
+        self.write(None, key, bytes, || {}).await
     }
 
     /// As [`Store::put`], for a file, which had its [`turn`](Store::turn).
     pub(crate) async fn put_file(&self, key: &str, bytes: Bytes) -> Result<(), Error> {
         let attempts = self.attempts_at(bytes.len() as u64);
-        self.write(key, bytes, attempts).await
+        self.write(Some(&self.lanes), key, bytes, attempts).await
     }
 
     async fn write(
         &self,
+        lanes: Option<&Lanes>,
         key: &str,
         bytes: Bytes,
         mut before_each: impl FnMut(),
     ) -> Result<(), Error> {
         let path = self.path(key);
-        self.attempt("write", key, || {
+        self.attempt_in(lanes, "write", key, || {
             before_each();
             self.inner.put_opts(
                 &path,
@@ -442,6 +512,7 @@ impl Store {
                 Some(Err(
                     E::Precondition { .. } | E::AlreadyExists { .. } | E::NotModified { .. },
                 )) => Swap::Lost,
+                Some(Err(source)) if is_no_bucket(&source) => return Err(self.no_bucket()),
                 // Some stores answer an update of an object that is gone so.
                 Some(Err(E::NotFound { .. })) => Swap::Lost,
                 Some(Err(source)) if !is_transient(&source) => {
@@ -485,10 +556,7 @@ impl Store {
 
     /// Names of the directories at the destination: this partition's, and what lies beside it.
     pub(crate) async fn directories(&self) -> Result<Vec<String>, Error> {
-        let above = Store {
-            shown: self.destination.shown().trim_end_matches('/').to_owned(),
-            ..self.clone()
-        };
+        let above = self.above();
         let prefix = self.destination.prefix();
         let listed = above
             .attempt("list", "", || self.inner.list_with_delimiter(Some(prefix)))
@@ -596,6 +664,9 @@ impl Store {
                             modified_ms: meta.last_modified.timestamp_millis(),
                         };
                         return Ok(Some((listed, s)));
+                    }
+                    Some(Some(Err(source))) if is_no_bucket(&source) => {
+                        return Err(s.store.no_bucket());
                     }
                     Some(Some(Err(source))) if !is_transient(&source) => {
                         return Err(Error::Denied {
@@ -725,15 +796,20 @@ impl Parts {
         let id = self.id();
         let mut before_each = self.store.attempts_at(bytes.len() as u64);
         self.store
-            .attempt("write a part of", &self.key, || {
-                before_each();
-                self.multipart.put_part(
-                    &self.path,
-                    &id,
-                    index,
-                    PutPayload::from_bytes(bytes.clone()),
-                )
-            })
+            .attempt_in(
+                Some(&self.store.lanes),
+                "write a part of",
+                &self.key,
+                || {
+                    before_each();
+                    self.multipart.put_part(
+                        &self.path,
+                        &id,
+                        index,
+                        PutPayload::from_bytes(bytes.clone()),
+                    )
+                },
+            )
             .await
     }
 

@@ -9,9 +9,11 @@ use xxhash_rust::xxh3::Xxh3;
 
 use crate::error::Error;
 use crate::ids::Digest;
-use crate::layout::SnapshotDir;
+use crate::layout::{ROOT, SnapshotDir};
+use crate::metadata::SnapshotMetadata;
 use crate::progress::Progress;
 use crate::repository::Repository;
+use crate::root::Root;
 use crate::store::{Sink, Store};
 
 /// What [`Repository::verify`] found.
@@ -71,9 +73,12 @@ impl Repository {
         };
         let mut damaged: BTreeMap<String, DamagedObject> = BTreeMap::new();
         let mut needed: BTreeMap<String, Needed> = BTreeMap::new();
+        if let Some(root) = contradiction(&root) {
+            damaged.insert(ROOT.to_owned(), root);
+        }
         for dir in root.kept() {
             report.snapshots.push(dir.to_string());
-            self.need(&store, &dir, &mut needed, &mut damaged, &mut report)
+            self.need(&store, &root, &dir, &mut needed, &mut damaged, &mut report)
                 .await?;
         }
         // One list instead of a look at each.
@@ -141,13 +146,25 @@ impl Repository {
     async fn need(
         &self,
         store: &Store,
+        root: &Root,
         dir: &SnapshotDir,
         needed: &mut BTreeMap<String, Needed>,
         damaged: &mut BTreeMap<String, DamagedObject>,
         report: &mut Verification,
     ) -> Result<(), Error> {
         let metadata = match self.read_description_anew(store, dir).await {
-            Ok(metadata) => metadata,
+            Ok(metadata) => {
+                if let Some(why) = stranger(root, &metadata) {
+                    let key = dir.metadata();
+                    let object = DamagedObject {
+                        key: key.clone(),
+                        why,
+                        hurts: vec![dir.to_string()],
+                    };
+                    damaged.insert(key, object);
+                }
+                metadata
+            }
             Err(error) if error.is_damage() || matches!(error, Error::OtherCluster { .. }) => {
                 let why = match &error {
                     Error::Damaged { why, .. } => why.clone(),
@@ -165,7 +182,7 @@ impl Repository {
             }
             Err(error) => return Err(error),
         };
-        if metadata.checksums.is_none() {
+        if !metadata.has_checksums() {
             report.without_checksums.push(dir.to_string());
         }
         for file in &metadata.files {
@@ -189,6 +206,38 @@ impl Repository {
         }
         Ok(())
     }
+}
+
+/// What is wrong with a root that says two things about its newest snapshot.
+fn contradiction(root: &Root) -> Option<DamagedObject> {
+    let (newest, first) = (root.newest.as_ref()?, root.retained_snapshots.first()?);
+    if newest.snapshot_id == first.snapshot_id && newest.path == first.path {
+        return None;
+    }
+    Some(DamagedObject {
+        key: ROOT.to_owned(),
+        why: format!(
+            "it names {} as its newest snapshot, and the first one that it retains is {}",
+            newest.path.chars().take(100).collect::<String>(),
+            first.path
+        ),
+        hurts: vec![first.path.clone()],
+    })
+}
+
+/// What is wrong with a description that names another cluster than the root.
+fn stranger(root: &Root, metadata: &SnapshotMetadata) -> Option<String> {
+    let same_print = match (root.cluster_fingerprint, metadata.cluster_fingerprint) {
+        (Some(one), Some(other)) => one == other,
+        _ => true,
+    };
+    let same = root.cluster_name == metadata.cluster_name && same_print;
+    (!same).then(|| {
+        format!(
+            "it is of cluster {:?}, and the root of cluster {:?}",
+            metadata.cluster_name, root.cluster_name
+        )
+    })
 }
 
 struct Hashing<'a> {

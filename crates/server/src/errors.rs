@@ -116,8 +116,18 @@ const SNAPSHOT_CODES: &[(&str, &str, &str)] = &[
     ),
     (
         "not_ours",
-        "Restate, or another program that counts no generations, wrote this repository: it is read only.",
+        "Restate, or another program that counts no generations, wrote this repository, or another partition at its destination: it is read only.",
         "Write to another prefix.",
+    ),
+    (
+        "repository_missing",
+        "The destination's `cluster.json` is missing, or another one than before: a disk is not mounted, or a bucket was emptied.",
+        "Bring it back. If it was removed on purpose, stop the server, delete `destination.json` in its data directory, and start it again.",
+    ),
+    (
+        "other_writer",
+        "Another node, or another copy of this one's data directory, puts the snapshots of the partition.",
+        "Stop the one that is not wanted, or give it a destination of its own.",
     ),
     (
         "other_cluster",

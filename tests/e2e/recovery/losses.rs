@@ -148,6 +148,10 @@ impl Harm {
 pub fn befall(scene: &Scene, loss: Loss, harm: Harm) {
     loss.befall(&scene.data());
     harm.befall(&scene.place);
+    if matches!(harm, Harm::Emptied) {
+        // On purpose: else it would count as one that is not mounted.
+        let _ = fs::remove_file(scene.data().join("destination.json"));
+    }
 }
 
 /// The last file of that name.

@@ -5,9 +5,9 @@ use std::time::Duration;
 use super::contents::{GAP, contents, stream};
 use super::losses::{Harm, Loss, befall};
 use super::past::{BASIN, Past, caught_up, eager, kept, lineages, new_line_is_kept, play, seen};
-use super::place::{Kind, copy_dir};
+use super::place::{Kind, PARTITIONS, Place, copy_dir};
 use super::positions::{fork, position};
-use crate::support::sdk;
+use crate::support::{eventually, sdk};
 
 async fn of_two_restores_at_once_at_most_one_serves(kind: Kind) {
     let past = Past::new(kind, "incremental").await;
@@ -165,4 +165,91 @@ async fn a_second_loss_before_the_new_line_has_a_snapshot_is_recovered_from() {
     let lines = [&lost["forks"][0]["parent"], &lost["lineage"]];
     let forks = lines.map(|line| fork(line.as_str().unwrap(), cut, cut + 2 * GAP));
     assert_eq!(now["forks"], serde_json::json!(forks));
+}
+
+/// Appends to a stream, and waits until its partition has a newer snapshot.
+async fn is_put(server: &crate::support::Server, place: &Place, name: &str) {
+    let newest = || {
+        let roots = (0..=PARTITIONS).map(|partition| place.root(partition));
+        roots
+            .map(|root| root.map_or(0, |root| root.newest()))
+            .collect::<Vec<_>>()
+    };
+    let before = newest();
+    sdk::append(&stream(&server.sdk(), name), ["more"]).await;
+    eventually("a snapshot of what was appended", async || {
+        (newest() != before).then_some(())
+    })
+    .await;
+}
+
+/// The code of a problem that the status of a server names.
+async fn problem(server: &crate::support::Server, code: &str) -> serde_json::Value {
+    let what = format!("the problem {code}");
+    eventually(&what, async || {
+        let status = server.http1().get("/esker/v1/status").send().await.json();
+        let problems = status["problems"].as_array()?.clone();
+        problems.into_iter().find(|problem| problem["code"] == code)
+    })
+    .await
+}
+
+#[tokio::test]
+async fn of_two_copies_of_a_data_directory_the_second_puts_no_snapshots() {
+    play([Kind::Directory, Kind::S3].map(async |kind| {
+        let past = Past::new(kind, "incremental").await;
+        let scene = past.scene.copy(eager()).await;
+        let copied = scene.path("copied");
+        copy_dir(&scene.data(), &copied);
+        let (original, _) = seen(&scene.setup, &scene).await;
+        is_put(&original, &scene.place, &kept(0)).await;
+        drop(original);
+        let mut there = scene.place.all();
+
+        let copy = scene.setup.start(&copied).await;
+        for i in 0..3 {
+            sdk::append(&stream(&copy.sdk(), &kept(i)), ["of the copy"]).await;
+        }
+        let refused = problem(&copy, "repository_other_writer").await;
+        let what = refused["what"].as_str().unwrap();
+        assert_eq!(what.matches("incarnation").count(), 2, "{what}");
+        drop(copy);
+        let mut now = scene.place.all();
+        for objects in [&mut now, &mut there] {
+            objects.retain(|key, _| !key.starts_with(".tmp/"));
+        }
+        assert!(now == there, "{kind:?}: nothing is put by the copy");
+        // It is still the first one that puts, after a restart.
+        let (original, _) = seen(&scene.setup, &scene).await;
+        is_put(&original, &scene.place, &kept(1)).await;
+    }))
+    .await;
+}
+
+#[tokio::test]
+async fn a_repository_that_is_unmounted_while_serving_is_not_begun_again_on_the_disk_below() {
+    let past = Past::new(Kind::Directory, "incremental").await;
+    let scene = past.scene.copy(eager()).await;
+    let (mut server, _) = seen(&scene.setup, &scene).await;
+    is_put(&server, &scene.place, &kept(0)).await;
+    let Place::Directory(dir) = &scene.place else {
+        unreachable!("it is one");
+    };
+    let disk = dir.with_extension("disk");
+    std::fs::rename(dir, &disk).unwrap();
+    std::fs::create_dir(dir).unwrap();
+    sdk::append(&stream(&server.sdk(), &kept(0)), ["meanwhile"]).await;
+    let missing = problem(&server, "repository_missing").await;
+    let what = missing["what"].as_str().unwrap();
+    assert!(what.contains("cluster.json"), "{what}");
+    // Nor after a restart.
+    server.stop().await;
+    let mut server = scene.setup.start(&scene.data()).await;
+    sdk::append(&stream(&server.sdk(), &kept(0)), ["meanwhile"]).await;
+    problem(&server, "repository_missing").await;
+    assert_eq!(scene.place.all().len(), 0, "nothing is put there");
+    std::fs::remove_dir_all(dir).unwrap();
+    std::fs::rename(&disk, dir).unwrap();
+    is_put(&server, &scene.place, &kept(0)).await;
+    server.stop().await;
 }

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use esker_partition::{Checkpoint, Lineage, PartitionId, Store, StoreError, StoreOptions};
-use esker_repository::partitions;
+use esker_repository::{ownership, partitions};
 use tokio::runtime::Handle;
 
 use super::copies::remove;
@@ -184,7 +184,23 @@ async fn nobody_there(
         Err(error) => return Err(unreadable(error)),
     };
     let Some(first) = there.first() else {
-        return Ok(());
+        // Another cluster's, from which nothing was put yet.
+        let cluster = match ownership::marker(archive.destination()).await {
+            Ok(marker) => marker.map(|marker| marker.cluster_name),
+            Err(error) if wants == Some(Bootstrap::New) => {
+                tracing::warn!(%error, "the repository could not be read");
+                None
+            }
+            Err(error) => return Err(unreadable(error)),
+        };
+        return match cluster {
+            None => Ok(()),
+            Some(cluster) => Err(StartError::RepositoryHoldsCluster {
+                dir: locked.path().to_owned(),
+                repository: archive.shown().to_owned(),
+                cluster,
+            }),
+        };
     };
     let root = archive.reader(u64::from(first.0)).root().await;
     let cluster = match root {

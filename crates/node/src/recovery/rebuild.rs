@@ -273,6 +273,7 @@ fn begin_lineage(
     let (id, parent) = fork.id().zip(fork.parent()).ok_or_else(malformed)?;
     let between = fork.between().ok_or_else(malformed)?;
     if way.has_root {
+        archive.begin_to_write()?;
         let repository = archive.repository(&data_dir.identity, partition);
         let parent = Some(lineage_id(parent));
         handle

@@ -14,13 +14,15 @@ use esker_partition::{Checkpoint, Lineage, Members};
 use esker_repository::destination::Destination;
 use esker_repository::metadata::FileMetadata;
 use esker_repository::{
-    Cluster, Digest, LineageId, Lsn, Options, Pace, PartitionId, Repository, SnapshotMetadata,
-    Source,
+    Cluster, Digest, LineageId, Lsn, Options, Pace, PartitionId, Repository, Root,
+    SnapshotMetadata, Source, ownership,
 };
 use serde::Deserialize as _;
 use serde_json::Value;
 
 use super::SnapshotOptions;
+use super::destination_file::DestinationFile;
+use super::incarnations::Incarnations;
 use super::options::SnapshotKind;
 use crate::data_dir::Identity;
 use crate::error::StartError;
@@ -35,6 +37,10 @@ pub(crate) struct Archive {
     options: Arc<SnapshotOptions>,
     /// One for all partitions.
     pace: Option<Pace>,
+    /// Which start of the data directory this is.
+    incarnations: Arc<Incarnations>,
+    /// None in the data directory itself, where nothing is mounted.
+    remembered: Option<Arc<DestinationFile>>,
     /// Whether nobody said where, so that it is on the disk that it should survive.
     pub is_default: bool,
 }
@@ -52,11 +58,18 @@ impl Archive {
         };
         let destination = Destination::open(&url, &options.destination_options)
             .map_err(|e| StartError::Destination(e.to_string()))?;
+        let is_default = options.destination.is_none();
+        let remembered = match is_default {
+            true => None,
+            false => Some(Arc::new(DestinationFile::open(data_dir, &destination)?)),
+        };
         Ok(Archive {
+            incarnations: Arc::new(Incarnations::draw(data_dir)?),
+            remembered,
             destination,
             options: Arc::new(options.clone()),
             pace: options.upload_rate.map(Pace::new),
-            is_default: options.destination.is_none(),
+            is_default,
         })
     }
 
@@ -71,6 +84,32 @@ impl Archive {
 
     pub fn options(&self) -> &SnapshotOptions {
         &self.options
+    }
+
+    /// Whether the destination is this cluster's and the one that it was before, or free to become so.
+    /// Writes nothing.
+    pub async fn check_owner(&self, identity: &Identity) -> Result<(), esker_repository::Error> {
+        ownership::check(&self.destination, &cluster(identity)).await
+    }
+
+    /// To be called before a root is claimed: what this start is called is written down.
+    pub fn begin_to_write(&self) -> Result<(), StartError> {
+        self.incarnations.begin()
+    }
+
+    /// Remembers what a root that this node may write to says of its writer, and which destination it
+    /// lies at.
+    pub fn note_root(&self, partition: u64, root: &Root) {
+        if let Some(writer) = &root.writer {
+            self.incarnations.note_claim(partition, writer.incarnation);
+        }
+    }
+
+    /// Remembers the destination, after something was put there.
+    pub fn note_put(&self) {
+        if let Some(remembered) = &self.remembered {
+            remembered.note(&self.destination);
+        }
     }
 
     /// From now on uploads are as fast as they can: nobody is there any more whom they could hinder.
@@ -99,6 +138,7 @@ impl Archive {
 
     fn with(&self, cluster: Option<Cluster>, partition: u64, kind: SnapshotKind) -> Repository {
         let options = Options {
+            incarnation: cluster.is_some().then(|| self.incarnations.of(partition)),
             cluster,
             kind,
             num_retained: self.options.num_retained,

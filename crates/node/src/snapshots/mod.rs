@@ -4,6 +4,8 @@
 //! |---|---|
 //! | [`local`] | the newest checkpoint of each partition, on this disk |
 //! | [`archive`] | the repository, and how checkpoints become snapshots and back |
+//! | [`incarnations`], [`destination_file`] | what this directory remembers of the repository: who writes, and which it was |
+//! | [`failure`] | why the repository takes no snapshots |
 //! | [`schedule`] | when one is put into the repository |
 //! | [`uploader`] | the task that does it, and what is known of the repository |
 //! | [`rates`] | how fast this node is |
@@ -12,6 +14,9 @@
 //! | [`online`] | what the commands for snapshots ask of a running node |
 
 mod archive;
+mod destination_file;
+mod failure;
+mod incarnations;
 mod local;
 mod online;
 mod options;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use esker_raft::Role;
 use time::OffsetDateTime;
 
+use super::failure::Failure;
 use super::proof::Proof;
 use super::rates::{Measured, Prediction};
 use super::uploader::{Known, age_of, past_age};
@@ -379,16 +380,8 @@ pub(crate) fn publish(status: &NodeStatus) {
 
 fn known_problems(problems: &mut Problems, partition: u64, known: &Known, one: &PartitionStatus) {
     let partition = Some(partition);
-    if let Some(why) = &known.failure {
-        problems.add(
-            "repository_failing",
-            partition,
-            why.clone(),
-            match known.failure_is_here {
-                true => "the snapshot failed on this machine: look at free space on the disk of the data directory; it is tried again",
-                false => "look at the network, the address and the keys of snapshots.destination; service goes on, and it is tried again",
-            },
-        );
+    if let Some(Failure { code, what, remedy }) = &known.failure {
+        problems.add(code, partition, what.clone(), remedy);
     }
     if let Some(why) = &known.sweep_failure {
         problems.add(

@@ -12,12 +12,14 @@ use esker_partition::command::{Expire, ForgetBasin, Kind, Outcome};
 use esker_raft::{Group, Lsn};
 use esker_repository::destination::probe::probe;
 use esker_repository::env::System;
+use esker_repository::sweep::Sweep;
 use esker_repository::{CurrentRoot, Error as RepositoryError, Progress, Repository};
 use time::OffsetDateTime;
 use tokio::sync::oneshot;
 
 use super::OnLogFull;
 use super::archive::to_put;
+use super::failure::Failure;
 use super::proof::Proof;
 use super::schedule::{Facts, Reason, due};
 use crate::error::Error;
@@ -56,9 +58,7 @@ pub(crate) struct Known {
     /// Bytes of the newest snapshot, if this process put or restored it.
     pub newest_bytes: Option<u64>,
     /// Why the last attempt failed, if it did.
-    pub failure: Option<String>,
-    /// Whether that was on this machine, before anything was asked of the repository.
-    pub failure_is_here: bool,
+    pub failure: Option<Failure>,
     /// Why the last sweep failed, if it did.
     pub sweep_failure: Option<String>,
     /// The newest snapshot that was restored and compared, and found equal.
@@ -106,6 +106,12 @@ impl Known {
 
     pub fn oldest(&self) -> Option<&Archived> {
         self.retained.last()
+    }
+
+    /// Whether the repository is known to have snapshots of this node, and nobody else claims it.
+    pub fn is_ours(&self) -> bool {
+        let refused = self.failure.as_ref().is_some_and(Failure::is_refusal);
+        !refused && self.newest().is_some()
     }
 
     /// The answer comes when the next put that begins from here on has ended.
@@ -160,7 +166,7 @@ impl Known {
         }
     }
 
-    fn failed(&mut self, why: String) {
+    fn failed(&mut self, why: Failure) {
         self.failures += 1;
         let wait = FIRST_RETRY
             .saturating_mul(1 << self.failures.min(10))
@@ -279,18 +285,23 @@ async fn probe_once(inner: &Inner) -> bool {
     if snapshots.known.iter().all(|known| known.lock().waits()) {
         return false;
     }
-    match probe(snapshots.archive.destination(), &System).await {
-        Ok(()) => true,
-        Err(error) => {
-            tracing::warn!(%error, "no snapshots are put into the repository");
-            for known in &snapshots.known {
-                let mut known = known.lock();
-                known.failed(error.to_string());
-                answer(&mut known, &Err(error.to_string()));
-            }
-            false
-        }
+    // A probe writes, and nothing is written where somebody else does.
+    let probed = match snapshots.archive.check_owner(&snapshots.identity).await {
+        Ok(()) => probe(snapshots.archive.destination(), &System)
+            .await
+            .map_err(|error| Failure::failing(error.to_string())),
+        Err(error) => Err(Failure::of(&error)),
+    };
+    let Err(failure) = probed else {
+        return true;
+    };
+    tracing::warn!(error = %failure, "no snapshots are put into the repository");
+    for known in &snapshots.known {
+        let mut known = known.lock();
+        known.failed(failure.clone());
+        answer(&mut known, &Err(failure.to_string()));
     }
+    false
 }
 
 async fn work(inner: &Inner, partition: u64, may_put: bool, load: Load) {
@@ -337,7 +348,7 @@ async fn work(inner: &Inner, partition: u64, may_put: bool, load: Load) {
     note_put(inner, partition, reason, &result);
     for asker in asked {
         // Whoever asked may have gone.
-        let _ = asker.send(result.clone());
+        let _ = asker.send(result.clone().map_err(|why| why.to_string()));
     }
     if result.is_ok() {
         sweep(inner, partition, &repository).await;
@@ -348,7 +359,7 @@ fn note_put(
     inner: &Inner,
     partition: u64,
     reason: Reason,
-    result: &Result<CreatedSnapshot, String>,
+    result: &Result<CreatedSnapshot, Failure>,
 ) {
     let mut known = inner.snapshots.known[partition as usize].lock();
     known.uploading = None;
@@ -374,7 +385,7 @@ fn note_put(
         }
         Err(why) => {
             known.failed(why.clone());
-            tracing::warn!(partition, why, "no snapshot was put into the repository");
+            tracing::warn!(partition, %why, "no snapshot was put into the repository");
         }
     }
 }
@@ -405,10 +416,18 @@ async fn look(
                     root.lineage.map(|l| l.to_string()).unwrap_or_default(),
                 );
                 tracing::error!(partition, why);
-                known.failed(why.clone());
+                known.failed(Failure::failing(why.clone()));
                 answer(&mut known, &Err(why));
                 return false;
             }
+            if let Err(error) = repository.check_writer(&root) {
+                let failure = Failure::of(&error);
+                tracing::error!(partition, error = %failure, "no snapshots are put into the repository");
+                answer(&mut known, &Err(failure.to_string()));
+                known.failed(failure);
+                return false;
+            }
+            inner.snapshots.archive.note_root(partition, &root);
             known.note_root(&root);
             known.note_empty(inner, partition);
             if let Some(newest) = known.newest()
@@ -425,7 +444,17 @@ async fn look(
             true
         }
         Err(RepositoryError::NoRoot { others: false, .. }) => {
+            // Nothing at all is what a disk that is not mounted has.
+            let archive = &inner.snapshots.archive;
+            let owner = archive.check_owner(&inner.snapshots.identity).await;
             let mut known = place.lock();
+            if let Err(error) = owner {
+                let failure = Failure::of(&error);
+                tracing::warn!(partition, error = %failure, "no snapshots are put into the repository");
+                answer(&mut known, &Err(failure.to_string()));
+                known.failed(failure);
+                return false;
+            }
             known.looked = true;
             known.retained.clear();
             true
@@ -433,8 +462,7 @@ async fn look(
         Err(error) => {
             tracing::warn!(partition, %error, "the repository could not be read");
             let mut known = place.lock();
-            known.failure_is_here = false;
-            known.failed(error.to_string());
+            known.failed(Failure::of(&error));
             answer(&mut known, &Err(error.to_string()));
             false
         }
@@ -472,41 +500,41 @@ async fn put(
     repository: &Repository,
     group: &Group<Outcome>,
     reason: Reason,
-) -> Result<CreatedSnapshot, String> {
+) -> Result<CreatedSnapshot, Failure> {
     let started = Instant::now();
     let snapshots = &inner.snapshots;
     let place = &snapshots.known[partition as usize];
-    place.lock().failure_is_here = true;
     if reason == Reason::LogFull {
         advance(partition, group).await;
     }
     group
         .snapshot()
         .await
-        .map_err(|_| "the node is stopping".to_owned())?
-        .map_err(|e| e.to_string())?;
+        .map_err(|_| Failure::here("the node is stopping"))?
+        .map_err(|e| Failure::here(e.to_string()))?;
     let held = snapshots
         .local
         .newest(partition)
-        .ok_or("there is no local snapshot")?;
-    let lineage = inner.part(partition).lineage().map_err(|e| e.to_string())?;
-    let checkpoint = to_put(&held.checkpoint, &lineage, held.clone())?;
+        .ok_or_else(|| Failure::here("there is no local snapshot"))?;
+    let lineage = inner.part(partition).lineage();
+    let lineage = lineage.map_err(|e| Failure::here(e.to_string()))?;
+    let checkpoint = to_put(&held.checkpoint, &lineage, held.clone()).map_err(Failure::here)?;
+    let begun = snapshots.archive.begin_to_write();
+    begun.map_err(|e| Failure::here(e.to_string()))?;
     let progress = Progress::new();
-    {
-        let mut known = place.lock();
-        known.failure_is_here = false;
-        known.uploading = Some(progress.clone());
-    }
+    place.lock().uploading = Some(progress.clone());
     tracing::debug!(partition, %reason, lsn = held.checkpoint.meta.lsn, "putting a snapshot");
     let put = match repository.put(&checkpoint, &progress).await {
         Ok(put) => put,
         Err(error) => {
             // What it has is looked at anew.
             place.lock().looked = false;
-            return Err(error.to_string());
+            return Err(Failure::of(&error));
         }
     };
-    let root = repository.root().await.map_err(|e| e.to_string())?;
+    snapshots.archive.note_put();
+    let root = repository.root().await.map_err(|e| Failure::of(&e))?;
+    snapshots.archive.note_root(partition, &root);
     let mut known = place.lock();
     known.note_root(&root);
     known.newest_bytes = Some(put.bytes);
@@ -540,12 +568,44 @@ async fn sweep(inner: &Inner, partition: u64, repository: &Repository) {
         return;
     }
     let result = repository.sweep().await;
+    if let Ok(sweep) = &result {
+        note_sweep(partition, sweep);
+    }
     let mut known = inner.snapshots.known[partition as usize].lock();
     known.swept_at = Some(Instant::now());
     known.sweep_failure = result.err().map(|error| {
         tracing::warn!(partition, %error, "orphans were not swept");
         error.to_string()
     });
+}
+
+fn note_sweep(partition: u64, sweep: &Sweep) {
+    let Sweep {
+        listed,
+        deleted,
+        bytes,
+        failed,
+        young,
+        foreign,
+        fenced,
+        unpinned,
+    } = *sweep;
+    if deleted + failed + young + fenced + unpinned == 0 {
+        tracing::debug!(partition, listed, foreign, "there were no orphans to sweep");
+        return;
+    }
+    tracing::info!(
+        partition,
+        listed,
+        deleted,
+        bytes,
+        failed,
+        young,
+        foreign,
+        fenced,
+        unpinned,
+        "orphans were swept"
+    );
 }
 
 impl Inner {

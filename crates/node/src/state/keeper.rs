@@ -161,7 +161,13 @@ async fn keep_archived(inner: Weak<Inner>) {
             wait = BACKOFF.0;
             continue;
         }
-        wait = match inner.state.archive_new(&inner).await {
+        // As before each put of a partition: a disk may have been unmounted.
+        let owner = inner.snapshots.archive.check_owner(&inner.identity).await;
+        let archived = match owner {
+            Ok(()) => inner.state.archive_new(&inner).await,
+            Err(error) => Err(error.to_string()),
+        };
+        wait = match archived {
             Ok(()) => {
                 failures = 0;
                 ARCHIVE_EVERY
@@ -378,7 +384,7 @@ impl Shared {
     fn has_repository(&self, inner: &Inner) -> bool {
         let partition = usize::try_from(self.partition.0).unwrap_or(usize::MAX);
         let known = inner.snapshots.known.get(partition);
-        known.is_some_and(|known| known.lock().newest().is_some())
+        known.is_some_and(|known| known.lock().is_ours())
     }
 
     /// Puts into the repository what it does not have, and removes what is too old.

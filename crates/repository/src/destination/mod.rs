@@ -4,6 +4,7 @@
 //! needs of a store is that conditional puts tell the truth; [`probe()`] finds out.
 //!
 //! - [`local`]: a directory as an object store with compare-and-swap
+//! - `http`: how requests to S3 go out, with deadlines about progress
 //! - `s3`: settings from options, environment and profile files, and the client made of them
 //! - `profile`: reads `~/.aws/config` and `~/.aws/credentials`
 //! - [`mod@probe`]: finds stores that lie
@@ -14,6 +15,7 @@
 //! | `file:///some/dir` | an absolute directory, percent-encoded as URLs are |
 //! | `/some/dir`, `some/dir` | a directory; a relative one is below the working directory of now |
 
+mod http;
 pub mod local;
 pub mod probe;
 mod profile;
@@ -31,6 +33,10 @@ use object_store::path::Path;
 use url::Url;
 
 pub use local::LocalStore;
+
+use crate::ids::DestinationId;
+use crate::ownership::Seen;
+
 pub use probe::{ProbeError, probe};
 
 /// A URL or a setting that cannot be used. No message has a secret in it.
@@ -100,8 +106,8 @@ pub struct DestinationOptions {
     pub aws_path_style: Option<bool>,
     /// Whether files may become objects of a local directory by a hard link.
     pub hard_links: bool,
-    /// How long S3 may send nothing while an answer is awaited or read. Long enough for one part of an
-    /// upload to pass.
+    /// How long S3 may take nothing and send nothing: while a body goes out, while an answer is awaited
+    /// (or as long as the body took, if that is longer), and while one is read.
     pub request_timeout: Duration,
     /// Where variables and the home directory come from.
     pub environment: Environment,
@@ -205,6 +211,7 @@ pub struct Destination {
     local: Option<LocalStore>,
     prefix: Path,
     shown: String,
+    seen: Seen,
 }
 
 impl fmt::Debug for Destination {
@@ -270,6 +277,7 @@ impl Destination {
                 local: None,
                 prefix,
                 shown,
+                seen: Seen::default(),
             })
         } else if scheme.eq_ignore_ascii_case("file") {
             open_directory(&parse_file_url(url).map_err(bad)?, options)
@@ -287,6 +295,7 @@ impl Destination {
             local: None,
             prefix,
             shown,
+            seen: Seen::default(),
         }
     }
 
@@ -321,6 +330,22 @@ impl Destination {
         &self.shown
     }
 
+    /// The id in the destination's marker, if this process has put something there, or was told it
+    /// with [`expect`](Destination::expect).
+    pub fn id(&self) -> Option<DestinationId> {
+        self.seen.get()
+    }
+
+    /// The id that an earlier process has seen there: nothing is put where the marker is missing, or
+    /// has another id. Holds for all clones.
+    pub fn expect(&self, id: DestinationId) {
+        self.seen.set(id);
+    }
+
+    pub(crate) fn seen(&self) -> &Seen {
+        &self.seen
+    }
+
     /// The store, if it is a local directory.
     pub fn local(&self) -> Option<&LocalStore> {
         self.local.as_ref()
@@ -346,6 +371,7 @@ fn open_directory(
         local: Some(store),
         prefix: Path::ROOT,
         shown,
+        seen: Seen::default(),
     })
 }
 

@@ -16,6 +16,7 @@ use object_store::{
 
 use super::Destination;
 use crate::env::{Env, within};
+use crate::store::is_no_bucket;
 
 /// Directory of probes, below the destination's prefix. No partition has this name.
 const DIR: &str = ".esker-probe";
@@ -47,6 +48,12 @@ pub enum ProbeError {
         destination: String,
         /// What the store said.
         source: Error,
+    },
+    /// There is no such bucket.
+    #[error("there is no bucket for {destination} (NoSuchBucket): make it, or correct the URL")]
+    NoBucket {
+        /// Its URL.
+        destination: String,
     },
     /// It does not answer.
     #[error("{destination} gave no answer within {} s when asked to {what}", SILENCE.as_secs())]
@@ -286,6 +293,11 @@ impl Probe<'_> {
     }
 
     fn failed(&self, what: &'static str, source: Error) -> ProbeError {
+        if is_no_bucket(&source) {
+            return ProbeError::NoBucket {
+                destination: self.destination.shown().to_owned(),
+            };
+        }
         ProbeError::Failed {
             what,
             destination: self.destination.shown().to_owned(),

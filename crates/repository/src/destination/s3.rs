@@ -3,20 +3,17 @@
 //! Two habits of `object_store`'s client are changed. It does not try again by itself: this crate has
 //! one budget of attempts for a whole operation, and a conditional put must not be repeated behind the
 //! caller's back, since the second attempt would then be refused because of the first. And a request has
-//! no limit for all of its duration, which a large download needs, but for the time without a byte.
+//! no limit for all of its duration, which a large file needs, but for the time without a byte.
 
 use std::fmt;
-use std::time::Duration;
 
 use object_store::aws::{AmazonS3, AmazonS3Builder, AmazonS3ConfigKey, S3ConditionalPut};
 use object_store::{BackoffConfig, ClientOptions, RetryConfig};
 use url::Url;
 
+use super::http::Connector;
 use super::profile::{Keys, Profile};
 use super::{DestinationError, DestinationOptions, without_user_info};
-
-/// To open a connection.
-const CONNECT: Duration = Duration::from_secs(10);
 
 const DEFAULT_REGION: &str = "us-east-1";
 
@@ -79,11 +76,7 @@ pub(super) fn client(
         .endpoint
         .as_ref()
         .is_some_and(|endpoint| endpoint.scheme() == "http");
-    let http = ClientOptions::new()
-        .with_allow_http(allow_http)
-        .with_connect_timeout(CONNECT)
-        .with_timeout_disabled()
-        .with_read_timeout(options.request_timeout);
+    let http = ClientOptions::new().with_allow_http(allow_http);
     let retry = RetryConfig {
         max_retries: 0,
         retry_timeout: options.request_timeout,
@@ -95,6 +88,10 @@ pub(super) fn client(
         .with_virtual_hosted_style_request(!settings.path_style)
         .with_conditional_put(S3ConditionalPut::ETagMatch)
         .with_client_options(http)
+        .with_http_connector(Connector {
+            silence: options.request_timeout,
+            allow_http,
+        })
         .with_retry(retry);
     if let Some(mut endpoint) = settings.endpoint {
         if !settings.path_style {

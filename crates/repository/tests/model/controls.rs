@@ -313,3 +313,15 @@ fn a_new_root_that_starts_at_the_largest_listed_generation_is_caught() {
         story,
     );
 }
+
+#[test]
+fn a_claim_of_what_it_does_not_follow_is_caught() {
+    let story = story![Intent(1 | 3, _), Intent(2, _), Commit(..) | Intent(..)];
+    caught(Without::FollowsAtClaim, scopes::copies(), ONE_WRITER, story);
+}
+
+#[test]
+fn a_commit_after_another_incarnation_has_claimed_is_caught() {
+    let story = story![Intent(0, _), Intent(1 | 2 | 3, _), Commit(0, _)];
+    caught(Without::WriterAtCommit, scopes::copies(), ONE_WRITER, story);
+}

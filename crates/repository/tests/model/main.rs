@@ -103,6 +103,11 @@ fn two_processes_that_share_an_intent_do_no_harm() {
 }
 
 #[test]
+fn of_two_copies_of_a_node_one_writes() {
+    explore(scopes::copies());
+}
+
+#[test]
 fn a_root_made_anew_repeats_no_generation() {
     explore(scopes::lost_root());
 }

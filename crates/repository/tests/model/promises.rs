@@ -14,6 +14,8 @@ pub const TRUE_SUCCESS: &str = "what was answered as success was in the root";
 pub const ONE_LINEAGE: &str =
     "a root retains its own lineage, and of its parent what is below the fork";
 pub const ONE_FORK: &str = "of two forks at once one loses";
+pub const ONE_WRITER: &str =
+    "once another incarnation has claimed the root, none of the former ones writes";
 pub const LEFTOVERS: &str = "what retention left behind is named by a metadata object";
 
 impl Model for Scope {
@@ -146,6 +148,7 @@ impl Model for Scope {
                     lineage => lineage == s.root.lineage,
                 })
             }),
+            Property::always(ONE_WRITER, |_, s: &State| !s.mixed),
             Property::always(ONE_FORK, |_, s: &State| s.forks.count_ones() <= 1),
         ];
         if self.leftovers_are_named {

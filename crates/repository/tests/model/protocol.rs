@@ -63,12 +63,19 @@ impl Scope {
 
     pub fn register(&self, s: &mut State, id: Ids) {
         let generation = s.root.generation + 1;
+        let incarnation = self.writers[writer_of(id.trailing_zeros() as usize)].incarnation;
         self.swap(s, |root| {
+            root.writer = incarnation;
             root.add_intent(Intent {
                 generation,
                 ids: id,
             })
         });
+        if s.owner != incarnation {
+            s.former |= 1 << s.owner & !1;
+            s.owner = incarnation;
+        }
+        s.mixed |= s.former >> incarnation & 1 == 1;
         if self.lost_root {
             s.reused_key |= s.generations >> generation & 1 == 1;
             s.generations |= 1 << generation;
@@ -76,6 +83,8 @@ impl Scope {
     }
 
     pub fn retain(&self, s: &mut State, id: Ids) {
+        let incarnation = self.writers[writer_of(id.trailing_zeros() as usize)].incarnation;
+        s.mixed |= s.former >> incarnation & 1 == 1;
         let cut = self.cut_by(&s.root, id);
         self.swap(s, |root| {
             root.retained = (root.retained | id) & !cut;
@@ -184,6 +193,7 @@ impl Scope {
                     .fold(0, |ids, id| ids | 1 << id);
                 self.swap(s, |root| {
                     root.lineage = lineage;
+                    root.writer = 0;
                     root.retained &= !above;
                     root.abandoned |= above;
                     root.intents = [Intent::default(); INTENTS];

@@ -51,6 +51,10 @@ pub enum Without {
     ParentAtFork,
     /// A root made anew starts its generation above all that were ever used.
     JumpOfNewRoot,
+    /// An incarnation claims a root only from nobody, or from one that it follows.
+    FollowsAtClaim,
+    /// A commit requires its incarnation in the root that it replaces.
+    WriterAtCommit,
 }
 
 /// What a writer wants to upload.
@@ -65,6 +69,8 @@ pub struct Checkpoint {
     /// It is a second process of that writer: it begins where a restarted one begins, with whatever
     /// intent of that writer it finds, while the first still runs.
     pub twin_of: Option<usize>,
+    /// The start of a node that uploads it; 0 for one that draws none.
+    pub incarnation: u8,
 }
 
 /// A condition that some state of a scope must fulfil, so that a scope cannot pass by being empty.
@@ -98,6 +104,8 @@ pub struct Scope {
     pub lost_root: bool,
     /// Every SST that retention left behind can be found through a metadata object.
     pub leftovers_are_named: bool,
+    /// By incarnation, the set of those that it follows: earlier starts of the same data directory.
+    pub follows: [u8; 4],
     pub without: Option<Without>,
     pub reaches: Vec<Reach>,
 }

@@ -17,6 +17,7 @@ fn writer(contents: u8, lsn: u8) -> Checkpoint {
         lineage: 0,
         retries: 0,
         twin_of: None,
+        incarnation: 0,
     }
 }
 
@@ -27,6 +28,13 @@ impl Checkpoint {
 
     fn of_lineage(self, lineage: u8) -> Self {
         Self { lineage, ..self }
+    }
+
+    fn of_incarnation(self, incarnation: u8) -> Self {
+        Self {
+            incarnation,
+            ..self
+        }
     }
 
     fn twin_of(self, w: usize) -> Self {
@@ -181,6 +189,29 @@ pub fn twins() -> Scope {
         &writers,
         &[A_TWIN_COMMITS, A_KEY_IS_SHARED, AN_EVICTION_COMPLETES],
     )
+}
+
+/// A node is restarted while its last upload is still under way, and so is a copy of its data
+/// directory. Both follow the first start, and neither follows the other.
+pub fn copies() -> Scope {
+    let writers = [
+        writer(A, 1).of_incarnation(1).retries(1),
+        writer(AB, 2).of_incarnation(2),
+        writer(B, 3).of_incarnation(3),
+        writer(A, 4).of_incarnation(2),
+    ];
+    let reaches = [
+        A_WRITER_IS_REFUSED,
+        THE_COPY_COMMITS,
+        THE_RESTARTED_COMMITS,
+        A_KEY_IS_SHARED,
+    ];
+    Scope {
+        follows: [0, 0, 1 << 1, 1 << 1],
+        num_retained: 2,
+        lost_answers: 1,
+        ..scope(&writers, &reaches)
+    }
 }
 
 /// The root gets lost, and somebody makes a new one.
@@ -342,6 +373,15 @@ const A_TWIN_COMMITS: Reach = ("the second process commits, not the first", |m, 
     (0..m.writers.len())
         .filter(twin)
         .any(|w| s.committed & ids_of(w) != 0)
+});
+
+const THE_COPY_COMMITS: Reach = (
+    "the copy of a node commits, after its original did",
+    |_, s| s.committed & ids_of(0) != 0 && s.committed & ids_of(2) != 0,
+);
+
+const THE_RESTARTED_COMMITS: Reach = ("the restarted node commits twice", |_, s| {
+    s.committed & ids_of(1) != 0 && s.committed & ids_of(3) != 0
 });
 
 const A_NEW_ROOT_RETAINS: Reach = ("a root made anew retains a snapshot", |_, s| {

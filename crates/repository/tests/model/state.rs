@@ -25,6 +25,8 @@ pub struct Intent {
 pub struct Root {
     pub generation: u8,
     pub lineage: u8,
+    /// The incarnation that has claimed it, or 0.
+    pub writer: u8,
     pub retained: Ids,
     pub abandoned: Ids,
     /// By restore, as a set of one or none.
@@ -173,6 +175,11 @@ pub struct State {
     pub generations: u16,
     pub reused_key: bool,
     pub untrue_success: bool,
+    /// The incarnation that registered the newest intent, those that did before it and then another,
+    /// and whether one of these went on.
+    pub owner: u8,
+    pub former: u8,
+    pub mixed: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -26,6 +26,13 @@ impl Scope {
                 {
                     return None;
                 }
+                if !self.may_claim(s, w) {
+                    if answer != Answer::Known {
+                        return None;
+                    }
+                    s.writers[w] = DONE;
+                    return Some(());
+                }
                 self.lose_answer(s, answer)?;
                 let mut writer = s.writers[w];
                 if !self.next_id(&mut writer, w) {
@@ -367,6 +374,15 @@ impl Scope {
         Some(())
     }
 
+    /// Whether the root is of nobody, of this incarnation, or of one that it follows.
+    fn may_claim(&self, s: &State, w: usize) -> bool {
+        let (claimed, ours) = (s.root.writer, self.writers[w].incarnation);
+        claimed == 0
+            || claimed == ours
+            || self.follows[ours as usize] >> claimed & 1 == 1
+            || self.lacks(Without::FollowsAtClaim)
+    }
+
     fn may_commit(&self, s: &State, w: usize) -> Verdict {
         let (root, writer) = (&s.root, &s.writers[w]);
         if root.names(writer.id) {
@@ -376,6 +392,9 @@ impl Scope {
             return Verdict::GaveUp;
         }
         if root.lineage != self.writers[w].lineage && !self.lacks(Without::LineageAtCommit) {
+            return Verdict::Refused;
+        }
+        if root.writer != self.writers[w].incarnation && !self.lacks(Without::WriterAtCommit) {
             return Verdict::Refused;
         }
         let is_live = if self.lacks(Without::GenerationOfIntent) {

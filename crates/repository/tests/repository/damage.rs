@@ -9,6 +9,7 @@ on_both!(
     damage_to_a_shared_file_is_found_named_and_passed_over,
     a_damaged_root_stops_everything_and_stays_as_it_is,
     a_damaged_description_never_restores_anything_else,
+    a_snapshot_that_is_named_is_restored_without_its_root,
 );
 
 type Change = Box<dyn Fn(&mut Vec<u8>) + Send>;
@@ -118,4 +119,29 @@ async fn a_damaged_description_never_restores_anything_else(place: Place) {
         place.write(&key, &sound);
     }
     assert!(passed > harmless / 2 && passed > 5, "{passed} {harmless}");
+}
+
+async fn a_snapshot_that_is_named_is_restored_without_its_root(place: Place) {
+    let (old, new) = (some(&[1, 2]), some(&[2, 3]));
+    let first = place.put(1, &old).await.snapshot;
+    place.put(2, &new).await;
+    let sound = place.json("latest.json");
+    for gone in [false, true] {
+        match gone {
+            true => place.remove("latest.json"),
+            false => place.write("latest.json", "{"),
+        }
+        let (repository, target) = (place.repository(), place.target());
+        let named = Which::Exactly(first.clone());
+        let restored = repository.restore(&named, &target, &Progress::new()).await;
+        let restored = restored.unwrap();
+        assert!(restored.unpinned().is_some(), "and it says so");
+        assert_eq!(crate::fixture::read_dir(&target), old);
+        let newest = repository
+            .restore(&Which::Newest, &place.target(), &Progress::new())
+            .await;
+        let why = newest.unwrap_err().to_string();
+        assert!(why.contains("Bring it back"), "{why}");
+    }
+    place.write("latest.json", sound.to_string());
 }

@@ -256,6 +256,22 @@ impl Place {
         (repository, door)
     }
 
+    /// The destination as a process that was just started opens it.
+    pub fn opened_again(&self) -> Destination {
+        match &self.backend {
+            Backend::S3(server) => server.destination(IN_BUCKET),
+            Backend::Directory => {
+                let options = DestinationOptions::default();
+                Destination::open(self.top().to_str().unwrap(), &options).unwrap()
+            }
+        }
+    }
+
+    /// The destination's directory: what lies beside the partition.
+    pub fn top(&self) -> &Path {
+        self.dir.parent().unwrap()
+    }
+
     /// A directory of files, at this position.
     pub fn checkpoint(&self, lsn: u64, files: &Files) -> Checkpoint {
         let dir = tempfile::tempdir_in(self.work.path()).unwrap().keep();

@@ -35,12 +35,14 @@ mod crashes;
 mod damage;
 mod faults;
 mod fixture;
+mod ownership;
 mod pacing;
 mod pruning;
 mod putting;
 mod restate;
 mod restoring;
 mod reusing;
+mod slow_links;
 mod strangers;
 #[path = "../support/mod.rs"]
 mod support;

@@ -27,6 +27,8 @@ on_both!(
     a_name_that_could_not_be_restored_is_refused,
     a_snapshot_of_nothing_is_a_snapshot,
     of_equal_positions_the_later_put_is_the_newest,
+    the_same_content_again_takes_the_place_of_the_former_and_pushes_nothing_out,
+    a_put_that_its_own_commit_would_cut_off_is_refused,
     an_older_position_than_all_retained_is_refused,
     an_older_position_among_retained_ones_finds_its_place,
     a_cut_off_snapshot_is_deleted_at_once,
@@ -357,9 +359,86 @@ async fn a_snapshot_of_nothing_is_a_snapshot(place: Place) {
     assert!(place.verify().await.is_sound());
 }
 
+/// A checkpoint of which nobody says what history it is of.
+async fn put_without_lineage(place: &Place, lsn: u64, files: &Files) -> esker_repository::Put {
+    let mut checkpoint = place.checkpoint(lsn, files);
+    checkpoint.lineage = None;
+    let put = place.repository().put(&checkpoint, &Progress::new()).await;
+    put.unwrap()
+}
+
+async fn the_same_content_again_takes_the_place_of_the_former_and_pushes_nothing_out(place: Place) {
+    let retained = || {
+        let root = place.json("latest.json");
+        let retained = root["retained_snapshots"].as_array().unwrap().clone();
+        retained
+            .iter()
+            .map(|r| r["path"].as_str().unwrap().to_owned())
+            .collect::<Vec<_>>()
+    };
+    let first = put_without_lineage(&place, 1, &some(&[1])).await;
+    for _ in 0..4 {
+        let again = put_without_lineage(&place, 2, &some(&[2])).await;
+        assert_eq!(
+            retained(),
+            [again.snapshot.to_string(), first.snapshot.to_string()]
+        );
+        place.assert_only_kept();
+    }
+    // Another content of the same position is another snapshot.
+    let other = put_without_lineage(&place, 2, &some(&[2, 3])).await;
+    assert_eq!(retained().len(), 3);
+    assert_eq!(retained()[0], other.snapshot.to_string());
+    let inventory = place.repository().inventory().await.unwrap();
+    let listed: Vec<_> = inventory.snapshots.iter().map(|s| &s.snapshot).collect();
+    assert_eq!(
+        listed,
+        retained().iter().collect::<Vec<_>>(),
+        "newest first"
+    );
+
+    // Of one history, a position says what is in it.
+    let place = Place::in_a_directory();
+    let first = place.put(1, &some(&[1])).await;
+    place.put(2, &some(&[2])).await;
+    let compacted = place.put(2, &some(&[7, 8])).await;
+    let root = place.json("latest.json");
+    assert_eq!(root["retained_snapshots"].as_array().unwrap().len(), 2);
+    assert_eq!(root["path"], compacted.snapshot.to_string());
+    assert_eq!(
+        root["retained_snapshots"][1]["path"],
+        first.snapshot.to_string()
+    );
+    place.assert_only_kept();
+}
+
+async fn a_put_that_its_own_commit_would_cut_off_is_refused(place: Place) {
+    for lsn in [10, 20, 30] {
+        place.put(lsn, &some(&[lsn])).await;
+    }
+    let fewer = place.with(Options {
+        num_retained: NonZeroU32::new(2),
+        ..options()
+    });
+    let before = place.objects();
+    let checkpoint = place.checkpoint(15, &some(&[15]));
+    let put = fewer.put(&checkpoint, &Progress::new()).await;
+    let Err(Error::Superseded { lsn, oldest }) = put else {
+        panic!("{put:?}");
+    };
+    assert_eq!((lsn, oldest), (Lsn(15), Lsn(20)));
+    assert_eq!(place.objects(), before, "and nothing is written");
+    // What stays is what fits.
+    place.put_by(&fewer, 25, &some(&[25])).await;
+    let root = place.json("latest.json");
+    assert_eq!(root["retained_snapshots"].as_array().unwrap().len(), 2);
+    assert_eq!(root["min_applied_lsn"], 30);
+    place.assert_only_kept();
+}
+
 async fn of_equal_positions_the_later_put_is_the_newest(place: Place) {
     for number in 1..=4 {
-        let put = place.put(5, &some(&[number])).await;
+        let put = put_without_lineage(&place, 5, &some(&[number])).await;
         let root = place.json("latest.json");
         assert_eq!(root["path"], put.snapshot.to_string());
         assert_eq!(

@@ -4,7 +4,8 @@ use esker_repository::prune::{PruneOptions, PrunePlan};
 use esker_repository::restore::Checked;
 use esker_repository::why::{Holder, Verdict};
 use esker_repository::{
-    Cluster, Error, Generation, Kind, Lsn, Options, Progress, Repository, SnapshotDir, Which,
+    Cluster, Digest, Error, Generation, Kind, Lsn, Options, Progress, Repository, SnapshotDir,
+    Which,
 };
 use serde_json::{Value, json};
 
@@ -16,6 +17,9 @@ on_both!(
     it_is_never_written_to,
     a_newest_snapshot_that_is_broken_is_passed_over,
     its_shared_files_without_a_generation_are_read,
+    a_flipped_byte_of_a_shared_file_is_found_by_its_key,
+    a_snapshot_without_shared_files_is_a_full_one,
+    what_contradicts_itself_is_named,
 );
 
 const OLD: &str = "lsn_00000000000000001200-snap_15dcJsZbaPbOQ3f2fAH7b3r";
@@ -250,7 +254,7 @@ async fn a_newest_snapshot_that_is_broken_is_passed_over(place: Place) {
 
 async fn its_shared_files_without_a_generation_are_read(place: Place) {
     let repository = restates(&place, "V2");
-    let key = format!("ssts/{}.sst", "ab".repeat(16));
+    let key = format!("ssts/{}.sst", Digest::of(&files()["000028.sst"]));
     place.write(&key, &files()["000028.sst"]);
     place.edit(&format!("{NEW}/metadata.json"), |metadata| {
         metadata["file_keys"] = json!({"/000028.sst": key});
@@ -264,4 +268,86 @@ async fn its_shared_files_without_a_generation_are_read(place: Place) {
     assert_eq!(crate::fixture::read_dir(&target).len(), 1);
     let why = repository.why(&key).await.unwrap();
     assert_eq!(why.verdict, Verdict::Kept);
+}
+
+/// Its newest snapshot, with the one file that it shares; its key.
+fn shared(place: &Place) -> (Repository, String) {
+    let repository = restates(place, "V2");
+    let key = format!("ssts/{}.sst", Digest::of(&files()["000028.sst"]));
+    place.write(&key, &files()["000028.sst"]);
+    place.edit(&format!("{NEW}/metadata.json"), |metadata| {
+        metadata["file_keys"] = json!({"/000028.sst": key});
+        metadata["files"].as_array_mut().unwrap().truncate(1);
+    });
+    (repository, key)
+}
+
+async fn a_flipped_byte_of_a_shared_file_is_found_by_its_key(place: Place) {
+    let (repository, key) = shared(&place);
+    let report = repository.verify(true, &Progress::new()).await.unwrap();
+    assert!(report.is_sound(), "{report:?}");
+    assert_eq!(report.without_checksums, [OLD], "the key is the checksum");
+    place.damage(&key, |bytes| bytes[500] ^= 1);
+    let report = repository.verify(true, &Progress::new()).await.unwrap();
+    let (damaged, why, hurts) = crate::fixture::only_damage(&report);
+    assert_eq!((damaged, hurts), (key.as_str(), &[NEW.to_owned()][..]));
+    assert!(why.contains("not what was written"), "{why}");
+    let target = place.target();
+    let restored = repository
+        .restore(&Which::Newest, &target, &Progress::new())
+        .await
+        .unwrap();
+    assert_eq!(restored.passed_over()[0].0.to_string(), NEW);
+}
+
+async fn a_snapshot_without_shared_files_is_a_full_one(place: Place) {
+    let repository = restates(&place, "V2");
+    place.edit(&format!("{NEW}/metadata.json"), |metadata| {
+        metadata["file_keys"] = json!({});
+    });
+    let dir = SnapshotDir::parse(NEW).unwrap();
+    assert_eq!(repository.describe(&dir).await.unwrap().kind(), Kind::Full);
+    let report = repository.verify(true, &Progress::new()).await.unwrap();
+    assert!(report.is_sound(), "{report:?}");
+    let target = place.target();
+    repository
+        .restore(&Which::Exactly(dir), &target, &Progress::new())
+        .await
+        .unwrap();
+    assert_eq!(crate::fixture::read_dir(&target), files());
+}
+
+async fn what_contradicts_itself_is_named(place: Place) {
+    restates(&place, "V2");
+    let reader = || {
+        place.with(Options {
+            cluster: None,
+            ..options()
+        })
+    };
+    let sound = place.json("latest.json");
+    place.edit("latest.json", |root| {
+        let old = entry(OLD);
+        for field in ["snapshot_id", "min_applied_lsn", "path"] {
+            root[field] = old[field].clone();
+        }
+    });
+    let report = reader().verify(false, &Progress::new()).await.unwrap();
+    let (key, why, _) = crate::fixture::only_damage(&report);
+    assert_eq!(key, "latest.json");
+    assert!(why.contains(OLD) && why.contains(NEW), "{why}");
+    place.write("latest.json", sound.to_string());
+    for (field, value) in [
+        ("cluster_name", json!("another")),
+        ("cluster_fingerprint", json!(5)),
+    ] {
+        let key = format!("{OLD}/metadata.json");
+        let sound = place.json(&key);
+        place.edit(&key, |metadata| metadata[field] = value);
+        let report = reader().verify(false, &Progress::new()).await.unwrap();
+        let (damaged, why, hurts) = crate::fixture::only_damage(&report);
+        assert_eq!((damaged, hurts), (key.as_str(), &[OLD.to_owned()][..]));
+        assert!(why.contains("cluster"), "{why}");
+        place.write(&key, sound.to_string());
+    }
 }

@@ -1,10 +1,11 @@
 //! Strangers and bad input: what is not understood is never written over, and never read as empty.
 
+use esker_repository::destination::Destination;
 use esker_repository::prune::PruneOptions;
 use esker_repository::{Cluster, Error, LineageId, Lsn, Options, Progress, Repository, Which};
 use serde_json::json;
 
-use crate::fixture::{LINEAGE, Place, cluster, options, some};
+use crate::fixture::{LINEAGE, PARTITION, Place, cluster, options, some};
 
 on_both!(
     a_root_that_is_not_understood_is_never_written_over,
@@ -294,6 +295,25 @@ async fn what_is_too_large_is_refused_unread(place: Place) {
     assert!(place.repository().sweep().await.is_err());
     let size = place.path("latest.json").metadata().unwrap().len();
     assert_eq!(size, 1 << 40);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bucket_that_is_missing_is_named_at_once() {
+    let place = Place::on_s3().await;
+    let settings = place.server().options("bucket");
+    let nowhere = Destination::open("s3://nowhere/prefix", &settings).unwrap();
+    let repository = Repository::new(&nowhere, PARTITION, options());
+    place.server().forget();
+    let checkpoint = place.checkpoint(1, &some(&[1]));
+    let put = repository.put(&checkpoint, &Progress::new()).await;
+    let root = repository.root().await;
+    for said in [put.unwrap_err().to_string(), root.unwrap_err().to_string()] {
+        assert!(said.contains("s3://nowhere/prefix"), "{said}");
+        assert!(said.contains("NoSuchBucket"), "{said}");
+        assert!(!said.contains('<'), "no document of the store: {said}");
+    }
+    // This server says so when it is asked for a list, and not for an object.
+    assert_eq!(place.server().total(), 2 * 2, "nothing is asked again");
 }
 
 async fn a_generation_without_a_next_is_refused(place: Place) {

@@ -162,8 +162,8 @@ async fn foreign_files_anywhere_are_never_touched(place: Place) {
     let sweep = place.repository().sweep().await.unwrap();
     assert_eq!(sweep.deleted, 2, "{sweep:?}");
     assert_eq!(sweep.foreign, foreign.len() as u64);
-    for _ in 0..3 {
-        place.put_by(&place.with(full()), 2, &some(&[2])).await;
+    for lsn in 2..5 {
+        place.put_by(&place.with(full()), lsn, &some(&[2])).await;
         place.repository().sweep().await.unwrap();
     }
     assert!(

@@ -462,8 +462,29 @@ impl ObjectStore for SimStore {
         .boxed()
     }
 
-    async fn list_with_delimiter(&self, _prefix: Option<&Path>) -> Result<ListResult> {
-        unreachable!("nobody asks")
+    async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
+        let prefix = prefix.map(Path::to_string).unwrap_or_default();
+        let above = match prefix.as_str() {
+            "" => String::new(),
+            some => format!("{some}/"),
+        };
+        let (mut directories, mut after) = (BTreeSet::new(), String::new());
+        loop {
+            let page = self.page(above.clone(), after).await?;
+            let Some(last) = page.last() else { break };
+            after = last.location.to_string();
+            for meta in &page {
+                let below = &meta.location.as_ref()[above.len()..];
+                if let Some((directory, _)) = below.split_once('/') {
+                    directories.insert(format!("{above}{directory}"));
+                }
+            }
+        }
+        Ok(ListResult {
+            common_prefixes: directories.into_iter().map(Path::from).collect(),
+            objects: Vec::new(),
+            extensions: Default::default(),
+        })
     }
 
     async fn copy_opts(&self, _from: &Path, _to: &Path, _options: CopyOptions) -> Result<()> {

@@ -7,3 +7,4 @@
 
 pub mod faults;
 pub mod s3;
+pub mod slow_link;

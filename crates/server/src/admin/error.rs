@@ -50,6 +50,8 @@ pub const REPOSITORY_CODES: &[(&str, u16)] = &[
     ("other_lineage", 409),
     ("superseded", 409),
     ("not_ours", 409),
+    ("repository_missing", 409),
+    ("other_writer", 409),
     ("damaged", 500),
     ("io", 500),
     ("denied", 502),
@@ -85,6 +87,21 @@ pub const PROBLEMS: &[(&str, bool, &str)] = &[
         "repository_failing",
         false,
         "The repository could not be read or written, at the last attempt.",
+    ),
+    (
+        "repository_missing",
+        false,
+        "The destination is not the one that it was: its `cluster.json` is missing, or another one.",
+    ),
+    (
+        "repository_other_writer",
+        false,
+        "Another copy of this node's data directory puts the snapshots.",
+    ),
+    (
+        "repository_of_others",
+        false,
+        "The destination belongs to another cluster or program.",
     ),
     (
         "snapshots_late",
@@ -236,11 +253,17 @@ impl From<Error> for AdminError {
 /// The codes that `esker snapshot` prints, straight on a repository.
 fn repository_code(error: &RepositoryError) -> &'static str {
     match error {
-        RepositoryError::NoRoot { others: false, .. } => "no_repository",
+        RepositoryError::NoRoot { others: false, .. } | RepositoryError::NoBucket { .. } => {
+            "no_repository"
+        }
         RepositoryError::NoRoot { .. } => "root_missing",
         RepositoryError::Damaged { .. } | RepositoryError::Missing { .. } => "damaged",
         RepositoryError::OtherCluster { .. } => "other_cluster",
         RepositoryError::NotOurs { .. } => "not_ours",
+        RepositoryError::MarkerMissing { .. } | RepositoryError::OtherDestination { .. } => {
+            "repository_missing"
+        }
+        RepositoryError::OtherWriter { .. } => "other_writer",
         RepositoryError::OtherLineage { .. } => "other_lineage",
         RepositoryError::Superseded { .. } => "superseded",
         RepositoryError::Fenced { .. } => "fenced",

@@ -1,0 +1,70 @@
+//! Why the repository takes no snapshots, and what to do about it.
+
+use std::fmt;
+
+use esker_repository::Error as RepositoryError;
+
+/// A failure, as a [`Problem`](super::Problem) shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Failure {
+    /// A stable code.
+    pub code: &'static str,
+    /// What is wrong.
+    pub what: String,
+    /// What to do.
+    pub remedy: &'static str,
+}
+
+impl Failure {
+    /// The repository fails, for whatever reason.
+    pub fn failing(what: impl Into<String>) -> Failure {
+        Failure {
+            code: "repository_failing",
+            what: what.into(),
+            remedy: "look at the network, the address and the keys of snapshots.destination; service goes on, and it is tried again",
+        }
+    }
+
+    /// The snapshot failed on this machine, before anything was asked of the repository.
+    pub fn here(what: impl Into<String>) -> Failure {
+        Failure {
+            remedy: "the snapshot failed on this machine: look at free space on the disk of the data directory; it is tried again",
+            ..Failure::failing(what)
+        }
+    }
+
+    /// Of an error of the repository.
+    pub fn of(error: &RepositoryError) -> Failure {
+        let what = error.to_string();
+        let (code, remedy) = match error {
+            RepositoryError::MarkerMissing { .. } | RepositoryError::OtherDestination { .. } => (
+                "repository_missing",
+                "mount the disk, or bring the directory or bucket back; if it was removed on purpose, stop the server, delete destination.json in its data directory, and start it again",
+            ),
+            RepositoryError::OtherWriter { .. } => (
+                "repository_other_writer",
+                "the data directory was copied, or put back from a copy: stop the one of the two that is not wanted; for both to go on, give one a snapshots.destination of its own; to go on with what the repository has, start an empty data directory with --bootstrap restore",
+            ),
+            RepositoryError::OtherCluster { .. } | RepositoryError::NotOurs { .. } => (
+                "repository_of_others",
+                "set snapshots.destination to a prefix or directory that nobody else uses",
+            ),
+            _ => return Failure::failing(what),
+        };
+        Failure { code, what, remedy }
+    }
+
+    /// Whether something else than this node is there, so that nothing may be changed.
+    pub fn is_refusal(&self) -> bool {
+        self.code != "repository_failing"
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.is_refusal() {
+            true => write!(f, "{}; {}", self.what, self.remedy),
+            false => f.write_str(&self.what),
+        }
+    }
+}

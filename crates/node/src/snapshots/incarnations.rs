@@ -1,0 +1,168 @@
+//! Which start of this data directory writes to the repository.
+//!
+//! Each start draws an incarnation. The roots of the repository name the one that writes, and a start
+//! may take over from those that it follows: `incarnations.json` has them. The file is written before
+//! a new one is used for the first time, so whatever a crash leaves in a root is followed by the next
+//! start. A copy of the directory draws others: of the two, the second that puts a snapshot of a
+//! partition is refused.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use esker_repository::{Incarnation, IncarnationId};
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+
+use crate::data_dir::write_durably;
+use crate::error::StartError;
+
+const FILE: &str = "incarnations.json";
+/// Incarnations that are remembered beyond those that a root is known to name. Each is a start that
+/// began to put a snapshot and never learned whether it has claimed the root.
+const MAX_DRAWN: usize = 64;
+
+/// The incarnation of this start, and those before it.
+#[derive(Debug)]
+pub(crate) struct Incarnations {
+    path: PathBuf,
+    current: IncarnationId,
+    stored: Mutex<Stored>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Stored {
+    /// Newest last.
+    drawn: Vec<IncarnationId>,
+    /// By partition, the one that its root is known to name.
+    claimed: BTreeMap<u64, IncarnationId>,
+}
+
+impl Incarnations {
+    /// Draws one. Writes nothing.
+    pub fn draw(data_dir: &Path) -> Result<Incarnations, StartError> {
+        let path = data_dir.join(FILE);
+        let stored = match std::fs::read(&path) {
+            Ok(bytes) => serde_json::from_slice(&bytes).unwrap_or_else(|error| {
+                tracing::warn!(
+                    path = %path.display(),
+                    %error,
+                    "the file is damaged: where this node has put snapshots before, it is refused"
+                );
+                Stored::default()
+            }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Stored::default(),
+            Err(source) => {
+                return Err(StartError::Io {
+                    operation: "reading",
+                    path,
+                    source,
+                });
+            }
+        };
+        Ok(Incarnations {
+            path,
+            current: IncarnationId(rand::random()),
+            stored: Mutex::new(stored),
+        })
+    }
+
+    /// Who writes a partition's snapshots, if that is to be this start.
+    pub fn of(&self, partition: u64) -> Incarnation {
+        let stored = self.stored.lock();
+        let mut after = stored.drawn.clone();
+        after.extend(stored.claimed.get(&partition));
+        Incarnation {
+            id: self.current,
+            after,
+        }
+    }
+
+    /// Writes the incarnation of this start down, before it claims a root for the first time.
+    pub fn begin(&self) -> Result<(), StartError> {
+        let mut stored = self.stored.lock();
+        if stored.drawn.last() == Some(&self.current) {
+            return Ok(());
+        }
+        let mut next = stored.clone();
+        next.drawn.push(self.current);
+        let surplus = next.drawn.len().saturating_sub(MAX_DRAWN);
+        next.drawn.drain(..surplus);
+        self.write(&next)?;
+        *stored = next;
+        Ok(())
+    }
+
+    /// Remembers which incarnation a partition's root names: this one, or one that it follows.
+    pub fn note_claim(&self, partition: u64, incarnation: IncarnationId) {
+        let mut stored = self.stored.lock();
+        if stored.claimed.insert(partition, incarnation) == Some(incarnation) {
+            return;
+        }
+        // Those that were drawn stay until then.
+        if let Err(error) = self.write(&stored) {
+            tracing::warn!(%error, "the claim of a repository's root is not remembered");
+        }
+    }
+
+    fn write(&self, stored: &Stored) -> Result<(), StartError> {
+        let bytes = serde_json::to_vec_pretty(stored).map_err(|e| StartError::Io {
+            operation: "writing",
+            path: self.path.clone(),
+            source: e.into(),
+        })?;
+        write_durably(&self.path, &bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_start_follows_what_earlier_starts_may_have_claimed_and_no_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = Incarnations::draw(dir.path()).unwrap();
+        assert!(first.of(0).after.is_empty());
+        assert!(
+            !dir.path().join(FILE).exists(),
+            "a start alone writes nothing"
+        );
+        first.begin().unwrap();
+        let second = Incarnations::draw(dir.path()).unwrap();
+        let twin = Incarnations::draw(dir.path()).unwrap();
+        assert_eq!(second.of(0).after, [first.current]);
+        assert_ne!(second.current, twin.current);
+        second.begin().unwrap();
+        assert!(!twin.of(0).after.contains(&second.current));
+    }
+
+    #[test]
+    fn what_a_root_names_is_followed_however_many_starts_came_after() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = Incarnations::draw(dir.path()).unwrap();
+        first.begin().unwrap();
+        first.note_claim(3, first.current);
+        for _ in 0..2 * MAX_DRAWN {
+            Incarnations::draw(dir.path()).unwrap().begin().unwrap();
+        }
+        let last = Incarnations::draw(dir.path()).unwrap();
+        assert!(last.of(3).after.contains(&first.current));
+        assert!(!last.of(4).after.contains(&first.current));
+        assert_eq!(last.of(4).after.len(), MAX_DRAWN);
+    }
+
+    #[test]
+    fn a_damaged_file_is_no_reason_not_to_start_and_follows_nobody() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join(FILE), "{").unwrap();
+        let start = Incarnations::draw(dir.path()).unwrap();
+        assert!(start.of(0).after.is_empty());
+        std::fs::remove_file(dir.path().join(FILE)).unwrap();
+        std::fs::create_dir(dir.path().join(FILE)).unwrap();
+        assert!(
+            Incarnations::draw(dir.path()).is_err(),
+            "it cannot be read now"
+        );
+    }
+}

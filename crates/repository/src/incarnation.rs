@@ -1,0 +1,105 @@
+//! One writer for each history: which of several processes with the same past puts snapshots.
+//!
+//! A copied data directory, or one that was put back from a backup, has the history of the original
+//! and goes on differently. Nothing in a snapshot tells the two apart. So a process that owns a data
+//! directory draws an [`IncarnationId`] at each start, and the root names the one that writes. The
+//! first put of a process claims the root, by the same swap that registers its intent, if the root
+//! names nobody or an incarnation that this one follows: an earlier start of the same directory. Of
+//! two that follow the same one, the second is refused with [`Error::OtherWriter`]. A commit requires
+//! the incarnation in the root that it replaces, so an upload that was under way while another one
+//! claimed does not end in the root either.
+//!
+//! No clock plays a part. A fork takes the root over: it begins a history of its own.
+
+use serde_json::Map;
+
+use crate::error::Error;
+use crate::ids::IncarnationId;
+use crate::layout::ROOT;
+use crate::repository::Repository;
+use crate::root::{Root, Writer};
+use crate::store::Store;
+
+/// Who writes, and whom it follows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Incarnation {
+    /// Drawn at this start. Has to be stored before it is used, so that the next start follows it.
+    pub id: IncarnationId,
+    /// Those that earlier starts of the same data directory drew.
+    pub after: Vec<IncarnationId>,
+}
+
+impl Repository {
+    /// Whether this repository's incarnation may write to a root: it has claimed it, or may.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OtherWriter`] with both names.
+    pub fn check_writer(&self, root: &Root) -> Result<(), Error> {
+        match (&root.writer, &self.options.incarnation) {
+            (None, _) => Ok(()),
+            (Some(writer), Some(ours)) if ours.follows(writer.incarnation) => Ok(()),
+            (Some(writer), _) => Err(self.other_writer(&self.store, writer)),
+        }
+    }
+
+    /// Makes a root this incarnation's, which was allowed to by [`Repository::check_writer`].
+    pub(crate) fn claim_writer(&self, root: &mut Root) -> Result<(), Error> {
+        let Some(ours) = &self.options.incarnation else {
+            return Ok(());
+        };
+        if root.writer.as_ref().map(|w| w.incarnation) != Some(ours.id) {
+            root.writer = Some(Writer {
+                incarnation: ours.id,
+                node_name: self.cluster()?.node_name.clone(),
+                claimed_at: self.store.env().now(),
+                extra: Map::new(),
+            });
+        }
+        Ok(())
+    }
+
+    /// Whether a root is this incarnation's, which claimed it before.
+    pub(crate) fn has_claimed(&self, root: &Root) -> bool {
+        let writer = root.writer.as_ref().map(|writer| writer.incarnation);
+        writer == self.options.incarnation.as_ref().map(|ours| ours.id)
+    }
+
+    /// Refuses a root that somebody else has claimed since.
+    pub(crate) fn check_claim(&self, store: &Store, root: &Root) -> Result<(), Error> {
+        match &root.writer {
+            Some(writer) if !self.has_claimed(root) => Err(self.other_writer(store, writer)),
+            _ => Ok(()),
+        }
+    }
+
+    fn other_writer(&self, store: &Store, writer: &Writer) -> Error {
+        let node_name = self.options.cluster.as_ref().map(|c| c.node_name.as_str());
+        Error::OtherWriter {
+            root: store.shown(ROOT),
+            theirs: format!(
+                "{} (incarnation {}, since {})",
+                writer.node_name,
+                writer.incarnation.short(),
+                writer
+                    .claimed_at
+                    .format(&time::format_description::well_known::Rfc3339)
+                    .unwrap_or_default()
+            ),
+            ours: match &self.options.incarnation {
+                Some(ours) => format!(
+                    "{} (incarnation {})",
+                    node_name.unwrap_or("unknown"),
+                    ours.id.short()
+                ),
+                None => node_name.unwrap_or("a reader").to_owned(),
+            },
+        }
+    }
+}
+
+impl Incarnation {
+    fn follows(&self, other: IncarnationId) -> bool {
+        self.id == other || self.after.contains(&other)
+    }
+}

@@ -1,0 +1,311 @@
+//! `cluster.json`: whose destination this is.
+//!
+//! A destination belongs to one cluster. The marker at its top names the cluster; it is made by the
+//! first put, on the condition that there is none, and never written again. Before it is made, all
+//! partitions that lie there are looked at: a destination with partitions of anybody else is refused,
+//! and one with partitions of this cluster alone, as earlier releases left it, is adopted.
+//!
+//! The marker also tells a destination from a place that looks like it: where a disk is not mounted,
+//! or a bucket was emptied, there is none, or one with another id. What a [`Destination`] has seen
+//! once, it has to show again, or nothing is written there.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+use futures::stream::{self, StreamExt as _, TryStreamExt as _};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use time::OffsetDateTime;
+
+use crate::destination::Destination;
+use crate::env::{Env, System};
+use crate::error::Error;
+use crate::ids::{DestinationId, PartitionId};
+use crate::layout::{Object, ROOT, parse_partition};
+use crate::metadata::{METADATA_BYTES, SnapshotMetadata};
+use crate::repository::{Cluster, Options};
+use crate::root::{ROOT_BYTES, Root};
+use crate::store::{Store, Swap};
+
+/// Key of the marker, below the destination.
+pub const MARKER: &str = "cluster.json";
+/// Largest marker that is read, in bytes. One has some 300.
+const MAX_MARKER_BYTES: u64 = 64 << 10;
+/// What is written.
+const VERSION: &str = "V1";
+/// How often a marker is made, while the store answers neither yes nor no.
+const MAX_CREATIONS: u32 = 6;
+/// Partitions that are looked at at a time, before a marker is made.
+const PARALLEL_LOOKS: usize = 16;
+
+/// Whose a destination is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterMarker {
+    /// `V1`.
+    pub version: String,
+    /// Drawn when the marker was made: no other destination has it.
+    pub destination_id: DestinationId,
+    /// The cluster's name.
+    pub cluster_name: String,
+    /// Tells clusters of one name apart. Absent if whoever made the marker had none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cluster_fingerprint: Option<u64>,
+    /// The node that made the marker; for people.
+    pub node_name: String,
+    /// When it was made, by that node's clock.
+    #[serde(with = "time::serde::rfc3339")]
+    pub created_at: OffsetDateTime,
+    /// What else there is.
+    #[serde(flatten)]
+    pub extra: Map<String, Value>,
+}
+
+/// The id of the destination that a process has seen. Clones share it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Seen(Arc<Mutex<Option<DestinationId>>>);
+
+impl Seen {
+    pub(crate) fn get(&self) -> Option<DestinationId> {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn set(&self, id: DestinationId) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(id);
+    }
+}
+
+impl ClusterMarker {
+    fn parse(bytes: &[u8]) -> Result<ClusterMarker, String> {
+        let value: Value = serde_json::from_slice(bytes).map_err(|e| format!("no JSON: {e}"))?;
+        match value.get("version").and_then(Value::as_str) {
+            Some(VERSION) => {}
+            Some(other) => {
+                return Err(format!(
+                    "version {other:?}, and only {VERSION} is known; use a newer Esker"
+                ));
+            }
+            None => return Err("no version".to_owned()),
+        }
+        serde_json::from_value(value).map_err(|e| e.to_string())
+    }
+}
+
+/// The marker of a destination; `None` if nobody has claimed it. Writes nothing.
+pub async fn marker(destination: &Destination) -> Result<Option<ClusterMarker>, Error> {
+    let store = store_of(destination, Arc::new(System), &Options::default());
+    read(&store).await
+}
+
+/// Whether a cluster may write to a destination: its marker names the cluster, or there is no marker
+/// and no partition of anybody else. Writes nothing; for whoever writes before the first put, which
+/// does the same check.
+///
+/// # Errors
+///
+/// [`Error::OtherCluster`] and [`Error::NotOurs`] if it belongs to somebody else,
+/// [`Error::MarkerMissing`] and [`Error::OtherDestination`] if it is not the one that this process has
+/// seen before.
+pub async fn check(destination: &Destination, cluster: &Cluster) -> Result<(), Error> {
+    let store = store_of(destination, Arc::new(System), &Options::default());
+    check_with(&store, cluster).await
+}
+
+/// As [`check`], with the clock, dice and retries of `store`.
+pub(crate) async fn check_with(store: &Store, cluster: &Cluster) -> Result<(), Error> {
+    look(&store.above(), cluster).await.map(|_| ())
+}
+
+/// As [`check`], and makes the marker if there is none.
+///
+/// # Errors
+///
+/// Those of [`check`].
+pub async fn claim(destination: &Destination, cluster: &Cluster) -> Result<ClusterMarker, Error> {
+    let store = store_of(destination, Arc::new(System), &Options::default());
+    claim_with(&store, cluster).await
+}
+
+fn store_of(destination: &Destination, env: Arc<dyn Env>, options: &Options) -> Store {
+    Store::new(destination, PartitionId(0), env, options).above()
+}
+
+/// As [`claim`], with the clock, dice and retries of `store`.
+pub(crate) async fn claim_with(store: &Store, cluster: &Cluster) -> Result<ClusterMarker, Error> {
+    let store = &store.above();
+    let mut attempt = 0;
+    loop {
+        if let Some(marker) = look(store, cluster).await? {
+            store.destination().seen().set(marker.destination_id);
+            return Ok(marker);
+        }
+        attempt += 1;
+        if attempt > MAX_CREATIONS {
+            return Err(Error::Contended {
+                root: store.shown(MARKER),
+                attempts: MAX_CREATIONS,
+            });
+        }
+        if attempt > 1 {
+            store.env().sleep(store.wait_after(attempt - 1)).await;
+        }
+        let marker = ClusterMarker {
+            version: VERSION.to_owned(),
+            destination_id: DestinationId(
+                (u128::from(store.env().random()) << 64) | u128::from(store.env().random()),
+            ),
+            cluster_name: cluster.name.clone(),
+            cluster_fingerprint: cluster.fingerprint,
+            node_name: cluster.node_name.clone(),
+            created_at: store.env().now(),
+            extra: Map::new(),
+        };
+        let bytes = serde_json::to_vec_pretty(&marker)
+            .map_err(|e| Error::Invalid(format!("a cluster's marker: {e}")))?;
+        match store.swap(MARKER, Bytes::from(bytes), None).await? {
+            Swap::Done(_) => tracing::info!(
+                object = store.shown(MARKER),
+                cluster = cluster.name,
+                "The destination belongs to this cluster now"
+            ),
+            // Somebody else made one, or nobody knows: what is there decides.
+            Swap::Lost => {}
+            Swap::Unknown(failure) => {
+                tracing::debug!(%failure, "The creation of a marker got no plain answer");
+            }
+        }
+    }
+}
+
+/// The marker, if there is one and it is the right one; `None` if there is none and one may be made.
+async fn look(store: &Store, cluster: &Cluster) -> Result<Option<ClusterMarker>, Error> {
+    let marker = read(store).await?;
+    let seen = store.destination().seen().get();
+    let Some(marker) = marker else {
+        if seen.is_some() {
+            return Err(Error::MarkerMissing {
+                marker: store.shown(MARKER),
+            });
+        }
+        check_partitions(store, cluster).await?;
+        return Ok(None);
+    };
+    cluster.check(
+        &store.shown(MARKER),
+        &marker.cluster_name,
+        marker.cluster_fingerprint,
+    )?;
+    match seen {
+        Some(id) if id != marker.destination_id => {
+            return Err(Error::OtherDestination {
+                marker: store.shown(MARKER),
+                expected: id,
+                found: marker.destination_id,
+            });
+        }
+        Some(_) => {}
+        // Only the name was compared: the partitions may tell more.
+        None if marker.cluster_fingerprint.is_none() && cluster.fingerprint.is_some() => {
+            check_partitions(store, cluster).await?;
+        }
+        None => {}
+    }
+    Ok(Some(marker))
+}
+
+async fn read(store: &Store) -> Result<Option<ClusterMarker>, Error> {
+    match store.get(MARKER, MAX_MARKER_BYTES).await {
+        Ok((bytes, _)) => {
+            let marker = ClusterMarker::parse(&bytes).map_err(|why| Error::Damaged {
+                object: store.shown(MARKER),
+                why,
+            })?;
+            Ok(Some(marker))
+        }
+        Err(Error::Missing { .. }) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// What is known of a partition that lies at a destination without a marker.
+enum Found {
+    /// Nothing of a snapshot.
+    Nothing,
+    /// Its root or a description names this cluster.
+    Ours,
+    /// Nothing that is readable names a cluster.
+    Unknown(Error),
+}
+
+/// Fails if a partition is somebody else's, or if none is known to be of this cluster and one may be
+/// anybody's.
+async fn check_partitions(store: &Store, cluster: &Cluster) -> Result<(), Error> {
+    let names = store.directories().await?;
+    let mut looks = Vec::new();
+    for id in names.iter().filter_map(|name| parse_partition(name)) {
+        let store = store.of_partition(id);
+        looks.push(async move { look_at_partition(&store, id, cluster).await });
+    }
+    let found: Vec<Found> = stream::iter(looks)
+        .buffered(PARALLEL_LOOKS)
+        .try_collect()
+        .await?;
+    let some_are_ours = found.iter().any(|one| matches!(one, Found::Ours));
+    for one in found {
+        match one {
+            Found::Unknown(error) if !some_are_ours => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+async fn look_at_partition(
+    store: &Store,
+    id: PartitionId,
+    cluster: &Cluster,
+) -> Result<Found, Error> {
+    let shown = store.shown(ROOT);
+    let unknown = match store.get(ROOT, ROOT_BYTES).await {
+        Ok((bytes, _)) => match Root::parse(&bytes, id) {
+            Ok(root) => {
+                cluster.check(&shown, &root.cluster_name, root.cluster_fingerprint)?;
+                return match root.generation {
+                    Some(_) => Ok(Found::Ours),
+                    None => Err(Error::NotOurs { root: shown }),
+                };
+            }
+            Err(why) => Error::Damaged { object: shown, why },
+        },
+        Err(error @ Error::Damaged { .. }) => error,
+        Err(Error::Missing { .. }) => Error::NoRoot {
+            root: shown,
+            others: true,
+        },
+        Err(error) => return Err(error),
+    };
+    // The root names nobody. A description may.
+    let mut others = matches!(unknown, Error::Damaged { .. });
+    let mut listed = store.list();
+    while let Some(object) = listed.next().await {
+        let key = object?.key;
+        let Object::Metadata(dir) = Object::of(&key) else {
+            others |= !matches!(Object::of(&key), Object::Foreign | Object::Root);
+            continue;
+        };
+        others = true;
+        let bytes = match store.get(&key, METADATA_BYTES).await {
+            Ok((bytes, _)) => bytes,
+            Err(error) if error.is_damage() => continue,
+            Err(error) => return Err(error),
+        };
+        if let Ok(metadata) = SnapshotMetadata::parse(&bytes, id, &dir) {
+            let (name, fingerprint) = (&metadata.cluster_name, metadata.cluster_fingerprint);
+            cluster.check(&store.shown(&key), name, fingerprint)?;
+            return Ok(Found::Ours);
+        }
+    }
+    Ok(match others {
+        true => Found::Unknown(unknown),
+        false => Found::Nothing,
+    })
+}

@@ -1,0 +1,113 @@
+//! Networks on which a file takes longer than a store may be silent.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use esker_repository::destination::DestinationOptions;
+use esker_repository::{Destination, Error, Options, Progress, Repository, Retries};
+
+use crate::fixture::{Files, PARTITION, Place, bytes, options, retries, until};
+use crate::support::s3::Operation;
+use crate::support::slow_link::SlowLink;
+
+const MIB: usize = 1 << 20;
+/// How long a store may be silent in these tests.
+const SILENCE: Duration = Duration::from_secs(1);
+
+/// A repository behind a slow link.
+fn behind(place: &Place, link: &SlowLink) -> Repository {
+    let options = DestinationOptions {
+        aws_endpoint_url: Some(format!("http://{}", link.address)),
+        request_timeout: SILENCE,
+        ..place.server().options("bucket")
+    };
+    let destination = Destination::open("s3://bucket/some/prefix", &options).unwrap();
+    let options = Options {
+        retries: Retries {
+            silence: SILENCE,
+            ..retries()
+        },
+        ..self::options()
+    };
+    Repository::with_env(
+        &destination,
+        PARTITION,
+        options,
+        Arc::new(place.clock.clone()),
+    )
+}
+
+/// Three parts, which share the link, and files of one request.
+fn files() -> Files {
+    let mut files = Files::from([("000001.sst".to_owned(), bytes(1, 24 * MIB))]);
+    files.insert("000002.sst".to_owned(), bytes(2, 6 * MIB));
+    files
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_upload_that_takes_longer_than_a_store_may_be_silent_is_sent_once() {
+    let place = Place::on_s3().await;
+    // Each part alone takes a second at full rate; all together take four.
+    let link = SlowLink::to(&place.server().endpoint(), 8 * MIB as u64).await;
+    let (files, repository) = (files(), behind(&place, &link));
+    let put = place.put_by(&repository, 1, &files).await;
+    let size: usize = files.values().map(Vec::len).sum();
+    assert_eq!(put.bytes_uploaded, size as u64);
+    // Heads of requests, descriptions and the root are some kilobytes.
+    assert!(
+        link.taken() < (size + MIB) as u64,
+        "{} bytes were sent of {size}",
+        link.taken()
+    );
+    assert_eq!(place.server().requests(Operation::UploadPart), 3);
+    assert!(place.verify().await.is_sound());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn parts_that_have_arrived_are_not_sent_again_after_a_link_was_dead() {
+    let place = Place::on_s3().await;
+    let link = SlowLink::to(&place.server().endpoint(), 8 * MIB as u64).await;
+    let repository = behind(&place, &link);
+    let size = 32 * MIB;
+    let files = Files::from([("000001.sst".to_owned(), bytes(1, size))]);
+    let putting = place.put_by(&repository, 1, &files);
+    let trouble = async {
+        let arrived = || place.server().requests(Operation::UploadPart);
+        let began = std::time::Instant::now();
+        while arrived() < 2 && began.elapsed() < Duration::from_secs(60) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        link.stall(true);
+        // Long enough that what is under way fails.
+        tokio::time::sleep(4 * SILENCE).await;
+        link.stall(false);
+    };
+    futures::join!(putting, trouble);
+    // Four parts: two had arrived, the others were begun again.
+    assert!(
+        link.taken() < (size + size / 2 + 8 * MIB) as u64,
+        "{} bytes were sent of {size}",
+        link.taken()
+    );
+    assert!(place.verify().await.is_sound());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_that_takes_nothing_is_given_up_in_bounded_time() {
+    let place = Place::on_s3().await;
+    let link = SlowLink::to(&place.server().endpoint(), 8 * MIB as u64).await;
+    let repository = behind(&place, &link);
+    let checkpoint = place.checkpoint(1, &files());
+    let progress = Progress::new();
+    let putting = repository.put(&checkpoint, &progress);
+    let dead = async {
+        until("something is sent", || link.taken() > 9 * MIB as u64).await;
+        link.stall(true);
+    };
+    let (put, ()) = tokio::time::timeout(Duration::from_secs(60), async {
+        futures::join!(putting, dead)
+    })
+    .await
+    .expect("it is given up");
+    assert!(matches!(put, Err(Error::Store { .. })), "{put:?}");
+}
