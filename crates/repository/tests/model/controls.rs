@@ -322,6 +322,6 @@ fn a_claim_of_what_it_does_not_follow_is_caught() {
 
 #[test]
 fn a_commit_after_another_incarnation_has_claimed_is_caught() {
-    let story = story![Intent(0, _), Intent(1 | 2 | 3, _), Commit(0, _)];
+    let story = story![Intent(0, _), Intent(1..=3, _), Commit(0, _)];
     caught(Without::WriterAtCommit, scopes::copies(), ONE_WRITER, story);
 }
