@@ -328,9 +328,13 @@ mod tests {
     #[tokio::test]
     async fn an_answer_that_nobody_takes_gives_its_bytes_back() {
         let answers = Answers::new(STALL);
-        let permit = answers.hold(MAX_HELD, false).await.unwrap();
+        let all = answers.hold(MAX_HELD, false).await.unwrap();
         let refused = answers.hold(1, false).await;
         assert_eq!(refused.unwrap_err(), Exhausted::Held);
+        drop(all);
+        let permit = answers.hold(MAX_HELD, true).await.unwrap();
+        // What scans hold refuses no other read.
+        drop(answers.hold(1, false).await.unwrap());
         let begun = std::time::Instant::now();
         let mut body = answers.body(Bytes::from(vec![7; MAX_HELD]), None, permit);
         body.frame().await.unwrap().unwrap();
