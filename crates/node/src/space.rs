@@ -6,7 +6,7 @@
 //! |---|---|---|
 //! | the log | [`Inner::log_limit`]: a quarter more than [`Inner::log_most`] | appends wait until it is trimmed |
 //! | what is deleted and still in files | see `reclaim` of esker-partition | appends wait until the files are rewritten |
-//! | free space | a reserve, so that flushes, trims and deletions always work | appends are refused |
+//! | free space | a reserve, so that flushes and deletions always work | appends are refused |
 //!
 //! The log writer counts what it writes, so the first and the last are exact between two looks at the
 //! disk. What was admitted before adds `limits.append-inflight` at most.
@@ -165,7 +165,7 @@ impl Inner {
         short.then(|| {
             format!(
                 "the disk of {} has {free} bytes free, and {reserve} are kept for trimming and \
-                 flushing: make room, or delete or trim streams",
+                 flushing: make room, or delete streams",
                 self.options.data_dir.display()
             )
         })

@@ -158,7 +158,7 @@ impl StoreError {
 
 /// Whether RocksDB met an answer of the operating system, rather than bytes that are not what was
 /// written. A file that is gone is no such answer: RocksDB has noted which files there are. What it
-/// calls corruption may be one: it says so of every file that it cannot look at when it opens.
+/// calls corruption may be one: it reports corruption for every file that it cannot look at when it opens.
 fn is_refusal(kind: ErrorKind, message: &str) -> bool {
     const ANSWER: &str = "IO error: ";
     const GONE: &str = "No such file or directory";

@@ -123,7 +123,7 @@ impl Repository {
     /// that is in use is harmed.
     pub async fn put(&self, checkpoint: &Checkpoint, progress: &Progress) -> Result<Put, Error> {
         let result = match self.put_until_done(checkpoint, progress).await {
-            // A root that is gone may mean that all is: then the marker says so.
+            // A root that is gone may mean that all is: then the marker is missing too.
             Err(Error::NoRoot { root, others }) => Err(self
                 .check_marker()
                 .await

@@ -140,7 +140,7 @@ mod tests {
 
     const LONG: Duration = Duration::from_secs(30);
 
-    /// Fails like a full disk while it is told to, and keeps what it got otherwise.
+    /// Fails like a full disk while the switch is set, and keeps what it got otherwise.
     #[derive(Clone, Default)]
     struct Disk(Arc<Mutex<(bool, Vec<u8>)>>);
 

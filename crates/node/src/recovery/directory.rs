@@ -268,7 +268,7 @@ async fn identity_of_cluster(
     }))
 }
 
-/// The same, if the repository has nothing of it: the newest whole checkpoint that is left says so.
+/// The same, if the repository has nothing of it: it is read from the newest whole checkpoint that is left.
 fn identity_of_checkpoints(
     options: &NodeOptions,
     locked: &LockedDir,

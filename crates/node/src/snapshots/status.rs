@@ -293,7 +293,7 @@ impl Inner {
                     "disk_takes_no_writes",
                     Some(partition),
                     why.clone(),
-                    "make room on the disk of the data directory, or delete or trim streams",
+                    "make room on the disk of the data directory, or delete streams: trims are appends, and wait too",
                 );
             } else if inner.group(partition).status().stalled {
                 problems.add(
