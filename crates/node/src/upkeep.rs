@@ -45,10 +45,13 @@ const FLUSH_AFTER: Duration = Duration::from_secs(60);
 
 /// How often Prometheus is told where everything stands.
 const PUBLISH_EVERY: Duration = Duration::from_secs(1);
-/// A log that is larger than it may be is trimmed again after this long...
-const TRIM_AGAIN: Duration = Duration::from_secs(2);
-/// ...and after so many rounds no more of it is kept than the node itself needs.
-const TRIM_ROUNDS: u32 = 3;
+/// A log that is larger than it may be is trimmed again after this long.
+const TRIM_INTERVAL: Duration = Duration::from_secs(2);
+/// A log that is still larger than it may be after this long is not kept for archived snapshots any
+/// more: a snapshot is put as soon as it is too large, and usually archived by then.
+const ARCHIVE_TIMEOUT: Duration = Duration::from_secs(6);
+/// The same while appends wait, which they do for 5 s at most.
+const ARCHIVE_TIMEOUT_IN_NEED: Duration = Duration::from_secs(2);
 
 /// The threads.
 pub(crate) struct Upkeep {
@@ -130,10 +133,19 @@ struct LogKeeper {
     watched: Vec<Watched>,
     files: LogFiles,
     at_open: AtOpen,
-    /// When the log was last found larger than it may be and trimmed, and how often in a row.
-    trimmed: Option<(Instant, u32)>,
+    /// Since when the log is larger than it may be.
+    over: Option<Over>,
     /// When Prometheus was last told where everything stands.
     published: Option<Instant>,
+}
+
+/// A log that is larger than it may be.
+#[derive(Clone, Copy)]
+struct Over {
+    since: Instant,
+    trimmed: Instant,
+    /// Whether it is trimmed to what the node itself needs.
+    past_archived: bool,
 }
 
 fn keep_log_short(inner: &Weak<Inner>, signal: &Signal) {
@@ -218,7 +230,7 @@ impl LogKeeper {
             watched,
             files: LogFiles::new(many),
             at_open: AtOpen::new(inner.raft.log().used_bytes(), &wanted),
-            trimmed: None,
+            over: None,
             published: None,
         }
     }
@@ -265,24 +277,38 @@ impl LogKeeper {
             }
         }
         if !full {
-            self.trimmed = None;
+            self.over = None;
             return;
         }
         let in_need = inner.log_is_over();
-        let (since, rounds) = self.trimmed.unwrap_or((Instant::now(), 0));
-        if refuses || (rounds > 0 && since.elapsed() < TRIM_AGAIN && !in_need) {
+        let now = Instant::now();
+        let is_first = self.over.is_none();
+        let over = self.over.get_or_insert(Over {
+            since: now,
+            trimmed: now,
+            past_archived: false,
+        });
+        let is_due = is_first || in_need || over.trimmed.elapsed() >= TRIM_INTERVAL;
+        if refuses || !is_due {
             return;
         }
-        self.trimmed = Some((Instant::now(), rounds + 1));
-        // First up to the newest archived snapshot, which is about to be made; if that is not enough, or
-        // appends wait, as far as the local ones allow.
+        over.trimmed = now;
+        // First up to the newest archived snapshot, which is about to be made; if that is not enough, as
+        // far as the local ones allow.
+        let timeout = match in_need {
+            true => ARCHIVE_TIMEOUT_IN_NEED,
+            false => ARCHIVE_TIMEOUT,
+        };
+        let was_past_archived = over.past_archived;
+        over.past_archived |= over.since.elapsed() >= timeout;
+        let past_archived = over.past_archived;
         for (partition, one) in (0..).zip(&mut self.watched) {
             let known = inner.snapshots.known[partition].lock();
             let archived = known.newest().map_or(0, |n| n.lsn);
-            let harder = in_need || known.failure.is_some() || rounds >= TRIM_ROUNDS;
+            let past_archived = past_archived || known.failure.is_some();
             drop(known);
             let status = one.group.status();
-            let keep = match harder {
+            let keep = match past_archived {
                 true => status.applied,
                 false => Lsn(archived),
             };
@@ -292,11 +318,15 @@ impl LogKeeper {
             }
         }
         inner.snapshots.wake.notify_one();
-        if rounds == 0 || rounds == TRIM_ROUNDS {
+        if is_first || past_archived != was_past_archived {
             tracing::warn!(
                 log_bytes,
                 max_log_bytes = inner.options.snapshots.max_log_bytes,
-                "the log is larger than max-log-bytes and is trimmed: older archived snapshots can be restored, and not brought up to date from it"
+                "{}",
+                match past_archived {
+                    true => "the log is still larger than max-log-bytes and is trimmed to what the node needs: archived snapshots can be restored, and not brought up to date from it",
+                    false => "the log is larger than max-log-bytes and is trimmed: older archived snapshots can be restored, and not brought up to date from it",
+                }
             );
         }
     }
