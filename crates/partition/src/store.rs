@@ -265,6 +265,7 @@ impl Store {
         db_options.create_if_missing(true);
         db_options.set_db_write_buffer_size(options.write_buffers_total);
         db_options.set_max_open_files(options.max_open_files);
+        db_options.set_table_cache_num_shard_bits(OPEN_FILES_SHARD_BITS);
         db_options.set_max_background_jobs(options.background_jobs);
         db_options.set_bytes_per_sync(1024 * 1024);
         db_options.set_paranoid_checks(true);
@@ -354,6 +355,11 @@ const BLOCK_DEVIATION: i32 = 99;
 /// Bytes that an iterator that moves on reads ahead at most. A scan ends after a MiB, and what was read
 /// ahead then is lost: of RocksDB's 256 KiB, a quarter.
 const MAX_READAHEAD: usize = 64 * 1024;
+
+/// The open files are one list, of which the one unused for longest is closed when there are too many. Of
+/// RocksDB's 64 lists, each of a 64th of them, some are full when most are not, and the files there are
+/// closed and opened again by every scan, which reads their whole index each time.
+const OPEN_FILES_SHARD_BITS: i32 = 0;
 
 /// RocksDB's `IndexShorteningMode::kNoShortening`.
 const NO_SHORTENING: i32 = 0;

@@ -148,7 +148,9 @@ pub struct StoreConfig {
     pub write_buffers_total: ByteCount,
 
     /// Most files that the databases keep open. The limit of the operating system (`ulimit -n`)
-    /// must leave room for these and for `limits.connections`.
+    /// must leave room for these and for `limits.connections`. A read opens all files of its
+    /// partition that are not merged yet, most often some 30 and never more than 160: with fewer
+    /// open at a time, each MiB that is read reads their indexes again.
     #[schemars(range(min = 64, max = 1_000_000))]
     pub max_open_files: u32,
 
