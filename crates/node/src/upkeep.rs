@@ -324,8 +324,10 @@ impl LogKeeper {
                 max_log_bytes = inner.options.snapshots.max_log_bytes,
                 "{}",
                 match past_archived {
-                    true => "the log is still larger than max-log-bytes and is trimmed to what the node needs: archived snapshots can be restored, and not brought up to date from it",
-                    false => "the log is larger than max-log-bytes and is trimmed: older archived snapshots can be restored, and not brought up to date from it",
+                    true =>
+                        "the log is still larger than max-log-bytes and is trimmed to what the node needs: archived snapshots can be restored, and not brought up to date from it",
+                    false =>
+                        "the log is larger than max-log-bytes and is trimmed: older archived snapshots can be restored, and not brought up to date from it",
                 }
             );
         }
