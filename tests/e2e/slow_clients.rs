@@ -2,10 +2,13 @@
 
 use std::time::{Duration, Instant};
 
+use futures::StreamExt as _;
+use s2_sdk::types::{ReadFrom, ReadInput, ReadSessionConfig, ReadStart};
+
 use crate::support::events::Events;
-use crate::support::frames;
+use crate::support::frames::{self, Output};
 use crate::support::sdk;
-use crate::support::{Http, SOON, Server, Setup};
+use crate::support::{Http, SOON, Server, Setup, eventually, soon};
 
 const MIB: u64 = 1024 * 1024;
 
@@ -171,6 +174,135 @@ async fn a_reader_that_takes_nothing_is_closed_and_one_that_waits_is_not() {
     sdk::append(&stream, ["next"]).await;
     while at_tail.next().await.expect("it is open").event != "batch" {}
     drop(stuck);
+}
+
+/// How many answers were ended because their clients took nothing of them.
+async fn stalled(server: &Server) -> u64 {
+    let metrics = server.http1().get("/metrics").send().await.text();
+    let line = metrics
+        .lines()
+        .find_map(|line| line.strip_prefix("esker_http_answers_stalled_total "));
+    line.expect("it exists from the start").parse().unwrap()
+}
+
+/// Waits until so many have been.
+async fn until_stalled(server: &Server, count: u64) {
+    eventually("answers are ended", async || {
+        (stalled(server).await >= count).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_paused_session_of_the_official_client_goes_on_without_loss() {
+    let server = Setup::default()
+        .set("limits.stall-timeout=500ms")
+        .start_fresh()
+        .await;
+    let s2 = server.sdk();
+    let basin = sdk::basin(&s2, "test-basin").await;
+    let quiet = sdk::stream(&basin, "quiet").await;
+    let stream = sdk::stream(&basin, "orders").await;
+    for number in 0..60 {
+        sdk::append(&stream, [number.to_string().repeat(400_000)]).await;
+    }
+    let from_start = || {
+        let start = ReadStart::new().with_from(ReadFrom::SeqNum(0));
+        ReadInput::new().with_start(start)
+    };
+    // A session at the tail keeps the connection that both share.
+    let mut at_tail = quiet
+        .read_session(from_start(), ReadSessionConfig::new())
+        .await
+        .unwrap();
+    let at_tail = tokio::spawn(async move { at_tail.next().await.unwrap().unwrap() });
+    let mut paused = stream
+        .read_session(from_start(), ReadSessionConfig::new())
+        .await
+        .unwrap();
+    let mut seen = Vec::new();
+    let mut pauses = 0;
+    while seen.len() < 60 {
+        let batch = soon("a batch", paused.next()).await.unwrap().unwrap();
+        for record in batch.records {
+            let number = record.seq_num;
+            assert!(record.body.starts_with(number.to_string().as_bytes()));
+            seen.push(number);
+        }
+        // What comes after the first batches has not been sent yet: windows have no place for it.
+        if pauses < 2 && seen.len() > pauses * 30 {
+            pauses += 1;
+            until_stalled(&server, pauses as u64).await;
+        }
+    }
+    assert_eq!(seen, (0..60).collect::<Vec<_>>());
+    sdk::append(&quiet, ["still there"]).await;
+    let batch = soon("the session at the tail", at_tail).await.unwrap();
+    assert_eq!(sdk::bodies(&batch.records), ["still there"]);
+    // It is the same session, and follows.
+    sdk::append(&stream, ["next"]).await;
+    let batch = soon("the next batch", paused.next()).await.unwrap().unwrap();
+    assert_eq!(sdk::seq_nums(&batch.records), [60]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sessions_of_which_nothing_is_taken_end_with_an_error_after_what_was_sent() {
+    let server = Setup::default()
+        .set("limits.stall-timeout=500ms")
+        .start_fresh()
+        .await;
+    let basin = sdk::basin(&server.sdk(), "test-basin").await;
+    let stream = sdk::stream(&basin, "orders").await;
+    for _ in 0..4 {
+        sdk::append(&stream, [vec![b'x'; 1_000_000]]).await;
+    }
+    let busy = sdk::stream(&basin, "busy").await;
+    let acked = sdk::stream(&basin, "acked").await;
+    // One connection, on which a follower takes what it gets.
+    let http = Http::with_window(server.address(), 500);
+    let query = "tail_offset=0";
+    let mut live = frames::read_session(&http, "test-basin", "busy", query).await;
+    let query = "seq_num=0";
+    let mut read = frames::read_session(&http, "test-basin", "orders", query).await;
+    let mut events = Events::open(&http, "test-basin", "orders", query, None).await;
+    let mut append = frames::append_session(&http, "test-basin", "acked").await;
+    // Acknowledgements soon do not fit into the window.
+    let frame = frames::frame(&frames::input(["x"]));
+    assert!(append.send(frame.repeat(2_000)).await);
+    until_stalled(&server, 3).await;
+    // What comes after the end of a session is not appended.
+    append.send(frame.repeat(2_000)).await;
+
+    let outputs = read.rest().await;
+    let (end, batches) = outputs.split_last().unwrap();
+    assert_drained(end);
+    assert!(batches.len() < 4, "{}", batches.len());
+
+    let found = events.rest().await;
+    let (end, batches) = found.split_last().unwrap();
+    assert_eq!((&*end.event, end.id.as_ref()), ("error", None));
+    assert_eq!(end.json()["code"], "server_draining", "{end:?}");
+    assert!(batches.len() < 4, "{}", batches.len());
+
+    // All that was appended is acknowledged before the end.
+    let outputs = append.rest().await;
+    let (end, acks) = outputs.split_last().unwrap();
+    assert_drained(end);
+    let tail = acked.check_tail().await.unwrap().seq_num;
+    assert_eq!(acks.len() as u64, tail);
+    assert!(tail < 4_000, "{tail}");
+
+    sdk::append(&busy, ["still there"]).await;
+    while live.next().await.message().records.is_empty() {}
+}
+
+/// The end of a session that a client takes up again.
+#[track_caller]
+fn assert_drained<M: std::fmt::Debug>(end: &Output<M>) {
+    let Output::Error(status, body) = end else {
+        panic!("{end:?}");
+    };
+    assert_eq!((*status, &body["code"]), (503, &"server_draining".into()));
 }
 
 #[tokio::test]

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use esker_proto::state::v1::ExportRequest;
+use esker_proto::state::v1::{ExportRequest, ReplayRequest, WatchRequest};
 use esker_proto::statehouse::v1::{GetStateRequest, ScanPrefixRequest};
 use prost::Message;
 use tonic::Code;
@@ -176,4 +176,32 @@ async fn exports_that_nobody_reads_leave_threads_to_others_and_are_ended() {
         bytes += piece.data.len();
     }
     assert!(bytes > KEYS * NULLS * 5, "{bytes}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn streams_of_which_nothing_is_taken_end_with_a_status_that_invites_to_ask_again() {
+    let state = store_of_trees("500ms").await;
+    let http = Http::with_window(state.server.address(), 1024);
+    let watch = WatchRequest {
+        start_ts: Some(1),
+        ..WatchRequest::default()
+    };
+    let replay = ReplayRequest::default();
+    let service = "/esker.state.v1.StateService";
+    let streams = [
+        unread(&http, &format!("{service}/Watch"), &watch).await,
+        unread(&http, &format!("{service}/Replay"), &replay).await,
+    ];
+    crate::support::eventually("both are ended", async || {
+        let metrics = state.server.http1().get("/metrics").send().await.text();
+        let ended = metrics.contains("esker_http_answers_stalled_total 2");
+        ended.then_some(())
+    })
+    .await;
+    for stream in streams {
+        let trailers = stream.trailers().await;
+        // UNAVAILABLE.
+        assert_eq!(trailers["grpc-status"], "14", "{trailers:?}");
+        assert_eq!(trailers["esker-code"], "server_draining");
+    }
 }

@@ -7,10 +7,12 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
-use hyper::body::{Body as HttpBody, Frame, SizeHint};
+use axum::response::Response;
+use hyper::body::{Body as HttpBody, Frame};
 use tokio::sync::Notify;
 
-use crate::answers::Perishable;
+use crate::answers::{AtStall, CHUNK, Perishable};
+use crate::observed_body::{Observed, Observer};
 
 /// Requests of one connection.
 #[derive(Default)]
@@ -58,16 +60,26 @@ pub(crate) struct Busy {
 }
 
 impl Busy {
-    /// The body of the answer, with which the request ends. One that comes in pieces also ends when the
-    /// client takes nothing of it for `stall_timeout`.
-    pub(crate) fn until_sent(mut self, body: Body, stall_timeout: Duration) -> Body {
-        if body.size_hint().exact().is_some() {
-            return Body::new(Answer { body, _busy: self });
+    /// The answer with whose body the request ends. One that comes in pieces also ends, as its
+    /// [`AtStall`] has it, when the client takes nothing of it for `stall_timeout`.
+    pub(crate) fn until_sent(mut self, answer: Response, stall_timeout: Duration) -> Response {
+        let (mut head, body) = answer.into_parts();
+        // What is sent at once has been taken when it is polled.
+        if body.size_hint().exact().is_some_and(|bytes| bytes <= CHUNK as u64) {
+            return Response::from_parts(head, Body::new(Observed::new(body, self)));
         }
+        let at_stall = head.extensions.remove().unwrap_or(AtStall::Fail);
         self.abandoned = true;
-        Body::new(Pieces(Perishable::new((body, self), stall_timeout)))
+        let pieces = Perishable::with(
+            Pieces::Sending(body, self),
+            stall_timeout,
+            move |pieces: Pieces| pieces.stall(at_stall),
+        );
+        Response::from_parts(head, Body::new(Answer(pieces)))
     }
 }
+
+impl Observer for Busy {}
 
 impl Drop for Busy {
     fn drop(&mut self) {
@@ -79,36 +91,55 @@ impl Drop for Busy {
     }
 }
 
-/// An answer that is there as a whole.
-struct Answer {
-    body: Body,
-    _busy: Busy,
+/// What of an answer in pieces is left to send.
+enum Pieces {
+    Sending(Body, Busy),
+    /// The client took nothing for too long. The body ends by itself.
+    Ending(Body),
+    /// The same. The body is gone; this follows on what was sent.
+    End(Option<Frame<Bytes>>),
 }
 
-impl HttpBody for Answer {
-    type Data = Bytes;
-    type Error = axum::Error;
+impl Pieces {
+    /// What is left for a client that may come back. The request is not under way any more.
+    fn stall(self, at_stall: AtStall) -> Option<Pieces> {
+        let Pieces::Sending(body, _) = self else {
+            return Some(self);
+        };
+        metrics::counter!(STALLED).increment(1);
+        match at_stall {
+            AtStall::Fail => None,
+            AtStall::End(frame) => Some(Pieces::End(Some(frame.into()))),
+            AtStall::Cancel(token) => {
+                token.cancel();
+                Some(Pieces::Ending(body))
+            }
+        }
+    }
 
     fn poll_frame(
-        mut self: Pin<&mut Self>,
+        &mut self,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        Pin::new(&mut self.body).poll_frame(context)
+        match self {
+            Pieces::Sending(body, _) | Pieces::Ending(body) => Pin::new(body).poll_frame(context),
+            Pieces::End(frame) => Poll::Ready(frame.take().map(Ok)),
+        }
     }
+}
 
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
+/// Answers of which clients took nothing for too long.
+const STALLED: &str = "esker_http_answers_stalled_total";
 
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
+/// Makes the counters exist.
+pub(crate) fn describe() {
+    metrics::counter!(STALLED).increment(0);
 }
 
 /// An answer that comes in pieces.
-struct Pieces(Perishable<(Body, Busy)>);
+struct Answer(Perishable<Pieces>);
 
-impl HttpBody for Pieces {
+impl HttpBody for Answer {
     type Data = Bytes;
     type Error = axum::Error;
 
@@ -116,18 +147,18 @@ impl HttpBody for Pieces {
         self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        let next = self
-            .0
-            .poll_part(|(body, _)| Pin::new(body).poll_frame(context));
+        let next = self.0.poll_part(|pieces| pieces.poll_frame(context));
         next.map(|next| next.unwrap_or_else(|stalled| Some(Err(axum::Error::new(stalled)))))
     }
 }
 
-impl Drop for Pieces {
+impl Drop for Answer {
     fn drop(&mut self) {
         // It ends because it is over, or the connection is.
-        let _ = self.0.poll_part(|(_, busy)| {
-            busy.abandoned = false;
+        let _ = self.0.poll_part(|pieces| {
+            if let Pieces::Sending(_, busy) = pieces {
+                busy.abandoned = false;
+            }
             Poll::Ready(())
         });
     }
@@ -138,14 +169,30 @@ mod tests {
     use std::convert::Infallible;
 
     use http_body_util::BodyExt as _;
+    use tokio_util::sync::CancellationToken;
 
     use super::*;
+    use crate::answers::EndFrame;
+
+    const TIMEOUT: Duration = Duration::from_millis(50);
+    const LONG: Duration = Duration::from_secs(3600);
+
+    fn sent(activity: &Arc<Activity>, body: Body, at_stall: Option<AtStall>) -> Body {
+        let mut answer = Response::new(body);
+        if let Some(at_stall) = at_stall {
+            answer.extensions_mut().insert(at_stall);
+        }
+        activity.begin().until_sent(answer, TIMEOUT).into_body()
+    }
+
+    fn pieces() -> Body {
+        Body::from_stream(futures::stream::repeat(Ok::<_, Infallible>("piece")))
+    }
 
     #[tokio::test]
     async fn a_connection_is_idle_once_its_last_answer_is_long_gone() {
-        const TIMEOUT: Duration = Duration::from_millis(50);
         let activity = Arc::new(Activity::default());
-        let body = activity.begin().until_sent(Body::from("answer"), TIMEOUT);
+        let body = sent(&activity, Body::from("answer"), None);
         let busy = tokio::time::timeout(TIMEOUT * 4, activity.idle(TIMEOUT)).await;
         assert!(busy.is_err(), "it is not idle");
         drop(body);
@@ -153,23 +200,52 @@ mod tests {
         activity.idle(TIMEOUT).await;
         assert!(begun.elapsed() >= TIMEOUT);
     }
+
     #[tokio::test]
     async fn an_answer_of_which_nothing_is_taken_ends_and_its_connection_is_idle_at_once() {
-        const TIMEOUT: Duration = Duration::from_millis(50);
-        const LONG: Duration = Duration::from_secs(3600);
-        let pieces = || {
-            let pieces = futures::stream::repeat(Ok::<_, Infallible>("piece"));
-            Body::from_stream(pieces)
-        };
         let activity = Arc::new(Activity::default());
         // Over is not stalled.
-        drop(activity.begin().until_sent(pieces(), TIMEOUT));
+        drop(sent(&activity, pieces(), None));
         let idle = tokio::time::timeout(TIMEOUT * 2, activity.idle(LONG)).await;
         assert!(idle.is_err(), "it is idle for a moment only");
 
-        let mut body = activity.begin().until_sent(pieces(), TIMEOUT);
+        let large = || Body::from(vec![0; CHUNK + 1]);
+        for (body, begun) in [(pieces(), true), (pieces(), false), (large(), false)] {
+            let mut body = sent(&activity, body, None);
+            if begun {
+                body.frame().await.unwrap().unwrap();
+            }
+            activity.idle(LONG).await;
+            body.frame().await.unwrap().unwrap_err();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_session_of_which_nothing_is_taken_ends_as_it_says() {
+        let activity = Arc::new(Activity::default());
+        let frame = EndFrame::Data("end".into());
+        let mut body = sent(&activity, pieces(), Some(AtStall::End(frame)));
         body.frame().await.unwrap().unwrap();
         activity.idle(LONG).await;
-        body.frame().await.unwrap().unwrap_err();
+        let end = body.frame().await.unwrap().unwrap();
+        assert_eq!(end.into_data().unwrap(), "end");
+        assert!(body.frame().await.is_none());
+
+        // What is in flight is answered before the end.
+        let token = CancellationToken::new();
+        let cancelled = token.clone();
+        let until_cancelled = async_stream::stream! {
+            while !cancelled.is_cancelled() {
+                yield Ok::<_, Infallible>("piece");
+            }
+            yield Ok("in flight");
+            yield Ok("end");
+        };
+        let body = Body::from_stream(until_cancelled);
+        let mut body = sent(&activity, body, Some(AtStall::Cancel(token.clone())));
+        body.frame().await.unwrap().unwrap();
+        activity.idle(LONG).await;
+        assert!(token.is_cancelled());
+        assert_eq!(body.collect().await.unwrap().to_bytes(), "piecein flightend"[5..]);
     }
 }

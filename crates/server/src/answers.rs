@@ -28,6 +28,7 @@ use http::{HeaderMap, Method, StatusCode};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use http_body_util::{BodyExt as _, Collected};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::CancellationToken;
 
 use crate::api::ServiceError;
 
@@ -40,7 +41,7 @@ const MAX_EXPORTS: usize = 4;
 /// How long a scan waits for others.
 const WAIT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Bytes that a connection is given at a time: it holds them, however little its client takes.
-const CHUNK: usize = 64 * 1024;
+pub(crate) const CHUNK: usize = 64 * 1024;
 
 /// Why there is no answer now.
 #[derive(Clone, Copy, Debug, PartialEq, thiserror::Error)]
@@ -60,8 +61,38 @@ pub enum Exhausted {
     )]
     Held,
     /// A client that takes nothing.
-    #[error("the answer was given up: nothing of it was taken for `limits.stall-timeout`")]
+    #[error(
+        "the answer was ended because its client took nothing of it for `limits.stall-timeout`: connect again, and \
+         continue after what arrived"
+    )]
     Stalled,
+}
+
+/// How an answer in pieces ends when its client takes nothing of it: an extension of the response.
+#[derive(Clone, Debug)]
+pub(crate) enum AtStall {
+    /// With an error of the connection: what was sent cannot be continued.
+    Fail,
+    /// The body is dropped at once, and this frame ends what was sent.
+    End(EndFrame),
+    /// The body is told, and ends by itself: what is in flight is still answered.
+    Cancel(CancellationToken),
+}
+
+/// A frame that ends an answer.
+#[derive(Clone, Debug)]
+pub(crate) enum EndFrame {
+    Data(Bytes),
+    Trailers(HeaderMap),
+}
+
+impl From<EndFrame> for Frame<Bytes> {
+    fn from(frame: EndFrame) -> Frame<Bytes> {
+        match frame {
+            EndFrame::Data(data) => Frame::data(data),
+            EndFrame::Trailers(trailers) => Frame::trailers(trailers),
+        }
+    }
 }
 
 /// What all requests share.
@@ -175,7 +206,7 @@ impl Answers {
     }
 }
 
-/// A value that is dropped when its client has taken nothing of it for a while.
+/// A value that is dropped, or changed, when its client has taken nothing of it for a while.
 pub(crate) struct Perishable<T> {
     slot: Arc<Mutex<Slot<T>>>,
     used: Arc<Notify>,
@@ -190,6 +221,15 @@ struct Slot<T> {
 
 impl<T: Send + 'static> Perishable<T> {
     pub(crate) fn new(value: T, timeout: Duration) -> Perishable<T> {
+        Perishable::with(value, timeout, |_| None)
+    }
+
+    /// The same, but `at_stall` decides what is left of the value.
+    pub(crate) fn with(
+        value: T,
+        timeout: Duration,
+        at_stall: impl FnOnce(T) -> Option<T> + Send + 'static,
+    ) -> Perishable<T> {
         let slot = Arc::new(Mutex::new(Slot {
             value: Some(value),
             awaited: false,
@@ -203,7 +243,7 @@ impl<T: Send + 'static> Perishable<T> {
                 }
                 let mut slot = watched.lock().unwrap_or_else(PoisonError::into_inner);
                 if !slot.awaited {
-                    slot.value.take();
+                    slot.value = slot.value.take().and_then(at_stall);
                     return;
                 }
             }

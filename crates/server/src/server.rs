@@ -35,7 +35,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt as _;
 
-use crate::activity::Activity;
+use crate::activity::{self, Activity};
 use crate::api::{self, App, Limits, ServiceError};
 use crate::config::{
     Config, HumanDuration, OnLogFull, Secret, SnapshotKind, SnapshotsConfig, StateConfig,
@@ -158,6 +158,7 @@ impl Server {
             stop: stop.clone(),
             grace,
         };
+        activity::describe();
         telemetry::upkeep(&telemetry::metrics());
         tokio::spawn(look_after_metrics(telemetry::metrics(), stop.clone()));
         let mut accepting = vec![tokio::spawn(accept(
@@ -425,7 +426,7 @@ fn service(
                 true => router.oneshot(request.map(axum::body::Body::new)).await?,
                 false => ServiceError::NoPlace.into_response(),
             };
-            Ok(answer.map(|body| busy.until_sent(body, stall_timeout)))
+            Ok(busy.until_sent(answer, stall_timeout))
         }
     })
 }

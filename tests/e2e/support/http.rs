@@ -430,4 +430,17 @@ impl Exchange {
         let collected = soon("the rest of an answer", self.body.collect()).await;
         collected.map(http_body_util::Collected::to_bytes)
     }
+
+    /// What follows on the rest of the answer's body.
+    ///
+    /// # Panics
+    ///
+    /// If the answer is cut short.
+    #[allow(dead_code)]
+    pub async fn trailers(mut self) -> HeaderMap {
+        self.to_server = None;
+        let collected = soon("the rest of an answer", self.body.collect()).await;
+        let collected = collected.expect("the answer's end");
+        collected.trailers().cloned().expect("trailers")
+    }
 }

@@ -96,8 +96,8 @@ pub const CODES: &[(ErrorCode, &str, &str)] = &[
     ),
     (
         ErrorCode::ServerDraining,
-        "The server is stopping. Nothing happened.",
-        "Connect again.",
+        "The server is stopping, or it ended a session of which the client took nothing for `limits.stall-timeout`. What was acknowledged has happened, and nothing else.",
+        "Connect again; a session continues after the last record or acknowledgement that arrived.",
     ),
     (
         ErrorCode::Storage,
@@ -222,6 +222,8 @@ impl ServiceError {
                 return standard(refusal.status(), code, self.to_string());
             }
             ServiceError::SlowBody => ErrorCode::RequestTimeout,
+            // As at a stop: a session of the official client connects again, and continues.
+            ServiceError::Exhausted(Exhausted::Stalled) => ErrorCode::ServerDraining,
             ServiceError::BodiesFull | ServiceError::NoPlace | ServiceError::Exhausted(_) => {
                 ErrorCode::RateLimited
             }

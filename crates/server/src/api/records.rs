@@ -128,7 +128,7 @@ pub async fn read(
                 .await?
                 .read(start, end)
                 .await?;
-            sessions::frames_of_read(session, response_compression)
+            Ok(sessions::frames_of_read(session, response_compression))
         }
     }
 }
@@ -214,7 +214,12 @@ pub async fn append(
                 .await?;
             let session = handle.session(app.limits.append_session_inflight);
             let stopping = app.node.stopping().clone();
-            sessions::frames_of_append(session, inputs, stopping, response_compression)
+            Ok(sessions::frames_of_append(
+                session,
+                inputs,
+                stopping,
+                response_compression,
+            ))
         }
     }
 }

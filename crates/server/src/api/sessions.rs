@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::ServiceError;
 use super::records::wire_ack;
+use crate::answers::{AtStall, EndFrame, Exhausted};
 
 const NO_TRANSFORM: HeaderValue = HeaderValue::from_static("no-cache, no-transform");
 /// Tells reverse proxies not to buffer.
@@ -79,17 +80,27 @@ pub fn events(mut session: ReadSession, format: Format, mut delivered: CountOrBy
         }
     };
     let mut response = Sse::new(events).into_response();
+    response.extensions_mut().insert(stalled_events());
     let headers = response.headers_mut();
     headers.insert(header::CACHE_CONTROL, NO_TRANSFORM);
     headers.insert(NO_BUFFERING.0, NO_BUFFERING.1);
     response
 }
 
+/// The event that ends a session of events of which the client takes nothing.
+fn stalled_events() -> AtStall {
+    let error = ServiceError::Exhausted(Exhausted::Stalled);
+    let (_, body) = error.to_response().to_parts();
+    // As `Sse` writes `sse::error_event`; the body is JSON without line breaks.
+    let event = format!("event: error\ndata: {body}\n\n");
+    AtStall::End(EndFrame::Data(event.into()))
+}
+
 /// A read as frames.
 pub fn frames_of_read(
     mut session: ReadSession,
     compression: s2s::CompressionAlgorithm,
-) -> Result<Response, ServiceError> {
+) -> Response {
     let batches = async_stream::stream! {
         loop {
             match session.next().await {
@@ -106,7 +117,12 @@ pub fn frames_of_read(
             }
         }
     };
-    frames(compression, batches)
+    let mut response = frames(compression, batches);
+    let end = s2s::TerminalMessage::from(ServiceError::Exhausted(Exhausted::Stalled));
+    let end = s2s::SessionMessage::from(end).encode();
+    let at_stall = AtStall::End(EndFrame::Data(end));
+    response.extensions_mut().insert(at_stall);
+    response
 }
 
 type Submission<'a> = Pin<Box<dyn Future<Output = Result<PendingAppend, Error>> + Send + 'a>>;
@@ -118,7 +134,10 @@ pub fn frames_of_append(
     mut inputs: BoxStream<'static, Result<AppendInput, AppendInputStreamError>>,
     stopping: CancellationToken,
     compression: s2s::CompressionAlgorithm,
-) -> Result<Response, ServiceError> {
+) -> Response {
+    // A client that takes no acknowledgements ends the session as a stop does: what is in flight is answered.
+    let stalled = CancellationToken::new();
+    let at_stall = AtStall::Cancel(stalled.clone());
     let acks = async_stream::stream! {
         let mut pending = FuturesOrdered::new();
         let mut submitting: Option<Submission<'_>> = None;
@@ -153,6 +172,10 @@ pub fn frames_of_append(
                     last_error = Some(Error::Stopping.into());
                     open = false;
                 }
+                () = stalled.cancelled(), if open => {
+                    last_error = Some(ServiceError::Exhausted(Exhausted::Stalled));
+                    open = false;
+                }
                 input = inputs.next(), if open && submitting.is_none() => match input {
                     Some(Ok(input)) => submitting = Some(Box::pin(session.append(input))),
                     Some(Err(error)) => {
@@ -168,13 +191,15 @@ pub fn frames_of_append(
             yield Err(error);
         }
     };
-    frames(compression, acks)
+    let mut response = frames(compression, acks);
+    response.extensions_mut().insert(at_stall);
+    response
 }
 
 fn frames<P>(
     compression: s2s::CompressionAlgorithm,
     messages: impl Stream<Item = Result<P, ServiceError>> + Send + 'static,
-) -> Result<Response, ServiceError>
+) -> Response
 where
     P: prost::Message + 'static,
 {
@@ -184,5 +209,29 @@ where
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("s2s/proto"));
     headers.insert(header::CACHE_CONTROL, NO_TRANSFORM);
     headers.insert(NO_BUFFERING.0, NO_BUFFERING.1);
-    Ok(response)
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use http_body_util::BodyExt as _;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn the_event_at_the_end_of_a_stalled_session_is_as_other_events_of_errors() {
+        let error = ServiceError::Exhausted(Exhausted::Stalled);
+        let (status, body) = error.to_response().to_parts();
+        assert_eq!(status, 503);
+        let event = sse::error_event(body).unwrap();
+        let events = futures::stream::iter([Ok::<_, Infallible>(event)]);
+        let written = Sse::new(events).into_response().into_body();
+        let written = written.collect().await.unwrap().to_bytes();
+        let AtStall::End(EndFrame::Data(at_stall)) = stalled_events() else {
+            panic!("it is an event");
+        };
+        assert_eq!(at_stall, written);
+    }
 }

@@ -3,8 +3,6 @@
 //! A call is counted when it has ended, which for streams is the end of the stream; one that the client
 //! ended first counts as `CANCELLED`.
 
-use std::pin::Pin;
-use std::task::{Context, Poll};
 use std::time::Instant;
 
 use axum::body::Body;
@@ -13,13 +11,14 @@ use axum::middleware::Next;
 use axum::response::Response;
 use bytes::Bytes;
 use http::HeaderMap;
-use http_body::{Body as HttpBody, Frame, SizeHint};
+use http_body::Frame;
 use http_body_util::BodyExt as _;
 use tonic::{Code, Status};
 
 use super::MOST_REQUEST;
 use super::status::{exhausted, refused};
-use crate::answers::{Answers, Scanning};
+use crate::answers::{Answers, AtStall, EndFrame, Exhausted, Scanning};
+use crate::observed_body::{Observed, Observer};
 
 /// How `tonic` begins to say that a request is too large, for which it has a code that means something else.
 const TOO_LARGE: &str = "Error, decoded message length too large";
@@ -38,7 +37,7 @@ pub(super) async fn watched(
         Some(refusal) => refusal.into_http(),
         None => response,
     };
-    let response = match is_read && code(response.headers()).is_none() {
+    let mut response = match is_read && code(response.headers()).is_none() {
         true => held(response, &answers).await,
         false => response,
     };
@@ -47,7 +46,9 @@ pub(super) async fn watched(
         call.end(code);
         return response;
     }
-    response.map(|body| Body::new(Counted { body, call }))
+    let stalled = AtStall::End(EndFrame::Trailers(trailers(refused(Exhausted::Stalled))));
+    response.extensions_mut().insert(stalled);
+    response.map(|body| Body::new(Observed::new(body, call)))
 }
 
 /// The answer as bytes: the tree of messages that it came as is gone.
@@ -63,6 +64,16 @@ async fn held(mut response: Response, answers: &Answers) -> Response {
         Ok(permit) => Response::from_parts(head, answers.body(bytes, trailers, permit)),
         Err(error) => refused(error).into_http(),
     }
+}
+
+/// A status as it comes after messages.
+fn trailers(status: Status) -> HeaderMap {
+    let mut trailers = HeaderMap::new();
+    // What cannot be a header is sent as its code alone.
+    if status.add_header(&mut trailers).is_err() {
+        trailers.insert(Status::GRPC_STATUS, (status.code() as i32).into());
+    }
+    trailers
 }
 
 fn code(headers: &HeaderMap) -> Option<Code> {
@@ -121,39 +132,16 @@ impl Drop for Call {
     }
 }
 
-/// A body that tells when it has ended.
-struct Counted {
-    body: Body,
-    call: Call,
-}
-
-impl HttpBody for Counted {
-    type Data = Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        let polled = Pin::new(&mut self.body).poll_frame(context);
-        match &polled {
-            Poll::Ready(Some(Ok(frame))) => {
+impl Observer for Call {
+    fn frame(&mut self, frame: Result<&Frame<Bytes>, &axum::Error>) {
+        match frame {
+            Ok(frame) => {
                 if let Some(code) = frame.trailers_ref().and_then(code) {
-                    self.call.end(code);
+                    self.end(code);
                 }
             }
-            Poll::Ready(Some(Err(_))) => self.call.end(Code::Unknown),
-            Poll::Ready(None) | Poll::Pending => {}
+            Err(_) => self.end(Code::Unknown),
         }
-        polled
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
     }
 }
 

@@ -175,7 +175,17 @@ pub(super) fn exhausted(problem: impl Into<String>) -> Status {
 
 /// The status of an answer for which there is no room now.
 pub(super) fn refused(error: Exhausted) -> Status {
-    exhausted(error.to_string())
+    match error {
+        // As at a stop: the client may ask again at once.
+        Exhausted::Stalled => made(
+            Code::Unavailable,
+            "server_draining",
+            ErrorCode::InternalError,
+            error.to_string(),
+            Details::default(),
+        ),
+        Exhausted::Scans | Exhausted::Exports | Exhausted::Held => exhausted(error.to_string()),
+    }
 }
 
 /// The status of a value that was sent and is no JSON.
