@@ -241,7 +241,10 @@ async fn a_paused_session_of_the_official_client_goes_on_without_loss() {
     assert_eq!(sdk::bodies(&batch.records), ["still there"]);
     // It is the same session, and follows.
     sdk::append(&stream, ["next"]).await;
-    let batch = soon("the next batch", paused.next()).await.unwrap().unwrap();
+    let batch = soon("the next batch", paused.next())
+        .await
+        .unwrap()
+        .unwrap();
     assert_eq!(sdk::seq_nums(&batch.records), [60]);
 }
 

@@ -65,7 +65,11 @@ impl Busy {
     pub(crate) fn until_sent(mut self, answer: Response, stall_timeout: Duration) -> Response {
         let (mut head, body) = answer.into_parts();
         // What is sent at once has been taken when it is polled.
-        if body.size_hint().exact().is_some_and(|bytes| bytes <= CHUNK as u64) {
+        if body
+            .size_hint()
+            .exact()
+            .is_some_and(|bytes| bytes <= CHUNK as u64)
+        {
             return Response::from_parts(head, Body::new(Observed::new(body, self)));
         }
         let at_stall = head.extensions.remove().unwrap_or(AtStall::Fail);
@@ -246,6 +250,9 @@ mod tests {
         body.frame().await.unwrap().unwrap();
         activity.idle(LONG).await;
         assert!(token.is_cancelled());
-        assert_eq!(body.collect().await.unwrap().to_bytes(), "piecein flightend"[5..]);
+        assert_eq!(
+            body.collect().await.unwrap().to_bytes(),
+            "piecein flightend"[5..]
+        );
     }
 }
