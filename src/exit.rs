@@ -5,10 +5,10 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use esker_server::telemetry;
+use esker_server::{errors, telemetry};
 
-use crate::output;
 use crate::term::plain_lines;
+use crate::{json, output};
 
 /// How long a process that panicked may take to write why.
 const PANIC_TIMEOUT: Duration = Duration::from_secs(3);
@@ -18,10 +18,14 @@ const PANIC_TIMEOUT: Duration = Duration::from_secs(3);
 pub struct Failure {
     /// Stable, for programs.
     pub code: &'static str,
-    /// What happened, to what, and what to do.
+    /// What happened, and to what.
     pub message: String,
+    /// What to do, where more is known than what the code alone advises.
+    pub advice: Option<String>,
     /// The process's exit code.
     pub exit: u8,
+    /// Whether a document that is printed has it.
+    pub is_printed: bool,
 }
 
 impl Failure {
@@ -30,7 +34,32 @@ impl Failure {
         Failure {
             code,
             message: message.to_string(),
+            advice: None,
             exit: 1,
+            is_printed: false,
+        }
+    }
+
+    /// The same, with what to do.
+    pub fn advise(self, advice: impl ToString) -> Failure {
+        Failure {
+            advice: Some(advice.to_string()),
+            ..self
+        }
+    }
+
+    /// What to do.
+    pub fn what_to_do(&self) -> String {
+        let advice = self.advice.as_deref();
+        let advice = advice.or_else(|| errors::what_to_do(self.code));
+        advice.unwrap_or("The message says why.").to_owned()
+    }
+
+    /// What happened, to what, and what to do, for people.
+    pub fn text(&self) -> String {
+        match &self.advice {
+            Some(advice) => format!("{}; {advice}", self.message),
+            None => self.message.clone(),
         }
     }
 
@@ -51,29 +80,33 @@ impl Failure {
     }
 }
 
-/// Prints a failure and turns the result into an exit code.
-pub fn report(result: Result<(), Failure>) -> ExitCode {
+/// Prints a failure, for people and, where JSON is wanted, for programs, and turns the result into an
+/// exit code.
+pub fn report(result: Result<(), Failure>, wants_json: bool) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             // A part of it may be a server's or a store's words.
-            say!(
-                "error [{}]: {}",
-                failure.code,
-                plain_lines(&failure.message)
-            );
-            ExitCode::from(failure.exit)
+            say!("error [{}]: {}", failure.code, plain_lines(&failure.text()));
+            let exit = ExitCode::from(failure.exit);
+            if wants_json {
+                json::print_failure(failure);
+            }
+            exit
         }
     }
 }
 
 /// Prints help, the version, or what is wrong with the command line.
-pub fn report_usage(error: &clap::Error) -> ExitCode {
+pub fn report_usage(error: &clap::Error, wants_json: bool) -> ExitCode {
     let printed = error.print();
-    if error.use_stderr() {
-        return ExitCode::from(2);
+    if !error.use_stderr() {
+        return report(output::written(printed).map(|_| ()), wants_json);
     }
-    report(output::written(printed).map(|_| ()))
+    if wants_json {
+        json::print_failure(json::usage(error));
+    }
+    ExitCode::from(2)
 }
 
 /// A panic ends the process. A server that lost a thread cannot promise anything: what was

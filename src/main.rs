@@ -11,6 +11,7 @@ mod config_cmd;
 mod demo;
 mod exit;
 mod follow_cmd;
+mod json;
 mod server_cmd;
 mod snapshot_cmd;
 mod state_cmd;
@@ -61,10 +62,12 @@ fn main() -> std::process::ExitCode {
     exit::install_panic_hook();
     let command = Cli::command().mut_args(without_empty_variable);
     let command = command.mut_subcommands(without_empty_variables);
-    let matches = command.try_get_matches();
+    let arguments: Vec<_> = std::env::args_os().collect();
+    let wants_json = json::is_wanted(&arguments);
+    let matches = command.try_get_matches_from(arguments);
     let cli = match matches.and_then(|mut matches| Cli::from_arg_matches_mut(&mut matches)) {
         Ok(cli) => cli,
-        Err(error) => return exit::report_usage(&error),
+        Err(error) => return exit::report_usage(&error, wants_json),
     };
     let result = match cli.command {
         Command::Server(args) => server_cmd::run(&args),
@@ -76,5 +79,5 @@ fn main() -> std::process::ExitCode {
         Command::Snapshot(args) => snapshot_cmd::run(*args),
         Command::Config(args) => config_cmd::run(&args),
     };
-    exit::report(result)
+    exit::report(result, wants_json)
 }

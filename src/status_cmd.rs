@@ -8,6 +8,7 @@ use esker_server::admin::status::{CopyKind, Partition, Predicted, Recovery, Stat
 
 use crate::admin::Admin;
 use crate::exit::Failure;
+use crate::json;
 use crate::output::print;
 use crate::snapshot_cmd::shown::{print_json, table};
 use crate::stream_cmd::SERVER_VARIABLE;
@@ -62,7 +63,9 @@ pub fn run(args: Args) -> Result<(), Failure> {
         let clears = args.watch && !args.json && std::io::stdout().is_terminal();
         loop {
             let status: Status = admin.get(&["status"], &[]).await?;
-            if args.json {
+            if args.json && !args.watch {
+                return json::print_with(&status, judge(&status));
+            } else if args.json {
                 print_json(&status)?;
             } else {
                 let clear = if clears { CLEAR } else { "" };

@@ -10,12 +10,16 @@ use super::shown::Output;
 use super::stop::Stop;
 use super::{interrupted, progress};
 use crate::exit::Failure;
-use crate::output::print;
+use crate::json;
 
 /// How long a server may send nothing before it is given up. Nobody may be there to interrupt this.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-pub async fn run(mut following: Following<'_>, json: bool, stop: &mut Stop) -> Result<(), Failure> {
+pub async fn run(
+    mut following: Following<'_>,
+    wants_json: bool,
+    stop: &mut Stop,
+) -> Result<(), Failure> {
     if !following.catch_up(stop, Some(PATIENCE)).await? {
         return Err(interrupted());
     }
@@ -34,24 +38,21 @@ pub async fn run(mut following: Following<'_>, json: bool, stop: &mut Stop) -> R
     let view = view.map_err(|e| following.failure(&e))?;
     let status = following.follower.status();
     let restored = following.restored();
-    if json {
+    if wants_json {
         let name = report::name(following.stream);
         let document = Document::new(&name, &status, restored, &view);
-        let text = serde_json::to_string_pretty(&document)
-            .map_err(|e| Failure::wrong("io", format!("writing the output: {e}")))?;
-        print(text)?;
-    } else {
-        Output::new().print(|out| view.state.state.lines(out))?;
-        let state = view.state.state.summary();
-        let took = following.caught_up_in;
-        remark(&report::summary(
-            following.stream,
-            &status,
-            restored,
-            &state,
-            took,
-        ));
+        return json::print_with(&document, taken);
     }
+    Output::new().print(|out| view.state.state.lines(out))?;
+    let state = view.state.state.summary();
+    let took = following.caught_up_in;
+    remark(&report::summary(
+        following.stream,
+        &status,
+        restored,
+        &state,
+        took,
+    ));
     // The state is printed all the same.
     taken
 }

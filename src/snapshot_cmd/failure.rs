@@ -13,16 +13,16 @@ use crate::exit::Failure;
 pub fn no_repository(shown: &str) -> Failure {
     Failure::wrong(
         "no_repository",
-        format!(
-            "there is no snapshot at {shown}, and never was; correct --repository or --partition, \
-             or make the first with `esker snapshot put DIR --lsn N`"
-        ),
+        format!("there is no snapshot at {shown}, and never was"),
+    )
+    .advise(
+        "correct --repository or --partition, or make the first with `esker snapshot put DIR --lsn N`",
     )
 }
 
 /// A library's error, as a failure of the command.
 pub fn of(error: &Error, place: &Place) -> Failure {
-    let with = |hint: &str| format!("{error}; {hint}");
+    let advised = |code, hint: &str| Failure::wrong(code, error).advise(hint);
     match error {
         Error::NoRoot {
             others: false,
@@ -30,37 +30,34 @@ pub fn of(error: &Error, place: &Place) -> Failure {
         } => no_repository(root.strip_suffix("/latest.json").unwrap_or(root)),
         Error::NoRoot { .. } => Failure::wrong("root_missing", error),
         Error::NoBucket { .. } => Failure::wrong("no_repository", error),
-        Error::Damaged { .. } | Error::Missing { .. } => Failure::wrong(
+        Error::Damaged { .. } | Error::Missing { .. } => advised(
             "damaged",
-            with("`esker snapshot verify` says what else is, and which snapshots it hurts"),
+            "`esker snapshot verify` says what else is, and which snapshots it hurts",
         ),
         Error::OtherCluster { .. } => Failure::wrong("other_cluster", error),
         Error::NotOurs { .. } => Failure::wrong("not_ours", error),
         Error::MarkerMissing { .. } | Error::OtherDestination { .. } => {
             Failure::wrong("repository_missing", error)
         }
-        Error::OtherWriter { .. } => Failure::wrong(
+        Error::OtherWriter { .. } => advised(
             "other_writer",
-            with(
-                "a server puts the snapshots of this partition; put to another partition or prefix",
-            ),
+            "a server puts the snapshots of this partition; put to another partition or prefix",
         ),
-        Error::OtherLineage { .. } => Failure::wrong(
+        Error::OtherLineage { .. } => advised(
             "other_lineage",
-            with("name the snapshot's history with --lineage, or put to another prefix"),
+            "name the snapshot's history with --lineage, or put to another prefix",
         ),
         Error::Superseded { .. } => Failure::wrong("superseded", error),
-        Error::Fenced { .. } => Failure::wrong("fenced", with("try again, and look at the clocks")),
+        Error::Fenced { .. } => advised("fenced", "try again, and look at the clocks"),
         Error::RootMoved { .. } => Failure::wrong("root_moved", error),
-        Error::Contended { .. } => Failure::wrong("contended", with("try again")),
-        Error::NoSnapshot(_) => Failure::wrong(
-            "no_snapshot",
-            with("`esker snapshot list` shows those that are"),
-        ),
+        Error::Contended { .. } => advised("contended", "try again"),
+        Error::NoSnapshot(_) => {
+            advised("no_snapshot", "`esker snapshot list` shows those that are")
+        }
         Error::Unusable(_) => Failure::wrong("unusable", error),
-        Error::Denied { .. } => Failure::unreachable("denied", with(&denied(place))),
+        Error::Denied { .. } => Failure::unreachable("denied", error).advise(denied(place)),
         Error::Store { .. } if is_full(error) => Failure::wrong("no_space", error),
-        Error::Store { .. } => Failure::unreachable("store", with(&failing(place))),
+        Error::Store { .. } => Failure::unreachable("store", error).advise(failing(place)),
         Error::Io { source, .. } if is_storage_full(source) => Failure::wrong("no_space", error),
         Error::NoSpace { .. } => Failure::wrong("no_space", error),
         Error::Io { .. } => Failure::wrong("io", error),
@@ -72,16 +69,14 @@ pub fn of(error: &Error, place: &Place) -> Failure {
 /// A store that was probed and is not fit to be written to.
 pub fn of_probe(error: &ProbeError, place: &Place) -> Failure {
     match error {
-        ProbeError::ReadOnly { .. } => {
-            Failure::unreachable("denied", format!("{error}; {}", denied(place)))
-        }
+        ProbeError::ReadOnly { .. } => Failure::unreachable("denied", error).advise(denied(place)),
         ProbeError::Liar { .. } => Failure::wrong(
             "lying_store",
             format!(
-                "{error}. Nothing was written: two writers would lose each other's snapshots \
-                 there. A newer version of the store, or its setting for conditional puts, may help"
+                "{error}. Nothing was written: two writers would lose each other's snapshots there"
             ),
-        ),
+        )
+        .advise("a newer version of the store, or its setting for conditional puts, may help"),
         ProbeError::NoBucket { .. } => Failure::wrong("no_repository", error),
         _ => Failure::unreachable("store", error),
     }

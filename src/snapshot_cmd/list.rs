@@ -8,8 +8,9 @@ use serde::Serialize;
 
 use super::failure;
 use super::place::Place;
-use super::shown::{created, print_json, snapshots, states, table};
+use super::shown::{created, snapshots, states, table};
 use crate::exit::Failure;
+use crate::json;
 use crate::output::print;
 use crate::term::{Paint, bytes, count, plain};
 
@@ -64,16 +65,17 @@ pub async fn run(place: &Place, _: &Args, json: bool) -> Result<(), Failure> {
             Err(error) => return Err(place.failure(error)),
         }
     }
-    show(&listing, json)?;
-    first_problem.map_or(Ok(()), |error| Err(place.failure(error)))
+    let result = first_problem.map_or(Ok(()), |error| Err(place.failure(error)));
+    show(&listing, json, result)
 }
 
-pub fn show(listing: &Listing<'_>, json: bool) -> Result<(), Failure> {
+/// Shows what was found, with what was not, and hands the result on.
+pub fn show(listing: &Listing<'_>, json: bool, result: Result<(), Failure>) -> Result<(), Failure> {
     if json {
-        print_json(listing)
-    } else {
-        print(text(listing).trim_end())
+        return json::print_with(listing, result);
     }
+    print(text(listing).trim_end())?;
+    result
 }
 
 fn text(listing: &Listing<'_>) -> String {

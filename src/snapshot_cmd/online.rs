@@ -18,6 +18,7 @@ use super::verify::Verified;
 use super::{diff, list, prune, show, verify, why};
 use crate::admin::Admin;
 use crate::exit::Failure;
+use crate::json;
 use crate::output::print;
 use crate::stream_cmd::connection::ServerAddress;
 use crate::term::{Paint, bytes, count, plain, plain_lines, took};
@@ -122,21 +123,18 @@ impl Online {
                 Err(failure) if failure.code == "unreachable" => return Err(failure),
                 Err(failure) => {
                     if !self.json && partitions.len() > 1 {
-                        say!("partition {partition}: {}", plain_lines(&failure.message));
+                        say!("partition {partition}: {}", plain_lines(&failure.text()));
                     }
                     failed.push(Failed {
                         partition,
                         code: failure.code,
-                        message: failure.message.clone(),
+                        message: failure.text(),
                     });
                     first.get_or_insert(failure);
                 }
             }
         }
-        if self.json {
-            print_json(&json!({ "done": done, "failed": failed }))?;
-        }
-        match (first, partitions.len()) {
+        let result = match (first, partitions.len()) {
             (None, _) => Ok(()),
             (Some(failure), 1) => Err(failure),
             (Some(failure), all) => Err(Failure {
@@ -148,6 +146,10 @@ impl Online {
                 ),
                 ..failure
             }),
+        };
+        match self.json {
+            true => json::print_with(&json!({ "done": done, "failed": failed }), result),
+            false => result,
         }
     }
 
@@ -178,15 +180,14 @@ impl Online {
                 Err(failure) if matches!(failure.code, "damaged" | "root_missing") => {
                     listing.partitions.push(Partition::Unreadable {
                         partition: PartitionId(u16::try_from(partition).unwrap_or(u16::MAX)),
-                        problem: failure.message.clone(),
+                        problem: failure.text(),
                     });
                     first.get_or_insert(failure);
                 }
                 Err(failure) => return Err(failure),
             }
         }
-        list::show(&listing, self.json)?;
-        first.map_or(Ok(()), Err)
+        list::show(&listing, self.json, first.map_or(Ok(()), Err))
     }
 
     pub async fn show(&self, args: &show::Args) -> Result<(), Failure> {
@@ -252,13 +253,14 @@ impl Online {
                 documents.push(serde_json::to_value(verified).unwrap_or_default());
             }
             // As of a repository, where one is verified at a time.
-            match (self.partition, documents.pop()) {
-                (Some(_), Some(only)) => print_json(&only)?,
+            let result = first.map_or(Ok(()), Err);
+            return match (self.partition, documents.pop()) {
+                (Some(_), Some(only)) => json::print_with(&only, result),
                 (_, last) => {
                     documents.extend(last);
-                    print_json(&json!({ "partitions": documents }))?;
+                    json::print_with(&json!({ "partitions": documents }), result)
                 }
-            }
+            };
         }
         first.map_or(Ok(()), Err)
     }

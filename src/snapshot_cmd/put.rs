@@ -19,9 +19,10 @@ use serde::Serialize;
 use super::failure::of_probe;
 use super::place::Place;
 use super::prune::swept;
-use super::shown::{files, objects, print_json, snapshots};
+use super::shown::{files, objects, snapshots};
 use super::watch::watch;
 use crate::exit::Failure;
+use crate::json;
 use crate::output::print;
 use crate::term::{bytes, took};
 
@@ -139,13 +140,15 @@ pub async fn run(place: &Place, args: &Args, json: bool) -> Result<(), Failure> 
         );
     }
     let put = put?.map_err(|e| place.failure(e))?;
-    let sweep = if args.sweep {
+    let (mut sweep, mut result) = (None, Ok(()));
+    if args.sweep {
         let left = "the snapshot is there; the sweep was given up";
-        let sweep = watch(place, &Progress::new(), repository.sweep(), left).await?;
-        Some(sweep.map_err(|e| place.failure(e))?)
-    } else {
-        None
-    };
+        match watch(place, &Progress::new(), repository.sweep(), left).await {
+            Ok(Ok(swept)) => sweep = Some(swept),
+            Ok(Err(error)) => result = Err(place.failure(error)),
+            Err(interrupted) => result = Err(interrupted),
+        }
+    }
     let done = Done {
         repository: place.shown(),
         partition: repository.partition().0,
@@ -163,9 +166,10 @@ pub async fn run(place: &Place, args: &Args, json: bool) -> Result<(), Failure> 
         seconds: started.elapsed().as_secs_f64(),
     };
     if json {
-        return print_json(&done);
+        return json::print_with(&done, result);
     }
-    print(text(&done, &put, args))
+    print(text(&done, &put, args))?;
+    result
 }
 
 /// Opens the partition for writing. The store is probed if this is the first that is put there;

@@ -8,14 +8,12 @@ use serde::Serialize;
 use time::OffsetDateTime;
 
 use crate::exit::Failure;
-use crate::output::print;
+use crate::json;
 use crate::term::{ago, count, second};
 
 /// Prints one JSON document.
 pub fn print_json(document: &impl Serialize) -> Result<(), Failure> {
-    let text = serde_json::to_string_pretty(document)
-        .map_err(|e| Failure::wrong("io", format!("writing the output: {e}")))?;
-    print(text)
+    json::print_with(document, Ok(()))
 }
 
 /// `1 file`, `20 files`.

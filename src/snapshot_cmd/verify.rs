@@ -6,9 +6,10 @@ use esker_repository::{Progress, Verification};
 use serde::Serialize;
 
 use super::place::Place;
-use super::shown::{objects, print_json, snapshots};
+use super::shown::{objects, snapshots};
 use super::watch::watch;
 use crate::exit::Failure;
+use crate::json;
 use crate::output::print;
 use crate::term::{Paint, byte_rate, bytes, plain, took};
 
@@ -53,16 +54,16 @@ pub async fn run(place: &Place, args: &Args, json: bool) -> Result<(), Failure> 
     let report = report.map_err(|e| place.failure(e))?;
     let took_all = started.elapsed();
     if json {
-        print_json(&Verified {
+        let verified = Verified {
             repository: place.shown(),
             partition: repository.partition().0,
             sound: report.is_sound(),
             report: &report,
             seconds: took_all.as_secs_f64(),
-        })?;
-    } else {
-        print(text(&report, progress.bytes_done(), took_all))?;
+        };
+        return json::print_with(&verified, judge(&report));
     }
+    print(text(&report, progress.bytes_done(), took_all))?;
     judge(&report)
 }
 
@@ -81,8 +82,7 @@ pub fn judge(report: &Verification) -> Result<(), Failure> {
     Err(Failure::wrong(
         "damaged",
         format!(
-            "{damaged}, which hurts {} of {of}; {}. Put a new snapshot with --no-reuse (a put reuses \
-             objects as they are), or bring them back from versions or a backup of the bucket",
+            "{damaged}, which hurts {} of {of}; {}",
             snapshots(hurt.len() as u64),
             if hurt.len() < of {
                 "a restore passes over the hurt"
@@ -90,6 +90,10 @@ pub fn judge(report: &Verification) -> Result<(), Failure> {
                 "none is left that a restore could use"
             }
         ),
+    )
+    .advise(
+        "put a new snapshot with --no-reuse (a put reuses objects as they are), or bring them back \
+         from versions or a backup of the bucket",
     ))
 }
 

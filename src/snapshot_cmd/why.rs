@@ -3,8 +3,9 @@
 use esker_repository::why::{Holder, Verdict, Why};
 
 use super::place::Place;
-use super::shown::{condemned, print_json};
+use super::shown::condemned;
 use crate::exit::Failure;
+use crate::json;
 use crate::output::print;
 use crate::term::{bytes, plain, took};
 
@@ -29,21 +30,19 @@ pub async fn run(place: &Place, args: &Args, json: bool) -> Result<(), Failure> 
 }
 
 pub fn show(why: &Why, json: bool) -> Result<(), Failure> {
-    if json {
-        print_json(why)?;
-    } else {
-        print(text(why))?;
-    }
-    match why.verdict {
+    let result = match why.verdict {
         Verdict::Lost => Err(Failure::wrong(
             "damaged",
-            format!(
-                "{} is needed and missing; `esker snapshot verify` says what else is",
-                plain(&why.key)
-            ),
-        )),
+            format!("{} is needed and missing", plain(&why.key)),
+        )
+        .advise("`esker snapshot verify` says what else is")),
         _ => Ok(()),
+    };
+    if json {
+        return json::print_with(why, result);
     }
+    print(text(why))?;
+    result
 }
 
 fn text(why: &Why) -> String {

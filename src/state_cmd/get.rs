@@ -8,6 +8,7 @@ use super::NamespaceArg;
 use super::connection::State;
 use super::shown;
 use crate::exit::Failure;
+use crate::json;
 use crate::output::print;
 use crate::term::{Paint, plain};
 
@@ -66,8 +67,12 @@ pub async fn run(mut state: State, args: Args) -> Result<(), Failure> {
     };
     let read = state.client.get_state(request).await;
     let read = read.map_err(|e| state.failure(&e))?.into_inner();
+    let found = match &read.value {
+        Some(value) => Ok(value),
+        None => Err(not_found(&args, read.version, read.commit_ts)),
+    };
     if args.json {
-        print(shown::line(&Shown {
+        let document = Shown {
             namespace,
             agent_id: &args.agent,
             key: &args.key,
@@ -75,17 +80,13 @@ pub async fn run(mut state: State, args: Args) -> Result<(), Failure> {
             version: read.version,
             commit_ts: read.commit_ts,
             value: shown::raw(read.value.as_ref())?,
-        })?)?;
+        };
+        return json::print_line_with(&document, found.map(drop));
     }
-    let Some(value) = &read.value else {
-        return Err(not_found(&args, read.version, read.commit_ts));
-    };
-    if !args.json {
-        let remark = format!("version {}, commit {}", read.version, read.commit_ts);
-        say!("{}", Paint::stderr().dim(remark));
-        print(shown::pretty(&shown::json(value)?))?;
-    }
-    Ok(())
+    let value = found?;
+    let remark = format!("version {}, commit {}", read.version, read.commit_ts);
+    say!("{}", Paint::stderr().dim(remark));
+    print(shown::pretty(&shown::json(value)?))
 }
 
 fn not_found(args: &Args, version: u64, commit_ts: u64) -> Failure {

@@ -6,6 +6,7 @@ use serde_json::json;
 use super::connection::State;
 use crate::exit::Failure;
 use crate::follow_cmd::progress::spinner;
+use crate::json;
 use crate::output::print;
 use crate::term::{Paint, count, plain};
 
@@ -38,8 +39,19 @@ pub async fn run(mut state: State, args: Args) -> Result<(), Failure> {
     bar.finish_and_clear();
     let found = found.map_err(|e| state.failure(&e))?.into_inner();
     let differs = !found.differences.is_empty() || found.folded_digest != found.live_digest;
+    let result = match differs {
+        false => Ok(()),
+        true => Err(Failure::wrong(
+            "state_differs",
+            format!(
+                "{} and the commits after it do not give the live state",
+                plain(&found.snapshot)
+            ),
+        )
+        .advise("export the live state with `esker state export`, and keep both")),
+    };
     if args.json {
-        print(json!({
+        let document = json!({
             "snapshot": found.snapshot,
             "snapshot_commit_ts": found.snapshot_commit_ts,
             "commit_ts": found.commit_ts,
@@ -49,7 +61,8 @@ pub async fn run(mut state: State, args: Args) -> Result<(), Failure> {
             "live_digest": found.live_digest,
             "differences": found.differences,
             "passed_over": found.passed_over,
-        }))?;
+        });
+        json::print_line_with(&document, result)
     } else {
         let paint = Paint::stdout();
         for passed_over in &found.passed_over {
@@ -83,16 +96,6 @@ pub async fn run(mut state: State, args: Args) -> Result<(), Failure> {
         for difference in &found.differences {
             print(format_args!("  {}", plain(difference)))?;
         }
-    }
-    match differs {
-        false => Ok(()),
-        true => Err(Failure::wrong(
-            "state_differs",
-            format!(
-                "{} and the commits after it do not give the live state; export the live state with \
-                 `esker state export`, and keep both",
-                plain(&found.snapshot)
-            ),
-        )),
+        result
     }
 }

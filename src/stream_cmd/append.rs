@@ -24,6 +24,7 @@ use super::create::{self, Created};
 use super::lines::{self, Batch, LineError};
 use super::target::{self, StreamTarget};
 use crate::exit::Failure;
+use crate::json;
 use crate::output::print;
 use crate::term::{Paint, bytes, count, rate, records, took};
 
@@ -91,10 +92,14 @@ pub async fn run(connection: &Connection, args: Args) -> Result<(), Failure> {
         }
         Err(failure) => failure,
     };
-    Err(Failure {
+    let failure = Failure {
         message: format!("{}; {}", summary.message, done.so_far(&args.stream)),
         ..summary
-    })
+    };
+    match args.json {
+        true => json::print_line_with(&done.document(), Err(failure)),
+        false => Err(failure),
+    }
 }
 
 /// Makes the stream if that was asked for; else says early if there is none.
@@ -131,7 +136,7 @@ async fn prepare(connection: &Connection, args: &Args) -> Result<(), Failure> {
             Some(ErrorCode::StreamNotFound | ErrorCode::BasinNotFound)
         )
     {
-        failure.message = format!("{}; --create makes it on the way", failure.message);
+        failure = failure.advise("--create makes it on the way");
     }
     Err(failure)
 }
@@ -405,13 +410,7 @@ impl Done {
 
     fn print(&self, args: &Args) -> Result<(), Failure> {
         if args.json {
-            return print(json!({
-                "records": self.records,
-                "bytes": self.bytes,
-                "first_seq_num": self.range.map(|(first, _)| first),
-                "next_seq_num": self.range.map(|(_, end)| end),
-                "seconds": self.took.as_secs_f64(),
-            }));
+            return print(self.document());
         }
         if self.records == 0 {
             return print("nothing to append: the input has no line");
@@ -429,6 +428,17 @@ impl Done {
             self.range(),
             took(self.took),
         ))
+    }
+
+    fn document(&self) -> serde_json::Value {
+        json!({
+            "records": self.records,
+            "bytes": self.bytes,
+            "first_seq_num": self.range.map(|(first, _)| first),
+            "next_seq_num": self.range.map(|(_, end)| end),
+            "records_in_doubt": self.unknown,
+            "seconds": self.took.as_secs_f64(),
+        })
     }
 
     /// For the message of a failure.

@@ -44,12 +44,9 @@ impl<'a> Asked<'a> {
     pub fn unreachable(self, reason: &str) -> Failure {
         Failure::unreachable(
             "unreachable",
-            format!(
-                "cannot reach {}: {reason}; is a server running? start one with `esker server`, \
-                 or name another with --server",
-                self.address
-            ),
+            format!("cannot reach {}: {reason}", self.address),
         )
+        .advise("is a server running? start one with `esker server`, or name another with --server")
     }
 
     /// A single request failed.

@@ -7,6 +7,7 @@
 //! | [`online`] | `esker status`, and `esker snapshot` against a real server |
 //! | [`streams`], [`appends`], [`reads`] | `esker stream` against a real server |
 //! | [`demo`] | `esker demo`: what it leaves behind, however it ends |
+//! | [`json`] | what every command with `--json` prints when it fails |
 //! | [`alerts`] | alert rules and the guide to recovery name metrics that exist |
 //! | [`servers`] | what `esker server` says to a person and to a program |
 //! | [`support`] | running the program, and servers for it |
@@ -19,6 +20,7 @@
 mod alerts;
 mod appends;
 mod demo;
+mod json;
 mod online;
 mod reads;
 mod servers;

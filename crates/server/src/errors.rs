@@ -7,6 +7,26 @@ use crate::{admin, api, config, state};
 /// Codes that the command line adds of its own.
 const COMMAND_CODES: &[(&str, &str, &str)] = &[
     (
+        "usage",
+        "The arguments cannot be meant: an option or a command that does not exist, one that is missing, a value that is none. Only where `--json` asks for it has this a code.",
+        "Correct the arguments; `--help` lists those that the command takes.",
+    ),
+    (
+        "input",
+        "A line of the input is no record: it cannot be read, or is longer than a record may be. What came before it is appended.",
+        "Correct the line that the message names, and append from there on.",
+    ),
+    (
+        "server",
+        "The server answers with an error that this version does not know.",
+        "The message is the server's. Use the version of the server, or a newer one.",
+    ),
+    (
+        "demo",
+        "Something that the demo shows did not hold, or a part of it could not be run.",
+        "Look around in the directory that it names, and report it.",
+    ),
+    (
         "listen",
         "The address cannot be listened on: another program uses the port, or it is not this machine's.",
         "Stop that program, or choose another address with `--listen`.",
@@ -194,6 +214,11 @@ const SNAPSHOT_CODES: &[(&str, &str, &str)] = &[
         "Others changed the repository's root each time.",
         "Try again.",
     ),
+    (
+        "snapshot",
+        "Something else about a repository failed; the message says what.",
+        "The message says why. Nothing that is kept was changed.",
+    ),
 ];
 
 /// Codes of `esker follow`, beside those of the command line and of stores.
@@ -250,13 +275,47 @@ const FOLLOW_CODES: &[(&str, &str, &str)] = &[
     ),
 ];
 
+/// What to do about an error of this code, if it is one of the documented codes.
+pub fn what_to_do(code: &str) -> Option<&'static str> {
+    let of_the_api = api::CODES.iter().find_map(|(known, _, what)| {
+        let known: &'static str = (*known).into();
+        (known == code).then_some(*what)
+    });
+    let admin = admin::CODES
+        .iter()
+        .map(|(known, _, _, what)| (*known, *what));
+    let state = state::CODES
+        .iter()
+        .map(|(known, _, _, what)| (*known, *what));
+    let configuration = config::CODES.iter();
+    let configuration =
+        configuration.map(|(known, _)| (*known, "Correct the configuration as the message says."));
+    let tables = [
+        COMMAND_CODES,
+        STATE_CODES,
+        SNAPSHOT_CODES,
+        FOLLOW_CODES,
+        esker_node::START_CODES,
+    ];
+    let tables = tables.into_iter().flatten();
+    let mut others = tables
+        .map(|(known, _, what)| (*known, *what))
+        .chain(admin)
+        .chain(state)
+        .chain(configuration);
+    of_the_api.or_else(|| Some(others.find(|(known, _)| *known == code)?.1))
+}
+
 /// `docs/errors.md`.
 pub fn markdown() -> String {
     let mut out = String::from(
         "# Errors\n\n\
          Every error has a stable code. The command line prints `error [code]: what happened, to \
          what, and what to do` and exits with 0 (done), 1 (found something wrong), 2 (usage) or \
-         3 (could not reach). The API answers `{\"code\": …, \"message\": …}`.\n\n\
+         3 (could not reach). With `--json` the same is on standard output, as `{\"error\": \
+         {\"code\": …, \"message\": …, \"what_to_do\": …}}`: in the one document that a command \
+         prints, beside what it found all the same, or in the last line of a command that prints a \
+         document a line. The API answers `{\"code\": …, \"message\": …}`.\n\n\
          This page is made from the code; a test keeps it current.\n\n\
          ## The API\n\n\
          Two answers have no code, as the S2 API defines them: **412** with \
