@@ -12,11 +12,19 @@
 //!
 //! From format 3 on agent `tower` has a state: `memory`, in its third version, and `draft`, deleted; a JSON
 //! snapshot was written before the last two of five commits.
+//!
+//! `state-replaced-3.tar.gz` has `data/` alone. Its state store was forked after three commits, replaced by an
+//! import after two more, and forked again right after that, when gaps in a stream did not say yet what they
+//! are of.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use serde_json::json;
+
+use crate::recovery::contents::GAP;
+use crate::recovery::positions::{fork, position};
 use crate::support::sdk::{self, basin_name, stream_name};
 use crate::support::{Server, Setup};
 
@@ -26,7 +34,7 @@ fn fixtures() -> Vec<PathBuf> {
     let mut found: Vec<_> = fs::read_dir(dir)
         .unwrap()
         .map(|entry| entry.unwrap().path())
-        .filter(|path| path.to_string_lossy().ends_with(".tar.gz"))
+        .filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("format-")))
         .collect();
     found.sort();
     assert!(!found.is_empty(), "there are fixtures");
@@ -157,5 +165,32 @@ async fn a_database_is_made_of_snapshots_of_every_promised_format() {
                 check_state(&server);
             }
         }
+    }
+}
+
+#[tokio::test]
+async fn forks_and_imports_that_an_earlier_build_did_not_tell_apart_are_listed_apart() {
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+    let dir = unpack(&fixtures.join("state-replaced-3.tar.gz"));
+    let mut server = setup(dir.path()).start(&dir.path().join("data")).await;
+    let imported = 5 + 2 * GAP;
+    let forks = json!([
+        fork("3ce172e3de1acbc31b18f6e442a3a2eb", 3, 3 + GAP),
+        fork("b5ccecbdca616f91feed3da7882c5f99", imported, imported + GAP),
+    ]);
+    let gaps = json!([{ "seq_num": 5 + GAP, "resumes_at": imported }]);
+    // Also once it has been written back, and read again.
+    for commits in 1..=2 {
+        let stands = position(&server, "esker-state", "default").await;
+        assert_eq!((&stands["forks"], &stands["gaps"]), (&forks, &gaps));
+        assert_eq!(stands["tail"], json!(imported + GAP + commits));
+        let put = Command::new(env!("CARGO_BIN_EXE_esker"))
+            .args(["state", "put", "tower", "memory", "{}"])
+            .args(["--server", server.url()])
+            .output()
+            .unwrap();
+        assert!(put.status.success(), "{put:?}");
+        server.kill();
+        server.restart(&setup(dir.path())).await;
     }
 }

@@ -19,6 +19,9 @@ pub struct Position {
     pub lineage: String,
     /// Where earlier histories were cut off, oldest first.
     pub forks: Vec<Fork>,
+    /// Sequence numbers that were passed over though no history was cut off, oldest first: each with where
+    /// the numbers go on.
+    pub passed_over: Vec<(SeqNum, SeqNum)>,
 }
 
 impl Node {
@@ -36,6 +39,7 @@ impl Node {
             created_ms: handle.stream.created_ms,
             lineage: lineage.id().to_string(),
             forks: view.state.forks_seen(&lineage),
+            passed_over: view.state.passed_over(),
         })
     }
 }

@@ -173,6 +173,8 @@ impl<'a> Look<'a> {
                 state.see_forks(lineage.forks);
                 // Nor whether a build wrote it that forgot what is below the trim point.
                 state.retain_visible_gaps();
+                // Nor whether it says of them what they are of.
+                state.merge_gaps();
                 self.add(&state.encode_to_vec());
                 streams += 1;
                 batches += self.batches(id, &state, &mut data)?;

@@ -6,12 +6,13 @@
 //!
 //! A stream remembers the gaps that the last forks left, and its partition the lineages that they cut
 //! off. Both forget the oldest first, so both are read from the newest on: the last gap is of the last
-//! forks that there were, and how many these were follows from its length.
+//! forks that there were, and it has their number. An import that replaces what the state store has leaves
+//! a gap as well, and cuts nothing off.
 
 use s2_common::record::SeqNum;
 
 use crate::ids::LineageId;
-use crate::lineage::{GAP, Lineage};
+use crate::lineage::Lineage;
 use crate::stream::StreamState;
 
 /// A fork, as one stream has seen it.
@@ -32,27 +33,244 @@ impl StreamState {
     pub fn forks_seen(&self, lineage: &Lineage) -> Vec<Fork> {
         let ancestry = lineage.ancestry();
         let mut newest_first = Vec::new();
-        let mut forks = self.forks;
-        for gap in self.gaps.iter().rev() {
+        // How many there were up to the gap that is looked at; `None` once one was met of which it is
+        // not known whether it is of a fork.
+        let mut forks = Some(self.forks);
+        for gap in self.gaps.iter().rev().filter(|gap| gap.forks != Some(0)) {
             let fork = |parent| Fork {
                 parent,
                 seq_num: gap.from,
                 resumes_at: gap.end,
             };
-            let of_gap = gap.end.saturating_sub(gap.from) / GAP;
-            let before = forks.saturating_sub(of_gap);
+            let Some((up_to, of_gap)) = forks.zip(gap.forks) else {
+                newest_first.push(fork(None));
+                forks = None;
+                continue;
+            };
+            let before = up_to.saturating_sub(of_gap);
             let cut_off = ancestry
                 .iter()
                 .rev()
-                .filter(|(_, seen)| (before..forks).contains(seen));
+                .filter(|(_, seen)| (before..up_to).contains(seen));
             let known = newest_first.len();
             newest_first.extend(cut_off.map(|(id, _)| fork(Some(*id))));
             if ((newest_first.len() - known) as u64) < of_gap {
                 newest_first.push(fork(None));
             }
-            forks = before;
+            forks = Some(before);
         }
         newest_first.reverse();
         newest_first
+    }
+
+    /// Sequence numbers that imports passed over, which cut nothing off, oldest first: each with where the
+    /// numbers go on.
+    pub fn passed_over(&self) -> Vec<(SeqNum, SeqNum)> {
+        let of_imports = self.gaps.iter().filter(|gap| gap.forks == Some(0));
+        of_imports.map(|gap| (gap.from, gap.end)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::PartitionId;
+    use crate::lineage::GAP;
+    use crate::stream::{Gap, Imports};
+
+    /// A stream and the lineage that it is of.
+    struct History {
+        lineage: Lineage,
+        state: StreamState,
+        imports: Imports,
+    }
+
+    impl History {
+        fn new() -> History {
+            History {
+                lineage: Lineage::first("a cluster", 1, PartitionId(1)),
+                state: StreamState::default(),
+                imports: Imports::default(),
+            }
+        }
+
+        fn append(&mut self, records: u64) {
+            self.state.tail_seq += records;
+        }
+
+        fn fork(&mut self, id: u128) {
+            self.lineage = self.lineage.fork(LineageId(id), 1);
+            self.state.see_forks(self.lineage.forks);
+        }
+
+        fn import(&mut self) {
+            self.state.skip_to(self.state.tail_seq + GAP);
+            self.imports = Imports {
+                count: self.imports.count + 1,
+                last_end: self.state.tail_seq,
+            };
+        }
+
+        /// As an earlier build has it, which did not tell gaps apart, and merged a fork's with whatever was
+        /// right before it.
+        fn earlier(&self) -> StreamState {
+            let mut gaps: Vec<Gap> = Vec::new();
+            for gap in &self.state.gaps {
+                match gaps.last_mut() {
+                    Some(last) if last.end == gap.from && gap.forks != Some(0) => {
+                        last.end = gap.end;
+                    }
+                    _ => gaps.push(Gap {
+                        forks: None,
+                        ..*gap
+                    }),
+                }
+            }
+            StreamState {
+                gaps,
+                ..self.state.clone()
+            }
+        }
+
+        /// What is listed, as parent, sequence number and where it goes on.
+        fn listed(&self, state: &StreamState) -> Vec<(Option<u128>, SeqNum, SeqNum)> {
+            let forks = state.forks_seen(&self.lineage).into_iter();
+            forks
+                .map(|fork| {
+                    (
+                        fork.parent.map(|parent| parent.0),
+                        fork.seq_num,
+                        fork.resumes_at,
+                    )
+                })
+                .collect()
+        }
+    }
+
+    /// A fork, an import, a fork right after it, and another one, with records in between.
+    fn mixed() -> History {
+        let mut it = History::new();
+        it.append(3);
+        it.fork(1);
+        it.append(2);
+        it.import();
+        it.fork(2);
+        it.append(1);
+        it.fork(3);
+        it
+    }
+
+    #[test]
+    fn an_import_is_listed_as_no_fork_and_the_forks_around_it_keep_their_places() {
+        let it = mixed();
+        let first = LineageId::first("a cluster", PartitionId(1)).0;
+        let (second, third) = (5 + 2 * GAP, 6 + 3 * GAP);
+        let expected = [
+            (Some(first), 3, 3 + GAP),
+            (Some(1), second, second + GAP),
+            (Some(2), third, third + GAP),
+        ];
+        assert_eq!(it.listed(&it.state), expected);
+        assert_eq!(it.state.passed_over(), [(5 + GAP, second)]);
+        // What an earlier build wrote is told apart by where the last import was.
+        let mut earlier = it.earlier();
+        assert_eq!(earlier.gaps.len(), 3);
+        earlier.tell_gaps_apart(Some(it.imports));
+        assert_eq!(earlier, it.state);
+    }
+
+    #[test]
+    fn without_a_fork_all_gaps_of_an_earlier_build_are_of_imports() {
+        let mut it = History::new();
+        for _ in 0..3 {
+            it.append(1);
+            it.import();
+        }
+        let mut earlier = it.earlier();
+        earlier.tell_gaps_apart(Some(it.imports));
+        assert_eq!(earlier, it.state);
+        assert_eq!(it.listed(&earlier), []);
+        assert_eq!(earlier.passed_over().len(), 3);
+    }
+
+    #[test]
+    fn what_cannot_be_told_apart_names_no_lineage_nor_does_what_is_older() {
+        let mut it = History::new();
+        it.append(1);
+        it.fork(1);
+        it.append(1);
+        it.import();
+        it.append(1);
+        it.import();
+        it.append(1);
+        it.fork(2);
+        let mut earlier = it.earlier();
+        earlier.tell_gaps_apart(Some(it.imports));
+        let listed = it.listed(&earlier);
+        let parents: Vec<_> = listed.iter().map(|(parent, ..)| *parent).collect();
+        // Of the first two gaps one is a fork's.
+        assert_eq!(parents, [None, None, Some(1)]);
+        assert_eq!(earlier.passed_over().len(), 1);
+        // Nor is anything told where it is not known how often a state was replaced, or where the last time.
+        for imports in [
+            None,
+            Some(Imports {
+                count: 1,
+                last_end: 0,
+            }),
+        ] {
+            let mut earlier = it.earlier();
+            earlier.tell_gaps_apart(imports);
+            assert_eq!(earlier, it.earlier());
+            let listed = it.listed(&earlier);
+            assert!(listed.iter().all(|(parent, ..)| parent.is_none()));
+            assert_eq!(listed.len(), 4);
+        }
+    }
+
+    #[test]
+    fn gaps_of_any_other_stream_are_of_forks() {
+        let mut it = History::new();
+        it.append(3);
+        it.fork(1);
+        it.fork(2);
+        it.append(1);
+        it.fork(3);
+        let mut earlier = it.earlier();
+        earlier.tell_gaps_apart(Some(Imports::default()));
+        assert_eq!(earlier, it.state);
+    }
+
+    #[test]
+    fn a_trim_into_gaps_that_follow_on_one_another_is_one_to_their_end() {
+        let mut it = History::new();
+        it.append(3);
+        it.import();
+        it.fork(1);
+        it.append(1);
+        let end = 3 + 2 * GAP;
+        for seq in [3, 3 + GAP, end] {
+            assert_eq!(it.state.after_gap(seq), end);
+        }
+        it.state.trim_to(3);
+        assert_eq!(it.state.head(), end);
+        assert_eq!(it.state.before_tail(1), end);
+    }
+
+    #[test]
+    fn what_an_earlier_build_reads_is_where_numbers_go_on() {
+        #[derive(Clone, PartialEq, Eq, prost::Message)]
+        struct Earlier {
+            #[prost(uint64, tag = "1")]
+            from: u64,
+            #[prost(uint64, tag = "2")]
+            end: u64,
+        }
+        use prost::Message as _;
+        let gap = mixed().state.gaps[1];
+        let read = Earlier::decode(&gap.encode_to_vec()[..]).unwrap();
+        assert_eq!((read.from, read.end), (gap.from, gap.end));
+        let back = Gap::decode(&read.encode_to_vec()[..]).unwrap();
+        assert_eq!(back, Gap { forks: None, ..gap });
     }
 }

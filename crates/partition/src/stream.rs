@@ -63,9 +63,9 @@ pub struct StreamState {
     /// How many forks of the partition the sequence numbers have seen.
     #[prost(uint64, tag = "6")]
     pub forks: u64,
-    /// Sequence numbers that forks have passed over, in order: those of the last forks, as many as
-    /// [`MOST_GAPS`]. Also below the trim point, for those who ask whether what they made of trimmed
-    /// records is of this history; earlier builds forgot them there.
+    /// Sequence numbers that were passed over, in order: the last ones, as many as [`MOST_GAPS`]. Also
+    /// below the trim point, for those who ask whether what they made of trimmed records is of this
+    /// history; earlier builds forgot them there.
     #[prost(message, repeated, tag = "7")]
     pub gaps: Vec<Gap>,
 }
@@ -83,6 +83,26 @@ pub struct Gap {
     /// After the last.
     #[prost(uint64, tag = "2")]
     pub end: u64,
+    /// How many forks passed them over; 0 for an import, which replaced what the state store had.
+    /// Earlier builds did not write it: see [`StreamState::tell_gaps_apart`].
+    #[prost(uint64, optional, tag = "3")]
+    pub forks: Option<u64>,
+}
+
+impl Gap {
+    /// How many forks it is of, if no import has a part in it.
+    pub(crate) fn forks_by_length(&self) -> u64 {
+        self.end.saturating_sub(self.from) / GAP
+    }
+}
+
+/// Imports that replaced what the state store had, and left gaps in its stream.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Imports {
+    /// How many there were.
+    pub count: u64,
+    /// Where the last one's gap ends; 0 if that is not known.
+    pub last_end: SeqNum,
 }
 
 impl StreamState {
@@ -99,22 +119,24 @@ impl StreamState {
         self.tail_seq = from.saturating_add(missed.saturating_mul(GAP));
         match self.gaps.last_mut() {
             // Nothing was appended between two forks.
-            Some(last) if last.end == from => last.end = self.tail_seq,
+            Some(last @ Gap { forks: Some(1..), .. }) if last.end == from => {
+                last.end = self.tail_seq;
+                last.forks = last.forks.map(|forks| forks + missed);
+            }
             _ => self.gaps.push(Gap {
                 from,
                 end: self.tail_seq,
+                forks: Some(missed),
             }),
         }
-        if self.gaps.len() > MOST_GAPS {
-            self.gaps.remove(0);
-        }
+        self.forget_old_gaps();
         if was_empty {
             self.trim_point = self.tail_seq;
         }
         self.leave_gap();
     }
 
-    /// Moves the tail on to `seq`: no record gets a number between.
+    /// Moves the tail on to `seq` for an import: no record gets a number between.
     pub(crate) fn skip_to(&mut self, seq: SeqNum) {
         if self.is_empty() {
             self.tail_seq = self.tail_seq.max(seq);
@@ -125,12 +147,69 @@ impl StreamState {
             self.gaps.push(Gap {
                 from: self.tail_seq,
                 end: seq,
+                forks: Some(0),
             });
             self.tail_seq = seq;
-            if self.gaps.len() > MOST_GAPS {
-                self.gaps.remove(0);
-            }
+            self.forget_old_gaps();
         }
+    }
+
+    fn forget_old_gaps(&mut self) {
+        let too_many = self.gaps.len().saturating_sub(MOST_GAPS);
+        self.gaps.drain(..too_many);
+    }
+
+    /// Whether a gap does not say what it is of: an earlier build wrote it.
+    pub(crate) fn has_untold_gaps(&self) -> bool {
+        self.gaps.iter().any(|gap| gap.forks.is_none())
+    }
+
+    /// Finds out what the gaps are of that do not say it. `imports` are those into the state store whose
+    /// stream this is; none for any other stream; `None` if they are not known any more. What cannot be
+    /// told apart stays as it is.
+    pub(crate) fn tell_gaps_apart(&mut self, imports: Option<Imports>) {
+        let is_known = imports.is_some_and(|one| one.count == 0 || one.last_end > 0);
+        let Imports { count, last_end } = imports.unwrap_or_default();
+        let mut newest_first = Vec::new();
+        // Those that the gaps looked at do not account for.
+        let mut forks = self.forks;
+        for gap in self.gaps.iter().rev().copied() {
+            let of_forks = |from| {
+                let gap = Gap { from, ..gap };
+                let forks = Some(gap.forks_by_length());
+                Gap { forks, ..gap }
+            };
+            match gap.forks {
+                Some(_) => newest_first.push(gap),
+                None if !is_known => newest_first.push(gap),
+                None if count == 0 || gap.from >= last_end => {
+                    newest_first.push(of_forks(gap.from));
+                }
+                None if gap.end >= last_end => {
+                    if gap.end > last_end {
+                        newest_first.push(of_forks(last_end));
+                    }
+                    newest_first.push(Gap {
+                        end: last_end,
+                        forks: Some(0),
+                        ..gap
+                    });
+                }
+                // No other import can have left it.
+                None if count == 1 => newest_first.push(of_forks(gap.from)),
+                // No other fork can.
+                None if forks == 0 => newest_first.push(Gap {
+                    forks: Some(0),
+                    ..gap
+                }),
+                None => newest_first.push(gap),
+            }
+            let looked_at = newest_first.iter().filter_map(|gap| gap.forks);
+            forks = self.forks.saturating_sub(looked_at.sum());
+        }
+        newest_first.reverse();
+        self.gaps = newest_first;
+        self.forget_old_gaps();
     }
 
     /// Readers see nothing below this from now on, if that is more than before; whether it is.
@@ -152,10 +231,25 @@ impl StreamState {
         self.gaps.retain(|gap| gap.end > trim_point);
     }
 
-    /// The sequence number, or the end of the gap that it is in.
+    /// Gaps as readers meet them: whether one or several follow on one another, and of what, makes no
+    /// difference.
+    pub(crate) fn merge_gaps(&mut self) {
+        let mut merged: Vec<Gap> = Vec::new();
+        for gap in self.gaps.drain(..) {
+            match merged.last_mut() {
+                Some(last) if last.end == gap.from => last.end = gap.end,
+                _ => merged.push(Gap { forks: None, ..gap }),
+            }
+        }
+        self.gaps = merged;
+    }
+
+    /// The sequence number, or the end of the gaps that it is in.
     pub fn after_gap(&self, seq: SeqNum) -> SeqNum {
-        let gap = self.gaps.iter().find(|g| g.from <= seq && seq < g.end);
-        gap.map_or(seq, |gap| gap.end)
+        self.gaps.iter().fold(seq, |seq, gap| {
+            let is_in = (gap.from..gap.end).contains(&seq);
+            if is_in { gap.end } else { seq }
+        })
     }
 
     /// The sequence number so many records before the tail.

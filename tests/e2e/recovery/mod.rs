@@ -22,7 +22,7 @@
 //! | [`contents`] | all that a client can read, before and after |
 
 mod any_history;
-mod contents;
+pub mod contents;
 mod empty_directories;
 mod kills;
 mod log_bound;
@@ -32,7 +32,7 @@ mod lossy;
 mod outages;
 mod past;
 mod place;
-mod positions;
+pub mod positions;
 mod refusals;
 mod schedule;
 mod stops;

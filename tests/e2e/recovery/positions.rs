@@ -54,6 +54,7 @@ async fn a_fork_is_listed_with_where_it_cut_a_history_off_and_where_numbers_go_o
         "created_at": created_at,
         "lineage": first,
         "forks": [],
+        "gaps": [],
     });
     assert_eq!(before, expected);
     // These have no copy.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use url::Url;
 
-use super::{EndpointError, Fork};
+use super::{EndpointError, Fork, Gap};
 
 /// Longest wait for it. Without an answer nothing is decided: a snapshot of a dead lineage must not be
 /// taken for a good one because a server was slow.
@@ -26,6 +26,9 @@ pub struct Position {
     /// Where earlier ones were left, oldest first.
     #[serde(default)]
     pub forks: Vec<Fork>,
+    /// Numbers that were passed over; earlier versions of Esker count them as forks.
+    #[serde(default)]
+    pub gaps: Vec<Gap>,
 }
 
 /// Asks a server; `None` if it is another one than Esker.

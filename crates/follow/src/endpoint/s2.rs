@@ -231,12 +231,13 @@ impl Endpoint for S2Endpoint {
         };
         let (created_at, retention, position) =
             tokio::try_join!(self.created_at(), self.retention(), position)?;
-        let (lineage, forks) =
-            position.map_or_else(Default::default, |p| (Some(p.lineage), p.forks));
+        let (lineage, forks, gaps) =
+            position.map_or_else(Default::default, |p| (Some(p.lineage), p.forks, p.gaps));
         Ok(Identity {
             created_at,
             lineage,
             forks,
+            gaps,
             retention,
         })
     }

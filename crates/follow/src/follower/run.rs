@@ -597,13 +597,14 @@ impl<F: Fold> Run<F> {
         self.status.send_modify(|status| status.caught_up = false);
         let mut patience = Patience::new(None);
         self.ask_identity(&mut patience).await?;
-        // Where a history was cut off exactly behind what was applied, nothing is missing.
+        // Where a history was cut off, or an import passed numbers over, exactly behind what was applied,
+        // nothing is missing.
         if let Some(resumes_at) = self.identity.goes_on_at(self.next) {
             tracing::info!(
                 stream = self.parts.endpoint.shown(),
                 from = self.next,
                 resumes_at,
-                "the stream goes on in another lineage; nothing that was read is lost"
+                "sequence numbers go on higher; nothing that was read is lost"
             );
             self.next = resumes_at;
             self.guard.update(|others| others.read_to(resumes_at));

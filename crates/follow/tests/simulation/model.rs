@@ -146,6 +146,7 @@ impl Stream {
             created_at: Some("2026-01-01T00:00:00Z".to_owned()),
             lineage: Some("1".to_owned()),
             forks: Vec::new(),
+            gaps: Vec::new(),
             retention: None,
         };
         Stream {
@@ -289,6 +290,7 @@ impl Stream {
         inner.identity = Identity {
             created_at: Some(format!("2026-01-01T00:00:{incarnation:02}Z")),
             forks: Vec::new(),
+            gaps: Vec::new(),
             lineage: Some(format!("anew-{incarnation}")),
             retention: None,
         };

@@ -13,7 +13,7 @@ use crate::keys;
 use crate::lineage::GAP;
 use crate::settings::StreamSettings;
 use crate::store::{Applied, Part, PartBatch, StoreError};
-use crate::stream::{Gap, MOST_GAPS, StreamMeta, StreamState};
+use crate::stream::{Gap, Imports, MOST_GAPS, StreamMeta, StreamState};
 use crate::streams::Counters;
 use crate::streams::directory::name_entry;
 
@@ -80,6 +80,21 @@ impl Part {
             from: state.head().max(self.state_replaced()?.imported_at),
             to: state.tail_seq,
         }))
+    }
+
+    /// The imports that replaced the state; `None` if they are not known any more.
+    pub(crate) fn state_imports(&self) -> Result<Option<Imports>, StoreError> {
+        let is_known = match self.state_meta() {
+            Ok(meta) => meta.is_some(),
+            Err(StoreError::Malformed { .. }) => false,
+            Err(error) => return Err(error),
+        };
+        let replaced = self.state_replaced()?;
+        let imports = Imports {
+            count: replaced.times,
+            last_end: replaced.imported_at,
+        };
+        Ok((is_known || imports.count > 0).then_some(imports))
     }
 
     /// How the state was last replaced, also if where the store stands is not known any more.
@@ -226,7 +241,9 @@ impl StateRebuild {
             return Ok(0);
         }
         let gaps = state.gaps.iter().filter(later);
-        let since: u64 = gaps.map(|gap| (gap.end - gap.from) / GAP).sum();
+        let since: u64 = gaps
+            .map(|gap| gap.forks.unwrap_or_else(|| gap.forks_by_length()))
+            .sum();
         Ok(state.forks.saturating_sub(since))
     }
 

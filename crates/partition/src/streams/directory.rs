@@ -10,10 +10,11 @@ use parking_lot::RwLock;
 
 use super::StreamOptions;
 use super::step::Done;
-use crate::ids::{BasinId, StreamId};
+use crate::ids::{BasinId, STATE_BASIN_ID, StreamId};
 use crate::keys;
+use crate::state::STATE_STREAM;
 use crate::store::{Part, StoreError};
-use crate::stream::{Change, Stream, StreamMeta, StreamState};
+use crate::stream::{Change, Imports, Stream, StreamMeta, StreamState};
 
 pub(crate) struct Directory {
     part: Part,
@@ -223,6 +224,14 @@ impl Part {
         let Some(mut state) = state else {
             return Ok(None);
         };
+        if state.has_untold_gaps() {
+            let of_state = name_entry(self, STATE_BASIN_ID, STATE_STREAM)?;
+            let is_of_state = of_state.is_some_and(|(of_state, _)| of_state == id);
+            state.tell_gaps_apart(match is_of_state {
+                true => self.state_imports()?,
+                false => Some(Imports::default()),
+            });
+        }
         state.see_forks(self.forks()?);
         Ok(Some(state))
     }

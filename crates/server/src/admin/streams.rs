@@ -30,6 +30,10 @@ pub struct StreamPosition {
     /// Where earlier histories were cut off, oldest first. What is of another history than these and
     /// `lineage` cannot be shown to be a part of this one.
     pub forks: Vec<StreamFork>,
+    /// Sequence numbers that were passed over though nothing was cut off, oldest first: an import replaced
+    /// the state whose commits the stream has.
+    #[serde(default)]
+    pub gaps: Vec<StreamGap>,
 }
 
 /// Where a history was cut off for a stream, and how it went on.
@@ -40,6 +44,15 @@ pub struct StreamFork {
     pub parent: Option<String>,
     /// What the parent had below this is in the stream, or was trimmed since; what it had from here on is
     /// lost.
+    pub seq_num: u64,
+    /// Sequence numbers go on here.
+    pub resumes_at: u64,
+}
+
+/// Sequence numbers that no record has, and that no history was cut off for.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize, ToSchema)]
+pub struct StreamGap {
+    /// The first of them.
     pub seq_num: u64,
     /// Sequence numbers go on here.
     pub resumes_at: u64,
@@ -81,6 +94,7 @@ pub(super) async fn position(
         created_ms,
         lineage,
         forks,
+        passed_over,
     } = admin.node.position(&basin, &stream)?;
     Ok(Json(StreamPosition {
         head,
@@ -89,6 +103,13 @@ pub(super) async fn position(
         created_at: created_at(created_ms)?,
         lineage,
         forks: forks.into_iter().map(StreamFork::from).collect(),
+        gaps: passed_over
+            .into_iter()
+            .map(|(seq_num, resumes_at)| StreamGap {
+                seq_num,
+                resumes_at,
+            })
+            .collect(),
     }))
 }
 

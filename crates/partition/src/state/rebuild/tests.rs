@@ -152,6 +152,45 @@ fn no_snapshot_from_before_an_import_is_brought_up_to_date_by_the_commits_around
     assert_eq!(again.versions, [GAP + 2, GAP + 6]);
 }
 
+/// Writes where the store's stream stands as an earlier build did: gaps say nothing, and those of an import
+/// and of a fork right after it are one.
+fn write_as_earlier_builds_did(it: &Fixture) {
+    let (stream, _) = name_entry(&it.part(), STATE_BASIN_ID, STATE_STREAM)
+        .unwrap()
+        .unwrap();
+    let mut state = it.part().stream_state(stream).unwrap().unwrap();
+    state.merge_gaps();
+    let mut batch = it.part().batch();
+    batch.put(keys::stream_state(stream), state.encode_to_vec());
+    batch.write().unwrap();
+}
+
+#[test]
+fn a_fork_right_after_an_import_is_counted_once_whichever_build_wrote_it() {
+    for is_earlier in [false, true] {
+        let mut it = Fixture::new();
+        it.commit(vec![write(&key("a"), "{}")]);
+        Snapshot::of(&it).import(&mut it);
+        let snapshot = Snapshot::of(&it);
+        it.fork(1);
+        let done = it.commit(vec![write(&key("a"), "{}")]);
+        assert_eq!(done.versions, [2 + 2 * GAP]);
+        if is_earlier {
+            write_as_earlier_builds_did(&it);
+            it.reopen();
+        }
+        let whole = digest(&it);
+        let left = wreck(&mut it);
+        assert_eq!(snapshot.rebuild(&mut it, left).unwrap(), 1);
+        assert_eq!(digest(&it), whole);
+        // The next fork is passed over by versions as by commits.
+        it.fork(2);
+        let next = it.commit(vec![write(&key("a"), "{}")]);
+        assert_eq!(next.versions, [3 + 3 * GAP], "earlier: {is_earlier}");
+        assert_eq!(next.commit_ts, done.commit_ts + GAP + 1);
+    }
+}
+
 #[test]
 fn a_commit_that_is_missing_is_noticed() {
     let mut it = Fixture::new();
