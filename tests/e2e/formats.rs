@@ -34,7 +34,10 @@ fn fixtures() -> Vec<PathBuf> {
     let mut found: Vec<_> = fs::read_dir(dir)
         .unwrap()
         .map(|entry| entry.unwrap().path())
-        .filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("format-")))
+        .filter(|path| {
+            path.file_name()
+                .is_some_and(|name| name.to_string_lossy().starts_with("format-"))
+        })
         .collect();
     found.sort();
     assert!(!found.is_empty(), "there are fixtures");

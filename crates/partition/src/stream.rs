@@ -119,7 +119,11 @@ impl StreamState {
         self.tail_seq = from.saturating_add(missed.saturating_mul(GAP));
         match self.gaps.last_mut() {
             // Nothing was appended between two forks.
-            Some(last @ Gap { forks: Some(1..), .. }) if last.end == from => {
+            Some(
+                last @ Gap {
+                    forks: Some(1..), ..
+                },
+            ) if last.end == from => {
                 last.end = self.tail_seq;
                 last.forks = last.forks.map(|forks| forks + missed);
             }

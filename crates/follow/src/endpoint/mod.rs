@@ -189,7 +189,13 @@ mod tests {
         // An import, and a fork right after it.
         assert_eq!(goes_on(12), Some(30));
         assert_eq!((goes_on(3), goes_on(20)), (Some(10), Some(30)));
-        assert_eq!((goes_on(40), goes_on(4), goes_on(50)), (Some(50), None, None));
-        assert_eq!((identity.shares("a"), identity.shares("b")), (Some(3), Some(20)));
+        assert_eq!(
+            (goes_on(40), goes_on(4), goes_on(50)),
+            (Some(50), None, None)
+        );
+        assert_eq!(
+            (identity.shares("a"), identity.shares("b")),
+            (Some(3), Some(20))
+        );
     }
 }
