@@ -2,19 +2,29 @@
 
 use std::io::{self, Read, Write};
 
-use imbl::OrdMap;
+use imbl::{OrdMap, OrdSet};
 use s2_sdk::types::SequencedRecord;
+use serde::Deserialize as _;
 
 use super::Pointer;
+use super::key::{is_json, key_of_version_1};
 use crate::error::Error;
 use crate::fold::{ApplyError, Fold};
 
-/// How many records each key has. A snapshot is a JSON object of key and count.
+/// How many records each key has. A snapshot is a line with a JSON object of key and count, and a line
+/// with an array of those keys that are not decided.
+///
+/// Snapshots of version 1 have the object alone. There, `7` and `"7"` were one key, and so were numbers
+/// above 64 bits that are the same as floats. Such a count stays under its key, which is not decided,
+/// until a record comes that would have been counted there: from then on the count is that of the record's
+/// key.
 #[derive(Clone, Debug)]
 pub struct Count {
     name: String,
     by: Pointer,
     counts: OrdMap<String, u64>,
+    /// Keys of version 1 that may be those of several values.
+    undecided: OrdSet<String>,
 }
 
 impl Count {
@@ -28,6 +38,7 @@ impl Count {
             name: format!("count by {pointer}"),
             by: Pointer::new(pointer)?,
             counts: OrdMap::new(),
+            undecided: OrdSet::new(),
         })
     }
 
@@ -53,8 +64,19 @@ impl Count {
     /// [`ApplyError::Malformed`].
     pub fn change(&mut self, body: &[u8]) -> Result<String, ApplyError> {
         let key = self.by.key(body)?;
+        if !self.undecided.is_empty() {
+            self.decide(&key);
+        }
         *self.counts.entry(key.clone()).or_insert(0) += 1;
         Ok(key)
+    }
+
+    /// Gives this key the count that version 1 would have added to.
+    fn decide(&mut self, key: &str) {
+        let then = key_of_version_1(key).filter(|then| self.undecided.remove(then).is_some());
+        if let Some(count) = then.and_then(|then| self.counts.remove(&then)) {
+            *self.counts.entry(key.to_owned()).or_insert(0) += count;
+        }
     }
 
     /// Keys and how many records they have, in the order of the keys.
@@ -70,6 +92,10 @@ impl Fold for Count {
         &self.name
     }
 
+    fn version(&self) -> u32 {
+        2
+    }
+
     fn extension(&self) -> &str {
         "json"
     }
@@ -81,11 +107,21 @@ impl Fold for Count {
     fn snapshot(&self, out: &mut dyn Write) -> io::Result<()> {
         let mut out = io::BufWriter::new(out);
         serde_json::to_writer(&mut out, &self.counts)?;
+        out.write_all(b"\n")?;
+        serde_json::to_writer(&mut out, &self.undecided)?;
         out.flush()
     }
 
     fn restore(&mut self, from: &mut dyn Read) -> io::Result<()> {
-        self.counts = serde_json::from_reader(io::BufReader::new(from))?;
+        let mut json = serde_json::Deserializer::from_reader(io::BufReader::new(from));
+        let counts = OrdMap::<String, u64>::deserialize(&mut json)?;
+        let mut rest = json.into_iter::<OrdSet<String>>();
+        self.undecided = match rest.next() {
+            Some(undecided) => undecided?,
+            // Of version 1.
+            None => counts.keys().filter(|key| is_json(key)).cloned().collect(),
+        };
+        self.counts = counts;
         Ok(())
     }
 }

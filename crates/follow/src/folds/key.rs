@@ -7,7 +7,9 @@ use std::fmt;
 
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
+use serde_json::value::RawValue;
 
+use super::json::{self, Json};
 use crate::error::Error;
 use crate::fold::ApplyError;
 
@@ -50,13 +52,17 @@ impl Pointer {
         &self.text
     }
 
-    /// The key in a record's body: a string as it is, anything else as JSON.
+    /// The key in a record's body. A string is its own key, unless it is JSON itself: `c1`, but `"7"`,
+    /// `"null"` and `"{}"` with their quotes, as JSON. Anything else is its key as JSON: `7`, `null`.
+    /// So different values have different keys. Whole numbers of any size keep their digits.
     ///
     /// # Errors
     ///
     /// [`ApplyError::Malformed`] for a body that is not JSON, or has nothing there.
     pub fn key(&self, body: &[u8]) -> Result<String, ApplyError> {
-        let mut json = serde_json::Deserializer::from_slice(body);
+        // What is skipped below is not checked to be UTF-8.
+        let body = std::str::from_utf8(body).map_err(not_json)?;
+        let mut json = serde_json::Deserializer::from_str(body);
         let at = At {
             tokens: &self.tokens,
         };
@@ -68,18 +74,52 @@ impl Pointer {
                 "there is nothing at {}",
                 self.text
             ))),
-            Err(error) => Err(not_json(&error)),
+            Err(error) => Err(not_json(error)),
         }
     }
 }
 
-/// A record's body.
-pub(super) fn json(body: &[u8]) -> Result<Value, ApplyError> {
-    serde_json::from_slice(body).map_err(|error| not_json(&error))
+pub(super) fn not_json(why: impl fmt::Display) -> ApplyError {
+    ApplyError::Malformed(format!("it is not JSON: {why}"))
 }
 
-fn not_json(error: &serde_json::Error) -> ApplyError {
-    ApplyError::Malformed(format!("it is not JSON: {error}"))
+/// The key of a value.
+fn key_of(value: &RawValue) -> Result<String, String> {
+    let text = value.get();
+    match text.as_bytes().first() {
+        Some(b'"') => {
+            let text: String = serde_json::from_str(text).map_err(|e| e.to_string())?;
+            Ok(match is_json(&text) {
+                true => json::quoted(&text),
+                false => text,
+            })
+        }
+        Some(b'{' | b'[') => Json::of_raw(value).map(|value| value.canonical()),
+        Some(b'-' | b'0'..=b'9') => Ok(json::number(text)),
+        _ => Ok(text.to_owned()),
+    }
+}
+
+/// Whether a text is JSON: as a key, it is not the string of this text.
+pub(super) fn is_json(text: &str) -> bool {
+    let begin = text.trim_start_matches([' ', '\n', '\r', '\t']);
+    let may_be = matches!(
+        begin.as_bytes().first(),
+        Some(b'{' | b'[' | b'"' | b'-' | b'0'..=b'9' | b't' | b'f' | b'n')
+    );
+    may_be && serde_json::from_str::<&RawValue>(text).is_ok()
+}
+
+/// The key that version 1 of the folds had for what has this key now: without quotes, and with numbers as
+/// floats where they have more than 64 bits. `None` if it had none.
+pub(super) fn key_of_version_1(key: &str) -> Option<String> {
+    if !is_json(key) {
+        return Some(key.to_owned());
+    }
+    match serde_json::from_str(key).ok()? {
+        Value::String(text) => Some(text),
+        other => Some(other.to_string()),
+    }
 }
 
 /// What is at the end of a path, from here on; if there is anything.
@@ -92,13 +132,12 @@ impl<'de> DeserializeSeed<'de> for At<'_> {
 
     fn deserialize<D: Deserializer<'de>>(self, from: D) -> Result<Self::Value, D::Error> {
         use serde::Deserialize as _;
+        use serde::de::Error as _;
         if !self.tokens.is_empty() {
             return from.deserialize_any(self);
         }
-        Ok(Some(match Value::deserialize(from)? {
-            Value::String(text) => text,
-            other => other.to_string(),
-        }))
+        let value = <&RawValue>::deserialize(from)?;
+        key_of(value).map(Some).map_err(D::Error::custom)
     }
 }
 
@@ -246,9 +285,81 @@ mod tests {
             r#"{"id":1} x"#,
             r#"{"id":1,"x":}"#,
             "\u{feff}{}",
+            r#"{"id":"\ud800"}"#,
         ] {
             assert_eq!(key("/id", body), None, "{body}");
         }
+        // Also not where the key is not: it could never be written into a snapshot.
+        let pointer = Pointer::new("/id").unwrap();
+        assert!(pointer.key(b"{\"id\":1,\"x\":\"\xff\"}").is_err());
         assert!(Pointer::new("id").is_err());
+    }
+
+    #[test]
+    fn different_values_have_different_keys_and_equal_ones_the_same() {
+        let different = [
+            "1",
+            r#""1""#,
+            r#""\"1\"""#,
+            r#"" 1""#,
+            "1.0",
+            r#""1.0""#,
+            "null",
+            r#""null""#,
+            "true",
+            r#""true""#,
+            "{}",
+            r#""{}""#,
+            "[]",
+            r#""[]""#,
+            r#""""#,
+            r#""c1""#,
+            "18446744073709551617",
+            "18446744073709551618",
+            r#""18446744073709551617""#,
+            "18446744073709551617.0",
+            "[18446744073709551617]",
+            "[18446744073709551618]",
+            r#"{"a":18446744073709551617}"#,
+            "-18446744073709551617",
+            "0.12345678901234567891",
+            "0.12345678901234567892",
+            "1e999",
+            "1e998",
+        ];
+        let body = |value: &str| format!("{{\"id\": {value} }}");
+        let keys: Vec<_> = different
+            .iter()
+            .map(|value| key("/id", &body(value)).unwrap())
+            .collect();
+        for (at, one) in keys.iter().enumerate() {
+            assert!(!keys[..at].contains(one), "{one}");
+        }
+        for (one, other) in [
+            (r#""c1""#, r#""\u0063\u0031""#),
+            ("[1, 2]", "[1,2]"),
+            (r#"{"a":1,"b":[2.50]}"#, r#"{ "b": [2.5], "a": 1 }"#),
+            ("1.50", "1.5"),
+        ] {
+            assert_eq!(key("/id", &body(one)), key("/id", &body(other)), "{one}");
+        }
+        // Those of most streams.
+        assert_eq!(key("/id", r#"{"id":"c1"}"#).unwrap(), "c1");
+        assert_eq!(key("/id", r#"{"id":7}"#).unwrap(), "7");
+        assert_eq!(key("/id", r#"{"id":"7"}"#).unwrap(), "\"7\"");
+    }
+
+    #[test]
+    fn the_key_of_version_1_is_found_again() {
+        for value in ["1", r#""1""#, "18446744073709551617", "null", r#""c1""#, r#"{"a":[2.5]}"#] {
+            let body = format!("{{\"id\":{value}}}");
+            let then = match serde_json::from_str::<Value>(value).unwrap() {
+                Value::String(text) => text,
+                other => other.to_string(),
+            };
+            let now = key("/id", &body).unwrap();
+            assert_eq!(key_of_version_1(&now), Some(then), "{value}");
+        }
+        assert_eq!(key_of_version_1("1e999"), None);
     }
 }

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use super::Pointer;
+use super::key::is_json;
 use crate::error::Error;
 use crate::fold::{ApplyError, Fold};
 
@@ -16,6 +17,10 @@ use crate::fold::{ApplyError, Fold};
 /// keys, write a fold of your own.
 ///
 /// A snapshot is a line of JSON for each key: `{"key":"7","value":{"id":7,"total":12}}`.
+///
+/// Snapshots of version 1 are restored, with the keys that their records have now. What is not in them
+/// does not come back: there, `7` and `"7"` were one key, and so were numbers above 64 bits that are the
+/// same as floats, and only the last record of such a key was kept.
 #[derive(Clone, Debug)]
 pub struct Latest {
     name: String,
@@ -89,6 +94,10 @@ impl Fold for Latest {
         &self.name
     }
 
+    fn version(&self) -> u32 {
+        2
+    }
+
     fn extension(&self) -> &str {
         "json"
     }
@@ -124,6 +133,11 @@ impl Fold for Latest {
             }
             let LineIn { key, value } = serde_json::from_slice(&line)?;
             let body = Bytes::copy_from_slice(value.get().as_bytes());
+            // Version 1 had the same keys for strings that are no JSON, and for them alone.
+            let key = match is_json(&key) {
+                true => self.by.key(&body).map_err(io::Error::other)?,
+                false => key,
+            };
             self.entries.insert(key, body);
         }
     }

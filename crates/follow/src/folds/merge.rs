@@ -4,17 +4,19 @@ use std::io::{self, Read, Write};
 use std::sync::Arc;
 
 use s2_sdk::types::SequencedRecord;
-use serde_json::Value;
 
-use super::key::json;
+use super::Json;
 use crate::fold::{ApplyError, Fold};
 
-/// One JSON document: each record is a merge patch (RFC 7396) to what those before made. A snapshot is
-/// the document.
+/// One JSON document: each record is a merge patch (RFC 7396) to what those before made. Numbers keep
+/// their digits. A snapshot is the document.
+///
+/// Snapshots of version 1 are restored: there, numbers above 64 bits were rounded to floats, which stays
+/// so until a record sets them again.
 #[derive(Clone, Debug, Default)]
 pub struct Merge {
     /// Copied only when a patch comes while a snapshot of it is being written.
-    document: Arc<Value>,
+    document: Arc<Json>,
 }
 
 impl Merge {
@@ -24,7 +26,7 @@ impl Merge {
     }
 
     /// The document; `null` before the first record.
-    pub fn document(&self) -> &Value {
+    pub fn document(&self) -> &Json {
         &self.document
     }
 }
@@ -34,13 +36,17 @@ impl Fold for Merge {
         "merge"
     }
 
+    fn version(&self) -> u32 {
+        2
+    }
+
     fn extension(&self) -> &str {
         "json"
     }
 
     fn apply(&mut self, record: &SequencedRecord) -> Result<(), ApplyError> {
-        let patch = json(&record.body)?;
-        json_patch::merge(Arc::make_mut(&mut self.document), &patch);
+        let patch = Json::parse(&record.body).map_err(super::key::not_json)?;
+        Arc::make_mut(&mut self.document).merge(patch);
         Ok(())
     }
 
@@ -51,7 +57,11 @@ impl Fold for Merge {
     }
 
     fn restore(&mut self, from: &mut dyn Read) -> io::Result<()> {
-        self.document = Arc::new(serde_json::from_reader(io::BufReader::new(from))?);
+        let mut text = Vec::new();
+        from.read_to_end(&mut text)?;
+        let document = Json::parse(&text);
+        let document = document.map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))?;
+        self.document = Arc::new(document);
         Ok(())
     }
 }

@@ -5,13 +5,17 @@
 //! | [`Latest`] | the last record of each key |
 //! | [`Merge`] | one document, made of all records as merge patches (RFC 7396) |
 //! | [`Count`] | how many records each key has |
+//!
+//! What a key is, [`Pointer::key`] says. Values that differ have keys that differ.
 
 mod count;
+mod json;
 mod key;
 mod latest;
 mod merge;
 
 pub use count::Count;
+pub use json::Json;
 pub use key::Pointer;
 pub use latest::Latest;
 pub use merge::Merge;

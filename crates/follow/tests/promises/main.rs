@@ -16,6 +16,7 @@ mod external;
 mod folds;
 mod histories;
 mod in_stream;
+mod ready_folds;
 mod two_folds;
 
 use bytes::Bytes;
