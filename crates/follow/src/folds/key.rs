@@ -351,7 +351,14 @@ mod tests {
 
     #[test]
     fn the_key_of_version_1_is_found_again() {
-        for value in ["1", r#""1""#, "18446744073709551617", "null", r#""c1""#, r#"{"a":[2.5]}"#] {
+        for value in [
+            "1",
+            r#""1""#,
+            "18446744073709551617",
+            "null",
+            r#""c1""#,
+            r#"{"a":[2.5]}"#,
+        ] {
             let body = format!("{{\"id\":{value}}}");
             let then = match serde_json::from_str::<Value>(value).unwrap() {
                 Value::String(text) => text,
