@@ -4,12 +4,13 @@
 //! |---|---|
 //! | [`target`], [`when`] | arguments: what a command is about, points in time |
 //! | [`connection`], [`failure`] | the way to a server, and what its errors mean to a person |
-//! | [`ls`], [`create`], [`append`], [`read`], [`tail`], [`trim`] | a command each |
+//! | [`ls`], [`create`], [`append`], [`read`], [`tail`], [`trim`], [`adopt`] | a command each |
 //! | [`lines`], [`record`] | lines that become records, records that become lines |
 //!
 //! What a command found goes to standard output, in a form that other programs can take; remarks
 //! and progress go to standard error.
 
+mod adopt;
 mod append;
 pub mod connection;
 mod create;
@@ -66,6 +67,7 @@ enum Command {
     Read(read::Args),
     Tail(tail::Args),
     Trim(trim::Args),
+    Adopt(adopt::Args),
 }
 
 pub fn run(args: Args) -> Result<(), Failure> {
@@ -75,6 +77,9 @@ pub fn run(args: Args) -> Result<(), Failure> {
         .build()
         .map_err(|e| Failure::wrong("io", format!("starting the runtime: {e}")))?;
     runtime.block_on(async {
+        if let Command::Adopt(adopt) = args.command {
+            return adopt::run(args.server, adopt).await;
+        }
         let connection = Connection::open(args.server).await?;
         match args.command {
             Command::Ls(args) => ls::run(&connection, args).await,
@@ -83,6 +88,7 @@ pub fn run(args: Args) -> Result<(), Failure> {
             Command::Read(args) => read::run(&connection, args).await,
             Command::Tail(args) => tail::run(&connection, args).await,
             Command::Trim(args) => trim::run(&connection, args).await,
+            Command::Adopt(_) => Ok(()),
         }
     })
 }

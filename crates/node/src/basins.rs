@@ -129,6 +129,7 @@ impl Node {
             settings,
             mode: create.mode() as i32,
             at_ms: now_ms(),
+            id: 0,
         };
         let inner = &self.inner;
         let outcome = inner

@@ -7,6 +7,7 @@
 //! | [`snapshots`] | partition snapshots: when, where to, what they are good for |
 //! | [`node`] | a running node; starting and stopping |
 //! | [`basins`], [`streams`] | what callers can ask for |
+//! | `unknown_basins` | streams whose basin the catalog does not know |
 //! | [`position`] | where a stream stands, and which forks it has seen |
 //! | [`append`] | admission and submission of appends |
 //! | [`read`] | read sessions: catch up from the database, then follow |
@@ -32,6 +33,7 @@ pub mod snapshots;
 mod space;
 pub mod state;
 pub mod streams;
+mod unknown_basins;
 pub mod upkeep;
 
 pub use append::{Ack, AppendSession, PendingAppend};

@@ -12,6 +12,7 @@ use esker_partition::{
     BasinId, CatalogReader, PartitionId, Reader, RecentBudget, Store, StoreOptions, partition_of,
 };
 use esker_raft::{Group, GroupStatus, ProposeError};
+use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
@@ -23,6 +24,7 @@ use crate::snapshots::{Bootstrap, CreatedSnapshot, SnapshotOptions, Snapshots, U
 use crate::space::Space;
 use crate::state::keeper::Keeper;
 use crate::state::{self, StateOptions, StateStore};
+use crate::unknown_basins::UnknownBasin;
 use crate::upkeep::Upkeep;
 
 /// What is waited for after the grace period, for tasks that end as soon as they look.
@@ -147,6 +149,8 @@ pub(crate) struct Inner {
     /// Appends are refused until a snapshot is archived: see [`OnLogFull`].
     pub refuses_appends: AtomicBool,
     pub space: Space,
+    /// Basins of streams that the catalog did not know when this start began to serve.
+    pub unknown_basins: Mutex<Vec<UnknownBasin>>,
     /// Holds the lock on the data directory.
     pub data_dir: DataDir,
 }

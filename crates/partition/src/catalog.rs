@@ -68,6 +68,9 @@ pub struct Basin {
     pub deleted_ms: Option<u64>,
 }
 
+/// Ids beyond are nobody's: counters never get there, and there is room for every fork.
+const MAX_WANTED_ID: u64 = 1 << 62;
+
 type Basins = BTreeMap<String, Arc<Basin>>;
 
 /// Reads the catalog. Cheap to clone.
@@ -118,6 +121,11 @@ impl CatalogReader {
         it.status()
             .map_err(|e| self.part.error("reading deleted basins", e))?;
         Ok(ids)
+    }
+
+    /// Whether a basin has this id, also one that is being deleted.
+    pub fn has(&self, id: BasinId) -> bool {
+        self.basins.read().values().any(|basin| basin.id == id)
     }
 
     /// Basins that are being deleted.
@@ -281,6 +289,26 @@ impl Step<'_> {
         }
     }
 
+    /// Why no basin may have this id, if so: another one has it, or it was deleted.
+    fn refuse_id(&self, id: u64) -> Result<Option<ProvisionRefusal>, StoreError> {
+        if id <= STATE_BASIN_ID.0 || id >= MAX_WANTED_ID {
+            return Ok(Some(ProvisionRefusal::Exists));
+        }
+        let is_forgotten = self.forgotten.contains(&BasinId(id))
+            || self
+                .part
+                .get_bytes(keys::forgotten_basin(BasinId(id)), "a deleted basin")?
+                .is_some();
+        if is_forgotten {
+            return Ok(Some(ProvisionRefusal::BasinDropped));
+        }
+        let changed = self.changed.values().flatten();
+        let known = self.basins.read();
+        let mut known = known.values().map(|basin| basin.id.0);
+        let is_taken = changed.into_iter().any(|meta| meta.id == id) || known.any(|of| of == id);
+        Ok(is_taken.then_some(ProvisionRefusal::Exists))
+    }
+
     fn provision(
         &mut self,
         command: ProvisionBasin,
@@ -290,16 +318,23 @@ impl Step<'_> {
             return Ok(Err(ProvisionRefusal::Exists));
         }
         let Some(meta) = self.get(&command.name)? else {
+            let id = match command.id {
+                0 => self.counters.next_basin,
+                wanted => match self.refuse_id(wanted)? {
+                    Some(refusal) => return Ok(Err(refusal)),
+                    None => wanted,
+                },
+            };
             let meta = BasinMeta {
-                id: self.counters.next_basin,
+                id,
                 settings: command.settings,
                 settings_version: 1,
                 created_ms: command.at_ms,
                 deleted_ms: None,
                 request_hash: command.request_hash,
             };
-            self.counters.next_basin += 1;
-            let id = BasinId(meta.id);
+            self.counters.next_basin = self.counters.next_basin.max(id + 1);
+            let id = BasinId(id);
             self.changed.insert(command.name, Some(meta));
             return Ok(Ok(Provisioned {
                 change: Change::Created,
@@ -309,6 +344,9 @@ impl Step<'_> {
         };
         if meta.deleted_ms.is_some() {
             return Ok(Err(ProvisionRefusal::BasinDropped));
+        }
+        if command.id != 0 && command.id != meta.id {
+            return Ok(Err(ProvisionRefusal::Exists));
         }
         let mut provisioned = Provisioned {
             change: Change::Nothing,

@@ -244,6 +244,9 @@ pub struct ProvisionBasin {
     /// Now, in milliseconds since the epoch.
     #[prost(uint64, tag = "5")]
     pub at_ms: u64,
+    /// The id that it must have, because streams are there that lost their basin; 0 for the next one.
+    #[prost(uint64, tag = "6")]
+    pub id: u64,
 }
 
 /// See [`Kind::SetBasinSettings`].

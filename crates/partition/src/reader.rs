@@ -128,6 +128,28 @@ impl Reader {
         Ok(listed)
     }
 
+    /// The basins that the partition's streams are in, but for dropped ones. Looks at one stream of each.
+    pub fn basins(&self) -> Result<Vec<BasinId>, StoreError> {
+        let (from, to) = keys::all_stream_names();
+        let mut it = self.part.iterate(&from, &to, false);
+        it.seek_to_first();
+        let mut basins = Vec::new();
+        while let Some(key) = it.key() {
+            let id = keys::id_of(key)
+                .ok_or_else(|| self.part.malformed("the index of names", &"its length"))?;
+            if !self.directory.is_dropped(BasinId(id)) {
+                basins.push(BasinId(id));
+            }
+            match id.checked_add(1) {
+                Some(next) => it.seek(keys::stream_name(BasinId(next), "")),
+                None => break,
+            }
+        }
+        it.status()
+            .map_err(|e| self.part.error("reading basins of streams", e))?;
+        Ok(basins)
+    }
+
     /// Where a read begins: at a record that no trim has reached yet, or at the tail.
     ///
     /// # Errors

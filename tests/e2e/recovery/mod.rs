@@ -12,6 +12,7 @@
 //! | [`any_history`] | all of that in any order, against a model |
 //! | [`outages`], [`log_bound`] | a repository out of reach, and the log meanwhile |
 //! | [`schedule`] | when snapshots are put |
+//! | [`catalog`] | basins, and the streams that need them |
 //! | [`stops`] | a stop, and what the start after it shows |
 //!
 //! | what they stand on | |
@@ -22,6 +23,7 @@
 //! | [`contents`] | all that a client can read, before and after |
 
 mod any_history;
+mod catalog;
 pub mod contents;
 mod empty_directories;
 mod kills;

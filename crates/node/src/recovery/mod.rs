@@ -87,6 +87,10 @@ pub(crate) async fn recover(options: NodeOptions) -> Result<Arc<Inner>, StartErr
     let bytes = bytes.sum();
     inner.snapshots.rates.replayed(events, bytes, report.replay);
     tell_forked(&inner, &forked).await;
+    match inner.find_unknown_basins() {
+        Ok(found) => *inner.unknown_basins.lock() = found,
+        Err(error) => tracing::warn!(%error, "streams without a basin were not looked for"),
+    }
     // Every partition has something in the log now, so one that has not is damage from here on.
     inner.data_dir.finish()?;
     Plan::remove(inner.data_dir.path())?;
@@ -300,6 +304,7 @@ fn groups(
         started: Instant::now(),
         refuses_appends: AtomicBool::new(false),
         space: Default::default(),
+        unknown_basins: Default::default(),
         data_dir,
     };
     Ok((inner, report))

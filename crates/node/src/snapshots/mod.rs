@@ -6,6 +6,7 @@
 //! | [`archive`] | the repository, and how checkpoints become snapshots and back |
 //! | [`incarnations`], [`destination_file`] | what this directory remembers of the repository: who writes, and which it was |
 //! | [`failure`] | why the repository takes no snapshots |
+//! | [`catalog`] | what snapshots of partitions need of the catalog |
 //! | [`schedule`] | when one is put into the repository |
 //! | [`uploader`] | the task that does it, and what is known of the repository |
 //! | [`rates`] | how fast this node is |
@@ -14,6 +15,7 @@
 //! | [`online`] | what the commands for snapshots ask of a running node |
 
 mod archive;
+mod catalog;
 mod destination_file;
 mod failure;
 mod incarnations;
@@ -27,6 +29,7 @@ mod status;
 mod uploader;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use parking_lot::Mutex;
 
@@ -55,6 +58,9 @@ pub(crate) struct Snapshots {
     pub identity: Identity,
     /// What is known of the repository, by partition.
     pub known: Vec<Mutex<uploader::Known>>,
+    /// The last LSN, by partition, up to which all basins that its streams need are in the repository;
+    /// 0 until that is known.
+    pub named: Vec<AtomicU64>,
     /// Wakes the uploader.
     pub wake: tokio::sync::Notify,
     recovery: Mutex<Option<Arc<RecoveryReport>>>,
@@ -74,6 +80,9 @@ impl Snapshots {
             identity: identity.clone(),
             known: (0..=identity.partitions)
                 .map(|_| Mutex::default())
+                .collect(),
+            named: (0..=identity.partitions)
+                .map(|_| AtomicU64::new(0))
                 .collect(),
             wake: tokio::sync::Notify::new(),
             recovery: Mutex::new(None),

@@ -12,6 +12,8 @@ pub(crate) struct Facts {
     pub asked: bool,
     /// Whether the repository has none of this lineage.
     pub none: bool,
+    /// Whether streams in the repository need something of it that the repository does not have.
+    pub needed: bool,
     /// Entries applied since the newest one.
     pub entries: u64,
     /// Time since the newest one.
@@ -33,6 +35,8 @@ pub enum Reason {
     Asked,
     /// The repository has none yet.
     First,
+    /// Streams in other snapshots are of basins that only it has.
+    Needed,
     /// Replaying what came after the newest would take longer than the budget.
     RecoveryBudget,
     /// The log is larger than it may be.
@@ -46,6 +50,7 @@ impl fmt::Display for Reason {
         f.write_str(match self {
             Reason::Asked => "asked for",
             Reason::First => "the repository has none",
+            Reason::Needed => "streams in other snapshots need its basins",
             Reason::RecoveryBudget => "replay would exceed the recovery budget",
             Reason::LogFull => "the log is full",
             Reason::Interval => "the interval is over",
@@ -63,6 +68,9 @@ pub(crate) fn due(options: &SnapshotOptions, facts: &Facts) -> Option<Reason> {
     }
     if facts.holds_log {
         return Some(Reason::LogFull);
+    }
+    if facts.needed {
+        return Some(Reason::Needed);
     }
     if facts.entries == 0 {
         return None;

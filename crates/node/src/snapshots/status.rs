@@ -185,7 +185,17 @@ impl Inner {
         drop(known);
         let covered = newest.as_ref().map_or(0, |n| n.lsn);
         let (entries, bytes) = inner.after(partition, durable);
-        let (at_risk, bytes_at_risk) = inner.after(partition, covered + empty);
+        let (to_replay, bytes_to_replay) = inner.after(partition, covered + empty);
+        // What nobody finds again is at risk as well, though a snapshot has it.
+        let (covered, lacks_basins) = inner.covered(partition, covered);
+        let empty = if lacks_basins { 0 } else { empty };
+        let (at_risk, _) = inner.after(partition, covered + empty);
+        let catalog = lacks_basins.then(|| inner.snapshots.known[0].lock());
+        let oldest_needed = match &catalog {
+            Some(catalog) => catalog.newest().map(|n| n.created_at),
+            None => newest.as_ref().map(|n| n.created_at),
+        };
+        drop(catalog);
         let database_bytes = part.file_bytes();
         PartitionStatus {
             partition,
@@ -201,9 +211,9 @@ impl Inner {
             retained,
             abandoned,
             records_at_risk: at_risk,
-            seconds_at_risk: match (at_risk, &newest) {
+            seconds_at_risk: match (at_risk, oldest_needed) {
                 (0, _) => 0,
-                (_, Some(newest)) => past_age(newest.created_at)
+                (_, Some(created_at)) => past_age(created_at)
                     .unwrap_or_else(|| inner.started.elapsed())
                     .as_secs(),
                 (_, None) => inner.started.elapsed().as_secs(),
@@ -212,7 +222,7 @@ impl Inner {
             database_bytes,
             restart: rates.replay(entries, bytes),
             restore: rates.restore(newest_bytes.unwrap_or(database_bytes))
-                + rates.replay(at_risk, bytes_at_risk),
+                + rates.replay(to_replay, bytes_to_replay),
         }
     }
 
@@ -257,6 +267,23 @@ impl Inner {
                 format!("a file in snapshots/ does not count: {ignored}"),
                 "move it away; esker state import takes its state over, if that is wanted",
             );
+        }
+        for unknown in inner.unknown_basins() {
+            let counted = unknown.streams;
+            let what = format!(
+                "the catalog does not know basin {}, which {counted} stream{} in, such as {:?}: it was restored as of before the basin was made",
+                unknown.id,
+                if counted == 1 { " is" } else { "s are" },
+                unknown.example,
+            );
+            for partition in unknown.partitions {
+                problems.add(
+                    "basin_unknown",
+                    Some(partition),
+                    what.clone(),
+                    "esker stream adopt BASIN ID makes the basin again, and its streams are there as they were",
+                );
+            }
         }
         let shortage = inner.shortage();
         for one in &status.partitions {

@@ -231,6 +231,10 @@ async fn run(inner: Weak<Inner>) {
         }
         // Of all partitions: looked at once a round, not once for each.
         let load = inner.load();
+        let applied = inner.all_applied();
+        if !inner.is_catalog_ahead() {
+            inner.note_named(&applied);
+        }
         for partition in 0..inner.snapshots.known.len() as u64 {
             work(&inner, partition, probed, load).await;
         }
@@ -331,6 +335,13 @@ async fn work(inner: &Inner, partition: u64, may_put: bool, load: Load) {
         sweep_if_due(inner, partition, &repository).await;
         return;
     };
+    put_and_note(inner, partition, repository, reason).await;
+}
+
+/// Puts a snapshot, answers whoever asked for it, and sweeps.
+async fn put_and_note(inner: &Inner, partition: u64, repository: Repository, reason: Reason) {
+    let place = &inner.snapshots.known[partition as usize];
+    let group = inner.group(partition);
     let asked = std::mem::take(&mut place.lock().asked);
     // Where a line begins, something was lost just before: of what is there nobody knows how good it is.
     let apart = {
@@ -352,6 +363,24 @@ async fn work(inner: &Inner, partition: u64, may_put: bool, load: Load) {
     }
     if result.is_ok() {
         sweep(inner, partition, &repository).await;
+    }
+}
+
+/// Puts the catalog's snapshot, if the repository lacks something that a partition's snapshot may need.
+/// What comes of it is noted: the partition's own snapshot is put in any case, and is worth something
+/// once the catalog's is there.
+async fn put_catalog(inner: &Inner) {
+    if !inner.is_catalog_ahead() {
+        return;
+    }
+    let (looked, waits) = {
+        let known = inner.snapshots.known[0].lock();
+        (known.looked, known.waits())
+    };
+    if looked && !waits {
+        let archive = &inner.snapshots.archive;
+        let repository = archive.repository(&inner.snapshots.identity, 0);
+        Box::pin(put_and_note(inner, 0, repository, Reason::Needed)).await;
     }
 }
 
@@ -507,6 +536,8 @@ async fn put(
     if reason == Reason::LogFull {
         advance(partition, group).await;
     }
+    // Before it is taken: whatever the catalog's snapshot has, these have no stream without a basin there.
+    let applied = inner.all_applied();
     group
         .snapshot()
         .await
@@ -519,6 +550,9 @@ async fn put(
     let lineage = inner.part(partition).lineage();
     let lineage = lineage.map_err(|e| Failure::here(e.to_string()))?;
     let checkpoint = to_put(&held.checkpoint, &lineage, held.clone()).map_err(Failure::here)?;
+    if partition != 0 {
+        put_catalog(inner).await;
+    }
     let begun = snapshots.archive.begin_to_write();
     begun.map_err(|e| Failure::here(e.to_string()))?;
     let progress = Progress::new();
@@ -539,6 +573,9 @@ async fn put(
     known.note_root(&root);
     known.newest_bytes = Some(put.bytes);
     keep(group, &known);
+    if partition == 0 {
+        inner.note_named(&applied);
+    }
     Ok(CreatedSnapshot {
         partition,
         snapshot: put.snapshot.to_string(),
@@ -631,6 +668,7 @@ impl Inner {
         Facts {
             asked,
             none,
+            needed: partition == 0 && self.is_catalog_needed(),
             entries: status.applied.0.saturating_sub(lsn + empty),
             age,
             replay: match is_largest {

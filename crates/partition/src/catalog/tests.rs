@@ -148,6 +148,7 @@ fn provision(name: &str, mode: Mode, settings: BasinSettings, hash: &[u8], at_ms
         mode: mode.into(),
         request_hash: hash.to_vec(),
         at_ms,
+        id: 0,
     })
 }
 
@@ -191,6 +192,36 @@ fn outcome(change: Change, id: u64, created_ms: u64) -> Outcome {
         id: BasinId(id),
         created_ms,
     }))
+}
+
+fn again(name: &str, id: u64) -> Kind {
+    match ensure(name, settings(false)) {
+        Kind::ProvisionBasin(provision) => Kind::ProvisionBasin(ProvisionBasin { id, ..provision }),
+        other => other,
+    }
+}
+
+#[test]
+fn a_basin_is_made_again_under_an_id_that_nobody_else_has_or_had() {
+    let mut fixture = Fixture::new();
+    let first = fixture.create("first-basin").0;
+    let gone = fixture.create("gone-basin").0;
+    fixture.step(vec![delete("gone-basin", 5), forget(gone)]);
+    // Also within the step in which it was given away.
+    let late = gone + 100;
+    let (made, taken) = (again("late-basin", late), again("thief-basin", late));
+    let outcomes = fixture.step(vec![made.clone(), taken, made, again("late-basin", first)]);
+    let [created, exists, same, other] = outcomes.try_into().unwrap();
+    assert_eq!(created, outcome(Change::Created, late, 2_000));
+    assert_eq!((exists, other), (EXISTS, EXISTS));
+    assert_eq!(same, outcome(Change::Nothing, late, 2_000));
+    fixture.reopen();
+    assert_eq!(fixture.apply(again("back-basin", gone)), DROPPED);
+    for id in [first, late, u64::MAX] {
+        assert_eq!(fixture.apply(again("back-basin", id)), EXISTS, "{id}");
+    }
+    // What comes next has an id of its own.
+    assert_eq!(fixture.create("next-basin").0, late + 1);
 }
 
 const EXISTS: Outcome = Outcome::BasinProvisioned(Err(ProvisionRefusal::Exists));

@@ -129,6 +129,11 @@ pub const PROBLEMS: &[(&str, bool, &str)] = &[
         "The log no longer reaches back to the oldest retained snapshot.",
     ),
     (
+        "basin_unknown",
+        false,
+        "Streams are there whose basin the catalog does not know: it was restored as of an earlier time.",
+    ),
+    (
         "state_snapshot_ignored",
         false,
         "A file in `snapshots/` is not a valid JSON snapshot of this state store; it is neither counted nor removed.",
@@ -234,6 +239,7 @@ impl From<Error> for AdminError {
             Error::BasinDeletionPending(_) => {
                 AdminError::s2(ErrorCode::BasinDeletionPending, error)
             }
+            Error::BasinExists(_) => AdminError::s2(ErrorCode::ResourceAlreadyExists, error),
             Error::StreamNotFound { .. } => AdminError::s2(ErrorCode::StreamNotFound, error),
             Error::PartitionNotFound { .. } => AdminError::listed("partition_not_found", error),
             Error::Repository(of) => AdminError::listed(repository_code(of), error),

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`status`] | `GET /status` |
 //! | [`streams`] | everything below `/streams/{stream}` |
+//! | [`basins`] | everything below `/basins/{basin}` |
 //! | [`snapshots`] | everything below `/partitions/{partition}` |
 //! | [`request`] | paths, headers, queries and bodies, and how they are refused |
 //! | [`error`] | codes |
@@ -14,6 +15,7 @@
 //! Bounds: a body has at most [`BODY`] bytes. Of what takes long (proving, verifying, pruning) one runs
 //! per partition at a time, and a second is refused as `busy`; it runs on when whoever asked hangs up.
 
+pub mod basins;
 pub mod error;
 mod request;
 pub mod snapshots;
@@ -129,6 +131,7 @@ fn open_api() -> OpenApiRouter<Admin> {
         .routes(routes!(openapi))
         .routes(routes!(status::status))
         .routes(routes!(streams::position))
+        .routes(routes!(basins::adopt))
         .routes(routes!(snapshots::list, snapshots::create))
         .routes(routes!(snapshots::show))
         .routes(routes!(snapshots::diff))

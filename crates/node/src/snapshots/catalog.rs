@@ -1,0 +1,57 @@
+//! What snapshots of partitions need of the catalog.
+//!
+//! A stream is found by the id of its basin, and basins are in partition 0: a stream whose basin no
+//! snapshot of the catalog has is lost with the data directory, whatever its own partition has put. So a
+//! snapshot of a partition is taken first, then the catalog is put if it has anything new, and then the
+//! partition's snapshot. A basin is in the catalog before any stream of it is in a partition, so that
+//! what the catalog has after the partition's snapshot was taken is all that this one can need.
+
+use std::sync::atomic::Ordering;
+
+use crate::node::Inner;
+
+impl Inner {
+    /// Whether the catalog has entries that the repository does not have.
+    pub fn is_catalog_ahead(&self) -> bool {
+        let known = self.snapshots.known[0].lock();
+        let covered = known.newest().map_or(0, |n| n.lsn) + known.empty_entries();
+        drop(known);
+        self.catalog.status().last.0 > covered
+    }
+
+    /// Whether a snapshot in the repository has streams that need more of the catalog than the
+    /// repository has.
+    pub fn is_catalog_needed(&self) -> bool {
+        let known = self.snapshots.known.iter().zip(&self.snapshots.named);
+        let mut others = known.skip(1);
+        let is_unnamed = others.any(|(known, named)| {
+            let newest = known.lock().newest().map_or(0, |n| n.lsn);
+            newest > named.load(Ordering::Relaxed)
+        });
+        is_unnamed && self.is_catalog_ahead()
+    }
+
+    /// The last LSN of each partition that is applied. What is in the catalog from now on has all basins
+    /// that streams need up to there.
+    pub fn all_applied(&self) -> Vec<u64> {
+        let groups = self.groups();
+        groups.map(|group| group.status().applied.0).collect()
+    }
+
+    /// Notes up to where the streams of each partition have their basins in the repository.
+    pub fn note_named(&self, applied: &[u64]) {
+        for (named, lsn) in self.snapshots.named.iter().zip(applied) {
+            named.fetch_max(*lsn, Ordering::Relaxed);
+        }
+    }
+
+    /// The last LSN up to which a loss of everything but the repository would cost nothing of a
+    /// partition, which has a snapshot up to `newest`, and whether more than its own snapshot is missing.
+    pub fn covered(&self, partition: u64, newest: u64) -> (u64, bool) {
+        if partition == 0 || !self.is_catalog_ahead() {
+            return (newest, false);
+        }
+        let named = self.snapshots.named[partition as usize].load(Ordering::Relaxed);
+        (newest.min(named), named < newest)
+    }
+}

@@ -1,0 +1,128 @@
+//! Streams whose basin the catalog does not know.
+//!
+//! Streams are found by the id of their basin, and basins are in another partition. After a restore that
+//! took an older snapshot of the catalog than of a stream partition, streams may be there whose basin is
+//! not: nobody can name them. They are found at the start, reported, and come back as soon as a basin of
+//! that id is made.
+
+use esker_partition::command::{Kind, Mode, Outcome, ProvisionBasin, ProvisionRefusal};
+use esker_partition::settings::BasinSettings;
+use esker_partition::{BasinId, STATE_BASIN_ID};
+use s2_common::config::BasinConfig;
+
+use crate::basins::{BasinInfo, unexpected};
+use crate::clock::now_ms;
+use crate::error::Error;
+use crate::node::{Inner, Node};
+
+/// Streams of a basin that are counted, in a partition.
+const MAX_COUNTED: usize = 1000;
+
+/// A basin that streams are in, and the catalog does not know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct UnknownBasin {
+    pub id: u64,
+    /// The partitions that have streams of it.
+    pub partitions: Vec<u64>,
+    /// How many, as far as they are counted.
+    pub streams: usize,
+    /// The name of one.
+    pub example: String,
+}
+
+impl Inner {
+    /// Looks which basins of streams the catalog does not know. To be called before anything is served.
+    pub(crate) fn find_unknown_basins(&self) -> Result<Vec<UnknownBasin>, Error> {
+        let forgotten = self.catalog_reader.forgotten()?;
+        let mut unknown: Vec<UnknownBasin> = Vec::new();
+        for partition in &self.partitions {
+            let reader = &partition.reader;
+            for id in reader.basins()? {
+                let is_known = id == STATE_BASIN_ID || self.catalog_reader.has(id);
+                if is_known || forgotten.contains(&id) {
+                    continue;
+                }
+                let streams = reader.list(id, "", "", MAX_COUNTED)?;
+                let Some(first) = streams.first() else {
+                    continue;
+                };
+                let number = reader.partition().0;
+                match unknown.iter_mut().find(|one| one.id == id.0) {
+                    Some(one) => {
+                        one.partitions.push(number);
+                        one.streams += streams.len();
+                    }
+                    None => unknown.push(UnknownBasin {
+                        id: id.0,
+                        partitions: vec![number],
+                        streams: streams.len(),
+                        example: first.name.clone(),
+                    }),
+                }
+            }
+        }
+        for one in &unknown {
+            tracing::warn!(
+                basin = one.id,
+                streams = one.streams,
+                example = one.example,
+                "the catalog does not know the basin of streams that are there: \
+                 esker stream adopt makes it again"
+            );
+        }
+        Ok(unknown)
+    }
+
+    /// Those of which that is still so.
+    pub(crate) fn unknown_basins(&self) -> Vec<UnknownBasin> {
+        let found = self.unknown_basins.lock();
+        let mut left = found.clone();
+        drop(found);
+        left.retain(|one| !self.catalog_reader.has(BasinId(one.id)));
+        left
+    }
+}
+
+impl Node {
+    /// Makes a basin again of which only the streams are left: it gets their basin's id, and they are in
+    /// it as they were. Its settings are the default ones.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Invalid`] if no stream is without a basin of this id, [`Error::BasinExists`] and
+    /// [`Error::BasinDeletionPending`] if the name, or the id, is another basin's.
+    pub async fn adopt_basin(&self, name: &str, id: u64) -> Result<BasinInfo, Error> {
+        let inner = &self.inner;
+        let found = inner.unknown_basins.lock().iter().any(|one| one.id == id);
+        if !found {
+            return Err(Error::Invalid(format!(
+                "no streams are without their basin {id}: `esker status` names those that are"
+            )));
+        }
+        let command = ProvisionBasin {
+            name: name.to_owned(),
+            settings: BasinSettings::from(&BasinConfig::default()),
+            mode: Mode::Ensure as i32,
+            at_ms: now_ms(),
+            id,
+            ..ProvisionBasin::default()
+        };
+        let outcome = inner
+            .execute(&inner.catalog, Kind::ProvisionBasin(command))
+            .await?;
+        match outcome {
+            Outcome::BasinProvisioned(Ok(done)) => Ok(BasinInfo {
+                name: name.to_owned(),
+                created_ms: done.created_ms,
+                deleted_ms: None,
+            }),
+            Outcome::BasinProvisioned(Err(ProvisionRefusal::Exists)) => {
+                Err(Error::BasinExists(name.to_owned()))
+            }
+            Outcome::BasinProvisioned(Err(ProvisionRefusal::BasinDropped)) => {
+                Err(Error::BasinDeletionPending(name.to_owned()))
+            }
+            other => Err(unexpected(&other)),
+        }
+    }
+}

@@ -1,0 +1,60 @@
+//! `/basins/{basin}`: a basin that is made again.
+
+use axum::Json;
+use axum::extract::State;
+use s2_common::basin::BasinName;
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+use utoipa::ToSchema;
+
+use super::error::Failures;
+use super::request::{Body, InPath};
+use super::{Admin, AdminError};
+
+/// Which streams a basin is made for.
+#[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Adopt {
+    /// The id of their basin, as the problem `basin_unknown` names it.
+    pub id: u64,
+}
+
+/// A basin that was made again.
+#[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
+pub struct Adopted {
+    /// Its name.
+    pub basin: String,
+    /// Its id.
+    pub id: u64,
+    /// When that was.
+    #[serde(with = "time::serde::rfc3339")]
+    pub created_at: OffsetDateTime,
+}
+
+/// Makes a basin again of which only the streams are left.
+///
+/// After a restore that took an older snapshot of the catalog than of a stream partition, the status has
+/// the problem `basin_unknown`. The basin gets the id that it had, default settings, and the name that is
+/// asked for; its streams are in it as they were. Asked twice, it changes nothing.
+#[utoipa::path(
+    post,
+    path = "/esker/v1/basins/{basin}/adopt",
+    operation_id = "adopt_basin",
+    tag = "streams",
+    params(("basin" = String, Path, description = "The basin's name")),
+    request_body = Adopt,
+    responses((status = 200, description = "It is there", body = Adopted), Failures)
+)]
+pub(super) async fn adopt(
+    State(admin): State<Admin>,
+    InPath(basin): InPath<BasinName>,
+    Body(Adopt { id }): Body<Adopt>,
+) -> Result<Json<Adopted>, AdminError> {
+    let adopted = admin.node.adopt_basin(&basin, id).await?;
+    let created_at = crate::api::timestamp(adopted.created_ms).map_err(AdminError::invalid)?;
+    Ok(Json(Adopted {
+        basin: adopted.name,
+        id,
+        created_at,
+    }))
+}
