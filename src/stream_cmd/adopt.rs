@@ -40,6 +40,9 @@ pub async fn run(server: ServerAddress, args: Args) -> Result<(), Failure> {
     if args.json {
         print(json!({ "basin": adopted.basin, "id": adopted.id }))
     } else {
-        print(format_args!("basin {} has the streams of id {}", adopted.basin, adopted.id))
+        print(format_args!(
+            "basin {} has the streams of id {}",
+            adopted.basin, adopted.id
+        ))
     }
 }

@@ -291,7 +291,7 @@ impl Step<'_> {
 
     /// Why no basin may have this id, if so: another one has it, or it was deleted.
     fn refuse_id(&self, id: u64) -> Result<Option<ProvisionRefusal>, StoreError> {
-        if id <= STATE_BASIN_ID.0 || id >= MAX_WANTED_ID {
+        if id == STATE_BASIN_ID.0 || id >= MAX_WANTED_ID {
             return Ok(Some(ProvisionRefusal::Exists));
         }
         let is_forgotten = self.forgotten.contains(&BasinId(id))

@@ -28,7 +28,9 @@ async fn append(server: &Server) -> u64 {
 
 fn ends(status: &Value) -> Vec<u64> {
     let partitions = status["partitions"].as_array().unwrap().iter();
-    partitions.map(|one| one["last"].as_u64().unwrap()).collect()
+    partitions
+        .map(|one| one["last"].as_u64().unwrap())
+        .collect()
 }
 
 async fn put_snapshot(server: &Server, partition: u64) {
@@ -94,7 +96,12 @@ async fn streams_whose_basin_is_unknown_after_a_restore_are_reported_and_come_ba
     put_snapshot(&server, partition).await;
     server.kill();
     // The catalog as it was before the basin was made, as an earlier release left it.
-    for key in scene.place.keys().iter().filter(|key| key.starts_with("0/")) {
+    for key in scene
+        .place
+        .keys()
+        .iter()
+        .filter(|key| key.starts_with("0/"))
+    {
         scene.place.remove(key);
     }
     for (key, content) in before.iter().filter(|(key, _)| key.starts_with("0/")) {
@@ -116,7 +123,10 @@ async fn streams_whose_basin_is_unknown_after_a_restore_are_reported_and_come_ba
         let found = found.unwrap_or_else(|| panic!("after {restarts} restarts"));
         assert_eq!(found["partitions"], json!([partition]));
         let what = found["what"].as_str().unwrap();
-        assert!(what.contains("1 stream is in, such as \"orders\""), "{what}");
+        assert!(
+            what.contains("1 stream is in, such as \"orders\""),
+            "{what}"
+        );
         server.kill();
         server.restart(&scene.setup).await;
     }
