@@ -160,11 +160,8 @@ impl Reader {
         }
         let bad_batch = |e: MalformedBatch| self.part().malformed("a batch", &e);
         let (first, end) = (keys::data(id, 0), keys::data(id, tail));
-        // In each run, one block may hold the first or the last of the stream's keys beside other keys, and
-        // every scan has to look into it. It is small, and is kept in the cache; the rest of what is read
-        // is not, because it is read once.
-        let next = keys::data(id, taking.next);
-        self.part().iterate(&first, &next, true).seek(next);
+        // The rest of what is read is not kept in the cache, because it is read once.
+        self.part().cache_border(&first, &keys::data(id, taking.next));
         let mut it = self.part().iterate(&first, &end, false);
         if taking.next < head {
             let trims_to = |batch: &StoredBatch| -> Result<Option<SeqNum>, MalformedBatch> {

@@ -519,6 +519,13 @@ impl Part {
         self.store.db.raw_iterator_cf_opt(&self.cf(), options)
     }
 
+    /// Reads the blocks into the cache that have keys from `first` on and before `at`, and others from
+    /// `at` on. In each run there may be one: it is small, and whoever reads on from `at` looks into it
+    /// each time, in every run.
+    pub(crate) fn cache_border(&self, first: &[u8], at: &[u8]) {
+        self.iterate(first, at, true).seek(at);
+    }
+
     /// A batch of writes.
     pub(crate) fn batch(&self) -> PartBatch {
         PartBatch {

@@ -9,6 +9,7 @@ use super::command::{
     StateCommit, StateCommitted, StateImport, StateImportRefusal, StateImported, StatePrune,
     StateRefusal,
 };
+use super::history::Forgotten;
 use super::names::{StateKey, agent_names};
 use super::rebuild::stream_settings;
 use super::record::{CommitRecord, compose};
@@ -30,6 +31,8 @@ pub(crate) struct StateStep<'a> {
     entries: HashMap<Vec<u8>, Option<StateEntry>>,
     /// Bytes of entries that are no longer needed.
     pub garbage: u64,
+    /// What the step has learned of keys by forgetting versions of them.
+    pub forgotten: Vec<Forgotten>,
 }
 
 impl<'a> StateStep<'a> {
@@ -39,7 +42,12 @@ impl<'a> StateStep<'a> {
             meta: None,
             entries: HashMap::new(),
             garbage: 0,
+            forgotten: Vec::new(),
         }
+    }
+
+    pub fn before(&self) -> &Published {
+        self.before
     }
 
     fn meta(&self) -> StateMeta {
@@ -276,45 +284,6 @@ impl Step<'_> {
         }
         let most = (PRUNE_COMMITS as usize, PRUNE_BYTES);
         read::commits(self.part, StreamId(meta.stream), from, to, most)
-    }
-
-    /// Removes earlier versions of a key, below `version`, but for the newest `kept` of all. What stays
-    /// is not read, but for those `kept`.
-    fn forget_versions(
-        &mut self,
-        generation: u32,
-        names: &[u8],
-        version: u64,
-        kept: u64,
-    ) -> Result<(), StoreError> {
-        let from = keys::state_history(generation, names, 0);
-        let to = keys::state_history(generation, names, u64::MAX);
-        let mut gone = Vec::new();
-        {
-            let mut it = self.part.iterate(&from, &to, false);
-            it.seek_to_last();
-            let mut newer = 0;
-            while newer < kept && it.valid() {
-                newer += 1;
-                it.prev();
-            }
-            let at = it.key().and_then(keys::last_number).unwrap_or_default();
-            if at >= version {
-                let before = version.saturating_sub(1);
-                it.seek_for_prev(keys::state_history(generation, names, before));
-            }
-            while let (Some(key), Some(value)) = (it.key(), it.value()) {
-                gone.push((key.to_vec(), value.len()));
-                it.prev();
-            }
-            it.status()
-                .map_err(|e| self.part.error("reading versions of a key", e))?;
-        }
-        for (key, value) in gone {
-            self.state.garbage += (key.len() + value) as u64;
-            self.batch.delete(key);
-        }
-        Ok(())
     }
 
     /// One step of an import. It has to be the first of its step.

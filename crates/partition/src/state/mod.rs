@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`names`] | namespace, agent and key, and how they sort |
 //! | [`command`] | what travels through the log |
+//! | [`history`] | forgetting earlier versions of keys |
 //! | [`record`] | a commit as a record of the reserved stream |
 //! | [`read`] | reading keys, as of now or earlier, and commits |
 //! | [`rebuild`] | making the store anew without the log |
@@ -23,6 +24,7 @@
 
 pub(crate) mod apply;
 pub mod command;
+mod history;
 pub mod names;
 pub mod read;
 pub mod rebuild;
@@ -33,12 +35,15 @@ mod tests;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
 
 pub use names::{MOST_NAME_BYTES, StateKey};
 pub use read::{StateReader, StateView};
 pub use record::{CommitRecord, CommittedOperation, MOST_RECORD_BYTES};
+
+pub(crate) use history::Forgotten;
+use history::LowestVersions;
 
 use crate::ids::{PartitionId, STATE_BASIN_ID, partition_of};
 use crate::keys;
@@ -158,6 +163,8 @@ pub(crate) struct Published {
     meta: Arc<RwLock<StateMeta>>,
     /// The newest commit.
     newest: watch::Sender<u64>,
+    /// For the apply thread alone.
+    lowest: Arc<Mutex<LowestVersions>>,
 }
 
 impl Published {
@@ -166,6 +173,7 @@ impl Published {
         Ok(Published {
             newest: watch::Sender::new(meta.commit_ts),
             meta: Arc::new(RwLock::new(meta)),
+            lowest: Arc::default(),
         })
     }
 
@@ -177,6 +185,16 @@ impl Published {
         let newest = meta.commit_ts;
         *self.meta.write() = meta;
         self.newest.send_replace(newest);
+    }
+
+    /// What a step has deleted, once that is written.
+    pub fn forgotten(&self, forgotten: Vec<Forgotten>) {
+        self.lowest.lock().remember(forgotten);
+    }
+
+    /// The version below which nothing is left of a key's earlier entries; 0 if that is not known.
+    pub fn lowest_version(&self, generation: u32, names: &[u8]) -> u64 {
+        self.lowest.lock().get(generation, names)
     }
 
     pub fn newest(&self) -> watch::Receiver<u64> {

@@ -348,6 +348,7 @@ impl<'a> Commits<'a> {
     fn new(part: &'a Part, stream: StreamId, from: u64, to: u64) -> Commits<'a> {
         // The commit of number t is at t − 1.
         let (first, end) = (keys::data(stream, from), keys::data(stream, to));
+        part.cache_border(&keys::data(stream, 0), &first);
         Commits {
             part,
             stream,
@@ -390,6 +391,10 @@ impl<'a> Commits<'a> {
                 if take(commit, value.len()) {
                     return Ok(());
                 }
+            }
+            // To move on is to read the next one.
+            if batch.end_seq() >= to {
+                return Ok(());
             }
             self.it.next();
         }

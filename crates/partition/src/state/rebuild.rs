@@ -109,18 +109,26 @@ impl Part {
         })
     }
 
+    /// The newest generation that has entries; 0 if none has. From one to the next, of which there are
+    /// few: to look for the last key of all would read a block of each run.
+    fn newest_generation(&self) -> Result<u32, StoreError> {
+        let mut newest = 0;
+        for (kind, (from, to)) in keys::all_state_entries().into_iter().enumerate() {
+            let mut it = self.iterate(&from, &to, false);
+            it.seek_to_first();
+            while let Some(generation) = it.key().and_then(keys::generation_of) {
+                newest = newest.max(generation);
+                it.seek(&keys::state_generation(generation)[kind].1);
+            }
+            it.status()
+                .map_err(|e| self.error("reading keys of the state", e))?;
+        }
+        Ok(newest)
+    }
+
     /// Begins to make the store anew.
     pub fn rebuild_state(&self) -> Result<StateRebuild, StoreError> {
-        let mut newest = 0;
-        for (from, to) in keys::all_state_entries() {
-            let mut it = self.iterate(&from, &to, false);
-            it.seek_to_last();
-            newest = it
-                .key()
-                .and_then(keys::generation_of)
-                .unwrap_or(0)
-                .max(newest);
-        }
+        let newest = self.newest_generation()?;
         let known = self.state_meta().ok().flatten().unwrap_or_default();
         let replaced = self.state_replaced()?;
         Ok(StateRebuild {

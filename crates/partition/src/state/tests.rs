@@ -1,5 +1,8 @@
 //! The state store on a real database, against a model.
 
+mod bytes_read;
+mod forgetting;
+
 use std::collections::BTreeMap;
 
 use bytes::Bytes;

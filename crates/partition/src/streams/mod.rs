@@ -238,7 +238,7 @@ impl StreamPartition {
             }
         }
         let applied = self.applied.after(entries);
-        let done = step.write(&applied).map_err(|e| failed(&self.part, &e))?;
+        let mut done = step.write(&applied).map_err(|e| failed(&self.part, &e))?;
         self.applied = applied;
         self.counters = done.counters;
         self.failed.written(&done.failed, self.applied.lsn);
@@ -251,6 +251,7 @@ impl StreamPartition {
         if let Some(meta) = &done.state {
             self.state.set(meta.clone());
         }
+        self.state.forgotten(std::mem::take(&mut done.forgotten));
         self.directory.publish(done);
         if self.reclaimer.is_urgent() {
             self.reclaim();

@@ -24,7 +24,7 @@ use crate::ids::{BasinId, STATE_BASIN_ID, StreamId};
 use crate::keys;
 use crate::settings::StreamSettings;
 use crate::state::apply::StateStep;
-use crate::state::{Published as PublishedState, StateMeta};
+use crate::state::{Forgotten, Published as PublishedState, StateMeta};
 use crate::store::{Applied, Part, PartBatch, StoreError};
 use crate::stream::{Change, Stream, StreamMeta, StreamState};
 
@@ -57,6 +57,8 @@ pub(crate) struct Done {
     pub state: Option<StateMeta>,
     /// Bytes of entries of the state store that are no longer needed.
     pub garbage: u64,
+    /// Versions of its keys that are deleted.
+    pub forgotten: Vec<Forgotten>,
     /// Bytes that were written.
     pub bytes: u64,
 }
@@ -210,6 +212,7 @@ impl<'a> Step<'a> {
             failed: self.newly_failed,
             state: self.state.meta,
             garbage: self.state.garbage,
+            forgotten: self.state.forgotten,
         })
     }
 

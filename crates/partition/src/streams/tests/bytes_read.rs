@@ -13,10 +13,10 @@ use crate::reader::{Cursor, Due, ScanEnd};
 use crate::settings::StreamSettings;
 use crate::streams::StreamOptions;
 
-const KIB: u64 = 1024;
+pub(crate) const KIB: u64 = 1024;
 const STREAMS: usize = 3;
 /// Files of the partition that are not merged; fewer than the files that may be open.
-const RUNS: [u64; 3] = [1, 8, 40];
+pub(crate) const RUNS: [u64; 3] = [1, 8, 40];
 
 /// Bytes that this thread has asked the system to read.
 fn bytes_read() -> u64 {
@@ -26,10 +26,18 @@ fn bytes_read() -> u64 {
 }
 
 /// How many bytes of files that takes.
-fn cost<T>(of: impl FnOnce() -> T) -> (T, u64) {
+pub(crate) fn cost<T>(of: impl FnOnce() -> T) -> (T, u64) {
     let before = bytes_read();
     let done = of();
     (done, bytes_read() - before)
+}
+
+/// Each file that is written stays as it is.
+pub(crate) fn unmerged(partition: &Fixture) {
+    let part = partition.part();
+    let options = [("disable_auto_compactions", "true")];
+    let db = part.store().db();
+    db.set_options_cf(&part.cf(), &options).unwrap();
 }
 
 /// Several streams in so many runs, each with so many batches in each run.
@@ -58,10 +66,8 @@ impl Runs {
         body: u64,
     ) -> Runs {
         let mut partition = Fixture::with(options);
+        unmerged(&partition);
         let part = partition.part();
-        let unmerged = [("disable_auto_compactions", "true")];
-        let db = part.store().db();
-        db.set_options_cf(&part.cf(), &unmerged).unwrap();
         let settings = StreamSettings {
             retention_age_secs: Some(1),
             ..StreamSettings::default()

@@ -5,7 +5,7 @@
 
 mod appending;
 #[cfg(target_os = "linux")]
-mod bytes_read;
+pub(crate) mod bytes_read;
 mod checkpoints;
 mod dropping;
 mod expiring;

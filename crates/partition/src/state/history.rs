@@ -1,0 +1,104 @@
+//! Forgetting earlier versions of keys.
+//!
+//! Versions of a key are looked at from the oldest on. An iterator that moves forward reads no block of a
+//! run that has nothing at the target, and one that moves backward reads a block of every run. What was
+//! forgotten stays in the files until they are merged, and looking at a key again would read all of it
+//! again: so it is remembered below which version a key has nothing.
+
+use std::collections::HashMap;
+
+use crate::keys;
+use crate::store::StoreError;
+use crate::streams::step::Step;
+
+/// Keys of which [`LowestVersions`] remembers something: those of 16 commands, if each of their commits
+/// changes another key.
+const MAX_REMEMBERED: usize = 4096;
+/// Longest names of such a key, in bytes. Together these are 1 MiB.
+const MAX_REMEMBERED_NAMES: usize = 256;
+
+/// Below which versions keys have no earlier entries, of those keys that were looked at lately. What it
+/// does not know costs reads, and changes no result.
+#[derive(Default)]
+pub(crate) struct LowestVersions {
+    /// By the generation and the names.
+    of: HashMap<(u32, Vec<u8>), u64>,
+}
+
+/// That a key has no earlier entry below a version.
+pub(crate) struct Forgotten {
+    generation: u32,
+    names: Vec<u8>,
+    below: u64,
+}
+
+impl LowestVersions {
+    /// The version below which nothing is left; 0 if that is not known.
+    pub fn get(&self, generation: u32, names: &[u8]) -> u64 {
+        let key = (generation, names.to_vec());
+        self.of.get(&key).copied().unwrap_or(0)
+    }
+
+    /// Once what was forgotten is deleted in the database. Versions that come later are higher.
+    pub fn remember(&mut self, forgotten: Vec<Forgotten>) {
+        for key in forgotten {
+            if key.names.len() > MAX_REMEMBERED_NAMES {
+                continue;
+            }
+            if self.of.len() >= MAX_REMEMBERED {
+                self.of.clear();
+            }
+            self.of.insert((key.generation, key.names), key.below);
+        }
+    }
+}
+
+impl Step<'_> {
+    /// Removes earlier versions of a key, below `version`, but for the newest `kept` of all. Of what
+    /// stays no more than those `kept` are read.
+    pub(super) fn forget_versions(
+        &mut self,
+        generation: u32,
+        names: &[u8],
+        version: u64,
+        kept: u64,
+    ) -> Result<(), StoreError> {
+        let lowest = self.state.before().lowest_version(generation, names);
+        let end = if kept > 0 { u64::MAX } else { version };
+        let from = keys::state_history(generation, names, lowest);
+        let to = keys::state_history(generation, names, end);
+        let mut older = Vec::new();
+        let mut newer = 0;
+        {
+            // Versions of several keys share a block, and so do those that go and those that stay.
+            let mut it = self.part.iterate(&from, &to, true);
+            it.seek_to_first();
+            while let (Some(key), Some(value)) = (it.key(), it.value()) {
+                if keys::last_number(key).is_some_and(|at| at < version) {
+                    older.push((key.to_vec(), value.len()));
+                } else {
+                    newer += 1;
+                }
+                if newer >= kept.max(1) {
+                    break;
+                }
+                it.next();
+            }
+            it.status()
+                .map_err(|e| self.part.error("reading versions of a key", e))?;
+        }
+        let kept_older = usize::try_from(kept.saturating_sub(newer)).unwrap_or(usize::MAX);
+        let gone = older.len().saturating_sub(kept_older);
+        let first_kept = older.get(gone).and_then(|(key, _)| keys::last_number(key));
+        for (key, value) in older.drain(..gone) {
+            self.state.garbage += (key.len() + value) as u64;
+            self.batch.delete(key);
+        }
+        self.state.forgotten.push(Forgotten {
+            generation,
+            names: names.to_vec(),
+            below: first_kept.unwrap_or(version),
+        });
+        Ok(())
+    }
+}
