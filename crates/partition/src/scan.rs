@@ -161,7 +161,8 @@ impl Reader {
         let bad_batch = |e: MalformedBatch| self.part().malformed("a batch", &e);
         let (first, end) = (keys::data(id, 0), keys::data(id, tail));
         // The rest of what is read is not kept in the cache, because it is read once.
-        self.part().cache_border(&first, &keys::data(id, taking.next));
+        self.part()
+            .cache_border(&first, &keys::data(id, taking.next));
         let mut it = self.part().iterate(&first, &end, false);
         if taking.next < head {
             let trims_to = |batch: &StoredBatch| -> Result<Option<SeqNum>, MalformedBatch> {

@@ -23,7 +23,7 @@ impl Commits {
             for commit in 0..commits_in_run {
                 let n = run * commits_in_run + commit;
                 let mut key = key(&format!("key-{:04}", n % keys));
-                if n % SELDOM == 0 {
+                if n.is_multiple_of(SELDOM) {
                     key.agent_id = "seldom".to_owned();
                 }
                 let value = format!("\"{}\"", "v".repeat(value));
@@ -73,11 +73,7 @@ impl Commits {
 }
 
 /// Commits in a run, and bytes of their values: many in a block, one in some blocks, a large one each.
-const SHAPES: [(u64, usize); 3] = [
-    (400, 100),
-    (100, 8 * KIB as usize),
-    (2, 700 * KIB as usize),
-];
+const SHAPES: [(u64, usize); 3] = [(400, 100), (100, 8 * KIB as usize), (2, 700 * KIB as usize)];
 
 #[test]
 fn a_replay_reads_at_most_one_and_a_half_bytes_for_one_whatever_the_number_of_runs() {
