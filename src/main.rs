@@ -12,6 +12,7 @@ mod demo;
 mod exit;
 mod follow_cmd;
 mod json;
+mod output_file;
 mod server_cmd;
 mod snapshot_cmd;
 mod state_cmd;

@@ -15,6 +15,7 @@ use super::shown::{condemned, counted, objects, print_json, snapshots, table};
 use super::watch::watch;
 use crate::exit::Failure;
 use crate::output::print;
+use crate::output_file::OutputFile;
 use crate::term::{bytes, count, plain};
 
 /// Largest plan that is read, in bytes.
@@ -45,6 +46,10 @@ pub struct Args {
     /// With --dry-run: write the plan to this file
     #[arg(long, value_name = "FILE", requires = "dry_run")]
     pub plan_out: Option<PathBuf>,
+
+    /// With --plan-out: replace the file if it is there already
+    #[arg(long, requires = "plan_out")]
+    pub force: bool,
 
     /// Carry out this plan, and nothing else
     #[arg(long, value_name = "FILE", conflicts_with_all = ["dry_run", "min_age", "keep", "abandoned"])]
@@ -97,13 +102,16 @@ pub async fn run(place: &Place, args: &Args, json: bool) -> Result<(), Failure> 
             print(swept(&sweep))
         };
     }
+    let plan_out = args.plan_out.as_deref();
+    let plan_out = plan_out.map(|file| OutputFile::create(file, args.force));
+    let plan_out = plan_out.transpose()?;
     let plan = repository.plan_prune(&options);
     let plan = watch(place, &Progress::new(), plan, "nothing was deleted").await?;
     let plan = plan.map_err(|e| place.failure(e))?;
     if !args.dry_run {
         return apply(place, &repository, &plan, args, json).await;
     }
-    if let Some(file) = &args.plan_out {
+    if let Some(file) = plan_out {
         write_plan(file, &plan)?;
     }
     if json {
@@ -288,9 +296,8 @@ fn read_plan(file: &Path) -> Result<PrunePlan, Failure> {
     serde_json::from_slice(&bytes).map_err(|e| cannot(&e))
 }
 
-fn write_plan(file: &Path, plan: &PrunePlan) -> Result<(), Failure> {
-    let cannot =
-        |e: std::io::Error| Failure::wrong("io", format!("cannot write {}: {e}", file.display()));
-    let text = serde_json::to_vec_pretty(plan).map_err(|e| cannot(e.into()))?;
-    std::fs::write(file, text).map_err(cannot)
+fn write_plan(mut file: OutputFile, plan: &PrunePlan) -> Result<(), Failure> {
+    let text = serde_json::to_vec_pretty(plan).map_err(|e| file.failure(&e.into()))?;
+    file.write_all(&text).map_err(|e| file.failure(&e))?;
+    file.finish()
 }

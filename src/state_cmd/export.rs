@@ -4,17 +4,19 @@ use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
 use esker_proto::state::v1::ExportRequest;
-use tempfile::NamedTempFile;
 
 use super::connection::State;
 use crate::exit::Failure;
 use crate::follow_cmd::progress::spinner;
 use crate::output::{Written, written};
+use crate::output_file::OutputFile;
 use crate::term::{Paint, bytes};
 
 /// Write the state into a file, as a JSON snapshot of the present.
 ///
-/// `esker state import` takes it, into any server. The file is there only when it is whole.
+/// `esker state import` takes it, into any server. The file is there only when it is whole. One that
+/// is replaced keeps its owner and mode, and a new one is for its owner alone. A device, a FIFO and
+/// what a link points to are written through.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -29,22 +31,52 @@ pub struct Args {
     /// Where to [default: standard output, which is `-`, too]
     #[arg(long, short, value_name = "FILE")]
     output: Option<PathBuf>,
+
+    /// Replace FILE if it is there already
+    #[arg(long, requires = "output")]
+    force: bool,
 }
 
-pub async fn run(mut state: State, args: Args) -> Result<(), Failure> {
+impl Args {
+    /// Where it goes, before anything is asked for.
+    ///
+    /// # Errors
+    ///
+    /// `file_exists`, `io`.
+    pub fn target(&self) -> Result<Target, Failure> {
+        let path = self.output.as_deref();
+        match path.filter(|path| *path != Path::new("-")) {
+            None => Ok(Target::Stdout(io::stdout())),
+            Some(path) => Ok(Target::File(OutputFile::create(path, self.force)?)),
+        }
+    }
+}
+
+/// Where an export goes.
+pub enum Target {
+    Stdout(io::Stdout),
+    File(OutputFile),
+}
+
+impl Target {
+    fn write(&mut self, piece: &[u8]) -> Result<Written, Failure> {
+        match self {
+            Target::Stdout(out) => written(out.write_all(piece)),
+            Target::File(file) => match file.write_all(piece) {
+                Ok(()) => Ok(Written::Yes),
+                Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(Written::NobodyReads),
+                Err(e) => Err(file.failure(&e)),
+            },
+        }
+    }
+}
+
+pub async fn run(mut state: State, args: Args, mut target: Target) -> Result<(), Failure> {
     let request = ExportRequest {
         commit_ts: args.at_snapshot,
     };
     let pieces = state.client.export(request).await;
     let mut pieces = pieces.map_err(|e| state.failure(&e))?.into_inner();
-    let path = args
-        .output
-        .as_deref()
-        .filter(|path| *path != Path::new("-"));
-    let mut target = match path {
-        None => Target::Stdout(io::stdout()),
-        Some(path) => Target::File(scratch(path)?),
-    };
     let bar = spinner("exporting".into());
     let mut length = 0;
     loop {
@@ -56,24 +88,16 @@ pub async fn run(mut state: State, args: Args) -> Result<(), Failure> {
                 return Err(state.failure(&error));
             }
         };
-        match &mut target {
-            Target::Stdout(out) => {
-                if let Written::NobodyReads = written(out.write_all(&piece))? {
-                    return Ok(());
-                }
-            }
-            Target::File(file) => file
-                .write_all(&piece)
-                .map_err(|e| cannot(file.path(), &e))?,
+        if let Written::NobodyReads = target.write(&piece)? {
+            return Ok(());
         }
         length += piece.len() as u64;
         bar.set_message(format!("exporting, {}", bytes(length)));
     }
     bar.finish_and_clear();
-    match (target, path) {
+    match (target, &args.output) {
         (Target::File(file), Some(path)) => {
-            file.as_file().sync_all().map_err(|e| cannot(path, &e))?;
-            file.persist(path).map_err(|e| cannot(path, &e.error))?;
+            file.finish()?;
             let remark = format!("{}: {}", path.display(), bytes(length));
             say!("{}", Paint::stderr().dim(remark));
         }
@@ -84,25 +108,4 @@ pub async fn run(mut state: State, args: Args) -> Result<(), Failure> {
         (Target::File(_), None) => {}
     }
     Ok(())
-}
-
-enum Target {
-    Stdout(io::Stdout),
-    File(NamedTempFile),
-}
-
-/// A file beside the one that is wanted, which is gone if it is not finished.
-fn scratch(path: &Path) -> Result<NamedTempFile, Failure> {
-    let directory = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    let made = tempfile::Builder::new()
-        .prefix(".esker-export-")
-        .tempfile_in(directory);
-    made.map_err(|e| cannot(path, &e))
-}
-
-fn cannot(path: &Path, error: &io::Error) -> Failure {
-    Failure::wrong("io", format!("writing {}: {error}", path.display()))
 }

@@ -104,7 +104,10 @@ pub fn run(args: Args) -> Result<(), Failure> {
             Command::History(args) => history::run(open.await?, args).await,
             Command::Replay(args) => replay::run(open.await?, args).await,
             Command::Snapshot(args) => snapshot::run(open.await?, args).await,
-            Command::Export(args) => export::run(open.await?, args).await,
+            Command::Export(args) => {
+                let target = args.target()?;
+                export::run(open.await?, args, target).await
+            }
             Command::Import(args) => {
                 let file = import::File::open(&args.file).await?;
                 import::run(open.await?, args, file).await

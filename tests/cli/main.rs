@@ -8,6 +8,7 @@
 //! | [`streams`], [`appends`], [`reads`] | `esker stream` against a real server |
 //! | [`demo`] | `esker demo`: what it leaves behind, however it ends |
 //! | [`json`] | what every command with `--json` prints when it fails |
+//! | [`outputs`] | files that commands write, and what is there before |
 //! | [`alerts`] | alert rules and the guide to recovery name metrics that exist |
 //! | [`servers`] | what `esker server` says to a person and to a program |
 //! | [`support`] | running the program, and servers for it |
@@ -22,6 +23,7 @@ mod appends;
 mod demo;
 mod json;
 mod online;
+mod outputs;
 mod reads;
 mod servers;
 mod snapshots;

@@ -276,6 +276,7 @@ fn a_plan_is_carried_out_as_it_was_shown_or_not_at_all() {
         "--dry-run",
         "--plan-out",
         "plan.json",
+        "--force",
     ]);
     let pruned = scratch.json(&["prune", "--plan", "plan.json", "--yes"]);
     assert_eq!(pruned["released"].as_array().unwrap().len(), 2);

@@ -12,6 +12,11 @@ const COMMAND_CODES: &[(&str, &str, &str)] = &[
         "Correct the arguments; `--help` lists those that the command takes.",
     ),
     (
+        "file_exists",
+        "The file that was to be written is there already, and is not empty.",
+        "Name another, or replace it with `--force`.",
+    ),
+    (
         "input",
         "A line of the input is no record: it cannot be read, or is longer than a record may be. What came before it is appended.",
         "Correct the line that the message names, and append from there on.",

@@ -1,0 +1,409 @@
+//! A file that a command writes because somebody named it.
+//!
+//! A regular file is there only when it is whole: it is written without a name and gets its name at the
+//! end, so that however the command ends, nothing else is left. One that it replaces keeps its owner and
+//! mode. What is no regular file (a device, a FIFO, standard output by its path) is written through, and a
+//! link stays: what it points to is written.
+
+use std::ffi::OsStr;
+use std::fs::{self, File, OpenOptions, Permissions};
+use std::io::{self, Seek as _, Write};
+use std::os::fd::AsFd as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, Uid};
+use rustix::io::Errno;
+use tempfile::NamedTempFile;
+
+use crate::exit::Failure;
+
+/// Links that are followed to the file, as many as the system follows.
+const MAX_LINKS: usize = 40;
+/// What a new file may: it holds what only its owner was to see so far.
+const NEW_MODE: u32 = 0o600;
+
+/// A file that is being written.
+pub struct OutputFile {
+    /// As it was named.
+    shown: PathBuf,
+    to: To,
+}
+
+enum To {
+    /// What is no regular file.
+    Through(File),
+    Regular {
+        scratch: Scratch,
+        path: PathBuf,
+        replaces: bool,
+    },
+}
+
+/// The content, before the file has its name.
+enum Scratch {
+    /// The system removes it when it is closed.
+    Unnamed(File),
+    /// For file systems that have no files without a name. It is removed when it is dropped.
+    Named(NamedTempFile),
+}
+
+/// What a path leads to.
+enum Target {
+    Stdout,
+    Stderr,
+    /// A regular file, or nothing yet.
+    Regular(PathBuf),
+    Other(PathBuf),
+}
+
+impl OutputFile {
+    /// Begins to write a file. One that exists and is not empty is replaced only with `force`.
+    ///
+    /// A FIFO is opened, which waits for its reader.
+    ///
+    /// # Errors
+    ///
+    /// `file_exists`; `io`, also where a file that is replaced cannot keep its owner.
+    pub fn create(path: &Path, force: bool) -> Result<OutputFile, Failure> {
+        let failed = |e| cannot(path, &e);
+        let to = match target(path).map_err(failed)? {
+            Target::Stdout => {
+                let stdout = io::stdout().as_fd().try_clone_to_owned();
+                To::Through(stdout.map_err(failed)?.into())
+            }
+            Target::Stderr => {
+                let stderr = io::stderr().as_fd().try_clone_to_owned();
+                To::Through(stderr.map_err(failed)?.into())
+            }
+            Target::Other(other) => To::Through(
+                OpenOptions::new()
+                    .append(true)
+                    .open(other)
+                    .map_err(failed)?,
+            ),
+            Target::Regular(regular) => match fs::metadata(&regular) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => To::Regular {
+                    scratch: Scratch::create(&regular).map_err(failed)?,
+                    path: regular,
+                    replaces: false,
+                },
+                Err(error) => return Err(failed(error)),
+                Ok(found) if found.len() > 0 && !force => {
+                    return Err(Failure::wrong(
+                        "file_exists",
+                        format!("there is a file {} already", path.display()),
+                    )
+                    .advise("name another, or replace it with --force"));
+                }
+                Ok(found) => {
+                    let scratch = Scratch::create(&regular).map_err(failed)?;
+                    keep(scratch.file(), &found).map_err(|e| {
+                        let owner = format!("{}:{}", found.uid(), found.gid());
+                        let error = io::Error::new(
+                            e.kind(),
+                            format!("its owner {owner} cannot be kept: {e}"),
+                        );
+                        failed(error).advise("name another file")
+                    })?;
+                    To::Regular {
+                        scratch,
+                        path: regular,
+                        replaces: true,
+                    }
+                }
+            },
+        };
+        Ok(OutputFile {
+            shown: path.to_owned(),
+            to,
+        })
+    }
+
+    /// Writes some more.
+    ///
+    /// # Errors
+    ///
+    /// The system's; a broken pipe if whoever reads has gone.
+    pub fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
+        match &mut self.to {
+            To::Through(file) => file.write_all(bytes),
+            To::Regular { scratch, .. } => scratch.file().write_all(bytes),
+        }
+    }
+
+    /// Gives it its name, when all of it is on the disk.
+    ///
+    /// # Errors
+    ///
+    /// `file_exists` if somebody made the file meanwhile; `io`.
+    pub fn finish(self) -> Result<(), Failure> {
+        let (scratch, path, replaces) = match self.to {
+            // What it is decides about syncs.
+            To::Through(_) => return Ok(()),
+            To::Regular {
+                scratch,
+                path,
+                replaces,
+            } => (scratch, path, replaces),
+        };
+        let named = match replaces {
+            true => scratch.replace(&path),
+            false => scratch.name(&path),
+        };
+        named.map_err(|e| match e.kind() {
+            io::ErrorKind::AlreadyExists => Failure::wrong(
+                "file_exists",
+                format!("{} was made by others meanwhile", self.shown.display()),
+            )
+            .advise("name another, or replace it with --force"),
+            _ => cannot(&self.shown, &e),
+        })
+    }
+
+    /// What failed.
+    pub fn failure(&self, error: &io::Error) -> Failure {
+        cannot(&self.shown, error)
+    }
+}
+
+impl Scratch {
+    /// In the directory of the file, so that it is on the same file system.
+    fn create(path: &Path) -> io::Result<Scratch> {
+        let directory = directory(path);
+        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+        match rustix::fs::open(directory, flags, Mode::from_raw_mode(NEW_MODE)) {
+            Ok(file) => Ok(Scratch::Unnamed(file.into())),
+            // Old kernels take it for an attempt to write to the directory.
+            Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL) => {
+                let named = tempfile::Builder::new()
+                    .prefix(".esker-output-")
+                    .permissions(Permissions::from_mode(NEW_MODE))
+                    .tempfile_in(directory)?;
+                Ok(Scratch::Named(named))
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn file(&self) -> &File {
+        match self {
+            Scratch::Unnamed(file) => file,
+            Scratch::Named(named) => named.as_file(),
+        }
+    }
+
+    /// Gives it a name that nothing has.
+    fn name(self, path: &Path) -> io::Result<()> {
+        self.file().sync_all()?;
+        match self {
+            Scratch::Unnamed(file) => link(&file, path)?,
+            Scratch::Named(named) => drop(named.persist_noclobber(path).map_err(|e| e.error)?),
+        }
+        File::open(directory(path))?.sync_all()
+    }
+
+    /// Gives it the name of a file that exists.
+    fn replace(self, path: &Path) -> io::Result<()> {
+        self.file().sync_all()?;
+        let mut content = self.file().try_clone()?;
+        let replaced = match self {
+            Scratch::Unnamed(file) => {
+                let named = tempfile::Builder::new()
+                    .prefix(".esker-output-")
+                    .make_in(directory(path), |name| link(&file, name))?;
+                named.into_temp_path().persist(path).map_err(|e| e.error)
+            }
+            Scratch::Named(named) => named.persist(path).map(drop).map_err(|e| e.error),
+        };
+        match replaced {
+            // A file that is mounted by itself takes no other's place: it takes the content.
+            Err(error) if error.raw_os_error() == Some(Errno::BUSY.raw_os_error()) => {
+                content.rewind()?;
+                let mut file = OpenOptions::new().write(true).truncate(true).open(path)?;
+                io::copy(&mut content, &mut file)?;
+                file.sync_all()
+            }
+            Err(error) => Err(error),
+            Ok(()) => File::open(directory(path))?.sync_all(),
+        }
+    }
+}
+
+/// Gives a file without a name this one, if nothing has it.
+fn link(file: &File, path: &Path) -> io::Result<()> {
+    use std::os::fd::AsRawFd as _;
+    let unnamed = format!("/proc/self/fd/{}", file.as_raw_fd());
+    rustix::fs::linkat(CWD, unnamed, CWD, path, AtFlags::SYMLINK_FOLLOW)?;
+    Ok(())
+}
+
+/// Gives a file the owner and the mode of another.
+fn keep(file: &File, other: &fs::Metadata) -> io::Result<()> {
+    let ours = file.metadata()?;
+    if (ours.uid(), ours.gid()) != (other.uid(), other.gid()) {
+        let (uid, gid) = (Uid::from_raw(other.uid()), Gid::from_raw(other.gid()));
+        rustix::fs::fchown(file, Some(uid), Some(gid))?;
+    }
+    // Afterwards: a change of the owner takes some of it away.
+    file.set_permissions(Permissions::from_mode(other.mode() & 0o7777))
+}
+
+/// Follows links, one by one: some are only told by where they lead.
+fn target(path: &Path) -> io::Result<Target> {
+    let mut path = path.to_owned();
+    for _ in 0..MAX_LINKS {
+        let Some(name) = path.file_name().map(OsStr::to_owned) else {
+            return Err(io::ErrorKind::IsADirectory.into());
+        };
+        let directory = fs::canonicalize(directory(&path))?;
+        let found = directory.join(&name);
+        if directory == Path::new(&format!("/proc/{}/fd", std::process::id())) {
+            if name == "1" {
+                return Ok(Target::Stdout);
+            } else if name == "2" {
+                return Ok(Target::Stderr);
+            }
+        }
+        let metadata = match fs::symlink_metadata(&found) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Ok(Target::Regular(found));
+            }
+            metadata => metadata?,
+        };
+        if directory.starts_with("/proc") {
+            // A link there is no path, but a way to what is open.
+            return Ok(Target::Other(found));
+        } else if metadata.is_symlink() {
+            path = directory.join(fs::read_link(&found)?);
+        } else if metadata.is_dir() {
+            return Err(io::ErrorKind::IsADirectory.into());
+        } else if metadata.is_file() {
+            return Ok(Target::Regular(found));
+        } else {
+            return Ok(Target::Other(found));
+        }
+    }
+    Err(Errno::LOOP.into())
+}
+
+fn directory(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}
+
+fn cannot(path: &Path, error: &io::Error) -> Failure {
+    Failure::wrong("io", format!("writing {}: {error}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn write(path: &Path, text: &str, force: bool) -> Result<(), Failure> {
+        let mut file = OutputFile::create(path, force)?;
+        file.write_all(text.as_bytes())
+            .map_err(|e| file.failure(&e))?;
+        file.finish()
+    }
+
+    fn names(dir: &Path) -> Vec<String> {
+        let entries = fs::read_dir(dir).unwrap();
+        let mut names: Vec<_> = entries
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn a_file_is_there_when_it_is_whole_and_leaves_nothing_if_it_never_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("out");
+        let mut file = OutputFile::create(&path, false).unwrap();
+        file.write_all(b"half").unwrap();
+        assert!(!path.exists());
+        drop(file);
+        assert!(names(dir.path()).is_empty());
+        write(&path, "whole", false).unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "whole");
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, NEW_MODE);
+        assert_eq!(names(dir.path()), ["out"]);
+    }
+
+    #[test]
+    fn a_file_that_exists_is_replaced_only_by_force_and_keeps_owner_and_mode() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("out");
+        fs::write(&path, "before").unwrap();
+        fs::set_permissions(&path, Permissions::from_mode(0o640)).unwrap();
+        // Only root can give a file away.
+        let is_root = rustix::process::geteuid().is_root();
+        if is_root {
+            std::os::unix::fs::chown(&path, Some(12345), Some(54321)).unwrap();
+        }
+        let owner = |path| {
+            let found = fs::metadata(path).unwrap();
+            (found.uid(), found.gid(), found.mode() & 0o7777)
+        };
+        let before = owner(&path);
+        assert_eq!(
+            write(&path, "after", false).unwrap_err().code,
+            "file_exists"
+        );
+        assert_eq!(fs::read_to_string(&path).unwrap(), "before");
+        write(&path, "after", true).unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "after");
+        assert_eq!(owner(&path), before);
+        assert_eq!(names(dir.path()), ["out"]);
+        // Nothing is lost with an empty one, such as mktemp makes.
+        fs::write(&path, "").unwrap();
+        write(&path, "again", false).unwrap();
+        assert_eq!(owner(&path), before);
+    }
+
+    #[test]
+    fn a_file_that_others_made_meanwhile_is_left_as_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("out");
+        let file = OutputFile::create(&path, false).unwrap();
+        fs::write(&path, "theirs").unwrap();
+        assert_eq!(file.finish().unwrap_err().code, "file_exists");
+        assert_eq!(fs::read_to_string(&path).unwrap(), "theirs");
+        assert_eq!(names(dir.path()), ["out"]);
+    }
+
+    #[test]
+    fn a_link_stays_and_what_it_points_to_is_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let (link, path) = (dir.path().join("link"), dir.path().join("out"));
+        std::os::unix::fs::symlink("out", &link).unwrap();
+        write(&link, "new", false).unwrap();
+        write(&link, "newer", true).unwrap();
+        assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+        assert_eq!(fs::read_to_string(&path).unwrap(), "newer");
+        std::os::unix::fs::symlink("loop", dir.path().join("loop")).unwrap();
+        assert_eq!(
+            write(&dir.path().join("loop"), "x", true).unwrap_err().code,
+            "io"
+        );
+    }
+
+    #[test]
+    fn a_named_scratch_file_does_the_same() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("out");
+        let named = || {
+            let named = tempfile::Builder::new().tempfile_in(dir.path()).unwrap();
+            Scratch::Named(named)
+        };
+        named().name(&path).unwrap();
+        assert!(named().name(&path).is_err());
+        fs::write(&path, "before").unwrap();
+        named().replace(&path).unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "");
+        assert_eq!(names(dir.path()), ["out"]);
+    }
+}
