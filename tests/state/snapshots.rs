@@ -218,7 +218,7 @@ async fn a_snapshot_that_could_not_be_one_is_refused_by_the_key_and_writes_nothi
             "beyond 2^53",
         ),
         (
-            r#"{"value":{},"version":9007199254740993,"commit_ts":1}"#,
+            r#"{"value":{},"version":4611686018427387905,"commit_ts":1}"#,
             "a version of",
         ),
         (r#"{"value":{},"version":1,"commit_ts":6}"#, "commit_ts 6"),
@@ -250,6 +250,63 @@ async fn a_snapshot_that_could_not_be_one_is_refused_by_the_key_and_writes_nothi
     });
     assert_eq!(left.count(), 0);
     assert_eq!(state.put(key("x"), "{}").await, 1);
+}
+
+/// The entries of an export.
+fn entries_of(export: &[u8]) -> String {
+    let text = std::str::from_utf8(export).unwrap();
+    text.split_once("\"state\"").unwrap().1.to_owned()
+}
+
+/// Imports what a store exports into another one, and returns what that exports.
+async fn taken_over(export_of: &[u8]) -> (State, Vec<u8>) {
+    let other = State::with(&["state.snapshot-interval=0"]).await;
+    import(&other, export_of, false).await.unwrap();
+    let again = export(&other, None).await.unwrap();
+    (other, again)
+}
+
+#[tokio::test]
+async fn what_a_store_has_of_earlier_versions_is_exported_and_imported_as_it_is() {
+    // Earlier versions took these over without a look.
+    let entries = [
+        r#""default:a:0":{"value":{"n":1},"version":1,"commit_ts":1}"#,
+        r#""default:a:1":{"value":{"n":9007199254740993},"version":1,"commit_ts":2,"unchecked":true}"#,
+        r#""default:a:2":{"value":{"s":"\ud800"},"version":1,"commit_ts":3,"unchecked":true}"#,
+        r#""default:a:3":{"value":{"n":1e999},"version":1,"commit_ts":77,"unchecked":true}"#,
+        // What jq makes of a large float.
+        r#""default:a:4":{"value":{"n":123456789012345670000},"version":1,"commit_ts":4}"#,
+    ];
+    let (state, first) = taken_over(snapshot_of(&entries).as_bytes()).await;
+    let text = entries_of(&first);
+    for (at, value) in [(1, "9007199254740993"), (2, r"\ud800"), (3, "1e999")] {
+        let line = text.lines().find(|line| line.contains(&format!("default:a:{at}")));
+        let line = line.unwrap();
+        assert!(line.contains(value) && line.contains(r#""unchecked": true"#), "{line}");
+    }
+    assert_eq!(text.matches("unchecked").count(), 3);
+    let (_other, second) = taken_over(&first).await;
+    assert_eq!(entries_of(&second), text);
+    // The one that can be read is.
+    assert_eq!(state.get(key("0")).await, Read::of(r#"{"n":1}"#, 1, 1));
+}
+
+#[tokio::test]
+async fn numbers_beyond_two_to_the_53rd_are_exported_exactly_and_imported_again() {
+    let most = 1u64 << 53;
+    let entry = format!(r#""default:a:x":{{"value":{{}},"version":{most},"commit_ts":{most}}}"#);
+    let text = snapshot_of(&[&entry]).replace(r#""commit_ts":5"#, &format!(r#""commit_ts":{most}"#));
+    let (state, _) = taken_over(text.as_bytes()).await;
+    assert_eq!(state.put(key("x"), "{}").await, most + 1);
+    let first = export(&state, None).await.unwrap();
+    let shown = String::from_utf8(first.clone()).unwrap();
+    // A program that reads numbers as floats does not round them.
+    let quoted = format!(r#""{}""#, most + 1);
+    assert_eq!(shown.matches(&quoted).count(), 3, "{shown}");
+    let (other, second) = taken_over(&first).await;
+    assert_eq!(entries_of(&second), entries_of(&first));
+    assert_eq!(other.put(key("x"), "{}").await, most + 2);
+    assert_eq!(other.get(key("x")).await, Read::of("{}", most + 2, most + 2));
 }
 
 #[tokio::test]

@@ -48,7 +48,7 @@ pub use snapshots::{
     OnLogFull, PartitionStatus, Prediction, Problem, Proof, SnapshotKind, SnapshotOptions,
     SnapshotStatus,
 };
-pub use state::{StateError, StateOptions, StateStore};
+pub use state::{StateError, StateOptions, StateStore, ValueCheck};
 pub use streams::{CreateOn, StreamHandle, StreamListing};
 
 // What callers need of the rooms below.

@@ -23,7 +23,7 @@ use crate::recovery;
 use crate::snapshots::{Bootstrap, CreatedSnapshot, SnapshotOptions, Snapshots, Uploader};
 use crate::space::Space;
 use crate::state::keeper::Keeper;
-use crate::state::{self, StateOptions, StateStore};
+use crate::state::{self, StateOptions, StateStore, ValueCheck};
 use crate::unknown_basins::UnknownBasin;
 use crate::upkeep::Upkeep;
 
@@ -66,6 +66,8 @@ pub struct NodeOptions {
     pub snapshots: SnapshotOptions,
     /// The state store.
     pub state: StateOptions,
+    /// What values of the state store can be read by clients.
+    pub check_value: ValueCheck,
     /// What an empty data directory means, if somebody said so.
     pub bootstrap: Option<Bootstrap>,
 }
@@ -91,6 +93,7 @@ impl NodeOptions {
             compact_garbage: 64 * MIB,
             snapshots: SnapshotOptions::default(),
             state: StateOptions::default(),
+            check_value: ValueCheck::default(),
             bootstrap: None,
         }
     }

@@ -23,7 +23,7 @@ use std::time::Duration;
 use axum::response::IntoResponse as _;
 pub use esker_node::Bootstrap;
 use esker_node::{
-    DestinationOptions, Node, NodeOptions, SnapshotOptions, StartError, StateOptions, StoreOptions,
+    DestinationOptions, Node, NodeOptions, SnapshotOptions, StartError, StateOptions, StoreOptions, ValueCheck,
 };
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
@@ -456,6 +456,7 @@ fn node_options(config: &Config, bootstrap: Option<Bootstrap>) -> NodeOptions {
         streams_per_round: config.retention.streams_per_round as usize,
         snapshots: snapshot_options(&config.snapshots),
         state: state_options(&config.state),
+        check_value: ValueCheck(crate::state::check_value),
         bootstrap,
         ..NodeOptions::new(&config.data_dir)
     }

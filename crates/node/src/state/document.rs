@@ -8,7 +8,9 @@
 //!
 //! A key is its namespace, its agent and its name, with `:` between and with `:` and `%` in them written
 //! `%3A` and `%25`. A deleted key is kept for its counter. `forks` is there, on an entry, if its version
-//! has seen any (see [`esker_partition::lineage`]). `lsn` is how far the partition's log is covered, and
+//! has seen any (see [`esker_partition::lineage`]); `"unchecked": true`, if the store has it though an import
+//! would refuse it: then it is taken over as it is. A version or `commit_ts` beyond 2^53 is written as a
+//! string, because many who read JSON round such numbers; both forms are read. `lsn` is how far the partition's log is covered, and
 //! the `forks` at the top are those of the lineage; `commit_forks`, those of them that the last commit has
 //! seen.
 //!
@@ -28,6 +30,58 @@ use super::files::FileError;
 
 /// Version of the document.
 pub(crate) const VERSION: u32 = 1;
+
+/// Integers up to here are exact for whoever reads numbers of JSON as floats.
+const MAX_EXACT: u64 = 1 << 53;
+
+/// A version or a `commit_ts`.
+#[derive(Clone, Copy, Debug)]
+struct Number(u64);
+
+impl fmt::Display for Number {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 > MAX_EXACT {
+            true => write!(f, "\"{}\"", self.0),
+            false => write!(f, "{}", self.0),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Number {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Number, D::Error> {
+        struct NumberVisitor;
+
+        impl Visitor<'_> for NumberVisitor {
+            type Value = Number;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a number, or its digits in a string")
+            }
+
+            fn visit_u64<E: serde::de::Error>(self, number: u64) -> Result<Number, E> {
+                Ok(Number(number))
+            }
+
+            fn visit_str<E: serde::de::Error>(self, digits: &str) -> Result<Number, E> {
+                match digits.parse() {
+                    Ok(number) if digits.bytes().all(|b| b.is_ascii_digit()) => Ok(Number(number)),
+                    _ => Err(E::custom(format!("{digits:?} is no number from 0 on"))),
+                }
+            }
+        }
+
+        deserializer.deserialize_any(NumberVisitor)
+    }
+}
+
+/// An entry of a document, with its key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ReadEntry {
+    pub key: StateKey,
+    pub entry: StateEntry,
+    /// Whether the store that wrote it had it though an import would refuse it.
+    pub is_unchecked: bool,
+}
 
 /// What a snapshot says of itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,7 +105,11 @@ pub(crate) fn write_header(to: &mut impl Write, header: &Header) -> io::Result<(
     write!(
         to,
         "{{\"version\": {VERSION}, \"created_at\": {}, \"commit_ts\": {}, \"lineage\": \"{}\", \"lsn\": {}, \"forks\": {},",
-        header.created_at, header.commit_ts, header.lineage, header.lsn, header.forks
+        header.created_at,
+        Number(header.commit_ts),
+        header.lineage,
+        header.lsn,
+        header.forks
     )?;
     if let Some(forks) = header.commit_forks {
         write!(to, " \"commit_forks\": {forks},")?;
@@ -59,12 +117,13 @@ pub(crate) fn write_header(to: &mut impl Write, header: &Header) -> io::Result<(
     to.write_all(b"\n\"state\": {")
 }
 
-/// Writes an entry.
+/// Writes an entry; `is_unchecked` if an import would refuse it.
 pub(crate) fn write_entry(
     to: &mut impl Write,
     is_first: bool,
     key: &StateKey,
     entry: &StateEntry,
+    is_unchecked: bool,
 ) -> io::Result<()> {
     to.write_all(if is_first { b"\n" } else { b",\n" })?;
     serde_json::to_writer(&mut *to, &escaped(key))?;
@@ -78,10 +137,14 @@ pub(crate) fn write_entry(
     write!(
         to,
         ", \"version\": {}, \"commit_ts\": {}",
-        entry.version, entry.commit_ts
+        Number(entry.version),
+        Number(entry.commit_ts)
     )?;
     if entry.forks > 0 {
         write!(to, ", \"forks\": {}", entry.forks)?;
+    }
+    if is_unchecked {
+        to.write_all(b", \"unchecked\": true")?;
     }
     to.write_all(b"}")
 }
@@ -145,7 +208,7 @@ fn name_of(text: &str) -> Result<String, String> {
 /// Reads a document to its end, and gives each entry. What it says of itself is known only then.
 pub(crate) fn read(
     from: impl Read,
-    mut take: impl FnMut(StateKey, StateEntry) -> Result<(), String>,
+    mut take: impl FnMut(ReadEntry) -> Result<(), String>,
 ) -> Result<Header, FileError> {
     let mut parser = serde_json::Deserializer::from_reader(from);
     let header = Document { take: &mut take }
@@ -161,7 +224,7 @@ pub(crate) fn read_head(beginning: &[u8]) -> Result<Header, String> {
     #[derive(Deserialize)]
     struct Head {
         created_at: u64,
-        commit_ts: u64,
+        commit_ts: Number,
         #[serde(default)]
         lineage: String,
         #[serde(default)]
@@ -181,7 +244,7 @@ pub(crate) fn read_head(beginning: &[u8]) -> Result<Header, String> {
     let head: Head = serde_json::from_slice(&head).map_err(|e| e.to_string())?;
     Ok(Header {
         created_at: head.created_at,
-        commit_ts: head.commit_ts,
+        commit_ts: head.commit_ts.0,
         lineage: head.lineage,
         lsn: head.lsn,
         forks: head.forks,
@@ -200,7 +263,7 @@ struct Document<'a, F> {
     take: &'a mut F,
 }
 
-impl<'de, F: FnMut(StateKey, StateEntry) -> Result<(), String>> DeserializeSeed<'de>
+impl<'de, F: FnMut(ReadEntry) -> Result<(), String>> DeserializeSeed<'de>
     for Document<'_, F>
 {
     type Value = Header;
@@ -210,7 +273,7 @@ impl<'de, F: FnMut(StateKey, StateEntry) -> Result<(), String>> DeserializeSeed<
     }
 }
 
-impl<'de, F: FnMut(StateKey, StateEntry) -> Result<(), String>> Visitor<'de> for Document<'_, F> {
+impl<'de, F: FnMut(ReadEntry) -> Result<(), String>> Visitor<'de> for Document<'_, F> {
     type Value = Header;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -225,7 +288,7 @@ impl<'de, F: FnMut(StateKey, StateEntry) -> Result<(), String>> Visitor<'de> for
             match member.as_str() {
                 "version" => version = Some(map.next_value()?),
                 "created_at" => created_at = Some(map.next_value()?),
-                "commit_ts" => commit_ts = Some(map.next_value()?),
+                "commit_ts" => commit_ts = Some(map.next_value::<Number>()?.0),
                 "lineage" => lineage = map.next_value()?,
                 "lsn" => lsn = map.next_value()?,
                 "forks" => forks = map.next_value()?,
@@ -265,7 +328,7 @@ struct Entries<'a, F> {
     take: &'a mut F,
 }
 
-impl<'de, F: FnMut(StateKey, StateEntry) -> Result<(), String>> DeserializeSeed<'de>
+impl<'de, F: FnMut(ReadEntry) -> Result<(), String>> DeserializeSeed<'de>
     for Entries<'_, F>
 {
     type Value = ();
@@ -275,7 +338,7 @@ impl<'de, F: FnMut(StateKey, StateEntry) -> Result<(), String>> DeserializeSeed<
     }
 }
 
-impl<'de, F: FnMut(StateKey, StateEntry) -> Result<(), String>> Visitor<'de> for Entries<'_, F> {
+impl<'de, F: FnMut(ReadEntry) -> Result<(), String>> Visitor<'de> for Entries<'_, F> {
     type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -288,10 +351,16 @@ impl<'de, F: FnMut(StateKey, StateEntry) -> Result<(), String>> Visitor<'de> for
                 .next_value::<Entry>()
                 .map_err(|e| A::Error::custom(format!("{key:?}: {e}")))?;
             let names = unescaped(&key).map_err(A::Error::custom)?;
+            let is_unchecked = entry.unchecked;
             let entry = entry
                 .checked()
                 .map_err(|why| A::Error::custom(format!("{key:?}: {why}")))?;
-            (self.take)(names, entry).map_err(A::Error::custom)?;
+            let read = ReadEntry {
+                key: names,
+                entry,
+                is_unchecked,
+            };
+            (self.take)(read).map_err(A::Error::custom)?;
         }
         Ok(())
     }
@@ -303,10 +372,12 @@ struct Entry {
     value: Option<Box<RawValue>>,
     #[serde(default)]
     deleted: bool,
-    version: u64,
-    commit_ts: u64,
+    version: Number,
+    commit_ts: Number,
     #[serde(default)]
     forks: u64,
+    #[serde(default)]
+    unchecked: bool,
 }
 
 impl Entry {
@@ -319,15 +390,16 @@ impl Entry {
             (None, true) => None,
             _ => return Err("it has either a value or \"deleted\": true"),
         };
-        if self.version == 0 || self.commit_ts == 0 {
+        let (version, commit_ts) = (self.version.0, self.commit_ts.0);
+        if version == 0 || commit_ts == 0 {
             return Err("version and commit_ts begin at 1");
         }
         Ok(StateEntry {
-            version: self.version,
-            commit_ts: self.commit_ts,
+            version,
+            commit_ts,
             forks: self.forks,
             value,
-            first: self.version == 1,
+            first: version == 1,
         })
     }
 }
@@ -340,8 +412,8 @@ mod tests {
 
     fn read_all(text: &[u8]) -> Result<(Header, Vec<(StateKey, StateEntry)>), FileError> {
         let mut entries = Vec::new();
-        let header = read(text, |key, entry| {
-            entries.push((key, entry));
+        let header = read(text, |one| {
+            entries.push((one.key, one.entry));
             Ok(())
         })?;
         Ok((header, entries))
@@ -362,7 +434,7 @@ mod tests {
         let mut text = Vec::new();
         write_header(&mut text, &header()).unwrap();
         for (i, (key, entry)) in entries.iter().enumerate() {
-            write_entry(&mut text, i == 0, key, entry).unwrap();
+            write_entry(&mut text, i == 0, key, entry, i % 2 == 1).unwrap();
         }
         write_end(&mut text).unwrap();
         text
@@ -376,7 +448,8 @@ mod tests {
                 br#"{"a":[{"b":"\u0000:\""},1.5,9007199254740992,null]}"#
             ))),
         ];
-        (1u64..9, 1u64..9, 0u64..2, value).prop_map(|(version, commit_ts, forks, value)| {
+        let number = || prop_oneof![1u64..9, MAX_EXACT - 1..MAX_EXACT + 3, any::<u64>().prop_map(|n| n.max(1))];
+        (number(), number(), 0u64..2, value).prop_map(|(version, commit_ts, forks, value)| {
             StateEntry {
                 version,
                 commit_ts,

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use esker_partition::state::{StateEntry, StateKey};
 use xxhash_rust::xxh3::Xxh3;
 
-use super::document::{self, Header};
+use super::document::{self, Header, ReadEntry};
 
 /// Written in pieces of this many bytes.
 const PIECE: usize = 256 * 1024;
@@ -233,7 +233,7 @@ impl Files {
     pub fn read(
         &self,
         commit_ts: u64,
-        take: impl FnMut(StateKey, StateEntry) -> Result<(), String>,
+        mut take: impl FnMut(StateKey, StateEntry) -> Result<(), String>,
     ) -> Result<(Written, bool), FileError> {
         let path = self.path(commit_ts);
         let file = File::open(&path)?;
@@ -250,7 +250,7 @@ impl Files {
                 return Err(error.into());
             }
         };
-        let written = read(file, take)?;
+        let written = read(file, |one| take(one.key, one.entry))?;
         match expected {
             Some(expected) if expected != written.sum => Err(FileError::Damaged(format!(
                 "its checksum is {}, and {expected} was written",
@@ -335,7 +335,7 @@ impl Files {
 /// Reads a snapshot, and computes its checksum.
 pub(crate) fn read(
     from: impl Read,
-    mut take: impl FnMut(StateKey, StateEntry) -> Result<(), String>,
+    mut take: impl FnMut(ReadEntry) -> Result<(), String>,
 ) -> Result<Written, FileError> {
     let unparsed = Cell::new(0);
     let mut hashing = Hashing {
@@ -347,10 +347,10 @@ pub(crate) fn read(
     let mut keys = 0;
     let header = document::read(
         BufReader::with_capacity(PIECE, &mut hashing),
-        |key, entry| {
+        |entry| {
             keys += 1;
             unparsed.set(0);
-            take(key, entry)
+            take(entry)
         },
     )?;
     Ok(Written {
@@ -407,8 +407,14 @@ impl Writer {
         }
     }
 
-    pub fn entry(&mut self, key: &StateKey, entry: &StateEntry) -> io::Result<()> {
-        document::write_entry(&mut self.to, self.keys == 0, key, entry)?;
+    /// Adds an entry; see [`document::write_entry`].
+    pub fn entry(
+        &mut self,
+        key: &StateKey,
+        entry: &StateEntry,
+        is_unchecked: bool,
+    ) -> io::Result<()> {
+        document::write_entry(&mut self.to, self.keys == 0, key, entry, is_unchecked)?;
         self.keys += 1;
         Ok(())
     }
@@ -491,7 +497,7 @@ mod tests {
             commit_forks: None,
         };
         files.write(header, |to| {
-            to.entry(&StateKey::new("n", "a", "k"), &entry())
+            to.entry(&StateKey::new("n", "a", "k"), &entry(), false)
         })
     }
 
@@ -628,7 +634,7 @@ mod tests {
         ];
         for (begin, byte) in endless {
             let from = head.as_bytes().chain(begin.as_bytes());
-            let why = read(from.chain(io::repeat(byte)), |_, _| Ok(())).unwrap_err();
+            let why = read(from.chain(io::repeat(byte)), |_| Ok(())).unwrap_err();
             assert!(matches!(&why, FileError::Damaged(_)), "{why}");
             assert!(why.to_string().contains("without an entry"), "{why}");
         }
@@ -643,12 +649,13 @@ mod tests {
                     value: Some(format!("{{\"v\":\"{}\"}}", "x".repeat(1 << 19)).into()),
                     ..entry()
                 },
+                false,
             )
             .unwrap();
         }
         document::write_end(&mut text).unwrap();
         assert!(text.len() as u64 > MOST_ENTRY);
-        assert_eq!(read(&text[..], |_, _| Ok(())).unwrap().keys, 40);
+        assert_eq!(read(&text[..], |_| Ok(())).unwrap().keys, 40);
     }
 
     #[test]

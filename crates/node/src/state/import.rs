@@ -14,7 +14,7 @@ use bytes::Bytes;
 use esker_partition::command::{Kind, Outcome};
 use esker_partition::lineage::GAP;
 use esker_partition::state::command::{
-    ImportAbort, ImportBegin, ImportEntries, ImportFinish, ImportStep, ImportedEntry, MAX_IMPORTED,
+    ImportAbort, ImportBegin, ImportEntries, ImportFinish, ImportStep, ImportedEntry, MAX_NUMBER,
     StateImport, StateImportRefusal,
 };
 use esker_partition::state::{StateEntry, StateKey};
@@ -24,7 +24,7 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::sync::mpsc;
 use xxhash_rust::xxh3::xxh3_128;
 
-use super::document;
+use super::document::{self, ReadEntry};
 use super::error::StateError;
 use super::files::{self, FileError, Written};
 use super::types::ImportSummary;
@@ -46,7 +46,21 @@ const MAX_UNSORTED_KEYS: usize = 4_000_000;
 const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Checks the text of a value, as if it was written.
-pub type CheckValue = fn(&[u8]) -> Result<(), String>;
+#[derive(Clone, Copy)]
+pub struct ValueCheck(pub fn(&[u8]) -> Result<(), String>);
+
+impl Default for ValueCheck {
+    /// Any JSON object will do.
+    fn default() -> Self {
+        ValueCheck(|_| Ok(()))
+    }
+}
+
+impl std::fmt::Debug for ValueCheck {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("ValueCheck")
+    }
+}
 
 /// A file that goes when it is no longer needed.
 struct Temporary(PathBuf);
@@ -61,7 +75,6 @@ pub(super) async fn import(
     inner: &Arc<Inner>,
     mut pieces: BoxStream<'static, Result<Bytes, StateError>>,
     replace: bool,
-    check_value: CheckValue,
 ) -> Result<ImportSummary, StateError> {
     let newest = inner.state.reader.meta().commit_ts;
     if newest > 0 && !replace {
@@ -88,7 +101,7 @@ pub(super) async fn import(
     drop(to);
     // All of it is looked at before anything is done.
     let checked = blocking({
-        let path = path.clone();
+        let (path, check_value) = (path.clone(), inner.options.check_value);
         move || check(&path, newest, check_value)
     })
     .await?;
@@ -186,19 +199,28 @@ pub(super) async fn abort_abandoned(inner: &Inner) {
 fn check(
     path: &std::path::Path,
     newest: u64,
-    check_value: CheckValue,
+    check_value: ValueCheck,
 ) -> Result<Written, StateError> {
     let mut last: Option<(StateKey, String)> = None;
     let (mut rises, mut text_rises) = (true, true);
     let mut latest: (u64, String) = Default::default();
-    let written = read(path, &mut |key, entry| {
+    let written = read(path, &mut |one| {
+        let ReadEntry {
+            key,
+            entry,
+            is_unchecked,
+        } = one;
         let text = document::escaped(&key);
-        check_entry(&entry, check_value).map_err(|why| format!("{text:?}: {why}"))?;
+        check_entry(&entry).map_err(|why| format!("{text:?}: {why}"))?;
+        if !is_unchecked {
+            check_value_of(&entry, check_value)
+                .map_err(|why| format!("{text:?}: {why}; {UNCHECKED}"))?;
+        }
         if let Some((last_key, last_text)) = &last {
             rises &= *last_key < key;
             text_rises &= *last_text < text;
         }
-        if entry.commit_ts > latest.0 {
+        if entry.commit_ts > latest.0 && !is_unchecked {
             latest = (entry.commit_ts, text.clone());
         }
         last = Some((key, text));
@@ -209,19 +231,19 @@ fn check(
     if latest.0 > commit_ts {
         let (of_entry, key) = latest;
         return Err(invalid(format!(
-            "it is of commit_ts {commit_ts}, and its key {key:?} of commit_ts {of_entry}"
+            "it is of commit_ts {commit_ts}, and its key {key:?} of commit_ts {of_entry}; {UNCHECKED}"
         )));
     }
-    if newest > 0 && newest.max(commit_ts).saturating_add(GAP) > MAX_IMPORTED {
+    if newest > 0 && newest.max(commit_ts).saturating_add(GAP) > MAX_NUMBER {
         return Err(StateError::Exhausted(format!(
-            "the state would be as of a commit above {MAX_IMPORTED}, and its snapshots could not be imported: \
-             import it into an empty store"
+            "the state would be as of a commit above {MAX_NUMBER}, and there are none: import it into an \
+             empty store"
         )));
     }
     // Keys that rise, in either order, are different ones; others are remembered.
     if !rises && !text_rises {
         let mut seen = HashSet::new();
-        read(path, &mut |key, _| {
+        read(path, &mut |ReadEntry { key, .. }| {
             let is_new = seen.insert(xxh3_128(document::escaped(&key).as_bytes()));
             match is_new {
                 true if seen.len() > MAX_UNSORTED_KEYS => Err(format!(
@@ -244,7 +266,7 @@ fn invalid(why: String) -> StateError {
 
 fn read(
     path: &std::path::Path,
-    take: &mut dyn FnMut(StateKey, StateEntry) -> Result<(), String>,
+    take: &mut dyn FnMut(ReadEntry) -> Result<(), String>,
 ) -> Result<Written, StateError> {
     let file = File::open(path).map_err(|e| StateError::Storage(e.to_string()))?;
     files::read(file, take).map_err(|e| match e {
@@ -253,7 +275,20 @@ fn read(
     })
 }
 
-fn check_entry(entry: &StateEntry, check_value: CheckValue) -> Result<(), String> {
+/// What can be done about an entry that is refused, and that a store has.
+const UNCHECKED: &str = "if a store has it so, `\"unchecked\": true` beside it takes it over as it is";
+
+/// Whether an import of a snapshot as of `commit_ts` would refuse a stored entry, if it was not said that it
+/// is unchecked: earlier versions took over more.
+pub(super) fn is_unchecked(entry: &StateEntry, commit_ts: u64, check_value: ValueCheck) -> bool {
+    entry.commit_ts > commit_ts || check_value_of(entry, check_value).is_err()
+}
+
+fn check_value_of(entry: &StateEntry, check_value: ValueCheck) -> Result<(), String> {
+    entry.value.as_deref().map_or(Ok(()), check_value.0)
+}
+
+fn check_entry(entry: &StateEntry) -> Result<(), String> {
     let bytes = entry.value.as_ref().map_or(0, Bytes::len);
     if bytes > ENTRY {
         return Err(format!(
@@ -261,15 +296,14 @@ fn check_entry(entry: &StateEntry, check_value: CheckValue) -> Result<(), String
         ));
     }
     check_number("version", entry.version)?;
-    check_number("commit_ts", entry.commit_ts)?;
-    entry.value.as_deref().map_or(Ok(()), check_value)
+    check_number("commit_ts", entry.commit_ts)
 }
 
 fn check_number(what: &str, number: u64) -> Result<(), String> {
-    match (1..=MAX_IMPORTED).contains(&number) {
+    match (1..=MAX_NUMBER).contains(&number) {
         true => Ok(()),
         false => Err(format!(
-            "a {what} of {number}: 1 to {MAX_IMPORTED} are possible"
+            "a {what} of {number}: 1 to {MAX_NUMBER} are possible"
         )),
     }
 }
@@ -283,7 +317,7 @@ fn read_commands(
     let mut ready = Vec::new();
     let mut bytes = 0;
     let gone = || "the import has ended".to_owned();
-    let written = files::read(file.take(u64::MAX), |key, entry| {
+    let written = files::read(file.take(u64::MAX), |ReadEntry { key, entry, .. }| {
         let size = key.namespace.len()
             + key.agent_id.len()
             + key.key.len()
@@ -339,5 +373,159 @@ async fn propose(inner: &Inner, id: u64, step: ImportStep) -> Result<u64, StateE
             format!("not a snapshot of a state: {why}"),
         )),
         other => Err(unexpected(&other)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use esker_partition::state::read::{StateDigest, StateDigester};
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::state::document::Header;
+
+    const ODD: &str = "odd";
+
+    /// Refuses what no client could read.
+    fn check_value() -> ValueCheck {
+        ValueCheck(|value| match std::str::from_utf8(value) {
+            Ok(text) if text.contains(ODD) => Err("it is odd".to_owned()),
+            _ => Ok(()),
+        })
+    }
+
+    fn number() -> impl Strategy<Value = u64> {
+        prop_oneof![
+            1u64..5,
+            (1u64 << 53) - 2..(1 << 53) + 3,
+            MAX_NUMBER - 2..=MAX_NUMBER
+        ]
+    }
+
+    fn entry() -> impl Strategy<Value = StateEntry> {
+        const VALUES: &[&str] = &[
+            "{}",
+            "{\"a\":[1,{\"b\":null}]}",
+            "{ \"spaced\" :\n1 }",
+            "{\"n\":\"odd\"}",
+        ];
+        let value = prop::option::of(prop::sample::select(VALUES));
+        (number(), number(), 0u64..3, value).prop_map(|(version, commit_ts, forks, value)| {
+            StateEntry {
+                version,
+                commit_ts,
+                forks,
+                value: value.map(|value| Bytes::from_static(value.as_bytes())),
+                first: version == 1,
+            }
+        })
+    }
+
+    fn digest<'a>(entries: impl IntoIterator<Item = (&'a StateKey, &'a StateEntry)>) -> StateDigest {
+        let mut digester = StateDigester::default();
+        for (key, entry) in entries {
+            let value = entry.value.as_deref();
+            digester.add(key, entry.version, entry.commit_ts, value);
+        }
+        digester.finish()
+    }
+
+    /// What a store at `commit_ts` writes.
+    fn exported(commit_ts: u64, entries: &BTreeMap<StateKey, StateEntry>) -> Vec<u8> {
+        let header = Header {
+            created_at: 1,
+            commit_ts,
+            lineage: "00ff".to_owned(),
+            lsn: 1,
+            forks: 0,
+            commit_forks: None,
+        };
+        let mut text = Vec::new();
+        document::write_header(&mut text, &header).unwrap();
+        for (i, (key, entry)) in entries.iter().enumerate() {
+            let is_unchecked = is_unchecked(entry, commit_ts, check_value());
+            document::write_entry(&mut text, i == 0, key, entry, is_unchecked).unwrap();
+        }
+        document::write_end(&mut text).unwrap();
+        text
+    }
+
+    proptest! {
+        // Whatever versions before this one took over, too: odd values, and entries above the store's commit.
+        #[test]
+        fn whatever_a_store_has_is_exported_so_that_another_one_takes_it_over_as_it_is(
+            commit_ts in number(),
+            entries in prop::collection::btree_map(
+                ("[\0:%a\"é]{0,3}", "[:%a]{0,3}", "[:%a]{0,3}")
+                    .prop_map(|(n, a, k)| StateKey::new(n, a, k)),
+                entry(),
+                0..8,
+            ),
+        ) {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("export.json");
+            std::fs::write(&path, exported(commit_ts, &entries)).unwrap();
+            let checked = check(&path, 0, check_value()).unwrap();
+            prop_assert_eq!(checked.header.commit_ts, commit_ts);
+            let (send, mut commands) = mpsc::channel(16);
+            prop_assert_eq!(read_commands(&path, &send).unwrap(), checked);
+            drop(send);
+            let mut taken = BTreeMap::new();
+            while let Some(entries) = commands.blocking_recv() {
+                for one in entries {
+                    let entry = StateEntry {
+                        version: one.version,
+                        commit_ts: one.commit_ts,
+                        forks: one.forks,
+                        value: one.value,
+                        first: one.version == 1,
+                    };
+                    taken.insert(StateKey::new(one.namespace, one.agent_id, one.key), entry);
+                }
+            }
+            prop_assert_eq!(digest(&taken), digest(&entries));
+            prop_assert_eq!(taken, entries);
+        }
+    }
+
+    #[test]
+    fn what_others_write_is_checked_and_the_way_around_it_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("theirs.json");
+        let check_text = |entry: &str| {
+            let text = format!(
+                r#"{{"version":1,"created_at":1,"commit_ts":"5","state":{{"n:a:k":{entry}}}}}"#
+            );
+            std::fs::write(&path, text).unwrap();
+            check(&path, 0, check_value()).map_err(|e| e.to_string())
+        };
+        for (entry, why) in [
+            (r#"{"value":{"n":"odd"},"version":1,"commit_ts":1"#, "odd"),
+            (r#"{"value":{},"version":1,"commit_ts":6"#, "commit_ts 6"),
+        ] {
+            let refused = check_text(&format!("{entry}}}")).unwrap_err();
+            assert!(refused.contains(why) && refused.contains("n:a:k"), "{refused}");
+            assert!(refused.contains(r#""unchecked": true"#), "{refused}");
+            check_text(&format!(r#"{entry},"unchecked":true}}"#)).unwrap();
+        }
+        // What no store can have is refused all the same.
+        let beyond = format!(r#"{{"value":{{}},"version":"{}","commit_ts":1,"unchecked":true}}"#, MAX_NUMBER + 1);
+        assert!(check_text(&beyond).unwrap_err().contains("a version of"));
+        for digits in ["", "+1", "-1", "1.5", "0x1"] {
+            let entry = format!(r#"{{"value":{{}},"version":"{digits}","commit_ts":1}}"#);
+            assert!(check_text(&entry).is_err(), "{digits:?}");
+        }
+    }
+
+    #[test]
+    fn an_import_that_would_leave_no_numbers_is_refused_before_it_writes() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("export.json");
+        std::fs::write(&path, exported(7, &BTreeMap::new())).unwrap();
+        assert!(check(&path, MAX_NUMBER - GAP, check_value()).is_ok());
+        let refused = check(&path, MAX_NUMBER - GAP + 1, check_value()).unwrap_err();
+        assert!(matches!(refused, StateError::Exhausted(_)), "{refused}");
     }
 }

@@ -15,6 +15,7 @@ use tokio::task::JoinSet;
 use super::document::Header;
 use super::error::StateError;
 use super::files::Written;
+use super::import::is_unchecked;
 use super::inventory::Found;
 use super::types::{StateOptions, StateSnapshot};
 use super::{Shared, blocking};
@@ -245,7 +246,9 @@ impl Shared {
                     if inner.stopping.is_cancelled() {
                         return Err(SnapshotFailure::Stopping);
                     }
-                    Ok(to.entry(&key, &entry)?)
+                    let check = inner.options.check_value;
+                    let is_unchecked = is_unchecked(&entry, commit_ts, check);
+                    Ok(to.entry(&key, &entry, is_unchecked)?)
                 })
             });
             Ok(written)

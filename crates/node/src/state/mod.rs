@@ -44,7 +44,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 pub use error::StateError;
-pub use import::CheckValue;
+pub use import::ValueCheck;
 pub use types::{
     Committed, Expected, ImportSummary, MOST_NAME_BYTES, Operation, ReadAt, Replay, ReplayEvent,
     Scan, StateEntry, StateKey, StateOptions, StateRead, StateSnapshot, StateStatus,
@@ -272,7 +272,7 @@ impl StateStore {
                 })
             }
             Outcome::StateCommitted(Err(StateRefusal::Exhausted)) => Err(StateError::Exhausted(
-                "the store has no numbers left for commits".to_owned(),
+                "the store has no numbers left for commits, or one of the keys none for versions".to_owned(),
             )),
             other => Err(unexpected(&other)),
         }
@@ -438,8 +438,8 @@ impl StateStore {
 
     /// Takes over the state of a JSON snapshot, given in pieces, and after its last piece nothing else.
     /// A store that has had commits is replaced only with `replace`; its counters go on from the
-    /// larger of both, with a gap. All of it is checked before anything is written, each value with
-    /// `check_value`.
+    /// larger of both, with a gap. All of it is checked before anything is written, each value as
+    /// [`NodeOptions::check_value`](crate::NodeOptions::check_value) has it.
     ///
     /// # Errors
     ///
@@ -448,9 +448,8 @@ impl StateStore {
         &self,
         pieces: BoxStream<'static, Result<Bytes, StateError>>,
         replace: bool,
-        check_value: CheckValue,
     ) -> Result<ImportSummary, StateError> {
-        import::import(&self.inner, pieces, replace, check_value).await
+        import::import(&self.inner, pieces, replace).await
     }
 
     /// Proves the newest valid JSON snapshot (or that of a `commit_ts`): folds it and the commits after

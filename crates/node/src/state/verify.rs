@@ -14,6 +14,7 @@ use tokio::sync::mpsc;
 use super::document;
 use super::error::StateError;
 use super::files::name_of;
+use super::import::is_unchecked;
 use super::rebuild::is_of;
 use super::types::{StateSnapshot, StateVerification};
 use super::{Shared, blocking};
@@ -179,7 +180,10 @@ fn write_present(inner: &Inner, to: &mut impl Write) -> Result<(), StateError> {
             .map_err(failed)
             .and_then(|()| {
                 view.entries(&mut |key, entry| {
-                    document::write_entry(to, is_first, &key, &entry).map_err(failed)?;
+                    let check = inner.options.check_value;
+                    let is_unchecked = is_unchecked(&entry, header.commit_ts, check);
+                    document::write_entry(to, is_first, &key, &entry, is_unchecked)
+                        .map_err(failed)?;
                     is_first = false;
                     Ok(())
                 })

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use s2_common::record::{EnvelopeRecord, Record};
 
 use super::command::{
-    ImportBegin, ImportEntries, ImportFinish, ImportStep, MAX_IMPORTED, PRUNE_BYTES, PRUNE_COMMITS,
+    ImportBegin, ImportEntries, ImportFinish, ImportStep, MAX_NUMBER, PRUNE_BYTES, PRUNE_COMMITS,
     StateCommit, StateCommitted, StateImport, StateImportRefusal, StateImported, StatePrune,
     StateRefusal,
 };
@@ -129,7 +129,7 @@ impl Step<'_> {
                     StateEntry::next_version(entry.as_ref(), forks)
                 }
             };
-            let Some(version) = version else {
+            let Some(version) = version.filter(|version| *version <= MAX_NUMBER) else {
                 return Ok(Err(StateRefusal::Exhausted));
             };
             latest.insert(of_operation.clone(), version);
@@ -138,7 +138,7 @@ impl Step<'_> {
         }
         let stream = self.state_stream(&mut meta, command.at_ms)?;
         let commit_ts = self.touched_state(stream)?.tail_seq.checked_add(1);
-        let Some(commit_ts) = commit_ts.filter(|ts| *ts < u64::MAX) else {
+        let Some(commit_ts) = commit_ts.filter(|ts| *ts <= MAX_NUMBER) else {
             return Ok(Err(StateRefusal::Exhausted));
         };
         let json = compose(
@@ -399,6 +399,9 @@ impl Step<'_> {
         } else {
             from
         };
+        if let Err(refusal) = check_imported("the store's commit_ts after it", commit_ts) {
+            return Ok(Err(refusal));
+        }
         state.skip_to(commit_ts);
         meta.replaced += u64::from(replaces);
         meta.commit_ts = commit_ts;
@@ -436,11 +439,11 @@ fn mismatch(entry: Option<&StateEntry>, expected: u64) -> Option<u64> {
 }
 
 fn check_imported(what: &str, number: u64) -> Result<(), StateImportRefusal> {
-    if (1..=MAX_IMPORTED).contains(&number) {
+    if (1..=MAX_NUMBER).contains(&number) {
         return Ok(());
     }
     Err(StateImportRefusal::Invalid(format!(
-        "{what} of {number}: 1 to {MAX_IMPORTED} are possible"
+        "{what} of {number}: 1 to {MAX_NUMBER} are possible"
     )))
 }
 

@@ -128,8 +128,9 @@ pub enum ImportStep {
 #[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
 pub struct ImportAbort {}
 
-/// Largest version and `commit_ts` that an import may bring: what any reader of JSON keeps exactly.
-pub const MAX_IMPORTED: u64 = 1 << 53;
+/// Largest version and `commit_ts` that the store gives out, and that an import may bring: whatever a store
+/// has, another one can take over. Forks and imports take 2^40 each, so four million of them fit.
+pub const MAX_NUMBER: u64 = 1 << 62;
 
 /// See [`ImportStep::Begin`].
 #[derive(Clone, PartialEq, Eq, prost::Message)]
@@ -202,7 +203,7 @@ pub enum StateRefusal {
         /// The one that it has; 0 if it never was.
         actual: u64,
     },
-    /// There are no numbers left for commits.
+    /// There are no numbers left for commits, or for versions of a key.
     Exhausted,
 }
 

@@ -10,7 +10,7 @@ use proptest::prelude::*;
 
 use super::command::{
     ExpectedVersion, ImportAbort, ImportBegin, ImportEntries, ImportFinish, ImportStep,
-    ImportedEntry, StagedOperation, StateCommit, StateCommitted, StateImport, StateImportRefusal,
+    ImportedEntry, MAX_NUMBER, StagedOperation, StateCommit, StateCommitted, StateImport, StateImportRefusal,
     StateImported, StatePrune, StateRefusal,
 };
 use super::read::{At, StateReadError};
@@ -318,6 +318,40 @@ fn an_import_that_replaces_a_state_gives_out_nothing_again() {
     it.reopen();
     let numbers: Vec<_> = it.commits(GAP + 10).iter().map(|c| c.commit_ts).collect();
     assert_eq!(numbers, [GAP + 11]);
+}
+
+#[test]
+fn no_number_is_given_out_that_could_not_be_imported() {
+    for (version, commit_ts) in [(MAX_NUMBER - 1, 9), (9, MAX_NUMBER - 1)] {
+        let mut it = Fixture::new();
+        let replace = false;
+        it.import(ImportStep::Begin(ImportBegin { replace }))
+            .unwrap();
+        let entries = vec![imported("a", version, Some("{}"))];
+        it.import(ImportStep::Entries(ImportEntries { entries }))
+            .unwrap();
+        it.import(ImportStep::Finish(ImportFinish { commit_ts }))
+            .unwrap();
+        let last = it.commit(vec![write(&key("a"), "{}")]);
+        assert_eq!(
+            (last.versions, last.commit_ts),
+            (vec![version + 1], commit_ts + 1)
+        );
+        let refused = it.try_commit(vec![write(&key("a"), "{}")], Vec::new());
+        assert_eq!(refused, Err(StateRefusal::Exhausted));
+        // Nor by way of a fork.
+        it.flush();
+        it.fork(1);
+        let refused = it.try_commit(vec![write(&key("a"), "{}")], Vec::new());
+        assert_eq!(refused, Err(StateRefusal::Exhausted));
+        assert_eq!(it.state_reader().meta().commit_ts, commit_ts + 1);
+        // Nor by a state that replaces this one.
+        let replace = true;
+        it.import(ImportStep::Begin(ImportBegin { replace }))
+            .unwrap();
+        let finished = it.import(ImportStep::Finish(ImportFinish { commit_ts: 1 }));
+        assert_eq!(finished.is_ok(), commit_ts == 9, "{finished:?}");
+    }
 }
 
 #[test]

@@ -23,7 +23,7 @@ pub fn from_json(text: &[u8]) -> Result<Struct, ValueError> {
 }
 
 /// Whether [`from_json`] makes a value of a text, and the value is what the text says: integers beyond
-/// 2^53 that no float has are refused.
+/// 2^53 that no float has, and that no float is written as, are refused. Nothing is built.
 ///
 /// # Errors
 ///
@@ -55,7 +55,7 @@ struct Reader<'a> {
     text: &'a [u8],
     at: usize,
     path: Path<'a>,
-    /// Whether integers have to be exact.
+    /// Whether integers have to be exact. Then nothing is kept of what was read.
     exact: bool,
 }
 
@@ -115,7 +115,9 @@ impl<'a> Reader<'a> {
             self.path.steps.push(Step::Key(key.clone()));
             let value = self.value()?;
             self.path.steps.pop();
-            fields.insert(key.into_owned(), value);
+            if !self.exact {
+                fields.insert(key.into_owned(), value);
+            }
             if !self.another(b'}')? {
                 return Ok(fields);
             }
@@ -124,6 +126,7 @@ impl<'a> Reader<'a> {
 
     fn list(&mut self) -> Result<Vec<Value>, ValueError> {
         let mut values = Vec::new();
+        let mut count = 0;
         self.expect(b'[')?;
         self.spaces();
         if self.peek() == Some(b']') {
@@ -131,9 +134,13 @@ impl<'a> Reader<'a> {
             return Ok(values);
         }
         loop {
-            self.path.steps.push(Step::Index(values.len()));
-            values.push(self.value()?);
+            self.path.steps.push(Step::Index(count));
+            let value = self.value()?;
             self.path.steps.pop();
+            count += 1;
+            if !self.exact {
+                values.push(value);
+            }
             if !self.another(b']')? {
                 return Ok(values);
             }
@@ -257,9 +264,14 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// Whether a number that is written as an integer has its value as a float.
+/// Whether a number that is written as an integer reads as what is written: it is the float's value, or the
+/// shortest digits that read as it, filled up with zeros, as `jq` and others write a large float.
 fn is_exact(text: &str, number: f64) -> bool {
     let is_integer = text.bytes().all(|b| b == b'-' || b.is_ascii_digit());
-    // A float's integer is printed with all its digits.
-    !is_integer || !number.is_finite() || number == 0.0 || format!("{number:.0}") == text
+    !is_integer
+        || !number.is_finite()
+        || number == 0.0
+        // With a precision, all of its digits are printed; without one, the shortest.
+        || format!("{number:.0}") == text
+        || format!("{number}") == text
 }

@@ -104,6 +104,14 @@ proptest! {
     }
 
     #[test]
+    fn a_float_that_was_rewritten_as_an_integer_is_accepted(number in any_number()) {
+        let whole = number.trunc();
+        for text in [format!("{whole}"), format!("{whole:.0}")] {
+            prop_assert!(check_json(format!("{{\"n\":{text}}}").as_bytes()).is_ok(), "{}", text);
+        }
+    }
+
+    #[test]
     fn no_text_whatever_breaks_the_reader(text in prop::collection::vec(any::<u8>(), 0..64)) {
         let _ = from_json(&text);
         let _ = from_json(&[b"{\"a\":", text.as_slice()].concat());
@@ -258,9 +266,16 @@ fn an_integer_that_no_float_has_is_refused_where_values_are_to_stay_as_they_are(
         "1e300",
         "-0",
         "18446744073709551616",
+        // As jq writes 1.2345678901234567e20 and -1.2345678901234568e25.
+        "123456789012345670000",
+        "-12345678901234568000000000",
     ] {
         let text = format!("{{\"n\":{exact}}}");
         assert!(check_json(text.as_bytes()).is_ok(), "{exact}");
+    }
+    for inexact in ["123456789012345670001", "12345678901234568000000001"] {
+        let text = format!("{{\"n\":{inexact}}}");
+        assert!(check_json(text.as_bytes()).is_err(), "{inexact}");
     }
     let error = check_json(br#"{"n":[9007199254740993]}"#).unwrap_err();
     assert_eq!(error.pointer, "/n/0");

@@ -36,6 +36,7 @@ use esker_proto::statehouse::v1::statehouse_service_server::{
     SERVICE_NAME as STATEHOUSE, StatehouseServiceServer,
 };
 
+pub(crate) use snapshots::check_value;
 pub use status::CODES;
 
 use crate::answers::Answers;

@@ -47,7 +47,7 @@ pub(super) async fn import(
              those after it",
         ));
     };
-    let done = store.import(pieces(messages), replace, check_value).await;
+    let done = store.import(pieces(messages), replace).await;
     let done = done.map_err(|error| status(&error))?;
     Ok(ImportResponse {
         imported_commit_ts: done.imported_commit_ts,
@@ -58,7 +58,7 @@ pub(super) async fn import(
 }
 
 /// Whether a value can be read by clients once it is stored, as it is.
-fn check_value(json: &[u8]) -> Result<(), String> {
+pub(crate) fn check_value(json: &[u8]) -> Result<(), String> {
     value::check_json(json).map_err(|error| error.to_string())
 }
 
