@@ -280,9 +280,14 @@ async fn what_a_store_has_of_earlier_versions_is_exported_and_imported_as_it_is(
     let (state, first) = taken_over(snapshot_of(&entries).as_bytes()).await;
     let text = entries_of(&first);
     for (at, value) in [(1, "9007199254740993"), (2, r"\ud800"), (3, "1e999")] {
-        let line = text.lines().find(|line| line.contains(&format!("default:a:{at}")));
+        let line = text
+            .lines()
+            .find(|line| line.contains(&format!("default:a:{at}")));
         let line = line.unwrap();
-        assert!(line.contains(value) && line.contains(r#""unchecked": true"#), "{line}");
+        assert!(
+            line.contains(value) && line.contains(r#""unchecked": true"#),
+            "{line}"
+        );
     }
     assert_eq!(text.matches("unchecked").count(), 3);
     let (_other, second) = taken_over(&first).await;
@@ -295,7 +300,8 @@ async fn what_a_store_has_of_earlier_versions_is_exported_and_imported_as_it_is(
 async fn numbers_beyond_two_to_the_53rd_are_exported_exactly_and_imported_again() {
     let most = 1u64 << 53;
     let entry = format!(r#""default:a:x":{{"value":{{}},"version":{most},"commit_ts":{most}}}"#);
-    let text = snapshot_of(&[&entry]).replace(r#""commit_ts":5"#, &format!(r#""commit_ts":{most}"#));
+    let text =
+        snapshot_of(&[&entry]).replace(r#""commit_ts":5"#, &format!(r#""commit_ts":{most}"#));
     let (state, _) = taken_over(text.as_bytes()).await;
     assert_eq!(state.put(key("x"), "{}").await, most + 1);
     let first = export(&state, None).await.unwrap();
@@ -306,7 +312,10 @@ async fn numbers_beyond_two_to_the_53rd_are_exported_exactly_and_imported_again(
     let (other, second) = taken_over(&first).await;
     assert_eq!(entries_of(&second), entries_of(&first));
     assert_eq!(other.put(key("x"), "{}").await, most + 2);
-    assert_eq!(other.get(key("x")).await, Read::of("{}", most + 2, most + 2));
+    assert_eq!(
+        other.get(key("x")).await,
+        Read::of("{}", most + 2, most + 2)
+    );
 }
 
 #[tokio::test]

@@ -23,7 +23,8 @@ use std::time::Duration;
 use axum::response::IntoResponse as _;
 pub use esker_node::Bootstrap;
 use esker_node::{
-    DestinationOptions, Node, NodeOptions, SnapshotOptions, StartError, StateOptions, StoreOptions, ValueCheck,
+    DestinationOptions, Node, NodeOptions, SnapshotOptions, StartError, StateOptions, StoreOptions,
+    ValueCheck,
 };
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;

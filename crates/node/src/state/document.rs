@@ -263,9 +263,7 @@ struct Document<'a, F> {
     take: &'a mut F,
 }
 
-impl<'de, F: FnMut(ReadEntry) -> Result<(), String>> DeserializeSeed<'de>
-    for Document<'_, F>
-{
+impl<'de, F: FnMut(ReadEntry) -> Result<(), String>> DeserializeSeed<'de> for Document<'_, F> {
     type Value = Header;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Header, D::Error> {
@@ -328,9 +326,7 @@ struct Entries<'a, F> {
     take: &'a mut F,
 }
 
-impl<'de, F: FnMut(ReadEntry) -> Result<(), String>> DeserializeSeed<'de>
-    for Entries<'_, F>
-{
+impl<'de, F: FnMut(ReadEntry) -> Result<(), String>> DeserializeSeed<'de> for Entries<'_, F> {
     type Value = ();
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
@@ -448,7 +444,13 @@ mod tests {
                 br#"{"a":[{"b":"\u0000:\""},1.5,9007199254740992,null]}"#
             ))),
         ];
-        let number = || prop_oneof![1u64..9, MAX_EXACT - 1..MAX_EXACT + 3, any::<u64>().prop_map(|n| n.max(1))];
+        let number = || {
+            prop_oneof![
+                1u64..9,
+                MAX_EXACT - 1..MAX_EXACT + 3,
+                any::<u64>().prop_map(|n| n.max(1))
+            ]
+        };
         (number(), number(), 0u64..2, value).prop_map(|(version, commit_ts, forks, value)| {
             StateEntry {
                 version,

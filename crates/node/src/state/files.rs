@@ -345,14 +345,11 @@ pub(crate) fn read(
         hash: Xxh3::new(),
     };
     let mut keys = 0;
-    let header = document::read(
-        BufReader::with_capacity(PIECE, &mut hashing),
-        |entry| {
-            keys += 1;
-            unparsed.set(0);
-            take(entry)
-        },
-    )?;
+    let header = document::read(BufReader::with_capacity(PIECE, &mut hashing), |entry| {
+        keys += 1;
+        unparsed.set(0);
+        take(entry)
+    })?;
     Ok(Written {
         header,
         keys,

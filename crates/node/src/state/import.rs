@@ -276,7 +276,8 @@ fn read(
 }
 
 /// What can be done about an entry that is refused, and that a store has.
-const UNCHECKED: &str = "if a store has it so, `\"unchecked\": true` beside it takes it over as it is";
+const UNCHECKED: &str =
+    "if a store has it so, `\"unchecked\": true` beside it takes it over as it is";
 
 /// Whether an import of a snapshot as of `commit_ts` would refuse a stored entry, if it was not said that it
 /// is unchecked: earlier versions took over more.
@@ -423,7 +424,9 @@ mod tests {
         })
     }
 
-    fn digest<'a>(entries: impl IntoIterator<Item = (&'a StateKey, &'a StateEntry)>) -> StateDigest {
+    fn digest<'a>(
+        entries: impl IntoIterator<Item = (&'a StateKey, &'a StateEntry)>,
+    ) -> StateDigest {
         let mut digester = StateDigester::default();
         for (key, entry) in entries {
             let value = entry.value.as_deref();
@@ -506,12 +509,18 @@ mod tests {
             (r#"{"value":{},"version":1,"commit_ts":6"#, "commit_ts 6"),
         ] {
             let refused = check_text(&format!("{entry}}}")).unwrap_err();
-            assert!(refused.contains(why) && refused.contains("n:a:k"), "{refused}");
+            assert!(
+                refused.contains(why) && refused.contains("n:a:k"),
+                "{refused}"
+            );
             assert!(refused.contains(r#""unchecked": true"#), "{refused}");
             check_text(&format!(r#"{entry},"unchecked":true}}"#)).unwrap();
         }
         // What no store can have is refused all the same.
-        let beyond = format!(r#"{{"value":{{}},"version":"{}","commit_ts":1,"unchecked":true}}"#, MAX_NUMBER + 1);
+        let beyond = format!(
+            r#"{{"value":{{}},"version":"{}","commit_ts":1,"unchecked":true}}"#,
+            MAX_NUMBER + 1
+        );
         assert!(check_text(&beyond).unwrap_err().contains("a version of"));
         for digits in ["", "+1", "-1", "1.5", "0x1"] {
             let entry = format!(r#"{{"value":{{}},"version":"{digits}","commit_ts":1}}"#);

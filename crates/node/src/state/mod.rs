@@ -272,7 +272,8 @@ impl StateStore {
                 })
             }
             Outcome::StateCommitted(Err(StateRefusal::Exhausted)) => Err(StateError::Exhausted(
-                "the store has no numbers left for commits, or one of the keys none for versions".to_owned(),
+                "the store has no numbers left for commits, or one of the keys none for versions"
+                    .to_owned(),
             )),
             other => Err(unexpected(&other)),
         }

@@ -10,8 +10,8 @@ use proptest::prelude::*;
 
 use super::command::{
     ExpectedVersion, ImportAbort, ImportBegin, ImportEntries, ImportFinish, ImportStep,
-    ImportedEntry, MAX_NUMBER, StagedOperation, StateCommit, StateCommitted, StateImport, StateImportRefusal,
-    StateImported, StatePrune, StateRefusal,
+    ImportedEntry, MAX_NUMBER, StagedOperation, StateCommit, StateCommitted, StateImport,
+    StateImportRefusal, StateImported, StatePrune, StateRefusal,
 };
 use super::read::{At, StateReadError};
 use super::{CommitRecord, STATE_STREAM, StateEntry, StateKey};
