@@ -7,8 +7,17 @@
 
 use std::fmt::Display;
 use std::io::{self, Write as _};
+use std::os::fd::AsFd as _;
+use std::time::Duration;
+
+use futures::FutureExt as _;
+use tokio::io::Interest;
+use tokio::net::unix::pipe::Sender;
 
 use crate::exit::Failure;
+
+/// How often a socket at standard output is looked at.
+const UNREAD_INTERVAL: Duration = Duration::from_millis(500);
 
 /// What became of something that was written to standard output.
 #[derive(Debug, PartialEq, Eq)]
@@ -25,6 +34,28 @@ pub fn written(result: io::Result<()>) -> Result<Written, Failure> {
         Ok(()) => Ok(Written::Yes),
         Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(Written::NobodyReads),
         Err(e) => Err(Failure::wrong("io", format!("writing the output: {e}"))),
+    }
+}
+
+/// Waits until nobody reads standard output any more, which a write would tell, too, but only when
+/// there is something to write. Waits for ever where that cannot be known: a file has no reader.
+pub async fn unread() {
+    // Only watched: its mode stays as it is, because others may have the same pipe.
+    let watched = io::stdout().as_fd().try_clone_to_owned();
+    let Ok(out) = watched.and_then(Sender::from_owned_fd_unchecked) else {
+        return std::future::pending().await;
+    };
+    loop {
+        tokio::select! {
+            _ = out.ready(Interest::ERROR) => return,
+            // A socket that was closed at the other end has no error.
+            () = tokio::time::sleep(UNREAD_INTERVAL) => {
+                let ready = out.ready(Interest::WRITABLE).now_or_never();
+                if ready.is_some_and(|ready| ready.is_ok_and(|ready| ready.is_write_closed())) {
+                    return;
+                }
+            }
+        }
     }
 }
 

@@ -18,7 +18,7 @@ use super::report::{self, Document};
 use super::shown::{ChangedJson, Output};
 use super::stop::Stop;
 use crate::exit::Failure;
-use crate::output::Written;
+use crate::output::{self, Written};
 use crate::term::plain;
 
 /// Changes are gathered for so long: whoever reads a line does not want one for each of a thousand
@@ -59,6 +59,8 @@ async fn follow(following: &Following<'_>, json: bool, stop: &mut Stop) -> Resul
         return Ok(());
     }
     let mut flush_at = None;
+    let unread = output::unread();
+    let mut unread = std::pin::pin!(unread);
     loop {
         let flush = async {
             match flush_at {
@@ -68,6 +70,7 @@ async fn follow(following: &Following<'_>, json: bool, stop: &mut Stop) -> Resul
         };
         let written = tokio::select! {
             () = stop.asked() => return Ok(()),
+            () = &mut unread => return Ok(()),
             () = flush => {
                 flush_at = None;
                 lines.changed().await?

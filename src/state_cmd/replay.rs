@@ -9,7 +9,7 @@ use tonic::{Status, Streaming};
 use super::connection::State;
 use super::shown::{self, ShownEvent};
 use crate::exit::Failure;
-use crate::output::{Written, written};
+use crate::output::{self, Written, written};
 use crate::term::{Paint, moment, plain};
 
 /// Pause before a lost connection is made again.
@@ -59,6 +59,7 @@ pub struct Args {
 pub async fn run(state: State, args: Args) -> Result<(), Failure> {
     tokio::select! {
         done = replay(state, args) => done,
+        () = output::unread() => Ok(()),
         _ = tokio::signal::ctrl_c() => Ok(()),
     }
 }

@@ -12,11 +12,12 @@ use s2_sdk::error::{ReadError, ReadSessionError};
 use s2_sdk::types::{ReadFrom, ReadInput, ReadStart, ReadStop, SequencedRecord, StreamPosition};
 
 use super::connection::Connection;
-use super::record::{self, Command};
+use super::record;
 use super::target::{self, StreamTarget};
 use super::when;
 use crate::exit::Failure;
-use crate::output::{Written, written};
+use crate::follow_cmd::escaped;
+use crate::output::{self, Written, written};
 use crate::term::Paint;
 
 /// Pause before a lost connection is made again: short enough to be there again soon, long enough
@@ -28,8 +29,9 @@ const OUTPUT_BUFFER: usize = 256 * 1024;
 /// Print the records of a stream, each as a line.
 ///
 /// Without further options it prints what is there and ends. As text, a line is the body of a
-/// record, byte for byte. Command records (trim, fence) are shown in brackets; where standard output
-/// is no terminal they go to standard error, so that a pipe gets bodies only.
+/// record, byte for byte; on a terminal, control characters are escaped, and what is no text is not
+/// shown. Command records (trim, fence) and snapshots of `esker follow` are shown in brackets; where
+/// standard output is no terminal they go to standard error, so that a pipe gets bodies only.
 ///
 /// As JSON, a line is an object with seq_num, timestamp, headers and body; what is not UTF-8 comes
 /// as headers_base64 and body_base64, and a command record has command instead.
@@ -103,6 +105,7 @@ pub async fn run(connection: &Connection, args: Args) -> Result<(), Failure> {
     let reading = read(connection, &args, &mut out);
     tokio::select! {
         read = reading => read?,
+        () = output::unread() => return Ok(()),
         _ = tokio::signal::ctrl_c() => return Ok(()),
     }
     Ok(())
@@ -259,22 +262,42 @@ impl Output {
 
     fn print(&mut self, record: &SequencedRecord) -> Result<Written, Failure> {
         self.printed = true;
-        written(match (self.format, Command::of(record)) {
-            (Format::Json, _) => record::write_json(&mut self.out, record),
-            (Format::Text, None) => self
-                .out
-                .write_all(&record.body)
-                .and_then(|()| self.out.write_all(b"\n")),
-            (Format::Text, Some(command)) => {
-                let text = command.text();
-                if self.terminal {
-                    writeln!(self.out, "{}", Paint::stdout().dim(text))
-                } else {
-                    // In order with the lines around it, if both go to the same file.
-                    self.out.flush().map(|()| self.say(&text))
-                }
-            }
+        written(match (self.format, record::remark(record)) {
+            (Format::Json, _) => self.json(record),
+            (Format::Text, None) => self.body(&record.body),
+            (Format::Text, Some(remark)) => self.remark(&remark),
         })
+    }
+
+    fn json(&mut self, record: &SequencedRecord) -> io::Result<()> {
+        if !self.terminal {
+            return record::write_json(&mut self.out, record);
+        }
+        let mut line = Vec::new();
+        record::write_json(&mut line, record)?;
+        let line = String::from_utf8_lossy(&line);
+        self.out.write_all(escaped(&line).as_bytes())
+    }
+
+    fn body(&mut self, body: &[u8]) -> io::Result<()> {
+        if self.terminal {
+            return match record::for_terminal(body) {
+                Ok(text) => writeln!(self.out, "{text}"),
+                Err(remark) => self.remark(&remark),
+            };
+        }
+        self.out.write_all(body)?;
+        self.out.write_all(b"\n")
+    }
+
+    fn remark(&mut self, text: &str) -> io::Result<()> {
+        if self.terminal {
+            return writeln!(self.out, "{}", Paint::stdout().dim(text));
+        }
+        // In order with the lines around it, if both go to the same file.
+        self.out.flush()?;
+        self.say(text);
+        Ok(())
     }
 
     fn flush(&mut self) -> Result<Written, Failure> {

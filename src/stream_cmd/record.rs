@@ -1,16 +1,24 @@
-//! A record as it is shown: its body as a line, or all of it as one JSON object on a line.
+//! A record as it is shown: its body as a line, or all of it as one JSON object on a line. Records of
+//! commands and of snapshots are no lines, but remarks in brackets.
 //!
 //! As JSON: `seq_num`, `timestamp`, `headers` (pairs of name and value) and `body`. What is not
 //! UTF-8 comes in base64, under `headers_base64` and `body_base64` instead. A command record has
 //! `command` instead of all three: `{"trim": 17}` or `{"fence": "token"}`.
 
+use std::borrow::Cow;
 use std::io::{self, Write};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use esker_follow::snapshot::record::{Seen, see};
 use s2_sdk::types::{Header, SequencedRecord};
 use serde::Serialize;
 use serde_json::{Value, json};
+
+use crate::term::{bytes, count, plain};
+
+/// Most characters that are shown of a fold's name.
+const MAX_NAME: usize = 256;
 
 /// What a command record asks of the server.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,6 +64,56 @@ impl Command {
             Command::Other(name) => json!({ String::from_utf8_lossy(name): null }),
         }
     }
+}
+
+/// What a record that is no line of text is, in brackets: `[trim to 17]`, or which snapshot of
+/// `esker follow` it is, or is a part of.
+pub fn remark(record: &SequencedRecord) -> Option<String> {
+    if let Some(command) = Command::of(record) {
+        return Some(command.text());
+    }
+    let size = bytes(record.body.len() as u64);
+    let of = |fold: &str, cursor: u64| {
+        // Nobody has checked what a snapshot says of itself.
+        let fold: String = fold.chars().take(MAX_NAME).collect();
+        format!("snapshot of `{}`, everything before {cursor}", plain(&fold))
+    };
+    Some(match see(record) {
+        Seen::Data | Seen::Command => return None,
+        Seen::Single { meta, .. } => format!("[{}, {size}]", of(&meta.fold, meta.cursor)),
+        Seen::Fragment { index, meta, .. } => {
+            let of = meta.map_or("snapshot".to_owned(), |meta| of(&meta.fold, meta.cursor));
+            format!("[{of}, part {}, {size}]", count(index.saturating_add(1)))
+        }
+        Seen::Final {
+            fragments, totals, ..
+        } => format!(
+            "[snapshot, end: {} parts, {}]",
+            count(fragments),
+            bytes(totals.bytes)
+        ),
+        Seen::Malformed(why) => format!("[snapshot, {size}: {}]", plain(&why)),
+    })
+}
+
+/// A body as a person sees it: what is text keeps its lines and tabs, and cannot drive the terminal.
+pub fn for_terminal(body: &[u8]) -> Result<Cow<'_, str>, String> {
+    let Ok(text) = std::str::from_utf8(body) else {
+        let size = bytes(body.len() as u64);
+        return Err(format!("[{size} that are no text; --json shows them]"));
+    };
+    let drives = |c: char| c.is_control() && c != '\n' && c != '\t';
+    if !text.contains(drives) {
+        return Ok(Cow::Borrowed(text));
+    }
+    let mut shown = String::with_capacity(text.len() + 16);
+    for c in text.chars() {
+        match drives(c) {
+            true => shown.extend(c.escape_default()),
+            false => shown.push(c),
+        }
+    }
+    Ok(Cow::Owned(shown))
 }
 
 /// Writes a record as a JSON object on a line of its own.
@@ -139,6 +197,17 @@ mod tests {
             json(&[(b"k", b"\xff")], b"\x00\xff"),
             "{\"seq_num\":17,\"timestamp\":1000,\"headers_base64\":[[\"aw==\",\"/w==\"]],\
              \"body_base64\":\"AP8=\"}\n"
+        );
+    }
+
+    #[test]
+    fn a_body_on_a_terminal_cannot_drive_it() {
+        assert_eq!(for_terminal("caf\u{e9}\n\t1".as_bytes()).unwrap(), "caf\u{e9}\n\t1");
+        let shown = for_terminal("\u{1b}[31m\u{7f}\u{9b}\r".as_bytes()).unwrap();
+        assert_eq!(shown, "\\u{1b}[31m\\u{7f}\\u{9b}\\r");
+        assert_eq!(
+            for_terminal(b"\x28\xb5\x2f\xfd").unwrap_err(),
+            "[4 B that are no text; --json shows them]"
         );
     }
 

@@ -118,6 +118,18 @@ fn a_reader_whose_output_is_closed_ends_quietly() {
 }
 
 #[test]
+fn a_follower_whose_output_is_closed_ends_although_nothing_comes() {
+    let server = Server::start();
+    server.ok_with(&["append", "my-basin/orders", "--create"], b"a\n");
+    for format in ["text", "json"] {
+        let command = server.stream(["read", "my-basin/orders", "--follow", "--format", format]);
+        let mut follow = Running::start(command);
+        assert!(follow.line().contains('a'));
+        assert_eq!(follow.close(), (Some(0), String::new()), "{format}");
+    }
+}
+
+#[test]
 fn a_follower_prints_what_comes_until_ctrl_c() {
     let server = Server::start();
     server.ok_with(&["append", "my-basin/orders", "--create"], b"a\nb\n");

@@ -318,6 +318,89 @@ async fn as_json_each_line_says_what_happened() {
 }
 
 #[tokio::test]
+async fn a_pipe_that_is_closed_ends_it_although_nothing_changes() {
+    let place = Place::new().await;
+    place.append(0..4, 2).await;
+    for arguments in [["--by", "/id"].as_slice(), &["--by", "/id", "--json"]] {
+        let mut running = Running::start(follow(&place, arguments));
+        running.line();
+        let Running { child, lines } = running;
+        drop(lines);
+        let output = tokio::task::spawn_blocking(move || child.wait_with_output());
+        let output = tokio::time::timeout(SOON, output).await.unwrap();
+        assert_eq!(output.unwrap().unwrap().status.code(), Some(0));
+    }
+}
+
+#[tokio::test]
+async fn a_read_of_the_stream_shows_snapshots_in_brackets_and_not_as_bytes() {
+    let place = Place::new().await;
+    place.append(0..100, 7).await;
+    let snapshot = ["--by", "/id", "--snapshot", "in-stream", "--every", "50"];
+    ok(&place, &[&snapshot[..], &["--once"]].concat());
+    place.append(100..101, 7).await;
+    // Of one in many records, and of one that makes no sense.
+    let meta = Meta {
+        format: FORMAT,
+        fold: "latest by /\u{1b}[31m".to_owned(),
+        fold_version: 1,
+        cursor: 7,
+        created_at: None,
+        lineage: None,
+        taken_at: 1,
+        encoding: Encoding::None,
+    };
+    let totals = Totals {
+        bytes: 9,
+        xxh3: "0".repeat(32),
+    };
+    let id = Uuid::new_v4();
+    let odd = AppendRecord::new("x").unwrap();
+    let odd = odd.with_headers([s2_sdk::types::Header::new("esker-snapshot", "odd")]);
+    let records = [
+        record::fragment_record(id, 0, Some(&meta), "\u{1b}one".into()).unwrap(),
+        record::fragment_record(id, 1, None, "three".into()).unwrap(),
+        record::final_record(id, 2, &totals).unwrap(),
+        odd.unwrap(),
+    ];
+    let batch = AppendRecordBatch::try_from_iter(records).unwrap();
+    let stream = place.stream();
+    stream.append(AppendInput::new(batch)).await.unwrap();
+
+    let read = |arguments: &[&str]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_esker"))
+            .args(["stream", "read", &format!("{}/orders", place.basin())])
+            .args(["--server", place.url()])
+            .args(arguments)
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        (text(&output.stdout), text(&output.stderr))
+    };
+    let (bodies, said) = read(&[]);
+    assert_eq!(bodies, "{\"id\":2,\"n\":100}\n");
+    let said: Vec<_> = said.lines().collect();
+    assert!(
+        said[0].starts_with("[snapshot of `latest by /id`, everything before 100, "),
+        "{said:?}"
+    );
+    assert_eq!(
+        said[1..],
+        [
+            "[snapshot of `latest by /\\u{1b}[31m`, everything before 7, part 1, 4 B]",
+            "[snapshot, part 2, 5 B]",
+            "[snapshot, end: 2 parts, 9 B]",
+            "[snapshot, 1 B: it is neither single nor fragment nor final]",
+        ]
+    );
+    // All of it is there for programs.
+    let (lines, said) = read(&["--json"]);
+    assert_eq!(said, "");
+    assert_eq!(lines.lines().count(), 6);
+    assert!(lines.contains(r#"["esker-snapshot","single"]"#), "{lines}");
+}
+
+#[tokio::test]
 async fn a_pipe_that_is_closed_ends_it_without_a_word() {
     let place = Place::new().await;
     place.append(0..4, 2).await;
