@@ -202,7 +202,10 @@ mod tests {
 
     #[test]
     fn a_body_on_a_terminal_cannot_drive_it() {
-        assert_eq!(for_terminal("caf\u{e9}\n\t1".as_bytes()).unwrap(), "caf\u{e9}\n\t1");
+        assert_eq!(
+            for_terminal("caf\u{e9}\n\t1".as_bytes()).unwrap(),
+            "caf\u{e9}\n\t1"
+        );
         let shown = for_terminal("\u{1b}[31m\u{7f}\u{9b}\r".as_bytes()).unwrap();
         assert_eq!(shown, "\\u{1b}[31m\\u{7f}\\u{9b}\\r");
         assert_eq!(
