@@ -14,6 +14,7 @@
 //! scratch/         restores that are tested; removed at a start
 //! damaged/         what was put aside by a recovery, and why partitions are not to be used
 //! incarnations.json  which starts of this directory have put snapshots
+//! bootstrap.json   that --bootstrap restore was said for a start that has served
 //! destination.json where they were put, and the id of the marker there
 //! rates.json       how fast this node was at its last recovery
 //! ```
@@ -506,7 +507,7 @@ fn io(operation: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> St
     }
 }
 
-fn now_rfc3339() -> String {
+pub(crate) fn now_rfc3339() -> String {
     time::OffsetDateTime::now_utc()
         .format(&time::format_description::well_known::Rfc3339)
         .unwrap_or_default()

@@ -270,6 +270,16 @@ pub enum StartError {
         /// What happened.
         why: String,
     },
+    /// A loss is accepted for one start only.
+    #[error(
+        "{error}. --bootstrap restore was given and does not count any more, because a start with it has served since {served_at}: is ESKER_BOOTSTRAP left in the environment? Start once without it, and then with it again if the loss is to be accepted"
+    )]
+    RestoreSpent {
+        /// When that start served.
+        served_at: String,
+        /// Why this one is refused.
+        error: Box<StartError>,
+    },
     /// There is nothing to restore.
     #[error("{repository} was read, and there is nothing to restore: {why}")]
     NothingToRestore {
@@ -505,6 +515,7 @@ impl StartError {
             StartError::Halted { .. } => "replay_halted",
             StartError::StateSnapshotsThere { .. } => "state_snapshots_there",
             StartError::RepositoryUnreadable { .. } => "repository_unreadable",
+            StartError::RestoreSpent { error, .. } => error.code(),
             StartError::NothingToRestore { .. } => "nothing_to_restore",
             StartError::NothingUsable { .. } => "nothing_usable",
             StartError::Unreadable { .. } => "unreadable",

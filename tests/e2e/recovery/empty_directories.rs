@@ -117,3 +117,69 @@ async fn a_restore_that_found_everything_damaged_is_gone_on_with_once_that_is_me
     })
     .await;
 }
+
+/// Of a node that has lost everything but its local snapshots.
+async fn only_checkpoints_are_left(past: &Past) -> Scene {
+    let scene = past.copy().await;
+    for what in ["node.json", "log", "db", "destination.json", "incarnations.json"] {
+        let path = scene.data().join(what);
+        let _ = std::fs::remove_file(&path);
+        let _ = std::fs::remove_dir_all(&path);
+    }
+    scene
+}
+
+fn what_is_there(scene: &Scene) -> (Vec<String>, usize) {
+    let mut files: Vec<_> = files(&scene.data()).into_iter().collect();
+    files.retain(|file| file != "LOCK");
+    (files, scene.place.all().len())
+}
+
+#[tokio::test]
+async fn local_snapshots_are_restored_by_the_name_of_their_cluster_and_by_no_other() {
+    for kind in [Kind::Directory, Kind::S3] {
+        let past = Past::new(kind, "incremental").await;
+        let scene = only_checkpoints_are_left(&past).await;
+        let before = what_is_there(&scene);
+        let restore = scene.setup.clone().bootstrap("restore");
+        let misnamed = restore.clone().set("cluster-name=wrong-name");
+        let (code, log) = misnamed.start_refused(&scene.data()).await;
+        assert_eq!(code, 1, "{log}");
+        assert!(log.contains("error [nothing_to_restore]"), "{log}");
+        for name in ["wrong-name", "esker"] {
+            assert!(log.contains(name), "{name} is not named: {log}");
+        }
+        assert_eq!(what_is_there(&scene), before);
+        let (server, _) = seen(&restore, &scene).await;
+        drop(server);
+        // And it is opened by it.
+        seen(&scene.setup, &scene).await;
+    }
+}
+
+#[tokio::test]
+async fn local_snapshots_of_one_cluster_are_not_mixed_with_the_repository_of_another() {
+    let [past, other] = [(); 2].map(|()| Past::new(Kind::Directory, "incremental"));
+    let (past, other) = (past.await, other.await);
+    for is_catalog_there in [true, false] {
+        let scene = only_checkpoints_are_left(&past).await;
+        scene.place.empty();
+        for (key, content) in other.scene.place.all() {
+            if is_catalog_there || !key.starts_with("0/") {
+                scene.place.replace(&key, content);
+            }
+        }
+        let before = what_is_there(&scene);
+        let restore = scene.setup.clone().bootstrap("restore");
+        let (_, log) = restore.start_refused(&scene.data()).await;
+        assert!(log.contains("error [nothing_to_restore]"), "{log}");
+        assert!(log.contains("local snapshots"), "{log}");
+        assert_eq!(what_is_there(&scene), before);
+        // Without them, it is an ordinary restore.
+        if is_catalog_there {
+            std::fs::remove_dir_all(scene.data()).unwrap();
+            let (_server, after) = seen(&restore, &scene).await;
+            after.are(&other.phases[2].after_forks(1), "restored");
+        }
+    }
+}

@@ -168,3 +168,39 @@ async fn snapshots_of_another_cluster_are_never_taken_for_ones_own() {
     }
     assert!(scene.place.all() == there, "another cluster's was changed");
 }
+
+#[tokio::test]
+async fn an_option_to_restore_that_is_left_in_the_environment_accepts_no_later_loss() {
+    let past = Past::new(Kind::Directory, "incremental").await;
+    let scene = past.copy().await;
+    let lose = || std::fs::remove_dir_all(scene.data().join("log")).unwrap();
+    let left = scene.setup.clone().variable("ESKER_BOOTSTRAP", "restore");
+    let starts = async |counts: bool| {
+        let (mut server, _) = seen(&left, &scene).await;
+        let line = match counts {
+            true => "--bootstrap restore was for this start alone",
+            false => "--bootstrap restore does not count",
+        };
+        server.logged(line).await;
+        server.kill();
+    };
+    lose();
+    starts(true).await;
+    starts(false).await;
+    lose();
+    for _ in 0..2 {
+        let (_, log) = left.start_refused(&scene.data()).await;
+        assert!(log.contains("error [log_missing]"), "{log}");
+        assert!(log.contains("ESKER_BOOTSTRAP left in the environment"), "{log}");
+    }
+    // Whoever means it says it again.
+    let (_, log) = scene.setup.start_refused(&scene.data()).await;
+    assert!(log.contains("error [log_missing]"), "{log}");
+    starts(true).await;
+    // Also where it had nothing to do.
+    seen(&scene.setup, &scene).await;
+    starts(true).await;
+    lose();
+    let (_, log) = left.start_refused(&scene.data()).await;
+    assert!(log.contains("error [log_missing]"), "{log}");
+}

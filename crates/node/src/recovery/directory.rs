@@ -6,6 +6,7 @@ use esker_partition::{Checkpoint, Lineage, PartitionId, Store, StoreError, Store
 use esker_repository::{ownership, partitions};
 use tokio::runtime::Handle;
 
+use super::acceptance;
 use super::copies::remove;
 use super::plan::Plan;
 use crate::data_dir::{DataDir, Identity, LockedDir, checkpoints_in};
@@ -29,10 +30,11 @@ pub(super) fn enter(options: &NodeOptions, handle: &Handle) -> Result<Entered, S
     let locked = LockedDir::open(&options.data_dir)?;
     let archive = Archive::open(&options.snapshots, locked.path())?;
     let mut plan = Plan::read(locked.path())?;
+    let said = acceptance::counts(locked.path(), options.bootstrap)?;
     let wants = match &plan {
         // It was said once, and a crash came between.
         Some(plan) if plan.everything => Some(Bootstrap::Restore),
-        _ => options.bootstrap,
+        _ => said,
     };
     if wants == Some(Bootstrap::Join) {
         return Err(StartError::JoinUnsupported);
@@ -40,13 +42,7 @@ pub(super) fn enter(options: &NodeOptions, handle: &Handle) -> Result<Entered, S
     let data_dir = if locked.is_empty() {
         match wants {
             Some(Bootstrap::Restore) => {
-                let identity = match handle.block_on(identity_of_cluster(options, &archive)) {
-                    Err(nothing @ StartError::NothingToRestore { .. }) => {
-                        identity_of_checkpoints(options, &locked)?
-                            .ok_or_else(|| with_state(nothing, locked.path()))?
-                    }
-                    other => other?,
-                };
+                let identity = handle.block_on(restored_identity(options, &archive, &locked))?;
                 let everything = Plan {
                     everything: true,
                     ..Plan::default()
@@ -71,7 +67,7 @@ pub(super) fn enter(options: &NodeOptions, handle: &Handle) -> Result<Entered, S
             }
         }
     } else {
-        if options.bootstrap == Some(Bootstrap::New) {
+        if said == Some(Bootstrap::New) {
             return Err(StartError::NotEmpty {
                 dir: locked.path().to_owned(),
             });
@@ -97,7 +93,7 @@ pub(super) fn enter(options: &NodeOptions, handle: &Handle) -> Result<Entered, S
     // lose: it was said once, and a crash came between.
     let is_filled = data_dir.is_new && plan.as_ref().is_some_and(|plan| plan.everything);
     Ok(Entered {
-        accepts_loss: options.bootstrap == Some(Bootstrap::Restore) || is_filled,
+        accepts_loss: said == Some(Bootstrap::Restore) || is_filled,
         data_dir,
         archive,
         plan,
@@ -214,7 +210,68 @@ async fn nobody_there(
     })
 }
 
-/// Who is restored into an empty directory: it says so in the catalog's newest snapshot.
+/// Who is restored into an empty directory. The repository says so; where it has nothing of this cluster,
+/// the local snapshots that are left do. Both have to be of one cluster, and of the one that is configured:
+/// what is made of them is opened by its name, and puts its snapshots there.
+async fn restored_identity(
+    options: &NodeOptions,
+    archive: &Archive,
+    locked: &LockedDir,
+) -> Result<Identity, StartError> {
+    let archived = identity_of_cluster(options, archive).await;
+    let of_repository = match archived {
+        Ok(identity) => Ok(identity),
+        Err(nothing @ StartError::NothingToRestore { .. }) => Err(nothing),
+        Err(other) => return Err(other),
+    };
+    let left = identity_of_checkpoints(options, locked)?;
+    let refused = |what: String| StartError::NothingToRestore {
+        repository: archive.shown().to_owned(),
+        why: format!(
+            "{what}. Move checkpoints/ in {} away if it is not wanted; or correct `cluster-name`, \
+             `snapshots.destination` or `data-dir`. Nothing was changed",
+            locked.path().display()
+        ),
+    };
+    match (of_repository, left) {
+        (Ok(archived), Some(left)) if archived.cluster_id != left.cluster_id => {
+            Err(refused(format!(
+                "it has cluster `{}` with the id {}, and the local snapshots that are left are of a \
+                 cluster with the id {}",
+                archived.cluster_name, archived.cluster_id, left.cluster_id
+            )))
+        }
+        (Ok(archived), _) => Ok(archived),
+        (Err(nothing), None) => Err(with_state(nothing, locked.path())),
+        (Err(_), Some(left)) => match archive.check_owner(&left).await {
+            Ok(()) => Ok(left),
+            Err(
+                error @ (esker_repository::Error::OtherCluster { .. }
+                | esker_repository::Error::NotOurs { .. }),
+            ) => Err(refused(format!(
+                "local snapshots are left of a cluster with the id {}, which is to be `{}`, but {error}",
+                left.cluster_id, left.cluster_name
+            ))),
+            Err(
+                error @ (esker_repository::Error::MarkerMissing { .. }
+                | esker_repository::Error::OtherDestination { .. }),
+            ) => Err(StartError::RepositoryUnreadable {
+                repository: archive.shown().to_owned(),
+                why: format!(
+                    "{error}. Mount the disk, or bring the directory or bucket back; if it was \
+                     removed on purpose, delete destination.json in {}",
+                    locked.path().display()
+                ),
+            }),
+            Err(error) => Err(StartError::RepositoryUnreadable {
+                repository: archive.shown().to_owned(),
+                why: error.to_string(),
+            }),
+        },
+    }
+}
+
+/// Who is restored, by the repository: it says so in the catalog's newest snapshot.
 async fn identity_of_cluster(
     options: &NodeOptions,
     archive: &Archive,
@@ -268,7 +325,7 @@ async fn identity_of_cluster(
     }))
 }
 
-/// The same, if the repository has nothing of it: it is read from the newest whole checkpoint that is left.
+/// The same, by the newest whole checkpoint that is left; `None` if there is none.
 fn identity_of_checkpoints(
     options: &NodeOptions,
     locked: &LockedDir,

@@ -14,6 +14,7 @@
 //! "There is no snapshot" and "the repository could not be read" are different answers, and neither
 //! ever makes an empty database.
 
+mod acceptance;
 mod copies;
 mod directory;
 mod last_resort;
@@ -60,6 +61,7 @@ struct Opened {
 pub(crate) async fn recover(options: NodeOptions) -> Result<Arc<Inner>, StartError> {
     let started = Instant::now();
     let handle = tokio::runtime::Handle::current();
+    let (path, said) = (options.data_dir.clone(), options.bootstrap);
     let (mut inner, forked, mut report, replay) = blocking(move || {
         let opened = open(&options, &handle)?;
         let (forked, damaged) = (opened.forked.clone(), opened.damaged.clone());
@@ -71,7 +73,8 @@ pub(crate) async fn recover(options: NodeOptions) -> Result<Arc<Inner>, StartErr
         }
         Ok::<_, StartError>((inner, forked, report, replay))
     })
-    .await?;
+    .await
+    .map_err(|error| acceptance::explain(&path, said, error))?;
     let events = report.entries;
     tracing::info!(events, "Replaying {events} events since snapshot");
     for group in inner.groups() {
@@ -93,6 +96,8 @@ pub(crate) async fn recover(options: NodeOptions) -> Result<Arc<Inner>, StartErr
     }
     // Every partition has something in the log now, so one that has not is damage from here on.
     inner.data_dir.finish()?;
+    // In this order: a crash in between leaves no acceptance that would count for another loss.
+    acceptance::spend(inner.data_dir.path(), said)?;
     Plan::remove(inner.data_dir.path())?;
     report.total = started.elapsed();
     let apart = report.replay + report.restore + report.scan;

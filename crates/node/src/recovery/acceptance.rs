@@ -1,0 +1,115 @@
+//! Which start `--bootstrap restore` counts for.
+//!
+//! The option accepts a loss. It is often said by a variable of the environment, and is then still said
+//! at every later start, when another loss may have come of which nobody knows. So a start that was told
+//! to restore, and serves, writes that down in `bootstrap.json`: from then on the option does not count in
+//! this directory, until a start was made without it. Such a start removes the file, whether it then
+//! serves or is refused, and the next option is one that somebody said since.
+//!
+//! A crash before a start serves leaves no file: the next start goes on with what was accepted. A data
+//! directory that is lost takes the file along: of an empty one, the option always counts.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::data_dir::{now_rfc3339, sync_dir, write_durably};
+use crate::error::StartError;
+use crate::snapshots::Bootstrap;
+
+const FILE: &str = "bootstrap.json";
+
+/// A start that was told to restore, and served.
+#[derive(Debug, Serialize, Deserialize)]
+struct Spent {
+    /// RFC 3339.
+    served_at: String,
+}
+
+fn path(data_dir: &Path) -> PathBuf {
+    data_dir.join(FILE)
+}
+
+/// When a start served for which the option was said, if it does not count any more.
+pub(super) fn spent(data_dir: &Path) -> Result<Option<String>, StartError> {
+    let path = path(data_dir);
+    match std::fs::read(&path) {
+        // That the file is there is what counts.
+        Ok(text) => Ok(Some(match serde_json::from_slice::<Spent>(&text) {
+            Ok(spent) => spent.served_at,
+            Err(_) => "an unknown time".to_owned(),
+        })),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(StartError::unreadable(path.display().to_string(), &e)),
+    }
+}
+
+/// What of the options counts at this start.
+pub(super) fn counts(
+    data_dir: &Path,
+    said: Option<Bootstrap>,
+) -> Result<Option<Bootstrap>, StartError> {
+    let Some(served_at) = spent(data_dir)? else {
+        return Ok(said);
+    };
+    if said == Some(Bootstrap::Restore) {
+        tracing::warn!(
+            served_at,
+            "--bootstrap restore does not count: it was said for an earlier start, which has served. \
+             Remove it, also ESKER_BOOTSTRAP from the environment"
+        );
+        return Ok(None);
+    }
+    let path = path(data_dir);
+    std::fs::remove_file(&path).map_err(|source| StartError::Io {
+        operation: "removing",
+        path,
+        source,
+    })?;
+    sync_dir(data_dir)?;
+    Ok(said)
+}
+
+/// This start serves: what was said for it counts no more. Durable when this returns.
+pub(super) fn spend(data_dir: &Path, said: Option<Bootstrap>) -> Result<(), StartError> {
+    if said != Some(Bootstrap::Restore) || spent(data_dir)?.is_some() {
+        return Ok(());
+    }
+    let path = path(data_dir);
+    let spent = Spent {
+        served_at: now_rfc3339(),
+    };
+    let text = serde_json::to_vec_pretty(&spent).map_err(|e| StartError::BadIdentity {
+        path: path.clone(),
+        why: e.to_string(),
+    })?;
+    write_durably(&path, &text)?;
+    tracing::warn!(
+        "--bootstrap restore was for this start alone, and does not count any more: remove it, also \
+         ESKER_BOOTSTRAP from the environment"
+    );
+    Ok(())
+}
+
+/// Tells of a refusal that the option would answer why it does not.
+pub(super) fn explain(data_dir: &Path, said: Option<Bootstrap>, error: StartError) -> StartError {
+    let is_answered = matches!(
+        error,
+        StartError::LogMissing { .. }
+            | StartError::LogIncomplete { .. }
+            | StartError::Raft(_)
+            | StartError::NothingUsable { .. }
+            | StartError::HoldsCopies { .. }
+            | StartError::RepositoryHoldsCluster { .. }
+    );
+    if said != Some(Bootstrap::Restore) || !is_answered {
+        return error;
+    }
+    match spent(data_dir) {
+        Ok(Some(served_at)) => StartError::RestoreSpent {
+            served_at,
+            error: Box::new(error),
+        },
+        _ => error,
+    }
+}
