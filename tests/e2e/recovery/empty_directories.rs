@@ -121,7 +121,13 @@ async fn a_restore_that_found_everything_damaged_is_gone_on_with_once_that_is_me
 /// Of a node that has lost everything but its local snapshots.
 async fn only_checkpoints_are_left(past: &Past) -> Scene {
     let scene = past.copy().await;
-    for what in ["node.json", "log", "db", "destination.json", "incarnations.json"] {
+    for what in [
+        "node.json",
+        "log",
+        "db",
+        "destination.json",
+        "incarnations.json",
+    ] {
         let path = scene.data().join(what);
         let _ = std::fs::remove_file(&path);
         let _ = std::fs::remove_dir_all(&path);

@@ -191,7 +191,10 @@ async fn an_option_to_restore_that_is_left_in_the_environment_accepts_no_later_l
     for _ in 0..2 {
         let (_, log) = left.start_refused(&scene.data()).await;
         assert!(log.contains("error [log_missing]"), "{log}");
-        assert!(log.contains("ESKER_BOOTSTRAP left in the environment"), "{log}");
+        assert!(
+            log.contains("ESKER_BOOTSTRAP left in the environment"),
+            "{log}"
+        );
     }
     // Whoever means it says it again.
     let (_, log) = scene.setup.start_refused(&scene.data()).await;
