@@ -182,6 +182,26 @@ async fn a_slow_follower_falls_out_of_memory_and_still_gets_everything() {
             break;
         }
     }
+    let of_database = read_of_database(&http).await;
+    assert!((1..=total).contains(&of_database), "{of_database}");
+    // And what it follows comes from memory.
+    for _ in 0..20 {
+        sdk::append(&stream, [vec![b'x'; 10_000]]).await;
+        total += 1;
+        let batch = session.next().await.message();
+        assert_eq!(batch.records.last().unwrap().seq_num + 1, total);
+    }
+    assert_eq!(read_of_database(&http).await, of_database);
+}
+
+/// Records that read sessions took from the database, by the metrics.
+async fn read_of_database(http: &Http) -> u64 {
+    let metrics = http.get("/metrics").send().await.expect(200).text();
+    let count = |line: &str| {
+        let count = line.strip_prefix("esker_read_database_records_total ")?;
+        count.parse().ok()
+    };
+    metrics.lines().find_map(count).expect("the counter")
 }
 
 #[tokio::test]

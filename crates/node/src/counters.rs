@@ -24,6 +24,7 @@ const COUNTERS: &[&str] = &[
     "esker_raft_messages_newer_format_total",
     "esker_raft_snapshot_bytes_sent_total",
     "esker_raft_snapshot_paced_milliseconds_total",
+    "esker_read_database_records_total",
     "esker_read_records_total",
     "esker_refused_appends_total",
     "esker_repository_retries_total",

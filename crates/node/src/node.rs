@@ -86,7 +86,7 @@ impl NodeOptions {
             flush_after: 28 * MIB,
             store: StoreOptions::default(),
             append_inflight: 128 * MIB as usize,
-            follower_buffer: 8 * MIB as usize,
+            follower_buffer: 32 * MIB as usize,
             follower_buffers_total: 64 * MIB as usize,
             retention_interval: Duration::from_secs(1),
             streams_per_round: 250,

@@ -2,7 +2,8 @@
 //!
 //! A session first catches up from the database, on threads where blocking is fine, then follows:
 //! it is woken when the tail moves and takes what is new from memory. If it falls behind what
-//! memory keeps, it reads the database again. While a client takes one batch, the next is read: a
+//! memory keeps, it reads the database until it is within that again: each scan looks first whether
+//! memory has what comes next. While a client takes one batch, the next is read from the database: a
 //! session holds at most two (1000 records, 1 MiB each) at a time, and what is left of the appended
 //! batch that the last one ended in.
 
@@ -99,7 +100,7 @@ impl ReadSession {
                 return Ok(None);
             };
             let mut scan = self.scan(limit).await?;
-            let end = scan.end;
+            let (end, read_database) = (scan.end, scan.read_database);
             let tail = match end {
                 ScanEnd::Tail(tail) => Some(tail),
                 ScanEnd::More | ScanEnd::Limit => None,
@@ -109,8 +110,10 @@ impl ReadSession {
             if !records.is_empty() {
                 let (count, bytes) = (records.len(), records.metered_size());
                 self.limit = limit.remaining(count, bytes);
+                // What memory has costs no wait, and is taken when it is asked for.
                 if let EvaluatedReadLimit::Remaining(limit) = &self.limit
                     && end == ScanEnd::More
+                    && !self.handle.stream.has_recent(self.cursor.resumes_at())
                 {
                     self.ahead = Some(self.scan_database(*limit));
                 }
@@ -118,6 +121,9 @@ impl ReadSession {
                 self.deadline = self.end.wait.map(|wait| Instant::now() + wait);
                 self.heartbeat = next_heartbeat();
                 metrics::counter!("esker_read_records_total").increment(count as u64);
+                if read_database {
+                    metrics::counter!("esker_read_database_records_total").increment(count as u64);
+                }
                 return Ok(Some(ReadOutput::Batch(ReadBatch { records, tail })));
             }
             let Some(tail) = tail else {

@@ -12,6 +12,8 @@
 //! goes by it, because clients may set timestamps to what they like. Timestamps are milliseconds and
 //! never decrease within a stream. Checksums are RocksDB's, a block at a time.
 
+use std::sync::Arc;
+
 use bytes::{Buf, Bytes};
 use s2_common::record::{
     CommandRecord, Metered, MeteredSize as _, Record, SeqNum, Sequenced, SequencedRecord,
@@ -151,14 +153,14 @@ impl Unsequenced {
     }
 }
 
-/// A stored batch, with its place.
+/// A stored batch, with its place. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct StoredBatch {
     /// Sequence number of the first record.
     pub first_seq: SeqNum,
     /// When it arrived, in milliseconds since the epoch.
     pub arrival_ms: u64,
-    timestamps: Vec<Timestamp>,
+    timestamps: Arc<[Timestamp]>,
     body: Bytes,
 }
 
@@ -185,7 +187,7 @@ impl StoredBatch {
         Ok(StoredBatch {
             first_seq,
             arrival_ms,
-            timestamps,
+            timestamps: timestamps.into(),
             body: value,
         })
     }

@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use s2_common::caps::RECORD_BATCH_MAX;
 use s2_common::record::SeqNum;
 
 use crate::batch::StoredBatch;
@@ -47,8 +48,17 @@ impl RecentBudget {
 
 impl Default for RecentBudget {
     fn default() -> Self {
-        RecentBudget::new(8 * 1024 * 1024, 64 * 1024 * 1024)
+        RecentBudget::new(32 * 1024 * 1024, 64 * 1024 * 1024)
     }
+}
+
+/// Some of the newest batches of a stream.
+#[derive(Debug)]
+pub(crate) struct RecentBatches {
+    /// In order, without others between them.
+    pub batches: Vec<StoredBatch>,
+    /// Whether the last of them ends at the tail.
+    pub ends: bool,
 }
 
 /// The newest batches of one stream.
@@ -101,13 +111,24 @@ impl Recent {
         self.batches.front().is_some_and(|b| b.first_seq <= seq)
     }
 
-    /// Those with records at or after `seq`, if they go back that far.
-    pub fn from(&self, seq: SeqNum) -> Option<Vec<StoredBatch>> {
+    /// Those with records at or after `seq`, if they go back that far: about as many as one answer takes.
+    /// Memory may keep tens of thousands, and appends wait while they are handed out.
+    pub fn from(&self, seq: SeqNum) -> Option<RecentBatches> {
         if !self.reaches(seq) {
             return None;
         }
         let start = self.batches.partition_point(|b| b.end_seq() <= seq);
-        Some(self.batches.iter().skip(start).cloned().collect())
+        let most = seq.saturating_add(RECORD_BATCH_MAX.count as u64);
+        let mut bytes = 0;
+        let fits = |batch: &&StoredBatch| {
+            let fits = bytes < RECORD_BATCH_MAX.bytes && batch.first_seq < most;
+            bytes += batch.bytes();
+            fits
+        };
+        let rest = self.batches.iter().skip(start);
+        let batches: Vec<_> = rest.take_while(fits).cloned().collect();
+        let ends = start + batches.len() == self.batches.len();
+        Some(RecentBatches { batches, ends })
     }
 
     fn end_seq(&self) -> Option<SeqNum> {

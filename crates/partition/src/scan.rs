@@ -30,6 +30,8 @@ pub struct Scan {
     pub next: SeqNum,
     /// Why it ended.
     pub end: ScanEnd,
+    /// Whether the database was read: not all of it was in memory.
+    pub read_database: bool,
     /// The batch that `next` is in, if the scan ended within it.
     rest: Option<StoredBatch>,
 }
@@ -112,14 +114,13 @@ impl Reader {
         until: ReadUntil,
     ) -> Result<Scan, ReadError> {
         let from = from.into();
-        let (recent, view) = match stream.recent_from(from.resumes_at()) {
+        let (mut recent, mut view) = match stream.recent_from(from.resumes_at()) {
             Some((batches, view)) => (Some(batches), view),
             None => (None, stream.view()),
         };
         if view.gone {
             return Err(ReadError::Gone);
         }
-        let tail = view.state.tail();
         let next = if from.begins {
             from.next.max(view.state.head())
         } else {
@@ -127,25 +128,39 @@ impl Reader {
         };
         let mut taking = Taking::new(next, limit, until);
         let bad_batch = |e: MalformedBatch| self.part().malformed("a batch", &e);
-        let room = match &from.rest {
+        let mut has_room = match &from.rest {
             Some(rest) => taking.take(rest).map_err(bad_batch)?,
             None => true,
         };
-        match recent {
-            _ if !room => {}
-            Some(batches) => {
-                for batch in batches {
-                    if !taking.take(&batch).map_err(bad_batch)? {
-                        break;
-                    }
+        while has_room {
+            let Some(some) = recent else {
+                self.scan_database(stream.id, &mut taking, &view)?;
+                break;
+            };
+            let mut end = from.resumes_at();
+            for batch in &some.batches {
+                end = batch.end_seq();
+                has_room = taking.take(batch).map_err(bad_batch)?;
+                if !has_room {
+                    break;
                 }
             }
-            None => self.scan_database(stream.id, &mut taking, &view)?,
+            if some.ends {
+                break;
+            }
+            // Small ones, or such that a trim filters.
+            recent = match stream.recent_from(end) {
+                Some((batches, now)) => {
+                    view = now;
+                    Some(batches)
+                }
+                None => None,
+            };
         }
         if taking.records.is_empty() && taking.end.is_none() && stream.view().gone {
             return Err(ReadError::Gone);
         }
-        Ok(taking.finish(tail))
+        Ok(taking.finish(view.state.tail()))
     }
 
     fn scan_database(
@@ -158,6 +173,7 @@ impl Reader {
         if taking.next >= tail {
             return Ok(());
         }
+        taking.read_database = true;
         let bad_batch = |e: MalformedBatch| self.part().malformed("a batch", &e);
         let (first, end) = (keys::data(id, 0), keys::data(id, tail));
         // The rest of what is read is not kept in the cache, because it is read once.
@@ -212,6 +228,7 @@ struct Taking {
     until: ReadUntil,
     records: Metered<Vec<SequencedRecord>>,
     end: Option<ScanEnd>,
+    read_database: bool,
     rest: Option<StoredBatch>,
 }
 
@@ -223,6 +240,7 @@ impl Taking {
             until,
             records: Metered::with_capacity(0),
             end: None,
+            read_database: false,
             rest: None,
         }
     }
@@ -261,6 +279,7 @@ impl Taking {
                 ScanEnd::More | ScanEnd::Limit => self.next,
             },
             end,
+            read_database: self.read_database,
             rest: self.rest,
         }
     }

@@ -15,7 +15,7 @@ use tokio::sync::watch;
 use crate::batch::StoredBatch;
 use crate::ids::{BasinId, PartitionId, StreamId};
 use crate::lineage::GAP;
-use crate::recent::{Recent, RecentBudget};
+use crate::recent::{Recent, RecentBatches, RecentBudget};
 use crate::settings::StreamSettings;
 
 /// What is kept of a stream that seldom changes.
@@ -390,9 +390,9 @@ impl Stream {
         published.recent.reaches(seq)
     }
 
-    /// Batches in memory that begin at or before `from` and reach the tail; `None` if memory does
-    /// not go back that far.
-    pub(crate) fn recent_from(&self, from: SeqNum) -> Option<(Vec<StoredBatch>, View)> {
+    /// Batches in memory, the first of which has the record at `from`; `None` if memory does not go back
+    /// that far.
+    pub(crate) fn recent_from(&self, from: SeqNum) -> Option<(RecentBatches, View)> {
         let published = self.published.lock();
         let from = published.view.state.after_gap(from);
         let batches = published.recent.from(from)?;

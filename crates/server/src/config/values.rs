@@ -188,7 +188,8 @@ pub struct LimitsConfig {
     pub request_bodies: ByteCount,
 
     /// Newest records kept in memory per followed stream. A reader that falls further behind reads
-    /// from the database until it has caught up.
+    /// from the database until it has caught up: with 32 MiB, one of a stream that is written at 160
+    /// MiB/s after a pause of 0.2 s.
     #[schemars(extend("x-minimum" = "64KiB", "x-maximum" = "1GiB"))]
     pub follower_buffer: ByteCount,
 
@@ -304,7 +305,7 @@ impl Default for LimitsConfig {
             connections: 1024,
             request_body: ByteCount::mib(4),
             request_bodies: ByteCount::mib(128),
-            follower_buffer: ByteCount::mib(8),
+            follower_buffer: ByteCount::mib(32),
             follower_buffers_total: ByteCount::mib(64),
             header_timeout: HumanDuration::from_secs(30),
             idle_timeout: HumanDuration::from_secs(600),

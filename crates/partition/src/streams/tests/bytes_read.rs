@@ -2,6 +2,8 @@
 //!
 //! The system counts the bytes that a thread asks it for; no cache of the system makes them fewer.
 
+use std::sync::Arc;
+
 use s2_common::read_extent::{ReadLimit, ReadUntil};
 use s2_common::record::MeteredSize as _;
 use s2_common::stream::{ReadFrom, ReadStart};
@@ -9,8 +11,10 @@ use s2_common::stream::{ReadFrom, ReadStart};
 use super::fixture::*;
 use crate::command::Kind;
 use crate::ids::StreamId;
-use crate::reader::{Cursor, Due, ScanEnd};
+use crate::reader::{Cursor, Due, Reader, ScanEnd};
+use crate::recent::RecentBudget;
 use crate::settings::StreamSettings;
+use crate::stream::Stream;
 use crate::streams::StreamOptions;
 
 pub(crate) const KIB: u64 = 1024;
@@ -25,7 +29,7 @@ fn bytes_read() -> u64 {
     rchar.unwrap().parse().unwrap()
 }
 
-/// How many bytes of files that takes.
+/// How many bytes of files that takes, and some 100 to look at the count.
 pub(crate) fn cost<T>(of: impl FnOnce() -> T) -> (T, u64) {
     let before = bytes_read();
     let done = of();
@@ -232,5 +236,103 @@ fn reclaiming_looks_into_a_few_blocks_whatever_the_number_of_runs() {
         });
         let bound = STREAMS as u64 * 12 * (records * (body + 32) + 16 * KIB);
         assert!(read <= bound, "{read} bytes of {runs} runs");
+    }
+}
+
+/// One stream whose appends are half a MiB each, and a file for each 4 MiB of them.
+struct Followed {
+    partition: Fixture,
+    id: StreamId,
+    appends: u64,
+}
+
+impl Followed {
+    /// MiB of the newest records that memory keeps.
+    const WINDOW: u64 = 8;
+
+    fn new() -> Followed {
+        let recent = RecentBudget::new((Followed::WINDOW * 1024 * KIB) as usize, 1 << 30);
+        let options = StreamOptions {
+            recent,
+            ..StreamOptions::default()
+        };
+        let mut partition = Fixture::with(options);
+        unmerged(&partition);
+        let id = partition.create("s");
+        Followed {
+            partition,
+            id,
+            appends: 0,
+        }
+    }
+
+    fn append(&mut self) {
+        let records = vec![rec(vec![7; 8 * KIB as usize - 8]); 64];
+        self.partition.append(append(self.id, 2_000, records)).unwrap();
+        self.appends += 1;
+        if self.appends.is_multiple_of(8) {
+            self.partition.flush();
+        }
+    }
+}
+
+/// One scan of a session: what it delivered, and whether it has read the database.
+fn go_on(reader: &Reader, stream: &Arc<Stream>, cursor: &mut Cursor) -> (u64, bool) {
+    let (limit, until) = (ReadLimit::Unbounded, ReadUntil::Unbounded);
+    let scan = reader.scan(stream, cursor.clone(), limit, until).unwrap();
+    let delivered = (scan.records.metered_size() as u64, scan.read_database);
+    *cursor = scan.into_cursor();
+    delivered
+}
+
+#[test]
+fn who_keeps_up_reads_nothing_of_the_database_however_many_they_are() {
+    let mut it = Followed::new();
+    let (reader, stream) = (it.partition.reader(), it.partition.stream("s"));
+    let _follower = stream.follow();
+    let mut cursors = vec![Cursor::at_start(0); 16];
+    for _ in 0..64 {
+        // As far behind as memory allows.
+        for _ in 0..8 {
+            it.append();
+        }
+        for cursor in &mut cursors {
+            let tail = stream.tail().seq_num;
+            while cursor.next() < tail {
+                let ((_, read_database), read) = cost(|| go_on(&reader, &stream, cursor));
+                assert!(!read_database && read < KIB, "{read} bytes");
+            }
+        }
+    }
+}
+
+#[test]
+fn who_has_fallen_behind_reads_each_byte_once_and_is_back_in_memory_when_the_lag_is_gone() {
+    for lag in [16, 128] {
+        let mut it = Followed::new();
+        let (reader, stream) = (it.partition.reader(), it.partition.stream("s"));
+        let _follower = stream.follow();
+        for _ in 0..2 * lag {
+            it.append();
+        }
+        let mut cursor = Cursor::at_start(0);
+        let (mut scans, mut delivered, mut read) = (0, 0, 0);
+        // Half a MiB is appended for each MiB that is read at most.
+        for _ in 0..4 * lag {
+            let ((bytes, read_database), cost) = cost(|| go_on(&reader, &stream, &mut cursor));
+            if read_database {
+                (scans, delivered, read) = (scans + 1, delivered + bytes, read + cost);
+            }
+            if cursor.next() == stream.tail().seq_num {
+                break;
+            }
+            it.append();
+        }
+        assert_eq!(cursor.next(), stream.tail().seq_num, "it has caught up");
+        // Of each MiB, half makes up for the lag.
+        let most = 2 * (lag - Followed::WINDOW) + 2;
+        assert!(scans <= most, "{scans} scans for {lag} MiB");
+        let bound = delivered * 3 / 2 + 64 * KIB;
+        assert!(read <= bound, "{read} bytes for {delivered}");
     }
 }

@@ -4,9 +4,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use s2_common::caps::RECORD_BATCH_MAX;
+
 use super::fixture::*;
 use crate::batch::StoredBatch;
-use crate::command::Append;
+use crate::command::{Append, Kind};
 use crate::reader::{Reader, ScanEnd};
 use crate::recent::RecentBudget;
 use crate::stream::{Change, Stream, StreamState};
@@ -81,6 +83,33 @@ fn who_lags_behind_reads_the_database_and_misses_nothing() {
         assert_eq!(texts, expected);
         assert_eq!(scan.end, ScanEnd::Tail(position(50, 2_000)));
     }
+}
+
+#[test]
+fn a_follower_is_handed_about_one_answer_at_a_time_however_much_memory_keeps() {
+    let mut partition = Fixture::new();
+    let stream = partition.create("s");
+    let handle = partition.stream("s");
+    let _follower = handle.follow();
+    const COUNT: u64 = 5_000;
+    let appends = (0..COUNT).map(|i| Kind::Append(append(stream, 2_000, vec![rec(i.to_string())])));
+    partition.step(appends.collect());
+    let most = RECORD_BATCH_MAX.count as u64;
+    for from in [0, 1, most, COUNT - most, COUNT - 1] {
+        let (some, _) = handle.recent_from(from).unwrap();
+        assert_eq!(some.batches.len() as u64, most.min(COUNT - from));
+        assert_eq!(some.ends, from + most >= COUNT);
+    }
+    // Larger ones are fewer.
+    let large = (0..8).map(|_| Kind::Append(append(stream, 2_000, vec![rec(vec![7; 400_000])])));
+    partition.step(large.collect());
+    let (some, _) = handle.recent_from(COUNT).unwrap();
+    assert_eq!(some.batches.len(), 3);
+    // A trim filters what more than one of them would hand out.
+    partition.append(append(stream, 2_000, vec![trim(COUNT)])).unwrap();
+    let scan = scan(&partition.reader(), &handle, 1);
+    assert_eq!(seen(&scan)[0].seq, COUNT);
+    assert!(!scan.read_database);
 }
 
 #[test]
@@ -193,7 +222,7 @@ fn memory_never_stands_for_a_tail_that_it_does_not_have() {
     handle.publish(change(3, vec![batch]));
     assert!(handle.recent_from(0).is_none());
     assert!(handle.recent_from(1).is_none());
-    assert_eq!(handle.recent_from(2).unwrap().0.len(), 1);
+    assert_eq!(handle.recent_from(2).unwrap().0.batches.len(), 1);
     drop(second);
 }
 
