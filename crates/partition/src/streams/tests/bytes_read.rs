@@ -268,7 +268,9 @@ impl Followed {
 
     fn append(&mut self) {
         let records = vec![rec(vec![7; 8 * KIB as usize - 8]); 64];
-        self.partition.append(append(self.id, 2_000, records)).unwrap();
+        self.partition
+            .append(append(self.id, 2_000, records))
+            .unwrap();
         self.appends += 1;
         if self.appends.is_multiple_of(8) {
             self.partition.flush();

@@ -106,7 +106,9 @@ fn a_follower_is_handed_about_one_answer_at_a_time_however_much_memory_keeps() {
     let (some, _) = handle.recent_from(COUNT).unwrap();
     assert_eq!(some.batches.len(), 3);
     // A trim filters what more than one of them would hand out.
-    partition.append(append(stream, 2_000, vec![trim(COUNT)])).unwrap();
+    partition
+        .append(append(stream, 2_000, vec![trim(COUNT)]))
+        .unwrap();
     let scan = scan(&partition.reader(), &handle, 1);
     assert_eq!(seen(&scan)[0].seq, COUNT);
     assert!(!scan.read_database);
