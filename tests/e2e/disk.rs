@@ -84,7 +84,7 @@ fn small() -> Setup {
         .set("store.write-buffers-total=2MiB")
 }
 
-async fn append(http: &Http, number: usize, bytes: usize, patience: Duration) -> Option<Answer> {
+pub async fn append(http: &Http, number: usize, bytes: usize, patience: Duration) -> Option<Answer> {
     let body = format!("{number} {}", "x".repeat(bytes));
     let sent = http
         .post(RECORDS)
@@ -97,7 +97,7 @@ async fn append(http: &Http, number: usize, bytes: usize, patience: Duration) ->
 }
 
 /// Appends until the disk is full; the numbers that were acknowledged, and whose outcome is unknown.
-async fn fill(http: &Http) -> (Vec<(usize, u64)>, Vec<usize>) {
+pub async fn fill(http: &Http) -> (Vec<(usize, u64)>, Vec<usize>) {
     let mut acked = Vec::new();
     let mut unknown = Vec::new();
     let mut refused = 0;
@@ -122,7 +122,7 @@ async fn fill(http: &Http) -> (Vec<(usize, u64)>, Vec<usize>) {
 }
 
 /// Everything acknowledged is there, what is unknown is there at most once, what was refused not.
-async fn complete(stream: &S2Stream, acked: &[(usize, u64)], unknown: &[usize]) {
+pub async fn complete(stream: &S2Stream, acked: &[(usize, u64)], unknown: &[usize]) {
     let records = sdk::read_all(stream).await;
     let numbers: Vec<usize> = records
         .iter()

@@ -12,6 +12,7 @@
 //! | [`bad_input`] | every limit and every rule |
 //! | [`retention`] | records past their age, empty streams |
 //! | [`disk`] | a full disk, and space that comes back |
+//! | [`open_files`] | too many open files, while serving |
 //! | [`kill_loop`], [`linearizable`] | many kills; one order of events for all answers |
 //! | [`formats`] | every format that was ever promised |
 //! | [`recovery`] | every loss in turn, and the way back from it |
@@ -34,6 +35,7 @@ mod foreign_requests;
 mod formats;
 mod kill_loop;
 mod linearizable;
+mod open_files;
 mod read_sessions;
 mod reads;
 mod recovery;

@@ -93,6 +93,7 @@ impl From<ProposeError> for Error {
             ProposeError::NotLeader { .. }
             | ProposeError::Busy
             | ProposeError::LogFull
+            | ProposeError::LogUnwritable { .. }
             | ProposeError::Stalled { .. }
             | ProposeError::Halted { .. }
             | ProposeError::Refused(_)

@@ -13,6 +13,7 @@ use esker_partition::StreamId;
 use esker_partition::command::{DeleteIfEmpty, DropBasin, Expire, ForgetBasin, Kind, Outcome};
 use esker_partition::reader::Due;
 use esker_partition::store::Part;
+use esker_raft::log::write_last_words;
 use esker_raft::{Group, Lsn, SnapshotError, StoredSnapshot};
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
@@ -27,10 +28,6 @@ use crate::space::Signal;
 const LOG_INTERVAL: Duration = Duration::from_millis(250);
 /// The same while appends wait for it.
 const LOG_INTERVAL_IN_NEED: Duration = Duration::from_millis(10);
-/// A flush that failed is tried again after so long, twice as long after each further failure...
-const FIRST_FLUSH_RETRY: Duration = Duration::from_secs(1);
-/// ...up to this: each try writes a file until the disk is full.
-const LAST_FLUSH_RETRY: Duration = Duration::from_secs(30);
 /// A partition whose log has this many entries that are not flushed is flushed, however small they
 /// are: a restart replays some hundred thousand a second.
 const FLUSH_AFTER_ENTRIES: u64 = 100_000;
@@ -121,9 +118,8 @@ struct Watched {
     is_new: bool,
     /// Whether its damage was written down.
     is_damaged: bool,
-    /// Flushes that failed in a row, and when the next one is tried.
-    flush_failures: u32,
-    flush_at: Instant,
+    /// Whether nothing was writing its memtables to files when it was last looked at.
+    was_stuck: bool,
     /// A local snapshot that was asked for to trim the log.
     asked: Option<oneshot::Receiver<Result<Arc<StoredSnapshot>, SnapshotError>>>,
 }
@@ -154,6 +150,11 @@ fn keep_log_short(inner: &Weak<Inner>, signal: &Signal) {
         let Some(inner) = inner.upgrade() else {
             return;
         };
+        if let Some(why) = inner.store.fatal()
+            && inner.look_at_free_space().is_none()
+        {
+            end_process(&inner, &why);
+        }
         let keeper = keeper.get_or_insert_with(|| LogKeeper::new(&inner));
         // Appends wait: first of all for this.
         let in_need = inner.log_is_over();
@@ -195,6 +196,17 @@ fn keep_log_short(inner: &Weak<Inner>, signal: &Signal) {
     }
 }
 
+/// RocksDB takes no write until its database is opened again, and only a start opens one.
+fn end_process(inner: &Inner, why: &str) -> ! {
+    let dir = inner.options.data_dir.display();
+    tracing::error!(%dir, why, "the database takes no writes until it is opened again; aborting. Restart: the log is replayed");
+    write_last_words(format!(
+        "The database in {dir} takes no writes until it is opened again: {why}. What was acknowledged \
+         is in the log, so this process aborts. Remove the cause, then restart: the log is replayed.\n"
+    ));
+    std::process::abort();
+}
+
 fn watch_all(inner: &Inner) -> Vec<Watched> {
     let catalog = (inner.catalog.clone(), inner.catalog_reader.part().clone());
     let streams = inner
@@ -214,8 +226,7 @@ fn watch_all(inner: &Inner) -> Vec<Watched> {
             since: Instant::now(),
             is_new: true,
             is_damaged: false,
-            flush_failures: 0,
-            flush_at: Instant::now(),
+            was_stuck: false,
             asked: None,
         })
         .collect()
@@ -363,12 +374,17 @@ impl Watched {
         } else {
             self.most
         };
+        // One whose flush has failed, or is about to begin.
+        let is_stuck = self.part.flush_is_stuck();
+        let was_stuck = std::mem::replace(&mut self.was_stuck, is_stuck);
         let due = waiting > most
+            || (is_stuck && was_stuck)
             || (waiting > 0
                 && (self.part.memtable_bytes() > flush_after
                     || self.since.elapsed() > FLUSH_AFTER));
-        if due && self.flush_at <= Instant::now() {
-            self.flush();
+        // The database reports a flush that fails, and says when the next one may be tried.
+        if due && self.part.may_flush() && self.part.flush().is_ok() {
+            self.note_durable();
         }
         let partition = self.group.id().to_string();
         let gauge = |name: &'static str, value: u64| {
@@ -382,18 +398,6 @@ impl Watched {
         gauge("esker_partition_log_entries", status.log_entries);
         gauge("esker_partition_files_bytes", self.part.file_bytes());
         gauge("esker_partition_memtable_bytes", self.part.memtable_bytes());
-    }
-
-    fn flush(&mut self) {
-        if let Err(error) = self.part.flush() {
-            let again_after = flush_retry(self.flush_failures);
-            self.flush_failures = self.flush_failures.saturating_add(1);
-            self.flush_at = Instant::now() + again_after;
-            tracing::warn!(%error, ?again_after, "not flushed; the log is kept");
-            return;
-        }
-        self.flush_failures = 0;
-        self.note_durable();
     }
 
     fn note_durable(&mut self) {
@@ -432,12 +436,6 @@ impl Watched {
             }
         }
     }
-}
-
-/// How long after a failed flush, with so many failures before it, the next one is tried.
-fn flush_retry(failures: u32) -> Duration {
-    let doubled = FIRST_FLUSH_RETRY.saturating_mul(1 << failures.min(16));
-    doubled.min(LAST_FLUSH_RETRY)
 }
 
 fn look_after_due(inner: &Weak<Inner>, signal: &Signal, interval: Duration) {

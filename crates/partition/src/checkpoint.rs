@@ -401,6 +401,8 @@ impl Drop for Temporary {
 impl Part {
     /// Links the files of now into a directory that is not there yet.
     fn export(&self, to: &Path) -> Result<(String, Vec<CheckpointFile>), StoreError> {
+        // RocksDB flushes too, and waits until that works, whatever a flush meets.
+        self.flush()?;
         let failed = |e| self.error("exporting", e);
         let exported = RocksCheckpoint::new(self.store().db())
             .and_then(|checkpoint| checkpoint.export_column_family(&self.cf(), to))

@@ -18,7 +18,7 @@
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::batch::StoredBatch;
@@ -53,21 +53,87 @@ pub(crate) struct Reclaimer {
     basins: VecDeque<BasinId>,
     /// Ranges of deleted keys whose files can be dropped.
     droppable: VecDeque<Droppable>,
-    /// Bytes of files that hold deleted data, roughly.
-    garbage: u64,
-    /// When that last became more.
-    garbage_at: Instant,
-    /// Bytes of files when that was last looked at, while there is garbage: what merges have made less
-    /// of was some of it.
-    files: u64,
+    garbage: Garbage,
     compact_garbage: u64,
     reclaim_after: Duration,
     compacting: Arc<AtomicBool>,
+    /// What a rewriting that has failed was to leave out.
+    left_in: Arc<AtomicU64>,
     /// Bytes written since a stream was marked that was not visited yet.
     unvisited: u64,
     /// Bytes written since the files began to be rewritten, and how many may be until that is done.
     beside: u64,
     most_beside: u64,
+}
+
+/// Deleted data that files hold.
+struct Garbage {
+    /// Its bytes, roughly.
+    bytes: u64,
+    /// When that last became more.
+    since: Instant,
+    /// Bytes of files when that was last looked at, while there is garbage: what merges have made less
+    /// of was some of it.
+    files: u64,
+    /// Whether the files were being rewritten then.
+    rewriting: bool,
+    /// After a rewriting that failed, the next one begins no sooner.
+    not_before: Option<Instant>,
+}
+
+impl Garbage {
+    fn none() -> Garbage {
+        Garbage {
+            bytes: 0,
+            since: Instant::now(),
+            files: 0,
+            rewriting: false,
+            not_before: None,
+        }
+    }
+
+    /// So much more was deleted, of files that have so many bytes.
+    fn add(&mut self, bytes: u64, files: impl FnOnce() -> u64) {
+        if bytes == 0 {
+            return;
+        }
+        if self.bytes == 0 {
+            self.files = files();
+        }
+        self.bytes += bytes;
+        self.since = Instant::now();
+    }
+
+    /// Files have so many bytes now. What a rewriting has made less of was counted out when it began:
+    /// what was deleted since then is still there.
+    fn note_files(&mut self, files: u64, rewriting: bool) {
+        if !rewriting && !self.rewriting {
+            let merged = self.files.saturating_sub(files);
+            self.bytes = self.bytes.saturating_sub(merged);
+        }
+        self.files = files;
+        self.rewriting = rewriting;
+    }
+
+    /// Whether there is so much that files of `files` bytes are to be rewritten.
+    fn is_worth_it(&self, files: u64, set: u64, now: Instant) -> bool {
+        let is_quiet = now.saturating_duration_since(self.since) >= QUIET;
+        let much = self.bytes >= set || (self.bytes >= LITTLE && is_quiet);
+        much && self.bytes >= files / 2 && self.not_before.is_none_or(|at| at <= now)
+    }
+
+    /// A rewriting begins that leaves out all of it; answers how much.
+    fn rewrite(&mut self) -> u64 {
+        self.rewriting = true;
+        self.not_before = None;
+        std::mem::take(&mut self.bytes)
+    }
+
+    /// A rewriting has failed that was to leave out so much.
+    fn put_back(&mut self, bytes: u64, now: Instant) {
+        self.bytes += bytes;
+        self.not_before = Some(now + QUIET);
+    }
 }
 
 /// A range of deleted keys, both ends included.
@@ -86,12 +152,11 @@ impl Reclaimer {
             queued: HashSet::new(),
             basins: VecDeque::new(),
             droppable: VecDeque::new(),
-            garbage: 0,
-            garbage_at: Instant::now(),
-            files: 0,
+            garbage: Garbage::none(),
             compact_garbage: options.compact_garbage,
             reclaim_after: options.reclaim_after,
             compacting: Arc::new(AtomicBool::new(false)),
+            left_in: Arc::default(),
             unvisited: 0,
             beside: 0,
             most_beside: 0,
@@ -153,14 +218,7 @@ impl Reclaimer {
 
     /// So many bytes were deleted already, in ways that are not looked for here.
     pub fn add_garbage(&mut self, bytes: u64) {
-        if bytes == 0 {
-            return;
-        }
-        if self.garbage == 0 {
-            self.files = self.part.file_bytes();
-        }
-        self.garbage += bytes;
-        self.garbage_at = Instant::now();
+        self.garbage.add(bytes, || self.part.file_bytes());
     }
 
     /// The streams of this basin are to go; the mark is in the database.
@@ -366,41 +424,90 @@ impl Reclaimer {
     }
 
     fn compact_if_worth_it(&mut self) {
+        let left_in = self.left_in.swap(0, Ordering::AcqRel);
+        if left_in > 0 {
+            self.garbage.put_back(left_in, Instant::now());
+        }
         // The apply thread is here some times a second, and RocksDB counts files under its lock.
-        if self.garbage == 0 {
+        if self.garbage.bytes == 0 {
             return;
         }
+        let rewriting = self.compacting.load(Ordering::Acquire);
         let files = self.part.file_bytes();
-        self.garbage = self
-            .garbage
-            .saturating_sub(self.files.saturating_sub(files));
-        self.files = files;
-        let much = self.garbage >= self.compact_garbage
-            || (self.garbage >= LITTLE && self.garbage_at.elapsed() >= QUIET);
-        let worth_it =
-            much && self.garbage >= files / 2 && !self.compacting.swap(true, Ordering::AcqRel);
-        if !worth_it {
+        self.garbage.note_files(files, rewriting);
+        let set = self.compact_garbage;
+        if rewriting || !self.garbage.is_worth_it(files, set, Instant::now()) {
             return;
         }
-        self.most_beside = self.compact_garbage.max(files.saturating_sub(self.garbage));
+        self.compacting.store(true, Ordering::Release);
+        let garbage = self.garbage.rewrite();
+        self.most_beside = set.max(files.saturating_sub(garbage));
         self.beside = 0;
-        self.garbage = 0;
         let part = self.part.clone();
-        let compacting = self.compacting.clone();
+        let (compacting, left_in) = (self.compacting.clone(), self.left_in.clone());
         let spawned = std::thread::Builder::new()
             .name(format!("compact-{}", part.partition()))
             .spawn(move || {
                 // What is deleted may still be in memory only.
-                if let Err(error) = part.flush() {
-                    tracing::warn!(partition = %part.partition(), %error, "flush before compaction");
+                if let Err(error) = part.flush().and_then(|()| part.compact()) {
+                    tracing::warn!(partition = %part.partition(), %error, "space was not reclaimed; tried again");
+                    left_in.store(garbage, Ordering::Release);
                 }
-                part.compact();
                 compacting.store(false, Ordering::Release);
                 part.reclaim_is_behind.store(false, Ordering::Release);
             });
         if let Err(error) = spawned {
             tracing::warn!(%error, "no thread for a compaction");
+            self.garbage.put_back(garbage, Instant::now());
             self.compacting.store(false, Ordering::Release);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_deleted_while_files_are_rewritten_is_left_to_the_next_rewriting() {
+        let mut garbage = Garbage::none();
+        garbage.add(120, || 160);
+        garbage.note_files(160, false);
+        assert_eq!(garbage.bytes, 120);
+        garbage.rewrite();
+        garbage.add(40, || 160);
+        garbage.note_files(160, true);
+        // The rewriting ends: of 160 bytes, 40 are left, all of them deleted by now.
+        garbage.note_files(40, false);
+        assert_eq!(garbage.bytes, 40);
+        // What merges make less of counts.
+        garbage.note_files(25, false);
+        assert_eq!(garbage.bytes, 25);
+    }
+
+    #[test]
+    fn a_rewriting_that_fails_forgets_nothing_and_is_tried_again_after_a_while() {
+        let started = Instant::now();
+        let mut garbage = Garbage::none();
+        garbage.add(120, || 160);
+        assert!(garbage.is_worth_it(160, 100, started));
+        let left_in = garbage.rewrite();
+        garbage.note_files(160, true);
+        garbage.put_back(left_in, started);
+        garbage.note_files(160, false);
+        assert_eq!(garbage.bytes, 120);
+        assert!(!garbage.is_worth_it(160, 100, started));
+        assert!(garbage.is_worth_it(160, 100, started + QUIET));
+    }
+
+    #[test]
+    fn garbage_added_after_a_rewriting_that_nobody_looked_at_since_is_counted_whole() {
+        let mut garbage = Garbage::none();
+        garbage.add(120, || 160);
+        garbage.rewrite();
+        // It has ended before more is deleted.
+        garbage.add(30, || 40);
+        garbage.note_files(40, false);
+        assert_eq!(garbage.bytes, 30);
     }
 }

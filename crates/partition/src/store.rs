@@ -7,6 +7,7 @@
 //! A partition comes and goes as a whole: it is founded empty, or imported from a checkpoint
 //! ([`partitions`]).
 
+mod background;
 pub mod partitions;
 
 use std::collections::HashMap;
@@ -19,13 +20,14 @@ use prost::Message as _;
 use rust_rocksdb::{
     BlockBasedOptions, BottommostLevelCompaction, BoundColumnFamily, Cache, ColumnFamilyDescriptor,
     CompactOptions, DBCompactionStyle, DBCompressionType, DBRawIteratorWithThreadMode,
-    DBWithThreadMode, ErrorKind, FlushOptions, LogLevel, MultiThreaded, Options, Range,
+    DBWithThreadMode, ErrorKind, LogLevel, MultiThreaded, Options, Range,
     ReadOptions, ReadTier, UniversalCompactOptions, UniversalCompactionStopStyle, WriteBatch,
 };
 
 use crate::ids::PartitionId;
 use crate::keys;
 use crate::lineage::Lineage;
+use background::Background;
 pub use partitions::Founding;
 
 pub(crate) type Db = DBWithThreadMode<MultiThreaded>;
@@ -127,6 +129,17 @@ pub enum StoreError {
         /// What is wrong with it.
         why: String,
     },
+    /// What was written is not in files yet, and does not get there at the moment. It is in memory, and
+    /// in the Raft log.
+    #[error("the database in {path}, partition {partition}, cannot write its files: {why}")]
+    NotFlushed {
+        /// Its directory.
+        path: PathBuf,
+        /// The partition.
+        partition: PartitionId,
+        /// What RocksDB says; it names the file.
+        why: String,
+    },
     /// Something stored is not what this version writes.
     #[error("the database in {path}, partition {partition}, {what}: {why}")]
     Malformed {
@@ -148,6 +161,7 @@ impl StoreError {
         match self {
             StoreError::Db { source, .. } => is_refusal(source.kind(), source.as_ref()),
             StoreError::Io { source, .. } => source.kind() != std::io::ErrorKind::NotFound,
+            StoreError::NotFlushed { .. } => true,
             StoreError::Missing { .. }
             | StoreError::Incomplete { .. }
             | StoreError::Checkpoint { .. }
@@ -207,6 +221,7 @@ pub struct Store {
     partition_options: Arc<Options>,
     /// Partitions with files whose bytes are not what was written, and what RocksDB said.
     damage: Arc<Mutex<HashMap<PartitionId, String>>>,
+    background: Arc<Background>,
 }
 
 impl Store {
@@ -273,6 +288,8 @@ impl Store {
         db_options.set_log_level(LogLevel::Warn);
         db_options.set_max_log_file_size(1024 * 1024);
         db_options.set_keep_log_file_num(2);
+        let background = Arc::new(Background::default());
+        db_options.add_event_listener(background.listener());
         // What is not flushed is in the Raft log.
         db_options.set_avoid_flush_during_shutdown(true);
 
@@ -308,6 +325,7 @@ impl Store {
             checkpoints: Arc::new(checkpoints.unwrap_or_else(|| path.join("checkpoints"))),
             partition_options: Arc::new(partition_options),
             damage: Arc::default(),
+            background,
         })
     }
 
@@ -333,6 +351,7 @@ impl Store {
 
     /// Stops background work; to be called before the last handle goes.
     pub fn close(&self) {
+        self.background.close();
         self.db.cancel_all_background_work(true);
     }
 }
@@ -379,7 +398,7 @@ fn partition_options(
     cf.set_block_based_table_factory(table);
     let mut cf = cf.get_options_from_string(INDEX)?;
     cf.set_write_buffer_size(options.write_buffer);
-    cf.set_max_write_buffer_number(4);
+    cf.set_max_write_buffer_number(background::MAX_MEMTABLES);
     // Tiered: only files of like size are merged, many at a time, so that what was appended is
     // rewritten seldom: docs/layout.md has what that saves in uploads, and what it costs readers, who
     // look into some dozen files.
@@ -534,24 +553,6 @@ impl Part {
         }
     }
 
-    /// Writes memtables to files and syncs them; blocks until done.
-    pub fn flush(&self) -> Result<(), StoreError> {
-        let mut options = FlushOptions::default();
-        options.set_wait(true);
-        self.store
-            .db
-            .flush_cf_opt(&self.cf(), &options)
-            .map_err(|e| self.error("flushing", e))
-    }
-
-    /// Tries to leave the state that a failed background write put the database into.
-    pub(crate) fn resume(&self) -> Result<(), StoreError> {
-        self.store
-            .db
-            .resume()
-            .map_err(|e| self.error("resuming after an error", e))
-    }
-
     /// Bytes of files.
     pub fn file_bytes(&self) -> u64 {
         self.property("rocksdb.total-sst-files-size")
@@ -609,13 +610,23 @@ impl Part {
     }
 
     /// Rewrites all files, without what is deleted; blocks until done.
-    pub(crate) fn compact(&self) {
+    ///
+    /// # Errors
+    ///
+    /// A compaction has failed meanwhile, of whichever partition.
+    pub(crate) fn compact(&self) -> Result<(), StoreError> {
+        let background = &self.store.background;
+        let failed = background.failed_compactions();
         let mut options = CompactOptions::default();
         options.set_exclusive_manual_compaction(false);
         options.set_bottommost_level_compaction(BottommostLevelCompaction::Force);
         self.store
             .db
             .compact_range_cf_opt(&self.cf(), None::<&[u8]>, None::<&[u8]>, &options);
+        match background.compaction_failure_since(failed) {
+            Some(why) => Err(self.not_flushed(why)),
+            None => Ok(()),
+        }
     }
 
     pub(crate) fn error(&self, operation: &str, source: rust_rocksdb::Error) -> StoreError {
@@ -676,6 +687,7 @@ impl PartBatch {
 
     /// Makes them visible, all or none. Durable once flushed; until then the Raft log has them.
     pub fn write(self) -> Result<(), StoreError> {
+        self.part.wait_for_memtables()?;
         self.part
             .store
             .db

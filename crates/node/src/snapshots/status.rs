@@ -330,6 +330,19 @@ impl Inner {
                     "mend what the cause names: space, permissions or open files of the data directory",
                 );
             }
+            // Where appends are refused for it, that has been said.
+            let writes = inner.group(partition).status();
+            if let Some(why) = inner.store.write_failure()
+                && !writes.stalled
+                && shortage.is_none()
+            {
+                problems.add(
+                    "database_not_written",
+                    Some(partition),
+                    format!("the log is kept meanwhile: {why}"),
+                    "mend what the cause names: open files, permissions or space of the data directory",
+                );
+            }
             // A new lineage's log begins where it forked: that older snapshots do not reach the present
             // is what the restore has cost, and not the bound of the log.
             let lineage = inner.part(partition).lineage().ok();

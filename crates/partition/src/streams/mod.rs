@@ -310,10 +310,9 @@ impl StateMachine for StreamPartition {
     }
 }
 
-/// After a failed write the database may refuse all writes until it is told to go on.
+/// After a failed write the database may refuse all writes until something is done about it.
 pub(crate) fn failed(part: &Part, error: &StoreError) -> ApplyError {
-    let resumed = part.resume();
-    match resumed {
+    match part.try_again() {
         Ok(()) => ApplyError(error.to_string()),
         Err(again) => ApplyError(format!("{error}; {again}")),
     }

@@ -124,22 +124,27 @@ fn sync_failed(faults: &Faults, path: &Path, error: &io::Error) {
         "sync of the log failed; after a failed fsync nothing can be promised about what was \
          written; aborting. Restart: the log is replayed"
     );
-    // Logging may be filtered, or buffered and lost; this is not. Nobody may read standard error, so a
-    // thread writes to it and is not waited for longer than that.
     let text = format!(
         "sync of {file} failed: {error}. After a failed fsync nothing can be promised about what \
          was written, so this process aborts. Check the disk, then restart: the log is \
          replayed.\n"
     );
+    write_last_words(text);
+    if !faults.catch(path, error) {
+        std::process::abort();
+    }
+}
+
+/// Writes to standard error why the process is about to end. Logging may be filtered, or buffered and
+/// lost; this is not. Nobody may read standard error, so a thread writes to it and is not waited for
+/// longer than a second.
+pub fn write_last_words(text: String) {
     let (done, wait) = std::sync::mpsc::channel();
     let _ = std::thread::Builder::new().spawn(move || {
         let _ = io::stderr().write_all(text.as_bytes());
         let _ = done.send(());
     });
     let _ = wait.recv_timeout(MESSAGE_TIMEOUT);
-    if !faults.catch(path, error) {
-        std::process::abort();
-    }
 }
 
 /// Deletes a file; if somebody else did, that is as good.
@@ -158,10 +163,14 @@ impl FileSystem for LogFileSystem {
     fn create<P: AsRef<Path>>(&self, path: P) -> io::Result<LogFile> {
         let path = path.as_ref();
         self.faults.power()?;
+        // Before the file: a directory that cannot be opened was not synced, and no sync of it has failed.
+        let open = |dir| File::open(dir).map_err(|e| named("open", dir, &e));
+        let dir = path.parent().map(|dir| open(dir).map(|file| (dir, file)));
+        let dir = dir.transpose()?;
         // Not truncated: a stub may be there already, and its header is about to be written.
         let handle = self.handle(path, OpenOptions::new().read(true).write(true).create(true))?;
-        if let Some(dir) = path.parent()
-            && let Err(e) = File::open(dir).and_then(|dir| dir.sync_all())
+        if let Some((dir, file)) = dir
+            && let Err(e) = file.sync_all()
         {
             sync_failed(&self.faults, dir, &e);
             return Err(named("sync", dir, &e));

@@ -29,7 +29,7 @@ use raft_engine::{Command, LogBatch, MessageExt, ReadableSize, RecoveryMode};
 
 use crate::engine::{LogFloor, LogReader, MAX_COMMAND_BYTES, PersistedState, RawEntries};
 use crate::ids::{GroupId, Lsn, Term};
-pub use fs::{Faults, LogFileSystem};
+pub use fs::{Faults, LogFileSystem, write_last_words};
 pub use inspect::{Inspection, TornTail};
 pub use writer::{LogWriter, Persisted};
 

@@ -78,6 +78,8 @@ struct Shared {
     queue: Mutex<Queue>,
     arrived: Condvar,
     stalled: AtomicBool,
+    /// Why the last write failed, until one works.
+    stall_cause: Mutex<Option<String>>,
     /// Write groups made durable, and requests in them.
     counts: Mutex<WriterCounts>,
 }
@@ -134,6 +136,11 @@ impl LogWriter {
     /// Whether the last write failed and is being tried again.
     pub fn stalled(&self) -> bool {
         self.shared.stalled.load(Ordering::Relaxed)
+    }
+
+    /// Why the last write failed, if it is being tried again.
+    pub fn stall_cause(&self) -> Option<String> {
+        self.shared.stall_cause.lock().clone()
     }
 
     /// What was done so far.
@@ -249,6 +256,7 @@ fn write_group(
             Err(error) => {
                 // A batch whose write failed is sealed; the next try builds a new one.
                 *batch = LogBatch::default();
+                *shared.stall_cause.lock() = Some(format!("{}: {error}", engine.path()));
                 shared.stalled.store(true, Ordering::Relaxed);
                 if reported.is_none_or(|at| at.elapsed() >= STALL_REMINDER) {
                     tracing::error!(
@@ -267,6 +275,7 @@ fn write_group(
     }
     if reported.is_some() {
         shared.stalled.store(false, Ordering::Relaxed);
+        *shared.stall_cause.lock() = None;
         tracing::info!(dir = engine.path(), "the log can be written again");
     }
     let mut counts = shared.counts.lock();

@@ -28,10 +28,17 @@ pub enum ProposeError {
     /// Too many proposals are pending. Nothing happened; try again.
     #[error("too many proposals are pending")]
     Busy,
-    /// The disk takes no writes at the moment, or what is in the log cannot be applied and has become
-    /// too much. Nothing happened; try again when that has changed.
-    #[error("the disk takes no writes, or the log is full: appends are refused until that changes")]
+    /// What is in the log and not applied has become too much. Nothing happened; try again when that has
+    /// changed.
+    #[error("too much in the log waits to be applied: appends are refused until that changes")]
     LogFull,
+    /// The log cannot be written at the moment: this is why. Nothing happened; try again when that has
+    /// changed.
+    #[error("the log cannot be written, so appends are refused until that changes: {why}")]
+    LogUnwritable {
+        /// What the operating system said, and of which file.
+        why: String,
+    },
     /// What is in the log cannot be applied at the moment: this is why. Nothing happened; try again when
     /// that has changed.
     #[error(
@@ -179,7 +186,9 @@ impl<O: Send + 'static> Group<O> {
             return Err(ProposeError::stopping());
         }
         if shared.writer.stalled() {
-            return Err(ProposeError::LogFull);
+            let why = shared.writer.stall_cause();
+            let why = why.unwrap_or_else(|| "a write has failed".to_owned());
+            return Err(ProposeError::LogUnwritable { why });
         }
         if shared.apply_stalled.load(Ordering::Relaxed) {
             return Err(match shared.stall_cause.lock().clone() {
@@ -335,8 +344,11 @@ impl<O: Send + 'static> Group<O> {
         self.shared.halted().map(str::to_owned)
     }
 
-    /// Why entries cannot be applied at the moment, if so. They are tried again and again.
+    /// Why entries cannot be written or applied at the moment, if so. They are tried again and again.
     pub fn stall_cause(&self) -> Option<String> {
+        if let Some(why) = self.shared.writer.stall_cause() {
+            return Some(format!("the log cannot be written: {why}"));
+        }
         match self.shared.apply_stalled.load(Ordering::Relaxed) {
             true => self.shared.stall_cause.lock().clone(),
             false => None,

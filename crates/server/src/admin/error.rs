@@ -154,6 +154,11 @@ pub const PROBLEMS: &[(&str, bool, &str)] = &[
         "The disk takes no writes: appends are refused.",
     ),
     (
+        "database_not_written",
+        false,
+        "What is in memory could not be written to the database's files. It is tried again, and appends are taken until memory is full; the log has everything.",
+    ),
+    (
         "partition_halted",
         false,
         "A partition's log could not be read: it takes no appends until the server is started again.",

@@ -314,7 +314,7 @@ fn a_file_that_ends_with_the_first_kept_batch_is_kept() {
     // Enough for files that hold nothing but batches of this stream.
     fill(&mut partition, stream, 900, 256 * KIB);
     partition.flush();
-    partition.part().compact();
+    partition.part().compact().unwrap();
     let largest = partition.part().largest_keys();
     let ends: Vec<u64> = largest
         .iter()
@@ -354,7 +354,7 @@ fn files_go_only_when_it_is_durable_that_nobody_sees_them() {
     let stream = partition.create("s");
     fill(&mut partition, stream, 900, 256 * KIB);
     partition.flush();
-    partition.part().compact();
+    partition.part().compact().unwrap();
     let bytes = partition.part().file_bytes();
     let before = partition.content(&[BASIN]);
 

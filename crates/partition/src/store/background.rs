@@ -1,0 +1,395 @@
+//! What RocksDB's background work could not do, and when it is tried again.
+//!
+//! RocksDB treats every answer of the operating system but "no space" as the end of the database: after
+//! one flush that met too many open files, it takes no write until it is opened again. Nothing is lost
+//! by such a flush, though. Its memtables stay, the file that it began is deleted, a manifest that could
+//! not be written is replaced by a new one, and the Raft log has everything. So the error is *taken
+//! back* ([`EventListener::on_background_error`] may reset it), the database goes on, and the flush is
+//! tried again later ([`Backoff`]).
+//!
+//! | what failed | what is done |
+//! |---|---|
+//! | a flush, a compaction, the manifest: an answer of the operating system | taken back; flushed again with back-off; RocksDB repeats compactions itself |
+//! | the same: no space | left to RocksDB, which looks for space every 5 s; [`Store::try_again`] resumes what it has given up |
+//! | anything, while RocksDB recovers from a lack of space | left: its recovery would wait for ever |
+//! | corruption | left: the partition's files are not used any more |
+//! | anything else | left; the host ends the process ([`Store::fatal`]) |
+//!
+//! RocksDB lets a write wait for memtables to be flushed for as long as it knows of no error. If the
+//! error was taken back, that might be for ever: the write would hold what the next flush needs. So its
+//! own limit of memtables is never reached: a write waits here, before it begins
+//! ([`Part::wait_for_memtables`]), and fails with the cause.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex, MutexGuard};
+use rust_rocksdb::event_listener::{
+    BackgroundErrorRecoveryInfo, BackgroundErrorStatus, CompactionJobInfo,
+    DBBackgroundErrorReason, EventListener, FlushJobInfo, MutableStatus, StatusSeverity,
+};
+use rust_rocksdb::{ErrorKind, FlushOptions};
+
+use super::{Part, Store, StoreError};
+
+/// Memtables of a partition that wait to be flushed at most, beside the one that is written to.
+pub(super) const MAX_UNFLUSHED: u64 = 3;
+/// RocksDB's own limit, which is never reached: a failed flush is tried again by switching memtables.
+pub(super) const MAX_MEMTABLES: i32 = 64;
+/// How often one who waits looks, if nothing wakes it.
+const LOOK_INTERVAL: Duration = Duration::from_millis(50);
+/// A flush that failed is tried again after so long, twice as long after each further failure...
+const FIRST_RETRY: Duration = Duration::from_secs(1);
+/// ...up to this: each try may write a file until the disk is full.
+const LAST_RETRY: Duration = Duration::from_secs(30);
+
+/// When something that failed is tried again.
+#[derive(Debug, Default)]
+pub(super) struct Backoff {
+    failures: u32,
+    not_before: Option<Instant>,
+}
+
+impl Backoff {
+    /// It failed; answers after how long it is tried again.
+    pub fn failed(&mut self, now: Instant) -> Duration {
+        let doubled = FIRST_RETRY.saturating_mul(1 << self.failures.min(16));
+        let pause = doubled.min(LAST_RETRY);
+        self.failures = self.failures.saturating_add(1);
+        self.not_before = Some(now + pause);
+        pause
+    }
+
+    pub fn succeeded(&mut self) {
+        *self = Backoff::default();
+    }
+
+    pub fn is_due(&self, now: Instant) -> bool {
+        self.not_before.is_none_or(|at| at <= now)
+    }
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Flushes that failed since the start.
+    failed_flushes: u64,
+    /// Why the last one did, and the same until one works.
+    last_failure: Option<String>,
+    flush: Option<String>,
+    retry: Backoff,
+    /// Compactions that failed since the start.
+    failed_compactions: u64,
+    /// Why the last one did, until one works.
+    compaction: Option<String>,
+    /// RocksDB is at recovering from a lack of space.
+    recovering: bool,
+    /// An error that was left, and lets RocksDB refuse writes.
+    standing: Option<String>,
+    /// The same, if only opening the database again helps.
+    fatal: Option<String>,
+    closed: bool,
+    /// Counts what was reported.
+    events: u64,
+}
+
+impl State {
+    fn refusal(&self) -> Option<String> {
+        let closed = || "the database is being closed".to_owned();
+        self.standing
+            .clone()
+            .or_else(|| self.closed.then(closed))
+    }
+}
+
+/// What is known of RocksDB's background work.
+#[derive(Debug, Default)]
+pub(super) struct Background {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+impl Background {
+    pub fn listener(self: &Arc<Self>) -> impl EventListener + use<> {
+        Listener(self.clone())
+    }
+
+    /// Nothing is waited for from now on.
+    pub fn close(&self) {
+        let mut state = self.state.lock();
+        state.closed = true;
+        self.report(state);
+    }
+
+    fn failed_flushes(&self) -> u64 {
+        self.state.lock().failed_flushes
+    }
+
+    /// Why no flush can be made, or why one has failed since there were so many failures.
+    fn refusal_since(&self, failed_flushes: u64) -> Option<String> {
+        let state = self.state.lock();
+        let failed = state.failed_flushes > failed_flushes;
+        (state.refusal()).or_else(|| state.last_failure.clone().filter(|_| failed))
+    }
+
+    /// Why no flush can be made, or why the last one failed.
+    fn refusal(&self) -> Option<String> {
+        let state = self.state.lock();
+        state.refusal().or_else(|| state.flush.clone())
+    }
+
+    pub fn failed_compactions(&self) -> u64 {
+        self.state.lock().failed_compactions
+    }
+
+    /// Why a compaction has failed since there were so many failures.
+    pub fn compaction_failure_since(&self, failed: u64) -> Option<String> {
+        let state = self.state.lock();
+        let why = || state.compaction.clone().unwrap_or_default();
+        (state.failed_compactions > failed).then(why)
+    }
+
+    fn note_failed_flush(&self, why: &str) {
+        let mut state = self.state.lock();
+        state.failed_flushes += 1;
+        state.last_failure = Some(why.to_owned());
+        state.flush = Some(why.to_owned());
+        let again_after = state.retry.failed(Instant::now());
+        self.report(state);
+        tracing::warn!(error = why, ?again_after, "not flushed; the log is kept");
+    }
+
+    fn events(&self) -> u64 {
+        self.state.lock().events
+    }
+
+    /// Waits until something was reported after so many reports, or until then.
+    fn wait(&self, events: u64, until: Instant) {
+        let mut state = self.state.lock();
+        if state.events == events && !state.closed {
+            self.changed.wait_until(&mut state, until);
+        }
+    }
+
+    /// Wakes those who wait.
+    fn report(&self, mut state: MutexGuard<'_, State>) {
+        state.events += 1;
+        drop(state);
+        self.changed.notify_all();
+    }
+}
+
+struct Listener(Arc<Background>);
+
+impl EventListener for Listener {
+    fn on_flush_completed(&self, _: &FlushJobInfo) {
+        let mut state = self.0.state.lock();
+        let was_failing = state.flush.take().is_some();
+        state.retry.succeeded();
+        self.0.report(state);
+        if was_failing {
+            tracing::info!("the database is flushed again");
+        }
+    }
+
+    fn on_compaction_completed(&self, info: &CompactionJobInfo) {
+        if info.status().is_ok() {
+            self.0.state.lock().compaction = None;
+        }
+    }
+
+    fn on_background_error(&self, reason: DBBackgroundErrorReason, status: MutableStatus) {
+        let Err(error) = status.result() else {
+            return;
+        };
+        let why = error.to_string();
+        let is_compaction = reason == DBBackgroundErrorReason::KCompaction;
+        let severity = status.severity();
+        let mut state = self.0.state.lock();
+        let is_answer = error.kind() == ErrorKind::IOError && !is_lack_of_space(&why);
+        if is_answer && !state.recovering {
+            status.reset();
+        } else if severity >= StatusSeverity::KHardError {
+            state.standing = Some(why.clone());
+            if severity >= StatusSeverity::KFatalError && error.kind() != ErrorKind::Corruption {
+                state.fatal = Some(why.clone());
+            }
+        }
+        if is_compaction {
+            let is_new = state.compaction.as_ref() != Some(&why);
+            state.failed_compactions += 1;
+            state.compaction = Some(why.clone());
+            drop(state);
+            if is_new {
+                tracing::warn!(
+                    error = why,
+                    "files of the database were not merged; tried again"
+                );
+            }
+        } else {
+            drop(state);
+            self.0.note_failed_flush(&why);
+        }
+    }
+
+    fn on_error_recovery_begin(
+        &self,
+        _: DBBackgroundErrorReason,
+        _: &BackgroundErrorStatus,
+        automatic: &mut bool,
+    ) {
+        self.0.state.lock().recovering = *automatic;
+    }
+
+    fn on_error_recovery_end(&self, info: &BackgroundErrorRecoveryInfo) {
+        let mut state = self.0.state.lock();
+        state.recovering = false;
+        if info.new_bg_error().result().is_ok() {
+            state.standing = None;
+            state.flush = None;
+            state.retry.succeeded();
+        }
+        self.0.report(state);
+    }
+}
+
+/// What RocksDB says of ENOSPC, and of a limit of its own.
+fn is_lack_of_space(message: &str) -> bool {
+    message.contains("No space left on device") || message.contains("Space limit reached")
+}
+
+impl Store {
+    /// Why files of the database cannot be written at the moment, if so. What is acknowledged is in the
+    /// log.
+    pub fn write_failure(&self) -> Option<String> {
+        let state = self.background.state.lock();
+        let why = state.standing.clone().or_else(|| state.flush.clone());
+        why.or_else(|| state.compaction.clone())
+    }
+
+    /// An error after which RocksDB takes no write until the database is opened again.
+    pub fn fatal(&self) -> Option<String> {
+        self.background.state.lock().fatal.clone()
+    }
+
+    /// Whether no flush has failed, or that was long enough ago to try the next one.
+    pub fn may_flush(&self) -> bool {
+        self.background.state.lock().retry.is_due(Instant::now())
+    }
+}
+
+impl Part {
+    /// Memtables that take no more writes and are not in files yet.
+    pub fn unflushed(&self) -> u64 {
+        self.property("rocksdb.num-immutable-mem-table")
+    }
+
+    /// See [`Store::may_flush`].
+    pub fn may_flush(&self) -> bool {
+        self.store.may_flush()
+    }
+
+    /// Whether there are such memtables and nothing writes them to files: their flush has failed.
+    pub fn flush_is_stuck(&self) -> bool {
+        self.unflushed() > 0 && self.property("rocksdb.num-running-flushes") == 0
+    }
+
+    /// Writes memtables to files and syncs them; blocks until done.
+    ///
+    /// # Errors
+    ///
+    /// One that failed, of any partition. Nothing is lost by it, and the next one may work.
+    pub fn flush(&self) -> Result<(), StoreError> {
+        self.flush_until(None)
+    }
+
+    /// The same, and not after `deadline`: then it goes on by itself, and the answer is an error.
+    pub fn flush_until(&self, deadline: Option<Instant>) -> Result<(), StoreError> {
+        let background = &self.store.background;
+        let failed_flushes = background.failed_flushes();
+        let lsn = |applied: Option<super::Applied>| applied.map_or(0, |applied| applied.lsn);
+        let applied = lsn(self.applied()?);
+        // Of writes that move no LSN, only empty memtables show that they are in files.
+        let shows = applied > lsn(self.durable()?);
+        self.begin_flush()?;
+        loop {
+            let events = background.events();
+            if self.unflushed() == 0 || (shows && lsn(self.durable()?) >= applied) {
+                return Ok(());
+            }
+            if let Some(why) = background.refusal_since(failed_flushes) {
+                return Err(self.not_flushed(why));
+            }
+            let now = Instant::now();
+            if deadline.is_some_and(|deadline| deadline <= now) {
+                return Err(self.not_flushed("it was not done in time".to_owned()));
+            }
+            let look = now + LOOK_INTERVAL;
+            background.wait(events, deadline.map_or(look, |deadline| deadline.min(look)));
+        }
+    }
+
+    /// Lets RocksDB begin a flush. Not to be waited for there: see the head of this module.
+    fn begin_flush(&self) -> Result<(), StoreError> {
+        let mut options = FlushOptions::default();
+        options.set_wait(false);
+        options.set_allow_write_stall(true);
+        self.store
+            .db
+            .flush_cf_opt(&self.cf(), &options)
+            .map_err(|e| {
+                self.store.background.note_failed_flush(e.as_ref());
+                self.error("flushing", e)
+            })
+    }
+
+    /// Waits until a write has a memtable to go to.
+    pub(super) fn wait_for_memtables(&self) -> Result<(), StoreError> {
+        let background = &self.store.background;
+        loop {
+            let events = background.events();
+            if self.unflushed() < MAX_UNFLUSHED {
+                return Ok(());
+            }
+            if let Some(why) = background.refusal() {
+                return Err(self.not_flushed(why));
+            }
+            if self.flush_is_stuck() {
+                // Another partition's flush worked since this one's failed.
+                self.begin_flush()?;
+            }
+            background.wait(events, Instant::now() + LOOK_INTERVAL);
+        }
+    }
+
+    /// After a failed write: tries to leave the state that failed background work has left, unless that
+    /// was tried a moment ago.
+    pub(crate) fn try_again(&self) -> Result<(), StoreError> {
+        let background = &self.store.background;
+        if !self.store.may_flush() {
+            return Ok(());
+        }
+        let is_standing = background.state.lock().standing.is_some();
+        if is_standing {
+            let resumed = self.store.db.resume();
+            return resumed.map_err(|e| {
+                background.state.lock().retry.failed(Instant::now());
+                self.error("resuming after an error", e)
+            });
+        }
+        match self.flush_is_stuck() {
+            true => self.begin_flush(),
+            false => Ok(()),
+        }
+    }
+
+    pub(super) fn not_flushed(&self, why: String) -> StoreError {
+        StoreError::NotFlushed {
+            path: self.store.path.to_path_buf(),
+            partition: self.partition,
+            why,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,146 @@
+//! Flushes that the operating system refuses for a while: nothing is lost, and the database goes on.
+
+use std::path::{Path, PathBuf};
+
+use super::*;
+use crate::ids::PartitionId;
+use crate::keys;
+use crate::store::{Applied, Founding, StoreOptions};
+
+fn store(path: &Path) -> Store {
+    let options = StoreOptions {
+        write_buffer: 64 * 1024,
+        write_buffers_total: 64 * 1024 * 1024,
+        ..StoreOptions::for_a_look()
+    };
+    let founding = Founding {
+        partitions: 1,
+        voters: vec![1],
+        cluster_id: "a cluster".to_owned(),
+    };
+    Store::create(path, &options, &founding).unwrap()
+}
+
+fn write(part: &Part, lsn: u64, bytes: usize) -> Result<(), StoreError> {
+    use prost::Message as _;
+    let applied = Applied {
+        lsn,
+        term: 1,
+        voters: vec![1],
+        ..Applied::default()
+    };
+    let mut batch = part.batch();
+    batch.put(keys::APPLIED, applied.encode_to_vec());
+    batch.put(lsn.to_be_bytes(), vec![7; bytes]);
+    batch.write()
+}
+
+fn lsn(applied: Result<Option<Applied>, StoreError>) -> u64 {
+    applied.unwrap().unwrap().lsn
+}
+
+/// While this is there, no file can be made in a directory, whatever the user: it has another name.
+struct Away {
+    path: PathBuf,
+    aside: PathBuf,
+}
+
+impl Away {
+    fn new(path: &Path) -> Away {
+        let away = Away {
+            path: path.to_owned(),
+            aside: path.with_extension("aside"),
+        };
+        std::fs::rename(&away.path, &away.aside).unwrap();
+        away
+    }
+}
+
+impl Drop for Away {
+    fn drop(&mut self) {
+        std::fs::rename(&self.aside, &self.path).unwrap();
+    }
+}
+
+#[test]
+fn a_flush_that_is_refused_once_costs_nothing_and_the_next_one_works() {
+    let scratch = tempfile::tempdir().unwrap();
+    let path = scratch.path().join("db");
+    let store = store(&path);
+    let part = store.part(PartitionId(1));
+    write(&part, 1, 100).unwrap();
+    part.flush().unwrap();
+
+    let away = Away::new(&path);
+    write(&part, 2, 100).unwrap();
+    for _ in 0..2 {
+        let refused = part.flush().unwrap_err();
+        assert!(refused.is_unreadable(), "{refused}");
+        let refused = refused.to_string();
+        assert!(refused.contains("No such file or directory"), "{refused}");
+        assert!(store.write_failure().is_some_and(|why| refused.contains(&why)));
+    }
+    // Other writes find their memtable.
+    write(&part, 3, 100).unwrap();
+    assert_eq!((lsn(part.durable()), lsn(part.applied())), (1, 3));
+
+    drop(away);
+    part.flush().unwrap();
+    assert_eq!(lsn(part.durable()), 3);
+    assert_eq!(store.write_failure(), None);
+    assert_eq!(store.fatal(), None);
+}
+
+#[test]
+fn writes_are_refused_with_the_cause_once_memtables_are_full_and_go_on_when_flushes_work() {
+    let scratch = tempfile::tempdir().unwrap();
+    let path = scratch.path().join("db");
+    let store = store(&path);
+    let part = store.part(PartitionId(1));
+    part.flush().unwrap();
+
+    let away = Away::new(&path);
+    let mut written = 0;
+    let refused = loop {
+        match write(&part, written + 1, 8 * 1024) {
+            Ok(()) => written += 1,
+            Err(refused) => break refused,
+        }
+        // All memtables that there may be: 64 KiB each.
+        assert!(written <= 8 * (MAX_UNFLUSHED + 2), "{written}");
+    };
+    let refused = refused.to_string();
+    assert!(refused.contains("No such file or directory"), "{refused}");
+    assert!(part.unflushed() <= MAX_UNFLUSHED + 1, "{}", part.unflushed());
+
+    drop(away);
+    // What the apply loop does: the same write, again and again.
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while let Err(error) = write(&part, written + 1, 8 * 1024) {
+        assert!(Instant::now() < deadline, "{error}");
+        part.try_again().unwrap();
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    part.flush().unwrap();
+    assert_eq!(lsn(part.durable()), written + 1);
+    assert_eq!(store.write_failure(), None);
+}
+
+#[test]
+fn a_flush_that_keeps_failing_is_tried_after_1_2_4_8_16_and_every_30_seconds() {
+    let started = Instant::now();
+    let mut backoff = Backoff::default();
+    let mut tries = Vec::new();
+    // Looked at four times a second, as the upkeep of the log does.
+    for quarter in 0..4 * 200 {
+        let now = started + Duration::from_millis(250 * quarter);
+        if backoff.is_due(now) {
+            tries.push(quarter / 4);
+            backoff.failed(now);
+        }
+    }
+    assert_eq!(tries, [0, 1, 3, 7, 15, 31, 61, 91, 121, 151, 181]);
+    backoff.succeeded();
+    assert!(backoff.is_due(started));
+    assert_eq!(backoff.failed(started), FIRST_RETRY);
+}
