@@ -84,7 +84,12 @@ fn small() -> Setup {
         .set("store.write-buffers-total=2MiB")
 }
 
-pub async fn append(http: &Http, number: usize, bytes: usize, patience: Duration) -> Option<Answer> {
+pub async fn append(
+    http: &Http,
+    number: usize,
+    bytes: usize,
+    patience: Duration,
+) -> Option<Answer> {
     let body = format!("{number} {}", "x".repeat(bytes));
     let sent = http
         .post(RECORDS)

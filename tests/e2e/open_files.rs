@@ -54,9 +54,17 @@ async fn are_refused_with_the_cause_and_taken_again(setup: &Setup, spare: u64) {
     let (mut acked, unknown) = fill(&http).await;
     let refused = append(&http, 100_001, 100, SOON).await.unwrap();
     assert_eq!(refused.status, 429, "{}", refused.text());
-    assert!(refused.text().contains("oo many open files"), "{}", refused.text());
+    assert!(
+        refused.text().contains("oo many open files"),
+        "{}",
+        refused.text()
+    );
     let health = http.get("/health").send().await.expect(503);
-    assert!(health.text().contains("oo many open files"), "{}", health.text());
+    assert!(
+        health.text().contains("oo many open files"),
+        "{}",
+        health.text()
+    );
 
     drop(no_more);
     eventually("health is back", async || {
@@ -82,7 +90,8 @@ async fn are_refused_with_the_cause_and_taken_again(setup: &Setup, spare: u64) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn appends_that_the_database_has_no_open_file_for_are_refused_with_the_cause_and_taken_again() {
+async fn appends_that_the_database_has_no_open_file_for_are_refused_with_the_cause_and_taken_again()
+{
     // The log needs no other file.
     let setup = Setup::default()
         .partitions(1)
@@ -97,9 +106,7 @@ async fn appends_that_the_database_has_no_open_file_for_are_refused_with_the_cau
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn appends_that_the_log_has_no_open_file_for_are_refused_with_the_cause_and_taken_again() {
-    let setup = Setup::default()
-        .partitions(1)
-        .set("log.segment-size=1MiB");
+    let setup = Setup::default().partitions(1).set("log.segment-size=1MiB");
     // A new file of the log takes two: itself, and its directory while that is synced.
     for spare in 0..3 {
         are_refused_with_the_cause_and_taken_again(&setup, spare).await;

@@ -20,8 +20,8 @@ use prost::Message as _;
 use rust_rocksdb::{
     BlockBasedOptions, BottommostLevelCompaction, BoundColumnFamily, Cache, ColumnFamilyDescriptor,
     CompactOptions, DBCompactionStyle, DBCompressionType, DBRawIteratorWithThreadMode,
-    DBWithThreadMode, ErrorKind, LogLevel, MultiThreaded, Options, Range,
-    ReadOptions, ReadTier, UniversalCompactOptions, UniversalCompactionStopStyle, WriteBatch,
+    DBWithThreadMode, ErrorKind, LogLevel, MultiThreaded, Options, Range, ReadOptions, ReadTier,
+    UniversalCompactOptions, UniversalCompactionStopStyle, WriteBatch,
 };
 
 use crate::ids::PartitionId;

@@ -25,8 +25,8 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use rust_rocksdb::event_listener::{
-    BackgroundErrorRecoveryInfo, BackgroundErrorStatus, CompactionJobInfo,
-    DBBackgroundErrorReason, EventListener, FlushJobInfo, MutableStatus, StatusSeverity,
+    BackgroundErrorRecoveryInfo, BackgroundErrorStatus, CompactionJobInfo, DBBackgroundErrorReason,
+    EventListener, FlushJobInfo, MutableStatus, StatusSeverity,
 };
 use rust_rocksdb::{ErrorKind, FlushOptions};
 
@@ -95,9 +95,7 @@ struct State {
 impl State {
     fn refusal(&self) -> Option<String> {
         let closed = || "the database is being closed".to_owned();
-        self.standing
-            .clone()
-            .or_else(|| self.closed.then(closed))
+        self.standing.clone().or_else(|| self.closed.then(closed))
     }
 }
 

@@ -78,7 +78,11 @@ fn a_flush_that_is_refused_once_costs_nothing_and_the_next_one_works() {
         assert!(refused.is_unreadable(), "{refused}");
         let refused = refused.to_string();
         assert!(refused.contains("No such file or directory"), "{refused}");
-        assert!(store.write_failure().is_some_and(|why| refused.contains(&why)));
+        assert!(
+            store
+                .write_failure()
+                .is_some_and(|why| refused.contains(&why))
+        );
     }
     // Other writes find their memtable.
     write(&part, 3, 100).unwrap();
@@ -111,7 +115,11 @@ fn writes_are_refused_with_the_cause_once_memtables_are_full_and_go_on_when_flus
     };
     let refused = refused.to_string();
     assert!(refused.contains("No such file or directory"), "{refused}");
-    assert!(part.unflushed() <= MAX_UNFLUSHED + 1, "{}", part.unflushed());
+    assert!(
+        part.unflushed() <= MAX_UNFLUSHED + 1,
+        "{}",
+        part.unflushed()
+    );
 
     drop(away);
     // What the apply loop does: the same write, again and again.
