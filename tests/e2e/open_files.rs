@@ -39,7 +39,7 @@ impl NoMoreFiles {
 impl Drop for NoMoreFiles {
     fn drop(&mut self) {
         // A server that has ended needs no files.
-        let _ = prlimit(Some(self.pid), Resource::Nofile, self.before.clone());
+        let _ = prlimit(Some(self.pid), Resource::Nofile, self.before);
     }
 }
 
