@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
+use esker_repository::checkpoint::empty_directories;
 use esker_repository::destination::probe;
 use esker_repository::env::System;
 use esker_repository::retention::Retention;
@@ -24,12 +25,17 @@ use super::watch::watch;
 use crate::exit::Failure;
 use crate::json;
 use crate::output::print;
-use crate::term::{bytes, took};
+use crate::term::{bytes, count, plain, took};
+
+/// Empty directories that are named.
+const MAX_SHOWN: usize = 5;
 
 /// Put a directory of immutable files into the repository, as a snapshot.
 ///
 /// Only what no retained snapshot has is uploaded. The snapshot is there when this says so, with
 /// every byte, and not at all before. The first put makes the repository, after a probe of the store.
+///
+/// A snapshot holds files: directories without one are not kept, and are named.
 ///
 /// The files must never change: replace them instead. A repository on the same file system takes them
 /// as hard links, so that a change would reach into it.
@@ -104,6 +110,8 @@ struct Done<'a> {
     bytes_uploaded: u64,
     files_reused: u64,
     bytes_reused: u64,
+    /// Not kept: a snapshot holds files.
+    empty_directories: Vec<String>,
     retention: &'a Retention,
     sweep: Option<&'a Sweep>,
     seconds: f64,
@@ -125,6 +133,7 @@ pub async fn run(place: &Place, args: &Args, json: bool) -> Result<(), Failure> 
         ));
     }
 
+    let empty = empty_directories(&dir).map_err(|e| place.failure(e))?;
     let repository = open(place, args).await?;
     let progress = Progress::new();
     let putting = repository.put(&checkpoint, &progress);
@@ -161,6 +170,7 @@ pub async fn run(place: &Place, args: &Args, json: bool) -> Result<(), Failure> 
         bytes_uploaded: put.bytes_uploaded,
         files_reused: put.files - put.files_uploaded,
         bytes_reused: put.bytes - put.bytes_uploaded,
+        empty_directories: empty.iter().map(|dir| dir.display().to_string()).collect(),
         retention: &put.retention,
         sweep: sweep.as_ref(),
         seconds: started.elapsed().as_secs_f64(),
@@ -225,6 +235,18 @@ fn text(done: &Done<'_>, put: &Put, args: &Args) -> String {
         bytes(done.bytes_reused),
         took(took_all),
     )];
+    if !done.empty_directories.is_empty() {
+        let shown = done.empty_directories.iter().take(MAX_SHOWN);
+        let shown: Vec<_> = shown.map(|name| plain(name)).collect();
+        let more = match done.empty_directories.len() - shown.len() {
+            0 => String::new(),
+            n => format!(" and {} more", count(n as u64)),
+        };
+        lines.push(format!(
+            "not kept, as there is no file in them: {}{more}",
+            shown.join(", ")
+        ));
+    }
     let Retention {
         evicted,
         deleted,

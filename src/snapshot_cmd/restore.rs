@@ -17,8 +17,10 @@ use crate::term::{byte_rate, bytes, plain, took};
 /// Restore a snapshot into a directory, every byte checked.
 ///
 /// The directory must not exist or be empty. Files are fetched into DIR.partial beside it, which is
-/// renamed when all are there and whole: DIR is there with everything, or not at all. If it is
-/// interrupted, the same command goes on with what it has.
+/// renamed when all are there and whole: DIR is there with everything, or not at all. An empty directory
+/// that exists, such as a mount point, stays what it is: files are fetched into .esker-restore.partial
+/// in it, and moved when all are there and whole. If it is interrupted, the same command goes on with
+/// what it has.
 ///
 /// Without SNAPSHOT the newest usable one is restored: of a damaged one it says so, and takes the one
 /// before it. While it reads, the snapshot is pinned in the repository's root, so that no sweep takes
@@ -100,7 +102,7 @@ pub async fn run(place: &Place, args: &Args, json: bool) -> Result<(), Failure> 
     let started = Instant::now();
     let restoring = repository.restore(&which, &args.to, &progress);
     let left = format!(
-        "{} is not there; run the same command again, and it goes on with what it has{}",
+        "{} is not restored; run the same command again, and it goes on with what it has{}",
         args.to.display(),
         if pins {
             " (the pin in the repository goes by itself within 6 hours, at the next sweep)"

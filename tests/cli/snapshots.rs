@@ -3,6 +3,7 @@
 //! What it prints is in `docs/snapshots.md`, which [`crate::transcripts`] runs.
 
 use std::fs;
+use std::os::unix::fs::{MetadataExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
@@ -132,6 +133,26 @@ fn a_directory_comes_back_as_it_was_put() {
     assert_eq!(restored["lsn"], 100);
     let b = fs::read_to_string(scratch.path("older/b")).unwrap();
     assert_eq!(b, "old");
+    // A directory that exists stays: a mount point, a link to one, where somebody works.
+    fs::create_dir_all(scratch.path("empty/inner")).unwrap();
+    symlink("empty/inner", scratch.path("link")).unwrap();
+    let before = fs::metadata(scratch.path("empty/inner")).unwrap().ino();
+    let mut here = scratch.snapshot(&["restore", "--to", ".", "--json"]);
+    here.current_dir(scratch.path("empty/inner"))
+        .env("ESKER_REPOSITORY", scratch.path("backups"));
+    let said = stderr(&run(here, b""));
+    assert!(!said.contains("error"), "{said}");
+    let inner = fs::metadata(scratch.path("empty/inner")).unwrap().ino();
+    assert_eq!(inner, before);
+    let names = |dir: &str| fs::read_dir(scratch.path(dir)).unwrap().count();
+    assert_eq!((names("empty"), names("empty/inner")), (1, 3));
+    let said = scratch.fails(2, "invalid", &["restore", "--to", "link"]);
+    assert!(said.contains("not empty"), "{said}");
+    fs::remove_dir_all(scratch.path("empty/inner")).unwrap();
+    fs::create_dir(scratch.path("empty/inner")).unwrap();
+    scratch.ok(&["restore", "--to", "link"]);
+    assert_eq!((names("empty"), names("empty/inner")), (1, 3));
+
     let said = scratch.fails(2, "invalid", &["restore", "--to", "back"]);
     assert!(said.contains("not empty"), "{said}");
     scratch.fails(1, "no_snapshot", &["restore", "300", "--to", "none"]);
@@ -238,6 +259,23 @@ fn an_object_can_be_named_by_its_key_its_url_and_its_path() {
     fs::write(scratch.path("backups/0/notes.txt"), "mine").unwrap();
     let why = scratch.json(&["why", "notes.txt"]);
     assert_eq!(why["verdict"]["verdict"], "foreign");
+}
+
+#[test]
+fn directories_without_a_file_are_named() {
+    let scratch = Scratch::new();
+    scratch.files("one", &[("a", "same"), ("full/b", "b")]);
+    for empty in ["empty/in/each/other", "full/empty"] {
+        fs::create_dir_all(scratch.path("one").join(empty)).unwrap();
+    }
+    let put = scratch.json(&["put", "one", "--lsn", "1"]);
+    assert_eq!(
+        put["empty_directories"],
+        serde_json::json!(["empty", "full/empty"])
+    );
+    let said = scratch.ok(&["put", "one", "--lsn", "2"]);
+    let wanted = "not kept, as there is no file in them: empty, full/empty\n";
+    assert!(said.contains(wanted), "{said}");
 }
 
 #[test]

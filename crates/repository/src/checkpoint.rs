@@ -85,8 +85,8 @@ impl Checkpoint {
         }
     }
 
-    /// All files below a directory. Empty directories are left out; what is neither a file nor a
-    /// directory is an error.
+    /// All files below a directory. Directories without a file below them are left out
+    /// ([`empty_directories`] names them); what is neither a file nor a directory is an error.
     pub fn scan(dir: &Path, lsn: Lsn, digests: Arc<Digests>) -> Result<Checkpoint, Error> {
         let mut files = Vec::new();
         collect(dir, "", &mut files)?;
@@ -166,6 +166,41 @@ fn collect(dir: &Path, prefix: &str, files: &mut Vec<FileMetadata>) -> Result<()
         }
     }
     Ok(())
+}
+
+/// The directories below one that have no file in them or below them, and that a snapshot therefore does
+/// not keep: of several in each other, the topmost. In order of their names.
+///
+/// # Errors
+///
+/// [`Error::Io`] for a directory that cannot be listed.
+pub fn empty_directories(dir: &Path) -> Result<Vec<PathBuf>, Error> {
+    /// Whether there is a file.
+    fn walk(dir: &Path, below: &Path, found: &mut Vec<PathBuf>) -> io::Result<bool> {
+        let before = found.len();
+        let mut has_file = false;
+        for entry in fs::read_dir(dir)? {
+            let entry = entry?;
+            let name = below.join(entry.file_name());
+            match entry.file_type()?.is_dir() {
+                true => has_file |= walk(&entry.path(), &name, found)?,
+                false => has_file = true,
+            }
+        }
+        if !has_file && below != Path::new("") {
+            found.truncate(before);
+            found.push(below.to_owned());
+        }
+        Ok(has_file)
+    }
+    let mut found = Vec::new();
+    walk(dir, Path::new(""), &mut found).map_err(|source| Error::Io {
+        what: "list the directories below",
+        path: dir.to_owned(),
+        source,
+    })?;
+    found.sort();
+    Ok(found)
 }
 
 /// Checksums of local files that were computed before. A file counts as the same while its place,

@@ -130,7 +130,8 @@ impl Writer {
     }
 }
 
-fn named(error: Error, what: &'static str, path: &Path) -> Error {
+/// An error, with what was done to which file.
+pub(crate) fn named(error: Error, what: &'static str, path: &Path) -> Error {
     match error {
         Error::Io { source, .. } => Error::Io {
             what,

@@ -82,6 +82,7 @@ pub mod prune;
 mod put;
 pub mod repository;
 pub mod restore;
+mod restore_target;
 pub mod retention;
 pub mod root;
 mod store;

@@ -12,7 +12,7 @@ use time::OffsetDateTime;
 use crate::error::Error;
 use crate::ids::{Digest, LineageId, Lsn, PartitionId, SnapshotId};
 use crate::layout::{Object, SnapshotDir, digest_of_key, is_full_name};
-use crate::restore::MARKER;
+use crate::restore_target::MARKER;
 
 /// Largest description that is read, in bytes: one of some 150,000 files.
 pub const METADATA_BYTES: u64 = 64 << 20;

@@ -1,19 +1,18 @@
 //! Restoring a snapshot into a directory, every byte checked.
 //!
-//! Files are fetched into `<directory>.partial`, several at a time; what is complete there from an
-//! attempt that broke off is checked and kept. When all are there, whole and on disk, the directory
-//! is renamed into place: it is there with everything, or not at all.
+//! Files are fetched into a partial directory, several at a time; what is complete there from an
+//! attempt that broke off is checked and kept. When all are there, whole and on disk, they are renamed
+//! into their place (`restore_target`).
 //!
 //! A snapshot that turns out to be damaged is reported, and the next older retained one is tried.
 
 use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use crate::disk;
 use crate::error::Error;
@@ -22,13 +21,10 @@ use crate::layout::SnapshotDir;
 use crate::metadata::{FileMetadata, SnapshotMetadata};
 use crate::progress::Progress;
 use crate::repository::Repository;
+use crate::restore_target::Target;
 use crate::root::{Retained, Root};
 use crate::store::{Sink, Store};
 
-/// In a partial directory: which snapshot it is of.
-pub(crate) const MARKER: &str = ".esker-restore.json";
-/// The same, while it is written.
-const MARKER_WRITTEN: &str = ".esker-restore.json.new";
 /// How often a restore begins again because snapshots went while it was reading them.
 const PLANS: usize = 5;
 
@@ -94,11 +90,6 @@ impl Restored {
     }
 }
 
-#[derive(Serialize, Deserialize)]
-struct Marker {
-    snapshot: String,
-}
-
 impl Repository {
     /// Finds a kept snapshot by its id, its directory's name, or its LSN.
     pub fn find(&self, root: &Root, name: &str) -> Result<SnapshotDir, Error> {
@@ -113,7 +104,9 @@ impl Repository {
             .ok_or_else(|| Error::NoSnapshot(name.to_owned()))
     }
 
-    /// Restores a snapshot into `to`, which must not exist or be empty.
+    /// Restores a snapshot into `to`, which must not exist or be empty. One that does not exist is there
+    /// with everything or not at all; one that exists stays the directory that it is, and is whole when
+    /// this answers.
     ///
     /// The snapshot is pinned meanwhile, if the repository can be written to. One that is named is
     /// restored also where the root is damaged or missing; see [`Restored::unpinned`].
@@ -257,7 +250,7 @@ impl Repository {
     ) -> Result<Restored, Error> {
         let store = self.store.operation();
         let metadata = self.read_description(&store, dir).await?;
-        let partial = target.begin(dir).await?;
+        let partial = target.begin(dir, &metadata).await?;
         let mut wanted = Vec::new();
         let mut resumed = 0;
         progress.expect(metadata.files.len() as u64, metadata.bytes());
@@ -280,9 +273,9 @@ impl Repository {
             .buffer_unordered(self.options.parallel_files.max(1))
             .try_collect::<()>()
             .await?;
-        target.finish(&metadata).await?;
+        target.finish(dir, &metadata).await?;
         Ok(Restored {
-            dir: target.to.clone(),
+            dir: target.to().to_owned(),
             checked: match metadata.has_checksums() {
                 true => Checked::Checksums,
                 false => Checked::SizesOnly,
@@ -309,6 +302,7 @@ async fn is_whole(
     metadata: &SnapshotMetadata,
 ) -> Result<bool, Error> {
     let path = disk::below(partial, &file.name);
+    let shown = path.clone();
     let (size, expected) = (file.size, metadata.checksum_of(file));
     disk::blocking(move || {
         match fs::symlink_metadata(&path) {
@@ -322,6 +316,7 @@ async fn is_whole(
         Ok(disk::digest(&path).is_ok_and(|digest| digest == expected))
     })
     .await
+    .map_err(|e| disk::named(e, "check", &shown))
 }
 
 async fn fetch_file(
@@ -360,120 +355,5 @@ impl Sink for Counted<'_> {
     async fn take(&mut self, bytes: Bytes) -> Result<(), Error> {
         self.progress.add_bytes(bytes.len() as u64);
         self.writer.write(bytes).await
-    }
-}
-
-/// Where a restore goes.
-struct Target {
-    to: PathBuf,
-    parent: PathBuf,
-    partial: PathBuf,
-}
-
-impl Target {
-    fn new(to: &Path) -> Result<Target, Error> {
-        let invalid =
-            |why: &str| Error::Invalid(format!("cannot restore to {}: {why}", to.display()));
-        let name = to
-            .file_name()
-            .ok_or_else(|| invalid("it has no name of its own"))?;
-        let parent = match to.parent() {
-            Some(parent) if parent != Path::new("") => parent.to_owned(),
-            _ => PathBuf::from("."),
-        };
-        let mut partial_name = name.to_owned();
-        partial_name.push(".partial");
-        let partial = parent.join(partial_name);
-        if to.join(MARKER).is_file() && !partial.exists() {
-            // A restore that ended just before it was done: it is gone on with.
-            fs::rename(to, &partial).map_err(|e| invalid(&e.to_string()))?;
-        }
-        match fs::read_dir(to) {
-            Ok(mut entries) => {
-                if entries.next().is_some() {
-                    return Err(invalid(
-                        "it is not empty; name a directory that does not exist yet",
-                    ));
-                }
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(invalid(&error.to_string())),
-        }
-        Ok(Target {
-            to: to.to_owned(),
-            partial,
-            parent,
-        })
-    }
-
-    /// Makes the partial directory, or goes on with what is in it if it is of the same snapshot.
-    async fn begin(&self, dir: &SnapshotDir) -> Result<PathBuf, Error> {
-        let (partial, snapshot) = (self.partial.clone(), dir.to_string());
-        let shown = partial.clone();
-        disk::blocking(move || {
-            let marker = partial.join(MARKER);
-            let found = match fs::read(&marker) {
-                Ok(bytes) => serde_json::from_slice::<Marker>(&bytes).ok(),
-                Err(_) => None,
-            };
-            let is_empty = match fs::read_dir(&partial) {
-                Ok(mut entries) => {
-                    entries.all(|e| e.is_ok_and(|e| e.file_name() == MARKER_WRITTEN))
-                }
-                Err(error) if error.kind() == io::ErrorKind::NotFound => true,
-                Err(error) => return Err(error),
-            };
-            match found {
-                Some(found) if found.snapshot == snapshot => return Ok(partial),
-                // What a restore of another snapshot left is of no use.
-                Some(_) => fs::remove_dir_all(&partial)?,
-                None if is_empty => {}
-                None => {
-                    return Err(io::Error::new(
-                        io::ErrorKind::AlreadyExists,
-                        "it holds something that no restore left there; move it away",
-                    ));
-                }
-            }
-            fs::create_dir_all(&partial)?;
-            // Whole or not at all, and before anything else: without it, nobody knows whose the rest is.
-            let written = partial.join(MARKER_WRITTEN);
-            fs::write(&written, serde_json::to_vec(&Marker { snapshot })?)?;
-            fs::File::open(&written)?.sync_all()?;
-            fs::rename(&written, &marker)?;
-            disk::sync_dir(&partial)?;
-            Ok(partial)
-        })
-        .await
-        .map_err(|source| match source {
-            Error::Io { source, .. } => Error::Io {
-                what: "restore into",
-                path: shown,
-                source,
-            },
-            other => other,
-        })
-    }
-
-    /// Puts the directory into its place.
-    async fn finish(&self, metadata: &SnapshotMetadata) -> Result<(), Error> {
-        let (to, partial, parent) = (self.to.clone(), self.partial.clone(), self.parent.clone());
-        let mut names: std::collections::HashSet<String> =
-            metadata.files.iter().map(|f| f.name.clone()).collect();
-        names.insert(format!("/{MARKER}"));
-        disk::blocking(move || {
-            disk::remove_all_but(&partial, &names)?;
-            disk::sync_tree(&partial)?;
-            match fs::remove_dir(&to) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => {}
-            }
-            fs::rename(&partial, &to)?;
-            disk::sync_dir(&parent)?;
-            // Last: as long as it is there, a restore that was ended here is gone on with.
-            fs::remove_file(to.join(MARKER))?;
-            disk::sync_dir(&to)
-        })
-        .await
     }
 }

@@ -33,6 +33,9 @@ on_both!(
     a_partial_directory_is_gone_on_with,
     one_that_ends_anywhere_near_its_end_is_gone_on_with,
     a_partial_directory_of_another_snapshot_is_begun_anew,
+    a_directory_that_exists_stays_and_is_restored_inside,
+    one_that_ends_anywhere_inside_a_directory_is_gone_on_with,
+    what_is_put_into_a_directory_during_a_restore_is_left_alone,
     a_pin_holds_while_it_reads_and_goes_afterwards,
     a_restore_that_fails_leaves_no_pin,
     names_that_lead_out_of_the_directory_are_refused,
@@ -314,6 +317,120 @@ async fn a_partial_directory_of_another_snapshot_is_begun_anew(place: Place) {
         .unwrap();
     assert_eq!(restored.resumed(), 0);
     assert_eq!(read_dir(&target), newer);
+}
+
+async fn a_directory_that_exists_stays_and_is_restored_inside(place: Place) {
+    use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+    let mut files = some(&[1, 2]);
+    files.insert("sub/dir/000009.sst".to_owned(), bytes(9, 3));
+    place.put(1, &files).await;
+    let target = place.target();
+    std::fs::create_dir(&target).unwrap();
+    std::fs::set_permissions(&target, std::fs::Permissions::from_mode(0o710)).unwrap();
+    // What a new file system has at its top.
+    std::fs::create_dir(target.join("lost+found")).unwrap();
+    let identity = |path: &std::path::Path| {
+        let found = std::fs::metadata(path).unwrap();
+        (found.ino(), found.mode() & 0o7777)
+    };
+    let before = identity(&target);
+    let link = target.with_file_name("link");
+    std::os::unix::fs::symlink(&target, &link).unwrap();
+    let restored = place
+        .repository()
+        .restore(&Which::Newest, &link, &Progress::new())
+        .await
+        .unwrap();
+    assert_eq!(restored.dir(), link);
+    assert_eq!(identity(&target), before);
+    assert_eq!(read_dir(&target), files);
+    assert!(!partial_of(&target).exists());
+    assert!(!link.with_file_name("link.partial").exists());
+    let nowhere = target.with_file_name("nowhere");
+    std::os::unix::fs::symlink("not-there", &nowhere).unwrap();
+    let refused = place
+        .repository()
+        .restore(&Which::Newest, &nowhere, &Progress::new())
+        .await;
+    let refused = refused.unwrap_err().to_string();
+    assert!(refused.contains("leads nowhere"), "{refused}");
+    assert!(refused.contains("/nowhere"), "{refused}");
+}
+
+async fn one_that_ends_anywhere_inside_a_directory_is_gone_on_with(place: Place) {
+    let target = place.target();
+    let partial = target.join(".esker-restore.partial");
+    let mut files = some(&[1, 2, 3]);
+    files.insert("sub/000009.sst".to_owned(), bytes(9, 3));
+    let put = place.put(1, &files).await;
+    let restore = async || {
+        let repository = place.repository();
+        let progress = Progress::new();
+        let restored = repository.restore(&Which::Newest, &target, &progress).await;
+        restored.map(|restored| restored.resumed())
+    };
+    // Its files are on the way.
+    std::fs::create_dir(&target).unwrap();
+    let key = &place.files_of(&put.snapshot)[1];
+    let missing = std::fs::read(place.path(key)).unwrap();
+    place.remove(key);
+    assert!(restore().await.is_err());
+    assert!(partial.exists());
+    place.write(key, missing);
+    let resumed = restore().await.unwrap();
+    assert!(resumed < files.len() as u64);
+    assert_eq!(read_dir(&target), files);
+    // Names were given to some, to all, and to none.
+    let marker = |placing: &str| format!("{{\"snapshot\":\"{}\"{placing}}}", put.snapshot);
+    for in_place in 0..=4 {
+        std::fs::create_dir(&partial).unwrap();
+        std::fs::write(
+            partial.join(".esker-restore.json"),
+            marker(",\"placing\":true"),
+        )
+        .unwrap();
+        let names = ["000001.sst", "000002.sst", "000003.sst", "sub"];
+        for name in &names[in_place..] {
+            std::fs::rename(target.join(name), partial.join(name)).unwrap();
+        }
+        assert_eq!(restore().await.unwrap(), 4, "{in_place} in place");
+        assert_eq!(read_dir(&target), files, "{in_place} in place");
+    }
+    // Its marker is the last that goes.
+    std::fs::create_dir(&partial).unwrap();
+    assert!(restore().await.is_err(), "it is restored, and is not empty");
+}
+
+async fn what_is_put_into_a_directory_during_a_restore_is_left_alone(place: Place) {
+    let files = some(&[1, 2]);
+    let put = place.put(1, &files).await;
+    let target = place.target();
+    let partial = target.join(".esker-restore.partial");
+    let repository = place.repository();
+    let restore = async || {
+        let progress = Progress::new();
+        repository.restore(&Which::Newest, &target, &progress).await
+    };
+    for placing in ["", ",\"placing\":true"] {
+        std::fs::create_dir_all(&partial).unwrap();
+        let marker = format!("{{\"snapshot\":\"{}\"{placing}}}", put.snapshot);
+        std::fs::write(partial.join(".esker-restore.json"), marker).unwrap();
+        std::fs::write(target.join("mine"), "mine").unwrap();
+        let error = restore().await.unwrap_err().to_string();
+        assert!(error.contains("mine"), "{error}");
+        assert_eq!(std::fs::read(target.join("mine")).unwrap(), b"mine");
+        std::fs::remove_file(target.join("mine")).unwrap();
+        // A file with a name of the snapshot is not taken for the snapshot's.
+        if placing.is_empty() {
+            std::fs::write(target.join("000001.sst"), "mine").unwrap();
+            assert!(restore().await.is_err());
+            assert_eq!(std::fs::read(target.join("000001.sst")).unwrap(), b"mine");
+            std::fs::remove_file(target.join("000001.sst")).unwrap();
+        }
+        restore().await.unwrap();
+        assert_eq!(read_dir(&target), files);
+        std::fs::remove_dir_all(&target).unwrap();
+    }
 }
 
 async fn a_pin_holds_while_it_reads_and_goes_afterwards(place: Place) {
