@@ -38,9 +38,11 @@ impl Told {
     pub fn of(log: &str) -> Told {
         let mut told = Told::default();
         for line in log.lines() {
-            if let Some((_, rest)) = line.split_once(": Replaying ") {
+            if let Some((before, rest)) = line.split_once(": Replaying ")
+                && before.ends_with("esker_node::recovery")
+            {
                 told.replayed = rest.split(' ').next().and_then(|n| n.parse().ok());
-            } else if line.contains(": Recovery complete ") {
+            } else if line.contains(": Partitions recovered ") {
                 told.replay = field(line, "replay").and_then(duration);
                 told.restore = field(line, "restore").and_then(duration);
             } else if line.contains(": Snapshot loaded ") {
@@ -105,8 +107,8 @@ mod tests {
     fn a_recovery_is_read_from_the_log() {
         let told = Told::of(
             "2026-11-21T16:01:46Z  INFO esker_node::recovery::rebuild: Snapshot loaded partition=2 source=local snapshot lsn=7 files=2 bytes=62179 took=22.9ms\n\
-             2026-11-21T16:01:46Z  INFO esker_node::recovery: Replaying 1 events since snapshot events=1\n\
-             2026-11-21T16:01:46Z  INFO esker_node::recovery: Recovery complete restore=108.5ms replay=292.5µs total=2.5s\n\
+             2026-11-21T16:01:46Z  INFO esker_node::recovery: Replaying 1 log entries of the partitions events=1\n\
+             2026-11-21T16:01:46Z  INFO esker_node::recovery: Partitions recovered restore=108.5ms replay=292.5µs total=2.5s\n\
              2026-11-21T16:01:47Z  INFO esker_node::snapshots::uploader: a snapshot was put into the repository partition=2 snapshot=\"lsn_00000000000000000009-snap_153\" reason=the repository has none files=2 bytes=62180 bytes_uploaded=5 took=77.9ms\n",
         );
         let copy = |lsn, bytes| Copy {

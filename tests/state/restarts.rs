@@ -78,3 +78,33 @@ async fn after_a_graceful_stop_everything_is_there() {
         "transaction_not_found",
     );
 }
+
+#[tokio::test]
+async fn a_start_reports_what_the_store_was_loaded_from_and_the_commits_that_it_replays() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("data");
+    let mut state = State::on(&data).await;
+    for _ in 0..7 {
+        state.put(key("x"), "{}").await;
+    }
+    // However often it starts: what the partitions replay grows with each start, commits do not.
+    for _ in 0..3 {
+        state.server.kill();
+        state = State::on(&data).await;
+        let log = state.server.log().join("\n");
+        assert!(log.contains("Loading snapshot: none"), "{log}");
+        assert!(log.contains("Replaying 7 events since snapshot"), "{log}");
+        let complete = log.lines().find(|l| l.contains("Recovery complete"));
+        assert!(complete.unwrap().contains("commit_ts=7 keys=1"), "{log}");
+    }
+    state.server.signal(rustix::process::Signal::TERM);
+    assert!(state.server.wait().await.success());
+    let mut state = State::on(&data).await;
+    state.put(key("y"), "{}").await;
+    state.server.kill();
+    let state = State::on(&data).await;
+    let log = state.server.log().join("\n");
+    let loaded = "Loading snapshot: state store at commit_ts=7 source=database";
+    assert!(log.contains(loaded), "{log}");
+    assert!(log.contains("Replaying 1 events since snapshot"), "{log}");
+}

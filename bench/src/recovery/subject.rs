@@ -263,8 +263,8 @@ impl Subject {
     pub fn said(&self) -> anyhow::Result<Said> {
         let text = self.logged()?;
         let line = |what: &str| text.lines().find(|line| line.contains(what));
-        let complete = line("Recovery complete").context("no recovery was reported")?;
-        let replaying = line("Replaying ").context("no replay was reported")?;
+        let complete = line("Partitions recovered").context("no recovery was reported")?;
+        let replaying = line("log entries of the partitions").context("no replay was reported")?;
         let events = replaying
             .split_once("Replaying ")
             .and_then(|(_, rest)| rest.split(' ').next()?.parse().ok());
@@ -277,7 +277,7 @@ impl Subject {
                 .and_then(|text| seconds(&text))
                 .unwrap_or(0.0)
         };
-        let log_bytes = line("Loading snapshot").and_then(|line| field(line, "log_bytes"));
+        let log_bytes = line("Loading partitions").and_then(|line| field(line, "log_bytes"));
         Ok(Said {
             events: events.context("no number of events")?,
             scan: seconds("scan"),

@@ -116,7 +116,9 @@ async fn everything_is_the_same_after_a_stop_and_nothing_is_replayed() {
         let before = everything(&server.sdk()).await;
         server.stop().await;
         server.restart(&setup).await;
-        server.logged("Replaying 0 events since snapshot").await;
+        server
+            .logged("Replaying 0 log entries of the partitions")
+            .await;
         let after = everything(&server.sdk()).await;
         pretty_eq(&before, &after);
     }
@@ -145,7 +147,7 @@ async fn every_start_says_what_it_loads_how_much_it_replays_and_when_it_is_done(
     }
     server.kill();
     server.restart(&setup).await;
-    let loading = server.logged("Loading snapshot").await;
+    let loading = server.logged("Loading partitions").await;
     assert!(
         loading.contains(&*server.data_dir().join("db").to_string_lossy()),
         "{loading}"
@@ -153,17 +155,30 @@ async fn every_start_says_what_it_loads_how_much_it_replays_and_when_it_is_done(
     let replaying = server.logged("Replaying ").await;
     let events: u64 = replaying
         .split_once("Replaying ")
-        .and_then(|(_, rest)| rest.split_once(" events since snapshot"))
+        .and_then(|(_, rest)| rest.split_once(" log entries of the partitions"))
         .map(|(n, _)| n.parse().unwrap())
         .unwrap();
     // The appends, a basin, a stream, and what a leader begins its term with.
     assert!((52..60).contains(&events), "{replaying}");
-    server.logged("Recovery complete").await;
-    let order: Vec<usize> = ["Loading snapshot", "Replaying ", "Recovery complete"]
-        .iter()
-        .map(|text| server.log().iter().position(|l| l.contains(text)).unwrap())
-        .collect();
-    assert!(order.is_sorted(), "{order:?}");
+    server.logged("Partitions recovered").await;
+    let of_partitions = [
+        "Loading partitions",
+        "log entries of the partitions",
+        "Partitions recovered",
+    ];
+    // Of the state store there is nothing: no commit is counted, whatever the partitions replay.
+    let of_state = [
+        "Loading snapshot: none",
+        "Replaying 0 events since snapshot",
+        "Recovery complete",
+    ];
+    for lines in [of_partitions, of_state] {
+        let order: Vec<usize> = lines
+            .iter()
+            .map(|text| server.log().iter().position(|l| l.contains(text)).unwrap())
+            .collect();
+        assert!(order.is_sorted(), "{order:?}");
+    }
 }
 
 #[tokio::test]

@@ -62,21 +62,21 @@ pub(crate) async fn recover(options: NodeOptions) -> Result<Arc<Inner>, StartErr
     let started = Instant::now();
     let handle = tokio::runtime::Handle::current();
     let (path, said) = (options.data_dir.clone(), options.bootstrap);
-    let (mut inner, forked, mut report, replay) = blocking(move || {
+    let (mut inner, forked, mut report, loaded, replay) = blocking(move || {
         let opened = open(&options, &handle)?;
         let (forked, damaged) = (opened.forked.clone(), opened.damaged.clone());
         // A group replays from the moment it is open.
         let replay = Instant::now();
-        let (inner, report) = groups(options, opened, &handle)?;
+        let (inner, report, loaded) = groups(options, opened, &handle)?;
         for partition in damaged {
             inner.snapshots.known[partition as usize].lock().distrusted = true;
         }
-        Ok::<_, StartError>((inner, forked, report, replay))
+        Ok::<_, StartError>((inner, forked, report, loaded, replay))
     })
     .await
     .map_err(|error| acceptance::explain(&path, said, error))?;
     let events = report.entries;
-    tracing::info!(events, "Replaying {events} events since snapshot");
+    tracing::info!(events, "Replaying {events} log entries of the partitions");
     for group in inner.groups() {
         group.wait_until_serving().await;
         if let Some(why) = group.halted() {
@@ -85,6 +85,7 @@ pub(crate) async fn recover(options: NodeOptions) -> Result<Arc<Inner>, StartErr
         }
     }
     report.replay = replay.elapsed();
+    loaded.recovered(&inner.state.reader);
     let replayed = report.partitions.iter();
     let bytes = replayed.map(|one| inner.after(one.partition, one.lsn).1);
     let bytes = bytes.sum();
@@ -110,14 +111,7 @@ pub(crate) async fn recover(options: NodeOptions) -> Result<Arc<Inner>, StartErr
         restore = ?report.restore,
         replay = ?report.replay,
         total = ?report.total,
-        "Recovery complete"
-    );
-    let state = inner.state.reader.meta();
-    tracing::info!(
-        commit_ts = state.commit_ts,
-        keys = state.keys,
-        duration = ?report.total,
-        "the state store is at commit_ts={}", state.commit_ts
+        "Partitions recovered"
     );
     inner.snapshots.recovered(report);
     Ok(Arc::new(inner))
@@ -197,7 +191,7 @@ fn groups(
     options: NodeOptions,
     opened: Opened,
     handle: &tokio::runtime::Handle,
-) -> Result<(Inner, RecoveryReport), StartError> {
+) -> Result<(Inner, RecoveryReport, state::rebuild::Loaded), StartError> {
     let Opened {
         data_dir,
         raft,
@@ -239,7 +233,7 @@ fn groups(
         path = %data_dir.db().display(),
         ?applied,
         log_bytes = raft.log().used_bytes(),
-        "Loading snapshot: {}", report.source()
+        "Loading partitions: {}", report.source()
     );
     let alone = || -> SendToPeers { Box::new(|_| {}) };
     let catalog = Catalog::open(&store)?;
@@ -248,14 +242,14 @@ fn groups(
     let state_at = state_partition(options.partitions);
     let files = open_state_files(&data_dir)?;
     let state_archive = state::Shared::archive_of(&options.state, &archive);
-    let replayed = report.replayed(state_at.0);
-    state::rebuild::recover(
+    let loaded = state::rebuild::recover(
         &store.part(state_at),
         &files,
         state_archive.as_ref(),
         &data_dir.scratch(),
         handle,
-        replayed,
+        report.source_of(state_at.0),
+        report.state_commits,
     )?;
     let mut state_reader = None;
     let mut partitions = Vec::new();
@@ -312,7 +306,7 @@ fn groups(
         unknown_basins: Default::default(),
         data_dir,
     };
-    Ok((inner, report))
+    Ok((inner, report, loaded))
 }
 
 /// Tells partitions that were taken back in time which basins have been deleted since.

@@ -126,7 +126,8 @@ pub(super) fn rebuild(
             let _ = std::fs::remove_file(data_dir.damage(partition));
         }
         if let (Source::State(commit_ts), Some(fork)) = (&way.source, &way.fork) {
-            from_state(&store, *commit_ts, fork.lsn, partition, data_dir, raft)?;
+            report.state_commits =
+                from_state(&store, *commit_ts, fork.lsn, partition, data_dir, raft)?;
         }
         if let Some(lineage) = &way.adopt {
             store.part(id).fork(lineage, data_dir.identity.node_id)?;
@@ -167,8 +168,8 @@ pub(super) fn rebuild(
     })
 }
 
-/// Makes the state store's partition of a JSON snapshot, and of the commits that the log has after it.
-/// Other streams are not known any more, so what the log has of them is passed over.
+/// Makes the state store's partition of a JSON snapshot, and of the commits that the log has after it: how
+/// many these are. Other streams are not known any more, so what the log has of them is passed over.
 fn from_state(
     store: &Store,
     commit_ts: u64,
@@ -176,7 +177,7 @@ fn from_state(
     partition: u64,
     data_dir: &DataDir,
     raft: &esker_raft::Node,
-) -> Result<(), StartError> {
+) -> Result<u64, StartError> {
     let broken = |why: String| StartError::NothingUsable {
         partition,
         tried: format!("{}: {why}", name_of(commit_ts)),
@@ -249,9 +250,8 @@ fn from_state(
         }
     }
     drop(machine);
-    tracing::info!(commits, "Replaying {commits} events since snapshot");
     store.part(id).flush()?;
-    Ok(())
+    Ok(commits)
 }
 
 /// Begins a lineage: first in the repository, so that of two restores at once one loses; then in the

@@ -9,6 +9,8 @@ use super::ways::Source;
 pub struct RecoveryReport {
     /// Entries that were replayed.
     pub entries: u64,
+    /// Commits of the state store that were replayed when its partition was rebuilt from a JSON snapshot.
+    pub state_commits: u64,
     /// Bytes that came from checkpoints and snapshots.
     pub restored_bytes: u64,
     /// Looking at the log, if there was enough of it to tell.
@@ -71,11 +73,11 @@ impl RecoveryReport {
         self.partitions.sort_by_key(|one| one.partition);
     }
 
-    /// Entries that are replayed on a partition.
-    pub(super) fn replayed(&self, partition: u64) -> u64 {
+    /// Where a partition came from.
+    pub(super) fn source_of(&self, partition: u64) -> &Source {
         let mut of = self.partitions.iter();
         of.find(|one| one.partition == partition)
-            .map_or(0, |one| one.replayed)
+            .map_or(&Source::Database, |one| &one.source)
     }
 
     /// Where it all came from, in short.

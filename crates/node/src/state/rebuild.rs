@@ -7,7 +7,7 @@
 use std::path::Path;
 use std::time::Instant;
 
-use esker_partition::state::StateMeta;
+use esker_partition::state::StateReader;
 use esker_partition::state::rebuild::StreamLeft;
 use esker_partition::store::{Part, StoreError};
 use esker_partition::{Lineage, LineageId};
@@ -17,40 +17,83 @@ use super::archive::StateArchive;
 use super::document::Header;
 use super::files::{Files, name_of};
 use crate::error::StartError;
+use crate::recovery::Source;
 
-/// Makes sure that the partition's state store can be used; says where it comes from.
+/// What the store was loaded from. Its commits since then are replayed with its partition.
+#[derive(Debug)]
+pub(crate) struct Loaded {
+    source: String,
+    /// Commits that have been replayed on it already, before its partition was opened.
+    folded: u64,
+    begun: Instant,
+}
+
+impl Loaded {
+    fn new(source: impl ToString, folded: u64, begun: Instant) -> Loaded {
+        Loaded {
+            source: source.to_string(),
+            folded,
+            begun,
+        }
+    }
+
+    /// Reports the end of the recovery, once the partition has replayed its log.
+    pub fn recovered(&self, reader: &StateReader) {
+        let events = self.folded + reader.commits_applied();
+        let meta = reader.meta();
+        tracing::info!(events, "Replaying {events} events since snapshot");
+        tracing::info!(
+            source = self.source,
+            commit_ts = meta.commit_ts,
+            keys = meta.keys,
+            duration = ?self.begun.elapsed(),
+            "Recovery complete"
+        );
+    }
+}
+
+/// Makes sure that the partition's state store can be used; `source` is what the partition came from, and
+/// `folded` are the commits that were replayed on it by then.
 pub(crate) fn recover(
     part: &Part,
     files: &Files,
     archive: Option<&StateArchive>,
     scratch: &Path,
     handle: &Handle,
-    replayed: u64,
-) -> Result<(), StartError> {
+    source: &Source,
+    folded: u64,
+) -> Result<Loaded, StartError> {
+    let begun = Instant::now();
     let Some(why) = part.state_problem()? else {
+        if matches!(source, Source::State(_)) {
+            // Reported when its partition was made of it.
+            return Ok(Loaded::new("json", folded, begun));
+        }
         let meta = part.state_meta()?.unwrap_or_default();
+        let loaded = match meta.commit_ts {
+            0 => "none".to_owned(),
+            commit_ts => format!("state store at commit_ts={commit_ts}"),
+        };
         tracing::info!(
-            source = "checkpoint",
+            %source,
             commit_ts = meta.commit_ts,
             keys = meta.keys,
-            events = replayed,
-            "Loading snapshot: state store at commit_ts={}",
-            meta.commit_ts
+            "Loading snapshot: {loaded}"
         );
-        return Ok(());
+        return Ok(Loaded::new(source, 0, begun));
     };
     tracing::warn!(%why, "the state store in the database cannot be used: it is made anew");
     let mut tried = vec![format!("database: {why}")];
-    if from_files(part, files, &mut tried)?.is_some() {
-        return Ok(());
+    if let Some(folded) = from_files(part, files, &mut tried)? {
+        return Ok(Loaded::new("json", folded, begun));
     }
     if let Some(archive) = archive
-        && from_archive(part, archive, scratch, handle, &mut tried)?.is_some()
+        && let Some(folded) = from_archive(part, archive, scratch, handle, &mut tried)?
     {
-        return Ok(());
+        return Ok(Loaded::new("json", folded, begun));
     }
-    if from_stream(part, &mut tried)?.is_some() {
-        return Ok(());
+    if let Some(folded) = from_stream(part, &mut tried)? {
+        return Ok(Loaded::new("stream", folded, begun));
     }
     Err(StartError::StateUnusable {
         tried: tried.join("; "),
@@ -77,7 +120,7 @@ fn from_files(
     part: &Part,
     files: &Files,
     tried: &mut Vec<String>,
-) -> Result<Option<StateMeta>, StartError> {
+) -> Result<Option<u64>, StartError> {
     let found = match files.list() {
         Ok(found) => found,
         Err(error) => {
@@ -86,8 +129,8 @@ fn from_files(
         }
     };
     for one in found {
-        if let Some(meta) = from_file(part, files, one.commit_ts, tried)? {
-            return Ok(Some(meta));
+        if let Some(folded) = from_file(part, files, one.commit_ts, tried)? {
+            return Ok(Some(folded));
         }
     }
     Ok(None)
@@ -100,7 +143,7 @@ fn from_archive(
     scratch: &Path,
     handle: &Handle,
     tried: &mut Vec<String>,
-) -> Result<Option<StateMeta>, StartError> {
+) -> Result<Option<u64>, StartError> {
     let listed = match handle.block_on(archive.list()) {
         Ok(listed) => listed,
         Err(error) => {
@@ -117,9 +160,9 @@ fn from_archive(
             .and_then(|()| Files::open(dir.clone()));
         match fetched {
             Ok(files) => {
-                if let Some(meta) = from_file(part, &files, one.commit_ts, tried)? {
+                if let Some(folded) = from_file(part, &files, one.commit_ts, tried)? {
                     let _ = std::fs::remove_dir_all(&dir);
-                    return Ok(Some(meta));
+                    return Ok(Some(folded));
                 }
             }
             Err(error) => {
@@ -139,9 +182,9 @@ fn from_file(
     files: &Files,
     commit_ts: u64,
     tried: &mut Vec<String>,
-) -> Result<Option<StateMeta>, StartError> {
+) -> Result<Option<u64>, StartError> {
     match try_file(part, files, commit_ts, part.state_stream_left()?)? {
-        Ok(meta) => Ok(Some(meta)),
+        Ok(folded) => Ok(Some(folded)),
         Err(why) => {
             let name = name_of(commit_ts);
             tracing::warn!(
@@ -160,7 +203,7 @@ fn try_file(
     files: &Files,
     commit_ts: u64,
     left: Option<StreamLeft>,
-) -> Result<Result<StateMeta, String>, StartError> {
+) -> Result<Result<u64, String>, StartError> {
     let begun = Instant::now();
     let (checked, has_sum) = match files.check(commit_ts) {
         Ok(checked) => checked,
@@ -225,21 +268,17 @@ fn try_file(
         Err(why @ StoreError::Malformed { .. }) => return Ok(Err(why.to_string())),
         Err(error) => return Err(error.into()),
     };
-    tracing::info!(events, "Replaying {events} events since snapshot");
-    let meta = rebuild.finish(to)?;
+    rebuild.finish(to)?;
     tracing::info!(
-        source = "json",
-        commit_ts = meta.commit_ts,
-        keys = meta.keys,
-        bytes = checked.bytes,
+        events,
         duration = ?begun.elapsed(),
-        "Recovery complete"
+        "the state store was rebuilt from {name} and its stream"
     );
-    Ok(Ok(meta))
+    Ok(Ok(events))
 }
 
 /// All commits there ever were may be in the stream.
-fn from_stream(part: &Part, tried: &mut Vec<String>) -> Result<Option<StateMeta>, StartError> {
+fn from_stream(part: &Part, tried: &mut Vec<String>) -> Result<Option<u64>, StartError> {
     let Some(left) = part.state_stream_left()? else {
         tried.push("the stream of commits: it is missing".to_owned());
         return Ok(None);
@@ -257,13 +296,6 @@ fn from_stream(part: &Part, tried: &mut Vec<String>) -> Result<Option<StateMeta>
     );
     let mut rebuild = part.rebuild_state()?;
     let events = rebuild.fold(0, left.to)?;
-    tracing::info!(events, "Replaying {events} events since snapshot");
-    let meta = rebuild.finish(left.to)?;
-    tracing::info!(
-        source = "stream",
-        commit_ts = meta.commit_ts,
-        keys = meta.keys,
-        "Recovery complete"
-    );
-    Ok(Some(meta))
+    rebuild.finish(left.to)?;
+    Ok(Some(events))
 }

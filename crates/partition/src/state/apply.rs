@@ -27,6 +27,8 @@ pub(crate) struct StateStep<'a> {
     before: &'a Published,
     /// Where it stands, once the step has changed that.
     pub meta: Option<StateMeta>,
+    /// Commits in the step.
+    pub commits: u64,
     /// Present entries that the step has read or changed, by their names.
     entries: HashMap<Vec<u8>, Option<StateEntry>>,
     /// Bytes of entries that are no longer needed.
@@ -40,6 +42,7 @@ impl<'a> StateStep<'a> {
         StateStep {
             before,
             meta: None,
+            commits: 0,
             entries: HashMap::new(),
             garbage: 0,
             forgotten: Vec::new(),
@@ -175,6 +178,7 @@ impl Step<'_> {
         }
         meta.commit_ts = commit_ts;
         self.state.meta = Some(meta);
+        self.state.commits += 1;
         Ok(Ok(StateCommitted {
             commit_ts,
             versions,

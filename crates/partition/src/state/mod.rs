@@ -33,6 +33,7 @@ pub mod record;
 mod tests;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
@@ -163,6 +164,8 @@ pub(crate) struct Published {
     meta: Arc<RwLock<StateMeta>>,
     /// The newest commit.
     newest: watch::Sender<u64>,
+    /// Commits that were applied since it was opened.
+    commits: Arc<AtomicU64>,
     /// For the apply thread alone.
     lowest: Arc<Mutex<LowestVersions>>,
 }
@@ -172,6 +175,7 @@ impl Published {
         let meta = part.state_meta()?.unwrap_or_default();
         Ok(Published {
             newest: watch::Sender::new(meta.commit_ts),
+            commits: Arc::default(),
             meta: Arc::new(RwLock::new(meta)),
             lowest: Arc::default(),
         })
@@ -181,8 +185,10 @@ impl Published {
         self.meta.read().clone()
     }
 
-    pub fn set(&self, meta: StateMeta) {
+    /// What a step has made of it, and with how many commits.
+    pub fn set(&self, meta: StateMeta, commits: u64) {
         let newest = meta.commit_ts;
+        self.commits.fetch_add(commits, Ordering::Relaxed);
         *self.meta.write() = meta;
         self.newest.send_replace(newest);
     }
@@ -195,6 +201,10 @@ impl Published {
     /// The version below which nothing is left of a key's earlier entries; 0 if that is not known.
     pub fn lowest_version(&self, generation: u32, names: &[u8]) -> u64 {
         self.lowest.lock().get(generation, names)
+    }
+
+    pub fn commits(&self) -> u64 {
+        self.commits.load(Ordering::Relaxed)
     }
 
     pub fn newest(&self) -> watch::Receiver<u64> {

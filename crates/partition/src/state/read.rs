@@ -117,6 +117,11 @@ impl StateReader {
         self.published.get()
     }
 
+    /// Commits that were applied since the partition was opened: right after that, those that are replayed.
+    pub fn commits_applied(&self) -> u64 {
+        self.published.commits()
+    }
+
     /// The newest commit, and each that comes.
     pub fn newest(&self) -> tokio::sync::watch::Receiver<u64> {
         self.published.newest()

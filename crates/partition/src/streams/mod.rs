@@ -249,7 +249,7 @@ impl StreamPartition {
             self.reclaimer.mark_basin(*basin);
         }
         if let Some(meta) = &done.state {
-            self.state.set(meta.clone());
+            self.state.set(meta.clone(), done.commits);
         }
         self.state.forgotten(std::mem::take(&mut done.forgotten));
         self.directory.publish(done);

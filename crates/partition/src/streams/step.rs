@@ -55,6 +55,8 @@ pub(crate) struct Done {
     pub failed: FailedSessions,
     /// Where the state store stands, if that changed.
     pub state: Option<StateMeta>,
+    /// Commits of the state store.
+    pub commits: u64,
     /// Bytes of entries of the state store that are no longer needed.
     pub garbage: u64,
     /// Versions of its keys that are deleted.
@@ -210,6 +212,7 @@ impl<'a> Step<'a> {
             dropped: self.dropped,
             to_reclaim,
             failed: self.newly_failed,
+            commits: self.state.commits,
             state: self.state.meta,
             garbage: self.state.garbage,
             forgotten: self.state.forgotten,
