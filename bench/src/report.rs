@@ -206,6 +206,9 @@ impl Report {
              otherwise wait 40 ms within every short read.\n\
              - *The disk alone* is a write of 4 KiB at the end of a file and an `fdatasync`, \
              measured on the same file system just before the row above it.\n\
+             - *End to end* is the age of a record when a follower has it, counted from its append, \
+             while the stream is written as fast as it is acknowledged: the faster a server \
+             acknowledges, the more its followers have to take.\n\
              - *Catch-up reads* count the bytes in the bodies of 1 KiB records.\n\
              - *Restart* is the time from the start of the process, after SIGKILL, until it is \
              healthy, has answered a check of a tail with everything acknowledged, and has \

@@ -21,8 +21,18 @@ pub enum Metric {
     BenchWrite,
     /// Its median time to an acknowledgement.
     BenchAck,
+    /// 99th percentile of the time from its appends to its reads, while it writes.
+    BenchEndToEnd,
     /// What it reads of the same stream afterwards.
     BenchCatchUp,
+    /// 99th percentile of the age of records when the only follower gets them.
+    FollowerP99,
+    /// What is written meanwhile.
+    FollowerWrite,
+    /// The same with several followers.
+    FollowersP99,
+    /// What is written meanwhile.
+    FollowersWrite,
     /// Records in batches by eight append sessions.
     BatchRate,
     /// Reading one long stream.
@@ -99,7 +109,14 @@ impl Metric {
             Self::ManyP50 => format!("unary append, {} clients, p50", sizes.many_clients),
             Self::BenchWrite => "`s2 bench`, 8 KiB records, write".into(),
             Self::BenchAck => "`s2 bench`, ack p50".into(),
+            Self::BenchEndToEnd => "`s2 bench`, end to end p99".into(),
             Self::BenchCatchUp => "`s2 bench`, catch-up read".into(),
+            Self::FollowerP99 => "1 follower at full rate, end to end p99".into(),
+            Self::FollowerWrite => "1 follower at full rate, write".into(),
+            Self::FollowersP99 => {
+                format!("{} followers at full rate, end to end p99", sizes.followers)
+            }
+            Self::FollowersWrite => format!("{} followers at full rate, write", sizes.followers),
             Self::BatchRate => format!(
                 "256-byte records, batches of 100, {} sessions",
                 sizes.batch_sessions
@@ -124,6 +141,8 @@ impl Metric {
     pub fn unit(self) -> &'static str {
         match self {
             Self::OneP50 | Self::OneP99 | Self::DiskSync | Self::ManyP50 | Self::BenchAck => "ms",
+            Self::BenchEndToEnd | Self::FollowerP99 | Self::FollowersP99 => "ms",
+            Self::FollowerWrite | Self::FollowersWrite => "MiB/s",
             Self::ManyRate => "appends/s",
             Self::BenchWrite | Self::BenchCatchUp => "MiB/s",
             Self::CatchUpOne | Self::CatchUpInterleaved => "MiB/s",
@@ -143,6 +162,9 @@ impl Metric {
             Self::ManyRate => at_least(3.0, 6.0),
             Self::BenchWrite => at_least(1.5, 2.0),
             Self::BenchAck => at_most(0.5, Aim::Times(0.3)),
+            Self::BenchEndToEnd | Self::FollowerP99 | Self::FollowersP99 => {
+                at_most(1.0, Aim::Times(0.5))
+            }
             Self::BatchRate => at_least(2.0, 5.0),
             Self::CatchUpOne | Self::CatchUpInterleaved => at_least(1.0, 2.0),
             Self::Resident => at_most(0.5, Aim::None),
@@ -152,6 +174,8 @@ impl Metric {
             | Self::DiskSync
             | Self::ManyP50
             | Self::BenchCatchUp
+            | Self::FollowerWrite
+            | Self::FollowersWrite
             | Self::ResidentHighest => Goal::None,
         }
     }

@@ -178,6 +178,20 @@ impl Stream {
             Self::Wire(stream) => stream.read(start, count).await,
         }
     }
+
+    /// Reads from the first record on and follows the tail until `go_on`, which is told the number of
+    /// records so far, first and after each batch, has had enough; checks that no sequence number is
+    /// left out.
+    ///
+    /// # Errors
+    ///
+    /// If the session fails or ends, or a sequence number is not the expected one.
+    pub async fn follow(&self, go_on: impl FnMut(u64) -> bool) -> anyhow::Result<()> {
+        match self {
+            Self::Sdk(stream) => stream.follow(go_on).await,
+            Self::Wire(stream) => stream.follow(go_on).await,
+        }
+    }
 }
 
 fn check_count(acked: Acked, records: usize) -> anyhow::Result<()> {

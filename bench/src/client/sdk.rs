@@ -159,4 +159,23 @@ impl Stream {
         }
         Ok(totals)
     }
+
+    pub async fn follow(&self, mut go_on: impl FnMut(u64) -> bool) -> anyhow::Result<()> {
+        let input =
+            ReadInput::new().with_start(ReadStart::new().with_from(ReadFrom::SeqNum(0)));
+        let mut session = self.0.read_session(input, ReadSessionConfig::new()).await?;
+        let mut records = 0;
+        while go_on(records) {
+            let batch = session.next().await.context("the read ended early")??;
+            for record in &batch.records {
+                ensure!(
+                    record.seq_num == records,
+                    "read sequence number {} where {records} was due",
+                    record.seq_num
+                );
+                records += 1;
+            }
+        }
+        Ok(())
+    }
 }

@@ -226,16 +226,38 @@ impl Stream {
 
     pub async fn read(&self, start: u64, count: u64) -> anyhow::Result<ReadTotals> {
         let path = format!("{}?seq_num={start}&count={count}", self.records);
+        let mut totals = ReadTotals::default();
+        self.read_session(&path, start, &mut totals, |totals| totals.records < count)
+            .await?;
+        Ok(totals)
+    }
+
+    pub async fn follow(&self, mut go_on: impl FnMut(u64) -> bool) -> anyhow::Result<()> {
+        let path = format!("{}?seq_num=0", self.records);
+        let mut totals = ReadTotals::default();
+        self.read_session(&path, 0, &mut totals, |totals| go_on(totals.records))
+            .await
+    }
+
+    /// Adds up what a session brings until `go_on` has had enough; it is asked first, and after each
+    /// batch.
+    async fn read_session(
+        &self,
+        path: &str,
+        start: u64,
+        totals: &mut ReadTotals,
+        mut go_on: impl FnMut(&ReadTotals) -> bool,
+    ) -> anyhow::Result<()> {
         let request = self
             .connection
-            .request(Method::GET, &path)
+            .request(Method::GET, path)
             .header(header::CONTENT_TYPE, SESSION)
             .body(Either::Left(Full::new(Bytes::new())))?;
         let response = self.connection.sender.clone().send_request(request).await?;
         let mut body = expect_success(response).await?;
         let mut buffer = BytesMut::new();
-        let mut totals = ReadTotals::default();
-        while totals.records < count {
+        let mut open = go_on(totals);
+        while open {
             let data = self
                 .connection
                 .next_data(&mut body)
@@ -243,10 +265,11 @@ impl Stream {
                 .context("the read ended early")?;
             buffer.extend_from_slice(&data);
             while let Some(message) = scan::next_frame(&mut buffer)? {
-                scan::count_records(&message, start, &mut totals)?;
+                scan::count_records(&message, start, totals)?;
+                open = go_on(totals);
             }
         }
-        Ok(totals)
+        Ok(())
     }
 }
 

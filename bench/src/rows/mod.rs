@@ -8,6 +8,7 @@
 mod batches;
 mod catch_up;
 mod create;
+mod followers;
 mod load;
 mod memory;
 pub mod restart;
@@ -32,6 +33,8 @@ pub enum Row {
     Many,
     /// The peer's own `s2 bench`, unthrottled.
     S2Bench,
+    /// One and several followers of a stream that is written as fast as it is acknowledged.
+    Followers,
     /// 256-byte records in batches of 100 by eight append sessions.
     Batches,
     /// Reading a long stream, and some of many interleaved ones.
@@ -50,7 +53,18 @@ impl Row {
         match self {
             Self::One => &[Metric::OneP50, Metric::OneP99, Metric::DiskSync],
             Self::Many => &[Metric::ManyRate, Metric::ManyP50],
-            Self::S2Bench => &[Metric::BenchWrite, Metric::BenchAck, Metric::BenchCatchUp],
+            Self::S2Bench => &[
+                Metric::BenchWrite,
+                Metric::BenchAck,
+                Metric::BenchEndToEnd,
+                Metric::BenchCatchUp,
+            ],
+            Self::Followers => &[
+                Metric::FollowerP99,
+                Metric::FollowerWrite,
+                Metric::FollowersP99,
+                Metric::FollowersWrite,
+            ],
             Self::Batches => &[Metric::BatchRate],
             Self::CatchUp => &[Metric::CatchUpOne, Metric::CatchUpInterleaved],
             Self::Memory => &[Metric::Resident, Metric::ResidentHighest],
@@ -66,7 +80,7 @@ impl Row {
             Self::One | Self::Create => Some(Kind::Sdk),
             // Tens of thousands of requests or hundreds of thousands of records in a second: the
             // SDK alone would need half of a small machine to make and decode them.
-            Self::Many | Self::Batches | Self::CatchUp => Some(Kind::Wire),
+            Self::Many | Self::Followers | Self::Batches | Self::CatchUp => Some(Kind::Wire),
             Self::S2Bench | Self::Memory | Self::Restart => None,
         }
     }
@@ -82,6 +96,7 @@ impl Row {
             Self::One => unary::one(load).await,
             Self::Many => unary::many(load).await,
             Self::S2Bench => s2_bench::measure(load).await,
+            Self::Followers => followers::measure(load).await,
             Self::Batches => batches::measure(load).await,
             Self::CatchUp => catch_up::measure(load).await,
             Self::Memory => memory::measure(load).await,
@@ -124,6 +139,8 @@ pub struct Sizes {
     pub duration: Duration,
     /// Load before the clock runs.
     pub warm_up: Duration,
+    /// Followers of one stream, where there are several.
+    pub followers: usize,
     /// Append sessions of the batch row.
     pub batch_sessions: usize,
     /// Bytes in the bodies that a catch-up row prepares, once in one stream, once in many.
@@ -157,6 +174,7 @@ impl Sizes {
             many_clients: 32,
             duration: Duration::from_secs(8),
             warm_up: Duration::from_secs(1),
+            followers: 4,
             batch_sessions: 8,
             catch_up_bytes: 256 << 20,
             catch_up_streams: 1000,

@@ -60,13 +60,23 @@ fn parse(text: &str) -> Option<Vec<Reading>> {
         let rest = text.lines().find_map(|line| line.strip_prefix(label))?;
         rest.split_once(" MiB/s")?.0.trim().parse().ok()
     };
-    // Acknowledgements are in the first of two tables, beside or above the second.
-    let p50 = text.lines().find_map(|line| line.strip_prefix("p50"))?;
-    let p50 = p50.trim_start().strip_prefix(':')?;
-    let p50_ms = parse_ms(p50.split_ascii_whitespace().next()?)?;
+    // Acknowledgements are in the first of two tables, beside or above the second, which is end to end.
+    let times = |label: &str| -> Vec<f64> {
+        let cells = text.lines().flat_map(|line| line.split(label).skip(1));
+        let times = cells.filter_map(|cell| cell.trim_start().strip_prefix(':'));
+        let times = times.filter_map(|time| time.split_ascii_whitespace().next());
+        times.filter_map(parse_ms).collect()
+    };
+    let [ack_p50_ms, _] = times("p50")[..] else {
+        return None;
+    };
+    let [_, end_to_end_p99_ms] = times("p99")[..] else {
+        return None;
+    };
     Some(vec![
         Reading::new(Metric::BenchWrite, rate("Write:")?),
-        Reading::new(Metric::BenchAck, p50_ms),
+        Reading::new(Metric::BenchAck, ack_p50_ms),
+        Reading::new(Metric::BenchEndToEnd, end_to_end_p99_ms),
         Reading::new(Metric::BenchCatchUp, rate("Catchup:")?),
     ])
 }
@@ -95,6 +105,7 @@ Ack Latency Statistics (n=26432)                Ac End-to-End Latency Statistics
 min    :    9.21ms                              min    :    9.80ms
 p50    :   41.03ms                              p50    :   43.11ms
 p90    :   55.00ms                              p90    :   60.00ms
+p99    :   80.00ms                              p99    :    1.65s
 
 Waiting 0ns before catchup read...
 Catchup: 523.10 MiB/s, 66957 records/s (216530944 bytes, 26432 records in 0.39s)
@@ -104,7 +115,14 @@ Catchup: 523.10 MiB/s, 66957 records/s (216530944 bytes, 26432 records in 0.39s)
     fn the_figures_are_found_in_the_summary() {
         let readings = parse(SUMMARY).expect("all figures are there");
         let values: Vec<f64> = readings.iter().map(|reading| reading.value).collect();
-        assert_eq!(values, [103.25, 41.03, 523.10]);
+        assert_eq!(values, [103.25, 41.03, 1650.0, 523.10]);
+        // On a narrow terminal one table is above the other.
+        let (left, right) = ("Ack Latency Statistics (n=26432)", "End-to-End Latency Statistics");
+        let stacked = SUMMARY.replace("                              p", "\np");
+        assert_ne!(stacked, SUMMARY);
+        assert!(stacked.contains(left) && stacked.contains(right));
+        let readings = parse(&stacked).expect("all figures are there");
+        assert_eq!(readings[2].value, 1650.0);
     }
 
     #[test]
