@@ -161,8 +161,7 @@ impl Stream {
     }
 
     pub async fn follow(&self, mut go_on: impl FnMut(u64) -> bool) -> anyhow::Result<()> {
-        let input =
-            ReadInput::new().with_start(ReadStart::new().with_from(ReadFrom::SeqNum(0)));
+        let input = ReadInput::new().with_start(ReadStart::new().with_from(ReadFrom::SeqNum(0)));
         let mut session = self.0.read_session(input, ReadSessionConfig::new()).await?;
         let mut records = 0;
         while go_on(records) {

@@ -72,7 +72,10 @@ async fn run(load: &Load<'_>, name: &str, followers: usize) -> anyhow::Result<(f
             .await?;
         let records = submitted.borrow().len() * BATCH_RECORDS;
         *total.borrow_mut() = Some(records as u64);
-        anyhow::Ok(mib_per_second((records * BODY_BYTES) as u64, began.elapsed()))
+        anyhow::Ok(mib_per_second(
+            (records * BODY_BYTES) as u64,
+            began.elapsed(),
+        ))
     };
     let follow = followed.iter().map(|stream| {
         let mut seen = 0;

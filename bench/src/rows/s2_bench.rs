@@ -117,7 +117,10 @@ Catchup: 523.10 MiB/s, 66957 records/s (216530944 bytes, 26432 records in 0.39s)
         let values: Vec<f64> = readings.iter().map(|reading| reading.value).collect();
         assert_eq!(values, [103.25, 41.03, 1650.0, 523.10]);
         // On a narrow terminal one table is above the other.
-        let (left, right) = ("Ack Latency Statistics (n=26432)", "End-to-End Latency Statistics");
+        let (left, right) = (
+            "Ack Latency Statistics (n=26432)",
+            "End-to-End Latency Statistics",
+        );
         let stacked = SUMMARY.replace("                              p", "\np");
         assert_ne!(stacked, SUMMARY);
         assert!(stacked.contains(left) && stacked.contains(right));
