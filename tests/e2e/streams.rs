@@ -170,6 +170,33 @@ async fn a_stream_keeps_the_configuration_it_was_created_with() {
 }
 
 #[tokio::test]
+async fn a_stream_has_a_storage_class_in_any_case_and_a_basin_only_one_that_was_set() {
+    let server = Server::fresh().await;
+    let s2 = server.sdk();
+    let defaults = BasinConfig::new().with_create_stream_on_append(true);
+    let basin = sdk::basin_with(&s2, "test-basin", defaults).await;
+    sdk::stream(&basin, "created").await;
+    let http = server.http1();
+    let ensured = http.put("/v1/streams/ensured").basin("test-basin").send();
+    ensured.await.expect(201);
+    sdk::append(&basin.stream(stream_name("appended")), ["x"]).await;
+    for name in ["created", "ensured", "appended"] {
+        let path = format!("/v1/streams/{name}");
+        let kept = http.get(&path).basin("test-basin").send().await.expect(200);
+        assert_eq!(kept.json()["storage_class"], "express", "{name}");
+        for (class, expected) in [(json!("standard"), "standard"), (json!(null), "express")] {
+            let change = json!({"storage_class": class});
+            let changed = http.patch(&path).basin("test-basin").json(&change).send();
+            let changed = changed.await.expect(200).json();
+            assert_eq!(changed["storage_class"], expected, "{name}");
+        }
+    }
+    let basin = http.get("/v1/basins/test-basin").send().await.expect(200);
+    let class = &basin.json()["default_stream_config"]["storage_class"];
+    assert!(class.is_null(), "{class}");
+}
+
+#[tokio::test]
 async fn basin_defaults_are_merged_in_when_a_stream_is_made_and_only_then() {
     let server = Server::fresh().await;
     let s2 = server.sdk();

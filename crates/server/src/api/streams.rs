@@ -6,7 +6,7 @@ use http::StatusCode;
 use s2_api::data::{Json, extract::JsonOpt};
 use s2_api::v1;
 use s2_common::basin::BasinName;
-use s2_common::config::{OptionalStreamConfig, StreamReconfiguration};
+use s2_common::config::{OptionalStreamConfig, StreamConfig, StreamReconfiguration};
 use s2_common::http::extract::{Header, HeaderOpt};
 use s2_common::resources::RequestToken;
 use s2_common::stream::{ListStreamsRequest, StreamName};
@@ -84,7 +84,7 @@ pub async fn config(
     State(app): State<App>,
     NameArgs { basin, stream }: NameArgs,
 ) -> Result<Json<v1::config::StreamConfig>, ServiceError> {
-    Ok(Json(app.node.stream_config(&basin, &stream)?.into()))
+    Ok(Json(wire_config(app.node.stream_config(&basin, &stream)?)))
 }
 
 #[derive(FromRequest)]
@@ -141,7 +141,7 @@ pub async fn reconfigure(
         .node
         .reconfigure_stream(&basin, &stream, &changes)
         .await?;
-    Ok(Json(config.into()))
+    Ok(Json(wire_config(config)))
 }
 
 pub async fn delete(
@@ -150,6 +150,16 @@ pub async fn delete(
 ) -> Result<StatusCode, ServiceError> {
     app.node.delete_stream(&basin, &stream).await?;
     Ok(StatusCode::ACCEPTED)
+}
+
+/// The class of streams for which neither their settings nor their basin's name one, as the API has it.
+const DEFAULT_STORAGE_CLASS: &str = "express";
+
+/// A stream's settings, with a class in any case. Those of a basin say only what was set.
+fn wire_config(mut config: StreamConfig) -> v1::config::StreamConfig {
+    let class = config.storage_class.take();
+    config.storage_class = Some(class.unwrap_or_else(|| DEFAULT_STORAGE_CLASS.into()));
+    config.into()
 }
 
 fn checked_config(
