@@ -31,6 +31,18 @@ const HEAD: u64 = 4096;
 /// When an object changed last, and what its beginning holds.
 type KnownHead = (String, Result<Header, String>);
 
+/// Most heads that are remembered, some hundred bytes each. Only snapshots of other histories can be so many;
+/// those beyond are read again whenever they are looked at.
+const MAX_HEADS: usize = 4096;
+
+/// Remembers a head; of too many, that of the oldest commit is forgotten.
+fn remember(heads: &mut BTreeMap<u64, KnownHead>, commit_ts: u64, head: KnownHead) {
+    heads.insert(commit_ts, head);
+    if heads.len() > MAX_HEADS {
+        heads.pop_first();
+    }
+}
+
 /// Where they are.
 #[derive(Clone, Debug)]
 pub(crate) struct StateArchive {
@@ -152,7 +164,7 @@ impl StateArchive {
             }
         };
         let read = (one.changed.clone(), head.clone());
-        self.heads.lock().insert(one.commit_ts, read);
+        remember(&mut self.heads.lock(), one.commit_ts, read);
         Ok(head)
     }
 
@@ -188,9 +200,8 @@ impl StateArchive {
     ) -> object_store::Result<Vec<(u64, String)>> {
         let (mut kept, mut others) = (0, Vec::new());
         let all = self.list().await?;
-        self.heads
-            .lock()
-            .retain(|known, _| all.iter().any(|one| one.commit_ts == *known));
+        let there: BTreeSet<u64> = all.iter().map(|one| one.commit_ts).collect();
+        self.heads.lock().retain(|known, _| there.contains(known));
         for one in all {
             let commit_ts = one.commit_ts;
             let why = match self.head(&one).await? {

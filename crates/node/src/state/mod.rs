@@ -319,9 +319,14 @@ impl StateStore {
         }
     }
 
+    /// The newest commit. It is in memory.
+    pub fn commit_ts(&self) -> u64 {
+        self.shared().reader.meta().commit_ts
+    }
+
     /// Nothing can be said of what has not happened.
     fn must_have(&self, commit_ts: u64) -> Result<(), StateError> {
-        let newest = self.shared().reader.meta().commit_ts;
+        let newest = self.commit_ts();
         if commit_ts > newest {
             return Err(StateError::Invalid(format!(
                 "commit_ts {commit_ts} is in the future: the newest commit is {newest}"

@@ -152,14 +152,7 @@ impl StateService for Calls {
         request: Request<WatchRequest>,
     ) -> Result<Response<Self::WatchStream>, Status> {
         let it = request.into_inner();
-        let start = match it.start_ts {
-            Some(start) => start,
-            None => {
-                let store = self.store.clone();
-                let standing = move || store.status().map_err(|error| status(&error));
-                blocking::read(standing).await?.commit_ts + 1
-            }
-        };
+        let start = it.start_ts.unwrap_or_else(|| self.store.commit_ts() + 1);
         let replay = Replay {
             agent: it.agent.map(|it| (it.namespace, it.agent_id)),
             start: Some(start),
