@@ -111,6 +111,27 @@ async fn unknown_paths_and_methods_are_refused_with_a_code() {
 }
 
 #[tokio::test]
+async fn series_of_failures_are_there_before_the_first_failure() {
+    let server = Setup::default().start_fresh().await;
+    let metrics = server.http1().get("/metrics").send().await.expect(200);
+    let text = metrics.text();
+    let route = "/v1/streams/{stream}/records";
+    for series in [
+        format!("esker_http_requests_total{{route=\"{route}\",method=\"POST\",status=\"503\"}} 0"),
+        format!("esker_http_requests_total{{route=\"{route}\",method=\"GET\",status=\"429\"}} 0"),
+        "esker_http_requests_total{route=\"/health\",method=\"GET\",status=\"503\"} 0".to_owned(),
+        "esker_state_requests_total{method=\"esker.state.v1.StateService/Commit\",code=\"UNKNOWN\"} 0"
+            .to_owned(),
+        "esker_http_session_errors_total{status=\"503\"} 0".to_owned(),
+        "esker_http_answers_stalled_total 0".to_owned(),
+        "esker_request_bodies_bytes 0".to_owned(),
+        "esker_http_connections 1".to_owned(),
+    ] {
+        assert!(text.lines().any(|line| line == series), "no {series} in:\n{text}");
+    }
+}
+
+#[tokio::test]
 async fn health_and_metrics_answer_on_both_transports() {
     let server = Setup::default().partitions(3).start_fresh().await;
     let basin = sdk::basin(&server.sdk(), "test-basin").await;

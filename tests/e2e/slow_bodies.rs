@@ -9,6 +9,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
+use crate::support::frames;
 use crate::support::http::Http;
 use crate::support::{Setup, sdk, soon};
 
@@ -130,4 +131,96 @@ async fn half_sent_bodies_hold_what_the_configuration_allows() {
     assert_eq!(ack.start.seq_num, 1);
     let health = server.http1().get("/health").send().await;
     assert_eq!(health.text(), "OK");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bodies_that_come_at_the_same_time_are_all_answered() {
+    const BODIES: usize = 40;
+    let server = Setup::default()
+        .set("limits.request-bodies=64MiB")
+        .start_fresh()
+        .await;
+    let basin = sdk::basin(&server.sdk(), "test-basin").await;
+    let stream = sdk::stream(&basin, "orders").await;
+    // Together more than twice what may be held.
+    let mut body = br#"{"records":[{"body":"x"}]}"#.to_vec();
+    body.resize(3_900_000, b' ');
+    let heads = [
+        format!("content-length: {}", body.len()),
+        "transfer-encoding: chunked".to_owned(),
+    ];
+    for head in &heads {
+        let chunked = head.contains("chunked");
+        let head = format!(
+            "POST /v1/streams/orders/records HTTP/1.1\r\nhost: localhost\r\ns2-basin: test-basin\r\n\
+             content-type: application/json\r\nconnection: close\r\n{head}\r\n\r\n"
+        );
+        let send = async || {
+            let mut connection = TcpStream::connect(server.address()).await.unwrap();
+            connection.write_all(head.as_bytes()).await.unwrap();
+            // A piece of each, and then the next one of each.
+            for piece in body.chunks(50_000) {
+                let mut bytes = piece.to_vec();
+                if chunked {
+                    let length = format!("{:x}\r\n", piece.len());
+                    bytes.splice(0..0, length.into_bytes());
+                    bytes.extend_from_slice(b"\r\n");
+                }
+                connection.write_all(&bytes).await.unwrap();
+                tokio::task::yield_now().await;
+            }
+            if chunked {
+                connection.write_all(b"0\r\n\r\n").await.unwrap();
+            }
+            let mut answer = String::new();
+            connection.read_to_string(&mut answer).await.unwrap();
+            assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        };
+        let all = futures::future::join_all((0..BODIES).map(|_| send()));
+        soon("answers to all bodies", all).await;
+    }
+    let tail = stream.check_tail().await.unwrap();
+    assert_eq!(tail.seq_num as usize, heads.len() * BODIES);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn half_sent_frames_of_append_sessions_hold_what_the_configuration_allows() {
+    const CONNECTIONS: usize = 6;
+    let server = Setup::default()
+        .set("limits.request-bodies=64MiB")
+        // Memory that is given back goes to the system at once: what is measured is what is held.
+        .variable("MALLOC_ARENA_MAX", "1")
+        .start_fresh()
+        .await;
+    let basin = sdk::basin(&server.sdk(), "test-basin").await;
+    let stream = sdk::stream(&basin, "orders").await;
+    sdk::append(&stream, [vec![b'x'; 1_000_000]]).await;
+    let before = server.resident_bytes();
+    let frame = frames::frame(&frames::input([vec![b'x'; 1_000_000]]));
+    let half = frame.slice(..950_000);
+    let mut connections = Vec::new();
+    let mut sessions = Vec::new();
+    for _ in 0..CONNECTIONS {
+        let transport = crate::support::http::Transport::Http2;
+        connections.push(Http::new(server.address(), transport));
+    }
+    for http in &connections {
+        for _ in 0..50 {
+            let session = frames::append_session(http, "test-basin", "orders").await;
+            assert!(session.send(half.clone()).await);
+            sessions.push(session);
+        }
+    }
+    // 285 MB are on their way.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let grown = server.resident_bytes().saturating_sub(before);
+    // What may be held, what windows have a place for, and the allocator.
+    let bound = (64 + 8 * CONNECTIONS as u64 + 48) * MIB;
+    assert!(grown < bound, "{} MiB of {}", grown / MIB, bound / MIB);
+    // A session with small frames has memory of its own.
+    let http = server.http2();
+    let mut small = frames::append_session(&http, "test-basin", "orders").await;
+    assert!(small.send(frames::frame(&frames::input(["small"]))).await);
+    assert_eq!(small.next().await.message().start.unwrap().seq_num, 1);
+    drop((sessions, connections));
 }

@@ -129,6 +129,36 @@ async fn an_appender_that_never_reads_its_acks_is_stopped_and_holds_up_nobody() 
     others_go_on(&server, &stream).await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn appenders_that_never_read_their_acks_keep_no_place_among_those_that_wait() {
+    let server = Setup::default()
+        .set("limits.append-session-inflight=2MiB")
+        .set("limits.append-inflight=2MiB")
+        .start_fresh()
+        .await;
+    let basin = sdk::basin(&server.sdk(), "test-basin").await;
+    let stream = sdk::stream(&basin, "orders").await;
+    sdk::stream(&basin, "flooded").await;
+    let mut stuck = Vec::new();
+    for _ in 0..30 {
+        let http = Http::with_window(server.address(), 100);
+        let session = frames::append_session(&http, "test-basin", "flooded").await;
+        let frame = frames::frame(&frames::input([vec![b'x'; 200_000]]));
+        let sending = tokio::spawn(async move {
+            while session.send(frame.clone()).await {}
+            drop(http);
+        });
+        stuck.push(sending);
+    }
+    // Together they wait for three times what may be in flight.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    others_go_on(&server, &stream).await;
+    for sending in stuck {
+        assert!(!sending.is_finished());
+        sending.abort();
+    }
+}
+
 #[tokio::test]
 async fn connections_beyond_the_limit_wait_but_for_those_that_watch_the_server() {
     let server = Setup::default()

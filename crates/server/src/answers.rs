@@ -4,7 +4,8 @@
 //! of one value at a time and becomes bytes at once. What is held is bytes, and is counted:
 //!
 //! - [`MAX_SCANS`] scans run at a time, each with at most [`MOST_ANSWER`](crate::state::MOST_ANSWER) bytes, and
-//!   once more while they become a message;
+//!   once more while they become a message; [`MAX_WAITING`] more have ended and wait for memory, so that
+//!   clients which take nothing keep no place of a scan that could run;
 //! - all answers to reads that clients have not taken yet have at most [`MAX_HELD`] bytes; sessions and
 //!   streams are not among them: they make the next piece when the last one was taken;
 //! - [`MAX_EXPORTS`] exports and verifications run at a time: each has a thread and a view of the database.
@@ -36,6 +37,10 @@ use crate::api::ServiceError;
 const MAX_SCANS: usize = 2;
 /// Bytes of answers that clients have not taken yet: so many of scans, and so many of all others.
 const MAX_HELD: usize = 128 * 1024 * 1024;
+/// Scans that have ended and wait until they may hold what they found.
+const MAX_WAITING: usize = 2;
+/// Bytes of what a scan found that may be held among all other answers: a page, as most are.
+const SMALL_SCAN: usize = 4 * 1024 * 1024;
 /// Exports and verifications that run at a time.
 const MAX_EXPORTS: usize = 4;
 /// How long a scan waits for others.
@@ -102,6 +107,8 @@ pub(crate) struct Answers {
     held: Arc<Semaphore>,
     /// As `held`, of scans: one that waits takes all that is free, which must not refuse other reads.
     held_by_scans: Arc<Semaphore>,
+    /// Places of scans that have ended and wait until they may hold what they found.
+    waiting: Arc<Semaphore>,
     exports: Arc<Semaphore>,
     wait_timeout: Duration,
     stall_timeout: Duration,
@@ -119,10 +126,22 @@ impl Answers {
             scans: semaphore(MAX_SCANS),
             held: semaphore(MAX_HELD),
             held_by_scans: semaphore(MAX_HELD),
+            waiting: semaphore(MAX_WAITING),
             exports: semaphore(MAX_EXPORTS),
             wait_timeout: WAIT_TIMEOUT,
             stall_timeout,
         }
+    }
+
+    /// Sets the gauges of what is held and runs now.
+    pub(crate) fn publish(&self) {
+        let used = |most: usize, of: &Semaphore| (most - of.available_permits()) as f64;
+        metrics::gauge!("esker_answers_held_bytes", "of" => "scans")
+            .set(used(MAX_HELD, &self.held_by_scans));
+        metrics::gauge!("esker_answers_held_bytes", "of" => "others")
+            .set(used(MAX_HELD, &self.held));
+        metrics::gauge!("esker_state_scans_running").set(used(MAX_SCANS, &self.scans));
+        metrics::gauge!("esker_state_exports_running").set(used(MAX_EXPORTS, &self.exports));
     }
 
     /// Waits until a scan may run.
@@ -141,25 +160,36 @@ impl Answers {
         permit.map_err(|_| Exhausted::Exports)
     }
 
-    /// The right to hold so many bytes. What scans waits for it, because it is one of few.
-    pub(crate) async fn hold(
+    /// The right to hold so many bytes.
+    pub(crate) fn hold(&self, bytes: usize) -> Result<OwnedSemaphorePermit, Exhausted> {
+        let permit = self.held.clone().try_acquire_many_owned(permits(bytes));
+        permit.map_err(|_| Exhausted::Held)
+    }
+
+    /// The right to hold so many bytes that a scan found. The scan has ended then; a few may wait for others
+    /// to be taken, and do not keep the place of one that runs.
+    pub(crate) async fn hold_scan(
         &self,
         bytes: usize,
-        waits: bool,
+        scanning: Scanning,
     ) -> Result<OwnedSemaphorePermit, Exhausted> {
-        let held = match waits {
-            true => self.held_by_scans.clone(),
-            false => self.held.clone(),
-        };
-        let count = u32::try_from(bytes).unwrap_or(u32::MAX);
-        let permit = match waits {
-            true => tokio::time::timeout(self.wait_timeout, held.acquire_many_owned(count))
-                .await
-                .ok()
-                .and_then(Result::ok),
-            false => held.try_acquire_many_owned(count).ok(),
-        };
-        permit.ok_or(Exhausted::Held)
+        let held = self.held_by_scans.clone();
+        if let Ok(permit) = held.clone().try_acquire_many_owned(permits(bytes)) {
+            return Ok(permit);
+        }
+        if bytes <= SMALL_SCAN
+            && let Ok(permit) = self.hold(bytes)
+        {
+            return Ok(permit);
+        }
+        let waiting = self.waiting.clone().try_acquire_owned();
+        let _waiting = waiting.map_err(|_| Exhausted::Held)?;
+        drop(scanning);
+        let permit = held.acquire_many_owned(permits(bytes));
+        match tokio::time::timeout(self.wait_timeout, permit).await {
+            Ok(Ok(permit)) => Ok(permit),
+            _ => Err(Exhausted::Held),
+        }
     }
 
     /// The body of an answer that is held as bytes, which count.
@@ -204,6 +234,10 @@ impl Answers {
         })
         .boxed()
     }
+}
+
+fn permits(bytes: usize) -> u32 {
+    u32::try_from(bytes).unwrap_or(u32::MAX)
 }
 
 /// A value that is dropped, or changed, when its client has taken nothing of it for a while.
@@ -299,7 +333,7 @@ pub(crate) async fn hold(State(answers): State<Answers>, request: Request, next:
     let Ok(answer) = answer.collect().await.map(Collected::to_bytes) else {
         return StatusCode::INTERNAL_SERVER_ERROR.into_response();
     };
-    match answers.hold(answer.len(), false).await {
+    match answers.hold(answer.len()) {
         Ok(permit) => Response::from_parts(head, answers.body(answer, None, permit)),
         Err(error) => ServiceError::Exhausted(error).into_response(),
     }
@@ -368,18 +402,19 @@ mod tests {
     #[tokio::test]
     async fn an_answer_that_nobody_takes_gives_its_bytes_back() {
         let answers = Answers::new(STALL);
-        let all = answers.hold(MAX_HELD, false).await.unwrap();
-        let refused = answers.hold(1, false).await;
-        assert_eq!(refused.unwrap_err(), Exhausted::Held);
+        let all = answers.hold(MAX_HELD).unwrap();
+        assert_eq!(answers.hold(1).unwrap_err(), Exhausted::Held);
         drop(all);
-        let permit = answers.hold(MAX_HELD, true).await.unwrap();
+        let scanning = answers.scanning().await.unwrap();
+        let permit = answers.hold_scan(MAX_HELD, scanning).await.unwrap();
         // What scans hold refuses no other read.
-        drop(answers.hold(1, false).await.unwrap());
+        drop(answers.hold(1).unwrap());
         let begun = std::time::Instant::now();
         let mut body = answers.body(Bytes::from(vec![7; MAX_HELD]), None, permit);
         body.frame().await.unwrap().unwrap();
         // It waits for the bytes.
-        drop(answers.hold(MAX_HELD, true).await.unwrap());
+        let scanning = answers.scanning().await.unwrap();
+        drop(answers.hold_scan(MAX_HELD, scanning).await.unwrap());
         assert!(begun.elapsed() >= STALL);
         body.frame().await.unwrap().unwrap_err();
         assert!(body.frame().await.is_none());
@@ -389,7 +424,7 @@ mod tests {
     async fn an_answer_that_is_taken_slowly_comes_whole() {
         let answers = Answers::new(Duration::from_secs(30));
         let data: Bytes = (0..CHUNK * 3 + 1).map(|it| it as u8).collect();
-        let permit = answers.hold(data.len(), false).await.unwrap();
+        let permit = answers.hold(data.len()).unwrap();
         let mut body = answers.body(data.clone(), Some(HeaderMap::new()), permit);
         let mut taken = Vec::new();
         while let Some(frame) = body.frame().await {
@@ -417,6 +452,35 @@ mod tests {
         }
         assert_eq!(stream.next().await, Some(Err(Exhausted::Stalled)));
         assert_eq!(stream.next().await, None);
+    }
+
+    #[tokio::test]
+    async fn scans_whose_answers_wait_for_memory_keep_no_place_of_those_that_run() {
+        let answers = Answers::new(STALL);
+        let scanning = answers.scanning().await.unwrap();
+        let unread = answers.hold_scan(MAX_HELD, scanning).await.unwrap();
+        let mut waiting = Vec::new();
+        for _ in 0..MAX_WAITING {
+            let scanning = answers.scanning().await.unwrap();
+            let answers = answers.clone();
+            waiting.push(tokio::spawn(async move {
+                answers.hold_scan(SMALL_SCAN + 1, scanning).await
+            }));
+        }
+        while answers.waiting.available_permits() > 0 {
+            tokio::task::yield_now().await;
+        }
+        // All places of scans are free; small answers are held among the others, larger ones refused.
+        assert_eq!(answers.scans.available_permits(), MAX_SCANS);
+        let scanning = answers.scanning().await.unwrap();
+        drop(answers.hold_scan(SMALL_SCAN, scanning).await.unwrap());
+        let scanning = answers.scanning().await.unwrap();
+        let refused = answers.hold_scan(SMALL_SCAN + 1, scanning).await;
+        assert_eq!(refused.unwrap_err(), Exhausted::Held);
+        drop(unread);
+        for answer in waiting {
+            answer.await.unwrap().unwrap();
+        }
     }
 
     #[tokio::test]

@@ -44,7 +44,7 @@ use crate::config::{
 use crate::open_files::OpenFiles;
 use crate::opening::opened;
 use crate::request_guard::{self, RequestGuard};
-use crate::telemetry;
+use crate::{state, telemetry};
 
 /// Requests that one HTTP/2 connection may have open.
 const H2_STREAMS: u32 = 1024;
@@ -160,6 +160,9 @@ impl Server {
             grace,
         };
         activity::describe();
+        metrics::gauge!(CONNECTIONS).increment(0.0);
+        api::series::register();
+        state::layer::register();
         telemetry::upkeep(&telemetry::metrics());
         tokio::spawn(look_after_metrics(telemetry::metrics(), stop.clone()));
         let mut accepting = vec![tokio::spawn(accept(
@@ -355,6 +358,9 @@ async fn accept(listener: TcpListener, router: axum::Router, accepted: Accepted)
     }
 }
 
+/// The gauge of open connections.
+const CONNECTIONS: &str = "esker_http_connections";
+
 /// The place of a connection.
 struct Place {
     room: Arc<Semaphore>,
@@ -370,6 +376,7 @@ impl Place {
             permit = room.clone().acquire_owned() => (permit, true),
             permit = reserve.clone().acquire_owned() => (permit, false),
         };
+        metrics::gauge!(CONNECTIONS).increment(1.0);
         Place {
             room: room.clone(),
             ordinary: AtomicBool::new(ordinary),
@@ -397,6 +404,12 @@ impl Place {
             self.ordinary.store(true, Ordering::Release);
         }
         true
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        metrics::gauge!(CONNECTIONS).decrement(1.0);
     }
 }
 

@@ -126,6 +126,22 @@ async fn openapi(State(admin): State<Admin>) -> impl IntoResponse {
     (json, admin.document.to_string())
 }
 
+/// Path and method of every operation.
+pub(crate) fn operations() -> impl Iterator<Item = (String, &'static str)> {
+    let paths = open_api().split_for_parts().1.paths.paths.into_iter();
+    paths.flat_map(|(path, item)| {
+        let methods = [
+            ("GET", item.get.is_some()),
+            ("POST", item.post.is_some()),
+            ("PUT", item.put.is_some()),
+            ("PATCH", item.patch.is_some()),
+            ("DELETE", item.delete.is_some()),
+        ];
+        let methods = methods.into_iter().filter(|(_, there)| *there);
+        methods.map(move |(method, _)| (path.clone(), method))
+    })
+}
+
 fn open_api() -> OpenApiRouter<Admin> {
     OpenApiRouter::with_openapi(Document::openapi())
         .routes(routes!(openapi))

@@ -2,11 +2,12 @@
 //!
 //! A body may be behind [`MIN_RATE`] by `limits.header-timeout` at most; only the time in which the
 //! server waits for the client counts. What has arrived is held until the request is answered, and counts
-//! against `limits.request-bodies`, over all connections. Where there is none left, a body waits, for
-//! [`ADMISSION_TIMEOUT`] at most, and the client is stopped by the flow control of its connection.
+//! against [`BodyBudget`], over all connections: a body whose length is known claims all of it when its first
+//! bytes arrive, any other as it comes. Where there is no memory left, a body waits, for a stated time, and
+//! the client is stopped by the flow control of its connection.
 //!
-//! Append sessions are neither: they are open for as long as their clients like, and what they send is
-//! admitted by batch.
+//! Append sessions are open for as long as their clients like; their frames count instead: see
+//! [`session_inputs`](super::session_inputs).
 
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,19 +18,18 @@ use axum::body::{Body, Bytes};
 use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
+use http::HeaderMap;
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, Sleep};
-use tokio_util::sync::PollSemaphore;
 use tonic::Status;
 
 use super::ServiceError;
+use super::body_budget::{BodyBudget, Claim, Full, MAX_SMALL};
 use crate::request_guard::{content_type, is_grpc};
+use crate::state::status::{exhausted, too_large};
 
 /// Bytes a second that a body has to come with.
 const MIN_RATE: u64 = 16 * 1024;
-/// How long a body waits for others to be answered.
-const ADMISSION_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The method that takes a body of any size, and passes it on.
 const IMPORT: &str = "/esker.state.v1.StateService/Import";
@@ -37,20 +37,33 @@ const IMPORT: &str = "/esker.state.v1.StateService/Import";
 /// What all bodies share.
 #[derive(Clone, Debug)]
 pub struct Bodies {
-    held: Arc<Semaphore>,
+    pub(super) budget: BodyBudget,
     timeout: Duration,
-    admission_timeout: Duration,
 }
 
 impl Bodies {
-    /// `held` bytes at most; a body is behind [`MIN_RATE`] by `timeout` at most.
-    pub fn new(held: usize, timeout: Duration) -> Bodies {
+    /// `held` bytes in all, at most `max_body` of one; a body is behind [`MIN_RATE`] by `timeout` at most.
+    pub fn new(held: usize, max_body: usize, timeout: Duration) -> Bodies {
         Bodies {
-            held: Arc::new(Semaphore::new(held.min(Semaphore::MAX_PERMITS))),
+            budget: BodyBudget::new(held, max_body),
             timeout,
-            admission_timeout: ADMISSION_TIMEOUT,
         }
     }
+
+    /// How long the rest of a frame may take that has so many bytes.
+    pub(super) fn arrival_timeout(&self, bytes: usize) -> Duration {
+        self.timeout + at_min_rate(bytes)
+    }
+
+    /// Bytes that bodies and frames hold now.
+    pub(crate) fn held(&self) -> usize {
+        self.budget.claimed()
+    }
+}
+
+/// The time that so many bytes may take.
+fn at_min_rate(bytes: usize) -> Duration {
+    Duration::from_nanos(bytes as u64 * 1_000_000_000 / MIN_RATE)
 }
 
 /// Why a body was given up.
@@ -58,19 +71,25 @@ impl Bodies {
 enum Ended {
     Slow,
     Full,
+    /// It has more than any request may have.
+    Large,
 }
 
 /// What a request holds, and why its body ended.
 #[derive(Default)]
 struct Held {
-    permit: Option<OwnedSemaphorePermit>,
+    claim: Claim,
     ended: Option<Ended>,
+}
+
+/// Whether the type of a request's body is that of a session.
+pub(super) fn is_session(headers: &HeaderMap) -> bool {
+    content_type(headers).is_some_and(|kind| kind == "s2s/proto")
 }
 
 /// Admits the body of a request.
 pub async fn admit(State(bodies): State<Bodies>, request: Request, next: Next) -> Response {
-    let is_session = content_type(request.headers()).is_some_and(|kind| kind == "s2s/proto");
-    if is_session || request.body().is_end_stream() {
+    if is_session(request.headers()) || request.body().is_end_stream() {
         return next.run(request).await;
     }
     let is_grpc = is_grpc(request.uri().path());
@@ -79,21 +98,23 @@ pub async fn admit(State(bodies): State<Bodies>, request: Request, next: Next) -
     let request = request.map(|body| {
         let mut arriving = Arriving::new(body, &bodies, held.clone());
         arriving.passes = passes;
+        arriving.endless = is_grpc;
         Body::new(arriving)
     });
     let response = next.run(request).await;
-    let (ended, permit) = {
+    let ended = {
         let mut held = held.lock().unwrap_or_else(PoisonError::into_inner);
-        (held.ended, held.permit.take())
+        held.claim = Claim::default();
+        held.ended
     };
-    drop(permit);
     match ended {
         None => response,
         Some(ended) if is_grpc => {
             let text = ServiceError::from(ended).to_string();
             match ended {
                 Ended::Slow => Status::deadline_exceeded(text),
-                Ended::Full => Status::resource_exhausted(text),
+                Ended::Full => exhausted(text),
+                Ended::Large => too_large(),
             }
             .into_http()
         }
@@ -106,80 +127,128 @@ impl From<Ended> for ServiceError {
         match ended {
             Ended::Slow => ServiceError::SlowBody,
             Ended::Full => ServiceError::BodiesFull,
+            Ended::Large => ServiceError::Validation("the request is too large".into()),
         }
     }
 }
 
+/// A claim that waits for others.
+type Claiming = Pin<Box<dyn Future<Output = Result<Claim, Full>> + Send>>;
+
 /// A body that is admitted as it comes.
 struct Arriving {
     body: Body,
-    budget: PollSemaphore,
+    budget: BodyBudget,
     held: Arc<Mutex<Held>>,
-    /// Data that has not been admitted yet.
-    waiting: Option<Bytes>,
-    admission_timeout: Duration,
+    /// All that it has, if that is known.
+    length: Option<usize>,
+    /// Bytes that have arrived and count.
+    arrived: usize,
+    /// Data that has not been admitted yet, and the claim for it.
+    waiting: Option<(Bytes, Claiming)>,
     /// Whether what came before is gone when the next piece is asked for.
     passes: bool,
+    /// Whether whoever reads it takes more than a request may have.
+    endless: bool,
     /// How long the client may still keep the server waiting.
     allowance: Duration,
-    /// Since when, and until when, something is waited for.
+    /// Since when, and until when, the client is waited for.
     wait: Option<(Instant, Pin<Box<Sleep>>)>,
 }
 
 impl Arriving {
     fn new(body: Body, bodies: &Bodies, held: Arc<Mutex<Held>>) -> Arriving {
+        let length = body.size_hint().exact();
         Arriving {
             body,
-            budget: PollSemaphore::new(bodies.held.clone()),
+            budget: bodies.budget.clone(),
             held,
+            length: length.map(|it| usize::try_from(it).unwrap_or(usize::MAX)),
+            arrived: 0,
             waiting: None,
-            admission_timeout: bodies.admission_timeout,
             passes: false,
+            endless: false,
             allowance: bodies.timeout,
             wait: None,
         }
     }
 
-    /// Pending until `limit` is over, then an error.
-    fn wait<T>(
-        &mut self,
-        context: &mut Context<'_>,
-        limit: Duration,
-        ended: Ended,
-    ) -> Poll<Option<Result<T, axum::Error>>> {
+    /// Pending until the client's time is over, then an error.
+    fn wait(&mut self, context: &mut Context<'_>) -> Polled {
+        let allowance = self.allowance;
         let (_, sleep) = self.wait.get_or_insert_with(|| {
-            let sleep = Box::pin(tokio::time::sleep(limit));
+            let sleep = Box::pin(tokio::time::sleep(allowance));
             (Instant::now(), sleep)
         });
         ready!(sleep.as_mut().poll(context));
+        self.end(Ended::Slow)
+    }
+
+    fn end(&mut self, ended: Ended) -> Polled {
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         held.ended = Some(ended);
         let error = ServiceError::from(ended).to_string();
         Poll::Ready(Some(Err(axum::Error::new(std::io::Error::other(error)))))
     }
+
+    /// What has to be claimed now that so much has arrived.
+    fn needed(&self) -> usize {
+        let most = self.budget.max_claim();
+        match self.length {
+            // Pieces that pass are claimed one at a time.
+            _ if self.passes => self.arrived,
+            Some(length) => length.max(self.arrived).min(most),
+            None => self.arrived.next_multiple_of(MAX_SMALL).min(most),
+        }
+    }
+
+    /// Admits data, or begins to wait until it may be.
+    fn admit(&mut self, data: Bytes) -> Polled {
+        let budget = self.budget.clone();
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.passes {
+            held.claim = Claim::default();
+            self.arrived = 0;
+        }
+        self.arrived += data.len();
+        if self.arrived > budget.max_claim() && self.endless {
+            drop(held);
+            return self.end(Ended::Large);
+        }
+        // Whoever reads it refuses it when it is larger.
+        if !held.claim.covers(self.arrived.min(budget.max_claim())) {
+            let needed = self.needed();
+            if !budget.try_extend(&mut held.claim, needed) {
+                let claim = std::mem::take(&mut held.claim);
+                self.waiting = Some((data, Box::pin(budget.extend(claim, needed))));
+                return Poll::Pending;
+            }
+        }
+        Poll::Ready(Some(Ok(Frame::data(data))))
+    }
 }
+
+type Polled = Poll<Option<Result<Frame<Bytes>, axum::Error>>>;
 
 impl HttpBody for Arriving {
     type Data = Bytes;
     type Error = axum::Error;
 
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Polled {
         if self.waiting.is_none() {
             let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(context) else {
-                let allowance = self.allowance;
-                return self.wait(context, allowance, Ended::Slow);
+                return self.wait(context);
             };
             if let Some((since, _)) = self.wait.take() {
                 self.allowance = self.allowance.saturating_sub(since.elapsed());
             }
             match frame.map(|frame| frame.map(Frame::into_data)) {
                 Some(Ok(Ok(data))) if !data.is_empty() => {
-                    let nanos = data.len() as u64 * 1_000_000_000 / MIN_RATE;
-                    self.allowance += Duration::from_nanos(nanos);
-                    self.waiting = Some(data);
+                    self.allowance += at_min_rate(data.len());
+                    let admitted = self.admit(data);
+                    if self.waiting.is_none() {
+                        return admitted;
+                    }
                 }
                 Some(Ok(Ok(data))) => return Poll::Ready(Some(Ok(Frame::data(data)))),
                 Some(Ok(Err(trailers))) => return Poll::Ready(Some(Ok(trailers))),
@@ -187,25 +256,20 @@ impl HttpBody for Arriving {
                 None => return Poll::Ready(None),
             }
         }
-        if self.passes {
-            let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-            held.permit.take();
-        }
-        let bytes = self.waiting.as_ref().map_or(0, Bytes::len);
-        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
-        let Poll::Ready(permit) = self.budget.poll_acquire_many(context, bytes) else {
-            let limit = self.admission_timeout;
-            return self.wait(context, limit, Ended::Full);
+        let claimed = match &mut self.waiting {
+            Some((_, claiming)) => ready!(claiming.as_mut().poll(context)),
+            None => return Poll::Pending,
         };
-        self.wait = None;
-        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        match (&mut held.permit, permit) {
-            (Some(all), Some(more)) => all.merge(more),
-            (all, more) => *all = more,
+        let data = self.waiting.take().map(|(data, _)| data);
+        match claimed {
+            Ok(claim) => {
+                let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+                held.claim = claim;
+                drop(held);
+                Poll::Ready(data.map(|data| Ok(Frame::data(data))))
+            }
+            Err(Full) => self.end(Ended::Full),
         }
-        drop(held);
-        let data = self.waiting.take().unwrap_or_default();
-        Poll::Ready(Some(Ok(Frame::data(data))))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -228,71 +292,119 @@ mod tests {
     use super::*;
 
     const TIMEOUT: Duration = Duration::from_millis(200);
+    const KIB: usize = 1024;
 
     fn arriving(body: Body, bodies: &Bodies) -> (Arriving, Arc<Mutex<Held>>) {
         let held = Arc::new(Mutex::new(Held::default()));
         (Arriving::new(body, bodies, held.clone()), held)
     }
 
-    /// One piece of so many bytes, again and again, after a pause each.
-    fn trickle(bytes: usize, pause: Duration) -> Body {
+    /// So many pieces of so many bytes, after a pause each.
+    fn pieces(count: usize, bytes: usize, pause: Duration) -> Body {
         let pieces = stream::repeat(Bytes::from(vec![0; bytes])).then(move |piece| async move {
-            tokio::time::sleep(pause).await;
+            match pause.is_zero() {
+                true => tokio::task::yield_now().await,
+                false => tokio::time::sleep(pause).await,
+            }
             Ok::<_, std::io::Error>(piece)
         });
-        Body::from_stream(pieces.take(20))
+        Body::from_stream(pieces.take(count))
     }
 
     #[tokio::test]
     async fn a_body_that_comes_too_slowly_is_given_up_in_the_stated_time() {
-        let bodies = Bodies::new(1 << 30, TIMEOUT);
-        let (body, held) = arriving(trickle(1, TIMEOUT / 8), &bodies);
+        let bodies = Bodies::new(1 << 30, 1 << 22, TIMEOUT);
+        let (body, held) = arriving(pieces(20, 1, TIMEOUT / 8), &bodies);
         let begun = Instant::now();
         body.collect().await.unwrap_err();
         assert_eq!(held.lock().unwrap().ended, Some(Ended::Slow));
         assert!(begun.elapsed() >= TIMEOUT);
 
         // At the rate that is asked for, it may take as long as it likes.
-        let (body, held) = arriving(trickle(MIN_RATE as usize, TIMEOUT / 8), &bodies);
+        let (body, held) = arriving(pieces(20, MIN_RATE as usize, TIMEOUT / 8), &bodies);
         body.collect().await.unwrap();
         assert_eq!(held.lock().unwrap().ended, None);
     }
 
     #[tokio::test]
-    async fn what_bodies_hold_is_bounded_and_given_back() {
-        let bodies = Bodies {
-            admission_timeout: TIMEOUT,
-            ..Bodies::new(100, TIMEOUT)
-        };
-        let (mut first, one) = arriving(Body::from(vec![0; 60]), &bodies);
-        first.frame().await.unwrap().unwrap();
-        assert_eq!(bodies.held.available_permits(), 40);
-        let (mut second, two) = arriving(Body::from(vec![0; 60]), &bodies);
-        second.frame().await.unwrap().unwrap_err();
-        assert_eq!(two.lock().unwrap().ended, Some(Ended::Full));
-        drop((second, two));
+    async fn a_body_of_known_length_claims_it_with_its_first_bytes_and_another_one_as_it_comes() {
+        let bodies = Bodies::new(4096 * KIB, 1024 * KIB, TIMEOUT);
+        let (mut known, held) = arriving(pieces(10, 10 * KIB, Duration::ZERO), &bodies);
+        known.length = Some(100 * KIB);
+        assert_eq!(bodies.held(), 0);
+        known.frame().await.unwrap().unwrap();
+        assert_eq!(bodies.held(), 100 * KIB);
+        drop(known);
+        // It is held until the request is answered.
+        assert_eq!(bodies.held(), 100 * KIB);
+        held.lock().unwrap().claim = Claim::default();
+        assert_eq!(bodies.held(), 0);
 
-        let bodies = Bodies {
-            admission_timeout: Duration::from_secs(30),
-            ..bodies
-        };
-        let (mut third, _three) = arriving(Body::from(vec![0; 60]), &bodies);
-        let waiting = tokio::spawn(async move { third.frame().await.unwrap().is_ok() });
-        tokio::task::yield_now().await;
-        one.lock().unwrap().permit.take();
-        assert!(waiting.await.unwrap());
+        let (mut unknown, held) = arriving(pieces(10, 60 * KIB, Duration::ZERO), &bodies);
+        for claimed in [64, 128, 192] {
+            unknown.frame().await.unwrap().unwrap();
+            assert_eq!(bodies.held(), claimed * KIB);
+        }
+        drop((unknown, held));
 
         // What passes may be of any size.
-        let bodies = Bodies::new(100, TIMEOUT);
-        let pieces =
-            stream::repeat(Ok::<_, std::convert::Infallible>(Bytes::from(vec![0; 60]))).take(10);
-        let (mut passing, _held) = arriving(Body::from_stream(pieces), &bodies);
+        let (mut passing, _held) = arriving(pieces(100, 60 * KIB, Duration::ZERO), &bodies);
         passing.passes = true;
+        passing.endless = true;
         let mut bytes = 0;
         while let Some(piece) = passing.frame().await {
             bytes += piece.unwrap().into_data().unwrap().len();
-            assert_eq!(bodies.held.available_permits(), 40);
+            assert_eq!(bodies.held(), 60 * KIB);
         }
-        assert_eq!(bytes, 600);
+        assert_eq!(bytes, 6000 * KIB);
+    }
+
+    #[tokio::test]
+    async fn bodies_that_come_at_the_same_time_all_come_whole_however_many_there_are() {
+        for known in [true, false] {
+            let bodies = Bodies::new(4096 * KIB, 1024 * KIB, TIMEOUT);
+            let mut requests = Vec::new();
+            for _ in 0..50 {
+                let (mut body, held) = arriving(pieces(50, 20 * KIB, Duration::ZERO), &bodies);
+                body.length = known.then_some(1000 * KIB);
+                let bodies = bodies.clone();
+                requests.push(tokio::spawn(async move {
+                    let whole = body.collect().await.map(|it| it.to_bytes().len());
+                    assert!(bodies.held() <= 4096 * KIB + 50 * MAX_SMALL);
+                    let ended = held.lock().unwrap().ended;
+                    (whole.ok(), ended)
+                }));
+            }
+            for request in requests {
+                assert_eq!(request.await.unwrap(), (Some(1000 * KIB), None));
+            }
+            assert_eq!(bodies.held(), 0);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_body_without_memory_is_refused_and_one_that_nobody_bounds_is_ended() {
+        let mut bodies = Bodies::new(2048 * KIB, 1024 * KIB, TIMEOUT);
+        bodies.budget.timeout = TIMEOUT;
+        let large = || pieces(1, 1000 * KIB, Duration::ZERO);
+        let mut all = Vec::new();
+        for _ in 0..2 {
+            let (mut body, held) = arriving(large(), &bodies);
+            body.frame().await.unwrap().unwrap();
+            all.push((body, held));
+        }
+        let (mut third, held) = arriving(large(), &bodies);
+        third.frame().await.unwrap().unwrap_err();
+        assert_eq!(held.lock().unwrap().ended, Some(Ended::Full));
+        // A small one has memory.
+        let (mut small, held) = arriving(Body::from("{}"), &bodies);
+        small.frame().await.unwrap().unwrap();
+        drop((all, small, held));
+
+        let (mut call, held) = arriving(pieces(100, 60 * KIB, Duration::ZERO), &bodies);
+        call.endless = true;
+        while let Some(Ok(_)) = call.frame().await {}
+        assert_eq!(held.lock().unwrap().ended, Some(Ended::Large));
+        assert!(bodies.held() <= 1024 * KIB);
     }
 }

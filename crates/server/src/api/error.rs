@@ -14,6 +14,7 @@ use s2_api::v1::stream::{AppendConditionFailed, AppendInputStreamError, TailResp
 use s2_common::ValidationError;
 use s2_common::http::extract::HeaderRejection;
 
+use super::series::session_ended;
 use crate::answers::Exhausted;
 use crate::request_guard::Refusal;
 
@@ -292,8 +293,10 @@ impl IntoResponse for ServiceError {
 }
 
 impl From<ServiceError> for s2s::TerminalMessage {
+    /// At the end of a session, which is counted.
     fn from(error: ServiceError) -> Self {
         let (status, body) = error.to_response().to_parts();
+        session_ended(status);
         s2s::TerminalMessage {
             status: status.as_u16(),
             body,

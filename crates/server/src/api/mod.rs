@@ -8,10 +8,13 @@
 
 mod basins;
 mod bodies;
+mod body_budget;
 mod error;
 mod linger;
 mod ops;
 mod records;
+pub(crate) mod series;
+mod session_inputs;
 mod sessions;
 mod streams;
 
@@ -35,6 +38,9 @@ use crate::config::LimitsConfig;
 
 /// Answers smaller than this are not compressed, bytes: smaller ones hardly shrink.
 const COMPRESS_ABOVE: u64 = 1024;
+
+/// Most bytes of the body of a call of gRPC: a message, and what comes before it.
+const MAX_MESSAGE: usize = crate::state::MOST_REQUEST + 5;
 
 /// What handlers need.
 #[derive(Clone)]
@@ -68,10 +74,19 @@ impl Limits {
             append_session_inflight: config.append_session_inflight.as_usize(),
             bodies: Bodies::new(
                 config.request_bodies.as_usize(),
+                config.request_body.as_usize().max(MAX_MESSAGE),
                 config.header_timeout.as_duration(),
             ),
             answers: Answers::new(config.stall_timeout.as_duration()),
         }
+    }
+}
+
+impl Limits {
+    /// Sets the gauges of what is held now.
+    pub(crate) fn publish(&self) {
+        metrics::gauge!("esker_request_bodies_bytes").set(self.bodies.held() as f64);
+        self.answers.publish();
     }
 }
 

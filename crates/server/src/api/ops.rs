@@ -5,6 +5,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use http::{Method, StatusCode, Uri, header};
 
+use super::series::REQUESTS;
 use super::{App, ServiceError};
 
 /// `OK` if appends are taken, else 503 and why.
@@ -17,6 +18,7 @@ pub async fn health(State(app): State<App>) -> Response {
 
 /// Metrics in Prometheus' text format.
 pub async fn metrics(State(app): State<App>) -> Response {
+    app.limits.publish();
     (
         [(header::CONTENT_TYPE, "text/plain; version=0.0.4")],
         app.metrics.render(),
@@ -67,7 +69,7 @@ pub async fn count(request: Request, next: Next) -> Response {
     let response = next.run(request).await;
     let status = response.status().as_str().to_owned();
     metrics::counter!(
-        "esker_http_requests_total",
+        REQUESTS,
         "route" => route, "method" => method, "status" => status
     )
     .increment(1);

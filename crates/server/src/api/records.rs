@@ -2,12 +2,14 @@
 
 use std::time::Duration;
 
-use axum::extract::{FromRequest, Path, Query, State};
+use axum::body::Body;
+use axum::extract::{FromRequest, Path, Query, Request, State};
 use axum::response::{IntoResponse as _, Response};
 use esker_node::{Ack, CreateOn, ReadOutput, ReadSession};
 use s2_api::data::{Json, Proto};
 use s2_api::mime::JsonOrProto;
 use s2_api::v1;
+use s2_api::v1::stream::s2s::CompressionAlgorithm;
 use s2_api::v1::stream::{AppendRequest, ReadRequest};
 use s2_common::ValidationError;
 use s2_common::basin::BasinName;
@@ -18,7 +20,7 @@ use s2_common::read_extent::ReadLimit;
 use s2_common::record::Metered;
 use s2_common::stream::{AppendAck, ReadBatch, ReadEnd, ReadFrom, ReadStart, StreamName};
 
-use super::{App, ServiceError, sessions};
+use super::{App, ServiceError, bodies, session_inputs, sessions};
 
 /// Longest that a read which is not a session may wait.
 const MAX_UNARY_WAIT: Duration = Duration::from_secs(60);
@@ -162,7 +164,45 @@ pub struct AppendArgs {
     basin: BasinName,
     #[from_request(via(Path))]
     stream: StreamName,
-    request: AppendRequest,
+    request: AppendBody,
+}
+
+/// An append, or a session of them.
+pub enum AppendBody {
+    /// One append.
+    One(AppendRequest),
+    /// A session.
+    Session {
+        create_stream_config_patch: OptionalStreamConfig,
+        response_compression: CompressionAlgorithm,
+        body: Body,
+    },
+}
+
+impl<S: Send + Sync> FromRequest<S> for AppendBody {
+    type Rejection = ServiceError;
+
+    async fn from_request(request: Request, state: &S) -> Result<AppendBody, ServiceError> {
+        if !bodies::is_session(request.headers()) {
+            let one = AppendRequest::from_request(request, state).await?;
+            return Ok(AppendBody::One(one));
+        }
+        let (head, body) = request.into_parts();
+        // Its head is read as the API has it; its frames are read here, where they are counted.
+        let head = Request::from_parts(head, Body::empty());
+        Ok(match AppendRequest::from_request(head, state).await? {
+            AppendRequest::S2s {
+                create_stream_config_patch,
+                response_compression,
+                ..
+            } => AppendBody::Session {
+                create_stream_config_patch,
+                response_compression,
+                body,
+            },
+            one => AppendBody::One(one),
+        })
+    }
 }
 
 pub async fn append(
@@ -174,12 +214,12 @@ pub async fn append(
     }: AppendArgs,
 ) -> Result<Response, ServiceError> {
     match request {
-        AppendRequest::Unary {
+        AppendBody::One(AppendRequest::Unary {
             create_stream_config_patch,
             input,
             response_mime,
             ..
-        } => {
+        }) => {
             let handle = app
                 .node
                 .open_stream(
@@ -197,11 +237,10 @@ pub async fn append(
                 }
             })
         }
-        AppendRequest::S2s {
+        AppendBody::Session {
             create_stream_config_patch,
-            inputs,
             response_compression,
-            ..
+            body,
         } => {
             let handle = app
                 .node
@@ -214,12 +253,16 @@ pub async fn append(
                 .await?;
             let session = handle.session(app.limits.append_session_inflight);
             let stopping = app.node.stopping().clone();
+            let inputs = session_inputs::inputs(body, app.limits.bodies.clone());
             Ok(sessions::frames_of_append(
                 session,
                 inputs,
                 stopping,
                 response_compression,
             ))
+        }
+        AppendBody::One(AppendRequest::S2s { .. }) => {
+            Err(ValidationError::from("an append session has the type `s2s/proto`").into())
         }
     }
 }

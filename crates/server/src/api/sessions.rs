@@ -8,19 +8,23 @@ use std::pin::Pin;
 use axum::body::Body;
 use axum::response::{IntoResponse as _, Response, Sse};
 use esker_node::{AppendSession, Error, PendingAppend, ReadOutput, ReadSession};
-use futures::stream::{BoxStream, FuturesOrdered};
+use futures::stream::{self, FuturesOrdered};
 use futures::{Stream, StreamExt as _};
 use http::{HeaderValue, header};
 use s2_api::data::Format;
 use s2_api::v1::stream::sse::{self, LastEventId};
-use s2_api::v1::stream::{self, AppendInputStreamError, proto, s2s};
+use s2_api::v1::stream::{ReadEnd, proto, s2s};
 use s2_common::read_extent::CountOrBytes;
 use s2_common::record::MeteredSize as _;
-use s2_common::stream::{AppendInput, ReadFrom, ReadStart};
+use s2_common::stream::{ReadFrom, ReadStart};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::ServiceError;
 use super::records::wire_ack;
+use super::series::session_ended;
+use super::session_inputs::{Input, Inputs};
 use crate::answers::{AtStall, EndFrame, Exhausted};
 
 const NO_TRANSFORM: HeaderValue = HeaderValue::from_static("no-cache, no-transform");
@@ -31,9 +35,9 @@ const NO_BUFFERING: (&str, HeaderValue) = ("x-accel-buffering", HeaderValue::fro
 /// what was delivered, so that event ids go on counting.
 pub fn resume(
     mut start: ReadStart,
-    mut end: stream::ReadEnd,
+    mut end: ReadEnd,
     last: Option<LastEventId>,
-) -> (ReadStart, stream::ReadEnd, CountOrBytes) {
+) -> (ReadStart, ReadEnd, CountOrBytes) {
     let mut delivered = CountOrBytes::ZERO;
     if let Some(last) = last {
         start.from = ReadFrom::SeqNum(last.seq_num.saturating_add(1));
@@ -72,7 +76,8 @@ pub fn events(mut session: ReadSession, format: Format, mut delivered: CountOrBy
                     return;
                 }
                 Err(error) => {
-                    let (_, body) = ServiceError::from(error).to_response().to_parts();
+                    let (status, body) = ServiceError::from(error).to_response().to_parts();
+                    session_ended(status);
                     yield sse::error_event(body);
                     return;
                 }
@@ -118,82 +123,126 @@ pub fn frames_of_read(
         }
     };
     let mut response = frames(compression, batches);
-    let end = s2s::TerminalMessage::from(ServiceError::Exhausted(Exhausted::Stalled));
+    let (status, body) = ServiceError::Exhausted(Exhausted::Stalled).to_response().to_parts();
+    let end = s2s::TerminalMessage {
+        status: status.as_u16(),
+        body,
+    };
     let end = s2s::SessionMessage::from(end).encode();
     let at_stall = AtStall::End(EndFrame::Data(end));
     response.extensions_mut().insert(at_stall);
     response
 }
 
-type Submission<'a> = Pin<Box<dyn Future<Output = Result<PendingAppend, Error>> + Send + 'a>>;
+/// Acknowledgements that wait for the client. Beyond them, a session takes no more appends.
+const MAX_ACKS: usize = 64;
 
 /// Appends as they come in, acknowledgements in order; ends at the first error, of which the client
 /// hears after everything before it was acknowledged.
 pub fn frames_of_append(
     session: AppendSession,
-    mut inputs: BoxStream<'static, Result<AppendInput, AppendInputStreamError>>,
+    inputs: Inputs,
     stopping: CancellationToken,
     compression: s2s::CompressionAlgorithm,
 ) -> Response {
-    // A client that takes no acknowledgements ends the session as a stop does: what is in flight is answered.
+    let (acks, waiting) = mpsc::channel(MAX_ACKS);
     let stalled = CancellationToken::new();
     let at_stall = AtStall::Cancel(stalled.clone());
-    let acks = async_stream::stream! {
-        let mut pending = FuturesOrdered::new();
-        let mut submitting: Option<Submission<'_>> = None;
-        let mut last_error: Option<ServiceError> = None;
-        let mut open = true;
-        loop {
-            tokio::select! {
-                biased;
-                Some(answer) = pending.next(), if !pending.is_empty() => {
-                    let answer: Result<_, Error> = answer;
-                    match answer {
-                        Ok(ack) => yield Ok(proto::AppendAck::from(wire_ack(ack))),
-                        Err(error) => {
-                            yield Err(ServiceError::from(error));
-                            return;
-                        }
-                    }
-                }
-                submitted = async { submitting.as_mut().expect("checked").await },
-                    if submitting.is_some() =>
-                {
-                    submitting = None;
-                    match submitted {
-                        Ok(append) => pending.push_back(append.done()),
-                        Err(error) => {
-                            last_error = Some(error.into());
-                            open = false;
-                        }
-                    }
-                }
-                () = stopping.cancelled(), if open => {
-                    last_error = Some(Error::Stopping.into());
-                    open = false;
-                }
-                () = stalled.cancelled(), if open => {
-                    last_error = Some(ServiceError::Exhausted(Exhausted::Stalled));
-                    open = false;
-                }
-                input = inputs.next(), if open && submitting.is_none() => match input {
-                    Some(Ok(input)) => submitting = Some(Box::pin(session.append(input))),
-                    Some(Err(error)) => {
-                        last_error = Some(error.into());
-                        open = false;
-                    }
-                    None => open = false,
-                },
-                else => break,
-            }
-        }
-        if let Some(error) = last_error {
-            yield Err(error);
-        }
-    };
+    // A task of its own: what waits for admission has a place among all appends, and must not depend on a
+    // client that takes its acknowledgements.
+    let driver = drive(session, inputs, stopping, stalled, acks);
+    let driver = AbortOnDropHandle::new(tokio::spawn(driver));
+    let acks = stream::unfold((waiting, driver), |(mut waiting, driver)| async move {
+        let ack = waiting.recv().await?;
+        Some((ack, (waiting, driver)))
+    });
     let mut response = frames(compression, acks);
     response.extensions_mut().insert(at_stall);
     response
+}
+
+type SessionAck = Result<proto::AppendAck, ServiceError>;
+type Submission<'a> = Pin<Box<dyn Future<Output = Result<PendingAppend, Error>> + Send + 'a>>;
+
+/// Takes appends until the session ends, and hands on their acknowledgements.
+async fn drive(
+    session: AppendSession,
+    inputs: Inputs,
+    stopping: CancellationToken,
+    stalled: CancellationToken,
+    acks: mpsc::Sender<SessionAck>,
+) {
+    // None once no more is taken: what it holds is free then.
+    let mut inputs = Some(inputs);
+    let mut submitting: Option<Submission<'_>> = None;
+    let mut pending = FuturesOrdered::new();
+    let mut ready: Option<SessionAck> = None;
+    let mut last_error: Option<ServiceError> = None;
+    loop {
+        tokio::select! {
+            biased;
+            place = acks.reserve(), if ready.is_some() => {
+                // Without a place, the client is gone.
+                let (Ok(place), Some(ack)) = (place, ready.take()) else {
+                    return;
+                };
+                let failed = ack.is_err();
+                place.send(ack);
+                if failed {
+                    return;
+                }
+            }
+            Some(answer) = pending.next(), if ready.is_none() && !pending.is_empty() => {
+                let answer: Result<_, Error> = answer;
+                let ack = answer.map(|ack| proto::AppendAck::from(wire_ack(ack)));
+                ready = Some(ack.map_err(ServiceError::from));
+            }
+            submitted = async { submitting.as_mut().expect("checked").await },
+                if submitting.is_some() =>
+            {
+                submitting = None;
+                match submitted {
+                    Ok(append) => pending.push_back(append.done()),
+                    Err(error) => {
+                        last_error = Some(error.into());
+                        inputs = None;
+                    }
+                }
+            }
+            () = stopping.cancelled(), if inputs.is_some() => {
+                last_error = Some(Error::Stopping.into());
+                inputs = None;
+            }
+            // As at a stop: what is in flight is answered.
+            () = stalled.cancelled(), if inputs.is_some() => {
+                last_error = Some(ServiceError::Exhausted(Exhausted::Stalled));
+                inputs = None;
+            }
+            input = async { inputs.as_mut().expect("checked").next().await },
+                if inputs.is_some() && submitting.is_none() && ready.is_none() =>
+            {
+                match input {
+                    Some(Ok(input)) => submitting = Some(Box::pin(submit(&session, input))),
+                    Some(Err(error)) => {
+                        last_error = Some(error);
+                        inputs = None;
+                    }
+                    None => inputs = None,
+                }
+            }
+            else => break,
+        }
+    }
+    if let Some(error) = last_error {
+        // If nobody takes it, the client is gone.
+        let _ = acks.send(Err(error)).await;
+    }
+}
+
+/// Submits an append. The memory of its frame is free when it has been admitted.
+async fn submit(session: &AppendSession, input: Input) -> Result<PendingAppend, Error> {
+    let Input { append, _claim } = input;
+    session.append(append).await
 }
 
 fn frames<P>(

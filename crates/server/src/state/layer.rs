@@ -15,8 +15,7 @@ use http_body::Frame;
 use http_body_util::BodyExt as _;
 use tonic::{Code, Status};
 
-use super::MOST_REQUEST;
-use super::status::{exhausted, refused};
+use super::status::{refused, too_large};
 use crate::answers::{Answers, AtStall, EndFrame, Exhausted, Scanning};
 use crate::observed_body::{Observed, Observer};
 
@@ -60,7 +59,11 @@ async fn held(mut response: Response, answers: &Answers) -> Response {
     };
     let trailers = body.trailers().cloned();
     let bytes = body.to_bytes();
-    match answers.hold(bytes.len(), scanning.is_some()).await {
+    let permit = match scanning {
+        Some(scanning) => answers.hold_scan(bytes.len(), scanning).await,
+        None => answers.hold(bytes.len()),
+    };
+    match permit {
         Ok(permit) => Response::from_parts(head, answers.body(bytes, trailers, permit)),
         Err(error) => refused(error).into_http(),
     }
@@ -86,12 +89,7 @@ fn refusal(headers: &HeaderMap) -> Option<Status> {
         return None;
     }
     let refused = Status::from_header_map(headers)?;
-    refused.message().starts_with(TOO_LARGE).then(|| {
-        exhausted(format!(
-            "the request has more than {} MiB: write less at once",
-            MOST_REQUEST >> 20
-        ))
-    })
+    refused.message().starts_with(TOO_LARGE).then(too_large)
 }
 
 /// A call that was not counted yet.
@@ -116,11 +114,7 @@ impl Call {
         if std::mem::replace(&mut self.counted, true) {
             return;
         }
-        metrics::counter!(
-            "esker_state_requests_total",
-            "method" => self.method, "code" => name(code)
-        )
-        .increment(1);
+        count(self.method, code, 1);
         metrics::histogram!("esker_state_request_seconds", "method" => self.method)
             .record(self.begun.elapsed().as_secs_f64());
     }
@@ -141,6 +135,36 @@ impl Observer for Call {
                 }
             }
             Err(_) => self.end(Code::Unknown),
+        }
+    }
+}
+
+fn count(method: &'static str, code: Code, calls: u64) {
+    metrics::counter!("esker_state_requests_total", "method" => method, "code" => name(code))
+        .increment(calls);
+}
+
+/// Codes that the service answers, or that a call ends with.
+const ANSWERED: [Code; 12] = [
+    Code::Ok,
+    Code::Cancelled,
+    Code::Unknown,
+    Code::InvalidArgument,
+    Code::DeadlineExceeded,
+    Code::NotFound,
+    Code::ResourceExhausted,
+    Code::FailedPrecondition,
+    Code::Aborted,
+    Code::OutOfRange,
+    Code::Internal,
+    Code::Unavailable,
+];
+
+/// Makes all series exist, so that an alert on an increase sees the first failure.
+pub(crate) fn register() {
+    for method in METHODS {
+        for code in ANSWERED {
+            count(&method[1..], code, 0);
         }
     }
 }

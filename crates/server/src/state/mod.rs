@@ -20,7 +20,7 @@
 
 mod blocking;
 mod convert;
-mod layer;
+pub(crate) mod layer;
 mod pages;
 mod raw;
 mod service;

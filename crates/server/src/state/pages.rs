@@ -61,8 +61,8 @@ impl Calls {
         let (messages, scanning) =
             blocking::read(move || Ok((calls.page(request)?, scanning))).await?;
         let bytes = messages.iter().map(Bytes::len).sum();
-        let permit = self.answers.hold(bytes, true).await.map_err(refused)?;
-        drop(scanning);
+        let permit = self.answers.hold_scan(bytes, scanning).await;
+        let permit = permit.map_err(refused)?;
         let messages = stream::iter(messages.into_iter().map(Ok)).boxed();
         let answers = &self.answers;
         let messages = answers.perishable(messages, permit, |error| Err(refused(error)));
@@ -83,10 +83,7 @@ impl Calls {
             Some(token) => Some(token.commit_ts),
             None if request.commit_ts.is_some() => request.commit_ts,
             // The next page must know.
-            None if limit.is_some() => {
-                let standing = self.store.status().map_err(|error| status(&error))?;
-                Some(standing.commit_ts)
-            }
+            None if limit.is_some() => Some(self.store.commit_ts()),
             None => None,
         };
         let scan = Scan {

@@ -16,6 +16,7 @@ use tonic::metadata::{MetadataMap, MetadataValue};
 use tonic::{Code, Status};
 use tonic_types::{ErrorInfo, pb};
 
+use super::MOST_REQUEST;
 use crate::answers::Exhausted;
 
 /// The domain of the reasons.
@@ -169,8 +170,16 @@ pub(super) fn invalid(problem: impl Into<String>) -> Status {
 }
 
 /// The status of what is too large.
-pub(super) fn exhausted(problem: impl Into<String>) -> Status {
+pub(crate) fn exhausted(problem: impl Into<String>) -> Status {
     status(&StateError::Exhausted(problem.into()))
+}
+
+/// The status of a request that is too large.
+pub(crate) fn too_large() -> Status {
+    exhausted(format!(
+        "the request has more than {} MiB: write less at once",
+        MOST_REQUEST >> 20
+    ))
 }
 
 /// The status of an answer for which there is no room now.

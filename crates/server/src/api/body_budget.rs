@@ -1,0 +1,214 @@
+//! Memory for what is on its way in: bodies of requests, and frames of append sessions.
+//!
+//! `limits.request-bodies` is divided: as much as the largest body may have is kept back for one claim at a
+//! time ([`BodyBudget::last`]), and the rest is for all. A claim waits for either. Most claims are made once,
+//! for the whole length; one whose length is not known grows while it holds, so that many of them could wait
+//! for each other. One of those that wait always gets what is kept back, which covers it to its end, so it
+//! ends, and the next one gets it.
+//!
+//! Claims up to [`MAX_SMALL`] have [`MAX_SMALL_TOTAL`] of their own beside that, and the same as others when it
+//! is used up: large bodies on slow networks do not hold up the small ones.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// Bytes of a claim that is a small one.
+pub(super) const MAX_SMALL: usize = 64 * 1024;
+/// Bytes of all small claims: some hundred of the largest, many thousand of usual ones.
+const MAX_SMALL_TOTAL: usize = 16 * 1024 * 1024;
+/// How long a claim waits for others to end.
+const CLAIM_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The memory that all claims share.
+#[derive(Clone, Debug)]
+pub(super) struct BodyBudget {
+    small: Arc<Semaphore>,
+    shared: Arc<Semaphore>,
+    /// One permit, for a claim of any size.
+    last: Arc<Semaphore>,
+    shared_total: usize,
+    max_claim: usize,
+    pub(super) timeout: Duration,
+}
+
+/// Bytes that are claimed. They are free again when it is dropped.
+#[derive(Debug, Default)]
+pub(super) struct Claim {
+    covered: usize,
+    permits: Vec<OwnedSemaphorePermit>,
+}
+
+impl Claim {
+    /// Whether it has so many bytes.
+    pub(super) fn covers(&self, bytes: usize) -> bool {
+        bytes <= self.covered
+    }
+
+    fn add(&mut self, covered: usize, permit: OwnedSemaphorePermit) {
+        self.covered = covered;
+        match self.permits.iter_mut().find(|it| Arc::ptr_eq(it.semaphore(), permit.semaphore())) {
+            Some(same) => same.merge(permit),
+            None => self.permits.push(permit),
+        }
+    }
+}
+
+/// There was no memory in time.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Full;
+
+impl BodyBudget {
+    /// Of `total` bytes, and at most `max_claim` for one claim.
+    pub(super) fn new(total: usize, max_claim: usize) -> BodyBudget {
+        let shared_total = total.saturating_sub(max_claim).min(Semaphore::MAX_PERMITS);
+        BodyBudget {
+            small: Arc::new(Semaphore::new(MAX_SMALL_TOTAL)),
+            shared: Arc::new(Semaphore::new(shared_total)),
+            last: Arc::new(Semaphore::new(1)),
+            shared_total,
+            max_claim,
+            timeout: CLAIM_TIMEOUT,
+        }
+    }
+
+    /// Most bytes of one claim.
+    pub(super) fn max_claim(&self) -> usize {
+        self.max_claim
+    }
+
+    /// Bytes that are claimed now.
+    pub(super) fn claimed(&self) -> usize {
+        let last = match self.last.available_permits() {
+            0 => self.max_claim,
+            _ => 0,
+        };
+        let small = MAX_SMALL_TOTAL - self.small.available_permits();
+        last + small + self.shared_total - self.shared.available_permits()
+    }
+
+    /// Makes a claim cover `bytes` in all, if that needs no waiting.
+    pub(super) fn try_extend(&self, claim: &mut Claim, bytes: usize) -> bool {
+        if claim.covers(bytes) {
+            return true;
+        }
+        let missing = permits(bytes - claim.covered);
+        if claim.covered == 0
+            && bytes <= MAX_SMALL
+            && let Ok(permit) = self.small.clone().try_acquire_many_owned(missing)
+        {
+            claim.add(bytes, permit);
+            return true;
+        }
+        match self.shared.clone().try_acquire_many_owned(missing) {
+            Ok(permit) => {
+                claim.add(bytes, permit);
+                true
+            }
+            Err(_) => false,
+        }
+    }
+
+    /// Makes a claim cover `bytes` in all. While it waits, it holds what it has.
+    ///
+    /// # Errors
+    ///
+    /// If there is no memory within [`CLAIM_TIMEOUT`].
+    pub(super) async fn extend(self, mut claim: Claim, bytes: usize) -> Result<Claim, Full> {
+        if self.try_extend(&mut claim, bytes) {
+            return Ok(claim);
+        }
+        let missing = permits(bytes - claim.covered);
+        let (shared, last) = (self.shared.clone(), self.last.clone());
+        let granted = tokio::time::timeout(self.timeout, async {
+            tokio::select! {
+                biased;
+                permit = shared.acquire_many_owned(missing) => (bytes, permit),
+                permit = last.acquire_owned() => (self.max_claim.max(bytes), permit),
+            }
+        });
+        match granted.await {
+            // Nobody closes the semaphores.
+            Ok((covered, Ok(permit))) => {
+                claim.add(covered, permit);
+                Ok(claim)
+            }
+            _ => Err(Full),
+        }
+    }
+}
+
+fn permits(bytes: usize) -> u32 {
+    u32::try_from(bytes).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: usize = 1024 * 1024;
+
+    async fn claim(budget: &BodyBudget, bytes: usize) -> Result<Claim, Full> {
+        budget.clone().extend(Claim::default(), bytes).await
+    }
+
+    fn impatient(total: usize, max_claim: usize) -> BodyBudget {
+        BodyBudget {
+            timeout: Duration::from_millis(50),
+            ..BodyBudget::new(total, max_claim)
+        }
+    }
+
+    #[tokio::test]
+    async fn claims_never_have_more_than_the_budget_and_give_it_back() {
+        let budget = impatient(8 * MIB, 2 * MIB);
+        let mut claims = Vec::new();
+        while let Ok(claim) = claim(&budget, MIB).await {
+            claims.push(claim);
+        }
+        // Six of those that are for all, and the last one.
+        assert_eq!(claims.len(), 7);
+        assert_eq!(budget.claimed(), 8 * MIB);
+        // Small ones have memory of their own.
+        let small = claim(&budget, MAX_SMALL).await.unwrap();
+        assert_eq!(budget.claimed(), 8 * MIB + MAX_SMALL);
+        drop(small);
+        claims.pop();
+        claim(&budget, 2 * MIB).await.unwrap();
+        drop(claims);
+        assert_eq!(budget.claimed(), 0);
+    }
+
+    #[tokio::test]
+    async fn claims_that_grow_while_they_hold_all_end() {
+        let budget = BodyBudget::new(8 * MIB, 2 * MIB);
+        let mut growing = Vec::new();
+        for _ in 0..40 {
+            let budget = budget.clone();
+            growing.push(tokio::spawn(async move {
+                let mut claim = Claim::default();
+                for step in 1..=32 {
+                    claim = budget.clone().extend(claim, step * 2 * MIB / 32).await?;
+                    assert!(budget.claimed() <= 8 * MIB + MAX_SMALL_TOTAL);
+                    tokio::task::yield_now().await;
+                }
+                Ok::<_, Full>(())
+            }));
+        }
+        for claim in growing {
+            claim.await.unwrap().unwrap();
+        }
+        assert_eq!(budget.claimed(), 0);
+    }
+
+    #[tokio::test]
+    async fn small_claims_share_with_others_when_their_own_memory_is_used_up() {
+        let budget = impatient(2 * MIB, MIB);
+        let mut claims = Vec::new();
+        while let Ok(claim) = claim(&budget, MAX_SMALL).await {
+            claims.push(claim);
+        }
+        assert_eq!(claims.len(), (MAX_SMALL_TOTAL + MIB) / MAX_SMALL + 1);
+    }
+}

@@ -1,0 +1,88 @@
+//! Series of labelled counters that are there from the start.
+//!
+//! A series that begins to exist with the first failure has that failure as its first value, and an alert on
+//! its increase never sees it.
+
+/// Routes of the S2 API and beside it, and their methods. Those that answer "not implemented" fail no other way.
+const ROUTES: &[(&str, &[&str])] = &[
+    ("/health", &["GET"]),
+    ("/ping", &["GET"]),
+    ("/metrics", &["GET"]),
+    ("/v1/basins", &["GET", "POST"]),
+    ("/v1/basins/{basin}", &["GET", "PUT", "PATCH", "DELETE"]),
+    ("/v1/streams", &["GET", "POST"]),
+    ("/v1/streams/{stream}", &["GET", "PUT", "PATCH", "DELETE"]),
+    ("/v1/streams/{stream}/records", &["GET", "POST"]),
+    ("/v1/streams/{stream}/records/tail", &["GET"]),
+];
+
+/// Statuses of failures that are not the client's alone.
+const FAILURES: [&str; 6] = ["408", "429", "500", "502", "503", "504"];
+
+/// The counter of all requests.
+pub(super) const REQUESTS: &str = "esker_http_requests_total";
+
+/// The counter of sessions that ended with an error: their heads were answered with 200.
+const SESSION_ERRORS: &str = "esker_http_session_errors_total";
+
+/// Statuses that sessions end with beside those.
+const SESSION_STATUSES: [&str; 7] = ["400", "403", "404", "409", "412", "416", "422"];
+
+/// Counts a session that ended with an error.
+pub(super) fn session_ended(status: http::StatusCode) {
+    metrics::counter!(SESSION_ERRORS, "status" => status.as_str().to_owned()).increment(1);
+}
+
+/// Makes the series of failures exist, at zero if they are new.
+pub(crate) fn register() {
+    let admin = crate::admin::operations();
+    let routes = ROUTES
+        .iter()
+        .flat_map(|(route, methods)| methods.iter().map(|method| (route.to_string(), *method)))
+        .chain(admin);
+    for (route, method) in routes {
+        for status in FAILURES {
+            metrics::counter!(
+                REQUESTS, "route" => route.clone(), "method" => method, "status" => status
+            )
+            .increment(0);
+        }
+    }
+    for status in FAILURES.iter().chain(&SESSION_STATUSES) {
+        metrics::counter!(SESSION_ERRORS, "status" => *status).increment(0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    /// The paths in `.route("…", …)` of a router's source.
+    fn routes(source: &str) -> BTreeSet<String> {
+        let calls = source.split(".route(").skip(1);
+        let paths = calls.filter_map(|call| call.split('"').nth(1));
+        paths.map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn the_failures_of_every_route_are_counted_from_the_start() {
+        let found = routes(include_str!("mod.rs"));
+        let listed = |path: &str| {
+            let known = |it: &str| ROUTES.iter().any(|(route, _)| *route == it);
+            known(path) || known(&format!("/v1{path}"))
+        };
+        let without = ["/access-tokens", "/locations", "/metrics/{basin}"];
+        for path in &found {
+            let implemented = !without.iter().any(|it| path.starts_with(it));
+            assert_eq!(listed(path), implemented, "{path}");
+        }
+        for (route, _) in ROUTES {
+            let path = route.strip_prefix("/v1").unwrap_or(route);
+            assert!(found.contains(path), "{route} is no route");
+        }
+        let admin: Vec<_> = crate::admin::operations().collect();
+        assert!(admin.contains(&("/esker/v1/status".to_owned(), "GET")), "{admin:?}");
+    }
+}
