@@ -146,12 +146,12 @@ async fn health_and_metrics_answer_on_both_transports() {
         let kind = metrics.header("content-type").unwrap();
         assert!(kind.starts_with("text/plain"), "{kind}");
         let text = metrics.text();
+        // Over all series of the name.
         let value = |name: &str| -> f64 {
-            let line = text
-                .lines()
-                .find(|line| line.starts_with(name) && !line.starts_with('#'))
-                .unwrap_or_else(|| panic!("no {name} in:\n{text}"));
-            line.rsplit(' ').next().unwrap().parse().unwrap()
+            let lines = text.lines().filter(|line| line.starts_with(name));
+            lines
+                .map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap())
+                .sum()
         };
         assert_eq!(value("esker_appended_records_total"), 2.0);
         assert_eq!(value("esker_appended_batches_total"), 1.0);
