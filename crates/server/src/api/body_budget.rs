@@ -48,7 +48,11 @@ impl Claim {
 
     fn add(&mut self, covered: usize, permit: OwnedSemaphorePermit) {
         self.covered = covered;
-        match self.permits.iter_mut().find(|it| Arc::ptr_eq(it.semaphore(), permit.semaphore())) {
+        match self
+            .permits
+            .iter_mut()
+            .find(|it| Arc::ptr_eq(it.semaphore(), permit.semaphore()))
+        {
             Some(same) => same.merge(permit),
             None => self.permits.push(permit),
         }

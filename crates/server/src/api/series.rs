@@ -83,6 +83,9 @@ mod tests {
             assert!(found.contains(path), "{route} is no route");
         }
         let admin: Vec<_> = crate::admin::operations().collect();
-        assert!(admin.contains(&("/esker/v1/status".to_owned(), "GET")), "{admin:?}");
+        assert!(
+            admin.contains(&("/esker/v1/status".to_owned(), "GET")),
+            "{admin:?}"
+        );
     }
 }

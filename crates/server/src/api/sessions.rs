@@ -123,7 +123,9 @@ pub fn frames_of_read(
         }
     };
     let mut response = frames(compression, batches);
-    let (status, body) = ServiceError::Exhausted(Exhausted::Stalled).to_response().to_parts();
+    let (status, body) = ServiceError::Exhausted(Exhausted::Stalled)
+        .to_response()
+        .to_parts();
     let end = s2s::TerminalMessage {
         status: status.as_u16(),
         body,
