@@ -479,7 +479,7 @@ mod tests {
         assert_eq!(refused.unwrap_err(), Exhausted::Held);
         drop(unread);
         for answer in waiting {
-            answer.await.unwrap().unwrap();
+            drop(answer.await.unwrap().unwrap());
         }
     }
 

@@ -9,6 +9,7 @@ use esker_node::{Ack, CreateOn, ReadOutput, ReadSession};
 use s2_api::data::{Json, Proto};
 use s2_api::mime::JsonOrProto;
 use s2_api::v1;
+use s2_api::v1::stream::extract::AppendRequestRejection;
 use s2_api::v1::stream::s2s::CompressionAlgorithm;
 use s2_api::v1::stream::{AppendRequest, ReadRequest};
 use s2_common::ValidationError;
@@ -180,9 +181,9 @@ pub enum AppendBody {
 }
 
 impl<S: Send + Sync> FromRequest<S> for AppendBody {
-    type Rejection = ServiceError;
+    type Rejection = AppendRequestRejection;
 
-    async fn from_request(request: Request, state: &S) -> Result<AppendBody, ServiceError> {
+    async fn from_request(request: Request, state: &S) -> Result<AppendBody, Self::Rejection> {
         if !bodies::is_session(request.headers()) {
             let one = AppendRequest::from_request(request, state).await?;
             return Ok(AppendBody::One(one));
