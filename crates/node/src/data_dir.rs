@@ -27,6 +27,7 @@
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{Read as _, Seek as _, Write as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -88,12 +89,12 @@ pub struct LockedDir {
     found: Option<(Identity, bool)>,
 }
 
-/// A locked data directory.
-#[derive(Debug)]
+/// A locked data directory. Cheap to clone.
+#[derive(Clone, Debug)]
 pub struct DataDir {
     path: PathBuf,
     /// Holds the lock for as long as it is open.
-    _lock: File,
+    _lock: Arc<File>,
     /// Who it belongs to.
     pub identity: Identity,
     /// Whether it is still being made.
@@ -186,7 +187,7 @@ impl LockedDir {
         }
         Ok(DataDir {
             path: self.path,
-            _lock: self.lock,
+            _lock: Arc::new(self.lock),
             identity,
             is_new,
         })
@@ -264,7 +265,18 @@ impl DataDir {
         let path = self.damage(partition);
         let dir = self.path.join("damaged");
         fs::create_dir_all(&dir).map_err(io("creating", &dir))?;
-        write_durably(&path, why.as_bytes())
+        write_durably(&path, why.as_bytes())?;
+        sync_dir(&self.path)
+    }
+
+    /// A partition has another database, which is durable.
+    pub fn forget_damage(&self, partition: u64) -> Result<(), StartError> {
+        let path = self.damage(partition);
+        match fs::remove_file(&path) {
+            Ok(()) => sync_dir(&self.path.join("damaged")),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            Err(source) => Err(io("removing", &path)(source)),
+        }
     }
 
     /// Puts a directory aside, where it is in nobody's way; where it is now.

@@ -121,6 +121,12 @@ pub enum StartError {
         /// Why.
         why: String,
     },
+    /// Files of partitions keep the database from being opened.
+    #[error("the database in {path} is damaged", path = .path.display())]
+    DatabaseDamaged {
+        /// Its directory.
+        path: PathBuf,
+    },
     /// Another process uses the data directory.
     #[error(
         "{dir} is in use by the process with pid {pid}: stop it, or use another data directory"
@@ -435,7 +441,7 @@ pub const START_CODES: &[(&str, &str, &str)] = &[
     ),
     (
         "replay_halted",
-        "A partition's log could not be read on while it was replayed; the message names the cause.",
+        "A partition's log could not be read on while it was replayed, or nothing of it could be applied for 60 s; the message names the cause.",
         "Mend the cause (open files, permissions, a failing disk) and start again. Nothing was changed.",
     ),
     (
@@ -532,10 +538,15 @@ impl StartError {
             StartError::LogIncomplete { .. } => "log",
             StartError::Io { .. } => "io",
             StartError::Store(error) if error.is_unreadable() => "unreadable",
-            StartError::Store(_) => "database",
+            StartError::Store(_) | StartError::DatabaseDamaged { .. } => "database",
             StartError::Raft(error) if error.is_unreadable() => "unreadable",
             StartError::Raft(_) => "log",
         }
+    }
+
+    /// Whether something could not be read now, which says nothing about what is there.
+    pub(crate) fn is_unreadable(&self) -> bool {
+        matches!(self.code(), "unreadable" | "repository_unreadable")
     }
 
     /// What cannot be read now, and why.

@@ -283,6 +283,13 @@ impl Capture {
     pub fn take(self) -> Result<Checkpoint, StoreError> {
         let part = &self.part;
         let base = part.store().checkpoints(part.partition());
+        // A checkpoint of damaged files would take the place of one that may be whole.
+        if let Some(why) = part.store().damage(part.partition()) {
+            return Err(StoreError::Checkpoint {
+                path: base,
+                why: format!("none is made while the database is damaged: {why}"),
+            });
+        }
         fs::create_dir_all(&base).map_err(io("creating", &base))?;
         let temporary = Temporary::create(&base)?;
         let exported = temporary.path.join("files");

@@ -8,14 +8,13 @@
 //! ([`partitions`]).
 
 mod background;
+mod damage;
 pub mod partitions;
 
-use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
 
-use parking_lot::Mutex;
 use prost::Message as _;
 use rust_rocksdb::{
     BlockBasedOptions, BottommostLevelCompaction, BoundColumnFamily, Cache, ColumnFamilyDescriptor,
@@ -28,6 +27,8 @@ use crate::ids::PartitionId;
 use crate::keys;
 use crate::lineage::Lineage;
 use background::Background;
+pub use damage::DamageReport;
+use damage::Met;
 pub use partitions::Founding;
 
 pub(crate) type Db = DBWithThreadMode<MultiThreaded>;
@@ -49,6 +50,8 @@ pub struct StoreOptions {
     /// Where checkpoints are made, a directory per partition, on the file system of the database.
     /// `None`: below the database.
     pub checkpoints: Option<PathBuf>,
+    /// What is found damaged is told here.
+    pub damage: DamageReport,
 }
 
 impl StoreOptions {
@@ -62,6 +65,7 @@ impl StoreOptions {
             max_open_files: 64,
             background_jobs: 1,
             checkpoints: None,
+            damage: DamageReport::default(),
         }
     }
 }
@@ -76,6 +80,7 @@ impl Default for StoreOptions {
             max_open_files: 512,
             background_jobs: 2,
             checkpoints: None,
+            damage: DamageReport::default(),
         }
     }
 }
@@ -219,8 +224,7 @@ pub struct Store {
     path: Arc<PathBuf>,
     checkpoints: Arc<PathBuf>,
     partition_options: Arc<Options>,
-    /// Partitions with files whose bytes are not what was written, and what RocksDB said.
-    damage: Arc<Mutex<HashMap<PartitionId, String>>>,
+    damage: DamageReport,
     background: Arc<Background>,
 }
 
@@ -271,6 +275,10 @@ impl Store {
 
     /// Opens what is there, with whatever partitions it has; makes an empty one where there is none.
     pub fn open_any(path: &Path, options: &StoreOptions) -> Result<Store, StoreError> {
+        Store::open_with(path, options, Mode::Sound)
+    }
+
+    fn open_with(path: &Path, options: &StoreOptions, mode: Mode) -> Result<Store, StoreError> {
         let fail = |source| StoreError::Db {
             path: path.to_owned(),
             operation: "opening".to_owned(),
@@ -283,7 +291,7 @@ impl Store {
         db_options.set_table_cache_num_shard_bits(OPEN_FILES_SHARD_BITS);
         db_options.set_max_background_jobs(options.background_jobs);
         db_options.set_bytes_per_sync(1024 * 1024);
-        db_options.set_paranoid_checks(true);
+        db_options.set_paranoid_checks(mode == Mode::Sound);
         // RocksDB's own text log stays small.
         db_options.set_log_level(LogLevel::Warn);
         db_options.set_max_log_file_size(1024 * 1024);
@@ -310,7 +318,8 @@ impl Store {
         let mut unused = Options::default();
         unused.set_write_buffer_size(options.write_buffer);
         let mut descriptors = vec![ColumnFamilyDescriptor::new("default", unused)];
-        let partition_options = partition_options(options, &table).map_err(fail)?;
+        let mut partition_options = partition_options(options, &table).map_err(fail)?;
+        partition_options.set_disable_auto_compactions(mode == Mode::Damaged);
         if path.join("CURRENT").exists() {
             let there = Db::list_cf(&db_options, path).map_err(fail)?;
             for name in there.into_iter().filter(|name| name != "default") {
@@ -324,7 +333,7 @@ impl Store {
             path: Arc::new(path.to_owned()),
             checkpoints: Arc::new(checkpoints.unwrap_or_else(|| path.join("checkpoints"))),
             partition_options: Arc::new(partition_options),
-            damage: Arc::default(),
+            damage: options.damage.clone(),
             background,
         })
     }
@@ -340,11 +349,6 @@ impl Store {
         }
     }
 
-    /// What RocksDB said when it found a partition's files damaged, if it did since they were opened.
-    pub fn damage(&self, partition: PartitionId) -> Option<String> {
-        self.damage.lock().get(&partition).cloned()
-    }
-
     pub(crate) fn db(&self) -> &Db {
         &self.db
     }
@@ -354,6 +358,15 @@ impl Store {
         self.background.close();
         self.db.cancel_all_background_work(true);
     }
+}
+
+/// How a database is opened.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    /// A table that cannot be opened is an error.
+    Sound,
+    /// A table that cannot be opened is an error of who reads it. Nothing is compacted.
+    Damaged,
 }
 
 fn cf_name(partition: PartitionId) -> String {
@@ -629,12 +642,18 @@ impl Part {
         }
     }
 
+    /// An error of a read.
     pub(crate) fn error(&self, operation: &str, source: rust_rocksdb::Error) -> StoreError {
-        if source.kind() == ErrorKind::Corruption {
-            let mut damage = self.store.damage.lock();
-            let known = damage.entry(self.partition);
-            known.or_insert_with(|| format!("{operation}: {source}"));
-        }
+        self.failed(operation, Met::Reading, source)
+    }
+
+    /// An error of a write, which may tell of what the background work for another partition met.
+    fn write_error(&self, operation: &str, source: rust_rocksdb::Error) -> StoreError {
+        self.failed(operation, Met::Writing, source)
+    }
+
+    fn failed(&self, operation: &str, met: Met, source: rust_rocksdb::Error) -> StoreError {
+        self.note_damage(operation, met, &source);
         StoreError::Db {
             path: self.store.path.to_path_buf(),
             operation: format!("partition {}, {operation}", self.partition),
@@ -692,7 +711,7 @@ impl PartBatch {
             .store
             .db
             .write_without_wal(&self.batch)
-            .map_err(|e| self.part.error("writing", e))
+            .map_err(|e| self.part.write_error("writing", e))
     }
 }
 

@@ -459,7 +459,16 @@ impl Upload<'_> {
         let mut placed = Vec::with_capacity(files.len());
         let mut fresh: HashMap<String, (&FileMetadata, Digest)> = HashMap::new();
         for (file, digest) in files.iter().zip(digests) {
-            let reused = reusable.get(&Content::of(file, digest)).cloned();
+            let mut reused = reusable.get(&Content::of(file, digest)).cloned();
+            // What happens to the file happens to a link of it, which is no second copy.
+            if let Some(key) = &reused
+                && self
+                    .store
+                    .is_unwanted_link(key, uploads.source.path(&file.name).as_deref())
+                    .await
+            {
+                reused = None;
+            }
             let key = reused
                 .clone()
                 .unwrap_or_else(|| shared_file(digest, self.generation));

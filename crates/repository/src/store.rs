@@ -587,6 +587,16 @@ impl Store {
             })
     }
 
+    /// Whether an object shares its bytes with a local file although copies are wanted.
+    pub(crate) async fn is_unwanted_link(&self, key: &str, file: Option<&std::path::Path>) -> bool {
+        match (self.destination.local(), file) {
+            (Some(local), Some(file)) if !local.links() => {
+                local.is_same_file(&self.path(key), file).await
+            }
+            _ => false,
+        }
+    }
+
     /// Whether large objects can be written in parts that are tried again one by one.
     pub(crate) fn has_parts(&self) -> bool {
         self.multipart.is_some()

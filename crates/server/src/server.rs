@@ -459,7 +459,7 @@ fn node_options(config: &Config, bootstrap: Option<Bootstrap>) -> NodeOptions {
             write_buffers_total: config.store.write_buffers_total.as_usize(),
             max_open_files: i32::try_from(config.store.max_open_files).unwrap_or(i32::MAX),
             background_jobs: i32::try_from(config.store.background_jobs).unwrap_or(i32::MAX),
-            checkpoints: None,
+            ..StoreOptions::default()
         },
         // Space is reclaimed in steps of what a partition has in memory.
         compact_garbage: 2 * config.store.write_buffer.as_u64(),

@@ -3,6 +3,7 @@
 //! | room | what it shows |
 //! |---|---|
 //! | [`lossless`] | losses that cost nothing |
+//! | [`damaged_blocks`] | damaged blocks of the database, wherever they are met |
 //! | [`lossy`] | losses that cost something: a new line, in which nothing is given out twice |
 //! | [`positions`] | what a stream says of its forks |
 //! | [`refusals`] | what a start refuses, and that it changes nothing then |
@@ -25,6 +26,7 @@
 mod any_history;
 mod catalog;
 pub mod contents;
+mod damaged_blocks;
 mod empty_directories;
 mod kills;
 mod log_bound;

@@ -18,7 +18,7 @@ pub const PARTITIONS: u64 = 2;
 /// Which kind of destination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// A directory on the data directory's file system, so that files are hard links.
+    /// A directory on the data directory's file system.
     Directory,
     /// An S3 server.
     S3,

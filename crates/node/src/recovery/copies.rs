@@ -6,10 +6,11 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use esker_partition::{Checkpoint, Lineage, LineageId, checkpoint};
+use esker_partition::{Checkpoint, Lineage, LineageId, StoreError, checkpoint};
 use esker_repository::{CurrentRoot, Error as RepositoryError, Progress, Repository, Which};
 use futures::{StreamExt as _, TryStreamExt as _};
 
+use super::attempts::Attempts;
 use super::look::{Facts, PartitionFacts};
 use super::plan::{Plan, PlannedFork};
 use super::ways::{Copy, LogFacts, Source, best, connects, is_whole};
@@ -46,6 +47,7 @@ pub(super) async fn find(
     data_dir: &DataDir,
     archive: &Archive,
     plan: &mut Plan,
+    attempts: &Attempts,
     accepts_loss: bool,
 ) -> Result<Vec<Way>, StartError> {
     let planned: &Plan = plan;
@@ -55,6 +57,7 @@ pub(super) async fn find(
             data_dir,
             archive,
             planned: planned.forks.get(&facts.partition),
+            attempts,
             accepts_loss,
             log: facts.log.clone(),
             tried: Vec::new(),
@@ -87,6 +90,7 @@ pub(super) struct Search<'a> {
     pub(super) data_dir: &'a DataDir,
     pub(super) archive: &'a Archive,
     pub(super) planned: Option<&'a PlannedFork>,
+    pub(super) attempts: &'a Attempts,
     accepts_loss: bool,
     /// What the log has, unless it turns out to be too short.
     pub(super) log: Option<LogFacts>,
@@ -109,7 +113,7 @@ impl Search<'_> {
             self.look_for_a_cut(&copy_of(checkpoint));
         }
         for checkpoint in &locals {
-            if let Some(way) = self.local(checkpoint)? {
+            if let Some(way) = self.local(checkpoint).await? {
                 return Ok(way);
             }
         }
@@ -146,7 +150,10 @@ impl Search<'_> {
                 return Ok(self.way(copy, Some(ready), None, true));
             }
         }
-        if let (true, Some(log)) = (is_whole(self.log.as_ref()), &self.log) {
+        if is_whole(self.log.as_ref())
+            && !self.is_ruled_out(&Source::Log)
+            && let Some(log) = &self.log
+        {
             let nothing = Copy {
                 source: Source::Log,
                 lineage: log.lineage.id(),
@@ -243,44 +250,74 @@ impl Search<'_> {
             Vec::new()
         });
         for dir in there {
+            let at = dir.clone();
             let opened = super::blocking(move || {
                 let checkpoint = Checkpoint::open(&dir)?;
                 checkpoint.verify()?;
-                Ok::<_, esker_partition::StoreError>(checkpoint)
+                Ok::<_, StoreError>(checkpoint)
             });
             match opened.await {
+                Ok(checkpoint) if self.is_ruled_out(&copy_of(&checkpoint).source) => {}
                 Ok(checkpoint) => whole.push(checkpoint),
-                Err(error) => {
-                    let why = format!("local snapshot: {error}");
-                    if error.is_unreadable() {
-                        self.unreadable.push(why.clone());
-                    }
-                    self.tried.push(why);
-                }
+                Err(error) => self.local_is_not_usable(&at, &error),
             }
         }
         whole
     }
 
-    fn local(&mut self, checkpoint: &Checkpoint) -> Result<Option<Way>, StartError> {
-        let copy = copy_of(checkpoint);
-        match connects(self.log.as_ref(), &copy) {
-            Ok(()) => {
-                let ready = self.link(checkpoint)?;
-                Ok(Some(self.way(&copy, Some(ready), None, true)))
-            }
-            Err(why) => {
-                self.tried.push(format!("local snapshot: {why}"));
-                Ok(None)
-            }
+    fn local_is_not_usable(&mut self, dir: &Path, error: &StoreError) {
+        let why = format!("local snapshot: {error}");
+        match error.is_unreadable() {
+            true => self.unreadable.push(why.clone()),
+            false => self.attempts.local_is_damaged(dir),
         }
+        self.tried.push(why);
     }
 
-    /// The same files, for the database to use up.
-    fn link(&self, checkpoint: &Checkpoint) -> Result<Checkpoint, StartError> {
+    /// Whether a source turned out damaged when an earlier attempt used it.
+    fn is_ruled_out(&mut self, source: &Source) -> bool {
+        let why = self.attempts.why_not(self.facts.partition, source);
+        if let Some(why) = &why {
+            let why = format!("{source}: it was found damaged when it was used: {why}");
+            self.tried.push(why);
+        }
+        if let (Some(_), Source::Local(dir)) = (&why, source) {
+            self.attempts.local_is_damaged(dir);
+        }
+        why.is_some()
+    }
+
+    /// Checks the blocks of a copy whose file checksums are right: they were computed when it was made,
+    /// maybe of a block that was damaged already. It costs reading it once more, so it is done where
+    /// damage was found, or where files of a database are about to be replaced by it.
+    async fn blocks(&self, checkpoint: &Checkpoint) -> Result<(), StoreError> {
+        let facts = self.facts;
+        if !facts.is_damaged && facts.database.is_err() && !self.accepts_loss {
+            return Ok(());
+        }
+        let (checkpoint, scratch) = (checkpoint.clone(), self.place("check"));
+        super::blocking(move || checkpoint.verify_blocks(&scratch)).await
+    }
+
+    async fn local(&mut self, checkpoint: &Checkpoint) -> Result<Option<Way>, StartError> {
+        let copy = copy_of(checkpoint);
+        if let Err(why) = connects(self.log.as_ref(), &copy) {
+            self.tried.push(format!("local snapshot: {why}"));
+            return Ok(None);
+        }
+        let ready = self.link(checkpoint).await?;
+        Ok(ready.map(|ready| self.way(&copy, Some(ready), None, true)))
+    }
+
+    /// The same files, for the database to use up; `None` if they are damaged.
+    async fn link(&mut self, checkpoint: &Checkpoint) -> Result<Option<Checkpoint>, StartError> {
+        if let Err(error) = self.blocks(checkpoint).await {
+            self.local_is_not_usable(&checkpoint.dir, &error);
+            return Ok(None);
+        }
         let to = self.place("local");
         remove(&to)?;
-        Ok(checkpoint.link_to(&to)?)
+        Ok(Some(checkpoint.link_to(&to)?))
     }
 
     /// Where a copy is made ready.
@@ -331,9 +368,40 @@ impl Search<'_> {
         repository: &Repository,
         copy: &Copy,
     ) -> Result<Option<Checkpoint>, StartError> {
+        let fetched = self.fetch_files(repository, copy).await?;
+        let Some(checkpoint) = fetched else {
+            return Ok(None);
+        };
+        let Err(error) = self.blocks(&checkpoint).await else {
+            return Ok(Some(checkpoint));
+        };
+        if error.is_unreadable() {
+            return Err(StartError::unreadable(copy.source.to_string(), &error));
+        }
+        self.snapshot_is_damaged(&copy.source, &error);
+        Ok(None)
+    }
+
+    fn snapshot_is_damaged(&mut self, source: &Source, error: &dyn std::fmt::Display) {
+        self.damage = true;
+        let partition = self.facts.partition;
+        tracing::warn!(partition, snapshot = %source, %error, "a snapshot is damaged: an older one is tried");
+        metrics::counter!("esker_partition_store_snapshots_download_fallback_total").increment(1);
+        self.tried.push(format!("{source}: {error}"));
+    }
+
+    async fn fetch_files(
+        &mut self,
+        repository: &Repository,
+        copy: &Copy,
+    ) -> Result<Option<Checkpoint>, StartError> {
         let Source::Repository(dir) = &copy.source else {
             return Ok(None);
         };
+        if self.is_ruled_out(&copy.source) {
+            self.damage = true;
+            return Ok(None);
+        }
         let partition = self.facts.partition;
         let to = self.place(&dir.to_string());
         let metadata = match repository.describe(dir).await {
@@ -390,12 +458,7 @@ impl Search<'_> {
                     RepositoryError::Unusable(mut tried) if tried.len() == 1 => *tried.remove(0).1,
                     other => other,
                 };
-                self.damage = true;
-                tracing::warn!(partition, snapshot = %dir, %error, "a snapshot is damaged: an older one is tried");
-                metrics::counter!("esker_partition_store_snapshots_download_fallback_total")
-                    .increment(1);
-                self.tried
-                    .push(format!("repository snapshot {dir}: {error}"));
+                self.snapshot_is_damaged(&copy.source, &error);
                 Ok(None)
             }
             Err(error) => Err(self.unreadable(&error)),
@@ -462,7 +525,13 @@ impl Search<'_> {
             let ready = match &copy.source {
                 Source::Database | Source::Log | Source::State(_) => None,
                 Source::Local(dir) => match locals.iter().find(|c| c.dir == *dir) {
-                    Some(checkpoint) => Some(self.link(checkpoint)?),
+                    Some(checkpoint) => match self.link(checkpoint).await? {
+                        Some(ready) => Some(ready),
+                        None => {
+                            copies.retain(|other| *other != copy);
+                            continue;
+                        }
+                    },
                     None => None,
                 },
                 Source::Repository(_) => match self.fetch(repository, &copy).await? {

@@ -15,12 +15,11 @@ use crate::node::NodeOptions;
 use crate::snapshots::{Archive, Bootstrap, cluster_id};
 use crate::state::files::{FileError, Files, name_of};
 
-/// A directory that somebody uses from now on.
+/// A directory that somebody uses from now on. Cheap to clone.
+#[derive(Clone)]
 pub(super) struct Entered {
     pub data_dir: DataDir,
     pub archive: Archive,
-    /// A restore that is under way.
-    pub plan: Option<Plan>,
     /// Whether the operator accepts at this start that what cannot be recovered is lost. What a plan
     /// has decided was accepted before, and nothing beyond it.
     pub accepts_loss: bool,
@@ -96,7 +95,6 @@ pub(super) fn enter(options: &NodeOptions, handle: &Handle) -> Result<Entered, S
         accepts_loss: said == Some(Bootstrap::Restore) || is_filled,
         data_dir,
         archive,
-        plan,
     })
 }
 

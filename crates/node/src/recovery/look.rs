@@ -19,6 +19,9 @@ pub(super) struct Facts {
     pub partitions: Vec<PartitionFacts>,
     /// The database; or why it is of no use.
     pub store: Result<Store, String>,
+    /// Partitions without which the database has to be opened again, because their files are damaged:
+    /// it is open to be looked at only. Empty if it is open as it should be.
+    pub to_drop: Vec<u64>,
 }
 
 /// What it has of a partition.
@@ -26,6 +29,9 @@ pub(super) struct PartitionFacts {
     pub partition: u64,
     pub log: Option<LogFacts>,
     pub database: Result<DatabaseFacts, String>,
+    /// Whether its files in the database are damaged: then those of copies, which may be the same
+    /// files, are checked block by block.
+    pub is_damaged: bool,
 }
 
 /// What the database has of a partition.
@@ -120,10 +126,11 @@ pub(super) fn look(
     store_options: &StoreOptions,
     may_lack: impl Fn(u64) -> bool,
 ) -> Result<Facts, StartError> {
-    let store = open_database(&data_dir.db(), store_options)?;
+    let (store, is_whole) = open_database(&data_dir.db(), store_options)?;
     if let Err(why) = &store {
         tracing::warn!(%why, "the database cannot be used");
     }
+    let mut to_drop = Vec::new();
     let mut partitions = Vec::new();
     for partition in 0..=u64::from(options.partitions) {
         let log = log_facts(raft, partition)?;
@@ -133,32 +140,73 @@ pub(super) fn look(
                 partition,
             });
         }
-        let database = match (&store, data_dir.known_damage(partition)?) {
-            (Err(why), _) => Err(why.clone()),
-            (Ok(_), Some(why)) => Err(format!("it was found damaged: {why}")),
-            (Ok(store), None) => database_facts(store, partition)?,
+        let id = PartitionId(partition);
+        let noted = data_dir.known_damage(partition)?;
+        let (database, is_damaged) = match &store {
+            Err(why) => (Err(why.clone()), noted.is_some() || data_dir.db().exists()),
+            Ok(store) => {
+                let facts = database_facts(store, partition)?;
+                let met = store_options.damage.of(id);
+                // It is known now; what is met later is another copy's.
+                store_options.damage.forget(id);
+                if !is_whole && met.is_some() {
+                    to_drop.push(partition);
+                }
+                let noted = noted.map(|why| {
+                    let note = data_dir.damage(partition);
+                    format!(
+                        "it was found damaged: {why} (if its files were brought back since then, remove {})",
+                        note.display()
+                    )
+                });
+                match noted.or(met) {
+                    Some(why) => (Err(why), true),
+                    None => (facts, false),
+                }
+            }
         };
         partitions.push(PartitionFacts {
             partition,
             log,
             database,
+            is_damaged,
         });
     }
-    Ok(Facts { partitions, store })
+    Ok(Facts {
+        partitions,
+        store,
+        to_drop,
+    })
 }
 
-/// The database, or why it is of no use: it is missing, or damaged.
-fn open_database(path: &Path, options: &StoreOptions) -> Result<Result<Store, String>, StartError> {
+/// The database, or why it is of no use: it is missing, or damaged. And whether it is open as it should
+/// be, rather than to be looked at only.
+fn open_database(
+    path: &Path,
+    options: &StoreOptions,
+) -> Result<(Result<Store, String>, bool), StartError> {
     let current = path.join("CURRENT");
     match std::fs::metadata(&current) {
-        Ok(_) => sound(Store::open_any(path, options)),
+        Ok(_) => {}
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-            Ok(Err(format!("there is none in {}", path.display())))
+            let none = format!("there is none in {}", path.display());
+            return Ok((Err(none), true));
         }
-        Err(e) => Err(StartError::unreadable(
-            format!("the database, {}", current.display()),
-            &e,
-        )),
+        Err(e) => {
+            return Err(StartError::unreadable(
+                format!("the database, {}", current.display()),
+                &e,
+            ));
+        }
+    }
+    let unreadable = |error: &StoreError| StartError::unreadable("the database", error);
+    match Store::open_any(path, options) {
+        Ok(store) => {
+            store.look_at_files().map_err(|error| unreadable(&error))?;
+            Ok((Ok(store), true))
+        }
+        Err(error) if error.is_unreadable() => Err(unreadable(&error)),
+        Err(error) => Ok((sound(Store::open_damaged(path, options, error))?, false)),
     }
 }
 

@@ -10,17 +10,20 @@
 //!    and says what was tried; or, if the operator accepts a loss, the copy that loses least is
 //!    taken and a new lineage begins there ([`plan`]).
 //! 5. Bring the database into that shape ([`rebuild`]), and replay, all partitions at once.
+//! 6. Damage that is met in any of that rules out what it was met in: from 2 on again ([`attempts`]).
 //!
 //! "There is no snapshot" and "the repository could not be read" are different answers, and neither
 //! ever makes an empty database.
 
 mod acceptance;
+mod attempts;
 mod copies;
 mod directory;
 mod last_resort;
 mod look;
 mod plan;
 mod rebuild;
+mod replay;
 mod report;
 mod ways;
 
@@ -41,6 +44,7 @@ use crate::error::StartError;
 use crate::node::{Inner, NodeOptions, StreamGroup};
 use crate::snapshots::{Archive, LocalSnapshots, Rates, Snapshots, scan_tells};
 use crate::state;
+use attempts::Attempts;
 use plan::Plan;
 pub use report::{PartitionRecovery, RecoveryReport};
 pub use ways::Source;
@@ -48,7 +52,6 @@ pub use ways::Source;
 /// Everything that is open before the groups are.
 struct Opened {
     data_dir: DataDir,
-    raft: esker_raft::Node,
     store: Store,
     archive: Archive,
     report: RecoveryReport,
@@ -56,34 +59,71 @@ struct Opened {
     forked: Vec<u64>,
     /// Partitions of which a snapshot in the repository was found damaged.
     damaged: Vec<u64>,
+    open: attempts::Opened,
 }
 
-pub(crate) async fn recover(options: NodeOptions) -> Result<Arc<Inner>, StartError> {
+pub(crate) async fn recover(mut options: NodeOptions) -> Result<Arc<Inner>, StartError> {
     let started = Instant::now();
     let handle = tokio::runtime::Handle::current();
     let (path, said) = (options.data_dir.clone(), options.bootstrap);
-    let (mut inner, forked, mut report, loaded, replay) = blocking(move || {
-        let opened = open(&options, &handle)?;
+    let explain = |error| acceptance::explain(&path, said, error);
+    let attempts = Arc::new(Attempts::default());
+    options.store.damage = attempts.met.clone();
+    let entered = blocking({
+        let options = options.clone();
+        move || directory::enter(&options, &handle)
+    })
+    .await
+    .map_err(explain)?;
+    loop {
+        attempts.begin();
+        let tried = attempt(&options, &entered, &attempts, started).await;
+        let Err(error) = tried else {
+            return tried;
+        };
+        let data_dir = entered.data_dir.clone();
+        let noting = attempts.clone();
+        let may_go_on = blocking(move || noting.note(&data_dir)).await?;
+        // What could not be read now says nothing about the next source.
+        if !may_go_on || error.is_unreadable() {
+            return Err(explain(error));
+        }
+    }
+}
+
+/// One attempt. Whatever it has opened is closed when it fails.
+async fn attempt(
+    options: &NodeOptions,
+    entered: &directory::Entered,
+    attempts: &Arc<Attempts>,
+    started: Instant,
+) -> Result<Arc<Inner>, StartError> {
+    let handle = tokio::runtime::Handle::current();
+    let opening = (options.clone(), entered.clone(), attempts.clone());
+    let (mut inner, open, forked, mut report, loaded, replay) = blocking(move || {
+        let (options, entered, attempts) = opening;
+        let opened = open(&options, entered, &attempts, &handle)?;
         let (forked, damaged) = (opened.forked.clone(), opened.damaged.clone());
         // A group replays from the moment it is open.
         let replay = Instant::now();
-        let (inner, report, loaded) = groups(options, opened, &handle)?;
+        let (inner, open, report, loaded) = groups(options, opened, &attempts, &handle)?;
         for partition in damaged {
             inner.snapshots.known[partition as usize].lock().distrusted = true;
         }
-        Ok::<_, StartError>((inner, forked, report, loaded, replay))
+        Ok::<_, StartError>((inner, open, forked, report, loaded, replay))
     })
-    .await
-    .map_err(|error| acceptance::explain(&path, said, error))?;
+    .await?;
     let events = report.entries;
     tracing::info!(events, "Replaying {events} log entries of the partitions");
-    for group in inner.groups() {
-        group.wait_until_serving().await;
-        if let Some(why) = group.halted() {
-            let partition = group.id().0;
-            return Err(StartError::Halted { partition, why });
-        }
+    if let Err(error) = replay::wait(&inner).await {
+        blocking(move || {
+            drop(open);
+            drop(inner);
+        })
+        .await;
+        return Err(error);
     }
+    open.hand_over();
     report.replay = replay.elapsed();
     loaded.recovered(&inner.state.reader);
     let replayed = report.partitions.iter();
@@ -98,7 +138,7 @@ pub(crate) async fn recover(options: NodeOptions) -> Result<Arc<Inner>, StartErr
     // Every partition has something in the log now, so one that has not is damage from here on.
     inner.data_dir.finish()?;
     // In this order: a crash in between leaves no acceptance that would count for another loss.
-    acceptance::spend(inner.data_dir.path(), said)?;
+    acceptance::spend(inner.data_dir.path(), options.bootstrap)?;
     Plan::remove(inner.data_dir.path())?;
     report.total = started.elapsed();
     let apart = report.replay + report.restore + report.scan;
@@ -118,13 +158,18 @@ pub(crate) async fn recover(options: NodeOptions) -> Result<Arc<Inner>, StartErr
 }
 
 /// Opens everything below the groups, and brings the database into a shape that the log connects with.
-fn open(options: &NodeOptions, handle: &tokio::runtime::Handle) -> Result<Opened, StartError> {
+fn open(
+    options: &NodeOptions,
+    entered: directory::Entered,
+    attempts: &Attempts,
+    handle: &tokio::runtime::Handle,
+) -> Result<Opened, StartError> {
     let directory::Entered {
         data_dir,
         archive,
-        mut plan,
         accepts_loss,
-    } = directory::enter(options, handle)?;
+    } = entered;
+    let mut plan = Plan::read(data_dir.path())?;
     let log_was_there = look::has_log(&data_dir)?;
     if !data_dir.is_new && !log_was_there && !accepts_loss {
         return Err(StartError::LogMissing {
@@ -133,6 +178,8 @@ fn open(options: &NodeOptions, handle: &tokio::runtime::Handle) -> Result<Opened
     }
     let scan = Instant::now();
     let raft = look::open_log(options, &data_dir, accepts_loss)?;
+    let mut open = attempts::Opened::default();
+    open.raft = Some(raft.clone());
     let scan = Some(scan.elapsed()).filter(|_| scan_tells(raft.log().used_bytes()));
     let founding = data_dir.is_new && !plan.as_ref().is_some_and(|plan| plan.everything);
     let mut report = RecoveryReport::default();
@@ -153,6 +200,7 @@ fn open(options: &NodeOptions, handle: &tokio::runtime::Handle) -> Result<Opened
             &data_dir,
             &archive,
             plan.get_or_insert_default(),
+            attempts,
             accepts_loss,
         ))?;
         let restored = decided.elapsed();
@@ -166,6 +214,7 @@ fn open(options: &NodeOptions, handle: &tokio::runtime::Handle) -> Result<Opened
             &archive,
             &store_options,
             plan.get_or_insert_default(),
+            attempts,
         )?;
         forked = rebuilt.forked;
         report = rebuilt.report;
@@ -175,14 +224,15 @@ fn open(options: &NodeOptions, handle: &tokio::runtime::Handle) -> Result<Opened
         rebuilt.store
     };
     report.scan = scan.unwrap_or_default();
+    open.store = Some(store.clone());
     Ok(Opened {
         data_dir,
-        raft,
         store,
         archive,
         report,
         forked,
         damaged,
+        open,
     })
 }
 
@@ -190,16 +240,18 @@ fn open(options: &NodeOptions, handle: &tokio::runtime::Handle) -> Result<Opened
 fn groups(
     options: NodeOptions,
     opened: Opened,
+    attempts: &Attempts,
     handle: &tokio::runtime::Handle,
-) -> Result<(Inner, RecoveryReport, state::rebuild::Loaded), StartError> {
+) -> Result<(Inner, attempts::Opened, RecoveryReport, state::rebuild::Loaded), StartError> {
     let Opened {
         data_dir,
-        raft,
         store,
         archive,
         mut report,
+        mut open,
         ..
     } = opened;
+    let raft = open.raft.clone().expect("the log is opened first");
     let identity = data_dir.identity.clone();
     if let Err(error) = std::fs::remove_dir_all(data_dir.scratch())
         && error.kind() != std::io::ErrorKind::NotFound
@@ -217,7 +269,9 @@ fn groups(
         options.partitions,
         |p, checkpoint| {
             let (applied, lineage) = positions[p as usize];
-            checkpoint.lineage() == Some(lineage) && checkpoint.meta.lsn <= applied
+            checkpoint.lineage() == Some(lineage)
+                && checkpoint.meta.lsn <= applied
+                && !attempts.is_damaged_local(&checkpoint.dir)
         },
     );
     let local = Arc::new(local);
@@ -239,6 +293,7 @@ fn groups(
     let catalog = Catalog::open(&store)?;
     let catalog_reader = catalog.reader();
     let catalog = raft.open_group(GroupId(0), catalog, alone(), sink.clone())?;
+    open.groups.push(catalog.clone());
     let state_at = state_partition(options.partitions);
     let files = open_state_files(&data_dir)?;
     let state_archive = state::Shared::archive_of(&options.state, &archive);
@@ -261,6 +316,7 @@ fn groups(
             state_reader = Some(partition.state_reader());
         }
         let group = raft.open_group(GroupId(number), partition, alone(), sink.clone())?;
+        open.groups.push(group.clone());
         partitions.push(StreamGroup { group, reader });
     }
     let groups = std::iter::once(&catalog).chain(partitions.iter().map(|p| &p.group));
@@ -306,7 +362,7 @@ fn groups(
         unknown_basins: Default::default(),
         data_dir,
     };
-    Ok((inner, report, loaded))
+    Ok((inner, open, report, loaded))
 }
 
 /// Tells partitions that were taken back in time which basins have been deleted since.

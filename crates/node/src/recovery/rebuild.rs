@@ -13,6 +13,7 @@ use esker_raft::{GroupId, Lsn, StateMachine as _, Term};
 use esker_repository::Error as RepositoryError;
 use tokio::runtime::Handle;
 
+use super::attempts::Attempts;
 use super::copies::Way;
 use super::look::Facts;
 use super::plan::{Plan, PlannedFork};
@@ -83,12 +84,14 @@ pub(super) fn rebuild(
     archive: &Archive,
     options: &StoreOptions,
     plan: &mut Plan,
+    attempts: &Attempts,
 ) -> Result<Rebuilt, StartError> {
     let started = Instant::now();
     let mut report = RecoveryReport::default();
     let mut forked = Vec::new();
     let store = match facts.store {
-        Ok(store) => store,
+        Ok(store) if facts.to_drop.is_empty() => store,
+        Ok(store) => without(store, &facts.to_drop, data_dir, options)?,
         Err(why) => {
             if data_dir.db().exists() {
                 let aside = data_dir.put_aside("db")?;
@@ -108,8 +111,14 @@ pub(super) fn rebuild(
             let begun = Instant::now();
             report.restored_bytes += ready.bytes();
             store.drop_part(id)?;
-            store.import(id, ready)?;
-            let _ = std::fs::remove_file(data_dir.damage(partition));
+            attempts.uses(partition, &way.source);
+            if let Err(error) = store.import(id, ready) {
+                if !error.is_unreadable() {
+                    attempts.rule_out(partition, way.source, error.to_string());
+                }
+                return Err(error.into());
+            }
+            data_dir.forget_damage(partition)?;
             tracing::info!(
                 partition,
                 source = %way.source,
@@ -122,10 +131,12 @@ pub(super) fn rebuild(
         }
         if way.source == Source::Log {
             store.drop_part(id)?;
+            attempts.uses(partition, &way.source);
             store.found(id, &founding(data_dir))?;
-            let _ = std::fs::remove_file(data_dir.damage(partition));
+            data_dir.forget_damage(partition)?;
         }
         if let (Source::State(commit_ts), Some(fork)) = (&way.source, &way.fork) {
+            attempts.uses(partition, &way.source);
             report.state_commits =
                 from_state(&store, *commit_ts, fork.lsn, partition, data_dir, raft)?;
         }
@@ -135,7 +146,7 @@ pub(super) fn rebuild(
         if let Some(fork) = &way.fork {
             begin_lineage(handle, &store, fork, &way, data_dir, raft, archive)?;
             if matches!(way.source, Source::State(_)) {
-                let _ = std::fs::remove_file(data_dir.damage(partition));
+                data_dir.forget_damage(partition)?;
             }
             forked.push(partition);
         }
@@ -165,6 +176,39 @@ pub(super) fn rebuild(
         report,
         forked,
         took: started.elapsed(),
+    })
+}
+
+/// The database without the partitions whose files keep it from being opened as it should be. What is
+/// dropped has another copy, or its loss was accepted.
+fn without(
+    damaged: Store,
+    partitions: &[u64],
+    data_dir: &DataDir,
+    options: &StoreOptions,
+) -> Result<Store, StartError> {
+    for partition in partitions {
+        tracing::warn!(
+            partition,
+            "the partition's part of the database is damaged and is replaced"
+        );
+        damaged.drop_part(PartitionId(*partition))?;
+    }
+    damaged.close();
+    drop(damaged);
+    let opened = Store::open_any(&data_dir.db(), options);
+    opened.map_err(|why| match why.is_unreadable() {
+        true => why.into(),
+        // Whose damage it is goes into the report, for the next attempt.
+        false => match Store::open_damaged(&data_dir.db(), options, why) {
+            Ok(store) => {
+                store.close();
+                StartError::DatabaseDamaged {
+                    path: data_dir.db(),
+                }
+            }
+            Err(why) => why.into(),
+        },
     })
 }
 

@@ -56,7 +56,10 @@ impl Archive {
             }
             None => default.to_string_lossy().into_owned(),
         };
-        let destination = Destination::open(&url, &options.destination_options)
+        // A link of a file of the database is damaged with it: only copies are another way back.
+        let mut destination_options = options.destination_options.clone();
+        destination_options.hard_links = false;
+        let destination = Destination::open(&url, &destination_options)
             .map_err(|e| StartError::Destination(e.to_string()))?;
         let is_default = options.destination.is_none();
         let remembered = match is_default {
@@ -142,8 +145,8 @@ impl Archive {
             cluster,
             kind,
             num_retained: self.options.num_retained,
-            // Nobody else uses a directory within the data directory, and what it links to takes
-            // space on the same disk.
+            // Nobody else uses a directory within the data directory, and what is in it takes space on
+            // the same disk.
             orphan_min_age: match self.is_default {
                 true => std::time::Duration::ZERO,
                 false => self.options.orphan_min_age,

@@ -264,6 +264,13 @@ impl Store {
         why.or_else(|| state.compaction.clone())
     }
 
+    /// What background work met that let it fail, if that is known still.
+    pub(super) fn background_failures(&self) -> Vec<String> {
+        let state = self.background.state.lock();
+        let whys = [&state.standing, &state.compaction, &state.flush];
+        whys.into_iter().flatten().cloned().collect()
+    }
+
     /// An error after which RocksDB takes no write until the database is opened again.
     pub fn fatal(&self) -> Option<String> {
         self.background.state.lock().fatal.clone()
@@ -336,7 +343,7 @@ impl Part {
             .flush_cf_opt(&self.cf(), &options)
             .map_err(|e| {
                 self.store.background.note_failed_flush(e.as_ref());
-                self.error("flushing", e)
+                self.write_error("flushing", e)
             })
     }
 
@@ -371,7 +378,7 @@ impl Part {
             let resumed = self.store.db.resume();
             return resumed.map_err(|e| {
                 background.state.lock().retry.failed(Instant::now());
-                self.error("resuming after an error", e)
+                self.write_error("resuming after an error", e)
             });
         }
         match self.flush_is_stuck() {

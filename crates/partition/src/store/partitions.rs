@@ -67,6 +67,7 @@ impl Store {
                 .drop_cf(&cf_name(partition))
                 .map_err(|e| self.failed(partition, "dropping", e))?;
         }
+        self.damage.forget(partition);
         Ok(())
     }
 

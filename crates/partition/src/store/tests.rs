@@ -10,6 +10,7 @@ fn options() -> StoreOptions {
         max_open_files: 32,
         background_jobs: 1,
         checkpoints: None,
+        damage: DamageReport::default(),
     }
 }
 
@@ -185,4 +186,114 @@ fn what_the_operating_system_refuses_is_told_from_damage() {
     ] {
         assert_eq!(is_refusal(kind, message), refusal, "{message}");
     }
+}
+
+fn tables(dir: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().path());
+    let mut tables: Vec<_> = entries
+        .filter(|path| path.extension().is_some_and(|e| e == "sst"))
+        .collect();
+    tables.sort();
+    tables
+}
+
+/// Two stream partitions with some keys each, in files of their own.
+fn two_partitions(dir: &Path) -> Store {
+    let store = Store::create(dir, &options(), &founding(2, &[7])).unwrap();
+    for number in 1..=2 {
+        let part = store.part(PartitionId(number));
+        let mut batch = part.batch();
+        for key in 0..500u32 {
+            batch.put(format!("z{key:05}"), [number as u8; 100]);
+        }
+        batch.write().unwrap();
+        part.flush().unwrap();
+    }
+    store
+}
+
+fn flip_middle(path: &Path) {
+    let mut content = std::fs::read(path).unwrap();
+    let middle = content.len() / 2;
+    content[middle] ^= 0x10;
+    std::fs::write(path, content).unwrap();
+}
+
+/// The largest file of a partition.
+fn table_of(store: &Store, dir: &Path, partition: u64) -> PathBuf {
+    let files = store.db.live_files().unwrap().into_iter();
+    let own = files.filter(|f| f.column_family_name == format!("partition-{partition}"));
+    let largest = own.max_by_key(|file| file.size).unwrap();
+    dir.join(largest.name.trim_start_matches('/'))
+}
+
+#[test]
+fn what_is_gone_or_cut_of_a_partition_is_its_damage_and_the_others_can_be_read() {
+    for cut in [true, false] {
+        let dir = tempfile::tempdir().unwrap();
+        let store = two_partitions(dir.path());
+        let table = table_of(&store, dir.path(), 2);
+        store.close();
+        drop(store);
+        match cut {
+            true => {
+                let content = std::fs::read(&table).unwrap();
+                std::fs::write(&table, &content[..content.len() / 2]).unwrap();
+            }
+            false => std::fs::remove_file(&table).unwrap(),
+        }
+        let options = options();
+        let why = Store::open_any(dir.path(), &options).err().unwrap();
+        assert!(!why.is_unreadable(), "{why}");
+        let store = Store::open_damaged(dir.path(), &options, why).unwrap();
+        assert_eq!(options.damage.of(PartitionId(1)), None);
+        assert!(options.damage.of(PartitionId(2)).is_some(), "cut: {cut}");
+        let healthy = store.part(PartitionId(1)).get_bytes("z00499", "a key");
+        assert!(healthy.unwrap().is_some());
+        store.drop_part(PartitionId(2)).unwrap();
+        store.close();
+        drop(store);
+        let store = Store::open_any(dir.path(), &options).unwrap();
+        assert!(store.has(PartitionId(1)) && !store.has(PartitionId(2)));
+        assert!(options.damage.is_empty());
+    }
+}
+
+#[test]
+fn what_background_work_meets_is_the_damage_of_the_partition_whose_file_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = options();
+    let store = Store::create(dir.path(), &options, &founding(2, &[7])).unwrap();
+    drop(store);
+    let store = two_partitions(dir.path());
+    let table = table_of(&store, dir.path(), 2);
+    store.close();
+    drop(store);
+    flip_middle(&table);
+    let store = Store::open_any(dir.path(), &options).unwrap();
+    // A compaction reads the block and fails; the database then refuses every write.
+    assert!(store.part(PartitionId(2)).compact().is_err());
+    let writer = store.part(PartitionId(1));
+    let mut batch = writer.batch();
+    batch.put("a", "b");
+    let refused = batch.write().and_then(|()| writer.flush());
+    assert!(refused.is_err(), "the compaction met nothing");
+    assert_eq!(store.damage(PartitionId(1)), None);
+    assert!(store.damage(PartitionId(2)).is_some());
+}
+
+#[test]
+fn a_block_that_was_damaged_before_the_checkpoint_is_found_when_its_blocks_are_verified() {
+    let dir = tempfile::tempdir().unwrap();
+    let (db, scratch) = (dir.path().join("db"), dir.path().join("scratch"));
+    let store = two_partitions(&db);
+    let sound = store.part(PartitionId(2)).begin_checkpoint().take().unwrap();
+    sound.verify_blocks(&scratch).unwrap();
+    flip_middle(&table_of(&store, &db, 1));
+    let damaged = store.part(PartitionId(1)).begin_checkpoint().take().unwrap();
+    damaged.verify().unwrap();
+    let error = damaged.verify_blocks(&scratch).unwrap_err();
+    assert!(!error.is_unreadable(), "{error}");
+    assert!(!scratch.exists());
+    assert!(tables(&db).len() > 2);
 }

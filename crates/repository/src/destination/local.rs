@@ -134,6 +134,25 @@ impl LocalStore {
     }
 }
 
+impl LocalStore {
+    /// Whether an object is the very file: a hard link of it, which shares whatever happens to its
+    /// bytes. Something that cannot be looked at counts as another file.
+    pub async fn is_same_file(&self, location: &Path, source: &FsPath) -> bool {
+        use std::os::unix::fs::MetadataExt as _;
+        let object = self.inner.path(location);
+        let source = source.to_path_buf();
+        let look = move || {
+            let identity = |path: &FsPath| {
+                let found = std::fs::symlink_metadata(path).ok()?;
+                Some((found.dev(), found.ino()))
+            };
+            let object = identity(&object);
+            object.is_some() && object == identity(&source)
+        };
+        tokio::task::spawn_blocking(look).await.unwrap_or(false)
+    }
+}
+
 impl fmt::Debug for LocalStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("LocalStore").field(&self.root()).finish()

@@ -55,10 +55,10 @@ pub struct SnapshotsConfig {
     pub orphan_min_age: HumanDuration,
 
     /// Bytes that all uploads of this server together send in a second, so that they leave disk and
-    /// network to appends. Hard links, into a directory on the same file system, cost nothing and are
-    /// not counted; copies are. A snapshot takes at least its new bytes divided by this: if that is
-    /// longer than the log has room for in `max-log-bytes`, raise one of them. It does not hold for
-    /// the snapshots of `snapshot-on-stop`. 0: no bound.
+    /// network to appends. Copies into a directory are counted, also on the same disk. A snapshot takes
+    /// at least its new bytes divided by this: if that is longer than the log has room for in
+    /// `max-log-bytes`, raise one of them. It does not hold for the snapshots of `snapshot-on-stop`. 0:
+    /// no bound.
     #[schemars(extend("x-minimum" = "0B", "x-maximum" = "1TiB"))]
     pub upload_rate: ByteCount,
 

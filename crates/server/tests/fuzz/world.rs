@@ -146,7 +146,7 @@ fn options(directory: &Path) -> NodeOptions {
             write_buffers_total: 16 * MIB as usize,
             max_open_files: 64,
             background_jobs: 1,
-            checkpoints: None,
+            ..StoreOptions::default()
         },
         append_inflight: 4 * MIB as usize,
         follower_buffer: 64 * 1024,

@@ -47,6 +47,7 @@ pub fn store_options() -> StoreOptions {
         max_open_files: 64,
         background_jobs: 2,
         checkpoints: None,
+        damage: crate::store::DamageReport::default(),
     }
 }
 

@@ -1,0 +1,74 @@
+//! Waiting until what the log has is applied.
+
+use std::time::{Duration, Instant};
+
+use esker_partition::command::Outcome;
+use esker_raft::Group;
+
+use crate::error::StartError;
+use crate::node::Inner;
+
+/// How often it is looked whether replay goes on.
+const LOOK_INTERVAL: Duration = Duration::from_millis(50);
+/// Replay of a partition in which nothing was applied for so long is given up: one step is 2 MiB of
+/// entries at most, and a disk that is too slow for that serves nobody.
+const STALL_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Waits until every partition serves.
+///
+/// # Errors
+///
+/// A partition halts, meets damage, or applies nothing for [`STALL_TIMEOUT`].
+pub(super) async fn wait(inner: &Inner) -> Result<(), StartError> {
+    let all_serve = async {
+        for group in inner.groups() {
+            group.wait_until_serving().await;
+            is_well(inner, group)?;
+        }
+        Ok(())
+    };
+    tokio::select! {
+        served = all_serve => served,
+        given_up = watch(inner) => Err(given_up),
+    }
+}
+
+fn is_well(inner: &Inner, group: &Group<Outcome>) -> Result<(), StartError> {
+    let partition = group.id().0;
+    match inner.damage(partition).or_else(|| group.halted()) {
+        Some(why) => Err(StartError::Halted { partition, why }),
+        None => Ok(()),
+    }
+}
+
+/// Why replay is given up, once it is.
+async fn watch(inner: &Inner) -> StartError {
+    let applied = || inner.groups().map(|group| group.status().applied.0).collect::<Vec<_>>();
+    let mut seen = applied();
+    let mut since = vec![Instant::now(); seen.len()];
+    loop {
+        tokio::time::sleep(LOOK_INTERVAL).await;
+        let now = applied();
+        for (at, group) in inner.groups().enumerate() {
+            if let Err(why) = is_well(inner, group) {
+                return why;
+            }
+            if now[at] != seen[at] || group.is_serving() {
+                since[at] = Instant::now();
+            }
+            if since[at].elapsed() >= STALL_TIMEOUT {
+                let cause = group.stall_cause();
+                let cause = cause.unwrap_or_else(|| "its log is not read on".to_owned());
+                return StartError::Halted {
+                    partition: group.id().0,
+                    why: format!(
+                        "nothing was applied for {} s after LSN {}: {cause}",
+                        STALL_TIMEOUT.as_secs(),
+                        now[at]
+                    ),
+                };
+            }
+        }
+        seen = now;
+    }
+}

@@ -1,0 +1,261 @@
+//! Damage: files of the database whose bytes are not what was written, or that are gone.
+//!
+//! RocksDB tells of it in the error of whatever met it, by a file's name. What its background work
+//! meets it tells whoever writes next, whichever partition that is of: so the file decides whose
+//! damage it is, and only a read that names none is the reader's.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::{fs, io};
+
+use parking_lot::Mutex;
+use rust_rocksdb::ErrorKind;
+
+use super::{Mode, Part, Store, StoreError, StoreOptions, is_refusal};
+use crate::checkpoint::Checkpoint;
+use crate::ids::PartitionId;
+
+/// How RocksDB begins what it says of bytes that are not what was written.
+const CORRUPTION: &str = "Corruption: ";
+
+/// Which partitions of a database were found damaged, and how. Cheap to clone; all clones are one
+/// report, which outlives the database.
+#[derive(Clone, Debug, Default)]
+pub struct DamageReport(Arc<Mutex<BTreeMap<PartitionId, String>>>);
+
+impl DamageReport {
+    /// What was found first of a partition.
+    pub fn of(&self, partition: PartitionId) -> Option<String> {
+        self.0.lock().get(&partition).cloned()
+    }
+
+    /// Whether nothing was found.
+    pub fn is_empty(&self) -> bool {
+        self.0.lock().is_empty()
+    }
+
+    /// Everything that was found, which is forgotten.
+    pub fn take(&self) -> BTreeMap<PartitionId, String> {
+        std::mem::take(&mut self.0.lock())
+    }
+
+    /// A partition has other files now.
+    pub fn forget(&self, partition: PartitionId) {
+        self.0.lock().remove(&partition);
+    }
+
+    pub(super) fn note(&self, partition: PartitionId, what: String) {
+        self.0.lock().entry(partition).or_insert(what);
+    }
+}
+
+/// What met an error of RocksDB.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Met {
+    /// A read of a partition.
+    Reading,
+    /// A write, which is told what the background work for any partition met.
+    Writing,
+}
+
+impl Store {
+    /// Opens a database that [`Store::open_any`] finds damaged, with what can be read of it, to look
+    /// at it and to drop partitions. Nothing is compacted. Partitions whose files are damaged are in
+    /// the report of the options.
+    ///
+    /// # Errors
+    ///
+    /// `why`, if the damage is not in the files of certain partitions.
+    pub fn open_damaged(
+        path: &Path,
+        options: &StoreOptions,
+        why: StoreError,
+    ) -> Result<Store, StoreError> {
+        let Ok(store) = Store::open_with(path, options, Mode::Damaged) else {
+            return Err(why);
+        };
+        store.look_at_files()?;
+        if let StoreError::Db { source, .. } = &why {
+            let partition = store.partition_named_in(source.as_ref());
+            if let Some(partition) = partition {
+                store.damage.note(partition, source.to_string());
+            }
+        }
+        match store.damage.is_empty() {
+            true => Err(why),
+            false => Ok(store),
+        }
+    }
+
+    /// Looks whether all files of the database are there, each as long as it was written. When it is
+    /// opened RocksDB looks at some of them only.
+    ///
+    /// # Errors
+    ///
+    /// The files cannot be looked at.
+    pub fn look_at_files(&self) -> Result<(), StoreError> {
+        let files = self.db.live_files().map_err(|source| StoreError::Db {
+            path: self.path.to_path_buf(),
+            operation: "listing files".to_owned(),
+            source,
+        })?;
+        for file in files {
+            let Some(partition) = partition_of(&file.column_family_name) else {
+                continue;
+            };
+            let path = self.path.join(file.name.trim_start_matches('/'));
+            let what = match fs::metadata(&path) {
+                Ok(found) if found.len() == file.size as u64 => continue,
+                Ok(found) => format!("has {} bytes, and {} were written", found.len(), file.size),
+                Err(e) if e.kind() == io::ErrorKind::NotFound => "is missing".to_owned(),
+                Err(source) => {
+                    return Err(StoreError::Io {
+                        operation: "looking at",
+                        path,
+                        source,
+                    });
+                }
+            };
+            let what = format!("{} {what}", path.display());
+            self.damage.note(partition, what);
+        }
+        Ok(())
+    }
+
+    /// Reads every block of every file, and compares checksums.
+    ///
+    /// # Errors
+    ///
+    /// The first that is damaged or cannot be read.
+    pub fn verify_blocks(&self) -> Result<(), StoreError> {
+        self.db.verify_checksum().map_err(|source| StoreError::Db {
+            path: self.path.to_path_buf(),
+            operation: "comparing checksums of blocks".to_owned(),
+            source,
+        })
+    }
+
+    /// What was found damaged of a partition since it was opened or imported.
+    pub fn damage(&self, partition: PartitionId) -> Option<String> {
+        for why in self.background_failures() {
+            if why.starts_with(CORRUPTION)
+                && !is_refusal(ErrorKind::Corruption, &why)
+                && let Some(whose) = self.partition_named_in(&why)
+            {
+                self.damage.note(whose, why);
+            }
+        }
+        self.damage.of(partition)
+    }
+
+    /// Whose file an error names, if it is one of the database's.
+    fn partition_named_in(&self, message: &str) -> Option<PartitionId> {
+        let named: Vec<u64> = tables_named_in(message).collect();
+        if named.is_empty() {
+            return None;
+        }
+        let files = self.db.live_files().ok()?;
+        let is_named = |name: &str| table_number(name).is_some_and(|n| named.contains(&n));
+        let found = files.iter().find(|file| is_named(&file.name))?;
+        partition_of(&found.column_family_name)
+    }
+}
+
+impl Checkpoint {
+    /// Reads every block of every file in a database of its own, which is made in `scratch` and removed
+    /// again. [`Checkpoint::verify`] compares files with what they were when the checkpoint was made:
+    /// a block that was damaged before that is found here alone.
+    ///
+    /// # Errors
+    ///
+    /// What is damaged; or that the files or the database cannot be read or written now.
+    pub fn verify_blocks(&self, scratch: &Path) -> Result<(), StoreError> {
+        let removed = |result: io::Result<()>| match result {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => Err(StoreError::Io {
+                operation: "removing",
+                path: scratch.to_owned(),
+                source,
+            }),
+            _ => Ok(()),
+        };
+        removed(fs::remove_dir_all(scratch))?;
+        let verified = self.verify_blocks_in(scratch);
+        removed(fs::remove_dir_all(scratch))?;
+        verified
+    }
+
+    fn verify_blocks_in(&self, scratch: &Path) -> Result<(), StoreError> {
+        let partition = PartitionId(self.meta.partition);
+        let linked = self.link_to(&scratch.join("files"))?;
+        let store = Store::open_any(&scratch.join("db"), &StoreOptions::for_a_look())?;
+        store.import(partition, &linked)?;
+        store.verify_blocks()?;
+        store.part(partition).lineage()?;
+        store.close();
+        Ok(())
+    }
+}
+
+impl Part {
+    /// Notes damage if that is what an error tells of.
+    pub(super) fn note_damage(&self, operation: &str, met: Met, source: &rust_rocksdb::Error) {
+        let message = source.as_ref();
+        let is_damage = matches!(source.kind(), ErrorKind::Corruption | ErrorKind::IOError)
+            && !is_refusal(source.kind(), message);
+        if !is_damage {
+            return;
+        }
+        let named = self.store.partition_named_in(message);
+        let own = met == Met::Reading && source.kind() == ErrorKind::Corruption;
+        if let Some(partition) = named.or_else(|| own.then_some(self.partition)) {
+            let what = match met {
+                Met::Reading => format!("{operation}: {source}"),
+                Met::Writing => source.to_string(),
+            };
+            self.store.damage.note(partition, what);
+        }
+    }
+}
+
+fn partition_of(column_family: &str) -> Option<PartitionId> {
+    let number = column_family.strip_prefix("partition-")?;
+    number.parse().ok().map(PartitionId)
+}
+
+/// The number of a table, by its name or path.
+fn table_number(name: &str) -> Option<u64> {
+    let stem = name.strip_suffix(".sst")?;
+    let digits = stem.rsplit('/').next()?;
+    digits.parse().ok()
+}
+
+/// The numbers of the tables whose names are in a text.
+fn tables_named_in(text: &str) -> impl Iterator<Item = u64> + '_ {
+    text.match_indices(".sst").filter_map(|(at, _)| {
+        let before = &text[..at];
+        let digits = before.len() - before.trim_end_matches(|c: char| c.is_ascii_digit()).len();
+        before[before.len() - digits..].parse().ok()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tables_are_found_by_their_numbers_wherever_a_message_names_them() {
+        let message = "Corruption: block checksum mismatch: stored = 1, computed = 2, type = 4  in \
+                       /data/db/000123.sst offset 4096 size 4001";
+        assert_eq!(tables_named_in(message).collect::<Vec<_>>(), [123]);
+        let gone = "IO error: No such file or directory: While open a file for random read: \
+                    /data/db/001207.sst: No such file or directory";
+        assert_eq!(tables_named_in(gone).collect::<Vec<_>>(), [1207]);
+        assert_eq!(tables_named_in("IO error: No space left").count(), 0);
+        assert_eq!(tables_named_in("a.sst").count(), 0);
+        assert_eq!(table_number("/000123.sst"), Some(123));
+        assert_eq!(table_number("/MANIFEST-000123"), None);
+        assert_eq!(partition_of("partition-7"), Some(PartitionId(7)));
+        assert_eq!(partition_of("default"), None);
+    }
+}

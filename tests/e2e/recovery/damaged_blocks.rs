@@ -1,0 +1,270 @@
+//! Damaged blocks of the database, wherever they are met: open, scan, replay, reads.
+//!
+//! The database's largest file holds settings, names and records of thousands of streams. Which of its
+//! blocks a start reads depends on the offset that is damaged, so several are tried.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use s2_sdk::S2;
+use s2_sdk::types::ListStreamsInput;
+
+use super::contents::stream;
+use super::past::quiet;
+use super::place::{Kind, PARTITIONS, Scene, files};
+use crate::support::sdk;
+use crate::support::{Server, Setup, eventually};
+
+const BASIN: &str = "many-streams";
+const STREAMS: usize = 3_000;
+/// Requests at a time.
+const AT_A_TIME: usize = 32;
+/// Every so many-th stream gets another record after the snapshot, so that replay reads many blocks.
+const LATE: usize = 4;
+/// Bytes that are flipped.
+const FLIPPED: usize = 64;
+/// Per mille of a file's length. The last is in its footer, which is read when it is opened.
+const OFFSETS: &[usize] = &[50, 300, 600, 920, 999];
+
+/// Servers whose log begins after the one snapshot that is retained, and is no way back by itself.
+fn setup() -> Setup {
+    quiet().set("snapshots.num-retained=1")
+}
+
+fn name(number: usize) -> String {
+    format!("{BASIN}/stream-{number:04}")
+}
+
+fn body(number: usize) -> String {
+    format!("{number} {}", "x".repeat(number % 300))
+}
+
+fn late(number: usize) -> String {
+    format!("late {number}")
+}
+
+async fn for_each(numbers: impl Iterator<Item = usize>, run: impl AsyncFn(usize)) {
+    let run = &run;
+    futures::stream::iter(numbers.map(|number| run(number)))
+        .buffer_unordered(AT_A_TIME)
+        .collect::<()>()
+        .await;
+}
+
+/// Streams with a record each, a snapshot of every partition, more records, and a kill.
+async fn killed_with_many_streams() -> Scene {
+    let scene = Scene::new(Kind::Directory, setup()).await;
+    let mut server = scene.setup.start(&scene.data()).await;
+    let s2 = server.sdk();
+    let basin = sdk::basin(&s2, BASIN).await;
+    for_each(0..STREAMS, async |number| {
+        let made = sdk::stream(&basin, name(number).split_once('/').unwrap().1).await;
+        sdk::append(&made, [body(number)]).await;
+    })
+    .await;
+    snapshot_all(&server).await;
+    for_each((0..STREAMS).step_by(LATE), async |number| {
+        sdk::append(&stream(&s2, &name(number)), [late(number)]).await;
+    })
+    .await;
+    server.kill();
+    scene
+}
+
+async fn snapshot_all(server: &Server) {
+    for partition in 0..=PARTITIONS {
+        let path = format!("/esker/v1/partitions/{partition}/snapshots");
+        server.http1().post(&path).send().await.expect(200);
+    }
+}
+
+/// Reads everything that was acknowledged; what a read failed with.
+///
+/// # Panics
+///
+/// If anything else is read.
+async fn read_all(s2: &S2, context: &str) -> Result<(), String> {
+    let failure = Mutex::new(None);
+    for_each(0..STREAMS, async |number| {
+        let mut wanted = vec![body(number)];
+        wanted.extend((number % LATE == 0).then(|| late(number)));
+        match stream(s2, &name(number)).read(sdk::from_seq(0, 1000)).await {
+            Ok(batch) => assert_eq!(sdk::bodies(&batch.records), wanted, "{context}: {number}"),
+            Err(error) => *failure.lock().unwrap() = Some(error.to_string()),
+        }
+    })
+    .await;
+    let mut listed = 0;
+    let mut after = String::new();
+    loop {
+        let page = ListStreamsInput::new().with_start_after(after.parse().unwrap());
+        match s2.basin(sdk::basin_name(BASIN)).list_streams(page).await {
+            Ok(page) => {
+                listed += page.values.len();
+                match page.values.last() {
+                    Some(last) if page.has_more => after = last.name.to_string(),
+                    _ => break,
+                }
+            }
+            Err(error) => return Err(error.to_string()),
+        }
+    }
+    assert_eq!(listed, STREAMS, "{context}");
+    failure.into_inner().unwrap().map_or(Ok(()), Err)
+}
+
+/// The tables of the database, the largest first.
+fn tables(data: &Path) -> Vec<PathBuf> {
+    let names = files(&data.join("db")).into_iter();
+    let tables = names.filter(|name| name.ends_with(".sst"));
+    let mut tables: Vec<_> = tables.map(|name| data.join("db").join(name)).collect();
+    tables.sort_by_key(|path| std::cmp::Reverse(fs::metadata(path).unwrap().len()));
+    tables
+}
+
+fn flipped(content: &[u8], per_mille: usize) -> Vec<u8> {
+    let mut content = content.to_vec();
+    let at = (content.len() * per_mille / 1000).min(content.len() - FLIPPED);
+    for byte in &mut content[at..at + FLIPPED] {
+        *byte ^= 0xff;
+    }
+    content
+}
+
+/// Flips bytes of the database's file alone: checkpoints keep theirs.
+fn damage_alone(path: &Path, per_mille: usize) {
+    let content = flipped(&fs::read(path).unwrap(), per_mille);
+    fs::remove_file(path).unwrap();
+    fs::write(path, content).unwrap();
+}
+
+/// Flips bytes of the file itself, whatever other names it has.
+fn damage_with_links(path: &Path, per_mille: usize) {
+    let content = flipped(&fs::read(path).unwrap(), per_mille);
+    fs::write(path, content).unwrap();
+}
+
+#[tokio::test]
+async fn a_damaged_block_wherever_it_is_met_costs_nothing_and_needs_nobody() {
+    let scene = killed_with_many_streams().await;
+    for per_mille in OFFSETS {
+        for at in 0..=1 {
+            let context = format!("{per_mille} per mille of table {at}");
+            let scene = scene.copy(setup()).await;
+            damage_alone(&tables(&scene.data())[at], *per_mille);
+            serves_all_in_the_end(&scene, &scene.setup, &context).await;
+        }
+    }
+}
+
+/// A start recovers from what it meets itself; what a read meets, the next start recovers from.
+async fn serves_all_in_the_end(scene: &Scene, setup: &Setup, context: &str) {
+    for round in 0.. {
+        let mut server = setup.start(&scene.data()).await;
+        let Err(error) = read_all(&server.sdk(), context).await else {
+            return;
+        };
+        assert!(round < 2, "{context}: not recovered: {error}");
+        eventually("the damage is noted", async || {
+            let noted = |partition| scene.data().join(format!("damaged/partition-{partition}"));
+            (0..=PARTITIONS).any(|p| noted(p).exists()).then_some(())
+        })
+        .await;
+        server.kill();
+    }
+}
+
+#[tokio::test]
+async fn a_damaged_block_is_recovered_from_whenever_the_recovery_is_killed() {
+    let scene = killed_with_many_streams().await;
+    for per_mille in [50, 920, 999] {
+        let scene = scene.copy(setup()).await;
+        damage_alone(&tables(&scene.data())[0], per_mille);
+        for round in 0..6 {
+            let moment = Duration::from_millis(20 + 35 * round);
+            scene.setup.start_and_kill(&scene.data(), moment).await;
+        }
+        let context = format!("{per_mille} per mille, killed");
+        serves_all_in_the_end(&scene, &scene.setup, &context).await;
+    }
+}
+
+#[tokio::test]
+async fn damage_of_a_file_that_local_snapshots_share_is_recovered_from_in_the_repository() {
+    let scene = killed_with_many_streams().await;
+    for per_mille in OFFSETS {
+        let context = format!("{per_mille} per mille, with its links");
+        let scene = scene.copy(setup()).await;
+        let table = &tables(&scene.data())[0];
+        assert!(fs::metadata(table).unwrap().nlink() > 1, "no local snapshot has it");
+        damage_with_links(table, *per_mille);
+        serves_all_in_the_end(&scene, &scene.setup, &context).await;
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_was_told_no_destination_recovers_from_its_own_copies() {
+    let scene = Scene::new(Kind::Directory, setup()).await;
+    let setup = setup();
+    let mut server = setup.start(&scene.data()).await;
+    let s2 = server.sdk();
+    let basin = sdk::basin(&s2, BASIN).await;
+    for_each(0..STREAMS, async |number| {
+        let made = sdk::stream(&basin, name(number).split_once('/').unwrap().1).await;
+        sdk::append(&made, [body(number)]).await;
+    })
+    .await;
+    snapshot_all(&server).await;
+    for_each((0..STREAMS).step_by(LATE), async |number| {
+        sdk::append(&stream(&s2, &name(number)), [late(number)]).await;
+    })
+    .await;
+    server.kill();
+    damage_with_links(&tables(&scene.data())[0], 920);
+    serves_all_in_the_end(&scene, &setup, "the default repository").await;
+}
+
+#[tokio::test]
+async fn damage_of_every_copy_ends_a_start_with_what_was_tried_and_what_to_do() {
+    let scene = killed_with_many_streams().await;
+    for per_mille in [50, 300, 600, 999] {
+        let scene = scene.copy(setup()).await;
+        let table = tables(&scene.data())[0].clone();
+        let content = fs::read(&table).unwrap();
+        damage_with_links(&table, per_mille);
+        for key in scene.place.keys() {
+            if scene.place.get(&key).unwrap() == content {
+                scene.place.replace(&key, flipped(&content, per_mille));
+            }
+        }
+        // What a start does not read itself is met by a read, and noted.
+        let mut refused = None;
+        for _ in 0..2 {
+            match scene.setup.try_start(&scene.data()).await {
+                Ok(mut server) => {
+                    let seen = read_all(&server.sdk(), "before").await;
+                    assert!(seen.is_err(), "{per_mille}: no damage");
+                    eventually("the damage is noted", async || {
+                        let noted = |p| scene.data().join(format!("damaged/partition-{p}"));
+                        (0..=PARTITIONS).any(|p| noted(p).exists()).then_some(())
+                    })
+                    .await;
+                    server.kill();
+                }
+                Err(log) => {
+                    refused = Some(log);
+                    break;
+                }
+            }
+        }
+        let log = refused.unwrap_or_else(|| panic!("{per_mille}: it serves"));
+        assert!(log.contains("error [nothing_usable]"), "{per_mille}: {log}");
+        for wanted in ["database: ", "local snapshot: ", "repository snapshot ", "--bootstrap restore"] {
+            assert!(log.contains(wanted), "{per_mille}: no {wanted:?} in {log}");
+        }
+    }
+}
