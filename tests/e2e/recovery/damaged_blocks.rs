@@ -200,7 +200,10 @@ async fn damage_of_a_file_that_local_snapshots_share_is_recovered_from_in_the_re
         let context = format!("{per_mille} per mille, with its links");
         let scene = scene.copy(setup()).await;
         let table = &tables(&scene.data())[0];
-        assert!(fs::metadata(table).unwrap().nlink() > 1, "no local snapshot has it");
+        assert!(
+            fs::metadata(table).unwrap().nlink() > 1,
+            "no local snapshot has it"
+        );
         damage_with_links(table, *per_mille);
         serves_all_in_the_end(&scene, &scene.setup, &context).await;
     }
@@ -263,7 +266,12 @@ async fn damage_of_every_copy_ends_a_start_with_what_was_tried_and_what_to_do() 
         }
         let log = refused.unwrap_or_else(|| panic!("{per_mille}: it serves"));
         assert!(log.contains("error [nothing_usable]"), "{per_mille}: {log}");
-        for wanted in ["database: ", "local snapshot: ", "repository snapshot ", "--bootstrap restore"] {
+        for wanted in [
+            "database: ",
+            "local snapshot: ",
+            "repository snapshot ",
+            "--bootstrap restore",
+        ] {
             assert!(log.contains(wanted), "{per_mille}: no {wanted:?} in {log}");
         }
     }

@@ -242,7 +242,15 @@ fn groups(
     opened: Opened,
     attempts: &Attempts,
     handle: &tokio::runtime::Handle,
-) -> Result<(Inner, attempts::Opened, RecoveryReport, state::rebuild::Loaded), StartError> {
+) -> Result<
+    (
+        Inner,
+        attempts::Opened,
+        RecoveryReport,
+        state::rebuild::Loaded,
+    ),
+    StartError,
+> {
     let Opened {
         data_dir,
         store,

@@ -43,7 +43,12 @@ fn is_well(inner: &Inner, group: &Group<Outcome>) -> Result<(), StartError> {
 
 /// Why replay is given up, once it is.
 async fn watch(inner: &Inner) -> StartError {
-    let applied = || inner.groups().map(|group| group.status().applied.0).collect::<Vec<_>>();
+    let applied = || {
+        inner
+            .groups()
+            .map(|group| group.status().applied.0)
+            .collect::<Vec<_>>()
+    };
     let mut seen = applied();
     let mut since = vec![Instant::now(); seen.len()];
     loop {

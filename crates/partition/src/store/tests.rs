@@ -287,10 +287,18 @@ fn a_block_that_was_damaged_before_the_checkpoint_is_found_when_its_blocks_are_v
     let dir = tempfile::tempdir().unwrap();
     let (db, scratch) = (dir.path().join("db"), dir.path().join("scratch"));
     let store = two_partitions(&db);
-    let sound = store.part(PartitionId(2)).begin_checkpoint().take().unwrap();
+    let sound = store
+        .part(PartitionId(2))
+        .begin_checkpoint()
+        .take()
+        .unwrap();
     sound.verify_blocks(&scratch).unwrap();
     flip_middle(&table_of(&store, &db, 1));
-    let damaged = store.part(PartitionId(1)).begin_checkpoint().take().unwrap();
+    let damaged = store
+        .part(PartitionId(1))
+        .begin_checkpoint()
+        .take()
+        .unwrap();
     damaged.verify().unwrap();
     let error = damaged.verify_blocks(&scratch).unwrap_err();
     assert!(!error.is_unreadable(), "{error}");
