@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use esker_proto::state::v1::{ExportRequest, ReplayRequest, WatchRequest};
+use esker_proto::state::v1::{
+    ExportRequest, ReplayRequest, SnapshotRequest, VerifyRequest, WatchRequest,
+};
 use esker_proto::statehouse::v1::{GetStateRequest, ScanPrefixRequest};
 use prost::Message;
 use tonic::Code;
@@ -204,4 +206,28 @@ async fn streams_of_which_nothing_is_taken_end_with_a_status_that_invites_to_ask
         assert_eq!(trailers["grpc-status"], "14", "{trailers:?}");
         assert_eq!(trailers["esker-code"], "server_draining");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn verifications_whose_clients_are_gone_keep_their_places_until_they_end() {
+    let state = store_of_trees("5s").await;
+    let mut client = state.esker.clone();
+    client.snapshot(SnapshotRequest {}).await.unwrap();
+    let verify = VerifyRequest { commit_ts: None };
+    let mut refused = 0;
+    for _ in 0..20 {
+        let asked = client.verify(verify);
+        match tokio::time::timeout(Duration::from_millis(30), asked).await {
+            Ok(answer) => {
+                let code = answer.err().map(|error| error.code());
+                assert!(code.is_none_or(|code| code == Code::ResourceExhausted));
+                refused += usize::from(code.is_some());
+            }
+            Err(_) => continue,
+        }
+    }
+    // Each reads 40 MB, four at a time.
+    assert!(refused > 0);
+    let ended = crate::support::eventually("a place", async || client.verify(verify).await.ok());
+    ended.await;
 }

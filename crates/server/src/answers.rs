@@ -214,7 +214,7 @@ impl Answers {
     pub(crate) fn perishable<I: Send + 'static>(
         &self,
         stream: BoxStream<'static, I>,
-        permit: OwnedSemaphorePermit,
+        permit: impl Send + 'static,
         stalled: impl Fn(Exhausted) -> I + Send + 'static,
     ) -> BoxStream<'static, I> {
         let parts = Perishable::new((stream, permit), self.stall_timeout);

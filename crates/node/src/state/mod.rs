@@ -434,12 +434,14 @@ impl StateStore {
     }
 
     /// The text of a JSON snapshot, in pieces: the one of that `commit_ts`, or a new one of the
-    /// present that is not kept.
+    /// present that is not kept. `place` is dropped when the thread that reads it has ended, which may be
+    /// later than the stream.
     pub fn export(
         &self,
         commit_ts: Option<u64>,
+        place: impl Send + 'static,
     ) -> Result<BoxStream<'static, Result<Bytes, StateError>>, StateError> {
-        verify::export(&self.inner, commit_ts)
+        verify::export(&self.inner, commit_ts, place)
     }
 
     /// Takes over the state of a JSON snapshot, given in pieces, and after its last piece nothing else.

@@ -123,6 +123,7 @@ impl Write for Pieces {
 pub(super) fn export(
     inner: &Arc<Inner>,
     commit_ts: Option<u64>,
+    place: impl Send + 'static,
 ) -> Result<BoxStream<'static, Result<Bytes, StateError>>, StateError> {
     let this = inner.clone();
     match commit_ts {
@@ -145,6 +146,7 @@ pub(super) fn export(
         if let Err(error) = done.and(flushed) {
             let _ = send.blocking_send(Err(error));
         }
+        drop(place);
     });
     Ok(tokio_stream_of(pieces))
 }

@@ -1,5 +1,6 @@
 //! `esker.state.v1.StateService`: what goes beyond Statehouse.
 
+use esker_node::StateError;
 use esker_node::state::{Expected, ReadAt, Replay};
 use esker_proto::state::v1::state_service_server::StateService;
 use esker_proto::state::v1::*;
@@ -191,11 +192,11 @@ impl StateService for Calls {
         request: Request<ExportRequest>,
     ) -> Result<Response<Self::ExportStream>, Status> {
         let permit = self.answers.exporting().map_err(refused)?;
-        let pieces = self.store.export(request.into_inner().commit_ts);
+        let pieces = self.store.export(request.into_inner().commit_ts, permit);
         let pieces = pieces.map_err(|error| status(&error))?;
         let messages = super::snapshots::export(pieces);
         let answers = &self.answers;
-        let messages = answers.perishable(messages, permit, |error| Err(refused(error)));
+        let messages = answers.perishable(messages, (), |error| Err(refused(error)));
         Ok(Response::new(messages))
     }
 
@@ -211,8 +212,15 @@ impl StateService for Calls {
         &self,
         request: Request<VerifyRequest>,
     ) -> Result<Response<VerifyResponse>, Status> {
-        let _permit = self.answers.exporting().map_err(refused)?;
-        let found = self.store.verify(request.into_inner().commit_ts).await;
+        let permit = self.answers.exporting().map_err(refused)?;
+        let (store, commit_ts) = (self.store.clone(), request.into_inner().commit_ts);
+        // A task of its own: it keeps its place until it has ended, also when the client is gone.
+        let verifying = tokio::spawn(async move {
+            let _permit = permit;
+            store.verify(commit_ts).await
+        });
+        // A panic in it has been reported by the panic hook; an end of the runtime is a stop.
+        let found = verifying.await.unwrap_or(Err(StateError::Stopping));
         let found = found.map_err(|error| status(&error))?;
         Ok(Response::new(convert::verification(found)))
     }
