@@ -339,6 +339,28 @@ fn assert_drained<M: std::fmt::Debug>(end: &Output<M>) {
 }
 
 #[tokio::test]
+async fn an_answer_of_any_size_that_is_not_taken_leaves_its_place_to_others() {
+    let server = Setup::default()
+        .set("limits.stall-timeout=500ms")
+        .set("limits.connections=2")
+        .start_fresh()
+        .await;
+    sdk::basin(&server.sdk(), "test-basin").await;
+    // Two connections that take nothing at all.
+    let mut stuck = Vec::new();
+    for _ in 0..2 {
+        let http = Http::with_window(server.address(), 0);
+        let list = http.get("/v1/basins").ask().await;
+        assert_eq!(list.status, 200);
+        stuck.push((http, list));
+    }
+    until_stalled(&server, 2).await;
+    let listed = server.http1().get("/v1/basins").send().await.expect(200);
+    assert_eq!(listed.json()["basins"].as_array().unwrap().len(), 1);
+    drop(stuck);
+}
+
+#[tokio::test]
 async fn a_connection_that_sends_no_request_is_closed_in_time() {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 

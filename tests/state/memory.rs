@@ -137,8 +137,8 @@ async fn values_that_nobody_takes_are_held_as_bytes_and_refused_beyond_their_bou
     let gets = soon("heads of all answers", futures::future::join_all(gets)).await;
     let refused = gets.iter().filter_map(|it| it.headers.get("grpc-status"));
     let refused: Vec<_> = refused.map(|it| it.to_str().unwrap()).collect();
-    // RESOURCE_EXHAUSTED, for what does not fit into 128 MiB.
-    assert!(refused.iter().all(|it| *it == "8"), "{refused:?}");
+    // UNAVAILABLE, for what does not fit into 128 MiB.
+    assert!(refused.iter().all(|it| *it == "14"), "{refused:?}");
     assert!((1..300).contains(&refused.len()), "{}", refused.len());
     let grown = state.server.resident_bytes().saturating_sub(before);
     assert!(grown < (128 + 96) * MIB, "{} MiB", grown / MIB);
@@ -156,8 +156,8 @@ async fn exports_that_nobody_reads_leave_threads_to_others_and_are_ended() {
         .iter()
         .filter_map(|it| it.headers.get("grpc-status"));
     let refused: Vec<_> = refused.map(|it| it.to_str().unwrap()).collect();
-    // RESOURCE_EXHAUSTED.
-    assert!(refused.iter().all(|it| *it == "8"), "{refused:?}");
+    // UNAVAILABLE: it passes by itself.
+    assert!(refused.iter().all(|it| *it == "14"), "{refused:?}");
     assert!(refused.len() >= 1000 - 4, "{}", refused.len());
     let status = state.server.http1().get("/esker/v1/status").send().await;
     status.expect(200);
@@ -167,7 +167,7 @@ async fn exports_that_nobody_reads_leave_threads_to_others_and_are_ended() {
         crate::support::eventually("an export", async || match client.export(export).await {
             Ok(export) => Some(export),
             Err(refused) => {
-                assert_eq!(refused.code(), Code::ResourceExhausted, "{refused:?}");
+                assert_eq!(refused.code(), Code::Unavailable, "{refused:?}");
                 tokio::time::sleep(Duration::from_millis(50)).await;
                 None
             }
@@ -220,7 +220,7 @@ async fn verifications_whose_clients_are_gone_keep_their_places_until_they_end()
         match tokio::time::timeout(Duration::from_millis(30), asked).await {
             Ok(answer) => {
                 let code = answer.err().map(|error| error.code());
-                assert!(code.is_none_or(|code| code == Code::ResourceExhausted));
+                assert!(code.is_none_or(|code| code == Code::Unavailable));
                 refused += usize::from(code.is_some());
             }
             Err(_) => continue,

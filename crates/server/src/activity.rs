@@ -8,11 +8,10 @@ use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::response::Response;
-use hyper::body::{Body as HttpBody, Frame};
+use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use tokio::sync::Notify;
 
-use crate::answers::{AtStall, CHUNK, Perishable};
-use crate::observed_body::{Observed, Observer};
+use crate::answers::{AtStall, Perishable};
 
 /// Requests of one connection.
 #[derive(Default)]
@@ -60,17 +59,13 @@ pub(crate) struct Busy {
 }
 
 impl Busy {
-    /// The answer with whose body the request ends. One that comes in pieces also ends, as its
-    /// [`AtStall`] has it, when the client takes nothing of it for `stall_timeout`.
+    /// The answer with whose body the request ends. It also ends, as its [`AtStall`] has it, when the client
+    /// takes nothing of it for `stall_timeout`.
     pub(crate) fn until_sent(mut self, answer: Response, stall_timeout: Duration) -> Response {
         let (mut head, body) = answer.into_parts();
-        // What is sent at once has been taken when it is polled.
-        if body
-            .size_hint()
-            .exact()
-            .is_some_and(|bytes| bytes <= CHUNK as u64)
-        {
-            return Response::from_parts(head, Body::new(Observed::new(body, self)));
+        if body.is_end_stream() {
+            // Nothing is left to take.
+            return Response::from_parts(head, body);
         }
         let at_stall = head.extensions.remove().unwrap_or(AtStall::Fail);
         self.abandoned = true;
@@ -83,8 +78,6 @@ impl Busy {
     }
 }
 
-impl Observer for Busy {}
-
 impl Drop for Busy {
     fn drop(&mut self) {
         if self.abandoned {
@@ -95,7 +88,7 @@ impl Drop for Busy {
     }
 }
 
-/// What of an answer in pieces is left to send.
+/// What of an answer is left to send.
 enum Pieces {
     Sending(Body, Busy),
     /// The client took nothing for too long. The body ends by itself.
@@ -140,7 +133,7 @@ pub(crate) fn describe() {
     metrics::counter!(STALLED).increment(0);
 }
 
-/// An answer that comes in pieces.
+/// An answer on its way.
 struct Answer(Perishable<Pieces>);
 
 impl HttpBody for Answer {
@@ -153,6 +146,23 @@ impl HttpBody for Answer {
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         let next = self.0.poll_part(|pieces| pieces.poll_frame(context));
         next.map(|next| next.unwrap_or_else(|stalled| Some(Err(axum::Error::new(stalled)))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        let ended = self.0.look(|pieces| match pieces {
+            Pieces::Sending(body, _) | Pieces::Ending(body) => body.is_end_stream(),
+            Pieces::End(frame) => frame.is_none(),
+        });
+        // What is gone ends with an error.
+        ended.unwrap_or(false)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let left = self.0.look(|pieces| match pieces {
+            Pieces::Sending(body, _) | Pieces::Ending(body) => body.size_hint(),
+            Pieces::End(_) => SizeHint::default(),
+        });
+        left.unwrap_or_default()
     }
 }
 
@@ -196,7 +206,12 @@ mod tests {
     #[tokio::test]
     async fn a_connection_is_idle_once_its_last_answer_is_long_gone() {
         let activity = Arc::new(Activity::default());
-        let body = sent(&activity, Body::from("answer"), None);
+        let slow = futures::stream::once(tokio::time::sleep(LONG));
+        let slow = futures::StreamExt::map(slow, |()| Ok::<_, Infallible>("answer"));
+        let mut body = sent(&activity, Body::from_stream(slow), None);
+        // The client waits for it.
+        let busy = tokio::time::timeout(TIMEOUT * 4, body.frame()).await;
+        assert!(busy.is_err());
         let busy = tokio::time::timeout(TIMEOUT * 4, activity.idle(TIMEOUT)).await;
         assert!(busy.is_err(), "it is not idle");
         drop(body);
@@ -213,8 +228,7 @@ mod tests {
         let idle = tokio::time::timeout(TIMEOUT * 2, activity.idle(LONG)).await;
         assert!(idle.is_err(), "it is idle for a moment only");
 
-        let large = || Body::from(vec![0; CHUNK + 1]);
-        for (body, begun) in [(pieces(), true), (pieces(), false), (large(), false)] {
+        for (body, begun) in [(pieces(), true), (pieces(), false), ("whole".into(), false)] {
             let mut body = sent(&activity, body, None);
             if begun {
                 body.frame().await.unwrap().unwrap();
@@ -222,6 +236,17 @@ mod tests {
             activity.idle(LONG).await;
             body.frame().await.unwrap().unwrap_err();
         }
+    }
+
+    #[tokio::test]
+    async fn an_answer_says_how_long_it_is_and_when_it_has_ended() {
+        let activity = Arc::new(Activity::default());
+        let mut body = sent(&activity, Body::from("answer"), None);
+        assert_eq!(body.size_hint().exact(), Some(6));
+        let frame = body.frame().await.unwrap().unwrap();
+        assert_eq!(frame.into_data().unwrap(), "answer");
+        assert!(body.is_end_stream());
+        assert!(sent(&activity, Body::empty(), None).is_end_stream());
     }
 
     #[tokio::test]

@@ -46,7 +46,7 @@ const MAX_EXPORTS: usize = 4;
 /// How long a scan waits for others.
 const WAIT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Bytes that a connection is given at a time: it holds them, however little its client takes.
-pub(crate) const CHUNK: usize = 64 * 1024;
+const CHUNK: usize = 64 * 1024;
 
 /// Why there is no answer now.
 #[derive(Clone, Copy, Debug, PartialEq, thiserror::Error)]
@@ -73,7 +73,7 @@ pub enum Exhausted {
     Stalled,
 }
 
-/// How an answer in pieces ends when its client takes nothing of it: an extension of the response.
+/// How an answer ends when its client takes nothing of it: an extension of the response.
 #[derive(Clone, Debug)]
 pub(crate) enum AtStall {
     /// With an error of the connection: what was sent cannot be continued.
@@ -305,6 +305,14 @@ impl<T: Send + 'static> Perishable<T> {
     }
 }
 
+impl<T> Perishable<T> {
+    /// Looks at the value, if it is there, without a part of it being taken.
+    pub(crate) fn look<R>(&self, at: impl FnOnce(&T) -> R) -> Option<R> {
+        let slot = self.slot.lock().unwrap_or_else(PoisonError::into_inner);
+        slot.value.as_ref().map(at)
+    }
+}
+
 impl<T> Drop for Perishable<T> {
     fn drop(&mut self) {
         // The task ends a moment later; what the value holds is free now.
@@ -381,15 +389,8 @@ impl HttpBody for HeldBody {
     }
 
     fn size_hint(&self) -> SizeHint {
-        let slot = self
-            .held
-            .slot
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        match &slot.value {
-            Some(held) => SizeHint::with_exact(held.data.len() as u64),
-            None => SizeHint::default(),
-        }
+        let left = self.held.look(|held| held.data.len() as u64);
+        left.map_or_else(SizeHint::default, SizeHint::with_exact)
     }
 }
 

@@ -19,7 +19,6 @@ pub mod api;
 pub mod config;
 pub mod errors;
 mod log_writer;
-mod observed_body;
 mod open_files;
 mod opening;
 mod repeat_limiter;

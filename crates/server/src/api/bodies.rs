@@ -21,12 +21,11 @@ use axum::response::{IntoResponse as _, Response};
 use http::HeaderMap;
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use tokio::time::{Instant, Sleep};
-use tonic::Status;
 
 use super::ServiceError;
 use super::body_budget::{BodyBudget, Claim, Full, MAX_SMALL};
 use crate::request_guard::{content_type, is_grpc};
-use crate::state::status::{exhausted, too_large};
+use crate::state::status::{too_large, too_slow, unavailable};
 
 /// Bytes a second that a body has to come with.
 const MIN_RATE: u64 = 16 * 1024;
@@ -112,8 +111,8 @@ pub async fn admit(State(bodies): State<Bodies>, request: Request, next: Next) -
         Some(ended) if is_grpc => {
             let text = ServiceError::from(ended).to_string();
             match ended {
-                Ended::Slow => Status::deadline_exceeded(text),
-                Ended::Full => exhausted(text),
+                Ended::Slow => too_slow(text),
+                Ended::Full => unavailable(text),
                 Ended::Large => too_large(),
             }
             .into_http()

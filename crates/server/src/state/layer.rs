@@ -3,6 +3,8 @@
 //! A call is counted when it has ended, which for streams is the end of the stream; one that the client
 //! ended first counts as `CANCELLED`.
 
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Instant;
 
 use axum::body::Body;
@@ -11,13 +13,12 @@ use axum::middleware::Next;
 use axum::response::Response;
 use bytes::Bytes;
 use http::HeaderMap;
-use http_body::Frame;
+use http_body::{Body as HttpBody, Frame, SizeHint};
 use http_body_util::BodyExt as _;
 use tonic::{Code, Status};
 
 use super::status::{refused, too_large};
 use crate::answers::{Answers, AtStall, EndFrame, Exhausted, Scanning};
-use crate::observed_body::{Observed, Observer};
 
 /// How `tonic` begins to say that a request is too large, for which it has a code that means something else.
 const TOO_LARGE: &str = "Error, decoded message length too large";
@@ -47,7 +48,7 @@ pub(super) async fn watched(
     }
     let stalled = AtStall::End(EndFrame::Trailers(trailers(refused(Exhausted::Stalled))));
     response.extensions_mut().insert(stalled);
-    response.map(|body| Body::new(Observed::new(body, call)))
+    response.map(|body| Body::new(Counted { body, call }))
 }
 
 /// The answer as bytes: the tree of messages that it came as is gone.
@@ -126,16 +127,39 @@ impl Drop for Call {
     }
 }
 
-impl Observer for Call {
-    fn frame(&mut self, frame: Result<&Frame<Bytes>, &axum::Error>) {
-        match frame {
-            Ok(frame) => {
+/// A body that tells when it has ended.
+struct Counted {
+    body: Body,
+    call: Call,
+}
+
+impl HttpBody for Counted {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let polled = Pin::new(&mut self.body).poll_frame(context);
+        match &polled {
+            Poll::Ready(Some(Ok(frame))) => {
                 if let Some(code) = frame.trailers_ref().and_then(code) {
-                    self.end(code);
+                    self.call.end(code);
                 }
             }
-            Err(_) => self.end(Code::Unknown),
+            Poll::Ready(Some(Err(_))) => self.call.end(Code::Unknown),
+            Poll::Ready(None) | Poll::Pending => {}
         }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }
 

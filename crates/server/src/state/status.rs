@@ -30,8 +30,8 @@ const MOST_MESSAGE: usize = 1024;
 /// Most bytes of details; if there are more, only the reason is sent.
 const MOST_DETAILS: usize = 3 * 1024;
 
-/// Codes of the state service: the code, that of gRPC, when, and what to do. `invalid`, `server_draining`,
-/// `storage`, `other` and `unavailable` are other APIs' too, and listed there.
+/// Codes of the state service: the code, that of gRPC, when, and what to do. Those of [`SHARED_CODES`] are
+/// other APIs' too, and listed there.
 pub const CODES: &[(&str, &str, &str, &str)] = &[
     (
         "transaction_not_found",
@@ -102,6 +102,7 @@ pub const SHARED_CODES: &[(&str, &str)] = &[
     ("server_draining", "UNAVAILABLE"),
     ("other", "UNKNOWN"),
     ("storage", "INTERNAL"),
+    ("request_timeout", "DEADLINE_EXCEEDED"),
 ];
 
 /// The status of an error.
@@ -170,8 +171,24 @@ pub(super) fn invalid(problem: impl Into<String>) -> Status {
 }
 
 /// The status of what is too large.
-pub(crate) fn exhausted(problem: impl Into<String>) -> Status {
+pub(super) fn exhausted(problem: impl Into<String>) -> Status {
     status(&StateError::Exhausted(problem.into()))
+}
+
+/// The status of what cannot be had now, and may be had later.
+pub(crate) fn unavailable(problem: impl Into<String>) -> Status {
+    status(&StateError::Unavailable(problem.into()))
+}
+
+/// The status of a request that comes too slowly.
+pub(crate) fn too_slow(problem: impl Into<String>) -> Status {
+    made(
+        Code::DeadlineExceeded,
+        "request_timeout",
+        ErrorCode::InvalidRequest,
+        problem.into(),
+        Details::default(),
+    )
 }
 
 /// The status of a request that is too large.
@@ -193,7 +210,8 @@ pub(super) fn refused(error: Exhausted) -> Status {
             error.to_string(),
             Details::default(),
         ),
-        Exhausted::Scans | Exhausted::Exports | Exhausted::Held => exhausted(error.to_string()),
+        // It passes by itself: clients repeat what was unavailable, and not what exceeds a limit.
+        Exhausted::Scans | Exhausted::Exports | Exhausted::Held => unavailable(error.to_string()),
     }
 }
 
@@ -398,6 +416,9 @@ mod tests {
         let mut listed: HashMap<_, _> = SHARED_CODES.iter().copied().collect();
         listed.extend(CODES.iter().map(|(code, grpc, ..)| (*code, *grpc)));
         listed.remove("value_unfit");
+        let slow = too_slow("s");
+        assert_eq!(slow.code(), Code::DeadlineExceeded);
+        assert!(listed.remove(reason(&slow).as_str()).is_some());
         for error in every_error() {
             let status = status(&error);
             let reason = reason(&status);
