@@ -55,13 +55,17 @@ struct Ancestor {
     /// How many forks there were up to it; the next one cut it off.
     #[prost(uint64, tag = "2")]
     forks: u64,
+    /// The last LSN that it shares with its descendant. Earlier builds did not write it.
+    #[prost(uint64, optional, tag = "3")]
+    shared_lsn: Option<u64>,
 }
 
 impl Ancestor {
-    fn new(id: LineageId, forks: u64) -> Ancestor {
+    fn new(id: LineageId, forks: u64, shared_lsn: u64) -> Ancestor {
         Ancestor {
             id: id.0.to_be_bytes().to_vec(),
             forks,
+            shared_lsn: Some(shared_lsn),
         }
     }
 }
@@ -95,7 +99,7 @@ impl Lineage {
             parent: self.id.clone(),
             fork_lsn: lsn,
             forks: self.forks + 1,
-            ancestors: newest(self.all_ancestors()),
+            ancestors: newest(self.all_ancestors(), lsn),
             ..self.clone()
         }
     }
@@ -114,18 +118,18 @@ impl Lineage {
         let mut ancestors = self.all_ancestors();
         if forks > 0 {
             let descendants = self.forks + 1..self.forks + forks;
-            ancestors.push(Ancestor::new(self.id(), self.forks));
+            ancestors.push(Ancestor::new(self.id(), self.forks, lsn));
             ancestors.extend(
                 between
                     .iter()
                     .zip(descendants)
-                    .map(|(id, forks)| Ancestor::new(*id, forks)),
+                    .map(|(id, forks)| Ancestor::new(*id, forks, lsn)),
             );
         }
         Lineage {
             parent: parent.0.to_be_bytes().to_vec(),
             forks: self.forks + forks + 1,
-            ancestors: newest(ancestors),
+            ancestors: newest(ancestors, lsn),
             ..self.fork(id, lsn)
         }
     }
@@ -134,7 +138,7 @@ impl Lineage {
     fn all_ancestors(&self) -> Vec<Ancestor> {
         let parent = self
             .parent()
-            .map(|parent| Ancestor::new(parent, self.forks.saturating_sub(1)));
+            .map(|parent| Ancestor::new(parent, self.forks.saturating_sub(1), self.fork_lsn));
         self.ancestors.iter().cloned().chain(parent).collect()
     }
 
@@ -156,9 +160,13 @@ impl Lineage {
         number(&self.parent)
     }
 
-    /// Whether what is of lineage `id` and covers up to `lsn` is a part of this history.
+    /// Whether what is of lineage `id` and covers up to `lsn` is known to be a part of this history: it is of
+    /// this lineage, or of one that this descends from, and not after what they share.
     pub fn contains(&self, id: LineageId, lsn: u64) -> bool {
-        id == self.id() || (self.parent() == Some(id) && lsn <= self.fork_lsn)
+        let is_shared = |one: &Ancestor| {
+            number(&one.id) == Some(id) && one.shared_lsn.is_some_and(|shared| lsn <= shared)
+        };
+        id == self.id() || self.all_ancestors().iter().any(is_shared)
     }
 
     /// Bytes to keep elsewhere.
@@ -180,8 +188,13 @@ impl Lineage {
     }
 }
 
-fn newest(mut ancestors: Vec<Ancestor>) -> Vec<Ancestor> {
+/// The newest of them, of a history that goes on from `lsn`: a fork that goes further back than the one before
+/// cuts off more of all.
+fn newest(mut ancestors: Vec<Ancestor>, lsn: u64) -> Vec<Ancestor> {
     ancestors.drain(..ancestors.len().saturating_sub(ANCESTORS));
+    for ancestor in &mut ancestors {
+        ancestor.shared_lsn = ancestor.shared_lsn.map(|shared| shared.min(lsn));
+    }
     ancestors
 }
 
@@ -268,6 +281,38 @@ mod tests {
         // None lies between: it is a fork like any other.
         let same = first.fork_of_descendant(first.id(), 0, &[], LineageId(2), 10);
         assert_eq!(same, second);
+    }
+
+    #[test]
+    fn a_lineage_contains_those_that_it_descends_from_up_to_where_they_were_cut_off() {
+        let first = first();
+        // Each goes on from further on, but the last, which goes back.
+        let second = first.fork(LineageId(2), 10);
+        let third = second.fork(LineageId(3), 20);
+        let last = third.fork(LineageId(4), 15);
+        let contained = |of: &Lineage, id, lsn| {
+            (of.contains(id, lsn), of.contains(id, lsn + 1)) == (true, false)
+        };
+        assert!(contained(&third, first.id(), 10));
+        assert!(contained(&third, LineageId(2), 20));
+        assert!(contained(&last, first.id(), 10));
+        assert!(contained(&last, LineageId(2), 15));
+        assert!(contained(&last, LineageId(3), 15));
+        assert!(last.contains(LineageId(4), u64::MAX));
+        assert!(!last.contains(LineageId(9), 0));
+        let back = third.fork(LineageId(5), 3);
+        assert!(contained(&back, first.id(), 3));
+        // Of lineages of which nothing is left, what the copy has.
+        let next = second.fork_of_descendant(LineageId(7), 2, &[LineageId(6)], LineageId(8), 12);
+        assert!(contained(&next, first.id(), 10));
+        for id in [2, 6, 7] {
+            assert!(contained(&next, LineageId(id), 12), "{id}");
+        }
+        // What an earlier build wrote of more than a parent does not say up to where it is shared.
+        let mut earlier = third.clone();
+        earlier.ancestors[0].shared_lsn = None;
+        assert!(!earlier.contains(first.id(), 0));
+        assert!(contained(&earlier, LineageId(2), 20));
     }
 
     #[test]
