@@ -245,6 +245,34 @@ async fn an_archived_snapshot_that_is_newer_than_what_is_on_the_disk_is_the_last
 }
 
 #[tokio::test]
+async fn a_snapshot_of_another_store_hides_no_archived_one_of_its_name() {
+    let backups = tempfile::tempdir().unwrap();
+    let destination = format!("snapshots.destination={}", backups.path().display());
+    let setup = || setup().set(&destination);
+    let mut server = one_snapshot(setup).await;
+    let other = State::with(&["state.snapshot-interval=0"]).await;
+    for _ in 1..=8 {
+        other.put(key("theirs"), "{}").await;
+    }
+    assert_eq!(other.snapshot().await, 8);
+    let data = server.data_dir().to_owned();
+    let theirs = other.server.data_dir().join("snapshots");
+    for file in ["snapshot-8.json", ".sums/snapshot-8.json.xxh128"] {
+        fs::copy(theirs.join(file), data.join("snapshots").join(file)).unwrap();
+    }
+    forget_the_partition(&data, backups.path());
+    let lossy = setup().partitions(1).bootstrap("restore");
+    server.restart(&lossy).await;
+    let state = State::of(server);
+    let read = state.get(key("a")).await;
+    assert_eq!(read, Read::of("{\"n\":11}", 11, 11));
+    assert_eq!(state.get(key("theirs")).await, Read::none());
+    // Theirs is kept under another name.
+    let aside = fs::read(data.join("snapshots/snapshot-8.json.1.aside")).unwrap();
+    assert_eq!(aside, fs::read(theirs.join("snapshot-8.json")).unwrap());
+}
+
+#[tokio::test]
 async fn an_empty_directory_with_a_state_snapshot_is_no_new_store_unless_that_is_said() {
     let server = three_snapshots().await;
     let other = tempfile::tempdir().unwrap();

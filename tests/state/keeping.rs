@@ -48,6 +48,50 @@ async fn an_archived_snapshot_makes_the_store_anew_where_the_disk_has_none() {
     assert_eq!(state.get(key("a")).await, Read::of("{\"n\":5}", 5, 5));
 }
 
+/// A store of four commits and its snapshot of them, with the name of the file.
+async fn four(setup: &Setup) -> State {
+    let state = State::of(setup.start_fresh().await);
+    for n in 1..=4 {
+        state.put(key("a"), &format!("{{\"n\":{n}}}")).await;
+    }
+    assert_eq!(state.snapshot().await, 4);
+    state
+}
+
+#[tokio::test]
+async fn an_archived_snapshot_of_another_store_is_neither_taken_for_this_ones_nor_replaced() {
+    let backups = tempfile::tempdir().unwrap();
+    let quiet = Setup::default().set("state.snapshot-interval=0");
+    let other = four(&quiet).await;
+    let theirs = other.server.data_dir().join("snapshots");
+    let archive = backups.path().join("state/default");
+    fs::create_dir_all(archive.join(".sums")).unwrap();
+    for file in ["snapshot-4.json", ".sums/snapshot-4.json.xxh128"] {
+        fs::copy(theirs.join(file), archive.join(file)).unwrap();
+    }
+    let text = fs::read(archive.join("snapshot-4.json")).unwrap();
+    let setup = quiet.set(&format!(
+        "snapshots.destination={}",
+        backups.path().display()
+    ));
+    let state = four(&setup).await;
+    let named = "an archived snapshot is not of this state store as it is now";
+    let line = state.server.logged(named).await;
+    assert!(line.contains("snapshot-4.json"), "{line}");
+    assert_eq!(fs::read(archive.join("snapshot-4.json")).unwrap(), text);
+    let listed = state.snapshots().await;
+    assert_eq!((listed[0].local, listed[0].archived), (true, false));
+    // The next one is archived, and takes no notice.
+    state.put(key("a"), "{}").await;
+    assert_eq!(state.snapshot().await, 5);
+    eventually("it is archived", async || {
+        let listed = state.snapshots().await;
+        listed[0].archived.then_some(())
+    })
+    .await;
+    assert_eq!(fs::read(archive.join("snapshot-4.json")).unwrap(), text);
+}
+
 #[tokio::test]
 async fn a_snapshot_that_fails_is_reported_and_tried_again_and_commits_go_on() {
     let state = State::with(&["state.snapshot-interval=3"]).await;

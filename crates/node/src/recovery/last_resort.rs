@@ -8,8 +8,8 @@
 use std::collections::BTreeSet;
 use std::io;
 
-use esker_partition::LineageId;
 use esker_partition::state::state_partition;
+use esker_partition::{LineageId, PartitionId};
 
 use super::copies::{Search, Way, remove};
 use super::plan::PlannedFork;
@@ -53,14 +53,20 @@ impl Search<'_> {
         };
         let all: BTreeSet<u64> = &local | &archived;
         for commit_ts in all.into_iter().rev() {
-            let mut header = None;
-            if local.contains(&commit_ts) {
-                header = self.check(&files, commit_ts).await;
+            let mut in_the_way = false;
+            if local.contains(&commit_ts)
+                && let Some(header) = self.check(&files, commit_ts).await
+            {
+                if let Some(way) = self.way_from_state(&header, ancestry, has_root) {
+                    return Some(way);
+                }
+                // It is whole, and somebody may want it.
+                in_the_way = true;
             }
-            if header.is_none() && archived.contains(&commit_ts) {
-                header = self.fetch_state(&archive, &files, commit_ts).await;
-            }
-            if let Some(header) = header
+            if archived.contains(&commit_ts)
+                && let Some(header) = self
+                    .fetch_state(&archive, &files, commit_ts, in_the_way)
+                    .await
                 && let Some(way) = self.way_from_state(&header, ancestry, has_root)
             {
                 return Some(way);
@@ -80,12 +86,14 @@ impl Search<'_> {
         }
     }
 
-    /// An archived one, once it is among those on this disk.
+    /// An archived one, once it is among those on this disk; a file of that name there gets another one if
+    /// it is `in_the_way`.
     async fn fetch_state(
         &mut self,
         archive: &StateArchive,
         files: &Files,
         commit_ts: u64,
+        in_the_way: bool,
     ) -> Option<Header> {
         let dir = self.place("state");
         let fetched = async {
@@ -95,6 +103,9 @@ impl Search<'_> {
             let (fetched, files) = (Files::open(dir.clone()).map_err(failed)?, files.clone());
             super::blocking(move || {
                 let (written, _) = fetched.check(commit_ts).map_err(|e| e.to_string())?;
+                if in_the_way {
+                    files.set_aside(commit_ts).map_err(failed)?;
+                }
                 files.adopt(&fetched, commit_ts).map_err(failed)?;
                 Ok::<_, String>(written.header)
             })
@@ -110,6 +121,24 @@ impl Search<'_> {
         }
     }
 
+    /// Whether a snapshot may be of this node's history, where the repository does not tell: the log knows
+    /// the lineages that it descends from, and the first one follows from the cluster.
+    fn may_be_ours(&self, lineage: LineageId, header: &Header) -> bool {
+        if let Some(log) = &self.facts.log {
+            let ancestry = log.lineage.ancestry();
+            if lineage == log.lineage.id() || ancestry.iter().any(|(one, _)| *one == lineage) {
+                return true;
+            }
+            if ancestry.len() as u64 >= log.lineage.forks {
+                return false;
+            }
+        }
+        let partition = PartitionId(self.facts.partition);
+        let first = LineageId::first(&self.data_dir.identity.cluster_id, partition);
+        // Those that forks have begun are drawn.
+        lineage == first || header.forks > 0
+    }
+
     fn way_from_state(
         &mut self,
         header: &Header,
@@ -121,6 +150,10 @@ impl Search<'_> {
             self.tried.push(format!("{name}: it says no lineage"));
             return None;
         };
+        if ancestry.is_empty() && !self.may_be_ours(LineageId(lineage), header) {
+            self.tried.push(format!("{name}: it is of another history"));
+            return None;
+        }
         let mut copy = Copy {
             source: Source::State(header.commit_ts),
             lineage: LineageId(lineage),

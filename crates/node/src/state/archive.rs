@@ -140,6 +140,26 @@ impl StateArchive {
         put.map(|_| ()).map_err(io::Error::other)
     }
 
+    /// Whether an object is the snapshot of so many bytes that this line of a checksum is of: its name alone
+    /// proves nothing.
+    pub async fn is(&self, one: &Archived, bytes: u64, sum: &str) -> object_store::Result<bool> {
+        if !one.has_sum || one.bytes != bytes {
+            return Ok(false);
+        }
+        match self.store.get(&self.sum_path(one.commit_ts)).await {
+            Ok(there) => Ok(there.bytes().await? == sum.as_bytes()),
+            Err(object_store::Error::NotFound { .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Whether a snapshot of this lineage may be put in the place of an object: not in that of another
+    /// lineage's, which stays.
+    pub async fn may_replace(&self, one: &Archived, lineage: &str) -> object_store::Result<bool> {
+        let head = self.head(one).await?;
+        Ok(head.map_or(true, |head| head.lineage == lineage))
+    }
+
     /// Removes an object, if it is there.
     async fn remove(&self, path: &Path) -> object_store::Result<()> {
         match self.store.delete(path).await {
@@ -206,7 +226,6 @@ impl StateArchive {
             let commit_ts = one.commit_ts;
             let why = match self.head(&one).await? {
                 Err(why) => Some(why),
-                Ok(head) if head.lineage.is_empty() => Some("it names no lineage".to_owned()),
                 Ok(head) if head.commit_ts != commit_ts => {
                     Some(format!("it is of commit_ts {}", head.commit_ts))
                 }

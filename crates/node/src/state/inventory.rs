@@ -122,10 +122,7 @@ impl Inventory {
                         "a snapshot of the state store has no checksum; it was read strictly, entry by entry"
                     );
                 }
-                match written.header.lineage.is_empty() {
-                    true => Some("it names no lineage: it may be of another store".to_owned()),
-                    false => is_of(lineage, &written.header).err(),
-                }
+                is_of(lineage, &written.header).err()
             }
             Err(FileError::Unreadable(error)) => return Err(error),
             Err(FileError::Damaged(why)) => Some(why),

@@ -14,7 +14,7 @@ use tokio::task::JoinSet;
 
 use super::document::Header;
 use super::error::StateError;
-use super::files::Written;
+use super::files::{FileError, Written};
 use super::import::is_unchecked;
 use super::inventory::Found;
 use super::types::{StateOptions, StateSnapshot};
@@ -401,22 +401,22 @@ impl Shared {
         let here = blocking(move || this.state.look_at_files()).await;
         for commit_ts in here.into_iter().take(retained).rev() {
             let path = self.files.path(commit_ts);
-            let bytes = match std::fs::metadata(&path) {
-                Ok(metadata) => metadata.len(),
-                // Removed in the meantime.
-                Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
-                Err(e) => return Err(e.to_string()),
-            };
-            let is_there = |a: &super::archive::Archived| {
-                a.commit_ts == commit_ts && a.bytes == bytes && a.has_sum
-            };
-            if there.iter().any(is_there) {
+            let archived = there.iter().find(|one| one.commit_ts == commit_ts);
+            if let Some(one) = archived
+                && let Ok(metadata) = std::fs::metadata(&path)
+                && let Ok(sum) = std::fs::read_to_string(self.files.sum_path(commit_ts))
+                && (archive.is(one, metadata.len(), &sum).await).map_err(|e| e.to_string())?
+            {
                 continue;
             }
             let files = self.files.clone();
             // What has been changed on this disk must not take the place of what was put before.
             let written = match blocking(move || files.check(commit_ts)).await {
                 Ok((written, _)) => written,
+                // Removed in the meantime.
+                Err(FileError::Unreadable(e)) if e.kind() == std::io::ErrorKind::NotFound => {
+                    continue;
+                }
                 Err(why) => {
                     tracing::warn!(
                         commit_ts,
@@ -426,6 +426,13 @@ impl Shared {
                     continue;
                 }
             };
+            if let Some(one) = archived {
+                let may_replace = archive.may_replace(one, &written.header.lineage).await;
+                if !may_replace.map_err(|e| e.to_string())? {
+                    continue;
+                }
+            }
+            let bytes = written.bytes;
             // Also of one that has no checksum on this disk: what was read is what is put.
             let put = archive.put(commit_ts, &path, written.sum_line());
             match put.await {

@@ -100,13 +100,19 @@ pub(crate) fn recover(
     })
 }
 
-/// Whether a snapshot is of this history; if not, why.
+/// Whether a snapshot is of this history; if not, why. What does not say it proves nothing.
 pub(crate) fn is_of(lineage: &Lineage, header: &Header) -> Result<(), String> {
     if header.lineage.is_empty() {
-        return Ok(());
+        return Err("it names no lineage: it may be of another store".to_owned());
     }
     let id = u128::from_str_radix(&header.lineage, 16)
         .map_err(|_| format!("{:?} is no lineage", header.lineage))?;
+    if header.lsn == 0 && LineageId(id) != lineage.id() {
+        return Err(format!(
+            "it is of lineage {}, from which this one branched off, and does not say up to where",
+            header.lineage
+        ));
+    }
     match lineage.contains(LineageId(id), header.lsn) {
         true => Ok(()),
         false => Err(format!(
@@ -298,4 +304,42 @@ fn from_stream(part: &Part, tried: &mut Vec<String>) -> Result<Option<u64>, Star
     let events = rebuild.fold(0, left.to)?;
     rebuild.finish(left.to)?;
     Ok(Some(events))
+}
+
+#[cfg(test)]
+mod tests {
+    use esker_partition::PartitionId;
+
+    use super::*;
+
+    #[test]
+    fn a_snapshot_is_of_this_history_only_if_it_says_so() {
+        let first = Lineage::first("ours", 1, PartitionId(1));
+        let present = first.fork(LineageId(2), 10).fork(LineageId(3), 20);
+        let of = |lineage: String, lsn| {
+            let header = Header {
+                created_at: 1,
+                commit_ts: 5,
+                lineage,
+                lsn,
+                forks: 0,
+                commit_forks: None,
+            };
+            is_of(&present, &header)
+        };
+        let theirs = Lineage::first("theirs", 1, PartitionId(1));
+        assert_eq!(of(present.id().to_string(), 0), Ok(()));
+        assert_eq!(of(LineageId(2).to_string(), 20), Ok(()));
+        assert_eq!(of(first.id().to_string(), 10), Ok(()));
+        for (lineage, lsn, why) in [
+            (first.id().to_string(), 11, "above the fork"),
+            (first.id().to_string(), 0, "does not say up to where"),
+            (theirs.id().to_string(), 5, "another history"),
+            (String::new(), 5, "names no lineage"),
+            ("x".to_owned(), 5, "is no lineage"),
+        ] {
+            let refused = of(lineage, lsn).unwrap_err();
+            assert!(refused.contains(why), "{refused}");
+        }
+    }
 }

@@ -55,9 +55,11 @@ pub(super) async fn list(inner: &Arc<Inner>) -> Result<Vec<StateSnapshot>, State
     };
     match archive.list().await {
         Ok(archived) => {
+            let others = inner.state.others_archived.lock().clone();
             for one in archived {
+                let other = others.iter().find(|(other, _)| *other == one.commit_ts);
                 match all.iter_mut().find(|s| s.commit_ts == one.commit_ts) {
-                    Some(known) => known.archived = true,
+                    Some(known) => known.archived = other.is_none(),
                     None => all.push(StateSnapshot {
                         name: name_of(one.commit_ts),
                         commit_ts: one.commit_ts,
@@ -67,7 +69,7 @@ pub(super) async fn list(inner: &Arc<Inner>) -> Result<Vec<StateSnapshot>, State
                         lineage: String::new(),
                         local: false,
                         archived: true,
-                        problem: None,
+                        problem: other.map(|(_, why)| why.clone()),
                     }),
                 }
             }
