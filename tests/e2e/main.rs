@@ -3,7 +3,7 @@
 //!
 //! | room | what it shows |
 //! |---|---|
-//! | [`basins`], [`streams`] | what exists, and how it is made, changed and deleted |
+//! | [`basins`], [`streams`], [`stream_settings`] | what exists, and how it is made, changed and deleted |
 //! | [`appends`], [`conditions`] | appends in every form; expected sequence numbers, fences, trims |
 //! | [`reads`] | every start and every end of a read, in every form |
 //! | [`append_sessions`], [`read_sessions`] | sessions of both kinds, raw and by the official client |
@@ -43,5 +43,6 @@ mod restarts;
 mod retention;
 mod slow_bodies;
 mod slow_clients;
+mod stream_settings;
 mod streams;
 mod support;
