@@ -2,8 +2,12 @@
 
 use std::time::Duration;
 
-use s2_sdk::error::{ErrorCode};
-use s2_sdk::types::{BasinConfig, CreateStreamInput, DeleteOnEmptyConfig, DeleteOnEmptyReconfiguration, EnsureOutput, EnsureStreamInput, ReconfigureStreamInput, RetentionPolicy, StreamConfig, StreamReconfiguration, TimestampingConfig, TimestampingMode, TimestampingReconfiguration};
+use s2_sdk::error::ErrorCode;
+use s2_sdk::types::{
+    BasinConfig, CreateStreamInput, DeleteOnEmptyConfig, DeleteOnEmptyReconfiguration,
+    EnsureOutput, EnsureStreamInput, ReconfigureStreamInput, RetentionPolicy, StreamConfig,
+    StreamReconfiguration, TimestampingConfig, TimestampingMode, TimestampingReconfiguration,
+};
 use serde_json::json;
 
 use crate::support::http::TRANSPORTS;

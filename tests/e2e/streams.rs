@@ -2,7 +2,11 @@
 
 use futures::TryStreamExt as _;
 use s2_sdk::error::{AppendError, ErrorCode, ReadError};
-use s2_sdk::types::{BasinConfig, CreateStreamInput, DeleteStreamInput, ListAllStreamsInput, ListStreamsInput, ReadInput, ReconfigureStreamInput, RetentionPolicy, StreamConfig, StreamInfo, StreamReconfiguration, TimestampingConfig, TimestampingMode};
+use s2_sdk::types::{
+    BasinConfig, CreateStreamInput, DeleteStreamInput, ListAllStreamsInput, ListStreamsInput,
+    ReadInput, ReconfigureStreamInput, RetentionPolicy, StreamConfig, StreamInfo,
+    StreamReconfiguration, TimestampingConfig, TimestampingMode,
+};
 use serde_json::json;
 
 use crate::support::http::TRANSPORTS;
