@@ -41,6 +41,16 @@ pub fn of(error: &Error, server: &Server, objects: Option<&Objects>) -> Failure 
             "unreachable",
             with(&format!("{} stopped answering", server.address())),
         ),
+        Error::Endpoint {
+            why: EndpointError::Denied(_),
+            ..
+        } => Failure::wrong(
+            "identity_unknown",
+            with(
+                "without it, nobody knows whether this is the stream that its snapshots are of; \
+                 allow it, or choose so with --trust-name",
+            ),
+        ),
         Error::Endpoint { .. } => Failure::wrong("refused", text),
         Error::Store { .. } => {
             let hint = objects.map_or_else(String::new, Objects::where_to_look);

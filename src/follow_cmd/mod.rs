@@ -82,6 +82,11 @@ pub struct Args {
     #[arg(long, help_heading = "State")]
     pass_over: bool,
 
+    /// Follow although the server does not let this client know which stream it is: one that was deleted
+    /// and created again is taken for the same
+    #[arg(long, help_heading = "State")]
+    trust_name: bool,
+
     /// Print the state as soon as it is current, and end; before that, take a snapshot if one is due
     #[arg(long)]
     once: bool,
@@ -118,7 +123,7 @@ pub fn run(args: Args) -> Result<(), Failure> {
              snapshots without",
         ));
     }
-    let server = Server::find(args.server)?;
+    let server = Server::find(args.server)?.trusting_names(args.trust_name);
     let place = args.place.open()?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()

@@ -39,6 +39,11 @@ pub struct PlaceArgs {
           value_parser = clap::value_parser!(u64).range(1..=1000))]
     keep: Option<u64>,
 
+    /// Delete also external snapshots of an earlier stream of this name, as soon as --keep of this one are
+    /// there; the place has to be for this stream alone
+    #[arg(long, help_heading = "Snapshots")]
+    delete_former: bool,
+
     /// How snapshots are encoded [default: zstd]
     #[arg(long, value_name = "ENCODING", help_heading = "Snapshots")]
     encoding: Option<EncodingName>,
@@ -142,6 +147,12 @@ impl PlaceArgs {
                 "--keep is about external snapshots: of those in the stream the newest is kept",
             ));
         }
+        if self.delete_former && !is_external {
+            return Err(Failure::usage(
+                "snapshot_place",
+                "--delete-former is about external snapshots: those in the stream go with it",
+            ));
+        }
         let mut objects = None;
         let snapshots = match name {
             PlaceName::None => Snapshots::None,
@@ -164,6 +175,10 @@ impl PlaceArgs {
                 let external = match self.keep {
                     Some(keep) => external.keep(usize::try_from(keep).unwrap_or(usize::MAX)),
                     None => external,
+                };
+                let external = match self.delete_former {
+                    true => external.delete_former_streams(),
+                    false => external,
                 };
                 objects = Some(Objects {
                     destination,

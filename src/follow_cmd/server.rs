@@ -38,6 +38,7 @@ pub struct Server {
     token: String,
     /// Whether it is hosted S2, and certainly no Esker.
     is_hosted: bool,
+    trusts_name: bool,
 }
 
 impl Server {
@@ -112,7 +113,16 @@ impl Server {
             endpoints,
             token: token.unwrap_or_else(|| NO_TOKEN.to_owned()),
             is_hosted,
+            trusts_name: false,
         })
+    }
+
+    /// Follows also streams of which it does not say which they are.
+    pub fn trusting_names(self, trusts_name: bool) -> Server {
+        Server {
+            trusts_name,
+            ..self
+        }
     }
 
     /// For messages about a stream of it.
@@ -150,6 +160,14 @@ impl Server {
                 let url = self.address.to_string();
                 endpoint.with_server(Url::parse(&url).map_err(|e| cannot(&e))?)
             }
+        };
+        let endpoint = match self.token == NO_TOKEN {
+            true => endpoint,
+            false => endpoint.with_access_token(&self.token),
+        };
+        let endpoint = match self.trusts_name {
+            true => endpoint.trusting_the_name(),
+            false => endpoint,
         };
         Ok((endpoint, tail.seq_num))
     }

@@ -5,7 +5,7 @@
 //! object is written once and never changed; what it is, [`object`](crate::snapshot::object) says.
 //! Objects that are called otherwise are left alone.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
@@ -32,11 +32,14 @@ const ONE_REQUEST: usize = 16 << 20;
 const PART: usize = 8 << 20;
 /// Parts on their way at a time.
 const PARTS: usize = 2;
-/// Most objects below a prefix: all are listed whenever a snapshot is looked for. Far more than are
-/// ever kept, unless the prefix is somebody else's.
-const MOST_OBJECTS: usize = 10_000;
+/// Most objects with a cursor that are remembered of a list, those with the highest: some 200 bytes each.
+/// Far more than are ever kept, unless the prefix is somebody else's. Objects without a cursor do not
+/// count.
+const MAX_LISTED: usize = 10_000;
 /// Objects whose metadata is asked for at a time.
 const HEADS: usize = 8;
+/// Objects that are listed before their metadata is asked for.
+const LIST_CHUNK: usize = 1000;
 
 /// How far a stream is trimmed after a snapshot was put.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,6 +68,7 @@ pub struct External {
     keep: usize,
     trim: Option<TrimTo>,
     plain: bool,
+    delete_former: bool,
     /// What objects were found to be: they never change.
     known: Arc<Mutex<HashMap<Path, Known>>>,
 }
@@ -99,12 +103,15 @@ impl External {
             keep: 3,
             trim: None,
             plain: false,
+            delete_former: false,
             known: Arc::default(),
         }
     }
 
     /// How many of the newest snapshots are kept, at least 1; 3 otherwise. Older ones of the same fold and
-    /// stream are deleted after each put; those of others never.
+    /// stream are deleted after each put; those of others never. As soon as so many are there, those of
+    /// the same stream that are of no use any more, because a loss cut off their lineage before their
+    /// cursor, are deleted as well.
     #[must_use]
     pub fn keep(self, keep: usize) -> External {
         External {
@@ -128,6 +135,17 @@ impl External {
         External { cursor_in, ..self }
     }
 
+    /// Deletes also snapshots of the same fold that are of an earlier stream, as soon as as many as are kept
+    /// are there. It has to be certain that the place is for streams of this one name only: nothing in a
+    /// snapshot tells which name its stream had.
+    #[must_use]
+    pub fn delete_former_streams(self) -> External {
+        External {
+            delete_former: true,
+            ..self
+        }
+    }
+
     /// Restores objects that have nothing but the state's bytes in them, too: as other programs write
     /// them. Nothing tells of which fold or stream they are, or whether they are whole.
     #[must_use]
@@ -145,41 +163,60 @@ impl External {
         }
     }
 
-    /// All snapshots, the newest one first.
+    /// All snapshots, the newest one first; of more than 10,000, those with the highest cursors.
     ///
     /// # Errors
     ///
-    /// [`Error::Store`]; also if there are more than 10,000 objects.
+    /// [`Error::Store`].
     pub async fn list(&self) -> Result<Vec<Listed>, Error> {
         let mut listing = self.store.list(Some(&self.prefix));
-        let mut objects = Vec::new();
+        let mut found = Newest::default();
+        let mut chunk = Vec::new();
         while let Some(object) = listing.try_next().await.map_err(|e| self.failed(&e))? {
-            if objects.len() == MOST_OBJECTS {
-                return Err(Error::Store {
-                    place: format!("{}/{}", self.store, self.prefix),
-                    why: format!("more than {MOST_OBJECTS} objects: use a prefix of its own"),
-                });
+            match &self.cursor_in {
+                CursorIn::Key => {
+                    if let Some(cursor) = cursor_of(&self.prefix, &object.location) {
+                        found.add(listed((cursor, object)));
+                    }
+                }
+                CursorIn::Metadata(name) => {
+                    chunk.push(object);
+                    if chunk.len() == LIST_CHUNK {
+                        let with = self.with_metadata(std::mem::take(&mut chunk), name).await?;
+                        with.into_iter().for_each(|one| found.add(one));
+                    }
+                }
             }
-            objects.push(object);
         }
-        let mut found: Vec<Listed> = match &self.cursor_in {
-            CursorIn::Key => objects
-                .into_iter()
-                .filter_map(|object| Some((cursor_of(&self.prefix, &object.location)?, object)))
-                .map(listed)
-                .collect(),
-            CursorIn::Metadata(name) => {
-                let heads = objects.into_iter();
-                let heads = heads.map(|object| self.cursor_in_metadata(object, name.clone()));
-                // Made first: closures in streams are not proven to live long enough.
-                let heads: Vec<_> = heads.collect();
-                let heads = futures::stream::iter(heads).buffered(HEADS);
-                let heads: Vec<_> = heads.try_collect().await.map_err(|e| self.failed(&e))?;
-                heads.into_iter().flatten().map(listed).collect()
-            }
-        };
-        found.sort_by(|a, b| (b.cursor, &b.path).cmp(&(a.cursor, &a.path)));
+        if let CursorIn::Metadata(name) = &self.cursor_in {
+            let with = self.with_metadata(chunk, name).await?;
+            with.into_iter().for_each(|one| found.add(one));
+        }
+        let (found, left_out) = found.into_sorted();
+        if left_out > 0 {
+            tracing::warn!(
+                place = format!("{}/{}", self.store, self.prefix),
+                left_out,
+                "there are more than {MAX_LISTED} objects that are named like snapshots; those with the \
+                 lowest cursors are left out: use a prefix of its own"
+            );
+        }
         Ok(found)
+    }
+
+    /// Those of some objects that have a cursor in their metadata.
+    async fn with_metadata(
+        &self,
+        objects: Vec<ObjectMeta>,
+        name: &str,
+    ) -> Result<Vec<Listed>, Error> {
+        let heads = objects.into_iter();
+        let heads = heads.map(|object| self.cursor_in_metadata(object, name.to_owned()));
+        // Made first: closures in streams are not proven to live long enough.
+        let heads: Vec<_> = heads.collect();
+        let heads = futures::stream::iter(heads).buffered(HEADS);
+        let heads: Vec<_> = heads.try_collect().await.map_err(|e| self.failed(&e))?;
+        Ok(heads.into_iter().flatten().map(listed).collect())
     }
 
     async fn cursor_in_metadata(
@@ -407,15 +444,30 @@ impl External {
                 Ok(_) => return Ok(path),
                 Err(StoreError::AlreadyExists { .. } | StoreError::Precondition { .. }) => {
                     // Another snapshotter's, or our own of which the answer was lost. If it is something
-                    // else, ours needs another name.
+                    // else, or not whole, ours needs another name.
                     match self.known(&path).await? {
-                        Known::Described(other) if is_as_good(&other, meta) => return Ok(path),
+                        Known::Described(other)
+                            if is_as_good(&other, meta) && self.is_whole(&path, meta).await? =>
+                        {
+                            return Ok(path);
+                        }
                         _ => path = self.apart(meta.cursor, extension),
                     }
                 }
                 Err(error) => return Err(self.failed(&error)),
             }
         }
+    }
+
+    /// Whether what is there has all its bytes: what it says of itself is no proof.
+    async fn is_whole(&self, path: &Path, meta: &Meta) -> Result<bool, Error> {
+        let listed = Listed {
+            path: path.clone(),
+            cursor: meta.cursor,
+            bytes: 0,
+            written_at: 0,
+        };
+        Ok(self.check(&listed).await?.is_ok())
     }
 
     /// A name that nobody else has.
@@ -437,37 +489,85 @@ impl External {
     }
 
     /// Deletes snapshots that are kept no more; returns up to where the stream may be trimmed, if it is to
-    /// be.
-    pub(crate) async fn retain(&self, newest: &Meta) -> Result<Option<u64>, Error> {
+    /// be. Of those that are there only the one at this place is known to be whole: it stays, and the
+    /// stream is never trimmed beyond it.
+    pub(crate) async fn retain(
+        &self,
+        newest: &Meta,
+        place: &str,
+        identity: &Identity,
+    ) -> Result<Option<u64>, Error> {
         let listed = self.list().await?;
-        self.known
-            .lock()
-            .retain(|path, _| listed.iter().any(|one| one.path == *path));
+        {
+            let paths: HashSet<&Path> = listed.iter().map(|one| &one.path).collect();
+            let mut known = self.known.lock();
+            known.retain(|path, _| paths.contains(path));
+        }
         let mut kept: Vec<u64> = Vec::new();
+        let mut former = Vec::new();
         for one in listed {
-            let ours = match self.known(&one.path).await? {
-                Known::Described(meta) => is_ours(&meta, newest),
-                Known::Other => false,
+            let Known::Described(meta) = self.known(&one.path).await? else {
+                continue;
             };
-            if !ours {
-                continue;
-            }
-            if kept.len() < self.keep {
-                kept.push(one.cursor);
-                continue;
-            }
-            match self.store.delete(&one.path).await {
-                Ok(()) | Err(StoreError::NotFound { .. }) => {
-                    tracing::debug!(snapshot = %one.path, "a snapshot is kept no more");
+            match self.relation(&meta, newest, identity) {
+                Relation::Ours if kept.len() < self.keep || one.path.as_ref() == place => {
+                    kept.push(one.cursor);
                 }
-                Err(error) => return Err(self.failed(&error)),
+                Relation::Ours => self.delete(&one.path).await?,
+                Relation::Former => former.push(one.path),
+                Relation::Foreign => {}
             }
         }
-        Ok(match self.trim {
+        // They are of no use to a follower, but may be all that is left of what was lost: they stay until
+        // there are as many of now.
+        if kept.len() >= self.keep {
+            for path in former {
+                self.delete(&path).await?;
+            }
+        }
+        let to = match self.trim {
             None => None,
             Some(TrimTo::Oldest) => kept.last().copied(),
             Some(TrimTo::Newest) => kept.first().copied(),
-        })
+        };
+        Ok(to.map(|to| to.min(newest.cursor)))
+    }
+
+    async fn delete(&self, path: &Path) -> Result<(), Error> {
+        match self.store.delete(path).await {
+            Ok(()) | Err(StoreError::NotFound { .. }) => {
+                tracing::debug!(snapshot = %path, "a snapshot is kept no more");
+                Ok(())
+            }
+            Err(error) => Err(self.failed(&error)),
+        }
+    }
+
+    fn relation(&self, meta: &Meta, newest: &Meta, identity: &Identity) -> Relation {
+        if meta.fold != newest.fold {
+            return Relation::Foreign;
+        }
+        if meta.created_at != newest.created_at {
+            let is_former = self.delete_former
+                && matches!(
+                    (created(&meta.created_at), created(&newest.created_at)),
+                    (Some(then), Some(now)) if then < now
+                );
+            return if is_former {
+                Relation::Former
+            } else {
+                Relation::Foreign
+            };
+        }
+        if meta.of_stream(identity).is_ok() {
+            return Relation::Ours;
+        }
+        // Of a lineage that this one does not know as its own past, nothing is known.
+        let lineage = meta.lineage.as_deref();
+        match lineage.and_then(|lineage| identity.shares(lineage)) {
+            Some(_) => Relation::Former,
+            None => Relation::Foreign,
+        }
     }
 
     async fn known(&self, path: &Path) -> Result<Known, Error> {
@@ -492,7 +592,51 @@ impl External {
     }
 }
 
-/// Whether two are of the same fold and stream.
+/// What a snapshot that is there is to the one that was taken.
+enum Relation {
+    /// Of the same fold and stream, and of use.
+    Ours,
+    /// Of the same fold, and of a history that is no more.
+    Former,
+    /// Anybody's.
+    Foreign,
+}
+
+fn created(at: &Option<String>) -> Option<time::OffsetDateTime> {
+    let format = &time::format_description::well_known::Rfc3339;
+    time::OffsetDateTime::parse(at.as_deref()?, format).ok()
+}
+
+/// Those with the highest cursors of many.
+#[derive(Default)]
+struct Newest {
+    found: Vec<Listed>,
+    left_out: usize,
+}
+
+impl Newest {
+    fn add(&mut self, one: Listed) {
+        self.found.push(one);
+        if self.found.len() == 2 * MAX_LISTED {
+            self.cut();
+        }
+    }
+
+    fn cut(&mut self) {
+        let newest_first =
+            |a: &Listed, b: &Listed| (b.cursor, &b.path).cmp(&(a.cursor, &a.path));
+        self.found.sort_by(newest_first);
+        self.left_out += self.found.len().saturating_sub(MAX_LISTED);
+        self.found.truncate(MAX_LISTED);
+    }
+
+    fn into_sorted(mut self) -> (Vec<Listed>, usize) {
+        self.cut();
+        (self.found, self.left_out)
+    }
+}
+
+/// Whether two are of the same fold, stream and lineage.
 fn is_ours(meta: &Meta, ours: &Meta) -> bool {
     meta.fold == ours.fold && meta.created_at == ours.created_at && meta.lineage == ours.lineage
 }

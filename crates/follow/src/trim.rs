@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use s2_sdk::types::AppendRecord;
 
-use crate::endpoint::{AppendFailed, Endpoint, EndpointError};
+use crate::endpoint::{AppendFailed, Endpoint, EndpointError, Identity};
 use crate::in_stream::others::{Denied, Guard};
 use crate::snapshot::Meta;
 
@@ -73,8 +73,8 @@ async fn once(
     endpoint.append(batch.to_vec(), at).await
 }
 
-/// Whether the stream still is what a snapshot was taken of.
-pub async fn check(endpoint: &dyn Endpoint, meta: &Meta) -> Result<(), AppendFailed> {
+/// Whether the stream still is what a snapshot was taken of; which stream it is.
+pub async fn check(endpoint: &dyn Endpoint, meta: &Meta) -> Result<Identity, AppendFailed> {
     let identity = endpoint.identity().await.map_err(unsaid)?;
     let differ = |then: &Option<String>, now: &Option<String>| {
         then.is_some() && now.is_some() && then != now
@@ -84,7 +84,7 @@ pub async fn check(endpoint: &dyn Endpoint, meta: &Meta) -> Result<(), AppendFai
             "the stream has another history than the snapshot".to_owned(),
         ));
     }
-    Ok(())
+    Ok(identity)
 }
 
 /// What a trim that was not allowed means to an append.

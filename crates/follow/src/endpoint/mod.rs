@@ -133,6 +133,9 @@ pub enum EndpointError {
     /// It will not work without something being changed.
     #[error("{0}")]
     Refused(String),
+    /// The server does not let this client know which stream it is, or how long it keeps records.
+    #[error("{0}")]
+    Denied(String),
     /// The stream ends before the position that was asked for.
     #[error("it ends at {tail}")]
     BeyondTail {

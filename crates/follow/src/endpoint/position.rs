@@ -1,5 +1,6 @@
 //! `GET /esker/v1/streams/{stream}/position`: what only Esker says of a stream. Other servers answer 404,
-//! and are followed without.
+//! and are followed without. Only that means that there is no such thing: a server that refuses, or whose
+//! answer makes no sense, may well be an Esker whose lineages would go unnoticed.
 
 use std::time::Duration;
 
@@ -32,9 +33,15 @@ pub struct Position {
 }
 
 /// Asks a server; `None` if it is another one than Esker.
+///
+/// # Errors
+///
+/// [`EndpointError::Unavailable`]; [`EndpointError::Denied`] for a server that does not say it to this
+/// client; [`EndpointError::Refused`].
 pub async fn ask(
     http: &reqwest::Client,
     server: &Url,
+    token: Option<&str>,
     basin: &str,
     stream: &str,
 ) -> Result<Option<Position>, EndpointError> {
@@ -47,25 +54,33 @@ pub async fn ask(
             .extend(["esker", "v1", "streams", stream, "position"]);
     }
     let unavailable = |e: reqwest::Error| EndpointError::Unavailable(format!("{url}: {e}"));
-    let request = http.get(url.clone()).header("s2-basin", basin);
+    let mut request = http.get(url.clone()).header("s2-basin", basin);
+    if let Some(token) = token {
+        request = request.bearer_auth(token);
+    }
     let mut answer = request
         .timeout(PATIENCE)
         .send()
         .await
         .map_err(unavailable)?;
     let status = answer.status();
-    if status.is_server_error() {
-        return Err(EndpointError::Unavailable(format!("{url}: {status}")));
-    }
-    if !status.is_success() {
-        return Ok(None);
+    match status.as_u16() {
+        200..=299 => {}
+        404 | 405 | 501 => return Ok(None),
+        401 | 403 => return Err(EndpointError::Denied(format!("{url}: {status}"))),
+        429 | 500.. => return Err(EndpointError::Unavailable(format!("{url}: {status}"))),
+        _ => return Err(EndpointError::Refused(format!("{url}: {status}"))),
     }
     let mut body = Vec::new();
     while let Some(chunk) = answer.chunk().await.map_err(unavailable)? {
         if body.len() + chunk.len() > ANSWER {
-            return Ok(None);
+            return Err(EndpointError::Refused(format!(
+                "{url}: the answer has more than {ANSWER} bytes"
+            )));
         }
         body.extend_from_slice(&chunk);
     }
-    Ok(serde_json::from_slice(&body).ok())
+    let position = serde_json::from_slice(&body);
+    let position = position.map_err(|e| EndpointError::Refused(format!("{url}: {e}")));
+    position.map(Some)
 }

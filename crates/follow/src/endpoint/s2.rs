@@ -24,7 +24,8 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use url::Url;
 
-use super::{AppendFailed, Endpoint, EndpointError, Identity, Piece, position};
+use super::position::{self, Position};
+use super::{AppendFailed, Endpoint, EndpointError, Identity, Piece};
 use crate::error::Error;
 
 /// Bytes that are sent and not yet acknowledged, of a snapshot in many records: 8 batches of 1 MiB keep a
@@ -51,6 +52,9 @@ pub struct S2Endpoint {
     basin_name: BasinName,
     name: StreamName,
     server: Option<Server>,
+    /// Sent to it.
+    token: Option<String>,
+    trusts_name: bool,
     encryption: Option<EncryptionKey>,
     fencing: Option<FencingToken>,
 }
@@ -99,6 +103,8 @@ impl S2Endpoint {
             basin_name: basin,
             name: stream,
             server: None,
+            token: None,
+            trusts_name: false,
             encryption: None,
             fencing: None,
         })
@@ -124,9 +130,13 @@ impl S2Endpoint {
             None => S2Endpoints::for_cloud(),
         };
         // Servers of one's own ask for none; the client insists.
-        let token = std::env::var("S2_ACCESS_TOKEN").unwrap_or_else(|_| "none".to_owned());
-        let config = S2Config::new(token).with_endpoints(endpoints);
-        let endpoint = S2Endpoint::new(config, basin, stream)?;
+        let token = std::env::var("S2_ACCESS_TOKEN").ok();
+        let config = S2Config::new(token.clone().unwrap_or_else(|| "none".to_owned()));
+        let endpoint = S2Endpoint::new(config.with_endpoints(endpoints), basin, stream)?;
+        let endpoint = match token {
+            Some(token) => endpoint.with_access_token(token),
+            None => endpoint,
+        };
         Ok(match account.as_deref().map(Url::parse) {
             Some(Ok(url)) => endpoint.with_server(url),
             _ => endpoint,
@@ -139,6 +149,27 @@ impl S2Endpoint {
     pub fn with_server(self, server: Url) -> S2Endpoint {
         S2Endpoint {
             server: Some(Server::new(server)),
+            ..self
+        }
+    }
+
+    /// The access token with which that server is asked.
+    #[must_use]
+    pub fn with_access_token(self, token: impl Into<String>) -> S2Endpoint {
+        S2Endpoint {
+            token: Some(token.into()),
+            ..self
+        }
+    }
+
+    /// Follows also where the server does not let this client know which stream it is (the permission to
+    /// list streams, to see their configuration, or to ask for their position is missing). A stream that
+    /// was deleted and created again is then taken for the same one, and its retention for endless. By
+    /// default nothing is followed then.
+    #[must_use]
+    pub fn trusting_the_name(self) -> S2Endpoint {
+        S2Endpoint {
+            trusts_name: true,
             ..self
         }
     }
@@ -194,8 +225,7 @@ impl S2Endpoint {
                 let info = page.values.into_iter().find(|info| info.name == self.name);
                 Ok(info.map(|info| info.created_at.to_string()))
             }
-            Err(error) if may_not(&error) => Ok(None),
-            Err(error) => Err(of_request(&error)),
+            Err(error) => self.unknown("list streams", &error),
         }
     }
 
@@ -205,8 +235,43 @@ impl S2Endpoint {
                 RetentionPolicy::Age(seconds) => Some(Duration::from_secs(seconds)),
                 _ => None,
             })),
-            Err(error) if may_not(&error) => Ok(None),
-            Err(error) => Err(of_request(&error)),
+            Err(error) => self.unknown("see the stream's configuration", &error),
+        }
+    }
+
+    async fn position(&self) -> Result<Option<Position>, EndpointError> {
+        let Some(Server { url, http }) = &self.server else {
+            return Ok(None);
+        };
+        let http = http.as_ref();
+        let http = http.map_err(|e| EndpointError::Refused(e.clone()))?;
+        let token = self.token.as_deref();
+        match position::ask(http, url, token, &self.basin_name, &self.name).await {
+            Err(EndpointError::Denied(_)) if self.trusts_name => Ok(None),
+            other => other,
+        }
+    }
+
+    fn unknown<T>(&self, what: &str, error: &RequestError) -> Result<Option<T>, EndpointError> {
+        let status = error.server_error().map(|e| e.status.as_u16());
+        self.not_told(what, status, of_request(error))
+    }
+
+    /// What follows if a part of the identity is not told. Only of a server that knows no such thing it is
+    /// "nothing".
+    fn not_told<T>(
+        &self,
+        what: &str,
+        status: Option<u16>,
+        error: EndpointError,
+    ) -> Result<Option<T>, EndpointError> {
+        match status {
+            Some(404 | 405 | 501) => Ok(None),
+            Some(401 | 403) if self.trusts_name => Ok(None),
+            Some(401 | 403) => Err(EndpointError::Denied(format!(
+                "the server does not allow to {what}: {error}"
+            ))),
+            _ => Err(error),
         }
     }
 }
@@ -218,19 +283,8 @@ impl Endpoint for S2Endpoint {
     }
 
     async fn identity(&self) -> Result<Identity, EndpointError> {
-        let position = async {
-            match &self.server {
-                Some(Server { url, http }) => {
-                    let http = http
-                        .as_ref()
-                        .map_err(|e| EndpointError::Refused(e.clone()))?;
-                    position::ask(http, url, &self.basin_name, &self.name).await
-                }
-                None => Ok(None),
-            }
-        };
         let (created_at, retention, position) =
-            tokio::try_join!(self.created_at(), self.retention(), position)?;
+            tokio::try_join!(self.created_at(), self.retention(), self.position())?;
         let (lineage, forks, gaps) =
             position.map_or_else(Default::default, |p| (Some(p.lineage), p.forks, p.gaps));
         Ok(Identity {
@@ -327,11 +381,6 @@ impl Endpoint for S2Endpoint {
     }
 }
 
-fn may_not(error: &RequestError) -> bool {
-    let status = error.server_error().map(|e| e.status.as_u16());
-    matches!(status, Some(401 | 403 | 404 | 405 | 501))
-}
-
 fn of_request(error: &RequestError) -> EndpointError {
     match error.is_retryable() {
         true => EndpointError::Unavailable(error.to_string()),
@@ -382,5 +431,108 @@ fn of_session(error: AppendSessionError) -> AppendFailed {
     match error {
         AppendSessionError::Append(error) => of_append(error),
         other => AppendFailed::Unknown(other.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// A server that answers with this status to whoever asks for a position.
+    async fn server(status: u16) -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            while let Ok((mut client, _)) = listener.accept().await {
+                let mut head = Vec::new();
+                while !head.ends_with(b"\r\n\r\n") {
+                    head.push(client.read_u8().await.unwrap());
+                }
+                let body = match status {
+                    200 => r#"{"head":0,"tail":0,"lineage":"1"}"#,
+                    _ => r#"{"code":"permission_denied","message":"no"}"#,
+                };
+                let answer = format!(
+                    "HTTP/1.1 {status} x\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
+                    body.len()
+                );
+                client.write_all(answer.as_bytes()).await.unwrap();
+            }
+        });
+        format!("http://{address}")
+    }
+
+    fn endpoint(url: &str) -> S2Endpoint {
+        let config = S2Config::new("none")
+            .with_endpoints(S2Endpoints::for_endpoint(url).unwrap())
+            .with_insecure_skip_cert_verification(true);
+        let (basin, stream) = ("my-basin".parse().unwrap(), "orders".parse().unwrap());
+        let endpoint = S2Endpoint::new(config, basin, stream).unwrap();
+        endpoint.with_server(url.parse().unwrap())
+    }
+
+    #[derive(Debug, PartialEq)]
+    enum Told {
+        Nothing,
+        Something,
+        Denied,
+        Refused,
+        Later,
+    }
+
+    fn told<T>(answer: Result<Option<T>, EndpointError>) -> Told {
+        match answer {
+            Ok(None) => Told::Nothing,
+            Ok(Some(_)) => Told::Something,
+            Err(EndpointError::Denied(_)) => Told::Denied,
+            Err(EndpointError::Unavailable(_)) => Told::Later,
+            Err(_) => Told::Refused,
+        }
+    }
+
+    #[tokio::test]
+    async fn a_lineage_that_is_not_told_is_not_no_lineage() {
+        for (status, expected, by_choice) in [
+            (200, Told::Something, Told::Something),
+            (404, Told::Nothing, Told::Nothing),
+            (405, Told::Nothing, Told::Nothing),
+            (501, Told::Nothing, Told::Nothing),
+            (401, Told::Denied, Told::Nothing),
+            (403, Told::Denied, Told::Nothing),
+            (429, Told::Later, Told::Later),
+            (500, Told::Later, Told::Later),
+            (503, Told::Later, Told::Later),
+            (400, Told::Refused, Told::Refused),
+        ] {
+            let url = server(status).await;
+            let asked = endpoint(&url).position().await;
+            assert_eq!(told(asked), expected, "{status}");
+            let asked = endpoint(&url).trusting_the_name().position().await;
+            assert_eq!(told(asked), by_choice, "{status}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_creation_or_a_retention_that_is_not_told_is_not_none() {
+        let endpoint = endpoint("http://127.0.0.1:1");
+        for (status, expected, by_choice) in [
+            (404, Told::Nothing, Told::Nothing),
+            (501, Told::Nothing, Told::Nothing),
+            (401, Told::Denied, Told::Nothing),
+            (403, Told::Denied, Told::Nothing),
+            (500, Told::Later, Told::Later),
+        ] {
+            let error = || EndpointError::Unavailable("why".to_owned());
+            let answer = endpoint.not_told::<()>("list streams", Some(status), error());
+            assert_eq!(told(answer), expected, "{status}");
+            let endpoint = endpoint.clone().trusting_the_name();
+            let answer = endpoint.not_told::<()>("list streams", Some(status), error());
+            assert_eq!(told(answer), by_choice, "{status}");
+        }
     }
 }

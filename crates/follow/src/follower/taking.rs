@@ -287,11 +287,14 @@ async fn external<F: Fold>(parts: &Parts<F>, guard: &Guard, fold: F, meta: &Meta
     };
     // It is there. What follows is done again after the next one, should it fail. Of another history
     // neither snapshots nor records are taken away.
-    if let Err(error) = trim::check(&*parts.endpoint, meta).await {
-        tracing::warn!(stream = parts.endpoint.shown(), %error, "older snapshots are not deleted now");
-        return Outcome::Taken(info);
-    }
-    match external.retain(meta).await {
+    let identity = match trim::check(&*parts.endpoint, meta).await {
+        Ok(identity) => identity,
+        Err(error) => {
+            tracing::warn!(stream = parts.endpoint.shown(), %error, "older snapshots are not deleted now");
+            return Outcome::Taken(info);
+        }
+    };
+    match external.retain(meta, &info.place, &identity).await {
         Ok(Some(to)) => {
             let to = harmless(parts, guard, meta, to).await;
             let trim = vec![trim_record(to)];

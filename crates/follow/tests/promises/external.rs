@@ -190,3 +190,142 @@ async fn a_damaged_snapshot_is_passed_over_for_an_older_one() {
     assert_eq!(reader.restored().unwrap().cursor, 10);
     has_everything(&reader, &stream).await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn foreign_objects_do_not_count_however_many_there_are() {
+    let (stream, store) = (Stream::new(1), Store::new(1, 0.0, 0));
+    for number in 0..10_001 {
+        let name = format!("snapshots/stream/photo-{number}.jpg");
+        store.put(&Path::from(name), "x".into()).await.unwrap();
+    }
+    let follower = beside(&stream, place(&store)).open().await.unwrap();
+    take(&stream, &follower, 4).await;
+    let reader = beside(&stream, place(&store)).open().await.unwrap();
+    assert_eq!(reader.restored().unwrap().cursor, 40);
+    assert_eq!(names(&store).await.len(), 10_001 + 3);
+
+    // Also if they are named like snapshots: then those with the highest numbers are looked at.
+    for number in 0..10_001 {
+        let name = format!("snapshots/stream/0-{number}.jpg");
+        store.put(&Path::from(name), "x".into()).await.unwrap();
+    }
+    let reader = beside(&stream, place(&store)).open().await.unwrap();
+    assert_eq!(reader.restored().unwrap().cursor, 40);
+}
+
+fn cursors(names: &[String]) -> Vec<u64> {
+    let number = |name: &String| name.split(['/', '.']).nth(2)?.parse().ok();
+    let mut cursors: Vec<u64> = names.iter().filter_map(number).collect();
+    cursors.sort_unstable();
+    cursors
+}
+
+#[tokio::test(start_paused = true)]
+async fn snapshots_of_a_lineage_that_was_cut_off_go_when_there_are_enough_of_the_new_one() {
+    let (stream, store) = (Stream::new(1), Store::new(1, 0.0, 0));
+    let builder = beside(&stream, place(&store).keep(2));
+    let follower = builder.open().await.unwrap();
+    take(&stream, &follower, 3).await;
+    assert_eq!(cursors(&names(&store).await), [20, 30]);
+    // What is before 20 is of both lineages; the one at 30 is of no use any more.
+    stream.fork(25);
+    stream.data(some(1));
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    has_everything(&follower, &stream).await;
+    let first = follower.snapshot().await.unwrap().cursor;
+    assert_eq!(cursors(&names(&store).await), [20, first]);
+    take(&stream, &follower, 1).await;
+    let second = follower.snapshot().await.unwrap().cursor;
+    assert_eq!(cursors(&names(&store).await), [first, second]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn snapshots_of_an_earlier_stream_go_only_by_choice() {
+    for by_choice in [false, true] {
+        let (stream, store) = (Stream::new(1), Store::new(1, 0.0, 0));
+        let external = place(&store).keep(2);
+        let follower = beside(&stream, external.clone()).open().await.unwrap();
+        take(&stream, &follower, 3).await;
+        drop(follower);
+        stream.make_anew();
+        let external = match by_choice {
+            true => external.delete_former_streams(),
+            false => external,
+        };
+        let builder = beside(&stream, external).pass_over_unusable();
+        let follower = builder.open().await.unwrap();
+        stream.data(some(3));
+        has_everything(&follower, &stream).await;
+        follower.snapshot().await.unwrap();
+        assert_eq!(cursors(&names(&store).await), [3, 20, 30], "too few of now");
+        stream.data(some(1));
+        has_everything(&follower, &stream).await;
+        follower.snapshot().await.unwrap();
+        let expected: &[u64] = match by_choice {
+            true => &[3, 4],
+            false => &[3, 4, 20, 30],
+        };
+        assert_eq!(cursors(&names(&store).await), expected);
+    }
+}
+
+/// The bytes of an object, with one of them changed.
+async fn damage(store: &Store, name: &str) {
+    let path = Path::from(name);
+    let bytes = store.get(&path).await.unwrap().bytes().await.unwrap();
+    let mut damaged = bytes.to_vec();
+    let middle = damaged.len() / 2 + 40;
+    damaged[middle] ^= 1;
+    store.put(&path, damaged.into()).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_damaged_snapshot_at_the_same_cursor_does_not_stand_for_one_that_is_whole() {
+    let (stream, store) = (Stream::new(1), Store::new(1, 0.0, 0));
+    let external = || place(&store).trim(TrimTo::Newest);
+    stream.data(some(10));
+    let follower = beside(&stream, place(&store)).open().await.unwrap();
+    has_everything(&follower, &stream).await;
+    follower.snapshot().await.unwrap();
+    drop(follower);
+    damage(&store, "snapshots/stream/10.bin.zst").await;
+
+    // It cannot use that one, and takes its own at the same cursor.
+    let follower = beside(&stream, external()).open().await.unwrap();
+    assert_eq!(follower.restored(), None);
+    has_everything(&follower, &stream).await;
+    let taken = follower.snapshot().await.unwrap();
+    assert_ne!(taken.place, "snapshots/stream/10.bin.zst");
+    let reader = beside(&stream, external()).open().await.unwrap();
+    assert_eq!(reader.restored().unwrap().place, taken.place);
+    has_everything(&reader, &stream).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_is_never_trimmed_beyond_the_snapshot_that_was_put() {
+    let (stream, store) = (Stream::new(1), Store::new(1, 0.0, 0));
+    stream.data(some(10));
+    // One that is ahead, of another follower, and no longer whole.
+    let ahead = beside(&stream, place(&store)).open().await.unwrap();
+    let behind = beside(&stream, place(&store).keep(1).trim(TrimTo::Newest));
+    let behind = behind.open().await.unwrap();
+    has_everything(&behind, &stream).await;
+    take(&stream, &ahead, 1).await;
+    let (meta, bytes, totals) = crate::describe(&stream, 1000, &crate::state(&stream, 20));
+    let head = esker_follow::snapshot::object::head(&meta);
+    let tail = esker_follow::snapshot::object::tail(esker_follow::Encoding::None, &totals);
+    let object = [&head[..], &bytes[..], &tail[..]].concat();
+    store
+        .put(&Path::from("snapshots/stream/1000.bin"), object.into())
+        .await
+        .unwrap();
+    damage(&store, "snapshots/stream/1000.bin").await;
+    has_everything(&behind, &stream).await;
+    stream.data(some(5));
+    has_everything(&behind, &stream).await;
+    let taken = behind.snapshot().await.unwrap();
+    assert_eq!(taken.cursor, 25);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(stream.now_head() <= 25, "{}", stream.now_head());
+    assert!(names(&store).await.contains(&taken.place), "it is kept");
+}
