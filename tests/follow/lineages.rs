@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use esker_follow::Error;
+use s2_sdk::types::{AppendInput, AppendRecord, AppendRecordBatch, CommandRecord, FencingToken};
 
-use super::place::{Place, SOON, expected, is_elsewhere, settled};
-use crate::support::Setup;
+use super::place::{Place, SOON, expected, is_elsewhere, order, settled};
+use crate::support::{Setup, eventually};
 
 /// A server whose partitions are put where a loss does not reach.
 fn setup(place: &Place) -> Setup {
@@ -153,5 +154,69 @@ async fn an_unreachable_server_is_waited_for_no_longer_than_was_said() {
     match opened {
         Err(Error::Endpoint { stream, .. }) => assert!(stream.ends_with("/orders"), "{stream}"),
         other => panic!("{other:?}"),
+    }
+}
+
+/// Appends two records, a trim of both, and a fence, in one batch: as clients do that end a message so.
+async fn append_message(place: &Place, number: u64) -> u64 {
+    let first = place.tail().await;
+    let record = |n| AppendRecord::new(order(n, 10)).unwrap();
+    let token: FencingToken = "".parse().unwrap();
+    let records = [
+        record(number),
+        record(number + 1),
+        CommandRecord::trim(first + 3).into(),
+        CommandRecord::fence(token).into(),
+    ];
+    let batch = AppendRecordBatch::try_from_iter(records).unwrap();
+    place.stream().append(AppendInput::new(batch)).await.unwrap();
+    first
+}
+
+#[tokio::test]
+async fn a_batch_that_trims_itself_is_applied_whole_also_after_a_reconnect_and_a_jump() {
+    let Some(mut place) = past().await else {
+        return;
+    };
+    let follower = place.latest().open().await.unwrap();
+    assert_eq!(settled(&place, &follower).await, expected(100, 10));
+    // At the tail; at the tail again after the connection was lost; behind a history that was cut off.
+    let mut applied = 100;
+    for round in 0..3 {
+        if round == 1 {
+            let address = place.server.as_ref().unwrap().address().to_owned();
+            let again = setup(&place).listen(&address);
+            let server = place.server.as_mut().unwrap();
+            server.kill();
+            server.restart(&again).await;
+        }
+        if round == 2 {
+            // What the repository has is what the follower has read.
+            for partition in 0..=2 {
+                let path = format!("/esker/v1/partitions/{partition}/snapshots");
+                let server = place.server.as_ref().unwrap();
+                server.http1().post(&path).send().await.expect(200);
+            }
+            let before = place.tail().await;
+            lose(&mut place).await;
+            assert!(place.tail().await > before, "the numbers jump");
+        }
+        // A record that it has: it is connected, and at the tail.
+        place.append(applied..applied + 1, 10).await;
+        applied += 1;
+        assert_eq!(settled(&place, &follower).await, expected(applied, 10));
+        for _ in 0..5 {
+            let first = append_message(&place, applied).await;
+            applied += 2;
+            assert_eq!(settled(&place, &follower).await, expected(applied, 10));
+            assert_eq!(follower.status().applied, applied, "round {round}");
+            // For who begins now they are gone.
+            eventually("the stream is trimmed", async || {
+                let read = crate::support::sdk::from_seq(0, 1);
+                let batch = place.stream().read(read).await.unwrap();
+                (batch.records[0].seq_num > first).then_some(())
+            })
+            .await;
+        }
     }
 }
