@@ -1,5 +1,6 @@
 //! The commands that ask a running server. What they print is what they print of a repository.
 
+use std::pin::pin;
 use std::time::{Duration, Instant};
 
 use esker_repository::why::{Diff, Why};
@@ -7,7 +8,7 @@ use esker_repository::{Inventory, PartitionId, Verification};
 use esker_server::admin::snapshots::{
     Created, Described, NEWEST, Proven, Prune, PruneAnswer, Verify,
 };
-use esker_server::admin::status::Status;
+use esker_server::admin::status::{Status, Wrong};
 use serde::Serialize;
 use serde_json::json;
 
@@ -22,6 +23,13 @@ use crate::json;
 use crate::output::print;
 use crate::stream_cmd::connection::ServerAddress;
 use crate::term::{Paint, bytes, count, plain, plain_lines, took};
+
+/// What takes longer than this is remarked on: a store that hangs looks like one that is slow.
+const NOTICEABLE: Duration = Duration::from_secs(2);
+/// How often after that.
+const NOTICE_INTERVAL: Duration = Duration::from_secs(15);
+/// Longest wait for what such a remark has of the server's status.
+const STATUS_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A running server, and which of its partitions is meant.
 pub struct Online {
@@ -64,7 +72,7 @@ impl Online {
     ) -> Result<T, Failure> {
         let number = partition.to_string();
         let path = [&["partitions", &number], path].concat();
-        self.admin.get(&path, query).await
+        self.noticed(partition, self.admin.get(&path, query)).await
     }
 
     async fn post<T: serde::de::DeserializeOwned>(
@@ -75,7 +83,49 @@ impl Online {
     ) -> Result<T, Failure> {
         let number = partition.to_string();
         let path = [&["partitions", &number], path].concat();
-        self.admin.post(&path, body).await
+        self.noticed(partition, self.admin.post(&path, body)).await
+    }
+
+    /// Waits for an answer about a partition; if that takes long, says on standard error what it waits for.
+    async fn noticed<T>(&self, partition: u64, work: impl Future<Output = T>) -> T {
+        let begun = Instant::now();
+        let mut work = pin!(work);
+        let mut pause = NOTICEABLE;
+        loop {
+            if let Ok(done) = tokio::time::timeout(pause, &mut work).await {
+                return done;
+            }
+            let remark = tokio::select! {
+                done = &mut work => return done,
+                remark = self.waiting(partition, begun.elapsed()) => remark,
+            };
+            say!("{}", Paint::stderr().dim(remark));
+            pause = NOTICE_INTERVAL;
+        }
+    }
+
+    async fn waiting(&self, partition: u64, since: Duration) -> String {
+        let seconds = since.as_secs();
+        let text = format!("partition {partition}: no answer yet after {seconds} s");
+        match tokio::time::timeout(STATUS_TIMEOUT, self.status()).await {
+            Ok(Ok(status)) => {
+                let concerns = |wrong: &&Wrong| {
+                    wrong.partitions.is_empty() || wrong.partitions.contains(&partition)
+                };
+                let problems = status.problems.iter().filter(|wrong| !wrong.advice);
+                let problems: Vec<_> = problems
+                    .filter(concerns)
+                    .map(|wrong| format!("; {}: {}", plain(&wrong.code), plain(&wrong.what)))
+                    .collect();
+                format!(
+                    "{text}; the server is up and works with the repository {}{}",
+                    plain(&status.repository),
+                    problems.concat()
+                )
+            }
+            Ok(Err(_)) => format!("{text}; {} does not tell its status", self.admin.address()),
+            Err(_) => format!("{text}; {} does not answer at all", self.admin.address()),
+        }
     }
 
     /// The one that was asked for, or all.

@@ -319,3 +319,65 @@ fn a_command_says_whom_it_can_ask() {
         assert!(said.contains(expected), "{said}");
     }
 }
+
+/// A server that answers questions as the real one does, and never comes to an end with anything else.
+fn hanging(real: &str) -> String {
+    use std::io::{Read as _, Write as _};
+    use std::net::{TcpListener, TcpStream};
+
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let real = real.to_owned();
+    std::thread::spawn(move || {
+        for client in listener.incoming() {
+            let (mut client, real) = (client.unwrap(), real.clone());
+            std::thread::spawn(move || {
+                let mut head = [0; 4096];
+                let read = client.read(&mut head).unwrap_or(0);
+                if head[..read].starts_with(b"GET /esker/v1/status ") {
+                    let mut server = TcpStream::connect(&real).unwrap();
+                    let asked = format!(
+                        "GET /esker/v1/status HTTP/1.1\r\nhost: {real}\r\nconnection: close\r\n\r\n"
+                    );
+                    server.write_all(asked.as_bytes()).unwrap();
+                    let mut answer = Vec::new();
+                    server.read_to_end(&mut answer).unwrap();
+                    let _ = client.write_all(&answer);
+                    return;
+                }
+                // Until the client is gone.
+                while client.read(&mut head).is_ok_and(|read| read > 0) {}
+            });
+        }
+    });
+    url
+}
+
+#[test]
+fn a_command_that_waits_long_for_a_repository_says_what_it_waits_for() {
+    use std::io::{BufRead as _, BufReader};
+
+    let world = World::new();
+    let url = hanging(world.server.address());
+    for arguments in [
+        &["create", "--partition", "1"][..],
+        &["list", "--partition", "1", "--json"],
+    ] {
+        let mut child = esker()
+            .arg("snapshot")
+            .args(arguments)
+            .args(["--server", &url])
+            .stdin(std::process::Stdio::null())
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut said = String::new();
+        let mut lines = BufReader::new(child.stderr.take().unwrap());
+        lines.read_line(&mut said).unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(said.starts_with("partition 1: no answer yet after "), "{said}");
+        assert!(said.contains("works with the repository file://"), "{said}");
+    }
+}
