@@ -2,8 +2,9 @@
 //!
 //! Batches go over one append session, several under way at a time; acknowledgements come back in
 //! order. The session repeats a batch only if it cannot have been appended, so nothing is ever in
-//! the stream twice. When it breaks, the message says what was acknowledged, and how much nobody
-//! knows about.
+//! the stream twice. When it breaks because the server is away, the server is waited for, what was under
+//! way is looked for in the stream ([`resumption`]), and a new session goes on. Otherwise the message says
+//! what was acknowledged, and how much nobody knows about.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -15,13 +16,15 @@ use futures::FutureExt as _;
 use indicatif::{ProgressBar, ProgressStyle};
 use s2_sdk::append_session::{AppendSessionConfig, BatchSubmitTicket};
 use s2_sdk::error::{AppendSessionError, ErrorCode, ReadError};
-use s2_sdk::types::{AppendAck, AppendInput, FencingToken};
+use esker_server::config::HumanDuration;
+use s2_sdk::types::{AppendAck, AppendInput, AppendRecordBatch, FencingToken};
 use serde_json::json;
 use tokio::sync::mpsc;
 
 use super::connection::Connection;
 use super::create::{self, Created};
 use super::lines::{self, Batch, LineError};
+use super::resumption::{self, Doubtful, Resumption, Settled};
 use super::target::{self, StreamTarget};
 use crate::exit::Failure;
 use crate::json;
@@ -30,6 +33,8 @@ use crate::term::{Paint, bytes, count, rate, records, took};
 
 /// Bytes of batches that are under way, which is also what this keeps in memory of them.
 const UNACKNOWLEDGED_BYTES: u32 = 8 * 1024 * 1024;
+/// How long a server that went away is waited for, unless it is said.
+const RECONNECT_TIMEOUT: Duration = Duration::from_secs(60);
 /// Records from which on the summary shows their rate.
 const RATE_FROM: u64 = 1000;
 
@@ -37,6 +42,10 @@ const RATE_FROM: u64 = 1000;
 ///
 /// Lines come from FILE or from standard input, and end with a line feed, which is not part of the
 /// record. They are appended in order, in batches, and each is durable when this says so.
+///
+/// If the server goes away, it is waited for. What was under way is then looked for in the stream, and
+/// appended only if it is not there, so that each line is there once; the same lines that somebody else
+/// appends meanwhile, in one batch, cannot be told from it.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -65,21 +74,31 @@ pub struct Args {
     #[arg(long, value_name = "TOKEN")]
     fencing_token: Option<FencingToken>,
 
+    /// Wait so long for a server that went away, 0s to end at once [default: 1m]
+    #[arg(long, value_name = "DURATION")]
+    reconnect: Option<HumanDuration>,
+
     /// Print the summary as a JSON object
     #[arg(long)]
     json: bool,
 }
 
+impl Args {
+    fn patience(&self) -> Duration {
+        self.reconnect.map_or(RECONNECT_TIMEOUT, Duration::from)
+    }
+}
+
 pub async fn run(connection: &Connection, args: Args) -> Result<(), Failure> {
     let source = Source::open(args.file.as_deref())?;
-    prepare(connection, &args).await?;
+    let tail = prepare(connection, &args).await?;
     if source.is_typed {
         let remark = "Type records, one a line; Ctrl-D ends.";
         say!("{}", Paint::stderr().dim(remark));
     }
     let bar = source.bar();
     let is_typed = source.is_typed;
-    let mut appending = Appending::new(connection, &args, bar.clone());
+    let mut appending = Appending::new(connection, &args, bar.clone(), tail);
     let end = appending.run(lines::read(source.input)).await;
     bar.finish_and_clear();
     let Appending { done, .. } = appending;
@@ -102,8 +121,8 @@ pub async fn run(connection: &Connection, args: Args) -> Result<(), Failure> {
     }
 }
 
-/// Makes the stream if that was asked for; else says early if there is none.
-async fn prepare(connection: &Connection, args: &Args) -> Result<(), Failure> {
+/// Makes the stream if that was asked for; else says early if there is none. Returns where it ends.
+async fn prepare(connection: &Connection, args: &Args) -> Result<u64, Failure> {
     let target = &args.stream;
     if args.create {
         let Created { basin, stream } = create::ensure(connection, target, None).await?;
@@ -111,10 +130,10 @@ async fn prepare(connection: &Connection, args: &Args) -> Result<(), Failure> {
             let with_basin = if basin { ", and its basin" } else { "" };
             say!("created stream {target}{with_basin}");
         }
-        return Ok(());
     }
-    let Err(error) = connection.stream(target).check_tail().await else {
-        return Ok(());
+    let error = match connection.stream(target).check_tail().await {
+        Ok(tail) => return Ok(tail.seq_num),
+        Err(error) => error,
     };
     let code = error
         .request_error()
@@ -126,7 +145,7 @@ async fn prepare(connection: &Connection, args: &Args) -> Result<(), Failure> {
             .get_basin_config(target.basin.clone())
             .await;
         if config.is_ok_and(|config| config.create_stream_on_append) {
-            return Ok(());
+            return Ok(0);
         }
     }
     let mut failure = connection.asked_stream(target).read(&error);
@@ -202,28 +221,45 @@ struct Appending<'a> {
     bar: ProgressBar,
     /// The sequence number that the next batch has to get, if that matters.
     expected: Option<u64>,
+    /// Where the stream ended before the first batch.
+    tail: u64,
     under_way: VecDeque<Under>,
+    /// Batches of a session that broke, in order.
+    doubtful: VecDeque<Doubtful>,
+    /// Whether there may be more input.
+    open: bool,
+    bad_line: Option<LineError>,
+    interrupts: u32,
     done: Done,
 }
 
 /// A batch under way.
 struct Under {
     ticket: BatchSubmitTicket,
-    records: u64,
-    /// Bytes of its records.
-    bytes: u64,
-    /// Bytes of its lines.
-    read: u64,
+    batch: Doubtful,
+}
+
+/// Why a session ended before everything was acknowledged.
+enum Broken {
+    /// The server is away; what was under way is in doubt.
+    Away(Failure),
+    /// There is no point in going on.
+    Over(Failure),
 }
 
 impl<'a> Appending<'a> {
-    fn new(connection: &'a Connection, args: &'a Args, bar: ProgressBar) -> Self {
+    fn new(connection: &'a Connection, args: &'a Args, bar: ProgressBar, tail: u64) -> Self {
         Appending {
             connection,
             args,
             bar,
             expected: args.match_seq_num,
+            tail,
             under_way: VecDeque::new(),
+            doubtful: VecDeque::new(),
+            open: true,
+            bad_line: None,
+            interrupts: 0,
             done: Done::new(),
         }
     }
@@ -232,56 +268,73 @@ impl<'a> Appending<'a> {
         &mut self,
         mut batches: mpsc::Receiver<Result<Batch, LineError>>,
     ) -> Result<End, Failure> {
+        loop {
+            match self.session(&mut batches).await {
+                Ok(()) => break,
+                Err(Broken::Over(failure)) => return Err(self.given_up(failure)),
+                Err(Broken::Away(failure))
+                    if self.args.patience().is_zero() || self.interrupts > 0 =>
+                {
+                    return Err(self.given_up(failure));
+                }
+                Err(Broken::Away(_)) => {
+                    if let Err(failure) = self.resume().await {
+                        return Err(self.given_up(failure));
+                    }
+                }
+            }
+        }
+        match self.bad_line.take() {
+            Some(error) => Err(Failure::wrong("input", error)),
+            None if self.interrupts > 0 => Ok(End::Interrupted),
+            None => Ok(End::Input),
+        }
+    }
+
+    /// Appends until the input ends and everything is acknowledged.
+    async fn session(
+        &mut self,
+        batches: &mut mpsc::Receiver<Result<Batch, LineError>>,
+    ) -> Result<(), Broken> {
         let config = AppendSessionConfig::new()
             .with_max_unacked_bytes(UNACKNOWLEDGED_BYTES)
-            .map_err(|e| Failure::wrong("client", e))?;
+            .map_err(|e| Broken::Over(Failure::wrong("client", e)))?;
         let session = self
             .connection
             .session(&self.args.stream)
             .append_session(config);
-        let mut interrupts = 0;
-        let mut open = true;
-        let mut bad_line = None;
-        while open || !self.under_way.is_empty() {
+        while self.open || !self.under_way.is_empty() {
             tokio::select! {
                 biased;
                 answer = next(&mut self.under_way), if !self.under_way.is_empty() => {
                     self.answered(answer)?;
                 }
-                batch = batches.recv(), if open => match batch {
-                    Some(Ok(batch)) => {
-                        let under = match self.submit(&session, batch).await {
-                            Ok(under) => under,
-                            Err(error) => return Err(self.broken(&error)),
-                        };
-                        self.under_way.push_back(under);
-                    }
+                batch = batches.recv(), if self.open => match batch {
+                    Some(Ok(batch)) => self.submit(&session, batch).await?,
                     Some(Err(error)) => {
-                        bad_line = Some(error);
-                        open = false;
+                        self.bad_line = Some(error);
+                        self.open = false;
                     }
-                    None => open = false,
+                    None => self.open = false,
                 },
                 _ = tokio::signal::ctrl_c() => {
-                    interrupts += 1;
-                    if interrupts > 1 {
-                        let error = AppendSessionError::SessionDropped;
-                        let mut failure = self.broken(&error);
-                        failure.code = "interrupted";
-                        failure.message = "interrupted".into();
-                        return Err(failure);
+                    self.interrupts += 1;
+                    if self.interrupts > 1 {
+                        self.broken(&AppendSessionError::SessionDropped);
+                        return Err(Broken::Over(interrupted()));
                     }
-                    open = false;
+                    self.open = false;
                 }
             }
         }
-        if let Err(error) = session.close().await {
-            return Err(self.broken(&error));
-        }
-        match bad_line {
-            Some(error) => Err(Failure::wrong("input", error)),
-            None if interrupts > 0 => Ok(End::Interrupted),
-            None => Ok(End::Input),
+        let Err(error) = session.close().await else {
+            return Ok(());
+        };
+        let broken = self.broken(&error);
+        match self.doubtful.is_empty() {
+            // Everything is acknowledged, so nothing depends on how the session ends.
+            true => Ok(()),
+            false => Err(broken),
         }
     }
 
@@ -289,57 +342,128 @@ impl<'a> Appending<'a> {
         &mut self,
         session: &s2_sdk::append_session::AppendSession,
         batch: Batch,
-    ) -> Result<Under, AppendSessionError> {
-        let records = batch.records.len() as u64;
-        let bytes = batch.records.iter().map(|r| r.body().len() as u64).sum();
-        let read = batch.read;
-        let mut input = AppendInput::new(batch.records);
+    ) -> Result<(), Broken> {
+        let batch = Doubtful {
+            expected: self.expected,
+            records: batch.records,
+            read: batch.read,
+            may_be_there: true,
+        };
+        let mut input = AppendInput::new(batch.records.clone());
         if let Some(expected) = &mut self.expected {
             input = input.with_match_seq_num(*expected);
-            *expected += records;
+            *expected += batch.records.len() as u64;
         }
         if let Some(token) = &self.args.fencing_token {
             input = input.with_fencing_token(token.clone());
         }
-        let ticket = session.submit(input).await?;
-        Ok(Under {
-            ticket,
-            records,
-            bytes,
-            read,
-        })
+        match session.submit(input).await {
+            Ok(ticket) => {
+                self.under_way.push_back(Under { ticket, batch });
+                Ok(())
+            }
+            Err(error) => {
+                let broken = self.broken(&error);
+                // It was never sent.
+                self.doubtful.push_back(Doubtful {
+                    may_be_there: false,
+                    ..batch
+                });
+                Err(broken)
+            }
+        }
     }
 
     fn answered(
         &mut self,
         (under, answer): (Under, Result<AppendAck, AppendSessionError>),
-    ) -> Result<(), Failure> {
+    ) -> Result<(), Broken> {
         match answer {
             Ok(ack) => {
-                self.done.acknowledged(&ack, &under);
-                self.bar.inc(under.read);
+                self.acknowledged(ack.start.seq_num, &under.batch);
                 Ok(())
             }
             Err(error) => {
-                self.done.in_doubt(&error, under.records);
+                self.doubt(under.batch, &error);
                 Err(self.broken(&error))
             }
         }
     }
 
+    fn acknowledged(&mut self, first_seq_num: u64, batch: &Doubtful) {
+        self.done.acknowledged(first_seq_num, &batch.records);
+        self.bar.inc(batch.read);
+    }
+
+    fn doubt(&mut self, batch: Doubtful, error: &AppendSessionError) {
+        self.doubtful.push_back(Doubtful {
+            may_be_there: !error.has_no_side_effects(),
+            ..batch
+        });
+    }
+
     /// The session is over: looks at what else was under way.
-    fn broken(&mut self, error: &AppendSessionError) -> Failure {
-        for mut under in self.under_way.drain(..) {
+    fn broken(&mut self, error: &AppendSessionError) -> Broken {
+        for mut under in std::mem::take(&mut self.under_way) {
             match (&mut under.ticket).now_or_never() {
-                Some(Ok(ack)) => self.done.acknowledged(&ack, &under),
-                Some(Err(error)) => self.done.in_doubt(&error, under.records),
-                None => self.done.unknown += under.records,
+                Some(Ok(ack)) => self.acknowledged(ack.start.seq_num, &under.batch),
+                Some(Err(error)) => self.doubt(under.batch, &error),
+                None => self.doubtful.push_back(under.batch),
             }
         }
-        self.connection
-            .asked_stream(&self.args.stream)
-            .append_session(error)
+        let asked = self.connection.asked_stream(&self.args.stream);
+        let failure = asked.append_session(error);
+        match resumption::is_away(&failure) {
+            true => Broken::Away(failure),
+            false => Broken::Over(failure),
+        }
     }
+
+    /// Waits for the server, and brings what was under way into the stream.
+    async fn resume(&mut self) -> Result<(), Failure> {
+        let address = self.connection.address();
+        remark(&format!("[lost {address}; waiting for it]"));
+        let resumption = Resumption {
+            connection: self.connection,
+            target: &self.args.stream,
+            fencing_token: self.args.fencing_token.as_ref(),
+            from: self.done.range.map_or(self.tail, |(_, end)| end),
+            patience: self.args.patience(),
+        };
+        let mut doubtful = std::mem::take(&mut self.doubtful);
+        let mut settled = Vec::new();
+        let result = tokio::select! {
+            result = resumption.run(&mut doubtful, |one| settled.push(one)) => result,
+            _ = tokio::signal::ctrl_c() => Err(interrupted()),
+        };
+        for Settled {
+            batch,
+            first_seq_num,
+        } in &settled
+        {
+            self.acknowledged(*first_seq_num, batch);
+        }
+        self.doubtful = doubtful;
+        if result.is_ok() {
+            remark("[connected again]");
+        }
+        result
+    }
+
+    /// Nothing more is tried: what is in doubt stays so.
+    fn given_up(&mut self, failure: Failure) -> Failure {
+        let unknown = self.doubtful.iter().filter(|batch| batch.may_be_there);
+        self.done.unknown = unknown.map(|batch| batch.records.len() as u64).sum();
+        failure
+    }
+}
+
+fn interrupted() -> Failure {
+    Failure::wrong("interrupted", "interrupted")
+}
+
+fn remark(text: &str) {
+    say!("{}", Paint::stderr().dim(text));
 }
 
 /// The answer to the oldest batch under way. Safe to drop before it answers.
@@ -379,18 +503,13 @@ impl Done {
         }
     }
 
-    fn acknowledged(&mut self, ack: &AppendAck, under: &Under) {
-        self.records += under.records;
-        self.bytes += under.bytes;
-        let first = self.range.map_or(ack.start.seq_num, |(first, _)| first);
-        self.range = Some((first, ack.end.seq_num));
+    fn acknowledged(&mut self, first_seq_num: u64, records: &AppendRecordBatch) {
+        let number = records.len() as u64;
+        self.records += number;
+        self.bytes += records.iter().map(|r| r.body().len() as u64).sum::<u64>();
+        let first = self.range.map_or(first_seq_num, |(first, _)| first);
+        self.range = Some((first, first_seq_num + number));
         self.took = self.started.elapsed();
-    }
-
-    fn in_doubt(&mut self, error: &AppendSessionError, records: u64) {
-        if !error.has_no_side_effects() {
-            self.unknown += records;
-        }
     }
 
     /// `sequence numbers 0 to 19999`.

@@ -120,16 +120,34 @@ impl<'a> Asked<'a> {
         )
     }
 
+    /// The next record does not get the sequence number that it should.
+    pub fn seq_num_mismatch(self, actual: u64) -> Failure {
+        let stream = self.stream_name();
+        Failure::wrong(
+            "seq_num_mismatch",
+            format!(
+                "the next record of {stream} has sequence number {actual}, which is not what \
+                 --match-seq-num expects"
+            ),
+        )
+    }
+
+    /// Records that were under way cannot be looked for, because what is there from here on is gone.
+    pub fn trimmed_in_doubt(self, position: u64) -> Failure {
+        let stream = self.stream_name();
+        Failure::unreachable(
+            "unreachable",
+            format!(
+                "the connection was lost, and {stream} was trimmed at {position} meanwhile, so nobody \
+                 can look for what was under way"
+            ),
+        )
+    }
+
     fn condition(self, condition: &AppendConditionFailed) -> Failure {
         let stream = self.stream_name();
         match condition {
-            AppendConditionFailed::SeqNumMismatch(actual) => Failure::wrong(
-                "seq_num_mismatch",
-                format!(
-                    "the next record of {stream} has sequence number {actual}, which is not what \
-                     --match-seq-num expects"
-                ),
-            ),
+            AppendConditionFailed::SeqNumMismatch(actual) => self.seq_num_mismatch(*actual),
             AppendConditionFailed::FencingTokenMismatch(actual) if actual.is_empty() => {
                 Failure::wrong(
                     "fencing_token_mismatch",

@@ -19,6 +19,7 @@ mod lines;
 mod ls;
 mod read;
 mod record;
+mod resumption;
 mod tail;
 pub mod target;
 mod trim;

@@ -138,7 +138,13 @@ fn no_line_at_all_is_no_error() {
 #[test]
 fn a_server_that_dies_leaves_an_account_of_what_was_appended() {
     let mut server = Server::start();
-    let mut append = Running::start(server.stream(["append", "my-basin/orders", "--create"]));
+    let mut append = Running::start(server.stream([
+        "append",
+        "my-basin/orders",
+        "--create",
+        "--reconnect",
+        "0s",
+    ]));
     append.write("a\nb\n");
     eventually("both lines are in the stream", || {
         let output = run(server.stream(["tail", "my-basin/orders", "--json"]), b"");
@@ -175,4 +181,64 @@ fn an_interrupted_append_says_how_far_it_came() {
         said.contains("1 record was appended (sequence number 0)"),
         "{said}"
     );
+}
+
+#[test]
+fn an_append_goes_on_after_restarts_and_each_line_is_in_the_stream_once() {
+    let scratch = tempfile::tempdir().unwrap();
+    let data = scratch.path().join("data");
+    let mut server = Server::start_on(&data, "127.0.0.1:0");
+    let address = server.address().to_owned();
+    // With and without a condition; the second one appends behind the first.
+    server.ok(&["create", "my-basin/lines"]);
+    let mut expected = String::new();
+    for condition in [&[][..], &["--match-seq-num", "9000"]] {
+        let arguments = [&["append", "my-basin/lines", "--create"], condition].concat();
+        let before = expected.lines().count();
+        let mut append = Running::start(server.stream(&arguments));
+        for round in 0..3 {
+            for number in 0..30 {
+                // Lines that come again and again are told apart, too.
+                let lines: String = (0..100).map(|n| format!("{}\n", n % 3)).collect();
+                append.write(&lines);
+                expected.push_str(&lines);
+                if (round, number) == (0, 0) {
+                    eventually("it has begun", || {
+                        let read = server.ok(&["read", "my-basin/lines"]);
+                        read.lines().count() > before
+                    });
+                }
+                if number == 15 + 5 * round {
+                    server.kill();
+                }
+            }
+            server = Server::start_on(&data, &address);
+        }
+        let (code, printed, said) = append.finish();
+        assert_eq!(code, Some(0), "{said}");
+        assert!(printed.contains("appended 9,000 records"), "{printed}");
+        assert!(said.contains("; waiting for it]"), "{said}");
+        assert!(said.contains("[connected again]"), "{said}");
+    }
+    assert!(
+        server.ok(&["read", "my-basin/lines"]) == expected,
+        "what came back differs"
+    );
+}
+
+#[test]
+fn an_append_that_waits_for_a_server_ends_when_it_has_waited_for_long_enough() {
+    let mut server = Server::start();
+    let arguments = ["append", "my-basin/orders", "--create", "--reconnect", "1s"];
+    let mut append = Running::start(server.stream(arguments));
+    append.write("a\n");
+    eventually("the line is in the stream", || {
+        let output = run(server.stream(["tail", "my-basin/orders", "--json"]), b"");
+        String::from_utf8_lossy(&output.stdout).contains("\"seq_num\":1")
+    });
+    server.kill();
+    append.write("b\n");
+    let (code, _, said) = append.finish();
+    assert_eq!(code, Some(3), "{said}");
+    assert!(said.contains("1 record was appended (sequence number 0)"), "{said}");
 }

@@ -1,0 +1,278 @@
+//! What becomes of batches that were under way when the connection of an append was lost.
+//!
+//! Nobody knows whether they were appended. So each is looked for in the stream by its records, behind
+//! what was acknowledged. What is not there is appended on the condition that nothing came since the
+//! look; if something did, it is looked for again. So each line is in the stream once, unless somebody
+//! else appends the same lines in one batch meanwhile, which would be taken for ours. Batches are in the
+//! stream in their order, or not at all, so what follows one that is missing is missing, too.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use s2_sdk::error::{AppendConditionFailed, AppendError, ReadError, ReadSessionError};
+use s2_sdk::types::{
+    AppendAck, AppendInput, AppendRecordBatch, FencingToken, ReadFrom, ReadInput, ReadStart,
+    ReadStop, SequencedRecord,
+};
+use tokio::time::Instant;
+
+use super::connection::Connection;
+use super::target::StreamTarget;
+use crate::exit::Failure;
+
+/// Pause between attempts to reach the server.
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// A batch of which nobody knows whether it was appended.
+pub struct Doubtful {
+    pub records: AppendRecordBatch,
+    /// Bytes of its lines.
+    pub read: u64,
+    /// The sequence number that it has to get, if that matters.
+    pub expected: Option<u64>,
+    /// Whether it may have been appended.
+    pub may_be_there: bool,
+}
+
+/// A batch that is in the stream.
+pub struct Settled {
+    pub batch: Doubtful,
+    pub first_seq_num: u64,
+}
+
+/// The way to find out.
+pub struct Resumption<'a> {
+    pub connection: &'a Connection,
+    pub target: &'a StreamTarget,
+    pub fencing_token: Option<&'a FencingToken>,
+    /// Behind everything that was acknowledged, or where the stream ended before the first batch.
+    pub from: u64,
+    /// How long the server is waited for.
+    pub patience: Duration,
+}
+
+/// Why an attempt was no good.
+enum Attempt {
+    /// It may work later.
+    Again(Failure),
+    /// It will not.
+    Over(Failure),
+}
+
+impl Resumption<'_> {
+    /// Brings batches into the stream, in order. Those that are there are taken from the front, and handed
+    /// to `settled`; what is left when this fails stays.
+    ///
+    /// # Errors
+    ///
+    /// The last reason why it could not be done in time, or why it cannot be done.
+    pub async fn run(
+        mut self,
+        batches: &mut VecDeque<Doubtful>,
+        mut settled: impl FnMut(Settled),
+    ) -> Result<(), Failure> {
+        let deadline = Instant::now() + self.patience;
+        loop {
+            let failure = match self.attempt(batches, &mut settled).await {
+                Ok(()) => return Ok(()),
+                Err(Attempt::Over(failure)) => return Err(failure),
+                Err(Attempt::Again(failure)) => failure,
+            };
+            if Instant::now() + PAUSE >= deadline {
+                return Err(failure);
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    async fn attempt(
+        &mut self,
+        batches: &mut VecDeque<Doubtful>,
+        settled: &mut impl FnMut(Settled),
+    ) -> Result<(), Attempt> {
+        // Also without a batch: the next session needs the server.
+        let mut tail = self.tail().await?;
+        while let Some(batch) = batches.front() {
+            if batch.may_be_there
+                && let Some(first_seq_num) = self.find(&batch.records, tail).await?
+            {
+                self.settle(batches, first_seq_num, settled);
+                continue;
+            }
+            // Behind one that is missing nothing of ours is there, but for what is appended here.
+            if batch.expected.is_some_and(|expected| expected != tail) {
+                let asked = self.connection.asked_stream(self.target);
+                return Err(Attempt::Over(asked.seq_num_mismatch(tail)));
+            }
+            let mut input = AppendInput::new(batch.records.clone()).with_match_seq_num(tail);
+            if let Some(token) = self.fencing_token {
+                input = input.with_fencing_token(token.clone());
+            }
+            let stream = self.connection.stream(self.target);
+            match stream.append(input).await {
+                Ok(AppendAck { start, end, .. }) => {
+                    tail = end.seq_num;
+                    self.settle(batches, start.seq_num, settled);
+                }
+                Err(AppendError::ConditionFailed(AppendConditionFailed::SeqNumMismatch(now))) => {
+                    // Somebody appended since the look: somebody else, or an earlier attempt.
+                    tail = now;
+                    if let Some(batch) = batches.front_mut() {
+                        batch.may_be_there = true;
+                    }
+                }
+                Err(error) => {
+                    let failure = self.connection.asked_stream(self.target).append(&error);
+                    if let Some(batch) = batches.front_mut() {
+                        batch.may_be_there |= !error.has_no_side_effects();
+                    }
+                    return Err(later(failure));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn settle(
+        &mut self,
+        batches: &mut VecDeque<Doubtful>,
+        first_seq_num: u64,
+        settled: &mut impl FnMut(Settled),
+    ) {
+        if let Some(batch) = batches.pop_front() {
+            self.from = first_seq_num + batch.records.len() as u64;
+            settled(Settled {
+                batch,
+                first_seq_num,
+            });
+        }
+    }
+
+    async fn tail(&self) -> Result<u64, Attempt> {
+        let tail = self.connection.stream(self.target).check_tail().await;
+        let asked = self.connection.asked_stream(self.target);
+        tail.map(|tail| tail.seq_num)
+            .map_err(|error| later(asked.read(&error)))
+    }
+
+    /// Where the records of a batch are, one behind the other, before a tail.
+    async fn find(&self, batch: &AppendRecordBatch, tail: u64) -> Result<Option<u64>, Attempt> {
+        if self.from >= tail {
+            return Ok(None);
+        }
+        let start = ReadStart::new().with_from(ReadFrom::SeqNum(self.from));
+        let input = ReadInput::new()
+            .with_start(start)
+            .with_stop(ReadStop::new().with_wait(0));
+        let asked = self.connection.asked_stream(self.target);
+        let lost = |error: &ReadSessionError| later(asked.read_session(error));
+        let stream = self.connection.session(self.target);
+        let mut session = match stream.read_session(input, Default::default()).await {
+            Ok(session) => session,
+            Err(ReadSessionError::Read(ReadError::ReadUnwritten(_))) => return Ok(None),
+            Err(error) => return Err(lost(&error)),
+        };
+        let mut search = Search::new(batch);
+        let mut next = self.from;
+        while next < tail {
+            let read = match session.next().await {
+                Some(Ok(read)) => read,
+                Some(Err(error)) => return Err(lost(&error)),
+                None => break,
+            };
+            for record in &read.records {
+                if record.seq_num != next {
+                    return Err(Attempt::Over(asked.trimmed_in_doubt(next)));
+                }
+                next += 1;
+                if record.seq_num < tail && search.feed(record) {
+                    return Ok(Some(next - batch.len() as u64));
+                }
+            }
+        }
+        match next < tail {
+            true => Err(Attempt::Over(asked.trimmed_in_doubt(next))),
+            false => Ok(None),
+        }
+    }
+}
+
+/// A failure that may be over soon, if the server is only away.
+fn later(failure: Failure) -> Attempt {
+    match is_away(&failure) {
+        true => Attempt::Again(failure),
+        false => Attempt::Over(failure),
+    }
+}
+
+/// Whether a failure is that of a server that is away, or about to go.
+pub fn is_away(failure: &Failure) -> bool {
+    matches!(failure.code, "unreachable" | "server_draining")
+}
+
+/// Looks for the records of a batch among those of a stream.
+struct Search<'a> {
+    batch: &'a AppendRecordBatch,
+    /// How many records of the batch the last ones of the stream are, for each place where it may begin.
+    begun: Vec<usize>,
+}
+
+impl<'a> Search<'a> {
+    fn new(batch: &'a AppendRecordBatch) -> Search<'a> {
+        Search {
+            batch,
+            begun: Vec::new(),
+        }
+    }
+
+    /// Takes in the next record; whether it is the last one of the batch.
+    fn feed(&mut self, record: &SequencedRecord) -> bool {
+        self.begun.push(0);
+        let batch = self.batch;
+        self.begun.retain_mut(|matched| {
+            let is_next = record.headers.is_empty() && batch[*matched].body() == &record.body[..];
+            *matched += 1;
+            is_next
+        });
+        self.begun.first() == Some(&batch.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use s2_sdk::types::{AppendRecord, Header};
+
+    use super::*;
+
+    /// The index behind the batch, if it is there.
+    fn find(batch: &[&str], stream: &[&str]) -> Option<usize> {
+        let records = batch
+            .iter()
+            .map(|body| AppendRecord::new((*body).to_owned()).unwrap());
+        let batch = AppendRecordBatch::try_from_iter(records).unwrap();
+        let mut search = Search::new(&batch);
+        let record = |body: &str| {
+            let headers = match body {
+                "command" => vec![Header::new("", "fence")],
+                _ => Vec::new(),
+            };
+            SequencedRecord::from_parts(0, 0, headers, body.as_bytes().to_vec())
+        };
+        let at = stream.iter().position(|body| search.feed(&record(body)));
+        at.map(|at| at + 1)
+    }
+
+    #[test]
+    fn a_batch_is_found_only_if_its_records_are_there_one_behind_the_other() {
+        assert_eq!(find(&["a", "b"], &["x", "a", "b", "a", "b"]), Some(3));
+        assert_eq!(find(&["a", "a", "b"], &["a", "a", "a", "b"]), Some(4));
+        assert_eq!(find(&["a", "b"], &["a", "x", "b"]), None);
+        assert_eq!(find(&["a", "b"], &["a"]), None);
+        assert_eq!(find(&["command"], &["command"]), None);
+        assert_eq!(find(&["a"], &[]), None);
+        let many = ["same"; 1000];
+        assert_eq!(find(&many, &many[..999]), None);
+        assert_eq!(find(&many, &many), Some(1000));
+    }
+}
