@@ -12,11 +12,11 @@ use std::io::{IsTerminal as _, Read};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use esker_server::config::HumanDuration;
 use futures::FutureExt as _;
 use indicatif::{ProgressBar, ProgressStyle};
 use s2_sdk::append_session::{AppendSessionConfig, BatchSubmitTicket};
 use s2_sdk::error::{AppendSessionError, ErrorCode, ReadError};
-use esker_server::config::HumanDuration;
 use s2_sdk::types::{AppendAck, AppendInput, AppendRecordBatch, FencingToken};
 use serde_json::json;
 use tokio::sync::mpsc;

@@ -240,5 +240,8 @@ fn an_append_that_waits_for_a_server_ends_when_it_has_waited_for_long_enough() {
     append.write("b\n");
     let (code, _, said) = append.finish();
     assert_eq!(code, Some(3), "{said}");
-    assert!(said.contains("1 record was appended (sequence number 0)"), "{said}");
+    assert!(
+        said.contains("1 record was appended (sequence number 0)"),
+        "{said}"
+    );
 }

@@ -377,7 +377,10 @@ fn a_command_that_waits_long_for_a_repository_says_what_it_waits_for() {
         lines.read_line(&mut said).unwrap();
         child.kill().unwrap();
         child.wait().unwrap();
-        assert!(said.starts_with("partition 1: no answer yet after "), "{said}");
+        assert!(
+            said.starts_with("partition 1: no answer yet after "),
+            "{said}"
+        );
         assert!(said.contains("works with the repository file://"), "{said}");
     }
 }

@@ -169,7 +169,11 @@ async fn append_message(place: &Place, number: u64) -> u64 {
         CommandRecord::fence(token).into(),
     ];
     let batch = AppendRecordBatch::try_from_iter(records).unwrap();
-    place.stream().append(AppendInput::new(batch)).await.unwrap();
+    place
+        .stream()
+        .append(AppendInput::new(batch))
+        .await
+        .unwrap();
     first
 }
 

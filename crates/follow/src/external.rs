@@ -623,8 +623,7 @@ impl Newest {
     }
 
     fn cut(&mut self) {
-        let newest_first =
-            |a: &Listed, b: &Listed| (b.cursor, &b.path).cmp(&(a.cursor, &a.path));
+        let newest_first = |a: &Listed, b: &Listed| (b.cursor, &b.path).cmp(&(a.cursor, &a.path));
         self.found.sort_by(newest_first);
         self.left_out += self.found.len().saturating_sub(MAX_LISTED);
         self.found.truncate(MAX_LISTED);
