@@ -17,8 +17,12 @@ use crate::error::Error;
 use crate::ids::IncarnationId;
 use crate::layout::ROOT;
 use crate::repository::Repository;
-use crate::root::{Root, Writer};
+use crate::root::{Intent, Root, Writer};
 use crate::store::Store;
+
+/// How many ids of snapshots an intent may have for an upload to go on with it: each interruption adds one
+/// to the root.
+const MAX_CONTINUATIONS: usize = 32;
 
 /// Who writes, and whom it follows.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -71,6 +75,17 @@ impl Repository {
             Some(writer) if !self.has_claimed(root) => Err(self.other_writer(store, writer)),
             _ => Ok(()),
         }
+    }
+
+    /// The intent of an upload that this process, or an earlier start of the same data directory, has
+    /// left behind. It goes on with it: what was uploaded is there as long as the intent is.
+    pub(crate) fn left_behind<'a>(&self, root: &'a Root) -> Option<&'a Intent> {
+        let ours = self.options.incarnation.as_ref()?;
+        let is_ours = |intent: &&Intent| {
+            intent.incarnation.is_some_and(|of| ours.follows(of))
+                && intent.snapshot_ids.len() < MAX_CONTINUATIONS
+        };
+        root.intents.iter().filter(is_ours).max_by_key(|intent| intent.generation)
     }
 
     fn other_writer(&self, store: &Store, writer: &Writer) -> Error {

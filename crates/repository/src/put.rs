@@ -12,6 +12,13 @@
 //! 4. *Retention*: see [`crate::retention`].
 //!
 //! An upload whose intent was removed, because it was taken for dead, begins again.
+//!
+//! An upload that was interrupted leaves its intent. The next put of the same node, known by its
+//! incarnations, goes on with it instead of registering another one: it adds an id for its own snapshot,
+//! lists what carries the generation, and does not send a file again whose content is there. That is no
+//! adoption of what happens to be there: no sweep takes what belongs to an intent that lives, the list is
+//! made after the swap that has shown that it lives, and the commit requires that it still does. A key has
+//! the checksum of its content in it, so whoever wrote it has written the same.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
@@ -25,7 +32,7 @@ use crate::checkpoint::Checkpoint;
 use crate::env::within;
 use crate::error::Error;
 use crate::ids::{Digest, Generation, SnapshotId};
-use crate::layout::{ROOT, SnapshotDir, is_full_name, shared_file};
+use crate::layout::{Object, ROOT, SnapshotDir, is_full_name, shared_file};
 use crate::metadata::{FileMetadata, Kind, SnapshotMetadata};
 use crate::ownership;
 use crate::progress::Progress;
@@ -77,6 +84,8 @@ struct Upload<'a> {
     ids: Vec<SnapshotId>,
     /// Where every file is, by name.
     placed: HashMap<String, Placed>,
+    /// Objects that an interrupted upload has left under the same generation, and their sizes.
+    there: HashMap<String, u64>,
     files_uploaded: u64,
     bytes_uploaded: u64,
 }
@@ -85,7 +94,10 @@ struct Upload<'a> {
 struct Placed {
     key: String,
     digest: Digest,
+    /// It is a retained snapshot's.
     reused: bool,
+    /// It was sent before this upload was interrupted.
+    found: bool,
 }
 
 /// A file by what counts for reuse.
@@ -200,13 +212,13 @@ impl Repository {
         let bits = || (u128::from(store.env().random()) << 64) | u128::from(store.env().random());
         let id = SnapshotId::from_bits(bits());
         let current = self.register(&store, checkpoint, &id).await?;
-        let Some(generation) = current
-            .intents
-            .iter()
-            .find(|i| i.snapshot_ids.contains(&id))
-            .map(|i| i.generation)
-        else {
+        let Some(intent) = current.intents.iter().find(|i| i.snapshot_ids.contains(&id)) else {
             return Ok(End::Fenced);
+        };
+        let generation = intent.generation;
+        let there = match intent.snapshot_ids.len() {
+            1 => HashMap::new(),
+            _ => self.left_there(&store, generation).await?,
         };
         let mut upload = Upload {
             repository: self,
@@ -217,6 +229,7 @@ impl Repository {
             generation,
             ids: vec![id],
             placed: HashMap::new(),
+            there,
             files_uploaded: 0,
             bytes_uploaded: 0,
         };
@@ -241,10 +254,25 @@ impl Repository {
             }
             root.log_id = root.log_id.or(checkpoint.log_id);
             self.claim_writer(root)?;
+            let goes_on = self.options.kind == Kind::Incremental && self.options.reuse;
+            let left = self.left_behind(root).filter(|_| goes_on);
+            let left = left.map(|left| left.generation);
+            let left = root
+                .intents
+                .iter_mut()
+                .find(|intent| Some(intent.generation) == left);
+            let incarnation = self.options.incarnation.as_ref().map(|ours| ours.id);
+            if let Some(left) = left {
+                left.snapshot_ids.push(id.clone());
+                left.incarnation = incarnation;
+                left.renewed_at = store.env().now();
+                return Ok(());
+            }
             root.intents.push(Intent {
                 snapshot_ids: vec![id.clone()],
                 generation,
                 node_name,
+                incarnation,
                 renewed_at: store.env().now(),
                 extra: Map::new(),
             });
@@ -289,6 +317,33 @@ impl Repository {
             |root| root.intends(id),
         )
         .await
+    }
+
+    /// What an interrupted upload has left under a generation whose intent lives.
+    async fn left_there(
+        &self,
+        store: &Store,
+        generation: Generation,
+    ) -> Result<HashMap<String, u64>, Error> {
+        let mut there = HashMap::new();
+        let mut listed = store.list();
+        while let Some(object) = listed.next().await {
+            let object = object?;
+            let of = match Object::of(&object.key) {
+                Object::Shared { generation } => generation,
+                _ => None,
+            };
+            if of == Some(generation) {
+                there.insert(object.key, object.size);
+            }
+        }
+        tracing::info!(
+            partition = %self.partition,
+            files = there.len(),
+            bytes = there.values().sum::<u64>(),
+            "An upload that was interrupted is gone on with"
+        );
+        Ok(there)
     }
 
     /// How many snapshots a commit leaves.
@@ -370,7 +425,7 @@ impl Upload<'_> {
             .map(|f| (f.name.as_str(), f.size))
             .collect();
         for (name, placed) in placed {
-            if !placed.reused && written.insert(&placed.key) {
+            if !placed.reused && !placed.found && written.insert(&placed.key) {
                 self.files_uploaded += 1;
                 self.bytes_uploaded += sizes.get(name.as_str()).copied().unwrap_or(0);
             }
@@ -442,6 +497,7 @@ impl Upload<'_> {
                         key,
                         digest,
                         reused: false,
+                        found: false,
                     };
                     Ok((file.name.clone(), placed))
                 });
@@ -472,7 +528,8 @@ impl Upload<'_> {
             let key = reused
                 .clone()
                 .unwrap_or_else(|| shared_file(digest, self.generation));
-            if reused.is_none() {
+            let found = reused.is_none() && self.there.get(&key) == Some(&file.size);
+            if reused.is_none() && !found {
                 // Two files of one content are one object.
                 fresh.insert(key.clone(), (file, digest));
             }
@@ -480,6 +537,7 @@ impl Upload<'_> {
                 key,
                 digest,
                 reused: reused.is_some(),
+                found,
             };
             placed.push((file.name.clone(), one));
         }

@@ -228,6 +228,10 @@ pub struct Intent {
     pub generation: Generation,
     /// Whose.
     pub node_name: String,
+    /// The start of the node that registered it, or went on with it. Absent if whoever did draws no
+    /// incarnations: then nobody goes on with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub incarnation: Option<IncarnationId>,
     /// By its owner's clock.
     #[serde(with = "time::serde::rfc3339")]
     pub renewed_at: OffsetDateTime,

@@ -35,6 +35,7 @@ mod crashes;
 mod damage;
 mod faults;
 mod fixture;
+mod interrupted;
 mod ownership;
 mod pacing;
 mod pruning;

@@ -1,0 +1,118 @@
+//! An upload that is interrupted, and what the next start of the node does with what it left.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use bytes::Bytes;
+use esker_repository::{Incarnation, IncarnationId, Options, Progress, Source, Which};
+
+use crate::fixture::{Clock, Place, options, some};
+
+on_both!(
+    a_put_after_a_restart_sends_nothing_again_that_is_there,
+    what_a_sweep_has_taken_is_sent_again,
+    what_others_have_left_is_not_gone_on_with,
+    a_put_that_reuses_nothing_sends_everything,
+);
+
+/// Reads the files of a checkpoint, but one of them only once.
+#[derive(Debug)]
+struct Stuck {
+    inner: Arc<dyn Source>,
+    name: String,
+    reads: AtomicUsize,
+}
+
+#[async_trait::async_trait]
+impl Source for Stuck {
+    async fn read_at(&self, name: &str, offset: u64, len: usize) -> std::io::Result<Bytes> {
+        // Its checksum is computed before anything is uploaded.
+        if name.ends_with(&self.name) && self.reads.fetch_add(1, Ordering::SeqCst) > 0 {
+            std::future::pending::<()>().await;
+        }
+        self.inner.read_at(name, offset, len).await
+    }
+}
+
+/// One start of a node, after others.
+fn start(id: u128, after: &[u128]) -> Options {
+    Options {
+        incarnation: Some(Incarnation {
+            id: IncarnationId(id),
+            after: after.iter().map(|id| IncarnationId(*id)).collect(),
+        }),
+        ..options()
+    }
+}
+
+fn files(place: &Place) -> usize {
+    let keys = place.keys();
+    keys.iter().filter(|key| key.starts_with("ssts/")).count()
+}
+
+/// Interrupts a put of three files when two of them are there.
+async fn interrupt(place: &Place, options: Options) {
+    let mut checkpoint = place.checkpoint(1, &some(&[1, 2, 3]));
+    checkpoint.source = Arc::new(Stuck {
+        inner: checkpoint.source,
+        name: "000003.sst".to_owned(),
+        reads: AtomicUsize::new(0),
+    });
+    let repository = place.with(options);
+    let uploading = tokio::spawn(async move {
+        let _ = repository.put(&checkpoint, &Progress::new()).await;
+    });
+    let begun = std::time::Instant::now();
+    while files(place) < 2 {
+        assert!(begun.elapsed().as_secs() < 60, "{:?}", place.keys());
+        tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+    }
+    uploading.abort();
+    let _ = uploading.await;
+}
+
+/// Puts a later checkpoint, which has two of the files; how many it sent.
+async fn put(place: &Place, options: Options) -> u64 {
+    let later = some(&[1, 2, 4]);
+    let put = place.put_by(&place.with(options), 2, &later).await;
+    let root = place.json("latest.json");
+    assert_eq!(root["retained_snapshots"].as_array().unwrap().len(), 1);
+    assert!(place.verify().await.is_sound());
+    let (_, restored) = place.restore(Which::Newest).await;
+    assert_eq!(restored, later);
+    // Nothing is left of the interrupted one once its intent is dead.
+    let sweeper = place.with_clock(self::options(), Clock::wrong_by(2));
+    sweeper.sweep().await.unwrap();
+    place.assert_only_kept();
+    put.files_uploaded
+}
+
+async fn a_put_after_a_restart_sends_nothing_again_that_is_there(place: Place) {
+    interrupt(&place, start(1, &[])).await;
+    // The start in between did not get that far.
+    assert_eq!(put(&place, start(3, &[1, 2])).await, 1);
+    assert_eq!(place.json("latest.json").get("intents"), None);
+}
+
+async fn what_a_sweep_has_taken_is_sent_again(place: Place) {
+    interrupt(&place, start(1, &[])).await;
+    let sweeper = place.with_clock(options(), Clock::wrong_by(2));
+    let sweep = sweeper.sweep().await.unwrap();
+    assert_eq!((sweep.fenced, sweep.deleted), (1, 2), "{sweep:?}");
+    assert_eq!(put(&place, start(2, &[1])).await, 3);
+}
+
+async fn what_others_have_left_is_not_gone_on_with(place: Place) {
+    // An earlier release, or a command.
+    interrupt(&place, options()).await;
+    assert_eq!(put(&place, start(1, &[])).await, 3);
+}
+
+async fn a_put_that_reuses_nothing_sends_everything(place: Place) {
+    interrupt(&place, start(1, &[])).await;
+    let apart = Options {
+        reuse: false,
+        ..start(2, &[1])
+    };
+    assert_eq!(put(&place, apart).await, 3);
+}
