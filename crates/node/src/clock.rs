@@ -1,10 +1,54 @@
-//! The time, as it is stamped into commands.
+//! The time: as it is stamped into commands, and how old something is.
+//!
+//! Schedules: what is from the future tells of a clock that was ahead, and is due now ([`past_age`]).
+//! Deletions: an age may come out too small, and is never too large because of a jump
+//! ([`now_ms_for_ages`], and [`esker_repository::steady`] for the rule).
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use esker_repository::env::steady_now;
+use esker_repository::steady::CLOCK_TOLERANCE;
+use time::OffsetDateTime;
 
 /// Milliseconds since the epoch.
 pub(crate) fn now_ms() -> u64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX))
+}
+
+/// The same, for ages after which something is deleted: it does not follow a jump ahead.
+pub(crate) fn now_ms_for_ages() -> u64 {
+    let ms = steady_now().0.unix_timestamp_nanos() / 1_000_000;
+    u64::try_from(ms).unwrap_or(0)
+}
+
+/// How old something is by this machine's clock; `None` if it is from the future, so that this machine's
+/// clock was once ahead, or is behind now.
+pub(crate) fn past_age(of: OffsetDateTime) -> Option<Duration> {
+    past_age_at(of, OffsetDateTime::now_utc())
+}
+
+/// The same, at some time.
+pub(crate) fn past_age_at(of: OffsetDateTime, now: OffsetDateTime) -> Option<Duration> {
+    (of <= now + CLOCK_TOLERANCE).then(|| Duration::try_from(now - of).unwrap_or_default())
+}
+
+/// How old something is, by this machine's clock; not negative.
+pub(crate) fn age_of(of: OffsetDateTime) -> Duration {
+    Duration::try_from(OffsetDateTime::now_utc() - of).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_from_the_future_has_no_age_and_clocks_may_differ_a_little() {
+        let now = OffsetDateTime::UNIX_EPOCH + Duration::from_secs(1000);
+        let second = Duration::from_secs(1);
+        assert_eq!(past_age_at(now - 5 * second, now), Some(5 * second));
+        assert_eq!(past_age_at(now + CLOCK_TOLERANCE, now), Some(Duration::ZERO));
+        assert_eq!(past_age_at(now + CLOCK_TOLERANCE + second, now), None);
+    }
 }

@@ -18,7 +18,7 @@ use esker_raft::{Group, Lsn, SnapshotError, StoredSnapshot};
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
-use crate::clock::now_ms;
+use crate::clock::{now_ms, now_ms_for_ages};
 use crate::log_files::{AtOpen, LogFiles, Wanted, many_bytes};
 use crate::node::{Inner, Node};
 use crate::snapshots::{OnLogFull, publish};
@@ -447,7 +447,7 @@ fn look_after_due(inner: &Weak<Inner>, signal: &Signal, interval: Duration) {
         places.resize(inner.partitions.len(), StreamId(0));
         for (partition, place) in inner.partitions.iter().zip(&mut places) {
             let count = inner.options.streams_per_round;
-            match partition.reader.due(*place, count, now_ms()) {
+            match partition.reader.due(*place, count, now_ms_for_ages()) {
                 Ok((due, next)) => {
                     *place = next.unwrap_or_default();
                     propose_due(&partition.group, due);

@@ -3,16 +3,25 @@
 //! They come in through a trait, so that a simulation can own them.
 
 use std::fmt;
-use std::time::Duration;
+use std::sync::{Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
 use futures::future::BoxFuture;
 use time::OffsetDateTime;
+
+use crate::steady::SteadyClock;
 
 /// Clock and dice. See [`System`].
 pub trait Env: fmt::Debug + Send + Sync + 'static {
     /// The time of day. It is shown and compared with other machines' clocks for ages; nothing
     /// that must not happen depends on it.
     fn now(&self) -> OffsetDateTime;
+
+    /// The time of day for ages after which something is deleted. It may be behind, and does not follow
+    /// a clock that jumps ahead: see [`crate::steady`].
+    fn now_for_ages(&self) -> OffsetDateTime {
+        self.now()
+    }
 
     /// Waits.
     fn sleep(&self, duration: Duration) -> BoxFuture<'static, ()>;
@@ -31,6 +40,10 @@ impl Env for System {
         OffsetDateTime::now_utc()
     }
 
+    fn now_for_ages(&self) -> OffsetDateTime {
+        steady_now().0
+    }
+
     fn sleep(&self, duration: Duration) -> BoxFuture<'static, ()> {
         Box::pin(tokio::time::sleep(duration))
     }
@@ -38,6 +51,19 @@ impl Env for System {
     fn random(&self) -> u64 {
         rand::random()
     }
+}
+
+/// The time of day that this process measures ages by, and by how much the machine's clock is ahead of
+/// it: it jumped, less than [`TRUST_AFTER`](crate::steady::TRUST_AFTER) ago.
+#[allow(clippy::disallowed_methods)]
+pub fn steady_now() -> (OffsetDateTime, Duration) {
+    static STARTED: OnceLock<Instant> = OnceLock::new();
+    static CLOCK: Mutex<Option<SteadyClock>> = Mutex::new(None);
+    let mut clock = CLOCK.lock().unwrap_or_else(PoisonError::into_inner);
+    // Under the lock: readings come in order.
+    let passed = STARTED.get_or_init(Instant::now).elapsed();
+    let clock = clock.get_or_insert_default();
+    clock.read(OffsetDateTime::now_utc(), passed)
 }
 
 /// Waits for a future, but no longer than so.

@@ -22,7 +22,7 @@
 //! | [`repository`] | reading the root, swapping it |
 //! | [`Incarnation`] | which of several copies of a node writes |
 //! | [`put`](Repository::put), [`Pace`], [`retention`] | the way in |
-//! | [`sweep`](Repository::sweep), [`prune`] | the way out |
+//! | [`sweep`](Repository::sweep), [`prune`], [`steady`] | the way out, and the clock for it |
 //! | [`restore`], [`verify`](Repository::verify), [`pin`](Repository::pin), [`fork`](Repository::fork) | the way back |
 //! | [`partitions()`], [`inventory`], [`why`], [`diff`](Repository::diff) | answers |
 //!
@@ -86,6 +86,7 @@ mod restore_target;
 pub mod retention;
 pub mod root;
 mod store;
+pub mod steady;
 pub mod sweep;
 mod upload;
 mod verify;

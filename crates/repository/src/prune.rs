@@ -15,7 +15,7 @@ use crate::layout::{Object, ROOT};
 use crate::repository::{Change, Repository};
 use crate::root::Root;
 use crate::store::Listed;
-use crate::sweep::{Condemned, Fate, Judge, delete_all};
+use crate::sweep::{Condemned, Fate, Judge, Tidied, delete_all, tidied};
 
 /// Objects in a plan, at most; what is more goes with the next one.
 const PLANNED: usize = 500_000;
@@ -126,13 +126,14 @@ impl Repository {
             });
         };
         let (mut next, released) = options.release(&current);
-        let now = store.env().now();
-        let dead_intents = next
-            .intents
-            .extract_if(.., |i| now - i.renewed_at >= self.options.intent_timeout);
-        let fenced = dead_intents.map(|i| i.generation).collect();
-        let dead_pins = next.pins.extract_if(.., |p| p.expires_at <= now);
-        let unpinned = dead_pins.map(|p| p.id).collect();
+        let now = store.env().now_for_ages();
+        let Tidied {
+            root: tidied,
+            fenced,
+            unpinned,
+            ..
+        } = tidied(&next, &self.options, now);
+        next = tidied;
         // What is let go of must be readable too: it says which files are its own.
         let refs = self.refs(&store, &next).await?;
         let judge = Judge {
@@ -198,7 +199,7 @@ impl Repository {
         if current.generation != Some(plan.generation) {
             return Err(moved(&current));
         }
-        let (now, timeout) = (store.env().now(), self.options.intent_timeout);
+        let (now, timeout) = (store.env().now_for_ages(), self.options.intent_timeout);
         let release = |root: &Root| {
             let mut next = root.clone();
             let kept = |path: &String| !plan.released.contains(path);

@@ -5,6 +5,10 @@
 //! only if it is in it already, or by an intent that was registered before its object was written,
 //! hence before it was listed. Clocks play no part in that; the least age is a second line.
 //!
+//! Ages go by [`Env::now_for_ages`](crate::env::Env::now_for_ages), and may come out too small, never too
+//! large because of a jump. What is from the future is of no age. Of objects, that ends when the clock gets
+//! there, or with a least age of zero. Intents and pins, which would stay as long, are dated anew.
+//!
 //! A list of any length is swept in slices: some keys are listed, the root is read, and what may go
 //! of these keys goes.
 
@@ -17,8 +21,9 @@ use time::OffsetDateTime;
 use crate::error::Error;
 use crate::ids::Generation;
 use crate::layout::{Object, ROOT};
-use crate::repository::{Change, CurrentRoot, Refs, Repository};
+use crate::repository::{Change, CurrentRoot, Options, Refs, Repository};
 use crate::root::Root;
+use crate::steady::CLOCK_TOLERANCE;
 use crate::store::{Listed, Store};
 
 /// Keys that are held in memory at a time: some 30 MiB.
@@ -78,7 +83,56 @@ pub(crate) struct Judge<'a> {
     pub root: &'a Root,
     pub refs: &'a Refs,
     pub now: OffsetDateTime,
+    /// Zero if the age does not matter, be it from the future.
     pub min_age: Duration,
+}
+
+/// A root as a sweep leaves it.
+pub(crate) struct Tidied {
+    pub root: Root,
+    /// Generations of intents that are taken for dead.
+    pub fenced: Vec<Generation>,
+    /// Pins that have expired.
+    pub unpinned: Vec<String>,
+    /// Whether something is dated anew.
+    pub dated: bool,
+}
+
+/// Removes intents and pins that are dead by the clock. Those that a clock made which was ahead would stay
+/// until this one gets there: they begin to age now.
+pub(crate) fn tidied(root: &Root, options: &Options, now: OffsetDateTime) -> Tidied {
+    let mut next = root.clone();
+    let timeout = options.intent_timeout;
+    let dead = next.intents.extract_if(.., |i| now - i.renewed_at >= timeout);
+    let fenced = dead.map(|i| i.generation).collect();
+    let dead = next.pins.extract_if(.., |p| p.expires_at <= now);
+    let unpinned = dead.map(|p| p.id).collect();
+    let mut dated = false;
+    for intent in &mut next.intents {
+        if intent.renewed_at > now + CLOCK_TOLERANCE {
+            intent.renewed_at = now;
+            dated = true;
+        }
+    }
+    for pin in &mut next.pins {
+        let expires_at = now + options.pin_for;
+        if pin.expires_at > expires_at + CLOCK_TOLERANCE {
+            pin.expires_at = expires_at;
+            dated = true;
+        }
+    }
+    Tidied {
+        root: next,
+        fenced,
+        unpinned,
+        dated,
+    }
+}
+
+impl Tidied {
+    pub(crate) fn changes_root(&self) -> bool {
+        self.dated || !(self.fenced.is_empty() && self.unpinned.is_empty())
+    }
 }
 
 impl Judge<'_> {
@@ -108,10 +162,11 @@ impl Judge<'_> {
         let age_ms = i64::try_from(self.now.unix_timestamp_nanos() / 1_000_000)
             .unwrap_or(i64::MAX)
             .saturating_sub(listed.modified_ms);
-        if i128::from(age_ms) < i128::try_from(self.min_age.as_millis()).unwrap_or(i128::MAX) {
-            Fate::Young(why)
-        } else {
-            Fate::Orphan(why)
+        let is_young = !self.min_age.is_zero()
+            && i128::from(age_ms) < i128::try_from(self.min_age.as_millis()).unwrap_or(i128::MAX);
+        match is_young {
+            true => Fate::Young(why),
+            false => Fate::Orphan(why),
         }
     }
 }
@@ -158,9 +213,18 @@ impl Repository {
             let judge = Judge {
                 root: &root,
                 refs: &refs,
-                now: store.env().now(),
+                now: store.env().now_for_ages(),
                 min_age: self.options.orphan_min_age,
             };
+            let newest = slice.iter().map(|listed| listed.modified_ms).max();
+            let latest = judge.now + CLOCK_TOLERANCE;
+            if newest.is_some_and(|ms| i128::from(ms) * 1_000_000 > latest.unix_timestamp_nanos()) {
+                tracing::warn!(
+                    partition = %self.partition,
+                    now = %judge.now,
+                    "The repository has objects from the future: a clock was ahead, or this one is behind; if nothing needs them, they stay until then"
+                );
+            }
             let mut orphans = Vec::new();
             for listed in slice {
                 match judge.fate(&listed) {
@@ -186,37 +250,28 @@ impl Repository {
                 root: store.shown(ROOT),
             });
         }
-        let now = store.env().now();
-        let timeout = self.options.intent_timeout;
-        let live = |root: &Root| {
-            let mut next = root.clone();
-            next.intents.retain(|i| now - i.renewed_at < timeout);
-            next.pins.retain(|p| p.expires_at > now);
-            next
-        };
-        let next = live(&current);
-        if next.intents.len() == current.intents.len() && next.pins.len() == current.pins.len() {
+        // One of a copied node leaves what is there to the other.
+        if self.options.incarnation.is_some() {
+            self.check_writer(&current)?;
+        }
+        let now = store.env().now_for_ages();
+        let next = tidied(&current, &self.options, now);
+        if !next.changes_root() {
             return Ok(current);
         }
-        sweep.fenced += (current.intents.len() - next.intents.len()) as u64;
-        sweep.unpinned += (current.pins.len() - next.pins.len()) as u64;
+        sweep.fenced += next.fenced.len() as u64;
+        sweep.unpinned += next.unpinned.len() as u64;
         self.swap_with(
             store,
             Some(current),
             |root| {
-                let next = live(root);
-                let nothing =
-                    next.intents.len() == root.intents.len() && next.pins.len() == root.pins.len();
-                Ok(if nothing {
-                    Change::Nothing
-                } else {
-                    Change::To(Box::new(next))
+                let next = tidied(root, &self.options, now);
+                Ok(match next.changes_root() {
+                    true => Change::To(Box::new(next.root)),
+                    false => Change::Nothing,
                 })
             },
-            |root| {
-                let next = live(root);
-                next.intents.len() == root.intents.len() && next.pins.len() == root.pins.len()
-            },
+            |root| !tidied(root, &self.options, now).changes_root(),
         )
         .await
     }

@@ -149,7 +149,7 @@ impl Repository {
         let judge = Judge {
             root: &root,
             refs: &refs,
-            now: store.env().now(),
+            now: store.env().now_for_ages(),
             min_age: self.options.orphan_min_age,
         };
         let size = found.as_ref().map(|o| o.size);

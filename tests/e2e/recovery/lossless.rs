@@ -4,7 +4,7 @@ use std::fs;
 
 use super::contents::{contents, stream};
 use super::losses::{Harm, Loss, befall, flip};
-use super::past::{Past, kept, lineages, play, seen};
+use super::past::{Past, is_healthy, kept, lineages, play, seen};
 use super::place::{Kind, PARTITIONS};
 use crate::support::{eventually, sdk};
 
@@ -62,6 +62,9 @@ async fn each_costs_nothing(destination: Kind, kind: &str) {
         }
         let (server, again) = seen(&scene.setup, &scene).await;
         again.are(past.full(), &format!("{context}, again"));
+        if matches!(harm, Harm::Nothing | Harm::Gone) {
+            is_healthy(&server, &context).await;
+        }
         // The line goes on: nothing was lost.
         let roots = scene.place.roots().await;
         assert_eq!(lineages(&roots), lineages(&past.roots), "{context}");

@@ -5,7 +5,7 @@ use s2_sdk::error::{AppendConditionFailed, AppendError, ReadError};
 
 use super::contents::{Contents, GAP, contents, stream};
 use super::losses::{Harm, Loss, befall};
-use super::past::{Past, caught_up, kept, lineages, play, seen};
+use super::past::{Past, caught_up, is_healthy, kept, lineages, play, seen};
 use super::place::{Kind, PARTITIONS, Scene};
 use crate::support::{Setup, eventually, sdk};
 
@@ -72,10 +72,20 @@ async fn each_begins_a_new_line(destination: Kind, kind: &str) {
         let appended = contents(&server.sdk()).await;
         goes_on_in_the_repository(&scene, past, harm, back, &context).await;
         caught_up(&server, &scene.place).await;
+        // What is damaged in the repository is a problem until somebody removes it.
+        if harm == Harm::Nothing {
+            is_healthy(&server, &context).await;
+        }
+        let log = server.log();
+        let lost = log.iter().filter(|line| line.contains("the log is lost"));
+        assert!(lost.count() <= 1, "{context}: {log:#?}");
 
         server.kill();
         let (mut server, again) = seen(&scene.setup, &scene).await;
         again.are(&appended, &format!("{context}, started again"));
+        if harm == Harm::Nothing {
+            is_healthy(&server, &format!("{context}, started again")).await;
+        }
         server.kill();
 
         // And all of that once more.

@@ -1,6 +1,8 @@
 //! A cluster with a past: three phases of work with a snapshot after each, and a fourth that only the
 //! log has, because the server was killed.
 
+use std::process::Command;
+
 use futures::StreamExt as _;
 use s2_sdk::S2;
 use s2_sdk::types::{
@@ -197,4 +199,18 @@ pub async fn log_ends(server: &Server) -> Vec<u64> {
         .iter()
         .map(|partition| partition["last"].as_u64().unwrap())
         .collect()
+}
+
+/// Waits until `esker status` says that nothing needs action, and so does `/health`.
+pub async fn is_healthy(server: &Server, context: &str) {
+    let what = format!("{context}: `esker status` ends with 0");
+    eventually(&what, async || {
+        let mut status = Command::new(env!("CARGO_BIN_EXE_esker"));
+        status.args(["status", "--server", server.url()]);
+        let shown = tokio::task::spawn_blocking(move || status.output()).await;
+        let shown = shown.unwrap().unwrap();
+        let healthy = server.http1().get("/health").send().await.status == 200;
+        (shown.status.success() && healthy).then_some(())
+    })
+    .await;
 }

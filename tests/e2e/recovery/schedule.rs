@@ -122,3 +122,31 @@ async fn a_recovery_budget_that_is_exceeded_is_reason_enough() {
     assert!(line.contains("a snapshot was put"), "{line}");
     appending.abort();
 }
+
+#[tokio::test]
+async fn a_snapshot_of_a_clock_that_was_ahead_is_reported_and_puts_off_nothing() {
+    let scene = Scene::new(Kind::Directory, quiet()).await;
+    let mut server = scene.setup.start(&scene.data()).await;
+    scene.place.roots().await;
+    work(&server.sdk(), 1).await;
+    server.stop().await;
+    for partition in 0..=PARTITIONS {
+        let key = format!("{partition}/latest.json");
+        let root = String::from_utf8(scene.place.get(&key).unwrap()).unwrap();
+        let mut root: serde_json::Value = serde_json::from_str(&root).unwrap();
+        root["created_at"] = "2999-01-01T00:00:00Z".into();
+        root["retained_snapshots"][0]["created_at"] = "2999-01-01T00:00:00Z".into();
+        scene.place.replace(&key, root.to_string().into_bytes());
+    }
+    server.restart(&scene.setup).await;
+    server.logged("the newest snapshot is from the future").await;
+    // What was new is put at once, although the interval is an hour.
+    caught_up(&server, &scene.place).await;
+    eventually("no snapshot is from the future", async || {
+        let status = server.http1().get("/esker/v1/status").send().await.json();
+        let problems = status["problems"].as_array()?.clone();
+        let of_clock = |p: &serde_json::Value| p["code"] == "snapshot_from_future";
+        (!problems.iter().any(of_clock)).then_some(())
+    })
+    .await;
+}

@@ -174,7 +174,7 @@ impl Taking {
         };
         let taken_at = self.newest.as_ref().and_then(|newest| newest.taken_at);
         let age = match taken_at {
-            Some(at) => Duration::from_millis(now_ms().saturating_sub(at)),
+            Some(at) => age(at, now_ms()),
             None => self.at.elapsed(),
         };
         needs_it && age >= retention / 2
@@ -323,5 +323,30 @@ async fn harmless<F: Fold>(parts: &Parts<F>, guard: &Guard, meta: &Meta, to: u64
             other.trimmable
         }
         _ => to,
+    }
+}
+
+/// How far ahead a time may be of this machine's clock and be of a clock that is well, milliseconds.
+const CLOCK_TOLERANCE: u64 = 60_000;
+
+/// The age of a snapshot. One from the future, by a clock that was ahead, is as old as can be: it says
+/// nothing about how long the next one can wait.
+fn age(taken_at: u64, now: u64) -> Duration {
+    match taken_at > now.saturating_add(CLOCK_TOLERANCE) {
+        true => Duration::MAX,
+        false => Duration::from_millis(now.saturating_sub(taken_at)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_snapshot_from_the_future_is_not_waited_for() {
+        let now = 1_000_000;
+        assert_eq!(age(now - 5, now), Duration::from_millis(5));
+        assert_eq!(age(now + CLOCK_TOLERANCE, now), Duration::ZERO);
+        assert_eq!(age(now + CLOCK_TOLERANCE + 1, now), Duration::MAX);
     }
 }

@@ -13,10 +13,11 @@ use futures::{StreamExt as _, TryStreamExt as _};
 use super::attempts::Attempts;
 use super::look::{Facts, PartitionFacts};
 use super::plan::{Plan, PlannedFork};
-use super::ways::{Copy, LogFacts, Source, best, connects, is_whole};
+use super::ways::{Copy, LOG_IS_LOST, LogFacts, Source, best, connects, is_whole};
+use crate::clock::past_age;
 use crate::data_dir::DataDir;
 use crate::error::StartError;
-use crate::snapshots::{Archive, age_of, restored};
+use crate::snapshots::{Archive, restored};
 
 /// Partitions that are restored at a time. Each has eight files under way.
 const PARALLEL: usize = 4;
@@ -73,6 +74,11 @@ pub(super) async fn find(
         .try_collect()
         .await?;
     ways.sort_by_key(|way| way.partition);
+    if facts.partitions.iter().any(|facts| facts.log.is_none()) {
+        tracing::warn!(
+            "{LOG_IS_LOST}: no copy leads to the present, and of each partition the one that loses least is taken"
+        );
+    }
     let before = plan.clone();
     for way in &ways {
         if let Some(fork) = &way.fork {
@@ -582,7 +588,9 @@ impl Search<'_> {
         has_root: bool,
     ) -> Way {
         let log = self.log.as_ref();
-        for tried in &self.tried {
+        // That there is no log was said once, and not of each copy.
+        let tried = self.tried.iter();
+        for tried in tried.filter(|tried| !tried.ends_with(LOG_IS_LOST)) {
             tracing::warn!(partition = self.facts.partition, "not usable: {tried}");
         }
         Way {
@@ -612,12 +620,14 @@ impl Search<'_> {
 
 /// How long whoever began the newest lineage has yet to put a snapshot of it. Until then it is taken
 /// for alive: of two restores at once, the later one does not take over. (Clocks that differ make this
-/// longer or shorter, and nothing else.)
+/// shorter, and nothing else: one begun in the future was begun by a clock that was ahead.)
 fn still_beginning(root: &CurrentRoot) -> Option<Duration> {
     let begun_at = root.parent.as_ref()?.begun_at()?;
-    BEGINNING
-        .checked_sub(age_of(begun_at))
-        .filter(|wait| !wait.is_zero())
+    let Some(age) = past_age(begun_at) else {
+        tracing::warn!(%begun_at, "the newest lineage was begun in the future, by a clock that was ahead or by another one than this: it is not waited for");
+        return None;
+    };
+    BEGINNING.checked_sub(age).filter(|wait| !wait.is_zero())
 }
 
 fn copy_of(checkpoint: &Checkpoint) -> Copy {

@@ -54,6 +54,9 @@ impl fmt::Display for Source {
     }
 }
 
+/// Why no copy connects where there is no log.
+pub(crate) const LOG_IS_LOST: &str = "the log is lost";
+
 /// A copy of a partition.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Copy {
@@ -66,7 +69,7 @@ pub(crate) struct Copy {
 /// Whether the log goes on where a copy ends; if not, why.
 pub(crate) fn connects(log: Option<&LogFacts>, copy: &Copy) -> Result<(), String> {
     let Some(log) = log else {
-        return Err("the log is lost".to_owned());
+        return Err(LOG_IS_LOST.to_owned());
     };
     if !log.lineage.contains(copy.lineage, copy.lsn) {
         return Err(format!(

@@ -44,7 +44,7 @@ pub use schedule::Reason;
 pub(crate) use status::publish;
 pub use status::{NodeStatus, PartitionStatus, Problem, SnapshotStatus};
 pub use uploader::CreatedSnapshot;
-pub(crate) use uploader::{Uploader, age_of};
+pub(crate) use uploader::Uploader;
 
 use crate::data_dir::Identity;
 use crate::recovery::RecoveryReport;

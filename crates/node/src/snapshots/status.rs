@@ -5,12 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use esker_raft::Role;
+use esker_repository::env::steady_now;
 use time::OffsetDateTime;
 
 use super::failure::Failure;
 use super::proof::Proof;
 use super::rates::{Measured, Prediction};
-use super::uploader::{Known, age_of, past_age};
+use super::uploader::Known;
+use crate::clock::{age_of, past_age};
 use crate::node::{Inner, Node};
 use crate::recovery::RecoveryReport;
 
@@ -268,6 +270,18 @@ impl Inner {
                 "move it away; esker state import takes its state over, if that is wanted",
             );
         }
+        let (_, ahead) = steady_now();
+        if !ahead.is_zero() {
+            problems.add(
+                "clock_jumped",
+                None,
+                format!(
+                    "the machine's clock has jumped ahead by {} s: until a day has passed since, nothing is deleted for its age because of that",
+                    ahead.as_secs()
+                ),
+                "if the clock is wrong, put it right before that; if it is right now, do nothing",
+            );
+        }
         for unknown in inner.unknown_basins() {
             let counted = unknown.streams;
             let what = format!(
@@ -357,6 +371,16 @@ impl Inner {
                     Some(partition),
                     "the log no longer reaches back to the oldest retained snapshot: that one can be restored, and not brought up to date".to_owned(),
                     "raise snapshots.max-log-bytes, or put snapshots more often",
+                );
+            }
+            if let Some(newest) = &one.newest
+                && past_age(newest.created_at).is_none()
+            {
+                problems.add(
+                    "snapshot_from_future",
+                    Some(partition),
+                    "the newest snapshot is from the future: a clock was ahead when it was made, or this machine's is behind".to_owned(),
+                    "put the clock right; the next snapshot is due as soon as there is anything new, and ages are right from then on",
                 );
             }
             if let (Some(interval), Some(newest)) = (options.interval, &one.newest)
@@ -449,7 +473,7 @@ fn known_problems(problems: &mut Problems, partition: u64, known: &Known, one: &
     }
     if known.failure.is_none() && known.proof_failure.is_none() && one.newest.is_some() {
         let proven = known.proven.as_ref();
-        if proven.is_none_or(|proof| age_of(proof.at) > PROOF_AGE) {
+        if proven.is_none_or(|proof| past_age(proof.at).is_none_or(|age| age > PROOF_AGE)) {
             problems.add(
                 "unproven",
                 partition,

@@ -22,6 +22,7 @@ use super::archive::to_put;
 use super::failure::Failure;
 use super::proof::Proof;
 use super::schedule::{Facts, Reason, due};
+use crate::clock::past_age;
 use crate::error::Error;
 use crate::node::Inner;
 
@@ -730,20 +731,4 @@ impl Inner {
     pub(crate) fn log_is_full(&self) -> bool {
         self.raft.log().used_bytes() > self.log_most()
     }
-}
-
-/// How far ahead a time may be of this machine's clock and be of a clock that is well.
-const CLOCK_TOLERANCE: Duration = Duration::from_secs(60);
-
-/// How old something is; `None` if it is from the future, so that this machine's clock was once ahead,
-/// or is behind now.
-pub(crate) fn past_age(created_at: OffsetDateTime) -> Option<Duration> {
-    let now = OffsetDateTime::now_utc();
-    (created_at <= now + CLOCK_TOLERANCE).then(|| age_of(created_at))
-}
-
-/// How old something is, by this machine's clock; not negative.
-pub(crate) fn age_of(created_at: OffsetDateTime) -> Duration {
-    let age = OffsetDateTime::now_utc() - created_at;
-    Duration::try_from(age).unwrap_or_default()
 }

@@ -19,7 +19,7 @@ use super::import::is_unchecked;
 use super::inventory::Found;
 use super::types::{StateOptions, StateSnapshot};
 use super::{Shared, blocking};
-use crate::clock::now_ms;
+use crate::clock::{now_ms, now_ms_for_ages};
 use crate::node::Inner;
 
 /// How often expired transactions are swept, and snapshots looked at.
@@ -518,7 +518,7 @@ fn kept_from(inner: &Inner, options: &StateOptions, bound: u64) -> Result<u64, S
         from = from.min(stream.view().state.before_tail(commits) + 1);
     }
     if let Some(age) = options.keep_history_age {
-        let now = now_ms();
+        let now = now_ms_for_ages();
         let oldest = now.saturating_sub(u64::try_from(age.as_millis()).unwrap_or(u64::MAX));
         let by_age = inner
             .state

@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
+use esker_repository::sweep::Sweep;
 use esker_repository::{Error, Options, Progress};
 use serde_json::json;
 
-use crate::fixture::{LINEAGE, Place, full, options, some};
+use crate::fixture::{Clock, LINEAGE, Place, full, options, some};
 use crate::support::faults::{Fault, Matching};
 use crate::support::s3::Operation;
 
@@ -14,6 +15,8 @@ on_both!(
     a_young_orphan_stays,
     a_live_intent_protects_what_it_uploads,
     an_intent_that_was_not_renewed_for_a_day_is_fenced,
+    what_a_clock_registered_that_was_ahead_goes_a_day_later,
+    without_a_least_age_an_orphan_from_the_future_goes,
     an_expired_pin_is_removed_and_a_live_one_counts,
     an_unreadable_description_stops_the_whole_sweep,
     foreign_files_anywhere_are_never_touched,
@@ -83,6 +86,30 @@ async fn a_live_intent_protects_what_it_uploads(place: Place) {
     let sweep = place.repository().sweep().await.unwrap();
     assert_eq!((sweep.deleted, sweep.fenced), (0, 0), "{sweep:?}");
     assert!(keys.iter().all(|key| place.path(key).exists()));
+}
+
+async fn what_a_clock_registered_that_was_ahead_goes_a_day_later(place: Place) {
+    let put = place.put(1, &some(&[1])).await;
+    let ahead = place.with_clock(options(), Clock::wrong_by(3650));
+    ahead.pin(&put.snapshot).await.unwrap();
+    let keys = half_done(&place, "2999-01-01T00:00:00Z");
+    let repository = place.repository();
+    let sweep = repository.sweep().await.unwrap();
+    let went = |sweep: &Sweep| (sweep.deleted, sweep.fenced, sweep.unpinned);
+    assert_eq!(went(&sweep), (0, 0, 0), "{sweep:?}");
+    assert!(keys.iter().all(|key| place.path(key).exists()));
+    place.clock.jump(2);
+    let sweep = repository.sweep().await.unwrap();
+    assert_eq!(went(&sweep), (3, 1, 1), "{sweep:?}");
+    place.assert_only_kept();
+}
+
+async fn without_a_least_age_an_orphan_from_the_future_goes(place: Place) {
+    place.put(1, &some(&[1])).await;
+    place.write("ssts/00.sst", "orphan");
+    let behind = place.with_clock(options(), Clock::wrong_by(-100));
+    assert_eq!(behind.sweep().await.unwrap().deleted, 1);
+    place.assert_only_kept();
 }
 
 async fn an_intent_that_was_not_renewed_for_a_day_is_fenced(place: Place) {

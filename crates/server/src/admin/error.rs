@@ -129,6 +129,16 @@ pub const PROBLEMS: &[(&str, bool, &str)] = &[
         "The log no longer reaches back to the oldest retained snapshot.",
     ),
     (
+        "clock_jumped",
+        false,
+        "The machine's clock has jumped ahead, less than a day ago: ages after which something is deleted do not follow it.",
+    ),
+    (
+        "snapshot_from_future",
+        true,
+        "The newest snapshot is from the future: a clock was ahead, or is behind.",
+    ),
+    (
         "basin_unknown",
         false,
         "Streams are there whose basin the catalog does not know: it was restored as of an earlier time.",
