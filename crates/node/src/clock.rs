@@ -48,7 +48,10 @@ mod tests {
         let now = OffsetDateTime::UNIX_EPOCH + Duration::from_secs(1000);
         let second = Duration::from_secs(1);
         assert_eq!(past_age_at(now - 5 * second, now), Some(5 * second));
-        assert_eq!(past_age_at(now + CLOCK_TOLERANCE, now), Some(Duration::ZERO));
+        assert_eq!(
+            past_age_at(now + CLOCK_TOLERANCE, now),
+            Some(Duration::ZERO)
+        );
         assert_eq!(past_age_at(now + CLOCK_TOLERANCE + second, now), None);
     }
 }

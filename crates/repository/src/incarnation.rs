@@ -85,7 +85,10 @@ impl Repository {
             intent.incarnation.is_some_and(|of| ours.follows(of))
                 && intent.snapshot_ids.len() < MAX_CONTINUATIONS
         };
-        root.intents.iter().filter(is_ours).max_by_key(|intent| intent.generation)
+        root.intents
+            .iter()
+            .filter(is_ours)
+            .max_by_key(|intent| intent.generation)
     }
 
     fn other_writer(&self, store: &Store, writer: &Writer) -> Error {

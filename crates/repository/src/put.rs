@@ -212,7 +212,11 @@ impl Repository {
         let bits = || (u128::from(store.env().random()) << 64) | u128::from(store.env().random());
         let id = SnapshotId::from_bits(bits());
         let current = self.register(&store, checkpoint, &id).await?;
-        let Some(intent) = current.intents.iter().find(|i| i.snapshot_ids.contains(&id)) else {
+        let Some(intent) = current
+            .intents
+            .iter()
+            .find(|i| i.snapshot_ids.contains(&id))
+        else {
             return Ok(End::Fenced);
         };
         let generation = intent.generation;

@@ -79,7 +79,10 @@ mod tests {
     fn read(clock: &mut SteadyClock, monotonic: i32, of_day: i32) -> (f64, f64) {
         let time = START + time::Duration::hours(of_day.into());
         let (steady, ahead) = clock.read(time, HOUR * monotonic.unsigned_abs());
-        ((steady - START) / time::Duration::HOUR, ahead.as_secs_f64() / 3600.0)
+        (
+            (steady - START) / time::Duration::HOUR,
+            ahead.as_secs_f64() / 3600.0,
+        )
     }
 
     #[test]

@@ -103,7 +103,9 @@ pub(crate) struct Tidied {
 pub(crate) fn tidied(root: &Root, options: &Options, now: OffsetDateTime) -> Tidied {
     let mut next = root.clone();
     let timeout = options.intent_timeout;
-    let dead = next.intents.extract_if(.., |i| now - i.renewed_at >= timeout);
+    let dead = next
+        .intents
+        .extract_if(.., |i| now - i.renewed_at >= timeout);
     let fenced = dead.map(|i| i.generation).collect();
     let dead = next.pins.extract_if(.., |p| p.expires_at <= now);
     let unpinned = dead.map(|p| p.id).collect();

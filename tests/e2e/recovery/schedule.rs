@@ -139,7 +139,9 @@ async fn a_snapshot_of_a_clock_that_was_ahead_is_reported_and_puts_off_nothing()
         scene.place.replace(&key, root.to_string().into_bytes());
     }
     server.restart(&scene.setup).await;
-    server.logged("the newest snapshot is from the future").await;
+    server
+        .logged("the newest snapshot is from the future")
+        .await;
     // What was new is put at once, although the interval is an hour.
     caught_up(&server, &scene.place).await;
     eventually("no snapshot is from the future", async || {
