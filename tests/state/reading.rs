@@ -1,8 +1,11 @@
 //! Versions, deletions, reads as of a commit.
 
-use esker_proto::state::v1::{GetStateRequest, ScanRequest, get_state_request::At};
+use esker_proto::state::v1::{
+    GetStateRequest, ScanRequest, WatchRequest, get_state_request::At,
+};
 
 use crate::client::{Read, State, collect, json, key};
+use crate::support::{Setup, soon};
 
 #[tokio::test]
 async fn every_version_can_be_read_and_what_never_was_is_no_error() {
@@ -153,4 +156,40 @@ async fn a_scan_may_be_of_names_alone_and_of_the_past() {
         scan(Some(2), true).await,
         [("x".into(), None), ("y".into(), None)]
     );
+}
+
+#[tokio::test]
+async fn the_first_page_and_a_watch_after_a_start_wait_for_no_snapshot_on_the_disk() {
+    let mut state = State::fresh().await;
+    for name in ["x", "y", "z"] {
+        state.put(key(name), "{}").await;
+    }
+    state.snapshot().await;
+    let mut server = state.server;
+    server.kill();
+    // Whoever reads the snapshot's checksum waits for somebody who writes to a pipe.
+    let sums = server.data_dir().join("snapshots/.sums");
+    let sum = std::fs::read_dir(sums).unwrap().next().unwrap().unwrap();
+    std::fs::remove_file(sum.path()).unwrap();
+    let made = std::process::Command::new("mkfifo").arg(sum.path()).status();
+    assert!(made.unwrap().success());
+    server.restart(&Setup::default()).await;
+    state = State::of(server);
+
+    let page = ScanRequest {
+        namespace: "default".into(),
+        agent_id: "a".into(),
+        page_size: 2,
+        ..ScanRequest::default()
+    };
+    let page = soon("a page", state.esker.clone().scan(page)).await;
+    let page = collect(page.unwrap().into_inner()).await.unwrap();
+    let keys = page.iter().flat_map(|it| &it.entries);
+    assert_eq!(keys.map(|it| &it.key).collect::<Vec<_>>(), ["x", "y"]);
+
+    let watch = soon("a watch", state.esker.clone().watch(WatchRequest::default())).await;
+    let mut watch = watch.unwrap().into_inner();
+    let commit_ts = state.put(key("w"), "{}").await;
+    let event = soon("an event", watch.message()).await.unwrap().unwrap();
+    assert_eq!(event.commit_ts, commit_ts);
 }

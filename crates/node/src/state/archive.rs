@@ -250,3 +250,18 @@ impl StateArchive {
         Ok(others)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn heads_that_are_remembered_are_bounded_and_those_of_the_newest_commits() {
+        let mut heads = BTreeMap::new();
+        for commit_ts in (0..3 * MAX_HEADS as u64).rev() {
+            remember(&mut heads, commit_ts, (String::new(), Err(String::new())));
+        }
+        assert_eq!(heads.len(), MAX_HEADS);
+        assert_eq!(heads.keys().next().copied(), Some(2 * MAX_HEADS as u64));
+    }
+}
