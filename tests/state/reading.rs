@@ -1,8 +1,6 @@
 //! Versions, deletions, reads as of a commit.
 
-use esker_proto::state::v1::{
-    GetStateRequest, ScanRequest, WatchRequest, get_state_request::At,
-};
+use esker_proto::state::v1::{GetStateRequest, ScanRequest, WatchRequest, get_state_request::At};
 
 use crate::client::{Read, State, collect, json, key};
 use crate::support::{Setup, soon};
@@ -171,7 +169,9 @@ async fn the_first_page_and_a_watch_after_a_start_wait_for_no_snapshot_on_the_di
     let sums = server.data_dir().join("snapshots/.sums");
     let sum = std::fs::read_dir(sums).unwrap().next().unwrap().unwrap();
     std::fs::remove_file(sum.path()).unwrap();
-    let made = std::process::Command::new("mkfifo").arg(sum.path()).status();
+    let made = std::process::Command::new("mkfifo")
+        .arg(sum.path())
+        .status();
     assert!(made.unwrap().success());
     server.restart(&Setup::default()).await;
     state = State::of(server);
@@ -187,7 +187,11 @@ async fn the_first_page_and_a_watch_after_a_start_wait_for_no_snapshot_on_the_di
     let keys = page.iter().flat_map(|it| &it.entries);
     assert_eq!(keys.map(|it| &it.key).collect::<Vec<_>>(), ["x", "y"]);
 
-    let watch = soon("a watch", state.esker.clone().watch(WatchRequest::default())).await;
+    let watch = soon(
+        "a watch",
+        state.esker.clone().watch(WatchRequest::default()),
+    )
+    .await;
     let mut watch = watch.unwrap().into_inner();
     let commit_ts = state.put(key("w"), "{}").await;
     let event = soon("an event", watch.message()).await.unwrap().unwrap();
