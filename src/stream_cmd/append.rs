@@ -278,6 +278,12 @@ impl<'a> Appending<'a> {
                     return Err(self.given_up(failure));
                 }
                 Err(Broken::Away(_)) => {
+                    let address = self.connection.address();
+                    remark(&format!("[lost {address}; waiting for it]"));
+                    // Without a line to append there is no need of a server.
+                    if self.doubtful.is_empty() && !self.next_batch(&mut batches).await {
+                        break;
+                    }
                     if let Err(failure) = self.resume().await {
                         return Err(self.given_up(failure));
                     }
@@ -343,16 +349,10 @@ impl<'a> Appending<'a> {
         session: &s2_sdk::append_session::AppendSession,
         batch: Batch,
     ) -> Result<(), Broken> {
-        let batch = Doubtful {
-            expected: self.expected,
-            records: batch.records,
-            read: batch.read,
-            may_be_there: true,
-        };
+        let batch = self.numbered(batch);
         let mut input = AppendInput::new(batch.records.clone());
-        if let Some(expected) = &mut self.expected {
-            input = input.with_match_seq_num(*expected);
-            *expected += batch.records.len() as u64;
+        if let Some(expected) = batch.expected {
+            input = input.with_match_seq_num(expected);
         }
         if let Some(token) = &self.args.fencing_token {
             input = input.with_fencing_token(token.clone());
@@ -365,13 +365,52 @@ impl<'a> Appending<'a> {
             Err(error) => {
                 let broken = self.broken(&error);
                 // It was never sent.
-                self.doubtful.push_back(Doubtful {
-                    may_be_there: false,
-                    ..batch
-                });
+                self.doubtful.push_back(batch);
                 Err(broken)
             }
         }
+    }
+
+    /// A batch that is not sent yet, with the sequence number that it has to get.
+    fn numbered(&mut self, batch: Batch) -> Doubtful {
+        let expected = self.expected;
+        if let Some(expected) = &mut self.expected {
+            *expected += batch.records.len() as u64;
+        }
+        Doubtful {
+            records: batch.records,
+            read: batch.read,
+            expected,
+            may_be_there: false,
+        }
+    }
+
+    /// Waits for the next batch of the input; whether there is one.
+    async fn next_batch(
+        &mut self,
+        batches: &mut mpsc::Receiver<Result<Batch, LineError>>,
+    ) -> bool {
+        let batch = match self.open {
+            false => None,
+            true => tokio::select! {
+                batch = batches.recv() => batch,
+                _ = tokio::signal::ctrl_c() => {
+                    self.interrupts += 1;
+                    None
+                }
+            },
+        };
+        match batch {
+            Some(Ok(batch)) => {
+                let batch = self.numbered(batch);
+                self.doubtful.push_back(batch);
+                return true;
+            }
+            Some(Err(error)) => self.bad_line = Some(error),
+            None => {}
+        }
+        self.open = false;
+        false
     }
 
     fn answered(
@@ -408,7 +447,10 @@ impl<'a> Appending<'a> {
             match (&mut under.ticket).now_or_never() {
                 Some(Ok(ack)) => self.acknowledged(ack.start.seq_num, &under.batch),
                 Some(Err(error)) => self.doubt(under.batch, &error),
-                None => self.doubtful.push_back(under.batch),
+                None => self.doubtful.push_back(Doubtful {
+                    may_be_there: true,
+                    ..under.batch
+                }),
             }
         }
         let asked = self.connection.asked_stream(&self.args.stream);
@@ -421,8 +463,6 @@ impl<'a> Appending<'a> {
 
     /// Waits for the server, and brings what was under way into the stream.
     async fn resume(&mut self) -> Result<(), Failure> {
-        let address = self.connection.address();
-        remark(&format!("[lost {address}; waiting for it]"));
         let resumption = Resumption {
             connection: self.connection,
             target: &self.args.stream,

@@ -227,6 +227,24 @@ fn an_append_goes_on_after_restarts_and_each_line_is_in_the_stream_once() {
 }
 
 #[test]
+fn an_append_without_a_line_to_append_needs_no_server_and_ends_with_its_input() {
+    let mut server = Server::start();
+    let arguments = ["append", "my-basin/orders", "--create", "--reconnect", "1s"];
+    let mut append = Running::start(server.stream(arguments));
+    append.write("a\n");
+    eventually("the line is in the stream", || {
+        let output = run(server.stream(["read", "my-basin/orders"]), b"");
+        output.stdout == b"a\n"
+    });
+    // It answers what it has taken before it ends.
+    server.signal(Signal::TERM);
+    server.wait();
+    let (code, printed, said) = append.finish();
+    assert_eq!(code, Some(0), "{said}");
+    assert!(printed.contains("appended 1 record "), "{printed}");
+}
+
+#[test]
 fn an_append_that_waits_for_a_server_ends_when_it_has_waited_for_long_enough() {
     let mut server = Server::start();
     let arguments = ["append", "my-basin/orders", "--create", "--reconnect", "1s"];
