@@ -386,10 +386,7 @@ impl<'a> Appending<'a> {
     }
 
     /// Waits for the next batch of the input; whether there is one.
-    async fn next_batch(
-        &mut self,
-        batches: &mut mpsc::Receiver<Result<Batch, LineError>>,
-    ) -> bool {
+    async fn next_batch(&mut self, batches: &mut mpsc::Receiver<Result<Batch, LineError>>) -> bool {
         let batch = match self.open {
             false => None,
             true => tokio::select! {
