@@ -507,3 +507,92 @@ async fn a_stream_that_is_trimmed_as_it_grows_keeps_the_disk_small() {
     let at_rest = bound.database() + bound.log();
     shrinks(&server, at_rest * MIB, "at rest").await;
 }
+
+fn durable(status: &serde_json::Value, partition: usize) -> (u64, u64) {
+    let one = &status["partitions"][partition];
+    let number = |name: &str| one[name].as_u64().unwrap();
+    (number("durable"), number("applied"))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_database_is_flushed_also_while_appends_wait_for_a_log_that_cannot_be_trimmed() {
+    let setup = Setup::default()
+        .partitions(1)
+        .set("log.segment-size=1MiB")
+        .set("log.purge-threshold=4MiB")
+        .set("snapshots.max-log-bytes=4MiB")
+        .set("log.flush-after=1MiB");
+    let server = setup.start_fresh().await;
+    // No local snapshot can be taken, so the log is needed.
+    let checkpoints = server.data_dir().join("checkpoints");
+    if checkpoints.exists() {
+        fs::remove_dir_all(&checkpoints).unwrap();
+    }
+    fs::write(&checkpoints, "not a directory").unwrap();
+    let basin = sdk::basin(&server.sdk(), "test-basin").await;
+    sdk::stream(&basin, "orders").await;
+    let http = server.http2();
+    let mut refused = 0;
+    for number in 0..500 {
+        let answer = append(&http, number, 100_000, SOON).await.unwrap();
+        refused = refused * usize::from(answer.status != 200) + usize::from(answer.status != 200);
+        if refused == 2 {
+            break;
+        }
+    }
+    assert_eq!(refused, 2, "the log was never full");
+    eventually("what is applied is in files", async || {
+        let status = http.get("/esker/v1/status").send().await.expect(200).json();
+        let (durable, applied) = durable(&status, 1);
+        (applied > 20 && durable == applied).then_some(())
+    })
+    .await;
+}
+
+/// Fills a disk but for `left` bytes.
+fn leave(disk: &SmallDisk, left: u64) {
+    let stats = rustix::fs::statvfs(disk.dir.path()).unwrap();
+    let free = stats.f_bavail * stats.f_frsize;
+    let ballast = usize::try_from(free - left).unwrap();
+    fs::write(disk.path("ballast"), vec![1; ballast]).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_on_a_nearly_full_disk_can_be_trimmed_and_appends_are_taken_again() {
+    let Some(disk) = SmallDisk::mount(128) else {
+        return;
+    };
+    let data_dir = disk.path("data");
+    // Fewer files than are merged, and a reserve of 4 MiB.
+    let setup = small().set("snapshots.snapshot-interval=1h");
+    let server = setup.start(&data_dir).await;
+    let basin = sdk::basin(&server.sdk(), "test-basin").await;
+    let stream = sdk::stream(&basin, "orders").await;
+    let http = server.http2();
+    for number in 0..200 {
+        let answer = append(&http, number, 100_000, SOON).await.unwrap();
+        answer.expect(200);
+    }
+    eventually("what is applied is in files", async || {
+        let status = http.get("/esker/v1/status").send().await.expect(200).json();
+        let (durable, applied) = durable(&status, 1);
+        (durable == applied).then_some(())
+    })
+    .await;
+    leave(&disk, 5 * MIB / 2);
+    eventually("appends are refused", async || {
+        let answer = append(&http, 1000, 10, SOON).await.unwrap();
+        (answer.status == 429 && answer.text().contains("bytes free")).then_some(())
+    })
+    .await;
+
+    let tail = stream.check_tail().await.unwrap().seq_num;
+    let trim: AppendRecord = CommandRecord::trim(tail).into();
+    let batch = AppendRecordBatch::try_from_iter([trim]).unwrap();
+    stream.append(AppendInput::new(batch)).await.unwrap();
+    eventually("appends are taken again", async || {
+        let answer = append(&http, 100_000, 100_000, SOON).await.unwrap();
+        (answer.status == 200).then_some(())
+    })
+    .await;
+}

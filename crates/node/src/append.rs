@@ -11,7 +11,7 @@ use std::sync::atomic::Ordering;
 use esker_partition::batch::Unsequenced;
 use esker_partition::command::{Append, AppendRefusal, Kind, Outcome};
 use esker_raft::ProposeError;
-use s2_common::record::{MeteredSize as _, StreamPosition};
+use s2_common::record::{CommandRecord, MeteredSize as _, Record, StreamPosition};
 use s2_common::stream::AppendInput;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
@@ -120,7 +120,8 @@ impl StreamHandle {
             permits.push(admit(budget, bytes.min(most)).await?);
         }
         // Before it takes part of what all partitions share: they do not wait for the space of this one.
-        inner.wait_for_space(self.partition.reader.part()).await?;
+        let part = self.partition.reader.part();
+        inner.wait_for_space(part, only_trims(&input)).await?;
         let most = inner.options.append_inflight;
         permits.push(admit(&inner.admission, bytes.min(most)).await?);
         if self.node.is_draining() {
@@ -144,6 +145,12 @@ impl StreamHandle {
             answer,
         })
     }
+}
+
+/// Whether all of an append's records are commands to trim.
+fn only_trims(input: &AppendInput) -> bool {
+    let is_trim = |record: &Record| matches!(record, Record::Command(CommandRecord::Trim(_)));
+    (input.records.iter()).all(|record| is_trim(&record.parts().record))
 }
 
 /// An append session. See [`StreamHandle::session`].

@@ -29,6 +29,8 @@ use crate::upkeep::Upkeep;
 
 /// What is waited for after the grace period, for tasks that end as soon as they look.
 const LAST_WAIT: Duration = Duration::from_millis(500);
+/// What closing the database and the log may take after that: they end what they are at.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What a node is told at its start.
 #[derive(Clone, Debug)]
@@ -312,8 +314,26 @@ impl Node {
             );
         }
         let this = self.clone();
-        // Joining it cannot fail but by a panic, which has been reported by the panic hook.
-        let _ = tokio::task::spawn_blocking(move || this.stop_blocking()).await;
+        let (done, stopped) = tokio::sync::oneshot::channel();
+        // Not one of the runtime's threads: that would be waited for without end.
+        let spawned = std::thread::Builder::new()
+            .name("stop".to_owned())
+            .spawn(move || {
+                this.stop_blocking(last.into_std());
+                // Nobody may wait any more.
+                let _ = done.send(());
+            });
+        if let Err(error) = spawned {
+            tracing::warn!(%error, "no thread to stop in order; the next start replays the log");
+            return;
+        }
+        let last = last.max(tokio::time::Instant::now()) + CLOSE_TIMEOUT;
+        if tokio::time::timeout_at(last, stopped).await.is_err() {
+            tracing::warn!(
+                ?grace,
+                "the database is still being closed and is given up: the disk does not answer; the next start replays the log"
+            );
+        }
     }
 
     /// What was applied since the newest snapshots is put, if that works in time.
@@ -354,19 +374,26 @@ impl Node {
         }
     }
 
-    fn stop_blocking(&self) {
+    fn stop_blocking(&self, deadline: Instant) {
         let started = Instant::now();
         self.upkeep.ask_to_stop();
         let inner = &self.inner;
+        let mut is_flushed = true;
         for part in inner
             .partitions
             .iter()
             .map(|p| p.reader.part())
             .chain([inner.catalog_reader.part()])
         {
-            if let Err(error) = part.flush() {
-                tracing::warn!(%error, "not flushed; the next start replays the log instead");
+            if let Err(error) = part.flush_until(Some(deadline)) {
+                let partition = part.partition().0;
+                tracing::warn!(partition, %error, "not flushed; the next start replays the log instead");
+                is_flushed = false;
             }
+        }
+        if !is_flushed {
+            // A snapshot that is being taken waits for a flush too.
+            inner.store.give_up();
         }
         for group in inner.groups() {
             group.stop();

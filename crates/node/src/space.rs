@@ -6,7 +6,7 @@
 //! |---|---|---|
 //! | the log | [`Inner::log_limit`]: a quarter more than [`Inner::log_most`] | appends wait until it is trimmed |
 //! | what is deleted and still in files | see `reclaim` of esker-partition | appends wait until the files are rewritten |
-//! | free space | a reserve, so that flushes and deletions always work | appends are refused |
+//! | free space | a reserve, so that flushes and deletions always work | appends are refused, but those that only trim |
 //!
 //! The log writer counts what it writes, so the first and the last are exact between two looks at the
 //! disk. What was admitted before adds `limits.append-inflight` at most.
@@ -28,6 +28,8 @@ use crate::snapshots::OnLogFull;
 const SPACE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often one that waits looks again.
 const LOOK_INTERVAL: Duration = Duration::from_millis(20);
+/// Space that is not worth a snapshot.
+const LITTLE: u64 = 1 << 20;
 /// At most this share of a disk is kept free.
 const RESERVE_SHARE: u64 = 8;
 /// What is appended is written this often before space comes back: to the log, to a file of the
@@ -41,6 +43,8 @@ pub(crate) struct Space {
     log_limit: AtomicU64,
     /// The same before free space is looked at again.
     free_limit: AtomicU64,
+    /// What the log had on disk when that was last known.
+    log_bytes: AtomicU64,
     /// Whether less is free than is to be.
     is_short: AtomicBool,
     /// Whether an append gave up waiting since the log was within its limit.
@@ -54,9 +58,20 @@ impl Default for Space {
         Space {
             log_limit: AtomicU64::new(u64::MAX),
             free_limit: AtomicU64::new(0),
+            log_bytes: AtomicU64::new(0),
             is_short: AtomicBool::new(false),
             is_stuck: AtomicBool::new(false),
             log_keeper: Arc::default(),
+        }
+    }
+}
+
+impl Space {
+    /// With a log of so many bytes.
+    pub fn with_log(bytes: u64) -> Space {
+        Space {
+            log_bytes: AtomicU64::new(bytes),
+            ..Space::default()
         }
     }
 }
@@ -119,8 +134,14 @@ impl Inner {
         self.raft.writer().counts().bytes
     }
 
+    /// What the log has on disk, as far as that was last known.
+    pub(crate) fn log_bytes(&self) -> u64 {
+        self.space.log_bytes.load(Ordering::Relaxed)
+    }
+
     /// Notes how large the log is.
     pub(crate) fn note_log(&self, bytes: u64, written: u64) {
+        self.space.log_bytes.store(bytes, Ordering::Relaxed);
         let left = self.log_limit().saturating_sub(bytes);
         let limit = match left {
             0 => 0,
@@ -165,7 +186,7 @@ impl Inner {
         short.then(|| {
             format!(
                 "the disk of {} has {free} bytes free, and {reserve} are kept for trimming and \
-                 flushing: make room, or delete streams",
+                 flushing: make room, trim streams, or delete them",
                 self.options.data_dir.display()
             )
         })
@@ -181,25 +202,33 @@ impl Inner {
         }
     }
 
+    /// Whether a new snapshot of a partition would let go of files on a nearly full disk that the one
+    /// before, of so many bytes, still holds.
+    pub(crate) fn could_release(&self, partition: u64, bytes: u64) -> bool {
+        self.space.is_short.load(Ordering::Relaxed)
+            && bytes > self.part(partition).file_bytes() + LITTLE
+    }
+
     /// Why appends do not get in although they waited, if so.
     pub(crate) fn stuck(&self) -> Option<String> {
         let is_stuck = self.space.is_stuck.load(Ordering::Relaxed) && self.log_is_over();
         is_stuck.then(|| "the log is larger than it may be, and cannot be trimmed".to_owned())
     }
 
-    /// Waits until there is space for an append.
+    /// Waits until there is space for an append. One that gives space back, because it does nothing but
+    /// trim, finds it in the reserve.
     ///
     /// # Errors
     ///
     /// [`Error::TryLater`] if there is none in time, with the reason; [`Error::Stopping`].
-    pub(crate) async fn wait_for_space(&self, part: &Part) -> Result<(), Error> {
+    pub(crate) async fn wait_for_space(&self, part: &Part, gives_back: bool) -> Result<(), Error> {
         let deadline = Instant::now() + SPACE_TIMEOUT;
         loop {
-            if let Some(why) = self.shortage() {
+            if !gives_back && let Some(why) = self.shortage() {
                 return Err(Error::TryLater(why));
             }
             let log_is_over = self.log_is_over();
-            if !log_is_over && !part.reclaim_is_behind() {
+            if !log_is_over && (gives_back || !part.reclaim_is_behind()) {
                 return Ok(());
             }
             if self.draining.load(Ordering::Relaxed) {

@@ -26,7 +26,8 @@ use crate::space::Signal;
 
 /// How often the log is looked after.
 const LOG_INTERVAL: Duration = Duration::from_millis(250);
-/// The same while appends wait for it.
+/// The same while appends wait for it: what has changed since is done at once, the rest as often as
+/// before.
 const LOG_INTERVAL_IN_NEED: Duration = Duration::from_millis(10);
 /// A partition whose log has this many entries that are not flushed is flushed, however small they
 /// are: a restart replays some hundred thousand a second.
@@ -42,6 +43,8 @@ const FLUSH_AFTER: Duration = Duration::from_secs(60);
 
 /// How often Prometheus is told where everything stands.
 const PUBLISH_EVERY: Duration = Duration::from_secs(1);
+/// A local snapshot that holds space of a nearly full disk is replaced, and not sooner after the last.
+const RELEASE_INTERVAL: Duration = Duration::from_secs(10);
 /// A log that is larger than it may be is trimmed again after this long.
 const TRIM_INTERVAL: Duration = Duration::from_secs(2);
 /// A log that is still larger than it may be after this long is not kept for archived snapshots any
@@ -120,6 +123,8 @@ struct Watched {
     is_damaged: bool,
     /// Whether nothing was writing its memtables to files when it was last looked at.
     was_stuck: bool,
+    /// When a local snapshot was last asked for to give back space.
+    released: Option<Instant>,
     /// A local snapshot that was asked for to trim the log.
     asked: Option<oneshot::Receiver<Result<Arc<StoredSnapshot>, SnapshotError>>>,
 }
@@ -133,6 +138,38 @@ struct LogKeeper {
     over: Option<Over>,
     /// When Prometheus was last told where everything stands.
     published: Option<Instant>,
+    /// When partitions were last looked at.
+    looked: Pace<()>,
+    /// When the log's files were last listed, and which they were, as far as raft-engine knows.
+    listed: Pace<(u64, u64)>,
+    /// When files were last deleted, and what was wanted then.
+    purged: Pace<((u64, u64), Vec<u64>)>,
+    /// Whether the last listing failed.
+    is_unlisted: bool,
+}
+
+/// Something that is done at an interval, and at once if what it depends on has changed.
+#[derive(Debug)]
+struct Pace<T> {
+    last: Option<(T, Instant)>,
+}
+
+impl<T: PartialEq> Pace<T> {
+    fn new() -> Pace<T> {
+        Pace { last: None }
+    }
+
+    /// Whether it is due; then it counts as done.
+    fn is_due(&mut self, what: T, now: Instant) -> bool {
+        let is_as_before = |(before, at): &(T, Instant)| {
+            *before == what && now.saturating_duration_since(*at) < LOG_INTERVAL
+        };
+        let is_due = !self.last.as_ref().is_some_and(is_as_before);
+        if is_due {
+            self.last = Some((what, now));
+        }
+        is_due
+    }
 }
 
 /// A log that is larger than it may be.
@@ -156,20 +193,20 @@ fn keep_log_short(inner: &Weak<Inner>, signal: &Signal) {
             end_process(&inner, &why);
         }
         let keeper = keeper.get_or_insert_with(|| LogKeeper::new(&inner));
-        // Appends wait: first of all for this.
-        let in_need = inner.log_is_over();
-        if !in_need {
+        // Also while appends wait for the log: a flush may be what lets it be trimmed.
+        if keeper.looked.is_due((), Instant::now()) {
             for one in &mut keeper.watched {
                 one.look(inner.options.flush_after);
                 one.report_damage(&inner);
+                one.release_space(&inner);
             }
             inner.look_at_free_space();
         }
         keeper.delete_files(&inner);
         // In this order: what is written in between counts twice, not never.
         let counts = inner.raft.writer().counts();
-        let log_bytes = inner.raft.log().used_bytes();
-        inner.note_log(log_bytes, counts.bytes);
+        keeper.list_files(&inner, counts.bytes);
+        let log_bytes = inner.log_bytes();
         keeper.keep_within_bound(&inner, log_bytes);
         metrics::counter!("esker_log_write_groups_total").absolute(counts.groups);
         metrics::counter!("esker_log_requests_total").absolute(counts.requests);
@@ -227,6 +264,7 @@ fn watch_all(inner: &Inner) -> Vec<Watched> {
             is_new: true,
             is_damaged: false,
             was_stuck: false,
+            released: None,
             asked: None,
         })
         .collect()
@@ -240,9 +278,13 @@ impl LogKeeper {
         LogKeeper {
             watched,
             files: LogFiles::new(many),
-            at_open: AtOpen::new(inner.raft.log().used_bytes(), &wanted),
+            at_open: AtOpen::new(inner.log_bytes(), &wanted),
             over: None,
             published: None,
+            looked: Pace::new(),
+            listed: Pace::new(),
+            purged: Pace::new(),
+            is_unlisted: false,
         }
     }
 
@@ -261,6 +303,10 @@ impl LogKeeper {
         if !self.files.may_delete(span, &wanted) {
             return;
         }
+        let starts = wanted.iter().map(|one| one.start).collect();
+        if !self.purged.is_due((span, starts), Instant::now()) {
+            return;
+        }
         match inner.raft.log().purge() {
             Ok(held_by) => {
                 for one in &self.watched {
@@ -271,6 +317,25 @@ impl LogKeeper {
                 }
             }
             Err(error) => tracing::warn!(%error, "log files were not deleted"),
+        }
+    }
+
+    /// Looks how large the log is. If that cannot be known now, it is as large as it was.
+    fn list_files(&mut self, inner: &Inner, written: u64) {
+        let span = inner.raft.log().file_span();
+        if !self.listed.is_due(span, Instant::now()) {
+            return;
+        }
+        match inner.raft.log().used_bytes() {
+            Ok(bytes) => {
+                self.is_unlisted = false;
+                inner.note_log(bytes, written);
+            }
+            Err(error) => {
+                if !std::mem::replace(&mut self.is_unlisted, true) {
+                    tracing::warn!(%error, "how large the log is cannot be known now");
+                }
+            }
         }
     }
 
@@ -362,6 +427,21 @@ impl Watched {
         };
         if !self.asked.as_mut().is_some_and(under_way) {
             self.asked = Some(self.group.snapshot());
+        }
+    }
+
+    /// On a nearly full disk, a local snapshot that holds files which the database has no more is
+    /// replaced.
+    fn release_space(&mut self, inner: &Inner) {
+        let partition = self.group.id().0;
+        let Some(held) = inner.snapshots.local.newest(partition) else {
+            return;
+        };
+        let is_due = self.released.is_none_or(|at| at.elapsed() >= RELEASE_INTERVAL);
+        if is_due && inner.could_release(partition, held.checkpoint.bytes()) {
+            self.released = Some(Instant::now());
+            self.ask_for_snapshot();
+            inner.snapshots.wake.notify_one();
         }
     }
 
@@ -505,5 +585,22 @@ fn finish_deleted_basins(inner: &Inner) {
                 let _ = answer.blocking_recv();
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn while_appends_wait_what_has_not_changed_is_looked_at_as_often_as_otherwise() {
+        let started = Instant::now();
+        let mut pace = Pace::new();
+        let looks = 1000 / LOG_INTERVAL_IN_NEED.as_millis() as u32;
+        let due = (0..looks).filter(|look| pace.is_due(1, started + *look * LOG_INTERVAL_IN_NEED));
+        assert_eq!(due.count(), 4);
+        let last = started + looks * LOG_INTERVAL_IN_NEED;
+        assert!(pace.is_due(2, last), "something has changed");
+        assert!(!pace.is_due(2, last));
     }
 }

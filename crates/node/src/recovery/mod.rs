@@ -42,6 +42,7 @@ use tokio_util::sync::CancellationToken;
 use crate::data_dir::DataDir;
 use crate::error::StartError;
 use crate::node::{Inner, NodeOptions, StreamGroup};
+use crate::space::Space;
 use crate::snapshots::{Archive, LocalSnapshots, Rates, Snapshots, scan_tells};
 use crate::state;
 use attempts::Attempts;
@@ -180,7 +181,8 @@ fn open(
     let raft = look::open_log(options, &data_dir, accepts_loss)?;
     let mut open = attempts::Opened::default();
     open.raft = Some(raft.clone());
-    let scan = Some(scan.elapsed()).filter(|_| scan_tells(raft.log().used_bytes()));
+    let log_bytes = log_bytes(&raft)?;
+    let scan = Some(scan.elapsed()).filter(|_| scan_tells(log_bytes));
     let founding = data_dir.is_new && !plan.as_ref().is_some_and(|plan| plan.everything);
     let mut report = RecoveryReport::default();
     let (mut forked, mut damaged) = (Vec::new(), Vec::new());
@@ -294,7 +296,7 @@ fn groups(
         source = %report.source(),
         path = %data_dir.db().display(),
         ?applied,
-        log_bytes = raft.log().used_bytes(),
+        log_bytes = log_bytes(&raft)?,
         "Loading partitions: {}", report.source()
     );
     let alone = || -> SendToPeers { Box::new(|_| {}) };
@@ -337,7 +339,8 @@ fn groups(
         }
     }
     let rates = Rates::open(data_dir.path());
-    rates.scanned(raft.log().used_bytes(), report.scan);
+    let log_bytes = log_bytes(&raft)?;
+    rates.scanned(log_bytes, report.scan);
     if report.restored_bytes > 0 {
         rates.restored(report.restored_bytes, report.restore);
     }
@@ -366,7 +369,7 @@ fn groups(
         state,
         started: Instant::now(),
         refuses_appends: AtomicBool::new(false),
-        space: Default::default(),
+        space: Space::with_log(log_bytes),
         unknown_basins: Default::default(),
         data_dir,
     };
@@ -401,6 +404,12 @@ fn open_state_files(data_dir: &DataDir) -> Result<state::files::Files, StartErro
         path,
         source,
     })
+}
+
+/// What the log has on disk.
+fn log_bytes(raft: &esker_raft::Node) -> Result<u64, StartError> {
+    let bytes = raft.log().used_bytes();
+    Ok(bytes.map_err(esker_raft::runtime::NodeError::from)?)
 }
 
 fn log_state(

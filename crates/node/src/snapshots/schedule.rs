@@ -26,6 +26,9 @@ pub(crate) struct Facts {
     /// Whether most of a full log that may not be trimmed is kept for older ones of this partition:
     /// then more are put, also without anything new, until those are retained no more.
     pub holds_log: bool,
+    /// Whether the disk is nearly full, the repository is on it, and the newest one holds files that the
+    /// database has no more.
+    pub holds_space: bool,
 }
 
 /// Why a snapshot is put.
@@ -41,6 +44,8 @@ pub enum Reason {
     RecoveryBudget,
     /// The log is larger than it may be.
     LogFull,
+    /// The disk is nearly full, and the one before holds files that a new one does not need.
+    DiskFull,
     /// It is time, and enough was applied.
     Interval,
 }
@@ -53,6 +58,7 @@ impl fmt::Display for Reason {
             Reason::Needed => "streams in other snapshots need its basins",
             Reason::RecoveryBudget => "replay would exceed the recovery budget",
             Reason::LogFull => "the log is full",
+            Reason::DiskFull => "the disk is nearly full, and the one before holds space",
             Reason::Interval => "the interval is over",
         })
     }
@@ -68,6 +74,9 @@ pub(crate) fn due(options: &SnapshotOptions, facts: &Facts) -> Option<Reason> {
     }
     if facts.holds_log {
         return Some(Reason::LogFull);
+    }
+    if facts.holds_space {
+        return Some(Reason::DiskFull);
     }
     if facts.needed {
         return Some(Reason::Needed);
@@ -134,6 +143,15 @@ mod tests {
             ..facts(0, 0)
         };
         assert_eq!(due(&options(), &full), Some(Reason::LogFull));
+    }
+
+    #[test]
+    fn a_snapshot_that_holds_space_of_a_nearly_full_disk_is_a_reason_without_anything_new() {
+        let holds = Facts {
+            holds_space: true,
+            ..facts(0, 0)
+        };
+        assert_eq!(due(&options(), &holds), Some(Reason::DiskFull));
     }
 
     #[test]

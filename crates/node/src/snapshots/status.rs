@@ -149,10 +149,10 @@ impl Inner {
             node_id: inner.identity.node_id,
             repository: snapshots.archive.shown().to_owned(),
             repository_is_local: snapshots.archive.is_default,
-            log_bytes: inner.raft.log().used_bytes(),
+            log_bytes: inner.log_bytes(),
             max_log_bytes: inner.options.snapshots.max_log_bytes,
             restart: rates.start()
-                + rates.scan(inner.raft.log().used_bytes())
+                + rates.scan(inner.log_bytes())
                 + rates.replay(after_durable.0, after_durable.1),
             restore: rates.start()
                 + rates.restore(archived_bytes)
@@ -334,7 +334,7 @@ impl Inner {
                     "disk_takes_no_writes",
                     Some(partition),
                     why.clone(),
-                    "make room on the disk of the data directory, or delete streams: trims are appends, and wait too",
+                    "make room on the disk of the data directory, trim streams, or delete them",
                 );
             } else if inner.group(partition).status().stalled {
                 problems.add(

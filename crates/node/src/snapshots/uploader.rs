@@ -534,7 +534,7 @@ async fn put(
     let started = Instant::now();
     let snapshots = &inner.snapshots;
     let place = &snapshots.known[partition as usize];
-    if reason == Reason::LogFull {
+    if matches!(reason, Reason::LogFull | Reason::DiskFull) {
         advance(partition, group).await;
     }
     // Before it is taken: whatever the catalog's snapshot has, these have no stream without a basin there.
@@ -659,6 +659,7 @@ impl Inner {
         });
         let asked = !known.asked.is_empty();
         let empty = known.empty_entries();
+        let newest_bytes = known.newest_bytes;
         // What a new lineage has from its parent cannot stand for it: if this disk is lost as well, no
         // copy would be of the repository's lineage.
         let lineage = self.part(partition).lineage().ok();
@@ -677,6 +678,8 @@ impl Inner {
                 false => Duration::ZERO,
             },
             log_full: is_largest && load.log_full,
+            holds_space: self.snapshots.archive.is_default
+                && newest_bytes.is_some_and(|bytes| self.could_release(partition, bytes)),
             holds_log: load.holds_log == Some(partition),
         }
     }
@@ -729,6 +732,6 @@ impl Inner {
 
     /// Whether the log is larger than it may be.
     pub(crate) fn log_is_full(&self) -> bool {
-        self.raft.log().used_bytes() > self.log_most()
+        self.log_bytes() > self.log_most()
     }
 }

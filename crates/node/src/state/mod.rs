@@ -221,10 +221,14 @@ impl StateStore {
         }
         let shared = self.shared();
         let mut committing = Committing::begin(&shared.transactions, txn, expected)?;
+        let only_deletes = match committing.command() {
+            esker_partition::command::Kind::StateCommit(commit) => commit.operations.iter().all(|op| op.value.is_none()),
+            _ => false,
+        };
         let bytes = committing.command().to_bytes();
         let part = self.inner.part(self.inner.state.partition.0);
         self.inner
-            .wait_for_space(part)
+            .wait_for_space(part, only_deletes)
             .await
             .map_err(|error| StateError::Unavailable(error.to_string()))?;
         let most = self.inner.options.append_inflight;

@@ -104,6 +104,9 @@ impl State {
 pub(super) struct Background {
     state: Mutex<State>,
     changed: Condvar,
+    /// For tests: a flush waits while it is locked.
+    #[cfg(test)]
+    hold: Mutex<()>,
 }
 
 impl Background {
@@ -179,6 +182,11 @@ impl Background {
 struct Listener(Arc<Background>);
 
 impl EventListener for Listener {
+    #[cfg(test)]
+    fn on_flush_begin(&self, _: &FlushJobInfo) {
+        drop(self.0.hold.lock());
+    }
+
     fn on_flush_completed(&self, _: &FlushJobInfo) {
         let mut state = self.0.state.lock();
         let was_failing = state.flush.take().is_some();
@@ -274,6 +282,13 @@ impl Store {
     /// An error after which RocksDB takes no write until the database is opened again.
     pub fn fatal(&self) -> Option<String> {
         self.background.state.lock().fatal.clone()
+    }
+
+    /// Nothing is written to files any more, and nobody waits for it: to be called before the groups are
+    /// stopped, if a flush could not be waited for. What is in memory is in the log.
+    pub fn give_up(&self) {
+        self.background.close();
+        self.db.cancel_all_background_work(false);
     }
 
     /// Whether no flush has failed, or that was long enough ago to try the next one.

@@ -333,7 +333,7 @@ impl SharedLog {
     /// Deletes files that no group needs, once the log is larger than its threshold. Answers the groups
     /// whose old entries hold files back: they should be flushed and compacted.
     pub fn purge(&self) -> Result<Vec<GroupId>, LogError> {
-        if self.used_bytes() <= self.config.purge_threshold {
+        if self.used_bytes()? <= self.config.purge_threshold {
             return Ok(Vec::new());
         }
         let held_by = on_a_fresh_thread(|| self.engine.purge_expired_files())
@@ -349,13 +349,26 @@ impl SharedLog {
     /// Bytes that the log's files have on disk: those that it writes, and those into which it copies
     /// entries that are still wanted when their file goes. What was set aside for the file that is
     /// written to counts.
-    pub fn used_bytes(&self) -> u64 {
-        let files = std::fs::read_dir(&self.config.dir).into_iter().flatten();
-        files
-            .filter_map(|file| file.ok()?.metadata().ok())
-            .filter(|meta| meta.is_file())
-            .map(|meta| meta.len())
-            .sum()
+    ///
+    /// # Errors
+    ///
+    /// The directory cannot be listed: nothing is known about the size then.
+    pub fn used_bytes(&self) -> Result<u64, LogError> {
+        let unreadable = |error: std::io::Error| LogError::Unreadable {
+            dir: self.config.dir.clone(),
+            message: format!("listing its files: {error}"),
+        };
+        let mut bytes = 0;
+        for file in std::fs::read_dir(&self.config.dir).map_err(unreadable)? {
+            match file.map_err(unreadable)?.metadata() {
+                Ok(meta) if meta.is_file() => bytes += meta.len(),
+                Ok(_) => {}
+                // Deleted since it was listed.
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                Err(error) => return Err(unreadable(error)),
+            }
+        }
+        Ok(bytes)
     }
 
     /// Numbers of the first file that the log still has, and of the one that it writes.

@@ -135,6 +135,41 @@ fn writes_are_refused_with_the_cause_once_memtables_are_full_and_go_on_when_flus
 }
 
 #[test]
+fn a_flush_is_waited_for_until_its_deadline_and_goes_on_by_itself() {
+    let scratch = tempfile::tempdir().unwrap();
+    let store = store(&scratch.path().join("db"));
+    let part = store.part(PartitionId(1));
+    part.flush().unwrap();
+    let held = store.background.hold.lock();
+    write(&part, 1, 100).unwrap();
+    let late = part.flush_until(Some(Instant::now())).unwrap_err();
+    assert!(late.to_string().contains("not done in time"), "{late}");
+    assert_eq!(lsn(part.durable()), 0);
+    drop(held);
+    part.flush().unwrap();
+    assert_eq!(lsn(part.durable()), 1);
+}
+
+#[test]
+fn one_who_waits_for_a_flush_that_is_given_up_is_answered() {
+    let scratch = tempfile::tempdir().unwrap();
+    let store = store(&scratch.path().join("db"));
+    let part = store.part(PartitionId(1));
+    part.flush().unwrap();
+    let held = store.background.hold.lock();
+    write(&part, 1, 100).unwrap();
+    let waiting = std::thread::spawn({
+        let part = part.clone();
+        move || part.flush()
+    });
+    store.give_up();
+    let answer = waiting.join().unwrap().unwrap_err().to_string();
+    assert!(answer.contains("being closed"), "{answer}");
+    drop(held);
+    store.close();
+}
+
+#[test]
 fn a_flush_that_keeps_failing_is_tried_after_1_2_4_8_16_and_every_30_seconds() {
     let started = Instant::now();
     let mut backoff = Backoff::default();

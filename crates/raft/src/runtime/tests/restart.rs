@@ -198,9 +198,9 @@ fn a_log_that_is_flushed_compacted_and_purged_stays_small_and_loses_nothing() {
             host.node.log().purge().unwrap();
         }
         assert!(
-            host.node.log().used_bytes() <= 8 * host.node.log().config().segment_size,
+            host.node.log().used_bytes().unwrap() <= 8 * host.node.log().config().segment_size,
             "{} bytes are in use",
-            host.node.log().used_bytes()
+            host.node.log().used_bytes().unwrap()
         );
         for (store, expected) in stores.iter().zip(&expected) {
             assert_eq!(&store.commands(), expected, "round {round}");
