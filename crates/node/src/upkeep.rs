@@ -437,7 +437,9 @@ impl Watched {
         let Some(held) = inner.snapshots.local.newest(partition) else {
             return;
         };
-        let is_due = self.released.is_none_or(|at| at.elapsed() >= RELEASE_INTERVAL);
+        let is_due = self
+            .released
+            .is_none_or(|at| at.elapsed() >= RELEASE_INTERVAL);
         if is_due && inner.could_release(partition, held.checkpoint.bytes()) {
             self.released = Some(Instant::now());
             self.ask_for_snapshot();

@@ -222,7 +222,9 @@ impl StateStore {
         let shared = self.shared();
         let mut committing = Committing::begin(&shared.transactions, txn, expected)?;
         let only_deletes = match committing.command() {
-            esker_partition::command::Kind::StateCommit(commit) => commit.operations.iter().all(|op| op.value.is_none()),
+            esker_partition::command::Kind::StateCommit(commit) => {
+                commit.operations.iter().all(|op| op.value.is_none())
+            }
             _ => false,
         };
         let bytes = committing.command().to_bytes();
