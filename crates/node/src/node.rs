@@ -264,7 +264,13 @@ impl Node {
             }
             if group.status().stalled {
                 let why = self.inner.stall_cause(partition);
-                return Err(format!("partition {partition} cannot be written: {why}"));
+                return Err(match self.inner.damaged_partition() {
+                    None => format!("partition {partition} cannot be written: {why}"),
+                    Some(damaged) => format!(
+                        "partition {partition} cannot be written: files of partition {damaged} are damaged ({why}); \
+                         restart the server: the next start recovers the partition from a copy and the log"
+                    ),
+                });
             }
         }
         Ok(())
@@ -444,6 +450,12 @@ impl Inner {
     /// Why a partition's database is not to be used by the next start, if so.
     pub fn damage(&self, partition: u64) -> Option<String> {
         self.store.damage(PartitionId(partition))
+    }
+
+    /// The first partition whose files are damaged.
+    pub fn damaged_partition(&self) -> Option<u64> {
+        let mut partitions = 0..=u64::from(self.options.partitions);
+        partitions.find(|partition| self.damage(*partition).is_some())
     }
 
     pub fn groups(&self) -> impl Iterator<Item = &Group<Outcome>> {

@@ -35,6 +35,8 @@ pub const FORMAT: u32 = 1;
 const DESCRIPTION: &str = "checkpoint.json";
 /// Most bytes of a description; what RocksDB can have files for.
 const DESCRIPTION_BYTES: u64 = 64 << 20;
+/// Levels of a database; RocksDB's default.
+const LEVELS: i32 = 7;
 /// Bytes that are read at a time for a checksum.
 const CHUNK: usize = 1 << 20;
 
@@ -219,6 +221,13 @@ impl Checkpoint {
         let mut files = Vec::with_capacity(self.meta.files.len());
         for file in &self.meta.files {
             self.path_of(file)?;
+            // RocksDB takes it for an index without looking.
+            if !(0..LEVELS).contains(&file.level) {
+                return Err(bad(format!(
+                    "{}: there is no level {}",
+                    file.name, file.level
+                )));
+            }
             let key = |digits: &Option<String>| {
                 let parsed = digits.as_deref().map(from_hex);
                 match parsed {

@@ -7,7 +7,7 @@ use std::path::Path;
 use super::losses::{Harm, Loss, befall};
 use super::past::{Past, play, quiet, seen};
 use super::place::{Kind, Place, Scene, copy_dir, files};
-use crate::support::Setup;
+use crate::support::{Setup, sdk};
 
 const REFUSED: &[(Loss, Harm, &str)] = &[
     (Loss::DatabaseAndLocalSnapshots, Harm::All, "nothing_usable"),
@@ -206,4 +206,56 @@ async fn an_option_to_restore_that_is_left_in_the_environment_accepts_no_later_l
     lose();
     let (_, log) = left.start_refused(&scene.data()).await;
     assert!(log.contains("error [log_missing]"), "{log}");
+}
+
+#[tokio::test]
+async fn a_restore_that_was_left_in_the_directory_accepts_no_later_loss() {
+    let past = Past::new(Kind::Directory, "incremental").await;
+    let forks = "{\"2\": {\"lineage\": \"7\", \"parent\": \"8\", \"lsn\": 1}}";
+    for left in [
+        "{\"everything\": true}".to_owned(),
+        "{\"everything\": false}".to_owned(),
+        format!("{{\"everything\": true, \"forks\": {forks}}}"),
+    ] {
+        let scene = past.copy().await;
+        let plan = scene.data().join("restore.json");
+        fs::write(&plan, &left).unwrap();
+        fs::remove_dir_all(scene.data().join("log")).unwrap();
+        let (_, log) = scene.setup.start_refused(&scene.data()).await;
+        assert!(log.contains("error [log_missing]"), "{left}: {log}");
+        assert!(!scene.data().join("log").exists(), "{left}");
+    }
+}
+
+#[tokio::test]
+async fn an_older_copy_of_the_directory_over_a_newer_one_is_named_and_the_way_out_works() {
+    let scene = Scene::new(Kind::Directory, quiet().set("log.segment-size=1MiB")).await;
+    let append = async |setup: &Setup, streams: std::ops::Range<usize>| {
+        let mut server = setup.start(&scene.data()).await;
+        let s2 = server.sdk();
+        for number in streams {
+            let basin = match number {
+                0 => sdk::basin(&s2, "copied-over").await,
+                _ => s2.basin(sdk::basin_name("copied-over")),
+            };
+            let stream = sdk::stream(&basin, &format!("stream-{number}")).await;
+            for _ in 0..4 {
+                sdk::append(&stream, ["x".repeat(200_000)]).await;
+            }
+        }
+        server.kill();
+    };
+    append(&scene.setup, 0..5).await;
+    copy_dir(&scene.data(), &scene.path("older"));
+    append(&scene.setup, 5..10).await;
+    copy_dir(&scene.path("older"), &scene.data());
+    let (code, log) = scene.setup.start_refused(&scene.data()).await;
+    assert_eq!(code, 1, "{log}");
+    assert!(log.contains("error [log]"), "{log}");
+    assert!(!log.contains("panicked"), "{log}");
+    let restore = scene.setup.clone().bootstrap("restore");
+    let mut server = restore.start(&scene.data()).await;
+    let basin = sdk::basin(&server.sdk(), "made-after").await;
+    sdk::append(&sdk::stream(&basin, "stream").await, ["served"]).await;
+    server.kill();
 }

@@ -176,6 +176,9 @@ impl Search<'_> {
                     (Err(_), true, true) => {
                         "There is no copy to go on from: bring back what is missing"
                     }
+                    (Err(_), true, false) if self.damage => {
+                        "Bring back what is missing or damaged, from versions or a backup; or accept the loss of everything after the newest copy that is whole with --bootstrap restore, which ends in the same way if none is"
+                    }
                     _ => {
                         "Bring back what is missing; or accept the loss of everything after the newest copy with --bootstrap restore"
                     }
@@ -566,7 +569,10 @@ impl Search<'_> {
             let after = way.fork.as_ref().map_or(0, |fork| fork.lsn);
             !accepts_loss && planned.is_some_and(|planned| after < planned.lsn)
         };
-        let remedy = match self.state(&ancestry, root.is_some()).await {
+        let of_state = self.state(&ancestry, root.is_some()).await;
+        // A newer one may be among what could not be read: no loss is accepted for its sake.
+        self.all_was_read()?;
+        let remedy = match of_state {
             Some(way) if !loses_more(&way) => return Ok(way),
             None if accepts_loss => "There is no copy to go on from",
             _ => {

@@ -16,7 +16,7 @@ use super::plan::PlannedFork;
 use super::ways::{Copy, Source, best, connects};
 use crate::state::archive::StateArchive;
 use crate::state::document::Header;
-use crate::state::files::{Files, name_of};
+use crate::state::files::{FileError, Files, name_of};
 
 impl Search<'_> {
     /// The newest JSON snapshot that is a part of the history, if this is the store's partition.
@@ -37,7 +37,7 @@ impl Search<'_> {
         let (files, local): (Files, BTreeSet<u64>) = match opened.await {
             Ok(opened) => opened,
             Err(error) => {
-                self.tried.push(format!("state snapshots: {error}"));
+                self.is_unreadable(format!("state snapshots: {error}"));
                 return None;
             }
         };
@@ -46,8 +46,7 @@ impl Search<'_> {
             Ok(listed) => listed.iter().map(|one| one.commit_ts).collect(),
             Err(error) => {
                 let shown = archive.shown();
-                self.tried
-                    .push(format!("state snapshots in {shown}: {error}"));
+                self.is_unreadable(format!("state snapshots in {shown}: {error}"));
                 BTreeSet::new()
             }
         };
@@ -80,10 +79,26 @@ impl Search<'_> {
         match super::blocking(move || files.check(commit_ts)).await {
             Ok((written, _)) => Some(written.header),
             Err(why) => {
-                self.tried.push(format!("{}: {why}", name_of(commit_ts)));
+                self.not_usable(name_of(commit_ts), &why);
                 None
             }
         }
+    }
+
+    /// One that is damaged, or gone since it was listed, is passed over; of one that cannot be read now
+    /// nothing is known.
+    fn not_usable(&mut self, name: String, why: &FileError) {
+        match why {
+            FileError::Unreadable(error) if error.kind() != io::ErrorKind::NotFound => {
+                self.is_unreadable(format!("{name}: {why}"));
+            }
+            _ => self.tried.push(format!("{name}: {why}")),
+        }
+    }
+
+    fn is_unreadable(&mut self, what: String) {
+        self.unreadable.push(what.clone());
+        self.tried.push(what);
     }
 
     /// An archived one, once it is among those on this disk; a file of that name there gets another one if
@@ -97,17 +112,16 @@ impl Search<'_> {
     ) -> Option<Header> {
         let dir = self.place("state");
         let fetched = async {
-            remove(&dir).map_err(|e| e.to_string())?;
-            let failed = |e: io::Error| e.to_string();
-            archive.fetch(commit_ts, &dir).await.map_err(failed)?;
-            let (fetched, files) = (Files::open(dir.clone()).map_err(failed)?, files.clone());
+            remove(&dir).map_err(|e| FileError::Unreadable(io::Error::other(e)))?;
+            archive.fetch(commit_ts, &dir).await?;
+            let (fetched, files) = (Files::open(dir.clone())?, files.clone());
             super::blocking(move || {
-                let (written, _) = fetched.check(commit_ts).map_err(|e| e.to_string())?;
+                let (written, _) = fetched.check(commit_ts)?;
                 if in_the_way {
-                    files.set_aside(commit_ts).map_err(failed)?;
+                    files.set_aside(commit_ts)?;
                 }
-                files.adopt(&fetched, commit_ts).map_err(failed)?;
-                Ok::<_, String>(written.header)
+                files.adopt(&fetched, commit_ts)?;
+                Ok::<_, FileError>(written.header)
             })
             .await
         };
@@ -115,7 +129,7 @@ impl Search<'_> {
             Ok(header) => Some(header),
             Err(why) => {
                 let (name, shown) = (name_of(commit_ts), archive.shown());
-                self.tried.push(format!("{name} in {shown}: {why}"));
+                self.not_usable(format!("{name} in {shown}"), &why);
                 None
             }
         }

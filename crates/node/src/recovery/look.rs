@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use esker_partition::{Lineage, LineageId, PartitionId, Store, StoreError, StoreOptions};
 use esker_raft::log::{Faults, LogConfig};
-use esker_raft::runtime::NodeConfig;
+use esker_raft::runtime::{NodeConfig, NodeError};
 use esker_raft::{GroupId, NodeId};
 
 use super::ways::LogFacts;
@@ -65,7 +65,7 @@ pub(super) fn open_log(
     data_dir: &DataDir,
     accepts_loss: bool,
 ) -> Result<esker_raft::Node, StartError> {
-    let start = || {
+    let open = || {
         esker_raft::Node::start(
             NodeConfig {
                 id: NodeId(data_dir.identity.node_id),
@@ -88,6 +88,17 @@ pub(super) fn open_log(
             },
             Faults::default(),
         )
+    };
+    // What the log has of each group is a part of it: the way out is the same.
+    let start = || {
+        let (raft, inspection) = open()?;
+        for partition in 0..=u64::from(options.partitions) {
+            if let Err(error) = raft.log().state(GroupId(partition)) {
+                raft.stop();
+                return Err(NodeError::from(error));
+            }
+        }
+        Ok((raft, inspection))
     };
     let started = match start() {
         Err(error) if accepts_loss && error.is_damage() => {

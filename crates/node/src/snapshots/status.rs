@@ -318,7 +318,7 @@ impl Inner {
                     "database_damaged",
                     Some(partition),
                     why,
-                    "restart: the partition is recovered from a snapshot and the log",
+                    "restart the server: the next start recovers the partition from a copy and the log",
                 );
             }
             if let Some(why) = inner.group(partition).halted() {

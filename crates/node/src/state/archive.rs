@@ -202,7 +202,13 @@ impl StateArchive {
             Err(error) => return Err(io::Error::other(error)),
         }
         let object = self.store.get(&self.path(commit_ts)).await;
-        let mut pieces = object.map_err(io::Error::other)?.into_stream();
+        let object = object.map_err(|error| match error {
+            gone @ object_store::Error::NotFound { .. } => {
+                io::Error::new(io::ErrorKind::NotFound, gone)
+            }
+            other => io::Error::other(other),
+        });
+        let mut pieces = object?.into_stream();
         let mut to = tokio::fs::File::create(dir.join(name_of(commit_ts))).await?;
         while let Some(piece) = pieces.try_next().await.map_err(io::Error::other)? {
             to.write_all(&piece).await?;

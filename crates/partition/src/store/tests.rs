@@ -305,3 +305,23 @@ fn a_block_that_was_damaged_before_the_checkpoint_is_found_when_its_blocks_are_v
     assert!(!scratch.exists());
     assert!(tables(&db).len() > 2);
 }
+
+#[test]
+fn a_checkpoint_whose_description_names_no_level_is_refused_before_the_database_sees_it() {
+    for level in [-1, 7, i32::MAX] {
+        let dir = tempfile::tempdir().unwrap();
+        let store = two_partitions(&dir.path().join("db"));
+        let part = store.part(PartitionId(2));
+        let taken = part.begin_checkpoint().take().unwrap();
+        let description = taken.dir.join("checkpoint.json");
+        let text = std::fs::read_to_string(&description).unwrap();
+        let mut json: serde_json::Value = serde_json::from_str(&text).unwrap();
+        json["files"][0]["level"] = level.into();
+        std::fs::write(&description, json.to_string()).unwrap();
+        let altered = crate::Checkpoint::open(&taken.dir).unwrap();
+        store.drop_part(PartitionId(2)).unwrap();
+        let error = store.import(PartitionId(2), &altered).unwrap_err();
+        assert!(error.to_string().contains("there is no level"), "{error}");
+        assert!(!error.is_unreadable());
+    }
+}

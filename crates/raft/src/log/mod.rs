@@ -243,6 +243,13 @@ impl SharedLog {
                 start.lsn.0 + 1
             )));
         }
+        // raft-rs panics on it.
+        if hard_state.commit > last.0 {
+            return Err(self.error(format!(
+                "group {group}: entries up to {} were committed, and the log ends at {last}",
+                hard_state.commit
+            )));
+        }
         let last_change = match self.engine.get(region, KEY_LAST_CHANGE) {
             Some(bytes) => Lsn(u64::from_be_bytes(bytes.try_into().map_err(|_| {
                 self.error(format!("last change of group {group} is malformed"))
