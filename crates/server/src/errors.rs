@@ -254,6 +254,11 @@ const FOLLOW_CODES: &[(&str, &str, &str)] = &[
         "Follow with that fold, or keep the snapshots of one of the two beside the stream (`--snapshot external:URL`).",
     ),
     (
+        "identity_unknown",
+        "The server does not let this client list streams, see the stream's configuration, or ask for its position. Without that nobody knows whether this is the stream that its snapshots are of.",
+        "Allow it, or choose so with `--trust-name`: a stream that was deleted and created again is then taken for the same.",
+    ),
+    (
         "record_malformed",
         "A record makes no sense to the fold; the message names it.",
         "If such records do not matter, skip them with `--skip-malformed`.",
