@@ -11,6 +11,8 @@ mod config_cmd;
 mod demo;
 mod exit;
 mod follow_cmd;
+mod input;
+mod interrupts;
 mod json;
 mod output_file;
 mod server_cmd;
@@ -65,6 +67,7 @@ fn main() -> std::process::ExitCode {
     let command = command.mut_subcommands(without_empty_variables);
     let arguments: Vec<_> = std::env::args_os().collect();
     let wants_json = json::is_wanted(&arguments);
+    interrupts::report_as_json(wants_json);
     let matches = command.try_get_matches_from(arguments);
     let cli = match matches.and_then(|mut matches| Cli::from_arg_matches_mut(&mut matches)) {
         Ok(cli) => cli,

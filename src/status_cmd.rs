@@ -8,6 +8,7 @@ use esker_server::admin::status::{CopyKind, Partition, Predicted, Recovery, Stat
 
 use crate::admin::Admin;
 use crate::exit::Failure;
+use crate::interrupts;
 use crate::json;
 use crate::output::print;
 use crate::snapshot_cmd::shown::{print_json, table};
@@ -58,7 +59,8 @@ pub fn run(args: Args) -> Result<(), Failure> {
         .enable_all()
         .build()
         .map_err(|e| Failure::wrong("io", format!("starting the runtime: {e}")))?;
-    runtime.block_on(async {
+    let watches = args.watch;
+    let result = interrupts::run(runtime, "nothing was changed", async {
         let admin = Admin::open(args.server).await?;
         let clears = args.watch && !args.json && std::io::stdout().is_terminal();
         loop {
@@ -77,7 +79,12 @@ pub fn run(args: Args) -> Result<(), Failure> {
             }
             tokio::time::sleep(EVERY).await;
         }
-    })
+    });
+    match result {
+        // That is how it ends.
+        Err(failure) if watches && failure.code == "interrupted" => Ok(()),
+        result => result,
+    }
 }
 
 /// A failure, if something needs action.

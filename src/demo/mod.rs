@@ -27,9 +27,9 @@ use acts::{Act, Cast};
 use records::Records;
 use stage::Stage;
 use tempfile::TempDir;
-use tokio::signal::unix::{SignalKind, signal};
 
 use crate::exit::Failure;
+use crate::interrupts::Interrupts;
 use crate::output::print;
 use crate::stream_cmd::target;
 use crate::term::took;
@@ -164,12 +164,9 @@ fn scratch(args: &Args) -> Result<TempDir, Failure> {
 /// Ends with a failure on Ctrl-C and SIGTERM, so that the server is stopped and the scratch directory
 /// removed.
 async fn uninterrupted(play: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
-    let cannot = |e| Failure::wrong("io", format!("listening for signals: {e}"));
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(cannot)?;
-    let mut terminate = signal(SignalKind::terminate()).map_err(cannot)?;
+    let mut interrupts = Interrupts::listen("the scratch directory may be left")?;
     tokio::select! {
         result = play => result,
-        _ = interrupt.recv() => Err(Failure::wrong(INTERRUPTED, "interrupted")),
-        _ = terminate.recv() => Err(Failure::wrong(INTERRUPTED, "asked to end")),
+        () = interrupts.next() => Err(Failure::wrong(INTERRUPTED, "interrupted")),
     }
 }

@@ -1,30 +1,19 @@
 //! Ctrl-C and requests to terminate.
 
-use tokio::signal::unix::{Signal, SignalKind, signal};
-
 use crate::exit::Failure;
+use crate::interrupts::Interrupts;
 
 /// What asks the command to end.
-pub struct Stop {
-    interrupt: Signal,
-    terminate: Signal,
-}
+pub struct Stop(Interrupts);
 
 impl Stop {
     /// From now on they do not end the process by themselves.
     pub fn listen() -> Result<Stop, Failure> {
-        let cannot = |e| Failure::wrong("io", format!("listening for signals: {e}"));
-        Ok(Stop {
-            interrupt: signal(SignalKind::interrupt()).map_err(cannot)?,
-            terminate: signal(SignalKind::terminate()).map_err(cannot)?,
-        })
+        Interrupts::listen("a snapshot that was being taken may be there").map(Stop)
     }
 
     /// Waits for the next one.
     pub async fn asked(&mut self) {
-        tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
-        }
+        self.0.next().await;
     }
 }

@@ -36,11 +36,13 @@ use online::Online;
 use place::{Needs, PlaceArgs, Where};
 
 use crate::exit::Failure;
+use crate::interrupts;
 
 /// Name of the environment variable for `--repository`.
 pub const REPOSITORY_VARIABLE: &str = "ESKER_REPOSITORY";
 
-/// How long the end waits for what was begun in the background: a stop is to be prompt.
+/// How long the end waits for what was begun in the background, such as the hash of a large file: a stop is
+/// to be prompt.
 const PARTING: Duration = Duration::from_secs(1);
 
 /// Create, list, check and restore partition snapshots.
@@ -87,6 +89,19 @@ enum Command {
 }
 
 impl Command {
+    /// What one leaves that is interrupted where it does no long work; that says for itself.
+    fn left(&self, found: &Where) -> &'static str {
+        match (found, self) {
+            (Where::Server(..), Command::Create(_)) => {
+                "the server may go on with the snapshot: `esker snapshot list` shows what is there"
+            }
+            (Where::Server(..), Command::Prune(args)) if !args.dry_run => {
+                "the server may go on with it: `esker snapshot list` shows what is kept"
+            }
+            _ => "nothing was changed",
+        }
+    }
+
     fn needs(&self) -> Needs {
         match self {
             Command::Create(_) => {
@@ -115,7 +130,8 @@ pub fn run(args: Args) -> Result<(), Failure> {
         .enable_all()
         .build()
         .map_err(|e| Failure::wrong("io", format!("starting the runtime: {e}")))?;
-    let result = runtime.block_on(async {
+    let left = args.command.left(&found);
+    interrupts::run_and_part(runtime, left, PARTING, async {
         let place = match found {
             Where::Server(address, partition) => {
                 let online = Online::open(address, partition, json).await?;
@@ -146,8 +162,5 @@ pub fn run(args: Args) -> Result<(), Failure> {
             // It needs a server.
             Command::Create(_) => Ok(()),
         }
-    });
-    // Left alone, it would wait until a file that is being hashed is read to its end.
-    runtime.shutdown_timeout(PARTING);
-    result
+    })
 }

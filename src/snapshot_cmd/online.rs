@@ -357,7 +357,7 @@ impl Online {
         if let PruneAnswer::Plan(plan) = &answer
             && !args.dry_run
         {
-            prune::ask(plan, args)?;
+            prune::ask(plan, args).await?;
             asked.apply = true;
             asked.generation = Some(plan.generation.0);
             answer = self.post(partition, &["prune"], &asked).await?;

@@ -14,6 +14,7 @@ use super::place::Place;
 use super::shown::{condemned, counted, objects, print_json, snapshots, table};
 use super::watch::watch;
 use crate::exit::Failure;
+use crate::input;
 use crate::output::print;
 use crate::output_file::OutputFile;
 use crate::term::{bytes, count, plain};
@@ -128,7 +129,7 @@ async fn apply(
     args: &Args,
     json: bool,
 ) -> Result<(), Failure> {
-    ask(plan, args)?;
+    ask(plan, args).await?;
     let pruned = watch(place, &Progress::new(), repository.prune(plan), LEFT).await?;
     let pruned = pruned.map_err(|e| place.failure(e))?;
     show(place.shown(), repository.partition().0, &pruned, json)
@@ -165,7 +166,7 @@ pub fn show(repository: &str, partition: u16, pruned: &Pruned, json: bool) -> Re
 }
 
 /// Asks a person whether snapshots may go, if any would, and it was not said before.
-pub fn ask(plan: &PrunePlan, args: &Args) -> Result<(), Failure> {
+pub async fn ask(plan: &PrunePlan, args: &Args) -> Result<(), Failure> {
     if plan.released.is_empty() || args.yes {
         return Ok(());
     }
@@ -184,10 +185,8 @@ pub fn ask(plan: &PrunePlan, args: &Args) -> Result<(), Failure> {
         ));
     }
     crate::output::ask(format_args!("{question} Go on? [y/N] "));
-    let mut answer = String::new();
-    let read = std::io::stdin().read_line(&mut answer);
-    match (read, answer.trim()) {
-        (Ok(_), "y" | "Y" | "yes") => Ok(()),
+    match input::read_line().await.as_deref().map(str::trim) {
+        Ok("y" | "Y" | "yes") => Ok(()),
         _ => Err(Failure::wrong("declined", "nothing was deleted")),
     }
 }

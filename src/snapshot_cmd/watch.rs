@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use esker_repository::Progress;
 use indicatif::{ProgressBar, ProgressStyle};
-use tokio::signal::unix::{SignalKind, signal};
 
 use super::place::Place;
 use crate::exit::Failure;
+use crate::interrupts::{self, Interrupts};
 
 /// How often the bar is drawn.
 const TICK: Duration = Duration::from_millis(100);
@@ -23,9 +23,7 @@ pub async fn watch<T>(
     work: impl Future<Output = T>,
     left: &str,
 ) -> Result<T, Failure> {
-    let cannot = |e| Failure::wrong("io", format!("listening for signals: {e}"));
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(cannot)?;
-    let mut terminate = signal(SignalKind::terminate()).map_err(cannot)?;
+    let mut interrupts = Interrupts::listen(left)?;
     let bar = bar();
     let done = {
         let mut work = std::pin::pin!(work);
@@ -33,8 +31,7 @@ pub async fn watch<T>(
         loop {
             tokio::select! {
                 done = &mut work => break Some(done),
-                _ = interrupt.recv() => break None,
-                _ = terminate.recv() => break None,
+                () = interrupts.next() => break None,
                 _ = ticks.tick() => draw(&bar, progress),
             }
         }
@@ -47,10 +44,7 @@ pub async fn watch<T>(
             if place.destination().multipart().is_some() {
                 tokio::time::sleep(ABORTS).await;
             }
-            Err(Failure::wrong(
-                "interrupted",
-                format!("interrupted; {left}"),
-            ))
+            Err(interrupts::interrupted(left))
         }
     }
 }

@@ -27,6 +27,7 @@ use clap::Subcommand;
 use connection::State;
 
 use crate::exit::Failure;
+use crate::interrupts;
 use crate::stream_cmd::SERVER_VARIABLE;
 use crate::stream_cmd::connection::{DEFAULT_SERVER, ServerAddress};
 
@@ -84,19 +85,41 @@ enum Command {
     Verify(verify::Args),
 }
 
+impl Command {
+    /// What an interrupted one leaves.
+    fn left(&self) -> &'static str {
+        match self {
+            Command::Put(_) | Command::Delete(_) => {
+                "the key may have been changed: `esker state history` shows its versions"
+            }
+            Command::Import(_) => {
+                "the import may have been done, if the server had the whole file: `esker state keys` \
+                 shows what is there"
+            }
+            Command::Snapshot(_) => {
+                "a snapshot may have been written: `esker state snapshot --list` shows those that \
+                 there are"
+            }
+            Command::Export(_) => "nothing is left of the export",
+            _ => "nothing was changed",
+        }
+    }
+}
+
 pub fn run(args: Args) -> Result<(), Failure> {
     // One thread: a command does one thing at a time.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|e| Failure::wrong("io", format!("starting the runtime: {e}")))?;
-    runtime.block_on(async {
+    let left = args.command.left();
+    interrupts::run(runtime, left, async {
         let open = State::open(args.server);
         match args.command {
             Command::Get(args) => get::run(open.await?, args).await,
             // What cannot be meant is refused before anything is reached.
             Command::Put(args) => {
-                let value = args.value()?;
+                let value = args.value().await?;
                 put::put(open.await?, args, value).await
             }
             Command::Delete(args) => put::delete(open.await?, args).await,

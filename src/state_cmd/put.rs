@@ -1,7 +1,5 @@
 //! `esker state put` and `esker state delete`: a transaction of one operation.
 
-use std::io::Read as _;
-
 use esker_proto::state::v1::{
     AbortRequest, BeginTransactionRequest, CommitRequest, CommitResponse, DeleteRequest,
     WriteRequest,
@@ -12,6 +10,7 @@ use serde_json::json;
 use super::NamespaceArg;
 use super::connection::State;
 use crate::exit::Failure;
+use crate::input;
 use crate::output::print;
 
 /// Give a key a value.
@@ -78,12 +77,11 @@ impl PutArgs {
     /// # Errors
     ///
     /// `invalid`, with the place in the value.
-    pub fn value(&self) -> Result<Struct, Failure> {
+    pub async fn value(&self) -> Result<Struct, Failure> {
         let mut text = self.json_value.clone().into_bytes();
         if self.json_value == "-" {
-            text.clear();
-            let read = std::io::stdin().lock().read_to_end(&mut text);
-            read.map_err(|e| Failure::wrong("io", format!("reading the value: {e}")))?;
+            let read = input::read_to_end().await;
+            text = read.map_err(|e| Failure::wrong("io", format!("reading the value: {e}")))?;
         }
         let value = value::from_json(&text)
             .map_err(|e| Failure::usage("invalid", format!("bad value: {e}")))?;

@@ -9,11 +9,15 @@ use tonic::{Status, Streaming};
 use super::connection::State;
 use super::shown::{self, ShownEvent};
 use crate::exit::Failure;
+use crate::interrupts::{self, Interrupts};
 use crate::output::{self, Written, written};
 use crate::term::{Paint, moment, plain};
 
 /// Pause before a lost connection is made again.
 const RECONNECT_PAUSE: Duration = Duration::from_millis(500);
+
+/// What an interrupted replay leaves.
+const INTERRUPTED: &str = "what is printed is not all that there was";
 
 /// Print commits in order: of an agent, or of all.
 ///
@@ -57,10 +61,15 @@ pub struct Args {
 }
 
 pub async fn run(state: State, args: Args) -> Result<(), Failure> {
+    let follows = args.follow;
+    let mut interrupts = Interrupts::listen(INTERRUPTED)?;
     tokio::select! {
         done = replay(state, args) => done,
         () = output::unread() => Ok(()),
-        _ = tokio::signal::ctrl_c() => Ok(()),
+        () = interrupts.next() => match follows {
+            true => Ok(()),
+            false => Err(interrupts::interrupted(INTERRUPTED)),
+        },
     }
 }
 

@@ -15,9 +15,9 @@ use std::time::{Duration, Instant};
 use esker_server::config::HumanDuration;
 use futures::FutureExt as _;
 use indicatif::{ProgressBar, ProgressStyle};
-use s2_sdk::append_session::{AppendSessionConfig, BatchSubmitTicket};
+use s2_sdk::append_session::{AppendSessionConfig, BatchSubmitPermit, BatchSubmitTicket};
 use s2_sdk::error::{AppendSessionError, ErrorCode, ReadError};
-use s2_sdk::types::{AppendAck, AppendInput, AppendRecordBatch, FencingToken};
+use s2_sdk::types::{AppendAck, AppendInput, AppendRecordBatch, FencingToken, MeteredBytes as _};
 use serde_json::json;
 use tokio::sync::mpsc;
 
@@ -27,6 +27,7 @@ use super::lines::{self, Batch, LineError};
 use super::resumption::{self, Doubtful, Resumption, Settled};
 use super::target::{self, StreamTarget};
 use crate::exit::Failure;
+use crate::interrupts::Interrupts;
 use crate::json;
 use crate::output::print;
 use crate::term::{Paint, bytes, count, rate, records, took};
@@ -35,6 +36,9 @@ use crate::term::{Paint, bytes, count, rate, records, took};
 const UNACKNOWLEDGED_BYTES: u32 = 8 * 1024 * 1024;
 /// How long a server that went away is waited for, unless it is said.
 const RECONNECT_TIMEOUT: Duration = Duration::from_secs(60);
+/// What an append leaves that ends without an account.
+const IN_DOUBT: &str = "records that were on their way may be in the stream: `esker stream tail` shows \
+                        where it ends";
 /// Records from which on the summary shows their rate.
 const RATE_FROM: u64 = 1000;
 
@@ -98,7 +102,8 @@ pub async fn run(connection: &Connection, args: Args) -> Result<(), Failure> {
     }
     let bar = source.bar();
     let is_typed = source.is_typed;
-    let mut appending = Appending::new(connection, &args, bar.clone(), tail);
+    let signals = Interrupts::listen(IN_DOUBT)?;
+    let mut appending = Appending::new(connection, &args, bar.clone(), tail, signals);
     let end = appending.run(lines::read(source.input)).await;
     bar.finish_and_clear();
     let Appending { done, .. } = appending;
@@ -229,6 +234,8 @@ struct Appending<'a> {
     /// Whether there may be more input.
     open: bool,
     bad_line: Option<LineError>,
+    signals: Interrupts,
+    /// Those that came.
     interrupts: u32,
     done: Done,
 }
@@ -248,7 +255,13 @@ enum Broken {
 }
 
 impl<'a> Appending<'a> {
-    fn new(connection: &'a Connection, args: &'a Args, bar: ProgressBar, tail: u64) -> Self {
+    fn new(
+        connection: &'a Connection,
+        args: &'a Args,
+        bar: ProgressBar,
+        tail: u64,
+        signals: Interrupts,
+    ) -> Self {
         Appending {
             connection,
             args,
@@ -259,6 +272,7 @@ impl<'a> Appending<'a> {
             doubtful: VecDeque::new(),
             open: true,
             bad_line: None,
+            signals,
             interrupts: 0,
             done: Done::new(),
         }
@@ -309,31 +323,57 @@ impl<'a> Appending<'a> {
             .connection
             .session(&self.args.stream)
             .append_session(config);
-        while self.open || !self.under_way.is_empty() {
+        // Read, and waiting until what is under way leaves room for it.
+        let mut waiting: Option<Batch> = None;
+        while self.open || waiting.is_some() || !self.under_way.is_empty() {
+            let bytes = waiting.as_ref().map_or(0, |b| b.records.metered_bytes());
+            let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
             tokio::select! {
                 biased;
-                answer = next(&mut self.under_way), if !self.under_way.is_empty() => {
-                    self.answered(answer)?;
-                }
-                batch = batches.recv(), if self.open => match batch {
-                    Some(Ok(batch)) => self.submit(&session, batch).await?,
-                    Some(Err(error)) => {
-                        self.bad_line = Some(error);
-                        self.open = false;
-                    }
-                    None => self.open = false,
-                },
-                _ = tokio::signal::ctrl_c() => {
+                () = self.signals.next() => {
                     self.interrupts += 1;
                     if self.interrupts > 1 {
                         self.broken(&AppendSessionError::SessionDropped);
                         return Err(Broken::Over(interrupted()));
                     }
                     self.open = false;
+                    waiting = None;
+                    self.say_what_is_under_way();
                 }
+                answer = next(&mut self.under_way), if !self.under_way.is_empty() => {
+                    let answered = self.answered(answer);
+                    if answered.is_err() {
+                        self.never_sent(waiting.take());
+                    }
+                    answered?;
+                }
+                permit = session.reserve(bytes), if waiting.is_some() => match permit {
+                    Ok(permit) => self.submit(permit, waiting.take()),
+                    Err(error) => {
+                        let broken = self.broken(&error);
+                        self.never_sent(waiting.take());
+                        return Err(broken);
+                    }
+                },
+                batch = batches.recv(), if self.open && waiting.is_none() => match batch {
+                    Some(Ok(batch)) => waiting = Some(batch),
+                    Some(Err(error)) => {
+                        self.bad_line = Some(error);
+                        self.open = false;
+                    }
+                    None => self.open = false,
+                },
             }
         }
-        let Err(error) = session.close().await else {
+        let closed = tokio::select! {
+            closed = session.close() => closed,
+            () = self.signals.next() => {
+                self.interrupts += 1;
+                // Everything is acknowledged.
+                Ok(())
+            }
+        };
+        let Err(error) = closed else {
             return Ok(());
         };
         let broken = self.broken(&error);
@@ -344,11 +384,27 @@ impl<'a> Appending<'a> {
         }
     }
 
-    async fn submit(
-        &mut self,
-        session: &s2_sdk::append_session::AppendSession,
-        batch: Batch,
-    ) -> Result<(), Broken> {
+    /// Only acknowledgements are waited for any more.
+    fn say_what_is_under_way(&self) {
+        let under_way = self.under_way.iter().map(|under| under.batch.records.len());
+        match under_way.sum::<usize>() as u64 {
+            0 => {}
+            n => remark(&format!(
+                "Waiting until {} are acknowledged; once more ends at once.",
+                records(n)
+            )),
+        }
+    }
+
+    fn never_sent(&mut self, batch: Option<Batch>) {
+        if let Some(batch) = batch {
+            let batch = self.numbered(batch);
+            self.doubtful.push_back(batch);
+        }
+    }
+
+    fn submit(&mut self, permit: BatchSubmitPermit, batch: Option<Batch>) {
+        let Some(batch) = batch else { return };
         let batch = self.numbered(batch);
         let mut input = AppendInput::new(batch.records.clone());
         if let Some(expected) = batch.expected {
@@ -357,18 +413,12 @@ impl<'a> Appending<'a> {
         if let Some(token) = &self.args.fencing_token {
             input = input.with_fencing_token(token.clone());
         }
-        match session.submit(input).await {
-            Ok(ticket) => {
-                self.under_way.push_back(Under { ticket, batch });
-                Ok(())
-            }
-            Err(error) => {
-                let broken = self.broken(&error);
-                // It was never sent.
-                self.doubtful.push_back(batch);
-                Err(broken)
-            }
-        }
+        let ticket = permit.submit(input);
+        let batch = Doubtful {
+            may_be_there: true,
+            ..batch
+        };
+        self.under_way.push_back(Under { ticket, batch });
     }
 
     /// A batch that is not sent yet, with the sequence number that it has to get.
@@ -391,7 +441,7 @@ impl<'a> Appending<'a> {
             false => None,
             true => tokio::select! {
                 batch = batches.recv() => batch,
-                _ = tokio::signal::ctrl_c() => {
+                () = self.signals.next() => {
                     self.interrupts += 1;
                     None
                 }
@@ -471,7 +521,7 @@ impl<'a> Appending<'a> {
         let mut settled = Vec::new();
         let result = tokio::select! {
             result = resumption.run(&mut doubtful, |one| settled.push(one)) => result,
-            _ = tokio::signal::ctrl_c() => Err(interrupted()),
+            () = self.signals.next() => Err(interrupted()),
         };
         for Settled {
             batch,

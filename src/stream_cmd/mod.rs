@@ -29,6 +29,7 @@ use clap::Subcommand;
 use connection::{Connection, DEFAULT_SERVER, ServerAddress};
 
 use crate::exit::Failure;
+use crate::interrupts;
 
 /// Name of the environment variable for `--server`.
 pub const SERVER_VARIABLE: &str = "ESKER_SERVER";
@@ -71,13 +72,34 @@ enum Command {
     Adopt(adopt::Args),
 }
 
+impl Command {
+    /// What an interrupted one leaves.
+    fn left(&self) -> &'static str {
+        match self {
+            Command::Ls(_) | Command::Read(_) | Command::Tail(_) => "nothing was changed",
+            Command::Create(_) => {
+                "what was being created may be there: `esker stream ls` shows what is"
+            }
+            Command::Append(_) => {
+                "records that were on their way may be in the stream: `esker stream tail` shows \
+                 where it ends"
+            }
+            Command::Adopt(_) => "the basin may be there: `esker stream ls` shows what is",
+            Command::Trim(_) => {
+                "the stream may have been trimmed: `esker stream read` shows its head"
+            }
+        }
+    }
+}
+
 pub fn run(args: Args) -> Result<(), Failure> {
     // One thread: a command does one thing at a time, and has a thread of its own for input.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|e| Failure::wrong("io", format!("starting the runtime: {e}")))?;
-    runtime.block_on(async {
+    let left = args.command.left();
+    interrupts::run(runtime, left, async {
         if let Command::Adopt(adopt) = args.command {
             return adopt::run(args.server, adopt).await;
         }

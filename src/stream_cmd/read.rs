@@ -17,12 +17,15 @@ use super::target::{self, StreamTarget};
 use super::when;
 use crate::exit::Failure;
 use crate::follow_cmd::escaped;
+use crate::interrupts::{self, Interrupts};
 use crate::output::{self, Written, written};
 use crate::term::Paint;
 
 /// Pause before a lost connection is made again: short enough to be there again soon, long enough
 /// not to burden a server that is starting.
 const RECONNECT_PAUSE: Duration = Duration::from_millis(500);
+/// What an interrupted read leaves.
+const INTERRUPTED: &str = "what is printed is not all that there was";
 /// Bytes of output that are gathered before they are written.
 const OUTPUT_BUFFER: usize = 256 * 1024;
 
@@ -102,13 +105,18 @@ impl Args {
 
 pub async fn run(connection: &Connection, args: Args) -> Result<(), Failure> {
     let mut out = Output::new(if args.json { Format::Json } else { args.format });
-    let reading = read(connection, &args, &mut out);
-    tokio::select! {
-        read = reading => read?,
+    let mut interrupts = Interrupts::listen(INTERRUPTED)?;
+    let interrupted = tokio::select! {
+        read = read(connection, &args, &mut out) => return read,
         () = output::unread() => return Ok(()),
-        _ = tokio::signal::ctrl_c() => return Ok(()),
+        () = interrupts.next() => interrupts::interrupted(INTERRUPTED),
+    };
+    // What was read is whole lines.
+    out.flush()?;
+    match args.follow {
+        true => Ok(()),
+        false => Err(interrupted),
     }
-    Ok(())
 }
 
 async fn read(connection: &Connection, args: &Args, out: &mut Output) -> Result<(), Failure> {

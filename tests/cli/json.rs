@@ -31,6 +31,7 @@ const COMMANDS: &[(&str, &[&str], Asks)] = &[
     ("stream read", &["my-basin/orders"], Asks::Server),
     ("stream tail", &["my-basin/orders"], Asks::Server),
     ("stream trim", &["my-basin/orders", "1"], Asks::Server),
+    ("stream adopt", &["my-basin", "1"], Asks::Server),
     (
         "follow",
         &["my-basin/orders", "--by", "/id", "--once"],
@@ -379,7 +380,6 @@ fn what_a_server_refuses_is_a_document_with_what_was_done_before() {
             "snapshot_not_found",
         ),
         ("state snapshot", &[], "nothing_committed"),
-        ("snapshot show", &["300", "--partition", "1"], "no_snapshot"),
         (
             "snapshot show",
             &["--partition", "9"],

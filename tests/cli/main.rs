@@ -9,6 +9,7 @@
 //! | [`demo`] | `esker demo`: what it leaves behind, however it ends |
 //! | [`json`] | what every command with `--json` prints when it fails |
 //! | [`outputs`] | files that commands write, and what is there before |
+//! | [`interrupts`] | how commands end by a signal |
 //! | [`alerts`] | alert rules and the guide to recovery name metrics that exist |
 //! | [`servers`] | what `esker server` says to a person and to a program |
 //! | [`support`] | running the program, and servers for it |
@@ -21,6 +22,7 @@
 mod alerts;
 mod appends;
 mod demo;
+mod interrupts;
 mod json;
 mod online;
 mod outputs;

@@ -408,3 +408,44 @@ fn the_second_name_of_a_section_is_understood_in_the_environment() {
     assert_eq!(output.status.code(), Some(2));
     assert!(stderr(&output).contains("set twice"), "{}", stderr(&output));
 }
+
+#[test]
+fn a_destination_that_the_server_refuses_is_not_valid_for_config_check_either() {
+    let keys = "snapshots.aws-access-key-id=AKIA";
+    let endpoint = "snapshots.aws-endpoint-url=http://127.0.0.1:1";
+    for settings in [
+        &["snapshots.destination=https://bucket.s3.amazonaws.com/prefix"][..],
+        &["snapshots.destination=s3://"],
+        &["snapshots.destination=s3://key:secret@bucket/prefix"],
+        &["snapshots.destination=gs://bucket/prefix"],
+        &["snapshots.destination=s3://bucket/prefix", keys],
+        &["snapshots.destination=s3://bucket/prefix", endpoint],
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let data = dir.path().join("data").display().to_string();
+        let ends = |arguments: &[&str]| {
+            let mut command = esker();
+            command.args(arguments).args(["--data-dir", &data]);
+            settings.iter().for_each(|setting| {
+                command.args(["--set", setting]);
+            });
+            let output = run(command, b"");
+            let said = stderr(&output);
+            let code = said.lines().find_map(|line| {
+                let (code, _) = line.strip_prefix("error [")?.split_once(']')?;
+                Some(code.to_owned())
+            });
+            (output.status.success(), code, said)
+        };
+        let (valid, code, said) = ends(&["config", "check"]);
+        assert!(!valid, "{settings:?}: {said}");
+        assert!(code.is_some(), "{settings:?}: {said}");
+        assert!(
+            !std::path::Path::new(&data).exists(),
+            "{settings:?}: a look changes nothing"
+        );
+        let (serves, refusal, said) = ends(&["server", "--listen", "127.0.0.1:0"]);
+        assert!(!serves, "{settings:?}: {said}");
+        assert_eq!(code, refusal, "{settings:?}: {said}");
+    }
+}
