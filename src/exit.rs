@@ -2,7 +2,6 @@
 //!
 //! Exit codes: 0 done, 1 found something wrong, 2 usage, 3 could not reach.
 
-use std::process::ExitCode;
 use std::time::Duration;
 
 use esker_server::{errors, telemetry};
@@ -82,13 +81,13 @@ impl Failure {
 
 /// Prints a failure, for people and, where JSON is wanted, for programs, and turns the result into an
 /// exit code.
-pub fn report(result: Result<(), Failure>, wants_json: bool) -> ExitCode {
+pub fn report(result: Result<(), Failure>, wants_json: bool) -> u8 {
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => 0,
         Err(failure) => {
             // A part of it may be a server's or a store's words.
             say!("error [{}]: {}", failure.code, plain_lines(&failure.text()));
-            let exit = ExitCode::from(failure.exit);
+            let exit = failure.exit;
             if wants_json {
                 json::print_failure(failure);
             }
@@ -97,8 +96,20 @@ pub fn report(result: Result<(), Failure>, wants_json: bool) -> ExitCode {
     }
 }
 
+/// Ends the process at once, without the destructors of C++ statics that a return from `main` runs: a
+/// thread that is still in RocksDB would use what they destroy, and abort the process.
+pub fn end(code: u8) -> ! {
+    telemetry::flush_logs();
+    let _ = std::io::Write::flush(&mut std::io::stdout());
+    // SAFETY: `_exit` takes any number, and does nothing but end the process.
+    #[allow(unsafe_code)]
+    unsafe {
+        libc::_exit(code.into())
+    }
+}
+
 /// Prints help, the version, or what is wrong with the command line.
-pub fn report_usage(error: &clap::Error, wants_json: bool) -> ExitCode {
+pub fn report_usage(error: &clap::Error, wants_json: bool) -> u8 {
     let printed = error.print();
     if !error.use_stderr() {
         return report(output::written(printed).map(|_| ()), wants_json);
@@ -106,7 +117,7 @@ pub fn report_usage(error: &clap::Error, wants_json: bool) -> ExitCode {
     if wants_json {
         json::print_failure(json::usage(error));
     }
-    ExitCode::from(2)
+    2
 }
 
 /// A panic ends the process. A server that lost a thread cannot promise anything: what was

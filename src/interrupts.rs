@@ -6,7 +6,6 @@
 //! waits where it cannot be asked (standard output that nobody reads, a FIFO without a reader), the thread
 //! reports the end and ends the process.
 
-use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Mutex, OnceLock};
 use std::time::Duration;
@@ -207,7 +206,7 @@ fn end() -> ! {
     std::thread::spawn(move || {
         let left = LEFT.lock().unwrap_or_else(|e| e.into_inner()).clone();
         let wants_json = WANTS_JSON.load(Ordering::Relaxed);
-        let _: ExitCode = exit::report(Err(interrupted(&left)), wants_json);
+        let _: u8 = exit::report(Err(interrupted(&left)), wants_json);
         let _ = reported.send(());
     });
     let _ = wait.recv_timeout(REPORT_TIMEOUT);

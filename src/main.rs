@@ -71,10 +71,10 @@ fn main() -> std::process::ExitCode {
     let matches = command.try_get_matches_from(arguments);
     let cli = match matches.and_then(|mut matches| Cli::from_arg_matches_mut(&mut matches)) {
         Ok(cli) => cli,
-        Err(error) => return exit::report_usage(&error, wants_json),
+        Err(error) => return exit::report_usage(&error, wants_json).into(),
     };
     let result = match cli.command {
-        Command::Server(args) => server_cmd::run(&args),
+        Command::Server(args) => exit::end(exit::report(server_cmd::run(&args), wants_json)),
         Command::Demo(args) => demo::run(&args),
         Command::Status(args) => status_cmd::run(args),
         Command::Stream(args) => stream_cmd::run(args),
@@ -83,5 +83,5 @@ fn main() -> std::process::ExitCode {
         Command::Snapshot(args) => snapshot_cmd::run(*args),
         Command::Config(args) => config_cmd::run(&args),
     };
-    exit::report(result, wants_json)
+    exit::report(result, wants_json).into()
 }

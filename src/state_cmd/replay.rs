@@ -65,7 +65,8 @@ pub async fn run(state: State, args: Args) -> Result<(), Failure> {
     let mut interrupts = Interrupts::listen(INTERRUPTED)?;
     tokio::select! {
         done = replay(state, args) => done,
-        () = output::unread() => Ok(()),
+        // What ends by itself has its own outcome, also where nobody reads it.
+        () = output::unread(), if follows => Ok(()),
         () = interrupts.next() => match follows {
             true => Ok(()),
             false => Err(interrupts::interrupted(INTERRUPTED)),

@@ -108,7 +108,8 @@ pub async fn run(connection: &Connection, args: Args) -> Result<(), Failure> {
     let mut interrupts = Interrupts::listen(INTERRUPTED)?;
     let interrupted = tokio::select! {
         read = read(connection, &args, &mut out) => return read,
-        () = output::unread() => return Ok(()),
+        // What ends by itself has its own outcome, also where nobody reads it.
+        () = output::unread(), if args.follow => return Ok(()),
         () = interrupts.next() => interrupts::interrupted(INTERRUPTED),
     };
     // What was read is whole lines.
