@@ -192,10 +192,15 @@ async fn a_partition_of_which_no_copy_is_left_gets_its_state_back_from_a_snapsho
     let data = server.data_dir().to_owned();
     forget_the_partition(&data, &data.join("repository"));
     let refused = server.try_restart(&setup()).await.unwrap_err();
-    assert!(
-        refused.contains("cannot be recovered without a loss"),
-        "{refused}"
-    );
+    for what in [
+        "cannot be recovered without a loss",
+        "snapshot-8.json",
+        "as of commit_ts 8",
+        "--bootstrap restore",
+    ] {
+        assert!(refused.contains(what), "{what}: {refused}");
+    }
+    assert!(!refused.contains("no copy to go on from"), "{refused}");
     let lossy = setup().bootstrap("restore");
     server.restart(&lossy).await;
     let log = server.log().join("\n");
@@ -242,6 +247,56 @@ async fn an_archived_snapshot_that_is_newer_than_what_is_on_the_disk_is_the_last
     let listed = state.snapshots().await;
     let eight = listed.iter().find(|one| one.commit_ts == 8).unwrap();
     assert_eq!(eight.problem, None);
+}
+
+#[tokio::test]
+async fn where_only_archived_state_snapshots_are_left_a_start_fetches_the_newest_and_says_what_to_do()
+ {
+    let backups = tempfile::tempdir().unwrap();
+    let destination = format!("snapshots.destination={}", backups.path().display());
+    let setup = || setup().set(&destination);
+    let server = one_snapshot(setup).await;
+    // All that is left is what the state store has put there.
+    for entry in fs::read_dir(backups.path()).unwrap() {
+        let entry = entry.unwrap();
+        if entry.file_name() != "state" {
+            match entry.path().is_dir() {
+                true => fs::remove_dir_all(entry.path()).unwrap(),
+                false => fs::remove_file(entry.path()).unwrap(),
+            }
+        }
+    }
+    let archived = fs::read(backups.path().join("state/default/snapshot-8.json")).unwrap();
+    drop(server);
+    for (bootstrap, code) in [
+        (None, "error [state_snapshots_there]"),
+        (Some("restore"), "error [nothing_to_restore]"),
+    ] {
+        let empty = tempfile::tempdir().unwrap();
+        let setup = setup().partitions(1);
+        let refused = match bootstrap {
+            None => setup.clone(),
+            Some(bootstrap) => setup.clone().bootstrap(bootstrap),
+        };
+        let (exit, log) = refused.start_refused(empty.path()).await;
+        assert_eq!(exit, 1, "{log}");
+        for what in [code, "snapshots/snapshot-8.json", "esker state import"] {
+            assert!(log.contains(what), "{what}: {log}");
+        }
+        let file = empty.path().join("snapshots/snapshot-8.json");
+        assert_eq!(fs::read(&file).unwrap(), archived);
+        // What is said to do is done.
+        let server = setup.bootstrap("new").start(empty.path()).await;
+        let imported = Command::new(env!("CARGO_BIN_EXE_esker"))
+            .args(["state", "import", "--server", server.url()])
+            .arg(&file)
+            .output()
+            .unwrap();
+        assert!(imported.status.success(), "{imported:?}");
+        let state = State::of(server);
+        let read = state.get(key("a")).await;
+        assert_eq!(read, Read::of("{\"n\":8}", 8, 8));
+    }
 }
 
 #[tokio::test]

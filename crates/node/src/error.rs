@@ -1,5 +1,6 @@
 //! Why something was not done, by what the caller can do about it.
 
+use std::borrow::Cow;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -316,7 +317,7 @@ pub enum StartError {
         /// Each copy, and why it is not usable.
         tried: String,
         /// What to do.
-        remedy: &'static str,
+        remedy: Cow<'static, str>,
     },
     /// The state store can be made anew of nothing.
     #[error(

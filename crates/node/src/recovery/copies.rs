@@ -109,6 +109,16 @@ pub(super) struct Search<'a> {
     damage: bool,
 }
 
+/// The lineages of a partition's history as the repository has them, the newest first, each with the last LSN
+/// that is a part of it; none if there is no root.
+fn ancestry_of(root: Option<&CurrentRoot>) -> Vec<(LineageId, u64)> {
+    let ancestry = root.map(|root| root.ancestry()).unwrap_or_default();
+    let lineages = ancestry.into_iter();
+    lineages
+        .map(|(lineage, lsn)| (LineageId(lineage.0), lsn.0))
+        .collect()
+}
+
 impl Search<'_> {
     async fn find(mut self) -> Result<Way, StartError> {
         if let Some(way) = self.database() {
@@ -169,20 +179,19 @@ impl Search<'_> {
         }
         self.all_was_read()?;
         if !self.accepts_loss && !self.is_pending() {
+            let is_lost = self.facts.database.is_err();
+            let remedy = match (is_lost, locals.is_empty(), archived.is_empty()) {
+                (true, true, true) => match self.state_left(&ancestry_of(root.as_ref())).await {
+                    Some(state) => state.into(),
+                    None => "There is no copy to go on from: bring back what is missing".into(),
+                },
+                (true, true, false) if self.damage => "Bring back what is missing or damaged, from versions or a backup; or accept the loss of everything after the newest copy that is whole with --bootstrap restore, which ends in the same way if none is".into(),
+                _ => "Bring back what is missing; or accept the loss of everything after the newest copy with --bootstrap restore".into(),
+            };
             return Err(StartError::NothingUsable {
                 partition: self.facts.partition,
                 tried: self.tried.join("; "),
-                remedy: match (&self.facts.database, locals.is_empty(), archived.is_empty()) {
-                    (Err(_), true, true) => {
-                        "There is no copy to go on from: bring back what is missing"
-                    }
-                    (Err(_), true, false) if self.damage => {
-                        "Bring back what is missing or damaged, from versions or a backup; or accept the loss of everything after the newest copy that is whole with --bootstrap restore, which ends in the same way if none is"
-                    }
-                    _ => {
-                        "Bring back what is missing; or accept the loss of everything after the newest copy with --bootstrap restore"
-                    }
-                },
+                remedy,
             });
         }
         self.with_a_loss(&repository, root.as_ref(), &locals, &archived)
@@ -506,12 +515,7 @@ impl Search<'_> {
         }
         copies.extend(locals.iter().map(copy_of));
         copies.extend_from_slice(archived);
-        let mut ancestry: Vec<(LineageId, u64)> = root
-            .map(|root| root.ancestry())
-            .unwrap_or_default()
-            .into_iter()
-            .map(|(lineage, lsn)| (LineageId(lineage.0), lsn.0))
-            .collect();
+        let mut ancestry = ancestry_of(root);
         if let (true, Some(planned)) = (swapped, planned) {
             // An earlier start has begun it: the same copy, and forks counted from its parent.
             ancestry.remove(0);
@@ -582,7 +586,7 @@ impl Search<'_> {
         Err(StartError::NothingUsable {
             partition: self.facts.partition,
             tried: self.tried.join("; "),
-            remedy,
+            remedy: remedy.into(),
         })
     }
 

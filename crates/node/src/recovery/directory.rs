@@ -7,6 +7,7 @@ use esker_repository::{ownership, partitions};
 use tokio::runtime::Handle;
 
 use super::acceptance;
+use super::archived_state::bring_archived_state;
 use super::copies::remove;
 use super::plan::Plan;
 use crate::data_dir::{DataDir, Identity, LockedDir, checkpoints_in};
@@ -59,6 +60,8 @@ pub(super) fn enter(options: &NodeOptions, handle: &Handle) -> Result<Entered, S
                 }
                 handle.block_on(nobody_there(&archive, wants, &locked))?;
                 if wants != Some(Bootstrap::New) {
+                    let cluster = &options.cluster_name;
+                    handle.block_on(bring_archived_state(locked.path(), cluster, &archive));
                     no_state_there(locked.path())?;
                 }
                 let identity = || Identity::new(&options.cluster_name, options.partitions);
@@ -99,7 +102,7 @@ pub(super) fn enter(options: &NodeOptions, handle: &Handle) -> Result<Entered, S
 }
 
 /// The newest valid JSON snapshot of a state store in a directory, with its keys.
-fn newest_state(dir: &Path) -> Result<Option<(String, u64)>, StartError> {
+pub(super) fn newest_state(dir: &Path) -> Result<Option<(String, u64)>, StartError> {
     let files = Files::at(dir.join("snapshots"));
     let unreadable = |source| StartError::Io {
         operation: "reading",
@@ -240,7 +243,10 @@ async fn restored_identity(
             )))
         }
         (Ok(archived), _) => Ok(archived),
-        (Err(nothing), None) => Err(with_state(nothing, locked.path())),
+        (Err(nothing), None) => {
+            bring_archived_state(locked.path(), &options.cluster_name, archive).await;
+            Err(with_state(nothing, locked.path()))
+        }
         (Err(_), Some(left)) => match archive.check_owner(&left).await {
             Ok(()) => Ok(left),
             Err(

@@ -135,6 +135,63 @@ impl Search<'_> {
         }
     }
 
+    /// Where the newest JSON snapshot is that a restore with a loss would take, and what that costs; `None`
+    /// if this is not the store's partition, or there is none. Changes nothing.
+    pub(super) async fn state_left(&self, ancestry: &[(LineageId, u64)]) -> Option<String> {
+        if self.facts.partition != state_partition(self.data_dir.identity.partitions).0 {
+            return None;
+        }
+        let dir = self.data_dir.snapshots();
+        let local = super::blocking(move || {
+            let files = Files::at(dir);
+            let listed = files.list().unwrap_or_default().into_iter();
+            let checked = listed.filter_map(|one| Some(files.check(one.commit_ts).ok()?.0.header));
+            checked.collect::<Vec<_>>()
+        });
+        let mut local = local.await.into_iter();
+        let local = local.find(|header| self.takes(header, ancestry));
+        let archive = StateArchive::new(self.archive.destination());
+        let newest_here = local.as_ref().map_or(0, |header| header.commit_ts);
+        let mut archived = None;
+        for one in archive.list().await.unwrap_or_default() {
+            if one.commit_ts <= newest_here {
+                break;
+            }
+            if let Ok(Ok(header)) = archive.head(&one).await
+                && self.takes(&header, ancestry)
+            {
+                archived = Some(header);
+                break;
+            }
+        }
+        let (header, place) = match (archived, local) {
+            (Some(header), _) => (header, format!("{}/state/default", archive.shown())),
+            (None, Some(header)) => (header, self.data_dir.snapshots().display().to_string()),
+            (None, None) => return None,
+        };
+        let name = name_of(header.commit_ts);
+        Some(format!(
+            "{name} in {place} has the state store as of commit_ts {}, and nothing else of the partition. Bring \
+             back what is missing; or go on from it, with the commits that the log has after it, with --bootstrap \
+             restore: the other streams of the partition are lost then, and earlier versions of keys",
+            header.commit_ts
+        ))
+    }
+
+    /// Whether a snapshot is of this history, as far as that is known.
+    fn takes(&self, header: &Header, ancestry: &[(LineageId, u64)]) -> bool {
+        let Ok(lineage) = u128::from_str_radix(&header.lineage, 16) else {
+            return false;
+        };
+        let copy = Copy {
+            source: Source::State(header.commit_ts),
+            lineage: LineageId(lineage),
+            lsn: header.lsn,
+        };
+        let is_known = !ancestry.is_empty() || self.may_be_ours(copy.lineage, header);
+        is_known && best(&[copy], ancestry).is_some()
+    }
+
     /// Whether a snapshot may be of this node's history, where the repository does not tell: the log knows
     /// the lineages that it descends from, and the first one follows from the cluster.
     fn may_be_ours(&self, lineage: LineageId, header: &Header) -> bool {

@@ -16,6 +16,7 @@
 //! ever makes an empty database.
 
 mod acceptance;
+mod archived_state;
 mod attempts;
 mod copies;
 mod directory;

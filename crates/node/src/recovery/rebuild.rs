@@ -225,7 +225,7 @@ fn from_state(
     let broken = |why: String| StartError::NothingUsable {
         partition,
         tried: format!("{}: {why}", name_of(commit_ts)),
-        remedy: "Start again: another copy is tried",
+        remedy: "Start again: another copy is tried".into(),
     };
     let id = PartitionId(partition);
     let path = data_dir.snapshots();

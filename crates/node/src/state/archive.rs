@@ -169,7 +169,7 @@ impl StateArchive {
     }
 
     /// What an object says of itself; if it says nothing, why. Each is read once.
-    async fn head(&self, one: &Archived) -> object_store::Result<Result<Header, String>> {
+    pub async fn head(&self, one: &Archived) -> object_store::Result<Result<Header, String>> {
         if let Some((changed, head)) = self.heads.lock().get(&one.commit_ts)
             && *changed == one.changed
         {

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use esker_partition::state::CommitRecord;
+use esker_partition::state::read::StateReadError;
 use futures::StreamExt as _;
 use futures::stream::BoxStream;
 use tokio::sync::watch;
@@ -25,6 +26,8 @@ struct Replaying {
     /// The last one that is wanted; without it, those that there were at the beginning.
     end: u64,
     follow: bool,
+    /// Whether it begins wherever history does, and has not begun yet.
+    begins_anywhere: bool,
     ready: VecDeque<ReplayEvent>,
     newest: watch::Receiver<u64>,
 }
@@ -59,6 +62,7 @@ pub(super) fn replay(
         at: start - 1,
         end,
         follow: replay.follow,
+        begins_anywhere: replay.start.is_none(),
         ready: VecDeque::new(),
         newest,
     };
@@ -94,11 +98,21 @@ async fn next(mut it: Replaying) -> Result<Option<(ReplayEvent, Replaying)>, Sta
         }
         let reader = it.inner.state.reader.clone();
         let (agent, at, end) = (it.agent.clone(), it.at, it.end);
-        let (commits, up_to) = blocking(move || {
+        let read = blocking(move || {
             let agent = agent.as_ref().map(|(n, a)| (n.as_str(), a.as_str()));
             reader.commits(agent, at, end, COMMITS, BYTES)
-        })
-        .await?;
+        });
+        let (commits, up_to) = match read.await {
+            // Cut since it was asked where history begins.
+            Err(StateReadError::HistoryBegins { commit_ts, .. })
+                if it.begins_anywhere && commit_ts > at + 1 =>
+            {
+                it.at = commit_ts - 1;
+                continue;
+            }
+            read => read?,
+        };
+        it.begins_anywhere = false;
         it.at = up_to;
         it.ready.extend(commits.into_iter().map(event_of));
     }
