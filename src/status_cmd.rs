@@ -222,7 +222,7 @@ fn row(one: &Partition) -> Vec<String> {
     let none = || "–".to_owned();
     let newest = one.newest.as_ref();
     let proven = one.proven.as_ref();
-    let at_risk = match (one.records_at_risk, one.seconds_at_risk) {
+    let at_risk = match (one.entries_at_risk, one.seconds_at_risk) {
         (0, _) => "nothing".to_owned(),
         (n, s) => {
             let since = ago(Duration::from_secs(s));

@@ -117,7 +117,7 @@ fn a_status_tells_what_only_this_disk_has() {
         let partitions = status["partitions"].as_array().unwrap();
         partitions
             .iter()
-            .map(|one| one["records_at_risk"].as_u64().unwrap())
+            .map(|one| one["entries_at_risk"].as_u64().unwrap())
             .sum()
     };
     assert!(at_risk(&status) > 0, "{status:#}");

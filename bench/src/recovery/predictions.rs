@@ -15,7 +15,7 @@ const STREAMS: usize = 100;
 
 const RESTART: &str = "esker_predicted_restart_seconds";
 const RESTORE: &str = "esker_predicted_restore_seconds";
-const AT_RISK: &str = "esker_records_at_risk";
+const AT_RISK: &str = "esker_entries_at_risk";
 
 /// Gauges are published every second.
 const PUBLISHED: Duration = Duration::from_millis(2_200);

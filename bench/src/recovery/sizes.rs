@@ -16,7 +16,7 @@ use crate::client::Batches;
 const STREAMS: usize = 200;
 const MIB: f64 = 1024.0 * 1024.0;
 
-const AT_RISK: &str = "esker_records_at_risk";
+const AT_RISK: &str = "esker_entries_at_risk";
 const PREDICTED: &str = "esker_predicted_restart_seconds";
 const COUNT: &str = "esker_partition_store_snapshots_upload_total";
 

@@ -72,7 +72,7 @@ async fn a_stream_whose_basin_no_snapshot_has_is_at_risk() {
     let partition = append(&server).await;
     put_snapshot(&server, partition).await;
     let of = |status: &Value, name: &str| status["partitions"][partition as usize][name].as_u64();
-    let at_risk = of(&status(&server).await, "records_at_risk").unwrap();
+    let at_risk = of(&status(&server).await, "entries_at_risk").unwrap();
     // The stream and what was appended to it.
     assert!(at_risk >= 2, "{at_risk}");
     // It is put as soon as that is possible, also after a restart.
@@ -82,7 +82,7 @@ async fn a_stream_whose_basin_no_snapshot_has_is_at_risk() {
     eventually("nothing is at risk", async || {
         let status = status(&server).await;
         let known = !status["partitions"][partition as usize]["newest"].is_null();
-        (known && of(&status, "records_at_risk") == Some(0)).then_some(())
+        (known && of(&status, "entries_at_risk") == Some(0)).then_some(())
     })
     .await;
 }

@@ -42,7 +42,7 @@ async fn at_risk(server: &Server) -> u64 {
         let status = (status.status == 200).then(|| status.json())?;
         let partitions = status["partitions"].as_array()?;
         let known = partitions.iter().all(|one| !one["newest"].is_null());
-        let at_risk = |one: &serde_json::Value| one["records_at_risk"].as_u64();
+        let at_risk = |one: &serde_json::Value| one["entries_at_risk"].as_u64();
         known.then(|| partitions.iter().filter_map(at_risk).sum())
     })
     .await

@@ -82,7 +82,7 @@ pub struct PartitionStatus {
     /// Snapshots of dead lines.
     pub abandoned: usize,
     /// Log entries that the repository does not have.
-    pub records_at_risk: u64,
+    pub entries_at_risk: u64,
     /// How long ago the repository had all there was.
     pub seconds_at_risk: u64,
     /// Bytes of the database's files.
@@ -212,7 +212,7 @@ impl Inner {
             proven,
             retained,
             abandoned,
-            records_at_risk: at_risk,
+            entries_at_risk: at_risk,
             seconds_at_risk: match (at_risk, oldest_needed) {
                 (0, _) => 0,
                 (_, Some(created_at)) => past_age(created_at)
@@ -384,7 +384,7 @@ impl Inner {
                 );
             }
             if let (Some(interval), Some(newest)) = (options.interval, &one.newest)
-                && one.records_at_risk > 0
+                && one.entries_at_risk > 0
                 && options.interval_records.is_none()
                 && age_of(newest.created_at) > interval * LATE
             {
@@ -416,7 +416,7 @@ pub(crate) fn publish(status: &NodeStatus) {
         let gauge = |name: &'static str, value: u64| {
             metrics::gauge!(name, "partition" => partition.clone()).set(value as f64);
         };
-        gauge("esker_records_at_risk", one.records_at_risk);
+        gauge("esker_entries_at_risk", one.entries_at_risk);
         gauge("esker_seconds_at_risk", one.seconds_at_risk);
         gauge(
             "esker_partition_log_entries_above_floor",

@@ -154,7 +154,7 @@ pub struct Partition {
     /// Snapshots of dead lines.
     pub abandoned: u64,
     /// Log entries that the repository does not have.
-    pub records_at_risk: u64,
+    pub entries_at_risk: u64,
     /// How long ago the repository had all there was.
     pub seconds_at_risk: u64,
     /// Bytes of the database's files.
@@ -324,7 +324,7 @@ impl From<PartitionStatus> for Partition {
             proven: one.proven.map(Into::into),
             retained: one.retained as u64,
             abandoned: one.abandoned as u64,
-            records_at_risk: one.records_at_risk,
+            entries_at_risk: one.entries_at_risk,
             seconds_at_risk: one.seconds_at_risk,
             database_bytes: one.database_bytes,
             restart: one.restart.into(),
