@@ -109,6 +109,11 @@ impl Resumption<'_> {
             if let Some(token) = self.fencing_token {
                 input = input.with_fencing_token(token.clone());
             }
+            let was_there_maybe = batch.may_be_there;
+            if let Some(batch) = batches.front_mut() {
+                // Also for whoever is interrupted before the answer.
+                batch.may_be_there = true;
+            }
             let stream = self.connection.stream(self.target);
             match stream.append(input).await {
                 Ok(AppendAck { start, end, .. }) => {
@@ -118,14 +123,11 @@ impl Resumption<'_> {
                 Err(AppendError::ConditionFailed(AppendConditionFailed::SeqNumMismatch(now))) => {
                     // Somebody appended since the look: somebody else, or an earlier attempt.
                     tail = now;
-                    if let Some(batch) = batches.front_mut() {
-                        batch.may_be_there = true;
-                    }
                 }
                 Err(error) => {
                     let failure = self.connection.asked_stream(self.target).append(&error);
                     if let Some(batch) = batches.front_mut() {
-                        batch.may_be_there |= !error.has_no_side_effects();
+                        batch.may_be_there = was_there_maybe || !error.has_no_side_effects();
                     }
                     return Err(later(failure));
                 }
@@ -206,9 +208,12 @@ fn later(failure: Failure) -> Attempt {
     }
 }
 
-/// Whether a failure is that of a server that is away, or about to go.
+/// Whether a failure is that of a server that is away, about to go, or takes nothing at the moment.
 pub fn is_away(failure: &Failure) -> bool {
-    matches!(failure.code, "unreachable" | "server_draining")
+    matches!(
+        failure.code,
+        "unreachable" | "server_draining" | "rate_limited" | "hot_server"
+    )
 }
 
 /// Looks for the records of a batch among those of a stream.

@@ -424,7 +424,7 @@ fn partition_options(
     cf.set_universal_compaction_options(&universal);
     cf.set_level_zero_file_num_compaction_trigger(32);
     cf.set_level_zero_slowdown_writes_trigger(96);
-    cf.set_level_zero_stop_writes_trigger(160);
+    cf.set_level_zero_stop_writes_trigger(background::LEVEL0_STOP);
     // Nothing is rewritten for its age alone.
     cf.set_ttl(0);
     cf.set_periodic_compaction_seconds(0);

@@ -132,7 +132,7 @@ impl Repository {
             fenced,
             unpinned,
             ..
-        } = tidied(&next, &self.options, now);
+        } = tidied(&next, &self.options, now, store.env().now());
         next = tidied;
         // What is let go of must be readable too: it says which files are its own.
         let refs = self.refs(&store, &next).await?;

@@ -100,7 +100,16 @@ pub(crate) struct Tidied {
 
 /// Removes intents and pins that are dead by the clock. Those that a clock made which was ahead would stay
 /// until this one gets there: they begin to age now.
-pub(crate) fn tidied(root: &Root, options: &Options, now: OffsetDateTime) -> Tidied {
+///
+/// `now` is of the clock that ages go by, which may be behind `time_of_day` after a jump: what is ahead of
+/// both is from the future.
+pub(crate) fn tidied(
+    root: &Root,
+    options: &Options,
+    now: OffsetDateTime,
+    time_of_day: OffsetDateTime,
+) -> Tidied {
+    let latest = now.max(time_of_day);
     let mut next = root.clone();
     let timeout = options.intent_timeout;
     let dead = next
@@ -111,13 +120,13 @@ pub(crate) fn tidied(root: &Root, options: &Options, now: OffsetDateTime) -> Tid
     let unpinned = dead.map(|p| p.id).collect();
     let mut dated = false;
     for intent in &mut next.intents {
-        if intent.renewed_at > now + CLOCK_TOLERANCE {
-            intent.renewed_at = now;
+        if intent.renewed_at > latest + CLOCK_TOLERANCE {
+            intent.renewed_at = latest;
             dated = true;
         }
     }
     for pin in &mut next.pins {
-        let expires_at = now + options.pin_for;
+        let expires_at = latest + options.pin_for;
         if pin.expires_at > expires_at + CLOCK_TOLERANCE {
             pin.expires_at = expires_at;
             dated = true;
@@ -256,8 +265,8 @@ impl Repository {
         if self.options.incarnation.is_some() {
             self.check_writer(&current)?;
         }
-        let now = store.env().now_for_ages();
-        let next = tidied(&current, &self.options, now);
+        let (now, time_of_day) = (store.env().now_for_ages(), store.env().now());
+        let next = tidied(&current, &self.options, now, time_of_day);
         if !next.changes_root() {
             return Ok(current);
         }
@@ -267,13 +276,13 @@ impl Repository {
             store,
             Some(current),
             |root| {
-                let next = tidied(root, &self.options, now);
+                let next = tidied(root, &self.options, now, time_of_day);
                 Ok(match next.changes_root() {
                     true => Change::To(Box::new(next.root)),
                     false => Change::Nothing,
                 })
             },
-            |root| !tidied(root, &self.options, now).changes_root(),
+            |root| !tidied(root, &self.options, now, time_of_day).changes_root(),
         )
         .await
     }

@@ -3,40 +3,47 @@
 //! They cannot be restored by themselves: which cluster they are of is not in them, and its streams are lost.
 //! The newest is fetched into the directory, so that it can be named, and imported into a new cluster.
 
+use std::io;
 use std::path::Path;
 
 use esker_repository::ownership;
 
 use super::copies::remove;
 use super::directory::newest_state;
+use crate::error::StartError;
 use crate::snapshots::Archive;
 use crate::state::archive::StateArchive;
-use crate::state::files::{Files, commit_of, name_of};
+use crate::state::files::{FileError, Files, commit_of, name_of};
 
 /// Fetches the newest valid JSON snapshot of the repository that is newer than those in a directory, so that
-/// it is named with them, and can be imported. What cannot be fetched is named in the log.
-pub(super) async fn bring_archived_state(dir: &Path, cluster: &str, archive: &Archive) {
-    match ownership::marker(archive.destination()).await {
-        Ok(marker)
-            if marker
-                .as_ref()
-                .is_none_or(|marker| marker.cluster_name == cluster) => {}
-        // Another cluster's, or nothing is known of it.
-        _ => return,
+/// it is named with them, and can be imported. One that is damaged is named in the log.
+///
+/// # Errors
+///
+/// The repository cannot be read now, or the directory: a newer snapshot may be there than what is known.
+pub(super) async fn bring_archived_state(
+    dir: &Path,
+    cluster: &str,
+    archive: &Archive,
+) -> Result<(), StartError> {
+    let shown = archive.shown().to_owned();
+    let unreadable = |why: String| StartError::RepositoryUnreadable {
+        repository: shown.clone(),
+        why,
+    };
+    let marker = ownership::marker(archive.destination()).await;
+    let marker = marker.map_err(|e| unreadable(e.to_string()))?;
+    if marker.is_some_and(|marker| marker.cluster_name != cluster) {
+        return Ok(());
     }
     let archive = StateArchive::new(archive.destination());
     let newest_here = match newest_state(dir) {
         Ok(newest) => newest.and_then(|(name, _)| commit_of(&name)).unwrap_or(0),
         // It is met again, and ends the start.
-        Err(_) => return,
+        Err(_) => return Ok(()),
     };
-    let listed = match archive.list().await {
-        Ok(listed) => listed,
-        Err(error) => {
-            tracing::warn!(%error, "archived snapshots of a state store are not known");
-            return;
-        }
-    };
+    let listed = archive.list().await;
+    let listed = listed.map_err(|e| unreadable(e.to_string()))?;
     let scratch = dir.join("scratch");
     for one in listed {
         if one.commit_ts <= newest_here {
@@ -53,10 +60,14 @@ pub(super) async fn bring_archived_state(dir: &Path, cluster: &str, archive: &Ar
                 );
                 break;
             }
+            Err(FileError::Unreadable(error)) if error.kind() != io::ErrorKind::NotFound => {
+                let _ = remove(&scratch);
+                return Err(unreadable(format!("fetching {name}: {error}")));
+            }
             Err(why) => tracing::warn!(
                 snapshot = name,
                 from = archive.shown(),
-                why,
+                %why,
                 "an archived snapshot of a state store cannot be used: the one before it is tried"
             ),
         }
@@ -64,6 +75,7 @@ pub(super) async fn bring_archived_state(dir: &Path, cluster: &str, archive: &Ar
     if let Err(error) = remove(&scratch) {
         tracing::warn!(%error, "what was fetched is not removed");
     }
+    Ok(())
 }
 
 /// Fetches one archived snapshot into a directory's snapshots, if it is whole.
@@ -72,16 +84,15 @@ async fn bring(
     commit_ts: u64,
     scratch: &Path,
     dir: &Path,
-) -> Result<(), String> {
-    let failed = |e: std::io::Error| e.to_string();
-    remove(scratch).map_err(|e| e.to_string())?;
-    std::fs::create_dir_all(scratch).map_err(failed)?;
-    archive.fetch(commit_ts, scratch).await.map_err(failed)?;
+) -> Result<(), FileError> {
+    remove(scratch).map_err(|e| FileError::Unreadable(io::Error::other(e.to_string())))?;
+    std::fs::create_dir_all(scratch)?;
+    archive.fetch(commit_ts, scratch).await?;
     let fetched = Files::at(scratch.to_owned());
-    fetched.check(commit_ts).map_err(|e| e.to_string())?;
-    let files = Files::open(dir.join("snapshots")).map_err(failed)?;
+    fetched.check(commit_ts)?;
+    let files = Files::open(dir.join("snapshots"))?;
     if files.path(commit_ts).exists() {
-        files.set_aside(commit_ts).map_err(failed)?;
+        files.set_aside(commit_ts)?;
     }
-    files.adopt(&fetched, commit_ts).map_err(failed)
+    Ok(files.adopt(&fetched, commit_ts)?)
 }

@@ -517,9 +517,13 @@ impl Search<'_> {
         copies.extend_from_slice(archived);
         let mut ancestry = ancestry_of(root);
         if let (true, Some(planned)) = (swapped, planned) {
-            // An earlier start has begun it: the same copy, and forks counted from its parent.
-            ancestry.remove(0);
-            copies.retain(|copy| copy.lsn == planned.lsn);
+            // An earlier start has begun it: the same copy, and forks counted from its parent. If that copy
+            // has turned out damaged and a loss is accepted, the fork is followed by another one.
+            let is_there = copies.iter().any(|copy| copy.lsn == planned.lsn);
+            if is_there || !self.accepts_loss {
+                ancestry.remove(0);
+                copies.retain(|copy| copy.lsn == planned.lsn);
+            }
         }
         if let (false, Some(planned)) = (self.accepts_loss, planned) {
             copies.retain(|copy| copy.lsn >= planned.lsn);
@@ -541,6 +545,8 @@ impl Search<'_> {
                     Some(checkpoint) => match self.link(checkpoint).await? {
                         Some(ready) => Some(ready),
                         None => {
+                            // It may be whole, and could only not be read now.
+                            self.all_was_read()?;
                             copies.retain(|other| *other != copy);
                             continue;
                         }

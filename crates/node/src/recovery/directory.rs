@@ -61,7 +61,7 @@ pub(super) fn enter(options: &NodeOptions, handle: &Handle) -> Result<Entered, S
                 handle.block_on(nobody_there(&archive, wants, &locked))?;
                 if wants != Some(Bootstrap::New) {
                     let cluster = &options.cluster_name;
-                    handle.block_on(bring_archived_state(locked.path(), cluster, &archive));
+                    handle.block_on(bring_archived_state(locked.path(), cluster, &archive))?;
                     no_state_there(locked.path())?;
                 }
                 let identity = || Identity::new(&options.cluster_name, options.partitions);
@@ -244,7 +244,7 @@ async fn restored_identity(
         }
         (Ok(archived), _) => Ok(archived),
         (Err(nothing), None) => {
-            bring_archived_state(locked.path(), &options.cluster_name, archive).await;
+            bring_archived_state(locked.path(), &options.cluster_name, archive).await?;
             Err(with_state(nothing, locked.path()))
         }
         (Err(_), Some(left)) => match archive.check_owner(&left).await {

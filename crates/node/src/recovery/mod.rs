@@ -117,7 +117,13 @@ async fn attempt(
     .await?;
     let events = report.entries;
     tracing::info!(events, "Replaying {events} log entries of the partitions");
-    if let Err(error) = replay::wait(&inner).await {
+    let replayed = replay::wait(&inner).await;
+    let replay_took = replay.elapsed();
+    let served = match replayed {
+        Ok(()) => serve(&mut inner, options, &forked).await,
+        Err(error) => Err(error),
+    };
+    if let Err(error) = served {
         blocking(move || {
             drop(open);
             drop(inner);
@@ -126,22 +132,12 @@ async fn attempt(
         return Err(error);
     }
     open.hand_over();
-    report.replay = replay.elapsed();
+    report.replay = replay_took;
     loaded.recovered(&inner.state.reader);
     let replayed = report.partitions.iter();
     let bytes = replayed.map(|one| inner.after(one.partition, one.lsn).1);
     let bytes = bytes.sum();
     inner.snapshots.rates.replayed(events, bytes, report.replay);
-    tell_forked(&inner, &forked).await;
-    match inner.find_unknown_basins() {
-        Ok(found) => *inner.unknown_basins.lock() = found,
-        Err(error) => tracing::warn!(%error, "streams without a basin were not looked for"),
-    }
-    // Every partition has something in the log now, so one that has not is damage from here on.
-    inner.data_dir.finish()?;
-    // In this order: a crash in between leaves no acceptance that would count for another loss.
-    acceptance::spend(inner.data_dir.path(), options.bootstrap)?;
-    Plan::remove(inner.data_dir.path())?;
     report.total = started.elapsed();
     let apart = report.replay + report.restore + report.scan;
     inner
@@ -377,6 +373,24 @@ fn groups(
     Ok((inner, open, report, loaded))
 }
 
+/// What is done once everything has been replayed, before anybody is served.
+async fn serve(inner: &mut Inner, options: &NodeOptions, forked: &[u64]) -> Result<(), StartError> {
+    inner.snapshots.local.remove_stale();
+    tell_forked(inner, forked).await;
+    match inner.find_unknown_basins() {
+        Ok(found) => *inner.unknown_basins.lock() = found,
+        Err(error) => tracing::warn!(%error, "streams without a basin were not looked for"),
+    }
+    // Every partition has something in the log now, so one that has not is damage from here on.
+    inner.data_dir.finish()?;
+    // In this order: a crash in between leaves no acceptance that would count for another loss.
+    acceptance::spend(inner.data_dir.path(), options.bootstrap)?;
+    Plan::remove(inner.data_dir.path())
+}
+
+/// How long a start waits for one partition to drop a basin: what is missed is space.
+const DROP_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// Tells partitions that were taken back in time which basins have been deleted since.
 async fn tell_forked(inner: &Inner, forked: &[u64]) {
     if forked.is_empty() {
@@ -391,7 +405,14 @@ async fn tell_forked(inner: &Inner, forked: &[u64]) {
             if forked.contains(&partition.reader.partition().0) {
                 let command = Kind::DropBasin(DropBasin { basin: basin.0 });
                 // Such a basin's streams have no name to be found by: nothing is wrong but space.
-                let _ = partition.group.execute(command.into_bytes()).await;
+                let dropped = partition.group.execute(command.into_bytes());
+                if tokio::time::timeout(DROP_TIMEOUT, dropped).await.is_err() {
+                    tracing::warn!(
+                        partition = partition.reader.partition().0,
+                        "streams of deleted basins were not dropped; they take space"
+                    );
+                    return;
+                }
             }
         }
     }

@@ -35,17 +35,19 @@ pub(crate) struct LocalSnapshots {
     base: PathBuf,
     newest: Vec<Mutex<Option<Arc<Held>>>>,
     failures: Vec<Mutex<Option<String>>>,
+    /// What is to be removed once the start has succeeded.
+    stale: Mutex<Vec<PathBuf>>,
 }
 
 impl LocalSnapshots {
     /// For partitions 0 to `partitions`. What crashes have left is removed; of what is there, the
-    /// newest that fits `usable` is kept.
+    /// newest that fits `usable` is kept, and the others are until [`LocalSnapshots::remove_stale`].
     pub fn open(
         base: PathBuf,
         partitions: u32,
         usable: impl Fn(u64, &Checkpoint) -> bool,
     ) -> LocalSnapshots {
-        let mut newest = Vec::new();
+        let (mut newest, mut stale) = (Vec::new(), Vec::new());
         for partition in 0..=u64::from(partitions) {
             let dir = base.join(partition.to_string());
             if let Err(error) = checkpoint::remove_unfinished(&dir) {
@@ -66,9 +68,7 @@ impl LocalSnapshots {
                         tracing::warn!(%error, "a checkpoint was not looked at, and stays");
                     }
                     // Older, of another history, or not to be used.
-                    _ => {
-                        let _ = std::fs::remove_dir_all(&dir);
-                    }
+                    _ => stale.push(dir),
                 }
             }
             newest.push(Mutex::new(found));
@@ -78,6 +78,24 @@ impl LocalSnapshots {
             base,
             newest,
             failures,
+            stale: Mutex::new(stale),
+        }
+    }
+
+    /// Removes the checkpoints that were there and are of no use. To be called when everything has been
+    /// replayed: until then the database may turn out damaged, and an older checkpoint be needed.
+    pub fn remove_stale(&self) {
+        let in_use: Vec<PathBuf> = self
+            .newest
+            .iter()
+            .filter_map(|one| Some(one.lock().as_ref()?.checkpoint.dir.clone()))
+            .collect();
+        for dir in self.stale.lock().drain(..) {
+            if !in_use.contains(&dir)
+                && let Err(error) = std::fs::remove_dir_all(&dir)
+            {
+                tracing::warn!(dir = %dir.display(), %error, "an old checkpoint was not removed");
+            }
         }
     }
 

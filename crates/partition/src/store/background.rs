@@ -34,6 +34,11 @@ use super::{Part, Store, StoreError};
 
 /// Memtables of a partition that wait to be flushed at most, beside the one that is written to.
 pub(super) const MAX_UNFLUSHED: u64 = 3;
+/// While files cannot be merged, no write goes to a partition with so many: RocksDB would let it wait within,
+/// and all others behind it, from [`LEVEL0_STOP`] runs on. What lies between is for flushes under way.
+const MAX_LEVEL0_FILES: u64 = LEVEL0_STOP as u64 - 32;
+/// Runs from which on RocksDB lets writes wait until some are merged.
+pub(super) const LEVEL0_STOP: i32 = 160;
 /// RocksDB's own limit, which is never reached: a failed flush is tried again by switching memtables.
 pub(super) const MAX_MEMTABLES: i32 = 64;
 /// How often one who waits looks, if nothing wakes it.
@@ -136,6 +141,11 @@ impl Background {
     fn refusal(&self) -> Option<String> {
         let state = self.state.lock();
         state.refusal().or_else(|| state.flush.clone())
+    }
+
+    /// Why files are not merged, if the last attempt failed.
+    fn failing_compaction(&self) -> Option<String> {
+        self.state.lock().compaction.clone()
     }
 
     pub fn failed_compactions(&self) -> u64 {
@@ -303,6 +313,11 @@ impl Part {
         self.property("rocksdb.num-immutable-mem-table")
     }
 
+    /// Files that were flushed and not merged yet.
+    fn level0_files(&self) -> u64 {
+        self.property("rocksdb.num-files-at-level0")
+    }
+
     /// See [`Store::may_flush`].
     pub fn may_flush(&self) -> bool {
         self.store.may_flush()
@@ -367,6 +382,11 @@ impl Part {
         let background = &self.store.background;
         loop {
             let events = background.events();
+            if let Some(why) = background.failing_compaction()
+                && self.level0_files() >= MAX_LEVEL0_FILES
+            {
+                return Err(self.not_flushed(why));
+            }
             if self.unflushed() < MAX_UNFLUSHED {
                 return Ok(());
             }

@@ -18,6 +18,8 @@ use crate::ids::PartitionId;
 
 /// How RocksDB begins what it says of bytes that are not what was written.
 const CORRUPTION: &str = "Corruption: ";
+/// The same of what the operating system answered: a file that is gone is damage.
+const IO_ERROR: &str = "IO error: ";
 
 /// Which partitions of a database were found damaged, and how. Cheap to clone; all clones are one
 /// report, which outlives the database.
@@ -139,8 +141,12 @@ impl Store {
     /// What was found damaged of a partition since it was opened or imported.
     pub fn damage(&self, partition: PartitionId) -> Option<String> {
         for why in self.background_failures() {
-            if why.starts_with(CORRUPTION)
-                && !is_refusal(ErrorKind::Corruption, &why)
+            let kind = match &why {
+                why if why.starts_with(CORRUPTION) => ErrorKind::Corruption,
+                why if why.starts_with(IO_ERROR) => ErrorKind::IOError,
+                _ => continue,
+            };
+            if !is_refusal(kind, &why)
                 && let Some(whose) = self.partition_named_in(&why)
             {
                 self.damage.note(whose, why);
