@@ -276,3 +276,34 @@ async fn damage_of_every_copy_ends_a_start_with_what_was_tried_and_what_to_do() 
         }
     }
 }
+
+#[tokio::test]
+async fn damage_that_a_lossy_restore_meets_in_the_database_leaves_older_copies_to_go_on_from() {
+    let scene = killed_with_many_streams().await;
+    // What came after the snapshots is in the database and in the log, and then in the database alone.
+    let mut server = scene.setup.start(&scene.data()).await;
+    server.stop().await;
+    fs::remove_dir_all(scene.data().join("log")).unwrap();
+    for per_mille in [50, 920] {
+        let context = format!("{per_mille} per mille");
+        let scene = scene.copy(setup()).await;
+        damage_alone(&tables(&scene.data())[0], per_mille);
+        let restoring = scene.setup.clone().bootstrap("restore");
+        let server = restoring.start(&scene.data()).await;
+        let s2 = server.sdk();
+        let readable = Mutex::new(0);
+        for_each(0..STREAMS, async |number| {
+            // A block that the start did not read may be damaged still.
+            if let Ok(batch) = stream(&s2, &name(number))
+                .read(sdk::from_seq(0, 1000))
+                .await
+            {
+                assert_eq!(sdk::bodies(&batch.records)[0], body(number), "{context}");
+                *readable.lock().unwrap() += 1;
+            }
+        })
+        .await;
+        let readable = readable.into_inner().unwrap();
+        assert!(readable > STREAMS / 2, "{context}: {readable}");
+    }
+}
