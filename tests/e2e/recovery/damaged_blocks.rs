@@ -284,7 +284,7 @@ async fn damage_that_a_lossy_restore_meets_in_the_database_leaves_older_copies_t
     let mut server = scene.setup.start(&scene.data()).await;
     server.stop().await;
     fs::remove_dir_all(scene.data().join("log")).unwrap();
-    for per_mille in [50, 920] {
+    for per_mille in [50, 200, 350, 500, 650, 800, 920] {
         let context = format!("{per_mille} per mille");
         let scene = scene.copy(setup()).await;
         damage_alone(&tables(&scene.data())[0], per_mille);

@@ -530,7 +530,8 @@ impl Search<'_> {
         }
         while let Some((copy, skipped)) = best(&copies, &ancestry) {
             let copy = copy.clone();
-            if let (true, Some(root)) = (skipped > 0, root)
+            // What this start has begun itself is nobody else's restore.
+            if let (true, Some(root)) = (skipped > 0 && !swapped, root)
                 && let Some(wait) = still_beginning(root)
             {
                 return Err(StartError::LineageBegins {
