@@ -326,6 +326,8 @@ impl Node {
             .name("stop".to_owned())
             .spawn(move || {
                 this.stop_blocking(last.into_std());
+                // Whoever waits may open the directory again, or end the process.
+                drop(this);
                 // Nobody may wait any more.
                 let _ = done.send(());
             });
