@@ -232,10 +232,17 @@ async fn an_idle_store_reads_no_history_that_no_policy_can_cut() {
         let line = io.lines().find_map(|l| l.strip_prefix("rchar: ")).unwrap();
         line.parse::<u64>().unwrap()
     };
-    let before = read();
-    // Several rounds of the look at the policies.
-    tokio::time::sleep(std::time::Duration::from_secs(5)).await;
-    let idle = read() - before;
-    // The commits after the snapshot, 10 MB, are not read even once.
-    assert!(idle < 100 * 100_000, "{idle} bytes were read");
+    // Several rounds of the look at the policies. Merges and a first snapshot may come before it is idle;
+    // a history that is read is read in every round.
+    let mut idle = Vec::new();
+    for _ in 0..6 {
+        let before = read();
+        tokio::time::sleep(std::time::Duration::from_secs(4)).await;
+        idle.push(read() - before);
+        // The commits after the snapshot, 10 MB, are not read even once.
+        if idle.last() < Some(&(100 * 100_000)) {
+            return;
+        }
+    }
+    panic!("bytes that were read: {idle:?}");
 }
