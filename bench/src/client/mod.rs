@@ -179,7 +179,7 @@ impl Stream {
         }
     }
 
-    /// Reads from the first record on and follows the tail until `go_on`, which is told the number of
+    /// Reads from the first record on and follows the tail until `go_on`, which gets the number of
     /// records so far, first and after each batch, has had enough; checks that no sequence number is
     /// left out.
     ///

@@ -202,7 +202,7 @@ impl Inner {
         }
     }
 
-    /// Whether a new snapshot of a partition would let go of files on a nearly full disk that the one
+    /// Whether a new snapshot of a partition would free files on a nearly full disk that the one
     /// before, of so many bytes, still holds.
     pub(crate) fn could_release(&self, partition: u64, bytes: u64) -> bool {
         self.space.is_short.load(Ordering::Relaxed)

@@ -50,7 +50,7 @@ pub struct StoreOptions {
     /// Where checkpoints are made, a directory per partition, on the file system of the database.
     /// `None`: below the database.
     pub checkpoints: Option<PathBuf>,
-    /// What is found damaged is told here.
+    /// What is found damaged is noted here.
     pub damage: DamageReport,
 }
 

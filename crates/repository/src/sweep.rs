@@ -90,7 +90,7 @@ pub(crate) struct Judge<'a> {
 /// A root as a sweep leaves it.
 pub(crate) struct Tidied {
     pub root: Root,
-    /// Generations of intents that are taken for dead.
+    /// Generations of intents that have expired.
     pub fenced: Vec<Generation>,
     /// Pins that have expired.
     pub unpinned: Vec<String>,

@@ -80,7 +80,7 @@ pub(crate) enum AtStall {
     Fail,
     /// The body is dropped at once, and this frame ends what was sent.
     End(EndFrame),
-    /// The body is told, and ends by itself: what is in flight is still answered.
+    /// The token is cancelled, and the body ends by itself: what is in flight is still answered.
     Cancel(CancellationToken),
 }
 

@@ -211,7 +211,7 @@ async fn nobody_there(
     })
 }
 
-/// Who is restored into an empty directory. The repository says so; where it has nothing of this cluster,
+/// Who is restored into an empty directory. The repository names it; where it has nothing of this cluster,
 /// the local snapshots that are left do. Both have to be of one cluster, and of the one that is configured:
 /// what is made of them is opened by its name, and puts its snapshots there.
 async fn restored_identity(
@@ -275,7 +275,7 @@ async fn restored_identity(
     }
 }
 
-/// Who is restored, by the repository: it says so in the catalog's newest snapshot.
+/// Who is restored: the cluster that the catalog's newest snapshot in the repository names.
 async fn identity_of_cluster(
     options: &NodeOptions,
     archive: &Archive,

@@ -57,7 +57,7 @@ impl DamageReport {
 pub(super) enum Met {
     /// A read of a partition.
     Reading,
-    /// A write, which is told what the background work for any partition met.
+    /// A write: RocksDB returns from it what the background work for any partition met.
     Writing,
 }
 

@@ -163,7 +163,7 @@ async fn a_damaged_root_does_not_hide_whose_the_destination_is(place: Place) {
     put(&place, &at(&place.opened_again(), 8, options()))
         .await
         .unwrap();
-    // Nothing that is left says so.
+    // Nothing that is left names the owner.
     place.remove("../cluster.json");
     std::fs::remove_dir_all(place.top().join("8")).unwrap();
     place.remove(&snapshot.metadata());

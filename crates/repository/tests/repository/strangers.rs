@@ -312,7 +312,7 @@ async fn a_bucket_that_is_missing_is_named_at_once() {
         assert!(said.contains("NoSuchBucket"), "{said}");
         assert!(!said.contains('<'), "no document of the store: {said}");
     }
-    // This server says so when it is asked for a list, and not for an object.
+    // This server reports it for a list, and not for an object.
     assert_eq!(place.server().total(), 2 * 2, "nothing is asked again");
 }
 
