@@ -23,7 +23,7 @@ use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use tokio::time::{Instant, Sleep};
 
 use super::ServiceError;
-use super::body_budget::{BodyBudget, Claim, Full, MAX_SMALL};
+use super::body_budget::{BodyBudget, Claim, Full, MAX_SMALL, of_known_length};
 use crate::request_guard::{content_type, is_grpc};
 use crate::state::status::{too_large, too_slow, unavailable};
 
@@ -196,7 +196,7 @@ impl Arriving {
         match self.length {
             // Pieces that pass are claimed one at a time.
             _ if self.passes => self.arrived,
-            Some(length) => length.max(self.arrived).min(most),
+            Some(length) => of_known_length(length.max(self.arrived).min(most), self.arrived),
             None => self.arrived.next_multiple_of(MAX_SMALL).min(most),
         }
     }
@@ -289,6 +289,7 @@ mod tests {
     use http_body_util::BodyExt as _;
 
     use super::*;
+    use crate::api::body_budget::STEP;
 
     const TIMEOUT: Duration = Duration::from_millis(200);
     const KIB: usize = 1024;
@@ -379,6 +380,23 @@ mod tests {
             }
             assert_eq!(bodies.held(), 0);
         }
+    }
+
+    #[tokio::test]
+    async fn clients_that_announce_much_and_send_little_leave_others_their_memory() {
+        let mut bodies = Bodies::new(4096 * KIB, 1024 * KIB, TIMEOUT);
+        bodies.budget.timeout = TIMEOUT;
+        let mut idle = Vec::new();
+        for _ in 0..20 {
+            let (mut body, held) = arriving(Body::from("x"), &bodies);
+            body.length = Some(1000 * KIB);
+            body.frame().await.unwrap().unwrap();
+            idle.push((body, held));
+        }
+        assert_eq!(bodies.held(), 20 * STEP);
+        let (mut body, _held) = arriving(pieces(50, 20 * KIB, Duration::ZERO), &bodies);
+        body.length = Some(1000 * KIB);
+        assert_eq!(body.collect().await.unwrap().to_bytes().len(), 1000 * KIB);
     }
 
     #[tokio::test]

@@ -1,9 +1,10 @@
 //! Memory for what is on its way in: bodies of requests, and frames of append sessions.
 //!
 //! `limits.request-bodies` is divided: as much as the largest body may have is kept back for one claim at a
-//! time ([`BodyBudget::last`]), and the rest is for all. A claim waits for either. Most claims are made once,
-//! for the whole length; one whose length is not known grows while it holds, so that many of them could wait
-//! for each other. One of those that wait always gets what is kept back, which covers it to its end, so it
+//! time ([`BodyBudget::last`]), and the rest is for all. A claim waits for either. One of a known length is made
+//! for all of it once a sixteenth has arrived ([`of_known_length`]), so that whoever announces much and sends
+//! little holds little; one whose length is not known grows while it holds, so that many of them could wait for
+//! each other. One of those that wait always gets what is kept back, which covers it to its end, so it
 //! ends, and the next one gets it.
 //!
 //! Claims up to [`MAX_SMALL`] have [`MAX_SMALL_TOTAL`] of their own beside that, and the same as others when it
@@ -140,6 +141,21 @@ impl BodyBudget {
             }
             _ => Err(Full),
         }
+    }
+}
+
+/// The share of a known length that has to arrive before all of it is claimed: a client holds at most sixteen
+/// times what it has sent, or [`STEP`].
+const BEGUN_SHARE: usize = 16;
+/// Bytes that are claimed at a time before that: more than a small claim, so that the memory of those stays
+/// theirs.
+pub(super) const STEP: usize = 2 * MAX_SMALL;
+
+/// What to claim for a body or a frame of `length` bytes of which `arrived` are there.
+pub(super) fn of_known_length(length: usize, arrived: usize) -> usize {
+    match arrived >= length / BEGUN_SHARE {
+        true => length,
+        false => arrived.next_multiple_of(STEP).min(length),
     }
 }
 

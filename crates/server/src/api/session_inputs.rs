@@ -1,6 +1,6 @@
 //! What an append session sends: its frames, from the bytes of the request's body.
 //!
-//! A frame claims its bytes from the budget of all bodies when its length is known, holds them until its
+//! A frame claims its bytes from the budget of all bodies once a sixteenth of it is there, holds them until its
 //! append has been admitted, and may be behind 16 KiB a second by `limits.header-timeout`. A compressed frame
 //! claims what it may decompress to when it is complete. Between frames a session holds nothing, however long
 //! it is open, and may take as long as it likes.
@@ -12,11 +12,12 @@ use futures::{StreamExt as _, TryStreamExt as _};
 use s2_api::v1::stream::s2s::{FrameDecoder, SessionMessage};
 use s2_api::v1::stream::{AppendInputStreamError, proto};
 use s2_common::stream::AppendInput;
+use tokio::time::Instant;
 use tokio_util::codec::Decoder as _;
 
 use super::ServiceError;
 use super::bodies::Bodies;
-use super::body_budget::{Claim, Full};
+use super::body_budget::{Claim, Full, of_known_length};
 
 /// Bytes of a frame's length.
 const PREFIX: usize = 3;
@@ -73,16 +74,23 @@ impl Frames {
             1..=MAX_FRAME => {}
             _ => return Err(bad_frame("a frame has more than 2 MiB")),
         }
-        let claim = extended(&self.bodies, Claim::default(), PREFIX + length).await?;
-        let mut frame = BytesMut::with_capacity(PREFIX + length);
-        frame.extend_from_slice(&prefix);
-        let timeout = self.bodies.arrival_timeout(length);
-        let filled = tokio::time::timeout(timeout, self.fill(&mut frame, PREFIX + length));
-        match filled.await {
-            Ok(Ok(true)) => {}
-            Ok(Ok(false)) => return Err(bad_frame(TRUNCATED)),
-            Ok(Err(error)) => return Err(error),
-            Err(_) => return Err(ServiceError::SlowBody),
+        let whole = PREFIX + length;
+        let mut frame = prefix;
+        let mut claim = Claim::default();
+        let mut timeout = self.bodies.arrival_timeout(length);
+        while frame.len() < whole {
+            // Waiting for memory is not the client's time.
+            let claimed = of_known_length(whole, frame.len() + 1);
+            claim = extended(&self.bodies, claim, claimed).await?;
+            frame.reserve(claimed - frame.len());
+            let begun = Instant::now();
+            let filled = tokio::time::timeout(timeout, self.fill(&mut frame, claimed));
+            match filled.await {
+                Ok(Ok(true)) => timeout = timeout.saturating_sub(begun.elapsed()),
+                Ok(Ok(false)) => return Err(bad_frame(TRUNCATED)),
+                Ok(Err(error)) => return Err(error),
+                Err(_) => return Err(ServiceError::SlowBody),
+            }
         }
         let claim = match frame[PREFIX] & COMPRESSION {
             0 => claim,
@@ -146,6 +154,7 @@ mod tests {
     use s2_api::v1::stream::s2s::CompressionAlgorithm;
 
     use super::*;
+    use crate::api::body_budget::STEP;
 
     const MIB: usize = 1024 * 1024;
     const TIMEOUT: Duration = Duration::from_millis(50);
@@ -209,6 +218,23 @@ mod tests {
         let error = cut.unwrap().err().unwrap();
         assert!(matches!(error, ServiceError::AppendInput(_)), "{error}");
         assert!(of(Vec::new(), true, &bodies).next().await.is_none());
+    }
+
+    #[tokio::test]
+    async fn sessions_that_announce_frames_and_send_nothing_of_them_leave_others_their_memory() {
+        let mut bodies = Bodies::new(8 * MIB, 4 * MIB, Duration::from_secs(3600));
+        bodies.budget.timeout = TIMEOUT;
+        let whole = frame(CompressionAlgorithm::None, MIB - 100);
+        let mut idle = Vec::new();
+        for _ in 0..20 {
+            let mut session = of(vec![whole.slice(..10)], false, &bodies);
+            let silent = tokio::time::timeout(TIMEOUT / 10, session.next()).await;
+            assert!(silent.is_err());
+            idle.push(session);
+        }
+        assert_eq!(bodies.held(), 20 * STEP);
+        let mut session = of(vec![whole], true, &bodies);
+        assert!(session.next().await.unwrap().is_ok());
     }
 
     #[tokio::test]

@@ -184,7 +184,7 @@ pub struct LimitsConfig {
 
     /// Most bytes of request bodies that have arrived and are not yet answered, and of frames of append
     /// sessions that are not yet admitted, over all connections. A body whose length is known counts with all
-    /// of it when its first bytes arrive. Beyond it, bodies and frames wait for 10 s, and are then refused.
+    /// of it once a sixteenth has arrived. Beyond it, bodies and frames wait for 10 s, and are then refused.
     /// Those of at most 64 KiB have another 16 MiB of their own.
     #[schemars(extend("x-minimum" = "64MiB", "x-maximum" = "1TiB"))]
     pub request_bodies: ByteCount,
