@@ -160,7 +160,7 @@ impl Online {
         text: impl Fn(&T) -> String,
     ) -> Result<(), Failure> {
         let (mut done, mut failed) = (Vec::new(), Vec::new());
-        let mut first = None;
+        let (mut first, mut lost) = (None, None);
         for &partition in partitions {
             match work(partition).await {
                 Ok(one) => {
@@ -170,7 +170,10 @@ impl Online {
                     done.push(one);
                 }
                 // It would not answer for the others either.
-                Err(failure) if failure.code == "unreachable" => return Err(failure),
+                Err(failure) if failure.code == "unreachable" => {
+                    lost = Some(failure);
+                    break;
+                }
                 Err(failure) => {
                     if !self.json && partitions.len() > 1 {
                         say!("partition {partition}: {}", plain_lines(&failure.text()));
@@ -184,10 +187,11 @@ impl Online {
                 }
             }
         }
-        let result = match (first, partitions.len()) {
-            (None, _) => Ok(()),
-            (Some(failure), 1) => Err(failure),
-            (Some(failure), all) => Err(Failure {
+        let result = match (lost, first, partitions.len()) {
+            (Some(lost), ..) => Err(lost),
+            (None, None, _) => Ok(()),
+            (None, Some(failure), 1) => Err(failure),
+            (None, Some(failure), all) => Err(Failure {
                 message: format!(
                     "partition {} failed, {} of {all} in all: {}",
                     failed[0].partition,

@@ -55,10 +55,8 @@ async fn for_each(numbers: impl Iterator<Item = usize>, run: impl AsyncFn(usize)
         .await;
 }
 
-/// Streams with a record each, a snapshot of every partition, more records, and a kill.
-async fn killed_with_many_streams() -> Scene {
-    let scene = Scene::new(Kind::Directory, setup()).await;
-    let mut server = scene.setup.start(&scene.data()).await;
+/// Streams with a record each, a snapshot of every partition, and more records.
+async fn fill(server: &Server) {
     let s2 = server.sdk();
     let basin = sdk::basin(&s2, BASIN).await;
     for_each(0..STREAMS, async |number| {
@@ -66,11 +64,18 @@ async fn killed_with_many_streams() -> Scene {
         sdk::append(&made, [body(number)]).await;
     })
     .await;
-    snapshot_all(&server).await;
+    snapshot_all(server).await;
     for_each((0..STREAMS).step_by(LATE), async |number| {
         sdk::append(&stream(&s2, &name(number)), [late(number)]).await;
     })
     .await;
+}
+
+/// A server with [`fill`], killed.
+async fn killed_with_many_streams() -> Scene {
+    let scene = Scene::new(Kind::Directory, setup()).await;
+    let mut server = scene.setup.start(&scene.data()).await;
+    fill(&server).await;
     server.kill();
     scene
 }
@@ -214,18 +219,7 @@ async fn a_server_that_was_told_no_destination_recovers_from_its_own_copies() {
     let scene = Scene::new(Kind::Directory, setup()).await;
     let setup = setup();
     let mut server = setup.start(&scene.data()).await;
-    let s2 = server.sdk();
-    let basin = sdk::basin(&s2, BASIN).await;
-    for_each(0..STREAMS, async |number| {
-        let made = sdk::stream(&basin, name(number).split_once('/').unwrap().1).await;
-        sdk::append(&made, [body(number)]).await;
-    })
-    .await;
-    snapshot_all(&server).await;
-    for_each((0..STREAMS).step_by(LATE), async |number| {
-        sdk::append(&stream(&s2, &name(number)), [late(number)]).await;
-    })
-    .await;
+    fill(&server).await;
     server.kill();
     damage_with_links(&tables(&scene.data())[0], 920);
     serves_all_in_the_end(&scene, &setup, "the default repository").await;
@@ -306,4 +300,56 @@ async fn damage_that_a_lossy_restore_meets_in_the_database_leaves_older_copies_t
         let readable = readable.into_inner().unwrap();
         assert!(readable > STREAMS / 2, "{context}: {readable}");
     }
+}
+
+#[tokio::test]
+async fn a_local_snapshot_that_cannot_be_read_now_is_not_passed_over_for_an_older_copy() {
+    let setup = setup().set("snapshots.local-snapshot-num-records=100");
+    let scene = Scene::new(Kind::Directory, setup).await;
+    let mut server = scene.setup.start(&scene.data()).await;
+    fill(&server).await;
+    let archived = scene.place.keys();
+    eventually(
+        "every stream partition has a newer local snapshot",
+        async || {
+            let newer = |partition: u64| {
+                let dir = scene.data().join(format!("checkpoints/{partition}"));
+                let mut there = fs::read_dir(dir).unwrap().flatten();
+                there.any(|one| {
+                    let name = one.file_name().into_string().unwrap();
+                    let key = format!("{partition}/{name}");
+                    name.starts_with("lsn_") && !archived.iter().any(|k| k.starts_with(&key))
+                })
+            };
+            (1..=PARTITIONS).all(newer).then_some(())
+        },
+    )
+    .await;
+    server.kill();
+    for lost in ["db", "log"] {
+        fs::remove_dir_all(scene.data().join(lost)).unwrap();
+    }
+    let restoring = scene.setup.clone().bootstrap("restore");
+    // Nothing can be made where copies are looked at.
+    let blocked = scene.data().join("restore");
+    let _ = fs::remove_dir_all(&blocked);
+    fs::write(&blocked, "").unwrap();
+    let (code, log) = restoring.start_refused(&scene.data()).await;
+    assert_eq!(code, 1, "{log}");
+    assert!(log.contains("error [unreadable]"), "{log}");
+    fs::remove_file(&blocked).unwrap();
+    let server = restoring.start(&scene.data()).await;
+    let s2 = server.sdk();
+    let kept = Mutex::new(0);
+    for_each((0..STREAMS).step_by(LATE), async |number| {
+        let read = stream(&s2, &name(number))
+            .read(sdk::from_seq(0, 1000))
+            .await;
+        *kept.lock().unwrap() += read.unwrap().records.len() - 1;
+    })
+    .await;
+    assert!(
+        kept.into_inner().unwrap() > 0,
+        "only older copies were used"
+    );
 }

@@ -546,9 +546,12 @@ impl Search<'_> {
                     Some(checkpoint) => match self.link(checkpoint).await? {
                         Some(ready) => Some(ready),
                         None => {
-                            // It may be whole, and could only not be read now.
-                            self.all_was_read()?;
                             copies.retain(|other| *other != copy);
+                            let mut others = copies.iter().filter(|o| o.lineage == copy.lineage);
+                            if !others.any(|other| other.lsn >= copy.lsn) {
+                                // It may be whole, and could only not be read now.
+                                self.all_was_read()?;
+                            }
                             continue;
                         }
                     },

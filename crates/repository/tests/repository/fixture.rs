@@ -47,11 +47,18 @@ pub struct Place {
 #[derive(Clone, Debug, Default)]
 pub struct Clock {
     seconds: Arc<AtomicI64>,
+    /// How far the clock that ages go by is behind.
+    ages_behind: Arc<AtomicI64>,
 }
 
 impl Clock {
     pub fn jump(&self, days: i64) {
         self.seconds.fetch_add(days * 86_400, Ordering::SeqCst);
+    }
+
+    /// After a jump ahead that is not trusted yet.
+    pub fn let_ages_be_behind(&self, days: i64) {
+        self.ages_behind.store(days * 86_400, Ordering::SeqCst);
     }
 
     pub fn wrong_by(days: i64) -> Clock {
@@ -64,6 +71,10 @@ impl Clock {
 impl Env for Clock {
     fn now(&self) -> OffsetDateTime {
         System.now() + time::Duration::seconds(self.seconds.load(Ordering::SeqCst))
+    }
+
+    fn now_for_ages(&self) -> OffsetDateTime {
+        self.now() - time::Duration::seconds(self.ages_behind.load(Ordering::SeqCst))
     }
 
     fn sleep(&self, duration: Duration) -> BoxFuture<'static, ()> {

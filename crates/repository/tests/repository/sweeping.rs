@@ -16,6 +16,7 @@ on_both!(
     a_live_intent_protects_what_it_uploads,
     an_intent_that_was_not_renewed_for_a_day_is_fenced,
     what_a_clock_registered_that_was_ahead_goes_a_day_later,
+    what_others_registered_is_not_dated_back_after_a_jump_of_this_clock,
     without_a_least_age_an_orphan_from_the_future_goes,
     an_expired_pin_is_removed_and_a_live_one_counts,
     an_unreadable_description_stops_the_whole_sweep,
@@ -102,6 +103,20 @@ async fn what_a_clock_registered_that_was_ahead_goes_a_day_later(place: Place) {
     let sweep = repository.sweep().await.unwrap();
     assert_eq!(went(&sweep), (3, 1, 1), "{sweep:?}");
     place.assert_only_kept();
+}
+
+async fn what_others_registered_is_not_dated_back_after_a_jump_of_this_clock(place: Place) {
+    let put = place.put(1, &some(&[1])).await;
+    let repository = place.repository();
+    repository.pin(&put.snapshot).await.unwrap();
+    half_done(&place, "2999-01-01T00:00:00Z");
+    // From now on it is registered as of now.
+    repository.sweep().await.unwrap();
+    let root = place.json("latest.json");
+    assert_ne!(root["intents"][0]["renewed_at"], "2999-01-01T00:00:00Z");
+    place.clock.let_ages_be_behind(10);
+    repository.sweep().await.unwrap();
+    assert_eq!(place.json("latest.json"), root);
 }
 
 async fn without_a_least_age_an_orphan_from_the_future_goes(place: Place) {
