@@ -249,15 +249,9 @@ async fn an_archived_snapshot_that_is_newer_than_what_is_on_the_disk_is_the_last
     assert_eq!(eight.problem, None);
 }
 
-#[tokio::test]
-async fn where_only_archived_state_snapshots_are_left_a_start_fetches_the_newest_and_says_what_to_do()
- {
-    let backups = tempfile::tempdir().unwrap();
-    let destination = format!("snapshots.destination={}", backups.path().display());
-    let setup = || setup().set(&destination);
-    let server = one_snapshot(setup).await;
-    // All that is left is what the state store has put there.
-    for entry in fs::read_dir(backups.path()).unwrap() {
+/// All that is left in a repository is what the state store has put there.
+fn leave_the_state_alone(backups: &Path) {
+    for entry in fs::read_dir(backups).unwrap() {
         let entry = entry.unwrap();
         if entry.file_name() != "state" {
             match entry.path().is_dir() {
@@ -266,8 +260,17 @@ async fn where_only_archived_state_snapshots_are_left_a_start_fetches_the_newest
             }
         }
     }
+}
+
+#[tokio::test]
+async fn where_only_archived_state_snapshots_are_left_a_start_fetches_the_newest_and_says_what_to_do()
+ {
+    let backups = tempfile::tempdir().unwrap();
+    let destination = format!("snapshots.destination={}", backups.path().display());
+    let setup = || setup().set(&destination);
+    drop(one_snapshot(setup).await);
+    leave_the_state_alone(backups.path());
     let archived = fs::read(backups.path().join("state/default/snapshot-8.json")).unwrap();
-    drop(server);
     for (bootstrap, code) in [
         (None, "error [state_snapshots_there]"),
         (Some("restore"), "error [nothing_to_restore]"),

@@ -330,14 +330,18 @@ async fn a_local_snapshot_that_cannot_be_read_now_is_not_passed_over_for_an_olde
         fs::remove_dir_all(scene.data().join(lost)).unwrap();
     }
     let restoring = scene.setup.clone().bootstrap("restore");
-    // Nothing can be made where copies are looked at.
-    let blocked = scene.data().join("restore");
-    let _ = fs::remove_dir_all(&blocked);
-    fs::write(&blocked, "").unwrap();
+    // No database can be made where blocks of local copies are compared.
+    let checks = |partition| scene.data().join(format!("restore/{partition}/check"));
+    for partition in 0..=PARTITIONS {
+        fs::create_dir_all(checks(partition).parent().unwrap()).unwrap();
+        fs::write(checks(partition), "").unwrap();
+    }
     let (code, log) = restoring.start_refused(&scene.data()).await;
     assert_eq!(code, 1, "{log}");
     assert!(log.contains("error [unreadable]"), "{log}");
-    fs::remove_file(&blocked).unwrap();
+    for partition in 0..=PARTITIONS {
+        fs::remove_file(checks(partition)).unwrap();
+    }
     let server = restoring.start(&scene.data()).await;
     let s2 = server.sdk();
     let kept = Mutex::new(0);
