@@ -94,6 +94,27 @@ impl From<&Basin> for BasinInfo {
     }
 }
 
+/// What the catalog answered to a request for a basin of this name.
+pub(crate) fn provisioned(name: &str, outcome: Outcome) -> Result<(Change, BasinInfo), Error> {
+    match outcome {
+        Outcome::BasinProvisioned(Ok(done)) => Ok((
+            done.change.into(),
+            BasinInfo {
+                name: name.to_owned(),
+                created_ms: done.created_ms,
+                deleted_ms: None,
+            },
+        )),
+        Outcome::BasinProvisioned(Err(ProvisionRefusal::Exists)) => {
+            Err(Error::BasinExists(name.to_owned()))
+        }
+        Outcome::BasinProvisioned(Err(ProvisionRefusal::BasinDropped)) => {
+            Err(Error::BasinDeletionPending(name.to_owned()))
+        }
+        other => Err(unexpected(&other)),
+    }
+}
+
 impl Node {
     /// Basins in order of their names, and whether there are more.
     pub fn list_basins(
@@ -135,23 +156,7 @@ impl Node {
         let outcome = inner
             .execute(&inner.catalog, Kind::ProvisionBasin(command))
             .await?;
-        match outcome {
-            Outcome::BasinProvisioned(Ok(done)) => Ok((
-                done.change.into(),
-                BasinInfo {
-                    name: name.to_owned(),
-                    created_ms: done.created_ms,
-                    deleted_ms: None,
-                },
-            )),
-            Outcome::BasinProvisioned(Err(ProvisionRefusal::Exists)) => {
-                Err(Error::BasinExists(name.to_owned()))
-            }
-            Outcome::BasinProvisioned(Err(ProvisionRefusal::BasinDropped)) => {
-                Err(Error::BasinDeletionPending(name.to_owned()))
-            }
-            other => Err(unexpected(&other)),
-        }
+        provisioned(name, outcome)
     }
 
     /// Settings of a basin.

@@ -155,7 +155,11 @@ impl Inner {
 
     /// Whether appends wait for the log to be trimmed.
     pub(crate) fn log_is_over(&self) -> bool {
-        self.written() >= self.space.log_limit.load(Ordering::Relaxed)
+        self.log_is_over_at(self.written())
+    }
+
+    fn log_is_over_at(&self, written: u64) -> bool {
+        written >= self.space.log_limit.load(Ordering::Relaxed)
     }
 
     /// Looks how much space is free; answers what is wrong, if it is too little.
@@ -194,8 +198,12 @@ impl Inner {
 
     /// What is wrong with the space that is free, if anything is.
     pub(crate) fn shortage(&self) -> Option<String> {
+        self.shortage_at(self.written())
+    }
+
+    fn shortage_at(&self, written: u64) -> Option<String> {
         let is_short = self.space.is_short.load(Ordering::Relaxed);
-        let is_due = self.written() >= self.space.free_limit.load(Ordering::Relaxed);
+        let is_due = written >= self.space.free_limit.load(Ordering::Relaxed);
         match is_short || is_due {
             true => self.look_at_free_space(),
             false => None,
@@ -224,10 +232,12 @@ impl Inner {
     pub(crate) async fn wait_for_space(&self, part: &Part, gives_back: bool) -> Result<(), Error> {
         let deadline = Instant::now() + SPACE_TIMEOUT;
         loop {
-            if !gives_back && let Some(why) = self.shortage() {
+            // The count has a lock, and each append comes by here.
+            let written = self.written();
+            if !gives_back && let Some(why) = self.shortage_at(written) {
                 return Err(Error::TryLater(why));
             }
-            let log_is_over = self.log_is_over();
+            let log_is_over = self.log_is_over_at(written);
             if !log_is_over && (gives_back || !part.reclaim_is_behind()) {
                 return Ok(());
             }

@@ -5,12 +5,12 @@
 //! not: nobody can name them. They are found at the start, reported, and come back as soon as a basin of
 //! that id is made.
 
-use esker_partition::command::{Kind, Mode, Outcome, ProvisionBasin, ProvisionRefusal};
+use esker_partition::command::{Kind, Mode, ProvisionBasin};
 use esker_partition::settings::BasinSettings;
 use esker_partition::{BasinId, STATE_BASIN_ID};
 use s2_common::config::BasinConfig;
 
-use crate::basins::{BasinInfo, unexpected};
+use crate::basins::{BasinInfo, provisioned};
 use crate::clock::now_ms;
 use crate::error::Error;
 use crate::node::{Inner, Node};
@@ -110,19 +110,7 @@ impl Node {
         let outcome = inner
             .execute(&inner.catalog, Kind::ProvisionBasin(command))
             .await?;
-        match outcome {
-            Outcome::BasinProvisioned(Ok(done)) => Ok(BasinInfo {
-                name: name.to_owned(),
-                created_ms: done.created_ms,
-                deleted_ms: None,
-            }),
-            Outcome::BasinProvisioned(Err(ProvisionRefusal::Exists)) => {
-                Err(Error::BasinExists(name.to_owned()))
-            }
-            Outcome::BasinProvisioned(Err(ProvisionRefusal::BasinDropped)) => {
-                Err(Error::BasinDeletionPending(name.to_owned()))
-            }
-            other => Err(unexpected(&other)),
-        }
+        let (_, basin) = provisioned(name, outcome)?;
+        Ok(basin)
     }
 }
