@@ -208,10 +208,18 @@ async fn a_reader_that_takes_nothing_is_closed_and_one_that_waits_is_not() {
 
 /// How many answers were ended because their clients took nothing of them.
 async fn stalled(server: &Server) -> u64 {
+    metric(server, "esker_http_answers_stalled_total ").await
+}
+
+/// How many connections are open, with the one that asks.
+async fn connections(server: &Server) -> u64 {
+    metric(server, "esker_http_connections ").await
+}
+
+/// The value of a metric, of which the line begins so.
+async fn metric(server: &Server, start: &str) -> u64 {
     let metrics = server.http1().get("/metrics").send().await.text();
-    let line = metrics
-        .lines()
-        .find_map(|line| line.strip_prefix("esker_http_answers_stalled_total "));
+    let line = metrics.lines().find_map(|line| line.strip_prefix(start));
     line.expect("it exists from the start").parse().unwrap()
 }
 
@@ -229,53 +237,80 @@ async fn a_paused_session_of_the_official_client_goes_on_without_loss() {
         .set("limits.stall-timeout=500ms")
         .start_fresh()
         .await;
-    let s2 = server.sdk();
-    let basin = sdk::basin(&s2, "test-basin").await;
-    let quiet = sdk::stream(&basin, "quiet").await;
-    let stream = sdk::stream(&basin, "orders").await;
+    let basin = sdk::basin(&server.sdk(), "test-basin").await;
+    sdk::stream(&basin, "orders").await;
+    sdk::stream(&basin, "quiet").await;
+    let stream = basin.stream("orders".parse().unwrap());
     for number in 0..60 {
         sdk::append(&stream, [number.to_string().repeat(400_000)]).await;
     }
-    let from_start = || {
-        let start = ReadStart::new().with_from(ReadFrom::SeqNum(0));
-        ReadInput::new().with_start(start)
-    };
-    // A session at the tail keeps the connection that both share.
-    let mut at_tail = quiet
-        .read_session(from_start(), ReadSessionConfig::new())
-        .await
-        .unwrap();
-    let at_tail = tokio::spawn(async move { at_tail.next().await.unwrap().unwrap() });
-    let mut paused = stream
-        .read_session(from_start(), ReadSessionConfig::new())
-        .await
-        .unwrap();
-    let mut seen = Vec::new();
-    let mut pauses = 0;
-    while seen.len() < 60 {
-        let batch = soon("a batch", paused.next()).await.unwrap().unwrap();
-        for record in batch.records {
-            let number = record.seq_num;
-            assert!(record.body.starts_with(number.to_string().as_bytes()));
-            seen.push(number);
+    drop((stream, basin));
+    // A session at the tail of another stream shares the connection, or nothing does.
+    for (shared, count) in [(true, 60), (false, 61)] {
+        // The session goes on over a new connection where the server closed the one before: it closes
+        // those on which nobody takes anything. (The session at the tail takes nothing either, once its
+        // heartbeat finds the window of the connection full.)
+        let s2 = sdk::client(server.url(), 5);
+        let basin = s2.basin("test-basin".parse().unwrap());
+        let stream = basin.stream("orders".parse().unwrap());
+        let quiet = basin.stream("quiet".parse().unwrap());
+        let mut at_tail = None;
+        if shared {
+            let mut session = quiet
+                .read_session(from_start(), ReadSessionConfig::new())
+                .await
+                .unwrap();
+            at_tail = Some(tokio::spawn(async move {
+                session.next().await.unwrap().unwrap()
+            }));
         }
-        // What comes after the first batches has not been sent yet: windows have no place for it.
-        if pauses < 2 && seen.len() > pauses * 30 {
-            pauses += 1;
-            until_stalled(&server, pauses as u64).await;
+        let mut paused = stream
+            .read_session(from_start(), ReadSessionConfig::new())
+            .await
+            .unwrap();
+        let before = stalled(&server).await;
+        let mut seen = Vec::new();
+        let mut pauses = 0;
+        while seen.len() < count {
+            let batch = soon("a batch", paused.next()).await.unwrap().unwrap();
+            for record in batch.records {
+                let number = record.seq_num;
+                assert!(record.body.starts_with(number.to_string().as_bytes()));
+                seen.push(number as usize);
+            }
+            // What comes after the first batches has not been sent yet: windows have no place for it.
+            if pauses < 2 && seen.len() > pauses * 30 {
+                pauses += 1;
+                until_stalled(&server, before + pauses as u64).await;
+                if !shared {
+                    // The connection's place is free before the session goes on.
+                    eventually("the connection is closed", async || {
+                        (connections(&server).await == 1).then_some(())
+                    })
+                    .await;
+                }
+            }
         }
+        assert_eq!(seen, (0..count).collect::<Vec<_>>());
+        if let Some(at_tail) = at_tail {
+            sdk::append(&quiet, ["still there"]).await;
+            let batch = soon("the session at the tail", at_tail).await.unwrap();
+            assert_eq!(sdk::bodies(&batch.records), ["still there"]);
+        }
+        // It is the same session, and follows.
+        sdk::append(&stream, [format!("{count}, the next")]).await;
+        let batch = soon("the next batch", paused.next())
+            .await
+            .unwrap()
+            .unwrap();
+        assert_eq!(sdk::seq_nums(&batch.records), [count as u64]);
     }
-    assert_eq!(seen, (0..60).collect::<Vec<_>>());
-    sdk::append(&quiet, ["still there"]).await;
-    let batch = soon("the session at the tail", at_tail).await.unwrap();
-    assert_eq!(sdk::bodies(&batch.records), ["still there"]);
-    // It is the same session, and follows.
-    sdk::append(&stream, ["next"]).await;
-    let batch = soon("the next batch", paused.next())
-        .await
-        .unwrap()
-        .unwrap();
-    assert_eq!(sdk::seq_nums(&batch.records), [60]);
+}
+
+/// A read of everything from the start on.
+fn from_start() -> ReadInput {
+    let start = ReadStart::new().with_from(ReadFrom::SeqNum(0));
+    ReadInput::new().with_start(start)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
