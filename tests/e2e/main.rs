@@ -35,6 +35,7 @@ mod foreign_requests;
 mod formats;
 mod kill_loop;
 mod linearizable;
+mod metrics;
 mod open_files;
 mod read_sessions;
 mod reads;

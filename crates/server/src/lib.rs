@@ -19,6 +19,7 @@ pub mod api;
 pub mod config;
 pub mod errors;
 mod log_writer;
+mod metric_reference;
 mod open_files;
 mod opening;
 mod repeat_limiter;

@@ -99,6 +99,7 @@ pub fn metrics() -> PrometheusHandle {
             let handle = recorder.handle();
             // If the host of this library has a recorder of its own, its metrics stay there.
             let _ = metrics::set_global_recorder(recorder);
+            crate::metric_reference::describe();
             handle
         })
         .clone()

@@ -1,0 +1,820 @@
+//! What each metric means: the `# HELP` lines of `/metrics`, and `docs/reference/metrics.md`.
+
+/// What kind of value a metric is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Counter,
+    Gauge,
+    Histogram,
+}
+
+impl Kind {
+    #[cfg(test)]
+    fn name(self) -> &'static str {
+        match self {
+            Kind::Counter => "counter",
+            Kind::Gauge => "gauge",
+            Kind::Histogram => "histogram",
+        }
+    }
+}
+
+/// A metric.
+struct Metric {
+    name: &'static str,
+    kind: Kind,
+    #[cfg_attr(not(test), expect(dead_code, reason = "for the page alone"))]
+    unit: &'static str,
+    #[cfg_attr(not(test), expect(dead_code, reason = "for the page alone"))]
+    labels: &'static [&'static str],
+    meaning: &'static str,
+}
+
+const fn counter(
+    name: &'static str,
+    unit: &'static str,
+    labels: &'static [&'static str],
+    meaning: &'static str,
+) -> Metric {
+    Metric {
+        name,
+        kind: Kind::Counter,
+        unit,
+        labels,
+        meaning,
+    }
+}
+
+const fn gauge(
+    name: &'static str,
+    unit: &'static str,
+    labels: &'static [&'static str],
+    meaning: &'static str,
+) -> Metric {
+    Metric {
+        name,
+        kind: Kind::Gauge,
+        unit,
+        labels,
+        meaning,
+    }
+}
+
+const fn seconds(
+    name: &'static str,
+    labels: &'static [&'static str],
+    meaning: &'static str,
+) -> Metric {
+    Metric {
+        name,
+        kind: Kind::Histogram,
+        unit: "seconds",
+        labels,
+        meaning,
+    }
+}
+
+/// Metrics that belong together.
+#[cfg_attr(not(test), expect(dead_code, reason = "titles are for the page alone"))]
+struct Section {
+    title: &'static str,
+    about: &'static str,
+    metrics: &'static [Metric],
+}
+
+const PARTITION: &[&str] = &["partition"];
+const GROUP: &[&str] = &["group"];
+
+/// All metrics of the server.
+const SECTIONS: &[Section] = &[
+    Section {
+        title: "What is at risk",
+        about: "How much would be lost with this disk now, and how long it would take to come back. Alerts belong here first: `esker_problems > 0` is what `esker status` exits with 1 for.",
+        metrics: &[
+            gauge(
+                "esker_problems",
+                "problems",
+                &[],
+                "Problems that `esker status` lists.",
+            ),
+            gauge(
+                "esker_entries_at_risk",
+                "log entries",
+                PARTITION,
+                "Entries of the log that no snapshot in the repository covers: what is lost with this disk.",
+            ),
+            gauge(
+                "esker_seconds_at_risk",
+                "seconds",
+                PARTITION,
+                "For how long there have been such entries.",
+            ),
+            gauge(
+                "esker_predicted_restart_seconds",
+                "seconds",
+                &[],
+                "Estimated duration of a restart on this disk.",
+            ),
+            gauge(
+                "esker_predicted_restore_seconds",
+                "seconds",
+                &[],
+                "Estimated duration of a restore from the repository onto an empty disk.",
+            ),
+            gauge(
+                "esker_snapshot_age_seconds",
+                "seconds",
+                PARTITION,
+                "Age of the newest snapshot in the repository. Absent while there is none.",
+            ),
+            gauge(
+                "esker_snapshot_proof_age_seconds",
+                "seconds",
+                PARTITION,
+                "Time since a snapshot was last restored for a test. Absent while none was.",
+            ),
+            gauge(
+                "esker_snapshots_retained",
+                "snapshots",
+                PARTITION,
+                "Snapshots that the repository retains.",
+            ),
+            gauge(
+                "esker_partition_archived_lag",
+                "log entries",
+                PARTITION,
+                "Entries between the newest snapshot in the repository and the end of the log.",
+            ),
+        ],
+    },
+    Section {
+        title: "Streams",
+        about: "Appends and reads of records.",
+        metrics: &[
+            counter(
+                "esker_appended_batches_total",
+                "batches",
+                &[],
+                "Batches that were appended and are durable.",
+            ),
+            counter(
+                "esker_appended_records_total",
+                "records",
+                &[],
+                "Records that were appended and are durable.",
+            ),
+            counter(
+                "esker_refused_appends_total",
+                "batches",
+                &[],
+                "Batches that were refused when they were applied: a condition did not hold, or the stream was gone.",
+            ),
+            counter(
+                "esker_append_space_waits_total",
+                "appends",
+                &[],
+                "Appends that waited for space in the log or on the disk.",
+            ),
+            gauge(
+                "esker_append_inflight_bytes",
+                "bytes",
+                &[],
+                "Bytes of appends that are admitted and not yet durable; at most `limits.append-inflight`.",
+            ),
+            counter(
+                "esker_read_records_total",
+                "records",
+                &[],
+                "Records that were handed to readers.",
+            ),
+            counter(
+                "esker_read_database_records_total",
+                "records",
+                &[],
+                "Those of them that came from the database, not from memory.",
+            ),
+        ],
+    },
+    Section {
+        title: "HTTP",
+        about: "Requests of the S2 API and the admin API.",
+        metrics: &[
+            counter(
+                "esker_http_requests_total",
+                "requests",
+                &["route", "method", "status"],
+                "Requests that were answered. Paths that are no route count as one, and so do methods that are none.",
+            ),
+            counter(
+                "esker_http_session_errors_total",
+                "sessions",
+                &["status"],
+                "Sessions that ended with an error after their head was answered with 200, by the status that the error has.",
+            ),
+            counter(
+                "esker_http_refused_total",
+                "requests",
+                &["reason"],
+                "Requests that were refused for their host, their headers, their origin or their content type, before they were read.",
+            ),
+            gauge(
+                "esker_http_connections",
+                "connections",
+                &[],
+                "Open connections, those of the state store's listener included.",
+            ),
+            counter(
+                "esker_http_answers_stalled_total",
+                "answers",
+                &[],
+                "Answers that were ended because their clients took nothing of them for `limits.stall-timeout`.",
+            ),
+            gauge(
+                "esker_request_bodies_bytes",
+                "bytes",
+                &[],
+                "Bytes of request bodies that are held in memory; at most `limits.request-bodies`.",
+            ),
+            gauge(
+                "esker_answers_held_bytes",
+                "bytes",
+                &["of"],
+                "Bytes of answers that are held in memory until clients take them, of scans of the state store and of others.",
+            ),
+        ],
+    },
+    Section {
+        title: "Log",
+        about: "The write-ahead log that all partitions share.",
+        metrics: &[
+            counter(
+                "esker_log_requests_total",
+                "writes",
+                &[],
+                "Writes that were handed to the log.",
+            ),
+            counter(
+                "esker_log_write_groups_total",
+                "groups",
+                &[],
+                "Groups in which they were written: one synchronisation of the disk each.",
+            ),
+            counter(
+                "esker_log_written_bytes_total",
+                "bytes",
+                &[],
+                "Bytes that were written to the log.",
+            ),
+            gauge(
+                "esker_log_files_bytes",
+                "bytes",
+                &[],
+                "Size of the log's files on the disk, rewrite files included.",
+            ),
+        ],
+    },
+    Section {
+        title: "Partitions",
+        about: "One series a partition. A partition's position in its log is an LSN, counted in entries from 1.",
+        metrics: &[
+            gauge(
+                "esker_partition_halted",
+                "0 or 1",
+                PARTITION,
+                "1 if the partition has stopped for an error. `esker status` names the cause.",
+            ),
+            gauge(
+                "esker_partition_last_lsn",
+                "LSN",
+                PARTITION,
+                "Last entry of the log.",
+            ),
+            gauge(
+                "esker_partition_applied_lsn",
+                "LSN",
+                PARTITION,
+                "Last entry that was applied to the database.",
+            ),
+            gauge(
+                "esker_partition_durable_lsn",
+                "LSN",
+                PARTITION,
+                "Last entry that was applied and is in the database's files, so that a restart does not replay it.",
+            ),
+            gauge(
+                "esker_partition_floor_lsn",
+                "LSN",
+                PARTITION,
+                "Last entry that was trimmed from the log.",
+            ),
+            gauge(
+                "esker_partition_log_entries",
+                "log entries",
+                PARTITION,
+                "Entries that the log has.",
+            ),
+            gauge(
+                "esker_partition_log_entries_above_floor",
+                "log entries",
+                PARTITION,
+                "Entries from the floor to the end of the log.",
+            ),
+            gauge(
+                "esker_partition_files_bytes",
+                "bytes",
+                PARTITION,
+                "Size of the partition's files in the database.",
+            ),
+            gauge(
+                "esker_partition_memtable_bytes",
+                "bytes",
+                PARTITION,
+                "Memory of what was applied and is not in files yet.",
+            ),
+        ],
+    },
+    Section {
+        title: "Snapshots of partitions in the repository",
+        about: "The names are those that operators of Restate know.",
+        metrics: &[
+            counter(
+                "esker_partition_store_snapshots_upload_total",
+                "snapshots",
+                &[],
+                "Snapshots that were put.",
+            ),
+            counter(
+                "esker_partition_store_snapshots_upload_failed_total",
+                "attempts",
+                &[],
+                "Attempts to put one that failed.",
+            ),
+            seconds(
+                "esker_partition_store_snapshots_upload_duration_seconds",
+                &[],
+                "Duration of a put that succeeded.",
+            ),
+            counter(
+                "esker_partition_store_snapshots_upload_bytes_total",
+                "bytes",
+                &[],
+                "Bytes that were sent.",
+            ),
+            counter(
+                "esker_partition_store_snapshots_upload_bytes_deduplicated_total",
+                "bytes",
+                &[],
+                "Bytes that were not sent, because the repository had them.",
+            ),
+            counter(
+                "esker_partition_store_snapshots_download_failed_total",
+                "attempts",
+                &[],
+                "Attempts to fetch a snapshot that failed.",
+            ),
+            counter(
+                "esker_partition_store_snapshots_download_fallback_total",
+                "snapshots",
+                &[],
+                "Snapshots that were passed over for an older one, because they could not be used.",
+            ),
+            seconds(
+                "esker_partition_store_snapshots_download_duration_seconds",
+                &[],
+                "Duration of a fetch that succeeded.",
+            ),
+            counter(
+                "esker_partition_store_snapshots_orphan_scan_total",
+                "sweeps",
+                &[],
+                "Sweeps for objects that no retained snapshot needs.",
+            ),
+            counter(
+                "esker_partition_store_snapshots_orphan_scan_failed_total",
+                "sweeps",
+                &[],
+                "Sweeps that failed or could not delete everything.",
+            ),
+            counter(
+                "esker_partition_store_snapshots_orphan_files_deleted_total",
+                "objects",
+                &[],
+                "Objects that sweeps deleted.",
+            ),
+            counter(
+                "esker_repository_retries_total",
+                "requests",
+                &[],
+                "Requests to the object store that were tried again.",
+            ),
+        ],
+    },
+    Section {
+        title: "State store",
+        about: "Transactional keys over a commit log.",
+        metrics: &[
+            counter(
+                "esker_state_requests_total",
+                "requests",
+                &["method", "code"],
+                "gRPC calls that have ended, by their status code.",
+            ),
+            seconds(
+                "esker_state_request_seconds",
+                &["method"],
+                "Duration of gRPC calls.",
+            ),
+            counter(
+                "esker_state_commits_total",
+                "commits",
+                &[],
+                "Transactions that were committed.",
+            ),
+            counter(
+                "esker_state_operations_total",
+                "operations",
+                &[],
+                "Operations of those.",
+            ),
+            counter(
+                "esker_state_refused_commits_total",
+                "commits",
+                &[],
+                "Commits that were refused, for conflicts for example.",
+            ),
+            gauge(
+                "esker_state_commit_ts",
+                "commits",
+                &[],
+                "Number of the last commit.",
+            ),
+            gauge(
+                "esker_state_keys",
+                "keys",
+                &[],
+                "Keys that have a value now.",
+            ),
+            gauge(
+                "esker_state_history_begins",
+                "commits",
+                &[],
+                "First commit at which earlier states can still be read.",
+            ),
+            counter(
+                "esker_state_pruned_commits_total",
+                "commits",
+                &[],
+                "Commits that were removed from the history.",
+            ),
+            gauge(
+                "esker_state_transactions_open",
+                "transactions",
+                &[],
+                "Transactions that are open.",
+            ),
+            gauge(
+                "esker_state_transactions_bytes",
+                "bytes",
+                &[],
+                "Memory of what they have written.",
+            ),
+            counter(
+                "esker_state_transactions_expired_total",
+                "transactions",
+                &[],
+                "Transactions that were ended because nothing came for their time-out.",
+            ),
+            gauge(
+                "esker_state_scans_running",
+                "scans",
+                &[],
+                "Scans that run now.",
+            ),
+            gauge(
+                "esker_state_exports_running",
+                "exports",
+                &[],
+                "Exports that run now.",
+            ),
+            counter(
+                "esker_state_snapshots_total",
+                "snapshots",
+                &[],
+                "JSON snapshots that were written.",
+            ),
+            counter(
+                "esker_state_snapshots_failed_total",
+                "attempts",
+                &[],
+                "Attempts to write one that failed.",
+            ),
+            seconds(
+                "esker_state_snapshot_duration_seconds",
+                &[],
+                "Duration of writing a JSON snapshot.",
+            ),
+            gauge(
+                "esker_state_commits_since_snapshot",
+                "commits",
+                &[],
+                "Commits since the newest JSON snapshot.",
+            ),
+            counter(
+                "esker_state_snapshots_archived_total",
+                "snapshots",
+                &[],
+                "JSON snapshots that were copied into the repository.",
+            ),
+            counter(
+                "esker_state_snapshots_archive_failed_total",
+                "attempts",
+                &[],
+                "Attempts to copy one that failed.",
+            ),
+        ],
+    },
+    Section {
+        title: "Replication",
+        about: "One series a Raft group; a partition is the group of its number. With one node, nothing is sent.",
+        metrics: &[
+            gauge(
+                "esker_raft_leader",
+                "0 or 1",
+                GROUP,
+                "1 if this node leads the group.",
+            ),
+            gauge("esker_raft_term", "terms", GROUP, "Term of the group."),
+            counter(
+                "esker_raft_elections_total",
+                "elections",
+                GROUP,
+                "Elections that this node began.",
+            ),
+            counter(
+                "esker_raft_elections_won_total",
+                "elections",
+                GROUP,
+                "Elections that it won.",
+            ),
+            counter(
+                "esker_raft_proposals_total",
+                "proposals",
+                GROUP,
+                "Commands that were proposed here.",
+            ),
+            counter(
+                "esker_raft_commits_total",
+                "log entries",
+                GROUP,
+                "Entries that were committed.",
+            ),
+            gauge(
+                "esker_raft_apply_lag_entries",
+                "log entries",
+                GROUP,
+                "Entries that are committed and not applied.",
+            ),
+            gauge(
+                "esker_raft_floor",
+                "log index",
+                GROUP,
+                "Last entry that was trimmed from the group's log.",
+            ),
+            gauge(
+                "esker_raft_entries_above_floor",
+                "log entries",
+                GROUP,
+                "Entries from there to the end.",
+            ),
+            counter(
+                "esker_raft_messages_malformed_total",
+                "messages",
+                &[],
+                "Messages of peers that could not be read.",
+            ),
+            counter(
+                "esker_raft_messages_newer_format_total",
+                "messages",
+                &[],
+                "Messages of peers in a format that this version does not know.",
+            ),
+            counter(
+                "esker_raft_messages_refused_total",
+                "messages",
+                GROUP,
+                "Messages that the group refused.",
+            ),
+            counter(
+                "esker_raft_snapshots_taken_total",
+                "snapshots",
+                GROUP,
+                "Snapshots that were taken.",
+            ),
+            counter(
+                "esker_raft_snapshots_failed_total",
+                "attempts",
+                GROUP,
+                "Attempts to take one that failed.",
+            ),
+            counter(
+                "esker_raft_snapshots_offered_total",
+                "snapshots",
+                GROUP,
+                "Snapshots that were offered to members that are behind the log.",
+            ),
+            counter(
+                "esker_raft_snapshots_sent_total",
+                "snapshots",
+                GROUP,
+                "Snapshots that members have fetched whole.",
+            ),
+            counter(
+                "esker_raft_snapshots_received_total",
+                "snapshots",
+                GROUP,
+                "Snapshots that were received and installed.",
+            ),
+            counter(
+                "esker_raft_snapshots_resumed_total",
+                "transfers",
+                GROUP,
+                "Transfers that went on after an interruption.",
+            ),
+            counter(
+                "esker_raft_snapshot_fetches_failed_total",
+                "transfers",
+                GROUP,
+                "Transfers that failed.",
+            ),
+            counter(
+                "esker_raft_snapshot_bytes_received_total",
+                "bytes",
+                GROUP,
+                "Bytes of snapshots that were received.",
+            ),
+            counter(
+                "esker_raft_snapshot_corrupt_total",
+                "chunks",
+                GROUP,
+                "Pieces of snapshots that did not have their checksum.",
+            ),
+            counter(
+                "esker_raft_snapshot_bytes_sent_total",
+                "bytes",
+                &[],
+                "Bytes of snapshots that were sent to all members.",
+            ),
+            counter(
+                "esker_raft_snapshot_paced_milliseconds_total",
+                "milliseconds",
+                &[],
+                "Time for which sending waited, so as to stay within its rate.",
+            ),
+        ],
+    },
+    Section {
+        title: "Server's log",
+        about: "Logging never ends the process or holds it up; these say what was not written.",
+        metrics: &[
+            counter(
+                "esker_log_lines_lost_total",
+                "lines",
+                &[],
+                "Lines that could not be written to standard error.",
+            ),
+            counter(
+                "esker_log_lines_suppressed_total",
+                "lines",
+                &[],
+                "Repeated lines that were left out.",
+            ),
+        ],
+    },
+];
+
+/// Describes all metrics to the recorder, which says so in `# HELP` lines.
+pub(crate) fn describe() {
+    for metric in SECTIONS.iter().flat_map(|section| section.metrics) {
+        let meaning = metric.meaning;
+        match metric.kind {
+            Kind::Counter => metrics::describe_counter!(metric.name, meaning),
+            Kind::Gauge => metrics::describe_gauge!(metric.name, meaning),
+            Kind::Histogram => metrics::describe_histogram!(metric.name, meaning),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::fmt::Write as _;
+    use std::path::Path;
+
+    use super::*;
+
+    const PAGE: &str = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../../docs/reference/metrics.md"
+    );
+
+    /// The reference of all metrics, as a page.
+    fn markdown() -> String {
+        let mut page = String::from(
+            "# Metrics\n\n\
+         `GET /metrics` answers in the text format of Prometheus, on every listener. Counters exist from the \
+         start with the value 0, so that an alert on their increase sees the first event; series with a label \
+         exist from the start where what they name does. Histograms have a `_bucket`, a `_sum` and a `_count`.\n\n\
+         This page is written from the code (`crates/server/src/metric_reference.rs`), and a test compares both.\n",
+        );
+        for section in SECTIONS {
+            let Section {
+                title,
+                about,
+                metrics,
+            } = section;
+            write!(
+            page,
+            "\n## {title}\n\n{about}\n\n| metric | type | unit | labels | meaning |\n|---|---|---|---|---|\n"
+        )
+        .unwrap();
+            for metric in *metrics {
+                let labels: Vec<_> = metric.labels.iter().map(|l| format!("`{l}`")).collect();
+                writeln!(
+                    page,
+                    "| `{}` | {} | {} | {} | {} |",
+                    metric.name,
+                    metric.kind.name(),
+                    metric.unit,
+                    labels.join(", "),
+                    metric.meaning
+                )
+                .unwrap();
+            }
+        }
+        page
+    }
+
+    #[test]
+    fn the_page_of_metrics_is_current() {
+        let wanted = markdown();
+        if std::env::var_os("ESKER_BLESS").is_some() {
+            std::fs::create_dir_all(Path::new(PAGE).parent().unwrap()).unwrap();
+            std::fs::write(PAGE, &wanted).unwrap();
+        }
+        let found = std::fs::read_to_string(PAGE).unwrap_or_default();
+        assert_eq!(
+            found, wanted,
+            "docs/reference/metrics.md is not what the code says; run this test with ESKER_BLESS=1"
+        );
+    }
+
+    /// Names of metrics in quotation marks, in the sources below a directory.
+    fn names_in(dir: &Path, names: &mut BTreeSet<String>) {
+        for entry in std::fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                names_in(&path, names);
+            } else if path.extension().is_some_and(|e| e == "rs")
+                && !path.ends_with("metric_reference.rs")
+            {
+                let source = std::fs::read_to_string(&path).unwrap();
+                let literals = source.split('"').filter(|text| {
+                    let name = text.strip_prefix("esker_");
+                    let is_word =
+                        |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+                    name.is_some_and(|name| !name.is_empty() && name.chars().all(is_word))
+                });
+                names.extend(literals.map(str::to_owned));
+            }
+        }
+    }
+
+    #[test]
+    fn every_metric_of_the_code_is_described_and_nothing_else() {
+        let mut used = BTreeSet::new();
+        let crates = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+        for name in ["node", "partition", "raft", "repository", "server"] {
+            names_in(&crates.join(name).join("src"), &mut used);
+        }
+        // Names of crates have the same beginning.
+        used.retain(|name| !crates.join(name.trim_start_matches("esker_")).is_dir());
+        let described = SECTIONS.iter().flat_map(|section| section.metrics);
+        let described: Vec<_> = described.map(|metric| metric.name.to_owned()).collect();
+        let listed: BTreeSet<_> = described.iter().cloned().collect();
+        assert_eq!(listed.len(), described.len(), "each is described once");
+        let missing: Vec<_> = used.difference(&listed).collect();
+        let surplus: Vec<_> = listed.difference(&used).collect();
+        assert!(
+            missing.is_empty() && surplus.is_empty(),
+            "describe {missing:?}, and remove {surplus:?}"
+        );
+    }
+
+    #[test]
+    fn names_say_what_kind_of_value_they_are() {
+        for metric in SECTIONS.iter().flat_map(|section| section.metrics) {
+            let is_total = metric.name.ends_with("_total");
+            assert_eq!(is_total, metric.kind == Kind::Counter, "{}", metric.name);
+        }
+    }
+}

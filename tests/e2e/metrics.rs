@@ -1,0 +1,103 @@
+//! `/metrics` against its page in the docs.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::support::{Setup, eventually, sdk};
+
+/// Type and labels of each metric, as the page has them.
+fn documented() -> BTreeMap<String, (String, BTreeSet<String>)> {
+    let page = include_str!("../../docs/reference/metrics.md");
+    let rows = page.lines().filter(|line| line.starts_with("| `esker_"));
+    let code = |cell: &str| cell.trim().trim_matches('`').to_owned();
+    rows.map(|row| {
+        let cells: Vec<_> = row.split('|').collect();
+        let labels = cells[4].split(',').map(code).filter(|l| !l.is_empty());
+        let kind = cells[2].trim().to_owned();
+        (code(cells[1]), (kind, labels.collect()))
+    })
+    .collect()
+}
+
+/// The names of a series' labels.
+fn labels(series: &str) -> BTreeSet<String> {
+    let Some((_, labels)) = series.split_once('{') else {
+        return BTreeSet::new();
+    };
+    let labels = labels
+        .split("\",")
+        .filter_map(|label| label.split_once('='));
+    let names = labels.map(|(name, _)| name.to_owned());
+    // The bounds of a histogram's buckets.
+    names.filter(|name| name != "le").collect()
+}
+
+#[tokio::test]
+async fn every_metric_has_the_type_the_labels_and_the_help_of_its_page() {
+    let documented = documented();
+    assert!(documented.len() > 80);
+    let server = Setup::default().start_fresh().await;
+    let basin = sdk::basin(&server.sdk(), "test-basin").await;
+    let stream = sdk::stream(&basin, "orders").await;
+    sdk::append(&stream, ["one"]).await;
+    sdk::read_all(&stream).await;
+    // Some are published once in a while, some begin to exist with what they measure.
+    let later = [
+        "esker_partition_store_snapshots_download_duration_seconds",
+        "esker_partition_store_snapshots_upload_duration_seconds",
+        "esker_snapshot_age_seconds",
+        "esker_snapshot_proof_age_seconds",
+        "esker_state_request_seconds",
+        "esker_state_snapshot_duration_seconds",
+    ];
+    eventually("all metrics are there", async || {
+        let text = server.http1().get("/metrics").send().await.text();
+        let seen = check(&text, &documented);
+        let mut missing = documented.keys().filter(|name| !seen.contains(*name));
+        missing
+            .all(|name| later.contains(&name.as_str()))
+            .then_some(())
+    })
+    .await;
+}
+
+/// Checks each line against the page. Returns the metrics that are there.
+fn check(
+    text: &str,
+    documented: &BTreeMap<String, (String, BTreeSet<String>)>,
+) -> BTreeSet<String> {
+    let mut helps = BTreeSet::new();
+    let mut kinds = BTreeMap::new();
+    let mut seen = BTreeSet::new();
+    for line in text.lines().filter(|line| !line.is_empty()) {
+        let mut words = line.splitn(4, ' ');
+        let (first, second, name, rest) = (
+            words.next().unwrap(),
+            words.next().unwrap(),
+            words.next(),
+            words.next(),
+        );
+        match (first, second) {
+            ("#", "HELP") => {
+                assert!(!rest.unwrap().is_empty(), "{line}");
+                helps.insert(name.unwrap().to_owned());
+            }
+            ("#", "TYPE") => {
+                kinds.insert(name.unwrap().to_owned(), rest.unwrap().to_owned());
+            }
+            _ => {
+                let name = first.split('{').next().unwrap();
+                let base = ["_bucket", "_sum", "_count"]
+                    .iter()
+                    .find_map(|end| name.strip_suffix(end))
+                    .filter(|base| kinds.contains_key(*base))
+                    .unwrap_or(name);
+                let (kind, wanted) = documented.get(base).expect(line);
+                assert_eq!(&kinds[base], kind, "{line}");
+                assert_eq!(&labels(first), wanted, "{line}");
+                assert!(helps.contains(base), "{line}");
+                seen.insert(base.to_owned());
+            }
+        }
+    }
+    seen
+}
