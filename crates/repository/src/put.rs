@@ -519,20 +519,17 @@ impl Upload<'_> {
         let mut placed = Vec::with_capacity(files.len());
         let mut fresh: HashMap<String, (&FileMetadata, Digest)> = HashMap::new();
         for (file, digest) in files.iter().zip(digests) {
-            let mut reused = reusable.get(&Content::of(file, digest)).cloned();
-            // What happens to the file happens to a link of it, which is no second copy.
-            if let Some(key) = &reused
-                && self
-                    .store
-                    .is_unwanted_link(key, uploads.source.path(&file.name).as_deref())
-                    .await
-            {
-                reused = None;
-            }
+            let reused = reusable.get(&Content::of(file, digest)).cloned();
+            let reused = self.unless_unwanted_link(reused, file).await;
             let key = reused
                 .clone()
                 .unwrap_or_else(|| shared_file(digest, self.generation));
-            let found = reused.is_none() && self.there.get(&key) == Some(&file.size);
+            let sent = match &reused {
+                None if self.there.get(&key) == Some(&file.size) => Some(key.clone()),
+                _ => None,
+            };
+            // A link is replaced by a copy, under the same key: nobody refers to it yet.
+            let found = self.unless_unwanted_link(sent, file).await.is_some();
             if reused.is_none() && !found {
                 // Two files of one content are one object.
                 fresh.insert(key.clone(), (file, digest));
@@ -555,6 +552,19 @@ impl Upload<'_> {
         }
         uploads.all(under_way, parallel).await?;
         Ok(placed)
+    }
+
+    /// The key of an object that holds a file, unless the object is a hard link of it and copies are
+    /// wanted: what happens to the file happens to a link of it, which is no second copy.
+    async fn unless_unwanted_link(
+        &self,
+        key: Option<String>,
+        file: &FileMetadata,
+    ) -> Option<String> {
+        let key = key?;
+        let path = self.checkpoint.source.path(&file.name);
+        let is_unwanted = self.store.is_unwanted_link(&key, path.as_deref()).await;
+        (!is_unwanted).then_some(key)
     }
 
     /// Writes the description and makes the snapshot the repository's.

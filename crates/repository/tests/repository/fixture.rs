@@ -191,6 +191,14 @@ pub fn full() -> Options {
     }
 }
 
+fn directory(dir: &Path, hard_links: bool) -> Destination {
+    let options = DestinationOptions {
+        hard_links,
+        ..DestinationOptions::default()
+    };
+    Destination::open(dir.to_str().unwrap(), &options).unwrap()
+}
+
 impl Place {
     pub async fn on_s3() -> Place {
         let server = S3Server::start().await;
@@ -207,14 +215,19 @@ impl Place {
     pub fn linked(hard_links: bool) -> Place {
         let work = tempdir();
         let dir = work.path().join("not/yet/there");
-        let options = DestinationOptions {
-            hard_links,
-            ..DestinationOptions::default()
-        };
-        let destination = Destination::open(dir.to_str().unwrap(), &options).unwrap();
+        let destination = directory(&dir, hard_links);
         Place {
             work,
             ..Place::new(Backend::Directory, destination, dir.join("7"))
+        }
+    }
+
+    /// The same directory, opened with or without hard links.
+    pub fn with_links(self, hard_links: bool) -> Place {
+        let destination = directory(self.top(), hard_links);
+        Place {
+            destination,
+            ..self
         }
     }
 

@@ -1,10 +1,12 @@
 //! An upload that is interrupted, and what the next start of the node does with what it left.
 
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
-use esker_repository::{Incarnation, IncarnationId, Options, Progress, Source, Which};
+use esker_repository::{Checkpoint, Incarnation, IncarnationId, Options, Progress, Source, Which};
 
 use crate::fixture::{Clock, Place, options, some};
 
@@ -32,6 +34,11 @@ impl Source for Stuck {
         }
         self.inner.read_at(name, offset, len).await
     }
+
+    fn path(&self, name: &str) -> Option<PathBuf> {
+        let is_read = name.ends_with(&self.name);
+        self.inner.path(name).filter(|_| !is_read)
+    }
 }
 
 /// One start of a node, after others.
@@ -52,7 +59,12 @@ fn files(place: &Place) -> usize {
 
 /// Interrupts a put of three files when two of them are there.
 async fn interrupt(place: &Place, options: Options) {
-    let mut checkpoint = place.checkpoint(1, &some(&[1, 2, 3]));
+    let checkpoint = place.checkpoint(1, &some(&[1, 2, 3]));
+    interrupt_put_of(place, &checkpoint, options).await;
+}
+
+async fn interrupt_put_of(place: &Place, checkpoint: &Checkpoint, options: Options) {
+    let mut checkpoint = checkpoint.clone();
     checkpoint.source = Arc::new(Stuck {
         inner: checkpoint.source,
         name: "000003.sst".to_owned(),
@@ -100,6 +112,39 @@ async fn what_a_sweep_has_taken_is_sent_again(place: Place) {
     let sweep = sweeper.sweep().await.unwrap();
     assert_eq!((sweep.fenced, sweep.deleted), (1, 2), "{sweep:?}");
     assert_eq!(put(&place, start(2, &[1])).await, 3);
+}
+
+/// How many files of a checkpoint are objects by a hard link.
+fn linked(place: &Place, checkpoint: &Checkpoint) -> usize {
+    let inode = |path: &Path| path.metadata().unwrap().ino();
+    let keys = place.keys();
+    let objects: Vec<u64> = keys.iter().map(|key| inode(&place.path(key))).collect();
+    let files = checkpoint.files.iter();
+    let sources = files.map(|file| checkpoint.source.path(&file.name).unwrap());
+    sources
+        .filter(|path| objects.contains(&inode(path)))
+        .count()
+}
+
+/// An earlier release made hard links of files in a directory; this one wants copies.
+#[tokio::test]
+async fn hard_links_of_an_interrupted_put_are_replaced_where_copies_are_wanted() {
+    let place = Place::linked(true);
+    let checkpoint = place.checkpoint(1, &some(&[1, 2, 3]));
+    interrupt_put_of(&place, &checkpoint, start(1, &[])).await;
+    assert_eq!(linked(&place, &checkpoint), 2);
+
+    let place = place.with_links(false);
+    let repository = place.with(start(2, &[1]));
+    let put = repository.put(&checkpoint, &Progress::new()).await.unwrap();
+    assert_eq!(linked(&place, &checkpoint), 0);
+    assert_eq!(put.files_uploaded, 3);
+    // What happens to a file of the database happens to no object.
+    for file in &checkpoint.files {
+        std::fs::write(checkpoint.source.path(&file.name).unwrap(), "damage").unwrap();
+    }
+    assert!(place.verify().await.is_sound());
+    place.assert_only_kept();
 }
 
 async fn what_others_have_left_is_not_gone_on_with(place: Place) {
