@@ -125,6 +125,7 @@ async fn series_of_failures_are_there_before_the_first_failure() {
         "esker_http_session_errors_total{status=\"503\"} 0".to_owned(),
         "esker_http_answers_stalled_total 0".to_owned(),
         "esker_request_bodies_bytes 0".to_owned(),
+        "esker_request_bodies_waiting 0".to_owned(),
         "esker_http_connections 1".to_owned(),
     ] {
         assert!(text.lines().any(|line| line == series), "no {series} in:\n{text}");

@@ -2,11 +2,13 @@
 //!
 //! Admission bounds memory: the bytes of an append are taken from a budget before it is proposed
 //! and returned when it is answered (also if the caller does not look at the answer), so a slow
-//! disk makes callers wait, not memory grow. What is
-//! admitted is proposed in the order of the calls.
+//! disk makes callers wait, not memory grow. A single append, whose client waits for the answer, waits for
+//! [`ADMISSION_TIMEOUT`]; an append of a session for as long as it takes, because flow control stops its client
+//! meanwhile. What is admitted is proposed in the order of the calls.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use esker_partition::batch::Unsequenced;
 use esker_partition::command::{Append, AppendRefusal, Kind, Outcome};
@@ -33,6 +35,8 @@ pub struct Ack {
 
 /// What an append takes from the budget beyond its metered bytes, so that many small ones count.
 const OVERHEAD: usize = 256;
+/// How long a single append or commit waits for those in flight: as long as its body waits for memory.
+pub(crate) const ADMISSION_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// An append that was proposed.
 pub struct PendingAppend {
@@ -83,6 +87,10 @@ impl PendingAppend {
 
 impl StreamHandle {
     /// Admits and proposes an append; may wait for admission.
+    ///
+    /// # Errors
+    ///
+    /// Those of every append, and [`Error::TryLater`] if it was not admitted within [`ADMISSION_TIMEOUT`].
     pub async fn append(&self, input: AppendInput) -> Result<PendingAppend, Error> {
         self.submit(input, 0, None).await
     }
@@ -115,7 +123,7 @@ impl StreamHandle {
             ));
         }
         let bytes = input.records.metered_size() + OVERHEAD;
-        let mut permits = Vec::with_capacity(2);
+        let mut permits = Vec::with_capacity(3);
         if let Some((budget, most)) = budget {
             permits.push(admit(budget, bytes.min(most)).await?);
         }
@@ -123,7 +131,16 @@ impl StreamHandle {
         let part = self.partition.reader.part();
         inner.wait_for_space(part, only_trims(&input)).await?;
         let most = inner.options.append_inflight;
-        permits.push(admit(&inner.admission, bytes.min(most)).await?);
+        let admitted = async {
+            // In this order: what waits for a partition takes nothing from others.
+            let place = admit(&self.partition.places, 1).await?;
+            let bytes = admit(&inner.admission, bytes.min(most)).await?;
+            Ok([place, bytes])
+        };
+        permits.extend(match budget {
+            Some(_) => admitted.await?,
+            None => in_time(ADMISSION_TIMEOUT, admitted).await?,
+        });
         if self.node.is_draining() {
             return Err(Error::Stopping);
         }
@@ -162,7 +179,7 @@ pub struct AppendSession {
 }
 
 impl AppendSession {
-    /// Admits and proposes the next append of the session; may wait for admission.
+    /// Admits and proposes the next append of the session; may wait for admission, for as long as it takes.
     pub async fn append(&self, input: AppendInput) -> Result<PendingAppend, Error> {
         self.handle
             .submit(input, self.id, Some((&self.budget, self.inflight)))
@@ -170,14 +187,113 @@ impl AppendSession {
     }
 }
 
-pub(crate) async fn admit(
+/// Takes part of a budget, however long others keep it.
+async fn admit(budget: &Arc<Semaphore>, permits: usize) -> Result<OwnedSemaphorePermit, Error> {
+    let permits = u32::try_from(permits).unwrap_or(u32::MAX);
+    let admitted = budget.clone().acquire_many_owned(permits).await;
+    admitted.map_err(|_| Error::Stopping)
+}
+
+/// Takes part of a budget of appends within [`ADMISSION_TIMEOUT`].
+///
+/// # Errors
+///
+/// [`Error::TryLater`] if others keep it for longer; nothing happened then.
+pub(crate) async fn admit_in_time(
     budget: &Arc<Semaphore>,
-    bytes: usize,
+    permits: usize,
 ) -> Result<OwnedSemaphorePermit, Error> {
-    let permits = u32::try_from(bytes).unwrap_or(u32::MAX);
-    budget
-        .clone()
-        .acquire_many_owned(permits)
-        .await
-        .map_err(|_| Error::Stopping)
+    in_time(ADMISSION_TIMEOUT, admit(budget, permits)).await
+}
+
+async fn in_time<T>(
+    timeout: Duration,
+    admitted: impl Future<Output = Result<T, Error>>,
+) -> Result<T, Error> {
+    let admitted = tokio::time::timeout(timeout, admitted).await;
+    admitted.unwrap_or_else(|_| {
+        Err(Error::TryLater(format!(
+            "for {timeout:?}, appends in flight have taken all of `limits.append-inflight`, or all places of the \
+             partition, because the disk is slower than they come: nothing happened, try again"
+        )))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use s2_common::config::{BasinConfig, OptionalStreamConfig};
+    use s2_common::record::EnvelopeRecord;
+    use s2_common::stream::{AppendRecord, AppendRecordParts};
+
+    use super::*;
+    use crate::basins::Create;
+    use crate::node::{Node, NodeOptions};
+    use crate::recovery::MAX_PENDING;
+    use crate::streams::CreateOn;
+
+    #[tokio::test]
+    async fn an_append_that_is_not_admitted_in_time_is_refused_and_keeps_nothing() {
+        let timeout = Duration::from_millis(50);
+        let budget = Arc::new(Semaphore::new(1000));
+        let in_flight = admit(&budget, 900).await.unwrap();
+        let refused = in_time(timeout, admit(&budget, 200)).await.unwrap_err();
+        assert!(matches!(&refused, Error::TryLater(why) if why.contains("append-inflight")));
+        // What it waited for is there for others.
+        drop(admit(&budget, 100).await.unwrap());
+        drop(in_flight);
+        drop(admit(&budget, 1000).await.unwrap());
+    }
+
+    fn small() -> AppendInput {
+        let body = Bytes::from_static(b"x");
+        let record = EnvelopeRecord::try_from_parts(Vec::new(), body).unwrap();
+        let record = AppendRecord::try_from(AppendRecordParts {
+            timestamp: None,
+            record: Record::Envelope(record).into(),
+        });
+        AppendInput {
+            records: vec![record.unwrap()].try_into().unwrap(),
+            match_seq_num: None,
+            fencing_token: None,
+        }
+    }
+
+    #[tokio::test]
+    async fn appends_of_sessions_wait_where_a_partition_has_as_many_pending_as_it_may() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut options = NodeOptions::new(dir.path());
+        options.partitions = 1;
+        let node = Node::start(options).await.unwrap();
+        let config = BasinConfig::default();
+        let basin = node.provision_basin("test-basin", &config, &Create::Ensure);
+        basin.await.unwrap();
+        let settings = OptionalStreamConfig::default();
+        let ensure = Create::Ensure;
+        let stream = node.provision_stream("test-basin", "tiny", &settings, &ensure);
+        stream.await.unwrap();
+        let on = CreateOn::Append;
+        let handle = node.open_stream("test-basin", "tiny", on, &settings);
+        let handle = handle.await.unwrap();
+        let session = handle.session(1 << 20);
+        // The disk has stalled with so many appends in flight.
+        let places = handle.partition.places.clone();
+        let all = places.available_permits();
+        assert!(
+            (all as u64) < MAX_PENDING,
+            "others find a place beside appends"
+        );
+        let in_flight = admit(&places, all).await.unwrap();
+        let waiting = session.append(small());
+        tokio::pin!(waiting);
+        let early = tokio::time::timeout(Duration::from_millis(100), &mut waiting).await;
+        assert!(early.is_err(), "it was proposed where others are refused");
+        // It takes nothing that other partitions need.
+        let free = node.inner.admission.available_permits();
+        assert_eq!(free, node.inner.options.append_inflight);
+        drop(in_flight);
+        waiting.await.unwrap().done().await.unwrap();
+        assert_eq!(places.available_permits(), all);
+        node.stop(Duration::from_secs(30)).await;
+    }
 }

@@ -131,6 +131,8 @@ pub fn check_destination(options: &NodeOptions) -> Result<(), StartError> {
 pub(crate) struct StreamGroup {
     pub group: Group<Outcome>,
     pub reader: Reader,
+    /// A permit for each append that may still be pending.
+    pub places: Arc<Semaphore>,
 }
 
 pub(crate) struct Inner {

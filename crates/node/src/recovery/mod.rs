@@ -324,7 +324,11 @@ fn groups(
         }
         let group = raft.open_group(GroupId(number), partition, alone(), sink.clone())?;
         open.groups.push(group.clone());
-        partitions.push(StreamGroup { group, reader });
+        partitions.push(StreamGroup {
+            group,
+            reader,
+            places: Arc::new(Semaphore::new(MAX_PENDING_APPENDS)),
+        });
     }
     let groups = std::iter::once(&catalog).chain(partitions.iter().map(|p| &p.group));
     for (number, group) in (0..).zip(groups) {
@@ -454,4 +458,7 @@ pub(crate) async fn blocking<T: Send + 'static>(f: impl FnOnce() -> T + Send + '
 /// Ticks of the engines; an election takes ten to twenty of them.
 const TICK: Duration = Duration::from_millis(100);
 /// Accepted proposals that are not applied yet, per partition.
-const MAX_PENDING: u64 = 16 * 1024;
+pub(crate) const MAX_PENDING: u64 = 16 * 1024;
+/// Those of them that are appends: more wait, where the partition would refuse them. The others are for what is
+/// proposed beside appends, a few at a time.
+const MAX_PENDING_APPENDS: usize = 15 * 1024;

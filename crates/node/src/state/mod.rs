@@ -51,8 +51,9 @@ pub use types::{
     StateVerification,
 };
 
-use crate::append::admit;
+use crate::append::admit_in_time;
 use crate::data_dir::Identity;
+use crate::error::Error;
 use crate::node::Inner;
 use crate::snapshots::Archive;
 use archive::StateArchive;
@@ -234,9 +235,12 @@ impl StateStore {
             .await
             .map_err(|error| StateError::Unavailable(error.to_string()))?;
         let most = self.inner.options.append_inflight;
-        let permit = admit(&self.inner.admission, (bytes.len() + OVERHEAD).min(most))
-            .await
-            .map_err(|_| StateError::Stopping)?;
+        let taken = (bytes.len() + OVERHEAD).min(most);
+        let admitted = admit_in_time(&self.inner.admission, taken).await;
+        let permit = admitted.map_err(|error| match error {
+            Error::Stopping => StateError::Stopping,
+            other => StateError::Unavailable(other.to_string()),
+        })?;
         self.takes_changes()?;
         // Should the client go from here on, the transaction is not open again.
         committing.proposed();

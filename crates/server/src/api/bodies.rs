@@ -58,6 +58,11 @@ impl Bodies {
     pub(crate) fn held(&self) -> usize {
         self.budget.claimed()
     }
+
+    /// How many bodies and frames wait for memory now.
+    pub(crate) fn waiting(&self) -> usize {
+        self.budget.waiting()
+    }
 }
 
 /// The time that so many bytes may take.

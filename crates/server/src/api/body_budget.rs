@@ -7,10 +7,16 @@
 //! each other. One of those that wait always gets what is kept back, which covers it to its end, so it
 //! ends, and the next one gets it.
 //!
+//! A request that waits is refused after [`CLAIM_TIMEOUT`], because its client waits for an answer. A session
+//! waits for as long as it takes: frames of others hold their memory until they are admitted, which a slow disk
+//! may delay, and none of that is the fault of the session. Flow control stops its client meanwhile, and it ends
+//! its wait when the client leaves or the server stops.
+//!
 //! Claims up to [`MAX_SMALL`] have [`MAX_SMALL_TOTAL`] of their own beside that, and the same as others when it
 //! is used up: large bodies on slow networks do not hold up the small ones.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -19,7 +25,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 pub(super) const MAX_SMALL: usize = 64 * 1024;
 /// Bytes of all small claims: some hundred of the largest, many thousand of usual ones.
 const MAX_SMALL_TOTAL: usize = 16 * 1024 * 1024;
-/// How long a claim waits for others to end.
+/// How long the claim of a request waits for others to end.
 const CLAIM_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The memory that all claims share.
@@ -31,7 +37,25 @@ pub(super) struct BodyBudget {
     last: Arc<Semaphore>,
     shared_total: usize,
     max_claim: usize,
+    /// How many claims wait for others.
+    waiting: Arc<AtomicUsize>,
     pub(super) timeout: Duration,
+}
+
+/// Counts a claim among those that wait, until it is dropped.
+struct Waiting(Arc<AtomicUsize>);
+
+impl Waiting {
+    fn begin(counter: &Arc<AtomicUsize>) -> Waiting {
+        counter.fetch_add(1, Ordering::Relaxed);
+        Waiting(counter.clone())
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// Bytes that are claimed. They are free again when it is dropped.
@@ -74,6 +98,7 @@ impl BodyBudget {
             last: Arc::new(Semaphore::new(1)),
             shared_total,
             max_claim,
+            waiting: Arc::default(),
             timeout: CLAIM_TIMEOUT,
         }
     }
@@ -91,6 +116,11 @@ impl BodyBudget {
         };
         let small = MAX_SMALL_TOTAL - self.small.available_permits();
         last + small + self.shared_total - self.shared.available_permits()
+    }
+
+    /// How many claims wait for others to end.
+    pub(super) fn waiting(&self) -> usize {
+        self.waiting.load(Ordering::Relaxed)
     }
 
     /// Makes a claim cover `bytes` in all, if that needs no waiting.
@@ -115,32 +145,40 @@ impl BodyBudget {
         }
     }
 
-    /// Makes a claim cover `bytes` in all. While it waits, it holds what it has.
+    /// Makes the claim of a request cover `bytes` in all. While it waits, it holds what it has.
     ///
     /// # Errors
     ///
     /// If there is no memory within [`CLAIM_TIMEOUT`].
-    pub(super) async fn extend(self, mut claim: Claim, bytes: usize) -> Result<Claim, Full> {
+    pub(super) async fn extend(self, claim: Claim, bytes: usize) -> Result<Claim, Full> {
+        let granted = tokio::time::timeout(self.timeout, self.extend_without_limit(claim, bytes));
+        granted.await.unwrap_or(Err(Full))
+    }
+
+    /// The same for a session, which waits for as long as it takes.
+    ///
+    /// # Errors
+    ///
+    /// None as long as the budget is there.
+    pub(super) async fn extend_without_limit(
+        &self,
+        mut claim: Claim,
+        bytes: usize,
+    ) -> Result<Claim, Full> {
         if self.try_extend(&mut claim, bytes) {
             return Ok(claim);
         }
+        let _waiting = Waiting::begin(&self.waiting);
         let missing = permits(bytes - claim.covered);
         let (shared, last) = (self.shared.clone(), self.last.clone());
-        let granted = tokio::time::timeout(self.timeout, async {
-            tokio::select! {
-                biased;
-                permit = shared.acquire_many_owned(missing) => (bytes, permit),
-                permit = last.acquire_owned() => (self.max_claim.max(bytes), permit),
-            }
-        });
-        match granted.await {
-            // Nobody closes the semaphores.
-            Ok((covered, Ok(permit))) => {
-                claim.add(covered, permit);
-                Ok(claim)
-            }
-            _ => Err(Full),
-        }
+        let (covered, permit) = tokio::select! {
+            biased;
+            permit = shared.acquire_many_owned(missing) => (bytes, permit),
+            permit = last.acquire_owned() => (self.max_claim.max(bytes), permit),
+        };
+        // Nobody closes the semaphores.
+        claim.add(covered, permit.map_err(|_| Full)?);
+        Ok(claim)
     }
 }
 

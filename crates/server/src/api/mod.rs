@@ -86,6 +86,7 @@ impl Limits {
     /// Sets the gauges of what is held now.
     pub(crate) fn publish(&self) {
         metrics::gauge!("esker_request_bodies_bytes").set(self.bodies.held() as f64);
+        metrics::gauge!("esker_request_bodies_waiting").set(self.bodies.waiting() as f64);
         self.answers.publish();
     }
 }

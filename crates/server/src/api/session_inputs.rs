@@ -2,8 +2,9 @@
 //!
 //! A frame claims its bytes from the budget of all bodies once a sixteenth of it is there, holds them until its
 //! append has been admitted, and may be behind 16 KiB a second by `limits.header-timeout`. A compressed frame
-//! claims what it may decompress to when it is complete. Between frames a session holds nothing, however long
-//! it is open, and may take as long as it likes.
+//! claims what it may decompress to when it is complete. A session whose frame finds no memory waits until others
+//! have given theirs back, and is never refused for that: see [`body_budget`](super::body_budget). Between frames
+//! a session holds nothing, however long it is open, and may take as long as it likes.
 
 use axum::body::{Body, BodyDataStream, Bytes};
 use bytes::{Buf as _, BytesMut};
@@ -122,7 +123,7 @@ impl Frames {
 }
 
 async fn extended(bodies: &Bodies, claim: Claim, bytes: usize) -> Result<Claim, ServiceError> {
-    let claimed = bodies.budget.clone().extend(claim, bytes).await;
+    let claimed = bodies.budget.extend_without_limit(claim, bytes).await;
     claimed.map_err(|Full| ServiceError::BodiesFull)
 }
 
@@ -238,31 +239,73 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn half_sent_frames_of_all_sessions_hold_what_bodies_may_and_more_are_refused() {
+    async fn half_sent_frames_of_all_sessions_hold_what_bodies_may_and_more_wait() {
         let mut bodies = Bodies::new(8 * MIB, 4 * MIB, Duration::from_secs(3600));
         bodies.budget.timeout = TIMEOUT;
         let half = frame(CompressionAlgorithm::None, MIB - 100).slice(..500_000);
         let mut sessions = Vec::new();
         for _ in 0..20 {
-            let bodies = bodies.clone();
             let mut session = of(vec![half.clone()], false, &bodies);
-            sessions.push(tokio::spawn(async move {
-                match session.next().await.unwrap() {
-                    Err(ServiceError::BodiesFull) => {}
-                    other => panic!("{:?}", other.err()),
-                }
-            }));
+            sessions.push(tokio::spawn(async move { session.next().await.is_some() }));
         }
         // Four MiB are for all, and the last one has what is kept back.
-        while sessions.iter().filter(|it| !it.is_finished()).count() > 5 {
-            tokio::time::sleep(TIMEOUT / 10).await;
-        }
+        eventually(|| bodies.budget.waiting() == 15).await;
+        // A request is refused in time, and the sessions still wait.
+        let refused = bodies.budget.clone().extend(Claim::default(), MIB).await;
+        assert_eq!(refused.unwrap_err(), Full);
+        assert_eq!(bodies.budget.waiting(), 15);
         assert!(bodies.held() <= 8 * MIB);
+        assert!(!sessions.iter().any(tokio::task::JoinHandle::is_finished));
+        // Clients that leave give back what they hold, and the places in the queue.
         sessions.iter().for_each(tokio::task::JoinHandle::abort);
         for session in sessions {
-            let ended = session.await;
-            assert!(ended.is_ok() || ended.unwrap_err().is_cancelled());
+            assert!(session.await.unwrap_err().is_cancelled());
         }
-        assert_eq!(bodies.held(), 0);
+        assert_eq!((bodies.held(), bodies.budget.waiting()), (0, 0));
+    }
+
+    #[tokio::test]
+    async fn a_session_outlasts_others_whose_frames_wait_for_admission() {
+        let mut bodies = Bodies::new(8 * MIB, 4 * MIB, TIMEOUT);
+        bodies.budget.timeout = TIMEOUT;
+        let plain = frame(CompressionAlgorithm::None, MIB - 100);
+        // Compressed frames grow while they hold memory.
+        let packed = frame(CompressionAlgorithm::Zstd, MIB - 100);
+        let mut unadmitted = Vec::new();
+        while bodies.held() < 7 * MIB {
+            let mut session = of(vec![plain.clone()], false, &bodies);
+            unadmitted.push(session.next().await.unwrap().ok().unwrap());
+        }
+        let mut waiting = Vec::new();
+        for frame in [&plain, &packed, &plain, &packed] {
+            let mut session = of(vec![frame.clone(), frame.clone()], true, &bodies);
+            waiting.push(tokio::spawn(async move {
+                let mut appends = 0;
+                while let Some(input) = session.next().await {
+                    input.map(drop)?;
+                    appends += 1;
+                }
+                Ok::<_, ServiceError>(appends)
+            }));
+        }
+        eventually(|| bodies.budget.waiting() == waiting.len()).await;
+        // The disk takes nothing for several times as long as a request may wait.
+        tokio::time::sleep(TIMEOUT * 4).await;
+        assert_eq!(bodies.budget.waiting(), waiting.len());
+        drop(unadmitted);
+        for session in waiting {
+            assert_eq!(session.await.unwrap().unwrap(), 2);
+        }
+        assert_eq!((bodies.held(), bodies.budget.waiting()), (0, 0));
+    }
+
+    async fn eventually(mut is_so: impl FnMut() -> bool) {
+        let waited = async {
+            while !is_so() {
+                tokio::time::sleep(TIMEOUT / 50).await;
+            }
+        };
+        let waited = tokio::time::timeout(Duration::from_secs(60), waited).await;
+        waited.expect("it is so in time");
     }
 }

@@ -164,7 +164,8 @@ pub struct StoreConfig {
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct LimitsConfig {
     /// Most bytes of appends that are received and not yet answered, over all connections. Beyond
-    /// it, appends wait. At least `append-session-inflight`.
+    /// it, appends of sessions wait, and single ones and commits for 10 s, and are then refused. At least
+    /// `append-session-inflight`.
     #[schemars(extend("x-minimum" = "2MiB", "x-maximum" = "1TiB"))]
     pub append_inflight: ByteCount,
 
@@ -184,8 +185,8 @@ pub struct LimitsConfig {
 
     /// Most bytes of request bodies that have arrived and are not yet answered, and of frames of append
     /// sessions that are not yet admitted, over all connections. A body whose length is known counts with all
-    /// of it once a sixteenth has arrived. Beyond it, bodies and frames wait for 10 s, and are then refused.
-    /// Those of at most 64 KiB have another 16 MiB of their own.
+    /// of it once a sixteenth has arrived. Beyond it, bodies wait for 10 s, and are then refused; sessions wait
+    /// for as long as it takes. Those of at most 64 KiB have another 16 MiB of their own.
     #[schemars(extend("x-minimum" = "64MiB", "x-maximum" = "1TiB"))]
     pub request_bodies: ByteCount,
 
