@@ -144,11 +144,9 @@ async fn a_session_that_loses_a_race_leaves_only_what_came_before_it() {
     let stream = orders(&server).await;
     let http = server.http2();
     let mut lost = 0;
-    // How a race ends is chance: a few must be lost, and some tries are needed for that.
-    for round in 0..600u64 {
-        if round >= 60 && lost >= 5 {
-            break;
-        }
+    for round in 0..60u64 {
+        // How a race ends is chance, except where the session waits for its rival.
+        let waits = round % 6 == 5;
         let base = stream.check_tail().await.unwrap().seq_num;
         let mut session = frames::append_session(&http, "test-basin", "orders").await;
         // Conditional ones, with unconditional ones behind: those would land anywhere.
@@ -164,15 +162,22 @@ async fn a_session_that_loses_a_race_leaves_only_what_came_before_it() {
         // The rival begins when some of the session was sent.
         let pieces = bytes.chunks(300).count() as u64;
         let (begin, begun) = tokio::sync::oneshot::channel();
-        let mut begin = Some(begin);
+        let (end, ended) = tokio::sync::oneshot::channel();
+        let (mut begin, mut ended) = (Some(begin), Some(ended));
         let race = async {
             begun.await.unwrap();
-            sdk::append(&stream, [format!("w{round}")]).await
+            let ack = sdk::append(&stream, [format!("w{round}")]).await;
+            let _ = end.send(());
+            ack
         };
         let ours = async {
+            let at = if waits { 1 } else { round % pieces };
             for (i, piece) in bytes.chunks(300).enumerate() {
-                if i as u64 == round % pieces {
+                if i as u64 == at {
                     begin.take().unwrap().send(()).unwrap();
+                    if waits {
+                        ended.take().unwrap().await.unwrap();
+                    }
                 }
                 if !session.send(piece.to_vec()).await {
                     break;
@@ -218,7 +223,8 @@ async fn a_session_that_loses_a_race_leaves_only_what_came_before_it() {
             assert_eq!(acks.len(), 60);
         }
     }
-    assert!(lost > 0, "no race was lost; nothing was shown");
+    // One piece holds no more than some of the conditional appends.
+    assert!(lost >= 10, "{lost} races were lost");
 }
 
 #[tokio::test]

@@ -8,8 +8,10 @@ use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use rustix::process::Signal;
 use s2_sdk::S2Stream;
 use s2_sdk::types::{
     AppendInput, AppendRecord, AppendRecordBatch, CommandRecord, DeleteBasinInput,
@@ -19,7 +21,7 @@ use serde_json::json;
 
 use crate::support::http::Answer;
 use crate::support::sdk::{self, basin_name, stream_name};
-use crate::support::{Http, SOON, Server, Setup, eventually};
+use crate::support::{Http, SOON, Server, Setup, eventually, in_time};
 
 const MIB: u64 = 1024 * 1024;
 const RECORDS: &str = "/v1/streams/orders/records";
@@ -101,29 +103,75 @@ pub async fn append(
     Some(answer.unwrap())
 }
 
-/// Appends until the disk is full; the numbers that were acknowledged, and whose outcome is unknown.
-pub async fn fill(http: &Http) -> (Vec<(usize, u64)>, Vec<usize>) {
-    let mut acked = Vec::new();
-    let mut unknown = Vec::new();
-    let mut refused = 0;
-    for number in 0..5000 {
-        match append(http, number, 100_000, Duration::from_secs(2)).await {
-            Some(answer) if answer.status == 200 => {
-                let at = answer.json()["start"]["seq_num"].as_u64().unwrap();
-                acked.push((number, at));
-            }
-            Some(answer) => {
-                // A refusal promises that nothing happened.
-                answer.refused(429, "rate_limited");
-                refused += 1;
-                if refused == 5 {
-                    return (acked, unknown);
+/// What was appended until nothing more was taken.
+#[derive(Default)]
+pub struct Filled {
+    /// Numbers that were acknowledged, with their places.
+    pub acked: Vec<(usize, u64)>,
+    /// Numbers whose outcome is unknown.
+    pub unknown: Vec<usize>,
+    next: usize,
+    /// What the last append was refused with.
+    pub refusal: String,
+    /// What `/health` said then.
+    pub health: String,
+}
+
+impl Filled {
+    /// Appends until that is refused again and again, and `/health` is not OK: files that are merged or
+    /// deleted meanwhile may give a little space back.
+    pub async fn fill(&mut self, http: &Http) {
+        let mut refused = 0;
+        let deadline = Instant::now() + SOON;
+        while self.next < 5000 && Instant::now() < deadline {
+            let number = self.next;
+            self.next += 1;
+            match append(http, number, 100_000, Duration::from_secs(2)).await {
+                Some(answer) if answer.status == 200 => {
+                    let at = answer.json()["start"]["seq_num"].as_u64().unwrap();
+                    self.acked.push((number, at));
+                    refused = 0;
                 }
+                Some(answer) => {
+                    self.refusal = answer.text();
+                    // A refusal promises that nothing happened.
+                    answer.refused(429, "rate_limited");
+                    refused += 1;
+                }
+                None => self.unknown.push(number),
             }
-            None => unknown.push(number),
+            if refused >= 5 {
+                let health = http.get("/health").send().await;
+                if health.status == 503 {
+                    self.health = health.text();
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
         }
+        panic!("the disk was never full");
     }
-    panic!("the disk was never full");
+}
+
+/// A server to which nothing more can be appended.
+pub async fn fill(http: &Http) -> Filled {
+    let mut filled = Filled::default();
+    filled.fill(http).await;
+    filled
+}
+
+/// Appends as soon as that is possible; where.
+pub async fn append_at_last(http: &Http, number: usize) -> u64 {
+    eventually("appends are taken again", async || {
+        let answer = append(http, number, 100_000, SOON).await.unwrap();
+        if answer.status != 200 {
+            // Nothing happened.
+            answer.refused(429, "rate_limited");
+            return None;
+        }
+        answer.json()["start"]["seq_num"].as_u64()
+    })
+    .await
 }
 
 /// Everything acknowledged is there, what is unknown is there at most once, what was refused not.
@@ -164,25 +212,36 @@ async fn a_full_disk_refuses_appends_and_nothing_else_and_service_resumes_by_its
         let basin = sdk::basin(&server.sdk(), "test-basin").await;
         let stream = sdk::stream(&basin, "orders").await;
         let http = server.http2();
-        let (mut acked, unknown) = fill(&http).await;
-        assert!(acked.len() > 20, "{}", acked.len());
+        let mut filled = fill(&http).await;
+        assert!(filled.acked.len() > 20, "{}", filled.acked.len());
 
         // Reads go on, and health says what is the matter.
-        let last = acked.last().unwrap().1;
+        let last = filled.acked.last().unwrap().1;
         let read = stream.read(sdk::from_seq(last, 1)).await.unwrap();
         assert_eq!(read.records[0].seq_num, last);
         assert!(stream.check_tail().await.unwrap().seq_num > last);
-        let health = http.get("/health").send().await.expect(503);
-        assert!(health.text().contains("disk"), "{}", health.text());
+        assert!(filled.health.contains("disk"), "{}", filled.health);
         basin
             .get_stream_config(stream_name("orders"))
             .await
             .unwrap();
-        http.put("/v1/streams/another")
-            .basin("test-basin")
-            .send()
-            .await
-            .refused(429, "rate_limited");
+        let mut refused = false;
+        for attempt in 0..20 {
+            let path = format!("/v1/streams/another-{attempt}");
+            let answer = http.put(&path).basin("test-basin").send().await;
+            if answer.status == 201 {
+                // There was a little space again.
+                filled.fill(&http).await;
+                continue;
+            }
+            answer.refused(429, "rate_limited");
+            refused = true;
+            break;
+        }
+        assert!(refused, "streams are created on a full disk");
+        let Filled {
+            mut acked, unknown, ..
+        } = filled;
 
         if ballast {
             fs::remove_file(&ballast_file).unwrap();
@@ -194,11 +253,7 @@ async fn a_full_disk_refuses_appends_and_nothing_else_and_service_resumes_by_its
             (health.status == 200).then_some(())
         })
         .await;
-        let number = 100_000;
-        let answer = append(&http, number, 100_000, SOON).await;
-        let answer = answer.expect("an answer").expect(200);
-        let at = answer.json()["start"]["seq_num"].as_u64();
-        acked.push((number, at.unwrap()));
+        acked.push((100_000, append_at_last(&http, 100_000).await));
         complete(&stream, &acked, &unknown).await;
 
         server.kill();
@@ -223,7 +278,7 @@ async fn a_server_killed_on_a_full_disk_has_everything_when_there_is_space_again
     let mut server = small().start(&data_dir).await;
     let basin = sdk::basin(&server.sdk(), "test-basin").await;
     sdk::stream(&basin, "orders").await;
-    let (acked, unknown) = fill(&server.http2()).await;
+    let Filled { acked, unknown, .. } = fill(&server.http2()).await;
     server.kill();
     // On the full disk it may serve or refuse to start, but it must not lose anything.
     small()
@@ -241,9 +296,21 @@ async fn a_server_killed_on_a_full_disk_has_everything_when_there_is_space_again
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_append_that_a_stop_gives_up_on_a_full_disk_is_not_called_harmless() {
-    let Some(disk) = SmallDisk::mount(32) else {
-        return;
-    };
+    // Whether an append is under way when the disk turns out to be full is chance, and likely.
+    in_time("an append under way on a full disk", async |_| {
+        let Some(disk) = SmallDisk::mount(32) else {
+            return Ok(());
+        };
+        match given_up_by_a_stop(&disk).await {
+            0 => Err("nothing was under way".to_owned()),
+            _ => Ok(()),
+        }
+    })
+    .await;
+}
+
+/// How many appends a stop left without knowing what became of them.
+async fn given_up_by_a_stop(disk: &SmallDisk) -> usize {
     let setup = small().set("shutdown-grace=1s");
     let data_dir = disk.path("data");
     let mut server = setup.start(&data_dir).await;
@@ -251,6 +318,7 @@ async fn an_append_that_a_stop_gives_up_on_a_full_disk_is_not_called_harmless() 
     sdk::stream(&basin, "orders").await;
     let http = server.http2();
     let http = &http;
+    let taken = &AtomicU64::new(0);
     // Several at once: those that are under way when the disk turns out to be full wait. It becomes full
     // at once, and not by what they append: that would be refused before.
     let appends = (0..6).map(|client| async move {
@@ -264,7 +332,9 @@ async fn an_append_that_a_stop_gives_up_on_a_full_disk_is_not_called_harmless() 
                 .try_send()
                 .await;
             match answer {
-                Ok(answer) if answer.status == 200 => {}
+                Ok(answer) if answer.status == 200 => {
+                    taken.fetch_add(1, Ordering::Relaxed);
+                }
                 Ok(answer) if answer.status == 429 => {
                     // The others wait, then.
                     tokio::time::sleep(Duration::from_millis(100)).await;
@@ -278,9 +348,15 @@ async fn an_append_that_a_stop_gives_up_on_a_full_disk_is_not_called_harmless() 
         last
     });
     let stop = async {
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        eventually("appends are under way", async || {
+            (taken.load(Ordering::Relaxed) >= 6).then_some(())
+        })
+        .await;
+        // It finds the disk full, and does not see it become so.
+        server.signal(Signal::STOP);
         let mut ballast = fs::File::create(disk.path("ballast")).unwrap();
         while std::io::Write::write_all(&mut ballast, &[1; 16 * 1024]).is_ok() {}
+        server.signal(Signal::CONT);
         eventually("the disk is full", async || {
             let health = server.http1().get("/health").send().await;
             (health.status == 503).then_some(())
@@ -305,7 +381,7 @@ async fn an_append_that_a_stop_gives_up_on_a_full_disk_is_not_called_harmless() 
             Err(_) => unknown += 1,
         }
     }
-    assert!(unknown > 0, "nothing was under way; nothing was shown");
+    unknown
 }
 
 /// Bytes of all files below a directory. A file that snapshots link to takes its space once.
@@ -333,7 +409,7 @@ fn size_of_unseen(dir: &Path, seen: &mut HashSet<u64>) -> u64 {
 async fn shrinks(server: &Server, below: u64, what: &str) {
     let (db, log) = (server.data_dir().join("db"), server.data_dir().join("log"));
     // Files go when they are compacted and purged; on a busy machine that takes its time.
-    let deadline = Instant::now() + Duration::from_secs(120);
+    let deadline = Instant::now() + Duration::from_secs(300);
     loop {
         let now = (size(&db), size(&log));
         if now.0 + now.1 < below {
@@ -455,6 +531,9 @@ impl SpaceBound {
     }
 }
 
+/// Longest that an append waits for space.
+const SPACE_TIMEOUT: Duration = Duration::from_secs(5);
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stream_that_is_trimmed_as_it_grows_keeps_the_disk_small() {
     let bound = SpaceBound {
@@ -474,9 +553,11 @@ async fn a_stream_that_is_trimmed_as_it_grows_keeps_the_disk_small() {
         .set("snapshots.max-log-bytes=8MiB")
         .set("log.flush-after=4MiB");
     let server = setup.start_fresh().await;
-    let basin = sdk::basin(&server.sdk(), "test-basin").await;
+    // An append that waits for space in vain is refused, and comes again.
+    let basin = sdk::basin(&server.persistent_sdk(), "test-basin").await;
     let stream = sdk::stream(&basin, "orders").await;
     let mut largest = [0; 3];
+    let mut late = 0;
     for i in 0..600u64 {
         let body = vec![(i % 251) as u8; 1_000_000];
         let records = [
@@ -484,7 +565,9 @@ async fn a_stream_that_is_trimmed_as_it_grows_keeps_the_disk_small() {
             CommandRecord::trim(i * 2).into(),
         ];
         let batch = AppendRecordBatch::try_from_iter(records).unwrap();
+        let asked = Instant::now();
         stream.append(AppendInput::new(batch)).await.unwrap();
+        late += u64::from(asked.elapsed() >= SPACE_TIMEOUT);
         if i % 5 == 0 {
             let parts = ["", "db", "log"].map(|part| size(&server.data_dir().join(part)));
             for (largest, now) in largest.iter_mut().zip(parts) {
@@ -495,13 +578,13 @@ async fn a_stream_that_is_trimmed_as_it_grows_keeps_the_disk_small() {
     // 600 MB went through.
     let [all, database, log] = largest.map(|bytes| bytes / MIB);
     let found = format!("{all} MiB in all, {database} in db/, {log} in log/");
-    assert!(
-        database <= bound.database(),
-        "{found}, not {}",
-        bound.database()
-    );
+    // One that has waited for the rewriting of files for so long goes on without it.
+    let beyond = 2 * late;
+    let most = bound.database() + beyond;
+    assert!(database <= most, "{found}, not {most}");
     assert!(log <= bound.log(), "{found}, not {}", bound.log());
-    assert!(all <= bound.all(), "{found}, not {}", bound.all());
+    let most = bound.all() + 4 * beyond;
+    assert!(all <= most, "{found}, not {most}");
     let left = sdk::read_all(&stream).await;
     assert_eq!(sdk::seq_nums(&left), [1198, 1199]);
     let at_rest = bound.database() + bound.log();
@@ -525,10 +608,14 @@ async fn the_database_is_flushed_also_while_appends_wait_for_a_log_that_cannot_b
     let server = setup.start_fresh().await;
     // No local snapshot can be taken, so the log is needed.
     let checkpoints = server.data_dir().join("checkpoints");
-    if checkpoints.exists() {
-        fs::remove_dir_all(&checkpoints).unwrap();
-    }
-    fs::write(&checkpoints, "not a directory").unwrap();
+    eventually(
+        "one that is under way has its directory no more",
+        async || {
+            let _ = fs::remove_dir_all(&checkpoints);
+            fs::write(&checkpoints, "not a directory").ok()
+        },
+    )
+    .await;
     let basin = sdk::basin(&server.sdk(), "test-basin").await;
     sdk::stream(&basin, "orders").await;
     let http = server.http2();
@@ -549,12 +636,21 @@ async fn the_database_is_flushed_also_while_appends_wait_for_a_log_that_cannot_b
     .await;
 }
 
-/// Fills a disk but for `left` bytes.
-fn leave(disk: &SmallDisk, left: u64) {
+/// Fills a disk but for `left` bytes, if more than `reserve` are free.
+fn leave(disk: &SmallDisk, left: u64, reserve: u64) {
     let stats = rustix::fs::statvfs(disk.dir.path()).unwrap();
     let free = stats.f_bavail * stats.f_frsize;
-    let ballast = usize::try_from(free - left).unwrap();
-    fs::write(disk.path("ballast"), vec![1; ballast]).unwrap();
+    if free > reserve {
+        let ballast = vec![1; usize::try_from(free - left).unwrap()];
+        let mut options = fs::File::options();
+        let mut file = options
+            .create(true)
+            .append(true)
+            .open(disk.path("ballast"))
+            .unwrap();
+        // Whatever takes space meanwhile gives it back.
+        let _ = std::io::Write::write_all(&mut file, &ballast);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -579,8 +675,9 @@ async fn a_stream_on_a_nearly_full_disk_can_be_trimmed_and_appends_are_taken_aga
         (durable == applied).then_some(())
     })
     .await;
-    leave(&disk, 5 * MIB / 2);
     eventually("appends are refused", async || {
+        // Files that were being merged give space back.
+        leave(&disk, 5 * MIB / 2, 4 * MIB);
         let answer = append(&http, 1000, 10, SOON).await.unwrap();
         (answer.status == 429 && answer.text().contains("bytes free")).then_some(())
     })

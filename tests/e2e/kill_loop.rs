@@ -352,7 +352,7 @@ async fn after_any_number_of_kills_everything_acknowledged_is_there_once_and_in_
     let began = Instant::now();
     let mut round = 0;
     // On a machine that is busy it takes more of them.
-    while round < ROUNDS || (streams.acked() <= ENOUGH && round < 2 * ROUNDS) {
+    while round < ROUNDS || (streams.acked() <= ENOUGH && round < 10 * ROUNDS) {
         let context = format!("seed {seed}, round {round}");
         if round % ROUNDS_PER_STREAM == 0 && round < ROUNDS {
             streams = Streams::new(round / ROUNDS_PER_STREAM, seed ^ round);

@@ -5,7 +5,7 @@ use std::fs;
 
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 
-use crate::disk::{append, complete, fill};
+use crate::disk::{Filled, append, append_at_last, complete, fill};
 use crate::support::sdk;
 use crate::support::{SOON, Server, Setup, eventually};
 
@@ -51,20 +51,15 @@ async fn are_refused_with_the_cause_and_taken_again(setup: &Setup, spare: u64) {
     append(&http, 100_000, 100, SOON).await.unwrap().expect(200);
 
     let no_more = NoMoreFiles::but(spare, &server);
-    let (mut acked, unknown) = fill(&http).await;
-    let refused = append(&http, 100_001, 100, SOON).await.unwrap();
-    assert_eq!(refused.status, 429, "{}", refused.text());
-    assert!(
-        refused.text().contains("oo many open files"),
-        "{}",
-        refused.text()
-    );
-    let health = http.get("/health").send().await.expect(503);
-    assert!(
-        health.text().contains("oo many open files"),
-        "{}",
-        health.text()
-    );
+    let Filled {
+        mut acked,
+        unknown,
+        refusal,
+        health,
+        ..
+    } = fill(&http).await;
+    assert!(refusal.contains("oo many open files"), "{refusal}");
+    assert!(health.contains("oo many open files"), "{health}");
 
     drop(no_more);
     eventually("health is back", async || {
@@ -72,8 +67,7 @@ async fn are_refused_with_the_cause_and_taken_again(setup: &Setup, spare: u64) {
         (health.status == 200).then_some(())
     })
     .await;
-    let answer = append(&http, 100_002, 100, SOON).await.unwrap().expect(200);
-    let at = answer.json()["start"]["seq_num"].as_u64().unwrap();
+    let at = append_at_last(&http, 100_002).await;
     acked.extend([(100_000, 0), (100_002, at)]);
     complete(&stream, &acked, &unknown).await;
     // More than fits into memory: the database writes its files again.

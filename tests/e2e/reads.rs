@@ -423,7 +423,8 @@ mod waiting {
                 assert_eq!(seq_nums(&answer.expect(200).json()), [next, next + 1]);
                 let took = started.elapsed();
                 assert!(took >= Duration::from_millis(150), "{took:?}");
-                within(took, Duration::from_secs(1))
+                // Far from the thirty seconds of one that is not woken.
+                within(took, Duration::from_secs(10))
             })
             .await;
         }
@@ -432,7 +433,7 @@ mod waiting {
             let started = Instant::now();
             let answer = get(&http, "seq_num=0&wait=30").await.expect(200).json();
             assert_eq!(seq_nums(&answer), (0..tail).collect::<Vec<_>>());
-            within(started.elapsed(), Duration::from_millis(900))
+            within(started.elapsed(), Duration::from_secs(10))
         })
         .await;
         // A read beyond the tail may not wait.
@@ -613,7 +614,7 @@ mod events {
             assert_eq!(ping.json()["tail"]["seq_num"], next);
             assert!(ping.json()["timestamp"].as_u64().unwrap() > 1_000_000_000_000);
             sdk::append(&stream, ["b", "c"]).await;
-            let event = events.next().await.unwrap();
+            let event = events.batch().await;
             assert_eq!(event.seq_nums(), [next, next + 1]);
             assert_eq!(event.json()["tail"]["seq_num"], next + 2);
         }

@@ -17,16 +17,20 @@ const MIB: u64 = 1024 * 1024;
 
 #[tokio::test]
 async fn connections_whose_bodies_do_not_come_are_closed_and_others_are_served_again() {
-    let server = Setup::default()
-        .set("limits.connections=8")
-        .set("limits.header-timeout=500ms")
-        .start_fresh()
-        .await;
-    for path in [
+    const PATHS: [&str; 3] = [
         "/v1/basins",
         "/esker/v1/partitions/1/prune",
         "/esker.state.v1.StateService/Status",
-    ] {
+    ];
+    // Long enough that a client which is held up between two lines is not given up.
+    let server = Setup::default()
+        .set("limits.connections=8")
+        .set("limits.header-timeout=3s")
+        .start_fresh()
+        .await;
+    let mut stuck = Vec::new();
+    // All places are taken.
+    for path in PATHS.into_iter().cycle().take(8) {
         let kind = match path.contains("StateService") {
             true => "application/grpc",
             false => "application/json",
@@ -34,29 +38,28 @@ async fn connections_whose_bodies_do_not_come_are_closed_and_others_are_served_a
         let head = format!(
             "POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: {kind}\r\ncontent-length: 1000\r\n\r\n{{"
         );
-        let mut stuck = Vec::new();
-        for _ in 0..8 {
-            let mut connection = TcpStream::connect(server.address()).await.unwrap();
-            connection.write_all(head.as_bytes()).await.unwrap();
-            stuck.push(connection);
-        }
-        // All places are taken, and become free again.
-        let health = server.http1().get("/health").send().await;
-        assert_eq!(health.text(), "OK");
-        for mut connection in stuck {
-            let mut answer = String::new();
-            let read = soon(
-                "the end of the connection",
-                connection.read_to_string(&mut answer),
-            );
-            read.await.unwrap();
-            let status = match path.contains("StateService") {
-                true => "grpc-status: 4",
-                false => "HTTP/1.1 408",
-            };
-            assert!(answer.contains(status), "{path}: {answer}");
-        }
+        let mut connection = TcpStream::connect(server.address()).await.unwrap();
+        connection.write_all(head.as_bytes()).await.unwrap();
+        stuck.push((path, connection));
     }
+    // The server is watched meanwhile.
+    let health = server.http1().get("/health").send().await;
+    assert_eq!(health.text(), "OK");
+    for (path, mut connection) in stuck {
+        let mut answer = String::new();
+        let read = soon(
+            "the end of the connection",
+            connection.read_to_string(&mut answer),
+        );
+        read.await.unwrap();
+        let status = match path.contains("StateService") {
+            true => "grpc-status: 4",
+            false => "HTTP/1.1 408",
+        };
+        assert!(answer.contains(status), "{path}: {answer}");
+    }
+    // The places are free again.
+    server.http1().get("/v1/basins").send().await.expect(200);
 }
 
 #[tokio::test]
@@ -65,7 +68,8 @@ async fn an_idle_connection_is_closed_and_one_with_an_open_session_is_not() {
         .set("limits.idle-timeout=300ms")
         .start_fresh()
         .await;
-    let basin = sdk::basin(&server.sdk(), "test-basin").await;
+    // It connects again where its own connection has been closed.
+    let basin = sdk::basin(&sdk::client(server.url(), 5), "test-basin").await;
     let stream = sdk::stream(&basin, "orders").await;
     let busy = server.http2();
     let session = busy.get("/v1/streams/orders/records?seq_num=0");

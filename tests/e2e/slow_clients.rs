@@ -1,6 +1,8 @@
 //! Clients that stop: they hold up nobody else, and memory stays bounded.
 
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use futures::StreamExt as _;
 use s2_sdk::types::{ReadFrom, ReadInput, ReadSessionConfig, ReadStart};
@@ -8,15 +10,18 @@ use s2_sdk::types::{ReadFrom, ReadInput, ReadSessionConfig, ReadStart};
 use crate::support::events::Events;
 use crate::support::frames::{self, Output};
 use crate::support::sdk;
-use crate::support::{Http, SOON, Server, Setup, eventually, soon};
+use crate::support::{Http, Server, Setup, eventually, soon};
 
 const MIB: u64 = 1024 * 1024;
 
-/// Appends go through quickly, and what they append can be read.
+/// Servers that give nobody up who takes nothing: whoever was held up by one would wait for an hour.
+fn without_end() -> Setup {
+    Setup::default().set("limits.stall-timeout=1h")
+}
+
+/// Appends go through, and what they append can be read.
 async fn others_go_on(server: &Server, stream: &s2_sdk::S2Stream) {
-    let mut slow = Vec::new();
     for i in 0..20 {
-        let started = Instant::now();
         let body = format!("quick {i}");
         let ack = sdk::append(stream, [&body]).await;
         let read = stream
@@ -24,21 +29,14 @@ async fn others_go_on(server: &Server, stream: &s2_sdk::S2Stream) {
             .await
             .unwrap();
         assert_eq!(sdk::bodies(&read.records), [body]);
-        let took = started.elapsed();
-        assert!(took < SOON, "{took:?}");
-        if took >= Duration::from_secs(2) {
-            slow.push(took);
-        }
     }
-    // The machine may be busy for a moment, not all the time.
-    assert!(slow.len() <= 2, "{slow:?}");
     let http = server.http1();
     assert_eq!(http.get("/health").send().await.text(), "OK");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn readers_that_stop_reading_cost_a_bounded_amount_of_memory() {
-    let server = Setup::default()
+    let server = without_end()
         .set("limits.follower-buffer=1MiB")
         // Memory that is given back goes to the system at once: what is measured is what is held.
         .variable("MALLOC_MMAP_THRESHOLD_", "262144")
@@ -56,6 +54,8 @@ async fn readers_that_stop_reading_cost_a_bounded_amount_of_memory() {
     }
     others_go_on(&server, &stream).await;
     let before = server.resident_bytes();
+    let read = "esker_read_database_records_total ";
+    let read_before = metric(&server, read).await;
     // Each of them has asked for 60 MB; kernel buffers and windows hold some of it.
     let mut clients = Vec::new();
     let mut sessions = Vec::new();
@@ -72,7 +72,11 @@ async fn readers_that_stop_reading_cost_a_bounded_amount_of_memory() {
             sessions.push((None, Some(events)));
         }
     }
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    eventually(
+        "each reader has been read a batch and the next one",
+        async || (metric(&server, read).await >= read_before + 2 * 30).then_some(()),
+    )
+    .await;
     for _ in 0..20 {
         sdk::append(&stream, [vec![b'y'; 1_000_000]]).await;
     }
@@ -87,7 +91,11 @@ async fn readers_that_stop_reading_cost_a_bounded_amount_of_memory() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_appender_that_never_reads_its_acks_is_stopped_and_holds_up_nobody() {
-    let server = Setup::default()
+    // Acknowledgements that may wait for a client; then nothing more is taken but what fits into the
+    // session's 2 MiB, the 8 MiB of the connection's window, and buffers of the client.
+    const WAITING_ACKS: u64 = 64;
+    const TOO_MANY: u64 = 300;
+    let server = without_end()
         .set("limits.append-session-inflight=2MiB")
         .set("limits.append-inflight=64MiB")
         .start_fresh()
@@ -102,36 +110,45 @@ async fn an_appender_that_never_reads_its_acks_is_stopped_and_holds_up_nobody() 
         let http = Http::with_window(server.address(), 100);
         let session = frames::append_session(&http, "test-basin", "flooded").await;
         let frame = frames::frame(&frames::input([vec![b'x'; 100_000]]));
-        let sent = async {
-            let mut sent = 0u64;
+        let taken = Arc::new(AtomicU64::new(0));
+        let count = taken.clone();
+        let sending = tokio::spawn(async move {
             while session.send(frame.clone()).await {
-                sent += 1;
-                if sent == 1000 {
+                if count.fetch_add(1, Ordering::Relaxed) + 1 == TOO_MANY {
                     break;
                 }
             }
-            sent
-        };
-        let sent = tokio::time::timeout(Duration::from_millis(400), sent).await;
-        assert!(
-            sent.is_err(),
-            "100 MB were taken from one that reads no acks"
-        );
-        stuck.push((http, session));
+            drop(http);
+        });
+        stuck.push((sending, taken));
     }
+    eventually("acknowledgements wait for all of them", async || {
+        let taken = stuck.iter().map(|(_, taken)| taken.load(Ordering::Relaxed));
+        (taken.min()? >= WAITING_ACKS).then_some(())
+    })
+    .await;
     others_go_on(&server, &stream).await;
+    for (_, taken) in &stuck {
+        let taken = taken.load(Ordering::Relaxed);
+        assert!(
+            taken < TOO_MANY,
+            "{taken} were taken from one that reads no acks"
+        );
+    }
     let grown = server.resident_bytes().saturating_sub(before);
     assert!(grown < 200 * MIB, "{} MiB", grown / MIB);
     // What was taken is there: whole appends, none twice as far as positions tell.
     let tail = flooded.check_tail().await.unwrap().seq_num;
     assert!(tail > 0);
-    drop(stuck);
+    for (sending, _) in stuck {
+        sending.abort();
+    }
     others_go_on(&server, &stream).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn appenders_that_never_read_their_acks_keep_no_place_among_those_that_wait() {
-    let server = Setup::default()
+    let server = without_end()
         .set("limits.append-session-inflight=2MiB")
         .set("limits.append-inflight=2MiB")
         .start_fresh()

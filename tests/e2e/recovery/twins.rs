@@ -1,5 +1,6 @@
 //! Two that believe to be the same: one goes on, and the other does not spoil it.
 
+use std::process::Command;
 use std::time::Duration;
 
 use super::contents::{GAP, contents, stream};
@@ -67,6 +68,8 @@ async fn a_directory_whose_cluster_was_restored_elsewhere_puts_no_snapshots_any_
         let (new, _) = seen(&restore, &scene).await;
         sdk::append(&stream(&new.sdk(), &kept(0)), ["new"]).await;
         caught_up(&new, &scene.place).await;
+        // Whatever changes from here on is not its work.
+        drop(new);
         let before = scene.place.roots().await;
         let there = scene.place.all();
 
@@ -87,7 +90,6 @@ async fn a_directory_whose_cluster_was_restored_elsewhere_puts_no_snapshots_any_
         let now = scene.place.all();
         let new_keys: Vec<_> = now.keys().filter(|key| !there.contains_key(*key)).collect();
         assert!(new_keys.is_empty(), "{kind:?}: {new_keys:?}");
-        drop(new);
     }))
     .await;
 }
@@ -147,7 +149,14 @@ async fn a_second_loss_before_the_new_line_has_a_snapshot_is_recovered_from() {
             scene.place.replace(key, content.clone());
         }
     }
-    // Whoever comes too soon waits: the other one may be alive.
+    // Whoever comes too soon waits: the other one may be alive. That is a matter of a minute.
+    let now = Command::new("date")
+        .args(["-u", "+%Y-%m-%dT%H:%M:%SZ"])
+        .output();
+    let now = String::from_utf8(now.unwrap().stdout).unwrap();
+    for key in &roots {
+        change(key, &|root| root["parent"]["begun_at"] = now.trim().into());
+    }
     let log = restore.try_start(&scene.data()).await.err().unwrap();
     assert!(log.contains("error [lineage_begins]"), "{log}");
     for key in &roots {
@@ -237,6 +246,8 @@ async fn a_repository_that_is_unmounted_while_serving_is_not_begun_again_on_the_
     let scene = past.scene.copy(eager()).await;
     let (mut server, _) = seen(&scene.setup, &scene).await;
     is_put(&server, &scene.place, &kept(0)).await;
+    // Nothing is on its way there.
+    caught_up(&server, &scene.place).await;
     let Place::Directory(dir) = &scene.place else {
         unreachable!("it is one");
     };

@@ -1,5 +1,7 @@
 //! A stop: what is in flight is finished, what is new is refused, sessions end with a reason.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use futures::StreamExt as _;
@@ -10,7 +12,7 @@ use serde_json::json;
 use crate::support::frames::{self, Output};
 use crate::support::http::TRANSPORTS;
 use crate::support::sdk::{self, basin_name, stream_name};
-use crate::support::{Setup, Transport};
+use crate::support::{Setup, Transport, eventually, in_time, within};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stop_answers_what_is_in_flight_and_refuses_what_is_new() {
@@ -20,9 +22,11 @@ async fn a_stop_answers_what_is_in_flight_and_refuses_what_is_new() {
         let basin = sdk::basin(&server.sdk(), "test-basin").await;
         sdk::stream(&basin, "orders").await;
         // Many clients append as fast as they can; then comes the stop.
+        let count = Arc::new(AtomicU64::new(0));
         let clients: Vec<_> = (0..8)
             .map(|client| {
                 let http = server.http(transport);
+                let count = count.clone();
                 tokio::spawn(async move {
                     let mut acked = Vec::new();
                     let mut refused = Vec::new();
@@ -38,6 +42,7 @@ async fn a_stop_answers_what_is_in_flight_and_refuses_what_is_new() {
                             Ok(answer) if answer.status == 200 => {
                                 let seq = answer.json()["start"]["seq_num"].as_u64().unwrap();
                                 acked.push((seq, body));
+                                count.fetch_add(1, Ordering::Relaxed);
                             }
                             Ok(answer) => {
                                 assert_eq!(answer.status, 503, "{}", answer.text());
@@ -55,7 +60,10 @@ async fn a_stop_answers_what_is_in_flight_and_refuses_what_is_new() {
                 })
             })
             .collect();
-        tokio::time::sleep(Duration::from_millis(300)).await;
+        eventually("appends are under way", async || {
+            (count.load(Ordering::Relaxed) >= 8 * 5).then_some(())
+        })
+        .await;
         server.stop().await;
         let mut acked = Vec::new();
         let mut refused = Vec::new();
@@ -64,8 +72,6 @@ async fn a_stop_answers_what_is_in_flight_and_refuses_what_is_new() {
             acked.extend(a);
             refused.extend(r);
         }
-        assert!(!acked.is_empty());
-
         server.restart(&setup).await;
         let stream = server
             .sdk()
@@ -83,8 +89,8 @@ async fn a_stop_answers_what_is_in_flight_and_refuses_what_is_new() {
 
 #[tokio::test]
 async fn a_stop_ends_every_session_with_the_reason_after_the_acks_it_owes() {
-    // Nobody is cut off by the grace period.
-    let setup = Setup::default().set("shutdown-grace=60s");
+    // Nobody is cut off by the grace period, or gets through by it.
+    let setup = Setup::default().set("shutdown-grace=1h");
     let mut server = setup.start_fresh().await;
     let basin = sdk::basin(&server.sdk(), "test-basin").await;
     sdk::stream(&basin, "orders").await;
@@ -98,6 +104,8 @@ async fn a_stop_ends_every_session_with_the_reason_after_the_acks_it_owes() {
         .open()
         .await;
     let http1 = server.http1();
+    // So that its connection is there, whenever its request comes.
+    http1.get("/health").send().await.expect(200);
     let waiting = http1
         .get("/v1/streams/orders/records?tail_offset=0&wait=60")
         .basin("test-basin");
@@ -155,7 +163,8 @@ async fn a_stop_ends_every_session_with_the_reason_after_the_acks_it_owes() {
     let status = server.wait().await;
     assert!(status.success());
     let took = started.elapsed();
-    assert!(took < Duration::from_secs(30), "{took:?}");
+    // Which is how long the read would have waited.
+    assert!(took < Duration::from_secs(55), "{took:?}");
 }
 
 #[tokio::test]
@@ -203,7 +212,9 @@ async fn the_official_client_follows_over_a_restart() {
 
 #[tokio::test]
 async fn idle_connections_do_not_hold_up_a_stop() {
-    let setup = Setup::default().set("shutdown-grace=60s");
+    let setup = Setup::default()
+        .set("shutdown-grace=1h")
+        .set("limits.header-timeout=1h");
     let mut server = setup.start_fresh().await;
     let clients: Vec<_> = (0..10)
         .map(|i| {
@@ -221,30 +232,37 @@ async fn idle_connections_do_not_hold_up_a_stop() {
     let _silent = tokio::net::TcpStream::connect(server.address())
         .await
         .unwrap();
-    let started = Instant::now();
+    // For a head it waits for an hour.
     server.stop().await;
-    let took = started.elapsed();
-    // For a head it waits thirty seconds.
-    assert!(took < Duration::from_secs(20), "{took:?}");
 }
 
 #[tokio::test]
 async fn a_client_that_does_not_read_holds_up_a_stop_no_longer_than_the_grace_period() {
-    let setup = Setup::default().set("shutdown-grace=1s");
+    let setup = Setup::default()
+        .set("shutdown-grace=1s")
+        .set("limits.stall-timeout=1h");
     let mut server = setup.start_fresh().await;
     let basin = sdk::basin(&server.sdk(), "test-basin").await;
     let stream = sdk::stream(&basin, "orders").await;
     for _ in 0..8 {
         sdk::append(&stream, [vec![7; 1_000_000]]).await;
     }
-    let http = crate::support::Http::with_window(server.address(), 65_535);
-    let _stuck = frames::read_session(&http, "test-basin", "orders", "seq_num=0").await;
-    tokio::time::sleep(Duration::from_millis(100)).await;
-    let started = Instant::now();
-    server.stop().await;
-    let took = started.elapsed();
-    // Unless it is told, it is ten seconds.
-    assert!(took < Duration::from_secs(9), "{took:?}");
+    in_time("a stop", async |number| {
+        if number > 0 {
+            server.restart(&setup).await;
+        }
+        let http = crate::support::Http::with_window(server.address(), 65_535);
+        let _stuck = frames::read_session(&http, "test-basin", "orders", "seq_num=0").await;
+        let started = Instant::now();
+        server.stop().await;
+        let took = started.elapsed();
+        if took < Duration::from_secs(1) {
+            return Err(format!("{took:?}: the session had nothing to send yet"));
+        }
+        // Unless it is told, it is ten seconds.
+        within(took, Duration::from_secs(9))
+    })
+    .await;
     // Nothing was lost by it.
     server.restart(&setup).await;
     let stream = server

@@ -91,6 +91,23 @@ impl Events {
         }
     }
 
+    /// The next event that is a batch. Pings are passed over: they come whenever nothing was appended
+    /// for five seconds or more.
+    ///
+    /// # Panics
+    ///
+    /// If none comes soon, or the answer ends.
+    #[allow(dead_code)]
+    pub async fn batch(&mut self) -> Event {
+        loop {
+            let event = self.next().await.expect("it is open");
+            if event.event != "ping" {
+                assert_eq!(event.event, "batch", "{event:?}");
+                return event;
+            }
+        }
+    }
+
     /// All events up to the end.
     pub async fn rest(&mut self) -> Vec<Event> {
         let mut events = Vec::new();

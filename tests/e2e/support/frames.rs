@@ -158,6 +158,23 @@ impl<M: prost::Message + Default> Session<M> {
     }
 }
 
+impl ReadSession {
+    /// The next batch that has records. Heartbeats are passed over: they come whenever nothing was
+    /// appended for five seconds or more, so a slow test meets them anywhere.
+    ///
+    /// # Panics
+    ///
+    /// If none comes soon, or the session ends.
+    pub async fn batch(&mut self) -> ReadBatch {
+        loop {
+            let batch = self.next().await.message();
+            if !batch.records.is_empty() {
+                return batch;
+            }
+        }
+    }
+}
+
 /// Opens an append session.
 pub async fn append_session(http: &Http, basin: &str, stream: &str) -> AppendSession {
     let path = format!("/v1/streams/{stream}/records");

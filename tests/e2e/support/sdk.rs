@@ -4,22 +4,36 @@ use std::num::NonZeroU32;
 use std::time::Duration;
 
 use s2_sdk::types::{
-    AppendAck, AppendInput, AppendRecord, AppendRecordBatch, BasinConfig, BasinName,
-    CreateBasinInput, CreateStreamInput, ReadFrom, ReadInput, ReadLimits, ReadStart, ReadStop,
-    RetryConfig, S2Config, S2Endpoints, SequencedRecord, StreamConfig, StreamName,
+    AppendAck, AppendInput, AppendRecord, AppendRecordBatch, AppendRetryPolicy, BasinConfig,
+    BasinName, CreateBasinInput, CreateStreamInput, ReadFrom, ReadInput, ReadLimits, ReadStart,
+    ReadStop, RetryConfig, S2Config, S2Endpoints, SequencedRecord, StreamConfig, StreamName,
 };
 use s2_sdk::{S2, S2Basin, S2Stream};
+
+use super::SOON;
 
 /// A client that tries everything `attempts` times.
 pub fn client(url: &str, attempts: u32) -> S2 {
     S2::new(config(url, attempts)).unwrap()
 }
 
-/// The configuration of such a client.
+/// A client that tries again for a minute or more whatever certainly had no effect, such as an append
+/// that the server refuses because space is not back yet.
+pub fn persistent_client(url: &str) -> S2 {
+    let retry = RetryConfig::new()
+        .with_max_attempts(NonZeroU32::new(100).unwrap())
+        .with_min_base_delay(Duration::from_millis(20))
+        .with_append_retry_policy(AppendRetryPolicy::NoSideEffects);
+    S2::new(config(url, 1).with_retry(retry)).unwrap()
+}
+
+/// The configuration of a client that tries everything `attempts` times.
 pub fn config(url: &str, attempts: u32) -> S2Config {
     S2Config::new("token")
         .with_endpoints(S2Endpoints::for_endpoint(url).unwrap())
-        .with_request_timeout(Duration::from_secs(20))
+        // As patient as the tests: a slow machine is no reason to try again.
+        .with_connection_timeout(SOON)
+        .with_request_timeout(SOON)
         .with_retry(
             RetryConfig::new()
                 .with_max_attempts(NonZeroU32::new(attempts).unwrap())

@@ -44,6 +44,8 @@ impl Default for Setup {
                 "store.write-buffer=4MiB",
                 "store.write-buffers-total=16MiB",
                 "retention.interval=50ms",
+                // A stop on a slow machine is not cut short either.
+                "shutdown-grace=60s",
             ]
             .map(str::to_owned)
             .to_vec(),
@@ -289,6 +291,11 @@ impl Server {
     /// The official client, which tries everything once.
     pub fn sdk(&self) -> s2_sdk::S2 {
         sdk::client(&self.url, 1)
+    }
+
+    /// The official client, which tries again whatever certainly had no effect.
+    pub fn persistent_sdk(&self) -> s2_sdk::S2 {
+        sdk::persistent_client(&self.url)
     }
 
     /// A client for raw requests.
