@@ -25,8 +25,9 @@ use crate::exit::Failure;
 pub const DEFAULT_SERVER: &str = "http://127.0.0.1:7070";
 /// Longest wait for a connection.
 const REACH_LIMIT: Duration = Duration::from_millis(2500);
-/// Longest wait for the answer to a single request. Reading and creating take milliseconds.
-const REQUEST_LIMIT: Duration = Duration::from_secs(3);
+/// Longest wait for the answer to a single request. Reading and creating take milliseconds, and seconds
+/// where the disk is busy with something else.
+const REQUEST_LIMIT: Duration = Duration::from_secs(10);
 /// Longest wait for an acknowledgement in a session: a disk that takes longer is stuck.
 const SESSION_LIMIT: Duration = Duration::from_secs(30);
 /// Attempts of a session before it gives up, with a pause of up to a second between them.

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 
 /// Longest wait for something that should take a moment, on a machine that is busy.
-pub const SOON: Duration = Duration::from_secs(30);
+pub const SOON: Duration = Duration::from_secs(90);
 
 /// The program, with no configuration from the environment.
 pub fn esker() -> Command {
@@ -50,8 +50,27 @@ impl Server {
         Server::start_with(data_dir, listen, &["--partitions", "2"])
     }
 
-    /// A server on this data directory and address, with these settings.
+    /// A server on this data directory and address, with these settings. Whoever took a fixed port
+    /// meanwhile gets time to go.
     pub fn start_with(data_dir: &Path, listen: &str, settings: &[&str]) -> Server {
+        let began = Instant::now();
+        loop {
+            match Server::try_start(data_dir, listen, settings) {
+                Ok(server) => return server,
+                Err(line) => {
+                    let may_be_taken = !listen.ends_with(":0") && began.elapsed() < SOON;
+                    assert!(
+                        may_be_taken,
+                        "the server did not say where it serves: {line:?}"
+                    );
+                    std::thread::sleep(Duration::from_millis(50));
+                }
+            }
+        }
+    }
+
+    /// The same, once; what it said instead of an address.
+    fn try_start(data_dir: &Path, listen: &str, settings: &[&str]) -> Result<Server, String> {
         let mut child = esker()
             .args(["server", "--until-stdin-closes"])
             .args(settings)
@@ -67,16 +86,17 @@ impl Server {
         BufReader::new(child.stdout.take().unwrap())
             .read_line(&mut line)
             .unwrap();
-        let url = line
-            .split(' ')
-            .find(|word| word.starts_with("http://"))
-            .unwrap_or_else(|| panic!("the server did not say where it serves: {line:?}"))
-            .to_owned();
-        Server {
+        let url = line.split(' ').find(|word| word.starts_with("http://"));
+        let url = url.unwrap_or_default().to_owned();
+        let server = Server {
             child,
             stdin,
             url,
             _temporary: None,
+        };
+        match server.url.is_empty() {
+            true => Err(line),
+            false => Ok(server),
         }
     }
 
@@ -123,6 +143,20 @@ impl Server {
             stderr(&output)
         );
         stderr(&output)
+    }
+
+    /// Waits until a stream has so many records, and whoever appended them has been told so: a request
+    /// that comes later is answered later.
+    pub fn has(&self, stream: &str, records: u64) {
+        let tail = || {
+            let output = run(self.stream(["tail", stream, "--json"]), b"");
+            let tail: serde_json::Value = serde_json::from_slice(&output.stdout).ok()?;
+            tail["seq_num"].as_u64()
+        };
+        eventually("the records are in the stream", || tail() == Some(records));
+        for _ in 0..3 {
+            assert_eq!(tail(), Some(records));
+        }
     }
 
     /// Sends it a signal.

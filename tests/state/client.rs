@@ -82,8 +82,9 @@ impl Clients {
         }
     }
 
+    /// A transaction that is open for as long as the server allows: a slow test is not to expire it.
     pub async fn begin(&self) -> String {
-        self.begin_for(None).await.unwrap()
+        self.begin_for(Some(u64::MAX)).await.unwrap()
     }
 
     pub async fn begin_for(&self, timeout_ms: Option<u64>) -> Result<String, Status> {
