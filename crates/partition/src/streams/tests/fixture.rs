@@ -71,7 +71,7 @@ pub fn eager() -> StreamOptions {
 
 /// Opens a database that may still be held by a compaction of the one before it.
 fn open_store(path: &Path) -> Store {
-    let patience = Instant::now() + Duration::from_secs(20);
+    let patience = Instant::now() + Duration::from_secs(60);
     loop {
         match Store::open(path, &store_options(), 1) {
             Err(StoreError::Db { .. }) if Instant::now() < patience => {

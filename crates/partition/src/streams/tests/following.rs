@@ -19,7 +19,7 @@ fn block_on<F: Future>(future: F) -> F::Output {
         .enable_time()
         .build()
         .unwrap()
-        .block_on(async { tokio::time::timeout(Duration::from_secs(20), future).await })
+        .block_on(async { tokio::time::timeout(Duration::from_secs(60), future).await })
         .expect("to be woken")
 }
 
