@@ -60,7 +60,7 @@ const GENERATION_ROUNDS: u64 = 10;
 const READY_AT_MOST: Duration = Duration::from_secs(60);
 
 /// How long a request may take while the server lives. A kill ends it at once.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// How long appenders and followers are given to notice a kill before they are cut off.
 const END_AT_MOST: Duration = Duration::from_secs(3);
