@@ -279,20 +279,24 @@ impl DataDir {
         }
     }
 
-    /// Puts a directory aside, where it is in nobody's way; where it is now.
+    /// Puts one of its directories aside, where it is in nobody's way; where it is now.
     pub fn put_aside(&self, what: &str) -> Result<PathBuf, StartError> {
+        self.put_aside_as(&self.path.join(what), what)
+    }
+
+    /// Puts a directory aside under this name and a number; where it is now.
+    pub fn put_aside_as(&self, from: &Path, name: &str) -> Result<PathBuf, StartError> {
         let dir = self.path.join("damaged");
         fs::create_dir_all(&dir).map_err(io("creating", &dir))?;
         let mut number = 1;
         let to = loop {
-            let to = dir.join(format!("{what}-{number}"));
+            let to = dir.join(format!("{name}-{number}"));
             if !to.exists() {
                 break to;
             }
             number += 1;
         };
-        let from = self.path.join(what);
-        fs::rename(&from, &to).map_err(io("moving", &from))?;
+        fs::rename(from, &to).map_err(io("moving", from))?;
         sync_dir(&dir)?;
         sync_dir(&self.path)?;
         Ok(to)

@@ -22,7 +22,7 @@ use rust_rocksdb::checkpoint::Checkpoint as RocksCheckpoint;
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::Xxh3;
 
-use crate::ids::LineageId;
+use crate::ids::{LineageId, PartitionId};
 use crate::keys;
 use crate::lineage::Lineage;
 use crate::members::Members;
@@ -439,6 +439,42 @@ impl Part {
         let files = exported.get_files().into_iter().map(file).collect();
         Ok((exported.get_db_comparator_name(), files))
     }
+
+    /// Links the files of now into a directory that is not there yet, to verify their blocks
+    /// ([`Checkpoint::verify_blocks`]). No checksums are computed, so it is no checkpoint to keep.
+    ///
+    /// # Errors
+    ///
+    /// A file is missing; or links cannot be made now.
+    pub fn link_files(&self, to: &Path) -> Result<Checkpoint, StoreError> {
+        if let Some(parent) = to.parent() {
+            fs::create_dir_all(parent).map_err(io("creating", parent))?;
+        }
+        let (comparator, files) = self.export(to)?;
+        Ok(without_position(self.partition(), to, &comparator, files))
+    }
+}
+
+/// Exported files of which it is not known what they cover.
+fn without_position(
+    partition: PartitionId,
+    dir: &Path,
+    comparator: &str,
+    files: Vec<CheckpointFile>,
+) -> Checkpoint {
+    Checkpoint {
+        dir: dir.to_owned(),
+        meta: Arc::new(CheckpointMeta {
+            format: FORMAT,
+            partition: partition.0,
+            lsn: 0,
+            term: 0,
+            members: Members::default(),
+            lineage: String::new(),
+            comparator: comparator.to_owned(),
+            files,
+        }),
+    }
 }
 
 /// What the files say about themselves: those that can hold the position are imported into a
@@ -452,19 +488,8 @@ fn covered(
 ) -> Result<(Applied, Lineage), StoreError> {
     let last = hex(&keys::LINEAGE);
     let with_position = |file: &&CheckpointFile| file.start_key.as_ref().is_none_or(|k| *k <= last);
-    let whole = Checkpoint {
-        dir: exported.to_owned(),
-        meta: Arc::new(CheckpointMeta {
-            format: FORMAT,
-            partition: part.partition().0,
-            lsn: 0,
-            term: 0,
-            members: Members::default(),
-            lineage: String::new(),
-            comparator: comparator.to_owned(),
-            files: files.iter().filter(with_position).cloned().collect(),
-        }),
-    };
+    let files = files.iter().filter(with_position).cloned().collect();
+    let whole = without_position(part.partition(), exported, comparator, files);
     let linked = whole.link_to(&temporary.join("links"))?;
     let store = Store::open_any(&temporary.join("db"), &StoreOptions::for_a_look())?;
     store.import(part.partition(), &linked)?;

@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use esker_partition::{Checkpoint, Lineage, LineageId, StoreError, checkpoint};
+use esker_partition::{Checkpoint, Lineage, LineageId, Store, StoreError, checkpoint};
 use esker_repository::{CurrentRoot, Error as RepositoryError, Progress, Repository, Which};
 use futures::{StreamExt as _, TryStreamExt as _};
 
@@ -52,9 +52,11 @@ pub(super) async fn find(
     accepts_loss: bool,
 ) -> Result<Vec<Way>, StartError> {
     let planned: &Plan = plan;
+    let store = facts.store.as_ref().ok();
     let finding = facts.partitions.iter().map(|facts| {
         let search = Search {
             facts,
+            store,
             data_dir,
             archive,
             planned: planned.forks.get(&facts.partition),
@@ -93,6 +95,8 @@ pub(super) async fn find(
 
 pub(super) struct Search<'a> {
     pub(super) facts: &'a PartitionFacts,
+    /// The database, if it is of use.
+    pub(super) store: Option<&'a Store>,
     pub(super) data_dir: &'a DataDir,
     pub(super) archive: &'a Archive,
     pub(super) planned: Option<&'a PlannedFork>,
@@ -307,10 +311,12 @@ impl Search<'_> {
 
     /// Checks the blocks of a copy whose file checksums are right: they were computed when it was made,
     /// maybe of a block that was damaged already. It costs reading it once more, so it is done where
-    /// damage was found, or where files of a database are about to be replaced by it.
+    /// damage was found, where files of a database are about to be replaced by it, or where a new lineage
+    /// may begin with it.
     async fn blocks(&self, checkpoint: &Checkpoint) -> Result<(), StoreError> {
         let facts = self.facts;
-        if !facts.is_damaged && facts.database.is_err() && !self.accepts_loss {
+        let may_fork = self.accepts_loss || self.is_pending();
+        if !facts.is_damaged && facts.database.is_err() && !may_fork {
             return Ok(());
         }
         let (checkpoint, scratch) = (checkpoint.clone(), self.place("check"));
@@ -541,6 +547,10 @@ impl Search<'_> {
                 });
             }
             let ready = match &copy.source {
+                Source::Database if !self.database_is_whole().await? => {
+                    copies.retain(|other| *other != copy);
+                    continue;
+                }
                 Source::Database | Source::Log | Source::State(_) => None,
                 Source::Local(dir) => match locals.iter().find(|c| c.dir == *dir) {
                     Some(checkpoint) => match self.link(checkpoint).await? {

@@ -19,6 +19,7 @@ mod acceptance;
 mod archived_state;
 mod attempts;
 mod copies;
+mod database_blocks;
 mod directory;
 mod last_resort;
 mod look;
