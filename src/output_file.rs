@@ -4,6 +4,11 @@
 //! end, so that however the command ends, nothing else is left. One that it replaces keeps its owner and
 //! mode. What is no regular file (a device, a FIFO, standard output by its path) is written through, and a
 //! link stays: what it points to is written.
+//!
+//! What others write to the path meanwhile is never replaced, with `force` or without: `force` is about
+//! what was there when the command began. The finished file then gets a name beside it, and the failure
+//! has that name. (A process that had an empty file open before it was replaced, and writes to it only
+//! afterwards, writes to what has no name any more, as after every replacement.)
 
 use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions, Permissions};
@@ -12,14 +17,18 @@ use std::os::fd::AsFd as _;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, Uid};
+use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, RenameFlags, Uid};
 use rustix::io::Errno;
-use tempfile::NamedTempFile;
+use tempfile::{NamedTempFile, TempPath};
 
 use crate::exit::Failure;
 
 /// Links that are followed to the file, as many as the system follows.
 const MAX_LINKS: usize = 40;
+/// How names of files begin that are not finished, where there has to be a name.
+const SCRATCH_PREFIX: &str = ".esker-output-";
+/// Names that are tried for a file beside one that others have made.
+const MAX_NAMES: u32 = 100;
 /// What a new file may: it holds what only its owner was to see so far.
 const NEW_MODE: u32 = 0o600;
 
@@ -36,8 +45,17 @@ enum To {
     Regular {
         scratch: Scratch,
         path: PathBuf,
-        replaces: bool,
+        found: Found,
     },
+}
+
+/// What was at the path when the command began.
+#[derive(Clone, Copy)]
+enum Found {
+    Nothing,
+    /// A file without content, such as `mktemp` makes.
+    Empty,
+    Content,
 }
 
 /// The content, before the file has its name.
@@ -86,7 +104,7 @@ impl OutputFile {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => To::Regular {
                     scratch: Scratch::create(&regular).map_err(failed)?,
                     path: regular,
-                    replaces: false,
+                    found: Found::Nothing,
                 },
                 Err(error) => return Err(failed(error)),
                 Ok(found) if found.len() > 0 && !force => {
@@ -109,7 +127,10 @@ impl OutputFile {
                     To::Regular {
                         scratch,
                         path: regular,
-                        replaces: true,
+                        found: match found.len() {
+                            0 => Found::Empty,
+                            _ => Found::Content,
+                        },
                     }
                 }
             },
@@ -136,29 +157,38 @@ impl OutputFile {
     ///
     /// # Errors
     ///
-    /// `file_exists` if somebody made the file meanwhile; `io`.
+    /// `file_exists` if others have made or filled the file meanwhile: theirs is left as it is, and what
+    /// was written is beside it; `io`.
     pub fn finish(self) -> Result<(), Failure> {
-        let (scratch, path, replaces) = match self.to {
+        let (scratch, path, found) = match self.to {
             // What it is decides about syncs.
             To::Through(_) => return Ok(()),
             To::Regular {
                 scratch,
                 path,
-                replaces,
-            } => (scratch, path, replaces),
+                found,
+            } => (scratch, path, found),
         };
-        let named = match replaces {
-            true => scratch.replace(&path),
-            false => scratch.name(&path),
+        let shown = self.shown;
+        let finished = match found {
+            Found::Nothing => scratch.name(&path),
+            Found::Empty => scratch.replace_empty(&path),
+            Found::Content => scratch.replace(&path).map(|()| None),
         };
-        named.map_err(|e| match e.kind() {
-            io::ErrorKind::AlreadyExists => Failure::wrong(
-                "file_exists",
-                format!("{} was made by others meanwhile", self.shown.display()),
-            )
-            .advise("name another, or replace it with --force"),
-            _ => cannot(&self.shown, &e),
-        })
+        let Some(kept) = finished.map_err(|e| cannot(&shown, &e))? else {
+            return Ok(());
+        };
+        // The name that was given may be a link.
+        let kept = kept.display();
+        Err(Failure::wrong(
+            "file_exists",
+            format!(
+                "{} was made or filled by others meanwhile, and is left as it is; what was written is in \
+                 {kept}",
+                shown.display()
+            ),
+        )
+        .advise("look at both, and keep what you want"))
     }
 
     /// What failed.
@@ -177,7 +207,7 @@ impl Scratch {
             // Old kernels take it for an attempt to write to the directory.
             Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL) => {
                 let named = tempfile::Builder::new()
-                    .prefix(".esker-output-")
+                    .prefix(SCRATCH_PREFIX)
                     .permissions(Permissions::from_mode(NEW_MODE))
                     .tempfile_in(directory)?;
                 Ok(Scratch::Named(named))
@@ -193,14 +223,78 @@ impl Scratch {
         }
     }
 
-    /// Gives it a name that nothing has.
-    fn name(self, path: &Path) -> io::Result<()> {
+    /// Gives it this name, if nothing has it; else one beside it, which is returned.
+    fn name(self, path: &Path) -> io::Result<Option<PathBuf>> {
         self.file().sync_all()?;
-        match self {
-            Scratch::Unnamed(file) => link(&file, path)?,
-            Scratch::Named(named) => drop(named.persist_noclobber(path).map_err(|e| e.error)?),
+        let kept = match self {
+            Scratch::Unnamed(file) => beside(path, |name| link(&file, name))?,
+            Scratch::Named(named) => {
+                let kept = beside(path, |name| {
+                    rustix::fs::linkat(CWD, named.path(), CWD, name, AtFlags::empty())
+                        .map_err(io::Error::from)
+                })?;
+                named.close()?;
+                kept
+            }
+        };
+        File::open(directory(path))?.sync_all()?;
+        Ok(kept)
+    }
+
+    /// Gives it the name of a file without content; if that has some by now, one beside it, which is
+    /// returned.
+    fn replace_empty(self, path: &Path) -> io::Result<Option<PathBuf>> {
+        let is_empty = |path: &Path| fs::symlink_metadata(path).map(|found| found.len() == 0);
+        match is_empty(path) {
+            Ok(true) => {}
+            // Somebody has removed it: then nothing is replaced.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return self.name(path),
+            Ok(false) => return self.name(path),
+            Err(error) => return Err(error),
         }
-        File::open(directory(path))?.sync_all()
+        self.file().sync_all()?;
+        let named = match self {
+            Scratch::Named(named) => named.into_temp_path(),
+            Scratch::Unnamed(file) => tempfile::Builder::new()
+                .prefix(SCRATCH_PREFIX)
+                .make_in(directory(path), |name| link(&file, name))?
+                .into_temp_path(),
+        };
+        // Both files have a name all the time, so that what was replaced can be looked at.
+        let exchange = || rustix::fs::renameat_with(CWD, &*named, CWD, path, RenameFlags::EXCHANGE);
+        match exchange() {
+            Ok(()) => match is_empty(&named) {
+                Ok(true) => {
+                    named.close()?;
+                    File::open(directory(path))?.sync_all()?;
+                    Ok(None)
+                }
+                looked => match looked.and_then(|_| Ok(exchange()?)) {
+                    Ok(()) => Scratch::reopen(named)?.name(path),
+                    Err(error) => {
+                        // It may have what others wrote: it stays.
+                        let theirs = named.keep()?;
+                        let why = format!("what was there is in {} now: {error}", theirs.display());
+                        Err(io::Error::new(error.kind(), why))
+                    }
+                },
+            },
+            // Somebody has removed it meanwhile.
+            Err(Errno::NOENT) => Scratch::reopen(named)?.name(path),
+            // A file system that cannot exchange, or a file that is mounted by itself.
+            Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP | Errno::BUSY) => {
+                match is_empty(path)? {
+                    true => Scratch::reopen(named)?.replace(path).map(|()| None),
+                    false => Scratch::reopen(named)?.name(path),
+                }
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn reopen(named: TempPath) -> io::Result<Scratch> {
+        let file = OpenOptions::new().read(true).write(true).open(&named)?;
+        Ok(Scratch::Named(NamedTempFile::from_parts(file, named)))
     }
 
     /// Gives it the name of a file that exists.
@@ -210,7 +304,7 @@ impl Scratch {
         let replaced = match self {
             Scratch::Unnamed(file) => {
                 let named = tempfile::Builder::new()
-                    .prefix(".esker-output-")
+                    .prefix(SCRATCH_PREFIX)
                     .make_in(directory(path), |name| link(&file, name))?;
                 named.into_temp_path().persist(path).map_err(|e| e.error)
             }
@@ -236,6 +330,34 @@ fn link(file: &File, path: &Path) -> io::Result<()> {
     let unnamed = format!("/proc/self/fd/{}", file.as_raw_fd());
     rustix::fs::linkat(CWD, unnamed, CWD, path, AtFlags::SYMLINK_FOLLOW)?;
     Ok(())
+}
+
+/// Gives a file this name; if something has it, the first free one of `NAME.new`, `NAME.new-2` and so on,
+/// which is returned.
+fn beside(
+    path: &Path,
+    mut give: impl FnMut(&Path) -> io::Result<()>,
+) -> io::Result<Option<PathBuf>> {
+    let mut taken = match give(path) {
+        Ok(()) => return Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => error,
+        Err(error) => return Err(error),
+    };
+    let name = path.file_name().unwrap_or_default();
+    for number in 1..=MAX_NAMES {
+        let mut name = name.to_owned();
+        name.push(match number {
+            1 => ".new".to_owned(),
+            n => format!(".new-{n}"),
+        });
+        let beside = path.with_file_name(name);
+        match give(&beside) {
+            Ok(()) => return Ok(Some(beside)),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => taken = error,
+            Err(error) => return Err(error),
+        }
+    }
+    Err(taken)
 }
 
 /// Gives a file the owner and the mode of another.
@@ -364,14 +486,49 @@ mod tests {
         assert_eq!(owner(&path), before);
     }
 
+    /// Both files are there: what others made or filled, and what was written beside it.
     #[test]
-    fn a_file_that_others_made_meanwhile_is_left_as_it_is() {
+    fn what_others_write_to_the_path_meanwhile_is_kept_and_so_is_what_was_written() {
+        for (is_there, force) in [(false, false), (false, true), (true, false), (true, true)] {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("out");
+            for round in 1..=2 {
+                let _ = fs::remove_file(&path);
+                if is_there {
+                    fs::write(&path, "").unwrap();
+                }
+                let mut file = OutputFile::create(&path, force).unwrap();
+                file.write_all(format!("ours {round}").as_bytes()).unwrap();
+                fs::write(&path, "theirs").unwrap();
+                let failure = file.finish().unwrap_err();
+                assert_eq!(failure.code, "file_exists");
+                let kept = dir.path().join(["out.new", "out.new-2"][round - 1]);
+                assert!(
+                    failure.message.ends_with(&kept.display().to_string()),
+                    "{}",
+                    failure.message
+                );
+                assert_eq!(fs::read_to_string(&path).unwrap(), "theirs");
+                assert_eq!(
+                    fs::read_to_string(&kept).unwrap(),
+                    format!("ours {round}"),
+                    "was there: {is_there}, force: {force}"
+                );
+            }
+            assert_eq!(names(dir.path()), ["out", "out.new", "out.new-2"]);
+        }
+    }
+
+    #[test]
+    fn an_empty_file_that_others_remove_meanwhile_is_made_again() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("out");
-        let file = OutputFile::create(&path, false).unwrap();
-        fs::write(&path, "theirs").unwrap();
-        assert_eq!(file.finish().unwrap_err().code, "file_exists");
-        assert_eq!(fs::read_to_string(&path).unwrap(), "theirs");
+        fs::write(&path, "").unwrap();
+        let mut file = OutputFile::create(&path, false).unwrap();
+        file.write_all(b"ours").unwrap();
+        fs::remove_file(&path).unwrap();
+        file.finish().unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "ours");
         assert_eq!(names(dir.path()), ["out"]);
     }
 
@@ -399,8 +556,16 @@ mod tests {
             let named = tempfile::Builder::new().tempfile_in(dir.path()).unwrap();
             Scratch::Named(named)
         };
-        named().name(&path).unwrap();
-        assert!(named().name(&path).is_err());
+        assert_eq!(named().name(&path).unwrap(), None);
+        let kept = dir.path().join("out.new");
+        assert_eq!(named().name(&path).unwrap(), Some(kept.clone()));
+        assert_eq!(named().replace_empty(&path).unwrap(), None);
+        fs::write(&path, "theirs").unwrap();
+        let second = dir.path().join("out.new-2");
+        assert_eq!(named().replace_empty(&path).unwrap(), Some(second.clone()));
+        assert_eq!(fs::read_to_string(&path).unwrap(), "theirs");
+        fs::remove_file(kept).unwrap();
+        fs::remove_file(second).unwrap();
         fs::write(&path, "before").unwrap();
         named().replace(&path).unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), "");
