@@ -86,6 +86,9 @@ async fn perform(args: &Args) -> Result<(), Failure> {
         None => Records::flights(),
     };
     let scratch = scratch(args)?;
+    // Until the directory is removed: whoever ends that, too, is told what is left.
+    let left = format!("the directory {} may be left", scratch.path().display());
+    let mut interrupts = Interrupts::listen(&left)?;
     let mut cast = Cast {
         stage: Stage::new(),
         scratch: scratch.path().to_owned(),
@@ -96,7 +99,7 @@ async fn perform(args: &Args) -> Result<(), Failure> {
         crash: None,
         covered: 0,
     };
-    let result = uninterrupted(play(&mut cast)).await;
+    let result = uninterrupted(&mut interrupts, play(&mut cast)).await;
 
     cast.follower = None;
     let stopped = match (cast.server.take(), &result) {
@@ -120,6 +123,18 @@ async fn perform(args: &Args) -> Result<(), Failure> {
         ));
         stage.line(format_args!("  esker server --data-dir {}", data.display()));
         stage.line(format_args!("  esker stream read {STREAM} --last 5"));
+    } else {
+        let path = scratch.path().to_owned();
+        if let Err(error) = scratch.close() {
+            let problem = format!("cannot remove {}: {error}", path.display());
+            return Err(match result {
+                Ok(()) => Failure::wrong("io", problem),
+                Err(failure) => Failure {
+                    message: format!("{}; {problem}", failure.message),
+                    ..failure
+                },
+            });
+        }
     }
     result
 }
@@ -163,8 +178,10 @@ fn scratch(args: &Args) -> Result<TempDir, Failure> {
 
 /// Ends with a failure on Ctrl-C and SIGTERM, so that the server is stopped and the scratch directory
 /// removed.
-async fn uninterrupted(play: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
-    let mut interrupts = Interrupts::listen("the scratch directory may be left")?;
+async fn uninterrupted(
+    interrupts: &mut Interrupts,
+    play: impl Future<Output = Result<(), Failure>>,
+) -> Result<(), Failure> {
     tokio::select! {
         result = play => result,
         () = interrupts.next() => Err(Failure::wrong(INTERRUPTED, "interrupted")),

@@ -172,3 +172,42 @@ fn a_demo_that_is_ended_takes_its_server_with_it() {
         }
     }
 }
+
+/// A second signal ends a demo that is cleaning up, at once; what that leaves has a name.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_demo_that_is_ended_while_it_cleans_up_names_the_directory_that_is_left() {
+    use crate::support::{eventually, processes_with};
+
+    /// Files whose removal takes longer than a process has that was ended twice.
+    const FILES: usize = 150_000;
+
+    let scratch = tempfile::tempdir().unwrap();
+    let data = scratch.path().join("lines");
+    // Long enough to be in the middle of it.
+    std::fs::write(&data, "a line\n".repeat(2_000_000)).unwrap();
+    let place = scratch.path().join("place");
+    std::fs::create_dir(&place).unwrap();
+    let mut command = demo(&place);
+    command.arg("--data").arg(&data);
+    let mut demo = Running::start(command);
+    let in_place = || std::fs::read_dir(&place).unwrap().next();
+    eventually("it has a directory", || in_place().is_some());
+    let made = in_place().unwrap().unwrap().path();
+    let server = made.to_str().unwrap();
+    eventually("a server runs in it", || !processes_with(server).is_empty());
+    let many = made.join("many");
+    std::fs::create_dir(&many).unwrap();
+    for number in 0..FILES {
+        std::fs::write(many.join(number.to_string()), "").unwrap();
+    }
+    signal(&demo.child, Signal::INT);
+    eventually("its server is gone", || processes_with(server).is_empty());
+    signal(&demo.child, Signal::INT);
+    eventually("it ends", || demo.child.try_wait().unwrap().is_some());
+    let (code, _, said) = demo.finish();
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("error [interrupted]"), "{said}");
+    let is_named = said.contains(server);
+    assert!(is_named || !made.exists(), "{said}");
+}
