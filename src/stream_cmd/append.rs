@@ -1,10 +1,15 @@
 //! `esker stream append`.
 //!
 //! Batches go over one append session, several under way at a time; acknowledgements come back in
-//! order. The session repeats a batch only if it cannot have been appended, so nothing is ever in
-//! the stream twice. When it breaks because the server is away, the server is waited for, what was under
-//! way is looked for in the stream ([`resumption`]), and a new session goes on. Otherwise the message says
-//! what was acknowledged, and how much nobody knows about.
+//! order. The session repeats a batch only if it cannot have been appended. When it breaks because the
+//! server is away, the server is waited for, what was under way is looked for in the stream
+//! ([`resumption`]), and a new session goes on. Otherwise the message says what was acknowledged, and how
+//! much nobody knows about.
+//!
+//! A batch that is still on its way over the lost connection may reach the server after that look. So each
+//! batch is sent on the condition that it gets the sequence number that follows the one before: what was
+//! repeated has taken that number, and the late one is refused. The condition also fails when others
+//! append to the stream. After [`MAX_MISMATCHES`] of these, batches are sent without it.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -16,7 +21,7 @@ use esker_server::config::HumanDuration;
 use futures::FutureExt as _;
 use indicatif::{ProgressBar, ProgressStyle};
 use s2_sdk::append_session::{AppendSessionConfig, BatchSubmitPermit, BatchSubmitTicket};
-use s2_sdk::error::{AppendSessionError, ErrorCode, ReadError};
+use s2_sdk::error::{AppendConditionFailed, AppendError, AppendSessionError, ErrorCode, ReadError};
 use s2_sdk::types::{AppendAck, AppendInput, AppendRecordBatch, FencingToken, MeteredBytes as _};
 use serde_json::json;
 use tokio::sync::mpsc;
@@ -36,6 +41,9 @@ use crate::term::{Paint, bytes, count, rate, records, took};
 const UNACKNOWLEDGED_BYTES: u32 = 8 * 1024 * 1024;
 /// How long a server that went away is waited for, unless it is said.
 const RECONNECT_TIMEOUT: Duration = Duration::from_secs(60);
+/// How often others may append between this command's batches until these are sent without a condition on
+/// their sequence numbers: each time, what was under way is sent again.
+const MAX_MISMATCHES: u32 = 3;
 /// What an append leaves that ends without an account.
 const IN_DOUBT: &str = "records that were on their way may be in the stream: `esker stream tail` shows \
                         where it ends";
@@ -49,7 +57,8 @@ const RATE_FROM: u64 = 1000;
 ///
 /// If the server goes away, it is waited for. What was under way is then looked for in the stream, and
 /// appended only if it is not there, so that each line is there once; the same lines that somebody else
-/// appends meanwhile, in one batch, cannot be told from it.
+/// appends meanwhile, in one batch, cannot be told from it. Where others append at the same time, lines may
+/// be there twice: a batch that was still on its way over the lost connection may arrive after that look.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -228,6 +237,13 @@ struct Appending<'a> {
     expected: Option<u64>,
     /// Where the stream ended before the first batch.
     tail: u64,
+    /// The sequence number that the next batch gets if nobody else appends; none if that is not made a
+    /// condition.
+    next: Option<u64>,
+    /// How often others have appended in between.
+    mismatches: u32,
+    /// Batches that are certainly not in the stream, and are sent before the next line is read.
+    again: VecDeque<Doubtful>,
     under_way: VecDeque<Under>,
     /// Batches of a session that broke, in order.
     doubtful: VecDeque<Doubtful>,
@@ -250,6 +266,9 @@ struct Under {
 enum Broken {
     /// The server is away; what was under way is in doubt.
     Away(Failure),
+    /// Others have appended, up to this sequence number; what was under way is not in the stream, or in
+    /// doubt.
+    Others(u64),
     /// There is no point in going on.
     Over(Failure),
 }
@@ -262,12 +281,17 @@ impl<'a> Appending<'a> {
         tail: u64,
         signals: Interrupts,
     ) -> Self {
+        // Nothing is repeated if nobody waits for a server that goes away.
+        let repeats = !args.patience().is_zero() && args.match_seq_num.is_none();
         Appending {
             connection,
             args,
             bar,
             expected: args.match_seq_num,
             tail,
+            next: repeats.then_some(tail),
+            mismatches: 0,
+            again: VecDeque::new(),
             under_way: VecDeque::new(),
             doubtful: VecDeque::new(),
             open: true,
@@ -291,6 +315,17 @@ impl<'a> Appending<'a> {
                 {
                     return Err(self.given_up(failure));
                 }
+                Err(Broken::Others(tail)) => {
+                    self.mismatches += 1;
+                    self.next = (self.mismatches < MAX_MISMATCHES).then_some(tail);
+                    if self.doubtful.iter().any(|batch| batch.may_be_there) {
+                        if let Err(failure) = self.resume().await {
+                            return Err(self.given_up(failure));
+                        }
+                    } else {
+                        self.again = std::mem::take(&mut self.doubtful);
+                    }
+                }
                 Err(Broken::Away(_)) => {
                     let address = self.connection.address();
                     remark(&format!("[lost {address}; waiting for it]"));
@@ -301,6 +336,7 @@ impl<'a> Appending<'a> {
                     if let Err(failure) = self.resume().await {
                         return Err(self.given_up(failure));
                     }
+                    remark("[connected again]");
                 }
             }
         }
@@ -323,9 +359,13 @@ impl<'a> Appending<'a> {
             .connection
             .session(&self.args.stream)
             .append_session(config);
-        // Read, and waiting until what is under way leaves room for it.
-        let mut waiting: Option<Batch> = None;
-        while self.open || waiting.is_some() || !self.under_way.is_empty() {
+        // It waits until what is under way leaves room for it.
+        let mut waiting: Option<Doubtful> = None;
+        loop {
+            waiting = waiting.or_else(|| self.again.pop_front());
+            if !self.open && waiting.is_none() && self.under_way.is_empty() {
+                break;
+            }
             let bytes = waiting.as_ref().map_or(0, |b| b.records.metered_bytes());
             let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
             tokio::select! {
@@ -338,6 +378,7 @@ impl<'a> Appending<'a> {
                     }
                     self.open = false;
                     waiting = None;
+                    self.again.clear();
                     self.say_what_is_under_way();
                 }
                 answer = next(&mut self.under_way), if !self.under_way.is_empty() => {
@@ -356,7 +397,7 @@ impl<'a> Appending<'a> {
                     }
                 },
                 batch = batches.recv(), if self.open && waiting.is_none() => match batch {
-                    Some(Ok(batch)) => waiting = Some(batch),
+                    Some(Ok(batch)) => waiting = Some(self.numbered(batch)),
                     Some(Err(error)) => {
                         self.bad_line = Some(error);
                         self.open = false;
@@ -396,19 +437,20 @@ impl<'a> Appending<'a> {
         }
     }
 
-    fn never_sent(&mut self, batch: Option<Batch>) {
-        if let Some(batch) = batch {
-            let batch = self.numbered(batch);
-            self.doubtful.push_back(batch);
-        }
+    /// What was not sent comes behind what was.
+    fn never_sent(&mut self, batch: Option<Doubtful>) {
+        self.doubtful.extend(batch);
+        self.doubtful.append(&mut self.again);
     }
 
-    fn submit(&mut self, permit: BatchSubmitPermit, batch: Option<Batch>) {
+    fn submit(&mut self, permit: BatchSubmitPermit, batch: Option<Doubtful>) {
         let Some(batch) = batch else { return };
-        let batch = self.numbered(batch);
         let mut input = AppendInput::new(batch.records.clone());
-        if let Some(expected) = batch.expected {
-            input = input.with_match_seq_num(expected);
+        if let Some(condition) = batch.expected.or(self.next) {
+            input = input.with_match_seq_num(condition);
+        }
+        if let Some(next) = &mut self.next {
+            *next += batch.records.len() as u64;
         }
         if let Some(token) = &self.args.fencing_token {
             input = input.with_fencing_token(token.clone());
@@ -500,6 +542,10 @@ impl<'a> Appending<'a> {
                 }),
             }
         }
+        // A condition that nobody asked for.
+        if let (Some(tail), None) = (mismatch(error), self.args.match_seq_num) {
+            return Broken::Others(tail);
+        }
         let asked = self.connection.asked_stream(&self.args.stream);
         let failure = asked.append_session(error);
         match resumption::is_away(&failure) {
@@ -531,10 +577,9 @@ impl<'a> Appending<'a> {
             self.acknowledged(*first_seq_num, batch);
         }
         self.doubtful = doubtful;
-        if result.is_ok() {
-            remark("[connected again]");
-        }
-        result
+        let tail = result?;
+        self.next = self.next.map(|_| tail);
+        Ok(())
     }
 
     /// Nothing more is tried: what is in doubt stays so.
@@ -542,6 +587,20 @@ impl<'a> Appending<'a> {
         let unknown = self.doubtful.iter().filter(|batch| batch.may_be_there);
         self.done.unknown = unknown.map(|batch| batch.records.len() as u64).sum();
         failure
+    }
+}
+
+/// Where the stream ends, if an append was refused because its records would not have got the sequence number
+/// that was asked for.
+fn mismatch(error: &AppendSessionError) -> Option<u64> {
+    match error {
+        AppendSessionError::Append(AppendError::ConditionFailed(
+            AppendConditionFailed::SeqNumMismatch(tail),
+        )) => Some(*tail),
+        AppendSessionError::IndefiniteFailure {
+            final_attempt_error,
+        } => mismatch(final_attempt_error),
+        _ => None,
     }
 }
 

@@ -144,6 +144,18 @@ impl<'a> Asked<'a> {
         )
     }
 
+    /// Others append all the time, so that what is in doubt cannot be appended behind a look at the stream.
+    pub fn contended(self) -> Failure {
+        let stream = self.stream_name();
+        Failure::wrong(
+            "seq_num_mismatch",
+            format!(
+                "the connection was lost, and others append to {stream} so often that what was under way \
+                 could not be appended in time"
+            ),
+        )
+    }
+
     fn condition(self, condition: &AppendConditionFailed) -> Failure {
         let stream = self.stream_name();
         match condition {

@@ -5,6 +5,11 @@
 //! look; if something did, it is looked for again. So each line is in the stream once, unless somebody
 //! else appends the same lines in one batch meanwhile, which would be taken for ours. Batches are in the
 //! stream in their order, or not at all, so what follows one that is missing is missing, too.
+//!
+//! A batch may also arrive after it was looked for and repeated: whoever forwards the lost connection, or a
+//! server that did not stop, may still have it. If it was sent on the condition of its sequence number, it
+//! is refused then, because what was repeated has that number. Only what was sent without a condition can
+//! be there twice; see [`append`](super::append) for when that is.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -62,7 +67,7 @@ enum Attempt {
 
 impl Resumption<'_> {
     /// Brings batches into the stream, in order. Those that are there are taken from the front, and handed
-    /// to `settled`; what is left when this fails stays.
+    /// to `settled`; what is left when this fails stays. Returns where the stream ends.
     ///
     /// # Errors
     ///
@@ -71,11 +76,11 @@ impl Resumption<'_> {
         mut self,
         batches: &mut VecDeque<Doubtful>,
         mut settled: impl FnMut(Settled),
-    ) -> Result<(), Failure> {
+    ) -> Result<u64, Failure> {
         let deadline = Instant::now() + self.patience;
         loop {
-            let failure = match self.attempt(batches, &mut settled).await {
-                Ok(()) => return Ok(()),
+            let failure = match self.attempt(batches, deadline, &mut settled).await {
+                Ok(tail) => return Ok(tail),
                 Err(Attempt::Over(failure)) => return Err(failure),
                 Err(Attempt::Again(failure)) => failure,
             };
@@ -89,8 +94,9 @@ impl Resumption<'_> {
     async fn attempt(
         &mut self,
         batches: &mut VecDeque<Doubtful>,
+        deadline: Instant,
         settled: &mut impl FnMut(Settled),
-    ) -> Result<(), Attempt> {
+    ) -> Result<u64, Attempt> {
         // Also without a batch: the next session needs the server.
         let mut tail = self.tail().await?;
         while let Some(batch) = batches.front() {
@@ -123,6 +129,13 @@ impl Resumption<'_> {
                 Err(AppendError::ConditionFailed(AppendConditionFailed::SeqNumMismatch(now))) => {
                     // Somebody appended since the look: somebody else, or an earlier attempt.
                     tail = now;
+                    if let Some(batch) = batches.front_mut() {
+                        batch.may_be_there = was_there_maybe;
+                    }
+                    if Instant::now() >= deadline {
+                        let asked = self.connection.asked_stream(self.target);
+                        return Err(Attempt::Over(asked.contended()));
+                    }
                 }
                 Err(error) => {
                     let failure = self.connection.asked_stream(self.target).append(&error);
@@ -133,7 +146,7 @@ impl Resumption<'_> {
                 }
             }
         }
-        Ok(())
+        Ok(tail)
     }
 
     fn settle(

@@ -6,6 +6,7 @@
 //! | [`snapshots`] | `esker snapshot` on repositories in directories |
 //! | [`online`] | `esker status`, and `esker snapshot` against a real server |
 //! | [`streams`], [`appends`], [`reads`] | `esker stream` against a real server |
+//! | [`lost_connections`] | `esker stream append` over connections that end, and what is still on its way over them |
 //! | [`demo`] | `esker demo`: what it leaves behind, however it ends |
 //! | [`json`] | what every command with `--json` prints when it fails |
 //! | [`outputs`] | files that commands write, and what is there before |
@@ -24,6 +25,7 @@ mod appends;
 mod demo;
 mod interrupts;
 mod json;
+mod lost_connections;
 mod online;
 mod outputs;
 mod reads;

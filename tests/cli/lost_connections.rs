@@ -1,0 +1,300 @@
+//! `esker stream append` over connections that end: what is still on its way over them, and what is in doubt
+//! when a signal comes.
+
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rustix::process::Signal;
+
+use crate::support::{Running, Server, esker, eventually, run, signal};
+
+/// Something between a client and a server that can keep what the client sends, and lose the client.
+#[derive(Clone)]
+struct Proxy {
+    url: String,
+    state: Arc<State>,
+}
+
+#[derive(Default)]
+struct State {
+    /// What clients send is kept from now on.
+    keeps: AtomicBool,
+    /// From an answer on that has this text in it, it is kept.
+    keeps_after: Mutex<Option<&'static [u8]>>,
+    connections: Mutex<Vec<Connection>>,
+}
+
+struct Connection {
+    client: TcpStream,
+    server: TcpStream,
+    kept: Vec<u8>,
+    /// What the server has sent since the client was lost.
+    answered: Vec<u8>,
+    is_cut: bool,
+}
+
+fn contains(bytes: &[u8], text: &[u8]) -> bool {
+    bytes.windows(text.len()).any(|window| window == text)
+}
+
+impl Proxy {
+    fn new(server: &Server) -> Proxy {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let proxy = Proxy {
+            url: format!("http://{}", listener.local_addr().unwrap()),
+            state: Arc::default(),
+        };
+        let (state, address) = (proxy.state.clone(), server.address().to_owned());
+        std::thread::spawn(move || {
+            for client in listener.incoming() {
+                let client = client.unwrap();
+                let server = TcpStream::connect(&address).unwrap();
+                let connection = Connection {
+                    client: client.try_clone().unwrap(),
+                    server: server.try_clone().unwrap(),
+                    kept: Vec::new(),
+                    answered: Vec::new(),
+                    is_cut: false,
+                };
+                let number = {
+                    let mut connections = state.connections.lock().unwrap();
+                    connections.push(connection);
+                    connections.len() - 1
+                };
+                let (up, down) = (state.clone(), state.clone());
+                let reading = client.try_clone().unwrap();
+                std::thread::spawn(move || up.pass_up(number, reading));
+                std::thread::spawn(move || down.pass_down(number, server));
+            }
+        });
+        proxy
+    }
+
+    /// Keeps what clients send.
+    fn keep(&self) {
+        self.state.keeps.store(true, Ordering::SeqCst);
+    }
+
+    fn keep_after(&self, answer: &'static [u8]) {
+        *self.state.keeps_after.lock().unwrap() = Some(answer);
+    }
+
+    fn has_kept(&self, text: &[u8]) -> bool {
+        let connections = self.state.connections.lock().unwrap();
+        connections.iter().any(|one| contains(&one.kept, text))
+    }
+
+    /// Loses the clients that there are; servers do not learn of it. New ones are passed on.
+    fn cut(&self) {
+        let mut connections = self.state.connections.lock().unwrap();
+        for one in connections.iter_mut() {
+            one.is_cut = true;
+            let _ = one.client.shutdown(Shutdown::Both);
+        }
+        self.state.keeps.store(false, Ordering::SeqCst);
+    }
+
+    /// Sends what was kept of clients that were lost.
+    fn release(&self) {
+        let mut connections = self.state.connections.lock().unwrap();
+        for one in connections.iter_mut().filter(|one| one.is_cut) {
+            let kept = std::mem::take(&mut one.kept);
+            let _ = one.server.write_all(&kept);
+        }
+    }
+
+    /// Whether the server has answered this over a connection whose client was lost.
+    fn was_answered(&self, text: &[u8]) -> bool {
+        let connections = self.state.connections.lock().unwrap();
+        connections.iter().any(|one| contains(&one.answered, text))
+    }
+
+    /// `esker stream` with arguments, through this.
+    fn stream(&self, arguments: &[&str]) -> std::process::Command {
+        let mut command = esker();
+        command
+            .arg("stream")
+            .args(arguments)
+            .env("ESKER_SERVER", &self.url);
+        command
+    }
+}
+
+impl State {
+    fn pass_up(&self, number: usize, mut client: TcpStream) {
+        let mut chunk = [0; 16 * 1024];
+        while let Ok(read @ 1..) = client.read(&mut chunk) {
+            let mut connections = self.connections.lock().unwrap();
+            let one = &mut connections[number];
+            if self.keeps.load(Ordering::SeqCst) {
+                one.kept.extend_from_slice(&chunk[..read]);
+            } else if one.server.write_all(&chunk[..read]).is_err() {
+                return;
+            }
+        }
+    }
+
+    fn pass_down(&self, number: usize, mut server: TcpStream) {
+        let mut chunk = [0; 16 * 1024];
+        while let Ok(read @ 1..) = server.read(&mut chunk) {
+            let chunk = &chunk[..read];
+            let after = *self.keeps_after.lock().unwrap();
+            if after.is_some_and(|text| contains(chunk, text)) {
+                self.keeps.store(true, Ordering::SeqCst);
+            }
+            let mut connections = self.connections.lock().unwrap();
+            let one = &mut connections[number];
+            match one.is_cut {
+                true => one.answered.extend_from_slice(chunk),
+                false => drop(one.client.write_all(chunk)),
+            }
+        }
+        let connections = self.connections.lock().unwrap();
+        let _ = connections[number].client.shutdown(Shutdown::Both);
+    }
+}
+
+fn lines(server: &Server) -> String {
+    let output = run(server.stream(["read", "my-basin/lines"]), b"");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn a_batch_that_arrives_after_its_repetition_is_not_in_the_stream_twice() {
+    let server = Server::start();
+    let proxy = Proxy::new(&server);
+    let mut append = Running::start(proxy.stream(&["append", "my-basin/lines", "--create"]));
+    append.write("first\n");
+    eventually("the first line is there", || lines(&server) == "first\n");
+    proxy.keep();
+    append.write("second\n");
+    eventually("the second is on its way", || proxy.has_kept(b"second"));
+    proxy.cut();
+    eventually("it is repeated", || lines(&server) == "first\nsecond\n");
+    proxy.release();
+    eventually("the first attempt arrives", || {
+        proxy.was_answered(b"seq_num_mismatch") || lines(&server) != "first\nsecond\n"
+    });
+    append.write("third\n");
+    let (code, printed, said) = append.finish();
+    assert_eq!(code, Some(0), "{said}");
+    assert_eq!(lines(&server), "first\nsecond\nthird\n");
+    assert!(printed.contains("appended 3 records"), "{printed}");
+}
+
+#[test]
+fn several_that_append_at_the_same_time_lose_and_repeat_no_line() {
+    let server = Server::start();
+    server.ok(&["create", "my-basin/lines"]);
+    let writers = ["a", "b", "c"];
+    let of = |writer: &str| -> String { (0..3000).map(|n| format!("{writer}{n}\n")).collect() };
+    let mut running: Vec<_> = writers
+        .iter()
+        .map(|_| Running::start(server.stream(["append", "my-basin/lines"])))
+        .collect();
+    // In turns, so that each meets the others' lines.
+    for part in 0..30 {
+        for (writer, append) in writers.iter().zip(&mut running) {
+            let own = of(writer);
+            let lines: Vec<_> = own.lines().skip(part * 100).take(100).collect();
+            append.write(&(lines.join("\n") + "\n"));
+        }
+    }
+    for append in running {
+        let (code, printed, said) = append.finish();
+        assert_eq!(code, Some(0), "{said}");
+        assert!(printed.contains("appended 3,000 records"), "{printed}");
+    }
+    let all = lines(&server);
+    for writer in writers {
+        let own: String = all
+            .lines()
+            .filter(|line| line.starts_with(writer))
+            .map(|line| format!("{line}\n"))
+            .collect();
+        assert!(
+            own == of(writer),
+            "the lines of {writer} are not what was appended"
+        );
+    }
+}
+
+#[test]
+fn a_batch_whose_repetition_is_interrupted_counts_as_in_doubt() {
+    let server = Server::start();
+    let proxy = Proxy::new(&server);
+    let mut append = Running::start(proxy.stream(&["append", "my-basin/lines", "--create"]));
+    append.write("first\n");
+    eventually("the first line is there", || lines(&server) == "first\n");
+    // The tail is answered, and the append that follows it stays on its way.
+    proxy.keep_after(b"\"tail\"");
+    proxy.cut();
+    append.write("second\n");
+    let mut said = String::new();
+    let mut stderr = BufReader::new(append.child.stderr.take().unwrap());
+    while !said.contains("; waiting for it]") {
+        assert!(stderr.read_line(&mut said).unwrap() > 0, "{said}");
+    }
+    eventually("the second is on its way", || proxy.has_kept(b"second"));
+    signal(&append.child, Signal::INT);
+    eventually("it ends", || append.child.try_wait().unwrap().is_some());
+    stderr.read_to_string(&mut said).unwrap();
+    assert!(said.contains("error [interrupted]"), "{said}");
+    assert!(
+        said.contains("1 record was appended (sequence number 0)"),
+        "{said}"
+    );
+    assert!(said.contains("1 more may or may not have been"), "{said}");
+}
+
+#[test]
+fn an_append_waits_for_a_server_that_takes_nothing_at_the_moment() {
+    let dir = tempfile::tempdir().unwrap();
+    let repository = dir.path().join("backups");
+    let destination = format!("snapshots.destination={}", repository.display());
+    let settings = [
+        "--partitions=1",
+        "--set=log.segment-size=1MiB",
+        "--set=log.purge-threshold=2MiB",
+        "--set=log.flush-after=1MiB",
+        "--set=snapshots.max-log-bytes=6MiB",
+        "--set=snapshots.local-snapshot-bytes=1MiB",
+        "--set=snapshots.on-log-full=refuse-appends",
+        "--set",
+        &destination,
+    ];
+    let server = Server::start_with(&dir.path().join("data"), "127.0.0.1:0", &settings);
+    server.ok_with(&["append", "my-basin/lines", "--create"], b"first\n");
+    let roots = || (0..2).all(|p| repository.join(format!("{p}/latest.json")).exists());
+    eventually("every partition has its first snapshot", roots);
+    // The repository is a directory: a file in its place is one that cannot be used.
+    let away = repository.with_extension("away");
+    std::fs::rename(&repository, &away).unwrap();
+    std::fs::write(&repository, "no directory").unwrap();
+    let fill = (("x".repeat(9_999) + "\n").repeat(100)).into_bytes();
+    let filled = (0..100).find_map(|_| {
+        let arguments = ["append", "my-basin/fill", "--create", "--reconnect", "0s"];
+        let output = run(server.stream(arguments), &fill);
+        let said = crate::support::stderr(&output);
+        (!output.status.success()).then_some(said)
+    });
+    let said = filled.expect("appends are refused at last");
+    assert!(said.contains("error [rate_limited]"), "{said}");
+
+    let mut append = Running::start(server.stream(["append", "my-basin/lines"]));
+    append.write("second\n");
+    let mut said = String::new();
+    let mut stderr = BufReader::new(append.child.stderr.take().unwrap());
+    while !said.contains("; waiting for it]") {
+        assert!(stderr.read_line(&mut said).unwrap() > 0, "{said}");
+    }
+    std::fs::remove_file(&repository).unwrap();
+    std::fs::rename(&away, &repository).unwrap();
+    eventually("it is appended", || lines(&server) == "first\nsecond\n");
+    let (code, printed, _) = append.finish();
+    assert_eq!(code, Some(0), "{said}");
+    assert!(printed.contains("appended 1 record "), "{printed}");
+}
