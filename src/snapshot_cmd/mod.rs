@@ -134,7 +134,7 @@ pub fn run(args: Args) -> Result<(), Failure> {
     interrupts::run_and_part(runtime, left, PARTING, async {
         let place = match found {
             Where::Server(address, partition) => {
-                let online = Online::open(address, partition, json).await?;
+                let online = Online::open(address, partition, json, left).await?;
                 return match args.command {
                     Command::Create(_) => create::run(&online).await,
                     Command::List(_) => online.list().await,

@@ -19,6 +19,7 @@ use super::verify::Verified;
 use super::{diff, list, prune, show, verify, why};
 use crate::admin::Admin;
 use crate::exit::Failure;
+use crate::interrupts::{self, Interrupts};
 use crate::json;
 use crate::output::print;
 use crate::stream_cmd::connection::ServerAddress;
@@ -36,6 +37,8 @@ pub struct Online {
     admin: Admin,
     partition: Option<u16>,
     json: bool,
+    /// What an end by a signal leaves.
+    left: &'static str,
 }
 
 /// A partition of which it came to nothing.
@@ -52,11 +55,13 @@ impl Online {
         address: ServerAddress,
         partition: Option<u16>,
         json: bool,
+        left: &'static str,
     ) -> Result<Online, Failure> {
         Ok(Online {
             admin: Admin::open(address).await?,
             partition,
             json,
+            left,
         })
     }
 
@@ -87,7 +92,21 @@ impl Online {
     }
 
     /// Waits for an answer about a partition; if that takes long, says on standard error what it waits for.
-    async fn noticed<T>(&self, partition: u64, work: impl Future<Output = T>) -> T {
+    /// A signal is an answer, too, so that what was done of others before is shown.
+    async fn noticed<T>(
+        &self,
+        partition: u64,
+        work: impl Future<Output = Result<T, Failure>>,
+    ) -> Result<T, Failure> {
+        let mut signals = Interrupts::listen(self.left)?;
+        tokio::select! {
+            biased;
+            done = self.remarked(partition, work) => done,
+            () = signals.next() => Err(interrupts::interrupted(self.left)),
+        }
+    }
+
+    async fn remarked<T>(&self, partition: u64, work: impl Future<Output = T>) -> T {
         let begun = Instant::now();
         let mut work = pin!(work);
         let mut pause = NOTICEABLE;
@@ -170,7 +189,7 @@ impl Online {
                     done.push(one);
                 }
                 // It would not answer for the others either.
-                Err(failure) if failure.code == "unreachable" => {
+                Err(failure) if matches!(failure.code, "unreachable" | "interrupted") => {
                     lost = Some(failure);
                     break;
                 }
@@ -272,7 +291,7 @@ impl Online {
         let status = self.status().await?;
         let partitions = self.partitions().await?;
         let asked = Verify { data: args.data };
-        let (mut reports, mut first) = (Vec::new(), None);
+        let (mut reports, mut first, mut lost) = (Vec::new(), None, None);
         for partition in partitions {
             let started = Instant::now();
             let found: Result<Verification, _> =
@@ -283,7 +302,11 @@ impl Online {
                 Err(failure) if failure.code == "no_repository" && self.partition.is_none() => {
                     continue;
                 }
-                Err(failure) => return Err(failure),
+                // What was verified before is shown all the same.
+                Err(failure) => {
+                    lost = Some(failure);
+                    break;
+                }
             };
             if !self.json {
                 let text = verify::text(&report, report.bytes, started.elapsed());
@@ -294,6 +317,7 @@ impl Online {
             }
             reports.push((partition, report, started.elapsed()));
         }
+        let result = lost.or(first).map_or(Ok(()), Err);
         if self.json {
             let mut documents = Vec::new();
             for (partition, report, took) in &reports {
@@ -307,7 +331,6 @@ impl Online {
                 documents.push(serde_json::to_value(verified).unwrap_or_default());
             }
             // As of a repository, where one is verified at a time.
-            let result = first.map_or(Ok(()), Err);
             return match (self.partition, documents.pop()) {
                 (Some(_), Some(only)) => json::print_with(&only, result),
                 (_, last) => {
@@ -316,7 +339,7 @@ impl Online {
                 }
             };
         }
-        first.map_or(Ok(()), Err)
+        result
     }
 
     pub async fn prove(&self, args: &verify::Args) -> Result<(), Failure> {

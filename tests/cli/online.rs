@@ -6,9 +6,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Output;
 
+use rustix::process::Signal;
 use serde_json::Value;
 
-use crate::support::{Server, esker, eventually, run, stderr, stdout};
+use crate::support::{Running, Server, esker, eventually, run, signal, stderr, stdout};
 
 /// A server, and its repository outside its data directory.
 struct World {
@@ -320,10 +321,16 @@ fn a_command_says_whom_it_can_ask() {
     }
 }
 
-/// A server that answers questions as the real one does, and never comes to an end with anything else.
+/// A server that passes on requests whose head begins with one of these, and lets others wait without end.
 fn hanging(real: &str) -> String {
+    passing_on(real, &["GET /esker/v1/status "], true)
+}
+
+/// A server that passes on requests whose head begins with one of these. It never answers others, or closes
+/// their connections.
+fn passing_on(real: &str, passed: &'static [&'static str], others_hang: bool) -> String {
     use std::io::{Read as _, Write as _};
-    use std::net::{TcpListener, TcpStream};
+    use std::net::{Shutdown, TcpListener, TcpStream};
 
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
@@ -334,23 +341,86 @@ fn hanging(real: &str) -> String {
             std::thread::spawn(move || {
                 let mut head = [0; 4096];
                 let read = client.read(&mut head).unwrap_or(0);
-                if head[..read].starts_with(b"GET /esker/v1/status ") {
+                if passed
+                    .iter()
+                    .any(|one| head[..read].starts_with(one.as_bytes()))
+                {
                     let mut server = TcpStream::connect(&real).unwrap();
-                    let asked = format!(
-                        "GET /esker/v1/status HTTP/1.1\r\nhost: {real}\r\nconnection: close\r\n\r\n"
-                    );
-                    server.write_all(asked.as_bytes()).unwrap();
+                    // One request a connection, so that its end is the answer's.
+                    let text = String::from_utf8(head[..read].to_vec()).unwrap();
+                    let text = text.replacen("\r\n", "\r\nconnection: close\r\n", 1);
+                    server.write_all(text.as_bytes()).unwrap();
+                    let mut rest = client.try_clone().unwrap();
+                    let mut to_server = server.try_clone().unwrap();
+                    std::thread::spawn(move || std::io::copy(&mut rest, &mut to_server));
                     let mut answer = Vec::new();
                     server.read_to_end(&mut answer).unwrap();
                     let _ = client.write_all(&answer);
+                    let _ = client.shutdown(Shutdown::Both);
                     return;
                 }
                 // Until the client is gone.
-                while client.read(&mut head).is_ok_and(|read| read > 0) {}
+                while others_hang && client.read(&mut head).is_ok_and(|read| read > 0) {}
             });
         }
     });
     url
+}
+
+#[test]
+fn what_was_done_of_several_partitions_is_printed_when_the_server_goes_away() {
+    let world = World::new();
+    let passed = &[
+        "GET /esker/v1/status ",
+        "POST /esker/v1/partitions/0/snapshots ",
+        "POST /esker/v1/partitions/0/snapshots/",
+    ];
+    let url = passing_on(world.server.address(), passed, false);
+    for (arguments, member) in [
+        (&["create"][..], "done"),
+        (&["verify"], "partitions"),
+        (&["verify", "--restore"], "done"),
+    ] {
+        let arguments = [&["snapshot"], arguments, &["--json", "--server", &url]].concat();
+        let output = world.run(&arguments);
+        let said = stderr(&output);
+        assert_eq!(output.status.code(), Some(3), "{arguments:?}: {said}");
+        let printed = stdout(&output);
+        let document: Value =
+            serde_json::from_str(&printed).unwrap_or_else(|e| panic!("{e}: {printed} {said}"));
+        assert_eq!(document["error"]["code"], "unreachable", "{document}");
+        let done = document[member].as_array().unwrap();
+        assert_eq!(done.len(), 1, "{document}");
+        assert_eq!(done[0]["partition"], 0, "{document}");
+    }
+}
+
+#[test]
+fn what_was_done_of_several_partitions_is_printed_when_a_signal_ends_the_command() {
+    use std::io::{BufRead as _, BufReader};
+
+    let world = World::new();
+    let passed = &[
+        "GET /esker/v1/status ",
+        "POST /esker/v1/partitions/0/snapshots ",
+    ];
+    let url = passing_on(world.server.address(), passed, true);
+    let mut command = esker();
+    command.args(["snapshot", "create", "--json", "--server", &url]);
+    let mut create = Running::start(command);
+    let mut said = String::new();
+    let mut stderr = BufReader::new(create.child.stderr.take().unwrap());
+    while !said.contains("partition 1: no answer yet after ") {
+        assert!(stderr.read_line(&mut said).unwrap() > 0, "{said}");
+    }
+    signal(&create.child, Signal::INT);
+    let (code, printed, _) = create.finish();
+    assert_eq!(code, Some(1), "{printed}");
+    let document: Value = serde_json::from_str(&printed).unwrap();
+    assert_eq!(document["error"]["code"], "interrupted", "{document}");
+    let done = document["done"].as_array().unwrap();
+    assert_eq!(done.len(), 1, "{document}");
+    assert_eq!(done[0]["partition"], 0, "{document}");
 }
 
 #[test]
