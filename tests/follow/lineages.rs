@@ -142,6 +142,47 @@ async fn without_a_snapshot_from_before_the_whole_history_that_is_left_is_read()
     assert_eq!(follower.status().newest, None);
 }
 
+/// Appends a trim; the code of the error, if it is refused.
+async fn trim(place: &Place, to: u64) -> Option<String> {
+    let batch = AppendRecordBatch::try_from_iter([CommandRecord::trim(to).into()]).unwrap();
+    let appended = place.stream().append(AppendInput::new(batch)).await;
+    let error = appended.err()?;
+    let error = error.request_error().unwrap().server_error().unwrap();
+    Some(error.code.clone())
+}
+
+#[tokio::test]
+async fn a_trim_to_what_a_loss_has_cut_off_is_refused_and_removes_nothing() {
+    let Some(mut place) = past().await else {
+        return;
+    };
+    place.append(100..200, 10).await;
+    lose(&mut place).await;
+    let head = async || {
+        let read = crate::support::sdk::from_seq(0, 1);
+        place.stream().read(read).await.unwrap().records[0].seq_num
+    };
+    // Before anything is appended to the new history, and afterwards.
+    for _ in 0..2 {
+        for lost in [101, 150, 200, 1 << 39] {
+            assert_eq!(
+                trim(&place, lost).await.as_deref(),
+                Some("invalid"),
+                "{lost}"
+            );
+        }
+        assert_eq!(head().await, 0);
+        place.append(100..110, 10).await;
+    }
+    // What is left, and what has come since, can be trimmed.
+    assert_eq!(trim(&place, 50).await, None);
+    assert_eq!(head().await, 50);
+    assert_eq!(trim(&place, 100).await, None);
+    assert_eq!(head().await, 100 + (1 << 40));
+    assert_eq!(trim(&place, 105 + (1 << 40)).await, None);
+    assert_eq!(head().await, 105 + (1 << 40));
+}
+
 #[tokio::test]
 async fn an_unreachable_server_is_waited_for_no_longer_than_was_said() {
     let mut place = Place::new().await;

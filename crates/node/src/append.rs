@@ -14,7 +14,7 @@ use esker_partition::batch::Unsequenced;
 use esker_partition::command::{Append, AppendRefusal, Kind, Outcome};
 use esker_raft::ProposeError;
 use s2_common::record::{CommandRecord, MeteredSize as _, Record, StreamPosition};
-use s2_common::stream::AppendInput;
+use s2_common::stream::{AppendInput, AppendRecordBatch};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use crate::basins::{changeable, unexpected};
@@ -149,6 +149,7 @@ impl StreamHandle {
             match_seq_num,
             fencing_token,
         } = input;
+        self.check_trims(&records)?;
         let mut append = Append::new(self.stream.id, Unsequenced::encode(records), now_ms());
         append.match_seq_num = match_seq_num;
         append.fencing_token = fencing_token.map(|t| t.to_string());
@@ -161,6 +162,29 @@ impl StreamHandle {
             handle: self.clone(),
             answer,
         })
+    }
+}
+
+impl StreamHandle {
+    /// Refuses a trim to a sequence number of a history that was cut off: whoever asks for it means records
+    /// that are lost, and it would remove those that are left. Forks happen in starts alone, so nothing
+    /// changes between this look and the trim.
+    fn check_trims(&self, records: &AppendRecordBatch) -> Result<(), Error> {
+        let points = records
+            .iter()
+            .filter_map(|record| match &*record.parts().record {
+                Record::Command(CommandRecord::Trim(point)) => Some(*point),
+                _ => None,
+            });
+        for point in points {
+            if let Some(goes_on_at) = self.stream.view().state.cut_off(point) {
+                return Err(Error::Invalid(format!(
+                    "a trim to {point} is refused: a loss has cut off the records that had such sequence \
+                     numbers, and the stream goes on at {goes_on_at}; ask for its position again"
+                )));
+            }
+        }
+        Ok(())
     }
 }
 

@@ -256,6 +256,15 @@ impl StreamState {
         })
     }
 
+    /// Where the history goes on, if a sequence number was given out by one that a loss cut off, and has
+    /// no record in the present one. Where a gap begins, the present history ends as well, so that this
+    /// number may be meant.
+    pub fn cut_off(&self, seq: SeqNum) -> Option<SeqNum> {
+        let of_forks = self.gaps.iter().filter(|gap| gap.forks != Some(0));
+        let mut cut_off = of_forks.filter(|gap| gap.from < seq && seq < gap.end);
+        cut_off.next().map(|gap| gap.end)
+    }
+
     /// The sequence number so many records before the tail.
     pub fn before_tail(&self, mut records: u64) -> SeqNum {
         let mut end = self.tail_seq;

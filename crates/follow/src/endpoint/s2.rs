@@ -46,9 +46,9 @@ const ALONE: u32 = 16;
 pub struct S2Endpoint {
     /// For what is asked and appended.
     basin: S2Basin,
-    /// For read sessions: it does not connect again by itself, because the stream that is there then
-    /// has to be looked at first.
-    reading: S2Basin,
+    /// For read sessions, and for appends without a condition: it does not connect again by itself,
+    /// because the stream that is there then has to be looked at first.
+    once: S2Basin,
     basin_name: BasinName,
     name: StreamName,
     server: Option<Server>,
@@ -95,11 +95,11 @@ impl S2Endpoint {
     ) -> Result<S2Endpoint, Error> {
         let invalid = |e: RequestError| Error::Invalid(e.to_string());
         let once = RetryConfig::new().with_max_attempts(NonZeroU32::MIN);
-        let reading = S2::new(config.clone().with_retry(once)).map_err(invalid)?;
+        let once = S2::new(config.clone().with_retry(once)).map_err(invalid)?;
         let s2 = S2::new(config).map_err(invalid)?;
         Ok(S2Endpoint {
             basin: s2.basin(basin.clone()),
-            reading: reading.basin(basin.clone()),
+            once: once.basin(basin.clone()),
             basin_name: basin,
             name: stream,
             server: None,
@@ -302,11 +302,12 @@ impl Endpoint for S2Endpoint {
     }
 
     async fn append(&self, batch: Vec<AppendRecord>, at: Option<u64>) -> Result<u64, AppendFailed> {
-        let mut input = self.input(batch)?;
-        if let Some(at) = at {
-            input = input.with_match_seq_num(at);
-        }
-        match self.stream().append(input).await {
+        let input = self.input(batch)?;
+        let appended = match at {
+            Some(at) => self.stream().append(input.with_match_seq_num(at)).await,
+            None => self.of(&self.once).append(input).await,
+        };
+        match appended {
             Ok(ack) => Ok(ack.start.seq_num),
             Err(error) => Err(of_append(error)),
         }
@@ -351,7 +352,7 @@ impl Endpoint for S2Endpoint {
     }
 
     fn read(&self, from: u64) -> BoxStream<'static, Result<Piece, EndpointError>> {
-        let stream = self.of(&self.reading);
+        let stream = self.of(&self.once);
         Box::pin(async_stream::try_stream! {
             let start = ReadStart::new().with_from(ReadFrom::SeqNum(from));
             let input = ReadInput::new().with_start(start);

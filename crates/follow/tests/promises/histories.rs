@@ -236,6 +236,32 @@ async fn an_anchored_snapshot_of_a_dead_lineage_takes_nothing_from_the_next() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_history_that_is_cut_off_between_the_last_look_and_the_trim_keeps_what_is_left() {
+    let stream = Stream::new(1);
+    stream.data(some(10));
+    let chain = state(&stream, 10);
+    let (meta, ..) = describe(&stream, 10, &chain);
+    // Others append after each look, so that the trim is sent without a condition at last.
+    let busy = || Scripted {
+        before: Box::new(|stream| {
+            stream.data(some(1));
+        }),
+        ..Scripted::default()
+    };
+    stream.script([busy(), busy(), busy(), busy(), cut_off(7)]);
+    let taken = take(&stream, &nothing_else(), chain, &meta, true).await;
+    assert!(taken.is_err(), "{taken:?}");
+    assert_eq!(stream.appends(), 5, "the last one had no condition");
+    assert_eq!(
+        stream.now_head(),
+        0,
+        "nothing covers what it would have taken"
+    );
+    let reader = in_stream(&stream).open().await.unwrap();
+    has_everything(&reader, &stream).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_framed_snapshot_that_is_cut_off_takes_nothing_from_what_is_left() {
     let stream = Stream::new(1);
     stream.data(some(10));

@@ -2,7 +2,8 @@
 //!
 //! What it keeps to: sequence numbers; appends on a condition; trims that take effect late, and never
 //! beyond the command's own place; reads that begin at the head if they were to begin below it, and
-//! say nothing of it; a fork leaves a gap in the numbers, which trim points leap over.
+//! say nothing of it; a fork leaves a gap in the numbers, which trim points leap over, and trims to
+//! numbers within it are refused.
 //!
 //! All records that were ever appended are kept, whatever was trimmed: what a fold has to be is told by
 //! [`Stream::history`].
@@ -327,6 +328,16 @@ async fn wait(pause: Duration) {
     }
 }
 
+/// Where a trim command trims to.
+fn trims_to(record: &AppendRecord) -> Option<u64> {
+    match record.headers() {
+        [header] if header.name.is_empty() && &header.value[..] == b"trim" => {
+            Some(u64::from_be_bytes(record.body().try_into().unwrap()))
+        }
+        _ => None,
+    }
+}
+
 fn history(records: &[SequencedRecord], cursor: u64) -> Vec<Seen> {
     let before = records.iter().filter(|r| r.seq_num < cursor);
     before.filter_map(seen).collect()
@@ -387,16 +398,19 @@ impl Inner {
         if at.is_some_and(|at| at != first) {
             return Err(AppendFailed::Elsewhere { tail: first });
         }
+        let cut_off = batch.iter().filter_map(trims_to).find(|to| {
+            let mut forks = self.identity.forks.iter();
+            forks.any(|fork| fork.seq_num < *to && Some(*to) < fork.resumes_at)
+        });
+        if let Some(to) = cut_off {
+            return Err(AppendFailed::Refused(format!("{to} was cut off")));
+        }
         self.batches.push(first);
         for record in batch {
             let position = self.tail;
             self.tail += 1;
             let headers = record.headers().to_vec();
-            if let [header] = &headers[..]
-                && header.name.is_empty()
-                && &header.value[..] == b"trim"
-            {
-                let to = u64::from_be_bytes(record.body().try_into().unwrap());
+            if let Some(to) = trims_to(record) {
                 let late = match self.faults.trim_delay {
                     0 => 0,
                     most => self.rng.random_range(0..=most),
