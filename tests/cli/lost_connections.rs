@@ -3,9 +3,9 @@
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::sync::Arc;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use rustix::process::Signal;
 
@@ -20,6 +20,9 @@ struct Proxy {
 
 #[derive(Default)]
 struct State {
+    /// Nobody listens.
+    refuses: AtomicBool,
+    is_closed: AtomicBool,
     /// What clients send is kept from now on.
     keeps: AtomicBool,
     /// From an answer on that has this text in it, it is kept.
@@ -48,29 +51,36 @@ impl Proxy {
             state: Arc::default(),
         };
         let (state, address) = (proxy.state.clone(), server.address().to_owned());
+        let own = listener.local_addr().unwrap();
         std::thread::spawn(move || {
-            for client in listener.incoming() {
-                let client = client.unwrap();
-                let server = TcpStream::connect(&address).unwrap();
-                let connection = Connection {
-                    client: client.try_clone().unwrap(),
-                    server: server.try_clone().unwrap(),
-                    kept: Vec::new(),
-                    answered: Vec::new(),
-                    is_cut: false,
-                };
-                let number = {
-                    let mut connections = state.connections.lock().unwrap();
-                    connections.push(connection);
-                    connections.len() - 1
-                };
-                let (up, down) = (state.clone(), state.clone());
-                let reading = client.try_clone().unwrap();
-                std::thread::spawn(move || up.pass_up(number, reading));
-                std::thread::spawn(move || down.pass_down(number, server));
+            let mut listener = Some(listener);
+            loop {
+                let refuses = state.refuses.load(Ordering::SeqCst);
+                if refuses {
+                    listener = None;
+                }
+                state.is_closed.store(refuses, Ordering::SeqCst);
+                if !refuses {
+                    let listener = listener.get_or_insert_with(|| TcpListener::bind(own).unwrap());
+                    listener.set_nonblocking(true).unwrap();
+                    if let Ok((client, _)) = listener.accept() {
+                        client.set_nonblocking(false).unwrap();
+                        state.clone().pass(client, &address);
+                        continue;
+                    }
+                }
+                std::thread::sleep(Duration::from_millis(2));
             }
         });
         proxy
+    }
+
+    /// Refuses connections, or takes them again.
+    fn refuse(&self, refuses: bool) {
+        self.state.refuses.store(refuses, Ordering::SeqCst);
+        eventually("the listener is closed or open", || {
+            self.state.is_closed.load(Ordering::SeqCst) == refuses
+        });
     }
 
     /// Keeps what clients send.
@@ -124,6 +134,25 @@ impl Proxy {
 }
 
 impl State {
+    fn pass(self: Arc<State>, client: TcpStream, address: &str) {
+        let server = TcpStream::connect(address).unwrap();
+        let connection = Connection {
+            client: client.try_clone().unwrap(),
+            server: server.try_clone().unwrap(),
+            kept: Vec::new(),
+            answered: Vec::new(),
+            is_cut: false,
+        };
+        let number = {
+            let mut connections = self.connections.lock().unwrap();
+            connections.push(connection);
+            connections.len() - 1
+        };
+        let up = self.clone();
+        std::thread::spawn(move || up.pass_up(number, client));
+        std::thread::spawn(move || self.pass_down(number, server));
+    }
+
     fn pass_up(&self, number: usize, mut client: TcpStream) {
         let mut chunk = [0; 16 * 1024];
         while let Ok(read @ 1..) = client.read(&mut chunk) {
@@ -154,6 +183,38 @@ impl State {
         }
         let connections = self.connections.lock().unwrap();
         let _ = connections[number].client.shutdown(Shutdown::Both);
+    }
+}
+
+/// What a command says on standard error, as it comes.
+struct Said {
+    text: Arc<Mutex<String>>,
+    reading: std::thread::JoinHandle<()>,
+}
+
+impl Said {
+    fn of(running: &mut Running) -> Said {
+        let mut stderr = BufReader::new(running.child.stderr.take().unwrap());
+        let text = Arc::new(Mutex::new(String::new()));
+        let said = text.clone();
+        let reading = std::thread::spawn(move || {
+            let mut line = String::new();
+            while stderr.read_line(&mut line).unwrap() > 0 {
+                said.lock().unwrap().push_str(&std::mem::take(&mut line));
+            }
+        });
+        Said { text, reading }
+    }
+
+    fn eventually(&self, wanted: &str) {
+        let text = || self.text.lock().unwrap().clone();
+        eventually(wanted, || text().contains(wanted));
+    }
+
+    /// All of it. The command has ended.
+    fn whole(self) -> String {
+        self.reading.join().unwrap();
+        self.text.lock().unwrap().clone()
     }
 }
 
@@ -229,19 +290,20 @@ fn a_batch_whose_repetition_is_interrupted_counts_as_in_doubt() {
     let mut append = Running::start(proxy.stream(&["append", "my-basin/lines", "--create"]));
     append.write("first\n");
     eventually("the first line is there", || lines(&server) == "first\n");
-    // The tail is answered, and the append that follows it stays on its way.
-    proxy.keep_after(b"\"tail\"");
+    // Nothing is sent while nobody listens. Then the tail is answered, and the append that follows it stays
+    // on its way.
+    proxy.refuse(true);
     proxy.cut();
+    proxy.keep_after(b"\"tail\"");
     append.write("second\n");
-    let mut said = String::new();
-    let mut stderr = BufReader::new(append.child.stderr.take().unwrap());
-    while !said.contains("; waiting for it]") {
-        assert!(stderr.read_line(&mut said).unwrap() > 0, "{said}");
-    }
+    let said = Said::of(&mut append);
+    said.eventually("; waiting for it]");
+    proxy.refuse(false);
     eventually("the second is on its way", || proxy.has_kept(b"second"));
     signal(&append.child, Signal::INT);
-    eventually("it ends", || append.child.try_wait().unwrap().is_some());
-    stderr.read_to_string(&mut said).unwrap();
+    let (code, ..) = append.finish();
+    let said = said.whole();
+    assert_eq!(code, Some(1), "{said}");
     assert!(said.contains("error [interrupted]"), "{said}");
     assert!(
         said.contains("1 record was appended (sequence number 0)"),
@@ -286,15 +348,12 @@ fn an_append_waits_for_a_server_that_takes_nothing_at_the_moment() {
 
     let mut append = Running::start(server.stream(["append", "my-basin/lines"]));
     append.write("second\n");
-    let mut said = String::new();
-    let mut stderr = BufReader::new(append.child.stderr.take().unwrap());
-    while !said.contains("; waiting for it]") {
-        assert!(stderr.read_line(&mut said).unwrap() > 0, "{said}");
-    }
+    let said = Said::of(&mut append);
+    said.eventually("; waiting for it]");
     std::fs::remove_file(&repository).unwrap();
     std::fs::rename(&away, &repository).unwrap();
     eventually("it is appended", || lines(&server) == "first\nsecond\n");
     let (code, printed, _) = append.finish();
-    assert_eq!(code, Some(0), "{said}");
+    assert_eq!(code, Some(0), "{}", said.whole());
     assert!(printed.contains("appended 1 record "), "{printed}");
 }
