@@ -259,10 +259,13 @@ impl Node {
         }
         for group in self.inner.groups() {
             let partition = group.id().0;
-            if let Some(why) = group.halted() {
-                return Err(format!(
-                    "partition {partition} has halted until the server is started again: {why}"
-                ));
+            if let Some(halted) = group.halted() {
+                let rest = match halted.reopens {
+                    true => "it is opened again by itself",
+                    false => "mend the cause, then start the server again",
+                };
+                let why = halted.why;
+                return Err(format!("partition {partition} has halted: {why}; {rest}"));
             }
             if group.status().stalled {
                 let why = self.inner.stall_cause(partition);

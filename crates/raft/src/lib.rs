@@ -44,7 +44,7 @@ pub use ids::{CheckpointId, ClusterId, GroupId, Incarnation, Lineage, Lsn, NodeI
 pub use message::Envelope;
 pub use runtime::{
     ApplyError, Capture, ChangeError, ConfigError, Founding, Group, GroupCounters, GroupOptions,
-    GroupStatus, InMemory, Node, NodeConfig as Config, NodeError, Plain, ProposeError, RemoveFiles,
+    GroupStatus, Halted, InMemory, Node, NodeConfig as Config, NodeError, Plain, ProposeError, RemoveFiles,
     SnapshotData, SnapshotDir, SnapshotError, SnapshotSink, StateMachine, StoredSnapshot,
     UnreadCounts, Writing, capture_clone,
 };

@@ -268,7 +268,11 @@ fn from_state(
     while next <= up_to {
         let entries = log
             .entries(Lsn(next), Lsn(up_to + 1), REPLAY_BYTES)
-            .and_then(esker_raft::engine::RawEntries::into_committed)
+            .map_err(|e| match e.is_unreadable() {
+                true => StartError::unreadable("the log", &e),
+                false => broken(e.to_string()),
+            })?
+            .into_committed()
             .map_err(broken)?;
         let Some(last) = entries.last() else {
             return Err(broken(format!("the log has no entry at LSN {next}")));

@@ -18,11 +18,18 @@ const STALL_TIMEOUT: Duration = Duration::from_secs(60);
 ///
 /// # Errors
 ///
-/// A partition halts, meets damage, or applies nothing for [`STALL_TIMEOUT`].
+/// A partition halts for good, meets damage, or applies nothing for [`STALL_TIMEOUT`].
 pub(super) async fn wait(inner: &Inner) -> Result<(), StartError> {
     let all_serve = async {
         for group in inner.groups() {
-            group.wait_until_serving().await;
+            while !group.is_serving() {
+                group.wait_until_serving().await;
+                is_well(inner, group)?;
+                if !group.is_serving() {
+                    // It has halted, and is opened again by itself.
+                    tokio::time::sleep(LOOK_INTERVAL).await;
+                }
+            }
             is_well(inner, group)?;
         }
         Ok(())
@@ -35,7 +42,9 @@ pub(super) async fn wait(inner: &Inner) -> Result<(), StartError> {
 
 fn is_well(inner: &Inner, group: &Group<Outcome>) -> Result<(), StartError> {
     let partition = group.id().0;
-    match inner.damage(partition).or_else(|| group.halted()) {
+    // A cause that may pass has the time of a stall.
+    let halted = || group.halted().filter(|halted| !halted.reopens);
+    match inner.damage(partition).or_else(|| halted().map(|h| h.why)) {
         Some(why) => Err(StartError::Halted { partition, why }),
         None => Ok(()),
     }
@@ -62,7 +71,8 @@ async fn watch(inner: &Inner) -> StartError {
                 since[at] = Instant::now();
             }
             if since[at].elapsed() >= STALL_TIMEOUT {
-                let cause = group.stall_cause();
+                let halted = || group.halted().map(|halted| halted.why);
+                let cause = group.stall_cause().or_else(halted);
                 let cause = cause.unwrap_or_else(|| "its log is not read on".to_owned());
                 return StartError::Halted {
                     partition: group.id().0,

@@ -237,7 +237,12 @@ fn replay_into<M: StateMachine>(
     while next <= to {
         let entries = log
             .entries(Lsn(next), Lsn(to + 1), CHUNK)
-            .and_then(esker_raft::engine::RawEntries::into_committed)
+            .map_err(|e| match e.is_unreadable() {
+                // That says nothing about the snapshot.
+                true => Error::TryLater(e.to_string()),
+                false => broken(e.to_string()),
+            })?
+            .into_committed()
             .map_err(broken)?;
         for step in entries.chunks(1024) {
             outputs.clear();

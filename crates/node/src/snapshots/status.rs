@@ -321,12 +321,15 @@ impl Inner {
                     "restart the server: the next start recovers the partition from a copy and the log",
                 );
             }
-            if let Some(why) = inner.group(partition).halted() {
+            if let Some(halted) = inner.group(partition).halted() {
                 problems.add(
                     "partition_halted",
                     Some(partition),
-                    why,
-                    "mend the cause, then start the server again: what was acknowledged is in the log",
+                    halted.why,
+                    match halted.reopens {
+                        true => "mend the cause: it is tried again after 1 s to 60 s, and the partition goes on by itself",
+                        false => "mend the cause, then start the server again: what was acknowledged is in the log",
+                    },
                 );
             }
             if let Some(why) = &shortage {

@@ -168,7 +168,10 @@ pub enum OpenError {
         /// How many voters there are.
         voters: usize,
     },
-    /// The log could not be read; the message names the LSN.
+    /// The log could not be read now; the message names the LSN.
     #[error("{0}")]
     Unreadable(String),
+    /// The log lacks entries, or they are not what was written; the message names the LSN.
+    #[error("{0}")]
+    Damaged(String),
 }

@@ -140,8 +140,9 @@ pub enum Event {
         /// Which one.
         checkpoint: CheckpointId,
     },
-    /// The host cannot go on, and no retry mends it: what it was handed and what it has do not fit
-    /// together. Answered with [`Action::Halt`].
+    /// What the host was handed does not follow on what it has applied: applying it again does not help,
+    /// and an engine that is opened on what is applied hands out what follows. Answered with
+    /// [`Action::Halt`].
     Broken {
         /// What is wrong.
         what: String,
@@ -257,7 +258,8 @@ pub enum Action {
         term: Term,
     },
     /// The log could not be read, or holds what this version does not know; or the host said
-    /// [`Event::Broken`]. It comes alone, and nothing more comes from this engine.
+    /// [`Event::Broken`]. It comes alone, and nothing more comes from this engine:
+    /// [`Engine::may_reopen`](super::Engine::may_reopen) tells whether another one may be opened in its place.
     Halt {
         /// What happened, to what.
         what: String,
@@ -419,9 +421,27 @@ impl PersistedState {
 /// Reads entries that are no longer in memory.
 pub trait LogReader: Send {
     /// Entries `[low, high)`, at least one, stopping once `max_bytes` are exceeded.
-    fn entries(&self, low: Lsn, high: Lsn, max_bytes: u64) -> Result<RawEntries, String>;
+    fn entries(&self, low: Lsn, high: Lsn, max_bytes: u64) -> Result<RawEntries, LogReadError>;
     /// Term of one entry.
-    fn term(&self, lsn: Lsn) -> Result<Term, String>;
+    fn term(&self, lsn: Lsn) -> Result<Term, LogReadError>;
+}
+
+/// Why entries could not be read.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LogReadError {
+    /// The operating system refused: the same may work later, and nothing is known to be damaged.
+    #[error("{0}")]
+    Unreadable(String),
+    /// Entries are missing, or are not what was written.
+    #[error("{0}")]
+    Damaged(String),
+}
+
+impl LogReadError {
+    /// Whether the same may work later.
+    pub fn is_unreadable(&self) -> bool {
+        matches!(self, LogReadError::Unreadable(_))
+    }
 }
 
 /// Entries as the log stores them; opaque outside this crate.

@@ -49,7 +49,7 @@ mod tests;
 
 pub use config::{Config, OpenError};
 pub use event::{
-    Action, Committed, Event, LogFloor, LogReader, Persist, PersistedState, RawEntries,
+    Action, Committed, Event, LogFloor, LogReadError, LogReader, Persist, PersistedState, RawEntries,
     ReadFailure, RejectReason, Role, Ticket,
 };
 pub use membership::{ChangeRefused, MAX_PROMOTION_LAG, Membership, MembershipChange};
@@ -124,6 +124,7 @@ pub struct Engine {
     /// The only member, with a vote.
     alone: bool,
     halted: bool,
+    may_reopen: bool,
 }
 
 impl Engine {
@@ -196,10 +197,14 @@ impl Engine {
             alone: membership.is_only(config.id),
             config,
             halted: false,
+            may_reopen: false,
         };
         engine.fix_election_timeout();
         match engine.raw.store().take_failure() {
-            Some(what) => Err(OpenError::Unreadable(what)),
+            Some(failure) => Err(match failure.may_pass {
+                true => OpenError::Unreadable(failure.what),
+                false => OpenError::Damaged(failure.what),
+            }),
             None => Ok(engine),
         }
     }
@@ -281,7 +286,8 @@ impl Engine {
                 self.snapshot_installed(checkpoint, &mut actions);
             }
             Event::InstallFailed { checkpoint } => self.install_failed(checkpoint, &mut actions),
-            Event::Broken { what } => self.raw.store().fail(what),
+            // What is in the log is whole: only the host was handed something else.
+            Event::Broken { what } => self.raw.store().fail_for(what, true),
         }
         self.fix_election_timeout();
         self.drain_ready(&mut actions);
@@ -290,12 +296,21 @@ impl Engine {
             self.abandon_needless(&mut actions);
         }
         actions.extend(self.snapshots.consider(self.last()));
-        if let Some(what) = self.raw.raft.raft_log.store.take_failure() {
+        if let Some(failure) = self.raw.raft.raft_log.store.take_failure() {
             self.halted = true;
+            self.may_reopen = failure.may_pass;
             // What was decided on an unreadable log does not get out.
-            actions = vec![Action::Halt { what }];
+            actions = vec![Action::Halt { what: failure.what }];
         }
         actions
+    }
+
+    /// After [`Action::Halt`]: whether another engine may be opened on the same log and what was applied
+    /// from it. It may if the log could only not be read, or the host was handed something else than what
+    /// follows. It is of no use if the log is damaged, contradicts itself, or holds what this version does
+    /// not know: the next engine would meet the same.
+    pub fn may_reopen(&self) -> bool {
+        self.halted && self.may_reopen
     }
 
     /// Last entry of the log, persisted or not.

@@ -40,7 +40,15 @@ pub(super) struct EngineStorage {
     /// Bytes that were read for peers in this step.
     read_for_peers: Cell<u64>,
     /// The first failure to read: see the module.
-    failure: RefCell<Option<String>>,
+    failure: RefCell<Option<Failure>>,
+}
+
+/// What keeps the engine from going on.
+#[derive(Debug)]
+pub(super) struct Failure {
+    pub what: String,
+    /// Whether the same may work later.
+    pub may_pass: bool,
 }
 
 impl EngineStorage {
@@ -197,15 +205,22 @@ impl EngineStorage {
         changes
     }
 
+    /// The engine cannot go on, and another one that is opened on the same log could not either.
     pub fn fail(&self, what: String) {
-        self.failure.borrow_mut().get_or_insert(what);
+        self.fail_for(what, false);
+    }
+
+    /// The engine cannot go on. `may_pass`: whether another one might.
+    pub fn fail_for(&self, what: String, may_pass: bool) {
+        let failure = Failure { what, may_pass };
+        self.failure.borrow_mut().get_or_insert(failure);
     }
 
     pub fn has_failed(&self) -> bool {
         self.failure.borrow().is_some()
     }
 
-    pub fn take_failure(&self) -> Option<String> {
+    pub fn take_failure(&self) -> Option<Failure> {
         self.failure.borrow_mut().take()
     }
 
@@ -222,7 +237,8 @@ impl EngineStorage {
                 Vec::new()
             }
             Err(e) => {
-                self.fail(format!("reading log entries {low}..{high}: {e}"));
+                let what = format!("reading log entries {low}..{high}: {e}");
+                self.fail_for(what, e.is_unreadable());
                 Vec::new()
             }
         }
@@ -315,7 +331,8 @@ impl Storage for EngineStorage {
         }
         Ok(self.reader.term(Lsn(idx)).map_or_else(
             |e| {
-                self.fail(format!("reading the term of LSN {idx}: {e}"));
+                let what = format!("reading the term of LSN {idx}: {e}");
+                self.fail_for(what, e.is_unreadable());
                 0
             },
             |term| term.0,

@@ -241,9 +241,9 @@ impl Read for FileReader {
         let LogFile {
             file, path, faults, ..
         } = &*self.handle;
-        faults.before_read();
-        let read = file
-            .read_at(buf, self.offset)
+        let read = faults
+            .before_read()
+            .and_then(|()| file.read_at(buf, self.offset))
             .map_err(|e| named("read", path, &e))?;
         self.offset += read as u64;
         Ok(read)

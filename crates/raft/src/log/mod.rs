@@ -27,7 +27,7 @@ use raft::eraftpb::{Entry, HardState};
 use raft_engine::internals::LogQueue;
 use raft_engine::{Command, LogBatch, MessageExt, ReadableSize, RecoveryMode};
 
-use crate::engine::{LogFloor, LogReader, MAX_COMMAND_BYTES, PersistedState, RawEntries};
+use crate::engine::{LogFloor, LogReadError, LogReader, MAX_COMMAND_BYTES, PersistedState, RawEntries};
 use crate::ids::{GroupId, Lsn, Term};
 pub use fs::{Faults, LogFileSystem, write_last_words};
 pub use inspect::{Inspection, TornTail};
@@ -330,7 +330,13 @@ impl SharedLog {
     /// How many of a group's entries in `[low, high)` change nothing: those that an election appends.
     pub fn count_empty(&self, group: GroupId, low: Lsn, high: Lsn) -> Result<u64, LogError> {
         let read = self.reader(group).entries(low, high, u64::MAX);
-        let entries = read.map_err(|e| self.error(e))?;
+        let entries = read.map_err(|e| match e {
+            LogReadError::Unreadable(message) => LogError::Unreadable {
+                dir: self.config.dir.clone(),
+                message,
+            },
+            LogReadError::Damaged(message) => self.error(message),
+        })?;
         let is_empty = |entry: &&Entry| {
             entry.data.is_empty() && entry.entry_type == raft::eraftpb::EntryType::EntryNormal
         };
@@ -502,7 +508,7 @@ impl GroupReader {
     fn reading<T: Send>(
         &self,
         mut read: impl FnMut() -> raft_engine::Result<T> + Send,
-    ) -> Result<T, String> {
+    ) -> Result<T, LogReadError> {
         let mut attempt = 1;
         loop {
             let error = match on_a_fresh_thread(&mut read) {
@@ -517,7 +523,11 @@ impl GroupReader {
                 MAX_DAMAGED_ATTEMPTS
             };
             if attempt == max {
-                return Err(self.failed(error));
+                let what = self.failed(error);
+                return Err(match passing {
+                    true => LogReadError::Unreadable(what),
+                    false => LogReadError::Damaged(what),
+                });
             }
             tracing::warn!(group = %self.group, %error, attempt, "the log could not be read, trying again");
             if passing {
@@ -529,7 +539,7 @@ impl GroupReader {
 }
 
 impl LogReader for GroupReader {
-    fn entries(&self, low: Lsn, high: Lsn, max_bytes: u64) -> Result<RawEntries, String> {
+    fn entries(&self, low: Lsn, high: Lsn, max_bytes: u64) -> Result<RawEntries, LogReadError> {
         let mut entries = Vec::new();
         let max = usize::try_from(max_bytes).unwrap_or(usize::MAX);
         let region = region(self.group);
@@ -546,11 +556,13 @@ impl LogReader for GroupReader {
         Ok(RawEntries(entries))
     }
 
-    fn term(&self, lsn: Lsn) -> Result<Term, String> {
+    fn term(&self, lsn: Lsn) -> Result<Term, LogReadError> {
         let region = region(self.group);
         self.reading(|| self.engine.get_entry::<EntryIndex>(region, lsn.0))?
             .map(|entry| Term(entry.term))
-            .ok_or_else(|| self.failed(format_args!("there is no entry at LSN {lsn}")))
+            .ok_or_else(|| {
+                LogReadError::Damaged(self.failed(format_args!("there is no entry at LSN {lsn}")))
+            })
     }
 }
 

@@ -42,8 +42,11 @@ pub(super) fn run<S: StateMachine>(
         };
         if let Some(last) = entries.last() {
             let (lsn, term) = (last.lsn, last.term);
-            if let Err(gap) = follow(applied, &entries) {
-                return give_up(gap, shared);
+            if let Err(what) = follow(applied, &entries) {
+                shared.step(Event::Broken { what });
+                // Nothing more comes from the engine.
+                committed.forget();
+                continue;
             }
             if !apply(&mut machine, &entries, &mut outputs, shared) {
                 return;
@@ -52,6 +55,8 @@ pub(super) fn run<S: StateMachine>(
             shared.waiters.answer(shared.id, &entries, &mut outputs);
             shared.note_applied(lsn, term);
             shared.step(Event::Applied { lsn });
+        } else {
+            shared.reopen(&machine);
         }
         attend(&mut machine, shared);
         if maintained.elapsed() >= MAINTAIN_EVERY {
@@ -69,20 +74,13 @@ fn follow(applied: Lsn, entries: &[Committed]) -> Result<(), String> {
         if entry.lsn != next {
             return Err(format!(
                 "the entry at LSN {next} is to be applied next, and what came is the one at LSN {}: \
-                 nothing more is applied here; what lacks is in the log, for the next start",
+                 what lacks is in the log, and is applied when the group is opened again",
                 entry.lsn
             ));
         }
         next = next.next();
     }
     Ok(())
-}
-
-/// The group decides, applies and captures nothing any more.
-fn give_up<O: Send + 'static>(why: String, shared: &Shared<O>) {
-    shared.step(Event::Broken { what: why });
-    shared.attempts.close();
-    shared.attempts.finish();
 }
 
 /// Applies until it works; false if it did not work and the group is to stop.

@@ -93,6 +93,11 @@ impl Asks {
         self.closed.load(Ordering::SeqCst)
     }
 
+    /// Asks are answered again.
+    pub fn reopen(&self) {
+        self.closed.store(false, Ordering::SeqCst);
+    }
+
     /// Nobody is answered any more.
     pub fn close(&self) {
         self.closed.store(true, Ordering::SeqCst);

@@ -35,10 +35,12 @@ pub struct GroupCounters {
     pub bytes_fetched: u64,
     /// Chunks and files that did not match their checksum.
     pub corrupt: u64,
+    /// How often it was opened again after it had halted.
+    pub reopened: u64,
 }
 
 impl Counts {
-    pub fn all(&self, engine: &Engine) -> GroupCounters {
+    pub fn all(&self, engine: &Engine, reopened: u64) -> GroupCounters {
         let of = |count: &AtomicU64| count.load(Ordering::Relaxed);
         GroupCounters {
             engine: engine.counters(),
@@ -47,6 +49,7 @@ impl Counts {
             fetches_resumed: of(&self.resumed),
             bytes_fetched: of(&self.bytes_fetched),
             corrupt: of(&self.corrupt),
+            reopened,
         }
     }
 }
@@ -137,6 +140,7 @@ pub(super) fn tell(group: GroupId, counts: &GroupCounters, gauges: &Gauges) {
         ),
         ("esker_raft_snapshot_corrupt_total", counts.corrupt),
         ("esker_raft_messages_refused_total", refused),
+        ("esker_raft_reopened_total", counts.reopened),
     ] {
         counter!(name, "group" => group.clone()).absolute(value);
     }

@@ -9,7 +9,7 @@ use tokio::sync::oneshot;
 
 use super::counts::GroupCounters;
 use super::proposals::Proposal;
-use super::shared::{Addressed, Setup, Shared};
+use super::shared::{Addressed, Halted, Setup, Shared};
 use super::state_machine::{SnapshotError, StateMachine, StoredSnapshot};
 use super::waiters::Answer;
 use crate::engine::{Action, Event, Membership, RejectReason, Role, Status, Ticket};
@@ -49,10 +49,12 @@ pub enum ProposeError {
         why: String,
     },
     /// The group has halted: it decides and applies nothing until it is opened again. Nothing happened.
-    #[error("the partition has halted until the server is started again: {why}")]
+    #[error("the partition has halted{}: {why}", if *.reopens { ", and is opened again by itself" } else { "" })]
     Halted {
         /// What made it halt.
         why: String,
+        /// Whether it is opened again by itself, if the cause has passed.
+        reopens: bool,
     },
     /// Consensus refused it. Nothing happened.
     #[error("refused: {0}")]
@@ -338,10 +340,11 @@ impl<O: Send + 'static> Group<O> {
         }
     }
 
-    /// Why the group decides and applies nothing any more, if so: its log could not be read, or entries
-    /// are missing. What was acknowledged is in the log; opening the group again is the way on.
-    pub fn halted(&self) -> Option<String> {
-        self.shared.halted().map(str::to_owned)
+    /// Why the group decides and applies nothing, if so: its log could not be read, or entries are missing.
+    /// What was acknowledged is in the log. A group that is alone is opened again by itself if the cause may
+    /// pass.
+    pub fn halted(&self) -> Option<Halted> {
+        self.shared.halted()
     }
 
     /// Why entries cannot be written or applied at the moment, if so. They are tried again and again.

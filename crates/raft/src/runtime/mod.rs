@@ -37,6 +37,7 @@ mod pace;
 mod plain;
 mod proposals;
 mod queue;
+mod reopening;
 mod serving;
 mod shared;
 mod snapshots;
@@ -52,6 +53,7 @@ pub use group::{Group, GroupStatus, Guard, ProposeError, SendToPeers};
 pub(crate) use logger::raft_logger;
 pub use member::{Founding, GroupOptions};
 pub use node::{Node, NodeError};
+pub use shared::Halted;
 pub use plain::{InMemory, Plain, PlainCapture, Writing, capture_clone};
 pub use state_machine::{
     ApplyError, Capture, RemoveFiles, SnapshotData, SnapshotDir, SnapshotError, SnapshotSink,

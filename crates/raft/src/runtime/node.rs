@@ -14,6 +14,7 @@ use super::config::{ConfigError, NodeConfig};
 use super::counts::{Unread, UnreadCounts};
 use super::group::{Group, SendToPeers};
 use super::member::{Founding, GroupOptions, Member, Tag, make_ready};
+use super::reopening::Reopening;
 use super::serving::Serving;
 use super::shared::{Addressed, Setup};
 use super::snapshots::{Attempts, Permits};
@@ -99,6 +100,7 @@ impl NodeError {
     pub fn is_unreadable(&self) -> bool {
         match self {
             NodeError::Log(error) => error.is_unreadable(),
+            NodeError::Open { source, .. } => matches!(source, OpenError::Unreadable(_)),
             NodeError::Thread(_) => true,
             _ => false,
         }
@@ -261,7 +263,9 @@ impl Node {
             inner.log.reader(id),
         )
         .map_err(|source| NodeError::Open { group: id, source })?;
-        let setup = self.setup(id, engine, send, sink, None);
+        let mut setup = self.setup(id, engine, send, sink, None);
+        let config = inner.config.for_engine();
+        setup.reopening = Some(Reopening::new(inner.log.clone(), config));
         let group = self.run(Group::start(setup, machine)?);
         if membership.voters == [inner.config.id] {
             group.campaign();
@@ -384,6 +388,7 @@ impl Node {
             send,
             attempts: Attempts::new(self.inner.snapshots.clone(), sink),
             member,
+            reopening: None,
         }
     }
 

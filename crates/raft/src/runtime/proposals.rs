@@ -63,6 +63,12 @@ impl<O> Proposals<O> {
         self.durable.store(number, Ordering::Relaxed);
     }
 
+    /// Another engine gives the log its numbers from the first on, and nothing is being synced.
+    pub fn restart(&self) {
+        self.given(0);
+        self.durable(0);
+    }
+
     /// Whether something is being synced. Whoever has let a proposal wait, and then is told so, need not
     /// do more: who says [`Proposals::durable`] takes what waits afterwards, and the lock of what waits
     /// stands between the two.

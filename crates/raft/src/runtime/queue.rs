@@ -60,6 +60,11 @@ impl ApplyQueue {
         waiting.committed.retain(|entries| !entries.is_empty());
     }
 
+    /// What is queued is not applied any more.
+    pub fn forget(&self) {
+        self.waiting.lock().committed.clear();
+    }
+
     /// Adds entries; they go nowhere once the queue is closed.
     pub fn push(&self, entries: Vec<Committed>) {
         let mut waiting = self.waiting.lock();

@@ -1,7 +1,7 @@
 //! What the threads of a group share: its engine under a lock, and what its actions need.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock, Weak};
+use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 use tokio::sync::watch;
@@ -12,6 +12,7 @@ use super::group::{Guard, ProposeError, SendToPeers};
 use super::member::Member;
 use super::proposals::{Proposal, Proposals};
 use super::queue::ApplyQueue;
+use super::reopening::Reopening;
 use super::snapshots::Attempts;
 use super::waiters::{Answer, Waiter, Waiters};
 use crate::engine::{Action, Engine, Event, Membership, RejectReason, Role, Ticket};
@@ -46,10 +47,21 @@ pub(super) struct Shared<O> {
     pub(super) apply_stalled: AtomicBool,
     /// Why entries cannot be applied, as of the last try that failed.
     pub(super) stall_cause: Mutex<Option<String>>,
-    /// Why the group decides and applies nothing any more, if so.
-    halted: OnceLock<String>,
+    /// Why the group decides and applies nothing, if so.
+    halted: Mutex<Option<Halted>>,
+    /// Of a group that may be opened again.
+    pub(super) reopening: Option<Reopening>,
     pub(super) stopping: AtomicBool,
     this: Weak<Shared<O>>,
+}
+
+/// Why a group decides and applies nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Halted {
+    /// What made it halt.
+    pub why: String,
+    /// Whether the group is opened again by itself. If not, the cause does not pass.
+    pub reopens: bool,
 }
 
 impl<O: Send + 'static> Shared<O> {
@@ -75,7 +87,8 @@ impl<O: Send + 'static> Shared<O> {
             applied: watch::Sender::new((applied, Term(0))),
             apply_stalled: AtomicBool::new(false),
             stall_cause: Mutex::default(),
-            halted: OnceLock::new(),
+            halted: Mutex::default(),
+            reopening: setup.reopening,
             stopping: AtomicBool::new(false),
             this: this.clone(),
         })
@@ -84,6 +97,9 @@ impl<O: Send + 'static> Shared<O> {
     /// Steps the engine and carries out what it says, in order.
     pub(super) fn step(&self, event: Event) {
         let mut engine = self.engine.lock();
+        if let Some(reopening) = &self.reopening {
+            reopening.note(&event);
+        }
         let actions = engine.step(event);
         self.carry_out(&mut engine, actions);
     }
@@ -252,9 +268,12 @@ impl<O: Send + 'static> Shared<O> {
                     self.applied.send_modify(|_| {});
                 }
                 Action::Halt { what } => {
-                    tracing::error!(group = %self.id, what, "the group has halted");
-                    // The first cause stays.
-                    let _ = self.halted.set(what);
+                    let reopens = self.reopening.is_some() && engine.may_reopen();
+                    tracing::error!(group = %self.id, what, reopens, "the group has halted");
+                    self.halt(what, reopens);
+                    if let Some(reopening) = &self.reopening {
+                        reopening.halted();
+                    }
                     self.waiters.fail_all(&ProposeError::Unknown);
                     self.asks.close();
                     // Those who wait for progress look again.
@@ -329,23 +348,43 @@ impl<O: Send + 'static> Shared<O> {
         }
     }
 
-    /// Why the group decides and applies nothing any more, if so.
-    pub(super) fn halted(&self) -> Option<&str> {
-        self.halted.get().map(String::as_str)
+    /// Why the group decides and applies nothing, if so.
+    pub(super) fn halted(&self) -> Option<Halted> {
+        self.halted.lock().clone()
+    }
+
+    pub(super) fn halt(&self, why: String, reopens: bool) {
+        *self.halted.lock() = Some(Halted { why, reopens });
+    }
+
+    /// Whether the group has halted for a cause that may pass.
+    pub(super) fn may_reopen(&self) -> bool {
+        self.halted.lock().as_ref().is_some_and(|h| h.reopens)
+    }
+
+    /// Another engine takes the place of the one that has halted. It is told `first` before anything else.
+    pub(super) fn replace_engine(&self, new: Engine, first: Vec<Event>) {
+        let mut engine = self.engine.lock();
+        *engine = new;
+        self.proposals.restart();
+        self.asks.reopen();
+        *self.halted.lock() = None;
+        for event in first {
+            let actions = engine.step(event);
+            self.carry_out(&mut engine, actions);
+        }
     }
 
     /// Whether nothing that somebody waits for comes any more.
     pub(super) fn is_over(&self) -> bool {
-        self.stopping.load(Ordering::Relaxed) || self.halted.get().is_some()
+        self.stopping.load(Ordering::Relaxed) || self.halted.lock().is_some()
     }
 
     /// Why the engine neither accepted nor rejected a proposal.
     pub(super) fn no_verdict(&self) -> ProposeError {
         match self.halted() {
             _ if self.stopping.load(Ordering::Relaxed) => ProposeError::stopping(),
-            Some(why) => ProposeError::Halted {
-                why: why.to_owned(),
-            },
+            Some(Halted { why, reopens }) => ProposeError::Halted { why, reopens },
             None => ProposeError::stopping(),
         }
     }
@@ -359,7 +398,13 @@ impl<O: Send + 'static> Shared<O> {
     }
 
     pub(super) fn counters(&self) -> GroupCounters {
-        self.counts.all(&self.engine.lock())
+        self.counters_of(&self.engine.lock())
+    }
+
+    fn counters_of(&self, engine: &Engine) -> GroupCounters {
+        let reopened = self.reopening.as_ref();
+        let reopened = reopened.map_or(0, |r| r.count.load(Ordering::Relaxed));
+        self.counts.all(engine, reopened)
     }
 
     pub(super) fn tick(&self) {
@@ -392,7 +437,7 @@ impl<O: Send + 'static> Shared<O> {
                 floor: engine.floor().0,
                 above_floor: engine.last().0.saturating_sub(engine.floor().0),
             };
-            (self.counts.all(&engine), gauges)
+            (self.counters_of(&engine), gauges)
         };
         counts::tell(self.id, &counters, &gauges);
     }
@@ -474,4 +519,6 @@ pub(super) struct Setup {
     pub send: SendToPeers,
     pub attempts: Attempts,
     pub member: Option<Member>,
+    /// Of a group that may be opened again after it has halted.
+    pub reopening: Option<Reopening>,
 }

@@ -5,6 +5,7 @@
 //! - [`restart`]: what is there after a restart; compaction, purge, stop;
 //! - [`damaged`]: snapshots that rot where they are stored;
 //! - [`faults`]: full disks, failed syncs, damaged logs, state machines that cannot apply;
+//! - [`reopening`]: groups that have halted, and go on;
 //! - [`members`]: groups of several members, for those that follow;
 //! - [`founding`]: which starts may begin a group, and which may not;
 //! - [`installing`]: a state that is replaced by a peer's snapshot, or cannot be;
@@ -28,6 +29,7 @@ mod machine;
 mod members;
 mod power;
 mod purging;
+mod reopening;
 mod restart;
 mod serving;
 mod snapshots;

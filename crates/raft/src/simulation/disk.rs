@@ -9,7 +9,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use raft::eraftpb::{Entry, EntryType, HardState};
 
-use crate::engine::{LogFloor, LogReader, Persist, PersistedState, RawEntries};
+use crate::engine::{LogFloor, LogReadError, LogReader, Persist, PersistedState, RawEntries};
 use crate::ids::{Lsn, Term};
 
 /// Something to be written.
@@ -119,11 +119,11 @@ fn is_change(entry: &Entry) -> bool {
 }
 
 impl LogReader for Log {
-    fn entries(&self, low: Lsn, high: Lsn, max_bytes: u64) -> Result<RawEntries, String> {
+    fn entries(&self, low: Lsn, high: Lsn, max_bytes: u64) -> Result<RawEntries, LogReadError> {
         let durable = self.0.lock();
         let (mut read, mut bytes) = (Vec::new(), 0);
         for lsn in low.0..high.0 {
-            let entry = durable.at(lsn).ok_or("no such entry")?;
+            let entry = durable.at(lsn).ok_or_else(|| missing(lsn))?;
             bytes += entry.data.len() as u64;
             if bytes > max_bytes && !read.is_empty() {
                 break;
@@ -133,8 +133,12 @@ impl LogReader for Log {
         Ok(RawEntries(read))
     }
 
-    fn term(&self, lsn: Lsn) -> Result<Term, String> {
+    fn term(&self, lsn: Lsn) -> Result<Term, LogReadError> {
         let term = self.term_at(lsn);
-        term.ok_or_else(|| format!("no entry at LSN {lsn}"))
+        term.ok_or_else(|| missing(lsn.0))
     }
+}
+
+fn missing(lsn: u64) -> LogReadError {
+    LogReadError::Damaged(format!("no entry at LSN {lsn}"))
 }

@@ -171,7 +171,7 @@ pub const PROBLEMS: &[(&str, bool, &str)] = &[
     (
         "partition_halted",
         false,
-        "A partition's log could not be read: it takes no appends until the server is started again.",
+        "A partition decides and applies nothing: its log could not be read, or is damaged. If the cause may pass, the partition is opened again by itself; the problem says so.",
     ),
 ];
 

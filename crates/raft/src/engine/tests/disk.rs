@@ -128,15 +128,16 @@ impl Disk {
 }
 
 impl LogReader for Disk {
-    fn entries(&self, low: Lsn, high: Lsn, max_bytes: u64) -> Result<RawEntries, String> {
+    fn entries(&self, low: Lsn, high: Lsn, max_bytes: u64) -> Result<RawEntries, LogReadError> {
         let mut written = self.0.lock();
         written.reads += 1;
         let (mut read, mut bytes) = (Vec::new(), 0);
         for lsn in low.0..high.0 {
             if written.unreadable == Some(lsn) {
-                return Err(format!("bad sector below entry {lsn}"));
+                let what = format!("bad sector below entry {lsn}");
+                return Err(LogReadError::Unreadable(what));
             }
-            let entry = written.entries.get(&lsn).ok_or("no such entry")?;
+            let entry = written.entries.get(&lsn).ok_or_else(missing)?;
             read.push(entry.clone());
             bytes += entry.data.len() as u64;
             if bytes > max_bytes {
@@ -147,13 +148,17 @@ impl LogReader for Disk {
         Ok(RawEntries(read))
     }
 
-    fn term(&self, lsn: Lsn) -> Result<Term, String> {
+    fn term(&self, lsn: Lsn) -> Result<Term, LogReadError> {
         let mut written = self.0.lock();
         written.reads += 1;
         if written.unreadable == Some(lsn.0) {
-            return Err("bad sector".to_owned());
+            return Err(LogReadError::Unreadable("bad sector".to_owned()));
         }
-        let entry = written.entries.get(&lsn.0).ok_or("no such entry")?;
+        let entry = written.entries.get(&lsn.0).ok_or_else(missing)?;
         Ok(Term(entry.term))
     }
+}
+
+fn missing() -> LogReadError {
+    LogReadError::Damaged("no such entry".to_owned())
 }

@@ -58,6 +58,7 @@ struct State {
     allocate_fails: bool,
     sync_fails: bool,
     delete_fails: bool,
+    reads_fail: bool,
     sync_stall: Duration,
     sync_held: bool,
     /// Syncs that wait because they are held.
@@ -161,19 +162,30 @@ impl Faults {
         self.set(|state| state.sync_held = hold);
     }
 
+    /// Whether reads of files fail, with an I/O error.
+    pub fn fail_reads(&self, fail: bool) {
+        self.set(|state| state.reads_fail = fail);
+    }
+
     /// Runs once, on the thread that reads, before the next read of a file. What is done there happens
     /// after the log has looked up where the entries are, and before it reads them.
     pub fn before_next_read(&self, run: impl FnOnce() + Send + 'static) {
         self.set(|state| state.before_read = Some(Box::new(run)));
     }
 
-    pub(super) fn before_read(&self) {
+    pub(super) fn before_read(&self) -> io::Result<()> {
         if self.inert() {
-            return;
+            return Ok(());
         }
-        let run = self.shared.state.lock().before_read.take();
+        let mut state = self.shared.state.lock();
+        let (run, fails) = (state.before_read.take(), state.reads_fail);
+        drop(state);
         if let Some(run) = run {
             run();
+        }
+        match fails {
+            true => Err(Errno::IO.into()),
+            false => Ok(()),
         }
     }
 

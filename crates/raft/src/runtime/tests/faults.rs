@@ -224,11 +224,12 @@ fn a_group_whose_log_cannot_be_read_stops_and_says_so_to_those_who_wait() {
     stores[0].fail_applies(0);
     wait_for("what was handed out is applied", || !group.status().stalled);
     let refused = group.propose("refused".into()).unwrap_err();
-    let ProposeError::Halted { why } = &refused else {
+    let ProposeError::Halted { why, reopens } = &refused else {
         panic!("{refused}");
     };
     assert!(refused.has_no_side_effects());
-    assert_eq!(group.halted().as_ref(), Some(why));
+    assert!(!reopens, "damage does not pass: {why}");
+    assert_eq!(group.halted().map(|halted| halted.why).as_ref(), Some(why));
     assert!(group.status().halted && !other.status().halted);
     // Whoever asks for something else from here on is answered too.
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -255,7 +256,7 @@ fn a_group_whose_log_cannot_be_read_stops_and_says_so_to_those_who_wait() {
 }
 
 /// Overwrites the contents of the log's files, in place.
-fn damage(dir: &Path) {
+pub(super) fn damage(dir: &Path) {
     for file in std::fs::read_dir(dir).unwrap() {
         let path = file.unwrap().path();
         if path.extension().is_some_and(|e| e == "raftlog") {

@@ -1,0 +1,252 @@
+//! Opening the engine of a halted group again, in place.
+//!
+//! An engine halts when it cannot read its log, or when its host was handed something else than what
+//! follows. What was acknowledged is in the log all the same, and the state machine has a prefix of it. So
+//! if the cause may pass, the apply thread, which owns the state machine, opens another engine on both, as
+//! a start would, and the group goes on: reads never saw it, and those who waited were answered that the
+//! outcome is unknown. Other groups do not notice.
+//!
+//! In this order: everything that was handed out is applied; the log's writer has written what the engine
+//! before had asked for, and nothing of it is reported any more; the log's state is read; the engine is
+//! replaced under its lock and told what the one before was told. Nothing is written by it, so a crash
+//! anywhere leaves what a crash of a halted group leaves.
+//!
+//! Attempts have no number, and a rate: the first after a second, and each further one after twice as
+//! long, up to a minute. What an attempt costs is reading a few entries.
+//!
+//! What does not pass is left: a log that is damaged, that contradicts itself, or that holds what this
+//! version does not know. So is a group that has others: they go on without this member, and have to hear
+//! that it is gone.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+use super::shared::Shared;
+use super::state_machine::StateMachine;
+use crate::engine::{Config, Engine, Event, OpenError};
+use crate::ids::{Lsn, Term};
+use crate::log::SharedLog;
+
+/// A halted group is opened again after so long, twice as long after each further halt or failure...
+const FIRST_RETRY: Duration = Duration::from_secs(1);
+/// ...up to this: an attempt is a few reads.
+const LAST_RETRY: Duration = Duration::from_secs(60);
+/// A group that has been open for so long waits for [`FIRST_RETRY`] again when it halts.
+const WELL_AFTER: Duration = Duration::from_secs(600);
+/// How long the log's writer is waited for. It may be waiting for space.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// What it takes to open the engine of a group again.
+pub(super) struct Reopening {
+    pub log: SharedLog,
+    pub config: Config,
+    told: Mutex<Told>,
+    backoff: Mutex<Backoff>,
+    /// How often it was opened again.
+    pub count: AtomicU64,
+}
+
+/// What the host has told the engine, and would tell it again after a start.
+#[derive(Clone, Copy, Default)]
+struct Told {
+    keep_from: Option<Lsn>,
+    /// The newest snapshot, and the term of its last entry.
+    newest: Option<(Lsn, Term)>,
+}
+
+/// When a halted group is opened again.
+#[derive(Debug, Default)]
+struct Backoff {
+    failures: u32,
+    not_before: Option<Instant>,
+    opened: Option<Instant>,
+}
+
+impl Backoff {
+    fn halted(&mut self, now: Instant) {
+        let is_well = |at: Instant| now.saturating_duration_since(at) >= WELL_AFTER;
+        if self.opened.is_none_or(is_well) {
+            self.failures = 0;
+        }
+        self.failed(now);
+    }
+
+    fn failed(&mut self, now: Instant) {
+        let doubled = FIRST_RETRY.saturating_mul(1 << self.failures.min(16));
+        self.failures = self.failures.saturating_add(1);
+        self.not_before = Some(now + doubled.min(LAST_RETRY));
+    }
+
+    fn is_due(&self, now: Instant) -> bool {
+        self.not_before.is_none_or(|at| at <= now)
+    }
+
+    fn opened(&mut self, now: Instant) {
+        self.opened = Some(now);
+    }
+}
+
+/// Why a group is not open again.
+enum Failure {
+    /// It is tried again.
+    Passing(String),
+    /// It would end in the same way.
+    Lasting(String),
+}
+
+impl Reopening {
+    pub fn new(log: SharedLog, config: Config) -> Reopening {
+        Reopening {
+            log,
+            config,
+            told: Mutex::default(),
+            backoff: Mutex::default(),
+            count: AtomicU64::new(0),
+        }
+    }
+
+    /// The engine is told this.
+    pub fn note(&self, event: &Event) {
+        match event {
+            Event::KeepFrom { lsn } => self.told.lock().keep_from = Some(*lsn),
+            Event::SnapshotTaken {
+                last_included_index: lsn,
+                term,
+                ..
+            } => {
+                let newest = &mut self.told.lock().newest;
+                *newest = (*newest).max(Some((*lsn, *term)));
+            }
+            _ => {}
+        }
+    }
+
+    /// Halts and attempts that failed, in a row.
+    #[cfg(test)]
+    pub fn failures(&self) -> u32 {
+        self.backoff.lock().failures
+    }
+
+    /// The group has halted.
+    pub fn halted(&self) {
+        self.backoff.lock().halted(Instant::now());
+    }
+
+    /// What an engine is told when it is opened, in order.
+    fn first_events(&self, is_sole_voter: bool) -> Vec<Event> {
+        let told = *self.told.lock();
+        let keep_from = told.keep_from.map(|lsn| Event::KeepFrom { lsn });
+        let newest = told.newest.map(|(lsn, term)| Event::SnapshotTaken {
+            last_included_index: lsn,
+            term,
+            peers: None,
+        });
+        let campaign = is_sole_voter.then_some(Event::Campaign);
+        keep_from.into_iter().chain(newest).chain(campaign).collect()
+    }
+}
+
+impl<O: Send + 'static> Shared<O> {
+    /// If the group has halted for a cause that may pass, and it is time: opens it again. The caller owns
+    /// the state machine, and has applied everything that it was handed.
+    pub(super) fn reopen<S: StateMachine<Output = O>>(&self, machine: &S) {
+        let Some(reopening) = self.reopening.as_ref().filter(|_| self.may_reopen()) else {
+            return;
+        };
+        if self.stopping.load(Ordering::Relaxed)
+            || !reopening.backoff.lock().is_due(Instant::now())
+        {
+            return;
+        }
+        match self.open_again(reopening, machine) {
+            Ok(()) => {
+                reopening.backoff.lock().opened(Instant::now());
+                reopening.count.fetch_add(1, Ordering::Relaxed);
+                tracing::warn!(
+                    group = %self.id,
+                    applied = %machine.applied(),
+                    "the group was opened again and goes on"
+                );
+            }
+            Err(Failure::Passing(error)) => {
+                tracing::warn!(group = %self.id, error, "a halted group is not open yet; tried again");
+                reopening.backoff.lock().failed(Instant::now());
+            }
+            Err(Failure::Lasting(error)) => {
+                tracing::error!(group = %self.id, error, "a halted group cannot be opened again");
+                self.halt(format!("it cannot be opened again: {error}"), false);
+            }
+        }
+    }
+
+    fn open_again<S: StateMachine<Output = O>>(
+        &self,
+        reopening: &Reopening,
+        machine: &S,
+    ) -> Result<(), Failure> {
+        if !self.writer.flush(FLUSH_TIMEOUT) {
+            let why = self.writer.stall_cause();
+            let why = why.unwrap_or_else(|| "it is busy".to_owned());
+            return Err(Failure::Passing(format!("the log is not written: {why}")));
+        }
+        let state = reopening.log.state(self.id).map_err(|e| {
+            let what = e.to_string();
+            match e.is_unreadable() {
+                true => Failure::Passing(what),
+                false => Failure::Lasting(what),
+            }
+        })?;
+        let membership = machine.membership();
+        let config = reopening.config.clone();
+        let reader = reopening.log.reader(self.id);
+        let opened = Engine::open(config, state, machine.applied(), &membership, reader);
+        let engine = opened.map_err(|e| match e {
+            OpenError::Unreadable(what) => Failure::Passing(what),
+            other => Failure::Lasting(other.to_string()),
+        })?;
+        let is_sole_voter = membership.voters == [self.node];
+        self.replace_engine(engine, reopening.first_events(is_sole_voter));
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_halted_group_is_opened_again_after_1_2_4_8_16_32_and_every_60_seconds() {
+        let started = Instant::now();
+        let mut backoff = Backoff::default();
+        backoff.halted(started);
+        let mut tries = Vec::new();
+        for second in 0..250 {
+            let now = started + Duration::from_secs(second);
+            if backoff.is_due(now) {
+                tries.push(second);
+                backoff.failed(now);
+            }
+        }
+        assert_eq!(tries, [1, 3, 7, 15, 31, 63, 123, 183, 243]);
+    }
+
+    #[test]
+    fn a_group_that_halts_again_at_once_waits_longer_and_one_that_was_well_does_not() {
+        let mut now = Instant::now();
+        let mut backoff = Backoff::default();
+        backoff.halted(now);
+        for wait in [1, 2, 4] {
+            let due = now + Duration::from_secs(wait);
+            assert!(!backoff.is_due(due - Duration::from_millis(1)) && backoff.is_due(due));
+            now = due;
+            backoff.opened(now);
+            backoff.halted(now);
+        }
+        backoff.opened(now);
+        now += WELL_AFTER;
+        backoff.halted(now);
+        assert!(backoff.is_due(now + FIRST_RETRY));
+    }
+}
