@@ -15,6 +15,7 @@ mod input;
 mod interrupts;
 mod json;
 mod output_file;
+mod restart;
 mod server_cmd;
 mod snapshot_cmd;
 mod state_cmd;

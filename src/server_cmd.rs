@@ -1,16 +1,18 @@
 //! `esker server`.
 
 use std::io::{IsTerminal as _, Write as _};
+use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
-use esker_server::config::{self, BOOTSTRAP_VARIABLE, Config, Overrides};
+use esker_server::config::{self, BOOTSTRAP_VARIABLE, Config, ConfigError, Loaded, Overrides};
 use esker_server::{Server, server, telemetry};
 use rustix::fs::Mode;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::exit::Failure;
+use crate::restart;
 use crate::snapshot_cmd::REPOSITORY_VARIABLE;
 use crate::stream_cmd::SERVER_VARIABLE;
 use crate::stream_cmd::connection::DEFAULT_SERVER;
@@ -39,6 +41,17 @@ pub struct Args {
     /// does not outlive it, however that ends.
     #[arg(long, hide = true)]
     until_stdin_closes: bool,
+
+    /// Where the process listened that has replaced itself by this one.
+    #[arg(long, hide = true, value_delimiter = ',', require_equals = true)]
+    restarted: Vec<SocketAddr>,
+}
+
+/// How a server ended.
+enum Ended {
+    Stopped,
+    /// The process is to be started again, and to listen there.
+    ForRestart(Vec<SocketAddr>),
 }
 
 /// What an empty data directory means.
@@ -70,15 +83,35 @@ impl Bootstrap {
 pub fn run(args: &Args) -> Result<(), Failure> {
     let served = serve(args);
     telemetry::flush_logs();
-    served
+    match served? {
+        Ended::Stopped => Ok(()),
+        Ended::ForRestart(addresses) => {
+            let error = restart::replace_process(&addresses);
+            Err(
+                Failure::wrong("io", format!("starting the server again: {error}"))
+                    .advise("start it by hand: what was acknowledged is in the data directory"),
+            )
+        }
+    }
 }
 
-fn serve(args: &Args) -> Result<(), Failure> {
+fn load(args: &Args) -> Result<Loaded, ConfigError> {
     // Those are meant for `esker stream` and `esker snapshot`.
     let environment = config::environment()
         .filter(|(name, _)| name != SERVER_VARIABLE && name != REPOSITORY_VARIABLE);
-    let loaded =
-        config::load(&args.overrides, environment).map_err(|e| Failure::usage(e.code(), e))?;
+    let mut loaded = config::load(&args.overrides, environment)?;
+    let mut before = args.restarted.iter();
+    if let Some(address) = before.next() {
+        loaded.config.listen = *address;
+    }
+    if let Some(address) = before.next() {
+        loaded.config.state.listen = Some(*address);
+    }
+    Ok(loaded)
+}
+
+fn serve(args: &Args) -> Result<Ended, Failure> {
+    let loaded = load(args).map_err(|e| Failure::usage(e.code(), e))?;
     // What the server keeps is nobody else's: files get 0600, directories 0700.
     rustix::process::umask(Mode::RWXG | Mode::RWXO);
     telemetry::start_logs(&loaded.config.logs);
@@ -86,11 +119,15 @@ fn serve(args: &Args) -> Result<(), Failure> {
         tracing::warn!("{warning}");
     }
     let bootstrap = args.bootstrap.and_then(Bootstrap::said);
+    // A process that goes on from another one begins nothing; a restore was for the start before, which
+    // the data directory remembers as long as the option stays.
+    let bootstrap =
+        bootstrap.filter(|said| args.restarted.is_empty() || *said == server::Bootstrap::Restore);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .map_err(|e| Failure::wrong("io", format!("starting the runtime: {e}")))?;
-    runtime.block_on(async {
+    let ended = runtime.block_on(async {
         let mut interrupt = signal(SignalKind::interrupt()).map_err(signals)?;
         let mut terminate = signal(SignalKind::terminate()).map_err(signals)?;
         let server = tokio::select! {
@@ -98,23 +135,65 @@ fn serve(args: &Args) -> Result<(), Failure> {
                 server.map_err(|e| Failure::wrong(e.code(), e))?
             }
             // Nothing was promised yet.
-            _ = interrupt.recv() => return Ok(()),
-            _ = terminate.recv() => return Ok(()),
+            _ = interrupt.recv() => return Ok(Ended::Stopped),
+            _ = terminate.recv() => return Ok(Ended::Stopped),
         };
         announce(&server, &loaded.config, args);
         warn_of_others(&loaded.config.data_dir);
-        tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
-            () = stdin_closed(), if args.until_stdin_closes => {}
+        let cause = tokio::select! {
+            _ = interrupt.recv() => None,
+            _ = terminate.recv() => None,
+            () = stdin_closed(), if args.until_stdin_closes => None,
+            cause = server.restart_wanted(|| change_of(&loaded.config, args)) => Some(cause),
+        };
+        let Some(cause) = cause else {
+            telemetry::write_line(
+                "stopping: waiting for what is in flight; once more to stop at once",
+            );
+            return tokio::select! {
+                () = server.stop() => Ok(Ended::Stopped),
+                _ = interrupt.recv() => Ok(Ended::Stopped),
+                _ = terminate.recv() => Ok(Ended::Stopped),
+            };
+        };
+        telemetry::write_line(&format!("restarting: {cause}"));
+        let addresses = [Some(server.address()), server.state_address()];
+        let addresses = addresses.into_iter().flatten().collect();
+        let mut stop = std::pin::pin!(server.stop_for_restart());
+        let mut signals = 0;
+        loop {
+            tokio::select! {
+                biased;
+                _ = interrupt.recv() => signals += 1,
+                _ = terminate.recv() => signals += 1,
+                () = &mut stop => break,
+            }
+            if signals == 2 {
+                return Ok(Ended::Stopped);
+            }
         }
-        telemetry::write_line("stopping: waiting for what is in flight; once more to stop at once");
-        tokio::select! {
-            () = server.stop() => Ok(()),
-            _ = interrupt.recv() => Ok(()),
-            _ = terminate.recv() => Ok(()),
-        }
-    })
+        // Whoever stops the server wants it stopped.
+        Ok(match signals {
+            0 => Ended::ForRestart(addresses),
+            _ => Ended::Stopped,
+        })
+    });
+    if matches!(ended, Ok(Ended::ForRestart(_))) {
+        // What still runs on it is not waited for.
+        runtime.shutdown_background();
+    }
+    ended
+}
+
+/// Why the next start would be another one than this one's, if so.
+fn change_of(config: &Config, args: &Args) -> Result<(), String> {
+    match load(args) {
+        Ok(now) if now.config == *config => Ok(()),
+        Ok(_) => Err("the configuration has changed since the start".to_owned()),
+        Err(error) => Err(format!(
+            "the configuration cannot be used any more: {error}"
+        )),
+    }
 }
 
 /// Says where it serves, and to a person also what to try.

@@ -16,6 +16,7 @@
 //! incarnations.json  which starts of this directory have put snapshots
 //! bootstrap.json   that --bootstrap restore was said for a start that has served
 //! destination.json where they were put, and the id of the marker there
+//! restarts.json    which restarts the node has asked for itself
 //! rates.json       how fast this node was at its last recovery
 //! ```
 //!

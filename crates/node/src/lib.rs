@@ -29,6 +29,7 @@ pub mod node;
 pub mod position;
 pub mod read;
 pub mod recovery;
+mod restarts;
 pub mod snapshots;
 mod space;
 pub mod state;

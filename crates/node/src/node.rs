@@ -20,6 +20,7 @@ use crate::counters;
 use crate::data_dir::{DataDir, Identity};
 use crate::error::{Error, StartError};
 use crate::recovery;
+use crate::restarts::{self, Restarts};
 use crate::snapshots::{Bootstrap, CreatedSnapshot, SnapshotOptions, Snapshots, Uploader};
 use crate::space::Space;
 use crate::state::keeper::Keeper;
@@ -158,6 +159,7 @@ pub(crate) struct Inner {
     pub space: Space,
     /// Basins of streams that the catalog did not know when this start began to serve.
     pub unknown_basins: Mutex<Vec<UnknownBasin>>,
+    pub restarts: Restarts,
     /// Holds the lock on the data directory.
     pub data_dir: DataDir,
 }
@@ -184,6 +186,7 @@ impl Node {
         })?;
         let uploader = Uploader::start(&inner);
         let keeper = Keeper::start(&inner);
+        restarts::watch_for_needs(&inner);
         Ok(Node {
             state: StateStore::new(inner.clone()),
             keeper: Arc::new(keeper),
@@ -269,14 +272,19 @@ impl Node {
             }
             if group.status().stalled {
                 let why = self.inner.stall_cause(partition);
-                return Err(match self.inner.damaged_partition() {
-                    None => format!("partition {partition} cannot be written: {why}"),
-                    Some(damaged) => format!(
-                        "partition {partition} cannot be written: files of partition {damaged} are damaged ({why}); \
-                         restart the server: the next start recovers the partition from a copy and the log"
-                    ),
-                });
+                return Err(format!("partition {partition} cannot be written: {why}"));
             }
+        }
+        if let Some(why) = self.inner.restarts.held_back() {
+            return Err(format!(
+                "a restart is needed, and is not made by itself: {why}"
+            ));
+        }
+        if let Some(partition) = self.inner.damaged_partition() {
+            let why = self.inner.damage(partition).unwrap_or_default();
+            return Err(format!(
+                "files of partition {partition} are damaged, and the server is about to restart itself to recover it: {why}"
+            ));
         }
         Ok(())
     }
@@ -296,6 +304,16 @@ impl Node {
     /// logged by name. Then writes the database to its files, so that the next start has
     /// nothing to replay.
     pub async fn stop(&self, grace: Duration) {
+        self.stop_with(grace, self.inner.options.snapshots.on_stop)
+            .await;
+    }
+
+    /// As [`Node::stop`], without snapshots before: the node is back in a moment.
+    pub async fn stop_for_restart(&self, grace: Duration) {
+        self.stop_with(grace, false).await;
+    }
+
+    async fn stop_with(&self, grace: Duration, with_snapshots: bool) {
         let inner = &self.inner;
         inner.draining.store(true, Ordering::Relaxed);
         inner.stopping.cancel();
@@ -308,7 +326,7 @@ impl Node {
                 "appends were still in flight when the grace period ended"
             );
         }
-        if inner.options.snapshots.on_stop {
+        if with_snapshots {
             // No append waits for the disk now, and there is a time limit.
             inner.snapshots.archive.lift_pace();
             self.snapshot_before_stop(deadline).await;

@@ -13,7 +13,6 @@ use esker_partition::StreamId;
 use esker_partition::command::{DeleteIfEmpty, DropBasin, Expire, ForgetBasin, Kind, Outcome};
 use esker_partition::reader::Due;
 use esker_partition::store::Part;
-use esker_raft::log::write_last_words;
 use esker_raft::{Group, Lsn, SnapshotError, StoredSnapshot};
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
@@ -187,11 +186,6 @@ fn keep_log_short(inner: &Weak<Inner>, signal: &Signal) {
         let Some(inner) = inner.upgrade() else {
             return;
         };
-        if let Some(why) = inner.store.fatal()
-            && inner.look_at_free_space().is_none()
-        {
-            end_process(&inner, &why);
-        }
         let keeper = keeper.get_or_insert_with(|| LogKeeper::new(&inner));
         // Also while appends wait for the log: a flush may be what lets it be trimmed.
         if keeper.looked.is_due((), Instant::now()) {
@@ -231,17 +225,6 @@ fn keep_log_short(inner: &Weak<Inner>, signal: &Signal) {
             return;
         }
     }
-}
-
-/// RocksDB takes no write until its database is opened again, and only a start opens one.
-fn end_process(inner: &Inner, why: &str) -> ! {
-    let dir = inner.options.data_dir.display();
-    tracing::error!(%dir, why, "the database takes no writes until it is opened again; aborting. Restart: the log is replayed");
-    write_last_words(format!(
-        "The database in {dir} takes no writes until it is opened again: {why}. What was acknowledged \
-         is in the log, so this process aborts. Remove the cause, then restart: the log is replayed.\n"
-    ));
-    std::process::abort();
 }
 
 fn watch_all(inner: &Inner) -> Vec<Watched> {
@@ -379,6 +362,10 @@ impl LogKeeper {
         over.past_archived |= over.since.elapsed() >= timeout;
         let past_archived = over.past_archived;
         for (partition, one) in (0..).zip(&mut self.watched) {
+            if one.is_damaged {
+                // The copy that it is recovered from may be an older one than the newest local snapshot.
+                continue;
+            }
             let known = inner.snapshots.known[partition].lock();
             let archived = known.newest().map_or(0, |n| n.lsn);
             let past_archived = past_archived || known.failure.is_some();
@@ -510,8 +497,11 @@ impl Watched {
                 tracing::error!(
                     partition,
                     why,
-                    "a file of the database is damaged: restart the server, and the partition is recovered from a snapshot and the log"
+                    "a file of the database is damaged: the partition is recovered from a copy and the log by a restart"
                 );
+                if let Err(error) = self.part.stop_merging() {
+                    tracing::warn!(partition, %error, "the damaged files are still merged, in vain");
+                }
             }
             Err(error) => {
                 tracing::error!(partition, why, %error, "a file of the database is damaged, and that cannot be written down")

@@ -441,6 +441,10 @@ impl Reclaimer {
         if rewriting || !self.garbage.is_worth_it(files, set, Instant::now()) {
             return;
         }
+        // It would read up to the damaged block, and fail.
+        if self.part.store().damage(self.part.partition()).is_some() {
+            return;
+        }
         self.compacting.store(true, Ordering::Release);
         let garbage = self.garbage.rewrite();
         self.most_beside = set.max(files.saturating_sub(garbage));

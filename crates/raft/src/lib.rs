@@ -44,8 +44,8 @@ pub use ids::{CheckpointId, ClusterId, GroupId, Incarnation, Lineage, Lsn, NodeI
 pub use message::Envelope;
 pub use runtime::{
     ApplyError, Capture, ChangeError, ConfigError, Founding, Group, GroupCounters, GroupOptions,
-    GroupStatus, Halted, InMemory, Node, NodeConfig as Config, NodeError, Plain, ProposeError, RemoveFiles,
-    SnapshotData, SnapshotDir, SnapshotError, SnapshotSink, StateMachine, StoredSnapshot,
-    UnreadCounts, Writing, capture_clone,
+    GroupStatus, Halted, InMemory, Node, NodeConfig as Config, NodeError, Plain, ProposeError,
+    RemoveFiles, SnapshotData, SnapshotDir, SnapshotError, SnapshotSink, StateMachine,
+    StoredSnapshot, UnreadCounts, Writing, capture_clone,
 };
 pub use transport::Transport;

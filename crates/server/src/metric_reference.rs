@@ -283,6 +283,12 @@ const SECTIONS: &[Section] = &[
                 PARTITION,
                 "1 if the partition has stopped for an error. `esker status` names the cause.",
             ),
+            counter(
+                "esker_restarts_total",
+                "restarts",
+                &[],
+                "Restarts that the server has made by itself, since the data directory was made.",
+            ),
             gauge(
                 "esker_partition_last_lsn",
                 "LSN",
@@ -603,6 +609,12 @@ const SECTIONS: &[Section] = &[
                 "messages",
                 GROUP,
                 "Messages that the group refused.",
+            ),
+            counter(
+                "esker_raft_reopened_total",
+                "times",
+                GROUP,
+                "How often the group has halted and was opened again by itself.",
             ),
             counter(
                 "esker_raft_snapshots_taken_total",

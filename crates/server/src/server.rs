@@ -64,6 +64,11 @@ const PLACE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a connection that is closed for being idle has to take the end.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// What is in flight has so long when the server restarts itself.
+pub const RESTART_GRACE: Duration = Duration::from_secs(2);
+/// How long connections may take the answers that there are by then.
+const LAST_ANSWERS_TIMEOUT: Duration = Duration::from_millis(500);
+
 /// Why the server did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
@@ -201,12 +206,42 @@ impl Server {
         &self.node
     }
 
+    /// Waits until the process has to be started again, and answers why. The restart is counted by then:
+    /// [`Server::stop_for_restart`], and start the same program with the same arguments. `may_restart`
+    /// answers why the host cannot do that at the moment, if so.
+    pub async fn restart_wanted(&self, may_restart: impl Fn() -> Result<(), String>) -> String {
+        loop {
+            let cause = self.node.restart_wanted().await;
+            let noted = may_restart()
+                .and_then(|()| self.node.note_restart(&cause).map_err(|e| e.to_string()));
+            match noted {
+                Ok(()) => return cause,
+                Err(why) => self.node.hold_restart_back(format!("{cause}; {why}")),
+            }
+        }
+    }
+
     /// Stops gracefully; takes at most about twice the grace period.
     pub async fn stop(self) {
         tracing::info!("stopping");
         self.stop.cancel();
         // Sessions end because the node does; the connections that carried them end then.
         self.node.stop(self.grace).await;
+        self.end_connections().await;
+    }
+
+    /// Stops as [`Server::stop`] does, in [`RESTART_GRACE`] and what it takes to close the database: what
+    /// waits for longer may be waiting for the restart.
+    pub async fn stop_for_restart(self) {
+        tracing::info!("stopping for a restart");
+        self.stop.cancel();
+        let grace = self.grace.min(RESTART_GRACE);
+        self.node.stop_for_restart(grace).await;
+        // Their last answers are on their way: whoever does not take them hears the end of the process.
+        let _ = tokio::time::timeout(LAST_ANSWERS_TIMEOUT, self.end_connections()).await;
+    }
+
+    async fn end_connections(self) {
         for accepting in self.accepting {
             // A panic in it has been reported by the panic hook.
             let _ = accepting.await;

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`lossless`] | losses that cost nothing |
 //! | [`damaged_blocks`] | damaged blocks of the database, wherever they are met |
+//! | [`running`] | damage that a running server meets, and its restart by itself |
 //! | [`lossy`] | losses that cost something: a new line, in which nothing is given out twice |
 //! | [`positions`] | what a stream says of its forks |
 //! | [`refusals`] | what a start refuses, and that it changes nothing then |
@@ -38,6 +39,7 @@ mod past;
 mod place;
 pub mod positions;
 mod refusals;
+mod running;
 mod schedule;
 mod stops;
 mod twins;

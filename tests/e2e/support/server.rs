@@ -318,6 +318,24 @@ impl Server {
         self.spawned.log.all()
     }
 
+    /// How often it began to serve: more than once if it has restarted itself.
+    pub fn starts(&self) -> usize {
+        let serves = |line: &&String| line.contains(" serves http://");
+        self.spawned.log.all().iter().filter(serves).count()
+    }
+
+    /// Waits until its status has a problem of this code; what is wrong.
+    pub async fn problem(&self, code: &str) -> String {
+        super::eventually(&format!("there is the problem {code}"), async || {
+            let status = self.http1().get("/esker/v1/status").try_send().await.ok()?;
+            let status = status.json();
+            let problems = status["problems"].as_array()?;
+            let found = problems.iter().find(|problem| problem["code"] == code)?;
+            Some(found.to_string())
+        })
+        .await
+    }
+
     /// Waits for a line that contains `text`.
     ///
     /// # Panics

@@ -55,17 +55,10 @@ pub(super) async fn find(
     let store = facts.store.as_ref().ok();
     let finding = facts.partitions.iter().map(|facts| {
         let search = Search {
-            facts,
             store,
-            data_dir,
-            archive,
             planned: planned.forks.get(&facts.partition),
-            attempts,
             accepts_loss,
-            log: facts.log.clone(),
-            tried: Vec::new(),
-            unreadable: Vec::new(),
-            damage: false,
+            ..Search::lossless(facts, data_dir, archive, attempts)
         };
         search.find()
     });
@@ -123,8 +116,30 @@ fn ancestry_of(root: Option<&CurrentRoot>) -> Vec<(LineageId, u64)> {
         .collect()
 }
 
-impl Search<'_> {
-    async fn find(mut self) -> Result<Way, StartError> {
+impl<'a> Search<'a> {
+    /// A search for copies that lead to the present, among those outside of the database.
+    pub(super) fn lossless(
+        facts: &'a PartitionFacts,
+        data_dir: &'a DataDir,
+        archive: &'a Archive,
+        attempts: &'a Attempts,
+    ) -> Search<'a> {
+        Search {
+            facts,
+            store: None,
+            data_dir,
+            archive,
+            planned: None,
+            attempts,
+            accepts_loss: false,
+            log: facts.log.clone(),
+            tried: Vec::new(),
+            unreadable: Vec::new(),
+            damage: false,
+        }
+    }
+
+    pub(super) async fn find(mut self) -> Result<Way, StartError> {
         if let Some(way) = self.database() {
             return Ok(way);
         }

@@ -230,7 +230,10 @@ fn sound<T>(read: Result<T, StoreError>) -> Result<Result<T, String>, StartError
     }
 }
 
-fn log_facts(raft: &esker_raft::Node, partition: u64) -> Result<Option<LogFacts>, StartError> {
+pub(super) fn log_facts(
+    raft: &esker_raft::Node,
+    partition: u64,
+) -> Result<Option<LogFacts>, StartError> {
     let state = log_state(raft, partition)?;
     let Some(tag) = raft.log().tag(GroupId(partition)) else {
         return Ok(None);

@@ -24,6 +24,7 @@ mod directory;
 mod last_resort;
 mod look;
 mod plan;
+mod readiness;
 mod rebuild;
 mod replay;
 mod report;
@@ -44,11 +45,13 @@ use tokio_util::sync::CancellationToken;
 use crate::data_dir::DataDir;
 use crate::error::StartError;
 use crate::node::{Inner, NodeOptions, StreamGroup};
+use crate::restarts::Restarts;
 use crate::snapshots::{Archive, LocalSnapshots, Rates, Snapshots, scan_tells};
 use crate::space::Space;
 use crate::state;
 use attempts::Attempts;
 use plan::Plan;
+pub(crate) use readiness::make_ready;
 pub use report::{PartitionRecovery, RecoveryReport};
 pub use ways::Source;
 
@@ -373,6 +376,7 @@ fn groups(
         refuses_appends: AtomicBool::new(false),
         space: Space::with_log(log_bytes),
         unknown_basins: Default::default(),
+        restarts: Restarts::open(data_dir.path())?,
         data_dir,
     };
     Ok((inner, open, report, loaded))

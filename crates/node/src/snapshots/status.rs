@@ -282,6 +282,22 @@ impl Inner {
                 "if the clock is wrong, put it right before that; if it is right now, do nothing",
             );
         }
+        if let Some(why) = inner.restarts.held_back() {
+            problems.add(
+                "restart_held_back",
+                None,
+                why,
+                "bring back a copy that the cause names, or look for a failing disk or memory; then restart the server",
+            );
+        }
+        if let Some(what) = inner.restarts.lately() {
+            problems.add(
+                "restarted",
+                None,
+                what,
+                "look at the disk and the memory of the machine; what was damaged is recovered",
+            );
+        }
         for unknown in inner.unknown_basins() {
             let counted = unknown.streams;
             let what = format!(
@@ -318,7 +334,7 @@ impl Inner {
                     "database_damaged",
                     Some(partition),
                     why,
-                    "restart the server: the next start recovers the partition from a copy and the log",
+                    "the server makes a copy ready and restarts itself, unless the problem restart_held_back tells why not",
                 );
             }
             if let Some(halted) = inner.group(partition).halted() {

@@ -12,8 +12,8 @@
 //! | a flush, a compaction, the manifest: an answer of the operating system | taken back; flushed again with back-off; RocksDB repeats compactions itself |
 //! | the same: no space | left to RocksDB, which looks for space every 5 s; [`Store::try_again`] resumes what it has given up |
 //! | anything, while RocksDB recovers from a lack of space | left: its recovery would wait for ever |
-//! | corruption | left: the partition's files are not used any more |
-//! | anything else | left; the host ends the process ([`Store::fatal`]) |
+//! | a compaction: corruption of a table that is named | taken back; the partition counts as damaged ([`Store::damage`]), and the others go on |
+//! | anything else | left; only opening the database again helps ([`Store::fatal`]) |
 //!
 //! RocksDB lets a write wait for memtables to be flushed for as long as it knows of no error. If the
 //! error was taken back, that might be for ever: the write would hold what the next flush needs. So its
@@ -30,6 +30,7 @@ use rust_rocksdb::event_listener::{
 };
 use rust_rocksdb::{ErrorKind, FlushOptions};
 
+use super::damage::names_a_table;
 use super::{Part, Store, StoreError};
 
 /// Memtables of a partition that wait to be flushed at most, beside the one that is written to.
@@ -41,6 +42,8 @@ const MAX_LEVEL0_FILES: u64 = LEVEL0_STOP as u64 - 32;
 pub(super) const LEVEL0_STOP: i32 = 160;
 /// RocksDB's own limit, which is never reached: a failed flush is tried again by switching memtables.
 pub(super) const MAX_MEMTABLES: i32 = 64;
+/// Messages of damaged tables that nobody has noted yet: more are met again by the next compaction.
+const MAX_CORRUPT: usize = 16;
 /// How often one who waits looks, if nothing wakes it.
 const LOOK_INTERVAL: Duration = Duration::from_millis(50);
 /// A flush that failed is tried again after so long, twice as long after each further failure...
@@ -92,6 +95,8 @@ struct State {
     standing: Option<String>,
     /// The same, if only opening the database again helps.
     fatal: Option<String>,
+    /// Tables that compactions have found damaged, until somebody has noted whose they are.
+    corrupt: Vec<String>,
     closed: bool,
     /// Counts what was reported.
     events: u64,
@@ -222,11 +227,17 @@ impl EventListener for Listener {
         let severity = status.severity();
         let mut state = self.0.state.lock();
         let is_answer = error.kind() == ErrorKind::IOError && !is_lack_of_space(&why);
-        if is_answer && !state.recovering {
+        // What the files of one partition have lost is no reason to refuse writes to the others.
+        let is_of_a_table =
+            error.kind() == ErrorKind::Corruption && is_compaction && names_a_table(&why);
+        if is_of_a_table && !state.corrupt.contains(&why) && state.corrupt.len() < MAX_CORRUPT {
+            state.corrupt.push(why.clone());
+        }
+        if (is_answer || is_of_a_table) && !state.recovering {
             status.reset();
         } else if severity >= StatusSeverity::KHardError {
             state.standing = Some(why.clone());
-            if severity >= StatusSeverity::KFatalError && error.kind() != ErrorKind::Corruption {
+            if severity >= StatusSeverity::KFatalError {
                 state.fatal = Some(why.clone());
             }
         }
@@ -284,9 +295,11 @@ impl Store {
 
     /// What background work met that let it fail, if that is known still.
     pub(super) fn background_failures(&self) -> Vec<String> {
-        let state = self.background.state.lock();
+        let mut state = self.background.state.lock();
+        let mut found = std::mem::take(&mut state.corrupt);
         let whys = [&state.standing, &state.compaction, &state.flush];
-        whys.into_iter().flatten().cloned().collect()
+        found.extend(whys.into_iter().flatten().cloned());
+        found
     }
 
     /// An error after which RocksDB takes no write until the database is opened again.
@@ -382,7 +395,9 @@ impl Part {
         let background = &self.store.background;
         loop {
             let events = background.events();
-            if let Some(why) = background.failing_compaction()
+            let of_damage = || self.store.damage.of(self.partition);
+            let unmerged = background.failing_compaction().or_else(of_damage);
+            if let Some(why) = unmerged
                 && self.level0_files() >= MAX_LEVEL0_FILES
             {
                 return Err(self.not_flushed(why));

@@ -3,6 +3,9 @@
 //! RocksDB tells of it in the error of whatever met it, by a file's name. What its background work
 //! meets it tells whoever writes next, whichever partition that is of: so the file decides whose
 //! damage it is, and only a read that names none is the reader's.
+//!
+//! The files of a damaged partition are not merged any more ([`Part::stop_merging`]): each attempt would
+//! read up to the damaged block and fail. What is appended to it goes to files of its own meanwhile.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -204,6 +207,18 @@ impl Checkpoint {
 }
 
 impl Part {
+    /// Files of the partition are not merged any more, until the database is opened again. Blocks for as
+    /// long as RocksDB takes to write its options down.
+    ///
+    /// # Errors
+    ///
+    /// The options cannot be written. Merging is then tried again, once a second.
+    pub fn stop_merging(&self) -> Result<(), StoreError> {
+        let off = [("disable_auto_compactions", "true")];
+        let set = self.store.db.set_options_cf(&self.cf(), &off);
+        set.map_err(|e| self.write_error("switching off the merging of files", e))
+    }
+
     /// Notes damage if that is what an error tells of.
     pub(super) fn note_damage(&self, operation: &str, met: Met, source: &rust_rocksdb::Error) {
         let message = source.as_ref();
@@ -234,6 +249,10 @@ fn table_number(name: &str) -> Option<u64> {
     let stem = name.strip_suffix(".sst")?;
     let digits = stem.rsplit('/').next()?;
     digits.parse().ok()
+}
+
+pub(super) fn names_a_table(message: &str) -> bool {
+    tables_named_in(message).next().is_some()
 }
 
 /// The numbers of the tables whose names are in a text.

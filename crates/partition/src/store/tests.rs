@@ -260,7 +260,7 @@ fn what_is_gone_or_cut_of_a_partition_is_its_damage_and_the_others_can_be_read()
 }
 
 #[test]
-fn what_background_work_meets_is_the_damage_of_the_partition_whose_file_it_is() {
+fn what_a_merge_meets_is_the_damage_of_the_partition_whose_file_it_is_and_the_others_go_on() {
     let dir = tempfile::tempdir().unwrap();
     let options = options();
     let store = Store::create(dir.path(), &options, &founding(2, &[7])).unwrap();
@@ -271,15 +271,26 @@ fn what_background_work_meets_is_the_damage_of_the_partition_whose_file_it_is() 
     drop(store);
     flip_middle(&table);
     let store = Store::open_any(dir.path(), &options).unwrap();
-    // A compaction reads the block and fails; the database then refuses every write.
-    assert!(store.part(PartitionId(2)).compact().is_err());
-    let writer = store.part(PartitionId(1));
-    let mut batch = writer.batch();
-    batch.put("a", "b");
-    let refused = batch.write().and_then(|()| writer.flush());
-    assert!(refused.is_err(), "the compaction met nothing");
+    let failed = store.part(PartitionId(2)).compact().unwrap_err();
+    assert!(failed.to_string().contains("checksum mismatch"), "{failed}");
+    // Also the damaged one takes what is appended, until it is recovered.
+    for (partition, round) in [(1, 0), (2, 0), (1, 1), (2, 1)] {
+        let writer = store.part(PartitionId(partition));
+        let mut batch = writer.batch();
+        batch.put("a", [round]);
+        batch.write().unwrap();
+        writer.flush().unwrap();
+        assert_eq!(writer.get_bytes("a", "a key").unwrap(), Some(vec![round]));
+    }
     assert_eq!(store.damage(PartitionId(1)), None);
-    assert!(store.damage(PartitionId(2)).is_some());
+    let found = store.damage(PartitionId(2)).unwrap();
+    assert!(found.contains("checksum mismatch"), "{found}");
+    assert_eq!(store.fatal(), None);
+    // It is known for as long as the database is open, also once other merges have worked.
+    store.part(PartitionId(1)).compact().unwrap();
+    store.part(PartitionId(2)).stop_merging().unwrap();
+    assert_eq!(store.damage(PartitionId(2)), Some(found));
+    store.close();
 }
 
 #[test]

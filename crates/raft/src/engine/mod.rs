@@ -49,8 +49,8 @@ mod tests;
 
 pub use config::{Config, OpenError};
 pub use event::{
-    Action, Committed, Event, LogFloor, LogReadError, LogReader, Persist, PersistedState, RawEntries,
-    ReadFailure, RejectReason, Role, Ticket,
+    Action, Committed, Event, LogFloor, LogReadError, LogReader, Persist, PersistedState,
+    RawEntries, ReadFailure, RejectReason, Role, Ticket,
 };
 pub use membership::{ChangeRefused, MAX_PROMOTION_LAG, Membership, MembershipChange};
 pub use peers::TransferStatus;

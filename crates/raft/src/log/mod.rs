@@ -27,7 +27,9 @@ use raft::eraftpb::{Entry, HardState};
 use raft_engine::internals::LogQueue;
 use raft_engine::{Command, LogBatch, MessageExt, ReadableSize, RecoveryMode};
 
-use crate::engine::{LogFloor, LogReadError, LogReader, MAX_COMMAND_BYTES, PersistedState, RawEntries};
+use crate::engine::{
+    LogFloor, LogReadError, LogReader, MAX_COMMAND_BYTES, PersistedState, RawEntries,
+};
 use crate::ids::{GroupId, Lsn, Term};
 pub use fs::{Faults, LogFileSystem, write_last_words};
 pub use inspect::{Inspection, TornTail};

@@ -53,8 +53,8 @@ pub use group::{Group, GroupStatus, Guard, ProposeError, SendToPeers};
 pub(crate) use logger::raft_logger;
 pub use member::{Founding, GroupOptions};
 pub use node::{Node, NodeError};
-pub use shared::Halted;
 pub use plain::{InMemory, Plain, PlainCapture, Writing, capture_clone};
+pub use shared::Halted;
 pub use state_machine::{
     ApplyError, Capture, RemoveFiles, SnapshotData, SnapshotDir, SnapshotError, SnapshotSink,
     StateMachine, StoredSnapshot,

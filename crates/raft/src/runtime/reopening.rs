@@ -144,7 +144,11 @@ impl Reopening {
             peers: None,
         });
         let campaign = is_sole_voter.then_some(Event::Campaign);
-        keep_from.into_iter().chain(newest).chain(campaign).collect()
+        keep_from
+            .into_iter()
+            .chain(newest)
+            .chain(campaign)
+            .collect()
     }
 }
 
@@ -155,8 +159,7 @@ impl<O: Send + 'static> Shared<O> {
         let Some(reopening) = self.reopening.as_ref().filter(|_| self.may_reopen()) else {
             return;
         };
-        if self.stopping.load(Ordering::Relaxed)
-            || !reopening.backoff.lock().is_due(Instant::now())
+        if self.stopping.load(Ordering::Relaxed) || !reopening.backoff.lock().is_due(Instant::now())
         {
             return;
         }

@@ -156,7 +156,17 @@ pub const PROBLEMS: &[(&str, bool, &str)] = &[
     (
         "database_damaged",
         false,
-        "A partition's database is not to be used by the next start.",
+        "Files of a partition's database are damaged. The server makes a copy ready, and restarts itself to recover the partition.",
+    ),
+    (
+        "restart_held_back",
+        false,
+        "The server needs a restart and does not make it by itself: there were too many of them, or no copy leads to the present.",
+    ),
+    (
+        "restarted",
+        true,
+        "The server has restarted itself in the last hour, and why.",
     ),
     (
         "disk_takes_no_writes",

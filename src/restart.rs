@@ -1,0 +1,66 @@
+//! The server's process, started again in its own place.
+//!
+//! The process replaces itself by the same program with the same arguments: it keeps its id, so whoever
+//! watches over it notices nothing, and it needs nobody who would start it again. Everything that it had
+//! open is closed by that, as by the end of a process, and the start is the one after any end.
+
+use std::ffi::OsString;
+use std::net::SocketAddr;
+use std::os::unix::process::CommandExt as _;
+use std::path::PathBuf;
+use std::process::Command;
+
+/// What tells the new process where the one before has listened: a port that was chosen by the system is
+/// to stay what it is.
+const ARGUMENT: &str = "--restarted=";
+
+/// The program that runs, also if another one has taken its place on disk.
+fn program() -> PathBuf {
+    let own = std::env::current_exe().ok().filter(|path| path.exists());
+    own.unwrap_or_else(|| "/proc/self/exe".into())
+}
+
+/// The arguments of the new process, after the program's name.
+fn arguments(own: impl Iterator<Item = OsString>, addresses: &[SocketAddr]) -> Vec<OsString> {
+    let is_kept = |argument: &OsString| {
+        let bytes = argument.as_encoded_bytes();
+        !bytes.starts_with(ARGUMENT.as_bytes())
+    };
+    let addresses: Vec<String> = addresses.iter().map(SocketAddr::to_string).collect();
+    let new = format!("{ARGUMENT}{}", addresses.join(","));
+    own.filter(is_kept).chain([new.into()]).collect()
+}
+
+/// Replaces this process. Answers why not, if that fails.
+pub fn replace_process(addresses: &[SocketAddr]) -> std::io::Error {
+    let mut own = std::env::args_os();
+    let mut command = Command::new(program());
+    if let Some(name) = own.next() {
+        command.arg0(name);
+    }
+    command.args(arguments(own, addresses)).exec()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_that_is_started_again_and_again_is_told_the_addresses_once() {
+        let own = [
+            "server",
+            "--listen",
+            "127.0.0.1:0",
+            "--set",
+            "log.segment-size=1MiB",
+        ];
+        let addresses: Vec<SocketAddr> = ["127.0.0.1:7", "[::1]:8"]
+            .map(|address| address.parse().unwrap())
+            .into();
+        let once = arguments(own.map(OsString::from).into_iter(), &addresses);
+        let told = OsString::from("--restarted=127.0.0.1:7,[::1]:8");
+        assert_eq!(once[..own.len()], own.map(OsString::from));
+        assert_eq!(once[own.len()..], [told]);
+        assert_eq!(arguments(once.clone().into_iter(), &addresses), once);
+    }
+}

@@ -1,0 +1,224 @@
+//! Damage that a running server meets: it is recovered from without anybody, and the other partitions go
+//! on.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use s2_sdk::types::{AppendInput, AppendRecord, AppendRecordBatch, CommandRecord};
+use s2_sdk::{S2, S2Stream};
+
+use super::contents::stream;
+use super::damaged_blocks::{damage_alone, snapshot_all, tables};
+use super::past::quiet;
+use super::place::{Kind, PARTITIONS, Scene};
+use crate::support::sdk;
+use crate::support::{Server, Setup, eventually};
+
+const BASIN: &str = "merged-basin";
+const KIB: usize = 1024;
+/// Batches of 900 KiB in the stream that stays.
+const KEPT: usize = 6;
+/// The same in the one that is trimmed: files are rewritten once 8 MiB, and half of all, are deleted.
+const TRIMMED: usize = 12;
+
+fn setup() -> Setup {
+    quiet().set("snapshots.num-retained=1")
+}
+
+/// What the test is about: two streams of one partition, and one of another.
+struct Streams {
+    partition: u64,
+    kept: String,
+    trimmed: String,
+    other: String,
+}
+
+impl Streams {
+    /// Makes streams until two are in one partition and one is in another.
+    async fn make(server: &Server) -> Streams {
+        let basin = sdk::basin(&server.sdk(), BASIN).await;
+        let mut found: Vec<(u64, String)> = Vec::new();
+        for number in 0..64 {
+            let name = format!("stream-{number}");
+            let before = lasts(server).await;
+            let made = sdk::stream(&basin, &name).await;
+            sdk::append(&made, ["first"]).await;
+            let after = lasts(server).await;
+            let grown = (1..=PARTITIONS).max_by_key(|p| after[*p as usize] - before[*p as usize]);
+            found.push((grown.unwrap(), format!("{BASIN}/{name}")));
+            let of = |p: u64| found.iter().filter(|(q, _)| *q == p).collect::<Vec<_>>();
+            let Some(partition) = (1..=PARTITIONS).find(|p| of(*p).len() >= 2) else {
+                continue;
+            };
+            if let Some((_, other)) = found.iter().find(|(p, _)| *p != partition) {
+                let two = of(partition);
+                return Streams {
+                    partition,
+                    kept: two[0].1.clone(),
+                    trimmed: two[1].1.clone(),
+                    other: other.clone(),
+                };
+            }
+        }
+        panic!("all streams are in one partition");
+    }
+}
+
+/// The last entry of each partition's log.
+async fn lasts(server: &Server) -> Vec<u64> {
+    let status = server.http1().get("/esker/v1/status").send().await;
+    let status = status.expect(200).json();
+    let partitions = status["partitions"].as_array().unwrap().iter();
+    partitions.map(|p| p["last"].as_u64().unwrap()).collect()
+}
+
+fn body(stream: &str, number: usize) -> String {
+    format!("{stream} {number} {}", "x".repeat(900 * KIB))
+}
+
+async fn fill(s2: &S2, name: &str, batches: usize) {
+    for number in 0..batches {
+        sdk::append(&stream(s2, name), [body(name, number)]).await;
+    }
+}
+
+/// A server that was stopped, and whose database has a damaged block that no start reads: among the
+/// records of a stream. There are whole copies, and one stream is about to be trimmed.
+async fn stopped_with_damage() -> (Scene, Streams) {
+    let scene = Scene::new(Kind::Directory, setup()).await;
+    let mut server = scene.setup.start(&scene.data()).await;
+    let streams = Streams::make(&server).await;
+    fill(&server.sdk(), &streams.kept, KEPT).await;
+    snapshot_all(&server).await;
+    let of_kept: Vec<PathBuf> = tables(&scene.data());
+    fill(&server.sdk(), &streams.trimmed, TRIMMED).await;
+    snapshot_all(&server).await;
+    sdk::append(
+        &stream(&server.sdk(), &streams.kept),
+        ["after the snapshots"],
+    )
+    .await;
+    server.stop().await;
+    let is_large = |table: &&PathBuf| std::fs::metadata(table).unwrap().len() > 800 * KIB as u64;
+    let large: Vec<&PathBuf> = of_kept.iter().filter(is_large).collect();
+    assert!(!large.is_empty(), "no file has the records alone");
+    for table in large {
+        damage_alone(table, 500);
+    }
+    (scene, streams)
+}
+
+/// Lets the files of the partition be rewritten, which meets the damage.
+async fn trim(stream: &S2Stream) {
+    let tail = TRIMMED as u64 + 1;
+    let record: AppendRecord = CommandRecord::trim(tail).into();
+    let batch = AppendRecordBatch::try_from_iter([record]).unwrap();
+    stream.append(AppendInput::new(batch)).await.unwrap();
+}
+
+/// Everything of the stream whose records were damaged, if it can be read.
+async fn read_kept(server: &Server, streams: &Streams) -> Option<Vec<String>> {
+    let kept = stream(&server.sdk(), &streams.kept);
+    let mut records = Vec::new();
+    while records.len() < KEPT + 2 {
+        let batch = kept.read(sdk::from_seq(records.len() as u64, 1000)).await;
+        records.extend(sdk::bodies(&batch.ok()?.records));
+    }
+    Some(records)
+}
+
+fn is_whole(read: &[String], streams: &Streams) {
+    let mut expected = vec!["first".to_owned()];
+    expected.extend((0..KEPT).map(|number| body(&streams.kept, number)));
+    expected.push("after the snapshots".to_owned());
+    assert!(
+        read == expected,
+        "{} records of {}",
+        read.len(),
+        expected.len()
+    );
+}
+
+async fn kept_is_whole(server: &Server, streams: &Streams) {
+    let read = read_kept(server, streams).await;
+    is_whole(&read.expect("it can be read"), streams);
+}
+
+#[tokio::test]
+async fn damage_that_a_merge_meets_is_repaired_by_the_server_and_other_partitions_go_on() {
+    let (scene, streams) = stopped_with_damage().await;
+    let mut server = scene.setup.start(&scene.data()).await;
+    assert_eq!(server.starts(), 1);
+    let pid = server.pid();
+    let other = stream(&server.sdk(), &streams.other);
+    trim(&stream(&server.sdk(), &streams.trimmed)).await;
+    // One after the other, also while the damage is met and while the server restarts itself.
+    let mut acknowledged = vec!["first".to_owned()];
+    let mut refused = 0;
+    eventually("the server restarts itself", async || {
+        let number = acknowledged.len() + refused;
+        let body = format!("other {number}");
+        match other.append(sdk::input([&body])).await {
+            Ok(_) => acknowledged.push(body),
+            // Nobody knows whether it happened, unless it says so.
+            Err(error) => {
+                let error = error.to_string();
+                assert!(
+                    !error.contains("checksum"),
+                    "another partition's damage: {error}"
+                );
+                refused += 1;
+            }
+        }
+        (server.starts() > 1).then_some(())
+    })
+    .await;
+    let restarting = server.logged("restarting: ").await;
+    let named = format!("files of partition {} are damaged", streams.partition);
+    assert!(restarting.contains(&named), "{restarting}");
+    assert_eq!(server.pid(), pid);
+    sdk::append(&other, ["after the restart"]).await;
+    acknowledged.push("after the restart".to_owned());
+    let read = sdk::bodies(&sdk::read_all(&other).await);
+    let missing: Vec<_> = acknowledged.iter().filter(|b| !read.contains(b)).collect();
+    assert!(missing.is_empty(), "{missing:?}");
+    kept_is_whole(&server, &streams).await;
+    sdk::append(&stream(&server.sdk(), &streams.trimmed), ["goes on"]).await;
+
+    let health = server.http1().get("/health").send().await;
+    health.expect(200);
+    assert!(server.problem("restarted").await.contains(&named));
+    let metrics = server.http1().get("/metrics").send().await.text();
+    assert!(metrics.contains("\nesker_restarts_total 1\n"), "{metrics}");
+    let noted = scene
+        .data()
+        .join(format!("damaged/partition-{}", streams.partition));
+    assert!(!noted.exists(), "the partition has another database");
+
+    // It is a process like any other.
+    server.stop().await;
+    let server = scene.setup.start(&scene.data()).await;
+    kept_is_whole(&server, &streams).await;
+    let metrics = server.http1().get("/metrics").send().await.text();
+    assert!(metrics.contains("\nesker_restarts_total 1\n"), "{metrics}");
+}
+
+#[tokio::test]
+async fn a_restart_by_itself_that_is_killed_at_any_moment_costs_nothing() {
+    let (scene, streams) = stopped_with_damage().await;
+    for moment in [0, 300, 700, 1_000, 1_400] {
+        let scene = scene.copy(setup()).await;
+        let mut server = scene.setup.start(&scene.data()).await;
+        trim(&stream(&server.sdk(), &streams.trimmed)).await;
+        tokio::time::sleep(Duration::from_millis(moment)).await;
+        server.kill();
+        let server = scene.setup.start(&scene.data()).await;
+        // A start that does not read the block leaves it to whoever does.
+        let read = eventually("everything can be read", async || {
+            read_kept(&server, &streams).await
+        });
+        is_whole(&read.await, &streams);
+        let health = server.http1().get("/health").send().await;
+        health.expect(200);
+    }
+}
