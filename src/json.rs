@@ -3,6 +3,7 @@
 //! A command that prints one document has a failure's `error` in it, beside what was found all the same;
 //! one that prints a document a line has it in the last line.
 
+use std::borrow::Cow;
 use std::ffi::OsString;
 
 use clap::error::ErrorKind;
@@ -38,6 +39,61 @@ pub fn is_wanted(arguments: &[OsString]) -> bool {
     })
 }
 
+/// JSON with control characters escaped as JSON does, but for line feeds. Between its parts it has
+/// none but those, and tabs.
+pub fn escaped(json: &str) -> Cow<'_, str> {
+    let is_bad = |c: char| c.is_control() && c != '\n';
+    if !json.contains(is_bad) {
+        return Cow::Borrowed(json);
+    }
+    let mut text = String::with_capacity(json.len() + 16);
+    for c in json.chars() {
+        match is_bad(c) {
+            // None is beyond U+009F.
+            true => text.push_str(&format!("\\u{:04x}", u32::from(c))),
+            false => text.push(c),
+        }
+    }
+    Cow::Owned(text)
+}
+
+/// Escapes a document that comes in pieces as [`escaped`] does.
+#[derive(Default)]
+pub struct EscapedPieces {
+    /// The first byte of a character whose second one is in the next piece.
+    begun: bool,
+}
+
+impl EscapedPieces {
+    /// The next piece, escaped.
+    pub fn next(&mut self, piece: &[u8]) -> Vec<u8> {
+        // What U+0080 to U+009F begin with in UTF-8.
+        const BEGIN: u8 = 0xc2;
+        let mut out = Vec::with_capacity(piece.len() + 1);
+        for &byte in piece {
+            let begun = std::mem::replace(&mut self.begun, byte == BEGIN);
+            match byte {
+                BEGIN => {}
+                0x80..=0x9f if begun => out.extend(format!("\\u{byte:04x}").bytes()),
+                0x7f => out.extend(b"\\u007f"),
+                _ if begun => out.extend([BEGIN, byte]),
+                _ => out.push(byte),
+            }
+        }
+        out
+    }
+}
+
+/// A document in a line, with its control characters escaped: also those that JSON need not escape, which would
+/// drive a terminal.
+pub fn line(document: &impl Serialize) -> serde_json::Result<String> {
+    let text = serde_json::to_string(document)?;
+    Ok(match escaped(&text) {
+        Cow::Borrowed(_) => text,
+        Cow::Owned(escaped) => escaped,
+    })
+}
+
 /// Prints a document over several lines, with what failed beside it, and hands the result on.
 pub fn print_with(document: &impl Serialize, result: Result<(), Failure>) -> Result<(), Failure> {
     answer(document, result, |answer| {
@@ -69,7 +125,7 @@ fn answer<T: Serialize>(
     };
     let text = text(&Answer { document, error })
         .map_err(|e| Failure::wrong("io", format!("writing the output: {e}")))?;
-    print(text)?;
+    print(escaped(&text))?;
     result.map_err(|failure| Failure {
         is_printed: true,
         ..failure
@@ -101,6 +157,30 @@ pub fn usage(error: &clap::Error) -> Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_control_character_of_a_document_reaches_a_terminal() {
+        let text: String = (0..0xa1).filter_map(char::from_u32).collect();
+        let printed = line(&[&text]).unwrap();
+        assert!(!printed.contains(char::is_control), "{printed:?}");
+        assert!(
+            printed.contains("\\u0080") && printed.contains("\\u009b"),
+            "{printed}"
+        );
+        // It is the same document.
+        let same: Vec<String> = serde_json::from_str(&printed).unwrap();
+        assert_eq!(same, [text]);
+
+        // Also where a document comes in pieces, as it is printed over several lines.
+        let document = "{\n  \"é\u{9b}\u{7f}\": 1\n}\n";
+        let mut pieces = EscapedPieces::default();
+        let mut shown = Vec::new();
+        for byte in document.as_bytes() {
+            shown.extend(pieces.next(&[*byte]));
+        }
+        let shown = String::from_utf8(shown).unwrap();
+        assert_eq!(shown, "{\n  \"é\\u009b\\u007f\": 1\n}\n");
+    }
 
     #[test]
     fn json_is_wanted_where_an_option_says_it() {

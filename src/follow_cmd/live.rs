@@ -11,9 +11,10 @@ use esker_follow::{Endpoint as _, Status, View};
 use super::fold::{Folded, State};
 use super::following::Following;
 use super::report;
-use super::shown::{by_count, escaped, json_line};
+use super::shown::{by_count, json_line};
 use super::stop::Stop;
 use crate::exit::Failure;
+use crate::json::escaped;
 use crate::output::{Written, written};
 use crate::term::{Paint, bytes, count, plain, rate};
 

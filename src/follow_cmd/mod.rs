@@ -35,8 +35,6 @@ use place::PlaceArgs;
 use server::Server;
 use stop::Stop;
 
-pub use shown::escaped;
-
 use crate::exit::Failure;
 use crate::stream_cmd::SERVER_VARIABLE;
 use crate::stream_cmd::connection::ServerAddress;

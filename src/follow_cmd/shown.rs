@@ -3,7 +3,6 @@
 //! Keys and bodies come from whoever appends. As text, control characters are escaped: in a key as Rust
 //! writes them, in JSON as JSON does.
 
-use std::borrow::Cow;
 use std::cmp::Reverse;
 use std::collections::BTreeSet;
 use std::io::{self, Write};
@@ -16,6 +15,7 @@ use serde_json::value::RawValue;
 
 use super::fold::State;
 use crate::exit::Failure;
+use crate::json::{escaped, line};
 use crate::output::{Written, written};
 use crate::term::{count, plain};
 
@@ -41,10 +41,7 @@ impl Output {
 
     /// Prints a JSON document in a line.
     pub fn json(&mut self, document: &impl Serialize) -> Result<Written, Failure> {
-        self.print(|out| {
-            serde_json::to_writer(&mut *out, document)?;
-            out.write_all(b"\n")
-        })
+        self.print(|out| writeln!(out, "{}", line(document)?))
     }
 }
 
@@ -127,24 +124,6 @@ pub fn json_line(body: &[u8]) -> String {
     let text = String::from_utf8_lossy(body);
     // Only between its parts can JSON have these.
     escaped(text.trim().replace(['\n', '\r', '\t'], " ").as_str()).into_owned()
-}
-
-/// JSON with control characters escaped as JSON does, but for line feeds. Between its parts it has
-/// none but those, and tabs.
-pub fn escaped(json: &str) -> Cow<'_, str> {
-    let is_bad = |c: char| c.is_control() && c != '\n';
-    if !json.contains(is_bad) {
-        return Cow::Borrowed(json);
-    }
-    let mut text = String::with_capacity(json.len() + 16);
-    for c in json.chars() {
-        match is_bad(c) {
-            // None is beyond U+009F.
-            true => text.push_str(&format!("\\u{:04x}", u32::from(c))),
-            false => text.push(c),
-        }
-    }
-    Cow::Owned(text)
 }
 
 /// A state as JSON: an object by key, or the document.

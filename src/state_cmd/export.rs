@@ -1,6 +1,6 @@
 //! `esker state export`.
 
-use std::io::{self, Write as _};
+use std::io::{self, IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
 
 use esker_proto::state::v1::ExportRequest;
@@ -8,6 +8,7 @@ use esker_proto::state::v1::ExportRequest;
 use super::connection::State;
 use crate::exit::Failure;
 use crate::follow_cmd::progress::spinner;
+use crate::json::EscapedPieces;
 use crate::output::{Written, written};
 use crate::output_file::OutputFile;
 use crate::term::{Paint, bytes};
@@ -46,6 +47,9 @@ impl Args {
     pub fn target(&self) -> Result<Target, Failure> {
         let path = self.output.as_deref();
         match path.filter(|path| *path != Path::new("-")) {
+            None if io::stdout().is_terminal() => {
+                Ok(Target::Terminal(io::stdout(), EscapedPieces::default()))
+            }
             None => Ok(Target::Stdout(io::stdout())),
             Some(path) => Ok(Target::File(OutputFile::create(path, self.force)?)),
         }
@@ -55,6 +59,8 @@ impl Args {
 /// Where an export goes.
 pub enum Target {
     Stdout(io::Stdout),
+    /// The same, with control characters escaped: it is the same document, and its bytes are not compared.
+    Terminal(io::Stdout, EscapedPieces),
     File(OutputFile),
 }
 
@@ -62,6 +68,7 @@ impl Target {
     fn write(&mut self, piece: &[u8]) -> Result<Written, Failure> {
         match self {
             Target::Stdout(out) => written(out.write_all(piece)),
+            Target::Terminal(out, pieces) => written(out.write_all(&pieces.next(piece))),
             Target::File(file) => match file.write_all(piece) {
                 Ok(()) => Ok(Written::Yes),
                 Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(Written::NobodyReads),
@@ -101,7 +108,7 @@ pub async fn run(mut state: State, args: Args, mut target: Target) -> Result<(),
             let remark = format!("{}: {}", path.display(), bytes(length));
             say!("{}", Paint::stderr().dim(remark));
         }
-        (Target::Stdout(mut out), _) => {
+        (Target::Stdout(mut out) | Target::Terminal(mut out, _), _) => {
             written(out.flush())?;
         }
         // A file has a path.

@@ -6,14 +6,16 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 
 use crate::exit::Failure;
+use crate::json::escaped;
 
 /// Columns that a level of a value is indented by.
 const INDENT: usize = 2;
 
-/// A value as JSON on one line.
+/// A value as JSON on one line, with its control characters escaped.
 pub fn json(value: &Struct) -> Result<String, Failure> {
     let text = value::to_json(value).map_err(|e| Failure::wrong("server", e))?;
-    String::from_utf8(text).map_err(|e| Failure::wrong("server", e))
+    let text = String::from_utf8(text).map_err(|e| Failure::wrong("server", e))?;
+    Ok(escaped(&text).into_owned())
 }
 
 /// A value as a part of a larger JSON document. Its numbers are not touched.
@@ -120,8 +122,7 @@ impl ShownEvent {
 
 /// One JSON object on a line.
 pub fn line(object: &impl Serialize) -> Result<String, Failure> {
-    serde_json::to_string(object)
-        .map_err(|e| Failure::wrong("io", format!("writing the output: {e}")))
+    crate::json::line(object).map_err(|e| Failure::wrong("io", format!("writing the output: {e}")))
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ use time::format_description::well_known::Rfc3339;
 use super::connection::Connection;
 use super::target::{self, Listing};
 use crate::exit::Failure;
+use crate::json;
 use crate::output::{Written, written};
 use crate::term::{Paint, plain, second};
 
@@ -128,8 +129,7 @@ fn write_json(out: &mut impl io::Write, entry: &Entry) -> io::Result<()> {
         created_at: entry.created.format(&Rfc3339).map_err(io::Error::other)?,
         being_deleted: entry.going,
     };
-    serde_json::to_writer(&mut *out, &shown)?;
-    out.write_all(b"\n")
+    writeln!(out, "{}", json::line(&shown)?)
 }
 
 /// Nothing on standard output, where a program looks; a remark for a person.

@@ -16,8 +16,9 @@ use super::record;
 use super::target::{self, StreamTarget};
 use super::when;
 use crate::exit::Failure;
-use crate::follow_cmd::escaped;
+
 use crate::interrupts::{self, Interrupts};
+use crate::json::escaped;
 use crate::output::{self, Written, written};
 use crate::term::Paint;
 

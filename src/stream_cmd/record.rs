@@ -15,6 +15,7 @@ use s2_sdk::types::{Header, SequencedRecord};
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use crate::json;
 use crate::term::{bytes, count, plain};
 
 /// Most characters that are shown of a fold's name.
@@ -135,8 +136,7 @@ pub fn write_json(out: &mut impl Write, record: &SequencedRecord) -> io::Result<
             Err(_) => shown.body_base64 = Some(BASE64.encode(&record.body)),
         }
     }
-    serde_json::to_writer(&mut *out, &shown)?;
-    out.write_all(b"\n")
+    writeln!(out, "{}", json::line(&shown)?)
 }
 
 /// The object, its keys in the order in which they are printed.
