@@ -37,6 +37,7 @@ mod kill_loop;
 mod linearizable;
 mod metrics;
 mod open_files;
+mod read_memory;
 mod read_sessions;
 mod reads;
 mod recovery;

@@ -228,3 +228,79 @@ async fn half_sent_frames_of_append_sessions_hold_what_the_configuration_allows(
     assert_eq!(small.next().await.message().start.unwrap().seq_num, 1);
     drop((sessions, connections));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_sent_ahead_of_what_is_read_is_bounded_over_all_connections() {
+    const CONNECTIONS: usize = 60;
+    let server = Setup::default()
+        .set("limits.request-bodies=64MiB")
+        .set("limits.http2-windows=8MiB")
+        // Memory that is given back goes to the system at once: what is measured is what is held.
+        .variable("MALLOC_ARENA_MAX", "1")
+        .start_fresh()
+        .await;
+    let basin = sdk::basin(&server.sdk(), "test-basin").await;
+    sdk::stream(&basin, "orders").await;
+    let transport = crate::support::http::Transport::Http2;
+    let connect = || Http::new(server.address(), transport);
+    let frame = frames::frame(&frames::input([vec![b'x'; 1_000_000]]));
+    // Frames that do not come to their end hold all memory of frames.
+    let half = frame.slice(..950_000);
+    let mut half_sent = Vec::new();
+    let first = connect();
+    for _ in 0..70 {
+        let session = frames::append_session(&first, "test-basin", "orders").await;
+        let half = half.clone();
+        half_sent.push(tokio::spawn(async move {
+            session.send(half).await;
+            std::future::pending::<()>().await;
+            drop(session);
+        }));
+    }
+    waiting(&server, 1).await;
+    // The frames of all others are not read.
+    let before = server.resident_bytes();
+    let mut ahead = Vec::new();
+    for _ in 0..CONNECTIONS {
+        let http = connect();
+        let mut sessions = Vec::new();
+        for _ in 0..2 {
+            sessions.push(frames::append_session(&http, "test-basin", "orders").await);
+        }
+        let frame = frame.clone();
+        ahead.push(tokio::spawn(async move {
+            let sending = sessions.iter().map(|session| async {
+                for _ in 0..8 {
+                    session.send(frame.clone()).await;
+                }
+            });
+            futures::future::join_all(sending).await;
+            std::future::pending::<()>().await;
+            drop(http);
+        }));
+    }
+    waiting(&server, 2 * CONNECTIONS as u64).await;
+    // 960 MB are on their way.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let grown = server.resident_bytes().saturating_sub(before);
+    // What windows have room for, some 50 KiB a session, and the allocator.
+    let windows = 8 * MIB + CONNECTIONS as u64 * 64 * 1024;
+    let bound = windows + CONNECTIONS as u64 * 100 * 1024 + 32 * MIB;
+    assert!(grown < bound, "{} MiB of {}", grown / MIB, bound / MIB);
+    half_sent.iter().chain(&ahead).for_each(|it| it.abort());
+}
+
+/// Waits until so many bodies and frames wait for memory.
+async fn waiting(server: &crate::support::Server, count: u64) {
+    crate::support::eventually("frames wait for memory", async || {
+        let metrics = server.http1().get("/metrics").send().await.text();
+        let line = |line: &str| {
+            line.strip_prefix("esker_request_bodies_waiting ")?
+                .parse()
+                .ok()
+        };
+        let waiting: u64 = metrics.lines().find_map(line).expect("it exists");
+        (waiting >= count).then_some(())
+    })
+    .await;
+}

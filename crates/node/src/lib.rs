@@ -11,6 +11,7 @@
 //! | [`position`] | where a stream stands, and which forks it has seen |
 //! | [`append`] | admission and submission of appends |
 //! | [`read`] | read sessions: catch up from the database, then follow |
+//! | `read_budget` | memory of all read sessions together |
 //! | [`state`] | the state store: transactions, reads, replay, JSON snapshots |
 //! | `space` | when an append waits for space on the disk, and when it is refused |
 //! | [`upkeep`] | flushing, log compaction, retention, deletion of basins |
@@ -28,6 +29,7 @@ mod log_files;
 pub mod node;
 pub mod position;
 pub mod read;
+mod read_budget;
 pub mod recovery;
 mod restarts;
 pub mod snapshots;
@@ -43,6 +45,7 @@ pub use error::{Error, START_CODES, StartError};
 pub use node::{Node, NodeOptions, check_destination};
 pub use position::Position;
 pub use read::{ReadOutput, ReadSession};
+pub use read_budget::{ReadBudget, ReadPermit};
 pub use recovery::{PartitionRecovery, RecoveryReport, Source};
 pub use snapshots::{
     Bootstrap, CreatedSnapshot, DescribedSnapshot, DestinationOptions, Measured, NodeStatus,

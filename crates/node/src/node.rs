@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use crate::counters;
 use crate::data_dir::{DataDir, Identity};
 use crate::error::{Error, StartError};
+use crate::read_budget::ReadBudget;
 use crate::recovery;
 use crate::restarts::{self, Restarts};
 use crate::snapshots::{Bootstrap, CreatedSnapshot, SnapshotOptions, Snapshots, Uploader};
@@ -58,6 +59,8 @@ pub struct NodeOptions {
     pub follower_buffer: usize,
     /// The same over all followed streams.
     pub follower_buffers_total: usize,
+    /// Bytes that read sessions hold together.
+    pub read_sessions: usize,
     /// How often age retention, delete-on-empty and deleted basins are looked after.
     pub retention_interval: Duration,
     /// Streams examined per partition and round.
@@ -91,6 +94,7 @@ impl NodeOptions {
             append_inflight: 128 * MIB as usize,
             follower_buffer: 32 * MIB as usize,
             follower_buffers_total: 64 * MIB as usize,
+            read_sessions: 256 * MIB as usize,
             retention_interval: Duration::from_secs(1),
             streams_per_round: 250,
             compact_garbage: 64 * MIB,
@@ -147,6 +151,8 @@ pub(crate) struct Inner {
     pub partitions: Vec<StreamGroup>,
     /// Bytes that may still be taken in.
     pub admission: Arc<Semaphore>,
+    /// Memory of read sessions.
+    pub reads: ReadBudget,
     pub draining: AtomicBool,
     /// Ends read sessions.
     pub stopping: CancellationToken,
@@ -292,6 +298,11 @@ impl Node {
     /// Cancelled when the node stops.
     pub fn stopping(&self) -> &CancellationToken {
         &self.inner.stopping
+    }
+
+    /// Memory of read sessions.
+    pub fn reads(&self) -> &ReadBudget {
+        &self.inner.reads
     }
 
     /// Whether new appends are refused because the node stops.

@@ -6,7 +6,12 @@
 //! memory has what comes next. While a client takes one batch, the next is read from the database: a
 //! session holds at most two (1000 records, 1 MiB each) at a time, and what is left of the appended
 //! batch that the last one ended in.
+//!
+//! All sessions together are bounded by a [`ReadBudget`]. What a session reads is claimed before; the next batch
+//! is read early only where memory is plentiful. One that waits for memory holds nothing: what is left of an
+//! appended batch has been claimed, and is handed out first.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,15 +25,18 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::error::{Error, read_error};
+use crate::read_budget::{ReadBudget, ReadPermit};
 use crate::streams::StreamHandle;
 
 /// What a session yields.
 #[derive(Debug)]
 pub enum ReadOutput {
-    /// Records; never empty.
-    Batch(ReadBatch),
+    /// Records; never empty. The permit goes with them for as long as any of them, in whatever form, is in memory.
+    Batch(ReadBatch, ReadPermit),
     /// The reader is at the tail, which is this.
     Heartbeat(StreamPosition),
+    /// There is more, and no memory for it yet: what other sessions hold has to be taken first.
+    Waiting,
 }
 
 /// Between heartbeats while nothing is appended; clients give up after 20 seconds.
@@ -46,7 +54,23 @@ pub struct ReadSession {
     /// Whether the reader knows that it has reached the tail.
     at_tail: bool,
     /// What comes after the batch that was yielded last, on its way from the database.
-    ahead: Option<JoinHandle<Result<Scan, ReadError>>>,
+    ahead: Option<Reading>,
+    /// For the appended batch that the cursor keeps, and for what it becomes.
+    rest: Option<ReadPermit>,
+    /// The place among those that wait for memory.
+    claiming: Option<Pin<Box<dyn Future<Output = ReadPermit> + Send + Sync>>>,
+}
+
+/// A batch on its way from the database, and the memory that it has.
+type Reading = JoinHandle<(Result<Scan, ReadError>, ReadPermit)>;
+
+/// What came of an attempt to read.
+enum Attempt {
+    Scan(Scan, ReadPermit),
+    /// There is nothing to read: the session is at the tail, which is this.
+    AtTail(StreamPosition),
+    /// There was no memory before a heartbeat was due.
+    Waiting,
 }
 
 impl StreamHandle {
@@ -84,6 +108,8 @@ impl StreamHandle {
             heartbeat: next_heartbeat(),
             at_tail: false,
             ahead: None,
+            rest: None,
+            claiming: None,
         })
     }
 
@@ -99,35 +125,45 @@ impl ReadSession {
             let EvaluatedReadLimit::Remaining(limit) = self.limit else {
                 return Ok(None);
             };
-            let mut scan = self.scan(limit).await?;
-            let (end, read_database) = (scan.end, scan.read_database);
-            let tail = match end {
-                ScanEnd::Tail(tail) => Some(tail),
-                ScanEnd::More | ScanEnd::Limit => None,
-            };
-            let records = std::mem::replace(&mut scan.records, Metered::with_capacity(0));
-            self.cursor = scan.into_cursor();
-            if !records.is_empty() {
-                let (count, bytes) = (records.len(), records.metered_size());
-                self.limit = limit.remaining(count, bytes);
-                // What memory has costs no wait, and is taken when it is asked for.
-                if let EvaluatedReadLimit::Remaining(limit) = &self.limit
-                    && end == ScanEnd::More
-                    && !self.handle.stream.has_recent(self.cursor.resumes_at())
-                {
-                    self.ahead = Some(self.scan_database(*limit));
+            let tail = match self.read_some(limit).await? {
+                Attempt::Waiting => return Ok(Some(ReadOutput::Waiting)),
+                Attempt::AtTail(tail) => tail,
+                Attempt::Scan(mut scan, permit) => {
+                    let (end, read_database) = (scan.end, scan.read_database);
+                    let tail = match end {
+                        ScanEnd::Tail(tail) => Some(tail),
+                        ScanEnd::More | ScanEnd::Limit => None,
+                    };
+                    let records = std::mem::replace(&mut scan.records, Metered::with_capacity(0));
+                    self.cursor = scan.into_cursor();
+                    if !records.is_empty() {
+                        let permit = self.keep_rest(permit);
+                        let (count, bytes) = (records.len(), records.metered_size());
+                        self.limit = limit.remaining(count, bytes);
+                        // What memory has costs no wait, and is taken when it is asked for.
+                        if let EvaluatedReadLimit::Remaining(limit) = &self.limit
+                            && end == ScanEnd::More
+                            && !self.handle.stream.has_recent(self.cursor.resumes_at())
+                            && let Some(ahead) = self.budget().try_claim_ahead()
+                        {
+                            self.ahead = Some(self.scan_database(*limit, ahead));
+                        }
+                        // Only records that were delivered put the deadline off.
+                        self.deadline = self.end.wait.map(|wait| Instant::now() + wait);
+                        self.heartbeat = next_heartbeat();
+                        metrics::counter!("esker_read_records_total").increment(count as u64);
+                        if read_database {
+                            metrics::counter!("esker_read_database_records_total")
+                                .increment(count as u64);
+                        }
+                        let batch = ReadBatch { records, tail };
+                        return Ok(Some(ReadOutput::Batch(batch, permit)));
+                    }
+                    let Some(tail) = tail else {
+                        return Ok(None);
+                    };
+                    tail
                 }
-                // Only records that were delivered put the deadline off.
-                self.deadline = self.end.wait.map(|wait| Instant::now() + wait);
-                self.heartbeat = next_heartbeat();
-                metrics::counter!("esker_read_records_total").increment(count as u64);
-                if read_database {
-                    metrics::counter!("esker_read_database_records_total").increment(count as u64);
-                }
-                return Ok(Some(ReadOutput::Batch(ReadBatch { records, tail })));
-            }
-            let Some(tail) = tail else {
-                return Ok(None);
             };
             if !self.end.may_follow() {
                 return Ok(None);
@@ -157,34 +193,110 @@ impl ReadSession {
         }
     }
 
-    async fn scan(&mut self, limit: ReadLimit) -> Result<Scan, Error> {
+    fn budget(&self) -> &ReadBudget {
+        &self.handle.node.inner.reads
+    }
+
+    /// Reads what comes next, if there is memory for it.
+    async fn read_some(&mut self, limit: ReadLimit) -> Result<Attempt, Error> {
+        loop {
+            if let Some(ahead) = self.ahead.take() {
+                return self.scanned(join(ahead).await);
+            }
+            let stream = &self.handle.stream;
+            let resumes_at = self.cursor.resumes_at();
+            let is_recent = stream.has_recent(resumes_at);
+            let tail = stream.tail();
+            if self.cursor.next() >= tail.seq_num {
+                let scan = self.scan_memory(limit)?;
+                match scan.end {
+                    ScanEnd::Tail(tail) if scan.records.is_empty() => {
+                        self.cursor = scan.into_cursor();
+                        return Ok(Attempt::AtTail(tail));
+                    }
+                    _ if scan.records.is_empty() => {}
+                    // Something came meanwhile, for which there is no permit yet.
+                    _ => continue,
+                }
+            }
+            let at_tail = self.at_tail && is_recent;
+            let free = match self.claiming {
+                None => self.budget().try_claim(at_tail),
+                Some(_) => None,
+            };
+            let permit = match free {
+                Some(permit) => permit,
+                None => match self.rest.take() {
+                    Some(permit) => {
+                        let (from, until) = (self.cursor.clone(), self.end.until);
+                        let reader = &self.handle.partition.reader;
+                        return self.scanned((reader.scan_rest(from, limit, until), permit));
+                    }
+                    None => match self.claim(at_tail).await? {
+                        Some(permit) => permit,
+                        None => return Ok(Attempt::Waiting),
+                    },
+                },
+            };
+            if resumes_at < tail.seq_num && !is_recent {
+                return self.scanned(join(self.scan_database(limit, permit)).await);
+            }
+            return Ok(Attempt::Scan(self.scan_memory(limit)?, permit));
+        }
+    }
+
+    /// Waits for memory, until a heartbeat is due.
+    async fn claim(&mut self, at_tail: bool) -> Result<Option<ReadPermit>, Error> {
+        let budget = self.budget().clone();
+        let stopping = self.handle.node.inner.stopping.clone();
+        let claiming = (self.claiming).get_or_insert_with(|| Box::pin(budget.claim(at_tail)));
+        tokio::select! {
+            biased;
+            permit = claiming => {
+                self.claiming = None;
+                Ok(Some(permit))
+            }
+            () = stopping.cancelled() => Err(Error::Stopping),
+            () = tokio::time::sleep_until(self.heartbeat) => {
+                self.heartbeat = next_heartbeat();
+                Ok(None)
+            }
+        }
+    }
+
+    /// Keeps memory for the appended batch that the cursor keeps, once for itself and once for what it becomes;
+    /// answers the permit for the rest.
+    fn keep_rest(&mut self, mut permit: ReadPermit) -> ReadPermit {
+        self.rest = match self.cursor.rest_bytes() {
+            0 => None,
+            bytes => permit.split((2 * bytes).min(permit.bytes() / 2)),
+        };
+        permit
+    }
+
+    fn scanned(
+        &self,
+        (scan, permit): (Result<Scan, ReadError>, ReadPermit),
+    ) -> Result<Attempt, Error> {
+        let scan = scan.map_err(|e| self.handle.read_error(e))?;
+        Ok(Attempt::Scan(scan, permit))
+    }
+
+    /// Reads where the session is, without waiting for a disk.
+    fn scan_memory(&self, limit: ReadLimit) -> Result<Scan, Error> {
         let handle = &self.handle;
-        let resumes_at = self.cursor.resumes_at();
-        let reading = match self.ahead.take() {
-            Some(ahead) => Some(ahead),
-            None if resumes_at < handle.stream.tail().seq_num
-                && !handle.stream.has_recent(resumes_at) =>
-            {
-                Some(self.scan_database(limit))
-            }
-            None => None,
-        };
-        let result = match reading {
-            Some(reading) => join(reading).await,
-            None => {
-                let reader = &handle.partition.reader;
-                reader.scan(&handle.stream, self.cursor.clone(), limit, self.end.until)
-            }
-        };
-        result.map_err(|e| handle.read_error(e))
+        let (from, until) = (self.cursor.clone(), self.end.until);
+        let scan = (handle.partition.reader).scan(&handle.stream, from, limit, until);
+        scan.map_err(|e| handle.read_error(e))
     }
 
     /// Begins to read where the session is, on a thread where blocking is fine.
-    fn scan_database(&self, limit: ReadLimit) -> JoinHandle<Result<Scan, ReadError>> {
+    fn scan_database(&self, limit: ReadLimit, permit: ReadPermit) -> Reading {
         let (from, until) = (self.cursor.clone(), self.end.until);
         let reader = self.handle.partition.reader.clone();
         let stream = Arc::clone(&self.handle.stream);
-        tokio::task::spawn_blocking(move || reader.scan(&stream, from, limit, until))
+        // The permit stays with what is read, also if the session has ended meanwhile.
+        tokio::task::spawn_blocking(move || (reader.scan(&stream, from, limit, until), permit))
     }
 }
 

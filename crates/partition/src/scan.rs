@@ -88,6 +88,11 @@ impl Cursor {
         self.next
     }
 
+    /// Bytes of the batch that it keeps.
+    pub fn rest_bytes(&self) -> usize {
+        self.rest.as_ref().map_or(0, StoredBatch::bytes)
+    }
+
     /// Where the stream has to be read: behind what is at hand.
     pub fn resumes_at(&self) -> SeqNum {
         self.rest.as_ref().map_or(self.next, StoredBatch::end_seq)
@@ -161,6 +166,27 @@ impl Reader {
             return Err(ReadError::Gone);
         }
         Ok(taking.finish(view.state.tail()))
+    }
+
+    /// Records of the batch that the cursor keeps, and of no other.
+    ///
+    /// # Errors
+    ///
+    /// [`ReadError::Store`] if the batch is malformed.
+    pub fn scan_rest(
+        &self,
+        from: Cursor,
+        limit: ReadLimit,
+        until: ReadUntil,
+    ) -> Result<Scan, ReadError> {
+        let mut taking = Taking::new(from.next, limit, until);
+        if let Some(rest) = &from.rest {
+            let taken = taking.take(rest);
+            taken.map_err(|e| self.part().malformed("a batch", &e))?;
+        }
+        taking.end.get_or_insert(ScanEnd::More);
+        // The end is known, so no tail is looked at.
+        Ok(taking.finish(StreamPosition::MIN))
     }
 
     fn scan_database(

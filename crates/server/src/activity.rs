@@ -1,8 +1,9 @@
 //! Whether a connection has a request under way, and since when it has none.
 
+use std::collections::BTreeMap;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -10,8 +11,9 @@ use axum::body::{Body, Bytes};
 use axum::response::Response;
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
-use crate::answers::{AtStall, Perishable};
+use crate::answers::{AtStall, Exhausted, Perishable};
 
 /// Requests of one connection.
 #[derive(Default)]
@@ -19,7 +21,24 @@ pub(crate) struct Activity {
     under_way: AtomicU64,
     /// Whether the client lost an answer because it took nothing of it.
     stalled: AtomicBool,
+    /// Answers that ended because the client took nothing of them, and of which it has not taken the end; since
+    /// when, in this order. The connection still holds pieces of them.
+    abandoned: Mutex<BTreeMap<u64, Instant>>,
     changed: Notify,
+}
+
+/// An answer whose client has taken nothing of it, until it takes the end.
+struct Abandoned {
+    activity: Arc<Activity>,
+    number: u64,
+}
+
+impl Drop for Abandoned {
+    fn drop(&mut self) {
+        let abandoned = &self.activity.abandoned;
+        let mut abandoned = abandoned.lock().unwrap_or_else(PoisonError::into_inner);
+        abandoned.remove(&self.number);
+    }
 }
 
 impl Activity {
@@ -32,6 +51,33 @@ impl Activity {
         Busy {
             activity: self.clone(),
             abandoned: false,
+        }
+    }
+
+    fn abandon(self: &Arc<Self>) -> Abandoned {
+        let mut abandoned = (self.abandoned.lock()).unwrap_or_else(PoisonError::into_inner);
+        let number = abandoned.last_key_value().map_or(0, |(last, _)| last + 1);
+        abandoned.insert(number, Instant::now());
+        Abandoned {
+            activity: self.clone(),
+            number,
+        }
+    }
+
+    /// Waits until an answer has been abandoned for `timeout`, and its memory is needed.
+    pub(crate) async fn abandoned(&self, timeout: Duration, is_needed: impl Fn() -> bool) {
+        loop {
+            tokio::time::sleep(timeout).await;
+            let oldest = {
+                let abandoned = self
+                    .abandoned
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner);
+                abandoned.first_key_value().map(|(_, since)| *since)
+            };
+            if oldest.is_some_and(|since| since.elapsed() >= timeout) && is_needed() {
+                return;
+            }
         }
     }
 
@@ -92,26 +138,29 @@ impl Drop for Busy {
 enum Pieces {
     Sending(Body, Busy),
     /// The client took nothing for too long. The body ends by itself.
-    Ending(Body),
+    Ending(Body, #[allow(dead_code)] Abandoned),
     /// The same. The body is gone; this follows on what was sent.
-    End(Option<Frame<Bytes>>),
+    End(Option<(Frame<Bytes>, Abandoned)>),
+    /// The same. What was sent cannot be continued.
+    Failed(#[allow(dead_code)] Abandoned),
 }
 
 impl Pieces {
     /// What is left for a client that may come back. The request is not under way any more.
     fn stall(self, at_stall: AtStall) -> Option<Pieces> {
-        let Pieces::Sending(body, _) = self else {
+        let Pieces::Sending(body, busy) = self else {
             return Some(self);
         };
         metrics::counter!(STALLED).increment(1);
-        match at_stall {
-            AtStall::Fail => None,
-            AtStall::End(frame) => Some(Pieces::End(Some(frame.into()))),
+        let abandoned = busy.activity.abandon();
+        Some(match at_stall {
+            AtStall::Fail => Pieces::Failed(abandoned),
+            AtStall::End(frame) => Pieces::End(Some((frame.into(), abandoned))),
             AtStall::Cancel(token) => {
                 token.cancel();
-                Some(Pieces::Ending(body))
+                Pieces::Ending(body, abandoned)
             }
-        }
+        })
     }
 
     fn poll_frame(
@@ -119,8 +168,11 @@ impl Pieces {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         match self {
-            Pieces::Sending(body, _) | Pieces::Ending(body) => Pin::new(body).poll_frame(context),
-            Pieces::End(frame) => Poll::Ready(frame.take().map(Ok)),
+            Pieces::Sending(body, _) | Pieces::Ending(body, _) => {
+                Pin::new(body).poll_frame(context)
+            }
+            Pieces::End(frame) => Poll::Ready(frame.take().map(|(frame, _)| Ok(frame))),
+            Pieces::Failed(_) => Poll::Ready(Some(Err(axum::Error::new(Exhausted::Stalled)))),
         }
     }
 }
@@ -150,17 +202,18 @@ impl HttpBody for Answer {
 
     fn is_end_stream(&self) -> bool {
         let ended = self.0.look(|pieces| match pieces {
-            Pieces::Sending(body, _) | Pieces::Ending(body) => body.is_end_stream(),
+            Pieces::Sending(body, _) | Pieces::Ending(body, _) => body.is_end_stream(),
             Pieces::End(frame) => frame.is_none(),
+            // What is gone ends with an error.
+            Pieces::Failed(_) => false,
         });
-        // What is gone ends with an error.
         ended.unwrap_or(false)
     }
 
     fn size_hint(&self) -> SizeHint {
         let left = self.0.look(|pieces| match pieces {
-            Pieces::Sending(body, _) | Pieces::Ending(body) => body.size_hint(),
-            Pieces::End(_) => SizeHint::default(),
+            Pieces::Sending(body, _) | Pieces::Ending(body, _) => body.size_hint(),
+            Pieces::End(_) | Pieces::Failed(_) => SizeHint::default(),
         });
         left.unwrap_or_default()
     }
@@ -236,6 +289,26 @@ mod tests {
             activity.idle(LONG).await;
             body.frame().await.unwrap().unwrap_err();
         }
+    }
+
+    #[tokio::test]
+    async fn an_answer_is_abandoned_until_its_end_is_taken_and_only_where_memory_is_needed() {
+        let activity = Arc::new(Activity::default());
+        let frame = || Some(AtStall::End(EndFrame::Data("end".into())));
+        let mut bodies = [frame(), Some(AtStall::Fail), frame()]
+            .map(|at_stall| sent(&activity, pieces(), at_stall));
+        for body in &mut bodies {
+            body.frame().await.unwrap().unwrap();
+        }
+        activity.abandoned(TIMEOUT, || true).await;
+        let unneeded = activity.abandoned(TIMEOUT, || false);
+        assert!(tokio::time::timeout(TIMEOUT * 4, unneeded).await.is_err());
+        let [mut first, mut failed, left] = bodies;
+        first.frame().await.unwrap().unwrap();
+        failed.frame().await.unwrap().unwrap_err();
+        drop((failed, left));
+        let taken = activity.abandoned(TIMEOUT, || true);
+        assert!(tokio::time::timeout(TIMEOUT * 4, taken).await.is_err());
     }
 
     #[tokio::test]

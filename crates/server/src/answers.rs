@@ -65,6 +65,9 @@ pub enum Exhausted {
         MAX_HELD >> 20
     )]
     Held,
+    /// What read sessions have read, and their clients have not taken.
+    #[error("clients have not yet taken what they read, all of `limits.read-sessions`: try again")]
+    Reads,
     /// A client that takes nothing.
     #[error(
         "the answer was ended because its client took nothing of it for `limits.stall-timeout`: connect again, and \

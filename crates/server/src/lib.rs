@@ -22,10 +22,12 @@ mod log_writer;
 mod metric_reference;
 mod open_files;
 mod opening;
+mod place;
 mod repeat_limiter;
 mod request_guard;
 pub mod server;
 pub mod state;
 pub mod telemetry;
+mod windows;
 
 pub use server::{ServeError, Server};

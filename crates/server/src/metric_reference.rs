@@ -236,6 +236,24 @@ const SECTIONS: &[Section] = &[
                 "Bytes of request bodies that are held in memory; at most `limits.request-bodies`.",
             ),
             gauge(
+                "esker_request_bodies_waiting",
+                "bodies",
+                &[],
+                "Request bodies and frames of append sessions that wait for that memory: requests for 10 s at most, sessions for as long as it takes.",
+            ),
+            gauge(
+                "esker_read_sessions_bytes",
+                "bytes",
+                &[],
+                "Bytes that read sessions hold until clients take them; at most `limits.read-sessions`.",
+            ),
+            gauge(
+                "esker_read_sessions_waiting",
+                "sessions",
+                &[],
+                "Read sessions that wait for that memory.",
+            ),
+            gauge(
                 "esker_answers_held_bytes",
                 "bytes",
                 &["of"],

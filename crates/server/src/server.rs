@@ -7,8 +7,8 @@
 //! Bounds, each from the configuration: connections (beyond them [`RESERVED_CONNECTIONS`] for health,
 //! metrics and the admin API; more wait in the kernel's queue), bytes of a request's body and of all
 //! bodies, bytes of appends in flight, the time to send the first bytes, a request's head and its body,
-//! the time without a request, and the time in which nothing of an answer is taken. HTTP/2 lets a client have at most [`H2_STREAMS`] requests open and [`H2_CONNECTION_WINDOW`]
-//! bytes on their way.
+//! the time without a request, and the time in which nothing of an answer is taken. HTTP/2 lets a client
+//! have at most [`H2_STREAMS`] requests open, and what clients send ahead is bounded by [`windows`](crate::windows).
 //!
 //! A stop refuses what is new, ends sessions, waits for what is in flight, and then lets the node
 //! stop.
@@ -17,21 +17,20 @@ use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::num::{NonZeroU32, NonZeroU64};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::response::IntoResponse as _;
 pub use esker_node::Bootstrap;
 use esker_node::{
-    DestinationOptions, Node, NodeOptions, SnapshotOptions, StartError, StateOptions, StoreOptions,
-    ValueCheck,
+    DestinationOptions, Node, NodeOptions, ReadBudget, SnapshotOptions, StartError, StateOptions,
+    StoreOptions, ValueCheck,
 };
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulShutdown;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt as _;
@@ -43,15 +42,15 @@ use crate::config::{
 };
 use crate::open_files::OpenFiles;
 use crate::opening::opened;
+use crate::place::{CONNECTIONS, Place};
 use crate::request_guard::{self, RequestGuard};
+use crate::windows::Windows;
 use crate::{state, telemetry};
 
 /// Requests that one HTTP/2 connection may have open.
 const H2_STREAMS: u32 = 1024;
-/// Bytes of one request that a client may send ahead: one frame of an append session and the next.
-const H2_STREAM_WINDOW: u32 = 4 * 1024 * 1024;
-/// Bytes of one connection that a client may send ahead.
-const H2_CONNECTION_WINDOW: u32 = 8 * 1024 * 1024;
+/// Bytes that a connection of HTTP/1.1 reads or writes at a time, and of a request's head.
+const H1_BUFFER: usize = 128 * 1024;
 /// A silent HTTP/2 connection is asked whether it lives after this long.
 const H2_KEEP_ALIVE: Duration = Duration::from_secs(30);
 /// Pause after accepting failed, for want of file descriptors say.
@@ -161,6 +160,8 @@ impl Server {
             idle_timeout: config.limits.idle_timeout.as_duration(),
             stall_timeout: config.limits.stall_timeout.as_duration(),
             reserve: Arc::new(Semaphore::new(RESERVED_CONNECTIONS)),
+            reads: node.reads().clone(),
+            windows: Windows::new(config.limits.http2_windows.as_usize()),
             stop: stop.clone(),
             grace,
         };
@@ -294,6 +295,9 @@ struct Accepted {
     stall_timeout: Duration,
     /// A permit for each connection beyond those of `room`: for who watches the server.
     reserve: Arc<Semaphore>,
+    /// Where memory is short, connections are closed that hold some for clients which take nothing.
+    reads: ReadBudget,
+    windows: Windows,
     stop: CancellationToken,
     grace: Duration,
 }
@@ -305,18 +309,19 @@ async fn accept(listener: TcpListener, router: axum::Router, accepted: Accepted)
         idle_timeout,
         stall_timeout,
         reserve,
+        reads,
+        windows,
         stop,
         grace,
     } = accepted;
     let mut http = auto::Builder::new(TokioExecutor::new());
     http.http1()
         .timer(TokioTimer::new())
+        .max_buf_size(H1_BUFFER)
         .header_read_timeout(header_timeout);
     http.http2()
         .timer(TokioTimer::new())
         .max_concurrent_streams(H2_STREAMS)
-        .initial_stream_window_size(H2_STREAM_WINDOW)
-        .initial_connection_window_size(H2_CONNECTION_WINDOW)
         .keep_alive_interval(H2_KEEP_ALIVE);
     let connections = TaskTracker::new();
     loop {
@@ -339,7 +344,8 @@ async fn accept(listener: TcpListener, router: axum::Router, accepted: Accepted)
         };
         // Acknowledgements are small and must not wait for more to send.
         let _ = stream.set_nodelay(true);
-        let (http, router, stop) = (http.clone(), router.clone(), stop.clone());
+        let (mut http, router, stop) = (http.clone(), router.clone(), stop.clone());
+        let (reads, windows) = (reads.clone(), windows.clone());
         connections.spawn(async move {
             let opened = tokio::select! {
                 opened = tokio::time::timeout(header_timeout, opened(stream)) => opened,
@@ -349,6 +355,9 @@ async fn accept(listener: TcpListener, router: axum::Router, accepted: Accepted)
             let Ok(Ok(stream)) = opened else {
                 return;
             };
+            // Until the connection has ended.
+            let window = windows.open();
+            window.apply(&mut http);
             let activity = Arc::new(Activity::default());
             let service = service(router, activity.clone(), place.clone(), stall_timeout);
             let connection = http.serve_connection(TokioIo::new(stream), service);
@@ -363,8 +372,13 @@ async fn accept(listener: TcpListener, router: axum::Router, accepted: Accepted)
                     activity.idle(idle_timeout).await;
                 }
             };
+            let abandoned = activity.abandoned(stall_timeout, || reads.waiting() > 0);
             let ended = tokio::select! {
                 ended = &mut connection => ended,
+                () = abandoned => {
+                    tracing::debug!("a connection was closed whose client takes nothing of what it holds");
+                    return;
+                }
                 () = stop.cancelled() => tokio::join!(connection, graceful.shutdown()).0,
                 () = idle => {
                     let closing = async { tokio::join!(connection, graceful.shutdown()).0 };
@@ -393,61 +407,6 @@ async fn accept(listener: TcpListener, router: axum::Router, accepted: Accepted)
     }
 }
 
-/// The gauge of open connections.
-const CONNECTIONS: &str = "esker_http_connections";
-
-/// The place of a connection.
-struct Place {
-    room: Arc<Semaphore>,
-    ordinary: AtomicBool,
-    permit: tokio::sync::Mutex<Option<OwnedSemaphorePermit>>,
-}
-
-impl Place {
-    /// Waits for a place, or for one of the reserve.
-    async fn take(room: &Arc<Semaphore>, reserve: &Arc<Semaphore>) -> Place {
-        let (permit, ordinary) = tokio::select! {
-            biased;
-            permit = room.clone().acquire_owned() => (permit, true),
-            permit = reserve.clone().acquire_owned() => (permit, false),
-        };
-        metrics::gauge!(CONNECTIONS).increment(1.0);
-        Place {
-            room: room.clone(),
-            ordinary: AtomicBool::new(ordinary),
-            // Nobody closes the semaphores.
-            permit: tokio::sync::Mutex::new(permit.ok()),
-        }
-    }
-
-    fn is_ordinary(&self) -> bool {
-        self.ordinary.load(Ordering::Acquire)
-    }
-
-    /// Exchanges a place of the reserve, if there is another in time.
-    async fn become_ordinary(&self) -> bool {
-        if self.is_ordinary() {
-            return true;
-        }
-        let mut own = self.permit.lock().await;
-        if !self.is_ordinary() {
-            let permit = self.room.clone().acquire_owned();
-            let Ok(permit) = tokio::time::timeout(PLACE_TIMEOUT, permit).await else {
-                return false;
-            };
-            *own = permit.ok();
-            self.ordinary.store(true, Ordering::Release);
-        }
-        true
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        metrics::gauge!(CONNECTIONS).decrement(1.0);
-    }
-}
-
 /// What is answered when all places are taken, too: health, metrics and the admin API.
 fn is_of_reserve(path: &str) -> bool {
     ["/health", "/ping", "/metrics"].contains(&path) || path.starts_with("/esker/v1/")
@@ -470,7 +429,8 @@ fn service(
         let busy = activity.begin();
         let (router, place) = (router.clone(), place.clone());
         async move {
-            let answer = match is_of_reserve(request.uri().path()) || place.become_ordinary().await
+            let answer = match is_of_reserve(request.uri().path())
+                || place.become_ordinary(PLACE_TIMEOUT).await
             {
                 true => router.oneshot(request.map(axum::body::Body::new)).await?,
                 false => ServiceError::NoPlace.into_response(),
@@ -501,6 +461,7 @@ fn node_options(config: &Config, bootstrap: Option<Bootstrap>) -> NodeOptions {
         append_inflight: config.limits.append_inflight.as_usize(),
         follower_buffer: config.limits.follower_buffer.as_usize(),
         follower_buffers_total: config.limits.follower_buffers_total.as_usize(),
+        read_sessions: config.limits.read_sessions.as_usize(),
         retention_interval: config.retention.interval.as_duration(),
         streams_per_round: config.retention.streams_per_round as usize,
         snapshots: snapshot_options(&config.snapshots),

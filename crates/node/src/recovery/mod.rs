@@ -45,6 +45,7 @@ use tokio_util::sync::CancellationToken;
 use crate::data_dir::DataDir;
 use crate::error::StartError;
 use crate::node::{Inner, NodeOptions, StreamGroup};
+use crate::read_budget::ReadBudget;
 use crate::restarts::Restarts;
 use crate::snapshots::{Archive, LocalSnapshots, Rates, Snapshots, scan_tells};
 use crate::space::Space;
@@ -360,6 +361,7 @@ fn groups(
     let snapshots = Snapshots::new(archive, local, rates, &identity);
     let inner = Inner {
         admission: Arc::new(Semaphore::new(options.append_inflight)),
+        reads: ReadBudget::new(options.read_sessions),
         options,
         identity,
         raft,

@@ -9,6 +9,7 @@
 mod basins;
 mod bodies;
 mod body_budget;
+mod counted_bodies;
 mod error;
 mod linger;
 mod ops;

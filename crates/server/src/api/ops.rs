@@ -19,6 +19,9 @@ pub async fn health(State(app): State<App>) -> Response {
 /// Metrics in Prometheus' text format.
 pub async fn metrics(State(app): State<App>) -> Response {
     app.limits.publish();
+    let reads = app.node.reads();
+    metrics::gauge!("esker_read_sessions_bytes").set(reads.held() as f64);
+    metrics::gauge!("esker_read_sessions_waiting").set(reads.waiting() as f64);
     (
         [(header::CONTENT_TYPE, "text/plain; version=0.0.4")],
         app.metrics.render(),

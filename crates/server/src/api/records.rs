@@ -5,7 +5,7 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::extract::{FromRequest, Path, Query, Request, State};
 use axum::response::{IntoResponse as _, Response};
-use esker_node::{Ack, CreateOn, ReadOutput, ReadSession};
+use esker_node::{Ack, CreateOn, ReadOutput, ReadPermit, ReadSession};
 use s2_api::data::{Json, Proto};
 use s2_api::mime::JsonOrProto;
 use s2_api::v1;
@@ -22,6 +22,7 @@ use s2_common::record::Metered;
 use s2_common::stream::{AppendAck, ReadBatch, ReadEnd, ReadFrom, ReadStart, StreamName};
 
 use super::{App, ServiceError, bodies, session_inputs, sessions};
+use crate::answers::Exhausted;
 
 /// Longest that a read which is not a session may wait.
 const MAX_UNARY_WAIT: Duration = Duration::from_secs(60);
@@ -91,7 +92,8 @@ pub async fn read(
                 .await?
                 .read(start, end)
                 .await?;
-            let batch = first_batch(session).await?;
+            // What it becomes counts among the answers.
+            let (batch, _permit) = first_batch(session).await?;
             Ok(match response_mime {
                 JsonOrProto::Json => {
                     Json(v1::stream::json::serialize_read_batch(format, &batch)).into_response()
@@ -145,17 +147,23 @@ fn check_until(start: ReadStart, end: ReadEnd) -> Result<(), ValidationError> {
     Ok(())
 }
 
-/// What a read that is not a session answers: one batch, or none if the wait was in vain.
-async fn first_batch(mut session: ReadSession) -> Result<ReadBatch, ServiceError> {
+/// What a read that is not a session answers: one batch, or none if the wait was in vain; and the memory that
+/// the batch has.
+async fn first_batch(
+    mut session: ReadSession,
+) -> Result<(ReadBatch, Option<ReadPermit>), ServiceError> {
     while let Some(output) = session.next().await? {
-        if let ReadOutput::Batch(batch) = output {
-            return Ok(batch);
+        match output {
+            ReadOutput::Batch(batch, permit) => return Ok((batch, Some(permit))),
+            ReadOutput::Waiting => return Err(ServiceError::Exhausted(Exhausted::Reads)),
+            ReadOutput::Heartbeat(_) => {}
         }
     }
-    Ok(ReadBatch {
+    let none = ReadBatch {
         records: Metered::with_capacity(0),
         tail: None,
-    })
+    };
+    Ok((none, None))
 }
 
 #[derive(FromRequest)]

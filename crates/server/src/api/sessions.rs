@@ -6,6 +6,7 @@
 use std::pin::Pin;
 
 use axum::body::Body;
+use axum::response::sse::Event;
 use axum::response::{IntoResponse as _, Response, Sse};
 use esker_node::{AppendSession, Error, PendingAppend, ReadOutput, ReadSession};
 use futures::stream::{self, FuturesOrdered};
@@ -22,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::ServiceError;
+use super::counted_bodies::PermitSlot;
 use super::records::wire_ack;
 use super::series::session_ended;
 use super::session_inputs::{Input, Inputs};
@@ -53,11 +55,17 @@ pub fn resume(
 
 /// A read as server-sent events.
 pub fn events(mut session: ReadSession, format: Format, mut delivered: CountOrBytes) -> Response {
+    let slot = PermitSlot::default();
+    let batches = slot.clone();
     let events = async_stream::stream! {
         loop {
             match session.next().await {
                 Ok(Some(ReadOutput::Heartbeat(tail))) => yield sse::ping_event(tail),
-                Ok(Some(ReadOutput::Batch(batch))) => {
+                // The client sees that the connection lives; it is not at the tail.
+                Ok(Some(ReadOutput::Waiting)) => {
+                    yield Ok(Event::default().comment("waiting for memory"));
+                }
+                Ok(Some(ReadOutput::Batch(batch, permit))) => {
                     let Some(last) = batch.records.last() else {
                         continue;
                     };
@@ -69,7 +77,10 @@ pub fn events(mut session: ReadSession, format: Format, mut delivered: CountOrBy
                         count: delivered.count,
                         bytes: delivered.bytes,
                     };
-                    yield sse::read_batch_event(format, &batch, id);
+                    let event = sse::read_batch_event(format, &batch, id);
+                    drop(batch);
+                    batches.put(permit);
+                    yield event;
                 }
                 Ok(None) => {
                     yield sse::done_event();
@@ -84,7 +95,9 @@ pub fn events(mut session: ReadSession, format: Format, mut delivered: CountOrBy
             }
         }
     };
-    let mut response = Sse::new(events).into_response();
+    let mut response = Sse::new(events)
+        .into_response()
+        .map(|body| slot.counted(body));
     response.extensions_mut().insert(stalled_events());
     let headers = response.headers_mut();
     headers.insert(header::CACHE_CONTROL, NO_TRANSFORM);
@@ -106,6 +119,8 @@ pub fn frames_of_read(
     mut session: ReadSession,
     compression: s2s::CompressionAlgorithm,
 ) -> Response {
+    let slot = PermitSlot::default();
+    let permits = slot.clone();
     let batches = async_stream::stream! {
         loop {
             match session.next().await {
@@ -113,7 +128,12 @@ pub fn frames_of_read(
                     records: Vec::new(),
                     tail: Some(tail.into()),
                 }),
-                Ok(Some(ReadOutput::Batch(batch))) => yield Ok(proto::ReadBatch::from(batch)),
+                // The client sees that the connection lives; without a tail, it is not there.
+                Ok(Some(ReadOutput::Waiting)) => yield Ok(proto::ReadBatch::default()),
+                Ok(Some(ReadOutput::Batch(batch, permit))) => {
+                    permits.put(permit);
+                    yield Ok(proto::ReadBatch::from(batch));
+                }
                 Ok(None) => return,
                 Err(error) => {
                     yield Err(ServiceError::from(error));
@@ -122,7 +142,7 @@ pub fn frames_of_read(
             }
         }
     };
-    let mut response = frames(compression, batches);
+    let mut response = frames(compression, batches).map(|body| slot.counted(body));
     let (status, body) = ServiceError::Exhausted(Exhausted::Stalled)
         .to_response()
         .to_parts();

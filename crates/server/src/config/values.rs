@@ -190,6 +190,12 @@ pub struct LimitsConfig {
     #[schemars(extend("x-minimum" = "64MiB", "x-maximum" = "1TiB"))]
     pub request_bodies: ByteCount,
 
+    /// Most bytes that clients may send ahead of what the server reads, over all connections of HTTP/2, beside 64
+    /// KiB for each of them. A connection gets a part when it begins, 8 MiB at most: where there are few, each
+    /// gets a large one.
+    #[schemars(extend("x-minimum" = "1MiB", "x-maximum" = "1TiB"))]
+    pub http2_windows: ByteCount,
+
     /// Newest records kept in memory per followed stream. A reader that falls further behind reads
     /// from the database until it has caught up: with 32 MiB, one of a stream that is written at 160
     /// MiB/s after a pause of 0.2 s.
@@ -199,6 +205,12 @@ pub struct LimitsConfig {
     /// The same over all followed streams: beyond it, each keeps its newest batch alone.
     #[schemars(extend("x-minimum" = "64KiB", "x-maximum" = "256GiB"))]
     pub follower_buffers_total: ByteCount,
+
+    /// Most bytes that read sessions, and reads that are none, have read and their clients have not taken, over
+    /// all connections. A quarter is for sessions at the tail of their streams alone. Beyond it, sessions wait
+    /// for as long as it takes, and reads that are none are refused after 15 s at most.
+    #[schemars(extend("x-minimum" = "32MiB", "x-maximum" = "1TiB"))]
+    pub read_sessions: ByteCount,
 
     /// How long a connection may take to send the head of a request, and how long a body may be behind
     /// 16 KiB a second.
@@ -308,8 +320,10 @@ impl Default for LimitsConfig {
             connections: 1024,
             request_body: ByteCount::mib(4),
             request_bodies: ByteCount::mib(128),
+            http2_windows: ByteCount::mib(256),
             follower_buffer: ByteCount::mib(32),
             follower_buffers_total: ByteCount::mib(64),
+            read_sessions: ByteCount::mib(256),
             header_timeout: HumanDuration::from_secs(30),
             idle_timeout: HumanDuration::from_secs(600),
             stall_timeout: HumanDuration::from_secs(60),

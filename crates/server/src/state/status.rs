@@ -211,7 +211,9 @@ pub(super) fn refused(error: Exhausted) -> Status {
             Details::default(),
         ),
         // It passes by itself: clients repeat what was unavailable, and not what exceeds a limit.
-        Exhausted::Scans | Exhausted::Exports | Exhausted::Held => unavailable(error.to_string()),
+        Exhausted::Scans | Exhausted::Exports | Exhausted::Held | Exhausted::Reads => {
+            unavailable(error.to_string())
+        }
     }
 }
 

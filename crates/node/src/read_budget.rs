@@ -1,0 +1,213 @@
+//! Memory of read sessions: what they have read, and their clients have not taken.
+//!
+//! `limits.read-sessions` bounds all of them together. A session claims [`MAX_SCAN`] bytes before it reads a batch,
+//! keeps what the encoded batch takes, and gives that back when the connection has sent it. Where nothing is free,
+//! sessions wait in the order in which they came, without a limit in time, and hold nothing meanwhile. The session
+//! of a client that takes nothing ends after `limits.stall-timeout`, and its connection if nothing else is under
+//! way there; where others wait, the connection ends a `limits.stall-timeout` later in any case.
+//!
+//! A quarter is for sessions that follow a stream at its tail, beside what they may have of the rest: those that
+//! are stuck while they catch up keep no memory from those that follow.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// Bytes that are claimed for a batch until it is encoded: records of 1 MiB, the appended batches in which they
+/// begin and end, of 1 MiB each, and the encoded form.
+pub(crate) const MAX_SCAN: usize = 4 * 1024 * 1024;
+/// The share of the budget that is for those at the tail.
+const TAIL_SHARE: usize = 4;
+
+/// The memory that all read sessions share. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct ReadBudget {
+    shared: Arc<Semaphore>,
+    tail: Arc<Semaphore>,
+    shared_total: usize,
+    tail_total: usize,
+    waiting: Arc<AtomicUsize>,
+}
+
+/// Bytes that a read session holds. They are free again when it is dropped.
+#[derive(Debug)]
+pub struct ReadPermit(OwnedSemaphorePermit);
+
+impl ReadBudget {
+    /// Of `total` bytes, in which there is room for one batch at the tail and one of the others at least.
+    pub fn new(total: usize) -> ReadBudget {
+        let tail_total = (total / TAIL_SHARE).clamp(MAX_SCAN, Semaphore::MAX_PERMITS);
+        let shared_total = total.saturating_sub(tail_total);
+        let shared_total = shared_total.clamp(MAX_SCAN, Semaphore::MAX_PERMITS);
+        ReadBudget {
+            shared: Arc::new(Semaphore::new(shared_total)),
+            tail: Arc::new(Semaphore::new(tail_total)),
+            shared_total,
+            tail_total,
+            waiting: Arc::default(),
+        }
+    }
+
+    /// Bytes that sessions hold now.
+    pub fn held(&self) -> usize {
+        let free = self.shared.available_permits() + self.tail.available_permits();
+        (self.shared_total + self.tail_total).saturating_sub(free)
+    }
+
+    /// How many sessions wait for memory.
+    pub fn waiting(&self) -> usize {
+        self.waiting.load(Ordering::Relaxed)
+    }
+
+    /// Memory for a batch, if that needs no waiting.
+    pub fn try_claim(&self, at_tail: bool) -> Option<ReadPermit> {
+        let claim = |of: &Arc<Semaphore>| of.clone().try_acquire_many_owned(MAX_SCAN as u32);
+        let claimed = match claim(&self.shared) {
+            Err(_) if at_tail => claim(&self.tail),
+            claimed => claimed,
+        };
+        claimed.ok().map(ReadPermit)
+    }
+
+    /// Memory for a batch that nobody has asked for yet: there is some only while half of what is for all is free.
+    pub(crate) fn try_claim_ahead(&self) -> Option<ReadPermit> {
+        match self.shared.available_permits() >= self.shared_total / 2 {
+            true => self.try_claim(false),
+            false => None,
+        }
+    }
+
+    /// Waits for memory for a batch.
+    pub(crate) async fn claim(self, at_tail: bool) -> ReadPermit {
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        let _waiting = Waiting(&self.waiting);
+        let claim = |of: &Arc<Semaphore>| of.clone().acquire_many_owned(MAX_SCAN as u32);
+        let claimed = tokio::select! {
+            biased;
+            claimed = claim(&self.shared) => claimed,
+            claimed = claim(&self.tail), if at_tail => claimed,
+        };
+        match claimed {
+            Ok(permit) => ReadPermit(permit),
+            // Nobody closes the semaphores.
+            Err(_) => std::future::pending().await,
+        }
+    }
+}
+
+/// Takes one off a counter when it is dropped.
+struct Waiting<'a>(&'a AtomicUsize);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl ReadPermit {
+    /// Bytes that it stands for.
+    pub fn bytes(&self) -> usize {
+        self.0.num_permits()
+    }
+
+    /// Makes it stand for `bytes`: gives back what is more, and takes what is missing if that is free.
+    pub fn fit(&mut self, bytes: usize) {
+        let has = self.bytes();
+        if has > bytes {
+            drop(self.0.split(has - bytes));
+        } else if has < bytes
+            && let Ok(missing) = u32::try_from(bytes - has)
+            && let Ok(more) = (self.0.semaphore().clone()).try_acquire_many_owned(missing)
+        {
+            self.0.merge(more);
+        }
+    }
+
+    /// Takes off a permit for `bytes`, or for all that it stands for.
+    pub(crate) fn split(&mut self, bytes: usize) -> Option<ReadPermit> {
+        self.0.split(bytes.min(self.bytes())).map(ReadPermit)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt as _;
+
+    use super::*;
+
+    const TOTAL: usize = 16 * MAX_SCAN;
+
+    #[tokio::test]
+    async fn sessions_hold_no_more_than_the_budget_and_those_at_the_tail_have_a_part_of_their_own()
+    {
+        let budget = ReadBudget::new(TOTAL);
+        let mut stuck = Vec::new();
+        while let Some(claim) = budget.try_claim(false) {
+            stuck.push(claim);
+        }
+        assert_eq!(stuck.len(), 12);
+        assert_eq!(budget.held(), 12 * MAX_SCAN);
+        // Those that follow still get memory, before others that wait.
+        let mut catching_up = Box::pin(budget.clone().claim(false));
+        assert!((&mut catching_up).now_or_never().is_none());
+        let mut following = Vec::new();
+        for _ in 0..4 {
+            following.push(budget.clone().claim(true).now_or_never().unwrap());
+        }
+        let mut at_tail = Box::pin(budget.clone().claim(true));
+        assert!((&mut at_tail).now_or_never().is_none());
+        assert_eq!((budget.held(), budget.waiting()), (TOTAL, 2));
+        // What is for all goes to who came first; what is for those at the tail, to them.
+        drop(following.pop());
+        assert!((&mut catching_up).now_or_never().is_none());
+        let at_tail = at_tail.now_or_never().unwrap();
+        stuck.pop();
+        let catching_up = catching_up.now_or_never().unwrap();
+        assert_eq!((budget.held(), budget.waiting()), (TOTAL, 0));
+        drop((stuck, following, at_tail, catching_up));
+        assert_eq!(budget.held(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_wait_that_is_given_up_leaves_nothing_behind() {
+        let budget = ReadBudget::new(TOTAL);
+        let mut all = Vec::new();
+        while let Some(claim) = budget.try_claim(false) {
+            all.push(claim);
+        }
+        let mut waiting = Box::pin(budget.clone().claim(false));
+        assert!((&mut waiting).now_or_never().is_none());
+        drop(waiting);
+        all.pop();
+        assert_eq!(budget.waiting(), 0);
+        assert!(budget.try_claim(false).is_some());
+    }
+
+    #[test]
+    fn a_permit_fits_what_is_held_and_is_given_back_in_pieces() {
+        let budget = ReadBudget::new(TOTAL);
+        let mut permit = budget.try_claim(false).unwrap();
+        permit.fit(1000);
+        assert_eq!(budget.held(), 1000);
+        permit.fit(MAX_SCAN + 1);
+        assert_eq!(budget.held(), MAX_SCAN + 1);
+        let piece = permit.split(64).unwrap();
+        assert_eq!((piece.bytes(), permit.bytes()), (64, MAX_SCAN - 63));
+        drop(permit);
+        assert_eq!(budget.held(), 64);
+        drop(piece);
+        assert_eq!(budget.held(), 0);
+    }
+
+    #[test]
+    fn nothing_is_read_ahead_where_memory_is_short() {
+        let budget = ReadBudget::new(TOTAL);
+        let mut ahead = Vec::new();
+        while let Some(claim) = budget.try_claim_ahead() {
+            ahead.push(claim);
+        }
+        assert_eq!(ahead.len(), 7);
+        assert!(budget.try_claim(false).is_some());
+    }
+}

@@ -1,0 +1,128 @@
+//! Memory of read sessions together: it is bounded, whoever takes nothing of what was read.
+
+use std::time::Duration;
+
+use crate::support::events::Events;
+use crate::support::frames;
+use crate::support::{Http, Server, Setup, eventually, sdk, soon};
+
+const MIB: u64 = 1024 * 1024;
+/// Bytes that a client takes of a session and does not read.
+const WINDOW: u32 = 300;
+
+/// The value of a gauge.
+async fn gauge(server: &Server, name: &str) -> u64 {
+    let metrics = server.http1().get("/metrics").send().await.text();
+    let start = format!("{name} ");
+    let line = metrics.lines().find_map(|line| line.strip_prefix(&start));
+    line.expect("it exists").parse().unwrap()
+}
+
+/// Connections on which so many sessions each read a stream from its start, and take nothing.
+async fn stuck(server: &Server, connections: usize, sessions: usize) -> Vec<Box<dyn Send>> {
+    let mut stuck: Vec<Box<dyn Send>> = Vec::new();
+    for _ in 0..connections {
+        let http = Http::with_window(server.address(), WINDOW);
+        for number in 0..sessions {
+            let query = "seq_num=0";
+            stuck.push(match number % 2 {
+                0 => Box::new(frames::read_session(&http, "test-basin", "orders", query).await),
+                _ => Box::new(Events::open(&http, "test-basin", "orders", query, None).await),
+            });
+        }
+        stuck.push(Box::new(http));
+    }
+    stuck
+}
+
+async fn start(settings: &[&str]) -> (Server, s2_sdk::S2Stream, s2_sdk::S2Stream) {
+    let setup = Setup::default()
+        .set("limits.read-sessions=32MiB")
+        .set("limits.follower-buffer=1MiB")
+        // Memory that is given back goes to the system at once: what is measured is what is held.
+        .variable("MALLOC_ARENA_MAX", "1")
+        .variable("MALLOC_MMAP_THRESHOLD_", "65536");
+    let setup = settings.iter().fold(setup, |setup, it| setup.set(it));
+    let server = setup.start_fresh().await;
+    let basin = sdk::basin(&server.sdk(), "test-basin").await;
+    let orders = sdk::stream(&basin, "orders").await;
+    let busy = sdk::stream(&basin, "busy").await;
+    for _ in 0..40 {
+        sdk::append(&orders, [vec![b'x'; 1_000_000]]).await;
+    }
+    // What reads take by themselves, in caches say, is taken before.
+    assert_eq!(sdk::read_all(&orders).await.len(), 40);
+    (server, orders, busy)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn unread_sessions_hold_together_what_the_configuration_allows_and_followers_go_on() {
+    let (server, orders, busy) = start(&[]).await;
+    let http = server.http2();
+    let query = "tail_offset=0";
+    let mut live = frames::read_session(&http, "test-basin", "busy", query).await;
+    let before = server.resident_bytes();
+    let stuck = stuck(&server, 4, 60).await;
+    eventually("sessions wait for memory", async || {
+        (gauge(&server, "esker_read_sessions_waiting").await >= 100).then_some(())
+    })
+    .await;
+    let held = gauge(&server, "esker_read_sessions_bytes").await;
+    assert!(held <= 32 * MIB, "{held}");
+    let grown = server.resident_bytes().saturating_sub(before);
+    // What may be held, some 100 KiB a session beside that, and the allocator: not two batches for each.
+    let bound = (32 + 240 / 10 + 32) * MIB;
+    assert!(grown < bound, "{} MiB of {}", grown / MIB, bound / MIB);
+    // Who follows another stream gets what comes.
+    for number in 0..20 {
+        sdk::append(&busy, [format!("{number}").repeat(1000)]).await;
+        let next = async {
+            loop {
+                let batch = live.next().await.message();
+                if let Some(record) = batch.records.first() {
+                    return record.seq_num;
+                }
+            }
+        };
+        assert_eq!(soon("what was appended", next).await, number);
+    }
+    assert!(gauge(&server, "esker_read_sessions_waiting").await >= 100);
+    // Memory that is free again goes to those that wait.
+    drop(stuck);
+    let all = soon("everything", sdk::read_all(&orders)).await;
+    assert_eq!(all.len(), 40);
+    eventually("nothing is held", async || {
+        let waiting = gauge(&server, "esker_read_sessions_waiting").await;
+        let held = gauge(&server, "esker_read_sessions_bytes").await;
+        (waiting == 0 && held == 0).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_that_hold_memory_of_sessions_that_have_stalled_are_closed_where_others_need_it()
+ {
+    let (server, orders, _busy) = start(&["limits.stall-timeout=500ms"]).await;
+    // A session that is alive keeps each connection open.
+    let mut alive = Vec::new();
+    let (mut all, mut connections) = (Vec::new(), Vec::new());
+    for _ in 0..3 {
+        let http = Http::with_window(server.address(), WINDOW);
+        let query = "tail_offset=0";
+        alive.push(frames::read_session(&http, "test-basin", "busy", query).await);
+        for _ in 0..200 {
+            let query = "seq_num=0";
+            all.push(frames::read_session(&http, "test-basin", "orders", query).await);
+        }
+        connections.push(http);
+    }
+    // 600 sessions that have stalled hold more in their connections than there is for all.
+    let read = tokio::time::timeout(Duration::from_secs(120), sdk::read_all(&orders));
+    assert_eq!(read.await.expect("others read").len(), 40);
+    eventually("nothing is held", async || {
+        let waiting = gauge(&server, "esker_read_sessions_waiting").await;
+        (waiting == 0).then_some(())
+    })
+    .await;
+    drop((alive, all, connections));
+}
