@@ -9,14 +9,23 @@
 //! the incarnation in the root that it replaces, so an upload that was under way while another one
 //! claimed does not end in the root either.
 //!
+//! Intents name the incarnation that registered them. One of a former incarnation is gone on with by the
+//! next, or removed when it is old; from then on it is not the former one's, which neither renews nor
+//! withdraws it. A refused incarnation has none: it is refused by the swap that would register the first.
+//!
+//! Pins name nobody. A pin keeps what a reader reads, whoever that is: a restore of a refused or former
+//! incarnation needs it as much as any other, and that it stays for a while costs space alone. It goes
+//! when it expires, by a sweep of whoever writes.
+//!
 //! No clock plays a part. A fork takes the root over: it begins a history of its own.
 
 use serde_json::Map;
 
 use crate::error::Error;
-use crate::ids::IncarnationId;
+use crate::ids::{IncarnationId, LineageId};
 use crate::layout::ROOT;
-use crate::repository::Repository;
+use crate::ownership;
+use crate::repository::{Change, CurrentRoot, Repository};
 use crate::root::{Intent, Root, Writer};
 use crate::store::Store;
 
@@ -45,6 +54,45 @@ impl Repository {
             (Some(writer), Some(ours)) if ours.follows(writer.incarnation) => Ok(()),
             (Some(writer), _) => Err(self.other_writer(&self.store, writer)),
         }
+    }
+
+    /// Claims the root, unless this incarnation has already. Whoever writes to several roots, or beside
+    /// them, claims the same one of them first: then of two copies of a node one writes everything, and
+    /// never each a part.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OtherWriter`] with both names; [`Error::OtherLineage`] if the root is of another history;
+    /// [`Error::NoRoot`]; and what reading and swapping can fail with.
+    pub async fn claim(&self, lineage: LineageId) -> Result<CurrentRoot, Error> {
+        let store = self.store.operation();
+        ownership::claim_with(&store, self.cluster()?).await?;
+        self.swap_with(
+            &store,
+            None,
+            |root| {
+                if root.lineage.is_some() && root.lineage != Some(lineage) {
+                    return Err(Error::OtherLineage {
+                        theirs: root.lineage,
+                        ours: Some(lineage),
+                    });
+                }
+                self.check_writer(root)?;
+                if self.has_claimed(root) {
+                    return Ok(Change::Nothing);
+                }
+                let mut next = root.clone();
+                self.claim_writer(&mut next)?;
+                Ok(Change::To(Box::new(next)))
+            },
+            |root| self.has_claimed(root),
+        )
+        .await
+    }
+
+    /// Whether an intent is of this incarnation, and nobody has gone on with it since.
+    pub(crate) fn holds(&self, intent: &Intent) -> bool {
+        intent.incarnation == self.options.incarnation.as_ref().map(|ours| ours.id)
     }
 
     /// Makes a root this incarnation's, which was allowed to by [`Repository::check_writer`].

@@ -767,12 +767,12 @@ impl Upload<'_> {
                     let now = self.store.env().now();
                     Ok(
                         match next.intents.iter_mut().find(|i| i.generation == generation) {
-                            Some(intent) => {
+                            Some(intent) if self.repository.holds(intent) => {
                                 intent.snapshot_ids.push(id.clone());
                                 intent.renewed_at = now;
                                 Change::To(Box::new(next))
                             }
-                            None => Change::Nothing,
+                            _ => Change::Nothing,
                         },
                     )
                 },
@@ -815,6 +815,8 @@ impl Upload<'_> {
             None,
             |root| {
                 Ok(match root.intent(generation) {
+                    // A later start of the node goes on with it.
+                    Some(intent) if !self.repository.holds(intent) => Change::Nothing,
                     None => Change::Nothing,
                     Some(_) => {
                         let mut next = root.clone();
@@ -823,7 +825,10 @@ impl Upload<'_> {
                     }
                 })
             },
-            |root| root.intent(generation).is_none(),
+            |root| {
+                let left = root.intent(generation);
+                left.is_none_or(|intent| !self.repository.holds(intent))
+            },
         );
         match within(&**store.env(), WITHDRAWAL, removed).await {
             Some(Ok(_)) => {}
@@ -868,11 +873,11 @@ impl Repository {
                     let mut next = root.clone();
                     Ok(
                         match next.intents.iter_mut().find(|i| i.generation == generation) {
-                            Some(intent) => {
+                            Some(intent) if self.holds(intent) => {
                                 intent.renewed_at = now;
                                 Change::To(Box::new(next))
                             }
-                            None => Change::Nothing,
+                            _ => Change::Nothing,
                         },
                     )
                 },

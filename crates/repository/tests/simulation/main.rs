@@ -6,6 +6,8 @@
 //! When the faults stop, the repository verifies, the next put succeeds, and a sweep leaves nothing
 //! behind but what is kept.
 //!
+//! `incarnations` has several copies of one data directory, and nodes that leave out a check.
+//!
 //! `pacing` has promises of bounded uploads, which need a clock and no faults.
 //!
 //! `ESKER_SEEDS=100000 ESKER_FIRST_SEED=1` runs more; a failure names its seed.
@@ -13,6 +15,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod clock;
+mod incarnations;
 mod naive;
 mod pacing;
 mod store;

@@ -46,6 +46,8 @@ pub struct Contents {
     registered: HashSet<Generation>,
     /// Snapshots that were ever in a root.
     pub committed: HashSet<SnapshotId>,
+    /// Their descriptions, in the order in which they came into it.
+    pub history: Vec<SnapshotMetadata>,
     /// What a root of now keeps, by key, with its checksum.
     kept: BTreeMap<String, Option<Digest>>,
     /// The first thing that went wrong.
@@ -135,7 +137,9 @@ impl Contents {
         }
         self.registered = root.intents.iter().map(|i| i.generation).collect();
         for retained in &root.retained_snapshots {
-            self.committed.insert(retained.snapshot_id.clone());
+            if self.committed.insert(retained.snapshot_id.clone()) {
+                self.history.extend(self.description(&retained.dir()));
+            }
         }
         if let Some(first) = root.retained_snapshots.first()
             && root.newest.as_ref().map(|n| &n.snapshot_id) != Some(&first.snapshot_id)
@@ -189,6 +193,24 @@ pub struct SimStore {
     clock: Clock,
     dice: Arc<Mutex<StdRng>>,
     trouble: Arc<Mutex<Trouble>>,
+    reading: Reading,
+}
+
+/// How one machine reads roots: a mutant finds itself named as the one that writes, this incarnation.
+#[derive(Clone, Default)]
+pub struct Reading(pub Arc<Mutex<Option<String>>>);
+
+impl Reading {
+    fn read(&self, root: Bytes) -> Bytes {
+        let Some(incarnation) = self.0.lock().unwrap().clone() else {
+            return root;
+        };
+        let mut root: serde_json::Value = serde_json::from_slice(&root).unwrap();
+        if let Some(writer) = root.get_mut("writer") {
+            writer["incarnation"] = incarnation.into();
+        }
+        root.to_string().into()
+    }
 }
 
 impl fmt::Debug for SimStore {
@@ -229,12 +251,26 @@ impl SimStore {
             clock: clock.clone(),
             dice: Arc::new(Mutex::new(StdRng::seed_from_u64(seed))),
             trouble: Arc::new(Mutex::new(trouble)),
+            reading: Reading::default(),
+        }
+    }
+
+    /// The same store, as a machine reads it.
+    pub fn reading(&self, reading: Reading) -> SimStore {
+        SimStore {
+            reading,
+            ..self.clone()
         }
     }
 
     /// From now on everything works.
     pub fn calm(&self) {
-        self.trouble.lock().unwrap().one_in = 0;
+        self.is_to_fail(0);
+    }
+
+    /// From now on one request in so many is not answered as it should be.
+    pub fn is_to_fail(&self, one_in: u32) {
+        self.trouble.lock().unwrap().one_in = one_in;
     }
 
     fn draw(&self) -> (Duration, Fault) {
@@ -382,6 +418,13 @@ impl ObjectStore for SimStore {
                     })
             })
             .await?;
+        let stored = match Contents::below(&key) {
+            Some("latest.json") => Stored {
+                bytes: self.reading.read(stored.bytes),
+                ..stored
+            },
+            _ => stored,
+        };
         let from = match options.range {
             Some(GetRange::Offset(offset)) => offset,
             _ => 0,
