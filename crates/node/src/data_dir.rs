@@ -304,6 +304,25 @@ impl DataDir {
     }
 }
 
+impl DataDir {
+    /// Moves a partition's checkpoint to what is put aside.
+    pub fn put_checkpoint_aside(&self, partition: u64, from: &Path) -> Result<PathBuf, StartError> {
+        let dir = self.path.join("damaged");
+        fs::create_dir_all(&dir).map_err(io("creating", &dir))?;
+        let number = (1..).find(|number| {
+            !dir.join(format!("checkpoint-{partition}-{number}"))
+                .exists()
+        });
+        let to = dir.join(format!("checkpoint-{partition}-{}", number.unwrap_or(0)));
+        fs::rename(from, &to).map_err(io("moving", from))?;
+        sync_dir(&dir)?;
+        if let Some(parent) = from.parent() {
+            sync_dir(parent)?;
+        }
+        Ok(to)
+    }
+}
+
 /// Makes the layout of an earlier format the present one. A crash leaves it at the earlier one, and the
 /// next start does the rest.
 fn brought_up_to_date(

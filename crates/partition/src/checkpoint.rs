@@ -25,6 +25,7 @@ use xxhash_rust::xxh3::Xxh3;
 use crate::ids::{LineageId, PartitionId};
 use crate::keys;
 use crate::lineage::Lineage;
+use crate::log_tail::LogTail;
 use crate::members::Members;
 use crate::store::partitions::sync_dir;
 use crate::store::{Applied, Part, Store, StoreError, StoreOptions};
@@ -56,6 +57,9 @@ pub struct CheckpointMeta {
     pub members: Members,
     /// The history that `lsn` is of, in hexadecimal digits.
     pub lineage: String,
+    /// Checksums of the entries up to `lsn`; absent if an earlier build applied them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log_tail: Option<LogTail>,
     /// How keys are ordered.
     pub comparator: String,
     /// The files.
@@ -307,6 +311,7 @@ impl Capture {
         let to = base.join(format!("lsn_{:020}", applied.lsn));
         if let Ok(there) = Checkpoint::open(&to)
             && there.lineage() == Some(lineage.id())
+            && LogTail::agree(there.meta.log_tail.as_ref(), applied.log_tail.as_ref())
         {
             return Ok(there);
         }
@@ -320,6 +325,7 @@ impl Capture {
             partition: part.partition().0,
             lsn: applied.lsn,
             term: applied.term,
+            log_tail: applied.log_tail.clone(),
             members: applied.into(),
             lineage: lineage.id().to_string(),
             comparator,
@@ -471,6 +477,7 @@ fn without_position(
             term: 0,
             members: Members::default(),
             lineage: String::new(),
+            log_tail: None,
             comparator: comparator.to_owned(),
             files,
         }),

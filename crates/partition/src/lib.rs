@@ -9,6 +9,7 @@
 //! | [`stream`] | one stream as readers see it: tail, trim point |
 //! | [`recent`] | the newest batches of followed streams, in memory, within a budget |
 //! | [`lineage`], [`fork`] | which history a partition is of; what its forks did to a stream |
+//! | [`log_tail`] | checksums of the entries that led to a position |
 //! | [`members`] | who belongs to a partition's group, as it is stored |
 //! | [`reader`] | reading records, from memory at the tail and from the database behind it |
 //! | [`state`] | the state store: keys with versions, and the commits that made them |
@@ -29,6 +30,7 @@ pub mod fork;
 mod ids;
 mod keys;
 pub mod lineage;
+pub mod log_tail;
 pub mod members;
 pub mod reader;
 pub mod recent;
@@ -48,6 +50,7 @@ pub use ids::{
     BasinId, LineageId, PartitionId, STATE_BASIN, STATE_BASIN_ID, StreamId, partition_of,
 };
 pub use lineage::Lineage;
+pub use log_tail::LogTail;
 pub use members::Members;
 pub use reader::{Cursor, ReadError, Reader, Scan};
 pub use recent::RecentBudget;

@@ -8,6 +8,7 @@
 use esker_raft::{Committed, Membership, NodeId};
 use serde::{Deserialize, Serialize};
 
+use crate::log_tail::LogTail;
 use crate::store::Applied;
 
 /// The numbers of the members, by what they are to the group. Each list is sorted.
@@ -81,10 +82,13 @@ impl Applied {
         };
         let changed = entries.iter().rev().find_map(|e| e.membership.as_deref());
         let members = changed.map_or_else(|| Members::from(self.clone()), Members::from);
-        Applied::new(last.lsn.0, last.term.0, members)
+        Applied {
+            log_tail: LogTail::after(self.log_tail.as_ref(), self.lsn, entries),
+            ..Applied::new(last.lsn.0, last.term.0, members)
+        }
     }
 
-    /// A position, and who belongs to the group as of it.
+    /// A position, and who belongs to the group as of it, without checksums of what led to it.
     pub(crate) fn new(lsn: u64, term: u64, members: Members) -> Applied {
         Applied {
             lsn,
@@ -94,6 +98,7 @@ impl Applied {
             voters_outgoing: members.voters_outgoing,
             learners_next: members.learners_next,
             to_promote: members.to_promote,
+            log_tail: None,
         }
     }
 }

@@ -26,6 +26,7 @@ use rust_rocksdb::{
 use crate::ids::PartitionId;
 use crate::keys;
 use crate::lineage::Lineage;
+use crate::log_tail::LogTail;
 use background::Background;
 pub use damage::DamageReport;
 use damage::Met;
@@ -215,6 +216,9 @@ pub struct Applied {
     /// The learners that get a vote once they have caught up.
     #[prost(uint64, repeated, tag = "7")]
     pub to_promote: Vec<u64>,
+    /// Checksums of the last entries; absent until one was applied by a build that computes them.
+    #[prost(message, optional, tag = "8")]
+    pub log_tail: Option<LogTail>,
 }
 
 /// The node's database. Cheap to clone.

@@ -1,12 +1,13 @@
 //! Two that believe to be the same: one goes on, and the other does not spoil it.
 
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
-use super::contents::{GAP, contents, stream};
+use super::contents::{Contents, GAP, contents, stream};
 use super::losses::{Harm, Loss, befall};
 use super::past::{BASIN, Past, caught_up, eager, kept, lineages, new_line_is_kept, play, seen};
-use super::place::{Kind, PARTITIONS, Place, copy_dir};
+use super::place::{Kind, PARTITIONS, Place, Scene, copy_dir};
 use super::positions::{fork, position};
 use crate::support::{eventually, sdk};
 
@@ -238,6 +239,142 @@ async fn of_two_copies_of_a_data_directory_the_second_puts_no_snapshots() {
         is_put(&original, &scene.place, &kept(1)).await;
     }))
     .await;
+}
+
+/// A data directory and a copy of it that have gone on differently: the copy put the newest snapshots, the
+/// original was refused.
+struct Twins {
+    scene: Scene,
+    copied: PathBuf,
+    /// What was acknowledged by the original.
+    original: Contents,
+    /// What was acknowledged by the copy.
+    copy: Contents,
+}
+
+impl Twins {
+    async fn of(past: &Past) -> Twins {
+        let scene = past.copy().await;
+        let copied = scene.path("copied");
+        copy_dir(&scene.data(), &copied);
+        let saves = scene.with(&["snapshots.snapshot-on-stop=true"]);
+        let mut copy = saves.start(&copied).await;
+        for i in 0..3 {
+            sdk::append(&stream(&copy.sdk(), &kept(i)), ["of the copy"]).await;
+        }
+        let of_copy = contents(&copy.sdk()).await;
+        copy.stop().await;
+
+        let (mut server, _) = seen(&scene.setup, &scene).await;
+        for round in 0..5 {
+            for i in 0..3 {
+                let record = [format!("of the original, {round}")];
+                sdk::append(&stream(&server.sdk(), &kept(i)), record).await;
+            }
+        }
+        problem(&server, "repository_other_writer").await;
+        let original = contents(&server.sdk()).await;
+        server.kill();
+        Twins {
+            scene,
+            copied,
+            original,
+            copy: of_copy,
+        }
+    }
+}
+
+#[tokio::test]
+async fn of_two_copies_of_a_data_directory_none_is_recovered_from_snapshots_of_the_other() {
+    play([Kind::Directory, Kind::S3].map(async |kind| {
+        let past = Past::new(kind, "incremental").await;
+        let twins = Twins::of(&past).await;
+        let scene = &twins.scene;
+        let newest: Vec<_> = scene
+            .place
+            .roots()
+            .await
+            .iter()
+            .map(|r| r.newest())
+            .collect();
+        befall(scene, Loss::DatabaseAndLocalSnapshots, Harm::Nothing);
+        let (mut server, after) = seen(&scene.setup, scene).await;
+        after.are(&twins.original, &format!("{kind:?}"));
+        let log = server.log().join("\n");
+        assert!(log.contains("the log contradicts it"), "{log}");
+        server.stop().await;
+        let now: Vec<_> = scene
+            .place
+            .roots()
+            .await
+            .iter()
+            .map(|r| r.newest())
+            .collect();
+        assert_eq!(now, newest, "they stay where they are");
+    }))
+    .await;
+}
+
+#[tokio::test]
+async fn where_only_snapshots_of_another_copy_are_left_a_start_names_them_and_uses_none() {
+    let past = Past::new(Kind::Directory, "full").await;
+    let twins = Twins::of(&past).await;
+    let scene = &twins.scene;
+    befall(scene, Loss::DatabaseAndLocalSnapshots, Harm::Nothing);
+    // None that both have in common.
+    for partition in 1..=PARTITIONS {
+        for at in [1, 2] {
+            scene.place.damage(partition, at);
+        }
+    }
+    for bootstrap in [None, Some("restore")] {
+        let setup = scene.setup.clone();
+        let setup = bootstrap.map_or(setup.clone(), |said| setup.bootstrap(said));
+        let log = setup.try_start(&scene.data()).await.err().unwrap();
+        assert!(log.contains("error [nothing_usable]"), "{log}");
+        assert!(
+            log.contains("the log contradicts it: the entry at LSN"),
+            "{log}"
+        );
+        assert!(log.contains("into an empty directory"), "{log}");
+    }
+    // As it says.
+    let restore = scene.setup.clone().bootstrap("restore");
+    let server = restore.start(&scene.path("empty")).await;
+    let after = contents(&server.sdk()).await;
+    after.are(&twins.copy.after_forks(1), "the history of the copy");
+}
+
+#[tokio::test]
+async fn a_database_and_local_snapshots_that_the_log_contradicts_are_not_used_and_kept() {
+    let past = Past::new(Kind::Directory, "incremental").await;
+    let twins = Twins::of(&past).await;
+    let scene = &twins.scene;
+    let data = scene.data();
+    for what in ["db", "checkpoints"] {
+        std::fs::remove_dir_all(data.join(what)).unwrap();
+        copy_dir(&twins.copied.join(what), &data.join(what));
+    }
+    let (mut server, after) = seen(&scene.setup, scene).await;
+    after.are(&twins.original, "by the original's log");
+    let log = server.log().join("\n");
+    assert!(log.contains("a local snapshot was put aside"), "{log}");
+    server.stop().await;
+    let aside = |partition| {
+        let first = data.join(format!("damaged/checkpoint-{partition}-1"));
+        let described = std::fs::read(first.join("checkpoint.json")).unwrap();
+        let described: serde_json::Value = serde_json::from_slice(&described).unwrap();
+        described["log_tail"].clone()
+    };
+    for partition in 1..=PARTITIONS {
+        let tail = aside(partition);
+        assert!(tail["entry"].is_string(), "{tail}");
+    }
+    // It is over with.
+    let (server, after) = seen(&scene.setup, scene).await;
+    after.are(&twins.original, "again");
+    let log = server.log().join("\n");
+    assert!(!log.contains("contradicts"), "{log}");
 }
 
 #[tokio::test]

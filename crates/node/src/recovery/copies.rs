@@ -11,18 +11,21 @@ use esker_repository::{CurrentRoot, Error as RepositoryError, Progress, Reposito
 use futures::{StreamExt as _, TryStreamExt as _};
 
 use super::attempts::Attempts;
-use super::look::{Facts, PartitionFacts};
+use super::contradiction::Witness;
+use super::look::{DatabaseFacts, Facts, PartitionFacts};
 use super::plan::{Plan, PlannedFork};
-use super::ways::{Copy, LOG_IS_LOST, LogFacts, Source, best, connects, is_whole};
+use super::ways::{Copy, LOG_IS_LOST, LogFacts, Source, best, connects, copy_of, is_whole};
 use crate::clock::past_age;
 use crate::data_dir::DataDir;
 use crate::error::StartError;
-use crate::snapshots::{Archive, restored};
+use crate::snapshots::{Archive, log_tail, restored};
 
 /// Partitions that are restored at a time. Each has eight files under way.
 const PARALLEL: usize = 4;
 /// A lineage without a snapshot is taken for one that is just being begun for so long.
 const BEGINNING: Duration = Duration::from_secs(60);
+/// What is to be done where the log contradicts copies, and no other one is of use.
+const CONTRADICTED: &str = "What the log contradicts is of another copy of this data directory, or the log is: bring back what belongs together. Or give up what only this directory has, and restore the other one's snapshots into an empty directory with --bootstrap restore";
 /// How often a long restore says how far it is.
 const REPORT_EVERY: Duration = Duration::from_secs(5);
 
@@ -40,12 +43,16 @@ pub(super) struct Way {
     pub adopt: Option<Lineage>,
     /// Whether a snapshot in the repository was found damaged.
     pub damage: bool,
+    /// Whether the database has files of the partition that the log contradicts: they are kept, as a
+    /// checkpoint that is put aside.
+    pub keeps_database: bool,
 }
 
 /// Finds a way for each partition, and writes down which lineages begin.
 pub(super) async fn find(
     facts: &Facts,
     data_dir: &DataDir,
+    raft: &esker_raft::Node,
     archive: &Archive,
     plan: &mut Plan,
     attempts: &Attempts,
@@ -58,7 +65,7 @@ pub(super) async fn find(
             store,
             planned: planned.forks.get(&facts.partition),
             accepts_loss,
-            ..Search::lossless(facts, data_dir, archive, attempts)
+            ..Search::lossless(facts, data_dir, raft, archive, attempts)
         };
         search.find()
     });
@@ -97,6 +104,12 @@ pub(super) struct Search<'a> {
     accepts_loss: bool,
     /// What the log has, unless it turns out to be too short.
     pub(super) log: Option<LogFacts>,
+    /// The log as it is, which contradicts copies even if it is too short.
+    pub(super) witness: Option<Witness>,
+    /// Whether the log contradicts the database.
+    keeps_database: bool,
+    /// Whether it contradicts any copy.
+    pub(super) contradicted: bool,
     /// Copies that are not usable, and why.
     pub(super) tried: Vec<String>,
     /// Those of them of which nothing is known, because they could not be read now. What could be read
@@ -121,6 +134,7 @@ impl<'a> Search<'a> {
     pub(super) fn lossless(
         facts: &'a PartitionFacts,
         data_dir: &'a DataDir,
+        raft: &esker_raft::Node,
         archive: &'a Archive,
         attempts: &'a Attempts,
     ) -> Search<'a> {
@@ -132,7 +146,13 @@ impl<'a> Search<'a> {
             planned: None,
             attempts,
             accepts_loss: false,
+            witness: facts
+                .log
+                .clone()
+                .map(|log| Witness::new(raft, facts.partition, log)),
             log: facts.log.clone(),
+            keeps_database: false,
+            contradicted: false,
             tried: Vec::new(),
             unreadable: Vec::new(),
             damage: false,
@@ -140,10 +160,10 @@ impl<'a> Search<'a> {
     }
 
     pub(super) async fn find(mut self) -> Result<Way, StartError> {
-        if let Some(way) = self.database() {
+        if let Some(way) = self.database().await? {
             return Ok(way);
         }
-        let locals = self.locals().await;
+        let locals = self.locals().await?;
         for checkpoint in &locals {
             self.look_for_a_cut(&copy_of(checkpoint));
         }
@@ -189,14 +209,14 @@ impl<'a> Search<'a> {
             && !self.is_ruled_out(&Source::Log)
             && let Some(log) = &self.log
         {
-            let nothing = Copy {
-                source: Source::Log,
-                lineage: log.lineage.id(),
-                lsn: 0,
-            };
+            let nothing = Copy::at(Source::Log, log.lineage.id(), 0);
             return Ok(self.way(&nothing, None, None, root.is_some()));
         }
         self.all_was_read()?;
+        // What reaches beyond the log may be another copy's of this directory: no loss is accepted unknowingly.
+        if let Some(Err(error)) = root.as_ref().map(|root| repository.check_writer(root)) {
+            self.tried.push(error.to_string());
+        }
         if !self.accepts_loss && !self.is_pending() {
             let is_lost = self.facts.database.is_err();
             let remedy = match (is_lost, locals.is_empty(), archived.is_empty()) {
@@ -204,6 +224,7 @@ impl<'a> Search<'a> {
                     Some(state) => state.into(),
                     None => "There is no copy to go on from: bring back what is missing".into(),
                 },
+                _ if self.contradicted => CONTRADICTED.into(),
                 (true, true, false) if self.damage => "Bring back what is missing or damaged, from versions or a backup; or accept the loss of everything after the newest copy that is whole with --bootstrap restore, which ends in the same way if none is".into(),
                 _ => "Bring back what is missing; or accept the loss of everything after the newest copy with --bootstrap restore".into(),
             };
@@ -252,31 +273,52 @@ impl<'a> Search<'a> {
     }
 
     /// The database, if the log goes on where it ends.
-    fn database(&mut self) -> Option<Way> {
+    async fn database(&mut self) -> Result<Option<Way>, StartError> {
         let found = match &self.facts.database {
             Ok(found) => found,
             Err(why) => {
                 self.tried.push(format!("database: {why}"));
-                return None;
+                return Ok(None);
             }
         };
-        let copy = Copy {
-            source: Source::Database,
-            lineage: found.lineage,
-            lsn: found.lsn,
-        };
+        let copy = copy_in(found);
+        if self.is_contradicted(&copy).await? {
+            self.keeps_database = true;
+            return Ok(None);
+        }
         self.look_for_a_cut(&copy);
         match connects(self.log.as_ref(), &copy) {
-            Ok(()) => Some(self.way(&copy, None, None, true)),
+            Ok(()) => Ok(Some(self.way(&copy, None, None, true))),
             Err(why) => {
                 self.tried.push(format!("database: {why}"));
-                None
+                Ok(None)
             }
         }
     }
 
+    /// Whether the log has other entries than those that led to a copy: then it is of another history.
+    pub(super) async fn is_contradicted(&mut self, copy: &Copy) -> Result<bool, StartError> {
+        let Some(witness) = &self.witness else {
+            return Ok(false);
+        };
+        let (witness, compared) = (witness.clone(), copy.clone());
+        let why = super::blocking(move || witness.contradicts(&compared)).await?;
+        let Some(why) = why else {
+            return Ok(false);
+        };
+        tracing::error!(
+            partition = self.facts.partition,
+            copy = %copy.source,
+            why,
+            "a copy is not used: it is of another copy of this data directory, or the log is"
+        );
+        self.tried.push(format!("{}: {why}", copy.source));
+        self.contradicted = true;
+        Ok(true)
+    }
+
     /// Checkpoints on this disk that are whole, newest first.
-    async fn locals(&mut self) -> Vec<Checkpoint> {
+    async fn locals(&mut self) -> Result<Vec<Checkpoint>, StartError> {
         let base = self
             .data_dir
             .checkpoints()
@@ -295,11 +337,15 @@ impl<'a> Search<'a> {
             });
             match opened.await {
                 Ok(checkpoint) if self.is_ruled_out(&copy_of(&checkpoint).source) => {}
-                Ok(checkpoint) => whole.push(checkpoint),
+                Ok(checkpoint) => {
+                    if !self.is_contradicted(&copy_of(&checkpoint)).await? {
+                        whole.push(checkpoint);
+                    }
+                }
                 Err(error) => self.local_is_not_usable(&at, &error),
             }
         }
-        whole
+        Ok(whole)
     }
 
     fn local_is_not_usable(&mut self, dir: &Path, error: &StoreError) {
@@ -387,15 +433,27 @@ impl<'a> Search<'a> {
                 }
                 Err(error) => return Err(self.unreadable(&error)),
             };
-            match metadata.lineage {
-                Some(lineage) => copies.push(Copy {
-                    source: Source::Repository(dir),
-                    lineage: LineageId(lineage.0),
-                    lsn: metadata.min_applied_lsn.0,
-                }),
-                None => self
-                    .tried
-                    .push(format!("repository snapshot {dir}: it has no lineage")),
+            let Some(lineage) = metadata.lineage else {
+                self.tried
+                    .push(format!("repository snapshot {dir}: it has no lineage"));
+                continue;
+            };
+            let tail = match log_tail(&metadata) {
+                Ok(tail) => tail,
+                Err(why) => {
+                    self.snapshot_is_damaged(&Source::Repository(dir), &why);
+                    continue;
+                }
+            };
+            let copy = Copy {
+                source: Source::Repository(dir),
+                lineage: LineageId(lineage.0),
+                lsn: metadata.min_applied_lsn.0,
+                term: metadata.term,
+                tail,
+            };
+            if !self.is_contradicted(&copy).await? {
+                copies.push(copy);
             }
         }
         Ok(copies)
@@ -519,20 +577,12 @@ impl<'a> Search<'a> {
             && planned.id() == Some(found.lineage)
         {
             // An earlier start has got so far.
-            let copy = Copy {
-                source: Source::Database,
-                lineage: found.lineage,
-                lsn: found.lsn,
-            };
+            let copy = copy_in(found);
             return Ok(self.way(&copy, None, Some(planned.clone()), root.is_some()));
         }
         let mut copies: Vec<Copy> = Vec::new();
-        if let Ok(found) = &self.facts.database {
-            copies.push(Copy {
-                source: Source::Database,
-                lineage: found.lineage,
-                lsn: found.lsn,
-            });
+        if let (Ok(found), false) = (&self.facts.database, self.keeps_database) {
+            copies.push(copy_in(found));
         }
         copies.extend(locals.iter().map(copy_of));
         copies.extend_from_slice(archived);
@@ -608,11 +658,12 @@ impl<'a> Search<'a> {
             let after = way.fork.as_ref().map_or(0, |fork| fork.lsn);
             !accepts_loss && planned.is_some_and(|planned| after < planned.lsn)
         };
-        let of_state = self.state(&ancestry, root.is_some()).await;
+        let of_state = self.state(&ancestry, root.is_some()).await?;
         // A newer one may be among what could not be read: no loss is accepted for its sake.
         self.all_was_read()?;
         let remedy = match of_state {
             Some(way) if !loses_more(&way) => return Ok(way),
+            _ if self.contradicted => CONTRADICTED,
             None if accepts_loss => "There is no copy to go on from",
             _ => {
                 "The copy that an earlier start has decided on is gone: bring it back; or accept a greater loss with --bootstrap restore"
@@ -648,6 +699,7 @@ impl<'a> Search<'a> {
             fork,
             has_root,
             damage: self.damage,
+            keeps_database: self.keeps_database && copy.source != Source::Database,
         }
     }
 
@@ -675,11 +727,13 @@ fn still_beginning(root: &CurrentRoot) -> Option<Duration> {
     BEGINNING.checked_sub(age).filter(|wait| !wait.is_zero())
 }
 
-fn copy_of(checkpoint: &Checkpoint) -> Copy {
+fn copy_in(database: &DatabaseFacts) -> Copy {
     Copy {
-        source: Source::Local(checkpoint.dir.clone()),
-        lineage: checkpoint.lineage().unwrap_or(LineageId(0)),
-        lsn: checkpoint.meta.lsn,
+        source: Source::Database,
+        lineage: database.lineage,
+        lsn: database.lsn,
+        term: Some(database.term),
+        tail: database.tail.clone(),
     }
 }
 

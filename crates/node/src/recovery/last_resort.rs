@@ -11,12 +11,15 @@ use std::io;
 use esker_partition::state::state_partition;
 use esker_partition::{LineageId, PartitionId};
 
+use super::contradiction::Witness;
 use super::copies::{Search, Way, remove};
 use super::plan::PlannedFork;
-use super::ways::{Copy, Source, best, connects};
+use super::ways::{best, connects};
+use crate::error::StartError;
 use crate::state::archive::StateArchive;
 use crate::state::document::Header;
 use crate::state::files::{FileError, Files, name_of};
+use crate::state::rebuild::copy_of;
 
 impl Search<'_> {
     /// The newest JSON snapshot that is a part of the history, if this is the store's partition.
@@ -24,9 +27,9 @@ impl Search<'_> {
         &mut self,
         ancestry: &[(LineageId, u64)],
         has_root: bool,
-    ) -> Option<Way> {
+    ) -> Result<Option<Way>, StartError> {
         if self.facts.partition != state_partition(self.data_dir.identity.partitions).0 {
-            return None;
+            return Ok(None);
         }
         let dir = self.data_dir.snapshots();
         let opened = super::blocking(move || {
@@ -38,7 +41,7 @@ impl Search<'_> {
             Ok(opened) => opened,
             Err(error) => {
                 self.is_unreadable(format!("state snapshots: {error}"));
-                return None;
+                return Ok(None);
             }
         };
         let archive = StateArchive::new(self.archive.destination());
@@ -56,8 +59,9 @@ impl Search<'_> {
             if local.contains(&commit_ts)
                 && let Some(header) = self.check(&files, commit_ts).await
             {
-                if let Some(way) = self.way_from_state(&header, ancestry, has_root) {
-                    return Some(way);
+                let way = self.way_from_state(&header, ancestry, has_root).await?;
+                if way.is_some() {
+                    return Ok(way);
                 }
                 // It is whole, and somebody may want it.
                 in_the_way = true;
@@ -65,13 +69,15 @@ impl Search<'_> {
             if archived.contains(&commit_ts)
                 && let Some(header) = self
                     .fetch_state(&archive, &files, commit_ts, in_the_way)
-                    .await
-                && let Some(way) = self.way_from_state(&header, ancestry, has_root)
+                    .await?
             {
-                return Some(way);
+                let way = self.way_from_state(&header, ancestry, has_root).await?;
+                if way.is_some() {
+                    return Ok(way);
+                }
             }
         }
-        None
+        Ok(None)
     }
 
     async fn check(&mut self, files: &Files, commit_ts: u64) -> Option<Header> {
@@ -102,36 +108,54 @@ impl Search<'_> {
     }
 
     /// An archived one, once it is among those on this disk; a file of that name there gets another one if
-    /// it is `in_the_way`.
+    /// it is `in_the_way`. One that the log contradicts stays where it is.
     async fn fetch_state(
         &mut self,
         archive: &StateArchive,
         files: &Files,
         commit_ts: u64,
         in_the_way: bool,
-    ) -> Option<Header> {
+    ) -> Result<Option<Header>, StartError> {
         let dir = self.place("state");
         let fetched = async {
             remove(&dir).map_err(|e| FileError::Unreadable(io::Error::other(e)))?;
             archive.fetch(commit_ts, &dir).await?;
-            let (fetched, files) = (Files::open(dir.clone())?, files.clone());
+            let fetched = Files::open(dir.clone())?;
             super::blocking(move || {
-                let (written, _) = fetched.check(commit_ts)?;
-                if in_the_way {
-                    files.set_aside(commit_ts)?;
-                }
-                files.adopt(&fetched, commit_ts)?;
-                Ok::<_, FileError>(written.header)
+                let header = fetched.check(commit_ts)?.0.header;
+                Ok::<_, FileError>((fetched, header))
             })
             .await
         };
-        match fetched.await {
+        let adopted = match fetched.await {
+            Ok((_, header)) if self.contradicts_state(&header).await? => return Ok(None),
+            Ok((fetched, header)) => {
+                let files = files.clone();
+                super::blocking(move || {
+                    if in_the_way {
+                        files.set_aside(commit_ts)?;
+                    }
+                    files.adopt(&fetched, commit_ts)?;
+                    Ok::<_, FileError>(header)
+                })
+                .await
+            }
+            Err(why) => Err(why),
+        };
+        Ok(match adopted {
             Ok(header) => Some(header),
             Err(why) => {
                 let (name, shown) = (name_of(commit_ts), archive.shown());
                 self.not_usable(format!("{name} in {shown}"), &why);
                 None
             }
+        })
+    }
+
+    async fn contradicts_state(&mut self, header: &Header) -> Result<bool, StartError> {
+        match copy_of(header) {
+            Some(copy) => self.is_contradicted(&copy).await,
+            None => Ok(false),
         }
     }
 
@@ -180,16 +204,14 @@ impl Search<'_> {
 
     /// Whether a snapshot is of this history, as far as that is known.
     fn takes(&self, header: &Header, ancestry: &[(LineageId, u64)]) -> bool {
-        let Ok(lineage) = u128::from_str_radix(&header.lineage, 16) else {
+        let Some(copy) = copy_of(header) else {
             return false;
         };
-        let copy = Copy {
-            source: Source::State(header.commit_ts),
-            lineage: LineageId(lineage),
-            lsn: header.lsn,
-        };
         let is_known = !ancestry.is_empty() || self.may_be_ours(copy.lineage, header);
-        is_known && best(&[copy], ancestry).is_some()
+        let contradicts = |witness: &Witness| matches!(witness.contradicts(&copy), Ok(Some(_)));
+        is_known
+            && !self.witness.as_ref().is_some_and(contradicts)
+            && best(&[copy.clone()], ancestry).is_some()
     }
 
     /// Whether a snapshot may be of this node's history, where the repository does not tell: the log knows
@@ -210,31 +232,29 @@ impl Search<'_> {
         lineage == first || header.forks > 0
     }
 
-    fn way_from_state(
+    async fn way_from_state(
         &mut self,
         header: &Header,
         ancestry: &[(LineageId, u64)],
         has_root: bool,
-    ) -> Option<Way> {
+    ) -> Result<Option<Way>, StartError> {
         let name = name_of(header.commit_ts);
-        let Ok(lineage) = u128::from_str_radix(&header.lineage, 16) else {
+        let Some(mut copy) = copy_of(header) else {
             self.tried.push(format!("{name}: it says no lineage"));
-            return None;
+            return Ok(None);
         };
-        if ancestry.is_empty() && !self.may_be_ours(LineageId(lineage), header) {
+        if ancestry.is_empty() && !self.may_be_ours(copy.lineage, header) {
             self.tried.push(format!("{name}: it is of another history"));
-            return None;
+            return Ok(None);
         }
-        let mut copy = Copy {
-            source: Source::State(header.commit_ts),
-            lineage: LineageId(lineage),
-            lsn: header.lsn,
-        };
+        if self.is_contradicted(&copy).await? {
+            return Ok(None);
+        }
         let copies = [copy.clone()];
         let Some((_, skipped)) = best(&copies, ancestry) else {
             self.tried
                 .push(format!("{name}: it is of a dead line, above its fork"));
-            return None;
+            return Ok(None);
         };
         match (connects(self.log.as_ref(), &copy), &self.log) {
             (Ok(()), Some(log)) if log.lineage.id() == copy.lineage => copy.lsn = log.last,
@@ -251,6 +271,6 @@ impl Search<'_> {
             skipped,
             between: Vec::new(),
         });
-        Some(self.way(&copy, None, Some(fork), has_root))
+        Ok(Some(self.way(&copy, None, Some(fork), has_root)))
     }
 }

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use esker_partition::{Lineage, LineageId, PartitionId, Store, StoreError, StoreOptions};
+use esker_partition::{Lineage, LineageId, LogTail, PartitionId, Store, StoreError, StoreOptions};
 use esker_raft::log::{Faults, LogConfig};
 use esker_raft::runtime::{NodeConfig, NodeError};
 use esker_raft::{GroupId, NodeId};
@@ -35,10 +35,12 @@ pub(super) struct PartitionFacts {
 }
 
 /// What the database has of a partition.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct DatabaseFacts {
     pub lsn: u64,
+    pub term: u64,
     pub lineage: LineageId,
+    pub tail: Option<LogTail>,
 }
 
 /// Whether there is any log file: a directory in use always has one.
@@ -244,6 +246,7 @@ pub(super) fn log_facts(
     })?;
     Ok(Some(LogFacts {
         start: state.start.lsn.0,
+        start_term: state.start.term.0,
         last: state.last.0,
         lineage,
     }))
@@ -260,7 +263,9 @@ fn database_facts(
         };
         Ok(Some(DatabaseFacts {
             lsn: applied.lsn,
+            term: applied.term,
             lineage: store.part(id).lineage()?.id(),
+            tail: applied.log_tail,
         }))
     };
     let facts = sound(facts())?;

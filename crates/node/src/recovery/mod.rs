@@ -6,7 +6,7 @@
 //! 3. Open the database, and look what it has of each partition ([`look`]).
 //! 4. For each partition: does the log go on where the database ends? Then it is replayed. Else the
 //!    copies are tried, local ones first, then the repository's, newest first, each checked byte for
-//!    byte before it is used ([`copies`], [`ways`]). If none connects with the log, the start ends
+//!    byte before it is used ([`copies`], [`ways`]), and none that the log contradicts ([`contradiction`]). If none connects with the log, the start ends
 //!    and says what was tried; or, if the operator accepts a loss, the copy that loses least is
 //!    taken and a new lineage begins there ([`plan`]).
 //! 5. Bring the database into that shape ([`rebuild`]), and replay, all partitions at once.
@@ -18,6 +18,7 @@
 mod acceptance;
 mod archived_state;
 mod attempts;
+mod contradiction;
 mod copies;
 mod database_blocks;
 mod directory;
@@ -51,9 +52,11 @@ use crate::snapshots::{Archive, LocalSnapshots, Rates, Snapshots, scan_tells};
 use crate::space::Space;
 use crate::state;
 use attempts::Attempts;
+pub(crate) use contradiction::Witness;
 use plan::Plan;
 pub(crate) use readiness::make_ready;
 pub use report::{PartitionRecovery, RecoveryReport};
+pub(crate) use ways::Copy;
 pub use ways::Source;
 
 /// Everything that is open before the groups are.
@@ -202,6 +205,7 @@ fn open(
         let ways = handle.block_on(copies::find(
             &facts,
             &data_dir,
+            &raft,
             &archive,
             plan.get_or_insert_default(),
             attempts,
@@ -270,6 +274,7 @@ fn groups(
     {
         tracing::warn!(%error, dir = %data_dir.scratch().display(), "what a test of a restore left is not removed");
     }
+    contradiction::put_aside_locals(&raft, &data_dir, options.partitions)?;
     let mut positions = Vec::new();
     for number in 0..=u64::from(options.partitions) {
         let part = store.part(PartitionId(number));
@@ -317,6 +322,7 @@ fn groups(
         handle,
         report.source_of(state_at.0),
         report.state_commits,
+        Witness::of(&raft, state_at.0)?.as_ref(),
     )?;
     let mut state_reader = None;
     let mut partitions = Vec::new();

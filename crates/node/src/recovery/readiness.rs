@@ -26,6 +26,6 @@ pub(crate) async fn make_ready(
     };
     let attempts = Attempts::default();
     let archive = &inner.snapshots.archive;
-    let search = Search::lossless(&facts, &inner.data_dir, archive, &attempts);
+    let search = Search::lossless(&facts, &inner.data_dir, &inner.raft, archive, &attempts);
     Ok(search.find().await?.source)
 }

@@ -107,6 +107,15 @@ pub(super) fn rebuild(
     for way in ways {
         let partition = way.partition;
         let id = PartitionId(partition);
+        if way.keeps_database {
+            // Before it is dropped. It is put aside with the other local snapshots that are not used.
+            let kept = store.part(id).begin_checkpoint().take()?;
+            tracing::warn!(
+                partition,
+                lsn = kept.meta.lsn,
+                "what the database has of the partition is kept as a local snapshot"
+            );
+        }
         if let Some(ready) = &way.ready {
             let begun = Instant::now();
             report.restored_bytes += ready.bytes();

@@ -8,7 +8,7 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use esker_partition::{Lineage, LineageId};
+use esker_partition::{Checkpoint, Lineage, LineageId, LogTail};
 use esker_repository::SnapshotDir;
 
 /// What the log has of a partition.
@@ -16,6 +16,8 @@ use esker_repository::SnapshotDir;
 pub(crate) struct LogFacts {
     /// Entries up to here are gone.
     pub start: u64,
+    /// The term of the last one that is.
+    pub start_term: u64,
     /// The last entry.
     pub last: u64,
     /// The history that it is of.
@@ -64,6 +66,34 @@ pub(crate) struct Copy {
     pub lineage: LineageId,
     /// What it covers.
     pub lsn: u64,
+    /// The term of the last entry in it, if that is known.
+    pub term: Option<u64>,
+    /// Checksums of the last entries in it, if they are known.
+    pub tail: Option<LogTail>,
+}
+
+impl Copy {
+    /// One of which no more is known.
+    pub fn at(source: Source, lineage: LineageId, lsn: u64) -> Copy {
+        Copy {
+            source,
+            lineage,
+            lsn,
+            term: None,
+            tail: None,
+        }
+    }
+}
+
+/// What a checkpoint on this disk covers.
+pub(super) fn copy_of(checkpoint: &Checkpoint) -> Copy {
+    Copy {
+        source: Source::Local(checkpoint.dir.clone()),
+        lineage: checkpoint.lineage().unwrap_or(LineageId(0)),
+        lsn: checkpoint.meta.lsn,
+        term: Some(checkpoint.meta.term),
+        tail: checkpoint.meta.log_tail.clone(),
+    }
 }
 
 /// Whether the log goes on where a copy ends; if not, why.
@@ -128,16 +158,13 @@ mod tests {
     use super::*;
 
     fn copy(lineage: LineageId, lsn: u64) -> Copy {
-        Copy {
-            source: Source::Database,
-            lineage,
-            lsn,
-        }
+        Copy::at(Source::Database, lineage, lsn)
     }
 
     fn log(start: u64, last: u64) -> LogFacts {
         LogFacts {
             start,
+            start_term: 1,
             last,
             lineage: Lineage::first("c", 1, PartitionId(1)),
         }
@@ -174,6 +201,7 @@ mod tests {
         let forked = LogFacts {
             // The log of a new lineage begins at the fork.
             start: 10,
+            start_term: 1,
             last: 20,
             lineage: first.fork(LineageId(7), 10),
         };

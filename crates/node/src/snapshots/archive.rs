@@ -10,7 +10,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 use esker_partition::checkpoint::{CheckpointFile, CheckpointMeta, FORMAT};
-use esker_partition::{Checkpoint, Lineage, Members};
+use esker_partition::{Checkpoint, Lineage, LogTail, Members};
 use esker_repository::destination::Destination;
 use esker_repository::metadata::FileMetadata;
 use esker_repository::{
@@ -29,6 +29,9 @@ use crate::error::StartError;
 
 /// In a snapshot's description: the cluster's id, from which a new node learns who it is.
 const CLUSTER_ID: &str = "cluster_id";
+/// In a snapshot's description: checksums of the entries that led to it. Optional: what an earlier build
+/// has put has none.
+const LOG_TAIL: &str = "log_tail";
 
 /// Where a node's partition snapshots are. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -298,6 +301,10 @@ pub(crate) fn to_put(
         CLUSTER_ID.to_owned(),
         Value::from(lineage.cluster_id.clone()),
     );
+    if let Some(tail) = &meta.log_tail {
+        let tail = serde_json::to_value(tail).map_err(|e| e.to_string())?;
+        put.extra.insert(LOG_TAIL.to_owned(), tail);
+    }
     Ok(put)
 }
 
@@ -336,13 +343,73 @@ pub(crate) fn restored(dir: &Path, metadata: &SnapshotMetadata) -> Result<Checkp
             term: metadata.term.unwrap_or_default(),
             members,
             lineage: lineage.to_string(),
+            log_tail: log_tail(metadata)?,
             comparator: metadata.db_comparator_name.clone(),
             files: metadata.files.iter().map(file).collect(),
         }),
     })
 }
 
+/// Checksums of the entries that led to a snapshot, if it has any.
+pub(crate) fn log_tail(metadata: &SnapshotMetadata) -> Result<Option<LogTail>, String> {
+    let found = metadata.extra.get(LOG_TAIL).map(LogTail::deserialize);
+    let malformed = |e| format!("its description has malformed checksums of the log: {e}");
+    found.transpose().map_err(malformed)
+}
+
 /// The id of the cluster that a snapshot is of, if it says so.
 pub(crate) fn cluster_id(metadata: &SnapshotMetadata) -> Option<&str> {
     metadata.extra.get(CLUSTER_ID).and_then(Value::as_str)
+}
+
+#[cfg(test)]
+mod tests {
+    use esker_partition::log_tail::LogBlock;
+
+    use super::*;
+
+    /// A description as it is written, with what is to stand in the place of the checksums of the log.
+    fn described(log_tail: &str) -> SnapshotMetadata {
+        let text = format!(
+            r#"{{"version": "V1", "cluster_name": "c", "cluster_fingerprint": 5, "partition_id": 1,
+            "node_name": "node-1", "created_at": "2026-11-01T00:00:00Z", "snapshot_id": "snap_15IOGI1ByLSMcMxrxrFEcLR",
+            "key_range": {{"start": 0, "end": 18446744073709551615}}, "min_applied_lsn": 4200,
+            "db_comparator_name": "leveldb.BytewiseComparator", "files": [], "checksums": {{}},
+            "lineage": "000000000000000000000000000000ab", "term": 3,
+            "membership": {{"voters": [1], "learners": []}}, "partitions": 8, "cluster_id": "c1"{log_tail}}}"#
+        );
+        let dir = "lsn_00000000000000004200-snap_15IOGI1ByLSMcMxrxrFEcLR";
+        let dir = esker_repository::SnapshotDir::parse(dir).unwrap();
+        SnapshotMetadata::parse(text.as_bytes(), PartitionId(1), &dir).unwrap()
+    }
+
+    #[test]
+    fn descriptions_with_and_without_checksums_of_the_log_are_read_and_malformed_ones_are_named() {
+        let earlier = restored(Path::new("/d"), &described("")).unwrap();
+        assert_eq!(earlier.meta.log_tail, None);
+        assert_eq!((earlier.meta.lsn, earlier.meta.term), (4200, 3));
+        let now = described(
+            r#", "log_tail": {"entry": "00ff00000000000a", "blocks": [
+                {"after": 4100, "bytes": 700, "checksum": "0000000000000001"},
+                {"after": 4164, "bytes": 9, "checksum": "ffffffffffffffff", "of_a_later_build": 1}]}"#,
+        );
+        let tail = restored(Path::new("/d"), &now)
+            .unwrap()
+            .meta
+            .log_tail
+            .clone();
+        let block = |after, bytes, checksum| LogBlock {
+            after,
+            bytes,
+            checksum,
+        };
+        let wanted = LogTail {
+            entry: 0x00ff_0000_0000_000a,
+            blocks: vec![block(4100, 700, 1), block(4164, 9, u64::MAX)],
+        };
+        assert_eq!(tail, Some(wanted));
+        let malformed = described(r#", "log_tail": {"entry": 7, "blocks": []}"#);
+        let why = restored(Path::new("/d"), &malformed).unwrap_err();
+        assert!(why.contains("malformed checksums of the log"), "{why}");
+    }
 }

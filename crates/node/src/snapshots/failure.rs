@@ -4,6 +4,10 @@ use std::fmt;
 
 use esker_repository::Error as RepositoryError;
 
+/// Another copy of this node writes, or has written.
+const OTHER_WRITER: &str = "repository_other_writer";
+const COPIED: &str = "the data directory was copied, or put back from a copy: stop the one of the two that is not wanted; for both to go on, give one a snapshots.destination of its own; to go on with what the repository has, start an empty data directory with --bootstrap restore";
+
 /// A failure, as a [`Problem`](super::Problem) shows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Failure {
@@ -33,6 +37,15 @@ impl Failure {
         }
     }
 
+    /// Snapshots that are there are of another copy of this node.
+    pub fn other_history(what: String) -> Failure {
+        Failure {
+            code: OTHER_WRITER,
+            what,
+            remedy: COPIED,
+        }
+    }
+
     /// Of an error of the repository.
     pub fn of(error: &RepositoryError) -> Failure {
         let what = error.to_string();
@@ -41,10 +54,7 @@ impl Failure {
                 "repository_missing",
                 "mount the disk, or bring the directory or bucket back; if it was removed on purpose, stop the server, delete destination.json in its data directory, and start it again",
             ),
-            RepositoryError::OtherWriter { .. } => (
-                "repository_other_writer",
-                "the data directory was copied, or put back from a copy: stop the one of the two that is not wanted; for both to go on, give one a snapshots.destination of its own; to go on with what the repository has, start an empty data directory with --bootstrap restore",
-            ),
+            RepositoryError::OtherWriter { .. } => (OTHER_WRITER, COPIED),
             RepositoryError::OtherCluster { .. } | RepositoryError::NotOurs { .. } => (
                 "repository_of_others",
                 "set snapshots.destination to a prefix or directory that nobody else uses",
@@ -52,6 +62,11 @@ impl Failure {
             _ => return Failure::failing(what),
         };
         Failure { code, what, remedy }
+    }
+
+    /// Whether it is another copy of this node that writes there.
+    pub fn is_other_writer(&self) -> bool {
+        self.code == OTHER_WRITER
     }
 
     /// Whether something else than this node is there, so that nothing may be changed.

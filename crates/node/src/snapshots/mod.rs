@@ -33,7 +33,7 @@ use std::sync::atomic::AtomicU64;
 
 use parking_lot::Mutex;
 
-pub(crate) use archive::{Archive, cluster_id, lineage_id, restored};
+pub(crate) use archive::{Archive, cluster_id, lineage_id, log_tail, restored};
 pub(crate) use local::LocalSnapshots;
 pub use online::DescribedSnapshot;
 pub use options::{Bootstrap, DestinationOptions, OnLogFull, SnapshotKind, SnapshotOptions};

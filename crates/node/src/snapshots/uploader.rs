@@ -8,6 +8,7 @@
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
+use esker_partition::LineageId;
 use esker_partition::command::{Expire, ForgetBasin, Kind, Outcome};
 use esker_raft::{Group, Lsn};
 use esker_repository::destination::probe::probe;
@@ -18,13 +19,14 @@ use time::OffsetDateTime;
 use tokio::sync::oneshot;
 
 use super::OnLogFull;
-use super::archive::to_put;
+use super::archive::{log_tail, to_put};
 use super::failure::Failure;
 use super::proof::Proof;
 use super::schedule::{Facts, Reason, due};
 use crate::clock::past_age;
 use crate::error::Error;
 use crate::node::Inner;
+use crate::recovery::{Copy, Source, Witness};
 
 /// How often it is looked whether something is due.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -50,6 +52,8 @@ pub(crate) struct Archived {
 pub(crate) struct Known {
     /// Whether it was read since the start.
     pub looked: bool,
+    /// Whether this start has claimed the root, and found it of this history.
+    is_claimed: bool,
     /// Retained snapshots, newest first.
     pub retained: Vec<Archived>,
     /// Entries after the newest one that change nothing, and which one that is.
@@ -113,6 +117,12 @@ impl Known {
     pub fn is_ours(&self) -> bool {
         let refused = self.failure.as_ref().is_some_and(Failure::is_refusal);
         !refused && self.newest().is_some()
+    }
+
+    /// That somebody else writes, if that is why nothing is put.
+    fn other_writer(&self) -> Option<Failure> {
+        let failure = self.failure.as_ref();
+        failure.filter(|failure| failure.is_other_writer()).cloned()
     }
 
     /// The answer comes when the next put that begins from here on has ended.
@@ -438,6 +448,13 @@ async fn look(
         Ok(root) => {
             let lineage = inner.part(partition).lineage().ok();
             let ours = lineage.map(|l| super::lineage_id(l.id()));
+            let of_others = check_history(inner, partition, repository, &root)
+                .await
+                .err();
+            let of_catalog = match partition {
+                0 => None,
+                _ => inner.snapshots.known[0].lock().other_writer(),
+            };
             let mut known = place.lock();
             if root.lineage.is_some() && root.lineage != ours {
                 let why = format!(
@@ -452,6 +469,12 @@ async fn look(
             }
             if let Err(error) = repository.check_writer(&root) {
                 let failure = Failure::of(&error);
+                tracing::error!(partition, error = %failure, "no snapshots are put into the repository");
+                answer(&mut known, &Err(failure.to_string()));
+                known.failed(failure);
+                return false;
+            }
+            if let Some(failure) = of_catalog.or(of_others) {
                 tracing::error!(partition, error = %failure, "no snapshots are put into the repository");
                 answer(&mut known, &Err(failure.to_string()));
                 known.failed(failure);
@@ -496,6 +519,50 @@ async fn look(
             answer(&mut known, &Err(error.to_string()));
             false
         }
+    }
+}
+
+/// Whether the newest snapshot is of the history that this node has. An older copy of this data directory
+/// may follow the incarnation that has put it, and not have what is in it.
+async fn check_history(
+    inner: &Inner,
+    partition: u64,
+    repository: &Repository,
+    root: &CurrentRoot,
+) -> Result<(), Failure> {
+    let Some(newest) = root.retained_snapshots.first().map(|newest| newest.dir()) else {
+        return Ok(());
+    };
+    let metadata = match repository.describe(&newest).await {
+        Ok(metadata) => metadata,
+        // It is no way back, and says nothing.
+        Err(error) if error.is_damage() => return Ok(()),
+        Err(error) => return Err(Failure::of(&error)),
+    };
+    let (Some(lineage), Ok(tail)) = (metadata.lineage, log_tail(&metadata)) else {
+        return Ok(());
+    };
+    let copy = Copy {
+        term: metadata.term,
+        tail,
+        ..Copy::at(
+            Source::Repository(newest.clone()),
+            LineageId(lineage.0),
+            metadata.min_applied_lsn.0,
+        )
+    };
+    let raft = inner.raft.clone();
+    let compared = crate::recovery::blocking(move || match Witness::of(&raft, partition)? {
+        Some(witness) => witness.is_of_another_history(&copy),
+        None => Ok(None),
+    });
+    match compared.await {
+        Ok(None) => Ok(()),
+        Ok(Some(why)) => Err(Failure::other_history(format!(
+            "{newest} in {} is of another history than this node: {why}",
+            inner.snapshots.archive.shown()
+        ))),
+        Err(error) => Err(Failure::here(error.to_string())),
     }
 }
 
@@ -554,8 +621,15 @@ async fn put(
     if partition != 0 {
         put_catalog(inner).await;
     }
-    let begun = snapshots.archive.begin_to_write();
-    begun.map_err(|e| Failure::here(e.to_string()))?;
+    inner.claim_catalog().await?;
+    if !place.lock().is_claimed {
+        // From here on no copy of this data directory commits anything; what it has committed is seen.
+        if let Some(root) = inner.claim(partition).await? {
+            let checked = check_history(inner, partition, repository, &root).await;
+            checked.inspect_err(|_| place.lock().looked = false)?;
+        }
+        place.lock().is_claimed = true;
+    }
     let progress = Progress::new();
     place.lock().uploading = Some(progress.clone());
     tracing::debug!(partition, %reason, lsn = held.checkpoint.meta.lsn, "putting a snapshot");
@@ -647,6 +721,62 @@ fn note_sweep(partition: u64, sweep: &Sweep) {
 }
 
 impl Inner {
+    /// Claims the catalog's root, before anything is put: of two copies of a data directory one puts the
+    /// snapshots of all partitions, and never each some, which would be of two histories. A catalog that
+    /// has no root yet, or whose root cannot be read, keeps nothing back: each partition's root is claimed
+    /// by its own put as well.
+    async fn claim_catalog(&self) -> Result<(), Failure> {
+        let begun = self.snapshots.archive.begin_to_write();
+        begun.map_err(|e| Failure::here(e.to_string()))?;
+        match self.claim(0).await {
+            Err(failure) if failure.is_refusal() => {
+                let mut known = self.snapshots.known[0].lock();
+                known.looked = false;
+                known.failed(failure.clone());
+                Err(failure)
+            }
+            Err(failure) => {
+                tracing::debug!(%failure, "the catalog's root is not claimed");
+                Ok(())
+            }
+            Ok(_) => Ok(()),
+        }
+    }
+
+    /// Makes sure that this start of the data directory, and no copy of it, writes for a partition.
+    /// The root; none if there is none to be claimed.
+    async fn claim(&self, partition: u64) -> Result<Option<CurrentRoot>, Failure> {
+        let archive = &self.snapshots.archive;
+        let lineage = self.part(partition).lineage();
+        let lineage = lineage.map_err(|e| Failure::here(e.to_string()))?;
+        let repository = archive.repository(&self.snapshots.identity, partition);
+        match repository.claim(super::lineage_id(lineage.id())).await {
+            Ok(root) => {
+                archive.note_root(partition, &root);
+                Ok(Some(root))
+            }
+            Err(RepositoryError::NoRoot { others: false, .. }) => Ok(None),
+            Err(error) => Err(Failure::of(&error)),
+        }
+    }
+
+    /// As before each put of a partition, for what is put beside the partition's snapshots.
+    pub(crate) async fn claim_for(&self, partition: u64) -> Result<(), String> {
+        let claimed = async {
+            self.claim_catalog().await?;
+            self.claim(partition).await.map(drop)
+        };
+        claimed.await.map_err(|failure| {
+            let why = failure.to_string();
+            if failure.is_refusal() {
+                let mut known = self.snapshots.known[partition as usize].lock();
+                known.looked = false;
+                known.failed(failure);
+            }
+            why
+        })
+    }
+
     /// What decides whether a snapshot of the partition is due.
     fn facts(&self, partition: u64, load: Load) -> Facts {
         let known = self.snapshots.known[partition as usize].lock();

@@ -12,7 +12,7 @@
 //! would refuse it: then it is taken over as it is. A version or `commit_ts` beyond 2^53 is written as a
 //! string, because many who read JSON round such numbers; both forms are read. `lsn` is how far the partition's log is covered, and
 //! the `forks` at the top are those of the lineage; `commit_forks`, those of them that the last commit has
-//! seen.
+//! seen. `log_tail` has checksums of the log's entries up to `lsn` (see [`esker_partition::log_tail`]).
 //!
 //! Reading takes the keys in any order, so that what `jq` has sorted can be read as well, and looks at
 //! each entry strictly: an unknown or a missing member is an error that names the key.
@@ -21,6 +21,7 @@ use std::fmt;
 use std::io::{self, Read, Write};
 
 use bytes::Bytes;
+use esker_partition::LogTail;
 use esker_partition::state::{StateEntry, StateKey};
 use serde::de::{DeserializeSeed, Error as _, IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
@@ -98,6 +99,8 @@ pub(crate) struct Header {
     pub forks: u64,
     /// Those of them that the last commit has seen; `None` if it does not say.
     pub commit_forks: Option<u64>,
+    /// Checksums of the entries up to `lsn`; `None` if it has none.
+    pub log_tail: Option<LogTail>,
 }
 
 /// Writes the beginning.
@@ -113,6 +116,11 @@ pub(crate) fn write_header(to: &mut impl Write, header: &Header) -> io::Result<(
     )?;
     if let Some(forks) = header.commit_forks {
         write!(to, " \"commit_forks\": {forks},")?;
+    }
+    if let Some(tail) = &header.log_tail {
+        to.write_all(b" \"log_tail\": ")?;
+        serde_json::to_writer(&mut *to, tail)?;
+        to.write_all(b",")?;
     }
     to.write_all(b"\n\"state\": {")
 }
@@ -232,6 +240,7 @@ pub(crate) fn read_head(beginning: &[u8]) -> Result<Header, String> {
         #[serde(default)]
         forks: u64,
         commit_forks: Option<u64>,
+        log_tail: Option<LogTail>,
     }
     let state = b"\"state\"";
     let at = beginning.windows(state.len()).position(|w| w == state);
@@ -249,6 +258,7 @@ pub(crate) fn read_head(beginning: &[u8]) -> Result<Header, String> {
         lsn: head.lsn,
         forks: head.forks,
         commit_forks: head.commit_forks,
+        log_tail: head.log_tail,
     })
 }
 
@@ -282,6 +292,7 @@ impl<'de, F: FnMut(ReadEntry) -> Result<(), String>> Visitor<'de> for Document<'
         let (mut version, mut created_at, mut commit_ts) = (None::<u32>, None, None);
         let (mut lineage, mut lsn, mut forks, mut commit_forks) = (String::new(), 0, 0, None);
         let mut has_state = false;
+        let mut log_tail = None;
         while let Some(member) = map.next_key::<String>()? {
             match member.as_str() {
                 "version" => version = Some(map.next_value()?),
@@ -291,6 +302,7 @@ impl<'de, F: FnMut(ReadEntry) -> Result<(), String>> Visitor<'de> for Document<'
                 "lsn" => lsn = map.next_value()?,
                 "forks" => forks = map.next_value()?,
                 "commit_forks" => commit_forks = Some(map.next_value()?),
+                "log_tail" => log_tail = Some(map.next_value()?),
                 "state" if has_state => return Err(A::Error::duplicate_field("state")),
                 "state" => {
                     has_state = true;
@@ -318,6 +330,7 @@ impl<'de, F: FnMut(ReadEntry) -> Result<(), String>> Visitor<'de> for Document<'
             lsn,
             forks,
             commit_forks,
+            log_tail,
         })
     }
 }
@@ -402,6 +415,7 @@ impl Entry {
 
 #[cfg(test)]
 mod tests {
+    use esker_partition::log_tail::LogBlock;
     use proptest::prelude::*;
 
     use super::*;
@@ -423,6 +437,14 @@ mod tests {
             lsn: 7,
             forks: 1,
             commit_forks: Some(0),
+            log_tail: Some(LogTail {
+                entry: u64::MAX,
+                blocks: vec![LogBlock {
+                    after: 3,
+                    bytes: 1 << 20,
+                    checksum: 7,
+                }],
+            }),
         }
     }
 

@@ -492,6 +492,7 @@ mod tests {
             lsn: 0,
             forks: 0,
             commit_forks: None,
+            log_tail: None,
         };
         files.write(header, |to| {
             to.entry(&StateKey::new("n", "a", "k"), &entry(), false)
@@ -670,6 +671,7 @@ mod tests {
                 lsn: 0,
                 forks: 0,
                 commit_forks: None,
+                log_tail: None,
             },
             |_| Err(io::Error::other("no")),
         );

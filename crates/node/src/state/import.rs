@@ -444,6 +444,7 @@ mod tests {
             lsn: 1,
             forks: 0,
             commit_forks: None,
+            log_tail: None,
         };
         let mut text = Vec::new();
         document::write_header(&mut text, &header).unwrap();

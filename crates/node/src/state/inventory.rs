@@ -165,6 +165,7 @@ mod tests {
             lsn: 1,
             forks: 0,
             commit_forks: None,
+            log_tail: None,
         };
         files
             .write::<io::Error>(header, |_| Ok(()))

@@ -277,6 +277,7 @@ impl Shared {
             lsn: view.applied.lsn,
             forks: self.lineage.forks,
             commit_forks: Some(view.commit_forks()?),
+            log_tail: view.applied.log_tail.clone(),
         })
     }
 
@@ -399,6 +400,11 @@ impl Shared {
         let there = archive.list().await.map_err(|e| e.to_string())?;
         let this = inner.clone();
         let here = blocking(move || this.state.look_at_files()).await;
+        if here.is_empty() && there.is_empty() {
+            return Ok(());
+        }
+        // Objects have the numbers of commits, which a copy of this data directory gives out as well.
+        inner.claim_for(self.partition.0).await?;
         for commit_ts in here.into_iter().take(retained).rev() {
             let path = self.files.path(commit_ts);
             let archived = there.iter().find(|one| one.commit_ts == commit_ts);

@@ -17,7 +17,7 @@ use super::archive::StateArchive;
 use super::document::Header;
 use super::files::{Files, name_of};
 use crate::error::StartError;
-use crate::recovery::Source;
+use crate::recovery::{Copy, Source, Witness};
 
 /// What the store was loaded from. Its commits since then are replayed with its partition.
 #[derive(Debug)]
@@ -62,6 +62,7 @@ pub(crate) fn recover(
     handle: &Handle,
     source: &Source,
     folded: u64,
+    witness: Option<&Witness>,
 ) -> Result<Loaded, StartError> {
     let begun = Instant::now();
     let Some(why) = part.state_problem()? else {
@@ -84,11 +85,11 @@ pub(crate) fn recover(
     };
     tracing::warn!(%why, "the state store in the database cannot be used: it is made anew");
     let mut tried = vec![format!("database: {why}")];
-    if let Some(folded) = from_files(part, files, &mut tried)? {
+    if let Some(folded) = from_files(part, files, witness, &mut tried)? {
         return Ok(Loaded::new("json", folded, begun));
     }
     if let Some(archive) = archive
-        && let Some(folded) = from_archive(part, archive, scratch, handle, &mut tried)?
+        && let Some(folded) = from_archive(part, archive, scratch, handle, witness, &mut tried)?
     {
         return Ok(Loaded::new("json", folded, begun));
     }
@@ -97,6 +98,16 @@ pub(crate) fn recover(
     }
     Err(StartError::StateUnusable {
         tried: tried.join("; "),
+    })
+}
+
+/// What a snapshot says that it covers; `None` if it does not say.
+pub(crate) fn copy_of(header: &Header) -> Option<Copy> {
+    let lineage = u128::from_str_radix(&header.lineage, 16).ok()?;
+    let source = Source::State(header.commit_ts);
+    Some(Copy {
+        tail: header.log_tail.clone(),
+        ..Copy::at(source, LineageId(lineage), header.lsn)
     })
 }
 
@@ -125,6 +136,7 @@ pub(crate) fn is_of(lineage: &Lineage, header: &Header) -> Result<(), String> {
 fn from_files(
     part: &Part,
     files: &Files,
+    witness: Option<&Witness>,
     tried: &mut Vec<String>,
 ) -> Result<Option<u64>, StartError> {
     let found = match files.list() {
@@ -135,7 +147,7 @@ fn from_files(
         }
     };
     for one in found {
-        if let Some(folded) = from_file(part, files, one.commit_ts, tried)? {
+        if let Some(folded) = from_file(part, files, one.commit_ts, witness, tried)? {
             return Ok(Some(folded));
         }
     }
@@ -148,6 +160,7 @@ fn from_archive(
     archive: &StateArchive,
     scratch: &Path,
     handle: &Handle,
+    witness: Option<&Witness>,
     tried: &mut Vec<String>,
 ) -> Result<Option<u64>, StartError> {
     let listed = match handle.block_on(archive.list()) {
@@ -166,7 +179,7 @@ fn from_archive(
             .and_then(|()| Files::open(dir.clone()));
         match fetched {
             Ok(files) => {
-                if let Some(folded) = from_file(part, &files, one.commit_ts, tried)? {
+                if let Some(folded) = from_file(part, &files, one.commit_ts, witness, tried)? {
                     let _ = std::fs::remove_dir_all(&dir);
                     return Ok(Some(folded));
                 }
@@ -187,9 +200,10 @@ fn from_file(
     part: &Part,
     files: &Files,
     commit_ts: u64,
+    witness: Option<&Witness>,
     tried: &mut Vec<String>,
 ) -> Result<Option<u64>, StartError> {
-    match try_file(part, files, commit_ts, part.state_stream_left()?)? {
+    match try_file(part, files, commit_ts, witness, part.state_stream_left()?)? {
         Ok(folded) => Ok(Some(folded)),
         Err(why) => {
             let name = name_of(commit_ts);
@@ -208,6 +222,7 @@ fn try_file(
     part: &Part,
     files: &Files,
     commit_ts: u64,
+    witness: Option<&Witness>,
     left: Option<StreamLeft>,
 ) -> Result<Result<u64, String>, StartError> {
     let begun = Instant::now();
@@ -216,6 +231,11 @@ fn try_file(
         Err(why) => return Ok(Err(why.to_string())),
     };
     if let Err(why) = is_of(&part.lineage()?, &checked.header) {
+        return Ok(Err(why));
+    }
+    if let (Some(witness), Some(copy)) = (witness, copy_of(&checked.header))
+        && let Some(why) = witness.contradicts(&copy)?
+    {
         return Ok(Err(why));
     }
     let to = match left {
@@ -324,6 +344,7 @@ mod tests {
                 lsn,
                 forks: 0,
                 commit_forks: None,
+                log_tail: None,
             };
             is_of(&present, &header)
         };

@@ -78,6 +78,7 @@ impl Fixture {
                 term: Term(1),
                 command: Some(command),
                 membership: None,
+                checksum: 0,
             })
             .collect();
         let mut outcomes = Vec::new();
@@ -257,6 +258,7 @@ fn the_catalog_keeps_the_membership_of_the_applied_entries() {
         term: Term(1),
         command: None,
         membership: Some(Arc::new(membership.clone())),
+        checksum: 0,
     };
     fixture.catalog().apply(&[entry], &mut Vec::new()).unwrap();
     fixture.reopen();

@@ -337,6 +337,7 @@ impl StateRebuild {
         let applied = Applied {
             lsn,
             term,
+            log_tail: None,
             ..applied
         };
         self.batch.put(keys::APPLIED, applied.encode_to_vec());

@@ -48,6 +48,7 @@ mod storage;
 mod tests;
 
 pub use config::{Config, OpenError};
+pub(crate) use event::entry_checksum;
 pub use event::{
     Action, Committed, Event, LogFloor, LogReadError, LogReader, Persist, PersistedState,
     RawEntries, ReadFailure, RejectReason, Role, Ticket,

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use raft::eraftpb::{Entry, EntryType};
 
 use super::peers::floor_of;
-use super::{Action, Committed, Engine, Persist};
+use super::{Action, Committed, Engine, Persist, entry_checksum};
 use crate::ids::{Lsn, NodeId, Term};
 use crate::message::{Envelope, Payload, PeerMessage};
 
@@ -161,6 +161,7 @@ impl Engine {
         for entry in entries {
             bytes += entry.data.len() as u64 + 32;
             let (lsn, term) = (Lsn(entry.index), Term(entry.term));
+            let checksum = entry_checksum(&entry);
             let (command, membership) = match entry.get_entry_type() {
                 EntryType::EntryNormal => ((!entry.data.is_empty()).then_some(entry.data), None),
                 EntryType::EntryConfChangeV2 => {
@@ -184,6 +185,7 @@ impl Engine {
                 term,
                 command,
                 membership,
+                checksum,
             });
         }
         self.counters.commits += committed.len() as u64;

@@ -29,6 +29,7 @@ use raft_engine::{Command, LogBatch, MessageExt, ReadableSize, RecoveryMode};
 
 use crate::engine::{
     LogFloor, LogReadError, LogReader, MAX_COMMAND_BYTES, PersistedState, RawEntries,
+    entry_checksum,
 };
 use crate::ids::{GroupId, Lsn, Term};
 pub use fs::{Faults, LogFileSystem, write_last_words};
@@ -48,6 +49,20 @@ const NODE_REGION: u64 = u64::MAX - 1;
 const KEY_FORMAT: &[u8] = b"format";
 /// Version of what this module writes into raft-engine.
 const FORMAT: u8 = 1;
+
+/// Bytes of entries that are read at a time for their checksums.
+const CHECKSUM_BYTES: u64 = 2 << 20;
+
+/// Which entry the log has at an LSN.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EntryChecksum {
+    /// Its place.
+    pub lsn: Lsn,
+    /// The term that it was proposed in.
+    pub term: Term,
+    /// As [`Committed::checksum`](crate::engine::Committed::checksum).
+    pub checksum: u64,
+}
 
 /// Where the log lives, and its sizes.
 #[derive(Clone, Debug)]
@@ -323,10 +338,53 @@ impl SharedLog {
 
     /// Reads a group's entries.
     pub fn reader(&self, group: GroupId) -> Box<dyn LogReader> {
-        Box::new(GroupReader {
+        Box::new(self.group_reader(group))
+    }
+
+    fn group_reader(&self, group: GroupId) -> GroupReader {
+        GroupReader {
             engine: self.engine.clone(),
             group,
-        })
+        }
+    }
+
+    /// Checksums of a group's entries in `[low, high)`, all of which the log has. Reads them: they should
+    /// be few.
+    ///
+    /// # Errors
+    ///
+    /// The log could not be read now, or what was read is damaged: see [`LogError::is_damage`].
+    pub fn entry_checksums(
+        &self,
+        group: GroupId,
+        low: Lsn,
+        high: Lsn,
+    ) -> Result<Vec<EntryChecksum>, LogError> {
+        let reader = self.group_reader(group);
+        let mut found = Vec::new();
+        let mut next = low;
+        while next < high {
+            let read = reader.entries(next, high, CHECKSUM_BYTES);
+            let read = read.map_err(|error| match error {
+                LogReadError::Damaged(message) => self.error(message),
+                LogReadError::Unreadable(message) => LogError::Unreadable {
+                    dir: self.config.dir.clone(),
+                    message,
+                },
+            })?;
+            let read = read.0;
+            let Some(last) = read.last() else {
+                let message = format!("group {group} has no entry at LSN {next}");
+                return Err(self.error(message));
+            };
+            next = Lsn(last.index + 1);
+            found.extend(read.iter().map(|entry| EntryChecksum {
+                lsn: Lsn(entry.index),
+                term: Term(entry.term),
+                checksum: entry_checksum(entry),
+            }));
+        }
+        Ok(found)
     }
 
     /// How many of a group's entries in `[low, high)` change nothing: those that an election appends.

@@ -252,6 +252,7 @@ impl Fixture {
                 term: Term(1),
                 command: Some(command),
                 membership: None,
+                checksum: 0,
             })
             .collect();
         let mut outcomes = Vec::new();
@@ -280,6 +281,7 @@ impl Fixture {
                 term: Term(1),
                 command: None,
                 membership: None,
+                checksum: 0,
             })
             .collect();
         for step in entries.chunks(1024) {

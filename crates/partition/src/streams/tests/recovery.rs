@@ -160,6 +160,7 @@ fn an_empty_entry_moves_the_position_and_nothing_else() {
         term: Term(3),
         command: None,
         membership: None,
+        checksum: 0,
     };
     let mut outcomes = Vec::new();
     partition.machine().apply(&[entry], &mut outcomes).unwrap();
@@ -197,6 +198,7 @@ fn change(lsn: u64, membership: Membership) -> Committed {
         term: Term(3),
         command: None,
         membership: Some(Arc::new(membership)),
+        checksum: 0,
     }
 }
 
@@ -206,6 +208,7 @@ fn empty(lsn: u64) -> Committed {
         term: Term(3),
         command: None,
         membership: None,
+        checksum: 0,
     }
 }
 
@@ -268,6 +271,7 @@ fn an_entry_is_not_applied_twice() {
         term: Term(1),
         command: None,
         membership: None,
+        checksum: 0,
     };
     let _ = partition.machine().apply(&[entry], &mut Vec::new());
 }

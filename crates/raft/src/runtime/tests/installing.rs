@@ -66,6 +66,7 @@ fn a_group_whose_entries_do_not_follow_each_other_stops_and_applies_none_of_them
         term: status.term,
         command: Some("out of order".into()),
         membership: None,
+        checksum: 0,
     }]);
     wait_for("the group halts", || group.status().halted);
     let refused = group.propose("refused".into());
