@@ -12,6 +12,7 @@
 //! | [`outputs`] | files that commands write, and what is there before |
 //! | [`interrupts`] | how commands end by a signal |
 //! | [`alerts`] | alert rules and the guide to recovery name metrics that exist |
+//! | [`links`] | links between pages name what is there |
 //! | [`servers`] | what `esker server` says to a person and to a program |
 //! | [`support`] | running the program, and servers for it |
 //!
@@ -25,6 +26,7 @@ mod appends;
 mod demo;
 mod interrupts;
 mod json;
+mod links;
 mod lost_connections;
 mod online;
 mod outputs;
