@@ -221,6 +221,12 @@ impl Reclaimer {
         self.garbage.add(bytes, || self.part.file_bytes());
     }
 
+    /// Bytes of deleted data that files hold, roughly.
+    #[cfg(test)]
+    pub fn garbage(&self) -> u64 {
+        self.garbage.bytes
+    }
+
     /// The streams of this basin are to go; the mark is in the database.
     pub fn mark_basin(&mut self, basin: BasinId) {
         self.basins.push_back(basin);

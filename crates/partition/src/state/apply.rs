@@ -34,7 +34,7 @@ pub(crate) struct StateStep<'a> {
     /// Bytes of entries that are no longer needed.
     pub garbage: u64,
     /// What the step has learned of keys by forgetting versions of them.
-    pub forgotten: Vec<Forgotten>,
+    pub forgotten: Forgotten,
 }
 
 impl<'a> StateStep<'a> {
@@ -45,7 +45,7 @@ impl<'a> StateStep<'a> {
             commits: 0,
             entries: HashMap::new(),
             garbage: 0,
-            forgotten: Vec::new(),
+            forgotten: Forgotten::default(),
         }
     }
 
@@ -297,7 +297,7 @@ impl Step<'_> {
     ) -> Result<Result<StateImported, StateImportRefusal>, StoreError> {
         let (id, at_ms) = (command.id, command.at_ms);
         let done = match command.step {
-            Some(ImportStep::Begin(begin)) => self.begin_import(id, &begin),
+            Some(ImportStep::Begin(begin)) => self.begin_import(id, &begin)?,
             Some(ImportStep::Entries(entries)) => self.import_entries(id, entries),
             Some(ImportStep::Finish(finish)) => self.finish_import(id, &finish, at_ms)?,
             Some(ImportStep::Abort(_)) => self.abort_import(id)?,
@@ -306,16 +306,18 @@ impl Step<'_> {
         Ok(done.map(|commit_ts| StateImported { commit_ts }))
     }
 
-    fn begin_import(&mut self, id: u64, begin: &ImportBegin) -> Result<u64, StateImportRefusal> {
+    fn begin_import(
+        &mut self,
+        id: u64,
+        begin: &ImportBegin,
+    ) -> Result<Result<u64, StateImportRefusal>, StoreError> {
         let mut meta = self.state.meta();
         if meta.commit_ts > 0 && !begin.replace {
-            return Err(StateImportRefusal::NotEmpty(meta.commit_ts));
+            return Ok(Err(StateImportRefusal::NotEmpty(meta.commit_ts)));
         }
         let abandoned = meta.importing.map(|importing| importing.generation);
         if let Some(abandoned) = abandoned {
-            for (from, to) in keys::state_generation(abandoned) {
-                self.batch.delete_range(&from, &to);
-            }
+            self.drop_generation(abandoned)?;
         }
         meta.importing = Some(Importing {
             id,
@@ -324,7 +326,25 @@ impl Step<'_> {
             replace: begin.replace,
         });
         self.state.meta = Some(meta);
-        Ok(0)
+        Ok(Ok(0))
+    }
+
+    /// Deletes the entries of a generation.
+    fn drop_generation(&mut self, generation: u32) -> Result<(), StoreError> {
+        self.count_generation(generation)?;
+        for (from, to) in keys::state_generation(generation) {
+            self.batch.delete_range(&from, &to);
+        }
+        Ok(())
+    }
+
+    /// Counts the entries of a generation that is deleted. Those before it were counted when they were
+    /// deleted, and may be in files still.
+    fn count_generation(&mut self, generation: u32) -> Result<(), StoreError> {
+        for (from, to) in keys::state_generation(generation) {
+            self.state.garbage += self.part.approximate_bytes(&from, &to)?;
+        }
+        Ok(())
     }
 
     fn importing(&self, id: u64) -> Result<(StateMeta, Importing), StateImportRefusal> {
@@ -369,10 +389,7 @@ impl Step<'_> {
             Ok(importing) => importing,
             Err(refusal) => return Ok(Err(refusal)),
         };
-        for (from, to) in keys::state_generation(importing.generation) {
-            self.state.garbage += self.part.approximate_bytes(&from, &to)?;
-            self.batch.delete_range(&from, &to);
-        }
+        self.drop_generation(importing.generation)?;
         meta.importing = None;
         self.state.meta = Some(meta);
         Ok(Ok(0))
@@ -410,6 +427,7 @@ impl Step<'_> {
         meta.replaced += u64::from(replaces);
         meta.commit_ts = commit_ts;
         meta.imported_at = commit_ts;
+        self.count_generation(meta.generation)?;
         meta.generation = importing.generation;
         meta.keys = importing.keys;
         meta.importing = None;

@@ -25,11 +25,22 @@ pub(crate) struct LowestVersions {
     of: HashMap<(u32, Vec<u8>), u64>,
 }
 
-/// That a key has no earlier entry below a version.
-pub(crate) struct Forgotten {
-    generation: u32,
-    names: Vec<u8>,
-    below: u64,
+/// Below which versions keys have no earlier entry once a step is written, by the generation and the names.
+/// What a step has deleted is in the files until then, and counts once.
+#[derive(Default)]
+pub(crate) struct Forgotten(HashMap<(u32, Vec<u8>), u64>);
+
+impl Forgotten {
+    /// The version below which the step has left nothing; 0 if it has not looked at the key.
+    fn get(&self, generation: u32, names: &[u8]) -> u64 {
+        let key = (generation, names.to_vec());
+        self.0.get(&key).copied().unwrap_or(0)
+    }
+
+    fn note(&mut self, generation: u32, names: &[u8], below: u64) {
+        let known = self.0.entry((generation, names.to_vec())).or_default();
+        *known = below.max(*known);
+    }
 }
 
 impl LowestVersions {
@@ -40,15 +51,15 @@ impl LowestVersions {
     }
 
     /// Once what was forgotten is deleted in the database. Versions that come later are higher.
-    pub fn remember(&mut self, forgotten: Vec<Forgotten>) {
-        for key in forgotten {
-            if key.names.len() > MAX_REMEMBERED_NAMES {
+    pub fn remember(&mut self, forgotten: Forgotten) {
+        for ((generation, names), below) in forgotten.0 {
+            if names.len() > MAX_REMEMBERED_NAMES {
                 continue;
             }
             if self.of.len() >= MAX_REMEMBERED {
                 self.of.clear();
             }
-            self.of.insert((key.generation, key.names), key.below);
+            self.of.insert((generation, names), below);
         }
     }
 }
@@ -64,6 +75,7 @@ impl Step<'_> {
         kept: u64,
     ) -> Result<(), StoreError> {
         let lowest = self.state.before().lowest_version(generation, names);
+        let lowest = lowest.max(self.state.forgotten.get(generation, names));
         let end = if kept > 0 { u64::MAX } else { version };
         let from = keys::state_history(generation, names, lowest);
         let to = keys::state_history(generation, names, end);
@@ -94,11 +106,8 @@ impl Step<'_> {
             self.state.garbage += (key.len() + value) as u64;
             self.batch.delete(key);
         }
-        self.state.forgotten.push(Forgotten {
-            generation,
-            names: names.to_vec(),
-            below: first_kept.unwrap_or(version),
-        });
+        let below = first_kept.unwrap_or(version);
+        self.state.forgotten.note(generation, names, below);
         Ok(())
     }
 }

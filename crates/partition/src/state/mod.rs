@@ -194,7 +194,7 @@ impl Published {
     }
 
     /// What a step has deleted, once that is written.
-    pub fn forgotten(&self, forgotten: Vec<Forgotten>) {
+    pub fn forgotten(&self, forgotten: Forgotten) {
         self.lowest.lock().remember(forgotten);
     }
 

@@ -138,6 +138,12 @@ impl StreamPartition {
     }
 
     /// The append sessions that are refused.
+    /// Bytes of deleted data that files hold, roughly.
+    #[cfg(test)]
+    pub(crate) fn garbage(&self) -> u64 {
+        self.reclaimer.garbage()
+    }
+
     #[cfg(test)]
     pub(crate) fn failed_sessions(&self) -> &FailedSessions {
         &self.failed

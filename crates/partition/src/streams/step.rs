@@ -60,7 +60,7 @@ pub(crate) struct Done {
     /// Bytes of entries of the state store that are no longer needed.
     pub garbage: u64,
     /// Versions of its keys that are deleted.
-    pub forgotten: Vec<Forgotten>,
+    pub forgotten: Forgotten,
     /// Bytes that were written.
     pub bytes: u64,
 }

@@ -19,6 +19,82 @@ fn earlier(it: &Fixture, key: &StateKey) -> Vec<u64> {
     versions
 }
 
+/// Bytes of a key's earlier versions.
+fn earlier_bytes(it: &Fixture, key: &StateKey) -> u64 {
+    let names = key.encode();
+    let generation = it.state_reader().meta().generation;
+    let part = it.part();
+    let from = keys::state_history(generation, &names, 0);
+    let to = keys::state_history(generation, &names, u64::MAX);
+    let mut rows = part.iterate(&from, &to, false);
+    rows.seek_to_first();
+    let mut bytes = 0;
+    while let (Some(key), Some(value)) = (rows.key(), rows.value()) {
+        bytes += (key.len() + value.len()) as u64;
+        rows.next();
+    }
+    bytes
+}
+
+#[test]
+fn a_command_that_cuts_versions_and_history_counts_what_it_deletes_once() {
+    let mut it = Fixture::new();
+    let (a, b) = (key("a"), key("b"));
+    for n in 0..20 {
+        let value = format!("{{\"n\":{n}}}");
+        it.commit(vec![write(&a, &value), write(&b, &value)]);
+    }
+    let before = earlier_bytes(&it, &a) + earlier_bytes(&it, &b);
+    it.prune(StatePrune {
+        versions_to: 15,
+        keep_versions: 8,
+        history_below: 10,
+        at_ms: 0,
+    });
+    assert_eq!(earlier(&it, &a), (13..20).collect::<Vec<_>>());
+    let after = earlier_bytes(&it, &a) + earlier_bytes(&it, &b);
+    assert_eq!(it.machine().garbage(), before - after);
+    // Nor is it counted by the next command.
+    it.prune(StatePrune {
+        versions_to: 15,
+        keep_versions: 8,
+        history_below: 12,
+        at_ms: 0,
+    });
+    assert_eq!(it.machine().garbage(), before - after);
+}
+
+#[test]
+fn what_an_import_replaces_is_counted_once_as_space_to_give_back() {
+    let mut it = Fixture::new();
+    for n in 0..200 {
+        let value = format!("\"{}\"", n.to_string().repeat(400));
+        it.commit(vec![write(&key(&n.to_string()), &value)]);
+    }
+    it.flush();
+    let expected: u64 = {
+        let ranges = keys::state_generation(it.state_reader().meta().generation);
+        let part = it.part();
+        let bytes = |(from, to): &(Vec<u8>, Vec<u8>)| part.approximate_bytes(from, to).unwrap();
+        ranges.iter().map(bytes).sum()
+    };
+    assert!(expected > 0);
+    // The second one replaces what is in memory only.
+    for _ in 0..2 {
+        let steps = [
+            ImportStep::Begin(ImportBegin { replace: true }),
+            ImportStep::Entries(ImportEntries {
+                entries: vec![imported("a", 7, Some("{}"))],
+            }),
+            ImportStep::Finish(ImportFinish { commit_ts: 8 }),
+        ];
+        for step in steps {
+            it.import(step).unwrap();
+        }
+        assert_eq!(it.machine().garbage(), expected);
+    }
+}
+
 #[derive(Clone, Debug)]
 enum Do {
     Commit(Vec<u8>),
