@@ -187,3 +187,105 @@ fn a_flush_that_keeps_failing_is_tried_after_1_2_4_8_16_and_every_30_seconds() {
     assert!(backoff.is_due(started));
     assert_eq!(backoff.failed(started), FIRST_RETRY);
 }
+
+/// A database that keeps few files open, so that a compaction opens what it merges.
+fn store_with_few_open_files(path: &Path) -> Store {
+    let options = StoreOptions {
+        max_open_files: 20,
+        ..StoreOptions::for_a_look()
+    };
+    let founding = Founding {
+        partitions: 2,
+        voters: vec![1],
+        cluster_id: "a cluster".to_owned(),
+    };
+    Store::create(path, &options, &founding).unwrap()
+}
+
+/// The oldest file of a partition.
+fn oldest_table(part: &Part) -> PathBuf {
+    let files = part.store.db.live_files().unwrap();
+    let name = super::super::cf_name(part.partition);
+    let own = files.into_iter().filter(|f| *f.column_family_name == *name);
+    let names = own.map(|file| file.name.trim_start_matches('/').to_owned());
+    part.store.path.join(names.min().unwrap())
+}
+
+/// So many files more.
+fn add_files(part: &Part, lsn: &mut u64, files: u64) {
+    for _ in 0..files {
+        *lsn += 1;
+        write(part, *lsn, 100).unwrap();
+        part.flush().unwrap();
+    }
+}
+
+/// Waits, for things that RocksDB does by itself.
+fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !is_so() {
+        assert!(Instant::now() < deadline, "not in time: {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn while_compactions_go_on_failing_writes_are_refused_with_the_cause_before_rocksdb_lets_them_wait()
+{
+    let scratch = tempfile::tempdir().unwrap();
+    let store = store_with_few_open_files(&scratch.path().join("db"));
+    let (part, other) = (store.part(PartitionId(1)), store.part(PartitionId(2)));
+    let mut last = 0;
+    // Not as many as are merged, and so many that the oldest is not open any more.
+    add_files(&part, &mut last, 20);
+    let table = oldest_table(&part);
+    let aside = table.with_extension("aside");
+    std::fs::rename(&table, &aside).unwrap();
+    // The operating system refuses to open it: it leads to itself.
+    std::os::unix::fs::symlink(&table, &table).unwrap();
+
+    let refused = loop {
+        last += 1;
+        match write(&part, last, 100) {
+            Ok(()) => part.flush().unwrap(),
+            Err(refused) => break refused,
+        }
+        let files = part.level0_files();
+        assert!(files <= MAX_LEVEL0_FILES, "{files} files, and no refusal");
+    };
+    assert_eq!(part.level0_files(), MAX_LEVEL0_FILES);
+    let refused = refused.to_string();
+    assert!(refused.contains("symbolic links"), "{refused}");
+    let failure = store.write_failure().unwrap();
+    assert!(failure.contains("symbolic links"), "{failure}");
+    // Nobody else's writes wait, and nothing is damaged.
+    write(&other, 1, 100).unwrap();
+    assert_eq!(store.damage(PartitionId(1)), None);
+    assert_eq!(store.fatal(), None);
+
+    std::fs::rename(&aside, &table).unwrap();
+    eventually("writes are taken again", || write(&part, last, 100).is_ok());
+    eventually("files are merged", || part.level0_files() < 32);
+    assert_eq!(lsn(part.applied()), last);
+}
+
+#[test]
+fn a_missing_table_that_a_compaction_meets_is_damage_of_its_partition_alone() {
+    let scratch = tempfile::tempdir().unwrap();
+    let store = store_with_few_open_files(&scratch.path().join("db"));
+    let (part, other) = (store.part(PartitionId(1)), store.part(PartitionId(2)));
+    let mut last = 0;
+    add_files(&part, &mut last, 20);
+    let table = oldest_table(&part);
+    std::fs::remove_file(&table).unwrap();
+    assert_eq!(store.damage(PartitionId(1)), None, "nobody has looked yet");
+    add_files(&part, &mut last, 20);
+    eventually("a compaction has met it", || {
+        store.background.failed_compactions() > 0
+    });
+    let name = table.file_name().unwrap().to_str().unwrap();
+    let damage = store.damage(PartitionId(1)).expect("it is damage");
+    assert!(damage.contains(name), "{damage}");
+    write(&other, 1, 100).unwrap();
+    assert_eq!(store.damage(PartitionId(2)), None);
+}
