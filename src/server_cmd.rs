@@ -4,6 +4,7 @@ use std::io::{IsTerminal as _, Write as _};
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clap::ValueEnum;
 use esker_server::config::{self, BOOTSTRAP_VARIABLE, Config, ConfigError, Loaded, Overrides};
@@ -16,6 +17,9 @@ use crate::restart;
 use crate::snapshot_cmd::REPOSITORY_VARIABLE;
 use crate::stream_cmd::SERVER_VARIABLE;
 use crate::stream_cmd::connection::DEFAULT_SERVER;
+
+/// How long threads are waited for when everything has stopped, or was given up.
+const THREADS_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Run the server in the foreground.
 ///
@@ -178,9 +182,10 @@ fn serve(args: &Args) -> Result<Ended, Failure> {
             _ => Ended::Stopped,
         })
     });
-    if matches!(ended, Ok(Ended::ForRestart(_))) {
+    match ended {
         // What still runs on it is not waited for.
-        runtime.shutdown_background();
+        Ok(Ended::ForRestart(_)) => runtime.shutdown_background(),
+        _ => end_threads(runtime),
     }
     ended
 }
@@ -193,6 +198,20 @@ fn change_of(config: &Config, args: &Args) -> Result<(), String> {
         Err(error) => Err(format!(
             "the configuration cannot be used any more: {error}"
         )),
+    }
+}
+
+/// Ends the runtime's threads. One that waits for a disk that hangs is not waited for: the process ends
+/// without it. Neither is the end itself, because tasks that it drops may remove files.
+fn end_threads(runtime: tokio::runtime::Runtime) {
+    let (done, wait) = std::sync::mpsc::channel();
+    let ending = std::thread::Builder::new().spawn(move || {
+        runtime.shutdown_timeout(THREADS_TIMEOUT);
+        // Nobody may wait any more.
+        let _ = done.send(());
+    });
+    if ending.is_ok() {
+        let _ = wait.recv_timeout(2 * THREADS_TIMEOUT);
     }
 }
 

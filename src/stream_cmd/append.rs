@@ -35,7 +35,7 @@ use crate::exit::Failure;
 use crate::interrupts::Interrupts;
 use crate::json;
 use crate::output::print;
-use crate::term::{Paint, bytes, count, rate, records, took};
+use crate::term::{Paint, bytes, count, plain_lines, rate, records, took};
 
 /// Bytes of batches that are under way, which is also what this keeps in memory of them.
 const UNACKNOWLEDGED_BYTES: u32 = 8 * 1024 * 1024;
@@ -311,7 +311,9 @@ impl<'a> Appending<'a> {
                 Ok(()) => break,
                 Err(Broken::Over(failure)) => return Err(self.given_up(failure)),
                 Err(Broken::Away(failure))
-                    if self.args.patience().is_zero() || self.interrupts > 0 =>
+                    if self.args.patience().is_zero()
+                        || self.interrupts > 0
+                        || self.is_refused_at_once(&failure) =>
                 {
                     return Err(self.given_up(failure));
                 }
@@ -326,9 +328,15 @@ impl<'a> Appending<'a> {
                         self.again = std::mem::take(&mut self.doubtful);
                     }
                 }
-                Err(Broken::Away(_)) => {
+                Err(Broken::Away(failure)) => {
                     let address = self.connection.address();
-                    remark(&format!("[lost {address}; waiting for it]"));
+                    remark(&match resumption::is_refusal(&failure) {
+                        true => format!(
+                            "[{address} takes nothing: {}; waiting until it does]",
+                            plain_lines(&failure.message)
+                        ),
+                        false => format!("[lost {address}; waiting for it]"),
+                    });
                     // Without a line to append there is no need of a server.
                     if self.doubtful.is_empty() && !self.next_batch(&mut batches).await {
                         break;
@@ -345,6 +353,13 @@ impl<'a> Appending<'a> {
             None if self.interrupts > 0 => Ok(End::Interrupted),
             None => Ok(End::Input),
         }
+    }
+
+    /// Whether the server took nothing of the first batch, and nobody has said how long it is waited for:
+    /// whoever begins wants to know why. Who is in the middle waits.
+    fn is_refused_at_once(&self, failure: &Failure) -> bool {
+        let is_first = self.done.records == 0 && self.args.reconnect.is_none();
+        is_first && resumption::is_refusal(failure)
     }
 
     /// Appends until the input ends and everything is acknowledged.

@@ -229,6 +229,11 @@ pub fn is_away(failure: &Failure) -> bool {
     )
 }
 
+/// Whether it is that of a server that is there, and takes nothing at the moment for a reason that it names.
+pub fn is_refusal(failure: &Failure) -> bool {
+    matches!(failure.code, "rate_limited" | "hot_server")
+}
+
 /// Looks for the records of a batch among those of a stream.
 struct Search<'a> {
     batch: &'a AppendRecordBatch,

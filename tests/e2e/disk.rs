@@ -27,13 +27,13 @@ const MIB: u64 = 1024 * 1024;
 const RECORDS: &str = "/v1/streams/orders/records";
 
 /// A file system of a known size; goes with its owner.
-struct SmallDisk {
+pub struct SmallDisk {
     dir: tempfile::TempDir,
 }
 
 impl SmallDisk {
     /// `None` if that is not allowed here.
-    fn mount(mib: u64) -> Option<SmallDisk> {
+    pub fn mount(mib: u64) -> Option<SmallDisk> {
         let dir = tempfile::tempdir().unwrap();
         let mounted = Command::new("mount")
             .args(["-t", "tmpfs", "-o", &format!("size={mib}m"), "esker-test"])
@@ -48,7 +48,7 @@ impl SmallDisk {
         }
     }
 
-    fn resize(&self, mib: u64) {
+    pub fn resize(&self, mib: u64) {
         let output = Command::new("mount")
             .args(["-o", &format!("remount,size={mib}m")])
             .arg(self.dir.path())
@@ -57,7 +57,7 @@ impl SmallDisk {
         assert!(output.status.success(), "{output:?}");
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 }
@@ -76,7 +76,7 @@ impl Drop for SmallDisk {
 }
 
 /// Small files, so that a disk of some MiB is filled at a byte's distance and not a segment's.
-fn small() -> Setup {
+pub fn small() -> Setup {
     Setup::default()
         .partitions(1)
         .set("log.segment-size=1MiB")
@@ -525,9 +525,9 @@ impl SpaceBound {
     }
 
     /// The database, and snapshots of it as it was: the local one and the one that it replaces, and the
-    /// one that the repository retains beside the one that is put.
+    /// one that the repository retains beside the one that is put; and the reserve.
     fn all(self) -> u64 {
-        4 * self.database() + self.log()
+        4 * self.database() + self.log() + 2 * self.write_buffer
     }
 }
 
@@ -591,7 +591,7 @@ async fn a_stream_that_is_trimmed_as_it_grows_keeps_the_disk_small() {
     shrinks(&server, at_rest * MIB, "at rest").await;
 }
 
-fn durable(status: &serde_json::Value, partition: usize) -> (u64, u64) {
+pub fn durable(status: &serde_json::Value, partition: usize) -> (u64, u64) {
     let one = &status["partitions"][partition];
     let number = |name: &str| one[name].as_u64().unwrap();
     (number("durable"), number("applied"))

@@ -33,6 +33,8 @@ mod disk;
 mod errors;
 mod foreign_requests;
 mod formats;
+mod full_disk;
+mod hanging_disk;
 mod kill_loop;
 mod linearizable;
 mod metrics;

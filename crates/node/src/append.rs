@@ -47,7 +47,8 @@ pub struct PendingAppend {
 impl PendingAppend {
     /// Waits until it is durable and applied, or refused.
     pub async fn done(self) -> Result<Ack, Error> {
-        let outcome = self.answer.await.unwrap_or(Err(ProposeError::Unknown))?;
+        let group = &self.handle.partition.group;
+        let outcome = self.handle.node.inner.answered(group, self.answer).await?;
         let appended = match outcome {
             Outcome::Appended(appended) => appended,
             other => return Err(unexpected(&other)),

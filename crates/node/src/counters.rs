@@ -28,6 +28,7 @@ const COUNTERS: &[&str] = &[
     "esker_read_records_total",
     "esker_refused_appends_total",
     "esker_repository_retries_total",
+    "esker_reserve_released_total",
     "esker_restarts_total",
     "esker_state_commits_total",
     "esker_state_operations_total",

@@ -18,6 +18,7 @@
 //! destination.json where they were put, and the id of the marker there
 //! restarts.json    which restarts the node has asked for itself
 //! rates.json       how fast this node was at its last recovery
+//! reserve          takes space, so that there is some when the disk is full
 //! ```
 //!
 //! Making one: write `node.json.new`, make log and database, and when every partition serves, rename

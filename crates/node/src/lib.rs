@@ -19,18 +19,21 @@
 //! What is not deterministic (the time, hashes of request tokens, ids of sessions) is stamped here,
 //! into commands, before they are proposed.
 
-pub mod append;
+pub mod answer;
+mod append;
 pub mod basins;
 mod clock;
 mod counters;
 pub mod data_dir;
 mod error;
+mod local_snapshot_request;
 mod log_files;
 pub mod node;
 pub mod position;
 pub mod read;
 mod read_budget;
 pub mod recovery;
+mod reserve;
 mod restarts;
 pub mod snapshots;
 mod space;

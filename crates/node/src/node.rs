@@ -6,12 +6,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use esker_partition::command::{Kind, Outcome};
+use esker_partition::state::command::ImportStep;
 use esker_partition::store::Part;
 use esker_partition::streams::StreamOptions;
 use esker_partition::{
     BasinId, CatalogReader, PartitionId, Reader, RecentBudget, Store, StoreOptions, partition_of,
 };
-use esker_raft::{Group, GroupStatus, ProposeError};
+use esker_raft::{Group, GroupStatus};
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -266,6 +267,9 @@ impl Node {
         if let Some(why) = self.inner.shortage().or_else(|| self.inner.stuck()) {
             return Err(why);
         }
+        if let Some(why) = self.inner.hanging_write() {
+            return Err(why);
+        }
         for group in self.inner.groups() {
             let partition = group.id().0;
             if let Some(halted) = group.halted() {
@@ -447,6 +451,18 @@ impl Node {
     }
 }
 
+/// Whether a command is refused on a nearly full disk: it takes space, and gives none back.
+fn takes_space(command: &Kind) -> bool {
+    match command {
+        Kind::ProvisionBasin(_) | Kind::ProvisionStream(_) => true,
+        Kind::StateImport(import) => matches!(
+            import.step,
+            Some(ImportStep::Begin(_) | ImportStep::Entries(_))
+        ),
+        _ => false,
+    }
+}
+
 impl Inner {
     pub fn partition(&self, basin: BasinId, stream: &str) -> &StreamGroup {
         let id = partition_of(basin, stream, self.options.partitions);
@@ -494,6 +510,11 @@ impl Inner {
         partitions.find(|partition| self.damage(*partition).is_some())
     }
 
+    pub fn parts(&self) -> impl Iterator<Item = &Part> {
+        let streams = self.partitions.iter().map(|p| p.reader.part());
+        std::iter::once(self.catalog_reader.part()).chain(streams)
+    }
+
     pub fn groups(&self) -> impl Iterator<Item = &Group<Outcome>> {
         std::iter::once(&self.catalog).chain(self.partitions.iter().map(|p| &p.group))
     }
@@ -503,13 +524,15 @@ impl Inner {
         if self.draining.load(Ordering::Relaxed) {
             return Err(Error::Stopping);
         }
-        let takes_space = matches!(command, Kind::ProvisionBasin(_) | Kind::ProvisionStream(_));
-        if takes_space && let Some(why) = self.shortage() {
-            return Err(Error::TryLater(why));
+        match takes_space(&command) {
+            true => {
+                if let Some(why) = self.shortage() {
+                    return Err(Error::TryLater(why));
+                }
+            }
+            false => self.make_way(group).await,
         }
-        group
-            .execute(command.into_bytes())
-            .await
-            .map_err(|e: ProposeError| e.into())
+        let answer = group.propose(command.into_bytes())?;
+        self.answered(group, answer).await
     }
 }

@@ -6,7 +6,11 @@
 //! |---|---|---|
 //! | the log | [`Inner::log_limit`]: a quarter more than [`Inner::log_most`] | appends wait until it is trimmed |
 //! | what is deleted and still in files | see `reclaim` of esker-partition | appends wait until the files are rewritten |
-//! | free space | a reserve, so that flushes and deletions always work | appends are refused, but those that only trim |
+//! | free space | what is kept free, so that flushes and deletions always work | appends are refused, but those that only trim |
+//!
+//! Others may fill the disk beyond that. A file is set aside for then ([`crate::reserve`]): a command that
+//! gives space back releases it if less is free than it holds. Appends are taken again once there is room
+//! for what is kept free and for that file.
 //!
 //! The log writer counts what it writes, so the first and the last are exact between two looks at the
 //! disk. What was admitted before adds `limits.append-inflight` at most.
@@ -16,22 +20,32 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use esker_partition::command::Outcome;
 use esker_partition::store::Part;
+use esker_raft::Group;
 use parking_lot::{Condvar, Mutex};
 use tokio::time::Instant;
 
 use crate::error::Error;
 use crate::node::Inner;
+use crate::reserve::Reserve;
 use crate::snapshots::OnLogFull;
 
-/// Longest that an append waits for space: well within the time that a client waits for an answer.
-const SPACE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Longest that an append waits for space: within the 5 s that the official clients wait for an answer.
+const SPACE_TIMEOUT: Duration = Duration::from_secs(4);
+/// Longest that a command that gives space back waits for what is written before it.
+const WAY_TIMEOUT: Duration = Duration::from_secs(2);
 /// How often one that waits looks again.
 const LOOK_INTERVAL: Duration = Duration::from_millis(20);
 /// Space that is not worth a snapshot.
 const LITTLE: u64 = 1 << 20;
 /// At most this share of a disk is kept free.
-const RESERVE_SHARE: u64 = 8;
+const KEPT_SHARE: u64 = 8;
+/// At most this share of a disk is the reserve.
+const RESERVE_SHARE: u64 = 16;
+/// The reserve holds so many memtables of `store.write-buffer`: one to be flushed, which RocksDB wants to
+/// see free before it goes on after a lack of space; and as much for the log and the lists of files.
+const RESERVE_MEMTABLES: u64 = 2;
 /// What is appended is written this often before space comes back: to the log, to a file of the
 /// database, and to another one when files are merged.
 const WRITTEN_TIMES: u64 = 3;
@@ -49,29 +63,23 @@ pub(crate) struct Space {
     is_short: AtomicBool,
     /// Whether an append gave up waiting since the log was within its limit.
     is_stuck: AtomicBool,
+    /// What is set aside for a full disk.
+    pub reserve: Reserve,
     /// Wakes the thread that trims the log.
     pub log_keeper: Arc<Signal>,
 }
 
-impl Default for Space {
-    fn default() -> Space {
+impl Space {
+    /// With a log of so many bytes, in a data directory.
+    pub fn new(data_dir: &Path, log_bytes: u64) -> Space {
         Space {
             log_limit: AtomicU64::new(u64::MAX),
             free_limit: AtomicU64::new(0),
-            log_bytes: AtomicU64::new(0),
+            log_bytes: AtomicU64::new(log_bytes),
             is_short: AtomicBool::new(false),
             is_stuck: AtomicBool::new(false),
+            reserve: Reserve::open(data_dir),
             log_keeper: Arc::default(),
-        }
-    }
-}
-
-impl Space {
-    /// With a log of so many bytes.
-    pub fn with_log(bytes: u64) -> Space {
-        Space {
-            log_bytes: AtomicU64::new(bytes),
-            ..Space::default()
         }
     }
 }
@@ -114,6 +122,29 @@ fn file_system(dir: &Path) -> Option<(u64, u64)> {
         stats.f_bavail.saturating_mul(stats.f_frsize),
         stats.f_blocks.saturating_mul(stats.f_frsize),
     ))
+}
+
+/// Before a start opens what is in a data directory: on a full disk it has no space for what it writes, and
+/// nobody could trim or delete anything. So the reserve is released if less is free than it holds.
+pub(crate) fn release_reserve_for_start(data_dir: &Path) {
+    let reserve = Reserve::open(data_dir);
+    let Some((free, _)) = file_system(data_dir) else {
+        return;
+    };
+    if free >= reserve.held() {
+        return;
+    }
+    let dir = data_dir.display();
+    match reserve.release() {
+        Ok(None) => {}
+        Ok(Some(bytes)) => tracing::warn!(
+            %dir,
+            free,
+            bytes,
+            "The disk is full: the reserve is released for the start, and taken again when there is room"
+        ),
+        Err(error) => tracing::warn!(%dir, %error, "the reserve cannot be released"),
+    }
 }
 
 impl Inner {
@@ -162,6 +193,20 @@ impl Inner {
         written >= self.space.log_limit.load(Ordering::Relaxed)
     }
 
+    /// Bytes that are kept free of a disk of `all` bytes, and that the reserve holds beside that.
+    fn kept_and_reserved(&self, all: u64) -> (u64, u64) {
+        let store = &self.options.store;
+        let kept = store.write_buffers_total as u64 + 2 * self.options.log_segment_size;
+        let reserved = match self.space.reserve.is_possible() {
+            true => RESERVE_MEMTABLES * store.write_buffer as u64,
+            false => 0,
+        };
+        (
+            kept.min(all / KEPT_SHARE),
+            reserved.min(all / RESERVE_SHARE),
+        )
+    }
+
     /// Looks how much space is free; answers what is wrong, if it is too little.
     pub(crate) fn look_at_free_space(&self) -> Option<String> {
         let written = self.written();
@@ -170,30 +215,98 @@ impl Inner {
             self.space.free_limit.store(u64::MAX, Ordering::Relaxed);
             return None;
         };
-        let reserve = self.options.store.write_buffers_total as u64;
-        let reserve = reserve + 2 * self.options.log_segment_size;
-        let reserve = reserve.min(all / RESERVE_SHARE);
-        let limit = written + free.saturating_sub(reserve) / WRITTEN_TIMES;
+        let (kept, reserved) = self.kept_and_reserved(all);
+        let held = self.space.reserve.held();
+        // What was released is taken again before appends are.
+        let needed = kept + reserved.saturating_sub(held);
+        let limit = written + free.saturating_sub(needed) / WRITTEN_TIMES;
         self.space.free_limit.store(limit, Ordering::Relaxed);
-        let short = free < reserve;
+        let short = free < needed;
         if self.space.is_short.swap(short, Ordering::Relaxed) != short {
             match short {
                 true => tracing::error!(
                     dir = %self.options.data_dir.display(),
                     free,
-                    reserve,
+                    reserve = needed,
                     "The disk is nearly full: appends are refused until there is room"
                 ),
                 false => tracing::info!(free, "There is room on the disk again: appends are taken"),
             }
         }
+        for part in self.parts() {
+            part.note_free_space(short.then_some(free));
+        }
         short.then(|| {
+            let released = match reserved > 0 && held == 0 {
+                true => ", and the reserve is not there",
+                false => "",
+            };
             format!(
-                "the disk of {} has {free} bytes free, and {reserve} are kept for trimming and \
+                "the disk of {} has {free} bytes free{released}, and {needed} are kept for trimming and \
                  flushing: make room, trim streams, or delete them",
                 self.options.data_dir.display()
             )
         })
+    }
+
+    /// Takes the reserve if it is not there and there is room for it beside what is kept free.
+    pub(crate) fn keep_reserve(&self) {
+        let reserve = &self.space.reserve;
+        metrics::gauge!("esker_reserve_bytes").set(reserve.held() as f64);
+        if reserve.held() > 0 || !reserve.is_possible() {
+            return;
+        }
+        let Some((free, all)) = file_system(&self.options.data_dir) else {
+            return;
+        };
+        let (kept, reserved) = self.kept_and_reserved(all);
+        if free < kept + reserved {
+            return;
+        }
+        let dir = self.options.data_dir.display();
+        match reserve.take(reserved) {
+            Ok(()) => tracing::debug!(%dir, bytes = reserved, "the reserve is taken"),
+            Err(error) if !reserve.is_possible() => tracing::warn!(
+                %dir,
+                %error,
+                "the file system sets no space aside: if others fill the disk, nothing may be left for trims and deletions"
+            ),
+            // There was less room than it said. It is tried again with the next look.
+            Err(error) => tracing::debug!(%dir, %error, "the reserve is not taken"),
+        }
+    }
+
+    /// Before a command that gives space back: releases the reserve if the disk is full, so that the command
+    /// can be written and what it gives back can be removed.
+    pub(crate) fn release_reserve(&self) {
+        let reserve = &self.space.reserve;
+        let held = reserve.held();
+        // Looked at anew: what was full a moment ago is what a command is about.
+        if held == 0 || self.look_at_free_space().is_none() {
+            return;
+        }
+        let Some((free, _)) = file_system(&self.options.data_dir) else {
+            return;
+        };
+        if free >= held {
+            return;
+        }
+        let dir = self.options.data_dir.display();
+        match reserve.release() {
+            Ok(None) => {}
+            Ok(Some(bytes)) => {
+                metrics::counter!("esker_reserve_released_total").increment(1);
+                tracing::warn!(
+                    %dir,
+                    bytes,
+                    "The disk is full: the reserve is released for what gives space back, and taken again when there is room"
+                );
+                // What has failed for want of space need not wait for its next attempt.
+                self.store.retry_now();
+                self.space.log_keeper.wake();
+            }
+            Err(error) => tracing::warn!(%dir, %error, "the reserve cannot be released"),
+        }
     }
 
     /// What is wrong with the space that is free, if anything is.
@@ -210,11 +323,33 @@ impl Inner {
         }
     }
 
+    /// Whether the disk is full and the reserve is enough for files of a partition to be rewritten without
+    /// what is deleted: that gives more back than it takes.
+    pub(crate) fn is_reserve_wanted(&self, part: &Part) -> bool {
+        let garbage = part.reclaimable();
+        let stays = part.file_bytes().saturating_sub(garbage);
+        self.is_short() && garbage >= LITTLE && stays <= self.space.reserve.held()
+    }
+
+    /// Before a command that gives space back, or may: on a full disk the reserve is released, and what waits
+    /// for space is written first. If that is not done in time, the command is refused with the cause.
+    pub(crate) async fn make_way(&self, group: &Group<Outcome>) {
+        self.release_reserve();
+        let deadline = Instant::now() + WAY_TIMEOUT;
+        while self.is_short() && group.status().stalled && Instant::now() < deadline {
+            tokio::time::sleep(LOOK_INTERVAL).await;
+        }
+    }
+
+    /// Whether less is free than is kept, as of the last look.
+    pub(crate) fn is_short(&self) -> bool {
+        self.space.is_short.load(Ordering::Relaxed)
+    }
+
     /// Whether a new snapshot of a partition would free files on a nearly full disk that the one
     /// before, of so many bytes, still holds.
     pub(crate) fn could_release(&self, partition: u64, bytes: u64) -> bool {
-        self.space.is_short.load(Ordering::Relaxed)
-            && bytes > self.part(partition).file_bytes() + LITTLE
+        self.is_short() && bytes > self.part(partition).file_bytes() + LITTLE
     }
 
     /// Why appends do not get in although they waited, if so.
@@ -231,6 +366,9 @@ impl Inner {
     /// [`Error::TryLater`] if there is none in time, with the reason; [`Error::Stopping`].
     pub(crate) async fn wait_for_space(&self, part: &Part, gives_back: bool) -> Result<(), Error> {
         let deadline = Instant::now() + SPACE_TIMEOUT;
+        if gives_back {
+            self.make_way(self.group(part.partition().0)).await;
+        }
         loop {
             // The count has a lock, and each append comes by here.
             let written = self.written();

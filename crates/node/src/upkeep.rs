@@ -13,11 +13,11 @@ use esker_partition::StreamId;
 use esker_partition::command::{DeleteIfEmpty, DropBasin, Expire, ForgetBasin, Kind, Outcome};
 use esker_partition::reader::Due;
 use esker_partition::store::Part;
-use esker_raft::{Group, Lsn, SnapshotError, StoredSnapshot};
+use esker_raft::{Group, Lsn};
 use parking_lot::Mutex;
-use tokio::sync::oneshot;
 
 use crate::clock::{now_ms, now_ms_for_ages};
+use crate::local_snapshot_request::LocalSnapshotRequest;
 use crate::log_files::{AtOpen, LogFiles, Wanted, many_bytes};
 use crate::node::{Inner, Node};
 use crate::snapshots::{OnLogFull, publish};
@@ -39,6 +39,10 @@ const FLUSH_AFTER_COMMITS: u64 = 20_000;
 const FLUSH_REPLAYED_ENTRIES: u64 = 5_000;
 /// What was applied is flushed after this long at the latest, so that an idle node restarts at once.
 const FLUSH_AFTER: Duration = Duration::from_secs(60);
+
+/// The same on a nearly full disk: files that hold nothing but what is deleted go once it is durable that
+/// nobody sees it.
+const FLUSH_INTERVAL_IN_NEED: Duration = Duration::from_secs(1);
 
 /// How often Prometheus is told where everything stands.
 const PUBLISH_EVERY: Duration = Duration::from_secs(1);
@@ -124,8 +128,8 @@ struct Watched {
     was_stuck: bool,
     /// When a local snapshot was last asked for to give back space.
     released: Option<Instant>,
-    /// A local snapshot that was asked for to trim the log.
-    asked: Option<oneshot::Receiver<Result<Arc<StoredSnapshot>, SnapshotError>>>,
+    /// The local snapshot that is asked for to trim the log or to give back space.
+    request: LocalSnapshotRequest,
 }
 
 /// What the thread remembers.
@@ -189,12 +193,20 @@ fn keep_log_short(inner: &Weak<Inner>, signal: &Signal) {
         let keeper = keeper.get_or_insert_with(|| LogKeeper::new(&inner));
         // Also while appends wait for the log: a flush may be what lets it be trimmed.
         if keeper.looked.is_due((), Instant::now()) {
+            let was_short = inner.is_short();
+            inner.look_at_free_space();
+            inner.keep_reserve();
             for one in &mut keeper.watched {
-                one.look(inner.options.flush_after);
+                if was_short && !inner.is_short() {
+                    one.request.forget_failures();
+                }
+                if inner.is_reserve_wanted(&one.part) {
+                    inner.release_reserve();
+                }
+                one.look(inner.options.flush_after, inner.is_short());
                 one.report_damage(&inner);
                 one.release_space(&inner);
             }
-            inner.look_at_free_space();
         }
         keeper.delete_files(&inner);
         // In this order: what is written in between counts twice, not never.
@@ -248,7 +260,7 @@ fn watch_all(inner: &Inner) -> Vec<Watched> {
             is_damaged: false,
             was_stuck: false,
             released: None,
-            asked: None,
+            request: LocalSnapshotRequest::default(),
         })
         .collect()
 }
@@ -407,14 +419,10 @@ impl Watched {
         }
     }
 
-    /// Asks for a local snapshot, unless one that was asked for is under way.
+    /// Asks for a local snapshot, unless one that was asked for is under way or has just failed.
     fn ask_for_snapshot(&mut self) {
-        let under_way = |asked: &mut oneshot::Receiver<_>| {
-            matches!(asked.try_recv(), Err(oneshot::error::TryRecvError::Empty))
-        };
-        if !self.asked.as_mut().is_some_and(under_way) {
-            self.asked = Some(self.group.snapshot());
-        }
+        let group = &self.group;
+        self.request.ask(Instant::now(), || group.snapshot());
     }
 
     /// On a nearly full disk, a local snapshot that holds files which the database has no more is
@@ -434,7 +442,7 @@ impl Watched {
         }
     }
 
-    fn look(&mut self, flush_after: u64) {
+    fn look(&mut self, flush_after: u64, is_short: bool) {
         self.note_durable();
         let status = self.group.status();
         let waiting = status.applied.0.saturating_sub(self.durable.0);
@@ -450,7 +458,8 @@ impl Watched {
             || (is_stuck && was_stuck)
             || (waiting > 0
                 && (self.part.memtable_bytes() > flush_after
-                    || self.since.elapsed() > FLUSH_AFTER));
+                    || self.since.elapsed() > FLUSH_AFTER
+                    || (is_short && self.since.elapsed() > FLUSH_INTERVAL_IN_NEED)));
         // The database reports a flush that fails, and says when the next one may be tried.
         if due && self.part.may_flush() && self.part.flush().is_ok() {
             self.note_durable();
@@ -522,6 +531,9 @@ fn look_after_due(inner: &Weak<Inner>, signal: &Signal, interval: Duration) {
             match partition.reader.due(*place, count, now_ms_for_ages()) {
                 Ok((due, next)) => {
                     *place = next.unwrap_or_default();
+                    if !due.is_empty() {
+                        inner.release_reserve();
+                    }
                     propose_due(&partition.group, due);
                 }
                 Err(error) => tracing::warn!(%error, "retention was not looked after"),
@@ -556,6 +568,7 @@ fn propose_due(group: &Group<Outcome>, due: Vec<Due>) {
 /// Drops deleted basins in every partition; those that all have dropped are forgotten.
 fn finish_deleted_basins(inner: &Inner) {
     for basin in inner.catalog_reader.deleting() {
+        inner.release_reserve();
         let answers: Vec<_> = inner
             .partitions
             .iter()

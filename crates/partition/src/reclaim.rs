@@ -8,7 +8,8 @@
 //! Few keys are deleted one by one; many by a range. Files that lie wholly in the range go as soon as
 //! it is durable that nobody sees them (gone before, a crash would bring back the trim point of
 //! before, and not the data); the rest when the partition's files are rewritten: as soon as what is
-//! reclaimable is at least half of all, and a set amount, or has not become more for a while.
+//! reclaimable is at least half of all, and a set amount, or has not become more for a while. On a disk that
+//! is nearly full they are rewritten for less, if what stays fits into what is free.
 //!
 //! How much space that takes does not depend on how fast clients append. With `live` bytes that readers
 //! see and `set` for the set amount: streams are visited after `set / 2` bytes were written since they
@@ -43,6 +44,11 @@ const FEW_KEYS: usize = 128;
 const QUIET: Duration = Duration::from_secs(10);
 /// ...and it is at least this many bytes.
 const LITTLE: u64 = 1 << 20;
+/// The same for little of it on a disk that is nearly full.
+const QUIET_IN_NEED: Duration = Duration::from_secs(1);
+/// After a rewriting that failed, the next one begins no sooner than [`QUIET`], twice as long after each
+/// further failure, and this at most.
+const LAST_RETRY: Duration = Duration::from_secs(300);
 
 pub(crate) struct Reclaimer {
     part: Part,
@@ -79,6 +85,8 @@ struct Garbage {
     rewriting: bool,
     /// After a rewriting that failed, the next one begins no sooner.
     not_before: Option<Instant>,
+    /// How many have failed in a row.
+    failures: u32,
 }
 
 impl Garbage {
@@ -89,6 +97,7 @@ impl Garbage {
             files: 0,
             rewriting: false,
             not_before: None,
+            failures: 0,
         }
     }
 
@@ -115,11 +124,16 @@ impl Garbage {
         self.rewriting = rewriting;
     }
 
-    /// Whether there is so much that files of `files` bytes are to be rewritten.
-    fn is_worth_it(&self, files: u64, set: u64, now: Instant) -> bool {
-        let is_quiet = now.saturating_duration_since(self.since) >= QUIET;
-        let much = self.bytes >= set || (self.bytes >= LITTLE && is_quiet);
-        much && self.bytes >= files / 2 && self.not_before.is_none_or(|at| at <= now)
+    /// Whether there is so much that files of `files` bytes are to be rewritten. `free`: bytes of a disk that
+    /// has too few. There, less is enough if what stays fits into them.
+    fn is_worth_it(&self, files: u64, set: u64, free: Option<u64>, now: Instant) -> bool {
+        let quiet = now.saturating_duration_since(self.since);
+        let is_due = self.not_before.is_none_or(|at| at <= now);
+        let is_much = |time| self.bytes >= set || (self.bytes >= LITTLE && quiet >= time);
+        let is_half = is_much(QUIET) && self.bytes >= files / 2;
+        let stays = files.saturating_sub(self.bytes);
+        let fits = free.is_some_and(|free| stays <= free) && is_much(QUIET_IN_NEED);
+        is_due && (is_half || fits)
     }
 
     /// A rewriting begins that leaves out all of it; answers how much.
@@ -132,7 +146,14 @@ impl Garbage {
     /// A rewriting has failed that was to leave out so much.
     fn put_back(&mut self, bytes: u64, now: Instant) {
         self.bytes += bytes;
-        self.not_before = Some(now + QUIET);
+        let pause = QUIET.saturating_mul(1 << self.failures.min(16));
+        self.not_before = Some(now + pause.min(LAST_RETRY));
+        self.failures = self.failures.saturating_add(1);
+    }
+
+    /// A rewriting has worked.
+    fn rewritten(&mut self) {
+        self.failures = 0;
     }
 }
 
@@ -238,6 +259,7 @@ impl Reclaimer {
         let basins = self.visit_basin(directory);
         let streams = self.visit_streams();
         self.compact_if_worth_it();
+        self.part.note_reclaimable(self.garbage.bytes);
         files.and(basins).and(streams)
     }
 
@@ -432,9 +454,13 @@ impl Reclaimer {
     }
 
     fn compact_if_worth_it(&mut self) {
+        // In this order: one that has failed says so before it has ended.
+        let has_ended = self.garbage.rewriting && !self.compacting.load(Ordering::Acquire);
         let left_in = self.left_in.swap(0, Ordering::AcqRel);
         if left_in > 0 {
             self.garbage.put_back(left_in, Instant::now());
+        } else if has_ended {
+            self.garbage.rewritten();
         }
         // The apply thread is here some times a second, and RocksDB counts files under its lock.
         if self.garbage.bytes == 0 {
@@ -444,7 +470,8 @@ impl Reclaimer {
         let files = self.part.file_bytes();
         self.garbage.note_files(files, rewriting);
         let set = self.compact_garbage;
-        if rewriting || !self.garbage.is_worth_it(files, set, Instant::now()) {
+        let free = self.part.short_space();
+        if rewriting || !self.garbage.is_worth_it(files, set, free, Instant::now()) {
             return;
         }
         // It would read up to the damaged block, and fail.
@@ -502,14 +529,47 @@ mod tests {
         let started = Instant::now();
         let mut garbage = Garbage::none();
         garbage.add(120, || 160);
-        assert!(garbage.is_worth_it(160, 100, started));
-        let left_in = garbage.rewrite();
-        garbage.note_files(160, true);
-        garbage.put_back(left_in, started);
-        garbage.note_files(160, false);
-        assert_eq!(garbage.bytes, 120);
-        assert!(!garbage.is_worth_it(160, 100, started));
-        assert!(garbage.is_worth_it(160, 100, started + QUIET));
+        assert!(garbage.is_worth_it(160, 100, None, started));
+        let mut at = started;
+        // One that goes on failing is tried ever more seldom, and at once after one that has worked.
+        for seconds in [10, 20, 40, 80, 160, 300, 300] {
+            let left_in = garbage.rewrite();
+            garbage.note_files(160, true);
+            garbage.put_back(left_in, at);
+            garbage.note_files(160, false);
+            assert_eq!(garbage.bytes, 120);
+            let next = at + Duration::from_secs(seconds);
+            assert!(!garbage.is_worth_it(160, 100, None, next - Duration::from_millis(1)));
+            assert!(garbage.is_worth_it(160, 100, None, next));
+            at = next;
+        }
+        garbage.rewrite();
+        garbage.rewritten();
+        garbage.put_back(120, at);
+        assert!(garbage.is_worth_it(160, 100, None, at + QUIET));
+    }
+
+    #[test]
+    fn on_a_nearly_full_disk_files_are_rewritten_for_little_if_what_stays_fits() {
+        let started = Instant::now();
+        let mut garbage = Garbage::none();
+        let files = 100 * LITTLE;
+        garbage.add(30 * LITTLE, || files);
+        let later = garbage.since + QUIET_IN_NEED;
+        let set = 64 * LITTLE;
+        assert!(
+            !garbage.is_worth_it(files, set, None, later + QUIET),
+            "less than half"
+        );
+        assert!(garbage.is_worth_it(files, set, Some(70 * LITTLE), later));
+        assert!(
+            !garbage.is_worth_it(files, set, Some(70 * LITTLE), started),
+            "not quiet yet"
+        );
+        assert!(
+            !garbage.is_worth_it(files, set, Some(70 * LITTLE - 1), later),
+            "no room"
+        );
     }
 
     #[test]

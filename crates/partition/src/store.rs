@@ -12,7 +12,7 @@ mod damage;
 pub mod partitions;
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use prost::Message as _;
@@ -350,6 +350,8 @@ impl Store {
             name: cf_name(partition).into(),
             lineage: Arc::default(),
             reclaim_is_behind: Arc::default(),
+            free_space: Arc::new(AtomicU64::new(u64::MAX)),
+            reclaimable: Arc::default(),
         }
     }
 
@@ -447,6 +449,10 @@ pub struct Part {
     lineage: Arc<OnceLock<Lineage>>,
     /// See [`Part::reclaim_is_behind`].
     pub(crate) reclaim_is_behind: Arc<AtomicBool>,
+    /// See [`Part::note_free_space`]; `u64::MAX` if there is enough.
+    free_space: Arc<AtomicU64>,
+    /// See [`Part::reclaimable`].
+    reclaimable: Arc<AtomicU64>,
 }
 
 impl Part {
@@ -458,8 +464,29 @@ impl Part {
     /// Whether more was written than may be while the files are rewritten without what is deleted: new
     /// appends are to wait until that is done, or the space in use would grow with their rate.
     pub fn reclaim_is_behind(&self) -> bool {
-        self.reclaim_is_behind
-            .load(std::sync::atomic::Ordering::Acquire)
+        self.reclaim_is_behind.load(Ordering::Acquire)
+    }
+
+    /// So many bytes of the disk are free, if that is too little: then what is deleted is given back as soon
+    /// as the files that are rewritten for it fit into them, however little it is.
+    pub fn note_free_space(&self, free: Option<u64>) {
+        self.free_space
+            .store(free.unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    /// Bytes of deleted data that files hold, roughly, and that no rewriting is under way for.
+    pub fn reclaimable(&self) -> u64 {
+        self.reclaimable.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn note_reclaimable(&self, bytes: u64) {
+        self.reclaimable.store(bytes, Ordering::Relaxed);
+    }
+
+    /// Free bytes of a disk that has too few.
+    pub(crate) fn short_space(&self) -> Option<u64> {
+        let free = self.free_space.load(Ordering::Relaxed);
+        (free != u64::MAX).then_some(free)
     }
 
     pub(crate) fn cf(&self) -> Arc<BoundColumnFamily<'_>> {

@@ -84,6 +84,7 @@ pub(super) fn enter(options: &NodeOptions, handle: &Handle) -> Result<Entered, S
             configured: options.cluster_name.clone(),
         });
     }
+    crate::space::release_reserve_for_start(data_dir.path());
     if archive.is_default {
         tracing::warn!(
             repository = archive.shown(),

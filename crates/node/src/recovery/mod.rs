@@ -382,7 +382,7 @@ fn groups(
         state,
         started: Instant::now(),
         refuses_appends: AtomicBool::new(false),
-        space: Space::with_log(log_bytes),
+        space: Space::new(data_dir.path(), log_bytes),
         unknown_basins: Default::default(),
         restarts: Restarts::open(data_dir.path())?,
         data_dir,

@@ -28,13 +28,21 @@ impl Drop for Held {
     }
 }
 
+/// Attempts that have failed since the last one that has not.
+#[derive(Debug)]
+struct Failing {
+    /// Why the last one did.
+    why: String,
+    times: u64,
+}
+
 /// The newest checkpoint of each partition.
 #[derive(Debug)]
 pub(crate) struct LocalSnapshots {
     /// The directory of all checkpoints.
     base: PathBuf,
     newest: Vec<Mutex<Option<Arc<Held>>>>,
-    failures: Vec<Mutex<Option<String>>>,
+    failures: Vec<Mutex<Option<Failing>>>,
     /// What is to be removed once the start has succeeded.
     stale: Mutex<Vec<PathBuf>>,
 }
@@ -106,7 +114,8 @@ impl LocalSnapshots {
 
     /// Why the last attempt failed, if it did.
     pub fn failure(&self, partition: u64) -> Option<String> {
-        self.failures.get(partition as usize)?.lock().clone()
+        let failing = self.failures.get(partition as usize)?.lock();
+        failing.as_ref().map(|failing| failing.why.clone())
     }
 
     fn replace(&self, partition: u64, checkpoint: Checkpoint) {
@@ -149,7 +158,13 @@ impl SnapshotSink for LocalSnapshots {
                     files = checkpoint.meta.files.len(),
                     "a local snapshot was taken"
                 );
-                *self.failures[group.0 as usize].lock() = None;
+                if let Some(failing) = self.failures[group.0 as usize].lock().take() {
+                    tracing::info!(
+                        partition = group.0,
+                        failed = failing.times,
+                        "local snapshots are taken again"
+                    );
+                }
                 self.replace(group.0, checkpoint);
             }
             Err(error) => {
@@ -159,7 +174,27 @@ impl SnapshotSink for LocalSnapshots {
     }
 
     fn failed(&self, group: GroupId, error: &SnapshotError) {
-        tracing::warn!(partition = group.0, %error, "no local snapshot was taken; the log is kept");
-        *self.failures[group.0 as usize].lock() = Some(error.to_string());
+        let Some(place) = self.failures.get(group.0 as usize) else {
+            return;
+        };
+        let mut place = place.lock();
+        let times = place.as_ref().map_or(0, |failing| failing.times) + 1;
+        *place = Some(Failing {
+            why: error.to_string(),
+            times,
+        });
+        drop(place);
+        // Many in a row have one cause: the 1st, 2nd, 4th, 8th and so on are named.
+        match times.is_power_of_two() {
+            true => tracing::warn!(
+                partition = group.0,
+                %error,
+                times,
+                "no local snapshot was taken; the log is kept"
+            ),
+            false => {
+                tracing::debug!(partition = group.0, %error, times, "no local snapshot was taken")
+            }
+        }
     }
 }

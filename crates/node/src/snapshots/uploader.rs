@@ -841,8 +841,10 @@ impl Inner {
         }
         let log_full = self.log_is_full();
         let refuses = self.options.snapshots.on_log_full == OnLogFull::RefuseAppends;
+        let holds_log = holds_most.0.filter(|_| log_full && refuses);
+        let log_full = log_full || self.log_holds_space();
         Load {
-            holds_log: holds_most.0.filter(|_| log_full && refuses),
+            holds_log,
             replay: self.snapshots.rates.replay(entries, bytes).time,
             largest: largest.0,
             log_full,
@@ -863,5 +865,13 @@ impl Inner {
     /// Whether the log is larger than it may be.
     pub(crate) fn log_is_full(&self) -> bool {
         self.log_bytes() > self.log_most()
+    }
+
+    /// Whether the log is larger than it has to be and the disk nearly full: a snapshot lets the log be
+    /// trimmed, if it takes no space of the same disk.
+    fn log_holds_space(&self) -> bool {
+        let least = self.options.log_purge_threshold + 2 * self.options.log_segment_size;
+        let is_elsewhere = !self.snapshots.archive.is_default;
+        self.is_short() && is_elsewhere && self.log_bytes() > least
     }
 }

@@ -246,7 +246,10 @@ impl StateStore {
         committing.proposed();
         let group = shared.group(&self.inner);
         let answered = match group.propose_with(bytes, Some(Box::new(permit))) {
-            Ok(answer) => answer.await.unwrap_or(Err(ProposeError::Unknown)),
+            Ok(answer) => match self.inner.answer_in_time(group, answer).await {
+                Ok(answered) => answered,
+                Err(why) => return Err(StateError::Unknown(why)),
+            },
             Err(refused) => Err(refused),
         };
         let outcome = match answered {

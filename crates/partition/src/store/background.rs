@@ -1,16 +1,17 @@
 //! What RocksDB's background work could not do, and when it is tried again.
 //!
 //! RocksDB treats every answer of the operating system but "no space" as the end of the database: after
-//! one flush that met too many open files, it takes no write until it is opened again. Nothing is lost
-//! by such a flush, though. Its memtables stay, the file that it began is deleted, a manifest that could
+//! one flush that met too many open files, it takes no write until it is opened again. After "no space" it
+//! takes none until it has found space, for which it looks every 5 s. Nothing is lost by such a flush,
+//! though. Its memtables stay, the file that it began is deleted, a manifest that could
 //! not be written is replaced by a new one, and the Raft log has everything. So the error is *taken
 //! back* ([`EventListener::on_background_error`] may reset it), the database goes on, and the flush is
 //! tried again later ([`Backoff`]).
 //!
 //! | what failed | what is done |
 //! |---|---|
-//! | a flush, a compaction, the manifest: an answer of the operating system | taken back; flushed again with back-off; RocksDB repeats compactions itself |
-//! | the same: no space | left to RocksDB, which looks for space every 5 s; [`Store::try_again`] resumes what it has given up |
+//! | a flush, a compaction, the manifest: an answer of the operating system | taken back; flushed again with back-off ([`Store::retry_now`]: at once); RocksDB repeats compactions itself |
+//! | a compaction: no space | left to RocksDB, which looks for space every 5 s, and would fill the disk by repeating it; [`Part::try_again`] resumes what it has given up |
 //! | anything, while RocksDB recovers from a lack of space | left: its recovery would wait for ever |
 //! | a compaction: corruption of a table that is named | taken back; the partition counts as damaged ([`Store::damage`]), and the others go on |
 //! | anything else | left; only opening the database again helps ([`Store::fatal`]) |
@@ -226,14 +227,15 @@ impl EventListener for Listener {
         let is_compaction = reason == DBBackgroundErrorReason::KCompaction;
         let severity = status.severity();
         let mut state = self.0.state.lock();
-        let is_answer = error.kind() == ErrorKind::IOError && !is_lack_of_space(&why);
+        let is_answer = error.kind() == ErrorKind::IOError;
+        let is_left = is_compaction && is_lack_of_space(&why);
         // What the files of one partition have lost is no reason to refuse writes to the others.
         let is_of_a_table =
             error.kind() == ErrorKind::Corruption && is_compaction && names_a_table(&why);
         if is_of_a_table && !state.corrupt.contains(&why) && state.corrupt.len() < MAX_CORRUPT {
             state.corrupt.push(why.clone());
         }
-        if (is_answer || is_of_a_table) && !state.recovering {
+        if ((is_answer && !is_left) || is_of_a_table) && !state.recovering {
             status.reset();
         } else if severity >= StatusSeverity::KHardError {
             state.standing = Some(why.clone());
@@ -261,10 +263,13 @@ impl EventListener for Listener {
     fn on_error_recovery_begin(
         &self,
         _: DBBackgroundErrorReason,
-        _: &BackgroundErrorStatus,
+        error: &BackgroundErrorStatus,
         automatic: &mut bool,
     ) {
-        self.0.state.lock().recovering = *automatic;
+        // RocksDB asks also about an error that was taken back, from which it does not recover.
+        if error.result().is_err() {
+            self.0.state.lock().recovering = *automatic;
+        }
     }
 
     fn on_error_recovery_end(&self, info: &BackgroundErrorRecoveryInfo) {
@@ -312,6 +317,13 @@ impl Store {
     pub fn give_up(&self) {
         self.background.close();
         self.db.cancel_all_background_work(false);
+    }
+
+    /// What has failed may be tried again at once: there is space now.
+    pub fn retry_now(&self) {
+        let mut state = self.background.state.lock();
+        state.retry.succeeded();
+        self.background.report(state);
     }
 
     /// Whether no flush has failed, or that was long enough ago to try the next one.

@@ -80,6 +80,8 @@ struct Shared {
     stalled: AtomicBool,
     /// Why the last write failed, until one works.
     stall_cause: Mutex<Option<String>>,
+    /// Since when the disk is at what it was last asked to write, if it is.
+    writing_since: Mutex<Option<Instant>>,
     /// Write groups made durable, and requests in them.
     counts: Mutex<WriterCounts>,
 }
@@ -141,6 +143,12 @@ impl LogWriter {
     /// Why the last write failed, if it is being tried again.
     pub fn stall_cause(&self) -> Option<String> {
         self.shared.stall_cause.lock().clone()
+    }
+
+    /// How long the disk has been at the write under way, if one is. One that was refused is none.
+    pub fn writing_for(&self) -> Option<Duration> {
+        let since = *self.shared.writing_since.lock();
+        since.map(|since| since.elapsed())
     }
 
     /// What was done so far.
@@ -247,10 +255,12 @@ fn write_group(
     let mut reported: Option<Instant> = None;
     let started = Instant::now();
     loop {
+        *shared.writing_since.lock() = Some(Instant::now());
         let result = fill(engine, batch, group).and_then(|()| {
             let _writing = writing.lock();
             engine.write(batch, true)
         });
+        *shared.writing_since.lock() = None;
         match result {
             Ok(_) => break,
             Err(error) => {

@@ -219,7 +219,8 @@ fn conclude<O: Send + 'static>(shared: &Shared<O>, written: Result<StoredSnapsho
         }
         Err(error) => {
             counts.failed.fetch_add(1, Ordering::Relaxed);
-            tracing::warn!(%error, "a snapshot failed; it is tried again later");
+            // The sink is told of it, and knows whom to tell.
+            tracing::debug!(%error, "a snapshot failed; it is tried again later");
         }
     }
     // See above.

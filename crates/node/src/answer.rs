@@ -1,0 +1,101 @@
+//! Waiting for the answer to a proposal, no longer than a client does.
+//!
+//! A proposal that was accepted is answered once it is durable and applied. On a disk that takes no writes
+//! that may be hours later, and a client that has given up until then never learns why. So what waits for
+//! such a disk is answered early: its outcome is unknown, this is the cause.
+
+use std::time::Duration;
+
+use esker_partition::command::Outcome;
+use esker_raft::{Group, ProposeError};
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use crate::error::Error;
+use crate::node::Inner;
+
+/// How long a proposal waits while the disk refuses writes: within the 5 s that the official clients wait.
+const REFUSED_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long while nothing of its partition is applied and the disk refuses nothing: it is slow, or hangs.
+/// Longer than a slow disk takes, within the 30 s that `esker stream append` waits.
+const HANG_TIMEOUT: Duration = Duration::from_secs(20);
+/// A write of the log that takes so long makes the node unhealthy.
+const HEALTHY_WRITE: Duration = Duration::from_secs(10);
+/// How often one that waits looks why.
+const LOOK_INTERVAL: Duration = Duration::from_millis(250);
+
+type Answer = oneshot::Receiver<Result<Outcome, ProposeError>>;
+
+impl Inner {
+    /// The answer to a proposal of the group's.
+    ///
+    /// # Errors
+    ///
+    /// Those of the proposal; [`Error::Unknown`] with the cause if the disk does not let it be answered.
+    pub(crate) async fn answered(
+        &self,
+        group: &Group<Outcome>,
+        answer: Answer,
+    ) -> Result<Outcome, Error> {
+        match self.answer_in_time(group, answer).await {
+            Ok(answered) => Ok(answered?),
+            Err(why) => Err(Error::Unknown(why)),
+        }
+    }
+
+    /// The answer to a proposal; or why it is not waited for any longer: it may still happen.
+    pub(crate) async fn answer_in_time(
+        &self,
+        group: &Group<Outcome>,
+        mut answer: Answer,
+    ) -> Result<Result<Outcome, ProposeError>, String> {
+        let mut refused_since = None;
+        let mut applied = None;
+        loop {
+            if let Ok(answered) = tokio::time::timeout(LOOK_INTERVAL, &mut answer).await {
+                return Ok(answered.unwrap_or(Err(ProposeError::Unknown)));
+            }
+            let now = Instant::now();
+            let status = group.status();
+            match status.stalled {
+                true if now - *refused_since.get_or_insert(now) >= REFUSED_TIMEOUT => {
+                    let why = self.stall_cause(group.id().0);
+                    return Err(unknown(&why));
+                }
+                true => {}
+                false => refused_since = None,
+            }
+            match applied {
+                Some((lsn, since)) if lsn == status.applied => {
+                    if now - since >= HANG_TIMEOUT {
+                        let why = self.hanging_write();
+                        let why = why.unwrap_or_else(|| {
+                            format!("nothing was applied for {} s", HANG_TIMEOUT.as_secs())
+                        });
+                        return Err(unknown(&why));
+                    }
+                }
+                _ => applied = Some((status.applied, now)),
+            }
+        }
+    }
+
+    /// That the disk has not answered to a write of the log for long, if so.
+    pub(crate) fn hanging_write(&self) -> Option<String> {
+        let takes = self.raft.writer().writing_for()?;
+        (takes >= HEALTHY_WRITE).then(|| {
+            format!(
+                "the disk of {} has not answered to a write of the log for {} s",
+                self.data_dir.log().display(),
+                takes.as_secs()
+            )
+        })
+    }
+}
+
+fn unknown(why: &str) -> String {
+    format!(
+        "not known to have happened: {why}. It is written as soon as that is over, also if nobody waits for it: \
+         look before it is repeated"
+    )
+}

@@ -1,0 +1,216 @@
+//! A disk without a free byte: what gives space back works all the same, and everybody else is told why not.
+//!
+//! See [`disk`](crate::disk) for the small file systems.
+
+use std::fs;
+use std::io::Write as _;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use s2_sdk::S2Stream;
+use s2_sdk::types::{
+    AppendInput, AppendRecord, AppendRecordBatch, CommandRecord, DeleteStreamInput,
+};
+
+use crate::disk::{SmallDisk, append, durable, small};
+use crate::support::sdk::{self, basin_name, stream_name};
+use crate::support::{Http, SOON, Server, eventually};
+
+/// How long the official clients wait for an answer.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Writes until nothing more fits.
+fn fill_up(disk: &SmallDisk) {
+    let mut ballast = fs::File::create(disk.path("ballast")).unwrap();
+    for size in [64 * 1024, 4096, 512, 1] {
+        while ballast.write_all(&vec![1; size]).is_ok() {}
+    }
+}
+
+/// Appends that many batches of 100,000 bytes.
+async fn grow(stream: &S2Stream, batches: usize) {
+    for _ in 0..batches {
+        sdk::append(stream, ["x".repeat(100_000)]).await;
+    }
+}
+
+/// Cuts a stream off before `point`, with so many commands at once.
+async fn trim(stream: &S2Stream, point: u64, commands: usize) {
+    let record = || AppendRecord::from(CommandRecord::trim(point));
+    let batch = AppendRecordBatch::try_from_iter((0..commands).map(|_| record())).unwrap();
+    let appended = stream.append(AppendInput::new(batch));
+    let appended = tokio::time::timeout(PATIENCE, appended).await;
+    appended.expect("an answer while clients wait").unwrap();
+}
+
+async fn metric(http: &Http, name: &str) -> f64 {
+    let metrics = http.get("/metrics").send().await.expect(200).text();
+    let line = metrics.lines().find(|line| line.starts_with(name));
+    let line = line.unwrap_or_else(|| panic!("there is no {name}"));
+    line.rsplit(' ').next().unwrap().parse().unwrap()
+}
+
+async fn reserve_is_there(http: &Http) {
+    eventually("the reserve is taken", async || {
+        (metric(http, "esker_reserve_bytes").await > 0.0).then_some(())
+    })
+    .await;
+}
+
+async fn everything_is_in_files(http: &Http) {
+    eventually("what is applied is in files", async || {
+        let status = http.get("/esker/v1/status").send().await.expect(200).json();
+        let (durable, applied) = durable(&status, 1);
+        (durable == applied).then_some(())
+    })
+    .await;
+}
+
+async fn appends_are_taken(http: &Http) {
+    eventually("appends are taken again", async || {
+        let answer = append(http, 100_000, 100_000, SOON).await.unwrap();
+        (answer.status == 200).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn on_a_full_disk_streams_are_trimmed_and_deleted_and_appends_are_taken_again() {
+    let Some(disk) = SmallDisk::mount(128) else {
+        return;
+    };
+    let setup = small().set("snapshots.snapshot-interval=1h");
+    let data_dir = disk.path("data");
+    let server = setup.start(&data_dir).await;
+    let basin = sdk::basin(&server.sdk(), "test-basin").await;
+    let stream = sdk::stream(&basin, "orders").await;
+    let http = server.http2();
+    // What fills the disk stays there: all space that comes back is the streams'.
+    for round in 0..2 {
+        let other = sdk::stream(&basin, &format!("other-{round}")).await;
+        grow(&other, 60).await;
+        grow(&stream, 60).await;
+        everything_is_in_files(&http).await;
+        reserve_is_there(&http).await;
+        let released = metric(&http, "esker_reserve_released_total").await;
+        fill_up(&disk);
+
+        // More than the log has set aside in the file that it writes.
+        let tail = stream.check_tail().await.unwrap().seq_num;
+        for _ in 0..50 {
+            trim(&stream, tail, 1000).await;
+        }
+        let name = stream_name(&format!("other-{round}"));
+        let deleted = basin.delete_stream(DeleteStreamInput::new(name));
+        let deleted = tokio::time::timeout(PATIENCE, deleted).await;
+        deleted.expect("an answer while clients wait").unwrap();
+        appends_are_taken(&http).await;
+        reserve_is_there(&http).await;
+        assert!(metric(&http, "esker_reserve_released_total").await > released);
+        let health = http.get("/health").send().await;
+        assert_eq!(health.status, 200, "{}", health.text());
+        fs::remove_file(disk.path("ballast")).unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_is_killed_on_a_full_disk_starts_there_and_streams_can_be_trimmed() {
+    let Some(disk) = SmallDisk::mount(128) else {
+        return;
+    };
+    let setup = small().set("snapshots.snapshot-interval=1h");
+    let data_dir = disk.path("data");
+    let mut server = setup.start(&data_dir).await;
+    let basin = sdk::basin(&server.sdk(), "test-basin").await;
+    let stream = sdk::stream(&basin, "orders").await;
+    grow(&stream, 150).await;
+    reserve_is_there(&server.http2()).await;
+    server.kill();
+    fill_up(&disk);
+    server.restart(&setup).await;
+    server.logged("the reserve is released for the start").await;
+    let basin = server.sdk().basin(basin_name("test-basin"));
+    let stream = basin.stream(stream_name("orders"));
+    let tail = stream.check_tail().await.unwrap().seq_num;
+    assert_eq!(tail, 150);
+    trim(&stream, tail, 1).await;
+    let http = server.http2();
+    appends_are_taken(&http).await;
+    reserve_is_there(&http).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn appends_on_a_disk_that_becomes_full_are_answered_with_the_cause_while_clients_wait() {
+    let Some(disk) = SmallDisk::mount(48) else {
+        return;
+    };
+    let server = small().start(&disk.path("data")).await;
+    let basin = sdk::basin(&server.sdk(), "test-basin").await;
+    sdk::stream(&basin, "orders").await;
+    let http = server.http2();
+    let http = &http;
+    // It becomes full at once, and not by what they append: that would be refused before.
+    let appends = (0..6).map(|client| async move {
+        let mut refused = Vec::new();
+        for i in 0..2000 {
+            let sent = Instant::now();
+            let answer = append(http, client * 10_000 + i, 100_000, PATIENCE).await;
+            let answer = answer.expect("an answer while clients wait");
+            assert!(sent.elapsed() < PATIENCE);
+            if answer.status != 200 {
+                refused.push((answer.status, answer.code(), answer.text()));
+            }
+            if refused.len() == 5 {
+                break;
+            }
+        }
+        refused
+    });
+    let full = async {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        fill_up(&disk);
+    };
+    let (refused, ()) = tokio::join!(futures::future::join_all(appends), full);
+    let mut unknown = 0;
+    for (status, code, text) in refused.into_iter().flatten() {
+        assert!(
+            text.contains("bytes free") || text.contains("No space left"),
+            "{status}: {text}"
+        );
+        match status.as_u16() {
+            429 => assert_eq!(code, "rate_limited"),
+            // It may be written yet.
+            500 => {
+                assert_eq!(code, "other");
+                unknown += 1;
+            }
+            other => panic!("{other}: {text}"),
+        }
+    }
+    assert!(unknown > 0, "nothing was under way; nothing was shown");
+
+    let cli = esker(&server, &["stream", "append", "test-basin/orders"]).await;
+    assert!(cli.contains("error [rate_limited]"), "{cli}");
+    assert!(cli.contains("bytes free"), "{cli}");
+    let put = ["state", "put", "agent", "key", "{}"];
+    let cli = esker(&server, &put).await;
+    assert!(cli.contains("error [unavailable]"), "{cli}");
+    assert!(cli.contains("bytes free"), "{cli}");
+}
+
+/// What a command writes to standard error, with a line as its input; it has to end while a person waits.
+async fn esker(server: &Server, args: &[&str]) -> String {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_esker"));
+    command.args(args).args(["--server", server.url()]);
+    let ran = tokio::task::spawn_blocking(move || {
+        use std::process::Stdio;
+        command.stdin(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        child.stdin.take().unwrap().write_all(b"line\n").unwrap();
+        child.wait_with_output().unwrap()
+    });
+    let output = tokio::time::timeout(2 * PATIENCE, ran).await;
+    let output = output.expect("it ends while a person waits").unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}

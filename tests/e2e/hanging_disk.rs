@@ -1,0 +1,216 @@
+//! A disk that answers nothing: writes neither work nor fail.
+//!
+//! A file system on a loop device is frozen (`fsfreeze`), which takes root; without it these tests say so
+//! and pass. It is thawed by its owner, and by a process of its own after a minute, whatever becomes of
+//! the test.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+use tokio::net::TcpStream;
+
+use crate::disk::{append, small};
+use crate::support::sdk::{self, basin_name, stream_name};
+use crate::support::{SOON, Server, eventually, in_time, within};
+
+/// After so long a file system is thawed although the test has not ended.
+const THAW_AFTER: Duration = Duration::from_secs(60);
+
+/// A file system on a loop device; goes with its owner.
+struct LoopDisk {
+    dir: tempfile::TempDir,
+}
+
+/// Frozen until it is dropped.
+struct Frozen {
+    path: PathBuf,
+    watchdog: Child,
+}
+
+fn run(command: &mut Command) -> Result<(), String> {
+    match command.output() {
+        Ok(output) if output.status.success() => Ok(()),
+        other => Err(format!("{command:?}: {other:?}")),
+    }
+}
+
+impl LoopDisk {
+    /// `None` if that is not allowed here.
+    fn mount(mib: u64) -> Option<LoopDisk> {
+        let dir = tempfile::tempdir().unwrap();
+        let image = dir.path().join("image");
+        let mounted = dir.path().join("mounted");
+        fs::create_dir(&mounted).unwrap();
+        let file = fs::File::create(&image).unwrap();
+        file.set_len(mib << 20).unwrap();
+        let made = run(Command::new("mkfs.ext4").args(["-q", "-F"]).arg(&image));
+        let made = made.and_then(|()| {
+            let mut mount = Command::new("mount");
+            run(mount.args(["-o", "loop"]).arg(&image).arg(&mounted))
+        });
+        match made {
+            Ok(()) => Some(LoopDisk { dir }),
+            Err(why) => {
+                eprintln!("SKIPPED: a loop device cannot be mounted here: {why}");
+                None
+            }
+        }
+    }
+
+    fn path(&self) -> PathBuf {
+        self.dir.path().join("mounted")
+    }
+
+    fn freeze(&self) -> Frozen {
+        let path = self.path();
+        // First of all: nothing stays frozen.
+        let watchdog = Command::new("sh")
+            .arg("-c")
+            .arg("sleep \"$1\"; exec fsfreeze -u \"$2\" 2>/dev/null")
+            .args(["thaw", &THAW_AFTER.as_secs().to_string()])
+            .arg(&path)
+            .spawn()
+            .unwrap();
+        let frozen = Frozen { path, watchdog };
+        run(Command::new("fsfreeze").arg("-f").arg(&frozen.path)).unwrap();
+        frozen
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        let _ = run(Command::new("fsfreeze").arg("-u").arg(&self.path));
+        let _ = self.watchdog.kill();
+        let _ = self.watchdog.wait();
+    }
+}
+
+impl Drop for LoopDisk {
+    fn drop(&mut self) {
+        let path = self.path();
+        if run(Command::new("umount").arg(&path)).is_err() {
+            let _ = run(Command::new("umount").arg("-l").arg(&path));
+        }
+    }
+}
+
+/// Whether a process has ended, as far as it can: threads that wait for the disk cannot be ended, and until
+/// they are let go the system keeps an entry of it.
+fn has_ended(pid: u32) -> bool {
+    let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else {
+        return true;
+    };
+    let state = stat.rsplit(") ").next().unwrap();
+    state.starts_with('Z') || state.starts_with('X')
+}
+
+/// Freezes the disk with an append under way, and asks the server to stop; how long that took.
+async fn stopped_on_a_frozen_disk(disk: &LoopDisk, data_dir: &Path, grace: u32) -> Duration {
+    let setup = small().set(&format!("shutdown-grace={grace}s"));
+    let mut server = setup.start(data_dir).await;
+    let http = server.http2();
+    let frozen = disk.freeze();
+    let hanging = tokio::spawn(async move {
+        append(&http, 1, 500_000, 2 * SOON).await;
+    });
+    // The write of the log is under way.
+    eventually("a thread waits for the disk", async || {
+        waits_for_disk(&server).then_some(())
+    })
+    .await;
+    let asked = Instant::now();
+    server.signal(Signal::TERM);
+    eventually("the process has ended", async || {
+        has_ended(server.pid()).then_some(())
+    })
+    .await;
+    let took = asked.elapsed();
+    assert!(
+        TcpStream::connect(server.address()).await.is_err(),
+        "nobody is taken in any more"
+    );
+    let given_up = server.log().iter().any(|line| line.contains("given up"));
+    assert!(given_up, "what was given up is named");
+    drop(frozen);
+    let status = server.wait().await;
+    assert!(status.success(), "{status}");
+    hanging.abort();
+    took
+}
+
+/// Whether a thread of the server is in an uninterruptible wait.
+fn waits_for_disk(server: &Server) -> bool {
+    let tasks = fs::read_dir(format!("/proc/{}/task", server.pid())).unwrap();
+    tasks.flatten().any(|task| {
+        let stat = fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+        stat.rsplit(") ").next().is_some_and(|s| s.starts_with('D'))
+    })
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn on_a_disk_that_hangs_a_stop_ends_within_the_grace_and_nothing_acknowledged_is_lost() {
+    let Some(disk) = LoopDisk::mount(256) else {
+        return;
+    };
+    let data_dir = disk.path().join("data");
+    let mut server = small().start(&data_dir).await;
+    let basin = sdk::basin(&server.sdk(), "test-basin").await;
+    let stream = sdk::stream(&basin, "orders").await;
+    sdk::append(&stream, ["acknowledged"]).await;
+    server.stop().await;
+
+    let grace = 2;
+    // The grace, and 5 s to close the database and the log; the rest is what this machine takes.
+    let most = Duration::from_secs(u64::from(grace) + 5 + 3);
+    in_time("a stop on a disk that hangs", async |_| {
+        within(
+            stopped_on_a_frozen_disk(&disk, &data_dir, grace).await,
+            most,
+        )
+    })
+    .await;
+
+    let server = small().start(&data_dir).await;
+    let basin = server.sdk().basin(basin_name("test-basin"));
+    let records = sdk::read_all(&basin.stream(stream_name("orders"))).await;
+    assert_eq!(sdk::bodies(&records)[0], "acknowledged");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_disk_that_hangs_makes_the_server_unhealthy_and_appends_go_on_when_it_answers() {
+    let Some(disk) = LoopDisk::mount(256) else {
+        return;
+    };
+    let server = small().start(&disk.path().join("data")).await;
+    let basin = sdk::basin(&server.sdk(), "test-basin").await;
+    sdk::stream(&basin, "orders").await;
+    let http = server.http2();
+    let frozen = disk.freeze();
+    let (answer, ()) = tokio::join!(append(&http, 1, 100, 2 * SOON), async {
+        eventually("health names the disk", async || {
+            let health = http.get("/health").send().await;
+            let text = health.text();
+            (health.status == 503 && text.contains("has not answered")).then_some(())
+        })
+        .await;
+    });
+    // The client is told before it gives up, and that the append may happen yet.
+    let answer = answer.expect("an answer").refused(500, "other");
+    assert!(
+        answer.text().contains("has not answered"),
+        "{}",
+        answer.text()
+    );
+    drop(frozen);
+    eventually("health is back", async || {
+        let health = http.get("/health").send().await;
+        (health.status == 200).then_some(())
+    })
+    .await;
+    let answer = append(&http, 2, 100, SOON).await.expect("an answer");
+    let start = answer.expect(200).json()["start"]["seq_num"].as_u64();
+    assert_eq!(start, Some(1), "the first is there");
+}
