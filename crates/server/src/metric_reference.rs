@@ -176,6 +176,18 @@ const SECTIONS: &[Section] = &[
                 "Appends that waited for space in the log or on the disk.",
             ),
             gauge(
+                "esker_reserve_bytes",
+                "bytes",
+                &[],
+                "What is set aside on the disk for trims and deletions when it is full; 0 while it is released.",
+            ),
+            counter(
+                "esker_reserve_released_total",
+                "releases",
+                &[],
+                "How often that was released because the disk was full.",
+            ),
+            gauge(
                 "esker_append_inflight_bytes",
                 "bytes",
                 &[],
