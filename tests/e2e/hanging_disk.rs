@@ -107,16 +107,51 @@ fn has_ended(pid: u32) -> bool {
     state.starts_with('Z') || state.starts_with('X')
 }
 
-/// Freezes the disk with an append under way, and asks the server to stop; how long that took.
-async fn stopped_on_a_frozen_disk(disk: &LoopDisk, data_dir: &Path, grace: u32) -> Duration {
-    let setup = small().set(&format!("shutdown-grace={grace}s"));
+/// What is under way when the disk begins to hang.
+#[derive(Clone, Copy, Debug)]
+enum Busy {
+    Append,
+    Upload,
+}
+
+/// Freezes the disk with something under way, and asks the server to stop; how long that took.
+async fn stopped_on_a_frozen_disk(
+    disk: &LoopDisk,
+    data_dir: &Path,
+    grace: u32,
+    busy: Busy,
+) -> Duration {
+    // An upload takes longer than the test.
+    let setup = small()
+        .set(&format!("shutdown-grace={grace}s"))
+        .set("snapshots.upload-rate=1MiB");
     let mut server = setup.start(data_dir).await;
+    let basin = server.sdk().basin(basin_name("test-basin"));
+    let stream = basin.stream(stream_name("orders"));
+    let noise: Vec<u8> = std::iter::repeat_with(rand::random)
+        .take(1_000_000)
+        .collect();
+    for _ in 0..20 {
+        sdk::append(&stream, [&noise]).await;
+    }
     let http = server.http2();
+    if let Busy::Upload = busy {
+        let http = server.http1();
+        tokio::spawn(async move {
+            let path = "/esker/v1/partitions/1/snapshots";
+            let _ = http.post(path).try_send().await;
+        });
+        eventually("an upload is under way", async || {
+            holds_records(&data_dir.join("repository")).then_some(())
+        })
+        .await;
+    }
     let frozen = disk.freeze();
     let hanging = tokio::spawn(async move {
-        append(&http, 1, 500_000, 2 * SOON).await;
+        if let Busy::Append = busy {
+            append(&http, 1, 500_000, 2 * SOON).await;
+        }
     });
-    // The write of the log is under way.
     eventually("a thread waits for the disk", async || {
         waits_for_disk(&server).then_some(())
     })
@@ -141,6 +176,17 @@ async fn stopped_on_a_frozen_disk(disk: &LoopDisk, data_dir: &Path, grace: u32) 
     took
 }
 
+/// Whether there is a file of a stream's records below a directory.
+fn holds_records(dir: &Path) -> bool {
+    let mut entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    entries.any(|entry| match entry.metadata() {
+        Ok(meta) if meta.is_dir() => holds_records(&entry.path()),
+        Ok(meta) => meta.len() > 100_000,
+        // Gone meanwhile.
+        Err(_) => false,
+    })
+}
+
 /// Whether a thread of the server is in an uninterruptible wait.
 fn waits_for_disk(server: &Server) -> bool {
     let tasks = fs::read_dir(format!("/proc/{}/task", server.pid())).unwrap();
@@ -152,7 +198,7 @@ fn waits_for_disk(server: &Server) -> bool {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn on_a_disk_that_hangs_a_stop_ends_within_the_grace_and_nothing_acknowledged_is_lost() {
-    let Some(disk) = LoopDisk::mount(256) else {
+    let Some(disk) = LoopDisk::mount(1024) else {
         return;
     };
     let data_dir = disk.path().join("data");
@@ -165,13 +211,13 @@ async fn on_a_disk_that_hangs_a_stop_ends_within_the_grace_and_nothing_acknowled
     let grace = 2;
     // The grace, and 5 s to close the database and the log; the rest is what this machine takes.
     let most = Duration::from_secs(u64::from(grace) + 5 + 3);
-    in_time("a stop on a disk that hangs", async |_| {
-        within(
-            stopped_on_a_frozen_disk(&disk, &data_dir, grace).await,
-            most,
-        )
-    })
-    .await;
+    for busy in [Busy::Append, Busy::Upload] {
+        in_time("a stop on a disk that hangs", async |_| {
+            let took = stopped_on_a_frozen_disk(&disk, &data_dir, grace, busy).await;
+            within(took, most)
+        })
+        .await;
+    }
 
     let server = small().start(&data_dir).await;
     let basin = server.sdk().basin(basin_name("test-basin"));
