@@ -84,6 +84,7 @@ fn a_group_that_was_handed_something_else_than_what_follows_is_opened_again_on_w
         term: status.term,
         command: Some("from nowhere".into()),
         membership: None,
+        checksum: 0,
     }]);
     wait_for("it was opened again", || group.counters().reopened == 1);
     wait_for("the group goes on", || is_well(group));
