@@ -256,7 +256,7 @@ mod tests {
         Body::from_stream(futures::stream::repeat(Ok::<_, Infallible>("piece")))
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn a_connection_is_idle_once_its_last_answer_is_long_gone() {
         let activity = Arc::new(Activity::default());
         let slow = futures::stream::once(tokio::time::sleep(LONG));
@@ -273,7 +273,7 @@ mod tests {
         assert!(begun.elapsed() >= TIMEOUT);
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn an_answer_of_which_nothing_is_taken_ends_and_its_connection_is_idle_at_once() {
         let activity = Arc::new(Activity::default());
         // Over is not stalled.
@@ -291,7 +291,7 @@ mod tests {
         }
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn an_answer_is_abandoned_until_its_end_is_taken_and_only_where_memory_is_needed() {
         let activity = Arc::new(Activity::default());
         let frame = || Some(AtStall::End(EndFrame::Data("end".into())));
@@ -311,7 +311,7 @@ mod tests {
         assert!(tokio::time::timeout(TIMEOUT * 4, taken).await.is_err());
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn an_answer_says_how_long_it_is_and_when_it_has_ended() {
         let activity = Arc::new(Activity::default());
         let mut body = sent(&activity, Body::from("answer"), None);
@@ -322,7 +322,7 @@ mod tests {
         assert!(sent(&activity, Body::empty(), None).is_end_stream());
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn a_session_of_which_nothing_is_taken_ends_as_it_says() {
         let activity = Arc::new(Activity::default());
         let frame = EndFrame::Data("end".into());

@@ -403,7 +403,7 @@ mod tests {
 
     const STALL: Duration = Duration::from_millis(100);
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn an_answer_that_nobody_takes_gives_its_bytes_back() {
         let answers = Answers::new(STALL);
         let all = answers.hold(MAX_HELD).unwrap();
@@ -413,7 +413,7 @@ mod tests {
         let permit = answers.hold_scan(MAX_HELD, scanning).await.unwrap();
         // What scans hold refuses no other read.
         drop(answers.hold(1).unwrap());
-        let begun = std::time::Instant::now();
+        let begun = tokio::time::Instant::now();
         let mut body = answers.body(Bytes::from(vec![7; MAX_HELD]), None, permit);
         body.frame().await.unwrap().unwrap();
         // It waits for the bytes.
@@ -424,7 +424,7 @@ mod tests {
         assert!(body.frame().await.is_none());
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn an_answer_that_is_taken_slowly_comes_whole() {
         let answers = Answers::new(Duration::from_secs(30));
         let data: Bytes = (0..CHUNK * 3 + 1).map(|it| it as u8).collect();
@@ -442,7 +442,7 @@ mod tests {
         assert_eq!(answers.held.available_permits(), MAX_HELD);
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn a_stream_for_which_the_client_waits_is_not_ended_and_one_that_it_leaves_is() {
         let answers = Answers::new(STALL);
         let slow = futures::stream::once(tokio::time::sleep(STALL * 4)).map(|()| Ok(()));
@@ -458,7 +458,7 @@ mod tests {
         assert_eq!(stream.next().await, None);
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn scans_whose_answers_wait_for_memory_keep_no_place_of_those_that_run() {
         let answers = Answers::new(STALL);
         let scanning = answers.scanning().await.unwrap();
@@ -487,7 +487,7 @@ mod tests {
         }
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn scans_wait_for_each_other_and_exports_are_refused() {
         let answers = Answers {
             wait_timeout: STALL,

@@ -316,7 +316,7 @@ mod tests {
         Body::from_stream(pieces.take(count))
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn a_body_that_comes_too_slowly_is_given_up_in_the_stated_time() {
         let bodies = Bodies::new(1 << 30, 1 << 22, TIMEOUT);
         let (body, held) = arriving(pieces(20, 1, TIMEOUT / 8), &bodies);
@@ -331,7 +331,7 @@ mod tests {
         assert_eq!(held.lock().unwrap().ended, None);
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn a_body_of_known_length_claims_it_with_its_first_bytes_and_another_one_as_it_comes() {
         let bodies = Bodies::new(4096 * KIB, 1024 * KIB, TIMEOUT);
         let (mut known, held) = arriving(pieces(10, 10 * KIB, Duration::ZERO), &bodies);
@@ -364,7 +364,7 @@ mod tests {
         assert_eq!(bytes, 6000 * KIB);
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn bodies_that_come_at_the_same_time_all_come_whole_however_many_there_are() {
         for known in [true, false] {
             let bodies = Bodies::new(4096 * KIB, 1024 * KIB, TIMEOUT);
@@ -387,7 +387,7 @@ mod tests {
         }
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn clients_that_announce_much_and_send_little_leave_others_their_memory() {
         let mut bodies = Bodies::new(4096 * KIB, 1024 * KIB, TIMEOUT);
         bodies.budget.timeout = TIMEOUT;
@@ -404,7 +404,7 @@ mod tests {
         assert_eq!(body.collect().await.unwrap().to_bytes().len(), 1000 * KIB);
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn a_body_without_memory_is_refused_and_one_that_nobody_bounds_is_ended() {
         let mut bodies = Bodies::new(2048 * KIB, 1024 * KIB, TIMEOUT);
         bodies.budget.timeout = TIMEOUT;

@@ -218,7 +218,7 @@ mod tests {
         }
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn claims_never_have_more_than_the_budget_and_give_it_back() {
         let budget = impatient(8 * MIB, 2 * MIB);
         let mut claims = Vec::new();
@@ -238,7 +238,7 @@ mod tests {
         assert_eq!(budget.claimed(), 0);
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn claims_that_grow_while_they_hold_all_end() {
         let budget = BodyBudget::new(8 * MIB, 2 * MIB);
         let mut growing = Vec::new();
@@ -260,7 +260,7 @@ mod tests {
         assert_eq!(budget.claimed(), 0);
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn small_claims_share_with_others_when_their_own_memory_is_used_up() {
         let budget = impatient(2 * MIB, MIB);
         let mut claims = Vec::new();

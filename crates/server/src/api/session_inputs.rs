@@ -185,7 +185,7 @@ mod tests {
         inputs(body, bodies.clone())
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn a_session_holds_the_frame_that_was_not_admitted_and_nothing_between_frames() {
         let bodies = Bodies::new(64 * MIB, 4 * MIB, TIMEOUT);
         let whole = frame(CompressionAlgorithm::None, MIB - 100);
@@ -205,7 +205,7 @@ mod tests {
         assert_eq!(bodies.held(), 0);
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn a_frame_that_does_not_come_to_its_end_is_given_up_in_the_stated_time() {
         let bodies = Bodies::new(64 * MIB, 4 * MIB, TIMEOUT);
         let half = frame(CompressionAlgorithm::None, 1000).slice(..500);
@@ -221,7 +221,7 @@ mod tests {
         assert!(of(Vec::new(), true, &bodies).next().await.is_none());
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn sessions_that_announce_frames_and_send_nothing_of_them_leave_others_their_memory() {
         let mut bodies = Bodies::new(8 * MIB, 4 * MIB, Duration::from_secs(3600));
         bodies.budget.timeout = TIMEOUT;
@@ -238,7 +238,7 @@ mod tests {
         assert!(session.next().await.unwrap().is_ok());
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn half_sent_frames_of_all_sessions_hold_what_bodies_may_and_more_wait() {
         let mut bodies = Bodies::new(8 * MIB, 4 * MIB, Duration::from_secs(3600));
         bodies.budget.timeout = TIMEOUT;
@@ -264,7 +264,7 @@ mod tests {
         assert_eq!((bodies.held(), bodies.budget.waiting()), (0, 0));
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn a_session_outlasts_others_whose_frames_wait_for_admission() {
         let mut bodies = Bodies::new(8 * MIB, 4 * MIB, TIMEOUT);
         bodies.budget.timeout = TIMEOUT;
