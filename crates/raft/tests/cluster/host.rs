@@ -484,12 +484,12 @@ pub fn wait_for(what: &str, mut so: impl FnMut() -> bool) {
     }
 }
 
-/// Looks up to three times. A machine that is busy with something else may keep a member silent, and an
-/// election follows, once; what a mistake keeps silent is silent each time.
+/// Looks up to ten times. A machine that is busy with something else may keep a member silent, and an
+/// election follows, now and then; what a mistake keeps silent is silent each time.
 #[track_caller]
-pub fn three_looks(what: &str, mut look: impl FnMut() -> Result<(), String>) {
+pub fn some_looks(what: &str, mut look: impl FnMut() -> Result<(), String>) {
     let mut seen = Vec::new();
-    while seen.len() < 3 {
+    while seen.len() < 10 {
         match look() {
             Ok(()) => return,
             Err(why) => seen.push(why),

@@ -225,11 +225,11 @@ async fn a_listed_object_that_answers_404_is_missing_and_named() {
     assert_eq!(crate::fixture::only_damage(&report).0, key);
 }
 
-fn impatient() -> Options {
+fn impatient(silence: Duration) -> Options {
     Options {
         retries: Retries {
             attempts: 3,
-            silence: Duration::from_millis(100),
+            silence,
             ..retries()
         },
         ..options()
@@ -240,7 +240,8 @@ fn impatient() -> Options {
 async fn a_store_that_never_answers_is_given_up_in_time() {
     let place = Place::on_s3().await;
     place.put(1, &some(&[1])).await;
-    let repository = place.with(impatient());
+    // Nothing is answered, however fast the machine is.
+    let repository = place.with(impatient(Duration::from_millis(100)));
     let checkpoint = place.checkpoint(2, &some(&[2]));
     place
         .server()
@@ -262,7 +263,8 @@ async fn a_store_that_never_answers_is_given_up_in_time() {
     ] {
         assert!(matches!(failed, Some(Error::Store { .. })), "{failed:?}");
     }
-    assert!(began.elapsed() < Duration::from_secs(20));
+    // By default a single request is waited for longer.
+    assert!(began.elapsed() < Duration::from_secs(60));
     place.server().faults().clear();
     assert!(place.verify().await.is_sound());
 }
@@ -271,6 +273,8 @@ async fn a_store_that_never_answers_is_given_up_in_time() {
 async fn an_answer_that_never_came_is_read_back() {
     let place = Place::on_s3().await;
     place.put(1, &some(&[1])).await;
+    // Long enough for what is answered, on a slow machine too.
+    let repository = place.with(impatient(Duration::from_millis(500)));
     for (lsn, what, spare) in [
         (2, puts("latest.json"), 0),
         (3, puts("latest.json"), 1),
@@ -280,16 +284,21 @@ async fn an_answer_that_never_came_is_read_back() {
         let faults = place.server().faults();
         faults.after(spare, 1, what, Fault::AppliedThenSilence);
         let files = some(&[lsn]);
-        let put = place.put_by(&place.with(impatient()), lsn, &files).await;
+        let put = place.put_by(&repository, lsn, &files).await;
         is_as_if_nothing_had_happened(&place, &put, &files).await;
     }
     // A bulk delete that hangs does not hold up the put for every one of its keys.
     let delete = Matching::operation(Operation::BulkDelete);
     place.server().faults().always(delete, Fault::Silence);
-    let began = Instant::now();
-    let put = place.put_by(&place.with(impatient()), 6, &some(&[6])).await;
+    let deletes = || {
+        let server = place.server();
+        server.requests(Operation::BulkDelete) + server.requests(Operation::Delete)
+    };
+    let before = deletes();
+    let put = place.put_by(&repository, 6, &some(&[6])).await;
     assert!(put.retention.failed > 0);
-    assert!(began.elapsed() < Duration::from_secs(20));
+    let asked = deletes() - before;
+    assert!(asked <= 3, "asked {asked} times");
     place.server().faults().clear();
     place.repository().sweep().await.unwrap();
     place.assert_only_kept();

@@ -53,7 +53,8 @@ async fn copies_into_a_directory_wait_for_their_turn() {
 async fn links_cost_nothing() {
     let place = Place::linked(true);
     let took = time_of_put(&place, MIB, 8, &large()).await;
-    assert!(took < Duration::from_secs(20), "{took:?}");
+    // 40 MiB, of which one goes at once, would take 39 seconds.
+    assert!(took < Duration::from_secs(38), "{took:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

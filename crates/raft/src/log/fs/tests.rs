@@ -54,7 +54,7 @@ fn wait_for(what: &str, so: impl Fn() -> bool) {
     let started = Instant::now();
     while !so() {
         assert!(
-            started.elapsed() < Duration::from_secs(30),
+            started.elapsed() < Duration::from_secs(60),
             "in vain: {what}"
         );
         std::thread::sleep(Duration::from_millis(1));

@@ -121,7 +121,8 @@ fn all_receivers_together_get_no_more_bytes_a_second_than_the_limit() {
     // The first one, and a tenth of a second's worth, may go ahead.
     let took = begun.elapsed();
     assert!(took >= Duration::from_millis(680), "40 at 50/s: {took:?}");
-    assert!(node.serving.paced() >= Duration::from_millis(500));
+    // How much of that was waiting depends on how long it takes by itself.
+    assert!(node.serving.paced() > Duration::ZERO);
     // Both were served all the time, and not one after the other.
     let (two, three) = (node.chunks(2), node.chunks(3));
     assert!(two[0] < three[19] && three[0] < two[19]);
@@ -146,13 +147,13 @@ fn what_waits_for_the_limit_ends_with_the_node() {
 
 #[test]
 fn a_transfer_that_is_over_uses_up_nothing_of_the_limit() {
-    let node = serving(4 * u64::from(CHUNK));
+    let node = serving(2 * u64::from(CHUNK));
     for chunk in 0..100 {
         node.fetch(2, chunk);
     }
     wait_for("one has come", || !node.chunks(2).is_empty());
     node.end(2);
-    // Were those read that are left, this one would come after 24 seconds.
+    // Were those read that are left, this one would come after 49 seconds.
     let asked = Instant::now();
     node.fetch(3, 0);
     wait_for("the other one gets its", || node.chunks(3).len() == 1);

@@ -43,7 +43,8 @@ fn a_log_that_grows_leads_to_snapshots_which_keep_it_short() {
     execute_all(group, &numbered("c", 500));
     wait_for("the floor follows", || {
         let status = group.status();
-        status.applied == status.last && status.applied.0 - status.floor.0 < 50
+        let caught_up = status.applied == status.last && status.applied.0 - status.floor.0 < 50;
+        caught_up && store.heard().last() == Some(&Ok(status.floor))
     });
     let status = group.status();
     assert_eq!(status.log_start, status.floor);
@@ -84,10 +85,10 @@ fn an_idle_group_takes_a_snapshot_at_once_when_it_is_asked_also_of_nothing_new()
         assert_eq!(snapshot.data, b"c-0,c-1,c-2".to_vec().into());
         assert_eq!(store.snapshots(), (round, 0));
     }
-    // An idle apply thread looks around four times a second. A machine that is busy with something else
-    // delays some of them; who waits for such a look waits each time.
+    // An idle apply thread looks around four times a second. Who is answered at such a look asks right
+    // after it, and waits for all of that time. A machine that is busy delays some, not nearly all of them.
     took.sort();
-    assert!(took[10] < Duration::from_millis(50), "{took:?}");
+    assert!(took[3] < Duration::from_millis(125), "{took:?}");
     host.stop();
 }
 
@@ -112,9 +113,8 @@ fn proposals_applies_and_status_go_on_while_a_snapshot_is_written() {
 
     store.hold_snapshots(false);
     wait_for("the hints meanwhile lead to one more", || {
-        group.status().floor >= Lsn(515)
+        group.status().floor >= Lsn(515) && store.snapshots() == (2, 0)
     });
-    assert_eq!(store.snapshots(), (2, 0));
     host.stop();
 }
 
@@ -142,6 +142,7 @@ fn who_asks_during_an_attempt_gets_the_next_one_and_shares_it() {
         assert_eq!(covered(asked), after, "what was applied before the ask");
     }
     assert_eq!(store.snapshots().0, 2, "three askers share one");
+    wait_for("both are heard of", || store.heard().len() >= 2);
     assert_eq!(store.heard(), [Ok(before), Ok(after)]);
     host.stop();
 }
@@ -162,7 +163,7 @@ fn a_failed_snapshot_is_told_to_those_who_asked_and_the_log_asks_again_by_itself
         // No proposal and no tick of others' making comes after this.
         execute_all(group, &numbered("c", 30));
         wait_for("the fourth attempt succeeds", || {
-            group.status().floor > Lsn(20)
+            group.status().floor > Lsn(20) && store.heard().len() >= 4
         });
         let heard = store.heard();
         assert_eq!(heard.len(), 4, "{heard:?}");

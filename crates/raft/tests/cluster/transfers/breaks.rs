@@ -32,9 +32,9 @@ fn a_sender_that_restarts_with_a_newer_snapshot_goes_on_serving_the_one_under_wa
 #[test]
 fn a_disk_that_is_full_for_long_costs_a_transfer_nothing() {
     let mut cluster = Cluster::empty(Wire::Memory, &[1, 2, 3]);
-    // 600 ticks without a fetch are a bit more than a second.
+    // 600 ticks without a fetch are three seconds, and an election begins after one without a word.
     cluster.adjust = Box::new(|c| {
-        c.tick_interval = Duration::from_millis(2);
+        c.tick_interval = Duration::from_millis(5);
         (c.election_ticks, c.heartbeat_ticks) = (200, 20);
     });
     [1, 2, 3].iter().for_each(|id| cluster.run(*id));
@@ -50,7 +50,7 @@ fn a_disk_that_is_full_for_long_costs_a_transfer_nothing() {
     wait_for("the disk is full", || faults.was_full());
     cluster.write(20, 100);
     cluster.snapshot(source);
-    std::thread::sleep(Duration::from_secs(4));
+    std::thread::sleep(Duration::from_secs(6));
     faults.space_returned();
     cluster.assert_agreed(&[1, 2, 3]);
     watch.assert_hardly_repeated();
