@@ -532,7 +532,7 @@ impl SpaceBound {
 }
 
 /// Longest that an append waits for space.
-const SPACE_TIMEOUT: Duration = Duration::from_secs(5);
+const SPACE_TIMEOUT: Duration = Duration::from_secs(4);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stream_that_is_trimmed_as_it_grows_keeps_the_disk_small() {
