@@ -214,7 +214,9 @@ impl<'a> Search<'a> {
         }
         self.all_was_read()?;
         // What reaches beyond the log may be another copy's of this directory: no loss is accepted unknowingly.
-        if let Some(Err(error)) = root.as_ref().map(|root| repository.check_writer(root)) {
+        if let Some(root) = root.as_ref()
+            && let Err(error) = repository.check_writer(root)
+        {
             self.tried.push(error.to_string());
         }
         if !self.accepts_loss && !self.is_pending() {

@@ -211,7 +211,7 @@ impl Search<'_> {
         let contradicts = |witness: &Witness| matches!(witness.contradicts(&copy), Ok(Some(_)));
         is_known
             && !self.witness.as_ref().is_some_and(contradicts)
-            && best(&[copy.clone()], ancestry).is_some()
+            && best(std::slice::from_ref(&copy), ancestry).is_some()
     }
 
     /// Whether a snapshot may be of this node's history, where the repository does not tell: the log knows

@@ -320,8 +320,10 @@ fn groups(
         state_archive.as_ref(),
         &data_dir.scratch(),
         handle,
-        report.source_of(state_at.0),
-        report.state_commits,
+        state::rebuild::Origin {
+            source: report.source_of(state_at.0),
+            folded: report.state_commits,
+        },
         Witness::of(&raft, state_at.0)?.as_ref(),
     )?;
     let mut state_reader = None;

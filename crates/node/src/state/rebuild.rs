@@ -52,16 +52,21 @@ impl Loaded {
     }
 }
 
-/// Makes sure that the partition's state store can be used; `source` is what the partition came from, and
-/// `folded` are the commits that were replayed on it by then.
+/// What a partition came from.
+pub(crate) struct Origin<'a> {
+    pub source: &'a Source,
+    /// Commits that were replayed on it by then.
+    pub folded: u64,
+}
+
+/// Makes sure that the partition's state store can be used.
 pub(crate) fn recover(
     part: &Part,
     files: &Files,
     archive: Option<&StateArchive>,
     scratch: &Path,
     handle: &Handle,
-    source: &Source,
-    folded: u64,
+    Origin { source, folded }: Origin<'_>,
     witness: Option<&Witness>,
 ) -> Result<Loaded, StartError> {
     let begun = Instant::now();
