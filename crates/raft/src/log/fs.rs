@@ -32,7 +32,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use raft_engine::env::{FileSystem, Handle, Permission, WriteExt};
-use raft_engine::internals::{FileId, FileNameExt};
+use raft_engine::internals::{FileId, FileNameExt, LogQueue};
+
+use super::extents::RewriteEnd;
+use super::inspect;
 
 pub use faults::{Faults, PowerCut, WriteFault};
 
@@ -42,6 +45,7 @@ const MESSAGE_TIMEOUT: Duration = Duration::from_secs(1);
 /// The file system that the log runs on: see the module.
 pub struct LogFileSystem {
     faults: Faults,
+    rewrite_end: RewriteEnd,
     /// A delete failed: files older than the next one to delete may still be there.
     left_over: AtomicBool,
 }
@@ -50,8 +54,8 @@ pub struct LogFileSystem {
 pub struct LogFile {
     file: File,
     path: PathBuf,
-    /// Whether it belongs to the rewrite queue.
-    rewrite: bool,
+    /// Its number, and the end of its queue, if it belongs to the rewrite queue.
+    rewrite: Option<(u64, RewriteEnd)>,
     faults: Faults,
 }
 
@@ -70,22 +74,26 @@ pub struct FileWriter {
 impl LogFileSystem {
     /// A file system that obeys `faults`; inert ones (the default) in production.
     pub fn with_faults(faults: Faults) -> Self {
+        LogFileSystem::with_rewrite_end(faults, RewriteEnd::default())
+    }
+
+    /// One that keeps `rewrite_end` up to date.
+    pub(super) fn with_rewrite_end(faults: Faults, rewrite_end: RewriteEnd) -> Self {
         Self {
             faults,
+            rewrite_end,
             left_over: AtomicBool::new(false),
         }
     }
 
     fn handle(&self, path: &Path, options: &OpenOptions) -> io::Result<LogFile> {
         let file = options.open(path).map_err(|e| named("open", path, &e))?;
-        let rewrite = path
-            .extension()
-            .is_some_and(|extension| extension == "rewrite");
+        let id = file_id(path).filter(|id| id.queue == LogQueue::Rewrite);
         Ok(LogFile {
             file,
             path: path.to_owned(),
             faults: self.faults.clone(),
-            rewrite,
+            rewrite: id.map(|id| (id.seq, self.rewrite_end.clone())),
         })
     }
 
@@ -268,10 +276,17 @@ impl Write for FileWriter {
         let written = faults
             .write(path, file, self.offset, buf)
             .map_err(|e| named("write", path, &e))?;
-        if self.offset == 0 || *rewrite {
+        if self.offset == 0 || rewrite.is_some() {
             self.handle.sync()?;
         }
-        self.offset += written as u64;
+        let end = self.offset + written as u64;
+        // A file is in use once it has more than its header.
+        if let Some((seq, rewrite_end)) = rewrite
+            && self.offset >= inspect::FILE_HEADER_LEN
+        {
+            rewrite_end.set(*seq, end);
+        }
+        self.offset = end;
         Ok(written)
     }
 
@@ -281,8 +296,10 @@ impl Write for FileWriter {
 }
 
 impl Seek for FileWriter {
+    /// raft-engine goes back to where a batch began if it could not be written.
     fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
         self.offset = seek(&self.handle, self.offset, to)?;
+        self.cut_rewrite_end();
         Ok(self.offset)
     }
 }
@@ -291,6 +308,7 @@ impl WriteExt for FileWriter {
     fn truncate(&mut self, offset: usize) -> io::Result<()> {
         Handle::truncate(&*self.handle, offset)?;
         self.offset = offset as u64;
+        self.cut_rewrite_end();
         Ok(())
     }
 
@@ -303,6 +321,14 @@ impl WriteExt for FileWriter {
         faults
             .allocate(path, file, offset as u64, size as u64)
             .map_err(|e| named("allocate", path, &e))
+    }
+}
+
+impl FileWriter {
+    fn cut_rewrite_end(&self) {
+        if let Some((seq, rewrite_end)) = &self.handle.rewrite {
+            rewrite_end.cut(*seq, self.offset);
+        }
     }
 }
 

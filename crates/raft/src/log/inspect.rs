@@ -32,13 +32,15 @@
 //!
 //! Whole files do not make a whole log: where one was replaced by an older copy of it, entries are
 //! missing between it and the next. raft-engine would panic there, so what each batch does to its groups
-//! is followed, as raft-engine does it ([`spans`]).
+//! is followed, as raft-engine does it ([`spans`], [`groups`]). Where an older copy lacks nothing that leaves
+//! such a gap, the log's own note of how far each file reached tells ([`extents`]).
 //!
 //! # What it cannot see
 //!
 //! The last batch, synced and then damaged, looks like a torn one. So do acknowledged batches
 //! replaced by zeros up to the end of the last file, and files missing at either end of the queue
-//! look like files that never were. Whoever opens the log compares it with what the
+//! look like files that never were, as far as the log has not noted since that they were there: of the
+//! rewrite queue it has, of the last append file it cannot. Whoever opens the log compares it with what the
 //! database has applied; that is the second net. In the other direction it errs on the safe side:
 //! a torn batch whose *payload* holds a batch of this very file (a copy of the log, stored as a
 //! record) is called rot.
@@ -50,8 +52,10 @@
 //! batch. No lock is taken: call it when no engine has the directory open.
 
 mod batch;
+mod extents;
 #[cfg(test)]
 pub(in crate::log) mod fixture;
+mod groups;
 mod items;
 mod names;
 mod spans;
@@ -65,9 +69,14 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
 
+pub(super) use batch::FILE_HEADER_LEN;
+use extents::Reached;
 use names::LogName;
 use spans::Spans;
 use walk::{Stop, Walk};
+
+pub use super::extents::Queue;
+use super::extents::RewriteEnd;
 
 /// What one batch of the rewrite queue can hold beyond the largest write group, in bytes.
 ///
@@ -75,15 +84,6 @@ use walk::{Stop, Walk};
 /// as large as a write group allows, and each entry has added up to 4 bytes of index to the footer
 /// (64 KiB, if they are tiny). That much, doubled.
 const REWRITE_SLACK_BYTES: u64 = 2 * (128 + 64) * 1024;
-
-/// One of the log's two sequences of files.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Queue {
-    /// Write groups, in the order in which they were acknowledged.
-    Append,
-    /// Old entries that purge copied out of append files, to be able to delete those.
-    Rewrite,
-}
 
 /// What a look at the log's files found, before raft-engine opens them.
 #[derive(Debug, Default)]
@@ -98,6 +98,7 @@ pub struct Inspection {
     pub torn: Vec<TornTail>,
     /// Preallocated zeros behind the last batch of a queue: (file, where they start).
     padded: Vec<(PathBuf, u64)>,
+    reached: Reached,
 }
 
 /// The remains of a write that was interrupted before it was acknowledged.
@@ -164,6 +165,34 @@ pub enum InspectError {
         /// The first entry after it.
         next: u64,
     },
+    /// A file ends before the place that the log noted of it: it was replaced by an older copy.
+    #[error(
+        "the log is incomplete: {} ends at offset {offset}, and the log noted that it reached {noted}: it was \
+         replaced by an older copy, or cut",
+        path.display()
+    )]
+    OlderCopy {
+        /// The file.
+        path: PathBuf,
+        /// Where its valid part ends.
+        offset: u64,
+        /// How far it reached, at least.
+        noted: u64,
+    },
+    /// A file is whole, and not the one that was here: one of another copy of the log, which was written on
+    /// by itself.
+    #[error(
+        "the log is damaged: {} at offset {offset}: {what}: it is a file of another copy of this log",
+        path.display()
+    )]
+    OtherCopy {
+        /// The file.
+        path: PathBuf,
+        /// Where that shows.
+        offset: u64,
+        /// How.
+        what: String,
+    },
     /// A file that does not belong here, and that raft-engine would trip over. Move it away.
     #[error("{} does not belong into the log's directory: {why}", path.display())]
     Foreign {
@@ -203,6 +232,7 @@ pub fn inspect(dir: &Path, max_group_bytes: u64) -> Result<Inspection, InspectEr
         &rewrite,
         max_group_bytes.saturating_add(REWRITE_SLACK_BYTES),
     )?;
+    found.reached.check(dir)?;
     Ok(found)
 }
 
@@ -238,9 +268,10 @@ fn inspect_queue(
             reader,
             valid,
             stop,
-        } = walk::walk(file, &mut spans)?;
+        } = walk::walk(file, &mut spans, &mut found.reached)?;
         found.files += 1;
         found.bytes += valid;
+        found.reached.add((queue, file.seq), &file.path, valid);
         let Stop::Broken(broken) = stop else { continue };
         if !is_last {
             // Closed by rotation, truncated and synced: not even padding belongs here, and
@@ -256,6 +287,15 @@ fn inspect_queue(
 }
 
 impl Inspection {
+    /// Where the rewrite queue ends.
+    pub(super) fn rewrite_end(&self) -> RewriteEnd {
+        let end = RewriteEnd::default();
+        if let Some((seq, valid)) = self.reached.rewrite_end() {
+            end.set(seq, valid);
+        }
+        end
+    }
+
     /// Bytes that [`Inspection::cut`] loses, none of them acknowledged.
     pub fn torn_bytes(&self) -> u64 {
         self.torn.iter().map(|torn| torn.bytes).sum()

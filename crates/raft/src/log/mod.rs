@@ -6,20 +6,22 @@
 //!   cut the log at the first broken batch of its last file, acknowledged or not;
 //! - [`fs`]: the file system below it, where a failed sync ends the process with the file's name,
 //!   and where tests inject faults;
+//! - [`extents`]: how far its files reached, noted in the log, so that older copies of them are noticed;
 //! - [`writer`]: the one thread that writes, for all groups, with one sync per group of requests.
 //!
 //! Per group the log holds its entries above the log start, the hard state, the log start itself,
 //! and a tag of the host's.
 
+mod extents;
 pub mod fs;
 pub mod inspect;
+mod reader;
 #[cfg(test)]
 mod tests;
 pub mod writer;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use parking_lot::Mutex;
 use protobuf::Message as _;
@@ -28,12 +30,13 @@ use raft_engine::internals::LogQueue;
 use raft_engine::{Command, LogBatch, MessageExt, ReadableSize, RecoveryMode};
 
 use crate::engine::{
-    LogFloor, LogReadError, LogReader, MAX_COMMAND_BYTES, PersistedState, RawEntries,
-    entry_checksum,
+    LogFloor, LogReadError, LogReader, MAX_COMMAND_BYTES, PersistedState, entry_checksum,
 };
 use crate::ids::{GroupId, Lsn, Term};
+use extents::{ExtentNotes, KEY_EXTENTS};
 pub use fs::{Faults, LogFileSystem, write_last_words};
 pub use inspect::{Inspection, TornTail};
+use reader::{GroupReader, on_a_fresh_thread};
 pub use writer::{LogWriter, Persisted};
 
 type RaftEngine = raft_engine::Engine<LogFileSystem>;
@@ -129,7 +132,9 @@ impl LogError {
             LogError::Inspect(found) => match found {
                 inspect::InspectError::Rot { .. }
                 | inspect::InspectError::MissingFile { .. }
-                | inspect::InspectError::Gap { .. } => true,
+                | inspect::InspectError::Gap { .. }
+                | inspect::InspectError::OlderCopy { .. }
+                | inspect::InspectError::OtherCopy { .. } => true,
                 // A file that does not belong there says nothing about those that do.
                 inspect::InspectError::Foreign { .. } | inspect::InspectError::Io { .. } => false,
             },
@@ -175,6 +180,9 @@ pub struct SharedLog {
     /// Held for a write and its sync. raft-engine would let two writers share a sync, and then a
     /// crash could tear more than the last batch, which is all that [`inspect`] takes for a torn one.
     writing: Arc<Mutex<()>>,
+    notes: Arc<ExtentNotes>,
+    /// Held while files are purged: until then nobody knows how far the rewrite queue reaches.
+    purging: Arc<Mutex<()>>,
 }
 
 impl SharedLog {
@@ -185,6 +193,7 @@ impl SharedLog {
             dir: config.dir.clone(),
             source,
         })?;
+        let rewrite_end = found.rewrite_end();
         let engine_error = |e: raft_engine::Error| LogError::of_engine(&config.dir, "", &e);
         let engine = RaftEngine::open_with_file_system(
             raft_engine::Config {
@@ -207,7 +216,7 @@ impl SharedLog {
                 recovery_threads: 2,
                 ..raft_engine::Config::default()
             },
-            Arc::new(LogFileSystem::with_faults(faults)),
+            Arc::new(LogFileSystem::with_rewrite_end(faults, rewrite_end.clone())),
         )
         .map_err(engine_error)?;
         let mut first = LogBatch::default();
@@ -227,8 +236,18 @@ impl SharedLog {
         if !first.is_empty() {
             engine.write(&mut first, true).map_err(engine_error)?;
         }
+        let noted = engine.get(NODE_REGION, KEY_EXTENTS);
+        let noted = noted.and_then(|bytes| extents::decode(&bytes));
+        let notes = ExtentNotes::new(
+            &config.dir,
+            config.segment_size,
+            rewrite_end,
+            noted.unwrap_or_default(),
+        );
         let log = SharedLog {
             engine: Arc::new(engine),
+            notes: Arc::new(notes),
+            purging: Arc::default(),
             config: Arc::new(config),
             writing: Arc::default(),
         };
@@ -266,6 +285,17 @@ impl SharedLog {
                 "group {group}: entries up to {} were committed, and the log ends at {last}",
                 hard_state.commit
             )));
+        }
+        // Both are written together, so the hard state is an older one.
+        if last > start.lsn {
+            let term = self.group_reader(group).term_of(last);
+            let term = term.map_err(|e| self.failed(&format!("group {group}: "), &e))?;
+            if term.is_none_or(|term| term.0 > hard_state.term) {
+                return Err(self.error(format!(
+                    "group {group}: its last entry, {last}, is of a later term than its hard state, {}",
+                    hard_state.term
+                )));
+            }
         }
         let last_change = match self.engine.get(region, KEY_LAST_CHANGE) {
             Some(bytes) => Lsn(u64::from_be_bytes(bytes.try_into().map_err(|_| {
@@ -409,9 +439,15 @@ impl SharedLog {
         if self.used_bytes()? <= self.config.purge_threshold {
             return Ok(Vec::new());
         }
-        let held_by = on_a_fresh_thread(|| self.engine.purge_expired_files())
-            .map_err(|e| self.failed("", &e.into()))?
-            .map_err(|e| self.failed("", &e))?;
+        // Somebody else does it.
+        let Some(_purging) = self.purging.try_lock() else {
+            return Ok(Vec::new());
+        };
+        let purged = on_a_fresh_thread(|| self.engine.purge_expired_files())
+            .map_err(|e| self.failed("", &e.into()))?;
+        self.notes.purged();
+        self.notes.write_due(&self.engine, &self.writing);
+        let held_by = purged.map_err(|e| self.failed("", &e))?;
         Ok(held_by
             .into_iter()
             .filter(|region| *region != NODE_REGION)
@@ -537,107 +573,4 @@ impl MessageExt for EntryIndex {
     fn index(entry: &Entry) -> u64 {
         entry.index
     }
-}
-
-struct GroupReader {
-    engine: Arc<RaftEngine>,
-    group: GroupId,
-}
-
-impl GroupReader {
-    fn failed(&self, what: impl std::fmt::Display) -> String {
-        format!("group {}, {}: {what}", self.group, self.engine.path())
-    }
-}
-
-/// Attempts at one read of the log, and the pause after the first that could not read; each further one is
-/// twice as long, 630 ms in all. The group waits meanwhile, and halts when they are used up.
-const MAX_READ_ATTEMPTS: u32 = 7;
-const READ_RETRY_INTERVAL: Duration = Duration::from_millis(10);
-/// Attempts at a read that finds damage. Three purges in a row, each between the same two operations of one
-/// read, do not happen.
-const MAX_DAMAGED_ATTEMPTS: u32 = 3;
-
-impl GroupReader {
-    /// Runs `read`, and again if it fails for a reason that may pass.
-    ///
-    /// - No thread, no descriptor, an error of the device: again after a pause.
-    /// - What looks like damage: again at once. raft-engine looks up where the entries are, and then reads
-    ///   the files without a lock. A purge in between copies the entries elsewhere and deletes the file
-    ///   ("file seqno out of range"); the next attempt looks them up again. Real damage stays.
-    fn reading<T: Send>(
-        &self,
-        mut read: impl FnMut() -> raft_engine::Result<T> + Send,
-    ) -> Result<T, LogReadError> {
-        let mut attempt = 1;
-        loop {
-            let error = match on_a_fresh_thread(&mut read) {
-                Ok(Ok(read)) => return Ok(read),
-                Ok(Err(error)) => error,
-                Err(error) => raft_engine::Error::Io(error),
-            };
-            let passing = matches!(error, raft_engine::Error::Io(_));
-            let max = if passing {
-                MAX_READ_ATTEMPTS
-            } else {
-                MAX_DAMAGED_ATTEMPTS
-            };
-            if attempt == max {
-                let what = self.failed(error);
-                return Err(match passing {
-                    true => LogReadError::Unreadable(what),
-                    false => LogReadError::Damaged(what),
-                });
-            }
-            tracing::warn!(group = %self.group, %error, attempt, "the log could not be read, trying again");
-            if passing {
-                std::thread::sleep(READ_RETRY_INTERVAL * 2u32.pow(attempt - 1));
-            }
-            attempt += 1;
-        }
-    }
-}
-
-impl LogReader for GroupReader {
-    fn entries(&self, low: Lsn, high: Lsn, max_bytes: u64) -> Result<RawEntries, LogReadError> {
-        let mut entries = Vec::new();
-        let max = usize::try_from(max_bytes).unwrap_or(usize::MAX);
-        let region = region(self.group);
-        self.reading(|| {
-            entries.clear();
-            self.engine.fetch_entries_to::<EntryIndex>(
-                region,
-                low.0,
-                high.0,
-                Some(max),
-                &mut entries,
-            )
-        })?;
-        Ok(RawEntries(entries))
-    }
-
-    fn term(&self, lsn: Lsn) -> Result<Term, LogReadError> {
-        let region = region(self.group);
-        self.reading(|| self.engine.get_entry::<EntryIndex>(region, lsn.0))?
-            .map(|entry| Term(entry.term))
-            .ok_or_else(|| {
-                LogReadError::Damaged(self.failed(format_args!("there is no entry at LSN {lsn}")))
-            })
-    }
-}
-
-/// raft-engine keeps the block that a thread has read last, and knows it by file number and offset
-/// alone. A thread that reads two logs, or one that was cut and written on, would get the block of
-/// the other: wrong entries, and purge would copy them. A thread has nothing to mix up with at
-/// first; reads are rare and large enough for one each.
-fn on_a_fresh_thread<T: Send>(read: impl FnOnce() -> T + Send) -> std::io::Result<T> {
-    std::thread::scope(|scope| {
-        let thread = std::thread::Builder::new()
-            .name("log-reader".to_owned())
-            .spawn_scoped(scope, read)?;
-        match thread.join() {
-            Ok(read) => Ok(read),
-            Err(panic) => std::panic::resume_unwind(panic),
-        }
-    })
 }

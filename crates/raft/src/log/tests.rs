@@ -1,5 +1,7 @@
 //! What the log promises of a group that begins anew, against reopening, purging and power cuts.
 
+mod mixed_files;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
@@ -539,4 +541,43 @@ fn the_checksum_of_an_entry_is_the_same_wherever_it_is_computed_and_in_every_bui
     assert_eq!(entry_checksum(&entry), 9_822_543_198_717_828_844);
     let missing = open.log.entry_checksums(GroupId(1), Lsn(300), Lsn(302));
     assert!(missing.is_err());
+}
+
+/// Only a batch that was made that way can be like this: its checksum holds.
+#[test]
+fn an_entry_that_is_not_the_one_that_its_batch_names_is_an_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let open = Open::new(dir.path(), &Faults::new());
+    open.append(1, 1..=1, 1, 10);
+    struct Misnamed;
+    impl MessageExt for Misnamed {
+        type Entry = Entry;
+
+        fn index(entry: &Entry) -> u64 {
+            entry.index - 5
+        }
+    }
+    let entry = Entry {
+        index: 7,
+        term: 1,
+        ..Entry::default()
+    };
+    let mut batch = LogBatch::default();
+    batch
+        .add_entries::<Misnamed>(region(GroupId(1)), &[entry])
+        .unwrap();
+    open.log.engine.write(&mut batch, true).unwrap();
+    let reader = open.log.reader(GroupId(1));
+    let refused = reader.entries(Lsn(1), Lsn(3), 1 << 20).unwrap_err();
+    let LogReadError::Damaged(refused) = refused else {
+        panic!("{refused:?}");
+    };
+    assert!(refused.contains("raft-engine panicked"), "{refused}");
+    assert!(reader.term(Lsn(2)).is_err());
+    assert_eq!(reader.term(Lsn(1)).unwrap(), Term(1));
+    drop(reader);
+    open.close();
+    let (log, _) = SharedLog::open(config(dir.path()), Faults::new()).unwrap();
+    let refused = log.state(GroupId(1)).unwrap_err();
+    assert!(refused.is_damage(), "{refused}");
 }

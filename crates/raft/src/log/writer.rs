@@ -23,6 +23,7 @@ use protobuf::Message as _;
 use raft::eraftpb::HardState;
 use raft_engine::{Command, LogBatch};
 
+use super::extents::ExtentNotes;
 use super::{
     EntryIndex, KEY_HARD_STATE, KEY_LAST_CHANGE, KEY_START, KEY_TAG, RaftEngine, SharedLog,
     encode_floor, fill_restart, region,
@@ -116,8 +117,9 @@ impl LogWriter {
                 let shared = shared.clone();
                 let engine = log.engine.clone();
                 let writing = log.writing.clone();
+                let notes = log.notes.clone();
                 let max_group = log.config.max_group_size;
-                move || run(&shared, &engine, &writing, max_group)
+                move || run(&shared, &engine, &writing, &notes, max_group)
             })?;
         Ok(LogWriter {
             shared,
@@ -203,7 +205,13 @@ impl Drop for CloseQueue<'_> {
     }
 }
 
-fn run(shared: &Shared, engine: &RaftEngine, writing: &Mutex<()>, max_group: u64) {
+fn run(
+    shared: &Shared,
+    engine: &RaftEngine,
+    writing: &Mutex<()>,
+    notes: &ExtentNotes,
+    max_group: u64,
+) {
     let _close = CloseQueue(shared);
     let mut waiting: Vec<Request> = Vec::new();
     let mut batch = LogBatch::default();
@@ -222,6 +230,8 @@ fn run(shared: &Shared, engine: &RaftEngine, writing: &Mutex<()>, max_group: u64
         if !write_group(shared, engine, writing, &mut batch, &group) {
             return;
         }
+        // Before anything in a new file is acknowledged, the length of the one before it is known.
+        notes.write_due(engine, writing);
         announce(group);
     }
 }

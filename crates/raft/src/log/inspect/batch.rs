@@ -31,7 +31,7 @@ const FILE_HEADER: &[u8; FILE_HEADER_LEN as usize] =
       \0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0\0";
 
 /// Length of a file's header, in bytes.
-pub(super) const FILE_HEADER_LEN: u64 = 53 + 8 + 8;
+pub(in crate::log) const FILE_HEADER_LEN: u64 = 53 + 8 + 8;
 
 /// Length of a batch's header, in bytes.
 pub(super) const BATCH_HEADER_LEN: u64 = 16;

@@ -11,8 +11,16 @@
 
 use std::io;
 
+use super::groups::Mark;
 use super::spans::Change;
 use super::window::Window;
+use crate::log::NODE_REGION;
+use crate::log::extents::KEY_EXTENTS;
+
+/// raft-engine's key of the mark that makes a batch a part of an atomic group.
+const ATOMIC_GROUP_KEY: &[u8] = b"__\x01";
+/// Longest key that is looked at, in bytes.
+const MAX_KEY_BYTES: usize = 16;
 
 /// Bytes that the entries of a batch have together, before compression, according to its items in
 /// `[from, to)`, and what they do to their groups; `None` if that is no list of items. The checksum was
@@ -60,9 +68,10 @@ impl Items<'_> {
                         });
                     }
                     for _ in 0..count {
-                        // Ends rise throughout the batch, so the last one is the sum.
+                        // Ends rise throughout the batch, so the last one is the sum. No entry is empty: each
+                        // has an index.
                         let end = self.number()?;
-                        if end < sum {
+                        if end <= sum {
                             return Err(malformed());
                         }
                         sum = end;
@@ -77,10 +86,7 @@ impl Items<'_> {
                     _ => return Err(malformed()),
                 },
                 3 => match self.byte()? {
-                    1 => {
-                        self.skip()?;
-                        self.skip()?;
-                    }
+                    1 => self.put(region)?,
                     2 => self.skip()?,
                     _ => return Err(malformed()),
                 },
@@ -90,14 +96,49 @@ impl Items<'_> {
         Ok(sum)
     }
 
+    /// A key and its value, of which only some matter.
+    fn put(&mut self, region: u64) -> io::Result<()> {
+        let key_len = self.len()?;
+        let mut key = [0; MAX_KEY_BYTES];
+        let key = match key.get_mut(..usize::try_from(key_len).unwrap_or(usize::MAX)) {
+            Some(key) => {
+                self.reader.read_exact(self.at, key)?;
+                key
+            }
+            None => &mut [],
+        };
+        self.at += key_len;
+        let value_len = self.len()?;
+        if *key == *ATOMIC_GROUP_KEY {
+            let mark = Mark::parse(self.byte()?).filter(|_| value_len == 1);
+            // raft-engine's number of the atomic group takes the place of that of the group.
+            let (id, mark) = (region, mark.ok_or_else(malformed)?);
+            self.changes.push(Change::Mark { id, mark });
+            return Ok(());
+        }
+        self.changes.push(Change::Put { region });
+        if region == NODE_REGION && *key == *KEY_EXTENTS {
+            let mut note = vec![0; usize::try_from(value_len).unwrap_or(usize::MAX)];
+            self.reader.read_exact(self.at, &mut note)?;
+            self.changes.push(Change::Note(note));
+        }
+        self.at += value_len;
+        Ok(())
+    }
+
     /// Passes over a length and so many bytes.
     fn skip(&mut self) -> io::Result<()> {
+        self.at += self.len()?;
+        Ok(())
+    }
+
+    /// A length of what is there.
+    fn len(&mut self) -> io::Result<u64> {
         let len = self.number()?;
         if len > self.to - self.at {
             return Err(malformed());
         }
-        self.at += len;
-        Ok(())
+        Ok(len)
     }
 
     fn number(&mut self) -> io::Result<u64> {

@@ -8,8 +8,9 @@ use std::path::{Path, PathBuf};
 
 use raft_engine::internals::{FileId, FileNameExt, LogQueue};
 
-use super::spans::Gap;
+use super::spans::Misfit;
 use super::{InspectError, Queue, TornTail};
+use crate::log::extents::file_name;
 
 /// Sequence number of the first file of a fresh queue.
 pub(super) const FIRST_SEQ: u64 = 1;
@@ -34,15 +35,19 @@ impl LogName {
         }
     }
 
-    /// The error that says which entries are missing before a batch of this file.
-    pub(super) fn gap(&self, offset: u64, gap: Gap) -> InspectError {
-        InspectError::Gap {
-            path: self.path.clone(),
-            offset,
-            // raft-engine's numbers begin at 1: see `region` of the log.
-            group: gap.region.saturating_sub(1),
-            after: gap.after,
-            next: gap.next,
+    /// The error that says why a batch of this file does not follow on those before it.
+    pub(super) fn misfit(&self, offset: u64, misfit: Misfit) -> InspectError {
+        let path = self.path.clone();
+        match misfit {
+            Misfit::Gap(gap) => InspectError::Gap {
+                path,
+                offset,
+                // raft-engine's numbers begin at 1: see `region` of the log.
+                group: gap.region.saturating_sub(1),
+                after: gap.after,
+                next: gap.next,
+            },
+            Misfit::Other(what) => InspectError::OtherCopy { path, offset, what },
         }
     }
 
@@ -69,14 +74,6 @@ impl LogName {
         self.path
             .with_file_name(file_name(self.queue, self.seq.saturating_sub(1)))
     }
-}
-
-fn file_name(queue: Queue, seq: u64) -> String {
-    let queue = match queue {
-        Queue::Append => LogQueue::Append,
-        Queue::Rewrite => LogQueue::Rewrite,
-    };
-    FileId::new(queue, seq).build_file_name()
 }
 
 /// The log files in `dir`, (append, rewrite), each in order and without a gap.

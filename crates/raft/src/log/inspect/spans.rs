@@ -8,9 +8,10 @@
 use std::collections::HashMap;
 
 use super::Queue;
+use super::groups::{Groups, Mark};
 
 /// What an item of a batch does to its group. `region` is raft-engine's number of the group.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Change {
     /// Entries, both ends included.
     Entries { region: u64, first: u64, last: u64 },
@@ -18,6 +19,33 @@ pub(super) enum Change {
     Compact { region: u64, index: u64 },
     /// All are.
     Clean { region: u64 },
+    /// A key gets a value.
+    Put { region: u64 },
+    /// The batch belongs to this atomic group.
+    Mark { id: u64, mark: Mark },
+    /// How far files reached: see [`extents`](super::extents).
+    Note(Vec<u8>),
+}
+
+impl Change {
+    fn region(&self) -> Option<u64> {
+        match self {
+            Change::Entries { region, .. }
+            | Change::Compact { region, .. }
+            | Change::Clean { region }
+            | Change::Put { region } => Some(*region),
+            Change::Mark { .. } | Change::Note(_) => None,
+        }
+    }
+}
+
+/// Why a batch cannot follow on those before it.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Misfit {
+    /// Entries are missing before it.
+    Gap(Gap),
+    /// It is of another copy of the log.
+    Other(String),
 }
 
 /// Entries that are missing.
@@ -34,6 +62,7 @@ pub(super) struct Gap {
 pub(super) struct Spans {
     may_have_holes: bool,
     of: HashMap<u64, (u64, u64)>,
+    groups: Groups,
 }
 
 impl Spans {
@@ -41,7 +70,30 @@ impl Spans {
         Spans {
             may_have_holes: queue == Queue::Rewrite,
             of: HashMap::new(),
+            groups: Groups::default(),
         }
+    }
+
+    /// Takes the next batch; `seq` is the number of its file.
+    ///
+    /// # Errors
+    ///
+    /// Why it does not fit behind those before.
+    pub(super) fn apply_batch(&mut self, seq: u64, changes: &[Change]) -> Result<(), Misfit> {
+        for change in changes {
+            self.apply(change).map_err(Misfit::Gap)?;
+        }
+        // raft-engine looks at the first mark. In the append queue none is looked at.
+        let marks = changes.iter().find_map(|change| match change {
+            Change::Mark { id, mark } if self.may_have_holes => Some((*id, *mark)),
+            _ => None,
+        });
+        if let Some((id, mark)) = marks {
+            let regions = changes.iter().filter_map(Change::region);
+            let fits = self.groups.apply(id, mark, seq, regions);
+            fits.map_err(Misfit::Other)?;
+        }
+        Ok(())
     }
 
     /// Takes the next change.
@@ -49,8 +101,8 @@ impl Spans {
     /// # Errors
     ///
     /// The gap before it.
-    pub(super) fn apply(&mut self, change: Change) -> Result<(), Gap> {
-        match change {
+    fn apply(&mut self, change: &Change) -> Result<(), Gap> {
+        match *change {
             Change::Entries {
                 region,
                 first,
@@ -84,6 +136,7 @@ impl Spans {
             Change::Clean { region } => {
                 self.of.remove(&region);
             }
+            Change::Put { .. } | Change::Mark { .. } | Change::Note(_) => {}
         }
         Ok(())
     }
@@ -104,7 +157,7 @@ mod tests {
 
     fn result(queue: Queue, changes: &[Change]) -> Result<(), Gap> {
         let mut spans = Spans::new(queue);
-        changes.iter().try_for_each(|change| spans.apply(*change))
+        changes.iter().try_for_each(|change| spans.apply(change))
     }
 
     #[test]
@@ -117,7 +170,7 @@ mod tests {
             &[entries(7, 9), entries(10, 12)][..],
             &[entries(7, 12), entries(9, 9), entries(10, 30)],
             &[entries(7, 12), entries(3, 4)],
-            &[entries(7, 10), compacted, entries(20, 20)],
+            &[entries(7, 10), compacted.clone(), entries(20, 20)],
             &[entries(7, 10), Clean { region: 1 }, entries(20, 20)],
         ] {
             assert_eq!(result(Queue::Append, changes), Ok(()), "{changes:?}");

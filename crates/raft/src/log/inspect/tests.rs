@@ -1,5 +1,6 @@
 //! What the inspection promises, on logs that raft-engine itself has written.
 
+mod atomic_groups;
 mod random;
 
 use std::path::PathBuf;

@@ -4,8 +4,9 @@ use std::fs::File;
 
 use super::InspectError;
 use super::batch::{self, Broken, Checked, FILE_HEADER_LEN};
+use super::extents::Reached;
 use super::names::LogName;
-use super::spans::Spans;
+use super::spans::{Change, Spans};
 use super::window::Window;
 
 /// How far the valid part of a file reaches.
@@ -45,7 +46,11 @@ pub(super) fn stub_bytes(name: &LogName) -> Result<Option<u64>, InspectError> {
 
 /// Checks the batches of a file, in order, up to the first broken one, and whether each goes on where
 /// those before it ended.
-pub(super) fn walk(name: &LogName, spans: &mut Spans) -> Result<Walk, InspectError> {
+pub(super) fn walk(
+    name: &LogName,
+    spans: &mut Spans,
+    reached: &mut Reached,
+) -> Result<Walk, InspectError> {
     let mut reader = open(name)?;
     let failed = |e| name.io("read", e);
     if !batch::has_header(&mut reader).map_err(failed)? {
@@ -55,8 +60,16 @@ pub(super) fn walk(name: &LogName, spans: &mut Spans) -> Result<Walk, InspectErr
     while valid < reader.size {
         match batch::check(&mut reader, valid, name.seq).map_err(failed)? {
             Checked::Valid { end, changes } => {
-                for change in changes {
-                    spans.apply(change).map_err(|gap| name.gap(valid, gap))?;
+                spans
+                    .apply_batch(name.seq, &changes)
+                    .map_err(|misfit| name.misfit(valid, misfit))?;
+                for change in &changes {
+                    if let Change::Note(note) = change
+                        && !reached.note(note)
+                    {
+                        let what = "the note of the files' extents cannot be read";
+                        return Err(name.rot(valid, what.to_owned()));
+                    }
                 }
                 valid = end;
             }

@@ -1,0 +1,158 @@
+//! The atomic groups of the rewrite queue: batches that raft-engine takes together or not at all.
+//!
+//! When purge rewrites the rewrite queue itself, and what a Raft group has there does not fit into one
+//! batch, it marks the batches as begin, middle and end of an atomic group with a number of its own. The
+//! numbers start again with each process. Two atomic groups of one Raft group never overlap; where files
+//! of different copies of a log were mixed they may, and raft-engine would panic. This follows what it
+//! does with them.
+
+use std::collections::{HashMap, HashSet};
+
+/// Where a batch stands in its atomic group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Mark {
+    Begin,
+    Middle,
+    End,
+}
+
+impl Mark {
+    pub(super) fn parse(byte: u8) -> Option<Mark> {
+        match byte {
+            0 => Some(Mark::Begin),
+            1 => Some(Mark::Middle),
+            2 => Some(Mark::End),
+            _ => None,
+        }
+    }
+}
+
+/// A group that has begun and not ended.
+struct Begun {
+    /// The file of its first batch.
+    start: u64,
+    regions: HashSet<u64>,
+}
+
+#[derive(Default)]
+pub(super) struct Groups {
+    open: HashMap<u64, Begun>,
+    /// Numbers of all that have begun.
+    seen: HashSet<u64>,
+    /// The file in which the last group of each region ended.
+    ends: HashMap<u64, u64>,
+}
+
+impl Groups {
+    /// Takes the next batch that carries a mark. `id`: number of the atomic group, `seq`: of the file.
+    ///
+    /// # Errors
+    ///
+    /// What cannot be.
+    pub(super) fn apply(
+        &mut self,
+        id: u64,
+        mark: Mark,
+        seq: u64,
+        regions: impl Iterator<Item = u64>,
+    ) -> Result<(), String> {
+        if mark == Mark::Begin {
+            // One of this number that never ended was interrupted, by a crash or a full disk.
+            let regions = regions.collect();
+            let start = seq;
+            self.open.insert(id, Begun { start, regions });
+            self.seen.insert(id);
+            return Ok(());
+        }
+        let Some(begun) = self.open.get_mut(&id) else {
+            if self.seen.contains(&id) {
+                return Err(format!("atomic group {id} goes on after its end"));
+            }
+            // The file with its beginning is purged: nobody needs it any more.
+            return Ok(());
+        };
+        begun.regions.extend(regions);
+        if mark == Mark::Middle {
+            return Ok(());
+        }
+        let Some(ended) = self.open.remove(&id) else {
+            return Ok(());
+        };
+        for region in ended.regions {
+            if let Some(end) = self.ends.insert(region, seq)
+                && end > ended.start
+            {
+                return Err(format!(
+                    "atomic group {id} began in file {}, before the last one of its partition ended in file {end}",
+                    ended.start
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Mark::{Begin, End, Middle};
+    use super::*;
+
+    fn result(batches: &[(u64, Mark, u64, u64)]) -> Result<(), String> {
+        let mut groups = Groups::default();
+        batches.iter().try_for_each(|(id, mark, seq, region)| {
+            groups.apply(*id, *mark, *seq, std::iter::once(*region))
+        })
+    }
+
+    #[test]
+    fn groups_that_follow_each_other_were_interrupted_or_lost_their_beginning_are_fine() {
+        for batches in [
+            &[
+                (0, Begin, 1, 1),
+                (0, Middle, 1, 1),
+                (0, End, 2, 1),
+                (1, Begin, 2, 1),
+                (1, End, 3, 1),
+            ][..],
+            // Interrupted, and the next process numbers its own from 0 again.
+            &[
+                (0, Begin, 1, 1),
+                (0, Middle, 1, 1),
+                (0, Begin, 2, 2),
+                (0, End, 2, 2),
+            ],
+            // Purged.
+            &[
+                (4, Middle, 3, 1),
+                (4, End, 3, 1),
+                (4, Begin, 4, 1),
+                (4, End, 4, 1),
+            ],
+            // Different partitions.
+            &[
+                (0, Begin, 1, 1),
+                (1, Begin, 2, 2),
+                (1, End, 2, 2),
+                (0, End, 3, 1),
+            ],
+        ] {
+            assert_eq!(result(batches), Ok(()), "{batches:?}");
+        }
+    }
+
+    #[test]
+    fn groups_of_one_partition_that_overlap_or_go_on_after_their_end_are_refused() {
+        for batches in [
+            &[
+                (0, Begin, 1, 1),
+                (1, Begin, 2, 1),
+                (1, End, 2, 1),
+                (0, End, 3, 1),
+            ][..],
+            &[(0, Begin, 1, 1), (0, End, 1, 1), (0, End, 2, 1)],
+            &[(0, Begin, 1, 1), (0, End, 1, 1), (0, Middle, 2, 1)],
+        ] {
+            assert!(result(batches).is_err(), "{batches:?}");
+        }
+    }
+}

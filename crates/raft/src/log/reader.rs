@@ -1,0 +1,156 @@
+//! Reading a group's entries: on a thread of its own, again where what fails may pass, and without a panic
+//! of raft-engine ending the process.
+
+use std::cell::Cell;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Once};
+use std::time::Duration;
+
+use super::{EntryIndex, RaftEngine, region};
+use crate::engine::{LogReadError, LogReader, RawEntries};
+use crate::ids::{GroupId, Lsn, Term};
+
+thread_local! {
+    /// A panic of this thread is an answer about what is on disk.
+    static CONTAINS_PANICS: Cell<bool> = const { Cell::new(false) };
+}
+
+pub(super) struct GroupReader {
+    pub(super) engine: Arc<RaftEngine>,
+    pub(super) group: GroupId,
+}
+
+impl GroupReader {
+    /// The term of an entry, `None` if it is not there.
+    pub(super) fn term_of(&self, lsn: Lsn) -> raft_engine::Result<Option<Term>> {
+        let region = region(self.group);
+        let entry = self.reading(|| self.engine.get_entry::<EntryIndex>(region, lsn.0))?;
+        Ok(entry.map(|entry| Term(entry.term)))
+    }
+
+    fn read_error(&self, error: &raft_engine::Error) -> LogReadError {
+        let what = self.failed(error);
+        match error {
+            raft_engine::Error::Io(_) => LogReadError::Unreadable(what),
+            _ => LogReadError::Damaged(what),
+        }
+    }
+
+    fn failed(&self, what: impl std::fmt::Display) -> String {
+        format!("group {}, {}: {what}", self.group, self.engine.path())
+    }
+}
+
+/// Attempts at one read of the log, and the pause after the first that could not read; each further one is
+/// twice as long, 630 ms in all. The group waits meanwhile, and halts when they are used up.
+const MAX_READ_ATTEMPTS: u32 = 7;
+const READ_RETRY_INTERVAL: Duration = Duration::from_millis(10);
+/// Attempts at a read that finds damage. Three purges in a row, each between the same two operations of one
+/// read, do not happen.
+const MAX_DAMAGED_ATTEMPTS: u32 = 3;
+
+impl GroupReader {
+    /// Runs `read`, and again if it fails for a reason that may pass.
+    ///
+    /// - No thread, no descriptor, an error of the device: again after a pause.
+    /// - What looks like damage: again at once. raft-engine looks up where the entries are, and then reads
+    ///   the files without a lock. A purge in between copies the entries elsewhere and deletes the file
+    ///   ("file seqno out of range"); the next attempt looks them up again. Real damage stays.
+    fn reading<T: Send>(
+        &self,
+        mut read: impl FnMut() -> raft_engine::Result<T> + Send,
+    ) -> raft_engine::Result<T> {
+        respect_containment();
+        let mut attempt = 1;
+        loop {
+            let contained = || {
+                CONTAINS_PANICS.set(true);
+                catch_unwind(AssertUnwindSafe(&mut read))
+            };
+            let error = match on_a_fresh_thread(contained) {
+                Ok(Ok(Ok(read))) => return Ok(read),
+                Ok(Ok(Err(error))) => error,
+                // An entry is not the one that the items of its batch name.
+                Ok(Err(_)) => raft_engine::Error::Corruption(
+                    "raft-engine panicked at what it read; the line before has the message"
+                        .to_owned(),
+                ),
+                Err(error) => raft_engine::Error::Io(error),
+            };
+            let passing = matches!(error, raft_engine::Error::Io(_));
+            let max = if passing {
+                MAX_READ_ATTEMPTS
+            } else {
+                MAX_DAMAGED_ATTEMPTS
+            };
+            if attempt == max {
+                return Err(error);
+            }
+            tracing::warn!(group = %self.group, %error, attempt, "the log could not be read, trying again");
+            if passing {
+                std::thread::sleep(READ_RETRY_INTERVAL * 2u32.pow(attempt - 1));
+            }
+            attempt += 1;
+        }
+    }
+}
+
+impl LogReader for GroupReader {
+    fn entries(&self, low: Lsn, high: Lsn, max_bytes: u64) -> Result<RawEntries, LogReadError> {
+        let mut entries = Vec::new();
+        let max = usize::try_from(max_bytes).unwrap_or(usize::MAX);
+        let region = region(self.group);
+        self.reading(|| {
+            entries.clear();
+            self.engine.fetch_entries_to::<EntryIndex>(
+                region,
+                low.0,
+                high.0,
+                Some(max),
+                &mut entries,
+            )
+        })
+        .map_err(|error| self.read_error(&error))?;
+        Ok(RawEntries(entries))
+    }
+
+    fn term(&self, lsn: Lsn) -> Result<Term, LogReadError> {
+        self.term_of(lsn)
+            .map_err(|error| self.read_error(&error))?
+            .ok_or_else(|| {
+                LogReadError::Damaged(self.failed(format_args!("there is no entry at LSN {lsn}")))
+            })
+    }
+}
+
+/// raft-engine keeps the block that a thread has read last, and knows it by file number and offset
+/// alone. A thread that reads two logs, or one that was cut and written on, would get the block of
+/// the other: wrong entries, and purge would copy them. A thread has nothing to mix up with at
+/// first; reads are rare and large enough for one each.
+pub(super) fn on_a_fresh_thread<T: Send>(read: impl FnOnce() -> T + Send) -> std::io::Result<T> {
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new()
+            .name("log-reader".to_owned())
+            .spawn_scoped(scope, read)?;
+        match thread.join() {
+            Ok(read) => Ok(read),
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    })
+}
+
+/// From now on the process's panic hook, which may end the process, is not called for a panic that is
+/// contained.
+fn respect_containment() {
+    static INSTALLED: Once = Once::new();
+    INSTALLED.call_once(|| {
+        let hook = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            if CONTAINS_PANICS.get() {
+                tracing::error!(%info, "raft-engine panicked at what it read from the log");
+            } else {
+                hook(info);
+            }
+        }));
+    });
+}
