@@ -222,6 +222,45 @@ async fn a_partition_of_which_no_copy_is_left_gets_its_state_back_from_a_snapsho
     );
 }
 
+/// The word after `name=` in the last line of a log that has it.
+fn field(log: &str, name: &str) -> String {
+    let (_, rest) = log.rsplit_once(&format!("{name}=")).unwrap();
+    let end = rest.find(|c: char| !c.is_ascii_alphanumeric() && c != '"');
+    rest[..end.unwrap_or(rest.len())].replace('"', "")
+}
+
+#[tokio::test]
+async fn a_crash_between_the_new_lineage_and_the_note_about_it_costs_no_commit() {
+    let mut server = one_snapshot(setup).await;
+    let setup = || setup().partitions(1);
+    let data = server.data_dir().to_owned();
+    forget_the_partition(&data, &data.join("repository"));
+    server.restart(&setup().bootstrap("restore")).await;
+    let log = server.log();
+    let begun = log
+        .iter()
+        .rfind(|line| line.contains("a new lineage begins"));
+    let begun = begun.unwrap().clone();
+    server.kill();
+    // As it is right after the log of the lineage has begun.
+    let plan = format!(
+        r#"{{"forks": {{"1": {{"lineage": "{}", "parent": "{}", "lsn": {}}}}}}}"#,
+        field(&begun, "lineage"),
+        field(&begun, "parent"),
+        field(&begun, "lsn"),
+    );
+    fs::write(data.join("restore.json"), plan).unwrap();
+    let note = data.join("damaged/partition-1");
+    fs::write(&note, "it is being made of a state snapshot").unwrap();
+    fs::remove_file(data.join("bootstrap.json")).unwrap();
+    server.restart(&setup()).await;
+    assert!(!note.exists());
+    let state = State::of(server);
+    let read = state.get(key("a")).await;
+    assert_eq!(read, Read::of("{\"n\":11}", 11, 11));
+    state.put(key("a"), "{}").await;
+}
+
 #[tokio::test]
 async fn an_archived_snapshot_that_is_newer_than_what_is_on_the_disk_is_the_last_resort() {
     let backups = tempfile::tempdir().unwrap();

@@ -38,6 +38,9 @@ use crate::error::StartError;
 /// Version of the layout of a data directory, and of everything in it. 1 was never released.
 pub const FORMAT: u32 = 3;
 
+/// Reported as damage of a partition's database until its new lineage has begun.
+pub(crate) const MADE_OF_STATE: &str = "it is being made of a state snapshot";
+
 /// Who a data directory belongs to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {

@@ -10,7 +10,7 @@ use esker_raft::{GroupId, NodeId};
 
 use super::ways::LogFacts;
 use super::{MAX_PENDING, TICK, log_state};
-use crate::data_dir::DataDir;
+use crate::data_dir::{DataDir, MADE_OF_STATE};
 use crate::error::StartError;
 use crate::node::NodeOptions;
 
@@ -130,14 +130,15 @@ pub(super) fn open_log(
     Ok(raft)
 }
 
-/// Looks at log and database, and changes nothing. `may_lack`: of which partitions the log may have
-/// nothing.
+/// Looks at log and database, and changes nothing but a note that is out of date. `may_lack`: of which
+/// partitions the log may have nothing; `planned`: the lineage that an earlier start was to begin.
 pub(super) fn look(
     options: &NodeOptions,
     data_dir: &DataDir,
     raft: &esker_raft::Node,
     store_options: &StoreOptions,
     may_lack: impl Fn(u64) -> bool,
+    planned: impl Fn(u64) -> Option<LineageId>,
 ) -> Result<Facts, StartError> {
     let (store, is_whole) = open_database(&data_dir.db(), store_options)?;
     if let Err(why) = &store {
@@ -154,11 +155,20 @@ pub(super) fn look(
             });
         }
         let id = PartitionId(partition);
-        let noted = data_dir.known_damage(partition)?;
+        let mut noted = data_dir.known_damage(partition)?;
         let (database, is_damaged) = match &store {
             Err(why) => (Err(why.clone()), noted.is_some() || data_dir.db().exists()),
             Ok(store) => {
                 let facts = database_facts(store, partition)?;
+                // It has begun its lineage, so it was made to the end, and the log goes on after it: a crash
+                // came before the note was removed.
+                if noted.as_deref() == Some(MADE_OF_STATE)
+                    && let Ok(found) = &facts
+                    && planned(partition) == Some(found.lineage)
+                {
+                    data_dir.forget_damage(partition)?;
+                    noted = None;
+                }
                 let met = store_options.damage.of(id);
                 // It is known now; what is met later is another copy's.
                 store_options.damage.forget(id);

@@ -200,7 +200,9 @@ fn open(
             .flat_map(|plan| plan.forks.keys().copied())
             .collect();
         let may_lack = |partition| accepts_loss || pending.contains(&partition);
-        let facts = look::look(options, &data_dir, &raft, &store_options, may_lack)?;
+        let forks = plan.as_ref().map(|plan| plan.forks.clone());
+        let planned = |partition| forks.as_ref()?.get(&partition)?.id();
+        let facts = look::look(options, &data_dir, &raft, &store_options, may_lack, planned)?;
         let decided = Instant::now();
         let ways = handle.block_on(copies::find(
             &facts,

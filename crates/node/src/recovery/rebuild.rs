@@ -19,7 +19,7 @@ use super::look::Facts;
 use super::plan::{Plan, PlannedFork};
 use super::report::RecoveryReport;
 use super::ways::Source;
-use crate::data_dir::DataDir;
+use crate::data_dir::{DataDir, MADE_OF_STATE};
 use crate::error::StartError;
 use crate::snapshots::{Archive, lineage_id};
 use crate::state::files::{Files, name_of};
@@ -255,7 +255,7 @@ fn from_state(
         name_of(commit_ts)
     );
     // Until the lineage has begun, what is made here must not be taken for what was lost.
-    data_dir.report_damage(partition, "it is being made of a state snapshot")?;
+    data_dir.report_damage(partition, MADE_OF_STATE)?;
     store.drop_part(id)?;
     store.found(id, &founding(data_dir))?;
     // The commits that follow in the log get the numbers that they had: those of that lineage.
