@@ -100,32 +100,28 @@ impl Store {
     ///
     /// The files cannot be looked at.
     pub fn look_at_files(&self) -> Result<(), StoreError> {
+        let found = look_at(&self.path, || self.tables())?;
+        for (partition, what) in found {
+            self.damage.note(partition, what);
+        }
+        Ok(())
+    }
+
+    /// The tables that the database has now.
+    fn tables(&self) -> Result<Vec<Table>, StoreError> {
         let files = self.db.live_files().map_err(|source| StoreError::Db {
             path: self.path.to_path_buf(),
             operation: "listing files".to_owned(),
             source,
         })?;
-        for file in files {
-            let Some(partition) = partition_of(&file.column_family_name) else {
-                continue;
-            };
-            let path = self.path.join(file.name.trim_start_matches('/'));
-            let what = match fs::metadata(&path) {
-                Ok(found) if found.len() == file.size as u64 => continue,
-                Ok(found) => format!("has {} bytes, and {} were written", found.len(), file.size),
-                Err(e) if e.kind() == io::ErrorKind::NotFound => "is missing".to_owned(),
-                Err(source) => {
-                    return Err(StoreError::Io {
-                        operation: "looking at",
-                        path,
-                        source,
-                    });
-                }
-            };
-            let what = format!("{} {what}", path.display());
-            self.damage.note(partition, what);
-        }
-        Ok(())
+        let table = |file: rust_rocksdb::LiveFile| {
+            Some(Table {
+                partition: partition_of(&file.column_family_name)?,
+                name: file.name,
+                size: file.size as u64,
+            })
+        };
+        Ok(files.into_iter().filter_map(table).collect())
     }
 
     /// Reads every block of every file, and compares checksums.
@@ -239,6 +235,53 @@ impl Part {
     }
 }
 
+/// A file that the database has.
+#[derive(Clone)]
+struct Table {
+    partition: PartitionId,
+    name: String,
+    size: u64,
+}
+
+/// What is wrong with the files in `dir` that `tables` names. A compaction may delete some of them while they
+/// are looked at: only one that the database has afterwards, too, is missing.
+fn look_at(
+    dir: &Path,
+    mut tables: impl FnMut() -> Result<Vec<Table>, StoreError>,
+) -> Result<Vec<(PartitionId, String)>, StoreError> {
+    let (mut damaged, mut missing) = (Vec::new(), BTreeMap::new());
+    for table in tables()? {
+        let path = dir.join(table.name.trim_start_matches('/'));
+        match fs::metadata(&path) {
+            Ok(found) if found.len() == table.size => {}
+            Ok(found) => {
+                let (found, written) = (found.len(), table.size);
+                let what = format!(
+                    "{} has {found} bytes, and {written} were written",
+                    path.display()
+                );
+                damaged.push((table.partition, what));
+            }
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                let what = format!("{} is missing", path.display());
+                missing.insert(table.name, (table.partition, what));
+            }
+            Err(source) => {
+                return Err(StoreError::Io {
+                    operation: "looking at",
+                    path,
+                    source,
+                });
+            }
+        }
+    }
+    if !missing.is_empty() {
+        let now = tables()?.into_iter();
+        damaged.extend(now.filter_map(|table| missing.remove(&table.name)));
+    }
+    Ok(damaged)
+}
+
 fn partition_of(column_family: &str) -> Option<PartitionId> {
     let number = column_family.strip_prefix("partition-")?;
     number.parse().ok().map(PartitionId)
@@ -267,6 +310,39 @@ fn tables_named_in(text: &str) -> impl Iterator<Item = u64> + '_ {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_that_a_compaction_deletes_while_it_is_looked_at_is_not_missing() {
+        let dir = tempfile::tempdir().unwrap();
+        let table = |name: &str, size| Table {
+            partition: PartitionId(1),
+            name: name.to_owned(),
+            size,
+        };
+        fs::write(dir.path().join("000007.sst"), "four").unwrap();
+        fs::write(dir.path().join("000008.sst"), "four").unwrap();
+        let before = [
+            table("/000005.sst", 4),
+            table("/000006.sst", 4),
+            table("/000007.sst", 4),
+            table("/000008.sst", 5),
+        ];
+        let (mut lists, mut looks) = (vec![before[1..].to_vec(), before.to_vec()], 0);
+        let found = look_at(dir.path(), || {
+            looks += 1;
+            Ok(lists.pop().unwrap())
+        });
+        let found: Vec<_> = found.unwrap().into_iter().map(|(_, what)| what).collect();
+        let path = dir.path().display();
+        assert_eq!(
+            found,
+            [
+                format!("{path}/000008.sst has 4 bytes, and 5 were written"),
+                format!("{path}/000006.sst is missing"),
+            ]
+        );
+        assert_eq!(looks, 2);
+    }
 
     #[test]
     fn tables_are_found_by_their_numbers_wherever_a_message_names_them() {
