@@ -40,11 +40,11 @@ fn anchors(page: &str) -> BTreeSet<String> {
             _ => None,
         });
         let anchor: String = kept.collect();
-        let free = (0..).map(|n| match n {
+        let mut names = (0..).map(|n| match n {
             0 => anchor.clone(),
             n => format!("{anchor}-{n}"),
         });
-        let free = free.filter(|anchor| !found.contains(anchor)).next();
+        let free = names.find(|name| !found.contains(name));
         found.extend(free);
     }
     found
