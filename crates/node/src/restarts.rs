@@ -281,6 +281,14 @@ async fn look(inner: &Weak<Inner>, copies: &mut Copies) -> Option<()> {
         )));
         return Some(());
     }
+    // Without figures, which change: what is said anew is logged.
+    if inner.shortage().is_some() {
+        let cause = &need.cause;
+        restarts.hold_back(Some(format!(
+            "{cause}; the disk of the data directory is nearly full, and a start needs space"
+        )));
+        return Some(());
+    }
     if restarts
         .retry_at
         .lock()
@@ -330,8 +338,6 @@ impl Need {
         let partitions = 0..=u64::from(inner.options.partitions);
         let damaged: Vec<u64> = partitions.filter(|p| inner.damage(*p).is_some()).collect();
         let fatal = inner.store.fatal();
-        // A start needs space.
-        let fatal = fatal.filter(|_| inner.look_at_free_space().is_none());
         let of_damage = damaged.first().map(|partition| {
             let why = inner.damage(*partition).unwrap_or_default();
             format!("files of partition {partition} are damaged ({why})")
