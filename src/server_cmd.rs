@@ -160,7 +160,7 @@ fn serve(args: &Args) -> Result<Ended, Failure> {
                 _ = terminate.recv() => Ok(Ended::Stopped),
             };
         };
-        telemetry::write_line(&format!("restarting: {cause}"));
+        telemetry::write_line(format!("restarting: {cause}"));
         let addresses = [Some(server.address()), server.state_address()];
         let addresses = addresses.into_iter().flatten().collect();
         let mut stop = std::pin::pin!(server.stop_for_restart());
