@@ -5,8 +5,9 @@
 use std::fs;
 use std::io::Write as _;
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use rustix::process::Signal;
 use s2_sdk::S2Stream;
 use s2_sdk::types::{
     AppendInput, AppendRecord, AppendRecordBatch, CommandRecord, DeleteStreamInput,
@@ -14,7 +15,7 @@ use s2_sdk::types::{
 
 use crate::disk::{SmallDisk, append, durable, small};
 use crate::support::sdk::{self, basin_name, stream_name};
-use crate::support::{Http, SOON, Server, eventually};
+use crate::support::{Http, SOON, Server, eventually, in_time};
 
 /// How long the official clients wait for an answer.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -141,9 +142,21 @@ async fn a_server_that_is_killed_on_a_full_disk_starts_there_and_streams_can_be_
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn appends_on_a_disk_that_becomes_full_are_answered_with_the_cause_while_clients_wait() {
-    let Some(disk) = SmallDisk::mount(48) else {
-        return;
-    };
+    // Whether an append is under way when the disk turns out to be full is chance, and likely; and a stall
+    // of the machine delays an answer.
+    in_time(
+        "an append under way on a full disk, and answers in time",
+        async |_| {
+            let Some(disk) = SmallDisk::mount(48) else {
+                return Ok(());
+            };
+            appends_are_answered_while_it_becomes_full(&disk).await
+        },
+    )
+    .await;
+}
+
+async fn appends_are_answered_while_it_becomes_full(disk: &SmallDisk) -> Result<(), String> {
     let server = small().start(&disk.path("data")).await;
     let basin = sdk::basin(&server.sdk(), "test-basin").await;
     sdk::stream(&basin, "orders").await;
@@ -153,10 +166,8 @@ async fn appends_on_a_disk_that_becomes_full_are_answered_with_the_cause_while_c
     let appends = (0..6).map(|client| async move {
         let mut refused = Vec::new();
         for i in 0..2000 {
-            let sent = Instant::now();
             let answer = append(http, client * 10_000 + i, 100_000, PATIENCE).await;
-            let answer = answer.expect("an answer while clients wait");
-            assert!(sent.elapsed() < PATIENCE);
+            let answer = answer.ok_or("no answer while clients wait")?;
             if answer.status != 200 {
                 refused.push((answer.status, answer.code(), answer.text()));
             }
@@ -164,14 +175,18 @@ async fn appends_on_a_disk_that_becomes_full_are_answered_with_the_cause_while_c
                 break;
             }
         }
-        refused
+        Ok::<_, String>(refused)
     });
     let full = async {
         tokio::time::sleep(Duration::from_millis(100)).await;
-        fill_up(&disk);
+        // It is found full, and not seen to become so.
+        server.signal(Signal::STOP);
+        fill_up(disk);
+        server.signal(Signal::CONT);
     };
     let (refused, ()) = tokio::join!(futures::future::join_all(appends), full);
     let mut unknown = 0;
+    let refused: Vec<_> = refused.into_iter().collect::<Result<_, String>>()?;
     for (status, code, text) in refused.into_iter().flatten() {
         assert!(
             text.contains("bytes free") || text.contains("No space left"),
@@ -187,7 +202,9 @@ async fn appends_on_a_disk_that_becomes_full_are_answered_with_the_cause_while_c
             other => panic!("{other}: {text}"),
         }
     }
-    assert!(unknown > 0, "nothing was under way; nothing was shown");
+    if unknown == 0 {
+        return Err("nothing was under way".to_owned());
+    }
 
     let cli = esker(&server, &["stream", "append", "test-basin/orders"]).await;
     assert!(cli.contains("error [rate_limited]"), "{cli}");
@@ -196,6 +213,7 @@ async fn appends_on_a_disk_that_becomes_full_are_answered_with_the_cause_while_c
     let cli = esker(&server, &put).await;
     assert!(cli.contains("error [unavailable]"), "{cli}");
     assert!(cli.contains("bytes free"), "{cli}");
+    Ok(())
 }
 
 /// What a command writes to standard error, with a line as its input; it has to end while a person waits.
