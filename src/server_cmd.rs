@@ -37,6 +37,13 @@ pub struct Args {
     #[arg(long, value_enum, value_name = "WHAT", env = BOOTSTRAP_VARIABLE, hide_env_values = true)]
     bootstrap: Option<Bootstrap>,
 
+    /// With --bootstrap restore: partitions of which no copy is left, and that begin empty
+    ///
+    /// All that was in them is lost then. A partition of which there is a copy, or one that cannot be read
+    /// now, is refused. Partition 0 is the catalog of basins.
+    #[arg(long, value_name = "NUMBERS", value_delimiter = ',')]
+    empty_partitions: Vec<u64>,
+
     /// Say what to try next, even where standard output is no terminal.
     #[arg(long, hide = true)]
     hints: bool,
@@ -115,6 +122,13 @@ fn load(args: &Args) -> Result<Loaded, ConfigError> {
 }
 
 fn serve(args: &Args) -> Result<Ended, Failure> {
+    let bootstrap = args.bootstrap.and_then(Bootstrap::said);
+    if !args.empty_partitions.is_empty() && bootstrap != Some(server::Bootstrap::Restore) {
+        return Err(Failure::usage(
+            "invalid",
+            "--empty-partitions is said with --bootstrap restore, which restores the other partitions",
+        ));
+    }
     let loaded = load(args).map_err(|e| Failure::usage(e.code(), e))?;
     // What the server keeps is nobody else's: files get 0600, directories 0700.
     rustix::process::umask(Mode::RWXG | Mode::RWXO);
@@ -122,11 +136,11 @@ fn serve(args: &Args) -> Result<Ended, Failure> {
     for warning in loaded.warnings.iter().chain(&loaded.reminders) {
         tracing::warn!("{warning}");
     }
-    let bootstrap = args.bootstrap.and_then(Bootstrap::said);
     // A process that goes on from another one begins nothing; a restore was for the start before, which
     // the data directory remembers as long as the option stays.
     let bootstrap =
         bootstrap.filter(|said| args.restarted.is_empty() || *said == server::Bootstrap::Restore);
+    let empty = args.empty_partitions.iter().copied().collect();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -135,7 +149,7 @@ fn serve(args: &Args) -> Result<Ended, Failure> {
         let mut interrupt = signal(SignalKind::interrupt()).map_err(signals)?;
         let mut terminate = signal(SignalKind::terminate()).map_err(signals)?;
         let server = tokio::select! {
-            server = Server::start_with(&loaded.config, bootstrap) => {
+            server = Server::start_with(&loaded.config, bootstrap, empty) => {
                 server.map_err(|e| Failure::wrong(e.code(), e))?
             }
             // Nothing was promised yet.

@@ -208,11 +208,23 @@ fn last_start(recovery: &Recovery) -> String {
     });
     let lost = recovery.partitions.iter();
     let lost: Vec<_> = lost
-        .filter_map(|one| one.lost_after.map(|lsn| (one.partition, lsn)))
+        .filter_map(|one| one.lost_after.map(|lsn| (one, lsn)))
         .collect();
-    for (partition, lsn) in lost {
+    for (one, lsn) in lost {
+        let partition = one.partition;
+        parts.push(match one.source {
+            CopyKind::Empty => format!(
+                "partition {partition} began a new lineage, empty: all that was in it is lost"
+            ),
+            _ => format!(
+                "partition {partition} began a new lineage: what came after LSN {lsn} may be lost"
+            ),
+        });
+    }
+    if let Some(newer) = &recovery.newer_state {
         parts.push(format!(
-            "partition {partition} began a new lineage: what came after LSN {lsn} may be lost"
+            "{} has a newer state store than what was restored",
+            plain(newer)
         ));
     }
     parts.join(", ")

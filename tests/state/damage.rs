@@ -7,6 +7,7 @@ use std::process::Command;
 use rust_rocksdb::{DBWithThreadMode, MultiThreaded, Options};
 
 use crate::client::{Read, State, key};
+use crate::support::s3::{BUCKET, S3};
 use crate::support::{Server, Setup, eventually};
 
 fn setup() -> Setup {
@@ -401,4 +402,130 @@ async fn an_empty_directory_with_a_state_snapshot_is_no_new_store_unless_that_is
     let server = setup().bootstrap("new").start(other.path()).await;
     server.logged("is not a snapshot of this state store").await;
     assert_eq!(fs::read(&file).unwrap(), text);
+}
+
+/// Whatever the user, the operating system refuses to read a snapshot's checksum: it is a link to itself.
+fn make_unreadable(snapshots: &Path, name: &str) {
+    let sum = snapshots.join(format!(".sums/{name}.xxh128"));
+    fs::rename(&sum, snapshots.join("sum-aside")).unwrap();
+    std::os::unix::fs::symlink(&sum, &sum).unwrap();
+}
+
+fn make_readable(snapshots: &Path, name: &str) {
+    let sum = snapshots.join(format!(".sums/{name}.xxh128"));
+    assert!(fs::symlink_metadata(&sum).unwrap().is_symlink());
+    fs::rename(snapshots.join("sum-aside"), &sum).unwrap();
+}
+
+fn is_unreadable(log: &str, name: &str) {
+    assert!(log.contains("error [unreadable]"), "{log}");
+    assert!(log.contains(name), "{log}");
+    assert!(!log.contains("put aside"), "{log}");
+}
+
+#[tokio::test]
+async fn a_state_snapshot_that_cannot_be_read_now_is_neither_damaged_nor_missing() {
+    // The partition is lost, and the snapshot is the last copy.
+    let mut server = one_snapshot(setup).await;
+    let data = server.data_dir().to_owned();
+    let snapshots = data.join("snapshots");
+    forget_the_partition(&data, &data.join("repository"));
+    make_unreadable(&snapshots, "snapshot-8.json");
+    let plain = || setup().partitions(1);
+    let lossy = || plain().bootstrap("restore");
+    for refused in [plain(), lossy(), lossy().empty_partitions("1")] {
+        let log = server.try_restart(&refused).await.unwrap_err();
+        is_unreadable(&log, "snapshot-8.json");
+    }
+    make_readable(&snapshots, "snapshot-8.json");
+    // It is a copy, and the partition is not begun empty beside it.
+    let named = lossy().empty_partitions("1");
+    let log = server.try_restart(&named).await.unwrap_err();
+    assert!(log.contains("error [empty_partitions]"), "{log}");
+    assert!(log.contains("state snapshot of commit_ts 8"), "{log}");
+    server.restart(&lossy()).await;
+    let read = State::of(server).get(key("a")).await;
+    assert_eq!(read, Read::of("{\"n\":11}", 11, 11));
+}
+
+#[tokio::test]
+async fn a_store_is_not_given_up_for_a_snapshot_that_cannot_be_read_now() {
+    // Of the store itself nothing can be used, and the stream does not go back to the beginning.
+    let state = State::with(&["state.snapshot-interval=0", "state.keep-history=2"]).await;
+    for n in 1..=9 {
+        state.put(key("a"), &format!("{{\"n\":{n}}}")).await;
+    }
+    assert_eq!(state.snapshot().await, 9);
+    eventually("history is cut", async || {
+        let mut client = state.esker.clone();
+        let replayed = client.replay(esker_proto::state::v1::ReplayRequest::default());
+        let first = replayed.await.ok()?.into_inner().message().await.ok()??;
+        (first.commit_ts > 1).then_some(())
+    })
+    .await;
+    let mut server = state.server;
+    server.stop().await;
+    wreck(server.data_dir());
+    let snapshots = server.data_dir().join("snapshots");
+    make_unreadable(&snapshots, "snapshot-9.json");
+    let log = server.try_restart(&setup()).await.unwrap_err();
+    is_unreadable(&log, "snapshot-9.json");
+    make_readable(&snapshots, "snapshot-9.json");
+    server.restart(&setup()).await;
+    let read = State::of(server).get(key("a")).await;
+    assert_eq!(read, Read::of("{\"n\":9}", 9, 9));
+}
+
+/// Servers that put their snapshots into S3.
+fn on_s3(s3: &S3) -> Setup {
+    setup()
+        .partitions(1)
+        .set(&format!("snapshots.destination=s3://{BUCKET}/esker"))
+        .set(&format!("snapshots.aws-endpoint-url={}", s3.endpoint()))
+        .set("snapshots.aws-allow-http=true")
+        .set("snapshots.aws-region=us-east-1")
+        .set("snapshots.aws-access-key-id=AKIATEST")
+        .set("snapshots.aws-secret-access-key=secret")
+}
+
+#[tokio::test]
+async fn an_archived_state_snapshot_that_cannot_be_read_now_is_not_taken_for_absent() {
+    let s3 = S3::start().await;
+    let setup = || on_s3(&s3);
+    let mut server = one_snapshot(setup).await;
+    let data = server.data_dir().to_owned();
+    for key in s3.keys() {
+        if !key.starts_with("esker/state/") {
+            s3.remove(&key);
+        }
+    }
+    // In a directory that has nothing.
+    let empty = tempfile::tempdir().unwrap();
+    let empty = empty.path().join("data");
+    s3.deny(Some("state/default/snapshot-8.json"));
+    for start in [setup(), setup().bootstrap("restore")] {
+        let (exit, log) = start.start_refused(&empty).await;
+        assert_eq!(exit, 1, "{log}");
+        assert!(log.contains("error [repository_unreadable]"), "{log}");
+        assert!(log.contains("snapshot-8.json"), "{log}");
+        assert!(!empty.exists(), "{log}");
+    }
+    // In one whose partition is lost, and that has no snapshot itself.
+    fs::create_dir_all(data.join("damaged")).unwrap();
+    fs::write(data.join("damaged/partition-1"), "a test").unwrap();
+    fs::remove_dir_all(data.join("checkpoints/1")).unwrap();
+    fs::remove_dir_all(data.join("snapshots")).unwrap();
+    fs::remove_file(data.join("destination.json")).unwrap();
+    let lossy = setup().bootstrap("restore");
+    let named = lossy.clone().empty_partitions("1");
+    for start in [&setup(), &lossy, &named] {
+        let log = server.try_restart(start).await.unwrap_err();
+        is_unreadable(&log, "snapshot-8.json");
+    }
+    s3.deny(None);
+    let (_, log) = setup().start_refused(&empty).await;
+    assert!(log.contains("error [state_snapshots_there]"), "{log}");
+    server.restart(&lossy).await;
+    let read = State::of(server).get(key("a")).await;
+    assert_eq!(read, Read::of("{\"n\":11}", 11, 11));
 }

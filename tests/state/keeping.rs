@@ -2,13 +2,15 @@
 //! after they failed.
 
 use std::fs;
+use std::path::Path;
+use std::process::Command;
 
 use esker_proto::state::v1::ReplayRequest;
 use tonic::Code;
 
 use crate::client::{Clients, Read, State, assert_refused, key};
 use crate::damage::wreck;
-use crate::support::{Setup, eventually};
+use crate::support::{Server, Setup, eventually};
 
 /// The first commit that can be replayed.
 async fn history_begins(clients: &Clients) -> u64 {
@@ -245,4 +247,129 @@ async fn an_idle_store_reads_no_history_that_no_policy_can_cut() {
         }
     }
     panic!("bytes that were read: {idle:?}");
+}
+
+/// The commits of the JSON snapshots in a repository.
+fn archived(backups: &Path) -> Vec<u64> {
+    let files = fs::read_dir(backups.join("state/default")).unwrap();
+    let mut found: Vec<u64> = files
+        .filter_map(|file| {
+            let name = file.unwrap().file_name().into_string().unwrap();
+            let digits = name.strip_prefix("snapshot-")?.strip_suffix(".json")?;
+            digits.parse().ok()
+        })
+        .collect();
+    found.sort_unstable();
+    found
+}
+
+async fn archived_so_far(server: &Server) -> u64 {
+    let text = server.http1().get("/metrics").send().await.text();
+    let of = |line: &str| {
+        Some(
+            line.strip_prefix("esker_state_snapshots_archived_total ")?
+                .parse(),
+        )
+    };
+    text.lines().find_map(of).map_or(0, Result::unwrap)
+}
+
+#[tokio::test]
+async fn after_a_lossy_restore_snapshots_of_the_stale_lineage_are_named_kept_and_take_no_place() {
+    let backups = tempfile::tempdir().unwrap();
+    let setup = Setup::default()
+        .partitions(1)
+        .set(&format!(
+            "snapshots.destination={}",
+            backups.path().display()
+        ))
+        .set("snapshots.snapshot-interval=1h")
+        .set("snapshots.num-retained=3")
+        .set("state.snapshot-interval=0")
+        .set("state.snapshots-retained=2");
+    let state = State::of(setup.start_fresh().await);
+    let is_archived = async |state: &State, commit_ts: u64| {
+        eventually("it is archived", async || {
+            let listed = state.snapshots().await;
+            let one = listed.iter().find(|one| one.commit_ts == commit_ts)?;
+            one.archived.then_some(())
+        })
+        .await;
+    };
+    for n in 1..=4 {
+        state.put(key("a"), &format!("{{\"n\":{n}}}")).await;
+    }
+    assert_eq!(state.snapshot().await, 4);
+    is_archived(&state, 4).await;
+    // The partition's snapshot has six commits, the newest of the store eight.
+    for n in 5..=8 {
+        state.put(key("a"), &format!("{{\"n\":{n}}}")).await;
+        if n == 6 {
+            let path = "/esker/v1/partitions/1/snapshots";
+            let http = state.server.http1();
+            let put = http.post(path).json(&serde_json::json!({}));
+            put.send().await.expect(200);
+        }
+    }
+    assert_eq!(state.snapshot().await, 8);
+    is_archived(&state, 8).await;
+    assert_eq!(archived(backups.path()), [4, 8]);
+    let stale = fs::read(backups.path().join("state/default/snapshot-8.json")).unwrap();
+
+    let mut server = state.server;
+    server.kill();
+    fs::remove_dir_all(server.data_dir()).unwrap();
+    let restore = setup.clone().bootstrap("restore");
+    server.restart(&restore).await;
+    let named = "a snapshot of the state store is newer than what was restored";
+    let line = server.logged(named).await;
+    for what in [
+        "snapshot-8.json",
+        "commit_ts=8",
+        "restored=6",
+        "state import --replace",
+    ] {
+        assert!(line.contains(what), "{what}: {line}");
+    }
+    let status = server.http1().get("/esker/v1/status").send().await.json();
+    let newer = status["recovery"]["newer_state"].as_str().unwrap();
+    assert!(newer.contains("snapshot-8.json in "), "{newer}");
+    let state = State::of(server);
+    assert_eq!(state.get(key("a")).await, Read::of("{\"n\":6}", 6, 6));
+
+    // Two of the new lineage push out the one that both share, and not the one that was left.
+    let mut own = Vec::new();
+    for _ in 0..3 {
+        state.put(key("a"), "{}").await;
+        let commit_ts = state.snapshot().await;
+        assert!(commit_ts > 1 << 40, "{commit_ts}");
+        is_archived(&state, commit_ts).await;
+        own.push(commit_ts);
+    }
+    let kept = [8, own[1], own[2]];
+    eventually("retention is over", async || {
+        (archived(backups.path()) == kept).then_some(())
+    })
+    .await;
+    assert_eq!(archived_so_far(&state.server).await, 3);
+    // Idle, and after a restart, nothing is put again, and nothing goes.
+    let mut server = state.server;
+    server.stop().await;
+    server.restart(&setup).await;
+    let named = "an archived snapshot is not of this state store as it is now";
+    let line = server.logged(named).await;
+    assert!(line.contains("snapshot-8.json"), "{line}");
+    assert_eq!(archived(backups.path()), kept);
+    assert_eq!(archived_so_far(&server).await, 0);
+    let now = fs::read(backups.path().join("state/default/snapshot-8.json")).unwrap();
+    assert_eq!(now, stale);
+    // What was lost is there to be taken over.
+    let imported = Command::new(env!("CARGO_BIN_EXE_esker"))
+        .args(["state", "import", "--replace", "--server", server.url()])
+        .arg(backups.path().join("state/default/snapshot-8.json"))
+        .output()
+        .unwrap();
+    assert!(imported.status.success(), "{imported:?}");
+    let read = State::of(server).get(key("a")).await;
+    assert_eq!(read.value.as_deref(), Some("{\"n\":8}"), "{read:?}");
 }

@@ -328,3 +328,21 @@ async fn what_was_imported_can_be_proved_at_once() {
     assert_eq!(proof.snapshot_commit_ts, done.commit_ts);
     assert!(proof.differences.is_empty(), "{proof:?}");
 }
+
+#[tokio::test]
+async fn a_store_without_a_snapshot_has_nothing_to_verify_and_says_which() {
+    let state = State::with(&["state.snapshot-interval=0"]).await;
+    let verify = async || {
+        let request = VerifyRequest { commit_ts: None };
+        state.esker.clone().verify(request).await
+    };
+    assert_refused(
+        verify().await,
+        Code::FailedPrecondition,
+        "nothing_committed",
+    );
+    state.put(key("a"), "{}").await;
+    assert_refused(verify().await, Code::NotFound, "no_state_snapshot");
+    assert_eq!(state.snapshot().await, 1);
+    assert!(verify().await.unwrap().into_inner().differences.is_empty());
+}

@@ -28,18 +28,22 @@
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{Read as _, Seek as _, Write as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::StartError;
+use crate::error::{StartError, in_words};
 
 /// Version of the layout of a data directory, and of everything in it. 1 was never released.
 pub const FORMAT: u32 = 3;
 
 /// Reported as damage of a partition's database until its new lineage has begun.
 pub(crate) const MADE_OF_STATE: &str = "it is being made of a state snapshot";
+
+/// Held while a process uses the directory.
+const LOCK: &str = "LOCK";
 
 /// Who a data directory belongs to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -92,6 +96,10 @@ pub struct LockedDir {
     lock: File,
     /// Who it belongs to, and whether it is still being made.
     found: Option<(Identity, bool)>,
+    /// Whether it had no lock file.
+    is_lock_new: bool,
+    /// Directories that were made for it, the innermost first.
+    made: Vec<PathBuf>,
 }
 
 /// A locked data directory. Cheap to clone.
@@ -110,11 +118,14 @@ impl LockedDir {
     /// Locks the directory, and reads its identity if it has one. It is made if it is missing.
     pub fn open(path: &Path) -> Result<LockedDir, StartError> {
         is_or_may_be_directory(path)?;
+        let missing = path.ancestors().take_while(|dir| !dir.exists());
+        let made = missing.map(Path::to_owned).collect();
         fs::create_dir_all(path).map_err(io("creating", path))?;
         let path = fs::canonicalize(path).map_err(io("resolving", path))?;
         if let Some(parent) = path.parent() {
             sync_dir(parent)?;
         }
+        let is_lock_new = !is_there(&path.join(LOCK))?;
         let lock = lock(&path)?;
         let final_path = path.join("node.json");
         let new_path = path.join("node.json.new");
@@ -133,7 +144,27 @@ impl LockedDir {
             }
             None
         };
-        Ok(LockedDir { path, lock, found })
+        Ok(LockedDir {
+            path,
+            lock,
+            found,
+            is_lock_new,
+            made,
+        })
+    }
+
+    /// The start is refused: removes what it has made, if nobody has used the directory so far. What cannot
+    /// be removed stays; it says nothing about anybody.
+    pub fn leave(self) {
+        if !self.is_empty() || !self.is_lock_new {
+            return;
+        }
+        let removed = fs::remove_file(self.path.join(LOCK));
+        if removed.is_ok() {
+            let mut made = self.made.iter();
+            // What is not empty has something to be looked at.
+            made.try_for_each(fs::remove_dir).ok();
+        }
     }
 
     /// The directory.
@@ -153,15 +184,13 @@ impl LockedDir {
             return Ok(None);
         }
         let found = checkpoints_in(&self.path.join("checkpoints"))?;
-        let partitions = match found.len() {
-            0 => return Ok(None),
-            1 => "partition",
-            _ => "partitions",
-        };
-        let numbers: Vec<String> = found.iter().map(|(number, _)| number.to_string()).collect();
+        if found.is_empty() {
+            return Ok(None);
+        }
+        let numbers: Vec<u64> = found.iter().map(|(number, _)| *number).collect();
         Ok(Some(format!(
-            "checkpoints/ has local snapshots of {partitions} {}",
-            numbers.join(", ")
+            "checkpoints/ has local snapshots of {}",
+            in_words(&numbers)
         )))
     }
 
@@ -303,7 +332,7 @@ impl DataDir {
         };
         fs::rename(from, &to).map_err(io("moving", from))?;
         sync_dir(&dir)?;
-        sync_dir(&self.path)?;
+        from.parent().map_or(Ok(()), sync_dir)?;
         Ok(to)
     }
 }
@@ -376,7 +405,7 @@ pub(crate) fn write_durably(path: &Path, bytes: &[u8]) -> Result<(), StartError>
 }
 
 fn lock(dir: &Path) -> Result<File, StartError> {
-    let path = dir.join("LOCK");
+    let path = dir.join(LOCK);
     let mut file = OpenOptions::new()
         .read(true)
         .write(true)
@@ -400,6 +429,20 @@ fn lock(dir: &Path) -> Result<File, StartError> {
             });
         }
         Err(TryLockError::Error(source)) => return Err(io("locking", &path)(source)),
+    }
+    // A start that is refused removes the file that it has made: whoever had opened it by then has locked
+    // nothing.
+    let locked = file.metadata().map_err(io("looking at", &path))?;
+    let is_the_same = match fs::metadata(&path) {
+        Ok(there) => (there.dev(), there.ino()) == (locked.dev(), locked.ino()),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => false,
+        Err(e) => return Err(io("looking at", &path)(e)),
+    };
+    if !is_the_same {
+        return Err(StartError::InUse {
+            dir: dir.to_owned(),
+            pid: "unknown".to_owned(),
+        });
     }
     let pid = std::process::id();
     file.set_len(0)
@@ -595,6 +638,37 @@ mod tests {
             matches!(&error, StartError::InUse { pid: p, .. } if *p == pid),
             "{error}"
         );
+    }
+
+    #[test]
+    fn a_refused_start_removes_what_it_has_made_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("made/data");
+        LockedDir::open(&path).unwrap().leave();
+        assert!(!dir.path().join("made").exists());
+        // A directory that was there stays.
+        fs::create_dir_all(&path).unwrap();
+        LockedDir::open(&path).unwrap().leave();
+        assert_eq!(fs::read_dir(&path).unwrap().count(), 0);
+        // So does what is in it, and who it belongs to.
+        fs::write(path.join("mine"), "").unwrap();
+        LockedDir::open(&path).unwrap().leave();
+        assert!(path.join("mine").exists());
+        let identity = made(&path);
+        LockedDir::open(&path).unwrap().leave();
+        assert_eq!(open(&path, 8).unwrap().identity, identity);
+    }
+
+    #[test]
+    fn a_lock_file_that_was_removed_since_it_was_opened_locks_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(LOCK);
+        let first = lock(dir.path()).unwrap();
+        fs::remove_file(&path).unwrap();
+        let _second = lock(dir.path()).unwrap();
+        let is_same =
+            |file: &File| file.metadata().unwrap().ino() == fs::metadata(&path).unwrap().ino();
+        assert!(!is_same(&first));
     }
 
     #[test]

@@ -64,6 +64,18 @@ pub enum Error {
     /// Somebody else changed it at the same time. Nothing happened.
     #[error("changed by somebody else at the same time; try again")]
     Conflict,
+    /// A snapshot is not of the lineage that the partition is of now. That says nothing about what is in it.
+    #[error(
+        "snapshot {snapshot} is of lineage {its}, and the partition is of lineage {ours} since a restore: its log does not bring the snapshot up to date, so that there is nothing to compare. Name one of the present lineage; `esker snapshot verify --data` checks the bytes of the others"
+    )]
+    EarlierLineage {
+        /// The snapshot.
+        snapshot: String,
+        /// Its lineage; `unknown` if it names none.
+        its: String,
+        /// The partition's.
+        ours: String,
+    },
     /// Nothing happened; try again later.
     #[error("{0}")]
     TryLater(String),
@@ -182,6 +194,20 @@ pub enum StartError {
         /// The data directory.
         dir: PathBuf,
         /// The number it was made with.
+        made: u32,
+        /// The number configured.
+        configured: u32,
+    },
+    /// What is to be restored has another number of partitions than the configuration.
+    #[error(
+        "{found} of a cluster with {made} partitions, the configuration says {configured}: the number cannot be \
+         changed. Start with `partitions = {made}`, or use another destination and directory for a new cluster. \
+         Nothing was changed"
+    )]
+    RestoredPartitions {
+        /// Which copies say so, in words.
+        found: String,
+        /// The number that they are of.
         made: u32,
         /// The number configured.
         configured: u32,
@@ -319,6 +345,40 @@ pub enum StartError {
         /// What to do.
         remedy: Cow<'static, str>,
     },
+    /// A loss was accepted, and of these partitions no copy is left to go on from.
+    #[error(
+        "no copy that can be used is left of {list}; {tried}. Nothing was changed. {remedy}",
+        list = in_words(.partitions)
+    )]
+    NoCopy {
+        /// The partitions.
+        partitions: Vec<u64>,
+        /// Of each, what was tried, and why it is not usable.
+        tried: String,
+        /// What to do.
+        remedy: String,
+    },
+    /// A partition is to begin empty of which there is a copy.
+    #[error(
+        "--empty-partitions names partition {partition}, and there is a copy of it: {copy}. Leave the partition \
+         out, and it is restored from there. Nothing was changed"
+    )]
+    CopyLeft {
+        /// The partition.
+        partition: u64,
+        /// The copy.
+        copy: String,
+    },
+    /// A partition is to begin empty that there is not.
+    #[error(
+        "--empty-partitions names partition {partition}, and there are 0 (the catalog) to {last}. Nothing was changed"
+    )]
+    NoSuchPartition {
+        /// The number.
+        partition: u64,
+        /// The highest that there is.
+        last: u32,
+    },
     /// The state store can be made anew of nothing.
     #[error(
         "the state store cannot be used, and cannot be made anew; tried: {tried}. Nothing was changed. Put a newer snapshot of it into the directory `snapshots` of the data directory, and start again; or restore the partition: `esker server --bootstrap restore` on an empty data directory"
@@ -407,7 +467,7 @@ pub const START_CODES: &[(&str, &str, &str)] = &[
     ),
     (
         "partitions_changed",
-        "The configured number of partitions is not the one that the directory was made with.",
+        "The configured number of partitions is not the one that the directory, or what is to be restored into it, was made with.",
         "Configure the number that the message names.",
     ),
     (
@@ -477,8 +537,13 @@ pub const START_CODES: &[(&str, &str, &str)] = &[
     ),
     (
         "nothing_usable",
-        "No copy of a partition leads back to the present; the message says what was tried.",
-        "Bring back what is missing; or accept the loss with `--bootstrap restore`, which begins a new lineage.",
+        "No copy of a partition leads back to the present, or, with `--bootstrap restore`, none is left at all; the message says what was tried.",
+        "Bring back what is missing; or accept the loss with `--bootstrap restore`, which begins a new lineage. Partitions of which no copy is left begin empty if `--empty-partitions` names them as well.",
+    ),
+    (
+        "empty_partitions",
+        "`--empty-partitions` names a partition of which there is a copy, or one that there is not.",
+        "Leave it out. A partition of which a copy is left is restored from it.",
     ),
     (
         "other_lineage",
@@ -525,13 +590,16 @@ impl StartError {
             StartError::RepositoryUnreadable { .. } => "repository_unreadable",
             StartError::RestoreSpent { error, .. } => error.code(),
             StartError::NothingToRestore { .. } => "nothing_to_restore",
-            StartError::NothingUsable { .. } => "nothing_usable",
+            StartError::NothingUsable { .. } | StartError::NoCopy { .. } => "nothing_usable",
+            StartError::CopyLeft { .. } | StartError::NoSuchPartition { .. } => "empty_partitions",
             StartError::Unreadable { .. } => "unreadable",
             StartError::StateUnusable { .. } => "state_unusable",
             StartError::LineageBegins { .. } => "lineage_begins",
             StartError::OtherLineage { .. } => "other_lineage",
             StartError::JoinUnsupported => "join_unsupported",
-            StartError::PartitionsChanged { .. } => "partitions_changed",
+            StartError::PartitionsChanged { .. } | StartError::RestoredPartitions { .. } => {
+                "partitions_changed"
+            }
             StartError::ClusterNameChanged { .. } => "cluster_name_changed",
             StartError::HoldsCopies { .. } => "data_dir_holds_copies",
             StartError::NoDirectory { .. } => "data_dir_no_directory",
@@ -567,6 +635,13 @@ impl StartError {
             remedy,
         }
     }
+}
+
+/// `partition 2`, `partitions 2, 3`.
+pub(crate) fn in_words(partitions: &[u64]) -> String {
+    let numbers: Vec<String> = partitions.iter().map(u64::to_string).collect();
+    let what = if numbers.len() == 1 { "" } else { "s" };
+    format!("partition{what} {}", numbers.join(", "))
 }
 
 pub(crate) fn read_error(error: ReadError, basin: &str, stream: &str) -> Error {

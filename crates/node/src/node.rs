@@ -1,5 +1,6 @@
 //! A running node.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -77,6 +78,9 @@ pub struct NodeOptions {
     pub check_value: ValueCheck,
     /// What an empty data directory means, if somebody said so.
     pub bootstrap: Option<Bootstrap>,
+    /// Partitions that begin empty where a restore finds no copy of them; of no effect without
+    /// [`Bootstrap::Restore`].
+    pub empty_partitions: BTreeSet<u64>,
 }
 
 impl NodeOptions {
@@ -103,6 +107,7 @@ impl NodeOptions {
             state: StateOptions::default(),
             check_value: ValueCheck::default(),
             bootstrap: None,
+            empty_partitions: BTreeSet::new(),
         }
     }
 

@@ -44,6 +44,9 @@ pub struct Lineage {
     /// wrote names none.
     #[prost(message, repeated, tag = "7")]
     ancestors: Vec<Ancestor>,
+    /// Whether it shares nothing with its parent: it began with an empty partition.
+    #[prost(bool, tag = "8")]
+    pub begins_empty: bool,
 }
 
 /// A lineage that a fork cut off.
@@ -84,6 +87,7 @@ impl Lineage {
             fork_lsn: 0,
             forks: 0,
             ancestors: Vec::new(),
+            begins_empty: false,
         }
     }
 
@@ -100,7 +104,17 @@ impl Lineage {
             fork_lsn: lsn,
             forks: self.forks + 1,
             ancestors: newest(self.all_ancestors(), lsn),
+            begins_empty: false,
             ..self.clone()
+        }
+    }
+
+    /// One of an empty partition that takes the place of one of which nothing is left: it shares nothing with
+    /// `parent`, and what so many forks up to that one may have given out counts all the same.
+    pub fn begin_empty(&self, parent: LineageId, forks: u64, id: LineageId) -> Lineage {
+        Lineage {
+            begins_empty: true,
+            ..self.fork_of_descendant(parent, forks, &[], id, 0)
         }
     }
 
@@ -313,6 +327,17 @@ mod tests {
         earlier.ancestors[0].shared_lsn = None;
         assert!(!earlier.contains(first.id(), 0));
         assert!(contained(&earlier, LineageId(2), 20));
+    }
+
+    #[test]
+    fn an_empty_partition_counts_the_forks_of_the_lost_one_and_shares_nothing_with_it() {
+        let first = first();
+        let empty = first.begin_empty(LineageId(5), 4, LineageId(6));
+        assert_eq!((empty.forks, empty.parent()), (5, Some(LineageId(5))));
+        assert!(empty.begins_empty && !empty.contains(LineageId(5), 1));
+        let read = Lineage::from_bytes(&empty.to_bytes()).unwrap();
+        assert_eq!(read, empty);
+        assert!(!empty.fork(LineageId(7), 3).begins_empty);
     }
 
     #[test]

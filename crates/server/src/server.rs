@@ -13,6 +13,7 @@
 //! A stop refuses what is new, ends sessions, waits for what is in flight, and then lets the node
 //! stop.
 
+use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::num::{NonZeroU32, NonZeroU64};
@@ -119,13 +120,15 @@ pub struct Server {
 impl Server {
     /// Takes the port, recovers, and serves.
     pub async fn start(config: &Config) -> Result<Server, ServeError> {
-        Server::start_with(config, None).await
+        Server::start_with(config, None, BTreeSet::new()).await
     }
 
-    /// The same, told what an empty data directory means.
+    /// The same, told what an empty data directory means, and which partitions begin empty if a restore
+    /// finds no copy of them.
     pub async fn start_with(
         config: &Config,
         bootstrap: Option<Bootstrap>,
+        empty_partitions: BTreeSet<u64>,
     ) -> Result<Server, ServeError> {
         let (listener, address) = bind(
             config.listen,
@@ -146,7 +149,11 @@ impl Server {
         };
         let config = &OpenFiles::raise(config).within(config);
         let metrics = telemetry::metrics();
-        let node = Node::start(node_options(config, bootstrap)).await?;
+        let options = NodeOptions {
+            empty_partitions,
+            ..node_options(config, bootstrap)
+        };
+        let node = Node::start(options).await?;
         let app = App {
             node: node.clone(),
             metrics,

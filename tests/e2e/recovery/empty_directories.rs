@@ -19,7 +19,40 @@ async fn refused_and_empty(setup: &Setup, scene: &Scene, code: &str) {
     let name = name.file_name().unwrap().to_str().unwrap();
     refused(setup, scene, name, code).await;
     let found = files(&scene.path(name));
-    assert!(found.iter().all(|name| name == "LOCK"), "{code}: {found:?}");
+    assert!(found.is_empty(), "{code}: {found:?}");
+}
+
+/// Refused, and nothing is left of a directory that was not there; what it said.
+async fn refused_and_gone(setup: &Setup, scene: &Scene, code: &str) -> String {
+    let data = scene.path("made/by-the-start");
+    let (exit, log) = setup.start_refused(&data).await;
+    assert_eq!(exit, 1, "{log}");
+    assert!(log.contains(&format!("error [{code}]")), "{code}: {log}");
+    assert!(!scene.path("made").exists(), "{code}: {log}");
+    log
+}
+
+#[tokio::test]
+async fn a_restore_with_another_number_of_partitions_names_both_and_leaves_nothing_behind() {
+    let past = Past::new(Kind::Directory, "incremental").await;
+    let scene = &past.scene;
+    let three = scene.setup.clone().bootstrap("restore").partitions(3);
+    let log = refused_and_gone(&three, scene, "partitions_changed").await;
+    let found = "backups has snapshots of a cluster with 2 partitions, the configuration says 3";
+    assert!(log.contains(found), "{log}");
+    assert!(log.contains("`partitions = 2`"), "{log}");
+    refused_and_gone(&scene.setup, scene, "repository_holds_cluster").await;
+
+    // The same of what is left on the disk.
+    let scene = only_checkpoints_are_left(&past).await;
+    scene.place.empty();
+    let before = what_is_there(&scene);
+    let three = scene.setup.clone().bootstrap("restore").partitions(3);
+    let (_, log) = three.start_refused(&scene.data()).await;
+    let found = "data has local snapshots of a cluster with 2 partitions, the configuration says 3";
+    assert!(log.contains(found), "{log}");
+    assert_eq!(what_is_there(&scene), before);
+    assert!(log.contains("error [partitions_changed]"), "{log}");
 }
 
 #[tokio::test]
@@ -119,7 +152,7 @@ async fn a_restore_that_found_everything_damaged_is_gone_on_with_once_that_is_me
 }
 
 /// Of a node that has lost everything but its local snapshots.
-async fn only_checkpoints_are_left(past: &Past) -> Scene {
+pub async fn only_checkpoints_are_left(past: &Past) -> Scene {
     let scene = past.copy().await;
     for what in [
         "node.json",

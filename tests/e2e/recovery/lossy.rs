@@ -5,7 +5,7 @@ use s2_sdk::error::{AppendConditionFailed, AppendError, ReadError};
 
 use super::contents::{Contents, GAP, contents, stream};
 use super::losses::{Harm, Loss, befall};
-use super::past::{Past, caught_up, is_healthy, kept, lineages, play, seen};
+use super::past::{Past, caught_up, is_healthy, kept, lineages, new_line_is_kept, play, seen};
 use super::place::{Kind, PARTITIONS, Scene};
 use crate::support::{Setup, eventually, sdk};
 
@@ -182,4 +182,32 @@ async fn a_restore_from_a_directory_begins_a_line_in_which_nothing_is_given_out_
 #[tokio::test]
 async fn a_restore_from_s3_begins_a_line_in_which_nothing_is_given_out_twice() {
     each_begins_a_new_line(Kind::S3, "full").await;
+}
+
+#[tokio::test]
+async fn a_snapshot_of_an_earlier_lineage_is_named_as_one_when_it_is_to_be_proven() {
+    let past = Past::new(Kind::Directory, "incremental").await;
+    let scene = past.copy().await;
+    befall(&scene, Loss::Everything, Harm::Nothing);
+    let (server, _) = seen(&restore(&scene.setup), &scene).await;
+    new_line_is_kept(&scene.place).await;
+    let root = scene.place.root(2).unwrap();
+    let prove = async |dir: &str| {
+        let name = dir.trim_end_matches('/').rsplit('/').next().unwrap();
+        let path = format!("/esker/v1/partitions/2/snapshots/{name}/prove");
+        server.http1().post(&path).send().await
+    };
+    let retained = root.retained();
+    assert!(retained.len() > 1, "{root:?}");
+    prove(&retained[0]).await.expect(200);
+    let answer = prove(&retained[1]).await;
+    assert_eq!(answer.status, 409, "{}", answer.text());
+    let answer = answer.json();
+    assert_eq!(answer["code"], "earlier_lineage", "{answer}");
+    let message = answer["message"].as_str().unwrap();
+    for lineage in [&past.roots[2].lineage(), &root.lineage()] {
+        assert!(message.contains(lineage.as_str()), "{message}");
+    }
+    // It says nothing about what is in it.
+    is_healthy(&server, "after all that").await;
 }

@@ -9,6 +9,7 @@
 //! | [`positions`] | what a stream says of its forks |
 //! | [`refusals`] | what a start refuses, and that it changes nothing then |
 //! | [`empty_directories`] | what an empty data directory means |
+//! | [`empty_partitions`] | partitions of which no copy is left |
 //! | [`twins`] | two that believe to be the same; one loss after the other |
 //! | [`kills`] | kills amid all of that |
 //! | [`any_history`] | all of that in any order, against a model |
@@ -29,6 +30,7 @@ mod catalog;
 pub mod contents;
 mod damaged_blocks;
 mod empty_directories;
+mod empty_partitions;
 mod kills;
 mod log_bound;
 mod losses;

@@ -47,6 +47,8 @@ struct Object {
 struct State {
     objects: Mutex<BTreeMap<String, Object>>,
     mood: Mutex<Mood>,
+    /// Objects of which the key contains it are not given to anybody.
+    denied: Mutex<Option<String>>,
     /// Requests and versions so far.
     count: AtomicU64,
 }
@@ -70,6 +72,7 @@ impl S3 {
         let state = Arc::new(State {
             objects: Mutex::default(),
             mood: Mutex::new(Mood::Well),
+            denied: Mutex::default(),
             count: AtomicU64::new(0),
         });
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -90,6 +93,12 @@ impl S3 {
     /// From now on.
     pub fn be(&self, mood: Mood) {
         *self.state.mood.lock().unwrap() = mood;
+    }
+
+    /// From now on, nobody may read objects of which the key contains this; `None` ends that. Lists show them.
+    #[allow(dead_code)]
+    pub fn deny(&self, part: Option<&str>) {
+        *self.state.denied.lock().unwrap() = part.map(str::to_owned);
     }
 
     /// Requests so far, failed ones included.
@@ -174,6 +183,11 @@ impl State {
         let (head, body) = request.into_parts();
         let body = body.collect().await.map_err(|_| Broken)?.to_bytes();
         let request = Request::from_parts(head, body);
+        let key = decode(request.uri().path());
+        let denied = self.denied.lock().unwrap().clone();
+        if denied.is_some_and(|part| key.contains(&part)) && request.method() == Method::GET {
+            return Ok(error(StatusCode::FORBIDDEN, "AccessDenied"));
+        }
         let busy = || error(StatusCode::SERVICE_UNAVAILABLE, "SlowDown");
         match self.mood() {
             Mood::Well => Ok(self.apply(&request)),

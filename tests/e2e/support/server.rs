@@ -27,6 +27,7 @@ pub struct Setup {
     listen: String,
     set: Vec<String>,
     bootstrap: Option<&'static str>,
+    empty_partitions: Option<&'static str>,
     open_files: Option<u32>,
     variables: Vec<(&'static str, String)>,
 }
@@ -37,6 +38,7 @@ impl Default for Setup {
             partitions: 2,
             listen: "127.0.0.1:0".to_owned(),
             bootstrap: None,
+            empty_partitions: None,
             open_files: None,
             variables: Vec::new(),
             set: [
@@ -87,6 +89,13 @@ impl Setup {
         self
     }
 
+    /// With `--empty-partitions`.
+    #[allow(dead_code)]
+    pub fn empty_partitions(mut self, numbers: &'static str) -> Setup {
+        self.empty_partitions = Some(numbers);
+        self
+    }
+
     /// With the right to so many open files, and half of them to begin with.
     pub fn open_files(mut self, limit: u32) -> Setup {
         self.open_files = Some(limit);
@@ -132,6 +141,9 @@ impl Setup {
         }
         if let Some(what) = self.bootstrap {
             command.arg("--bootstrap").arg(what);
+        }
+        if let Some(numbers) = self.empty_partitions {
+            command.arg("--empty-partitions").arg(numbers);
         }
         let mut child = command
             .stdin(Stdio::null())

@@ -9,6 +9,7 @@
 //! A crash before a start serves leaves no file: the next start goes on with what was accepted. A data
 //! directory that is lost takes the file along: of an empty one, the option always counts.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -18,6 +19,16 @@ use crate::error::StartError;
 use crate::snapshots::Bootstrap;
 
 const FILE: &str = "bootstrap.json";
+
+/// What the operator accepts at a start.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Accepted {
+    /// That what cannot be recovered is lost. What a plan has decided was accepted before, and nothing
+    /// beyond it.
+    pub loss: bool,
+    /// That these partitions begin empty, where no copy of them is left.
+    pub empty: BTreeSet<u64>,
+}
 
 /// A start that was told to restore, and served.
 #[derive(Debug, Serialize, Deserialize)]
@@ -55,8 +66,8 @@ pub(super) fn counts(
     if said == Some(Bootstrap::Restore) {
         tracing::warn!(
             served_at,
-            "--bootstrap restore does not count: it was said for an earlier start, which has served. \
-             Remove it, also ESKER_BOOTSTRAP from the environment"
+            "--bootstrap restore does not count, nor does --empty-partitions: it was said for an earlier start, \
+             which has served. Remove it, also ESKER_BOOTSTRAP from the environment"
         );
         return Ok(None);
     }

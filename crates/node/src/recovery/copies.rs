@@ -6,10 +6,11 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use esker_partition::{Checkpoint, Lineage, LineageId, Store, StoreError, checkpoint};
+use esker_partition::{Checkpoint, Lineage, LineageId, PartitionId, Store, StoreError, checkpoint};
 use esker_repository::{CurrentRoot, Error as RepositoryError, Progress, Repository, Which};
-use futures::{StreamExt as _, TryStreamExt as _};
+use futures::StreamExt as _;
 
+use super::acceptance::Accepted;
 use super::attempts::Attempts;
 use super::contradiction::Witness;
 use super::look::{DatabaseFacts, Facts, PartitionFacts};
@@ -26,6 +27,9 @@ const PARALLEL: usize = 4;
 const BEGINNING: Duration = Duration::from_secs(60);
 /// What is to be done where the log contradicts copies, and no other one is of use.
 const CONTRADICTED: &str = "What the log contradicts is of another copy of this data directory, or the log is: bring back what belongs together. Or give up what only this directory has, and restore the other one's snapshots into an empty directory with --bootstrap restore";
+/// Forks that a partition may have been through of which neither its log nor the repository tells any more:
+/// each loss of a log is one. No number is given out twice as long as there were not more.
+const UNKNOWN_FORKS: u64 = 64;
 /// How often a long restore says how far it is.
 const REPORT_EVERY: Duration = Duration::from_secs(5);
 
@@ -56,7 +60,7 @@ pub(super) async fn find(
     archive: &Archive,
     plan: &mut Plan,
     attempts: &Attempts,
-    accepts_loss: bool,
+    accepted: &Accepted,
 ) -> Result<Vec<Way>, StartError> {
     let planned: &Plan = plan;
     let store = facts.store.as_ref().ok();
@@ -64,17 +68,29 @@ pub(super) async fn find(
         let search = Search {
             store,
             planned: planned.forks.get(&facts.partition),
-            accepts_loss,
-            ..Search::lossless(facts, data_dir, raft, archive, attempts)
+            ..Search::lossless(facts, data_dir, raft, archive, attempts, accepted)
         };
         search.find()
     });
     // Made first: closures in streams are not proven to live long enough.
     let finding: Vec<_> = finding.collect();
-    let mut ways: Vec<Way> = futures::stream::iter(finding)
-        .buffer_unordered(PARALLEL)
-        .try_collect()
-        .await?;
+    let mut finding = futures::stream::iter(finding).buffer_unordered(PARALLEL);
+    let (mut ways, mut lacking) = (Vec::new(), Vec::new());
+    while let Some(found) = finding.next().await {
+        match found {
+            Ok(way) => ways.push(way),
+            // All of them are named at once. What is fetched of the others meanwhile is there for the next
+            // start.
+            Err(StartError::NoCopy {
+                partitions, tried, ..
+            }) => lacking.push((partitions, tried)),
+            Err(error) => return Err(error),
+        }
+    }
+    drop(finding);
+    if !lacking.is_empty() {
+        return Err(no_copy(lacking, facts.partitions.len()));
+    }
     ways.sort_by_key(|way| way.partition);
     if facts.partitions.iter().any(|facts| facts.log.is_none()) {
         tracing::warn!(
@@ -93,6 +109,38 @@ pub(super) async fn find(
     Ok(ways)
 }
 
+/// Of several partitions no copy is left, of so many that there are.
+fn no_copy(mut lacking: Vec<(Vec<u64>, String)>, all: usize) -> StartError {
+    lacking.sort();
+    let tried: Vec<String> = lacking.iter().map(|(_, tried)| tried.clone()).collect();
+    let partitions: Vec<u64> = lacking.into_iter().flat_map(|(some, _)| some).collect();
+    let remedy = match partitions.len() == all {
+        true => "There is no copy to go on from: bring back what is missing".to_owned(),
+        false => format!(
+            "Bring back what is missing; or {}",
+            begin_empty(&partitions)
+        ),
+    };
+    StartError::NoCopy {
+        partitions,
+        tried: tried.join("; "),
+        remedy,
+    }
+}
+
+/// How to go on without partitions of which no copy is left.
+fn begin_empty(partitions: &[u64]) -> String {
+    let numbers: Vec<String> = partitions.iter().map(u64::to_string).collect();
+    let (what, of_it) = match partitions {
+        [_] => ("the partition begins", "it"),
+        _ => ("the partitions begin", "them"),
+    };
+    format!(
+        "accept that all that was in {of_it} is lost with --bootstrap restore --empty-partitions {}: {what} empty",
+        numbers.join(",")
+    )
+}
+
 pub(super) struct Search<'a> {
     pub(super) facts: &'a PartitionFacts,
     /// The database, if it is of use.
@@ -101,7 +149,7 @@ pub(super) struct Search<'a> {
     pub(super) archive: &'a Archive,
     pub(super) planned: Option<&'a PlannedFork>,
     pub(super) attempts: &'a Attempts,
-    accepts_loss: bool,
+    accepted: &'a Accepted,
     /// What the log has, unless it turns out to be too short.
     pub(super) log: Option<LogFacts>,
     /// The log as it is, which contradicts copies even if it is too short.
@@ -137,6 +185,7 @@ impl<'a> Search<'a> {
         raft: &esker_raft::Node,
         archive: &'a Archive,
         attempts: &'a Attempts,
+        accepted: &'a Accepted,
     ) -> Search<'a> {
         Search {
             facts,
@@ -145,7 +194,7 @@ impl<'a> Search<'a> {
             archive,
             planned: None,
             attempts,
-            accepts_loss: false,
+            accepted,
             witness: facts
                 .log
                 .clone()
@@ -159,7 +208,22 @@ impl<'a> Search<'a> {
         }
     }
 
-    pub(super) async fn find(mut self) -> Result<Way, StartError> {
+    pub(super) async fn find(self) -> Result<Way, StartError> {
+        let partition = self.facts.partition;
+        // What an earlier start has decided is gone on with.
+        let is_begun = self.planned.is_some_and(|planned| planned.empty);
+        let is_named = self.accepted.empty.contains(&partition) && !is_begun;
+        let way = self.search().await?;
+        match is_named && way.source != Source::Empty {
+            true => Err(StartError::CopyLeft {
+                partition,
+                copy: way.source.to_string(),
+            }),
+            false => Ok(way),
+        }
+    }
+
+    async fn search(mut self) -> Result<Way, StartError> {
         if let Some(way) = self.database().await? {
             return Ok(way);
         }
@@ -205,11 +269,10 @@ impl<'a> Search<'a> {
                 return Ok(self.way(copy, Some(ready), None, true));
             }
         }
-        if is_whole(self.log.as_ref())
-            && !self.is_ruled_out(&Source::Log)
-            && let Some(log) = &self.log
-        {
-            let nothing = Copy::at(Source::Log, log.lineage.id(), 0);
+        if is_whole(self.log.as_ref()) && !self.is_ruled_out(&Source::Log) {
+            let partition = PartitionId(self.facts.partition);
+            let first = LineageId::first(&self.data_dir.identity.cluster_id, partition);
+            let nothing = Copy::at(Source::Log, first, 0);
             return Ok(self.way(&nothing, None, None, root.is_some()));
         }
         self.all_was_read()?;
@@ -219,15 +282,19 @@ impl<'a> Search<'a> {
         {
             self.tried.push(error.to_string());
         }
-        if !self.accepts_loss && !self.is_pending() {
+        if !self.accepted.loss && !self.is_pending() {
             let is_lost = self.facts.database.is_err();
             let remedy = match (is_lost, locals.is_empty(), archived.is_empty()) {
-                (true, true, true) => match self.state_left(&ancestry_of(root.as_ref())).await {
+                (true, true, true) => match self.state_left(&ancestry_of(root.as_ref())).await? {
                     Some(state) => state.into(),
-                    None => "There is no copy to go on from: bring back what is missing".into(),
+                    None => format!(
+                        "There is no copy to go on from: bring back what is missing; or {}",
+                        begin_empty(&[self.facts.partition])
+                    )
+                    .into(),
                 },
                 _ if self.contradicted => CONTRADICTED.into(),
-                (true, true, false) if self.damage => "Bring back what is missing or damaged, from versions or a backup; or accept the loss of everything after the newest copy that is whole with --bootstrap restore, which ends in the same way if none is".into(),
+                (true, true, false) if self.damage => "Bring back what is missing or damaged, from versions or a backup; or accept the loss of everything after the newest copy that is whole with --bootstrap restore, which names the way out if none is".into(),
                 _ => "Bring back what is missing; or accept the loss of everything after the newest copy with --bootstrap restore".into(),
             };
             return Err(StartError::NothingUsable {
@@ -378,7 +445,7 @@ impl<'a> Search<'a> {
     /// may begin with it.
     async fn blocks(&self, checkpoint: &Checkpoint) -> Result<(), StoreError> {
         let facts = self.facts;
-        let may_fork = self.accepts_loss || self.is_pending();
+        let may_fork = self.accepted.loss || self.is_pending();
         if !facts.is_damaged && facts.database.is_err() && !may_fork {
             return Ok(());
         }
@@ -593,12 +660,12 @@ impl<'a> Search<'a> {
             // An earlier start has begun it: the same copy, and forks counted from its parent. If that copy
             // has turned out damaged and a loss is accepted, the fork is followed by another one.
             let is_there = copies.iter().any(|copy| copy.lsn == planned.lsn);
-            if is_there || !self.accepts_loss {
+            if is_there || !self.accepted.loss {
                 ancestry.remove(0);
                 copies.retain(|copy| copy.lsn == planned.lsn);
             }
         }
-        if let (false, Some(planned)) = (self.accepts_loss, planned) {
+        if let (false, Some(planned)) = (self.accepted.loss, planned) {
             copies.retain(|copy| copy.lsn >= planned.lsn);
         }
         while let Some((copy, skipped)) = best(&copies, &ancestry) {
@@ -618,7 +685,7 @@ impl<'a> Search<'a> {
                     copies.retain(|other| *other != copy);
                     continue;
                 }
-                Source::Database | Source::Log | Source::State(_) => None,
+                Source::Database | Source::Log | Source::State(_) | Source::Empty => None,
                 Source::Local(dir) => match locals.iter().find(|c| c.dir == *dir) {
                     Some(checkpoint) => match self.link(checkpoint).await? {
                         Some(ready) => Some(ready),
@@ -652,10 +719,11 @@ impl<'a> Search<'a> {
                 lsn: copy.lsn,
                 skipped,
                 between,
+                empty: false,
             });
             return Ok(self.way(&copy, ready, Some(fork), root.is_some()));
         }
-        let accepts_loss = self.accepts_loss;
+        let accepts_loss = self.accepted.loss;
         let loses_more = |way: &Way| {
             let after = way.fork.as_ref().map_or(0, |fork| fork.lsn);
             !accepts_loss && planned.is_some_and(|planned| after < planned.lsn)
@@ -663,19 +731,74 @@ impl<'a> Search<'a> {
         let of_state = self.state(&ancestry, root.is_some()).await?;
         // A newer one may be among what could not be read: no loss is accepted for its sake.
         self.all_was_read()?;
-        let remedy = match of_state {
-            Some(way) if !loses_more(&way) => return Ok(way),
-            _ if self.contradicted => CONTRADICTED,
-            None if accepts_loss => "There is no copy to go on from",
-            _ => {
-                "The copy that an earlier start has decided on is gone: bring it back; or accept a greater loss with --bootstrap restore"
-            }
+        let is_begun = planned.is_some_and(|planned| planned.empty);
+        let is_named = self.accepted.empty.contains(&self.facts.partition);
+        match of_state {
+            Some(way) if !loses_more(&way) => Ok(way),
+            _ if self.contradicted => Err(StartError::NothingUsable {
+                partition: self.facts.partition,
+                tried: self.tried.join("; "),
+                remedy: CONTRADICTED.into(),
+            }),
+            None if is_begun || is_named => self.empty(&ancestry, root, swapped),
+            None if accepts_loss => Err(StartError::NoCopy {
+                partitions: vec![self.facts.partition],
+                tried: format!(
+                    "tried for partition {}: {}",
+                    self.facts.partition,
+                    self.tried.join("; ")
+                ),
+                remedy: String::new(),
+            }),
+            _ => Err(StartError::NothingUsable {
+                partition: self.facts.partition,
+                tried: self.tried.join("; "),
+                remedy: "The copy that an earlier start has decided on is gone: bring it back; or accept a greater loss with --bootstrap restore".into(),
+            }),
+        }
+    }
+
+    /// An empty partition instead of one of which nothing is left.
+    fn empty(
+        &self,
+        ancestry: &[(LineageId, u64)],
+        root: Option<&CurrentRoot>,
+        swapped: bool,
+    ) -> Result<Way, StartError> {
+        let partition = self.facts.partition;
+        if !swapped
+            && let Some(root) = root
+            && let Some(wait) = still_beginning(root)
+        {
+            return Err(StartError::LineageBegins {
+                partition,
+                repository: self.archive.shown().to_owned(),
+                wait: wait.as_secs() + 1,
+            });
+        }
+        let id = PartitionId(partition);
+        let first = LineageId::first(&self.data_dir.identity.cluster_id, id);
+        let log = self.facts.log.as_ref().map(|log| &log.lineage);
+        let newest = ancestry.first().map(|(newest, _)| *newest);
+        let parent = newest.or(log.map(Lineage::id)).unwrap_or(first);
+        let known = (ancestry.len() as u64).saturating_sub(1);
+        let forks = match log {
+            Some(log) => log.forks.max(known),
+            None => known + UNKNOWN_FORKS,
         };
-        Err(StartError::NothingUsable {
-            partition: self.facts.partition,
-            tried: self.tried.join("; "),
-            remedy: remedy.into(),
-        })
+        let same = self
+            .planned
+            .filter(|planned| planned.empty && (swapped || planned.parent() == Some(parent)));
+        let fork = same.cloned().unwrap_or_else(|| PlannedFork {
+            lineage: LineageId(rand::random()).to_string(),
+            parent: parent.to_string(),
+            lsn: 0,
+            skipped: forks,
+            between: Vec::new(),
+            empty: true,
+        });
+        let nothing = Copy::at(Source::Empty, first, 0);
+        Ok(self.way(&nothing, None, Some(fork), root.is_some()))
     }
 
     pub(super) fn way(

@@ -1,12 +1,13 @@
 //! What a data directory is, and what an empty one means.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use esker_partition::{Checkpoint, Lineage, PartitionId, Store, StoreError, StoreOptions};
 use esker_repository::{ownership, partitions};
 use tokio::runtime::Handle;
 
-use super::acceptance;
+use super::acceptance::{self, Accepted};
 use super::archived_state::bring_archived_state;
 use super::copies::remove;
 use super::plan::Plan;
@@ -21,62 +22,30 @@ use crate::state::files::{FileError, Files, name_of};
 pub(super) struct Entered {
     pub data_dir: DataDir,
     pub archive: Archive,
-    /// Whether the operator accepts at this start that what cannot be recovered is lost. What a plan
-    /// has decided was accepted before, and nothing beyond it.
-    pub accepts_loss: bool,
+    pub accepted: Accepted,
 }
 
 pub(super) fn enter(options: &NodeOptions, handle: &Handle) -> Result<Entered, StartError> {
-    let locked = LockedDir::open(&options.data_dir)?;
-    let archive = Archive::open(&options.snapshots, locked.path())?;
-    let mut plan = Plan::read(locked.path())?;
-    let said = acceptance::counts(locked.path(), options.bootstrap)?;
-    let wants = match &plan {
-        // It was said once, and a crash came between.
-        Some(plan) if plan.everything => Some(Bootstrap::Restore),
-        _ => said,
-    };
-    if wants == Some(Bootstrap::Join) {
-        return Err(StartError::JoinUnsupported);
+    let mut empty = options.empty_partitions.iter();
+    if let Some(partition) = empty.find(|one| **one > u64::from(options.partitions)) {
+        return Err(StartError::NoSuchPartition {
+            partition: *partition,
+            last: options.partitions,
+        });
     }
-    let data_dir = if locked.is_empty() {
-        match wants {
-            Some(Bootstrap::Restore) => {
-                let identity = handle.block_on(restored_identity(options, &archive, &locked))?;
-                let everything = Plan {
-                    everything: true,
-                    ..Plan::default()
-                };
-                everything.write(locked.path())?;
-                plan = Some(everything);
-                locked.belonging_to(|| identity, options.partitions)?
-            }
-            wants => {
-                if let Some(what) = locked.copies()? {
-                    return Err(StartError::HoldsCopies {
-                        dir: locked.path().to_owned(),
-                        what,
-                    });
-                }
-                handle.block_on(nobody_there(&archive, wants, &locked))?;
-                if wants != Some(Bootstrap::New) {
-                    let cluster = &options.cluster_name;
-                    handle.block_on(bring_archived_state(locked.path(), cluster, &archive))?;
-                    no_state_there(locked.path())?;
-                }
-                let identity = || Identity::new(&options.cluster_name, options.partitions);
-                locked.belonging_to(identity, options.partitions)?
-            }
+    let locked = LockedDir::open(&options.data_dir)?;
+    let begun = match begin(options, handle, &locked) {
+        Ok(begun) => begun,
+        Err(error) => {
+            locked.leave();
+            return Err(error);
         }
-    } else {
-        if said == Some(Bootstrap::New) {
-            return Err(StartError::NotEmpty {
-                dir: locked.path().to_owned(),
-            });
-        }
-        let identity = || Identity::new(&options.cluster_name, options.partitions);
-        locked.belonging_to(identity, options.partitions)?
     };
+    let identity = || match begun.identity {
+        Some(identity) => identity,
+        None => Identity::new(&options.cluster_name, options.partitions),
+    };
+    let data_dir = locked.belonging_to(identity, options.partitions)?;
     if data_dir.identity.cluster_name != options.cluster_name {
         return Err(StartError::ClusterNameChanged {
             dir: data_dir.path().to_owned(),
@@ -85,20 +54,90 @@ pub(super) fn enter(options: &NodeOptions, handle: &Handle) -> Result<Entered, S
         });
     }
     crate::space::release_reserve_for_start(data_dir.path());
-    if archive.is_default {
+    if begun.archive.is_default {
         tracing::warn!(
-            repository = archive.shown(),
+            repository = begun.archive.shown(),
             "partition snapshots are kept in the data directory and do not survive this disk: \
              set snapshots.destination"
         );
     }
+    let restores = begun.said == Some(Bootstrap::Restore);
     // Until it serves for the first time, a directory that is filled from the repository has nothing to
     // lose: it was said once, and a crash came between.
-    let is_filled = data_dir.is_new && plan.as_ref().is_some_and(|plan| plan.everything);
+    let is_filled = data_dir.is_new && begun.plan.is_some_and(|plan| plan.everything);
+    let accepted = Accepted {
+        loss: restores || is_filled,
+        empty: match restores {
+            true => options.empty_partitions.clone(),
+            false => BTreeSet::new(),
+        },
+    };
     Ok(Entered {
-        accepts_loss: said == Some(Bootstrap::Restore) || is_filled,
         data_dir,
+        archive: begun.archive,
+        accepted,
+    })
+}
+
+/// What a start begins with.
+struct Begun {
+    archive: Archive,
+    plan: Option<Plan>,
+    /// What of the options counts.
+    said: Option<Bootstrap>,
+    /// Who the directory belongs to, if it is empty and is filled from the repository.
+    identity: Option<Identity>,
+}
+
+/// Decides what the directory is, and makes nothing of an empty one but the plan of its restore.
+fn begin(options: &NodeOptions, handle: &Handle, locked: &LockedDir) -> Result<Begun, StartError> {
+    let archive = Archive::open(&options.snapshots, locked.path())?;
+    let mut plan = Plan::read(locked.path())?;
+    let said = acceptance::counts(locked.path(), options.bootstrap)?;
+    let wants = match &plan {
+        // It was said once, and a crash came between.
+        Some(plan) if plan.everything => Some(Bootstrap::Restore),
+        _ => said,
+    };
+    let mut identity = None;
+    match wants {
+        Some(Bootstrap::Join) => return Err(StartError::JoinUnsupported),
+        _ if !locked.is_empty() => {
+            if said == Some(Bootstrap::New) {
+                return Err(StartError::NotEmpty {
+                    dir: locked.path().to_owned(),
+                });
+            }
+        }
+        Some(Bootstrap::Restore) => {
+            identity = Some(handle.block_on(restored_identity(options, &archive, locked))?);
+            let everything = Plan {
+                everything: true,
+                ..Plan::default()
+            };
+            everything.write(locked.path())?;
+            plan = Some(everything);
+        }
+        wants => {
+            if let Some(what) = locked.copies()? {
+                return Err(StartError::HoldsCopies {
+                    dir: locked.path().to_owned(),
+                    what,
+                });
+            }
+            handle.block_on(nobody_there(&archive, wants, locked))?;
+            if wants != Some(Bootstrap::New) {
+                let cluster = &options.cluster_name;
+                handle.block_on(bring_archived_state(locked.path(), cluster, &archive))?;
+                no_state_there(locked.path())?;
+            }
+        }
+    }
+    Ok(Begun {
         archive,
+        plan,
+        said,
+        identity,
     })
 }
 
@@ -276,25 +315,56 @@ async fn restored_identity(
     }
 }
 
-/// Who is restored: the cluster that the catalog's newest snapshot in the repository names.
+/// Who is restored: the cluster that the newest snapshot in the repository names, the catalog's if there is
+/// any.
 async fn identity_of_cluster(
     options: &NodeOptions,
     archive: &Archive,
 ) -> Result<Identity, StartError> {
-    let repository = || archive.shown().to_owned();
-    let unreadable = |e: esker_repository::Error| StartError::RepositoryUnreadable {
-        repository: repository(),
-        why: e.to_string(),
+    let mut why = match identity_of_partition(options, archive, 0).await? {
+        Ok(identity) => return Ok(identity),
+        Err(why) => why,
     };
+    let there = partitions(archive.destination()).await;
+    let there = there.map_err(|e| unreadable(archive, &e))?;
+    for partition in there.into_iter().map(|one| u64::from(one.0)) {
+        if partition == 0 {
+            continue;
+        }
+        match identity_of_partition(options, archive, partition).await? {
+            Ok(identity) => return Ok(identity),
+            Err(also) => why = format!("{why}; {also}"),
+        }
+    }
+    Err(StartError::NothingToRestore {
+        repository: archive.shown().to_owned(),
+        why,
+    })
+}
+
+fn unreadable(archive: &Archive, error: &esker_repository::Error) -> StartError {
+    StartError::RepositoryUnreadable {
+        repository: archive.shown().to_owned(),
+        why: error.to_string(),
+    }
+}
+
+/// The same, of one partition; or why none of its snapshots tells.
+async fn identity_of_partition(
+    options: &NodeOptions,
+    archive: &Archive,
+    partition: u64,
+) -> Result<Result<Identity, String>, StartError> {
     let nothing = |why: String| StartError::NothingToRestore {
-        repository: repository(),
+        repository: archive.shown().to_owned(),
         why,
     };
-    let catalog = archive.reader(0);
-    let root = catalog.root().await.map_err(|e| match e {
-        esker_repository::Error::NoRoot { .. } => nothing(e.to_string()),
-        other => unreadable(other),
-    })?;
+    let reader = archive.reader(partition);
+    let root = match reader.root().await {
+        Ok(root) => root,
+        Err(error @ esker_repository::Error::NoRoot { .. }) => return Ok(Err(error.to_string())),
+        Err(error) => return Err(unreadable(archive, &error)),
+    };
     if root.cluster_name != options.cluster_name {
         return Err(nothing(format!(
             "it holds snapshots of cluster `{}`, and this is to be `{}`: \
@@ -304,29 +374,31 @@ async fn identity_of_cluster(
     }
     let mut damaged = Vec::new();
     for retained in &root.retained_snapshots {
-        let metadata = match catalog.describe(&retained.dir()).await {
+        let metadata = match reader.describe(&retained.dir()).await {
             Ok(metadata) => metadata,
             Err(error) if error.is_damage() => {
                 damaged.push(error.to_string());
                 continue;
             }
-            Err(error) => return Err(unreadable(error)),
+            Err(error) => return Err(unreadable(archive, &error)),
         };
         let (Some(id), Some(partitions)) = (cluster_id(&metadata), metadata.partitions) else {
             return Err(nothing(format!("{} was not made by a node", retained.path)));
         };
         if partitions != options.partitions {
-            return Err(StartError::PartitionsChanged {
-                dir: options.data_dir.clone(),
+            return Err(StartError::RestoredPartitions {
+                found: format!("{} has snapshots", archive.shown()),
                 made: partitions,
                 configured: options.partitions,
             });
         }
-        return Ok(Identity::of_cluster(id, &options.cluster_name, partitions));
+        let name = &options.cluster_name;
+        return Ok(Ok(Identity::of_cluster(id, name, partitions)));
     }
-    Err(nothing(match damaged.is_empty() {
-        true => "no snapshot of the catalog is retained".to_owned(),
-        false => damaged.join("; "),
+    Ok(Err(match (damaged.is_empty(), partition) {
+        (true, 0) => "no snapshot of the catalog is retained".to_owned(),
+        (true, _) => format!("no snapshot of partition {partition} is retained"),
+        (false, _) => damaged.join("; "),
     }))
 }
 
@@ -352,8 +424,8 @@ fn identity_of_checkpoints(
             }
         };
         if lineage.partitions != options.partitions {
-            return Err(StartError::PartitionsChanged {
-                dir: options.data_dir.clone(),
+            return Err(StartError::RestoredPartitions {
+                found: format!("{} has local snapshots", locked.path().display()),
                 made: lineage.partitions,
                 configured: options.partitions,
             });

@@ -21,6 +21,25 @@ use crate::state::document::Header;
 use crate::state::files::{FileError, Files, name_of};
 use crate::state::rebuild::copy_of;
 
+/// The JSON snapshots of a directory that are whole, newest first; and what cannot be read now.
+fn look_at(files: &Files) -> (Vec<Header>, Vec<String>) {
+    let (mut whole, mut unreadable) = (Vec::new(), Vec::new());
+    let listed = files.list().unwrap_or_else(|error| {
+        unreadable.push(format!("{}: {error}", files.dir().display()));
+        Vec::new()
+    });
+    for one in listed {
+        match files.check(one.commit_ts) {
+            Ok((written, _)) => whole.push(written.header),
+            Err(FileError::Unreadable(error)) if error.kind() != io::ErrorKind::NotFound => {
+                unreadable.push(format!("{}: {error}", one.path.display()));
+            }
+            Err(_) => {}
+        }
+    }
+    (whole, unreadable)
+}
+
 impl Search<'_> {
     /// The newest JSON snapshot that is a part of the history, if this is the store's partition.
     pub(super) async fn state(
@@ -161,45 +180,71 @@ impl Search<'_> {
 
     /// Where the newest JSON snapshot is that a restore with a loss would take, and what that costs; `None`
     /// if this is not the store's partition, or there is none. Changes nothing.
-    pub(super) async fn state_left(&self, ancestry: &[(LineageId, u64)]) -> Option<String> {
+    ///
+    /// # Errors
+    ///
+    /// None was found, and one that is there cannot be read now: it may be one.
+    pub(super) async fn state_left(
+        &self,
+        ancestry: &[(LineageId, u64)],
+    ) -> Result<Option<String>, StartError> {
         if self.facts.partition != state_partition(self.data_dir.identity.partitions).0 {
-            return None;
+            return Ok(None);
         }
         let dir = self.data_dir.snapshots();
-        let local = super::blocking(move || {
-            let files = Files::at(dir);
-            let listed = files.list().unwrap_or_default().into_iter();
-            let checked = listed.filter_map(|one| Some(files.check(one.commit_ts).ok()?.0.header));
-            checked.collect::<Vec<_>>()
-        });
-        let mut local = local.await.into_iter();
+        let looked = super::blocking(move || look_at(&Files::at(dir))).await;
+        let (local, mut unreadable) = looked;
+        let mut local = local.into_iter();
         let local = local.find(|header| self.takes(header, ancestry));
         let archive = StateArchive::new(self.archive.destination());
         let newest_here = local.as_ref().map_or(0, |header| header.commit_ts);
-        let mut archived = None;
-        for one in archive.list().await.unwrap_or_default() {
-            if one.commit_ts <= newest_here {
-                break;
-            }
-            if let Ok(Ok(header)) = archive.head(&one).await
-                && self.takes(&header, ancestry)
-            {
-                archived = Some(header);
-                break;
-            }
-        }
+        let archived = self.newest_archived(&archive, newest_here, ancestry).await;
+        let archived = archived.unwrap_or_else(|why| {
+            unreadable.push(why);
+            None
+        });
         let (header, place) = match (archived, local) {
             (Some(header), _) => (header, format!("{}/state/default", archive.shown())),
             (None, Some(header)) => (header, self.data_dir.snapshots().display().to_string()),
-            (None, None) => return None,
+            (None, None) if !unreadable.is_empty() => {
+                return Err(StartError::unreadable(
+                    format!("a copy that partition {} needs", self.facts.partition),
+                    &unreadable.join("; "),
+                ));
+            }
+            (None, None) => return Ok(None),
         };
         let name = name_of(header.commit_ts);
-        Some(format!(
+        Ok(Some(format!(
             "{name} in {place} has the state store as of commit_ts {}, and nothing else of the partition. Bring \
              back what is missing; or go on from it, with the commits that the log has after it, with --bootstrap \
              restore: the other streams of the partition are lost then, and earlier versions of keys",
             header.commit_ts
-        ))
+        )))
+    }
+
+    /// The newest archived JSON snapshot of this history that is newer than a commit; or why that is not
+    /// known now.
+    async fn newest_archived(
+        &self,
+        archive: &StateArchive,
+        than: u64,
+        ancestry: &[(LineageId, u64)],
+    ) -> Result<Option<Header>, String> {
+        let shown = archive.shown();
+        let listed = archive.list().await;
+        for one in listed.map_err(|error| format!("state snapshots in {shown}: {error}"))? {
+            if one.commit_ts <= than {
+                break;
+            }
+            let name = name_of(one.commit_ts);
+            let head = archive.head(&one).await;
+            match head.map_err(|error| format!("{name} in {shown}: {error}"))? {
+                Ok(header) if self.takes(&header, ancestry) => return Ok(Some(header)),
+                _ => {}
+            }
+        }
+        Ok(None)
     }
 
     /// Whether a snapshot is of this history, as far as that is known.
@@ -270,6 +315,7 @@ impl Search<'_> {
             // Those up to its own lineage come with the snapshot.
             skipped,
             between: Vec::new(),
+            empty: false,
         });
         Ok(Some(self.way(&copy, None, Some(fork), has_root)))
     }

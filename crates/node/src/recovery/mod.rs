@@ -173,17 +173,17 @@ fn open(
     let directory::Entered {
         data_dir,
         archive,
-        accepts_loss,
+        accepted,
     } = entered;
     let mut plan = Plan::read(data_dir.path())?;
     let log_was_there = look::has_log(&data_dir)?;
-    if !data_dir.is_new && !log_was_there && !accepts_loss {
+    if !data_dir.is_new && !log_was_there && !accepted.loss {
         return Err(StartError::LogMissing {
             dir: data_dir.path().to_owned(),
         });
     }
     let scan = Instant::now();
-    let raft = look::open_log(options, &data_dir, accepts_loss)?;
+    let raft = look::open_log(options, &data_dir, accepted.loss)?;
     let mut open = attempts::Opened::default();
     open.raft = Some(raft.clone());
     let log_bytes = log_bytes(&raft)?;
@@ -199,7 +199,7 @@ fn open(
             .iter()
             .flat_map(|plan| plan.forks.keys().copied())
             .collect();
-        let may_lack = |partition| accepts_loss || pending.contains(&partition);
+        let may_lack = |partition| accepted.loss || pending.contains(&partition);
         let forks = plan.as_ref().map(|plan| plan.forks.clone());
         let planned = |partition| forks.as_ref()?.get(&partition)?.id();
         let facts = look::look(options, &data_dir, &raft, &store_options, may_lack, planned)?;
@@ -211,7 +211,7 @@ fn open(
             &archive,
             plan.get_or_insert_default(),
             attempts,
-            accepts_loss,
+            &accepted,
         ))?;
         let restored = decided.elapsed();
         damaged.extend(ways.iter().filter(|w| w.damage).map(|w| w.partition));
@@ -328,6 +328,10 @@ fn groups(
         },
         Witness::of(&raft, state_at.0)?.as_ref(),
     )?;
+    if report.lost_some(state_at.0) {
+        let part = store.part(state_at);
+        report.newer_state = state::newer::newest(&part, &files, state_archive.as_ref(), handle)?;
+    }
     let mut state_reader = None;
     let mut partitions = Vec::new();
     let stream_options = options.stream_options();

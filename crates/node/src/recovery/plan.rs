@@ -39,6 +39,9 @@ pub(crate) struct PlannedFork {
     /// decided.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub between: Vec<String>,
+    /// Whether the partition begins empty, because nothing of it is left and the operator named it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub empty: bool,
 }
 
 impl PlannedFork {

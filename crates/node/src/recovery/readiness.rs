@@ -1,5 +1,6 @@
 //! A copy of a damaged partition, made ready while the others are served.
 
+use super::acceptance::Accepted;
 use super::attempts::Attempts;
 use super::copies::Search;
 use super::look::{PartitionFacts, log_facts};
@@ -26,6 +27,14 @@ pub(crate) async fn make_ready(
     };
     let attempts = Attempts::default();
     let archive = &inner.snapshots.archive;
-    let search = Search::lossless(&facts, &inner.data_dir, &inner.raft, archive, &attempts);
+    let accepted = Accepted::default();
+    let search = Search::lossless(
+        &facts,
+        &inner.data_dir,
+        &inner.raft,
+        archive,
+        &attempts,
+        &accepted,
+    );
     Ok(search.find().await?.source)
 }

@@ -138,6 +138,23 @@ pub(super) fn rebuild(
                 "Snapshot loaded"
             );
         }
+        if way.source == Source::Empty {
+            attempts.uses(partition, &way.source);
+            // Until the lineage has begun, what is made here must not be taken for what was lost.
+            data_dir.report_damage(partition, "it is being made empty")?;
+            store.drop_part(id)?;
+            store.found(id, &founding(data_dir))?;
+            let checkpoints = data_dir.checkpoints().join(partition.to_string());
+            if checkpoints.exists() {
+                let name = format!("checkpoints-{partition}");
+                let aside = data_dir.put_aside_as(&checkpoints, &name)?;
+                tracing::warn!(
+                    partition,
+                    aside = %aside.display(),
+                    "local snapshots that cannot be used were put aside; remove them when you no longer want them"
+                );
+            }
+        }
         if way.source == Source::Log {
             store.drop_part(id)?;
             attempts.uses(partition, &way.source);
@@ -154,7 +171,7 @@ pub(super) fn rebuild(
         }
         if let Some(fork) = &way.fork {
             begin_lineage(handle, &store, fork, &way, data_dir, raft, archive)?;
-            if matches!(way.source, Source::State(_)) {
+            if matches!(way.source, Source::State(_) | Source::Empty) {
                 data_dir.forget_damage(partition)?;
             }
             forked.push(partition);
@@ -171,6 +188,15 @@ pub(super) fn rebuild(
         tracing::warn!(%error, dir = %restore.display(), "what was restored is not removed");
     }
     for (partition, fork) in &plan.forks {
+        if fork.empty {
+            tracing::warn!(
+                partition,
+                lineage = fork.lineage,
+                parent = fork.parent,
+                "the partition begins empty, and a new lineage with it: all that was in it is lost"
+            );
+            continue;
+        }
         tracing::warn!(
             partition,
             lineage = fork.lineage,
@@ -359,7 +385,10 @@ fn begin_lineage(
     let lineage = match lineage.id() == id {
         true => lineage,
         false => {
-            let next = lineage.fork_of_descendant(parent, fork.skipped, &between, id, fork.lsn);
+            let next = match fork.empty {
+                true => lineage.begin_empty(parent, fork.skipped, id),
+                false => lineage.fork_of_descendant(parent, fork.skipped, &between, id, fork.lsn),
+            };
             part.fork(&next, data_dir.identity.node_id)?;
             next
         }

@@ -21,6 +21,8 @@ pub struct RecoveryReport {
     pub replay: Duration,
     /// From the beginning to serving.
     pub total: Duration,
+    /// A JSON snapshot that has a newer state store than what was restored: its name, and where it is.
+    pub newer_state: Option<String>,
     /// What each partition came from, the catalog first.
     pub partitions: Vec<PartitionRecovery>,
 }
@@ -80,6 +82,12 @@ impl RecoveryReport {
             .map_or(&Source::Database, |one| &one.source)
     }
 
+    /// Whether a partition has begun a new lineage, because something may be lost.
+    pub(super) fn lost_some(&self, partition: u64) -> bool {
+        let mut of = self.partitions.iter();
+        of.any(|one| one.partition == partition && one.lost_after.is_some())
+    }
+
     /// Where it all came from, in short.
     pub(super) fn source(&self) -> String {
         let of = |wanted: fn(&Source) -> bool| {
@@ -89,12 +97,14 @@ impl RecoveryReport {
                 .count()
         };
         let of_state = of(|s| matches!(s, Source::State(_)));
+        let empty = of(|s| *s == Source::Empty);
         let counts = [
             (of(|s| *s == Source::Database), "local database"),
             (of(|s| matches!(s, Source::Local(_))), "local snapshots"),
             (of(|s| matches!(s, Source::Repository(_))), "repository"),
             (of(|s| *s == Source::Log), "log alone"),
             (of_state, "state snapshot"),
+            (empty, "nothing"),
         ];
         let used: Vec<_> = counts.iter().filter(|(count, _)| *count > 0).collect();
         match used.as_slice() {

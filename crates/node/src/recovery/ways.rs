@@ -37,6 +37,8 @@ pub enum Source {
     Log,
     /// The JSON snapshot of this commit: the state store is in it, and nothing else of the partition.
     State(u64),
+    /// No copy: nothing of the partition is left, and the operator said that it begins empty.
+    Empty,
 }
 
 impl fmt::Display for Source {
@@ -46,6 +48,7 @@ impl fmt::Display for Source {
             Source::Local(_) => f.write_str("local snapshot"),
             Source::Repository(dir) => write!(f, "repository snapshot {dir}"),
             Source::Log => f.write_str("log from its beginning"),
+            Source::Empty => f.write_str("nothing: it begins empty"),
             Source::State(commit_ts) => {
                 write!(
                     f,
@@ -123,9 +126,9 @@ pub(crate) fn connects(log: Option<&LogFacts>, copy: &Copy) -> Result<(), String
     Ok(())
 }
 
-/// Whether the log has every entry there ever was: then an empty partition connects.
+/// Whether the log has every entry of the history, from an empty partition on: then an empty one connects.
 pub(crate) fn is_whole(log: Option<&LogFacts>) -> bool {
-    log.is_some_and(|log| log.start == 0 && log.lineage.forks == 0)
+    log.is_some_and(|log| log.start == 0 && (log.lineage.forks == 0 || log.lineage.begins_empty))
 }
 
 /// The copy that loses least, of those that are a part of the history; and how many forks lie between
@@ -212,15 +215,18 @@ mod tests {
     }
 
     #[test]
-    fn a_log_is_whole_only_if_it_goes_back_to_the_beginning_of_the_first_lineage() {
+    fn a_log_is_whole_only_if_it_goes_back_to_the_beginning_of_its_history() {
         assert!(is_whole(Some(&log(0, 20))));
         assert!(!is_whole(Some(&log(1, 20))));
         assert!(!is_whole(None));
-        let forked = LogFacts {
-            lineage: log(0, 0).lineage.fork(LineageId(7), 0),
+        let of = |lineage| LogFacts {
+            lineage,
             ..log(0, 20)
         };
-        assert!(!is_whole(Some(&forked)));
+        let first = log(0, 0).lineage;
+        assert!(!is_whole(Some(&of(first.fork(LineageId(7), 0)))));
+        let empty = first.begin_empty(first.id(), 0, LineageId(7));
+        assert!(is_whole(Some(&of(empty))));
     }
 
     #[test]

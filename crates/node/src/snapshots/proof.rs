@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 
 use esker_partition::digest::PartitionDigest;
 use esker_partition::streams::StreamOptions;
-use esker_partition::{Catalog, Checkpoint, PartitionId, Store, StoreOptions, StreamPartition};
+use esker_partition::{
+    Catalog, Checkpoint, LineageId, PartitionId, Store, StoreOptions, StreamPartition,
+};
 use esker_raft::{GroupId, Lsn, StateMachine};
 use esker_repository::{Progress, Which};
 use time::OffsetDateTime;
@@ -71,7 +73,7 @@ impl Node {
     /// # Errors
     ///
     /// [`Error::PartitionNotFound`]; [`Error::Storage`] if the snapshot is damaged or differs: then it
-    /// must not be relied on; [`Error::Repository`] if there is none, or it cannot be read;
+    /// must not be relied on; [`Error::EarlierLineage`]; [`Error::Repository`] if there is none, or it cannot be read;
     /// [`Error::TryLater`] if there is no place for it.
     pub async fn prove_snapshot(
         &self,
@@ -135,6 +137,17 @@ impl Inner {
         };
         let root = repository.root().await.map_err(later)?;
         let dir = super::online::find(&repository, &root, snapshot)?;
+        let live = self.part(partition).clone();
+        let ours = live.lineage()?.id();
+        let metadata = repository.describe(&dir).await.map_err(later)?;
+        let its = metadata.lineage.map(|lineage| LineageId(lineage.0));
+        if its != Some(ours) {
+            return Err(Error::EarlierLineage {
+                snapshot: dir.to_string(),
+                its: its.map_or_else(|| "unknown".to_owned(), |its| its.to_string()),
+                ours: ours.to_string(),
+            });
+        }
         std::fs::create_dir_all(&scratch.dir).map_err(|e| Error::TryLater(e.to_string()))?;
         let to = scratch.dir.join("files");
         let found = repository
@@ -143,12 +156,6 @@ impl Inner {
             .map_err(later)?;
         let checkpoint = restored(found.dir(), found.metadata()).map_err(Error::Storage)?;
         let bytes = checkpoint.bytes();
-        let live = self.part(partition).clone();
-        if checkpoint.lineage() != Some(live.lineage()?.id()) {
-            return Err(Error::Invalid(format!(
-                "snapshot {dir} is of an earlier lineage than the partition: it cannot be brought up to date from its log, and compared"
-            )));
-        }
         let group = self.group(partition).clone();
         let reader = self.raft.log().reader(GroupId(partition));
         let db = scratch.dir.join("db");

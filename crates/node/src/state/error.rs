@@ -52,6 +52,9 @@ pub enum StateError {
     /// No snapshot of that name.
     #[error("there is no snapshot of commit_ts {0}")]
     SnapshotNotFound(u64),
+    /// No snapshot at all.
+    #[error("there is no snapshot on the server's disk: make one with `esker state snapshot`")]
+    NoSnapshot,
     /// An import into a store that has had commits.
     #[error(
         "the store has had {commit_ts} commits: an import replaces what it holds, say --replace if that is meant"

@@ -7,6 +7,7 @@
 //! | [`document`], [`files`], [`archive`] | a JSON snapshot: as text, on this disk, in the repository |
 //! | [`inventory`] | which files on this disk are snapshots of this store |
 //! | [`replay`], [`import`], [`verify`] | commits in order; taking over a snapshot; proving one |
+//! | [`newer`] | JSON snapshots that are newer than what a restore has brought back |
 //! | [`rebuild`] | making the store anew when what the database has of it cannot be used |
 //!
 //! One store, `default`, in the partition of its stream `esker-state/default`. A transaction is staged
@@ -21,6 +22,7 @@ pub(crate) mod files;
 mod import;
 mod inventory;
 pub(crate) mod keeper;
+pub(crate) mod newer;
 pub(crate) mod rebuild;
 mod replay;
 mod transactions;

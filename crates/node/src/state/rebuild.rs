@@ -4,6 +4,7 @@
 //! the stream still has; or from the stream alone, if it has every commit there ever was. An invalid
 //! snapshot is named, and the one before it is used.
 
+use std::io;
 use std::path::Path;
 use std::time::Instant;
 
@@ -15,7 +16,7 @@ use tokio::runtime::Handle;
 
 use super::archive::StateArchive;
 use super::document::Header;
-use super::files::{Files, name_of};
+use super::files::{FileError, Files, name_of};
 use crate::error::StartError;
 use crate::recovery::{Copy, Source, Witness};
 
@@ -59,6 +60,50 @@ pub(crate) struct Origin<'a> {
     pub folded: u64,
 }
 
+/// Sources that could not be used, and why.
+#[derive(Debug, Default)]
+struct Tried {
+    all: Vec<String>,
+    /// Those of which nothing is known, because they could not be read now.
+    unreadable: Vec<String>,
+}
+
+impl Tried {
+    fn note(&mut self, why: String) {
+        self.all.push(why);
+    }
+
+    fn note_unreadable(&mut self, why: String) {
+        self.unreadable.push(why.clone());
+        self.all.push(why);
+    }
+
+    /// One that is damaged, or gone since it was listed, is passed over; of one that cannot be read now
+    /// nothing is known.
+    fn note_file(&mut self, name: &str, why: &FileError) {
+        let text = format!("{name}: {why}");
+        match why {
+            FileError::Unreadable(error) if error.kind() != io::ErrorKind::NotFound => {
+                self.note_unreadable(text);
+            }
+            _ => self.note(text),
+        }
+    }
+
+    fn into_error(self) -> StartError {
+        match self.unreadable.is_empty() {
+            true => StartError::StateUnusable {
+                tried: self.all.join("; "),
+            },
+            // What the store can be made of may be among them.
+            false => StartError::unreadable(
+                "a snapshot that the state store may have to be made of",
+                &self.unreadable.join("; "),
+            ),
+        }
+    }
+}
+
 /// Makes sure that the partition's state store can be used.
 pub(crate) fn recover(
     part: &Part,
@@ -89,7 +134,8 @@ pub(crate) fn recover(
         return Ok(Loaded::new(source, 0, begun));
     };
     tracing::warn!(%why, "the state store in the database cannot be used: it is made anew");
-    let mut tried = vec![format!("database: {why}")];
+    let mut tried = Tried::default();
+    tried.note(format!("database: {why}"));
     if let Some(folded) = from_files(part, files, witness, &mut tried)? {
         return Ok(Loaded::new("json", folded, begun));
     }
@@ -101,9 +147,7 @@ pub(crate) fn recover(
     if let Some(folded) = from_stream(part, &mut tried)? {
         return Ok(Loaded::new("stream", folded, begun));
     }
-    Err(StartError::StateUnusable {
-        tried: tried.join("; "),
-    })
+    Err(tried.into_error())
 }
 
 /// What a snapshot says that it covers; `None` if it does not say.
@@ -142,12 +186,12 @@ fn from_files(
     part: &Part,
     files: &Files,
     witness: Option<&Witness>,
-    tried: &mut Vec<String>,
+    tried: &mut Tried,
 ) -> Result<Option<u64>, StartError> {
     let found = match files.list() {
         Ok(found) => found,
         Err(error) => {
-            tried.push(format!("{}: {error}", files.dir().display()));
+            tried.note_unreadable(format!("{}: {error}", files.dir().display()));
             return Ok(None);
         }
     };
@@ -166,12 +210,12 @@ fn from_archive(
     scratch: &Path,
     handle: &Handle,
     witness: Option<&Witness>,
-    tried: &mut Vec<String>,
+    tried: &mut Tried,
 ) -> Result<Option<u64>, StartError> {
     let listed = match handle.block_on(archive.list()) {
         Ok(listed) => listed,
         Err(error) => {
-            tried.push(format!("{}: {error}", archive.shown()));
+            tried.note_unreadable(format!("{}: {error}", archive.shown()));
             return Ok(None);
         }
     };
@@ -192,7 +236,7 @@ fn from_archive(
             Err(error) => {
                 let (name, shown) = (name_of(one.commit_ts), archive.shown());
                 tracing::warn!(%error, snapshot = name, "an archived snapshot of the state store cannot be fetched: the one before it is tried");
-                tried.push(format!("{name} in {shown}: {error}"));
+                tried.note_file(&format!("{name} in {shown}"), &error.into());
             }
         }
     }
@@ -206,7 +250,7 @@ fn from_file(
     files: &Files,
     commit_ts: u64,
     witness: Option<&Witness>,
-    tried: &mut Vec<String>,
+    tried: &mut Tried,
 ) -> Result<Option<u64>, StartError> {
     match try_file(part, files, commit_ts, witness, part.state_stream_left()?)? {
         Ok(folded) => Ok(Some(folded)),
@@ -214,10 +258,10 @@ fn from_file(
             let name = name_of(commit_ts);
             tracing::warn!(
                 snapshot = name,
-                why,
+                %why,
                 "a snapshot of the state store cannot be used: the one before it is tried"
             );
-            tried.push(format!("{name}: {why}"));
+            tried.note_file(&name, &why);
             Ok(None)
         }
     }
@@ -229,39 +273,40 @@ fn try_file(
     commit_ts: u64,
     witness: Option<&Witness>,
     left: Option<StreamLeft>,
-) -> Result<Result<u64, String>, StartError> {
+) -> Result<Result<u64, FileError>, StartError> {
     let begun = Instant::now();
+    let not_usable = |why: String| Ok(Err(FileError::Damaged(why)));
     let (checked, has_sum) = match files.check(commit_ts) {
         Ok(checked) => checked,
-        Err(why) => return Ok(Err(why.to_string())),
+        Err(why) => return Ok(Err(why)),
     };
     if let Err(why) = is_of(&part.lineage()?, &checked.header) {
-        return Ok(Err(why));
+        return not_usable(why);
     }
     if let (Some(witness), Some(copy)) = (witness, copy_of(&checked.header))
         && let Some(why) = witness.contradicts(&copy)?
     {
-        return Ok(Err(why));
+        return not_usable(why);
     }
     let to = match left {
         // More may have been committed than the snapshot has.
         None => {
-            return Ok(Err(
+            return not_usable(
                 "the stream of commits is missing, and with it what came after the snapshot"
                     .to_owned(),
-            ));
+            );
         }
         Some(left) if commit_ts > left.to => {
-            return Ok(Err(format!(
+            return not_usable(format!(
                 "the stream of commits ends before it, at {}",
                 left.to
-            )));
+            ));
         }
         Some(left) if commit_ts < left.from => {
-            return Ok(Err(format!(
+            return not_usable(format!(
                 "it cannot be brought up to date: commits up to {} are not kept, or an import has replaced what they made",
                 left.from
-            )));
+            ));
         }
         Some(left) => left.to,
     };
@@ -292,11 +337,11 @@ fn try_file(
         return Err(error.into());
     }
     if let Err(why) = read {
-        return Ok(Err(why.to_string()));
+        return Ok(Err(why));
     }
     let events = match rebuild.fold(commit_ts, to) {
         Ok(events) => events,
-        Err(why @ StoreError::Malformed { .. }) => return Ok(Err(why.to_string())),
+        Err(why @ StoreError::Malformed { .. }) => return not_usable(why.to_string()),
         Err(error) => return Err(error.into()),
     };
     rebuild.finish(to)?;
@@ -309,13 +354,13 @@ fn try_file(
 }
 
 /// All commits there ever were may be in the stream.
-fn from_stream(part: &Part, tried: &mut Vec<String>) -> Result<Option<u64>, StartError> {
+fn from_stream(part: &Part, tried: &mut Tried) -> Result<Option<u64>, StartError> {
     let Some(left) = part.state_stream_left()? else {
-        tried.push("the stream of commits: it is missing".to_owned());
+        tried.note("the stream of commits: it is missing".to_owned());
         return Ok(None);
     };
     if left.from > 0 || part.lineage()?.forks > 0 {
-        tried.push(format!(
+        tried.note(format!(
             "the stream of commits: it does not go back to the first one, but to {}",
             left.from + 1
         ));

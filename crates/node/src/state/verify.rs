@@ -209,6 +209,12 @@ fn verify_blocking(shared: &Shared, wanted: Option<u64>) -> Result<StateVerifica
     let found = shared.files.list();
     let found = found.map_err(|e| StateError::Storage(e.to_string()))?;
     let mut candidates: Vec<u64> = found.iter().map(|one| one.commit_ts).collect();
+    if wanted.is_none() && candidates.is_empty() {
+        return Err(match shared.reader.meta().commit_ts {
+            0 => StateError::NothingCommitted,
+            _ => StateError::NoSnapshot,
+        });
+    }
     if let Some(wanted) = wanted {
         candidates.retain(|one| *one == wanted);
         if candidates.is_empty() {
@@ -228,12 +234,9 @@ fn verify_blocking(shared: &Shared, wanted: Option<u64>) -> Result<StateVerifica
             Err(error) => return Err(error),
         }
     }
-    let tried = match passed_over.is_empty() {
-        true => "there is none; make one with `esker state snapshot`".to_owned(),
-        false => passed_over.join("; "),
-    };
     Err(StateError::Storage(format!(
-        "no snapshot can be used: {tried}"
+        "no snapshot can be used: {}",
+        passed_over.join("; ")
     )))
 }
 

@@ -32,6 +32,12 @@ pub const CODES: &[(&str, u16, &str, &str)] = &[
         "Mend what the message names, and try again.",
     ),
     (
+        "earlier_lineage",
+        409,
+        "The snapshot is of a lineage that a restore has left: the partition's log does not go on where it ends.",
+        "Prove one of the present lineage. `esker snapshot verify --data` checks the bytes of the others.",
+    ),
+    (
         "proof_failed",
         500,
         "A snapshot does not restore, or differs from the live partition.",
@@ -97,6 +103,16 @@ pub const PROBLEMS: &[(&str, bool, &str)] = &[
         "repository_other_writer",
         false,
         "Another copy of this node's data directory puts the snapshots.",
+    ),
+    (
+        "repository_other_lineage",
+        false,
+        "The cluster was restored elsewhere: the repository has gone on with another lineage.",
+    ),
+    (
+        "repository_root_missing",
+        false,
+        "A `latest.json` was removed beside snapshots.",
     ),
     (
         "repository_of_others",
@@ -272,6 +288,7 @@ impl From<Error> for AdminError {
             Error::Stopping => {
                 AdminError::new(StatusCode::SERVICE_UNAVAILABLE, "server_draining", error)
             }
+            Error::EarlierLineage { .. } => AdminError::listed("earlier_lineage", error),
             Error::Invalid(_) => AdminError::invalid(error),
             Error::Storage(_) => {
                 AdminError::new(StatusCode::INTERNAL_SERVER_ERROR, "storage", error)

@@ -87,6 +87,10 @@ pub struct Recovery {
     pub replay_seconds: f64,
     /// From the beginning to serving.
     pub total_seconds: f64,
+    /// A JSON snapshot of the lineage before a restore that has a newer state store than what was restored: its
+    /// name, and where it is.
+    #[serde(default)]
+    pub newer_state: Option<String>,
     /// What each partition came from, the catalog first.
     pub partitions: Vec<Recovered>,
 }
@@ -122,6 +126,8 @@ pub enum CopyKind {
     Log,
     /// A JSON snapshot of the state store; the partition's other streams are lost.
     StateSnapshot,
+    /// None: nothing was left of the partition, and it began empty because the operator named it.
+    Empty,
 }
 
 /// Where a partition stands.
@@ -284,6 +290,7 @@ impl From<&Arc<RecoveryReport>> for Recovery {
                 Source::Repository(_) => CopyKind::Repository,
                 Source::Log => CopyKind::Log,
                 Source::State(_) => CopyKind::StateSnapshot,
+                Source::Empty => CopyKind::Empty,
             },
             snapshot: match &one.source {
                 Source::Repository(dir) => Some(dir.to_string()),
@@ -299,6 +306,7 @@ impl From<&Arc<RecoveryReport>> for Recovery {
             restore_seconds: report.restore.as_secs_f64(),
             replay_seconds: report.replay.as_secs_f64(),
             total_seconds: report.total.as_secs_f64(),
+            newer_state: report.newer_state.clone(),
             partitions: partitions.collect(),
         }
     }

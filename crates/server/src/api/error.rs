@@ -250,7 +250,9 @@ impl ServiceError {
                     ErrorCode::ResourceAlreadyExists
                 }
                 Error::StreamNotFound { .. } => ErrorCode::StreamNotFound,
-                Error::Invalid(_) | Error::PartitionNotFound { .. } => ErrorCode::Invalid,
+                Error::Invalid(_)
+                | Error::PartitionNotFound { .. }
+                | Error::EarlierLineage { .. } => ErrorCode::Invalid,
                 Error::Conflict => ErrorCode::TransactionConflict,
                 Error::ReadOnly(_) => ErrorCode::PermissionDenied,
                 Error::TryLater(_) => ErrorCode::RateLimited,

@@ -112,6 +112,7 @@ cluster begins here; `restore`, every partition is restored from the repository;
 joins a cluster. Without it, an empty directory begins a new cluster, and is refused if the repository
 holds snapshots of this cluster. It is no key, so that no file says it at every start.
 In a directory that is in use, `restore` counts for one start that serves, and later ones warn of it.
+`--empty-partitions`, beside it, names partitions of which no copy is left: they begin empty.
 
 **Sizes** are a number with a unit: `B`, `KiB`, `MiB`, `GiB`, `TiB` (powers of 1024) or `kB`, `MB`,
 `GB`, `TB` (powers of 1000), with or without a space between; a number alone is bytes. `32M` is

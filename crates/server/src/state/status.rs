@@ -76,6 +76,12 @@ pub const CODES: &[(&str, &str, &str, &str)] = &[
         "`esker state snapshot --list` shows those that there are.",
     ),
     (
+        "no_state_snapshot",
+        "NOT_FOUND",
+        "There is no JSON snapshot on the server's disk: there is nothing to verify.",
+        "`esker state snapshot` makes one.",
+    ),
+    (
         "not_empty",
         "FAILED_PRECONDITION",
         "An import into a store that has had commits.",
@@ -133,6 +139,11 @@ pub(crate) fn status(error: &StateError) -> Status {
         StateError::HistoryBegins { .. } => (
             Code::OutOfRange,
             "history_begins",
+            ErrorCode::VersionNotFound,
+        ),
+        StateError::NoSnapshot => (
+            Code::NotFound,
+            "no_state_snapshot",
             ErrorCode::VersionNotFound,
         ),
         StateError::SnapshotNotFound(_) => (
@@ -289,6 +300,7 @@ fn details(error: &StateError) -> Details {
         },
         StateError::Invalid(_)
         | StateError::NothingCommitted
+        | StateError::NoSnapshot
         | StateError::Exhausted(_)
         | StateError::Unavailable(_)
         | StateError::Stopping
@@ -392,6 +404,7 @@ mod tests {
             StateError::SnapshotNotFound(9),
             StateError::NotEmpty { commit_ts: 9 },
             StateError::NothingCommitted,
+            StateError::NoSnapshot,
             StateError::Unavailable("u".into()),
             StateError::Stopping,
             StateError::Unknown("u".into()),

@@ -1,0 +1,104 @@
+//! JSON snapshots that are newer than the store that a restore with a loss has brought back.
+//!
+//! They are of a lineage that the restore has left, so nothing takes them by itself, and retention does not
+//! count them. What was lost is in them, and only the operator knows whether it is wanted.
+
+use std::time::Duration;
+
+use esker_partition::store::{Part, StoreError};
+use esker_partition::{Lineage, LineageId};
+use tokio::runtime::Handle;
+
+use super::archive::StateArchive;
+use super::document::Header;
+use super::files::{Files, name_of};
+
+/// Longest that a start waits for the repository to tell of them.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Where the newest one is, if there is any: its name, and its place. What cannot be read now is passed over
+/// with a warning.
+pub(crate) fn newest(
+    part: &Part,
+    files: &Files,
+    archive: Option<&StateArchive>,
+    handle: &Handle,
+) -> Result<Option<String>, StoreError> {
+    let lineage = part.lineage()?;
+    let restored = part.state_meta()?.unwrap_or_default().commit_ts;
+    let mut found =
+        local(files, &lineage, restored).map(|header| (header, files.dir().display().to_string()));
+    let known = found
+        .as_ref()
+        .map_or(restored, |(header, _)| header.commit_ts);
+    if let Some(archive) = archive {
+        let looking = archived(archive, &lineage, known);
+        match handle.block_on(async { tokio::time::timeout(LOOK_TIMEOUT, looking).await }) {
+            Ok(Ok(None)) => {}
+            Ok(Ok(Some(header))) => {
+                found = Some((header, format!("{}/state/default", archive.shown())));
+            }
+            Ok(Err(error)) => tracing::warn!(
+                %error,
+                "whether the repository has newer snapshots of the state store is not known"
+            ),
+            Err(_) => tracing::warn!(
+                timeout = ?LOOK_TIMEOUT,
+                "whether the repository has newer snapshots of the state store is not known: it did not answer in time"
+            ),
+        }
+    }
+    Ok(found.map(|(header, place)| {
+        let name = name_of(header.commit_ts);
+        tracing::warn!(
+            snapshot = name,
+            place,
+            commit_ts = header.commit_ts,
+            restored,
+            "a snapshot of the state store is newer than what was restored: what was lost is in it. It is of the \
+             lineage before the restore, so nothing uses it by itself; `esker state import --replace` takes its \
+             state over"
+        );
+        format!("{name} in {place}")
+    }))
+}
+
+fn local(files: &Files, lineage: &Lineage, than: u64) -> Option<Header> {
+    let listed = files.list().unwrap_or_else(|error| {
+        tracing::warn!(%error, "snapshots of the state store are not known");
+        Vec::new()
+    });
+    listed
+        .into_iter()
+        .take_while(|one| one.commit_ts > than)
+        .filter_map(|one| Some(files.check(one.commit_ts).ok()?.0.header))
+        .find(|header| was_left(lineage, header))
+}
+
+async fn archived(
+    archive: &StateArchive,
+    lineage: &Lineage,
+    than: u64,
+) -> object_store::Result<Option<Header>> {
+    for one in archive.list().await? {
+        if one.commit_ts <= than {
+            break;
+        }
+        if let Ok(header) = archive.head(&one).await?
+            && header.commit_ts == one.commit_ts
+            && was_left(lineage, &header)
+        {
+            return Ok(Some(header));
+        }
+    }
+    Ok(None)
+}
+
+/// Whether a snapshot is of a lineage that this one descends from.
+fn was_left(lineage: &Lineage, header: &Header) -> bool {
+    let Ok(id) = u128::from_str_radix(&header.lineage, 16) else {
+        return false;
+    };
+    let mut ancestry = lineage.ancestry().into_iter();
+    ancestry.any(|(ancestor, _)| ancestor == LineageId(id))
+}

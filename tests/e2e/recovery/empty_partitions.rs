@@ -1,0 +1,331 @@
+//! Partitions of which no copy is left: they begin empty if the operator names them, and the others come back.
+
+use std::fs;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::contents::{Contents, contents};
+use super::losses::{Harm, Loss, befall, flip};
+use super::past::{Past, caught_up, is_healthy, play, seen};
+use super::place::{Kind, Place, Scene, files};
+use crate::support::{Server, Setup, eventually, sdk};
+
+fn restore(scene: &Scene) -> Setup {
+    scene.setup.clone().bootstrap("restore")
+}
+
+/// Everything that the repository has of a partition is gone.
+fn forget_partition(place: &Place, partition: u64) {
+    let below = format!("{partition}/");
+    for key in place.keys() {
+        if key.starts_with(&below) {
+            place.remove(&key);
+        }
+    }
+}
+
+/// Refused with this code, and the repository is as it was; what it said.
+async fn refused(setup: &Setup, scene: &Scene, code: &str) -> String {
+    let keys = scene.place.keys();
+    let (exit, log) = setup.start_refused(&scene.data()).await;
+    assert_eq!(exit, 1, "{log}");
+    assert!(log.contains(&format!("error [{code}]")), "{code}: {log}");
+    assert_eq!(scene.place.keys(), keys, "{log}");
+    log
+}
+
+async fn status(server: &Server) -> Value {
+    let status = server.http1().get("/esker/v1/status").send().await;
+    status.expect(200).json()
+}
+
+/// What the last start did with a partition: its source, and after which LSN something is lost.
+async fn recovered(server: &Server, partition: usize) -> (String, Option<u64>) {
+    let recovered = status(server).await["recovery"]["partitions"][partition].clone();
+    let source = recovered["source"].as_str().unwrap().to_owned();
+    (source, recovered["lost_after"].as_u64())
+}
+
+/// The streams of `wanted` that are there, exactly as they are wanted; and the names of the others.
+fn some_of(found: &Contents, wanted: &Contents, context: &str) -> Vec<String> {
+    let there = wanted.0.iter();
+    let there = there.filter(|(name, _)| found.0.contains_key(*name));
+    let there = Contents(there.map(|(n, s)| (n.clone(), s.clone())).collect());
+    found.are(&there, context);
+    let lost: Vec<String> = wanted.0.keys().cloned().collect();
+    lost.into_iter()
+        .filter(|name| !found.0.contains_key(name))
+        .collect()
+}
+
+async fn one_partition_begins_empty(destination: Kind) {
+    let past = Past::new(destination, "incremental").await;
+    let scene = past.eager_copy().await;
+    befall(&scene, Loss::Everything, Harm::Nothing);
+    forget_partition(&scene.place, 2);
+    // The plain restore names what lacks a copy, and the way out.
+    for _ in 0..2 {
+        let log = refused(&restore(&scene), &scene, "nothing_usable").await;
+        assert!(log.contains("is left of partition 2"), "{log}");
+        let way_out = "--bootstrap restore --empty-partitions 2:";
+        assert!(log.contains(way_out), "{log}");
+    }
+    let named = restore(&scene).empty_partitions("2");
+    let (mut server, after) = seen(&named, &scene).await;
+    let wanted = past.phases[2].after_forks(1);
+    let lost = some_of(&after, &wanted, "without partition 2");
+    assert!(!lost.is_empty() && lost.len() < wanted.0.len(), "{lost:?}");
+    assert_eq!(recovered(&server, 2).await, ("empty".to_owned(), Some(0)));
+    let (_, lost_after) = recovered(&server, 1).await;
+    assert!(lost_after.is_some_and(|lsn| lsn > 0));
+    server.logged("the partition begins empty").await;
+    let shown = esker_status(&server).await;
+    assert!(
+        shown.contains("partition 2 began a new lineage, empty: all that was in it is lost"),
+        "{shown}"
+    );
+
+    // A lost stream is gone as if it was deleted: made again, it is another one.
+    let (basin, name) = lost[0].split_once('/').unwrap();
+    let again = server.sdk().basin(sdk::basin_name(basin));
+    let again = sdk::stream(&again, name).await;
+    let ack = sdk::append(&again, ["of another stream"]).await;
+    assert_eq!(ack.start.seq_num, 0);
+    let appended = contents(&server.sdk()).await;
+    let created = |of: &Contents| of.0[&lost[0]].created_at.clone();
+    assert_ne!(created(&appended), created(&wanted));
+    caught_up(&server, &scene.place).await;
+    is_healthy(&server, "after an empty partition").await;
+    server.kill();
+
+    // It counted for one start.
+    let (mut server, again) = seen(&named, &scene).await;
+    again.are(&appended, "started again");
+    server.logged("--empty-partitions: it was said").await;
+    is_healthy(&server, "started again").await;
+    server.kill();
+
+    // What has begun empty has a copy like the others, and is not given up for that it was named once.
+    befall(&scene, Loss::Everything, Harm::Nothing);
+    let log = refused(&named, &scene, "empty_partitions").await;
+    assert!(log.contains("there is a copy of it: repository"), "{log}");
+    let (_server, twice) = seen(&restore(&scene), &scene).await;
+    twice.are(&appended.after_forks(1), "lost twice");
+}
+
+async fn esker_status(server: &Server) -> String {
+    let mut status = std::process::Command::new(env!("CARGO_BIN_EXE_esker"));
+    status.args(["status", "--server", server.url()]);
+    let shown = tokio::task::spawn_blocking(move || status.output()).await;
+    String::from_utf8(shown.unwrap().unwrap().stdout).unwrap()
+}
+
+#[tokio::test]
+async fn a_partition_without_any_copy_in_a_directory_begins_empty_if_it_is_named() {
+    one_partition_begins_empty(Kind::Directory).await;
+}
+
+#[tokio::test]
+async fn a_partition_without_any_copy_in_s3_begins_empty_if_it_is_named() {
+    one_partition_begins_empty(Kind::S3).await;
+}
+
+#[tokio::test]
+async fn a_partition_of_which_all_copies_are_damaged_begins_empty_and_they_stay() {
+    let past = Past::new(Kind::Directory, "full").await;
+    let scene = past.copy().await;
+    befall(&scene, Loss::Database, Harm::Nothing);
+    for at in 0..3 {
+        scene.place.damage(1, at);
+    }
+    let local = scene.data().join("checkpoints/1");
+    let tables = files(&local)
+        .into_iter()
+        .filter(|name| name.ends_with(".sst"));
+    let tables: Vec<_> = tables.collect();
+    assert!(!tables.is_empty());
+    for table in &tables {
+        flip(&local.join(table));
+    }
+    refused(&scene.setup, &scene, "nothing_usable").await;
+    let log = refused(&restore(&scene), &scene, "nothing_usable").await;
+    assert!(log.contains("--empty-partitions 1:"), "{log}");
+    // All that are named begin empty, or none does.
+    let both = restore(&scene).empty_partitions("1,2");
+    let log = refused(&both, &scene, "empty_partitions").await;
+    assert!(log.contains("partition 2"), "{log}");
+    let named = restore(&scene).empty_partitions("1");
+    let (server, after) = seen(&named, &scene).await;
+    let aside = files(&scene.data().join("damaged/checkpoints-1-1"));
+    assert_eq!(
+        aside.iter().filter(|name| name.ends_with(".sst")).count(),
+        tables.len()
+    );
+    // The log leads the others to the present.
+    let lost = some_of(&after, past.full(), "without partition 1");
+    assert!(!lost.is_empty());
+    assert_eq!(recovered(&server, 1).await.0, "empty");
+    is_healthy(
+        &server,
+        "with damaged snapshots of a lineage that was given up",
+    )
+    .await;
+    let abandoned = eventually("they are abandoned", async || {
+        scene
+            .place
+            .root(1)
+            .filter(|root| root.abandoned().len() == 3)
+    });
+    let there = scene.place.keys();
+    for dir in abandoned.await.abandoned() {
+        assert!(there.iter().any(|key| key.starts_with(&dir)), "{dir}");
+    }
+}
+
+#[tokio::test]
+async fn no_partition_begins_empty_of_which_a_copy_is_there_or_cannot_be_read_now() {
+    let past = Past::new(Kind::Directory, "incremental").await;
+    // In a directory that is well.
+    let scene = past.copy().await;
+    let named = restore(&scene).empty_partitions("2");
+    let log = refused(&named, &scene, "empty_partitions").await;
+    assert!(log.contains("there is a copy of it: database"), "{log}");
+    let unknown = restore(&scene).empty_partitions("3");
+    refused(&unknown, &scene, "empty_partitions").await;
+    let (exit, log) = scene
+        .setup
+        .clone()
+        .empty_partitions("2")
+        .start_refused(&scene.data())
+        .await;
+    assert_eq!(exit, 2, "{log}");
+    drop(seen(&scene.setup, &scene).await);
+    let scenario = async |harm: &str, code: &str| {
+        let scene = past.copy().await;
+        befall(&scene, Loss::Everything, Harm::Nothing);
+        let root = match &scene.place {
+            Place::Directory(dir) => dir.join("2/latest.json"),
+            Place::S3(_) => unreachable!(),
+        };
+        let aside = root.with_extension("away");
+        fs::rename(&root, &aside).unwrap();
+        if harm == "unreadable" {
+            fs::create_dir(&root).unwrap();
+        }
+        let named = restore(&scene).empty_partitions("2");
+        let log = refused(&named, &scene, code).await;
+        assert!(!log.contains("begins empty, and"), "{harm}: {log}");
+        if harm == "unreadable" {
+            fs::remove_dir(&root).unwrap();
+        }
+        fs::rename(&aside, &root).unwrap();
+        refused(&named, &scene, "empty_partitions").await;
+        let (_server, after) = seen(&restore(&scene), &scene).await;
+        after.are(&past.phases[2].after_forks(1), harm);
+    };
+    play([
+        scenario("unreadable", "repository_unreadable"),
+        // The snapshots are there: the root was removed.
+        scenario("without its root", "repository_unreadable"),
+    ])
+    .await;
+}
+
+#[tokio::test]
+async fn a_catalog_without_any_copy_begins_empty_and_its_basins_are_adopted() {
+    let past = Past::new(Kind::Directory, "incremental").await;
+    let scene = past.copy().await;
+    befall(&scene, Loss::Everything, Harm::Nothing);
+    forget_partition(&scene.place, 0);
+    let log = refused(&restore(&scene), &scene, "nothing_usable").await;
+    assert!(log.contains("--empty-partitions 0:"), "{log}");
+    let named = restore(&scene).empty_partitions("0");
+    let (server, after) = seen(&named, &scene).await;
+    assert!(after.0.is_empty(), "{after:?}");
+    let problems = status(&server).await["problems"].clone();
+    let problems = problems.as_array().unwrap().iter();
+    let unknown = problems.filter(|one| one["code"] == "basin_unknown");
+    let lost = past.phases[2].after_forks(1);
+    let mut back = 0;
+    for problem in unknown {
+        let what = problem["what"].as_str().unwrap();
+        let id = what.split("basin ").nth(1).unwrap();
+        let id = id.split(',').next().unwrap();
+        let of_phase = !what.contains("orders") && !what.contains("made-in");
+        let name = if of_phase { "basin-of-3" } else { "kept-basin" };
+        let adopted = std::process::Command::new(env!("CARGO_BIN_EXE_esker"))
+            .args(["stream", "adopt", name, id, "--server", server.url()])
+            .output()
+            .unwrap();
+        assert!(adopted.status.success(), "{what}: {adopted:?}");
+        back += 1;
+    }
+    assert_eq!(back, 2);
+    contents(&server.sdk()).await.are(&lost, "adopted");
+    // A basin that is made now is nobody's whose streams are left.
+    let made = sdk::basin(&server.sdk(), "made-after-the-loss").await;
+    sdk::append(&sdk::stream(&made, "first").await, ["mine"]).await;
+    is_healthy(&server, "after an empty catalog").await;
+}
+
+#[tokio::test]
+async fn kills_amid_the_beginning_of_an_empty_partition_change_nothing_of_what_comes_of_it() {
+    let past = Past::new(Kind::Directory, "incremental").await;
+    let scenario = async |step: u64| {
+        let scene = past.copy().await;
+        befall(&scene, Loss::Everything, Harm::Nothing);
+        forget_partition(&scene.place, 2);
+        let named = restore(&scene).empty_partitions("2");
+        let decided = async || {
+            let plan = fs::read_to_string(scene.data().join("restore.json"));
+            plan.is_ok_and(|plan| plan.contains("\"empty\": true"))
+        };
+        for kill in 1..20 {
+            let moment = Duration::from_millis(step * kill);
+            named.start_and_kill(&scene.data(), moment).await;
+            if decided().await {
+                break;
+            }
+        }
+        // What was decided is gone on with, without being said again.
+        let setup = match decided().await {
+            true => scene.setup.clone(),
+            false => named,
+        };
+        let (mut server, after) = seen(&setup, &scene).await;
+        let lost = some_of(&after, &past.phases[2].after_forks(1), "after kills");
+        assert!(!lost.is_empty());
+        server.kill();
+        let (_server, again) = seen(&scene.setup, &scene).await;
+        again.are(&after, "started again");
+    };
+    play((1..=6).map(|step| scenario(7 * step))).await;
+}
+
+#[tokio::test]
+async fn the_log_of_a_partition_that_began_empty_is_a_copy_of_it_like_any_other() {
+    let past = Past::new(Kind::Directory, "incremental").await;
+    let scene = past.copy().await;
+    befall(&scene, Loss::Everything, Harm::Nothing);
+    forget_partition(&scene.place, 2);
+    let named = restore(&scene).empty_partitions("2");
+    let (mut server, after) = seen(&named, &scene).await;
+    let lost = some_of(
+        &after,
+        &past.phases[2].after_forks(1),
+        "without partition 2",
+    );
+    let (basin, name) = lost[0].split_once('/').unwrap();
+    let again = server.sdk().basin(sdk::basin_name(basin));
+    let again = sdk::stream(&again, name).await;
+    sdk::append(&again, ["first", "second"]).await;
+    let appended = contents(&server.sdk()).await;
+    server.kill();
+    // No snapshot of it was put, and the database is lost: the log goes back to where it began.
+    forget_partition(&scene.place, 2);
+    befall(&scene, Loss::DatabaseAndLocalSnapshots, Harm::Nothing);
+    let (server, replayed) = seen(&scene.setup, &scene).await;
+    replayed.are(&appended, "from the log alone");
+    assert_eq!(recovered(&server, 2).await, ("log".to_owned(), None));
+}
