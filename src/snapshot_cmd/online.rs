@@ -25,6 +25,10 @@ use crate::output::print;
 use crate::stream_cmd::connection::ServerAddress;
 use crate::term::{Paint, bytes, count, plain, plain_lines, took};
 
+/// What to do about damage that a server has found: its next snapshots share nothing with it.
+const CREATE_ANEW: &str = "esker snapshot create puts a new snapshot, which shares nothing with what is damaged; or \
+                           bring it back from versions or a backup of the bucket";
+
 /// What takes longer than this is remarked on: a store that hangs looks like one that is slow.
 const NOTICEABLE: Duration = Duration::from_secs(2);
 /// How often after that.
@@ -312,7 +316,7 @@ impl Online {
                 let text = verify::text(&report, report.bytes, started.elapsed());
                 print(format_args!("partition {partition}: {text}"))?;
             }
-            if let Err(failure) = verify::judge(&report) {
+            if let Err(failure) = verify::judge(&report, CREATE_ANEW) {
                 first.get_or_insert(failure);
             }
             reports.push((partition, report, started.elapsed()));

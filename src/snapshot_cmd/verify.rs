@@ -61,14 +61,18 @@ pub async fn run(place: &Place, args: &Args, json: bool) -> Result<(), Failure> 
             report: &report,
             seconds: took_all.as_secs_f64(),
         };
-        return json::print_with(&verified, judge(&report));
+        return json::print_with(&verified, judge(&report, PUT_ANEW));
     }
     print(text(&report, progress.bytes_done(), took_all))?;
-    judge(&report)
+    judge(&report, PUT_ANEW)
 }
 
-/// A failure, if anything is damaged.
-pub fn judge(report: &Verification) -> Result<(), Failure> {
+/// What to do about damage, straight on a repository.
+const PUT_ANEW: &str = "put a new snapshot with --no-reuse (a put reuses objects as they are), or bring them back \
+                        from versions or a backup of the bucket";
+
+/// A failure with an advice, if anything is damaged.
+pub fn judge(report: &Verification, advice: &str) -> Result<(), Failure> {
     if report.is_sound() {
         return Ok(());
     }
@@ -91,10 +95,7 @@ pub fn judge(report: &Verification) -> Result<(), Failure> {
             }
         ),
     )
-    .advise(
-        "put a new snapshot with --no-reuse (a put reuses objects as they are), or bring them back \
-         from versions or a backup of the bucket",
-    ))
+    .advise(advice))
 }
 
 pub fn text(report: &Verification, read: u64, took_all: std::time::Duration) -> String {

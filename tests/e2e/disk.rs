@@ -19,6 +19,7 @@ use s2_sdk::types::{
 };
 use serde_json::json;
 
+use crate::recovery::runbook::stands;
 use crate::support::http::Answer;
 use crate::support::sdk::{self, basin_name, stream_name};
 use crate::support::{Http, SOON, Server, Setup, eventually, in_time};
@@ -255,6 +256,9 @@ async fn a_full_disk_refuses_appends_and_nothing_else_and_service_resumes_by_its
         .await;
         acked.push((100_000, append_at_last(&http, 100_000).await));
         complete(&stream, &acked, &unknown).await;
+        // Snapshots of these servers are on the same disk, and one is kept.
+        let advice = ["one_snapshot_retained", "repository_on_this_disk"];
+        stands(&server, &advice, "space again").await;
 
         server.kill();
         server.restart(&small()).await;
@@ -263,6 +267,7 @@ async fn a_full_disk_refuses_appends_and_nothing_else_and_service_resumes_by_its
             .basin(basin_name("test-basin"))
             .stream(stream_name("orders"));
         complete(&stream, &acked, &unknown).await;
+        stands(&server, &advice, "started again").await;
         server.stop().await;
         fs::remove_dir_all(&data_dir).unwrap();
         disk.resize(40);

@@ -10,6 +10,7 @@
 //! | [`refusals`] | what a start refuses, and that it changes nothing then |
 //! | [`empty_directories`] | what an empty data directory means |
 //! | [`empty_partitions`] | partitions of which no copy is left |
+//! | [`runbook`] | what status and health show after each row of the runbook |
 //! | [`twins`] | two that believe to be the same; one loss after the other |
 //! | [`kills`] | kills amid all of that |
 //! | [`any_history`] | all of that in any order, against a model |
@@ -41,6 +42,7 @@ mod past;
 mod place;
 pub mod positions;
 mod refusals;
+pub mod runbook;
 mod running;
 mod schedule;
 mod stops;

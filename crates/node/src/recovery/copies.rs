@@ -13,6 +13,7 @@ use futures::StreamExt as _;
 use super::acceptance::Accepted;
 use super::attempts::Attempts;
 use super::contradiction::Witness;
+use super::empty_partitions::{Left, begin_empty, no_copy};
 use super::look::{DatabaseFacts, Facts, PartitionFacts};
 use super::plan::{Plan, PlannedFork};
 use super::ways::{Copy, LOG_IS_LOST, LogFacts, Source, best, connects, copy_of, is_whole};
@@ -27,9 +28,6 @@ const PARALLEL: usize = 4;
 const BEGINNING: Duration = Duration::from_secs(60);
 /// What is to be done where the log contradicts copies, and no other one is of use.
 const CONTRADICTED: &str = "What the log contradicts is of another copy of this data directory, or the log is: bring back what belongs together. Or give up what only this directory has, and restore the other one's snapshots into an empty directory with --bootstrap restore";
-/// Forks that a partition may have been through of which neither its log nor the repository tells any more:
-/// each loss of a log is one. No number is given out twice as long as there were not more.
-const UNKNOWN_FORKS: u64 = 64;
 /// How often a long restore says how far it is.
 const REPORT_EVERY: Duration = Duration::from_secs(5);
 
@@ -107,38 +105,6 @@ pub(super) async fn find(
         plan.write(data_dir.path())?;
     }
     Ok(ways)
-}
-
-/// Of several partitions no copy is left, of so many that there are.
-fn no_copy(mut lacking: Vec<(Vec<u64>, String)>, all: usize) -> StartError {
-    lacking.sort();
-    let tried: Vec<String> = lacking.iter().map(|(_, tried)| tried.clone()).collect();
-    let partitions: Vec<u64> = lacking.into_iter().flat_map(|(some, _)| some).collect();
-    let remedy = match partitions.len() == all {
-        true => "There is no copy to go on from: bring back what is missing".to_owned(),
-        false => format!(
-            "Bring back what is missing; or {}",
-            begin_empty(&partitions)
-        ),
-    };
-    StartError::NoCopy {
-        partitions,
-        tried: tried.join("; "),
-        remedy,
-    }
-}
-
-/// How to go on without partitions of which no copy is left.
-fn begin_empty(partitions: &[u64]) -> String {
-    let numbers: Vec<String> = partitions.iter().map(u64::to_string).collect();
-    let (what, of_it) = match partitions {
-        [_] => ("the partition begins", "it"),
-        _ => ("the partitions begin", "them"),
-    };
-    format!(
-        "accept that all that was in {of_it} is lost with --bootstrap restore --empty-partitions {}: {what} empty",
-        numbers.join(",")
-    )
 }
 
 pub(super) struct Search<'a> {
@@ -776,28 +742,15 @@ impl<'a> Search<'a> {
                 wait: wait.as_secs() + 1,
             });
         }
-        let id = PartitionId(partition);
-        let first = LineageId::first(&self.data_dir.identity.cluster_id, id);
-        let log = self.facts.log.as_ref().map(|log| &log.lineage);
-        let newest = ancestry.first().map(|(newest, _)| *newest);
-        let parent = newest.or(log.map(Lineage::id)).unwrap_or(first);
-        let known = (ancestry.len() as u64).saturating_sub(1);
-        let forks = match log {
-            Some(log) => log.forks.max(known),
-            None => known + UNKNOWN_FORKS,
+        let cluster = &self.data_dir.identity.cluster_id;
+        let left = Left {
+            first: LineageId::first(cluster, PartitionId(partition)),
+            log: self.facts.log.as_ref().map(|log| &log.lineage),
+            root: root.and_then(|root| root.lineage).map(|l| LineageId(l.0)),
+            ancestors: (ancestry.len() as u64).saturating_sub(1),
         };
-        let same = self
-            .planned
-            .filter(|planned| planned.empty && (swapped || planned.parent() == Some(parent)));
-        let fork = same.cloned().unwrap_or_else(|| PlannedFork {
-            lineage: LineageId(rand::random()).to_string(),
-            parent: parent.to_string(),
-            lsn: 0,
-            skipped: forks,
-            between: Vec::new(),
-            empty: true,
-        });
-        let nothing = Copy::at(Source::Empty, first, 0);
+        let nothing = Copy::at(Source::Empty, left.first, 0);
+        let fork = left.fork(self.planned, swapped);
         Ok(self.way(&nothing, None, Some(fork), root.is_some()))
     }
 

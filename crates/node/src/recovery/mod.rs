@@ -22,6 +22,7 @@ mod contradiction;
 mod copies;
 mod database_blocks;
 mod directory;
+mod empty_partitions;
 mod last_resort;
 mod look;
 mod plan;

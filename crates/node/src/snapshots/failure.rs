@@ -46,6 +46,15 @@ impl Failure {
         }
     }
 
+    /// The repository has gone on with another lineage.
+    pub fn other_lineage(what: impl Into<String>) -> Failure {
+        Failure {
+            code: "repository_other_lineage",
+            what: what.into(),
+            remedy: "stop this server, and let clients use the one that was restored; what only this one has can be read from it before that",
+        }
+    }
+
     /// Of an error of the repository.
     pub fn of(error: &RepositoryError) -> Failure {
         let what = error.to_string();
@@ -59,6 +68,23 @@ impl Failure {
                 "repository_of_others",
                 "set snapshots.destination to a prefix or directory that nobody else uses",
             ),
+            RepositoryError::OtherLineage { .. } => return Failure::other_lineage(what),
+            RepositoryError::NoRoot { others: true, .. } => (
+                "repository_root_missing",
+                "bring the newest version of latest.json back; if there is none, and the data directory is well, move the partition's directory in the repository away, and a new snapshot is put",
+            ),
+            error if error.is_damage() => {
+                return Failure {
+                    remedy: "esker snapshot verify names what is damaged or missing: bring it back from a version or a backup; service goes on, and it is tried again",
+                    ..Failure::failing(what)
+                };
+            }
+            RepositoryError::NoSpace { .. } => {
+                return Failure {
+                    remedy: "make room at snapshots.destination; service goes on, and it is tried again",
+                    ..Failure::failing(what)
+                };
+            }
             _ => return Failure::failing(what),
         };
         Failure { code, what, remedy }
@@ -69,7 +95,7 @@ impl Failure {
         self.code == OTHER_WRITER
     }
 
-    /// Whether something else than this node is there, so that nothing may be changed.
+    /// Whether what is there is not what this node goes on from, so that nothing may be changed.
     pub fn is_refusal(&self) -> bool {
         self.code != "repository_failing"
     }

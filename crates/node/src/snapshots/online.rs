@@ -76,14 +76,20 @@ impl Node {
     }
 
     /// Whether everything is there that the kept snapshots of a partition need; with `data`, every
-    /// byte is read and hashed. What is damaged is in the answer.
+    /// byte is read and hashed. What is damaged is in the answer, and the next snapshot shares nothing
+    /// with it.
     pub async fn verify_snapshots(
         &self,
         partition: u64,
         data: bool,
     ) -> Result<Verification, Error> {
         let repository = self.repository(partition)?;
-        Ok(repository.verify(data, &Progress::new()).await?)
+        let report = repository.verify(data, &Progress::new()).await?;
+        if !report.is_sound() {
+            let known = &self.inner.snapshots.known[partition as usize];
+            known.lock().distrusted = true;
+        }
+        Ok(report)
     }
 
     /// What keeps an object of a partition's repository, or condemns it. The key is that below the

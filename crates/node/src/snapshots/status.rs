@@ -383,6 +383,7 @@ impl Inner {
             let known = inner.snapshots.known[partition as usize].lock();
             let of_this_line = known.retained.iter().rev().find(|r| r.lsn >= forked_at);
             let is_trimmed = of_this_line.is_some_and(|oldest| oldest.lsn + 1 < one.log_head);
+            let why_none_is_put = known.failure.is_some();
             drop(known);
             if is_trimmed {
                 problems.add(
@@ -405,6 +406,8 @@ impl Inner {
             if let (Some(interval), Some(newest)) = (options.interval, &one.newest)
                 && one.entries_at_risk > 0
                 && options.interval_records.is_none()
+                // Where it is known why, that is the problem.
+                && !why_none_is_put
                 && age_of(newest.created_at) > interval * LATE
             {
                 problems.add(

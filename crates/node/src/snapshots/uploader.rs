@@ -463,7 +463,7 @@ async fn look(
                     root.lineage.map(|l| l.to_string()).unwrap_or_default(),
                 );
                 tracing::error!(partition, why);
-                known.failed(Failure::failing(why.clone()));
+                known.failed(Failure::other_lineage(why.clone()));
                 answer(&mut known, &Err(why));
                 return false;
             }
