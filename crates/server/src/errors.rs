@@ -13,8 +13,8 @@ const COMMAND_CODES: &[(&str, &str, &str)] = &[
     ),
     (
         "file_exists",
-        "The file that was to be written is there already, and is not empty.",
-        "Name another, or replace it with `--force`.",
+        "The file that was to be written is there already, and is not empty; or others have made or filled it meanwhile, and what was written is beside it, in `FILE.new`.",
+        "Name another, or replace it with `--force`; look at both.",
     ),
     (
         "input",
