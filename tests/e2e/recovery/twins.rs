@@ -216,9 +216,10 @@ async fn of_two_copies_of_a_data_directory_the_second_puts_no_snapshots() {
         let scene = past.scene.copy(eager()).await;
         let copied = scene.path("copied");
         copy_dir(&scene.data(), &copied);
-        let (original, _) = seen(&scene.setup, &scene).await;
+        let (mut original, _) = seen(&scene.setup, &scene).await;
         is_put(&original, &scene.place, &kept(0)).await;
-        drop(original);
+        // In order: what it puts of other partitions is there, and no request of it is on its way.
+        original.stop().await;
         let mut there = scene.place.all();
 
         let copy = scene.setup.start(&copied).await;
