@@ -20,6 +20,13 @@ fn program() -> PathBuf {
     own.unwrap_or_else(|| "/proc/self/exe".into())
 }
 
+/// Whether the program can be started again: found out before anything is stopped for that.
+pub fn check_program() -> Result<(), String> {
+    let program = program();
+    rustix::fs::access(&program, rustix::fs::Access::EXEC_OK)
+        .map_err(|error| format!("{} cannot be started again: {error}", program.display()))
+}
+
 /// The arguments of the new process, after the program's name.
 fn arguments(own: impl Iterator<Item = OsString>, addresses: &[SocketAddr]) -> Vec<OsString> {
     let is_kept = |argument: &OsString| {

@@ -10,7 +10,7 @@ use clap::ValueEnum;
 use esker_server::config::{self, BOOTSTRAP_VARIABLE, Config, ConfigError, Loaded, Overrides};
 use esker_server::{Server, server, telemetry};
 use rustix::fs::Mode;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::exit::Failure;
 use crate::restart;
@@ -21,11 +21,14 @@ use crate::stream_cmd::connection::DEFAULT_SERVER;
 /// How long threads are waited for when everything has stopped, or was given up.
 const THREADS_TIMEOUT: Duration = Duration::from_millis(500);
 
+/// How long it takes at most to see a signal that has arrived.
+const SIGNALS_TIMEOUT: Duration = Duration::from_millis(10);
+
 /// Run the server in the foreground.
 ///
 /// Every key of the configuration can be set in a TOML file (--config), in the environment
 /// (ESKER_…) and here (--set key=value); `esker config show` prints the result.
-#[derive(clap::Args)]
+#[derive(Clone, clap::Args)]
 pub struct Args {
     #[command(flatten)]
     overrides: Overrides,
@@ -61,8 +64,37 @@ pub struct Args {
 /// How a server ended.
 enum Ended {
     Stopped,
-    /// The process is to be started again, and to listen there.
-    ForRestart(Vec<SocketAddr>),
+    /// The process is to be started again.
+    ForRestart(Restart),
+}
+
+/// A server that has stopped, to be started again.
+struct Restart {
+    /// Where it is to listen.
+    addresses: Vec<SocketAddr>,
+    interrupt: Signal,
+    terminate: Signal,
+    runtime: Option<tokio::runtime::Runtime>,
+}
+
+impl Restart {
+    /// Whether somebody has stopped the process meanwhile. It is asked right before the process is
+    /// replaced, so the runtime lives until then, and ends with the process.
+    fn was_signalled(&mut self) -> bool {
+        let (interrupt, terminate) = (&mut self.interrupt, &mut self.terminate);
+        let Some(runtime) = &self.runtime else {
+            return false;
+        };
+        runtime.block_on(async {
+            tokio::select! {
+                biased;
+                _ = interrupt.recv() => true,
+                _ = terminate.recv() => true,
+                // What has arrived is seen by then.
+                () = tokio::time::sleep(SIGNALS_TIMEOUT) => false,
+            }
+        })
+    }
 }
 
 /// What an empty data directory means.
@@ -96,8 +128,18 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     telemetry::flush_logs();
     match served? {
         Ended::Stopped => Ok(()),
-        Ended::ForRestart(addresses) => {
-            let error = restart::replace_process(&addresses);
+        Ended::ForRestart(mut stopped) => {
+            let error = match stopped.was_signalled() {
+                // Whoever stops the server wants it stopped.
+                true => None,
+                false => Some(restart::replace_process(&stopped.addresses)),
+            };
+            if let Some(runtime) = stopped.runtime {
+                end_threads(runtime);
+            }
+            let Some(error) = error else {
+                return Ok(());
+            };
             Err(
                 Failure::wrong("io", format!("starting the server again: {error}"))
                     .advise("start it by hand: what was acknowledged is in the data directory"),
@@ -136,10 +178,10 @@ fn serve(args: &Args) -> Result<Ended, Failure> {
     for warning in loaded.warnings.iter().chain(&loaded.reminders) {
         tracing::warn!("{warning}");
     }
-    // A process that goes on from another one begins nothing; a restore was for the start before, which
-    // the data directory remembers as long as the option stays.
-    let bootstrap =
-        bootstrap.filter(|said| args.restarted.is_empty() || *said == server::Bootstrap::Restore);
+    // A process that goes on from another one begins nothing, and restores nothing into an empty directory;
+    // a restore was for the start before, which the data directory remembers as long as the option stays.
+    let restarted = !args.restarted.is_empty();
+    let bootstrap = bootstrap.filter(|said| !restarted || *said == server::Bootstrap::Restore);
     let empty = args.empty_partitions.iter().copied().collect();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -149,7 +191,7 @@ fn serve(args: &Args) -> Result<Ended, Failure> {
         let mut interrupt = signal(SignalKind::interrupt()).map_err(signals)?;
         let mut terminate = signal(SignalKind::terminate()).map_err(signals)?;
         let server = tokio::select! {
-            server = Server::start_with(&loaded.config, bootstrap, empty) => {
+            server = Server::start_with(&loaded.config, bootstrap, empty, restarted) => {
                 server.map_err(|e| Failure::wrong(e.code(), e))?
             }
             // Nothing was promised yet.
@@ -162,7 +204,7 @@ fn serve(args: &Args) -> Result<Ended, Failure> {
             _ = interrupt.recv() => None,
             _ = terminate.recv() => None,
             () = stdin_closed(), if args.until_stdin_closes => None,
-            cause = server.restart_wanted(|| change_of(&loaded.config, args)) => Some(cause),
+            cause = server.restart_wanted(async || may_restart(&loaded.config, args).await) => Some(cause),
         };
         let Some(cause) = cause else {
             telemetry::write_line(
@@ -192,16 +234,36 @@ fn serve(args: &Args) -> Result<Ended, Failure> {
         }
         // Whoever stops the server wants it stopped.
         Ok(match signals {
-            0 => Ended::ForRestart(addresses),
+            0 => Ended::ForRestart(Restart {
+                addresses,
+                interrupt,
+                terminate,
+                runtime: None,
+            }),
             _ => Ended::Stopped,
         })
     });
     match ended {
-        // What still runs on it is not waited for.
-        Ok(Ended::ForRestart(_)) => runtime.shutdown_background(),
-        _ => end_threads(runtime),
+        Ok(Ended::ForRestart(restart)) => Ok(Ended::ForRestart(Restart {
+            runtime: Some(runtime),
+            ..restart
+        })),
+        ended => {
+            end_threads(runtime);
+            ended
+        }
     }
-    ended
+}
+
+/// Why the server cannot be started again as it was, if so. On a thread of its own: files are read for
+/// that, and signals are answered meanwhile.
+async fn may_restart(config: &Config, args: &Args) -> Result<(), String> {
+    let (config, args) = (config.clone(), args.clone());
+    let looking = tokio::task::spawn_blocking(move || {
+        restart::check_program()?;
+        change_of(&config, &args)
+    });
+    looking.await.unwrap_or_else(|error| Err(error.to_string()))
 }
 
 /// Why the next start would be another one than this one's, if so.

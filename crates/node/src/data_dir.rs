@@ -32,6 +32,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{StartError, in_words};
@@ -107,7 +108,9 @@ pub struct LockedDir {
 pub struct DataDir {
     path: PathBuf,
     /// Holds the lock for as long as it is open.
-    _lock: Arc<File>,
+    lock: Arc<File>,
+    /// Damage is noted by one at a time: what is written goes through one temporary file.
+    noting: Arc<Mutex<()>>,
     /// Who it belongs to.
     pub identity: Identity,
     /// Whether it is still being made.
@@ -221,7 +224,8 @@ impl LockedDir {
         }
         Ok(DataDir {
             path: self.path,
-            _lock: Arc::new(self.lock),
+            lock: Arc::new(self.lock),
+            noting: Arc::default(),
             identity,
             is_new,
         })
@@ -294,8 +298,37 @@ impl DataDir {
         }
     }
 
+    /// Whether a path leads to the directory that is in use, and not to what shows through where a mount
+    /// is gone.
+    ///
+    /// # Errors
+    ///
+    /// It does not, or cannot be looked at now.
+    pub fn check_in_place(&self, path: &Path) -> Result<(), StartError> {
+        let gone = |why: String| StartError::DirectoryGone {
+            dir: path.to_owned(),
+            why,
+        };
+        let lock = path.join("LOCK");
+        let found = match fs::metadata(&lock) {
+            Ok(found) => found,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+                return Err(gone("it has no LOCK".to_owned()));
+            }
+            Err(e) => return Err(StartError::unreadable(lock.display().to_string(), &e)),
+        };
+        let held = self.lock.metadata().map_err(io("looking at", &lock))?;
+        match (held.dev(), held.ino()) == (found.dev(), found.ino()) {
+            true => Ok(()),
+            false => Err(gone("its LOCK is another file".to_owned())),
+        }
+    }
+
     /// Remembers, for the next start, that a partition's database is not to be used.
     pub fn report_damage(&self, partition: u64, why: &str) -> Result<(), StartError> {
+        let _noting = self.noting.lock();
+        // Nothing is written where a mount is gone: it would look like a directory that is in use.
+        self.check_in_place(&self.path)?;
         let path = self.damage(partition);
         let dir = self.path.join("damaged");
         fs::create_dir_all(&dir).map_err(io("creating", &dir))?;
@@ -305,6 +338,7 @@ impl DataDir {
 
     /// A partition has another database, which is durable.
     pub fn forget_damage(&self, partition: u64) -> Result<(), StartError> {
+        let _noting = self.noting.lock();
         let path = self.damage(partition);
         match fs::remove_file(&path) {
             Ok(()) => sync_dir(&self.path.join("damaged")),
@@ -669,6 +703,38 @@ mod tests {
         let is_same =
             |file: &File| file.metadata().unwrap().ino() == fs::metadata(&path).unwrap().ino();
         assert!(!is_same(&first));
+    }
+
+    #[test]
+    fn a_directory_that_is_gone_from_its_path_gets_no_note_of_damage() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, away) = (dir.path().join("data"), dir.path().join("away"));
+        let data_dir = open(&path, 8).unwrap();
+        data_dir.check_in_place(&path).unwrap();
+        // As if it had been a mount: what is below is empty, then somebody else's.
+        fs::rename(&path, &away).unwrap();
+        data_dir.check_in_place(&path).unwrap_err();
+        fs::create_dir(&path).unwrap();
+        fs::write(path.join("LOCK"), "").unwrap();
+        let error = data_dir.report_damage(1, "why").unwrap_err();
+        assert!(matches!(error, StartError::DirectoryGone { .. }), "{error}");
+        assert!(!path.join("damaged").exists());
+        fs::remove_dir_all(&path).unwrap();
+        fs::rename(&away, &path).unwrap();
+        data_dir.report_damage(1, "why").unwrap();
+    }
+
+    #[test]
+    fn damage_is_noted_by_several_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let data_dir = open(dir.path(), 8).unwrap();
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                let data_dir = data_dir.clone();
+                scope.spawn(move || data_dir.report_damage(1, "why").unwrap());
+            }
+        });
+        assert_eq!(data_dir.known_damage(1).unwrap().as_deref(), Some("why"));
     }
 
     #[test]

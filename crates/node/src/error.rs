@@ -420,6 +420,24 @@ pub enum StartError {
         /// The data directory.
         dir: PathBuf,
     },
+    /// A node that served from this directory restarts itself, and finds another directory there.
+    #[error(
+        "{dir} is not the directory that this server has served from before it restarted itself: it has no node.json. Mount the disk again, or bring the directory back, and start again; nothing was changed"
+    )]
+    DirectoryReplaced {
+        /// The data directory.
+        dir: PathBuf,
+    },
+    /// The data directory is not at its path any more.
+    #[error(
+        "{dir} does not lead to the data directory that is in use any more ({why}): mount the disk again, or bring the directory back"
+    )]
+    DirectoryGone {
+        /// The data directory.
+        dir: PathBuf,
+        /// How that is known.
+        why: String,
+    },
     /// A file operation failed.
     #[error("{operation} {path}: {source}")]
     Io {
@@ -459,6 +477,11 @@ pub const START_CODES: &[(&str, &str, &str)] = &[
         "data_dir_not_empty",
         "`--bootstrap new` was said of a data directory that is in use.",
         "Leave `--bootstrap` out, or use another data directory.",
+    ),
+    (
+        "data_dir_replaced",
+        "A server that has restarted itself finds another directory where its data directory was, such as the one below a mount that is gone.",
+        "Mount the disk again, or bring the directory back, and start the server again. No new cluster was begun, and nothing was changed.",
     ),
     (
         "data_dir_unreleased_format",
@@ -583,6 +606,9 @@ impl StartError {
             }
             StartError::OlderFormat { .. } => "data_dir_unreleased_format",
             StartError::NotEmpty { .. } => "data_dir_not_empty",
+            StartError::DirectoryReplaced { .. } | StartError::DirectoryGone { .. } => {
+                "data_dir_replaced"
+            }
             StartError::Destination(_) => "destination",
             StartError::RepositoryHoldsCluster { .. } => "repository_holds_cluster",
             StartError::Halted { .. } => "replay_halted",

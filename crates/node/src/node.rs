@@ -81,6 +81,10 @@ pub struct NodeOptions {
     /// Partitions that begin empty where a restore finds no copy of them; of no effect without
     /// [`Bootstrap::Restore`].
     pub empty_partitions: BTreeSet<u64>,
+    /// Whether this start goes on from a node that served from the data directory, and restarts itself
+    /// ([`Node::restart_wanted`]). A directory that nobody has served from is refused then, whatever
+    /// `bootstrap` says.
+    pub restarted: bool,
 }
 
 impl NodeOptions {
@@ -108,6 +112,7 @@ impl NodeOptions {
             check_value: ValueCheck::default(),
             bootstrap: None,
             empty_partitions: BTreeSet::new(),
+            restarted: false,
         }
     }
 
@@ -297,8 +302,12 @@ impl Node {
         }
         if let Some(partition) = self.inner.damaged_partition() {
             let why = self.inner.damage(partition).unwrap_or_default();
+            let next = match self.inner.restarts.preparing() {
+                Some(what) => format!("{what}; then the server restarts itself"),
+                None => "the server is about to restart itself to recover it".to_owned(),
+            };
             return Err(format!(
-                "files of partition {partition} are damaged, and the server is about to restart itself to recover it: {why}"
+                "files of partition {partition} are damaged ({why}): {next}"
             ));
         }
         Ok(())

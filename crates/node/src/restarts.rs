@@ -12,7 +12,9 @@
 //!
 //! [`MAX_RESTARTS`] in [`RESTART_WINDOW`], none sooner after the one before than [`PAUSES`] say. They are
 //! counted in `restarts.json`, written before the process ends: a start that is killed counts too. Beyond
-//! the bound, and where the file cannot be written, there is no restart; health and status say why.
+//! the bound, and where the file cannot be read or written, there is no restart; health and status say why.
+//! Nor is there one where the path of the data directory leads elsewhere by now: the start would not find
+//! what was acknowledged.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
@@ -47,6 +49,8 @@ const FIRST_RETRY: Duration = Duration::from_secs(5);
 const LAST_RETRY: Duration = Duration::from_secs(10 * 60);
 /// A host that does not make a restart is asked for it again after so long.
 const HOST_RETRY: Duration = Duration::from_secs(60);
+/// A copy that is being made ready for so long is named as what holds the restart back.
+const LONG_PREPARATION: Duration = Duration::from_secs(30);
 /// Bytes of a cause that are kept.
 const MAX_CAUSE: usize = 1024;
 
@@ -54,7 +58,14 @@ const MAX_CAUSE: usize = 1024;
 #[derive(Debug)]
 pub(crate) struct Restarts {
     path: PathBuf,
+    /// Never held while the disk is waited for.
     noted: Mutex<Noted>,
+    /// Held while `restarts.json` is written.
+    noting: Mutex<()>,
+    /// Why `restarts.json` cannot be read, if so: there is no restart then.
+    unread: Mutex<Option<String>>,
+    /// The partition of which a copy is being made ready, and since when.
+    preparing: Mutex<Option<(u64, Instant)>>,
     /// Why no restart is made although one is needed, if so.
     held_back: Mutex<Option<String>>,
     /// When the host is asked again, after it has made none.
@@ -111,34 +122,76 @@ impl Noted {
 }
 
 impl Restarts {
-    /// Reads what is noted. What is no such file counts as none, and is replaced by the next one.
-    ///
-    /// # Errors
-    ///
-    /// It cannot be read now.
-    pub fn open(data_dir: &Path) -> Result<Restarts, StartError> {
-        let path = data_dir.join("restarts.json");
-        let noted = match std::fs::read(&path) {
+    /// Reads what is noted. What is no such file counts as none, and is replaced by the next one. A file
+    /// that cannot be read now is no reason not to start: it is read again when a restart is needed.
+    pub fn open(data_dir: &Path) -> Restarts {
+        let restarts = Restarts {
+            path: data_dir.join("restarts.json"),
+            noted: Mutex::default(),
+            noting: Mutex::default(),
+            unread: Mutex::default(),
+            preparing: Mutex::default(),
+            held_back: Mutex::default(),
+            retry_at: Mutex::default(),
+            wanted: watch::Sender::new(None),
+        };
+        if let Err(why) = restarts.read() {
+            tracing::warn!(
+                why,
+                "the server does not restart itself until it can be read"
+            );
+        }
+        restarts
+    }
+
+    /// Reads what is noted.
+    fn read(&self) -> Result<(), String> {
+        let path = &self.path;
+        let noted = match std::fs::read(path) {
             Ok(text) => serde_json::from_slice(&text).unwrap_or_else(|error| {
                 tracing::warn!(path = %path.display(), %error, "restarts are counted from 0");
                 Noted::default()
             }),
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Noted::default(),
-            Err(e) => return Err(StartError::unreadable(path.display().to_string(), &e)),
+            Err(e) => {
+                let why = format!(
+                    "restarts of the server by itself cannot be counted: {} cannot be read: {e}",
+                    path.display()
+                );
+                *self.unread.lock() = Some(why.clone());
+                return Err(why);
+            }
         };
         metrics::counter!("esker_restarts_total").absolute(noted.total);
-        Ok(Restarts {
-            path,
-            noted: Mutex::new(noted),
-            held_back: Mutex::default(),
-            retry_at: Mutex::default(),
-            wanted: watch::Sender::new(None),
-        })
+        *self.noted.lock() = noted;
+        *self.unread.lock() = None;
+        Ok(())
+    }
+
+    /// Why no restart would be made if one were needed, if that is known.
+    pub fn unread(&self) -> Option<String> {
+        self.unread.lock().clone()
     }
 
     /// Why no restart is made although one is needed, if so.
     pub fn held_back(&self) -> Option<String> {
-        self.held_back.lock().clone()
+        let held_back = self.held_back.lock().clone();
+        let takes_long = |since: Instant| since.elapsed() >= LONG_PREPARATION;
+        let is_late = || {
+            self.preparing
+                .lock()
+                .is_some_and(|(_, since)| takes_long(since))
+        };
+        held_back.or_else(|| self.preparing().filter(|_| is_late()))
+    }
+
+    /// What is made ready for a restart at the moment, if anything is.
+    pub fn preparing(&self) -> Option<String> {
+        let (partition, since) = (*self.preparing.lock())?;
+        let seconds = since.elapsed().as_secs();
+        Some(format!(
+            "a copy of partition {partition} is being made ready, for {seconds} s so far"
+        ))
     }
 
     /// What is to be known of the restarts of the last hour.
@@ -160,14 +213,14 @@ impl Restarts {
     }
 
     fn note(&self, cause: &str) -> Result<(), StartError> {
-        let mut noted = self.noted.lock();
-        let next = noted.with(OffsetDateTime::now_utc(), cause);
+        let _noting = self.noting.lock();
+        let next = self.noted.lock().with(OffsetDateTime::now_utc(), cause);
         let text = serde_json::to_vec_pretty(&next).map_err(|e| StartError::BadIdentity {
             path: self.path.clone(),
             why: e.to_string(),
         })?;
         write_durably(&self.path, &text)?;
-        *noted = next;
+        *self.noted.lock() = next;
         Ok(())
     }
 
@@ -204,13 +257,24 @@ impl Node {
         }
     }
 
-    /// A restart is about to be made: it counts from now on, durably.
+    /// A restart is about to be made: it counts from now on, durably. May be given up at any time, on a
+    /// disk that hangs say: then the restart may count, and nothing else has happened.
     ///
     /// # Errors
     ///
-    /// It cannot be noted. Then there must be none ([`Node::hold_restart_back`]): they would not be bounded.
-    pub fn note_restart(&self, cause: &str) -> Result<(), StartError> {
-        self.inner.restarts.note(cause)
+    /// Why there must be none ([`Node::hold_restart_back`]): it cannot be noted, so restarts would not be
+    /// bounded; or the path of the data directory does not lead to it any more; or its disk hangs.
+    pub async fn note_restart(&self, cause: &str) -> Result<(), String> {
+        // Without figures, which change: what is held back anew is logged.
+        if self.inner.hanging_write().is_some() {
+            return Err("the disk of the log does not answer".to_owned());
+        }
+        let (inner, cause) = (self.inner.clone(), cause.to_owned());
+        let noted = recovery::blocking(move || {
+            inner.data_dir.check_in_place(&inner.options.data_dir)?;
+            inner.restarts.note(&cause)
+        });
+        noted.await.map_err(|e| e.to_string())
     }
 
     /// The host does not make the restart, for this reason. It is asked again after [`HOST_RETRY`].
@@ -272,6 +336,14 @@ async fn look(inner: &Weak<Inner>, copies: &mut Copies) -> Option<()> {
         restarts.hold_back(None);
         return Some(());
     };
+    if restarts.unread().is_some() {
+        let reading = inner.clone();
+        let read = recovery::blocking(move || reading.restarts.read()).await;
+        if let Err(why) = read {
+            restarts.hold_back(Some(format!("{}; {why}", need.cause)));
+            return Some(());
+        }
+    }
     if let Some(at) = restarts.not_before() {
         restarts.hold_back(Some(format!(
             "{}; {}; the next restart is made at {}",
@@ -303,7 +375,14 @@ async fn look(inner: &Weak<Inner>, copies: &mut Copies) -> Option<()> {
         if !copies.is_due() {
             return Some(());
         }
-        match make_ready(&inner, partition).await {
+        tracing::info!(
+            partition,
+            "a copy of the damaged partition is being made ready"
+        );
+        *restarts.preparing.lock() = Some((partition, Instant::now()));
+        let made = make_ready(&inner, partition).await;
+        *restarts.preparing.lock() = None;
+        match made {
             Ok(source) => {
                 tracing::info!(
                     partition,
@@ -405,10 +484,10 @@ mod tests {
     #[test]
     fn restarts_are_counted_over_restarts_and_a_file_that_is_none_counts_as_none() {
         let dir = tempfile::tempdir().unwrap();
-        let restarts = Restarts::open(dir.path()).unwrap();
+        let restarts = Restarts::open(dir.path());
         assert_eq!((restarts.not_before(), restarts.lately()), (None, None));
         restarts.note(&"é".repeat(MAX_CAUSE)).unwrap();
-        let again = Restarts::open(dir.path()).unwrap();
+        let again = Restarts::open(dir.path());
         assert!(again.not_before().is_some(), "one has just been made");
         assert_eq!(again.noted.lock().total, 1);
         let lately = again.lately().unwrap();
@@ -418,7 +497,32 @@ mod tests {
         );
 
         std::fs::write(dir.path().join("restarts.json"), "torn").unwrap();
-        let none = Restarts::open(dir.path()).unwrap();
+        let none = Restarts::open(dir.path());
         assert_eq!(*none.noted.lock(), Noted::default());
+    }
+    #[test]
+    fn restarts_that_cannot_be_read_are_no_reason_not_to_start_and_hold_restarts_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("restarts.json");
+        std::fs::create_dir(&path).unwrap();
+        let restarts = Restarts::open(dir.path());
+        assert!(restarts.unread().unwrap().contains("restarts.json"));
+        restarts.read().unwrap_err();
+        std::fs::remove_dir(&path).unwrap();
+        restarts.read().unwrap();
+        assert_eq!(restarts.unread(), None);
+        restarts.note("why").unwrap();
+    }
+
+    #[test]
+    fn a_copy_that_is_made_ready_for_long_is_what_holds_the_restart_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let restarts = Restarts::open(dir.path());
+        *restarts.preparing.lock() = Some((3, Instant::now()));
+        assert!(restarts.preparing().unwrap().contains("partition 3"));
+        assert_eq!(restarts.held_back(), None);
+        let long_ago = Instant::now().checked_sub(LONG_PREPARATION);
+        *restarts.preparing.lock() = long_ago.map(|since| (3, since));
+        assert!(restarts.held_back().unwrap().contains("partition 3"));
     }
 }

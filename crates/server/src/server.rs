@@ -120,15 +120,17 @@ pub struct Server {
 impl Server {
     /// Takes the port, recovers, and serves.
     pub async fn start(config: &Config) -> Result<Server, ServeError> {
-        Server::start_with(config, None, BTreeSet::new()).await
+        Server::start_with(config, None, BTreeSet::new(), false).await
     }
 
-    /// The same, told what an empty data directory means, and which partitions begin empty if a restore
-    /// finds no copy of them.
+    /// The same, told what an empty data directory means, which partitions begin empty if a restore finds
+    /// no copy of them, and whether this start goes on from a server that restarts itself
+    /// ([`NodeOptions::restarted`]).
     pub async fn start_with(
         config: &Config,
         bootstrap: Option<Bootstrap>,
         empty_partitions: BTreeSet<u64>,
+        restarted: bool,
     ) -> Result<Server, ServeError> {
         let (listener, address) = bind(
             config.listen,
@@ -151,6 +153,7 @@ impl Server {
         let metrics = telemetry::metrics();
         let options = NodeOptions {
             empty_partitions,
+            restarted,
             ..node_options(config, bootstrap)
         };
         let node = Node::start(options).await?;
@@ -217,11 +220,16 @@ impl Server {
     /// Waits until the process has to be started again, and answers why. The restart is counted by then:
     /// [`Server::stop_for_restart`], and start the same program with the same arguments. `may_restart`
     /// answers why the host cannot do that at the moment, if so.
-    pub async fn restart_wanted(&self, may_restart: impl Fn() -> Result<(), String>) -> String {
+    pub async fn restart_wanted(
+        &self,
+        may_restart: impl AsyncFn() -> Result<(), String>,
+    ) -> String {
         loop {
             let cause = self.node.restart_wanted().await;
-            let noted = may_restart()
-                .and_then(|()| self.node.note_restart(&cause).map_err(|e| e.to_string()));
+            let noted = match may_restart().await {
+                Ok(()) => self.node.note_restart(&cause).await,
+                Err(why) => Err(why),
+            };
             match noted {
                 Ok(()) => return cause,
                 Err(why) => self.node.hold_restart_back(format!("{cause}; {why}")),

@@ -33,6 +33,9 @@ pub(super) fn enter(options: &NodeOptions, handle: &Handle) -> Result<Entered, S
             last: options.partitions,
         });
     }
+    if options.restarted {
+        served_from(&options.data_dir)?;
+    }
     let locked = LockedDir::open(&options.data_dir)?;
     let begun = match begin(options, handle, &locked) {
         Ok(begun) => begun,
@@ -139,6 +142,19 @@ fn begin(options: &NodeOptions, handle: &Handle, locked: &LockedDir) -> Result<B
         said,
         identity,
     })
+}
+
+/// Refuses a directory that no node has served from: nothing is begun or restored in what shows through
+/// where a mount is gone. Before anything is written there.
+fn served_from(dir: &Path) -> Result<(), StartError> {
+    let path = dir.join("node.json");
+    match std::fs::metadata(&path) {
+        Ok(_) => Ok(()),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Err(StartError::DirectoryReplaced {
+            dir: dir.to_owned(),
+        }),
+        Err(e) => Err(StartError::unreadable(path.display().to_string(), &e)),
+    }
 }
 
 /// The newest valid JSON snapshot of a state store in a directory, with its keys.
@@ -451,4 +467,27 @@ fn lineage_of(dir: &Path, scratch: &Path) -> Result<Lineage, StoreError> {
     let lineage = store.part(partition).lineage()?;
     store.close();
     Ok(lineage)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_node_that_restarts_itself_begins_nothing_in_an_empty_directory() {
+        let dir = tempfile::tempdir().unwrap();
+        for bootstrap in [None, Some(Bootstrap::New), Some(Bootstrap::Restore)] {
+            for name in [".", "missing"] {
+                let options = NodeOptions {
+                    bootstrap,
+                    restarted: true,
+                    ..NodeOptions::new(dir.path().join(name))
+                };
+                let entered = enter(&options, &Handle::current());
+                let error = entered.err().unwrap();
+                assert_eq!(error.code(), "data_dir_replaced", "{error}");
+            }
+        }
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
 }

@@ -73,7 +73,32 @@ struct Opened {
     open: attempts::Opened,
 }
 
-pub(crate) async fn recover(mut options: NodeOptions) -> Result<Arc<Inner>, StartError> {
+/// How long a node that has restarted itself tries again where something cannot be read now, such as the
+/// repository: without the restart, its partitions would be served.
+const RESTARTED_TIMEOUT: Duration = Duration::from_secs(2 * 60);
+/// How long it waits before that, twice as long each time...
+const FIRST_RETRY: Duration = Duration::from_secs(1);
+/// ...up to this.
+const LAST_RETRY: Duration = Duration::from_secs(10);
+
+pub(crate) async fn recover(options: NodeOptions) -> Result<Arc<Inner>, StartError> {
+    let started = Instant::now();
+    let mut pause = FIRST_RETRY;
+    loop {
+        let error = match recover_once(options.clone()).await {
+            Err(error) if options.restarted && error.is_unreadable() => error,
+            done => return done,
+        };
+        if started.elapsed() + pause > RESTARTED_TIMEOUT {
+            return Err(error);
+        }
+        tracing::warn!(%error, ?pause, "the start after a restart by itself is tried again");
+        tokio::time::sleep(pause).await;
+        pause = LAST_RETRY.min(2 * pause);
+    }
+}
+
+async fn recover_once(mut options: NodeOptions) -> Result<Arc<Inner>, StartError> {
     let started = Instant::now();
     let handle = tokio::runtime::Handle::current();
     let (path, said) = (options.data_dir.clone(), options.bootstrap);
@@ -393,7 +418,7 @@ fn groups(
         refuses_appends: AtomicBool::new(false),
         space: Space::new(data_dir.path(), log_bytes),
         unknown_basins: Default::default(),
-        restarts: Restarts::open(data_dir.path())?,
+        restarts: Restarts::open(data_dir.path()),
         data_dir,
     };
     Ok((inner, open, report, loaded))

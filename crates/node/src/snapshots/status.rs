@@ -282,7 +282,11 @@ impl Inner {
                 "if the clock is wrong, put it right before that; if it is right now, do nothing",
             );
         }
-        if let Some(why) = inner.restarts.held_back() {
+        if let Some(why) = inner
+            .restarts
+            .held_back()
+            .or_else(|| inner.restarts.unread())
+        {
             problems.add(
                 "restart_held_back",
                 None,
