@@ -309,7 +309,7 @@ impl DataDir {
             dir: path.to_owned(),
             why,
         };
-        let lock = path.join("LOCK");
+        let lock = path.join(LOCK);
         let found = match fs::metadata(&lock) {
             Ok(found) => found,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
@@ -715,7 +715,7 @@ mod tests {
         fs::rename(&path, &away).unwrap();
         data_dir.check_in_place(&path).unwrap_err();
         fs::create_dir(&path).unwrap();
-        fs::write(path.join("LOCK"), "").unwrap();
+        fs::write(path.join(LOCK), "").unwrap();
         let error = data_dir.report_damage(1, "why").unwrap_err();
         assert!(matches!(error, StartError::DirectoryGone { .. }), "{error}");
         assert!(!path.join("damaged").exists());
