@@ -374,19 +374,44 @@ impl DataDir {
 impl DataDir {
     /// Moves a partition's checkpoint to what is put aside.
     pub fn put_checkpoint_aside(&self, partition: u64, from: &Path) -> Result<PathBuf, StartError> {
-        let dir = self.path.join("damaged");
-        fs::create_dir_all(&dir).map_err(io("creating", &dir))?;
-        let number = (1..).find(|number| {
-            !dir.join(format!("checkpoint-{partition}-{number}"))
-                .exists()
-        });
-        let to = dir.join(format!("checkpoint-{partition}-{}", number.unwrap_or(0)));
+        let to = self.place_for_checkpoint_aside(partition)?;
         fs::rename(from, &to).map_err(io("moving", from))?;
-        sync_dir(&dir)?;
+        sync_dir(&self.path.join("damaged"))?;
         if let Some(parent) = from.parent() {
             sync_dir(parent)?;
         }
         Ok(to)
+    }
+
+    /// Where the next checkpoint of a partition that is put aside goes; the directory it goes into is there.
+    pub fn place_for_checkpoint_aside(&self, partition: u64) -> Result<PathBuf, StartError> {
+        let dir = self.path.join("damaged");
+        fs::create_dir_all(&dir).map_err(io("creating", &dir))?;
+        sync_dir(&self.path)?;
+        let number = (1..).find(|number| {
+            !dir.join(format!("checkpoint-{partition}-{number}"))
+                .exists()
+        });
+        Ok(dir.join(format!("checkpoint-{partition}-{}", number.unwrap_or(0))))
+    }
+
+    /// The checkpoints of a partition that were put aside.
+    pub fn checkpoints_aside(&self, partition: u64) -> Result<Vec<PathBuf>, StartError> {
+        let dir = self.path.join("damaged");
+        let entries = match fs::read_dir(&dir) {
+            Ok(entries) => entries,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(e) => return Err(io("reading", &dir)(e)),
+        };
+        let prefix = format!("checkpoint-{partition}-");
+        let mut found = Vec::new();
+        for entry in entries {
+            let entry = entry.map_err(io("reading", &dir))?;
+            if entry.file_name().to_string_lossy().starts_with(&prefix) {
+                found.push(entry.path());
+            }
+        }
+        Ok(found)
     }
 }
 

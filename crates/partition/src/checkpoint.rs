@@ -294,6 +294,17 @@ impl Capture {
     /// Makes the checkpoint, durable when this returns. If there is one of the same LSN, that one is
     /// the answer.
     pub fn take(self) -> Result<Checkpoint, StoreError> {
+        self.make(None)
+    }
+
+    /// Makes the checkpoint at `to`, durable when this returns, and leaves those where [`Capture::take`]
+    /// makes them as they are. `to` is not there yet, its directory is, on the database's file system. If
+    /// one of `known` is whole and the same, that one is the answer.
+    pub fn take_to(self, to: &Path, known: &[PathBuf]) -> Result<Checkpoint, StoreError> {
+        self.make(Some((to, known)))
+    }
+
+    fn make(self, apart: Option<(&Path, &[PathBuf])>) -> Result<Checkpoint, StoreError> {
         let part = &self.part;
         let base = part.store().checkpoints(part.partition());
         // A checkpoint of damaged files would take the place of one that may be whole.
@@ -308,13 +319,32 @@ impl Capture {
         let exported = temporary.path.join("files");
         let (comparator, files) = part.export(&exported)?;
         let (applied, lineage) = covered(part, &files, &comparator, &exported, &temporary.path)?;
-        let to = base.join(format!("lsn_{:020}", applied.lsn));
-        if let Ok(there) = Checkpoint::open(&to)
-            && there.lineage() == Some(lineage.id())
-            && LogTail::agree(there.meta.log_tail.as_ref(), applied.log_tail.as_ref())
-        {
-            return Ok(there);
-        }
+        let to = match apart {
+            Some((to, known)) => {
+                let is_same = |there: &Checkpoint| {
+                    (there.meta.lsn, there.meta.term) == (applied.lsn, applied.term)
+                        && there.lineage() == Some(lineage.id())
+                        && there.meta.log_tail.is_some()
+                        && there.meta.log_tail == applied.log_tail
+                };
+                let known = known.iter().filter_map(|dir| Checkpoint::open(dir).ok());
+                let mut same = known.filter(is_same);
+                if let Some(there) = same.find(|there| there.verify().is_ok()) {
+                    return Ok(there);
+                }
+                to.to_owned()
+            }
+            None => {
+                let to = base.join(format!("lsn_{:020}", applied.lsn));
+                if let Ok(there) = Checkpoint::open(&to)
+                    && there.lineage() == Some(lineage.id())
+                    && LogTail::agree(there.meta.log_tail.as_ref(), applied.log_tail.as_ref())
+                {
+                    return Ok(there);
+                }
+                to
+            }
+        };
         let previous = newest(&base)?;
         let files = files
             .into_iter()
@@ -340,12 +370,12 @@ impl Capture {
             .and_then(|()| File::open(&path)?.sync_all())
             .map_err(io("writing", &path))?;
         sync_dir(&exported)?;
-        if to.exists() {
+        if apart.is_none() && to.exists() {
             // Not one that can be used.
             fs::remove_dir_all(&to).map_err(io("removing", &to))?;
         }
         fs::rename(&exported, &to).map_err(io("renaming to", &to))?;
-        sync_dir(&base)?;
+        sync_dir(to.parent().unwrap_or(&base))?;
         Ok(Checkpoint {
             dir: to,
             meta: Arc::new(meta),

@@ -60,12 +60,41 @@ impl Witness {
             let group = GroupId(self.partition);
             self.log.entry_checksums(group, Lsn(low), Lsn(high))
         };
-        contradiction(&self.facts, copy, read).map_err(|error: LogError| {
+        let moved = |error: &LogError| {
+            let state = error
+                .is_damage()
+                .then(|| self.log.state(GroupId(self.partition)));
+            let start = state.transpose()?.map(|state| state.start);
+            Ok(start.map(|start| (start.lsn.0, start.term.0)))
+        };
+        contradiction_of_live_log(&self.facts, copy, read, moved).map_err(|error: LogError| {
             match error.is_unreadable() {
                 true => StartError::unreadable("the log", &error),
                 false => StartError::Raft(NodeError::from(error)),
             }
         })
+    }
+}
+
+/// As [`contradiction`], of a log whose entries may be compacted meanwhile: those that are gone contradict
+/// nothing. `start` answers where the log starts now and in which term, if an error can come of that. It
+/// moves forward only, and nothing is read once it is behind the copy: this ends.
+fn contradiction_of_live_log<E>(
+    log: &LogFacts,
+    copy: &Copy,
+    read: impl Fn(u64, u64) -> Result<Vec<EntryChecksum>, E>,
+    start: impl Fn(&E) -> Result<Option<(u64, u64)>, E>,
+) -> Result<Option<String>, E> {
+    let mut log = log.clone();
+    loop {
+        let error = match contradiction(&log, copy, &read) {
+            Ok(found) => return Ok(found),
+            Err(error) => error,
+        };
+        match start(&error)? {
+            Some((lsn, term)) if lsn > log.start => (log.start, log.start_term) = (lsn, term),
+            _ => return Err(error),
+        }
     }
 }
 
@@ -273,6 +302,28 @@ mod tests {
         assert!(says(&log(50, 200), &other_term).unwrap().contains("term 2"));
         // The last entry is left, and the block is not.
         assert!(says(&log(140, 200), &made(1, 150, &[120])).is_some());
+    }
+
+    #[test]
+    fn entries_that_are_compacted_while_they_are_compared_contradict_nothing_and_are_no_damage() {
+        for (start, moves_to, contradicts) in [(50, 200, false), (50, 140, true), (50, 50, true)] {
+            let read = |low: u64, high: u64| match low > moves_to {
+                true => Ok((low..high).map(|lsn| entry(0, lsn)).collect()),
+                false => Err("compacted"),
+            };
+            let moved = |_: &&str| Ok(Some((moves_to, 3)));
+            let copy = made(1, 150, &[120]);
+            let found = contradiction_of_live_log(&log(start, 200), &copy, read, moved).unwrap();
+            assert_eq!(found.is_some(), contradicts, "{moves_to}: {found:?}");
+        }
+        // What is gone though the log starts before it is damage.
+        let damaged = contradiction_of_live_log(
+            &log(50, 200),
+            &made(0, 150, &[120]),
+            |_, _| Err("damaged"),
+            |_| Ok(Some((50, 3))),
+        );
+        assert_eq!(damaged, Err("damaged"));
     }
 
     #[test]

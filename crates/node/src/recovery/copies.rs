@@ -27,7 +27,7 @@ const PARALLEL: usize = 4;
 /// A lineage without a snapshot is taken for one that is just being begun for so long.
 const BEGINNING: Duration = Duration::from_secs(60);
 /// What is to be done where the log contradicts copies, and no other one is of use.
-const CONTRADICTED: &str = "What the log contradicts is of another copy of this data directory, or the log is: bring back what belongs together. Or give up what only this directory has, and restore the other one's snapshots into an empty directory with --bootstrap restore";
+const CONTRADICTED: &str = "What the log contradicts is of another copy of this data directory, or the log is: bring back what belongs together. Or give up what only the log has: keep a copy of this directory, move its log/ away, and start with --bootstrap restore, which goes on from the newest copy, be it the database or a snapshot; to restore the repository's snapshots instead, move db/ and checkpoints/ away as well";
 /// How often a long restore says how far it is.
 const REPORT_EVERY: Duration = Duration::from_secs(5);
 
@@ -45,8 +45,8 @@ pub(super) struct Way {
     pub adopt: Option<Lineage>,
     /// Whether a snapshot in the repository was found damaged.
     pub damage: bool,
-    /// Whether the database has files of the partition that the log contradicts: they are kept, as a
-    /// checkpoint that is put aside.
+    /// Whether the database has files of the partition that the log contradicts: they are put aside, as a
+    /// checkpoint.
     pub keeps_database: bool,
 }
 

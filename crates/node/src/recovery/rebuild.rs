@@ -108,12 +108,16 @@ pub(super) fn rebuild(
         let partition = way.partition;
         let id = PartitionId(partition);
         if way.keeps_database {
-            // Before it is dropped. It is put aside with the other local snapshots that are not used.
-            let kept = store.part(id).begin_checkpoint().take()?;
+            // Before it is dropped. Not where local snapshots are: the one in use may be of the same LSN. After
+            // a crash it is there already.
+            let known = data_dir.checkpoints_aside(partition)?;
+            let to = data_dir.place_for_checkpoint_aside(partition)?;
+            let kept = store.part(id).begin_checkpoint().take_to(&to, &known)?;
             tracing::warn!(
                 partition,
                 lsn = kept.meta.lsn,
-                "what the database has of the partition is kept as a local snapshot"
+                aside = %kept.dir.display(),
+                "what the database has of the partition is kept as a local snapshot that is put aside"
             );
         }
         if let Some(ready) = &way.ready {

@@ -157,18 +157,26 @@ impl LogError {
     /// What raft-engine failed with, `context` before it if there is one.
     fn of_engine(dir: &Path, context: &str, error: &raft_engine::Error) -> LogError {
         let (dir, message) = (dir.to_owned(), format!("{context}{error}"));
-        match error {
-            raft_engine::Error::Io(_)
-            | raft_engine::Error::TryAgain(_)
-            | raft_engine::Error::Full
-            | raft_engine::Error::Other(_) => LogError::Unreadable { dir, message },
-            raft_engine::Error::InvalidArgument(_)
-            | raft_engine::Error::Corruption(_)
-            | raft_engine::Error::Codec(_)
-            | raft_engine::Error::Protobuf(_)
-            | raft_engine::Error::EntryCompacted
-            | raft_engine::Error::EntryNotFound => LogError::Engine { dir, message },
+        match is_unreadable(error) {
+            true => LogError::Unreadable { dir, message },
+            false => LogError::Engine { dir, message },
         }
+    }
+}
+
+/// Whether what raft-engine failed with proves nothing about the log: the same may work later.
+fn is_unreadable(error: &raft_engine::Error) -> bool {
+    match error {
+        raft_engine::Error::Io(_)
+        | raft_engine::Error::TryAgain(_)
+        | raft_engine::Error::Full
+        | raft_engine::Error::Other(_) => true,
+        raft_engine::Error::InvalidArgument(_)
+        | raft_engine::Error::Corruption(_)
+        | raft_engine::Error::Codec(_)
+        | raft_engine::Error::Protobuf(_)
+        | raft_engine::Error::EntryCompacted
+        | raft_engine::Error::EntryNotFound => false,
     }
 }
 
@@ -254,8 +262,24 @@ impl SharedLog {
         Ok((log, found))
     }
 
-    /// What the log remembers of a group.
+    /// What the log remembers of a group, also while it is written to.
+    ///
+    /// # Errors
+    ///
+    /// The log could not be read now, or what was read is damaged: see [`LogError::is_damage`].
     pub fn state(&self, group: GroupId) -> Result<PersistedState, LogError> {
+        match self.read_state(group) {
+            // The parts are read one after the other, and a write may have changed them in between. Nothing is
+            // written while this is held.
+            Err(error) if error.is_damage() => {
+                let _writing = self.writing.lock();
+                self.read_state(group)
+            }
+            read => read,
+        }
+    }
+
+    fn read_state(&self, group: GroupId) -> Result<PersistedState, LogError> {
         let region = region(group);
         let hard_state = match self.engine.get(region, KEY_HARD_STATE) {
             Some(bytes) => HardState::parse_from_bytes(&bytes)

@@ -6,7 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Once};
 use std::time::Duration;
 
-use super::{EntryIndex, RaftEngine, region};
+use super::{EntryIndex, RaftEngine, is_unreadable, region};
 use crate::engine::{LogReadError, LogReader, RawEntries};
 use crate::ids::{GroupId, Lsn, Term};
 
@@ -28,11 +28,11 @@ impl GroupReader {
         Ok(entry.map(|entry| Term(entry.term)))
     }
 
-    fn read_error(&self, error: &raft_engine::Error) -> LogReadError {
+    pub(super) fn read_error(&self, error: &raft_engine::Error) -> LogReadError {
         let what = self.failed(error);
-        match error {
-            raft_engine::Error::Io(_) => LogReadError::Unreadable(what),
-            _ => LogReadError::Damaged(what),
+        match is_unreadable(error) {
+            true => LogReadError::Unreadable(what),
+            false => LogReadError::Damaged(what),
         }
     }
 
@@ -77,7 +77,7 @@ impl GroupReader {
                 ),
                 Err(error) => raft_engine::Error::Io(error),
             };
-            let passing = matches!(error, raft_engine::Error::Io(_));
+            let passing = is_unreadable(&error);
             let max = if passing {
                 MAX_READ_ATTEMPTS
             } else {

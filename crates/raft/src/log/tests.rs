@@ -4,6 +4,7 @@ mod mixed_files;
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rand::rngs::StdRng;
@@ -580,4 +581,52 @@ fn an_entry_that_is_not_the_one_that_its_batch_names_is_an_error() {
     let (log, _) = SharedLog::open(config(dir.path()), Faults::new()).unwrap();
     let refused = log.state(GroupId(1)).unwrap_err();
     assert!(refused.is_damage(), "{refused}");
+}
+
+#[test]
+fn the_state_of_a_log_that_is_written_to_and_compacted_meanwhile_is_no_damage() {
+    let dir = tempfile::tempdir().unwrap();
+    let open = Open::new(dir.path(), &Faults::new());
+    open.append(1, 1..=1, 1, 0);
+    let (log, done) = (open.log.clone(), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        let reader = scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                log.state(GroupId(1)).unwrap();
+            }
+        });
+        for lsn in 2..=400 {
+            // Each of a later term, as after an election.
+            open.append(1, lsn..=lsn, lsn, 0);
+            open.compact(1, floor(lsn - 1, lsn - 1));
+        }
+        done.store(true, Ordering::Relaxed);
+        reader.join().unwrap();
+    });
+    open.close();
+}
+
+#[test]
+fn an_error_of_the_engine_is_damage_or_not_whoever_meets_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let open = Open::new(dir.path(), &Faults::new());
+    let reader = open.log.group_reader(GroupId(1));
+    let other = || "other".to_owned();
+    for (error, is_damage) in [
+        (raft_engine::Error::Io(std::io::Error::other("io")), false),
+        (raft_engine::Error::TryAgain(other()), false),
+        (raft_engine::Error::Full, false),
+        (raft_engine::Error::Other(other().into()), false),
+        (raft_engine::Error::Corruption(other()), true),
+        (raft_engine::Error::EntryCompacted, true),
+        (raft_engine::Error::EntryNotFound, true),
+    ] {
+        let of_log = open.log.failed("", &error);
+        assert_eq!(of_log.is_damage(), is_damage, "{error}");
+        let of_reader = reader.read_error(&error);
+        let is_damaged = matches!(of_reader, LogReadError::Damaged(_));
+        assert_eq!(is_damaged, is_damage, "{error}");
+    }
+    drop(reader);
+    open.close();
 }

@@ -1,5 +1,6 @@
 //! Checkpoints: what they cover, and what becomes of them elsewhere.
 
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::fixture::*;
@@ -197,4 +198,46 @@ fn names_that_lead_out_of_a_checkpoint_are_refused() {
         std::fs::write(&path, text.replace(&name, evil)).unwrap();
         assert!(Checkpoint::open(&checkpoint.dir).is_err(), "{evil}");
     }
+}
+
+#[test]
+fn a_checkpoint_made_apart_leaves_one_of_the_same_lsn_that_it_differs_from_as_it_is() {
+    let mut partition = busy();
+    let first = partition.checkpoint();
+    let description = first.dir.join("checkpoint.json");
+    let change = |change: &dyn Fn(&mut serde_json::Value)| {
+        let mut json = serde_json::from_slice(&std::fs::read(&description).unwrap()).unwrap();
+        change(&mut json);
+        std::fs::write(&description, json.to_string()).unwrap();
+    };
+    // As if other entries had led to it.
+    change(&|json| json["log_tail"]["entry"] = "0000000000000001".into());
+    let other = Checkpoint::open(&first.dir).unwrap();
+    let dir = tempfile::tempdir_in(first.dir.parent().unwrap()).unwrap();
+    let (to, next) = (dir.path().join("1"), dir.path().join("2"));
+    let apart = |partition: &Fixture, to: &Path, known: &[PathBuf]| {
+        let capture = partition.part().begin_checkpoint();
+        capture.take_to(to, known).unwrap()
+    };
+    let made = apart(&partition, &to, std::slice::from_ref(&first.dir));
+    assert_eq!(
+        (made.dir.as_path(), made.meta.lsn),
+        (to.as_path(), first.meta.lsn)
+    );
+    made.verify().unwrap();
+    assert_eq!(made.meta.log_tail, first.meta.log_tail);
+    let there = Checkpoint::open(&first.dir).unwrap();
+    assert_eq!(there.meta, other.meta);
+    there.verify().unwrap();
+    // Once is enough, and one that is not whole counts for nothing.
+    assert_eq!(apart(&partition, &next, std::slice::from_ref(&to)).dir, to);
+    std::fs::remove_file(to.join(made.meta.files[0].name.trim_start_matches('/'))).unwrap();
+    assert_eq!(
+        apart(&partition, &next, std::slice::from_ref(&to)).dir,
+        next
+    );
+    // Where local snapshots are, the place is that of the new one.
+    assert_eq!(partition.checkpoint().dir, first.dir);
+    let there = Checkpoint::open(&first.dir).unwrap();
+    assert_eq!(there.meta.log_tail, first.meta.log_tail);
 }
