@@ -65,6 +65,8 @@ pub(crate) struct Space {
     is_stuck: AtomicBool,
     /// What is set aside for a full disk.
     pub reserve: Reserve,
+    /// How often the reserve was released.
+    releases: AtomicU64,
     /// Wakes the thread that trims the log.
     pub log_keeper: Arc<Signal>,
 }
@@ -79,6 +81,7 @@ impl Space {
             is_short: AtomicBool::new(false),
             is_stuck: AtomicBool::new(false),
             reserve: Reserve::open(data_dir),
+            releases: AtomicU64::new(0),
             log_keeper: Arc::default(),
         }
     }
@@ -302,6 +305,7 @@ impl Inner {
                     "The disk is full: the reserve is released for what gives space back, and taken again when there is room"
                 );
                 // What has failed for want of space need not wait for its next attempt.
+                self.space.releases.fetch_add(1, Ordering::Relaxed);
                 self.store.retry_now();
                 self.space.log_keeper.wake();
             }
@@ -339,6 +343,11 @@ impl Inner {
         while self.is_short() && group.status().stalled && Instant::now() < deadline {
             tokio::time::sleep(LOOK_INTERVAL).await;
         }
+    }
+
+    /// How often the reserve was released since the start.
+    pub(crate) fn releases(&self) -> u64 {
+        self.space.releases.load(Ordering::Relaxed)
     }
 
     /// Whether less is free than is kept, as of the last look.

@@ -17,7 +17,7 @@ use esker_raft::{Group, Lsn};
 use parking_lot::Mutex;
 
 use crate::clock::{now_ms, now_ms_for_ages};
-use crate::local_snapshot_request::LocalSnapshotRequest;
+use crate::local_snapshot_request::{LocalSnapshotRequest, SpaceWatch};
 use crate::log_files::{AtOpen, LogFiles, Wanted, many_bytes};
 use crate::node::{Inner, Node};
 use crate::snapshots::{OnLogFull, publish};
@@ -137,6 +137,8 @@ struct LogKeeper {
     watched: Vec<Watched>,
     files: LogFiles,
     at_open: AtOpen,
+    /// Appends look at the disk as well, so what they saw last says nothing of what this thread saw.
+    space: SpaceWatch,
     /// Since when the log is larger than it may be.
     over: Option<Over>,
     /// When Prometheus was last told where everything stands.
@@ -193,11 +195,11 @@ fn keep_log_short(inner: &Weak<Inner>, signal: &Signal) {
         let keeper = keeper.get_or_insert_with(|| LogKeeper::new(&inner));
         // Also while appends wait for the log: a flush may be what lets it be trimmed.
         if keeper.looked.is_due((), Instant::now()) {
-            let was_short = inner.is_short();
-            inner.look_at_free_space();
+            let is_short = inner.look_at_free_space().is_some();
+            let has_more = keeper.space.has_more(is_short, inner.releases());
             inner.keep_reserve();
             for one in &mut keeper.watched {
-                if was_short && !inner.is_short() {
+                if has_more {
                     one.request.forget_failures();
                 }
                 if inner.is_reserve_wanted(&one.part) {
@@ -274,6 +276,7 @@ impl LogKeeper {
             watched,
             files: LogFiles::new(many),
             at_open: AtOpen::new(inner.log_bytes(), &wanted),
+            space: SpaceWatch::default(),
             over: None,
             published: None,
             looked: Pace::new(),
@@ -389,7 +392,7 @@ impl LogKeeper {
             };
             one.group.keep_from(keep);
             if status.floor < keep {
-                one.ask_for_snapshot();
+                one.ask_for_snapshot(in_need);
             }
         }
         inner.snapshots.wake.notify_one();
@@ -420,9 +423,10 @@ impl Watched {
     }
 
     /// Asks for a local snapshot, unless one that was asked for is under way or has just failed.
-    fn ask_for_snapshot(&mut self) {
+    fn ask_for_snapshot(&mut self, in_need: bool) {
         let group = &self.group;
-        self.request.ask(Instant::now(), || group.snapshot());
+        self.request
+            .ask(Instant::now(), in_need, || group.snapshot());
     }
 
     /// On a nearly full disk, a local snapshot that holds files which the database has no more is
@@ -437,7 +441,7 @@ impl Watched {
             .is_none_or(|at| at.elapsed() >= RELEASE_INTERVAL);
         if is_due && inner.could_release(partition, held.checkpoint.bytes()) {
             self.released = Some(Instant::now());
-            self.ask_for_snapshot();
+            self.ask_for_snapshot(inner.log_is_over());
             inner.snapshots.wake.notify_one();
         }
     }
