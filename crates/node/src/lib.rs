@@ -35,6 +35,7 @@ mod read_budget;
 pub mod recovery;
 mod reserve;
 mod restarts;
+mod retention;
 pub mod snapshots;
 mod space;
 pub mod state;

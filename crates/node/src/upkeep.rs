@@ -1,22 +1,19 @@
 //! What has to be done from time to time.
 //!
 //! Two threads: one keeps replay and log short (flush the database, delete log files that nobody
-//! wants, keep the log within its bound), one looks after what time makes due (age retention,
-//! delete-on-empty, deletion of basins). Neither decides anything: they propose.
+//! wants, keep the log within its bound), one looks after what time makes due ([`crate::retention`]).
+//! Neither decides anything: they propose.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use esker_partition::StreamId;
-use esker_partition::command::{DeleteIfEmpty, DropBasin, Expire, ForgetBasin, Kind, Outcome};
-use esker_partition::reader::Due;
+use esker_partition::command::Outcome;
 use esker_partition::store::Part;
 use esker_raft::{Group, Lsn};
 use parking_lot::Mutex;
 
-use crate::clock::{now_ms, now_ms_for_ages};
 use crate::local_snapshot_request::{LocalSnapshotRequest, SpaceWatch};
 use crate::log_files::{AtOpen, LogFiles, Wanted, many_bytes};
 use crate::node::{Inner, Node};
@@ -78,7 +75,7 @@ impl Upkeep {
             .spawn({
                 let interval = inner.options.retention_interval;
                 let (inner, signal) = (Arc::downgrade(inner), retention.clone());
-                move || look_after_due(&inner, &signal, interval)
+                move || crate::retention::look_after_due(&inner, &signal, interval)
             })?;
         Ok(Upkeep {
             log_keeper,
@@ -518,80 +515,6 @@ impl Watched {
             }
             Err(error) => {
                 tracing::error!(partition, why, %error, "a file of the database is damaged, and that cannot be written down")
-            }
-        }
-    }
-}
-
-fn look_after_due(inner: &Weak<Inner>, signal: &Signal, interval: Duration) {
-    let mut places: Vec<StreamId> = Vec::new();
-    while signal.wait(interval) {
-        let Some(inner) = inner.upgrade() else {
-            return;
-        };
-        places.resize(inner.partitions.len(), StreamId(0));
-        for (partition, place) in inner.partitions.iter().zip(&mut places) {
-            let count = inner.options.streams_per_round;
-            match partition.reader.due(*place, count, now_ms_for_ages()) {
-                Ok((due, next)) => {
-                    *place = next.unwrap_or_default();
-                    if !due.is_empty() {
-                        inner.release_reserve();
-                    }
-                    propose_due(&partition.group, due);
-                }
-                Err(error) => tracing::warn!(%error, "retention was not looked after"),
-            }
-        }
-        finish_deleted_basins(&inner);
-    }
-}
-
-fn propose_due(group: &Group<Outcome>, due: Vec<Due>) {
-    let mut answers = Vec::with_capacity(due.len());
-    for one in due {
-        let command = match one {
-            Due::Expire { stream, up_to } => Kind::Expire(Expire {
-                stream: stream.0,
-                up_to,
-                at_ms: now_ms(),
-            }),
-            Due::DeleteIfEmpty { stream, since_ms } => Kind::DeleteIfEmpty(DeleteIfEmpty {
-                stream: stream.0,
-                since_ms,
-            }),
-        };
-        // What is refused or lost is due again in the next round.
-        answers.extend(group.propose(command.into_bytes()));
-    }
-    for answer in answers {
-        let _ = answer.blocking_recv();
-    }
-}
-
-/// Drops deleted basins in every partition; those that all have dropped are forgotten.
-fn finish_deleted_basins(inner: &Inner) {
-    for basin in inner.catalog_reader.deleting() {
-        inner.release_reserve();
-        let answers: Vec<_> = inner
-            .partitions
-            .iter()
-            .map(|p| {
-                let command = Kind::DropBasin(DropBasin { basin: basin.id.0 });
-                p.group.propose(command.into_bytes())
-            })
-            .collect();
-        let dropped = answers.into_iter().all(|answer| {
-            matches!(
-                answer.map(tokio::sync::oneshot::Receiver::blocking_recv),
-                Ok(Ok(Ok(Outcome::BasinDropped)))
-            )
-        });
-        if dropped {
-            let command = Kind::ForgetBasin(ForgetBasin { basin: basin.id.0 });
-            // What is refused or lost is tried again in the next round.
-            if let Ok(answer) = inner.catalog.propose(command.into_bytes()) {
-                let _ = answer.blocking_recv();
             }
         }
     }

@@ -1,0 +1,194 @@
+//! What time makes due: age retention, delete-on-empty, deletion of basins.
+//!
+//! A partition that does not answer, because its disk does not, holds up nothing of the others: a round
+//! waits for [`ANSWERS_TIMEOUT`] at most, and proposes nothing to a partition that still owes answers.
+
+use std::collections::HashMap;
+use std::sync::Weak;
+use std::time::{Duration, Instant};
+
+use esker_partition::command::{DeleteIfEmpty, DropBasin, Expire, ForgetBasin, Kind, Outcome};
+use esker_partition::reader::Due;
+use esker_partition::{BasinId, StreamId};
+use esker_raft::{Group, ProposeError};
+use tokio::sync::oneshot;
+use tokio::sync::oneshot::error::TryRecvError;
+
+use crate::clock::{now_ms, now_ms_for_ages};
+use crate::node::Inner;
+use crate::space::Signal;
+
+/// Longest that a round waits for answers.
+const ANSWERS_TIMEOUT: Duration = Duration::from_secs(2);
+/// How often one that waits looks again.
+const LOOK_INTERVAL: Duration = Duration::from_millis(5);
+
+type Answer = oneshot::Receiver<Result<Outcome, ProposeError>>;
+
+/// Answers of a partition that have not come in time. What they are about is due again: only that they
+/// have come is of interest.
+#[derive(Default)]
+struct Late(Vec<Answer>);
+
+impl Late {
+    /// Whether all have come.
+    fn have_come(&mut self) -> bool {
+        self.0
+            .retain_mut(|answer| matches!(answer.try_recv(), Err(TryRecvError::Empty)));
+        self.0.is_empty()
+    }
+
+    /// Waits for an answer until the deadline; `None` if it is late or lost.
+    fn wait(&mut self, mut answer: Answer, deadline: Instant) -> Option<Outcome> {
+        loop {
+            match answer.try_recv() {
+                Ok(outcome) => return outcome.ok(),
+                Err(TryRecvError::Closed) => return None,
+                Err(TryRecvError::Empty) if Instant::now() < deadline => {
+                    std::thread::sleep(LOOK_INTERVAL);
+                }
+                Err(TryRecvError::Empty) => {
+                    self.0.push(answer);
+                    return None;
+                }
+            }
+        }
+    }
+}
+
+/// What the thread remembers.
+#[derive(Default)]
+struct Retention {
+    /// Where each partition of streams is looked at next.
+    places: Vec<StreamId>,
+    /// Of each partition, the catalog first.
+    late: Vec<Late>,
+    /// Which partitions of streams have dropped a basin that is being deleted.
+    dropped: HashMap<BasinId, Vec<bool>>,
+}
+
+pub(crate) fn look_after_due(inner: &Weak<Inner>, signal: &Signal, interval: Duration) {
+    let mut retention = Retention::default();
+    while signal.wait(interval) {
+        let Some(inner) = inner.upgrade() else {
+            return;
+        };
+        let partitions = inner.partitions.len();
+        retention.places.resize(partitions, StreamId(0));
+        retention.late.resize_with(partitions + 1, Late::default);
+        retention.propose_due(&inner);
+        retention.finish_deleted_basins(&inner);
+    }
+}
+
+impl Retention {
+    fn propose_due(&mut self, inner: &Inner) {
+        let mut proposed = Vec::new();
+        for (at, partition) in inner.partitions.iter().enumerate() {
+            if !self.late[at + 1].have_come() {
+                continue;
+            }
+            let count = inner.options.streams_per_round;
+            match partition
+                .reader
+                .due(self.places[at], count, now_ms_for_ages())
+            {
+                Ok((due, next)) => {
+                    self.places[at] = next.unwrap_or_default();
+                    if !due.is_empty() {
+                        inner.release_reserve();
+                        proposed.push((at + 1, propose_all(&partition.group, due)));
+                    }
+                }
+                Err(error) => tracing::warn!(%error, "retention was not looked after"),
+            }
+        }
+        let deadline = Instant::now() + ANSWERS_TIMEOUT;
+        for (partition, answers) in proposed {
+            for answer in answers {
+                self.late[partition].wait(answer, deadline);
+            }
+        }
+    }
+
+    /// Drops deleted basins in every partition; those that all have dropped are forgotten.
+    fn finish_deleted_basins(&mut self, inner: &Inner) {
+        let deleting = inner.catalog_reader.deleting();
+        let partitions = inner.partitions.len();
+        self.dropped
+            .retain(|id, _| deleting.iter().any(|basin| basin.id == *id));
+        let deadline = Instant::now() + ANSWERS_TIMEOUT;
+        for basin in deleting {
+            let basin = basin.id;
+            let dropped = self.dropped.entry(basin);
+            let dropped = dropped.or_insert_with(|| vec![false; partitions]);
+            let mut proposed = Vec::new();
+            for (at, partition) in inner.partitions.iter().enumerate() {
+                if dropped[at] || !self.late[at + 1].have_come() {
+                    continue;
+                }
+                inner.release_reserve();
+                let command = Kind::DropBasin(DropBasin { basin: basin.0 });
+                // What is refused or lost is tried again in the next round.
+                if let Ok(answer) = partition.group.propose(command.into_bytes()) {
+                    proposed.push((at, answer));
+                }
+            }
+            for (at, answer) in proposed {
+                let outcome = self.late[at + 1].wait(answer, deadline);
+                dropped[at] = matches!(outcome, Some(Outcome::BasinDropped));
+            }
+            if dropped.iter().all(|is_dropped| *is_dropped) && self.late[0].have_come() {
+                let command = Kind::ForgetBasin(ForgetBasin { basin: basin.0 });
+                if let Ok(answer) = inner.catalog.propose(command.into_bytes()) {
+                    self.late[0].wait(answer, deadline);
+                }
+            }
+        }
+    }
+}
+
+/// Proposes what is due. What is refused or lost is due again in a later round.
+fn propose_all(group: &Group<Outcome>, due: Vec<Due>) -> Vec<Answer> {
+    let commands = due.into_iter().map(|one| match one {
+        Due::Expire { stream, up_to } => Kind::Expire(Expire {
+            stream: stream.0,
+            up_to,
+            at_ms: now_ms(),
+        }),
+        Due::DeleteIfEmpty { stream, since_ms } => Kind::DeleteIfEmpty(DeleteIfEmpty {
+            stream: stream.0,
+            since_ms,
+        }),
+    });
+    commands
+        .filter_map(|command| group.propose(command.into_bytes()).ok())
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_that_does_not_come_is_waited_for_until_the_deadline_and_owed_from_then_on() {
+        let mut late = Late::default();
+        let (answers, answer) = oneshot::channel();
+        let started = Instant::now();
+        let deadline = started + Duration::from_millis(50);
+        assert!(late.wait(answer, deadline).is_none());
+        assert!(Instant::now() >= deadline);
+        assert!(!late.have_come());
+        // The next one of the round costs no more time, and one that is there is taken all the same.
+        let (there, answer) = oneshot::channel();
+        there.send(Ok(Outcome::BasinDropped)).unwrap();
+        let outcome = late.wait(answer, deadline);
+        assert!(matches!(outcome, Some(Outcome::BasinDropped)));
+        answers.send(Ok(Outcome::BasinDropped)).unwrap();
+        assert!(late.have_come());
+        let (lost, answer) = oneshot::channel();
+        drop(lost);
+        assert!(late.wait(answer, deadline).is_none());
+        assert!(late.have_come());
+    }
+}
