@@ -6,7 +6,7 @@
 //! link stays: what it points to is written.
 //!
 //! What others write to the path meanwhile is never replaced, with `force` or without: `force` is about
-//! what was there when the command began. The finished file then gets a name beside it, and the failure
+//! what was there when the command began, known by its inode, its size and the time of its last change. The finished file then gets a name beside it, and the failure
 //! has that name. (A process that had an empty file open before it was replaced, and writes to it only
 //! afterwards, writes to what has no name any more, as after every replacement.)
 
@@ -50,12 +50,32 @@ enum To {
 }
 
 /// What was at the path when the command began.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq)]
 enum Found {
     Nothing,
     /// A file without content, such as `mktemp` makes.
     Empty,
-    Content,
+    Content {
+        device: u64,
+        inode: u64,
+        size: u64,
+        /// Seconds and nanoseconds.
+        modified: (i64, i64),
+    },
+}
+
+impl Found {
+    fn of(found: &fs::Metadata) -> Found {
+        match found.len() {
+            0 => Found::Empty,
+            size => Found::Content {
+                device: found.dev(),
+                inode: found.ino(),
+                size,
+                modified: (found.mtime(), found.mtime_nsec()),
+            },
+        }
+    }
 }
 
 /// The content, before the file has its name.
@@ -127,10 +147,7 @@ impl OutputFile {
                     To::Regular {
                         scratch,
                         path: regular,
-                        found: match found.len() {
-                            0 => Found::Empty,
-                            _ => Found::Content,
-                        },
+                        found: Found::of(&found),
                     }
                 }
             },
@@ -157,7 +174,7 @@ impl OutputFile {
     ///
     /// # Errors
     ///
-    /// `file_exists` if others have made or filled the file meanwhile: theirs is left as it is, and what
+    /// `file_exists` if others have made or written the file meanwhile: theirs is left as it is, and what
     /// was written is beside it; `io`.
     pub fn finish(self) -> Result<(), Failure> {
         let (scratch, path, found) = match self.to {
@@ -172,8 +189,7 @@ impl OutputFile {
         let shown = self.shown;
         let finished = match found {
             Found::Nothing => scratch.name(&path),
-            Found::Empty => scratch.replace_empty(&path),
-            Found::Content => scratch.replace(&path).map(|()| None),
+            found => scratch.replace_found(&path, found),
         };
         let Some(kept) = finished.map_err(|e| cannot(&shown, &e))? else {
             return Ok(());
@@ -183,7 +199,7 @@ impl OutputFile {
         Err(Failure::wrong(
             "file_exists",
             format!(
-                "{} was made or filled by others meanwhile, and is left as it is; what was written is in \
+                "{} was made or written by others meanwhile, and is left as it is; what was written is in \
                  {kept}",
                 shown.display()
             ),
@@ -241,11 +257,11 @@ impl Scratch {
         Ok(kept)
     }
 
-    /// Gives it the name of a file without content; if that has some by now, one beside it, which is
-    /// returned.
-    fn replace_empty(self, path: &Path) -> io::Result<Option<PathBuf>> {
-        let is_empty = |path: &Path| fs::symlink_metadata(path).map(|found| found.len() == 0);
-        match is_empty(path) {
+    /// Gives it the name of a file that was found there; if others have written to that or put another in
+    /// its place, one beside it, which is returned.
+    fn replace_found(self, path: &Path, found: Found) -> io::Result<Option<PathBuf>> {
+        let is_found = |path: &Path| fs::symlink_metadata(path).map(|now| Found::of(&now) == found);
+        match is_found(path) {
             Ok(true) => {}
             // Somebody has removed it: then nothing is replaced.
             Err(error) if error.kind() == io::ErrorKind::NotFound => return self.name(path),
@@ -263,7 +279,7 @@ impl Scratch {
         // Both files have a name all the time, so that what was replaced can be looked at.
         let exchange = || rustix::fs::renameat_with(CWD, &*named, CWD, path, RenameFlags::EXCHANGE);
         match exchange() {
-            Ok(()) => match is_empty(&named) {
+            Ok(()) => match is_found(&named) {
                 Ok(true) => {
                     named.close()?;
                     File::open(directory(path))?.sync_all()?;
@@ -283,7 +299,7 @@ impl Scratch {
             Err(Errno::NOENT) => Scratch::reopen(named)?.name(path),
             // A file system that cannot exchange, or a file that is mounted by itself.
             Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP | Errno::BUSY) => {
-                match is_empty(path)? {
+                match is_found(path)? {
                     true => Scratch::reopen(named)?.replace(path).map(|()| None),
                     false => Scratch::reopen(named)?.name(path),
                 }
@@ -519,6 +535,49 @@ mod tests {
         }
     }
 
+    /// Also if it was to be replaced: it is another file by now, or has another content.
+    #[test]
+    fn what_others_write_to_a_file_that_is_replaced_is_kept() {
+        type Write = fn(&Path);
+        let appended: Write = |path| {
+            let mut file = OpenOptions::new().append(true).open(path).unwrap();
+            file.write_all(b" and theirs").unwrap();
+        };
+        let replaced: Write = |path| {
+            let other = path.with_extension("other");
+            fs::write(&other, "theirs").unwrap();
+            fs::rename(other, path).unwrap();
+        };
+        let overwritten: Write = |path| {
+            fs::write(path, "theirs").unwrap();
+            // As long as before, and later than any clock's step.
+            let file = File::options().write(true).open(path).unwrap();
+            let later = std::time::SystemTime::now() + std::time::Duration::from_secs(1);
+            file.set_modified(later).unwrap();
+        };
+        for (others, theirs) in [
+            (appended, "before and theirs"),
+            (replaced, "theirs"),
+            (overwritten, "theirs"),
+        ] {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("out");
+            fs::write(&path, "before").unwrap();
+            let mut file = OutputFile::create(&path, true).unwrap();
+            file.write_all(b"ours").unwrap();
+            others(&path);
+            assert_eq!(file.finish().unwrap_err().code, "file_exists");
+            assert_eq!(fs::read_to_string(&path).unwrap(), theirs);
+            let kept = dir.path().join("out.new");
+            assert_eq!(fs::read_to_string(kept).unwrap(), "ours");
+            assert_eq!(names(dir.path()), ["out", "out.new"]);
+            // Others do no more: it is replaced, and nothing is left of it.
+            write(&path, "again", true).unwrap();
+            assert_eq!(fs::read_to_string(&path).unwrap(), "again");
+            assert_eq!(names(dir.path()), ["out", "out.new"]);
+        }
+    }
+
     #[test]
     fn an_empty_file_that_others_remove_meanwhile_is_made_again() {
         let dir = tempfile::tempdir().unwrap();
@@ -559,10 +618,13 @@ mod tests {
         assert_eq!(named().name(&path).unwrap(), None);
         let kept = dir.path().join("out.new");
         assert_eq!(named().name(&path).unwrap(), Some(kept.clone()));
-        assert_eq!(named().replace_empty(&path).unwrap(), None);
+        assert_eq!(named().replace_found(&path, Found::Empty).unwrap(), None);
         fs::write(&path, "theirs").unwrap();
         let second = dir.path().join("out.new-2");
-        assert_eq!(named().replace_empty(&path).unwrap(), Some(second.clone()));
+        assert_eq!(
+            named().replace_found(&path, Found::Empty).unwrap(),
+            Some(second.clone())
+        );
         assert_eq!(fs::read_to_string(&path).unwrap(), "theirs");
         fs::remove_file(kept).unwrap();
         fs::remove_file(second).unwrap();
