@@ -16,6 +16,7 @@ use esker_raft::ProposeError;
 use s2_common::record::{CommandRecord, MeteredSize as _, Record, StreamPosition};
 use s2_common::stream::{AppendInput, AppendRecordBatch};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio_util::sync::CancellationToken;
 
 use crate::basins::{changeable, unexpected};
 use crate::clock::now_ms;
@@ -124,20 +125,25 @@ impl StreamHandle {
             ));
         }
         let bytes = input.records.metered_size() + OVERHEAD;
-        let mut permits = Vec::with_capacity(3);
+        let mut permits = Vec::with_capacity(4);
+        let stopping = &inner.stopping;
         if let Some((budget, most)) = budget {
-            permits.push(admit(budget, bytes.min(most)).await?);
+            let admitted = admit(budget, bytes.min(most));
+            permits.push(unless_stopping(stopping, admitted).await?);
         }
         // Before it takes part of what all partitions share: they do not wait for the space of this one.
         let part = self.partition.reader.part();
         inner.wait_for_space(part, only_trims(&input)).await?;
-        let most = inner.options.append_inflight;
+        let options = &inner.options;
+        let (most, share) = (options.append_inflight, options.append_share());
         let admitted = async {
             // In this order: what waits for a partition takes nothing from others.
             let place = admit(&self.partition.places, 1).await?;
+            let share = admit(&self.partition.share, bytes.min(share)).await?;
             let bytes = admit(&inner.admission, bytes.min(most)).await?;
-            Ok([place, bytes])
+            Ok([place, share, bytes])
         };
+        let admitted = unless_stopping(stopping, admitted);
         permits.extend(match budget {
             Some(_) => admitted.await?,
             None => in_time(ADMISSION_TIMEOUT, admitted).await?,
@@ -209,6 +215,18 @@ impl AppendSession {
         self.handle
             .submit(input, self.id, Some((&self.budget, self.inflight)))
             .await
+    }
+}
+
+/// What was admitted. What would not be proposed any more at a stop is not waited for until then.
+async fn unless_stopping<T>(
+    stopping: &CancellationToken,
+    admitted: impl Future<Output = Result<T, Error>>,
+) -> Result<T, Error> {
+    tokio::select! {
+        biased;
+        () = stopping.cancelled() => Err(Error::Stopping),
+        admitted = admitted => admitted,
     }
 }
 
@@ -284,11 +302,9 @@ mod tests {
         }
     }
 
-    #[tokio::test]
-    async fn appends_of_sessions_wait_where_a_partition_has_as_many_pending_as_it_may() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut options = NodeOptions::new(dir.path());
-        options.partitions = 1;
+    async fn started(dir: &std::path::Path, partitions: u32) -> (Node, StreamHandle) {
+        let mut options = NodeOptions::new(dir);
+        options.partitions = partitions;
         let node = Node::start(options).await.unwrap();
         let config = BasinConfig::default();
         let basin = node.provision_basin("test-basin", &config, &Create::Ensure);
@@ -300,6 +316,40 @@ mod tests {
         let on = CreateOn::Append;
         let handle = node.open_stream("test-basin", "tiny", on, &settings);
         let handle = handle.await.unwrap();
+        (node, handle)
+    }
+
+    #[tokio::test]
+    async fn a_partition_that_stalls_leaves_bytes_in_flight_to_others_and_holds_up_no_stop() {
+        let dir = tempfile::tempdir().unwrap();
+        let (node, handle) = started(dir.path(), 2).await;
+        let share = handle.partition.share.clone();
+        let all = share.available_permits();
+        assert!(all < node.inner.options.append_inflight);
+        let appended = handle.append(small()).await.unwrap();
+        appended.done().await.unwrap();
+        assert_eq!(share.available_permits(), all, "it is given back");
+        // It has stalled with so many bytes in flight.
+        let in_flight = admit(&share, all).await.unwrap();
+        let session = handle.session(1 << 20);
+        let waiting = session.append(small());
+        tokio::pin!(waiting);
+        let early = tokio::time::timeout(Duration::from_millis(100), &mut waiting).await;
+        assert!(
+            early.is_err(),
+            "it was proposed beyond the partition's share"
+        );
+        let free = node.inner.admission.available_permits();
+        assert_eq!(free, node.inner.options.append_inflight);
+        let (answer, ()) = tokio::join!(waiting, node.stop(Duration::from_secs(30)));
+        assert!(matches!(answer, Err(Error::Stopping)));
+        drop(in_flight);
+    }
+
+    #[tokio::test]
+    async fn appends_of_sessions_wait_where_a_partition_has_as_many_pending_as_it_may() {
+        let dir = tempfile::tempdir().unwrap();
+        let (node, handle) = started(dir.path(), 1).await;
         let session = handle.session(1 << 20);
         // The disk has stalled with so many appends in flight.
         let places = handle.partition.places.clone();

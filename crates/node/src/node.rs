@@ -88,6 +88,14 @@ pub struct NodeOptions {
 }
 
 impl NodeOptions {
+    /// Bytes of appends that one partition may have in flight: half, where there are others.
+    pub(crate) fn append_share(&self) -> usize {
+        match self.partitions {
+            1 => self.append_inflight,
+            _ => self.append_inflight / 2,
+        }
+    }
+
     /// The defaults, for a data directory.
     pub fn new(data_dir: impl Into<PathBuf>) -> NodeOptions {
         const MIB: u64 = 1024 * 1024;
@@ -149,6 +157,9 @@ pub(crate) struct StreamGroup {
     pub reader: Reader,
     /// A permit for each append that may still be pending.
     pub places: Arc<Semaphore>,
+    /// Bytes of appends that it may still have of what is for all partitions: one that stalls leaves something
+    /// to the others.
+    pub share: Arc<Semaphore>,
 }
 
 pub(crate) struct Inner {

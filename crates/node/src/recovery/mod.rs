@@ -373,6 +373,7 @@ fn groups(
             group,
             reader,
             places: Arc::new(Semaphore::new(MAX_PENDING_APPENDS)),
+            share: Arc::new(Semaphore::new(options.append_share())),
         });
     }
     let groups = std::iter::once(&catalog).chain(partitions.iter().map(|p| &p.group));
