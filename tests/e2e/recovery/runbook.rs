@@ -22,6 +22,8 @@ const ROWS: &[&str] = &[
     "Killed, or a power cut",
     "The database is lost or damaged",
     "The log is lost",
+    // It takes a merge: `damage_that_a_merge_meets_is_repaired_by_the_server_and_other_partitions_go_on`.
+    "A running server meets damage",
     "The log is damaged",
     "Something cannot be read",
     "Only local snapshots are left",
@@ -37,6 +39,9 @@ const ROWS: &[&str] = &[
     "The repository of another cluster",
     // It takes a small disk: `a_full_disk_refuses_appends_and_nothing_else_and_service_resumes_by_itself`.
     "Disk full",
+    // And this a file system that can be frozen:
+    // `a_disk_that_hangs_makes_the_server_unhealthy_and_appends_go_on_when_it_answers`.
+    "The disk hangs",
     "The log is larger than max-log-bytes",
     "A node that was restored elsewhere is started again",
 ];
@@ -447,9 +452,10 @@ async fn log_too_large() {
         sdk::append(&stream, ["x".repeat(100 * 1024)]).await;
     }
     stands(&server, &["log_trimmed"], context).await;
-    // Snapshots more often: as many as are retained.
-    for _ in 0..3 {
+    // Snapshots more often: as many as are retained, each of something new, also in the catalog.
+    for round in 0..3 {
         sdk::append(&stream, ["x".repeat(100)]).await;
+        sdk::basin(&server.sdk(), &format!("made-in-round-{round}")).await;
         let created = esker(&["snapshot", "create", "--server", server.url()]).await;
         assert!(created.status.success(), "{context}: {created:?}");
     }
