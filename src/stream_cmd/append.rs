@@ -330,12 +330,13 @@ impl<'a> Appending<'a> {
                 }
                 Err(Broken::Away(failure)) => {
                     let address = self.connection.address();
-                    remark(&match resumption::is_refusal(&failure) {
-                        true => format!(
-                            "[{address} takes nothing: {}; waiting until it does]",
-                            plain_lines(&failure.message)
-                        ),
-                        false => format!("[lost {address}; waiting for it]"),
+                    let why = plain_lines(&failure.message);
+                    remark(&if resumption::is_refusal(&failure) {
+                        format!("[{address} takes nothing: {why}; waiting until it does]")
+                    } else if resumption::is_unknown(&failure) {
+                        format!("[{address}: {why}; waiting until that is known]")
+                    } else {
+                        format!("[lost {address}; waiting for it]")
                     });
                     // Without a line to append there is no need of a server.
                     if self.doubtful.is_empty() && !self.next_batch(&mut batches).await {

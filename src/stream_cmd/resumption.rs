@@ -221,12 +221,18 @@ fn later(failure: Failure) -> Attempt {
     }
 }
 
-/// Whether a failure is that of a server that is away, about to go, or takes nothing at the moment.
+/// Whether a failure is that of a server that is away, about to go, takes nothing at the moment, or does not
+/// know what became of a batch.
 pub fn is_away(failure: &Failure) -> bool {
-    matches!(
-        failure.code,
-        "unreachable" | "server_draining" | "rate_limited" | "hot_server"
-    )
+    is_refusal(failure)
+        || is_unknown(failure)
+        || matches!(failure.code, "unreachable" | "server_draining")
+}
+
+/// Whether it is that of a server that is there, and does not know yet whether a batch will be written: its
+/// disk hangs or is full, for example.
+pub fn is_unknown(failure: &Failure) -> bool {
+    failure.code == "other"
 }
 
 /// Whether it is that of a server that is there, and takes nothing at the moment for a reason that it names.

@@ -346,14 +346,112 @@ fn an_append_waits_for_a_server_that_takes_nothing_at_the_moment() {
     let said = filled.expect("appends are refused at last");
     assert!(said.contains("error [rate_limited]"), "{said}");
 
-    let mut append = Running::start(server.stream(["append", "my-basin/lines"]));
+    // Nobody has said how long it may wait: the first batch that is refused ends it.
+    let output = run(server.stream(["append", "my-basin/lines"]), b"second\n");
+    assert!(crate::support::stderr(&output).contains("error [rate_limited]"));
+    let arguments = ["append", "my-basin/lines", "--reconnect", "1m"];
+    let mut append = Running::start(server.stream(arguments));
     append.write("second\n");
     let said = Said::of(&mut append);
-    said.eventually("; waiting for it]");
+    said.eventually("; waiting until it does]");
     std::fs::remove_file(&repository).unwrap();
     std::fs::rename(&away, &repository).unwrap();
     eventually("it is appended", || lines(&server) == "first\nsecond\n");
     let (code, printed, _) = append.finish();
     assert_eq!(code, Some(0), "{}", said.whole());
     assert!(printed.contains("appended 1 record "), "{printed}");
+}
+
+/// A file system on a loop device that is frozen and thawed; goes with its owner. A process of its own thaws
+/// it after two minutes, whatever becomes of the test.
+struct LoopDisk {
+    dir: tempfile::TempDir,
+    watchdog: Option<std::process::Child>,
+}
+
+impl LoopDisk {
+    /// `None` if that is not allowed here.
+    fn mount() -> Option<LoopDisk> {
+        let dir = tempfile::tempdir().unwrap();
+        let made = "truncate -s 128M image && mkfs.ext4 -q -F image && mkdir mounted \
+                    && mount -o loop image mounted";
+        let disk = LoopDisk {
+            dir,
+            watchdog: None,
+        };
+        disk.shell(made).then_some(disk)
+    }
+
+    fn shell(&self, script: &str) -> bool {
+        let mut shell = std::process::Command::new("sh");
+        let shell = shell.args(["-c", script]).current_dir(self.dir.path());
+        let output = shell.output().unwrap();
+        if !output.status.success() {
+            eprintln!("{script}: {output:?}");
+        }
+        output.status.success()
+    }
+
+    fn freeze(&mut self) {
+        let mut watchdog = std::process::Command::new("sh");
+        watchdog
+            .args(["-c", "sleep 120; exec fsfreeze -u mounted 2>/dev/null"])
+            .current_dir(self.dir.path());
+        // First of all: nothing stays frozen.
+        self.watchdog = Some(watchdog.spawn().unwrap());
+        assert!(self.shell("fsfreeze -f mounted"));
+    }
+
+    fn thaw(&mut self) {
+        if let Some(mut watchdog) = self.watchdog.take() {
+            self.shell("fsfreeze -u mounted");
+            let _ = watchdog.kill();
+            let _ = watchdog.wait();
+        }
+    }
+}
+
+impl Drop for LoopDisk {
+    fn drop(&mut self) {
+        self.thaw();
+        if self.dir.path().join("mounted").exists() {
+            self.shell("umount mounted || umount -l mounted");
+        }
+    }
+}
+
+/// The server answers that it does not know what became of a batch.
+#[test]
+fn an_append_goes_on_after_a_disk_that_hangs_and_loses_and_repeats_no_line() {
+    let Some(mut disk) = LoopDisk::mount() else {
+        eprintln!("SKIPPED: a loop device cannot be mounted here");
+        return;
+    };
+    let data = disk.dir.path().join("mounted/data");
+    let server = Server::start_with(&data, "127.0.0.1:0", &["--partitions=1"]);
+    server.ok_with(&["append", "my-basin/lines", "--create"], b"first\n");
+    disk.freeze();
+    // Who waits for nothing learns that it may have been appended.
+    let arguments = ["append", "my-basin/lines", "--reconnect", "0s"];
+    let mut impatient = Running::start(server.stream(arguments));
+    impatient.write("second\n");
+    let (code, _, said) = impatient.finish();
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("error [other]"), "{said}");
+    assert!(said.contains("may or may not have been"), "{said}");
+    let mut append = Running::start(server.stream(["append", "my-basin/lines"]));
+    append.write("third\n");
+    let said = Said::of(&mut append);
+    said.eventually("; waiting until that is known]");
+    disk.thaw();
+    eventually("both are there", || {
+        lines(&server) == "first\nsecond\nthird\n"
+    });
+    append.write("fourth\n");
+    let (code, printed, _) = append.finish();
+    let said = said.whole();
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("[connected again]"), "{said}");
+    assert!(printed.contains("appended 2 records"), "{printed}");
+    assert_eq!(lines(&server), "first\nsecond\nthird\nfourth\n");
 }
