@@ -16,12 +16,12 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// A connection whose first bytes are there.
 pub(crate) type Opened = Join<Chain<Cursor<Vec<u8>>, OwnedReadHalf>, OwnedWriteHalf>;
 
-/// Waits until it is clear which HTTP the client speaks.
+/// Waits until it is clear which HTTP the client speaks; whether it is HTTP/2.
 ///
 /// # Errors
 ///
 /// Those of reading.
-pub(crate) async fn opened(mut stream: TcpStream) -> std::io::Result<Opened> {
+pub(crate) async fn opened(mut stream: TcpStream) -> std::io::Result<(Opened, bool)> {
     let mut first = Vec::with_capacity(PREFACE.len());
     while first.len() < PREFACE.len() && PREFACE.starts_with(&first) {
         let missing = PREFACE.len() - first.len();
@@ -31,6 +31,8 @@ pub(crate) async fn opened(mut stream: TcpStream) -> std::io::Result<Opened> {
             break;
         }
     }
+    let is_http2 = first == PREFACE;
     let (reader, writer) = stream.into_split();
-    Ok(tokio::io::join(Cursor::new(first).chain(reader), writer))
+    let opened = tokio::io::join(Cursor::new(first).chain(reader), writer);
+    Ok((opened, is_http2))
 }

@@ -367,12 +367,14 @@ async fn accept(listener: TcpListener, router: axum::Router, accepted: Accepted)
                 () = stop.cancelled() => return,
             };
             // One that said nothing in time, or has gone again, hears nothing.
-            let Ok(Ok(stream)) = opened else {
+            let Ok(Ok((stream, is_http2))) = opened else {
                 return;
             };
-            // Until the connection has ended.
-            let window = windows.open();
-            window.apply(&mut http);
+            // Until the connection has ended. One of HTTP/1.1 has none.
+            let window = is_http2.then(|| windows.open());
+            if let Some(window) = &window {
+                window.apply(&mut http);
+            }
             let activity = Arc::new(Activity::default());
             let service = service(router, activity.clone(), place.clone(), stall_timeout);
             let connection = http.serve_connection(TokioIo::new(stream), service);
