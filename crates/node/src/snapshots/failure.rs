@@ -4,6 +4,10 @@ use std::fmt;
 
 use esker_repository::Error as RepositoryError;
 
+/// The repository fails, for whatever reason.
+const FAILING: &str = "repository_failing";
+/// A partition's root was removed.
+const ROOT_MISSING: &str = "repository_root_missing";
 /// Another copy of this node writes, or has written.
 const OTHER_WRITER: &str = "repository_other_writer";
 const COPIED: &str = "the data directory was copied, or put back from a copy: stop the one of the two that is not wanted; for both to go on, give one a snapshots.destination of its own; to go on with what the repository has, start an empty data directory with --bootstrap restore";
@@ -23,7 +27,7 @@ impl Failure {
     /// The repository fails, for whatever reason.
     pub fn failing(what: impl Into<String>) -> Failure {
         Failure {
-            code: "repository_failing",
+            code: FAILING,
             what: what.into(),
             remedy: "look at the network, the address and the keys of snapshots.destination; service goes on, and it is tried again",
         }
@@ -70,7 +74,7 @@ impl Failure {
             ),
             RepositoryError::OtherLineage { .. } => return Failure::other_lineage(what),
             RepositoryError::NoRoot { others: true, .. } => (
-                "repository_root_missing",
+                ROOT_MISSING,
                 "bring the newest version of latest.json back; if there is none, and the data directory is well, move the partition's directory in the repository away, and a new snapshot is put",
             ),
             error if error.is_damage() => {
@@ -95,9 +99,10 @@ impl Failure {
         self.code == OTHER_WRITER
     }
 
-    /// Whether what is there is not what this node goes on from, so that nothing may be changed.
+    /// Whether what is there is not what this node goes on from, so that nothing may be changed. A root
+    /// that was removed concerns its partition alone: others go on.
     pub fn is_refusal(&self) -> bool {
-        self.code != "repository_failing"
+        ![FAILING, ROOT_MISSING].contains(&self.code)
     }
 }
 
