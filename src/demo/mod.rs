@@ -86,7 +86,7 @@ async fn perform(args: &Args) -> Result<(), Failure> {
         None => Records::flights(),
     };
     let scratch = scratch(args)?;
-    // Until the directory is removed: whoever ends that, too, is told what is left.
+    // Until the directory is removed: a signal that ends the removal, too, leads to a message with what is left.
     let left = format!("the directory {} may be left", scratch.path().display());
     let mut interrupts = Interrupts::listen(&left)?;
     let mut cast = Cast {

@@ -1,4 +1,4 @@
-//! A disk without a free byte: what gives space back works all the same, and everybody else is told why not.
+//! A disk without a free byte: what gives space back works, and everything else is refused with the cause.
 //!
 //! See [`disk`](crate::disk) for the small file systems.
 

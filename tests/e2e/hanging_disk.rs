@@ -251,7 +251,7 @@ async fn a_disk_that_hangs_makes_the_server_unhealthy_and_appends_go_on_when_it_
         })
         .await;
     });
-    // The client is told before it gives up, and that the append may happen yet.
+    // The client gets an answer before it gives up: the append may still happen.
     let answer = answer.expect("an answer").refused(500, "other");
     assert!(
         answer.text().contains("has not answered"),

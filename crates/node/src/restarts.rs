@@ -265,7 +265,7 @@ impl Node {
     /// Why there must be none ([`Node::hold_restart_back`]): it cannot be noted, so restarts would not be
     /// bounded; or the path of the data directory does not lead to it any more; or its disk hangs.
     pub async fn note_restart(&self, cause: &str) -> Result<(), String> {
-        // Without figures, which change: what is held back anew is logged.
+        // Without figures, which change: each new reason is logged.
         if self.inner.hanging_write().is_some() {
             return Err("the disk of the log does not answer".to_owned());
         }
@@ -353,7 +353,7 @@ async fn look(inner: &Weak<Inner>, copies: &mut Copies) -> Option<()> {
         )));
         return Some(());
     }
-    // Without figures, which change: what is said anew is logged.
+    // Without figures, which change: each new message is logged.
     if inner.shortage().is_some() {
         let cause = &need.cause;
         restarts.hold_back(Some(format!(

@@ -454,7 +454,7 @@ impl Reclaimer {
     }
 
     fn compact_if_worth_it(&mut self) {
-        // In this order: one that has failed says so before it has ended.
+        // In this order: a failure is recorded before the end is.
         let has_ended = self.garbage.rewriting && !self.compacting.load(Ordering::Acquire);
         let left_in = self.left_in.swap(0, Ordering::AcqRel);
         if left_in > 0 {

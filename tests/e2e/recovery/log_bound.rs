@@ -30,7 +30,7 @@ fn log_bytes(data: &Path) -> u64 {
     sizes.map(|metadata| metadata.len()).sum()
 }
 
-/// A stream, and a client that is told when an append is refused.
+/// A stream, and a client that does not repeat refused appends.
 async fn stream(server: &Server) -> S2Stream {
     let basin = sdk::basin(&server.sdk(), "test-basin").await;
     sdk::stream(&basin, "orders").await

@@ -212,7 +212,7 @@ async fn basin_unknown(past: &Past) {
     let adopt = ["stream", "adopt", "basin-of-3", id, "--server"];
     let adopted = esker(&[&adopt[..], &[server.url()]].concat()).await;
     assert!(adopted.status.success(), "{context}: {adopted:?}");
-    // The catalog's damaged snapshot waits to be let go of.
+    // The catalog's damaged snapshot waits to be pruned.
     stands(&server, &["abandoned_snapshots"], context).await;
     and_again(server, &scene, &["abandoned_snapshots"], context).await;
 }

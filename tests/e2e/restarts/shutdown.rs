@@ -259,7 +259,7 @@ async fn a_client_that_does_not_read_holds_up_a_stop_no_longer_than_the_grace_pe
         if took < Duration::from_secs(1) {
             return Err(format!("{took:?}: the session had nothing to send yet"));
         }
-        // Unless it is told, it is ten seconds.
+        // The default is ten seconds.
         within(took, Duration::from_secs(9))
     })
     .await;

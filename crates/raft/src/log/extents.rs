@@ -4,7 +4,7 @@
 //! copy of a file from the newest one: it ends earlier, at a whole batch, and what came after is missing
 //! without a trace. So the log notes, under a key of the node's own, how long each file is that was
 //! rotated away, and how long the file is at least that purge copies entries to; with a checksum of the
-//! last bytes up to there, by which the file of another copy of the log is told from its own. The
+//! last bytes up to there, which distinguish the file from that of another copy of the log. The
 //! [look](super::inspect) before the log is opened compares.
 //!
 //! What a note says stays true: a file that was rotated away never changes, the one that is copied to

@@ -107,7 +107,7 @@ impl Reopening {
         }
     }
 
-    /// The engine is told this.
+    /// The event goes to the engine.
     pub fn note(&self, event: &Event) {
         match event {
             Event::KeepFrom { lsn } => self.told.lock().keep_from = Some(*lsn),
@@ -134,7 +134,7 @@ impl Reopening {
         self.backoff.lock().halted(Instant::now());
     }
 
-    /// What an engine is told when it is opened, in order.
+    /// Events that an engine gets when it is opened, in order.
     fn first_events(&self, is_sole_voter: bool) -> Vec<Event> {
         let told = *self.told.lock();
         let keep_from = told.keep_from.map(|lsn| Event::KeepFrom { lsn });

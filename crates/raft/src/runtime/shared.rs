@@ -362,7 +362,7 @@ impl<O: Send + 'static> Shared<O> {
         self.halted.lock().as_ref().is_some_and(|h| h.reopens)
     }
 
-    /// Another engine takes the place of the one that has halted. It is told `first` before anything else.
+    /// Another engine takes the place of the one that has halted. `first` are the first events that it gets.
     pub(super) fn replace_engine(&self, new: Engine, first: Vec<Event>) {
         let mut engine = self.engine.lock();
         *engine = new;

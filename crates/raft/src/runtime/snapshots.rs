@@ -219,7 +219,7 @@ fn conclude<O: Send + 'static>(shared: &Shared<O>, written: Result<StoredSnapsho
         }
         Err(error) => {
             counts.failed.fetch_add(1, Ordering::Relaxed);
-            // The sink is told of it, and knows whom to tell.
+            // The sink gets it, and passes it on to those who wait.
             tracing::debug!(%error, "a snapshot failed; it is tried again later");
         }
     }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::*;
 
-/// As long as it is there, no sync ends. A test that fails lets go of it before it waits for the node.
+/// As long as it is there, no sync ends. A test that fails drops it before it waits for the node.
 struct HeldSync<'a>(&'a Faults);
 
 impl HeldSync<'_> {
