@@ -377,22 +377,35 @@ impl Online {
         }
         let partition = self.partition().await?;
         let min_age = args.min_age.map(|age| age.as_duration().as_secs_f64());
-        let mut asked = Prune {
+        let request = Prune {
             apply: !args.dry_run && args.keep.is_none() && !args.abandoned,
             generation: None,
             keep: args.keep,
             abandoned: args.abandoned,
             min_age_seconds: min_age,
         };
-        let mut answer: PruneAnswer = self.post(partition, &["prune"], &asked).await?;
-        if let PruneAnswer::Plan(plan) = &answer
-            && !args.dry_run
-        {
+        let mut plans = 0;
+        let answer = loop {
+            let answer: PruneAnswer = self.post(partition, &["prune"], &request).await?;
+            let PruneAnswer::Plan(plan) = &answer else {
+                break answer;
+            };
+            if args.dry_run {
+                break answer;
+            }
+            plans += 1;
             prune::ask(plan, args).await?;
-            asked.apply = true;
-            asked.generation = Some(plan.generation.0);
-            answer = self.post(partition, &["prune"], &asked).await?;
-        }
+            let execute = Prune {
+                apply: true,
+                generation: Some(plan.generation.0),
+                ..request.clone()
+            };
+            match self.post(partition, &["prune"], &execute).await {
+                // The server put a snapshot meanwhile.
+                Err(failure) if failure.code == prune::ROOT_MOVED && plans < prune::MAX_PLANS => {}
+                done => break done?,
+            }
+        };
         match answer {
             PruneAnswer::Plan(plan) if self.json => print_json(&plan),
             PruneAnswer::Plan(plan) => print(prune::planned(&plan, args)),

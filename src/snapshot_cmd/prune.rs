@@ -21,6 +21,11 @@ use crate::term::{bytes, count, plain};
 
 /// Largest plan that is read, in bytes.
 const PLAN_BYTES: u64 = 512 << 20;
+/// How often a plan is made, if the repository changes each time before the plan is carried out. A server
+/// changes it once for each snapshot, which takes longer than a plan.
+pub const MAX_PLANS: u32 = 5;
+/// The code of an error: the repository changed after the plan was made, and nothing was deleted.
+pub const ROOT_MOVED: &str = "root_moved";
 /// What an interrupted prune leaves.
 const LEFT: &str = "what is kept is whole; run it again for the rest";
 
@@ -92,7 +97,9 @@ pub async fn run(place: &Place, args: &Args, json: bool) -> Result<(), Failure> 
     };
     if let Some(file) = &args.plan {
         let plan = read_plan(file)?;
-        return apply(place, &repository, &plan, args, json).await;
+        ask(&plan, args).await?;
+        let pruned = apply(place, &repository, &plan).await?;
+        return show(place.shown(), repository.partition().0, &pruned, json);
     }
     if !args.dry_run && args.keep.is_none() && !args.abandoned {
         let sweep = watch(place, &Progress::new(), repository.sweep(), LEFT).await?;
@@ -106,12 +113,20 @@ pub async fn run(place: &Place, args: &Args, json: bool) -> Result<(), Failure> 
     let plan_out = args.plan_out.as_deref();
     let plan_out = plan_out.map(|file| OutputFile::create(file, args.force));
     let plan_out = plan_out.transpose()?;
-    let plan = repository.plan_prune(&options);
-    let plan = watch(place, &Progress::new(), plan, "nothing was deleted").await?;
-    let plan = plan.map_err(|e| place.failure(e))?;
     if !args.dry_run {
-        return apply(place, &repository, &plan, args, json).await;
+        let mut plans = 0;
+        let pruned = loop {
+            plans += 1;
+            let plan = make_plan(place, &repository, &options).await?;
+            ask(&plan, args).await?;
+            match apply(place, &repository, &plan).await {
+                Err(failure) if failure.code == ROOT_MOVED && plans < MAX_PLANS => {}
+                done => break done?,
+            }
+        };
+        return show(place.shown(), repository.partition().0, &pruned, json);
     }
+    let plan = make_plan(place, &repository, &options).await?;
     if let Some(file) = plan_out {
         write_plan(file, &plan)?;
     }
@@ -121,18 +136,24 @@ pub async fn run(place: &Place, args: &Args, json: bool) -> Result<(), Failure> 
     print(planned(&plan, args))
 }
 
+async fn make_plan(
+    place: &Place,
+    repository: &Repository,
+    options: &PruneOptions,
+) -> Result<PrunePlan, Failure> {
+    let plan = repository.plan_prune(options);
+    let plan = watch(place, &Progress::new(), plan, "nothing was deleted").await?;
+    plan.map_err(|e| place.failure(e))
+}
+
 /// Carries a plan out.
 async fn apply(
     place: &Place,
     repository: &Repository,
     plan: &PrunePlan,
-    args: &Args,
-    json: bool,
-) -> Result<(), Failure> {
-    ask(plan, args).await?;
+) -> Result<Pruned, Failure> {
     let pruned = watch(place, &Progress::new(), repository.prune(plan), LEFT).await?;
-    let pruned = pruned.map_err(|e| place.failure(e))?;
-    show(place.shown(), repository.partition().0, &pruned, json)
+    pruned.map_err(|e| place.failure(e))
 }
 
 /// Shows what was deleted.

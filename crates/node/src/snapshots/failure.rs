@@ -94,6 +94,11 @@ impl Failure {
         Failure { code, what, remedy }
     }
 
+    /// Whether the repository fails in a way that an attempt later may end well.
+    pub fn is_failing(&self) -> bool {
+        self.code == FAILING
+    }
+
     /// Whether it is another copy of this node that writes there.
     pub fn is_other_writer(&self) -> bool {
         self.code == OTHER_WRITER

@@ -685,10 +685,18 @@ async fn sweep(inner: &Inner, partition: u64, repository: &Repository) {
     }
     let mut known = inner.snapshots.known[partition as usize].lock();
     known.swept_at = Some(Instant::now());
-    known.sweep_failure = result.err().map(|error| {
-        tracing::warn!(partition, %error, "orphans were not swept");
-        error.to_string()
-    });
+    known.sweep_failure = None;
+    let Err(error) = result else { return };
+    tracing::warn!(partition, %error, "orphans were not swept");
+    let failure = Failure::of(&error);
+    match failure.is_failing() {
+        true => known.sweep_failure = Some(failure.what),
+        // It concerns snapshots too, and the next look at the repository clears it, not the next sweep.
+        false => {
+            known.failed(failure);
+            known.looked = false;
+        }
+    }
 }
 
 fn note_sweep(partition: u64, sweep: &Sweep) {
