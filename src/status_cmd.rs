@@ -11,7 +11,7 @@ use crate::exit::Failure;
 use crate::interrupts;
 use crate::json;
 use crate::output::print;
-use crate::snapshot_cmd::shown::{print_json, table};
+use crate::snapshot_cmd::render::{print_json, table};
 use crate::stream_cmd::SERVER_VARIABLE;
 use crate::stream_cmd::connection::{DEFAULT_SERVER, ServerAddress};
 use crate::term::{Paint, ago, bytes, count, plain, took};

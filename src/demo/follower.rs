@@ -18,7 +18,7 @@ use crate::stream_cmd::connection::{Connection, ServerAddress};
 use crate::stream_cmd::target::StreamTarget;
 
 /// Longest wait for the follower to see the last record after it was appended.
-const PATIENCE: Duration = Duration::from_secs(30);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A follower.
 pub struct Follower {
@@ -75,7 +75,7 @@ impl Follower {
     ///
     /// What it saw that is not what was sent.
     pub async fn finish(mut self) -> Result<(), Failure> {
-        match tokio::time::timeout(PATIENCE, &mut self.task).await {
+        match tokio::time::timeout(WAIT_TIMEOUT, &mut self.task).await {
             Ok(Ok(result)) => result,
             Ok(Err(error)) => Err(Failure::wrong("demo", format!("the follower: {error}"))),
             Err(_) => Err(Failure::wrong(
@@ -84,7 +84,7 @@ impl Follower {
                     "the follower saw {} of {} records, and nothing more for {} s",
                     self.seen(),
                     self.total,
-                    PATIENCE.as_secs()
+                    WAIT_TIMEOUT.as_secs()
                 ),
             )),
         }

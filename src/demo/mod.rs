@@ -14,10 +14,10 @@
 mod acts;
 mod appender;
 mod follower;
+mod log_events;
 mod records;
 mod server;
 mod stage;
-mod told;
 
 use std::path::PathBuf;
 use std::sync::Arc;

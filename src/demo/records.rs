@@ -16,9 +16,9 @@ const FLIGHTS: &[u8] = include_bytes!("../../examples/data/flights.jsonl");
 /// window of batches is under way; the answers to these may still come, and let as many out again.
 const FEWEST: usize = 2 * BATCH as usize * (2 * WINDOW.get() as usize + 1);
 /// All records are kept in memory, to compare with what comes back.
-const LARGEST_FILE: u64 = 1024 * 1024 * 1024;
+const MAX_FILE: u64 = 1024 * 1024 * 1024;
 /// Largest body of a record without headers: 1 MiB, of which 8 bytes are not body.
-const LARGEST_RECORD: usize = 1024 * 1024 - 8;
+const MAX_RECORD: usize = 1024 * 1024 - 8;
 
 /// Records, numbered from 0. A stream that starts empty gives each its own number.
 pub struct Records {
@@ -48,9 +48,9 @@ impl Records {
         };
         let mut content = Vec::new();
         File::open(path)
-            .and_then(|file| file.take(LARGEST_FILE + 1).read_to_end(&mut content))
+            .and_then(|file| file.take(MAX_FILE + 1).read_to_end(&mut content))
             .map_err(|e| wrong(&e))?;
-        if content.len() as u64 > LARGEST_FILE {
+        if content.len() as u64 > MAX_FILE {
             return Err(wrong(
                 &"larger than 1 GiB, which the demo would keep in memory",
             ));
@@ -62,9 +62,9 @@ impl Records {
                 records.lines.len()
             )));
         }
-        if let Some(index) = records.lines.iter().position(|l| l.len() > LARGEST_RECORD) {
+        if let Some(index) = records.lines.iter().position(|l| l.len() > MAX_RECORD) {
             return Err(wrong(&format_args!(
-                "line {} is longer than a record may be ({LARGEST_RECORD} bytes)",
+                "line {} is longer than a record may be ({MAX_RECORD} bytes)",
                 index + 1
             )));
         }

@@ -14,12 +14,12 @@ use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::{Child, ChildStdin, Command};
 
-use super::told::Told;
+use super::log_events::Told;
 use crate::exit::Failure;
 use crate::stream_cmd::connection::ServerAddress;
 
 /// Longest wait for a server to serve, or to end.
-const PATIENCE: Duration = Duration::from_secs(30);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(30);
 /// Bytes of the log that are quoted when a server fails.
 const QUOTED: u64 = 2048;
 
@@ -73,7 +73,9 @@ impl ServerProcess {
         let pid = child.id().unwrap_or_default();
         let stdin = child.stdin.take();
         let announced = match child.stdout.take() {
-            Some(stdout) => tokio::time::timeout(PATIENCE, address(BufReader::new(stdout))).await,
+            Some(stdout) => {
+                tokio::time::timeout(WAIT_TIMEOUT, address(BufReader::new(stdout))).await
+            }
             None => Ok(None),
         };
         let problem = match announced {
@@ -89,7 +91,7 @@ impl ServerProcess {
                 });
             }
             Ok(None) => "it ended at once".to_owned(),
-            Err(_) => format!("it did not serve within {} s", PATIENCE.as_secs()),
+            Err(_) => format!("it did not serve within {} s", WAIT_TIMEOUT.as_secs()),
         };
         Err(Failure::wrong(
             "demo",
@@ -131,7 +133,7 @@ impl ServerProcess {
 
     /// Waits until it is gone.
     pub async fn gone(mut self) -> Result<(), Failure> {
-        match tokio::time::timeout(PATIENCE, self.child.wait()).await {
+        match tokio::time::timeout(WAIT_TIMEOUT, self.child.wait()).await {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(e)) => Err(Failure::wrong("demo", format!("waiting for a server: {e}"))),
             Err(_) => Err(Failure::wrong(
@@ -139,7 +141,7 @@ impl ServerProcess {
                 format!(
                     "process {} did not end within {} s",
                     self.pid,
-                    PATIENCE.as_secs()
+                    WAIT_TIMEOUT.as_secs()
                 ),
             )),
         }

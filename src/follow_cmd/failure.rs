@@ -3,8 +3,8 @@
 use esker_follow::Error;
 use esker_follow::endpoint::EndpointError;
 
-use super::place::Objects;
 use super::server::Server;
+use super::snapshot_args::Objects;
 use crate::exit::Failure;
 use crate::term::plain;
 

@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 use esker_follow::{Error, Follower, MalformedRecords, S2Endpoint, SnapshotInfo, Status};
 
 use super::fold::Folded;
-use super::place::Place;
 use super::progress::{self, Records, TICK};
 use super::server::Server;
+use super::snapshot_args::SnapshotPlace;
 use super::stop::Stop;
 use super::{failure, report};
 use crate::exit::Failure;
@@ -26,7 +26,7 @@ pub struct Options {
 /// A follower, and what it takes to talk about it.
 pub struct Following<'a> {
     pub server: &'a Server,
-    pub place: &'a Place,
+    pub place: &'a SnapshotPlace,
     pub stream: &'a StreamTarget,
     /// The follower's, or a clone: what changed is told by any.
     pub fold: Folded,
@@ -43,7 +43,7 @@ impl<'a> Following<'a> {
     /// Restores the newest snapshot, and begins to follow. `None` if that was interrupted.
     pub async fn open(
         server: &'a Server,
-        place: &'a Place,
+        place: &'a SnapshotPlace,
         stream: &'a StreamTarget,
         fold: &Folded,
         options: &Options,

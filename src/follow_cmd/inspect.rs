@@ -5,14 +5,14 @@ use serde::Serialize;
 use time::OffsetDateTime;
 
 use super::fold::Folded;
-use super::place::Place;
 use super::progress::Records;
 use super::server::Server;
+use super::snapshot_args::SnapshotPlace;
 use super::stop::Stop;
 use super::{failure, report};
 use crate::exit::Failure;
 use crate::output::print;
-use crate::snapshot_cmd::shown::{counted, created, print_json, snapshots, table};
+use crate::snapshot_cmd::render::{counted, created, print_json, snapshots, table};
 use crate::stream_cmd::target::StreamTarget;
 use crate::term::{byte_rate, bytes, count, plain, rate, records, took};
 
@@ -47,7 +47,7 @@ struct Row<'a> {
 
 pub async fn run(
     server: &Server,
-    place: &Place,
+    place: &SnapshotPlace,
     asked: &Asked<'_>,
     stop: &mut Stop,
 ) -> Result<(), Failure> {
@@ -94,7 +94,7 @@ fn document<'a>(inspection: &'a Inspection, asked: &Asked<'_>) -> Document<'a> {
     }
 }
 
-fn text(inspection: &Inspection, place: &Place, asked: &Asked<'_>) -> String {
+fn text(inspection: &Inspection, place: &SnapshotPlace, asked: &Asked<'_>) -> String {
     let beside = match &place.objects {
         Some(_) => ", in it and beside it",
         None => "",
@@ -141,7 +141,7 @@ fn text(inspection: &Inspection, place: &Place, asked: &Asked<'_>) -> String {
     text
 }
 
-fn remarks(inspection: &Inspection, place: &Place) -> Vec<String> {
+fn remarks(inspection: &Inspection, place: &SnapshotPlace) -> Vec<String> {
     let mut remarks = Vec::new();
     if inspection.left_out > 0 {
         remarks.push(format!(

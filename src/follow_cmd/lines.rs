@@ -14,8 +14,8 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use super::following::{Following, remark};
+use super::render::{ChangedJson, Output};
 use super::report::{self, Document};
-use super::shown::{ChangedJson, Output};
 use super::stop::Stop;
 use crate::exit::Failure;
 use crate::output::{self, Written};

@@ -10,8 +10,8 @@ use esker_follow::{Endpoint as _, Status, View};
 
 use super::fold::{Folded, State};
 use super::following::Following;
+use super::render::{by_count, json_line};
 use super::report;
-use super::shown::{by_count, json_line};
 use super::stop::Stop;
 use crate::exit::Failure;
 use crate::json::escaped;

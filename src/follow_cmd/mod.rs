@@ -19,11 +19,11 @@ mod inspect;
 mod lines;
 mod live;
 mod once;
-mod place;
 pub mod progress;
+mod render;
 mod report;
 mod server;
-mod shown;
+mod snapshot_args;
 mod stop;
 
 use std::io::IsTerminal as _;
@@ -31,8 +31,8 @@ use std::time::Duration;
 
 use fold::FoldArgs;
 use following::Following;
-use place::PlaceArgs;
 use server::Server;
+use snapshot_args::SnapshotArgs;
 use stop::Stop;
 
 use crate::exit::Failure;
@@ -108,7 +108,7 @@ pub struct Args {
     server: Option<ServerAddress>,
 
     #[command(flatten)]
-    place: PlaceArgs,
+    place: SnapshotArgs,
 }
 
 pub fn run(args: Args) -> Result<(), Failure> {

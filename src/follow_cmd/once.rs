@@ -5,22 +5,22 @@ use std::time::Duration;
 use esker_follow::{Snapshots, Status};
 
 use super::following::{Following, remark};
+use super::render::Output;
 use super::report::{self, Document};
-use super::shown::Output;
 use super::stop::Stop;
 use super::{interrupted, progress};
 use crate::exit::Failure;
 use crate::json;
 
 /// How long a server may send nothing before it is given up. Nobody may be there to interrupt this.
-const PATIENCE: Duration = Duration::from_secs(30);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(30);
 
 pub async fn run(
     mut following: Following<'_>,
     wants_json: bool,
     stop: &mut Stop,
 ) -> Result<(), Failure> {
-    if !following.catch_up(stop, Some(PATIENCE)).await? {
+    if !following.catch_up(stop, Some(WAIT_TIMEOUT)).await? {
         return Err(interrupted());
     }
     let taken = if is_due(&following, &following.follower.status()) {

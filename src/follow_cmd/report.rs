@@ -6,7 +6,7 @@ use esker_follow::{SnapshotInfo, Status, View};
 use serde::Serialize;
 
 use super::fold::Folded;
-use super::shown::Json;
+use super::render::Json;
 use crate::stream_cmd::target::StreamTarget;
 use crate::term::{ago, bytes, count, plain, records, took};
 

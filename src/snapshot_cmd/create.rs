@@ -3,7 +3,7 @@
 use esker_server::admin::snapshots::Created;
 
 use super::online::Online;
-use super::shown::files;
+use super::render::files;
 use crate::exit::Failure;
 use crate::term::{Paint, bytes, plain, took};
 

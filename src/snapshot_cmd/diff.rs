@@ -4,8 +4,8 @@ use std::fmt::Write as _;
 
 use esker_repository::why::{Diff, FileSize};
 
-use super::place::Place;
-use super::shown::{files, print_json};
+use super::render::{files, print_json};
+use super::target::Target;
 use crate::exit::Failure;
 use crate::output::print;
 use crate::term::{bytes, plain};
@@ -24,7 +24,7 @@ pub struct Args {
     pub new: String,
 }
 
-pub async fn run(place: &Place, args: &Args, json: bool) -> Result<(), Failure> {
+pub async fn run(place: &Target, args: &Args, json: bool) -> Result<(), Failure> {
     let (repository, root) = place.read().await?;
     let find = |name: &str| repository.find(&root, name).map_err(|e| place.failure(e));
     let (old, new) = (find(&args.old)?, find(&args.new)?);

@@ -6,7 +6,7 @@ use std::io;
 use esker_repository::destination::ProbeError;
 use esker_repository::{Error, StoreFailure};
 
-use super::place::Place;
+use super::target::Target;
 use crate::exit::Failure;
 
 /// There is nothing at all.
@@ -21,7 +21,7 @@ pub fn no_repository(shown: &str) -> Failure {
 }
 
 /// A library's error, as a failure of the command.
-pub fn of(error: &Error, place: &Place) -> Failure {
+pub fn of(error: &Error, place: &Target) -> Failure {
     let advised = |code, hint: &str| Failure::wrong(code, error).advise(hint);
     match error {
         Error::NoRoot {
@@ -67,7 +67,7 @@ pub fn of(error: &Error, place: &Place) -> Failure {
 }
 
 /// A store that was probed and is not fit to be written to.
-pub fn of_probe(error: &ProbeError, place: &Place) -> Failure {
+pub fn of_probe(error: &ProbeError, place: &Target) -> Failure {
     match error {
         ProbeError::ReadOnly { .. } => Failure::unreachable("denied", error).advise(denied(place)),
         ProbeError::Liar { .. } => Failure::wrong(
@@ -83,7 +83,7 @@ pub fn of_probe(error: &ProbeError, place: &Place) -> Failure {
 }
 
 /// Where to look.
-fn failing(place: &Place) -> String {
+fn failing(place: &Target) -> String {
     match place.destination().local() {
         Some(local) => format!("look at the disk below {}", local.root().display()),
         None => "is the store up, and --aws-endpoint-url right?".to_owned(),
@@ -91,7 +91,7 @@ fn failing(place: &Place) -> String {
 }
 
 /// Whom to ask why.
-fn denied(place: &Place) -> String {
+fn denied(place: &Target) -> String {
     if let Some(local) = place.destination().local() {
         return format!("look at the permissions of {}", local.root().display());
     }

@@ -7,8 +7,8 @@ use esker_repository::{Error, Kind, PartitionId};
 use serde::Serialize;
 
 use super::failure;
-use super::place::Place;
-use super::shown::{created, snapshots, states, table};
+use super::render::{created, snapshots, states, table};
+use super::target::Target;
 use crate::exit::Failure;
 use crate::json;
 use crate::output::print;
@@ -37,7 +37,7 @@ pub enum Partition {
     },
 }
 
-pub async fn run(place: &Place, _: &Args, json: bool) -> Result<(), Failure> {
+pub async fn run(place: &Target, _: &Args, json: bool) -> Result<(), Failure> {
     let partitions = place.partitions().await?;
     if partitions.is_empty() {
         return Err(failure::no_repository(place.shown()));

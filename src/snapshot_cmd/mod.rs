@@ -18,13 +18,13 @@ mod diff;
 mod failure;
 mod list;
 mod online;
-mod place;
 mod prune;
 mod put;
+pub mod render;
 mod restore;
 pub mod s3;
 mod show;
-pub mod shown;
+mod target;
 mod verify;
 mod watch;
 mod why;
@@ -33,7 +33,7 @@ use std::time::Duration;
 
 use clap::Subcommand;
 use online::Online;
-use place::{Needs, PlaceArgs, Where};
+use target::{Needs, TargetArgs, Where};
 
 use crate::exit::Failure;
 use crate::interrupts;
@@ -65,7 +65,7 @@ Examples:
   esker snapshot restore --to restored/")]
 pub struct Args {
     #[command(flatten)]
-    place: PlaceArgs,
+    place: TargetArgs,
 
     /// Print one JSON document
     #[arg(long, global = true)]

@@ -13,8 +13,8 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::list::{Listing, Partition, kind};
+use super::render::print_json;
 use super::show::Shown;
-use super::shown::print_json;
 use super::verify::Verified;
 use super::{diff, list, prune, show, verify, why};
 use crate::admin::Admin;

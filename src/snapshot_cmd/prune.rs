@@ -10,8 +10,8 @@ use esker_repository::{Options, Progress, Repository};
 use esker_server::config::HumanDuration;
 use serde::Serialize;
 
-use super::place::Place;
-use super::shown::{condemned, counted, objects, print_json, snapshots, table};
+use super::render::{counted, objects, orphan_reason, print_json, snapshots, table};
+use super::target::Target;
 use super::watch::watch;
 use crate::exit::Failure;
 use crate::input;
@@ -78,7 +78,7 @@ pub struct Args {
     pub yes: bool,
 }
 
-pub async fn run(place: &Place, args: &Args, json: bool) -> Result<(), Failure> {
+pub async fn run(place: &Target, args: &Args, json: bool) -> Result<(), Failure> {
     let (reader, root) = place.read().await?;
     let min_age = args.min_age.map(HumanDuration::as_duration);
     let repository = Repository::new(
@@ -137,7 +137,7 @@ pub async fn run(place: &Place, args: &Args, json: bool) -> Result<(), Failure> 
 }
 
 async fn make_plan(
-    place: &Place,
+    place: &Target,
     repository: &Repository,
     options: &PruneOptions,
 ) -> Result<PrunePlan, Failure> {
@@ -148,7 +148,7 @@ async fn make_plan(
 
 /// Carries a plan out.
 async fn apply(
-    place: &Place,
+    place: &Target,
     repository: &Repository,
     plan: &PrunePlan,
 ) -> Result<Pruned, Failure> {
@@ -234,7 +234,7 @@ pub fn planned(plan: &PrunePlan, args: &Args) -> String {
                 vec![
                     bytes(object.size),
                     plain(&object.key),
-                    condemned(object.why).to_owned(),
+                    orphan_reason(object.why).to_owned(),
                 ]
             })
             .collect();

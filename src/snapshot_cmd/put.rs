@@ -11,16 +11,16 @@ use esker_repository::env::System;
 use esker_repository::retention::Retention;
 use esker_repository::sweep::Sweep;
 use esker_repository::{
-    Checkpoint, Digest, Digests, Error, Kind, LineageId, Lsn, Options, Pace, PartitionId, Progress,
-    Put, Repository, ownership,
+    Checkpoint, Digest, Digests, Error, Kind, LineageId, Lsn, Options, PartitionId, Progress, Put,
+    RateLimiter, Repository, ownership,
 };
 use esker_server::config::ByteCount;
 use serde::Serialize;
 
 use super::failure::of_probe;
-use super::place::Place;
 use super::prune::swept;
-use super::shown::{files, objects, snapshots};
+use super::render::{files, objects, snapshots};
+use super::target::Target;
 use super::watch::watch;
 use crate::exit::Failure;
 use crate::json;
@@ -117,7 +117,7 @@ struct Done<'a> {
     seconds: f64,
 }
 
-pub async fn run(place: &Place, args: &Args, json: bool) -> Result<(), Failure> {
+pub async fn run(place: &Target, args: &Args, json: bool) -> Result<(), Failure> {
     let started = Instant::now();
     let dir = std::fs::canonicalize(&args.dir)
         .map_err(|e| Failure::usage("io", format!("cannot read {}: {e}", args.dir.display())))?;
@@ -184,7 +184,7 @@ pub async fn run(place: &Place, args: &Args, json: bool) -> Result<(), Failure> 
 
 /// Opens the partition for writing. The store is probed if this is the first that is put there;
 /// afterwards, that there is a root says that it was.
-async fn open(place: &Place, args: &Args) -> Result<Repository, Failure> {
+async fn open(place: &Target, args: &Args) -> Result<Repository, Failure> {
     let partition = place.partition_if_any().await?.unwrap_or(PartitionId(0));
     let marker = ownership::marker(place.destination()).await;
     let marker = marker.map_err(|e| place.failure(e))?;
@@ -210,7 +210,7 @@ async fn open(place: &Place, args: &Args) -> Result<Repository, Failure> {
         pace: args
             .rate
             .and_then(|rate| NonZeroU64::new(rate.as_u64()))
-            .map(Pace::new),
+            .map(RateLimiter::new),
         ..Options::default()
     };
     let destination = if args.no_links {

@@ -7,8 +7,8 @@ use esker_repository::restore::Checked;
 use esker_repository::{Error, Options, Progress, Repository, Restored, SnapshotDir, Which};
 use serde::Serialize;
 
-use super::place::{Place, remark_on};
-use super::shown::{files, print_json};
+use super::render::{files, print_json};
+use super::target::{Target, remark_on};
 use super::watch::watch;
 use crate::exit::Failure;
 use crate::output::print;
@@ -67,7 +67,7 @@ struct PassedOver {
     why: String,
 }
 
-pub async fn run(place: &Place, args: &Args, json: bool) -> Result<(), Failure> {
+pub async fn run(place: &Target, args: &Args, json: bool) -> Result<(), Failure> {
     let reader = place.reader(place.partition().await?);
     let dir = args.snapshot.as_deref().and_then(SnapshotDir::parse);
     let (which, root) = match (reader.root().await, dir) {
@@ -125,7 +125,7 @@ fn is_missing(error: &Error) -> bool {
 }
 
 fn done<'a>(
-    place: &'a Place,
+    place: &'a Target,
     repository: &Repository,
     restored: &Restored,
     pins: bool,

@@ -6,8 +6,8 @@ use esker_repository::{SnapshotMetadata, inventory::State};
 use serde::Serialize;
 
 use super::list::kind;
-use super::place::Place;
-use super::shown::{created, files, print_json, states, table};
+use super::render::{created, files, print_json, states, table};
+use super::target::Target;
 use crate::exit::Failure;
 use crate::output::print;
 use crate::term::{bytes, plain};
@@ -33,7 +33,7 @@ pub struct Shown<'a> {
     pub metadata: &'a SnapshotMetadata,
 }
 
-pub async fn run(place: &Place, args: &Args, json: bool) -> Result<(), Failure> {
+pub async fn run(place: &Target, args: &Args, json: bool) -> Result<(), Failure> {
     let (repository, root) = place.read().await?;
     let dir = match &args.snapshot {
         Some(name) => repository.find(&root, name).map_err(|e| place.failure(e))?,

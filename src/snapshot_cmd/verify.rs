@@ -5,8 +5,8 @@ use std::time::Instant;
 use esker_repository::{Progress, Verification};
 use serde::Serialize;
 
-use super::place::Place;
-use super::shown::{objects, snapshots};
+use super::render::{objects, snapshots};
+use super::target::Target;
 use super::watch::watch;
 use crate::exit::Failure;
 use crate::json;
@@ -44,7 +44,7 @@ pub struct Verified<'a> {
     pub seconds: f64,
 }
 
-pub async fn run(place: &Place, args: &Args, json: bool) -> Result<(), Failure> {
+pub async fn run(place: &Target, args: &Args, json: bool) -> Result<(), Failure> {
     let (repository, _) = place.read().await?;
     let progress = Progress::new();
     let started = Instant::now();

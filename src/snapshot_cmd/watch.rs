@@ -6,7 +6,7 @@ use std::time::Duration;
 use esker_repository::Progress;
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::place::Place;
+use super::target::Target;
 use crate::exit::Failure;
 use crate::interrupts::{self, Interrupts};
 
@@ -18,7 +18,7 @@ const ABORTS: Duration = Duration::from_millis(700);
 /// Waits for work, shows how far it is, and gives it up at Ctrl-C or when asked to terminate; the
 /// failure then ends with `left`, which says what that leaves behind.
 pub async fn watch<T>(
-    place: &Place,
+    place: &Target,
     progress: &Progress,
     work: impl Future<Output = T>,
     left: &str,

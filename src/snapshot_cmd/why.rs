@@ -2,8 +2,8 @@
 
 use esker_repository::why::{Holder, Verdict, Why};
 
-use super::place::Place;
-use super::shown::condemned;
+use super::render::orphan_reason;
+use super::target::Target;
 use crate::exit::Failure;
 use crate::json;
 use crate::output::print;
@@ -22,7 +22,7 @@ pub struct Args {
     pub key: String,
 }
 
-pub async fn run(place: &Place, args: &Args, json: bool) -> Result<(), Failure> {
+pub async fn run(place: &Target, args: &Args, json: bool) -> Result<(), Failure> {
     let (repository, _) = place.read().await?;
     let key = place.key(&args.key, repository.partition());
     let why = repository.why(&key).await.map_err(|e| place.failure(e))?;
@@ -59,16 +59,16 @@ fn text(why: &Why) -> String {
         Verdict::Kept => {}
         Verdict::Lost => lines.push(tell("is missing, and is needed:")),
         Verdict::Absent => lines.push(tell("does not exist, and nothing needs it")),
-        Verdict::Condemned { why } => {
+        Verdict::Orphan { why } => {
             lines.push(tell(&format!(
                 "will go with the next sweep: {}",
-                condemned(*why)
+                orphan_reason(*why)
             )));
         }
         Verdict::TooYoung { why, seconds_left } => lines.push(tell(&format!(
             "will go with the first sweep in {} or later: {}, but it is young",
             took(std::time::Duration::from_secs(*seconds_left)),
-            condemned(*why)
+            orphan_reason(*why)
         ))),
     }
     for holder in &why.kept_by {

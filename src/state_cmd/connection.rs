@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use esker_proto::state::v1::state_service_client::StateServiceClient;
 use esker_server::state::status::{CODE_METADATA, SHARED_CODES};
-use esker_server::state::{CODES, MOST_ANSWER};
+use esker_server::state::{CODES, MAX_ANSWER};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 
@@ -49,7 +49,7 @@ impl State {
             .http2_keep_alive_interval(KEEP_ALIVE)
             .keep_alive_timeout(KEEP_ALIVE)
             .connect_lazy();
-        let client = StateServiceClient::new(channel).max_decoding_message_size(MOST_ANSWER);
+        let client = StateServiceClient::new(channel).max_decoding_message_size(MAX_ANSWER);
         Ok(State { address, client })
     }
 

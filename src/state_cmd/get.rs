@@ -6,7 +6,7 @@ use serde_json::value::RawValue;
 
 use super::NamespaceArg;
 use super::connection::State;
-use super::shown;
+use super::render;
 use crate::exit::Failure;
 use crate::json;
 use crate::output::print;
@@ -79,14 +79,14 @@ pub async fn run(mut state: State, args: Args) -> Result<(), Failure> {
             exists: read.exists,
             version: read.version,
             commit_ts: read.commit_ts,
-            value: shown::raw(read.value.as_ref())?,
+            value: render::raw(read.value.as_ref())?,
         };
         return json::print_line_with(&document, found.map(drop));
     }
     let value = found?;
     let remark = format!("version {}, commit {}", read.version, read.commit_ts);
     say!("{}", Paint::stderr().dim(remark));
-    print(shown::pretty(&shown::json(value)?))
+    print(render::pretty(&render::json(value)?))
 }
 
 fn not_found(args: &Args, version: u64, commit_ts: u64) -> Failure {

@@ -10,7 +10,7 @@ use serde_json::value::RawValue;
 
 use super::NamespaceArg;
 use super::connection::State;
-use super::shown;
+use super::render;
 use crate::exit::Failure;
 use crate::output::{Written, written};
 use crate::term::{Paint, moment, plain};
@@ -149,18 +149,18 @@ impl Output {
         }
         self.none = false;
         let line = if self.json {
-            shown::line(&Shown {
+            render::line(&Shown {
                 version: it.version,
                 commit_ts: it.commit_ts,
                 committed_at_ms: it.committed_at_ms,
                 txn_id: &it.txn_id,
-                value: shown::raw(it.value.as_ref())?,
+                value: render::raw(it.value.as_ref())?,
                 deleted: it.value.is_none(),
             })?
         } else {
             let time = moment(it.committed_at_ms).unwrap_or_default();
             let value = match &it.value {
-                Some(value) => shown::json(value)?,
+                Some(value) => render::json(value)?,
                 None => Paint::stdout().dim("(deleted)"),
             };
             format!("{:>7}  {:>9}  {time:27}  {value}", it.version, it.commit_ts)

@@ -8,7 +8,7 @@ use serde_json::value::RawValue;
 
 use super::NamespaceArg;
 use super::connection::State;
-use super::shown;
+use super::render;
 use crate::exit::Failure;
 use crate::output::{Written, written};
 use crate::term::{Paint, plain};
@@ -115,16 +115,16 @@ const HEAD: &str = "VERSION     COMMIT  KEY";
 
 fn row(entry: &StateEntry, args: &Args) -> Result<String, Failure> {
     if args.json {
-        return shown::line(&Shown {
+        return render::line(&Shown {
             key: &entry.key,
             version: entry.version,
             commit_ts: entry.commit_ts,
-            value: shown::raw(entry.value.as_ref())?,
+            value: render::raw(entry.value.as_ref())?,
         });
     }
     let (version, commit_ts, key) = (entry.version, entry.commit_ts, plain(&entry.key));
     let value = match &entry.value {
-        Some(value) => format!("  {}", shown::json(value)?),
+        Some(value) => format!("  {}", render::json(value)?),
         None => String::new(),
     };
     Ok(format!("{version:>7}  {commit_ts:>9}  {key}{value}"))

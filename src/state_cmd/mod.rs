@@ -18,8 +18,8 @@ mod history;
 mod import;
 mod keys;
 mod put;
+mod render;
 mod replay;
-mod shown;
 mod snapshot;
 mod verify;
 

@@ -7,7 +7,7 @@ use esker_proto::state::v1::{Agent, ReplayEvent, ReplayRequest, StatusRequest, W
 use tonic::{Status, Streaming};
 
 use super::connection::State;
-use super::shown::{self, ShownEvent};
+use super::render::{self, ShownEvent};
 use crate::exit::Failure;
 use crate::interrupts::{self, Interrupts};
 use crate::output::{self, Written, written};
@@ -184,7 +184,7 @@ struct Output {
 impl Output {
     fn print(&mut self, event: ReplayEvent) -> Result<Written, Failure> {
         if self.json {
-            let line = shown::line(&ShownEvent::of(event)?)?;
+            let line = render::line(&ShownEvent::of(event)?)?;
             return written(writeln!(self.out, "{line}"));
         }
         let paint = Paint::stdout();
@@ -206,7 +206,7 @@ impl Output {
                 ),
             };
             let value = match &operation.value {
-                Some(value) => shown::json(value)?,
+                Some(value) => render::json(value)?,
                 None => paint.dim("(deleted)"),
             };
             text += &format!("  {key}  version {}  {value}\n", operation.version);

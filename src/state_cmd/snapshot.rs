@@ -5,10 +5,10 @@ use serde::Serialize;
 use time::OffsetDateTime;
 
 use super::connection::State;
-use super::shown;
+use super::render;
 use crate::exit::Failure;
 use crate::output::print;
-use crate::snapshot_cmd::shown::table;
+use crate::snapshot_cmd::render::table;
 use crate::term::{Paint, bytes, count, plain, second};
 
 /// Write a JSON snapshot now, or list those that there are.
@@ -116,7 +116,7 @@ fn created_at(it: &SnapshotInfo) -> Option<u64> {
 }
 
 fn line(it: &SnapshotInfo) -> Result<String, Failure> {
-    shown::line(&Shown {
+    render::line(&Shown {
         name: &it.name,
         commit_ts: it.commit_ts,
         created_at: created_at(it),

@@ -18,7 +18,7 @@ use crate::support::sdk::{self, basin_name, stream_name};
 use crate::support::{Http, SOON, Server, eventually, in_time};
 
 /// How long the official clients wait for an answer.
-const PATIENCE: Duration = Duration::from_secs(5);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Writes until nothing more fits.
 fn fill_up(disk: &SmallDisk) {
@@ -40,7 +40,7 @@ async fn trim(stream: &S2Stream, point: u64, commands: usize) {
     let record = || AppendRecord::from(CommandRecord::trim(point));
     let batch = AppendRecordBatch::try_from_iter((0..commands).map(|_| record())).unwrap();
     let appended = stream.append(AppendInput::new(batch));
-    let appended = tokio::time::timeout(PATIENCE, appended).await;
+    let appended = tokio::time::timeout(WAIT_TIMEOUT, appended).await;
     appended.expect("an answer while clients wait").unwrap();
 }
 
@@ -103,7 +103,7 @@ async fn on_a_full_disk_streams_are_trimmed_and_deleted_and_appends_are_taken_ag
         }
         let name = stream_name(&format!("other-{round}"));
         let deleted = basin.delete_stream(DeleteStreamInput::new(name));
-        let deleted = tokio::time::timeout(PATIENCE, deleted).await;
+        let deleted = tokio::time::timeout(WAIT_TIMEOUT, deleted).await;
         deleted.expect("an answer while clients wait").unwrap();
         appends_are_taken(&http).await;
         reserve_is_there(&http).await;
@@ -181,7 +181,7 @@ async fn appends_are_answered_while_it_becomes_full(
     let appends = (0..6).map(|client| async move {
         let mut refused = Vec::new();
         for i in 0..2000 {
-            let answer = append(http, client * 10_000 + i, 100_000, PATIENCE).await;
+            let answer = append(http, client * 10_000 + i, 100_000, WAIT_TIMEOUT).await;
             let answer = answer.ok_or("no answer while clients wait")?;
             if answer.status != 200 {
                 refused.push((answer.status, answer.code(), answer.text()));
@@ -242,7 +242,7 @@ async fn esker(server: &Server, args: &[&str]) -> String {
         child.stdin.take().unwrap().write_all(b"line\n").unwrap();
         child.wait_with_output().unwrap()
     });
-    let output = tokio::time::timeout(2 * PATIENCE, ran).await;
+    let output = tokio::time::timeout(2 * WAIT_TIMEOUT, ran).await;
     let output = output.expect("it ends while a person waits").unwrap();
     assert_eq!(output.status.code(), Some(1));
     String::from_utf8_lossy(&output.stderr).into_owned()

@@ -1,6 +1,6 @@
 //! What is too large, and values that are hard to write down.
 
-use esker_proto::{Kind, Struct, Value, value::MOST_OBJECTS};
+use esker_proto::{Kind, Struct, Value, value::MAX_OBJECTS};
 use tonic::Code;
 
 use crate::client::{Read, State, assert_refused, key, object};
@@ -92,12 +92,12 @@ async fn what_json_does_not_have_is_refused_with_the_place() {
 async fn the_deepest_value_can_be_read_everywhere_and_a_deeper_one_is_refused() {
     let state = State::fresh().await;
     let txn = state.begin().await;
-    let deepest = nested(MOST_OBJECTS);
+    let deepest = nested(MAX_OBJECTS);
     state
         .stage(&txn, key("x"), Some(deepest.clone()), None)
         .await
         .unwrap();
-    for depth in [MOST_OBJECTS + 1, 40, 1000] {
+    for depth in [MAX_OBJECTS + 1, 40, 1000] {
         let deeper = Some(nested(depth));
         let refused = state.stage(&txn, key("y"), deeper, None).await;
         let status = refused.unwrap_err();

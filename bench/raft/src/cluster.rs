@@ -9,7 +9,7 @@ use std::time::Instant;
 use anyhow::Context;
 
 use crate::machine;
-use crate::member::PATIENCE;
+use crate::member::WAIT_TIMEOUT;
 use crate::wait_for;
 use crate::wire::{Client, Status};
 
@@ -65,7 +65,7 @@ impl Cluster {
             .stdin(Stdio::piped())
             .stdout(Stdio::null());
         self.running.insert(id, command.spawn()?);
-        wait_for("a member listens", PATIENCE, || {
+        wait_for("a member listens", WAIT_TIMEOUT, || {
             Ok(self.client(id).ok().map(drop))
         })
     }
@@ -100,7 +100,7 @@ impl Cluster {
     /// Who leads, and serves.
     pub fn leader(&self) -> anyhow::Result<u64> {
         let ids: Vec<_> = self.running.keys().copied().collect();
-        wait_for("somebody leads", PATIENCE, || {
+        wait_for("somebody leads", WAIT_TIMEOUT, || {
             Ok(ids
                 .iter()
                 .copied()

@@ -112,7 +112,7 @@ impl StateMachine for Values {
         self.membership.clone()
     }
 
-    fn found(&mut self, founders: &Membership) {
+    fn create(&mut self, founders: &Membership) {
         self.membership = founders.clone();
     }
 

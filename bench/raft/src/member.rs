@@ -165,4 +165,4 @@ fn status(node: &Node, group: &Group<()>) -> Status {
 }
 
 /// Members find each other within this.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const WAIT_TIMEOUT: Duration = Duration::from_secs(60);

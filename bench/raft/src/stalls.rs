@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use crate::cluster::free_addresses;
 use crate::host::{Knobs, Values, command};
 use crate::link::{Heard, Link};
-use crate::member::{GROUP, PATIENCE};
+use crate::member::{GROUP, WAIT_TIMEOUT};
 use crate::table::{Figure, Section};
 use crate::{Bench, wait_for};
 
@@ -71,7 +71,7 @@ fn run(bench: &Bench, name: &str, length: Duration, capturing: bool) -> anyhow::
             heard,
         });
     }
-    let leader = wait_for("somebody leads", PATIENCE, || {
+    let leader = wait_for("somebody leads", WAIT_TIMEOUT, || {
         Ok(members.iter().position(|m| {
             let status = m.group.status();
             status.role == Role::Leader && status.applied_term == status.term

@@ -15,7 +15,7 @@ const WRITERS: u64 = 8;
 const LEADER: u64 = 1;
 const SLOW: u64 = 2;
 /// How long all of it may take.
-const PATIENCE: Duration = Duration::from_secs(100);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(100);
 /// What a receiver has asked for at once, by default.
 const WINDOW: u64 = 16 << 20;
 
@@ -86,7 +86,7 @@ fn follow(
         .client(LEADER)?
         .ask(ADD_LEARNER, &SLOW.to_le_bytes())?;
     let half = bench.payload() / 2;
-    wait_for("half of the transfer", PATIENCE, || {
+    wait_for("half of the transfer", WAIT_TIMEOUT, || {
         Ok((leader.status()?.bytes_sent - before >= half).then_some(()))
     })?;
     cluster.kill(SLOW)?;
@@ -98,7 +98,7 @@ fn follow(
     cluster.start(SLOW, &["--slow", &rate])?;
     let mut follower = cluster.client(SLOW)?;
     let mut last = u64::MAX;
-    let status = wait_for("the follower catches up", PATIENCE, || {
+    let status = wait_for("the follower catches up", WAIT_TIMEOUT, || {
         let status = follower.status()?;
         let caught_up = status.snapshots_received > 0 && status.applied >= last;
         last = leader.status()?.last;

@@ -21,7 +21,7 @@ use crate::endpoint::Identity;
 use crate::error::Error;
 use crate::fold::Fold;
 use crate::options::Reading;
-use crate::snapshot::object::{self, Begins, MOST_HEAD};
+use crate::snapshot::object::{self, Begins, MAX_HEAD};
 use crate::snapshot::pipe::{self, Restoring, Sum};
 use crate::snapshot::{Encoding, Kind, Meta, SnapshotInfo, Totals, Unusable};
 
@@ -575,7 +575,7 @@ impl External {
             return Ok(known.clone());
         }
         let options = GetOptions {
-            range: Some((0..MOST_HEAD as u64).into()),
+            range: Some((0..MAX_HEAD as u64).into()),
             ..GetOptions::default()
         };
         let first = match self.store.get_opts(path, options).await {
@@ -732,7 +732,7 @@ impl<'a> Reader<'a> {
     /// The first bytes: enough for a description.
     async fn first(&mut self) -> Result<Bytes, Error> {
         let mut first = BytesMut::new();
-        while first.len() < MOST_HEAD {
+        while first.len() < MAX_HEAD {
             match self.next().await? {
                 Some(chunk) => first.extend_from_slice(&chunk),
                 None => break,

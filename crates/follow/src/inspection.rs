@@ -7,12 +7,12 @@ use std::time::Duration;
 use serde::Serialize;
 use tokio::time::Instant;
 
+use crate::backoff::Backoff;
 use crate::endpoint::{Endpoint, EndpointError, Identity};
 use crate::error::Error;
 use crate::external::{External, Listed};
 use crate::follower::Snapshots;
 use crate::in_stream::inspect::{Read, scan};
-use crate::patience::Patience;
 use crate::snapshot::meta::FORMAT;
 use crate::snapshot::{Kind, Meta, SnapshotInfo, Unusable};
 
@@ -21,7 +21,7 @@ pub const MOST: usize = 10_000;
 /// Most characters of a fold's name: nobody checks what a snapshot says of itself.
 const NAME: usize = 256;
 /// How long a server that does not answer is waited for.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const WAIT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How a snapshot stands.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -235,7 +235,7 @@ async fn ask<T, F>(endpoint: &dyn Endpoint, mut question: impl FnMut() -> F) -> 
 where
     F: Future<Output = Result<T, EndpointError>>,
 {
-    let mut patience = Patience::new(Some(PATIENCE));
+    let mut patience = Backoff::new(Some(WAIT_TIMEOUT));
     loop {
         match question().await {
             Ok(answer) => return Ok(answer),

@@ -58,6 +58,7 @@
 #[doc = include_str!("../../../docs/follow.md")]
 pub struct Guide;
 
+mod backoff;
 pub mod endpoint;
 pub mod error;
 pub mod external;
@@ -67,7 +68,6 @@ pub mod follower;
 pub mod in_stream;
 pub mod inspection;
 pub mod options;
-mod patience;
 pub mod snapshot;
 mod trim;
 

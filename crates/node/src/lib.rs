@@ -28,6 +28,7 @@ pub mod data_dir;
 mod error;
 mod local_snapshot_request;
 mod log_files;
+pub mod maintenance;
 pub mod node;
 pub mod position;
 pub mod read;
@@ -41,7 +42,6 @@ mod space;
 pub mod state;
 pub mod streams;
 mod unknown_basins;
-pub mod upkeep;
 
 pub use append::{Ack, AppendSession, PendingAppend};
 pub use basins::{BasinInfo, Change, Create};

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use esker_partition::command::{Kind, Outcome};
 use esker_partition::state::command::ImportStep;
-use esker_partition::store::Part;
+use esker_partition::store::PartitionDb;
 use esker_partition::streams::StreamOptions;
 use esker_partition::{
     BasinId, CatalogReader, PartitionId, Reader, RecentBudget, Store, StoreOptions, partition_of,
@@ -21,15 +21,15 @@ use tokio_util::sync::CancellationToken;
 use crate::counters;
 use crate::data_dir::{DataDir, Identity};
 use crate::error::{Error, StartError};
+use crate::maintenance::Maintenance;
 use crate::read_budget::ReadBudget;
 use crate::recovery;
 use crate::restarts::{self, Restarts};
 use crate::snapshots::{Bootstrap, CreatedSnapshot, SnapshotOptions, Snapshots, Uploader};
 use crate::space::Space;
-use crate::state::keeper::Keeper;
+use crate::state::background::Background;
 use crate::state::{self, StateOptions, StateStore, ValueCheck};
 use crate::unknown_basins::UnknownBasin;
-use crate::upkeep::Upkeep;
 
 /// What is waited for after the grace period, for tasks that end as soon as they look.
 const LAST_WAIT: Duration = Duration::from_millis(500);
@@ -196,10 +196,10 @@ pub(crate) struct Inner {
 #[derive(Clone)]
 pub struct Node {
     pub(crate) inner: Arc<Inner>,
-    pub(crate) upkeep: Arc<Upkeep>,
+    pub(crate) upkeep: Arc<Maintenance>,
     uploader: Arc<Uploader>,
     state: StateStore,
-    keeper: Arc<Keeper>,
+    keeper: Arc<Background>,
 }
 
 impl Node {
@@ -207,13 +207,13 @@ impl Node {
     pub async fn start(options: NodeOptions) -> Result<Node, StartError> {
         counters::register();
         let inner = recovery::recover(options).await?;
-        let upkeep = Upkeep::start(&inner).map_err(|source| StartError::Io {
+        let upkeep = Maintenance::start(&inner).map_err(|source| StartError::Io {
             operation: "starting threads for",
             path: inner.options.data_dir.clone(),
             source,
         })?;
         let uploader = Uploader::start(&inner);
-        let keeper = Keeper::start(&inner);
+        let keeper = Background::start(&inner);
         restarts::watch_for_needs(&inner);
         Ok(Node {
             state: StateStore::new(inner.clone()),
@@ -511,7 +511,7 @@ impl Inner {
     /// # Panics
     ///
     /// If there is none.
-    pub fn part(&self, partition: u64) -> &Part {
+    pub fn part(&self, partition: u64) -> &PartitionDb {
         match partition.checked_sub(1) {
             None => self.catalog_reader.part(),
             Some(at) => self.partitions[at as usize].reader.part(),
@@ -535,7 +535,7 @@ impl Inner {
         partitions.find(|partition| self.damage(*partition).is_some())
     }
 
-    pub fn parts(&self) -> impl Iterator<Item = &Part> {
+    pub fn parts(&self) -> impl Iterator<Item = &PartitionDb> {
         let streams = self.partitions.iter().map(|p| p.reader.part());
         std::iter::once(self.catalog_reader.part()).chain(streams)
     }

@@ -326,7 +326,7 @@ pub(crate) fn watch_for_needs(inner: &Arc<Inner>) {
 }
 
 /// `None` once the node is gone.
-async fn look(inner: &Weak<Inner>, copies: &mut Copies) -> Option<()> {
+async fn inspect(inner: &Weak<Inner>, copies: &mut Copies) -> Option<()> {
     let inner = inner.upgrade()?;
     let restarts = &inner.restarts;
     if restarts.wanted.borrow().is_some() {

@@ -21,7 +21,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use esker_partition::command::Outcome;
-use esker_partition::store::Part;
+use esker_partition::store::PartitionDb;
 use esker_raft::Group;
 use parking_lot::{Condvar, Mutex};
 use tokio::time::Instant;
@@ -329,7 +329,7 @@ impl Inner {
 
     /// Whether the disk is full and the reserve is enough for files of a partition to be rewritten without
     /// what is deleted: that gives more back than it takes.
-    pub(crate) fn is_reserve_wanted(&self, part: &Part) -> bool {
+    pub(crate) fn is_reserve_wanted(&self, part: &PartitionDb) -> bool {
         let garbage = part.reclaimable();
         let stays = part.file_bytes().saturating_sub(garbage);
         self.is_short() && garbage >= LITTLE && stays <= self.space.reserve.held()
@@ -373,7 +373,11 @@ impl Inner {
     /// # Errors
     ///
     /// [`Error::TryLater`] if there is none in time, with the reason; [`Error::Stopping`].
-    pub(crate) async fn wait_for_space(&self, part: &Part, gives_back: bool) -> Result<(), Error> {
+    pub(crate) async fn wait_for_space(
+        &self,
+        part: &PartitionDb,
+        gives_back: bool,
+    ) -> Result<(), Error> {
         let deadline = Instant::now() + SPACE_TIMEOUT;
         if gives_back {
             self.make_way(self.group(part.partition().0)).await;

@@ -23,7 +23,7 @@ use crate::ids::{BasinId, PartitionId, STATE_BASIN, STATE_BASIN_ID};
 use crate::keys;
 use crate::lineage::GAP;
 use crate::settings::BasinSettings;
-use crate::store::{Applied, Part, Store, StoreError};
+use crate::store::{Applied, PartitionDb, Store, StoreError};
 use crate::streams;
 
 #[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
@@ -76,13 +76,13 @@ type Basins = BTreeMap<String, Arc<Basin>>;
 /// Reads the catalog. Cheap to clone.
 #[derive(Clone)]
 pub struct CatalogReader {
-    part: Part,
+    part: PartitionDb,
     basins: Arc<RwLock<Basins>>,
 }
 
 impl CatalogReader {
     /// The catalog's part of the database.
-    pub fn part(&self) -> &Part {
+    pub fn part(&self) -> &PartitionDb {
         &self.part
     }
 
@@ -141,7 +141,7 @@ impl CatalogReader {
 
 /// The catalog's state machine.
 pub struct Catalog {
-    part: Part,
+    part: PartitionDb,
     applied: Applied,
     counters: Counters,
     basins: Arc<RwLock<Basins>>,
@@ -213,7 +213,7 @@ fn basin_of(name: &str, meta: &BasinMeta) -> Basin {
 
 /// Commands against an overlay, as in a stream partition.
 struct Step<'a> {
-    part: &'a Part,
+    part: &'a PartitionDb,
     basins: &'a RwLock<Basins>,
     counters: Counters,
     changed: HashMap<String, Option<BasinMeta>>,

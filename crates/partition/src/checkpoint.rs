@@ -28,7 +28,7 @@ use crate::lineage::Lineage;
 use crate::log_tail::LogTail;
 use crate::members::Members;
 use crate::store::partitions::sync_dir;
-use crate::store::{Applied, Part, Store, StoreError, StoreOptions};
+use crate::store::{Applied, PartitionDb, Store, StoreError, StoreOptions};
 
 /// Version of `checkpoint.json`.
 pub const FORMAT: u32 = 1;
@@ -265,10 +265,10 @@ struct Version {
 
 /// What begins a checkpoint between two applies.
 pub struct Capture {
-    part: Part,
+    part: PartitionDb,
 }
 
-impl Part {
+impl PartitionDb {
     /// Begins a checkpoint that covers at least what is applied now.
     pub fn begin_checkpoint(&self) -> Capture {
         Capture { part: self.clone() }
@@ -450,7 +450,7 @@ impl Drop for Temporary {
     }
 }
 
-impl Part {
+impl PartitionDb {
     /// Links the files of now into a directory that is not there yet.
     fn export(&self, to: &Path) -> Result<(String, Vec<CheckpointFile>), StoreError> {
         // RocksDB flushes too, and waits until that works, whatever a flush meets.
@@ -517,7 +517,7 @@ fn without_position(
 /// What the files say about themselves: those that can hold the position are imported into a
 /// database of their own, and asked.
 fn covered(
-    part: &Part,
+    part: &PartitionDb,
     files: &[CheckpointFile],
     comparator: &str,
     exported: &Path,

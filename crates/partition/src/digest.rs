@@ -13,7 +13,7 @@ use crate::ids::{BasinId, LineageId, StreamId};
 use crate::keys;
 use crate::lineage::Lineage;
 use crate::seek::seek_batch;
-use crate::store::{Applied, Db, Part, RawIterator, StoreError};
+use crate::store::{Applied, Db, PartitionDb, RawIterator, StoreError};
 use crate::stream::{StreamMeta, StreamState};
 use crate::streams::failed::REMEMBER_FAILED;
 
@@ -34,7 +34,7 @@ pub struct PartitionDigest {
     pub bytes: u64,
 }
 
-impl Part {
+impl PartitionDb {
     /// Reads everything, as of one moment. Writers go on meanwhile.
     pub fn digest(&self) -> Result<PartitionDigest, StoreError> {
         let snapshot = self.store().db().snapshot();
@@ -72,7 +72,7 @@ impl Part {
 }
 
 struct Look<'a> {
-    part: &'a Part,
+    part: &'a PartitionDb,
     snapshot: &'a SnapshotWithThreadMode<'a, Db>,
     hash: Xxh3,
     bytes: u64,

@@ -175,7 +175,7 @@ mod tests {
         // What an earlier build wrote is told apart by where the last import was.
         let mut earlier = it.earlier();
         assert_eq!(earlier.gaps.len(), 3);
-        earlier.tell_gaps_apart(Some(it.imports));
+        earlier.separate_gaps(Some(it.imports));
         assert_eq!(earlier, it.state);
     }
 
@@ -187,7 +187,7 @@ mod tests {
             it.import();
         }
         let mut earlier = it.earlier();
-        earlier.tell_gaps_apart(Some(it.imports));
+        earlier.separate_gaps(Some(it.imports));
         assert_eq!(earlier, it.state);
         assert_eq!(it.listed(&earlier), []);
         assert_eq!(earlier.passed_over().len(), 3);
@@ -205,7 +205,7 @@ mod tests {
         it.append(1);
         it.fork(2);
         let mut earlier = it.earlier();
-        earlier.tell_gaps_apart(Some(it.imports));
+        earlier.separate_gaps(Some(it.imports));
         let listed = it.listed(&earlier);
         let parents: Vec<_> = listed.iter().map(|(parent, ..)| *parent).collect();
         // Of the first two gaps one is a fork's.
@@ -220,7 +220,7 @@ mod tests {
             }),
         ] {
             let mut earlier = it.earlier();
-            earlier.tell_gaps_apart(imports);
+            earlier.separate_gaps(imports);
             assert_eq!(earlier, it.earlier());
             let listed = it.listed(&earlier);
             assert!(listed.iter().all(|(parent, ..)| parent.is_none()));
@@ -237,7 +237,7 @@ mod tests {
         it.append(1);
         it.fork(3);
         let mut earlier = it.earlier();
-        earlier.tell_gaps_apart(Some(Imports::default()));
+        earlier.separate_gaps(Some(Imports::default()));
         assert_eq!(earlier, it.state);
     }
 

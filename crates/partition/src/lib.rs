@@ -54,6 +54,6 @@ pub use log_tail::LogTail;
 pub use members::Members;
 pub use reader::{Cursor, ReadError, Reader, Scan};
 pub use recent::RecentBudget;
-pub use store::{Founding, Store, StoreError, StoreOptions};
+pub use store::{ClusterInit, Store, StoreError, StoreOptions};
 pub use stream::Stream;
 pub use streams::StreamPartition;

@@ -9,7 +9,7 @@ use prost::Message as _;
 
 use crate::ids::{LineageId, PartitionId};
 use crate::keys;
-use crate::store::{Applied, Part, StoreError};
+use crate::store::{Applied, PartitionDb, StoreError};
 
 /// A counter is moved on by so much for each fork: more than a dead lineage can have given out after
 /// the fork.
@@ -216,7 +216,7 @@ fn number(bytes: &[u8]) -> Option<LineageId> {
     Some(LineageId(u128::from_be_bytes(bytes.try_into().ok()?)))
 }
 
-impl Part {
+impl PartitionDb {
     /// The history that the partition is of.
     pub fn lineage(&self) -> Result<Lineage, StoreError> {
         if let Some(known) = self.known_lineage().get() {

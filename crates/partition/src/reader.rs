@@ -11,7 +11,7 @@ use s2_common::stream::{ReadFrom, ReadStart};
 use crate::ids::{BasinId, PartitionId, StreamId};
 use crate::keys;
 use crate::seek::seek_batch;
-use crate::store::{Part, StoreError, two_numbers};
+use crate::store::{PartitionDb, StoreError, two_numbers};
 use crate::stream::{Stream, StreamMeta, StreamState, View};
 use crate::streams::directory::Directory;
 
@@ -62,12 +62,12 @@ pub enum Due {
 /// Reads a stream partition. Cheap to clone.
 #[derive(Clone)]
 pub struct Reader {
-    part: Part,
+    part: PartitionDb,
     directory: Arc<Directory>,
 }
 
 impl Reader {
-    pub(crate) fn new(part: Part, directory: Arc<Directory>) -> Reader {
+    pub(crate) fn new(part: PartitionDb, directory: Arc<Directory>) -> Reader {
         Reader { part, directory }
     }
 
@@ -77,7 +77,7 @@ impl Reader {
     }
 
     /// The partition's part of the database.
-    pub fn part(&self) -> &Part {
+    pub fn part(&self) -> &PartitionDb {
         &self.part
     }
 

@@ -15,7 +15,7 @@
 //! see and `set` for the set amount: streams are visited after `set / 2` bytes were written since they
 //! were marked, however short that time was, so what is reclaimable and not rewritten stays below
 //! `max(set, live) + set / 2`; and while files are rewritten, at most `max(set, live)` bytes are
-//! written beside that: then [`Part::reclaim_is_behind`], and appends wait.
+//! written beside that: then [`PartitionDb::reclaim_is_behind`], and appends wait.
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
@@ -26,7 +26,7 @@ use crate::batch::StoredBatch;
 use crate::ids::{BasinId, StreamId};
 use crate::keys;
 use crate::seek::seek_batch;
-use crate::store::{Part, StoreError};
+use crate::store::{PartitionDb, StoreError};
 use crate::stream::StreamState;
 use crate::streams::StreamOptions;
 use crate::streams::directory::Directory;
@@ -51,7 +51,7 @@ const QUIET_IN_NEED: Duration = Duration::from_secs(1);
 const LAST_RETRY: Duration = Duration::from_secs(300);
 
 pub(crate) struct Reclaimer {
-    part: Part,
+    part: PartitionDb,
     /// Streams to visit, and not before when.
     queue: VecDeque<(StreamId, Instant)>,
     queued: HashSet<StreamId>,
@@ -166,7 +166,7 @@ struct Droppable {
 }
 
 impl Reclaimer {
-    pub fn open(part: Part, options: &StreamOptions) -> Result<Reclaimer, StoreError> {
+    pub fn open(part: PartitionDb, options: &StreamOptions) -> Result<Reclaimer, StoreError> {
         let mut reclaimer = Reclaimer {
             part: part.clone(),
             queue: VecDeque::new(),

@@ -30,7 +30,7 @@ use crate::log_tail::LogTail;
 use background::Background;
 pub use damage::DamageReport;
 use damage::Met;
-pub use partitions::Founding;
+pub use partitions::ClusterInit;
 
 pub(crate) type Db = DBWithThreadMode<MultiThreaded>;
 pub(crate) type RawIterator<'a> = DBRawIteratorWithThreadMode<'a, Db>;
@@ -238,11 +238,11 @@ impl Store {
     pub fn create(
         path: &Path,
         options: &StoreOptions,
-        founding: &Founding,
+        init: &ClusterInit,
     ) -> Result<Store, StoreError> {
         let store = Store::open_any(path, options)?;
-        for number in 0..=founding.partitions {
-            store.found(PartitionId(u64::from(number)), founding)?;
+        for number in 0..=init.partitions {
+            store.create_partition(PartitionId(u64::from(number)), init)?;
         }
         Ok(store)
     }
@@ -343,8 +343,8 @@ impl Store {
     }
 
     /// One partition's part.
-    pub fn part(&self, partition: PartitionId) -> Part {
-        Part {
+    pub fn part(&self, partition: PartitionId) -> PartitionDb {
+        PartitionDb {
             store: self.clone(),
             partition,
             name: cf_name(partition).into(),
@@ -442,20 +442,20 @@ fn partition_options(
 
 /// One partition's part of the database. Cheap to clone.
 #[derive(Clone)]
-pub struct Part {
+pub struct PartitionDb {
     store: Store,
     partition: PartitionId,
     name: Arc<str>,
     lineage: Arc<OnceLock<Lineage>>,
-    /// See [`Part::reclaim_is_behind`].
+    /// See [`PartitionDb::reclaim_is_behind`].
     pub(crate) reclaim_is_behind: Arc<AtomicBool>,
-    /// See [`Part::note_free_space`]; `u64::MAX` if there is enough.
+    /// See [`PartitionDb::note_free_space`]; `u64::MAX` if there is enough.
     free_space: Arc<AtomicU64>,
-    /// See [`Part::reclaimable`].
+    /// See [`PartitionDb::reclaimable`].
     reclaimable: Arc<AtomicU64>,
 }
 
-impl Part {
+impl PartitionDb {
     /// Which partition.
     pub fn partition(&self) -> PartitionId {
         self.partition
@@ -713,7 +713,7 @@ pub(crate) fn two_numbers(bytes: &[u8]) -> Option<[u64; 2]> {
 
 /// Writes that happen together.
 pub(crate) struct PartBatch {
-    part: Part,
+    part: PartitionDb,
     batch: WriteBatch,
 }
 

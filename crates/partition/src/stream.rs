@@ -63,7 +63,7 @@ pub struct StreamState {
     /// How many forks of the partition the sequence numbers have seen.
     #[prost(uint64, tag = "6")]
     pub forks: u64,
-    /// Sequence numbers that were passed over, in order: the last ones, as many as [`MOST_GAPS`]. Also
+    /// Sequence numbers that were passed over, in order: the last ones, as many as [`MAX_GAPS`]. Also
     /// below the trim point, for those who ask whether what they made of trimmed records is of this
     /// history; earlier builds forgot them there.
     #[prost(message, repeated, tag = "7")]
@@ -72,7 +72,7 @@ pub struct StreamState {
 
 /// More forks than this one stream need not remember: reads from a tail offset that go back further
 /// count the numbers of the gap as well.
-pub(crate) const MOST_GAPS: usize = 8;
+pub(crate) const MAX_GAPS: usize = 8;
 
 /// Sequence numbers that no record has, and none will get.
 #[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
@@ -84,7 +84,7 @@ pub struct Gap {
     #[prost(uint64, tag = "2")]
     pub end: u64,
     /// How many forks passed them over; 0 for an import, which replaced what the state store had.
-    /// Earlier builds did not write it: see [`StreamState::tell_gaps_apart`].
+    /// Earlier builds did not write it: see [`StreamState::separate_gaps`].
     #[prost(uint64, optional, tag = "3")]
     pub forks: Option<u64>,
 }
@@ -159,7 +159,7 @@ impl StreamState {
     }
 
     fn forget_old_gaps(&mut self) {
-        let too_many = self.gaps.len().saturating_sub(MOST_GAPS);
+        let too_many = self.gaps.len().saturating_sub(MAX_GAPS);
         self.gaps.drain(..too_many);
     }
 
@@ -171,7 +171,7 @@ impl StreamState {
     /// Finds out what the gaps are of that do not say it. `imports` are those into the state store whose
     /// stream this is; none for any other stream; `None` if they are not known any more. What cannot be
     /// told apart stays as it is.
-    pub(crate) fn tell_gaps_apart(&mut self, imports: Option<Imports>) {
+    pub(crate) fn separate_gaps(&mut self, imports: Option<Imports>) {
         let is_known = imports.is_some_and(|one| one.count == 0 || one.last_end > 0);
         let Imports { count, last_end } = imports.unwrap_or_default();
         let mut newest_first = Vec::new();

@@ -50,7 +50,7 @@ impl<U: Message + Default> Decoder for Reading<U> {
         U::decode(bytes).map(Some).map_err(|error| {
             Status::invalid_argument(format!(
                 "the message cannot be decoded: {error}; values nest at most {} objects deep",
-                crate::value::MOST_OBJECTS
+                crate::value::MAX_OBJECTS
             ))
         })
     }

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use esker_raft::runtime::Writing;
 use esker_raft::transport::grpc::{GrpcConfig, GrpcTransport};
 use esker_raft::{
-    Config, Group, GroupId, GroupOptions, InMemory, Lsn, Node, NodeId, Plain, SnapshotError,
+    Config, Group, GroupId, GroupOptions, InMemory, InMemoryState, Lsn, Node, NodeId, SnapshotError,
 };
 use parking_lot::RwLock;
 
@@ -31,7 +31,7 @@ type Shared = Arc<RwLock<BTreeMap<String, String>>>;
 /// The state machine: `KEY VALUE` sets a key.
 struct Map(Shared);
 
-impl Plain for Map {
+impl InMemoryState for Map {
     /// How many keys there are.
     type Output = usize;
 

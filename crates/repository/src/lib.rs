@@ -21,7 +21,7 @@
 //! | [`checkpoint`] | what is put |
 //! | [`repository`] | reading the root, swapping it |
 //! | [`Incarnation`] | which of several copies of a node writes |
-//! | [`put`](Repository::put), [`Pace`], [`retention`] | the way in |
+//! | [`put`](Repository::put), [`RateLimiter`], [`retention`] | the way in |
 //! | [`sweep`](Repository::sweep), [`prune`], [`steady`] | the way out, and the clock for it |
 //! | [`restore`], [`verify`](Repository::verify), [`pin`](Repository::pin), [`fork`](Repository::fork) | the way back |
 //! | [`partitions()`], [`inventory`], [`why`], [`diff`](Repository::diff) | answers |
@@ -74,12 +74,12 @@ mod lanes;
 pub mod layout;
 pub mod metadata;
 pub mod ownership;
-mod pace;
 mod partitions;
 mod pin;
 mod progress;
 pub mod prune;
 mod put;
+mod rate_limiter;
 pub mod repository;
 pub mod restore;
 mod restore_target;
@@ -104,10 +104,10 @@ pub use inventory::Inventory;
 pub use layout::SnapshotDir;
 pub use metadata::{Kind, SnapshotMetadata};
 pub use ownership::ClusterMarker;
-pub use pace::Pace;
 pub use partitions::partitions;
 pub use progress::Progress;
 pub use put::Put;
+pub use rate_limiter::RateLimiter;
 pub use repository::{Cluster, CurrentRoot, Options, Repository};
 pub use restore::{Restored, Which};
 pub use root::Root;

@@ -112,7 +112,7 @@ pub async fn check(destination: &Destination, cluster: &Cluster) -> Result<(), E
 
 /// As [`check`], with the clock, dice and retries of `store`.
 pub(crate) async fn check_with(store: &Store, cluster: &Cluster) -> Result<(), Error> {
-    look(&store.above(), cluster).await.map(|_| ())
+    inspect(&store.above(), cluster).await.map(|_| ())
 }
 
 /// As [`check`], and makes the marker if there is none.
@@ -134,7 +134,7 @@ pub(crate) async fn claim_with(store: &Store, cluster: &Cluster) -> Result<Clust
     let store = &store.above();
     let mut attempt = 0;
     loop {
-        if let Some(marker) = look(store, cluster).await? {
+        if let Some(marker) = inspect(store, cluster).await? {
             store.destination().seen().set(marker.destination_id);
             return Ok(marker);
         }
@@ -177,7 +177,7 @@ pub(crate) async fn claim_with(store: &Store, cluster: &Cluster) -> Result<Clust
 }
 
 /// The marker, if there is one and it is the right one; `None` if there is none and one may be made.
-async fn look(store: &Store, cluster: &Cluster) -> Result<Option<ClusterMarker>, Error> {
+async fn inspect(store: &Store, cluster: &Cluster) -> Result<Option<ClusterMarker>, Error> {
     let marker = read(store).await?;
     let seen = store.destination().seen().get();
     let Some(marker) = marker else {

@@ -13,7 +13,7 @@ use crate::root::{Pin, Root};
 use crate::store::Store;
 
 /// Most pins of a root. Each is a restore under way.
-const MOST_PINS: usize = 1000;
+const MAX_PINS: usize = 1000;
 
 impl Repository {
     /// Pins a snapshot; the pin's id. [`Error::NoSnapshot`] if it is not kept any more.
@@ -47,9 +47,9 @@ impl Repository {
                 }
                 let mut next = root.clone();
                 next.pins.retain(|p| p.id != id);
-                if next.pins.len() >= MOST_PINS {
+                if next.pins.len() >= MAX_PINS {
                     return Err(Error::Invalid(format!(
-                        "{} has {MOST_PINS} pins, and takes no more; a sweep removes expired ones",
+                        "{} has {MAX_PINS} pins, and takes no more; a sweep removes expired ones",
                         store.shown(ROOT)
                     )));
                 }

@@ -15,7 +15,7 @@ use crate::layout::{Object, ROOT};
 use crate::repository::{Change, Repository};
 use crate::root::Root;
 use crate::store::Listed;
-use crate::sweep::{Condemned, Fate, Judge, Tidied, delete_all, tidied};
+use crate::sweep::{ObjectStatus, OrphanClassifier, OrphanReason, Tidied, delete_all, tidied};
 
 /// Objects in a plan, at most; what is more goes with the next one.
 const PLANNED: usize = 500_000;
@@ -68,7 +68,7 @@ pub struct PrunedObject {
     /// When it was written, by the store's clock, in milliseconds since the epoch.
     pub modified_ms: i64,
     /// Why it goes.
-    pub why: Condemned,
+    pub why: OrphanReason,
 }
 
 /// What [`Repository::prune`] did.
@@ -136,7 +136,7 @@ impl Repository {
         next = tidied;
         // What is let go of must be readable too: it says which files are its own.
         let refs = self.refs(&store, &next).await?;
-        let judge = Judge {
+        let classifier = OrphanClassifier {
             root: &next,
             refs: &refs,
             now,
@@ -159,11 +159,11 @@ impl Repository {
                 }
                 _ => false,
             };
-            let why = match judge.fate(&object) {
-                Fate::Orphan(why) => why,
+            let why = match classifier.fate(&object) {
+                ObjectStatus::Orphan(why) => why,
                 // It was asked for by name; its age does not matter.
-                Fate::Young(why) if is_released => why,
-                Fate::Young(_) => {
+                ObjectStatus::Young(why) if is_released => why,
+                ObjectStatus::Young(_) => {
                     plan.young += 1;
                     continue;
                 }
@@ -241,7 +241,7 @@ impl Repository {
         };
         // A plan comes from a file: it is judged again, object by object.
         let refs = self.refs(&store, &root).await?;
-        let judge = Judge {
+        let classifier = OrphanClassifier {
             root: &root,
             refs: &refs,
             now,
@@ -253,7 +253,7 @@ impl Repository {
             modified_ms: i64::MIN,
         });
         let orphans: Vec<Listed> = condemned
-            .filter(|listed| matches!(judge.fate(listed), Fate::Orphan(_)))
+            .filter(|listed| matches!(classifier.fate(listed), ObjectStatus::Orphan(_)))
             .collect();
         let (deleted, bytes, failed) = delete_all(&store, orphans).await;
         Ok(Pruned {

@@ -290,7 +290,7 @@ impl Repository {
                 Err(Error::NoRoot { others: false, .. }) if attempt <= CREATIONS => {}
                 Err(error) => return Err(error),
             }
-            self.stand_back(store, attempt).await;
+            self.back_off(store, attempt).await;
             let mut filled = Ok(());
             let created = self
                 .create_root(
@@ -686,7 +686,7 @@ impl Upload<'_> {
                 }
                 Swapped::ReadBack(after) => after,
             };
-            repository.stand_back(store, attempt).await;
+            repository.back_off(store, attempt).await;
         }
         Err(repository.contended(store))
     }

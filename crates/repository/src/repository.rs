@@ -22,7 +22,7 @@ use crate::ids::{Generation, PartitionId};
 use crate::incarnation::Incarnation;
 use crate::layout::{Object, ROOT, SnapshotDir};
 use crate::metadata::{Kind, METADATA_BYTES, SnapshotMetadata};
-use crate::pace::Pace;
+use crate::rate_limiter::RateLimiter;
 use crate::root::{ROOT_BYTES, Root};
 use crate::store::{Retries, Store, Swap};
 
@@ -94,7 +94,7 @@ pub struct Options {
     pub buffer: usize,
     /// How fast files are uploaded. Links cost nothing and are not held back; nor are descriptions
     /// and the root. `None`: as fast as the store takes them.
-    pub pace: Option<Pace>,
+    pub pace: Option<RateLimiter>,
     /// How hard a store is tried.
     pub retries: Retries,
 }
@@ -465,13 +465,13 @@ impl Repository {
                 Swapped::ReadBack(current) if is_done(&current.root) => return Ok(current),
                 Swapped::ReadBack(current) => current,
             };
-            self.stand_back(store, attempt).await;
+            self.back_off(store, attempt).await;
         }
         Err(self.contended(store))
     }
 
     /// Lets others go first, more and more.
-    pub(crate) async fn stand_back(&self, store: &Store, attempt: u32) {
+    pub(crate) async fn back_off(&self, store: &Store, attempt: u32) {
         if attempt > 1 {
             store.env().sleep(store.wait_after(attempt - 1)).await;
         }

@@ -28,7 +28,7 @@ use crate::env::{Env, within};
 use crate::error::{Error, StoreFailure};
 use crate::ids::PartitionId;
 use crate::lanes::Lanes;
-use crate::pace::Pace;
+use crate::rate_limiter::RateLimiter;
 use crate::repository::Options;
 use crate::watchdog::{Ticks, within_progress};
 
@@ -93,7 +93,7 @@ pub(crate) struct Store {
     shown: String,
     env: Arc<dyn Env>,
     retries: Retries,
-    pace: Option<Pace>,
+    pace: Option<RateLimiter>,
     lanes: Lanes,
     left: Arc<AtomicU32>,
     /// Uploads in parts that were dropped and are being aborted.
@@ -624,7 +624,7 @@ impl Store {
     }
 
     /// Begins to write an object in parts.
-    pub(crate) async fn begin_parts(&self, key: &str) -> Result<Parts, Error> {
+    pub(crate) async fn begin_parts(&self, key: &str) -> Result<MultipartUpload, Error> {
         let multipart = self
             .multipart
             .clone()
@@ -633,7 +633,7 @@ impl Store {
         let id = self
             .attempt("begin to write", key, || multipart.create_multipart(&path))
             .await?;
-        Ok(Parts {
+        Ok(MultipartUpload {
             store: self.clone(),
             multipart,
             key: key.to_owned(),
@@ -787,8 +787,8 @@ pub(crate) struct Listed {
 }
 
 /// An object that is written in parts. Aborted when dropped, as far as that is possible then; better
-/// is to call [`Parts::abort`].
-pub(crate) struct Parts {
+/// is to call [`MultipartUpload::abort`].
+pub(crate) struct MultipartUpload {
     store: Store,
     multipart: Arc<dyn MultipartStore>,
     key: String,
@@ -796,7 +796,7 @@ pub(crate) struct Parts {
     id: Option<object_store::MultipartId>,
 }
 
-impl Parts {
+impl MultipartUpload {
     fn id(&self) -> object_store::MultipartId {
         self.id.clone().unwrap_or_default()
     }
@@ -867,7 +867,7 @@ impl Parts {
     }
 }
 
-impl Drop for Parts {
+impl Drop for MultipartUpload {
     fn drop(&mut self) {
         let Some(id) = self.id.take() else { return };
         let Ok(runtime) = tokio::runtime::Handle::try_current() else {

@@ -54,7 +54,7 @@ pub struct Sweep {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "kebab-case")]
-pub enum Condemned {
+pub enum OrphanReason {
     /// A file that no kept snapshot refers to.
     UnreferencedFile,
     /// A description of a snapshot that is not kept.
@@ -63,7 +63,7 @@ pub enum Condemned {
 
 /// What is to become of an object.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Fate {
+pub(crate) enum ObjectStatus {
     /// It is the root.
     Root,
     /// It is not ours.
@@ -73,13 +73,13 @@ pub(crate) enum Fate {
     /// An upload under way may need it.
     Intended(Generation),
     /// Nobody needs it, and it is too young to go.
-    Young(Condemned),
+    Young(OrphanReason),
     /// It goes.
-    Orphan(Condemned),
+    Orphan(OrphanReason),
 }
 
 /// Decides on objects that were listed before this root was read.
-pub(crate) struct Judge<'a> {
+pub(crate) struct OrphanClassifier<'a> {
     pub root: &'a Root,
     pub refs: &'a Refs,
     pub now: OffsetDateTime,
@@ -146,17 +146,17 @@ impl Tidied {
     }
 }
 
-impl Judge<'_> {
-    pub(crate) fn fate(&self, listed: &Listed) -> Fate {
+impl OrphanClassifier<'_> {
+    pub(crate) fn fate(&self, listed: &Listed) -> ObjectStatus {
         let why = match Object::of(&listed.key) {
-            Object::Root => return Fate::Root,
-            Object::Foreign => return Fate::Foreign,
-            _ if self.refs.contains(&listed.key) => return Fate::Referenced,
+            Object::Root => return ObjectStatus::Root,
+            Object::Foreign => return ObjectStatus::Foreign,
+            _ if self.refs.contains(&listed.key) => return ObjectStatus::Referenced,
             Object::Shared { generation } => {
                 if let Some(intent) = generation.and_then(|g| self.root.intent(g)) {
-                    return Fate::Intended(intent.generation);
+                    return ObjectStatus::Intended(intent.generation);
                 }
-                Condemned::UnreferencedFile
+                OrphanReason::UnreferencedFile
             }
             Object::Metadata(dir) | Object::File(dir) => {
                 let intent = self
@@ -165,9 +165,9 @@ impl Judge<'_> {
                     .iter()
                     .find(|i| i.snapshot_ids.contains(&dir.id));
                 if let Some(intent) = intent {
-                    return Fate::Intended(intent.generation);
+                    return ObjectStatus::Intended(intent.generation);
                 }
-                Condemned::UnretainedSnapshot
+                OrphanReason::UnretainedSnapshot
             }
         };
         let age_ms = i64::try_from(self.now.unix_timestamp_nanos() / 1_000_000)
@@ -176,8 +176,8 @@ impl Judge<'_> {
         let is_young = !self.min_age.is_zero()
             && i128::from(age_ms) < i128::try_from(self.min_age.as_millis()).unwrap_or(i128::MAX);
         match is_young {
-            true => Fate::Young(why),
-            false => Fate::Orphan(why),
+            true => ObjectStatus::Young(why),
+            false => ObjectStatus::Orphan(why),
         }
     }
 }
@@ -219,30 +219,30 @@ impl Repository {
             }
             sweep.listed += slice.len() as u64;
             // Only now.
-            let root = self.tidy(&store, sweep).await?;
+            let root = self.expire_intents(&store, sweep).await?;
             let (root, refs) = self.refs_of_now(&store, root).await?;
-            let judge = Judge {
+            let classifier = OrphanClassifier {
                 root: &root,
                 refs: &refs,
                 now: store.env().now_for_ages(),
                 min_age: self.options.orphan_min_age,
             };
             let newest = slice.iter().map(|listed| listed.modified_ms).max();
-            let latest = judge.now + CLOCK_TOLERANCE;
+            let latest = classifier.now + CLOCK_TOLERANCE;
             if newest.is_some_and(|ms| i128::from(ms) * 1_000_000 > latest.unix_timestamp_nanos()) {
                 tracing::warn!(
                     partition = %self.partition,
-                    now = %judge.now,
+                    now = %classifier.now,
                     "The repository has objects from the future: a clock was ahead, or this one is behind; if nothing needs them, they stay until then"
                 );
             }
             let mut orphans = Vec::new();
             for listed in slice {
-                match judge.fate(&listed) {
-                    Fate::Orphan(_) => orphans.push(listed),
-                    Fate::Young(_) => sweep.young += 1,
-                    Fate::Foreign => sweep.foreign += 1,
-                    Fate::Root | Fate::Referenced | Fate::Intended(_) => {}
+                match classifier.fate(&listed) {
+                    ObjectStatus::Orphan(_) => orphans.push(listed),
+                    ObjectStatus::Young(_) => sweep.young += 1,
+                    ObjectStatus::Foreign => sweep.foreign += 1,
+                    ObjectStatus::Root | ObjectStatus::Referenced | ObjectStatus::Intended(_) => {}
                 }
             }
             let (deleted, bytes, failed) = delete_all(&store, orphans).await;
@@ -254,7 +254,7 @@ impl Repository {
     }
 
     /// Removes intents and pins that are dead by the clock, and returns the root as it is then.
-    async fn tidy(&self, store: &Store, sweep: &mut Sweep) -> Result<CurrentRoot, Error> {
+    async fn expire_intents(&self, store: &Store, sweep: &mut Sweep) -> Result<CurrentRoot, Error> {
         let current = self.read_root(store).await?;
         if current.generation.is_none() {
             return Err(Error::NotOurs {

@@ -18,7 +18,7 @@ use crate::store::Store;
 /// A file up to this size is one request; larger ones go in parts of it.
 pub(crate) const PART: u64 = 8 << 20;
 /// S3 takes 10,000 parts at most; beyond 80 GB a part is larger.
-const MOST_PARTS: u64 = 10_000;
+const MAX_PARTS: u64 = 10_000;
 /// Bytes that are read and written at a time where an object is written in order.
 const PIECE: u64 = 1 << 20;
 /// Bytes that are hashed at a time when nothing is uploaded.
@@ -153,7 +153,7 @@ impl Uploads<'_> {
     async fn send_parts(
         &self,
         file: &FileMetadata,
-        parts: &crate::store::Parts,
+        parts: &crate::store::MultipartUpload,
         part: u64,
         expected: Option<Digest>,
     ) -> Result<(Vec<object_store::multipart::PartId>, Digest), Error> {
@@ -314,6 +314,6 @@ impl Uploads<'_> {
 
 /// Of a file's parts: the smallest that gives no more than there may be.
 fn part_size(size: u64) -> u64 {
-    let least = size.div_ceil(MOST_PARTS);
+    let least = size.div_ceil(MAX_PARTS);
     PART.max(least.next_multiple_of(1 << 20))
 }

@@ -9,7 +9,7 @@ use crate::error::Error;
 use crate::ids::{Generation, Lsn};
 use crate::layout::{ROOT, SnapshotDir};
 use crate::repository::Repository;
-use crate::sweep::{Condemned, Fate, Judge};
+use crate::sweep::{ObjectStatus, OrphanClassifier, OrphanReason};
 
 /// What keeps an object, or condemns it.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -39,14 +39,14 @@ pub enum Verdict {
     /// Nobody needs it; it goes with a sweep once it is old enough.
     TooYoung {
         /// Why it goes.
-        why: Condemned,
+        why: OrphanReason,
         /// In how many seconds.
         seconds_left: u64,
     },
     /// Nobody needs it; the next sweep deletes it.
-    Condemned {
+    Orphan {
         /// Why it goes.
-        why: Condemned,
+        why: OrphanReason,
     },
     /// There is no such object, and nobody needs it.
     Absent,
@@ -146,7 +146,7 @@ impl Repository {
                 kept_by.push(Holder::Abandoned { snapshot, files });
             }
         }
-        let judge = Judge {
+        let classifier = OrphanClassifier {
             root: &root,
             refs: &refs,
             now: store.env().now_for_ages(),
@@ -156,11 +156,11 @@ impl Repository {
         let verdict = match &found {
             None if key == ROOT || kept_by.is_empty() => Verdict::Absent,
             None => Verdict::Lost,
-            Some(object) => match judge.fate(object) {
-                Fate::Root => Verdict::Root,
-                Fate::Foreign => Verdict::Foreign,
-                Fate::Referenced => Verdict::Kept,
-                Fate::Intended(generation) => {
+            Some(object) => match classifier.fate(object) {
+                ObjectStatus::Root => Verdict::Root,
+                ObjectStatus::Foreign => Verdict::Foreign,
+                ObjectStatus::Referenced => Verdict::Kept,
+                ObjectStatus::Intended(generation) => {
                     if let Some(intent) = root.intent(generation) {
                         kept_by.push(Holder::Intent {
                             generation,
@@ -169,11 +169,12 @@ impl Repository {
                     }
                     Verdict::Kept
                 }
-                Fate::Orphan(why) => Verdict::Condemned { why },
-                Fate::Young(why) => {
-                    let now_ms = judge.now.unix_timestamp_nanos() / 1_000_000;
+                ObjectStatus::Orphan(why) => Verdict::Orphan { why },
+                ObjectStatus::Young(why) => {
+                    let now_ms = classifier.now.unix_timestamp_nanos() / 1_000_000;
                     let age_ms = now_ms - i128::from(object.modified_ms);
-                    let least_ms = i128::try_from(judge.min_age.as_millis()).unwrap_or(i128::MAX);
+                    let least_ms =
+                        i128::try_from(classifier.min_age.as_millis()).unwrap_or(i128::MAX);
                     let left = least_ms.saturating_sub(age_ms) / 1000;
                     Verdict::TooYoung {
                         why,

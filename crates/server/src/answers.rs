@@ -3,7 +3,7 @@
 //! A value takes many times its size as a tree of messages (a list of nulls 11 times), so a tree is made
 //! of one value at a time and becomes bytes at once. What is held is bytes, and is counted:
 //!
-//! - [`MAX_SCANS`] scans run at a time, each with at most [`MOST_ANSWER`](crate::state::MOST_ANSWER) bytes, and
+//! - [`MAX_SCANS`] scans run at a time, each with at most [`MAX_ANSWER`](crate::state::MAX_ANSWER) bytes, and
 //!   once more while they become a message; [`MAX_WAITING`] more have ended and wait for memory, so that
 //!   clients which take nothing keep no place of a scan that could run;
 //! - all answers to reads that clients have not taken yet have at most [`MAX_HELD`] bytes; sessions and

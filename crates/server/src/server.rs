@@ -42,8 +42,8 @@ use crate::config::{
     Config, HumanDuration, OnLogFull, Secret, SnapshotKind, SnapshotsConfig, StateConfig,
 };
 use crate::open_files::OpenFiles;
-use crate::opening::opened;
 use crate::place::{CONNECTIONS, Place};
+use crate::protocol_detect::opened;
 use crate::request_guard::{self, RequestGuard};
 use crate::windows::Windows;
 use crate::{state, telemetry};

@@ -13,9 +13,9 @@ use s2_sdk::types::{CreateBasinInput, CreateStreamInput};
 
 use super::{Cast, expect_records, io, missing, whole};
 use crate::demo::appender::{self, Pace};
+use crate::demo::log_events::Told;
 use crate::demo::records::Records;
 use crate::demo::server::ServerProcess;
-use crate::demo::told::Told;
 use crate::exit::Failure;
 use crate::term::{count, rate, took};
 

@@ -5,9 +5,9 @@ use std::fs::remove_dir_all;
 use std::time::Instant;
 
 use super::{Cast, expect_records, io, missing, whole};
-use super::{LOOK_EVERY, PARTITIONS, PATIENCE};
+use super::{LOOK_EVERY, PARTITIONS, WAIT_TIMEOUT};
 use crate::demo::appender::{self, STEADY};
-use crate::demo::told::Told;
+use crate::demo::log_events::Told;
 use crate::exit::Failure;
 use crate::term::{bytes, count, took};
 
@@ -28,7 +28,7 @@ pub async fn play(cast: &mut Cast) -> Result<(), Failure> {
     let waited = began.elapsed();
     // The server says so a moment later.
     let mut told = cast.server()?.told();
-    while told.put.is_empty() && began.elapsed() < PATIENCE {
+    while told.put.is_empty() && began.elapsed() < WAIT_TIMEOUT {
         tokio::time::sleep(LOOK_EVERY).await;
         told = cast.server()?.told();
     }

@@ -10,7 +10,7 @@ use s2_sdk::types::{AppendInput, ReadFrom, ReadInput, ReadStart, ReadStop};
 use super::{Cast, expect_records, io, missing};
 use crate::demo::appender::{self, BATCH};
 use crate::demo::follower::same_body;
-use crate::demo::told::Told;
+use crate::demo::log_events::Told;
 use crate::exit::Failure;
 use crate::term::{bytes, count, took};
 

@@ -30,7 +30,7 @@ use crate::stream_cmd::target::StreamTarget;
 /// Stream partitions of a server that nobody configured.
 const PARTITIONS: u64 = 8;
 /// Longest wait for a first snapshot of each partition.
-const PATIENCE: Duration = Duration::from_secs(60);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(60);
 /// How often it is looked whether they are there.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 
@@ -103,13 +103,13 @@ impl Cast {
         let began = Instant::now();
         let missing = || (0..=partitions).find(|p| !has_snapshot(&repository.join(p.to_string())));
         while let Some(partition) = missing() {
-            if began.elapsed() > PATIENCE {
+            if began.elapsed() > WAIT_TIMEOUT {
                 return Err(Failure::wrong(
                     "demo",
                     format!(
                         "no snapshot of partition {partition} was put into {} within {} s",
                         repository.display(),
-                        PATIENCE.as_secs()
+                        WAIT_TIMEOUT.as_secs()
                     ),
                 ));
             }

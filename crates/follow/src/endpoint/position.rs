@@ -11,7 +11,7 @@ use super::{EndpointError, Fork, Gap};
 
 /// Longest wait for it. Without an answer nothing is decided: a snapshot of a dead lineage must not be
 /// taken for a good one because a server was slow.
-const PATIENCE: Duration = Duration::from_secs(10);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Most bytes of an answer.
 const ANSWER: usize = 64 * 1024;
 
@@ -59,7 +59,7 @@ pub async fn ask(
         request = request.bearer_auth(token);
     }
     let mut answer = request
-        .timeout(PATIENCE)
+        .timeout(WAIT_TIMEOUT)
         .send()
         .await
         .map_err(unavailable)?;

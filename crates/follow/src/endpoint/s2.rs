@@ -37,7 +37,7 @@ const WINDOW: usize = 8;
 /// sent then, and after each a pause so many times as long as it took: a quarter of what the stream takes.
 const PAUSE: u32 = 3;
 /// Longest pause.
-const LONGEST_PAUSE: Duration = Duration::from_millis(250);
+const MAX_PAUSE: Duration = Duration::from_millis(250);
 /// Batches without a record of others in between, until they count as gone.
 const ALONE: u32 = 16;
 
@@ -340,7 +340,7 @@ impl Endpoint for S2Endpoint {
                 };
                 if others > 0 && flying.is_empty() {
                     let pause = sent.elapsed() * PAUSE;
-                    tokio::time::sleep(pause.min(LONGEST_PAUSE)).await;
+                    tokio::time::sleep(pause.min(MAX_PAUSE)).await;
                 }
             }
             let input = self.input(batch)?;

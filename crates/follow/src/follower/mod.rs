@@ -13,7 +13,7 @@
 mod builder;
 mod recover;
 mod run;
-mod taking;
+mod snapshot_task;
 mod updates;
 
 use std::sync::Arc;

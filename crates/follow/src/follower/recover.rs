@@ -6,20 +6,20 @@ use std::time::Duration;
 use s2_sdk::types::SequencedRecord;
 
 use super::{Parts, Snapshots};
+use crate::backoff::Backoff;
 use crate::endpoint::{EndpointError, Identity};
 use crate::error::Error;
 use crate::external::Listed;
 use crate::fold::Fold;
-use crate::in_stream::find::{self, Beginning};
 use crate::in_stream::others::Others;
-use crate::patience::Patience;
+use crate::in_stream::restore::{self, Beginning};
 use crate::snapshot::{SnapshotInfo, Unusable};
 
 /// Longest wait for a store that fails while a follower is opened. A wrong key or bucket fails in the same
 /// way, and whoever waits for it wants to know.
-const STORE_PATIENCE: Duration = Duration::from_secs(5);
+const STORE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often the snapshots are listed, if new ones come while those that were listed are tried.
-const MOST_LISTS: u32 = 5;
+const MAX_LISTS: u32 = 5;
 
 /// A state, and where to go on.
 #[derive(Debug)]
@@ -44,8 +44,8 @@ pub(super) struct Recovered<F> {
 /// every store refuses a request now and then.
 pub(super) async fn first<F: Fold>(parts: &Parts<F>) -> Result<Recovered<F>, Error> {
     let limit = parts.reading.patience;
-    let limit = limit.map_or(STORE_PATIENCE, |limit| limit.min(STORE_PATIENCE));
-    let mut patience = Patience::new(Some(limit));
+    let limit = limit.map_or(STORE_TIMEOUT, |limit| limit.min(STORE_TIMEOUT));
+    let mut patience = Backoff::new(Some(limit));
     loop {
         let failed = match recover(parts).await {
             Err(error @ Error::Store { .. }) => error,
@@ -89,7 +89,7 @@ pub(super) async fn recover<F: Fold>(parts: &Parts<F>) -> Result<Recovered<F>, E
             Ok(begun) => begun.snapshot.is_none() && !listed.is_empty(),
             Err(error) => matches!(error, Error::HistoryGone { .. }),
         };
-        if lists == MOST_LISTS || !wants_a_newer {
+        if lists == MAX_LISTS || !wants_a_newer {
             return begun;
         }
         lists += 1;
@@ -128,7 +128,7 @@ async fn in_stream<F: Fold>(
     tried: Vec<String>,
 ) -> Result<Recovered<F>, Error> {
     let (initial, reading) = (&parts.initial, &parts.reading);
-    let beginning = find::find(&*parts.endpoint, initial, &mut identity, reading).await;
+    let beginning = restore::find(&*parts.endpoint, initial, &mut identity, reading).await;
     let beginning = beginning.map_err(|error| match error {
         Error::HistoryGone {
             stream,
@@ -178,7 +178,7 @@ async fn in_stream<F: Fold>(
 }
 
 async fn identity<F>(parts: &Parts<F>) -> Result<Identity, Error> {
-    let mut patience = Patience::new(parts.reading.patience);
+    let mut patience = Backoff::new(parts.reading.patience);
     loop {
         match parts.endpoint.identity().await {
             Ok(identity) => return Ok(identity),
@@ -188,7 +188,7 @@ async fn identity<F>(parts: &Parts<F>) -> Result<Identity, Error> {
 }
 
 async fn tail<F>(parts: &Parts<F>) -> Result<u64, Error> {
-    let mut patience = Patience::new(parts.reading.patience);
+    let mut patience = Backoff::new(parts.reading.patience);
     loop {
         match parts.endpoint.tail().await {
             Ok(tail) => return Ok(tail),

@@ -11,14 +11,14 @@ use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 use super::recover::{self, Recovered};
-use super::taking::{self, Outcome, Taking};
+use super::snapshot_task::{self, Outcome, SnapshotTask};
 use super::{Parts, Question, Snapshots, Status, Update, View};
+use crate::backoff::Backoff;
 use crate::endpoint::{EndpointError, Identity, Piece};
 use crate::error::Error;
 use crate::fold::{ApplyError, Fold};
 use crate::in_stream::others::{Denied, Guard};
 use crate::options::MalformedRecords;
-use crate::patience::Patience;
 use crate::snapshot::SnapshotInfo;
 use crate::snapshot::record::{self, Seen};
 
@@ -67,8 +67,8 @@ pub(super) struct Run<F> {
     is_fresh: bool,
     /// Where sequence numbers jumped last, and how long that was waited for.
     moved_at: Option<u64>,
-    moving: Patience,
-    taking: Taking,
+    moving: Backoff,
+    taking: SnapshotTask,
     /// Snapshots of other folds.
     guard: Guard,
     /// Whether the tail was reached, and no snapshot of another fold was in the way.
@@ -117,8 +117,8 @@ impl<F: Fold> Run<F> {
             met_until: next,
             is_fresh: true,
             moved_at: None,
-            moving: Patience::new(None),
-            taking: Taking::new(snapshot, Default::default()),
+            moving: Backoff::new(None),
+            taking: SnapshotTask::new(snapshot, Default::default()),
             guard: Guard::new(others),
             is_checked: false,
             counted: Counted::default(),
@@ -167,7 +167,7 @@ impl<F: Fold> Run<F> {
             self.tell(Update::Restored(Some(info)));
         }
         // Once the state is there, a server is waited for for ever.
-        let mut patience = Patience::new(None);
+        let mut patience = Backoff::new(None);
         loop {
             let stop = self.connection(&mut patience).await;
             let went_on = match stop {
@@ -188,7 +188,7 @@ impl<F: Fold> Run<F> {
     }
 
     /// Follows for as long as there is a connection.
-    async fn connection(&mut self, patience: &mut Patience) -> Stop {
+    async fn connection(&mut self, patience: &mut Backoff) -> Stop {
         let met = std::mem::take(&mut self.met);
         let until = self.met_until;
         if !met.is_empty() || until > self.next {
@@ -275,7 +275,7 @@ impl<F: Fold> Run<F> {
             return Ok(());
         }
         let (parts, guard) = (self.parts.clone(), self.guard.clone());
-        let meta = taking::describe(&parts, &self.fold, &self.identity, self.next);
+        let meta = snapshot_task::describe(&parts, &self.fold, &self.identity, self.next);
         let allowed = guard.check(&*parts.endpoint, &meta, self.next, self.next);
         match self.meanwhile(allowed).await? {
             Ok(()) => Ok(()),
@@ -530,7 +530,7 @@ impl<F: Fold> Run<F> {
     }
 
     /// Waits for the server, and looks whether it is the same stream that it has then.
-    async fn reconnect(&mut self, why: EndpointError, patience: &mut Patience) -> Result<(), Stop> {
+    async fn reconnect(&mut self, why: EndpointError, patience: &mut Backoff) -> Result<(), Stop> {
         self.status.send_modify(|status| {
             status.caught_up = false;
             status.reconnects += 1;
@@ -558,7 +558,7 @@ impl<F: Fold> Run<F> {
     }
 
     /// Asks which stream it is now; returns which it was.
-    async fn ask_identity(&mut self, patience: &mut Patience) -> Result<Identity, Stop> {
+    async fn ask_identity(&mut self, patience: &mut Backoff) -> Result<Identity, Stop> {
         let parts = self.parts.clone();
         loop {
             match self.meanwhile(parts.endpoint.identity()).await? {
@@ -569,7 +569,7 @@ impl<F: Fold> Run<F> {
     }
 
     /// Waits for the server.
-    async fn wait(&mut self, why: EndpointError, patience: &mut Patience) -> Result<(), Stop> {
+    async fn wait(&mut self, why: EndpointError, patience: &mut Backoff) -> Result<(), Stop> {
         let parts = self.parts.clone();
         let waited = self.meanwhile(patience.wait(&*parts.endpoint, why)).await?;
         waited.map_err(Stop::Error)
@@ -595,7 +595,7 @@ impl<F: Fold> Run<F> {
     /// Sequence numbers jumped, from the next one to a later.
     async fn moved(&mut self) -> Result<(), Stop> {
         self.status.send_modify(|status| status.caught_up = false);
-        let mut patience = Patience::new(None);
+        let mut patience = Backoff::new(None);
         self.ask_identity(&mut patience).await?;
         // Where a history was cut off, or an import passed numbers over, exactly behind what was applied,
         // nothing is missing.
@@ -613,7 +613,7 @@ impl<F: Fold> Run<F> {
         if self.moved_at.replace(self.next) == Some(self.next) {
             // Nothing that is known explains it. Perhaps the server will.
             let why = format!("sequence numbers jump behind {}, again", self.next);
-            let mut moving = std::mem::replace(&mut self.moving, Patience::new(None));
+            let mut moving = std::mem::replace(&mut self.moving, Backoff::new(None));
             let waited = self
                 .wait(EndpointError::Unavailable(why), &mut moving)
                 .await;
@@ -629,7 +629,7 @@ impl<F: Fold> Run<F> {
     async fn reopen(&mut self) -> Result<(), Stop> {
         let parts = self.parts.clone();
         let stuck = self.is_fresh.then_some(self.next);
-        let mut patience = Patience::new(None);
+        let mut patience = Backoff::new(None);
         let recovered = loop {
             let why = match self.meanwhile(recover::anew(parts.clone(), stuck)).await? {
                 Ok(recovered) => break recovered,

@@ -11,10 +11,10 @@ use s2_sdk::types::SequencedRecord;
 use tokio::time::Instant;
 use uuid::Uuid;
 
+use crate::backoff::Backoff;
 use crate::endpoint::{Endpoint, EndpointError, Identity, Piece};
 use crate::error::Error;
-use crate::inspection::{Inspected, MOST, PATIENCE, Standing};
-use crate::patience::Patience;
+use crate::inspection::{Inspected, MOST, Standing, WAIT_TIMEOUT};
 use crate::snapshot::assembly::{Assembly, Fed};
 use crate::snapshot::pipe::Sum;
 use crate::snapshot::record::{self, Seen};
@@ -64,7 +64,7 @@ pub(crate) async fn scan(
     marks: &[u64],
     progress: &mut impl FnMut(u64, u64),
 ) -> Result<Scanned, Error> {
-    let mut patience = Patience::new(Some(PATIENCE));
+    let mut patience = Backoff::new(Some(WAIT_TIMEOUT));
     let mut scan = Scan {
         identity,
         marks,

@@ -17,7 +17,7 @@
 //! | [`others`] | those of other folds, and the trims that would destroy them |
 //! | [`inspect`] | all that are in a stream, whole and torn |
 
-pub mod find;
 pub mod inspect;
 pub mod others;
-pub mod take;
+pub mod restore;
+pub mod write;

@@ -6,7 +6,7 @@
 //! the marker says. Whatever else happens to it, it is torn, and never heard of again.
 //!
 //! Bodies are not kept. Of a snapshot that is not whole yet, some [`KEPT`] bytes are remembered, of at
-//! most [`MOST_OPEN`] snapshots; the one that has been silent for longest is forgotten for a new one.
+//! most [`MAX_OPEN`] snapshots; the one that has been silent for longest is forgotten for a new one.
 
 use std::collections::VecDeque;
 
@@ -18,7 +18,7 @@ use super::record::Seen;
 
 /// Snapshots that are followed at a time. Two snapshotters at once are usual in a rolling update, and
 /// each may have left a torn one.
-pub const MOST_OPEN: usize = 8;
+pub const MAX_OPEN: usize = 8;
 /// Roughly: the state of the checksum, and the description.
 pub const KEPT: usize = 2048;
 
@@ -114,7 +114,7 @@ impl Assembly {
                 meta.cursor
             ));
         }
-        if self.open.len() == MOST_OPEN {
+        if self.open.len() == MAX_OPEN {
             self.open.pop_front();
         }
         let mut sum = Sum::of(meta);

@@ -9,7 +9,7 @@ use crate::endpoint::Identity;
 /// The version of the formats in this crate.
 pub const FORMAT: u32 = 1;
 /// Most bytes of a description: it is read before anything in it can be believed.
-pub const MOST_META: usize = 16 * 1024;
+pub const MAX_META: usize = 16 * 1024;
 
 /// How the state's bytes are encoded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -15,7 +15,7 @@
 use bytes::{BufMut as _, Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
 
-use super::meta::{Encoding, MOST_META, Meta, Totals};
+use super::meta::{Encoding, MAX_META, Meta, Totals};
 
 /// Magic number of the skippable frames used here (RFC 8878, 3.1.2: 0x184D2A50 to 5F).
 const SKIPPABLE: u32 = 0x184D_2A5E;
@@ -24,7 +24,7 @@ const FRAME_HEAD: usize = 8;
 /// What a line with a description begins with.
 const LINE_HEAD: &[u8] = b"{\"esker_snapshot\":";
 /// Most bytes before the state.
-pub const MOST_HEAD: usize = FRAME_HEAD + MOST_META;
+pub const MAX_HEAD: usize = FRAME_HEAD + MAX_META;
 
 #[derive(Serialize, Deserialize)]
 struct Head {
@@ -99,11 +99,11 @@ pub enum Begins {
     Malformed(String),
 }
 
-/// Reads an object's first bytes: [`MOST_HEAD`] of them, or all there are.
+/// Reads an object's first bytes: [`MAX_HEAD`] of them, or all there are.
 pub fn begins(first: &[u8]) -> Begins {
     let (json, len) = if first.starts_with(&SKIPPABLE.to_le_bytes()) && first.len() >= FRAME_HEAD {
         let len = u32::from_le_bytes([first[4], first[5], first[6], first[7]]) as usize;
-        if len > MOST_META {
+        if len > MAX_META {
             return Begins::Malformed(format!("a description of {len} bytes"));
         }
         match first.get(FRAME_HEAD..FRAME_HEAD + len) {
@@ -112,7 +112,7 @@ pub fn begins(first: &[u8]) -> Begins {
         }
     } else if first.starts_with(LINE_HEAD) {
         match first.iter().position(|byte| *byte == b'\n') {
-            Some(end) if end <= MOST_META => (&first[..end], end + 1),
+            Some(end) if end <= MAX_META => (&first[..end], end + 1),
             _ => return Begins::Malformed("its description does not end".to_owned()),
         }
     } else {

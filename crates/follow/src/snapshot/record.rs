@@ -17,7 +17,7 @@ use s2_sdk::types::{AppendRecord, CommandRecord, Header, SequencedRecord};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::meta::{MOST_META, Meta, Totals};
+use super::meta::{MAX_META, Meta, Totals};
 
 const KIND: &str = "esker-snapshot";
 const ID: &str = "esker-snapshot-id";
@@ -134,7 +134,7 @@ fn header<'a>(record: &'a SequencedRecord, name: &str) -> Option<&'a Bytes> {
 fn required<'a>(record: &'a SequencedRecord, name: &str) -> Result<&'a Bytes, String> {
     match header(record, name) {
         None => Err(format!("it has no {name}")),
-        Some(value) if value.len() > MOST_META => Err(format!("{name} has {} bytes", value.len())),
+        Some(value) if value.len() > MAX_META => Err(format!("{name} has {} bytes", value.len())),
         Some(value) => Ok(value),
     }
 }

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use esker_follow::in_stream::find::find;
+use esker_follow::in_stream::restore::find;
 use esker_follow::options::Reading;
 use esker_follow::snapshot::assembly::{Assembly, Fed};
-use esker_follow::snapshot::meta::MOST_META;
+use esker_follow::snapshot::meta::MAX_META;
 use esker_follow::snapshot::object::{self, Begins};
 use esker_follow::snapshot::record::{self, Seen};
 use esker_follow::snapshot::{Encoding, Totals};
@@ -24,7 +24,7 @@ fn read(made: &AppendRecord) -> Seen {
 
 #[test]
 fn a_description_that_is_too_long_is_not_read() {
-    for len in [MOST_META + 1, 1 << 20] {
+    for len in [MAX_META + 1, 1 << 20] {
         let text = format!("{{\"format\":1,\"fold\":\"{}\"}}", "x".repeat(len));
         let headers = vec![
             Header::new("esker-snapshot", "fragment"),

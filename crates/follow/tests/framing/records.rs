@@ -1,9 +1,9 @@
 //! Snapshots as records, in any order that a stream can have them in, and damaged.
 
 use bytes::Bytes;
-use esker_follow::in_stream::find::{Beginning, find};
+use esker_follow::in_stream::restore::{Beginning, find};
 use esker_follow::options::Reading;
-use esker_follow::snapshot::assembly::{Assembly, Fed, MOST_OPEN};
+use esker_follow::snapshot::assembly::{Assembly, Fed, MAX_OPEN};
 use esker_follow::snapshot::{Encoding, record};
 use esker_follow::{Error, SequencedRecord};
 use proptest::prelude::*;
@@ -279,6 +279,6 @@ proptest! {
             let fed = assembly.feed(position, &record::see(&record), &record.body);
             prop_assert_eq!(fed, Fed::Began(id));
         }
-        prop_assert_eq!(assembly.open().count(), begun.min(MOST_OPEN));
+        prop_assert_eq!(assembly.open().count(), begun.min(MAX_OPEN));
     }
 }

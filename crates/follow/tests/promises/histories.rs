@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use esker_follow::in_stream::others::Guard;
-use esker_follow::in_stream::take::take;
+use esker_follow::in_stream::write::take;
 use esker_follow::snapshot::record;
 use esker_follow::{Error, External, Follower, Unusable, Update};
 use futures::StreamExt as _;

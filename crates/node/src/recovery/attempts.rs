@@ -16,7 +16,7 @@ use esker_partition::store::DamageReport;
 use esker_raft::Group;
 use parking_lot::Mutex;
 
-use super::ways::Source;
+use super::candidates::Source;
 use crate::data_dir::DataDir;
 use crate::error::StartError;
 

@@ -16,8 +16,8 @@ use esker_raft::log::{EntryChecksum, LogError, SharedLog};
 use esker_raft::runtime::NodeError;
 use esker_raft::{GroupId, Lsn};
 
-use super::look::log_facts;
-use super::ways::{Copy, LogFacts, copy_of};
+use super::candidates::{Candidate, LogFacts, copy_of};
+use super::inspect::log_facts;
 use crate::data_dir::DataDir;
 use crate::error::StartError;
 
@@ -46,7 +46,7 @@ impl Witness {
 
     /// Why a copy is not of the history that the node has which serves from this log: the log contradicts
     /// it, or has not got as far.
-    pub fn is_of_another_history(&self, copy: &Copy) -> Result<Option<String>, StartError> {
+    pub fn is_of_another_history(&self, copy: &Candidate) -> Result<Option<String>, StartError> {
         let (last, lsn) = (self.facts.last, copy.lsn);
         if copy.lineage == self.facts.lineage.id() && lsn > last {
             return Ok(Some(format!("it ends at LSN {lsn}, and the log at {last}")));
@@ -55,7 +55,7 @@ impl Witness {
     }
 
     /// Why the log contradicts a copy, if it does. Reads two blocks of entries at most.
-    pub fn contradicts(&self, copy: &Copy) -> Result<Option<String>, StartError> {
+    pub fn contradicts(&self, copy: &Candidate) -> Result<Option<String>, StartError> {
         let read = |low: u64, high: u64| {
             let group = GroupId(self.partition);
             self.log.entry_checksums(group, Lsn(low), Lsn(high))
@@ -81,7 +81,7 @@ impl Witness {
 /// moves forward only, and nothing is read once it is behind the copy: this ends.
 fn contradiction_of_live_log<E>(
     log: &LogFacts,
-    copy: &Copy,
+    copy: &Candidate,
     read: impl Fn(u64, u64) -> Result<Vec<EntryChecksum>, E>,
     start: impl Fn(&E) -> Result<Option<(u64, u64)>, E>,
 ) -> Result<Option<String>, E> {
@@ -101,7 +101,7 @@ fn contradiction_of_live_log<E>(
 /// `read` gives the log's entries from one LSN up to before another.
 fn contradiction<E>(
     log: &LogFacts,
-    copy: &Copy,
+    copy: &Candidate,
     read: impl Fn(u64, u64) -> Result<Vec<EntryChecksum>, E>,
 ) -> Result<Option<String>, E> {
     let lsn = copy.lsn;
@@ -199,7 +199,7 @@ mod tests {
     use esker_partition::{Lineage, LineageId, LogTail, PartitionId};
     use esker_raft::Term;
 
-    use super::super::ways::Source;
+    use super::super::candidates::Source;
     use super::*;
 
     /// The entry at an LSN; those of copies differ from 101 on.
@@ -221,7 +221,7 @@ mod tests {
     }
 
     /// What a copy has that was made at an LSN.
-    fn made(copy: u64, lsn: u64, blocks: &[u64]) -> Copy {
+    fn made(copy: u64, lsn: u64, blocks: &[u64]) -> Candidate {
         let mut ends = blocks.iter().skip(1).copied().chain([lsn]);
         let block = |after: &u64| LogBlock {
             after: *after,
@@ -229,18 +229,18 @@ mod tests {
             checksum: (after + 1..=ends.next().unwrap())
                 .fold(0, |sum, lsn| fold(sum, entry(copy, lsn).checksum)),
         };
-        Copy {
+        Candidate {
             term: Some(3),
             tail: Some(LogTail {
                 entry: entry(copy, lsn).checksum,
                 blocks: blocks.iter().map(block).collect(),
             }),
-            ..Copy::at(Source::Database, log(0, 0).lineage.id(), lsn)
+            ..Candidate::at(Source::Database, log(0, 0).lineage.id(), lsn)
         }
     }
 
     /// What the log of copy 0 says.
-    fn says(log: &LogFacts, copy: &Copy) -> Option<String> {
+    fn says(log: &LogFacts, copy: &Candidate) -> Option<String> {
         let read = |low, high| {
             assert!(log.start < low && high <= log.last + 1, "{low}..{high}");
             Ok::<_, ()>((low..high).map(|lsn| entry(0, lsn)).collect())
@@ -290,7 +290,7 @@ mod tests {
             let copy = made(1, lsn, &[lsn.saturating_sub(30)]);
             assert_eq!(says(&log, &copy), None, "{lsn}");
         }
-        let other_term = Copy {
+        let other_term = Candidate {
             term: Some(2),
             ..made(0, 150, &[120])
         };
@@ -329,12 +329,12 @@ mod tests {
     #[test]
     fn what_is_not_known_contradicts_nothing() {
         let log = log(50, 200);
-        let of_an_earlier_build = Copy {
+        let of_an_earlier_build = Candidate {
             tail: None,
             ..made(1, 150, &[120])
         };
         assert_eq!(says(&log, &of_an_earlier_build), None);
-        let of_another_lineage = Copy {
+        let of_another_lineage = Candidate {
             lineage: LineageId(7),
             ..made(1, 150, &[120])
         };

@@ -12,11 +12,13 @@ use futures::StreamExt as _;
 
 use super::acceptance::Accepted;
 use super::attempts::Attempts;
+use super::candidates::{
+    Candidate, LOG_IS_LOST, LogFacts, Source, best, connects, copy_of, is_whole,
+};
 use super::contradiction::Witness;
 use super::empty_partitions::{Left, begin_empty, no_copy};
-use super::look::{DatabaseFacts, Facts, PartitionFacts};
+use super::inspect::{DatabaseFacts, Facts, PartitionFacts};
 use super::plan::{Plan, PlannedFork};
-use super::ways::{Copy, LOG_IS_LOST, LogFacts, Source, best, connects, copy_of, is_whole};
 use crate::clock::past_age;
 use crate::data_dir::DataDir;
 use crate::error::StartError;
@@ -32,7 +34,7 @@ const CONTRADICTED: &str = "What the log contradicts is of another copy of this 
 const REPORT_EVERY: Duration = Duration::from_secs(5);
 
 /// A copy to go on from.
-pub(super) struct Way {
+pub(super) struct RecoverySource {
     pub partition: u64,
     pub source: Source,
     /// Files for the database to take, unless it is the database itself.
@@ -59,7 +61,7 @@ pub(super) async fn find(
     plan: &mut Plan,
     attempts: &Attempts,
     accepted: &Accepted,
-) -> Result<Vec<Way>, StartError> {
+) -> Result<Vec<RecoverySource>, StartError> {
     let planned: &Plan = plan;
     let store = facts.store.as_ref().ok();
     let finding = facts.partitions.iter().map(|facts| {
@@ -174,7 +176,7 @@ impl<'a> Search<'a> {
         }
     }
 
-    pub(super) async fn find(self) -> Result<Way, StartError> {
+    pub(super) async fn find(self) -> Result<RecoverySource, StartError> {
         let partition = self.facts.partition;
         // What an earlier start has decided is gone on with.
         let is_begun = self.planned.is_some_and(|planned| planned.empty);
@@ -189,7 +191,7 @@ impl<'a> Search<'a> {
         }
     }
 
-    async fn search(mut self) -> Result<Way, StartError> {
+    async fn search(mut self) -> Result<RecoverySource, StartError> {
         if let Some(way) = self.database().await? {
             return Ok(way);
         }
@@ -238,7 +240,7 @@ impl<'a> Search<'a> {
         if is_whole(self.log.as_ref()) && !self.is_ruled_out(&Source::Log) {
             let partition = PartitionId(self.facts.partition);
             let first = LineageId::first(&self.data_dir.identity.cluster_id, partition);
-            let nothing = Copy::at(Source::Log, first, 0);
+            let nothing = Candidate::at(Source::Log, first, 0);
             return Ok(self.way(&nothing, None, None, root.is_some()));
         }
         self.all_was_read()?;
@@ -294,7 +296,7 @@ impl<'a> Search<'a> {
 
     /// A log that ends before something that was applied from it has lost entries, and nobody knows
     /// how many: it leads nowhere.
-    fn look_for_a_cut(&mut self, copy: &Copy) {
+    fn look_for_a_cut(&mut self, copy: &Candidate) {
         if let Some(log) = &self.log
             && log.lineage.id() == copy.lineage
             && copy.lsn > log.last
@@ -308,7 +310,7 @@ impl<'a> Search<'a> {
     }
 
     /// The database, if the log goes on where it ends.
-    async fn database(&mut self) -> Result<Option<Way>, StartError> {
+    async fn database(&mut self) -> Result<Option<RecoverySource>, StartError> {
         let found = match &self.facts.database {
             Ok(found) => found,
             Err(why) => {
@@ -332,7 +334,7 @@ impl<'a> Search<'a> {
     }
 
     /// Whether the log has other entries than those that led to a copy: then it is of another history.
-    pub(super) async fn is_contradicted(&mut self, copy: &Copy) -> Result<bool, StartError> {
+    pub(super) async fn is_contradicted(&mut self, copy: &Candidate) -> Result<bool, StartError> {
         let Some(witness) = &self.witness else {
             return Ok(false);
         };
@@ -419,7 +421,10 @@ impl<'a> Search<'a> {
         super::blocking(move || checkpoint.verify_blocks(&scratch)).await
     }
 
-    async fn local(&mut self, checkpoint: &Checkpoint) -> Result<Option<Way>, StartError> {
+    async fn local(
+        &mut self,
+        checkpoint: &Checkpoint,
+    ) -> Result<Option<RecoverySource>, StartError> {
         let copy = copy_of(checkpoint);
         if let Err(why) = connects(self.log.as_ref(), &copy) {
             self.tried.push(format!("local snapshot: {why}"));
@@ -453,7 +458,7 @@ impl<'a> Search<'a> {
         &mut self,
         repository: &Repository,
         root: &CurrentRoot,
-    ) -> Result<Vec<Copy>, StartError> {
+    ) -> Result<Vec<Candidate>, StartError> {
         let mut copies = Vec::new();
         for retained in &root.retained_snapshots {
             let dir = retained.dir();
@@ -480,7 +485,7 @@ impl<'a> Search<'a> {
                     continue;
                 }
             };
-            let copy = Copy {
+            let copy = Candidate {
                 source: Source::Repository(dir),
                 lineage: LineageId(lineage.0),
                 lsn: metadata.min_applied_lsn.0,
@@ -498,7 +503,7 @@ impl<'a> Search<'a> {
     async fn fetch(
         &mut self,
         repository: &Repository,
-        copy: &Copy,
+        copy: &Candidate,
     ) -> Result<Option<Checkpoint>, StartError> {
         let fetched = self.fetch_files(repository, copy).await?;
         let Some(checkpoint) = fetched else {
@@ -525,7 +530,7 @@ impl<'a> Search<'a> {
     async fn fetch_files(
         &mut self,
         repository: &Repository,
-        copy: &Copy,
+        copy: &Candidate,
     ) -> Result<Option<Checkpoint>, StartError> {
         let Source::Repository(dir) = &copy.source else {
             return Ok(None);
@@ -603,8 +608,8 @@ impl<'a> Search<'a> {
         repository: &Repository,
         root: Option<&CurrentRoot>,
         locals: &[Checkpoint],
-        archived: &[Copy],
-    ) -> Result<Way, StartError> {
+        archived: &[Candidate],
+    ) -> Result<RecoverySource, StartError> {
         let planned = self.planned;
         let lineage_there = root.and_then(|root| root.lineage).map(|l| LineageId(l.0));
         let swapped = planned.is_some_and(|p| p.id().is_some() && p.id() == lineage_there);
@@ -615,7 +620,7 @@ impl<'a> Search<'a> {
             let copy = copy_in(found);
             return Ok(self.way(&copy, None, Some(planned.clone()), root.is_some()));
         }
-        let mut copies: Vec<Copy> = Vec::new();
+        let mut copies: Vec<Candidate> = Vec::new();
         if let (Ok(found), false) = (&self.facts.database, self.keeps_database) {
             copies.push(copy_in(found));
         }
@@ -690,7 +695,7 @@ impl<'a> Search<'a> {
             return Ok(self.way(&copy, ready, Some(fork), root.is_some()));
         }
         let accepts_loss = self.accepted.loss;
-        let loses_more = |way: &Way| {
+        let loses_more = |way: &RecoverySource| {
             let after = way.fork.as_ref().map_or(0, |fork| fork.lsn);
             !accepts_loss && planned.is_some_and(|planned| after < planned.lsn)
         };
@@ -730,7 +735,7 @@ impl<'a> Search<'a> {
         ancestry: &[(LineageId, u64)],
         root: Option<&CurrentRoot>,
         swapped: bool,
-    ) -> Result<Way, StartError> {
+    ) -> Result<RecoverySource, StartError> {
         let partition = self.facts.partition;
         if !swapped
             && let Some(root) = root
@@ -749,25 +754,25 @@ impl<'a> Search<'a> {
             root: root.and_then(|root| root.lineage).map(|l| LineageId(l.0)),
             ancestors: (ancestry.len() as u64).saturating_sub(1),
         };
-        let nothing = Copy::at(Source::Empty, left.first, 0);
+        let nothing = Candidate::at(Source::Empty, left.first, 0);
         let fork = left.fork(self.planned, swapped);
         Ok(self.way(&nothing, None, Some(fork), root.is_some()))
     }
 
     pub(super) fn way(
         &self,
-        copy: &Copy,
+        copy: &Candidate,
         ready: Option<Checkpoint>,
         fork: Option<PlannedFork>,
         has_root: bool,
-    ) -> Way {
+    ) -> RecoverySource {
         let log = self.log.as_ref();
         // That there is no log was said once, and not of each copy.
         let tried = self.tried.iter();
         for tried in tried.filter(|tried| !tried.ends_with(LOG_IS_LOST)) {
             tracing::warn!(partition = self.facts.partition, "not usable: {tried}");
         }
-        Way {
+        RecoverySource {
             partition: self.facts.partition,
             source: copy.source.clone(),
             ready,
@@ -805,8 +810,8 @@ fn still_beginning(root: &CurrentRoot) -> Option<Duration> {
     BEGINNING.checked_sub(age).filter(|wait| !wait.is_zero())
 }
 
-fn copy_in(database: &DatabaseFacts) -> Copy {
-    Copy {
+fn copy_in(database: &DatabaseFacts) -> Candidate {
+    Candidate {
         source: Source::Database,
         lineage: database.lineage,
         lsn: database.lsn,

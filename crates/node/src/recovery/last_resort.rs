@@ -11,10 +11,10 @@ use std::io;
 use esker_partition::state::state_partition;
 use esker_partition::{LineageId, PartitionId};
 
+use super::candidates::{best, connects};
 use super::contradiction::Witness;
-use super::copies::{Search, Way, remove};
+use super::copies::{RecoverySource, Search, remove};
 use super::plan::PlannedFork;
-use super::ways::{best, connects};
 use crate::error::StartError;
 use crate::state::archive::StateArchive;
 use crate::state::document::Header;
@@ -46,7 +46,7 @@ impl Search<'_> {
         &mut self,
         ancestry: &[(LineageId, u64)],
         has_root: bool,
-    ) -> Result<Option<Way>, StartError> {
+    ) -> Result<Option<RecoverySource>, StartError> {
         if self.facts.partition != state_partition(self.data_dir.identity.partitions).0 {
             return Ok(None);
         }
@@ -282,7 +282,7 @@ impl Search<'_> {
         header: &Header,
         ancestry: &[(LineageId, u64)],
         has_root: bool,
-    ) -> Result<Option<Way>, StartError> {
+    ) -> Result<Option<RecoverySource>, StartError> {
         let name = name_of(header.commit_ts);
         let Some(mut copy) = copy_of(header) else {
             self.tried.push(format!("{name}: it says no lineage"));

@@ -18,19 +18,19 @@
 mod acceptance;
 mod archived_state;
 mod attempts;
+mod candidates;
 mod contradiction;
 mod copies;
 mod database_blocks;
 mod directory;
 mod empty_partitions;
+mod inspect;
 mod last_resort;
-mod look;
 mod plan;
 mod readiness;
 mod rebuild;
 mod replay;
 mod report;
-mod ways;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
@@ -53,12 +53,12 @@ use crate::snapshots::{Archive, LocalSnapshots, Rates, Snapshots, scan_tells};
 use crate::space::Space;
 use crate::state;
 use attempts::Attempts;
+pub(crate) use candidates::Candidate;
+pub use candidates::Source;
 pub(crate) use contradiction::Witness;
 use plan::Plan;
 pub(crate) use readiness::make_ready;
 pub use report::{PartitionRecovery, RecoveryReport};
-pub(crate) use ways::Copy;
-pub use ways::Source;
 
 /// Everything that is open before the groups are.
 struct Opened {
@@ -144,7 +144,7 @@ async fn attempt(
         let replay = Instant::now();
         let (inner, open, report, loaded) = groups(options, opened, &attempts, &handle)?;
         for partition in damaged {
-            inner.snapshots.known[partition as usize].lock().distrusted = true;
+            inner.snapshots.known[partition as usize].lock().force_full = true;
         }
         Ok::<_, StartError>((inner, open, forked, report, loaded, replay))
     })
@@ -202,24 +202,24 @@ fn open(
         accepted,
     } = entered;
     let mut plan = Plan::read(data_dir.path())?;
-    let log_was_there = look::has_log(&data_dir)?;
+    let log_was_there = inspect::has_log(&data_dir)?;
     if !data_dir.is_new && !log_was_there && !accepted.loss {
         return Err(StartError::LogMissing {
             dir: data_dir.path().to_owned(),
         });
     }
     let scan = Instant::now();
-    let raft = look::open_log(options, &data_dir, accepted.loss)?;
+    let raft = inspect::open_log(options, &data_dir, accepted.loss)?;
     let mut open = attempts::Opened::default();
     open.raft = Some(raft.clone());
     let log_bytes = log_bytes(&raft)?;
     let scan = Some(scan.elapsed()).filter(|_| scan_tells(log_bytes));
-    let founding = data_dir.is_new && !plan.as_ref().is_some_and(|plan| plan.everything);
+    let is_new_cluster = data_dir.is_new && !plan.as_ref().is_some_and(|plan| plan.everything);
     let mut report = RecoveryReport::default();
     let (mut forked, mut damaged) = (Vec::new(), Vec::new());
     let store_options = options.store_in(&data_dir);
-    let store = if founding {
-        rebuild::found(&raft, &data_dir, &store_options)?
+    let store = if is_new_cluster {
+        rebuild::create(&raft, &data_dir, &store_options)?
     } else {
         let pending: Vec<u64> = plan
             .iter()
@@ -228,7 +228,7 @@ fn open(
         let may_lack = |partition| accepted.loss || pending.contains(&partition);
         let forks = plan.as_ref().map(|plan| plan.forks.clone());
         let planned = |partition| forks.as_ref()?.get(&partition)?.id();
-        let facts = look::look(options, &data_dir, &raft, &store_options, may_lack, planned)?;
+        let facts = inspect::inspect(options, &data_dir, &raft, &store_options, may_lack, planned)?;
         let decided = Instant::now();
         let ways = handle.block_on(copies::find(
             &facts,
@@ -428,7 +428,7 @@ fn groups(
 /// What is done once everything has been replayed, before anybody is served.
 async fn serve(inner: &mut Inner, options: &NodeOptions, forked: &[u64]) -> Result<(), StartError> {
     inner.snapshots.local.remove_stale();
-    tell_forked(inner, forked).await;
+    publish_forked(inner, forked).await;
     match inner.find_unknown_basins() {
         Ok(found) => *inner.unknown_basins.lock() = found,
         Err(error) => tracing::warn!(%error, "streams without a basin were not looked for"),
@@ -444,7 +444,7 @@ async fn serve(inner: &mut Inner, options: &NodeOptions, forked: &[u64]) -> Resu
 const DROP_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Tells partitions that were taken back in time which basins have been deleted since.
-async fn tell_forked(inner: &Inner, forked: &[u64]) {
+async fn publish_forked(inner: &Inner, forked: &[u64]) {
     if forked.is_empty() {
         return;
     }

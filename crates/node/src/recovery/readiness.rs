@@ -2,9 +2,9 @@
 
 use super::acceptance::Accepted;
 use super::attempts::Attempts;
+use super::candidates::Source;
 use super::copies::Search;
-use super::look::{PartitionFacts, log_facts};
-use super::ways::Source;
+use super::inspect::{PartitionFacts, log_facts};
 use crate::error::StartError;
 use crate::node::Inner;
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use esker_partition::command::Kind;
 use esker_partition::streams::{StreamOptions, StreamPartition};
-use esker_partition::{Founding, Lineage, PartitionId, Store, StoreOptions};
+use esker_partition::{ClusterInit, Lineage, PartitionId, Store, StoreOptions};
 use esker_raft::engine::LogFloor;
 use esker_raft::runtime::NodeError;
 use esker_raft::{GroupId, Lsn, StateMachine as _, Term};
@@ -14,11 +14,11 @@ use esker_repository::Error as RepositoryError;
 use tokio::runtime::Handle;
 
 use super::attempts::Attempts;
-use super::copies::Way;
-use super::look::Facts;
+use super::candidates::Source;
+use super::copies::RecoverySource;
+use super::inspect::Facts;
 use super::plan::{Plan, PlannedFork};
 use super::report::RecoveryReport;
-use super::ways::Source;
 use crate::data_dir::{DataDir, MADE_OF_STATE};
 use crate::error::StartError;
 use crate::snapshots::{Archive, lineage_id};
@@ -36,13 +36,13 @@ pub(super) struct Rebuilt {
 }
 
 /// Makes the partitions of a new node.
-pub(super) fn found(
+pub(super) fn create(
     raft: &esker_raft::Node,
     data_dir: &DataDir,
     options: &StoreOptions,
 ) -> Result<Store, StartError> {
     let identity = &data_dir.identity;
-    let store = Store::create(&data_dir.db(), options, &founding(data_dir))?;
+    let store = Store::create(&data_dir.db(), options, &cluster_init(data_dir))?;
     for partition in 0..=u64::from(identity.partitions) {
         if raft.log().tag(GroupId(partition)).is_none() {
             let id = PartitionId(partition);
@@ -53,9 +53,9 @@ pub(super) fn found(
     Ok(store)
 }
 
-fn founding(data_dir: &DataDir) -> Founding {
+fn cluster_init(data_dir: &DataDir) -> ClusterInit {
     let identity = &data_dir.identity;
-    Founding {
+    ClusterInit {
         partitions: identity.partitions,
         voters: vec![identity.node_id],
         cluster_id: identity.cluster_id.clone(),
@@ -78,7 +78,7 @@ fn begin_log(
 pub(super) fn rebuild(
     handle: &Handle,
     facts: Facts,
-    ways: Vec<Way>,
+    ways: Vec<RecoverySource>,
     data_dir: &DataDir,
     raft: &esker_raft::Node,
     archive: &Archive,
@@ -147,7 +147,7 @@ pub(super) fn rebuild(
             // Until the lineage has begun, what is made here must not be taken for what was lost.
             data_dir.report_damage(partition, "it is being made empty")?;
             store.drop_part(id)?;
-            store.found(id, &founding(data_dir))?;
+            store.create_partition(id, &cluster_init(data_dir))?;
             let checkpoints = data_dir.checkpoints().join(partition.to_string());
             if checkpoints.exists() {
                 let name = format!("checkpoints-{partition}");
@@ -162,7 +162,7 @@ pub(super) fn rebuild(
         if way.source == Source::Log {
             store.drop_part(id)?;
             attempts.uses(partition, &way.source);
-            store.found(id, &founding(data_dir))?;
+            store.create_partition(id, &cluster_init(data_dir))?;
             data_dir.forget_damage(partition)?;
         }
         if let (Source::State(commit_ts), Some(fork)) = (&way.source, &way.fork) {
@@ -287,7 +287,7 @@ fn from_state(
     // Until the lineage has begun, what is made here must not be taken for what was lost.
     data_dir.report_damage(partition, MADE_OF_STATE)?;
     store.drop_part(id)?;
-    store.found(id, &founding(data_dir))?;
+    store.create_partition(id, &cluster_init(data_dir))?;
     // The commits that follow in the log get the numbers that they had: those of that lineage.
     let part = store.part(id);
     let lineage = part.lineage()?.after_forks(checked.header.forks);
@@ -347,7 +347,7 @@ fn begin_lineage(
     handle: &Handle,
     store: &Store,
     fork: &PlannedFork,
-    way: &Way,
+    way: &RecoverySource,
     data_dir: &DataDir,
     raft: &esker_raft::Node,
     archive: &Archive,

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::ways::Source;
+use super::candidates::Source;
 
 /// What the last start did.
 #[derive(Clone, Debug, Default)]

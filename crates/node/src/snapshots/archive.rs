@@ -14,7 +14,7 @@ use esker_partition::{Checkpoint, Lineage, LogTail, Members};
 use esker_repository::destination::Destination;
 use esker_repository::metadata::FileMetadata;
 use esker_repository::{
-    Cluster, Digest, LineageId, Lsn, Options, Pace, PartitionId, Repository, Root,
+    Cluster, Digest, LineageId, Lsn, Options, PartitionId, RateLimiter, Repository, Root,
     SnapshotMetadata, Source, ownership,
 };
 use serde::Deserialize as _;
@@ -39,7 +39,7 @@ pub(crate) struct Archive {
     destination: Destination,
     options: Arc<SnapshotOptions>,
     /// One for all partitions.
-    pace: Option<Pace>,
+    pace: Option<RateLimiter>,
     /// Which start of the data directory this is.
     incarnations: Arc<Incarnations>,
     /// None in the data directory itself, where nothing is mounted.
@@ -74,7 +74,7 @@ impl Archive {
             remembered,
             destination,
             options: Arc::new(options.clone()),
-            pace: options.upload_rate.map(Pace::new),
+            pace: options.upload_rate.map(RateLimiter::new),
             is_default,
         })
     }
@@ -132,7 +132,7 @@ impl Archive {
     }
 
     /// The same, for a snapshot that shares no file with others.
-    pub fn apart(&self, identity: &Identity, partition: u64) -> Repository {
+    pub fn without_reuse(&self, identity: &Identity, partition: u64) -> Repository {
         let cluster = cluster(identity);
         self.with(Some(cluster), partition, SnapshotKind::Full)
     }

@@ -57,7 +57,7 @@ pub(crate) struct Snapshots {
     pub rates: Rates,
     pub identity: Identity,
     /// What is known of the repository, by partition.
-    pub known: Vec<Mutex<uploader::Known>>,
+    pub known: Vec<Mutex<uploader::RepositoryState>>,
     /// The last LSN, by partition, up to which all basins that its streams need are in the repository;
     /// 0 until that is known.
     pub named: Vec<AtomicU64>,

@@ -87,7 +87,7 @@ impl Node {
         let report = repository.verify(data, &Progress::new()).await?;
         if !report.is_sound() {
             let known = &self.inner.snapshots.known[partition as usize];
-            known.lock().distrusted = true;
+            known.lock().force_full = true;
         }
         Ok(report)
     }

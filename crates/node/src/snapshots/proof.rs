@@ -113,7 +113,7 @@ impl Inner {
             Err(Error::Storage(why)) => {
                 tracing::error!(partition, why, "a snapshot does not restore");
                 known.proof_failure = Some(why.clone());
-                known.distrusted = true;
+                known.force_full = true;
             }
             Err(_) => {}
         }

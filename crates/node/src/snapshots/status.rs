@@ -11,7 +11,7 @@ use time::OffsetDateTime;
 use super::failure::Failure;
 use super::proof::Proof;
 use super::rates::{Measured, Prediction};
-use super::uploader::Known;
+use super::uploader::RepositoryState;
 use crate::clock::{age_of, past_age};
 use crate::node::{Inner, Node};
 use crate::recovery::RecoveryReport;
@@ -468,7 +468,12 @@ pub(crate) fn publish(status: &NodeStatus) {
     }
 }
 
-fn known_problems(problems: &mut Problems, partition: u64, known: &Known, one: &PartitionStatus) {
+fn known_problems(
+    problems: &mut Problems,
+    partition: u64,
+    known: &RepositoryState,
+    one: &PartitionStatus,
+) {
     let partition = Some(partition);
     if let Some(Failure { code, what, remedy }) = &known.failure {
         problems.add(code, partition, what.clone(), remedy);

@@ -49,7 +49,7 @@ pub(crate) struct Archived {
 
 /// What is known of a partition's repository.
 #[derive(Debug, Default)]
-pub(crate) struct Known {
+pub(crate) struct RepositoryState {
     /// Whether it was read since the start.
     pub looked: bool,
     /// Whether this start has claimed the root, and found it of this history.
@@ -72,7 +72,7 @@ pub(crate) struct Known {
     pub proof_failure: Option<String>,
     /// Whether something that was put is not what it should be. The next snapshot shares no file with
     /// what is there: an incremental one would take over the damage.
-    pub distrusted: bool,
+    pub force_full: bool,
     /// How far an upload is that is under way.
     pub uploading: Option<Progress>,
     failures: u32,
@@ -104,7 +104,7 @@ pub struct CreatedSnapshot {
     pub took: Duration,
 }
 
-impl Known {
+impl RepositoryState {
     pub fn newest(&self) -> Option<&Archived> {
         self.retained.first()
     }
@@ -333,7 +333,7 @@ async fn work(inner: &Inner, partition: u64, may_put: bool, load: Load) {
         .archive
         .repository(&inner.snapshots.identity, partition);
     let group = inner.group(partition);
-    if !looked && !look(inner, partition, &repository, group).await {
+    if !looked && !inspect(inner, partition, &repository, group).await {
         return;
     }
     if !may_put {
@@ -357,12 +357,12 @@ async fn put_and_note(inner: &Inner, partition: u64, repository: Repository, rea
     // Where a line begins, something was lost just before: of what is there nobody knows how good it is.
     let apart = {
         let known = place.lock();
-        known.distrusted || (reason == Reason::First && known.newest().is_some())
+        known.force_full || (reason == Reason::First && known.newest().is_some())
     };
     let repository = match apart {
         true => {
             let archive = &inner.snapshots.archive;
-            archive.apart(&inner.snapshots.identity, partition)
+            archive.without_reuse(&inner.snapshots.identity, partition)
         }
         false => repository,
     };
@@ -406,7 +406,7 @@ fn note_put(
     match result {
         Ok(created) => {
             known.succeeded();
-            known.distrusted = false;
+            known.force_full = false;
             if reason == Reason::First && created.lsn <= 2 {
                 // One for each partition of a new node: nobody wants to read that.
                 tracing::debug!(partition, "the first snapshot was put into the repository");
@@ -430,14 +430,14 @@ fn note_put(
     }
 }
 
-fn answer(known: &mut Known, result: &Result<CreatedSnapshot, String>) {
+fn answer(known: &mut RepositoryState, result: &Result<CreatedSnapshot, String>) {
     for asker in known.asked.drain(..) {
         let _ = asker.send(result.clone());
     }
 }
 
 /// Reads what the repository has; whether that is known now.
-async fn look(
+async fn inspect(
     inner: &Inner,
     partition: u64,
     repository: &Repository,
@@ -567,7 +567,7 @@ async fn check_history(
 }
 
 /// The log is kept from the oldest retained snapshot on.
-fn keep(group: &Group<Outcome>, known: &Known) {
+fn keep(group: &Group<Outcome>, known: &RepositoryState) {
     if let Some(oldest) = known.oldest() {
         group.keep_from(Lsn(oldest.lsn));
     }

@@ -29,7 +29,7 @@ const SYNC_EVERY: u64 = 2 * 1024 * 1024;
 const RATE: f64 = 48.0 * 1024.0 * 1024.0;
 /// Bytes that are read at most for one entry, which has a MiB and its names, however it is laid out: no
 /// file makes memory grow.
-const MOST_ENTRY: u64 = 16 * 1024 * 1024;
+const MAX_ENTRY: u64 = 16 * 1024 * 1024;
 /// Bytes of the disk that no snapshot takes: a commit needs room in the log, and can do without a snapshot.
 const LEAVE_FREE: u64 = 64 * 1024 * 1024;
 
@@ -368,10 +368,10 @@ struct Hashing<'a, R> {
 
 impl<R: Read> Read for Hashing<'_, R> {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        if self.unparsed.get() > MOST_ENTRY {
+        if self.unparsed.get() > MAX_ENTRY {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidData,
-                format!("more than {MOST_ENTRY} bytes without an entry"),
+                format!("more than {MAX_ENTRY} bytes without an entry"),
             ));
         }
         let count = self.from.read(into)?;
@@ -652,7 +652,7 @@ mod tests {
             .unwrap();
         }
         document::write_end(&mut text).unwrap();
-        assert!(text.len() as u64 > MOST_ENTRY);
+        assert!(text.len() as u64 > MAX_ENTRY);
         assert_eq!(read(&text[..], |_| Ok(())).unwrap().keys, 40);
     }
 

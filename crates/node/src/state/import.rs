@@ -35,7 +35,7 @@ use crate::node::Inner;
 /// Bytes of one command.
 const COMMAND: usize = 512 * 1024;
 /// Most bytes of an entry: a commit had room for it.
-const ENTRY: usize = esker_partition::state::MOST_RECORD_BYTES;
+const ENTRY: usize = esker_partition::state::MAX_RECORD_BYTES;
 /// Bytes that are taken in before it is looked again whether the disk has room for more.
 const LOOK_EVERY: usize = 2 * 1024 * 1024;
 

@@ -57,7 +57,7 @@ impl Inventory {
     /// # Errors
     ///
     /// The directory cannot be listed.
-    pub fn look(
+    pub fn inspect(
         &mut self,
         files: &Files,
         lineage: &Lineage,
@@ -185,14 +185,14 @@ mod tests {
         write(&files, 6, "");
         std::fs::write(files.path(5000), "").unwrap();
         let mut inventory = Inventory::default();
-        let found = inventory.look(&files, &ours, || 10).unwrap();
+        let found = inventory.inspect(&files, &ours, || 10).unwrap();
         assert_eq!(found.own, [4, 3]);
         let ignored: Vec<u64> = found.ignored.iter().map(|(ts, _)| *ts).collect();
         assert_eq!(ignored, [5000, 90, 6, 5]);
         assert!(!found.unreadable);
         // What has not changed is not read again, what has is.
-        assert_eq!(inventory.look(&files, &ours, || 10).unwrap(), found);
+        assert_eq!(inventory.inspect(&files, &ours, || 10).unwrap(), found);
         std::fs::write(files.path(4), "{}").unwrap();
-        assert_eq!(inventory.look(&files, &ours, || 10).unwrap().own, [3]);
+        assert_eq!(inventory.inspect(&files, &ours, || 10).unwrap().own, [3]);
     }
 }

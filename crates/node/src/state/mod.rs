@@ -16,12 +16,12 @@
 //! many commits; from one of them and the commits after it the store can be made anew anywhere.
 
 pub(crate) mod archive;
+pub(crate) mod background;
 pub(crate) mod document;
 mod error;
 pub(crate) mod files;
 mod import;
 mod inventory;
-pub(crate) mod keeper;
 pub(crate) mod newer;
 pub(crate) mod rebuild;
 mod replay;
@@ -48,7 +48,7 @@ use tokio::sync::Notify;
 pub use error::StateError;
 pub use import::ValueCheck;
 pub use types::{
-    Committed, Expected, ImportSummary, MOST_NAME_BYTES, Operation, ReadAt, Replay, ReplayEvent,
+    Committed, Expected, ImportSummary, MAX_NAME_BYTES, Operation, ReadAt, Replay, ReplayEvent,
     Scan, StateEntry, StateKey, StateOptions, StateRead, StateSnapshot, StateStatus,
     StateVerification,
 };
@@ -59,9 +59,9 @@ use crate::error::Error;
 use crate::node::Inner;
 use crate::snapshots::Archive;
 use archive::StateArchive;
+use background::Progress;
 use files::Files;
 use inventory::Inventory;
-use keeper::Progress;
 use transactions::{Committing, Transactions, check_operation};
 
 /// What a commit takes from the budget of bytes in flight beyond its own, so that many small ones count.

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use esker_partition::store::{Part, StoreError};
+use esker_partition::store::{PartitionDb, StoreError};
 use esker_partition::{Lineage, LineageId};
 use tokio::runtime::Handle;
 
@@ -19,7 +19,7 @@ const LOOK_TIMEOUT: Duration = Duration::from_secs(10);
 /// Where the newest one is, if there is any: its name, and its place. What cannot be read now is passed over
 /// with a warning.
 pub(crate) fn newest(
-    part: &Part,
+    part: &PartitionDb,
     files: &Files,
     archive: Option<&StateArchive>,
     handle: &Handle,

@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use esker_partition::state::StateReader;
 use esker_partition::state::rebuild::StreamLeft;
-use esker_partition::store::{Part, StoreError};
+use esker_partition::store::{PartitionDb, StoreError};
 use esker_partition::{Lineage, LineageId};
 use tokio::runtime::Handle;
 
@@ -106,7 +106,7 @@ impl Tried {
 
 /// Makes sure that the partition's state store can be used.
 pub(crate) fn recover(
-    part: &Part,
+    part: &PartitionDb,
     files: &Files,
     archive: Option<&StateArchive>,
     scratch: &Path,
@@ -183,7 +183,7 @@ pub(crate) fn is_of(lineage: &Lineage, header: &Header) -> Result<(), String> {
 }
 
 fn from_files(
-    part: &Part,
+    part: &PartitionDb,
     files: &Files,
     witness: Option<&Witness>,
     tried: &mut Tried,
@@ -205,7 +205,7 @@ fn from_files(
 
 /// Archived snapshots, newest first: only what is tried is fetched.
 fn from_archive(
-    part: &Part,
+    part: &PartitionDb,
     archive: &StateArchive,
     scratch: &Path,
     handle: &Handle,
@@ -246,7 +246,7 @@ fn from_archive(
 
 /// Makes the store of one snapshot, if it can be used.
 fn from_file(
-    part: &Part,
+    part: &PartitionDb,
     files: &Files,
     commit_ts: u64,
     witness: Option<&Witness>,
@@ -268,7 +268,7 @@ fn from_file(
 }
 
 fn try_file(
-    part: &Part,
+    part: &PartitionDb,
     files: &Files,
     commit_ts: u64,
     witness: Option<&Witness>,
@@ -354,7 +354,7 @@ fn try_file(
 }
 
 /// All commits there ever were may be in the stream.
-fn from_stream(part: &Part, tried: &mut Tried) -> Result<Option<u64>, StartError> {
+fn from_stream(part: &PartitionDb, tried: &mut Tried) -> Result<Option<u64>, StartError> {
     let Some(left) = part.state_stream_left()? else {
         tried.note("the stream of commits: it is missing".to_owned());
         return Ok(None);

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use esker_partition::command::Kind;
 use esker_partition::state::command::{ExpectedVersion, StagedOperation, StateCommit};
 use esker_partition::state::record::{operation_bound, record_bound};
-use esker_partition::state::{MOST_RECORD_BYTES, StateKey};
+use esker_partition::state::{MAX_RECORD_BYTES, StateKey};
 use parking_lot::Mutex;
 use serde_json::value::RawValue;
 use uuid::Uuid;
@@ -134,7 +134,7 @@ impl Transactions {
             value,
         };
         let record = staged.record + operation_bound(&operation);
-        if record > MOST_RECORD_BYTES {
+        if record > MAX_RECORD_BYTES {
             return Err(too_large(id, record));
         }
         let bytes = names + value_bytes + OVERHEAD;
@@ -330,7 +330,7 @@ fn too_large_for_a_commit(command: &StateCommit, most: usize) -> Option<StateErr
     }
     let names = |one: &ExpectedVersion| one.namespace.len() + one.agent_id.len() + one.key.len();
     let expected: usize = command.expected.iter().map(names).sum();
-    if expected > MOST_RECORD_BYTES {
+    if expected > MAX_RECORD_BYTES {
         return Some(too_large(&command.txn_id, expected));
     }
     // The operations were measured as they were staged.
@@ -339,7 +339,7 @@ fn too_large_for_a_commit(command: &StateCommit, most: usize) -> Option<StateErr
 
 fn too_large(id: &str, bytes: usize) -> StateError {
     StateError::Exhausted(format!(
-        "transaction {id} has {bytes} bytes, and a commit may have {MOST_RECORD_BYTES}: it is one record, applied as a whole; split it"
+        "transaction {id} has {bytes} bytes, and a commit may have {MAX_RECORD_BYTES}: it is one record, applied as a whole; split it"
     ))
 }
 
@@ -474,8 +474,8 @@ mod tests {
         let all = all.lock();
         let operations = &all.open[&id].operations;
         let bound = record_bound(&id, operations);
-        assert!(bound <= MOST_RECORD_BYTES);
-        assert!(bound + operation_bound(&operations[0]) + 10 > MOST_RECORD_BYTES);
+        assert!(bound <= MAX_RECORD_BYTES);
+        assert!(bound + operation_bound(&operations[0]) + 10 > MAX_RECORD_BYTES);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-pub use esker_partition::state::{MOST_NAME_BYTES, StateKey};
+pub use esker_partition::state::{MAX_NAME_BYTES, StateKey};
 
 /// A version that a key must have for a commit to happen; 0: it must not exist, never or no more.
 #[derive(Clone, Debug, PartialEq, Eq)]

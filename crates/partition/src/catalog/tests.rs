@@ -8,7 +8,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::command::{DeleteBasin, ForgetBasin, SetBasinSettings};
 use crate::ids::LineageId;
-use crate::store::{Founding, StoreOptions};
+use crate::store::{ClusterInit, StoreOptions};
 
 struct Fixture {
     directory: TempDir,
@@ -26,7 +26,7 @@ impl Fixture {
         let store = Store::create(
             directory.path(),
             &StoreOptions::default(),
-            &Founding {
+            &ClusterInit {
                 partitions: 1,
                 voters: vec![7],
                 cluster_id: "a cluster".to_owned(),

@@ -39,9 +39,9 @@ use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
 
-pub use names::{MOST_NAME_BYTES, StateKey};
+pub use names::{MAX_NAME_BYTES, StateKey};
 pub use read::{StateReader, StateView};
-pub use record::{CommitRecord, CommittedOperation, MOST_RECORD_BYTES};
+pub use record::{CommitRecord, CommittedOperation, MAX_RECORD_BYTES};
 
 pub(crate) use history::Forgotten;
 use history::LowestVersions;
@@ -49,7 +49,7 @@ use history::LowestVersions;
 use crate::ids::{PartitionId, STATE_BASIN_ID, partition_of};
 use crate::keys;
 use crate::lineage::GAP;
-use crate::store::{Part, StoreError};
+use crate::store::{PartitionDb, StoreError};
 
 /// The store's stream, in the basin [`STATE_BASIN`](crate::ids::STATE_BASIN).
 pub const STATE_STREAM: &str = "default";
@@ -171,7 +171,7 @@ pub(crate) struct Published {
 }
 
 impl Published {
-    pub fn open(part: &Part) -> Result<Published, StoreError> {
+    pub fn open(part: &PartitionDb) -> Result<Published, StoreError> {
         let meta = part.state_meta()?.unwrap_or_default();
         Ok(Published {
             newest: watch::Sender::new(meta.commit_ts),
@@ -212,7 +212,7 @@ impl Published {
     }
 }
 
-impl Part {
+impl PartitionDb {
     /// Where the state store stands; `None` if this partition never had one.
     pub fn state_meta(&self) -> Result<Option<StateMeta>, StoreError> {
         self.get::<StateMeta>(keys::STATE_META, "where the state store stands")

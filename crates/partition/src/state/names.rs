@@ -5,7 +5,7 @@
 //! beginning of another, and no two can run into each other.
 
 /// Longest namespace, agent id or key, in bytes.
-pub const MOST_NAME_BYTES: usize = 4096;
+pub const MAX_NAME_BYTES: usize = 4096;
 
 const ZERO: [u8; 2] = [0x00, 0xFF];
 const END: [u8; 2] = [0x00, 0x01];
@@ -43,9 +43,9 @@ impl StateKey {
             ("key", &self.key),
         ];
         for (what, name) in names {
-            if name.len() > MOST_NAME_BYTES {
+            if name.len() > MAX_NAME_BYTES {
                 return Err(format!(
-                    "{what} has {} bytes; at most {MOST_NAME_BYTES} are allowed",
+                    "{what} has {} bytes; at most {MAX_NAME_BYTES} are allowed",
                     name.len()
                 ));
             }

@@ -14,7 +14,7 @@ use crate::batch::StoredBatch;
 use crate::ids::StreamId;
 use crate::keys;
 use crate::lineage::GAP;
-use crate::store::{Applied, Db, Part, RawIterator, StoreError};
+use crate::store::{Applied, Db, PartitionDb, RawIterator, StoreError};
 use crate::stream::StreamState;
 
 /// Why something of the state cannot be read.
@@ -103,12 +103,12 @@ impl StateDigester {
 /// Reads the state store of a partition. Cheap to clone.
 #[derive(Clone)]
 pub struct StateReader {
-    part: Part,
+    part: PartitionDb,
     published: Published,
 }
 
 impl StateReader {
-    pub(crate) fn new(part: Part, published: Published) -> StateReader {
+    pub(crate) fn new(part: PartitionDb, published: Published) -> StateReader {
         StateReader { part, published }
     }
 
@@ -128,7 +128,7 @@ impl StateReader {
     }
 
     /// The partition's part of the database.
-    pub fn part(&self) -> &Part {
+    pub fn part(&self) -> &PartitionDb {
         &self.part
     }
 
@@ -321,7 +321,7 @@ impl StateReader {
 /// Commits after `from` and up to `to`: at most `most`, and no more once `most_bytes` are read. With
 /// them, up to which commit that is.
 pub(crate) fn commits(
-    part: &Part,
+    part: &PartitionDb,
     stream: StreamId,
     from: u64,
     to: u64,
@@ -344,13 +344,13 @@ pub(crate) fn commits(
 
 /// The commits in a store's stream, between two of them.
 struct Commits<'a> {
-    part: &'a Part,
+    part: &'a PartitionDb,
     stream: StreamId,
     it: RawIterator<'a>,
 }
 
 impl<'a> Commits<'a> {
-    fn new(part: &'a Part, stream: StreamId, from: u64, to: u64) -> Commits<'a> {
+    fn new(part: &'a PartitionDb, stream: StreamId, from: u64, to: u64) -> Commits<'a> {
         // The commit of number t is at t − 1.
         let (first, end) = (keys::data(stream, from), keys::data(stream, to));
         part.cache_border(&keys::data(stream, 0), &first);
@@ -411,7 +411,7 @@ impl<'a> Commits<'a> {
 
 /// The state store as of one moment.
 pub struct StateView<'a> {
-    part: &'a Part,
+    part: &'a PartitionDb,
     snapshot: &'a SnapshotWithThreadMode<'a, Db>,
     /// Where it stands.
     pub meta: StateMeta,

@@ -12,8 +12,8 @@ use crate::ids::{STATE_BASIN_ID, StreamId};
 use crate::keys;
 use crate::lineage::GAP;
 use crate::settings::StreamSettings;
-use crate::store::{Applied, Part, PartBatch, StoreError};
-use crate::stream::{Gap, Imports, MOST_GAPS, StreamMeta, StreamState};
+use crate::store::{Applied, PartBatch, PartitionDb, StoreError};
+use crate::stream::{Gap, Imports, MAX_GAPS, StreamMeta, StreamState};
 use crate::streams::Counters;
 use crate::streams::directory::name_entry;
 
@@ -31,7 +31,7 @@ pub struct StreamLeft {
     pub to: u64,
 }
 
-impl Part {
+impl PartitionDb {
     /// What is wrong with the state store, if something is.
     pub fn state_problem(&self) -> Result<Option<String>, StoreError> {
         let meta = match self.state_meta() {
@@ -148,7 +148,7 @@ impl Part {
 
 /// A store that is made anew.
 pub struct StateRebuild {
-    part: Part,
+    part: PartitionDb,
     batch: PartBatch,
     bytes: usize,
     meta: StateMeta,
@@ -245,7 +245,7 @@ impl StateRebuild {
     fn forks_seen_at(&self, stream: StreamId, at: u64) -> Result<u64, StoreError> {
         let state = self.part.stream_state(stream)?.unwrap_or_default();
         let later = |gap: &&Gap| gap.from >= at;
-        if state.gaps.len() >= MOST_GAPS && state.gaps.iter().all(|gap| later(&gap)) {
+        if state.gaps.len() >= MAX_GAPS && state.gaps.iter().all(|gap| later(&gap)) {
             return Ok(0);
         }
         let gaps = state.gaps.iter().filter(later);

@@ -21,7 +21,7 @@ use super::names::StateKey;
 pub const VERSION: u32 = 1;
 
 /// Most bytes of a commit's record: what one record of a stream can hold.
-pub const MOST_RECORD_BYTES: usize = RECORD_BATCH_MAX.bytes - 8;
+pub const MAX_RECORD_BYTES: usize = RECORD_BATCH_MAX.bytes - 8;
 
 /// A commit.
 #[derive(Clone, Debug, PartialEq, Eq)]

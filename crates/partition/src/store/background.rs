@@ -11,7 +11,7 @@
 //! | what failed | what is done |
 //! |---|---|
 //! | a flush, a compaction, the manifest: an answer of the operating system | taken back; flushed again with back-off ([`Store::retry_now`]: at once); RocksDB repeats compactions itself |
-//! | a compaction: no space | left to RocksDB, which looks for space every 5 s, and would fill the disk by repeating it; [`Part::try_again`] resumes what it has given up |
+//! | a compaction: no space | left to RocksDB, which looks for space every 5 s, and would fill the disk by repeating it; [`PartitionDb::try_again`] resumes what it has given up |
 //! | anything, while RocksDB recovers from a lack of space | left: its recovery would wait for ever |
 //! | a compaction: corruption of a table that is named | taken back; the partition counts as damaged ([`Store::damage`]), and the others go on |
 //! | anything else | left; only opening the database again helps ([`Store::fatal`]) |
@@ -19,7 +19,7 @@
 //! RocksDB lets a write wait for memtables to be flushed for as long as it knows of no error. If the
 //! error was taken back, that might be for ever: the write would hold what the next flush needs. So its
 //! own limit of memtables is never reached: a write waits here, before it begins
-//! ([`Part::wait_for_memtables`]), and fails with the cause.
+//! ([`PartitionDb::wait_for_memtables`]), and fails with the cause.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -32,7 +32,7 @@ use rust_rocksdb::event_listener::{
 use rust_rocksdb::{ErrorKind, FlushOptions};
 
 use super::damage::names_a_table;
-use super::{Part, Store, StoreError};
+use super::{PartitionDb, Store, StoreError};
 
 /// Memtables of a partition that wait to be flushed at most, beside the one that is written to.
 pub(super) const MAX_UNFLUSHED: u64 = 3;
@@ -332,7 +332,7 @@ impl Store {
     }
 }
 
-impl Part {
+impl PartitionDb {
     /// Memtables that take no more writes and are not in files yet.
     pub fn unflushed(&self) -> u64 {
         self.property("rocksdb.num-immutable-mem-table")

@@ -4,7 +4,7 @@
 //! meets it tells whoever writes next, whichever partition that is of: so the file decides whose
 //! damage it is, and only a read that names none is the reader's.
 //!
-//! The files of a damaged partition are not merged any more ([`Part::stop_merging`]): each attempt would
+//! The files of a damaged partition are not merged any more ([`PartitionDb::stop_merging`]): each attempt would
 //! read up to the damaged block and fail. What is appended to it goes to files of its own meanwhile.
 
 use std::collections::BTreeMap;
@@ -15,7 +15,7 @@ use std::{fs, io};
 use parking_lot::Mutex;
 use rust_rocksdb::ErrorKind;
 
-use super::{Mode, Part, Store, StoreError, StoreOptions, is_refusal};
+use super::{Mode, PartitionDb, Store, StoreError, StoreOptions, is_refusal};
 use crate::checkpoint::Checkpoint;
 use crate::ids::PartitionId;
 
@@ -202,7 +202,7 @@ impl Checkpoint {
     }
 }
 
-impl Part {
+impl PartitionDb {
     /// Files of the partition are not merged any more, until the database is opened again. Blocks for as
     /// long as RocksDB takes to write its options down.
     ///

@@ -14,7 +14,7 @@ use crate::lineage::Lineage;
 
 /// What a new node's partitions begin with.
 #[derive(Clone, Debug)]
-pub struct Founding {
+pub struct ClusterInit {
     /// Stream partitions; the catalog comes on top.
     pub partitions: u32,
     /// The members of each group.
@@ -38,7 +38,11 @@ impl Store {
     }
 
     /// Makes a partition at LSN 0, if it is not there; durable when this returns.
-    pub fn found(&self, partition: PartitionId, founding: &Founding) -> Result<(), StoreError> {
+    pub fn create_partition(
+        &self,
+        partition: PartitionId,
+        init: &ClusterInit,
+    ) -> Result<(), StoreError> {
         if self.applied(partition)?.is_some() {
             return Ok(());
         }
@@ -49,10 +53,10 @@ impl Store {
         }
         let part = self.part(partition);
         let applied = Applied {
-            voters: founding.voters.clone(),
+            voters: init.voters.clone(),
             ..Applied::default()
         };
-        let lineage = Lineage::first(&founding.cluster_id, founding.partitions, partition);
+        let lineage = Lineage::first(&init.cluster_id, init.partitions, partition);
         let mut batch = part.batch();
         batch.put(keys::APPLIED, applied.encode_to_vec());
         batch.put(keys::LINEAGE, lineage.to_bytes());

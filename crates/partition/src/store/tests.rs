@@ -14,8 +14,8 @@ fn options() -> StoreOptions {
     }
 }
 
-fn founding(partitions: u32, voters: &[u64]) -> Founding {
-    Founding {
+fn cluster_init(partitions: u32, voters: &[u64]) -> ClusterInit {
+    ClusterInit {
         partitions,
         voters: voters.to_vec(),
         cluster_id: "a cluster".to_owned(),
@@ -25,7 +25,7 @@ fn founding(partitions: u32, voters: &[u64]) -> Founding {
 #[test]
 fn a_new_database_is_at_lsn_0_durably_with_its_members() {
     let directory = tempfile::tempdir().unwrap();
-    let store = Store::create(directory.path(), &options(), &founding(3, &[4, 5])).unwrap();
+    let store = Store::create(directory.path(), &options(), &cluster_init(3, &[4, 5])).unwrap();
     for number in 0..=3 {
         let part = store.part(PartitionId(number));
         let applied = part.durable().unwrap().unwrap();
@@ -51,7 +51,7 @@ fn a_database_that_is_missing_is_an_error_and_nothing_is_made_in_its_place() {
 #[test]
 fn a_database_that_lacks_a_partition_is_an_error() {
     let directory = tempfile::tempdir().unwrap();
-    drop(Store::create(directory.path(), &options(), &founding(2, &[1])).unwrap());
+    drop(Store::create(directory.path(), &options(), &cluster_init(2, &[1])).unwrap());
     // More partitions than it has, and fewer.
     assert!(Store::open(directory.path(), &options(), 3).is_err());
     assert!(Store::open(directory.path(), &options(), 1).is_err());
@@ -73,7 +73,7 @@ fn a_database_that_lacks_a_partition_is_an_error() {
 #[test]
 fn what_an_earlier_attempt_left_is_completed_and_kept() {
     let directory = tempfile::tempdir().unwrap();
-    let store = Store::create(directory.path(), &options(), &founding(1, &[1])).unwrap();
+    let store = Store::create(directory.path(), &options(), &cluster_init(1, &[1])).unwrap();
     let advanced = Applied {
         lsn: 7,
         term: 2,
@@ -93,7 +93,7 @@ fn what_an_earlier_attempt_left_is_completed_and_kept() {
     }
     drop(store);
     // The first partition has no position, a third does not exist.
-    let store = Store::create(directory.path(), &options(), &founding(2, &[1])).unwrap();
+    let store = Store::create(directory.path(), &options(), &cluster_init(2, &[1])).unwrap();
     let positions = [0, 1, 2].map(|number| store.part(PartitionId(number)).durable().unwrap());
     assert_eq!(
         positions.clone().map(|p| p.map(|p| p.lsn)),
@@ -107,7 +107,7 @@ fn what_an_earlier_attempt_left_is_completed_and_kept() {
 #[test]
 fn a_flush_of_one_partition_says_nothing_about_another() {
     let directory = tempfile::tempdir().unwrap();
-    let store = Store::create(directory.path(), &options(), &founding(2, &[1])).unwrap();
+    let store = Store::create(directory.path(), &options(), &cluster_init(2, &[1])).unwrap();
     let parts = [1, 2].map(|number| store.part(PartitionId(number)));
     for part in &parts {
         let applied = Applied {
@@ -129,7 +129,7 @@ fn a_flush_of_one_partition_says_nothing_about_another() {
 #[test]
 fn errors_say_where_and_what() {
     let directory = tempfile::tempdir().unwrap();
-    let store = Store::create(directory.path(), &options(), &founding(1, &[1])).unwrap();
+    let store = Store::create(directory.path(), &options(), &cluster_init(1, &[1])).unwrap();
     let part = store.part(PartitionId(1));
     let mut batch = part.batch();
     batch.put(keys::APPLIED, b"\xff\xff");
@@ -199,7 +199,7 @@ fn tables(dir: &Path) -> Vec<PathBuf> {
 
 /// Two stream partitions with some keys each, in files of their own.
 fn two_partitions(dir: &Path) -> Store {
-    let store = Store::create(dir, &options(), &founding(2, &[7])).unwrap();
+    let store = Store::create(dir, &options(), &cluster_init(2, &[7])).unwrap();
     for number in 1..=2 {
         let part = store.part(PartitionId(number));
         let mut batch = part.batch();
@@ -263,7 +263,7 @@ fn what_is_gone_or_cut_of_a_partition_is_its_damage_and_the_others_can_be_read()
 fn what_a_merge_meets_is_the_damage_of_the_partition_whose_file_it_is_and_the_others_go_on() {
     let dir = tempfile::tempdir().unwrap();
     let options = options();
-    let store = Store::create(dir.path(), &options, &founding(2, &[7])).unwrap();
+    let store = Store::create(dir.path(), &options, &cluster_init(2, &[7])).unwrap();
     drop(store);
     let store = two_partitions(dir.path());
     let table = table_of(&store, dir.path(), 2);

@@ -13,11 +13,11 @@ use super::step::Done;
 use crate::ids::{BasinId, STATE_BASIN_ID, StreamId};
 use crate::keys;
 use crate::state::STATE_STREAM;
-use crate::store::{Part, StoreError};
+use crate::store::{PartitionDb, StoreError};
 use crate::stream::{Change, Imports, Stream, StreamMeta, StreamState};
 
 pub(crate) struct Directory {
-    part: Part,
+    part: PartitionDb,
     options: StreamOptions,
     open: RwLock<Open>,
 }
@@ -31,7 +31,7 @@ struct Open {
 }
 
 impl Directory {
-    pub fn open(part: Part, options: StreamOptions) -> Result<Directory, StoreError> {
+    pub fn open(part: PartitionDb, options: StreamOptions) -> Result<Directory, StoreError> {
         let mut dropped = HashSet::new();
         {
             let (from, to) = keys::all_dropped_basins();
@@ -217,7 +217,7 @@ impl Open {
     }
 }
 
-impl Part {
+impl PartitionDb {
     /// What is kept of a stream that changes with every append, with the forks seen.
     pub(crate) fn stream_state(&self, id: StreamId) -> Result<Option<StreamState>, StoreError> {
         let state = self.get::<StreamState>(keys::stream_state(id), "a stream's state")?;
@@ -227,7 +227,7 @@ impl Part {
         if state.has_untold_gaps() {
             let of_state = name_entry(self, STATE_BASIN_ID, STATE_STREAM)?;
             let is_of_state = of_state.is_some_and(|(of_state, _)| of_state == id);
-            state.tell_gaps_apart(match is_of_state {
+            state.separate_gaps(match is_of_state {
                 true => self.state_imports()?,
                 false => Some(Imports::default()),
             });
@@ -239,7 +239,7 @@ impl Part {
 
 /// What the index of names has: the stream's id and when it was created.
 pub(crate) fn name_entry(
-    part: &Part,
+    part: &PartitionDb,
     basin: BasinId,
     name: &str,
 ) -> Result<Option<(StreamId, u64)>, StoreError> {

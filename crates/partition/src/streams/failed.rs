@@ -14,7 +14,7 @@ use std::collections::{HashMap, VecDeque};
 
 use crate::ids::StreamId;
 use crate::keys;
-use crate::store::{Part, PartBatch, StoreError, two_numbers};
+use crate::store::{PartBatch, PartitionDb, StoreError, two_numbers};
 
 /// A refusal is remembered for this many entries of the log: four times as many as a leader has
 /// proposals pending (16 Ki). Nothing of the session can be further behind it, since the leader takes
@@ -57,7 +57,11 @@ impl FailedSessions {
     }
 
     /// Those of a database that is at the LSN `applied`; at most one for each entry of the window.
-    pub fn load(part: &Part, applied: u64, window: u64) -> Result<FailedSessions, StoreError> {
+    pub fn load(
+        part: &PartitionDb,
+        applied: u64,
+        window: u64,
+    ) -> Result<FailedSessions, StoreError> {
         let mut failed = FailedSessions::new(window);
         // Not from the first possible key on: that is where all are that were deleted.
         let first = (applied + 1).saturating_sub(window);

@@ -24,7 +24,7 @@ use crate::reader::Reader;
 use crate::recent::RecentBudget;
 use crate::reclaim::Reclaimer;
 use crate::state::{Published, StateReader};
-use crate::store::{Applied, Part, Store, StoreError};
+use crate::store::{Applied, PartitionDb, Store, StoreError};
 use directory::Directory;
 use failed::{FailedSessions, REMEMBER_FAILED};
 use step::Step;
@@ -77,7 +77,7 @@ impl Default for StreamOptions {
 
 /// A stream partition: the only writer of its part of the database.
 pub struct StreamPartition {
-    part: Part,
+    part: PartitionDb,
     applied: Applied,
     counters: Counters,
     directory: Arc<Directory>,
@@ -317,7 +317,7 @@ impl StateMachine for StreamPartition {
 }
 
 /// After a failed write the database may refuse all writes until something is done about it.
-pub(crate) fn failed(part: &Part, error: &StoreError) -> ApplyError {
+pub(crate) fn failed(part: &PartitionDb, error: &StoreError) -> ApplyError {
     match part.try_again() {
         Ok(()) => ApplyError(error.to_string()),
         Err(again) => ApplyError(format!("{error}; {again}")),

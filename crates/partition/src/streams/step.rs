@@ -25,7 +25,7 @@ use crate::keys;
 use crate::settings::StreamSettings;
 use crate::state::apply::StateStep;
 use crate::state::{Forgotten, Published as PublishedState, StateMeta};
-use crate::store::{Applied, Part, PartBatch, StoreError};
+use crate::store::{Applied, PartBatch, PartitionDb, StoreError};
 use crate::stream::{Change, Stream, StreamMeta, StreamState};
 
 /// A stream that the step has touched.
@@ -74,7 +74,7 @@ pub(crate) struct Published {
 }
 
 pub(crate) struct Step<'a> {
-    pub(crate) part: &'a Part,
+    pub(crate) part: &'a PartitionDb,
     directory: &'a Directory,
     /// Sessions with refusals before this step.
     failed: &'a FailedSessions,
@@ -92,7 +92,7 @@ pub(crate) struct Step<'a> {
 
 impl<'a> Step<'a> {
     pub fn new(
-        part: &'a Part,
+        part: &'a PartitionDb,
         directory: &'a Directory,
         failed: &'a FailedSessions,
         state: &'a PublishedState,

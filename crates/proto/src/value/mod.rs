@@ -7,7 +7,7 @@
 //!
 //! **Depth.** A protocol message may nest at most 100 messages deep, for every implementation there is. An
 //! object within an object takes three of them, a list two, and a value must still fit where it is read in
-//! a list of entries. That leaves [`MOST_OBJECTS`] objects within one another, or [`MOST_LISTS`] lists in
+//! a list of entries. That leaves [`MAX_OBJECTS`] objects within one another, or [`MAX_LISTS`] lists in
 //! an object. What is deeper is refused on either way, before it could exhaust a stack.
 
 mod reading;
@@ -22,7 +22,7 @@ use std::fmt::Write as _;
 
 /// Messages below the one that holds a `Struct`. Of the 100 that may nest, the outermost is not counted,
 /// and in `ReplayEvent`, the deepest, one more is above the `Struct`'s own place.
-const MOST_NESTING: usize = 97;
+const MAX_NESTING: usize = 97;
 /// An entry of the map, its value, the `Struct` in that.
 const OBJECT: usize = 3;
 /// The list, and an element of it.
@@ -31,9 +31,9 @@ const LIST: usize = 2;
 const SCALAR: usize = 2;
 
 /// Objects within one another, at most.
-pub const MOST_OBJECTS: usize = (MOST_NESTING - SCALAR) / OBJECT + 1;
+pub const MAX_OBJECTS: usize = (MAX_NESTING - SCALAR) / OBJECT + 1;
 /// Lists within one another in an object, at most.
-pub const MOST_LISTS: usize = (MOST_NESTING - SCALAR) / LIST;
+pub const MAX_LISTS: usize = (MAX_NESTING - SCALAR) / LIST;
 
 /// Why a value cannot be converted.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -85,12 +85,12 @@ impl<'a> Path<'a> {
 
     fn enter(&mut self, cost: usize) -> Result<(), ValueError> {
         self.nesting += cost;
-        if self.nesting + SCALAR > MOST_NESTING {
+        if self.nesting + SCALAR > MAX_NESTING {
             // The pointer to something that deep helps nobody.
             self.steps.truncate(4);
             return Err(self.error(format!(
-                "it nests too deep below here: at most {MOST_OBJECTS} objects within one another, \
-                 or {MOST_LISTS} lists"
+                "it nests too deep below here: at most {MAX_OBJECTS} objects within one another, \
+                 or {MAX_LISTS} lists"
             )));
         }
         Ok(())

@@ -213,7 +213,7 @@ fn what_is_no_json_object_is_refused_and_says_where() {
 
 #[test]
 fn the_deepest_value_fits_into_every_message() {
-    for given in [objects(MOST_OBJECTS), lists(MOST_LISTS)] {
+    for given in [objects(MAX_OBJECTS), lists(MAX_LISTS)] {
         let text = to_json(&given).expect("deep enough");
         assert_eq!(from_json(&text).expect("deep enough"), given);
 
@@ -242,19 +242,19 @@ fn the_deepest_value_fits_into_every_message() {
 
 #[test]
 fn what_is_deeper_is_refused_on_either_way() {
-    for given in [objects(MOST_OBJECTS + 1), lists(MOST_LISTS + 1)] {
+    for given in [objects(MAX_OBJECTS + 1), lists(MAX_LISTS + 1)] {
         let error = to_json(&given).expect_err("too deep");
         assert!(error.problem.contains("nests too deep"), "{error}");
         assert!(error.pointer.len() < 20, "{error}");
     }
     for (begin, middle, end) in [("{\"n\":", "1", "}"), ("{\"n\":[", "", "]}")] {
-        for depth in [MOST_LISTS + 2, 100_000] {
+        for depth in [MAX_LISTS + 2, 100_000] {
             let text = format!("{}{middle}{}", begin.repeat(depth), end.repeat(depth));
             let error = from_json(text.as_bytes()).expect_err("too deep");
             assert!(error.problem.contains("nests too deep"), "{error}");
         }
     }
-    assert_eq!((MOST_OBJECTS, MOST_LISTS), (32, 47));
+    assert_eq!((MAX_OBJECTS, MAX_LISTS), (32, 47));
 }
 
 #[test]

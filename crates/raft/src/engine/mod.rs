@@ -121,7 +121,7 @@ pub struct Engine {
     ticks: u64,
     /// Until this tick after the open, or after it was elected, it hears what the others have before it
     /// lets go of its log.
-    hear_first: u64,
+    compaction_hold_until: u64,
     /// The only member, with a vote.
     alone: bool,
     halted: bool,
@@ -194,7 +194,7 @@ impl Engine {
             reads: Reads::default(),
             counters: Counters::default(),
             ticks: 0,
-            hear_first: config.election_ticks as u64,
+            compaction_hold_until: config.election_ticks as u64,
             alone: membership.is_only(config.id),
             config,
             halted: false,
@@ -293,7 +293,7 @@ impl Engine {
         self.fix_election_timeout();
         self.drain_ready(&mut actions);
         if !self.alone {
-            self.help_those_behind(&mut actions);
+            self.offer_snapshots(&mut actions);
             self.abandon_needless(&mut actions);
         }
         actions.extend(self.snapshots.consider(self.last()));
@@ -559,7 +559,7 @@ impl Engine {
             self.counters.elections += u64::from(role == Role::Candidate && role != self.role);
             if role == Role::Leader && role != self.role {
                 self.counters.elections_won += 1;
-                self.hear_first = self.ticks + self.config.election_ticks as u64;
+                self.compaction_hold_until = self.ticks + self.config.election_ticks as u64;
             }
             self.role = role;
             self.leader = leader;

@@ -20,7 +20,7 @@
 //! of one keeps the log behind it, up to a limit in bytes; if the log goes all the same, the
 //! follower is offered another snapshot after this one.
 
-mod helped;
+mod follower_catch_up;
 
 use std::collections::BTreeMap;
 
@@ -156,7 +156,7 @@ impl Engine {
     }
 
     /// Helps the peers that raft-rs could not send entries to in this step.
-    pub(super) fn help_those_behind(&mut self, actions: &mut Vec<Action>) {
+    pub(super) fn offer_snapshots(&mut self, actions: &mut Vec<Action>) {
         for to in self.raw.store().take_behind() {
             if self.role == Role::Leader && self.raw.raft.state == StateRole::Leader {
                 self.help(to, actions);
@@ -329,7 +329,7 @@ impl Engine {
         self.peers.holds.retain(|_, hold| hold.until > now);
         let interval = (self.config.election_ticks as u64).div_ceil(2);
         if (self.peers.fetching.as_ref()).is_some_and(|f| now >= f.told + interval) {
-            self.tell_progress(actions);
+            self.notify_progress(actions);
         }
     }
 }

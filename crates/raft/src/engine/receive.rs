@@ -85,7 +85,7 @@ impl Engine {
         if own <= self.log_start() {
             return own;
         }
-        if !self.alone && self.ticks < self.hear_first {
+        if !self.alone && self.ticks < self.compaction_hold_until {
             // Nobody has yet had the time to say what it has, or is fetching.
             return self.log_start();
         }

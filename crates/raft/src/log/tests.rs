@@ -14,7 +14,7 @@ use super::fs::{PowerCut, WriteFault};
 use super::*;
 use crate::engine::Persist;
 
-const PATIENCE: Duration = Duration::from_secs(30);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(30);
 
 struct Nobody;
 
@@ -64,12 +64,12 @@ impl Open {
         };
         self.writer
             .persist(GroupId(group), persist, Arc::new(Nobody));
-        assert!(self.writer.flush(PATIENCE));
+        assert!(self.writer.flush(WAIT_TIMEOUT));
     }
 
     fn compact(&self, group: u64, floor: LogFloor) {
         self.writer.compact(GroupId(group), floor);
-        assert!(self.writer.flush(PATIENCE));
+        assert!(self.writer.flush(WAIT_TIMEOUT));
     }
 
     /// What is there of a group, all of it read: begin, end, tag, term, and the entries' terms.
@@ -449,7 +449,7 @@ fn an_installed_snapshot_empties_the_log_and_keeps_tag_term_and_vote() {
         };
         open.writer.persist(group, persist, Arc::new(Nobody));
     }
-    assert!(open.writer.flush(PATIENCE));
+    assert!(open.writer.flush(WAIT_TIMEOUT));
     let expected = Found {
         start: (50, 3),
         tag: Some(b"tag".to_vec()),

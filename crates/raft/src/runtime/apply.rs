@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::queue::{ApplyQueue, Step};
 use super::shared::Shared;
-use super::snapshots::attend;
+use super::snapshots::start_snapshot_if_due;
 use super::state_machine::StateMachine;
 use crate::engine::{Committed, Event};
 use crate::ids::Lsn;
@@ -58,7 +58,7 @@ pub(super) fn run<S: StateMachine>(
         } else {
             shared.reopen(&machine);
         }
-        attend(&mut machine, shared);
+        start_snapshot_if_due(&mut machine, shared);
         if maintained.elapsed() >= MAINTAIN_EVERY {
             machine.maintain();
             maintained = Instant::now();
@@ -110,7 +110,7 @@ fn apply<S: StateMachine>(
                     return false;
                 }
                 // The state is as it was before: what is applied so far can be covered.
-                attend(machine, shared);
+                start_snapshot_if_due(machine, shared);
                 std::thread::sleep(RETRY_PAUSE);
             }
         }

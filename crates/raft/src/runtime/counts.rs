@@ -17,7 +17,7 @@ pub(super) struct Counts {
     pub bytes_fetched: AtomicU64,
     pub corrupt: AtomicU64,
     /// Ticks since the metrics were told.
-    pub untold: AtomicU64,
+    pub unpublished: AtomicU64,
 }
 
 /// What a group did since it was opened.

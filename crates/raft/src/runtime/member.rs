@@ -6,8 +6,8 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use super::NodeError;
-use super::fetching::Fetches;
-use super::serving::Serving;
+use super::snapshot_receiver::Fetches;
+use super::snapshot_sender::Serving;
 use super::state_machine::{SnapshotError, SnapshotSink, StateMachine, StoredSnapshot};
 use crate::engine::{LogFloor, Membership};
 use crate::ids::{GroupId, Lineage, NodeId};
@@ -25,7 +25,7 @@ pub struct GroupOptions {
     /// Its history.
     pub lineage: Lineage,
     /// What it means if the node's log knows nothing of the group.
-    pub founding: Founding,
+    pub founding: ClusterInit,
     /// Hears of the snapshots that this member takes.
     pub sink: Option<Arc<dyn SnapshotSink>>,
     /// For tests: faults of the disk under the snapshots.
@@ -35,7 +35,7 @@ pub struct GroupOptions {
 /// What it means if a node's log knows nothing of a group. If it does, none of this counts: a member goes
 /// on from what its log says.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Founding {
+pub enum ClusterInit {
     /// This is the first start: the group is founded here and now, by these; or by nobody, and this node
     /// is to be added to a group that there is.
     By(Vec<NodeId>),
@@ -57,7 +57,7 @@ impl GroupOptions {
         GroupOptions {
             id,
             lineage: Lineage::default(),
-            founding: Founding::By(founders),
+            founding: ClusterInit::By(founders),
             sink: None,
             faults: DiskFaults::default(),
         }
@@ -73,7 +73,7 @@ impl GroupOptions {
     /// [`NodeError::LogLost`]: remove the member, and let it join under a new number.
     pub fn reopening(id: GroupId) -> GroupOptions {
         GroupOptions {
-            founding: Founding::Never,
+            founding: ClusterInit::Never,
             ..GroupOptions::founded_by(id, &[])
         }
     }
@@ -237,7 +237,7 @@ pub(super) fn make_ready<S: StateMachine>(
                 voters: tag.founders,
                 ..Membership::default()
             };
-            machine.found(&founders);
+            machine.create(&founders);
             founders
         }
         _ => machine.membership(),

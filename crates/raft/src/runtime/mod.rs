@@ -25,35 +25,35 @@
 //! carries out the actions before letting go, so that actions keep their order.
 
 mod apply;
-mod asks;
 mod config;
 mod counts;
-mod fetching;
 mod group;
+mod in_memory_state;
 mod logger;
 mod member;
 mod node;
-mod pace;
-mod plain;
 mod proposals;
 mod queue;
+mod rate_limiter;
 mod reopening;
-mod serving;
+mod requests;
 mod shared;
+mod snapshot_receiver;
+mod snapshot_sender;
 mod snapshots;
 mod state_machine;
 #[cfg(test)]
 mod tests;
 mod waiters;
 
-pub use asks::ChangeError;
 pub use config::{ConfigError, NodeConfig};
 pub use counts::{GroupCounters, UnreadCounts};
 pub use group::{Group, GroupStatus, Guard, ProposeError, SendToPeers};
+pub use in_memory_state::{InMemory, InMemoryState, PlainCapture, Writing, capture_clone};
 pub(crate) use logger::raft_logger;
-pub use member::{Founding, GroupOptions};
+pub use member::{ClusterInit, GroupOptions};
 pub use node::{Node, NodeError};
-pub use plain::{InMemory, Plain, PlainCapture, Writing, capture_clone};
+pub use requests::ChangeError;
 pub use shared::Halted;
 pub use state_machine::{
     ApplyError, Capture, RemoveFiles, SnapshotData, SnapshotDir, SnapshotError, SnapshotSink,

@@ -13,11 +13,11 @@ use parking_lot::{Mutex, RwLock};
 use super::config::{ConfigError, NodeConfig};
 use super::counts::{Unread, UnreadCounts};
 use super::group::{Group, SendToPeers};
-use super::member::{Founding, GroupOptions, Member, Tag, make_ready};
+use super::member::{ClusterInit, GroupOptions, Member, Tag, make_ready};
 use super::reopening::Reopening;
-use super::serving::Serving;
 use super::shared::{Addressed, Setup};
-use super::snapshots::{Attempts, Permits};
+use super::snapshot_sender::Serving;
+use super::snapshots::{Permits, SnapshotJobs};
 use super::state_machine::{SnapshotSink, StateMachine};
 use crate::engine::{Engine, Event, Membership, OpenError};
 use crate::ids::{GroupId, Incarnation, Lsn, NodeId};
@@ -296,7 +296,7 @@ impl Node {
         };
         let dir = dir.join(format!("group-{id}"));
         if inner.log.tag(id).is_none() {
-            let Founding::By(founders) = options.founding.clone() else {
+            let ClusterInit::By(founders) = options.founding.clone() else {
                 return Err(NodeError::LogLost { group: id });
             };
             if dir.exists() || machine.applied() > Lsn(0) {
@@ -382,11 +382,11 @@ impl Node {
             // As many as may be under way; and a million is more than any sync keeps waiting. Their bytes
             // are bounded by whoever admits them.
             max_waiting_proposals: config.max_pending_proposals.min(1 << 20) as usize,
-            tell_every: second.max(1) as u64,
+            publish_interval: second.max(1) as u64,
             engine,
             writer: self.inner.writer.clone(),
             send,
-            attempts: Attempts::new(self.inner.snapshots.clone(), sink),
+            attempts: SnapshotJobs::new(self.inner.snapshots.clone(), sink),
             member,
             reopening: None,
         }
@@ -497,7 +497,7 @@ fn purge(inner: &Weak<Inner>, interval: Duration) {
         for group in held_by {
             let group = others.groups.read().get(&group).and_then(Weak::upgrade);
             if let Some(group) = group {
-                group.let_go_of_the_log();
+                group.release_log();
             }
         }
     }

@@ -6,14 +6,14 @@ use std::sync::{Arc, Weak};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use super::asks::Asks;
 use super::counts::{self, Counts, Gauges, GroupCounters};
 use super::group::{Guard, ProposeError, SendToPeers};
 use super::member::Member;
 use super::proposals::{Proposal, Proposals};
 use super::queue::ApplyQueue;
 use super::reopening::Reopening;
-use super::snapshots::Attempts;
+use super::requests::Requests;
+use super::snapshots::SnapshotJobs;
 use super::waiters::{Answer, Waiter, Waiters};
 use crate::engine::{Action, Engine, Event, Membership, RejectReason, Role, Ticket};
 use crate::ids::{GroupId, Lsn, NodeId, Term};
@@ -25,7 +25,7 @@ pub(super) struct Shared<O> {
     pub(super) node: NodeId,
     pub(super) election_ticks: usize,
     /// Metrics are told every so many ticks.
-    tell_every: u64,
+    publish_interval: u64,
     pub(super) engine: Mutex<Engine>,
     /// Pushed to under the engine's lock.
     pub(super) waiters: Waiters<O>,
@@ -33,12 +33,12 @@ pub(super) struct Shared<O> {
     proposals: Proposals<O>,
     max_waiting_proposals: usize,
     pub(super) apply: ApplyQueue,
-    pub(super) attempts: Attempts,
+    pub(super) attempts: SnapshotJobs,
     pub(super) writer: LogWriter,
     send: SendToPeers,
     /// What there is beside that if there may be others.
     pub(super) member: Option<Member>,
-    pub(super) asks: Asks,
+    pub(super) asks: Requests,
     pub(super) counts: Counts,
     /// Ticks that somebody has waited here while another member led.
     waited_without_lead: AtomicU64,
@@ -71,7 +71,7 @@ impl<O: Send + 'static> Shared<O> {
             id: setup.id,
             node: setup.node,
             election_ticks: setup.election_ticks,
-            tell_every: setup.tell_every,
+            publish_interval: setup.publish_interval,
             engine: Mutex::new(setup.engine),
             waiters: Waiters::default(),
             proposals: Proposals::default(),
@@ -81,7 +81,7 @@ impl<O: Send + 'static> Shared<O> {
             writer: setup.writer,
             send: setup.send,
             member: setup.member,
-            asks: Asks::default(),
+            asks: Requests::default(),
             counts: Counts::default(),
             waited_without_lead: AtomicU64::new(0),
             applied: watch::Sender::new((applied, Term(0))),
@@ -420,14 +420,14 @@ impl<O: Send + 'static> Shared<O> {
             self.asks.tick();
             self.tend_waiters();
         }
-        let untold = self.counts.untold.fetch_add(1, Ordering::Relaxed) + 1;
-        if untold >= self.tell_every {
-            self.counts.untold.store(0, Ordering::Relaxed);
-            self.tell_metrics();
+        let unpublished = self.counts.unpublished.fetch_add(1, Ordering::Relaxed) + 1;
+        if unpublished >= self.publish_interval {
+            self.counts.unpublished.store(0, Ordering::Relaxed);
+            self.publish_metrics();
         }
     }
 
-    fn tell_metrics(&self) {
+    fn publish_metrics(&self) {
         let (counters, gauges) = {
             let engine = self.engine.lock();
             let gauges = Gauges {
@@ -465,7 +465,7 @@ pub(super) trait Addressed: Send + Sync {
     fn unreachable(&self, node: NodeId);
     fn ask_for_snapshot(&self);
     /// Old entries of this group hold files of the log back.
-    fn let_go_of_the_log(&self);
+    fn release_log(&self);
 }
 
 impl<O: Send + 'static> Addressed for Shared<O> {
@@ -493,7 +493,7 @@ impl<O: Send + 'static> Addressed for Shared<O> {
         self.apply.nudge();
     }
 
-    fn let_go_of_the_log(&self) {
+    fn release_log(&self) {
         let helps = {
             let engine = self.engine.lock();
             // Else a peer or the host wants what a snapshot covers already: another one changes nothing.
@@ -513,11 +513,11 @@ pub(super) struct Setup {
     /// Proposals that may wait for the log.
     pub max_waiting_proposals: usize,
     /// Ticks in about a second.
-    pub tell_every: u64,
+    pub publish_interval: u64,
     pub engine: Engine,
     pub writer: LogWriter,
     pub send: SendToPeers,
-    pub attempts: Attempts,
+    pub attempts: SnapshotJobs,
     pub member: Option<Member>,
     /// Of a group that may be opened again after it has halted.
     pub reopening: Option<Reopening>,

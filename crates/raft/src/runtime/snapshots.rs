@@ -26,7 +26,7 @@ pub(super) type Outcome = Result<Arc<StoredSnapshot>, SnapshotError>;
 type Asker = oneshot::Sender<Outcome>;
 
 /// What a group knows of its attempts. Its lock is never held while the engine's is taken.
-pub(super) struct Attempts {
+pub(super) struct SnapshotJobs {
     state: Mutex<State>,
     permits: Arc<Permits>,
     sink: Arc<dyn SnapshotSink>,
@@ -48,9 +48,9 @@ struct State {
     closed: bool,
 }
 
-impl Attempts {
-    pub fn new(permits: Arc<Permits>, sink: Arc<dyn SnapshotSink>) -> Attempts {
-        Attempts {
+impl SnapshotJobs {
+    pub fn new(permits: Arc<Permits>, sink: Arc<dyn SnapshotSink>) -> SnapshotJobs {
+        SnapshotJobs {
             state: Mutex::default(),
             permits,
             sink,
@@ -131,7 +131,7 @@ impl Attempts {
         self.permits.look_again();
     }
 
-    /// After [`Attempts::close`], with the apply thread gone: waits for the attempt under way, and
+    /// After [`SnapshotJobs::close`], with the apply thread gone: waits for the attempt under way, and
     /// answers everybody else.
     pub fn finish(&self) {
         let thread = self.state.lock().thread.take();
@@ -154,7 +154,10 @@ impl Attempts {
 }
 
 /// Begins an attempt if one is due. The apply thread calls it between applies.
-pub(super) fn attend<S: StateMachine>(machine: &mut S, shared: &Arc<Shared<S::Output>>) {
+pub(super) fn start_snapshot_if_due<S: StateMachine>(
+    machine: &mut S,
+    shared: &Arc<Shared<S::Output>>,
+) {
     let attempts = &shared.attempts;
     if !attempts.due() {
         return;

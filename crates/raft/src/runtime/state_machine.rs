@@ -55,7 +55,7 @@ pub trait StateMachine: Send + 'static {
 
     /// At each open, as long as nothing was ever applied: who founded the group, and nobody for a
     /// member that is to join. For those who keep the membership with their state.
-    fn found(&mut self, founders: &Membership) {
+    fn create(&mut self, founders: &Membership) {
         let _ = founders;
     }
 }

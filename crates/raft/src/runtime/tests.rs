@@ -21,7 +21,6 @@
 mod answers;
 mod damaged;
 mod faults;
-mod fetching;
 mod founding;
 mod installing;
 mod keeping;
@@ -31,7 +30,8 @@ mod power;
 mod purging;
 mod reopening;
 mod restart;
-mod serving;
+mod snapshot_receiver;
+mod snapshot_sender;
 mod snapshots;
 mod spans;
 mod stopping;
@@ -50,7 +50,7 @@ use crate::log::{Faults, LogConfig};
 use machine::{Answer, Store, padded};
 
 /// Nothing here takes that long unless it hangs.
-const PATIENCE: Duration = Duration::from_secs(30);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(30);
 
 type Waiting = oneshot::Receiver<Result<Answer, ProposeError>>;
 
@@ -137,7 +137,7 @@ fn flush_and_compact(host: &Host, at: usize) -> Lsn {
         .unwrap()
         .last_included_index;
     assert_eq!((group.status().floor, group.status().log_start), (lsn, lsn));
-    assert!(host.node.writer().flush(PATIENCE));
+    assert!(host.node.writer().flush(WAIT_TIMEOUT));
     lsn
 }
 
@@ -145,7 +145,7 @@ fn flush_and_compact(host: &Host, at: usize) -> Lsn {
 fn wait_for(what: &str, so: impl Fn() -> bool) {
     let started = Instant::now();
     while !so() {
-        assert!(started.elapsed() < PATIENCE, "in vain: {what}");
+        assert!(started.elapsed() < WAIT_TIMEOUT, "in vain: {what}");
         std::thread::sleep(Duration::from_millis(1));
     }
 }
@@ -157,7 +157,7 @@ fn answer(waiting: Waiting) -> Result<Answer, ProposeError> {
         .build()
         .unwrap();
     runtime
-        .block_on(async { tokio::time::timeout(PATIENCE, waiting).await })
+        .block_on(async { tokio::time::timeout(WAIT_TIMEOUT, waiting).await })
         .expect("a proposal is answered")
         .unwrap_or(Err(ProposeError::Unknown))
 }

@@ -8,8 +8,8 @@ use std::collections::VecDeque;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
-use super::asks::ChangeError;
 use super::group::{Guard, ProposeError};
+use super::requests::ChangeError;
 use crate::engine::Committed;
 use crate::ids::{GroupId, Lsn, Term};
 

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, VecDeque};
 use super::disk::{Log, Write};
 use super::mutants::Mutant;
 use super::oracle::is_quorum;
-use super::shape;
+use super::scenario;
 use super::state::{State, Stored};
 use super::transfers::{Fetching, Partial};
 use super::world::{Happening, World};
@@ -108,7 +108,7 @@ impl Host {
             described: None,
             stored: Vec::new(),
             next_checkpoint: 1,
-            sender: Sender::new(shape::sender()),
+            sender: Sender::new(scenario::sender()),
             fetching: None,
             partial: None,
             fetches: 0,
@@ -184,7 +184,7 @@ impl World {
             host.log.restart(at);
         }
         host.handed = at.lsn.0;
-        host.sender = Sender::new(shape::sender());
+        host.sender = Sender::new(scenario::sender());
         let opened = Engine::open(
             host.config.clone(),
             host.log.state(),

@@ -52,11 +52,11 @@
 mod disk;
 mod faults;
 mod host;
+mod liveness;
 mod mutants;
 mod network;
 mod oracle;
-mod peace;
-mod shape;
+mod scenario;
 mod snapshots;
 mod state;
 mod tests;

@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use super::host::Source;
 use super::mutants::Mutant;
-use super::shape::{self, WINDOW};
+use super::scenario::{self, WINDOW};
 use super::world::{Happening, World};
 use crate::engine::Event;
 use crate::ids::{CheckpointId, NodeId};
@@ -118,7 +118,7 @@ impl World {
         let at_start = partial.on_disk();
         host.fetches += 1;
         host.fetching = Some(Fetching {
-            receiver: Receiver::new(shape::receiver(), from, offer, &held),
+            receiver: Receiver::new(scenario::receiver(), from, offer, &held),
             number: host.fetches,
             at_start,
             thrown_away: 0,

@@ -9,7 +9,7 @@ use xxhash_rust::xxh3::Xxh3Default;
 use super::host::{Host, Source};
 use super::mutants::Mutant;
 use super::oracle::{Oracle, Verdict};
-use super::shape::Shape;
+use super::scenario::Scenario;
 use crate::engine::{Membership, Ticket};
 use crate::ids::NodeId;
 use crate::transfer::{ReadId, SenderEvent};
@@ -131,7 +131,7 @@ impl std::ops::AddAssign<&Reached> for Reached {
 
 pub struct World {
     pub rng: StdRng,
-    pub shape: Shape,
+    pub shape: Scenario,
     pub mutant: Option<Mutant>,
     pub now: u64,
     queue: BTreeMap<(u64, u64), Happening>,
@@ -155,7 +155,7 @@ pub struct World {
 impl World {
     pub fn new(seed: u64, mutant: Option<Mutant>) -> World {
         let mut rng = StdRng::seed_from_u64(seed);
-        let shape = Shape::draw(&mut rng);
+        let shape = Scenario::draw(&mut rng);
         let voters: Vec<_> = (1..=shape.voters).map(NodeId).collect();
         let bootstrap = Membership {
             voters,

@@ -17,7 +17,7 @@ use esker_raft::{
 use parking_lot::Mutex;
 
 /// Nothing here takes that long unless it hangs.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const WAIT_TIMEOUT: Duration = Duration::from_secs(60);
 pub const GROUP: GroupId = GroupId(4);
 pub const TICK: Duration = Duration::from_millis(20);
 
@@ -99,7 +99,7 @@ impl StateMachine for Lines {
         self.membership.clone()
     }
 
-    fn found(&mut self, founders: &Membership) {
+    fn create(&mut self, founders: &Membership) {
         self.membership = founders.clone();
     }
 
@@ -287,7 +287,7 @@ impl Cluster {
         loop {
             match GrpcTransport::bind(listen, config.clone()) {
                 Ok(transport) => return Arc::new(transport),
-                Err(e) if started.elapsed() > PATIENCE => panic!("{listen}: {e}"),
+                Err(e) if started.elapsed() > WAIT_TIMEOUT => panic!("{listen}: {e}"),
                 Err(_) => std::thread::sleep(Duration::from_millis(20)),
             }
         }
@@ -384,7 +384,10 @@ impl Cluster {
         let started = Instant::now();
         let mut left: Vec<&String> = lines.iter().collect();
         while !left.is_empty() {
-            assert!(started.elapsed() < PATIENCE, "writes do not get through");
+            assert!(
+                started.elapsed() < WAIT_TIMEOUT,
+                "writes do not get through"
+            );
             let group = self.group(self.leader());
             let asked: Vec<_> = left
                 .iter()
@@ -479,7 +482,7 @@ impl Drop for Cluster {
 pub fn wait_for(what: &str, mut so: impl FnMut() -> bool) {
     let started = Instant::now();
     while !so() {
-        assert!(started.elapsed() < PATIENCE, "in vain: {what}");
+        assert!(started.elapsed() < WAIT_TIMEOUT, "in vain: {what}");
         std::thread::sleep(Duration::from_millis(2));
     }
 }
@@ -503,7 +506,7 @@ pub fn block<T>(future: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread();
     let runtime = { runtime }.enable_time().build().unwrap();
     runtime
-        .block_on(async { tokio::time::timeout(PATIENCE, future).await })
+        .block_on(async { tokio::time::timeout(WAIT_TIMEOUT, future).await })
         .expect("in time")
 }
 

@@ -3,7 +3,7 @@
 use std::num::NonZeroU32;
 use std::time::Duration;
 
-use esker_repository::sweep::Condemned;
+use esker_repository::sweep::OrphanReason;
 use esker_repository::why::{Holder, Verdict};
 use esker_repository::{LineageId, Lsn, Options};
 use serde_json::json;
@@ -35,11 +35,11 @@ async fn every_verdict_has_its_reason(place: Place) {
     assert_eq!(verdict(&put.snapshot.metadata()).await, Verdict::Kept);
     assert_eq!(verdict("ssts/01.sst").await, Verdict::Absent);
     assert_eq!(verdict("").await, Verdict::Absent);
-    let why = Condemned::UnreferencedFile;
-    assert_eq!(verdict("ssts/00.sst").await, Verdict::Condemned { why });
-    let why = Condemned::UnretainedSnapshot;
+    let why = OrphanReason::UnreferencedFile;
+    assert_eq!(verdict("ssts/00.sst").await, Verdict::Orphan { why });
+    let why = OrphanReason::UnretainedSnapshot;
     let dead = "lsn_00000000000000000009-snap_1abc/metadata.json";
-    assert_eq!(verdict(dead).await, Verdict::Condemned { why });
+    assert_eq!(verdict(dead).await, Verdict::Orphan { why });
     let patient = place.with(Options {
         orphan_min_age: Duration::from_secs(1000),
         ..options()

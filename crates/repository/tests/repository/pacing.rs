@@ -4,7 +4,7 @@
 use std::num::NonZeroU64;
 use std::time::{Duration, Instant};
 
-use esker_repository::{Options, Pace, Progress};
+use esker_repository::{Options, Progress, RateLimiter};
 
 use crate::fixture::{Files, Place, bytes, full};
 use crate::support::faults::{Fault, Matching};
@@ -15,7 +15,7 @@ const MIB: usize = 1 << 20;
 /// Puts files at so many bytes a second; how long it took. What is there afterwards is right.
 async fn time_of_put(place: &Place, per_second: usize, parallel: usize, files: &Files) -> Duration {
     let repository = place.with(Options {
-        pace: NonZeroU64::new(per_second as u64).map(Pace::new),
+        pace: NonZeroU64::new(per_second as u64).map(RateLimiter::new),
         parallel_files: parallel,
         ..full()
     });

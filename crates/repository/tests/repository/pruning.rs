@@ -3,7 +3,7 @@
 use std::num::NonZeroU32;
 
 use esker_repository::prune::{PruneOptions, PrunePlan, PrunedObject};
-use esker_repository::sweep::Condemned;
+use esker_repository::sweep::OrphanReason;
 use esker_repository::{Error, LineageId, Lsn};
 
 use crate::fixture::{LINEAGE, Place, some};
@@ -37,9 +37,9 @@ async fn a_plan_lists_what_goes_and_applying_it_does_just_that(place: Place) {
         [
             (
                 "lsn_00000000000000000009-snap_1abc/metadata.json",
-                Condemned::UnretainedSnapshot
+                OrphanReason::UnretainedSnapshot
             ),
-            ("ssts/00.sst", Condemned::UnreferencedFile),
+            ("ssts/00.sst", OrphanReason::UnreferencedFile),
         ]
     );
     assert_eq!((plan.bytes, plan.young), (10, 0));
@@ -108,7 +108,7 @@ async fn a_doctored_plan_deletes_nothing_that_is_kept_or_foreign(place: Place) {
             key: key.to_owned(),
             size: 1,
             modified_ms: 0,
-            why: Condemned::UnreferencedFile,
+            why: OrphanReason::UnreferencedFile,
         });
     }
     let pruned = repository.prune(&plan).await.unwrap();

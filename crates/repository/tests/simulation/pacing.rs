@@ -9,8 +9,8 @@ use bytes::Bytes;
 use esker_repository::checkpoint::Source;
 use esker_repository::metadata::FileMetadata;
 use esker_repository::{
-    Checkpoint, Cluster, Destination, Error, Kind, Lsn, Options, Pace, PartitionId, Progress,
-    Repository,
+    Checkpoint, Cluster, Destination, Error, Kind, Lsn, Options, PartitionId, Progress,
+    RateLimiter, Repository,
 };
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
@@ -47,8 +47,8 @@ fn checkpoint(source: Zeros, sizes: &[u64]) -> Checkpoint {
     Checkpoint::new(Arc::new(source), files.collect(), Lsn(1))
 }
 
-fn pace(per_second: u64) -> Option<Pace> {
-    NonZeroU64::new(per_second).map(Pace::new)
+fn pace(per_second: u64) -> Option<RateLimiter> {
+    NonZeroU64::new(per_second).map(RateLimiter::new)
 }
 
 struct World {
@@ -63,7 +63,7 @@ impl World {
         World { clock, store }
     }
 
-    fn repository(&self, partition: PartitionId, pace: Option<Pace>) -> Repository {
+    fn repository(&self, partition: PartitionId, pace: Option<RateLimiter>) -> Repository {
         let store: Arc<dyn object_store::ObjectStore> = Arc::new(self.store.clone());
         let destination = Destination::of_store(store, Path::default(), "sim://".to_owned());
         let options = Options {

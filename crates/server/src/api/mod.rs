@@ -10,8 +10,8 @@ mod basins;
 mod bodies;
 mod body_budget;
 mod counted_bodies;
+mod drain_body;
 mod error;
-mod linger;
 mod ops;
 mod records;
 pub(crate) mod series;
@@ -41,7 +41,7 @@ use crate::config::LimitsConfig;
 const COMPRESS_ABOVE: u64 = 1024;
 
 /// Most bytes of the body of a call of gRPC: a message, and what comes before it.
-const MAX_MESSAGE: usize = crate::state::MOST_REQUEST + 5;
+const MAX_MESSAGE: usize = crate::state::MAX_REQUEST + 5;
 
 /// What handlers need.
 #[derive(Clone)]
@@ -157,7 +157,7 @@ pub fn router(app: App) -> Router {
             DefaultBodyLimit::max(app.limits.request_body),
         ))
         .route_layer(middleware::map_response(ops::explain_unsupported))
-        .route_layer(middleware::from_fn(linger::read_on));
+        .route_layer(middleware::from_fn(drain_body::read_on));
     Router::new()
         .route("/health", get(ops::health))
         .route("/ping", get(ops::health))

@@ -15,7 +15,7 @@ use super::source::Source;
 
 /// Largest configuration file that is read, in bytes. One with all keys and comments has some 5 KiB;
 /// what is far larger is another file, named by mistake.
-const LARGEST_FILE: u64 = 1 << 20;
+const MAX_FILE: u64 = 1 << 20;
 
 /// Reads the file. Returns what it sets, in the order of the file, and all that is wrong with it.
 /// `named_by` is where its path came from.
@@ -30,12 +30,12 @@ pub(super) fn read(path: &Path, named_by: Source) -> (Vec<Setting>, Vec<ConfigEr
     }
     let mut bytes = Vec::new();
     let opened = std::fs::File::open(path);
-    let read = opened.and_then(|file| file.take(LARGEST_FILE + 1).read_to_end(&mut bytes));
+    let read = opened.and_then(|file| file.take(MAX_FILE + 1).read_to_end(&mut bytes));
     if let Err(error) = read {
         return (Vec::new(), vec![unreadable(error.to_string())]);
     }
-    if bytes.len() as u64 > LARGEST_FILE {
-        let problem = format!("it is larger than {LARGEST_FILE} bytes, so it is no configuration");
+    if bytes.len() as u64 > MAX_FILE {
+        let problem = format!("it is larger than {MAX_FILE} bytes, so it is no configuration");
         return (Vec::new(), vec![unreadable(problem)]);
     }
     match String::from_utf8(bytes) {

@@ -12,17 +12,17 @@ use std::ops::RangeInclusive;
 use serde_json::Value;
 use tracing_subscriber::EnvFilter;
 
-use super::places;
+use super::destination_url;
 use super::secret::{HIDDEN, SECRET_FORMAT, Secret};
 use super::source::printable;
 use super::suggest;
 use super::units::{BYTE_COUNT_FORMAT, ByteCount, DURATION_FORMAT, HumanDuration};
 
 /// Longest name of a cluster, in characters: that of a DNS label, so that it fits into other names.
-const LONGEST_CLUSTER_NAME: usize = 63;
+const MAX_CLUSTER_NAME: usize = 63;
 
 /// Longest text, in characters.
-const LONGEST_TEXT: usize = 255;
+const MAX_TEXT: usize = 255;
 
 /// Levels of messages, from the quietest.
 const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
@@ -164,12 +164,12 @@ impl Kind {
                 "an IP address and a port, such as `127.0.0.1:7070` or `[::1]:7070`".into()
             }
             Self::ClusterName => format!(
-                "1 to {LONGEST_CLUSTER_NAME} of the characters `a`-`z`, `A`-`Z`, `0`-`9`, `-`, \
+                "1 to {MAX_CLUSTER_NAME} of the characters `a`-`z`, `A`-`Z`, `0`-`9`, `-`, \
                  `_`, `.`, the first a letter or digit"
             ),
             Self::LogFilter => "a filter such as `info` or `warn,esker=debug`".into(),
-            Self::Destination => places::DESTINATIONS.into(),
-            Self::Endpoint => places::ENDPOINTS.into(),
+            Self::Destination => destination_url::DESTINATIONS.into(),
+            Self::Endpoint => destination_url::ENDPOINTS.into(),
             Self::HostNames => "names without ports, such as `esker.internal,10.0.0.7`".into(),
             Self::Origins => {
                 "origins as browsers send them, such as `https://esker.example.com:8443`".into()
@@ -203,7 +203,7 @@ impl Kind {
             // The problem names it already.
             (_, Raw::Other { text, .. }) if text.is_empty() => None,
             (Self::Destination | Self::Endpoint, Raw::Bare(text) | Raw::Text(text)) => {
-                Some(Raw::Text(places::without_user_info(text)).to_string())
+                Some(Raw::Text(destination_url::without_user_info(text)).to_string())
             }
             _ => Some(raw.to_string()),
         }
@@ -213,7 +213,7 @@ impl Kind {
     pub(super) fn shown_text(&self, text: &str) -> String {
         match self {
             Self::Secret => HIDDEN.into(),
-            Self::Destination | Self::Endpoint => places::without_user_info(text),
+            Self::Destination | Self::Endpoint => destination_url::without_user_info(text),
             _ => text.into(),
         }
     }
@@ -272,8 +272,10 @@ impl Kind {
             Self::Address => address(self.text(raw)?.trim()).map(|value| value.to_string().into()),
             Self::ClusterName => cluster_name(self.text(raw)?).map(Value::from),
             Self::LogFilter => log_filter(self.text(raw)?).map(Value::from),
-            Self::Destination => places::destination(self.text(raw)?.trim()).map(Value::from),
-            Self::Endpoint => places::endpoint(self.text(raw)?.trim()).map(Value::from),
+            Self::Destination => {
+                destination_url::destination(self.text(raw)?.trim()).map(Value::from)
+            }
+            Self::Endpoint => destination_url::endpoint(self.text(raw)?.trim()).map(Value::from),
             Self::Text => short_text(self.text(raw)?.trim()).map(Value::from),
             Self::HostNames => each(self.text(raw)?, host_name).map(Value::from),
             Self::Origins => each(self.text(raw)?, origin).map(Value::from),
@@ -327,7 +329,7 @@ fn path(text: &str) -> Result<&str, String> {
     if text.contains('\0') {
         return Err("it contains a zero byte".into());
     }
-    not_empty(places::not_for_a_shell(text)?)
+    not_empty(destination_url::not_for_a_shell(text)?)
 }
 
 fn address(text: &str) -> Result<SocketAddr, String> {
@@ -379,7 +381,7 @@ fn origin(text: &str) -> Result<(), String> {
 
 fn cluster_name(text: &str) -> Result<&str, String> {
     let text = not_empty(text)?;
-    if text.chars().count() > LONGEST_CLUSTER_NAME {
+    if text.chars().count() > MAX_CLUSTER_NAME {
         return Err("it is too long".into());
     }
     if !text.starts_with(|c: char| c.is_ascii_alphanumeric()) {
@@ -399,7 +401,7 @@ fn short_text(text: &str) -> Result<&str, String> {
     {
         return Err("it contains a control character or is not UTF-8".into());
     }
-    if text.chars().count() > LONGEST_TEXT {
+    if text.chars().count() > MAX_TEXT {
         return Err("it is too long".into());
     }
     not_empty(text)

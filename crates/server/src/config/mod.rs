@@ -28,6 +28,7 @@
 //! socket, and of the outside world it reads the one named file only. The environment is handed in.
 
 mod check;
+mod destination_url;
 mod docs;
 mod environment;
 mod error;
@@ -36,7 +37,6 @@ mod key;
 mod kind;
 mod load;
 mod overrides;
-mod places;
 mod secret;
 mod show;
 pub mod snapshots;

@@ -2,7 +2,7 @@
 
 /// Most edits (insert, delete, replace, swap neighbours) between what was written and what is
 /// suggested. With three, short words are near everything.
-pub(super) const MOST_EDITS: usize = 2;
+pub(super) const MAX_EDITS: usize = 2;
 
 /// The candidate that is nearest to `written`, if it is near enough. Case and the difference
 /// between `_` and `-` count nothing; of equally near candidates the first is taken.
@@ -14,7 +14,7 @@ pub(super) fn nearest<'a>(
     candidates
         .into_iter()
         // Whatever its length, a hopeless name costs nothing.
-        .filter(|candidate| candidate.len().abs_diff(written.len()) <= MOST_EDITS)
+        .filter(|candidate| candidate.len().abs_diff(written.len()) <= MAX_EDITS)
         .map(|candidate| {
             (
                 strsim::damerau_levenshtein(&written, &plain(candidate)),
@@ -22,7 +22,7 @@ pub(super) fn nearest<'a>(
             )
         })
         // A word of two letters is two edits from every other one.
-        .filter(|(edits, candidate)| *edits <= MOST_EDITS && *edits < candidate.len())
+        .filter(|(edits, candidate)| *edits <= MAX_EDITS && *edits < candidate.len())
         .min_by_key(|(edits, _)| *edits)
         .map(|(_, candidate)| candidate)
 }

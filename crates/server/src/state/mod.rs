@@ -15,7 +15,7 @@
 //! Both services are on the main listener, and on an address of their own when `state.listen` is set.
 //! They share transactions.
 //!
-//! Bounds: a request has at most [`MOST_REQUEST`] bytes, an answer [`MOST_ANSWER`]; what replays and
+//! Bounds: a request has at most [`MAX_REQUEST`] bytes, an answer [`MAX_ANSWER`]; what replays and
 //! exports is sent as the client takes it. What answers hold is counted by `answers`.
 
 mod blocking;
@@ -43,10 +43,10 @@ use crate::answers::Answers;
 
 /// Most bytes of a request. A commit is at most one record, 1 MiB of JSON; as a message the same is some
 /// times larger.
-pub const MOST_REQUEST: usize = 4 * 1024 * 1024;
+pub const MAX_REQUEST: usize = 4 * 1024 * 1024;
 
 /// Most bytes of an answer that comes as a whole.
-pub const MOST_ANSWER: usize = 64 * 1024 * 1024;
+pub const MAX_ANSWER: usize = 64 * 1024 * 1024;
 
 /// What both services share.
 #[derive(Clone)]
@@ -66,11 +66,11 @@ pub(crate) fn router<S: Clone + Send + Sync + 'static>(
     };
     let scans = raw::router(&calls);
     let statehouse = StatehouseServiceServer::new(calls.clone())
-        .max_decoding_message_size(MOST_REQUEST)
-        .max_encoding_message_size(MOST_ANSWER);
+        .max_decoding_message_size(MAX_REQUEST)
+        .max_encoding_message_size(MAX_ANSWER);
     let state = StateServiceServer::new(calls)
-        .max_decoding_message_size(MOST_REQUEST)
-        .max_encoding_message_size(MOST_ANSWER);
+        .max_decoding_message_size(MAX_REQUEST)
+        .max_encoding_message_size(MAX_ANSWER);
     Router::new()
         .route(&all_of(STATEHOUSE), any_service(statehouse))
         .route(&all_of(STATE), any_service(state))

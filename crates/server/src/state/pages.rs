@@ -13,7 +13,7 @@ use tonic::{Response, Status};
 
 use super::statehouse::{AROUND, too_much};
 use super::status::{invalid, refused, status};
-use super::{Calls, MOST_ANSWER, blocking, convert};
+use super::{Calls, MAX_ANSWER, blocking, convert};
 
 /// Bytes of a message of an answer, about: well below the 4 MiB that clients take.
 const MESSAGE: usize = 256 * 1024;
@@ -94,7 +94,7 @@ impl Calls {
             after: token.map(|token| token.after),
             limit,
             keys_only: request.keys_only,
-            max_bytes: if limit.is_some() { PAGE } else { MOST_ANSWER },
+            max_bytes: if limit.is_some() { PAGE } else { MAX_ANSWER },
         };
         let mut messages = Messages::default();
         let mut last = String::new();
@@ -147,7 +147,7 @@ impl Messages {
         let size = entry.encoded_len() + AROUND;
         self.any = true;
         self.total += size;
-        if self.total > MOST_ANSWER {
+        if self.total > MAX_ANSWER {
             return Err(too_much());
         }
         if !self.message.is_empty() && self.message.len() + size > MESSAGE {

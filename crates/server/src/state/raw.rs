@@ -20,7 +20,7 @@ use tonic::codec::{EncodeBuf, Encoder};
 use tonic::server::{Grpc, ServerStreamingService, UnaryService};
 use tonic::{Response, Status};
 
-use super::{Calls, MOST_ANSWER, MOST_REQUEST};
+use super::{Calls, MAX_ANSWER, MAX_REQUEST};
 
 /// Decodes `U`, and sends bytes that are a message already.
 struct RawCodec<U>(PhantomData<U>);
@@ -55,7 +55,7 @@ impl Encoder for RawEncoder {
 
 fn grpc<U: Message + Default + Send + 'static>() -> Grpc<RawCodec<U>> {
     Grpc::new(RawCodec(PhantomData))
-        .apply_max_message_size_config(Some(MOST_REQUEST), Some(MOST_ANSWER))
+        .apply_max_message_size_config(Some(MAX_REQUEST), Some(MAX_ANSWER))
 }
 
 #[derive(Clone)]

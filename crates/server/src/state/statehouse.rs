@@ -14,7 +14,7 @@ use futures::stream::BoxStream;
 use tonic::{Request, Response, Status};
 
 use super::status::{exhausted, invalid, refused, status};
-use super::{Calls, MOST_ANSWER, blocking, convert};
+use super::{Calls, MAX_ANSWER, blocking, convert};
 
 /// The commit that this was built from.
 const GIT_SHA: Option<&str> = option_env!("ESKER_GIT_SHA");
@@ -68,7 +68,7 @@ impl Calls {
             let mut failed = None;
             let visited = store.visit(&scan, |entry| {
                 failed = write(entry, &mut message).err();
-                if message.len() > MOST_ANSWER {
+                if message.len() > MAX_ANSWER {
                     failed = Some(too_much());
                 }
                 failed.is_none()
@@ -99,7 +99,7 @@ impl Calls {
             after: None,
             limit: None,
             keys_only: true,
-            max_bytes: MOST_ANSWER,
+            max_bytes: MAX_ANSWER,
         };
         // Field `keys`.
         self.list(scan, |entry, message| {
@@ -122,7 +122,7 @@ impl Calls {
             after: None,
             limit: None,
             keys_only: false,
-            max_bytes: MOST_ANSWER,
+            max_bytes: MAX_ANSWER,
         };
         // Field `entries`.
         self.list(scan, |entry, message| {
@@ -147,7 +147,7 @@ pub(super) fn too_much() -> Status {
     exhausted(format!(
         "the answer would have more than {} MiB: choose a longer prefix, or read by pages, with Scan of \
          esker.state.v1.StateService or with `esker state keys`",
-        MOST_ANSWER >> 20
+        MAX_ANSWER >> 20
     ))
 }
 

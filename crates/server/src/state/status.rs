@@ -16,7 +16,7 @@ use tonic::metadata::{MetadataMap, MetadataValue};
 use tonic::{Code, Status};
 use tonic_types::{ErrorInfo, pb};
 
-use super::MOST_REQUEST;
+use super::MAX_REQUEST;
 use crate::answers::Exhausted;
 
 /// The domain of the reasons.
@@ -26,9 +26,9 @@ pub const DOMAIN: &str = "esker.state.v1";
 pub const CODE_METADATA: &str = "esker-code";
 
 /// Longest message, bytes. A client takes some 8 KiB of trailers, and names may have 4 KiB each.
-const MOST_MESSAGE: usize = 1024;
+const MAX_MESSAGE: usize = 1024;
 /// Most bytes of details; if there are more, only the reason is sent.
-const MOST_DETAILS: usize = 3 * 1024;
+const MAX_DETAILS: usize = 3 * 1024;
 
 /// Codes of the state service: the code, that of gRPC, when, and what to do. Those of [`SHARED_CODES`] are
 /// other APIs' too, and listed there.
@@ -206,7 +206,7 @@ pub(crate) fn too_slow(problem: impl Into<String>) -> Status {
 pub(crate) fn too_large() -> Status {
     exhausted(format!(
         "the request has more than {} MiB: write less at once",
-        MOST_REQUEST >> 20
+        MAX_REQUEST >> 20
     ))
 }
 
@@ -350,7 +350,7 @@ fn made(
         message: message.clone(),
         details: all,
     };
-    if sent.encoded_len() > MOST_DETAILS {
+    if sent.encoded_len() > MAX_DETAILS {
         sent.details.truncate(1);
     }
     let mut metadata = MetadataMap::new();
@@ -360,8 +360,8 @@ fn made(
 
 /// Cut where a character ends.
 fn shortened(mut text: String) -> String {
-    if text.len() > MOST_MESSAGE {
-        text.truncate(text.floor_char_boundary(MOST_MESSAGE));
+    if text.len() > MAX_MESSAGE {
+        text.truncate(text.floor_char_boundary(MAX_MESSAGE));
         text.push('…');
     }
     text
@@ -485,8 +485,8 @@ mod tests {
             expected: 1,
             actual: 2,
         });
-        assert!(status.message().len() <= MOST_MESSAGE + 3);
-        assert!(status.details().len() <= MOST_DETAILS);
+        assert!(status.message().len() <= MAX_MESSAGE + 3);
+        assert!(status.details().len() <= MAX_DETAILS);
         assert_eq!(reason(&status), "version_mismatch");
         let info = status.get_details_error_info().expect("a reason");
         assert_eq!(info.metadata["actual"], "2");

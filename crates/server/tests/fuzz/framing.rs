@@ -17,7 +17,7 @@ use crate::mutate::{self, Arrival};
 use crate::reading::{self, Form};
 use crate::run::Lane;
 use crate::wire::{self, FRAME_LIMIT, Fault, InputEnd, SessionAnswer, TERMINAL};
-use crate::world::PATIENCE;
+use crate::world::WAIT_TIMEOUT;
 
 /// What the cases must have brought about.
 pub const MUST_HAPPEN: &[&str] = &[
@@ -314,7 +314,7 @@ async fn leave_early(lane: &mut Lane, at: usize, request: Request<Body>, expecte
             seen.extend_from_slice(&chunk.unwrap().into_data().unwrap());
         }
     };
-    tokio::time::timeout(PATIENCE, reading).await.unwrap();
+    tokio::time::timeout(WAIT_TIMEOUT, reading).await.unwrap();
     if lane.rng.random() {
         // It goes on a little, unread.
         let _ = futures::poll!(body.into_data_stream().next());

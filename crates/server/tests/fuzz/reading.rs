@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::model::{Kept, Stream};
 use crate::wire::{Fault, SessionAnswer, percent_encoded, unbase64};
-use crate::world::{Answer, PATIENCE, World};
+use crate::world::{Answer, WAIT_TIMEOUT, World};
 
 /// A form in which records can be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -307,9 +307,9 @@ pub async fn read_some(
             }
         }
     };
-    match tokio::time::timeout(PATIENCE, reading).await {
+    match tokio::time::timeout(WAIT_TIMEOUT, reading).await {
         Ok(read) => read,
-        Err(_) => panic!("{what}: not {enough} records within {PATIENCE:?} ({checked} chunks)"),
+        Err(_) => panic!("{what}: not {enough} records within {WAIT_TIMEOUT:?} ({checked} chunks)"),
     }
 }
 

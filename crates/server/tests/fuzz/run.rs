@@ -20,7 +20,7 @@ use serde_json::json;
 
 use crate::model::{Stream, Timestamping};
 use crate::reading::{self, Form};
-use crate::world::{PATIENCE, World};
+use crate::world::{WAIT_TIMEOUT, World};
 use crate::{appends, bombs, framing, names, queries, round_trips};
 
 /// Seeds worked on side by side: appends of several share a sync, and streams must not mix.
@@ -30,7 +30,7 @@ const CASES: u64 = 80;
 /// Streams of a seed: one of each way to give timestamps.
 const STREAMS: usize = 3;
 /// A case that takes longer has hung.
-const CASE_PATIENCE: Duration = Duration::from_secs(2 * PATIENCE.as_secs());
+const CASE_TIMEOUT: Duration = Duration::from_secs(2 * WAIT_TIMEOUT.as_secs());
 /// A long run tells how it goes this often.
 const REPORT_INTERVAL: Duration = Duration::from_secs(10);
 /// Memory may grow by this much after the first fifth of a long run: it settles within seconds, and
@@ -240,7 +240,7 @@ pub fn fuzz(kind: Kind) {
         .build()
         .unwrap();
     let outcomes = runtime.block_on(run(kind, &plan));
-    runtime.shutdown_timeout(PATIENCE);
+    runtime.shutdown_timeout(WAIT_TIMEOUT);
     if let Some(what) = plan.failure.lock().unwrap().take() {
         panic!("{what}");
     }
@@ -341,9 +341,9 @@ async fn run_seed(kind: Kind, seed: u64, lane: &mut Lane, plan: &Plan) -> bool {
             lane.place = (seed, case);
             lane.rng = StdRng::seed_from_u64(seed.rotate_left(32) ^ case);
             lane.count("cases");
-            tokio::time::timeout(CASE_PATIENCE, kind.case(lane))
+            tokio::time::timeout(CASE_TIMEOUT, kind.case(lane))
                 .await
-                .unwrap_or_else(|_| panic!("it did not end within {CASE_PATIENCE:?}"));
+                .unwrap_or_else(|_| panic!("it did not end within {CASE_TIMEOUT:?}"));
             let panics = NODE_PANICS.lock().unwrap().join("\n");
             assert!(panics.is_empty(), "the node panicked: {panics}");
         }

@@ -25,7 +25,7 @@ const MIB: u64 = 1024 * 1024;
 
 /// An answer takes this long at most. It is far more than any needs: a busy machine must not look
 /// like a fault.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const WAIT_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Most bytes of a request's body, decompressed: the default.
 pub const REQUEST_BODY: usize = 4 * MIB as usize;
@@ -54,7 +54,7 @@ impl World {
 
     /// Stops the node and starts another on what it left.
     pub async fn restart(self) -> World {
-        self.node.stop(PATIENCE).await;
+        self.node.stop(WAIT_TIMEOUT).await;
         let World {
             node,
             router,
@@ -66,7 +66,7 @@ impl World {
 
     /// Stops the node.
     pub async fn stop(self) {
-        self.node.stop(PATIENCE).await;
+        self.node.stop(WAIT_TIMEOUT).await;
     }
 
     async fn open(directory: TempDir) -> World {
@@ -86,11 +86,11 @@ impl World {
     /// The answer's head, and its body as it comes.
     pub async fn open_request(&self, request: Request<Body>) -> Response<Body> {
         let what = format!("{} {}", request.method(), request.uri());
-        let answer = tokio::time::timeout(PATIENCE, self.router.clone().oneshot(request)).await;
+        let answer = tokio::time::timeout(WAIT_TIMEOUT, self.router.clone().oneshot(request)).await;
         match answer {
             Ok(Ok(response)) => response,
             Ok(Err(never)) => match never {},
-            Err(_) => panic!("{what}: no answer within {PATIENCE:?}"),
+            Err(_) => panic!("{what}: no answer within {WAIT_TIMEOUT:?}"),
         }
     }
 
@@ -98,10 +98,10 @@ impl World {
     pub async fn send(&self, request: Request<Body>) -> Answer {
         let what = format!("{} {}", request.method(), request.uri());
         let (parts, body) = self.open_request(request).await.into_parts();
-        let body = match tokio::time::timeout(PATIENCE, body.collect()).await {
+        let body = match tokio::time::timeout(WAIT_TIMEOUT, body.collect()).await {
             Ok(Ok(body)) => body.to_bytes(),
             Ok(Err(error)) => panic!("{what}: the answer broke off: {error}"),
-            Err(_) => panic!("{what}: the answer did not end within {PATIENCE:?}"),
+            Err(_) => panic!("{what}: the answer did not end within {WAIT_TIMEOUT:?}"),
         };
         let coding = parts.headers.get("content-encoding");
         let body = match coding.map(|c| c.to_str().unwrap().to_owned()) {

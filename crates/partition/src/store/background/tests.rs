@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use super::*;
 use crate::ids::PartitionId;
 use crate::keys;
-use crate::store::{Applied, Founding, StoreOptions};
+use crate::store::{Applied, ClusterInit, StoreOptions};
 
 fn store(path: &Path) -> Store {
     let options = StoreOptions {
@@ -13,15 +13,15 @@ fn store(path: &Path) -> Store {
         write_buffers_total: 64 * 1024 * 1024,
         ..StoreOptions::for_a_look()
     };
-    let founding = Founding {
+    let init = ClusterInit {
         partitions: 1,
         voters: vec![1],
         cluster_id: "a cluster".to_owned(),
     };
-    Store::create(path, &options, &founding).unwrap()
+    Store::create(path, &options, &init).unwrap()
 }
 
-fn write(part: &Part, lsn: u64, bytes: usize) -> Result<(), StoreError> {
+fn write(part: &PartitionDb, lsn: u64, bytes: usize) -> Result<(), StoreError> {
     use prost::Message as _;
     let applied = Applied {
         lsn,
@@ -194,16 +194,16 @@ fn store_with_few_open_files(path: &Path) -> Store {
         max_open_files: 20,
         ..StoreOptions::for_a_look()
     };
-    let founding = Founding {
+    let init = ClusterInit {
         partitions: 2,
         voters: vec![1],
         cluster_id: "a cluster".to_owned(),
     };
-    Store::create(path, &options, &founding).unwrap()
+    Store::create(path, &options, &init).unwrap()
 }
 
 /// The oldest file of a partition.
-fn oldest_table(part: &Part) -> PathBuf {
+fn oldest_table(part: &PartitionDb) -> PathBuf {
     let files = part.store.db.live_files().unwrap();
     let name = super::super::cf_name(part.partition);
     let own = files.into_iter().filter(|f| *f.column_family_name == *name);
@@ -212,7 +212,7 @@ fn oldest_table(part: &Part) -> PathBuf {
 }
 
 /// So many files more.
-fn add_files(part: &Part, lsn: &mut u64, files: u64) {
+fn add_files(part: &PartitionDb, lsn: &mut u64, files: u64) {
     for _ in 0..files {
         *lsn += 1;
         write(part, *lsn, 100).unwrap();

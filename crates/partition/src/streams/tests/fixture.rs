@@ -25,7 +25,7 @@ use crate::keys;
 use crate::reader::{Reader, Scan, ScanEnd};
 use crate::settings::StreamSettings;
 use crate::state::StateReader;
-use crate::store::{Founding, Part, Store, StoreError, StoreOptions};
+use crate::store::{ClusterInit, PartitionDb, Store, StoreError, StoreOptions};
 use crate::stream::{Stream, StreamState};
 use crate::streams::failed::{FailedSessions, REMEMBER_FAILED, Refusal};
 use crate::streams::{StreamOptions, StreamPartition};
@@ -52,8 +52,8 @@ pub fn store_options() -> StoreOptions {
 }
 
 /// One stream partition, with one member.
-pub fn founding() -> Founding {
-    Founding {
+pub fn cluster_init() -> ClusterInit {
+    ClusterInit {
         partitions: 1,
         voters: vec![7],
         cluster_id: "a cluster".to_owned(),
@@ -104,7 +104,7 @@ impl Fixture {
     /// One that remembers refusals for so many entries of the log.
     pub fn remembering(options: StreamOptions, remember_failed: u64) -> Fixture {
         let directory = tempfile::tempdir().unwrap();
-        let store = Store::create(directory.path(), &store_options(), &founding()).unwrap();
+        let store = Store::create(directory.path(), &store_options(), &cluster_init()).unwrap();
         let machine =
             StreamPartition::remembering(&store, PARTITION, options.clone(), remember_failed)
                 .unwrap();
@@ -151,7 +151,9 @@ impl Fixture {
     pub fn imported(&self, checkpoint: &Checkpoint) -> Fixture {
         let directory = tempfile::tempdir().unwrap();
         let store = Store::open_any(directory.path(), &store_options()).unwrap();
-        store.found(PartitionId(0), &founding()).unwrap();
+        store
+            .create_partition(PartitionId(0), &cluster_init())
+            .unwrap();
         let linked = checkpoint.link_to(&directory.path().join("links")).unwrap();
         store.import(PARTITION, &linked).unwrap();
         let log = self.log[..checkpoint.meta.lsn as usize].to_vec();
@@ -200,7 +202,7 @@ impl Fixture {
         self.open.as_ref().unwrap().1.state_reader()
     }
 
-    pub fn part(&self) -> Part {
+    pub fn part(&self) -> PartitionDb {
         self.open.as_ref().unwrap().0.part(PARTITION)
     }
 

@@ -321,10 +321,10 @@ impl Network {
             return self.step(at, Event::SnapshotFailed);
         }
         member.flushed = member.applied;
-        self.tell_of_snapshot(at);
+        self.notify_snapshot(at);
     }
 
-    fn tell_of_snapshot(&mut self, at: usize) {
+    fn notify_snapshot(&mut self, at: usize) {
         let lsn = self.members[at].flushed;
         let event = taken(&self.members[at].engine, lsn);
         self.step(at, event);
@@ -353,7 +353,7 @@ impl Network {
         member.attempt = false;
         let lsn = Lsn(member.keep_from);
         self.step(at, Event::KeepFrom { lsn });
-        self.tell_of_snapshot(at);
+        self.notify_snapshot(at);
     }
 
     /// Faults have stopped: a leader is found, commands land, and everybody has all of them.

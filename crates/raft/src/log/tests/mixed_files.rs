@@ -90,7 +90,7 @@ impl Life {
         };
         let writer = &self.open.writer;
         writer.persist(GroupId(id as u64), persist, Arc::new(Nobody));
-        assert!(writer.flush(PATIENCE));
+        assert!(writer.flush(WAIT_TIMEOUT));
         group.last += count;
     }
 

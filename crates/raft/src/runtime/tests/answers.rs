@@ -34,7 +34,7 @@ fn answers_come_in_the_order_of_the_proposals() {
     let mut answered = vec![false; commands.len()];
     let started = Instant::now();
     while answered.contains(&false) {
-        assert!(started.elapsed() < PATIENCE, "not all are answered");
+        assert!(started.elapsed() < WAIT_TIMEOUT, "not all are answered");
         // From the last one backwards: when one is answered, so are all before it.
         let mut later = false;
         for (waiting, answered) in waiting.iter_mut().zip(&mut answered).rev() {
@@ -217,7 +217,7 @@ fn a_group_serves_once_it_has_applied_everything_from_before_its_term() {
         .build()
         .unwrap();
     runtime.block_on(async {
-        tokio::time::timeout(PATIENCE, group.wait_until_serving())
+        tokio::time::timeout(WAIT_TIMEOUT, group.wait_until_serving())
             .await
             .expect("the group serves");
     });

@@ -248,7 +248,7 @@ fn a_group_whose_log_cannot_be_read_stops_and_says_so_to_those_who_wait() {
             assert!(passed_on.is_err(), "{passed_on:?}");
             group.wait_until_serving().await;
         };
-        let answered = tokio::time::timeout(PATIENCE, all).await;
+        let answered = tokio::time::timeout(WAIT_TIMEOUT, all).await;
         answered.expect("every wait ends");
     });
     execute(other, "goes on").unwrap();

@@ -4,7 +4,7 @@ use std::sync::Weak;
 
 use parking_lot::Mutex;
 
-use super::super::serving::Serving;
+use super::super::snapshot_sender::Serving;
 use super::super::state_machine::StoredSnapshot;
 use super::*;
 use crate::engine::Membership;

@@ -24,7 +24,7 @@ pub struct Knobs {
 /// Remembers lines, in memory.
 struct Lines(Arc<Knobs>);
 
-impl Plain for Lines {
+impl InMemoryState for Lines {
     type Output = usize;
 
     fn apply(&mut self, _lsn: Lsn, command: &[u8]) -> usize {

@@ -62,7 +62,8 @@ fn a_group_whose_log_could_not_be_read_for_a_while_goes_on_and_has_lost_nothing(
         .enable_time()
         .build()
         .unwrap();
-    let read = runtime.block_on(async { tokio::time::timeout(PATIENCE, group.read_index()).await });
+    let read =
+        runtime.block_on(async { tokio::time::timeout(WAIT_TIMEOUT, group.read_index()).await });
     assert!(read.unwrap().is_ok(), "asks are answered again");
     host.stop();
 

@@ -136,7 +136,7 @@ fn of_several_terms_and_votes_in_one_write_the_last_ones_are_kept() {
         };
         writer.persist(GroupId(3), persist, Arc::new(Nobody));
     }
-    assert!(writer.flush(PATIENCE));
+    assert!(writer.flush(WAIT_TIMEOUT));
     let groups = writer.counts().groups;
     assert!(groups < 5, "{groups} writes");
     faults.clear();

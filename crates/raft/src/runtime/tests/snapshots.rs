@@ -4,7 +4,7 @@ use tokio::sync::oneshot::error::TryRecvError;
 
 use super::machine::Fate;
 use super::*;
-use crate::{GroupOptions, InMemory, Plain, Writing, capture_clone};
+use crate::{GroupOptions, InMemory, InMemoryState, Writing, capture_clone};
 
 type Asked = oneshot::Receiver<Result<Arc<StoredSnapshot>, SnapshotError>>;
 
@@ -15,7 +15,7 @@ fn taken(asked: Asked) -> Result<Arc<StoredSnapshot>, SnapshotError> {
         .build()
         .unwrap();
     runtime
-        .block_on(async { tokio::time::timeout(PATIENCE, asked).await })
+        .block_on(async { tokio::time::timeout(WAIT_TIMEOUT, asked).await })
         .expect("an ask is answered")
         .expect("an ask is not dropped")
 }
@@ -250,7 +250,7 @@ fn what_is_to_be_kept_outlives_snapshots_and_restarts() {
     assert_eq!((status.floor, status.log_start), (floor, Lsn(10)));
     assert_eq!(status.log_entries, status.last.0 - 10);
     assert!(status.log_bytes > 0);
-    assert!(host.node.writer().flush(PATIENCE));
+    assert!(host.node.writer().flush(WAIT_TIMEOUT));
     host.stop();
 
     let host = Host::start(&dir, &Faults::new(), std::slice::from_ref(&store));
@@ -319,7 +319,7 @@ struct Held {
     gate: Arc<(parking_lot::Mutex<bool>, parking_lot::Condvar)>,
 }
 
-impl Plain for Held {
+impl InMemoryState for Held {
     type Output = usize;
 
     fn apply(&mut self, _: Lsn, _: &[u8]) -> usize {
@@ -365,7 +365,7 @@ fn applies_go_on_while_a_state_that_is_cloned_is_encoded() {
         .unwrap();
     let execute = |n: usize| {
         let answer = runtime
-            .block_on(async { tokio::time::timeout(PATIENCE, group.execute(vec![1])).await })
+            .block_on(async { tokio::time::timeout(WAIT_TIMEOUT, group.execute(vec![1])).await })
             .expect("an apply does not wait for the snapshot");
         assert_eq!(answer.unwrap(), n);
     };

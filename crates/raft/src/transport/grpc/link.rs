@@ -23,7 +23,7 @@ use crate::transport::{Inbox, MAX_QUEUED_BYTES, Permit};
 /// Pause after a stream broke, the first time; doubled from one failure in a row to the next.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 /// The longest pause: a peer that is back is spoken to within this.
-const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+const MAX_PAUSE: Duration = Duration::from_secs(1);
 /// Most time that a connection may take to open.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// A stream that was open for so long was no failure.
@@ -161,7 +161,7 @@ async fn run(
                 },
             }
         }
-        pause = (pause * 2).min(LONGEST_PAUSE);
+        pause = (pause * 2).min(MAX_PAUSE);
     }
 }
 

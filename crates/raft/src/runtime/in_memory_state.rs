@@ -11,7 +11,7 @@ pub type Writing = Box<dyn FnOnce() -> Result<Vec<u8>, SnapshotError> + Send>;
 
 /// A state that lives in memory: what it survives a restart by is its newest snapshot, and the log
 /// after it. [`InMemory`] makes a [`StateMachine`] of it.
-pub trait Plain: Send + 'static {
+pub trait InMemoryState: Send + 'static {
     /// What one command answers.
     type Output: Send + 'static;
 
@@ -19,12 +19,12 @@ pub trait Plain: Send + 'static {
     /// member, and again after a restart.
     fn apply(&mut self, lsn: Lsn, command: &[u8]) -> Self::Output;
 
-    /// All of the state, as bytes that only [`Plain::restore`] understands.
+    /// All of the state, as bytes that only [`InMemoryState::restore`] understands.
     fn snapshot(&self) -> Result<Vec<u8>, SnapshotError>;
 
     /// Begins a snapshot; applies wait until this returns, and go on while the answer runs.
     ///
-    /// The default calls [`Plain::snapshot`] at once, so applies wait for all of it: enough for a state
+    /// The default calls [`InMemoryState::snapshot`] at once, so applies wait for all of it: enough for a state
     /// of some kilobytes. A state that is cheap to clone (small, or of persistent collections or `Arc`s)
     /// implements it as `capture_clone(self)`; another one captures what it needs, by hand.
     fn capture(&self) -> Writing {
@@ -36,14 +36,14 @@ pub trait Plain: Send + 'static {
     fn restore(&mut self, snapshot: &[u8]) -> Result<(), SnapshotError>;
 }
 
-/// [`Plain::capture`] for a state that is cheap to clone: applies wait for the clone alone, and the clone
+/// [`InMemoryState::capture`] for a state that is cheap to clone: applies wait for the clone alone, and the clone
 /// is encoded on the snapshot's own thread.
-pub fn capture_clone<P: Plain + Clone>(state: &P) -> Writing {
+pub fn capture_clone<P: InMemoryState + Clone>(state: &P) -> Writing {
     let state = state.clone();
     Box::new(move || state.snapshot())
 }
 
-/// Keeps the position and the membership that belong to a [`Plain`] state.
+/// Keeps the position and the membership that belong to a [`InMemoryState`] state.
 pub struct InMemory<P> {
     state: P,
     applied: Lsn,
@@ -51,7 +51,7 @@ pub struct InMemory<P> {
     membership: Membership,
 }
 
-impl<P: Plain> InMemory<P> {
+impl<P: InMemoryState> InMemory<P> {
     /// Around an empty state. What was there before a restart is restored when the group is opened.
     pub fn new(state: P) -> InMemory<P> {
         InMemory {
@@ -63,7 +63,7 @@ impl<P: Plain> InMemory<P> {
     }
 }
 
-impl<P: Plain> StateMachine for InMemory<P> {
+impl<P: InMemoryState> StateMachine for InMemory<P> {
     type Output = P::Output;
     type Capture = PlainCapture;
 
@@ -75,7 +75,7 @@ impl<P: Plain> StateMachine for InMemory<P> {
         self.membership.clone()
     }
 
-    fn found(&mut self, founders: &Membership) {
+    fn create(&mut self, founders: &Membership) {
         self.membership = founders.clone();
     }
 
@@ -118,7 +118,7 @@ impl<P: Plain> StateMachine for InMemory<P> {
     }
 }
 
-/// A snapshot of a [`Plain`] state that has begun.
+/// A snapshot of a [`InMemoryState`] state that has begun.
 pub struct PlainCapture {
     last_included_index: Lsn,
     term: Term,

@@ -12,12 +12,12 @@ use futures::StreamExt as _;
 use s2_sdk::types::SequencedRecord;
 use uuid::Uuid;
 
+use crate::backoff::Backoff;
 use crate::endpoint::{Endpoint, EndpointError, Identity};
 use crate::error::Error;
 use crate::fold::Fold;
 use crate::in_stream::others::Others;
 use crate::options::Reading;
-use crate::patience::Patience;
 use crate::snapshot::assembly::{Assembly, Fed, Whole};
 use crate::snapshot::pipe::{Restoring, Sum};
 use crate::snapshot::record::{self, Seen};
@@ -27,7 +27,7 @@ use crate::snapshot::{Kind, Meta, SnapshotInfo, Totals};
 pub const KEPT: usize = 8 << 20;
 /// How often the head may move away under a reader before it gives up: each time a snapshotter has
 /// trimmed meanwhile, hence a newer snapshot is there.
-const MOST_MOVES: u32 = 20;
+const MAX_MOVES: u32 = 20;
 
 /// A state, and where to go on.
 #[derive(Debug)]
@@ -71,7 +71,7 @@ pub async fn find<F: Fold>(
     identity: &mut Identity,
     reading: &Reading,
 ) -> Result<Beginning<F>, Error> {
-    let mut patience = Patience::new(reading.patience);
+    let mut patience = Backoff::new(reading.patience);
     let mut moves = 0;
     loop {
         let mut scan = Scan {
@@ -83,7 +83,7 @@ pub async fn find<F: Fold>(
         };
         match scan.run().await {
             Ok(Scanned::Beginning(beginning)) => return Ok(beginning),
-            Ok(Scanned::Moved) if moves < MOST_MOVES => {
+            Ok(Scanned::Moved) if moves < MAX_MOVES => {
                 moves += 1;
                 patience.reset();
                 *identity = ask(endpoint, &mut patience).await?;
@@ -92,7 +92,7 @@ pub async fn find<F: Fold>(
                 return Err(Error::Endpoint {
                     stream: endpoint.shown(),
                     why: EndpointError::Unavailable(format!(
-                        "its head moved away {MOST_MOVES} times while it was being read"
+                        "its head moved away {MAX_MOVES} times while it was being read"
                     )),
                 });
             }
@@ -100,7 +100,7 @@ pub async fn find<F: Fold>(
                 // Perhaps a history was cut off since the identity was asked for, and a snapshot of the
                 // new one was not recognized.
                 let now = ask(endpoint, &mut patience).await?;
-                if now == *identity || moves == MOST_MOVES {
+                if now == *identity || moves == MAX_MOVES {
                     return Err(error);
                 }
                 moves += 1;
@@ -112,7 +112,7 @@ pub async fn find<F: Fold>(
     }
 }
 
-async fn ask(endpoint: &dyn Endpoint, patience: &mut Patience) -> Result<Identity, Error> {
+async fn ask(endpoint: &dyn Endpoint, patience: &mut Backoff) -> Result<Identity, Error> {
     loop {
         match endpoint.identity().await {
             Ok(identity) => return Ok(identity),

@@ -15,16 +15,16 @@ use std::time::{Duration, Instant};
 const CREDIT: Duration = Duration::from_millis(100);
 
 /// Bytes a second, and until when they are used up.
-pub(super) struct Pace {
+pub(super) struct RateLimiter {
     bytes_per_second: u64,
     /// What was sent takes the time until then.
     paid_until: Option<Instant>,
 }
 
-impl Pace {
+impl RateLimiter {
     /// 0 for as fast as it goes.
-    pub fn new(bytes_per_second: u64) -> Pace {
-        Pace {
+    pub fn new(bytes_per_second: u64) -> RateLimiter {
+        RateLimiter {
             bytes_per_second,
             paid_until: None,
         }
@@ -55,7 +55,7 @@ mod tests {
     const MIB: u32 = 1024 * 1024;
 
     /// Sends chunks as soon as they may go, by a clock of its own that is late by `late` each time.
-    fn send(pace: &mut Pace, chunks: u32, mut now: Instant, late: Duration) -> Instant {
+    fn send(pace: &mut RateLimiter, chunks: u32, mut now: Instant, late: Duration) -> Instant {
         for _ in 0..chunks {
             match pace.wait(now) {
                 Duration::ZERO => {}
@@ -71,7 +71,7 @@ mod tests {
     fn so_many_bytes_take_as_long_as_the_limit_says_also_if_the_thread_wakes_late() {
         let start = Instant::now();
         for late in [0, 5, 40].map(Duration::from_millis) {
-            let mut pace = Pace::new(10 * u64::from(MIB));
+            let mut pace = RateLimiter::new(10 * u64::from(MIB));
             // The first one goes at once.
             let took = send(&mut pace, 51, start, late) - start;
             assert!(took >= Duration::from_secs(5), "{took:?}");
@@ -82,7 +82,7 @@ mod tests {
     #[test]
     fn after_a_pause_a_tenth_of_a_second_is_made_up_for_and_no_more() {
         let start = Instant::now();
-        let mut pace = Pace::new(100 * u64::from(MIB));
+        let mut pace = RateLimiter::new(100 * u64::from(MIB));
         let now = send(&mut pace, 1, start, Duration::ZERO) + Duration::from_secs(60);
         let at_once = (0..).take_while(|_| {
             let goes = pace.wait(now).is_zero();
@@ -95,7 +95,7 @@ mod tests {
     #[test]
     fn without_a_limit_nothing_waits() {
         let start = Instant::now();
-        let mut pace = Pace::new(0);
+        let mut pace = RateLimiter::new(0);
         assert_eq!(send(&mut pace, 10_000, start, Duration::ZERO), start);
     }
 }

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use esker_repository::inventory::State;
-use esker_repository::sweep::Condemned;
+use esker_repository::sweep::OrphanReason;
 use serde::Serialize;
 use time::OffsetDateTime;
 
@@ -65,10 +65,10 @@ pub fn states(states: &[State]) -> String {
 }
 
 /// Why an object may go.
-pub fn condemned(why: Condemned) -> &'static str {
+pub fn orphan_reason(why: OrphanReason) -> &'static str {
     match why {
-        Condemned::UnreferencedFile => "no kept snapshot has this file",
-        Condemned::UnretainedSnapshot => "it belongs to a snapshot that is not kept",
+        OrphanReason::UnreferencedFile => "no kept snapshot has this file",
+        OrphanReason::UnretainedSnapshot => "it belongs to a snapshot that is not kept",
     }
 }
 

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use tracing::Span;
 
-use super::pace::Pace;
+use super::rate_limiter::RateLimiter;
 use crate::ids::{CheckpointId, NodeId};
 use crate::message::{EndReason, Ended, Fetch, Identity, Payload};
 use crate::store::{SnapshotStore, Stored};
@@ -181,7 +181,7 @@ impl Serving {
             .name("snapshot-reader".to_owned())
             .spawn({
                 let serving = serving.clone();
-                move || serving.run(Pace::new(bytes_per_second))
+                move || serving.run(RateLimiter::new(bytes_per_second))
             })?;
         *serving.thread.lock() = Some(thread);
         Ok(serving)
@@ -367,7 +367,7 @@ impl Serving {
         self.arrived.notify_one();
     }
 
-    fn run(&self, mut pace: Pace) {
+    fn run(&self, mut pace: RateLimiter) {
         let mut work = self.work.lock();
         loop {
             work.news = false;

@@ -14,7 +14,7 @@ pub const CHUNK: u32 = 32;
 pub const WINDOW: u64 = 4 * CHUNK as u64;
 
 #[derive(Clone, Debug)]
-pub struct Shape {
+pub struct Scenario {
     pub seed: u64,
     /// At the foundation.
     pub voters: u64,
@@ -43,8 +43,8 @@ pub struct Shape {
     pub padding: usize,
 }
 
-impl Shape {
-    pub fn draw(rng: &mut StdRng) -> Shape {
+impl Scenario {
+    pub fn draw(rng: &mut StdRng) -> Scenario {
         let hint_entries = [0, 6, 12, 25, 60][rng.random_range(0..5)];
         let hint_bytes = [0, 0, 400, 1500][rng.random_range(0..4)];
         let guardrail = match rng.random_range(0..3) {
@@ -56,7 +56,7 @@ impl Shape {
             true => 0,
             false => rng.random_range(0..=most),
         };
-        Shape {
+        Scenario {
             seed: rng.random(),
             voters: [1, 3, 3, 3, 5][rng.random_range(0..5)],
             files: rng.random(),

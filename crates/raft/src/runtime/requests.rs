@@ -41,7 +41,7 @@ pub enum ChangeError {
 
 /// Pending asks. Reads are bounded by the engine; of transfers there is one.
 #[derive(Default)]
-pub(super) struct Asks {
+pub(super) struct Requests {
     next: AtomicU64,
     /// Nobody is answered any more. Set before those who wait are answered, looked at after somebody
     /// has begun to wait.
@@ -57,7 +57,7 @@ struct Transfer {
     answer: oneshot::Sender<Result<(), ChangeError>>,
 }
 
-impl Asks {
+impl Requests {
     fn ticket(&self) -> u64 {
         // 0 is that of proposals.
         self.next.fetch_add(1, Ordering::Relaxed) + 1

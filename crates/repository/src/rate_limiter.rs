@@ -24,16 +24,16 @@ use crate::upload::PART;
 
 /// Longest burst: what may go out at once after a pause is worth so much time, or is one part of an
 /// upload, whichever is less.
-const LONGEST_BURST: Duration = Duration::from_secs(1);
+const MAX_BURST: Duration = Duration::from_secs(1);
 
 /// A bound on what uploads send, in bytes a second. Clones are the same bound: one that is given to
 /// several repositories holds for all of their uploads together.
 ///
 /// ```
 /// use std::num::NonZeroU64;
-/// use esker_repository::{Options, Pace};
+/// use esker_repository::{Options, RateLimiter};
 ///
-/// let pace = Pace::new(NonZeroU64::new(64 << 20).unwrap());
+/// let pace = RateLimiter::new(NonZeroU64::new(64 << 20).unwrap());
 /// let options = Options {
 ///     pace: Some(pace.clone()),
 ///     ..Options::default()
@@ -41,7 +41,7 @@ const LONGEST_BURST: Duration = Duration::from_secs(1);
 /// # let _ = options;
 /// ```
 #[derive(Clone, Debug)]
-pub struct Pace {
+pub struct RateLimiter {
     bucket: Arc<Bucket>,
 }
 
@@ -70,16 +70,16 @@ struct Turn<'a> {
     used: bool,
 }
 
-impl Pace {
+impl RateLimiter {
     /// So many bytes a second.
-    pub fn new(per_second: NonZeroU64) -> Pace {
+    pub fn new(per_second: NonZeroU64) -> RateLimiter {
         let bucket = Bucket {
             per_second,
-            burst: time_of(PART, per_second).min(LONGEST_BURST),
+            burst: time_of(PART, per_second).min(MAX_BURST),
             debt: Mutex::default(),
             lifted: watch::Sender::new(false),
         };
-        Pace {
+        RateLimiter {
             bucket: Arc::new(bucket),
         }
     }
@@ -248,12 +248,12 @@ mod tests {
         }
     }
 
-    fn pace(mib_per_second: u64) -> (Clock, Pace) {
+    fn pace(mib_per_second: u64) -> (Clock, RateLimiter) {
         let per_second = NonZeroU64::new(mib_per_second * MIB).unwrap();
-        (Clock::default(), Pace::new(per_second))
+        (Clock::default(), RateLimiter::new(per_second))
     }
 
-    fn wait(clock: &Clock, pace: &Pace, bytes: u64) -> Waiter {
+    fn wait(clock: &Clock, pace: &RateLimiter, bytes: u64) -> Waiter {
         let (clock, pace) = (clock.clone(), pace.clone());
         Waiter {
             turn: async move { pace.turn(&clock, bytes).await }.boxed(),
@@ -261,7 +261,7 @@ mod tests {
         }
     }
 
-    fn may_send_at_once(clock: &Clock, pace: &Pace, bytes: u64) -> bool {
+    fn may_send_at_once(clock: &Clock, pace: &RateLimiter, bytes: u64) -> bool {
         wait(clock, pace, bytes).may_send()
     }
 

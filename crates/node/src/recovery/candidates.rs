@@ -64,7 +64,7 @@ pub(crate) const LOG_IS_LOST: &str = "the log is lost";
 
 /// A copy of a partition.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Copy {
+pub(crate) struct Candidate {
     pub source: Source,
     pub lineage: LineageId,
     /// What it covers.
@@ -75,10 +75,10 @@ pub(crate) struct Copy {
     pub tail: Option<LogTail>,
 }
 
-impl Copy {
+impl Candidate {
     /// One of which no more is known.
-    pub fn at(source: Source, lineage: LineageId, lsn: u64) -> Copy {
-        Copy {
+    pub fn at(source: Source, lineage: LineageId, lsn: u64) -> Candidate {
+        Candidate {
             source,
             lineage,
             lsn,
@@ -89,8 +89,8 @@ impl Copy {
 }
 
 /// What a checkpoint on this disk covers.
-pub(super) fn copy_of(checkpoint: &Checkpoint) -> Copy {
-    Copy {
+pub(super) fn copy_of(checkpoint: &Checkpoint) -> Candidate {
+    Candidate {
         source: Source::Local(checkpoint.dir.clone()),
         lineage: checkpoint.lineage().unwrap_or(LineageId(0)),
         lsn: checkpoint.meta.lsn,
@@ -100,7 +100,7 @@ pub(super) fn copy_of(checkpoint: &Checkpoint) -> Copy {
 }
 
 /// Whether the log goes on where a copy ends; if not, why.
-pub(crate) fn connects(log: Option<&LogFacts>, copy: &Copy) -> Result<(), String> {
+pub(crate) fn connects(log: Option<&LogFacts>, copy: &Candidate) -> Result<(), String> {
     let Some(log) = log else {
         return Err(LOG_IS_LOST.to_owned());
     };
@@ -135,10 +135,10 @@ pub(crate) fn is_whole(log: Option<&LogFacts>) -> bool {
 /// it and the newest lineage. `ancestry` is that lineage and those that it descends from, each with
 /// the last LSN that is a part of the history; empty if it is not known, and any copy counts.
 pub(crate) fn best<'a>(
-    copies: &'a [Copy],
+    copies: &'a [Candidate],
     ancestry: &[(LineageId, u64)],
-) -> Option<(&'a Copy, u64)> {
-    let forks = |copy: &Copy| {
+) -> Option<(&'a Candidate, u64)> {
+    let forks = |copy: &Candidate| {
         let is_of =
             |(lineage, lsn): &&(LineageId, u64)| copy.lineage == *lineage && copy.lsn <= *lsn;
         match ancestry.iter().position(|one| is_of(&one)) {
@@ -160,8 +160,8 @@ mod tests {
 
     use super::*;
 
-    fn copy(lineage: LineageId, lsn: u64) -> Copy {
-        Copy::at(Source::Database, lineage, lsn)
+    fn copy(lineage: LineageId, lsn: u64) -> Candidate {
+        Candidate::at(Source::Database, lineage, lsn)
     }
 
     fn log(start: u64, last: u64) -> LogFacts {

@@ -54,13 +54,13 @@ impl Engine {
             None
         };
         if let Some(reason) = verdict {
-            return self.tell_ended(from, checkpoint, reason, actions);
+            return self.notify_ended(from, checkpoint, reason, actions);
         }
         if self.peers.fetching.is_none() {
             self.begin_fetch(offer, actions);
         }
         // Under way, it goes on, whatever is newer. That it does is what the leader is to know.
-        self.tell_progress(actions);
+        self.notify_progress(actions);
     }
 
     /// This version cannot fetch it. Its leader is told so, and offers again ever later; once this member
@@ -72,7 +72,7 @@ impl Engine {
         actions: &mut Vec<Action>,
     ) {
         self.gate.count(Refusal::NewerFormat);
-        self.tell_ended(from, offer.checkpoint, EndReason::NewerFormat, actions);
+        self.notify_ended(from, offer.checkpoint, EndReason::NewerFormat, actions);
     }
 
     pub(in crate::engine) fn resume_fetch(
@@ -90,7 +90,7 @@ impl Engine {
         }
         self.counters.fetches_resumed += 1;
         self.begin_fetch(offer, actions);
-        self.tell_progress(actions);
+        self.notify_progress(actions);
     }
 
     fn begin_fetch(&mut self, offer: Box<Manifest>, actions: &mut Vec<Action>) {
@@ -257,12 +257,12 @@ impl Engine {
         let fetching = self.peers.fetching.take()?;
         let (source, checkpoint) = (fetching.offer.source, fetching.offer.checkpoint);
         for to in self.everybody_else(source) {
-            self.tell_ended(to, checkpoint, reason, actions);
+            self.notify_ended(to, checkpoint, reason, actions);
         }
         Some(fetching.offer)
     }
 
-    fn tell_ended(
+    fn notify_ended(
         &self,
         to: NodeId,
         checkpoint: CheckpointId,
@@ -273,7 +273,7 @@ impl Engine {
         actions.push(Action::Send(vec![self.config.identity().seal(to, ended)]));
     }
 
-    pub(super) fn tell_progress(&mut self, actions: &mut Vec<Action>) {
+    pub(super) fn notify_progress(&mut self, actions: &mut Vec<Action>) {
         let now = self.ticks;
         let Some(fetching) = &mut self.peers.fetching else {
             return;

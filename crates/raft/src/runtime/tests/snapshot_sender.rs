@@ -4,7 +4,7 @@ use std::sync::Weak;
 
 use parking_lot::Mutex;
 
-use super::super::serving::Serving;
+use super::super::snapshot_sender::Serving;
 use super::super::state_machine::StoredSnapshot;
 use super::*;
 use crate::engine::Membership;
@@ -141,7 +141,7 @@ fn what_waits_for_the_limit_ends_with_the_node() {
         serving.stop();
         done.send(()).unwrap();
     });
-    ended.recv_timeout(PATIENCE).expect("it does not wait");
+    ended.recv_timeout(WAIT_TIMEOUT).expect("it does not wait");
     assert_eq!(node.chunks(2).len(), 1);
 }
 

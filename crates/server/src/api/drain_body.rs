@@ -2,7 +2,7 @@
 //!
 //! Many clients do not look for an answer before they have sent everything, and a connection that is
 //! closed under them takes the answer along. So the rest of a refused request is read and thrown
-//! away, up to [`MOST_BYTES`] and for [`LONGEST`], while the answer is on its way.
+//! away, up to [`MAX_BYTES`] and for [`LONGEST`], while the answer is on its way.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -17,7 +17,7 @@ use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use tokio::runtime::Handle;
 
 /// Bytes that are thrown away at most: enough for what somebody sends by mistake.
-const MOST_BYTES: usize = 64 * 1024 * 1024;
+const MAX_BYTES: usize = 64 * 1024 * 1024;
 /// How long bytes are thrown away; a stop may have to wait for this.
 const LONGEST: Duration = Duration::from_secs(2);
 
@@ -68,7 +68,7 @@ async fn throw_away(mut rest: BodyDataStream) {
     let mut thrown = 0;
     while let Some(Ok(bytes)) = rest.next().await {
         thrown += bytes.len();
-        if thrown > MOST_BYTES {
+        if thrown > MAX_BYTES {
             return;
         }
     }

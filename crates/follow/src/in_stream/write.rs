@@ -74,7 +74,7 @@ pub async fn take<F: Fold>(
     let mut chunks = pipe::write(fold, meta);
     let first = chunks.next().await.unwrap_or_default();
     let second = chunks.next().await;
-    let taking = Taking {
+    let taking = SnapshotTask {
         endpoint,
         guard,
         meta,
@@ -90,7 +90,7 @@ pub async fn take<F: Fold>(
     }
 }
 
-struct Taking<'a> {
+struct SnapshotTask<'a> {
     endpoint: &'a dyn Endpoint,
     guard: &'a Guard,
     meta: &'a Meta,
@@ -98,7 +98,7 @@ struct Taking<'a> {
     anchored: bool,
 }
 
-impl Taking<'_> {
+impl SnapshotTask<'_> {
     async fn single(&self, body: Bytes, totals: &Totals) -> Result<SnapshotInfo, NotTaken> {
         let cursor = self.meta.cursor;
         let snapshot = record::single_record(self.id, self.meta, totals, body);

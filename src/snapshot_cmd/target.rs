@@ -19,7 +19,7 @@ use crate::stream_cmd::connection::ServerAddress;
 const CLUSTER: &str = "esker";
 
 #[derive(clap::Args)]
-pub struct PlaceArgs {
+pub struct TargetArgs {
     /// A running server, which asks its repository [env: ESKER_SERVER]
     // The variable is read by hand: an option comes before both variables.
     #[arg(
@@ -76,10 +76,10 @@ pub enum Where {
     /// A running server.
     Server(ServerAddress, Option<u16>),
     /// A repository, without a server.
-    Repository(Box<Place>),
+    Repository(Box<Target>),
 }
 
-impl PlaceArgs {
+impl TargetArgs {
     /// Decides whom to ask: what an option names comes before the variables, and of those the
     /// repository's before the server's.
     pub fn find(self, needs: Needs) -> Result<Where, Failure> {
@@ -101,7 +101,7 @@ impl PlaceArgs {
                 return Ok(Where::Server(server, partition));
             }
             (Needs::Either | Needs::Repository(_), _, Some(repository)) => {
-                let place = Place::open(PlaceArgs {
+                let place = Target::open(TargetArgs {
                     repository: Some(repository),
                     ..self
                 })?;
@@ -127,7 +127,7 @@ impl PlaceArgs {
 }
 
 /// A repository's place, and who asks.
-pub struct Place {
+pub struct Target {
     options: DestinationOptions,
     destination: Destination,
     partition: Option<PartitionId>,
@@ -138,12 +138,12 @@ pub struct Place {
     keys: String,
 }
 
-impl Place {
+impl Target {
     /// Understands the arguments. Asks nothing of a store.
-    fn open(args: PlaceArgs) -> Result<Place, Failure> {
+    fn open(args: TargetArgs) -> Result<Target, Failure> {
         let url = args.repository.unwrap_or_default();
         let options = args.s3.options();
-        Ok(Place {
+        Ok(Target {
             destination: s3::open(&url, &options)?,
             keys: s3::keys(&options),
             options,

@@ -8,7 +8,7 @@ use esker_raft::log::{Faults, LogConfig};
 use esker_raft::runtime::{NodeConfig, NodeError};
 use esker_raft::{GroupId, NodeId};
 
-use super::ways::LogFacts;
+use super::candidates::LogFacts;
 use super::{MAX_PENDING, TICK, log_state};
 use crate::data_dir::{DataDir, MADE_OF_STATE};
 use crate::error::StartError;
@@ -132,7 +132,7 @@ pub(super) fn open_log(
 
 /// Looks at log and database, and changes nothing but a note that is out of date. `may_lack`: of which
 /// partitions the log may have nothing; `planned`: the lineage that an earlier start was to begin.
-pub(super) fn look(
+pub(super) fn inspect(
     options: &NodeOptions,
     data_dir: &DataDir,
     raft: &esker_raft::Node,

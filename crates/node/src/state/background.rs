@@ -71,19 +71,19 @@ impl Progress {
 
 /// The tasks.
 #[derive(Debug, Default)]
-pub(crate) struct Keeper {
+pub(crate) struct Background {
     tasks: Mutex<JoinSet<()>>,
 }
 
-impl Keeper {
-    pub fn start(inner: &Arc<Inner>) -> Keeper {
+impl Background {
+    pub fn start(inner: &Arc<Inner>) -> Background {
         let mut tasks = JoinSet::new();
         tasks.spawn(keep_snapshots(Arc::downgrade(inner)));
         tasks.spawn(keep_bounded(Arc::downgrade(inner)));
         if inner.state.archive.is_some() {
             tasks.spawn(keep_archived(Arc::downgrade(inner)));
         }
-        Keeper {
+        Background {
             tasks: Mutex::new(tasks),
         }
     }
@@ -344,7 +344,7 @@ impl Shared {
             meta.unwrap_or_else(|| self.reader.meta()).commit_ts
         };
         let mut inventory = self.inventory.lock();
-        let found = match inventory.look(&self.files, &self.lineage, newest) {
+        let found = match inventory.inspect(&self.files, &self.lineage, newest) {
             Ok(found) => found,
             Err(error) => {
                 tracing::warn!(%error, "snapshots of the state store are not known");

@@ -15,16 +15,16 @@ const LONGEST: Duration = Duration::from_secs(2);
 
 /// Pauses between attempts that grow, until there is an answer or patience has run out.
 #[derive(Debug)]
-pub struct Patience {
+pub struct Backoff {
     limit: Option<Duration>,
     since: Option<Instant>,
     pause: Duration,
 }
 
-impl Patience {
+impl Backoff {
     /// Waits for so long in all, between two answers; without a limit for ever.
-    pub fn new(limit: Option<Duration>) -> Patience {
-        Patience {
+    pub fn new(limit: Option<Duration>) -> Backoff {
+        Backoff {
             limit,
             since: None,
             pause: FIRST,

@@ -15,7 +15,7 @@ use crate::snapshot_cmd::s3::{self, S3Args};
 const EVERY: u64 = 10_000;
 
 #[derive(clap::Args)]
-pub struct PlaceArgs {
+pub struct SnapshotArgs {
     /// Where snapshots are: external:URL (s3://BUCKET/PREFIX, file:///DIR or a directory), in-stream or
     /// none [default: none, and one that the stream begins with is restored]
     #[arg(long, value_name = "PLACE", help_heading = "Snapshots")]
@@ -109,7 +109,7 @@ impl Objects {
 }
 
 /// Where snapshots are, and when they are taken.
-pub struct Place {
+pub struct SnapshotPlace {
     pub snapshots: Snapshots,
     pub objects: Option<Objects>,
     pub every: Option<u64>,
@@ -117,9 +117,9 @@ pub struct Place {
     encoding: Encoding,
 }
 
-impl PlaceArgs {
+impl SnapshotArgs {
     /// Understands the arguments. Asks nothing of a store.
-    pub fn open(self) -> Result<Place, Failure> {
+    pub fn open(self) -> Result<SnapshotPlace, Failure> {
         let name = self.snapshot.unwrap_or(PlaceName::None);
         let is_external = matches!(name, PlaceName::External(_));
         let needs_a_place = [
@@ -192,7 +192,7 @@ impl PlaceArgs {
         };
         let takes = !matches!(snapshots, Snapshots::None);
         let by_default = (takes && self.budget.is_none()).then_some(EVERY);
-        Ok(Place {
+        Ok(SnapshotPlace {
             snapshots,
             objects,
             every: self.every.or(by_default),
@@ -205,7 +205,7 @@ impl PlaceArgs {
     }
 }
 
-impl Place {
+impl SnapshotPlace {
     /// Tells a follower.
     pub fn tell<F: Fold>(&self, builder: Builder<F>) -> Builder<F> {
         let mut builder = builder

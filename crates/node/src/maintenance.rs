@@ -10,7 +10,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use esker_partition::command::Outcome;
-use esker_partition::store::Part;
+use esker_partition::store::PartitionDb;
 use esker_raft::{Group, Lsn};
 use parking_lot::Mutex;
 
@@ -54,14 +54,14 @@ const ARCHIVE_TIMEOUT: Duration = Duration::from_secs(6);
 const ARCHIVE_TIMEOUT_IN_NEED: Duration = Duration::from_secs(2);
 
 /// The threads.
-pub(crate) struct Upkeep {
+pub(crate) struct Maintenance {
     log_keeper: Arc<Signal>,
     retention: Arc<Signal>,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
-impl Upkeep {
-    pub fn start(inner: &Arc<Inner>) -> std::io::Result<Upkeep> {
+impl Maintenance {
+    pub fn start(inner: &Arc<Inner>) -> std::io::Result<Maintenance> {
         let log_keeper = inner.space.log_keeper.clone();
         let retention = Arc::new(Signal::default());
         let log = std::thread::Builder::new()
@@ -77,7 +77,7 @@ impl Upkeep {
                 let (inner, signal) = (Arc::downgrade(inner), retention.clone());
                 move || crate::retention::look_after_due(&inner, &signal, interval)
             })?;
-        Ok(Upkeep {
+        Ok(Maintenance {
             log_keeper,
             retention,
             threads: Mutex::new(vec![log, due]),
@@ -112,7 +112,7 @@ impl Node {
 
 struct Watched {
     group: Group<Outcome>,
-    part: Part,
+    part: PartitionDb,
     /// Entries that may wait to be flushed.
     most: u64,
     durable: Lsn,
@@ -202,7 +202,7 @@ fn keep_log_short(inner: &Weak<Inner>, signal: &Signal) {
                 if inner.is_reserve_wanted(&one.part) {
                     inner.release_reserve();
                 }
-                one.look(inner.options.flush_after, inner.is_short());
+                one.inspect(inner.options.flush_after, inner.is_short());
                 one.report_damage(&inner);
                 one.release_space(&inner);
             }
@@ -443,7 +443,7 @@ impl Watched {
         }
     }
 
-    fn look(&mut self, flush_after: u64, is_short: bool) {
+    fn inspect(&mut self, flush_after: u64, is_short: bool) {
         self.note_durable();
         let status = self.group.status();
         let waiting = status.applied.0.saturating_sub(self.durable.0);

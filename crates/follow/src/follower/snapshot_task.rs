@@ -19,7 +19,7 @@ use crate::endpoint::Identity;
 use crate::error::Error;
 use crate::fold::Fold;
 use crate::in_stream::others::Guard;
-use crate::in_stream::take::{self, NotTaken};
+use crate::in_stream::write::{self, NotTaken};
 use crate::options::Triggers;
 use crate::snapshot::meta::{FORMAT, now_ms};
 use crate::snapshot::record::trim_record;
@@ -29,7 +29,7 @@ use crate::trim;
 /// First pause after a failure; it doubles.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 /// Longest pause after a failure.
-const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+const MAX_PAUSE: Duration = Duration::from_secs(60);
 /// On the way to the tail one is taken so seldom: it is soon replaced.
 const ON_THE_WAY: Duration = Duration::from_secs(30);
 /// How long after the tail was last reached a follower counts as being there: others keep appending.
@@ -50,7 +50,7 @@ pub(super) enum Outcome {
 }
 
 /// What is known of snapshots.
-pub(super) struct Taking {
+pub(super) struct SnapshotTask {
     tasks: JoinSet<Outcome>,
     newest: Option<SnapshotInfo>,
     /// What came since the newest one.
@@ -69,10 +69,10 @@ pub(super) struct Taking {
     opened: Instant,
 }
 
-impl Taking {
-    pub fn new(newest: Option<SnapshotInfo>, since: Since) -> Taking {
+impl SnapshotTask {
+    pub fn new(newest: Option<SnapshotInfo>, since: Since) -> SnapshotTask {
         let now = Instant::now();
-        Taking {
+        SnapshotTask {
             tasks: JoinSet::new(),
             newest,
             since,
@@ -116,7 +116,7 @@ impl Taking {
     /// The state was restored anew.
     pub fn begin_anew(&mut self, newest: Option<SnapshotInfo>) {
         self.tasks.abort_all();
-        *self = Taking::new(newest, Since::default());
+        *self = SnapshotTask::new(newest, Since::default());
     }
 
     /// Whether one is to be taken now. `predicted` is the time to replay what came since.
@@ -233,7 +233,7 @@ impl Taking {
                 self.lost = 0;
                 let pause = FIRST_PAUSE * 2_u32.saturating_pow(self.failures.min(10));
                 self.failures += 1;
-                self.not_before = Some(Instant::now() + pause.min(LONGEST_PAUSE));
+                self.not_before = Some(Instant::now() + pause.min(MAX_PAUSE));
             }
         }
     }
@@ -265,7 +265,7 @@ async fn in_stream<F: Fold>(
     meta: &Meta,
     anchored: bool,
 ) -> Outcome {
-    match take::take(&*parts.endpoint, guard, fold, meta, anchored).await {
+    match write::take(&*parts.endpoint, guard, fold, meta, anchored).await {
         Ok(info) => Outcome::Taken(info),
         Err(NotTaken::Lost { tail }) => Outcome::Lost { tail },
         Err(NotTaken::OtherFold(other)) => Outcome::Failed(Error::OtherFold {
