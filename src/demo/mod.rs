@@ -3,7 +3,7 @@
 //! A server runs as a child process and is killed in mid-append; what it acknowledged has to be there
 //! afterwards. Then it loses its database, and then everything that it has on disk. Nothing is simulated: the client is the official SDK, and the server is this program.
 //!
-//! | room | what it holds |
+//! | module | what it holds |
 //! |---|---|
 //! | [`acts`] | what happens, an act each, in order |
 //! | [`stage`] | how it is told |

@@ -1,7 +1,7 @@
 //! `esker follow`: a state that is made of a stream's records, kept current, with snapshots; on the
 //! library `esker-follow`.
 //!
-//! | room | what it holds |
+//! | module | what it holds |
 //! |---|---|
 //! | [`server`], [`place`], [`fold`] | arguments: which server, where snapshots are, what the state is |
 //! | [`following`] | the way there: opening, catching up, ending |

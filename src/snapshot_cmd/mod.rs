@@ -1,6 +1,6 @@
 //! `esker snapshot`: partition snapshots, of a running server or straight on a repository.
 //!
-//! | room | what it holds |
+//! | module | what it holds |
 //! |---|---|
 //! | [`place`], [`s3`] | arguments: which server or repository, which partition, who asks, with which keys |
 //! | [`online`] | the commands that ask a server |

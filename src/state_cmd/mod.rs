@@ -1,6 +1,6 @@
 //! `esker state`: the state store of a running server.
 //!
-//! | room | what it holds |
+//! | module | what it holds |
 //! |---|---|
 //! | [`connection`] | the way to a server, and what its errors mean to a person |
 //! | [`get`], [`keys`], [`history`], [`replay`] | commands that read |

@@ -1,6 +1,6 @@
 //! `esker stream`: a thin client for a first try, on the official SDK.
 //!
-//! | room | what it holds |
+//! | module | what it holds |
 //! |---|---|
 //! | [`target`], [`when`] | arguments: what a command is about, points in time |
 //! | [`connection`], [`failure`] | the way to a server, and what its errors mean to a person |

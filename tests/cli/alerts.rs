@@ -55,8 +55,8 @@ fn declared() -> BTreeSet<String> {
     }
     let mut found = BTreeSet::new();
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    for room in ["node", "repository", "server"] {
-        read(&root.join("crates").join(room).join("src"), &mut found);
+    for name in ["node", "repository", "server"] {
+        read(&root.join("crates").join(name).join("src"), &mut found);
     }
     found
 }

@@ -1,6 +1,6 @@
 //! The command line as people meet it: what it prints, how it exits, what it leaves behind.
 //!
-//! | room | what it shows |
+//! | module | what it shows |
 //! |---|---|
 //! | [`transcripts`] | help, errors and the demo, word for word; and that README and guide tell the truth |
 //! | [`snapshots`] | `esker snapshot` on repositories in directories |

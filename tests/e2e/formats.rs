@@ -2,7 +2,7 @@
 //!
 //! `tests/fixtures/format-N.tar.gz` holds `data/`, the data directory of a server that was killed, and
 //! `repository/`, what it had put into a repository by then; both were written when the data
-//! directory's format was N, and are never made anew. A fixture has a cluster named `fixture` of two
+//! directory's format was N, and are never written again. A fixture has a cluster named `fixture` of two
 //! partitions, with basin `fixtures`:
 //!
 //! - `orders`: 170 records, the last 20 in the log alone;

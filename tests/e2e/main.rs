@@ -1,7 +1,7 @@
 //! End-to-end tests: the real binary, over the network, with the official client and with raw
 //! requests.
 //!
-//! | room | what it shows |
+//! | module | what it shows |
 //! |---|---|
 //! | [`basins`], [`streams`], [`stream_settings`] | what exists, and how it is made, changed and deleted |
 //! | [`appends`], [`conditions`] | appends in every form; expected sequence numbers, fences, trims |

@@ -1,7 +1,7 @@
 //! Snapshot-and-follow against a real server: the library through the official client, the command as
 //! a process of its own.
 //!
-//! | room | what it shows |
+//! | module | what it shows |
 //! |---|---|
 //! | [`promises`] | restarts, disconnects, busy streams: nothing missing, nothing twice |
 //! | [`lineages`] | histories that were lost in part; only Esker has them |

@@ -1,4 +1,4 @@
-//! Snapshots that are damaged, and a store that has to be made anew of them.
+//! Snapshots that are damaged, and a store that has to be rebuilt from them.
 
 use std::fs;
 use std::path::Path;

@@ -1,7 +1,7 @@
 //! The state store, end to end: the real binary, over gRPC, with both services' clients, with the command
 //! line, and with the official Python package of Statehouse.
 //!
-//! | room | what it shows |
+//! | module | what it shows |
 //! |---|---|
 //! | [`transactions`] | what a commit does, all of it or nothing; what ends a transaction |
 //! | [`reading`] | versions, deletions, reads as of a commit |
@@ -15,7 +15,7 @@
 //! | [`torn`] | readers while commits run |
 //! | [`kills`] | kill -9 in commits and snapshots, again and again |
 //! | [`keeping`] | archived snapshots, snapshots that fail |
-//! | [`damage`] | damaged snapshots, and a store that is made anew |
+//! | [`damage`] | damaged snapshots, and a store that is rebuilt |
 //! | [`commands`] | `esker state` |
 //! | [`python`] | the official Python client, and the example |
 //! | [`client`] | clients, and short forms of what tests do with them |

@@ -1,7 +1,7 @@
 //! Measures `esker-raft` by itself: how fast a snapshot travels and what it needs, what a capture holds
 //! up, whether a slow follower catches up with an endless writer, and commits beside etcd's.
 //!
-//! | room | what it holds |
+//! | module | what it holds |
 //! |---|---|
 //! | [`host`] | the state machine of all parts |
 //! | [`member`] | one member, in a process of its own, and the ways to it |

@@ -1,7 +1,7 @@
 //! Following streams with snapshots: what a recovery costs, how fast records are folded, what a large
 //! snapshot in a stream costs those who write to it.
 //!
-//! | room | what it holds |
+//! | module | what it holds |
 //! |---|---|
 //! | [`step`] | one measured operation, in a process of its own |
 //! | [`history`] | recoveries by the length of the history |

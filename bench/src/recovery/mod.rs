@@ -1,7 +1,7 @@
 //! Snapshots and recovery of the real server: what they cost while it works, and how long it takes
 //! to come back.
 //!
-//! | room | what it holds |
+//! | module | what it holds |
 //! |---|---|
 //! | [`subject`] | the measured process, its metrics, what it logged |
 //! | [`store`] | the S3 server that snapshots go to |

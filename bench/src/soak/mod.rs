@@ -4,7 +4,7 @@
 //! killed with SIGKILL; it is started again on the same data directory, sometimes killed once more
 //! while it recovers; then every stream is read completely and judged by the [`checker`]. The
 //! streams live for a *generation* of several rounds, so that records survive several kills, and
-//! are then deleted and made anew, so that a soak can run for days.
+//! are then deleted and created again, so that a soak can run for days.
 //!
 //! What a kill cannot show: the operating system keeps what the process has written, synced or
 //! not. A missing sync is found only by losing power, or by a file system that forgets.

@@ -1,7 +1,7 @@
 //! The state store beside the one whose clients it serves: durable transactions, reads, snapshots that
 //! are written meanwhile, restarts, rebuilding, disk.
 //!
-//! | room | what it holds |
+//! | module | what it holds |
 //! |---|---|
 //! | [`load`] | what clients do, the same for both servers |
 //! | [`peer`] | `statehoused` |

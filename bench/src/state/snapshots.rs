@@ -120,7 +120,7 @@ async fn rebuild(bench: &Bench, server: Subject, keys: u64) -> anyhow::Result<(f
     let line = log
         .lines()
         .find(|line| line.contains("source=\"json\"") && line.contains("Recovery complete"));
-    let line = line.with_context(|| format!("the store was not made anew: {log}"))?;
+    let line = line.with_context(|| format!("the store was not rebuilt: {log}"))?;
     let said = line.split("Recovery complete").nth(1).unwrap_or_default();
     let url = server.url();
     load::clients(&url, 8, Deed::Read { keys }, 1000, Duration::from_secs(9)).await?;

@@ -42,16 +42,16 @@
 //! keeps failing, it is *anchored*: appended without, and readers replay what is between its cursor and
 //! itself.
 //!
-//! # Rooms
+//! # Modules
 //!
-//! | room | what it holds |
+//! | module | what it holds |
 //! |---|---|
 //! | [`fold`], [`folds`] | what the user writes; ready ones |
 //! | [`follower`] | the task that follows |
 //! | [`snapshot`] | formats |
 //! | [`in_stream`], [`external`] | where snapshots are: finding and taking them |
 //! | [`inspection`] | all that there are, whole and not |
-//! | [`endpoint`] | the wall to the server |
+//! | [`endpoint`] | the boundary to the server |
 
 /// The examples of the guide.
 #[cfg(doctest)]

@@ -2,7 +2,7 @@
 //!
 //! A trim says up to where a snapshot covers everything. In another history of the stream the same
 //! position may mean other records, which nothing covers: a history was cut off before the cursor, or
-//! the stream was made anew, while the snapshot was on its way. A trim to the old cursor would take what
+//! the stream was created again, while the snapshot was on its way. A trim to the old cursor would take what
 //! is left. So the stream is looked at before each attempt, and the attempt is made on the condition that
 //! nothing was appended since.
 //!

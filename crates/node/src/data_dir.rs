@@ -23,7 +23,7 @@
 //!
 //! Making one: write `node.json.new`, make log and database, and when every partition serves, rename
 //! to `node.json`. A crash in between leaves `node.json.new`, and the next start goes on with the
-//! same identity. From then on a missing part is damage, and is never made anew without being asked
+//! same identity. From then on a missing part is damage, and is never created again without being asked
 //! for.
 
 use std::fs::{self, File, OpenOptions, TryLockError};

@@ -379,9 +379,9 @@ pub enum StartError {
         /// The highest that there is.
         last: u32,
     },
-    /// The state store can be made anew of nothing.
+    /// The state store can be rebuilt from nothing.
     #[error(
-        "the state store cannot be used, and cannot be made anew; tried: {tried}. Nothing was changed. Put a newer snapshot of it into the directory `snapshots` of the data directory, and start again; or restore the partition: `esker server --bootstrap restore` on an empty data directory"
+        "the state store cannot be used, and cannot be rebuilt; tried: {tried}. Nothing was changed. Put a newer snapshot of it into the directory `snapshots` of the data directory, and start again; or restore the partition: `esker server --bootstrap restore` on an empty data directory"
     )]
     StateUnusable {
         /// Each source, and why it is not usable.
@@ -389,7 +389,7 @@ pub enum StartError {
     },
     /// Somebody else has begun another lineage.
     #[error(
-        "partition {partition} of {repository} is of another lineage by now: {why}; this directory is of a dead line. Restore it from the repository into an empty one"
+        "partition {partition} of {repository} is of another lineage by now: {why}; this directory is of a stale lineage. Restore it from the repository into an empty one"
     )]
     OtherLineage {
         /// The partition.
@@ -570,12 +570,12 @@ pub const START_CODES: &[(&str, &str, &str)] = &[
     ),
     (
         "other_lineage",
-        "The repository has gone on with another lineage: the data directory is of a dead line.",
+        "The repository has gone on with another lineage: the data directory is of a stale lineage.",
         "Restore from the repository into an empty directory.",
     ),
     (
         "state_unusable",
-        "What the database has of the state store cannot be used, and there is neither a JSON snapshot nor a whole stream of commits to make it anew of; the message says what was tried.",
+        "What the database has of the state store cannot be used, and there is neither a JSON snapshot nor a whole stream of commits to rebuild it from; the message says what was tried.",
         "Put a snapshot of it into `snapshots/` of the data directory, and start again. Nothing was changed.",
     ),
     (

@@ -1,6 +1,6 @@
 //! A node: its data directory, its partitions, and what they can do, without any HTTP.
 //!
-//! | room | what it holds |
+//! | module | what it holds |
 //! |---|---|
 //! | [`data_dir`] | identity, format version, and the lock that keeps a second process out |
 //! | [`recovery`] | from a data directory to running partitions: every way back |
@@ -59,7 +59,7 @@ pub use snapshots::{
 pub use state::{StateError, StateOptions, StateStore, ValueCheck};
 pub use streams::{CreateOn, StreamHandle, StreamListing};
 
-// What callers need of the rooms below.
+// What callers need of the modules below.
 pub use esker_partition::{Fork, StoreOptions};
 pub use esker_raft::{GroupStatus, Role};
 pub use esker_repository::inventory::{Inventory, State};

@@ -1,6 +1,6 @@
 //! A partition's state machine on RocksDB.
 //!
-//! | room | what it holds |
+//! | module | what it holds |
 //! |---|---|
 //! | [`command`] | what travels through a partition's log, and what each command answers |
 //! | [`store`] | the node's RocksDB: one column family per partition, flushing, what is durable |

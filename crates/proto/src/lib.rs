@@ -1,6 +1,6 @@
 //! The state service on the wire.
 //!
-//! | room | what it holds |
+//! | module | what it holds |
 //! |---|---|
 //! | [`statehouse::v1`] | messages, server and client of the service that Statehouse's clients know |
 //! | [`state::v1`] | the same of what Esker adds |

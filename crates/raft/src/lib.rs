@@ -3,7 +3,7 @@
 //! A *group* is one replicated state machine. Consensus itself is TiKV's `raft` crate and the
 //! durable log is TiKV's `raft-engine`; what is here is the layer above them:
 //!
-//! | room | what it holds | what it must never know |
+//! | module | what it holds | what it must never know |
 //! |---|---|---|
 //! | [`engine`] | the sans-IO façade: `Engine::step(Event) -> Vec<Action>` | clocks, threads, disks |
 //! | [`message`] | what members say to each other, and who is heard | what comes of it |

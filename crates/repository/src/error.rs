@@ -102,7 +102,7 @@ pub enum Error {
         /// The oldest retained one's.
         oldest: Lsn,
     },
-    /// The upload was taken for dead and its intent removed, again and again.
+    /// The upload has expired and its intent removed, again and again.
     #[error("the upload was fenced {attempts} times: others took it for dead")]
     Fenced {
         /// How often it was begun.

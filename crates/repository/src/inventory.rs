@@ -76,7 +76,7 @@ pub enum State {
     Retained,
     /// A restore reads it.
     Pinned,
-    /// It is of a dead line, and kept until pruned by hand.
+    /// It is of a stale lineage, and kept until pruned by hand.
     Abandoned,
 }
 

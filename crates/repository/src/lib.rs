@@ -11,7 +11,7 @@
 //! compare-and-swap: what it names is *retained*, and a snapshot exists from the swap on that names
 //! it. A *restore* brings one back, every byte checked. A *sweep* deletes what nobody needs.
 //!
-//! # Rooms
+//! # Modules
 //!
 //! | module | holds |
 //! |---|---|

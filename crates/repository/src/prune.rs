@@ -27,7 +27,7 @@ pub struct PruneOptions {
     pub min_age: Option<Duration>,
     /// Retain only so many of the newest snapshots from now on.
     pub keep: Option<std::num::NonZeroU32>,
-    /// Let go of snapshots of dead lines.
+    /// Let go of snapshots of stale lineages.
     pub abandoned: bool,
 }
 
@@ -42,7 +42,7 @@ pub struct PrunePlan {
     pub retained: usize,
     /// Snapshots that are let go of first, by one swap of the root.
     pub released: Vec<String>,
-    /// Uploads that are taken for dead, by generation: their intents go with the same swap.
+    /// Uploads that have expired, by generation: their intents go with the same swap.
     #[serde(default)]
     #[cfg_attr(feature = "openapi", schema(value_type = Vec<u64>))]
     pub fenced: Vec<Generation>,

@@ -11,7 +11,7 @@
 //!    after all, and the snapshot gets another id.
 //! 4. *Retention*: see [`crate::retention`].
 //!
-//! An upload whose intent was removed, because it was taken for dead, begins again.
+//! An upload whose intent was removed, because it has expired, begins again.
 //!
 //! An upload that was interrupted leaves its intent. The next put of the same node, known by its
 //! incarnations, goes on with it instead of registering another one: it adds an id for its own snapshot,
@@ -42,7 +42,7 @@ use crate::root::{Intent, Retained, Root};
 use crate::store::Store;
 use crate::upload::{PART, Uploads};
 
-/// How often an upload begins again after it was taken for dead.
+/// How often an upload begins again after it has expired.
 const BEGINNINGS: u32 = 3;
 /// How often a root that is not there is made, while the store answers neither yes nor no.
 const CREATIONS: u32 = 6;
@@ -196,7 +196,7 @@ impl Repository {
                 End::Fenced => {
                     tracing::warn!(
                         partition = %self.partition,
-                        "The upload of a snapshot was taken for dead; it begins again"
+                        "The upload of a snapshot has expired; it begins again"
                     );
                 }
             }

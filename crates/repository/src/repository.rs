@@ -82,7 +82,7 @@ pub struct Options {
     pub num_retained: Option<NonZeroU32>,
     /// A sweep leaves younger objects alone. Not what makes it safe: a second line.
     pub orphan_min_age: Duration,
-    /// An intent that was not renewed for so long is taken for dead.
+    /// An intent that was not renewed for so long has expired.
     pub intent_timeout: Duration,
     /// How often an upload renews its intent. Far below `intent_timeout`.
     pub renew_every: Duration,

@@ -2,7 +2,7 @@
 //! compare-and-swap.
 //!
 //! What is in the root decides what exists: which snapshots are retained, which uploads are under
-//! way (*intents*), what a restore is reading (*pins*), and which snapshots of a dead line are still
+//! way (*intents*), what a restore is reading (*pins*), and which snapshots of a stale lineage are still
 //! kept (*abandoned*). Fields that we do not know survive every swap, at every level.
 
 use std::collections::HashSet;
@@ -58,7 +58,7 @@ pub struct Root {
     /// Who puts snapshots. Absent if whoever does draws no incarnations: earlier releases, commands.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub writer: Option<Writer>,
-    /// Snapshots of dead lines, kept until pruned by hand.
+    /// Snapshots of stale lineages, kept until pruned by hand.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub abandoned: Vec<Abandoned>,
     /// Uploads under way.
@@ -208,7 +208,7 @@ pub struct Writer {
     pub extra: Map<String, Value>,
 }
 
-/// A snapshot of a dead line.
+/// A snapshot of a stale lineage.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Abandoned {
     /// The line.

@@ -44,7 +44,7 @@ pub struct Sweep {
     pub young: u64,
     /// Objects that are none of ours.
     pub foreign: u64,
-    /// Uploads that were taken for dead.
+    /// Uploads that have expired.
     pub fenced: u64,
     /// Pins that had expired.
     pub unpinned: u64,

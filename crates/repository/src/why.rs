@@ -75,7 +75,7 @@ pub enum Holder {
         /// The files of it that are this object.
         files: Vec<String>,
     },
-    /// A snapshot of a dead line.
+    /// A snapshot of a stale lineage.
     Abandoned {
         /// Its directory.
         snapshot: String,

@@ -1,6 +1,6 @@
 //! The server: the S2 API and the state service over HTTP, configuration, logs and metrics.
 //!
-//! | room | what it holds |
+//! | module | what it holds |
 //! |---|---|
 //! | [`config`] | the configuration, where each value came from, its documentation |
 //! | [`server`] | the listener: connections, limits, start and graceful stop |

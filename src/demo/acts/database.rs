@@ -1,5 +1,5 @@
 //! A snapshot goes into a repository, more records follow; then the server is killed and its database
-//! deleted. It is made anew from the snapshot on the disk and the log.
+//! deleted. It is rebuilt from the snapshot on the disk and the log.
 
 use std::fs::remove_dir_all;
 use std::time::Instant;

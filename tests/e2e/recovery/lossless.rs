@@ -111,7 +111,7 @@ async fn a_flipped_byte_in_a_table_is_found_by_a_read_and_healed_by_the_next_sta
         }
     }
     server.kill();
-    // A start removes what it says of partitions that it has made anew.
+    // A start removes what it says of partitions that it has rebuilt.
     let reported = || {
         let report = |partition| scene.data().join(format!("damaged/partition-{partition}"));
         (0..=PARTITIONS).any(|partition| report(partition).exists())

@@ -130,7 +130,7 @@ async fn nothing_is_given_out_twice(s2: &S2, after: &Contents, full: &Contents, 
         assert_eq!(sdk::seq_nums(&batch.records), [now.tail], "{context}");
         assert_eq!(batch.records[0].body, "of the new line", "{context}");
     }
-    // A stream made anew is another one.
+    // A stream that is created again is another one.
     let basin = s2.basin(sdk::basin_name(super::past::BASIN));
     let anew = sdk::stream(&basin, "made-after-the-loss").await;
     let ack = sdk::append(&anew, ["first"]).await;

@@ -1,6 +1,6 @@
 //! Recovery: every loss in turn, and the way back from it.
 //!
-//! | room | what it shows |
+//! | module | what it shows |
 //! |---|---|
 //! | [`lossless`] | losses that cost nothing |
 //! | [`damaged_blocks`] | damaged blocks of the database, wherever they are met |

@@ -23,7 +23,7 @@ async fn of_two_restores_at_once_at_most_one_serves(kind: Kind) {
             (Ok(server), Err(log)) | (Err(log), Ok(server)) => (server, log),
             (Ok(one), Ok(other)) => {
                 // One was done, with a snapshot of its line, before the other looked: that is a restore
-                // of a cluster that lives, and the earlier one is of a dead line now.
+                // of a cluster that lives, and the earlier one is of a stale lineage now.
                 for root in scene.place.roots().await {
                     let before = &root.json["parent"]["parent"]["lineage"];
                     assert!(before.is_string(), "{context}: both serve one line");
@@ -78,7 +78,7 @@ async fn a_directory_whose_cluster_was_restored_elsewhere_puts_no_snapshots_any_
         for i in 0..3 {
             sdk::append(&stream(&dead.sdk(), &kept(i)), ["dead"]).await;
         }
-        dead.logged("dead line").await;
+        dead.logged("stale lineage").await;
         tokio::time::sleep(Duration::from_millis(2500)).await;
         drop(dead);
         // Nor with a stop, nor told to restore: it is not the cluster any more.

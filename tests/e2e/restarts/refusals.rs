@@ -104,7 +104,7 @@ async fn a_lost_part_stops_the_start_and_nothing_is_made_in_its_place() {
                 assert!(log.contains(code), "{lost}: {log}");
                 assert!(log.contains(&*data_dir.to_string_lossy()), "{lost}: {log}");
             }
-            assert!(!path.exists(), "{lost} was made anew");
+            assert!(!path.exists(), "{lost} was created again");
             fs::rename(&aside, &path).unwrap();
         }
         // An empty directory in the place of a lost one is no better.

@@ -1,6 +1,6 @@
 //! What the tests stand on.
 //!
-//! | room | what it holds |
+//! | module | what it holds |
 //! |---|---|
 //! | [`server`] | a real `esker server` process: start, kill, stop, its log |
 //! | [`http`] | raw requests over HTTP/1.1 and HTTP/2 with prior knowledge |

@@ -1,4 +1,4 @@
-//! The stream, as far as following it and snapshotting into it needs: the wall between this library
+//! The stream, as far as following it and snapshotting into it needs: the boundary between this library
 //! and a server.
 //!
 //! [`s2`] is the way to real ones. Simulations have a stream of their own behind the same trait, in

@@ -1,6 +1,6 @@
 //! Following a stream with a fold.
 //!
-//! | room | what it holds |
+//! | module | what it holds |
 //! |---|---|
 //! | [`builder`] | what a follower can be told |
 //! | [`recover`] | where it begins |

@@ -10,7 +10,7 @@
 //! the snapshot; an anchored one covers less than its own position, and readers replay what is in
 //! between.
 //!
-//! | room | what it holds |
+//! | module | what it holds |
 //! |---|---|
 //! | [`find`] | the way back |
 //! | [`take`] | taking one |

@@ -1,6 +1,6 @@
 //! A snapshot as bytes, wherever it is kept.
 //!
-//! | room | what it holds |
+//! | module | what it holds |
 //! |---|---|
 //! | [`meta`] | what a snapshot says of itself, and whether it may be used |
 //! | [`pipe`] | the state on its way to bytes and back: checksum, compression, threads |

@@ -1,4 +1,4 @@
-//! Streams that are cut off, trimmed under a reader's eyes, or made anew.
+//! Streams that are cut off, trimmed while they are read, or created again.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -111,7 +111,7 @@ struct Inner {
     identity: Identity,
     /// Histories that were left, up to their tails.
     left: Vec<Vec<SequencedRecord>>,
-    /// How often it was made anew: readers of another one break off.
+    /// How often it was created again: readers of another one break off.
     incarnation: u64,
     down_until: Instant,
     script: VecDeque<Scripted>,

@@ -30,7 +30,7 @@ pub struct Plan {
     pub lasts: Duration,
     /// Histories are cut off.
     pub forks: bool,
-    /// The stream is made anew.
+    /// The stream is created again.
     pub made_anew: bool,
     /// Followers pass over snapshots of the one before.
     pub passes_over: bool,

@@ -298,7 +298,7 @@ impl Search<'_> {
         let copies = [copy.clone()];
         let Some((_, skipped)) = best(&copies, ancestry) else {
             self.tried
-                .push(format!("{name}: it is of a dead line, above its fork"));
+                .push(format!("{name}: it is of a stale lineage, above its fork"));
             return Ok(None);
         };
         match (connects(self.log.as_ref(), &copy), &self.log) {

@@ -98,7 +98,7 @@ pub(super) fn rebuild(
                 tracing::warn!(
                     why,
                     aside = %aside.display(),
-                    "the database was put aside, and is made anew from snapshots; remove it when you no longer want it"
+                    "the database was put aside, and is rebuilt from snapshots; remove it when you no longer want it"
                 );
             }
             Store::open_any(&data_dir.db(), options)?

@@ -1,6 +1,6 @@
 //! Partition snapshots: when they are taken, where they go, what they are good for.
 //!
-//! | room | what it holds |
+//! | module | what it holds |
 //! |---|---|
 //! | [`local`] | the newest checkpoint of each partition, on this disk |
 //! | [`archive`] | the repository, and how checkpoints become snapshots and back |

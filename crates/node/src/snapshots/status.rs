@@ -16,7 +16,7 @@ use crate::clock::{age_of, past_age};
 use crate::node::{Inner, Node};
 use crate::recovery::RecoveryReport;
 
-/// A proof older than this, or of a snapshot that is no longer retained, is one to be made anew.
+/// A proof older than this, or of a snapshot that is no longer retained, has to be renewed.
 const PROOF_AGE: Duration = Duration::from_secs(30 * 24 * 3600);
 /// Snapshots are late when the newest is this many intervals old and something came after it.
 const LATE: u32 = 3;
@@ -79,7 +79,7 @@ pub struct PartitionStatus {
     pub proven: Option<Proof>,
     /// Snapshots that are retained.
     pub retained: usize,
-    /// Snapshots of dead lines.
+    /// Snapshots of stale lineages.
     pub abandoned: usize,
     /// Log entries that the repository does not have.
     pub entries_at_risk: u64,
@@ -498,7 +498,7 @@ fn known_problems(
         problems.add(
             "abandoned_snapshots",
             partition,
-            format!("{} snapshots of dead lines are kept", known.abandoned),
+            format!("{} snapshots of stale lineages are kept", known.abandoned),
             "when nothing in them is wanted any more: esker snapshot prune --abandoned",
         );
     }

@@ -58,7 +58,7 @@ pub(crate) struct RepositoryState {
     pub retained: Vec<Archived>,
     /// Entries after the newest one that change nothing, and which one that is.
     pub empty: (u64, u64),
-    /// Snapshots of dead lines that wait to be pruned by hand.
+    /// Snapshots of stale lineages that wait to be pruned by hand.
     pub abandoned: usize,
     /// Bytes of the newest snapshot, if this process put or restored it.
     pub newest_bytes: Option<u64>,
@@ -458,7 +458,7 @@ async fn inspect(
             let mut known = place.lock();
             if root.lineage.is_some() && root.lineage != ours {
                 let why = format!(
-                    "{} has gone on with lineage {}: this node is of a dead line, and what is appended here is not kept anywhere else. Stop it, and restore from the repository into an empty directory",
+                    "{} has gone on with lineage {}: this node is of a stale lineage, and what is appended here is not kept anywhere else. Stop it, and restore from the repository into an empty directory",
                     inner.snapshots.archive.shown(),
                     root.lineage.map(|l| l.to_string()).unwrap_or_default(),
                 );

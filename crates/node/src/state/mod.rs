@@ -1,6 +1,6 @@
 //! The state store: transactional keys with versions, over a log of commits.
 //!
-//! | room | what it holds |
+//! | module | what it holds |
 //! |---|---|
 //! | [`transactions`] | staged operations, in memory |
 //! | [`keeper`] | what happens of its own accord: snapshots, their archive, sweeping, forgetting |
@@ -13,7 +13,7 @@
 //! One store, `default`, in the partition of its stream `esker-state/default`. A transaction is staged
 //! in memory, and committed by one command: atomic, visible only when durable. Every commit is a record
 //! of the stream too, so replaying the store is reading the stream. JSON snapshots are written every so
-//! many commits; from one of them and the commits after it the store can be made anew anywhere.
+//! many commits; from one of them and the commits after it the store can be rebuilt anywhere.
 
 pub(crate) mod archive;
 pub(crate) mod background;

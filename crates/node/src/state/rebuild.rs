@@ -133,7 +133,7 @@ pub(crate) fn recover(
         );
         return Ok(Loaded::new(source, 0, begun));
     };
-    tracing::warn!(%why, "the state store in the database cannot be used: it is made anew");
+    tracing::warn!(%why, "the state store in the database cannot be used: it is rebuilt");
     let mut tried = Tried::default();
     tried.note(format!("database: {why}"));
     if let Some(folded) = from_files(part, files, witness, &mut tried)? {

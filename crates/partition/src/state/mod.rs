@@ -1,6 +1,6 @@
 //! The state store: keys with versions, and the commits that made them.
 //!
-//! | room | what it holds |
+//! | module | what it holds |
 //! |---|---|
 //! | [`names`] | namespace, agent and key, and how they sort |
 //! | [`command`] | what travels through the log |

@@ -146,7 +146,7 @@ impl PartitionDb {
     }
 }
 
-/// A store that is made anew.
+/// A store that is rebuilt.
 pub struct StateRebuild {
     part: PartitionDb,
     batch: PartBatch,

@@ -18,7 +18,7 @@
 //! - [`Action::Send`]: deliver to peers; loss, delay and repetition are fine.
 //! - [`Action::OfferSnapshot`], [`Action::FetchSnapshot`], [`Action::AbandonFetch`],
 //!   [`Action::InstallSnapshot`]: how a peer catches up whose next entries are gone; see `peers` in
-//!   this room for who says what when, and [`crate::transfer`] for the bytes.
+//!   this module for who says what when, and [`crate::transfer`] for the bytes.
 //! - [`Action::ReadReady`] / [`Action::ReadFailed`]: the answer to [`Event::ReadIndex`].
 //! - [`Action::Accepted`] / [`Action::Rejected`]: the fate of a proposal at the door. An accepted
 //!   one has landed if and only if an entry of that LSN *and* that term is applied.

@@ -14,7 +14,7 @@
 //!
 //! All of it is our own `prost` encoding; raft-rs's protobuf 2 never parses what a peer sent.
 //! Decoding is for untrusted input: it fails with an error, never panics, and what it allocates is
-//! bounded by a small multiple of the bytes that are there (see `scan` in this room). What decodes has passed
+//! bounded by a small multiple of the bytes that are there (see `scan` in this module). What decodes has passed
 //! every check that needs no context; those that do are the [`Gate`]'s and the engine's.
 
 #![deny(clippy::disallowed_methods)]

@@ -1,7 +1,7 @@
 //! Groups in a simulation: engines, hosts, disks and a network, all of them unreliable, all of them
 //! driven by one seed, on one thread. The same seed gives the same run, to the last byte.
 //!
-//! | room | what it is |
+//! | module | what it is |
 //! |---|---|
 //! | `world` | time, what is about to happen, what went wrong |
 //! | `shape` | what a seed's world is like: members, limits, weather |

@@ -201,7 +201,7 @@ impl Disk {
         self.run("listing", path, list)
     }
 
-    /// Writes pieces at `offset`, after cutting the file to it; at 0, the file is made anew, so that
+    /// Writes pieces at `offset`, after cutting the file to it; at 0, the file is created again, so that
     /// nothing which shares its contents is changed. What was written of a failed write is cut away.
     pub fn write_at(
         &self,

@@ -151,7 +151,7 @@ enum FileState {
     Whole,
 }
 
-/// See the [room's head](super).
+/// See the [module's head](super).
 #[derive(Debug)]
 pub struct Receiver {
     config: ReceiverConfig,

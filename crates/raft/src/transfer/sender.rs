@@ -191,7 +191,7 @@ fn wish(from: NodeId, fetch: &Fetch) -> Wish {
     (from, fetch.checkpoint, fetch.file, fetch.offset)
 }
 
-/// See the [room's head](super).
+/// See the [module's head](super).
 #[derive(Debug)]
 pub struct Sender {
     config: SenderConfig,

@@ -49,7 +49,7 @@ pub enum Without {
     IdBeforeMetadata,
     /// A fork requires the root's lineage to be its parent's.
     ParentAtFork,
-    /// A root made anew starts its generation above all that were ever used.
+    /// A root rebuilt starts its generation above all that were ever used.
     JumpOfNewRoot,
     /// An incarnation claims a root only from nobody, or from one that it follows.
     FollowsAtClaim,
@@ -100,7 +100,7 @@ pub struct Scope {
     pub pruning: bool,
     /// Restarts of writers, which keep nothing but their checkpoint.
     pub restarts: u8,
-    /// The root may get lost once, and is made anew.
+    /// The root may get lost once, and is rebuilt.
     pub lost_root: bool,
     /// Every SST that retention left behind can be found through a metadata object.
     pub leftovers_are_named: bool,

@@ -384,7 +384,7 @@ const THE_RESTARTED_COMMITS: Reach = ("the restarted node commits twice", |_, s|
     s.committed & ids_of(1) != 0 && s.committed & ids_of(3) != 0
 });
 
-const A_NEW_ROOT_RETAINS: Reach = ("a root made anew retains a snapshot", |_, s| {
+const A_NEW_ROOT_RETAINS: Reach = ("a root rebuilt retains a snapshot", |_, s| {
     s.lost_root && s.root.retained != 0
 });
 

@@ -184,7 +184,7 @@ async fn the_documents_have_the_fields_that_are_promised(place: Place) {
     assert_eq!(
         names(&root),
         expected,
-        "and no intent, pin or dead line is left in it"
+        "and no intent, pin or stale lineage is left in it"
     );
     assert_eq!(root["version"], "V2");
     assert_eq!(root["log_id"], 12);

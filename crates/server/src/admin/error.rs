@@ -87,7 +87,7 @@ pub const PROBLEMS: &[(&str, bool, &str)] = &[
     (
         "abandoned_snapshots",
         true,
-        "Snapshots of dead lines wait to be pruned by hand.",
+        "Snapshots of stale lineages wait to be pruned by hand.",
     ),
     (
         "repository_failing",

@@ -1,6 +1,6 @@
 //! The admin API, below `/esker/v1`: where a node and its streams stand, and its partition snapshots.
 //!
-//! | room | what it holds |
+//! | module | what it holds |
 //! |---|---|
 //! | [`status`] | `GET /status` |
 //! | [`streams`] | everything below `/streams/{stream}` |

@@ -157,7 +157,7 @@ pub struct Partition {
     pub proven: Option<Proven>,
     /// Snapshots that are retained.
     pub retained: u64,
-    /// Snapshots of dead lines.
+    /// Snapshots of stale lineages.
     pub abandoned: u64,
     /// Log entries that the repository does not have.
     pub entries_at_risk: u64,

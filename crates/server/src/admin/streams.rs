@@ -22,7 +22,7 @@ pub struct StreamPosition {
     pub tail: u64,
     /// The last record's timestamp, milliseconds since the epoch; 0 if there never was one.
     pub tail_timestamp: u64,
-    /// When the stream was created. One that was deleted and made anew was created later.
+    /// When the stream was created. One that was deleted and created again was created later.
     #[serde(with = "time::serde::rfc3339")]
     pub created_at: OffsetDateTime,
     /// The history that the stream's partition is of.

@@ -1,6 +1,6 @@
 //! The state service, over gRPC: from messages to calls on the node's state store, and back.
 //!
-//! | room | what it holds |
+//! | module | what it holds |
 //! |---|---|
 //! | [`statehouse`] | `statehouse.v1.StatehouseService`, for clients of Statehouse |
 //! | [`service`] | `esker.state.v1.StateService`: compare-and-set, reads as of a commit, replay, watching |

@@ -1,6 +1,6 @@
 //! Fuzzing, in process: a real node behind the real routes, fed with what no client should send.
 //!
-//! | room | what it holds |
+//! | module | what it holds |
 //! |---|---|
 //! | [`run`] | seeds, lanes, the time it may take, and how a failure is told |
 //! | [`world`] | the node, the routes, and how a request gets there |

@@ -1,4 +1,4 @@
-//! Stores that are made anew, on a real database.
+//! Stores that are rebuilt, on a real database.
 
 use std::collections::BTreeSet;
 
@@ -215,7 +215,7 @@ fn a_commit_that_is_missing_is_noticed() {
 enum Do {
     Commit(Vec<(u8, bool)>),
     Snapshot,
-    /// The store is lost, and made anew of a snapshot, counted from the newest, or of the stream alone.
+    /// The store is lost, and rebuilt from a snapshot, counted from the newest, or of the stream alone.
     Rebuild(Option<usize>),
     /// A copy is made, something is committed after it, and only the copy is left.
     Loss(Vec<Vec<(u8, bool)>>),

@@ -28,7 +28,7 @@ const DIRECTORY: OFlags = OFlags::RDONLY
 pub(super) struct Tree {
     root: PathBuf,
     /// Device and inode of directories whose own entries were synced. Another process may remove one
-    /// and make it anew with the same inode, and then syncs it before it uses it.
+    /// and create it again with the same inode, and then syncs it before it uses it.
     durable: Mutex<HashSet<(u64, u64)>>,
 }
 
