@@ -1,4 +1,4 @@
-//! The alert rules in `packaging/prometheus` and the metrics in `docs/recovery.md` name what a server
+//! The alert rules in `packaging/prometheus` and the metrics in `docs/operating/recovery.md` name what a server
 //! really has, and places in the guide that exist.
 
 use std::collections::BTreeSet;
@@ -9,7 +9,7 @@ use std::path::Path;
 use crate::support::{Server, eventually};
 
 const RULES: &str = include_str!("../../packaging/prometheus/alerts.yml");
-const GUIDE: &str = include_str!("../../docs/recovery.md");
+const GUIDE: &str = include_str!("../../docs/operating/recovery.md");
 
 /// Words that begin like a metric of ours.
 fn metrics(text: &str) -> BTreeSet<String> {
@@ -105,10 +105,10 @@ fn every_alert_says_what_is_wrong_and_where_it_is_explained() {
         .collect();
     for description in values("description") {
         let (_, link) = description
-            .rsplit_once("docs/recovery.md#")
+            .rsplit_once("docs/operating/recovery.md#")
             .unwrap_or_else(|| panic!("no link: {description}"));
         let link = link.trim_end_matches('"');
-        assert!(anchors.contains(link), "docs/recovery.md has no #{link}");
+        assert!(anchors.contains(link), "docs/operating/recovery.md has no #{link}");
     }
 }
 

@@ -173,7 +173,7 @@ fn every_code_that_a_command_gives_is_documented() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut text = String::new();
     sources(&root.join("src"), &mut text);
-    let documented = fs::read_to_string(root.join("docs/errors.md")).unwrap();
+    let documented = fs::read_to_string(root.join("docs/reference/errors.md")).unwrap();
     let mut codes = BTreeSet::new();
     for constructor in [
         "Failure::wrong(",

@@ -1,6 +1,6 @@
 //! `esker status`, and `esker snapshot` against a real server.
 //!
-//! What they print is in `docs/admin-api.md`, which [`crate::transcripts`] runs.
+//! What they print is in `docs/reference/admin-api.md`, which [`crate::transcripts`] runs.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,6 +1,6 @@
 //! `esker snapshot` on repositories in directories: what is decided, what is left, how it exits.
 //!
-//! What it prints is in `docs/snapshots.md`, which [`crate::transcripts`] runs.
+//! What it prints is in `docs/guides/snapshots.md`, which [`crate::transcripts`] runs.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, symlink};

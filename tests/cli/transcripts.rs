@@ -34,9 +34,9 @@ fn what_the_readme_shows_is_what_happens() {
 
 #[test]
 fn what_the_guide_to_snapshots_shows_is_what_happens() {
-    let guide = include_str!("../../docs/snapshots.md");
+    let guide = include_str!("../../docs/guides/snapshots.md");
     follow(
-        "docs/snapshots.md",
+        "docs/guides/snapshots.md",
         steps(guide),
         &[("ESKER_REPOSITORY", "backups")],
     );
@@ -44,7 +44,7 @@ fn what_the_guide_to_snapshots_shows_is_what_happens() {
 
 #[test]
 fn what_the_guide_to_the_admin_api_shows_is_what_happens() {
-    let guide = include_str!("../../docs/admin-api.md");
+    let guide = include_str!("../../docs/reference/admin-api.md");
     let dir = tempfile::tempdir().unwrap();
     let destination = format!("snapshots.destination={}/backups", dir.path().display());
     let server = Server::start_with(
@@ -53,7 +53,7 @@ fn what_the_guide_to_the_admin_api_shows_is_what_happens() {
         &["--partitions", "2", "--set", &destination],
     );
     follow(
-        "docs/admin-api.md",
+        "docs/reference/admin-api.md",
         steps(guide),
         &[("ESKER_SERVER", &server.url)],
     );
@@ -61,10 +61,10 @@ fn what_the_guide_to_the_admin_api_shows_is_what_happens() {
 
 #[test]
 fn what_the_guide_to_following_shows_is_what_happens() {
-    let guide = include_str!("../../docs/follow.md");
+    let guide = include_str!("../../docs/guides/follow.md");
     let server = Server::start();
     follow(
-        "docs/follow.md",
+        "docs/guides/follow.md",
         steps(guide),
         &[("ESKER_SERVER", &server.url)],
     );
@@ -72,10 +72,10 @@ fn what_the_guide_to_following_shows_is_what_happens() {
 
 #[test]
 fn what_the_guide_to_the_state_store_shows_is_what_happens() {
-    let guide = include_str!("../../docs/state.md");
+    let guide = include_str!("../../docs/guides/state.md");
     let server = Server::start();
     follow(
-        "docs/state.md",
+        "docs/guides/state.md",
         steps(guide),
         &[("ESKER_SERVER", &server.url)],
     );

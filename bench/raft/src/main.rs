@@ -63,7 +63,7 @@ struct Args {
     /// Where to work; a disk, with room for 20 GiB.
     #[arg(long, value_name = "DIR")]
     scratch: Option<PathBuf>,
-    /// Where the page goes. Default: docs/benchmarks-raft.md, if all parts run.
+    /// Where the page goes. Default: docs/benchmarks/raft.md, if all parts run.
     #[arg(long, value_name = "PATH")]
     out: Option<PathBuf>,
 }
@@ -167,7 +167,7 @@ fn measure(args: Args) -> anyhow::Result<ExitCode> {
     let whole = args
         .only
         .is_empty()
-        .then(|| "docs/benchmarks-raft.md".into());
+        .then(|| "docs/benchmarks/raft.md".into());
     if let Some(out) = args.out.or(whole).filter(|_| !args.quick) {
         let page = table::page(
             "replication and snapshots",

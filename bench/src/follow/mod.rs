@@ -55,7 +55,7 @@ pub struct Args {
     #[arg(long, value_name = "DIR")]
     scratch: Option<PathBuf>,
     /// Where the page goes.
-    #[arg(long, value_name = "PATH", default_value = "docs/benchmarks-follow.md")]
+    #[arg(long, value_name = "PATH", default_value = "docs/benchmarks/follow.md")]
     out: PathBuf,
 }
 

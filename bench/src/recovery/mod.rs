@@ -77,7 +77,7 @@ pub struct Args {
     #[arg(
         long,
         value_name = "PATH",
-        default_value = "docs/benchmarks-recovery.md"
+        default_value = "docs/benchmarks/recovery.md"
     )]
     out: PathBuf,
 }

@@ -44,7 +44,7 @@ pub struct Args {
     #[arg(
         long,
         value_name = "PATH",
-        default_value = "docs/benchmarks-snapshots.md"
+        default_value = "docs/benchmarks/snapshots.md"
     )]
     out: PathBuf,
 }

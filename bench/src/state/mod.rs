@@ -50,7 +50,7 @@ pub struct Args {
     #[arg(long, value_name = "DIR")]
     scratch: Option<PathBuf>,
     /// Where the page goes.
-    #[arg(long, value_name = "PATH", default_value = "docs/benchmarks-state.md")]
+    #[arg(long, value_name = "PATH", default_value = "docs/benchmarks/state.md")]
     out: PathBuf,
 }
 

@@ -55,7 +55,7 @@
 
 /// The examples of the guide.
 #[cfg(doctest)]
-#[doc = include_str!("../../../docs/follow.md")]
+#[doc = include_str!("../../../docs/guides/follow.md")]
 pub struct Guide;
 
 mod backoff;

@@ -419,7 +419,7 @@ fn partition_options(
     cf.set_write_buffer_size(options.write_buffer);
     cf.set_max_write_buffer_number(background::MAX_MEMTABLES);
     // Tiered: only files of like size are merged, many at a time, so that what was appended is
-    // rewritten seldom: docs/layout.md has what that saves in uploads, and what it costs readers, who
+    // rewritten seldom: docs/design/layout.md has what that saves in uploads, and what it costs readers, who
     // look into some dozen files.
     cf.set_compaction_style(DBCompactionStyle::Universal);
     let mut universal = UniversalCompactOptions::default();

@@ -1,4 +1,4 @@
-//! `docs/errors.md`: every stable code, when it is given, and what to do. A test keeps it current.
+//! `docs/reference/errors.md`: every stable code, when it is given, and what to do. A test keeps it current.
 
 use std::fmt::Write as _;
 
@@ -316,7 +316,7 @@ pub fn what_to_do(code: &str) -> Option<&'static str> {
     of_the_api.or_else(|| Some(others.find(|(known, _)| *known == code)?.1))
 }
 
-/// `docs/errors.md`.
+/// `docs/reference/errors.md`.
 pub fn markdown() -> String {
     let mut out = String::from(
         "# Errors\n\n\
@@ -421,7 +421,7 @@ mod tests {
 
     #[test]
     fn error_docs_are_current() {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/errors.md");
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/reference/errors.md");
         let wanted = markdown();
         if std::env::var_os("ESKER_BLESS").is_some() {
             std::fs::write(path, &wanted).unwrap();
@@ -429,7 +429,7 @@ mod tests {
         let found = std::fs::read_to_string(path).unwrap_or_default();
         assert_eq!(
             found, wanted,
-            "docs/errors.md is not what the code says; run this test with ESKER_BLESS=1"
+            "docs/reference/errors.md is not what the code says; run this test with ESKER_BLESS=1"
         );
     }
 

@@ -8,7 +8,7 @@
 //! | [`admin`] | the admin API: status, partition snapshots |
 //! | [`state`] | the state service, over gRPC |
 //! | [`telemetry`] | logs and metrics |
-//! | [`errors`] | `docs/errors.md`, from the codes that the code has |
+//! | [`errors`] | `docs/reference/errors.md`, from the codes that the code has |
 //!
 //! Everything that a request asks for is done by `esker-node`; nothing here decides.
 

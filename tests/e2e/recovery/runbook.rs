@@ -17,7 +17,7 @@ use super::place::{Kind, Place, Scene, copy_dir};
 use crate::support::s3::Mood;
 use crate::support::{SOON, Server, Setup, eventually, sdk};
 
-/// The sections of the runbook in `docs/recovery.md`, in their order.
+/// The sections of the runbook in `docs/operating/recovery.md`, in their order.
 const ROWS: &[&str] = &[
     "Killed, or a power cut",
     "The database is lost or damaged",
@@ -48,7 +48,7 @@ const ROWS: &[&str] = &[
 
 #[test]
 fn each_section_of_the_runbook_has_a_row_here() {
-    let docs = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/recovery.md");
+    let docs = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/operating/recovery.md");
     let docs = fs::read_to_string(docs).unwrap();
     let runbook = docs.split("\n# ").find(|part| part.starts_with("Runbook"));
     let lines = runbook.unwrap().lines();

@@ -1,4 +1,4 @@
-//! `docs/configuration.md`, made from the same schema that the checks use.
+//! `docs/operating/configuration.md`, made from the same schema that the checks use.
 
 use serde_json::Value;
 
@@ -12,7 +12,7 @@ use super::statehouse;
 /// Columns of the comments in the example file.
 const COMMENT_WIDTH: usize = 90;
 
-/// The text of `docs/configuration.md`: how the configuration is put together, a table per section,
+/// The text of `docs/operating/configuration.md`: how the configuration is put together, a table per section,
 /// what triggers a snapshot, the rules between values, the codes of errors, and a complete example
 /// file.
 pub fn markdown() -> String {

@@ -20,7 +20,7 @@
 //! and the flags (`overrides`), applies them in that order onto the defaults, and then checks the
 //! whole (`check`): bounds of each value, and rules between values. It collects every problem
 //! before it answers, so that a file with three mistakes is corrected once. [`show`] prints the
-//! result as TOML that loads to the same configuration; [`markdown`] is `docs/configuration.md`.
+//! result as TOML that loads to the same configuration; [`markdown`] is `docs/operating/configuration.md`.
 //!
 //! Precedence: flag, then environment, then file, then default. No file is read unless it is named.
 //!

@@ -1,7 +1,7 @@
 //! The configuration itself: plain values with their defaults.
 //!
 //! The comment on a field is its description in the documentation, and its `schemars` attributes
-//! are its bounds: the same schema feeds the checks, the messages and `docs/configuration.md`. A
+//! are its bounds: the same schema feeds the checks, the messages and `docs/operating/configuration.md`. A
 //! key is therefore complete once it is a field here with a comment, bounds and a default.
 //!
 //! Attributes that the schema does not know by itself: `format` names the kind of a string

@@ -14,7 +14,7 @@ use super::{ConfigFile, from_set};
 
 #[test]
 fn configuration_docs_are_current() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/configuration.md");
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/operating/configuration.md");
     let current = markdown();
     if std::env::var_os("ESKER_BLESS").is_some() {
         std::fs::create_dir_all(path.parent().expect("docs")).expect("docs is created");
@@ -23,7 +23,7 @@ fn configuration_docs_are_current() {
     let written = std::fs::read_to_string(&path).unwrap_or_default();
     assert!(
         written == current,
-        "docs/configuration.md is not what the program says; run this test with ESKER_BLESS=1"
+        "docs/operating/configuration.md is not what the program says; run this test with ESKER_BLESS=1"
     );
 }
 
