@@ -73,7 +73,11 @@ pub struct Args {
     #[arg(long)]
     no_write: bool,
     /// Where the table is written to.
-    #[arg(long, value_name = "PATH", default_value = "docs/benchmarks/streams.md")]
+    #[arg(
+        long,
+        value_name = "PATH",
+        default_value = "docs/benchmarks/streams.md"
+    )]
     output: PathBuf,
     /// Where the servers' directories are made. Default: the cache directory.
     #[arg(long, value_name = "DIR")]

@@ -108,7 +108,10 @@ fn every_alert_says_what_is_wrong_and_where_it_is_explained() {
             .rsplit_once("docs/operating/recovery.md#")
             .unwrap_or_else(|| panic!("no link: {description}"));
         let link = link.trim_end_matches('"');
-        assert!(anchors.contains(link), "docs/operating/recovery.md has no #{link}");
+        assert!(
+            anchors.contains(link),
+            "docs/operating/recovery.md has no #{link}"
+        );
     }
 }
 

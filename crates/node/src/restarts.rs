@@ -318,7 +318,7 @@ pub(crate) fn watch_for_needs(inner: &Arc<Inner>) {
                 () = tokio::time::sleep(LOOK_INTERVAL) => {}
                 () = stopping.cancelled() => return,
             }
-            if look(&inner, &mut copies).await.is_none() {
+            if inspect(&inner, &mut copies).await.is_none() {
                 return;
             }
         }

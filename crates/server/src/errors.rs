@@ -421,7 +421,10 @@ mod tests {
 
     #[test]
     fn error_docs_are_current() {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/reference/errors.md");
+        let path = concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/../../docs/reference/errors.md"
+        );
         let wanted = markdown();
         if std::env::var_os("ESKER_BLESS").is_some() {
             std::fs::write(path, &wanted).unwrap();

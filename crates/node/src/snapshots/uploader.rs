@@ -26,7 +26,7 @@ use super::schedule::{Facts, Reason, due};
 use crate::clock::past_age;
 use crate::error::Error;
 use crate::node::Inner;
-use crate::recovery::{Copy, Source, Witness};
+use crate::recovery::{Candidate, Source, Witness};
 
 /// How often it is looked whether something is due.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -542,10 +542,10 @@ async fn check_history(
     let (Some(lineage), Ok(tail)) = (metadata.lineage, log_tail(&metadata)) else {
         return Ok(());
     };
-    let copy = Copy {
+    let copy = Candidate {
         term: metadata.term,
         tail,
-        ..Copy::at(
+        ..Candidate::at(
             Source::Repository(newest.clone()),
             LineageId(lineage.0),
             metadata.min_applied_lsn.0,

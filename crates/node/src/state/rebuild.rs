@@ -18,7 +18,7 @@ use super::archive::StateArchive;
 use super::document::Header;
 use super::files::{FileError, Files, name_of};
 use crate::error::StartError;
-use crate::recovery::{Copy, Source, Witness};
+use crate::recovery::{Candidate, Source, Witness};
 
 /// What the store was loaded from. Its commits since then are replayed with its partition.
 #[derive(Debug)]
@@ -151,12 +151,12 @@ pub(crate) fn recover(
 }
 
 /// What a snapshot says that it covers; `None` if it does not say.
-pub(crate) fn copy_of(header: &Header) -> Option<Copy> {
+pub(crate) fn copy_of(header: &Header) -> Option<Candidate> {
     let lineage = u128::from_str_radix(&header.lineage, 16).ok()?;
     let source = Source::State(header.commit_ts);
-    Some(Copy {
+    Some(Candidate {
         tail: header.log_tail.clone(),
-        ..Copy::at(source, LineageId(lineage), header.lsn)
+        ..Candidate::at(source, LineageId(lineage), header.lsn)
     })
 }
 
