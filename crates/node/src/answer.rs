@@ -11,8 +11,8 @@ use esker_raft::{Group, ProposeError};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
+use crate::core::Inner;
 use crate::error::Error;
-use crate::node::Inner;
 
 /// How long a proposal waits while the disk refuses writes: within the 5 s that the official clients wait.
 const REFUSED_TIMEOUT: Duration = Duration::from_secs(2);

@@ -8,19 +8,17 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use esker_partition::batch::Unsequenced;
 use esker_partition::command::{Append, AppendRefusal, Kind, Outcome};
 use esker_raft::ProposeError;
 use s2_common::record::{CommandRecord, MeteredSize as _, Record, StreamPosition};
 use s2_common::stream::{AppendInput, AppendRecordBatch};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
-use tokio_util::sync::CancellationToken;
+use tokio::sync::{Semaphore, oneshot};
 
-use crate::basins::{changeable, unexpected};
+use crate::admission::{ADMISSION_TIMEOUT, admit, in_time, unless_stopping};
 use crate::clock::now_ms;
-use crate::error::Error;
+use crate::error::{Error, changeable, unexpected};
 use crate::streams::StreamHandle;
 
 /// Where an append's records are.
@@ -36,8 +34,6 @@ pub struct Ack {
 
 /// What an append takes from the budget beyond its metered bytes, so that many small ones count.
 const OVERHEAD: usize = 256;
-/// How long a single append or commit waits for those in flight: as long as its body waits for memory.
-pub(crate) const ADMISSION_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// An append that was proposed.
 pub struct PendingAppend {
@@ -218,50 +214,6 @@ impl AppendSession {
     }
 }
 
-/// What was admitted. What would not be proposed any more at a stop is not waited for until then.
-async fn unless_stopping<T>(
-    stopping: &CancellationToken,
-    admitted: impl Future<Output = Result<T, Error>>,
-) -> Result<T, Error> {
-    tokio::select! {
-        biased;
-        () = stopping.cancelled() => Err(Error::Stopping),
-        admitted = admitted => admitted,
-    }
-}
-
-/// Takes part of a budget, however long others keep it.
-async fn admit(budget: &Arc<Semaphore>, permits: usize) -> Result<OwnedSemaphorePermit, Error> {
-    let permits = u32::try_from(permits).unwrap_or(u32::MAX);
-    let admitted = budget.clone().acquire_many_owned(permits).await;
-    admitted.map_err(|_| Error::Stopping)
-}
-
-/// Takes part of a budget of appends within [`ADMISSION_TIMEOUT`].
-///
-/// # Errors
-///
-/// [`Error::TryLater`] if others keep it for longer; nothing happened then.
-pub(crate) async fn admit_in_time(
-    budget: &Arc<Semaphore>,
-    permits: usize,
-) -> Result<OwnedSemaphorePermit, Error> {
-    in_time(ADMISSION_TIMEOUT, admit(budget, permits)).await
-}
-
-async fn in_time<T>(
-    timeout: Duration,
-    admitted: impl Future<Output = Result<T, Error>>,
-) -> Result<T, Error> {
-    let admitted = tokio::time::timeout(timeout, admitted).await;
-    admitted.unwrap_or_else(|_| {
-        Err(Error::TryLater(format!(
-            "for {timeout:?}, appends in flight have taken all of `limits.append-inflight`, or all places of the \
-             partition, because the disk is slower than they come: nothing happened, try again"
-        )))
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
@@ -269,9 +221,12 @@ mod tests {
     use s2_common::record::EnvelopeRecord;
     use s2_common::stream::{AppendRecord, AppendRecordParts};
 
+    use std::time::Duration;
+
     use super::*;
     use crate::basins::Create;
-    use crate::node::{Node, NodeOptions};
+    use crate::node::Node;
+    use crate::options::NodeOptions;
     use crate::recovery::MAX_PENDING;
     use crate::streams::CreateOn;
 

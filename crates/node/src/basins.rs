@@ -12,7 +12,7 @@ use s2_common::config::{BasinConfig, BasinReconfiguration};
 use xxhash_rust::xxh3::xxh3_128;
 
 use crate::clock::now_ms;
-use crate::error::Error;
+use crate::error::{Error, changeable, unexpected};
 use crate::node::Node;
 
 /// How often a change of settings is tried again when somebody else was faster.
@@ -250,16 +250,4 @@ fn state_basin() -> Arc<Basin> {
         })
     });
     BASIN.clone()
-}
-
-/// An error if only the server changes the basin.
-pub(crate) fn changeable(basin: &Basin) -> Result<(), Error> {
-    match basin.id {
-        STATE_BASIN_ID => Err(Error::ReadOnly(basin.name.clone())),
-        _ => Ok(()),
-    }
-}
-
-pub(crate) fn unexpected(outcome: &Outcome) -> Error {
-    Error::Unknown(format!("an answer to another command: {outcome:?}"))
 }

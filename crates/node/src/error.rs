@@ -4,7 +4,8 @@ use std::borrow::Cow;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use esker_partition::{ReadError, StoreError};
+use esker_partition::command::Outcome;
+use esker_partition::{Basin, ReadError, STATE_BASIN_ID, StoreError};
 use esker_raft::ProposeError;
 use s2_common::record::{FencingToken, SeqNum, StreamPosition};
 
@@ -119,6 +120,18 @@ impl From<StoreError> for Error {
     fn from(error: StoreError) -> Self {
         Error::Storage(error.to_string())
     }
+}
+
+/// An error if only the server changes the basin.
+pub(crate) fn changeable(basin: &Basin) -> Result<(), Error> {
+    match basin.id {
+        STATE_BASIN_ID => Err(Error::ReadOnly(basin.name.clone())),
+        _ => Ok(()),
+    }
+}
+
+pub(crate) fn unexpected(outcome: &Outcome) -> Error {
+    Error::Unknown(format!("an answer to another command: {outcome:?}"))
 }
 
 /// Why a node did not start.

@@ -5,24 +5,33 @@
 //! | [`data_dir`] | identity, format version, and the lock that keeps a second process out |
 //! | [`recovery`] | from a data directory to running partitions: every way back |
 //! | [`snapshots`] | partition snapshots: when, where to, what they are good for |
+//! | [`options`] | what a node is started with |
+//! | `core` | what a running node has, for all modules that work on it |
+//! | `admission`, `propose`, [`answer`] | memory for what is in flight; proposing a command; waiting for its answer |
+//! | `space`, `reserve` | when an append waits for space on the disk, and when it is refused |
+//! | [`state`] | the state store: transactions, reads, replay, JSON snapshots |
+//! | [`maintenance`], `retention` | flushing, log compaction, age retention, deletion of basins |
+//! | `restarts` | restarts that the node asks its host for |
 //! | [`node`] | a running node; starting and stopping |
-//! | [`basins`], [`streams`] | what callers can ask for |
+//! | [`basins`], [`streams`] | operations on basins and streams |
 //! | `unknown_basins` | streams whose basin the catalog does not know |
 //! | [`position`] | where a stream stands, and which forks it has seen |
-//! | [`append`] | admission and submission of appends |
-//! | [`read`] | read sessions: catch up from the database, then follow |
-//! | `read_budget` | memory of all read sessions together |
-//! | [`state`] | the state store: transactions, reads, replay, JSON snapshots |
-//! | `space` | when an append waits for space on the disk, and when it is refused |
-//! | [`upkeep`] | flushing, log compaction, retention, deletion of basins |
+//! | [`append`] | submission of appends |
+//! | [`read`], `read_budget` | read sessions: catch up from the database, then follow; their memory |
+//!
+//! Modules form no cycle: what is below `node` works on `core::Inner`, and what is above it adds methods to
+//! [`Node`].
 //!
 //! What is not deterministic (the time, hashes of request tokens, ids of sessions) is stamped here,
 //! into commands, before they are proposed.
 
+mod admission;
 pub mod answer;
 mod append;
 pub mod basins;
+mod blocking;
 mod clock;
+mod core;
 mod counters;
 pub mod data_dir;
 mod error;
@@ -30,15 +39,19 @@ mod local_snapshot_request;
 mod log_files;
 pub mod maintenance;
 pub mod node;
+mod options;
 pub mod position;
+mod propose;
 pub mod read;
 mod read_budget;
 pub mod recovery;
 mod reserve;
 mod restarts;
 mod retention;
+mod signal;
 pub mod snapshots;
 mod space;
+mod space_account;
 pub mod state;
 pub mod streams;
 mod unknown_basins;
@@ -46,7 +59,8 @@ mod unknown_basins;
 pub use append::{Ack, AppendSession, PendingAppend};
 pub use basins::{BasinInfo, Change, Create};
 pub use error::{Error, START_CODES, StartError};
-pub use node::{Node, NodeOptions, check_destination};
+pub use node::{Node, check_destination};
+pub use options::NodeOptions;
 pub use position::Position;
 pub use read::{ReadOutput, ReadSession};
 pub use read_budget::{ReadBudget, ReadPermit};

@@ -14,11 +14,11 @@ use esker_partition::store::PartitionDb;
 use esker_raft::{Group, Lsn};
 use parking_lot::Mutex;
 
+use crate::core::Inner;
 use crate::local_snapshot_request::{LocalSnapshotRequest, SpaceWatch};
 use crate::log_files::{AtOpen, LogFiles, Wanted, many_bytes};
-use crate::node::{Inner, Node};
+use crate::signal::Signal;
 use crate::snapshots::{OnLogFull, publish};
-use crate::space::Signal;
 
 /// How often the log is looked after.
 const LOG_INTERVAL: Duration = Duration::from_millis(250);
@@ -101,12 +101,6 @@ impl Maintenance {
             // A panic has been reported by the panic hook.
             let _ = thread.join();
         }
-    }
-}
-
-impl Node {
-    pub(crate) fn wake_upkeep(&self) {
-        self.upkeep.wake();
     }
 }
 

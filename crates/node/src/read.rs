@@ -24,6 +24,7 @@ use s2_common::stream::{ReadBatch, ReadEnd, ReadStart};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+use crate::blocking::{blocking, join};
 use crate::error::{Error, read_error};
 use crate::read_budget::{ReadBudget, ReadPermit};
 use crate::streams::StreamHandle;
@@ -297,18 +298,6 @@ impl ReadSession {
         let stream = Arc::clone(&self.handle.stream);
         // The permit stays with what is read, also if the session has ended meanwhile.
         tokio::task::spawn_blocking(move || (reader.scan(&stream, from, limit, until), permit))
-    }
-}
-
-/// Runs what may wait for a disk.
-async fn blocking<T: Send + 'static>(f: impl FnOnce() -> T + Send + 'static) -> T {
-    join(tokio::task::spawn_blocking(f)).await
-}
-
-async fn join<T>(task: JoinHandle<T>) -> T {
-    match task.await {
-        Ok(done) => done,
-        Err(panic) => std::panic::resume_unwind(panic.into_panic()),
     }
 }
 

@@ -15,8 +15,8 @@ use tokio::sync::oneshot;
 use tokio::sync::oneshot::error::TryRecvError;
 
 use crate::clock::{now_ms, now_ms_for_ages};
-use crate::node::Inner;
-use crate::space::Signal;
+use crate::core::Inner;
+use crate::signal::Signal;
 
 /// Longest that a round waits for answers.
 const ANSWERS_TIMEOUT: Duration = Duration::from_secs(2);

@@ -16,18 +16,16 @@
 //! disk. What was admitted before adds `limits.append-inflight` at most.
 
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use esker_partition::command::Outcome;
 use esker_partition::store::PartitionDb;
 use esker_raft::Group;
-use parking_lot::{Condvar, Mutex};
 use tokio::time::Instant;
 
+use crate::core::Inner;
 use crate::error::Error;
-use crate::node::Inner;
 use crate::reserve::Reserve;
 use crate::snapshots::OnLogFull;
 
@@ -49,74 +47,6 @@ const RESERVE_MEMTABLES: u64 = 2;
 /// What is appended is written this often before space comes back: to the log, to a file of the
 /// database, and to another one when files are merged.
 const WRITTEN_TIMES: u64 = 3;
-
-/// What is known about space.
-#[derive(Debug)]
-pub(crate) struct Space {
-    /// How many bytes the log writer may have written since the start before appends wait.
-    log_limit: AtomicU64,
-    /// The same before free space is looked at again.
-    free_limit: AtomicU64,
-    /// What the log had on disk when that was last known.
-    log_bytes: AtomicU64,
-    /// Whether less is free than is to be.
-    is_short: AtomicBool,
-    /// Whether an append gave up waiting since the log was within its limit.
-    is_stuck: AtomicBool,
-    /// What is set aside for a full disk.
-    pub reserve: Reserve,
-    /// How often the reserve was released.
-    releases: AtomicU64,
-    /// Wakes the thread that trims the log.
-    pub log_keeper: Arc<Signal>,
-}
-
-impl Space {
-    /// With a log of so many bytes, in a data directory.
-    pub fn new(data_dir: &Path, log_bytes: u64) -> Space {
-        Space {
-            log_limit: AtomicU64::new(u64::MAX),
-            free_limit: AtomicU64::new(0),
-            log_bytes: AtomicU64::new(log_bytes),
-            is_short: AtomicBool::new(false),
-            is_stuck: AtomicBool::new(false),
-            reserve: Reserve::open(data_dir),
-            releases: AtomicU64::new(0),
-            log_keeper: Arc::default(),
-        }
-    }
-}
-
-/// Wakes a thread that looks after something from time to time, and ends it.
-#[derive(Debug, Default)]
-pub(crate) struct Signal {
-    stopping: AtomicBool,
-    woken: Mutex<bool>,
-    changed: Condvar,
-}
-
-impl Signal {
-    /// Waits for `interval`, a wake-up or the end; whether to go on.
-    pub fn wait(&self, interval: Duration) -> bool {
-        let mut woken = self.woken.lock();
-        if !*woken && !self.stopping.load(Ordering::Relaxed) {
-            self.changed.wait_for(&mut woken, interval);
-        }
-        *woken = false;
-        !self.stopping.load(Ordering::Relaxed)
-    }
-
-    pub fn wake(&self) {
-        *self.woken.lock() = true;
-        self.changed.notify_all();
-    }
-
-    /// The thread ends soon.
-    pub fn stop(&self) {
-        self.stopping.store(true, Ordering::Relaxed);
-        self.wake();
-    }
-}
 
 /// Free and all bytes of the file system of a directory; `None` if it does not say.
 fn file_system(dir: &Path) -> Option<(u64, u64)> {

@@ -10,10 +10,11 @@ use esker_partition::{Basin, Stream};
 use s2_common::config::{OptionalStreamConfig, StreamConfig, StreamReconfiguration};
 use s2_common::record::StreamPosition;
 
-use crate::basins::{CHANGE_ATTEMPTS, Change, Create, changeable, unexpected};
+use crate::basins::{CHANGE_ATTEMPTS, Change, Create};
 use crate::clock::now_ms;
-use crate::error::Error;
-use crate::node::{Node, StreamGroup};
+use crate::core::StreamGroup;
+use crate::error::{Error, changeable, unexpected};
+use crate::node::Node;
 
 /// A stream in a list.
 #[derive(Clone, Debug, PartialEq, Eq)]

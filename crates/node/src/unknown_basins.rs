@@ -12,23 +12,12 @@ use s2_common::config::BasinConfig;
 
 use crate::basins::{BasinInfo, provisioned};
 use crate::clock::now_ms;
+use crate::core::{Inner, UnknownBasin};
 use crate::error::Error;
-use crate::node::{Inner, Node};
+use crate::node::Node;
 
 /// Streams of a basin that are counted, in a partition.
 const MAX_COUNTED: usize = 1000;
-
-/// A basin that streams are in, and the catalog does not know.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct UnknownBasin {
-    pub id: u64,
-    /// The partitions that have streams of it.
-    pub partitions: Vec<u64>,
-    /// How many, as far as they are counted.
-    pub streams: usize,
-    /// The name of one.
-    pub example: String,
-}
 
 impl Inner {
     /// Looks which basins of streams the catalog does not know. To be called before anything is served.

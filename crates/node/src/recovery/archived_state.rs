@@ -9,11 +9,37 @@ use std::path::Path;
 use esker_repository::ownership;
 
 use super::copies::remove;
-use super::directory::newest_state;
 use crate::error::StartError;
 use crate::snapshots::Archive;
 use crate::state::archive::StateArchive;
-use crate::state::files::{FileError, Files, commit_of, name_of};
+use crate::state::error::FileError;
+use crate::state::files::{Files, commit_of, name_of};
+
+/// The newest valid JSON snapshot of a state store in a directory, with its keys.
+pub(super) fn newest_state(dir: &Path) -> Result<Option<(String, u64)>, StartError> {
+    let files = Files::at(dir.join("snapshots"));
+    let unreadable = |source| StartError::Io {
+        operation: "reading",
+        path: files.dir().to_owned(),
+        source,
+    };
+    for found in files.list().map_err(unreadable)? {
+        match files.check(found.commit_ts) {
+            Ok((written, _)) => return Ok(Some((name_of(found.commit_ts), written.keys))),
+            Err(FileError::Unreadable(source)) => {
+                return Err(StartError::Io {
+                    operation: "reading",
+                    path: found.path,
+                    source,
+                });
+            }
+            Err(FileError::Damaged(why)) => {
+                tracing::warn!(file = %found.path.display(), why, "not a JSON snapshot of a state store");
+            }
+        }
+    }
+    Ok(None)
+}
 
 /// Fetches the newest valid JSON snapshot of the repository that is newer than those in a directory, so that
 /// it is named with them, and can be imported. One that is damaged is named in the log.

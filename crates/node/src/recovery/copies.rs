@@ -19,6 +19,7 @@ use super::contradiction::Witness;
 use super::empty_partitions::{Left, begin_empty, no_copy};
 use super::inspect::{DatabaseFacts, Facts, PartitionFacts};
 use super::plan::{Plan, PlannedFork};
+use crate::blocking::blocking;
 use crate::clock::past_age;
 use crate::data_dir::DataDir;
 use crate::error::StartError;
@@ -339,7 +340,7 @@ impl<'a> Search<'a> {
             return Ok(false);
         };
         let (witness, compared) = (witness.clone(), copy.clone());
-        let why = super::blocking(move || witness.contradicts(&compared)).await?;
+        let why = blocking(move || witness.contradicts(&compared)).await?;
         let Some(why) = why else {
             return Ok(false);
         };
@@ -367,7 +368,7 @@ impl<'a> Search<'a> {
         });
         for dir in there {
             let at = dir.clone();
-            let opened = super::blocking(move || {
+            let opened = blocking(move || {
                 let checkpoint = Checkpoint::open(&dir)?;
                 checkpoint.verify()?;
                 Ok::<_, StoreError>(checkpoint)
@@ -418,7 +419,7 @@ impl<'a> Search<'a> {
             return Ok(());
         }
         let (checkpoint, scratch) = (checkpoint.clone(), self.place("check"));
-        super::blocking(move || checkpoint.verify_blocks(&scratch)).await
+        blocking(move || checkpoint.verify_blocks(&scratch)).await
     }
 
     async fn local(
@@ -549,7 +550,7 @@ impl<'a> Search<'a> {
             // Fetched by a start that did not get further.
             let whole = restored(&to, &metadata);
             if let Ok(checkpoint) = whole
-                && super::blocking({
+                && blocking({
                     let checkpoint = checkpoint.clone();
                     move || checkpoint.verify().is_ok()
                 })

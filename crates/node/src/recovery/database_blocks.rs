@@ -8,6 +8,7 @@
 use esker_partition::{PartitionId, StoreError};
 
 use super::copies::{Search, remove};
+use crate::blocking::blocking;
 use crate::error::StartError;
 
 impl Search<'_> {
@@ -20,7 +21,7 @@ impl Search<'_> {
         let partition = self.facts.partition;
         let (files, scratch) = (self.place("database"), self.place("check"));
         remove(&files)?;
-        let verified = super::blocking({
+        let verified = blocking({
             let files = files.clone();
             move || {
                 let linked = store.part(PartitionId(partition)).link_files(&files)?;

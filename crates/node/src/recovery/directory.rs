@@ -8,14 +8,13 @@ use esker_repository::{ownership, partitions};
 use tokio::runtime::Handle;
 
 use super::acceptance::{self, Accepted};
-use super::archived_state::bring_archived_state;
+use super::archived_state::{bring_archived_state, newest_state};
 use super::copies::remove;
 use super::plan::Plan;
 use crate::data_dir::{DataDir, Identity, LockedDir, checkpoints_in};
 use crate::error::StartError;
-use crate::node::NodeOptions;
+use crate::options::NodeOptions;
 use crate::snapshots::{Archive, Bootstrap, cluster_id};
-use crate::state::files::{FileError, Files, name_of};
 
 /// A directory that somebody uses from now on. Cheap to clone.
 #[derive(Clone)]
@@ -155,32 +154,6 @@ fn served_from(dir: &Path) -> Result<(), StartError> {
         }),
         Err(e) => Err(StartError::unreadable(path.display().to_string(), &e)),
     }
-}
-
-/// The newest valid JSON snapshot of a state store in a directory, with its keys.
-pub(super) fn newest_state(dir: &Path) -> Result<Option<(String, u64)>, StartError> {
-    let files = Files::at(dir.join("snapshots"));
-    let unreadable = |source| StartError::Io {
-        operation: "reading",
-        path: files.dir().to_owned(),
-        source,
-    };
-    for found in files.list().map_err(unreadable)? {
-        match files.check(found.commit_ts) {
-            Ok((written, _)) => return Ok(Some((name_of(found.commit_ts), written.keys))),
-            Err(FileError::Unreadable(source)) => {
-                return Err(StartError::Io {
-                    operation: "reading",
-                    path: found.path,
-                    source,
-                });
-            }
-            Err(FileError::Damaged(why)) => {
-                tracing::warn!(file = %found.path.display(), why, "not a JSON snapshot of a state store");
-            }
-        }
-    }
-    Ok(None)
 }
 
 /// A new cluster begins by itself only where no JSON snapshot says that there was a state store.

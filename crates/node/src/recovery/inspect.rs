@@ -12,7 +12,7 @@ use super::candidates::LogFacts;
 use super::{MAX_PENDING, TICK, log_state};
 use crate::data_dir::{DataDir, MADE_OF_STATE};
 use crate::error::StartError;
-use crate::node::NodeOptions;
+use crate::options::NodeOptions;
 
 /// What a data directory has.
 pub(super) struct Facts {

@@ -15,11 +15,13 @@ use super::candidates::{best, connects};
 use super::contradiction::Witness;
 use super::copies::{RecoverySource, Search, remove};
 use super::plan::PlannedFork;
+use crate::blocking::blocking;
 use crate::error::StartError;
 use crate::state::archive::StateArchive;
 use crate::state::document::Header;
-use crate::state::files::{FileError, Files, name_of};
-use crate::state::rebuild::copy_of;
+use crate::state::error::FileError;
+use crate::state::files::{Files, name_of};
+use crate::state::lineage::copy_of;
 
 /// The JSON snapshots of a directory that are whole, newest first; and what cannot be read now.
 fn look_at(files: &Files) -> (Vec<Header>, Vec<String>) {
@@ -51,7 +53,7 @@ impl Search<'_> {
             return Ok(None);
         }
         let dir = self.data_dir.snapshots();
-        let opened = super::blocking(move || {
+        let opened = blocking(move || {
             let files = Files::open(dir)?;
             let local = files.list()?.iter().map(|one| one.commit_ts).collect();
             Ok::<_, io::Error>((files, local))
@@ -101,7 +103,7 @@ impl Search<'_> {
 
     async fn check(&mut self, files: &Files, commit_ts: u64) -> Option<Header> {
         let files = files.clone();
-        match super::blocking(move || files.check(commit_ts)).await {
+        match blocking(move || files.check(commit_ts)).await {
             Ok((written, _)) => Some(written.header),
             Err(why) => {
                 self.not_usable(name_of(commit_ts), &why);
@@ -140,7 +142,7 @@ impl Search<'_> {
             remove(&dir).map_err(|e| FileError::Unreadable(io::Error::other(e)))?;
             archive.fetch(commit_ts, &dir).await?;
             let fetched = Files::open(dir.clone())?;
-            super::blocking(move || {
+            blocking(move || {
                 let header = fetched.check(commit_ts)?.0.header;
                 Ok::<_, FileError>((fetched, header))
             })
@@ -150,7 +152,7 @@ impl Search<'_> {
             Ok((_, header)) if self.contradicts_state(&header).await? => return Ok(None),
             Ok((fetched, header)) => {
                 let files = files.clone();
-                super::blocking(move || {
+                blocking(move || {
                     if in_the_way {
                         files.set_aside(commit_ts)?;
                     }
@@ -192,7 +194,7 @@ impl Search<'_> {
             return Ok(None);
         }
         let dir = self.data_dir.snapshots();
-        let looked = super::blocking(move || look_at(&Files::at(dir))).await;
+        let looked = blocking(move || look_at(&Files::at(dir))).await;
         let (local, mut unreadable) = looked;
         let mut local = local.into_iter();
         let local = local.find(|header| self.takes(header, ancestry));

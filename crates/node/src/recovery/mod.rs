@@ -44,13 +44,15 @@ use esker_raft::{GroupId, Lsn, SnapshotSink, Term};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
+use crate::blocking::blocking;
+use crate::core::{Inner, StreamGroup};
 use crate::data_dir::DataDir;
 use crate::error::StartError;
-use crate::node::{Inner, NodeOptions, StreamGroup};
+use crate::options::NodeOptions;
 use crate::read_budget::ReadBudget;
 use crate::restarts::Restarts;
 use crate::snapshots::{Archive, LocalSnapshots, Rates, Snapshots, scan_tells};
-use crate::space::Space;
+use crate::space_account::Space;
 use crate::state;
 use attempts::Attempts;
 pub(crate) use candidates::Candidate;
@@ -494,13 +496,6 @@ fn log_state(
         .log()
         .state(GroupId(partition))
         .map_err(esker_raft::runtime::NodeError::from)?)
-}
-
-pub(crate) async fn blocking<T: Send + 'static>(f: impl FnOnce() -> T + Send + 'static) -> T {
-    match tokio::task::spawn_blocking(f).await {
-        Ok(done) => done,
-        Err(panic) => std::panic::resume_unwind(panic.into_panic()),
-    }
 }
 
 /// Ticks of the engines; an election takes ten to twenty of them.

@@ -5,8 +5,8 @@ use super::attempts::Attempts;
 use super::candidates::Source;
 use super::copies::Search;
 use super::inspect::{PartitionFacts, log_facts};
+use crate::core::Inner;
 use crate::error::StartError;
-use crate::node::Inner;
 
 /// Finds the copy that the next start goes on from, fetches it if need be, and compares all of its blocks;
 /// answers where it is from. Writes below `restore/` alone, where the next start finds what was fetched.

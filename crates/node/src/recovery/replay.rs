@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use esker_partition::command::Outcome;
 use esker_raft::Group;
 
+use crate::core::Inner;
 use crate::error::StartError;
-use crate::node::Inner;
 
 /// How often it is looked whether replay goes on.
 const LOOK_INTERVAL: Duration = Duration::from_millis(50);

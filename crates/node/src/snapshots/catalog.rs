@@ -8,7 +8,7 @@
 
 use std::sync::atomic::Ordering;
 
-use crate::node::Inner;
+use crate::core::Inner;
 
 impl Inner {
     /// Whether the catalog has entries that the repository does not have.

@@ -6,11 +6,10 @@ use std::sync::Arc;
 use esker_repository::inventory::{Inventory, State};
 use esker_repository::prune::{PruneOptions, PrunePlan, Pruned};
 use esker_repository::why::{Diff, Why};
-use esker_repository::{
-    Error as RepositoryError, Progress, Repository, Root, SnapshotDir, SnapshotMetadata,
-    Verification,
-};
+use esker_repository::{Progress, Repository, SnapshotMetadata, Verification};
 
+use super::proof::find;
+use super::state::Proof;
 use crate::error::Error;
 use crate::node::Node;
 
@@ -23,19 +22,6 @@ pub struct DescribedSnapshot {
     pub states: Vec<State>,
     /// Its description.
     pub metadata: Arc<SnapshotMetadata>,
-}
-
-/// The snapshot of a name, an id or an LSN; the newest retained one, if none is named.
-pub(super) fn find(
-    repository: &Repository,
-    root: &Root,
-    name: Option<&str>,
-) -> Result<SnapshotDir, Error> {
-    match (name, root.retained_snapshots.first()) {
-        (Some(name), _) => Ok(repository.find(root, name)?),
-        (None, Some(newest)) => Ok(newest.dir()),
-        (None, None) => Err(RepositoryError::Unusable(Vec::new()).into()),
-    }
 }
 
 /// Each fails with [`Error::PartitionNotFound`], or with [`Error::Repository`].
@@ -90,6 +76,26 @@ impl Node {
             known.lock().force_full = true;
         }
         Ok(report)
+    }
+
+    /// Restores a snapshot of a partition (by its name, its id or its LSN; the newest retained one, if
+    /// none is named) into a scratch directory, replays what came after it, and compares. What was
+    /// found is remembered for the status.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::PartitionNotFound`]; [`Error::Storage`] if the snapshot is damaged or differs: then it
+    /// must not be relied on; [`Error::EarlierLineage`]; [`Error::Repository`] if there is none, or it cannot be read;
+    /// [`Error::TryLater`] if there is no place for it.
+    pub async fn prove_snapshot(
+        &self,
+        partition: u64,
+        snapshot: Option<&str>,
+    ) -> Result<Proof, Error> {
+        if partition > u64::from(self.inner.options.partitions) {
+            return Err(self.no_partition(partition));
+        }
+        self.inner.prove_and_note(partition, snapshot).await
     }
 
     /// What keeps an object of a partition's repository, or condemns it. The key is that below the

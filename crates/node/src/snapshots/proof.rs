@@ -5,7 +5,7 @@
 //! in use is touched; it costs the space of the snapshot, and reading the live partition once.
 
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use esker_partition::digest::PartitionDigest;
 use esker_partition::streams::StreamOptions;
@@ -13,42 +13,19 @@ use esker_partition::{
     Catalog, Checkpoint, LineageId, PartitionId, Store, StoreOptions, StreamPartition,
 };
 use esker_raft::{GroupId, Lsn, StateMachine};
-use esker_repository::{Progress, Which};
+use esker_repository::{Error as RepositoryError, Progress, Repository, Root, SnapshotDir, Which};
 use time::OffsetDateTime;
 
 use super::archive::restored;
+use super::state::Proof;
+use crate::blocking::blocking;
+use crate::core::Inner;
 use crate::error::Error;
-use crate::node::{Inner, Node};
 
 /// Bytes of log that are read at a time.
 const CHUNK: u64 = 4 << 20;
 /// Bytes of memory that the scratch database has for blocks, and for each of two memtables.
 const MEMORY: usize = 16 << 20;
-
-/// A snapshot that was restored, brought up to date, and found equal to the live partition.
-#[derive(Clone, Debug)]
-pub struct Proof {
-    /// The partition.
-    pub partition: u64,
-    /// The snapshot's directory: LSN and id.
-    pub snapshot: String,
-    /// What it covers.
-    pub lsn: u64,
-    /// Where it was compared.
-    pub compared_at: u64,
-    /// The digest of both, in hexadecimal digits.
-    pub digest: String,
-    /// Bytes restored.
-    pub bytes: u64,
-    /// Entries replayed.
-    pub replayed: u64,
-    /// Fetching, checking and importing.
-    pub restore: Duration,
-    /// Replaying.
-    pub replay: Duration,
-    /// When.
-    pub at: OffsetDateTime,
-}
 
 /// A directory that goes with this.
 struct Scratch {
@@ -62,28 +39,6 @@ impl Drop for Scratch {
         {
             tracing::warn!(dir = %self.dir.display(), %error, "a scratch directory was not removed");
         }
-    }
-}
-
-impl Node {
-    /// Restores a snapshot of a partition (by its name, its id or its LSN; the newest retained one, if
-    /// none is named) into a scratch directory, replays what came after it, and compares. What was
-    /// found is remembered for the status.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::PartitionNotFound`]; [`Error::Storage`] if the snapshot is damaged or differs: then it
-    /// must not be relied on; [`Error::EarlierLineage`]; [`Error::Repository`] if there is none, or it cannot be read;
-    /// [`Error::TryLater`] if there is no place for it.
-    pub async fn prove_snapshot(
-        &self,
-        partition: u64,
-        snapshot: Option<&str>,
-    ) -> Result<Proof, Error> {
-        if partition > u64::from(self.inner.options.partitions) {
-            return Err(self.no_partition(partition));
-        }
-        self.inner.prove_and_note(partition, snapshot).await
     }
 }
 
@@ -136,7 +91,7 @@ impl Inner {
             e => e.into(),
         };
         let root = repository.root().await.map_err(later)?;
-        let dir = super::online::find(&repository, &root, snapshot)?;
+        let dir = find(&repository, &root, snapshot)?;
         let live = self.part(partition).clone();
         let ours = live.lineage()?.id();
         let metadata = repository.describe(&dir).await.map_err(later)?;
@@ -159,7 +114,7 @@ impl Inner {
         let group = self.group(partition).clone();
         let reader = self.raft.log().reader(GroupId(partition));
         let db = scratch.dir.join("db");
-        let compared = crate::recovery::blocking(move || {
+        let compared = blocking(move || {
             let store = import(&db, partition, &checkpoint)?;
             let restore = begun.elapsed();
             let expected = live.digest().map_err(|e| Error::TryLater(e.to_string()))?;
@@ -196,6 +151,19 @@ impl Inner {
             replay,
             at: OffsetDateTime::now_utc(),
         })
+    }
+}
+
+/// The snapshot of a name, an id or an LSN; the newest retained one, if none is named.
+pub(super) fn find(
+    repository: &Repository,
+    root: &Root,
+    name: Option<&str>,
+) -> Result<SnapshotDir, Error> {
+    match (name, root.retained_snapshots.first()) {
+        (Some(name), _) => Ok(repository.find(root, name)?),
+        (None, Some(newest)) => Ok(newest.dir()),
+        (None, None) => Err(RepositoryError::Unusable(Vec::new()).into()),
     }
 }
 

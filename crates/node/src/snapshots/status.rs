@@ -9,11 +9,10 @@ use esker_repository::env::steady_now;
 use time::OffsetDateTime;
 
 use super::failure::Failure;
-use super::proof::Proof;
 use super::rates::{Measured, Prediction};
-use super::uploader::RepositoryState;
+use super::state::{Proof, RepositoryState};
 use crate::clock::{age_of, past_age};
-use crate::node::{Inner, Node};
+use crate::core::Inner;
 use crate::recovery::RecoveryReport;
 
 /// A proof older than this, or of a snapshot that is no longer retained, has to be renewed.
@@ -115,13 +114,6 @@ pub struct Problem {
     pub what: String,
     /// What to do.
     pub remedy: &'static str,
-}
-
-impl Node {
-    /// Where the node stands. Asks nothing of the repository.
-    pub fn recovery_status(&self) -> NodeStatus {
-        self.inner.recovery_status()
-    }
 }
 
 impl Inner {

@@ -15,183 +15,25 @@ use esker_repository::destination::probe::probe;
 use esker_repository::env::System;
 use esker_repository::sweep::Sweep;
 use esker_repository::{CurrentRoot, Error as RepositoryError, Progress, Repository};
-use time::OffsetDateTime;
-use tokio::sync::oneshot;
 
 use super::OnLogFull;
 use super::archive::{log_tail, to_put};
 use super::failure::Failure;
-use super::proof::Proof;
 use super::schedule::{Facts, Reason, due};
+use super::state::{CreatedSnapshot, RepositoryState};
+use crate::blocking::blocking;
 use crate::clock::past_age;
+use crate::core::Inner;
 use crate::error::Error;
-use crate::node::Inner;
 use crate::recovery::{Candidate, Source, Witness};
 
 /// How often it is looked whether something is due.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// Waits between attempts at a repository that fails.
-const FIRST_RETRY: Duration = Duration::from_secs(2);
-const LAST_RETRY: Duration = Duration::from_secs(300);
 /// A partition that nothing is put of is swept this often.
 const SWEEP_EVERY: Duration = Duration::from_secs(24 * 3600);
 
 /// So many entries are read to see whether they change anything.
 const FEW_ENTRIES: u64 = 64;
-
-/// A snapshot that the repository retains.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Archived {
-    pub lsn: u64,
-    pub id: String,
-    pub created_at: OffsetDateTime,
-}
-
-/// What is known of a partition's repository.
-#[derive(Debug, Default)]
-pub(crate) struct RepositoryState {
-    /// Whether it was read since the start.
-    pub looked: bool,
-    /// Whether this start has claimed the root, and found it of this history.
-    is_claimed: bool,
-    /// Retained snapshots, newest first.
-    pub retained: Vec<Archived>,
-    /// Entries after the newest one that change nothing, and which one that is.
-    pub empty: (u64, u64),
-    /// Snapshots of stale lineages that wait to be pruned by hand.
-    pub abandoned: usize,
-    /// Bytes of the newest snapshot, if this process put or restored it.
-    pub newest_bytes: Option<u64>,
-    /// Why the last attempt failed, if it did.
-    pub failure: Option<Failure>,
-    /// Why the last sweep failed, if it did.
-    pub sweep_failure: Option<String>,
-    /// The newest snapshot that was restored and compared, and found equal.
-    pub proven: Option<Proof>,
-    /// Why the last such test failed, if it did.
-    pub proof_failure: Option<String>,
-    /// Whether something that was put is not what it should be. The next snapshot shares no file with
-    /// what is there: an incremental one would take over the damage.
-    pub force_full: bool,
-    /// How far an upload is that is under way.
-    pub uploading: Option<Progress>,
-    failures: u32,
-    try_at: Option<Instant>,
-    swept_at: Option<Instant>,
-    asked: Vec<Asker>,
-}
-
-type Asker = oneshot::Sender<Result<CreatedSnapshot, String>>;
-
-/// A snapshot that was put.
-#[derive(Clone, Debug)]
-pub struct CreatedSnapshot {
-    /// The partition.
-    pub partition: u64,
-    /// Its directory in the repository: LSN and id.
-    pub snapshot: String,
-    /// The last LSN that it covers.
-    pub lsn: u64,
-    /// The LSN of the oldest retained snapshot: the log is kept from there on.
-    pub archived_lsn: u64,
-    /// Files of it.
-    pub files: u64,
-    /// Bytes of it.
-    pub bytes: u64,
-    /// Bytes that had to be uploaded.
-    pub bytes_uploaded: u64,
-    /// How long it took.
-    pub took: Duration,
-}
-
-impl RepositoryState {
-    pub fn newest(&self) -> Option<&Archived> {
-        self.retained.first()
-    }
-
-    pub fn oldest(&self) -> Option<&Archived> {
-        self.retained.last()
-    }
-
-    /// Whether the repository is known to have snapshots of this node, and nobody else claims it.
-    pub fn is_ours(&self) -> bool {
-        let refused = self.failure.as_ref().is_some_and(Failure::is_refusal);
-        !refused && self.newest().is_some()
-    }
-
-    /// That somebody else writes, if that is why nothing is put.
-    fn other_writer(&self) -> Option<Failure> {
-        let failure = self.failure.as_ref();
-        failure.filter(|failure| failure.is_other_writer()).cloned()
-    }
-
-    /// The answer comes when the next put that begins from here on has ended.
-    pub fn ask(&mut self) -> oneshot::Receiver<Result<CreatedSnapshot, String>> {
-        let (answer, answered) = oneshot::channel();
-        self.asked.push(answer);
-        answered
-    }
-
-    /// Whether it is not yet time for another attempt. Whoever asks does not wait for it.
-    fn waits(&self) -> bool {
-        self.asked.is_empty() && self.try_at.is_some_and(|at| at > Instant::now())
-    }
-
-    fn note_root(&mut self, root: &CurrentRoot) {
-        self.looked = true;
-        self.abandoned = root.abandoned.len();
-        self.retained = root
-            .retained_snapshots
-            .iter()
-            .map(|retained| Archived {
-                lsn: retained.min_applied_lsn.0,
-                id: retained.snapshot_id.to_string(),
-                created_at: retained.created_at,
-            })
-            .collect();
-    }
-
-    /// Counts the entries after the newest snapshot that change nothing: each start appends one.
-    fn note_empty(&mut self, inner: &Inner, partition: u64) {
-        let Some(newest) = self.newest().map(|n| n.lsn) else {
-            return;
-        };
-        let group = inner.group(partition);
-        let last = group.status().last.0;
-        let (low, high) = (Lsn(newest + 1), Lsn(last + 1));
-        let few = last.saturating_sub(newest) <= FEW_ENTRIES;
-        // What cannot be read counts as if it changed something.
-        let empty = match few && last > newest {
-            true => inner.raft.log().count_empty(group.id(), low, high),
-            false => Ok(0),
-        };
-        self.empty = (newest, empty.unwrap_or(0));
-    }
-
-    /// Entries after the newest snapshot that change nothing, as far as they are known.
-    pub fn empty_entries(&self) -> u64 {
-        let newest = self.newest().map_or(0, |n| n.lsn);
-        match self.empty.0 == newest {
-            true => self.empty.1,
-            false => 0,
-        }
-    }
-
-    fn failed(&mut self, why: Failure) {
-        self.failures += 1;
-        let wait = FIRST_RETRY
-            .saturating_mul(1 << self.failures.min(10))
-            .min(LAST_RETRY);
-        self.try_at = Some(Instant::now() + wait);
-        self.failure = Some(why);
-    }
-
-    fn succeeded(&mut self) {
-        self.failures = 0;
-        self.try_at = None;
-        self.failure = None;
-    }
-}
 
 /// What all partitions together have that the repository does not.
 #[derive(Clone, Copy, Debug)]
@@ -482,7 +324,9 @@ async fn inspect(
             }
             inner.snapshots.archive.note_root(partition, &root);
             known.note_root(&root);
-            known.note_empty(inner, partition);
+            if let Some(newest) = known.newest().map(|newest| newest.lsn) {
+                known.empty = (newest, inner.count_empty(partition, newest));
+            }
             if let Some(newest) = known.newest()
                 && past_age(newest.created_at).is_none()
             {
@@ -552,7 +396,7 @@ async fn check_history(
         )
     };
     let raft = inner.raft.clone();
-    let compared = crate::recovery::blocking(move || match Witness::of(&raft, partition)? {
+    let compared = blocking(move || match Witness::of(&raft, partition)? {
         Some(witness) => witness.is_of_another_history(&copy),
         None => Ok(None),
     });
@@ -783,6 +627,23 @@ impl Inner {
             }
             why
         })
+    }
+
+    /// Counts the entries after the newest snapshot that change nothing: each start appends one.
+    fn count_empty(&self, partition: u64, newest: u64) -> u64 {
+        let group = self.group(partition);
+        let last = group.status().last.0;
+        let (low, high) = (Lsn(newest + 1), Lsn(last + 1));
+        let few = last.saturating_sub(newest) <= FEW_ENTRIES;
+        // What cannot be read counts as if it changed something.
+        match few && last > newest {
+            true => self
+                .raft
+                .log()
+                .count_empty(group.id(), low, high)
+                .unwrap_or(0),
+            false => 0,
+        }
     }
 
     /// What decides whether a snapshot of the partition is due.

@@ -20,7 +20,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::document::{Header, read_head};
 use super::files::{commit_of, name_of};
-use super::rebuild::is_of;
+use super::lineage::is_of;
 
 /// Bytes that are read and sent at a time.
 const PIECE: usize = 5 * 1024 * 1024;

@@ -12,15 +12,17 @@ use parking_lot::Mutex;
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
+use super::Shared;
 use super::document::Header;
-use super::error::StateError;
-use super::files::{FileError, Written};
+use super::error::{FileError, StateError};
+use super::files::Written;
 use super::import::is_unchecked;
 use super::inventory::Found;
+use super::progress::BACKOFF;
 use super::types::{StateOptions, StateSnapshot};
-use super::{Shared, blocking};
+use crate::blocking::blocking;
 use crate::clock::{now_ms, now_ms_for_ages};
-use crate::node::Inner;
+use crate::core::Inner;
 
 /// How often expired transactions are swept, and snapshots looked at.
 const TICK: Duration = Duration::from_millis(250);
@@ -32,42 +34,6 @@ const PRUNE_STEPS: usize = 64;
 const AGES: usize = 20_000;
 /// How often it is looked whether the repository has what it should, without being told of something new.
 const ARCHIVE_EVERY: Duration = Duration::from_secs(60);
-/// Pause after a failed snapshot: the first time, and at most.
-const BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
-
-/// How it is with snapshots.
-#[derive(Debug, Default)]
-pub(crate) struct Progress {
-    /// Whether the files were looked at: before that, nothing is known of them.
-    pub looked: bool,
-    /// The newest on this disk that counts, and the oldest; 0 if one of them cannot be read now.
-    pub newest: Option<u64>,
-    pub oldest: Option<u64>,
-    /// Files that do not count, each with the reason.
-    pub ignored: Vec<String>,
-    /// Who waits for one that covers a commit.
-    waiting: Vec<(u64, oneshot::Sender<Result<StateSnapshot, StateError>>)>,
-    /// How many failed since the start, and why the last attempt did.
-    pub failed: u64,
-    pub last_failure: Option<String>,
-    retry: Option<(Instant, Duration)>,
-}
-
-impl Progress {
-    fn failed(&mut self, why: String) {
-        self.failed += 1;
-        let pause = match self.retry {
-            Some((_, pause)) => (pause * 2).min(BACKOFF.1),
-            None => BACKOFF.0,
-        };
-        self.retry = Some((Instant::now() + pause, pause));
-        self.last_failure = Some(why);
-    }
-
-    fn may_try(&self) -> bool {
-        self.retry.is_none_or(|(at, _)| at <= Instant::now())
-    }
-}
 
 /// The tasks.
 #[derive(Debug, Default)]
@@ -518,7 +484,7 @@ fn kept_from(inner: &Inner, options: &StateOptions, bound: u64) -> Result<u64, S
     }
     let mut from = u64::MAX;
     if let Some(commits) = options.keep_history_commits
-        && let Some(stream) = inner.state.stream(inner)?
+        && let Some(stream) = inner.state_stream()?
     {
         // Gaps that forks have left do not count.
         from = from.min(stream.view().state.before_tail(commits) + 1);
@@ -585,7 +551,7 @@ async fn prune(inner: &Arc<Inner>) -> Result<(), String> {
             at_ms: now_ms(),
         };
         match inner
-            .execute(shared.group(inner), Kind::StatePrune(command))
+            .execute(inner.state_group(), Kind::StatePrune(command))
             .await
         {
             Ok(Outcome::StatePruned) => {}

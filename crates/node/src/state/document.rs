@@ -27,7 +27,7 @@ use serde::de::{DeserializeSeed, Error as _, IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
-use super::files::FileError;
+use super::error::FileError;
 
 /// Version of the document.
 pub(crate) const VERSION: u32 = 1;

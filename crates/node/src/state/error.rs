@@ -1,5 +1,11 @@
 //! Why something was not done with the state store.
 
+use std::io;
+
+use esker_partition::command::Outcome;
+use esker_partition::state::read::StateReadError;
+use esker_partition::store::StoreError;
+
 use super::types::StateKey;
 
 /// Why an operation on the state store failed.
@@ -75,4 +81,45 @@ pub enum StateError {
     /// The database, or a file.
     #[error("storage: {0}")]
     Storage(String),
+}
+
+/// Why a snapshot cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum FileError {
+    /// Nothing is known of it: the way to it fails.
+    #[error("{0}")]
+    Unreadable(io::Error),
+    /// It is not what was written, or no snapshot at all.
+    #[error("{0}")]
+    Damaged(String),
+}
+
+impl From<io::Error> for FileError {
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::InvalidData => FileError::Damaged(error.to_string()),
+            _ => FileError::Unreadable(error),
+        }
+    }
+}
+
+pub(crate) fn unexpected(outcome: &Outcome) -> StateError {
+    StateError::Unknown(format!("an answer to another command: {outcome:?}"))
+}
+
+impl From<StoreError> for StateError {
+    fn from(error: StoreError) -> Self {
+        StateError::Storage(error.to_string())
+    }
+}
+
+impl From<StateReadError> for StateError {
+    fn from(error: StateReadError) -> Self {
+        match error {
+            StateReadError::HistoryBegins { commit_ts, version } => {
+                StateError::HistoryBegins { commit_ts, version }
+            }
+            StateReadError::Store(error) => error.into(),
+        }
+    }
 }

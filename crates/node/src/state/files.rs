@@ -20,6 +20,7 @@ use esker_partition::state::{StateEntry, StateKey};
 use xxhash_rust::xxh3::Xxh3;
 
 use super::document::{self, Header, ReadEntry};
+use super::error::FileError;
 
 /// Written in pieces of this many bytes.
 const PIECE: usize = 256 * 1024;
@@ -54,26 +55,6 @@ impl Written {
     /// What its checksum's file says.
     pub fn sum_line(&self) -> String {
         format!("{}  {}\n", self.sum, name_of(self.header.commit_ts))
-    }
-}
-
-/// Why a snapshot cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum FileError {
-    /// Nothing is known of it: the way to it fails.
-    #[error("{0}")]
-    Unreadable(io::Error),
-    /// It is not what was written, or no snapshot at all.
-    #[error("{0}")]
-    Damaged(String),
-}
-
-impl From<io::Error> for FileError {
-    fn from(error: io::Error) -> Self {
-        match error.kind() {
-            io::ErrorKind::InvalidData => FileError::Damaged(error.to_string()),
-            _ => FileError::Unreadable(error),
-        }
     }
 }
 

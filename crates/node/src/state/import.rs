@@ -25,12 +25,12 @@ use tokio::sync::mpsc;
 use xxhash_rust::xxh3::xxh3_128;
 
 use super::document::{self, ReadEntry};
-use super::error::StateError;
-use super::files::{self, FileError, Written};
-use super::types::ImportSummary;
-use super::{blocking, unexpected};
+use super::error::{FileError, StateError, unexpected};
+use super::files::{self, Written};
+use super::types::{ImportSummary, ValueCheck};
+use crate::blocking::blocking;
 use crate::clock::now_ms;
-use crate::node::Inner;
+use crate::core::Inner;
 
 /// Bytes of one command.
 const COMMAND: usize = 512 * 1024;
@@ -44,23 +44,6 @@ const LOOK_EVERY: usize = 2 * 1024 * 1024;
 const MAX_UNSORTED_KEYS: usize = 4_000_000;
 /// Time that an import waits for the snapshot of what it has brought.
 const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(60);
-
-/// Checks the text of a value, as if it was written.
-#[derive(Clone, Copy)]
-pub struct ValueCheck(pub fn(&[u8]) -> Result<(), String>);
-
-impl Default for ValueCheck {
-    /// Any JSON object will do.
-    fn default() -> Self {
-        ValueCheck(|_| Ok(()))
-    }
-}
-
-impl std::fmt::Debug for ValueCheck {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("ValueCheck")
-    }
-}
 
 /// A file that goes when it is no longer needed.
 struct Temporary(PathBuf);
@@ -354,14 +337,15 @@ async fn propose(inner: &Inner, id: u64, step: ImportStep) -> Result<u64, StateE
         step: Some(step),
         at_ms: now_ms(),
     });
-    let outcome = inner
-        .execute(inner.state.group(inner), command)
-        .await
-        .map_err(|error| match error {
-            crate::error::Error::Stopping => StateError::Stopping,
-            crate::error::Error::Unknown(why) => StateError::Unknown(why),
-            other => StateError::Unavailable(other.to_string()),
-        })?;
+    let outcome =
+        inner
+            .execute(inner.state_group(), command)
+            .await
+            .map_err(|error| match error {
+                crate::error::Error::Stopping => StateError::Stopping,
+                crate::error::Error::Unknown(why) => StateError::Unknown(why),
+                other => StateError::Unavailable(other.to_string()),
+            })?;
     match outcome {
         Outcome::StateImported(Ok(done)) => Ok(done.commit_ts),
         Outcome::StateImported(Err(StateImportRefusal::NotEmpty(commit_ts))) => {

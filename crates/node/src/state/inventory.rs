@@ -11,8 +11,9 @@ use std::os::unix::fs::MetadataExt as _;
 
 use esker_partition::Lineage;
 
-use super::files::{FileError, Files, name_of};
-use super::rebuild::is_of;
+use super::error::FileError;
+use super::files::{Files, name_of};
+use super::lineage::is_of;
 
 /// What tells whether a file has changed: size, inode, modification and change time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

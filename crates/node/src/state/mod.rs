@@ -18,13 +18,16 @@
 pub(crate) mod archive;
 pub(crate) mod background;
 pub(crate) mod document;
-mod error;
+pub(crate) mod error;
 pub(crate) mod files;
 mod import;
 mod inventory;
+pub(crate) mod lineage;
 pub(crate) mod newer;
+mod progress;
 pub(crate) mod rebuild;
 mod replay;
+mod shared;
 mod transactions;
 mod types;
 mod verify;
@@ -36,96 +39,26 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use esker_partition::command::Outcome;
 use esker_partition::state::command::StateRefusal;
-use esker_partition::state::read::{At, StateReadError};
-use esker_partition::state::{STATE_STREAM, StateReader};
-use esker_partition::store::StoreError;
-use esker_partition::{Lineage, PartitionId, STATE_BASIN_ID, Stream};
-use esker_raft::{Group, ProposeError};
+use esker_partition::state::read::At;
+use esker_raft::ProposeError;
 use futures::stream::BoxStream;
-use parking_lot::Mutex;
-use tokio::sync::Notify;
 
 pub use error::StateError;
-pub use import::ValueCheck;
+use error::unexpected;
 pub use types::{
     Committed, Expected, ImportSummary, MAX_NAME_BYTES, Operation, ReadAt, Replay, ReplayEvent,
     Scan, StateEntry, StateKey, StateOptions, StateRead, StateSnapshot, StateStatus,
-    StateVerification,
+    StateVerification, ValueCheck,
 };
 
-use crate::append::admit_in_time;
-use crate::data_dir::Identity;
+use crate::admission::admit_in_time;
+use crate::core::Inner;
 use crate::error::Error;
-use crate::node::Inner;
-use crate::snapshots::Archive;
-use archive::StateArchive;
-use background::Progress;
-use files::Files;
-use inventory::Inventory;
-use transactions::{Committing, Transactions, check_operation};
+pub(crate) use shared::Shared;
+use transactions::{Committing, check_operation};
 
 /// What a commit takes from the budget of bytes in flight beyond its own, so that many small ones count.
 const OVERHEAD: usize = 256;
-
-/// What a node keeps for its state store.
-pub(crate) struct Shared {
-    pub options: StateOptions,
-    pub partition: PartitionId,
-    pub reader: StateReader,
-    pub lineage: Lineage,
-    pub transactions: Mutex<Transactions>,
-    pub files: Files,
-    pub archive: Option<StateArchive>,
-    pub inventory: Mutex<Inventory>,
-    pub progress: Mutex<Progress>,
-    /// Archived snapshots that are not of this history, as they were last named in the log.
-    pub others_archived: Mutex<Vec<(u64, String)>>,
-    pub wake: Notify,
-    pub wake_archive: Notify,
-}
-
-impl Shared {
-    pub fn new(
-        options: StateOptions,
-        reader: StateReader,
-        files: Files,
-        archive: Option<StateArchive>,
-        identity: &Identity,
-    ) -> Result<Shared, StoreError> {
-        let transactions =
-            Transactions::new(options.clone(), &identity.cluster_id, identity.node_id);
-        Ok(Shared {
-            partition: reader.part().partition(),
-            lineage: reader.part().lineage()?,
-            reader,
-            transactions: Mutex::new(transactions),
-            files,
-            archive,
-            options,
-            inventory: Mutex::default(),
-            progress: Mutex::default(),
-            others_archived: Mutex::default(),
-            wake: Notify::new(),
-            wake_archive: Notify::new(),
-        })
-    }
-
-    /// Where its snapshots go beside the data directory, if somewhere.
-    pub fn archive_of(options: &StateOptions, archive: &Archive) -> Option<StateArchive> {
-        let wanted = options.archive_snapshots && !archive.is_default;
-        wanted.then(|| StateArchive::new(archive.destination()))
-    }
-
-    pub fn group<'a>(&self, inner: &'a Inner) -> &'a Group<Outcome> {
-        inner.group(self.partition.0)
-    }
-
-    /// The stream of commits, if there was one.
-    pub fn stream(&self, inner: &Inner) -> Result<Option<Arc<Stream>>, StoreError> {
-        let partition = &inner.partitions[(self.partition.0 - 1) as usize];
-        partition.reader.stream(STATE_BASIN_ID, STATE_STREAM)
-    }
-}
 
 /// The state store of a node. Cheap to clone.
 #[derive(Clone)]
@@ -246,7 +179,7 @@ impl StateStore {
         self.takes_changes()?;
         // Should the client go from here on, the transaction is not open again.
         committing.proposed();
-        let group = shared.group(&self.inner);
+        let group = self.inner.state_group();
         let answered = match group.propose_with(bytes, Some(Box::new(permit))) {
             Ok(answer) => match self.inner.answer_in_time(group, answer).await {
                 Ok(answered) => answered,
@@ -519,34 +452,5 @@ fn not_committed(error: ProposeError) -> StateError {
     match error.has_no_side_effects() {
         true => StateError::Unavailable(error.to_string()),
         false => StateError::Unknown(error.to_string()),
-    }
-}
-
-fn unexpected(outcome: &Outcome) -> StateError {
-    StateError::Unknown(format!("an answer to another command: {outcome:?}"))
-}
-
-impl From<StoreError> for StateError {
-    fn from(error: StoreError) -> Self {
-        StateError::Storage(error.to_string())
-    }
-}
-
-impl From<StateReadError> for StateError {
-    fn from(error: StateReadError) -> Self {
-        match error {
-            StateReadError::HistoryBegins { commit_ts, version } => {
-                StateError::HistoryBegins { commit_ts, version }
-            }
-            StateReadError::Store(error) => error.into(),
-        }
-    }
-}
-
-/// Runs what may wait for a disk.
-pub(crate) async fn blocking<T: Send + 'static>(f: impl FnOnce() -> T + Send + 'static) -> T {
-    match tokio::task::spawn_blocking(f).await {
-        Ok(done) => done,
-        Err(panic) => std::panic::resume_unwind(panic.into_panic()),
     }
 }

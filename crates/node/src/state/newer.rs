@@ -5,13 +5,14 @@
 
 use std::time::Duration;
 
+use esker_partition::Lineage;
 use esker_partition::store::{PartitionDb, StoreError};
-use esker_partition::{Lineage, LineageId};
 use tokio::runtime::Handle;
 
 use super::archive::StateArchive;
 use super::document::Header;
 use super::files::{Files, name_of};
+use super::lineage::was_left;
 
 /// Longest that a start waits for the repository to tell of them.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(10);
@@ -92,13 +93,4 @@ async fn archived(
         }
     }
     Ok(None)
-}
-
-/// Whether a snapshot is of a lineage that this one descends from.
-fn was_left(lineage: &Lineage, header: &Header) -> bool {
-    let Ok(id) = u128::from_str_radix(&header.lineage, 16) else {
-        return false;
-    };
-    let mut ancestry = lineage.ancestry().into_iter();
-    ancestry.any(|(ancestor, _)| ancestor == LineageId(id))
 }

@@ -11,14 +11,14 @@ use std::time::Instant;
 use esker_partition::state::StateReader;
 use esker_partition::state::rebuild::StreamLeft;
 use esker_partition::store::{PartitionDb, StoreError};
-use esker_partition::{Lineage, LineageId};
 use tokio::runtime::Handle;
 
 use super::archive::StateArchive;
-use super::document::Header;
-use super::files::{FileError, Files, name_of};
+use super::error::FileError;
+use super::files::{Files, name_of};
+use super::lineage::{copy_of, is_of};
 use crate::error::StartError;
-use crate::recovery::{Candidate, Source, Witness};
+use crate::recovery::{Source, Witness};
 
 /// What the store was loaded from. Its commits since then are replayed with its partition.
 #[derive(Debug)]
@@ -148,38 +148,6 @@ pub(crate) fn recover(
         return Ok(Loaded::new("stream", folded, begun));
     }
     Err(tried.into_error())
-}
-
-/// What a snapshot says that it covers; `None` if it does not say.
-pub(crate) fn copy_of(header: &Header) -> Option<Candidate> {
-    let lineage = u128::from_str_radix(&header.lineage, 16).ok()?;
-    let source = Source::State(header.commit_ts);
-    Some(Candidate {
-        tail: header.log_tail.clone(),
-        ..Candidate::at(source, LineageId(lineage), header.lsn)
-    })
-}
-
-/// Whether a snapshot is of this history; if not, why. What does not say it proves nothing.
-pub(crate) fn is_of(lineage: &Lineage, header: &Header) -> Result<(), String> {
-    if header.lineage.is_empty() {
-        return Err("it names no lineage: it may be of another store".to_owned());
-    }
-    let id = u128::from_str_radix(&header.lineage, 16)
-        .map_err(|_| format!("{:?} is no lineage", header.lineage))?;
-    if header.lsn == 0 && LineageId(id) != lineage.id() {
-        return Err(format!(
-            "it is of lineage {}, from which this one branched off, and does not say up to where",
-            header.lineage
-        ));
-    }
-    match lineage.contains(LineageId(id), header.lsn) {
-        true => Ok(()),
-        false => Err(format!(
-            "it is of lineage {}, above the fork from which this one goes on, or of another history",
-            header.lineage
-        )),
-    }
 }
 
 fn from_files(
@@ -374,43 +342,4 @@ fn from_stream(part: &PartitionDb, tried: &mut Tried) -> Result<Option<u64>, Sta
     let events = rebuild.fold(0, left.to)?;
     rebuild.finish(left.to)?;
     Ok(Some(events))
-}
-
-#[cfg(test)]
-mod tests {
-    use esker_partition::PartitionId;
-
-    use super::*;
-
-    #[test]
-    fn a_snapshot_is_of_this_history_only_if_it_says_so() {
-        let first = Lineage::first("ours", 1, PartitionId(1));
-        let present = first.fork(LineageId(2), 10).fork(LineageId(3), 20);
-        let of = |lineage: String, lsn| {
-            let header = Header {
-                created_at: 1,
-                commit_ts: 5,
-                lineage,
-                lsn,
-                forks: 0,
-                commit_forks: None,
-                log_tail: None,
-            };
-            is_of(&present, &header)
-        };
-        let theirs = Lineage::first("theirs", 1, PartitionId(1));
-        assert_eq!(of(present.id().to_string(), 0), Ok(()));
-        assert_eq!(of(LineageId(2).to_string(), 20), Ok(()));
-        assert_eq!(of(first.id().to_string(), 10), Ok(()));
-        for (lineage, lsn, why) in [
-            (first.id().to_string(), 11, "above the fork"),
-            (first.id().to_string(), 0, "does not say up to where"),
-            (theirs.id().to_string(), 5, "another history"),
-            (String::new(), 5, "names no lineage"),
-            ("x".to_owned(), 5, "is no lineage"),
-        ] {
-            let refused = of(lineage, lsn).unwrap_err();
-            assert!(refused.contains(why), "{refused}");
-        }
-    }
 }

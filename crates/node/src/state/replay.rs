@@ -9,10 +9,10 @@ use futures::StreamExt as _;
 use futures::stream::BoxStream;
 use tokio::sync::watch;
 
-use super::blocking;
 use super::error::StateError;
 use super::types::{Operation, Replay, ReplayEvent};
-use crate::node::Inner;
+use crate::blocking::blocking;
+use crate::core::Inner;
 
 /// Commits read at a time, and their bytes: what a replay holds.
 const COMMITS: usize = 256;

@@ -253,3 +253,20 @@ impl Default for StateOptions {
         }
     }
 }
+
+/// Checks the text of a value, as if it was written.
+#[derive(Clone, Copy)]
+pub struct ValueCheck(pub fn(&[u8]) -> Result<(), String>);
+
+impl Default for ValueCheck {
+    /// Any JSON object will do.
+    fn default() -> Self {
+        ValueCheck(|_| Ok(()))
+    }
+}
+
+impl std::fmt::Debug for ValueCheck {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("ValueCheck")
+    }
+}

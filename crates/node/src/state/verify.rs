@@ -11,14 +11,15 @@ use futures::StreamExt as _;
 use futures::stream::BoxStream;
 use tokio::sync::mpsc;
 
+use super::Shared;
 use super::document;
 use super::error::StateError;
 use super::files::name_of;
 use super::import::is_unchecked;
-use super::rebuild::is_of;
+use super::lineage::is_of;
 use super::types::{StateSnapshot, StateVerification};
-use super::{Shared, blocking};
-use crate::node::Inner;
+use crate::blocking::blocking;
+use crate::core::Inner;
 
 /// Bytes of a snapshot's text that are sent at a time.
 const PIECE: usize = 256 * 1024;

@@ -1,144 +1,32 @@
 //! A running node.
 
-use std::collections::BTreeSet;
-use std::path::PathBuf;
+mod restart;
+
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use esker_partition::command::{Kind, Outcome};
-use esker_partition::state::command::ImportStep;
-use esker_partition::store::PartitionDb;
-use esker_partition::streams::StreamOptions;
-use esker_partition::{
-    BasinId, CatalogReader, PartitionId, Reader, RecentBudget, Store, StoreOptions, partition_of,
-};
-use esker_raft::{Group, GroupStatus};
-use parking_lot::Mutex;
-use tokio::sync::Semaphore;
+use esker_partition::PartitionId;
+use esker_raft::GroupStatus;
 use tokio_util::sync::CancellationToken;
 
+use crate::core::Inner;
 use crate::counters;
-use crate::data_dir::{DataDir, Identity};
+use crate::data_dir::Identity;
 use crate::error::{Error, StartError};
 use crate::maintenance::Maintenance;
+use crate::options::NodeOptions;
 use crate::read_budget::ReadBudget;
 use crate::recovery;
-use crate::restarts::{self, Restarts};
-use crate::snapshots::{Bootstrap, CreatedSnapshot, SnapshotOptions, Snapshots, Uploader};
-use crate::space::Space;
+use crate::restarts;
+use crate::snapshots::{CreatedSnapshot, NodeStatus, Uploader};
+use crate::state::StateStore;
 use crate::state::background::Background;
-use crate::state::{self, StateOptions, StateStore, ValueCheck};
-use crate::unknown_basins::UnknownBasin;
 
 /// What is waited for after the grace period, for tasks that end as soon as they look.
 const LAST_WAIT: Duration = Duration::from_millis(500);
 /// What closing the database and the log may take after that: they end what they are at.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// What a node is told at its start.
-#[derive(Clone, Debug)]
-pub struct NodeOptions {
-    /// The data directory.
-    pub data_dir: PathBuf,
-    /// For people; kept when the directory is made.
-    pub cluster_name: String,
-    /// Stream partitions; fixed when the directory is made.
-    pub partitions: u32,
-    /// A log file is closed at this size, bytes.
-    pub log_segment_size: u64,
-    /// Log files that are no longer needed are deleted once the log is larger, bytes.
-    pub log_purge_threshold: u64,
-    /// Most bytes that one sync makes durable.
-    pub log_max_group_size: u64,
-    /// A partition's database is flushed once this many bytes wait in its memory.
-    pub flush_after: u64,
-    /// The database.
-    pub store: StoreOptions,
-    /// Bytes of appends in flight, over all callers.
-    pub append_inflight: usize,
-    /// Bytes of newest batches kept for each followed stream.
-    pub follower_buffer: usize,
-    /// The same over all followed streams.
-    pub follower_buffers_total: usize,
-    /// Bytes that read sessions hold together.
-    pub read_sessions: usize,
-    /// How often age retention, delete-on-empty and deleted basins are looked after.
-    pub retention_interval: Duration,
-    /// Streams examined per partition and round.
-    pub streams_per_round: usize,
-    /// A partition's files are rewritten once this many bytes are reclaimable, and at least half
-    /// of all.
-    pub compact_garbage: u64,
-    /// Snapshots and recovery.
-    pub snapshots: SnapshotOptions,
-    /// The state store.
-    pub state: StateOptions,
-    /// What values of the state store can be read by clients.
-    pub check_value: ValueCheck,
-    /// What an empty data directory means, if somebody said so.
-    pub bootstrap: Option<Bootstrap>,
-    /// Partitions that begin empty where a restore finds no copy of them; of no effect without
-    /// [`Bootstrap::Restore`].
-    pub empty_partitions: BTreeSet<u64>,
-    /// Whether this start goes on from a node that served from the data directory, and restarts itself
-    /// ([`Node::restart_wanted`]). A directory that nobody has served from is refused then, whatever
-    /// `bootstrap` says.
-    pub restarted: bool,
-}
-
-impl NodeOptions {
-    /// Bytes of appends that one partition may have in flight: half, where there are others.
-    pub(crate) fn append_share(&self) -> usize {
-        match self.partitions {
-            1 => self.append_inflight,
-            _ => self.append_inflight / 2,
-        }
-    }
-
-    /// The defaults, for a data directory.
-    pub fn new(data_dir: impl Into<PathBuf>) -> NodeOptions {
-        const MIB: u64 = 1024 * 1024;
-        NodeOptions {
-            data_dir: data_dir.into(),
-            cluster_name: "esker".to_owned(),
-            partitions: 8,
-            log_segment_size: 32 * MIB,
-            log_purge_threshold: 256 * MIB,
-            log_max_group_size: 4 * MIB,
-            flush_after: 28 * MIB,
-            store: StoreOptions::default(),
-            append_inflight: 128 * MIB as usize,
-            follower_buffer: 32 * MIB as usize,
-            follower_buffers_total: 64 * MIB as usize,
-            read_sessions: 256 * MIB as usize,
-            retention_interval: Duration::from_secs(1),
-            streams_per_round: 250,
-            compact_garbage: 64 * MIB,
-            snapshots: SnapshotOptions::default(),
-            state: StateOptions::default(),
-            check_value: ValueCheck::default(),
-            bootstrap: None,
-            empty_partitions: BTreeSet::new(),
-            restarted: false,
-        }
-    }
-
-    pub(crate) fn store_in(&self, data_dir: &DataDir) -> StoreOptions {
-        StoreOptions {
-            checkpoints: Some(data_dir.checkpoints()),
-            ..self.store.clone()
-        }
-    }
-
-    pub(crate) fn stream_options(&self) -> StreamOptions {
-        StreamOptions {
-            recent: RecentBudget::new(self.follower_buffer, self.follower_buffers_total),
-            compact_garbage: self.compact_garbage,
-            ..StreamOptions::default()
-        }
-    }
-}
 
 /// Whether snapshots can be kept where the options say, as far as that can be known without asking a
 /// store.
@@ -148,48 +36,6 @@ impl NodeOptions {
 /// [`StartError::Destination`], as a start would end with it.
 pub fn check_destination(options: &NodeOptions) -> Result<(), StartError> {
     crate::snapshots::Archive::open(&options.snapshots, &options.data_dir).map(drop)
-}
-
-/// A stream partition of a running node.
-#[derive(Clone)]
-pub(crate) struct StreamGroup {
-    pub group: Group<Outcome>,
-    pub reader: Reader,
-    /// A permit for each append that may still be pending.
-    pub places: Arc<Semaphore>,
-    /// Bytes of appends that it may still have of what is for all partitions: one that stalls leaves something
-    /// to the others.
-    pub share: Arc<Semaphore>,
-}
-
-pub(crate) struct Inner {
-    pub options: NodeOptions,
-    pub identity: Identity,
-    pub raft: esker_raft::Node,
-    pub store: Store,
-    pub catalog: Group<Outcome>,
-    pub catalog_reader: CatalogReader,
-    /// Partition n is at n − 1.
-    pub partitions: Vec<StreamGroup>,
-    /// Bytes that may still be taken in.
-    pub admission: Arc<Semaphore>,
-    /// Memory of read sessions.
-    pub reads: ReadBudget,
-    pub draining: AtomicBool,
-    /// Ends read sessions.
-    pub stopping: CancellationToken,
-    pub next_session: AtomicU64,
-    pub snapshots: Snapshots,
-    pub state: state::Shared,
-    pub started: Instant,
-    /// Appends are refused until a snapshot is archived: see [`OnLogFull`].
-    pub refuses_appends: AtomicBool,
-    pub space: Space,
-    /// Basins of streams that the catalog did not know when this start began to serve.
-    pub unknown_basins: Mutex<Vec<UnknownBasin>>,
-    pub restarts: Restarts,
-    /// Holds the lock on the data directory.
-    pub data_dir: DataDir,
 }
 
 /// A running node. Cheap to clone.
@@ -275,6 +121,15 @@ impl Node {
             partition,
             last: self.inner.options.partitions,
         }
+    }
+
+    /// Where the node stands. Asks nothing of the repository.
+    pub fn recovery_status(&self) -> NodeStatus {
+        self.inner.recovery_status()
+    }
+
+    pub(crate) fn wake_upkeep(&self) {
+        self.upkeep.wake();
     }
 
     /// Whether the node takes appends; if not, why.
@@ -473,91 +328,5 @@ impl Node {
         self.upkeep.join();
         inner.store.close();
         tracing::info!(took = ?started.elapsed(), "stopped");
-    }
-}
-
-/// Whether a command is refused on a nearly full disk: it takes space, and gives none back.
-fn takes_space(command: &Kind) -> bool {
-    match command {
-        Kind::ProvisionBasin(_) | Kind::ProvisionStream(_) => true,
-        Kind::StateImport(import) => matches!(
-            import.step,
-            Some(ImportStep::Begin(_) | ImportStep::Entries(_))
-        ),
-        _ => false,
-    }
-}
-
-impl Inner {
-    pub fn partition(&self, basin: BasinId, stream: &str) -> &StreamGroup {
-        let id = partition_of(basin, stream, self.options.partitions);
-        &self.partitions[(id.0 - 1) as usize]
-    }
-
-    /// The group of a partition, the catalog's for 0.
-    ///
-    /// # Panics
-    ///
-    /// If there is none.
-    pub fn group(&self, partition: u64) -> &Group<Outcome> {
-        match partition.checked_sub(1) {
-            None => &self.catalog,
-            Some(at) => &self.partitions[at as usize].group,
-        }
-    }
-
-    /// The database of a partition, the catalog's for 0.
-    ///
-    /// # Panics
-    ///
-    /// If there is none.
-    pub fn part(&self, partition: u64) -> &PartitionDb {
-        match partition.checked_sub(1) {
-            None => self.catalog_reader.part(),
-            Some(at) => self.partitions[at as usize].reader.part(),
-        }
-    }
-
-    /// Why a partition takes no writes at the moment.
-    pub fn stall_cause(&self, partition: u64) -> String {
-        let cause = self.group(partition).stall_cause();
-        cause.unwrap_or_else(|| "the disk takes no writes".to_owned())
-    }
-
-    /// Why a partition's database is not to be used by the next start, if so.
-    pub fn damage(&self, partition: u64) -> Option<String> {
-        self.store.damage(PartitionId(partition))
-    }
-
-    /// The first partition whose files are damaged.
-    pub fn damaged_partition(&self) -> Option<u64> {
-        let mut partitions = 0..=u64::from(self.options.partitions);
-        partitions.find(|partition| self.damage(*partition).is_some())
-    }
-
-    pub fn parts(&self) -> impl Iterator<Item = &PartitionDb> {
-        let streams = self.partitions.iter().map(|p| p.reader.part());
-        std::iter::once(self.catalog_reader.part()).chain(streams)
-    }
-
-    pub fn groups(&self) -> impl Iterator<Item = &Group<Outcome>> {
-        std::iter::once(&self.catalog).chain(self.partitions.iter().map(|p| &p.group))
-    }
-
-    /// Proposes a command that is not an append, and waits for its answer.
-    pub async fn execute(&self, group: &Group<Outcome>, command: Kind) -> Result<Outcome, Error> {
-        if self.draining.load(Ordering::Relaxed) {
-            return Err(Error::Stopping);
-        }
-        match takes_space(&command) {
-            true => {
-                if let Some(why) = self.shortage() {
-                    return Err(Error::TryLater(why));
-                }
-            }
-            false => self.make_way(group).await,
-        }
-        let answer = group.propose(command.into_bytes())?;
-        self.answered(group, answer).await
     }
 }

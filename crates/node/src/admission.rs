@@ -1,0 +1,59 @@
+//! Taking part of a budget of appends in flight.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::CancellationToken;
+
+use crate::error::Error;
+
+/// How long a single append or commit waits for those in flight: as long as its body waits for memory.
+pub(crate) const ADMISSION_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What was admitted. What would not be proposed any more at a stop is not waited for until then.
+pub(crate) async fn unless_stopping<T>(
+    stopping: &CancellationToken,
+    admitted: impl Future<Output = Result<T, Error>>,
+) -> Result<T, Error> {
+    tokio::select! {
+        biased;
+        () = stopping.cancelled() => Err(Error::Stopping),
+        admitted = admitted => admitted,
+    }
+}
+
+/// Takes part of a budget, however long others keep it.
+pub(crate) async fn admit(
+    budget: &Arc<Semaphore>,
+    permits: usize,
+) -> Result<OwnedSemaphorePermit, Error> {
+    let permits = u32::try_from(permits).unwrap_or(u32::MAX);
+    let admitted = budget.clone().acquire_many_owned(permits).await;
+    admitted.map_err(|_| Error::Stopping)
+}
+
+/// Takes part of a budget of appends within [`ADMISSION_TIMEOUT`].
+///
+/// # Errors
+///
+/// [`Error::TryLater`] if others keep it for longer; nothing happened then.
+pub(crate) async fn admit_in_time(
+    budget: &Arc<Semaphore>,
+    permits: usize,
+) -> Result<OwnedSemaphorePermit, Error> {
+    in_time(ADMISSION_TIMEOUT, admit(budget, permits)).await
+}
+
+pub(crate) async fn in_time<T>(
+    timeout: Duration,
+    admitted: impl Future<Output = Result<T, Error>>,
+) -> Result<T, Error> {
+    let admitted = tokio::time::timeout(timeout, admitted).await;
+    admitted.unwrap_or_else(|_| {
+        Err(Error::TryLater(format!(
+            "for {timeout:?}, appends in flight have taken all of `limits.append-inflight`, or all places of the \
+             partition, because the disk is slower than they come: nothing happened, try again"
+        )))
+    })
+}

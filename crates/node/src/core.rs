@@ -1,0 +1,147 @@
+//! What a running node has, for all modules that work on it.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::AtomicU64;
+use std::time::Instant;
+
+use esker_partition::command::Outcome;
+use esker_partition::state::STATE_STREAM;
+use esker_partition::store::{PartitionDb, StoreError};
+use esker_partition::{
+    BasinId, CatalogReader, PartitionId, Reader, STATE_BASIN_ID, Store, Stream, partition_of,
+};
+use esker_raft::Group;
+use parking_lot::Mutex;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+use crate::data_dir::{DataDir, Identity};
+use crate::options::NodeOptions;
+use crate::read_budget::ReadBudget;
+use crate::restarts::Restarts;
+use crate::snapshots::Snapshots;
+use crate::space_account::Space;
+use crate::state::Shared;
+
+/// A stream partition of a running node.
+#[derive(Clone)]
+pub(crate) struct StreamGroup {
+    pub group: Group<Outcome>,
+    pub reader: Reader,
+    /// A permit for each append that may still be pending.
+    pub places: Arc<Semaphore>,
+    /// Bytes of appends that it may still have of what is for all partitions: one that stalls leaves something
+    /// to the others.
+    pub share: Arc<Semaphore>,
+}
+
+pub(crate) struct Inner {
+    pub options: NodeOptions,
+    pub identity: Identity,
+    pub raft: esker_raft::Node,
+    pub store: Store,
+    pub catalog: Group<Outcome>,
+    pub catalog_reader: CatalogReader,
+    /// Partition n is at n − 1.
+    pub partitions: Vec<StreamGroup>,
+    /// Bytes that may still be taken in.
+    pub admission: Arc<Semaphore>,
+    /// Memory of read sessions.
+    pub reads: ReadBudget,
+    pub draining: AtomicBool,
+    /// Ends read sessions.
+    pub stopping: CancellationToken,
+    pub next_session: AtomicU64,
+    pub snapshots: Snapshots,
+    pub state: Shared,
+    pub started: Instant,
+    /// Appends are refused until a snapshot is archived: see [`OnLogFull`].
+    pub refuses_appends: AtomicBool,
+    pub space: Space,
+    /// Basins of streams that the catalog did not know when this start began to serve.
+    pub unknown_basins: Mutex<Vec<UnknownBasin>>,
+    pub restarts: Restarts,
+    /// Holds the lock on the data directory.
+    pub data_dir: DataDir,
+}
+
+/// A basin that streams are in, and the catalog does not know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct UnknownBasin {
+    pub id: u64,
+    /// The partitions that have streams of it.
+    pub partitions: Vec<u64>,
+    /// How many, as far as they are counted.
+    pub streams: usize,
+    /// The name of one.
+    pub example: String,
+}
+
+impl Inner {
+    pub fn partition(&self, basin: BasinId, stream: &str) -> &StreamGroup {
+        let id = partition_of(basin, stream, self.options.partitions);
+        &self.partitions[(id.0 - 1) as usize]
+    }
+
+    /// The group of a partition, the catalog's for 0.
+    ///
+    /// # Panics
+    ///
+    /// If there is none.
+    pub fn group(&self, partition: u64) -> &Group<Outcome> {
+        match partition.checked_sub(1) {
+            None => &self.catalog,
+            Some(at) => &self.partitions[at as usize].group,
+        }
+    }
+
+    /// The database of a partition, the catalog's for 0.
+    ///
+    /// # Panics
+    ///
+    /// If there is none.
+    pub fn part(&self, partition: u64) -> &PartitionDb {
+        match partition.checked_sub(1) {
+            None => self.catalog_reader.part(),
+            Some(at) => self.partitions[at as usize].reader.part(),
+        }
+    }
+
+    /// Why a partition takes no writes at the moment.
+    pub fn stall_cause(&self, partition: u64) -> String {
+        let cause = self.group(partition).stall_cause();
+        cause.unwrap_or_else(|| "the disk takes no writes".to_owned())
+    }
+
+    /// Why a partition's database is not to be used by the next start, if so.
+    pub fn damage(&self, partition: u64) -> Option<String> {
+        self.store.damage(PartitionId(partition))
+    }
+
+    /// The first partition whose files are damaged.
+    pub fn damaged_partition(&self) -> Option<u64> {
+        let mut partitions = 0..=u64::from(self.options.partitions);
+        partitions.find(|partition| self.damage(*partition).is_some())
+    }
+
+    /// The group of the state store's partition.
+    pub fn state_group(&self) -> &Group<Outcome> {
+        self.group(self.state.partition.0)
+    }
+
+    /// The stream of the state store's commits, if there was one.
+    pub fn state_stream(&self) -> Result<Option<Arc<Stream>>, StoreError> {
+        let partition = &self.partitions[(self.state.partition.0 - 1) as usize];
+        partition.reader.stream(STATE_BASIN_ID, STATE_STREAM)
+    }
+
+    pub fn parts(&self) -> impl Iterator<Item = &PartitionDb> {
+        let streams = self.partitions.iter().map(|p| p.reader.part());
+        std::iter::once(self.catalog_reader.part()).chain(streams)
+    }
+
+    pub fn groups(&self) -> impl Iterator<Item = &Group<Outcome>> {
+        std::iter::once(&self.catalog).chain(self.partitions.iter().map(|p| &p.group))
+    }
+}

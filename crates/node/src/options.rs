@@ -1,0 +1,116 @@
+//! What a node is started with.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use esker_partition::streams::StreamOptions;
+use esker_partition::{RecentBudget, StoreOptions};
+
+use crate::data_dir::DataDir;
+use crate::snapshots::{Bootstrap, SnapshotOptions};
+use crate::state::{StateOptions, ValueCheck};
+
+/// What a node is told at its start.
+#[derive(Clone, Debug)]
+pub struct NodeOptions {
+    /// The data directory.
+    pub data_dir: PathBuf,
+    /// For people; kept when the directory is made.
+    pub cluster_name: String,
+    /// Stream partitions; fixed when the directory is made.
+    pub partitions: u32,
+    /// A log file is closed at this size, bytes.
+    pub log_segment_size: u64,
+    /// Log files that are no longer needed are deleted once the log is larger, bytes.
+    pub log_purge_threshold: u64,
+    /// Most bytes that one sync makes durable.
+    pub log_max_group_size: u64,
+    /// A partition's database is flushed once this many bytes wait in its memory.
+    pub flush_after: u64,
+    /// The database.
+    pub store: StoreOptions,
+    /// Bytes of appends in flight, over all callers.
+    pub append_inflight: usize,
+    /// Bytes of newest batches kept for each followed stream.
+    pub follower_buffer: usize,
+    /// The same over all followed streams.
+    pub follower_buffers_total: usize,
+    /// Bytes that read sessions hold together.
+    pub read_sessions: usize,
+    /// How often age retention, delete-on-empty and deleted basins are looked after.
+    pub retention_interval: Duration,
+    /// Streams examined per partition and round.
+    pub streams_per_round: usize,
+    /// A partition's files are rewritten once this many bytes are reclaimable, and at least half
+    /// of all.
+    pub compact_garbage: u64,
+    /// Snapshots and recovery.
+    pub snapshots: SnapshotOptions,
+    /// The state store.
+    pub state: StateOptions,
+    /// What values of the state store can be read by clients.
+    pub check_value: ValueCheck,
+    /// What an empty data directory means, if somebody said so.
+    pub bootstrap: Option<Bootstrap>,
+    /// Partitions that begin empty where a restore finds no copy of them; of no effect without
+    /// [`Bootstrap::Restore`].
+    pub empty_partitions: BTreeSet<u64>,
+    /// Whether this start goes on from a node that served from the data directory, and restarts itself
+    /// ([`Node::restart_wanted`]). A directory that nobody has served from is refused then, whatever
+    /// `bootstrap` says.
+    pub restarted: bool,
+}
+
+impl NodeOptions {
+    /// Bytes of appends that one partition may have in flight: half, where there are others.
+    pub(crate) fn append_share(&self) -> usize {
+        match self.partitions {
+            1 => self.append_inflight,
+            _ => self.append_inflight / 2,
+        }
+    }
+
+    /// The defaults, for a data directory.
+    pub fn new(data_dir: impl Into<PathBuf>) -> NodeOptions {
+        const MIB: u64 = 1024 * 1024;
+        NodeOptions {
+            data_dir: data_dir.into(),
+            cluster_name: "esker".to_owned(),
+            partitions: 8,
+            log_segment_size: 32 * MIB,
+            log_purge_threshold: 256 * MIB,
+            log_max_group_size: 4 * MIB,
+            flush_after: 28 * MIB,
+            store: StoreOptions::default(),
+            append_inflight: 128 * MIB as usize,
+            follower_buffer: 32 * MIB as usize,
+            follower_buffers_total: 64 * MIB as usize,
+            read_sessions: 256 * MIB as usize,
+            retention_interval: Duration::from_secs(1),
+            streams_per_round: 250,
+            compact_garbage: 64 * MIB,
+            snapshots: SnapshotOptions::default(),
+            state: StateOptions::default(),
+            check_value: ValueCheck::default(),
+            bootstrap: None,
+            empty_partitions: BTreeSet::new(),
+            restarted: false,
+        }
+    }
+
+    pub(crate) fn store_in(&self, data_dir: &DataDir) -> StoreOptions {
+        StoreOptions {
+            checkpoints: Some(data_dir.checkpoints()),
+            ..self.store.clone()
+        }
+    }
+
+    pub(crate) fn stream_options(&self) -> StreamOptions {
+        StreamOptions {
+            recent: RecentBudget::new(self.follower_buffer, self.follower_buffers_total),
+            compact_garbage: self.compact_garbage,
+            ..StreamOptions::default()
+        }
+    }
+}

@@ -1,0 +1,197 @@
+//! Restarts that the node asks its host for.
+//!
+//! Some faults are mended by a start, and by nothing less: files of a partition that turn out damaged
+//! while others are served, and a database that takes no write until it is opened again. A start is the
+//! way back that is tested most, so a running node does not repeat any of it: once it is sure that a start
+//! can recover, it asks its host for one ([`crate::Node::restart_wanted`]).
+//!
+//! Sure means, of every damaged partition: the damage is noted durably, and a copy that leads to the
+//! present has been found, fetched if need be, and compared block by block (`recovery::copies`). What was
+//! fetched is used by the start, so a long download costs no outage. Without such a copy the node serves on:
+//! a start would end, and with it the partitions that are well.
+//!
+//! How many there may be is bounded by [`record`]. There is none
+//! either where the path of the data directory leads elsewhere by now: the start would not find
+//! what was acknowledged.
+
+mod record;
+
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+pub(crate) use record::Restarts;
+use record::shown;
+
+use crate::blocking::blocking;
+use crate::core::Inner;
+use crate::recovery;
+
+/// How often it is looked whether a restart is needed.
+const LOOK_INTERVAL: Duration = Duration::from_millis(500);
+/// A copy that could not be made ready is tried again after so long, twice as long after each failure...
+const FIRST_RETRY: Duration = Duration::from_secs(5);
+/// ...up to this.
+const LAST_RETRY: Duration = Duration::from_secs(10 * 60);
+
+/// Copies that were made ready, and when it is tried again.
+#[derive(Default)]
+struct Copies {
+    /// Damaged partitions that a start can recover.
+    ready: Vec<u64>,
+    failures: u32,
+    not_before: Option<Instant>,
+}
+
+impl Copies {
+    fn failed(&mut self) {
+        let doubled = FIRST_RETRY.saturating_mul(1 << self.failures.min(16));
+        self.failures = self.failures.saturating_add(1);
+        self.not_before = Some(Instant::now() + doubled.min(LAST_RETRY));
+    }
+
+    fn is_due(&self) -> bool {
+        self.not_before.is_none_or(|at| at <= Instant::now())
+    }
+}
+
+/// Looks, for as long as the node runs, whether a restart is needed, and asks for it when it is safe.
+pub(crate) fn watch_for_needs(inner: &Arc<Inner>) {
+    let stopping = inner.stopping.clone();
+    let inner = Arc::downgrade(inner);
+    tokio::spawn(async move {
+        let mut copies = Copies::default();
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(LOOK_INTERVAL) => {}
+                () = stopping.cancelled() => return,
+            }
+            if inspect(&inner, &mut copies).await.is_none() {
+                return;
+            }
+        }
+    });
+}
+
+/// `None` once the node is gone.
+async fn inspect(inner: &Weak<Inner>, copies: &mut Copies) -> Option<()> {
+    let inner = inner.upgrade()?;
+    let restarts = &inner.restarts;
+    if restarts.wanted.borrow().is_some() {
+        return Some(());
+    }
+    let Some(need) = Need::of(&inner) else {
+        restarts.hold_back(None);
+        return Some(());
+    };
+    if restarts.unread().is_some() {
+        let reading = inner.clone();
+        let read = blocking(move || reading.restarts.read()).await;
+        if let Err(why) = read {
+            restarts.hold_back(Some(format!("{}; {why}", need.cause)));
+            return Some(());
+        }
+    }
+    if let Some(at) = restarts.not_before() {
+        restarts.hold_back(Some(format!(
+            "{}; {}; the next restart is made at {}",
+            need.cause,
+            restarts.lately().unwrap_or_default(),
+            shown(at)
+        )));
+        return Some(());
+    }
+    // Without figures, which change: each new message is logged.
+    if inner.shortage().is_some() {
+        let cause = &need.cause;
+        restarts.hold_back(Some(format!(
+            "{cause}; the disk of the data directory is nearly full, and a start needs space"
+        )));
+        return Some(());
+    }
+    if restarts
+        .retry_at
+        .lock()
+        .is_some_and(|at| at > Instant::now())
+    {
+        return Some(());
+    }
+    for partition in need.damaged {
+        if copies.ready.contains(&partition) {
+            continue;
+        }
+        if !copies.is_due() {
+            return Some(());
+        }
+        tracing::info!(
+            partition,
+            "a copy of the damaged partition is being made ready"
+        );
+        *restarts.preparing.lock() = Some((partition, Instant::now()));
+        let made = make_ready(&inner, partition).await;
+        *restarts.preparing.lock() = None;
+        match made {
+            Ok(source) => {
+                tracing::info!(
+                    partition,
+                    source,
+                    "a copy of the damaged partition is ready"
+                );
+                copies.ready.push(partition);
+            }
+            Err(why) => {
+                copies.failed();
+                let cause = &need.cause;
+                restarts.hold_back(Some(format!(
+                    "{cause}; partition {partition} has no copy that a start could use now: {why}"
+                )));
+                return Some(());
+            }
+        }
+    }
+    restarts.hold_back(None);
+    restarts.wanted.send_replace(Some(need.cause));
+    Some(())
+}
+
+/// Why a restart is needed.
+struct Need {
+    cause: String,
+    damaged: Vec<u64>,
+}
+
+impl Need {
+    fn of(inner: &Inner) -> Option<Need> {
+        let partitions = 0..=u64::from(inner.options.partitions);
+        let damaged: Vec<u64> = partitions.filter(|p| inner.damage(*p).is_some()).collect();
+        let fatal = inner.store.fatal();
+        let of_damage = damaged.first().map(|partition| {
+            let why = inner.damage(*partition).unwrap_or_default();
+            format!("files of partition {partition} are damaged ({why})")
+        });
+        let of_database = || {
+            fatal.map(|why| format!("the database takes no writes until it is opened again: {why}"))
+        };
+        let cause = of_damage.or_else(of_database)?;
+        Some(Need { cause, damaged })
+    }
+}
+
+/// Notes the damage of a partition, and makes a copy ready; where it is from, or why there is none.
+async fn make_ready(inner: &Arc<Inner>, partition: u64) -> Result<String, String> {
+    let inner = inner.clone();
+    let handle = tokio::runtime::Handle::current();
+    blocking(move || {
+        let why = inner.damage(partition).unwrap_or_default();
+        let noted = inner.data_dir.report_damage(partition, &why);
+        noted.map_err(|e| format!("the damage cannot be noted: {e}"))?;
+        handle.block_on(async {
+            tokio::select! {
+                made = recovery::make_ready(&inner, partition, why) => {
+                    made.map(|source| source.to_string()).map_err(|e| e.to_string())
+                }
+                () = inner.stopping.cancelled() => Err("the server is stopping".to_owned()),
+            }
+        })
+    })
+    .await
+}

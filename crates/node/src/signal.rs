@@ -1,0 +1,37 @@
+//! Waking and ending a thread.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use parking_lot::{Condvar, Mutex};
+
+/// Wakes a thread that looks after something from time to time, and ends it.
+#[derive(Debug, Default)]
+pub(crate) struct Signal {
+    stopping: AtomicBool,
+    woken: Mutex<bool>,
+    changed: Condvar,
+}
+
+impl Signal {
+    /// Waits for `interval`, a wake-up or the end; whether to go on.
+    pub fn wait(&self, interval: Duration) -> bool {
+        let mut woken = self.woken.lock();
+        if !*woken && !self.stopping.load(Ordering::Relaxed) {
+            self.changed.wait_for(&mut woken, interval);
+        }
+        *woken = false;
+        !self.stopping.load(Ordering::Relaxed)
+    }
+
+    pub fn wake(&self) {
+        *self.woken.lock() = true;
+        self.changed.notify_all();
+    }
+
+    /// The thread ends soon.
+    pub fn stop(&self) {
+        self.stopping.store(true, Ordering::Relaxed);
+        self.wake();
+    }
+}

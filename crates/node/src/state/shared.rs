@@ -1,0 +1,66 @@
+//! What a node keeps for its state store.
+
+use esker_partition::state::StateReader;
+use esker_partition::store::StoreError;
+use esker_partition::{Lineage, PartitionId};
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+use super::archive::StateArchive;
+use super::files::Files;
+use super::inventory::Inventory;
+use super::progress::Progress;
+use super::transactions::Transactions;
+use super::types::StateOptions;
+use crate::data_dir::Identity;
+use crate::snapshots::Archive;
+
+/// What a node keeps for its state store.
+pub(crate) struct Shared {
+    pub options: StateOptions,
+    pub partition: PartitionId,
+    pub reader: StateReader,
+    pub lineage: Lineage,
+    pub transactions: Mutex<Transactions>,
+    pub files: Files,
+    pub archive: Option<StateArchive>,
+    pub inventory: Mutex<Inventory>,
+    pub progress: Mutex<Progress>,
+    /// Archived snapshots that are not of this history, as they were last named in the log.
+    pub others_archived: Mutex<Vec<(u64, String)>>,
+    pub wake: Notify,
+    pub wake_archive: Notify,
+}
+
+impl Shared {
+    pub fn new(
+        options: StateOptions,
+        reader: StateReader,
+        files: Files,
+        archive: Option<StateArchive>,
+        identity: &Identity,
+    ) -> Result<Shared, StoreError> {
+        let transactions =
+            Transactions::new(options.clone(), &identity.cluster_id, identity.node_id);
+        Ok(Shared {
+            partition: reader.part().partition(),
+            lineage: reader.part().lineage()?,
+            reader,
+            transactions: Mutex::new(transactions),
+            files,
+            archive,
+            options,
+            inventory: Mutex::default(),
+            progress: Mutex::default(),
+            others_archived: Mutex::default(),
+            wake: Notify::new(),
+            wake_archive: Notify::new(),
+        })
+    }
+
+    /// Where its snapshots go beside the data directory, if somewhere.
+    pub fn archive_of(options: &StateOptions, archive: &Archive) -> Option<StateArchive> {
+        let wanted = options.archive_snapshots && !archive.is_default;
+        wanted.then(|| StateArchive::new(archive.destination()))
+    }
+}
