@@ -8,8 +8,9 @@ use reqwest::{Client, RequestBuilder, Url};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::exit::Failure;
-use crate::stream_cmd::connection::{ServerAddress, reach};
+use crate::failure::Failure;
+use crate::server_address::ServerAddress;
+use crate::stream_cmd::connection::reach;
 use crate::stream_cmd::failure::Asked;
 
 /// Longest wait for a connection.

@@ -4,10 +4,10 @@ use clap::Subcommand;
 use esker_server::config::{self, Overrides};
 use esker_server::server;
 
-use crate::exit::Failure;
+use crate::failure::Failure;
 use crate::output::print;
+use crate::server_address::SERVER_VARIABLE;
 use crate::snapshot_cmd::REPOSITORY_VARIABLE;
-use crate::stream_cmd::SERVER_VARIABLE;
 
 /// Check or show the configuration that a server would run with.
 #[derive(clap::Args)]

@@ -14,7 +14,8 @@ use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
-use crate::exit::{self, Failure};
+use crate::exit;
+use crate::failure::Failure;
 
 /// How long a command may take to notice the first: longer than any step that it does not wait in.
 const FIRST_TIMEOUT: Duration = Duration::from_secs(2);

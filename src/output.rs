@@ -14,7 +14,7 @@ use futures::FutureExt as _;
 use tokio::io::Interest;
 use tokio::net::unix::pipe::Sender;
 
-use crate::exit::Failure;
+use crate::failure::Failure;
 
 /// How often a socket at standard output is looked at.
 const UNREAD_INTERVAL: Duration = Duration::from_millis(500);

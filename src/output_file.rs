@@ -21,7 +21,7 @@ use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, RenameFlags, Uid};
 use rustix::io::Errno;
 use tempfile::{NamedTempFile, TempPath};
 
-use crate::exit::Failure;
+use crate::failure::Failure;
 
 /// Links that are followed to the file, as many as the system follows.
 const MAX_LINKS: usize = 40;

@@ -12,11 +12,10 @@ use esker_server::{Server, server, telemetry};
 use rustix::fs::Mode;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::exit::Failure;
+use crate::failure::Failure;
 use crate::restart;
+use crate::server_address::{DEFAULT_SERVER, SERVER_VARIABLE};
 use crate::snapshot_cmd::REPOSITORY_VARIABLE;
-use crate::stream_cmd::SERVER_VARIABLE;
-use crate::stream_cmd::connection::DEFAULT_SERVER;
 
 /// How long threads are waited for when everything has stopped, or was given up.
 const THREADS_TIMEOUT: Duration = Duration::from_millis(500);

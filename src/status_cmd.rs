@@ -7,13 +7,12 @@ use std::time::Duration;
 use esker_server::admin::status::{CopyKind, Partition, Predicted, Recovery, Status, Wrong};
 
 use crate::admin::Admin;
-use crate::exit::Failure;
+use crate::failure::Failure;
 use crate::interrupts;
 use crate::json;
 use crate::output::print;
+use crate::server_address::{DEFAULT_SERVER, SERVER_VARIABLE, ServerAddress};
 use crate::snapshot_cmd::render::{print_json, table};
-use crate::stream_cmd::SERVER_VARIABLE;
-use crate::stream_cmd::connection::{DEFAULT_SERVER, ServerAddress};
 use crate::term::{Paint, ago, bytes, count, plain, took};
 
 /// How often a status that is watched is shown.

@@ -14,13 +14,9 @@ use s2_sdk::append_session::{AppendSession, AppendSessionConfig, BatchSubmitTick
 use s2_sdk::error::AppendSessionError;
 use s2_sdk::types::{AppendInput, AppendRecord, AppendRecordBatch, ValidationError};
 
-use super::records::Records;
-use crate::exit::Failure;
+use super::records::{BATCH, Records, WINDOW};
+use crate::failure::Failure;
 
-/// Records of a batch.
-pub const BATCH: u64 = 100;
-/// Batches under way at a time.
-pub const WINDOW: NonZeroU32 = NonZeroU32::new(16).unwrap();
 /// How records are sent.
 #[derive(Clone, Copy)]
 pub struct Pace {

@@ -13,8 +13,9 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::records::Records;
-use crate::exit::Failure;
-use crate::stream_cmd::connection::{Connection, ServerAddress};
+use crate::failure::Failure;
+use crate::server_address::ServerAddress;
+use crate::stream_cmd::connection::Connection;
 use crate::stream_cmd::target::StreamTarget;
 
 /// Longest wait for the follower to see the last record after it was appended.

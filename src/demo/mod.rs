@@ -28,7 +28,7 @@ use records::Records;
 use stage::Stage;
 use tempfile::TempDir;
 
-use crate::exit::Failure;
+use crate::failure::Failure;
 use crate::interrupts::Interrupts;
 use crate::output::print;
 use crate::stream_cmd::target;

@@ -2,13 +2,18 @@
 
 use std::fs::File;
 use std::io::Read as _;
+use std::num::NonZeroU32;
 use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::appender::{BATCH, WINDOW};
-use crate::exit::Failure;
+use crate::failure::Failure;
+
+/// Records of a batch.
+pub const BATCH: u64 = 100;
+/// Batches under way at a time.
+pub const WINDOW: NonZeroU32 = NonZeroU32::new(16).unwrap();
 
 /// 20,000 domestic flights in the United States, January to March 2001, in the order of departure.
 const FLIGHTS: &[u8] = include_bytes!("../../examples/data/flights.jsonl");

@@ -15,8 +15,8 @@ use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::{Child, ChildStdin, Command};
 
 use super::log_events::Told;
-use crate::exit::Failure;
-use crate::stream_cmd::connection::ServerAddress;
+use crate::failure::Failure;
+use crate::server_address::ServerAddress;
 
 /// Longest wait for a server to serve, or to end.
 const WAIT_TIMEOUT: Duration = Duration::from_secs(30);

@@ -3,13 +3,13 @@
 use esker_follow::Error;
 use esker_follow::endpoint::EndpointError;
 
-use super::server::Server;
 use super::snapshot_args::Objects;
-use crate::exit::Failure;
+use crate::failure::Failure;
+use crate::server_address::ServerAddress;
 use crate::term::plain;
 
 /// A library's error, as a failure of the command. Names that come from a stream are in it.
-pub fn of(error: &Error, server: &Server, objects: Option<&Objects>) -> Failure {
+pub fn of(error: &Error, server: &ServerAddress, objects: Option<&Objects>) -> Failure {
     let text = plain(&error.to_string());
     let with = |hint: &str| format!("{text}; {hint}");
     match error {
@@ -39,7 +39,7 @@ pub fn of(error: &Error, server: &Server, objects: Option<&Objects>) -> Failure 
             ..
         } => Failure::unreachable(
             "unreachable",
-            with(&format!("{} stopped answering", server.address())),
+            with(&format!("{} stopped answering", server)),
         ),
         Error::Endpoint {
             why: EndpointError::Denied(_),

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use esker_follow::folds::{Count, Latest, Merge, Pointer};
 use esker_follow::{ApplyError, Fold, SequencedRecord};
 
-use crate::exit::Failure;
+use crate::failure::Failure;
 
 /// Changes that are remembered for those who look: a screen has fewer lines.
 const RECENT: usize = 512;

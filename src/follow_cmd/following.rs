@@ -10,7 +10,7 @@ use super::server::Server;
 use super::snapshot_args::SnapshotPlace;
 use super::stop::Stop;
 use super::{failure, report};
-use crate::exit::Failure;
+use crate::failure::Failure;
 use crate::stream_cmd::target::StreamTarget;
 use crate::term::{Paint, count, plain};
 
@@ -60,7 +60,8 @@ impl<'a> Following<'a> {
                 builder = builder.pass_over_unusable();
             }
             let follower = builder.open().await;
-            let follower = follower.map_err(|e| failure::of(&e, server, place.objects.as_ref()))?;
+            let follower =
+                follower.map_err(|e| failure::of(&e, server.address(), place.objects.as_ref()))?;
             Ok((endpoint, tail, follower))
         };
         let spinner = progress::spinner("looking for a snapshot".to_owned());
@@ -145,7 +146,7 @@ impl<'a> Following<'a> {
 
     /// An error of the library.
     pub fn failure(&self, error: &Error) -> Failure {
-        failure::of(error, self.server, self.place.objects.as_ref())
+        failure::of(error, self.server.address(), self.place.objects.as_ref())
     }
 
     /// Ends it, lets a snapshot that is being taken come to its end, and says where it stands.
@@ -153,7 +154,7 @@ impl<'a> Following<'a> {
         let status = self.follower.watch_status();
         let failure = {
             let (server, objects) = (self.server, self.place.objects.as_ref());
-            move |error: Error| failure::of(&error, server, objects)
+            move |error: Error| failure::of(&error, server.address(), objects)
         };
         let closing = self.follower.close();
         let mut closing = std::pin::pin!(closing);

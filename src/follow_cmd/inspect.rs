@@ -10,7 +10,7 @@ use super::server::Server;
 use super::snapshot_args::SnapshotPlace;
 use super::stop::Stop;
 use super::{failure, report};
-use crate::exit::Failure;
+use crate::failure::Failure;
 use crate::output::print;
 use crate::snapshot_cmd::render::{counted, created, print_json, snapshots, table};
 use crate::stream_cmd::target::StreamTarget;
@@ -62,7 +62,7 @@ pub async fn run(
         if let Some(bar) = bar {
             bar.clear();
         }
-        inspection.map_err(|e| failure::of(&e, server, place.objects.as_ref()))
+        inspection.map_err(|e| failure::of(&e, server.address(), place.objects.as_ref()))
     };
     let inspection = tokio::select! {
         inspection = inspecting => inspection?,

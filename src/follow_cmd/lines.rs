@@ -17,7 +17,7 @@ use super::following::{Following, remark};
 use super::render::{ChangedJson, Output};
 use super::report::{self, Document};
 use super::stop::Stop;
-use crate::exit::Failure;
+use crate::failure::Failure;
 use crate::output::{self, Written};
 use crate::term::plain;
 

@@ -13,7 +13,7 @@ use super::following::Following;
 use super::render::{by_count, json_line};
 use super::report;
 use super::stop::Stop;
-use crate::exit::Failure;
+use crate::failure::Failure;
 use crate::json::escaped;
 use crate::output::{Written, written};
 use crate::term::{Paint, bytes, count, plain, rate};

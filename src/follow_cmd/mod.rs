@@ -35,9 +35,8 @@ use server::Server;
 use snapshot_args::SnapshotArgs;
 use stop::Stop;
 
-use crate::exit::Failure;
-use crate::stream_cmd::SERVER_VARIABLE;
-use crate::stream_cmd::connection::ServerAddress;
+use crate::failure::Failure;
+use crate::server_address::{SERVER_VARIABLE, ServerAddress};
 use crate::stream_cmd::target::{self, StreamTarget};
 
 /// How long the end waits for what was begun in the background.

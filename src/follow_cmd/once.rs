@@ -9,7 +9,7 @@ use super::render::Output;
 use super::report::{self, Document};
 use super::stop::Stop;
 use super::{interrupted, progress};
-use crate::exit::Failure;
+use crate::failure::Failure;
 use crate::json;
 
 /// How long a server may send nothing before it is given up. Nobody may be there to interrupt this.

@@ -14,7 +14,7 @@ use serde::{Serialize, Serializer};
 use serde_json::value::RawValue;
 
 use super::fold::State;
-use crate::exit::Failure;
+use crate::failure::Failure;
 use crate::json::{escaped, line};
 use crate::output::{Written, written};
 use crate::term::{count, plain};

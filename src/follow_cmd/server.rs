@@ -16,8 +16,9 @@ use s2_sdk::S2;
 use s2_sdk::types::{AccountEndpoint, BasinEndpoint, RetryConfig, S2Config, S2Endpoints};
 
 use super::failure;
-use crate::exit::Failure;
-use crate::stream_cmd::connection::{DEFAULT_SERVER, ServerAddress, reach};
+use crate::failure::Failure;
+use crate::server_address::{DEFAULT_SERVER, ServerAddress};
+use crate::stream_cmd::connection::reach;
 use crate::stream_cmd::failure::Asked;
 use crate::stream_cmd::target::StreamTarget;
 
@@ -153,7 +154,7 @@ impl Server {
         let tail = asked.check_tail().await;
         let tail = tail.map_err(|e| self.asked(stream).read(&e))?;
         let endpoint = S2Endpoint::new(config, stream.basin.clone(), stream.stream.clone());
-        let endpoint = endpoint.map_err(|e| failure::of(&e, self, None))?;
+        let endpoint = endpoint.map_err(|e| failure::of(&e, &self.address, None))?;
         let endpoint = match self.is_hosted {
             true => endpoint,
             false => {

@@ -8,7 +8,7 @@ use esker_repository::Destination;
 use esker_repository::destination::DestinationOptions;
 use esker_server::config::HumanDuration;
 
-use crate::exit::Failure;
+use crate::failure::Failure;
 use crate::snapshot_cmd::s3::{self, S3Args};
 
 /// Records after which a snapshot is taken if nothing says when.

@@ -1,6 +1,6 @@
 //! Ctrl-C and requests to terminate.
 
-use crate::exit::Failure;
+use crate::failure::Failure;
 use crate::interrupts::Interrupts;
 
 /// What asks the command to end.

@@ -4,7 +4,7 @@ use esker_server::admin::snapshots::Created;
 
 use super::online::Online;
 use super::render::files;
-use crate::exit::Failure;
+use crate::failure::Failure;
 use crate::term::{Paint, bytes, plain, took};
 
 /// Have a server put a snapshot of its partitions into the repository now, and wait for it.

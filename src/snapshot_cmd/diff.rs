@@ -6,7 +6,7 @@ use esker_repository::why::{Diff, FileSize};
 
 use super::render::{files, print_json};
 use super::target::Target;
-use crate::exit::Failure;
+use crate::failure::Failure;
 use crate::output::print;
 use crate::term::{bytes, plain};
 

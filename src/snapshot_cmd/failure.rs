@@ -4,10 +4,17 @@ use std::error::Error as _;
 use std::io;
 
 use esker_repository::destination::ProbeError;
-use esker_repository::{Error, StoreFailure};
+use esker_repository::{Destination, Error, StoreFailure};
 
-use super::target::Target;
-use crate::exit::Failure;
+use crate::failure::Failure;
+
+/// Where it was asked, for advice.
+#[derive(Clone, Copy)]
+pub struct Place<'a> {
+    pub destination: &'a Destination,
+    /// Where keys come from.
+    pub keys: &'a str,
+}
 
 /// There is nothing at all.
 pub fn no_repository(shown: &str) -> Failure {
@@ -21,7 +28,7 @@ pub fn no_repository(shown: &str) -> Failure {
 }
 
 /// A library's error, as a failure of the command.
-pub fn of(error: &Error, place: &Target) -> Failure {
+pub fn of(error: &Error, place: Place<'_>) -> Failure {
     let advised = |code, hint: &str| Failure::wrong(code, error).advise(hint);
     match error {
         Error::NoRoot {
@@ -67,7 +74,7 @@ pub fn of(error: &Error, place: &Target) -> Failure {
 }
 
 /// A store that was probed and is not fit to be written to.
-pub fn of_probe(error: &ProbeError, place: &Target) -> Failure {
+pub fn of_probe(error: &ProbeError, place: Place<'_>) -> Failure {
     match error {
         ProbeError::ReadOnly { .. } => Failure::unreachable("denied", error).advise(denied(place)),
         ProbeError::Liar { .. } => Failure::wrong(
@@ -83,19 +90,19 @@ pub fn of_probe(error: &ProbeError, place: &Target) -> Failure {
 }
 
 /// Where to look.
-fn failing(place: &Target) -> String {
-    match place.destination().local() {
+fn failing(place: Place<'_>) -> String {
+    match place.destination.local() {
         Some(local) => format!("look at the disk below {}", local.root().display()),
         None => "is the store up, and --aws-endpoint-url right?".to_owned(),
     }
 }
 
 /// Whom to ask why.
-fn denied(place: &Target) -> String {
-    if let Some(local) = place.destination().local() {
+fn denied(place: Place<'_>) -> String {
+    if let Some(local) = place.destination.local() {
         return format!("look at the permissions of {}", local.root().display());
     }
-    format!("used were {}", place.keys())
+    format!("used were {}", place.keys)
 }
 
 /// Whether a disk is full somewhere below.

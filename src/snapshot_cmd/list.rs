@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::failure;
 use super::render::{created, snapshots, states, table};
 use super::target::Target;
-use crate::exit::Failure;
+use crate::failure::Failure;
 use crate::json;
 use crate::output::print;
 use crate::term::{Paint, bytes, count, plain};

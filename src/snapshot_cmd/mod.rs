@@ -35,7 +35,7 @@ use clap::Subcommand;
 use online::Online;
 use target::{Needs, TargetArgs, Where};
 
-use crate::exit::Failure;
+use crate::failure::Failure;
 use crate::interrupts;
 
 /// Name of the environment variable for `--repository`.

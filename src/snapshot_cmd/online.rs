@@ -18,11 +18,11 @@ use super::show::Shown;
 use super::verify::Verified;
 use super::{diff, list, prune, show, verify, why};
 use crate::admin::Admin;
-use crate::exit::Failure;
+use crate::failure::Failure;
 use crate::interrupts::{self, Interrupts};
 use crate::json;
 use crate::output::print;
-use crate::stream_cmd::connection::ServerAddress;
+use crate::server_address::ServerAddress;
 use crate::term::{Paint, bytes, count, plain, plain_lines, took};
 
 /// What to do about damage that a server has found: its next snapshots share nothing with it.

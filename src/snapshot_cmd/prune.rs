@@ -13,7 +13,7 @@ use serde::Serialize;
 use super::render::{counted, objects, orphan_reason, print_json, snapshots, table};
 use super::target::Target;
 use super::watch::watch;
-use crate::exit::Failure;
+use crate::failure::Failure;
 use crate::input;
 use crate::output::print;
 use crate::output_file::OutputFile;

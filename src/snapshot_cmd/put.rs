@@ -22,7 +22,7 @@ use super::prune::swept;
 use super::render::{files, objects, snapshots};
 use super::target::Target;
 use super::watch::watch;
-use crate::exit::Failure;
+use crate::failure::Failure;
 use crate::json;
 use crate::output::print;
 use crate::term::{bytes, count, plain, took};
@@ -197,7 +197,7 @@ async fn open(place: &Target, args: &Args) -> Result<Repository, Failure> {
             owner.map_err(|e| place.failure(e))?;
             probe(place.destination(), &System)
                 .await
-                .map_err(|e| of_probe(&e, place))?;
+                .map_err(|e| of_probe(&e, place.place()))?;
             None
         }
         Err(error) => return Err(place.failure(error)),

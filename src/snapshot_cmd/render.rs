@@ -7,7 +7,7 @@ use esker_repository::sweep::OrphanReason;
 use serde::Serialize;
 use time::OffsetDateTime;
 
-use crate::exit::Failure;
+use crate::failure::Failure;
 use crate::json;
 use crate::term::{ago, count, second};
 

@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::render::{files, print_json};
 use super::target::{Target, remark_on};
 use super::watch::watch;
-use crate::exit::Failure;
+use crate::failure::Failure;
 use crate::output::print;
 use crate::term::{byte_rate, bytes, plain, took};
 

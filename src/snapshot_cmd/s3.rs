@@ -3,7 +3,7 @@
 use esker_repository::Destination;
 use esker_repository::destination::{DestinationError, DestinationOptions};
 
-use crate::exit::Failure;
+use crate::failure::Failure;
 
 #[derive(clap::Args)]
 pub struct S3Args {

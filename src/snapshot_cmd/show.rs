@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::list::kind;
 use super::render::{created, files, print_json, states, table};
 use super::target::Target;
-use crate::exit::Failure;
+use crate::failure::Failure;
 use crate::output::print;
 use crate::term::{bytes, plain};
 

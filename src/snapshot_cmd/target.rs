@@ -11,9 +11,8 @@ use esker_repository::{
 
 use super::s3::{self, S3Args};
 use super::{REPOSITORY_VARIABLE, failure};
-use crate::exit::Failure;
-use crate::stream_cmd::SERVER_VARIABLE;
-use crate::stream_cmd::connection::ServerAddress;
+use crate::failure::Failure;
+use crate::server_address::{SERVER_VARIABLE, ServerAddress};
 
 /// The name of a cluster that nobody named.
 const CLUSTER: &str = "esker";
@@ -173,9 +172,12 @@ impl Target {
         self.destination.shown()
     }
 
-    /// Where keys come from, for people.
-    pub fn keys(&self) -> &str {
-        &self.keys
+    /// Where it is, for messages.
+    pub fn place(&self) -> failure::Place<'_> {
+        failure::Place {
+            destination: &self.destination,
+            keys: &self.keys,
+        }
     }
 
     /// All partitions, or the one that was asked for.
@@ -263,7 +265,7 @@ impl Target {
 
     /// What the library's error means to a person.
     pub fn failure(&self, error: Error) -> Failure {
-        failure::of(&error, self)
+        failure::of(&error, self.place())
     }
 
     /// A key as the library wants it: given as a path below the repository's directory, or with the

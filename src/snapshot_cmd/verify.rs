@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::render::{objects, snapshots};
 use super::target::Target;
 use super::watch::watch;
-use crate::exit::Failure;
+use crate::failure::Failure;
 use crate::json;
 use crate::output::print;
 use crate::term::{Paint, byte_rate, bytes, plain, took};

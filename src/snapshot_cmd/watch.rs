@@ -7,7 +7,7 @@ use esker_repository::Progress;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::target::Target;
-use crate::exit::Failure;
+use crate::failure::Failure;
 use crate::interrupts::{self, Interrupts};
 
 /// How often the bar is drawn.

@@ -4,7 +4,7 @@ use esker_repository::why::{Holder, Verdict, Why};
 
 use super::render::orphan_reason;
 use super::target::Target;
-use crate::exit::Failure;
+use crate::failure::Failure;
 use crate::json;
 use crate::output::print;
 use crate::term::{bytes, plain, took};

@@ -9,8 +9,9 @@ use esker_server::state::{CODES, MAX_ANSWER};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 
-use crate::exit::Failure;
-use crate::stream_cmd::connection::{ServerAddress, reach};
+use crate::failure::Failure;
+use crate::server_address::ServerAddress;
+use crate::stream_cmd::connection::reach;
 use crate::stream_cmd::failure::Asked;
 
 /// Longest wait for a connection.

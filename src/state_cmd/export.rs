@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use esker_proto::state::v1::ExportRequest;
 
 use super::connection::State;
-use crate::exit::Failure;
+use crate::failure::Failure;
 use crate::follow_cmd::progress::spinner;
 use crate::json::EscapedPieces;
 use crate::output::{Written, written};

@@ -7,7 +7,7 @@ use serde_json::value::RawValue;
 use super::NamespaceArg;
 use super::connection::State;
 use super::render;
-use crate::exit::Failure;
+use crate::failure::Failure;
 use crate::json;
 use crate::output::print;
 use crate::term::{Paint, plain};

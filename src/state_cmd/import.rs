@@ -13,7 +13,7 @@ use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio::sync::oneshot;
 
 use super::connection::State;
-use crate::exit::Failure;
+use crate::failure::Failure;
 use crate::output::print;
 use crate::term::{bytes, count};
 

@@ -9,7 +9,7 @@ use serde_json::value::RawValue;
 use super::NamespaceArg;
 use super::connection::State;
 use super::render;
-use crate::exit::Failure;
+use crate::failure::Failure;
 use crate::output::{Written, written};
 use crate::term::{Paint, plain};
 

@@ -26,10 +26,9 @@ mod verify;
 use clap::Subcommand;
 use connection::State;
 
-use crate::exit::Failure;
+use crate::failure::Failure;
 use crate::interrupts;
-use crate::stream_cmd::SERVER_VARIABLE;
-use crate::stream_cmd::connection::{DEFAULT_SERVER, ServerAddress};
+use crate::server_address::{DEFAULT_SERVER, SERVER_VARIABLE, ServerAddress};
 
 /// Read, write, replay and back up the state of agents.
 ///

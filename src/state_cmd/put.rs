@@ -9,7 +9,7 @@ use serde_json::json;
 
 use super::NamespaceArg;
 use super::connection::State;
-use crate::exit::Failure;
+use crate::failure::Failure;
 use crate::input;
 use crate::output::print;
 

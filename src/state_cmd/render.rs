@@ -5,7 +5,7 @@ use esker_proto::{Struct, value};
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-use crate::exit::Failure;
+use crate::failure::Failure;
 use crate::json::escaped;
 
 /// Columns that a level of a value is indented by.

@@ -8,7 +8,7 @@ use tonic::{Status, Streaming};
 
 use super::connection::State;
 use super::render::{self, ShownEvent};
-use crate::exit::Failure;
+use crate::failure::Failure;
 use crate::interrupts::{self, Interrupts};
 use crate::output::{self, Written, written};
 use crate::term::{Paint, moment, plain};

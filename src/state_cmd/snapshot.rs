@@ -6,7 +6,7 @@ use time::OffsetDateTime;
 
 use super::connection::State;
 use super::render;
-use crate::exit::Failure;
+use crate::failure::Failure;
 use crate::output::print;
 use crate::snapshot_cmd::render::table;
 use crate::term::{Paint, bytes, count, plain, second};

@@ -4,7 +4,7 @@ use esker_proto::state::v1::VerifyRequest;
 use serde_json::json;
 
 use super::connection::State;
-use crate::exit::Failure;
+use crate::failure::Failure;
 use crate::follow_cmd::progress::spinner;
 use crate::json;
 use crate::output::print;

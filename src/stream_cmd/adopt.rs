@@ -4,10 +4,10 @@ use esker_server::admin::basins::{Adopt, Adopted};
 use s2_sdk::types::BasinName;
 use serde_json::json;
 
-use super::connection::ServerAddress;
 use crate::admin::Admin;
-use crate::exit::Failure;
+use crate::failure::Failure;
 use crate::output::print;
+use crate::server_address::ServerAddress;
 
 /// Make a basin again of which a restore brought back only the streams.
 ///

@@ -31,7 +31,7 @@ use super::create::{self, Created};
 use super::lines::{self, Batch, LineError};
 use super::resumption::{self, Doubtful, Resumption, Settled};
 use super::target::{self, StreamTarget};
-use crate::exit::Failure;
+use crate::failure::Failure;
 use crate::interrupts::Interrupts;
 use crate::json;
 use crate::output::print;

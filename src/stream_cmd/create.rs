@@ -13,7 +13,7 @@ use serde_json::json;
 
 use super::connection::Connection;
 use super::target::{self, StreamTarget, Target};
-use crate::exit::Failure;
+use crate::failure::Failure;
 use crate::output::print;
 
 /// Create a stream, and its basin if that is missing; or a basin alone.

@@ -9,9 +9,9 @@ use s2_sdk::error::{
 };
 use s2_sdk::types::BasinName;
 
-use super::connection::ServerAddress;
 use super::target::StreamTarget;
-use crate::exit::Failure;
+use crate::failure::Failure;
+use crate::server_address::ServerAddress;
 
 /// What was asked of which server.
 #[derive(Clone, Copy)]

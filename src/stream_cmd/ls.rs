@@ -10,7 +10,7 @@ use time::format_description::well_known::Rfc3339;
 
 use super::connection::Connection;
 use super::target::{self, Listing};
-use crate::exit::Failure;
+use crate::failure::Failure;
 use crate::json;
 use crate::output::{Written, written};
 use crate::term::{Paint, plain, second};

@@ -26,13 +26,11 @@ mod trim;
 mod when;
 
 use clap::Subcommand;
-use connection::{Connection, DEFAULT_SERVER, ServerAddress};
+use connection::Connection;
 
-use crate::exit::Failure;
+use crate::failure::Failure;
 use crate::interrupts;
-
-/// Name of the environment variable for `--server`.
-pub const SERVER_VARIABLE: &str = "ESKER_SERVER";
+use crate::server_address::{DEFAULT_SERVER, SERVER_VARIABLE, ServerAddress};
 
 /// Create, append to, read and trim streams of a running server.
 ///

@@ -15,7 +15,7 @@ use super::connection::Connection;
 use super::record;
 use super::target::{self, StreamTarget};
 use super::when;
-use crate::exit::Failure;
+use crate::failure::Failure;
 
 use crate::interrupts::{self, Interrupts};
 use crate::json::escaped;

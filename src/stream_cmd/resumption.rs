@@ -24,7 +24,7 @@ use tokio::time::Instant;
 
 use super::connection::Connection;
 use super::target::StreamTarget;
-use crate::exit::Failure;
+use crate::failure::Failure;
 
 /// Pause between attempts to reach the server.
 const PAUSE: Duration = Duration::from_millis(500);

@@ -4,7 +4,7 @@ use serde_json::json;
 
 use super::connection::Connection;
 use super::target::{self, StreamTarget};
-use crate::exit::Failure;
+use crate::failure::Failure;
 use crate::output::print;
 use crate::term::moment;
 

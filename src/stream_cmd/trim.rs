@@ -10,7 +10,7 @@ use serde_json::json;
 use super::connection::Connection;
 use super::failure::Asked;
 use super::target::{self, StreamTarget};
-use crate::exit::Failure;
+use crate::failure::Failure;
 use crate::output::print;
 
 /// Drop the records of a stream before a sequence number, for good.

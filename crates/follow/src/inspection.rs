@@ -4,7 +4,6 @@
 use std::cmp::Reverse;
 use std::time::Duration;
 
-use serde::Serialize;
 use tokio::time::Instant;
 
 use crate::backoff::Backoff;
@@ -13,102 +12,9 @@ use crate::error::Error;
 use crate::external::{External, Listed};
 use crate::follower::Snapshots;
 use crate::in_stream::inspect::{Read, scan};
-use crate::snapshot::meta::FORMAT;
-use crate::snapshot::{Kind, Meta, SnapshotInfo, Unusable};
-
-/// Snapshots that are listed; of more, the newest in the stream.
-pub const MOST: usize = 10_000;
-/// Most characters of a fold's name: nobody checks what a snapshot says of itself.
-const NAME: usize = 256;
-/// How long a server that does not answer is waited for.
-pub(crate) const WAIT_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// How a snapshot stands.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(tag = "standing", content = "why", rename_all = "lowercase")]
-pub enum Standing {
-    /// Every byte is there, and the stream goes on from it.
-    Whole,
-    /// It was never finished.
-    Torn(String),
-    /// Its bytes are not what they have to be.
-    Damaged(String),
-    /// It is whole, and the stream does not go on from it.
-    Useless(String),
-}
-
-impl Standing {
-    /// Of one whose bytes are as they were, in a stream that begins at a head.
-    pub(crate) fn of(meta: &Meta, identity: &Identity, head: u64) -> Standing {
-        if meta.format > FORMAT {
-            return Standing::Useless(Unusable::NewerFormat(meta.format).to_string());
-        }
-        if let Err(why) = meta.of_stream(identity) {
-            return Standing::Useless(why.to_string());
-        }
-        if meta.cursor < head {
-            return Standing::Useless(format!(
-                "the stream begins at {head}, and what is between is gone"
-            ));
-        }
-        Standing::Whole
-    }
-
-    /// Why it is not whole, or of no use.
-    pub fn why(&self) -> Option<&str> {
-        match self {
-            Standing::Whole => None,
-            Standing::Torn(why) | Standing::Damaged(why) | Standing::Useless(why) => Some(why),
-        }
-    }
-}
-
-/// A snapshot that was looked at.
-#[derive(Clone, Debug, Serialize)]
-pub struct Inspected {
-    /// What and where it is. Of one that is not whole, the bytes that are there.
-    #[serde(flatten)]
-    pub info: SnapshotInfo,
-    /// Its fold, cut off where it cannot be a name any more; `None` if it does not say.
-    pub fold: Option<String>,
-    /// Its fold's version.
-    pub fold_version: Option<u32>,
-    /// How it stands.
-    #[serde(flatten)]
-    pub standing: Standing,
-    /// Records to be replayed after it: those behind its cursor that are for the fold.
-    pub replay: u64,
-    /// Records for the fold before it.
-    #[serde(skip)]
-    before: u64,
-    /// How long reading it took, if it is an object.
-    #[serde(skip)]
-    read_in: Option<Duration>,
-}
-
-impl Inspected {
-    pub(crate) fn new(
-        info: SnapshotInfo,
-        meta: Option<&Meta>,
-        standing: Standing,
-        before: u64,
-    ) -> Inspected {
-        Inspected {
-            info,
-            fold: meta.map(|meta| meta.fold.chars().take(NAME).collect()),
-            fold_version: meta.map(|meta| meta.fold_version),
-            standing,
-            replay: 0,
-            before,
-            read_in: None,
-        }
-    }
-
-    /// Whether a follower could restore it, given the right fold.
-    pub fn is_usable(&self) -> bool {
-        self.standing == Standing::Whole
-    }
-}
+use crate::inspected::WAIT_TIMEOUT;
+pub use crate::inspected::{Inspected, MAX_LISTED, Standing};
+use crate::snapshot::{Kind, SnapshotInfo, Unusable};
 
 /// What was found.
 #[derive(Clone, Debug)]
@@ -119,7 +25,7 @@ pub struct Inspection {
     pub tail: u64,
     /// All of them, the one that goes furthest first.
     pub snapshots: Vec<Inspected>,
-    /// Older ones in the stream that are not listed, because there are more than [`MOST`].
+    /// Older ones in the stream that are not listed, because there are more than [`MAX_LISTED`].
     pub left_out: u64,
     /// Records of snapshots whose beginning is gone, or that make no sense. They harm nobody.
     pub strays: u64,

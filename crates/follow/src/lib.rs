@@ -51,7 +51,7 @@
 //! | [`snapshot`] | formats |
 //! | [`in_stream`], [`external`] | where snapshots are: finding and taking them |
 //! | [`inspection`] | all that there are, whole and not |
-//! | [`endpoint`] | the boundary to the server |
+//! | [`endpoint`], [`identity`] | the boundary to the server; which stream it is |
 
 /// The examples of the guide.
 #[cfg(doctest)]
@@ -65,7 +65,9 @@ pub mod external;
 pub mod fold;
 pub mod folds;
 pub mod follower;
+pub mod identity;
 pub mod in_stream;
+mod inspected;
 pub mod inspection;
 pub mod options;
 pub mod snapshot;

@@ -90,7 +90,7 @@ pub async fn check(endpoint: &dyn Endpoint, meta: &Meta) -> Result<Identity, App
 /// What a trim that was not allowed means to an append.
 pub fn denied(why: Denied) -> AppendFailed {
     match why {
-        Denied::Other(other) => AppendFailed::OtherFold(other),
+        Denied::OtherFold(other) => AppendFailed::OtherFold(other),
         Denied::Unknown(why) => AppendFailed::Refused(why),
     }
 }

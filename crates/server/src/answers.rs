@@ -19,19 +19,13 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::extract::{Request, State};
-use axum::middleware::Next;
-use axum::response::{IntoResponse as _, Response};
 use bytes::Bytes;
 use futures::StreamExt as _;
 use futures::stream::BoxStream;
-use http::{HeaderMap, Method, StatusCode};
+use http::HeaderMap;
 use http_body::{Body as HttpBody, Frame, SizeHint};
-use http_body_util::{BodyExt as _, Collected};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
-
-use crate::api::ServiceError;
 
 /// Scans that run at a time.
 const MAX_SCANS: usize = 2;
@@ -332,24 +326,6 @@ struct Held {
     _permit: OwnedSemaphorePermit,
 }
 
-/// Holds the answer to a read as bytes, which count; one that comes in pieces is left as it is.
-pub(crate) async fn hold(State(answers): State<Answers>, request: Request, next: Next) -> Response {
-    let is_read = request.method() == Method::GET;
-    let response = next.run(request).await;
-    match response.body().size_hint().exact() {
-        Some(bytes) if is_read && bytes > 0 => {}
-        _ => return response,
-    }
-    let (head, answer) = response.into_parts();
-    let Ok(answer) = answer.collect().await.map(Collected::to_bytes) else {
-        return StatusCode::INTERNAL_SERVER_ERROR.into_response();
-    };
-    match answers.hold(answer.len()) {
-        Ok(permit) => Response::from_parts(head, answers.body(answer, None, permit)),
-        Err(error) => ServiceError::Exhausted(error).into_response(),
-    }
-}
-
 struct HeldBody {
     held: Perishable<Held>,
     ended: bool,
@@ -399,6 +375,8 @@ impl HttpBody for HeldBody {
 
 #[cfg(test)]
 mod tests {
+    use http_body_util::BodyExt as _;
+
     use super::*;
 
     const STALL: Duration = Duration::from_millis(100);

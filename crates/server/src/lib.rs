@@ -23,11 +23,13 @@ mod metric_reference;
 mod open_files;
 mod place;
 mod protocol_detect;
+mod refusal;
 mod repeat_limiter;
 mod request_guard;
 pub mod server;
 pub mod state;
 pub mod telemetry;
+mod timestamp;
 mod windows;
 
 pub use server::{ServeError, Server};

@@ -22,6 +22,8 @@ const REPEAT_INTERVAL: Duration = Duration::from_secs(10);
 pub(crate) struct RepeatLimiter {
     /// By place in the code, of which there is a fixed number.
     windows: Mutex<HashMap<Identifier, Window>>,
+    /// The target of what the log says about itself, which is not limited.
+    exempt: &'static str,
 }
 
 struct Window {
@@ -40,9 +42,11 @@ pub(crate) struct Suppressed {
 }
 
 impl RepeatLimiter {
-    pub(crate) fn new() -> RepeatLimiter {
+    /// `exempt` is the target of events that are always written.
+    pub(crate) fn new(exempt: &'static str) -> RepeatLimiter {
         RepeatLimiter {
             windows: Mutex::new(HashMap::new()),
+            exempt,
         }
     }
 
@@ -86,7 +90,7 @@ impl<S: Subscriber> Layer<S> for &'static RepeatLimiter {
     fn event_enabled(&self, event: &Event<'_>, _: Context<'_, S>) -> bool {
         let place = event.metadata();
         // What is more detailed is written because somebody wants to see all of it.
-        let limited = *place.level() <= Level::WARN && place.target() != super::telemetry::TARGET;
+        let limited = *place.level() <= Level::WARN && place.target() != self.exempt;
         !limited || self.takes(place, Instant::now())
     }
 }
@@ -117,7 +121,8 @@ mod tests {
     fn repeated_warnings_are_limited_in_rate_by_place_and_their_number_is_known() {
         let written = Written::default();
         let writer: &'static LogWriter = Box::leak(Box::new(LogWriter::start(written.clone())));
-        let limiter: &'static RepeatLimiter = Box::leak(Box::new(RepeatLimiter::new()));
+        let limiter: &'static RepeatLimiter =
+            Box::leak(Box::new(RepeatLimiter::new("esker_server::telemetry")));
         let layer = tracing_subscriber::fmt::layer().with_writer(writer);
         let subscriber = tracing_subscriber::registry().with(limiter).with(layer);
         let begun = Instant::now();

@@ -20,11 +20,12 @@ use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
 use http::uri::Authority;
-use http::{HeaderMap, HeaderName, Method, StatusCode, Version, header};
+use http::{HeaderMap, HeaderName, Method, Version, header};
 use tonic::Status;
 
 use crate::api::ServiceError;
 use crate::config::Config;
+use crate::refusal::{LABELS, Refusal};
 
 /// Paths of the gRPC services begin with these.
 const GRPC_PATHS: [&str; 2] = ["/statehouse.v1.", "/esker.state.v1."];
@@ -51,50 +52,6 @@ pub(crate) struct RequestGuard {
     /// Origins that may send requests, in lower case.
     origins: Vec<String>,
 }
-
-/// Why a request is refused.
-#[derive(Debug, PartialEq, thiserror::Error)]
-pub enum Refusal {
-    /// HTTP/1.1 without a name.
-    #[error("HTTP/1.1 requires a `Host` header: send one")]
-    NoHost,
-    /// Two values where one decides.
-    #[error("the header `{0}` comes more than once, with different values: send it once")]
-    Twice(HeaderName),
-    /// A name that is none of the server's.
-    #[error(
-        "`Host: {0}` is no name of this server: on a loopback address it takes loopback names (localhost, \
-         127.0.0.1, [::1]) and those of `allowed-hosts`"
-    )]
-    Host(String),
-    /// A web page.
-    #[error(
-        "requests of the web origin `{0}` are not taken: `allowed-origins` in the server's configuration \
-         allows one"
-    )]
-    Origin(String),
-    /// Not gRPC.
-    #[error("gRPC requires `Content-Type: application/grpc`")]
-    NotGrpc,
-    /// A type that the path does not take; it takes this.
-    #[error("the body's `Content-Type` has to be {0}")]
-    ContentType(&'static str),
-}
-
-impl Refusal {
-    /// Its name among the labels of `esker_http_refused_total`.
-    fn label(&self) -> &'static str {
-        match self {
-            Refusal::NoHost | Refusal::Host(_) => "host",
-            Refusal::Twice(_) => "header",
-            Refusal::Origin(_) => "origin",
-            Refusal::NotGrpc | Refusal::ContentType(_) => "content_type",
-        }
-    }
-}
-
-/// All labels of refusals, so that their counters exist from the start.
-const LABELS: [&str; 4] = ["host", "header", "origin", "content_type"];
 
 impl RequestGuard {
     /// Of a listener that has this address.
@@ -237,16 +194,6 @@ pub(crate) async fn check(
         return Status::permission_denied(refusal.to_string()).into_http();
     }
     ServiceError::Refused(refusal).into_response()
-}
-
-impl Refusal {
-    pub(crate) fn status(&self) -> StatusCode {
-        match self {
-            Refusal::NoHost | Refusal::Twice(_) => StatusCode::BAD_REQUEST,
-            Refusal::Host(_) | Refusal::Origin(_) => StatusCode::FORBIDDEN,
-            Refusal::NotGrpc | Refusal::ContentType(_) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
-        }
-    }
 }
 
 #[cfg(test)]

@@ -17,7 +17,7 @@ use crate::log_writer::LogWriter;
 use crate::repeat_limiter::RepeatLimiter;
 
 /// The target of what the log says about itself.
-pub(crate) const TARGET: &str = module_path!();
+const TARGET: &str = module_path!();
 /// How long an ending process waits for its last lines to be written.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -30,7 +30,7 @@ static WRITER: LazyLock<LogWriter> = LazyLock::new(|| {
     };
     LogWriter::start(out)
 });
-static LIMITER: LazyLock<RepeatLimiter> = LazyLock::new(RepeatLimiter::new);
+static LIMITER: LazyLock<RepeatLimiter> = LazyLock::new(|| RepeatLimiter::new(TARGET));
 
 /// Starts logging to standard error. What `raft-engine` logs goes the same way. Does nothing if
 /// logging was started before.

@@ -16,7 +16,7 @@ use crate::demo::appender::{self, Pace};
 use crate::demo::log_events::Told;
 use crate::demo::records::Records;
 use crate::demo::server::ServerProcess;
-use crate::exit::Failure;
+use crate::failure::Failure;
 use crate::term::{count, rate, took};
 
 /// Appends of the history, one record each, so that each is an entry of the log...

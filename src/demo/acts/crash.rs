@@ -1,8 +1,9 @@
 //! Appends, and kills the server when half of the records are acknowledged.
 
 use super::{Cast, Crash, missing};
-use crate::demo::appender::{self, BATCH, STEADY, WINDOW};
-use crate::exit::Failure;
+use crate::demo::appender::{self, STEADY};
+use crate::demo::records::{BATCH, WINDOW};
+use crate::failure::Failure;
 use crate::term::{count, rate, took};
 
 pub async fn play(cast: &mut Cast) -> Result<(), Failure> {

@@ -8,7 +8,7 @@ use super::{Cast, expect_records, io, missing, whole};
 use super::{LOOK_EVERY, PARTITIONS, WAIT_TIMEOUT};
 use crate::demo::appender::{self, STEADY};
 use crate::demo::log_events::Told;
-use crate::exit::Failure;
+use crate::failure::Failure;
 use crate::term::{bytes, count, took};
 
 /// Records that come after the snapshot: so many times fewer than those before.

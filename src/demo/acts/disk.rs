@@ -8,10 +8,11 @@ use futures::StreamExt as _;
 use s2_sdk::types::{AppendInput, ReadFrom, ReadInput, ReadStart, ReadStop};
 
 use super::{Cast, expect_records, io, missing};
-use crate::demo::appender::{self, BATCH};
+use crate::demo::appender;
 use crate::demo::follower::same_body;
 use crate::demo::log_events::Told;
-use crate::exit::Failure;
+use crate::demo::records::BATCH;
+use crate::failure::Failure;
 use crate::term::{bytes, count, took};
 
 /// What a restore with a loss adds to the next sequence number: 2^40.

@@ -15,7 +15,7 @@ use super::{Cast, missing, whole};
 use crate::demo::appender::{self, Pace};
 use crate::demo::records::Records;
 use crate::demo::server::ServerProcess;
-use crate::exit::Failure;
+use crate::failure::Failure;
 use crate::term::{bytes, count, rate, took};
 
 /// Flights before the snapshot.

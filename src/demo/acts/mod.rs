@@ -23,7 +23,7 @@ use super::follower::{Follower, check};
 use super::records::Records;
 use super::server::ServerProcess;
 use super::stage::Stage;
-use crate::exit::Failure;
+use crate::failure::Failure;
 use crate::stream_cmd::connection::Connection;
 use crate::stream_cmd::target::StreamTarget;
 

@@ -4,7 +4,7 @@ use s2_sdk::types::{CreateBasinInput, CreateStreamInput};
 
 use super::Cast;
 use crate::demo::follower::Follower;
-use crate::exit::Failure;
+use crate::failure::Failure;
 use crate::term::{bytes, count, took};
 
 pub async fn play(cast: &mut Cast) -> Result<(), Failure> {

@@ -1,7 +1,7 @@
 //! Reads everything back, and compares it with what was sent.
 
 use super::{Cast, expect_records, missing};
-use crate::exit::Failure;
+use crate::failure::Failure;
 use crate::term::{count, rate, took};
 
 pub async fn play(cast: &mut Cast) -> Result<(), Failure> {

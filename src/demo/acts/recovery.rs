@@ -2,7 +2,7 @@
 
 use super::{Cast, Crash, missing, whole};
 use crate::demo::appender::{self, STEADY};
-use crate::exit::Failure;
+use crate::failure::Failure;
 use crate::term::{count, rate, took};
 
 pub async fn play(cast: &mut Cast) -> Result<(), Failure> {

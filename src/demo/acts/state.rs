@@ -21,7 +21,7 @@ use tonic::transport::Channel;
 use super::{Cast, missing};
 use crate::demo::records::Records;
 use crate::demo::server::ServerProcess;
-use crate::exit::Failure;
+use crate::failure::Failure;
 use crate::term::{bytes, count, rate, took};
 
 /// Acknowledged commits after which the server is killed.

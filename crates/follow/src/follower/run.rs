@@ -279,7 +279,7 @@ impl<F: Fold> Run<F> {
         let allowed = guard.check(&*parts.endpoint, &meta, self.next, self.next);
         match self.meanwhile(allowed).await? {
             Ok(()) => Ok(()),
-            Err(Denied::Other(other)) => Err(Stop::Error(Error::OtherFold {
+            Err(Denied::OtherFold(other)) => Err(Stop::Error(Error::OtherFold {
                 stream: parts.endpoint.shown(),
                 other: other.to_string(),
                 ours: meta.fold,

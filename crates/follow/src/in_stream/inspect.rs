@@ -1,7 +1,7 @@
 //! All snapshots in a stream, whole and torn.
 //!
 //! The stream is read once, from its head to the tail of that moment. Bodies are summed up and let go
-//! of; what is remembered is a line for each snapshot, of at most [`MOST`] snapshots.
+//! of; what is remembered is a line for each snapshot, of at most [`MAX_LISTED`] snapshots.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use uuid::Uuid;
 use crate::backoff::Backoff;
 use crate::endpoint::{Endpoint, EndpointError, Identity, Piece};
 use crate::error::Error;
-use crate::inspection::{Inspected, MOST, Standing, WAIT_TIMEOUT};
+use crate::inspected::{Inspected, MAX_LISTED, Standing, WAIT_TIMEOUT};
 use crate::snapshot::assembly::{Assembly, Fed};
 use crate::snapshot::pipe::Sum;
 use crate::snapshot::record::{self, Seen};
@@ -283,7 +283,7 @@ impl Scan<'_> {
             anchored: position != own,
         };
         let scanned = &mut self.scanned;
-        if scanned.found.len() == MOST {
+        if scanned.found.len() == MAX_LISTED {
             scanned.found.pop_front();
             scanned.left_out += 1;
         }

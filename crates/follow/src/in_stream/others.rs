@@ -8,7 +8,6 @@
 //! it with the task that takes a snapshot, which asks before each trim.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,7 +19,7 @@ use crate::endpoint::{Endpoint, Identity};
 use crate::snapshot::assembly::{Assembly, Fed};
 use crate::snapshot::pipe::Sum;
 use crate::snapshot::record::{self, Seen};
-use crate::snapshot::{Kind, Meta};
+use crate::snapshot::{Kind, Meta, OtherFold};
 
 /// Most other folds whose snapshots are remembered: some 500 bytes each. One is enough for a trim to be
 /// refused.
@@ -30,34 +29,6 @@ const MAX_NAME: usize = 256;
 /// Longest wait for the next records, or for the follower to read up to the tail.
 const READ_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// The newest snapshot of another fold.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Other {
-    /// Its fold.
-    pub fold: String,
-    /// The sequence number of its first record.
-    pub position: u64,
-    /// First sequence number that it does not cover.
-    pub cursor: u64,
-    /// The largest position to which the stream may be trimmed without it becoming unusable.
-    pub trimmable: u64,
-}
-
-impl fmt::Display for Other {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Other {
-            fold,
-            position,
-            cursor,
-            ..
-        } = self;
-        write!(
-            f,
-            "the snapshot of fold `{fold}` at {position}, which goes to {cursor}"
-        )
-    }
-}
-
 /// What is known of other folds' snapshots.
 #[derive(Debug, Default)]
 pub struct Others {
@@ -66,7 +37,7 @@ pub struct Others {
     /// The next position that was not read.
     next: u64,
     assembly: Assembly,
-    newest: BTreeMap<String, Other>,
+    newest: BTreeMap<String, OtherFold>,
 }
 
 impl Others {
@@ -116,7 +87,7 @@ impl Others {
         // A single record right behind its trim command is usable as the head.
         let is_next = kind == Kind::Single && meta.cursor + 1 == position;
         let fold: String = meta.fold.chars().take(MAX_NAME).collect();
-        self.insert(Other {
+        self.insert(OtherFold {
             fold,
             position,
             cursor: meta.cursor,
@@ -124,7 +95,7 @@ impl Others {
         });
     }
 
-    fn insert(&mut self, other: Other) {
+    fn insert(&mut self, other: OtherFold) {
         let is_full = self.newest.len() >= MAX_OTHERS;
         match self.newest.get_mut(&other.fold) {
             Some(known) if known.trimmable <= other.trimmable => *known = other,
@@ -142,7 +113,7 @@ impl Others {
     }
 
     /// The one that allows the least to be trimmed.
-    fn first(&self) -> Option<&Other> {
+    fn first(&self) -> Option<&OtherFold> {
         self.newest.values().min_by_key(|other| other.trimmable)
     }
 }
@@ -151,7 +122,7 @@ impl Others {
 #[derive(Debug)]
 pub enum Denied {
     /// It would destroy this one.
-    Other(Box<Other>),
+    OtherFold(Box<OtherFold>),
     /// The stream could not be looked at.
     Unknown(String),
 }
@@ -189,7 +160,7 @@ impl Guard {
         tail: u64,
     ) -> Result<(), Denied> {
         match self.first(endpoint, ours, tail).await? {
-            Some(other) if other.trimmable < to => Err(Denied::Other(Box::new(other))),
+            Some(other) if other.trimmable < to => Err(Denied::OtherFold(Box::new(other))),
             _ => Ok(()),
         }
     }
@@ -204,7 +175,7 @@ impl Guard {
         endpoint: &dyn Endpoint,
         ours: &Meta,
         tail: u64,
-    ) -> Result<Option<Other>, Denied> {
+    ) -> Result<Option<OtherFold>, Denied> {
         let mut known = self.known.subscribe();
         let read = known.wait_for(|known| known.next >= tail);
         match tokio::time::timeout(READ_TIMEOUT, read).await {

@@ -13,10 +13,10 @@ use uuid::Uuid;
 
 use crate::endpoint::{AppendFailed, Endpoint};
 use crate::fold::Fold;
-use crate::in_stream::others::{Guard, Other};
+use crate::in_stream::others::Guard;
 use crate::snapshot::pipe::{self, Chunks};
 use crate::snapshot::record::{self, Seen};
-use crate::snapshot::{Kind, Meta, SnapshotInfo, Totals};
+use crate::snapshot::{Kind, Meta, OtherFold, SnapshotInfo, Totals};
 use crate::trim;
 
 /// Attempts of one append whose answer is unknown.
@@ -37,7 +37,7 @@ pub enum NotTaken {
         tail: u64,
     },
     /// The trim would destroy the newest snapshot of another fold.
-    OtherFold(Box<Other>),
+    OtherFold(Box<OtherFold>),
     /// Anything else.
     Failed(String),
 }

@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::endpoint::Identity;
+use crate::identity::Identity;
 
 /// The version of the formats in this crate.
 pub const FORMAT: u32 = 1;

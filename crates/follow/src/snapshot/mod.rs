@@ -5,13 +5,16 @@
 //! | [`meta`] | what a snapshot says of itself, and whether it may be used |
 //! | [`pipe`] | the state on its way to bytes and back: checksum, compression, threads |
 //! | [`object`] | a snapshot as an object: its first and its last bytes |
+//! | [`OtherFold`] | a snapshot of another fold, which a trim must not destroy |
 //! | [`record`] | a snapshot as records: their headers |
 //! | [`assembly`] | whole and torn snapshots among the records of a stream |
 
 pub mod assembly;
 pub mod meta;
 pub mod object;
+mod other_fold;
 pub mod pipe;
 pub mod record;
 
 pub use meta::{Encoding, Kind, Meta, SnapshotInfo, Totals, Unusable};
+pub use other_fold::OtherFold;

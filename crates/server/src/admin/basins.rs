@@ -10,6 +10,7 @@ use utoipa::ToSchema;
 use super::error::Failures;
 use super::request::{Body, InPath};
 use super::{Admin, AdminError};
+use crate::timestamp::timestamp;
 
 /// Which streams a basin is made for.
 #[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
@@ -51,7 +52,7 @@ pub(super) async fn adopt(
     Body(Adopt { id }): Body<Adopt>,
 ) -> Result<Json<Adopted>, AdminError> {
     let adopted = admin.node.adopt_basin(&basin, id).await?;
-    let created_at = crate::api::timestamp(adopted.created_ms).map_err(AdminError::invalid)?;
+    let created_at = timestamp(adopted.created_ms).map_err(AdminError::invalid)?;
     Ok(Json(Adopted {
         basin: adopted.name,
         id,

@@ -12,6 +12,7 @@ use utoipa::ToSchema;
 use super::error::Failures;
 use super::request::{InHeader, InPath};
 use super::{Admin, AdminError};
+use crate::timestamp::timestamp;
 
 /// Where a stream stands, as of one moment.
 #[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
@@ -115,5 +116,5 @@ pub(super) async fn position(
 
 /// As the S2 API says it.
 fn created_at(ms: u64) -> Result<OffsetDateTime, AdminError> {
-    crate::api::timestamp(ms).map_err(AdminError::invalid)
+    timestamp(ms).map_err(AdminError::invalid)
 }

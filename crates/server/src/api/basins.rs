@@ -5,15 +5,14 @@ use esker_node::{BasinInfo, Change, Create};
 use http::{HeaderName, StatusCode};
 use s2_api::data::{Json, extract::JsonOpt};
 use s2_api::v1;
-use s2_common::ValidationError;
 use s2_common::basin::{BasinName, ListBasinsRequest};
 use s2_common::config::{BasinConfig, BasinReconfiguration};
 use s2_common::http::extract::HeaderOpt;
 use s2_common::maybe::Maybe;
 use s2_common::resources::{PROVISION_RESULT_HEADER, RequestToken};
-use time::OffsetDateTime;
 
 use super::{App, ServiceError};
+use crate::timestamp::timestamp;
 
 /// A status, the header that tells what provisioning did, and the thing.
 pub type Provisioned<T> = (StatusCode, [(HeaderName, &'static str); 1], Json<T>);
@@ -186,10 +185,4 @@ pub fn status_of(change: Change) -> StatusCode {
         Change::Created => StatusCode::CREATED,
         Change::Updated | Change::Nothing => StatusCode::OK,
     }
-}
-
-/// Milliseconds since the epoch as a time.
-pub fn timestamp(ms: u64) -> Result<OffsetDateTime, ValidationError> {
-    OffsetDateTime::from_unix_timestamp_nanos(i128::from(ms) * 1_000_000)
-        .map_err(|e| ValidationError(format!("a time out of range: {e}")))
 }

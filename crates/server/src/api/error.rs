@@ -16,7 +16,7 @@ use s2_common::http::extract::HeaderRejection;
 
 use super::series::session_ended;
 use crate::answers::Exhausted;
-use crate::request_guard::Refusal;
+use crate::refusal::Refusal;
 
 /// Every code that this server answers: the code, when, and what to do.
 pub const CODES: &[(ErrorCode, &str, &str)] = &[

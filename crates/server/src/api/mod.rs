@@ -12,6 +12,7 @@ mod body_budget;
 mod counted_bodies;
 mod drain_body;
 mod error;
+mod held_answers;
 mod ops;
 mod records;
 pub(crate) mod series;
@@ -30,11 +31,10 @@ use tower_http::compression::CompressionLayer;
 use tower_http::compression::predicate::{NotForContentType, Predicate as _, SizeAbove};
 use tower_http::decompression::RequestDecompressionLayer;
 
-pub(crate) use basins::timestamp;
 pub use bodies::Bodies;
 pub use error::{CODES, ServiceError};
 
-use crate::answers::{self, Answers};
+use crate::answers::Answers;
 use crate::config::LimitsConfig;
 
 /// Answers smaller than this are not compressed, bytes: smaller ones hardly shrink.
@@ -144,7 +144,7 @@ pub fn router(app: App) -> Router {
         .route("/locations/default", any(ops::not_implemented))
         .route_layer(middleware::from_fn_with_state(
             answers.clone(),
-            answers::hold,
+            held_answers::hold,
         ))
         // What counts is what is held: the body after decompression.
         .route_layer(middleware::from_fn_with_state(

@@ -11,8 +11,9 @@ use s2_common::http::extract::{Header, HeaderOpt};
 use s2_common::resources::RequestToken;
 use s2_common::stream::{ListStreamsRequest, StreamName};
 
-use super::basins::{Provisioned, provision_result, status_of, timestamp};
+use super::basins::{Provisioned, provision_result, status_of};
 use super::{App, ServiceError};
+use crate::timestamp::timestamp;
 
 #[derive(FromRequest)]
 #[from_request(rejection(ServiceError))]

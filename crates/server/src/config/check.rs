@@ -8,7 +8,6 @@ use serde_json::Value;
 use super::error::ConfigError;
 use super::key::{Key, keys, tree};
 use super::kind::{Kind, Raw};
-use super::load::bad_value;
 use super::source::Source;
 use super::units::ByteCount;
 use super::values::Config;
@@ -53,7 +52,7 @@ impl Config {
             }
             let raw = raw(value);
             if let Err(problem) = key.kind.read(&raw) {
-                problems.push(bad_value(key, &raw, source(key), &problem));
+                problems.push(ConfigError::bad_value(key, &raw, source(key), &problem));
             }
         }
         ConfigError::all(problems)?;

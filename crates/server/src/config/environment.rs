@@ -10,10 +10,11 @@
 use super::error::ConfigError;
 use super::key::{VARIABLE_PREFIX, keys};
 use super::kind::Raw;
-use super::load::Setting;
+use super::setting::Setting;
 use super::source::{Source, printable};
 use super::statehouse::{self, STATEHOUSE_PREFIX};
 use super::suggest;
+use super::variables::{Variables, variables};
 
 /// The variable that names the configuration file, unless `--config` does.
 pub const CONFIG_VARIABLE: &str = "ESKER_CONFIG";
@@ -21,21 +22,6 @@ pub const CONFIG_VARIABLE: &str = "ESKER_CONFIG";
 /// The variable that says what an empty data directory means, unless `--bootstrap` does. It is no
 /// key: it is said once, and a file would say it at every start.
 pub const BOOTSTRAP_VARIABLE: &str = "ESKER_BOOTSTRAP";
-
-/// What the environment says.
-#[derive(Default)]
-pub(super) struct Environment {
-    /// The configuration file that it names.
-    pub(super) file: Option<String>,
-    /// The keys that it sets, in the order of the variables' names.
-    pub(super) settings: Vec<Setting>,
-    /// The keys that variables of Statehouse set; the ones above win over these.
-    pub(super) second: Vec<Setting>,
-    /// Variables that look like misspelt ones.
-    pub(super) problems: Vec<ConfigError>,
-    /// Other variables of the prefix.
-    pub(super) warnings: Vec<String>,
-}
 
 /// The variables of this process that are meant for Esker, for [`load`](super::load). What is not
 /// UTF-8 in a value becomes U+FFFD, so that the value is refused where it matters.
@@ -50,14 +36,14 @@ pub fn environment() -> impl Iterator<Item = (String, String)> {
 }
 
 /// Reads the environment.
-pub(super) fn read(all: impl Iterator<Item = (String, String)>) -> Environment {
+pub(super) fn read(all: impl Iterator<Item = (String, String)>) -> Variables {
     let all: Vec<_> = all.collect();
     let statehouse = statehouse::read(&all);
-    let mut read = Environment {
+    let mut read = Variables {
         second: statehouse.settings,
         problems: statehouse.problems,
         warnings: statehouse.warnings,
-        ..Environment::default()
+        ..Variables::default()
     };
     for (name, value) in variables(&all, VARIABLE_PREFIX) {
         let (name, value) = (name.clone(), value.clone());
@@ -89,19 +75,6 @@ pub(super) fn read(all: impl Iterator<Item = (String, String)>) -> Environment {
         }
     }
     read
-}
-
-/// The variables of a prefix, in the order of their names.
-pub(super) fn variables<'a>(
-    all: &'a [(String, String)],
-    prefix: &str,
-) -> Vec<&'a (String, String)> {
-    let mut ours: Vec<_> = all
-        .iter()
-        .filter(|(name, _)| name.starts_with(prefix))
-        .collect();
-    ours.sort();
-    ours
 }
 
 /// If an unknown variable was meant to set a key: what to do about it.

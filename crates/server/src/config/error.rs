@@ -5,7 +5,8 @@
 
 use std::path::PathBuf;
 
-use super::key::keys;
+use super::key::{Key, keys};
+use super::kind::Raw;
 use super::source::{Source, printable};
 use super::suggest;
 
@@ -136,6 +137,19 @@ pub enum ConfigError {
 }
 
 impl ConfigError {
+    /// The error of a value that its key cannot have.
+    pub(super) fn bad_value(key: &Key, raw: &Raw, from: Source, problem: &str) -> ConfigError {
+        ConfigError::BadValue {
+            key: key.path.clone(),
+            from,
+            problem: match key.kind.shown(raw) {
+                Some(shown) => format!("{shown}: {problem}"),
+                None => problem.to_string(),
+            },
+            allowed: key.allowed(),
+        }
+    }
+
     /// The stable code, one of [`CODES`].
     pub fn code(&self) -> &'static str {
         match self {

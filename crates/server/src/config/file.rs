@@ -10,7 +10,7 @@ use toml::de::{DeTable, DeValue};
 use super::error::ConfigError;
 use super::key::{Key, keys};
 use super::kind::Raw;
-use super::load::Setting;
+use super::setting::Setting;
 use super::source::Source;
 
 /// Largest configuration file that is read, in bytes. One with all keys and comments has some 5 KiB;

@@ -7,18 +7,12 @@ use super::check;
 use super::environment::{self, CONFIG_VARIABLE};
 use super::error::ConfigError;
 use super::file;
-use super::key::{Key, tree};
-use super::kind::Raw;
+use super::key::tree;
 use super::overrides::Overrides;
+use super::setting::Setting;
 use super::source::Source;
 use super::values::Config;
-
-/// One thing that a source said: a key is to have a value.
-pub(super) struct Setting {
-    pub(super) key: &'static Key,
-    pub(super) raw: Raw,
-    pub(super) from: Source,
-}
+use super::variables::Variables;
 
 /// A configuration that was put together, checked, and remembers where its values came from.
 #[derive(Clone, Debug, PartialEq)]
@@ -87,7 +81,7 @@ pub fn load(
                 config = replaced;
                 sources.insert(key.path.clone(), from);
             }
-            Err(problem) => problems.push(bad_value(key, &raw, from, &problem)),
+            Err(problem) => problems.push(ConfigError::bad_value(key, &raw, from, &problem)),
         }
     }
     problems.sort_by_key(ConfigError::place);
@@ -127,10 +121,7 @@ fn set_twice(settings: &[Setting]) -> Vec<ConfigError> {
 }
 
 /// The configuration file, if one is named, and what names it.
-fn named_file(
-    overrides: &Overrides,
-    environment: &environment::Environment,
-) -> Option<(PathBuf, Source)> {
+fn named_file(overrides: &Overrides, environment: &Variables) -> Option<(PathBuf, Source)> {
     if let Some(path) = &overrides.config {
         return Some((
             path.clone(),
@@ -146,17 +137,4 @@ fn named_file(
             name: CONFIG_VARIABLE.into(),
         },
     ))
-}
-
-/// The error of a value that its key cannot have.
-pub(super) fn bad_value(key: &Key, raw: &Raw, from: Source, problem: &str) -> ConfigError {
-    ConfigError::BadValue {
-        key: key.path.clone(),
-        from,
-        problem: match key.kind.shown(raw) {
-            Some(shown) => format!("{shown}: {problem}"),
-            None => problem.to_string(),
-        },
-        allowed: key.allowed(),
-    }
 }

@@ -38,6 +38,7 @@ mod kind;
 mod load;
 mod overrides;
 mod secret;
+mod setting;
 mod show;
 pub mod snapshots;
 mod source;
@@ -46,6 +47,7 @@ mod statehouse;
 mod suggest;
 pub mod units;
 pub mod values;
+mod variables;
 
 pub use docs::markdown;
 pub use environment::{BOOTSTRAP_VARIABLE, CONFIG_VARIABLE, environment};

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use super::error::ConfigError;
 use super::key::{Key, keys};
 use super::kind::Raw;
-use super::load::Setting;
+use super::setting::Setting;
 use super::source::Source;
 
 /// Flags that name the configuration file and set keys. A flag wins over the environment and the

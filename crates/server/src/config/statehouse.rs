@@ -4,13 +4,13 @@
 //! a store in memory alone does not exist, and every commit is synced. A variable of the prefix that is not
 //! known is a warning, since other programs set such variables.
 
-use super::environment::{Environment, variables};
 use super::error::ConfigError;
 use super::key::keys;
 use super::kind::Raw;
-use super::load::Setting;
+use super::setting::Setting;
 use super::source::{Source, printable};
 use super::suggest;
+use super::variables::{Variables, variables};
 
 /// What the names of the variables start with.
 pub(super) const STATEHOUSE_PREFIX: &str = "STATEHOUSE_";
@@ -68,8 +68,8 @@ pub(super) fn table() -> String {
 }
 
 /// Reads the variables.
-pub(super) fn read(all: &[(String, String)]) -> Environment {
-    let mut read = Environment::default();
+pub(super) fn read(all: &[(String, String)]) -> Variables {
+    let mut read = Variables::default();
     for (name, value) in variables(all, STATEHOUSE_PREFIX) {
         let from = Source::Environment { name: name.clone() };
         let known = VARIABLES.iter().find(|(known, ..)| known == name);
