@@ -5,7 +5,7 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::extract::{FromRequest, Path, Query, Request, State};
 use axum::response::{IntoResponse as _, Response};
-use esker_node::{Ack, CreateOn, ReadOutput, ReadPermit, ReadSession};
+use esker_node::{CreateOn, ReadOutput, ReadPermit, ReadSession};
 use s2_api::data::{Json, Proto};
 use s2_api::mime::JsonOrProto;
 use s2_api::v1;
@@ -19,7 +19,7 @@ use s2_common::config::OptionalStreamConfig;
 use s2_common::http::extract::Header;
 use s2_common::read_extent::ReadLimit;
 use s2_common::record::Metered;
-use s2_common::stream::{AppendAck, ReadBatch, ReadEnd, ReadFrom, ReadStart, StreamName};
+use s2_common::stream::{ReadBatch, ReadEnd, ReadFrom, ReadStart, StreamName};
 
 use super::{App, ServiceError, bodies, session_inputs, sessions};
 use crate::answers::Exhausted;
@@ -238,7 +238,7 @@ pub async fn append(
                     &create_stream_config_patch,
                 )
                 .await?;
-            let ack = wire_ack(handle.append(input).await?.done().await?);
+            let ack = sessions::wire_ack(handle.append(input).await?.done().await?);
             Ok(match response_mime {
                 JsonOrProto::Json => Json(v1::stream::AppendAck::from(ack)).into_response(),
                 JsonOrProto::Proto => {
@@ -273,14 +273,5 @@ pub async fn append(
         AppendBody::One(AppendRequest::S2s { .. }) => {
             Err(ValidationError::from("an append session has the type `s2s/proto`").into())
         }
-    }
-}
-
-/// An acknowledgement in the API's terms.
-pub fn wire_ack(ack: Ack) -> AppendAck {
-    AppendAck {
-        start: ack.start,
-        end: ack.end,
-        tail: ack.tail,
     }
 }

@@ -8,7 +8,7 @@ use std::pin::Pin;
 use axum::body::Body;
 use axum::response::sse::Event;
 use axum::response::{IntoResponse as _, Response, Sse};
-use esker_node::{AppendSession, Error, PendingAppend, ReadOutput, ReadSession};
+use esker_node::{Ack, AppendSession, Error, PendingAppend, ReadOutput, ReadSession};
 use futures::stream::{self, FuturesOrdered};
 use futures::{Stream, StreamExt as _};
 use http::{HeaderValue, header};
@@ -17,14 +17,13 @@ use s2_api::v1::stream::sse::{self, LastEventId};
 use s2_api::v1::stream::{ReadEnd, proto, s2s};
 use s2_common::read_extent::CountOrBytes;
 use s2_common::record::MeteredSize as _;
-use s2_common::stream::{ReadFrom, ReadStart};
+use s2_common::stream::{AppendAck, ReadFrom, ReadStart};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::ServiceError;
 use super::counted_bodies::PermitSlot;
-use super::records::wire_ack;
 use super::series::session_ended;
 use super::session_inputs::{Input, Inputs};
 use crate::answers::{AtStall, EndFrame, Exhausted};
@@ -281,6 +280,15 @@ where
     headers.insert(header::CACHE_CONTROL, NO_TRANSFORM);
     headers.insert(NO_BUFFERING.0, NO_BUFFERING.1);
     response
+}
+
+/// An acknowledgement in the API's terms.
+pub fn wire_ack(ack: Ack) -> AppendAck {
+    AppendAck {
+        start: ack.start,
+        end: ack.end,
+        tail: ack.tail,
+    }
 }
 
 #[cfg(test)]
