@@ -1,10 +1,11 @@
-//! Links between the pages of the project: each names a file that is there, and a heading that it has.
+//! Links between the pages of the project: each names a file that is there, and a heading that it has. So do
+//! paths and names in backticks.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// Pages below a directory, but for those of other projects.
-fn pages(dir: &Path, found: &mut Vec<PathBuf>) {
+pub fn pages(dir: &Path, found: &mut Vec<PathBuf>) {
     for entry in std::fs::read_dir(dir).unwrap() {
         let path = entry.unwrap().path();
         let name = path.file_name().unwrap().to_string_lossy().into_owned();
@@ -93,6 +94,137 @@ fn every_link_names_a_file_that_is_there_and_a_heading_that_it_has() {
     }
     assert!(checked > 20);
     assert!(broken.is_empty(), "{broken:#?}");
+}
+
+/// Text in backticks, outside of blocks of code.
+fn code_spans(page: &str) -> Vec<String> {
+    let prose = prose(page);
+    let spans = prose.split('`').skip(1).step_by(2);
+    spans
+        .filter(|span| !span.contains('\n'))
+        .map(str::to_owned)
+        .collect()
+}
+
+/// `a/{b,c}.rs` as `a/b.rs` and `a/c.rs`.
+fn expanded(path: &str) -> Vec<String> {
+    match path.split_once('{').zip(path.split_once('}')) {
+        None => vec![path.to_owned()],
+        Some(((before, rest), (_, after))) => {
+            let names = rest.split('}').next().unwrap().split(',');
+            names.map(|name| format!("{before}{name}{after}")).collect()
+        }
+    }
+}
+
+/// True if a path of the repository is there, or a module after the short name of its crate. `None` if it
+/// is no path of either kind.
+fn exists(root: &Path, path: &str) -> Option<bool> {
+    const TOP: &[&str] = &[
+        ".ci",
+        "bench",
+        "crates",
+        "docs",
+        "examples",
+        "packaging",
+        "scripts",
+        "src",
+        "tests",
+        "tools",
+    ];
+    let is_path = |c: char| c.is_ascii_alphanumeric() || "/._-{},".contains(c);
+    if !path.chars().all(is_path) {
+        return None;
+    }
+    let (first, rest) = path.split_once('/')?;
+    let crate_src = root.join("crates").join(first).join("src");
+    if TOP.contains(&first) {
+        return Some(root.join(path).exists());
+    }
+    if !crate_src.is_dir() || rest.is_empty() {
+        return None;
+    }
+    let module = crate_src.join(rest);
+    Some(module.exists() || module.with_extension("rs").exists())
+}
+
+#[test]
+fn every_path_in_backticks_is_there() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut all = Vec::new();
+    pages(root, &mut all);
+    let mut missing = Vec::new();
+    let mut checked = 0;
+    for page in &all {
+        // What changed may name what was.
+        if page.ends_with("CHANGELOG.md") {
+            continue;
+        }
+        for span in code_spans(&std::fs::read_to_string(page).unwrap()) {
+            for path in expanded(&span) {
+                if let Some(is_there) = exists(root, &path) {
+                    checked += 1;
+                    if !is_there {
+                        missing.push(format!("{}: {path}", page.display()));
+                    }
+                }
+            }
+        }
+    }
+    assert!(checked > 100, "{checked}");
+    assert!(missing.is_empty(), "{missing:#?}");
+}
+
+/// Modules of a crate that its row in the table of `ARCHITECTURE.md` names, and names of items.
+#[test]
+fn every_name_in_the_architecture_is_in_the_code() {
+    fn sources(dir: &Path, found: &mut String) {
+        for entry in std::fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                sources(&path, found);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                found.push_str(&std::fs::read_to_string(&path).unwrap());
+            }
+        }
+    }
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let page = std::fs::read_to_string(root.join("ARCHITECTURE.md")).unwrap();
+    let mut missing = Vec::new();
+
+    let rows = page.lines().filter(|line| line.starts_with("| `crates/"));
+    for row in rows {
+        let spans = code_spans(row);
+        let src = root.join(&spans[0]).join("src");
+        let is_module = |name: &&String| {
+            let is_word = |c: char| c.is_ascii_lowercase() || c == '_';
+            name.chars().all(is_word) && **name != "node"
+        };
+        for name in spans[1..].iter().filter(is_module) {
+            let path = src.join(name);
+            let is_protocol = src.join("..").join(name).is_dir();
+            if !path.is_dir() && !path.with_extension("rs").exists() && !is_protocol {
+                missing.push(format!("{}: module {name}", spans[0]));
+            }
+        }
+    }
+
+    let mut code = String::new();
+    sources(&root.join("crates"), &mut code);
+    let words: BTreeSet<&str> = code
+        .split(|c: char| !c.is_ascii_alphanumeric() && c != '_')
+        .collect();
+    for span in code_spans(&page) {
+        let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == ':';
+        let begins_a_type = span.starts_with(|c: char| c.is_ascii_uppercase());
+        let is_item = begins_a_type && span.contains(|c: char| c.is_ascii_lowercase());
+        if !span.chars().all(is_name) || !is_item {
+            continue;
+        }
+        let parts = span.split("::").filter(|part| !words.contains(part));
+        missing.extend(parts.map(|part| format!("{span}: {part}")));
+    }
+    assert!(missing.is_empty(), "{missing:#?}");
 }
 
 #[test]
