@@ -101,13 +101,13 @@ const SECTIONS: &[Section] = &[
                 "esker_entries_at_risk",
                 "log entries",
                 PARTITION,
-                "Entries of the log that no snapshot in the repository covers: what is lost with this disk.",
+                "Entries of the log that no snapshot in the repository covers, or whose streams' basins its catalog lacks: what is lost with this disk. An entry is an append of one or many records.",
             ),
             gauge(
                 "esker_seconds_at_risk",
                 "seconds",
                 PARTITION,
-                "For how long there have been such entries.",
+                "Age of the newest snapshot in the repository while there are such entries; 0 while there are none.",
             ),
             gauge(
                 "esker_predicted_restart_seconds",
@@ -143,7 +143,7 @@ const SECTIONS: &[Section] = &[
                 "esker_partition_archived_lag",
                 "log entries",
                 PARTITION,
-                "Entries between the newest snapshot in the repository and the end of the log.",
+                "Entries after the oldest snapshot that the repository retains, to the end of the log.",
             ),
         ],
     },
@@ -341,7 +341,7 @@ const SECTIONS: &[Section] = &[
                 "esker_partition_floor_lsn",
                 "LSN",
                 PARTITION,
-                "Last entry that was trimmed from the log.",
+                "Last entry that the newest local snapshot covers; the log may be trimmed up to it.",
             ),
             gauge(
                 "esker_partition_log_entries",
@@ -614,7 +614,7 @@ const SECTIONS: &[Section] = &[
                 "esker_raft_floor",
                 "log index",
                 GROUP,
-                "Last entry that was trimmed from the group's log.",
+                "Last entry that the group's newest snapshot covers; its log may be trimmed up to it.",
             ),
             gauge(
                 "esker_raft_entries_above_floor",
