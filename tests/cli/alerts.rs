@@ -1,5 +1,5 @@
-//! The alert rules in `packaging/prometheus` and the metrics in `docs/operating/recovery.md` name what a server
-//! really has, and places in the guide that exist.
+//! The alert rules in `packaging/prometheus`, and the pages of recovery and monitoring, name metrics that a
+//! server has, and sections that exist.
 
 use std::collections::BTreeSet;
 use std::io::{Read as _, Write as _};
@@ -10,6 +10,7 @@ use crate::support::{Server, eventually};
 
 const RULES: &str = include_str!("../../packaging/prometheus/alerts.yml");
 const GUIDE: &str = include_str!("../../docs/operating/recovery.md");
+const MONITORING: &str = include_str!("../../docs/operating/monitoring.md");
 
 /// Words that begin like a metric of ours.
 fn metrics(text: &str) -> BTreeSet<String> {
@@ -79,14 +80,21 @@ fn every_metric_of_an_alert_exists() {
 }
 
 #[test]
-fn every_metric_of_the_guide_exists() {
+fn every_metric_that_operators_are_told_of_exists() {
     let declared = declared();
-    let table = GUIDE.split("# Metrics\n").nth(1).unwrap();
-    let missing: Vec<_> = metrics(table)
-        .into_iter()
-        .filter(|m| !declared.contains(m))
-        .collect();
+    let named = &metrics(GUIDE) | &metrics(MONITORING);
+    assert!(named.len() >= 10, "{named:?}");
+    let missing: Vec<_> = named.difference(&declared).collect();
     assert!(missing.is_empty(), "no code names {missing:?}");
+}
+
+/// The page of monitoring lists every alert.
+#[test]
+fn every_alert_is_on_the_page_of_monitoring() {
+    for alert in values("alert") {
+        let listed = MONITORING.contains(&format!("`{alert}`"));
+        assert!(listed, "docs/operating/monitoring.md has no {alert}");
+    }
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //!
 //! | module | what it shows |
 //! |---|---|
-//! | [`transcripts`] | help, errors and the demo, word for word; and that README and guide tell the truth |
+//! | [`transcripts`] | help, errors and the demo, word for word; and what the pages show |
 //! | [`snapshots`] | `esker snapshot` on repositories in directories |
 //! | [`online`] | `esker status`, and `esker snapshot` against a real server |
 //! | [`streams`], [`appends`], [`reads`] | `esker stream` against a real server |
@@ -12,7 +12,8 @@
 //! | [`outputs`] | files that commands write, and what is there before |
 //! | [`interrupts`] | how commands end by a signal |
 //! | [`alerts`] | alert rules and the guide to recovery name metrics that exist |
-//! | [`links`] | links between pages name what is there |
+//! | [`links`] | links between pages, and paths in them, name what is there |
+//! | [`clients`] | the programs on the pages of clients do what the pages say |
 //! | [`servers`] | what `esker server` says to a person and to a program |
 //! | [`support`] | running the program, and servers for it |
 //!
@@ -23,6 +24,7 @@
 
 mod alerts;
 mod appends;
+mod clients;
 mod demo;
 mod interrupts;
 mod json;

@@ -1,14 +1,39 @@
-//! What is printed, word for word: help, errors and the demo in `*.trycmd`, and what the README and
-//! the guide to snapshots show.
+//! What is printed, word for word: help, errors and the demo in `*.trycmd`, and what the pages of the
+//! project show.
 //!
-//! They show real numbers, which differ from run to run. Their transcripts are run as they stand, one
-//! command after the other in a directory of their own, and compared in shape: every number,
-//! duration, directory and random name counts as any other.
+//! Pages show real numbers, which differ from run to run. Their transcripts (blocks marked `console`) are run
+//! as they stand, one command after the other in a directory of their own, and compared in shape: every
+//! number, duration, directory and random name counts as any other. With `ESKER_BLESS=all` each page is written
+//! with what was printed.
 
-use std::path::Path;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::support::{Server, run};
+use crate::links::pages;
+use crate::support::{Server, esker, eventually, run, stderr, stdout};
+
+/// Pages whose transcripts are run here. Every page with a transcript is in this list.
+const PAGES: &[&str] = &[
+    "README.md",
+    "docs/demo.md",
+    "docs/guides/clients/curl.md",
+    "docs/guides/follow.md",
+    "docs/guides/snapshots.md",
+    "docs/guides/state.md",
+    "docs/guides/streams.md",
+    "docs/operating/configuration.md",
+    "docs/operating/install.md",
+    "docs/operating/monitoring.md",
+    "docs/operating/recovery.md",
+    "docs/reference/admin-api.md",
+];
+
+/// Set, pages are written with what is printed: `all` of it, or, with any other value, what differs in shape.
+const BLESS: &str = "ESKER_BLESS";
+
+/// The server of the pages.
+const SHOWN_URL: &str = "http://127.0.0.1:7070";
 
 #[test]
 fn help_errors_and_the_demo_are_printed_as_they_are_written() {
@@ -18,126 +43,494 @@ fn help_errors_and_the_demo_are_printed_as_they_are_written() {
 }
 
 #[test]
-fn what_the_readme_shows_is_what_happens() {
-    let readme = include_str!("../../README.md");
-    let steps = steps(readme);
-    for wanted in ["esker demo", "esker stream append"] {
-        assert!(
-            steps.iter().any(|step| step.command.contains(wanted)),
-            "README.md has no ```console block that shows `{wanted}`"
-        );
+fn every_page_with_commands_is_run() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut all = Vec::new();
+    pages(root, &mut all);
+    let mut with_commands = BTreeSet::new();
+    for path in all {
+        let text = std::fs::read_to_string(&path).unwrap();
+        let name = path.strip_prefix(root).unwrap().display().to_string();
+        // A prompt outside of a transcript would be a command that no test runs.
+        let mut block = None;
+        for line in text.lines() {
+            match line.strip_prefix("```") {
+                Some(kind) if block.is_none() => block = Some(kind),
+                Some(_) => block = None,
+                None => {}
+            }
+            if line.starts_with("$ ") {
+                assert_eq!(block, Some("console"), "{name}: {line}");
+                with_commands.insert(name.clone());
+            }
+        }
     }
+    let listed: BTreeSet<_> = PAGES.iter().map(|&page| page.to_owned()).collect();
+    assert_eq!(with_commands, listed);
+}
 
-    let server = Server::start();
-    follow("README.md", steps, &[("ESKER_SERVER", &server.url)]);
+/// Runs all commands of a page against a server.
+fn holds(page: &str, server: &Server) {
+    let mut page = Page::read(page);
+    let dir = tempfile::tempdir().unwrap();
+    page.run("", dir.path(), &[("ESKER_SERVER", &server.url)], server);
+    page.finish();
+}
+
+#[test]
+fn what_the_readme_shows_is_what_happens() {
+    holds("README.md", &Server::start());
+}
+
+#[test]
+fn what_the_page_of_the_demo_shows_is_what_happens() {
+    holds("docs/demo.md", &Server::start());
+}
+
+/// The page is of one run: its total is not less than its parts.
+#[test]
+fn the_time_of_the_demo_is_that_of_its_acts() {
+    fn seconds(text: &str) -> f64 {
+        let mut words = text.split_whitespace();
+        let number: f64 = words.next().unwrap().parse().unwrap();
+        match words.next().unwrap() {
+            "ms" => number / 1000.0,
+            "s" => number,
+            unit => panic!("{unit}: {text}"),
+        }
+    }
+    let page = Page::read("docs/demo.md");
+    let acts: Vec<f64> = page
+        .lines
+        .iter()
+        .filter_map(|line| line.trim().strip_prefix("done in "))
+        .map(seconds)
+        .collect();
+    assert_eq!(acts.len(), 9);
+    let end = page.lines.iter().find(|line| line.starts_with("Killed,"));
+    let (_, total) = end.unwrap().rsplit_once('(').unwrap();
+    let total = seconds(total.trim_end_matches(')'));
+    let sum: f64 = acts.iter().sum();
+    assert!(
+        (0.98..1.1).contains(&(total / sum)),
+        "{total} s, and acts of {sum} s"
+    );
 }
 
 #[test]
 fn what_the_guide_to_snapshots_shows_is_what_happens() {
-    let guide = include_str!("../../docs/guides/snapshots.md");
-    follow(
-        "docs/guides/snapshots.md",
-        steps(guide),
-        &[("ESKER_REPOSITORY", "backups")],
-    );
+    let mut page = Page::read("docs/guides/snapshots.md");
+    let dir = tempfile::tempdir().unwrap();
+    let variables = [("ESKER_REPOSITORY", "backups")];
+    page.run_without_server("", dir.path(), &variables);
+    page.finish();
 }
 
 #[test]
 fn what_the_guide_to_the_admin_api_shows_is_what_happens() {
-    let guide = include_str!("../../docs/reference/admin-api.md");
     let dir = tempfile::tempdir().unwrap();
     let destination = format!("snapshots.destination={}/backups", dir.path().display());
-    let server = Server::start_with(
-        &dir.path().join("data"),
-        "127.0.0.1:0",
-        &["--partitions", "2", "--set", &destination],
-    );
-    follow(
-        "docs/reference/admin-api.md",
-        steps(guide),
-        &[("ESKER_SERVER", &server.url)],
-    );
+    let settings = ["--partitions", "2", "--set", &destination];
+    let data = dir.path().join("data");
+    let mut server = Server::start_with(&data, "127.0.0.1:0", &settings);
+    let mut page = Page::read("docs/reference/admin-api.md");
+    let url = server.url.clone();
+    let variables = [("ESKER_SERVER", url.as_str())];
+    for heading in ["On the command line", "Over HTTP"] {
+        page.run(heading, dir.path(), &variables, &server);
+    }
+
+    // 40 records, of which a snapshot has 25; then everything else is lost.
+    server.ok(&["create", "my-basin/orders/eu"]);
+    server.ok_with(&["append", "my-basin/orders/eu"], lines(25).as_bytes());
+    online(&server, &["snapshot", "create"]);
+    server.ok_with(&["append", "my-basin/orders/eu"], lines(15).as_bytes());
+    server.kill();
+    std::fs::remove_dir_all(&data).unwrap();
+    let settings = [&settings[..], &["--bootstrap", "restore"]].concat();
+    let server = Server::start_with(&data, "127.0.0.1:0", &settings);
+    let variables = [("ESKER_SERVER", server.url.as_str())];
+    page.run("Where a stream stands", dir.path(), &variables, &server);
+    page.finish();
 }
 
 #[test]
 fn what_the_guide_to_following_shows_is_what_happens() {
-    let guide = include_str!("../../docs/guides/follow.md");
-    let server = Server::start();
-    follow(
-        "docs/guides/follow.md",
-        steps(guide),
-        &[("ESKER_SERVER", &server.url)],
-    );
+    holds("docs/guides/follow.md", &Server::start());
 }
 
 #[test]
 fn what_the_guide_to_the_state_store_shows_is_what_happens() {
-    let guide = include_str!("../../docs/guides/state.md");
-    let server = Server::start();
-    follow(
-        "docs/guides/state.md",
-        steps(guide),
-        &[("ESKER_SERVER", &server.url)],
-    );
+    holds("docs/guides/state.md", &Server::start());
 }
 
-/// Runs the commands of a page one after the other in a directory of their own.
-fn follow(page: &str, steps: Vec<Step>, variables: &[(&str, &str)]) {
+#[test]
+fn what_the_guide_to_streams_shows_is_what_happens() {
+    holds("docs/guides/streams.md", &Server::start());
+}
+
+#[test]
+fn what_the_page_of_curl_shows_is_what_happens() {
+    holds("docs/guides/clients/curl.md", &Server::start());
+}
+
+#[test]
+fn what_the_page_of_monitoring_shows_is_what_happens() {
     let dir = tempfile::tempdir().unwrap();
+    let destination = format!("snapshots.destination={}/backups", dir.path().display());
+    let settings = ["--partitions", "2", "--set", &destination];
+    let data = dir.path().join("data");
+    let server = Server::start_with(&data, "127.0.0.1:0", &settings);
+    // What the page shows is of a server whose first snapshots are there.
+    online(&server, &["snapshot", "create"]);
+    holds("docs/operating/monitoring.md", &server);
+}
+
+#[test]
+fn what_the_page_of_installing_shows_is_what_happens() {
+    holds("docs/operating/install.md", &Server::start());
+}
+
+/// Each command of the page starts a server with the packaged configuration.
+#[test]
+fn the_servers_on_the_page_of_the_configuration_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    std::fs::copy(
+        root.join("packaging/esker.toml"),
+        dir.path().join("esker.toml"),
+    )
+    .unwrap();
+    let page = Page::read("docs/operating/configuration.md");
+    assert_eq!(page.steps.len(), 2);
+    for step in &page.steps {
+        // Any free port, and an end with this process.
+        let command = step.command.replace("127.0.0.1:7171", "127.0.0.1:0");
+        let mut shell = shell(&format!("{command} --until-stdin-closes"), dir.path());
+        shell.env("ESKER_LISTEN", "127.0.0.1:0");
+        let output = run(shell, b"");
+        let printed = String::from_utf8_lossy(&output.stdout);
+        assert!(
+            printed.contains(" serves http://127.0.0.1:"),
+            "{command}: {printed}"
+        );
+        assert_eq!(step.printed, "", "{command}");
+    }
+}
+
+/// The runbook's commands, each on a server that was broken for it.
+#[test]
+fn what_the_runbook_shows_is_what_happens() {
+    let mut page = Page::read("docs/operating/recovery.md");
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("data");
+    let backups = dir.path().join("backups");
+    let destination = format!("snapshots.destination={}", backups.display());
+    let settings = [
+        "--partitions",
+        "2",
+        "--set",
+        &destination,
+        "--set",
+        "snapshots.snapshot-kind=incremental",
+        "--set",
+        "snapshots.num-retained=3",
+        "--set",
+        "snapshots.snapshot-interval=1h",
+    ];
+    let mut server = Server::start_with(&data, "127.0.0.1:0", &settings);
+    server.ok(&["create", "basin-eu1/orders"]);
+    let mut shown = Vec::new();
+    for records in [5000, 1000] {
+        server.ok_with(&["append", "basin-eu1/orders"], lines(records).as_bytes());
+        online(&server, &["snapshot", "create", "--partition", "2"]);
+        let newest = ["snapshot", "show", "newest", "--partition", "2"];
+        shown.push(objects(&online(&server, &newest)));
+    }
+    server.ok_with(&["append", "basin-eu1/orders"], lines(500).as_bytes());
+
+    // A file that the newest snapshot alone has.
+    let object = shown[1].iter().find(|object| !shown[0].contains(object));
+    let object = object.expect("the newest snapshot has a new file");
+    let file = backups.join("2").join(object);
+    let mut bytes = std::fs::read(&file).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(&file, bytes).unwrap();
+    page.run("The newest snapshot is damaged", dir.path(), &[], &server);
+
+    // The data directory is lost as well: the snapshot before it is restored.
+    server.kill();
+    std::fs::remove_dir_all(&data).unwrap();
+    let restore = [&settings[..], &["--bootstrap", "restore"]].concat();
+    let server = Server::start_with(&data, "127.0.0.1:0", &restore);
+    server.ok_with(&["append", "basin-eu1/orders"], lines(10).as_bytes());
+    page.run("Lineages", dir.path(), &[], &server);
+    page.run("Abandoned snapshots", dir.path(), &[], &server);
+    drop(server);
+
+    // A repository that cannot be reached, and a log that is full.
+    let full = tempfile::tempdir().unwrap();
+    std::fs::write(full.path().join("more"), lines(100_000)).unwrap();
+    let settings = [
+        ("snapshots.destination", "s3://backups/esker"),
+        ("snapshots.aws-endpoint-url", "http://127.0.0.1:1"),
+        ("snapshots.aws-allow-http", "true"),
+        ("snapshots.aws-access-key-id", "key"),
+        ("snapshots.aws-secret-access-key", "secret"),
+        ("snapshots.on-log-full", "refuse-appends"),
+        ("snapshots.max-log-bytes", "4MiB"),
+        ("log.segment-size", "1MiB"),
+        ("log.purge-threshold", "1MiB"),
+    ]
+    .map(|(key, value)| format!("{key}={value}"));
+    let mut arguments = vec!["--partitions", "2", "--bootstrap", "new"];
+    arguments.extend(settings.iter().flat_map(|setting| ["--set", setting]));
+    let server = Server::start_with(&full.path().join("data"), "127.0.0.1:0", &arguments);
+    server.ok(&["create", "basin-eu1/orders"]);
+    let record = format!("{}\n", "x".repeat(100_000));
+    eventually("the log is full", || {
+        let append = server.stream(["append", "basin-eu1/orders"]);
+        !run(append, record.repeat(10).as_bytes()).status.success()
+    });
+    page.run(
+        "The log is larger than max-log-bytes",
+        full.path(),
+        &[],
+        &server,
+    );
+
+    // A disk that is full or hangs takes a mount: `tests/e2e/runbook.rs`.
+    page.shown_elsewhere(&["Disk full", "The disk hangs"]);
+    page.finish();
+}
+
+/// Objects of a snapshot, as `esker snapshot show` lists them.
+fn objects(shown: &str) -> Vec<String> {
+    let words = shown.split_whitespace();
+    words
+        .filter(|word| word.starts_with("ssts/"))
+        .map(str::to_owned)
+        .collect()
+}
+
+/// So many lines, each a number.
+fn lines(count: u32) -> String {
+    (1..=count).map(|n| format!("{n}\n")).collect()
+}
+
+/// Runs a command that asks a server, which has to succeed, and answers what it printed.
+fn online(server: &Server, arguments: &[&str]) -> String {
+    let mut command = esker();
+    command.args(arguments).args(["--server", &server.url]);
+    let output = run(command, b"");
+    let printed = stdout(&output);
+    let said = stderr(&output);
+    assert!(output.status.success(), "{arguments:?}: {printed}{said}");
+    printed
+}
+
+/// A shell in which `esker` is this build.
+fn shell(command: &str, dir: &Path) -> Command {
     let program = Path::new(env!("CARGO_BIN_EXE_esker"));
     let path = format!(
         "{}:{}",
         program.parent().unwrap().display(),
         std::env::var("PATH").unwrap()
     );
-    for Step { command, printed } in steps {
-        let mut shell = Command::new("sh");
-        shell
-            .args(["-c", &format!("{{ {command}; }} 2>&1")])
-            .current_dir(dir.path())
-            .env("XDG_CACHE_HOME", dir.path().join(".cache"))
-            .env("PATH", &path)
-            .envs(variables.iter().copied());
-        let output = run(shell, b"");
-        let actual = String::from_utf8(output.stdout).unwrap();
-        assert_eq!(
-            shape(&printed),
-            shape(&actual),
-            "{page}: `{command}` prints\n{actual}"
-        );
-    }
+    let mut shell = Command::new("sh");
+    shell
+        .args(["-c", command])
+        .current_dir(dir)
+        .env_remove(BLESS)
+        .env("XDG_CACHE_HOME", dir.join(".cache"))
+        .env("PATH", path);
+    shell
+}
+
+/// A page with transcripts.
+struct Page {
+    name: String,
+    path: PathBuf,
+    lines: Vec<String>,
+    steps: Vec<Step>,
 }
 
 /// A command, and what it prints.
 struct Step {
+    /// The last heading before it.
+    heading: String,
     command: String,
     printed: String,
+    /// The lines of what it prints.
+    at: std::ops::Range<usize>,
+    /// What it printed now; none if it was not run.
+    actual: Option<String>,
 }
 
-/// The commands in the ```` ```console ```` blocks of a page.
-fn steps(page: &str) -> Vec<Step> {
-    let mut steps: Vec<Step> = Vec::new();
-    let mut inside = false;
-    for line in page.lines() {
-        if line.starts_with("```") {
-            inside = line == "```console";
-        } else if let Some(command) = line.strip_prefix("$ ").filter(|_| inside) {
-            steps.push(Step {
-                command: command.to_owned(),
-                printed: String::new(),
-            });
-        } else if let Some(step) = steps.last_mut().filter(|_| inside) {
-            step.printed += line;
-            step.printed.push('\n');
+impl Page {
+    fn read(name: &str) -> Page {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(name);
+        let text = std::fs::read_to_string(&path).unwrap();
+        let lines: Vec<String> = text.lines().map(str::to_owned).collect();
+        let mut steps: Vec<Step> = Vec::new();
+        let mut block: Option<&str> = None;
+        let mut heading = "";
+        for (number, line) in lines.iter().enumerate() {
+            if let Some(kind) = line.strip_prefix("```") {
+                block = block.is_none().then_some(kind);
+            } else if block.is_none() && line.starts_with('#') {
+                heading = line.trim_start_matches('#').trim();
+            } else if block == Some("console") {
+                if let Some(command) = line.strip_prefix("$ ") {
+                    steps.push(Step {
+                        heading: heading.to_owned(),
+                        command: command.to_owned(),
+                        printed: String::new(),
+                        at: number + 1..number + 1,
+                        actual: None,
+                    });
+                } else {
+                    let step = steps.last_mut().expect("a command before what it prints");
+                    step.printed += line;
+                    step.printed.push('\n');
+                    step.at.end = number + 1;
+                }
+            }
+        }
+        assert!(!steps.is_empty(), "{name} has no transcript");
+        let name = name.to_owned();
+        Page {
+            name,
+            path,
+            lines,
+            steps,
         }
     }
-    steps
+
+    /// Runs the commands below a heading (all of the page, if it is empty), one after the other.
+    fn run(&mut self, heading: &str, dir: &Path, variables: &[(&str, &str)], server: &Server) {
+        let address = server.address();
+        let asks = |text: &str| {
+            text.replace(SHOWN_URL, &server.url)
+                .replace("localhost:7070", address)
+        };
+        let shows = |text: String| text.replace(&server.url, SHOWN_URL);
+        self.run_with(heading, dir, variables, asks, shows);
+    }
+
+    fn run_without_server(&mut self, heading: &str, dir: &Path, variables: &[(&str, &str)]) {
+        self.run_with(heading, dir, variables, str::to_owned, |text| text);
+    }
+
+    fn run_with(
+        &mut self,
+        heading: &str,
+        dir: &Path,
+        variables: &[(&str, &str)],
+        asks: impl Fn(&str) -> String,
+        shows: impl Fn(String) -> String,
+    ) {
+        let bless = std::env::var_os(BLESS).is_some();
+        let mut ran = 0;
+        for step in &mut self.steps {
+            if !heading.is_empty() && step.heading != heading {
+                continue;
+            }
+            ran += 1;
+            let mut shell = shell(&format!("{{ {}; }} 2>&1", asks(&step.command)), dir);
+            shell.envs(variables.iter().copied());
+            let output = run(shell, b"");
+            let actual = shows(String::from_utf8(output.stdout).unwrap());
+            if !bless {
+                assert_eq!(
+                    shape(&step.printed),
+                    shape(&actual),
+                    "{}: `{}` prints\n{actual}",
+                    self.name,
+                    step.command
+                );
+            }
+            step.actual = Some(as_shown(&actual));
+        }
+        assert!(ran > 0, "{} has no command below {heading:?}", self.name);
+    }
+
+    /// Commands below these headings are shown by tests elsewhere.
+    fn shown_elsewhere(&mut self, headings: &[&str]) {
+        for step in &mut self.steps {
+            if headings.contains(&step.heading.as_str()) {
+                step.actual = Some(step.printed.clone());
+            }
+        }
+    }
+
+    /// Every command was run. Writes the page, if that is asked for.
+    fn finish(mut self) {
+        for step in &self.steps {
+            assert!(
+                step.actual.is_some(),
+                "{}: `{}` was not run",
+                self.name,
+                step.command
+            );
+        }
+        if std::env::var_os(BLESS).is_none() {
+            return;
+        }
+        for step in self.steps.iter().rev() {
+            let actual = step.actual.as_deref().unwrap_or_default();
+            // Numbers alone are no reason to write a page.
+            if shape(&step.printed) != shape(actual) || std::env::var(BLESS).unwrap() == "all" {
+                self.lines
+                    .splice(step.at.clone(), actual.lines().map(str::to_owned));
+            }
+        }
+        std::fs::write(&self.path, self.lines.join("\n") + "\n").unwrap();
+    }
+}
+
+/// What was printed, with directories and host as pages show them.
+fn as_shown(printed: &str) -> String {
+    let is_scratch = |name: &str| name.starts_with(".tmp") && name.len() == 10;
+    let mut shown = String::new();
+    for word in printed.split_inclusive([' ', '\n', '`', '=']) {
+        let (before, path) = word.split_at(word.find('/').unwrap_or(word.len()));
+        let (scheme, path) = match path.strip_prefix("//") {
+            Some(path) => ("//", path),
+            None => ("", path),
+        };
+        let mut names = path.split('/');
+        // A scratch directory of these tests, or of a demo.
+        let shortened = if names.any(is_scratch) {
+            let rest: Vec<_> = names.collect();
+            format!("{before}{scheme}/srv/app/{}", rest.join("/"))
+        } else if let Some((_, rest)) = path.split_once("/esker-demo-") {
+            format!("{before}{scheme}/tmp/esker-demo-{rest}")
+        } else {
+            word.to_owned()
+        };
+        shown += &match shortened.trim_end() == host() {
+            true => shortened.replace(&host(), "node-1"),
+            false => shortened,
+        };
+    }
+    shown
+}
+
+/// The name of this host.
+fn host() -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    match host.trim() {
+        "" => "node-1".to_owned(),
+        host => host.to_owned(),
+    }
 }
 
 /// A text with every number as `0`, every duration as `0 s`, the scratch directory of a demo as
 /// `DIR`, random names as one, this host as `node-1`, and every space as one.
 fn shape(text: &str) -> Vec<String> {
-    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let host = host();
     text.lines()
         .map(|line| {
             let line = without_random_names(line);
@@ -145,7 +538,7 @@ fn shape(text: &str) -> Vec<String> {
             for word in line.split_whitespace() {
                 let word = match word {
                     _ if word.contains("/esker-demo-") => "DIR".to_owned(),
-                    _ if word == host.trim() => "node-0".to_owned(),
+                    _ if word == host => "node-0".to_owned(),
                     _ => numbers_as_zero(word),
                 };
                 let unit = word.trim_end_matches([',', ';', ')', ':', '.']);

@@ -21,7 +21,7 @@ use crate::support::{Http, SOON, Server, eventually, in_time};
 const WAIT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Writes until nothing more fits.
-fn fill_up(disk: &SmallDisk) {
+pub fn fill_up(disk: &SmallDisk) {
     let mut ballast = fs::File::create(disk.path("ballast")).unwrap();
     for size in [64 * 1024, 4096, 512, 1] {
         while ballast.write_all(&vec![1; size]).is_ok() {}

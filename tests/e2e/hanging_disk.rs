@@ -13,6 +13,7 @@ use rustix::process::Signal;
 use tokio::net::TcpStream;
 
 use crate::disk::{append, small};
+use crate::runbook::assert_shown;
 use crate::support::sdk::{self, basin_name, stream_name};
 use crate::support::{SOON, Server, eventually, in_time, within};
 
@@ -238,19 +239,21 @@ async fn a_disk_that_hangs_makes_the_server_unhealthy_and_appends_go_on_when_it_
     let Some(disk) = LoopDisk::mount(256) else {
         return;
     };
-    let server = small().start(&disk.path().join("data")).await;
+    let data_dir = disk.path().join("data");
+    let server = small().start(&data_dir).await;
     let basin = sdk::basin(&server.sdk(), "test-basin").await;
     sdk::stream(&basin, "orders").await;
     let http = server.http2();
     let frozen = disk.freeze();
-    let (answer, ()) = tokio::join!(append(&http, 1, 100, 2 * SOON), async {
+    let (answer, health) = tokio::join!(append(&http, 1, 100, 2 * SOON), async {
         eventually("health names the disk", async || {
             let health = http.get("/health").send().await;
             let text = health.text();
-            (health.status == 503 && text.contains("has not answered")).then_some(())
+            (health.status == 503 && text.contains("has not answered")).then_some(text)
         })
-        .await;
+        .await
     });
+    assert_shown(&health, &data_dir);
     // The client gets an answer before it gives up: the append may still happen.
     let answer = answer.expect("an answer").refused(500, "other");
     assert!(

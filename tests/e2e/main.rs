@@ -12,6 +12,7 @@
 //! | [`bad_input`] | every limit and every rule |
 //! | [`retention`] | records past their age, empty streams |
 //! | [`disk`] | a full disk, and space that comes back |
+//! | [`runbook`] | what the runbook shows of disks that are full or hang |
 //! | [`open_files`] | too many open files, while serving |
 //! | [`kill_loop`], [`linearizable`] | many kills; one order of events for all answers |
 //! | [`formats`] | every format that was ever promised |
@@ -45,6 +46,7 @@ mod reads;
 mod recovery;
 mod restarts;
 mod retention;
+mod runbook;
 mod slow_bodies;
 mod slow_clients;
 mod stream_settings;

@@ -1,0 +1,103 @@
+//! The programs on the pages of `docs/guides/clients`, as they stand. That of curl is in
+//! [`transcripts`](crate::transcripts), and Go's is run by nobody.
+
+mod orders;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::support::{Server, run, stderr, stdout};
+
+fn page(name: &str) -> String {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/guides/clients");
+    std::fs::read_to_string(dir.join(name)).unwrap()
+}
+
+/// The blocks of a page that are in this language.
+fn blocks(page: &str, language: &str) -> Vec<String> {
+    let begin = format!("```{language}\n");
+    page.split(&begin)
+        .skip(1)
+        .map(|rest| rest.split("```").next().unwrap().to_owned())
+        .collect()
+}
+
+/// Programs of a page, each with what the page says that it prints.
+fn programs(page: &str, language: &str) -> Vec<(String, String)> {
+    let (programs, printed) = (blocks(page, language), blocks(page, "text"));
+    assert_eq!(programs.len(), printed.len());
+    programs.into_iter().zip(printed).collect()
+}
+
+/// Runs a program against a server of its own, whose URL or address is the argument.
+fn prints(interpreter: &Path, name: &str, program: &str, printed: &str) {
+    let server = Server::start();
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join(name), program).unwrap();
+    let argument = match program.contains("statehouse") {
+        true => server.address(),
+        false => &server.url,
+    };
+    let mut command = Command::new(interpreter);
+    command.arg(name).arg(argument).current_dir(dir.path());
+    let output = run(command, b"");
+    let said = stderr(&output);
+    assert!(output.status.success(), "{program}: {said}");
+    assert_eq!(stdout(&output), printed, "{said}");
+}
+
+/// The interpreter that has the package `statehouse`.
+fn python() -> PathBuf {
+    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
+    let cache =
+        cache.unwrap_or_else(|| Path::new(&std::env::var_os("HOME").unwrap()).join(".cache"));
+    let python = cache.join("esker/statehouse/bin/python");
+    assert!(
+        python.exists(),
+        "{} is missing: run scripts/setup, which installs the Python client",
+        python.display()
+    );
+    python
+}
+
+#[test]
+fn the_programs_on_the_page_of_python_print_what_it_says() {
+    let programs = programs(&page("python.md"), "python");
+    assert_eq!(programs.len(), 2);
+    for (program, printed) in programs {
+        prints(&python(), "program.py", &program, &printed);
+    }
+}
+
+/// Where Node is installed: it is no prerequisite of the project.
+#[test]
+fn the_module_on_the_page_of_typescript_prints_what_it_says() {
+    let mut node = Command::new("node");
+    node.arg("--version");
+    let has_node = node.output().is_ok_and(|output| output.status.success());
+    let programs = programs(&page("typescript.md"), "typescript");
+    assert_eq!(programs.len(), 1);
+    for (program, printed) in programs {
+        if has_node {
+            prints(Path::new("node"), "program.mjs", &program, &printed);
+        } else {
+            eprintln!("Node is not installed: the module was not run");
+        }
+    }
+}
+
+#[test]
+fn the_function_on_the_page_of_rust_reads_what_it_appended() {
+    let shown = blocks(&page("rust.md"), "rust");
+    let compiled = include_str!("orders.rs");
+    assert_eq!(
+        shown,
+        [compiled],
+        "tests/cli/clients/orders.rs is the page's function"
+    );
+    let server = Server::start();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let read = runtime.block_on(orders::orders(&server.url)).unwrap();
+    let expected = [(0, "apple"), (1, "pear")].map(|(n, body)| (n, body.to_owned()));
+    assert_eq!(read, expected);
+}
