@@ -89,7 +89,7 @@ const GROUP: &[&str] = &["group"];
 const SECTIONS: &[Section] = &[
     Section {
         title: "What is at risk",
-        about: "How much would be lost with this disk now, and how long it would take to come back. Alerts belong here first: `esker_problems > 0` is what `esker status` exits with 1 for.",
+        about: "How much would be lost with this disk now, and how long it would take to come back. Alerts belong here first. `esker_problems` counts advice, too; `esker status` exits with 1 only for problems that need action.",
         metrics: &[
             gauge(
                 "esker_problems",
