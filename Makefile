@@ -4,7 +4,7 @@
 export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run demo test check bench bench-snapshots bench-follow bench-recovery bench-state bench-raft soak soak-streams soak-snapshots soak-follow soak-state soak-raft moto follow-lite fuzz fmt
+.PHONY: help setup run demo test check dist bench bench-snapshots bench-follow bench-recovery bench-state bench-raft soak soak-streams soak-snapshots soak-follow soak-state soak-raft moto follow-lite fuzz fmt
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' Makefile
@@ -24,7 +24,10 @@ demo: setup ## the story, end to end, in a scratch directory
 test: setup ## all tests, doc tests included; ARGS="-p esker-raft" chooses
 	@scripts/test $(ARGS)
 
-check: setup ## format, lints, dependency rules, licences
+dist: setup ## the binary that is shipped: without symbols, its line tables beside it
+	@scripts/dist
+
+check: setup ## format, lints, layers, licences, spelling
 	@scripts/check
 
 bench: setup ## measure streams, side by side with peers
