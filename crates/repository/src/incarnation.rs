@@ -1,37 +1,8 @@
-//! One writer for each history: which of several processes with the same past puts snapshots.
+//! One start of a process that puts snapshots, and the earlier starts that it continues.
 //!
-//! A copied data directory, or one that was put back from a backup, has the history of the original
-//! and goes on differently. Nothing in a snapshot tells the two apart. So a process that owns a data
-//! directory draws an [`IncarnationId`] at each start, and the root names the one that writes. The
-//! first put of a process claims the root, by the same swap that registers its intent, if the root
-//! names nobody or an incarnation that this one follows: an earlier start of the same directory. Of
-//! two that follow the same one, the second is refused with [`Error::OtherWriter`]. A commit requires
-//! the incarnation in the root that it replaces, so an upload that was under way while another one
-//! claimed does not end in the root either.
-//!
-//! Intents name the incarnation that registered them. One of a former incarnation is gone on with by the
-//! next, or removed when it is old; from then on it is not the former one's, which neither renews nor
-//! withdraws it. A refused incarnation has none: it is refused by the swap that would register the first.
-//!
-//! Pins name nobody. A pin keeps what a reader reads, whoever that is: a restore of a refused or former
-//! incarnation needs it as much as any other, and that it stays for a while costs space alone. It goes
-//! when it expires, by a sweep of whoever writes.
-//!
-//! No clock plays a part. A fork takes the root over: it begins a history of its own.
+//! `writer` decides what an incarnation may write.
 
-use serde_json::Map;
-
-use crate::error::Error;
-use crate::ids::{IncarnationId, LineageId};
-use crate::layout::ROOT;
-use crate::ownership;
-use crate::repository::{Change, CurrentRoot, Repository};
-use crate::root::{Intent, Root, Writer};
-use crate::store::Store;
-
-/// How many ids of snapshots an intent may have for an upload to go on with it: each interruption adds one
-/// to the root.
-const MAX_CONTINUATIONS: usize = 32;
+use crate::ids::IncarnationId;
 
 /// Who writes, and whom it follows.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,130 +13,9 @@ pub struct Incarnation {
     pub after: Vec<IncarnationId>,
 }
 
-impl Repository {
-    /// Whether this repository's incarnation may write to a root: it has claimed it, or may.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::OtherWriter`] with both names.
-    pub fn check_writer(&self, root: &Root) -> Result<(), Error> {
-        match (&root.writer, &self.options.incarnation) {
-            (None, _) => Ok(()),
-            (Some(writer), Some(ours)) if ours.follows(writer.incarnation) => Ok(()),
-            (Some(writer), _) => Err(self.other_writer(&self.store, writer)),
-        }
-    }
-
-    /// Claims the root, unless this incarnation has already. Whoever writes to several roots, or beside
-    /// them, claims the same one of them first: then of two copies of a node one writes everything, and
-    /// never each a part.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::OtherWriter`] with both names; [`Error::OtherLineage`] if the root is of another history;
-    /// [`Error::NoRoot`]; and what reading and swapping can fail with.
-    pub async fn claim(&self, lineage: LineageId) -> Result<CurrentRoot, Error> {
-        let store = self.store.operation();
-        ownership::claim_with(&store, self.cluster()?).await?;
-        self.swap_with(
-            &store,
-            None,
-            |root| {
-                if root.lineage.is_some() && root.lineage != Some(lineage) {
-                    return Err(Error::OtherLineage {
-                        theirs: root.lineage,
-                        ours: Some(lineage),
-                    });
-                }
-                self.check_writer(root)?;
-                if self.has_claimed(root) {
-                    return Ok(Change::Nothing);
-                }
-                let mut next = root.clone();
-                self.claim_writer(&mut next)?;
-                Ok(Change::To(Box::new(next)))
-            },
-            |root| self.has_claimed(root),
-        )
-        .await
-    }
-
-    /// Whether an intent is of this incarnation, and nobody has gone on with it since.
-    pub(crate) fn holds(&self, intent: &Intent) -> bool {
-        intent.incarnation == self.options.incarnation.as_ref().map(|ours| ours.id)
-    }
-
-    /// Makes a root this incarnation's, which was allowed to by [`Repository::check_writer`].
-    pub(crate) fn claim_writer(&self, root: &mut Root) -> Result<(), Error> {
-        let Some(ours) = &self.options.incarnation else {
-            return Ok(());
-        };
-        if root.writer.as_ref().map(|w| w.incarnation) != Some(ours.id) {
-            root.writer = Some(Writer {
-                incarnation: ours.id,
-                node_name: self.cluster()?.node_name.clone(),
-                claimed_at: self.store.env().now(),
-                extra: Map::new(),
-            });
-        }
-        Ok(())
-    }
-
-    /// Whether a root is this incarnation's, which claimed it before.
-    pub(crate) fn has_claimed(&self, root: &Root) -> bool {
-        let writer = root.writer.as_ref().map(|writer| writer.incarnation);
-        writer == self.options.incarnation.as_ref().map(|ours| ours.id)
-    }
-
-    /// Refuses a root that somebody else has claimed since.
-    pub(crate) fn check_claim(&self, store: &Store, root: &Root) -> Result<(), Error> {
-        match &root.writer {
-            Some(writer) if !self.has_claimed(root) => Err(self.other_writer(store, writer)),
-            _ => Ok(()),
-        }
-    }
-
-    /// The intent of an upload that this process, or an earlier start of the same data directory, has
-    /// left behind. It goes on with it: what was uploaded is there as long as the intent is.
-    pub(crate) fn left_behind<'a>(&self, root: &'a Root) -> Option<&'a Intent> {
-        let ours = self.options.incarnation.as_ref()?;
-        let is_ours = |intent: &&Intent| {
-            intent.incarnation.is_some_and(|of| ours.follows(of))
-                && intent.snapshot_ids.len() < MAX_CONTINUATIONS
-        };
-        root.intents
-            .iter()
-            .filter(is_ours)
-            .max_by_key(|intent| intent.generation)
-    }
-
-    fn other_writer(&self, store: &Store, writer: &Writer) -> Error {
-        let node_name = self.options.cluster.as_ref().map(|c| c.node_name.as_str());
-        Error::OtherWriter {
-            root: store.shown(ROOT),
-            theirs: format!(
-                "{} (incarnation {}, since {})",
-                writer.node_name,
-                writer.incarnation.short(),
-                writer
-                    .claimed_at
-                    .format(&time::format_description::well_known::Rfc3339)
-                    .unwrap_or_default()
-            ),
-            ours: match &self.options.incarnation {
-                Some(ours) => format!(
-                    "{} (incarnation {})",
-                    node_name.unwrap_or("unknown"),
-                    ours.id.short()
-                ),
-                None => node_name.unwrap_or("a reader").to_owned(),
-            },
-        }
-    }
-}
-
 impl Incarnation {
-    fn follows(&self, other: IncarnationId) -> bool {
+    /// Whether this is `other`, or a later start of the same data directory.
+    pub(crate) fn follows(&self, other: IncarnationId) -> bool {
         self.id == other || self.after.contains(&other)
     }
 }

@@ -21,6 +21,9 @@ pub const ROOT: &str = "latest.json";
 pub const METADATA: &str = "metadata.json";
 /// Directory of the files that snapshots share.
 pub const SHARED: &str = "ssts/";
+/// Name of the file in a partial directory of a restore that names the snapshot: no file of a snapshot
+/// has it.
+pub(crate) const RESTORE_MARKER: &str = ".esker-restore.json";
 
 /// A snapshot's directory: its LSN and id. Sorts by LSN.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

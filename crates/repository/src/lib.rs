@@ -62,6 +62,7 @@
 #![deny(clippy::disallowed_methods)]
 
 pub mod checkpoint;
+mod cluster;
 pub mod destination;
 mod disk;
 pub mod env;
@@ -73,7 +74,9 @@ pub mod inventory;
 mod lanes;
 pub mod layout;
 pub mod metadata;
+mod options;
 pub mod ownership;
+mod part;
 mod partitions;
 mod pin;
 mod progress;
@@ -92,8 +95,10 @@ mod upload;
 mod verify;
 mod watchdog;
 pub mod why;
+mod writer;
 
 pub use checkpoint::{Checkpoint, Digests, Source};
+pub use cluster::Cluster;
 pub use destination::Destination;
 pub use error::{Error, StoreFailure};
 pub use ids::{
@@ -103,13 +108,13 @@ pub use incarnation::Incarnation;
 pub use inventory::Inventory;
 pub use layout::SnapshotDir;
 pub use metadata::{Kind, SnapshotMetadata};
+pub use options::{Options, Retries};
 pub use ownership::ClusterMarker;
 pub use partitions::partitions;
 pub use progress::Progress;
 pub use put::Put;
 pub use rate_limiter::RateLimiter;
-pub use repository::{Cluster, CurrentRoot, Options, Repository};
+pub use repository::{CurrentRoot, Repository};
 pub use restore::{Restored, Which};
 pub use root::Root;
-pub use store::Retries;
 pub use verify::{DamagedObject, Verification};

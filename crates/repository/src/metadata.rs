@@ -11,8 +11,7 @@ use time::OffsetDateTime;
 
 use crate::error::Error;
 use crate::ids::{Digest, LineageId, Lsn, PartitionId, SnapshotId};
-use crate::layout::{Object, SnapshotDir, digest_of_key, is_full_name};
-use crate::restore_target::MARKER;
+use crate::layout::{Object, RESTORE_MARKER, SnapshotDir, digest_of_key, is_full_name};
 
 /// Largest description that is read, in bytes: one of some 150,000 files.
 pub const METADATA_BYTES: u64 = 64 << 20;
@@ -162,7 +161,7 @@ pub fn check_name(name: &str) -> Result<(), &'static str> {
             _ => {}
         }
     }
-    if path == MARKER {
+    if path == RESTORE_MARKER {
         return Err("a restore keeps its own notes under this name");
     }
     Ok(())

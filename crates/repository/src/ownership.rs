@@ -9,7 +9,7 @@
 //! or a bucket was emptied, there is none, or one with another id. What a [`Destination`] has seen
 //! once, it has to show again, or nothing is written there.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
@@ -17,13 +17,14 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use time::OffsetDateTime;
 
+use crate::cluster::Cluster;
 use crate::destination::Destination;
 use crate::env::{Env, System};
 use crate::error::Error;
 use crate::ids::{DestinationId, PartitionId};
 use crate::layout::{Object, ROOT, parse_partition};
 use crate::metadata::{METADATA_BYTES, SnapshotMetadata};
-use crate::repository::{Cluster, Options};
+use crate::options::Options;
 use crate::root::{ROOT_BYTES, Root};
 use crate::store::{Store, Swap};
 
@@ -58,20 +59,6 @@ pub struct ClusterMarker {
     /// What else there is.
     #[serde(flatten)]
     pub extra: Map<String, Value>,
-}
-
-/// The id of the destination that a process has seen. Clones share it.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Seen(Arc<Mutex<Option<DestinationId>>>);
-
-impl Seen {
-    pub(crate) fn get(&self) -> Option<DestinationId> {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(crate) fn set(&self, id: DestinationId) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(id);
-    }
 }
 
 impl ClusterMarker {

@@ -9,7 +9,7 @@ use crate::env::System;
 use crate::error::Error;
 use crate::ids::PartitionId;
 use crate::layout::{Object, ROOT, parse_partition};
-use crate::repository::Options;
+use crate::options::Options;
 use crate::store::Store;
 
 /// Finds the partitions at a destination, in order: directories named like one that hold a root or

@@ -20,7 +20,7 @@ use time::OffsetDateTime;
 use tokio::sync::watch;
 
 use crate::env::Env;
-use crate::upload::PART;
+use crate::part::PART;
 
 /// Longest burst: what may go out at once after a pause is worth so much time, or is one part of an
 /// upload, whichever is less.

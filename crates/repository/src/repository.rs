@@ -6,122 +6,23 @@
 //! says whether it is there.
 
 use std::collections::{HashMap, HashSet};
-use std::num::NonZeroU32;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use futures::StreamExt as _;
 use object_store::UpdateVersion;
 use tokio::sync::Mutex;
 
+pub use crate::cluster::Cluster;
 use crate::destination::Destination;
 use crate::env::{Env, System};
 use crate::error::Error;
 use crate::ids::{Generation, PartitionId};
-use crate::incarnation::Incarnation;
 use crate::layout::{Object, ROOT, SnapshotDir};
-use crate::metadata::{Kind, METADATA_BYTES, SnapshotMetadata};
-use crate::rate_limiter::RateLimiter;
+use crate::metadata::{METADATA_BYTES, SnapshotMetadata};
+pub use crate::options::Options;
 use crate::root::{ROOT_BYTES, Root};
-use crate::store::{Retries, Store, Swap};
-
-/// Whose snapshots they are. Several clusters cannot share a prefix; this finds it out.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Cluster {
-    /// Its name.
-    pub name: String,
-    /// Tells clusters of one name apart. Compared where both sides have one.
-    pub fingerprint: Option<u64>,
-    /// The node that asks; for people.
-    pub node_name: String,
-}
-
-impl Cluster {
-    /// Refuses what another cluster wrote.
-    pub(crate) fn check(
-        &self,
-        object: &str,
-        name: &str,
-        fingerprint: Option<u64>,
-    ) -> Result<(), Error> {
-        let same_print = match (self.fingerprint, fingerprint) {
-            (Some(ours), Some(theirs)) => ours == theirs,
-            _ => true,
-        };
-        if self.name == name && same_print {
-            return Ok(());
-        }
-        let described = |name: &str, fingerprint: Option<u64>| match fingerprint {
-            Some(print) => format!("cluster {name:?} (fingerprint {print})"),
-            None => format!("cluster {name:?}"),
-        };
-        Err(Error::OtherCluster {
-            object: object.to_owned(),
-            theirs: described(name, fingerprint),
-            ours: described(&self.name, self.fingerprint),
-        })
-    }
-}
-
-/// How a repository is used.
-#[derive(Clone, Debug)]
-pub struct Options {
-    /// Who asks. `None` is for reading only: nobody is a stranger, and nothing is written.
-    pub cluster: Option<Cluster>,
-    /// Which of several copies of one node this is. `None`: whoever writes without one, and is refused
-    /// where a node puts its snapshots.
-    pub incarnation: Option<Incarnation>,
-    /// How a new snapshot's files are kept.
-    pub kind: Kind,
-    /// Whether files that a retained snapshot has are reused. Without it, a put shares nothing with
-    /// what is there: for a repository that was found damaged.
-    pub reuse: bool,
-    /// How many snapshots are retained; what a commit cuts off is deleted at once. `None`: the
-    /// newest only, and older ones go by the sweep, once they are older than `orphan_min_age`.
-    pub num_retained: Option<NonZeroU32>,
-    /// A sweep leaves younger objects alone. Not what makes it safe: a second line.
-    pub orphan_min_age: Duration,
-    /// An intent that was not renewed for so long has expired.
-    pub intent_timeout: Duration,
-    /// How often an upload renews its intent. Far below `intent_timeout`.
-    pub renew_every: Duration,
-    /// For how long a restore pins what it reads; it renews its pin when half of it is over.
-    pub pin_for: Duration,
-    /// Files that are transferred at a time.
-    pub parallel_files: usize,
-    /// Bytes of files in memory, uploads; at least one part of 8 MiB.
-    pub buffer: usize,
-    /// How fast files are uploaded. Links cost nothing and are not held back; nor are descriptions
-    /// and the root. `None`: as fast as the store takes them.
-    pub pace: Option<RateLimiter>,
-    /// How hard a store is tried.
-    pub retries: Retries,
-}
-
-const DAY: Duration = Duration::from_secs(24 * 3600);
-
-impl Default for Options {
-    fn default() -> Options {
-        Options {
-            cluster: None,
-            incarnation: None,
-            kind: Kind::Full,
-            reuse: true,
-            num_retained: None,
-            orphan_min_age: DAY,
-            intent_timeout: DAY,
-            renew_every: Duration::from_secs(3600),
-            pin_for: Duration::from_secs(6 * 3600),
-            // Enough to hide the latency of a store; a disk needs no more.
-            parallel_files: 8,
-            // Six parts. With what allocators and connections keep, a process stays below 128 MiB.
-            buffer: 48 << 20,
-            pace: None,
-            retries: Retries::default(),
-        }
-    }
-}
+use crate::store::{Store, Swap};
 
 /// What to do about a root that is damaged.
 const BRING_BACK: &str = "Bring it back from an earlier version or a backup of the bucket; until then nothing is written or deleted there, and a snapshot that is named in full (lsn_…-snap_…) can be restored";

@@ -16,11 +16,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::disk;
 use crate::error::Error;
-use crate::layout::SnapshotDir;
+use crate::layout::{RESTORE_MARKER, SnapshotDir};
 use crate::metadata::SnapshotMetadata;
 
-/// In a partial directory: which snapshot it is of.
-pub(crate) const MARKER: &str = ".esker-restore.json";
 /// The same, while it is written.
 const MARKER_WRITTEN: &str = ".esker-restore.json.new";
 /// The partial directory in a directory that exists.
@@ -64,7 +62,7 @@ impl Target {
         };
         let beside = beside(to);
         if let Some((_, partial)) = &beside
-            && to.join(MARKER).is_file()
+            && to.join(RESTORE_MARKER).is_file()
             && !partial.exists()
         {
             // A restore that ended just before it was done: it is gone on with.
@@ -189,7 +187,7 @@ impl Target {
         metadata: &SnapshotMetadata,
     ) -> Result<(), Error> {
         let mut files: HashSet<String> = metadata.files.iter().map(|f| f.name.clone()).collect();
-        files.insert(format!("/{MARKER}"));
+        files.insert(format!("/{RESTORE_MARKER}"));
         let (this, snapshot, names) = (self.clone(), dir.to_string(), tops(metadata));
         disk::blocking(move || {
             disk::remove_all_but(&this.partial, &files)?;
@@ -207,7 +205,7 @@ impl Target {
         fs::rename(&self.partial, &self.to)?;
         disk::sync_dir(&self.around)?;
         // Last: as long as it is there, a restore that was ended here is gone on with.
-        fs::remove_file(self.to.join(MARKER))?;
+        fs::remove_file(self.to.join(RESTORE_MARKER))?;
         disk::sync_dir(&self.to)
     }
 
@@ -227,13 +225,13 @@ impl Target {
         }
         disk::sync_dir(&self.around)?;
         // Last, as above.
-        fs::remove_file(self.partial.join(MARKER))?;
+        fs::remove_file(self.partial.join(RESTORE_MARKER))?;
         fs::remove_dir_all(&self.partial)?;
         disk::sync_dir(&self.around)
     }
 
     fn marker(&self) -> Option<Marker> {
-        let bytes = fs::read(self.partial.join(MARKER)).ok()?;
+        let bytes = fs::read(self.partial.join(RESTORE_MARKER)).ok()?;
         serde_json::from_slice(&bytes).ok()
     }
 
@@ -246,7 +244,7 @@ impl Target {
         let written = self.partial.join(MARKER_WRITTEN);
         fs::write(&written, serde_json::to_vec(&marker)?)?;
         fs::File::open(&written)?.sync_all()?;
-        fs::rename(&written, self.partial.join(MARKER))?;
+        fs::rename(&written, self.partial.join(RESTORE_MARKER))?;
         disk::sync_dir(&self.partial)
     }
 

@@ -12,6 +12,7 @@ use serde_json::{Map, Value};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
+use crate::cluster::Cluster;
 use crate::error::Error;
 use crate::ids::{Generation, IncarnationId, LineageId, Lsn, PartitionId, SnapshotId};
 use crate::layout::SnapshotDir;
@@ -257,11 +258,7 @@ pub struct Pin {
 
 impl Root {
     /// A root with nothing in it.
-    pub(crate) fn empty(
-        partition: PartitionId,
-        cluster: &crate::Cluster,
-        generation: Generation,
-    ) -> Root {
+    pub(crate) fn empty(partition: PartitionId, cluster: &Cluster, generation: Generation) -> Root {
         Root {
             version: VERSION.to_owned(),
             partition_id: partition,

@@ -12,13 +12,10 @@ use crate::checkpoint::Source;
 use crate::error::Error;
 use crate::ids::Digest;
 use crate::metadata::FileMetadata;
+use crate::part::{PART, part_size};
 use crate::progress::Progress;
 use crate::store::Store;
 
-/// A file up to this size is one request; larger ones go in parts of it.
-pub(crate) const PART: u64 = 8 << 20;
-/// S3 takes 10,000 parts at most; beyond 80 GB a part is larger.
-const MAX_PARTS: u64 = 10_000;
 /// Bytes that are read and written at a time where an object is written in order.
 const PIECE: u64 = 1 << 20;
 /// Bytes that are hashed at a time when nothing is uploaded.
@@ -310,10 +307,4 @@ impl Uploads<'_> {
             _ => Ok(()),
         }
     }
-}
-
-/// Of a file's parts: the smallest that gives no more than there may be.
-fn part_size(size: u64) -> u64 {
-    let least = size.div_ceil(MAX_PARTS);
-    PART.max(least.next_multiple_of(1 << 20))
 }

@@ -20,6 +20,7 @@ pub mod local;
 pub mod probe;
 mod profile;
 mod s3;
+mod seen;
 
 use std::fmt;
 use std::io;
@@ -35,7 +36,7 @@ use url::Url;
 pub use local::LocalStore;
 
 use crate::ids::DestinationId;
-use crate::ownership::Seen;
+use seen::Seen;
 
 pub use probe::{ProbeError, probe};
 

@@ -1,0 +1,41 @@
+//! The cluster that a repository belongs to.
+
+use crate::error::Error;
+
+/// Whose snapshots they are. Several clusters cannot share a prefix; this finds it out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cluster {
+    /// Its name.
+    pub name: String,
+    /// Tells clusters of one name apart. Compared where both sides have one.
+    pub fingerprint: Option<u64>,
+    /// The node that asks; for people.
+    pub node_name: String,
+}
+
+impl Cluster {
+    /// Refuses what another cluster wrote.
+    pub(crate) fn check(
+        &self,
+        object: &str,
+        name: &str,
+        fingerprint: Option<u64>,
+    ) -> Result<(), Error> {
+        let same_print = match (self.fingerprint, fingerprint) {
+            (Some(ours), Some(theirs)) => ours == theirs,
+            _ => true,
+        };
+        if self.name == name && same_print {
+            return Ok(());
+        }
+        let described = |name: &str, fingerprint: Option<u64>| match fingerprint {
+            Some(print) => format!("cluster {name:?} (fingerprint {print})"),
+            None => format!("cluster {name:?}"),
+        };
+        Err(Error::OtherCluster {
+            object: object.to_owned(),
+            theirs: described(name, fingerprint),
+            ours: described(&self.name, self.fingerprint),
+        })
+    }
+}

@@ -1,0 +1,96 @@
+//! How a repository is used: who asks, what is retained, and how hard a store is tried.
+
+use std::num::NonZeroU32;
+use std::time::Duration;
+
+use crate::cluster::Cluster;
+use crate::incarnation::Incarnation;
+use crate::metadata::Kind;
+use crate::rate_limiter::RateLimiter;
+
+/// How a repository is used.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Who asks. `None` is for reading only: nobody is a stranger, and nothing is written.
+    pub cluster: Option<Cluster>,
+    /// Which of several copies of one node this is. `None`: whoever writes without one, and is refused
+    /// where a node puts its snapshots.
+    pub incarnation: Option<Incarnation>,
+    /// How a new snapshot's files are kept.
+    pub kind: Kind,
+    /// Whether files that a retained snapshot has are reused. Without it, a put shares nothing with
+    /// what is there: for a repository that was found damaged.
+    pub reuse: bool,
+    /// How many snapshots are retained; what a commit cuts off is deleted at once. `None`: the
+    /// newest only, and older ones go by the sweep, once they are older than `orphan_min_age`.
+    pub num_retained: Option<NonZeroU32>,
+    /// A sweep leaves younger objects alone. Not what makes it safe: a second line.
+    pub orphan_min_age: Duration,
+    /// An intent that was not renewed for so long has expired.
+    pub intent_timeout: Duration,
+    /// How often an upload renews its intent. Far below `intent_timeout`.
+    pub renew_every: Duration,
+    /// For how long a restore pins what it reads; it renews its pin when half of it is over.
+    pub pin_for: Duration,
+    /// Files that are transferred at a time.
+    pub parallel_files: usize,
+    /// Bytes of files in memory, uploads; at least one part of 8 MiB.
+    pub buffer: usize,
+    /// How fast files are uploaded. Links cost nothing and are not held back; nor are descriptions
+    /// and the root. `None`: as fast as the store takes them.
+    pub pace: Option<RateLimiter>,
+    /// How hard a store is tried.
+    pub retries: Retries,
+}
+
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
+impl Default for Options {
+    fn default() -> Options {
+        Options {
+            cluster: None,
+            incarnation: None,
+            kind: Kind::Full,
+            reuse: true,
+            num_retained: None,
+            orphan_min_age: DAY,
+            intent_timeout: DAY,
+            renew_every: Duration::from_secs(3600),
+            pin_for: Duration::from_secs(6 * 3600),
+            // Enough to hide the latency of a store; a disk needs no more.
+            parallel_files: 8,
+            // Six parts. With what allocators and connections keep, a process stays below 128 MiB.
+            buffer: 48 << 20,
+            pace: None,
+            retries: Retries::default(),
+        }
+    }
+}
+
+/// How hard a store is tried.
+#[derive(Clone, Copy, Debug)]
+pub struct Retries {
+    /// Attempts at one request, at least 1. Six of them, with back-off, wait out some seconds of trouble.
+    pub attempts: u32,
+    /// Second and later attempts at all requests of one operation (a put, a restore, a sweep)
+    /// together, so that a store that fails half the time is not asked for ever.
+    pub budget: u32,
+    /// Before the second attempt, at most; doubles each time.
+    pub first_wait: Duration,
+    /// Between two attempts, at most.
+    pub longest_wait: Duration,
+    /// How long a store may take nothing and say nothing before a request counts as failed.
+    pub silence: Duration,
+}
+
+impl Default for Retries {
+    fn default() -> Retries {
+        Retries {
+            attempts: 6,
+            budget: 100,
+            first_wait: Duration::from_millis(200),
+            longest_wait: Duration::from_secs(10),
+            silence: Duration::from_secs(60),
+        }
+    }
+}

@@ -1,0 +1,271 @@
+//! The commit of an upload: its description, and the swap that makes the snapshot the repository's.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use bytes::Bytes;
+use serde_json::Map;
+
+use super::{End, Put, Upload};
+use crate::error::Error;
+use crate::ids::{Digest, SnapshotId};
+use crate::layout::ROOT;
+use crate::metadata::{FileMetadata, Kind, SnapshotMetadata};
+use crate::repository::{Change, CurrentRoot, SWAP_ATTEMPTS, Swapped};
+use crate::root::{Retained, Root};
+use crate::store::Store;
+
+/// How often files that were to be reused may go while an upload commits. Each time, another
+/// snapshot was committed meanwhile.
+const REPAIRS: usize = 16;
+
+enum Committed {
+    /// The root that it replaced, and the root that it made.
+    Yes(Box<Root>, Box<CurrentRoot>),
+    Fenced,
+    Gone(HashSet<String>),
+}
+
+impl Upload<'_> {
+    /// Writes the description and makes the snapshot the repository's.
+    pub(super) async fn commit(&mut self, mut known: CurrentRoot) -> Result<End, Error> {
+        for _ in 0..REPAIRS {
+            let metadata = self.describe()?;
+            let dir = self.dir();
+            self.store
+                .put(&dir.metadata(), Bytes::from(metadata.to_bytes()?))
+                .await?;
+            match self.swap_in(&metadata, known).await? {
+                Committed::Yes(before, after) => {
+                    let retention = self.repository.retain(&self.store, &before, &after).await;
+                    return Ok(End::Put(Box::new(Put {
+                        snapshot: dir,
+                        files: metadata.files.len() as u64,
+                        bytes: metadata.bytes(),
+                        files_uploaded: self.files_uploaded,
+                        bytes_uploaded: self.bytes_uploaded,
+                        retention,
+                    })));
+                }
+                Committed::Fenced => return Ok(End::Fenced),
+                Committed::Gone(keys) => {
+                    let root = self.repository.read_root(&self.store).await?;
+                    match self.repair(root, &keys).await? {
+                        Some(next) => known = next,
+                        None => return Ok(End::Fenced),
+                    }
+                }
+            }
+        }
+        Err(Error::Contended {
+            root: self.store.shown(ROOT),
+            attempts: u32::try_from(REPAIRS).unwrap_or(u32::MAX),
+        })
+    }
+
+    fn describe(&self) -> Result<SnapshotMetadata, Error> {
+        let cluster = self.repository.cluster()?;
+        let checkpoint = self.checkpoint;
+        let keys = |name: &String| self.placed.get(name).map(|p| p.key.clone());
+        let incremental = self.repository.options.kind == Kind::Incremental;
+        let files: Vec<FileMetadata> = checkpoint
+            .files
+            .iter()
+            .map(|file| FileMetadata {
+                directory: String::new(),
+                ..file.clone()
+            })
+            .collect();
+        Ok(SnapshotMetadata {
+            version: SnapshotMetadata::current_version(),
+            cluster_name: cluster.name.clone(),
+            cluster_fingerprint: cluster.fingerprint,
+            partition_id: self.repository.partition,
+            node_name: cluster.node_name.clone(),
+            created_at: self.store.env().now(),
+            snapshot_id: self.id().clone(),
+            key_range: checkpoint.key_range,
+            log_id: checkpoint.log_id,
+            min_applied_lsn: checkpoint.lsn,
+            db_comparator_name: checkpoint.db_comparator_name.clone(),
+            file_keys: incremental.then(|| {
+                files
+                    .iter()
+                    .filter_map(|f| Some((f.name.clone(), keys(&f.name)?)))
+                    .collect::<BTreeMap<_, _>>()
+            }),
+            checksums: Some(
+                self.placed
+                    .iter()
+                    .map(|(name, placed)| (name.clone(), placed.digest))
+                    .collect(),
+            ),
+            files,
+            lineage: checkpoint.lineage,
+            term: checkpoint.term,
+            membership: checkpoint.membership.clone(),
+            partitions: checkpoint.partitions,
+            extra: checkpoint.extra.clone(),
+        })
+    }
+
+    /// The swap that commits. It decides anew for every root that it meets.
+    async fn swap_in(
+        &self,
+        metadata: &SnapshotMetadata,
+        known: CurrentRoot,
+    ) -> Result<Committed, Error> {
+        let (repository, store) = (self.repository, &self.store);
+        let reused: HashSet<String> = self
+            .placed
+            .values()
+            .filter(|p| p.reused)
+            .map(|p| p.key.clone())
+            .collect();
+        let id = self.id();
+        let mut current = known;
+        for attempt in 1..=SWAP_ATTEMPTS {
+            if current.intent(self.generation).is_none() {
+                return Ok(Committed::Fenced);
+            }
+            repository.check_claim(store, &current)?;
+            repository.check_fits(&current, self.checkpoint)?;
+            let gone = repository
+                .not_retained(store, &current, reused.clone())
+                .await?;
+            if !gone.is_empty() {
+                return Ok(Committed::Gone(gone));
+            }
+            let equals = self.equals(store, &current, metadata).await?;
+            let next = self.with_snapshot(&current, metadata, &equals);
+            let before = Box::new(current.root().clone());
+            current = match repository.try_swap(store, &current, next).await? {
+                Swapped::Done(after) => return Ok(Committed::Yes(before, Box::new(after))),
+                Swapped::ReadBack(after) if after.retains(id) => {
+                    return Ok(Committed::Yes(before, Box::new(after)));
+                }
+                Swapped::ReadBack(after) => after,
+            };
+            repository.back_off(store, attempt).await;
+        }
+        Err(repository.contended(store))
+    }
+
+    /// Retained snapshots of the same content, whose place this one takes: it must not push out others.
+    /// Those of one position of one history hold the same, whatever their files; where no history is
+    /// named, the files decide.
+    async fn equals(
+        &self,
+        store: &Store,
+        root: &Root,
+        metadata: &SnapshotMetadata,
+    ) -> Result<HashSet<SnapshotId>, Error> {
+        let mut equals = HashSet::new();
+        for retained in &root.retained_snapshots {
+            if retained.min_applied_lsn != metadata.min_applied_lsn {
+                continue;
+            }
+            let dir = retained.dir();
+            let same = match self.repository.read_description(store, &dir).await {
+                Ok(other) if metadata.lineage.is_some() => other.lineage == metadata.lineage,
+                Ok(other) => same_files(&other, metadata),
+                // What cannot be read holds nothing.
+                Err(error) if error.is_damage() => true,
+                Err(error) => return Err(error),
+            };
+            if same {
+                equals.insert(retained.snapshot_id.clone());
+            }
+        }
+        Ok(equals)
+    }
+
+    /// The root with the snapshot in it, without those of the same content, cut to what is retained, and without the intent.
+    fn with_snapshot(
+        &self,
+        root: &Root,
+        metadata: &SnapshotMetadata,
+        equals: &HashSet<SnapshotId>,
+    ) -> Root {
+        let mut next = root.clone();
+        next.retained_snapshots
+            .retain(|r| !equals.contains(&r.snapshot_id));
+        let committed = Retained {
+            snapshot_id: metadata.snapshot_id.clone(),
+            min_applied_lsn: metadata.min_applied_lsn,
+            created_at: metadata.created_at,
+            path: metadata.dir().to_string(),
+            extra: Map::new(),
+        };
+        // In front of those of the same LSN: it must not be cut off by its own commit.
+        next.retained_snapshots.insert(0, committed);
+        next.settle();
+        next.retained_snapshots
+            .truncate(self.repository.num_retained());
+        next.intents.retain(|i| i.generation != self.generation);
+        next.node_name.clone_from(&metadata.node_name);
+        next
+    }
+
+    /// Uploads files that were to be reused and are gone, and takes a new snapshot id for the
+    /// description that names them: none is ever written twice. `None` if it was fenced.
+    async fn repair(
+        &mut self,
+        current: CurrentRoot,
+        gone: &HashSet<String>,
+    ) -> Result<Option<CurrentRoot>, Error> {
+        let bits =
+            (u128::from(self.store.env().random()) << 64) | u128::from(self.store.env().random());
+        let id = SnapshotId::from_bits(bits);
+        let current = {
+            let generation = self.generation;
+            let added = self.repository.swap_with(
+                &self.store,
+                Some(current),
+                |root| {
+                    let mut next = root.clone();
+                    let now = self.store.env().now();
+                    Ok(
+                        match next.intents.iter_mut().find(|i| i.generation == generation) {
+                            Some(intent) if self.repository.holds(intent) => {
+                                intent.snapshot_ids.push(id.clone());
+                                intent.renewed_at = now;
+                                Change::To(Box::new(next))
+                            }
+                            _ => Change::Nothing,
+                        },
+                    )
+                },
+                |root| root.intends(&id),
+            );
+            added.await?
+        };
+        if !current.intends(&id) {
+            return Ok(None);
+        }
+        self.ids.push(id);
+        let files: Vec<&FileMetadata> = self
+            .checkpoint
+            .files
+            .iter()
+            .filter(|f| {
+                self.placed
+                    .get(&f.name)
+                    .is_some_and(|p| p.reused && gone.contains(&p.key))
+            })
+            .collect();
+        let nothing = HashMap::new();
+        let alive = self.place_while_alive(&files, &nothing).await?;
+        Ok(alive.then_some(current))
+    }
+}
+
+/// Whether two snapshots have the same files.
+fn same_files(one: &SnapshotMetadata, other: &SnapshotMetadata) -> bool {
+    let files = |metadata: &SnapshotMetadata| -> Option<BTreeMap<String, Digest>> {
+        let files = metadata.files.iter();
+        files
+            .map(|file| Some((file.name.clone(), metadata.checksum_of(file)?)))
+            .collect()
+    };
+    files(one).is_some_and(|one| Some(one) == files(other))
+}

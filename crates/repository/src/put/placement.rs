@@ -1,0 +1,218 @@
+//! Where each file of a snapshot is: in an object that is reused, or in one that is uploaded.
+
+use std::collections::{HashMap, HashSet};
+
+use futures::stream::{self, StreamExt as _, TryStreamExt as _};
+use tokio::sync::watch;
+
+use super::Upload;
+use crate::error::Error;
+use crate::ids::Digest;
+use crate::layout::shared_file;
+use crate::metadata::{FileMetadata, Kind};
+use crate::root::Root;
+use crate::upload::Uploads;
+
+/// A put reuses files of so many of the newest retained snapshots. A file that left and came back is
+/// rare, and each further description is a request and memory.
+const REUSED_FROM: usize = 2;
+
+#[derive(Clone, Debug)]
+pub(super) struct Placed {
+    pub(super) key: String,
+    pub(super) digest: Digest,
+    /// It is a retained snapshot's.
+    pub(super) reused: bool,
+    /// It was sent before this upload was interrupted.
+    pub(super) found: bool,
+}
+
+/// A file by what counts for reuse.
+#[derive(PartialEq, Eq, Hash)]
+pub(super) struct Content {
+    digest: Digest,
+    size: u64,
+    start_key: Option<String>,
+    end_key: Option<String>,
+}
+
+impl Content {
+    pub(super) fn of(file: &FileMetadata, digest: Digest) -> Content {
+        Content {
+            digest,
+            size: file.size,
+            start_key: file.start_key.clone(),
+            end_key: file.end_key.clone(),
+        }
+    }
+}
+
+impl Upload<'_> {
+    /// Places files, and renews the intent for as long as that takes; false if it was removed.
+    pub(super) async fn place_while_alive(
+        &mut self,
+        files: &[&FileMetadata],
+        reusable: &HashMap<Content, String>,
+    ) -> Result<bool, Error> {
+        let placed = {
+            let renewed = self
+                .repository
+                .renew(&self.store, self.generation, &self.ids);
+            let placing = self.place(files, reusable, self.repository.options.kind);
+            match futures::future::select(std::pin::pin!(placing), std::pin::pin!(renewed)).await {
+                futures::future::Either::Left((placed, _)) => placed?,
+                futures::future::Either::Right(((), _)) => return Ok(false),
+            }
+        };
+        self.count(&placed);
+        self.placed.extend(placed);
+        Ok(true)
+    }
+
+    pub(super) fn count(&mut self, placed: &[(String, Placed)]) {
+        let mut written = HashSet::new();
+        let sizes: HashMap<&str, u64> = self
+            .checkpoint
+            .files
+            .iter()
+            .map(|f| (f.name.as_str(), f.size))
+            .collect();
+        for (name, placed) in placed {
+            if !placed.reused && !placed.found && written.insert(&placed.key) {
+                self.files_uploaded += 1;
+                self.bytes_uploaded += sizes.get(name.as_str()).copied().unwrap_or(0);
+            }
+        }
+    }
+
+    /// What retained snapshots have. One whose description cannot be read has nothing to offer.
+    pub(super) async fn reusable(&self, root: &Root) -> HashMap<Content, String> {
+        let mut reusable = HashMap::new();
+        if self.repository.options.kind == Kind::Full || !self.repository.options.reuse {
+            return reusable;
+        }
+        for retained in root.retained_snapshots.iter().take(REUSED_FROM) {
+            let dir = retained.dir();
+            let read = self.repository.read_description(&self.store, &dir);
+            let metadata = match read.await {
+                Ok(metadata) => metadata,
+                Err(error) => {
+                    tracing::warn!(%error, "A retained snapshot cannot be read; its files are not reused");
+                    continue;
+                }
+            };
+            for file in &metadata.files {
+                // Files of full snapshots go with their directory.
+                if metadata.kind() == Kind::Incremental
+                    && let Some(digest) = metadata.checksum_of(file)
+                {
+                    reusable
+                        .entry(Content::of(file, digest))
+                        .or_insert_with(|| metadata.key_of(file));
+                }
+            }
+        }
+        reusable
+    }
+
+    /// Finds a place for every file: reuses it or uploads it, several at a time.
+    pub(super) async fn place(
+        &self,
+        files: &[&FileMetadata],
+        reusable: &HashMap<Content, String>,
+        kind: Kind,
+    ) -> Result<Vec<(String, Placed)>, Error> {
+        let uploads = Uploads {
+            store: &self.store,
+            source: &self.checkpoint.source,
+            memory: &self.memory,
+            buffer: self.repository.options.buffer,
+            progress: self.progress,
+            stopped: watch::Sender::new(false),
+        };
+        let uploads = &uploads;
+        let parallel = self.repository.options.parallel_files.max(1);
+        if kind == Kind::Full {
+            self.progress
+                .expect(files.len() as u64, files.iter().map(|f| f.size).sum());
+            let dir = self.dir();
+            let mut under_way = Vec::with_capacity(files.len());
+            for file in files {
+                let key = dir.file(&file.name);
+                under_way.push(async move {
+                    let known = match uploads.source.known_digest(&file.name) {
+                        // To link a file is to read it once, for its checksum, and to write nothing.
+                        None if uploads.store.links() => Some(uploads.digest(file).await?),
+                        known => known,
+                    };
+                    let digest = uploads.upload(file, &key, known).await?;
+                    let placed = Placed {
+                        key,
+                        digest,
+                        reused: false,
+                        found: false,
+                    };
+                    Ok((file.name.clone(), placed))
+                });
+            }
+            return uploads.all(under_way, parallel).await;
+        }
+        let mut hashing = Vec::with_capacity(files.len());
+        for file in files {
+            hashing.push(uploads.digest(file));
+        }
+        let digests: Vec<Digest> = stream::iter(hashing)
+            .buffered(parallel)
+            .try_collect()
+            .await?;
+        let mut placed = Vec::with_capacity(files.len());
+        let mut fresh: HashMap<String, (&FileMetadata, Digest)> = HashMap::new();
+        for (file, digest) in files.iter().zip(digests) {
+            let reused = reusable.get(&Content::of(file, digest)).cloned();
+            let reused = self.unless_unwanted_link(reused, file).await;
+            let key = reused
+                .clone()
+                .unwrap_or_else(|| shared_file(digest, self.generation));
+            let sent = match &reused {
+                None if self.there.get(&key) == Some(&file.size) => Some(key.clone()),
+                _ => None,
+            };
+            // A link is replaced by a copy, under the same key: nobody refers to it yet.
+            let found = self.unless_unwanted_link(sent, file).await.is_some();
+            if reused.is_none() && !found {
+                // Two files of one content are one object.
+                fresh.insert(key.clone(), (file, digest));
+            }
+            let one = Placed {
+                key,
+                digest,
+                reused: reused.is_some(),
+                found,
+            };
+            placed.push((file.name.clone(), one));
+        }
+        let bytes = fresh.values().map(|(f, _)| f.size).sum();
+        self.progress.expect(fresh.len() as u64, bytes);
+        let mut fresh: Vec<_> = fresh.into_iter().collect();
+        fresh.sort_by(|a, b| a.0.cmp(&b.0));
+        let mut under_way = Vec::with_capacity(fresh.len());
+        for (key, (file, digest)) in &fresh {
+            under_way.push(async move { uploads.upload(file, key, Some(*digest)).await });
+        }
+        uploads.all(under_way, parallel).await?;
+        Ok(placed)
+    }
+
+    /// The key of an object that holds a file, unless the object is a hard link of it and copies are
+    /// wanted: what happens to the file happens to a link of it, which is no second copy.
+    pub(super) async fn unless_unwanted_link(
+        &self,
+        key: Option<String>,
+        file: &FileMetadata,
+    ) -> Option<String> {
+        let key = key?;
+        let path = self.checkpoint.source.path(&file.name);
+        let is_unwanted = self.store.is_unwanted_link(&key, path.as_deref()).await;
+        (!is_unwanted).then_some(key)
+    }
+}

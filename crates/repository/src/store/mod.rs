@@ -1,0 +1,391 @@
+//! One partition's objects, with retries.
+//!
+//! Everything that the protocol does to the object store goes through here. A transient failure (a
+//! 5xx, a broken connection, no answer) is tried again with back-off, within one budget for the
+//! whole operation; a refusal is not. A compare-and-swap is tried exactly once: its failure may be
+//! a success whose answer got lost, and only its caller can find out which.
+//!
+//! Keys are those of [`crate::layout`], below the partition's prefix.
+
+mod delete;
+mod multipart;
+mod read;
+mod retry;
+
+use std::sync::atomic::AtomicU32;
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use futures::StreamExt as _;
+use futures::stream::{self, BoxStream};
+use object_store::multipart::MultipartStore;
+use object_store::path::Path;
+use object_store::{
+    ObjectMeta, ObjectStore, ObjectStoreExt as _, PutMode, PutOptions, PutPayload, UpdateVersion,
+};
+use tokio::task::JoinHandle;
+
+use crate::destination::{Destination, LocalStore};
+use crate::env::{Env, within};
+use crate::error::{Error, StoreFailure};
+use crate::ids::PartitionId;
+use crate::lanes::Lanes;
+use crate::options::{Options, Retries};
+
+use crate::rate_limiter::RateLimiter;
+pub(crate) use multipart::MultipartUpload;
+pub(crate) use read::Sink;
+pub(crate) use retry::is_no_bucket;
+use retry::is_transient;
+
+/// What became of a compare-and-swap.
+pub(crate) enum Swap {
+    /// It was done.
+    Done(UpdateVersion),
+    /// The object was another one, or so the store says.
+    Lost,
+    /// Nobody knows.
+    Unknown(StoreFailure),
+}
+
+/// See the module.
+#[derive(Clone)]
+pub(crate) struct Store {
+    inner: Arc<dyn ObjectStore>,
+    multipart: Option<Arc<dyn MultipartStore>>,
+    destination: Destination,
+    base: Path,
+    shown: String,
+    env: Arc<dyn Env>,
+    retries: Retries,
+    pace: Option<RateLimiter>,
+    lanes: Lanes,
+    left: Arc<AtomicU32>,
+    /// Uploads in parts that were dropped and are being aborted.
+    aborts: Arc<Mutex<Vec<JoinHandle<()>>>>,
+}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Store").field(&self.shown).finish()
+    }
+}
+
+impl Store {
+    pub(crate) fn new(
+        destination: &Destination,
+        partition: PartitionId,
+        env: Arc<dyn Env>,
+        options: &Options,
+    ) -> Store {
+        let base = destination.prefix().clone().join(partition.to_string());
+        Store {
+            inner: destination.store().clone(),
+            multipart: destination.multipart().cloned(),
+            destination: destination.clone(),
+            base,
+            shown: format!("{}/{partition}", destination.shown().trim_end_matches('/')),
+            env,
+            retries: options.retries,
+            pace: options.pace.clone(),
+            lanes: Lanes::new(),
+            left: Arc::new(AtomicU32::new(options.retries.budget)),
+            aborts: Arc::default(),
+        }
+    }
+
+    /// The same, with a budget of its own: for one operation.
+    pub(crate) fn operation(&self) -> Store {
+        let mut store = self.clone();
+        store.left = Arc::new(AtomicU32::new(self.retries.budget));
+        store.lanes = Lanes::new();
+        store
+    }
+
+    fn no_bucket(&self) -> Error {
+        Error::NoBucket {
+            destination: self.destination.shown().to_owned(),
+        }
+    }
+
+    /// The same, of what lies beside the partitions: keys are below the destination.
+    pub(crate) fn above(&self) -> Store {
+        Store {
+            base: self.destination.prefix().clone(),
+            shown: self.destination.shown().trim_end_matches('/').to_owned(),
+            ..self.clone()
+        }
+    }
+
+    /// The same, of another partition at the destination.
+    pub(crate) fn of_partition(&self, partition: PartitionId) -> Store {
+        let above = self.above();
+        Store {
+            base: above.base.clone().join(partition.to_string()),
+            shown: format!("{}/{partition}", above.shown),
+            ..above
+        }
+    }
+
+    pub(crate) fn destination(&self) -> &Destination {
+        &self.destination
+    }
+
+    /// Waits until uploads in parts that were dropped are aborted: who ends the process next would
+    /// leave them behind.
+    pub(crate) async fn aborted(&self) {
+        let aborts = match self.aborts.lock() {
+            Ok(mut aborts) => std::mem::take(&mut *aborts),
+            Err(_) => return,
+        };
+        for abort in aborts {
+            // What went wrong was logged.
+            let _ = abort.await;
+        }
+    }
+
+    pub(crate) fn env(&self) -> &Arc<dyn Env> {
+        &self.env
+    }
+
+    /// An object's URL, for people.
+    pub(crate) fn shown(&self, key: &str) -> String {
+        format!("{}/{key}", self.shown)
+    }
+
+    fn path(&self, key: &str) -> Path {
+        key.split('/')
+            .fold(self.base.clone(), |path, segment| path.join(segment))
+    }
+
+    /// What is below the prefix of a path that was listed.
+    fn key_of(&self, path: &Path) -> Option<String> {
+        let rest = path.as_ref().strip_prefix(self.base.as_ref())?;
+        Some(rest.strip_prefix('/')?.to_owned())
+    }
+
+    /// Waits until so many bytes of files may be sent. The requests that send them do not wait: time
+    /// that is spent here is none of a request's, and no store is kept waiting for what it was
+    /// promised.
+    pub(crate) async fn turn(&self, bytes: u64) {
+        if let Some(pace) = &self.pace {
+            pace.turn(&*self.env, bytes).await;
+        }
+    }
+
+    /// To be called before each attempt to send so many bytes. The first one had its turn; others have
+    /// waited for their back-off and go at once, and what comes later waits for them.
+    fn attempts_at(&self, bytes: u64) -> impl FnMut() + '_ {
+        let mut had_its_turn = true;
+        move || {
+            if !std::mem::take(&mut had_its_turn)
+                && let Some(pace) = &self.pace
+            {
+                pace.charge(&*self.env, bytes);
+            }
+        }
+    }
+
+    /// Writes an object that nobody else writes: a second attempt writes the same.
+    pub(crate) async fn put(&self, key: &str, bytes: Bytes) -> Result<(), Error> {
+        self.write(None, key, bytes, || {}).await
+    }
+
+    /// As [`Store::put`], for a file, which had its [`turn`](Store::turn).
+    pub(crate) async fn put_file(&self, key: &str, bytes: Bytes) -> Result<(), Error> {
+        let attempts = self.attempts_at(bytes.len() as u64);
+        self.write(Some(&self.lanes), key, bytes, attempts).await
+    }
+
+    async fn write(
+        &self,
+        lanes: Option<&Lanes>,
+        key: &str,
+        bytes: Bytes,
+        mut before_each: impl FnMut(),
+    ) -> Result<(), Error> {
+        let path = self.path(key);
+        self.attempt_in(lanes, "write", key, || {
+            before_each();
+            self.inner.put_opts(
+                &path,
+                PutPayload::from_bytes(bytes.clone()),
+                PutOptions::default(),
+            )
+        })
+        .await?;
+        Ok(())
+    }
+
+    /// Replaces an object if it is still the given version, or makes it if there is none. Once.
+    pub(crate) async fn swap(
+        &self,
+        key: &str,
+        bytes: Bytes,
+        expected: Option<&UpdateVersion>,
+    ) -> Result<Swap, Error> {
+        let mode = expected.map_or(PutMode::Create, |v| PutMode::Update(v.clone()));
+        let path = self.path(key);
+        let request = self
+            .inner
+            .put_opts(&path, PutPayload::from_bytes(bytes), mode.into());
+        use object_store::Error as E;
+        Ok(
+            match within(&*self.env, self.retries.silence, request).await {
+                Some(Ok(done)) => Swap::Done(UpdateVersion {
+                    e_tag: done.e_tag,
+                    version: done.version,
+                }),
+                Some(Err(
+                    E::Precondition { .. } | E::AlreadyExists { .. } | E::NotModified { .. },
+                )) => Swap::Lost,
+                Some(Err(source)) if is_no_bucket(&source) => return Err(self.no_bucket()),
+                // Some stores answer an update of an object that is gone so.
+                Some(Err(E::NotFound { .. })) => Swap::Lost,
+                Some(Err(source)) if !is_transient(&source) => {
+                    return Err(Error::Denied {
+                        what: "swap",
+                        object: self.shown(key),
+                        source,
+                    });
+                }
+                Some(Err(source)) => Swap::Unknown(StoreFailure::Failed(source)),
+                None => Swap::Unknown(StoreFailure::Silent(self.retries.silence)),
+            },
+        )
+    }
+
+    /// Whether an object of this size is there.
+    pub(crate) async fn has(&self, key: &str, size: u64) -> Result<bool, Error> {
+        let path = self.path(key);
+        match self
+            .attempt("look at", key, || self.inner.head(&path))
+            .await
+        {
+            Ok(meta) => Ok(meta.size == size),
+            Err(Error::Missing { .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Whether an object is there.
+    pub(crate) async fn holds(&self, key: &str) -> Result<bool, Error> {
+        let path = self.path(key);
+        match self
+            .attempt("look at", key, || self.inner.head(&path))
+            .await
+        {
+            Ok(_) => Ok(true),
+            Err(Error::Missing { .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Names of the directories at the destination: this partition's, and what lies beside it.
+    pub(crate) async fn directories(&self) -> Result<Vec<String>, Error> {
+        let above = self.above();
+        let prefix = self.destination.prefix();
+        let listed = above
+            .attempt("list", "", || self.inner.list_with_delimiter(Some(prefix)))
+            .await?;
+        let names = listed.common_prefixes.iter();
+        Ok(names
+            .filter_map(|path| path.filename().map(ToOwned::to_owned))
+            .collect())
+    }
+
+    /// Whether [`Store::link`] is worth a try.
+    pub(crate) fn links(&self) -> bool {
+        self.destination.local().is_some_and(LocalStore::links)
+    }
+
+    /// Makes an object of a local file without copying it, where that is possible.
+    pub(crate) async fn link(&self, key: &str, file: &std::path::Path) -> Result<bool, Error> {
+        let Some(local) = self.destination.local() else {
+            return Ok(false);
+        };
+        local
+            .link(&self.path(key), file)
+            .await
+            .map_err(|source| Error::Io {
+                what: "link",
+                path: file.to_owned(),
+                source,
+            })
+    }
+
+    /// Whether an object shares its bytes with a local file although copies are wanted.
+    pub(crate) async fn is_unwanted_link(&self, key: &str, file: Option<&std::path::Path>) -> bool {
+        match (self.destination.local(), file) {
+            (Some(local), Some(file)) if !local.links() => {
+                local.is_same_file(&self.path(key), file).await
+            }
+            _ => false,
+        }
+    }
+
+    /// Lists all keys, in order. A failed page is asked for again.
+    pub(crate) fn list(&self) -> BoxStream<'static, Result<Listed, Error>> {
+        struct State {
+            store: Store,
+            pages: BoxStream<'static, object_store::Result<ObjectMeta>>,
+            last: Option<Path>,
+            breaks: u32,
+        }
+        let state = State {
+            pages: self.inner.list(Some(&self.base)),
+            store: self.clone(),
+            last: None,
+            breaks: 0,
+        };
+        stream::try_unfold(state, |mut s| async move {
+            loop {
+                let silence = s.store.retries.silence;
+                let failure = match within(&*s.store.env, silence, s.pages.next()).await {
+                    None => StoreFailure::Silent(silence),
+                    Some(None) => return Ok(None),
+                    Some(Some(Ok(meta))) => {
+                        s.breaks = 0;
+                        let Some(key) = s.store.key_of(&meta.location) else {
+                            continue;
+                        };
+                        s.last = s.last.max(Some(meta.location));
+                        let listed = Listed {
+                            key,
+                            size: meta.size,
+                            modified_ms: meta.last_modified.timestamp_millis(),
+                        };
+                        return Ok(Some((listed, s)));
+                    }
+                    Some(Some(Err(source))) if is_no_bucket(&source) => {
+                        return Err(s.store.no_bucket());
+                    }
+                    Some(Some(Err(source))) if !is_transient(&source) => {
+                        return Err(Error::Denied {
+                            what: "list",
+                            object: s.store.shown.clone(),
+                            source,
+                        });
+                    }
+                    Some(Some(Err(source))) => StoreFailure::Failed(source),
+                };
+                s.breaks += 1;
+                s.store.again("list", "", s.breaks, failure).await?;
+                s.pages = match &s.last {
+                    Some(last) => s.store.inner.list_with_offset(Some(&s.store.base), last),
+                    None => s.store.inner.list(Some(&s.store.base)),
+                };
+            }
+        })
+        .boxed()
+    }
+}
+
+/// A listed object.
+#[derive(Clone, Debug)]
+pub(crate) struct Listed {
+    pub key: String,
+    pub size: u64,
+    /// By the store's clock, in milliseconds since the epoch.
+    pub modified_ms: i64,
+}

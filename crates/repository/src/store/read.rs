@@ -1,0 +1,126 @@
+//! Reading objects: small ones whole, large ones in order, continued where a connection breaks.
+
+use bytes::{Bytes, BytesMut};
+use futures::StreamExt as _;
+use object_store::path::Path;
+use object_store::{GetOptions, GetRange, GetResult, ObjectStore, UpdateVersion};
+
+use super::Store;
+use crate::env::within;
+use crate::error::{Error, StoreFailure};
+use crate::watchdog::Ticks;
+
+/// Where the bytes of an object go, in order.
+pub(crate) trait Sink: Send {
+    /// Takes some.
+    fn take(&mut self, bytes: Bytes) -> impl Future<Output = Result<(), Error>> + Send;
+}
+
+impl Store {
+    /// Reads a small object whole; it must not be larger than `most` bytes.
+    pub(crate) async fn get(&self, key: &str, most: u64) -> Result<(Bytes, UpdateVersion), Error> {
+        let path = self.path(key);
+        let got = self
+            .attempt("read", key, || async {
+                let got = self.inner.get_opts(&path, GetOptions::default()).await?;
+                let version = UpdateVersion {
+                    e_tag: got.meta.e_tag.clone(),
+                    version: got.meta.version.clone(),
+                };
+                let size = got.meta.size;
+                if size > most {
+                    return Ok(Err(size));
+                }
+                let mut bytes = BytesMut::with_capacity(usize::try_from(size).unwrap_or(0));
+                let mut body = got.into_stream();
+                let ticks = Ticks::of_task();
+                while let Some(chunk) = body.next().await {
+                    let chunk = chunk?;
+                    ticks.tick();
+                    // The size is only what the store said.
+                    if bytes.len() + chunk.len() > usize::try_from(most).unwrap_or(usize::MAX) {
+                        return Ok(Err((bytes.len() + chunk.len()) as u64));
+                    }
+                    bytes.extend_from_slice(&chunk);
+                }
+                if bytes.len() as u64 != size {
+                    return Err(short(&path, bytes.len() as u64, size));
+                }
+                Ok(Ok((bytes.freeze(), version)))
+            })
+            .await?;
+        got.map_err(|size| Error::Damaged {
+            object: self.shown(key),
+            why: format!("it has {size} bytes, and no such object has more than {most}"),
+        })
+    }
+
+    /// Begins to read an object from an offset on. The caller reads on where it breaks off.
+    pub(crate) async fn open(&self, key: &str, offset: u64) -> Result<GetResult, Error> {
+        let path = self.path(key);
+        self.attempt("read", key, || {
+            let options = GetOptions {
+                range: (offset > 0).then_some(GetRange::Offset(offset)),
+                ..GetOptions::default()
+            };
+            self.inner.get_opts(&path, options)
+        })
+        .await
+    }
+
+    /// Reads an object's bytes in order, to the end, going on where a connection breaks; the
+    /// object must have `size` bytes.
+    pub(crate) async fn read_all(
+        &self,
+        key: &str,
+        size: u64,
+        sink: &mut impl Sink,
+    ) -> Result<(), Error> {
+        let mut offset = 0;
+        let mut breaks = 0;
+        'connection: loop {
+            let got = self.open(key, offset).await?;
+            if got.meta.size != size {
+                return Err(Error::Damaged {
+                    object: self.shown(key),
+                    why: format!("it has {} bytes instead of {size}", got.meta.size),
+                });
+            }
+            let mut body = got.into_stream();
+            let failure = loop {
+                match within(&*self.env, self.retries.silence, body.next()).await {
+                    Some(Some(Ok(chunk))) => {
+                        offset += chunk.len() as u64;
+                        if offset > size {
+                            return Err(Error::Damaged {
+                                object: self.shown(key),
+                                why: format!("more than {size} bytes came"),
+                            });
+                        }
+                        sink.take(chunk).await?;
+                        // It goes forward: what broke before is forgiven, but for the budget.
+                        breaks = 0;
+                    }
+                    Some(Some(Err(source))) => break StoreFailure::Failed(source),
+                    Some(None) if offset == size => return Ok(()),
+                    Some(None) => {
+                        break StoreFailure::Failed(short(&self.path(key), offset, size));
+                    }
+                    None => break StoreFailure::Silent(self.retries.silence),
+                }
+            };
+            breaks += 1;
+            self.again("read", key, breaks, failure).await?;
+            if offset == size {
+                break 'connection Ok(());
+            }
+        }
+    }
+}
+
+fn short(path: &Path, got: u64, size: u64) -> object_store::Error {
+    object_store::Error::Generic {
+        store: "repository",
+        source: format!("{path} broke off after {got} of {size} bytes").into(),
+    }
+}

@@ -1,0 +1,149 @@
+//! Which failures of a store are tried again, how often, and after what wait.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use super::Store;
+use crate::error::{Error, StoreFailure};
+use crate::lanes::Lanes;
+use crate::watchdog::within_progress;
+
+/// Whether another attempt makes sense.
+pub(super) fn is_transient(error: &object_store::Error) -> bool {
+    use object_store::Error as E;
+    match error {
+        E::NotFound { .. }
+        | E::AlreadyExists { .. }
+        | E::Precondition { .. }
+        | E::NotModified { .. }
+        | E::PermissionDenied { .. }
+        | E::Unauthenticated { .. }
+        | E::NotSupported { .. }
+        | E::NotImplemented { .. }
+        | E::InvalidPath { .. }
+        | E::UnknownConfigurationKey { .. } => false,
+        // A full disk does not go away by asking again.
+        other => !has_full_disk(other),
+    }
+}
+
+/// Whether a store says that there is no such bucket: S3 answers so with a code in the body, and as if
+/// the object were missing.
+pub(crate) fn is_no_bucket(error: &object_store::Error) -> bool {
+    error.to_string().contains("<Code>NoSuchBucket</Code>")
+}
+
+fn has_full_disk(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(io) = error.downcast_ref::<std::io::Error>()
+            && matches!(
+                io.kind(),
+                std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded
+            )
+        {
+            return true;
+        }
+        next = error.source();
+    }
+    false
+}
+
+impl Store {
+    /// Tries until it works, is refused, or the budget is spent.
+    pub(super) async fn attempt<T, F>(
+        &self,
+        what: &'static str,
+        key: &str,
+        request: impl FnMut() -> F,
+    ) -> Result<T, Error>
+    where
+        F: Future<Output = object_store::Result<T>>,
+    {
+        self.attempt_in(None, what, key, request).await
+    }
+
+    /// The same, each attempt in a lane, if there are some.
+    pub(super) async fn attempt_in<T, F>(
+        &self,
+        lanes: Option<&Lanes>,
+        what: &'static str,
+        key: &str,
+        mut request: impl FnMut() -> F,
+    ) -> Result<T, Error>
+    where
+        F: Future<Output = object_store::Result<T>>,
+    {
+        let mut attempts = 0;
+        loop {
+            attempts += 1;
+            let lane = match lanes {
+                Some(lanes) => Some(lanes.enter().await),
+                None => None,
+            };
+            let failure = match within_progress(&*self.env, self.retries.silence, request()).await {
+                Some(Ok(done)) => {
+                    if let Some(lane) = lane {
+                        lane.went_well();
+                    }
+                    return Ok(done);
+                }
+                Some(Err(source)) if is_no_bucket(&source) => return Err(self.no_bucket()),
+                Some(Err(object_store::Error::NotFound { .. })) => {
+                    return Err(Error::Missing {
+                        object: self.shown(key),
+                    });
+                }
+                Some(Err(source)) if !is_transient(&source) => {
+                    return Err(Error::Denied {
+                        what,
+                        object: self.shown(key),
+                        source,
+                    });
+                }
+                Some(Err(source)) => StoreFailure::Failed(source),
+                None => StoreFailure::Silent(self.retries.silence),
+            };
+            // A store that takes nothing is not tried as often for each file as for one.
+            let in_a_row = lane.map_or(0, |lane| lane.failed());
+            self.again(what, key, attempts.max(in_a_row), failure)
+                .await?;
+        }
+    }
+
+    /// Waits before the next attempt, if there is one.
+    pub(super) async fn again(
+        &self,
+        what: &'static str,
+        key: &str,
+        attempts: u32,
+        failure: StoreFailure,
+    ) -> Result<(), Error> {
+        let spent = self
+            .left
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| {
+                left.checked_sub(1)
+            })
+            .is_err();
+        if attempts >= self.retries.attempts || spent {
+            return Err(Error::Store {
+                what,
+                object: self.shown(key),
+                attempts,
+                source: failure,
+            });
+        }
+        tracing::debug!(object = self.shown(key), attempts, %failure, "Trying again to {what}");
+        metrics::counter!("esker_repository_retries_total").increment(1);
+        self.env.sleep(self.wait_after(attempts)).await;
+        Ok(())
+    }
+
+    /// Between half and all of the wait, so that many do not come back at once.
+    pub(crate) fn wait_after(&self, attempts: u32) -> Duration {
+        let doubled = self.retries.first_wait * 2_u32.pow(attempts.saturating_sub(1).min(16));
+        let most = doubled.min(self.retries.longest_wait);
+        let share = 500 + u32::try_from(self.env.random() % 500).unwrap_or(0);
+        most * share / 1000
+    }
+}
