@@ -28,7 +28,10 @@ pub mod engine;
 #[doc = include_str!("../GUIDE.md")]
 pub mod guide {}
 mod ids;
+mod limits;
 pub mod log;
+mod logger;
+mod membership;
 pub mod message;
 pub mod runtime;
 #[cfg(test)]

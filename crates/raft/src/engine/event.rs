@@ -6,8 +6,8 @@ use bytes::Bytes;
 use raft::eraftpb;
 use xxhash_rust::xxh3::Xxh3Default;
 
-use super::membership::{ChangeRefused, Membership, MembershipChange};
 use crate::ids::{CheckpointId, Lsn, NodeId, Term};
+use crate::membership::{ChangeRefused, Membership, MembershipChange};
 use crate::message::{EndReason, Envelope};
 use crate::transfer::Manifest;
 

@@ -47,13 +47,14 @@ mod storage;
 #[cfg(test)]
 mod tests;
 
+pub use crate::membership::{ChangeRefused, Membership, MembershipChange};
 pub use config::{Config, OpenError};
 pub(crate) use event::entry_checksum;
 pub use event::{
     Action, Committed, Event, LogFloor, LogReadError, LogReader, Persist, PersistedState,
     RawEntries, ReadFailure, RejectReason, Role, Ticket,
 };
-pub use membership::{ChangeRefused, MAX_PROMOTION_LAG, Membership, MembershipChange};
+pub use membership::MAX_PROMOTION_LAG;
 pub use peers::TransferStatus;
 pub use status::{Counters, PeerState, PeerStatus, Status};
 
@@ -82,11 +83,10 @@ const MAX_MESSAGE_BYTES: u64 = 1024 * 1024;
 /// dropped there, to be read and sent once more. At 10 ms a round trip it is 1.6 GB/s, at 100 ms 160 MB/s.
 /// Only with commands of more than 4 MiB can so many be more than a link takes.
 ///
-/// [`MAX_QUEUED_BYTES`]: crate::transport::MAX_QUEUED_BYTES
+/// [`MAX_QUEUED_BYTES`]: crate::limits::MAX_QUEUED_BYTES
 const MAX_MESSAGES_IN_FLIGHT: usize = 16;
 const _: () = assert!(
-    MAX_MESSAGES_IN_FLIGHT as u64 * MAX_MESSAGE_BYTES * 4
-        <= crate::transport::MAX_QUEUED_BYTES as u64
+    MAX_MESSAGES_IN_FLIGHT as u64 * MAX_MESSAGE_BYTES * 4 <= crate::limits::MAX_QUEUED_BYTES as u64
 );
 
 /// Bytes of the log that are read for peers in one step, after which they wait for the next one: a step
@@ -177,7 +177,7 @@ impl Engine {
         raft_config
             .validate()
             .map_err(|e| OpenError::Config(e.to_string()))?;
-        let raw = RawNode::new(&raft_config, storage, &crate::runtime::raft_logger())
+        let raw = RawNode::new(&raft_config, storage, &crate::logger::raft_logger())
             .map_err(|e| OpenError::Config(e.to_string()))?;
         let mut engine = Engine {
             raw,

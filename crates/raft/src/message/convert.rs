@@ -10,8 +10,8 @@ use super::{
     Chunk, DecodeError, ENVELOPE_FORMAT, EndReason, Ended, Envelope, Fetch, Identity,
     MAX_CHUNK_BYTES, NewerOffer, Payload, PeerMessage, Progress,
 };
-use crate::engine::Membership;
 use crate::ids::{CheckpointId, ClusterId, GroupId, Incarnation, Lineage, Lsn, NodeId, Term};
+use crate::membership::Membership;
 use crate::transfer::{Checksum, Content, FileEntry, Manifest, OFFER_FORMAT};
 
 type Decoded<T> = Result<T, DecodeError>;

@@ -36,7 +36,8 @@ use prost::Message as _;
 use raft::eraftpb;
 
 use crate::ids::{CheckpointId, ClusterId, GroupId, Incarnation, Lineage, Lsn, NodeId};
-use crate::transfer::{Checksum, InvalidManifest, Manifest};
+pub use crate::transfer::{Chunk, EndReason, Ended, Fetch, MAX_CHUNK_BYTES};
+use crate::transfer::{InvalidManifest, Manifest};
 use scan::Scanned;
 
 /// Version of the envelope.
@@ -44,8 +45,6 @@ pub const ENVELOPE_FORMAT: u32 = 1;
 /// Most bytes of an encoded envelope. The largest legal ones: an append with one command of 8 MiB,
 /// or 1 MiB of small ones; an offer of [`MAX_FILES`](crate::transfer::MAX_FILES) short names.
 pub const MAX_ENVELOPE_BYTES: usize = 32 * 1024 * 1024;
-/// Most bytes of a chunk.
-pub const MAX_CHUNK_BYTES: u32 = 4 * 1024 * 1024;
 /// Most entries of one append. They take at least 3 bytes each on the wire and some 100 in memory.
 pub const MAX_ENTRIES: usize = 1 << 17;
 
@@ -129,71 +128,6 @@ pub struct Progress {
     pub bytes_done: u64,
     /// Of so many.
     pub bytes_total: u64,
-}
-
-/// A transfer has ended, or was not begun.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Ended {
-    /// The checkpoint.
-    pub checkpoint: CheckpointId,
-    /// How.
-    pub reason: EndReason,
-}
-
-/// How a transfer ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum EndReason {
-    /// Installed.
-    Installed,
-    /// The receiver has everything that the checkpoint covers, or is busy with another one.
-    NotNeeded,
-    /// The receiver is not in the checkpoint's membership.
-    NotAMember,
-    /// The offer, or a wish for part of it, makes no sense; or a reason that this version does not know.
-    Refused,
-    /// The sender has too many transfers; ask it again.
-    Busy,
-    /// The sender does not have the checkpoint, or not any more.
-    Vanished,
-    /// The sender cannot read it.
-    Unreadable,
-    /// What arrived did not match its checksums, again and again.
-    Corrupt,
-    /// Nothing arrived for too long.
-    Silent,
-    /// The host could not install it.
-    NotInstalled,
-    /// The offer is of a format that the receiver does not know: it runs an older version, and catches up
-    /// once that is upgraded.
-    NewerFormat,
-}
-
-/// A wish for part of a file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Fetch {
-    /// Of which checkpoint.
-    pub checkpoint: CheckpointId,
-    /// Which file, by its index in the manifest.
-    pub file: u32,
-    /// From which byte on.
-    pub offset: u64,
-    /// How many bytes; 1 to [`MAX_CHUNK_BYTES`].
-    pub length: u32,
-}
-
-/// Part of a file.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Chunk {
-    /// Of which checkpoint.
-    pub checkpoint: CheckpointId,
-    /// Which file.
-    pub file: u32,
-    /// From which byte on.
-    pub offset: u64,
-    /// The bytes; 1 to [`MAX_CHUNK_BYTES`].
-    pub bytes: Bytes,
-    /// Of the bytes, as the sender read them.
-    pub checksum: Checksum,
 }
 
 /// A message of consensus; opaque.

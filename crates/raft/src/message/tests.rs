@@ -7,6 +7,7 @@ use raft::eraftpb::{Entry, EntryType, Message, MessageType};
 use super::*;
 use crate::engine::Membership;
 use crate::ids::Term;
+use crate::transfer::Checksum;
 use crate::transfer::{Content, FileEntry, MAX_FILES, OFFER_FORMAT};
 
 fn identity() -> Identity {

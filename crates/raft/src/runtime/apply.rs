@@ -5,10 +5,11 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::queue::{ApplyQueue, Step};
+use super::reopening::{Failure, Reopening};
 use super::shared::Shared;
-use super::snapshots::start_snapshot_if_due;
+use super::snapshot_task::start_snapshot_if_due;
 use super::state_machine::StateMachine;
-use crate::engine::{Committed, Event};
+use crate::engine::{Committed, Engine, Event, OpenError};
 use crate::ids::Lsn;
 use crate::transfer::Manifest;
 
@@ -17,6 +18,8 @@ use crate::transfer::Manifest;
 const MAINTAIN_EVERY: Duration = Duration::from_millis(250);
 /// Pause before a failed apply is tried again.
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
+/// How long the log's writer is waited for. It may be waiting for space.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Runs until the queue is closed.
 pub(super) fn run<S: StateMachine>(
@@ -168,4 +171,65 @@ fn install<S: StateMachine>(
         peers: Some(offer.peers.clone()),
     });
     Some(lsn)
+}
+
+impl<O: Send + 'static> Shared<O> {
+    /// If the group has halted for a cause that may pass, and it is time: opens it again. The caller owns
+    /// the state machine, and has applied everything that it was handed.
+    pub(super) fn reopen<S: StateMachine<Output = O>>(&self, machine: &S) {
+        let Some(reopening) = self.reopening.as_ref().filter(|_| self.may_reopen()) else {
+            return;
+        };
+        if self.stopping.load(Ordering::Relaxed) || !reopening.is_due() {
+            return;
+        }
+        match self.open_again(reopening, machine) {
+            Ok(()) => {
+                reopening.opened();
+                tracing::warn!(
+                    group = %self.id,
+                    applied = %machine.applied(),
+                    "the group was opened again and goes on"
+                );
+            }
+            Err(Failure::Passing(error)) => {
+                tracing::warn!(group = %self.id, error, "a halted group is not open yet; tried again");
+                reopening.failed();
+            }
+            Err(Failure::Lasting(error)) => {
+                tracing::error!(group = %self.id, error, "a halted group cannot be opened again");
+                self.halt(format!("it cannot be opened again: {error}"), false);
+            }
+        }
+    }
+
+    fn open_again<S: StateMachine<Output = O>>(
+        &self,
+        reopening: &Reopening,
+        machine: &S,
+    ) -> Result<(), Failure> {
+        if !self.writer.flush(FLUSH_TIMEOUT) {
+            let why = self.writer.stall_cause();
+            let why = why.unwrap_or_else(|| "it is busy".to_owned());
+            return Err(Failure::Passing(format!("the log is not written: {why}")));
+        }
+        let state = reopening.log.state(self.id).map_err(|e| {
+            let what = e.to_string();
+            match e.is_unreadable() {
+                true => Failure::Passing(what),
+                false => Failure::Lasting(what),
+            }
+        })?;
+        let membership = machine.membership();
+        let config = reopening.config.clone();
+        let reader = reopening.log.reader(self.id);
+        let opened = Engine::open(config, state, machine.applied(), &membership, reader);
+        let engine = opened.map_err(|e| match e {
+            OpenError::Unreadable(what) => Failure::Passing(what),
+            other => Failure::Lasting(other.to_string()),
+        })?;
+        let is_sole_voter = membership.voters == [self.node];
+        self.replace_engine(engine, reopening.first_events(is_sole_voter));
+        Ok(())
+    }
 }

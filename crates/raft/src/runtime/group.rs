@@ -8,88 +8,17 @@ use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
 use super::counts::GroupCounters;
+use super::error::{ChangeError, ProposeError};
 use super::proposals::Proposal;
 use super::shared::{Addressed, Halted, Setup, Shared};
-use super::state_machine::{SnapshotError, StateMachine, StoredSnapshot};
-use super::waiters::Answer;
-use crate::engine::{Action, Event, Membership, RejectReason, Role, Status, Ticket};
+use super::state_machine::{SnapshotError, StateMachine};
+use super::waiters::{Answer, Guard};
+use crate::engine::{
+    Action, Event, Membership, MembershipChange, ReadFailure, Role, Status, Ticket,
+};
 use crate::ids::{GroupId, Lsn, NodeId, Term};
 use crate::message::Envelope;
-
-/// What became of a proposal that was not applied.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ProposeError {
-    /// This member does not lead. Nothing happened.
-    #[error("this node does not lead the partition")]
-    NotLeader {
-        /// Who does, if known.
-        leader: Option<NodeId>,
-    },
-    /// Too many proposals are pending. Nothing happened; try again.
-    #[error("too many proposals are pending")]
-    Busy,
-    /// What is in the log and not applied has become too much. Nothing happened; try again when that has
-    /// changed.
-    #[error("too much in the log waits to be applied: appends are refused until that changes")]
-    LogFull,
-    /// The log cannot be written at the moment: this is why. Nothing happened; try again when that has
-    /// changed.
-    #[error("the log cannot be written, so appends are refused until that changes: {why}")]
-    LogUnwritable {
-        /// What the operating system said, and of which file.
-        why: String,
-    },
-    /// What is in the log cannot be applied at the moment: this is why. Nothing happened; try again when
-    /// that has changed.
-    #[error(
-        "what is in the log cannot be applied, so appends are refused until that changes: {why}"
-    )]
-    Stalled {
-        /// What the state machine said.
-        why: String,
-    },
-    /// The group has halted: it decides and applies nothing until it is opened again. Nothing happened.
-    #[error("the partition has halted{}: {why}", if *.reopens { ", and is opened again by itself" } else { "" })]
-    Halted {
-        /// What made it halt.
-        why: String,
-        /// Whether it is opened again by itself, if the cause has passed.
-        reopens: bool,
-    },
-    /// Consensus refused it. Nothing happened.
-    #[error("refused: {0}")]
-    Refused(String),
-    /// Another entry was committed in its place. Nothing happened.
-    #[error("superseded by another leader's entry")]
-    Superseded,
-    /// The group stopped while it was under way: it may have happened or not.
-    #[error("the partition stopped before the outcome was known")]
-    Unknown,
-}
-
-impl ProposeError {
-    /// Whether it is certain that the command had no effect and never will.
-    pub fn has_no_side_effects(&self) -> bool {
-        !matches!(self, ProposeError::Unknown)
-    }
-
-    pub(super) fn stopping() -> ProposeError {
-        ProposeError::Refused("the server is stopping".to_owned())
-    }
-}
-
-impl From<RejectReason> for ProposeError {
-    fn from(reason: RejectReason) -> Self {
-        match reason {
-            RejectReason::NotLeader { leader } => ProposeError::NotLeader { leader },
-            RejectReason::Busy => ProposeError::Busy,
-            RejectReason::LogFull => ProposeError::LogFull,
-            RejectReason::Transferring { to } => ProposeError::NotLeader { leader: Some(to) },
-            RejectReason::Membership(why) => ProposeError::Refused(why.to_string()),
-            RejectReason::Refused(why) => ProposeError::Refused(why),
-        }
-    }
-}
+use crate::store::StoredSnapshot;
 
 /// Where a group stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -122,13 +51,6 @@ pub struct GroupStatus {
     /// Whether the group has halted: [`Group::halted`] has the cause.
     pub halted: bool,
 }
-
-/// Kept while a proposal is under way and dropped when it is answered, whether or not anybody
-/// looks at the answer: the place for what was admitted.
-pub type Guard = Box<dyn Send + Sync>;
-
-/// Delivers messages to peers. May drop them.
-pub type SendToPeers = Box<dyn Fn(Vec<Envelope>) + Send + Sync>;
 
 /// A running group. Cheap to clone.
 pub struct Group<O> {
@@ -376,6 +298,89 @@ impl<O: Send + 'static> Group<O> {
                 return;
             }
         }
+    }
+
+    /// Waits until what is applied here is at least what was committed when this was called, and
+    /// answers up to where that is: from then on a read of the local state is linearizable. Works on
+    /// followers and learners too; they ask the leader.
+    pub async fn read_index(&self) -> Result<Lsn, ReadFailure> {
+        let Some((ticket, answer)) = self.shared.asks.begin_read() else {
+            return Err(ReadFailure::Stopped);
+        };
+        self.shared.step(Event::ReadIndex { ticket });
+        answer.await.unwrap_or(Err(ReadFailure::Stopped))
+    }
+
+    /// Changes the membership, and waits until the change is in force: until no other members have to
+    /// agree any more. Of [`MembershipChange::AddPeer`], that the new one is a member, not that it
+    /// votes: that comes by itself once it has caught up. Asked on the leader; one at a time.
+    pub async fn change_membership(&self, change: MembershipChange) -> Result<(), ChangeError> {
+        let ticket = self.shared.asks.ticket();
+        let (asker, answer) = oneshot::channel();
+        self.shared
+            .with_verdict(
+                Event::ChangeMembership { ticket, change },
+                |verdict| match verdict {
+                    Some(Action::Accepted { lsn, term, .. }) => {
+                        Ok((lsn, term, Answer::Change(asker), None))
+                    }
+                    Some(Action::Rejected { reason, .. }) => Err(reason.into()),
+                    _ => Err(ChangeError::Other("the group has stopped".to_owned())),
+                },
+            )?;
+        answer.await.unwrap_or(Err(ChangeError::Unknown))?;
+        let mut applied = self.shared.watch_applied();
+        while self.shared.membership().is_joint() {
+            if self.shared.is_over() {
+                return Err(ChangeError::Unknown);
+            }
+            if applied.changed().await.is_err() {
+                return Err(ChangeError::Unknown);
+            }
+        }
+        Ok(())
+    }
+
+    /// A new member that is to vote; see [`MembershipChange::AddPeer`].
+    pub async fn add_peer(&self, node: NodeId) -> Result<(), ChangeError> {
+        self.change_membership(MembershipChange::AddPeer(node))
+            .await
+    }
+
+    /// A new member without a vote.
+    pub async fn add_learner(&self, node: NodeId) -> Result<(), ChangeError> {
+        self.change_membership(MembershipChange::AddLearner(node))
+            .await
+    }
+
+    /// A learner gets a vote.
+    pub async fn promote(&self, node: NodeId) -> Result<(), ChangeError> {
+        self.change_membership(MembershipChange::Promote(node))
+            .await
+    }
+
+    /// A member goes. Its number is not to be used again.
+    pub async fn remove_peer(&self, node: NodeId) -> Result<(), ChangeError> {
+        self.change_membership(MembershipChange::RemovePeer(node))
+            .await
+    }
+
+    /// Makes another voter the leader, and waits until it is, or two election timeouts have passed.
+    pub async fn transfer_leadership(&self, to: NodeId) -> Result<(), ChangeError> {
+        let shared = &self.shared;
+        if to == shared.node && self.status().role == Role::Leader {
+            return Ok(());
+        }
+        let Some(answer) = (shared.asks).begin_transfer(to, 2 * shared.election_ticks) else {
+            return Err(ChangeError::Other("the group has stopped".to_owned()));
+        };
+        let ticket = shared.asks.ticket();
+        let refusal = shared.refusal_of(Event::TransferLeadership { ticket, to }, ticket);
+        if let Some(reason) = refusal {
+            shared.asks.end_transfer();
+            return Err(reason.into());
+        }
+        answer.await.unwrap_or(Err(ChangeError::Unknown))
     }
 
     /// Refuses proposals from now on, applies what is committed, ends the apply thread, waits for a

@@ -1,10 +1,9 @@
 //! The plain form of a state machine: all of it in memory, its snapshots bytes.
 
-use super::state_machine::{
-    ApplyError, Capture, SnapshotData, SnapshotError, StateMachine, StoredSnapshot,
-};
+use super::state_machine::{ApplyError, Capture, SnapshotError, StateMachine};
 use crate::engine::{Committed, Membership};
 use crate::ids::{Lsn, Term};
+use crate::store::{SnapshotData, StoredSnapshot};
 
 /// Bytes of a snapshot, made on the snapshot's own thread.
 pub type Writing = Box<dyn FnOnce() -> Result<Vec<u8>, SnapshotError> + Send>;

@@ -5,15 +5,15 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::NodeError;
-use super::snapshot_receiver::Fetches;
+use super::error::NodeError;
+use super::snapshot_receiver::{FetchHost, FetchSetup, Fetches};
 use super::snapshot_sender::Serving;
-use super::state_machine::{SnapshotError, SnapshotSink, StateMachine, StoredSnapshot};
+use super::state_machine::{SnapshotError, SnapshotSink, StateMachine};
 use crate::engine::{LogFloor, Membership};
 use crate::ids::{GroupId, Lineage, NodeId};
 use crate::log::SharedLog;
 use crate::message::{EndReason, Envelope, Gate, Identity, Payload};
-use crate::store::{DiskFaults, SnapshotStore, Stored};
+use crate::store::{DiskFaults, SnapshotStore, Stored, StoredSnapshot};
 use crate::transfer::{Manifest, OFFER_FORMAT, ReceiverConfig, ReceiverEvent};
 use crate::transport::Transport;
 
@@ -153,6 +153,20 @@ impl Member {
             _ => {}
         }
         None
+    }
+
+    /// Begins to fetch what `from` offers; false if that cannot be. `host` is this member's group.
+    #[must_use]
+    pub fn begin_fetch(&self, host: Arc<dyn FetchHost>, from: NodeId, offer: Manifest) -> bool {
+        self.fetches.begin(FetchSetup {
+            host,
+            identity: self.identity,
+            store: self.store.clone(),
+            transport: self.transport.clone(),
+            config: self.receiver.clone(),
+            from,
+            offer,
+        })
     }
 
     pub fn publish(&self, stored: &Stored) {

@@ -27,9 +27,9 @@
 mod apply;
 mod config;
 mod counts;
+mod error;
 mod group;
 mod in_memory_state;
-mod logger;
 mod member;
 mod node;
 mod proposals;
@@ -38,9 +38,10 @@ mod rate_limiter;
 mod reopening;
 mod requests;
 mod shared;
+mod snapshot_jobs;
 mod snapshot_receiver;
 mod snapshot_sender;
-mod snapshots;
+mod snapshot_task;
 mod state_machine;
 #[cfg(test)]
 mod tests;
@@ -48,14 +49,15 @@ mod waiters;
 
 pub use config::{ConfigError, NodeConfig};
 pub use counts::{GroupCounters, UnreadCounts};
-pub use group::{Group, GroupStatus, Guard, ProposeError, SendToPeers};
+pub use error::{ChangeError, NodeError, ProposeError};
+pub use group::{Group, GroupStatus};
 pub use in_memory_state::{InMemory, InMemoryState, PlainCapture, Writing, capture_clone};
-pub(crate) use logger::raft_logger;
 pub use member::{ClusterInit, GroupOptions};
-pub use node::{Node, NodeError};
-pub use requests::ChangeError;
-pub use shared::Halted;
+pub use node::Node;
+pub use shared::{Halted, SendToPeers};
 pub use state_machine::{
-    ApplyError, Capture, RemoveFiles, SnapshotData, SnapshotDir, SnapshotError, SnapshotSink,
-    StateMachine, StoredSnapshot,
+    ApplyError, Capture, RemoveFiles, SnapshotError, SnapshotSink, StateMachine,
 };
+pub use waiters::Guard;
+
+pub use crate::store::{SnapshotData, SnapshotDir, StoredSnapshot};

@@ -12,100 +12,21 @@ use parking_lot::{Mutex, RwLock};
 
 use super::config::{ConfigError, NodeConfig};
 use super::counts::{Unread, UnreadCounts};
-use super::group::{Group, SendToPeers};
+use super::error::NodeError;
+use super::group::Group;
 use super::member::{ClusterInit, GroupOptions, Member, Tag, make_ready};
 use super::reopening::Reopening;
-use super::shared::{Addressed, Setup};
+use super::shared::{Addressed, SendToPeers, Setup};
+use super::snapshot_jobs::{Permits, SnapshotJobs};
 use super::snapshot_sender::Serving;
-use super::snapshots::{Permits, SnapshotJobs};
 use super::state_machine::{SnapshotSink, StateMachine};
-use crate::engine::{Engine, Event, Membership, OpenError};
+use crate::engine::{Engine, Event, Membership};
 use crate::ids::{GroupId, Incarnation, Lsn, NodeId};
-use crate::log::{Faults, Inspection, LogError, LogWriter, SharedLog};
+use crate::log::{Faults, Inspection, LogWriter, SharedLog};
 use crate::message::{Envelope, Identity};
-use crate::store::{SnapshotStore, StoreError};
+use crate::store::SnapshotStore;
 use crate::transfer::SenderCounts;
 use crate::transport::{Inbox, Transport};
-
-/// Why a node or a group could not start.
-#[derive(Debug, thiserror::Error)]
-pub enum NodeError {
-    /// The log.
-    #[error(transparent)]
-    Log(#[from] LogError),
-    /// A group's log and state do not fit together.
-    #[error("partition {group}: {source}")]
-    Open {
-        /// The group.
-        group: GroupId,
-        /// What is wrong.
-        source: OpenError,
-    },
-    /// A thread could not be started.
-    #[error("starting a thread: {0}")]
-    Thread(#[from] std::io::Error),
-    /// A value of the configuration is out of range.
-    #[error("invalid configuration: {0}")]
-    Config(#[from] ConfigError),
-    /// The node was started without a way to others.
-    #[error("group {group} is to have peers, and the node was started without a transport")]
-    NoTransport {
-        /// The group.
-        group: GroupId,
-    },
-    /// The number of this start could not be kept.
-    #[error("the number of this start, in {path}: {why}")]
-    Incarnation {
-        /// The file.
-        path: std::path::PathBuf,
-        /// What happened.
-        why: String,
-    },
-    /// The group's snapshots.
-    #[error("group {group}: {source}")]
-    Store {
-        /// The group.
-        group: GroupId,
-        /// What happened.
-        source: StoreError,
-    },
-    /// The group was here before, as its directory, its state or its options say, and the log knows
-    /// nothing of it: what it has promised others is lost. Remove this member from the group, and let it
-    /// join under a new number.
-    #[error(
-        "group {group} was here before, and its log is gone: remove this member from the group, \
-         and let it join under a new number"
-    )]
-    LogLost {
-        /// The group.
-        group: GroupId,
-    },
-    /// State, snapshots and log do not fit together.
-    #[error("group {group}: {what}")]
-    Recovery {
-        /// The group.
-        group: GroupId,
-        /// What is wrong.
-        what: String,
-    },
-}
-
-impl NodeError {
-    /// Whether the log is damaged or incomplete, as a checksum or a rule of its format proves.
-    pub fn is_damage(&self) -> bool {
-        matches!(self, NodeError::Log(error) if error.is_damage())
-    }
-
-    /// Whether the operating system refused: the same may work later.
-    pub fn is_unreadable(&self) -> bool {
-        match self {
-            NodeError::Log(error) => error.is_unreadable(),
-            NodeError::Open { source, .. } => matches!(source, OpenError::Unreadable(_)),
-            NodeError::Thread(_) => true,
-            _ => false,
-        }
-    }
-}
 
 type Tickable = Box<dyn Fn() -> bool + Send>;
 

@@ -14,7 +14,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
-use super::group::{Guard, ProposeError};
+use super::error::ProposeError;
+use super::waiters::Guard;
 
 /// A command, and who is answered.
 pub(super) struct Proposal<O> {

@@ -23,9 +23,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use super::shared::Shared;
-use super::state_machine::StateMachine;
-use crate::engine::{Config, Engine, Event, OpenError};
+use crate::engine::{Config, Event};
 use crate::ids::{Lsn, Term};
 use crate::log::SharedLog;
 
@@ -35,8 +33,6 @@ const FIRST_RETRY: Duration = Duration::from_secs(1);
 const LAST_RETRY: Duration = Duration::from_secs(60);
 /// A group that has been open for so long waits for [`FIRST_RETRY`] again when it halts.
 const WELL_AFTER: Duration = Duration::from_secs(600);
-/// How long the log's writer is waited for. It may be waiting for space.
-const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What it takes to open the engine of a group again.
 pub(super) struct Reopening {
@@ -89,7 +85,7 @@ impl Backoff {
 }
 
 /// Why a group is not open again.
-enum Failure {
+pub(super) enum Failure {
     /// It is tried again.
     Passing(String),
     /// It would end in the same way.
@@ -134,8 +130,24 @@ impl Reopening {
         self.backoff.lock().halted(Instant::now());
     }
 
+    /// Whether it is time for another attempt.
+    pub fn is_due(&self) -> bool {
+        self.backoff.lock().is_due(Instant::now())
+    }
+
+    /// An attempt has failed.
+    pub fn failed(&self) {
+        self.backoff.lock().failed(Instant::now());
+    }
+
+    /// The group is open again.
+    pub fn opened(&self) {
+        self.backoff.lock().opened(Instant::now());
+        self.count.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// Events that an engine gets when it is opened, in order.
-    fn first_events(&self, is_sole_voter: bool) -> Vec<Event> {
+    pub fn first_events(&self, is_sole_voter: bool) -> Vec<Event> {
         let told = *self.told.lock();
         let keep_from = told.keep_from.map(|lsn| Event::KeepFrom { lsn });
         let newest = told.newest.map(|(lsn, term)| Event::SnapshotTaken {
@@ -149,69 +161,6 @@ impl Reopening {
             .chain(newest)
             .chain(campaign)
             .collect()
-    }
-}
-
-impl<O: Send + 'static> Shared<O> {
-    /// If the group has halted for a cause that may pass, and it is time: opens it again. The caller owns
-    /// the state machine, and has applied everything that it was handed.
-    pub(super) fn reopen<S: StateMachine<Output = O>>(&self, machine: &S) {
-        let Some(reopening) = self.reopening.as_ref().filter(|_| self.may_reopen()) else {
-            return;
-        };
-        if self.stopping.load(Ordering::Relaxed) || !reopening.backoff.lock().is_due(Instant::now())
-        {
-            return;
-        }
-        match self.open_again(reopening, machine) {
-            Ok(()) => {
-                reopening.backoff.lock().opened(Instant::now());
-                reopening.count.fetch_add(1, Ordering::Relaxed);
-                tracing::warn!(
-                    group = %self.id,
-                    applied = %machine.applied(),
-                    "the group was opened again and goes on"
-                );
-            }
-            Err(Failure::Passing(error)) => {
-                tracing::warn!(group = %self.id, error, "a halted group is not open yet; tried again");
-                reopening.backoff.lock().failed(Instant::now());
-            }
-            Err(Failure::Lasting(error)) => {
-                tracing::error!(group = %self.id, error, "a halted group cannot be opened again");
-                self.halt(format!("it cannot be opened again: {error}"), false);
-            }
-        }
-    }
-
-    fn open_again<S: StateMachine<Output = O>>(
-        &self,
-        reopening: &Reopening,
-        machine: &S,
-    ) -> Result<(), Failure> {
-        if !self.writer.flush(FLUSH_TIMEOUT) {
-            let why = self.writer.stall_cause();
-            let why = why.unwrap_or_else(|| "it is busy".to_owned());
-            return Err(Failure::Passing(format!("the log is not written: {why}")));
-        }
-        let state = reopening.log.state(self.id).map_err(|e| {
-            let what = e.to_string();
-            match e.is_unreadable() {
-                true => Failure::Passing(what),
-                false => Failure::Lasting(what),
-            }
-        })?;
-        let membership = machine.membership();
-        let config = reopening.config.clone();
-        let reader = reopening.log.reader(self.id);
-        let opened = Engine::open(config, state, machine.applied(), &membership, reader);
-        let engine = opened.map_err(|e| match e {
-            OpenError::Unreadable(what) => Failure::Passing(what),
-            other => Failure::Lasting(other.to_string()),
-        })?;
-        let is_sole_voter = membership.voters == [self.node];
-        self.replace_engine(engine, reopening.first_events(is_sole_voter));
-        Ok(())
     }
 }
 

@@ -7,18 +7,22 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::counts::{self, Counts, Gauges, GroupCounters};
-use super::group::{Guard, ProposeError, SendToPeers};
+use super::error::ProposeError;
 use super::member::Member;
 use super::proposals::{Proposal, Proposals};
 use super::queue::ApplyQueue;
 use super::reopening::Reopening;
 use super::requests::Requests;
-use super::snapshots::SnapshotJobs;
-use super::waiters::{Answer, Waiter, Waiters};
+use super::snapshot_jobs::SnapshotJobs;
+use super::snapshot_receiver::FetchHost;
+use super::waiters::{Answer, Guard, Waiter, Waiters};
 use crate::engine::{Action, Engine, Event, Membership, RejectReason, Role, Ticket};
 use crate::ids::{GroupId, Lsn, NodeId, Term};
 use crate::log::{LogWriter, Persisted};
 use crate::message::{EndReason, Envelope, Payload};
+
+/// Delivers messages to peers. May drop them.
+pub type SendToPeers = Box<dyn Fn(Vec<Envelope>) + Send + Sync>;
 
 pub(super) struct Shared<O> {
     pub(super) id: GroupId,
@@ -291,7 +295,7 @@ impl<O: Send + 'static> Shared<O> {
                 Action::FetchSnapshot { from, offer } => {
                     if let (Some(member), Some(this)) = (&self.member, self.this.upgrade()) {
                         let checkpoint = offer.checkpoint;
-                        if !member.fetches.begin(this, from, *offer) {
+                        if !member.begin_fetch(this, from, *offer) {
                             failed = Some(checkpoint);
                         }
                     }
@@ -456,6 +460,16 @@ impl<O: Send + 'static> Persisted for Shared<O> {
         if self.has_others() && !self.proposals.log_is_busy() {
             self.propose_waiting(&mut engine);
         }
+    }
+}
+
+impl<O: Send + 'static> FetchHost for Shared<O> {
+    fn step(&self, event: Event) {
+        Shared::step(self, event);
+    }
+
+    fn counts(&self) -> &Counts {
+        &self.counts
     }
 }
 

@@ -16,15 +16,16 @@ use std::thread::JoinHandle;
 
 use parking_lot::Mutex;
 
-use super::shared::Shared;
+use super::counts::Counts;
 use crate::engine::Event;
 use crate::ids::{CheckpointId, NodeId};
-use crate::message::{Chunk, EndReason, Ended, Payload};
+use crate::message::{Chunk, EndReason, Ended, Identity, Payload};
 use crate::store::{Partial, SnapshotStore, StoreError};
 use crate::transfer::{
     Checksum, Held, Manifest, Receiver, ReceiverAction, ReceiverConfig, ReceiverCounts,
     ReceiverEvent,
 };
+use crate::transport::Transport;
 
 /// Events beside chunks that may wait: ticks, ends, verified files.
 const SPARE: usize = 64;
@@ -32,6 +33,27 @@ const SPARE: usize = 64;
 /// Times in a row that the disk may fail, other than by being full, until a fetch is given up. It goes on
 /// with the next offer.
 const MAX_FAILURES: u32 = 5;
+
+/// The group that a fetch is for.
+pub(super) trait FetchHost: Send + Sync {
+    /// Steps the group's engine.
+    fn step(&self, event: Event);
+    /// What the group counts.
+    fn counts(&self) -> &Counts;
+}
+
+/// What a fetch needs.
+pub(super) struct FetchSetup {
+    pub host: Arc<dyn FetchHost>,
+    /// The member that fetches.
+    pub identity: Identity,
+    pub store: Arc<SnapshotStore>,
+    pub transport: Arc<dyn Transport>,
+    pub config: ReceiverConfig,
+    /// The node that has the checkpoint.
+    pub from: NodeId,
+    pub offer: Manifest,
+}
 
 /// What a member is fetching, and the thread of what it fetched before.
 #[derive(Default)]
@@ -70,37 +92,29 @@ impl Fetches {
     /// Begins; false if that cannot be. The engine's lock is held: everything that takes time is the
     /// thread's.
     #[must_use]
-    pub fn begin<O: Send + 'static>(
-        &self,
-        shared: Arc<Shared<O>>,
-        from: NodeId,
-        offer: Manifest,
-    ) -> bool {
+    pub fn begin(&self, setup: FetchSetup) -> bool {
         let mut state = self.state.lock();
-        let Some(member) = shared.member.as_ref().filter(|_| !state.closed) else {
+        if state.closed {
             // The group stops: nobody waits for it.
             return true;
-        };
-        let config = member.receiver.clone();
+        }
+        let config = &setup.config;
         let bound = config.window_bytes / u64::from(config.chunk_bytes);
         let (events, queue) = mpsc::sync_channel(bound.min(1 << 16) as usize + SPARE);
         let stop = Arc::<AtomicBool>::default();
+        let (checkpoint, from) = (setup.offer.checkpoint, setup.from);
         let running = Running {
-            checkpoint: offer.checkpoint,
+            checkpoint,
             source: from,
             events: events.clone(),
             stop: stop.clone(),
         };
-        let name = format!("fetch-{}", shared.id);
-        let begun = self.next_thread(&mut state, name, move || {
-            let checkpoint = offer.checkpoint;
-            let span = tracing::info_span!("fetch", group = %shared.id, %checkpoint, %from);
+        let group = setup.identity.group;
+        let begun = self.next_thread(&mut state, format!("fetch-{group}"), move || {
+            let span = tracing::info_span!("fetch", %group, %checkpoint, %from);
             let _entered = span.enter();
             let mut fetch = Fetch {
-                shared,
-                from,
-                offer,
-                config,
+                setup,
                 queue,
                 events,
                 stop,
@@ -217,11 +231,8 @@ impl Fetches {
     }
 }
 
-struct Fetch<O> {
-    shared: Arc<Shared<O>>,
-    from: NodeId,
-    offer: Manifest,
-    config: ReceiverConfig,
+struct Fetch {
+    setup: FetchSetup,
     queue: Queue<ReceiverEvent>,
     events: SyncSender<ReceiverEvent>,
     stop: Arc<AtomicBool>,
@@ -249,12 +260,12 @@ enum Went {
     Aground,
 }
 
-impl<O: Send + 'static> Fetch<O> {
+impl Fetch {
     fn run(&mut self) {
-        let checkpoint = self.offer.checkpoint;
+        let checkpoint = self.setup.offer.checkpoint;
         let fetched = self.fetch();
         tracing::info!(?fetched, "the fetch is over");
-        self.shared.step(match fetched {
+        self.setup.host.step(match fetched {
             Ok(()) => Event::SnapshotFetched { checkpoint },
             Err(Over::Failed(reason)) => Event::FetchFailed { checkpoint, reason },
             Err(Over::Stopped) => return,
@@ -270,16 +281,20 @@ impl<O: Send + 'static> Fetch<O> {
             Held::Whole => 0,
         };
         let there: u64 = held.iter().map(there).sum();
-        let total = self.offer.total_bytes();
-        tracing::info!(lsn = %self.offer.last_included_index, there, total, "fetching a snapshot");
+        let total = self.setup.offer.total_bytes();
+        tracing::info!(lsn = %self.setup.offer.last_included_index, there, total, "fetching a snapshot");
         if there > 0 {
-            self.shared.counts.resumed.fetch_add(1, Ordering::Relaxed);
+            self.setup
+                .host
+                .counts()
+                .resumed
+                .fetch_add(1, Ordering::Relaxed);
         }
         let verifier = Verifier::start(partial.clone(), self.events.clone());
         let verifier = verifier.map_err(|_| Over::Failed(EndReason::NotInstalled))?;
         loop {
-            let (config, offer) = (self.config.clone(), self.offer.clone());
-            let mut receiver = Receiver::new(config, self.from, offer, &held);
+            let (config, offer) = (self.setup.config.clone(), self.setup.offer.clone());
+            let mut receiver = Receiver::new(config, self.setup.from, offer, &held);
             let went = self.receive(&mut receiver, &partial, &verifier);
             tracing::info!(counts = ?receiver.counts(), ?went, "fetched");
             if let Went::Through = went? {
@@ -297,13 +312,10 @@ impl<O: Send + 'static> Fetch<O> {
 
     /// The partial directory. A disk that is full is waited for; with anything else it has some tries.
     fn begin(&mut self, failures: &mut u32) -> Result<Partial, Over> {
-        let Some(member) = &self.shared.member else {
-            return Err(Over::Stopped);
-        };
-        let store = member.store.clone();
+        let store = self.setup.store.clone();
         let mut reported = false;
         loop {
-            let error = match store.begin_fetch(&self.offer) {
+            let error = match store.begin_fetch(&self.setup.offer) {
                 Ok(partial) => return Ok(partial),
                 Err(error) => error,
             };
@@ -322,7 +334,7 @@ impl<O: Send + 'static> Fetch<O> {
     fn has_failed(&mut self, failures: &mut u32) -> Result<(), Over> {
         *failures += 1;
         match *failures < MAX_FAILURES {
-            true => self.wait(self.config.retry_ticks.max(1)),
+            true => self.wait(self.setup.config.retry_ticks.max(1)),
             false => Err(Over::Failed(EndReason::NotInstalled)),
         }
     }
@@ -343,7 +355,9 @@ impl<O: Send + 'static> Fetch<O> {
     fn still_held(&self, receiver: &Receiver, partial: &Partial) -> Vec<Held> {
         let held = receiver.held().into_iter().zip(partial.held()).enumerate();
         let held = held.map(|(file, held)| match held {
-            (Held::Whole, Held::Prefix(length)) if self.offer.file_size(file) == Some(length) => {
+            (Held::Whole, Held::Prefix(length))
+                if self.setup.offer.file_size(file) == Some(length) =>
+            {
                 Held::Whole
             }
             (_, on_disk) => on_disk,
@@ -373,14 +387,14 @@ impl<O: Send + 'static> Fetch<O> {
             let bytes_done = receiver.bytes_done();
             if ticked && told != Some(bytes_done) {
                 told = Some(bytes_done);
-                self.shared.step(Event::FetchProgress {
-                    checkpoint: self.offer.checkpoint,
+                self.setup.host.step(Event::FetchProgress {
+                    checkpoint: self.setup.offer.checkpoint,
                     bytes_done,
                 });
             }
             let mut went = self.carry_out(receiver, event, partial, verifier);
             self.count(receiver, &mut counted);
-            let window = self.config.window_bytes;
+            let window = self.setup.config.window_bytes;
             if ticked && self.full && matches!(went, Ok(Went::On)) && partial.has_space(window) {
                 self.full = false;
                 went = self.carry_out(receiver, ReceiverEvent::SpaceReturned, partial, verifier);
@@ -398,7 +412,7 @@ impl<O: Send + 'static> Fetch<O> {
             counts.bytes_fetched - counted.bytes_fetched,
             counts.corrupt - counted.corrupt,
         );
-        let shared = &self.shared.counts;
+        let shared = self.setup.host.counts();
         shared.bytes_fetched.fetch_add(bytes, Ordering::Relaxed);
         shared.corrupt.fetch_add(corrupt, Ordering::Relaxed);
         *counted = counts;
@@ -411,16 +425,16 @@ impl<O: Send + 'static> Fetch<O> {
         partial: &Partial,
         verifier: &Verifier,
     ) -> Result<Went, Over> {
-        let Some(member) = &self.shared.member else {
-            return Err(Over::Stopped);
-        };
         let mut events = VecDeque::from([event]);
         while let Some(event) = events.pop_front() {
             for action in receiver.step(event) {
                 match action {
                     ReceiverAction::Fetch(fetch) => {
-                        let fetch = member.identity.seal(self.from, Payload::Fetch(fetch));
-                        member.transport.send_bulk(fetch, None);
+                        let fetch = self
+                            .setup
+                            .identity
+                            .seal(self.setup.from, Payload::Fetch(fetch));
+                        self.setup.transport.send_bulk(fetch, None);
                     }
                     ReceiverAction::Write {
                         file,

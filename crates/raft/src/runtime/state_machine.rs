@@ -1,10 +1,9 @@
 //! What a host brings: a state machine that applies committed commands in order, and snapshots of
 //! it.
 
-use std::path::PathBuf;
-
 use crate::engine::{Committed, Membership};
-use crate::ids::{GroupId, Lsn, Term};
+use crate::ids::{GroupId, Lsn};
+use crate::store::{SnapshotData, SnapshotDir, StoredSnapshot};
 
 /// A failure to apply. The same entries are applied again later; the state machine must be as it
 /// was before the call.
@@ -65,41 +64,6 @@ pub trait Capture: Send + 'static {
     /// Writes and stores the snapshot durably; returns what it covers in truth. May take its time.
     /// It is dropped without having been written if its group stops first.
     fn write(self) -> Result<StoredSnapshot, SnapshotError>;
-}
-
-/// A snapshot that the host has stored durably.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct StoredSnapshot {
-    /// Last entry that it covers.
-    pub last_included_index: Lsn,
-    /// That entry's term.
-    pub term: Term,
-    /// Who belongs to the group, as of that entry.
-    pub peers: Membership,
-    /// What was stored.
-    pub data: SnapshotData,
-}
-
-/// What a snapshot consists of.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum SnapshotData {
-    /// Bytes that only the host understands.
-    Bytes(Vec<u8>),
-    /// A directory of immutable files.
-    Files(SnapshotDir),
-}
-
-impl From<Vec<u8>> for SnapshotData {
-    fn from(bytes: Vec<u8>) -> Self {
-        SnapshotData::Bytes(bytes)
-    }
-}
-
-/// The directory of a snapshot's files. The host removes it when it is no longer needed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SnapshotDir {
-    /// Where it is.
-    pub path: PathBuf,
 }
 
 /// Why there is no snapshot. Nothing is lost by it but time: the log keeps what it has.

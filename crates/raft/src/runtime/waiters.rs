@@ -8,10 +8,13 @@ use std::collections::VecDeque;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
-use super::group::{Guard, ProposeError};
-use super::requests::ChangeError;
+use super::error::{ChangeError, ProposeError};
 use crate::engine::Committed;
 use crate::ids::{GroupId, Lsn, Term};
+
+/// Kept while a proposal is under way and dropped when it is answered, whether or not anybody
+/// looks at the answer: the place for what was admitted.
+pub type Guard = Box<dyn Send + Sync>;
 
 /// Who is answered when an entry is applied.
 pub(super) enum Answer<O> {

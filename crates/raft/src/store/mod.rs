@@ -25,6 +25,7 @@ mod disk;
 mod linking;
 mod metadata;
 mod partial;
+mod snapshot;
 #[cfg(test)]
 mod tests;
 
@@ -38,11 +39,11 @@ use xxhash_rust::xxh3::Xxh3;
 
 use crate::ids::{CheckpointId, Lsn, NodeId};
 use crate::message::Identity;
-use crate::runtime::{SnapshotData, SnapshotDir, StoredSnapshot};
 use crate::transfer::{Checksum, Content, Manifest, OFFER_FORMAT};
 use disk::Disk;
 pub use disk::DiskFaults;
 pub use partial::Partial;
+pub use snapshot::{SnapshotData, SnapshotDir, StoredSnapshot};
 
 const METADATA: &str = "metadata";
 const DATA: &str = "data";

@@ -7,9 +7,10 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::linking::directories;
-use super::{FILES, METADATA, SnapshotStore, StoreError, Stored, file_path, metadata};
+use super::{
+    FILES, METADATA, SnapshotStore, StoreError, Stored, StoredSnapshot, file_path, metadata,
+};
 use crate::ids::CheckpointId;
-use crate::runtime::StoredSnapshot;
 use crate::transfer::{Checksum, Content, Held, Manifest};
 
 /// A fetch's directory: the manifest is durable, of the files there are prefixes.

@@ -8,8 +8,8 @@ use std::fmt;
 
 use xxhash_rust::xxh3::xxh3_128;
 
-use crate::engine::Membership;
 use crate::ids::{CheckpointId, Lsn, NodeId, Term};
+use crate::membership::Membership;
 
 /// Version of the offer that this library writes, and the newest that it reads.
 pub const OFFER_FORMAT: u32 = 1;

@@ -31,6 +31,7 @@
 #![deny(clippy::disallowed_methods)]
 
 mod manifest;
+mod protocol;
 mod receiver;
 mod sender;
 #[cfg(test)]
@@ -40,6 +41,7 @@ pub use manifest::{
     Checksum, Content, FileEntry, InvalidManifest, MAX_FILES, MAX_MEMBERS, MAX_NAME_BYTES,
     MAX_NAME_PARTS, MAX_SNAPSHOT_BYTES, Manifest, OFFER_FORMAT,
 };
+pub use protocol::{Chunk, EndReason, Ended, Fetch, MAX_CHUNK_BYTES};
 pub use receiver::{Held, Receiver, ReceiverAction, ReceiverConfig, ReceiverCounts, ReceiverEvent};
 pub use sender::{
     ReadError, ReadId, Sender, SenderAction, SenderConfig, SenderCounts, SenderEvent,

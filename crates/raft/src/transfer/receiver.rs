@@ -12,9 +12,8 @@ use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 
-use super::{Checksum, Manifest};
+use super::{Checksum, Chunk, EndReason, Ended, Fetch, MAX_CHUNK_BYTES, Manifest};
 use crate::ids::NodeId;
-use crate::message::{Chunk, EndReason, Ended, Fetch, MAX_CHUNK_BYTES};
 
 /// Times that one chunk, or one file, may arrive corrupt before the transfer is given up.
 const MAX_CORRUPT: u32 = 8;

@@ -16,9 +16,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
 
-use super::{Checksum, Manifest};
+use super::{Checksum, Chunk, EndReason, Ended, Fetch, MAX_CHUNK_BYTES, Manifest};
 use crate::ids::{CheckpointId, NodeId};
-use crate::message::{Chunk, EndReason, Ended, Fetch, MAX_CHUNK_BYTES};
 
 /// Fetches of one receiver that may wait: as many as a transport queues for one peer. Beyond it they are
 /// dropped: the receiver asks again.

@@ -26,12 +26,11 @@ use std::sync::Weak;
 use bytes::Bytes;
 
 use crate::ids::NodeId;
+pub use crate::limits::MAX_QUEUED_BYTES;
 use crate::message::Envelope;
 
 /// Most messages of consensus that wait for one peer: what some seconds of a busy group need.
 pub const MAX_QUEUED_MESSAGES: usize = 4096;
-/// Most bytes of them. One message is always let in.
-pub const MAX_QUEUED_BYTES: usize = 64 * 1024 * 1024;
 /// Most chunks, and wishes for chunks, that wait for one peer. Their bytes are bounded by the
 /// sender: see [`SenderConfig::max_bytes_in_flight`](crate::transfer::SenderConfig).
 pub const MAX_QUEUED_CHUNKS: usize = 1024;

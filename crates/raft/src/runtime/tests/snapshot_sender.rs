@@ -5,11 +5,11 @@ use std::sync::Weak;
 use parking_lot::Mutex;
 
 use super::super::snapshot_sender::Serving;
-use super::super::state_machine::StoredSnapshot;
 use super::*;
 use crate::engine::Membership;
 use crate::ids::{CheckpointId, ClusterId, Incarnation, Lineage, Term};
 use crate::message::{EndReason, Ended, Envelope, Fetch, Identity, Payload};
+use crate::store::StoredSnapshot;
 use crate::store::{DiskFaults, SnapshotStore};
 use crate::transfer::SenderConfig;
 use crate::transport::{Inbox, Permit, Transport};

@@ -4,7 +4,7 @@ use bytes::{Buf, BufMut, Bytes};
 use tonic::Status;
 use tonic::codec::{BufferSettings, Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 
-use super::link::Queued;
+use super::queued::Queued;
 
 /// Bytes for one buffer: small messages share one, chunks get one each.
 const BUFFER: usize = 64 * 1024;

@@ -1,6 +1,6 @@
 //! One stream to one peer: a bounded queue, and a task that keeps the stream open.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -15,6 +15,7 @@ use tonic::transport::{Channel, ClientTlsConfig, Endpoint};
 use tonic::{Code, Request, Status};
 
 use super::codec::Outgoing;
+use super::queued::Queued;
 use super::{CONNECTION_WINDOW, KEEP_ALIVE, MESSAGES, SECRET, STREAM_WINDOW, TOGETHER, chain, tls};
 use crate::ids::NodeId;
 use crate::message::{Envelope, MAX_ENVELOPE_BYTES};
@@ -28,25 +29,6 @@ const MAX_PAUSE: Duration = Duration::from_secs(1);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// A stream that was open for so long was no failure.
 const WAS_GOOD: Duration = Duration::from_secs(5);
-
-/// A message on its way.
-pub(super) struct Queued {
-    pub message: Envelope,
-    _permit: Option<Permit>,
-    _bytes: QueuedBytes,
-}
-
-/// Counts as queued until it is dropped.
-struct QueuedBytes {
-    size: usize,
-    total: Arc<AtomicUsize>,
-}
-
-impl Drop for QueuedBytes {
-    fn drop(&mut self) {
-        self.total.fetch_sub(self.size, Ordering::Relaxed);
-    }
-}
 
 /// What a link is told.
 #[derive(Clone)]
@@ -90,16 +72,7 @@ impl Link {
 
     /// Queues, or drops.
     pub fn push(&self, message: Envelope, permit: Option<Permit>) {
-        let size = message.size_hint();
-        let before = self.bytes.fetch_add(size, Ordering::Relaxed);
-        let queued = Queued {
-            message,
-            _permit: permit,
-            _bytes: QueuedBytes {
-                size,
-                total: self.bytes.clone(),
-            },
-        };
+        let (queued, before, size) = Queued::new(message, permit, &self.bytes);
         if before == 0 || before + size <= MAX_QUEUED_BYTES {
             // A full queue drops it.
             let _ = self.queue.try_send(queued);

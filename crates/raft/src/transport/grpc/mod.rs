@@ -19,6 +19,7 @@
 
 mod codec;
 mod link;
+mod queued;
 mod service;
 mod tls;
 

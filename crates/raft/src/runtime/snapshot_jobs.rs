@@ -10,17 +10,14 @@
 //! Who asks while an attempt is under way gets the next one: what was applied before the ask is
 //! covered, which of the one under way nobody knows.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::oneshot;
 
-use super::shared::Shared;
-use super::state_machine::{Capture, SnapshotError, SnapshotSink, StateMachine, StoredSnapshot};
-use crate::engine::Event;
+use super::state_machine::{SnapshotError, SnapshotSink};
+use crate::store::StoredSnapshot;
 
 pub(super) type Outcome = Result<Arc<StoredSnapshot>, SnapshotError>;
 type Asker = oneshot::Sender<Outcome>;
@@ -77,7 +74,7 @@ impl SnapshotJobs {
     }
 
     /// Whether the apply thread is to begin one now.
-    fn due(&self) -> bool {
+    pub fn due(&self) -> bool {
         let state = self.state.lock();
         state.wanted && !state.under_way && !state.closed
     }
@@ -88,8 +85,28 @@ impl SnapshotJobs {
         !state.wanted && !state.under_way
     }
 
+    /// Waits until this attempt may write; `None` if it is not to be written any more.
+    pub fn acquire_permit(&self) -> Option<Permit<'_>> {
+        self.permits.acquire(|| self.closed() || self.is_replaced())
+    }
+
+    /// The thread of the attempt before, which has nothing left to do but to end.
+    pub fn take_thread(&self) -> Option<JoinHandle<()>> {
+        self.state.lock().thread.take()
+    }
+
+    /// The thread of the attempt that has begun.
+    pub fn set_thread(&self, thread: JoinHandle<()>) {
+        self.state.lock().thread = Some(thread);
+    }
+
+    /// Whom the host wants to know of snapshots.
+    pub fn sink(&self) -> &dyn SnapshotSink {
+        &*self.sink
+    }
+
     /// An attempt begins, for all who have asked so far.
-    fn begin(&self) {
+    pub fn begin(&self) {
         let mut state = self.state.lock();
         state.wanted = false;
         state.under_way = true;
@@ -98,7 +115,7 @@ impl SnapshotJobs {
     }
 
     /// The attempt has ended; answers whether the next one is wanted.
-    fn end(&self, outcome: &Outcome) -> bool {
+    pub fn end(&self, outcome: &Outcome) -> bool {
         let mut state = self.state.lock();
         state.under_way = false;
         let waiting = std::mem::take(&mut state.waiting);
@@ -121,7 +138,7 @@ impl SnapshotJobs {
         self.permits.look_again();
     }
 
-    fn is_replaced(&self) -> bool {
+    pub fn is_replaced(&self) -> bool {
         self.state.lock().replaced
     }
 
@@ -148,105 +165,12 @@ impl SnapshotJobs {
         }
     }
 
-    fn closed(&self) -> bool {
+    pub fn closed(&self) -> bool {
         self.state.lock().closed
     }
 }
 
-/// Begins an attempt if one is due. The apply thread calls it between applies.
-pub(super) fn start_snapshot_if_due<S: StateMachine>(
-    machine: &mut S,
-    shared: &Arc<Shared<S::Output>>,
-) {
-    let attempts = &shared.attempts;
-    if !attempts.due() {
-        return;
-    }
-    // In this order: from here on no hint comes that this attempt already serves.
-    shared.step(Event::SnapshotBegun);
-    attempts.begin();
-    let capture = machine.begin_snapshot();
-    let before = attempts.state.lock().thread.take();
-    if let Some(before) = before {
-        // It has nothing left to do but to end, and must not outlive its successor.
-        let _ = before.join();
-    }
-    let started = std::thread::Builder::new()
-        .name(format!("snapshot-{}", shared.id))
-        .spawn({
-            let shared = shared.clone();
-            move || run(capture, &shared)
-        });
-    match started {
-        Ok(thread) => attempts.state.lock().thread = Some(thread),
-        Err(error) => conclude(
-            shared,
-            Err(SnapshotError(format!("starting a thread: {error}"))),
-        ),
-    }
-}
-
-fn run<O: Send + 'static>(capture: impl Capture, shared: &Shared<O>) {
-    let span = tracing::info_span!("snapshot", group = %shared.id);
-    let _entered = span.enter();
-    let attempts = &shared.attempts;
-    let in_vain = || attempts.closed() || attempts.is_replaced();
-    let written = match attempts.permits.acquire(in_vain) {
-        // A panic ends the process, by its hook; where it does not, the group goes on.
-        Some(_permit) => catch_unwind(AssertUnwindSafe(|| {
-            let snapshot = capture.write()?;
-            if let Some(member) = &shared.member
-                && !attempts.is_replaced()
-            {
-                member.store(&snapshot)?;
-            }
-            Ok(snapshot)
-        }))
-        .unwrap_or_else(|_| Err(SnapshotError("writing the snapshot panicked".to_owned()))),
-        None if attempts.closed() => Err(stopped()),
-        None => Err(SnapshotError(
-            "a peer's snapshot has replaced the state meanwhile".to_owned(),
-        )),
-    };
-    conclude(shared, written);
-}
-
-/// Tells the sink, the engine and those who asked, in this order.
-fn conclude<O: Send + 'static>(shared: &Shared<O>, written: Result<StoredSnapshot, SnapshotError>) {
-    let attempts = &shared.attempts;
-    let counts = &shared.counts;
-    match &written {
-        Ok(snapshot) => {
-            counts.taken.fetch_add(1, Ordering::Relaxed);
-            tracing::debug!(lsn = %snapshot.last_included_index, "a snapshot is taken");
-        }
-        Err(error) => {
-            counts.failed.fetch_add(1, Ordering::Relaxed);
-            // The sink gets it, and passes it on to those who wait.
-            tracing::debug!(%error, "a snapshot failed; it is tried again later");
-        }
-    }
-    // See above.
-    let _ = catch_unwind(AssertUnwindSafe(|| match &written {
-        Ok(snapshot) => attempts.sink.taken(shared.id, snapshot),
-        Err(error) => attempts.sink.failed(shared.id, error),
-    }));
-    if !attempts.is_replaced() {
-        shared.step(match &written {
-            Ok(snapshot) => Event::SnapshotTaken {
-                last_included_index: snapshot.last_included_index,
-                term: snapshot.term,
-                peers: Some(snapshot.peers.clone()),
-            },
-            Err(_) => Event::SnapshotFailed,
-        });
-    }
-    if attempts.end(&written.map(Arc::new)) {
-        shared.apply.nudge();
-    }
-}
-
-fn stopped() -> SnapshotError {
+pub(super) fn stopped() -> SnapshotError {
     SnapshotError("the partition has stopped".to_owned())
 }
 
