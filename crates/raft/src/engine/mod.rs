@@ -294,7 +294,7 @@ impl Engine {
         self.drain_ready(&mut actions);
         if !self.alone {
             self.offer_snapshots(&mut actions);
-            self.abandon_needless(&mut actions);
+            self.abandon_unneeded(&mut actions);
         }
         actions.extend(self.snapshots.consider(self.last()));
         if let Some(failure) = self.raw.raft.raft_log.store.take_failure() {

@@ -39,7 +39,7 @@ const MAX_PAUSE_FACTOR: u64 = 32;
 #[derive(Default)]
 pub(super) struct Peers {
     /// The tick at which a member was last heard.
-    heard: BTreeMap<NodeId, u64>,
+    last_contact: BTreeMap<NodeId, u64>,
     offers: BTreeMap<NodeId, Offered>,
     holds: BTreeMap<NodeId, Hold>,
     /// What this member is fetching.
@@ -49,7 +49,7 @@ pub(super) struct Peers {
     /// The newest snapshot of this member's host, and who is in it, if that is known.
     newest: Option<Newest>,
     /// A joiner has asked for a snapshot at this tick.
-    asked_at: Option<u64>,
+    requested_at: Option<u64>,
 }
 
 struct Offered {
@@ -64,7 +64,7 @@ struct Offered {
 /// The log behind what a peer is fetching.
 struct Hold {
     progress: Progress,
-    heard: u64,
+    reported_at: u64,
     until: u64,
 }
 
@@ -73,7 +73,7 @@ struct Fetching {
     bytes_done: u64,
     installing: bool,
     /// Progress was told at this tick.
-    told: u64,
+    reported_at: u64,
 }
 
 struct Newest {
@@ -95,13 +95,14 @@ pub struct TransferStatus {
 impl Peers {
     /// Forgets everybody else.
     pub fn only(&mut self, membership: &Membership) {
-        self.heard.retain(|node, _| membership.contains(*node));
+        self.last_contact
+            .retain(|node, _| membership.contains(*node));
         self.offers.retain(|node, _| membership.contains(*node));
         self.holds.retain(|node, _| membership.contains(*node));
     }
 
-    pub fn heard(&self, node: NodeId) -> Option<u64> {
-        self.heard.get(&node).copied()
+    pub fn last_contact(&self, node: NodeId) -> Option<u64> {
+        self.last_contact.get(&node).copied()
     }
 
     pub fn last_failure(&self, node: NodeId) -> Option<EndReason> {
@@ -141,9 +142,9 @@ impl Fetching {
 
 /// The helper's side.
 impl Engine {
-    pub(super) fn note_heard(&mut self, node: NodeId) {
+    pub(super) fn note_contact(&mut self, node: NodeId) {
         if self.membership.contains(node) {
-            self.peers.heard.insert(node, self.ticks);
+            self.peers.last_contact.insert(node, self.ticks);
         }
     }
 
@@ -159,14 +160,15 @@ impl Engine {
     pub(super) fn offer_snapshots(&mut self, actions: &mut Vec<Action>) {
         for to in self.raw.store().take_behind() {
             if self.role == Role::Leader && self.raw.raft.state == StateRole::Leader {
-                self.help(to, actions);
+                self.offer_snapshot(to, actions);
             }
         }
     }
 
-    fn help(&mut self, to: NodeId, actions: &mut Vec<Action>) {
+    fn offer_snapshot(&mut self, to: NodeId, actions: &mut Vec<Action>) {
         // It says so often while it does. Offered something then, it says so once more.
-        let fetches = |hold: &Hold| hold.heard + 2 * self.config.election_ticks as u64 > self.ticks;
+        let fetches =
+            |hold: &Hold| hold.reported_at + 2 * self.config.election_ticks as u64 > self.ticks;
         if self.peers.holds.get(&to).is_some_and(fetches) {
             return;
         }
@@ -208,12 +210,12 @@ impl Engine {
         if let Some(newest) = &mut self.peers.newest {
             newest.peers = None;
         }
-        self.put_off(to);
+        self.delay_next_offer(to);
     }
 
     /// What was fetched is not what was offered, or not there. If it is this member's newest snapshot,
     /// it would be so again and again.
-    fn spoiled(&mut self, progress: &Progress) {
+    fn discard_newest(&mut self, progress: &Progress) {
         if progress.source == self.config.id
             && let Some(newest) = &mut self.peers.newest
             && newest.lsn == progress.last_included_index
@@ -223,7 +225,7 @@ impl Engine {
     }
 
     /// An offer, or what came of it, failed: the next one waits longer.
-    fn put_off(&mut self, to: NodeId) {
+    fn delay_next_offer(&mut self, to: NodeId) {
         if let Some(offered) = self.peers.offers.get_mut(&to) {
             let most = self.config.offer_retry_ticks * MAX_PAUSE_FACTOR;
             offered.again = self.ticks + offered.pause;
@@ -242,20 +244,20 @@ impl Engine {
         self.raw.store().note_behind(node);
     }
 
-    pub(super) fn hear_progress(&mut self, node: NodeId, progress: Progress) {
+    pub(super) fn receive_progress(&mut self, node: NodeId, progress: Progress) {
         if !self.membership.contains(node) {
             return self.gate.count(Refusal::NotAMember);
         }
-        let heard = self.ticks;
+        let now = self.ticks;
         let hold = Hold {
             progress,
-            heard,
-            until: heard + self.config.transfer_idle_ticks,
+            reported_at: now,
+            until: now + self.config.transfer_idle_ticks,
         };
         self.peers.holds.insert(node, hold);
     }
 
-    pub(super) fn hear_ended(&mut self, node: NodeId, ended: Ended) {
+    pub(super) fn receive_ended(&mut self, node: NodeId, ended: Ended) {
         if !self.membership.contains(node) {
             return self.gate.count(Refusal::NotAMember);
         }
@@ -275,16 +277,16 @@ impl Engine {
                 true => self.peers.holds.remove(&node),
                 false => None,
             };
-            let spoiled = matches!(
+            let is_unusable = matches!(
                 ended.reason,
                 EndReason::Corrupt | EndReason::Unreadable | EndReason::Vanished
             );
-            if let (true, Some(hold)) = (spoiled, hold) {
-                self.spoiled(&hold.progress);
+            if let (true, Some(hold)) = (is_unusable, hold) {
+                self.discard_newest(&hold.progress);
             }
             let failed = (ended.reason != EndReason::NotNeeded).then_some(ended.reason);
             if failed.is_some() {
-                self.put_off(node);
+                self.delay_next_offer(node);
             }
             if let Some(offered) = self.peers.offers.get_mut(&node) {
                 offered.failed = failed;
@@ -315,7 +317,11 @@ impl Engine {
             let lately = self
                 .ticks
                 .saturating_sub(2 * self.config.election_ticks as u64);
-            let heard = |id: &u64| self.peers.heard(NodeId(*id)).is_some_and(|at| at >= lately);
+            let heard = |id: &u64| {
+                self.peers
+                    .last_contact(NodeId(*id))
+                    .is_some_and(|at| at >= lately)
+            };
             let followers = followers.filter(|(id, p)| heard(id) && p.matched >= start);
             let followers = followers.map(|(_, p)| Lsn(p.matched));
             let leader = offers.map(|o| o.lsn).chain(followers);
@@ -328,7 +334,7 @@ impl Engine {
         let now = self.ticks;
         self.peers.holds.retain(|_, hold| hold.until > now);
         let interval = (self.config.election_ticks as u64).div_ceil(2);
-        if (self.peers.fetching.as_ref()).is_some_and(|f| now >= f.told + interval) {
+        if (self.peers.fetching.as_ref()).is_some_and(|f| now >= f.reported_at + interval) {
             self.notify_progress(actions);
         }
     }

@@ -19,14 +19,14 @@ const MAX_PENDING: usize = 4096;
 pub(super) struct Reads {
     next: u64,
     /// Not answered yet, by number: the ticket, and the tick at which it was asked for.
-    asked: BTreeMap<u64, (Ticket, u64)>,
+    unanswered: BTreeMap<u64, (Ticket, u64)>,
     /// Answered, and not yet applied so far; with the tick at which it was answered.
     waiting: BTreeMap<(Lsn, u64), (Ticket, u64)>,
 }
 
 impl Reads {
     pub fn pending(&self) -> bool {
-        !self.asked.is_empty() || !self.waiting.is_empty()
+        !self.unanswered.is_empty() || !self.waiting.is_empty()
     }
 }
 
@@ -34,12 +34,12 @@ impl Engine {
     pub(super) fn read_index(&mut self, ticket: Ticket, actions: &mut Vec<Action>) {
         let reason = if self.leader().is_none() {
             ReadFailure::NoLeader
-        } else if self.reads.asked.len() + self.reads.waiting.len() >= MAX_PENDING {
+        } else if self.reads.unanswered.len() + self.reads.waiting.len() >= MAX_PENDING {
             ReadFailure::Busy
         } else {
             let number = self.reads.next;
             self.reads.next += 1;
-            self.reads.asked.insert(number, (ticket, self.ticks));
+            self.reads.unanswered.insert(number, (ticket, self.ticks));
             let context = self.context(number);
             return self.raw.read_index(context);
         };
@@ -62,7 +62,7 @@ impl Engine {
             if self.context(number)[..16] != *ours {
                 continue;
             }
-            if let Some((ticket, _)) = self.reads.asked.remove(&number) {
+            if let Some((ticket, _)) = self.reads.unanswered.remove(&number) {
                 let place = (Lsn(state.index), number);
                 self.reads.waiting.insert(place, (ticket, self.ticks));
             }
@@ -84,10 +84,10 @@ impl Engine {
         if !self.reads.pending() {
             return;
         }
-        let patience = self.config.election_ticks as u64;
+        let timeout = self.config.election_ticks as u64;
         let mut again = Vec::new();
         self.reads.waiting.retain(|_, (ticket, answered_at)| {
-            let late = self.ticks - *answered_at >= 3 * patience;
+            let late = self.ticks - *answered_at >= 3 * timeout;
             if late {
                 actions.push(Action::ReadFailed {
                     ticket: *ticket,
@@ -96,16 +96,16 @@ impl Engine {
             }
             !late
         });
-        self.reads.asked.retain(|number, (ticket, asked_at)| {
-            let age = self.ticks - *asked_at;
-            if age >= 3 * patience {
+        self.reads.unanswered.retain(|number, (ticket, begun_at)| {
+            let age = self.ticks - *begun_at;
+            if age >= 3 * timeout {
                 actions.push(Action::ReadFailed {
                     ticket: *ticket,
                     reason: ReadFailure::TimedOut,
                 });
                 return false;
             }
-            if age > 0 && age.is_multiple_of(patience.div_ceil(2)) {
+            if age > 0 && age.is_multiple_of(timeout.div_ceil(2)) {
                 again.push(*number);
             }
             true

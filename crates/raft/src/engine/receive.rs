@@ -14,14 +14,14 @@ impl Engine {
             return;
         }
         let from = envelope.sender.node;
-        self.note_heard(from);
+        self.note_contact(from);
         match envelope.payload {
             Payload::Raft(message) => self.receive_raft(from, message.0, actions),
             Payload::Offer(offer) => self.offered(from, offer, actions),
             Payload::NewerOffer(newer) => self.offered_newer(from, newer, actions),
             Payload::Wanted => self.wanted_by(from),
-            Payload::Progress(progress) => self.hear_progress(from, progress),
-            Payload::Ended(ended) => self.hear_ended(from, ended),
+            Payload::Progress(progress) => self.receive_progress(from, progress),
+            Payload::Ended(ended) => self.receive_ended(from, ended),
             // The transfer's, not the engine's.
             Payload::Fetch(_) | Payload::Chunk(_) => {}
         }
@@ -39,7 +39,7 @@ impl Engine {
             // It has no log, so it accepts no entries that follow something, and gives no vote: under
             // this number, somebody may have given one before.
             if matches!(kind, Kind::MsgAppend | Kind::MsgHeartbeat) {
-                self.ask_to_join(from, actions);
+                self.request_snapshot(from, actions);
             }
             return;
         }

@@ -153,7 +153,7 @@ impl Engine {
                     },
                     pending_snapshot: transfer.map(|t| t.progress.last_included_index),
                     last_failure: self.peers.last_failure(id),
-                    heard_ticks_ago: self.peers.heard(id).map(|at| self.ticks - at),
+                    heard_ticks_ago: self.peers.last_contact(id).map(|at| self.ticks - at),
                 }
             })
             .collect();

@@ -33,9 +33,9 @@ use crate::ids::GroupId;
 
 /// Pause before a failed write is tried again: short enough that service resumes soon after space
 /// returns, long enough not to spin.
-const RETRY_PAUSE: Duration = Duration::from_millis(100);
+const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 /// A stall is logged again after this long.
-const STALL_REMINDER: Duration = Duration::from_secs(10);
+const STALL_LOG_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Hears that what it asked for is durable. Called on the writer's thread, so it must be quick.
 pub trait Persisted: Send + Sync {
@@ -232,7 +232,7 @@ fn run(
         }
         // Before anything in a new file is acknowledged, the length of the one before it is known.
         notes.write_due(engine, writing);
-        announce(group);
+        notify_persisted(group);
     }
 }
 
@@ -278,7 +278,7 @@ fn write_group(
                 *batch = LogBatch::default();
                 *shared.stall_cause.lock() = Some(format!("{}: {error}", engine.path()));
                 shared.stalled.store(true, Ordering::Relaxed);
-                if reported.is_none_or(|at| at.elapsed() >= STALL_REMINDER) {
+                if reported.is_none_or(|at| at.elapsed() >= STALL_LOG_INTERVAL) {
                     tracing::error!(
                         dir = engine.path(),
                         %error,
@@ -289,7 +289,7 @@ fn write_group(
                 if shared.queue.lock().stopping {
                     return false;
                 }
-                std::thread::sleep(RETRY_PAUSE);
+                std::thread::sleep(RETRY_INTERVAL);
             }
         }
     }
@@ -348,7 +348,7 @@ fn fill(engine: &RaftEngine, batch: &mut LogBatch, group: &[Request]) -> raft_en
 }
 
 /// Tells each group once, with its last number.
-fn announce(group: Vec<Request>) {
+fn notify_persisted(group: Vec<Request>) {
     let mut last: Vec<(GroupId, u64, Arc<dyn Persisted>)> = Vec::new();
     let mut barriers = Vec::new();
     for request in group {

@@ -15,9 +15,9 @@ use crate::transfer::Manifest;
 
 /// How often the state machine is given time for housekeeping when entries keep coming, and when
 /// none come.
-const MAINTAIN_EVERY: Duration = Duration::from_millis(250);
+const MAINTENANCE_INTERVAL: Duration = Duration::from_millis(250);
 /// Pause before a failed apply is tried again.
-const RETRY_PAUSE: Duration = Duration::from_millis(100);
+const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 /// How long the log's writer is waited for. It may be waiting for space.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -33,7 +33,7 @@ pub(super) fn run<S: StateMachine>(
     let mut maintained = Instant::now();
     let mut applied = shared.applied.borrow().0;
     loop {
-        let entries = match committed.next_step(MAINTAIN_EVERY) {
+        let entries = match committed.next_step(MAINTENANCE_INTERVAL) {
             Some(Step::Entries(entries)) => entries,
             Some(Step::Install(offer)) => {
                 if let Some(lsn) = install(&mut machine, &offer, shared) {
@@ -62,7 +62,7 @@ pub(super) fn run<S: StateMachine>(
             shared.reopen(&machine);
         }
         start_snapshot_if_due(&mut machine, shared);
-        if maintained.elapsed() >= MAINTAIN_EVERY {
+        if maintained.elapsed() >= MAINTENANCE_INTERVAL {
             machine.maintain();
             maintained = Instant::now();
         }
@@ -114,7 +114,7 @@ fn apply<S: StateMachine>(
                 }
                 // The state is as it was before: what is applied so far can be covered.
                 start_snapshot_if_due(machine, shared);
-                std::thread::sleep(RETRY_PAUSE);
+                std::thread::sleep(RETRY_INTERVAL);
             }
         }
     }
@@ -147,7 +147,7 @@ fn install<S: StateMachine>(
     }
     shared.apply.covered(lsn);
     // Before the engine hears of it: see there.
-    shared.attempts.replaced();
+    shared.snapshot_jobs.replaced();
     let stored = loop {
         match member.store.keep_fetched(checkpoint) {
             Ok(stored) => break stored,
@@ -156,7 +156,7 @@ fn install<S: StateMachine>(
                 if shared.stopping.load(Ordering::Relaxed) {
                     return Some(lsn);
                 }
-                std::thread::sleep(RETRY_PAUSE);
+                std::thread::sleep(RETRY_INTERVAL);
             }
         }
     };

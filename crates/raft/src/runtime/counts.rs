@@ -109,7 +109,7 @@ pub(super) struct Gauges {
 }
 
 /// Tells the metrics recorder. Called about once a second for each group.
-pub(super) fn tell(group: GroupId, counts: &GroupCounters, gauges: &Gauges) {
+pub(super) fn publish(group: GroupId, counts: &GroupCounters, gauges: &Gauges) {
     let group = group.to_string();
     let engine = &counts.engine;
     let refused = engine.refused.values().sum();

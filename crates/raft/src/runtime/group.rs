@@ -162,7 +162,7 @@ impl<O: Send + 'static> Group<O> {
     /// was applied before the ask: if an attempt is under way, the answer is that of the next one,
     /// which everybody shares who asks meanwhile.
     pub fn snapshot(&self) -> oneshot::Receiver<Result<Arc<StoredSnapshot>, SnapshotError>> {
-        let answer = self.shared.attempts.ask();
+        let answer = self.shared.snapshot_jobs.request();
         self.shared.apply.nudge();
         answer
     }
@@ -304,7 +304,7 @@ impl<O: Send + 'static> Group<O> {
     /// answers up to where that is: from then on a read of the local state is linearizable. Works on
     /// followers and learners too; they ask the leader.
     pub async fn read_index(&self) -> Result<Lsn, ReadFailure> {
-        let Some((ticket, answer)) = self.shared.asks.begin_read() else {
+        let Some((ticket, answer)) = self.shared.requests.begin_read() else {
             return Err(ReadFailure::Stopped);
         };
         self.shared.step(Event::ReadIndex { ticket });
@@ -315,7 +315,7 @@ impl<O: Send + 'static> Group<O> {
     /// agree any more. Of [`MembershipChange::AddPeer`], that the new one is a member, not that it
     /// votes: that comes by itself once it has caught up. Asked on the leader; one at a time.
     pub async fn change_membership(&self, change: MembershipChange) -> Result<(), ChangeError> {
-        let ticket = self.shared.asks.ticket();
+        let ticket = self.shared.requests.ticket();
         let (asker, answer) = oneshot::channel();
         self.shared
             .with_verdict(
@@ -371,13 +371,13 @@ impl<O: Send + 'static> Group<O> {
         if to == shared.node && self.status().role == Role::Leader {
             return Ok(());
         }
-        let Some(answer) = (shared.asks).begin_transfer(to, 2 * shared.election_ticks) else {
+        let Some(answer) = (shared.requests).begin_transfer(to, 2 * shared.election_ticks) else {
             return Err(ChangeError::Other("the group has stopped".to_owned()));
         };
-        let ticket = shared.asks.ticket();
+        let ticket = shared.requests.ticket();
         let refusal = shared.refusal_of(Event::TransferLeadership { ticket, to }, ticket);
         if let Some(reason) = refusal {
-            shared.asks.end_transfer();
+            shared.requests.end_transfer();
             return Err(reason.into());
         }
         answer.await.unwrap_or(Err(ChangeError::Unknown))
@@ -392,21 +392,21 @@ impl<O: Send + 'static> Group<O> {
             let _engine = self.shared.engine.lock();
             self.shared.stopping.store(true, Ordering::Relaxed);
         }
-        self.shared.attempts.close();
+        self.shared.snapshot_jobs.close();
         self.shared.apply.close();
         if let Some(member) = &self.shared.member {
             member.fetches.close();
-            member.serving.withdraw(&member.store);
+            member.snapshot_sender.withdraw(&member.store);
         }
         let thread = self.thread.lock().take();
         if let Some(thread) = thread {
             // A panic of the apply thread has already been reported by the panic hook.
             let _ = thread.join();
         }
-        self.shared.attempts.finish();
+        self.shared.snapshot_jobs.finish();
         self.shared.refuse_waiting();
         self.shared.waiters.fail_all(&ProposeError::Unknown);
-        self.shared.asks.close();
+        self.shared.requests.close();
         self.shared.applied.send_modify(|_| {});
     }
 }

@@ -64,7 +64,7 @@ impl<P: InMemoryState> InMemory<P> {
 
 impl<P: InMemoryState> StateMachine for InMemory<P> {
     type Output = P::Output;
-    type Capture = PlainCapture;
+    type Capture = InMemoryCapture;
 
     fn applied(&self) -> Lsn {
         self.applied
@@ -95,8 +95,8 @@ impl<P: InMemoryState> StateMachine for InMemory<P> {
         Ok(())
     }
 
-    fn begin_snapshot(&mut self) -> PlainCapture {
-        PlainCapture {
+    fn begin_snapshot(&mut self) -> InMemoryCapture {
+        InMemoryCapture {
             last_included_index: self.applied,
             term: self.term,
             peers: self.membership.clone(),
@@ -118,14 +118,14 @@ impl<P: InMemoryState> StateMachine for InMemory<P> {
 }
 
 /// A snapshot of a [`InMemoryState`] state that has begun.
-pub struct PlainCapture {
+pub struct InMemoryCapture {
     last_included_index: Lsn,
     term: Term,
     peers: Membership,
     writing: Writing,
 }
 
-impl Capture for PlainCapture {
+impl Capture for InMemoryCapture {
     fn write(self) -> Result<StoredSnapshot, SnapshotError> {
         if self.last_included_index.0 == 0 {
             return Err(SnapshotError("nothing is applied yet".to_owned()));

@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 
 use super::error::NodeError;
 use super::snapshot_receiver::{FetchHost, FetchSetup, Fetches};
-use super::snapshot_sender::Serving;
+use super::snapshot_sender::SnapshotSender;
 use super::state_machine::{SnapshotError, SnapshotSink, StateMachine};
 use crate::engine::{LogFloor, Membership};
 use crate::ids::{GroupId, Lineage, NodeId};
@@ -82,7 +82,7 @@ impl GroupOptions {
 pub(super) struct Member {
     pub identity: Identity,
     pub store: Arc<SnapshotStore>,
-    pub serving: Arc<Serving>,
+    pub snapshot_sender: Arc<SnapshotSender>,
     pub transport: Arc<dyn Transport>,
     pub receiver: ReceiverConfig,
     pub fetches: Fetches,
@@ -94,14 +94,14 @@ impl Member {
     pub fn new(
         identity: Identity,
         store: Arc<SnapshotStore>,
-        serving: Arc<Serving>,
+        snapshot_sender: Arc<SnapshotSender>,
         transport: Arc<dyn Transport>,
         receiver: ReceiverConfig,
     ) -> Member {
         Member {
             identity,
             store,
-            serving,
+            snapshot_sender,
             transport,
             receiver,
             fetches: Fetches::default(),
@@ -121,15 +121,16 @@ impl Member {
             Payload::Progress(progress) => {
                 let mine = progress.source == self.identity.node;
                 if mine && self.gate.lock().admit(&message).is_ok() {
-                    self.serving.heard(from, progress.checkpoint);
+                    self.snapshot_sender
+                        .note_progress(from, progress.checkpoint);
                 }
                 return Some(message);
             }
             _ => return Some(message),
         }
         match message.payload {
-            Payload::Fetch(fetch) => self.serving.fetch(self.identity, from, fetch),
-            Payload::Chunk(chunk) => self.fetches.hear(from, ReceiverEvent::Chunk(chunk)),
+            Payload::Fetch(fetch) => self.snapshot_sender.fetch(self.identity, from, fetch),
+            Payload::Chunk(chunk) => self.fetches.deliver(from, ReceiverEvent::Chunk(chunk)),
             Payload::NewerOffer(offer) => {
                 let group = self.identity.group;
                 tracing::warn!(
@@ -146,8 +147,8 @@ impl Member {
                         "a member cannot read this version's snapshots: upgrade it, or it cannot catch up"
                     );
                 }
-                self.serving.ended(from, ended);
-                self.fetches.hear(from, ReceiverEvent::Ended(ended));
+                self.snapshot_sender.ended(from, ended);
+                self.fetches.deliver(from, ReceiverEvent::Ended(ended));
                 return Some(message);
             }
             _ => {}
@@ -170,12 +171,14 @@ impl Member {
     }
 
     pub fn publish(&self, stored: &Stored) {
-        self.serving.publish(self.identity, &self.store, stored);
+        self.snapshot_sender
+            .publish(self.identity, &self.store, stored);
     }
 
     /// What is stored when the group is opened may be fetched.
     pub fn publish_found(&self) {
-        self.serving.publish_found(self.identity, &self.store);
+        self.snapshot_sender
+            .publish_found(self.identity, &self.store);
     }
 
     /// Stores a snapshot of this member's, and offers it from now on instead of those before.

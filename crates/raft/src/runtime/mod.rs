@@ -51,7 +51,7 @@ pub use config::{ConfigError, NodeConfig};
 pub use counts::{GroupCounters, UnreadCounts};
 pub use error::{ChangeError, NodeError, ProposeError};
 pub use group::{Group, GroupStatus};
-pub use in_memory_state::{InMemory, InMemoryState, PlainCapture, Writing, capture_clone};
+pub use in_memory_state::{InMemory, InMemoryCapture, InMemoryState, Writing, capture_clone};
 pub use member::{ClusterInit, GroupOptions};
 pub use node::Node;
 pub use shared::{Halted, SendToPeers};

@@ -18,7 +18,7 @@ use super::member::{ClusterInit, GroupOptions, Member, Tag, make_ready};
 use super::reopening::Reopening;
 use super::shared::{Addressed, SendToPeers, Setup};
 use super::snapshot_jobs::{Permits, SnapshotJobs};
-use super::snapshot_sender::Serving;
+use super::snapshot_sender::SnapshotSender;
 use super::state_machine::{SnapshotSink, StateMachine};
 use crate::engine::{Engine, Event, Membership};
 use crate::ids::{GroupId, Incarnation, Lsn, NodeId};
@@ -53,7 +53,7 @@ struct Inner {
 /// What a node has that is not alone.
 struct Others {
     transport: Arc<dyn Transport>,
-    serving: Arc<Serving>,
+    snapshot_sender: Arc<SnapshotSender>,
     incarnation: Incarnation,
     groups: RwLock<BTreeMap<GroupId, Weak<dyn Addressed>>>,
     unread: Unread,
@@ -114,7 +114,7 @@ impl Node {
                 };
                 Some(Others {
                     incarnation: next_incarnation(dir)?,
-                    serving: Serving::start(
+                    snapshot_sender: SnapshotSender::start(
                         config.for_sender(),
                         config.max_snapshot_bytes_per_second,
                         transport.clone(),
@@ -256,7 +256,7 @@ impl Node {
         let member = Member::new(
             identity,
             store.clone(),
-            others.serving.clone(),
+            others.snapshot_sender.clone(),
             others.transport.clone(),
             inner.config.for_receiver(),
         );
@@ -307,7 +307,7 @@ impl Node {
             engine,
             writer: self.inner.writer.clone(),
             send,
-            attempts: SnapshotJobs::new(self.inner.snapshots.clone(), sink),
+            snapshot_jobs: SnapshotJobs::new(self.inner.snapshots.clone(), sink),
             member,
             reopening: None,
         }
@@ -331,13 +331,13 @@ impl Node {
     pub fn trigger_snapshot(&self, group: GroupId) -> bool {
         let others = self.inner.others.as_ref();
         let group = others.and_then(|o| o.groups.read().get(&group)?.upgrade());
-        group.map(|group| group.ask_for_snapshot()).is_some()
+        group.map(|group| group.request_snapshot()).is_some()
     }
 
     /// What the node has sent of snapshots, of all groups.
     pub fn sent(&self) -> SenderCounts {
         let others = self.inner.others.as_ref();
-        others.map_or_else(SenderCounts::default, |o| o.serving.counts())
+        others.map_or_else(SenderCounts::default, |o| o.snapshot_sender.counts())
     }
 
     /// Messages that came from other nodes and could not be read, of all groups.
@@ -371,7 +371,7 @@ impl Node {
         self.inner.tickables.lock().clear();
         if let Some(others) = &self.inner.others {
             others.transport.stop();
-            others.serving.stop();
+            others.snapshot_sender.stop();
         }
     }
 }
@@ -387,10 +387,10 @@ fn tick(inner: &Weak<Inner>, interval: Duration) {
         }
         inner.tickables.lock().retain(|tick| tick());
         if let Some(others) = &inner.others {
-            others.serving.tick();
-            let bytes = others.serving.counts().bytes_sent;
+            others.snapshot_sender.tick();
+            let bytes = others.snapshot_sender.counts().bytes_sent;
             metrics::counter!("esker_raft_snapshot_bytes_sent_total").absolute(bytes);
-            let paced = others.serving.paced().as_millis() as u64;
+            let paced = others.snapshot_sender.paced().as_millis() as u64;
             metrics::counter!("esker_raft_snapshot_paced_milliseconds_total").absolute(paced);
         }
     }

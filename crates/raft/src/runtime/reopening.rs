@@ -28,17 +28,17 @@ use crate::ids::{Lsn, Term};
 use crate::log::SharedLog;
 
 /// A halted group is opened again after so long, twice as long after each further halt or failure...
-const FIRST_RETRY: Duration = Duration::from_secs(1);
+const MIN_RETRY_INTERVAL: Duration = Duration::from_secs(1);
 /// ...up to this: an attempt is a few reads.
-const LAST_RETRY: Duration = Duration::from_secs(60);
-/// A group that has been open for so long waits for [`FIRST_RETRY`] again when it halts.
-const WELL_AFTER: Duration = Duration::from_secs(600);
+const MAX_RETRY_INTERVAL: Duration = Duration::from_secs(60);
+/// A group that has been open for so long waits for [`MIN_RETRY_INTERVAL`] again when it halts.
+const RESET_AFTER: Duration = Duration::from_secs(600);
 
 /// What it takes to open the engine of a group again.
 pub(super) struct Reopening {
     pub log: SharedLog,
     pub config: Config,
-    told: Mutex<Told>,
+    reports: Mutex<HostReports>,
     backoff: Mutex<Backoff>,
     /// How often it was opened again.
     pub count: AtomicU64,
@@ -46,7 +46,7 @@ pub(super) struct Reopening {
 
 /// What the host has told the engine, and would tell it again after a start.
 #[derive(Clone, Copy, Default)]
-struct Told {
+struct HostReports {
     keep_from: Option<Lsn>,
     /// The newest snapshot, and the term of its last entry.
     newest: Option<(Lsn, Term)>,
@@ -62,7 +62,7 @@ struct Backoff {
 
 impl Backoff {
     fn halted(&mut self, now: Instant) {
-        let is_well = |at: Instant| now.saturating_duration_since(at) >= WELL_AFTER;
+        let is_well = |at: Instant| now.saturating_duration_since(at) >= RESET_AFTER;
         if self.opened.is_none_or(is_well) {
             self.failures = 0;
         }
@@ -70,9 +70,9 @@ impl Backoff {
     }
 
     fn failed(&mut self, now: Instant) {
-        let doubled = FIRST_RETRY.saturating_mul(1 << self.failures.min(16));
+        let doubled = MIN_RETRY_INTERVAL.saturating_mul(1 << self.failures.min(16));
         self.failures = self.failures.saturating_add(1);
-        self.not_before = Some(now + doubled.min(LAST_RETRY));
+        self.not_before = Some(now + doubled.min(MAX_RETRY_INTERVAL));
     }
 
     fn is_due(&self, now: Instant) -> bool {
@@ -97,7 +97,7 @@ impl Reopening {
         Reopening {
             log,
             config,
-            told: Mutex::default(),
+            reports: Mutex::default(),
             backoff: Mutex::default(),
             count: AtomicU64::new(0),
         }
@@ -106,13 +106,13 @@ impl Reopening {
     /// The event goes to the engine.
     pub fn note(&self, event: &Event) {
         match event {
-            Event::KeepFrom { lsn } => self.told.lock().keep_from = Some(*lsn),
+            Event::KeepFrom { lsn } => self.reports.lock().keep_from = Some(*lsn),
             Event::SnapshotTaken {
                 last_included_index: lsn,
                 term,
                 ..
             } => {
-                let newest = &mut self.told.lock().newest;
+                let newest = &mut self.reports.lock().newest;
                 *newest = (*newest).max(Some((*lsn, *term)));
             }
             _ => {}
@@ -148,9 +148,9 @@ impl Reopening {
 
     /// Events that an engine gets when it is opened, in order.
     pub fn first_events(&self, is_sole_voter: bool) -> Vec<Event> {
-        let told = *self.told.lock();
-        let keep_from = told.keep_from.map(|lsn| Event::KeepFrom { lsn });
-        let newest = told.newest.map(|(lsn, term)| Event::SnapshotTaken {
+        let reports = *self.reports.lock();
+        let keep_from = reports.keep_from.map(|lsn| Event::KeepFrom { lsn });
+        let newest = reports.newest.map(|(lsn, term)| Event::SnapshotTaken {
             last_included_index: lsn,
             term,
             peers: None,
@@ -197,8 +197,8 @@ mod tests {
             backoff.halted(now);
         }
         backoff.opened(now);
-        now += WELL_AFTER;
+        now += RESET_AFTER;
         backoff.halted(now);
-        assert!(backoff.is_due(now + FIRST_RETRY));
+        assert!(backoff.is_due(now + MIN_RETRY_INTERVAL));
     }
 }

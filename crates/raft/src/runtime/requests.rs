@@ -36,9 +36,9 @@ impl Requests {
 
     /// Registers a read. `None` if requests are not answered any more.
     pub fn begin_read(&self) -> Option<(Ticket, oneshot::Receiver<Result<Lsn, ReadFailure>>)> {
-        let (asker, answer) = oneshot::channel();
+        let (waiter, answer) = oneshot::channel();
         let ticket = self.ticket();
-        self.reads.lock().insert(ticket.0, asker);
+        self.reads.lock().insert(ticket.0, waiter);
         if self.is_closed() {
             self.reads.lock().remove(&ticket.0);
             return None;
@@ -72,9 +72,9 @@ impl Requests {
     }
 
     pub fn read_answered(&self, ticket: Ticket, answer: Result<Lsn, ReadFailure>) {
-        if let Some(asker) = self.reads.lock().remove(&ticket.0) {
+        if let Some(waiter) = self.reads.lock().remove(&ticket.0) {
             // Whoever asked may have gone.
-            let _ = asker.send(answer);
+            let _ = waiter.send(answer);
         }
     }
 

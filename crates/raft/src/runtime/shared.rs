@@ -37,12 +37,12 @@ pub(super) struct Shared<O> {
     proposals: Proposals<O>,
     max_waiting_proposals: usize,
     pub(super) apply: ApplyQueue,
-    pub(super) attempts: SnapshotJobs,
+    pub(super) snapshot_jobs: SnapshotJobs,
     pub(super) writer: LogWriter,
     send: SendToPeers,
     /// What there is beside that if there may be others.
     pub(super) member: Option<Member>,
-    pub(super) asks: Requests,
+    pub(super) requests: Requests,
     pub(super) counts: Counts,
     /// Ticks that somebody has waited here while another member led.
     waited_without_lead: AtomicU64,
@@ -81,11 +81,11 @@ impl<O: Send + 'static> Shared<O> {
             proposals: Proposals::default(),
             max_waiting_proposals: setup.max_waiting_proposals,
             apply: ApplyQueue::default(),
-            attempts: setup.attempts,
+            snapshot_jobs: setup.snapshot_jobs,
             writer: setup.writer,
             send: setup.send,
             member: setup.member,
-            asks: Requests::default(),
+            requests: Requests::default(),
             counts: Counts::default(),
             waited_without_lead: AtomicU64::new(0),
             applied: watch::Sender::new((applied, Term(0))),
@@ -169,17 +169,17 @@ impl<O: Send + 'static> Shared<O> {
             }
             return;
         }
-        let mut asking = Vec::with_capacity(waiting.len());
+        let mut pending = Vec::with_capacity(waiting.len());
         let mut commands = Vec::with_capacity(waiting.len());
         for (number, proposal) in waiting.into_iter().enumerate() {
             commands.push((Ticket(number as u64), proposal.command));
-            asking.push(Some((proposal.answer, proposal.guard)));
+            pending.push(Some((proposal.answer, proposal.guard)));
         }
         let mut actions = engine.step(Event::ProposeBatch(commands));
-        let mut asked = |ticket: Ticket| asking.get_mut(ticket.0 as usize)?.take();
+        let mut take_pending = |ticket: Ticket| pending.get_mut(ticket.0 as usize)?.take();
         actions.retain(|action| match action {
             Action::Accepted { ticket, lsn, term } => {
-                if let Some((answer, guard)) = asked(*ticket) {
+                if let Some((answer, guard)) = take_pending(*ticket) {
                     self.waiters.wait(Waiter {
                         lsn: *lsn,
                         term: *term,
@@ -190,14 +190,14 @@ impl<O: Send + 'static> Shared<O> {
                 false
             }
             Action::Rejected { ticket, reason } => {
-                if let Some((answer, _)) = asked(*ticket) {
+                if let Some((answer, _)) = take_pending(*ticket) {
                     let _ = answer.send(Err(ProposeError::from(reason.clone())));
                 }
                 false
             }
             _ => true,
         });
-        for (answer, _) in asking.into_iter().flatten() {
+        for (answer, _) in pending.into_iter().flatten() {
             // No verdict: the engine has halted.
             let _ = answer.send(Err(self.no_verdict()));
         }
@@ -247,7 +247,7 @@ impl<O: Send + 'static> Shared<O> {
                     last_included_index,
                 } => {
                     tracing::debug!(group = %self.id, applied = %last_included_index, "snapshot hint");
-                    self.attempts.want();
+                    self.snapshot_jobs.want();
                     self.apply.nudge();
                 }
                 Action::StoreSnapshot { .. } => {
@@ -267,7 +267,7 @@ impl<O: Send + 'static> Shared<O> {
                     if role == Role::Leader {
                         self.waiters.supersede(engine.last(), term);
                     }
-                    self.asks.leader_is(leader);
+                    self.requests.leader_is(leader);
                     // Who waits for the leader looks again.
                     self.applied.send_modify(|_| {});
                 }
@@ -279,7 +279,7 @@ impl<O: Send + 'static> Shared<O> {
                         reopening.halted();
                     }
                     self.waiters.fail_all(&ProposeError::Unknown);
-                    self.asks.close();
+                    self.requests.close();
                     // Those who wait for progress look again.
                     self.applied.send_modify(|_| {});
                 }
@@ -306,9 +306,9 @@ impl<O: Send + 'static> Shared<O> {
                     }
                 }
                 Action::InstallSnapshot { offer } => self.apply.install(offer),
-                Action::ReadReady { ticket, lsn } => self.asks.read_answered(ticket, Ok(lsn)),
+                Action::ReadReady { ticket, lsn } => self.requests.read_answered(ticket, Ok(lsn)),
                 Action::ReadFailed { ticket, reason } => {
-                    self.asks.read_answered(ticket, Err(reason));
+                    self.requests.read_answered(ticket, Err(reason));
                 }
                 Action::Accepted { .. } | Action::Rejected { .. } => {
                     unreachable!("what has a verdict is stepped by those who look at it")
@@ -371,7 +371,7 @@ impl<O: Send + 'static> Shared<O> {
         let mut engine = self.engine.lock();
         *engine = new;
         self.proposals.restart();
-        self.asks.reopen();
+        self.requests.reopen();
         *self.halted.lock() = None;
         for event in first {
             let actions = engine.step(event);
@@ -421,7 +421,7 @@ impl<O: Send + 'static> Shared<O> {
         }
         if let Some(member) = &self.member {
             member.fetches.tick();
-            self.asks.tick();
+            self.requests.tick();
             self.tend_waiters();
         }
         let unpublished = self.counts.unpublished.fetch_add(1, Ordering::Relaxed) + 1;
@@ -443,7 +443,7 @@ impl<O: Send + 'static> Shared<O> {
             };
             (self.counters_of(&engine), gauges)
         };
-        counts::tell(self.id, &counters, &gauges);
+        counts::publish(self.id, &counters, &gauges);
     }
 
     pub(super) fn note_applied(&self, lsn: Lsn, term: Term) {
@@ -477,7 +477,7 @@ impl<O: Send + 'static> FetchHost for Shared<O> {
 pub(super) trait Addressed: Send + Sync {
     fn receive(&self, message: Envelope);
     fn unreachable(&self, node: NodeId);
-    fn ask_for_snapshot(&self);
+    fn request_snapshot(&self);
     /// Old entries of this group hold files of the log back.
     fn release_log(&self);
 }
@@ -502,8 +502,8 @@ impl<O: Send + 'static> Addressed for Shared<O> {
         }
     }
 
-    fn ask_for_snapshot(&self) {
-        self.attempts.want();
+    fn request_snapshot(&self) {
+        self.snapshot_jobs.want();
         self.apply.nudge();
     }
 
@@ -513,8 +513,8 @@ impl<O: Send + 'static> Addressed for Shared<O> {
             // Else a peer or the host wants what a snapshot covers already: another one changes nothing.
             engine.log_start() == engine.floor() && engine.applied() > engine.floor()
         };
-        if helps && self.attempts.is_idle() {
-            self.ask_for_snapshot();
+        if helps && self.snapshot_jobs.is_idle() {
+            self.request_snapshot();
         }
     }
 }
@@ -531,7 +531,7 @@ pub(super) struct Setup {
     pub engine: Engine,
     pub writer: LogWriter,
     pub send: SendToPeers,
-    pub attempts: SnapshotJobs,
+    pub snapshot_jobs: SnapshotJobs,
     pub member: Option<Member>,
     /// Of a group that may be opened again after it has halted.
     pub reopening: Option<Reopening>,

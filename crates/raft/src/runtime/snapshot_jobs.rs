@@ -20,7 +20,7 @@ use super::state_machine::{SnapshotError, SnapshotSink};
 use crate::store::StoredSnapshot;
 
 pub(super) type Outcome = Result<Arc<StoredSnapshot>, SnapshotError>;
-type Asker = oneshot::Sender<Outcome>;
+type Waiter = oneshot::Sender<Outcome>;
 
 /// What a group knows of its attempts. Its lock is never held while the engine's is taken.
 pub(super) struct SnapshotJobs {
@@ -37,9 +37,9 @@ struct State {
     /// A peer's snapshot has replaced the state that the attempt under way captured.
     replaced: bool,
     /// Of the attempt that is to begin.
-    asking: Vec<Asker>,
+    next_waiters: Vec<Waiter>,
     /// Of the attempt under way.
-    waiting: Vec<Asker>,
+    current_waiters: Vec<Waiter>,
     /// Of the attempt under way, or of the one before.
     thread: Option<JoinHandle<()>>,
     closed: bool,
@@ -60,14 +60,14 @@ impl SnapshotJobs {
     }
 
     /// An attempt is to begin after this.
-    pub fn ask(&self) -> oneshot::Receiver<Outcome> {
-        let (asker, answer) = oneshot::channel();
+    pub fn request(&self) -> oneshot::Receiver<Outcome> {
+        let (waiter, answer) = oneshot::channel();
         let mut state = self.state.lock();
         if state.closed {
             // The receiver is in this function.
-            let _ = asker.send(Err(stopped()));
+            let _ = waiter.send(Err(stopped()));
         } else {
-            state.asking.push(asker);
+            state.next_waiters.push(waiter);
             state.wanted = true;
         }
         answer
@@ -111,19 +111,19 @@ impl SnapshotJobs {
         state.wanted = false;
         state.under_way = true;
         state.replaced = false;
-        state.waiting = std::mem::take(&mut state.asking);
+        state.current_waiters = std::mem::take(&mut state.next_waiters);
     }
 
     /// The attempt has ended; answers whether the next one is wanted.
     pub fn end(&self, outcome: &Outcome) -> bool {
         let mut state = self.state.lock();
         state.under_way = false;
-        let waiting = std::mem::take(&mut state.waiting);
+        let current_waiters = std::mem::take(&mut state.current_waiters);
         let next = state.wanted;
         drop(state);
-        for asker in waiting {
+        for waiter in current_waiters {
             // Whoever asked may have gone.
-            let _ = asker.send(outcome.clone());
+            let _ = waiter.send(outcome.clone());
         }
         next
     }
@@ -157,11 +157,11 @@ impl SnapshotJobs {
             let _ = thread.join();
         }
         let mut state = self.state.lock();
-        let mut left = std::mem::take(&mut state.asking);
-        left.append(&mut state.waiting);
+        let mut left = std::mem::take(&mut state.next_waiters);
+        left.append(&mut state.current_waiters);
         drop(state);
-        for asker in left {
-            let _ = asker.send(Err(stopped()));
+        for waiter in left {
+            let _ = waiter.send(Err(stopped()));
         }
     }
 

@@ -28,7 +28,7 @@ use crate::transfer::{
 use crate::transport::Transport;
 
 /// Events beside chunks that may wait: ticks, ends, verified files.
-const SPARE: usize = 64;
+const MAX_OTHER_EVENTS: usize = 64;
 
 /// Times in a row that the disk may fail, other than by being full, until a fetch is given up. It goes on
 /// with the next offer.
@@ -100,7 +100,7 @@ impl Fetches {
         }
         let config = &setup.config;
         let bound = config.window_bytes / u64::from(config.chunk_bytes);
-        let (events, queue) = mpsc::sync_channel(bound.min(1 << 16) as usize + SPARE);
+        let (events, queue) = mpsc::sync_channel(bound.min(1 << 16) as usize + MAX_OTHER_EVENTS);
         let stop = Arc::<AtomicBool>::default();
         let (checkpoint, from) = (setup.offer.checkpoint, setup.from);
         let running = Running {
@@ -197,7 +197,7 @@ impl Fetches {
     }
 
     /// Something for the fetch from that node.
-    pub fn hear(&self, from: NodeId, event: ReceiverEvent) {
+    pub fn deliver(&self, from: NodeId, event: ReceiverEvent) {
         let state = self.state.lock();
         let checkpoint = match &event {
             ReceiverEvent::Chunk(Chunk { checkpoint, .. })
@@ -242,7 +242,7 @@ struct Fetch {
 
 /// Why a fetch is over that is not complete.
 #[derive(Debug)]
-enum Over {
+enum FetchError {
     /// It was told to stop.
     Stopped,
     /// It is given up.
@@ -251,13 +251,13 @@ enum Over {
 
 /// How far one look at the disk has led.
 #[derive(Debug)]
-enum Went {
+enum Progress {
     /// There is more to come.
-    On,
+    Continues,
     /// Everything is there.
-    Through,
+    Complete,
     /// A file cannot be written, and not for want of space: it may be gone, or shorter than it was.
-    Aground,
+    WriteFailed,
 }
 
 impl Fetch {
@@ -267,12 +267,12 @@ impl Fetch {
         tracing::info!(?fetched, "the fetch is over");
         self.setup.host.step(match fetched {
             Ok(()) => Event::SnapshotFetched { checkpoint },
-            Err(Over::Failed(reason)) => Event::FetchFailed { checkpoint, reason },
-            Err(Over::Stopped) => return,
+            Err(FetchError::Failed(reason)) => Event::FetchFailed { checkpoint, reason },
+            Err(FetchError::Stopped) => return,
         });
     }
 
-    fn fetch(&mut self) -> Result<(), Over> {
+    fn fetch(&mut self) -> Result<(), FetchError> {
         let mut failures = 0;
         let partial = Arc::new(self.begin(&mut failures)?);
         let mut held = partial.held();
@@ -291,27 +291,27 @@ impl Fetch {
                 .fetch_add(1, Ordering::Relaxed);
         }
         let verifier = Verifier::start(partial.clone(), self.events.clone());
-        let verifier = verifier.map_err(|_| Over::Failed(EndReason::NotInstalled))?;
+        let verifier = verifier.map_err(|_| FetchError::Failed(EndReason::NotInstalled))?;
         loop {
             let (config, offer) = (self.setup.config.clone(), self.setup.offer.clone());
             let mut receiver = Receiver::new(config, self.setup.from, offer, &held);
-            let went = self.receive(&mut receiver, &partial, &verifier);
-            tracing::info!(counts = ?receiver.counts(), ?went, "fetched");
-            if let Went::Through = went? {
+            let progress = self.receive(&mut receiver, &partial, &verifier);
+            tracing::info!(counts = ?receiver.counts(), ?progress, "fetched");
+            if let Progress::Complete = progress? {
                 return Ok(());
             }
             if receiver.bytes_done() > receiver.counts().bytes_held {
                 failures = 0;
             }
             // What is there may not be what was there: the disk is asked once more.
-            self.has_failed(&mut failures)?;
+            self.note_failure(&mut failures)?;
             self.begin(&mut failures)?;
             held = self.still_held(&receiver, &partial);
         }
     }
 
     /// The partial directory. A disk that is full is waited for; with anything else it has some tries.
-    fn begin(&mut self, failures: &mut u32) -> Result<Partial, Over> {
+    fn begin(&mut self, failures: &mut u32) -> Result<Partial, FetchError> {
         let store = self.setup.store.clone();
         let mut reported = false;
         loop {
@@ -325,26 +325,26 @@ impl Fetch {
             }
             match error {
                 StoreError::Io(error) if is_full(&error) => self.wait(1)?,
-                _ => self.has_failed(failures)?,
+                _ => self.note_failure(failures)?,
             }
         }
     }
 
     /// The disk has failed once more: waits a bit, or gives up.
-    fn has_failed(&mut self, failures: &mut u32) -> Result<(), Over> {
+    fn note_failure(&mut self, failures: &mut u32) -> Result<(), FetchError> {
         *failures += 1;
         match *failures < MAX_FAILURES {
             true => self.wait(self.setup.config.retry_ticks.max(1)),
-            false => Err(Over::Failed(EndReason::NotInstalled)),
+            false => Err(FetchError::Failed(EndReason::NotInstalled)),
         }
     }
 
     /// So many ticks pass. What comes meanwhile is asked for again.
-    fn wait(&self, mut ticks: u64) -> Result<(), Over> {
+    fn wait(&self, mut ticks: u64) -> Result<(), FetchError> {
         while ticks > 0 {
-            let event = self.queue.recv().map_err(|_| Over::Stopped)?;
+            let event = self.queue.recv().map_err(|_| FetchError::Stopped)?;
             if self.stop.load(Ordering::Relaxed) {
-                return Err(Over::Stopped);
+                return Err(FetchError::Stopped);
             }
             ticks -= u64::from(matches!(event, ReceiverEvent::Tick));
         }
@@ -370,37 +370,42 @@ impl Fetch {
         receiver: &mut Receiver,
         partial: &Partial,
         verifier: &Verifier,
-    ) -> Result<Went, Over> {
-        let mut told = None;
+    ) -> Result<Progress, FetchError> {
+        let mut reported = None;
         let mut counted = receiver.counts();
         self.full = false;
         let mut next = Some(ReceiverEvent::Start);
         loop {
             let event = match next.take() {
                 Some(event) => event,
-                None => self.queue.recv().map_err(|_| Over::Stopped)?,
+                None => self.queue.recv().map_err(|_| FetchError::Stopped)?,
             };
             if self.stop.load(Ordering::Relaxed) {
-                return Err(Over::Stopped);
+                return Err(FetchError::Stopped);
             }
             let ticked = matches!(event, ReceiverEvent::Tick);
             let bytes_done = receiver.bytes_done();
-            if ticked && told != Some(bytes_done) {
-                told = Some(bytes_done);
+            if ticked && reported != Some(bytes_done) {
+                reported = Some(bytes_done);
                 self.setup.host.step(Event::FetchProgress {
                     checkpoint: self.setup.offer.checkpoint,
                     bytes_done,
                 });
             }
-            let mut went = self.carry_out(receiver, event, partial, verifier);
+            let mut progress = self.carry_out(receiver, event, partial, verifier);
             self.count(receiver, &mut counted);
             let window = self.setup.config.window_bytes;
-            if ticked && self.full && matches!(went, Ok(Went::On)) && partial.has_space(window) {
+            if ticked
+                && self.full
+                && matches!(progress, Ok(Progress::Continues))
+                && partial.has_space(window)
+            {
                 self.full = false;
-                went = self.carry_out(receiver, ReceiverEvent::SpaceReturned, partial, verifier);
+                progress =
+                    self.carry_out(receiver, ReceiverEvent::SpaceReturned, partial, verifier);
             }
-            if !matches!(went, Ok(Went::On)) {
-                return went;
+            if !matches!(progress, Ok(Progress::Continues)) {
+                return progress;
             }
         }
     }
@@ -424,7 +429,7 @@ impl Fetch {
         event: ReceiverEvent,
         partial: &Partial,
         verifier: &Verifier,
-    ) -> Result<Went, Over> {
+    ) -> Result<Progress, FetchError> {
         let mut events = VecDeque::from([event]);
         while let Some(event) = events.pop_front() {
             for action in receiver.step(event) {
@@ -449,16 +454,16 @@ impl Fetch {
                         }
                         Err(error) => {
                             tracing::warn!(%error, "a snapshot cannot be written");
-                            return Ok(Went::Aground);
+                            return Ok(Progress::WriteFailed);
                         }
                     },
                     ReceiverAction::Verify { file, checksum } => verifier.verify(file, checksum),
-                    ReceiverAction::Complete => return Ok(Went::Through),
-                    ReceiverAction::Failed(reason) => return Err(Over::Failed(reason)),
+                    ReceiverAction::Complete => return Ok(Progress::Complete),
+                    ReceiverAction::Failed(reason) => return Err(FetchError::Failed(reason)),
                 }
             }
         }
-        Ok(Went::On)
+        Ok(Progress::Continues)
     }
 }
 

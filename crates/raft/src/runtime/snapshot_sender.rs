@@ -28,7 +28,7 @@ use crate::transfer::{
 };
 use crate::transport::Transport;
 
-pub(super) struct Serving {
+pub(super) struct SnapshotSender {
     state: Mutex<State>,
     work: Mutex<Work>,
     /// There is work, or some of it may not be wanted any more.
@@ -37,7 +37,7 @@ pub(super) struct Serving {
     thread: Mutex<Option<JoinHandle<()>>>,
     max_transfers: usize,
     paced: AtomicU64,
-    this: Weak<Serving>,
+    this: Weak<SnapshotSender>,
 }
 
 struct State {
@@ -56,27 +56,27 @@ struct Sending {
 }
 
 /// A transfer has begun, or is over; said without locks.
-struct News(Span, Course);
+struct Change(Span, Transition);
 
-enum Course {
+enum Transition {
     Begun { total: u64 },
     Over { sent: u64, total: u64 },
 }
 
 impl State {
     /// Follows the sender's transfers; few, so that each is looked for.
-    fn follow(&mut self) -> Vec<News> {
+    fn follow(&mut self) -> Vec<Change> {
         let State {
             sender,
             published,
             sending,
         } = self;
-        let mut news = Vec::new();
+        let mut changes = Vec::new();
         for (to, checkpoint, sent, total) in sender.transfers() {
             let known = sending.entry((to, checkpoint)).or_insert_with(|| {
                 let group = published.get(&checkpoint).map(|p| p.identity.group.0);
                 let span = tracing::info_span!(parent: None, "send", group, %checkpoint, %to);
-                news.push(News(span.clone(), Course::Begun { total }));
+                changes.push(Change(span.clone(), Transition::Begun { total }));
                 Sending { span, sent, total }
             });
             known.sent = sent;
@@ -85,11 +85,11 @@ impl State {
             let goes_on = sender.transfers().any(|t| (t.0, t.1) == *key);
             if !goes_on {
                 let (sent, total) = (*sent, *total);
-                news.push(News(span.clone(), Course::Over { sent, total }));
+                changes.push(Change(span.clone(), Transition::Over { sent, total }));
             }
             goes_on
         });
-        news
+        changes
     }
 
     /// The span of the transfer that a read is for.
@@ -102,13 +102,13 @@ impl State {
     }
 }
 
-impl News {
-    fn tell(self) {
-        let News(span, course) = self;
+impl Change {
+    fn log(self) {
+        let Change(span, course) = self;
         let _entered = span.enter();
         match course {
-            Course::Begun { total } => tracing::info!(total, "sending a snapshot"),
-            Course::Over { sent, total } => tracing::info!(sent, total, "nothing more is sent"),
+            Transition::Begun { total } => tracing::info!(total, "sending a snapshot"),
+            Transition::Over { sent, total } => tracing::info!(sent, total, "nothing more is sent"),
         }
     }
 }
@@ -128,7 +128,7 @@ struct Work {
     removals: VecDeque<(Arc<SnapshotStore>, CheckpointId)>,
     stopping: bool,
     /// Something happened since the thread looked last.
-    news: bool,
+    notified: bool,
 }
 
 struct Read {
@@ -143,27 +143,27 @@ struct Read {
 
 /// See [`crate::transport::Permit`].
 struct InFlight {
-    serving: Weak<Serving>,
+    sender: Weak<SnapshotSender>,
     id: ReadId,
 }
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        if let Some(serving) = self.serving.upgrade() {
-            serving.step(SenderEvent::Sent { id: self.id }, None);
+        if let Some(sender) = self.sender.upgrade() {
+            sender.step(SenderEvent::Sent { id: self.id }, None);
         }
     }
 }
 
-impl Serving {
+impl SnapshotSender {
     /// `bytes_per_second` is what all transfers together may send; 0 for as much as they can.
     pub fn start(
         config: SenderConfig,
         bytes_per_second: u64,
         transport: Arc<dyn Transport>,
-    ) -> io::Result<Arc<Serving>> {
+    ) -> io::Result<Arc<SnapshotSender>> {
         let max_transfers = config.max_transfers;
-        let serving = Arc::new_cyclic(|this| Serving {
+        let sender = Arc::new_cyclic(|this| SnapshotSender {
             state: Mutex::new(State {
                 sender: Sender::new(config),
                 published: BTreeMap::new(),
@@ -180,11 +180,11 @@ impl Serving {
         let thread = std::thread::Builder::new()
             .name("snapshot-reader".to_owned())
             .spawn({
-                let serving = serving.clone();
-                move || serving.run(RateLimiter::new(bytes_per_second))
+                let sender = sender.clone();
+                move || sender.run(RateLimiter::new(bytes_per_second))
             })?;
-        *serving.thread.lock() = Some(thread);
-        Ok(serving)
+        *sender.thread.lock() = Some(thread);
+        Ok(sender)
     }
 
     /// A stored snapshot may be fetched; older ones of its store are removed as soon as nobody fetches
@@ -251,8 +251,8 @@ impl Serving {
     }
 
     /// A peer says that it goes on with its transfer.
-    pub fn heard(&self, from: NodeId, checkpoint: CheckpointId) {
-        self.step(SenderEvent::Heard { from, checkpoint }, None);
+    pub fn note_progress(&self, from: NodeId, checkpoint: CheckpointId) {
+        self.step(SenderEvent::Progress { from, checkpoint }, None);
     }
 
     /// A peer says that its transfer is over.
@@ -268,7 +268,7 @@ impl Serving {
         }
         self.step(SenderEvent::Ended { from, ended }, None);
         // What the thread waits to read may be for nobody now.
-        self.tell(|_| {});
+        self.notify(|_| {});
     }
 
     pub fn tick(&self) {
@@ -284,12 +284,12 @@ impl Serving {
         Duration::from_nanos(self.paced.load(Ordering::Relaxed))
     }
 
-    fn step(&self, event: SenderEvent, asked: Option<Identity>) {
+    fn step(&self, event: SenderEvent, member: Option<Identity>) {
         let mut to_do = Vec::new();
-        let news = {
+        let changes = {
             let mut state = self.state.lock();
             let actions = state.sender.step(event);
-            let news = state.follow();
+            let changes = state.follow();
             for action in actions {
                 let published = state.published.get(&checkpoint_of(&action)).cloned();
                 if let SenderAction::Release(checkpoint) = action {
@@ -297,11 +297,11 @@ impl Serving {
                 }
                 to_do.push((action, published));
             }
-            news
+            changes
         };
-        news.into_iter().for_each(News::tell);
+        changes.into_iter().for_each(Change::log);
         for (action, published) in to_do {
-            self.carry_out(action, published, asked);
+            self.carry_out(action, published, member);
         }
     }
 
@@ -309,7 +309,7 @@ impl Serving {
         &self,
         action: SenderAction,
         published: Option<Published>,
-        asked: Option<Identity>,
+        member: Option<Identity>,
     ) {
         match action {
             SenderAction::ReadChunk {
@@ -329,16 +329,16 @@ impl Serving {
                         offset,
                         length,
                     };
-                    self.tell(|work| work.reads.push_back(read));
+                    self.notify(|work| work.reads.push_back(read));
                 }
                 None => {
                     let result = Err(ReadError::Gone);
-                    self.step(SenderEvent::Read { id, result }, asked);
+                    self.step(SenderEvent::Read { id, result }, member);
                 }
             },
             SenderAction::SendChunk { id, to, chunk } => {
                 let permit = InFlight {
-                    serving: self.this.clone(),
+                    sender: self.this.clone(),
                     id,
                 };
                 if let Some(Published { identity, .. }) = published {
@@ -347,40 +347,40 @@ impl Serving {
                 }
             }
             SenderAction::SendEnded { to, ended } => {
-                if let Some(identity) = published.map(|p| p.identity).or(asked) {
+                if let Some(identity) = published.map(|p| p.identity).or(member) {
                     self.transport
                         .send(identity.seal(to, Payload::Ended(ended)));
                 }
             }
             SenderAction::Release(checkpoint) => {
                 if let Some(Published { store, .. }) = published {
-                    self.tell(|work| work.removals.push_back((store, checkpoint)));
+                    self.notify(|work| work.removals.push_back((store, checkpoint)));
                 }
             }
         }
     }
 
-    fn tell(&self, news: impl FnOnce(&mut Work)) {
+    fn notify(&self, update: impl FnOnce(&mut Work)) {
         let mut work = self.work.lock();
-        news(&mut work);
-        work.news = true;
+        update(&mut work);
+        work.notified = true;
         self.arrived.notify_one();
     }
 
-    fn run(&self, mut pace: RateLimiter) {
+    fn run(&self, mut limiter: RateLimiter) {
         let mut work = self.work.lock();
         loop {
-            work.news = false;
+            work.notified = false;
             if let Some((store, checkpoint)) = work.removals.pop_front() {
                 MutexGuard::unlocked(&mut work, || remove(&store, checkpoint));
             } else if work.stopping {
                 return;
             } else if let Some(read) = work.reads.front() {
-                let (id, wait) = (read.id, pace.wait(Instant::now()));
+                let (id, wait) = (read.id, limiter.wait(Instant::now()));
                 // The sender's lock is never taken under that of the work: steps push work.
                 let wanted = MutexGuard::unlocked(&mut work, || self.wants(id));
                 if wanted && !wait.is_zero() {
-                    if work.news {
+                    if work.notified {
                         continue;
                     }
                     let since = Instant::now();
@@ -395,7 +395,7 @@ impl Serving {
                     continue;
                 };
                 if wanted {
-                    pace.take(read.length, Instant::now());
+                    limiter.take(read.length, Instant::now());
                 }
                 MutexGuard::unlocked(&mut work, || self.read(read, wanted));
             } else {
@@ -439,7 +439,7 @@ impl Serving {
     /// Ends the thread, after the removals that wait. Reads that wait are left: nobody is served any
     /// more.
     pub fn stop(&self) {
-        self.tell(|work| work.stopping = true);
+        self.notify(|work| work.stopping = true);
         let thread = self.thread.lock().take();
         if let Some(thread) = thread {
             // A panic of it has already been reported by the panic hook.

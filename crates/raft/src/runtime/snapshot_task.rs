@@ -15,15 +15,15 @@ pub(super) fn start_snapshot_if_due<S: StateMachine>(
     machine: &mut S,
     shared: &Arc<Shared<S::Output>>,
 ) {
-    let attempts = &shared.attempts;
-    if !attempts.due() {
+    let jobs = &shared.snapshot_jobs;
+    if !jobs.due() {
         return;
     }
     // In this order: from here on no hint comes that this attempt already serves.
     shared.step(Event::SnapshotBegun);
-    attempts.begin();
+    jobs.begin();
     let capture = machine.begin_snapshot();
-    let before = attempts.take_thread();
+    let before = jobs.take_thread();
     if let Some(before) = before {
         // It has nothing left to do but to end, and must not outlive its successor.
         let _ = before.join();
@@ -35,7 +35,7 @@ pub(super) fn start_snapshot_if_due<S: StateMachine>(
             move || run(capture, &shared)
         });
     match started {
-        Ok(thread) => attempts.set_thread(thread),
+        Ok(thread) => jobs.set_thread(thread),
         Err(error) => conclude(
             shared,
             Err(SnapshotError(format!("starting a thread: {error}"))),
@@ -46,20 +46,20 @@ pub(super) fn start_snapshot_if_due<S: StateMachine>(
 fn run<O: Send + 'static>(capture: impl Capture, shared: &Shared<O>) {
     let span = tracing::info_span!("snapshot", group = %shared.id);
     let _entered = span.enter();
-    let attempts = &shared.attempts;
-    let written = match attempts.acquire_permit() {
+    let jobs = &shared.snapshot_jobs;
+    let written = match jobs.acquire_permit() {
         // A panic ends the process, by its hook; where it does not, the group goes on.
         Some(_permit) => catch_unwind(AssertUnwindSafe(|| {
             let snapshot = capture.write()?;
             if let Some(member) = &shared.member
-                && !attempts.is_replaced()
+                && !jobs.is_replaced()
             {
                 member.store(&snapshot)?;
             }
             Ok(snapshot)
         }))
         .unwrap_or_else(|_| Err(SnapshotError("writing the snapshot panicked".to_owned()))),
-        None if attempts.closed() => Err(stopped()),
+        None if jobs.closed() => Err(stopped()),
         None => Err(SnapshotError(
             "a peer's snapshot has replaced the state meanwhile".to_owned(),
         )),
@@ -69,7 +69,7 @@ fn run<O: Send + 'static>(capture: impl Capture, shared: &Shared<O>) {
 
 /// Tells the sink, the engine and those who asked, in this order.
 fn conclude<O: Send + 'static>(shared: &Shared<O>, written: Result<StoredSnapshot, SnapshotError>) {
-    let attempts = &shared.attempts;
+    let jobs = &shared.snapshot_jobs;
     let counts = &shared.counts;
     match &written {
         Ok(snapshot) => {
@@ -84,10 +84,10 @@ fn conclude<O: Send + 'static>(shared: &Shared<O>, written: Result<StoredSnapsho
     }
     // See above.
     let _ = catch_unwind(AssertUnwindSafe(|| match &written {
-        Ok(snapshot) => attempts.sink().taken(shared.id, snapshot),
-        Err(error) => attempts.sink().failed(shared.id, error),
+        Ok(snapshot) => jobs.sink().taken(shared.id, snapshot),
+        Err(error) => jobs.sink().failed(shared.id, error),
     }));
-    if !attempts.is_replaced() {
+    if !jobs.is_replaced() {
         shared.step(match &written {
             Ok(snapshot) => Event::SnapshotTaken {
                 last_included_index: snapshot.last_included_index,
@@ -97,7 +97,7 @@ fn conclude<O: Send + 'static>(shared: &Shared<O>, written: Result<StoredSnapsho
             Err(_) => Event::SnapshotFailed,
         });
     }
-    if attempts.end(&written.map(Arc::new)) {
+    if jobs.end(&written.map(Arc::new)) {
         shared.apply.nudge();
     }
 }

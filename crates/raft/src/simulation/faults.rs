@@ -14,15 +14,15 @@ const MAX_MEMBERS: usize = 6;
 
 impl World {
     pub fn act(&mut self) {
-        if self.peace {
+        if self.faults_ended {
             return;
         }
-        let pause = self.between(1, self.shape.pause);
+        let pause = self.between(1, self.scenario.pause);
         self.later(pause, Happening::Act);
         self.revive();
         let id = self.somebody();
-        let (crashes, cuts) = (self.shape.crashes, self.shape.cuts);
-        let changes = self.shape.changes;
+        let (crashes, cuts) = (self.scenario.crashes, self.scenario.cuts);
+        let changes = self.scenario.changes;
         if self.chance(crashes) {
             let victim = self.busy_one().unwrap_or(id);
             return self.crash(victim);
@@ -41,7 +41,7 @@ impl World {
         }
         match self.between(0, 999) {
             0..500 => self.propose(),
-            500..600 => self.ask_to_read(id),
+            500..600 => self.begin_read(id),
             600..630 => self.begin_by_itself(id),
             630..645 => self.transfer_leadership(),
             645..650 => self.step(id, Event::Campaign),
@@ -104,7 +104,7 @@ impl World {
         let mut batch = Vec::new();
         for _ in 0..count {
             let ticket = self.ticket();
-            let padding = self.between(0, self.shape.padding as u64) as usize;
+            let padding = self.between(0, self.scenario.padding as u64) as usize;
             let mut command = ticket.0.to_le_bytes().to_vec();
             command.resize(8 + padding, 7);
             batch.push((ticket, command));
@@ -112,7 +112,7 @@ impl World {
         self.step(id, Event::ProposeBatch(batch));
     }
 
-    fn ask_to_read(&mut self, id: u64) {
+    fn begin_read(&mut self, id: u64) {
         if self.host(id).engine.is_none() {
             return;
         }
@@ -219,7 +219,7 @@ impl World {
         self.lost = Some(id);
         self.reached.lost_logs += 1;
         let founded = self.host(id).bootstrap.clone();
-        let told = match founded.voters.is_empty() {
+        let membership = match founded.voters.is_empty() {
             true => self.host(id).durable.membership.clone(),
             false => founded,
         };
@@ -230,10 +230,10 @@ impl World {
         host.bootstrap = Membership::default();
         // Its configuration still says that it is a voter; that it must not be any more.
         host.durable = State {
-            membership: told.clone(),
+            membership: membership.clone(),
             ..State::default()
         };
-        if told.voters.contains(&NodeId(id)) && told.voters.len() > 1 {
+        if membership.voters.contains(&NodeId(id)) && membership.voters.len() > 1 {
             self.open(id);
             if self.host(id).engine.is_some() {
                 self.judge(Err(format!("{id} has lost its log, and votes again")));

@@ -71,8 +71,8 @@ pub struct Host {
     pub installing: Option<Box<Manifest>>,
 
     /// What it has heard that others fetch, and at which of its ticks.
-    pub heard: BTreeMap<u64, (Progress, u64)>,
-    pub heard_boots: BTreeMap<u64, u64>,
+    pub transfers: BTreeMap<u64, (Progress, u64)>,
+    pub newest_boots: BTreeMap<u64, u64>,
     pub ticks: u64,
     /// Its log is lost, for good: what it was.
     pub ghost: Option<Log>,
@@ -113,8 +113,8 @@ impl Host {
             partial: None,
             fetches: 0,
             installing: None,
-            heard: BTreeMap::new(),
-            heard_boots: BTreeMap::new(),
+            transfers: BTreeMap::new(),
+            newest_boots: BTreeMap::new(),
             ticks: 0,
             ghost: None,
             gone: false,
@@ -251,8 +251,8 @@ impl World {
         host.proposed.clear();
         host.capture = None;
         host.installing = None;
-        host.heard.clear();
-        host.heard_boots.clear();
+        host.transfers.clear();
+        host.newest_boots.clear();
         self.reads.retain(|_, (asked, _)| *asked != id);
     }
 
@@ -361,7 +361,7 @@ impl World {
                     )));
                 }
                 // Some hosts take no notice of a hint; they are asked again.
-                if self.peace || !self.chance(4) {
+                if self.faults_ended || !self.chance(4) {
                     self.begin_capture(id);
                     events.push_back(Event::SnapshotBegun);
                 }
@@ -450,7 +450,7 @@ impl World {
                 floor.lsn
             )));
         }
-        for (peer, (progress, at)) in &host.heard {
+        for (peer, (progress, at)) in &host.transfers {
             let from = progress.last_included_index;
             let fetches = self.hosts[peer].fetching.as_ref();
             let fetches = fetches.is_some_and(|f| f.checkpoint() == progress.checkpoint);
@@ -462,7 +462,7 @@ impl World {
             // Roughly: the engine remembers bytes by pieces of the log.
             let bytes = from.0 + 1..=host.state.at.lsn.0;
             let bytes: u64 = bytes.map(|lsn| self.oracle.bytes_of(lsn)).sum();
-            if bytes + 1000 <= self.shape.kept_for_peers {
+            if bytes + 1000 <= self.scenario.kept_for_peers {
                 let upto = floor.lsn;
                 let known = host.engine.as_ref().map(|e| e.status().transfers);
                 return self.judge(Err(format!(
@@ -585,7 +585,7 @@ impl World {
             // The same writes are tried again, and none is skipped.
             return self.later(10, Happening::Synced { id, boot });
         }
-        if !self.peace && self.chance(3000) {
+        if !self.faults_ended && self.chance(3000) {
             // After a failed sync nothing can be promised.
             return self.crash(id);
         }

@@ -7,15 +7,15 @@ use crate::engine::Event;
 use crate::ids::{Lsn, NodeId};
 
 /// Time between two looks: some two ticks.
-const PAUSE: u64 = 20;
+const CHECK_INTERVAL: u64 = 20;
 /// Looks until it must be over. The longest waits add up: an offer that was put off, a chunk that was
 /// asked for again and again, a hint that backs off, an election or two.
-const MOST: u64 = 500;
+const MAX_CHECKS: u64 = 500;
 
 impl World {
     /// Peace begins, and everybody who can be started is.
     pub fn settle(&mut self) {
-        self.peace = true;
+        self.faults_ended = true;
         self.cut.clear();
         let all: Vec<_> = self.hosts.keys().copied().collect();
         for id in all {
@@ -30,8 +30,8 @@ impl World {
             self.step(id, Event::KeepFrom { lsn });
         }
         let before = self.oracle.acknowledged();
-        for look in 1..=MOST {
-            self.run_until(self.now + PAUSE);
+        for check in 1..=MAX_CHECKS {
+            self.run_until(self.now + CHECK_INTERVAL);
             if self.broken.is_some() {
                 return;
             }
@@ -46,7 +46,7 @@ impl World {
             if landed < 3 {
                 self.propose();
             } else if self.everybody_has_everything().is_ok() {
-                self.reached.slowest_peace = look;
+                self.reached.slowest_recovery = check;
                 let verdict = self.oracle.survived();
                 return self.judge(verdict);
             }
@@ -62,7 +62,7 @@ impl World {
         });
         let status: Vec<_> = status.collect();
         self.judge(why.map_err(|why| {
-            let passed = MOST * PAUSE;
+            let passed = MAX_CHECKS * CHECK_INTERVAL;
             format!(
                 "no progress in {passed} without faults: {why}\n{}",
                 status.join("\n")

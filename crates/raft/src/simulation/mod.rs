@@ -4,7 +4,7 @@
 //! | module | what it is |
 //! |---|---|
 //! | `world` | time, what is about to happen, what went wrong |
-//! | `shape` | what a seed's world is like: members, limits, weather |
+//! | `scenario` | what a seed's world is like: members, limits, weather |
 //! | `host` | a process: engine, state machine, log writer; crashes and restarts |
 //! | `disk` | the log: what is durable, what is not yet |
 //! | `state` | the state machine, and its snapshots as bytes or files |
@@ -12,7 +12,7 @@
 //! | `transfers` | fetching and serving them |
 //! | `network` | loss, repetition, reordering, delay, cuts, corruption, strangers |
 //! | `faults` | what happens to whom, drawn at random |
-//! | `peace` | the end: progress without faults |
+//! | `liveness` | the end: progress without faults |
 //! | `oracle` | what has to be true |
 //! | `mutants` | hosts that make one mistake each |
 //!
@@ -72,7 +72,7 @@ fn run(seed: u64, mutant: Option<Mutant>) -> Result<Reached, String> {
 }
 
 fn finish(mut world: World) -> (Result<Reached, String>, u128) {
-    world.run_until(world.shape.duration);
+    world.run_until(world.scenario.duration);
     if world.broken.is_none() {
         world.settle();
     }

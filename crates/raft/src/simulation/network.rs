@@ -17,12 +17,16 @@ impl World {
             return;
         }
         let bytes = envelope.encode();
-        if self.peace {
+        if self.faults_ended {
             let delay = self.between(1, 3);
             return self.later(delay, Happening::Arrives { to, bytes });
         }
-        let (lost, doubled, late) = (self.shape.lost, self.shape.doubled, self.shape.late);
-        let corrupted = self.shape.corrupted;
+        let (lost, doubled, late) = (
+            self.scenario.lost,
+            self.scenario.doubled,
+            self.scenario.late,
+        );
+        let corrupted = self.scenario.corrupted;
         let mut draw = self.between(0, 999) as u32;
         let mut falls_below = |share: u32| {
             let below = draw < share;
@@ -105,9 +109,9 @@ impl World {
                 let ended = *ended;
                 self.sender(to, SenderEvent::Ended { from, ended });
                 let host = self.host_mut(to);
-                let heard = host.heard.get(&from.0);
-                if heard.is_some_and(|(p, _)| p.checkpoint == ended.checkpoint) {
-                    host.heard.remove(&from.0);
+                let known = host.transfers.get(&from.0);
+                if known.is_some_and(|(p, _)| p.checkpoint == ended.checkpoint) {
+                    host.transfers.remove(&from.0);
                 }
                 if self.fetches_from(to, from.0) {
                     self.receiver(to, ReceiverEvent::Ended(ended));
@@ -119,10 +123,10 @@ impl World {
                 let host = self.host_mut(to);
                 let engine = host.engine.as_ref();
                 if engine.is_some_and(|e| e.membership().contains(from)) {
-                    host.heard.insert(from.0, (progress, host.ticks));
+                    host.transfers.insert(from.0, (progress, host.ticks));
                 }
                 let checkpoint = progress.checkpoint;
-                self.sender(to, SenderEvent::Heard { from, checkpoint });
+                self.sender(to, SenderEvent::Progress { from, checkpoint });
                 self.step(to, Event::Receive(envelope));
             }
             _ => self.step(to, Event::Receive(envelope)),
@@ -139,7 +143,7 @@ impl World {
             self.reached.refused += 1;
             return false;
         }
-        let newest = host.heard_boots.entry(sender.node.0).or_default();
+        let newest = host.newest_boots.entry(sender.node.0).or_default();
         if sender.incarnation.0 < *newest {
             self.reached.refused += 1;
             return false;

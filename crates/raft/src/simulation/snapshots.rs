@@ -22,7 +22,7 @@ impl World {
     /// Between two applies: the index is fixed, and with it the content.
     pub fn begin_capture(&mut self, id: u64) {
         let most = match self.between(0, 5) {
-            0 if !self.peace => 600,
+            0 if !self.faults_ended => 600,
             _ => 20,
         };
         let delay = self.between(1, most);
@@ -34,9 +34,9 @@ impl World {
 
     /// The snapshot is written, or not.
     pub fn captured(&mut self, id: u64) {
-        let fails = !self.peace && self.chance(5);
+        let fails = !self.faults_ended && self.chance(5);
         let mutant = self.mutant;
-        let files = self.shape.files;
+        let files = self.scenario.files;
         let host = self.host_mut(id);
         let Some(mut state) = host.capture.take() else {
             return;
@@ -137,7 +137,7 @@ impl World {
             true => 2,
             false => 12,
         };
-        let fails = !self.peace && self.chance(one_in);
+        let fails = !self.faults_ended && self.chance(one_in);
         let host = self.host_mut(id);
         let Some(offer) = host.installing.take() else {
             return;
@@ -163,7 +163,7 @@ impl World {
         self.step(id, Event::SnapshotInstalled { checkpoint });
         // Often what was installed is a snapshot of its own from then on.
         if self.broken.is_none() && self.host(id).engine.is_some() && self.chance(2) {
-            let files = self.shape.files;
+            let files = self.scenario.files;
             // If one is being written, it has ended: it covers less.
             self.host_mut(id).capture = None;
             let manifest = self.store(id, state, files);

@@ -122,7 +122,7 @@ fn replay() {
     };
     let guard = OnPanic(seed);
     let mut world = World::new(seed, None);
-    println!("{:?}", world.shape);
+    println!("{:?}", world.scenario);
     if variable("ESKER_SIM_TRACE").is_some() {
         world = world.traced(true);
     }

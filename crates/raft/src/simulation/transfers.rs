@@ -209,7 +209,7 @@ impl World {
     }
 
     pub fn wrote(&mut self, id: u64, fetch: u64) {
-        let rots = !self.peace && self.chance(200);
+        let rots = !self.faults_ended && self.chance(200);
         let host = self.host_mut(id);
         let Some(fetching) = host.fetching.as_mut().filter(|f| f.number == fetch) else {
             return;
@@ -379,7 +379,7 @@ impl World {
     }
 
     pub fn read(&mut self, id: u64, read: ReadId, source: Source) {
-        let fails = !self.peace && self.chance(500);
+        let fails = !self.faults_ended && self.chance(500);
         let stored = self.host(id).stored.iter();
         let mut found = stored.filter(|s| s.manifest.checkpoint == source.checkpoint);
         let result = match found.next() {

@@ -97,7 +97,7 @@ pub struct Reached {
     pub fetched_again: u64,
     pub compactions: u64,
     pub held_back: u64,
-    pub slowest_peace: u64,
+    pub slowest_recovery: u64,
 }
 
 impl std::ops::AddAssign<&Reached> for Reached {
@@ -125,13 +125,13 @@ impl std::ops::AddAssign<&Reached> for Reached {
         self.fetched_again += o.fetched_again;
         self.compactions += o.compactions;
         self.held_back += o.held_back;
-        self.slowest_peace = self.slowest_peace.max(o.slowest_peace);
+        self.slowest_recovery = self.slowest_recovery.max(o.slowest_recovery);
     }
 }
 
 pub struct World {
     pub rng: StdRng,
-    pub shape: Scenario,
+    pub scenario: Scenario,
     pub mutant: Option<Mutant>,
     pub now: u64,
     queue: BTreeMap<(u64, u64), Happening>,
@@ -140,7 +140,7 @@ pub struct World {
     /// What is sent from the one does not reach the other.
     pub cut: BTreeSet<(u64, u64)>,
     /// No more faults.
-    pub peace: bool,
+    pub faults_ended: bool,
     pub oracle: Oracle,
     pub broken: Option<String>,
     pub next_ticket: u64,
@@ -155,8 +155,8 @@ pub struct World {
 impl World {
     pub fn new(seed: u64, mutant: Option<Mutant>) -> World {
         let mut rng = StdRng::seed_from_u64(seed);
-        let shape = Scenario::draw(&mut rng);
-        let voters: Vec<_> = (1..=shape.voters).map(NodeId).collect();
+        let scenario = Scenario::draw(&mut rng);
+        let voters: Vec<_> = (1..=scenario.voters).map(NodeId).collect();
         let bootstrap = Membership {
             voters,
             ..Membership::default()
@@ -169,7 +169,7 @@ impl World {
             next: 0,
             hosts: BTreeMap::new(),
             cut: BTreeSet::new(),
-            peace: false,
+            faults_ended: false,
             oracle: Oracle::new(bootstrap.clone()),
             broken: None,
             next_ticket: 1,
@@ -180,9 +180,9 @@ impl World {
                 ..Reached::default()
             },
             trace: None,
-            shape,
+            scenario,
         };
-        for id in 1..=world.shape.voters {
+        for id in 1..=world.scenario.voters {
             world.add_host(id, bootstrap.clone());
         }
         world.later(1, Happening::Act);
@@ -191,8 +191,8 @@ impl World {
 
     /// A machine, with its process started. Without a membership it is one that is to join.
     pub fn add_host(&mut self, id: u64, membership: Membership) {
-        let config = self.shape.config(id, self.mutant);
-        let period = self.shape.period(&mut self.rng);
+        let config = self.scenario.config(id, self.mutant);
+        let period = self.scenario.period(&mut self.rng);
         let host = Host::new(config, membership, period);
         self.hosts.insert(id, host);
         self.open(id);

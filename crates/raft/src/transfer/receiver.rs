@@ -121,7 +121,7 @@ pub struct ReceiverCounts {
     /// Bytes that were there at the start.
     pub bytes_held: u64,
     /// Chunks that were asked for again because they did not come.
-    pub asked_again: u64,
+    pub requested_again: u64,
     /// Chunks that arrived and were not wanted (any more).
     pub unwanted: u64,
     /// Chunks, and whole files, that did not match their checksum.
@@ -132,7 +132,7 @@ pub struct ReceiverCounts {
 
 /// A chunk that was asked for.
 #[derive(Debug)]
-struct Asked {
+struct Requested {
     length: u32,
     /// Ask again then.
     deadline: u64,
@@ -162,7 +162,7 @@ pub struct Receiver {
     /// What is to be asked for next: file and offset.
     next: (u32, u64),
     /// By file and offset; contiguous in the order of fetching, but for what is whole.
-    asked: BTreeMap<(u32, u64), Asked>,
+    requested: BTreeMap<(u32, u64), Requested>,
     window: u64,
     /// The write under way, to be repeated if it fails: file, offset, bytes.
     writing: Option<(u32, u64, Vec<Bytes>)>,
@@ -224,7 +224,7 @@ impl Receiver {
             files,
             corrupt_files: BTreeMap::new(),
             next: (0, 0),
-            asked: BTreeMap::new(),
+            requested: BTreeMap::new(),
             window: 0,
             writing: None,
             retry_at: None,
@@ -263,7 +263,7 @@ impl Receiver {
         }
         if !self.ended {
             self.write(&mut actions);
-            self.ask(&mut actions);
+            self.request(&mut actions);
         }
         if !self.ended && self.unfinished == 0 {
             self.ended = true;
@@ -329,7 +329,7 @@ impl Receiver {
         if self.retry_at.is_some_and(|at| at <= self.now) {
             self.write_again(actions);
         }
-        if self.waits_for_space() || self.asked.values().all(|a| a.bytes.is_some()) {
+        if self.waits_for_space() || self.requested.values().all(|a| a.bytes.is_some()) {
             // It is not the sender who is waited for.
             self.progressed_at = self.now;
             return;
@@ -347,16 +347,16 @@ impl Receiver {
             return;
         }
         let checkpoint = self.manifest.checkpoint;
-        for (&(file, offset), asked) in &mut self.asked {
-            if asked.bytes.is_none() && asked.deadline <= now {
-                asked.doublings = (asked.doublings + 1).min(MAX_DOUBLINGS);
-                asked.deadline = now + (deadline << asked.doublings);
-                self.counts.asked_again += 1;
+        for (&(file, offset), requested) in &mut self.requested {
+            if requested.bytes.is_none() && requested.deadline <= now {
+                requested.doublings = (requested.doublings + 1).min(MAX_DOUBLINGS);
+                requested.deadline = now + (deadline << requested.doublings);
+                self.counts.requested_again += 1;
                 actions.push(ReceiverAction::Fetch(Fetch {
                     checkpoint,
                     file,
                     offset,
-                    length: asked.length,
+                    length: requested.length,
                 }));
             }
         }
@@ -364,8 +364,8 @@ impl Receiver {
 
     fn chunk(&mut self, chunk: Chunk, actions: &mut Vec<ReceiverAction>) {
         let at = (chunk.file, chunk.offset);
-        let asked = self.asked.get_mut(&at);
-        let Some(asked) = asked.filter(|a| a.bytes.is_none()) else {
+        let requested = self.requested.get_mut(&at);
+        let Some(requested) = requested.filter(|a| a.bytes.is_none()) else {
             self.counts.unwanted += 1;
             return;
         };
@@ -373,22 +373,22 @@ impl Receiver {
             self.counts.unwanted += 1;
             return;
         }
-        let good = chunk.bytes.len() == asked.length as usize
+        let good = chunk.bytes.len() == requested.length as usize
             && Checksum::of(&chunk.bytes) == chunk.checksum;
         if !good {
             self.counts.corrupt += 1;
-            asked.corrupt += 1;
-            if asked.corrupt >= MAX_CORRUPT {
+            requested.corrupt += 1;
+            if requested.corrupt >= MAX_CORRUPT {
                 return self.fail(EndReason::Corrupt, actions);
             }
-            asked.deadline = self.now + self.config.chunk_deadline_ticks.max(1);
-            let length = asked.length;
+            requested.deadline = self.now + self.config.chunk_deadline_ticks.max(1);
+            let length = requested.length;
             actions.push(ReceiverAction::Fetch(self.fetch(at, length)));
             return;
         }
         self.progressed_at = self.now;
-        self.counts.bytes_fetched += u64::from(asked.length);
-        asked.bytes = Some(chunk.bytes);
+        self.counts.bytes_fetched += u64::from(requested.length);
+        requested.bytes = Some(chunk.bytes);
     }
 
     fn sender_ended(&mut self, ended: Ended, actions: &mut Vec<ReceiverAction>) {
@@ -399,8 +399,8 @@ impl Receiver {
             EndReason::Busy => {
                 // The deadlines of what was asked for go on from then.
                 self.busy_until = self.now + self.config.chunk_deadline_ticks;
-                for asked in self.asked.values_mut().filter(|a| a.bytes.is_none()) {
-                    asked.deadline = asked.deadline.max(self.busy_until);
+                for requested in self.requested.values_mut().filter(|a| a.bytes.is_none()) {
+                    requested.deadline = requested.deadline.max(self.busy_until);
                 }
                 // It answers: it is not silent.
                 self.progressed_at = self.now;
@@ -417,18 +417,18 @@ impl Receiver {
         if let Some(file) = self.empty.pop_front() {
             return self.begin_write(file, 0, Vec::new(), actions);
         }
-        let Some((&(file, offset), _)) = self.asked.first_key_value() else {
+        let Some((&(file, offset), _)) = self.requested.first_key_value() else {
             return;
         };
         let mut bytes = Vec::new();
         let mut end = offset;
-        while let Some(entry) = self.asked.first_entry()
+        while let Some(entry) = self.requested.first_entry()
             && *entry.key() == (file, end)
             && entry.get().bytes.is_some()
         {
-            let asked = entry.remove();
-            end += u64::from(asked.length);
-            bytes.extend(asked.bytes);
+            let requested = entry.remove();
+            end += u64::from(requested.length);
+            bytes.extend(requested.bytes);
         }
         if !bytes.is_empty() {
             self.begin_write(file, offset, bytes, actions);
@@ -510,7 +510,7 @@ impl Receiver {
     }
 
     /// Asks for what comes next, as far as the window goes.
-    fn ask(&mut self, actions: &mut Vec<ReceiverAction>) {
+    fn request(&mut self, actions: &mut Vec<ReceiverAction>) {
         if self.waits_for_space() || self.now < self.busy_until {
             return;
         }
@@ -520,9 +520,9 @@ impl Receiver {
             }
             let deadline = self.now + self.config.chunk_deadline_ticks.max(1);
             self.window += u64::from(length);
-            self.asked.insert(
+            self.requested.insert(
                 at,
-                Asked {
+                Requested {
                     length,
                     deadline,
                     doublings: 0,
@@ -550,9 +550,12 @@ impl Receiver {
                 let length: u64 = bytes.iter().map(|b| b.len() as u64).sum();
                 from = from.max(at + length);
             }
-            let last = self.asked.range((file, 0)..=(file, u64::MAX)).next_back();
-            if let Some(((_, at), asked)) = last {
-                from = from.max(at + u64::from(asked.length));
+            let last = self
+                .requested
+                .range((file, 0)..=(file, u64::MAX))
+                .next_back();
+            if let Some(((_, at), requested)) = last {
+                from = from.max(at + u64::from(requested.length));
             }
             if from >= size {
                 self.next = (file + 1, 0);

@@ -24,7 +24,7 @@ use crate::ids::{CheckpointId, NodeId};
 const MAX_WAITING: usize = 1024;
 /// Receivers whose checkpoints are kept, at most, of all groups: some megabytes. More are served, and not
 /// remembered when they fall silent.
-const MAX_HEARD: usize = 1 << 16;
+const MAX_REMEMBERED_RECEIVERS: usize = 1 << 16;
 
 /// Limits of a node's sending.
 #[derive(Clone, Debug)]
@@ -74,7 +74,7 @@ pub enum SenderEvent {
     /// The host would like to remove a checkpoint. Nobody new may fetch it.
     Retire(CheckpointId),
     /// A receiver says that its transfer goes on, whether or not it can take anything at the moment.
-    Heard {
+    Progress {
         /// Who.
         from: NodeId,
         /// What it is fetching.
@@ -163,7 +163,7 @@ pub struct SenderCounts {
 #[derive(Debug, Default)]
 struct Transfer {
     waiting: VecDeque<Fetch>,
-    heard_at: u64,
+    fetched_at: u64,
     bytes_sent: u64,
     /// Reads that are neither sent nor failed.
     reading: usize,
@@ -184,9 +184,9 @@ struct Reading {
 }
 
 /// Names a wish of a receiver: who, which checkpoint, file, offset.
-type Wish = (NodeId, CheckpointId, u32, u64);
+type RequestKey = (NodeId, CheckpointId, u32, u64);
 
-fn wish(from: NodeId, fetch: &Fetch) -> Wish {
+fn request_key(from: NodeId, fetch: &Fetch) -> RequestKey {
     (from, fetch.checkpoint, fetch.file, fetch.offset)
 }
 
@@ -197,13 +197,13 @@ pub struct Sender {
     published: BTreeMap<CheckpointId, Published>,
     transfers: BTreeMap<(NodeId, CheckpointId), Transfer>,
     /// When receivers were last heard of, as long as their checkpoints are kept for them.
-    heard: BTreeMap<(NodeId, CheckpointId), u64>,
+    last_progress: BTreeMap<(NodeId, CheckpointId), u64>,
     /// Served last; the one after it is next.
     turn: Option<(NodeId, CheckpointId)>,
     reading: BTreeMap<ReadId, Reading>,
     /// Those of `reading` that the host has not read yet. Where it reads slowly, receivers ask once more
     /// for what they will get anyway.
-    unread: BTreeSet<Wish>,
+    unread: BTreeSet<RequestKey>,
     next_read: u64,
     in_flight: u64,
     now: u64,
@@ -217,7 +217,7 @@ impl Sender {
             config,
             published: BTreeMap::new(),
             transfers: BTreeMap::new(),
-            heard: BTreeMap::new(),
+            last_progress: BTreeMap::new(),
             turn: None,
             reading: BTreeMap::new(),
             unread: BTreeSet::new(),
@@ -242,16 +242,16 @@ impl Sender {
                     published.retired = true;
                 }
             }
-            SenderEvent::Heard { from, checkpoint } => {
+            SenderEvent::Progress { from, checkpoint } => {
                 if self.is_open((from, checkpoint)) {
-                    self.hear((from, checkpoint));
+                    self.note_progress((from, checkpoint));
                 }
             }
             SenderEvent::Fetch { from, fetch } => self.fetch(from, fetch, &mut actions),
             SenderEvent::Read { id, result } => self.read(id, result, &mut actions),
             SenderEvent::Sent { id } => self.done(id),
             SenderEvent::Ended { from, ended } => {
-                self.heard.remove(&(from, ended.checkpoint));
+                self.last_progress.remove(&(from, ended.checkpoint));
                 if self.transfers.remove(&(from, ended.checkpoint)).is_some() {
                     match ended.reason {
                         EndReason::Installed => self.counts.installed += 1,
@@ -260,7 +260,7 @@ impl Sender {
                 }
             }
         }
-        self.serve(&mut actions);
+        self.begin_reads(&mut actions);
         self.release(&mut actions);
         actions
     }
@@ -314,14 +314,16 @@ impl Sender {
 
     /// Whether that receiver may fetch that checkpoint.
     fn is_open(&self, key: (NodeId, CheckpointId)) -> bool {
-        let known = self.transfers.contains_key(&key) || self.heard.contains_key(&key);
+        let known = self.transfers.contains_key(&key) || self.last_progress.contains_key(&key);
         let published = self.published.get(&key.1);
         published.is_some_and(|p| known || !p.retired || self.now < p.open_until)
     }
 
-    fn hear(&mut self, key: (NodeId, CheckpointId)) {
-        if self.heard.len() < MAX_HEARD || self.heard.contains_key(&key) {
-            self.heard.insert(key, self.now);
+    fn note_progress(&mut self, key: (NodeId, CheckpointId)) {
+        if self.last_progress.len() < MAX_REMEMBERED_RECEIVERS
+            || self.last_progress.contains_key(&key)
+        {
+            self.last_progress.insert(key, self.now);
         }
     }
 
@@ -330,9 +332,9 @@ impl Sender {
         let oldest = self.now.saturating_sub(self.config.idle_ticks);
         let before = self.transfers.len();
         self.transfers
-            .retain(|_, t| t.heard_at >= oldest || t.reading > 0);
+            .retain(|_, t| t.fetched_at >= oldest || t.reading > 0);
         self.counts.failed += (before - self.transfers.len()) as u64;
-        self.heard.retain(|_, at| *at >= oldest);
+        self.last_progress.retain(|_, at| *at >= oldest);
     }
 
     fn fetch(&mut self, from: NodeId, fetch: Fetch, actions: &mut Vec<SenderAction>) {
@@ -356,11 +358,11 @@ impl Sender {
             }
             self.counts.begun += 1;
         }
-        self.hear(key);
+        self.note_progress(key);
         let now = self.now;
-        let unread = self.unread.contains(&wish(from, &fetch));
+        let unread = self.unread.contains(&request_key(from, &fetch));
         let transfer = self.transfers.entry(key).or_default();
-        transfer.heard_at = now;
+        transfer.fetched_at = now;
         if unread || transfer.waiting.len() >= MAX_WAITING || transfer.waiting.contains(&fetch) {
             self.counts.dropped += 1;
             return;
@@ -369,7 +371,7 @@ impl Sender {
     }
 
     /// Begins reads, one receiver after the other, as far as the bytes in flight allow.
-    fn serve(&mut self, actions: &mut Vec<SenderAction>) {
+    fn begin_reads(&mut self, actions: &mut Vec<SenderAction>) {
         while let Some(key) = self.next_turn() {
             let Some(transfer) = self.transfers.get_mut(&key) else {
                 return;
@@ -388,7 +390,7 @@ impl Sender {
             transfer.reading += 1;
             self.turn = Some(key);
             self.in_flight += length;
-            self.unread.insert(wish(key.0, &fetch));
+            self.unread.insert(request_key(key.0, &fetch));
             let id = ReadId(self.next_read);
             self.next_read += 1;
             self.reading.insert(id, Reading { to: key.0, fetch });
@@ -423,7 +425,7 @@ impl Sender {
             return;
         };
         let (to, fetch) = (*to, *fetch);
-        self.unread.remove(&wish(to, &fetch));
+        self.unread.remove(&request_key(to, &fetch));
         let bytes = match result {
             Ok(bytes) if bytes.len() == fetch.length as usize => bytes,
             failed => {
@@ -432,7 +434,7 @@ impl Sender {
                     Err(ReadError::Gone) => EndReason::Vanished,
                     _ => EndReason::Unreadable,
                 };
-                self.heard.remove(&(to, fetch.checkpoint));
+                self.last_progress.remove(&(to, fetch.checkpoint));
                 if self.transfers.remove(&(to, fetch.checkpoint)).is_some() {
                     self.counts.failed += 1;
                 }
@@ -460,7 +462,7 @@ impl Sender {
 
     fn done(&mut self, id: ReadId) {
         if let Some(Reading { to, fetch }) = self.reading.remove(&id) {
-            self.unread.remove(&wish(to, &fetch));
+            self.unread.remove(&request_key(to, &fetch));
             self.in_flight -= u64::from(fetch.length);
             if let Some(transfer) = self.transfers.get_mut(&(to, fetch.checkpoint)) {
                 transfer.reading = transfer.reading.saturating_sub(1);
@@ -475,7 +477,7 @@ impl Sender {
         if retired.is_empty() {
             return;
         }
-        let receivers = self.transfers.keys().chain(self.heard.keys());
+        let receivers = self.transfers.keys().chain(self.last_progress.keys());
         let used: BTreeSet<_> = receivers
             .map(|(_, id)| *id)
             .chain(self.reading.values().map(|r| r.fetch.checkpoint))

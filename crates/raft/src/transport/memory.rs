@@ -29,11 +29,11 @@ pub struct Network {
 #[derive(Default)]
 struct Shared {
     nodes: Mutex<BTreeMap<NodeId, Arc<Endpoint>>>,
-    weather: Mutex<Weather>,
+    conditions: Mutex<Conditions>,
 }
 
 /// What happens to messages.
-struct Weather {
+struct Conditions {
     delay: Duration,
     lost_per_mille: u32,
     random: StdRng,
@@ -41,9 +41,9 @@ struct Weather {
     filter: Option<Filter>,
 }
 
-impl Default for Weather {
+impl Default for Conditions {
     fn default() -> Self {
-        Weather {
+        Conditions {
             delay: Duration::ZERO,
             lost_per_mille: 0,
             random: StdRng::seed_from_u64(0),
@@ -100,24 +100,24 @@ impl Network {
 
     /// Every message takes so long.
     pub fn delay(&self, delay: Duration) {
-        self.shared.weather.lock().delay = delay;
+        self.shared.conditions.lock().delay = delay;
     }
 
     /// So many messages of a thousand are lost, drawn by a generator with this seed.
     pub fn lose(&self, per_mille: u32, seed: u64) {
-        let mut weather = self.shared.weather.lock();
-        weather.lost_per_mille = per_mille;
-        weather.random = StdRng::seed_from_u64(seed);
+        let mut conditions = self.shared.conditions.lock();
+        conditions.lost_per_mille = per_mille;
+        conditions.random = StdRng::seed_from_u64(seed);
     }
 
     /// Nothing gets to these nodes, nor from them. None of them heals the network.
     pub fn cut(&self, nodes: &[NodeId]) {
-        self.shared.weather.lock().cut = nodes.iter().copied().collect();
+        self.shared.conditions.lock().cut = nodes.iter().copied().collect();
     }
 
     /// Every message passes by this, also between nodes that are cut off.
     pub fn filter(&self, filter: Option<Filter>) {
-        self.shared.weather.lock().filter = filter;
+        self.shared.conditions.lock().filter = filter;
     }
 }
 
@@ -187,19 +187,19 @@ impl Queue {
 impl MemoryTransport {
     fn deliver(&self, mut message: Envelope, permit: Option<Permit>, bulk: bool) {
         let due = {
-            let mut weather = self.shared.weather.lock();
-            let weather = &mut *weather;
-            if let Some(filter) = &mut weather.filter
+            let mut conditions = self.shared.conditions.lock();
+            let conditions = &mut *conditions;
+            if let Some(filter) = &mut conditions.filter
                 && !filter(&mut message)
             {
                 return;
             }
-            let cut = weather.cut.contains(&self.node) || weather.cut.contains(&message.to);
-            let lost = weather.lost_per_mille;
-            if cut || (lost > 0 && weather.random.random_range(0..1000) < lost) {
+            let cut = conditions.cut.contains(&self.node) || conditions.cut.contains(&message.to);
+            let lost = conditions.lost_per_mille;
+            if cut || (lost > 0 && conditions.random.random_range(0..1000) < lost) {
                 return;
             }
-            Instant::now() + weather.delay
+            Instant::now() + conditions.delay
         };
         let to = self.shared.nodes.lock().get(&message.to).cloned();
         let Some(to) = to else {

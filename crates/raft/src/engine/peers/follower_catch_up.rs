@@ -17,12 +17,16 @@ impl Engine {
     }
 
     /// Somebody who seems to lead speaks to a joiner.
-    pub(in crate::engine) fn ask_to_join(&mut self, leader: NodeId, actions: &mut Vec<Action>) {
+    pub(in crate::engine) fn request_snapshot(
+        &mut self,
+        leader: NodeId,
+        actions: &mut Vec<Action>,
+    ) {
         let recently = |at: u64| self.ticks < at + self.config.heartbeat_ticks as u64;
-        if self.peers.fetching.is_some() || self.peers.asked_at.is_some_and(recently) {
+        if self.peers.fetching.is_some() || self.peers.requested_at.is_some_and(recently) {
             return;
         }
-        self.peers.asked_at = Some(self.ticks);
+        self.peers.requested_at = Some(self.ticks);
         let wanted = self.config.identity().seal(leader, Payload::Wanted);
         actions.push(Action::Send(vec![wanted]));
     }
@@ -104,7 +108,7 @@ impl Engine {
             offer,
             bytes_done: 0,
             installing: false,
-            told: self.ticks,
+            reported_at: self.ticks,
         });
     }
 
@@ -134,7 +138,7 @@ impl Engine {
     }
 
     /// What is being fetched, or was given up, may have come another way, as entries.
-    pub(in crate::engine) fn abandon_needless(&mut self, actions: &mut Vec<Action>) {
+    pub(in crate::engine) fn abandon_unneeded(&mut self, actions: &mut Vec<Action>) {
         let left = self.peers.left.as_ref();
         if left.is_some_and(|offer| !self.needs(offer))
             && let Some(offer) = self.peers.left.take()
@@ -158,7 +162,7 @@ impl Engine {
         checkpoint: CheckpointId,
         actions: &mut Vec<Action>,
     ) {
-        self.abandon_needless(actions);
+        self.abandon_unneeded(actions);
         let Some(fetching) = self.fetching(checkpoint) else {
             return;
         };
@@ -278,12 +282,12 @@ impl Engine {
         let Some(fetching) = &mut self.peers.fetching else {
             return;
         };
-        fetching.told = now;
+        fetching.reported_at = now;
         let (progress, source) = (fetching.progress(), fetching.offer.source);
         let identity = self.config.identity();
         let to = self.everybody_else(source).into_iter();
-        let told = to.map(|to| identity.seal(to, Payload::Progress(progress)));
-        actions.push(Action::Send(told.collect()));
+        let messages = to.map(|to| identity.seal(to, Payload::Progress(progress)));
+        actions.push(Action::Send(messages.collect()));
     }
 
     /// Who may lead, or serves: the members, the leader, the source.

@@ -84,7 +84,7 @@ fn a_follower_whose_next_entry_is_gone_gets_a_snapshot_and_goes_on_with_entries(
     let counts = follower.fetched.unwrap();
     assert_eq!(counts.bytes_fetched, leader.newest().manifest.total_bytes());
     assert_eq!(
-        (counts.asked_again, counts.corrupt, counts.unwanted),
+        (counts.requested_again, counts.corrupt, counts.unwanted),
         (0, 0, 0)
     );
 }
@@ -402,7 +402,7 @@ fn corrupt_repeated_and_reordered_chunks_change_nothing_but_the_time() {
     cluster.assert_agreed(&[1, 2, 3]);
     let counts = cluster.host(3).fetched.unwrap();
     assert!(
-        counts.corrupt > 0 && counts.unwanted > 0 && counts.asked_again > 0,
+        counts.corrupt > 0 && counts.unwanted > 0 && counts.requested_again > 0,
         "{counts:?}"
     );
     assert_eq!(

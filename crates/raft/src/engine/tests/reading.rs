@@ -62,9 +62,9 @@ fn a_read_that_waits_for_what_is_never_applied_fails_in_the_end() {
     let asked = engine.step(Event::ReadIndex { ticket });
     assert!(asked.is_empty(), "{}", outline(&asked));
 
-    let patience = 3 * Config::new(NodeId(1)).election_ticks;
+    let timeout = 3 * Config::new(NodeId(1)).election_ticks;
     let mut failed = Vec::new();
-    for _ in 0..patience {
+    for _ in 0..timeout {
         assert!(engine.needs_ticks(), "somebody waits");
         failed.extend(engine.step(Event::Tick));
     }

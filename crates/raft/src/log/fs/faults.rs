@@ -141,10 +141,10 @@ impl Faults {
         self.set(|state| state.sync_fails = fail);
     }
 
-    /// From now on a failed sync calls `hear`, with the file (or directory) and the error, in
+    /// From now on a failed sync calls `observer`, with the file (or directory) and the error, in
     /// place of ending the process. raft-engine still panics on that thread.
-    pub fn catch_failed_sync(&self, hear: impl Fn(&Path, &io::Error) + Send + Sync + 'static) {
-        self.set(|state| state.catch = Some(Arc::new(hear)));
+    pub fn catch_failed_sync(&self, observer: impl Fn(&Path, &io::Error) + Send + Sync + 'static) {
+        self.set(|state| state.catch = Some(Arc::new(observer)));
     }
 
     /// Whether deletes fail, with an I/O error.
@@ -260,7 +260,7 @@ impl Faults {
     /// Whether a test wants to hear of failed syncs; if so, it has heard of this one.
     pub(super) fn catch(&self, path: &Path, error: &io::Error) -> bool {
         let catch = self.shared.state.lock().catch.clone();
-        catch.map(|hear| hear(path, error)).is_some()
+        catch.map(|observer| observer(path, error)).is_some()
     }
 
     /// An error if the power is off and not buried.

@@ -4,7 +4,7 @@ use std::sync::Weak;
 
 use parking_lot::Mutex;
 
-use super::super::snapshot_sender::Serving;
+use super::super::snapshot_sender::SnapshotSender;
 use super::*;
 use crate::engine::Membership;
 use crate::ids::{CheckpointId, ClusterId, Incarnation, Lineage, Term};
@@ -50,7 +50,7 @@ pub struct Member {
     faults: DiskFaults,
     store: Arc<SnapshotStore>,
     sent: Arc<Sent>,
-    pub(in crate::runtime) serving: Arc<Serving>,
+    pub(in crate::runtime) sender: Arc<SnapshotSender>,
 }
 
 impl Member {
@@ -68,10 +68,10 @@ impl Member {
             dir,
             faults,
             store: Arc::new(store),
-            serving: Serving::start(config, 0, sent.clone()).unwrap(),
+            sender: SnapshotSender::start(config, 0, sent.clone()).unwrap(),
             sent,
         };
-        member.serving.publish_found(ME, &member.store);
+        member.sender.publish_found(ME, &member.store);
         member
     }
 
@@ -87,7 +87,7 @@ impl Member {
             data: vec![lsn as u8; 1000].into(),
         };
         let stored = self.store.store(&snapshot).unwrap();
-        self.serving.publish(ME, &self.store, &stored);
+        self.sender.publish(ME, &self.store, &stored);
         stored.manifest.checkpoint
     }
 
@@ -100,13 +100,13 @@ impl Member {
             offset: 100,
             length: 50,
         };
-        self.serving.fetch(ME, NodeId(from), fetch);
+        self.sender.fetch(ME, NodeId(from), fetch);
         wait_for("an answer", || !self.sent.0.lock().is_empty());
         self.sent.0.lock().remove(0)
     }
 
     fn ticks(&self, count: u64) {
-        (0..count).for_each(|_| self.serving.tick());
+        (0..count).for_each(|_| self.sender.tick());
     }
 
     /// What the snapshots on the disk cover.
@@ -130,7 +130,7 @@ impl Member {
 
 impl Drop for Member {
     fn drop(&mut self) {
-        self.serving.stop();
+        self.sender.stop();
     }
 }
 
@@ -213,7 +213,7 @@ fn a_read_that_fails_once_ends_one_transfer_and_no_other() {
         checkpoint: it,
         reason,
     };
-    member.serving.ended(NodeId(2), ended);
+    member.sender.ended(NodeId(2), ended);
     member.assert_stays(&[20]);
 }
 
@@ -227,7 +227,7 @@ fn a_receiver_whose_disk_is_full_finds_its_snapshot_again() {
     for _ in 0..5 {
         // It asks for nothing, and says what it is about.
         member.ticks(IDLE - 1);
-        member.serving.heard(NodeId(2), older);
+        member.sender.note_progress(NodeId(2), older);
     }
     member.assert_stays(&[10, 20]);
     assert!(matches!(member.fetch(2, older), Payload::Chunk(_)));
@@ -235,7 +235,7 @@ fn a_receiver_whose_disk_is_full_finds_its_snapshot_again() {
         checkpoint: older,
         reason: EndReason::Installed,
     };
-    member.serving.ended(NodeId(2), ended);
+    member.sender.ended(NodeId(2), ended);
     member.assert_stays(&[20]);
 }
 
@@ -260,7 +260,7 @@ fn a_file_that_arrived_corrupt_is_read_again_for_the_next_snapshot() {
         }),
     };
     let stored = member.store.store(&snapshot(10)).unwrap();
-    member.serving.publish(ME, &member.store, &stored);
+    member.sender.publish(ME, &member.store, &stored);
 
     std::fs::write(export.join("a"), b"what was wrltten").unwrap();
     let file = std::fs::File::options();
@@ -270,7 +270,7 @@ fn a_file_that_arrived_corrupt_is_read_again_for_the_next_snapshot() {
         checkpoint: stored.manifest.checkpoint,
         reason: EndReason::Corrupt,
     };
-    member.serving.ended(NodeId(2), ended);
+    member.sender.ended(NodeId(2), ended);
     let refused = member.store.store(&snapshot(20)).unwrap_err();
     assert!(refused.to_string().contains("export/a"), "{refused}");
 }

@@ -64,7 +64,7 @@ fn a_group_whose_log_could_not_be_read_for_a_while_goes_on_and_has_lost_nothing(
         .unwrap();
     let read =
         runtime.block_on(async { tokio::time::timeout(WAIT_TIMEOUT, group.read_index()).await });
-    assert!(read.unwrap().is_ok(), "asks are answered again");
+    assert!(read.unwrap().is_ok(), "requests are answered again");
     host.stop();
 
     let host = Host::start(&dir, &Faults::new(), &stores);

@@ -43,7 +43,7 @@ impl Joiner {
     }
 
     /// Something that the leader says.
-    fn hear(&self, payload: Payload) {
+    fn deliver(&self, payload: Payload) {
         let leader = Identity {
             cluster: ClusterId::default(),
             group: GROUP,
@@ -55,7 +55,7 @@ impl Joiner {
     }
 
     fn is_offered_it(&self) {
-        self.hear(Payload::Offer(Box::new(Manifest {
+        self.deliver(Payload::Offer(Box::new(Manifest {
             format: OFFER_FORMAT,
             checkpoint: IT,
             source: NodeId(2),
@@ -149,7 +149,7 @@ fn a_fetch_that_had_failed_and_is_not_needed_leaves_nothing_behind() {
     let member = Joiner::start();
     member.is_offered_it();
     wait_for("it asks for the first part", || member.asks());
-    member.hear(Payload::Ended(Ended {
+    member.deliver(Payload::Ended(Ended {
         checkpoint: IT,
         reason: EndReason::Vanished,
     }));

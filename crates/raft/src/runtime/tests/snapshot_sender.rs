@@ -4,7 +4,7 @@ use std::sync::Weak;
 
 use parking_lot::Mutex;
 
-use super::super::snapshot_sender::Serving;
+use super::super::snapshot_sender::SnapshotSender;
 use super::*;
 use crate::engine::Membership;
 use crate::ids::{CheckpointId, ClusterId, Incarnation, Lineage, Term};
@@ -47,12 +47,12 @@ const ME: Identity = Identity {
 struct Fixture {
     _dir: tempfile::TempDir,
     sent: Arc<Sent>,
-    serving: Arc<Serving>,
+    sender: Arc<SnapshotSender>,
     checkpoint: CheckpointId,
 }
 
 /// A node that serves a snapshot of 100 chunks.
-fn serving(bytes_per_second: u64) -> Fixture {
+fn sender(bytes_per_second: u64) -> Fixture {
     let dir = tempfile::tempdir().unwrap();
     let store = SnapshotStore::open(&dir.path().join("group"), ME, DiskFaults::default());
     let store = Arc::new(store.unwrap());
@@ -67,12 +67,13 @@ fn serving(bytes_per_second: u64) -> Fixture {
     };
     let stored = store.store(&snapshot).unwrap();
     let sent = Arc::new(Sent::default());
-    let serving = Serving::start(SenderConfig::default(), bytes_per_second, sent.clone()).unwrap();
-    serving.publish(ME, &store, &stored);
+    let sender =
+        SnapshotSender::start(SenderConfig::default(), bytes_per_second, sent.clone()).unwrap();
+    sender.publish(ME, &store, &stored);
     Fixture {
         _dir: dir,
         sent,
-        serving,
+        sender,
         checkpoint: stored.manifest.checkpoint,
     }
 }
@@ -85,7 +86,7 @@ impl Fixture {
             offset: chunk * u64::from(CHUNK),
             length: CHUNK,
         };
-        self.serving.fetch(ME, NodeId(from), fetch);
+        self.sender.fetch(ME, NodeId(from), fetch);
     }
 
     /// Chunks sent to that node, and when.
@@ -102,14 +103,14 @@ impl Fixture {
             checkpoint: self.checkpoint,
             reason: EndReason::NotNeeded,
         };
-        self.serving.ended(NodeId(from), ended);
+        self.sender.ended(NodeId(from), ended);
     }
 }
 
 #[test]
 fn all_receivers_together_get_no_more_bytes_a_second_than_the_limit() {
     let limit = 50 * u64::from(CHUNK);
-    let node = serving(limit);
+    let node = sender(limit);
     let begun = Instant::now();
     for chunk in 0..20 {
         node.fetch(2, chunk);
@@ -122,23 +123,23 @@ fn all_receivers_together_get_no_more_bytes_a_second_than_the_limit() {
     let took = begun.elapsed();
     assert!(took >= Duration::from_millis(680), "40 at 50/s: {took:?}");
     // How much of that was waiting depends on how long it takes by itself.
-    assert!(node.serving.paced() > Duration::ZERO);
+    assert!(node.sender.paced() > Duration::ZERO);
     // Both were served all the time, and not one after the other.
     let (two, three) = (node.chunks(2), node.chunks(3));
     assert!(two[0] < three[19] && three[0] < two[19]);
-    node.serving.stop();
+    node.sender.stop();
 }
 
 #[test]
 fn what_waits_for_the_limit_ends_with_the_node() {
     // The next chunk would be due in a thousand seconds.
-    let node = serving(1);
+    let node = sender(1);
     node.fetch(2, 0);
     node.fetch(2, 1);
     wait_for("the first one", || node.chunks(2).len() == 1);
-    let (serving, (done, ended)) = (node.serving.clone(), std::sync::mpsc::channel());
+    let (sender, (done, ended)) = (node.sender.clone(), std::sync::mpsc::channel());
     std::thread::spawn(move || {
-        serving.stop();
+        sender.stop();
         done.send(()).unwrap();
     });
     ended.recv_timeout(WAIT_TIMEOUT).expect("it does not wait");
@@ -147,7 +148,7 @@ fn what_waits_for_the_limit_ends_with_the_node() {
 
 #[test]
 fn a_transfer_that_is_over_uses_up_nothing_of_the_limit() {
-    let node = serving(2 * u64::from(CHUNK));
+    let node = sender(2 * u64::from(CHUNK));
     for chunk in 0..100 {
         node.fetch(2, chunk);
     }
@@ -158,16 +159,16 @@ fn a_transfer_that_is_over_uses_up_nothing_of_the_limit() {
     node.fetch(3, 0);
     wait_for("the other one gets its", || node.chunks(3).len() == 1);
     assert!(node.chunks(2).len() < 10, "{:?}", asked.elapsed());
-    node.serving.stop();
+    node.sender.stop();
 }
 
 #[test]
 fn without_a_limit_nothing_waits() {
-    let node = serving(0);
+    let node = sender(0);
     for chunk in 0..100 {
         node.fetch(2, chunk);
     }
     wait_for("all of it", || node.chunks(2).len() == 100);
-    assert_eq!(node.serving.paced(), Duration::ZERO);
-    node.serving.stop();
+    assert_eq!(node.sender.paced(), Duration::ZERO);
+    node.sender.stop();
 }

@@ -26,9 +26,7 @@ impl Visit for Line {
 
 impl Subscriber for Heard {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        metadata
-            .target()
-            .starts_with("esker_raft::runtime::serving")
+        metadata.target().starts_with("esker_raft::runtime::sender")
     }
 
     fn new_span(&self, span: &Attributes<'_>) -> Id {
@@ -58,7 +56,7 @@ fn transfer(member: &Member, checkpoint: CheckpointId, to: u64) -> Vec<String> {
         member.fetch(to, checkpoint);
         let reason = EndReason::Installed;
         let ended = Ended { checkpoint, reason };
-        member.serving.ended(NodeId(to), ended);
+        member.sender.ended(NodeId(to), ended);
     });
     let heard = heard.0.lock();
     heard.clone()

@@ -38,8 +38,8 @@ fn asks(sender: &mut Sender, from: u64) -> Option<EndReason> {
     }
 }
 
-fn heard(sender: &mut Sender, from: u64) {
-    sender.step(SenderEvent::Heard {
+fn report_progress(sender: &mut Sender, from: u64) {
+    sender.step(SenderEvent::Progress {
         from: NodeId(from),
         checkpoint: IT,
     });
@@ -58,7 +58,7 @@ fn what_a_receiver_says_it_is_fetching_is_kept_though_it_asks_for_nothing() {
     sender.step(SenderEvent::Retire(IT));
     for _ in 0..5 {
         assert!(!released(&mut sender, IDLE - 1));
-        heard(&mut sender, 2);
+        report_progress(&mut sender, 2);
     }
     assert_eq!(sender.transfers().count(), 0, "its place is for others");
     assert_eq!(asks(&mut sender, 2), None, "and it goes on");
@@ -70,7 +70,7 @@ fn what_a_receiver_says_it_is_fetching_is_kept_though_it_asks_for_nothing() {
 fn what_a_receiver_was_offered_is_kept_before_it_asks_for_the_first_time() {
     let mut sender = sender(SenderEvent::Publish);
     assert_eq!(asks(&mut sender, 2), None);
-    heard(&mut sender, 3);
+    report_progress(&mut sender, 3);
     assert_eq!(asks(&mut sender, 3), Some(EndReason::Busy));
     sender.step(SenderEvent::Retire(IT));
     let reason = EndReason::Installed;
@@ -90,7 +90,7 @@ fn a_retired_checkpoint_is_not_kept_for_somebody_new() {
     assert_eq!(asks(&mut sender, 2), None);
     sender.step(SenderEvent::Retire(IT));
     for _ in 0..2 * IDLE {
-        heard(&mut sender, 3);
+        report_progress(&mut sender, 3);
         assert_eq!(asks(&mut sender, 3), Some(EndReason::Vanished));
         sender.step(SenderEvent::Tick);
     }
@@ -122,7 +122,7 @@ fn a_transfer_that_has_ended_keeps_nothing() {
     for reason in [EndReason::Installed, EndReason::Corrupt] {
         let mut sender = sender(SenderEvent::Publish);
         assert_eq!(asks(&mut sender, 2), None);
-        heard(&mut sender, 2);
+        report_progress(&mut sender, 2);
         sender.step(SenderEvent::Retire(IT));
         let ended = Ended {
             checkpoint: IT,

@@ -22,7 +22,7 @@ struct Fixture {
     receiver: Receiver,
     disk: Vec<Vec<u8>>,
     /// Asked for and not answered.
-    asked: Vec<Fetch>,
+    requested: Vec<Fetch>,
     /// The disk is full.
     full: bool,
     done: Option<Result<(), EndReason>>,
@@ -43,7 +43,7 @@ impl Fixture {
         let mut fixture = Fixture {
             receiver: Receiver::new(config(), SOURCE, manifest, held),
             disk: (0..sizes.len()).map(there).collect(),
-            asked: Vec::new(),
+            requested: Vec::new(),
             full: false,
             done: None,
         };
@@ -56,7 +56,7 @@ impl Fixture {
         while let Some(event) = events.pop() {
             for action in self.receiver.step(event) {
                 match action {
-                    ReceiverAction::Fetch(fetch) => self.asked.push(fetch),
+                    ReceiverAction::Fetch(fetch) => self.requested.push(fetch),
                     ReceiverAction::Write { .. } if self.full => {
                         events.push(ReceiverEvent::WriteFailed);
                     }
@@ -87,8 +87,8 @@ impl Fixture {
     }
 
     fn answer_all(&mut self) {
-        while !self.asked.is_empty() {
-            let fetch = self.asked.remove(0);
+        while !self.requested.is_empty() {
+            let fetch = self.requested.remove(0);
             self.answer(fetch);
         }
     }
@@ -112,9 +112,9 @@ fn everything_is_fetched_once_with_no_more_in_flight_than_the_window() {
     let sizes = [95, 0, 10, 1, 40];
     let mut fixture = Fixture::new(&sizes);
     let mut most = 0;
-    while let Some(fetch) = fixture.asked.first().copied() {
-        most = most.max(fixture.asked.iter().map(|f| f.length).sum());
-        fixture.asked.remove(0);
+    while let Some(fetch) = fixture.requested.first().copied() {
+        most = most.max(fixture.requested.iter().map(|f| f.length).sum());
+        fixture.requested.remove(0);
         fixture.answer(fetch);
     }
     assert_eq!(most, 4 * CHUNK);
@@ -140,7 +140,7 @@ fn files_that_are_there_by_hash_and_parts_that_are_there_are_not_fetched() {
 
     let nothing_to_do = Fixture::held(&[5, 5], &[Held::Whole, Held::Whole]);
     nothing_to_do.assert_whole(&[5, 5]);
-    assert!(nothing_to_do.asked.is_empty());
+    assert!(nothing_to_do.requested.is_empty());
 }
 
 #[test]
@@ -157,16 +157,16 @@ fn a_part_that_is_damaged_is_found_when_the_file_is_whole_and_fetched_anew() {
 #[test]
 fn a_chunk_that_does_not_come_is_asked_for_again_ever_later() {
     let mut fixture = Fixture::new(&[10]);
-    let mut asked_at = Vec::new();
+    let mut requested_at = Vec::new();
     for tick in 0..45 {
-        if !fixture.asked.is_empty() {
-            assert_eq!(fixture.asked.len(), 1);
-            fixture.asked.clear();
-            asked_at.push(tick);
+        if !fixture.requested.is_empty() {
+            assert_eq!(fixture.requested.len(), 1);
+            fixture.requested.clear();
+            requested_at.push(tick);
         }
         fixture.ticks(1);
     }
-    assert_eq!(asked_at, [0, 3, 9, 21]);
+    assert_eq!(requested_at, [0, 3, 9, 21]);
     fixture.ticks(10);
     assert_eq!(fixture.done, Some(Err(EndReason::Silent)));
 }
@@ -176,9 +176,9 @@ fn a_large_file_may_take_as_long_as_it_likes() {
     let mut fixture = Fixture::new(&[1000]);
     for _ in 0..100 {
         fixture.ticks(40);
-        let fetch = fixture.asked[0];
+        let fetch = fixture.requested[0];
         fixture.answer(fetch);
-        fixture.asked.retain(|f| f.offset > fetch.offset);
+        fixture.requested.retain(|f| f.offset > fetch.offset);
     }
     fixture.assert_whole(&[1000]);
 }
@@ -192,18 +192,18 @@ fn a_corrupt_chunk_is_asked_for_at_once_and_given_up_in_the_end() {
     };
     let mut fixture = Fixture::new(&[10]);
     for _ in 0..3 {
-        let fetch = fixture.asked.pop().unwrap();
+        let fetch = fixture.requested.pop().unwrap();
         fixture.step(corrupt(fetch));
     }
     // One that is too short is corrupt as well.
-    let fetch = fixture.asked.pop().unwrap();
+    let fetch = fixture.requested.pop().unwrap();
     fixture.step(ReceiverEvent::Chunk(chunk_of(Fetch { length: 9, ..fetch })));
     fixture.answer_all();
     fixture.assert_whole(&[10]);
     assert_eq!(fixture.receiver.counts().corrupt, 4);
 
     let mut fixture = Fixture::new(&[10]);
-    while let Some(fetch) = fixture.asked.pop() {
+    while let Some(fetch) = fixture.requested.pop() {
         fixture.step(corrupt(fetch));
     }
     assert_eq!(fixture.done, Some(Err(EndReason::Corrupt)));
@@ -213,14 +213,14 @@ fn a_corrupt_chunk_is_asked_for_at_once_and_given_up_in_the_end() {
 fn a_full_disk_is_waited_for_and_nothing_is_fetched_twice() {
     let sizes = [200];
     let mut fixture = Fixture::new(&sizes);
-    let fetch = fixture.asked.remove(0);
+    let fetch = fixture.requested.remove(0);
     fixture.full = true;
     fixture.answer(fetch);
     assert!(fixture.receiver.waits_for_space());
     fixture.answer_all();
     fixture.ticks(1000);
     assert_eq!(
-        (fixture.done, fixture.asked.len()),
+        (fixture.done, fixture.requested.len()),
         (None, 0),
         "it waits, for as long as it takes"
     );
@@ -238,10 +238,10 @@ fn a_busy_sender_is_asked_again_later_and_one_that_ends_ends_it() {
         ReceiverEvent::Ended(Ended { checkpoint, reason })
     };
     let mut fixture = Fixture::new(&[20]);
-    fixture.asked.clear();
+    fixture.requested.clear();
     fixture.step(ended(EndReason::Busy));
     fixture.ticks(1);
-    assert!(fixture.asked.is_empty());
+    assert!(fixture.requested.is_empty());
     fixture.ticks(3);
     fixture.answer_all();
     fixture.assert_whole(&[20]);
@@ -254,9 +254,9 @@ fn a_busy_sender_is_asked_again_later_and_one_that_ends_ends_it() {
         let mut fixture = Fixture::new(&[20]);
         fixture.step(ended(reason));
         assert_eq!(fixture.done, Some(Err(reason)));
-        fixture.asked.clear();
+        fixture.requested.clear();
         fixture.ticks(100);
-        assert!(fixture.asked.is_empty(), "it is over");
+        assert!(fixture.requested.is_empty(), "it is over");
     }
 }
 
@@ -283,18 +283,18 @@ fn whatever_the_network_does_the_files_become_whole_and_a_break_costs_at_most_th
                     fixture = Fixture::held(&sizes, &held);
                     fixture.disk = disk;
                 }
-                _ if fixture.asked.is_empty() => fixture.ticks(1),
+                _ if fixture.requested.is_empty() => fixture.ticks(1),
                 at => {
-                    let n = rng.random_range(0..fixture.asked.len());
-                    let fetch = fixture.asked[n];
+                    let n = rng.random_range(0..fixture.requested.len());
+                    let fetch = fixture.requested[n];
                     match at {
                         5 => {}
                         6 => {
-                            fixture.asked.swap_remove(n);
+                            fixture.requested.swap_remove(n);
                             continue;
                         }
                         _ => {
-                            fixture.asked.swap_remove(n);
+                            fixture.requested.swap_remove(n);
                         }
                     }
                     fixture.answer(fetch);

@@ -99,6 +99,6 @@ fn receivers_of_a_sender_at_its_slowest_get_all_of_it_and_nothing_twice() {
     assert_eq!(done.len(), ids.len(), "{done:?}");
     assert_eq!(sent.len(), ids.len() * CHUNKS);
     assert!(sent.values().all(|times| *times == 1), "{sent:?}");
-    let asked_again = receivers.values().map(|r| r.counts().asked_again);
-    assert!(asked_again.sum::<u64>() > 0, "they were impatient");
+    let requested_again = receivers.values().map(|r| r.counts().requested_again);
+    assert!(requested_again.sum::<u64>() > 0, "they were impatient");
 }

@@ -16,19 +16,21 @@ use tonic::{Code, Request, Status};
 
 use super::codec::Outgoing;
 use super::queued::Queued;
-use super::{CONNECTION_WINDOW, KEEP_ALIVE, MESSAGES, SECRET, STREAM_WINDOW, TOGETHER, chain, tls};
+use super::{
+    CONNECTION_WINDOW, KEEP_ALIVE_INTERVAL, MAX_BATCH, MESSAGES, SECRET, STREAM_WINDOW, chain, tls,
+};
 use crate::ids::NodeId;
 use crate::message::{Envelope, MAX_ENVELOPE_BYTES};
 use crate::transport::{Inbox, MAX_QUEUED_BYTES, Permit};
 
 /// Pause after a stream broke, the first time; doubled from one failure in a row to the next.
-const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const MIN_RETRY_INTERVAL: Duration = Duration::from_millis(50);
 /// The longest pause: a peer that is back is spoken to within this.
-const MAX_PAUSE: Duration = Duration::from_secs(1);
+const MAX_RETRY_INTERVAL: Duration = Duration::from_secs(1);
 /// Most time that a connection may take to open.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// A stream that was open for so long was no failure.
-const WAS_GOOD: Duration = Duration::from_secs(5);
+const STABLE_AFTER: Duration = Duration::from_secs(5);
 
 /// What a link is told.
 #[derive(Clone)]
@@ -51,8 +53,8 @@ pub(super) struct Link {
 impl Link {
     pub fn open(runtime: &Runtime, opening: Opening, address: &str, queued: usize) -> Link {
         let (queue, waiting) = mpsc::channel(queued);
-        let (address, told) = watch::channel(address.to_owned());
-        runtime.spawn(run(opening, told, waiting));
+        let (address, addresses) = watch::channel(address.to_owned());
+        runtime.spawn(run(opening, addresses, waiting));
         Link {
             queue,
             bytes: Arc::default(),
@@ -85,7 +87,7 @@ async fn run(
     mut address: watch::Receiver<String>,
     mut waiting: mpsc::Receiver<Queued>,
 ) {
-    let mut pause = FIRST_PAUSE;
+    let mut pause = MIN_RETRY_INTERVAL;
     let mut refused: u64 = 0;
     // A connection is opened when there is something to say.
     while let Some(first) = waiting.recv().await {
@@ -101,8 +103,8 @@ async fn run(
         let Err(broken) = ended else {
             return;
         };
-        if opened.elapsed() >= WAS_GOOD {
-            pause = FIRST_PAUSE;
+        if opened.elapsed() >= STABLE_AFTER {
+            pause = MIN_RETRY_INTERVAL;
             refused = 0;
         }
         let Broken { why, lasting } = broken;
@@ -134,7 +136,7 @@ async fn run(
                 },
             }
         }
-        pause = (pause * 2).min(MAX_PAUSE);
+        pause = (pause * 2).min(MAX_RETRY_INTERVAL);
     }
 }
 
@@ -182,11 +184,11 @@ async fn stream(
         tonic::client::Grpc::new(channel).max_encoding_message_size(MAX_ENVELOPE_BYTES + 64);
     client.ready().await.map_err(|e| Broken::by(&e))?;
     // A chunk is large enough to travel alone.
-    let together = match opening.path == MESSAGES {
-        true => TOGETHER,
+    let batch = match opening.path == MESSAGES {
+        true => MAX_BATCH,
         false => 1,
     };
-    let (more, rest) = mpsc::channel(together);
+    let (more, rest) = mpsc::channel(batch);
     let messages = futures::stream::iter([first]).chain(ReceiverStream::new(rest));
     let mut request = Request::new(messages);
     if let Some(secret) = &opening.secret {
@@ -236,8 +238,8 @@ async fn connect(address: &str, tls: Option<ClientTlsConfig>) -> Result<Channel,
         .tcp_nodelay(true)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
-        .http2_keep_alive_interval(KEEP_ALIVE)
-        .keep_alive_timeout(KEEP_ALIVE)
+        .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
+        .keep_alive_timeout(KEEP_ALIVE_INTERVAL)
         .keep_alive_while_idle(true);
     endpoint.connect().await.map_err(|e| Broken::by(&e))
 }

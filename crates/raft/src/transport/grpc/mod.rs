@@ -56,13 +56,13 @@ const STREAM_WINDOW: u32 = 4 * 1024 * 1024;
 const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
 /// Most bytes of one HTTP/2 frame, which its reader takes as a whole: with the default of 16 KiB, a
 /// chunk is cut into 64.
-const FRAME: u32 = 256 * 1024;
+const MAX_FRAME_BYTES: u32 = 256 * 1024;
 /// Messages that may be on their way from a link's queue to its stream: those that are there together
 /// leave together.
-const TOGETHER: usize = 32;
+const MAX_BATCH: usize = 32;
 /// A connection that is silent for so long is asked whether it lives, and given up if it does not say
 /// so in the same time again.
-const KEEP_ALIVE: Duration = Duration::from_secs(5);
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(5);
 
 /// What the transport is told.
 #[derive(Clone, Default)]
@@ -198,9 +198,9 @@ impl Transport for GrpcTransport {
             let served = server
                 .initial_stream_window_size(STREAM_WINDOW)
                 .initial_connection_window_size(CONNECTION_WINDOW)
-                .max_frame_size(Some(FRAME))
-                .http2_keepalive_interval(Some(KEEP_ALIVE))
-                .http2_keepalive_timeout(Some(KEEP_ALIVE))
+                .max_frame_size(Some(MAX_FRAME_BYTES))
+                .http2_keepalive_interval(Some(KEEP_ALIVE_INTERVAL))
+                .http2_keepalive_timeout(Some(KEEP_ALIVE_INTERVAL))
                 .serve_with_incoming(service, incoming)
                 .await;
             if let Err(error) = served {
