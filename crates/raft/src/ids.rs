@@ -1,4 +1,5 @@
-//! The numbers that must not be mistaken for each other.
+//! Numbers and identities, each with a type of its own so that none is used in place of another. The lowest
+//! module: it uses nothing of the crate.
 
 use std::fmt;
 
@@ -25,11 +26,11 @@ number! {
     Term
 }
 number! {
-    /// Which group of a node; a partition's number.
+    /// Number of a group on a node; that of its partition.
     GroupId
 }
 number! {
-    /// Identity of a member. Never 0.
+    /// Number of a node, and so of a member. Never 0.
     NodeId
 }
 
@@ -56,7 +57,7 @@ macro_rules! identity {
 }
 
 identity! {
-    /// Which cluster. Members of two clusters never speak with each other, whatever their numbers.
+    /// Identity of a cluster. Messages between members of two clusters are refused, whatever their numbers.
     ClusterId
 }
 identity! {
@@ -65,12 +66,12 @@ identity! {
     Lineage
 }
 identity! {
-    /// Names a checkpoint, whose files never change: two checkpoints never share a name, not of
-    /// different groups or nodes either.
+    /// Identity of a checkpoint, whose files never change. Two checkpoints never have the same one, not
+    /// even of different groups or nodes.
     CheckpointId
 }
 number! {
-    /// Which start of a node's process, on one and the same data directory. Rises from start to
-    /// start; a message of an older one is not from that node as it is now.
+    /// Number of a start of a node's process on one data directory. It increases with every start; messages
+    /// of an earlier start are refused.
     Incarnation
 }

@@ -1,19 +1,19 @@
 //! Consensus, and the durable log that all groups of a node share.
 //!
-//! A *group* is one replicated state machine. Consensus itself is TiKV's `raft` crate and the
-//! durable log is TiKV's `raft-engine`; what is here is the layer above them:
+//! A *group* is one replicated state machine. Consensus is TiKV's `raft` crate and the durable log is
+//! TiKV's `raft-engine`. This crate is the layer above them:
 //!
 //! | module | what it holds | what it must never know |
 //! |---|---|---|
 //! | [`engine`] | the sans-IO façade: `Engine::step(Event) -> Vec<Action>` | clocks, threads, disks |
-//! | [`message`] | what members say to each other, and who is heard | what comes of it |
+//! | [`message`] | the messages between members, and which are accepted | what they lead to |
 //! | [`transfer`] | how a checkpoint gets to a peer, without I/O | disks, sockets, consensus |
-//! | [`log`] | one log per node: look before open, group commit, compaction | what an entry means |
-//! | [`store`] | snapshots on disk: stored whole, fetched in parts | threads, consensus |
-//! | [`transport`] | how messages get from node to node: in memory, over gRPC | what they mean |
+//! | [`log`] | one log per node: inspection before the open, group commit, compaction | what an entry means |
+//! | [`store`] | snapshots on disk: complete ones, and one that is being fetched | threads, consensus |
+//! | [`transport`] | how messages get from node to node: in memory, over gRPC | what messages mean |
 //! | [`runtime`] | the default runtime: writer thread, apply threads, snapshots, ticker | storage engines |
 //!
-//! The way of a proposal:
+//! The path of a proposal:
 //!
 //! ```text
 //! Group::propose ─▶ Engine ─Persist▶ log writer ─(one sync for all groups)─▶ Engine
@@ -21,8 +21,11 @@
 //!                       answer ◀── state machine (apply thread of the group) ◀┘
 //! ```
 //!
-//! To host a state machine, start with the [`guide`]. Types of `raft` and `protobuf` do not leave this
-//! crate.
+//! To host a state machine, start with the [`guide`]. No public type contains one of `raft` or `protobuf`.
+//!
+//! The modules form layers. From the bottom up: `ids`, `limits`, `membership`, `logger`; [`transfer`];
+//! [`message`]; [`engine`]; [`store`] and [`transport`]; [`log`]; [`runtime`]. A module uses only those
+//! before it.
 
 pub mod engine;
 #[doc = include_str!("../GUIDE.md")]

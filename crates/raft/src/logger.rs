@@ -1,4 +1,4 @@
-//! raft-rs wants a `slog` logger: this one forwards to `tracing`.
+//! The `slog` logger that raft-rs needs: it forwards to `tracing`.
 
 use std::fmt::Write as _;
 
@@ -19,7 +19,7 @@ impl Drain for ToTracing {
     type Err = Never;
 
     fn log(&self, record: &Record<'_>, _values: &OwnedKVList) -> Result<(), Never> {
-        // What raft-rs calls information is detail to whoever runs a server.
+        // raft-rs's information is detail for whoever operates a server.
         let shown = match record.level() {
             Level::Critical | Level::Error => tracing::enabled!(tracing::Level::ERROR),
             Level::Warning => tracing::enabled!(tracing::Level::WARN),

@@ -15,24 +15,24 @@ pub struct Membership {
     pub voters: Vec<NodeId>,
     /// Members without, sorted.
     pub learners: Vec<NodeId>,
-    /// While a change is under way: those who had a vote before it, sorted. They have to agree too.
+    /// While a change is under way: the voters before it, sorted. A majority of them has to agree too.
     pub voters_outgoing: Vec<NodeId>,
     /// While a change is under way: those who will be learners after it, sorted.
     pub learners_next: Vec<NodeId>,
-    /// Those of the learners that get a vote as soon as they have caught up, sorted. A host that does not
-    /// keep it with its state loses the intention at a restart, and no more: they stay learners.
+    /// Learners that get a vote as soon as they have caught up, sorted. If a host does not keep this list
+    /// with its state, they stay learners after a restart; nothing else is lost.
     pub to_promote: Vec<NodeId>,
 }
 
 impl Membership {
-    /// Everybody, some twice while a change is under way.
+    /// All members; some occur twice while a change is under way.
     pub fn members(&self) -> impl Iterator<Item = NodeId> + '_ {
         let voters = self.voters.iter().chain(&self.voters_outgoing);
         let learners = self.learners.iter().chain(&self.learners_next);
         voters.chain(learners).copied()
     }
 
-    /// Whether it belongs to the group, in whatever way.
+    /// Whether the node is a member, as a voter or a learner.
     pub fn contains(&self, node: NodeId) -> bool {
         self.members().any(|member| member == node)
     }
@@ -42,7 +42,7 @@ impl Membership {
         !self.voters_outgoing.is_empty()
     }
 
-    /// Whether this is all: one voter.
+    /// Whether the node is the only member, and a voter.
     pub(crate) fn is_only(&self, node: NodeId) -> bool {
         self.voters == [node] && self.members().count() == 1
     }
@@ -54,7 +54,7 @@ impl Membership {
             learners: numbers(&self.learners),
             voters_outgoing: numbers(&self.voters_outgoing),
             learners_next: numbers(&self.learners_next),
-            // Ours always end by themselves.
+            // Joint memberships of this library always end by themselves.
             auto_leave: self.is_joint(),
             ..ConfState::default()
         }
@@ -75,7 +75,7 @@ impl Membership {
         }
     }
 
-    /// With these to be promoted, as far as they are learners.
+    /// The membership with those of `nodes` to be promoted that are learners.
     pub(crate) fn promoting(mut self, nodes: impl IntoIterator<Item = NodeId>) -> Membership {
         let learners = &self.learners;
         self.to_promote = nodes
@@ -91,43 +91,43 @@ impl Membership {
 /// A change of the membership.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MembershipChange {
-    /// A new member that is to vote. It comes as a learner, and the leader promotes it as soon as it
-    /// has caught up: nobody votes without a log. If this leader goes before that, the next one does it.
+    /// Adds a member that will vote. It begins as a learner, because a voter needs a log, and the leader
+    /// promotes it as soon as it has caught up. If the leader changes before that, the next one does it.
     AddPeer(NodeId),
-    /// A new member without a vote.
+    /// Adds a member without a vote.
     AddLearner(NodeId),
-    /// A learner that has caught up gets a vote.
+    /// Gives a vote to a learner that has caught up.
     Promote(NodeId),
-    /// A member goes. Its number is not to be used again.
+    /// Removes a member. Its number must not be used again.
     RemovePeer(NodeId),
 }
 
-/// Why the membership is not changed.
+/// Why a change of the membership is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ChangeRefused {
-    /// Another change is under way, or may be: a new leader knows only once it has applied what it
-    /// found.
+    /// Another change is under way, or may be: a new leader only knows once it has applied the entries of
+    /// its predecessors.
     #[error("another change of the membership is under way")]
     InProgress,
-    /// It belongs to the group already.
+    /// The node is a member already.
     #[error("it is a member already")]
     AlreadyMember,
-    /// It does not belong to the group.
+    /// The node is not a member.
     #[error("it is not a member")]
     NotAMember,
-    /// It is no learner.
+    /// The node is not a learner.
     #[error("it is not a learner")]
     NotALearner,
-    /// It lacks too much.
+    /// The learner lacks too many entries.
     #[error("it has not caught up: it lacks {lacks} entries, or has not been heard of")]
     Lagging {
-        /// So many entries of the leader's log.
+        /// Entries of the leader's log that it lacks.
         lacks: u64,
     },
-    /// A leader does not remove itself: leadership is to be transferred before.
+    /// A leader does not remove itself: transfer the leadership first.
     #[error("it leads the group: transfer the leadership first")]
     IsLeader,
-    /// 0 is nobody.
+    /// 0 is not the number of a node.
     #[error("0 is not the number of a node")]
     Nobody,
 }

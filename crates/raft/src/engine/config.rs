@@ -1,11 +1,11 @@
-//! What an engine is told, and why it may not come to be.
+//! The configuration of an engine, and why an engine cannot be opened.
 
 use std::ops::RangeInclusive;
 
 use crate::ids::{ClusterId, GroupId, Incarnation, Lineage, Lsn, NodeId};
 use crate::message::Identity;
 
-/// What an engine is told at its creation.
+/// The configuration of an engine.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// This member.
@@ -18,43 +18,43 @@ pub struct Config {
     pub lineage: Lineage,
     /// This start of the process; peers refuse messages of older ones.
     pub incarnation: Incarnation,
-    /// The group is founded now: that this member has no log is as it should be. Without it, a voter
-    /// among others that has none has lost it, and is not opened.
+    /// The group is being founded, so an empty log is expected. If false, a voter in a group with others
+    /// whose log is empty has lost it, and is not opened.
     pub founding: bool,
-    /// Most bytes of log that a snapshot covers and that are kept all the same, because a peer has not
-    /// got them yet, or is fetching what comes before them. Beyond it they go, and the peer is offered
-    /// a snapshot, or another one.
+    /// Most bytes of log that are kept although a snapshot covers them, because a peer lacks them or is
+    /// fetching a snapshot before them. Beyond it they are removed, and the peer is offered a (newer)
+    /// snapshot.
     pub max_bytes_kept_for_peers: u64,
-    /// Ticks until a peer that did not react to an offer, or whose fetch failed, is offered a snapshot
-    /// again; longer after each failure in a row. At least 1.
+    /// Ticks until a peer that did not answer an offer, or whose fetch failed, gets another offer. Doubles
+    /// after each failure in a row, up to 32 times this. At least 1.
     pub offer_retry_ticks: u64,
-    /// Ticks without a word about a peer's fetch until the log is no longer kept for it.
+    /// Ticks without a report of a peer's fetch after which the log is not kept for it any more.
     pub transfer_idle_ticks: u64,
-    /// Ticks without word from a leader before an election; at least `2 * heartbeat_ticks`.
+    /// Ticks without a message from a leader before an election; at least `2 * heartbeat_ticks`.
     pub election_ticks: usize,
     /// Ticks between heartbeats.
     pub heartbeat_ticks: usize,
-    /// Accepted proposals that are not applied yet; beyond it proposals are rejected as
+    /// Most accepted proposals that are not applied yet. Beyond it proposals are rejected as
     /// [`RejectReason::Busy`](super::RejectReason::Busy).
     pub max_pending_proposals: u64,
-    /// Committed entries handed out and not applied yet, in bytes, beyond which no more are read
-    /// from the log: keeps a long replay in bounded memory. One entry may exceed it.
+    /// Bytes of committed entries that are handed out and not applied yet. Beyond it no more are read from
+    /// the log, which bounds the memory of a long replay. One entry may exceed it.
     pub max_apply_backlog_bytes: u64,
-    /// Most bytes of entries that are durable and stay in memory, because they are not applied yet; at
-    /// least 1. Beyond it the oldest are read from the log once they are applied, so that a member whose
-    /// state machine is stuck does not hold all that the others go on writing. Entries that are not
-    /// durable come on top; those are bounded by what producers may have in flight.
+    /// Most bytes of durable entries that stay in memory because they are not applied yet; at least 1.
+    /// Beyond it the oldest leave memory and are read from the log when they are applied, so that a member
+    /// with a stuck state machine does not hold everything that the group goes on writing. Entries that are
+    /// not durable yet are not included; they are bounded by what producers may have in flight.
     pub max_log_bytes_in_memory: u64,
     /// Applied entries above the floor from which on a snapshot is hinted at; 0 for never.
     pub snapshot_hint_threshold_entries: u64,
     /// The same in bytes, roughly; 0 for never.
     pub snapshot_hint_threshold_bytes: u64,
-    /// The guardrail: with more entries than this above the floor, applied or not, a snapshot is
-    /// hinted at if it can help, and an alarm is given if it cannot; 0 for none. If both are set, it
-    /// must be larger than `snapshot_hint_threshold_entries`.
+    /// The guardrail: with more entries than this above the floor, applied or not, the engine hints at a
+    /// snapshot, or emits [`Action::LogAlarm`](super::Action::LogAlarm) if a snapshot cannot help; 0 for
+    /// none. If both are set, it must be larger than `snapshot_hint_threshold_entries`.
     pub max_log_entries: u64,
-    /// Ticks without a hint after a failed attempt: the first time, and at most; they double from one
-    /// to the other. At least 1.
+    /// Ticks without a hint after a failed attempt: the first and the largest value; they double after each
+    /// failure in a row. At least 1.
     pub snapshot_backoff_ticks: RangeInclusive<u64>,
     /// Seed of the election timeouts.
     pub seed: u64,
@@ -78,8 +78,8 @@ impl Config {
             heartbeat_ticks: 2,
             max_pending_proposals: 16 * 1024,
             max_apply_backlog_bytes: 8 * 1024 * 1024,
-            // Four times the backlog: what a busy leader has under way to its followers is still applied
-            // without reading the disk, and a hundred groups that are stuck are some gigabytes.
+            // Four times the backlog: entries that a busy leader is still sending are applied without
+            // reading the disk, and a hundred stuck groups need some gigabytes.
             max_log_bytes_in_memory: 32 * 1024 * 1024,
             snapshot_hint_threshold_entries: 10_000,
             snapshot_hint_threshold_bytes: 64 * 1024 * 1024,
@@ -89,7 +89,7 @@ impl Config {
         }
     }
 
-    /// Who this member is, to the others.
+    /// The identity of this member in messages.
     pub fn identity(&self) -> Identity {
         Identity {
             cluster: self.cluster,
@@ -128,7 +128,7 @@ impl Config {
     }
 }
 
-/// Why an engine could not be created.
+/// Why an engine could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// A value of the configuration is out of range.
@@ -156,8 +156,8 @@ pub enum OpenError {
         /// Last entry that the database has.
         applied: Lsn,
     },
-    /// A voter has neither a log nor a vote, and does not found the group: it has lost them. What it
-    /// has promised others it does not know any more, so it must not vote again under this number.
+    /// A voter has neither a log nor a vote, and does not found the group: it has lost them. It does not
+    /// know its promises to other members any more, so it must not vote again under this number.
     #[error(
         "node {id} is a voter among {voters}, and its log is empty: it was lost; remove this member \
          from the group, and let it join under a new number"
@@ -168,10 +168,10 @@ pub enum OpenError {
         /// How many voters there are.
         voters: usize,
     },
-    /// The log could not be read now; the message names the LSN.
+    /// The log could not be read now. The message names the LSN.
     #[error("{0}")]
     Unreadable(String),
-    /// The log lacks entries, or they are not what was written; the message names the LSN.
+    /// Entries of the log are missing or damaged. The message names the LSN.
     #[error("{0}")]
     Damaged(String),
 }

@@ -15,18 +15,18 @@ use crate::transfer::Manifest;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Ticket(pub u64);
 
-/// Something that happened.
+/// Something that happened: input of [`Engine::step`](super::Engine::step).
 #[derive(Debug)]
 pub enum Event {
     /// One `tick_interval` has passed.
     Tick,
-    /// Stand for election now. A group of one does so when it opens.
+    /// Campaign now. The host of a sole voter steps it after the open.
     Campaign,
-    /// A peer's message arrived. Fetches and chunks are not the engine's, and are dropped.
+    /// A peer's message arrived. The engine drops fetches and chunks, which are for the transfers.
     Receive(Envelope),
-    /// Nothing gets through to that peer at the moment.
+    /// That peer cannot be reached at the moment.
     Unreachable(NodeId),
-    /// The host wants a command in the log.
+    /// The host proposes a command.
     Propose {
         /// Returned with the verdict.
         ticket: Ticket,
@@ -45,104 +45,104 @@ pub enum Event {
         /// Last applied entry.
         lsn: Lsn,
     },
-    /// The host has a durable snapshot, and if an attempt was under way, it has ended. Moves the
-    /// floor, unless the snapshot covers less than the one before.
+    /// The host has a durable snapshot; an attempt that was under way has ended. Moves the floor, unless
+    /// the snapshot covers less than the one before.
     SnapshotTaken {
         /// Last entry that it covers.
         last_included_index: Lsn,
-        /// That entry's term. A snapshot whose term the log contradicts is of another history: it
+        /// That entry's term. If the log has another term there, the snapshot is of another history and
         /// counts as failed.
         term: Term,
-        /// Who belonged to the group, as of that entry. Unknown, the snapshot is offered to nobody.
+        /// The membership as of that entry. Without it, the snapshot is offered to no peer.
         peers: Option<Membership>,
     },
     /// As [`Event::SnapshotTaken`], for a host that has the snapshot as bytes and has not stored it: the
-    /// engine knows term and membership as of that entry, and answers with [`Action::StoreSnapshot`]. If
-    /// it does not know them, because the membership was changed after that entry, the attempt counts as
-    /// failed. An attempt that is under way goes on until the host says [`Event::SnapshotTaken`].
+    /// engine knows term and membership as of that entry, and answers with [`Action::StoreSnapshot`]. If it
+    /// does not know them, because the membership was changed after that entry, the attempt counts as
+    /// failed. An attempt that is under way goes on until [`Event::SnapshotTaken`].
     SnapshotBytes {
         /// Last entry that it covers; at most what is applied.
         last_included_index: Lsn,
         /// The state machine's own encoding.
         bytes: Bytes,
     },
-    /// The host's attempt came to nothing. After a pause there is a hint, whatever the thresholds are.
+    /// The host's attempt failed. After a pause there is another hint, whatever the thresholds are.
     SnapshotFailed,
     /// The host begins an attempt, after a hint or by itself. No hint is given until it has ended with
     /// [`Event::SnapshotTaken`] or [`Event::SnapshotFailed`].
     SnapshotBegun,
-    /// The host wants the entries above `lsn` kept, also if a snapshot covers them. Said again, it
-    /// holds from then on, lower or higher; what is gone is gone. It is not remembered across a
-    /// restart, and until it is said, compaction goes up to the floor.
+    /// The host wants the entries above `lsn` kept, also if a snapshot covers them. A later event replaces
+    /// this one, with a lower or a higher LSN; removed entries do not come back. The engine does not
+    /// remember it across a restart. Without it, compaction goes up to the floor.
     KeepFrom {
-        /// Last entry that may go.
+        /// Last entry that may be removed.
         lsn: Lsn,
     },
-    /// The host wants another membership. One change at a time; it is in force, and the next one
-    /// possible, once [`Membership::is_joint`] is over in what is applied.
+    /// The host wants to change the membership, one change at a time. A change is complete, and the next
+    /// one possible, once [`Membership::is_joint`] is false in the applied state.
     ChangeMembership {
         /// Returned with the verdict.
         ticket: Ticket,
         /// Which change.
         change: MembershipChange,
     },
-    /// The host wants another leader. Proposals are rejected meanwhile; if it does not come about
+    /// The host wants another leader. Proposals are rejected meanwhile. If the transfer does not complete
     /// within an election timeout, this member goes on leading.
     TransferLeadership {
-        /// Returned if it is refused; otherwise [`Action::Became`] tells.
+        /// Returned if the transfer is refused. Otherwise [`Action::Became`] has the result.
         ticket: Ticket,
         /// The voter that is to lead.
         to: NodeId,
     },
-    /// The host wants to read what is not older than this moment. Answered with
-    /// [`Action::ReadReady`] or [`Action::ReadFailed`], by followers too.
+    /// The host wants a linearizable read. Answered with [`Action::ReadReady`] or [`Action::ReadFailed`],
+    /// by followers too.
     ReadIndex {
         /// Returned with the answer.
         ticket: Ticket,
     },
-    /// The host cannot offer the snapshot that [`Action::OfferSnapshot`] names. A newer one is hinted at
-    /// if it is still needed.
+    /// The host cannot offer the snapshot that [`Action::OfferSnapshot`] names. If one is still needed, the
+    /// engine hints at a newer one.
     OfferFailed {
-        /// To whom it was to be offered.
+        /// The peer for which it was meant.
         to: NodeId,
     },
-    /// After a restart: part of this checkpoint is there. Answered with
-    /// [`Action::FetchSnapshot`] if it still makes sense, else with [`Action::AbandonFetch`].
+    /// After a restart: part of this checkpoint is on disk. Answered with [`Action::FetchSnapshot`] if it
+    /// is still needed, else with [`Action::AbandonFetch`].
     ResumeFetch {
         /// What was being fetched.
         offer: Box<Manifest>,
     },
-    /// So far the fetch has come; for the status, and for what the others are told.
+    /// The progress of the fetch, for the status and the messages to other members.
     FetchProgress {
         /// Of which checkpoint.
         checkpoint: CheckpointId,
         /// Bytes that are there.
         bytes_done: u64,
     },
-    /// Everything of the checkpoint is there, durable and verified.
+    /// The checkpoint is complete, durable and verified.
     SnapshotFetched {
         /// Which one.
         checkpoint: CheckpointId,
     },
-    /// The fetch came to nothing.
+    /// The fetch failed.
     FetchFailed {
         /// Of which checkpoint.
         checkpoint: CheckpointId,
         /// Why.
         reason: EndReason,
     },
-    /// The host's state machine is, durably, what the snapshot says. Not before.
+    /// The host's state machine has durably become the snapshot's state. Step it only then.
     SnapshotInstalled {
         /// Which one.
         checkpoint: CheckpointId,
     },
-    /// The host could not install it; its state machine is as it was.
+    /// The host could not install the snapshot; its state machine is unchanged.
     InstallFailed {
         /// Which one.
         checkpoint: CheckpointId,
     },
-    /// What the host was handed does not follow on what it has applied: applying it again does not help,
-    /// and an engine that is opened on what is applied hands out what follows. Answered with
+    /// The entries that the host was handed do not follow what it has applied. Applying them again does not
+    /// help; another engine, opened on the applied state, hands out the right ones. Answered with
     /// [`Action::Halt`].
     Broken {
         /// What is wrong.
@@ -150,7 +150,7 @@ pub enum Event {
     },
 }
 
-/// Something that has to be done. See the [module's head](crate::engine).
+/// Something that the host has to do. See the [module's head](crate::engine).
 #[derive(Debug)]
 pub enum Action {
     /// Make durable.
@@ -159,7 +159,7 @@ pub enum Action {
     Send(Vec<Envelope>),
     /// Apply, in order.
     Apply(Vec<Committed>),
-    /// The proposal is in the leader's log, at this place.
+    /// The proposal is in the leader's log, at this LSN.
     Accepted {
         /// Which proposal.
         ticket: Ticket,
@@ -175,14 +175,14 @@ pub enum Action {
         /// Why.
         reason: RejectReason,
     },
-    /// Please take a snapshot: [`Event::SnapshotBegun`] when it begins, then
-    /// [`Event::SnapshotTaken`] or [`Event::SnapshotFailed`]. A host that does nothing gets the next hint
-    /// when as much again has been applied.
+    /// Take a snapshot: step [`Event::SnapshotBegun`] when it begins, then [`Event::SnapshotTaken`] or
+    /// [`Event::SnapshotFailed`]. A host that ignores a hint gets the next one when as much again has been
+    /// applied.
     SnapshotHint {
-        /// What is applied now: the snapshot covers at least this.
+        /// Last applied entry. The snapshot has to cover at least this.
         last_included_index: Lsn,
     },
-    /// Store this snapshot durably, then say [`Event::SnapshotTaken`] with the same index, term and
+    /// Store this snapshot durably, then step [`Event::SnapshotTaken`] with the same index, term and
     /// membership; or [`Event::SnapshotFailed`].
     StoreSnapshot {
         /// Last entry that it covers.
@@ -194,8 +194,8 @@ pub enum Action {
         /// What [`Event::SnapshotBytes`] carried.
         bytes: Bytes,
     },
-    /// More entries than the guardrail allows are above the floor, and apply stands there, so that a
-    /// snapshot cannot help. Said once, until that is over.
+    /// More entries than the guardrail allows are above the floor, and none of them is applied, so a
+    /// snapshot cannot help. Emitted once until that is over.
     LogAlarm {
         /// Entries above the floor.
         entries: u64,
@@ -205,44 +205,44 @@ pub enum Action {
         /// The new log start.
         floor: LogFloor,
     },
-    /// Offer this snapshot to a peer, which lacks entries that are gone: publish its manifest at the
-    /// [`Sender`](crate::transfer::Sender), and send it as [`Payload::Offer`](crate::message::Payload::Offer);
-    /// or say [`Event::OfferFailed`].
+    /// Offer this snapshot to a peer that lacks removed entries: publish its manifest at the
+    /// [`Sender`](crate::transfer::Sender), and send it as
+    /// [`Payload::Offer`](crate::message::Payload::Offer); or step [`Event::OfferFailed`].
     OfferSnapshot {
         /// To whom.
         to: NodeId,
-        /// Which one: what it covers. It is the newest that the host has spoken of.
+        /// Last entry that the snapshot covers. It is the newest one that the host has reported.
         last_included_index: Lsn,
     },
-    /// Fetch this checkpoint from its source, with a [`Receiver`](crate::transfer::Receiver); then
-    /// say [`Event::SnapshotFetched`] or [`Event::FetchFailed`].
+    /// Fetch this checkpoint from its source, with a [`Receiver`](crate::transfer::Receiver); then step
+    /// [`Event::SnapshotFetched`] or [`Event::FetchFailed`].
     FetchSnapshot {
         /// From whom.
         from: NodeId,
         /// What.
         offer: Box<Manifest>,
     },
-    /// The fetch is not needed any more: end it, also on disk. Nothing is to be said.
+    /// The fetch is not needed any more: end it and remove its files. Step no event for it.
     AbandonFetch {
         /// Of which checkpoint.
         checkpoint: CheckpointId,
     },
-    /// Let the state machine be what was fetched, durably; with that done, forget everything that was
-    /// handed out for applying and is not applied: it is covered. Then say
-    /// [`Event::SnapshotInstalled`]; or [`Event::InstallFailed`], and go on applying: what was handed
-    /// out does not come again. Nothing is handed out for applying meanwhile.
+    /// Replace the state durably by the fetched snapshot. Then drop all entries that were handed out and
+    /// are not applied, because the snapshot covers them, and step [`Event::SnapshotInstalled`]. If it
+    /// fails, step [`Event::InstallFailed`] and go on applying: entries are not handed out a second time.
+    /// The engine hands out no entries meanwhile.
     InstallSnapshot {
         /// What.
         offer: Box<Manifest>,
     },
-    /// A read may be served from what is applied.
+    /// A read may be served from the applied state.
     ReadReady {
         /// Which read.
         ticket: Ticket,
-        /// At least everything up to there was applied.
+        /// Everything up to here is applied.
         lsn: Lsn,
     },
-    /// A read cannot be served. It may be tried again.
+    /// A read cannot be served. The host may try it again.
     ReadFailed {
         /// Which read.
         ticket: Ticket,
@@ -258,11 +258,12 @@ pub enum Action {
         /// The term now.
         term: Term,
     },
-    /// The log could not be read, or holds what this version does not know; or the host said
-    /// [`Event::Broken`]. It comes alone, and nothing more comes from this engine:
-    /// [`Engine::may_reopen`](super::Engine::may_reopen) tells whether another one may be opened in its place.
+    /// The log could not be read, or has entries of a newer version; or the host stepped [`Event::Broken`].
+    /// It is the only action of its step, and the engine emits nothing after it.
+    /// [`Engine::may_reopen`](super::Engine::may_reopen) returns whether another engine may be opened in
+    /// its place.
     Halt {
-        /// What happened, to what.
+        /// The operation, its object and the cause.
         what: String,
     },
 }
@@ -270,16 +271,16 @@ pub enum Action {
 /// What has to be made durable as one unit.
 #[derive(Debug)]
 pub struct Persist {
-    /// Rises by at least one from one to the next.
+    /// Increases by at least one from each `Persist` to the next.
     pub number: u64,
-    /// The log is to be emptied first, and to begin after this: a snapshot was installed.
+    /// A snapshot was installed: empty the log first, and let it begin after this entry.
     pub(crate) restart: Option<LogFloor>,
     pub(crate) entries: Vec<eraftpb::Entry>,
     pub(crate) hard_state: eraftpb::HardState,
 }
 
 impl Persist {
-    /// Rough size in bytes in the log.
+    /// Approximate size in the log, in bytes.
     pub fn bytes(&self) -> u64 {
         let entries: usize = self
             .entries
@@ -307,16 +308,16 @@ impl Persist {
 pub struct Committed {
     /// Its place.
     pub lsn: Lsn,
-    /// The term that it was proposed in.
+    /// The term in which it was proposed.
     pub term: Term,
-    /// The command; `None` for the empty entry with which a leader begins its term, and for one that
+    /// The command. `None` for the empty entry with which a leader begins its term, and for an entry that
     /// changes the membership.
     pub command: Option<Bytes>,
-    /// If the entry changes the membership: what it is from this entry on. Whoever keeps the state
-    /// keeps it with the state.
+    /// If the entry changes the membership: the membership from this entry on. The state machine keeps it
+    /// with the state.
     pub membership: Option<Arc<Membership>>,
-    /// xxh3-64 of the entry as the log has it: its LSN, its term, its kind and its data. Two histories
-    /// that are numbered alike are told apart by it.
+    /// xxh3-64 of the entry as the log has it: its LSN, its term, its kind and its data. It distinguishes
+    /// two histories with the same numbers.
     pub checksum: u64,
 }
 
@@ -340,16 +341,16 @@ pub enum RejectReason {
     },
     /// Too many proposals are pending.
     Busy,
-    /// Apply stands at the floor, and the entries above it are twice what the guardrail allows.
+    /// The entries above the floor are twice what the guardrail allows, and none of them is applied.
     LogFull,
     /// Leadership is being transferred.
     Transferring {
         /// To whom.
         to: NodeId,
     },
-    /// The membership cannot be changed so, or not now.
+    /// The change of the membership is not possible, or not now.
     Membership(ChangeRefused),
-    /// The consensus layer refused it.
+    /// raft-rs refused it.
     Refused(String),
 }
 
@@ -360,43 +361,43 @@ pub enum ReadFailure {
     NoLeader,
     /// Too many reads are pending.
     Busy,
-    /// No majority confirmed the leader in time, or what was committed then was not applied here in time:
-    /// three election timeouts each.
+    /// No majority confirmed the leader in time, or the entries that were committed then were not applied
+    /// here in time. The limit for each is three election timeouts.
     TimedOut,
-    /// The group has halted, or was stopped: nothing is answered here any more.
+    /// The group has halted or stopped.
     Stopped,
 }
 
 /// Role of a member.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
-    /// Takes proposals.
+    /// It takes proposals.
     Leader,
     /// Follows.
     Follower,
-    /// Stands for election.
+    /// It campaigns.
     Candidate,
 }
 
-/// Where the log begins: entries at or below are gone, the term of the last one is kept.
+/// Where the log begins: entries at or below are removed, and the term of the last one is kept.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LogFloor {
-    /// Last entry that may be gone.
+    /// Last entry that may be removed.
     pub lsn: Lsn,
     /// Its term.
     pub term: Term,
 }
 
-/// What the log remembers of a group.
+/// What the log has of a group.
 #[derive(Clone, Debug, Default)]
 pub struct PersistedState {
     /// Where the log begins.
     pub start: LogFloor,
-    /// Its last entry; the start's if it has none.
+    /// Its last entry; that of the start if it has none.
     pub last: Lsn,
-    /// What the host wrote at [`begin_group`](crate::log::SharedLog::begin_group), if it did.
+    /// What the host stored with [`begin_group`](crate::log::SharedLog::begin_group), if it did.
     pub tag: Option<Vec<u8>>,
-    /// The last entry that changes the membership, or one above it; 0 if there never was one.
+    /// The last entry that changes the membership, or one after it; 0 if there never was one.
     pub(crate) last_change: Lsn,
     pub(crate) hard_state: eraftpb::HardState,
 }
@@ -407,7 +408,7 @@ impl PersistedState {
         self.last.0 == 0 && self.hard_state.term == 0 && self.hard_state.vote == 0
     }
 
-    /// Whether the log has that entry, of that term, or has had it and goes on after it.
+    /// Whether the log has the entry `at` with that term, or begins directly after it.
     pub fn continues(&self, at: LogFloor, reader: &dyn LogReader) -> bool {
         if at.lsn == self.start.lsn {
             return at.term == self.start.term;
@@ -416,8 +417,8 @@ impl PersistedState {
             && reader.term(at.lsn).is_ok_and(|term| term == at.term)
     }
 
-    /// The log as it has to be after a snapshot was installed that covers everything up to `at`: it
-    /// begins there, and holds nothing. Term and vote stay: they are promises to others.
+    /// The state of the log after a snapshot of everything up to `at` was installed: it begins after `at`
+    /// and is empty. Term and vote stay, because they are promises to other members.
     #[must_use]
     pub fn restarted_after(mut self, at: LogFloor) -> PersistedState {
         self.start = at;
@@ -443,16 +444,16 @@ pub trait LogReader: Send {
 /// Why entries could not be read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LogReadError {
-    /// The operating system refused: the same may work later, and nothing is known to be damaged.
+    /// The operating system refused to read. The same may work later; nothing is known to be damaged.
     #[error("{0}")]
     Unreadable(String),
-    /// Entries are missing, or are not what was written.
+    /// Entries are missing or damaged.
     #[error("{0}")]
     Damaged(String),
 }
 
 impl LogReadError {
-    /// Whether the same may work later.
+    /// Whether reading may work later.
     pub fn is_unreadable(&self) -> bool {
         matches!(self, LogReadError::Unreadable(_))
     }
@@ -463,8 +464,12 @@ impl LogReadError {
 pub struct RawEntries(pub(crate) Vec<eraftpb::Entry>);
 
 impl RawEntries {
-    /// As they are applied, but for what a change of the membership leads to: that depends on those
-    /// before. Whoever reads them from a log has to know that they are committed.
+    /// The entries as they are applied, without the membership that a change leads to, which depends on the
+    /// entries before. The caller has to know that they are committed.
+    ///
+    /// # Errors
+    ///
+    /// An entry is of a kind that this library never writes.
     pub fn into_committed(self) -> Result<Vec<Committed>, String> {
         let committed = |entry: eraftpb::Entry| match entry.get_entry_type() {
             eraftpb::EntryType::EntryNormal => Ok(Committed {

@@ -1,14 +1,15 @@
-//! Who belongs to a group, and how that changes.
+//! How the membership of a group changes.
 //!
-//! A change is an entry of the log, in force for everybody from where it is handed out for applying.
-//! One that concerns voters takes two: the first makes the membership *joint*, where both the old and
-//! the new voters have to agree; the second, which the leader proposes by itself, ends that.
+//! A change is an entry of the log, in force from where it is handed out for applying. A change of voters
+//! takes two entries: the first makes the membership *joint*, so that both the old and the new voters have
+//! to agree; the second, which the leader proposes by itself, ends that.
 //!
-//! That a learner is to become a voter once it has caught up is part of the membership: the entry that adds
-//! it says so, and every leader goes on with it. A version that does not know of it leaves it a learner.
+//! The membership records which learners become voters once they have caught up. The entry that adds such a
+//! learner marks it, and every later leader continues with the promotion. A version without this feature
+//! leaves it a learner.
 //!
-//! A member knows the membership from the snapshot that its state comes from and the changes since;
-//! never from the list that it was founded with, once it has state.
+//! A member that has state knows the membership from the snapshot of that state and the changes since,
+//! never from the list of founders.
 
 use raft::StateRole;
 use raft::eraftpb::{ConfChangeSingle, ConfChangeTransition, ConfChangeType, ConfChangeV2};
@@ -17,11 +18,11 @@ use super::{Action, Engine, RejectReason, Role, Ticket};
 use crate::ids::NodeId;
 use crate::membership::{ChangeRefused, Membership, MembershipChange};
 
-/// Most entries that a learner may lack of the leader's log when it is promoted: what it takes over a
-/// network in a moment. As a voter that lags it would hold up every commit that needs it.
+/// Most entries of the leader's log that a learner may lack when it is promoted: so many arrive over a
+/// network in a moment. A voter that lags more would delay every commit that needs its acknowledgement.
 pub const MAX_PROMOTION_LAG: u64 = 1000;
 
-/// What the entry that adds a learner says in its change's context if the learner is to be promoted.
+/// The context of a change that adds a learner which is to be promoted.
 const TO_PROMOTE: &[u8] = b"promote";
 
 impl Engine {
@@ -52,7 +53,7 @@ impl Engine {
         let single = self.check(change).map_err(RejectReason::Membership)?;
         let mut proposed = ConfChangeV2::default();
         proposed.set_transition(match single.get_change_type() {
-            // Voters do not change.
+            // The voters stay the same.
             ConfChangeType::AddLearnerNode => ConfChangeTransition::Auto,
             _ => ConfChangeTransition::Implicit,
         });
@@ -118,7 +119,7 @@ impl Engine {
         Ok(single)
     }
 
-    /// An entry that changes the membership is handed out.
+    /// Applies an entry that changes the membership, when it is handed out.
     pub(super) fn apply_change(&mut self, data: &bytes::Bytes) -> Result<(), String> {
         let change = crate::message::conf_change(data).map_err(|e| e.to_string())?;
         let state = self.raw.apply_conf_change(&change);
@@ -133,8 +134,8 @@ impl Engine {
         Ok(())
     }
 
-    /// A leader does not remove itself, but one before it may have, and left the entry to it. raft-rs
-    /// would lead on, take no proposals, and panic at the next write.
+    /// A leader cannot propose its own removal, but an earlier leader may have, and left the entry to this
+    /// one. raft-rs would then go on leading without taking proposals, and panic at the next write.
     fn resign_without_a_vote(&mut self) {
         let me = self.config.id;
         let votes = [&self.membership.voters, &self.membership.voters_outgoing];
@@ -150,21 +151,22 @@ impl Engine {
         self.membership = membership;
     }
 
-    /// What a leader does about the membership by itself.
+    /// Changes that a leader proposes by itself: the end of a joint membership, and promotions.
     pub(super) fn tend_membership(&mut self) {
         if self.role != Role::Leader || self.raw.raft.state != StateRole::Leader {
             return;
         }
         let raft = &self.raw.raft;
         if self.membership.is_joint() && !raft.has_pending_conf() {
-            // raft-rs ends a joint membership where it is applied, if it leads then. Should that
-            // have been missed, so that nobody waits for ever. Dropped, it is tried again.
+            // raft-rs proposes the end of a joint membership when the change is applied on a leader. This
+            // is for the case that it did not. A dropped proposal is repeated with the next tick.
             let _ = self
                 .raw
                 .propose_conf_change(Vec::new(), ConfChangeV2::default());
             return;
         }
-        // One at a time. Those that have not caught up are refused, and looked at again.
+        // One promotion at a time. A learner that has not caught up is refused, and tried again with the
+        // next tick.
         for node in self.membership.to_promote.clone() {
             if self.try_change(MembershipChange::Promote(node)).is_ok() {
                 return;

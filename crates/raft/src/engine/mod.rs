@@ -1,36 +1,38 @@
-//! The sans-IO façade over raft-rs: events in, actions out.
+//! The sans-IO façade over raft-rs: events in, actions out. It must know no clock, no thread, no disk but
+//! the log behind its [`LogReader`], and no transport.
 //!
-//! An [`Engine`] is one member of one group. It does no I/O but for reading old log entries
-//! through the [`LogReader`] that it was given, reads no clock, starts no thread: the same
-//! schedule of events gives the same actions.
+//! An [`Engine`] is one member of one group. Its only I/O is reading old log entries through the given
+//! [`LogReader`]. It reads no clock and starts no thread: the same sequence of events gives the same
+//! actions.
 //!
-//! What the host does with the actions:
+//! What the host has to do with the actions:
 //!
-//! - [`Action::Persist`]: make it durable, in the order given, then say [`Event::Persisted`] with
-//!   its number. Several may be made durable by one sync; the last number stands for all before.
-//! - [`Action::Apply`]: apply in order, then say [`Event::Applied`].
-//! - [`Action::SnapshotHint`]: take a snapshot, meanwhile go on with everything else. Say
-//!   [`Event::SnapshotBegun`] when it begins, also when no hint came before, and
-//!   [`Event::SnapshotTaken`] or [`Event::SnapshotFailed`] when it ends. A host that has bytes in memory
-//!   may say [`Event::SnapshotBytes`] instead, and does what [`Action::StoreSnapshot`] says.
-//! - [`Action::LogAlarm`]: apply does not move and the log grows; tell somebody.
-//! - [`Action::Compact`]: entries up to there may be removed from the log, at leisure.
-//! - [`Action::Send`]: deliver to peers; loss, delay and repetition are fine.
+//! - [`Action::Persist`]: make it durable, in the given order, then step [`Event::Persisted`] with its
+//!   number. One sync may make several durable; the last number then stands for all before it.
+//! - [`Action::Apply`]: apply in order, then step [`Event::Applied`].
+//! - [`Action::SnapshotHint`]: take a snapshot, and meanwhile go on with everything else. Step
+//!   [`Event::SnapshotBegun`] when it begins, also if there was no hint before, and
+//!   [`Event::SnapshotTaken`] or [`Event::SnapshotFailed`] when it ends. A host that has the snapshot as
+//!   bytes in memory may step [`Event::SnapshotBytes`] instead, and then carries out
+//!   [`Action::StoreSnapshot`].
+//! - [`Action::LogAlarm`]: the log grows and nothing of it is applied; report it to an operator.
+//! - [`Action::Compact`]: entries up to there may be removed from the log, at any time.
+//! - [`Action::Send`]: deliver to peers; messages may be lost, delayed or repeated.
 //! - [`Action::OfferSnapshot`], [`Action::FetchSnapshot`], [`Action::AbandonFetch`],
-//!   [`Action::InstallSnapshot`]: how a peer catches up whose next entries are gone; see `peers` in
-//!   this module for who says what when, and [`crate::transfer`] for the bytes.
+//!   [`Action::InstallSnapshot`]: how a peer catches up whose next entries are removed; `peers.rs` has the
+//!   order of the messages, and [`crate::transfer`] moves the bytes.
 //! - [`Action::ReadReady`] / [`Action::ReadFailed`]: the answer to [`Event::ReadIndex`].
-//! - [`Action::Accepted`] / [`Action::Rejected`]: the fate of a proposal at the door. An accepted
-//!   one has landed if and only if an entry of that LSN *and* that term is applied.
+//! - [`Action::Accepted`] / [`Action::Rejected`]: whether a proposal enters the log. An accepted one has
+//!   taken effect if and only if an entry of that LSN *and* that term is applied.
 //!
-//! Commit-only updates of the hard state are not persisted by themselves: they ride with the next
-//! entries, and at open the commit index is the larger of the stored and what the host applied.
+//! A new commit index alone is not persisted: it is written with the next entries, and at an open the
+//! commit index is the larger of the stored one and what the host has applied.
 //!
-//! The log goes as far as the newest snapshot covers it (the *floor*), or less far if the host said
-//! [`Event::KeepFrom`]; how far it has gone is the *log start*. Which snapshot is the newest the
-//! engine does not remember across a restart: the host says [`Event::SnapshotTaken`] again. Of the
-//! entries that were applied before the open it knows how many are above the floor, and counts none
-//! of their bytes; those that are applied later are counted, be they replayed or new.
+//! Entries may be removed up to the *floor*, the last entry that the newest snapshot covers, or less far if
+//! the host steps [`Event::KeepFrom`]. The *log start* is the entry that compaction has reached. The engine
+//! does not remember the newest snapshot across a restart: the host steps [`Event::SnapshotTaken`] again.
+//! Of entries that were applied before the open, the engine counts how many are above the floor, and not
+//! their bytes; entries that are applied later, replayed or new, are counted with their bytes.
 
 #![deny(clippy::disallowed_methods)]
 
@@ -78,10 +80,10 @@ const MAX_COMMITTED_PER_READY: u64 = 1024 * 1024;
 /// Most bytes of entries in one message to a peer; an entry that is larger travels alone.
 const MAX_MESSAGE_BYTES: u64 = 1024 * 1024;
 
-/// Most messages with entries that a peer has not acknowledged. 16 of a megabyte are a quarter of what a
-/// link queues for one peer ([`MAX_QUEUED_BYTES`], 64 MiB): what is sent to a peer that catches up is not
-/// dropped there, to be read and sent once more. At 10 ms a round trip it is 1.6 GB/s, at 100 ms 160 MB/s.
-/// Only with commands of more than 4 MiB can so many be more than a link takes.
+/// Most messages with entries that a peer has not acknowledged. 16 messages of 1 MiB are a quarter of what
+/// a link queues for one peer ([`MAX_QUEUED_BYTES`], 64 MiB), so messages to a peer that catches up are not
+/// dropped there and need not be read and sent again. With a round trip of 10 ms that is 1.6 GB/s, with 100
+/// ms 160 MB/s. Only commands of more than 4 MiB can exceed what a link queues.
 ///
 /// [`MAX_QUEUED_BYTES`]: crate::limits::MAX_QUEUED_BYTES
 const MAX_MESSAGES_IN_FLIGHT: usize = 16;
@@ -89,13 +91,13 @@ const _: () = assert!(
     MAX_MESSAGES_IN_FLIGHT as u64 * MAX_MESSAGE_BYTES * 4 <= crate::limits::MAX_QUEUED_BYTES as u64
 );
 
-/// Bytes of the log that are read for peers in one step, after which they wait for the next one: a step
-/// holds the engine's lock, and a disk may need a second for what a peer far behind could be sent at once.
+/// Bytes of the log that one step reads for peers; further reads wait for the next step. A step holds the
+/// engine's lock, and a disk may need a second for everything that a peer far behind could be sent at once.
 /// One more message is always read.
 const MAX_READ_FOR_PEERS: u64 = 8 * MAX_MESSAGE_BYTES;
 
-/// Most bytes of a command. What goes into the log in one
-/// piece is what a crash can leave torn there, and the look at a torn log allows for this much.
+/// Most bytes of a command. A command is written to the log in one piece, and the inspection of a torn log
+/// allows for a torn piece of this size.
 pub const MAX_COMMAND_BYTES: usize = 8 * 1024 * 1024;
 
 /// One member of one group. See the module's head.
@@ -119,8 +121,8 @@ pub struct Engine {
     counters: Counters,
     /// Ticks since the open.
     ticks: u64,
-    /// Until this tick after the open, or after it was elected, it hears what the others have before it
-    /// lets go of its log.
+    /// Until this tick, after the open or an election, the log is not compacted: first the peers report
+    /// what they have.
     compaction_hold_until: u64,
     /// The only member, with a vote.
     alone: bool,
@@ -129,9 +131,13 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Opens a member on what its log and its host's state machine remember, `membership` as of
-    /// `applied`. A membership without anybody is that of one who is to join, with an empty log: it
-    /// takes no entries and gives no vote until a leader that has added it has sent it a snapshot.
+    /// Opens a member on the state of its log and of its host's state machine; `membership` is as of
+    /// `applied`. A member with an empty membership and an empty log waits to be added: it takes no entries
+    /// and gives no vote until a leader that has added it has sent it a snapshot.
+    ///
+    /// # Errors
+    ///
+    /// See [`OpenError`].
     pub fn open(
         config: Config,
         persisted: PersistedState,
@@ -210,10 +216,14 @@ impl Engine {
         }
     }
 
-    /// Takes one event in, and says what has to be done about it, in order.
+    /// Processes one event, and returns what has to be done, in order.
     ///
-    /// A step that answers [`Action::Halt`] answers nothing else, and had no effect; after it the
-    /// engine answers nothing more.
+    /// A step that returns [`Action::Halt`] returns nothing else and has no effect. All later steps return
+    /// nothing.
+    ///
+    /// # Panics
+    ///
+    /// If the host reports an LSN as applied that is not committed.
     pub fn step(&mut self, event: Event) -> Vec<Action> {
         let mut actions = Vec::new();
         if self.halted {
@@ -223,8 +233,8 @@ impl Engine {
         match event {
             Event::Tick => self.tick(&mut actions),
             Event::Campaign => {
-                // raft-rs would let somebody without a vote win, where nobody else has one. One that leads
-                // already stays as it is.
+                // Without this check raft-rs lets a member without a vote win where no other member has
+                // one. A leader stays leader.
                 if self.raw.raft.promotable() && self.may_campaign() {
                     let _ = self.raw.campaign();
                 }
@@ -287,7 +297,7 @@ impl Engine {
                 self.snapshot_installed(checkpoint, &mut actions);
             }
             Event::InstallFailed { checkpoint } => self.install_failed(checkpoint, &mut actions),
-            // What is in the log is whole: only the host was handed something else.
+            // The log itself is intact: only what the host was handed does not follow.
             Event::Broken { what } => self.raw.store().fail_for(what, true),
         }
         self.fix_election_timeout();
@@ -300,16 +310,15 @@ impl Engine {
         if let Some(failure) = self.raw.raft.raft_log.store.take_failure() {
             self.halted = true;
             self.may_reopen = failure.may_pass;
-            // What was decided on an unreadable log does not get out.
+            // Nothing that was decided on an unreadable log may leave the engine.
             actions = vec![Action::Halt { what: failure.what }];
         }
         actions
     }
 
-    /// After [`Action::Halt`]: whether another engine may be opened on the same log and what was applied
-    /// from it. It may if the log could only not be read, or the host was handed something else than what
-    /// follows. It is of no use if the log is damaged, contradicts itself, or holds what this version does
-    /// not know: the next engine would meet the same.
+    /// After [`Action::Halt`]: whether another engine may be opened on the same log and the applied state.
+    /// It may if the log was only unreadable, or if the host was handed entries that do not follow. It
+    /// would not help if the log is damaged, contradicts itself, or has entries of a newer version.
     pub fn may_reopen(&self) -> bool {
         self.halted && self.may_reopen
     }
@@ -329,19 +338,18 @@ impl Engine {
         self.applied
     }
 
-    /// Last entry that the newest snapshot covers, as far as the host has told since the open; the
-    /// log start before.
+    /// Last entry that the newest snapshot covers, as reported since the open; the log start until then.
     pub fn floor(&self) -> Lsn {
         self.snapshots.floor()
     }
 
-    /// The entry that compaction has reached; entries at or below it are gone, or may be.
+    /// The entry that compaction has reached. Entries at or below it may be removed.
     pub fn log_start(&self) -> Lsn {
         self.raw.raft.raft_log.store.start().lsn
     }
 
-    /// Bytes of the entries above the log start, as far as they were handed out for applying since
-    /// the open. Those that had been applied before are not counted, nor those not yet committed.
+    /// Bytes of the entries above the log start that were handed out for applying since the open. Entries
+    /// applied before the open and entries not yet committed are not counted.
     pub fn log_bytes(&self) -> u64 {
         self.snapshots.counted_bytes() + self.backlog_bytes
     }
@@ -351,7 +359,7 @@ impl Engine {
         self.raw.store().bytes_in_memory()
     }
 
-    /// Whether more entries than the guardrail allows are above the floor, with apply standing there.
+    /// Whether more entries than the guardrail allows are above the floor, and none of them is applied.
     pub fn alarm(&self) -> bool {
         self.snapshots.stuck(self.last())
     }
@@ -371,15 +379,15 @@ impl Engine {
         (self.leader.0 != 0).then_some(self.leader)
     }
 
-    /// Whether ticks mean anything to this member: a group of one needs no heartbeat, and waits only
-    /// before it hints at a snapshot again, or for a read.
+    /// Whether this member needs ticks. A group of one member needs them only for a delayed hint or a
+    /// pending read.
     pub fn needs_ticks(&self) -> bool {
         !(self.alone && self.role == Role::Leader)
             || self.snapshots.backs_off()
             || self.reads.pending()
     }
 
-    /// Who this member is, to the others: what [`Identity::seal`] needs for the messages of transfers.
+    /// The identity of this member, for the messages of transfers (see [`Identity::seal`]).
     pub fn identity(&self) -> Identity {
         self.config.identity()
     }
@@ -406,8 +414,8 @@ impl Engine {
         }
     }
 
-    /// Before it campaigns raft-rs looks at what is committed and not applied, and it takes an
-    /// installed snapshot for applied only once the log has been restarted there, durably.
+    /// Before a campaign raft-rs reads the entries that are committed and not applied. It counts an
+    /// installed snapshot as applied only once the log was durably restarted after it.
     pub(super) fn may_campaign(&self) -> bool {
         self.raw.raft.raft_log.applied >= self.log_start().0
     }
@@ -424,7 +432,7 @@ impl Engine {
         } else if self.last().0 - self.applied.0 >= self.config.max_pending_proposals {
             Some(RejectReason::Busy)
         } else if command.is_empty() {
-            // Consensus has a use of its own for entries without data: see `Committed::command`.
+            // raft-rs itself uses entries without data: see `Committed::command`.
             Some(RejectReason::Refused("the command is empty".to_owned()))
         } else if command.len() > MAX_COMMAND_BYTES {
             Some(RejectReason::Refused(format!(
@@ -454,7 +462,7 @@ impl Engine {
 
     fn note_applied(&mut self, lsn: Lsn, actions: &mut Vec<Action>) {
         if lsn < self.applied {
-            // From before a snapshot was installed.
+            // A report from before a snapshot was installed.
             return;
         }
         assert!(
@@ -478,8 +486,8 @@ impl Engine {
         }
     }
 
-    /// Drops entries from memory that are both durable and applied; and of those that are durable, as
-    /// many as are too many.
+    /// Drops entries from memory that are durable and applied. If more than `max_log_bytes_in_memory`
+    /// remain, drops the oldest durable ones too.
     fn evict(&mut self) {
         let persisted = self.raw.raft.raft_log.persisted;
         let most = self.config.max_log_bytes_in_memory;
@@ -495,7 +503,7 @@ impl Engine {
         peers: Option<Membership>,
         actions: &mut Vec<Action>,
     ) {
-        // Only what is committed can have been applied, hence be covered.
+        // A snapshot can only cover what is committed.
         let ours = |engine: &Engine| {
             lsn <= engine.committed() && engine.raw.store().term(lsn.0).ok() == Some(term.0)
         };
@@ -511,7 +519,7 @@ impl Engine {
     }
 
     fn snapshot_bytes(&mut self, lsn: Lsn, bytes: Bytes, actions: &mut Vec<Action>) {
-        // The membership is known as of what was handed out for applying; it is that of `lsn` as well
+        // The engine knows the membership as of what was handed out for applying. It is also that of `lsn`
         // if no entry in between changes it.
         let store = self.raw.store();
         let known = lsn <= self.applied && lsn.0 > 0 && store.last_change() <= lsn;
@@ -540,8 +548,8 @@ impl Engine {
         }
     }
 
-    /// raft-rs draws election timeouts from a thread's generator; here they follow from the seed
-    /// and the term alone, so that a schedule can be repeated.
+    /// raft-rs draws election timeouts from a generator of the thread. Here they depend on the seed and the
+    /// term alone, so that a run can be repeated.
     fn fix_election_timeout(&mut self) {
         let span = self.config.election_ticks as u64;
         let mut x = self.config.seed ^ self.raw.raft.term.wrapping_mul(0x9e37_79b9_7f4a_7c15);
@@ -580,8 +588,8 @@ fn role_of(state: StateRole) -> Role {
     }
 }
 
-/// Whether a message may be processed when it comes from a peer. Proposals and transfers of
-/// leadership are for the leader's own host, and a snapshot never travels inside a message.
+/// Whether a peer may send a message of this kind. Proposals and transfers of the leadership come only from
+/// the leader's own host, and a snapshot never travels inside a message.
 fn is_peer_message(kind: MessageType) -> bool {
     matches!(
         kind,

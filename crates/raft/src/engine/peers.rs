@@ -1,24 +1,24 @@
-//! What the engine does so that a peer which lacks entries that are gone catches up, as the one who
-//! helps and as the one who is helped. The bytes travel elsewhere: see [`crate::transfer`].
+//! How a peer that lacks removed entries catches up by a snapshot. This file has the leader's side,
+//! `follower_catch_up.rs` the follower's. The bytes of the snapshot are moved by [`crate::transfer`].
 //!
 //! ```text
 //! leader                                   follower
-//!   raft-rs wants to send what is gone
-//!   OfferSnapshot (or a hint) ──Offer──▶   useful? FetchSnapshot
-//!   keeps its log behind that ◀─Progress─  … every few ticks, to everybody
+//!   raft-rs needs removed entries
+//!   OfferSnapshot (or a hint) ──Offer──▶   needed? FetchSnapshot
+//!   keeps its log behind that ◀─Progress─  … every few ticks, to all members
 //!                                          SnapshotFetched ─▶ InstallSnapshot
-//!                                          SnapshotInstalled ─▶ raft-rs is told, and acknowledges
+//!                                          SnapshotInstalled ─▶ raft-rs restores and acknowledges
 //!   raft-rs goes on with entries ◀──Ended─
 //! ```
 //!
-//! raft-rs never sees a snapshot on the leader: to it, there is none at the moment, and the follower
-//! is probed with every heartbeat until its own acknowledgement says that it can go on with entries.
-//! On the follower it sees the snapshot when everything is there and installed: before that, it would
-//! hold back votes and acknowledgements.
+//! On the leader, raft-rs never sees a snapshot: its storage answers that none is available at the moment,
+//! and raft-rs probes the follower with every heartbeat until an acknowledgement of the follower shows that
+//! it can go on with entries. On the follower, raft-rs sees the snapshot only when it is installed:
+//! earlier, raft-rs would hold back votes and acknowledgements.
 //!
-//! A transfer does not end because the leader changes, or has a newer snapshot. Everybody who hears
-//! of one keeps the log behind it, up to a limit in bytes; if the log goes all the same, the
-//! follower is offered another snapshot after this one.
+//! A transfer goes on when the leader changes or has a newer snapshot. Every member that gets a report of a
+//! transfer keeps the log behind its snapshot, up to a limit in bytes. If that log is removed, the follower
+//! is offered another snapshot after this one.
 
 mod follower_catch_up;
 
@@ -32,36 +32,35 @@ use crate::ids::{Lsn, NodeId, Term};
 use crate::message::{EndReason, Ended, Progress, Refusal};
 use crate::transfer::Manifest;
 
-/// A peer whose transfers keep failing is offered another one ever later, up to so many times the
-/// first pause.
+/// Largest pause between two offers to a peer whose transfers fail, as a multiple of the first pause.
 const MAX_PAUSE_FACTOR: u64 = 32;
 
 #[derive(Default)]
 pub(super) struct Peers {
-    /// The tick at which a member was last heard.
+    /// The tick of the last message of each member.
     last_contact: BTreeMap<NodeId, u64>,
     offers: BTreeMap<NodeId, Offered>,
     holds: BTreeMap<NodeId, Hold>,
-    /// What this member is fetching.
+    /// The fetch of this member.
     fetching: Option<Fetching>,
-    /// What it was fetching, and gave up: what is there of it is of use to the next fetch.
+    /// A fetch of this member that failed. Its files are useful to the next fetch.
     left: Option<Box<Manifest>>,
-    /// The newest snapshot of this member's host, and who is in it, if that is known.
+    /// The newest snapshot of this member's host, with its membership if known.
     newest: Option<Newest>,
-    /// A joiner has asked for a snapshot at this tick.
+    /// The tick at which this member, which waits to be added, has requested a snapshot.
     requested_at: Option<u64>,
 }
 
 struct Offered {
     lsn: Lsn,
-    /// Not again before this tick.
+    /// No further offer before this tick.
     again: u64,
     pause: u64,
-    /// What came of the last one, if it was nothing.
+    /// Why the last transfer failed, if it did.
     failed: Option<EndReason>,
 }
 
-/// The log behind what a peer is fetching.
+/// A peer's fetch, behind which the log is kept until a tick.
 struct Hold {
     progress: Progress,
     reported_at: u64,
@@ -72,7 +71,7 @@ struct Fetching {
     offer: Box<Manifest>,
     bytes_done: u64,
     installing: bool,
-    /// Progress was told at this tick.
+    /// The tick at which progress was last reported.
     reported_at: u64,
 }
 
@@ -84,16 +83,16 @@ struct Newest {
 /// A transfer to or from this member, for the status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TransferStatus {
-    /// Who fetches.
+    /// The member that fetches.
     pub receiver: NodeId,
-    /// As the receiver said last, or is.
+    /// The last report of the receiver; for this member's own fetch, its present state.
     pub progress: Progress,
-    /// Everything is there, and being installed.
+    /// The snapshot is complete and being installed.
     pub installing: bool,
 }
 
 impl Peers {
-    /// Forgets everybody else.
+    /// Forgets nodes that are not members.
     pub fn only(&mut self, membership: &Membership) {
         self.last_contact
             .retain(|node, _| membership.contains(*node));
@@ -140,7 +139,7 @@ impl Fetching {
     }
 }
 
-/// The helper's side.
+/// The side of the member that has the snapshot.
 impl Engine {
     pub(super) fn note_contact(&mut self, node: NodeId) {
         if self.membership.contains(node) {
@@ -148,7 +147,7 @@ impl Engine {
         }
     }
 
-    /// The host has a snapshot of its own.
+    /// The host has taken or loaded a snapshot.
     pub(super) fn note_newest(&mut self, lsn: Lsn, peers: Option<Membership>) {
         let newest = self.peers.newest.as_ref();
         if newest.is_none_or(|n| n.lsn <= lsn) {
@@ -156,7 +155,7 @@ impl Engine {
         }
     }
 
-    /// Helps the peers that raft-rs could not send entries to in this step.
+    /// Offers snapshots to the peers that raft-rs could not send entries to in this step.
     pub(super) fn offer_snapshots(&mut self, actions: &mut Vec<Action>) {
         for to in self.raw.store().take_behind() {
             if self.role == Role::Leader && self.raw.raft.state == StateRole::Leader {
@@ -166,7 +165,7 @@ impl Engine {
     }
 
     fn offer_snapshot(&mut self, to: NodeId, actions: &mut Vec<Action>) {
-        // It says so often while it does. Offered something then, it says so once more.
+        // A peer that fetches reports it regularly, so it needs no offer.
         let fetches =
             |hold: &Hold| hold.reported_at + 2 * self.config.election_ticks as u64 > self.ticks;
         if self.peers.holds.get(&to).is_some_and(fetches) {
@@ -179,7 +178,7 @@ impl Engine {
         let (start, floor) = (self.log_start(), self.floor());
         let newest = self.peers.newest.as_ref();
         let knows = |n: &&Newest| n.peers.as_ref().is_some_and(|p| p.contains(to));
-        // Its successor must be in the log.
+        // The entry after it must be in the log.
         let useful = newest
             .filter(knows)
             .filter(|n| n.lsn >= start && n.lsn <= floor);
@@ -202,10 +201,11 @@ impl Engine {
         } else if newest.is_none_or(|n| n.peers.is_none() || n.lsn < self.applied) {
             self.snapshots.want();
         }
-        // Else the newest is of now, and lacks the peer: what added it is about to be applied.
+        // Otherwise the newest snapshot covers everything applied and does not contain the peer: the entry
+        // that adds it is about to be applied.
     }
 
-    /// The host does not have the snapshot any more, or cannot read it: that one is offered to nobody.
+    /// The host does not have the snapshot any more, or cannot read it. It is not offered again.
     pub(super) fn offer_failed(&mut self, to: NodeId) {
         if let Some(newest) = &mut self.peers.newest {
             newest.peers = None;
@@ -213,8 +213,8 @@ impl Engine {
         self.delay_next_offer(to);
     }
 
-    /// What was fetched is not what was offered, or not there. If it is this member's newest snapshot,
-    /// it would be so again and again.
+    /// A peer could not fetch what this member offered, because it is damaged or gone. If it is the newest
+    /// snapshot, it is not offered again: the result would be the same.
     fn discard_newest(&mut self, progress: &Progress) {
         if progress.source == self.config.id
             && let Some(newest) = &mut self.peers.newest
@@ -224,7 +224,7 @@ impl Engine {
         }
     }
 
-    /// An offer, or what came of it, failed: the next one waits longer.
+    /// An offer or its transfer failed: the pause before the next offer doubles.
     fn delay_next_offer(&mut self, to: NodeId) {
         if let Some(offered) = self.peers.offers.get_mut(&to) {
             let most = self.config.offer_retry_ticks * MAX_PAUSE_FACTOR;
@@ -233,11 +233,12 @@ impl Engine {
         }
     }
 
-    /// A joiner without a log wants a snapshot.
+    /// A node without a log, which was added to the group, requests a snapshot.
     pub(super) fn wanted_by(&mut self, node: NodeId) {
         let progress = self.raw.raft.prs().get(node.0);
         let new = progress.is_some_and(|p| p.matched == 0);
-        // One that has acknowledged entries, or may have voted, and lost its log is not helped back.
+        // A member that has acknowledged entries or may have voted, and lost its log, gets no snapshot: it
+        // must join under a new number.
         if self.role != Role::Leader || !new || !self.membership.learners.contains(&node) {
             return self.gate.count(Refusal::NotAMember);
         }
@@ -265,7 +266,7 @@ impl Engine {
         let known = hold.filter(|h| h.progress.checkpoint == ended.checkpoint);
         let done = ended.reason == EndReason::Installed;
         if done {
-            // Until its acknowledgement is here too.
+            // Kept until the acknowledgement of the install has arrived too.
             if let Some(hold) = known {
                 hold.until = self.ticks + 2 * self.config.election_ticks as u64;
             }
@@ -299,8 +300,9 @@ impl Engine {
         self.raw.report_snapshot(node.0, status);
     }
 
-    /// Up to where the log may be compacted, as far as it is for others: what they are fetching, were
-    /// offered, or have, unless that would keep more bytes than configured.
+    /// The last entry up to which the log may be compacted for the sake of the peers: they need what
+    /// follows their last entry, or the snapshot that they fetch or were offered. A peer for which more
+    /// bytes than configured would have to be kept does not count.
     pub(super) fn kept_for_peers(&self) -> Option<Lsn> {
         if self.alone {
             return None;
@@ -340,7 +342,7 @@ impl Engine {
     }
 }
 
-/// Where a log goes on after an offer was installed.
+/// Where the log begins after an installed snapshot.
 pub(super) fn floor_of(metadata: &SnapshotMetadata) -> LogFloor {
     LogFloor {
         lsn: Lsn(metadata.index),

@@ -1,9 +1,9 @@
-//! Reads that are not older than the moment they were asked for.
+//! Linearizable reads: they see everything that was committed when they began.
 //!
-//! The leader has a majority confirm that it still leads; the read is ready when what was committed
-//! then is applied here. A follower asks the leader. Questions and answers may be lost: a read that is
-//! not answered is asked again, and given up in the end. One that is answered, and then waits for as long
-//! again because nothing is applied, is given up as well: nobody waits for ever.
+//! The leader has a majority confirm that it still leads. The read is ready when everything that was
+//! committed then is applied here. A follower sends the read to the leader. Messages may be lost, so an
+//! unanswered read is sent again every half election timeout, and fails after three. A read that is
+//! answered fails after three more if the entries are not applied here by then.
 
 use std::collections::BTreeMap;
 
@@ -18,9 +18,9 @@ const MAX_PENDING: usize = 4096;
 #[derive(Default)]
 pub(super) struct Reads {
     next: u64,
-    /// Not answered yet, by number: the ticket, and the tick at which it was asked for.
+    /// Unanswered reads by number: the ticket, and the tick at which the read began.
     unanswered: BTreeMap<u64, (Ticket, u64)>,
-    /// Answered, and not yet applied so far; with the tick at which it was answered.
+    /// Answered reads that wait for applies: the ticket, and the tick of the answer.
     waiting: BTreeMap<(Lsn, u64), (Ticket, u64)>,
 }
 
@@ -46,8 +46,8 @@ impl Engine {
         actions.push(Action::ReadFailed { ticket, reason });
     }
 
-    /// The leader keeps the reads of all members in one table: theirs must not be taken for ours,
-    /// nor those from before a restart.
+    /// The leader keeps the reads of all members in one table. The context distinguishes this member's
+    /// reads from those of others and from those before a restart.
     fn context(&self, number: u64) -> Vec<u8> {
         let (NodeId(node), Incarnation(incarnation)) = (self.config.id, self.config.incarnation);
         [node, incarnation, number].map(u64::to_be_bytes).concat()

@@ -1,8 +1,8 @@
 //! From raft-rs's `Ready` to actions, with asynchronous persistence.
 //!
-//! Every `Ready` gets a number. One that must be synced becomes a [`Persist`]; what may only be
-//! sent once it is durable waits in an [`Outstanding`]. One that need not be synced counts as
-//! durable as soon as everything before it is.
+//! Every `Ready` gets a number. One that must be synced becomes a [`Persist`]; messages that may only be
+//! sent once it is durable wait in an [`Outstanding`]. A `Ready` that need not be synced counts as durable
+//! as soon as everything before it is.
 
 use std::sync::Arc;
 
@@ -17,16 +17,17 @@ use crate::message::{Envelope, Payload, PeerMessage};
 pub(super) struct Outstanding {
     number: u64,
     must_sync: bool,
-    /// It has a term or a vote that was not there before.
+    /// It has a new term or a new vote.
     promises: bool,
     messages: Vec<Envelope>,
 }
 
 impl Engine {
-    /// Takes out everything that raft-rs has ready.
+    /// Turns everything that raft-rs has ready into actions.
     pub(super) fn drain_ready(&mut self, actions: &mut Vec<Action>) {
         while !self.raw.store().has_failed() && self.raw.has_ready() && !self.only_more_to_apply() {
-            // With no room at all the storage answers no entries: what is ready beside them goes out.
+            // With no room left the storage returns no entries, and everything else that is ready is still
+            // handed out.
             let room = match self.peers.installing() {
                 true => 0,
                 false => (self.config.max_apply_backlog_bytes).saturating_sub(self.backlog_bytes),
@@ -59,9 +60,9 @@ impl Engine {
             let mut now = self.to_peers(ready.take_messages());
             let mut after = self.to_peers(ready.take_persisted_messages());
             if promises || self.outstanding.iter().any(|o| o.promises && o.must_sync) {
-                // A leader's messages need not wait for its entries, but for its term: a lone voter
-                // leads at once, and after a crash it would lead in the same term again, and tell its
-                // learners something else.
+                // A leader's messages need not wait for its entries, but they must wait for its term. A
+                // sole voter leads at once; after a crash it would lead in the same term again, and could
+                // send its learners other entries.
                 after.splice(0..0, now.drain(..));
             }
             let committed = ready.take_committed_entries();
@@ -103,7 +104,8 @@ impl Engine {
         self.evict();
     }
 
-    /// Reports to raft-rs, and sends what waited for it, up to the first that must still be synced.
+    /// Reports durability to raft-rs and sends the messages that waited for it, up to the first `Ready`
+    /// that must still be synced.
     fn settle(&mut self, actions: &mut Vec<Action>) {
         let mut reached = None;
         let mut messages = Vec::new();
@@ -123,8 +125,8 @@ impl Engine {
         }
     }
 
-    /// raft-rs takes a position for applied only once it is durable. That of an installed snapshot is
-    /// when the log has been restarted there.
+    /// raft-rs accepts an applied position only once it is durable. That of an installed snapshot is
+    /// durable when the log was restarted after it.
     fn advance_to_installed(&mut self) {
         let log = &self.raw.raft.raft_log;
         let reached = self.applied.0.min(log.committed).min(log.persisted);
@@ -133,8 +135,7 @@ impl Engine {
         }
     }
 
-    /// Whether the one thing that raft-rs has ready are committed entries, while the host still
-    /// has enough to apply.
+    /// Whether raft-rs only has committed entries ready, while the host still has enough to apply.
     fn only_more_to_apply(&self) -> bool {
         let full = self.backlog_bytes >= self.config.max_apply_backlog_bytes;
         if !full && !self.peers.installing() {

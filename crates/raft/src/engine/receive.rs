@@ -1,6 +1,5 @@
-//! What comes from peers, and what of it reaches raft-rs: only what it can digest. A member's message
-//! is not forged, but it may be old, or of one who remembers more of this member than this member
-//! does.
+//! Messages of peers, and which of them reach raft-rs: only those that it can process without a panic. A
+//! member's message is not forged, but it may be old, or refer to entries that this member has lost.
 
 use raft::eraftpb::{Message, MessageType as Kind};
 
@@ -22,7 +21,7 @@ impl Engine {
             Payload::Wanted => self.wanted_by(from),
             Payload::Progress(progress) => self.receive_progress(from, progress),
             Payload::Ended(ended) => self.receive_ended(from, ended),
-            // The transfer's, not the engine's.
+            // These are for the transfers.
             Payload::Fetch(_) | Payload::Chunk(_) => {}
         }
     }
@@ -36,15 +35,15 @@ impl Engine {
             return self.gate.count(Refusal::Contradiction);
         }
         if self.waits_to_join() {
-            // It has no log, so it accepts no entries that follow something, and gives no vote: under
-            // this number, somebody may have given one before.
+            // Without a log it accepts no entries and gives no vote: an earlier member of this number may
+            // have given one.
             if matches!(kind, Kind::MsgAppend | Kind::MsgHeartbeat) {
                 self.request_snapshot(from, actions);
             }
             return;
         }
         if self.peers.installing() && matches!(kind, Kind::MsgAppend | Kind::MsgTimeoutNow) {
-            // What is being installed is not to be overtaken. They come again.
+            // Entries must not overtake the install. The leader sends them again.
             return;
         }
         if kind == Kind::MsgTimeoutNow && !self.may_campaign() {
@@ -79,14 +78,14 @@ impl Engine {
         }
     }
 
-    /// Up to where the log may be compacted.
+    /// The last entry up to which the log may be compacted.
     pub(super) fn compactable(&self) -> Lsn {
         let own = self.snapshots.compactable();
         if own <= self.log_start() {
             return own;
         }
         if !self.alone && self.ticks < self.compaction_hold_until {
-            // Nobody has yet had the time to say what it has, or is fetching.
+            // The peers have not had the time to report what they have or fetch.
             return self.log_start();
         }
         self.kept_for_peers().map_or(own, |keep| keep.min(own))

@@ -1,24 +1,23 @@
-//! When to ask the host for a snapshot, and how much of the log a snapshot lets go.
+//! When the engine hints at a snapshot, and how much of the log a snapshot lets the engine remove.
 //!
-//! Three positions, `log start <= floor <= applied`. The *floor* is what the newest snapshot
-//! covers; the *log start* is what compaction has reached, and it stays behind the floor if the
-//! host wants entries kept that a snapshot covers ([`Snapshots::keep_from`]).
+//! Three positions, `log start <= floor <= applied`. The *floor* is the last entry that the newest snapshot
+//! covers. The *log start* is the entry that compaction has reached; it stays behind the floor if the host
+//! keeps entries that a snapshot covers ([`Snapshots::keep_from`]).
 //!
-//! A hint is given when one of two *bands* is crossed:
+//! The engine gives a hint when one of two *thresholds* is crossed:
 //!
-//! - entries, or bytes, that are applied past the floor: a restart would have to replay them;
-//! - the guardrail: entries of any kind above the floor, while apply lags behind them.
+//! - entries, or bytes, that are applied above the floor: a restart would have to replay them;
+//! - the guardrail: entries above the floor, applied or not.
 //!
-//! Or when a peer can be helped by none of the snapshots that there are ([`Snapshots::want`]).
+//! It also gives a hint when a peer needs a newer snapshot than there is ([`Snapshots::want`]).
 //!
-//! An attempt is under way from [`Event::SnapshotBegun`](super::Event::SnapshotBegun) until it ends, one
-//! at a time: bands that are crossed meanwhile are one hint when it ends. A hint that the host does not
-//! begin is given again at the next crossing: when as much again was applied, or was appended in the case
-//! of the guardrail.
+//! An attempt is under way from [`Event::SnapshotBegun`](super::Event::SnapshotBegun) until it ends, one at
+//! a time. Thresholds that are crossed meanwhile give one hint when it ends. A hint that the host ignores
+//! is repeated when as much again was applied, or was appended in the case of the guardrail.
 //!
-//! A failed attempt is tried again, also one that no band asked for: both bands are silent for some ticks,
-//! twice as many after each failure in a row, and then there is a hint. With apply *at* the floor a
-//! snapshot covers nothing new: that is an alarm instead.
+//! After a failed attempt there are no hints for some ticks, twice as many after each failure in a row, and
+//! then there is one, also if no threshold is crossed. If nothing above the floor is applied, a snapshot
+//! would cover nothing new: the engine then raises an alarm instead of a hint.
 
 use std::collections::VecDeque;
 use std::ops::RangeInclusive;
@@ -26,8 +25,8 @@ use std::ops::RangeInclusive;
 use super::{Action, Config};
 use crate::ids::Lsn;
 
-/// Most pieces of the log whose bytes are remembered one by one. Beyond it neighbours are
-/// remembered together, and the bytes of part of a piece are estimated from its entries.
+/// Most pieces of the log whose bytes are counted separately. Beyond it neighbours are merged, and the
+/// bytes of a part of a piece are estimated from its number of entries.
 const MAX_PIECES: usize = 1024;
 
 pub(super) struct Snapshots {
@@ -36,33 +35,34 @@ pub(super) struct Snapshots {
     guardrail: u64,
     backoff: RangeInclusive<u64>,
 
-    /// The newest snapshot covers everything up to here. It can be ahead of what is applied for a
-    /// moment: files may hold what the host has written and not yet reported.
+    /// The newest snapshot covers everything up to here. For a moment it can be ahead of `applied`: its
+    /// files may contain entries that the host has applied and not yet reported.
     covered: Lsn,
     applied: Lsn,
     keep_from: Option<Lsn>,
-    /// The attempt under way, which the host has begun: what was applied when it began.
+    /// The attempt under way: the last applied entry when it began.
     attempt: Option<Lsn>,
-    /// The newest hint that the host has not begun.
+    /// The newest hint, until the host begins an attempt.
     hinted: Option<Hint>,
     /// Ticks until hints are given again.
     wait: u64,
-    /// Ticks of silence after the next failure.
+    /// Ticks without hints after the next failure.
     next_wait: u64,
     alarmed: bool,
-    /// A peer needs a newer one than there is.
+    /// A peer needs a newer snapshot than there is.
     wanted: bool,
-    /// The last attempt failed: one is needed, whatever the bands say, if it covers anything new.
+    /// The last attempt failed: another one is needed, independent of the thresholds, if it covers anything
+    /// new.
     failed: bool,
     tally: Tally,
 }
 
-/// Where things stood when a hint was given.
+/// The state when a hint was given.
 #[derive(Clone, Copy)]
 struct Hint {
     applied: Lsn,
     last: Lsn,
-    /// Bytes of all entries counted so far.
+    /// Bytes of all entries counted until then.
     bytes: u64,
     /// Ticks since then.
     age: u64,
@@ -71,8 +71,8 @@ struct Hint {
 }
 
 impl Snapshots {
-    /// For a log `(start, last]` of which everything up to `applied` is applied: of that, only the
-    /// number of entries is known, and not their bytes.
+    /// For a log `(start, last]` that is applied up to `applied`. Of the applied entries only the number is
+    /// known, not the bytes.
     pub fn new(config: &Config, start: Lsn, applied: Lsn, last: Lsn) -> Snapshots {
         let mut snapshots = Snapshots {
             hint_entries: config.snapshot_hint_threshold_entries,
@@ -91,8 +91,8 @@ impl Snapshots {
             failed: false,
             tally: Tally::new(start, applied),
         };
-        if snapshots.over_a_band(last) {
-            // The log may begin far below the newest snapshot, of which the host is about to tell.
+        if snapshots.threshold_crossed(last) {
+            // The log may begin far below the newest snapshot, which the host is about to report.
             snapshots.wait = snapshots.next_wait;
         }
         snapshots
@@ -103,7 +103,7 @@ impl Snapshots {
         self.covered.min(self.applied)
     }
 
-    /// Up to where the log may be compacted.
+    /// The last entry up to which the log may be compacted.
     pub fn compactable(&self) -> Lsn {
         let floor = self.floor();
         self.keep_from.map_or(floor, |keep| keep.min(floor))
@@ -119,12 +119,12 @@ impl Snapshots {
         self.tally.forget(lsn);
     }
 
-    /// A piece of the log, up to `up_to` and of so many bytes, was applied.
+    /// The next piece of the log, up to `up_to` and of so many bytes, was applied.
     pub fn count(&mut self, up_to: Lsn, bytes: u64) {
         self.tally.add(up_to, bytes, self.floor());
     }
 
-    /// Everything up to `lsn` is applied; answers whether that moved the floor.
+    /// Everything up to `lsn` is applied. Returns whether that moved the floor.
     pub fn applied(&mut self, lsn: Lsn) -> bool {
         let before = self.floor();
         self.applied = lsn;
@@ -145,17 +145,17 @@ impl Snapshots {
         self.tally.above(lsn)
     }
 
-    /// A peer needs a newer snapshot than there is: one is hinted at, as soon as none is under way. A
-    /// hint that the host does not begin is repeated for the peer, ever later.
+    /// A peer needs a newer snapshot than there is. A hint follows as soon as no attempt is under way. A
+    /// hint that the host ignores is repeated, with growing pauses.
     pub fn want(&mut self) {
         self.wanted = true;
     }
 
-    /// The host's state is that of a snapshot that it was sent, of everything up to `lsn`.
+    /// The host has installed a peer's snapshot of everything up to `lsn`.
     pub fn installed(&mut self, lsn: Lsn) {
         self.applied = lsn;
         self.covered = lsn;
-        // The bytes begin anew, so a hint from before cannot be compared with them.
+        // The count of bytes begins at 0 again, so an earlier hint cannot be compared with it.
         self.hinted = None;
         self.tally = Tally::new(lsn, lsn);
     }
@@ -168,26 +168,26 @@ impl Snapshots {
         self.attempt.get_or_insert(self.applied);
     }
 
-    /// There is a snapshot that covers everything up to `lsn`, at most what is committed.
+    /// The host has a snapshot that covers everything up to `lsn`, which is committed.
     pub fn taken(&mut self, lsn: Lsn) {
         self.failed = false;
         let hinted = self.hinted.take().map(|hint| hint.applied);
-        // A host that did not announce its attempt has ended it all the same.
+        // An attempt that the host did not report as begun has ended too.
         self.wanted &= hinted.is_none();
         let began_at = self.attempt.take().or(hinted);
         if lsn > self.covered {
             self.covered = lsn;
             self.tally.measure(self.floor());
         } else if began_at.is_some_and(|applied| lsn < applied) {
-            // It covers less than it should, and nothing new: the next one is in no hurry.
+            // It covers less than required and nothing new, so the next attempt waits as after a failure.
             return self.back_off();
         }
         self.wait = 0;
         self.next_wait = *self.backoff.start();
     }
 
-    /// The attempt came to nothing. Another one is needed, also if no band is crossed: whoever asked for
-    /// this one has no snapshot.
+    /// The attempt failed. Another one is needed, also if no threshold is crossed, because a request may be
+    /// waiting for it.
     pub fn failed(&mut self) {
         self.attempt = None;
         self.hinted = None;
@@ -213,17 +213,18 @@ impl Snapshots {
         self.wait > 0
     }
 
-    /// Whether apply stands at the floor with more entries above it than the guardrail allows.
+    /// Whether more entries than the guardrail allows are above the floor, and none of them is applied.
     pub fn stuck(&self, last: Lsn) -> bool {
         self.guardrail > 0 && self.applied == self.floor() && self.above(last) > self.guardrail
     }
 
-    /// Whether so many entries pile up above a floor at which apply stands that no more may come.
+    /// Whether twice as many entries as the guardrail allows are above the floor, and none of them is
+    /// applied: proposals are refused.
     pub fn full(&self, last: Lsn) -> bool {
         self.stuck(last) && self.above(last) >= self.guardrail.saturating_mul(2)
     }
 
-    /// What is to be said, with the log ending at `last`.
+    /// The hint or alarm that is due, for a log that ends at `last`.
     pub fn consider(&mut self, last: Lsn) -> Option<Action> {
         let idle = self.attempt.is_none() && self.wait == 0;
         let wanted = self.wanted && self.hinted.is_none_or(|hint| hint.age >= hint.repeat_after);
@@ -239,7 +240,7 @@ impl Snapshots {
             return None;
         }
         self.alarmed = false;
-        if !idle || !self.over_a_band(last) || !self.over_a_band_again(last) {
+        if !idle || !self.threshold_crossed(last) || !self.threshold_crossed_again(last) {
             return None;
         }
         Some(self.hint(last))
@@ -261,19 +262,19 @@ impl Snapshots {
         }
     }
 
-    /// Whether a band was crossed once more since the newest hint, if that was not begun.
-    fn over_a_band_again(&self, last: Lsn) -> bool {
+    /// Whether a threshold was crossed again since the newest hint that the host ignored; true without one.
+    fn threshold_crossed_again(&self, last: Lsn) -> bool {
         let Some(hint) = self.hinted else {
             return true;
         };
-        let crossed = |band: u64, since: u64| band > 0 && since >= band;
+        let crossed = |threshold: u64, since: u64| threshold > 0 && since >= threshold;
         crossed(self.hint_entries, self.applied.0 - hint.applied.0)
             || crossed(self.hint_bytes, self.tally.counted - hint.bytes)
             || (self.applied > hint.applied
                 && crossed(self.guardrail, last.0.saturating_sub(hint.last.0)))
     }
 
-    fn over_a_band(&self, last: Lsn) -> bool {
+    fn threshold_crossed(&self, last: Lsn) -> bool {
         let applied = self.above(self.applied);
         applied > 0
             && ((self.hint_entries > 0 && applied >= self.hint_entries)
@@ -287,11 +288,12 @@ impl Snapshots {
     }
 }
 
-/// Bytes of applied entries, so that a floor or a log start may come to lie among them.
+/// Counts the bytes of applied entries by pieces of the log, so that they are known above any floor or log
+/// start.
 struct Tally {
-    /// Contiguous, oldest first, none wholly below the log start.
+    /// Contiguous, oldest first, none entirely below the log start.
     pieces: VecDeque<Piece>,
-    /// Last entry that is counted, or was applied before counting began.
+    /// Last entry that is counted, or was applied before the count began.
     end: Lsn,
     start: Lsn,
     above_start: u64,
@@ -383,7 +385,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn bytes_are_told_apart_at_any_position_however_long_the_log_is() {
+    fn bytes_are_counted_at_any_position_however_long_the_log_is() {
         let mut tally = Tally::new(Lsn(0), Lsn(0));
         // Ten entries a piece, of 100 bytes each.
         let pieces = 50 * MAX_PIECES as u64;

@@ -1,4 +1,4 @@
-//! What a host, and whoever runs it, needs to see.
+//! The status and the counters of an engine, for hosts and operators.
 
 use raft::ProgressState;
 
@@ -6,7 +6,7 @@ use super::{Engine, Membership, Role, TransferStatus};
 use crate::ids::{Lsn, NodeId, Term};
 use crate::message::{EndReason, Refusals};
 
-/// Where a member stands.
+/// The status of a member.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Status {
     /// This member.
@@ -31,11 +31,11 @@ pub struct Status {
     pub entries_above_floor: u64,
     /// Who belongs to the group, as of what was handed out for applying.
     pub membership: Membership,
-    /// It has no log and no membership, and waits for a snapshot.
+    /// The member has no log and no membership, and waits to be added.
     pub waits_to_join: bool,
-    /// The others; on a leader, and as a leader knows them. Sorted.
+    /// The other members as this leader knows them, sorted; empty on a member that does not lead.
     pub peers: Vec<PeerStatus>,
-    /// Transfers that this member has heard of, its own first.
+    /// Transfers that this member knows of, its own first.
     pub transfers: Vec<TransferStatus>,
 }
 
@@ -44,35 +44,36 @@ pub struct Status {
 pub struct PeerStatus {
     /// Which one.
     pub id: NodeId,
-    /// Up to here its log is known to be the leader's.
+    /// Up to this entry its log is known to equal the leader's.
     pub matched: Lsn,
     /// How it is replicated to.
     pub state: PeerState,
-    /// It is offered, or fetches, a snapshot of everything up to here.
+    /// The last entry covered by the snapshot that it is fetching, if it is.
     pub pending_snapshot: Option<Lsn>,
-    /// Why the last offer to it came to nothing, for as long as it has not caught up by another one.
+    /// Why the last offer to it failed, until it has caught up by another one.
     pub last_failure: Option<EndReason>,
-    /// Ticks since it was last heard; `None` for not since this member was opened, or the other added.
+    /// Ticks since its last message; `None` if there was none since this member was opened or the peer was
+    /// added.
     pub heard_ticks_ago: Option<u64>,
 }
 
 /// How a peer is replicated to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PeerState {
-    /// It is asked how far it is.
+    /// The leader probes up to where its log matches.
     Probe,
-    /// It gets entries as they come.
+    /// It gets entries as they are appended.
     Replicate,
-    /// It lacks entries that are gone.
+    /// It lacks entries that are removed, and needs a snapshot.
     Snapshot,
 }
 
 /// What a member did since it was opened.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
-    /// Times that it stood for election.
+    /// Campaigns.
     pub elections: u64,
-    /// Times that it won.
+    /// Elections won.
     pub elections_won: u64,
     /// Proposals accepted.
     pub proposals: u64,
@@ -80,11 +81,11 @@ pub struct Counters {
     pub commits: u64,
     /// Snapshots of its own.
     pub snapshots_taken: u64,
-    /// Attempts that came to nothing.
+    /// Attempts that failed.
     pub snapshots_failed: u64,
     /// Offers made.
     pub snapshots_offered: u64,
-    /// Offers of which the receiver said that it has installed.
+    /// Snapshots whose receiver reported the install.
     pub snapshots_sent: u64,
     /// Snapshots installed.
     pub snapshots_received: u64,
@@ -92,15 +93,15 @@ pub struct Counters {
     pub bytes_received: u64,
     /// Fetches that went on after a restart.
     pub fetches_resumed: u64,
-    /// Fetches and installs that came to nothing.
+    /// Fetches and installs that failed.
     pub fetches_failed: u64,
-    /// Messages that were not heard, by reason.
+    /// Messages that were refused, by reason.
     pub refused: Refusals,
 }
 
 impl Engine {
-    /// Where this member stands. Costs an allocation for each peer: for people and metrics, not for
-    /// every proposal.
+    /// The status of this member. Allocates for each peer, so it is for people and metrics, not for every
+    /// proposal.
     pub fn status(&self) -> Status {
         Status {
             id: self.config.id,
@@ -143,8 +144,8 @@ impl Engine {
                 PeerStatus {
                     id,
                     matched: Lsn(progress.matched),
-                    // raft-rs may go on as if a peer replicated that was away until the next entry for it
-                    // was gone.
+                    // raft-rs may keep a peer in `Replicate` that was away until its next entry was
+                    // removed.
                     state: match progress.state {
                         _ if gone => PeerState::Snapshot,
                         ProgressState::Replicate => PeerState::Replicate,

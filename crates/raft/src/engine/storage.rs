@@ -1,14 +1,14 @@
-//! What raft-rs reads: the hard state, and the log as memory in front of a [`LogReader`].
+//! The storage that raft-rs reads: the hard state, and the log as entries in memory in front of a
+//! [`LogReader`].
 //!
-//! Entries stay in memory until they are both durable and applied, and the term of the last one
-//! that left even after that, so that the path of a write never reads the disk; older ones come from the
-//! reader. If apply does not move they become too many: then the oldest go once they are durable, and
-//! come from the reader when they are applied at last. Entries in memory are contiguous and end with the
-//! log's last.
+//! Entries stay in memory until they are durable and applied, and the term of the last evicted entry stays
+//! after that, so the path of a write never reads the disk. Older entries come from the reader. If applies
+//! stop and the entries in memory exceed their limit, the oldest durable ones are evicted and read again
+//! when they are applied. Entries in memory are contiguous and end with the last entry of the log.
 //!
-//! raft-rs panics on nearly every error of its storage. So a failure of the reader is noted here,
-//! raft-rs gets an answer that it can go on with (no entries; term 0, which no entry has), and the
-//! engine halts at the end of that step without letting out anything that came of it.
+//! raft-rs panics on nearly every error of its storage. So a failure of the reader is recorded here, and
+//! raft-rs gets a harmless answer (no entries; term 0, which no entry has). The engine halts at the end of
+//! that step, and drops all actions that resulted from the answer.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -26,28 +26,28 @@ pub(super) struct EngineStorage {
     hard_state: HardState,
     conf_state: ConfState,
     start: LogFloor,
-    /// Contiguous, up to and with `last`.
+    /// Contiguous entries, up to and including `last`.
     recent: VecDeque<Entry>,
     recent_bytes: u64,
     last: Lsn,
-    /// The last entry that was evicted, and its term: the next one is compared with it.
+    /// The last evicted entry and its term, with which raft-rs compares the next one.
     evicted: LogFloor,
     /// No entry above it changes the membership.
     last_change: Lsn,
-    /// Peers that lack entries which are gone, since this was last asked.
+    /// Peers that need removed entries, since the last [`EngineStorage::take_behind`].
     behind: RefCell<Vec<NodeId>>,
     reader: Box<dyn LogReader>,
     /// Bytes that were read for peers in this step.
     read_for_peers: Cell<u64>,
-    /// The first failure to read: see the module.
+    /// The first failure to read: see the module's head.
     failure: RefCell<Option<Failure>>,
 }
 
-/// What keeps the engine from going on.
+/// Why the engine has to halt.
 #[derive(Debug)]
 pub(super) struct Failure {
     pub what: String,
-    /// Whether the same may work later.
+    /// Whether another engine may work on the same log later.
     pub may_pass: bool,
 }
 
@@ -94,12 +94,12 @@ impl EngineStorage {
         self.start
     }
 
-    /// Peers may be read for again.
+    /// A new step begins: its bytes that are read for peers count from 0.
     pub fn begin_step(&self) {
         self.read_for_peers.set(0);
     }
 
-    /// Adds entries at the end; those that they replace (a new leader's say) go first.
+    /// Appends entries. Entries that they replace, such as those of an earlier leader, are removed first.
     pub fn append(&mut self, entries: &[Entry]) {
         let Some(first) = entries.first() else {
             return;
@@ -115,7 +115,7 @@ impl EngineStorage {
         if let Some(change) = entries.iter().rev().find(|e| is_change(e)) {
             self.last_change = self.last_change.max(Lsn(change.index));
         }
-        // An empty memory may begin anywhere; the reader has what is before.
+        // If no entry is in memory, the first one may have any LSN: the reader has those before it.
         self.recent.extend(entries.iter().cloned());
         self.recent_bytes += entries.iter().map(entry_bytes).sum::<u64>();
         self.last = Lsn(entries[entries.len() - 1].index);
@@ -126,7 +126,7 @@ impl EngineStorage {
         self.evict_down_to(0, lsn);
     }
 
-    /// Drops entries up to `lsn` from memory, as long as there are more bytes in it than that.
+    /// Drops entries up to `lsn` from memory until at most `bytes` remain.
     pub fn evict_down_to(&mut self, bytes: u64, lsn: Lsn) {
         while (bytes == 0 || self.recent_bytes > bytes)
             && let Some(entry) = self.recent.pop_front_if(|e| e.index <= lsn.0)
@@ -144,7 +144,8 @@ impl EngineStorage {
         self.recent_bytes
     }
 
-    /// Moves the log start; `None` if the term of the new one cannot be told, which is recorded.
+    /// Moves the log start. `None` if the term of the new one cannot be read, which is recorded as a
+    /// failure.
     pub fn compact(&mut self, up_to: Lsn) -> Option<LogFloor> {
         let term = self.term(up_to.0).ok()?;
         if self.has_failed() {
@@ -158,7 +159,7 @@ impl EngineStorage {
         Some(self.start)
     }
 
-    /// The log is empty, and begins after what an installed snapshot covers.
+    /// Empties the log and lets it begin after an installed snapshot.
     pub fn restart(&mut self, at: LogFloor) {
         self.recent.clear();
         self.recent_bytes = 0;
@@ -167,7 +168,7 @@ impl EngineStorage {
         self.last = at.lsn;
     }
 
-    /// Peers that lack entries which are gone, each once.
+    /// Takes the peers that need removed entries, each once.
     pub fn take_behind(&self) -> Vec<NodeId> {
         if self.behind.borrow().is_empty() {
             return Vec::new();
@@ -178,13 +179,13 @@ impl EngineStorage {
         behind
     }
 
-    /// A peer lacks entries which are gone.
+    /// Notes that a peer needs removed entries.
     pub fn note_behind(&self, peer: NodeId) {
         self.behind.borrow_mut().push(peer);
     }
 
-    /// The entries `[low, high)` that change the membership. Read in pieces: there may be a long
-    /// replay ahead, and there is nothing to read if none was ever written there.
+    /// The entries `[low, high)` that change the membership. They are read in pieces, because a long replay
+    /// may be ahead; ranges without such entries are not read.
     fn changes(&self, low: u64, high: u64) -> Vec<Entry> {
         let high = high.min(self.last_change.0 + 1);
         let mut changes = Vec::new();
@@ -205,12 +206,12 @@ impl EngineStorage {
         changes
     }
 
-    /// The engine cannot go on, and another one that is opened on the same log could not either.
+    /// Records a failure after which no engine can work on this log.
     pub fn fail(&self, what: String) {
         self.fail_for(what, false);
     }
 
-    /// The engine cannot go on. `may_pass`: whether another one might.
+    /// Records a failure. `may_pass`: whether another engine may work on the same log later.
     pub fn fail_for(&self, what: String, may_pass: bool) {
         let failure = Failure { what, may_pass };
         self.failure.borrow_mut().get_or_insert(failure);
@@ -228,7 +229,7 @@ impl EngineStorage {
         self.recent.front().map_or(self.last.0 + 1, |e| e.index)
     }
 
-    /// Entries `[low, high)` from the log; none if that failed, which is noted.
+    /// Entries `[low, high)` from the log. Empty after a failure, which is recorded.
     fn read(&self, low: u64, high: u64, max_bytes: u64) -> Vec<Entry> {
         match self.reader.entries(Lsn(low), Lsn(high), max_bytes) {
             Ok(read) if !read.0.is_empty() => read.0,
@@ -269,8 +270,8 @@ impl Storage for EngineStorage {
             self.last
         );
         let max_size = match max_size.into() {
-            // No limit: raft-rs looks for changes of the membership among all that is committed and
-            // not applied, before it campaigns.
+            // Without a limit, raft-rs looks for changes of the membership among the entries that are
+            // committed and not applied, before it campaigns.
             None => return Ok(self.changes(low, high)),
             // The host has enough to apply: see `Engine::drain_ready`.
             Some(0) => return Ok(Vec::new()),
@@ -282,8 +283,7 @@ impl Storage for EngineStorage {
             let for_peer = context.can_async();
             let before = self.read_for_peers.get();
             if for_peer && before >= super::MAX_READ_FOR_PEERS {
-                // raft-rs asks again when it hears of the peer: it acknowledges what it is sent, and
-                // answers heartbeats.
+                // raft-rs reads again with the next acknowledgement or answered heartbeat of the peer.
                 return Err(raft::Error::Store(StorageError::LogTemporarilyUnavailable));
             }
             let end = high.min(first_recent);
@@ -347,7 +347,7 @@ impl Storage for EngineStorage {
         Ok(self.last.0)
     }
 
-    /// There never is one inside a message. The engine offers one instead: see `peers`.
+    /// Snapshots never travel inside a message; the engine offers them instead: see `peers.rs`.
     fn snapshot(&self, _request_index: u64, to: u64) -> raft::Result<Snapshot> {
         self.note_behind(NodeId(to));
         Err(raft::Error::Store(

@@ -1,19 +1,17 @@
-//! How far each file of the log reached, as the log itself remembers it.
+//! A note in the log of how far each of its files reached, by which older copies of files are detected.
 //!
-//! Each batch has a checksum, and the files of a queue are numbered without a gap. Neither tells an older
-//! copy of a file from the newest one: it ends earlier, at a whole batch, and what came after is missing
-//! without a trace. So the log notes, under a key of the node's own, how long each file is that was
-//! rotated away, and how long the file is at least that purge copies entries to; with a checksum of the
-//! last bytes up to there, which distinguish the file from that of another copy of the log. The
-//! [look](super::inspect) before the log is opened compares.
+//! Each batch has a checksum, and the files of a queue are numbered without a gap. Neither distinguishes an
+//! older copy of a file from the newest one: the copy ends earlier, after a complete batch. So the log
+//! stores, under a key of the node, the length of each closed file and the least length of the file that a
+//! purge copies entries to, each with a checksum of the last bytes before that length, which differ in
+//! another copy of the log. The [inspection](super::inspect) before an open compares them with the files.
 //!
-//! What a note says stays true: a file that was rotated away never changes, the one that is copied to
-//! grows, and files are deleted oldest first. So an older note asks for less, and never for anything wrong.
-//! It is written with the first write after the log was opened, after a rotation before what was written
-//! to the new file is acknowledged, and after each purge. What a crash before that costs is the check of
-//! the files since the last note.
+//! A note stays true: a closed file never changes, the file that is copied to grows, and files are deleted
+//! oldest first. So an older note demands less, and nothing wrong. The note is written with the first write
+//! after an open, after a rotation before anything in the new file is acknowledged, and after each purge.
+//! If a crash comes before that, files since the last note are not checked.
 //!
-//! Logs of earlier builds have no note; they are not checked, and earlier builds pass over the key.
+//! Logs of earlier builds have no note and are not checked; earlier builds ignore the key.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -30,14 +28,14 @@ use super::{NODE_REGION, RaftEngine};
 
 /// The key of the note.
 pub(super) const KEY_EXTENTS: &[u8] = b"extents";
-/// What a note begins with.
+/// Version of a note, its first byte.
 const VERSION: u8 = 1;
 /// Bytes of one file in a note: queue, number, length, checksum.
 const EXTENT_BYTES: usize = 1 + 8 + 8 + 4;
-/// Files in a note: the newest ones. A note of so many has 21 KiB; of a log with small files it has at
-/// most an eighth of a file, so that notes do not fill the files that they are about.
+/// Most files in a note; the newest ones are noted. So many take 21 KiB. In a log with small files a note
+/// takes at most an eighth of a file, so that notes do not fill the files.
 const MAX_EXTENTS: usize = 1024;
-/// Bytes before the noted end that the checksum is of.
+/// Bytes before the noted end that the checksum covers.
 const TAIL_BYTES: u64 = 4096;
 
 /// One of the log's two sequences of files.
@@ -45,14 +43,14 @@ const TAIL_BYTES: u64 = 4096;
 pub enum Queue {
     /// Write groups, in the order in which they were acknowledged.
     Append,
-    /// Old entries that purge copied out of append files, to be able to delete those.
+    /// Old entries that a purge copied out of append files, to be able to delete these.
     Rewrite,
 }
 
 /// A file of the log.
 pub(super) type FileKey = (Queue, u64);
 
-/// How far a file reaches, at least.
+/// The least length of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Extent {
     /// Bytes, header included, preallocated space not.
@@ -62,12 +60,12 @@ pub(super) struct Extent {
 }
 
 impl Extent {
-    /// That of a file that was rotated away: it has no preallocated space.
+    /// The extent of a closed file, which has no preallocated space.
     fn of_whole(path: &Path) -> io::Result<Extent> {
         Extent::of(path, path.metadata()?.len())
     }
 
-    /// That of the first `len` bytes of a file.
+    /// The extent of the first `len` bytes of a file.
     pub(super) fn of(path: &Path, len: u64) -> io::Result<Extent> {
         let tail_len = len.min(TAIL_BYTES);
         let mut tail = vec![0; tail_len as usize];
@@ -96,7 +94,7 @@ fn encode(extents: &Extents) -> Vec<u8> {
     bytes
 }
 
-/// What a note says; nothing if a later build wrote it in another way, `None` if it is no note.
+/// Decodes a note. Empty if a later build wrote it in another format; `None` if it is not a note.
 pub(super) fn decode(bytes: &[u8]) -> Option<Extents> {
     let (version, extents) = bytes.split_first()?;
     if *version != VERSION {
@@ -123,18 +121,18 @@ pub(super) fn decode(bytes: &[u8]) -> Option<Extents> {
     extents.chunks_exact(EXTENT_BYTES).map(one).collect()
 }
 
-/// The end of what was written to the rewrite queue, durably: number of the file, and bytes in it. In the
-/// midst of a batch it is in the midst of it too; a batch that fails is cut again.
+/// The durable end of the rewrite queue: number of the file, and bytes in it. While a batch is written it
+/// may be within the batch; a batch that fails is cut off again.
 #[derive(Clone, Default)]
 pub(super) struct RewriteEnd(Arc<Mutex<(u64, u64)>>);
 
 impl RewriteEnd {
-    /// The file reaches up to `len` now.
+    /// The file now ends at `len`.
     pub(super) fn set(&self, seq: u64, len: u64) {
         *self.0.lock() = (seq, len);
     }
 
-    /// What the file has above `len` does not count.
+    /// The file was cut to `len`.
     pub(super) fn cut(&self, seq: u64, len: u64) {
         let mut end = self.0.lock();
         if end.0 == seq {
@@ -147,7 +145,7 @@ impl RewriteEnd {
     }
 }
 
-/// Writes the note whenever it is due.
+/// Writes notes when they are due.
 pub(super) struct ExtentNotes {
     dir: PathBuf,
     max: usize,
@@ -155,7 +153,7 @@ pub(super) struct ExtentNotes {
     noted: Mutex<Noted>,
 }
 
-/// What the last note said, and as of when.
+/// The last note, and the state of the files at that time.
 struct Noted {
     as_of: Option<AsOf>,
     extents: Extents,
@@ -164,7 +162,7 @@ struct Noted {
     has_failed: bool,
 }
 
-/// A note is due whenever this has changed.
+/// A note is due when this has changed since the last one.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct AsOf {
     /// The file that is written to.
@@ -173,7 +171,7 @@ struct AsOf {
 }
 
 impl ExtentNotes {
-    /// For the log in `dir`, in which `noted` is; `rewrite_end` is that of its files.
+    /// For the log in `dir`, whose last note is `noted`.
     pub(super) fn new(
         dir: &Path,
         segment_size: u64,
@@ -194,13 +192,13 @@ impl ExtentNotes {
         }
     }
 
-    /// A purge is over: what it copied counts from now on.
+    /// A purge has ended: the entries that it copied count from now on.
     pub(super) fn purged(&self) {
         self.noted.lock().rewrite = self.rewrite_end.get();
     }
 
-    /// Writes a note if one is due, and returns when it is durable. If that fails, it stays due, and the
-    /// last one stays true.
+    /// Writes a note if one is due, and returns when it is durable. If that fails, it stays due; the last
+    /// note stays true.
     pub(super) fn write_due(&self, engine: &RaftEngine, writing: &Mutex<()>) {
         let mut noted = self.noted.lock();
         let result = self.write(&mut noted, engine, writing);

@@ -7,9 +7,9 @@
 //!   reason; raft-engine would panic without any of them. After a failed fsync the kernel may
 //!   have dropped what it could not write, and a second fsync would succeed: nothing can be
 //!   promised but what a restart finds.
-//! - **What raft-engine leaves to a later sync is synced at once** where [`inspect`](super::inspect)
-//!   relies on it: the name and the header of every new file (raft-engine does neither when it
-//!   opens a fresh directory), and every batch of the rewrite queue.
+//! - **Operations that raft-engine syncs later are synced at once** where [`inspect`](super::inspect)
+//!   relies on it: the name and the header of every new file (raft-engine does neither when it opens a
+//!   fresh directory), and every batch of the rewrite queue.
 //! - **A full disk is a plain error** of kind `StorageFull`. raft-engine knows the default
 //!   implementation's spelling of it and then rotates, to move to another directory; with one
 //!   directory that only litters it with nearly empty files, each counted at its full size.
@@ -77,7 +77,7 @@ impl LogFileSystem {
         LogFileSystem::with_rewrite_end(faults, RewriteEnd::default())
     }
 
-    /// One that keeps `rewrite_end` up to date.
+    /// A file system that keeps `rewrite_end` up to date.
     pub(super) fn with_rewrite_end(faults: Faults, rewrite_end: RewriteEnd) -> Self {
         Self {
             faults,
@@ -155,7 +155,7 @@ pub fn write_last_words(text: String) {
     let _ = wait.recv_timeout(MESSAGE_TIMEOUT);
 }
 
-/// Deletes a file; if somebody else did, that is as good.
+/// Deletes a file; one that does not exist counts as deleted.
 fn remove(faults: &Faults, path: &Path) -> io::Result<()> {
     match faults.remove(path) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),

@@ -1,8 +1,8 @@
-//! A look at the log's files before raft-engine opens them.
+//! Inspects the log's files before raft-engine opens them.
 //!
-//! raft-engine cuts its last file at the first broken batch, without a word to its caller and
-//! whether or not that batch was acknowledged. Only what was never synced may be cut. So this
-//! module reads every file first, checks every checksum, and tells three cases apart:
+//! raft-engine cuts its last file at the first broken batch, without reporting it, whether or not that
+//! batch was acknowledged. Only bytes that were never synced may be cut. So this module reads every file
+//! first, checks every checksum, and distinguishes three cases:
 //!
 //! - **clean**: valid batches, then nothing, or only zeros (preallocated space);
 //! - **torn**: the one write that a crash can have interrupted is broken, and nothing follows it;
@@ -30,20 +30,19 @@
 //!   failed delete. A gap in the numbers is a file that somebody lost, never a half-done purge;
 //!   raft-engine would silently ignore everything before it.
 //!
-//! Whole files do not make a whole log: where one was replaced by an older copy of it, entries are
-//! missing between it and the next. raft-engine would panic there, so what each batch does to its groups
-//! is followed, as raft-engine does it ([`spans`], [`groups`]). Where an older copy lacks nothing that leaves
-//! such a gap, the log's own note of how far each file reached tells ([`extents`]).
+//! Valid files do not make a complete log: if one was replaced by an older copy, entries are missing
+//! between it and the next. raft-engine would panic there, so the inspection follows what each batch does
+//! to its groups, by raft-engine's rules ([`spans`], [`groups`]). An older copy that leaves no such gap is
+//! detected by the log's note of how far each file reached ([`extents`]).
 //!
 //! # What it cannot see
 //!
-//! The last batch, synced and then damaged, looks like a torn one. So do acknowledged batches
-//! replaced by zeros up to the end of the last file, and files missing at either end of the queue
-//! look like files that never were, as far as the log has not noted since that they were there: of the
-//! rewrite queue it has, of the last append file it cannot. Whoever opens the log compares it with what the
-//! database has applied; that is the second net. In the other direction it errs on the safe side:
-//! a torn batch whose *payload* holds a batch of this very file (a copy of the log, stored as a
-//! record) is called rot.
+//! The last batch, synced and then damaged, looks like a torn one. So do acknowledged batches replaced by
+//! zeros up to the end of the last file, and files missing at either end of the queue look like files that
+//! never were, as far as the log has not noted since that they were there: of the rewrite queue it has, of
+//! the last append file it cannot. The caller compares the log with what the database has applied, which is
+//! the second check. In the other direction the inspection is strict: a torn batch whose *payload* holds a
+//! batch of this very file (a copy of the log, stored as a record) is called rot.
 //!
 //! # Cost
 //!
@@ -85,7 +84,7 @@ use super::extents::RewriteEnd;
 /// (64 KiB, if they are tiny). That much, doubled.
 const REWRITE_SLACK_BYTES: u64 = 2 * (128 + 64) * 1024;
 
-/// What a look at the log's files found, before raft-engine opens them.
+/// The result of an inspection.
 #[derive(Debug, Default)]
 pub struct Inspection {
     /// Files with a valid header, both queues. 0: there is no log here, or one whose very first
@@ -93,8 +92,7 @@ pub struct Inspection {
     pub files: usize,
     /// Valid bytes in these files, headers included, preallocated space not.
     pub bytes: u64,
-    /// What has to be cut before raft-engine may open the log: at most a stub and a torn tail
-    /// per queue.
+    /// What has to be cut before raft-engine may open the log: at most a stub and a torn tail per queue.
     pub torn: Vec<TornTail>,
     /// Preallocated zeros behind the last batch of a queue: (file, where they start).
     padded: Vec<(PathBuf, u64)>,
@@ -138,7 +136,7 @@ pub enum InspectError {
         /// What is wrong there.
         what: String,
     },
-    /// A file of the log is gone, and with it acknowledged writes. Bring it back, or restore.
+    /// A file of the log is gone, and with it acknowledged writes. Put it back, or restore.
     #[error("the log is incomplete: {} is missing: {why}", path.display())]
     MissingFile {
         /// The first missing file.
@@ -146,8 +144,8 @@ pub enum InspectError {
         /// How that is known.
         why: String,
     },
-    /// Each file is whole, and entries between them are missing: a file was replaced by an older copy of
-    /// it, as a backup does that is copied over a newer directory. raft-engine would panic.
+    /// The files are valid, and entries between them are missing: a file was replaced by an older copy, for
+    /// instance from a backup that was copied over a newer directory. raft-engine would panic.
     #[error(
         "the log is incomplete: after entry {after} of partition {group}, {} goes on at offset {offset} with \
          entry {next}: a file before it was replaced by an older copy",
@@ -165,7 +163,7 @@ pub enum InspectError {
         /// The first entry after it.
         next: u64,
     },
-    /// A file ends before the place that the log noted of it: it was replaced by an older copy.
+    /// A file is shorter than the log has noted: it was replaced by an older copy, or cut.
     #[error(
         "the log is incomplete: {} ends at offset {offset}, and the log noted that it reached {noted}: it was \
          replaced by an older copy, or cut",
@@ -179,8 +177,7 @@ pub enum InspectError {
         /// How far it reached, at least.
         noted: u64,
     },
-    /// A file is whole, and not the one that was here: one of another copy of the log, which was written on
-    /// by itself.
+    /// A file is valid, but belongs to another copy of the log, which was written to independently.
     #[error(
         "the log is damaged: {} at offset {offset}: {what}: it is a file of another copy of this log",
         path.display()
@@ -193,7 +190,7 @@ pub enum InspectError {
         /// How.
         what: String,
     },
-    /// A file that does not belong here, and that raft-engine would trip over. Move it away.
+    /// A foreign file that raft-engine would misread. Move it away.
     #[error("{} does not belong into the log's directory: {why}", path.display())]
     Foreign {
         /// The file.
@@ -301,9 +298,8 @@ impl Inspection {
         self.torn.iter().map(|torn| torn.bytes).sum()
     }
 
-    /// Cuts everything torn, and the preallocated zeros behind the last batches: after this,
-    /// raft-engine has nothing left to cut, and may be told (`AbsoluteConsistency`) to fail
-    /// rather than do so.
+    /// Cuts everything torn, and the preallocated zeros after the last batches. raft-engine then has
+    /// nothing left to cut, and can be configured (`AbsoluteConsistency`) to fail rather than cut.
     ///
     /// # Errors
     ///

@@ -1,16 +1,17 @@
 //! The durable log: one per node, shared by all of its groups.
 //!
-//! Storage is TiKV's `raft-engine`. Ours is what stands around it:
+//! Storage is TiKV's `raft-engine`. This module adds:
 //!
-//! - [`inspect`]: a look at the files *before* raft-engine opens them, because it would silently
-//!   cut the log at the first broken batch of its last file, acknowledged or not;
+//! - [`inspect`]: an inspection of the files *before* raft-engine opens them, because raft-engine silently
+//!   cuts the log at the first broken batch of its last file, acknowledged or not;
 //! - [`fs`]: the file system below it, where a failed sync ends the process with the file's name,
 //!   and where tests inject faults;
-//! - [`extents`]: how far its files reached, noted in the log, so that older copies of them are noticed;
-//! - [`writer`]: the one thread that writes, for all groups, with one sync per group of requests.
+//! - [`extents`]: a note in the log of how far its files reached, by which older copies of files are
+//!   detected;
+//! - [`writer`]: the one thread that writes for all groups, with one sync per group of requests.
 //!
-//! Per group the log holds its entries above the log start, the hard state, the log start itself,
-//! and a tag of the host's.
+//! Per group the log has the entries above the log start, the hard state, the log start itself, and a tag
+//! of the host's. It does not know what an entry means.
 
 mod extents;
 pub mod fs;
@@ -42,12 +43,12 @@ pub use writer::{LogWriter, Persisted};
 type RaftEngine = raft_engine::Engine<LogFileSystem>;
 
 const KEY_HARD_STATE: &[u8] = b"hard-state";
-/// The log start; its name on disk is from when compaction always went up to the floor.
+/// The log start. The key is older than the distinction between floor and log start.
 const KEY_START: &[u8] = b"floor";
 const KEY_TAG: &[u8] = b"tag";
 /// The last entry that changes the membership; absent if there never was one.
 const KEY_LAST_CHANGE: &[u8] = b"last-change";
-/// raft-engine's key for what belongs to no group.
+/// raft-engine's number for keys that belong to no group.
 const NODE_REGION: u64 = u64::MAX - 1;
 const KEY_FORMAT: &[u8] = b"format";
 /// Version of what this module writes into raft-engine.
@@ -56,7 +57,7 @@ const FORMAT: u8 = 1;
 /// Bytes of entries that are read at a time for their checksums.
 const CHECKSUM_BYTES: u64 = 2 << 20;
 
-/// Which entry the log has at an LSN.
+/// The entry that the log has at an LSN, by its checksum.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EntryChecksum {
     /// Its place.
@@ -67,10 +68,10 @@ pub struct EntryChecksum {
     pub checksum: u64,
 }
 
-/// Where the log lives, and its sizes.
+/// The directory and the sizes of the log.
 #[derive(Clone, Debug)]
 pub struct LogConfig {
-    /// Directory; made if missing.
+    /// Directory; created if missing.
     pub dir: PathBuf,
     /// A file is closed once it is this large, in bytes.
     pub segment_size: u64,
@@ -85,7 +86,7 @@ pub struct LogConfig {
 /// Why the log could not be opened or read.
 #[derive(Debug, thiserror::Error)]
 pub enum LogError {
-    /// The look at the files found damage that no crash can explain, or could not read them.
+    /// The inspection found damage that no crash can cause, or could not read the files.
     #[error(transparent)]
     Inspect(#[from] inspect::InspectError),
     /// A torn tail could not be cut.
@@ -96,20 +97,20 @@ pub enum LogError {
         /// What happened.
         source: std::io::Error,
     },
-    /// The log holds what it cannot hold. It was read: this is damage.
+    /// The log was read, and its content breaks a rule of its format: it is damaged.
     #[error("the log in {dir}: {message}")]
     Engine {
         /// The log's directory.
         dir: PathBuf,
-        /// What raft-engine says.
+        /// raft-engine's error.
         message: String,
     },
-    /// The operating system refused to read or write; nothing is known about the log.
+    /// The operating system refused to read or write. Nothing is known about the content of the log.
     #[error("the log in {dir}: {message}")]
     Unreadable {
         /// The log's directory.
         dir: PathBuf,
-        /// What the operating system says, and about which file.
+        /// The operating system's error, and the file.
         message: String,
     },
     /// The log was written by a newer version.
@@ -125,8 +126,8 @@ pub enum LogError {
 }
 
 impl LogError {
-    /// Whether the log is damaged or incomplete, as a checksum or a rule of its format proves. An
-    /// answer of the operating system proves nothing.
+    /// Whether a checksum or a rule of the format proves that the log is damaged or incomplete. An error of
+    /// the operating system proves nothing.
     pub fn is_damage(&self) -> bool {
         match self {
             LogError::Inspect(found) => match found {
@@ -135,7 +136,7 @@ impl LogError {
                 | inspect::InspectError::Gap { .. }
                 | inspect::InspectError::OlderCopy { .. }
                 | inspect::InspectError::OtherCopy { .. } => true,
-                // A file that does not belong there says nothing about those that do.
+                // A foreign file proves nothing about the log's own files.
                 inspect::InspectError::Foreign { .. } | inspect::InspectError::Io { .. } => false,
             },
             LogError::Engine { .. } => true,
@@ -145,7 +146,7 @@ impl LogError {
         }
     }
 
-    /// Whether the operating system refused: the same may work later.
+    /// Whether the operating system refused. The same may work later.
     pub fn is_unreadable(&self) -> bool {
         match self {
             LogError::Inspect(found) => matches!(found, inspect::InspectError::Io { .. }),
@@ -154,7 +155,7 @@ impl LogError {
         }
     }
 
-    /// What raft-engine failed with, `context` before it if there is one.
+    /// The error for one of raft-engine, preceded by `context`.
     fn of_engine(dir: &Path, context: &str, error: &raft_engine::Error) -> LogError {
         let (dir, message) = (dir.to_owned(), format!("{context}{error}"));
         match is_unreadable(error) {
@@ -164,7 +165,7 @@ impl LogError {
     }
 }
 
-/// Whether what raft-engine failed with proves nothing about the log: the same may work later.
+/// Whether an error of raft-engine proves nothing about the log, so that the same may work later.
 fn is_unreadable(error: &raft_engine::Error) -> bool {
     match error {
         raft_engine::Error::Io(_)
@@ -185,16 +186,21 @@ fn is_unreadable(error: &raft_engine::Error) -> bool {
 pub struct SharedLog {
     engine: Arc<RaftEngine>,
     config: Arc<LogConfig>,
-    /// Held for a write and its sync. raft-engine would let two writers share a sync, and then a
-    /// crash could tear more than the last batch, which is all that [`inspect`] takes for a torn one.
+    /// Held for a write and its sync. raft-engine would let two writers share a sync. Then a crash could
+    /// tear more than the last batch, and [`inspect`] accepts only the last batch as torn.
     writing: Arc<Mutex<()>>,
     notes: Arc<ExtentNotes>,
-    /// Held while files are purged: until then nobody knows how far the rewrite queue reaches.
+    /// Held during a purge, while the end of the rewrite queue is not known.
     purging: Arc<Mutex<()>>,
 }
 
 impl SharedLog {
-    /// Looks at the files, cuts a torn tail, opens. The inspection tells what was found.
+    /// Inspects the files, cuts a torn tail and opens the log. Returns the inspection too.
+    ///
+    /// # Errors
+    ///
+    /// The log is damaged, incomplete, unreadable now, or of a newer format: see [`LogError`]. Nothing was
+    /// cut unless the inspection succeeded.
     pub fn open(config: LogConfig, faults: Faults) -> Result<(SharedLog, Inspection), LogError> {
         let found = inspect::inspect(&config.dir, max_torn(config.max_group_size))?;
         found.cut().map_err(|source| LogError::Cut {
@@ -206,20 +212,19 @@ impl SharedLog {
         let engine = RaftEngine::open_with_file_system(
             raft_engine::Config {
                 dir: config.dir.to_string_lossy().into_owned(),
-                // What could be torn is cut already: raft-engine is to cut nothing by itself.
+                // A torn tail is cut already, so raft-engine must fail rather than cut anything.
                 recovery_mode: RecoveryMode::AbsoluteConsistency,
                 // Compression would cost the write path more than the bytes it saves.
                 batch_compression_threshold: ReadableSize(0),
                 target_file_size: ReadableSize(config.segment_size),
-                // It counts every file as a full one, and those of the rewrite queue apart:
-                // `SharedLog::purge` compares what is on disk instead.
+                // raft-engine counts every file as a full one, and the rewrite queue separately. So
+                // `SharedLog::purge` compares the bytes on disk with the threshold itself.
                 purge_threshold: ReadableSize(config.segment_size),
-                // What was copied goes soon after nobody wants it any more. At most three tenths of the
-                // copies are useless, beyond one file.
+                // Copied entries are removed soon after they are not needed any more: beyond one file, at
+                // most three tenths of the copies are garbage.
                 purge_rewrite_threshold: Some(ReadableSize(config.segment_size)),
                 purge_rewrite_garbage_ratio: 0.3,
-                // A recycled file holds old records behind new ones, which would make a torn
-                // tail look like rot.
+                // A recycled file has old records after new ones, so a torn tail would look like rot.
                 enable_log_recycle: false,
                 recovery_threads: 2,
                 ..raft_engine::Config::default()
@@ -262,15 +267,15 @@ impl SharedLog {
         Ok((log, found))
     }
 
-    /// What the log remembers of a group, also while it is written to.
+    /// The state of a group's log. May be called while the log is written to.
     ///
     /// # Errors
     ///
     /// The log could not be read now, or what was read is damaged: see [`LogError::is_damage`].
     pub fn state(&self, group: GroupId) -> Result<PersistedState, LogError> {
         match self.read_state(group) {
-            // The parts are read one after the other, and a write may have changed them in between. Nothing is
-            // written while this is held.
+            // The parts are read one after the other, and a write may have come in between. The second read
+            // excludes writes.
             Err(error) if error.is_damage() => {
                 let _writing = self.writing.lock();
                 self.read_state(group)
@@ -303,14 +308,14 @@ impl SharedLog {
                 start.lsn.0 + 1
             )));
         }
-        // raft-rs panics on it.
+        // raft-rs panics in this case.
         if hard_state.commit > last.0 {
             return Err(self.error(format!(
                 "group {group}: entries up to {} were committed, and the log ends at {last}",
                 hard_state.commit
             )));
         }
-        // Both are written together, so the hard state is an older one.
+        // Both are written together, so the hard state is an old copy.
         if last > start.lsn {
             let term = self.group_reader(group).term_of(last);
             let term = term.map_err(|e| self.failed(&format!("group {group}: "), &e))?;
@@ -336,16 +341,16 @@ impl SharedLog {
         })
     }
 
-    /// What the host wrote beside a group's log when it began it.
+    /// The tag that the host gave to [`SharedLog::begin_group`].
     pub fn tag(&self, group: GroupId) -> Option<Vec<u8>> {
         self.engine.get(region(group), KEY_TAG)
     }
 
-    /// Makes a group's log empty and lets it begin after `start`, with a tag of the host's beside it;
-    /// returns when that is durable. Whatever the log had of the group is gone, and does not come
-    /// back. A crash, or an error, leaves all of the old or all of the new.
+    /// Empties a group's log, lets it begin after `start` and stores a tag of the host's. Returns when that
+    /// is durable. Everything that the log had of the group is removed. A crash or an error leaves the
+    /// complete old or the complete new state.
     ///
-    /// Only before the group is opened: an open one has its own idea of what is in the log.
+    /// Only before the group is opened: the engine of an open group keeps its own view of the log.
     pub fn begin_group(&self, group: GroupId, start: LogFloor, tag: &[u8]) -> Result<(), LogError> {
         let region = region(group);
         let hard_state = HardState {
@@ -354,7 +359,7 @@ impl SharedLog {
             ..HardState::default()
         };
         let fill = |batch: &mut LogBatch| -> raft_engine::Result<()> {
-            // First of all: it forgets everything of the group, keys as well.
+            // First, because it removes everything of the group, including its keys.
             batch.add_command(region, Command::Clean);
             batch.put(region, KEY_START.to_vec(), encode_floor(start))?;
             batch.put(region, KEY_TAG.to_vec(), tag.to_vec())?;
@@ -372,8 +377,8 @@ impl SharedLog {
     }
 
     /// As [`SharedLog::begin_group`], for a group whose state was replaced by an installed snapshot of
-    /// everything up to `start`, in a process that ended before its log was told: the tag stays, and
-    /// so do term and vote, which are promises to others.
+    /// everything up to `start`, when the process ended before the log was restarted. Tag, term and vote
+    /// stay, because term and vote are promises to other members.
     pub fn restart_group(&self, group: GroupId, start: LogFloor) -> Result<(), LogError> {
         let state = self.state(group)?.restarted_after(start);
         let mut batch = LogBatch::default();
@@ -402,8 +407,8 @@ impl SharedLog {
         }
     }
 
-    /// Checksums of a group's entries in `[low, high)`, all of which the log has. Reads them: they should
-    /// be few.
+    /// Checksums of a group's entries in `[low, high)`, all of which the log must have. Reads the entries,
+    /// so the range should be short.
     ///
     /// # Errors
     ///
@@ -441,7 +446,7 @@ impl SharedLog {
         Ok(found)
     }
 
-    /// How many of a group's entries in `[low, high)` change nothing: those that an election appends.
+    /// The number of a group's entries in `[low, high)` without a command, which elections append.
     pub fn count_empty(&self, group: GroupId, low: Lsn, high: Lsn) -> Result<u64, LogError> {
         let read = self.reader(group).entries(low, high, u64::MAX);
         let entries = read.map_err(|e| match e {
@@ -457,13 +462,17 @@ impl SharedLog {
         Ok(entries.0.iter().filter(is_empty).count() as u64)
     }
 
-    /// Deletes files that no group needs, once the log is larger than its threshold. Answers the groups
-    /// whose old entries hold files back: they should be flushed and compacted.
+    /// Deletes files that no group needs, once the log is larger than its threshold. Returns the groups
+    /// whose old entries keep files on disk: these groups should be flushed and compacted.
+    ///
+    /// # Errors
+    ///
+    /// Files could not be listed, copied or deleted; the next purge tries it again.
     pub fn purge(&self) -> Result<Vec<GroupId>, LogError> {
         if self.used_bytes()? <= self.config.purge_threshold {
             return Ok(Vec::new());
         }
-        // Somebody else does it.
+        // Another thread is purging.
         let Some(_purging) = self.purging.try_lock() else {
             return Ok(Vec::new());
         };
@@ -479,13 +488,12 @@ impl SharedLog {
             .collect())
     }
 
-    /// Bytes that the log's files have on disk: those that it writes, and those into which it copies
-    /// entries that are still wanted when their file goes. What was set aside for the file that is
-    /// written to counts.
+    /// Bytes of the log's files on disk: of the files that it writes, and of those into which a purge
+    /// copies entries that are still needed. Preallocated space of the current file is included.
     ///
     /// # Errors
     ///
-    /// The directory cannot be listed: nothing is known about the size then.
+    /// The directory cannot be listed, so the size is unknown.
     pub fn used_bytes(&self) -> Result<u64, LogError> {
         let unreadable = |error: std::io::Error| LogError::Unreadable {
             dir: self.config.dir.clone(),
@@ -496,7 +504,7 @@ impl SharedLog {
             match file.map_err(unreadable)?.metadata() {
                 Ok(meta) if meta.is_file() => bytes += meta.len(),
                 Ok(_) => {}
-                // Deleted since it was listed.
+                // Deleted since the directory was listed.
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
                 Err(error) => return Err(unreadable(error)),
             }
@@ -504,7 +512,7 @@ impl SharedLog {
         Ok(bytes)
     }
 
-    /// Numbers of the first file that the log still has, and of the one that it writes.
+    /// Numbers of the oldest file that the log still has, and of the one that it writes to.
     pub fn file_span(&self) -> (u64, u64) {
         self.engine.file_span(LogQueue::Append)
     }
@@ -518,7 +526,7 @@ impl SharedLog {
         LogError::of_engine(&self.config.dir, context, error)
     }
 
-    /// What was read is not what belongs there.
+    /// The error for content that breaks a rule of the format.
     fn error(&self, message: String) -> LogError {
         LogError::Engine {
             dir: self.config.dir.clone(),
@@ -527,14 +535,15 @@ impl SharedLog {
     }
 }
 
-/// raft-engine's number for a group: its own tools print 0 as "none", so ours start at 1.
+/// raft-engine's number for a group. Its own tools print 0 as "none", so these start at 1.
 fn region(group: GroupId) -> u64 {
     group.0 + 1
 }
 
-/// raft-engine remembers a compaction only as long as the append file that it was written to: once
-/// purge has deleted that, entries that purge had copied before are back after a restart. Behind
-/// them there may be a hole up to the log start, over which raft-engine would panic at the next write.
+/// Repeats the compactions of all groups at an open. raft-engine keeps a compaction only as long as the
+/// append file that it was written to. Once a purge has deleted that file, entries that an earlier purge
+/// had copied reappear after a restart. After them there may be a gap up to the log start, and raft-engine
+/// would panic at the next write.
 fn compact_again(engine: &RaftEngine, batch: &mut LogBatch) {
     for region in engine.raft_groups() {
         let start = engine
@@ -549,15 +558,15 @@ fn compact_again(engine: &RaftEngine, batch: &mut LogBatch) {
     }
 }
 
-/// Forgets everything of a group but its tag, and lets its log begin after `start`. A hard state has
-/// to follow.
+/// Removes everything of a group except its tag, and lets its log begin after `start`. The caller adds a
+/// hard state.
 fn fill_restart(
     batch: &mut LogBatch,
     region: u64,
     start: LogFloor,
     tag: Option<&[u8]>,
 ) -> raft_engine::Result<()> {
-    // First of all: it forgets everything of the group, keys as well.
+    // First, because it removes everything of the group, including its keys.
     batch.add_command(region, Command::Clean);
     batch.put(region, KEY_START.to_vec(), encode_floor(start))?;
     match tag {
@@ -581,8 +590,8 @@ fn decode_floor(bytes: &[u8]) -> Option<LogFloor> {
     })
 }
 
-/// The most that a torn write group can take on disk: its requests, encoded, and the one request
-/// that may exceed the limit by itself.
+/// The largest size of a torn write group on disk: its encoded requests, and the one request that may
+/// exceed the limit.
 fn max_torn(max_group_size: u64) -> u64 {
     2 * max_group_size + MAX_COMMAND_BYTES as u64
 }

@@ -1,5 +1,5 @@
-//! Reading a group's entries: on a thread of its own, again where what fails may pass, and without a panic
-//! of raft-engine ending the process.
+//! Reads a group's entries: on a thread of its own, with retries of errors that may pass, and so that a
+//! panic of raft-engine does not end the process.
 
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -11,7 +11,7 @@ use crate::engine::{LogReadError, LogReader, RawEntries};
 use crate::ids::{GroupId, Lsn, Term};
 
 thread_local! {
-    /// A panic of this thread is an answer about what is on disk.
+    /// Whether a panic of this thread is caught and reported as damage of the log.
     static CONTAINS_PANICS: Cell<bool> = const { Cell::new(false) };
 }
 
@@ -21,7 +21,7 @@ pub(super) struct GroupReader {
 }
 
 impl GroupReader {
-    /// The term of an entry, `None` if it is not there.
+    /// The term of an entry; `None` if the log does not have it.
     pub(super) fn term_of(&self, lsn: Lsn) -> raft_engine::Result<Option<Term>> {
         let region = region(self.group);
         let entry = self.reading(|| self.engine.get_entry::<EntryIndex>(region, lsn.0))?;
@@ -41,21 +41,21 @@ impl GroupReader {
     }
 }
 
-/// Attempts at one read of the log, and the pause after the first that could not read; each further one is
-/// twice as long, 630 ms in all. The group waits meanwhile, and halts when they are used up.
+/// Attempts at one read of the log, and the pause after the first that failed. Each further pause is twice
+/// as long, 630 ms in all. The group waits meanwhile, and halts after the last attempt.
 const MAX_READ_ATTEMPTS: u32 = 7;
 const READ_RETRY_INTERVAL: Duration = Duration::from_millis(10);
-/// Attempts at a read that finds damage. Three purges in a row, each between the same two operations of one
-/// read, do not happen.
+/// Attempts at a read that finds damage. It is excluded in practice that three purges in a row come between
+/// the same two operations of a read.
 const MAX_DAMAGED_ATTEMPTS: u32 = 3;
 
 impl GroupReader {
-    /// Runs `read`, and again if it fails for a reason that may pass.
+    /// Runs `read`, and repeats it if it fails for a reason that may pass.
     ///
-    /// - No thread, no descriptor, an error of the device: again after a pause.
-    /// - What looks like damage: again at once. raft-engine looks up where the entries are, and then reads
-    ///   the files without a lock. A purge in between copies the entries elsewhere and deletes the file
-    ///   ("file seqno out of range"); the next attempt looks them up again. Real damage stays.
+    /// - No thread, no file descriptor, an error of the device: repeated after a pause.
+    /// - Apparent damage: repeated at once. raft-engine looks up where the entries are, and then reads the
+    ///   files without a lock. A purge in between may copy the entries and delete the file ("file seqno out
+    ///   of range"); the next attempt looks them up again. Real damage is found again.
     fn reading<T: Send>(
         &self,
         mut read: impl FnMut() -> raft_engine::Result<T> + Send,
@@ -70,7 +70,7 @@ impl GroupReader {
             let error = match on_a_fresh_thread(contained) {
                 Ok(Ok(Ok(read))) => return Ok(read),
                 Ok(Ok(Err(error))) => error,
-                // An entry is not the one that the items of its batch name.
+                // An entry differs from what its batch lists.
                 Ok(Err(_)) => raft_engine::Error::Corruption(
                     "raft-engine panicked at what it read; the line before has the message"
                         .to_owned(),
@@ -123,10 +123,10 @@ impl LogReader for GroupReader {
     }
 }
 
-/// raft-engine keeps the block that a thread has read last, and knows it by file number and offset
-/// alone. A thread that reads two logs, or one that was cut and written on, would get the block of
-/// the other: wrong entries, and purge would copy them. A thread has nothing to mix up with at
-/// first; reads are rare and large enough for one each.
+/// Runs `read` on a new thread. raft-engine caches the block that a thread has read last, by file number
+/// and offset alone. A thread that reads two logs, or a log that was cut and extended, could get a block of
+/// the other one: wrong entries, which a purge would even copy. A new thread has an empty cache. Reads are
+/// rare and large enough for a thread each.
 pub(super) fn on_a_fresh_thread<T: Send>(read: impl FnOnce() -> T + Send) -> std::io::Result<T> {
     std::thread::scope(|scope| {
         let thread = std::thread::Builder::new()
@@ -139,8 +139,7 @@ pub(super) fn on_a_fresh_thread<T: Send>(read: impl FnOnce() -> T + Send) -> std
     })
 }
 
-/// From now on the process's panic hook, which may end the process, is not called for a panic that is
-/// contained.
+/// Replaces the process's panic hook, which may end the process, by one that skips contained panics.
 fn respect_containment() {
     static INSTALLED: Once = Once::new();
     INSTALLED.call_once(|| {

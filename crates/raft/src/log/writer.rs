@@ -1,17 +1,16 @@
 //! The one thread that writes the log: group commit for all groups of a node.
 //!
-//! Requests queue up while a sync is under way; the next write group takes as many as fit into
-//! [`max_group_size`](super::LogConfig::max_group_size) and makes them durable with one sync. A
-//! write group is one batch of raft-engine, so a crash leaves all of it or none. Every batch is
-//! synced, also one that only compacts: so at most the last one can be torn, which is what
-//! [`super::inspect`] relies on.
+//! Requests are queued while a sync is under way. The next write group takes as many as fit into
+//! [`max_group_size`](super::LogConfig::max_group_size) and makes them durable with one sync. A write group
+//! is one batch of raft-engine, so a crash leaves all of it or none. Every batch is synced, also one that
+//! only compacts. So at most the last batch can be torn, on which [`super::inspect`] relies.
 //!
-//! A write that fails (a full disk, say) is tried again until it works, always the same requests,
-//! none skipped; meanwhile [`LogWriter::stalled`] says so, and proposals are refused at the door.
-//! A failed *sync* ends the process, see [`super::fs`].
+//! A write that fails, for instance on a full disk, is repeated with the same requests until it works.
+//! Meanwhile [`LogWriter::stalled`] is true, and new proposals are refused. A failed *sync* ends the
+//! process, see [`super::fs`].
 //!
-//! The queue is bounded by what its producers may have in flight: `max_pending_proposals` per
-//! group, and the bytes that the host admits.
+//! The queue is bounded by what producers may have in flight: `max_pending_proposals` per group, and the
+//! bytes that the host admits.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
@@ -31,13 +30,13 @@ use super::{
 use crate::engine::{LogFloor, Persist};
 use crate::ids::GroupId;
 
-/// Pause before a failed write is tried again: short enough that service resumes soon after space
-/// returns, long enough not to spin.
+/// Pause before a failed write is repeated: short, so that writes resume soon after space is freed, and
+/// long enough not to use a processor.
 const RETRY_INTERVAL: Duration = Duration::from_millis(100);
-/// A stall is logged again after this long.
+/// Time between two log messages of one stall.
 const STALL_LOG_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Hears that what it asked for is durable. Called on the writer's thread, so it must be quick.
+/// Gets the numbers of durable writes. Called on the writer's thread, so it must be quick.
 pub trait Persisted: Send + Sync {
     /// Everything of this group up to `number` is durable.
     fn persisted(&self, number: u64);
@@ -70,7 +69,7 @@ impl Request {
 struct Queue {
     requests: Vec<Request>,
     stopping: bool,
-    /// The thread has ended: what comes is dropped.
+    /// The thread has ended: further requests are dropped.
     closed: bool,
 }
 
@@ -81,13 +80,13 @@ struct Shared {
     stalled: AtomicBool,
     /// Why the last write failed, until one works.
     stall_cause: Mutex<Option<String>>,
-    /// Since when the disk is at what it was last asked to write, if it is.
+    /// When the write under way began, if one is.
     writing_since: Mutex<Option<Instant>>,
     /// Write groups made durable, and requests in them.
     counts: Mutex<WriterCounts>,
 }
 
-/// What the writer has done since it started.
+/// Counters of the writer since its start.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct WriterCounts {
     /// Write groups, each with one sync.
@@ -132,41 +131,43 @@ impl LogWriter {
         self.push(Request::Persist { group, persist, to });
     }
 
-    /// Queues a compaction; it rides with whatever else is to be written.
+    /// Queues a compaction. It is written together with other requests.
     pub fn compact(&self, group: GroupId, floor: LogFloor) {
         self.push(Request::Compact { group, floor });
     }
 
-    /// Whether the last write failed and is being tried again.
+    /// Whether the last write failed and is being repeated.
     pub fn stalled(&self) -> bool {
         self.shared.stalled.load(Ordering::Relaxed)
     }
 
-    /// Why the last write failed, if it is being tried again.
+    /// Why the last write failed, if it is being repeated.
     pub fn stall_cause(&self) -> Option<String> {
         self.shared.stall_cause.lock().clone()
     }
 
-    /// How long the disk has been at the write under way, if one is. One that was refused is none.
+    /// How long the write under way has taken so far, if there is one. A write that failed and waits to be
+    /// repeated is none.
     pub fn writing_for(&self) -> Option<Duration> {
         let since = *self.shared.writing_since.lock();
         since.map(|since| since.elapsed())
     }
 
-    /// What was done so far.
+    /// The counters so far.
     pub fn counts(&self) -> WriterCounts {
         *self.shared.counts.lock()
     }
 
-    /// Waits until everything queued before is written, or `timeout` has passed; whether it was.
+    /// Waits until everything queued before is written, or `timeout` has passed. Returns whether it was
+    /// written.
     pub fn flush(&self, timeout: Duration) -> bool {
         let (tx, rx) = mpsc::channel();
         self.push(Request::Barrier(tx));
         rx.recv_timeout(timeout).is_ok()
     }
 
-    /// Writes what is queued and ends the thread. A write that keeps failing is given up:
-    /// nothing of it was acknowledged.
+    /// Writes queued requests and ends the thread. A write that fails is not repeated any more: nothing of
+    /// it was acknowledged.
     pub fn stop(&self) {
         self.shared.queue.lock().stopping = true;
         self.shared.arrived.notify_one();
@@ -191,8 +192,8 @@ impl LogWriter {
     }
 }
 
-/// However the writer's thread ends: what is still queued is dropped, and with it the references to
-/// the groups, which refer to the writer in turn.
+/// Drops queued requests when the writer's thread ends for any reason, and with them the references to the
+/// groups, which reference the writer.
 struct CloseQueue<'a>(&'a Shared);
 
 impl Drop for CloseQueue<'_> {
@@ -230,7 +231,7 @@ fn run(
         if !write_group(shared, engine, writing, &mut batch, &group) {
             return;
         }
-        // Before anything in a new file is acknowledged, the length of the one before it is known.
+        // The length of the previous file is noted before anything in a new file is acknowledged.
         notes.write_due(engine, writing);
         notify_persisted(group);
     }
@@ -254,7 +255,7 @@ fn take_group(waiting: &mut Vec<Request>, max_group: u64) -> Vec<Request> {
     }
 }
 
-/// Writes and syncs until it works; false if it did not work and the writer is to stop.
+/// Writes and syncs, again and again until it works. Returns false if it did not work and the writer stops.
 fn write_group(
     shared: &Shared,
     engine: &RaftEngine,
@@ -274,7 +275,7 @@ fn write_group(
         match result {
             Ok(_) => break,
             Err(error) => {
-                // A batch whose write failed is sealed; the next try builds a new one.
+                // A batch whose write failed is sealed, so the next attempt builds a new one.
                 *batch = LogBatch::default();
                 *shared.stall_cause.lock() = Some(format!("{}: {error}", engine.path()));
                 shared.stalled.store(true, Ordering::Relaxed);
@@ -347,7 +348,7 @@ fn fill(engine: &RaftEngine, batch: &mut LogBatch, group: &[Request]) -> raft_en
     Ok(())
 }
 
-/// Tells each group once, with its last number.
+/// Reports to each group once, with its last number.
 fn notify_persisted(group: Vec<Request>) {
     let mut last: Vec<(GroupId, u64, Arc<dyn Persisted>)> = Vec::new();
     let mut barriers = Vec::new();
@@ -367,7 +368,7 @@ fn notify_persisted(group: Vec<Request>) {
         to.persisted(number);
     }
     for answer in barriers {
-        // Whoever asked may have stopped waiting.
+        // The receiver may have stopped waiting.
         let _ = answer.send(());
     }
 }

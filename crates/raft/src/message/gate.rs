@@ -1,19 +1,19 @@
-//! Who is heard at all.
+//! Which messages a member accepts: the gate in front of the engine and the transfers.
 //!
-//! A message from another cluster, another group, another lineage, to somebody else, or from a start
-//! of the sender's process that is over, is counted and dropped. Whether its sender is a *member* is
-//! not asked here: a member that lags hears of new members from themselves.
+//! A message from another cluster, group or lineage, to another node, or from an earlier start of the
+//! sender's process is counted and dropped. Whether the sender is a *member* is not checked here, because a
+//! member that lags may get messages of new members before it knows them.
 
 use std::collections::BTreeMap;
 
 use super::{Envelope, Identity};
 use crate::ids::{Incarnation, NodeId};
 
-/// Most senders whose incarnation is remembered; no group has as many members over its life. Beyond
-/// it the lowest numbers are forgotten first: those of the oldest nodes.
+/// Most senders whose incarnation is remembered; no group has as many members over its life. Beyond it the
+/// lowest numbers, those of the oldest nodes, are dropped first.
 const MAX_SENDERS: usize = 4096;
 
-/// Why a message was not stepped.
+/// Why a message was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Refusal {
     /// From another cluster.
@@ -24,20 +24,20 @@ pub enum Refusal {
     Lineage,
     /// To another node, or from this one.
     Recipient,
-    /// From a start of the sender's process that is over.
+    /// From an earlier start of the sender's process.
     Incarnation,
-    /// An answer from somebody who is not a member, or from a member to somebody who is none.
+    /// From a node that is not a member, or that must not get what it requests.
     NotAMember,
-    /// An offer that a newer version made.
+    /// An offer of a newer format.
     NewerFormat,
-    /// It contradicts what this member knows: about entries that it never had, say.
+    /// It contradicts the state of this member, for instance by acknowledging entries that it never had.
     Contradiction,
 }
 
 /// How many messages were refused, by reason.
 pub type Refusals = BTreeMap<Refusal, u64>;
 
-/// Lets in what is meant for one member of one group.
+/// Accepts the messages for one member of one group.
 #[derive(Debug)]
 pub struct Gate {
     me: Identity,
@@ -55,12 +55,12 @@ impl Gate {
         }
     }
 
-    /// Whose gate it is.
+    /// The identity of this member.
     pub fn identity(&self) -> &Identity {
         &self.me
     }
 
-    /// Whether the message may be processed.
+    /// Whether the message may be processed. Counts a refusal.
     pub fn admit(&mut self, envelope: &Envelope) -> Result<(), Refusal> {
         let verdict = self.judge(envelope);
         if let Err(refusal) = verdict {

@@ -1,21 +1,21 @@
-//! What members of a group say to each other.
+//! The messages between members of a group, and their encoding.
 //!
 //! ```text
-//! Envelope   who speaks (cluster, group, lineage, node, incarnation), to whom
+//! Envelope   the sender (cluster, group, lineage, node, incarnation) and the receiver
 //!   Raft       a message of consensus                              engine  <-> engine
 //!   Offer      the manifest of a checkpoint                        leader   -> follower
-//!   NewerOffer what is understood of one of a newer version's      leader   -> follower
-//!   Wanted     "I cannot begin without a snapshot"                 joiner   -> leader
-//!   Progress   "this is what I am fetching"                        follower -> everybody
-//!   Ended      "this transfer has ended, thus"                     either way
-//!   Fetch      "these bytes of that file, please"                  receiver -> sender
+//!   NewerOffer the readable fields of an offer of a newer format     leader   -> follower
+//!   Wanted     request for a snapshot by a node without a log      joiner   -> leader
+//!   Progress   what the sender of the message is fetching          follower -> all
+//!   Ended      the end of a transfer, with its reason              either way
+//!   Fetch      request for part of a file                          receiver -> sender
 //!   Chunk      the bytes, with their checksum                      sender   -> receiver
 //! ```
 //!
-//! All of it is our own `prost` encoding; raft-rs's protobuf 2 never parses what a peer sent.
-//! Decoding is for untrusted input: it fails with an error, never panics, and what it allocates is
-//! bounded by a small multiple of the bytes that are there (see `scan` in this module). What decodes has passed
-//! every check that needs no context; those that do are the [`Gate`]'s and the engine's.
+//! All messages have a `prost` encoding of this crate; raft-rs's protobuf 2 never parses bytes of a peer.
+//! Decoding is for untrusted input: it fails with an error, never panics, and allocates at most a small
+//! multiple of the length of the input (see `scan.rs`). A decoded message has passed every check that needs
+//! no context. Checks that need it are those of the [`Gate`] and the engine.
 
 #![deny(clippy::disallowed_methods)]
 
@@ -42,13 +42,13 @@ use scan::Scanned;
 
 /// Version of the envelope.
 pub const ENVELOPE_FORMAT: u32 = 1;
-/// Most bytes of an encoded envelope. The largest legal ones: an append with one command of 8 MiB,
-/// or 1 MiB of small ones; an offer of [`MAX_FILES`](crate::transfer::MAX_FILES) short names.
+/// Most bytes of an encoded envelope. The largest valid ones are an append with one command of 8 MiB, or 1
+/// MiB of small ones, and an offer of [`MAX_FILES`](crate::transfer::MAX_FILES) short names.
 pub const MAX_ENVELOPE_BYTES: usize = 32 * 1024 * 1024;
 /// Most entries of one append. They take at least 3 bytes each on the wire and some 100 in memory.
 pub const MAX_ENTRIES: usize = 1 << 17;
 
-/// Who a member is, to the others.
+/// The identity of a member in messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Identity {
     /// The cluster.
@@ -74,31 +74,31 @@ impl Identity {
     }
 }
 
-/// A message, and who says it to whom.
+/// A message with its sender and receiver.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Envelope {
-    /// Who says it.
+    /// The sender.
     pub sender: Identity,
-    /// To which node.
+    /// The receiving node.
     pub to: NodeId,
     /// What.
     pub payload: Payload,
 }
 
-/// What a message says. See the [module's head](self).
+/// The content of a message. See the [module's head](self).
 #[derive(Clone, PartialEq, Debug)]
 pub enum Payload {
     /// For [`Event::Receive`](crate::engine::Event::Receive).
     Raft(PeerMessage),
     /// For the engine.
     Offer(Box<Manifest>),
-    /// For the engine: nobody here can fetch it, and its leader is to know that.
+    /// For the engine: this member cannot fetch it, and answers the leader so.
     NewerOffer(NewerOffer),
     /// For the engine.
     Wanted,
     /// For the engine.
     Progress(Progress),
-    /// For the engine, and for whoever serves or fetches.
+    /// For the engine, and for both sides of a transfer.
     Ended(Ended),
     /// For the [`Sender`](crate::transfer::Sender).
     Fetch(Fetch),
@@ -106,7 +106,7 @@ pub enum Payload {
     Chunk(Chunk),
 }
 
-/// An offer that a newer version made: what of it is the same in every format.
+/// An offer of a newer format: the fields that are the same in every format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NewerOffer {
     /// The checkpoint.
@@ -115,7 +115,7 @@ pub struct NewerOffer {
     pub format: u32,
 }
 
-/// What a member is fetching. Everybody who hears it keeps the log behind it.
+/// What a member is fetching. Members that get it keep the log behind it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Progress {
     /// The checkpoint.
@@ -124,32 +124,32 @@ pub struct Progress {
     pub source: NodeId,
     /// What it covers.
     pub last_included_index: Lsn,
-    /// Bytes that are there, those not fetched because they were there already included.
+    /// Bytes that are present, including those that were present before the fetch.
     pub bytes_done: u64,
     /// Of so many.
     pub bytes_total: u64,
 }
 
-/// A message of consensus; opaque.
+/// A message of raft-rs; opaque.
 #[derive(Clone, PartialEq)]
 pub struct PeerMessage(pub(crate) eraftpb::Message);
 
-/// Why bytes are not an envelope.
+/// Why bytes cannot be decoded as an envelope.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeError {
-    /// Too many bytes, not even looked at.
+    /// Too many bytes; nothing was decoded.
     #[error("a message of {0} bytes, more than {MAX_ENVELOPE_BYTES}")]
     TooLarge(usize),
-    /// Not the encoding that it should be.
+    /// The bytes are not a valid encoding.
     #[error("malformed: {0}")]
     Malformed(String),
-    /// A newer version made it.
+    /// A newer version wrote it.
     #[error("the message has format {0}, this version knows up to {ENVELOPE_FORMAT}")]
     NewerFormat(u32),
     /// A field is missing, or out of its range.
     #[error("the message's {0} is missing or out of range")]
     Field(&'static str),
-    /// A kind of message that only exists inside a member, or that never travels.
+    /// A kind of message that is never sent between members.
     #[error("a message of kind {0} never travels")]
     Kind(u32),
     /// An offer that cannot be fetched, of a format that this version knows.
@@ -158,12 +158,12 @@ pub enum DecodeError {
 }
 
 impl Envelope {
-    /// Bytes for the wire, at most [`MAX_ENVELOPE_BYTES`] of what an engine made.
+    /// The encoded envelope. At most [`MAX_ENVELOPE_BYTES`] for messages of an engine.
     pub fn encode(&self) -> Vec<u8> {
         wire::Envelope::from(self).encode_to_vec()
     }
 
-    /// The same, at the end of a buffer, without a copy in between.
+    /// Appends the encoded envelope to a buffer, without a copy in between.
     #[cfg(feature = "grpc")]
     pub(crate) fn encode_to(&self, buffer: &mut tonic::codec::EncodeBuf<'_>) {
         let envelope = wire::Envelope::from(self);
@@ -171,7 +171,11 @@ impl Envelope {
         envelope.encode_raw(buffer);
     }
 
-    /// Parses what [`Envelope::encode`] made, or anything else.
+    /// Decodes untrusted bytes.
+    ///
+    /// # Errors
+    ///
+    /// See [`DecodeError`].
     pub fn decode(bytes: impl Into<Bytes>) -> Result<Envelope, DecodeError> {
         let bytes = bytes.into();
         if bytes.len() > MAX_ENVELOPE_BYTES {
@@ -187,7 +191,7 @@ impl Envelope {
         .try_into()
     }
 
-    /// Roughly its size on the wire, in bytes; costs nothing.
+    /// Approximate encoded size, in bytes, without encoding it.
     pub fn size_hint(&self) -> usize {
         128 + match &self.payload {
             Payload::Raft(message) => {
@@ -212,7 +216,7 @@ impl PeerMessage {
         NodeId(self.0.to)
     }
 
-    /// Whether it is a leader's word that it is there, and nothing more.
+    /// Whether it is a heartbeat.
     pub fn is_heartbeat(&self) -> bool {
         self.0.get_msg_type() == eraftpb::MessageType::MsgHeartbeat
     }

@@ -1,12 +1,11 @@
-//! A look at the bytes of an envelope before they are decoded, for what would make decoding allocate
-//! far more than there are bytes: an element of a list takes 2 bytes on the wire if it is empty, and
-//! some hundred in memory.
+//! Scans the bytes of an envelope before they are decoded. It rejects lists whose decoding would allocate
+//! far more memory than the input has bytes: an empty element takes 2 bytes on the wire, and some hundred
+//! in memory.
 //!
-//! The lists of messages are the entries of an append, and the files of an offer. Both are counted
-//! here. (The other lists are of numbers: 1 byte on the wire, 8 in memory.)
+//! The lists of messages are the entries of an append and the files of an offer. Both are counted here.
+//! (All other lists are of numbers: 1 byte on the wire, 8 in memory.)
 //!
-//! And for what a newer version made: of that the rules here say nothing, and nobody knows whether it is
-//! damaged.
+//! It also detects newer formats, to which these rules do not apply: such a message is not damaged.
 
 use super::{DecodeError, ENVELOPE_FORMAT, MAX_ENTRIES};
 use crate::transfer::{MAX_FILES, MAX_MEMBERS, OFFER_FORMAT};
@@ -22,19 +21,19 @@ const OFFER_FILES: u64 = 8;
 /// How the bytes may be decoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scanned {
-    /// As this version knows it.
+    /// With the format of this version.
     Known,
-    /// It holds an offer of a newer format: its head alone.
+    /// It has an offer of a newer format: decode only the fields of [`NewerOffer`](super::NewerOffer).
     NewerOffer,
 }
 
-/// Whether, and how, the bytes may be decoded.
+/// Checks whether, and how, the bytes may be decoded.
 pub fn check(bytes: &[u8]) -> Result<Scanned, DecodeError> {
     let (mut entries, mut files, mut members) = (0, 0, 0);
     let mut offer_format = 0;
     each_field(bytes, |field, value| {
         match (field, value) {
-            // Before anything else, as it is written: what follows may have other limits.
+            // The format is the first field: what follows may have other limits.
             (FORMAT, Value::Number(format)) if format > ENVELOPE_FORMAT => {
                 return Err(DecodeError::NewerFormat(format));
             }
@@ -64,17 +63,17 @@ pub fn check(bytes: &[u8]) -> Result<Scanned, DecodeError> {
     if files > MAX_FILES {
         return Err(DecodeError::Field("number of files"));
     }
-    // A number takes up to 10 bytes, and is named once; a learner that is to be promoted twice.
+    // A number takes up to 10 bytes. It occurs once, or twice for a learner that is to be promoted.
     if members > 2 * 10 * MAX_MEMBERS {
         return Err(DecodeError::Field("membership"));
     }
     Ok(Scanned::Known)
 }
 
-/// What a field holds, as far as it is looked at.
+/// The value of a field, as far as the scan needs it.
 #[derive(Clone, Copy)]
 enum Value<'a> {
-    /// Cut to 32 bits, as the decoder does it: no longer number is looked at.
+    /// Cut to 32 bits, as the decoder does; no longer number is needed.
     Number(u32),
     Bytes(&'a [u8]),
     Fixed,
@@ -101,7 +100,7 @@ fn each_field<'a>(
                 take(&mut rest, 4)?;
                 Value::Fixed
             }
-            // Groups: nobody writes them, and skipping them recurses.
+            // Groups: no version writes them, and skipping them would need recursion.
             _ => return Err(malformed("a group")),
         };
         see(key >> 3, value)?;

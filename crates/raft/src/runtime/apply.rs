@@ -1,4 +1,8 @@
-//! The apply thread of a group.
+//! The apply thread of a group: it owns the state machine, applies committed entries, installs snapshots,
+//! and opens the engine again after a halt.
+//!
+//! In the order of its loop: take the next step from the [`ApplyQueue`], apply it, answer the proposals,
+//! report to the engine, begin a snapshot if one is due, give the state machine time for housekeeping.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -13,12 +17,11 @@ use crate::engine::{Committed, Engine, Event, OpenError};
 use crate::ids::Lsn;
 use crate::transfer::Manifest;
 
-/// How often the state machine is given time for housekeeping when entries keep coming, and when
-/// none come.
+/// Time between two calls of [`StateMachine::maintain`].
 const MAINTENANCE_INTERVAL: Duration = Duration::from_millis(250);
-/// Pause before a failed apply is tried again.
+/// Pause before a failed apply, or a failed move of an installed snapshot, is tried again.
 const RETRY_INTERVAL: Duration = Duration::from_millis(100);
-/// How long the log's writer is waited for. It may be waiting for space.
+/// Longest wait for the log's writer, which may itself wait for space.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Runs until the queue is closed.
@@ -47,7 +50,7 @@ pub(super) fn run<S: StateMachine>(
             let (lsn, term) = (last.lsn, last.term);
             if let Err(what) = follow(applied, &entries) {
                 shared.step(Event::Broken { what });
-                // Nothing more comes from the engine.
+                // The engine has halted and hands out nothing more.
                 committed.forget();
                 continue;
             }
@@ -69,8 +72,8 @@ pub(super) fn run<S: StateMachine>(
     }
 }
 
-/// Whether each entry is the next one: a state that lacks one is another than everybody else's, and
-/// nothing that is applied later would show it.
+/// Checks that the entries follow `applied` without a gap. A state that lacks an entry differs from that of
+/// the other members, and no later entry would reveal it.
 fn follow(applied: Lsn, entries: &[Committed]) -> Result<(), String> {
     let mut next = applied.next();
     for entry in entries {
@@ -86,7 +89,8 @@ fn follow(applied: Lsn, entries: &[Committed]) -> Result<(), String> {
     Ok(())
 }
 
-/// Applies until it works; false if it did not work and the group is to stop.
+/// Applies the entries, again and again until it works. Returns false if it did not work and the group
+/// stops.
 fn apply<S: StateMachine>(
     machine: &mut S,
     entries: &[Committed],
@@ -112,7 +116,7 @@ fn apply<S: StateMachine>(
                 if shared.stopping.load(Ordering::Relaxed) {
                     return false;
                 }
-                // The state is as it was before: what is applied so far can be covered.
+                // The state is unchanged, so a snapshot can cover what is applied so far.
                 start_snapshot_if_due(machine, shared);
                 std::thread::sleep(RETRY_INTERVAL);
             }
@@ -126,9 +130,10 @@ fn apply<S: StateMachine>(
     true
 }
 
-/// Lets the state be what was fetched. First the state, then its place among the stored snapshots,
-/// then the engine: a crash in between is made good at the next open. Answers up to where the state is
-/// from then on; if that is as it was, what waits to be applied still has to be.
+/// Replaces the state by the fetched snapshot. First the state changes, then the snapshot is listed as
+/// stored, then the engine is stepped; the next open completes whatever a crash interrupts. Returns the LSN
+/// up to which the state now is, or `None` if it is unchanged: then the queued entries still have to be
+/// applied.
 fn install<S: StateMachine>(
     machine: &mut S,
     offer: &Manifest,
@@ -146,7 +151,7 @@ fn install<S: StateMachine>(
         return None;
     }
     shared.apply.covered(lsn);
-    // Before the engine hears of it: see there.
+    // Before the engine is stepped: see `SnapshotJobs::replaced`.
     shared.snapshot_jobs.replaced();
     let stored = loop {
         match member.store.keep_fetched(checkpoint) {
@@ -174,8 +179,8 @@ fn install<S: StateMachine>(
 }
 
 impl<O: Send + 'static> Shared<O> {
-    /// If the group has halted for a cause that may pass, and it is time: opens it again. The caller owns
-    /// the state machine, and has applied everything that it was handed.
+    /// Opens the group again if it has halted for a cause that may pass, and the next attempt is due. The
+    /// caller owns the state machine and has applied everything that it was handed.
     pub(super) fn reopen<S: StateMachine<Output = O>>(&self, machine: &S) {
         let Some(reopening) = self.reopening.as_ref().filter(|_| self.may_reopen()) else {
             return;

@@ -1,4 +1,4 @@
-//! What a node is told at its start.
+//! The configuration of a node, and what makes it invalid.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -9,61 +9,61 @@ use crate::log::LogConfig;
 use crate::message::MAX_CHUNK_BYTES;
 use crate::transfer::{ReceiverConfig, SenderConfig};
 
-/// What a node is told at its start. [`NodeConfig::new`] has the defaults.
+/// The configuration of a node. [`NodeConfig::new`] has the defaults.
 #[derive(Clone, Debug)]
 pub struct NodeConfig {
     /// This node.
     pub id: NodeId,
     /// The log.
     pub log: LogConfig,
-    /// Time between ticks of the engines; everything that is said in ticks follows it. 100 ms.
+    /// Time between ticks of the engines; all values in ticks depend on it. 100 ms.
     pub tick_interval: Duration,
-    /// Time between two looks at the log's files: those that no group needs are deleted, once the log is
-    /// larger than [`LogConfig::purge_threshold`]. A group of [`Node::open_member`](super::Node::open_member)
-    /// whose old entries hold files back takes a snapshot, unless it is to take none by itself. 10 s; zero
-    /// for a host that calls [`SharedLog::purge`](crate::log::SharedLog::purge) by itself.
+    /// Time between two purges of the log, which delete files that no group needs once the log is larger
+    /// than [`LogConfig::purge_threshold`]. A group of [`Node::open_member`](super::Node::open_member)
+    /// whose old entries keep files on disk then takes a snapshot, unless both thresholds for hints are 0.
+    /// 10 s; zero for a host that calls [`SharedLog::purge`](crate::log::SharedLog::purge) itself.
     pub purge_interval: Duration,
-    /// Proposals that are accepted and not applied yet, of one group. 16,384.
+    /// Most proposals of one group that are accepted and not applied yet. 16,384.
     pub max_pending_proposals: u64,
     /// Applied entries above the floor from which on a snapshot is taken; 0 for never. 10,000.
     pub snapshot_hint_threshold_entries: u64,
     /// The same in bytes, roughly; 0 for never. 64 MiB.
     pub snapshot_hint_threshold_bytes: u64,
-    /// The guardrail: with more entries than this above the floor, applied or not, a snapshot is taken
-    /// if it can help, and an alarm is given if it cannot; at twice as many, proposals are refused if
-    /// apply stands at the floor. 0, for none.
+    /// The guardrail: with more entries than this above the floor, applied or not, a snapshot is taken; if
+    /// nothing above the floor is applied, so that a snapshot would not help, an error is logged instead,
+    /// and at twice as many entries proposals are refused. 0, the default, for none.
     pub max_log_entries: u64,
-    /// How many groups may write a snapshot at the same time; 0 is taken for 1, the default.
+    /// How many groups may write a snapshot at the same time; 0 counts as 1, the default.
     pub parallel_snapshots: usize,
-    /// The cluster; nodes of others are not heard.
+    /// The cluster. Messages of nodes of another cluster are refused.
     pub cluster: ClusterId,
-    /// Where the node keeps what it needs among others: the number of its starts, the snapshots that
-    /// it offers and fetches. Without it, it has groups of one member only.
+    /// Directory of the number of the node's starts and of the snapshots that it offers and fetches.
+    /// Without it, the node can only have groups of one member.
     pub dir: Option<PathBuf>,
-    /// Ticks without word from a leader before an election, at least; at most twice as many. 10.
+    /// Ticks without a message from a leader before an election; between this many and twice as many, at
+    /// random. 10.
     pub election_ticks: usize,
     /// Ticks between heartbeats; `election_ticks` is at least twice as many. 2.
     pub heartbeat_ticks: usize,
-    /// Bytes of a snapshot that are asked for at once. 1 MiB, at most 4 MiB.
+    /// Bytes of a snapshot in one chunk. 1 MiB, at most 4 MiB.
     pub snapshot_chunk_size_bytes: u32,
-    /// Bytes of a snapshot that are asked for and not yet written: what a receiver holds in memory. At
-    /// least one chunk. 16 MiB.
+    /// Most bytes of a snapshot that are requested and not yet written, which is what a receiver holds in
+    /// memory. At least one chunk. 16 MiB.
     pub snapshot_window_bytes: u64,
-    /// Bytes of snapshots that are being read or sent, of all transfers together: what a sender holds
-    /// in memory. 32 MiB.
+    /// Most bytes of snapshots that are being read or sent, of all transfers together, which is what a
+    /// sender holds in memory. 32 MiB.
     pub max_snapshot_bytes_in_flight: u64,
-    /// Bytes of snapshots that this node sends in a second, at most, of all transfers together; 0, the
-    /// default, for as many as they ask for. It is for the log's traffic on a network that is shared
-    /// with others, or slow: what fits is a share of the link, which only the host knows, and a limit
-    /// below what the link can take makes every member's recovery as much longer. Without it, messages
-    /// of the log still have connections of their own and wait for no chunk. It must be enough for
-    /// every transfer to get a chunk in half the time after which a receiver gives a silent sender up,
-    /// 600 ticks: 2 * `max_snapshot_transfers` * `snapshot_chunk_size_bytes` in that time, or 140 KB/s
-    /// with the defaults.
+    /// Most bytes of snapshots that this node sends in a second, over all transfers; 0, the default, for no
+    /// limit. It keeps bandwidth free for the log on a slow or shared network. The right value is a share
+    /// of the link, which only the host knows; a lower limit makes the recovery of a member longer in
+    /// proportion. Without a limit, messages of the log still have connections of their own and never wait
+    /// for a chunk. The limit must let every transfer get a chunk in half the time after which a receiver
+    /// ends a transfer without chunks, 600 ticks: 2 * `max_snapshot_transfers` *
+    /// `snapshot_chunk_size_bytes` in that time, or 140 KB/s with the defaults.
     pub max_snapshot_bytes_per_second: u64,
     /// Transfers that this node serves at once. 4.
     pub max_snapshot_transfers: usize,
-    /// Most bytes of log that a snapshot covers and that are kept for peers all the same. 1 GiB.
+    /// Most bytes of log that are kept for peers although a snapshot covers them. 1 GiB.
     pub max_bytes_kept_for_peers: u64,
     /// Ticks without a hint after a failed snapshot: the first time, and at most. 10 and 600.
     pub snapshot_backoff_ticks: (u64, u64),
@@ -75,7 +75,7 @@ pub struct NodeConfig {
 pub struct ConfigError {
     /// Which value.
     pub name: &'static str,
-    /// What it has to be, and is not.
+    /// The rule that it breaks.
     pub why: String,
 }
 
@@ -116,7 +116,11 @@ impl NodeConfig {
         }
     }
 
-    /// Whether the values make sense, one by one and together.
+    /// Checks the values, one by one and together.
+    ///
+    /// # Errors
+    ///
+    /// The first value that breaks a rule.
     pub fn validate(&self) -> Result<(), ConfigError> {
         let check = |good: bool, name, why: &str| match good {
             true => Ok(()),
@@ -193,8 +197,8 @@ impl NodeConfig {
         )
     }
 
-    /// With as much, every transfer gets a chunk in half the time after which its receiver would give
-    /// this node up.
+    /// The rate at which every transfer gets a chunk in half the time after which its receiver would end
+    /// it.
     fn least_snapshot_bytes_per_second(&self) -> u64 {
         let ticks = self.for_receiver().progress_deadline_ticks;
         let deadline = self.tick_interval.as_nanos() * u128::from(ticks);
@@ -227,9 +231,9 @@ impl NodeConfig {
     pub(super) fn for_sender(&self) -> SenderConfig {
         SenderConfig {
             max_transfers: self.max_snapshot_transfers,
-            // What waits to be read is served in the order in which it was taken in, and not in turns:
-            // no more of it than a second's worth, or a new receiver would wait for all that others
-            // have asked for.
+            // Reads are done in the order of their acceptance, not in turns between receivers. With a
+            // limit, no more than a second's worth is accepted, so that a new receiver does not wait behind
+            // all requests of the others.
             max_bytes_in_flight: match self.max_snapshot_bytes_per_second {
                 0 => self.max_snapshot_bytes_in_flight,
                 limit => self.max_snapshot_bytes_in_flight.min(limit),

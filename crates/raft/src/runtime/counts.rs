@@ -1,4 +1,5 @@
-//! What a group did, for metrics: the engine's counters, and what only the runtime sees.
+//! Counters of a group and of a node's messages, and their metrics. The engine counts what it does; here is
+//! what only the runtime sees.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -16,26 +17,26 @@ pub(super) struct Counts {
     pub resumed: AtomicU64,
     pub bytes_fetched: AtomicU64,
     pub corrupt: AtomicU64,
-    /// Ticks since the metrics were told.
+    /// Ticks since the metrics were published.
     pub unpublished: AtomicU64,
 }
 
-/// What a group did since it was opened.
+/// Counters of a group since it was opened.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct GroupCounters {
-    /// What its engine counts.
+    /// The engine's counters.
     pub engine: Counters,
-    /// Snapshots that it took of itself.
+    /// Snapshots of its own state.
     pub snapshots_taken: u64,
-    /// Attempts that came to nothing.
+    /// Attempts that failed.
     pub snapshots_failed: u64,
-    /// Fetches that began with bytes which were there already.
+    /// Fetches that began with some bytes already on disk.
     pub fetches_resumed: u64,
-    /// Bytes of snapshots that came over the network and were good.
+    /// Bytes of snapshots that arrived over the network with the right checksum.
     pub bytes_fetched: u64,
     /// Chunks and files that did not match their checksum.
     pub corrupt: u64,
-    /// How often it was opened again after it had halted.
+    /// Times that the group was opened again after a halt.
     pub reopened: u64,
 }
 
@@ -64,9 +65,9 @@ pub(super) struct Unread {
 /// Messages that a node could not read, since its start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct UnreadCounts {
-    /// Damaged, or of no kind that travels.
+    /// Damaged messages, or of a kind that never travels.
     pub malformed: u64,
-    /// Of a newer version, which writes a format of envelopes that this one does not know.
+    /// Messages of a newer format of envelopes.
     pub newer_format: u64,
 }
 
@@ -80,7 +81,7 @@ impl Unread {
         };
         let before = self.newer_format.fetch_add(1, Ordering::Relaxed);
         counter!("esker_raft_messages_newer_format_total").increment(1);
-        // They may be many: the 1st, 2nd, 4th, 8th, … is said.
+        // There may be many: the 1st, 2nd, 4th, 8th, … is logged.
         if (before + 1).is_power_of_two() {
             tracing::warn!(
                 format,
@@ -99,7 +100,7 @@ impl Unread {
     }
 }
 
-/// Where a group stands, as metrics show it.
+/// Values of a group's gauges.
 pub(super) struct Gauges {
     pub role: Role,
     pub term: u64,
@@ -108,7 +109,7 @@ pub(super) struct Gauges {
     pub above_floor: u64,
 }
 
-/// Tells the metrics recorder. Called about once a second for each group.
+/// Publishes metrics. Called about once a second for each group.
 pub(super) fn publish(group: GroupId, counts: &GroupCounters, gauges: &Gauges) {
     let group = group.to_string();
     let engine = &counts.engine;

@@ -12,7 +12,7 @@ pub enum NodeError {
     /// The log.
     #[error(transparent)]
     Log(#[from] LogError),
-    /// A group's log and state do not fit together.
+    /// The group's log and its state do not fit together.
     #[error("partition {group}: {source}")]
     Open {
         /// The group.
@@ -32,7 +32,7 @@ pub enum NodeError {
         /// The group.
         group: GroupId,
     },
-    /// The number of this start could not be kept.
+    /// The number of this start could not be read or stored.
     #[error("the number of this start, in {path}: {why}")]
     Incarnation {
         /// The file.
@@ -48,9 +48,9 @@ pub enum NodeError {
         /// What happened.
         source: StoreError,
     },
-    /// The group was here before, as its directory, its state or its options say, and the log knows
-    /// nothing of it: what it has promised others is lost. Remove this member from the group, and let it
-    /// join under a new number.
+    /// The group's directory, state or options show that this member existed before, and the log has
+    /// nothing of it: its promises to other members (votes, acknowledgements) are lost. Remove this member
+    /// from the group, and let it join under a new number.
     #[error(
         "group {group} was here before, and its log is gone: remove this member from the group, \
          and let it join under a new number"
@@ -86,7 +86,7 @@ impl NodeError {
     }
 }
 
-/// What became of a proposal that was not applied.
+/// Why a proposal was not applied.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ProposeError {
     /// This member does not lead. Nothing happened.
@@ -98,32 +98,30 @@ pub enum ProposeError {
     /// Too many proposals are pending. Nothing happened; try again.
     #[error("too many proposals are pending")]
     Busy,
-    /// What is in the log and not applied has become too much. Nothing happened; try again when that has
-    /// changed.
+    /// Too many entries of the log wait to be applied. Nothing happened; try again later.
     #[error("too much in the log waits to be applied: appends are refused until that changes")]
     LogFull,
-    /// The log cannot be written at the moment: this is why. Nothing happened; try again when that has
-    /// changed.
+    /// The log cannot be written at the moment. Nothing happened; try again when the cause is gone.
     #[error("the log cannot be written, so appends are refused until that changes: {why}")]
     LogUnwritable {
-        /// What the operating system said, and of which file.
+        /// The operating system's error, and the file.
         why: String,
     },
-    /// What is in the log cannot be applied at the moment: this is why. Nothing happened; try again when
-    /// that has changed.
+    /// Committed entries cannot be applied at the moment. Nothing happened; try again when the cause is
+    /// gone.
     #[error(
         "what is in the log cannot be applied, so appends are refused until that changes: {why}"
     )]
     Stalled {
-        /// What the state machine said.
+        /// The state machine's error.
         why: String,
     },
-    /// The group has halted: it decides and applies nothing until it is opened again. Nothing happened.
+    /// The group has halted: it commits and applies nothing until it is opened again. Nothing happened.
     #[error("the partition has halted{}: {why}", if *.reopens { ", and is opened again by itself" } else { "" })]
     Halted {
         /// What made it halt.
         why: String,
-        /// Whether it is opened again by itself, if the cause has passed.
+        /// Whether the group is opened again by itself once the cause has passed.
         reopens: bool,
     },
     /// Consensus refused it. Nothing happened.
@@ -132,13 +130,13 @@ pub enum ProposeError {
     /// Another entry was committed in its place. Nothing happened.
     #[error("superseded by another leader's entry")]
     Superseded,
-    /// The group stopped while it was under way: it may have happened or not.
+    /// The group stopped before the outcome was known. The command may have been applied or not.
     #[error("the partition stopped before the outcome was known")]
     Unknown,
 }
 
 impl ProposeError {
-    /// Whether it is certain that the command had no effect and never will.
+    /// Whether the command certainly had no effect and never will have one.
     pub fn has_no_side_effects(&self) -> bool {
         !matches!(self, ProposeError::Unknown)
     }
@@ -161,25 +159,26 @@ impl From<RejectReason> for ProposeError {
     }
 }
 
-/// Why the membership, or the leader, is not changed.
+/// Why a change of the membership, or of the leader, failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ChangeError {
-    /// This member does not lead, or not any more. Nothing happened.
+    /// This member does not lead. Nothing happened.
     #[error("this node does not lead the group")]
     NotLeader {
         /// Who does, if known.
         leader: Option<NodeId>,
     },
-    /// It cannot be changed so, or not now. Nothing happened.
+    /// The change is not possible, or not now. Nothing happened.
     #[error(transparent)]
     Refused(#[from] ChangeRefused),
-    /// It did not come about in time. For another leader, that means that this one goes on.
+    /// The change did not complete in time. After a transfer of the leadership this member goes on leading.
     #[error("it did not come about in time")]
     TimedOut,
     /// Another entry was committed in its place. Nothing happened.
     #[error("superseded by another leader's entry")]
     Superseded,
-    /// The group stopped, or lost its leader, while it was under way: it may have happened or not.
+    /// The group stopped, or its leader changed, before the outcome was known. The change may have happened
+    /// or not.
     #[error("the outcome is not known")]
     Unknown,
     /// Consensus refused it, or the group has stopped. Nothing happened.

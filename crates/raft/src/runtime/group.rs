@@ -1,4 +1,6 @@
-//! A running group, as its host sees it.
+//! A running group, as its host sees it: proposals, reads, snapshots, changes of the membership, status.
+//!
+//! All handles of a group share its [`Shared`] state; the group ends with [`Group::stop`].
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -37,14 +39,15 @@ pub struct GroupStatus {
     pub applied_term: Term,
     /// Last entry that the newest snapshot covers.
     pub floor: Lsn,
-    /// Entries at or below are gone from the log, or about to go. At most `floor`.
+    /// Entries at or below are removed from the log, or about to be. At most `floor`.
     pub log_start: Lsn,
     /// Entries above `log_start`.
     pub log_entries: u64,
-    /// Their bytes, roughly, as far as they were handed out for applying since the start: those that
-    /// the database had already are not counted, nor those that are not committed.
+    /// Approximate bytes of the entries above `log_start` that were handed out for applying since the
+    /// start. Entries that the state machine had before, and entries that are not committed, are not
+    /// counted.
     pub log_bytes: u64,
-    /// More entries than the guardrail allows are above the floor, and apply stands there.
+    /// More entries than `max_log_entries` are above the floor, and none of them is applied.
     pub alarm: bool,
     /// Whether the disk refuses the log's or the database's writes.
     pub stalled: bool,
@@ -91,7 +94,13 @@ impl<O: Send + 'static> Group<O> {
         self.shared.id
     }
 
-    /// Proposes a command; the answer comes once it is durable, committed and applied.
+    /// Proposes a command of 1 byte to 8 MiB. The receiver gets the output once the command is durable,
+    /// committed and applied.
+    ///
+    /// # Errors
+    ///
+    /// At once, if the proposal is refused; on the receiver, if the outcome is known or lost later: see
+    /// [`ProposeError`].
     pub fn propose(
         &self,
         command: Vec<u8>,
@@ -99,7 +108,7 @@ impl<O: Send + 'static> Group<O> {
         self.propose_with(command, None)
     }
 
-    /// As [`Group::propose`], with a guard that is dropped when the answer is there.
+    /// As [`Group::propose`], with a guard that is dropped together with the answer.
     pub fn propose_with(
         &self,
         command: Vec<u8>,
@@ -127,12 +136,12 @@ impl<O: Send + 'static> Group<O> {
                 answer: tx,
                 guard,
             })?;
-            // What is refused at once is said at once.
+            // A proposal that the engine refused is reported by this call.
             return match rx.try_recv() {
                 Ok(Err(refused)) => Err(refused),
                 Ok(Ok(output)) => {
                     let (tx, rx) = oneshot::channel();
-                    // Its receiver is in this function.
+                    // The receiver is in this function.
                     let _ = tx.send(Ok(output));
                     Ok(rx)
                 }
@@ -151,24 +160,24 @@ impl<O: Send + 'static> Group<O> {
         Ok(rx)
     }
 
-    /// As [`Group::propose`], waiting for the answer.
+    /// As [`Group::propose`], and waits for the answer.
     pub async fn execute(&self, command: Vec<u8>) -> Result<O, ProposeError> {
         self.propose(command)?
             .await
             .unwrap_or(Err(ProposeError::Unknown))
     }
 
-    /// Asks for a snapshot, also if nothing was applied since the newest. It covers everything that
-    /// was applied before the ask: if an attempt is under way, the answer is that of the next one,
-    /// which everybody shares who asks meanwhile.
+    /// Requests a snapshot, also if nothing was applied since the newest one. It covers everything that was
+    /// applied before this call: if an attempt is under way, the next attempt answers, and it is shared by
+    /// all requests made meanwhile.
     pub fn snapshot(&self) -> oneshot::Receiver<Result<Arc<StoredSnapshot>, SnapshotError>> {
         let answer = self.shared.snapshot_jobs.request();
         self.shared.apply.nudge();
         answer
     }
 
-    /// The host has a snapshot from before the group was opened, of everything up to `lsn`, whose
-    /// term is `term`. To be said soon after the open.
+    /// Reports a snapshot that the host had before the group was opened. It covers everything up to `lsn`,
+    /// an entry of `term`. To be called soon after the open.
     pub fn snapshot_known(&self, lsn: Lsn, term: Term) {
         self.shared.step(Event::SnapshotTaken {
             last_included_index: lsn,
@@ -177,35 +186,35 @@ impl<O: Send + 'static> Group<O> {
         });
     }
 
-    /// The log is to keep the entries above `lsn`, also if a snapshot covers them. To be said at
-    /// every open, before [`Group::snapshot_known`], which may compact.
+    /// Makes the log keep the entries above `lsn`, also if a snapshot covers them. To be called at every
+    /// open, before [`Group::snapshot_known`], which may compact the log.
     pub fn keep_from(&self, lsn: Lsn) {
         self.shared.step(Event::KeepFrom { lsn });
     }
 
-    /// The same as [`Group::snapshot`]: a host that knows better than the thresholds takes one now.
+    /// The same as [`Group::snapshot`].
     pub fn trigger_snapshot(
         &self,
     ) -> oneshot::Receiver<Result<Arc<StoredSnapshot>, SnapshotError>> {
         self.snapshot()
     }
 
-    /// One tick of the clock, if ticks mean anything to this member.
+    /// One tick of the clock, if this member needs ticks.
     pub fn tick(&self) {
         self.shared.tick();
     }
 
-    /// Stands for election now.
+    /// Campaigns now.
     pub fn campaign(&self) {
         self.shared.step(Event::Campaign);
     }
 
-    /// A peer's message arrived.
+    /// Hands a peer's message to the group.
     pub fn receive(&self, message: Envelope) {
         Addressed::receive(&*self.shared, message);
     }
 
-    /// Who leads, as far as known.
+    /// The leader, if known.
     pub fn leader(&self) -> Option<NodeId> {
         self.shared.engine.lock().leader()
     }
@@ -215,19 +224,18 @@ impl<O: Send + 'static> Group<O> {
         self.shared.membership()
     }
 
-    /// Everything that there is to see: members, how far they are, transfers. Costs more than
-    /// [`Group::status`]: for people.
+    /// Members, their progress, transfers. Costs more than [`Group::status`]; meant for people.
     pub fn details(&self) -> Status {
         self.shared.engine.lock().status()
     }
 
-    /// What the group did since it was opened; the metrics `esker_raft_*` tell the same once a second.
+    /// Counters since the group was opened. The metrics `esker_raft_*` have the same values, once a second.
     pub fn counters(&self) -> GroupCounters {
         self.shared.counters()
     }
 
-    /// Waits until somebody leads whom this member knows, and answers who; `None` if the group stops
-    /// or halts.
+    /// Waits until this member knows a leader, and returns it; `None` if the group stops or halts. Waits
+    /// without a limit in time.
     pub async fn wait_for_leader(&self) -> Option<NodeId> {
         let mut applied = self.shared.watch_applied();
         loop {
@@ -262,14 +270,15 @@ impl<O: Send + 'static> Group<O> {
         }
     }
 
-    /// Why the group decides and applies nothing, if so: its log could not be read, or entries are missing.
-    /// What was acknowledged is in the log. A group that is alone is opened again by itself if the cause may
-    /// pass.
+    /// Why the group has halted, if it has: its log could not be read, or entries are missing. Everything
+    /// that was acknowledged is in the log. A group of one member is opened again by itself if the cause
+    /// may pass.
     pub fn halted(&self) -> Option<Halted> {
         self.shared.halted()
     }
 
-    /// Why entries cannot be written or applied at the moment, if so. They are tried again and again.
+    /// Why entries cannot be written or applied at the moment, if that is so. The attempts are repeated
+    /// without a limit.
     pub fn stall_cause(&self) -> Option<String> {
         if let Some(why) = self.shared.writer.stall_cause() {
             return Some(format!("the log cannot be written: {why}"));
@@ -286,8 +295,8 @@ impl<O: Send + 'static> Group<O> {
         status.role == Role::Leader && status.applied_term == status.term
     }
 
-    /// Waits until this member leads and has applied everything from before its term: from then
-    /// on it may serve. Returns too if the group halts or is stopped.
+    /// Waits until this member leads and has applied everything from before its term: from then on it may
+    /// serve. Also returns if the group halts or stops. Waits without a limit in time.
     pub async fn wait_until_serving(&self) {
         let mut applied = self.shared.applied.subscribe();
         loop {
@@ -300,9 +309,14 @@ impl<O: Send + 'static> Group<O> {
         }
     }
 
-    /// Waits until what is applied here is at least what was committed when this was called, and
-    /// answers up to where that is: from then on a read of the local state is linearizable. Works on
-    /// followers and learners too; they ask the leader.
+    /// Waits until everything that was committed at the time of the call is applied here, and returns the
+    /// LSN of that. From then on a read of the local state is linearizable. Also works on followers and
+    /// learners, which ask the leader.
+    ///
+    /// # Errors
+    ///
+    /// See [`ReadFailure`]: it fails after three election timeouts at the latest, or six if the leader has
+    /// answered.
     pub async fn read_index(&self) -> Result<Lsn, ReadFailure> {
         let Some((ticket, answer)) = self.shared.requests.begin_read() else {
             return Err(ReadFailure::Stopped);
@@ -311,9 +325,13 @@ impl<O: Send + 'static> Group<O> {
         answer.await.unwrap_or(Err(ReadFailure::Stopped))
     }
 
-    /// Changes the membership, and waits until the change is in force: until no other members have to
-    /// agree any more. Of [`MembershipChange::AddPeer`], that the new one is a member, not that it
-    /// votes: that comes by itself once it has caught up. Asked on the leader; one at a time.
+    /// Changes the membership, and waits until the change is in force and the old voters need not agree any
+    /// more. After [`MembershipChange::AddPeer`] the node is a member without a vote; the leader promotes
+    /// it once it has caught up. To be called on the leader; one change at a time.
+    ///
+    /// # Errors
+    ///
+    /// See [`ChangeError`].
     pub async fn change_membership(&self, change: MembershipChange) -> Result<(), ChangeError> {
         let ticket = self.shared.requests.ticket();
         let (asker, answer) = oneshot::channel();
@@ -341,31 +359,31 @@ impl<O: Send + 'static> Group<O> {
         Ok(())
     }
 
-    /// A new member that is to vote; see [`MembershipChange::AddPeer`].
+    /// Adds a member that will vote; see [`MembershipChange::AddPeer`].
     pub async fn add_peer(&self, node: NodeId) -> Result<(), ChangeError> {
         self.change_membership(MembershipChange::AddPeer(node))
             .await
     }
 
-    /// A new member without a vote.
+    /// Adds a member without a vote.
     pub async fn add_learner(&self, node: NodeId) -> Result<(), ChangeError> {
         self.change_membership(MembershipChange::AddLearner(node))
             .await
     }
 
-    /// A learner gets a vote.
+    /// Gives a learner a vote.
     pub async fn promote(&self, node: NodeId) -> Result<(), ChangeError> {
         self.change_membership(MembershipChange::Promote(node))
             .await
     }
 
-    /// A member goes. Its number is not to be used again.
+    /// Removes a member. Its number must not be used again.
     pub async fn remove_peer(&self, node: NodeId) -> Result<(), ChangeError> {
         self.change_membership(MembershipChange::RemovePeer(node))
             .await
     }
 
-    /// Makes another voter the leader, and waits until it is, or two election timeouts have passed.
+    /// Makes another voter the leader, and waits until it leads, for two election timeouts at most.
     pub async fn transfer_leadership(&self, to: NodeId) -> Result<(), ChangeError> {
         let shared = &self.shared;
         if to == shared.node && self.status().role == Role::Leader {
@@ -383,12 +401,12 @@ impl<O: Send + 'static> Group<O> {
         answer.await.unwrap_or(Err(ChangeError::Unknown))
     }
 
-    /// Refuses proposals from now on, applies what is committed, ends the apply thread, waits for a
-    /// snapshot that is being written. Those who still wait are answered [`ProposeError::Unknown`],
-    /// or that there is no snapshot.
+    /// Refuses proposals from now on, applies what is committed, ends the apply thread, and waits for a
+    /// snapshot that is being written. Pending proposals get [`ProposeError::Unknown`]; requests for a
+    /// snapshot get an error.
     pub fn stop(&self) {
         {
-            // Under the lock: no proposal is half-way in.
+            // Under the engine's lock, so that no proposal is between its check and its registration.
             let _engine = self.shared.engine.lock();
             self.shared.stopping.store(true, Ordering::Relaxed);
         }

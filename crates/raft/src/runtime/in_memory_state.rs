@@ -1,4 +1,4 @@
-//! The plain form of a state machine: all of it in memory, its snapshots bytes.
+//! A state machine whose state is in memory and whose snapshots are bytes.
 
 use super::state_machine::{ApplyError, Capture, SnapshotError, StateMachine};
 use crate::engine::{Committed, Membership};
@@ -8,20 +8,20 @@ use crate::store::{SnapshotData, StoredSnapshot};
 /// Bytes of a snapshot, made on the snapshot's own thread.
 pub type Writing = Box<dyn FnOnce() -> Result<Vec<u8>, SnapshotError> + Send>;
 
-/// A state that lives in memory: what it survives a restart by is its newest snapshot, and the log
-/// after it. [`InMemory`] makes a [`StateMachine`] of it.
+/// A state that lives in memory. After a restart it is rebuilt from its newest snapshot and the log after
+/// it. [`InMemory`] makes a [`StateMachine`] of it.
 pub trait InMemoryState: Send + 'static {
-    /// What one command answers.
+    /// The answer to one command.
     type Output: Send + 'static;
 
-    /// Applies one command. Must follow from the state and the command alone: it is done on every
-    /// member, and again after a restart.
+    /// Applies one command. The result must depend on the state and the command alone, because every member
+    /// does it, and again after a restart.
     fn apply(&mut self, lsn: Lsn, command: &[u8]) -> Self::Output;
 
-    /// All of the state, as bytes that only [`InMemoryState::restore`] understands.
+    /// Encodes the whole state, for [`InMemoryState::restore`].
     fn snapshot(&self) -> Result<Vec<u8>, SnapshotError>;
 
-    /// Begins a snapshot; applies wait until this returns, and go on while the answer runs.
+    /// Begins a snapshot. Applies wait until this returns, and go on while the returned function runs.
     ///
     /// The default calls [`InMemoryState::snapshot`] at once, so applies wait for all of it: enough for a state
     /// of some kilobytes. A state that is cheap to clone (small, or of persistent collections or `Arc`s)
@@ -31,7 +31,7 @@ pub trait InMemoryState: Send + 'static {
         Box::new(move || snapshot)
     }
 
-    /// Replaces the state. On an error it must be as it was.
+    /// Replaces the state. On an error it must be unchanged.
     fn restore(&mut self, snapshot: &[u8]) -> Result<(), SnapshotError>;
 }
 
@@ -42,7 +42,7 @@ pub fn capture_clone<P: InMemoryState + Clone>(state: &P) -> Writing {
     Box::new(move || state.snapshot())
 }
 
-/// Keeps the position and the membership that belong to a [`InMemoryState`] state.
+/// Makes a [`StateMachine`] of an [`InMemoryState`]: keeps its position and its membership.
 pub struct InMemory<P> {
     state: P,
     applied: Lsn,
@@ -51,7 +51,7 @@ pub struct InMemory<P> {
 }
 
 impl<P: InMemoryState> InMemory<P> {
-    /// Around an empty state. What was there before a restart is restored when the group is opened.
+    /// With an empty state. The state from before a restart is restored when the group is opened.
     pub fn new(state: P) -> InMemory<P> {
         InMemory {
             state,
@@ -117,7 +117,7 @@ impl<P: InMemoryState> StateMachine for InMemory<P> {
     }
 }
 
-/// A snapshot of a [`InMemoryState`] state that has begun.
+/// A snapshot of an [`InMemoryState`] that has begun.
 pub struct InMemoryCapture {
     last_included_index: Lsn,
     term: Term,

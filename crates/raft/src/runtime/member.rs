@@ -1,5 +1,5 @@
-//! What a group needs when there are others: who it is to them, where its snapshots are, what it
-//! fetches. And how such a group is opened.
+//! A member of a group with others: its identity, its stored snapshots, the transfers from and to it; and
+//! how its state, its snapshots and its log are made consistent at an open.
 
 use std::sync::Arc;
 
@@ -17,39 +17,39 @@ use crate::store::{DiskFaults, SnapshotStore, Stored, StoredSnapshot};
 use crate::transfer::{Manifest, OFFER_FORMAT, ReceiverConfig, ReceiverEvent};
 use crate::transport::Transport;
 
-/// What is said of a group when it is opened among others.
+/// How a group with other members is opened.
 #[derive(Clone)]
 pub struct GroupOptions {
     /// Its number, the same on all its members.
     pub id: GroupId,
     /// Its history.
     pub lineage: Lineage,
-    /// What it means if the node's log knows nothing of the group.
+    /// What it means if the node's log has nothing of the group.
     pub founding: ClusterInit,
-    /// Hears of the snapshots that this member takes.
+    /// Callback for the snapshots that this member takes.
     pub sink: Option<Arc<dyn SnapshotSink>>,
     /// For tests: faults of the disk under the snapshots.
     pub faults: DiskFaults,
 }
 
-/// What it means if a node's log knows nothing of a group. If it does, none of this counts: a member goes
-/// on from what its log says.
+/// What it means if a node's log has nothing of a group. A log that has the group decides alone: the member
+/// goes on from it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ClusterInit {
-    /// This is the first start: the group is founded here and now, by these; or by nobody, and this node
-    /// is to be added to a group that there is.
+    /// This is the first start of this member. These voters found the group; an empty list means that the
+    /// group exists and this node waits to be added.
     By(Vec<NodeId>),
-    /// This member has been opened before, so its log is lost, and with it what it has promised others:
-    /// it is not opened.
+    /// This member was opened before. A log without the group is a lost log, with its votes and
+    /// acknowledgements: the member is not opened.
     Never,
 }
 
 impl GroupOptions {
-    /// A group that these voters found together; each of them says the same. For the very first start
-    /// alone, and for another try if that one was interrupted; from then on it is
-    /// [`GroupOptions::reopening`]. A voter that says this again after all of its disk was lost, or
-    /// replaced, votes a second time under its number, and what a majority had agreed on may be undone:
-    /// nothing on the new disk tells this library that there was another one.
+    /// A group that these voters found together; each of them is opened with the same list. Only for the
+    /// very first start, or to repeat one that was interrupted; every later start uses
+    /// [`GroupOptions::reopening`]. A voter that is opened with this again after its disk was lost or
+    /// replaced votes a second time under its number, and a decision of a majority may be undone: nothing
+    /// on the new disk shows that there was another one.
     pub fn founded_by(id: GroupId, founders: &[NodeId]) -> GroupOptions {
         let mut founders = founders.to_vec();
         founders.sort_unstable();
@@ -63,14 +63,14 @@ impl GroupOptions {
         }
     }
 
-    /// A group that there is: its leader is told to add this node. Once it votes, it is
-    /// [`GroupOptions::reopening`] as well.
+    /// A group that exists and that this node joins. Its leader adds the node, for instance with
+    /// [`Group::add_peer`](super::Group::add_peer). Every later start uses [`GroupOptions::reopening`].
     pub fn joining(id: GroupId) -> GroupOptions {
         GroupOptions::founded_by(id, &[])
     }
 
-    /// A group that this node is a member of since an earlier start. Without a log of it, it is
-    /// [`NodeError::LogLost`]: remove the member, and let it join under a new number.
+    /// A group that this node is a member of since an earlier start. If the log has nothing of it, opening
+    /// fails with [`NodeError::LogLost`]: remove the member, and let it join under a new number.
     pub fn reopening(id: GroupId) -> GroupOptions {
         GroupOptions {
             founding: ClusterInit::Never,
@@ -86,7 +86,7 @@ pub(super) struct Member {
     pub transport: Arc<dyn Transport>,
     pub receiver: ReceiverConfig,
     pub fetches: Fetches,
-    /// For what does not reach the engine.
+    /// Admits the messages that do not reach the engine, which has a gate of its own.
     gate: Mutex<Gate>,
 }
 
@@ -109,7 +109,7 @@ impl Member {
         }
     }
 
-    /// What is the transfers'. Answers what is the engine's.
+    /// Handles messages of transfers. Returns the message if the engine needs it too.
     pub fn receive(&self, message: Envelope) -> Option<Envelope> {
         let from = message.sender.node;
         match &message.payload {
@@ -175,13 +175,13 @@ impl Member {
             .publish(self.identity, &self.store, stored);
     }
 
-    /// What is stored when the group is opened may be fetched.
+    /// Lets peers fetch the snapshots that are stored when the group is opened.
     pub fn publish_found(&self) {
         self.snapshot_sender
             .publish_found(self.identity, &self.store);
     }
 
-    /// Stores a snapshot of this member's, and offers it from now on instead of those before.
+    /// Stores a snapshot that this member took, and lets peers fetch it instead of older ones.
     pub fn store(&self, snapshot: &StoredSnapshot) -> Result<(), SnapshotError> {
         let stored = self.store.store(snapshot);
         let stored = stored.map_err(|e| SnapshotError(e.to_string()))?;
@@ -190,15 +190,15 @@ impl Member {
     }
 }
 
-/// What a state machine and a log are when they have been made to fit.
+/// What [`make_ready`] finds.
 pub(super) struct Ready {
     pub membership: Membership,
-    /// What was being fetched.
+    /// The fetch that was under way, to be resumed.
     pub fetching: Option<Manifest>,
 }
 
-/// Lets a state machine be as its newest snapshot if that is ahead of it, and lets the log follow a
-/// state that a peer's snapshot has replaced.
+/// Makes state, snapshots and log consistent after a start: restores the newest snapshot if it is ahead of
+/// the state machine, and restarts the log after a state that a peer's snapshot has replaced.
 pub(super) fn make_ready<S: StateMachine>(
     log: &SharedLog,
     options: &GroupOptions,
@@ -220,8 +220,8 @@ pub(super) fn make_ready<S: StateMachine>(
     let mut fetching = store.fetch_under_way();
     let mut unfinished = None;
     if let Some(offer) = fetching.take_if(|f| f.last_included_index == applied) {
-        // The state was replaced by it, and the process ended before that was noted. Or entries have
-        // brought the member as far as that, and it is not complete.
+        // Either the fetched snapshot has replaced the state, and the process ended before it was listed as
+        // stored; or entries have brought the state to the same LSN, and the fetch is incomplete.
         let whole = store.is_whole(offer.checkpoint).unwrap_or_else(|error| {
             tracing::warn!(%group, %error, "what was fetched cannot be verified");
             false
@@ -244,7 +244,7 @@ pub(super) fn make_ready<S: StateMachine>(
         }
     }
     if let Some(offer) = unfinished {
-        // Not before: of a state that it has replaced, nothing else knows the term.
+        // Only now: until the log was restarted, only the manifest had the term of the state's last entry.
         let discarded = store.discard_fetch(offer.checkpoint);
         discarded.map_err(|e| failed(e.to_string()))?;
     }
@@ -265,9 +265,9 @@ pub(super) fn make_ready<S: StateMachine>(
     })
 }
 
-/// The newest snapshot that can be read, if the state machine is behind it. One that cannot is none from
-/// then on: if it were offered, and said to the engine, the older one that the state comes from would be
-/// removed, and the log behind it go, and after a crash there would be nothing to open from.
+/// Restores the newest readable snapshot if the state machine is behind it. An unreadable one is not listed
+/// any more: if it were offered and reported to the engine, the older snapshot that the state comes from
+/// would be removed and the log compacted, and after a crash nothing would be left to open from.
 fn restore_newest<S: StateMachine>(store: &SnapshotStore, machine: &mut S) -> Result<(), String> {
     let mut last = None;
     for stored in store.all().iter().rev() {
@@ -291,7 +291,8 @@ fn restore_newest<S: StateMachine>(store: &SnapshotStore, machine: &mut S) -> Re
     last.map_or(Ok(()), Err)
 }
 
-/// What a group's log says of the group itself: that it was begun here, by whom, and its lineage.
+/// The description of a group in its log: its lineage and its founders. Its presence proves that the group
+/// was begun on this node.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Tag {
     pub lineage: Lineage,

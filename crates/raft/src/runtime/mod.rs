@@ -1,5 +1,5 @@
-//! The default runtime around engines: a node's log writer, its groups with their apply threads,
-//! a ticker, and a thread that deletes the log's files which nobody needs.
+//! The default runtime around engines: a node's log writer, its groups with their apply threads, a ticker,
+//! and a thread that deletes files of the log that no group needs.
 //!
 //! ```text
 //!  propose ──▶ [engine, under a lock] ──▶ log writer (1 thread, 1 sync for all groups)
@@ -9,20 +9,28 @@
 //!                     ├────────┴───────────────────┘
 //!                     │        │ begin_snapshot, on a hint or when the host asks
 //!                     │        ▼
-//!                     └─ snapshot thread (1 a group at most; of a node, so many write at once)
+//!                     └─ snapshot thread (at most 1 a group; `parallel_snapshots` of a node write at once)
 //! ```
 //!
-//! A group that has others gets some more:
+//! A group with other members has more threads:
 //!
 //! ```text
 //!  propose ──▶ waiting, while the log syncs ──▶ engine, all at once
 //!  transport ═▶ inbox ─▶ engine · FetchSnapshot ─▶ fetch thread (writes) + verifier thread
-//!                     └▶ serving ─▶ snapshot-reader thread (1 a node) ─▶ transport, bulk
-//!  InstallSnapshot ─▶ apply thread: restore, keep, say so
+//!                     └▶ snapshot sender ─▶ snapshot-reader thread (1 a node) ─▶ transport, bulk
+//!  InstallSnapshot ─▶ apply thread: restore, keep, SnapshotInstalled
 //! ```
 //!
-//! An engine has no thread of its own: whoever brings an event steps it, under its lock, and
-//! carries out the actions before letting go, so that actions keep their order.
+//! An engine has no thread of its own. A thread that has an event takes the engine's lock, steps the engine
+//! and carries out the actions before it releases the lock, so actions keep their order.
+//!
+//! Roles of the modules, from the bottom up: `config`, `error`, `state_machine` are what a host sees and
+//! brings. `queue`, `proposals`, `waiters`, `requests`, `counts`, `reopening`, `snapshot_jobs` each hold
+//! one part of a group's state. `snapshot_sender` and `snapshot_receiver` drive the two sides of a
+//! transfer; `member` joins them for one group. `shared` is a group's engine and all of its state; `apply`
+//! and `snapshot_task` are threads that use it; `group` and `node` are the handles of the host.
+//!
+//! The runtime knows no storage engine and nothing of what a command means.
 
 mod apply;
 mod config;

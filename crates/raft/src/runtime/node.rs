@@ -1,4 +1,9 @@
-//! A node: the log that its groups share, the threads that serve them all, and its way to others.
+//! A node: the log that its groups share, the threads that serve all of them, and the transport to other
+//! nodes.
+//!
+//! A start goes from the number of the start and the snapshot sender to the log, the log writer, the
+//! transport, the ticker and the purger. [`Node::open_group`] opens a group of one member,
+//! [`Node::open_member`] one with others.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -41,16 +46,16 @@ struct Inner {
     log: SharedLog,
     writer: LogWriter,
     snapshots: Arc<Permits>,
-    /// One for each group; answers false once its group is gone.
+    /// One for each group; returns false once its group is gone.
     tickables: Mutex<Vec<Tickable>>,
     stopping: AtomicBool,
-    /// Ends when it is unparked after `stopping` was set, as they all do.
+    /// Like the purger, it ends when it is unparked after `stopping` was set.
     ticker: Mutex<Option<JoinHandle<()>>>,
     purger: Mutex<Option<JoinHandle<()>>>,
     others: Option<Others>,
 }
 
-/// What a node has that is not alone.
+/// What a node with a transport has in addition.
 struct Others {
     transport: Arc<dyn Transport>,
     snapshot_sender: Arc<SnapshotSender>,
@@ -82,14 +87,18 @@ impl Inbox for Inner {
 }
 
 impl Node {
-    /// Opens the log and starts the threads that all groups share. The inspection tells what was
-    /// found in the log.
+    /// Opens the log and starts the threads that all groups share. The inspection describes the state of
+    /// the log's files.
+    ///
+    /// # Errors
+    ///
+    /// The configuration is invalid, the log cannot be opened, or a thread cannot be started.
     pub fn start(config: NodeConfig, faults: Faults) -> Result<(Node, Inspection), NodeError> {
         Node::start_with(config, faults, None)
     }
 
-    /// As [`Node::start`], with a way to other nodes: it may have groups of several members. Needs
-    /// [`NodeConfig::dir`].
+    /// As [`Node::start`], with a transport to other nodes: the node may have groups of several members.
+    /// Needs [`NodeConfig::dir`].
     pub fn start_among(
         config: NodeConfig,
         transport: Arc<dyn Transport>,
@@ -153,7 +162,7 @@ impl Node {
         *inner.ticker.lock() = Some(ticker);
         let interval = inner.config.purge_interval;
         if !interval.is_zero() {
-            // A thread of its own: what is deleted may have to be read and written anew before.
+            // A thread of its own: before a file is deleted, entries in it may have to be copied.
             let purger = std::thread::Builder::new()
                 .name("log-purger".to_owned())
                 .spawn({
@@ -165,8 +174,13 @@ impl Node {
         Ok((Node { inner }, inspection))
     }
 
-    /// Opens a group on its state machine. A sole voter stands for election at once. Snapshots are
-    /// taken when the log has grown by the configured thresholds, and `sink` hears of them.
+    /// Opens a group of one member on its state machine. A sole voter campaigns at once. Snapshots are
+    /// taken when the log has grown by the configured thresholds; `sink` is called with each.
+    ///
+    /// # Errors
+    ///
+    /// [`NodeError::Open`] if log and state do not fit together, [`NodeError::Log`] if the log cannot be
+    /// read.
     pub fn open_group<S: StateMachine>(
         &self,
         id: GroupId,
@@ -194,10 +208,15 @@ impl Node {
         Ok(group)
     }
 
-    /// Opens a group that has, or may come to have, several members. At the first start it is founded,
-    /// or waits to be added, as the options say; later ones go on from there, and do not open a member
-    /// whose log is gone: the state machine is restored from the newest snapshot if it is behind that,
-    /// and a fetch that was under way goes on.
+    /// Opens a group that has, or may get, several members. At the first start the group is founded or the
+    /// member waits to be added, as the options say. At later starts the state machine is restored from the
+    /// newest snapshot if it is behind that, and a fetch that was under way is resumed.
+    ///
+    /// # Errors
+    ///
+    /// [`NodeError::LogLost`] if the member existed before and the log has nothing of it,
+    /// [`NodeError::NoTransport`] on a node without a transport, and those of the log, the snapshot store
+    /// and the state machine.
     pub fn open_member<S: StateMachine>(
         &self,
         options: GroupOptions,
@@ -223,7 +242,7 @@ impl Node {
             if dir.exists() || machine.applied() > Lsn(0) {
                 return Err(NodeError::LogLost { group: id });
             }
-            // Before the directory: what is there without a log has lost it.
+            // Before the directory is made: a directory without a log means a lost log.
             let lineage = options.lineage;
             let tag = Tag { lineage, founders }.encode();
             inner.log.begin_group(id, Default::default(), &tag)?;
@@ -236,8 +255,7 @@ impl Node {
         config.group = id;
         config.lineage = options.lineage;
         config.incarnation = others.incarnation;
-        // The tag is here, written when the group was begun: a log with nothing else in it has lost
-        // nothing.
+        // The log has the tag, written when the group was begun. If it has nothing else, nothing is lost.
         config.founding = true;
         config.seed = inner.config.id.0.wrapping_mul(0x9e37_79b9) ^ id.0;
         let engine = Engine::open(
@@ -300,8 +318,8 @@ impl Node {
             id,
             node: config.id,
             election_ticks: config.election_ticks,
-            // As many as may be under way; and a million is more than any sync keeps waiting. Their bytes
-            // are bounded by whoever admits them.
+            // As many as may be pending, and at most a million, which no sync keeps waiting. The host
+            // bounds their bytes when it admits them.
             max_waiting_proposals: config.max_pending_proposals.min(1 << 20) as usize,
             publish_interval: second.max(1) as u64,
             engine,
@@ -313,10 +331,11 @@ impl Node {
         }
     }
 
-    /// The group gets its ticks from now on.
+    /// Gives the group its ticks from now on.
     fn run<O: Send + 'static>(&self, group: Group<O>) -> Group<O> {
         self.inner.tickables.lock().push({
-            // Not the group itself: it would live for as long as its node, stopped or not.
+            // A weak reference: the group would otherwise live as long as its node, even after it has
+            // stopped.
             let shared = Arc::downgrade(&group.shared);
             Box::new(move || {
                 let shared = shared.upgrade();
@@ -326,21 +345,21 @@ impl Node {
         group
     }
 
-    /// Has a group take a snapshot soon; to hear what comes of it, ask the group. False if there is no
-    /// such group, or it is one of [`Node::open_group`].
+    /// Makes a group take a snapshot soon; [`Group::snapshot`] also returns the outcome. Returns false if
+    /// there is no such group, or it was opened with [`Node::open_group`].
     pub fn trigger_snapshot(&self, group: GroupId) -> bool {
         let others = self.inner.others.as_ref();
         let group = others.and_then(|o| o.groups.read().get(&group)?.upgrade());
         group.map(|group| group.request_snapshot()).is_some()
     }
 
-    /// What the node has sent of snapshots, of all groups.
+    /// Counters of the snapshots that the node has sent, of all groups.
     pub fn sent(&self) -> SenderCounts {
         let others = self.inner.others.as_ref();
         others.map_or_else(SenderCounts::default, |o| o.snapshot_sender.counts())
     }
 
-    /// Messages that came from other nodes and could not be read, of all groups.
+    /// Counters of messages from other nodes that could not be decoded, of all groups.
     pub fn unread(&self) -> UnreadCounts {
         let others = self.inner.others.as_ref();
         others.map_or_else(UnreadCounts::default, |o| o.unread.counts())
@@ -356,7 +375,7 @@ impl Node {
         &self.inner.writer
     }
 
-    /// Ends the shared threads. Groups are to be stopped before.
+    /// Ends the shared threads. Stop the groups before.
     pub fn stop(&self) {
         self.inner.stopping.store(true, Ordering::Relaxed);
         self.inner.writer.stop();
@@ -424,7 +443,7 @@ fn purge(inner: &Weak<Inner>, interval: Duration) {
     }
 }
 
-/// The number of this start: one more than that of the last, durable before anybody hears it.
+/// The number of this start: one more than that of the last one, and durable before any message carries it.
 fn next_incarnation(dir: &Path) -> Result<Incarnation, NodeError> {
     let path = dir.join("incarnation");
     let failed = |why: String| NodeError::Incarnation {

@@ -1,13 +1,14 @@
-//! Proposals of a group that has others, which wait for each other.
+//! Proposals of a group that has other members: they wait while the log syncs, and enter the engine
+//! together.
 //!
 //! ```text
 //! propose ──▶ waiting ──(nothing is being synced)──▶ engine: one ProposeBatch
 //!                └──────(else: once that is durable)────▶    one write, one message to each peer
 //! ```
 //!
-//! A proposal that finds the log busy could not be written before that is over, so that nothing is lost
-//! by letting it wait; and what waits together costs a step, a write group, and a message to each peer
-//! and back, once. A group of one member steps each by itself: there are no messages to save.
+//! A proposal that arrives during a sync could not be written before that sync ends, so waiting costs it
+//! nothing. All proposals that have waited share one engine step, one write group and one round of messages
+//! to the peers. A group of one member steps each proposal by itself, because it has no messages to save.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -17,7 +18,7 @@ use tokio::sync::oneshot;
 use super::error::ProposeError;
 use super::waiters::Guard;
 
-/// A command, and who is answered.
+/// A command, and where its answer goes.
 pub(super) struct Proposal<O> {
     pub command: Vec<u8>,
     pub answer: oneshot::Sender<Result<O, ProposeError>>,
@@ -44,7 +45,7 @@ impl<O> Default for Proposals<O> {
 }
 
 impl<O> Proposals<O> {
-    /// Lets one wait; false, and its command is dropped, if `most` do already.
+    /// Queues a proposal. Returns false, and drops the proposal, if `most` are queued already.
     pub fn wait(&self, proposal: Proposal<O>, most: usize) -> bool {
         let mut waiting = self.waiting.lock();
         let room = waiting.len() < most;
@@ -54,7 +55,7 @@ impl<O> Proposals<O> {
         room
     }
 
-    /// The log was given something to sync.
+    /// The log was given the write of this number.
     pub fn given(&self, number: u64) {
         self.given.store(number, Ordering::Relaxed);
     }
@@ -64,20 +65,20 @@ impl<O> Proposals<O> {
         self.durable.store(number, Ordering::Relaxed);
     }
 
-    /// Another engine gives the log its numbers from the first on, and nothing is being synced.
+    /// A new engine numbers its writes from the beginning, and nothing is being synced.
     pub fn restart(&self) {
         self.given(0);
         self.durable(0);
     }
 
-    /// Whether something is being synced. Whoever has let a proposal wait, and then is told so, need not
-    /// do more: who says [`Proposals::durable`] takes what waits afterwards, and the lock of what waits
-    /// stands between the two.
+    /// Whether something is being synced. A caller that queues a proposal and then gets true has nothing
+    /// more to do: the thread that calls [`Proposals::durable`] takes the queue after that call, and the
+    /// queue's lock orders the two.
     pub fn log_is_busy(&self) -> bool {
         self.given.load(Ordering::Relaxed) > self.durable.load(Ordering::Relaxed)
     }
 
-    /// All that wait, in order.
+    /// Takes all queued proposals, in order.
     pub fn take(&self) -> Vec<Proposal<O>> {
         std::mem::take(&mut *self.waiting.lock())
     }

@@ -1,8 +1,8 @@
 //! Committed entries on their way to an apply thread.
 //!
-//! A mutex and a condition variable rather than a channel: channels spin before they sleep, which
-//! with an apply thread per group costs more than it saves. Bounded by the engine, which hands out
-//! no more than `max_apply_backlog_bytes` from the log, and by what producers may have in flight.
+//! It is a mutex and a condition variable, not a channel: channels spin before they sleep, which costs more
+//! than it saves with one apply thread per group. Its size is bounded by the engine, which hands out at
+//! most `max_apply_backlog_bytes` from the log, and by what producers may have in flight.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -28,30 +28,30 @@ pub(super) struct ApplyQueue {
 #[derive(Default)]
 struct Waiting {
     committed: VecDeque<Vec<Committed>>,
-    /// The state is to be replaced; comes before everything that is queued.
+    /// A fetched snapshot that replaces the state, before anything queued is applied.
     install: Option<Box<Manifest>>,
-    /// There is something other than entries to look at.
+    /// The apply thread has something to do that is not in the queue.
     nudged: bool,
     closed: bool,
 }
 
 /// What the apply thread does next.
 pub(super) enum Step {
-    /// Apply these, in order; none if there is only something else to look at.
+    /// Apply these entries, in order. Empty if there are none to apply.
     Entries(Vec<Committed>),
-    /// Replace the state by what was fetched.
+    /// Replace the state by a fetched snapshot.
     Install(Box<Manifest>),
 }
 
 impl ApplyQueue {
-    /// The state is to be replaced, before anything else is applied. What is queued stays: if the state
-    /// cannot be replaced, it has to be applied, and it does not come again.
+    /// Has the state replaced before anything else is applied. Queued entries stay: if the state cannot be
+    /// replaced, they have to be applied, and the engine does not hand them out again.
     pub fn install(&self, offer: Box<Manifest>) {
         self.waiting.lock().install = Some(offer);
         self.arrived.notify_one();
     }
 
-    /// The state has been replaced by one that has everything up to `lsn`.
+    /// Drops entries up to `lsn`: the state was replaced by a snapshot that covers them.
     pub fn covered(&self, lsn: Lsn) {
         let mut waiting = self.waiting.lock();
         for entries in &mut waiting.committed {
@@ -60,12 +60,12 @@ impl ApplyQueue {
         waiting.committed.retain(|entries| !entries.is_empty());
     }
 
-    /// What is queued is not applied any more.
+    /// Drops all queued entries.
     pub fn forget(&self) {
         self.waiting.lock().committed.clear();
     }
 
-    /// Adds entries; they go nowhere once the queue is closed.
+    /// Adds entries. Once the queue is closed they are dropped.
     pub fn push(&self, entries: Vec<Committed>) {
         let mut waiting = self.waiting.lock();
         if waiting.closed {
@@ -79,19 +79,19 @@ impl ApplyQueue {
         }
     }
 
-    /// The next step comes at once, if need be without entries.
+    /// Makes the next step come at once, if necessary without entries.
     pub fn nudge(&self) {
         self.waiting.lock().nudged = true;
         self.arrived.notify_one();
     }
 
-    /// What is there already still comes out.
+    /// Closes the queue. Queued entries are still handed out.
     pub fn close(&self) {
         self.waiting.lock().closed = true;
         self.arrived.notify_one();
     }
 
-    /// The entries of the next step, in order; none after `timeout` or a nudge, `None` once the queue is
+    /// Waits for the next step. It has no entries after `timeout` or a nudge. `None` once the queue is
     /// closed and empty.
     pub fn next_step(&self, timeout: Duration) -> Option<Step> {
         let mut waiting = self.waiting.lock();

@@ -1,28 +1,28 @@
-//! How fast a node sends of snapshots: so many bytes a second, of all transfers together.
+//! Limits how many bytes of snapshots a node sends per second, over all transfers.
 //!
 //! ```text
 //! ── chunk ──┬── chunk ──┬─────── pause ───────┬── chunk ──┬▶ time
 //!            └ paid until, the next may go     └ a tenth of a second of it is made up for
 //! ```
 //!
-//! Every chunk takes its length's share of a second, and the next one goes when that is over. So the pace
-//! is even, chunk by chunk. What goes ahead of it is one chunk, and after a pause no more than
-//! [`CREDIT`]'s worth, which is also what makes up for a thread that wakes late.
+//! Every chunk takes a share of a second that is proportional to its length, and the next chunk may go when
+//! that time is over, so the rate is even. At most one chunk goes ahead of the rate, and after a pause
+//! [`CREDIT`]'s worth of bytes, which also compensates for a thread that wakes late.
 
 use std::time::{Duration, Instant};
 
-/// Of a pause, so much is made up for.
+/// The part of a pause that may be made up for.
 const CREDIT: Duration = Duration::from_millis(100);
 
-/// Bytes a second, and until when they are used up.
+/// The limit, and until when it is used up.
 pub(super) struct RateLimiter {
     bytes_per_second: u64,
-    /// What was sent takes the time until then.
+    /// The bytes sent so far use the time until then.
     paid_until: Option<Instant>,
 }
 
 impl RateLimiter {
-    /// 0 for as fast as it goes.
+    /// A limiter of so many bytes per second; 0 is no limit.
     pub fn new(bytes_per_second: u64) -> RateLimiter {
         RateLimiter {
             bytes_per_second,
@@ -36,7 +36,7 @@ impl RateLimiter {
         over.saturating_duration_since(now)
     }
 
-    /// A chunk of so many bytes goes out.
+    /// A chunk of so many bytes is sent now.
     pub fn take(&mut self, bytes: u32, now: Instant) {
         if self.bytes_per_second == 0 {
             return;
@@ -54,7 +54,7 @@ mod tests {
 
     const MIB: u32 = 1024 * 1024;
 
-    /// Sends chunks as soon as they may go, by a clock of its own that is late by `late` each time.
+    /// Sends chunks as soon as the limiter allows, on a simulated clock that is late by `late` each time.
     fn send(pace: &mut RateLimiter, chunks: u32, mut now: Instant, late: Duration) -> Instant {
         for _ in 0..chunks {
             match pace.wait(now) {

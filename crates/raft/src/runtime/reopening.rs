@@ -1,22 +1,22 @@
-//! Opening the engine of a halted group again, in place.
+//! When the engine of a halted group is opened again in place, and what the new engine has to know.
 //!
-//! An engine halts when it cannot read its log, or when its host was handed something else than what
-//! follows. What was acknowledged is in the log all the same, and the state machine has a prefix of it. So
+//! An engine halts when it cannot read its log, or when its host was handed entries that do not follow what
+//! is applied. Everything that was acknowledged is in the log, and the state machine has a prefix of it. So
 //! if the cause may pass, the apply thread, which owns the state machine, opens another engine on both, as
-//! a start would, and the group goes on: reads never saw it, and those who waited were answered that the
-//! outcome is unknown. Other groups do not notice.
+//! a start does. Reads go on all the time; proposals that were pending get an unknown outcome; other groups
+//! are not affected.
 //!
-//! In this order: everything that was handed out is applied; the log's writer has written what the engine
-//! before had asked for, and nothing of it is reported any more; the log's state is read; the engine is
-//! replaced under its lock and told what the one before was told. Nothing is written by it, so a crash
-//! anywhere leaves what a crash of a halted group leaves.
+//! In this order: everything that was handed out is applied; the log's writer has written what the halted
+//! engine had requested, and reports nothing of it any more; the log's state is read; the engine is
+//! replaced under its lock and gets the host's reports again. Nothing is written, so a crash at any point
+//! leaves what a crash of a halted group leaves. (`apply.rs` does this.)
 //!
-//! Attempts have no number, and a rate: the first after a second, and each further one after twice as
-//! long, up to a minute. What an attempt costs is reading a few entries.
+//! The number of attempts is not bounded, their rate is: the first comes after a second, each further one
+//! after twice as long, up to a minute. An attempt reads a few entries.
 //!
-//! What does not pass is left: a log that is damaged, that contradicts itself, or that holds what this
-//! version does not know. So is a group that has others: they go on without this member, and have to hear
-//! that it is gone.
+//! Not opened again are a log that is damaged, that contradicts itself, or that holds entries of a newer
+//! version; and a member of a group with others, which go on without it: its absence has to be visible to
+//! them.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -27,24 +27,24 @@ use crate::engine::{Config, Event};
 use crate::ids::{Lsn, Term};
 use crate::log::SharedLog;
 
-/// A halted group is opened again after so long, twice as long after each further halt or failure...
+/// Time from a halt to the first attempt. It doubles after each further halt or failed attempt...
 const MIN_RETRY_INTERVAL: Duration = Duration::from_secs(1);
-/// ...up to this: an attempt is a few reads.
+/// ...up to this, because an attempt costs only a few reads.
 const MAX_RETRY_INTERVAL: Duration = Duration::from_secs(60);
-/// A group that has been open for so long waits for [`MIN_RETRY_INTERVAL`] again when it halts.
+/// A group that was open for this long starts again at [`MIN_RETRY_INTERVAL`] when it halts.
 const RESET_AFTER: Duration = Duration::from_secs(600);
 
-/// What it takes to open the engine of a group again.
+/// What is needed to open the engine of a group again.
 pub(super) struct Reopening {
     pub log: SharedLog,
     pub config: Config,
     reports: Mutex<HostReports>,
     backoff: Mutex<Backoff>,
-    /// How often it was opened again.
+    /// Times that the group was opened again.
     pub count: AtomicU64,
 }
 
-/// What the host has told the engine, and would tell it again after a start.
+/// What the host has reported to the engine, and reports again after every start.
 #[derive(Clone, Copy, Default)]
 struct HostReports {
     keep_from: Option<Lsn>,
@@ -52,7 +52,7 @@ struct HostReports {
     newest: Option<(Lsn, Term)>,
 }
 
-/// When a halted group is opened again.
+/// When the next attempt is due.
 #[derive(Debug, Default)]
 struct Backoff {
     failures: u32,
@@ -84,11 +84,11 @@ impl Backoff {
     }
 }
 
-/// Why a group is not open again.
+/// Why an attempt failed.
 pub(super) enum Failure {
-    /// It is tried again.
+    /// The cause may pass: there is another attempt.
     Passing(String),
-    /// It would end in the same way.
+    /// Another attempt would fail in the same way.
     Lasting(String),
 }
 
@@ -103,7 +103,7 @@ impl Reopening {
         }
     }
 
-    /// The event goes to the engine.
+    /// Notes what the next engine has to get again. Called with every event of this engine.
     pub fn note(&self, event: &Event) {
         match event {
             Event::KeepFrom { lsn } => self.reports.lock().keep_from = Some(*lsn),

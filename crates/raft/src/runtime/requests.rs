@@ -1,4 +1,5 @@
-//! What hosts wait for beside proposals: reads, and another leader.
+//! Requests of a host that are no proposals and wait for an answer: reads, and a transfer of the
+//! leadership.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -10,12 +11,12 @@ use super::error::ChangeError;
 use crate::engine::{ReadFailure, Ticket};
 use crate::ids::{Lsn, NodeId};
 
-/// Pending asks. Reads are bounded by the engine; of transfers there is one.
+/// Pending requests. The engine bounds the number of reads; there is at most one transfer.
 #[derive(Default)]
 pub(super) struct Requests {
     next: AtomicU64,
-    /// Nobody is answered any more. Set before those who wait are answered, looked at after somebody
-    /// has begun to wait.
+    /// Requests are not answered any more. Set before pending requests are answered; read after a request
+    /// is registered, so none is missed.
     closed: AtomicBool,
     reads: Mutex<BTreeMap<u64, oneshot::Sender<Result<Lsn, ReadFailure>>>>,
     transfer: Mutex<Option<Transfer>>,
@@ -30,7 +31,7 @@ struct Transfer {
 impl Requests {
     /// A ticket that no other request of this group has.
     pub fn ticket(&self) -> Ticket {
-        // 0 is that of proposals.
+        // Proposals use 0.
         Ticket(self.next.fetch_add(1, Ordering::Relaxed) + 1)
     }
 
@@ -66,19 +67,19 @@ impl Requests {
         Some(receiver)
     }
 
-    /// The transfer that is registered does not come about.
+    /// Removes the registered transfer: the engine refused it.
     pub fn end_transfer(&self) {
         *self.transfer.lock() = None;
     }
 
     pub fn read_answered(&self, ticket: Ticket, answer: Result<Lsn, ReadFailure>) {
         if let Some(waiter) = self.reads.lock().remove(&ticket.0) {
-            // Whoever asked may have gone.
+            // The receiver may be gone.
             let _ = waiter.send(answer);
         }
     }
 
-    /// Somebody leads, perhaps the one that was to.
+    /// The leader is known: a pending transfer to it is complete.
     pub fn leader_is(&self, leader: Option<NodeId>) {
         let mut transfer = self.transfer.lock();
         if let Some(done) = transfer.take_if(|t| Some(t.to) == leader) {
@@ -96,12 +97,12 @@ impl Requests {
         }
     }
 
-    /// Whether somebody who waits is not answered any more. To be asked after the wait has begun.
+    /// Whether requests are not answered any more. To be called after the request is registered.
     fn is_closed(&self) -> bool {
         self.closed.load(Ordering::SeqCst)
     }
 
-    /// Asks are answered again.
+    /// Requests are answered again.
     pub fn reopen(&self) {
         self.closed.store(false, Ordering::SeqCst);
     }

@@ -28,28 +28,28 @@ pub(super) struct Shared<O> {
     pub(super) id: GroupId,
     pub(super) node: NodeId,
     pub(super) election_ticks: usize,
-    /// Metrics are told every so many ticks.
+    /// Metrics are published every so many ticks.
     publish_interval: u64,
     pub(super) engine: Mutex<Engine>,
     /// Pushed to under the engine's lock.
     pub(super) waiters: Waiters<O>,
-    /// Of a group that has others: what is to be proposed.
+    /// Of a group with other members: proposals that wait for the log.
     proposals: Proposals<O>,
     max_waiting_proposals: usize,
     pub(super) apply: ApplyQueue,
     pub(super) snapshot_jobs: SnapshotJobs,
     pub(super) writer: LogWriter,
     send: SendToPeers,
-    /// What there is beside that if there may be others.
+    /// What a group with other members needs in addition.
     pub(super) member: Option<Member>,
     pub(super) requests: Requests,
     pub(super) counts: Counts,
-    /// Ticks that somebody has waited here while another member led.
+    /// Ticks for which a proposal has waited here while another member led.
     waited_without_lead: AtomicU64,
-    /// Last applied entry and its term; whoever waits for progress watches it.
+    /// Last applied entry and its term. Tasks that wait for progress subscribe to it.
     pub(super) applied: watch::Sender<(Lsn, Term)>,
     pub(super) apply_stalled: AtomicBool,
-    /// Why entries cannot be applied, as of the last try that failed.
+    /// Why entries cannot be applied, as of the last failed attempt.
     pub(super) stall_cause: Mutex<Option<String>>,
     /// Why the group decides and applies nothing, if so.
     halted: Mutex<Option<Halted>>,
@@ -98,7 +98,7 @@ impl<O: Send + 'static> Shared<O> {
         })
     }
 
-    /// Steps the engine and carries out what it says, in order.
+    /// Steps the engine and carries out its actions, in order.
     pub(super) fn step(&self, event: Event) {
         let mut engine = self.engine.lock();
         if let Some(reopening) = &self.reopening {
@@ -108,8 +108,8 @@ impl<O: Send + 'static> Shared<O> {
         self.carry_out(&mut engine, actions);
     }
 
-    /// Steps the engine with something that it accepts or rejects, and lets `judge` say who waits for
-    /// the entry. Nothing is stepped once the group stops: then there is no verdict.
+    /// Steps the engine with an event that it accepts or rejects. `judge` gets the verdict and returns who
+    /// waits for the entry. Once the group stops, the engine is not stepped and `judge` gets `None`.
     pub(super) fn with_verdict<E>(
         &self,
         event: Event,
@@ -137,12 +137,12 @@ impl<O: Send + 'static> Shared<O> {
         outcome
     }
 
-    /// Whether proposals are to be given to [`Shared::propose_together`].
+    /// Whether the group has other members, so that proposals go through [`Shared::propose_together`].
     pub(super) fn has_others(&self) -> bool {
         self.member.is_some()
     }
 
-    /// Lets a proposal wait for others while the log is busy; else it is stepped with all that wait.
+    /// Queues a proposal. If no sync is under way, steps the engine with all queued proposals.
     pub(super) fn propose_together(&self, proposal: Proposal<O>) -> Result<(), ProposeError> {
         if !self.proposals.wait(proposal, self.max_waiting_proposals) {
             return Err(ProposeError::Busy);
@@ -154,7 +154,8 @@ impl<O: Send + 'static> Shared<O> {
         Ok(())
     }
 
-    /// Steps the engine with all that wait. They are answered when they are applied, or here.
+    /// Steps the engine with all queued proposals. Rejected ones are answered here, the others when they
+    /// are applied.
     fn propose_waiting(&self, engine: &mut Engine) {
         let waiting = self.proposals.take();
         if waiting.is_empty() {
@@ -198,20 +199,20 @@ impl<O: Send + 'static> Shared<O> {
             _ => true,
         });
         for (answer, _) in pending.into_iter().flatten() {
-            // No verdict: the engine has halted.
+            // The engine gave no verdict: it has halted.
             let _ = answer.send(Err(self.no_verdict()));
         }
         self.carry_out(engine, actions);
     }
 
-    /// Nobody waits with a proposal any more.
+    /// Answers all queued proposals: the group stops.
     pub(super) fn refuse_waiting(&self) {
         for proposal in self.proposals.take() {
             let _ = proposal.answer.send(Err(ProposeError::stopping()));
         }
     }
 
-    /// Steps the engine; answers why it rejects that, if it does.
+    /// Steps the engine. Returns why it rejects the event of that ticket, if it does.
     pub(super) fn refusal_of(&self, event: Event, ticket: Ticket) -> Option<RejectReason> {
         let mut engine = self.engine.lock();
         let mut actions = engine.step(event);
@@ -227,9 +228,9 @@ impl<O: Send + 'static> Shared<O> {
         }
     }
 
-    /// The caller holds the engine's lock, which keeps actions in order.
+    /// Carries out actions in order. The caller holds the engine's lock.
     fn carry_out(&self, engine: &mut Engine, actions: Vec<Action>) {
-        // The fetch that cannot begin.
+        // The checkpoint whose fetch cannot begin.
         let mut failed = None;
         for action in actions {
             match action {
@@ -251,7 +252,7 @@ impl<O: Send + 'static> Shared<O> {
                     self.apply.nudge();
                 }
                 Action::StoreSnapshot { .. } => {
-                    // It answers an event that only hosts of a bare engine send.
+                    // The engine answers with it to an event that this runtime never sends.
                     tracing::error!(group = %self.id, "a snapshot of bytes that nobody sent");
                 }
                 Action::LogAlarm { entries } => {
@@ -268,7 +269,7 @@ impl<O: Send + 'static> Shared<O> {
                         self.waiters.supersede(engine.last(), term);
                     }
                     self.requests.leader_is(leader);
-                    // Who waits for the leader looks again.
+                    // Wakes those who wait for a leader.
                     self.applied.send_modify(|_| {});
                 }
                 Action::Halt { what } => {
@@ -280,7 +281,7 @@ impl<O: Send + 'static> Shared<O> {
                     }
                     self.waiters.fail_all(&ProposeError::Unknown);
                     self.requests.close();
-                    // Those who wait for progress look again.
+                    // Wakes those who wait for progress.
                     self.applied.send_modify(|_| {});
                 }
                 Action::OfferSnapshot {
@@ -316,14 +317,15 @@ impl<O: Send + 'static> Shared<O> {
             }
         }
         if let Some(checkpoint) = failed {
-            // Said last: others hear of the beginning before they hear of the end.
+            // The last step: peers get the message of the fetch's beginning before that of its end.
             let reason = EndReason::NotInstalled;
             let more = engine.step(Event::FetchFailed { checkpoint, reason });
             self.carry_out(engine, more);
         }
     }
 
-    /// Sends the manifest of a stored snapshot; false if there is none of that position.
+    /// Sends the manifest of the stored snapshot that covers `lsn`. Returns false if that is not the newest
+    /// one.
     fn offer(&self, to: NodeId, lsn: Lsn) -> bool {
         let Some(member) = &self.member else {
             return false;
@@ -338,8 +340,8 @@ impl<O: Send + 'static> Shared<O> {
         true
     }
 
-    /// Nobody waits for ever for a leader that has not been this member for long: its entries may be
-    /// committed by another one, or replaced.
+    /// Ends the waiting for entries that this member proposed as an earlier leader: another leader may
+    /// commit or replace them, and this member may never know which.
     fn tend_waiters(&self) {
         let alone = self.member.is_none();
         if alone || self.waiters.is_empty() || self.engine.lock().role() == Role::Leader {
@@ -361,12 +363,12 @@ impl<O: Send + 'static> Shared<O> {
         *self.halted.lock() = Some(Halted { why, reopens });
     }
 
-    /// Whether the group has halted for a cause that may pass.
+    /// Whether the group has halted for a cause that may pass, so that it is opened again.
     pub(super) fn may_reopen(&self) -> bool {
         self.halted.lock().as_ref().is_some_and(|h| h.reopens)
     }
 
-    /// Another engine takes the place of the one that has halted. `first` are the first events that it gets.
+    /// Replaces the engine that has halted. `first` are the first events for the new one.
     pub(super) fn replace_engine(&self, new: Engine, first: Vec<Event>) {
         let mut engine = self.engine.lock();
         *engine = new;
@@ -379,7 +381,7 @@ impl<O: Send + 'static> Shared<O> {
         }
     }
 
-    /// Whether nothing that somebody waits for comes any more.
+    /// Whether the group has stopped or halted: what is waited for does not come.
     pub(super) fn is_over(&self) -> bool {
         self.stopping.load(Ordering::Relaxed) || self.halted.lock().is_some()
     }
@@ -473,12 +475,12 @@ impl<O: Send + 'static> FetchHost for Shared<O> {
     }
 }
 
-/// What a node knows a group by, whatever its state machine answers.
+/// A group as its node sees it, independent of the type of its answers.
 pub(super) trait Addressed: Send + Sync {
     fn receive(&self, message: Envelope);
     fn unreachable(&self, node: NodeId);
     fn request_snapshot(&self);
-    /// Old entries of this group hold files of the log back.
+    /// Takes a snapshot if that lets entries go that keep old files of the log on disk.
     fn release_log(&self);
 }
 
@@ -510,7 +512,8 @@ impl<O: Send + 'static> Addressed for Shared<O> {
     fn release_log(&self) {
         let helps = {
             let engine = self.engine.lock();
-            // Else a peer or the host wants what a snapshot covers already: another one changes nothing.
+            // If the log start is below the floor, a peer or the host keeps entries that a snapshot covers:
+            // another snapshot would free nothing.
             engine.log_start() == engine.floor() && engine.applied() > engine.floor()
         };
         if helps && self.snapshot_jobs.is_idle() {

@@ -1,4 +1,5 @@
-//! A group's attempts at a snapshot, one at a time.
+//! A group's attempts at a snapshot, one at a time: who wants one, who waits for it, how many a node writes
+//! at once.
 //!
 //! ```text
 //!  hint (engine) ─┐
@@ -7,8 +8,10 @@
 //!                     └── wanted again meanwhile ◀───────────────────┘
 //! ```
 //!
-//! Who asks while an attempt is under way gets the next one: what was applied before the ask is
-//! covered, which of the one under way nobody knows.
+//! A request that comes while an attempt is under way is answered by the next attempt: that one certainly
+//! covers everything that was applied before the request.
+//!
+//! The attempt itself is [`snapshot_task`](super::snapshot_task).
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -22,7 +25,7 @@ use crate::store::StoredSnapshot;
 pub(super) type Outcome = Result<Arc<StoredSnapshot>, SnapshotError>;
 type Waiter = oneshot::Sender<Outcome>;
 
-/// What a group knows of its attempts. Its lock is never held while the engine's is taken.
+/// The state of a group's attempts. The engine's lock is never taken while this one is held.
 pub(super) struct SnapshotJobs {
     state: Mutex<State>,
     permits: Arc<Permits>,
@@ -31,16 +34,16 @@ pub(super) struct SnapshotJobs {
 
 #[derive(Default)]
 struct State {
-    /// An attempt is to begin, as soon as none is under way.
+    /// An attempt begins as soon as none is under way.
     wanted: bool,
     under_way: bool,
     /// A peer's snapshot has replaced the state that the attempt under way captured.
     replaced: bool,
-    /// Of the attempt that is to begin.
+    /// Answered by the next attempt.
     next_waiters: Vec<Waiter>,
-    /// Of the attempt under way.
+    /// Answered by the attempt under way.
     current_waiters: Vec<Waiter>,
-    /// Of the attempt under way, or of the one before.
+    /// The thread of the attempt under way, or of the one before.
     thread: Option<JoinHandle<()>>,
     closed: bool,
 }
@@ -54,12 +57,12 @@ impl SnapshotJobs {
         }
     }
 
-    /// An attempt is to begin; nobody waits for it.
+    /// Wants an attempt; nobody waits for it.
     pub fn want(&self) {
         self.state.lock().wanted = true;
     }
 
-    /// An attempt is to begin after this.
+    /// Wants an attempt that begins after this call. The receiver gets its outcome.
     pub fn request(&self) -> oneshot::Receiver<Outcome> {
         let (waiter, answer) = oneshot::channel();
         let mut state = self.state.lock();
@@ -73,13 +76,13 @@ impl SnapshotJobs {
         answer
     }
 
-    /// Whether the apply thread is to begin one now.
+    /// Whether the apply thread should begin an attempt now.
     pub fn due(&self) -> bool {
         let state = self.state.lock();
         state.wanted && !state.under_way && !state.closed
     }
 
-    /// Whether none is under way, nor wanted.
+    /// Whether no attempt is under way or wanted.
     pub fn is_idle(&self) -> bool {
         let state = self.state.lock();
         !state.wanted && !state.under_way
@@ -100,12 +103,12 @@ impl SnapshotJobs {
         self.state.lock().thread = Some(thread);
     }
 
-    /// Whom the host wants to know of snapshots.
+    /// The host's callback for snapshots.
     pub fn sink(&self) -> &dyn SnapshotSink {
         &*self.sink
     }
 
-    /// An attempt begins, for all who have asked so far.
+    /// An attempt begins. It answers all requests made so far.
     pub fn begin(&self) {
         let mut state = self.state.lock();
         state.wanted = false;
@@ -114,7 +117,7 @@ impl SnapshotJobs {
         state.current_waiters = std::mem::take(&mut state.next_waiters);
     }
 
-    /// The attempt has ended; answers whether the next one is wanted.
+    /// The attempt has ended. Returns whether another one is wanted.
     pub fn end(&self, outcome: &Outcome) -> bool {
         let mut state = self.state.lock();
         state.under_way = false;
@@ -122,15 +125,15 @@ impl SnapshotJobs {
         let next = state.wanted;
         drop(state);
         for waiter in current_waiters {
-            // Whoever asked may have gone.
+            // The receiver may be gone.
             let _ = waiter.send(outcome.clone());
         }
         next
     }
 
-    /// The state is a peer's snapshot from now on. An attempt under way is of the state before: if it
-    /// still waits for its permit it is given up; if it is being written, it is neither stored nor
-    /// told to the engine, for which the snapshot that is installed ends it.
+    /// A peer's snapshot has replaced the state. An attempt under way captured the state before: if it
+    /// still waits for its permit it ends; if it is being written, it is neither stored nor reported to the
+    /// engine, for which the installed snapshot ends the attempt.
     pub fn replaced(&self) {
         let mut state = self.state.lock();
         state.replaced = state.under_way;
@@ -142,14 +145,14 @@ impl SnapshotJobs {
         self.state.lock().replaced
     }
 
-    /// No attempt begins any more; one that waits for its permit gives up.
+    /// No attempt begins any more. One that waits for its permit ends.
     pub fn close(&self) {
         self.state.lock().closed = true;
         self.permits.look_again();
     }
 
-    /// After [`SnapshotJobs::close`], with the apply thread gone: waits for the attempt under way, and
-    /// answers everybody else.
+    /// To be called after [`SnapshotJobs::close`], when the apply thread has ended. Waits for the attempt
+    /// under way and answers all other requests.
     pub fn finish(&self) {
         let thread = self.state.lock().thread.take();
         if let Some(thread) = thread {
@@ -174,13 +177,13 @@ pub(super) fn stopped() -> SnapshotError {
     SnapshotError("the partition has stopped".to_owned())
 }
 
-/// How many snapshots of a node are written at once: writing takes the disk from the log.
+/// Bounds how many snapshots of a node are written at once, because they share the disk with the log.
 pub(super) struct Permits {
     free: Mutex<usize>,
     freed: Condvar,
 }
 
-/// Returned when it is dropped.
+/// Free again when it is dropped.
 pub(super) struct Permit<'a>(&'a Permits);
 
 impl Permits {
@@ -191,8 +194,8 @@ impl Permits {
         }
     }
 
-    /// Waits for one; `None` if `give_up` becomes true first, which
-    /// [`look_again`](Permits::look_again) makes known.
+    /// Waits for a permit. Returns `None` if `give_up` becomes true first;
+    /// [`look_again`](Permits::look_again) has it evaluated again.
     fn acquire(&self, give_up: impl Fn() -> bool) -> Option<Permit<'_>> {
         let mut free = self.free.lock();
         loop {
@@ -208,7 +211,7 @@ impl Permits {
     }
 
     fn look_again(&self) {
-        // Under the lock: nobody is between looking and waiting.
+        // Under the lock, so that no waiter is between its check and its wait.
         let _free = self.free.lock();
         self.freed.notify_all();
     }
@@ -217,7 +220,7 @@ impl Permits {
 impl Drop for Permit<'_> {
     fn drop(&mut self) {
         *self.0.free.lock() += 1;
-        // Any of those who wait may be one that gives up.
+        // All are woken: the one that is woken first may end without taking the permit.
         self.0.freed.notify_all();
     }
 }

@@ -1,11 +1,15 @@
-//! A member's fetching of a snapshot: a [`Receiver`] on a thread of its own, which writes, and one
-//! that verifies whole files beside it.
+//! How a member fetches a snapshot: a [`Receiver`] on a thread of its own, which writes, and a second
+//! thread that verifies complete files meanwhile.
 //!
-//! What arrives goes through a bounded queue to the thread. Its bound is what the receiver can have
-//! asked for, and some more for ticks; what does not fit was not asked for.
+//! Messages reach the thread through a bounded queue. The bound is the number of chunks that the receiver
+//! can have requested, and some more for other events; a message that does not fit was not requested, and
+//! is dropped.
 //!
-//! A disk that is full is waited for, as long as it takes. One that fails otherwise is looked at again, and
-//! what it still has is gone on with; if it keeps failing the fetch is given up, and said to be.
+//! While the disk is full, the fetch waits, without a limit in time. After any other error of the disk the
+//! fetch goes on from what the disk still has; after [`MAX_FAILURES`] errors in a row it ends, and the
+//! engine gets [`Event::FetchFailed`].
+//!
+//! A fetch knows its group only as a [`FetchHost`].
 
 use std::collections::VecDeque;
 use std::io;
@@ -27,11 +31,11 @@ use crate::transfer::{
 };
 use crate::transport::Transport;
 
-/// Events beside chunks that may wait: ticks, ends, verified files.
+/// Events other than chunks that may be queued: ticks, ends, verified files.
 const MAX_OTHER_EVENTS: usize = 64;
 
-/// Times in a row that the disk may fail, other than by being full, until a fetch is given up. It goes on
-/// with the next offer.
+/// Errors of the disk in a row, other than a full disk, after which a fetch ends. The next offer resumes
+/// it.
 const MAX_FAILURES: u32 = 5;
 
 /// The group that a fetch is for.
@@ -55,11 +59,11 @@ pub(super) struct FetchSetup {
     pub offer: Manifest,
 }
 
-/// What a member is fetching, and the thread of what it fetched before.
+/// The fetch of a member, and the thread of the one before.
 #[derive(Default)]
 pub(super) struct Fetches {
     state: Mutex<State>,
-    /// No thread can be started.
+    /// A fault for tests: no thread can be started.
     #[cfg(test)]
     pub no_threads: AtomicBool,
 }
@@ -67,7 +71,7 @@ pub(super) struct Fetches {
 #[derive(Default)]
 struct State {
     running: Option<Running>,
-    /// Of the fetch under way, of the one before, or of the removal of what was fetched.
+    /// The thread of the fetch under way, of the one before, or of a removal.
     thread: Option<JoinHandle<()>>,
     closed: bool,
 }
@@ -76,26 +80,26 @@ struct Running {
     checkpoint: CheckpointId,
     source: NodeId,
     events: SyncSender<ReceiverEvent>,
-    /// It is to end. What is there of it stays.
+    /// Set to end the fetch. Its files stay.
     stop: Arc<AtomicBool>,
 }
 
 impl Running {
     fn stop(self) {
         self.stop.store(true, Ordering::Relaxed);
-        // So that it looks.
+        // Wakes the thread.
         let _ = self.events.try_send(ReceiverEvent::Tick);
     }
 }
 
 impl Fetches {
-    /// Begins; false if that cannot be. The engine's lock is held: everything that takes time is the
-    /// thread's.
+    /// Begins a fetch. Returns false if no thread can be started. Called with the engine's lock held, so
+    /// everything that takes time is left to the thread.
     #[must_use]
     pub fn begin(&self, setup: FetchSetup) -> bool {
         let mut state = self.state.lock();
         if state.closed {
-            // The group stops: nobody waits for it.
+            // The group stops, so the engine gets no answer.
             return true;
         }
         let config = &setup.config;
@@ -132,13 +136,13 @@ impl Fetches {
         true
     }
 
-    /// Ends a fetch, whether or not it is under way, also on disk. The engine's lock is held, as above.
+    /// Ends a fetch, if it is under way, and removes its files. Called with the engine's lock held.
     pub fn abandon(&self, store: &Arc<SnapshotStore>, checkpoint: CheckpointId) {
         let mut state = self.state.lock();
         let running = state.running.take_if(|r| r.checkpoint == checkpoint);
         running.into_iter().for_each(Running::stop);
         if state.closed {
-            // What is there is looked at when the group is opened.
+            // The next open decides about the files.
             return;
         }
         let store = store.clone();
@@ -153,7 +157,8 @@ impl Fetches {
         }
     }
 
-    /// Starts a thread that waits for the one before it: no two touch the files of fetches.
+    /// Starts a thread that first waits for the one before it, so that only one at a time uses the files of
+    /// fetches.
     fn next_thread(
         &self,
         state: &mut State,
@@ -196,7 +201,7 @@ impl Fetches {
         std::thread::Builder::new().name(name).spawn(work)
     }
 
-    /// Something for the fetch from that node.
+    /// Hands a message of that node to the fetch from it, if there is one.
     pub fn deliver(&self, from: NodeId, event: ReceiverEvent) {
         let state = self.state.lock();
         let checkpoint = match &event {
@@ -217,7 +222,7 @@ impl Fetches {
         }
     }
 
-    /// No fetch begins any more; one that is under way ends, and can be resumed.
+    /// No fetch begins any more. One that is under way ends, and can be resumed.
     pub fn close(&self) {
         let mut state = self.state.lock();
         state.closed = true;
@@ -236,27 +241,28 @@ struct Fetch {
     queue: Queue<ReceiverEvent>,
     events: SyncSender<ReceiverEvent>,
     stop: Arc<AtomicBool>,
-    /// The last write failed for want of space.
+    /// The last write failed because the disk was full.
     full: bool,
 }
 
-/// Why a fetch is over that is not complete.
+/// Why a fetch ended before it was complete.
 #[derive(Debug)]
 enum FetchError {
-    /// It was told to stop.
+    /// The group or the engine ended it.
     Stopped,
-    /// It is given up.
+    /// It failed, and the engine gets this reason.
     Failed(EndReason),
 }
 
-/// How far one look at the disk has led.
+/// How the receiver goes on after an event.
 #[derive(Debug)]
 enum Progress {
-    /// There is more to come.
+    /// It needs more events.
     Continues,
-    /// Everything is there.
+    /// All files are complete and verified.
     Complete,
-    /// A file cannot be written, and not for want of space: it may be gone, or shorter than it was.
+    /// A file cannot be written, for another reason than a full disk: it may be gone, or shorter than
+    /// before.
     WriteFailed,
 }
 
@@ -303,14 +309,15 @@ impl Fetch {
             if receiver.bytes_done() > receiver.counts().bytes_held {
                 failures = 0;
             }
-            // What is there may not be what was there: the disk is asked once more.
+            // The files may have changed: their lengths are read again.
             self.note_failure(&mut failures)?;
             self.begin(&mut failures)?;
             held = self.still_held(&receiver, &partial);
         }
     }
 
-    /// The partial directory. A disk that is full is waited for; with anything else it has some tries.
+    /// Opens or makes the directory of the fetch. Waits while the disk is full; retries after other errors,
+    /// up to [`MAX_FAILURES`].
     fn begin(&mut self, failures: &mut u32) -> Result<Partial, FetchError> {
         let store = self.setup.store.clone();
         let mut reported = false;
@@ -330,7 +337,7 @@ impl Fetch {
         }
     }
 
-    /// The disk has failed once more: waits a bit, or gives up.
+    /// Counts an error of the disk. Waits before the next attempt, or fails after the last one.
     fn note_failure(&mut self, failures: &mut u32) -> Result<(), FetchError> {
         *failures += 1;
         match *failures < MAX_FAILURES {
@@ -339,7 +346,7 @@ impl Fetch {
         }
     }
 
-    /// So many ticks pass. What comes meanwhile is asked for again.
+    /// Waits for so many ticks. Chunks that arrive meanwhile are dropped, and requested again later.
     fn wait(&self, mut ticks: u64) -> Result<(), FetchError> {
         while ticks > 0 {
             let event = self.queue.recv().map_err(|_| FetchError::Stopped)?;
@@ -351,7 +358,8 @@ impl Fetch {
         Ok(())
     }
 
-    /// What is on the disk. Files that were verified need not be once more, if they are still there.
+    /// The state of the files on disk. A file that was verified before and still has its length counts as
+    /// verified.
     fn still_held(&self, receiver: &Receiver, partial: &Partial) -> Vec<Held> {
         let held = receiver.held().into_iter().zip(partial.held()).enumerate();
         let held = held.map(|(file, held)| match held {
@@ -410,7 +418,7 @@ impl Fetch {
         }
     }
 
-    /// Adds what has come since the last time to what the member counts.
+    /// Adds what the receiver has counted since the last call to the counters of the member.
     fn count(&self, receiver: &Receiver, counted: &mut ReceiverCounts) {
         let counts = receiver.counts();
         let (bytes, corrupt) = (
@@ -467,7 +475,7 @@ impl Fetch {
     }
 }
 
-/// What is waited for: an operator frees space, or another process does.
+/// Whether the disk is full: the fetch then waits until space is freed.
 fn is_full(error: &io::Error) -> bool {
     matches!(
         error.kind(),
@@ -475,15 +483,15 @@ fn is_full(error: &io::Error) -> bool {
     )
 }
 
-/// Verifies files one after the other, while others are written. Dropped, it ends by itself: it may still be
-/// verifying, and nobody waits for that but the next fetch's files.
+/// Verifies files one after the other while others are written. Its thread ends by itself once this is
+/// dropped and the file in progress is verified.
 struct Verifier {
     files: mpsc::Sender<(u32, Checksum)>,
 }
 
 impl Verifier {
     fn start(partial: Arc<Partial>, events: SyncSender<ReceiverEvent>) -> io::Result<Verifier> {
-        // Each file is in it once at most for each look at the disk.
+        // Bounded: each file is queued at most once per receiver.
         let (files, queue) = mpsc::channel::<(u32, Checksum)>();
         std::thread::Builder::new()
             .name("snapshot-verifier".to_owned())
@@ -496,7 +504,8 @@ impl Verifier {
                     if !good {
                         tracing::warn!(file, "a fetched file is not what it should be: once more");
                     }
-                    // Must not be lost; its reader always goes on, until it is gone.
+                    // Waits for a place in the queue, because this event must not be lost. The receiving
+                    // thread empties the queue until it ends.
                     if events.send(ReceiverEvent::Verified { file, good }).is_err() {
                         return;
                     }
@@ -506,7 +515,7 @@ impl Verifier {
     }
 
     fn verify(&self, file: u32, checksum: Checksum) {
-        // Its thread ends after this sender.
+        // The thread lives as long as this sender.
         let _ = self.files.send((file, checksum));
     }
 }

@@ -1,11 +1,12 @@
-//! A node's sending of snapshots: one [`Sender`] for all groups, and the thread that reads for it.
+//! How a node sends snapshots: one [`Sender`] for all groups, and the thread that reads files for it.
 //!
-//! Actions are carried out without the sender's lock: what they lead to may come back at once. Memory
-//! is the sender's bytes in flight; a chunk counts until its [`Permit`] is dropped by the transport.
+//! Actions are carried out without the lock of the sender's state, because an action may step the sender
+//! again at once. Memory is bounded by the sender's bytes in flight; a chunk counts until the transport
+//! drops its [`Permit`].
 //!
-//! The thread is also what keeps to the limit of bytes a second: it waits *before* it reads a chunk, and
-//! nobody waits for it. What is read leaves at once, so that memory holds nothing that may not go yet; a
-//! read that nobody wants any more is passed over, and costs nothing of the limit.
+//! The thread also enforces the limit in bytes per second: it waits *before* it reads a chunk, and no other
+//! thread waits for it. A chunk that was read is sent at once, so no chunk waits in memory. A read whose
+//! transfer has ended is skipped, and does not count for the limit.
 //!
 //! [`Permit`]: crate::transport::Permit
 
@@ -31,7 +32,7 @@ use crate::transport::Transport;
 pub(super) struct SnapshotSender {
     state: Mutex<State>,
     work: Mutex<Work>,
-    /// There is work, or some of it may not be wanted any more.
+    /// There is work, or some of it is not needed any more.
     arrived: Condvar,
     transport: Arc<dyn Transport>,
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -43,19 +44,19 @@ pub(super) struct SnapshotSender {
 struct State {
     sender: Sender,
     published: BTreeMap<CheckpointId, Published>,
-    /// The transfers of the sender, as the log tells of them.
+    /// The transfers of the sender, for the log.
     sending: BTreeMap<(NodeId, CheckpointId), Sending>,
 }
 
 /// A transfer under way.
 struct Sending {
-    /// What is done for it is done in here.
+    /// The span of everything that is done for the transfer.
     span: Span,
     sent: u64,
     total: u64,
 }
 
-/// A transfer has begun, or is over; said without locks.
+/// A transfer has begun or ended. Logged without a lock.
 struct Change(Span, Transition);
 
 enum Transition {
@@ -64,7 +65,7 @@ enum Transition {
 }
 
 impl State {
-    /// Follows the sender's transfers; few, so that each is looked for.
+    /// Compares the sender's transfers with those known before. They are few, so each is looked up.
     fn follow(&mut self) -> Vec<Change> {
         let State {
             sender,
@@ -119,15 +120,15 @@ struct Published {
     store: Arc<SnapshotStore>,
 }
 
-/// What the thread is to do.
+/// The work of the thread.
 #[derive(Default)]
 struct Work {
     /// Bounded by the sender's bytes in flight.
     reads: VecDeque<Read>,
-    /// Bounded by the checkpoints that there are. They wait for nothing.
+    /// Bounded by the number of checkpoints. Removals are not subject to the rate limit.
     removals: VecDeque<(Arc<SnapshotStore>, CheckpointId)>,
     stopping: bool,
-    /// Something happened since the thread looked last.
+    /// The work has changed since the thread looked last.
     notified: bool,
 }
 
@@ -156,7 +157,7 @@ impl Drop for InFlight {
 }
 
 impl SnapshotSender {
-    /// `bytes_per_second` is what all transfers together may send; 0 for as much as they can.
+    /// Starts the thread. `bytes_per_second` bounds all transfers together; 0 is no limit.
     pub fn start(
         config: SenderConfig,
         bytes_per_second: u64,
@@ -187,16 +188,16 @@ impl SnapshotSender {
         Ok(sender)
     }
 
-    /// A stored snapshot may be fetched; older ones of its store are removed as soon as nobody fetches
+    /// Lets peers fetch a stored snapshot. Older ones of its store are removed as soon as no peer fetches
     /// them.
     pub fn publish(&self, identity: Identity, store: &Arc<SnapshotStore>, stored: &Stored) {
         self.add(identity, store, stored, SenderEvent::Publish);
         self.retire_older(store);
     }
 
-    /// What a store holds when it is opened may be fetched. Somebody may have been fetching one of the
-    /// older ones when the process ended, and has not asked again yet: so many stay until then as may be
-    /// served at once, the newest of them.
+    /// Lets peers fetch what a store holds when it is opened. A peer may have been fetching an older
+    /// snapshot when the process ended, and has not requested more of it yet. So the newest `max_transfers`
+    /// older ones stay until `idle_ticks` have passed.
     pub fn publish_found(&self, identity: Identity, store: &Arc<SnapshotStore>) {
         for (n, stored) in store.all().iter().rev().enumerate() {
             let event = match n <= self.max_transfers {
@@ -226,7 +227,7 @@ impl SnapshotSender {
 
     fn retire_older(&self, store: &Arc<SnapshotStore>) {
         let newest = store.newest().map(|s| s.manifest.checkpoint);
-        // Those too that the store does not list any more: something of them may be on the disk.
+        // Also those that the store does not list any more: some of their files may be on disk.
         let older: Vec<_> = {
             let state = self.state.lock();
             let own = (state.published.iter()).filter(|(_, p)| Arc::ptr_eq(&p.store, store));
@@ -239,26 +240,26 @@ impl SnapshotSender {
         }
     }
 
-    /// A group has stopped: nothing of it is served any more.
+    /// A group has stopped: peers cannot fetch its snapshots any more.
     pub fn withdraw(&self, store: &Arc<SnapshotStore>) {
         let mut state = self.state.lock();
         state.published.retain(|_, p| !Arc::ptr_eq(&p.store, store));
     }
 
-    /// A peer wants part of a snapshot of the group that this is the member of.
+    /// A peer requests part of a snapshot. `member` is this node's identity in the group.
     pub fn fetch(&self, member: Identity, from: NodeId, fetch: Fetch) {
         self.step(SenderEvent::Fetch { from, fetch }, Some(member));
     }
 
-    /// A peer says that it goes on with its transfer.
+    /// A peer reports that its transfer goes on.
     pub fn note_progress(&self, from: NodeId, checkpoint: CheckpointId) {
         self.step(SenderEvent::Progress { from, checkpoint }, None);
     }
 
-    /// A peer says that its transfer is over.
+    /// A peer reports that its transfer has ended.
     pub fn ended(&self, from: NodeId, ended: Ended) {
         if ended.reason == EndReason::Corrupt {
-            // The next snapshot must not have the same file, or its receiver would not fare better.
+            // The next snapshot must not contain the same damaged file, or its transfer would fail too.
             let state = self.state.lock();
             let published = state.published.get(&ended.checkpoint).cloned();
             drop(state);
@@ -267,7 +268,7 @@ impl SnapshotSender {
             }
         }
         self.step(SenderEvent::Ended { from, ended }, None);
-        // What the thread waits to read may be for nobody now.
+        // The read that the thread waits for may not be needed any more.
         self.notify(|_| {});
     }
 
@@ -279,7 +280,7 @@ impl SnapshotSender {
         self.state.lock().sender.counts()
     }
 
-    /// For how long chunks have waited, so that no more was sent than the limit allows.
+    /// How long chunks have waited for the rate limit, in all.
     pub fn paced(&self) -> Duration {
         Duration::from_nanos(self.paced.load(Ordering::Relaxed))
     }
@@ -377,7 +378,7 @@ impl SnapshotSender {
                 return;
             } else if let Some(read) = work.reads.front() {
                 let (id, wait) = (read.id, limiter.wait(Instant::now()));
-                // The sender's lock is never taken under that of the work: steps push work.
+                // The lock of the state is never taken while that of the work is held: steps add work.
                 let wanted = MutexGuard::unlocked(&mut work, || self.wants(id));
                 if wanted && !wait.is_zero() {
                     if work.notified {
@@ -387,10 +388,10 @@ impl SnapshotSender {
                     self.arrived.wait_for(&mut work, wait);
                     let waited = since.elapsed().as_nanos();
                     self.paced.fetch_add(waited as u64, Ordering::Relaxed);
-                    // What there is to do is looked at anew.
+                    // The work may have changed: it is evaluated again.
                     continue;
                 }
-                // Nobody else takes reads.
+                // Only this thread takes reads.
                 let Some(read) = work.reads.pop_front() else {
                     continue;
                 };
@@ -420,7 +421,8 @@ impl SnapshotSender {
         let result = bytes.map_err(|error| {
             tracing::warn!(file, %error, "a snapshot cannot be sent");
             read.store.doubt(checkpoint);
-            // The engine asks for a newer one. Others may go on with this one, if it is all there.
+            // The engine hints at a newer snapshot. Other peers may go on with this one if all of its files
+            // are there.
             match error.kind() {
                 io::ErrorKind::NotFound => {
                     read.store.forget(checkpoint);
@@ -436,8 +438,7 @@ impl SnapshotSender {
         self.step(SenderEvent::Read { id, result }, None);
     }
 
-    /// Ends the thread, after the removals that wait. Reads that wait are left: nobody is served any
-    /// more.
+    /// Ends the thread after the pending removals. Pending reads are dropped.
     pub fn stop(&self) {
         self.notify(|work| work.stopping = true);
         let thread = self.thread.lock().take();

@@ -10,7 +10,7 @@ use super::state_machine::{Capture, SnapshotError, StateMachine};
 use crate::engine::Event;
 use crate::store::StoredSnapshot;
 
-/// Begins an attempt if one is due. The apply thread calls it between applies.
+/// Begins an attempt if one is due. Called by the apply thread between applies.
 pub(super) fn start_snapshot_if_due<S: StateMachine>(
     machine: &mut S,
     shared: &Arc<Shared<S::Output>>,
@@ -19,13 +19,13 @@ pub(super) fn start_snapshot_if_due<S: StateMachine>(
     if !jobs.due() {
         return;
     }
-    // In this order: from here on no hint comes that this attempt already serves.
+    // Before the capture: the engine gives no further hint for what this attempt covers.
     shared.step(Event::SnapshotBegun);
     jobs.begin();
     let capture = machine.begin_snapshot();
     let before = jobs.take_thread();
     if let Some(before) = before {
-        // It has nothing left to do but to end, and must not outlive its successor.
+        // The previous thread only has to return. It must not outlive its successor.
         let _ = before.join();
     }
     let started = std::thread::Builder::new()
@@ -48,7 +48,8 @@ fn run<O: Send + 'static>(capture: impl Capture, shared: &Shared<O>) {
     let _entered = span.enter();
     let jobs = &shared.snapshot_jobs;
     let written = match jobs.acquire_permit() {
-        // A panic ends the process, by its hook; where it does not, the group goes on.
+        // A panic ends the process by the panic hook. Where no such hook is installed, the attempt fails
+        // and the group goes on.
         Some(_permit) => catch_unwind(AssertUnwindSafe(|| {
             let snapshot = capture.write()?;
             if let Some(member) = &shared.member
@@ -67,7 +68,7 @@ fn run<O: Send + 'static>(capture: impl Capture, shared: &Shared<O>) {
     conclude(shared, written);
 }
 
-/// Tells the sink, the engine and those who asked, in this order.
+/// Reports the outcome to the sink, the engine and the requests, in this order.
 fn conclude<O: Send + 'static>(shared: &Shared<O>, written: Result<StoredSnapshot, SnapshotError>) {
     let jobs = &shared.snapshot_jobs;
     let counts = &shared.counts;
@@ -78,11 +79,11 @@ fn conclude<O: Send + 'static>(shared: &Shared<O>, written: Result<StoredSnapsho
         }
         Err(error) => {
             counts.failed.fetch_add(1, Ordering::Relaxed);
-            // The sink gets it, and passes it on to those who wait.
+            // The sink reports it to the host.
             tracing::debug!(%error, "a snapshot failed; it is tried again later");
         }
     }
-    // See above.
+    // As for `write` above: a panic of the sink must not stop the group.
     let _ = catch_unwind(AssertUnwindSafe(|| match &written {
         Ok(snapshot) => jobs.sink().taken(shared.id, snapshot),
         Err(error) => jobs.sink().failed(shared.id, error),

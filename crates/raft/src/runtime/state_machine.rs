@@ -1,5 +1,5 @@
-//! What a host brings: a state machine that applies committed commands in order, and snapshots of
-//! it.
+//! What a host implements: a state machine that applies committed commands in order, snapshots of it, and a
+//! callback for them.
 
 use crate::engine::{Committed, Membership};
 use crate::ids::{GroupId, Lsn};
@@ -13,47 +13,56 @@ pub struct ApplyError(pub String);
 
 /// A host's state machine. It runs on the apply thread of its group, alone.
 pub trait StateMachine: Send + 'static {
-    /// What one command answers.
+    /// The answer to one command.
     type Output: Send + 'static;
-    /// What a snapshot is written from.
+    /// The captured state that a snapshot is written from.
     type Capture: Capture;
 
-    /// Last entry that the recovered state contains; entries at or below are not applied again.
+    /// Last entry that the state contains. Entries at or below it are not applied again.
     fn applied(&self) -> Lsn;
 
     /// Who belongs to the group, as of [`StateMachine::applied`].
     fn membership(&self) -> Membership;
 
-    /// Applies entries in order, as one atomic step, and appends one output for each entry that
-    /// has a command. On an error nothing may have changed, and no output counts.
+    /// Applies entries in order, as one atomic step, and appends one output for each entry that has a
+    /// command.
+    ///
+    /// # Errors
+    ///
+    /// The state must then be unchanged. The same entries are applied again, until it works or the group
+    /// stops; the outputs are ignored.
     fn apply(
         &mut self,
         entries: &[Committed],
         outputs: &mut Vec<Self::Output>,
     ) -> Result<(), ApplyError>;
 
-    /// Called between applies, at least once a second: the place for small, bounded steps of
-    /// housekeeping that need the state machine for themselves.
+    /// Called between applies, at least once a second while entries can be applied: for small, bounded
+    /// steps of housekeeping that need the state machine exclusively.
     fn maintain(&mut self) {}
 
-    /// Called between applies: fixes what the snapshot will at least cover, which is everything
-    /// applied so far. Applies wait for it, so it must be quick.
+    /// Called between applies. Captures the state, so that the snapshot covers at least everything applied
+    /// so far. Applies wait for this call, so it must be quick.
     fn begin_snapshot(&mut self) -> Self::Capture;
 
-    /// Replaces the state by a snapshot: one of a peer's, or at the open the newest of its own, if the
-    /// state is behind that. Durable when it returns, and one atomic step: on an error the state must
-    /// be as it was. Files are hard links that the library keeps: to be linked or copied, never changed.
-    /// After it, [`StateMachine::applied`] and [`StateMachine::membership`] are the snapshot's.
+    /// Replaces the state by a snapshot: a peer's, or at an open the newest stored one if the state is
+    /// behind it. The new state must be durable when this returns. Files are hard links that belong to the
+    /// library: link or copy them, and never change them. Afterwards [`StateMachine::applied`] and
+    /// [`StateMachine::membership`] return those of the snapshot.
     ///
-    /// Groups of one member never need it; unless it is there, a member cannot catch up by snapshot.
+    /// Groups of one member never need it. Without it, a member cannot catch up by a snapshot.
+    ///
+    /// # Errors
+    ///
+    /// The state must then be unchanged.
     fn restore(&mut self, snapshot: StoredSnapshot) -> Result<(), SnapshotError> {
         let _ = snapshot;
         let what = "this state machine cannot be restored from a snapshot";
         Err(SnapshotError(what.to_owned()))
     }
 
-    /// At each open, as long as nothing was ever applied: who founded the group, and nobody for a
-    /// member that is to join. For those who keep the membership with their state.
+    /// Called at each open as long as nothing was ever applied: the founders of the group, or nobody for a
+    /// member that waits to be added. For state machines that keep the membership with their state.
     fn create(&mut self, founders: &Membership) {
         let _ = founders;
     }
@@ -61,12 +70,16 @@ pub trait StateMachine: Send + 'static {
 
 /// A snapshot that has begun. It is written on a thread of its own while applies go on.
 pub trait Capture: Send + 'static {
-    /// Writes and stores the snapshot durably; returns what it covers in truth. May take its time.
-    /// It is dropped without having been written if its group stops first.
+    /// Writes the snapshot durably, and returns what it actually covers. May take any time. The capture is
+    /// dropped instead if the group stops first.
+    ///
+    /// # Errors
+    ///
+    /// There is no snapshot; the engine asks for another one later.
     fn write(self) -> Result<StoredSnapshot, SnapshotError>;
 }
 
-/// Why there is no snapshot. Nothing is lost by it but time: the log keeps what it has.
+/// Why there is no snapshot. No data is lost: the log keeps its entries.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct SnapshotError(pub String);
@@ -76,8 +89,8 @@ impl SnapshotSink for () {
     fn failed(&self, _: GroupId, _: &SnapshotError) {}
 }
 
-/// Removes the host's directory of a snapshot of files, once it is stored: for hosts that write each
-/// snapshot into a directory of its own, and want it only stored and offered.
+/// Removes the host's directory of a snapshot once the library has stored its files. For hosts that write
+/// each snapshot into a directory of its own and do not need it themselves.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct RemoveFiles;
 
@@ -93,12 +106,13 @@ impl SnapshotSink for RemoveFiles {
     fn failed(&self, _: GroupId, _: &SnapshotError) {}
 }
 
-/// Who hears of the snapshots of a group. Called on the snapshot's own thread, before the engine is
-/// told and so before the log is compacted. Must not stop the group, which waits for this thread.
+/// A host's callback for the snapshots of a group. Called on the thread that wrote the snapshot, before the
+/// engine is stepped and so before the log is compacted. It must not stop the group, because that waits for
+/// this thread.
 pub trait SnapshotSink: Send + Sync {
-    /// There is a new snapshot. It may be of the state before a peer's was installed, and cover less
-    /// than that: then this member has not stored it.
+    /// A snapshot was taken. If a peer's snapshot was installed meanwhile, it covers less than that one,
+    /// and this member has not stored it.
     fn taken(&self, group: GroupId, snapshot: &StoredSnapshot);
-    /// An attempt came to nothing.
+    /// An attempt failed.
     fn failed(&self, group: GroupId, error: &SnapshotError);
 }

@@ -1,7 +1,7 @@
-//! Who waits for what was proposed.
+//! Who waits for the outcome of a proposal, in the order of the log.
 //!
-//! In the order of their places in the log. A leader that lost its leadership, and got it back, may
-//! propose for places that it had proposed for before: those entries are gone then.
+//! A leader that loses and regains its leadership may propose for an LSN for which it proposed in an
+//! earlier term. The earlier entry is then replaced, and its waiter gets [`ProposeError::Superseded`].
 
 use std::collections::VecDeque;
 
@@ -16,14 +16,14 @@ use crate::ids::{GroupId, Lsn, Term};
 /// looks at the answer: the place for what was admitted.
 pub type Guard = Box<dyn Send + Sync>;
 
-/// Who is answered when an entry is applied.
+/// Where the outcome goes when an entry is applied.
 pub(super) enum Answer<O> {
     Command(oneshot::Sender<Result<O, ProposeError>>),
     Change(oneshot::Sender<Result<(), ChangeError>>),
 }
 
 impl<O> Answer<O> {
-    /// Nothing came of it, or nobody knows what. Whoever asked may have gone.
+    /// The entry was replaced, or its outcome is unknown. The receiver may be gone.
     fn fail(self, why: &ProposeError) {
         match self {
             Answer::Command(to) => drop(to.send(Err(why.clone()))),
@@ -39,11 +39,11 @@ pub(super) struct Waiter<O> {
     pub lsn: Lsn,
     pub term: Term,
     pub answer: Answer<O>,
-    /// Dropped when it is answered.
+    /// Dropped with the answer.
     pub _guard: Option<Guard>,
 }
 
-/// Bounded by the proposals that the engine lets pend.
+/// Bounded by `max_pending_proposals` of the engine.
 pub(super) struct Waiters<O>(Mutex<VecDeque<Waiter<O>>>);
 
 impl<O> Default for Waiters<O> {
@@ -57,8 +57,8 @@ impl<O> Waiters<O> {
         self.0.lock().is_empty()
     }
 
-    /// Somebody waits for an entry from now on. Those who waited for this place, or one after it, did
-    /// so in an earlier term, and their entries are gone from a log that has all that was committed.
+    /// Adds a waiter. Waiters for the same LSN, or a later one, are of an earlier term: their entries are
+    /// no longer in the log, which has everything that was committed.
     pub fn wait(&self, waiter: Waiter<O>) {
         let mut waiters = self.0.lock();
         while let Some(late) = waiters.pop_back_if(|last| last.lsn >= waiter.lsn) {
@@ -67,8 +67,8 @@ impl<O> Waiters<O> {
         waiters.push_back(waiter);
     }
 
-    /// This member leads from the entry at `last` on: what it had proposed for that place or later, in
-    /// an earlier term, is gone.
+    /// This member leads from the entry at `last` on. Entries that it proposed for that LSN or a later one,
+    /// in an earlier term, are replaced.
     pub fn supersede(&self, last: Lsn, term: Term) {
         let mut waiters = self.0.lock();
         while let Some(late) = waiters.pop_back_if(|w| w.lsn >= last && w.term != term) {
@@ -76,7 +76,8 @@ impl<O> Waiters<O> {
         }
     }
 
-    /// A snapshot stands for what is applied up to there: what came of it, nobody here knows.
+    /// A snapshot has replaced the state up to `lsn`. The outcome of entries that it covers is unknown
+    /// here.
     pub fn skipped(&self, lsn: Lsn) {
         let mut waiters = self.0.lock();
         while let Some(waiter) = waiters.pop_front_if(|w| w.lsn <= lsn) {
@@ -84,8 +85,12 @@ impl<O> Waiters<O> {
         }
     }
 
-    /// Answers those whose entries were applied, in order; entries of other terms at their places
-    /// mean that theirs never will be.
+    /// Answers the waiters of applied entries, in order. A waiter whose LSN has an entry of another term
+    /// gets [`ProposeError::Superseded`].
+    ///
+    /// # Panics
+    ///
+    /// If the state machine did not append one output for each command.
     pub fn answer(&self, group: GroupId, entries: &[Committed], outputs: &mut Vec<O>) {
         let commands = entries.iter().filter(|e| e.command.is_some()).count();
         assert_eq!(
@@ -122,7 +127,7 @@ impl<O> Waiters<O> {
         }
     }
 
-    /// Nobody waits any more.
+    /// Answers all waiters with `error`.
     pub fn fail_all(&self, error: &ProposeError) {
         for waiter in self.0.lock().drain(..) {
             waiter.answer.fail(error);

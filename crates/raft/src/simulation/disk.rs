@@ -1,4 +1,4 @@
-//! The log on a member's disk: what is durable, and what is not yet.
+//! The log on a host's disk: its durable part, and the writes to it.
 //!
 //! Writes go into one queue, as with the log writer, and a sync makes some of them durable at once.
 //! After a crash a prefix of those that were under way is there all the same; what is torn is cut.
@@ -12,7 +12,7 @@ use raft::eraftpb::{Entry, EntryType, HardState};
 use crate::engine::{LogFloor, LogReadError, LogReader, Persist, PersistedState, RawEntries};
 use crate::ids::{Lsn, Term};
 
-/// Something to be written.
+/// A write.
 pub enum Write {
     /// With the term of the entry before its first one, if that is known.
     Persist(Persist, Option<u64>),
@@ -68,7 +68,7 @@ impl Log {
         }
     }
 
-    /// What a host does at its start when its state comes from a snapshot that the log does not know.
+    /// Restarts the log at a start of a host whose state comes from a snapshot that the log does not have.
     pub fn restart(&self, at: LogFloor) {
         let state = self.state().restarted_after(at);
         let mut durable = self.0.lock();

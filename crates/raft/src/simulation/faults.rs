@@ -1,5 +1,5 @@
-//! What happens to whom, drawn at random: proposals and reads, snapshots, crashes, cuts, full disks,
-//! lost logs, changes of the membership. None of them is special.
+//! Actions drawn at random: proposals and reads, snapshots, crashes, cuts, full disks, lost logs, changes
+//! of the membership.
 
 use super::mutants::Mutant;
 use super::state::State;
@@ -7,7 +7,7 @@ use super::world::{Happening, World};
 use crate::engine::{Event, Membership, MembershipChange};
 use crate::ids::{Lsn, NodeId};
 
-/// Most machines, over a run.
+/// Most hosts in a run.
 const MAX_HOSTS: u64 = 9;
 /// Most members at once.
 const MAX_MEMBERS: usize = 6;
@@ -72,7 +72,7 @@ impl World {
         leaders.max_by_key(|(_, h)| term(h)).map(|(id, _)| *id)
     }
 
-    /// One that installs or fetches, more often than not.
+    /// A host that installs or fetches, in two of three cases.
     fn busy_one(&mut self) -> Option<u64> {
         let installs = self.hosts.iter().filter(|(_, h)| h.installing.is_some());
         let fetches = self.hosts.iter().filter(|(_, h)| h.fetching.is_some());
@@ -80,7 +80,7 @@ impl World {
         busy.filter(|_| !self.chance(3))
     }
 
-    /// Processes that have ended start again, after a while.
+    /// Restarts ended processes, after some time.
     fn revive(&mut self) {
         let down = |(_, h): &(&u64, &super::host::Host)| h.engine.is_none() && !h.gone;
         let down: Vec<_> = self.hosts.iter().filter(down).map(|(id, _)| *id).collect();
@@ -137,7 +137,7 @@ impl World {
     }
 
     fn cut_off(&mut self, id: u64) {
-        // From everybody or from one; both ways, or only what it sends, or what it is sent.
+        // From all nodes or one; in both directions, or only one.
         let other = match self.chance(2) {
             true => None,
             false => Some(self.somebody()),
@@ -171,12 +171,12 @@ impl World {
         self.reached.full_disks += 1;
     }
 
-    /// The files of its snapshots are gone.
+    /// Removes the files of its snapshots.
     fn vanish(&mut self, id: u64) {
         self.host_mut(id).stored.clear();
     }
 
-    /// A byte of its newest snapshot is another one.
+    /// Changes a byte of its newest snapshot.
     fn rot(&mut self, id: u64) {
         if let Some(stored) = self.host_mut(id).stored.last_mut()
             && let Some(byte) = stored.files.iter_mut().find_map(|f| f.first_mut())
@@ -194,15 +194,15 @@ impl World {
         self.step(id, Event::KeepFrom { lsn });
     }
 
-    /// A voter's disk is lost, with everything on it: never so many that a majority would be.
+    /// A voter loses its disk; never so many voters that a majority would be lost.
     fn lose_log(&mut self, id: u64) {
         let known = self.oracle.membership_at(self.oracle.last());
         let last = Lsn(self.oracle.last());
         let settled = known.voters.len() >= 3 && !known.is_joint();
         let unsettled = |h: &super::host::Host| h.may_change(last);
         let voter = known.voters.contains(&NodeId(id));
-        // A change is in force where it is applied: with one voter less, nobody else may be elected
-        // under the membership before it.
+        // A change is in force where it is applied. With one voter less, a member that has not applied it
+        // could not be elected under the membership before.
         let knows = |v: &NodeId| self.host(v.0).durable.membership == *known;
         let settled = settled && known.voters.iter().all(knows);
         let host = self.host(id);
@@ -228,7 +228,7 @@ impl World {
         host.stored.clear();
         host.partial = None;
         host.bootstrap = Membership::default();
-        // Its configuration still says that it is a voter; that it must not be any more.
+        // By its configuration it is still a voter, and it must not vote.
         host.durable = State {
             membership: membership.clone(),
             ..State::default()
@@ -240,7 +240,7 @@ impl World {
             }
         }
         self.host_mut(id).durable = State::default();
-        // One who does not know better starts it as if it were to join.
+        // Some operators then start it as a node that waits to be added.
         self.host_mut(id).gone = self.chance(2);
     }
 
@@ -258,7 +258,7 @@ impl World {
         }
     }
 
-    /// Whoever has lost its log goes, and its machine comes back under another number.
+    /// Removes the member that has lost its log; its host may return under another number.
     pub fn remove_lost(&mut self, lost: u64) -> Option<MembershipChange> {
         let known = self.oracle.membership_at(self.oracle.last());
         if known.contains(NodeId(lost)) {
@@ -302,7 +302,7 @@ impl World {
                 let at = self.between(0, all.len() as u64 - 1) as usize;
                 Some(MembershipChange::RemovePeer(all[at]))
             }
-            // Nonsense: somebody who is not there, or nobody.
+            // Invalid: a node that does not exist, or number 0.
             _ => Some(MembershipChange::Promote(NodeId(self.between(0, 12)))),
         }
     }

@@ -1,5 +1,5 @@
-//! A host: a process with an engine, a state machine, and a disk. It does what the documentation of
-//! the actions says, as fast or slowly as it is drawn; a mutant does one of these things wrong.
+//! A host: a process with an engine, a state machine and a disk. It carries out actions as their
+//! documentation demands, at a speed that is drawn at random; a mutant makes one mistake.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -17,7 +17,7 @@ use crate::ids::{CheckpointId, Incarnation, Lsn, NodeId, Term};
 use crate::message::{Identity, Payload, Progress};
 use crate::transfer::{Manifest, Sender, SenderEvent};
 
-/// Where a read of the sender's goes.
+/// A read of the sender.
 #[derive(Clone, Copy)]
 pub struct Source {
     pub checkpoint: CheckpointId,
@@ -33,11 +33,11 @@ pub struct Host {
     pub boot: u64,
     /// Only while the process runs.
     pub engine: Option<Engine>,
-    /// The list that it was founded with.
+    /// The membership that it was founded with.
     pub bootstrap: Membership,
 
     pub log: Log,
-    /// Not yet durable, oldest first; so many of them are being synced.
+    /// Writes that are not durable, oldest first, and how many of them are being synced.
     pub writes: VecDeque<Write>,
     pub syncing: usize,
     /// No space on the disk.
@@ -47,7 +47,7 @@ pub struct Host {
     pub slow_apply: bool,
 
     pub state: State,
-    /// What of the state survives a crash.
+    /// The state that survives a crash.
     pub durable: State,
     pub to_apply: VecDeque<Committed>,
     pub applying: bool,
@@ -58,23 +58,23 @@ pub struct Host {
 
     /// A snapshot is being written: the state as of its beginning.
     pub capture: Option<State>,
-    /// What the bytes were made of that the engine is to describe.
+    /// The state of the bytes that the engine is to describe.
     pub described: Option<State>,
     pub stored: Vec<Stored>,
     pub next_checkpoint: u64,
     pub sender: Sender,
 
     pub fetching: Option<Fetching>,
-    /// What is there of a fetch, on the disk.
+    /// The files of a fetch on the disk.
     pub partial: Option<Partial>,
     pub fetches: u64,
     pub installing: Option<Box<Manifest>>,
 
-    /// What it has heard that others fetch, and at which of its ticks.
+    /// Reports of other members' fetches, with the tick of each.
     pub transfers: BTreeMap<u64, (Progress, u64)>,
     pub newest_boots: BTreeMap<u64, u64>,
     pub ticks: u64,
-    /// Its log is lost, for good: what it was.
+    /// The content of its log, if it was lost for good.
     pub ghost: Option<Log>,
     /// It is not started again.
     pub gone: bool,
@@ -157,15 +157,15 @@ impl Host {
     }
 }
 
-/// The life of a process.
+/// Start, crash and events of a process.
 impl World {
-    /// The process starts, on what is on the disk.
+    /// Starts the process from its disk.
     pub fn open(&mut self, id: u64) {
         let bootstrap = self.is(Mutant::CountFromBootstrap);
         let host = self.host_mut(id);
         host.boot += 1;
         host.config.incarnation = Incarnation(host.boot);
-        // It remembers that it was founded; a joiner was not.
+        // A founder knows that it was founded; a node that was added later was not.
         host.config.founding = !host.bootstrap.voters.is_empty() && host.ghost.is_none();
         host.state = host.durable.clone();
         if bootstrap && !host.bootstrap.voters.is_empty() {
@@ -224,7 +224,7 @@ impl World {
         }
     }
 
-    /// The process ends. Of what it was writing, some may be on its disk all the same.
+    /// Ends the process. Some of its unsynced writes may survive.
     pub fn crash(&mut self, id: u64) {
         let host = self.host_mut(id);
         if host.engine.take().is_none() {
@@ -269,7 +269,7 @@ impl World {
         self.step(id, Event::Tick);
     }
 
-    /// An event happens to an engine, and its host begins everything that has to be done.
+    /// Steps an engine, and begins all actions.
     pub fn step(&mut self, id: u64, event: Event) {
         let mut events = VecDeque::from([event]);
         while let Some(event) = events.pop_front() {
@@ -360,7 +360,7 @@ impl World {
                         "{id} is asked for a snapshot of another state"
                     )));
                 }
-                // Some hosts take no notice of a hint; they are asked again.
+                // Some hosts ignore a hint; the engine repeats it.
                 if self.faults_ended || !self.chance(4) {
                     self.begin_capture(id);
                     events.push_back(Event::SnapshotBegun);
@@ -439,7 +439,7 @@ impl World {
         }
     }
 
-    /// The log behind a transfer that this member has heard of stays, within the limit.
+    /// The log behind a transfer that was reported to this member stays, within the limit.
     fn check_compaction(&mut self, id: u64, floor: LogFloor) {
         let host = self.host(id);
         let idle = host.config.transfer_idle_ticks;
@@ -459,7 +459,7 @@ impl World {
             if !fetches || !member || host.ticks >= at + idle || from >= floor.lsn {
                 continue;
             }
-            // Roughly: the engine remembers bytes by pieces of the log.
+            // Approximate: the engine counts bytes by pieces of the log.
             let bytes = from.0 + 1..=host.state.at.lsn.0;
             let bytes: u64 = bytes.map(|lsn| self.oracle.bytes_of(lsn)).sum();
             if bytes + 1000 <= self.scenario.kept_for_peers {
@@ -521,7 +521,7 @@ impl World {
         let host = self.host_mut(id);
         let (next, first) = (host.state.at.lsn.next(), host.to_apply[0].lsn);
         if first != next {
-            // What it is handed has no gaps.
+            // Entries are handed out without gaps.
             return self.judge(Err(format!("{id} is to apply {next}, and has {first}")));
         }
         for entry in host.to_apply.drain(..some as usize) {
@@ -568,7 +568,7 @@ impl World {
         self.later(delay, Happening::Synced { id, boot });
     }
 
-    /// It is durable from now on.
+    /// Makes a write durable.
     fn write(&mut self, id: u64, write: &Write) {
         if let Write::Persist(persist, before) = write {
             let log = self.host(id).log.clone();
@@ -582,11 +582,11 @@ impl World {
         let host = self.host_mut(id);
         let boot = host.boot;
         if host.full {
-            // The same writes are tried again, and none is skipped.
+            // The same writes are repeated, and none is skipped.
             return self.later(10, Happening::Synced { id, boot });
         }
         if !self.faults_ended && self.chance(3000) {
-            // After a failed sync nothing can be promised.
+            // After a failed sync the process ends.
             return self.crash(id);
         }
         let host = self.host_mut(id);
@@ -599,7 +599,7 @@ impl World {
             }
         }
         let host = self.host_mut(id);
-        // What is gone from the log is in the state.
+        // Entries removed from the log are in the durable state.
         let (start, durable) = (host.log.start(), host.durable.at.lsn);
         if start > durable {
             return self.judge(Err(format!(

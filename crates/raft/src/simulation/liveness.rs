@@ -1,19 +1,19 @@
-//! Faults have stopped. Now there must be progress, within a bounded time: a leader is elected, every
-//! member has everything, transfers end, reads are answered.
+//! The phase without faults: within a bounded time a leader is elected, every member has everything,
+//! transfers end, reads are answered.
 
 use super::oracle::Verdict;
 use super::world::World;
 use crate::engine::Event;
 use crate::ids::{Lsn, NodeId};
 
-/// Time between two looks: some two ticks.
+/// Time between two checks: some two ticks.
 const CHECK_INTERVAL: u64 = 20;
-/// Looks until it must be over. The longest waits add up: an offer that was put off, a chunk that was
-/// asked for again and again, a hint that backs off, an election or two.
+/// Most checks until there must be progress. The longest waits add up: a delayed offer, a chunk that was
+/// requested repeatedly, a hint that backs off, an election or two.
 const MAX_CHECKS: u64 = 500;
 
 impl World {
-    /// Peace begins, and everybody who can be started is.
+    /// Ends all faults and starts every host that can be started.
     pub fn settle(&mut self) {
         self.faults_ended = true;
         self.cut.clear();

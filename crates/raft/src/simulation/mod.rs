@@ -1,41 +1,41 @@
-//! Groups in a simulation: engines, hosts, disks and a network, all of them unreliable, all of them
-//! driven by one seed, on one thread. The same seed gives the same run, to the last byte.
+//! A simulation of groups: engines, hosts, disks and a network, all of them unreliable, driven by one seed
+//! on one thread. The same seed gives the same run, to the last byte.
 //!
 //! | module | what it is |
 //! |---|---|
-//! | `world` | time, what is about to happen, what went wrong |
-//! | `scenario` | what a seed's world is like: members, limits, weather |
+//! | `world` | time, the queue of events, the first broken rule |
+//! | `scenario` | what a seed draws: members, limits, rates of faults |
 //! | `host` | a process: engine, state machine, log writer; crashes and restarts |
 //! | `disk` | the log: what is durable, what is not yet |
 //! | `state` | the state machine, and its snapshots as bytes or files |
-//! | `snapshots` | taking them, failing to, installing them |
-//! | `transfers` | fetching and serving them |
-//! | `network` | loss, repetition, reordering, delay, cuts, corruption, strangers |
-//! | `faults` | what happens to whom, drawn at random |
-//! | `liveness` | the end: progress without faults |
-//! | `oracle` | what has to be true |
+//! | `snapshots` | taking snapshots, failing to, installing them |
+//! | `transfers` | fetching and sending snapshots |
+//! | `network` | loss, repetition, reordering, delay, cuts, corruption, foreign messages |
+//! | `faults` | the faults and requests, drawn at random |
+//! | `liveness` | the end of a run: progress without faults |
+//! | `oracle` | the rules that must hold |
 //! | `mutants` | hosts that make one mistake each |
 //!
-//! **What happens.** Clocks tick at different speeds. Messages are lost, repeated, reordered, late by
-//! up to seventy ticks (so that those of a process that is over arrive), corrupted, or cut off in one
-//! direction or both; strangers speak up. Unsynced writes are lost at a crash, or some of them; disks
-//! are slow, or full for a while; a sync fails and the process ends; files rot, vanish, lose their
-//! tails. Hosts apply slowly, take snapshots on hints and of their own accord, quickly and slowly, and
-//! fail to; they fail to install. Processes crash at any moment, most often while they fetch or install,
-//! and go on where they were. Voters lose their disks (never so many at once that a majority would be
-//! lost), and must not vote again. Members are added, promoted, removed; leadership is transferred.
+//! **What happens.** Clocks tick at different speeds. Messages are lost, repeated, reordered, late by up to
+//! seventy ticks (so that messages of an ended process arrive), corrupted, or cut off in one direction or
+//! both; messages of foreign clusters arrive. Unsynced writes are lost at a crash, or some of them; disks
+//! are slow, or full for a while; a sync fails and the process ends; files change, vanish, lose their
+//! tails. Hosts apply slowly, take snapshots on hints and by themselves, quickly and slowly, and fail to;
+//! they fail to install. Processes crash at any moment, most often while they fetch or install, and restart
+//! from their disks. Voters lose their disks (never so many at once that a majority would be lost), and
+//! must not vote again. Members are added, promoted, removed; leadership is transferred.
 //!
-//! **What is checked**, where it could first be seen to fail: one leader a term; entries of one LSN and
-//! term are the same everywhere, and so are those before; what is committed never changes; commit is
-//! never ahead of what is durable on a majority; every state is the fold of the committed commands, with
-//! the digest and the membership that everybody has at that LSN, also after a restart or an install;
+//! **What is checked**, at the first place where it can fail: one leader a term; entries of one LSN and
+//! term are the same everywhere, and so are those before; what is committed never changes; commit is never
+//! ahead of what is durable on a majority; every state is the fold of the committed commands, with the
+//! digest and the membership that everybody has at that LSN, also after a restart or an install;
 //! acknowledged proposals are there in the end, each once; no read misses what was seen before it began;
 //! the log never begins after what is durable of the state; it stays behind a transfer, within the limit;
 //! no byte is fetched twice but those that a break took; and once faults stop, there is progress within a
 //! bounded time.
 //!
-//! **What is not simulated**: logs that cannot be read (the engine's own tests have them), the bytes of
-//! the log's files (the log's have), threads and sockets (the runtime's have).
+//! **What is not simulated**: unreadable logs (tested with the engine), the bytes of the log's files
+//! (tested with the log), threads and sockets (tested with the runtime).
 //!
 //! A failure prints the command that repeats it:
 //!
@@ -43,9 +43,8 @@
 //! ESKER_SIM_SEED=1234 cargo test --release -p esker-raft simulation::tests::replay -- --nocapture
 //! ```
 //!
-//! with `ESKER_SIM_TRACE=1` everything that is said and done as well. `make soak-raft` goes on with
-//! seeds that were never tried (`ESKER_SIM_SEEDS`: how many, `ESKER_SIM_FROM`: from which on,
-//! `ESKER_SIM_SECONDS`: for how long).
+//! With `ESKER_SIM_TRACE=1` it prints every event and action. `make soak-raft` runs further seeds
+//! (`ESKER_SIM_SEEDS`: how many, `ESKER_SIM_FROM`: from which on, `ESKER_SIM_SECONDS`: for how long).
 
 #![deny(clippy::disallowed_methods)]
 
@@ -66,7 +65,7 @@ mod world;
 use mutants::Mutant;
 use world::{Reached, World};
 
-/// A whole history: faults, then peace.
+/// A complete run: a phase with faults, then one without.
 fn run(seed: u64, mutant: Option<Mutant>) -> Result<Reached, String> {
     finish(World::new(seed, mutant)).0
 }

@@ -1,8 +1,8 @@
-//! Hosts that make one mistake each, to show that the simulation finds it.
+//! Hosts that make one mistake each, to show that the simulation detects it.
 //!
-//! All of them are mistakes that a host can make against the documentation of the actions: so none of
-//! them needs a switch in the engine. One is a wrong limit: the engine is configured to keep nothing
-//! for transfers, and the simulation checks against the limit that was meant.
+//! All of them are mistakes against the documentation of the actions, so none needs a switch in the engine.
+//! One is a wrong limit: the engine is configured to keep nothing for transfers, and the simulation checks
+//! the intended limit.
 
 use super::*;
 
@@ -12,31 +12,31 @@ pub enum Mutant {
     DropMembership,
     /// A snapshot is stored with the membership that the group was founded with.
     BootstrapInSnapshot,
-    /// A snapshot is stored with everybody but who took it.
+    /// A snapshot is stored with all members except the one that took it.
     SenderNotInSnapshot,
-    /// A snapshot is stored without a word of who is to be promoted.
+    /// A snapshot is stored without the learners to be promoted.
     ForgetPromotions,
-    /// A host that starts takes the list that it was founded with for the membership.
+    /// A host starts with the list of founders as the membership.
     CountFromBootstrap,
     /// The log is compacted under a transfer.
     CompactUnderTransfer,
-    /// A file that was fetched is taken as it is.
+    /// A fetched file is not verified.
     IgnoreChecksum,
-    /// "Persisted" is said before the sync.
+    /// `Persisted` is stepped before the sync.
     AcknowledgeBeforeSync,
     /// A snapshot has the index of its beginning, and the content of its end.
     CaptureAfterApply,
     /// A snapshot has the content of its beginning, and the index of its end.
     IndexAfterCapture,
-    /// "Fetched" and "installed" are said before the files are there.
+    /// `SnapshotFetched` and `SnapshotInstalled` are stepped before the files are complete.
     StepBeforeTheFiles,
-    /// What waits to be applied is forgotten before the install that is to cover it has succeeded.
+    /// Queued entries are dropped before the install that covers them has succeeded.
     ForgetBeforeInstalled,
-    /// A read is answered from what is applied, without asking.
+    /// A read is answered from the applied state, without the engine.
     ReadAtOnce,
 }
 
-/// Finds the mutant within so many seeds, or fails.
+/// Fails unless one of the first `within` seeds detects the mutant, with a message that contains `by`.
 fn is_caught(mutant: Mutant, within: u64, by: &str) {
     for seed in 0..within {
         let found = std::panic::catch_unwind(|| run(seed, Some(mutant)));

@@ -1,8 +1,8 @@
-//! The network: it loses, repeats, reorders and delays what is sent, cuts members off in one direction
-//! or both, corrupts bytes, and lets strangers in.
+//! The network: it loses, repeats, reorders, delays and corrupts messages, cuts members off in one
+//! direction or both, and delivers messages of foreign groups.
 //!
-//! A corrupted envelope is not handed on: that is the transport's to notice. But decoding it must not
-//! do any harm. A corrupted *chunk* is handed on: for those there is a checksum.
+//! A corrupted envelope is decoded, which must do no harm, and not delivered: the transport would detect
+//! it. A corrupted *chunk* is delivered, because chunks have a checksum of their own.
 
 use super::world::{Happening, World};
 use crate::engine::Event;
@@ -72,7 +72,7 @@ impl World {
         let _ = Envelope::decode(bytes);
     }
 
-    /// The same, from another cluster, another group, another history, or to somebody else.
+    /// Sends the message as from another cluster, group or lineage, or to another node.
     fn send_as_stranger(&mut self, to: u64, mut envelope: Envelope) {
         match self.between(0, 3) {
             0 => envelope.sender.cluster = ClusterId([9; 16]),
@@ -133,8 +133,8 @@ impl World {
         }
     }
 
-    /// Whether it is for this member, and not of an older start of the sender's process: for what the
-    /// engine does not see.
+    /// Whether a message is for this member, and of the newest start of the sender's process; for messages
+    /// that the engine does not get.
     fn passes(&mut self, to: u64, envelope: &Envelope) -> bool {
         let host = self.host_mut(to);
         let (me, sender) = (host.identity(), &envelope.sender);

@@ -1,4 +1,4 @@
-//! What has to be true, whatever happens. Each check is called where it could first be seen to fail.
+//! The rules that must always hold. Each check is called at the first place where it can fail.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,17 +9,17 @@ use super::state::{State, digest, line_of};
 use crate::engine::{Committed, Membership, Persist};
 use crate::ids::{Lsn, NodeId};
 
-/// What is wrong.
+/// The broken rule, if one is.
 pub type Verdict = Result<(), String>;
 
-/// An entry that somebody was told is committed: it is so for everybody and for ever.
+/// An entry that a host was handed as committed: no host may ever see another one at its LSN.
 struct Landed {
     term: u64,
     line: Option<u64>,
-    /// Of the state that comes of it.
+    /// Digest of the state after it.
     digest: u64,
     lines: usize,
-    /// In the log, roughly.
+    /// Approximate bytes in the log.
     bytes: u64,
     membership: Membership,
 }
@@ -28,13 +28,13 @@ pub struct Oracle {
     leaders: BTreeMap<u64, u64>,
     /// By LSN; 0 is the beginning.
     history: Vec<Landed>,
-    /// By LSN and term: what the entry is, and the term of the one before it.
+    /// By LSN and term: the entry, and the term of the one before it.
     entries: BTreeMap<(u64, u64), (u64, u64)>,
-    /// Proposals that their proposer was told have landed, and where.
+    /// Acknowledged proposals, with their LSNs.
     acknowledged: BTreeMap<u64, u64>,
-    /// Who was ever a member: a number is not used again.
+    /// All nodes that ever were members: a number is not used again.
     pub ever: BTreeSet<NodeId>,
-    /// Somebody outside has seen the state up to here.
+    /// A client has seen the state up to here.
     pub visible: u64,
 }
 
@@ -74,8 +74,8 @@ impl Oracle {
         self.leaders.len() as u64
     }
 
-    /// Members that got their vote in a later term than that in which it was promised: by another leader
-    /// than the one that added them.
+    /// Members that were promoted in a later term than that of the change that added them, hence by another
+    /// leader.
     pub fn promoted_later(&self) -> u64 {
         let (mut promised, mut later) = (BTreeMap::new(), 0);
         for landed in &self.history {
@@ -192,7 +192,7 @@ impl Oracle {
         if lsn > 0 && state.at.term.0 != known.term {
             return Err(format!("{id} has another term at {lsn}, {whence}"));
         }
-        // A joiner without state knows nobody.
+        // A node that waits to be added has no membership.
         if lsn > 0 && state.membership != known.membership {
             return Err(format!(
                 "{id}, {whence}, thinks that the membership at {lsn} is {:?}, and it is {:?}",
@@ -202,7 +202,7 @@ impl Oracle {
         Ok(())
     }
 
-    /// A proposer was told that its proposal is in the state.
+    /// A proposal was acknowledged.
     pub fn acknowledge(&mut self, ticket: u64, lsn: u64) -> Verdict {
         self.visible = self.visible.max(lsn);
         match self.acknowledged.insert(ticket, lsn) {
@@ -211,7 +211,7 @@ impl Oracle {
         }
     }
 
-    /// Acknowledged proposals are there in the end, each once.
+    /// In the end, every acknowledged proposal is in the state once.
     pub fn survived(&self) -> Verdict {
         let mut lines = BTreeMap::new();
         for (lsn, landed) in self.history.iter().enumerate() {

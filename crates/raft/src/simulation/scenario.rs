@@ -1,4 +1,4 @@
-//! What a seed's world is like: how many members, which limits, how bad the weather is.
+//! What a seed draws: the number of members, the limits, the rates of faults.
 
 use rand::Rng;
 use rand::rngs::StdRng;
@@ -8,9 +8,9 @@ use crate::engine::Config;
 use crate::ids::NodeId;
 use crate::transfer::{ReceiverConfig, SenderConfig};
 
-/// Bytes of a chunk: a snapshot of some hundred commands has many.
+/// Bytes of a chunk: a snapshot of some hundred commands has many chunks.
 pub const CHUNK: u32 = 32;
-/// Bytes asked for and not yet written, at most.
+/// Most bytes requested and not yet written.
 pub const WINDOW: u64 = 4 * CHUNK as u64;
 
 #[derive(Clone, Debug)]
@@ -20,16 +20,16 @@ pub struct Scenario {
     pub voters: u64,
     /// Snapshots are files; else bytes.
     pub files: bool,
-    /// How long it lasts until faults stop.
+    /// Duration of the phase with faults.
     pub duration: u64,
     /// Of a thousand messages.
     pub lost: u32,
     pub doubled: u32,
     pub late: u32,
     pub corrupted: u32,
-    /// Time from one act to the next, at most.
+    /// Longest time between two actions of `faults`.
     pub pause: u64,
-    /// One act in so many is a crash, a cut, a change of the membership.
+    /// One action in so many is a crash, a cut, a change of the membership.
     pub crashes: u32,
     pub cuts: u32,
     pub changes: u32,
@@ -93,9 +93,9 @@ impl Scenario {
         config.offer_retry_ticks = 4;
         config.transfer_idle_ticks = 100;
         config.max_apply_backlog_bytes = self.apply_backlog;
-        // Not drawn: what is read from where changes nothing of a history.
+        // Not drawn from the generator: it does not change a run.
         config.max_log_bytes_in_memory = match mutant {
-            // It says that entries are durable which are not: they could not be read.
+            // It reports entries as durable that are not, and so could not be read.
             Some(Mutant::AcknowledgeBeforeSync) => u64::MAX,
             _ => [1, 1000, 1 << 20][(self.seed % 3) as usize],
         };
@@ -103,7 +103,7 @@ impl Scenario {
         config
     }
 
-    /// Time between two ticks of somebody's clock: no two are alike, and some are slow.
+    /// Time between two ticks of a host's clock: clocks differ, and some are slow.
     pub fn period(&self, rng: &mut StdRng) -> u64 {
         match rng.random_range(0..8) {
             0 => rng.random_range(14..=20),

@@ -1,4 +1,4 @@
-//! What hosts do about snapshots of their own, and about those that they were sent.
+//! How hosts take snapshots of their own and install those of peers.
 
 use super::host::Host;
 use super::mutants::Mutant;
@@ -19,7 +19,7 @@ impl World {
         self.step(id, Event::SnapshotBegun);
     }
 
-    /// Between two applies: the index is fixed, and with it the content.
+    /// Between two applies: captures the state, index and content.
     pub fn begin_capture(&mut self, id: u64) {
         let most = match self.between(0, 5) {
             0 if !self.faults_ended => 600,
@@ -60,7 +60,7 @@ impl World {
             }
             _ => {}
         }
-        // One was installed meanwhile that covers more.
+        // A snapshot that covers more was installed meanwhile.
         let overtaken = state.at.lsn < host.durable.at.lsn;
         if fails || host.full || overtaken {
             self.reached.failed_snapshots += 1;
@@ -68,7 +68,7 @@ impl World {
         }
         self.reached.snapshots += 1;
         if !files && self.chance(2) {
-            // The engine adds term and membership, and they have to be those of the state.
+            // The engine adds term and membership, which must be those of the state.
             let last_included_index = state.at.lsn;
             let bytes = Stored::of(&state, id, 0, false).files.concat().into();
             self.host_mut(id).described = Some(state);
@@ -87,7 +87,7 @@ impl World {
         self.step(id, taken);
     }
 
-    /// The engine has completed the description of what was captured.
+    /// The engine has completed the description of the captured bytes.
     pub fn store_bytes(
         &mut self,
         id: u64,
@@ -121,7 +121,7 @@ impl World {
         manifest
     }
 
-    /// What an engine is told of a snapshot that is there.
+    /// The event for a stored snapshot.
     pub fn taken(&self, manifest: &Manifest) -> Event {
         Event::SnapshotTaken {
             last_included_index: manifest.last_included_index,
@@ -130,9 +130,9 @@ impl World {
         }
     }
 
-    /// What was fetched becomes the state, or does not.
+    /// An install ends: the fetched snapshot becomes the state, or not.
     pub fn installed(&mut self, id: u64) {
-        // The mistake of that mutant shows when an install fails.
+        // The mistake of this mutant has an effect only when an install fails.
         let one_in = match self.is(Mutant::ForgetBeforeInstalled) {
             true => 2,
             false => 12,
@@ -161,10 +161,10 @@ impl World {
         host.partial = None;
         host.become_state(state.clone());
         self.step(id, Event::SnapshotInstalled { checkpoint });
-        // Often what was installed is a snapshot of its own from then on.
+        // In half of the cases the installed snapshot is stored as a snapshot of this host.
         if self.broken.is_none() && self.host(id).engine.is_some() && self.chance(2) {
             let files = self.scenario.files;
-            // If one is being written, it has ended: it covers less.
+            // A snapshot that is being written has ended, because it covers less.
             self.host_mut(id).capture = None;
             let manifest = self.store(id, state, files);
             let taken = self.taken(&manifest);
@@ -174,7 +174,7 @@ impl World {
 }
 
 impl Host {
-    /// What was handed out for applying and is not applied is forgotten, now that it is covered.
+    /// Replaces the state, and drops queued entries, which it covers.
     fn become_state(&mut self, state: State) {
         self.to_apply.clear();
         self.proposed.retain(|lsn, _| *lsn > state.at.lsn.0);

@@ -1,8 +1,8 @@
-//! The state machine of the simulated hosts, and what its snapshots look like on a disk.
+//! The state machine of the simulated hosts, and the form of its snapshots on a disk.
 //!
-//! The state is the list of commands, each by the number of its proposal, and a digest of them: two
-//! members at the same LSN have the same or one of them is wrong. A snapshot is this list, as one
-//! lump of bytes or cut into files of a few lines, so that two snapshots share most of their files.
+//! The state is the list of commands, each by the number of its proposal, and a digest of them, which must
+//! be the same on all members at one LSN. A snapshot is this list, as bytes or as files of a few lines
+//! each, so that two snapshots share most of their files.
 
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
@@ -27,7 +27,7 @@ pub fn digest(before: u64, line: u64) -> u64 {
     xxh3_64_with_seed(&line.to_le_bytes(), before)
 }
 
-/// The number of the proposal that a command is of.
+/// The number of the proposal of a command.
 pub fn line_of(command: &[u8]) -> Option<u64> {
     let (number, _) = command.split_first_chunk::<8>()?;
     Some(u64::from_le_bytes(*number))
@@ -48,7 +48,7 @@ impl State {
         }
     }
 
-    /// From the files of a snapshot; `None` if they are not that.
+    /// From the files of a snapshot; `None` if their size is wrong.
     pub fn restore(manifest: &Manifest, files: &[Vec<u8>]) -> Option<State> {
         let bytes = files.concat();
         if bytes.len() as u64 != manifest.total_bytes() {

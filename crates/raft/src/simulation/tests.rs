@@ -1,11 +1,11 @@
-//! Seeds, and what they must have come across.
+//! Runs of seeds, and what they must have covered.
 
 use super::*;
 
-/// Schedules of the normal suite, in each of its tests.
+/// Runs of each test in the normal suite.
 const SEEDS: u64 = 600;
 
-/// Says how to repeat a run that panics.
+/// Prints how to repeat a run that panics.
 struct OnPanic(u64);
 
 impl Drop for OnPanic {
@@ -43,7 +43,7 @@ fn variable(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
 }
 
-/// Whatever happens, nothing that was promised is broken, and once it stops there is progress.
+/// Under all faults every rule holds, and without faults there is progress.
 fn suite(part: u64) {
     let first = part * SEEDS;
     let reached = try_seeds(first..first + SEEDS, |_| false);
@@ -133,7 +133,8 @@ fn replay() {
     std::mem::forget(guard);
 }
 
-/// As long as one likes; nothing without `ESKER_SIM_SEEDS` or `ESKER_SIM_SECONDS`.
+/// Runs for a given number of seeds or seconds; does nothing without `ESKER_SIM_SEEDS` or
+/// `ESKER_SIM_SECONDS`.
 #[test]
 #[allow(
     clippy::disallowed_methods,

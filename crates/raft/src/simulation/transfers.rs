@@ -1,5 +1,5 @@
-//! What hosts do about the bytes of snapshots, on a disk that loses what is not synced, is full at
-//! times, and rots. No byte is fetched twice but those that a break took: every one is counted.
+//! How hosts fetch and send the bytes of snapshots, on disks that lose unsynced data, are full at times,
+//! and change bytes. Every byte is counted: only bytes that a break lost may be fetched twice.
 
 use std::collections::VecDeque;
 
@@ -21,19 +21,19 @@ use crate::transfer::{
 #[derive(Clone, Default)]
 pub struct OnDisk {
     bytes: Vec<u8>,
-    /// So much of it survives a crash for sure.
+    /// Bytes that certainly survive a crash.
     synced: usize,
-    /// It was verified, and that is remembered.
+    /// It was verified.
     whole: bool,
 }
 
-/// What of a checkpoint is on the disk.
+/// The files of a checkpoint on the disk.
 pub struct Partial {
     pub manifest: Manifest,
     files: Vec<OnDisk>,
-    /// Bytes of it that were there when it began, by hash.
+    /// Bytes that were present at the beginning, by hash.
     found: u64,
-    /// Bytes of it that were ever fetched, and of those, the ones that breaks took.
+    /// Bytes that were fetched in all, and those of them that breaks lost.
     fetched: u64,
     lost: u64,
 }
@@ -51,7 +51,7 @@ impl Partial {
 pub struct Fetching {
     receiver: Receiver,
     number: u64,
-    /// On the disk when this attempt began; of bad files that were thrown away since.
+    /// Bytes on the disk when this attempt began, and bytes of bad files that were discarded since.
     at_start: u64,
     thrown_away: u64,
     writing: Option<(u32, u64, Vec<Bytes>)>,
@@ -260,7 +260,7 @@ impl World {
         self.host_mut(id).partial = None;
     }
 
-    /// A fetch ends, one way or another. Of what was fetched, only the window may not be on the disk.
+    /// A fetch ends for any reason. Of the fetched bytes, only the window may be missing on the disk.
     pub fn end_fetch(&mut self, id: u64) {
         let host = self.host_mut(id);
         let Some(fetching) = host.fetching.take() else {
@@ -284,13 +284,13 @@ impl World {
         }
     }
 
-    /// Whether it fetches from there.
+    /// Whether the host fetches from that node.
     pub fn fetches_from(&self, id: u64, from: u64) -> bool {
         let fetching = self.host(id).fetching.as_ref();
         fetching.is_some_and(|f| f.receiver.source().0 == from)
     }
 
-    /// Everything is there: no byte of it was fetched twice but those that a break took.
+    /// The fetch is complete: only bytes that a break lost were fetched twice.
     fn check_bytes(&mut self, id: u64) {
         let host = self.host(id);
         let (Some(fetching), Some(partial)) = (&host.fetching, &host.partial) else {
@@ -306,7 +306,7 @@ impl World {
         }
     }
 
-    /// The process ends: what is not synced may be gone, or be something else.
+    /// The process ends: unsynced data may be lost or changed.
     pub fn crash_fetch(&mut self, id: u64) {
         self.end_fetch(id);
         let Some(mut partial) = self.host_mut(id).partial.take() else {

@@ -1,4 +1,4 @@
-//! The world: time, what is about to happen, and what has gone wrong so far.
+//! The world: time, the queue of events, and the first rule that was broken.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,8 +14,8 @@ use crate::engine::{Membership, Ticket};
 use crate::ids::NodeId;
 use crate::transfer::{ReadId, SenderEvent};
 
-/// Something that is about to happen. What belongs to a process has the number of its start: it does
-/// not happen if the process has ended meanwhile.
+/// A future event. Events of a process have the number of its start, and are dropped if the process has
+/// ended meanwhile.
 pub enum Happening {
     Tick {
         id: u64,
@@ -65,13 +65,13 @@ pub enum Happening {
     Act,
 }
 
-/// All that was done, as one number; or as text, for a reader.
+/// All events and actions, as one hash; optionally printed as text.
 pub struct Trace {
     hash: Xxh3Default,
     print: bool,
 }
 
-/// What a run came across, so that a test can see whether its seeds are worth anything.
+/// Counters of what happened in a run, so that a test can check that its seeds cover enough.
 #[derive(Clone, Debug, Default)]
 pub struct Reached {
     pub schedules: u64,
@@ -137,16 +137,16 @@ pub struct World {
     queue: BTreeMap<(u64, u64), Happening>,
     next: u64,
     pub hosts: BTreeMap<u64, Host>,
-    /// What is sent from the one does not reach the other.
+    /// Messages from the first to the second node are dropped.
     pub cut: BTreeSet<(u64, u64)>,
     /// No more faults.
     pub faults_ended: bool,
     pub oracle: Oracle,
     pub broken: Option<String>,
     pub next_ticket: u64,
-    /// Reads that are not answered yet, and what they have to see.
+    /// Unanswered reads by ticket: the host, and the LSN that the read must see.
     pub reads: BTreeMap<u64, (u64, u64)>,
-    /// A voter that has lost its log, and is still a voter.
+    /// A voter that has lost its log and is not removed yet.
     pub lost: Option<u64>,
     pub reached: Reached,
     pub trace: Option<Trace>,
@@ -189,7 +189,7 @@ impl World {
         world
     }
 
-    /// A machine, with its process started. Without a membership it is one that is to join.
+    /// Adds a host and starts its process. Without a membership it waits to be added.
     pub fn add_host(&mut self, id: u64, membership: Membership) {
         let config = self.scenario.config(id, self.mutant);
         let period = self.scenario.period(&mut self.rng);
@@ -230,7 +230,7 @@ impl World {
         Ticket(self.next_ticket)
     }
 
-    /// Keeps the first thing that is wrong.
+    /// Keeps the first broken rule.
     pub fn judge(&mut self, verdict: Verdict) {
         if let Err(what) = verdict
             && self.broken.is_none()
@@ -255,12 +255,12 @@ impl World {
         self
     }
 
-    /// One number for all that was done.
+    /// A hash of all events and actions.
     pub fn trace_hash(&self) -> u128 {
         self.trace.as_ref().map_or(0, |t| t.hash.digest128())
     }
 
-    /// Until that time, or until something is wrong.
+    /// Runs until that time, or until a rule is broken.
     pub fn run_until(&mut self, end: u64) {
         while self.broken.is_none()
             && let Some(entry) = self.queue.first_entry()

@@ -1,9 +1,10 @@
-//! The files under stored snapshots, with what has to be synced where, and with faults on demand.
+//! The file operations below the snapshot store, with the syncs that make them durable, and with faults for
+//! tests.
 //!
-//! Every operation is one that a crash can come before or after. [`DiskFaults`] make them fail: for
-//! want of space after so many bytes, or one or all of them after so many operations, the latter being
-//! what a process that ended at that moment leaves behind. Or they make them wait, as a disk does that
-//! has too much to do.
+//! A crash can happen before or after every operation. [`DiskFaults`] make operations fail: with a full
+//! disk after so many bytes; or one of them, or all of them, after so many operations, which leaves the
+//! same files as a process that ended at that moment. Or they make operations wait, as an overloaded disk
+//! does.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -17,7 +18,7 @@ use parking_lot::{Condvar, Mutex};
 /// Never reached.
 const UNLIMITED: u64 = u64::MAX;
 
-/// Switches for tests; clones share them. Untouched, they cost an atomic operation or two.
+/// Switches for tests; clones share them. Unused, they cost one or two atomic operations.
 #[derive(Clone, Debug)]
 pub struct DiskFaults {
     /// Bytes that can still be written before the disk is full.
@@ -31,10 +32,10 @@ pub struct DiskFaults {
     still: Arc<StandingStill>,
 }
 
-/// A disk that does nothing for a while.
+/// A disk whose operations hang.
 #[derive(Debug, Default)]
 struct StandingStill {
-    /// The operations that wait; none, the usual case, for the disk that works.
+    /// The kind of operation that waits; none normally.
     which: Mutex<Option<&'static str>>,
     over: Condvar,
     waiting: AtomicU64,
@@ -61,7 +62,7 @@ impl DiskFaults {
         self.space.store(bytes, Ordering::SeqCst);
     }
 
-    /// There is space again.
+    /// The disk has space again.
     pub fn space_returned(&self) {
         self.space.store(UNLIMITED, Ordering::SeqCst);
     }
@@ -76,15 +77,15 @@ impl DiskFaults {
         self.until_one_fails.store(operations, Ordering::SeqCst);
     }
 
-    /// Operations of that kind (`"writing"`, `"reading"`, `"syncing"`, `"linking"`, …) do not end until
-    /// [`DiskFaults::move_on`]. Those of another kind that stood still before go on.
+    /// Operations of that kind (`"writing"`, `"reading"`, `"syncing"`, `"linking"`, …) wait until
+    /// [`DiskFaults::move_on`]. Those of another kind that waited before go on.
     pub fn stand_still(&self, operation: &'static str) {
         *self.still.which.lock() = Some(operation);
         self.still.set.store(true, Ordering::SeqCst);
         self.still.over.notify_all();
     }
 
-    /// What waits goes on.
+    /// Waiting operations go on.
     pub fn move_on(&self) {
         self.still.set.store(false, Ordering::SeqCst);
         *self.still.which.lock() = None;
@@ -101,7 +102,7 @@ impl DiskFaults {
         self.done.load(Ordering::SeqCst)
     }
 
-    /// Whether a write has failed for want of space since [`DiskFaults::full_after`].
+    /// Whether a write has failed because the disk was full since [`DiskFaults::full_after`].
     pub fn was_full(&self) -> bool {
         self.hit.load(Ordering::SeqCst)
     }
@@ -141,7 +142,7 @@ impl DiskFaults {
         }
     }
 
-    /// How many of these bytes there is space for.
+    /// How many of these bytes fit onto the disk.
     fn space_for(&self, bytes: u64) -> u64 {
         let take = |left: u64| match left {
             UNLIMITED => Some(UNLIMITED),
@@ -182,7 +183,7 @@ impl Disk {
         self.run("creating", path, || fs::create_dir_all(path))
     }
 
-    /// Names in a directory; none if it is not there.
+    /// Names in a directory; none if it does not exist.
     pub fn names(&self, path: &Path) -> io::Result<Vec<String>> {
         let list = || -> io::Result<Vec<String>> {
             let entries = match fs::read_dir(path) {
@@ -201,8 +202,8 @@ impl Disk {
         self.run("listing", path, list)
     }
 
-    /// Writes pieces at `offset`, after cutting the file to it; at 0, the file is created again, so that
-    /// nothing which shares its contents is changed. What was written of a failed write is cut away.
+    /// Cuts the file to `offset` and writes the pieces there. At 0 the file is created again, so that other
+    /// links to it are not changed. A failed write is cut off again.
     pub fn write_at(
         &self,
         path: &Path,
@@ -236,7 +237,7 @@ impl Disk {
                 }
             });
             if written.is_err() {
-                // It is cut again before the next try; this returns the space at once.
+                // The next attempt cuts it again; this frees the space at once.
                 let _ = file.set_len(offset);
             }
             written
@@ -244,7 +245,7 @@ impl Disk {
         self.run("writing", path, write)
     }
 
-    /// A whole small file, durable by itself.
+    /// Writes a small file and syncs it.
     pub fn write_whole(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
         self.write_at(path, 0, &[bytes])?;
         self.sync_file(path)
@@ -254,7 +255,7 @@ impl Disk {
         self.run("syncing", path, || File::open(path)?.sync_all())
     }
 
-    /// Makes the names in a directory durable.
+    /// Syncs a directory, which makes its names durable.
     pub fn sync_dir(&self, path: &Path) -> io::Result<()> {
         self.run("syncing", path, || File::open(path)?.sync_all())
     }
@@ -263,7 +264,7 @@ impl Disk {
         self.run("renaming", from, || fs::rename(from, to))
     }
 
-    /// Another name for an immutable file; a copy where the file system cannot do that.
+    /// Links an immutable file, or copies it where the file system has no hard links.
     pub fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
         self.run("linking", from, || match fs::hard_link(from, to) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => Err(e),
@@ -289,7 +290,7 @@ impl Disk {
         self.run("reading", path, || fs::read(path))
     }
 
-    /// Whether so many bytes would fit now. Not known, it does not.
+    /// Whether so many bytes fit now. False if that cannot be determined.
     pub fn has_space(&self, path: &Path, bytes: u64) -> bool {
         let full = self.faults.space.load(Ordering::SeqCst) < bytes;
         let free = rustix::fs::statvfs(path).map(|fs| fs.f_bavail.saturating_mul(fs.f_frsize));
@@ -311,7 +312,7 @@ impl Disk {
         self.run("looking at", path, || Ok(fs::metadata(path)?.len()))
     }
 
-    /// Hands a file's bytes out piece by piece: whole files may be larger than memory.
+    /// Reads a file piece by piece, because files may be larger than memory.
     pub fn scan(&self, path: &Path, mut see: impl FnMut(&[u8])) -> io::Result<u64> {
         const PIECE: usize = 1 << 20;
         self.run("reading", path, || {

@@ -1,7 +1,7 @@
-//! A host's files on their way into a snapshot: they are linked, made durable, and get checksums.
+//! Links a host's files into a snapshot, makes them durable and computes their checksums.
 //!
-//! A file that a stored snapshot has already is not read again, if it is the same and was not written to
-//! since. Unless what was stored is *doubted*: then it is read, and has to be what it was.
+//! A file that a stored snapshot has already is not read again if it is the same inode and was not written
+//! to since. If that snapshot is *doubted*, the file is read, and must still match its checksum.
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt;
@@ -15,7 +15,7 @@ use crate::transfer::{Checksum, Content, FileEntry};
 struct Known {
     size: u64,
     checksum: Checksum,
-    /// By a snapshot that is not to be believed.
+    /// The snapshot that has the file is doubted.
     doubted: bool,
 }
 
@@ -38,7 +38,7 @@ impl SnapshotStore {
                 Some(known) => {
                     let found = self.checksum(&target)?;
                     if found != (known.size, known.checksum) {
-                        // Under a checksum of its own it would get to others, and nobody would notice.
+                        // With a new checksum the damaged file would be sent to peers unnoticed.
                         return Err(StoreError::Damaged {
                             path: source,
                             why: "nobody wrote to it, and it is not what it was".to_owned(),
@@ -75,12 +75,13 @@ impl SnapshotStore {
         Ok(())
     }
 
-    /// If a stored snapshot has that very file, and it was last written to before that was stored.
+    /// The known size and checksum of a file, if a stored snapshot has the same inode and it was not
+    /// written to since.
     fn known(&self, source: &Path, name: &str) -> Option<Known> {
         let found = std::fs::metadata(source).ok()?;
         let is = |stored: &Stored, size: u64| {
             let file = std::fs::metadata(stored.path.join(FILES).join(name));
-            // Its rename was the last that happened to the directory.
+            // The rename was the last change of the directory.
             let since = std::fs::metadata(&stored.path);
             file.is_ok_and(|f| (f.dev(), f.ino()) == (found.dev(), found.ino()))
                 && size == found.size()
@@ -88,7 +89,7 @@ impl SnapshotStore {
                     (found.mtime(), found.mtime_nsec()) < (since.ctime(), since.ctime_nsec())
                 })
         };
-        // Not under the lock, which is taken under that of an engine: the disk may be slow.
+        // Without the lock, which is taken while an engine's lock is held: the disk may be slow.
         let stored: Vec<_> = {
             let stored = self.stored.lock();
             let there = stored.iter().filter(|e| !e.gone);
@@ -108,9 +109,9 @@ impl SnapshotStore {
         })
     }
 
-    /// A peer got something else than what was stored, or it could not be read. The next snapshot reads
-    /// the files again that are there already, all of them: others may have been stored meanwhile, with
-    /// the same files and by the same checksums.
+    /// A peer got bytes that do not match a stored snapshot, or a file of it could not be read. From now on
+    /// the next snapshot reads all of its files again instead of reusing checksums: snapshots that were
+    /// stored meanwhile may share the damaged files.
     pub fn doubt(&self, checkpoint: CheckpointId) {
         let mut stored = self.stored.lock();
         if stored.iter().any(|e| e.is(checkpoint)) {
@@ -119,8 +120,7 @@ impl SnapshotStore {
     }
 }
 
-/// The directory of these files, and all directories below it that are in their names. Each has names in
-/// it that have to be made durable.
+/// The directory of these files and all directories in their names. Each of them has to be synced.
 pub(super) fn directories<'a>(
     base: &Path,
     names: impl Iterator<Item = &'a str>,

@@ -1,11 +1,11 @@
-//! What is written beside the data of a snapshot: its manifest, which has the checksums of that very
-//! data, and a checksum of the manifest.
+//! The metadata file of a snapshot: its manifest, which has the checksums of the data, and a checksum of
+//! the manifest.
 //!
 //! ```text
 //! "ESKRSNP1"  xxh3-128 of the rest, big-endian  an envelope with an offer, as peers get it
 //! ```
 //!
-//! The envelope names cluster, group and lineage: a directory that belongs elsewhere is noticed.
+//! The envelope names cluster, group and lineage, so the directory of another group is detected.
 
 use crate::message::{Envelope, Identity, MAX_ENVELOPE_BYTES, Payload};
 use crate::transfer::{Checksum, InvalidManifest, Manifest};

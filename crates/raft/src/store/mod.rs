@@ -9,17 +9,16 @@
 //!       tmp-… gone-…                         being made, being removed: swept at the next open
 //! ```
 //!
-//! - **Metadata names the very data it belongs to**, by checksum, and both become visible with one
-//!   rename of their directory. A crash between any two operations leaves what was there before,
-//!   whole, or what is there after.
-//! - **A fetch begins with its manifest**, durable; the lengths of the files say the rest. When it is
+//! - **Metadata has the checksums of its data**, and both become visible with one rename of their
+//!   directory. A crash between any two operations leaves the complete state before or after.
+//! - **A fetch begins with its durable manifest**; the lengths of the files are its progress. When it is
 //!   complete, one rename makes it a stored snapshot.
-//! - **Files are linked**, not copied, where the file system can: a host may remove its own names of
-//!   them at any time.
-//! - **What is read back is verified whole** before a host sees it.
+//! - **Files are hard links**, or copies where the file system has no hard links: a host may remove its own
+//!   files at any time.
+//! - **A snapshot is verified completely** before a host gets it.
 //!
-//! The newest snapshot is kept, older ones as long as somebody fetches them, one partial fetch, and
-//! that is all. Everything here blocks; nothing here knows threads or consensus.
+//! The store keeps the newest snapshot, older ones as long as a peer fetches them, and one partial fetch.
+//! All operations block; the store knows neither threads nor consensus.
 
 mod disk;
 mod linking;
@@ -52,13 +51,13 @@ const FILES: &str = "files";
 /// Why a snapshot could not be stored or read.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// The disk. The message names operation and file.
+    /// The disk failed. The message names operation and file.
     #[error(transparent)]
     Io(#[from] io::Error),
-    /// What the host gave cannot be offered to anybody.
+    /// The host's snapshot cannot be offered to peers.
     #[error("the snapshot cannot be offered: {0}")]
     Manifest(String),
-    /// What is there is not what was stored.
+    /// The snapshot on disk is damaged.
     #[error("the snapshot in {path} is damaged: {why}")]
     Damaged {
         /// Where.
@@ -71,12 +70,12 @@ pub enum StoreError {
     Unknown(CheckpointId),
 }
 
-/// A snapshot that is there, whole and durable.
+/// A stored snapshot, complete and durable.
 #[derive(Clone, Debug)]
 pub struct Stored {
-    /// As it is offered by this node.
+    /// The manifest with which this node offers it.
     pub manifest: Manifest,
-    /// It came from a peer.
+    /// Whether it came from a peer.
     pub fetched: bool,
     path: PathBuf,
 }
@@ -86,22 +85,26 @@ pub struct SnapshotStore {
     dir: PathBuf,
     identity: Identity,
     disk: Disk,
-    /// By what they cover, oldest first.
+    /// Sorted by their last entry, oldest first.
     stored: Mutex<Vec<Entry>>,
 }
 
-/// A snapshot on the disk, and what was seen of it since the open.
+/// A snapshot on disk, and what the store has learnt of it since the open.
 struct Entry {
     stored: Arc<Stored>,
-    /// Part of it is not there: nothing is done with it any more, but that it is removed.
+    /// Part of it is missing: it is not used any more, only removed.
     gone: bool,
-    /// Its files may not be what they were when their checksums were made: see [`SnapshotStore::doubt`].
+    /// Its files may have changed since their checksums were computed: see [`SnapshotStore::doubt`].
     doubted: bool,
 }
 
 impl SnapshotStore {
-    /// Opens, or makes, a group's directory, and sweeps what was left half-way. Damaged snapshots are
-    /// reported, left where they are, and not listed.
+    /// Opens or creates a group's directory, and removes incomplete snapshots. Damaged snapshots are
+    /// logged, left in place, and not listed.
+    ///
+    /// # Errors
+    ///
+    /// The directory cannot be created, listed or cleaned.
     pub fn open(
         dir: &Path,
         identity: Identity,
@@ -136,31 +139,36 @@ impl SnapshotStore {
         Ok(store)
     }
 
-    /// All that are stored, oldest first.
+    /// All stored snapshots, oldest first.
     pub fn all(&self) -> Vec<Arc<Stored>> {
         let stored = self.stored.lock();
         let there = stored.iter().filter(|e| !e.gone);
         there.map(|e| e.stored.clone()).collect()
     }
 
-    /// The one that covers most.
+    /// The stored snapshot that covers most.
     pub fn newest(&self) -> Option<Arc<Stored>> {
         let stored = self.stored.lock();
         let newest = stored.iter().rfind(|e| !e.gone)?;
         Some(newest.stored.clone())
     }
 
-    /// Stores a snapshot, durably; older ones stay. Files are linked: the host's directory is not
-    /// needed any more when this returns. Costs one read of every file but those that the snapshots
-    /// that are stored have already (the same file, by its number and size, and not written to since).
+    /// Stores a snapshot durably; older ones stay. Files are linked, so the host's directory is not needed
+    /// any more when this returns. Reads every file once, except those that a stored snapshot has already
+    /// (the same inode and size, not written to since).
+    ///
+    /// # Errors
+    ///
+    /// Nothing is stored: the disk failed, the snapshot cannot be offered, or a file has changed without
+    /// being written to.
     pub fn store(&self, snapshot: &StoredSnapshot) -> Result<Arc<Stored>, StoreError> {
         let checkpoint = CheckpointId(rand::random());
         let temporary = self.dir.join(format!("tmp-{checkpoint}"));
         let stored = self.fill(&temporary, checkpoint, snapshot);
         if stored.is_err() {
-            // Else it is swept at the next open.
+            // If this fails, the next open removes it.
             let _ = self.disk.remove_dir_all(&temporary);
-            // It may have been the last step that failed.
+            // If only the last step failed, the snapshot is visible already.
             let _ = self.remove_dir(&self.path(snapshot.last_included_index, checkpoint));
         }
         let stored = Arc::new(stored?);
@@ -206,12 +214,12 @@ impl SnapshotStore {
         self.make_visible(temporary, &manifest)
     }
 
-    /// Where a stored snapshot is, by the name that its source gave it.
+    /// The directory of a stored snapshot, by the checkpoint that its source gave it.
     fn path(&self, lsn: Lsn, checkpoint: CheckpointId) -> PathBuf {
         self.dir.join(format!("snap-{:020}-{checkpoint}", lsn.0))
     }
 
-    /// The one rename.
+    /// Makes a snapshot visible with one rename.
     fn make_visible(&self, from: &Path, manifest: &Manifest) -> Result<Stored, StoreError> {
         let path = self.path(manifest.last_included_index, manifest.checkpoint);
         self.disk.rename(from, &path)?;
@@ -225,7 +233,11 @@ impl SnapshotStore {
         Ok((size, Checksum(hash.digest128())))
     }
 
-    /// Reads a snapshot back, verified whole.
+    /// Reads a snapshot back and verifies it completely.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Damaged`] if it does not match its checksums, [`StoreError::Io`] if it cannot be read.
     pub fn load(&self, stored: &Stored) -> Result<StoredSnapshot, StoreError> {
         let read = self.read_back(&stored.manifest, &stored.path)?;
         if let Content::Files(files) = &stored.manifest.content {
@@ -242,7 +254,7 @@ impl SnapshotStore {
         Ok(read)
     }
 
-    /// Bytes are verified, since they are read; files are where they are.
+    /// Reads and verifies bytes; of files, only returns the directory.
     fn read_back(&self, manifest: &Manifest, path: &Path) -> Result<StoredSnapshot, StoreError> {
         let damaged = |why: String| StoreError::Damaged {
             path: path.to_owned(),
@@ -268,8 +280,13 @@ impl SnapshotStore {
         })
     }
 
-    /// Part of a file of a stored snapshot, by its index in the manifest. An error of kind `NotFound`
-    /// if it is not there (any more).
+    /// Reads `length` bytes from `offset` of a file of a stored snapshot; `file` is its index in the
+    /// manifest.
+    ///
+    /// # Errors
+    ///
+    /// Of kind `NotFound` if the snapshot or the file is not stored (any more), `UnexpectedEof` if the file
+    /// is shorter.
     pub fn read_chunk(
         &self,
         checkpoint: CheckpointId,
@@ -288,15 +305,15 @@ impl SnapshotStore {
         self.disk.read_at(&path, offset, length as usize)
     }
 
-    /// Part of a stored snapshot is not there: it is not listed any more. The rest stays until it is
-    /// removed, or for the next open to judge.
+    /// Part of a stored snapshot is missing: it is not listed any more. The rest stays on disk until it is
+    /// removed or the next open checks it.
     pub fn forget(&self, checkpoint: CheckpointId) {
         let mut stored = self.stored.lock();
         let it = stored.iter_mut().filter(|e| e.is(checkpoint));
         it.for_each(|e| e.gone = true);
     }
 
-    /// Removes a stored snapshot. It is gone at once, its bytes a moment later.
+    /// Removes a stored snapshot: first its name, by a rename, then its files.
     pub fn remove(&self, checkpoint: CheckpointId) -> Result<(), StoreError> {
         let mut stored = self.stored.lock();
         let Some(at) = stored.iter().position(|e| e.is(checkpoint)) else {
@@ -320,7 +337,7 @@ impl SnapshotStore {
 
     fn insert(&self, new: Arc<Stored>) {
         let mut stored = self.stored.lock();
-        // One of the same name is the same, or was damaged and has made way.
+        // One of the same path is the same snapshot, or a damaged one that was replaced.
         stored.retain(|e| e.stored.path != new.path);
         stored.push(Entry::new(new));
         stored.sort_by_key(Entry::covers);
@@ -334,8 +351,8 @@ impl SnapshotStore {
         })
     }
 
-    /// A snapshot that came from a peer is offered under a name of this node's: no two checkpoints of
-    /// two nodes share one. The name follows from the other, so that it is the same after a restart.
+    /// A snapshot that came from a peer is offered under another checkpoint, because checkpoints of two
+    /// nodes must differ. It is derived from the peer's, so it is the same after a restart.
     fn own(&self, mut manifest: Manifest, path: PathBuf) -> Stored {
         let me = self.identity.node;
         let fetched = manifest.source != me;
@@ -375,7 +392,7 @@ fn renamed(checkpoint: CheckpointId, node: NodeId) -> CheckpointId {
     CheckpointId(Checksum::of(&name).0.to_be_bytes())
 }
 
-/// Where a file of a snapshot is.
+/// The path of a file of a snapshot.
 fn file_path(dir: &Path, manifest: &Manifest, file: usize) -> Option<PathBuf> {
     match &manifest.content {
         Content::Bytes { .. } => (file == 0).then(|| dir.join(DATA)),

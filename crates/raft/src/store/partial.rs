@@ -1,4 +1,5 @@
-//! The snapshot that is being fetched.
+//! The snapshot that is being fetched: its directory, its files as prefixes, and how it becomes a stored
+//! snapshot.
 
 use std::io;
 use std::path::PathBuf;
@@ -13,7 +14,7 @@ use super::{
 use crate::ids::CheckpointId;
 use crate::transfer::{Checksum, Content, Held, Manifest};
 
-/// A fetch's directory: the manifest is durable, of the files there are prefixes.
+/// The directory of a fetch: a durable manifest, and prefixes of the files.
 pub struct Partial {
     store: Arc<SnapshotStore>,
     manifest: Manifest,
@@ -21,15 +22,15 @@ pub struct Partial {
 }
 
 impl SnapshotStore {
-    /// The fetch that was under way when the process ended, if there was one.
+    /// The manifest of the fetch that was under way when the process ended, if any.
     pub fn fetch_under_way(&self) -> Option<Manifest> {
         let names = self.disk.names(&self.dir).ok()?;
         let mut partials = names.iter().filter(|n| n.starts_with("fetch-"));
         partials.find_map(|name| self.read_metadata(&self.dir.join(name)).ok())
     }
 
-    /// Begins a fetch, or goes on with it. Files that are stored here already are linked; other
-    /// fetches end, what is useful of them is taken over.
+    /// Begins or resumes a fetch. Files that stored snapshots have are linked; files of another fetch are
+    /// reused, and that fetch is removed.
     pub fn begin_fetch(self: &Arc<Self>, manifest: &Manifest) -> Result<Partial, StoreError> {
         let path = self.fetch_path(manifest.checkpoint);
         let there = self.read_metadata(&path).is_ok_and(|m| m == *manifest);
@@ -69,8 +70,8 @@ impl SnapshotStore {
         })
     }
 
-    /// Links whole files that stored snapshots, or another fetch, have by their checksum. They are
-    /// verified like all others before they count.
+    /// Links complete files of stored snapshots, or of another fetch, that have the right checksum. They
+    /// are verified like all other files.
     fn link_known(&self, to: &std::path::Path, manifest: &Manifest) -> Result<(), StoreError> {
         let mut known = std::collections::BTreeMap::new();
         let mut note = |manifest: &Manifest, dir: &std::path::Path| {
@@ -101,26 +102,26 @@ impl SnapshotStore {
             if let (Some(size), Some(sum), Some(path)) = (size, sum, file_path(to, manifest, file))
                 && let Some(from) = known.get(&(sum, size))
             {
-                // It may have been removed meanwhile: then it is fetched.
+                // If it was removed meanwhile, it is fetched.
                 let _ = self.disk.link(from, &path);
             }
         }
         Ok(())
     }
 
-    /// Ends a fetch, and removes what is there of it.
+    /// Ends a fetch and removes its files.
     pub fn discard_fetch(&self, checkpoint: CheckpointId) -> Result<(), StoreError> {
         self.remove_dir(&self.fetch_path(checkpoint))
     }
 
-    /// What was fetched, complete. Its files were verified one by one.
+    /// A complete fetch as a snapshot. Its files were verified one by one.
     pub fn fetched(&self, checkpoint: CheckpointId) -> Result<StoredSnapshot, StoreError> {
         let path = self.fetch_path(checkpoint);
         let manifest = self.read_metadata(&path)?;
         self.read_back(&manifest, &path)
     }
 
-    /// Whether all of a fetch is there, durably, and as its manifest says. Costs one read of everything.
+    /// Whether a fetch is complete, durable and matches its manifest. Reads all of its files.
     pub fn is_whole(self: &Arc<Self>, checkpoint: CheckpointId) -> Result<bool, StoreError> {
         let path = self.fetch_path(checkpoint);
         let partial = Partial {
@@ -142,14 +143,14 @@ impl SnapshotStore {
         Ok(true)
     }
 
-    /// What was fetched, and is installed, is a stored snapshot from now on: one rename. What failed
-    /// half-way can be tried again.
+    /// Makes a fetched and installed snapshot a stored one, with one rename. May be repeated after an
+    /// error.
     pub fn keep_fetched(&self, checkpoint: CheckpointId) -> Result<Arc<Stored>, StoreError> {
         let fetched = self.fetch_path(checkpoint);
         let kept = self.kept_path(checkpoint)?;
         let stored = match kept.filter(|_| !fetched.exists()) {
             Some(kept) => {
-                // A try before this one has renamed it, and could not sync that.
+                // An earlier attempt renamed it and could not sync the directory.
                 let manifest = self.read_metadata(&kept)?;
                 self.disk.sync_dir(&self.dir)?;
                 self.own(manifest, kept)
@@ -158,7 +159,7 @@ impl SnapshotStore {
                 let manifest = self.read_metadata(&fetched)?;
                 let path = self.path(manifest.last_included_index, checkpoint);
                 if path.exists() {
-                    // It would not have been fetched once more if that one were of use.
+                    // The existing one is damaged: otherwise it would not have been fetched again.
                     self.remove_dir(&path)?;
                 }
                 self.make_visible(&fetched, &manifest)?
@@ -169,7 +170,7 @@ impl SnapshotStore {
         Ok(stored)
     }
 
-    /// The stored snapshot that was once fetched under that name.
+    /// The stored snapshot that was fetched as that checkpoint.
     fn kept_path(&self, checkpoint: CheckpointId) -> Result<Option<PathBuf>, StoreError> {
         let name = format!("-{checkpoint}");
         let names = self.disk.names(&self.dir)?;
@@ -183,7 +184,7 @@ impl SnapshotStore {
         self.dir.join(format!("fetch-{checkpoint}"))
     }
 
-    /// At the open: at most one fetch goes on, the one that covers most.
+    /// Called at the open: keeps at most one fetch, the one that covers most.
     pub(super) fn sweep_partials(&self) -> Result<(), StoreError> {
         let mut partials = Vec::new();
         for name in self.disk.names(&self.dir)? {
@@ -205,7 +206,7 @@ impl SnapshotStore {
 }
 
 impl Partial {
-    /// How much of each file is there, unverified.
+    /// The length of each file, unverified.
     pub fn held(&self) -> Vec<Held> {
         let length = |file| {
             let path = file_path(&self.path, &self.manifest, file)?;
@@ -223,12 +224,12 @@ impl Partial {
             .write_at(&self.path_of(file)?, offset, bytes)
     }
 
-    /// Whether so many bytes would fit onto the disk now, as far as one can tell.
+    /// Whether so many bytes fit onto the disk now. False if that cannot be determined.
     pub fn has_space(&self, bytes: u64) -> bool {
         self.store.disk.has_space(&self.path, bytes)
     }
 
-    /// Whether a file is, durably, what the manifest says.
+    /// Syncs a file, and returns whether it matches the manifest.
     pub fn verify(&self, file: u32, checksum: Checksum) -> io::Result<bool> {
         let path = self.path_of(file)?;
         self.store.disk.sync_file(&path)?;

@@ -1,4 +1,6 @@
-//! A snapshot as a host hands it over and gets it back.
+//! A snapshot as a host hands it over and gets it back: position, membership, and bytes or files.
+//!
+//! [`SnapshotStore`](super::SnapshotStore) keeps such snapshots; nothing here does I/O.
 
 use std::path::PathBuf;
 

@@ -1,7 +1,7 @@
-//! What an offer offers: a checkpoint, by name, position, membership and files.
+//! The manifest of a checkpoint: name, position, membership and files. It is what an offer contains.
 //!
-//! A manifest from a peer is untrusted until [`Manifest::validate`] has said yes, which decoding an
-//! offer does. After that its names can be joined to a directory, and its sizes added up.
+//! A manifest from a peer is untrusted until [`Manifest::validate`] has accepted it, which the decoding of
+//! an offer calls. After that its names can be joined to a directory, and its sizes added without overflow.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -89,14 +89,14 @@ pub struct Manifest {
     pub term: Term,
     /// Who belongs to the group, as of that entry.
     pub peers: Membership,
-    /// What there is to fetch.
+    /// The files or bytes to fetch.
     pub content: Content,
 }
 
 /// Why a manifest cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidManifest {
-    /// A newer version made it.
+    /// A newer version wrote it.
     #[error("the offer has format {0}, this version knows up to {OFFER_FORMAT}")]
     NewerFormat(u32),
     /// It covers nothing.
@@ -111,10 +111,10 @@ pub enum InvalidManifest {
     /// Two files of one name, or a file where another has a directory.
     #[error("the offer names {0:?} twice")]
     Duplicate(String),
-    /// A name that does not stay inside the directory, or is no portable name.
+    /// A name that leaves the directory, or is not portable.
     #[error("the offer has a file of the name {0:?}")]
     Name(String),
-    /// Absurdly large.
+    /// More than [`MAX_SNAPSHOT_BYTES`].
     #[error("the offer is of more than {MAX_SNAPSHOT_BYTES} bytes")]
     TooLarge,
     /// No voters, too many members, or one of number 0.
@@ -123,7 +123,11 @@ pub enum InvalidManifest {
 }
 
 impl Manifest {
-    /// Whether it can be fetched safely.
+    /// Checks whether the checkpoint can be fetched safely.
+    ///
+    /// # Errors
+    ///
+    /// The first rule that the manifest breaks.
     pub fn validate(&self) -> Result<(), InvalidManifest> {
         if self.format > OFFER_FORMAT {
             return Err(InvalidManifest::NewerFormat(self.format));
@@ -193,7 +197,7 @@ fn valid_files(files: &[FileEntry]) -> Result<(), InvalidManifest> {
         return Err(InvalidManifest::TooManyFiles(files.len()));
     }
     let mut total: u64 = 0;
-    // Compared without case: two files must stay two on any file system.
+    // Compared without case, so that two names are two files on any file system.
     let mut names = BTreeSet::new();
     for file in files {
         total = total
@@ -225,7 +229,7 @@ fn is_plain_name(name: &str) -> bool {
         && name.split('/').all(part)
 }
 
-/// Names from strangers go into messages; not all of a long one.
+/// The beginning of an untrusted name, for messages.
 fn clipped(name: &str) -> String {
     name.chars().take(64).collect()
 }

@@ -1,4 +1,5 @@
-//! How a checkpoint gets from one node to another: two state machines without I/O or clocks.
+//! How a checkpoint gets from one node to another: two state machines without I/O or clocks. They know the
+//! names and sizes of files, and neither disks, sockets nor consensus.
 //!
 //! ```text
 //!          receiver's node                                     sender's node
@@ -9,22 +10,24 @@
 //!  engine ◀─SnapshotFetched── Complete
 //! ```
 //!
-//! The receiver asks; the sender only answers. So the receiver alone decides the pace, what it needs
-//! (not what it has by hash), and where to go on after a break; and a sender that restarts knows
-//! nothing that it would have to remember.
+//! The receiver requests chunks and the sender answers. So the receiver alone decides the rate, which files
+//! it needs (not those that it has by hash), and where to go on after a break; and a sender has no state
+//! that it would have to keep across a restart.
 //!
-//! - **Order.** Chunks are asked for in the order of files and offsets, up to a *window* of bytes that
-//!   are asked for and not yet written. They may arrive in any order, and are written in order. So
-//!   what is there of a file is always a prefix, its length says how much, and after a break no byte is
-//!   fetched twice but those of the window.
-//! - **Checks.** Every chunk has a checksum, and a corrupt one is asked for again. A whole file is
-//!   verified against the manifest from the disk; one that fails is fetched anew, from its start.
-//! - **Time** is ticks. A chunk that does not come is asked for again, each time later; a transfer that
-//!   gets nothing at all for long is over. A large snapshot may take as long as it likes.
-//! - **A full disk** is waited for: nothing is asked for meanwhile, and the same write is tried again.
+//! - **Order.** Chunks are requested in the order of files and offsets, up to a *window* of bytes that are
+//!   requested and not yet written. They may arrive in any order, and are written in order. So a partial
+//!   file is always a prefix whose length is its state, and after a break only the bytes of the window are
+//!   fetched twice.
+//! - **Checks.** Every chunk has a checksum, and a corrupt one is requested again. A complete file is read
+//!   back from disk and verified against the manifest; one that does not match is fetched again from its
+//!   start.
+//! - **Time** is counted in ticks. A chunk that does not arrive is requested again, with growing deadlines;
+//!   a transfer without any chunk for `progress_deadline_ticks` ends. The duration of a transfer that makes
+//!   progress is not limited.
+//! - **Full disk.** The receiver waits: it requests nothing meanwhile, and repeats the same write.
 //! - **Memory.** The receiver holds at most the window, the sender at most its bytes in flight.
-//! - **Bandwidth** is the host's: it may let reads wait as long as it likes, as long as every receiver gets
-//!   a chunk before it gives the sender up. A receiver that asks once more meanwhile changes nothing.
+//! - **Bandwidth.** The host of the sender may delay reads, as long as every receiver gets a chunk before
+//!   its progress deadline. A repeated request for a chunk that is still unread has no effect.
 //!
 //! A transfer is bound to a node and a checkpoint, not to a group's leadership.
 

@@ -10,7 +10,7 @@ use crate::ids::CheckpointId;
 /// Most bytes of a chunk.
 pub const MAX_CHUNK_BYTES: u32 = 4 * 1024 * 1024;
 
-/// A transfer has ended, or was not begun.
+/// A transfer has ended, or did not begin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ended {
     /// The checkpoint.
@@ -24,30 +24,30 @@ pub struct Ended {
 pub enum EndReason {
     /// Installed.
     Installed,
-    /// The receiver has everything that the checkpoint covers, or is busy with another one.
+    /// The receiver has everything that the checkpoint covers, or is fetching another one.
     NotNeeded,
-    /// The receiver is not in the checkpoint's membership.
+    /// The receiver is not a member in the checkpoint's membership.
     NotAMember,
-    /// The offer, or a wish for part of it, makes no sense; or a reason that this version does not know.
+    /// The offer or a request is invalid; or the reason is one that this version does not know.
     Refused,
-    /// The sender has too many transfers; ask it again.
+    /// The sender has too many transfers. The receiver tries again later.
     Busy,
-    /// The sender does not have the checkpoint, or not any more.
+    /// The sender does not have the checkpoint (any more).
     Vanished,
-    /// The sender cannot read it.
+    /// The sender cannot read its files.
     Unreadable,
-    /// What arrived did not match its checksums, again and again.
+    /// The same chunk or file arrived corrupt too often.
     Corrupt,
-    /// Nothing arrived for too long.
+    /// No chunk arrived within the progress deadline.
     Silent,
     /// The host could not install it.
     NotInstalled,
-    /// The offer is of a format that the receiver does not know: it runs an older version, and catches up
-    /// once that is upgraded.
+    /// The receiver does not know the format of the offer, because it runs an older version. It catches up
+    /// once it is upgraded.
     NewerFormat,
 }
 
-/// A wish for part of a file.
+/// A request for part of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Fetch {
     /// Of which checkpoint.
@@ -71,6 +71,6 @@ pub struct Chunk {
     pub offset: u64,
     /// The bytes; 1 to [`MAX_CHUNK_BYTES`].
     pub bytes: Bytes,
-    /// Of the bytes, as the sender read them.
+    /// Checksum of the bytes as the sender read them.
     pub checksum: Checksum,
 }

@@ -1,12 +1,11 @@
 //! The receiving end of one transfer. See the [module's head](super).
 //!
-//! The host makes one when the engine says
-//! [`FetchSnapshot`](crate::engine::Action::FetchSnapshot), tells it what of the checkpoint is there
-//! already, carries its actions out, and drops it after [`ReceiverAction::Complete`] or
+//! The host creates one for [`FetchSnapshot`](crate::engine::Action::FetchSnapshot) with what it already
+//! has of the checkpoint, carries its actions out, and drops it after [`ReceiverAction::Complete`] or
 //! [`ReceiverAction::Failed`].
 //!
-//! What has to survive a restart is the manifest, and the files as far as they are written: a file
-//! that was verified is [`Held::Whole`], any other is [`Held::Prefix`] of its length.
+//! The manifest and the written files have to survive a restart: a verified file is then [`Held::Whole`],
+//! any other file [`Held::Prefix`] with its length.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -15,24 +14,24 @@ use bytes::Bytes;
 use super::{Checksum, Chunk, EndReason, Ended, Fetch, MAX_CHUNK_BYTES, Manifest};
 use crate::ids::NodeId;
 
-/// Times that one chunk, or one file, may arrive corrupt before the transfer is given up.
+/// Times that one chunk, or one file, may arrive corrupt before the transfer fails.
 const MAX_CORRUPT: u32 = 8;
-/// A chunk's deadline doubles so often at most.
+/// Most doublings of a chunk's deadline.
 const MAX_DOUBLINGS: u32 = 5;
 
 /// Limits of a transfer.
 #[derive(Clone, Debug)]
 pub struct ReceiverConfig {
-    /// Bytes asked for at once; 1 to [`MAX_CHUNK_BYTES`]. 1 MiB unless said otherwise.
+    /// Bytes of one chunk; 1 to [`MAX_CHUNK_BYTES`]. Default: 1 MiB.
     pub chunk_bytes: u32,
-    /// Bytes asked for and not yet written, at most; at least one chunk. 16 MiB.
+    /// Most bytes requested and not yet written; at least one chunk. Default: 16 MiB.
     pub window_bytes: u64,
-    /// Ticks until a chunk that has not come is asked for again, the first time, if none has come for so
-    /// long. 20.
+    /// Ticks until a missing chunk is requested again the first time, if no chunk has arrived for so long.
+    /// Default: 20.
     pub chunk_deadline_ticks: u64,
-    /// Ticks without a single good chunk until the transfer is given up. 600.
+    /// Ticks without a single good chunk after which the transfer fails. Default: 600.
     pub progress_deadline_ticks: u64,
-    /// Ticks until a write that failed is tried again. 10.
+    /// Ticks until a failed write is tried again. Default: 10.
     pub retry_ticks: u64,
 }
 
@@ -48,19 +47,19 @@ impl Default for ReceiverConfig {
     }
 }
 
-/// What of a file is there when the transfer begins.
+/// What the host has of a file when the transfer begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Held {
-    /// All of it, verified: it was fetched before, or another checkpoint has it by hash.
+    /// The whole file, verified: it was fetched before, or another checkpoint has a file of the same hash.
     Whole,
-    /// So many bytes from its start, not verified; 0 for nothing.
+    /// So many bytes from its start, not verified; 0 for none.
     Prefix(u64),
 }
 
 /// Something that happened.
 #[derive(Clone, Debug)]
 pub enum ReceiverEvent {
-    /// Begin. Once, first.
+    /// The beginning: step it first, and once.
     Start,
     /// One `tick_interval` has passed.
     Tick,
@@ -68,17 +67,17 @@ pub enum ReceiverEvent {
     Chunk(Chunk),
     /// The sender ended the transfer, or is busy.
     Ended(Ended),
-    /// The write that was asked for is done.
+    /// The write is done.
     Written,
-    /// It failed, for want of space or otherwise. Nothing beyond the prefix may be left of it.
+    /// The write failed. The file must not have more than the prefix before it.
     WriteFailed,
-    /// There may be space again: try at once.
+    /// The disk may have space again: the write is repeated at once.
     SpaceReturned,
-    /// The file that was to be verified is durable, and as the manifest says; or it is not.
+    /// The result of a verification.
     Verified {
         /// Which file.
         file: u32,
-        /// Whether its size and checksum are the manifest's.
+        /// Whether the file is durable and has the size and checksum of the manifest.
         good: bool,
     },
 }
@@ -88,9 +87,9 @@ pub enum ReceiverEvent {
 pub enum ReceiverAction {
     /// Send to the source.
     Fetch(Fetch),
-    /// Write these bytes, in order, at this offset of the file, which is made if it is missing and
-    /// cut to `offset` if it is longer; then say [`ReceiverEvent::Written`] or
-    /// [`ReceiverEvent::WriteFailed`]. One at a time.
+    /// Write these bytes, in order, at this offset. Create the file if it is missing; cut it to `offset` if
+    /// it is longer. Then step [`ReceiverEvent::Written`] or [`ReceiverEvent::WriteFailed`]. There is one
+    /// write at a time.
     Write {
         /// Which file.
         file: u32,
@@ -99,30 +98,30 @@ pub enum ReceiverAction {
         /// What; none for an empty file.
         bytes: Vec<Bytes>,
     },
-    /// Sync the file, read it back, compare with the manifest; then say
-    /// [`ReceiverEvent::Verified`]. May go on beside writes to other files.
+    /// Sync the file, read it back and compare it with the manifest; then step [`ReceiverEvent::Verified`].
+    /// Other files may be written meanwhile.
     Verify {
         /// Which file.
         file: u32,
         /// What it has to have.
         checksum: Checksum,
     },
-    /// Everything is there, durable and verified.
+    /// The checkpoint is complete, durable and verified.
     Complete,
-    /// The transfer is over. What is there stays useful for the next one.
+    /// The transfer has failed. Its files are useful for the next one.
     Failed(EndReason),
 }
 
-/// What a transfer did so far.
+/// Counters of a transfer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ReceiverCounts {
-    /// Good bytes that arrived and were wanted.
+    /// Good bytes that arrived and were needed.
     pub bytes_fetched: u64,
-    /// Bytes that were there at the start.
+    /// Bytes that were present at the start.
     pub bytes_held: u64,
-    /// Chunks that were asked for again because they did not come.
+    /// Chunks that were requested again because they did not arrive.
     pub requested_again: u64,
-    /// Chunks that arrived and were not wanted (any more).
+    /// Chunks that arrived and were not needed (any more).
     pub unwanted: u64,
     /// Chunks, and whole files, that did not match their checksum.
     pub corrupt: u64,
@@ -130,15 +129,15 @@ pub struct ReceiverCounts {
     pub failed_writes: u64,
 }
 
-/// A chunk that was asked for.
+/// A requested chunk.
 #[derive(Debug)]
 struct Requested {
     length: u32,
-    /// Ask again then.
+    /// The tick at which it is requested again.
     deadline: u64,
     doublings: u32,
     corrupt: u32,
-    /// It is there, and waits for those before it.
+    /// The bytes, if it has arrived and waits for the chunks before it.
     bytes: Option<Bytes>,
 }
 
@@ -159,22 +158,22 @@ pub struct Receiver {
     files: Vec<FileState>,
     /// Times that a file was found corrupt.
     corrupt_files: BTreeMap<u32, u32>,
-    /// What is to be asked for next: file and offset.
+    /// The next chunk to request: file and offset.
     next: (u32, u64),
-    /// By file and offset; contiguous in the order of fetching, but for what is whole.
+    /// By file and offset; contiguous in the order of fetching, apart from complete files.
     requested: BTreeMap<(u32, u64), Requested>,
     window: u64,
     /// The write under way, to be repeated if it fails: file, offset, bytes.
     writing: Option<(u32, u64, Vec<Bytes>)>,
-    /// The write failed, and is tried again then.
+    /// The tick at which a failed write is tried again.
     retry_at: Option<u64>,
-    /// The sender is busy: ask again then.
+    /// The sender is busy until this tick.
     busy_until: u64,
     now: u64,
     progressed_at: u64,
-    /// Empty files that are to be made: there is nothing to fetch of them.
+    /// Empty files to create: nothing of them is fetched.
     empty: VecDeque<u32>,
-    /// Files to go, without those that are whole.
+    /// Number of files that are not complete and verified.
     unfinished: usize,
     bytes_done: u64,
     counts: ReceiverCounts,
@@ -182,12 +181,12 @@ pub struct Receiver {
 }
 
 impl Receiver {
-    /// A transfer of a checkpoint, of which some may be there: `held` has one for each file, in the
-    /// order of the manifest; none at all stands for nothing held.
+    /// A transfer of a checkpoint. `held` is what the host has, one element for each file in the order of
+    /// the manifest; an empty slice if it has nothing.
     ///
     /// # Panics
     ///
-    /// If `held` has another length, or the configuration makes no sense.
+    /// If `held` has another length, or the configuration breaks the limits of its fields.
     pub fn new(
         config: ReceiverConfig,
         source: NodeId,
@@ -211,7 +210,7 @@ impl Receiver {
                         bytes_done += prefix;
                         FileState::Partial(*prefix)
                     }
-                    // Longer than it should be: not what it should be.
+                    // Longer than the file: it is another file.
                     _ => FileState::Partial(0),
                 }
             })
@@ -242,7 +241,7 @@ impl Receiver {
         }
     }
 
-    /// Takes one event in; says what to do, in order. After the end it says nothing.
+    /// Processes one event, and returns what to do, in order. After the end it returns nothing.
     pub fn step(&mut self, event: ReceiverEvent) -> Vec<ReceiverAction> {
         let mut actions = Vec::new();
         if self.ended {
@@ -282,22 +281,22 @@ impl Receiver {
         &self.manifest
     }
 
-    /// Bytes that are written, or were there.
+    /// Bytes that are written or were present at the start.
     pub fn bytes_done(&self) -> u64 {
         self.bytes_done
     }
 
-    /// Whether it waits for space on the disk.
+    /// Whether a write has failed and waits to be repeated.
     pub fn waits_for_space(&self) -> bool {
         self.retry_at.is_some()
     }
 
-    /// What it did so far.
+    /// The counters so far.
     pub fn counts(&self) -> ReceiverCounts {
         self.counts
     }
 
-    /// How much of each file is there: what [`Receiver::new`] would be told after a break.
+    /// What is present of each file: the `held` of [`Receiver::new`] after a break.
     pub fn held(&self) -> Vec<Held> {
         let held = |(file, state): (usize, &FileState)| match state {
             FileState::Partial(written) => Held::Prefix(*written),
@@ -330,7 +329,7 @@ impl Receiver {
             self.write_again(actions);
         }
         if self.waits_for_space() || self.requested.values().all(|a| a.bytes.is_some()) {
-            // It is not the sender who is waited for.
+            // The transfer waits for the disk, not for the sender.
             self.progressed_at = self.now;
             return;
         }
@@ -342,8 +341,8 @@ impl Receiver {
         }
         let (now, deadline) = (self.now, self.config.chunk_deadline_ticks.max(1));
         if now - self.progressed_at < deadline {
-            // What was asked for comes in order: as long as anything does, the rest is slow, not lost.
-            // If one was lost, the window fills up behind it, and then nothing comes.
+            // Chunks arrive in the order of their requests. As long as any arrive, the others are late and
+            // not lost. If one was lost, the window fills up behind it, and then none arrive.
             return;
         }
         let checkpoint = self.manifest.checkpoint;
@@ -397,12 +396,12 @@ impl Receiver {
         }
         match ended.reason {
             EndReason::Busy => {
-                // The deadlines of what was asked for go on from then.
+                // The deadlines of requested chunks begin after that.
                 self.busy_until = self.now + self.config.chunk_deadline_ticks;
                 for requested in self.requested.values_mut().filter(|a| a.bytes.is_none()) {
                     requested.deadline = requested.deadline.max(self.busy_until);
                 }
-                // It answers: it is not silent.
+                // The sender has answered, which counts as progress.
                 self.progressed_at = self.now;
             }
             reason => self.fail(reason, actions),
@@ -505,11 +504,11 @@ impl Receiver {
         if size == 0 {
             self.empty.push_back(file);
         }
-        // Looked at again from there on; what is asked for or done is passed over.
+        // Requests continue from there; chunks that are requested or written are skipped.
         self.next = self.next.min((file, 0));
     }
 
-    /// Asks for what comes next, as far as the window goes.
+    /// Requests the next chunks, up to the window.
     fn request(&mut self, actions: &mut Vec<ReceiverAction>) {
         if self.waits_for_space() || self.now < self.busy_until {
             return;
@@ -535,7 +534,7 @@ impl Receiver {
         }
     }
 
-    /// The first piece at or after `next` that is neither there nor asked for nor being written.
+    /// The first piece at or after `next` that is neither written, requested nor being written.
     fn next_piece(&mut self) -> Option<((u32, u64), u32)> {
         loop {
             let (file, offset) = self.next;

@@ -1,16 +1,17 @@
 //! The sending end of all transfers of a node. See the [module's head](super).
 //!
-//! The host *publishes* a checkpoint before it offers it, also those that it finds at its start, so
-//! that receivers can go on. It keeps the files until [`SenderAction::Release`], which comes after
-//! it has *retired* the checkpoint and nobody fetches it any more.
+//! The host *publishes* a checkpoint before it offers it. At a start it publishes those that it finds, so
+//! that receivers can go on. It keeps the files until [`SenderAction::Release`], which follows when the
+//! host has *retired* the checkpoint and no receiver fetches it any more.
 //!
-//! A transfer begins with its first fetch and ends with the receiver's word, or when nothing was
-//! asked for in a while. Fetches beyond the bytes in flight wait, a bounded number for each receiver;
-//! receivers are served in turn.
+//! A transfer begins with its first fetch. It ends with the receiver's message, or after `idle_ticks`
+//! without a fetch. Fetches beyond the bytes in flight wait, a bounded number for each receiver; receivers
+//! take turns.
 //!
-//! A receiver that asks for nothing, because its disk is full, say, loses its place among those who are
-//! served and not its checkpoint, as long as it is *heard* of. And a sender that has just started knows
-//! of no receivers: what it *found* stays until they have had time to ask again.
+//! A receiver that requests nothing, for instance because its disk is full, loses its place among the
+//! transfers, but its checkpoint is kept as long as it reports *progress*. A sender that has just started
+//! knows no receivers: checkpoints that it *found* stay for `idle_ticks`, so that receivers have time to go
+//! on.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -19,22 +20,22 @@ use bytes::Bytes;
 use super::{Checksum, Chunk, EndReason, Ended, Fetch, MAX_CHUNK_BYTES, Manifest};
 use crate::ids::{CheckpointId, NodeId};
 
-/// Fetches of one receiver that may wait: as many as a transport queues for one peer. Beyond it they are
-/// dropped: the receiver asks again.
+/// Most fetches of one receiver that wait, as many as a transport queues for one peer. Further ones are
+/// dropped, and the receiver repeats them.
 const MAX_WAITING: usize = 1024;
-/// Receivers whose checkpoints are kept, at most, of all groups: some megabytes. More are served, and not
-/// remembered when they fall silent.
+/// Most receivers, of all groups, whose checkpoints are kept between fetches: some megabytes of memory.
+/// Further ones can fetch, but their checkpoint is not kept when they pause.
 const MAX_REMEMBERED_RECEIVERS: usize = 1 << 16;
 
 /// Limits of a node's sending.
 #[derive(Clone, Debug)]
 pub struct SenderConfig {
-    /// Transfers at once; more are told that the sender is busy. 4 unless said otherwise.
+    /// Most transfers at once. Further receivers get [`EndReason::Busy`]. Default: 4.
     pub max_transfers: usize,
-    /// Bytes being read or sent, at most, of all transfers together. 32 MiB.
+    /// Most bytes being read or sent, of all transfers together. Default: 32 MiB.
     pub max_bytes_in_flight: u64,
-    /// Ticks without a fetch after which a transfer no longer counts, and without any word of its
-    /// receiver after which its checkpoint is not kept for it. 600.
+    /// Ticks without a fetch after which a transfer ends, and ticks without a fetch or a report after which
+    /// a checkpoint is not kept for a receiver. Default: 600.
     pub idle_ticks: u64,
 }
 
@@ -55,32 +56,32 @@ pub struct ReadId(pub u64);
 /// Why part of a file could not be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReadError {
-    /// The file is not there (any more).
+    /// The file does not exist (any more).
     Gone,
     /// Anything else.
     Failed,
 }
 
-/// Something that happened.
+/// Something that happened: input of [`Sender::step`].
 #[derive(Clone, Debug)]
 pub enum SenderEvent {
     /// One `tick_interval` has passed.
     Tick,
     /// A checkpoint may be fetched from now on.
     Publish(Box<Manifest>),
-    /// The same, of a checkpoint that the host found at its start: transfers of it may be under way that
-    /// this sender knows nothing of. Retired, it stays open to everybody for `idle_ticks` from now on.
+    /// The same for a checkpoint that the host found at its start. Receivers may be fetching it without
+    /// this sender knowing. Even if it is retired, any receiver may fetch it for `idle_ticks` from now on.
     Found(Box<Manifest>),
-    /// The host would like to remove a checkpoint. Nobody new may fetch it.
+    /// The host wants to remove a checkpoint. No new receiver may fetch it.
     Retire(CheckpointId),
-    /// A receiver says that its transfer goes on, whether or not it can take anything at the moment.
+    /// A receiver reports that its transfer goes on, whether or not it can take chunks at the moment.
     Progress {
         /// Who.
         from: NodeId,
         /// What it is fetching.
         checkpoint: CheckpointId,
     },
-    /// A receiver wants part of a file.
+    /// A receiver requests part of a file.
     Fetch {
         /// Who.
         from: NodeId,
@@ -91,7 +92,7 @@ pub enum SenderEvent {
     Read {
         /// Which.
         id: ReadId,
-        /// The bytes, exactly as many as were asked for.
+        /// The bytes, exactly as many as requested.
         result: Result<Bytes, ReadError>,
     },
     /// The chunk of that read has left this process, or was dropped.
@@ -99,7 +100,7 @@ pub enum SenderEvent {
         /// Which read.
         id: ReadId,
     },
-    /// A receiver says that its transfer has ended.
+    /// A receiver reports that its transfer has ended.
     Ended {
         /// Who.
         from: NodeId,
@@ -111,7 +112,7 @@ pub enum SenderEvent {
 /// Something to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SenderAction {
-    /// Read part of a file, then say [`SenderEvent::Read`].
+    /// Read part of a file, then step [`SenderEvent::Read`].
     ReadChunk {
         /// Its name.
         id: ReadId,
@@ -124,7 +125,7 @@ pub enum SenderAction {
         /// How many bytes.
         length: u32,
     },
-    /// Send, then say [`SenderEvent::Sent`].
+    /// Send the chunk, then step [`SenderEvent::Sent`].
     SendChunk {
         /// The read that it comes from.
         id: ReadId,
@@ -144,18 +145,18 @@ pub enum SenderAction {
     Release(CheckpointId),
 }
 
-/// What a sender did so far.
+/// Counters of a sender.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SenderCounts {
     /// Transfers that began.
     pub begun: u64,
-    /// Of which the receiver said that it has installed.
+    /// Transfers whose receiver reported the install.
     pub installed: u64,
-    /// That ended otherwise.
+    /// Transfers that ended otherwise.
     pub failed: u64,
     /// Bytes of chunks handed out.
     pub bytes_sent: u64,
-    /// Fetches that made no sense, or were too many.
+    /// Fetches that were invalid, repeated or too many.
     pub dropped: u64,
 }
 
@@ -173,7 +174,7 @@ struct Transfer {
 struct Published {
     manifest: Manifest,
     retired: bool,
-    /// Retired, it is open to everybody until then.
+    /// Any receiver may fetch it until this tick, even if it is retired.
     open_until: u64,
 }
 
@@ -183,7 +184,7 @@ struct Reading {
     fetch: Fetch,
 }
 
-/// Names a wish of a receiver: who, which checkpoint, file, offset.
+/// Identifies a request: receiver, checkpoint, file, offset.
 type RequestKey = (NodeId, CheckpointId, u32, u64);
 
 fn request_key(from: NodeId, fetch: &Fetch) -> RequestKey {
@@ -196,13 +197,13 @@ pub struct Sender {
     config: SenderConfig,
     published: BTreeMap<CheckpointId, Published>,
     transfers: BTreeMap<(NodeId, CheckpointId), Transfer>,
-    /// When receivers were last heard of, as long as their checkpoints are kept for them.
+    /// The tick of the last fetch or report of each receiver whose checkpoint is kept.
     last_progress: BTreeMap<(NodeId, CheckpointId), u64>,
-    /// Served last; the one after it is next.
+    /// The transfer that had the last turn; the one after it is next.
     turn: Option<(NodeId, CheckpointId)>,
     reading: BTreeMap<ReadId, Reading>,
-    /// Those of `reading` that the host has not read yet. Where it reads slowly, receivers ask once more
-    /// for what they will get anyway.
+    /// Those of `reading` that the host has not read yet. If it reads slowly, receivers repeat requests for
+    /// chunks that they will get anyway.
     unread: BTreeSet<RequestKey>,
     next_read: u64,
     in_flight: u64,
@@ -228,7 +229,7 @@ impl Sender {
         }
     }
 
-    /// Takes one event in; says what to do, in order.
+    /// Processes one event, and returns what to do, in order.
     pub fn step(&mut self, event: SenderEvent) -> Vec<SenderAction> {
         let mut actions = Vec::new();
         match event {
@@ -279,8 +280,8 @@ impl Sender {
         self.in_flight
     }
 
-    /// Whether somebody still waits for what that read is to bring. A host that lets reads wait need not
-    /// read for nobody: it says [`SenderEvent::Sent`] instead.
+    /// Whether a transfer still needs that read. A host that delays reads skips one that is not needed, and
+    /// steps [`SenderEvent::Sent`] instead.
     pub fn wants(&self, id: ReadId) -> bool {
         let transfer = self.transfer_of(id);
         transfer.is_some_and(|t| self.transfers.contains_key(&t))
@@ -297,7 +298,7 @@ impl Sender {
         self.published.contains_key(&checkpoint)
     }
 
-    /// What it did so far.
+    /// The counters so far.
     pub fn counts(&self) -> SenderCounts {
         self.counts
     }
@@ -370,7 +371,7 @@ impl Sender {
         transfer.waiting.push_back(fetch);
     }
 
-    /// Begins reads, one receiver after the other, as far as the bytes in flight allow.
+    /// Begins reads, one receiver after the other, up to the bytes in flight.
     fn begin_reads(&mut self, actions: &mut Vec<SenderAction>) {
         while let Some(key) = self.next_turn() {
             let Some(transfer) = self.transfers.get_mut(&key) else {
@@ -380,7 +381,7 @@ impl Sender {
                 return;
             };
             let length = u64::from(fetch.length);
-            // One is always let through, however large.
+            // One read is always allowed, however large.
             if self.in_flight > 0 && self.in_flight + length > self.config.max_bytes_in_flight {
                 return;
             }
@@ -442,7 +443,7 @@ impl Sender {
             }
         };
         let Some(transfer) = self.transfers.get_mut(&(to, fetch.checkpoint)) else {
-            // It has ended meanwhile.
+            // The transfer has ended meanwhile.
             return self.done(id);
         };
         transfer.bytes_sent += u64::from(fetch.length);

@@ -1,7 +1,8 @@
-//! Nodes in one process. Messages are encoded and decoded as on a real network; faults on demand.
+//! A transport between nodes in one process. Messages are encoded and decoded as on a real network; tests
+//! can inject faults.
 //!
-//! Each node has two threads, one for messages of consensus and one for bulk, each with a bounded
-//! queue: what does not fit is dropped.
+//! Each node has two threads, one for messages of consensus and one for bulk, each with a bounded queue. A
+//! message that does not fit is dropped.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
@@ -17,7 +18,7 @@ use super::{Inbox, MAX_QUEUED_BYTES, MAX_QUEUED_CHUNKS, MAX_QUEUED_MESSAGES, Per
 use crate::ids::NodeId;
 use crate::message::Envelope;
 
-/// Looks at a message on its way, may change it, and says whether it arrives.
+/// Gets every message, may change it, and returns whether it arrives.
 pub type Filter = Box<dyn FnMut(&mut Envelope) -> bool + Send>;
 
 /// The network between nodes of one process. Cheap to clone.
@@ -85,7 +86,7 @@ impl Network {
         Network::default()
     }
 
-    /// The end of one node; a node that starts again takes a new one.
+    /// The transport of one node. A node that starts again takes a new one.
     pub fn transport(&self, node: NodeId) -> Arc<MemoryTransport> {
         Arc::new(MemoryTransport {
             node,
@@ -98,30 +99,30 @@ impl Network {
         })
     }
 
-    /// Every message takes so long.
+    /// Every message is delayed by this time.
     pub fn delay(&self, delay: Duration) {
         self.shared.conditions.lock().delay = delay;
     }
 
-    /// So many messages of a thousand are lost, drawn by a generator with this seed.
+    /// Loses so many messages of a thousand, at random, by a generator with this seed.
     pub fn lose(&self, per_mille: u32, seed: u64) {
         let mut conditions = self.shared.conditions.lock();
         conditions.lost_per_mille = per_mille;
         conditions.random = StdRng::seed_from_u64(seed);
     }
 
-    /// Nothing gets to these nodes, nor from them. None of them heals the network.
+    /// Drops all messages from and to these nodes. An empty slice ends that.
     pub fn cut(&self, nodes: &[NodeId]) {
         self.shared.conditions.lock().cut = nodes.iter().copied().collect();
     }
 
-    /// Every message passes by this, also between nodes that are cut off.
+    /// Passes every message to this filter, also between nodes that are cut off; `None` removes it.
     pub fn filter(&self, filter: Option<Filter>) {
         self.shared.conditions.lock().filter = filter;
     }
 }
 
-/// One node's way to the others. Made by [`Network::transport`].
+/// The transport of one node. Made by [`Network::transport`].
 pub struct MemoryTransport {
     node: NodeId,
     shared: Arc<Shared>,
@@ -142,7 +143,7 @@ impl Queue {
         let size = queued.bytes.len();
         let fits = state.messages.is_empty() || state.bytes + size <= MAX_QUEUED_BYTES;
         if state.closed || state.messages.len() >= self.max_messages || !fits {
-            // The permit is dropped without the lock: somebody may send more then.
+            // The permit is dropped without the lock, because that may send another message.
             drop(state);
             return;
         }
@@ -161,7 +162,7 @@ impl Queue {
         drop(left);
     }
 
-    /// The next message that is due; `None` once it is closed.
+    /// Waits for the next message that is due; `None` once the queue is closed.
     fn pop(&self) -> Option<Vec<u8>> {
         let mut state = self.state.lock();
         loop {
@@ -256,7 +257,7 @@ impl Transport for MemoryTransport {
         self.endpoint.consensus.close();
         self.endpoint.bulk.close();
         for thread in self.endpoint.threads.lock().drain(..) {
-            // Its own end may be brought about by what it delivered.
+            // A delivered message may stop the transport from this very thread.
             if thread.thread().id() != std::thread::current().id() {
                 let _ = thread.join();
             }

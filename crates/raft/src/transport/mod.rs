@@ -1,13 +1,14 @@
-//! How messages get from node to node.
+//! How messages get from node to node. A transport knows envelopes by sender and receiver, and not what
+//! they mean.
 //!
 //! ```text
 //! Group ─Envelope▶ Transport ═══ consensus ═══▶ Transport ─bytes▶ Inbox (the other node)
 //! Sender ─Chunk──▶           ═══   bulk    ═══▶
 //! ```
 //!
-//! Consensus and bulk travel apart, so that a snapshot never delays a heartbeat. A message may be
-//! lost, late, or come twice: consensus and transfers allow for it. What no transport may do is wait:
-//! [`Transport::send`] is called with a group's engine locked.
+//! Messages of consensus and of transfers (*bulk*) use separate queues and connections, so that a snapshot
+//! never delays a heartbeat. A message may be lost, late, or arrive twice: consensus and transfers handle
+//! that. A transport must not block in [`Transport::send`], which is called with a group's engine locked.
 //!
 //! | transport | for |
 //! |---|---|
@@ -29,38 +30,42 @@ use crate::ids::NodeId;
 pub use crate::limits::MAX_QUEUED_BYTES;
 use crate::message::Envelope;
 
-/// Most messages of consensus that wait for one peer: what some seconds of a busy group need.
+/// Most messages of consensus that are queued for one peer: enough for some seconds of a busy group.
 pub const MAX_QUEUED_MESSAGES: usize = 4096;
-/// Most chunks, and wishes for chunks, that wait for one peer. Their bytes are bounded by the
-/// sender: see [`SenderConfig::max_bytes_in_flight`](crate::transfer::SenderConfig).
+/// Most chunks and requests for chunks that are queued for one peer. The sender bounds their bytes: see
+/// [`SenderConfig::max_bytes_in_flight`](crate::transfer::SenderConfig).
 pub const MAX_QUEUED_CHUNKS: usize = 1024;
 
-/// Dropped when the chunk that it belongs to has left this process, or was given up.
+/// Dropped when its chunk has left this process or was dropped.
 pub type Permit = Box<dyn Send + Sync>;
 
 /// Carries messages between nodes.
 pub trait Transport: Send + Sync + 'static {
-    /// From now on what arrives goes to `inbox`. Called once, before anything is sent.
+    /// Starts to deliver messages to `inbox`. Called once, before anything is sent.
+    ///
+    /// # Errors
+    ///
+    /// Threads or listeners cannot be started.
     fn start(&self, inbox: Weak<dyn Inbox>) -> io::Result<()>;
 
-    /// Queues a message of consensus for its receiver. Never waits; a full queue, or a peer that is
-    /// not known, drops it.
+    /// Queues a message of consensus for its receiver. Never blocks; drops the message if the queue is full
+    /// or the peer unknown.
     fn send(&self, message: Envelope);
 
-    /// Queues part of a transfer, beside the messages of consensus. The permit is dropped when it has
-    /// left, or is dropped itself. Never waits.
+    /// Queues a message of a transfer. The permit is dropped when the message has left this process or is
+    /// dropped. Never blocks.
     fn send_bulk(&self, message: Envelope, permit: Option<Permit>);
 
-    /// Ends. Nothing arrives after this returns, and nothing is sent.
+    /// Stops the transport. After this returns nothing is sent or delivered.
     fn stop(&self);
 }
 
-/// Where messages arrive.
+/// Receives the messages of a transport.
 pub trait Inbox: Send + Sync + 'static {
-    /// A message, encoded, from anybody. May wait for a lock or the disk for a moment: the transport
-    /// lets the next ones of that sender wait.
+    /// Takes an encoded, untrusted message. It may block on a lock or the disk for a moment; the transport
+    /// then delays further messages of that sender.
     fn receive(&self, message: Bytes);
 
-    /// Nothing gets through to that node at the moment. Said now and then.
+    /// That node cannot be reached at the moment. Called repeatedly, for as long as that is so.
     fn unreachable(&self, node: NodeId);
 }

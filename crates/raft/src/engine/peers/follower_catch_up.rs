@@ -1,5 +1,5 @@
-//! The side of the one who is helped: what a member makes of an offer, of its own fetch, and of what is
-//! installed.
+//! The follower's side of a catch-up: how a member answers an offer, follows its own fetch, and takes over
+//! an installed snapshot.
 
 use raft::StateRole;
 use raft::eraftpb::{Message, MessageType, Snapshot, SnapshotMetadata};
@@ -11,12 +11,12 @@ use crate::message::{EndReason, Ended, NewerOffer, Payload, Refusal};
 use crate::transfer::Manifest;
 
 impl Engine {
-    /// A member without a log and without a membership takes part in nothing but a snapshot.
+    /// Whether this member has no membership and no log yet: it then only takes a snapshot.
     pub(in crate::engine) fn waits_to_join(&self) -> bool {
         self.membership.voters.is_empty()
     }
 
-    /// Somebody who seems to lead speaks to a joiner.
+    /// Requests a snapshot from a node that sends messages of a leader.
     pub(in crate::engine) fn request_snapshot(
         &mut self,
         leader: NodeId,
@@ -45,8 +45,8 @@ impl Engine {
         } else if !self.needs(&offer) {
             let leads = self.raw.raft.state == StateRole::Leader;
             if self.has(&offer) && !leads && !self.peers.installing() {
-                // What it covers is committed. The entries before it are gone at the leader: it cannot
-                // go on before it hears that this member needs none of them.
+                // What the snapshot covers is committed. The leader has removed the entries before it, and
+                // cannot go on until it learns that this member does not need them.
                 self.raw
                     .raft
                     .raft_log
@@ -63,12 +63,12 @@ impl Engine {
         if self.peers.fetching.is_none() {
             self.begin_fetch(offer, actions);
         }
-        // Under way, it goes on, whatever is newer. That it does is what the leader is to know.
+        // A fetch that is under way goes on, even if the offer is newer. The leader gets a report of it.
         self.notify_progress(actions);
     }
 
-    /// This version cannot fetch it. Its leader is told so, and offers again ever later; once this member
-    /// is upgraded, that is what it catches up by.
+    /// This version cannot fetch the snapshot. The answer makes the leader repeat the offer, with growing
+    /// pauses, until this member is upgraded.
     pub(in crate::engine) fn offered_newer(
         &mut self,
         from: NodeId,
@@ -102,7 +102,7 @@ impl Engine {
             from: offer.source,
             offer: offer.clone(),
         });
-        // The host takes over, or removes, what is there of another one.
+        // The host reuses or removes the files of an earlier fetch.
         self.peers.left = None;
         self.peers.fetching = Some(Fetching {
             offer,
@@ -112,13 +112,13 @@ impl Engine {
         });
     }
 
-    /// Whether the snapshot covers what this member has not, and cannot just commit.
+    /// Whether the snapshot covers entries that this member neither has committed nor has in its log.
     fn needs(&self, offer: &Manifest) -> bool {
         let lsn = offer.last_included_index;
         lsn > self.committed() && !self.has(offer) && self.role != Role::Leader
     }
 
-    /// Whether this member's log has everything that the snapshot covers.
+    /// Whether this member's log has the last entry that the snapshot covers, and hence all before.
     fn has(&self, offer: &Manifest) -> bool {
         let (lsn, term) = (offer.last_included_index, offer.term);
         lsn > self.log_start()
@@ -137,7 +137,7 @@ impl Engine {
         fetching.filter(|f| f.offer.checkpoint == checkpoint)
     }
 
-    /// What is being fetched, or was given up, may have come another way, as entries.
+    /// Abandons fetches, also failed ones, that are not needed any more because the entries have arrived.
     pub(in crate::engine) fn abandon_unneeded(&mut self, actions: &mut Vec<Action>) {
         let left = self.peers.left.as_ref();
         if left.is_some_and(|offer| !self.needs(offer))
@@ -185,7 +185,7 @@ impl Engine {
         }
     }
 
-    /// The host's state is the snapshot's. Now, and only now, raft-rs is told.
+    /// The host's state is that of the snapshot. Only now raft-rs restores it.
     pub(in crate::engine) fn snapshot_installed(
         &mut self,
         checkpoint: CheckpointId,
@@ -198,7 +198,7 @@ impl Engine {
         let (lsn, term) = (offer.last_included_index, offer.term);
         let raft = &mut self.raw.raft;
         if matches!(raft.state, StateRole::Candidate | StateRole::PreCandidate) {
-            // Of its own term: the vote that it gave itself stays given.
+            // In the same term, so that its vote for itself is kept.
             raft.become_follower(raft.term, 0);
         }
         let mut metadata = SnapshotMetadata {
@@ -222,7 +222,8 @@ impl Engine {
         self.set_membership(offer.peers.clone());
         self.counters.snapshots_received += 1;
         self.acknowledge();
-        // They waited for what it covers, and perhaps nothing else is applied for a long time.
+        // Reads that waited for entries which the snapshot covers are ready; perhaps nothing else is
+        // applied for a long time.
         self.reads_applied(actions);
         self.end_fetch(EndReason::Installed, actions);
     }
@@ -238,8 +239,8 @@ impl Engine {
         }
     }
 
-    /// Tells the leader up to where this member has everything. It goes out once that is durable,
-    /// like every acknowledgement.
+    /// Acknowledges everything up to the commit index to the leader. The message is sent once that is
+    /// durable, like every acknowledgement.
     fn acknowledge(&mut self) {
         let (me, committed) = (self.config.id.0, self.committed().0);
         let raft = &mut self.raw.raft;
@@ -256,7 +257,7 @@ impl Engine {
         raft.msgs.push(acknowledged);
     }
 
-    /// Answers what was being fetched.
+    /// Ends the fetch of this member and reports it. Returns its offer.
     fn end_fetch(&mut self, reason: EndReason, actions: &mut Vec<Action>) -> Option<Box<Manifest>> {
         let fetching = self.peers.fetching.take()?;
         let (source, checkpoint) = (fetching.offer.source, fetching.offer.checkpoint);
@@ -290,7 +291,7 @@ impl Engine {
         actions.push(Action::Send(messages.collect()));
     }
 
-    /// Who may lead, or serves: the members, the leader, the source.
+    /// All nodes that may lead or send the snapshot: the members, the leader, the source; without this one.
     fn everybody_else(&self, source: NodeId) -> Vec<NodeId> {
         let leader = self.leader();
         let mut all: Vec<_> = self

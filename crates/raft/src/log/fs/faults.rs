@@ -1,7 +1,7 @@
-//! Faults of a disk, on demand: full, failing, slow, and suddenly without power.
+//! Faults of a disk for tests: full, failing, slow, and a power cut.
 //!
-//! Tests keep a clone of the [`Faults`] that the file system was made with, and turn the knobs
-//! while the log runs. Production has them too, untouched: one relaxed load per operation.
+//! Tests keep a clone of the [`Faults`] of the file system, and set them while the log runs. Production has
+//! them too, unset: one relaxed load per operation.
 //!
 //! # The power cut
 //!
@@ -47,7 +47,7 @@ struct Shared {
     /// Whether anything in `state` is set.
     armed: AtomicBool,
     state: Mutex<State>,
-    /// Tells held syncs that something has changed.
+    /// Wakes held syncs when something has changed.
     changed: Condvar,
 }
 
@@ -69,16 +69,16 @@ struct State {
     power: Power,
 }
 
-/// Hears of a failed sync, instead of the process ending.
+/// Called for a failed sync, in place of ending the process.
 type Catch = dyn Fn(&Path, &io::Error) + Send + Sync;
 
 #[derive(Default)]
 enum Power {
     #[default]
     On,
-    /// Off; these files lost something.
+    /// The power is off; these files lost something.
     Off { lost: BTreeSet<PathBuf> },
-    /// Off, and whoever still closes its files is not to notice.
+    /// The power is off, and closing files succeeds without effect.
     Buried,
 }
 
@@ -141,8 +141,8 @@ impl Faults {
         self.set(|state| state.sync_fails = fail);
     }
 
-    /// From now on a failed sync calls `observer`, with the file (or directory) and the error, in
-    /// place of ending the process. raft-engine still panics on that thread.
+    /// From now on a failed sync calls `observer` with the file (or directory) and the error, in place of
+    /// ending the process. raft-engine still panics on that thread.
     pub fn catch_failed_sync(&self, observer: impl Fn(&Path, &io::Error) + Send + Sync + 'static) {
         self.set(|state| state.catch = Some(Arc::new(observer)));
     }
@@ -167,8 +167,8 @@ impl Faults {
         self.set(|state| state.reads_fail = fail);
     }
 
-    /// Runs once, on the thread that reads, before the next read of a file. What is done there happens
-    /// after the log has looked up where the entries are, and before it reads them.
+    /// Runs once, on the reading thread, before the next read of a file: after the log has looked up where
+    /// the entries are, and before it reads them.
     pub fn before_next_read(&self, run: impl FnOnce() + Send + 'static) {
         self.set(|state| state.before_read = Some(Box::new(run)));
     }
@@ -249,7 +249,7 @@ impl Faults {
     fn set(&self, change: impl FnOnce(&mut State)) {
         change(&mut self.shared.state.lock());
         self.shared.changed.notify_all();
-        // Once touched, the slow path decides; tests do not mind.
+        // Once a fault was set, every operation takes the slow path.
         self.shared.armed.store(true, Ordering::Release);
     }
 
@@ -257,7 +257,7 @@ impl Faults {
         !self.shared.armed.load(Ordering::Relaxed)
     }
 
-    /// Whether a test wants to hear of failed syncs; if so, it has heard of this one.
+    /// Reports a failed sync to the test's observer; returns whether there is one.
     pub(super) fn catch(&self, path: &Path, error: &io::Error) -> bool {
         let catch = self.shared.state.lock().catch.clone();
         catch.map(|observer| observer(path, error)).is_some()
@@ -305,7 +305,7 @@ impl Faults {
         if std::thread::panicking() {
             return Ok(());
         }
-        // The lock is free meanwhile: the power may go while a sync is under way.
+        // Without the lock, so that the power can be cut while a sync is under way.
         let stall = self.shared.state.lock().sync_stall;
         if !stall.is_zero() {
             std::thread::sleep(stall);
@@ -326,7 +326,7 @@ impl Faults {
             return Err(Errno::IO.into());
         }
         match &mut state.unsynced {
-            // The disk of the simulated machine is what counts; the real one need not hurry.
+            // Only the disk of the simulated machine counts; the real one is not synced.
             Some(unsynced) => drop(unsynced.remove(path)),
             None => file.sync_data()?,
         }
@@ -437,7 +437,8 @@ impl Power {
         }
     }
 
-    /// Whether to go on; an error if the power is off, `false` if nobody is to notice.
+    /// Whether to go on. An error if the power is off; `false` if the operation is to succeed without
+    /// effect.
     fn on(&self) -> io::Result<bool> {
         self.check().map(|()| matches!(self, Self::On))
     }
@@ -458,7 +459,7 @@ impl Unsynced {
         }))
     }
 
-    /// Keeps what is in `[from, to)` now, as far as the last sync reached.
+    /// Saves what `[from, to)` contains now, up to the length of the last sync.
     fn replace(&mut self, file: &File, from: u64, to: u64) -> io::Result<()> {
         let to = to.min(self.durable_len).min(file.metadata()?.len());
         if from < to {

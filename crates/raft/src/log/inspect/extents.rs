@@ -1,12 +1,11 @@
-//! Whether each file is the newest copy of itself, by what the log noted of it: see
-//! [`extents`](crate::log::extents).
+//! Compares each file with the log's note of how far it reached: see [`extents`](crate::log::extents).
 
 use std::path::{Path, PathBuf};
 
 use super::InspectError;
 use crate::log::extents::{Extent, Extents, FileKey, decode, file_name};
 
-/// What was found of the files, and what the notes in them say.
+/// The files that were found, and the notes in them.
 #[derive(Debug, Default)]
 pub(super) struct Reached {
     /// Each file's path, and where its valid part ends.
@@ -19,7 +18,7 @@ impl Reached {
         self.files.insert(file, (path.to_owned(), valid));
     }
 
-    /// Takes a note; false if it is none. Each asks for something that stays true: the longest length counts.
+    /// Takes a note; returns false if it is not one. All notes stay true, so the largest length counts.
     pub(super) fn note(&mut self, bytes: &[u8]) -> bool {
         let Some(extents) = decode(bytes) else {
             return false;
@@ -33,14 +32,14 @@ impl Reached {
         true
     }
 
-    /// The last file that is there of the rewrite queue, and where its valid part ends.
+    /// The last file of the rewrite queue, and where its valid part ends.
     pub(super) fn rewrite_end(&self) -> Option<(u64, u64)> {
         let mut rewrite = self.files.iter().rev();
         let ((_, seq), (_, valid)) = rewrite.find(|((q, _), _)| *q == super::Queue::Rewrite)?;
         Some((*seq, *valid))
     }
 
-    /// Compares.
+    /// Compares the files with the notes.
     ///
     /// # Errors
     ///

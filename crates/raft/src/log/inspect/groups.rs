@@ -1,10 +1,9 @@
-//! The atomic groups of the rewrite queue: batches that raft-engine takes together or not at all.
+//! The atomic groups of the rewrite queue: batches that raft-engine applies together or not at all.
 //!
-//! When purge rewrites the rewrite queue itself, and what a Raft group has there does not fit into one
-//! batch, it marks the batches as begin, middle and end of an atomic group with a number of its own. The
-//! numbers start again with each process. Two atomic groups of one Raft group never overlap; where files
-//! of different copies of a log were mixed they may, and raft-engine would panic. This follows what it
-//! does with them.
+//! When a purge rewrites the rewrite queue itself, and the entries of a Raft group do not fit into one
+//! batch, it marks the batches as begin, middle and end of a numbered atomic group. The numbers start again
+//! with each process. Two atomic groups of one Raft group never overlap, except where files of different
+//! copies of a log were mixed: raft-engine would panic there. This module follows raft-engine's rules.
 
 use std::collections::{HashMap, HashSet};
 
@@ -27,7 +26,7 @@ impl Mark {
     }
 }
 
-/// A group that has begun and not ended.
+/// An atomic group that has begun and not ended.
 struct Begun {
     /// The file of its first batch.
     start: u64,
@@ -48,7 +47,7 @@ impl Groups {
     ///
     /// # Errors
     ///
-    /// What cannot be.
+    /// The rule that the batch breaks.
     pub(super) fn apply(
         &mut self,
         id: u64,
@@ -57,7 +56,7 @@ impl Groups {
         regions: impl Iterator<Item = u64>,
     ) -> Result<(), String> {
         if mark == Mark::Begin {
-            // One of this number that never ended was interrupted, by a crash or a full disk.
+            // An earlier group of this number that never ended was interrupted, by a crash or a full disk.
             let regions = regions.collect();
             let start = seq;
             self.open.insert(id, Begun { start, regions });
@@ -68,7 +67,7 @@ impl Groups {
             if self.seen.contains(&id) {
                 return Err(format!("atomic group {id} goes on after its end"));
             }
-            // The file with its beginning is purged: nobody needs it any more.
+            // The file with its beginning is purged: the group is not needed any more.
             return Ok(());
         };
         begun.regions.extend(regions);

@@ -1,4 +1,4 @@
-//! The items in a batch's footer, as far as it takes to add up their entries.
+//! Reads the items in a batch's footer: the bytes of its entries, and what it does to its groups.
 //!
 //! ```text
 //! items   = count, item*                        numbers are LEB128 varints
@@ -19,12 +19,11 @@ use crate::log::extents::KEY_EXTENTS;
 
 /// raft-engine's key of the mark that makes a batch a part of an atomic group.
 const ATOMIC_GROUP_KEY: &[u8] = b"__\x01";
-/// Longest key that is looked at, in bytes.
+/// Longest key that is compared, in bytes.
 const MAX_KEY_BYTES: usize = 16;
 
-/// Bytes that the entries of a batch have together, before compression, according to its items in
-/// `[from, to)`, and what they do to their groups; `None` if that is no list of items. The checksum was
-/// verified before.
+/// The uncompressed bytes of all entries of a batch, according to its items in `[from, to)`, and what the
+/// items do to their groups. `None` if that is not a list of items. The caller has verified the checksum.
 pub(super) fn read(
     reader: &mut Window,
     from: u64,
@@ -96,7 +95,7 @@ impl Items<'_> {
         Ok(sum)
     }
 
-    /// A key and its value, of which only some matter.
+    /// A key and its value; only some keys matter here.
     fn put(&mut self, region: u64) -> io::Result<()> {
         let key_len = self.len()?;
         let mut key = [0; MAX_KEY_BYTES];
@@ -126,7 +125,7 @@ impl Items<'_> {
         Ok(())
     }
 
-    /// Passes over a length and so many bytes.
+    /// Skips a length and so many bytes.
     fn skip(&mut self) -> io::Result<()> {
         self.at += self.len()?;
         Ok(())

@@ -1,7 +1,7 @@
-//! The names of the log's files: which are there, and which are missing.
+//! The names of the log's files: which exist, and which are missing.
 //!
-//! Names are read by raft-engine's own parser, so that what is inspected is exactly what it will
-//! open; a name that it would misread is reported rather than ignored.
+//! Names are read by raft-engine's own parser, so that exactly the files that it will open are inspected. A
+//! name that it would misread is an error.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -26,7 +26,7 @@ pub(super) struct LogName {
 }
 
 impl LogName {
-    /// The error that says where this file is damaged.
+    /// The error for damage in this file.
     pub(super) fn rot(&self, offset: u64, what: String) -> InspectError {
         InspectError::Rot {
             path: self.path.clone(),
@@ -35,7 +35,7 @@ impl LogName {
         }
     }
 
-    /// The error that says why a batch of this file does not follow on those before it.
+    /// The error for a batch of this file that does not follow those before it.
     pub(super) fn misfit(&self, offset: u64, misfit: Misfit) -> InspectError {
         let path = self.path.clone();
         match misfit {
@@ -51,7 +51,7 @@ impl LogName {
         }
     }
 
-    /// The error that says what could not be done with this file.
+    /// The error for a failed operation on this file.
     pub(super) fn io(&self, operation: &'static str, source: io::Error) -> InspectError {
         InspectError::Io {
             operation,
@@ -96,7 +96,7 @@ pub(super) fn list(dir: &Path) -> Result<(Vec<LogName>, Vec<LogName>), InspectEr
             continue;
         }
         if let Some(file) = parse(path)? {
-            // A link that leads nowhere now may lead to a log file tomorrow.
+            // A broken link may lead to a log file later.
             found.map_err(|e| file.io("look at", e))?;
             match file.queue {
                 Queue::Append => append.push(file),
@@ -109,7 +109,7 @@ pub(super) fn list(dir: &Path) -> Result<(Vec<LogName>, Vec<LogName>), InspectEr
     Ok((append, rewrite))
 }
 
-/// The log file at `path`, or `None` if raft-engine would pass it over.
+/// The log file at `path`, or `None` if raft-engine would ignore it.
 fn parse(path: PathBuf) -> Result<Option<LogName>, InspectError> {
     let name = path.file_name().unwrap_or_default();
     let Some(name) = name

@@ -1,9 +1,9 @@
-//! Which entries each group has, as the batches of a queue follow each other.
+//! Follows which entries each group has, batch by batch of a queue.
 //!
-//! The rules are those by which raft-engine builds its memtables when it opens a log: entries go on where
-//! a group's last ones ended, or replace some of them; a compaction drops older ones, a clean all. In the
-//! append queue it panics at a hole. In the rewrite queue it allows one, because what was compacted in
-//! between is not copied there.
+//! The rules are those by which raft-engine builds its memtables at an open: entries continue after a
+//! group's last one, or replace some; a compaction drops older ones, a clean drops all. In the append queue
+//! raft-engine panics at a gap. In the rewrite queue it allows gaps, because compacted entries are not
+//! copied.
 
 use std::collections::HashMap;
 
@@ -39,7 +39,7 @@ impl Change {
     }
 }
 
-/// Why a batch cannot follow on those before it.
+/// Why a batch cannot follow those before it.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Misfit {
     /// Entries are missing before it.
@@ -78,12 +78,12 @@ impl Spans {
     ///
     /// # Errors
     ///
-    /// Why it does not fit behind those before.
+    /// Why it cannot follow those before it.
     pub(super) fn apply_batch(&mut self, seq: u64, changes: &[Change]) -> Result<(), Misfit> {
         for change in changes {
             self.apply(change).map_err(Misfit::Gap)?;
         }
-        // raft-engine looks at the first mark. In the append queue none is looked at.
+        // raft-engine uses the first mark only, and none in the append queue.
         let marks = changes.iter().find_map(|change| match change {
             Change::Mark { id, mark } if self.may_have_holes => Some((*id, *mark)),
             _ => None,

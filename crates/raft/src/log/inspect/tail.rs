@@ -1,10 +1,10 @@
-//! The end of a queue: padding, a torn batch, or rot?
+//! Judges the end of a queue: padding, a torn batch, or rot.
 //!
-//! A batch that was interrupted is the last thing in its file, and no longer than the largest
-//! batch there is. So: how far do bytes other than zero reach, and does a valid batch start
-//! anywhere among them? The second question is asked at every byte, because a damaged length says
-//! nothing about where the next batch starts. To keep that linear in the size of the tail, the
-//! CRC of any stretch is computed from those of two prefixes, rather than by reading it again.
+//! An interrupted batch is the last one in its file, and not longer than the largest batch. So two facts
+//! decide: how far bytes other than zero reach, and whether a valid batch starts anywhere among them. The
+//! second is tested at every byte, because a damaged length does not show where the next batch starts. To
+//! keep that linear in the size of the tail, the CRC of any range is computed from those of two prefixes
+//! instead of reading it again.
 
 use crc32fast::Hasher;
 

@@ -44,8 +44,8 @@ pub(super) fn stub_bytes(name: &LogName) -> Result<Option<u64>, InspectError> {
     Ok(Some(last.map_or(0, |i| i as u64 + 1)))
 }
 
-/// Checks the batches of a file, in order, up to the first broken one, and whether each goes on where
-/// those before it ended.
+/// Checks the batches of a file in order, up to the first broken one, and that each follows those before
+/// it.
 pub(super) fn walk(
     name: &LogName,
     spans: &mut Spans,

@@ -26,7 +26,9 @@ impl Visit for Line {
 
 impl Subscriber for Heard {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        metadata.target().starts_with("esker_raft::runtime::snapshot_sender")
+        metadata
+            .target()
+            .starts_with("esker_raft::runtime::snapshot_sender")
     }
 
     fn new_span(&self, span: &Attributes<'_>) -> Id {

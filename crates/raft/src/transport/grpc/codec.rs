@@ -1,4 +1,4 @@
-//! Envelopes as gRPC messages: bytes that are what they are.
+//! The gRPC codec of envelopes: a message is the bytes of one envelope.
 
 use bytes::{Buf, BufMut, Bytes};
 use tonic::Status;
@@ -6,14 +6,14 @@ use tonic::codec::{BufferSettings, Codec, DecodeBuf, Decoder, EncodeBuf, Encoder
 
 use super::queued::Queued;
 
-/// Bytes for one buffer: small messages share one, chunks get one each.
+/// Bytes of one buffer: small messages share one, chunks get one each.
 const BUFFER: usize = 64 * 1024;
 
-/// What a stream sends: envelopes that are encoded when they are due.
+/// What a stream sends: envelopes, encoded when they are sent.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Outgoing;
 
-/// What a stream receives, and the empty answers to it.
+/// What a stream receives, and the empty answer at its end.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Incoming;
 

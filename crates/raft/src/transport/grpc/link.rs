@@ -23,16 +23,16 @@ use crate::ids::NodeId;
 use crate::message::{Envelope, MAX_ENVELOPE_BYTES};
 use crate::transport::{Inbox, MAX_QUEUED_BYTES, Permit};
 
-/// Pause after a stream broke, the first time; doubled from one failure in a row to the next.
+/// Pause after a broken stream; doubles after each failure in a row...
 const MIN_RETRY_INTERVAL: Duration = Duration::from_millis(50);
-/// The longest pause: a peer that is back is spoken to within this.
+/// ...up to this: a peer that is back is connected within this time.
 const MAX_RETRY_INTERVAL: Duration = Duration::from_secs(1);
-/// Most time that a connection may take to open.
+/// Longest time for opening a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-/// A stream that was open for so long was no failure.
+/// A stream that was open for this long does not count as a failure.
 const STABLE_AFTER: Duration = Duration::from_secs(5);
 
-/// What a link is told.
+/// The configuration of a link.
 #[derive(Clone)]
 pub(super) struct Opening {
     pub node: NodeId,
@@ -72,7 +72,7 @@ impl Link {
         });
     }
 
-    /// Queues, or drops.
+    /// Queues a message, or drops it if the queue is full.
     pub fn push(&self, message: Envelope, permit: Option<Permit>) {
         let (queued, before, size) = Queued::new(message, permit, &self.bytes);
         if before == 0 || before + size <= MAX_QUEUED_BYTES {
@@ -89,7 +89,7 @@ async fn run(
 ) {
     let mut pause = MIN_RETRY_INTERVAL;
     let mut refused: u64 = 0;
-    // A connection is opened when there is something to say.
+    // A connection is opened when there is a message to send.
     while let Some(first) = waiting.recv().await {
         let target = address.borrow_and_update().clone();
         let opened = tokio::time::Instant::now();
@@ -111,7 +111,7 @@ async fn run(
         tracing::debug!(node = %opening.node, path = opening.path, target, why, "a stream to a peer broke");
         if lasting {
             refused += 1;
-            // It is tried for ever: the 1st, 2nd, 4th, 8th, … is said.
+            // Attempts never end: the 1st, 2nd, 4th, 8th, … is logged.
             if refused.is_power_of_two() {
                 let node = opening.node;
                 tracing::warn!(
@@ -124,7 +124,7 @@ async fn run(
             Some(inbox) => inbox.unreachable(opening.node),
             None => return,
         }
-        // What is said meanwhile is old when it could arrive.
+        // Messages that come during the pause would be outdated on arrival: they are dropped.
         let over = tokio::time::sleep(pause);
         tokio::pin!(over);
         loop {
@@ -143,7 +143,7 @@ async fn run(
 /// Why a stream broke.
 struct Broken {
     why: String,
-    /// One end does not trust the other: it will not get better by itself.
+    /// One end refuses the other: repeating it will not help.
     lasting: bool,
 }
 
@@ -172,7 +172,7 @@ impl From<&str> for Broken {
     }
 }
 
-/// Sends until the stream breaks, or there is nobody left who sends.
+/// Sends until the stream breaks or the link is dropped.
 async fn stream(
     opening: &Opening,
     address: &str,
@@ -183,7 +183,7 @@ async fn stream(
     let mut client =
         tonic::client::Grpc::new(channel).max_encoding_message_size(MAX_ENVELOPE_BYTES + 64);
     client.ready().await.map_err(|e| Broken::by(&e))?;
-    // A chunk is large enough to travel alone.
+    // A chunk is large enough to be sent alone.
     let batch = match opening.path == MESSAGES {
         true => MAX_BATCH,
         false => 1,
@@ -223,7 +223,7 @@ async fn connect(address: &str, tls: Option<ClientTlsConfig>) -> Result<Channel,
     let url = match address.split_once("://") {
         None => format!("{scheme}://{address}"),
         Some((same, _)) if same.eq_ignore_ascii_case(scheme) => address.to_owned(),
-        // Never without TLS where it is asked for, whatever an address says.
+        // With TLS configured, no address may lead to a connection without it.
         Some(_) => {
             let why = format!("the address has to begin with {scheme}://");
             return Err(Broken::for_good(&why));

@@ -5,16 +5,16 @@
 //! /esker.raft.v1.Peers/Chunks       the same, for transfers, on a connection of its own
 //! ```
 //!
-//! Every node calls every other one, so that each direction has its own two streams. What travels is
-//! what [`Envelope::encode`](crate::message::Envelope::encode) made, one envelope in a gRPC message;
-//! there is no schema to compile. A stream that breaks is opened anew, later after each failure in a
-//! row; what was queued meanwhile is dropped.
+//! Every node calls every other node, so each direction has its own two streams. A gRPC message is one
+//! envelope, as [`Envelope::encode`](crate::message::Envelope::encode) makes it; there is no schema to
+//! compile. A broken stream is opened again, with growing pauses after each failure in a row; messages
+//! queued meanwhile are dropped.
 //!
-//! The transport has threads of its own, so that a host's asynchronous work never delays a heartbeat.
+//! The transport has threads of its own, so that a host's asynchronous tasks never delay a heartbeat.
 //!
-//! Where the network is not trusted, [`tls`](GrpcConfig::tls) keeps strangers and listeners out: both ends
-//! of every connection show a certificate. The shared [`secret`](GrpcConfig::secret) alone keeps strangers
-//! out, not listeners. Both together are fine: the secret then tells apart clusters that share an
+//! On an untrusted network use [`tls`](GrpcConfig::tls): both ends of every connection present a
+//! certificate, and nobody can read the traffic. The shared [`secret`](GrpcConfig::secret) alone refuses
+//! unknown callers, but does not encrypt. With both, the secret distinguishes clusters that share an
 //! authority.
 
 mod codec;
@@ -47,32 +47,31 @@ const CHUNKS: &str = "/esker.raft.v1.Peers/Chunks";
 /// The header of the shared secret.
 const SECRET: &str = "esker-cluster-secret";
 
-/// Threads: one may wait for an engine's lock, one for a disk; heartbeats still pass.
+/// Number of threads: one may wait for an engine's lock and one for a disk, and heartbeats still pass.
 const THREADS: usize = 3;
-/// How far a stream may be ahead of its reader, in bytes: a few chunks, for throughput on a network
-/// with some latency.
+/// Flow-control window of a stream, in bytes: a few chunks, for throughput on a network with some latency.
 const STREAM_WINDOW: u32 = 4 * 1024 * 1024;
-/// The same for a whole connection, which has one stream.
+/// The same for a connection, which has one stream.
 const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
-/// Most bytes of one HTTP/2 frame, which its reader takes as a whole: with the default of 16 KiB, a
-/// chunk is cut into 64.
+/// Most bytes of one HTTP/2 frame, which its reader takes as a whole. With the default of 16 KiB, a chunk
+/// of 1 MiB would be 64 frames.
 const MAX_FRAME_BYTES: u32 = 256 * 1024;
-/// Messages that may be on their way from a link's queue to its stream: those that are there together
-/// leave together.
+/// Most messages between a link's queue and its stream: those that are queued at the same time are sent
+/// together.
 const MAX_BATCH: usize = 32;
-/// A connection that is silent for so long is asked whether it lives, and given up if it does not say
-/// so in the same time again.
+/// Time without traffic after which a connection is pinged. It is closed if there is no answer within the
+/// same time again.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(5);
 
-/// What the transport is told.
+/// The configuration of the transport.
 #[derive(Clone, Default)]
 pub struct GrpcConfig {
-    /// Where the others are: `host:port`, or a URL. May have this node as well.
+    /// Addresses of the other nodes: `host:port`, or a URL. May include this node.
     pub peers: BTreeMap<NodeId, String>,
-    /// If set, calls that do not name it are refused.
+    /// If set, calls without this secret are refused.
     pub secret: Option<String>,
-    /// If set, nothing is said or heard without TLS, and without a certificate of either end. A URL of a
-    /// peer has to begin with `https://` then, and with `http://` otherwise.
+    /// If set, all traffic uses TLS, with certificates of both ends. URLs of peers have to begin with
+    /// `https://` then, and with `http://` otherwise.
     pub tls: Option<TlsConfig>,
 }
 
@@ -92,12 +91,12 @@ struct State {
 }
 
 impl GrpcTransport {
-    /// Listens; port 0 is any that is free. Connections are taken from [`Transport::start`] on.
+    /// Listens; port 0 is any free port. Connections are accepted from [`Transport::start`] on.
     ///
     /// # Errors
     ///
-    /// The listener's; or one of kind `InvalidInput` with a [`TlsError`] that says which part of the
-    /// [`TlsConfig`] is wrong, and how.
+    /// Those of the listener; or one of kind `InvalidInput` with a [`TlsError`] that names the wrong part
+    /// of the [`TlsConfig`] and the reason.
     pub fn bind(listen: SocketAddr, config: GrpcConfig) -> io::Result<GrpcTransport> {
         let tls = config.tls.as_ref().map(Tls::new).transpose();
         let tls = tls.map_err(|e| io::Error::new(io::ErrorKind::InvalidInput, e))?;
@@ -116,12 +115,12 @@ impl GrpcTransport {
         })
     }
 
-    /// Where it listens.
+    /// The address on which it listens.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// A node is there from now on, or is somewhere else: `host:port`, or a URL.
+    /// Sets or changes the address of a node: `host:port`, or a URL.
     pub fn set_peer(&self, node: NodeId, address: impl Into<String>) {
         let address = address.into();
         let mut state = self.state.lock();
@@ -131,7 +130,7 @@ impl GrpcTransport {
         state.peers.insert(node, address);
     }
 
-    /// A node is nowhere any more.
+    /// Removes a node; its connections are closed.
     pub fn remove_peer(&self, node: NodeId) {
         let mut state = self.state.lock();
         state.peers.remove(&node);
@@ -140,7 +139,7 @@ impl GrpcTransport {
         drop(links);
     }
 
-    /// The link to a node, made when it is first needed.
+    /// The link to a node, created when it is first needed.
     fn link(&self, to: NodeId, which: usize) -> Option<Link> {
         let mut state = self.state.lock();
         let state = &mut *state;
@@ -165,7 +164,7 @@ impl GrpcTransport {
         state.links.get(&to).map(|links| links[which].clone())
     }
 
-    /// What is dropped here is dropped without the lock: a permit may send something more.
+    /// The message may be dropped, always without the lock: dropping a permit may send another message.
     fn queue(&self, message: Envelope, permit: Option<Permit>, which: usize) {
         if let Some(link) = self.link(message.to, which) {
             link.push(message, permit);
@@ -226,7 +225,7 @@ impl Transport for GrpcTransport {
         drop(state);
         drop(links);
         if let Some((runtime, _)) = running {
-            // A thread of its own: a runtime must not be ended from within another.
+            // On a thread of its own, because a runtime must not be shut down from within another one.
             let end = move || runtime.shutdown_timeout(Duration::from_secs(2));
             if let Ok(ending) = std::thread::Builder::new().spawn(end) {
                 let _ = ending.join();
@@ -241,7 +240,7 @@ impl Drop for GrpcTransport {
     }
 }
 
-/// An error, and what led to it: tonic's own say "transport error" and nothing more.
+/// An error with its sources: tonic's own message is only "transport error".
 fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let mut said = error.to_string();
     let mut next = error.source();

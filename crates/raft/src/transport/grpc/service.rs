@@ -1,4 +1,4 @@
-//! The other end of the streams.
+//! The server side of the streams: it checks the secret and hands messages to the inbox.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -35,14 +35,14 @@ impl PeerService {
         let Some(secret) = &self.secret else {
             return true;
         };
-        let said = request
+        let given = request
             .headers()
             .get(SECRET)
             .map_or(&[][..], |s| s.as_bytes());
-        // As long for a wrong one as for the right one.
+        // In constant time, so that the duration reveals nothing of the secret.
         let differs = |(a, b): (&u8, &u8)| a ^ b;
-        said.len() == secret.len()
-            && said
+        given.len() == secret.len()
+            && given
                 .iter()
                 .zip(secret.as_bytes())
                 .map(differs)

@@ -1,8 +1,8 @@
-//! TLS between members, both ways: who calls and who is called show a certificate, and both look whether
-//! it comes from an authority that they know.
+//! Mutual TLS between members: both ends of a connection present a certificate, and both verify that a
+//! known authority issued it.
 //!
-//! All of it is looked at when the transport is made: what is wrong with a file is said then, and not by
-//! connections that never come to be.
+//! Certificates and key are checked when the transport is created, so that a mistake is reported then and
+//! not by failing connections.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,24 +15,24 @@ use rustls::server::WebPkiClientVerifier;
 use rustls::sign::CertifiedKey;
 use tonic::transport::{Certificate, ClientTlsConfig, Identity, Server, ServerTlsConfig};
 
-/// Most time that a handshake may take: a stranger that says nothing is hung up on.
+/// Longest time for a handshake: a silent connection is closed after it.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Certificates and a key, as PEM. Where they are kept is the host's business; new ones need a new
-/// transport. What was stolen is not called back: nobody asks for lists of that. Give certificates that do
-/// not last long, or change the authority.
+/// Certificates and a key, as PEM. The host decides where they are stored; new ones need a new transport.
+/// Revocation lists are not checked: use certificates of short validity, or replace the authority after a
+/// theft.
 #[derive(Clone, Default)]
 pub struct TlsConfig {
-    /// Certificates of the authorities, one or several: whoever has a certificate from one of them is let
-    /// in. An authority of the cluster's own, then, and not one that the whole world uses.
+    /// Certificates of the authorities, one or several. Every certificate that one of them issued is
+    /// accepted, so use an authority of the cluster's own and not a public one.
     pub ca: Vec<u8>,
-    /// This node's certificate, and after it those between it and the authority, if there are any. It has
-    /// to be good for a server and for a client, and name what the others call this node by.
+    /// This node's certificate, followed by intermediate ones, if any. It must be valid for a server and
+    /// for a client, and have the name under which the others connect to this node.
     pub certificate: Vec<u8>,
     /// The certificate's key: PKCS#8, SEC1 or PKCS#1, not encrypted.
     pub key: Vec<u8>,
-    /// The name that the certificate of every other node has to have; `None` for the host in its address,
-    /// be that a name or a number.
+    /// The name that the certificate of every other node must have; `None` for the host in its address, a
+    /// name or an IP address.
     pub server_name: Option<String>,
 }
 
@@ -77,19 +77,19 @@ impl Tls {
         if let Some(name) = &config.server_name {
             client = client.domain_name(name);
         }
-        // What is left to go wrong, it says now.
+        // Reports now what rustls still rejects.
         let built = Server::builder().tls_config(server.clone());
         built.map_err(|e| TlsError::Certificate(super::chain(&e)))?;
         Ok(Tls { server, client })
     }
 }
 
-/// The process's cryptography, as the host chose it. If it has chosen none, it is this one from now on:
-/// what rustls does as well, but that gives up if two are compiled in.
+/// The process's cryptography provider. If the host has installed none, this installs aws-lc-rs, as rustls
+/// does by default; but rustls fails if two are compiled in.
 fn provider() -> Arc<CryptoProvider> {
     let ours = || Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     if CryptoProvider::get_default().is_none() {
-        // Another thread may have been faster: then it is that one.
+        // If another thread was faster, its provider is used.
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     }
     CryptoProvider::get_default().cloned().unwrap_or_else(ours)
@@ -109,7 +109,7 @@ fn check(config: &TlsConfig, provider: &Arc<CryptoProvider>) -> Result<(), TlsEr
 
     let certified = CertifiedKey::new(chain.clone(), key);
     match certified.keys_match() {
-        // A kind of key that does not tell.
+        // The kind of key does not allow the comparison.
         Ok(()) | Err(rustls::Error::InconsistentKeys(rustls::InconsistentKeys::Unknown)) => {}
         Err(rustls::Error::InconsistentKeys(_)) => {
             let why = "it belongs to another certificate than this node's";
@@ -118,7 +118,7 @@ fn check(config: &TlsConfig, provider: &Arc<CryptoProvider>) -> Result<(), TlsEr
         Err(e) => return Err(TlsError::Certificate(e.to_string())),
     }
     if let Some((own, between)) = chain.split_first() {
-        // The others would refuse it.
+        // The peers would refuse it.
         let verifier =
             WebPkiClientVerifier::builder_with_provider(roots.into(), provider.clone()).build();
         let verifier = verifier.map_err(|e| TlsError::Ca(e.to_string()))?;
@@ -142,7 +142,7 @@ fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
     }
 }
 
-/// Whether that is why a connection broke.
+/// Whether TLS refused the connection.
 pub(super) fn is_refusal(error: &(dyn std::error::Error + 'static)) -> bool {
     let mut next = Some(error);
     while let Some(error) = next {
