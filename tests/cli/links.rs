@@ -227,6 +227,60 @@ fn every_name_in_the_architecture_is_in_the_code() {
     assert!(missing.is_empty(), "{missing:#?}");
 }
 
+/// Keys of the configuration, as the generated page lists them.
+fn settings(page: &str) -> BTreeSet<String> {
+    let mut section = String::new();
+    let mut found = BTreeSet::new();
+    for line in page.lines() {
+        if let Some(name) = line.strip_prefix("## `[") {
+            section = name.split(']').next().unwrap().to_owned() + ".";
+        } else if let Some(key) = line.strip_prefix("| `") {
+            found.insert(section.clone() + key.split('`').next().unwrap());
+        }
+    }
+    found
+}
+
+#[test]
+fn every_setting_that_a_page_names_exists() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let page = std::fs::read_to_string(root.join("docs/operating/configuration.md")).unwrap();
+    let settings = settings(&page);
+    let sections: BTreeSet<_> = settings
+        .iter()
+        .filter_map(|setting| setting.split_once('.'))
+        .map(|(section, _)| section)
+        .collect();
+    let mut all = Vec::new();
+    pages(root, &mut all);
+    let mut unknown = Vec::new();
+    let mut checked = 0;
+    for page in all {
+        if page.ends_with("CHANGELOG.md") {
+            continue;
+        }
+        for span in code_spans(&std::fs::read_to_string(&page).unwrap()) {
+            // `section.key`, or that and a value.
+            let setting = span.split([' ', '=']).next().unwrap();
+            let is_name = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+            let Some((section, key)) = setting.split_once('.') else {
+                continue;
+            };
+            // Files are no settings.
+            let is_file = ["json", "rs", "md", "toml", "proto"].contains(&key);
+            if !sections.contains(section) || !key.chars().all(is_name) || is_file {
+                continue;
+            }
+            checked += 1;
+            if !settings.contains(setting) {
+                unknown.push(format!("{}: {setting}", page.display()));
+            }
+        }
+    }
+    assert!(checked > 50, "{checked}");
+    assert!(unknown.is_empty(), "{unknown:#?}");
+}
+
 #[test]
 fn anchors_are_as_readers_of_the_pages_get_them() {
     let page = "# A page\n## `put --all`, and why\n```\n# no heading\n```\n## Twice\n## Twice\n";
