@@ -282,6 +282,58 @@ fn every_setting_that_a_page_names_exists() {
 }
 
 #[test]
+fn every_page_of_docs_is_in_the_index() {
+    let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs");
+    let index = std::fs::read_to_string(docs.join("README.md")).unwrap();
+    let linked: BTreeSet<PathBuf> = links(&index).iter().map(|link| docs.join(link)).collect();
+    let mut all = Vec::new();
+    pages(&docs, &mut all);
+    // The index of the records of decisions lists those.
+    let design = docs.join("design");
+    let is_listed = |page: &PathBuf| {
+        linked.contains(page) || page.starts_with(&design) || page.ends_with("docs/README.md")
+    };
+    let missing: Vec<_> = all.iter().filter(|page| !is_listed(page)).collect();
+    assert!(
+        missing.is_empty(),
+        "docs/README.md has no link to {missing:#?}"
+    );
+}
+
+/// The versions on the page of formats are those that the named files write.
+#[test]
+fn every_version_on_the_page_of_formats_is_that_of_the_code() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let page = std::fs::read_to_string(root.join("docs/reference/formats.md")).unwrap();
+    let mut checked = 0;
+    for row in page.lines().filter(|line| line.starts_with("| ")) {
+        let cells: Vec<&str> = row.split('|').map(str::trim).collect();
+        let is_version = |c: char| c.is_ascii_uppercase() || c.is_ascii_digit();
+        let word = cells[2].split([' ', ';']).next().unwrap();
+        let path = cells[3].trim_matches('`');
+        if word.is_empty() || !word.chars().all(is_version) || !path.ends_with(".rs") {
+            continue;
+        }
+        checked += 1;
+        let code = std::fs::read_to_string(root.join(path)).unwrap();
+        let is_written = code
+            .lines()
+            .filter(|line| line.contains("const "))
+            .any(|line| {
+                let names = ["FORMAT", "VERSION", "MAGIC"];
+                let value = line.split(" = ").nth(1).unwrap_or_default();
+                let value = value.trim_matches(|c: char| !c.is_ascii_alphanumeric() || c == 'b');
+                names.iter().any(|name| line.contains(name)) && value == word
+            });
+        assert!(
+            is_written,
+            "{path} has no constant of version {word}: {row}"
+        );
+    }
+    assert!(checked >= 12, "{checked}");
+}
+
+#[test]
 fn anchors_are_as_readers_of_the_pages_get_them() {
     let page = "# A page\n## `put --all`, and why\n```\n# no heading\n```\n## Twice\n## Twice\n";
     let expected = ["a-page", "put---all-and-why", "twice", "twice-1"];

@@ -79,6 +79,10 @@ fn holds(page: &str, server: &Server) {
 
 #[test]
 fn what_the_readme_shows_is_what_happens() {
+    assert!(
+        Page::read("README.md").lines.len() <= 120,
+        "README is too long"
+    );
     holds("README.md", &Server::start());
 }
 

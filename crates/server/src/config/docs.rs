@@ -56,8 +56,8 @@ const INTRODUCTION: &str = "\
 <!-- Generated from the program: change the comments of the fields in crates/server/src/config, then
      ESKER_BLESS=1 cargo test --release -p esker-server configuration_docs_are_current -->
 
-A server runs without any configuration: every key has a default or may stay unset. What differs
-from that is written into one TOML file, into the environment, or behind flags.
+A server runs without any configuration: every key has a default or may stay unset. Other values
+come from one TOML file, from the environment, or from flags.
 
 ```console
 $ esker server --config esker.toml --listen 127.0.0.1:7171 --set log.segment-size=64MiB
@@ -70,7 +70,7 @@ that is not a default what set it. `esker config check` reads it and reports eve
 
 **The file** is the one that the flag `--config` names, or else the environment variable
 `{config}`. Without either no file is read; an `esker.toml` that lies in the current directory is
-*not* picked up by itself, so that a server does the same wherever it is started.
+*not* read, so that a server does the same wherever it is started.
 
 **The environment.** The variable of a key is `ESKER_` and the key in capitals, with `_` for `-`
 and `__` for the dot behind a section:
@@ -89,8 +89,8 @@ error if it differs from a known one by at most two letters, or starts with the 
 `__`; otherwise it is ignored with a warning, since other programs set such variables too. A variable
 that is set but empty is not the same as one that is not set: the empty text is its value.
 
-**Unset.** Some keys may have no value at all; what that means is said with each. Of these, the empty
-text means unset, in the file, the environment and a flag alike, and wins like any other value:
+**Unset.** Some keys may have no value at all; the meaning of that is described with each. For these,
+the empty text means unset, in the file, the environment and a flag alike, and wins like any other value:
 `ESKER_SNAPSHOTS__SNAPSHOT_INTERVAL=` unsets a key that the file sets, or that has a default.
 
 **Second names.** Some keys and sections are also accepted under the names that Restate gives them.
@@ -98,7 +98,7 @@ Both names of one key in the same file (or both variables) are an error.
 
 **Statehouse's variables** are understood too: they win over the file, and lose to the `ESKER_`
 variable of the same key. `STATEHOUSE_ADDR` and `STATEHOUSE_LISTEN_ADDR` may name `localhost`; both with
-different values are an error. Others that start with `STATEHOUSE_` are warned of.
+different values are an error. A warning names others that start with `STATEHOUSE_`.
 
 | variable | key |
 |---|---|
@@ -107,12 +107,13 @@ different values are an error. Others that start with `STATEHOUSE_` are warned o
 which only the server should be able to read, or in the environment; other users of the machine see
 flags.
 
-**Said once.** `--bootstrap` (or `{bootstrap}`) says what an empty data directory means: `new`, a
+**For one start.** `--bootstrap` (or `{bootstrap}`) decides what an empty data directory means: `new`, a
 cluster begins here; `restore`, every partition is restored from the repository; `join`, this node
 joins a cluster. Without it, an empty directory begins a new cluster, and is refused if the repository
-holds snapshots of this cluster. It is no key, so that no file says it at every start.
-In a directory that is in use, `restore` counts for one start that serves, and later ones warn of it.
-`--empty-partitions`, beside it, names partitions of which no copy is left: they begin empty.
+holds snapshots of this cluster. It is not a key, so that no file sets it for every start; remove it
+from the environment, too, once the server serves. In a directory that is in use, `restore` counts for
+one start that serves, and later ones warn of it. `--empty-partitions`, beside it, names partitions of
+which no copy is left: they begin empty.
 
 **Sizes** are a number with a unit: `B`, `KiB`, `MiB`, `GiB`, `TiB` (powers of 1024) or `kB`, `MB`,
 `GB`, `TB` (powers of 1000), with or without a space between; a number alone is bytes. `32M` is
