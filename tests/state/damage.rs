@@ -7,8 +7,9 @@ use std::process::Command;
 use rust_rocksdb::{DBWithThreadMode, MultiThreaded, Options};
 
 use crate::client::{Read, State, key};
-use crate::support::s3::{BUCKET, S3};
 use crate::support::{Server, Setup, eventually};
+use testkit_s3::objects::Objects;
+use testkit_s3::{Fault, Matching, Operation, S3Server};
 
 fn setup() -> Setup {
     Setup::default().set("state.snapshot-interval=0")
@@ -478,20 +479,13 @@ async fn a_store_is_not_given_up_for_a_snapshot_that_cannot_be_read_now() {
 }
 
 /// Servers that put their snapshots into S3.
-fn on_s3(s3: &S3) -> Setup {
-    setup()
-        .partitions(1)
-        .set(&format!("snapshots.destination=s3://{BUCKET}/esker"))
-        .set(&format!("snapshots.aws-endpoint-url={}", s3.endpoint()))
-        .set("snapshots.aws-allow-http=true")
-        .set("snapshots.aws-region=us-east-1")
-        .set("snapshots.aws-access-key-id=AKIATEST")
-        .set("snapshots.aws-secret-access-key=secret")
+fn on_s3(s3: &S3Server<Objects>) -> Setup {
+    setup().partitions(1).set_all(&s3.settings())
 }
 
 #[tokio::test]
 async fn an_archived_state_snapshot_that_cannot_be_read_now_is_not_taken_for_absent() {
-    let s3 = S3::start().await;
+    let s3 = S3Server::in_memory().await;
     let setup = || on_s3(&s3);
     let mut server = one_snapshot(setup).await;
     let data = server.data_dir().to_owned();
@@ -503,7 +497,8 @@ async fn an_archived_state_snapshot_that_cannot_be_read_now_is_not_taken_for_abs
     // In a directory that has nothing.
     let empty = tempfile::tempdir().unwrap();
     let empty = empty.path().join("data");
-    s3.deny(Some("state/default/snapshot-8.json"));
+    let archived = Matching::operation(Operation::Get).key("state/default/snapshot-8.json");
+    s3.faults().always(archived, Fault::Status(403));
     for start in [setup(), setup().bootstrap("restore")] {
         let (exit, log) = start.start_refused(&empty).await;
         assert_eq!(exit, 1, "{log}");
@@ -523,7 +518,7 @@ async fn an_archived_state_snapshot_that_cannot_be_read_now_is_not_taken_for_abs
         let log = server.try_restart(start).await.unwrap_err();
         is_unreadable(&log, "snapshot-8.json");
     }
-    s3.deny(None);
+    s3.heal();
     let (_, log) = setup().start_refused(&empty).await;
     assert!(log.contains("error [state_snapshots_there]"), "{log}");
     server.restart(&lossy).await;

@@ -4,7 +4,6 @@
 //! | module | what it holds |
 //! |---|---|
 //! | [`subject`] | the measured process, its metrics, what it logged |
-//! | [`store`] | the S3 server that snapshots go to |
 //! | [`load`] | what is appended and trimmed |
 //! | [`uploads`] | bytes uploaded for each one written |
 //! | [`appends`] | appends while a snapshot is made |
@@ -18,7 +17,6 @@ mod history;
 mod load;
 mod predictions;
 mod sizes;
-mod store;
 pub mod subject;
 pub mod table;
 mod uploads;
@@ -33,12 +31,12 @@ use std::{
 
 use anyhow::Context;
 use clap::ValueEnum;
+use testkit_s3::{S3Server, objects::Objects};
 
 use crate::{
     machine::{self, Machine},
     scratch::Scratch,
 };
-use store::Store;
 use subject::Setup;
 use table::Section;
 
@@ -120,10 +118,10 @@ struct Bench {
 
 impl Bench {
     /// A new data directory, and a store for it.
-    async fn place(&self, name: &str) -> anyhow::Result<(Setup, Store)> {
+    async fn place(&self, name: &str) -> anyhow::Result<(Setup, S3Server<Objects>)> {
         let base = self.scratch.join(name);
         fs::create_dir_all(base.join("store"))?;
-        let store = Store::start(base.join("store")).await?;
+        let store = S3Server::on_disk(base.join("store")).await?;
         let setup = Setup {
             program: self.program.clone(),
             data: base.join("data"),

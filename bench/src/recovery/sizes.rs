@@ -3,6 +3,7 @@
 use std::{fs::File, path::Path, process::Command, time::Duration, time::Instant};
 
 use anyhow::ensure;
+use testkit_s3::{S3Server, objects::Objects};
 
 use super::{
     Bench, drop_caches,
@@ -145,7 +146,7 @@ async fn restart(
 async fn restores(
     bench: &Bench,
     setup: &Setup,
-    store: &super::Store,
+    store: &S3Server<Objects>,
 ) -> anyhow::Result<Vec<Figure>> {
     let eager = setup.with(["snapshots.snapshot-interval=1s"]);
     let (server, _) = eager.start(&[]).await?;

@@ -4,8 +4,8 @@ use super::contents::contents;
 use super::losses::{Harm, Loss, befall};
 use super::past::{Past, eager, seen, work};
 use super::place::{Kind, Scene, files};
-use crate::support::s3::Mood;
 use crate::support::{Setup, eventually};
+use testkit_s3::Fault;
 
 async fn refused(setup: &Setup, scene: &Scene, name: &str, code: &str) {
     let data = scene.path(name);
@@ -78,12 +78,12 @@ async fn an_empty_directory_is_never_taken_for_a_new_cluster_beside_an_old_one()
     .await;
     refused_and_empty(&restore.clone().partitions(3), scene, "partitions_changed").await;
 
-    scene.place.s3().be(Mood::Gone);
+    scene.place.s3().fail(Fault::Disconnect);
     tokio::join!(
         refused_and_empty(plain, scene, "repository_unreadable"),
         refused_and_empty(&restore, scene, "repository_unreadable"),
     );
-    scene.place.s3().be(Mood::Well);
+    scene.place.s3().heal();
     assert!(scene.place.all() == there, "the repository was changed");
 
     // One in use is neither new nor anybody else's.
@@ -111,12 +111,12 @@ async fn a_repository_with_nothing_in_it_restores_nothing() {
 async fn a_new_cluster_beside_a_repository_out_of_reach_does_not_overwrite_what_is_there() {
     let past = Past::new(Kind::S3, "full").await;
     let there = past.scene.place.all();
-    past.scene.place.s3().be(Mood::Gone);
+    past.scene.place.s3().fail(Fault::Disconnect);
     let new = past.scene.setup.clone().bootstrap("new");
     let server = new.start(&past.scene.path("empty")).await;
     work(&server.sdk(), 1).await;
     let before = contents(&server.sdk()).await;
-    past.scene.place.s3().be(Mood::Well);
+    past.scene.place.s3().heal();
     server.logged("belongs to").await;
     let now = past.scene.place.all();
     let probes = |key: &&String| !key.starts_with(".esker-probe");

@@ -8,8 +8,8 @@ use s2_sdk::S2Stream;
 use super::contents::records;
 use super::past::eager;
 use super::place::{Kind, Scene};
-use crate::support::s3::Mood;
 use crate::support::{Server, Setup, eventually, sdk};
+use testkit_s3::Fault;
 
 const MIB: u64 = 1024 * 1024;
 const BOUND: u64 = 6 * MIB;
@@ -48,7 +48,7 @@ async fn under_trim_anyway_the_log_stays_within_its_bound_while_the_repository_i
     scene.place.roots().await;
     stream(&server).await;
     let stream = persistent(&server);
-    scene.place.s3().be(Mood::Gone);
+    scene.place.s3().fail(Fault::Disconnect);
     let mut appended = 0;
     let began = Instant::now();
     // Some seconds of work, as much as twenty logs in all.
@@ -74,7 +74,7 @@ async fn under_refuse_appends_appends_are_refused_until_a_snapshot_is_archived()
     let mut server = scene.setup.start(&scene.data()).await;
     scene.place.roots().await;
     let stream = stream(&server).await;
-    scene.place.s3().be(Mood::Gone);
+    scene.place.s3().fail(Fault::Disconnect);
     let mut appended = 0_u64;
     while stream
         .append(sdk::input(["x".repeat(100 * 1024)]))
@@ -120,7 +120,7 @@ async fn under_refuse_appends_appends_are_refused_until_a_snapshot_is_archived()
     })
     .await;
 
-    scene.place.s3().be(Mood::Well);
+    scene.place.s3().heal();
     eventually("taken again", async || {
         stream.append(sdk::input(["at last"])).await.ok()
     })
@@ -199,7 +199,7 @@ async fn under_refuse_appends_snapshots_go_on_until_appends_are_taken_again() {
     sdk::stream(&basin, "orders").await;
     let stream = super::contents::stream(&server.sdk(), "test-basin/orders");
     for cycle in 0..4 {
-        scene.place.s3().be(Mood::Gone);
+        scene.place.s3().fail(Fault::Disconnect);
         let mut appended = 0_u64;
         while stream
             .append(sdk::input(["x".repeat(100 * 1024)]))
@@ -209,7 +209,7 @@ async fn under_refuse_appends_snapshots_go_on_until_appends_are_taken_again() {
             appended += 1;
             assert!(appended < 50 * BOUND / (100 * 1024), "never refused");
         }
-        scene.place.s3().be(Mood::Well);
+        scene.place.s3().heal();
         eventually(&format!("cycle {cycle}: taken again"), async || {
             stream.append(sdk::input(["y"])).await.ok()
         })

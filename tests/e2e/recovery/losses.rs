@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::place::{PARTITIONS, Place, Scene, copy_dir};
-use crate::support::s3::Mood;
+use testkit_s3::Fault;
 
 /// What befalls the data directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -115,7 +115,7 @@ impl Harm {
             }
         }
         match (self, place) {
-            (Harm::Gone, Place::S3(s3)) => s3.be(Mood::Gone),
+            (Harm::Gone, Place::S3(s3)) => s3.fail(Fault::Disconnect),
             (Harm::Gone, Place::Directory(dir)) => {
                 // No file, and not missing either: nobody can read it.
                 for partition in 0..=PARTITIONS {
@@ -132,7 +132,7 @@ impl Harm {
     /// What was [`Harm::Gone`] is there again.
     pub fn come_back(place: &Place) {
         match place {
-            Place::S3(s3) => s3.be(Mood::Well),
+            Place::S3(s3) => s3.heal(),
             Place::Directory(dir) => {
                 for partition in 0..=PARTITIONS {
                     let root = dir.join(format!("{partition}/latest.json"));

@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use super::past::{caught_up, eager};
 use super::place::{Kind, Scene};
-use crate::support::s3::Mood;
 use crate::support::{SOON, Server, sdk};
+use testkit_s3::Fault;
 
 /// No append takes so long, whatever the repository does: one that waited for a silent one would wait
 /// until the request to it is given up.
@@ -39,7 +39,7 @@ async fn append_for(
 #[tokio::test]
 async fn a_node_that_starts_without_its_repository_serves_and_catches_up_when_it_is_back() {
     let scene = Scene::new(Kind::S3, eager()).await;
-    scene.place.s3().be(Mood::Gone);
+    scene.place.s3().fail(Fault::Disconnect);
     let new = scene.setup.clone().bootstrap("new");
     let mut server = new.start(&scene.data()).await;
     let basin = sdk::basin(&server.sdk(), "test-basin").await;
@@ -51,22 +51,22 @@ async fn a_node_that_starts_without_its_repository_serves_and_catches_up_when_it
     server.restart(&scene.setup).await;
     count += append_for(&server, "test-basin/orders", time, || true).await;
     assert!(scene.place.keys().is_empty());
-    scene.place.s3().be(Mood::Well);
+    scene.place.s3().heal();
     caught_up(&server, &scene.place).await;
     let stream = super::contents::stream(&server.sdk(), "test-basin/orders");
     assert_eq!(super::contents::records(&stream).await.len(), count);
 }
 
-async fn appends_go_on(mood: Mood, comes_back: bool) {
+async fn appends_go_on(fault: Fault, comes_back: bool) {
     let scene = Scene::new(Kind::S3, eager()).await;
     let server = scene.setup.start(&scene.data()).await;
     scene.place.roots().await;
     let basin = sdk::basin(&server.sdk(), "test-basin").await;
     sdk::stream(&basin, "orders").await;
-    scene.place.s3().be(mood);
-    let before = scene.place.s3().requests();
+    scene.place.s3().fail(fault);
+    let before = scene.place.s3().total();
     let time = Duration::from_millis(2500);
-    let is_asked = || scene.place.s3().requests() > before;
+    let is_asked = || scene.place.s3().total() > before;
     append_for(&server, "test-basin/orders", time, is_asked).await;
     if comes_back {
         caught_up(&server, &scene.place).await;
@@ -75,16 +75,16 @@ async fn appends_go_on(mood: Mood, comes_back: bool) {
 
 #[tokio::test]
 async fn a_slow_repository_keeps_no_append_waiting_and_has_everything_in_the_end() {
-    appends_go_on(Mood::Slow(Duration::from_millis(100)), true).await;
+    appends_go_on(Fault::Late(Duration::from_millis(100)), true).await;
 }
 
 #[tokio::test]
 async fn a_repository_that_fails_half_the_time_keeps_no_append_waiting_and_has_everything_in_the_end()
  {
-    appends_go_on(Mood::Failing, true).await;
+    appends_go_on(Fault::Overloaded, true).await;
 }
 
 #[tokio::test]
 async fn a_silent_repository_keeps_no_append_waiting() {
-    appends_go_on(Mood::Silent, false).await;
+    appends_go_on(Fault::Silence, false).await;
 }

@@ -9,8 +9,9 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use crate::support::s3::{BUCKET, S3};
 use crate::support::{Setup, eventually};
+use testkit_s3::S3Server;
+use testkit_s3::objects::Objects;
 
 /// Stream partitions of all scenes; the catalog comes on top.
 pub const PARTITIONS: u64 = 2;
@@ -27,14 +28,14 @@ pub enum Kind {
 /// A destination.
 pub enum Place {
     Directory(PathBuf),
-    S3(S3),
+    S3(S3Server<Objects>),
 }
 
 impl Place {
     async fn new(kind: Kind, scratch: &Path) -> Place {
         match kind {
             Kind::Directory => Place::Directory(scratch.join("backups")),
-            Kind::S3 => Place::S3(S3::start().await),
+            Kind::S3 => Place::S3(S3Server::in_memory().await),
         }
     }
 
@@ -42,18 +43,12 @@ impl Place {
     pub fn setup(&self, setup: Setup) -> Setup {
         match self {
             Place::Directory(dir) => setup.set(&format!("snapshots.destination={}", dir.display())),
-            Place::S3(s3) => setup
-                .set(&format!("snapshots.destination=s3://{BUCKET}/esker"))
-                .set(&format!("snapshots.aws-endpoint-url={}", s3.endpoint()))
-                .set("snapshots.aws-allow-http=true")
-                .set("snapshots.aws-region=us-east-1")
-                .set("snapshots.aws-access-key-id=AKIATEST")
-                .set("snapshots.aws-secret-access-key=secret"),
+            Place::S3(s3) => setup.set_all(&s3.settings()),
         }
     }
 
     /// The S3 server.
-    pub fn s3(&self) -> &S3 {
+    pub fn s3(&self) -> &S3Server<Objects> {
         match self {
             Place::S3(s3) => s3,
             Place::Directory(_) => panic!("it is a directory"),

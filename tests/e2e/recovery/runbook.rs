@@ -14,8 +14,8 @@ use super::contents::{contents, stream};
 use super::losses::{Harm, Loss, befall, newest};
 use super::past::{Past, caught_up, eager, kept, play, seen};
 use super::place::{Kind, Place, Scene, copy_dir};
-use crate::support::s3::Mood;
 use crate::support::{SOON, Server, Setup, eventually, sdk};
+use testkit_s3::Fault;
 
 /// The sections of the runbook in `docs/operating/recovery.md`, in their order.
 const ROWS: &[&str] = &[
@@ -313,10 +313,10 @@ async fn out_of_reach() {
     let stream = sdk::stream(&basin, "orders").await;
     caught_up(&server, &scene.place).await;
     stands(&server, &[], context).await;
-    scene.place.s3().be(Mood::Gone);
+    scene.place.s3().fail(Fault::Disconnect);
     sdk::append(&stream, ["meanwhile"]).await;
     stands(&server, &["repository_failing"], context).await;
-    scene.place.s3().be(Mood::Well);
+    scene.place.s3().heal();
     caught_up(&server, &scene.place).await;
     stands(&server, &[], context).await;
 }

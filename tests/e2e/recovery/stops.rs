@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use super::past::eager;
 use super::place::{Kind, Scene};
-use crate::support::s3::Mood;
 use crate::support::{Server, eventually, sdk};
+use testkit_s3::Fault;
 
 /// How long the server waits for an answer of the repository.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
@@ -22,7 +22,7 @@ async fn a_stop_keeps_to_its_grace_although_the_repository_hangs_and_names_what_
     let basin = sdk::basin(&server.sdk(), "test-basin").await;
     let stream = sdk::stream(&basin, "orders").await;
     sdk::append(&stream, ["x"]).await;
-    scene.place.s3().be(Mood::Silent);
+    scene.place.s3().fail(Fault::Silence);
     let began = Instant::now();
     server.stop().await;
     let took = began.elapsed();

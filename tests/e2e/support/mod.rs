@@ -8,13 +8,11 @@
 //! | [`events`] | server-sent events |
 //! | [`sdk`] | the official client, and short forms of what tests do with it |
 //! | [`codec`] | gzip and zstd |
-//! | [`s3`] | an S3 server with moods |
 
 pub mod codec;
 pub mod events;
 pub mod frames;
 pub mod http;
-pub mod s3;
 pub mod sdk;
 pub mod server;
 

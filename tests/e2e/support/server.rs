@@ -76,6 +76,13 @@ impl Setup {
         self
     }
 
+    /// With these keys of the configuration.
+    #[allow(dead_code)]
+    pub fn set_all(self, settings: &[String]) -> Setup {
+        let set = |setup: Setup, setting: &String| setup.set(setting);
+        settings.iter().fold(self, set)
+    }
+
     /// With this variable of the environment.
     #[allow(dead_code)]
     pub fn variable(mut self, name: &'static str, value: &str) -> Setup {

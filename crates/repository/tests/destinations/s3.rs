@@ -8,8 +8,9 @@ use object_store::path::Path;
 use object_store::{Error, ObjectStoreExt as _, PutMode};
 
 use crate::suite::text;
-use crate::support::faults::{Fault, Matching};
-use crate::support::s3::{Operation, S3Server};
+use crate::support::Destinations as _;
+use testkit_s3::{Fault, Matching};
+use testkit_s3::{Operation, S3Server};
 
 #[tokio::test]
 async fn nothing_is_tried_twice_behind_the_callers_back() {

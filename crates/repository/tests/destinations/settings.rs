@@ -9,7 +9,7 @@ use esker_repository::destination::{
 use object_store::ObjectStoreExt as _;
 use object_store::path::Path;
 
-use crate::support::s3::S3Server;
+use testkit_s3::S3Server;
 
 fn environment(variables: &[(&str, &str)], home: Option<&FsPath>) -> Environment {
     let variables: HashMap<String, String> = variables

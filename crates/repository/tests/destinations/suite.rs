@@ -14,7 +14,8 @@ use object_store::{
     UpdateVersion,
 };
 
-use crate::support::s3::S3Server;
+use crate::support::Destinations as _;
+use testkit_s3::S3Server;
 
 /// A destination, and the directory where its objects are files.
 pub struct Place {

@@ -7,8 +7,8 @@ use std::time::Duration;
 use esker_repository::{Options, Which};
 
 use crate::fixture::{Place, full, options, some};
-use crate::support::faults::{Fault, Matching};
-use crate::support::s3::Operation;
+use testkit_s3::Operation;
+use testkit_s3::{Fault, Matching};
 
 on_both!(
     a_flipped_byte_of_the_same_size_never_goes_live,

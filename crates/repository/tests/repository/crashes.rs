@@ -14,7 +14,7 @@ use esker_repository::{LineageId, Lsn, Options, Progress, Repository, Which};
 use futures::future::BoxFuture;
 
 use crate::fixture::{Clock, LINEAGE, Place, full, options, read_dir, some};
-use crate::support::s3::Door;
+use testkit_s3::Door;
 
 /// A future that crashes: `None` after so many polls.
 struct AbortAfter<'a, T> {

@@ -12,8 +12,8 @@ use esker_repository::{
 use futures::future::join;
 
 use crate::fixture::{Clock, Files, LINEAGE, Place, bytes, options, retries, some};
-use crate::support::faults::{Fault, Matching};
-use crate::support::s3::Operation;
+use testkit_s3::Operation;
+use testkit_s3::{Fault, Matching};
 
 on_both!(
     two_uploaders_at_once_both_succeed,

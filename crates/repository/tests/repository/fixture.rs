@@ -17,7 +17,8 @@ use futures::future::BoxFuture;
 use serde_json::Value;
 use time::OffsetDateTime;
 
-use crate::support::s3::{Door, S3Server};
+use crate::support::Destinations as _;
+use testkit_s3::{Door, S3Server};
 
 /// The partition of all tests.
 pub const PARTITION: PartitionId = PartitionId(7);
@@ -270,7 +271,7 @@ impl Place {
     pub async fn elsewhere(&self, options: Options) -> (Repository, Option<Door>) {
         let (destination, door) = match &self.backend {
             Backend::S3(server) => {
-                let (destination, door) = server.door(IN_BUCKET).await;
+                let (destination, door) = server.destination_through_door(IN_BUCKET).await;
                 (destination, Some(door))
             }
             Backend::Directory => (self.destination.clone(), None),

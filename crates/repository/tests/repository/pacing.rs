@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use esker_repository::{Options, Progress, RateLimiter};
 
 use crate::fixture::{Files, Place, bytes, full};
-use crate::support::faults::{Fault, Matching};
-use crate::support::s3::Operation;
+use testkit_s3::Operation;
+use testkit_s3::{Fault, Matching};
 
 const MIB: usize = 1 << 20;
 

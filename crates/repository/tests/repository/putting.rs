@@ -14,7 +14,7 @@ use esker_repository::{
 use serde_json::{Value, json};
 
 use crate::fixture::{Files, LINEAGE, Place, bytes, full, options, some};
-use crate::support::s3::Operation;
+use testkit_s3::Operation;
 
 on_both!(
     a_full_snapshot_lies_beside_its_description,

@@ -226,7 +226,7 @@ async fn it_is_never_written_to(place: Place) {
         }
         assert_eq!(place.objects(), before);
         if place.is_s3() {
-            use crate::support::s3::Operation as O;
+            use testkit_s3::Operation as O;
             let log = place.server().log();
             let writes = log
                 .iter()

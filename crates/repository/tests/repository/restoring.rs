@@ -17,8 +17,8 @@ use time::OffsetDateTime;
 use crate::fixture::{
     Files, LINEAGE, PARTITION, Place, bytes, full, options, read_dir, retries, some, until,
 };
-use crate::support::faults::{Fault, Matching};
-use crate::support::s3::Operation;
+use testkit_s3::Operation;
+use testkit_s3::{Fault, Matching};
 
 on_both!(
     what_was_put_comes_back_byte_for_byte,

@@ -10,7 +10,7 @@ use esker_repository::metadata::FileMetadata;
 use esker_repository::{Checkpoint, Digest, Digests, Lsn, Options, Progress, Which};
 
 use crate::fixture::{Files, LINEAGE, Place, bytes, options, some};
-use crate::support::s3::Operation;
+use testkit_s3::Operation;
 
 on_both!(
     a_file_that_is_retained_is_not_uploaded_again,

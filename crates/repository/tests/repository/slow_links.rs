@@ -7,8 +7,9 @@ use esker_repository::destination::DestinationOptions;
 use esker_repository::{Destination, Error, Options, Progress, Repository, Retries};
 
 use crate::fixture::{Files, PARTITION, Place, bytes, options, retries, until};
-use crate::support::s3::Operation;
-use crate::support::slow_link::SlowLink;
+use crate::support::Destinations as _;
+use testkit_s3::Operation;
+use testkit_s3::SlowLink;
 
 const MIB: usize = 1 << 20;
 /// How long a store may be silent in these tests.

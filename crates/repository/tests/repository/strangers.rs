@@ -6,6 +6,7 @@ use esker_repository::{Cluster, Error, LineageId, Lsn, Options, Progress, Reposi
 use serde_json::json;
 
 use crate::fixture::{LINEAGE, PARTITION, Place, cluster, options, some};
+use crate::support::Destinations as _;
 
 on_both!(
     a_root_that_is_not_understood_is_never_written_over,

@@ -7,8 +7,8 @@ use esker_repository::{Error, Options, Progress};
 use serde_json::json;
 
 use crate::fixture::{Clock, LINEAGE, Place, full, options, some};
-use crate::support::faults::{Fault, Matching};
-use crate::support::s3::Operation;
+use testkit_s3::Operation;
+use testkit_s3::{Fault, Matching};
 
 on_both!(
     orphans_of_every_pattern_go,

@@ -3,7 +3,7 @@
 use esker_repository::{Error, LineageId, Lsn, Options, Progress};
 
 use crate::fixture::{LINEAGE, Place, full, only_damage, options, some};
-use crate::support::s3::Operation;
+use testkit_s3::Operation;
 
 on_both!(
     what_is_sound_is_counted,
@@ -148,7 +148,7 @@ async fn without_data_no_file_is_read() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_store_that_refuses_is_an_error_and_no_damage() {
-    use crate::support::faults::{Fault, Matching};
+    use testkit_s3::{Fault, Matching};
     let place = Place::on_s3().await;
     place.put(1, &some(&[1])).await;
     let denied = Matching::operation(Operation::Get).key("/ssts/");

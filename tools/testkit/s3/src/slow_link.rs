@@ -15,8 +15,9 @@ use tokio::time::Instant;
 /// Bytes that are taken at a time.
 const PIECE: usize = 16 * 1024;
 
-/// It is cut when dropped.
+/// The link. It is cut when dropped.
 pub struct SlowLink {
+    /// Where clients connect.
     pub address: SocketAddr,
     taken: Arc<AtomicU64>,
     stalled: Arc<AtomicBool>,

@@ -1,7 +1,9 @@
 //! What can go wrong with an S3 server, under a test's control.
 //!
-//! A *fault* befalls the next requests that match; a *lie* is a habit that the server has until it is
-//! taken from it. Faults are at the level of HTTP, so that the client under test is the real one.
+//! A *fault* concerns the next requests that match, or all of them; a *lie* is a promise of S3 that the
+//! server breaks until the faults are cleared. Faults are at the level of HTTP, so that the client under
+//! test is the real one. Lies about conditions and deletes need a server that is started with
+//! [`S3Server::start`](crate::S3Server::start).
 
 use std::collections::{HashMap, HashSet};
 use std::pin::Pin;
@@ -17,12 +19,12 @@ use s3s::dto::{DeleteObjectsInput, PutObjectInput};
 use s3s::{Body, HttpResponse, S3Request, S3Result};
 use tokio::sync::oneshot;
 
-use super::s3::{Operation, Received};
+use crate::request::{Operation, Received};
 
 /// How long a put waits for the other one of its pair.
 const RIVAL_WITHIN: Duration = Duration::from_secs(10);
 
-/// What befalls a request.
+/// What happens to a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
     /// Nothing is done and this is answered: a status, with a code of S3 that belongs to it.
@@ -44,9 +46,14 @@ pub enum Fault {
     Late(Duration),
     /// It is done when the test lets it go: see [`Faults::held`] and [`Faults::release`].
     Held,
+    /// Nothing is done, and the connection breaks off without an answer.
+    Disconnect,
+    /// By chance: a quarter of the requests is not done, another is done, and both are answered with
+    /// 503; the others go well.
+    Overloaded,
 }
 
-/// A habit.
+/// A promise of S3 that the server breaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Lie {
     /// Puts with `If-None-Match: *` replace.
@@ -218,15 +225,24 @@ impl Faults {
     }
 
     /// Serves a request, or does not.
-    pub(super) async fn around(
+    pub(crate) async fn around(
         &self,
         received: &Received,
         if_match: Option<HeaderValue>,
         apply: impl Future<Output = HttpResponse>,
-    ) -> HttpResponse {
+    ) -> Result<HttpResponse, Broken> {
         let apply = self.lying(received, if_match, apply);
-        match self.take(received) {
+        let fault = match self.take(received) {
+            Some(Fault::Overloaded) => match rand::random_range(0..4) {
+                0 => Some(Fault::Status(503)),
+                1 => Some(Fault::AppliedThen(503)),
+                _ => None,
+            },
+            fault => fault,
+        };
+        Ok(match fault {
             None => apply.await,
+            Some(Fault::Disconnect) => return Err(Broken),
             Some(Fault::Status(status)) => answer(status, code(status, received), "on purpose"),
             Some(Fault::AppliedThen(status)) => {
                 apply.await;
@@ -252,7 +268,7 @@ impl Faults {
                 apply.await
             }
             Some(fault) => damage(apply.await, fault).await,
-        }
+        })
     }
 
     async fn lying(
@@ -354,7 +370,7 @@ impl Faults {
 
 /// Changes requests after their signature was checked: strips conditions from puts, and keys from bulk
 /// deletes.
-pub(super) struct Access(pub(super) Faults);
+pub(crate) struct Access(pub(crate) Faults);
 
 #[async_trait::async_trait]
 impl S3Access for Access {
@@ -401,7 +417,7 @@ impl S3Access for Access {
 }
 
 /// An answer with an error, as S3 words it.
-pub(super) fn answer(status: u16, code: &str, message: &str) -> HttpResponse {
+pub(crate) fn answer(status: u16, code: &str, message: &str) -> HttpResponse {
     let body = format!(
         "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\
          <Error><Code>{code}</Code><Message>{message}</Message></Error>"
@@ -438,7 +454,10 @@ async fn damage(response: HttpResponse, fault: Fault) -> HttpResponse {
         Fault::BrokenBody => {
             let length = HeaderValue::from(body.len().max(1));
             head.headers.insert("content-length", length);
-            Body::http_body(Broken(Some(body.slice(..middle)), body.len().max(1) as u64))
+            Body::http_body(BrokenBody(
+                Some(body.slice(..middle)),
+                body.len().max(1) as u64,
+            ))
         }
         Fault::ShortBody => {
             head.headers
@@ -457,10 +476,22 @@ async fn damage(response: HttpResponse, fault: Fault) -> HttpResponse {
     Response::from_parts(head, body)
 }
 
-/// A body that breaks off after its first bytes.
-struct Broken(Option<Bytes>, u64);
+/// A connection that is to break off.
+#[derive(Debug)]
+pub(crate) struct Broken;
 
-impl hyper::body::Body for Broken {
+impl std::fmt::Display for Broken {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("broken off on purpose")
+    }
+}
+
+impl std::error::Error for Broken {}
+
+/// A body that breaks off after its first bytes.
+struct BrokenBody(Option<Bytes>, u64);
+
+impl hyper::body::Body for BrokenBody {
     type Data = Bytes;
     type Error = std::io::Error;
 

@@ -1,0 +1,348 @@
+//! An S3 server in this process, on a port of the loopback interface.
+//!
+//! The body of a request is read before anything is done, so that a slow client stops nobody. The
+//! server counts what is asked of it, and a test can make it fail: see [`crate::faults`].
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::Request;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use s3s::{Body, HttpResponse};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::oneshot;
+use tokio::task::{JoinHandle, JoinSet};
+
+use crate::faults::{Broken, Fault, Faults, Matching, answer};
+use crate::files::Files;
+use crate::objects::{BUCKET, Objects, Saved};
+use crate::request::{Operation, Received, credential, key_of};
+
+/// Bytes of a request's body, at most.
+const MAX_BODY_BYTES: usize = 512 * 1024 * 1024;
+
+/// How long to wait after a connection could not be accepted, for instance for want of descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// What keeps the objects.
+pub trait Store: Send + Sync + 'static {
+    /// Does what a request asks for.
+    fn apply(
+        &self,
+        operation: Operation,
+        request: Request<Bytes>,
+    ) -> impl Future<Output = HttpResponse> + Send;
+}
+
+/// A running server. It stops when dropped.
+pub struct S3Server<S = Files> {
+    address: SocketAddr,
+    service: Arc<Service<S>>,
+    task: JoinHandle<()>,
+}
+
+impl<S> Drop for S3Server<S> {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl S3Server<Files> {
+    /// Starts one that checks signatures, with its objects in a temporary directory.
+    pub async fn start() -> S3Server {
+        let faults = Faults::default();
+        S3Server::serve(Files::new(&faults), faults, true)
+            .await
+            .unwrap()
+    }
+
+    /// Makes a bucket, if need be; its directory.
+    pub fn bucket(&self, name: &str) -> PathBuf {
+        let dir = self.root().join(name);
+        std::fs::create_dir_all(&dir).unwrap();
+        dir
+    }
+
+    /// Where an object's content is on disk, for reading and for damaging it behind the server's back.
+    pub fn file(&self, bucket: &str, key: &str) -> PathBuf {
+        self.root().join(bucket).join(key)
+    }
+
+    /// The directory of all buckets.
+    pub fn root(&self) -> &Path {
+        self.service.store.root()
+    }
+
+    /// Uploads in parts that were begun and neither completed nor aborted.
+    pub fn unfinished_uploads(&self) -> usize {
+        let entries = std::fs::read_dir(self.root()).unwrap();
+        entries
+            .filter(|entry| {
+                let name = entry.as_ref().unwrap().file_name();
+                let name = name.to_str().unwrap();
+                name.starts_with(".upload-") && name.ends_with(".json")
+            })
+            .count()
+    }
+}
+
+impl S3Server<Objects> {
+    /// Starts one with a single bucket, [`BUCKET`], in memory. Its objects are dated long ago, so that
+    /// none is too young to be swept. It checks no signatures.
+    pub async fn in_memory() -> S3Server<Objects> {
+        S3Server::serve(Objects::in_memory(), Faults::default(), true)
+            .await
+            .unwrap()
+    }
+
+    /// Starts one for measurements: as [`S3Server::in_memory`], but the bytes of objects lie in
+    /// `directory` and are synced before a put is answered, and it keeps no log of requests. Which
+    /// objects there are ends with it.
+    ///
+    /// # Errors
+    ///
+    /// If there is no port.
+    pub async fn on_disk(directory: PathBuf) -> std::io::Result<S3Server<Objects>> {
+        S3Server::serve(Objects::on_disk(directory), Faults::default(), false).await
+    }
+
+    /// The settings of an Esker server that has its snapshots here, `key=value` each.
+    pub fn settings(&self) -> Vec<String> {
+        vec![
+            format!("snapshots.destination=s3://{BUCKET}/esker"),
+            format!("snapshots.aws-endpoint-url={}", self.endpoint()),
+            "snapshots.aws-allow-http=true".to_owned(),
+            "snapshots.aws-region=us-east-1".to_owned(),
+            "snapshots.aws-access-key-id=AKIATEST".to_owned(),
+            "snapshots.aws-secret-access-key=secret".to_owned(),
+        ]
+    }
+
+    /// All keys.
+    pub fn keys(&self) -> Vec<String> {
+        self.service.store.keys()
+    }
+
+    /// An object's content.
+    pub fn get(&self, key: &str) -> Option<Vec<u8>> {
+        self.service.store.content(key)
+    }
+
+    /// Replaces an object behind the writers' backs.
+    pub fn put(&self, key: &str, content: Vec<u8>) {
+        self.service.store.insert(key, content.into());
+    }
+
+    /// Removes one.
+    pub fn remove(&self, key: &str) {
+        self.service.store.remove(key);
+    }
+
+    /// What there is now.
+    pub fn saved(&self) -> Saved {
+        self.service.store.saved()
+    }
+
+    /// Goes back to that.
+    pub fn back_to(&self, saved: &Saved) {
+        self.service.store.back_to(saved);
+    }
+
+    /// Objects and their bytes.
+    pub fn size(&self) -> (usize, u64) {
+        self.service.store.size()
+    }
+}
+
+impl<S: Store> S3Server<S> {
+    async fn serve(store: S, faults: Faults, keeps_log: bool) -> std::io::Result<S3Server<S>> {
+        let service = Arc::new(Service {
+            store,
+            faults,
+            log: keeps_log.then(Mutex::default),
+        });
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let address = listener.local_addr()?;
+        let serving = service.clone();
+        let task = tokio::spawn(async move {
+            // Connections end with it.
+            let mut connections = JoinSet::new();
+            loop {
+                let Ok((socket, _)) = listener.accept().await else {
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    continue;
+                };
+                connections.spawn(connection(serving.clone(), socket, false));
+                while connections.try_join_next().is_some() {}
+            }
+        });
+        Ok(S3Server {
+            address,
+            service,
+            task,
+        })
+    }
+
+    /// Opens a way in for one client alone; its endpoint is `http://127.0.0.1:port`.
+    pub async fn door(&self) -> Door {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (close, mut closing) = oneshot::channel::<()>();
+        let service = self.service.clone();
+        let task = tokio::spawn(async move {
+            let mut connections = JoinSet::new();
+            loop {
+                tokio::select! {
+                    accepted = listener.accept() => {
+                        if let Ok((socket, _)) = accepted {
+                            connections.spawn(connection(service.clone(), socket, true));
+                        }
+                    }
+                    _ = &mut closing => break,
+                }
+            }
+            // Those that have come and were not let in yet.
+            let listener = listener.into_std().unwrap();
+            while let Ok((socket, _)) = listener.accept() {
+                socket.set_nonblocking(true).unwrap();
+                let socket = TcpStream::from_std(socket).unwrap();
+                connections.spawn(connection(service.clone(), socket, true));
+            }
+            while connections.join_next().await.is_some() {}
+        });
+        Door {
+            address,
+            close,
+            task,
+        }
+    }
+
+    /// `http://127.0.0.1:port`.
+    pub fn endpoint(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// What is to go wrong.
+    pub fn faults(&self) -> &Faults {
+        &self.service.faults
+    }
+
+    /// From now on, every request meets this fault and no other.
+    pub fn fail(&self, fault: Fault) {
+        self.faults().clear();
+        self.faults().always(Matching::any(), fault);
+    }
+
+    /// From now on, nothing goes wrong.
+    pub fn heal(&self) {
+        self.faults().clear();
+    }
+
+    /// What was asked since the start or the last [`forget`](S3Server::forget), failed requests included.
+    pub fn log(&self) -> Vec<Received> {
+        self.service.log().lock().unwrap().clone()
+    }
+
+    /// Begins to count anew.
+    pub fn forget(&self) {
+        self.service.log().lock().unwrap().clear();
+    }
+
+    /// Requests of one operation.
+    pub fn requests(&self, operation: Operation) -> usize {
+        let log = self.service.log().lock().unwrap();
+        log.iter().filter(|r| r.operation == operation).count()
+    }
+
+    /// All requests.
+    pub fn total(&self) -> usize {
+        self.service.log().lock().unwrap().len()
+    }
+
+    /// Bytes of the bodies of puts and parts.
+    pub fn uploaded(&self) -> u64 {
+        let uploads = [Operation::Put, Operation::UploadPart];
+        let log = self.service.log().lock().unwrap();
+        log.iter()
+            .filter(|r| uploads.contains(&r.operation))
+            .map(|r| r.bytes)
+            .sum()
+    }
+}
+
+/// A way in for one client. What comes through it is done, also when the client has gone meanwhile.
+pub struct Door {
+    address: SocketAddr,
+    close: oneshot::Sender<()>,
+    task: JoinHandle<()>,
+}
+
+impl Door {
+    /// `http://127.0.0.1:port`.
+    pub fn endpoint(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// Waits until everything is done that came in. The client must be gone, with its connections.
+    pub async fn close(self) {
+        let _ = self.close.send(());
+        let closed = tokio::time::timeout(Duration::from_secs(60), self.task).await;
+        closed.expect("what came in is done").unwrap();
+    }
+}
+
+/// Serves a connection; if need be to the end of a request whose client has gone.
+async fn connection<S: Store>(service: Arc<Service<S>>, socket: TcpStream, to_the_end: bool) {
+    // Head and body of an answer are two writes: the second must not wait for an ACK.
+    let _ = socket.set_nodelay(true);
+    let serve = service_fn(move |request| {
+        let service = service.clone();
+        async move { service.serve(request).await }
+    });
+    let mut connection = hyper::server::conn::http1::Builder::new();
+    connection.half_close(to_the_end);
+    // Broken off by a client, or on purpose.
+    let _ = connection
+        .serve_connection(TokioIo::new(socket), serve)
+        .await;
+}
+
+struct Service<S> {
+    store: S,
+    faults: Faults,
+    log: Option<Mutex<Vec<Received>>>,
+}
+
+impl<S: Store> Service<S> {
+    fn log(&self) -> &Mutex<Vec<Received>> {
+        self.log.as_ref().expect("this server keeps no log")
+    }
+
+    async fn serve(&self, request: Request<Incoming>) -> Result<HttpResponse, Broken> {
+        let (head, body) = request.into_parts();
+        let operation = Operation::of(&head.method, &head.uri);
+        let key = key_of(&head.uri).to_owned();
+        let bytes = match Body::from(body).store_all_limited(MAX_BODY_BYTES).await {
+            Ok(bytes) => bytes,
+            Err(error) => return Ok(answer(400, "IncompleteBody", &error.to_string())),
+        };
+        let received = Received {
+            operation,
+            key,
+            bytes: bytes.len() as u64,
+            credential: credential(&head.headers),
+        };
+        if let Some(log) = &self.log {
+            log.lock().unwrap().push(received.clone());
+        }
+        let if_match = head.headers.get("if-match").cloned();
+        let request = Request::from_parts(head, bytes);
+        let apply = self.store.apply(operation, request);
+        self.faults.around(&received, if_match, apply).await
+    }
+}
