@@ -15,7 +15,7 @@
 //!
 //! Where to find what: [`process`] owns server processes, [`scratch`] the directories they write
 //! to, [`client`] the two clients, [`rows`] one file per row of the table, [`report`] the table,
-//! [`soak`] the kill loop, whose judgement lives in [`soak::checker`] alone.
+//! [`soak`] the kill loop, whose judgement is that of the test kit.
 //!
 //! Everything here is bounded in time, and every server dies with the program, also when a row
 //! fails or on Ctrl-C.

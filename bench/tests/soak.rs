@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Command;
 
 /// Plain, conditional and fenced appenders and followers, on two sets of streams; the checker is
-/// shown to fail on bad histories in `soak::checker_tests`.
+/// shown to fail on bad histories in the test kit.
 #[test]
 fn fifty_kills_lose_nothing_that_was_acknowledged() {
     let bench = Path::new(env!("CARGO_BIN_EXE_esker-bench"));

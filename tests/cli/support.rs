@@ -6,30 +6,18 @@
 use std::ffi::OsStr;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
+use testkit::process::Process;
 
-/// Longest wait for something that should take a moment, on a machine that is busy.
-pub const SOON: Duration = Duration::from_secs(90);
-
-/// The program, with no configuration from the environment.
-pub fn esker() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_esker"));
-    for (name, _) in std::env::vars_os() {
-        let name_bytes = name.as_encoded_bytes();
-        if name_bytes.starts_with(b"ESKER_") || name_bytes.starts_with(b"STATEHOUSE_") {
-            command.env_remove(name);
-        }
-    }
-    command
-}
+pub use testkit::process::{esker, signal};
+pub use testkit::wait::{SOON, eventually};
 
 /// A server on a free loopback port.
 pub struct Server {
-    child: Child,
-    stdin: Option<ChildStdin>,
+    process: Process,
     /// `http://127.0.0.1:PORT`.
     pub url: String,
     /// Its own, unless it was given one.
@@ -57,47 +45,31 @@ impl Server {
         loop {
             match Server::try_start(data_dir, listen, settings) {
                 Ok(server) => return server,
-                Err(line) => {
+                Err(log) => {
                     let may_be_taken = !listen.ends_with(":0") && began.elapsed() < SOON;
-                    assert!(
-                        may_be_taken,
-                        "the server did not say where it serves: {line:?}"
-                    );
+                    assert!(may_be_taken, "the server ended:\n{log}");
                     std::thread::sleep(Duration::from_millis(50));
                 }
             }
         }
     }
 
-    /// The same, once; what it said instead of an address.
+    /// The same, once; all that it wrote if it ended instead.
     fn try_start(data_dir: &Path, listen: &str, settings: &[&str]) -> Result<Server, String> {
-        let mut child = esker()
+        let mut command = esker();
+        command
             .args(["server", "--until-stdin-closes"])
             .args(settings)
             .args(["--listen", listen, "--data-dir"])
             .arg(data_dir)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let stdin = child.stdin.take();
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap())
-            .read_line(&mut line)
-            .unwrap();
-        let url = line.split(' ').find(|word| word.starts_with("http://"));
-        let url = url.unwrap_or_default().to_owned();
-        let server = Server {
-            child,
-            stdin,
+            .stdin(Stdio::piped());
+        let mut process = Process::spawn(&mut command);
+        let url = process.wait_to_serve()?;
+        Ok(Server {
+            process,
             url,
             _temporary: None,
-        };
-        match server.url.is_empty() {
-            true => Err(line),
-            false => Ok(server),
-        }
+        })
     }
 
     /// `127.0.0.1:PORT`.
@@ -161,33 +133,18 @@ impl Server {
 
     /// Sends it a signal.
     pub fn signal(&self, signal: Signal) {
-        self::signal(&self.child, signal);
+        self.process.signal(signal);
     }
 
     /// Waits until it has ended.
     pub fn wait(&mut self) {
-        self.child.wait().unwrap();
+        self.process.wait();
     }
 
     /// Kills it with SIGKILL, and waits until it is gone.
     pub fn kill(&mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
+        self.process.kill();
     }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        drop(self.stdin.take());
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// Sends a signal to a child.
-pub fn signal(child: &Child, signal: Signal) {
-    let pid = Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap();
-    kill_process(pid, signal).unwrap();
 }
 
 /// Runs a command with something on standard input.
@@ -218,15 +175,6 @@ pub fn stdout(output: &Output) -> String {
 /// What a command said, as text.
 pub fn stderr(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).unwrap()
-}
-
-/// Waits until something holds.
-pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
-    let began = Instant::now();
-    while !holds() {
-        assert!(began.elapsed() < SOON, "not within {SOON:?}: {what}");
-        std::thread::sleep(Duration::from_millis(5));
-    }
 }
 
 /// A command whose output is read as it comes.

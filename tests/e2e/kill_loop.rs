@@ -3,22 +3,12 @@
 //! Each round starts the server, lets writers and followers loose on three streams, and kills the
 //! server at a random moment; now and then also in the middle of its start. Then the streams are
 //! read whole and compared with everything that clients were told. The judge is that of the soak
-//! ([`checker`]); its own tests show that it finds each kind of fault.
-
-#[path = "../../bench/src/soak/checker.rs"]
-#[allow(dead_code, reason = "the soak uses more of it")]
-mod checker;
-#[path = "../../bench/src/soak/record.rs"]
-#[allow(dead_code, reason = "the soak uses more of it")]
-mod record;
-#[path = "../../bench/src/soak/violation.rs"]
-mod violation;
+//! ([`testkit_server::history`]); its own tests show that it finds each kind of fault.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use checker::{Attempt, AttemptId, History, Outcome, RecordId};
 use futures::StreamExt as _;
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
@@ -29,6 +19,10 @@ use s2_sdk::types::{
     FencingToken, ReadFrom, ReadInput, ReadSessionConfig, ReadStart,
 };
 use s2_sdk::{S2, S2Stream};
+
+use testkit_server::history::checker::{Attempt, AttemptId, History, Outcome};
+use testkit_server::history::record;
+use testkit_server::history::record_id::RecordId;
 
 use crate::support::sdk::{self, basin_name, stream_name};
 use crate::support::{Server, Setup};

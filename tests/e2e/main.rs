@@ -51,4 +51,6 @@ mod slow_bodies;
 mod slow_clients;
 mod stream_settings;
 mod streams;
-mod support;
+
+/// Servers and clients, from the test kit.
+use testkit_server as support;

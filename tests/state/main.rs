@@ -22,9 +22,8 @@
 
 #![allow(clippy::unwrap_used)]
 
-#[path = "../e2e/support/mod.rs"]
-#[allow(dead_code, unused_imports)]
-mod support;
+/// Servers and clients, from the test kit.
+use testkit_server as support;
 
 mod client;
 mod commands;

@@ -26,11 +26,13 @@ use s2_sdk::{
     types::{AppendAck, AppendInput, AppendRecord, AppendRecordBatch, CommandRecord},
 };
 
-use super::{
-    checker::{Attempt, AttemptId, Outcome, RecordId},
+use testkit_server::history::{
+    checker::{Attempt, AttemptId, Outcome},
     record,
-    subject::Subject,
+    record_id::RecordId,
 };
+
+use super::subject::Subject;
 
 /// Records in one append at the most. With bodies of 32 KiB at the most they stay under the
 /// API's limit of 1 MiB.

@@ -8,7 +8,9 @@ use s2_sdk::{
     types::{ReadFrom, ReadInput, ReadSessionConfig, ReadStart, ReadStop},
 };
 
-use super::{appender::Stop, checker::Seen, record, subject::Subject};
+use testkit_server::history::{checker::Seen, record};
+
+use super::{appender::Stop, subject::Subject};
 
 /// Pause before a session that failed is opened again.
 const PAUSE_AFTER_ERROR: Duration = Duration::from_millis(10);

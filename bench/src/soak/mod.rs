@@ -2,7 +2,8 @@
 //!
 //! A *round*: appenders and followers work on several streams; at a random moment the server is
 //! killed with SIGKILL; it is started again on the same data directory, sometimes killed once more
-//! while it recovers; then every stream is read completely and judged by the [`checker`]. The
+//! while it recovers; then every stream is read completely and judged by the
+//! [checker](testkit_server::history::checker). The
 //! streams live for a *generation* of several rounds, so that records survive several kills, and
 //! are then deleted and created again, so that a soak can run for days.
 //!
@@ -10,15 +11,11 @@
 //! not. A missing sync is found only by losing power, or by a file system that forgets.
 //!
 //! Roles: [`appender`] and [`follower`] make the load, [`subject`] is a stream and what is known
-//! of it, [`record`] makes bodies that say who sent them, [`checker`] judges, [`violation`] names
-//! what it finds.
+//! of it.
 
 mod appender;
-mod checker;
 mod follower;
-mod record;
 mod subject;
-mod violation;
 
 use std::{
     path::PathBuf,
@@ -36,11 +33,11 @@ use s2_sdk::{
     S2, S2Basin,
     types::{CreateStreamInput, DeleteStreamInput},
 };
+use testkit_server::history::checker::Verdict;
 use tokio::task::JoinSet;
 
 use self::{
     appender::{Appender, Stop},
-    checker::Verdict,
     subject::{Subject, Usage},
 };
 use crate::{

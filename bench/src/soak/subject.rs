@@ -5,10 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use parking_lot::Mutex;
 use s2_sdk::types::StreamName;
 
-use super::{
-    checker::{History, RecordId},
-    record::StreamTag,
-};
+use testkit_server::history::{checker::History, record::StreamTag, record_id::RecordId};
 
 /// How a stream is written to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -8,7 +8,8 @@
 use bytes::{BufMut, Bytes, BytesMut};
 use s2_sdk::types::SequencedRecord;
 
-use super::checker::{RecordId, Seen};
+use super::checker::Seen;
+use super::record_id::RecordId;
 
 /// Begins every body.
 const MAGIC: u32 = 0x4573_6b72;

@@ -6,7 +6,7 @@ use s2_api::v1::stream::s2s::{CompressionAlgorithm, FrameDecoder, SessionMessage
 use serde_json::Value;
 use tokio_util::codec::Decoder as _;
 
-use super::http::{Exchange, Http, Request};
+use crate::http::{Exchange, Http, Request};
 
 /// A message as a frame.
 pub fn frame(message: &impl prost::Message) -> Bytes {

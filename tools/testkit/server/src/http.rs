@@ -20,7 +20,7 @@ use tokio::net::TcpStream;
 use tokio::sync::{Mutex, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 
-use super::{SOON, soon};
+use crate::{SOON, soon};
 
 type Body = BoxBody<Bytes, Infallible>;
 
@@ -271,7 +271,6 @@ impl Request<'_> {
     /// # Panics
     ///
     /// If no head of an answer comes.
-    #[allow(dead_code)]
     pub async fn ask(self) -> Exchange {
         let what = format!("{} {}", self.method, self.path);
         let body = http_body_util::Full::new(self.body.clone()).boxed();
@@ -436,7 +435,6 @@ impl Exchange {
     /// # Panics
     ///
     /// If the answer is cut short.
-    #[allow(dead_code)]
     pub async fn trailers(mut self) -> HeaderMap {
         self.to_server = None;
         let collected = soon("the rest of an answer", self.body.collect()).await;

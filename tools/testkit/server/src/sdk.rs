@@ -10,7 +10,7 @@ use s2_sdk::types::{
 };
 use s2_sdk::{S2, S2Basin, S2Stream};
 
-use super::SOON;
+use crate::SOON;
 
 /// A client that tries everything `attempts` times.
 pub fn client(url: &str, attempts: u32) -> S2 {

@@ -1,24 +1,18 @@
 //! A real `esker server` process.
 //!
 //! It listens on a free loopback port. What it logs is kept, and printed when the test that owns
-//! it fails. Dropping a [`Server`] kills it with SIGKILL and waits for it, so that no test leaves
-//! one behind.
+//! it fails. Dropping a [`Server`] kills it: see [`Process`].
 
-use std::io::{BufRead as _, BufReader, Read};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Arc, Mutex};
-use std::thread::JoinHandle;
+use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
+use testkit::process::{Process, program, without_configuration};
 
-use super::SOON;
-use super::http::{Http, Transport};
-use super::sdk;
-
-/// Lines of the log that are printed when a test fails.
-const QUOTED_LINES: usize = 60;
+use crate::SOON;
+use crate::http::{Http, Transport};
+use crate::sdk;
 
 /// How a server is to be started: by default small, with two partitions.
 #[derive(Clone, Debug)]
@@ -77,14 +71,12 @@ impl Setup {
     }
 
     /// With these keys of the configuration.
-    #[allow(dead_code)]
     pub fn set_all(self, settings: &[String]) -> Setup {
         let set = |setup: Setup, setting: &String| setup.set(setting);
         settings.iter().fold(self, set)
     }
 
     /// With this variable of the environment.
-    #[allow(dead_code)]
     pub fn variable(mut self, name: &'static str, value: &str) -> Setup {
         self.variables.push((name, value.to_owned()));
         self
@@ -97,7 +89,6 @@ impl Setup {
     }
 
     /// With `--empty-partitions`.
-    #[allow(dead_code)]
     pub fn empty_partitions(mut self, numbers: &'static str) -> Setup {
         self.empty_partitions = Some(numbers);
         self
@@ -109,29 +100,20 @@ impl Setup {
         self
     }
 
-    fn spawn(&self, data_dir: &Path) -> Spawned {
-        const ESKER: &str = env!("CARGO_BIN_EXE_esker");
-        let mut command = match self.open_files {
-            None => Command::new(ESKER),
+    fn spawn(&self, data_dir: &Path) -> Process {
+        let command = match self.open_files {
+            None => Command::new(program()),
             Some(limit) => {
                 let mut command = Command::new("sh");
                 let script = format!(
                     "ulimit -n {limit} && ulimit -Sn {} && exec \"$0\" \"$@\"",
                     limit / 2
                 );
-                command.arg("-c").arg(script).arg(ESKER);
+                command.arg("-c").arg(script).arg(program());
                 command
             }
         };
-        for (name, _) in std::env::vars_os() {
-            let name_text = name.to_string_lossy();
-            if ["ESKER_", "STATEHOUSE_"]
-                .iter()
-                .any(|p| name_text.starts_with(p))
-            {
-                command.env_remove(name);
-            }
-        }
+        let mut command = without_configuration(command);
         command
             .arg("server")
             .arg("--data-dir")
@@ -152,20 +134,7 @@ impl Setup {
         if let Some(numbers) = self.empty_partitions {
             command.arg("--empty-partitions").arg(numbers);
         }
-        let mut child = command
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let log = Log::default();
-        let stdout = log.collect(child.stdout.take().unwrap());
-        let stderr = log.collect(child.stderr.take().unwrap());
-        Spawned {
-            child,
-            log,
-            readers: vec![stdout, stderr],
-        }
+        Process::spawn(command.stdin(Stdio::null()))
     }
 
     /// Starts a server that is expected to serve, and waits until it does.
@@ -186,29 +155,17 @@ impl Setup {
     ///
     /// If it does neither soon.
     pub async fn try_start(&self, data_dir: &Path) -> Result<Server, String> {
-        let mut spawned = self.spawn(data_dir);
-        let started = Instant::now();
+        let mut process = self.spawn(data_dir);
+        let began = Instant::now();
         let url = loop {
-            if let Some(line) = spawned.log.find(" serves http://") {
-                let url = line.split_whitespace().find(|w| w.starts_with("http://"));
-                break url.unwrap().to_owned();
+            if let Some(started) = process.started() {
+                break started?;
             }
-            if let Some(status) = spawned.child.try_wait().unwrap() {
-                spawned.join();
-                let log = spawned.log.all().join("\n");
-                return Err(format!("{status}\n{log}"));
-            }
-            if started.elapsed() > SOON {
-                let _ = spawned.child.kill();
-                panic!(
-                    "no server after {SOON:?}:\n{}",
-                    spawned.log.all().join("\n")
-                );
-            }
+            assert!(began.elapsed() < SOON, "no server after {SOON:?}");
             tokio::time::sleep(Duration::from_millis(2)).await;
         };
         Ok(Server {
-            spawned,
+            process,
             url,
             data_dir: data_dir.to_owned(),
             temporary: None,
@@ -225,11 +182,9 @@ impl Setup {
 
     /// Starts a server and kills it after `moment`, whether or not it serves by then.
     pub async fn start_and_kill(&self, data_dir: &Path, moment: Duration) {
-        let mut spawned = self.spawn(data_dir);
+        let mut process = self.spawn(data_dir);
         tokio::time::sleep(moment).await;
-        let _ = spawned.child.kill();
-        let _ = spawned.child.wait();
-        spawned.join();
+        process.kill();
     }
 
     /// Starts a server that is expected not to serve; its exit code and all that it wrote.
@@ -238,44 +193,26 @@ impl Setup {
     ///
     /// If it serves.
     pub async fn start_refused(&self, data_dir: &Path) -> (i32, String) {
-        let mut spawned = self.spawn(data_dir);
-        let started = Instant::now();
+        let mut process = self.spawn(data_dir);
+        let began = Instant::now();
         let status = loop {
-            if let Some(status) = spawned.child.try_wait().unwrap() {
+            if let Some(status) = process.ended() {
                 break status;
             }
-            let serves = spawned.log.find(" serves http://").is_some();
-            if serves || started.elapsed() > SOON {
-                let _ = spawned.child.kill();
-                let _ = spawned.child.wait();
-                let log = spawned.log.all().join("\n");
-                panic!("it was to be refused, and was not (serves: {serves}):\n{log}");
-            }
+            let serves = process.url().is_some();
+            assert!(
+                !serves && began.elapsed() < SOON,
+                "it was to be refused, and was not (serves: {serves})"
+            );
             tokio::time::sleep(Duration::from_millis(2)).await;
         };
-        spawned.join();
-        (status.code().unwrap_or(-1), spawned.log.all().join("\n"))
-    }
-}
-
-struct Spawned {
-    child: Child,
-    log: Log,
-    readers: Vec<JoinHandle<()>>,
-}
-
-impl Spawned {
-    /// Waits until everything that the process wrote is collected.
-    fn join(&mut self) {
-        for reader in self.readers.drain(..) {
-            reader.join().unwrap();
-        }
+        (status.code().unwrap_or(-1), process.lines().join("\n"))
     }
 }
 
 /// A running server.
 pub struct Server {
-    spawned: Spawned,
+    process: Process,
     url: String,
     data_dir: PathBuf,
     temporary: Option<tempfile::TempDir>,
@@ -304,7 +241,7 @@ impl Server {
 
     /// Its process.
     pub fn pid(&self) -> u32 {
-        self.spawned.child.id()
+        self.process.id()
     }
 
     /// The official client, which tries everything once.
@@ -334,18 +271,18 @@ impl Server {
 
     /// All that it wrote so far.
     pub fn log(&self) -> Vec<String> {
-        self.spawned.log.all()
+        self.process.lines()
     }
 
     /// How often it began to serve: more than once if it has restarted itself.
     pub fn starts(&self) -> usize {
         let serves = |line: &&String| line.contains(" serves http://");
-        self.spawned.log.all().iter().filter(serves).count()
+        self.process.lines().iter().filter(serves).count()
     }
 
     /// Waits until its status has a problem of this code; what is wrong.
     pub async fn problem(&self, code: &str) -> String {
-        super::eventually(&format!("there is the problem {code}"), async || {
+        crate::eventually(&format!("there is the problem {code}"), async || {
             let status = self.http1().get("/esker/v1/status").try_send().await.ok()?;
             let status = status.json();
             let problems = status["problems"].as_array()?;
@@ -363,7 +300,7 @@ impl Server {
     pub async fn logged(&self, text: &str) -> String {
         let started = Instant::now();
         loop {
-            if let Some(line) = self.spawned.log.find(text) {
+            if let Some(line) = self.process.line_with(text) {
                 return line;
             }
             assert!(started.elapsed() < SOON, "nothing logged with {text:?}");
@@ -381,16 +318,12 @@ impl Server {
 
     /// Sends a signal.
     pub fn signal(&self, signal: Signal) {
-        let pid = Pid::from_child(&self.spawned.child);
-        kill_process(pid, signal).unwrap();
+        self.process.signal(signal);
     }
 
     /// Kills it with SIGKILL and waits until it is gone.
     pub fn kill(&mut self) {
-        // An error means that it is gone already.
-        let _ = self.spawned.child.kill();
-        let _ = self.spawned.child.wait();
-        self.spawned.join();
+        self.process.kill();
     }
 
     /// Waits until it has ended.
@@ -401,8 +334,7 @@ impl Server {
     pub async fn wait(&mut self) -> ExitStatus {
         let started = Instant::now();
         loop {
-            if let Some(status) = self.spawned.child.try_wait().unwrap() {
-                self.spawned.join();
+            if let Some(status) = self.process.ended() {
                 return status;
             }
             assert!(started.elapsed() < SOON, "the server did not end");
@@ -441,44 +373,5 @@ impl Server {
         next.temporary = self.temporary.take();
         *self = next;
         Ok(())
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            let log = self.log();
-            let skipped = log.len().saturating_sub(QUOTED_LINES);
-            eprintln!("the server's log ends with:");
-            for line in &log[skipped..] {
-                eprintln!("    {line}");
-            }
-        }
-        let _ = self.spawned.child.kill();
-        let _ = self.spawned.child.wait();
-    }
-}
-
-/// Lines that a process wrote.
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<String>>>);
-
-impl Log {
-    fn collect(&self, from: impl Read + Send + 'static) -> JoinHandle<()> {
-        let lines = self.0.clone();
-        std::thread::spawn(move || {
-            for line in BufReader::new(from).lines().map_while(Result::ok) {
-                lines.lock().unwrap().push(line);
-            }
-        })
-    }
-
-    fn all(&self) -> Vec<String> {
-        self.0.lock().unwrap().clone()
-    }
-
-    fn find(&self, text: &str) -> Option<String> {
-        let lines = self.0.lock().unwrap();
-        lines.iter().find(|line| line.contains(text)).cloned()
     }
 }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::checker::RecordId;
+use super::record_id::RecordId;
 
 /// A promise that was broken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::http::{Exchange, Http};
+use crate::http::{Exchange, Http};
 
 /// One event.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -97,7 +97,6 @@ impl Events {
     /// # Panics
     ///
     /// If none comes soon, or the answer ends.
-    #[allow(dead_code)]
     pub async fn batch(&mut self) -> Event {
         loop {
             let event = self.next().await.expect("it is open");

@@ -1,4 +1,4 @@
-//! What the tests stand on.
+//! Esker servers as processes, and what tests do with them.
 //!
 //! | module | what it holds |
 //! |---|---|
@@ -8,10 +8,18 @@
 //! | [`events`] | server-sent events |
 //! | [`sdk`] | the official client, and short forms of what tests do with it |
 //! | [`codec`] | gzip and zstd |
+//! | [`history`] | what was sent and answered, and whether a stream agrees with it |
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a panic fails the test"
+)]
 
 pub mod codec;
 pub mod events;
 pub mod frames;
+pub mod history;
 pub mod http;
 pub mod sdk;
 pub mod server;
@@ -20,10 +28,7 @@ use std::time::{Duration, Instant};
 
 pub use http::{Http, Transport};
 pub use server::{Server, Setup};
-
-/// Longest that anything in a test may take that should happen soon. Generous, because the machine
-/// may be busy; only a failing test waits this long.
-pub const SOON: Duration = Duration::from_secs(90);
+pub use testkit::wait::SOON;
 
 /// How often something may be tried that is to be quick.
 const TRIES: u32 = 5;
@@ -57,9 +62,9 @@ pub async fn soon<T>(what: &str, wait: impl Future<Output = T>) -> T {
 }
 
 /// Tries something that is to be quick, with other data each time, until a try is in time; what came of
-/// it. A stall of the machine spoils one try, what is really slow spoils all of them. A try is told its
-/// number, and says what came too late, or that it was too slow to tell; whatever holds at any speed it
-/// asserts.
+/// it. A stall of the machine spoils one try, what is really slow spoils all of them. A try gets its
+/// number, and answers what came too late, or that it was too slow to tell; it asserts whatever holds at
+/// any speed.
 ///
 /// # Panics
 ///

@@ -1,6 +1,6 @@
-//! The judgement of the soak: does a stream hold what the server answered for?
+//! Does a stream hold what the server answered for?
 //!
-//! The rest of the soak only collects. Appenders note each append in a [`History`] before they
+//! Whoever uses it only collects. Appenders note each append in a [`History`] before they
 //! send it ([`History::begin`]) and what became of it afterwards ([`History::settle`]); an append
 //! whose answer was lost stays [`Outcome::Unknown`]. Followers note what they saw
 //! ([`History::saw`]). When the server is back after a kill, the whole stream is read, and
@@ -19,28 +19,14 @@
 //!
 //! This module knows no network and no clock. Its tests show that it finds each of these faults.
 
-use std::{collections::HashMap, fmt};
+use std::collections::HashMap;
 
+use super::record_id::RecordId;
 use super::violation::Violation;
 
 /// Violations reported by one check at the most: the first ones tell the story, and a lost stream
 /// must not print a line for each of its records.
 const REPORTED_AT_MOST: usize = 8;
-
-/// One record, wherever it ends up: the `index`-th that `writer` sent.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct RecordId {
-    /// Who sent it. Unique within a stream.
-    pub writer: u32,
-    /// Counts the writer's records, without gaps.
-    pub index: u64,
-}
-
-impl fmt::Display for RecordId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "record {} of writer {}", self.index, self.writer)
-    }
-}
 
 /// One append of one or more consecutive records of one writer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -432,5 +418,4 @@ impl Contents {
 }
 
 #[cfg(test)]
-#[path = "checker_tests.rs"]
 mod tests;

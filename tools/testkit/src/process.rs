@@ -1,0 +1,221 @@
+//! The program `esker`, and its processes.
+//!
+//! A [`Process`] keeps what it writes; when the test that owns it fails, the end of that is printed.
+//! Dropping a [`Process`] kills it with SIGKILL and waits for it, so that no test leaves one behind.
+
+use std::io::{BufRead as _, BufReader, Read};
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::wait::SOON;
+
+/// Lines of the log that are printed when a test fails.
+const QUOTED_LINES: usize = 60;
+
+/// The program under test. Cargo names it to the tests of its package; elsewhere it is the one beside
+/// the directory of the test's own program.
+///
+/// # Panics
+///
+/// If it is not there.
+pub fn program() -> PathBuf {
+    if let Some(program) = std::env::var_os("CARGO_BIN_EXE_esker") {
+        return program.into();
+    }
+    let test = std::env::current_exe().unwrap();
+    let program = test.ancestors().nth(2).unwrap().join("esker");
+    assert!(program.is_file(), "there is no {}", program.display());
+    program
+}
+
+/// A command that runs the program, with no configuration from the environment.
+pub fn esker() -> Command {
+    without_configuration(Command::new(program()))
+}
+
+/// A command without the variables that configure Esker.
+pub fn without_configuration(mut command: Command) -> Command {
+    for (name, _) in std::env::vars_os() {
+        let bytes = name.as_encoded_bytes();
+        if bytes.starts_with(b"ESKER_") || bytes.starts_with(b"STATEHOUSE_") {
+            command.env_remove(name);
+        }
+    }
+    command
+}
+
+/// Sends a signal to a child.
+///
+/// # Panics
+///
+/// If it is gone and was waited for.
+pub fn signal(child: &Child, signal: Signal) {
+    kill_process(Pid::from_child(child), signal).unwrap();
+}
+
+/// A process, and what it wrote so far.
+pub struct Process {
+    child: Child,
+    lines: Lines,
+    readers: Vec<JoinHandle<()>>,
+}
+
+impl Process {
+    /// Starts it. Its standard input is what the command says.
+    ///
+    /// # Panics
+    ///
+    /// If it cannot be started.
+    pub fn spawn(command: &mut Command) -> Process {
+        let mut child = command
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = Lines::default();
+        let stdout = lines.collect(child.stdout.take().unwrap());
+        let stderr = lines.collect(child.stderr.take().unwrap());
+        Process {
+            child,
+            lines,
+            readers: vec![stdout, stderr],
+        }
+    }
+
+    /// Its number.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The child.
+    pub fn child(&self) -> &Child {
+        &self.child
+    }
+
+    /// All lines that it wrote so far.
+    pub fn lines(&self) -> Vec<String> {
+        self.lines.0.lock().unwrap().clone()
+    }
+
+    /// The first line that contains a text.
+    pub fn line_with(&self, text: &str) -> Option<String> {
+        let lines = self.lines.0.lock().unwrap();
+        lines.iter().find(|line| line.contains(text)).cloned()
+    }
+
+    /// Where it serves, `http://HOST:PORT`, if it does by now.
+    pub fn url(&self) -> Option<String> {
+        let line = self.line_with(" serves http://")?;
+        let url = line
+            .split_whitespace()
+            .find(|word| word.starts_with("http://"));
+        url.map(str::to_owned)
+    }
+
+    /// How it ended, if it has; all that it wrote is collected then.
+    ///
+    /// # Panics
+    ///
+    /// If the system cannot say.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        let status = self.child.try_wait().unwrap()?;
+        self.join();
+        Some(status)
+    }
+
+    /// Whether it serves by now: then where, or how it ended and all that it wrote; `None` if it does
+    /// neither yet.
+    pub fn started(&mut self) -> Option<Result<String, String>> {
+        if let Some(url) = self.url() {
+            return Some(Ok(url));
+        }
+        let status = self.ended()?;
+        Some(Err(format!("{status}\n{}", self.lines().join("\n"))))
+    }
+
+    /// Waits until it serves, or has ended: then all that it wrote.
+    ///
+    /// # Panics
+    ///
+    /// If it does neither soon.
+    pub fn wait_to_serve(&mut self) -> Result<String, String> {
+        let began = Instant::now();
+        loop {
+            if let Some(started) = self.started() {
+                return started;
+            }
+            assert!(began.elapsed() < SOON, "no server after {SOON:?}");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    /// Sends a signal.
+    pub fn signal(&self, signal: Signal) {
+        self::signal(&self.child, signal);
+    }
+
+    /// Waits until it has ended, however long that takes.
+    ///
+    /// # Panics
+    ///
+    /// If the system cannot say.
+    pub fn wait(&mut self) -> ExitStatus {
+        // Waiting would close its standard input, which may be what it waits for.
+        let stdin = self.child.stdin.take();
+        let status = self.child.wait().unwrap();
+        drop(stdin);
+        self.join();
+        status
+    }
+
+    /// Kills it with SIGKILL and waits until it is gone.
+    pub fn kill(&mut self) {
+        // An error means that it is gone already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        self.join();
+    }
+
+    /// Waits until everything that it wrote is collected.
+    fn join(&mut self) {
+        for reader in self.readers.drain(..) {
+            reader.join().unwrap();
+        }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let lines = self.lines();
+            let skipped = lines.len().saturating_sub(QUOTED_LINES);
+            eprintln!("the log of process {} ends with:", self.id());
+            for line in &lines[skipped..] {
+                eprintln!("    {line}");
+            }
+        }
+        // The readers are not waited for: a child of the process may hold its output open.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Lines that a process wrote.
+#[derive(Clone, Default)]
+struct Lines(Arc<Mutex<Vec<String>>>);
+
+impl Lines {
+    fn collect(&self, from: impl Read + Send + 'static) -> JoinHandle<()> {
+        let lines = self.0.clone();
+        std::thread::spawn(move || {
+            for line in BufReader::new(from).lines().map_while(Result::ok) {
+                lines.lock().unwrap().push(line);
+            }
+        })
+    }
+}

@@ -1,0 +1,94 @@
+//! The seeds of randomised tests.
+//!
+//! One convention for all: `ESKER_SEED=N` runs seed N alone, `ESKER_SEEDS=N` runs so many, beginning
+//! with `ESKER_SEED` or where the test usually begins. A failure prints the variable and the command
+//! that repeat it: see [`again`].
+
+use std::ops::Range;
+
+/// The seed to run, or to begin with.
+pub const SEED: &str = "ESKER_SEED";
+
+/// How many seeds to run.
+pub const SEEDS: &str = "ESKER_SEEDS";
+
+/// A number from the environment.
+///
+/// # Panics
+///
+/// If the variable is set to something else.
+pub fn number(variable: &str) -> Option<u64> {
+    let text = std::env::var(variable).ok()?;
+    match text.parse() {
+        Ok(number) => Some(number),
+        Err(_) => panic!("{variable}={text} is no number"),
+    }
+}
+
+/// The seed that the environment asks for.
+pub fn chosen() -> Option<u64> {
+    number(SEED)
+}
+
+/// The seed that the environment asks for, or one that follows from the time and the process.
+pub fn chosen_or_random() -> u64 {
+    use std::hash::{BuildHasher as _, RandomState};
+    chosen().unwrap_or_else(|| RandomState::new().hash_one(std::process::id()))
+}
+
+/// The seeds that the environment asks for; by default those in `usual`.
+pub fn range(usual: Range<u64>) -> Range<u64> {
+    range_of(chosen(), number(SEEDS), usual)
+}
+
+fn range_of(seed: Option<u64>, seeds: Option<u64>, usual: Range<u64>) -> Range<u64> {
+    let first = seed.unwrap_or(usual.start);
+    let count = match (seed, seeds) {
+        (_, Some(count)) => count,
+        (Some(_), None) => 1,
+        (None, None) => usual.end - usual.start,
+    };
+    first..first.saturating_add(count)
+}
+
+/// How to repeat a failure: the variable, and the arguments of `cargo test` that choose the test.
+pub fn again(seed: u64, arguments: &str) -> String {
+    format!("again with: {SEED}={seed} cargo test --release {arguments}")
+}
+
+/// Prints how to repeat a failure, if it is dropped in a panic.
+pub struct PrintOnPanic {
+    seed: u64,
+    arguments: String,
+}
+
+impl PrintOnPanic {
+    /// For this seed, and the arguments of `cargo test` that choose the test.
+    pub fn new(seed: u64, arguments: &str) -> PrintOnPanic {
+        PrintOnPanic {
+            seed,
+            arguments: arguments.to_owned(),
+        }
+    }
+}
+
+impl Drop for PrintOnPanic {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}", again(self.seed, &self.arguments));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_seed_alone_is_run_once_and_a_number_of_seeds_begins_with_it() {
+        assert_eq!(range_of(None, None, 5..9), 5..9);
+        assert_eq!(range_of(Some(7), None, 5..9), 7..8);
+        assert_eq!(range_of(None, Some(100), 5..9), 5..105);
+        assert_eq!(range_of(Some(7), Some(2), 5..9), 7..9);
+    }
+}
