@@ -13,18 +13,16 @@
 //! - `soak` kills an Esker server with SIGKILL at random moments under load, restarts it on the
 //!   same data directory and checks every acknowledged record.
 //!
-//! Where to find what: [`process`] owns server processes, [`scratch`] the directories they write
-//! to, [`client`] the two clients, [`rows`] one file per row of the table, [`report`] the table,
+//! Where to find what: [`process`] owns server processes, `bench_harness` the directories they write
+//! to, medians and pages, [`client`] the two clients, [`rows`] one file per row of the table, [`report`] the table,
 //! [`soak`] the kill loop, whose judgement is that of the test kit.
 //!
 //! Everything here is bounded in time, and every server dies with the program, also when a row
 //! fails or on Ctrl-C.
 
 mod client;
-mod disk;
 mod follow;
 mod layout;
-mod machine;
 mod peer;
 mod process;
 mod progress;
@@ -32,10 +30,8 @@ mod recovery;
 mod report;
 mod repository;
 mod rows;
-mod scratch;
 mod soak;
 mod state;
-mod stats;
 mod streams;
 mod targets;
 

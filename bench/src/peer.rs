@@ -7,10 +7,8 @@ use std::{path::PathBuf, process::Stdio};
 
 use anyhow::{Context, bail};
 
-use crate::{
-    process::{Contender, Program},
-    scratch,
-};
+use crate::process::{Contender, Program};
+use bench_harness::scratch;
 
 /// Version of `s2-cli` that is installed when there is none.
 pub const S2_CLI_VERSION: &str = "0.43.4";

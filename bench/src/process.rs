@@ -23,7 +23,7 @@ use tokio::{
     net::TcpStream,
 };
 
-use crate::machine;
+use bench_harness::machine;
 
 /// Pause between two questions for health. A refused connection on loopback costs some 20 µs, so
 /// asking this often neither delays the answer nor slows the start.

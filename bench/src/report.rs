@@ -2,15 +2,13 @@
 
 use std::fmt::Write;
 
-use time::OffsetDateTime;
-
 use crate::{
     client::Kind,
-    machine::Machine,
     process::Contender,
     rows::{Row, Sizes},
     targets::{Metric, Reading, median_of},
 };
+use bench_harness::machine::Machine;
 
 /// Fraction of the machine that other programs may use without a remark below the table.
 const DISTURBANCE: f64 = 0.1;
@@ -177,8 +175,7 @@ impl Report {
 
     /// The page for the documentation.
     pub fn page(&self) -> String {
-        let now = OffsetDateTime::now_utc();
-        let date = format!("{} {:02}:{:02} UTC", now.date(), now.hour(), now.minute());
+        let date = bench_harness::page::now();
         let machine = &self.machine;
         let mut versions = String::new();
         for (contender, version) in &self.versions {
@@ -188,7 +185,7 @@ impl Report {
             "# Benchmarks\n\n\
              This page is written by the bench itself (`make bench`); it is not edited by hand.\n\n\
              - Date: {date}\n\
-             - Machine: {}, {} cores, {:.0} GiB memory, Linux {}, {} under the data directories\n\
+             - Machine: {machine} under the data directories\n\
              {versions}\
              - Command: `{}`\n\n\
              {}\n\
@@ -215,11 +212,6 @@ impl Report {
              delivered the last record. The operating system's cache is warm. Records have 100 \
              bytes and lie in {} streams.\n\
              - Memory is the server process's resident set after the rows above it.\n",
-            machine.cpu,
-            machine.cores,
-            machine.memory_gib,
-            machine.kernel,
-            machine.file_system,
             command_line(),
             self.table(),
             self.sizes.runs,

@@ -17,14 +17,16 @@ use anyhow::{Context, bail};
 
 use crate::{
     client::{self, Kind},
-    machine::{self, Machine},
     peer,
     process::{Contender, Program, Server, free_port},
     progress::Progress,
     report::{Failure, Report},
     rows::{BASIN, Load, Row, Sizes, restart},
-    scratch::Scratch,
     targets::Reading,
+};
+use bench_harness::{
+    machine::{self, Machine},
+    scratch::Scratch,
 };
 
 /// Bound on the first start of a server.

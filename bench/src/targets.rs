@@ -2,7 +2,8 @@
 //!
 //! A goal has two marks: what *must* be reached, and the *aim* beyond it.
 
-use crate::{rows::Sizes, stats};
+use crate::rows::Sizes;
+use bench_harness::stats;
 
 /// One figure of the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

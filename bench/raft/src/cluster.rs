@@ -8,10 +8,10 @@ use std::time::Instant;
 
 use anyhow::Context;
 
-use crate::machine;
 use crate::member::WAIT_TIMEOUT;
 use crate::wait_for;
 use crate::wire::{Client, Status};
+use bench_harness::machine;
 
 pub struct Cluster {
     dir: PathBuf,

@@ -9,8 +9,9 @@ use anyhow::Context;
 
 use crate::cluster::{Cluster, cpu_seconds, free_addresses};
 use crate::load::{self, Load};
-use crate::table::{Figure, Section};
-use crate::{Bench, median};
+use bench_harness::Run;
+use bench_harness::page::{Figure, Section};
+use bench_harness::stats::median_or_zero as median;
 
 const PROPOSERS: u64 = 64;
 const VALUE: usize = 256;
@@ -31,7 +32,7 @@ impl Rate {
     }
 }
 
-fn load_of(bench: &Bench) -> Load {
+fn load_of(bench: &Run) -> Load {
     Load {
         clients: PROPOSERS,
         value_bytes: VALUE,
@@ -41,7 +42,7 @@ fn load_of(bench: &Bench) -> Load {
     }
 }
 
-fn ours(bench: &Bench, dir: &Path) -> anyhow::Result<Rate> {
+fn ours(bench: &Run, dir: &Path) -> anyhow::Result<Rate> {
     let mut cluster = Cluster::new(dir, 3)?;
     let arguments = [
         "--founders",
@@ -130,7 +131,7 @@ impl Etcd {
 
 /// The program that loads etcd, built if need be: in a workspace of its own, and a directory beside
 /// this program's.
-fn etcd_load(bench: &Bench) -> anyhow::Result<PathBuf> {
+fn etcd_load(bench: &Run) -> anyhow::Result<PathBuf> {
     let found = |tool: &str| Command::new(tool).arg("--version").output().is_ok();
     anyhow::ensure!(
         found("protoc"),
@@ -152,7 +153,7 @@ fn etcd_load(bench: &Bench) -> anyhow::Result<PathBuf> {
     Ok(target.join("release").join("esker-bench-etcd-load"))
 }
 
-fn etcd(bench: &Bench, dir: &Path, program: &Path) -> anyhow::Result<Rate> {
+fn etcd(bench: &Run, dir: &Path, program: &Path) -> anyhow::Result<Rate> {
     let etcd = Etcd::start(dir)?;
     let pids: Vec<_> = etcd.members.iter().map(Child::id).collect();
     let load = load_of(bench);
@@ -185,7 +186,7 @@ fn etcd(bench: &Bench, dir: &Path, program: &Path) -> anyhow::Result<Rate> {
     Ok(rate)
 }
 
-pub fn measure(bench: &Bench) -> anyhow::Result<Section> {
+pub fn measure(bench: &Run) -> anyhow::Result<Section> {
     let peer = Command::new("etcd").arg("--version").output();
     let version = peer.ok().and_then(|said| {
         let said = String::from_utf8_lossy(&said.stdout).into_owned();
@@ -214,7 +215,8 @@ pub fn measure(bench: &Bench) -> anyhow::Result<Section> {
         }
         std::fs::remove_dir_all(dir)?;
     }
-    let of = |all: &[Rate], what: fn(&Rate) -> f64| median(all.iter().map(what).collect());
+    let of =
+        |all: &[Rate], what: fn(&Rate) -> f64| median(&all.iter().map(what).collect::<Vec<_>>());
     let (rate, each) = (of(&all_ours, |r| r.commits), of(&all_ours, |r| r.each()));
     let mut figures = vec![
         Figure::plain("commits a second", format!("{rate:.0}")),

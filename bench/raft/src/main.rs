@@ -24,48 +24,25 @@ mod transfer;
 mod wire;
 mod writer;
 
-// The same source as the large bench's, which cannot be a dependency: it needs RocksDB.
-#[allow(dead_code)]
-#[path = "../../src/machine.rs"]
-mod machine;
-#[allow(dead_code)]
-#[path = "../../src/scratch.rs"]
-mod scratch;
-#[allow(dead_code)]
-#[path = "../../src/recovery/table.rs"]
-mod table;
-
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
+use bench_harness::machine::used_now;
+use bench_harness::page::{Page, Section};
+use bench_harness::run::exit_code;
+use bench_harness::{PartArgs, Run};
 use clap::{Parser, Subcommand, ValueEnum};
 
-use machine::Machine;
-use scratch::Scratch;
-use table::Section;
+/// Where the page goes by default.
+const PAGE: &str = "docs/benchmarks/raft.md";
 
 /// Measures `esker-raft`.
 #[derive(Debug, Parser)]
 struct Args {
     #[command(subcommand)]
     role: Option<Role>,
-    /// Only these parts; the page is not written then, unless `--out` says where.
-    #[arg(long, value_name = "PART", value_delimiter = ',')]
-    only: Vec<Part>,
-    /// Runs of each measurement of the parts that are short; tables show medians.
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..100))]
-    runs: u16,
-    /// Small sizes, to check the bench itself; nothing is written.
-    #[arg(long)]
-    quick: bool,
-    /// Where to work; a disk, with room for 20 GiB.
-    #[arg(long, value_name = "DIR")]
-    scratch: Option<PathBuf>,
-    /// Where the page goes. Default: docs/benchmarks/raft.md, if all parts run.
-    #[arg(long, value_name = "PATH")]
-    out: Option<PathBuf>,
+    #[command(flatten)]
+    common: PartArgs<Part>,
 }
 
 /// What this program is when the bench starts it.
@@ -92,31 +69,11 @@ enum Part {
     Commits,
 }
 
-/// What parts work with.
-struct Bench {
-    scratch: PathBuf,
-    runs: usize,
-    quick: bool,
-    began: Instant,
-}
-
-impl Bench {
-    fn note(&self, what: impl std::fmt::Display) {
-        eprintln!("[{:>5.0} s] {what}", self.began.elapsed().as_secs_f64());
-    }
-
-    /// A new directory of a part.
-    fn dir(&self, name: &str) -> anyhow::Result<PathBuf> {
-        let dir = self.scratch.join(name);
-        std::fs::create_dir_all(&dir)?;
-        Ok(dir)
-    }
-
-    fn payload(&self) -> u64 {
-        match self.quick {
-            true => 64 << 20,
-            false => 2 << 30,
-        }
+/// Bytes of the snapshot that travels.
+fn payload(run: &Run) -> u64 {
+    match run.quick {
+        true => 64 << 20,
+        false => 2 << 30,
     }
 }
 
@@ -130,66 +87,33 @@ fn main() -> anyhow::Result<ExitCode> {
 }
 
 fn measure(args: Args) -> anyhow::Result<ExitCode> {
-    let scratch = Scratch::new(args.scratch.as_deref())?;
-    let machine = Machine::describe(scratch.path())?;
-    let bench = Bench {
-        scratch: scratch.path().to_owned(),
-        runs: if args.quick { 1 } else { args.runs.into() },
-        quick: args.quick,
-        began: Instant::now(),
-    };
+    let mut run = Run::begin(&args.common)?;
+    if run.quick {
+        run.runs = 1;
+    }
     let mut sections: Vec<Section> = Vec::new();
-    for part in Part::value_variants() {
-        if !args.only.is_empty() && !args.only.contains(part) {
-            continue;
-        }
-        let load = used_by_others()?;
-        let date = table::now();
-        bench.note(format!(
-            "{part:?}; {:.0} % of the machine are in use",
-            load * 100.0
-        ));
+    for part in args.common.parts() {
+        let begun = run.part(part, used_now()?);
         let section = match part {
-            Part::Transfer => transfer::measure(&bench),
-            Part::Stalls => stalls::measure(&bench),
-            Part::Writer => writer::measure(&bench),
-            Part::Commits => commits::measure(&bench),
+            Part::Transfer => transfer::measure(&run),
+            Part::Stalls => stalls::measure(&run),
+            Part::Writer => writer::measure(&run),
+            Part::Commits => commits::measure(&run),
         };
-        let section = Section {
-            date,
-            load,
-            ..section.with_context(|| format!("{part:?}"))?
+        sections.push(begun.end(section)?);
+    }
+    let whole = args.common.is_whole().then(|| PAGE.into());
+    if let Some(out) = args.common.out.or(whole).filter(|_| !run.quick) {
+        let page = Page {
+            title: "replication and snapshots",
+            target: "bench-raft",
+            how: "All members and clients share its cores and its one disk: with three members on it, each \
+                  write is written three times, and each sync waits for those of the others. Members are \
+                  processes of their own unless said otherwise, and speak gRPC on loopback.",
         };
-        println!("{}", section.table());
-        sections.push(section);
+        run.write(&page, &sections, &out)?;
     }
-    let missed = { sections.iter().flat_map(|s| &s.figures) }.any(|f| f.met == Some(false));
-    let whole = args
-        .only
-        .is_empty()
-        .then(|| "docs/benchmarks/raft.md".into());
-    if let Some(out) = args.out.or(whole).filter(|_| !args.quick) {
-        let page = table::page(
-            "replication and snapshots",
-            "bench-raft",
-            "All members and clients share its cores and its one disk: with three members on it, each \
-             write is written three times, and each sync waits for those of the others. Members are \
-             processes of their own unless said otherwise, and speak gRPC on loopback.",
-            &machine,
-            &sections,
-        );
-        std::fs::write(&out, page).with_context(|| format!("cannot write {}", out.display()))?;
-        println!("Written to {}", out.display());
-    }
-    Ok(ExitCode::from(u8::from(missed)))
-}
-
-/// Fraction of the machine that is used now, by whomever.
-fn used_by_others() -> anyhow::Result<f64> {
-    let (busy, all) = machine::machine_ticks()?;
-    std::thread::sleep(Duration::from_secs(2));
-    let (busy_now, all_now) = machine::machine_ticks()?;
-    Ok((busy_now - busy) as f64 / (all_now - all).max(1) as f64)
+    Ok(exit_code(&sections))
 }
 
 /// Waits until it is so.
@@ -206,9 +130,4 @@ fn wait_for<T>(
         anyhow::ensure!(Instant::now() < deadline, "in vain: {what}");
         std::thread::sleep(Duration::from_millis(5));
     }
-}
-
-fn median(mut all: Vec<f64>) -> f64 {
-    all.sort_by(f64::total_cmp);
-    all[all.len() / 2]
 }

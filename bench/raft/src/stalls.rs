@@ -13,8 +13,10 @@ use crate::cluster::free_addresses;
 use crate::host::{Knobs, Values, command};
 use crate::link::{Heard, Link};
 use crate::member::{GROUP, WAIT_TIMEOUT};
-use crate::table::{Figure, Section};
-use crate::{Bench, wait_for};
+use bench_harness::Run;
+use bench_harness::page::{Figure, Section};
+
+use crate::wait_for;
 
 const PROPOSERS: u64 = 8;
 
@@ -41,7 +43,7 @@ struct Gaps {
 }
 
 /// Three members; they propose for so long, and if `capturing`, write snapshots all the time.
-fn run(bench: &Bench, name: &str, length: Duration, capturing: bool) -> anyhow::Result<Gaps> {
+fn run(bench: &Run, name: &str, length: Duration, capturing: bool) -> anyhow::Result<Gaps> {
     let dir = bench.dir(name)?;
     let peers: BTreeMap<_, _> = (1..).map(NodeId).zip(free_addresses(3)?).collect();
     let ids: Vec<_> = peers.keys().copied().collect();
@@ -138,7 +140,7 @@ fn run(bench: &Bench, name: &str, length: Duration, capturing: bool) -> anyhow::
     Ok(gaps)
 }
 
-pub fn measure(bench: &Bench) -> anyhow::Result<Section> {
+pub fn measure(bench: &Run) -> anyhow::Result<Section> {
     let length = Duration::from_secs(if bench.quick { 3 } else { 10 });
     let without = run(bench, "stalls-without", length, false)?;
     let with = run(bench, "stalls-with", length, true)?;

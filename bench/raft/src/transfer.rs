@@ -10,8 +10,11 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 
 use crate::cluster::{Cluster, Memory, free_addresses};
-use crate::table::{Figure, Section};
-use crate::{Bench, host, median, wait_for};
+use bench_harness::Run;
+use bench_harness::page::{Figure, Section};
+use bench_harness::stats::median_or_zero as median;
+
+use crate::{host, payload, wait_for};
 
 /// Bytes that the plain copy reads and writes at once.
 const PIECE: usize = 1 << 20;
@@ -42,7 +45,7 @@ pub fn take(args: TakeArgs) -> anyhow::Result<()> {
 }
 
 /// Seconds for a plain copy of all files of a directory.
-fn copy(bench: &Bench, from: &Path) -> anyhow::Result<f64> {
+fn copy(bench: &Run, from: &Path) -> anyhow::Result<f64> {
     let address = free_addresses(1)?.concat();
     let target = bench.scratch.join("copied");
     let mut receiver = Command::new(std::env::current_exe()?)
@@ -85,7 +88,7 @@ struct Transfer {
 }
 
 /// Member 1 has a snapshot and nothing of the log before it; `id` joins with nothing.
-fn transfer(bench: &Bench, cluster: &mut Cluster, id: u64) -> anyhow::Result<Transfer> {
+fn transfer(bench: &Run, cluster: &mut Cluster, id: u64) -> anyhow::Result<Transfer> {
     let before = cluster.status(1)?;
     cluster.start(id, &[])?;
     std::thread::sleep(Duration::from_millis(300));
@@ -119,9 +122,9 @@ fn transfer(bench: &Bench, cluster: &mut Cluster, id: u64) -> anyhow::Result<Tra
     Ok(done)
 }
 
-pub fn measure(bench: &Bench) -> anyhow::Result<Section> {
+pub fn measure(bench: &Run) -> anyhow::Result<Section> {
     let dir = bench.dir("transfer")?;
-    let (payload, bytes) = (dir.join("payload"), bench.payload());
+    let (payload, bytes) = (dir.join("payload"), payload(bench));
     host::make_payload(&payload, bytes)?;
     let mut cluster = Cluster::new(&dir, 1 + bench.runs as u64)?;
     let path = payload.to_string_lossy().into_owned();
@@ -148,8 +151,8 @@ pub fn measure(bench: &Bench) -> anyhow::Result<Section> {
     let most = |of: fn(&Transfer) -> f64| transfers.iter().map(of).fold(0.0, f64::max);
     let (sender, receiver) = (most(|t| t.sender), most(|t| t.receiver));
     let (ours, plain) = (
-        median(transfers.iter().map(|t| t.seconds).collect()),
-        median(copies),
+        median(&transfers.iter().map(|t| t.seconds).collect::<Vec<_>>()),
+        median(&copies),
     );
     let mib = bytes as f64 / f64::from(1 << 20);
     drop(cluster);

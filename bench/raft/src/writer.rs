@@ -6,9 +6,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::cluster::Cluster;
-use crate::table::{Figure, Section};
 use crate::wire::{ADD_LEARNER, Client, PROPOSE, SNAPSHOT};
-use crate::{Bench, host, wait_for};
+use bench_harness::Run;
+use bench_harness::page::{Figure, Section};
+
+use crate::{host, payload, wait_for};
 
 const WRITERS: u64 = 8;
 /// The one that writes, and the one that is slow.
@@ -70,7 +72,7 @@ struct Followed {
 }
 
 fn follow(
-    bench: &Bench,
+    bench: &Run,
     dir: &Path,
     cluster: &mut Cluster,
     rate: u64,
@@ -85,7 +87,7 @@ fn follow(
     cluster
         .client(LEADER)?
         .ask(ADD_LEARNER, &SLOW.to_le_bytes())?;
-    let half = bench.payload() / 2;
+    let half = payload(bench) / 2;
     wait_for("half of the transfer", WAIT_TIMEOUT, || {
         Ok((leader.status()?.bytes_sent - before >= half).then_some(()))
     })?;
@@ -123,9 +125,9 @@ fn follow(
     Ok(done)
 }
 
-pub fn measure(bench: &Bench) -> anyhow::Result<Section> {
+pub fn measure(bench: &Run) -> anyhow::Result<Section> {
     let dir = bench.dir("writer")?;
-    let (payload, bytes) = (dir.join("payload"), bench.payload());
+    let (payload, bytes) = (dir.join("payload"), payload(bench));
     // Some 25 s for the whole snapshot.
     let rate = bytes / if bench.quick { 4 } else { 25 };
     host::make_payload(&payload, bytes)?;

@@ -11,8 +11,8 @@ use s2_sdk::S2Stream;
 use s2_sdk::types::{AppendInput, AppendRecord, AppendRecordBatch};
 
 use super::{BASIN, Bench, Operation, Step, config, create, load, order, step};
-use crate::recovery::table::{Figure, Section};
-use crate::stats::Latencies;
+use bench_harness::page::{Figure, Section};
+use bench_harness::stats::Latencies;
 
 /// Appends in a second, by others.
 const RATE: u32 = 200;
@@ -28,10 +28,10 @@ pub async fn measure(bench: &Bench) -> anyhow::Result<Section> {
     // Others' appends while a large snapshot is written.
     let stream = create(&server, "orders").await?;
     load(&stream, 0..10_000, 100).await?;
-    let bytes: u64 = if bench.quick { 8 << 20 } else { 256 << 20 };
+    let bytes: u64 = if bench.run.quick { 8 << 20 } else { 256 << 20 };
     let (mut alone, mut beside) = (Vec::new(), Vec::new());
     let mut taken = 0;
-    for _ in 0..bench.runs {
+    for _ in 0..bench.run.runs {
         // Compactions of what came before are no part of it.
         server.settle(Duration::from_secs(20)).await;
         alone.push(others(&stream, async |_| Ok(())).await?);
@@ -47,9 +47,11 @@ pub async fn measure(bench: &Bench) -> anyhow::Result<Section> {
             Ok(())
         });
         beside.push(snapshots.await?);
-        bench.note(format!("p99 alone {alone:.1?}, beside {beside:.1?}"));
+        bench
+            .run
+            .note(format!("p99 alone {alone:.1?}, beside {beside:.1?}"));
     }
-    let (quiet, busy) = (super::median(&alone), super::median(&beside));
+    let (quiet, busy) = (median(&alone), median(&beside));
     figures.push(
         Figure::plain(
             "other writers' append p99 meanwhile",

@@ -6,7 +6,7 @@ use esker_repository::Destination;
 use esker_repository::destination::DestinationOptions;
 
 use super::{BASIN, Bench, Operation, Step, config, create, load, step};
-use crate::recovery::table::{Figure, Section};
+use bench_harness::page::{Figure, Section};
 
 /// Keys of the state.
 const KEYS: u64 = 1_000;
@@ -16,10 +16,10 @@ const TAIL: u64 = 5_000;
 pub async fn measure(bench: &Bench) -> anyhow::Result<Section> {
     let server = bench.serve("history").await?;
     let stream = create(&server, "orders").await?;
-    let directory = bench.scratch.join("objects");
+    let directory = bench.run.scratch.join("objects");
     std::fs::create_dir_all(&directory)?;
     let directory = directory.display().to_string();
-    let lengths: &[u64] = match bench.quick {
+    let lengths: &[u64] = match bench.run.quick {
         true => &[10_000, 20_000],
         false => &[10_000, 100_000, 1_000_000, 10_000_000],
     };
@@ -82,7 +82,7 @@ pub async fn measure(bench: &Bench) -> anyhow::Result<Section> {
             "One stream of JSON records of 100 bytes with {KEYS} keys; the fold is the last record of \
              each key; snapshots every 10,000 records into a directory; {TAIL} records came after the \
              newest one. Medians of {} runs.",
-            bench.runs
+            bench.run.runs
         ),
         figures,
         ..Section::default()

@@ -16,7 +16,7 @@ pub mod step;
 use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::Context;
 use clap::ValueEnum;
@@ -27,14 +27,18 @@ use s2_sdk::types::{
 use s2_sdk::{S2, S2Stream};
 use step::{Done, Operation, Step};
 
-use crate::machine::Machine;
+use bench_harness::machine::quiet;
+use bench_harness::page::{Page, Section};
+use bench_harness::run::exit_code;
+use bench_harness::{PartArgs, Run};
+
 use crate::recovery::subject::{Setup, Subject};
-use crate::recovery::table::{self, Section};
-use crate::recovery::{median, quiet};
-use crate::scratch::Scratch;
 
 /// The basin of all streams.
 const BASIN: &str = "bench-follow";
+
+/// Where the page goes by default.
+const PAGE: &str = "docs/benchmarks/follow.md";
 
 /// Arguments of `follow`.
 #[derive(Debug, clap::Args)]
@@ -42,21 +46,8 @@ pub struct Args {
     /// The program `esker`. Default: the one beside this program.
     #[arg(long, value_name = "PATH")]
     esker: Option<PathBuf>,
-    /// Only these parts; the page is not written then.
-    #[arg(long, value_name = "PART", value_delimiter = ',')]
-    only: Vec<Part>,
-    /// Runs of each measurement; tables show medians.
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..100))]
-    runs: u16,
-    /// Small sizes, to check the bench itself; nothing is written.
-    #[arg(long)]
-    quick: bool,
-    /// Where to work; a disk, with room for 20 GiB.
-    #[arg(long, value_name = "DIR")]
-    scratch: Option<PathBuf>,
-    /// Where the page goes.
-    #[arg(long, value_name = "PATH", default_value = "docs/benchmarks/follow.md")]
-    out: PathBuf,
+    #[command(flatten)]
+    common: PartArgs<Part>,
 }
 
 /// What can be measured by itself.
@@ -73,21 +64,14 @@ pub enum Part {
 /// What parts work with.
 struct Bench {
     setup: Setup,
-    scratch: PathBuf,
-    runs: usize,
-    quick: bool,
-    began: Instant,
+    run: Run,
 }
 
 impl Bench {
-    fn note(&self, what: impl std::fmt::Display) {
-        eprintln!("[{:>5.0} s] {what}", self.began.elapsed().as_secs_f64());
-    }
-
     /// A server with an empty data directory of its own, and the basin.
     async fn serve(&self, name: &str) -> anyhow::Result<Subject> {
         let setup = Setup {
-            data: self.scratch.join(name),
+            data: self.run.scratch.join(name),
             ..self.setup.clone()
         };
         let (server, _) = setup.start(&[]).await?;
@@ -100,13 +84,14 @@ impl Bench {
     /// A median over several runs of one operation, by time.
     async fn median(&self, step: &Step) -> anyhow::Result<Done> {
         let mut all = Vec::new();
-        for _ in 0..self.runs {
+        for _ in 0..self.run.runs {
             let done = step.run().await?;
-            self.note(format!("{:?} of {}: {done:?}", step.operation, step.stream));
+            self.run
+                .note(format!("{:?} of {}: {done:?}", step.operation, step.stream));
             all.push(done);
         }
         all.sort_by(|a, b| a.seconds.total_cmp(&b.seconds));
-        all.into_iter().nth(self.runs / 2).context("a run")
+        all.into_iter().nth(self.run.runs / 2).context("a run")
     }
 }
 
@@ -173,8 +158,6 @@ async fn load(stream: &S2Stream, numbers: std::ops::Range<u64>, keys: u64) -> an
 ///
 /// If anything cannot be measured.
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let scratch = Scratch::new(args.scratch.as_deref())?;
-    let machine = Machine::describe(scratch.path())?;
     let beside = std::env::current_exe()?.with_file_name("esker");
     let bench = Bench {
         setup: Setup {
@@ -182,51 +165,27 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
             data: PathBuf::new(),
             settings: Vec::new(),
         },
-        scratch: scratch.path().to_owned(),
-        runs: args.runs.into(),
-        quick: args.quick,
-        began: Instant::now(),
+        run: Run::begin(&args.common)?,
     };
     let mut sections: Vec<Section> = Vec::new();
-    for part in Part::value_variants() {
-        if !args.only.is_empty() && !args.only.contains(part) {
-            continue;
-        }
-        let load = quiet().await?;
-        let date = table::now();
-        bench.note(format!(
-            "{part:?}; {:.0} % of the machine are in use",
-            load * 100.0
-        ));
+    for part in args.common.parts() {
+        let begun = bench.run.part(part, quiet().await?);
         let section = match part {
             Part::History => history::measure(&bench).await,
             Part::Rates => rates::measure(&bench).await,
             Part::Busy => busy::measure(&bench).await,
         };
-        let section = Section {
-            date,
-            load,
-            ..section.with_context(|| format!("{part:?}"))?
+        sections.push(begun.end(section)?);
+    }
+    if !bench.run.quick && args.common.is_whole() {
+        let page = Page {
+            title: "following streams with snapshots",
+            target: "bench-follow",
+            how: "Server and clients share its cores and its one disk. The measured follower is a process \
+                  of its own; its time is from its first request to the state being caught up.",
         };
-        println!("{}", section.table());
-        sections.push(section);
+        let out = args.common.out.unwrap_or_else(|| PAGE.into());
+        bench.run.write(&page, &sections, &out)?;
     }
-    let missed = sections
-        .iter()
-        .flat_map(|s| &s.figures)
-        .any(|f| f.met == Some(false));
-    if !args.quick && args.only.is_empty() {
-        let page = table::page(
-            "following streams with snapshots",
-            "bench-follow",
-            "Server and clients share its cores and its one disk. The measured follower is a process of \
-             its own; its time is from its first request to the state being caught up.",
-            &machine,
-            &sections,
-        );
-        std::fs::write(&args.out, page)
-            .with_context(|| format!("cannot write {}", args.out.display()))?;
-        println!("Written to {}", args.out.display());
-    }
-    Ok(ExitCode::from(u8::from(missed)))
+    Ok(exit_code(&sections))
 }

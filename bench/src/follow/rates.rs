@@ -3,14 +3,14 @@
 use std::time::Duration;
 
 use super::{Bench, Operation, Step, create, load, step};
-use crate::recovery::table::{Figure, Section};
+use bench_harness::page::{Figure, Section};
 
 /// Longest wait for compactions.
 const SETTLED: Duration = Duration::from_secs(20);
 
 pub async fn measure(bench: &Bench) -> anyhow::Result<Section> {
     let server = bench.serve("rates").await?;
-    let records: u64 = if bench.quick { 50_000 } else { 4_000_000 };
+    let records: u64 = if bench.run.quick { 50_000 } else { 4_000_000 };
     let stream = create(&server, "orders").await?;
     load(&stream, 0..records, 10_000).await?;
     let read = bench
@@ -35,12 +35,12 @@ pub async fn measure(bench: &Bench) -> anyhow::Result<Section> {
         .target("≥ 500,000, or the server's read rate", enough),
     ];
 
-    let bytes: u64 = if bench.quick { 16 << 20 } else { 1 << 30 };
+    let bytes: u64 = if bench.run.quick { 16 << 20 } else { 1 << 30 };
     let mib = bytes >> 20;
     let (mut plain_append, mut plain_read) = (Vec::new(), Vec::new());
     let (mut written, mut restored) = (Vec::new(), Vec::new());
     let mut memory: f64 = 0.0;
-    for run in 0..bench.runs {
+    for run in 0..bench.run.runs {
         let plain = format!("plain-{run}");
         let framed = format!("framed-{run}");
         create(&server, &plain).await?;
@@ -62,7 +62,7 @@ pub async fn measure(bench: &Bench) -> anyhow::Result<Section> {
             // Compactions of what came before are no part of it.
             server.settle(SETTLED).await;
             let done = on(operation, stream).run().await?;
-            bench.note(format!("{operation:?}: {done:?}"));
+            bench.run.note(format!("{operation:?}: {done:?}"));
             if matches!(operation, Operation::Snapshot | Operation::Restore) {
                 memory = memory.max(done.extra_mib);
             }
@@ -98,7 +98,7 @@ pub async fn measure(bench: &Bench) -> anyhow::Result<Section> {
             "Folding: {records} JSON records of 100 bytes, 10,000 keys, from the head to the tail. Framed: a \
              state of {mib} MiB, not compressed, beside the official client with as many bytes in flight; \
              medians of {} runs that take turns. Memory is what the process has beyond its beginning.",
-            bench.runs
+            bench.run.runs
         ),
         figures,
         ..Section::default()

@@ -139,7 +139,7 @@ pub async fn run(step: Step) -> anyhow::Result<ExitCode> {
         seconds,
         records,
         bytes,
-        cpu_seconds: crate::machine::cpu_ticks(std::process::id())? as f64 / 100.0,
+        cpu_seconds: bench_harness::machine::cpu_ticks(std::process::id())? as f64 / 100.0,
         extra_mib: most - before,
     };
     println!("{}", json!(done));

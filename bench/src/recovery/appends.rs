@@ -2,12 +2,10 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::{
-    Bench,
-    load::Streams,
-    median,
-    table::{Figure, Section},
-};
+use bench_harness::page::{Figure, Section};
+use bench_harness::stats::median_or_zero as median;
+
+use super::{Bench, load::Streams};
 use crate::client::Batches;
 
 const STREAMS: usize = 100;
@@ -33,8 +31,8 @@ pub async fn measure(bench: &Bench) -> anyhow::Result<Section> {
         "snapshots.recovery-budget=",
         "snapshots.snapshot-interval=1h",
     ]);
-    let mib = if bench.quick { 64 } else { 1024 };
-    let phase = Duration::from_secs(if bench.quick { 3 } else { 15 });
+    let mib = if bench.run.quick { 64 } else { 1024 };
+    let phase = Duration::from_secs(if bench.run.quick { 3 } else { 15 });
     let large = Batches::new(64, 1024, 21)?;
     let small = Arc::new(Batches::new(1, 256, 22)?);
     let (server, _) = setup.start(&[]).await?;
@@ -48,7 +46,7 @@ pub async fn measure(bench: &Bench) -> anyhow::Result<Section> {
     let mut p99 = [vec![], vec![], vec![]];
     let mut made = [0.0; 3];
     let mut uploaded = [0.0; 3];
-    for round in 0..bench.runs {
+    for round in 0..bench.run.runs {
         for turn in 0..kinds.len() {
             let which = (turn + round) % kinds.len();
             let setup = match kinds[which] {
@@ -76,7 +74,7 @@ pub async fn measure(bench: &Bench) -> anyhow::Result<Section> {
             if let Some(taken) = taken.sorted() {
                 p50[which].push(taken.percentile_ms(50.0));
                 p99[which].push(taken.percentile_ms(99.0));
-                bench.note(format!(
+                bench.run.note(format!(
                     "phase {which}: {samples} appends, p50 {:.2} ms, p99 {:.2} ms, max {:.1} ms",
                     taken.percentile_ms(50.0),
                     taken.percentile_ms(99.0),
@@ -87,7 +85,7 @@ pub async fn measure(bench: &Bench) -> anyhow::Result<Section> {
         }
     }
     let off = median(&p99[0]);
-    let seconds = phase.as_secs_f64() * bench.runs as f64;
+    let seconds = phase.as_secs_f64() * bench.run.runs as f64;
     let rate = |which: usize| {
         format!(
             "{:.1} snapshots and {:.0} MiB uploaded in a second",
@@ -127,7 +125,7 @@ pub async fn measure(bench: &Bench) -> anyhow::Result<Section> {
              upload of the whole partition. The store, which takes what is uploaded, uses the same \
              two cores and the same disk.",
             phase.as_secs(),
-            bench.runs
+            bench.run.runs
         ),
         figures,
         ..Section::default()

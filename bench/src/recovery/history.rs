@@ -2,12 +2,10 @@
 
 use std::time::Duration;
 
-use super::{
-    Bench,
-    load::Streams,
-    median,
-    table::{Figure, Section},
-};
+use bench_harness::page::{Figure, Section};
+use bench_harness::stats::median_or_zero as median;
+
+use super::{Bench, load::Streams};
 use crate::client::Batches;
 
 const STREAMS: usize = 100;
@@ -34,11 +32,11 @@ pub async fn measure(bench: &Bench) -> anyhow::Result<Section> {
     let mut medians = Vec::new();
     let mut next = 0;
     for times in [1, 10, 100] {
-        let wanted = ONCE * times / RECORDS / if bench.quick { 10 } else { 1 };
+        let wanted = ONCE * times / RECORDS / if bench.run.quick { 10 } else { 1 };
         let streams = Streams::open(&server.url(), STREAMS).await?;
         streams.append(&batches, next..wanted).await?;
         next = next.max(wanted);
-        bench.note(format!("{} records", next * RECORDS));
+        bench.run.note(format!("{} records", next * RECORDS));
         // The retained snapshots are all of a time after the load.
         for _ in 0..3 {
             let before = server.metric(COUNT).await?;
@@ -55,7 +53,7 @@ pub async fn measure(bench: &Bench) -> anyhow::Result<Section> {
         let mut took = Vec::new();
         let mut events = Vec::new();
         let mut log = 0;
-        for _ in 0..bench.runs.max(3) + 2 {
+        for _ in 0..bench.run.runs.max(3) + 2 {
             let streams = Streams::open(&server.url(), STREAMS).await?;
             streams.append(&batches, next..next + TAIL).await?;
             next += TAIL;
@@ -63,7 +61,9 @@ pub async fn measure(bench: &Bench) -> anyhow::Result<Section> {
             let (again, time) = setup.start(&[]).await?;
             server = again;
             let said = server.said()?;
-            bench.note(format!("{times}x: {:.3} s, {said:?}", time.as_secs_f64()));
+            bench
+                .run
+                .note(format!("{times}x: {:.3} s, {said:?}", time.as_secs_f64()));
             took.push(time.as_secs_f64());
             events.push(said.events as f64);
             log = said.log_bytes;
@@ -93,7 +93,7 @@ pub async fn measure(bench: &Bench) -> anyhow::Result<Section> {
             "Eight partitions, {STREAMS} streams, batches of {RECORDS} records of {BODY} bytes; a \
              snapshot every 5 s. After the load three rounds of snapshots, then {} starts, before \
              each of them {TAIL} batches and SIGKILL right after the last answer. Medians.",
-            bench.runs.max(3) + 2
+            bench.run.runs.max(3) + 2
         ),
         figures,
         ..Section::default()

@@ -14,8 +14,8 @@ use s2_sdk::types::{AppendInput, AppendRecord, AppendRecordBatch, CommandRecord,
 use crate::{
     client::{self, Batches, Connection, Kind},
     rows::BASIN,
-    stats::Latencies,
 };
+use bench_harness::stats::Latencies;
 
 /// Connections that a load comes over.
 const CONNECTIONS: usize = 4;

@@ -2,12 +2,14 @@
 
 use std::time::Duration;
 
+use bench_harness::page::{Figure, Section};
+use bench_harness::stats::median_or_zero as median;
+
 use super::{
     Bench,
     load::Streams,
-    lose, median,
+    lose,
     subject::{Setup, Subject},
-    table::{Figure, Section},
 };
 use crate::client::Batches;
 
@@ -59,7 +61,7 @@ pub async fn measure(bench: &Bench) -> anyhow::Result<Section> {
     server.kill();
     (server, _) = setup.start(&[]).await?;
     let large = Batches::new(64, 1024, 42)?;
-    let sizes = match bench.quick {
+    let sizes = match bench.run.quick {
         true => &SIZES[..2],
         false => &SIZES[..],
     };
@@ -80,7 +82,7 @@ pub async fn measure(bench: &Bench) -> anyhow::Result<Section> {
         server = again;
         let achieved = time.as_secs_f64();
         let said = server.said()?;
-        bench.note(format!(
+        bench.run.note(format!(
             "{mib} MiB lost: predicted {predicted:.2} s, achieved {achieved:.2} s, {said:?}"
         ));
         if number == 0 {
@@ -136,7 +138,7 @@ async fn restart(
     *server = again;
     let achieved = time.as_secs_f64();
     let said = server.said()?;
-    bench.note(format!(
+    bench.run.note(format!(
         "restart: predicted {predicted:.3} s, achieved {achieved:.3} s, {said:?}"
     ));
     let ratio = achieved / predicted;

@@ -5,12 +5,15 @@ use std::{fs::File, path::Path, process::Command, time::Duration, time::Instant}
 use anyhow::ensure;
 use testkit_s3::{S3Server, objects::Objects};
 
+use bench_harness::machine::drop_caches;
+use bench_harness::page::{Figure, Section};
+use bench_harness::stats::median_or_zero as median;
+
 use super::{
-    Bench, drop_caches,
+    Bench,
     load::Streams,
-    lose, median,
+    lose,
     subject::{Setup, Subject, bytes_below},
-    table::{Figure, Section},
 };
 use crate::client::Batches;
 
@@ -43,7 +46,7 @@ pub async fn measure(bench: &Bench) -> anyhow::Result<Section> {
         let streams = Streams::open(&server.url(), STREAMS).await?;
         streams.append(&batches, loaded * 16..mib * 16).await?;
         loaded = mib;
-        bench.note(format!("{mib} MiB appended"));
+        bench.run.note(format!("{mib} MiB appended"));
         server.settle(Duration::from_secs(60)).await;
         let resident = server.resident_mib()?.0;
         for cold in [false, true] {
@@ -83,7 +86,7 @@ pub async fn measure(bench: &Bench) -> anyhow::Result<Section> {
              cache was dropped. Then the partition is put to the store, the node is lost, and it is \
              restored with `--bootstrap restore`, beside `cp -r --reflink=never` of the restored \
              database and an fsync of each file; both cold, taking turns; medians of {} runs.",
-            bench.runs
+            bench.run.runs
         ),
         figures,
         ..Section::default()
@@ -114,7 +117,7 @@ async fn restart(
     let (mut took, mut events, mut parts) = (Vec::new(), Vec::new(), String::new());
     tokio::time::sleep(Duration::from_secs(2)).await;
     let predicted = server.metric(PREDICTED).await?;
-    for _ in 0..bench.runs {
+    for _ in 0..bench.run.runs {
         server.end();
         if cold {
             drop_caches();
@@ -122,7 +125,7 @@ async fn restart(
         let (again, time) = setup.start(&[]).await?;
         server = again;
         let said = server.said()?;
-        bench.note(format!(
+        bench.run.note(format!(
             "cold {cold}: {:.2} s, {said:?}",
             time.as_secs_f64()
         ));
@@ -157,7 +160,7 @@ async fn restores(
     server
         .wait(AT_RISK, Duration::from_secs(240), |at_risk| at_risk == 0.0)
         .await?;
-    bench.note(format!(
+    bench.run.note(format!(
         "uploaded in {:.1} s; the store has {:?}",
         began.elapsed().as_secs_f64(),
         store.size()
@@ -167,7 +170,7 @@ async fn restores(
     let (mut ours, mut theirs, mut highest) = (Vec::new(), Vec::new(), 0.0_f64);
     let mut restored = 0.0;
     let saved = store.saved();
-    for _ in 0..bench.runs {
+    for _ in 0..bench.run.runs {
         lose(&setup.data)?;
         // Each of them is the first restore of this snapshot.
         store.back_to(&saved);
@@ -175,7 +178,7 @@ async fn restores(
         let (server, time) = setup.start(&["--bootstrap", "restore"]).await?;
         ours.push(time.as_secs_f64());
         highest = highest.max(server.resident_mib()?.1);
-        bench.note(format!(
+        bench.run.note(format!(
             "restore: {:.2} s, {:?}",
             time.as_secs_f64(),
             server.said()?
@@ -185,7 +188,7 @@ async fn restores(
         restored = bytes_below(&database)? as f64 / MIB;
         drop_caches();
         let took = copied(&database, &copy)?;
-        bench.note(format!("cp and fsync: {took:.2} s"));
+        bench.run.note(format!("cp and fsync: {took:.2} s"));
         theirs.push(took);
         std::fs::remove_dir_all(&copy)?;
     }

@@ -16,7 +16,8 @@ use tokio::{
     net::TcpStream,
 };
 
-use crate::{machine, process::free_port};
+use crate::process::free_port;
+use bench_harness::machine;
 
 /// Bound on one start. Restoring or scanning gigabytes dominates.
 const READY_AT_MOST: Duration = Duration::from_secs(240);

@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
+use bench_harness::page::{Figure, Section};
+
 use super::{
     Bench, largest,
     load::{RECORD_OVERHEAD, Streams},
-    table::{Figure, Section},
 };
 use crate::client::Batches;
 
@@ -100,7 +101,7 @@ async fn run(bench: &Bench, trims: bool, name: &str) -> anyhow::Result<Vec<f64>>
     // The root of a new store has none yet, or the one of a new partition.
     let mut count = snapshot(0.0).await?;
     let mut bytes = server.metric(BYTES).await?;
-    let snapshots = if bench.quick { 3 } else { SNAPSHOTS };
+    let snapshots = if bench.run.quick { 3 } else { SNAPSHOTS };
     let written = (in_delta * RECORDS * (BODY + RECORD_OVERHEAD)) as f64;
     let mut ratios = Vec::new();
     for number in 0..snapshots {
@@ -115,7 +116,7 @@ async fn run(bench: &Bench, trims: bool, name: &str) -> anyhow::Result<Vec<f64>>
         let now = server.metric(BYTES).await?;
         ratios.push((now - bytes) / written);
         bytes = now;
-        bench.note(format!(
+        bench.run.note(format!(
             "{name} snapshot {}: {:.2} uploaded for 1 written; the store has {:?}",
             number + 1,
             ratios[number],

@@ -16,11 +16,11 @@ use std::time::Instant;
 
 use anyhow::{Context, bail, ensure};
 use rand::{RngCore as _, SeedableRng as _};
-use time::OffsetDateTime;
 
-use crate::machine::Machine;
-use crate::scratch::Scratch;
-use crate::stats;
+use bench_harness::machine::{self, Machine};
+use bench_harness::page;
+use bench_harness::scratch::Scratch;
+use bench_harness::stats;
 use step::{Done, Operation, Step};
 
 #[derive(clap::Args)]
@@ -176,7 +176,7 @@ impl Bench<'_> {
             // Both find the files in the operating system's cache, or not, alike: dropped.
             let first_ours = run % 2 == 0;
             for turn in 0..2 {
-                drop_caches()?;
+                drop_caches();
                 if (turn == 0) == first_ours {
                     let done = self.put(&repository, 2 + run as u64, true)?;
                     ours.push(done.seconds);
@@ -258,7 +258,7 @@ impl Bench<'_> {
             // Nothing is known of the files beforehand.
             let _ = fs::remove_file(self.scratch.join("digests.json"));
             for turn in 0..2 {
-                drop_caches()?;
+                drop_caches();
                 if (turn == 0) == (run % 2 == 0) {
                     ours.push(self.put(&repository, 1, false)?.seconds);
                 } else {
@@ -282,7 +282,7 @@ impl Bench<'_> {
         for run in 0..self.args.runs {
             let to = self.place("restored")?;
             for turn in 0..2 {
-                drop_caches()?;
+                drop_caches();
                 if (turn == 0) == (run % 2 == 0) {
                     let done = self.step(Step {
                         operation: Operation::Restore,
@@ -310,7 +310,7 @@ impl Bench<'_> {
 
     fn verify(&mut self) -> anyhow::Result<Row> {
         eprintln!("Verify");
-        drop_caches()?;
+        drop_caches();
         let done = self.step(Step {
             operation: Operation::Verify,
             repository: self.scratch.join("full"),
@@ -421,14 +421,14 @@ impl Restic {
     }
 }
 
-/// Makes the operating system forget what it has read; says so once if it may not.
-fn drop_caches() -> anyhow::Result<()> {
-    rustix::fs::sync();
-    if fs::write("/proc/sys/vm/drop_caches", "3").is_err() {
-        static SAID: std::sync::Once = std::sync::Once::new();
-        SAID.call_once(|| eprintln!("Caches cannot be dropped (that takes root): nothing is cold"));
+/// Empties the operating system's cache; notes once if that is not allowed.
+fn drop_caches() {
+    if !machine::drop_caches() {
+        static NOTED: std::sync::Once = std::sync::Once::new();
+        NOTED.call_once(|| {
+            eprintln!("Caches cannot be dropped (that takes root): nothing is cold");
+        });
     }
-    Ok(())
 }
 
 fn table(rows: &[Row]) -> String {
@@ -451,12 +451,11 @@ fn table(rows: &[Row]) -> String {
 }
 
 fn page(machine: &Machine, args: &Args, table: &str) -> String {
-    let now = OffsetDateTime::now_utc();
     format!(
         "# Benchmarks: the snapshot repository\n\n\
          This page is written by the bench itself (`make bench-snapshots`); it is not edited by hand.\n\n\
-         - Date: {} {:02}:{:02} UTC\n\
-         - Machine: {}, {} cores, {:.0} GiB memory, Linux {}, {}\n\
+         - Date: {}\n\
+         - Machine: {machine}\n\
          - Data: {} files of {} MiB of random bytes; medians of {} runs, taking turns\n\n\
          {table}\n\
          ## How to read it\n\n\
@@ -470,14 +469,7 @@ fn page(machine: &Machine, args: &Args, table: &str) -> String {
            one for each 1,000 keys, as S3 counts them.\n\
          - *Extra memory* is the peak of the process's resident set above what it had before the \
            operation.\n",
-        now.date(),
-        now.hour(),
-        now.minute(),
-        machine.cpu,
-        machine.cores,
-        machine.memory_gib,
-        machine.kernel,
-        machine.file_system,
+        page::now(),
         args.files,
         args.file_mib,
         args.runs,

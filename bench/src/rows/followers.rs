@@ -13,9 +13,9 @@ use futures::future::try_join_all;
 use super::{BASIN, Load, mib_per_second};
 use crate::{
     client::{Batches, Connection},
-    stats::Latencies,
     targets::{Metric, Reading},
 };
+use bench_harness::stats::Latencies;
 
 /// Records in each batch: half a MiB.
 const BATCH_RECORDS: usize = 64;

@@ -1,10 +1,8 @@
 //! Resident memory of the server, after it has become idle.
 
 use super::Load;
-use crate::{
-    machine,
-    targets::{Metric, Reading},
-};
+use crate::targets::{Metric, Reading};
+use bench_harness::machine;
 
 /// Reads the process's resident memory, now and at its highest.
 pub async fn measure(load: &Load<'_>) -> anyhow::Result<Vec<Reading>> {

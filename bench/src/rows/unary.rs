@@ -11,10 +11,9 @@ use futures::future::try_join_all;
 use super::{BASIN, Load, per_second};
 use crate::{
     client::{Batches, Connection, Stream},
-    disk,
-    stats::Latencies,
     targets::{Metric, Reading},
 };
+use bench_harness::{disk, stats::Latencies};
 
 /// Bytes in the body of each record.
 const BODY_BYTES: usize = 100;

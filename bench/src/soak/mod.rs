@@ -43,9 +43,9 @@ use self::{
 use crate::{
     client::sdk,
     process::{Program, Server, free_port},
-    scratch::Scratch,
     streams::esker_program,
 };
+use bench_harness::scratch::Scratch;
 
 /// The basin of the soak.
 const BASIN: &str = "soak-basin";

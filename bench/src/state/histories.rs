@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::Bench;
 use super::load::{self, Deed};
 use crate::recovery::subject::bytes_below;
-use crate::recovery::table::{Figure, Section};
+use bench_harness::page::{Figure, Section};
 
 /// Clients that make the history.
 const CLIENTS: u64 = 128;
@@ -34,7 +34,7 @@ pub(super) async fn measure(bench: &Bench) -> anyhow::Result<Section> {
         running.kill();
         let (running, took) = bench.setup("history", &[]).start(&[]).await?;
         let said = running.said()?;
-        bench.note(format!(
+        bench.run.note(format!(
             "{made} commits at {:.0}/s; killed, and back in {took:.2?}: {} events, {}",
             done.rate(),
             said.events,
@@ -93,7 +93,7 @@ fn disk_bytes(directory: &Path) -> anyhow::Result<u64> {
 
 /// One hot key, of which little history is kept.
 async fn disk(bench: &Bench) -> anyhow::Result<Figure> {
-    let repository = bench.scratch.join("hot-repository");
+    let repository = bench.run.scratch.join("hot-repository");
     let destination = format!("snapshots.destination={}", repository.display());
     let settings = [
         "state.keep-versions=10",
@@ -118,7 +118,7 @@ async fn disk(bench: &Bench) -> anyhow::Result<Figure> {
         }
     }
     let (_, log) = without_log()?;
-    bench.note(format!(
+    bench.run.note(format!(
         "{} commits of one key: {least:.1} MiB, log {log:.1} MiB",
         done.count
     ));

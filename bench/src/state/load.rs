@@ -10,7 +10,7 @@ use esker_proto::statehouse::v1::{
 use esker_proto::{Kind, Struct, Value};
 use tonic::transport::{Channel, Endpoint};
 
-use crate::stats::Latencies;
+use bench_harness::stats::Latencies;
 
 /// A connection of its own.
 pub type Client = StatehouseServiceClient<Channel>;

@@ -8,7 +8,7 @@ use anyhow::{Context as _, bail};
 
 use super::load;
 use crate::process::free_port;
-use crate::scratch;
+use bench_harness::scratch;
 
 /// Its version.
 pub const VERSION: &str = "0.1.0";

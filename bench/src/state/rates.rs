@@ -5,9 +5,9 @@ use std::time::Duration;
 use super::Bench;
 use super::load::{self, Deed};
 use super::peer::Peer;
-use crate::disk::fdatasync_p50_ms;
-use crate::recovery::median;
-use crate::recovery::table::{Figure, Section};
+use bench_harness::disk::fdatasync_p50_ms;
+use bench_harness::page::{Figure, Section};
+use bench_harness::stats::median_or_zero as median;
 
 /// Clients at once.
 const MANY: u64 = 64;
@@ -26,16 +26,16 @@ struct Rates {
 }
 
 pub(super) async fn measure(bench: &Bench) -> anyhow::Result<Section> {
-    let time = Duration::from_secs(if bench.quick { 1 } else { 8 });
+    let time = Duration::from_secs(if bench.run.quick { 1 } else { 8 });
     let (mut peers, mut ours) = (Rates::default(), Rates::default());
     let mut syncs = Vec::new();
-    for run in 0..bench.runs {
+    for run in 0..bench.run.runs {
         syncs.push(fdatasync_p50_ms(
-            &bench.scratch,
+            &bench.run.scratch,
             500,
             Duration::from_secs(2),
         )?);
-        let data = bench.scratch.join(format!("peer-{run}"));
+        let data = bench.run.scratch.join(format!("peer-{run}"));
         let peer = Peer::start(&bench.statehoused, &data).await?;
         rates(bench, peer.url(), time, &mut peers).await?;
         drop(peer);
@@ -56,7 +56,7 @@ pub(super) async fn measure(bench: &Bench) -> anyhow::Result<Section> {
         title: "Transactions and reads".to_owned(),
         how: format!(
             "`beside` is statehoused, in the same run, turn by turn. Medians of {} runs of {} s.",
-            bench.runs,
+            bench.run.runs,
             time.as_secs()
         ),
         figures: vec![
@@ -106,7 +106,7 @@ async fn rates(bench: &Bench, url: &str, time: Duration, rates: &mut Rates) -> a
     let empty = load::clients(url, MANY, Deed::Empty, all, time).await?;
     load::fill(url, KEYS).await?;
     let reads = load::clients(url, MANY, Deed::Read { keys: KEYS }, all, time).await?;
-    bench.note(format!(
+    bench.run.note(format!(
         "{url}: {:.0} and {:.0} transactions/s (p50 {:.2} and {:.2} ms), {:.0} reads/s, {:.0} empty calls/s",
         one.rate(),
         many.rate(),

@@ -10,9 +10,9 @@ use rust_rocksdb::{DBWithThreadMode, MultiThreaded, Options};
 
 use super::Bench;
 use super::load::{self, Deed};
-use crate::recovery::median;
 use crate::recovery::subject::Subject;
-use crate::recovery::table::{Figure, Section};
+use bench_harness::page::{Figure, Section};
+use bench_harness::stats::median_or_zero as median;
 
 /// Keys of the snapshot.
 const KEYS: u64 = 1_000_000;
@@ -29,7 +29,7 @@ pub(super) async fn measure(bench: &Bench) -> anyhow::Result<Section> {
     load::fill(&server.url(), keys).await?;
     server.settle(Duration::from_secs(30)).await;
     let (mut without, mut with, mut more, mut took) = (vec![], vec![], vec![], vec![]);
-    for _ in 0..bench.runs {
+    for _ in 0..bench.run.runs {
         let alone = commits(&server, Duration::from_secs(6)).await?;
         let (resident, _) = server.resident_mib()?;
         let url = server.url();
@@ -43,7 +43,7 @@ pub(super) async fn measure(bench: &Bench) -> anyhow::Result<Section> {
         }
         took.push(snapshot.await??.as_secs_f64());
         let p99s: Vec<f64> = beside.iter().map(|done| done.percentile_ms(99.0)).collect();
-        bench.note(format!(
+        bench.run.note(format!(
             "commit p99 {:.2} ms alone, {p99s:.2?} ms beside a snapshot of {:.1} s; {resident:.0} MiB, at most {most:.0}",
             alone.percentile_ms(99.0),
             took.last().unwrap_or(&0.0)
@@ -61,7 +61,7 @@ pub(super) async fn measure(bench: &Bench) -> anyhow::Result<Section> {
             "{CLIENTS} clients commit one operation at a time, without a snapshot being written and while one \
              is. Medians of {} runs. To rebuild, the row that says where the store stands is removed from the \
              database of a server that was stopped.",
-            bench.runs
+            bench.run.runs
         ),
         figures: vec![
             Figure::plain("writing it takes", format!("{:.1} s", median(&took))),
@@ -113,7 +113,9 @@ async fn rebuild(bench: &Bench, server: Subject, keys: u64) -> anyhow::Result<(f
     let setup = bench.setup("snapshots", &["state.snapshot-interval=0"]);
     let stopped = Instant::now();
     server.stop(Duration::from_secs(60)).await?;
-    bench.note(format!("stopped in {:.1?}", stopped.elapsed()));
+    bench
+        .run
+        .note(format!("stopped in {:.1?}", stopped.elapsed()));
     forget(&setup.data.join("db"))?;
     let (server, took) = setup.start(&[]).await?;
     let log = server.logged()?;

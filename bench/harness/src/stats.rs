@@ -25,6 +25,11 @@ impl Latencies {
         self.0.len()
     }
 
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// Sorts the samples; `None` if there are none.
     pub fn sorted(mut self) -> Option<SortedLatencies> {
         if self.0.is_empty() {
@@ -57,6 +62,11 @@ pub fn median(values: &[f64]) -> Option<f64> {
         n if n % 2 == 1 => Some(sorted[middle]),
         _ => Some((sorted[middle - 1] + sorted[middle]) / 2.0),
     }
+}
+
+/// The same; 0 if empty.
+pub fn median_or_zero(values: &[f64]) -> f64 {
+    median(values).unwrap_or_default()
 }
 
 #[cfg(test)]

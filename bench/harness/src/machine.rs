@@ -1,8 +1,19 @@
 //! What the measurements ran on, as far as `/proc` tells.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
+
+/// Longest wait for a quiet moment of the machine.
+const QUIET_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Fraction of the machine in use that counts as quiet.
+const QUIET: f64 = 0.15;
+
+/// How long its use is observed.
+const LOOK: Duration = Duration::from_secs(2);
 
 /// A machine, described for the head of the report.
 #[derive(Debug)]
@@ -36,6 +47,57 @@ impl Machine {
             file_system: file_system(scratch)?,
         })
     }
+}
+
+impl fmt::Display for Machine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{}, {} cores, {:.0} GiB memory, Linux {}, {}",
+            self.cpu, self.cores, self.memory_gib, self.kernel, self.file_system
+        )
+    }
+}
+
+/// Waits for a moment in which others use little of the machine, not for ever; answers the fraction
+/// that is in use then.
+///
+/// # Errors
+///
+/// If `/proc/stat` cannot be read.
+pub async fn quiet() -> anyhow::Result<f64> {
+    let deadline = Instant::now() + QUIET_TIMEOUT;
+    loop {
+        let before = machine_ticks()?;
+        tokio::time::sleep(LOOK).await;
+        let used = used_since(before)?;
+        if used <= QUIET || Instant::now() > deadline {
+            return Ok(used);
+        }
+    }
+}
+
+/// The fraction of the machine that is in use now, by whomever.
+///
+/// # Errors
+///
+/// If `/proc/stat` cannot be read.
+pub fn used_now() -> anyhow::Result<f64> {
+    let before = machine_ticks()?;
+    std::thread::sleep(LOOK);
+    used_since(before)
+}
+
+fn used_since(before: (u64, u64)) -> anyhow::Result<f64> {
+    let now = machine_ticks()?;
+    let all = (now.1 - before.1).max(1);
+    Ok((now.0 - before.0) as f64 / all as f64)
+}
+
+/// Makes the operating system forget what it has read; whether it may be told to, which takes root.
+pub fn drop_caches() -> bool {
+    rustix::fs::sync();
+    std::fs::write("/proc/sys/vm/drop_caches", "3").is_ok()
 }
 
 /// Resident memory of process `pid` now and at its highest so far, in bytes.

@@ -13,10 +13,15 @@ const DISTURBANCE: f64 = 0.15;
 /// One line of a table.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Figure {
+    /// What was measured.
     pub what: String,
+    /// What came of it, with its unit.
     pub figure: String,
+    /// The figure that it is compared with.
     pub beside: String,
+    /// What it should be.
     pub target: String,
+    /// Whether it is.
     pub met: Option<bool>,
 }
 
@@ -47,9 +52,11 @@ impl Figure {
 /// What a part of the bench found out.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Section {
+    /// What it is about.
     pub title: String,
     /// How it was measured.
     pub how: String,
+    /// What came of it.
     pub figures: Vec<Figure>,
     /// When.
     pub date: String,
@@ -85,36 +92,41 @@ impl Section {
     }
 }
 
-/// The page for the documentation: what it is about, the target of `make` that writes it, and how
-/// everything on it was measured.
-pub fn page(
-    title: &str,
-    target: &str,
-    how: &str,
-    machine: &Machine,
-    sections: &[Section],
-) -> String {
-    let shared = match sections.iter().any(|section| section.load > DISTURBANCE) {
-        true => {
-            ". It was shared with other work while these figures were taken: times vary by a \
-             factor of two from run to run, and those of different tables cannot be compared"
+/// A page of the documentation.
+pub struct Page<'a> {
+    /// What it is about.
+    pub title: &'a str,
+    /// The target of `make` that writes it.
+    pub target: &'a str,
+    /// How everything on it was measured.
+    pub how: &'a str,
+}
+
+impl Page<'_> {
+    /// Its text.
+    pub fn text(&self, machine: &Machine, sections: &[Section]) -> String {
+        let Page { title, target, how } = self;
+        let shared = match sections.iter().any(|section| section.load > DISTURBANCE) {
+            true => {
+                ". It was shared with other work while these figures were taken: times vary by a \
+                 factor of two from run to run, and those of different tables cannot be compared"
+            }
+            false => "",
+        };
+        let mut text = format!(
+            "# Benchmarks: {title}\n\n\
+             This page is written by the bench itself (`make {target}`); it is not edited by hand.\n\n\
+             - Machine: {machine}{shared}\n\
+             - {how}\n\n"
+        );
+        for section in sections {
+            text.push_str(&section.table());
+            text.push('\n');
         }
-        false => "",
-    };
-    let mut text = format!(
-        "# Benchmarks: {title}\n\n\
-         This page is written by the bench itself (`make {target}`); it is not edited by hand.\n\n\
-         - Machine: {}, {} cores, {:.0} GiB memory, Linux {}, {}{shared}\n\
-         - {how}\n\n",
-        machine.cpu, machine.cores, machine.memory_gib, machine.kernel, machine.file_system
-    );
-    for section in sections {
-        text.push_str(&section.table());
+        text.truncate(text.trim_end().len());
         text.push('\n');
+        text
     }
-    text.truncate(text.trim_end().len());
-    text.push('\n');
-    text
 }
 
 /// Now, as the page has it.
