@@ -30,6 +30,7 @@ mod recovery;
 mod report;
 mod repository;
 mod rows;
+mod sizes;
 mod soak;
 mod state;
 mod streams;

@@ -5,7 +5,8 @@ use std::fmt::Write;
 use crate::{
     client::Kind,
     process::Contender,
-    rows::{Row, Sizes},
+    rows::Row,
+    sizes::Sizes,
     targets::{Metric, Reading, median_of},
 };
 use bench_harness::machine::Machine;

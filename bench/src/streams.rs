@@ -21,7 +21,8 @@ use crate::{
     process::{Contender, Program, Server, free_port},
     progress::Progress,
     report::{Failure, Report},
-    rows::{BASIN, Load, Row, Sizes, restart},
+    rows::{BASIN, Load, Row, restart},
+    sizes::Sizes,
     targets::Reading,
 };
 use bench_harness::{

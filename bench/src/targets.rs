@@ -2,7 +2,7 @@
 //!
 //! A goal has two marks: what *must* be reached, and the *aim* beyond it.
 
-use crate::rows::Sizes;
+use crate::sizes::Sizes;
 use bench_harness::stats;
 
 /// One figure of the table.

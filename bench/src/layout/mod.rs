@@ -9,10 +9,12 @@
 //! A segment is what was appended between two positions of the log, some 32 MiB.
 //!
 //! `snapshots` counts the bytes that a snapshot uploads, which is what none of the two before it had;
-//! `reads` reads single streams from a large database. [`tuning`] has RocksDB's options, [`store`] the
-//! layouts, [`load`] the load.
+//! `reads` reads single streams from a large database. [`tuning`] has RocksDB's options, [`database`]
+//! the keys, [`store`] the layouts, [`lookup`] the reads of one stream, [`load`] the load.
 
+mod database;
 mod load;
+mod lookup;
 mod reads;
 mod segments;
 mod snapshots;

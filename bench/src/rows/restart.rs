@@ -17,7 +17,8 @@ use std::{
 use anyhow::{Context, ensure};
 use futures::{StreamExt, TryStreamExt, stream};
 
-use super::{BASIN, Sizes, load::Streams};
+use super::{BASIN, load::Streams};
+use crate::sizes::Sizes;
 use crate::{
     client::{self, Batches, Connection, Kind},
     process::{Program, Server, free_port},

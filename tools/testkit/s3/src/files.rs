@@ -18,7 +18,7 @@ use tokio::sync::RwLock;
 
 use crate::faults::{Access, Faults, answer};
 use crate::request::Operation;
-use crate::server::Store;
+use crate::store::Store;
 
 /// The only key that the server knows.
 pub const ACCESS_KEY_ID: &str = "AKIATESTESTESTESTEST";

@@ -7,6 +7,7 @@
 //! | [`faults`] | what can go wrong with a request, and habits of stores that break their promises |
 //! | [`files`] | objects kept by `s3s`, an implementation that is not ours and checks signatures |
 //! | [`objects`] | objects of one bucket, in memory or synced to disk, without signatures: fast |
+//! | [`store`] | what a server needs of either |
 //! | [`slow_link`] | a network with a limited rate |
 //!
 //! [`S3Server::start`] runs the first kind of store, [`S3Server::in_memory`] and
@@ -24,6 +25,7 @@ pub mod objects;
 pub mod request;
 pub mod server;
 pub mod slow_link;
+pub mod store;
 
 pub use faults::{Fault, Faults, Lie, Matching};
 pub use objects::BUCKET;

@@ -21,7 +21,7 @@ use s3s::{Body, HttpResponse};
 use time::OffsetDateTime;
 
 use crate::request::Operation;
-use crate::server::Store;
+use crate::store::Store;
 
 /// The only bucket.
 pub const BUCKET: &str = "bucket";

@@ -22,22 +22,13 @@ use crate::faults::{Broken, Fault, Faults, Matching, answer};
 use crate::files::Files;
 use crate::objects::{BUCKET, Objects, Saved};
 use crate::request::{Operation, Received, credential, key_of};
+use crate::store::Store;
 
 /// Bytes of a request's body, at most.
 const MAX_BODY_BYTES: usize = 512 * 1024 * 1024;
 
 /// How long to wait after a connection could not be accepted, for instance for want of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-
-/// What keeps the objects.
-pub trait Store: Send + Sync + 'static {
-    /// Does what a request asks for.
-    fn apply(
-        &self,
-        operation: Operation,
-        request: Request<Bytes>,
-    ) -> impl Future<Output = HttpResponse> + Send;
-}
 
 /// A running server. It stops when dropped.
 pub struct S3Server<S = Files> {
