@@ -11,6 +11,7 @@ use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 use s2_sdk::S2;
 use s2_sdk::types::{AppendInput, AppendRecord, AppendRecordBatch, CommandRecord};
+use testkit::seeds;
 
 use super::contents::{records, stream};
 use super::losses::{Harm, Loss, befall};
@@ -123,18 +124,10 @@ fn busy() -> Setup {
         .set("log.flush-after=128KiB")
 }
 
-/// A number from the environment.
-pub fn number(variable: &str) -> Option<u64> {
-    std::env::var(variable).ok()?.parse().ok()
-}
-
-/// `ESKER_TEST_KILLS` and `ESKER_TEST_SEED` choose others.
+/// `ESKER_TEST_KILLS` and `ESKER_SEED` choose others.
 fn rounds_and_seed() -> (u64, u64) {
-    let rounds = number("ESKER_TEST_KILLS").unwrap_or(12);
-    (
-        rounds,
-        number("ESKER_TEST_SEED").unwrap_or_else(rand::random),
-    )
+    let rounds = seeds::number("ESKER_TEST_KILLS").unwrap_or(12);
+    (rounds, seeds::chosen().unwrap_or_else(seeds::random))
 }
 
 async fn killed_over_and_over(removes: bool) {
@@ -189,7 +182,7 @@ async fn killed_over_and_over(removes: bool) {
                 _ => {}
             }
         }
-        let context = format!("ESKER_TEST_SEED={seed}, round {round}, without {what}");
+        let context = format!("ESKER_SEED={seed}, round {round}, without {what}");
         println!("{context}");
         let setup = match lost {
             true => scene.setup.clone().bootstrap("restore"),
@@ -231,7 +224,7 @@ async fn a_recovery_that_is_killed_again_and_again_ends_as_one_that_was_not() {
         (Loss::DatabaseAndLocalSnapshots, 0),
         (Loss::Database, 0),
     ] {
-        let context = format!("ESKER_TEST_SEED={seed}, {loss:?}");
+        let context = format!("ESKER_SEED={seed}, {loss:?}");
         let scene = past.copy().await;
         befall(&scene, loss, Harm::Nothing);
         let setup = match forks {

@@ -1,7 +1,8 @@
 //! The seeds of randomised tests.
 //!
 //! One convention for all: `ESKER_SEED=N` runs seed N alone, `ESKER_SEEDS=N` runs so many, beginning
-//! with `ESKER_SEED` or where the test usually begins. A failure prints the variable and the command
+//! with `ESKER_SEED` or where the test usually begins; where a test can go on for as long as one likes,
+//! `ESKER_SEED_SECONDS=N` says for how long. A failure prints the variable and the command
 //! that repeat it: see [`again`].
 
 use std::ops::Range;
@@ -11,6 +12,9 @@ pub const SEED: &str = "ESKER_SEED";
 
 /// How many seeds to run.
 pub const SEEDS: &str = "ESKER_SEEDS";
+
+/// For how many seconds to run seeds that were never tried.
+pub const SECONDS: &str = "ESKER_SEED_SECONDS";
 
 /// A number from the environment.
 ///
@@ -30,10 +34,11 @@ pub fn chosen() -> Option<u64> {
     number(SEED)
 }
 
-/// The seed that the environment asks for, or one that follows from the time and the process.
-pub fn chosen_or_random() -> u64 {
+/// A seed that was hardly ever tried.
+pub fn random() -> u64 {
     use std::hash::{BuildHasher as _, RandomState};
-    chosen().unwrap_or_else(|| RandomState::new().hash_one(std::process::id()))
+    // Short, so that it can be typed, and so that many more can follow it.
+    RandomState::new().hash_one(std::process::id()) >> 24
 }
 
 /// The seeds that the environment asks for; by default those in `usual`.

@@ -3,8 +3,8 @@
 //! Whatever is lost, late, repeated, trimmed, cut off or crashes: what a reader has is the fold of all
 //! records before its cursor, and a reader gets there.
 //!
-//! `ESKER_TEST_SEEDS=10000` runs more worlds; a failure names its seed, and `ESKER_TEST_SEED` runs that
-//! one alone, or begins with it. What threads do beside the runtime is not the seed's: a failure that depends on it may
+//! `ESKER_SEEDS=10000` runs more worlds; a failure names its seed, and `ESKER_SEED` runs that one alone, or
+//! begins with it. What threads do beside the runtime is not the seed's: a failure that depends on it may
 //! take a few runs.
 
 #![allow(clippy::unwrap_used)]
@@ -17,6 +17,7 @@ mod store;
 mod world;
 
 use by_hand::Mistake;
+use testkit::seeds;
 use world::{Plan, Tally};
 
 /// Worlds of the usual suite: enough that the rarest kind of snapshot, one framed in some ten worlds, is tried.
@@ -27,16 +28,9 @@ const CORRECT: u64 = 10;
 /// is not all the seed's.
 const MISTAKEN: u64 = 600;
 
-fn variable(name: &str) -> Option<u64> {
-    std::env::var(name).ok().map(|value| value.parse().unwrap())
-}
-
 #[test]
 fn whatever_goes_wrong_a_state_is_the_fold_of_all_records_before_its_cursor() {
-    let (first, many) = (variable("ESKER_TEST_SEED"), variable("ESKER_TEST_SEEDS"));
-    let many = many.unwrap_or(if first.is_some() { 1 } else { SEEDS });
-    let first = first.unwrap_or(0);
-    let seeds = first..first + many;
+    let seeds = seeds::range(0..SEEDS);
     let is_many = seeds.end - seeds.start >= SEEDS;
     let mut all = Tally::default();
     let mut failed_seeds = Vec::new();
@@ -44,10 +38,8 @@ fn whatever_goes_wrong_a_state_is_the_fold_of_all_records_before_its_cursor() {
         match world::run(Plan::any(seed)) {
             Ok(tally) => all.add(&tally),
             Err(broken) => {
-                println!(
-                    "{broken}\nseed {seed}; again with: ESKER_TEST_SEED={seed} cargo test \
-                     -p esker-follow --test simulation whatever_goes_wrong\n"
-                );
+                let again = "-p esker-follow --test simulation whatever_goes_wrong";
+                println!("{broken}\nseed {seed}; {}\n", seeds::again(seed, again));
                 failed_seeds.push(seed);
             }
         }

@@ -40,11 +40,11 @@
 //! A failure prints the command that repeats it:
 //!
 //! ```text
-//! ESKER_SIM_SEED=1234 cargo test --release -p esker-raft simulation::tests::replay -- --nocapture
+//! ESKER_SEED=1234 cargo test --release -p esker-raft simulation::tests::replay -- --nocapture
 //! ```
 //!
 //! With `ESKER_SIM_TRACE=1` it prints every event and action. `make soak-raft` runs further seeds
-//! (`ESKER_SIM_SEEDS`: how many, `ESKER_SIM_FROM`: from which on, `ESKER_SIM_SECONDS`: for how long).
+//! (`ESKER_SEEDS`: how many, `ESKER_SEED`: from which on, `ESKER_SEED_SECONDS`: for how long).
 
 #![deny(clippy::disallowed_methods)]
 

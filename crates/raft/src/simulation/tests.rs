@@ -1,46 +1,28 @@
 //! Runs of seeds, and what they must have covered.
 
+use testkit::seeds::{self, PrintOnPanic};
+
 use super::*;
 
 /// Runs of each test in the normal suite.
 const SEEDS: u64 = 600;
 
-/// Prints how to repeat a run that panics.
-struct OnPanic(u64);
-
-impl Drop for OnPanic {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            eprintln!("{}", command(self.0));
-        }
-    }
-}
-
-fn command(seed: u64) -> String {
-    format!(
-        "repeat it with:\n  ESKER_SIM_SEED={seed} cargo test --release -p esker-raft \
-         simulation::tests::replay -- --nocapture"
-    )
-}
+/// The arguments of `cargo test` that repeat one seed.
+const REPLAY: &str = "-p esker-raft simulation::tests::replay -- --nocapture";
 
 fn try_seeds(seeds: impl Iterator<Item = u64>, enough: impl Fn(&Reached) -> bool) -> Reached {
     let mut all = Reached::default();
     for seed in seeds {
-        let guard = OnPanic(seed);
+        let _printed = PrintOnPanic::new(seed, REPLAY);
         match run(seed, None) {
             Ok(reached) => all += &reached,
             Err(what) => panic!("seed {seed}: {what}"),
         }
-        std::mem::forget(guard);
         if enough(&all) {
             break;
         }
     }
     all
-}
-
-fn variable(name: &str) -> Option<u64> {
-    std::env::var(name).ok()?.parse().ok()
 }
 
 /// Under all faults every rule holds, and without faults there is progress.
@@ -117,37 +99,37 @@ fn a_seed_repeats_a_run_to_the_last_byte() {
 
 #[test]
 fn replay() {
-    let Some(seed) = variable("ESKER_SIM_SEED") else {
+    let (Some(seed), None) = (seeds::chosen(), seeds::number(seeds::SEEDS)) else {
         return;
     };
-    let guard = OnPanic(seed);
+    let _printed = PrintOnPanic::new(seed, REPLAY);
     let mut world = World::new(seed, None);
     println!("{:?}", world.scenario);
-    if variable("ESKER_SIM_TRACE").is_some() {
+    if std::env::var_os("ESKER_SIM_TRACE").is_some() {
         world = world.traced(true);
     }
     match finish(world).0 {
         Ok(reached) => println!("{reached:?}"),
         Err(what) => panic!("seed {seed}: {what}"),
     }
-    std::mem::forget(guard);
 }
 
-/// Runs for a given number of seeds or seconds; does nothing without `ESKER_SIM_SEEDS` or
-/// `ESKER_SIM_SECONDS`.
+/// Runs for a given number of seeds or seconds; does nothing without `ESKER_SEEDS` or
+/// `ESKER_SEED_SECONDS`.
 #[test]
 #[allow(
     clippy::disallowed_methods,
     reason = "how long to go on, and nothing else, is by the clock"
 )]
 fn soak() {
-    let (seeds, seconds) = (variable("ESKER_SIM_SEEDS"), variable("ESKER_SIM_SECONDS"));
-    if seeds.is_none() && seconds.is_none() {
+    let count = seeds::number(seeds::SEEDS);
+    let seconds = seeds::number(seeds::SECONDS);
+    if count.is_none() && seconds.is_none() {
         return;
     }
-    let from = variable("ESKER_SIM_FROM").unwrap_or(1 << 32);
+    let from = seeds::chosen().unwrap_or(1 << 32);
     let began = std::time::Instant::now();
-    let all = from..from.saturating_add(seeds.unwrap_or(u64::MAX));
+    let all = from..from.saturating_add(count.unwrap_or(u64::MAX));
     let reached = try_seeds(all, |_| {
         seconds.is_some_and(|most| began.elapsed().as_secs() >= most)
     });

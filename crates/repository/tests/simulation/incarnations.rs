@@ -20,10 +20,11 @@ use futures::future::BoxFuture;
 use object_store::path::Path;
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
+use testkit::seeds;
 
+use crate::checkpoint;
 use crate::clock::{Clock, Machine, Unreliable, run};
 use crate::store::{PARTITION, Reading, SimStore, Trouble};
-use crate::{checkpoint, number};
 
 const LINEAGE: LineageId = LineageId(1);
 /// In a snapshot's description: which history it is of.
@@ -283,15 +284,16 @@ fn simulate(seed: u64, without: Without) -> Outcome {
 
 #[test]
 fn of_copies_of_one_data_directory_one_history_alone_gets_into_the_roots() {
-    let first = number("ESKER_FIRST_SEED", 0);
-    let seeds = number("ESKER_SEEDS", 500).min(10_000);
+    let range = seeds::range(0..500);
+    let range = range.start..range.end.min(range.start + 10_000);
+    let seeds = range.end - range.start;
     let (mut commits, mut taken_over, mut refused) = (0, 0, 0);
-    for seed in first..first + seeds {
+    for seed in range {
         let outcome = simulate(seed, Without::Nothing);
         assert!(
             !outcome.mixed,
-            "seed {seed} mixes histories; again: ESKER_FIRST_SEED={seed} ESKER_SEEDS=1 \
-             cargo test --release -p esker-repository --test simulation incarnations"
+            "seed {seed} mixes histories; {}",
+            seeds::again(seed, "-p esker-repository --test simulation incarnations")
         );
         commits += outcome.commits as u64;
         taken_over += u64::from(outcome.committed > 1);

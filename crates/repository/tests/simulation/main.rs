@@ -10,7 +10,7 @@
 //!
 //! `pacing` has promises of bounded uploads, which need a clock and no faults.
 //!
-//! `ESKER_SEEDS=100000 ESKER_FIRST_SEED=1` runs more; a failure names its seed.
+//! `ESKER_SEEDS=100000 ESKER_SEED=1` runs more; a failure names its seed, and `ESKER_SEED` alone runs that one.
 
 #![allow(clippy::unwrap_used)]
 
@@ -40,6 +40,7 @@ use rand::{Rng as _, SeedableRng as _};
 
 use clock::{Clock, Machine, Unreliable, run};
 use store::{PARTITION, SimStore, Trouble};
+use testkit::seeds;
 
 /// Contents of files in memory: file `/<n>.sst` of content `c` is the text `c` a few times.
 #[derive(Debug)]
@@ -359,22 +360,16 @@ async fn repository_is_fine(
     assert!(garbage.is_empty(), "seed {seed}: {garbage:?} stays");
 }
 
-fn number(name: &str, default: u64) -> u64 {
-    std::env::var(name).map_or(default, |n| n.parse().unwrap())
-}
-
 #[test]
 fn nothing_that_is_needed_is_ever_deleted() {
-    let first = number("ESKER_FIRST_SEED", 0);
-    let seeds = number("ESKER_SEEDS", 3000);
+    let range = seeds::range(0..3000);
+    let seeds = range.end - range.start;
     let (mut committed, mut deleted) = (0, 0);
-    for seed in first..first + seeds {
+    for seed in range {
         let result = std::panic::catch_unwind(|| simulate(seed));
         let Ok((c, d)) = result else {
-            panic!(
-                "seed {seed} fails; again: ESKER_FIRST_SEED={seed} ESKER_SEEDS=1 \
-                 cargo test --release -p esker-repository --test simulation"
-            );
+            let again = seeds::again(seed, "-p esker-repository --test simulation nothing_that");
+            panic!("seed {seed} fails; {again}");
         };
         committed += c;
         deleted += d;

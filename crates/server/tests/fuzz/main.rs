@@ -15,7 +15,7 @@
 //! answer and to keep, and compares. Everything that was acknowledged is read back, and nothing else
 //! may be there.
 //!
-//! By default each test runs a few fixed seeds. With `ESKER_FUZZ_SECONDS` they take fresh ones for
+//! By default each test runs a few fixed seeds. With `ESKER_SEED_SECONDS` they take fresh ones for
 //! about that long in all (`scripts/fuzz`). A failure names its seed and the command that repeats it.
 
 #![allow(clippy::unwrap_used)]

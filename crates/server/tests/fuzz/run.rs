@@ -17,6 +17,7 @@ use http::{Method, Request};
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 use serde_json::json;
+use testkit::seeds;
 
 use crate::model::{Stream, Timestamping};
 use crate::reading::{self, Form};
@@ -153,19 +154,10 @@ impl Plan {
     }
 }
 
-/// The number in an environment variable.
-fn environment(name: &str) -> Option<u64> {
-    let value = std::env::var(name).ok()?;
-    match value.parse() {
-        Ok(number) => Some(number),
-        Err(_) => panic!("{name}={value} is not a number"),
-    }
-}
-
 /// For how long this test may take fresh seeds.
 pub fn seconds() -> Option<Duration> {
     const TESTS: u32 = 5;
-    let all = environment("ESKER_FUZZ_SECONDS")?;
+    let all = seeds::number(seeds::SECONDS)?;
     Some(Duration::from_secs(all) / TESTS)
 }
 
@@ -212,22 +204,21 @@ fn watch_panics() {
 pub fn fuzz(kind: Kind) {
     let _alone = alone();
     watch_panics();
-    let replay = environment("ESKER_FUZZ_SEED");
+    let replay = seeds::chosen();
     let long = seconds().filter(|_| replay.is_none());
     let first = match (replay, long) {
         (Some(seed), _) => seed,
-        // Short, so that it can be typed.
-        (None, Some(_)) => u64::from(rand::random::<u32>()) << 16,
+        (None, Some(_)) => seeds::random(),
         (None, None) => 1,
     };
-    let seeds = match (replay, long) {
+    let count = match (replay, long) {
         (Some(_), _) => 1,
         (None, Some(_)) => u64::MAX / 2,
         (None, None) => kind.fixed_seeds(),
     };
     let plan = Arc::new(Plan {
         next: AtomicU64::new(first),
-        end: first + seeds,
+        end: first + count,
         until: long.map(|time| Instant::now() + time),
         failed: AtomicBool::new(false),
         failure: Mutex::new(None),
@@ -376,8 +367,11 @@ async fn run_seed(kind: Kind, seed: u64, lane: &mut Lane, plan: &Plan) -> bool {
     };
     let test = &plan.test;
     plan.fail(format!(
-        "{kind:?}: seed {seed}, {place}: {why}\n\nrepeat it with\n  ESKER_FUZZ_SEED={seed} cargo test \
-         --release -p esker-server --test fuzz -- --exact {test}\n"
+        "{kind:?}: seed {seed}, {place}: {why}\n\n{}\n",
+        seeds::again(
+            seed,
+            &format!("-p esker-server --test fuzz -- --exact {test}")
+        )
     ));
     false
 }
