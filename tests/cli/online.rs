@@ -8,6 +8,7 @@ use std::process::Output;
 
 use rustix::process::Signal;
 use serde_json::Value;
+use testkit::corruption::{change_alone, flip};
 
 use crate::support::{Running, Server, esker, eventually, run, signal, stderr, stdout};
 
@@ -239,11 +240,8 @@ fn a_snapshot_that_is_damaged_is_not_proven_and_needs_action() {
         .map(|file| file.unwrap().path())
         .find(|path| path.extension().is_some_and(|e| e == "sst"));
     let file = file.unwrap();
-    let mut bytes = fs::read(&file).unwrap();
-    bytes[0] ^= 1;
     // The database has the same file, by a hard link.
-    fs::remove_file(&file).unwrap();
-    fs::write(&file, bytes).unwrap();
+    change_alone(&file, |bytes| flip(bytes, 0));
     let restore = ["snapshot", "verify", "--restore", "--partition", "1"];
     world.fails(1, "proof_failed", &restore);
     let verify = ["snapshot", "verify", "--data", "--partition", "1"];

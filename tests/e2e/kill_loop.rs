@@ -19,7 +19,6 @@ use s2_sdk::types::{
     FencingToken, ReadFrom, ReadInput, ReadSessionConfig, ReadStart,
 };
 use s2_sdk::{S2, S2Stream};
-
 use testkit_server::history::checker::{Attempt, AttemptId, History, Outcome};
 use testkit_server::history::record;
 use testkit_server::history::record_id::RecordId;

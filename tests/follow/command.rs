@@ -10,6 +10,7 @@ use esker_follow::snapshot::{Meta, Totals, record};
 use rustix::process::{Pid, Signal, kill_process};
 use s2_sdk::types::{AppendInput, AppendRecord, AppendRecordBatch, CommandRecord};
 use serde_json::{Value, json};
+use testkit::corruption::{change_in_place, flip};
 use uuid::Uuid;
 
 use super::place::{Place, SOON, append_one};
@@ -657,11 +658,11 @@ async fn inspect_reads_objects_to_their_last_byte() {
         ok(&place, &arguments);
     }
     let newest = directory.path().join("20.json.zst");
-    let mut bytes = std::fs::read(&newest).unwrap();
     // Of the state: what it adds up to comes after it.
-    let middle = bytes.len() - 120;
-    bytes[middle] ^= 1;
-    std::fs::write(&newest, bytes).unwrap();
+    change_in_place(&newest, |bytes| {
+        let at = bytes.len() - 120;
+        flip(bytes, at);
+    });
     std::fs::write(directory.path().join("15.json"), "{}").unwrap();
 
     let found = json_of(&place, &["--inspect", "--snapshot", &external]);

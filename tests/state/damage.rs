@@ -5,11 +5,12 @@ use std::path::Path;
 use std::process::Command;
 
 use rust_rocksdb::{DBWithThreadMode, MultiThreaded, Options};
+use testkit::corruption::{change_in_place, flip_middle};
+use testkit_s3::objects::Objects;
+use testkit_s3::{Fault, Matching, Operation, S3Server};
 
 use crate::client::{Read, State, key};
 use crate::support::{Server, Setup, eventually};
-use testkit_s3::objects::Objects;
-use testkit_s3::{Fault, Matching, Operation, S3Server};
 
 fn setup() -> Setup {
     Setup::default().set("state.snapshot-interval=0")
@@ -33,13 +34,6 @@ pub fn wreck(data: &Path) {
     assert_eq!(removed, 1, "one partition has the store");
 }
 
-fn flip(path: &Path) {
-    let mut bytes = fs::read(path).unwrap();
-    let middle = bytes.len() / 2;
-    bytes[middle] ^= 4;
-    fs::write(path, bytes).unwrap();
-}
-
 /// A server with snapshots of commits 3, 6 and 9, and two commits more, that was stopped.
 async fn three_snapshots() -> Server {
     let state = State::of(setup().start_fresh().await);
@@ -60,7 +54,7 @@ async fn a_store_that_cannot_be_used_is_made_anew_of_the_newest_valid_snapshot()
     let snapshots = server.data_dir().join("snapshots");
     wreck(server.data_dir());
     // One is damaged, one is cut short; the one before them is whole.
-    flip(&snapshots.join("snapshot-9.json"));
+    change_in_place(&snapshots.join("snapshot-9.json"), flip_middle);
     let six = snapshots.join("snapshot-6.json");
     let text = fs::read(&six).unwrap();
     fs::write(&six, &text[..text.len() / 2]).unwrap();
@@ -106,7 +100,7 @@ async fn a_damaged_snapshot_is_named_and_proves_nothing() {
     let mut server = server;
     server.restart(&setup()).await;
     let state = State::of(server);
-    flip(&data.join("snapshots/snapshot-9.json"));
+    change_in_place(&data.join("snapshots/snapshot-9.json"), flip_middle);
     let listed = state.snapshots().await;
     let problems: Vec<bool> = listed.iter().map(|s| s.problem.is_some()).collect();
     assert_eq!(problems, [true, false, false]);
@@ -273,7 +267,7 @@ async fn an_archived_snapshot_that_is_newer_than_what_is_on_the_disk_is_the_last
     let data = server.data_dir().to_owned();
     forget_the_partition(&data, backups.path());
     // What is here is damaged, and the log is gone: only the archive has the state.
-    flip(&data.join("snapshots/snapshot-8.json"));
+    change_in_place(&data.join("snapshots/snapshot-8.json"), flip_middle);
     for file in fs::read_dir(data.join("log")).unwrap() {
         fs::remove_file(file.unwrap().path()).unwrap();
     }

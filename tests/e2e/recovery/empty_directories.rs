@@ -1,11 +1,12 @@
 //! What an empty data directory means, and what of one in use cannot be meant.
 
+use testkit_s3::Fault;
+
 use super::contents::contents;
 use super::losses::{Harm, Loss, befall};
 use super::past::{Past, eager, seen, work};
 use super::place::{Kind, Scene, files};
 use crate::support::{Setup, eventually};
-use testkit_s3::Fault;
 
 async fn refused(setup: &Setup, scene: &Scene, name: &str, code: &str) {
     let data = scene.path(name);

@@ -4,9 +4,10 @@ use std::fs;
 use std::time::Duration;
 
 use serde_json::Value;
+use testkit::corruption::{change_alone, flip_middle};
 
 use super::contents::{Contents, contents};
-use super::losses::{Harm, Loss, befall, flip};
+use super::losses::{Harm, Loss, befall};
 use super::past::{Past, caught_up, is_healthy, play, seen};
 use super::place::{Kind, Place, Scene, files};
 use crate::support::{Server, Setup, eventually, sdk};
@@ -146,7 +147,7 @@ async fn a_partition_of_which_all_copies_are_damaged_begins_empty_and_they_stay(
     let tables: Vec<_> = tables.collect();
     assert!(!tables.is_empty());
     for table in &tables {
-        flip(&local.join(table));
+        change_alone(&local.join(table), flip_middle);
     }
     refused(&scene.setup, &scene, "nothing_usable").await;
     let log = refused(&restore(&scene), &scene, "nothing_usable").await;

@@ -4,12 +4,12 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use s2_sdk::S2Stream;
+use testkit_s3::Fault;
 
 use super::contents::records;
 use super::past::eager;
 use super::place::{Kind, Scene};
 use crate::support::{Server, Setup, eventually, sdk};
-use testkit_s3::Fault;
 
 const MIB: u64 = 1024 * 1024;
 const BOUND: u64 = 6 * MIB;

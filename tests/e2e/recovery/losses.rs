@@ -3,8 +3,10 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::place::{PARTITIONS, Place, Scene, copy_dir};
+use testkit::corruption::{change_alone, change_in_place, flip, flip_middle};
 use testkit_s3::Fault;
+
+use super::place::{PARTITIONS, Place, Scene, copy_dir};
 
 /// What befalls the data directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,7 +62,7 @@ impl Loss {
             }
             Loss::ManifestFlipped => {
                 let manifest = newest(&data.join("db"), |name| name.starts_with("MANIFEST-"));
-                flip(&manifest);
+                change_alone(&manifest, flip_middle);
             }
             Loss::TableTruncated => {
                 let table = newest(&data.join("db"), |name| name.ends_with(".sst"));
@@ -80,10 +82,10 @@ impl Loss {
             Loss::LogDamaged => {
                 let name = |name: &str| name.ends_with(".raftlog");
                 let file = newest(&data.join("log"), name);
-                let mut content = fs::read(&file).unwrap();
-                let written = content.iter().rposition(|b| *b != 0).unwrap();
-                content[written / 2] ^= 0x10;
-                fs::write(&file, content).unwrap();
+                change_in_place(&file, |content| {
+                    let written = content.iter().rposition(|b| *b != 0).unwrap();
+                    flip(content, written / 2);
+                });
             }
             Loss::LogAndDatabase => {
                 remove("log");
@@ -159,13 +161,4 @@ pub fn newest(dir: &Path, wanted: impl Fn(&str) -> bool) -> PathBuf {
     let names = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap());
     let wanted = names.filter(|entry| wanted(&entry.file_name().to_string_lossy()));
     wanted.map(|entry| entry.path()).max().expect("such a file")
-}
-
-/// Another file, with another byte in the middle, takes a file's place.
-pub fn flip(path: &Path) {
-    let mut content = fs::read(path).unwrap();
-    let middle = content.len() / 2;
-    content[middle] ^= 0x10;
-    fs::remove_file(path).unwrap();
-    fs::write(path, content).unwrap();
 }

@@ -2,8 +2,10 @@
 
 use std::fs;
 
+use testkit::corruption::{change_alone, flip_middle};
+
 use super::contents::{contents, stream};
-use super::losses::{Harm, Loss, befall, flip};
+use super::losses::{Harm, Loss, befall};
 use super::past::{Past, is_healthy, kept, lineages, play, seen};
 use super::place::{Kind, PARTITIONS};
 use crate::support::{eventually, sdk};
@@ -95,7 +97,7 @@ async fn a_flipped_byte_in_a_table_is_found_by_a_read_and_healed_by_the_next_sta
     for entry in fs::read_dir(scene.data().join("db")).unwrap() {
         let path = entry.unwrap().path();
         if path.extension().is_some_and(|e| e == "sst") {
-            flip(&path);
+            change_alone(&path, flip_middle);
         }
     }
     // Some tables are read by the start itself, which then recovers from the damage; others are not.

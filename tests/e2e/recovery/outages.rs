@@ -2,10 +2,11 @@
 
 use std::time::{Duration, Instant};
 
+use testkit_s3::Fault;
+
 use super::past::{caught_up, eager};
 use super::place::{Kind, Scene};
 use crate::support::{SOON, Server, sdk};
-use testkit_s3::Fault;
 
 /// No append takes so long, whatever the repository does: one that waited for a silent one would wait
 /// until the request to it is given up.

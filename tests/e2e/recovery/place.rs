@@ -8,10 +8,11 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::Value;
-
-use crate::support::{Setup, eventually};
+use testkit::corruption::flip_middle;
 use testkit_s3::S3Server;
 use testkit_s3::objects::Objects;
+
+use crate::support::{Setup, eventually};
 
 /// Stream partitions of all scenes; the catalog comes on top.
 pub const PARTITIONS: u64 = 2;
@@ -173,8 +174,7 @@ impl Place {
             return None;
         };
         let mut content = self.get(&key).unwrap_or_else(|| panic!("no {key}"));
-        let middle = content.len() / 2;
-        content[middle] = !content[middle];
+        flip_middle(&mut content);
         self.replace(&key, content);
         Some(key)
     }

@@ -9,13 +9,13 @@ use std::time::Instant;
 use futures::FutureExt as _;
 use futures::future::LocalBoxFuture;
 use serde_json::Value;
+use testkit_s3::Fault;
 
 use super::contents::{contents, stream};
 use super::losses::{Harm, Loss, befall, newest};
 use super::past::{Past, caught_up, eager, kept, play, seen};
 use super::place::{Kind, Place, Scene, copy_dir};
 use crate::support::{SOON, Server, Setup, eventually, sdk};
-use testkit_s3::Fault;
 
 /// The sections of the runbook in `docs/operating/recovery.md`, in their order.
 const ROWS: &[&str] = &[

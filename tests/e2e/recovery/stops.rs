@@ -2,10 +2,11 @@
 
 use std::time::{Duration, Instant};
 
+use testkit_s3::Fault;
+
 use super::past::eager;
 use super::place::{Kind, Scene};
 use crate::support::{Server, eventually, sdk};
-use testkit_s3::Fault;
 
 /// How long the server waits for an answer of the repository.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);

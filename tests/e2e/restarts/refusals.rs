@@ -2,6 +2,8 @@
 
 use std::fs;
 
+use testkit::corruption::{change_in_place, flip_middle};
+
 use super::{copy_dir, everything};
 use crate::support::sdk::{self, basin_name, stream_name};
 use crate::support::{Server, Setup};
@@ -235,11 +237,10 @@ async fn a_damaged_block_of_the_database_is_an_error_and_never_other_data() {
         .collect();
     files.sort_by_key(|path| fs::metadata(path).unwrap().len());
     let file = files.pop().unwrap();
-    let mut bytes = fs::read(&file).unwrap();
-    assert!(bytes.len() > 500_000, "{}", file.display());
-    let at = bytes.len() / 2;
-    bytes[at] ^= 1;
-    fs::write(&file, &bytes).unwrap();
+    change_in_place(&file, |bytes| {
+        assert!(bytes.len() > 500_000, "{}", file.display());
+        flip_middle(bytes);
+    });
 
     server.restart(&setup).await;
     let http = server.http1();

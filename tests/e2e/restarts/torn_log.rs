@@ -4,6 +4,8 @@ use std::fs::{self, OpenOptions};
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
+use testkit::corruption::{flip, truncate};
+
 use super::{everything, last_log_file};
 use crate::support::sdk;
 use crate::support::{Server, Setup};
@@ -76,9 +78,7 @@ async fn half_a_write_at_the_end_of_the_log_is_cut_and_the_rest_is_there() {
     let end = written(&path);
     assert!(end > before_last + 5_000, "one append, one write");
     // As if the machine had stopped in the middle of the last write, before it was acknowledged.
-    let file = OpenOptions::new().write(true).open(&path).unwrap();
-    file.set_len(before_last + 3_000).unwrap();
-    drop(file);
+    truncate(&path, before_last + 3_000);
     server.restart(&setup).await;
     server.logged("bytes removed").await;
     let basin = server.sdk().basin(sdk::basin_name("test-basin"));
@@ -105,7 +105,7 @@ async fn a_flipped_byte_in_the_middle_of_the_log_stops_the_start_with_file_and_o
     for part in [1, 3, 5, 8] {
         let at = end * part / 10;
         let mut bytes = whole.clone();
-        bytes[at] ^= 0x10;
+        flip(&mut bytes, at);
         fs::write(&path, &bytes).unwrap();
         let (exit, log) = setup.start_refused(server.data_dir()).await;
         assert_eq!(exit, 1, "{log}");

@@ -1,7 +1,19 @@
 //! Damage to bytes and files, as a disk or a careless hand does it.
+//!
+//! Files of a database and of its checkpoints are one file with several names. Damage *in place* is seen
+//! under all of them; damage *alone* is seen under this name only: the others keep the whole file.
 
 use std::fs;
 use std::path::Path;
+
+/// Changes one bit of a byte.
+///
+/// # Panics
+///
+/// If there is no such byte.
+pub fn flip(bytes: &mut [u8], at: usize) {
+    bytes[at] ^= 0x10;
+}
 
 /// Changes one bit of the byte in the middle.
 ///
@@ -10,17 +22,29 @@ use std::path::Path;
 /// If there are no bytes.
 pub fn flip_middle(bytes: &mut [u8]) {
     let middle = bytes.len() / 2;
-    bytes[middle] ^= 0x10;
+    flip(bytes, middle);
 }
 
-/// Changes one bit in the middle of a file, in place: its hard links change with it.
+/// Changes a file in place.
 ///
 /// # Panics
 ///
-/// If it is empty, or cannot be read and written.
-pub fn flip_middle_of_file(path: &Path) {
+/// If it cannot be read and written.
+pub fn change_in_place(path: &Path, change: impl FnOnce(&mut [u8])) {
     let mut content = fs::read(path).unwrap();
-    flip_middle(&mut content);
+    change(&mut content);
+    fs::write(path, content).unwrap();
+}
+
+/// Puts a changed copy in a file's place.
+///
+/// # Panics
+///
+/// If it cannot be read, removed and written.
+pub fn change_alone(path: &Path, change: impl FnOnce(&mut [u8])) {
+    let mut content = fs::read(path).unwrap();
+    change(&mut content);
+    fs::remove_file(path).unwrap();
     fs::write(path, content).unwrap();
 }
 
@@ -39,12 +63,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_bit_of_the_middle_byte_changes() {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        fs::write(file.path(), [1, 2, 3]).unwrap();
-        flip_middle_of_file(file.path());
-        assert_eq!(fs::read(file.path()).unwrap(), [1, 2 ^ 0x10, 3]);
-        truncate(file.path(), 1);
-        assert_eq!(fs::read(file.path()).unwrap(), [1]);
+    fn other_names_of_a_file_see_damage_in_place_and_not_damage_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let (file, link) = (dir.path().join("file"), dir.path().join("link"));
+        fs::write(&file, [1, 2, 3]).unwrap();
+        fs::hard_link(&file, &link).unwrap();
+        change_in_place(&file, flip_middle);
+        assert_eq!(fs::read(&link).unwrap(), [1, 2 ^ 0x10, 3]);
+        change_alone(&file, |bytes| flip(bytes, 0));
+        assert_eq!(fs::read(&file).unwrap(), [1 ^ 0x10, 2 ^ 0x10, 3]);
+        assert_eq!(fs::read(&link).unwrap(), [1, 2 ^ 0x10, 3]);
+        truncate(&link, 1);
+        assert_eq!(fs::read(&link).unwrap(), [1]);
     }
 }

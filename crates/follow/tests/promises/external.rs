@@ -7,6 +7,7 @@ use esker_follow::{Error, External, Follower, TrimTo};
 use futures::TryStreamExt as _;
 use object_store::path::Path;
 use object_store::{ObjectStore as _, ObjectStoreExt as _};
+use testkit::corruption::flip;
 
 use crate::fold::Chain;
 use crate::model::Stream;
@@ -184,7 +185,7 @@ async fn a_damaged_snapshot_is_passed_over_for_an_older_one() {
     let bytes = store.get(&newest).await.unwrap().bytes().await.unwrap();
     let mut damaged = bytes.to_vec();
     let middle = damaged.len() / 2 + 40;
-    damaged[middle] ^= 1;
+    flip(&mut damaged, middle);
     store.put(&newest, damaged.into()).await.unwrap();
     let reader = beside(&stream, place(&store)).open().await.unwrap();
     assert_eq!(reader.restored().unwrap().cursor, 10);
@@ -275,7 +276,7 @@ async fn damage(store: &Store, name: &str) {
     let bytes = store.get(&path).await.unwrap().bytes().await.unwrap();
     let mut damaged = bytes.to_vec();
     let middle = damaged.len() / 2 + 40;
-    damaged[middle] ^= 1;
+    flip(&mut damaged, middle);
     store.put(&path, damaged.into()).await.unwrap();
 }
 

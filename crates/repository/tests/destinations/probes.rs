@@ -6,10 +6,9 @@ use esker_repository::destination::probe::Lie as Found;
 use esker_repository::destination::{ProbeError, probe};
 use esker_repository::env::{Env, System};
 use futures::future::BoxFuture;
+use testkit_s3::{Fault, Lie, Matching, Operation, S3Server};
 
 use crate::support::Destinations as _;
-use testkit_s3::{Fault, Lie, Matching};
-use testkit_s3::{Operation, S3Server};
 
 /// Objects that are left in a bucket.
 fn left(server: &S3Server) -> usize {

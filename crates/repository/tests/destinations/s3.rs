@@ -6,11 +6,10 @@ use esker_repository::destination::Destination;
 use futures::{StreamExt as _, TryStreamExt as _};
 use object_store::path::Path;
 use object_store::{Error, ObjectStoreExt as _, PutMode};
+use testkit_s3::{Fault, Matching, Operation, S3Server};
 
 use crate::suite::text;
 use crate::support::Destinations as _;
-use testkit_s3::{Fault, Matching};
-use testkit_s3::{Operation, S3Server};
 
 #[tokio::test]
 async fn nothing_is_tried_twice_behind_the_callers_back() {

@@ -8,7 +8,6 @@ use esker_repository::destination::{
 };
 use object_store::ObjectStoreExt as _;
 use object_store::path::Path;
-
 use testkit_s3::S3Server;
 
 fn environment(variables: &[(&str, &str)], home: Option<&FsPath>) -> Environment {

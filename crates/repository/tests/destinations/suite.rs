@@ -13,9 +13,9 @@ use object_store::{
     Error, GetOptions, GetRange, ObjectStore, ObjectStoreExt as _, PutMode, PutPayload,
     UpdateVersion,
 };
+use testkit_s3::S3Server;
 
 use crate::support::Destinations as _;
-use testkit_s3::S3Server;
 
 /// A destination, and the directory where its objects are files.
 pub struct Place {

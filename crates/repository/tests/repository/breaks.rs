@@ -5,10 +5,9 @@ use std::num::NonZeroU32;
 use std::time::Duration;
 
 use esker_repository::{Options, Which};
+use testkit_s3::{Fault, Matching, Operation};
 
 use crate::fixture::{Place, full, options, some};
-use testkit_s3::Operation;
-use testkit_s3::{Fault, Matching};
 
 on_both!(
     a_flipped_byte_of_the_same_size_never_goes_live,

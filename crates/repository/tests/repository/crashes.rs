@@ -12,9 +12,9 @@ use std::task::{Context, Poll};
 use esker_repository::prune::PruneOptions;
 use esker_repository::{LineageId, Lsn, Options, Progress, Repository, Which};
 use futures::future::BoxFuture;
+use testkit_s3::Door;
 
 use crate::fixture::{Clock, LINEAGE, Place, full, options, read_dir, some};
-use testkit_s3::Door;
 
 /// A future that crashes: `None` after so many polls.
 struct AbortAfter<'a, T> {

@@ -10,10 +10,9 @@ use esker_repository::{
     Checkpoint, Digests, Error, Options, Progress, Put, Repository, Retries, StoreFailure, Which,
 };
 use futures::future::join;
+use testkit_s3::{Fault, Matching, Operation};
 
 use crate::fixture::{Clock, Files, LINEAGE, Place, bytes, options, retries, some};
-use testkit_s3::Operation;
-use testkit_s3::{Fault, Matching};
 
 on_both!(
     two_uploaders_at_once_both_succeed,

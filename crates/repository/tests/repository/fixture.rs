@@ -15,10 +15,10 @@ use esker_repository::{
 };
 use futures::future::BoxFuture;
 use serde_json::Value;
+use testkit_s3::{Door, S3Server};
 use time::OffsetDateTime;
 
 use crate::support::Destinations as _;
-use testkit_s3::{Door, S3Server};
 
 /// The partition of all tests.
 pub const PARTITION: PartitionId = PartitionId(7);

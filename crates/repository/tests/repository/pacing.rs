@@ -5,10 +5,9 @@ use std::num::NonZeroU64;
 use std::time::{Duration, Instant};
 
 use esker_repository::{Options, Progress, RateLimiter};
+use testkit_s3::{Fault, Matching, Operation};
 
 use crate::fixture::{Files, Place, bytes, full};
-use testkit_s3::Operation;
-use testkit_s3::{Fault, Matching};
 
 const MIB: usize = 1 << 20;
 

@@ -12,9 +12,9 @@ use esker_repository::{
     Checkpoint, Digest, Error, Kind, LineageId, Lsn, Options, Progress, SnapshotDir,
 };
 use serde_json::{Value, json};
+use testkit_s3::Operation;
 
 use crate::fixture::{Files, LINEAGE, Place, bytes, full, options, some};
-use testkit_s3::Operation;
 
 on_both!(
     a_full_snapshot_lies_beside_its_description,

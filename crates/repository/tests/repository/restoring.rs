@@ -12,13 +12,12 @@ use esker_repository::{
 };
 use futures::future::BoxFuture;
 use serde_json::json;
+use testkit_s3::{Fault, Matching, Operation};
 use time::OffsetDateTime;
 
 use crate::fixture::{
     Files, LINEAGE, PARTITION, Place, bytes, full, options, read_dir, retries, some, until,
 };
-use testkit_s3::Operation;
-use testkit_s3::{Fault, Matching};
 
 on_both!(
     what_was_put_comes_back_byte_for_byte,

@@ -8,9 +8,9 @@ use bytes::Bytes;
 use esker_repository::checkpoint::Source;
 use esker_repository::metadata::FileMetadata;
 use esker_repository::{Checkpoint, Digest, Digests, Lsn, Options, Progress, Which};
+use testkit_s3::Operation;
 
 use crate::fixture::{Files, LINEAGE, Place, bytes, options, some};
-use testkit_s3::Operation;
 
 on_both!(
     a_file_that_is_retained_is_not_uploaded_again,

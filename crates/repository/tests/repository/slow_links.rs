@@ -5,11 +5,10 @@ use std::time::Duration;
 
 use esker_repository::destination::DestinationOptions;
 use esker_repository::{Destination, Error, Options, Progress, Repository, Retries};
+use testkit_s3::{Operation, SlowLink};
 
 use crate::fixture::{Files, PARTITION, Place, bytes, options, retries, until};
 use crate::support::Destinations as _;
-use testkit_s3::Operation;
-use testkit_s3::SlowLink;
 
 const MIB: usize = 1 << 20;
 /// How long a store may be silent in these tests.

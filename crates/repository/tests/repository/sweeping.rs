@@ -5,10 +5,9 @@ use std::time::Duration;
 use esker_repository::sweep::Sweep;
 use esker_repository::{Error, Options, Progress};
 use serde_json::json;
+use testkit_s3::{Fault, Matching, Operation};
 
 use crate::fixture::{Clock, LINEAGE, Place, full, options, some};
-use testkit_s3::Operation;
-use testkit_s3::{Fault, Matching};
 
 on_both!(
     orphans_of_every_pattern_go,

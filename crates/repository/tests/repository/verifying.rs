@@ -1,9 +1,9 @@
 //! Verifying: each damaged object by name, and the snapshots it hurts.
 
 use esker_repository::{Error, LineageId, Lsn, Options, Progress};
+use testkit_s3::Operation;
 
 use crate::fixture::{LINEAGE, Place, full, only_damage, options, some};
-use testkit_s3::Operation;
 
 on_both!(
     what_is_sound_is_counted,

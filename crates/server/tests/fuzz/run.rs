@@ -211,10 +211,11 @@ pub fn fuzz(kind: Kind) {
         (None, Some(_)) => seeds::random(),
         (None, None) => 1,
     };
+    let wanted = seeds::number(seeds::SEEDS);
     let count = match (replay, long) {
-        (Some(_), _) => 1,
+        (Some(_), _) => wanted.unwrap_or(1),
         (None, Some(_)) => u64::MAX / 2,
-        (None, None) => kind.fixed_seeds(),
+        (None, None) => wanted.unwrap_or_else(|| kind.fixed_seeds()),
     };
     let plan = Arc::new(Plan {
         next: AtomicU64::new(first),
