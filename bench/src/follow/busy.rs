@@ -12,7 +12,7 @@ use s2_sdk::types::{AppendInput, AppendRecord, AppendRecordBatch};
 
 use super::{BASIN, Bench, Operation, Step, config, create, load, order, step};
 use bench_harness::page::{Figure, Section};
-use bench_harness::stats::Latencies;
+use bench_harness::stats::{Latencies, median_or_zero as median};
 
 /// Appends in a second, by others.
 const RATE: u32 = 200;

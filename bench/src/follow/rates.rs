@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::{Bench, Operation, Step, create, load, step};
 use bench_harness::page::{Figure, Section};
+use bench_harness::stats::median_or_zero as median;
 
 /// Longest wait for compactions.
 const SETTLED: Duration = Duration::from_secs(20);
@@ -73,7 +74,6 @@ pub async fn measure(bench: &Bench) -> anyhow::Result<Section> {
         plain_read.push(measured[2]);
         restored.push(measured[3]);
     }
-    let median = super::median;
     let (write, append) = (median(&written), median(&plain_append));
     let (restore, read) = (median(&restored), median(&plain_read));
     figures.extend([

@@ -6,7 +6,7 @@ use std::time::Instant;
 use anyhow::Context as _;
 
 use super::MIB;
-use super::database::{Db, open};
+use super::database::open;
 use super::load::Load;
 use super::lookup::read;
 use super::store::Store;

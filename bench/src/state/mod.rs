@@ -18,7 +18,6 @@ mod snapshots;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Context as _;
 use clap::ValueEnum;
 
 use bench_harness::machine::quiet;
