@@ -3,7 +3,6 @@
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use esker_follow::snapshot::record;
 use s2_sdk::types::{AppendInput, AppendRecord, AppendRecordBatch, CommandRecord};
 use serde_json::json;
 
