@@ -47,6 +47,10 @@ struct Inner {
     objects: BTreeMap<String, Object>,
     uploads: HashMap<String, BTreeMap<u32, Arc<Piece>>>,
     last_name: u64,
+    /// Before the next list of keys below the first, the object with the second key is removed.
+    removed_at_list: Option<(String, String)>,
+    /// What was removed in that way.
+    removed: Option<Object>,
 }
 
 /// All objects of a moment.
@@ -107,6 +111,13 @@ struct Object {
 impl Object {
     fn size(&self) -> u64 {
         self.pieces.iter().map(|piece| piece.size()).sum()
+    }
+
+    fn content(&self) -> Vec<u8> {
+        let pieces = self.pieces.iter();
+        pieces
+            .flat_map(|piece| piece.read(0, piece.size()).unwrap())
+            .collect()
     }
 }
 
@@ -183,12 +194,16 @@ impl Objects {
 
     pub(crate) fn content(&self, key: &str) -> Option<Vec<u8>> {
         let object = self.inner().objects.get(key).cloned()?;
-        let pieces = object.pieces.iter();
-        Some(
-            pieces
-                .flat_map(|piece| piece.read(0, piece.size()).unwrap())
-                .collect(),
-        )
+        Some(object.content())
+    }
+
+    pub(crate) fn remove_at_list(&self, prefix: &str, key: &str) {
+        self.inner().removed_at_list = Some((prefix.to_owned(), key.to_owned()));
+    }
+
+    pub(crate) fn removed(&self) -> Option<Vec<u8>> {
+        let removed = self.inner().removed.clone()?;
+        Some(removed.content())
     }
 
     pub(crate) fn insert(&self, key: &str, content: Bytes) {
@@ -399,7 +414,13 @@ impl Objects {
         let after = value("start-after")
             .max(value("continuation-token"))
             .to_owned();
-        let inner = self.inner();
+        let mut inner = self.inner();
+        let removed = inner
+            .removed_at_list
+            .take_if(|(below, _)| prefix.starts_with(&**below));
+        if let Some((_, key)) = removed {
+            inner.removed = inner.objects.remove(&key);
+        }
         let mut text = format!("<ListBucketResult><Name>{BUCKET}</Name><Prefix>{prefix}</Prefix>");
         let (mut listed, mut folder, mut last) = (0, None, None);
         let mut more = false;

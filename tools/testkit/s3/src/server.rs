@@ -133,6 +133,16 @@ impl S3Server<Objects> {
         self.service.store.remove(key);
     }
 
+    /// Removes an object when keys that begin with `prefix` are listed next, before they are.
+    pub fn remove_at_list(&self, prefix: &str, key: &str) {
+        self.service.store.remove_at_list(prefix, key);
+    }
+
+    /// The content of what was removed in that way.
+    pub fn removed(&self) -> Option<Vec<u8>> {
+        self.service.store.removed()
+    }
+
     /// What there is now.
     pub fn saved(&self) -> Saved {
         self.service.store.saved()
