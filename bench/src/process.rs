@@ -1,8 +1,8 @@
 //! Server processes: started, watched, killed.
 //!
-//! A [`Program`] says how to start a server; [`Program::start`] makes a [`Server`], which is one
-//! running process with its port, data directory and log file. Dropping a `Server` kills it with
-//! SIGKILL and waits for it, so no path through this program leaves one behind.
+//! A [`Server`] is one running process with its port and its log file; [`Server::spawn`] makes one of
+//! any command, [`Program::start`] one of the two programs that are compared. Dropping a `Server` kills
+//! it with SIGKILL and waits for it, so no path through this program leaves one behind.
 //!
 //! Servers run in a process group of their own: a Ctrl-C in the terminal reaches this program
 //! alone, which then decides what dies.
@@ -10,7 +10,6 @@
 use std::{
     fs::File,
     io::{Read, Seek, SeekFrom},
-    net::TcpListener,
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -28,6 +27,9 @@ use bench_harness::machine;
 /// Pause between two questions for health. A refused connection on loopback costs some 20 µs, so
 /// asking this often neither delays the answer nor slows the start.
 const HEALTH_POLL: Duration = Duration::from_millis(1);
+
+/// Bytes of an answer with metrics, at most.
+const MAX_ANSWER_BYTES: u64 = 16 << 20;
 
 /// How much of a server's log is quoted when it fails.
 const LOG_QUOTE_BYTES: u64 = 2048;
@@ -86,12 +88,6 @@ impl Program {
     ///
     /// If the process cannot be created.
     pub fn start(&self, data: &Path, port: u16) -> anyhow::Result<Server> {
-        let log_path = data.with_extension("log");
-        let log = File::options()
-            .create(true)
-            .append(true)
-            .open(&log_path)
-            .with_context(|| format!("cannot open {}", log_path.display()))?;
         let mut command = Command::new(&self.path);
         match self.contender {
             Contender::Peer => {
@@ -113,6 +109,41 @@ impl Program {
                     .arg(format!("127.0.0.1:{port}"));
             }
         }
+        let log_path = data.with_extension("log");
+        Server::spawn(self.contender.name(), &mut command, port, &log_path)
+    }
+}
+
+/// One running server process. Dropping it kills it.
+pub struct Server {
+    child: Child,
+    name: &'static str,
+    port: u16,
+    log_path: PathBuf,
+    /// Where its output begins in the log.
+    log_start: u64,
+    spawned: Instant,
+}
+
+impl Server {
+    /// Starts a command that is to serve on `port` of the loopback interface, without waiting until it
+    /// does. Its output is added to the file `log_path`.
+    ///
+    /// # Errors
+    ///
+    /// If the log cannot be opened, or the process cannot be created.
+    pub fn spawn(
+        name: &'static str,
+        command: &mut Command,
+        port: u16,
+        log_path: &Path,
+    ) -> anyhow::Result<Server> {
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(log_path)
+            .with_context(|| format!("cannot open {}", log_path.display()))?;
+        let log_start = log.metadata()?.len();
         let spawned = Instant::now();
         let child = command
             .stdin(Stdio::null())
@@ -120,27 +151,17 @@ impl Program {
             .stderr(log)
             .process_group(0)
             .spawn()
-            .with_context(|| format!("cannot execute {}", self.path.display()))?;
+            .with_context(|| format!("cannot execute {}", command.get_program().display()))?;
         Ok(Server {
             child,
-            contender: self.contender,
+            name,
             port,
-            log_path,
+            log_path: log_path.to_owned(),
+            log_start,
             spawned,
         })
     }
-}
 
-/// One running server process. Dropping it kills it.
-pub struct Server {
-    child: Child,
-    contender: Contender,
-    port: u16,
-    log_path: PathBuf,
-    spawned: Instant,
-}
-
-impl Server {
     /// Process id.
     pub fn pid(&self) -> u32 {
         self.child.id()
@@ -165,15 +186,15 @@ impl Server {
         let deadline = Instant::now() + at_most;
         loop {
             if let Some(end) = self.ended()? {
-                bail!("{} ended with {end}{}", self.contender.name(), self.log());
+                bail!("{} ended with {end}{}", self.name, self.log());
             }
             let left = deadline.saturating_duration_since(Instant::now());
-            match tokio::time::timeout(left, health(self.port)).await {
-                Ok(Ok(200)) => return Ok(()),
+            match tokio::time::timeout(left, get(self.port, "/health")).await {
+                Ok(Ok((200, _))) => return Ok(()),
                 Ok(_) => tokio::time::sleep(HEALTH_POLL).await,
                 Err(_) => bail!(
                     "{} was not healthy within {at_most:?}{}",
-                    self.contender.name(),
+                    self.name,
                     self.log()
                 ),
             }
@@ -187,6 +208,39 @@ impl Server {
     /// If the system cannot say.
     pub fn ended(&mut self) -> anyhow::Result<Option<std::process::ExitStatus>> {
         Ok(self.child.try_wait()?)
+    }
+
+    /// Asks the process to stop with SIGTERM, and waits until it has.
+    ///
+    /// # Errors
+    ///
+    /// If it does not stop in time, or fails.
+    pub async fn stop(&mut self, at_most: Duration) -> anyhow::Result<()> {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM)?;
+        let deadline = Instant::now() + at_most;
+        loop {
+            if let Some(end) = self.ended()? {
+                anyhow::ensure!(
+                    end.success(),
+                    "{} ended with {end}{}",
+                    self.name,
+                    self.log()
+                );
+                return Ok(());
+            }
+            anyhow::ensure!(Instant::now() < deadline, "{} does not stop", self.name);
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// Status and body of a GET.
+    ///
+    /// # Errors
+    ///
+    /// If there is no answer.
+    pub async fn get(&self, path: &str) -> anyhow::Result<(u16, String)> {
+        get(self.port, path).await
     }
 
     /// Kills the process with SIGKILL and waits until it is gone.
@@ -219,10 +273,25 @@ impl Server {
 
     /// The end of the server's log, as a quotation to append to a message.
     pub fn log(&self) -> String {
-        match tail(&self.log_path, LOG_QUOTE_BYTES) {
+        match self.logged(LOG_QUOTE_BYTES) {
             Ok(text) if !text.trim().is_empty() => format!("; its log ends with:\n{text}"),
             _ => "; its log is empty".to_owned(),
         }
+    }
+
+    /// The last bytes, at most so many, of what it wrote since it was started.
+    ///
+    /// # Errors
+    ///
+    /// If the log cannot be read.
+    pub fn logged(&self, at_most: u64) -> std::io::Result<String> {
+        let mut file = File::open(&self.log_path)?;
+        let length = file.metadata()?.len();
+        let begin = self.log_start.max(length.saturating_sub(at_most));
+        file.seek(SeekFrom::Start(begin))?;
+        let mut text = Vec::new();
+        file.read_to_end(&mut text)?;
+        Ok(String::from_utf8_lossy(&text).into_owned())
     }
 }
 
@@ -232,40 +301,24 @@ impl Drop for Server {
     }
 }
 
-/// A port of the loopback interface that nothing listens on now.
-///
-/// # Errors
-///
-/// If the system has none.
-pub fn free_port() -> anyhow::Result<u16> {
-    Ok(TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port())
-}
-
-/// Status of `GET /health`. HTTP/1.1 by hand: a start is measured with it, and one short request
-/// on a connection of its own needs no client.
-async fn health(port: u16) -> anyhow::Result<u16> {
+/// Status and body of a GET. HTTP/1.1 by hand: starts are measured with it, and one short request on
+/// a connection of its own needs no client.
+async fn get(port: u16, path: &str) -> anyhow::Result<(u16, String)> {
     let mut connection = TcpStream::connect(("127.0.0.1", port)).await?;
-    connection
-        .write_all(b"GET /health HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
-        .await?;
+    let request = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
+    connection.write_all(request.as_bytes()).await?;
     let mut answer = Vec::new();
-    // An answer to this is a few hundred bytes; the bound keeps a stranger on the port harmless.
-    connection.take(64 * 1024).read_to_end(&mut answer).await?;
-    let answer = String::from_utf8_lossy(&answer);
+    // The bound keeps a stranger on the port harmless.
+    connection
+        .take(MAX_ANSWER_BYTES)
+        .read_to_end(&mut answer)
+        .await?;
+    let answer = String::from_utf8_lossy(&answer).into_owned();
     let status = answer
         .split_ascii_whitespace()
         .nth(1)
         .context("no status")?;
-    Ok(status.parse()?)
-}
-
-fn tail(path: &Path, bytes: u64) -> std::io::Result<String> {
-    let mut file = File::open(path)?;
-    let length = file.metadata()?.len();
-    file.seek(SeekFrom::Start(length.saturating_sub(bytes)))?;
-    let mut end = Vec::new();
-    file.read_to_end(&mut end)?;
-    Ok(String::from_utf8_lossy(&end).into_owned())
+    Ok((status.parse()?, answer))
 }
 
 #[cfg(test)]
@@ -273,23 +326,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_free_port_can_be_listened_on() {
-        let port = free_port().expect("loopback has ports");
-        TcpListener::bind(("127.0.0.1", port)).expect("nothing listens there");
-    }
-
-    #[test]
     fn a_dropped_server_is_dead() {
         let directory = tempfile::tempdir().expect("a directory");
-        let child = Command::new("sleep").arg("60").spawn().expect("sleep runs");
-        let pid = child.id();
-        drop(Server {
-            child,
-            contender: Contender::Peer,
-            port: 0,
-            log_path: directory.path().join("log"),
-            spawned: Instant::now(),
-        });
+        let log = directory.path().join("log");
+        let mut sleep = Command::new("sleep");
+        let server = Server::spawn("sleep", sleep.arg("60"), 0, &log).expect("sleep runs");
+        let pid = server.pid();
+        drop(server);
         assert!(machine::resident_bytes(pid).is_err(), "process {pid} lives");
     }
 }

@@ -18,7 +18,7 @@ use anyhow::{Context, bail};
 use crate::{
     client::{self, Kind},
     peer,
-    process::{Contender, Program, Server, free_port},
+    process::{Contender, Program, Server},
     progress::Progress,
     report::{Failure, Report},
     rows::{BASIN, Load, Row, restart},
@@ -375,7 +375,7 @@ impl Lane {
         if self.server.is_none() {
             self.starts += 1;
             let data = self.data.with_extension(self.starts.to_string());
-            let mut server = self.program.start(&data, free_port()?)?;
+            let mut server = self.program.start(&data, testkit::ports::free_port()?)?;
             server.ready(READY_AT_MOST).await?;
             client::create_basin(&server.url(), BASIN).await?;
             self.server = Some(server);

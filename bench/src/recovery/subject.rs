@@ -2,28 +2,22 @@
 
 use std::{
     collections::HashMap,
-    fs::File,
-    io::{Read as _, Seek as _, SeekFrom},
-    os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::Command,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, bail};
-use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::TcpStream,
-};
-
-use crate::process::free_port;
 use bench_harness::machine;
+use testkit::ports::free_port;
+
+use crate::process::Server;
 
 /// Bound on one start. Restoring or scanning gigabytes dominates.
 const READY_AT_MOST: Duration = Duration::from_secs(240);
 
-/// Bound on an answer with metrics.
-const ANSWER_AT_MOST: u64 = 16 << 20;
+/// How much of its log is read.
+const LOG_AT_MOST: u64 = 256 << 10;
 
 /// How a server is started.
 #[derive(Clone, Debug)]
@@ -52,9 +46,6 @@ impl Setup {
     /// If it ends, or is not healthy in time.
     pub async fn start(&self, arguments: &[&str]) -> anyhow::Result<(Subject, Duration)> {
         let port = free_port()?;
-        let log = self.data.with_extension("log");
-        let file = File::options().create(true).append(true).open(&log)?;
-        let from = file.metadata()?.len();
         let mut settings = HashMap::new();
         for setting in &self.settings {
             let (key, value) = setting.split_once('=').context("a setting is key=value")?;
@@ -71,45 +62,17 @@ impl Setup {
         for (key, value) in settings {
             command.arg("--set").arg(format!("{key}={value}"));
         }
-        let spawned = Instant::now();
-        let child = command
-            .stdin(Stdio::null())
-            .stdout(file.try_clone()?)
-            .stderr(file)
-            .process_group(0)
-            .spawn()
-            .with_context(|| format!("cannot execute {}", self.program.display()))?;
-        let mut subject = Subject {
-            child,
-            port,
-            log,
-            from,
-        };
-        loop {
-            if let Some(end) = subject.child.try_wait()? {
-                bail!("the server ended with {end}: {}", subject.logged()?);
-            }
-            if spawned.elapsed() > READY_AT_MOST {
-                bail!("the server is not healthy: {}", subject.logged()?);
-            }
-            if get(port, "/health")
-                .await
-                .is_ok_and(|(status, _)| status == 200)
-            {
-                return Ok((subject, spawned.elapsed()));
-            }
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
+        let log = self.data.with_extension("log");
+        let mut process = Server::spawn("the server", &mut command, port, &log)?;
+        process.ready(READY_AT_MOST).await?;
+        let took = process.spawned().elapsed();
+        Ok((Subject { process }, took))
     }
 }
 
 /// A running server. Dropping it kills it.
 pub struct Subject {
-    child: Child,
-    port: u16,
-    log: PathBuf,
-    /// Where its output begins in the log.
-    from: u64,
+    process: Server,
 }
 
 /// What a start says about itself.
@@ -128,12 +91,12 @@ pub struct Said {
 
 impl Subject {
     pub fn url(&self) -> String {
-        format!("http://127.0.0.1:{}", self.port)
+        self.process.url()
     }
 
     /// Kills it with SIGKILL and waits until it is gone.
     pub fn kill(mut self) {
-        self.end();
+        self.process.kill();
     }
 
     /// Asks it to stop, and waits until it has.
@@ -142,33 +105,17 @@ impl Subject {
     ///
     /// If it does not stop in time, or fails.
     pub async fn stop(mut self, at_most: Duration) -> anyhow::Result<()> {
-        let pid = rustix::process::Pid::from_child(&self.child);
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM)?;
-        let deadline = Instant::now() + at_most;
-        loop {
-            if let Some(end) = self.child.try_wait()? {
-                anyhow::ensure!(
-                    end.success(),
-                    "the server ended with {end}: {}",
-                    self.logged()?
-                );
-                return Ok(());
-            }
-            anyhow::ensure!(Instant::now() < deadline, "the server does not stop");
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        self.process.stop(at_most).await
     }
 
-    /// The same for one that is replaced.
+    /// The same as [`Subject::kill`] for one that is replaced.
     pub fn end(&mut self) {
-        // An error means that it is gone already.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.process.kill();
     }
 
     /// MiB resident now and at the most so far.
     pub fn resident_mib(&self) -> anyhow::Result<(f64, f64)> {
-        let (now, most) = machine::resident_bytes(self.child.id())?;
+        let (now, most) = machine::resident_bytes(self.process.pid())?;
         let mib = |bytes| bytes as f64 / f64::from(1 << 20);
         Ok((mib(now), mib(most)))
     }
@@ -176,7 +123,7 @@ impl Subject {
     /// Waits until it has used nearly no processor for a second, or `at_most` has passed.
     pub async fn settle(&self, at_most: Duration) {
         let deadline = Instant::now() + at_most;
-        let ticks = || machine::cpu_ticks(self.child.id()).unwrap_or_default();
+        let ticks = || machine::cpu_ticks(self.process.pid()).unwrap_or_default();
         let (mut quiet, mut before) = (0, ticks());
         while quiet < 4 && Instant::now() < deadline {
             tokio::time::sleep(Duration::from_millis(250)).await;
@@ -192,7 +139,7 @@ impl Subject {
     ///
     /// If the server does not answer.
     pub async fn metrics(&self) -> anyhow::Result<HashMap<String, f64>> {
-        let (status, text) = get(self.port, "/metrics").await?;
+        let (status, text) = self.process.get("/metrics").await?;
         anyhow::ensure!(status == 200, "/metrics answers {status}");
         let mut sums = HashMap::new();
         for line in text.lines().filter(|line| !line.starts_with('#')) {
@@ -246,14 +193,7 @@ impl Subject {
     ///
     /// If the file cannot be read.
     pub fn logged(&self) -> anyhow::Result<String> {
-        let mut file = File::open(&self.log)?;
-        let length = file.metadata()?.len();
-        file.seek(SeekFrom::Start(
-            self.from.max(length.saturating_sub(256 << 10)),
-        ))?;
-        let mut text = Vec::new();
-        file.read_to_end(&mut text)?;
-        Ok(String::from_utf8_lossy(&text).into_owned())
+        Ok(self.process.logged(LOG_AT_MOST)?)
     }
 
     /// What its start said.
@@ -290,12 +230,6 @@ impl Subject {
     }
 }
 
-impl Drop for Subject {
-    fn drop(&mut self) {
-        self.end();
-    }
-}
-
 impl Said {
     /// Where the time went, in short.
     pub fn parts(&self) -> String {
@@ -322,25 +256,6 @@ fn seconds(text: &str) -> Option<f64> {
         _ => return None,
     };
     Some(number.parse::<f64>().ok()? * scale)
-}
-
-/// Status and body of a GET. HTTP/1.1 by hand: starts are measured with it, and one short request on
-/// a connection of its own needs no client.
-async fn get(port: u16, path: &str) -> anyhow::Result<(u16, String)> {
-    let mut connection = TcpStream::connect(("127.0.0.1", port)).await?;
-    let request = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
-    connection.write_all(request.as_bytes()).await?;
-    let mut answer = Vec::new();
-    connection
-        .take(ANSWER_AT_MOST)
-        .read_to_end(&mut answer)
-        .await?;
-    let answer = String::from_utf8_lossy(&answer).into_owned();
-    let status = answer
-        .split_ascii_whitespace()
-        .nth(1)
-        .context("no status")?;
-    Ok((status.parse()?, answer))
 }
 
 /// Bytes of all files below a directory.

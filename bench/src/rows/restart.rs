@@ -21,7 +21,7 @@ use super::{BASIN, load::Streams};
 use crate::sizes::Sizes;
 use crate::{
     client::{self, Batches, Connection, Kind},
-    process::{Program, Server, free_port},
+    process::{Program, Server},
     progress::Progress,
     targets::{Metric, Reading},
 };
@@ -53,7 +53,7 @@ pub async fn measure(
     seed: u64,
     progress: &Progress,
 ) -> anyhow::Result<Vec<Reading>> {
-    let mut server = program.start(data, free_port()?)?;
+    let mut server = program.start(data, testkit::ports::free_port()?)?;
     server.ready(READY_AT_MOST).await?;
     client::create_basin(&server.url(), BASIN).await?;
     streams(&server.url(), sizes).create().await?;
@@ -121,7 +121,7 @@ async fn restart(
     sizes: &Sizes,
     records_each: u64,
 ) -> anyhow::Result<(Server, Duration)> {
-    let mut server = program.start(data, free_port()?)?;
+    let mut server = program.start(data, testkit::ports::free_port()?)?;
     server.ready(READY_AT_MOST).await?;
     let url = server.url();
     let name = streams(&url, sizes).name(sizes.restart_streams / 2);

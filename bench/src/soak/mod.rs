@@ -42,7 +42,7 @@ use self::{
 };
 use crate::{
     client::sdk,
-    process::{Program, Server, free_port},
+    process::{Program, Server},
     streams::esker_program,
 };
 use bench_harness::scratch::Scratch;
@@ -150,7 +150,7 @@ impl Soak {
         scratch: &Scratch,
     ) -> anyhow::Result<Self> {
         let data = scratch.path().join("data");
-        let port = free_port()?;
+        let port = testkit::ports::free_port()?;
         let mut server = program.start(&data, port)?;
         server.ready(READY_AT_MOST).await?;
         sdk::create_basin(&sdk::client(&server.url(), REQUEST_TIMEOUT)?, BASIN).await?;

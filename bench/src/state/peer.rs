@@ -2,13 +2,14 @@
 //! that is pinned here.
 
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, bail};
 
 use super::load;
-use crate::process::free_port;
+use crate::process::Server;
 use bench_harness::scratch;
+use testkit::ports::free_port;
 
 /// Its version.
 pub const VERSION: &str = "0.1.0";
@@ -53,8 +54,7 @@ pub fn program(path: Option<PathBuf>) -> anyhow::Result<PathBuf> {
 
 /// A running peer. Dropping it kills it.
 pub struct Peer {
-    child: Child,
-    url: String,
+    process: Server,
 }
 
 impl Peer {
@@ -62,38 +62,25 @@ impl Peer {
     pub async fn start(program: &Path, data: &Path) -> anyhow::Result<Peer> {
         let port = free_port()?;
         std::fs::create_dir_all(data)?;
-        let log = std::fs::File::create(data.with_extension("log"))?;
         let address = format!("127.0.0.1:{port}");
-        let child = Command::new(program)
+        let mut command = Command::new(program);
+        command
             .current_dir(data)
             .env("STATEHOUSE_ADDR", &address)
             .env("STATEHOUSE_LISTEN_ADDR", &address)
             .env("STATEHOUSE_DATA_DIR", data)
             .env("STATEHOUSE_FSYNC_ON_COMMIT", "1")
             // A line for each request costs it a good deal; it is spared that.
-            .env("RUST_LOG", "warn")
-            .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log)
-            .spawn()
-            .with_context(|| format!("cannot execute {}", program.display()))?;
+            .env("RUST_LOG", "warn");
+        let log = data.with_extension("log");
         let peer = Peer {
-            child,
-            url: format!("http://{address}"),
+            process: Server::spawn("statehoused", &mut command, port, &log)?,
         };
-        load::connect(&peer.url).await?;
+        load::connect(&peer.url()).await?;
         Ok(peer)
     }
 
-    pub fn url(&self) -> &str {
-        &self.url
-    }
-}
-
-impl Drop for Peer {
-    fn drop(&mut self) {
-        // An error means that it is gone already.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+    pub fn url(&self) -> String {
+        self.process.url()
     }
 }

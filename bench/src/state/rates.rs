@@ -37,7 +37,7 @@ pub(super) async fn measure(bench: &Bench) -> anyhow::Result<Section> {
         )?);
         let data = bench.run.scratch.join(format!("peer-{run}"));
         let peer = Peer::start(&bench.statehoused, &data).await?;
-        rates(bench, peer.url(), time, &mut peers).await?;
+        rates(bench, &peer.url(), time, &mut peers).await?;
         drop(peer);
         let esker = bench.serve(&format!("rates-{run}"), &[]).await?;
         rates(bench, &esker.url(), time, &mut ours).await?;
