@@ -13,7 +13,7 @@ use s2_sdk::types::{
     AppendInput, AppendRecord, AppendRecordBatch, CommandRecord, DeleteStreamInput,
 };
 
-use crate::disk::{SmallDisk, append, durable, small};
+use crate::small_disk::{SmallDisk, append, durable, small};
 use crate::support::sdk::{self, basin_name, stream_name};
 use crate::support::{Http, SOON, Server, eventually, in_time};
 

@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 use tokio::net::TcpStream;
 
-use crate::disk::{append, small};
 use crate::runbook::assert_shown;
+use crate::small_disk::{append, small};
 use crate::support::sdk::{self, basin_name, stream_name};
 use crate::support::{SOON, Server, eventually, in_time, within};
 

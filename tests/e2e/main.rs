@@ -11,7 +11,7 @@
 //! | [`compression`], [`errors`] | codings of bodies; what is refused, and how |
 //! | [`bad_input`] | every limit and every rule |
 //! | [`retention`] | records past their age, empty streams |
-//! | [`disk`] | a full disk, and space that comes back |
+//! | [`disk`], [`disk_space`] | a full disk; space that comes back |
 //! | [`runbook`] | what the runbook shows of disks that are full or hang |
 //! | [`open_files`] | too many open files, while serving |
 //! | [`kill_loop`], [`linearizable`] | many kills; one order of events for all answers |
@@ -31,6 +31,7 @@ mod basins;
 mod compression;
 mod conditions;
 mod disk;
+mod disk_space;
 mod errors;
 mod foreign_requests;
 mod formats;
@@ -49,6 +50,7 @@ mod retention;
 mod runbook;
 mod slow_bodies;
 mod slow_clients;
+mod small_disk;
 mod stream_settings;
 mod streams;
 

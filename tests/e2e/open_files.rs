@@ -5,7 +5,7 @@ use std::fs;
 
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 
-use crate::disk::{Filled, append, append_at_last, complete, fill};
+use crate::small_disk::{Filled, append, append_at_last, complete, fill};
 use crate::support::sdk;
 use crate::support::{SOON, Server, Setup, eventually};
 

@@ -3,8 +3,8 @@
 
 use std::path::Path;
 
-use crate::disk::{SmallDisk, small};
 use crate::full_disk::fill_up;
+use crate::small_disk::{SmallDisk, small};
 use crate::support::eventually;
 
 const RUNBOOK: &str = include_str!("../../docs/operating/recovery.md");

@@ -1,0 +1,208 @@
+//! A file system of a known size, and what fills it.
+//!
+//! It is a small `tmpfs`, which takes root. Without it tests that need one print that and pass.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use s2_sdk::S2Stream;
+use serde_json::json;
+
+use crate::support::http::Answer;
+use crate::support::{Http, SOON, Setup, eventually, sdk};
+
+const RECORDS: &str = "/v1/streams/orders/records";
+
+/// A file system of a known size; goes with its owner.
+pub struct SmallDisk {
+    dir: tempfile::TempDir,
+}
+
+impl SmallDisk {
+    /// `None` if that is not allowed here.
+    pub fn mount(mib: u64) -> Option<SmallDisk> {
+        let dir = tempfile::tempdir().unwrap();
+        let mounted = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &format!("size={mib}m"), "esker-test"])
+            .arg(dir.path())
+            .output();
+        match mounted {
+            Ok(output) if output.status.success() => Some(SmallDisk { dir }),
+            other => {
+                eprintln!("SKIPPED: a small tmpfs cannot be mounted here: {other:?}");
+                None
+            }
+        }
+    }
+
+    pub fn resize(&self, mib: u64) {
+        let output = Command::new("mount")
+            .args(["-o", &format!("remount,size={mib}m")])
+            .arg(self.dir.path())
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{output:?}");
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let unmounted = Command::new("umount").arg(self.dir.path()).output();
+        if !unmounted.is_ok_and(|output| output.status.success()) {
+            // Whatever still has it open goes soon.
+            let _ = Command::new("umount")
+                .arg("-l")
+                .arg(self.dir.path())
+                .output();
+        }
+    }
+}
+
+/// Small files, so that a disk of some MiB is filled at a byte's distance and not a segment's.
+pub fn small() -> Setup {
+    Setup::default()
+        .partitions(1)
+        .set("log.segment-size=1MiB")
+        .set("log.purge-threshold=4MiB")
+        .set("log.flush-after=1MiB")
+        .set("store.write-buffer=1MiB")
+        .set("store.write-buffers-total=2MiB")
+}
+
+pub async fn append(
+    http: &Http,
+    number: usize,
+    bytes: usize,
+    patience: Duration,
+) -> Option<Answer> {
+    let body = format!("{number} {}", "x".repeat(bytes));
+    let sent = http
+        .post(RECORDS)
+        .basin("test-basin")
+        .json(&json!({"records": [{"body": body}]}))
+        .try_send();
+    // One that waits is given up: its outcome is unknown.
+    let answer = tokio::time::timeout(patience, sent).await.ok()?;
+    Some(answer.unwrap())
+}
+
+/// What was appended until nothing more was taken.
+#[derive(Default)]
+pub struct Filled {
+    /// Numbers that were acknowledged, with their places.
+    pub acked: Vec<(usize, u64)>,
+    /// Numbers whose outcome is unknown.
+    pub unknown: Vec<usize>,
+    next: usize,
+    /// What the last append was refused with.
+    pub refusal: String,
+    /// What `/health` said then.
+    pub health: String,
+}
+
+impl Filled {
+    /// Appends until that is refused again and again, and `/health` is not OK: files that are merged or
+    /// deleted meanwhile may give a little space back.
+    pub async fn fill(&mut self, http: &Http) {
+        let mut refused = 0;
+        let deadline = Instant::now() + SOON;
+        while self.next < 5000 && Instant::now() < deadline {
+            let number = self.next;
+            self.next += 1;
+            match append(http, number, 100_000, Duration::from_secs(2)).await {
+                Some(answer) if answer.status == 200 => {
+                    let at = answer.json()["start"]["seq_num"].as_u64().unwrap();
+                    self.acked.push((number, at));
+                    refused = 0;
+                }
+                Some(answer) => {
+                    self.refusal = answer.text();
+                    // A refusal promises that nothing happened.
+                    answer.refused(429, "rate_limited");
+                    refused += 1;
+                }
+                None => self.unknown.push(number),
+            }
+            if refused >= 5 {
+                let health = http.get("/health").send().await;
+                if health.status == 503 {
+                    self.health = health.text();
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        }
+        panic!("the disk was never full");
+    }
+}
+
+/// A server to which nothing more can be appended.
+pub async fn fill(http: &Http) -> Filled {
+    let mut filled = Filled::default();
+    filled.fill(http).await;
+    filled
+}
+
+/// Appends as soon as that is possible; where.
+pub async fn append_at_last(http: &Http, number: usize) -> u64 {
+    eventually("appends are taken again", async || {
+        let answer = append(http, number, 100_000, SOON).await.unwrap();
+        if answer.status != 200 {
+            // Nothing happened.
+            answer.refused(429, "rate_limited");
+            return None;
+        }
+        answer.json()["start"]["seq_num"].as_u64()
+    })
+    .await
+}
+
+/// Everything acknowledged is there, what is unknown is there at most once, what was refused not.
+pub async fn complete(stream: &S2Stream, acked: &[(usize, u64)], unknown: &[usize]) {
+    let records = sdk::read_all(stream).await;
+    let numbers: Vec<usize> = records
+        .iter()
+        .map(|record| {
+            let text = std::str::from_utf8(&record.body).unwrap();
+            text.split(' ').next().unwrap().parse().unwrap()
+        })
+        .collect();
+    for (number, at) in acked {
+        assert_eq!(numbers[usize::try_from(*at).unwrap()], *number);
+    }
+    for number in &numbers {
+        let times = numbers.iter().filter(|n| *n == number).count();
+        assert_eq!(times, 1, "{number}");
+        let known = acked.iter().any(|(n, _)| n == number) || unknown.contains(number);
+        assert!(known, "{number} was refused, and is there");
+    }
+}
+
+pub fn durable(status: &serde_json::Value, partition: usize) -> (u64, u64) {
+    let one = &status["partitions"][partition];
+    let number = |name: &str| one[name].as_u64().unwrap();
+    (number("durable"), number("applied"))
+}
+
+/// Fills a disk but for `left` bytes, if more than `reserve` are free.
+pub fn leave(disk: &SmallDisk, left: u64, reserve: u64) {
+    let stats = rustix::fs::statvfs(disk.dir.path()).unwrap();
+    let free = stats.f_bavail * stats.f_frsize;
+    if free > reserve {
+        let ballast = vec![1; usize::try_from(free - left).unwrap()];
+        let mut options = fs::File::options();
+        let mut file = options
+            .create(true)
+            .append(true)
+            .open(disk.path("ballast"))
+            .unwrap();
+        // Whatever takes space meanwhile gives it back.
+        let _ = std::io::Write::write_all(&mut file, &ballast);
+    }
+}
