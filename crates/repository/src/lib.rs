@@ -20,7 +20,7 @@
 //! | [`ownership`] | which cluster a destination belongs to |
 //! | [`checkpoint`] | what is put |
 //! | [`repository`] | reading the root, swapping it |
-//! | [`Incarnation`] | which of several copies of a node writes |
+//! | [`Incarnation`] | one start of a process that puts; `writer` decides which of several copies of a node may |
 //! | [`put`](Repository::put), [`RateLimiter`], [`retention`] | the way in |
 //! | [`sweep`](Repository::sweep), [`prune`], [`steady`] | the way out, and the clock for it |
 //! | [`restore`], [`verify`](Repository::verify), [`pin`](Repository::pin), [`fork`](Repository::fork) | the way back |

@@ -53,7 +53,11 @@ pub struct Sweep {
 
 /// Why an object may go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[cfg_attr(
+    feature = "openapi",
+    derive(utoipa::ToSchema),
+    schema(as = Condemned)
+)]
 #[serde(rename_all = "kebab-case")]
 pub enum OrphanReason {
     /// A file that no kept snapshot refers to.

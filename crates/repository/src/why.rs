@@ -44,6 +44,7 @@ pub enum Verdict {
         seconds_left: u64,
     },
     /// Nobody needs it; the next sweep deletes it.
+    #[serde(rename = "condemned")]
     Orphan {
         /// Why it goes.
         why: OrphanReason,
@@ -280,5 +281,36 @@ impl FileSize {
             name: name.to_owned(),
             size,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_words_for_a_verdict_stay_what_they_are() {
+        let word = |verdict: Verdict| {
+            let json = serde_json::to_value(verdict).unwrap();
+            json["verdict"].as_str().unwrap().to_owned()
+        };
+        let why = OrphanReason::UnreferencedFile;
+        let young = Verdict::TooYoung {
+            why,
+            seconds_left: 1,
+        };
+        let words = [
+            (Verdict::Root, "root"),
+            (Verdict::Foreign, "foreign"),
+            (Verdict::Kept, "kept"),
+            (young, "too-young"),
+            (Verdict::Orphan { why }, "condemned"),
+            (Verdict::Absent, "absent"),
+            (Verdict::Lost, "lost"),
+        ];
+        for (verdict, expected) in words {
+            assert_eq!(word(verdict), expected);
+        }
+        assert_eq!(serde_json::to_value(why).unwrap(), "unreferenced-file");
     }
 }

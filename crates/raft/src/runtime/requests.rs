@@ -31,7 +31,7 @@ struct Transfer {
 impl Requests {
     /// A ticket that no other request of this group has.
     pub fn ticket(&self) -> Ticket {
-        // Proposals use 0.
+        // Proposals of a batch have numbers of their own, which end with the step that proposes them.
         Ticket(self.next.fetch_add(1, Ordering::Relaxed) + 1)
     }
 

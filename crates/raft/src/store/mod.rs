@@ -159,8 +159,8 @@ impl SnapshotStore {
     ///
     /// # Errors
     ///
-    /// Nothing is stored: the disk failed, the snapshot cannot be offered, or a file has changed without
-    /// being written to.
+    /// The disk failed, the snapshot cannot be offered, or a file has changed without being written to. The
+    /// snapshot is not listed; after a failed sync of the directory, the next open may find it.
     pub fn store(&self, snapshot: &StoredSnapshot) -> Result<Arc<Stored>, StoreError> {
         let checkpoint = CheckpointId(rand::random());
         let temporary = self.dir.join(format!("tmp-{checkpoint}"));
