@@ -8,7 +8,7 @@ use rustix::process::Signal;
 use s2_sdk::types::{AppendInput, AppendRecord, AppendRecordBatch, CommandRecord};
 use serde_json::json;
 
-use crate::recovery::runbook::stands;
+use crate::recovery::runbook::expect_problems;
 use crate::small_disk::{
     Filled, SmallDisk, append, append_at_last, complete, durable, fill, leave, small,
 };
@@ -80,7 +80,7 @@ async fn a_full_disk_refuses_appends_and_nothing_else_and_service_resumes_by_its
         complete(&stream, &acked, &unknown).await;
         // Snapshots of these servers are on the same disk, and one is kept.
         let advice = ["one_snapshot_retained", "repository_on_this_disk"];
-        stands(&server, &advice, "space again").await;
+        expect_problems(&server, &advice, "space again").await;
 
         server.kill();
         server.restart(&small()).await;
@@ -89,7 +89,7 @@ async fn a_full_disk_refuses_appends_and_nothing_else_and_service_resumes_by_its
             .basin(basin_name("test-basin"))
             .stream(stream_name("orders"));
         complete(&stream, &acked, &unknown).await;
-        stands(&server, &advice, "started again").await;
+        expect_problems(&server, &advice, "started again").await;
         server.stop().await;
         fs::remove_dir_all(&data_dir).unwrap();
         disk.resize(40);

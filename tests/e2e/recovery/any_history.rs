@@ -18,8 +18,8 @@ use s2_sdk::types::{
 use testkit::seeds;
 
 use super::contents::{GAP, contents, stream};
-use super::past::{log_ends, new_line_is_kept, play, quiet};
-use super::place::{Kind, PARTITIONS, Scene};
+use super::history::{log_ends, quiet, run_concurrently, wait_for_new_lineage};
+use super::target::{Kind, Node, PARTITIONS};
 use crate::support::sdk::{self, basin_name, stream_name};
 use crate::support::{Server, eventually};
 
@@ -27,13 +27,13 @@ const BASIN: &str = "model-basin";
 
 /// What a stream has, by the model.
 #[derive(Clone, Debug, Default, PartialEq)]
-struct Told {
+struct Acknowledged {
     records: BTreeMap<u64, Vec<u8>>,
     tail: u64,
 }
 
 /// Streams of one partition, by name.
-type Moment = BTreeMap<String, Told>;
+type Moment = BTreeMap<String, Acknowledged>;
 
 /// What a partition had after each step, in the line that it is in now.
 #[derive(Debug)]
@@ -78,7 +78,7 @@ struct Lost {
 
 struct World {
     rng: StdRng,
-    scene: Scene,
+    node: Node,
     server: Server,
     /// By partition; of the catalog nothing changes after the beginning.
     lines: BTreeMap<u64, Line>,
@@ -95,8 +95,8 @@ struct World {
 impl World {
     async fn new(seed: u64) -> World {
         let setup = quiet().set("snapshots.snapshot-kind=incremental");
-        let scene = Scene::new(Kind::Directory, setup).await;
-        let server = scene.setup.start(&scene.data()).await;
+        let node = Node::new(Kind::Directory, setup).await;
+        let server = node.setup.start(&node.data()).await;
         sdk::basin(&server.sdk(), BASIN).await;
         let line = |_| Line {
             moments: vec![Moment::new()],
@@ -107,7 +107,7 @@ impl World {
         let mut world = World {
             rng: StdRng::seed_from_u64(seed),
             lines: (0..=PARTITIONS).map(|p| (p, line(p))).collect(),
-            scene,
+            node,
             server,
             partition_of: BTreeMap::new(),
             given: BTreeMap::new(),
@@ -115,7 +115,7 @@ impl World {
             told: format!("ESKER_SEED={seed}"),
             losses: 0,
         };
-        world.scene.place.roots().await;
+        world.node.target.roots().await;
         // The first ones may be from before the basin.
         for partition in 0..=PARTITIONS {
             world.put_snapshot(partition).await;
@@ -154,7 +154,7 @@ impl World {
             15 => {
                 self.note("kill");
                 self.server.kill();
-                self.server.restart(&self.scene.setup).await;
+                self.server.restart(&self.node.setup).await;
                 self.check_all().await;
             }
             _ => self.lose().await,
@@ -175,7 +175,7 @@ impl World {
         .await;
         self.partition_of.insert(name.clone(), partition);
         self.line(&name).step(|moment| {
-            moment.insert(name.clone(), Told::default());
+            moment.insert(name.clone(), Acknowledged::default());
         });
     }
 
@@ -252,7 +252,7 @@ impl World {
     fn note_snapshots(&mut self) {
         for (partition, line) in &mut self.lines {
             let newest = line.last();
-            for dir in self.scene.place.root(*partition).unwrap().retained() {
+            for dir in self.node.target.root(*partition).unwrap().retained() {
                 let dir = dir.split_once('/').expect("partition/directory").1;
                 line.snapshots.entry(dir.to_owned()).or_insert(newest);
             }
@@ -262,10 +262,10 @@ impl World {
 
     /// The moments of the snapshots in the repository that are whole, of the newest one first.
     fn whole(&self, partition: u64) -> Vec<usize> {
-        let root = self.scene.place.root(partition).expect("a root");
+        let root = self.node.target.root(partition).expect("a root");
         let retained = root.retained().into_iter().enumerate();
         let whole = retained
-            .filter(|(at, _)| self.scene.place.is_whole(&root, *at, &self.damaged))
+            .filter(|(at, _)| self.node.target.is_whole(&root, *at, &self.damaged))
             .map(|(_, dir)| {
                 let (_, dir) = dir.split_once('/').expect("partition/directory");
                 let moment = self.lines[&partition].snapshots.get(dir);
@@ -286,19 +286,19 @@ impl World {
     fn damage(&mut self, partition: u64) {
         let left = self.whole_of_line(partition);
         for at in 0..self.rng.random_range(0..left) {
-            let place = &self.scene.place;
+            let target = &self.node.target;
             let before = self.damaged.clone();
             match self.rng.random_bool(0.3) {
-                true => place.forget(partition, at),
-                false => self.damaged.extend(place.damage_or_forget(partition, at)),
+                true => target.forget(partition, at),
+                false => self.damaged.extend(target.damage_or_forget(partition, at)),
             }
             if self.whole_of_line(partition) == 0 {
                 // Older ones have a file of it: that is put right again.
                 for key in self.damaged.difference(&before) {
-                    let mut content = place.get(key).unwrap();
+                    let mut content = target.get(key).unwrap();
                     let middle = content.len() / 2;
                     content[middle] = !content[middle];
-                    place.replace(key, content);
+                    target.replace(key, content);
                 }
                 self.damaged = before;
                 return;
@@ -326,7 +326,7 @@ impl World {
         }
         self.losses += 1;
         self.server.kill();
-        let data = self.scene.data();
+        let data = self.node.data();
         let remove = |gone: bool, what: &str| {
             if gone && data.join(what).exists() {
                 fs::remove_dir_all(data.join(what)).unwrap();
@@ -360,7 +360,7 @@ impl World {
                 self.lines.get_mut(&partition).expect("a line").durable = copy;
             }
         }
-        let forked = match self.server.try_restart(&self.scene.setup).await {
+        let forked = match self.server.try_restart(&self.node.setup).await {
             Ok(()) => {
                 self.note("a plain start");
                 false
@@ -368,14 +368,14 @@ impl World {
             Err(log) => {
                 assert!(!all_kept, "{}: refused:\n{log}", self.told);
                 self.note("--bootstrap restore");
-                let restore = self.scene.setup.clone().bootstrap("restore");
+                let restore = self.node.setup.clone().bootstrap("restore");
                 self.server.restart(&restore).await;
                 true
             }
         };
         self.check(forked.then_some(&least)).await;
         if forked {
-            new_line_is_kept(&self.scene.place).await;
+            wait_for_new_lineage(&self.node.target).await;
             self.note_snapshots();
         }
     }
@@ -391,7 +391,7 @@ impl World {
         for (at, stream) in found.0 {
             let (_, name) = at.split_once('/').expect("basin/stream");
             let records = stream.records.into_iter().map(|r| (r.seq, r.body));
-            let told = Told {
+            let told = Acknowledged {
                 records: records.collect(),
                 tail: stream.tail,
             };
@@ -441,7 +441,7 @@ fn names(dir: &Path) -> Vec<String> {
 
 /// The same records, and tails that are the same or moved on by whole gaps.
 fn same_but_for_gaps(found: &Moment, told: &Moment) -> bool {
-    let same = |(a, b): (&Told, &Told)| {
+    let same = |(a, b): (&Acknowledged, &Acknowledged)| {
         a.records == b.records && a.tail >= b.tail && (a.tail - b.tail).is_multiple_of(GAP)
     };
     found.keys().eq(told.keys()) && found.values().zip(told.values()).all(same)
@@ -453,7 +453,7 @@ async fn any_history_with_snapshots_and_losses_anywhere_ends_as_was_promised() {
     let seeds = seeds::range(first..first + 6);
     let losses = AtomicUsize::new(0);
     let counted = &losses;
-    play(seeds.map(async |seed| {
+    run_concurrently(seeds.map(async |seed| {
         let mut world = World::new(seed).await;
         println!("{}", world.told);
         for _ in 0..40 {

@@ -3,8 +3,8 @@
 use serde_json::{Value, json};
 
 use super::contents::{records, stream};
-use super::past::quiet;
-use super::place::{Kind, PARTITIONS, Scene};
+use super::history::quiet;
+use super::target::{Kind, Node, PARTITIONS};
 use crate::support::{Server, eventually, sdk};
 
 /// The stream of these tests, whose basin no snapshot has at first.
@@ -40,23 +40,23 @@ async fn put_snapshot(server: &Server, partition: u64) {
 }
 
 /// Every partition has its first snapshot, and none is due.
-async fn started(scene: &Scene) -> Server {
-    let server = scene.setup.start(&scene.data()).await;
-    scene.place.roots().await;
+async fn started(node: &Node) -> Server {
+    let server = node.setup.start(&node.data()).await;
+    node.target.roots().await;
     server
 }
 
 #[tokio::test]
 async fn a_stream_survives_the_disk_once_its_own_partition_has_a_snapshot() {
     for kind in [Kind::Directory, Kind::S3] {
-        let scene = Scene::new(kind, quiet()).await;
-        let mut server = started(&scene).await;
+        let node = Node::new(kind, quiet()).await;
+        let mut server = started(&node).await;
         let partition = append(&server).await;
         put_snapshot(&server, partition).await;
         server.kill();
-        std::fs::remove_dir_all(scene.data()).unwrap();
-        let restore = scene.setup.clone().bootstrap("restore");
-        let server = restore.start(&scene.data()).await;
+        std::fs::remove_dir_all(node.data()).unwrap();
+        let restore = node.setup.clone().bootstrap("restore");
+        let server = restore.start(&node.data()).await;
         let found = records(&stream(&server.sdk(), STREAM)).await;
         assert_eq!(found.len(), 3, "{kind:?}");
     }
@@ -64,11 +64,11 @@ async fn a_stream_survives_the_disk_once_its_own_partition_has_a_snapshot() {
 
 #[tokio::test]
 async fn a_stream_whose_basin_no_snapshot_has_is_at_risk() {
-    let scene = Scene::new(Kind::Directory, quiet()).await;
-    let mut server = started(&scene).await;
+    let node = Node::new(Kind::Directory, quiet()).await;
+    let mut server = started(&node).await;
     // Nothing can be put of the catalog.
-    let root = scene.place.get("0/latest.json").unwrap();
-    scene.place.remove("0/latest.json");
+    let root = node.target.get("0/latest.json").unwrap();
+    node.target.remove("0/latest.json");
     let partition = append(&server).await;
     put_snapshot(&server, partition).await;
     let of = |status: &Value, name: &str| status["partitions"][partition as usize][name].as_u64();
@@ -77,8 +77,8 @@ async fn a_stream_whose_basin_no_snapshot_has_is_at_risk() {
     assert!(at_risk >= 2, "{at_risk}");
     // It is put as soon as that is possible, also after a restart.
     server.kill();
-    scene.place.replace("0/latest.json", root);
-    server.restart(&scene.setup).await;
+    node.target.replace("0/latest.json", root);
+    server.restart(&node.setup).await;
     eventually("nothing is at risk", async || {
         let status = status(&server).await;
         let known = !status["partitions"][partition as usize]["newest"].is_null();
@@ -89,28 +89,28 @@ async fn a_stream_whose_basin_no_snapshot_has_is_at_risk() {
 
 #[tokio::test]
 async fn streams_whose_basin_is_unknown_after_a_restore_are_reported_and_come_back() {
-    let scene = Scene::new(Kind::Directory, quiet()).await;
-    let mut server = started(&scene).await;
-    let before: Vec<_> = scene.place.all().into_iter().collect();
+    let node = Node::new(Kind::Directory, quiet()).await;
+    let mut server = started(&node).await;
+    let before: Vec<_> = node.target.all().into_iter().collect();
     let partition = append(&server).await;
     put_snapshot(&server, partition).await;
     server.kill();
     // The catalog as it was before the basin was made, as an earlier release left it.
-    for key in scene
-        .place
+    for key in node
+        .target
         .keys()
         .iter()
         .filter(|key| key.starts_with("0/"))
     {
-        scene.place.remove(key);
+        node.target.remove(key);
     }
     for (key, content) in before.iter().filter(|(key, _)| key.starts_with("0/")) {
-        scene.place.replace(key, content.clone());
+        node.target.replace(key, content.clone());
     }
-    std::fs::remove_dir_all(scene.data()).unwrap();
+    std::fs::remove_dir_all(node.data()).unwrap();
     let mut server = {
-        let restore = scene.setup.clone().bootstrap("restore");
-        restore.start(&scene.data()).await
+        let restore = node.setup.clone().bootstrap("restore");
+        restore.start(&node.data()).await
     };
     let problem = async |server: &Server| {
         let status = status(server).await;
@@ -128,7 +128,7 @@ async fn streams_whose_basin_is_unknown_after_a_restore_are_reported_and_come_ba
             "{what}"
         );
         server.kill();
-        server.restart(&scene.setup).await;
+        server.restart(&node.setup).await;
     }
     let found = problem(&server).await.unwrap();
     let what = found["what"].as_str().unwrap();
@@ -154,7 +154,7 @@ async fn streams_whose_basin_is_unknown_after_a_restore_are_reported_and_come_ba
     assert_eq!(found.len(), 3);
     sdk::append(&stream(&server.sdk(), STREAM), ["d"]).await;
     server.kill();
-    server.restart(&scene.setup).await;
+    server.restart(&node.setup).await;
     assert_eq!(problem(&server).await, None);
     let found = records(&stream(&server.sdk(), STREAM)).await;
     assert_eq!(found.len(), 4);

@@ -14,8 +14,8 @@ use s2_sdk::S2;
 use s2_sdk::types::ListStreamsInput;
 
 use super::contents::stream;
-use super::past::quiet;
-use super::place::{Kind, PARTITIONS, Scene, files};
+use super::history::quiet;
+use super::target::{Kind, Node, PARTITIONS, files};
 use crate::support::sdk;
 use crate::support::{Server, Setup, eventually};
 
@@ -72,12 +72,12 @@ async fn fill(server: &Server) {
 }
 
 /// A server with [`fill`], killed.
-async fn killed_with_many_streams() -> Scene {
-    let scene = Scene::new(Kind::Directory, setup()).await;
-    let mut server = scene.setup.start(&scene.data()).await;
+async fn killed_with_many_streams() -> Node {
+    let node = Node::new(Kind::Directory, setup()).await;
+    let mut server = node.setup.start(&node.data()).await;
     fill(&server).await;
     server.kill();
-    scene
+    node
 }
 
 pub(super) async fn snapshot_all(server: &Server) {
@@ -155,20 +155,20 @@ fn damage_with_links(path: &Path, per_mille: usize) {
 
 #[tokio::test]
 async fn a_damaged_block_wherever_it_is_met_costs_nothing_and_needs_nobody() {
-    let scene = killed_with_many_streams().await;
+    let node = killed_with_many_streams().await;
     for per_mille in OFFSETS {
         for at in 0..=1 {
             let context = format!("{per_mille} per mille of table {at}");
-            let scene = scene.copy(setup()).await;
-            damage_alone(&tables(&scene.data())[at], *per_mille);
-            serves_all_in_the_end(&scene, &scene.setup, &context).await;
+            let node = node.copy(setup()).await;
+            damage_alone(&tables(&node.data())[at], *per_mille);
+            serves_all_in_the_end(&node, &node.setup, &context).await;
         }
     }
 }
 
 /// A start recovers from what it meets itself; for what a read meets, the server restarts itself.
-async fn serves_all_in_the_end(scene: &Scene, setup: &Setup, context: &str) {
-    let server = setup.start(&scene.data()).await;
+async fn serves_all_in_the_end(node: &Node, setup: &Setup, context: &str) {
+    let server = setup.start(&node.data()).await;
     let starts = server.starts();
     let Err(error) = read_all(&server.sdk(), context).await else {
         return;
@@ -188,63 +188,63 @@ async fn serves_all_in_the_end(scene: &Scene, setup: &Setup, context: &str) {
 
 #[tokio::test]
 async fn a_damaged_block_is_recovered_from_whenever_the_recovery_is_killed() {
-    let scene = killed_with_many_streams().await;
+    let node = killed_with_many_streams().await;
     for per_mille in [50, 920, 999] {
-        let scene = scene.copy(setup()).await;
-        damage_alone(&tables(&scene.data())[0], per_mille);
+        let node = node.copy(setup()).await;
+        damage_alone(&tables(&node.data())[0], per_mille);
         for round in 0..6 {
             let moment = Duration::from_millis(20 + 35 * round);
-            scene.setup.start_and_kill(&scene.data(), moment).await;
+            node.setup.start_and_kill(&node.data(), moment).await;
         }
         let context = format!("{per_mille} per mille, killed");
-        serves_all_in_the_end(&scene, &scene.setup, &context).await;
+        serves_all_in_the_end(&node, &node.setup, &context).await;
     }
 }
 
 #[tokio::test]
 async fn damage_of_a_file_that_local_snapshots_share_is_recovered_from_in_the_repository() {
-    let scene = killed_with_many_streams().await;
+    let node = killed_with_many_streams().await;
     for per_mille in OFFSETS {
         let context = format!("{per_mille} per mille, with its links");
-        let scene = scene.copy(setup()).await;
-        let table = &tables(&scene.data())[0];
+        let node = node.copy(setup()).await;
+        let table = &tables(&node.data())[0];
         assert!(
             fs::metadata(table).unwrap().nlink() > 1,
             "no local snapshot has it"
         );
         damage_with_links(table, *per_mille);
-        serves_all_in_the_end(&scene, &scene.setup, &context).await;
+        serves_all_in_the_end(&node, &node.setup, &context).await;
     }
 }
 
 #[tokio::test]
 async fn a_server_that_was_told_no_destination_recovers_from_its_own_copies() {
-    let scene = Scene::new(Kind::Directory, setup()).await;
+    let node = Node::new(Kind::Directory, setup()).await;
     let setup = setup();
-    let mut server = setup.start(&scene.data()).await;
+    let mut server = setup.start(&node.data()).await;
     fill(&server).await;
     server.kill();
-    damage_with_links(&tables(&scene.data())[0], 920);
-    serves_all_in_the_end(&scene, &setup, "the default repository").await;
+    damage_with_links(&tables(&node.data())[0], 920);
+    serves_all_in_the_end(&node, &setup, "the default repository").await;
 }
 
 #[tokio::test]
 async fn damage_of_every_copy_ends_a_start_with_what_was_tried_and_what_to_do() {
-    let scene = killed_with_many_streams().await;
+    let node = killed_with_many_streams().await;
     for per_mille in [50, 300, 600, 999] {
-        let scene = scene.copy(setup()).await;
-        let table = tables(&scene.data())[0].clone();
+        let node = node.copy(setup()).await;
+        let table = tables(&node.data())[0].clone();
         let content = fs::read(&table).unwrap();
         damage_with_links(&table, per_mille);
-        for key in scene.place.keys() {
-            if scene.place.get(&key).unwrap() == content {
-                scene.place.replace(&key, flipped(&content, per_mille));
+        for key in node.target.keys() {
+            if node.target.get(&key).unwrap() == content {
+                node.target.replace(&key, flipped(&content, per_mille));
             }
         }
         // What a start does not read itself is met by a read, and noted.
         let mut refused = None;
         for _ in 0..2 {
-            match scene.setup.try_start(&scene.data()).await {
+            match node.setup.try_start(&node.data()).await {
                 Ok(mut server) => {
                     let seen = read_all(&server.sdk(), "before").await;
                     assert!(seen.is_err(), "{per_mille}: no damage");
@@ -281,17 +281,17 @@ async fn damage_of_every_copy_ends_a_start_with_what_was_tried_and_what_to_do() 
 
 #[tokio::test]
 async fn a_lossy_restore_begins_no_lineage_with_a_damaged_block_of_the_database() {
-    let scene = killed_with_many_streams().await;
+    let node = killed_with_many_streams().await;
     // What came after the snapshots is in the database and in the log, and then in the database alone.
-    let mut server = scene.setup.start(&scene.data()).await;
+    let mut server = node.setup.start(&node.data()).await;
     server.stop().await;
-    fs::remove_dir_all(scene.data().join("log")).unwrap();
+    fs::remove_dir_all(node.data().join("log")).unwrap();
     for per_mille in [50, 200, 350, 500, 650, 800, 920] {
         let context = format!("{per_mille} per mille");
-        let scene = scene.copy(setup()).await;
-        damage_alone(&tables(&scene.data())[0], per_mille);
-        let restoring = scene.setup.clone().bootstrap("restore");
-        let server = restoring.start(&scene.data()).await;
+        let node = node.copy(setup()).await;
+        damage_alone(&tables(&node.data())[0], per_mille);
+        let restoring = node.setup.clone().bootstrap("restore");
+        let server = restoring.start(&node.data()).await;
         let s2 = server.sdk();
         for_each(0..STREAMS, async |number| {
             let it = stream(&s2, &name(number));
@@ -301,7 +301,7 @@ async fn a_lossy_restore_begins_no_lineage_with_a_damaged_block_of_the_database(
         })
         .await;
         // What was acknowledged last may be in the damaged files alone.
-        let aside = fs::read_dir(scene.data().join("damaged")).unwrap();
+        let aside = fs::read_dir(node.data().join("damaged")).unwrap();
         let aside = aside.map(|entry| entry.unwrap().file_name().into_string().unwrap());
         assert!(
             aside
@@ -315,15 +315,15 @@ async fn a_lossy_restore_begins_no_lineage_with_a_damaged_block_of_the_database(
 #[tokio::test]
 async fn a_local_snapshot_that_cannot_be_read_now_is_not_passed_over_for_an_older_copy() {
     let setup = setup().set("snapshots.local-snapshot-num-records=100");
-    let scene = Scene::new(Kind::Directory, setup).await;
-    let mut server = scene.setup.start(&scene.data()).await;
+    let node = Node::new(Kind::Directory, setup).await;
+    let mut server = node.setup.start(&node.data()).await;
     fill(&server).await;
-    let archived = scene.place.keys();
+    let archived = node.target.keys();
     eventually(
         "every stream partition has a newer local snapshot",
         async || {
             let newer = |partition: u64| {
-                let dir = scene.data().join(format!("checkpoints/{partition}"));
+                let dir = node.data().join(format!("checkpoints/{partition}"));
                 let mut there = fs::read_dir(dir).unwrap().flatten();
                 there.any(|one| {
                     let name = one.file_name().into_string().unwrap();
@@ -337,22 +337,22 @@ async fn a_local_snapshot_that_cannot_be_read_now_is_not_passed_over_for_an_olde
     .await;
     server.kill();
     for lost in ["db", "log"] {
-        fs::remove_dir_all(scene.data().join(lost)).unwrap();
+        fs::remove_dir_all(node.data().join(lost)).unwrap();
     }
-    let restoring = scene.setup.clone().bootstrap("restore");
+    let restoring = node.setup.clone().bootstrap("restore");
     // No database can be made where blocks of local copies are compared.
-    let checks = |partition| scene.data().join(format!("restore/{partition}/check"));
+    let checks = |partition| node.data().join(format!("restore/{partition}/check"));
     for partition in 0..=PARTITIONS {
         fs::create_dir_all(checks(partition).parent().unwrap()).unwrap();
         fs::write(checks(partition), "").unwrap();
     }
-    let (code, log) = restoring.start_refused(&scene.data()).await;
+    let (code, log) = restoring.start_refused(&node.data()).await;
     assert_eq!(code, 1, "{log}");
     assert!(log.contains("error [unreadable]"), "{log}");
     for partition in 0..=PARTITIONS {
         fs::remove_file(checks(partition)).unwrap();
     }
-    let server = restoring.start(&scene.data()).await;
+    let server = restoring.start(&node.data()).await;
     let s2 = server.sdk();
     let kept = Mutex::new(0);
     for_each((0..STREAMS).step_by(LATE), async |number| {

@@ -7,32 +7,32 @@ use serde_json::Value;
 use testkit::corruption::{change_alone, flip_middle};
 
 use super::contents::{Contents, contents};
-use super::losses::{Harm, Loss, befall};
-use super::past::{Past, caught_up, is_healthy, play, seen};
-use super::place::{Kind, Place, Scene, files};
+use super::history::{History, caught_up, is_healthy, run_concurrently, start_and_read};
+use super::losses::{Loss, RepositoryLoss, inflict};
+use super::target::{Kind, Node, Target, files};
 use crate::support::{Server, Setup, eventually, sdk};
 
-fn restore(scene: &Scene) -> Setup {
-    scene.setup.clone().bootstrap("restore")
+fn restore(node: &Node) -> Setup {
+    node.setup.clone().bootstrap("restore")
 }
 
 /// Everything that the repository has of a partition is gone.
-fn forget_partition(place: &Place, partition: u64) {
+fn forget_partition(target: &Target, partition: u64) {
     let below = format!("{partition}/");
-    for key in place.keys() {
+    for key in target.keys() {
         if key.starts_with(&below) {
-            place.remove(&key);
+            target.remove(&key);
         }
     }
 }
 
 /// Refused with this code, and the repository is as it was; what it said.
-async fn refused(setup: &Setup, scene: &Scene, code: &str) -> String {
-    let keys = scene.place.keys();
-    let (exit, log) = setup.start_refused(&scene.data()).await;
+async fn refused(setup: &Setup, node: &Node, code: &str) -> String {
+    let keys = node.target.keys();
+    let (exit, log) = setup.start_refused(&node.data()).await;
     assert_eq!(exit, 1, "{log}");
     assert!(log.contains(&format!("error [{code}]")), "{code}: {log}");
-    assert_eq!(scene.place.keys(), keys, "{log}");
+    assert_eq!(node.target.keys(), keys, "{log}");
     log
 }
 
@@ -61,20 +61,20 @@ fn some_of(found: &Contents, wanted: &Contents, context: &str) -> Vec<String> {
 }
 
 async fn one_partition_begins_empty(destination: Kind) {
-    let past = Past::new(destination, "incremental").await;
-    let scene = past.eager_copy().await;
-    befall(&scene, Loss::Everything, Harm::Nothing);
-    forget_partition(&scene.place, 2);
+    let history = History::new(destination, "incremental").await;
+    let node = history.eager_copy().await;
+    inflict(&node, Loss::Everything, RepositoryLoss::Nothing);
+    forget_partition(&node.target, 2);
     // The plain restore names what lacks a copy, and the way out.
     for _ in 0..2 {
-        let log = refused(&restore(&scene), &scene, "nothing_usable").await;
+        let log = refused(&restore(&node), &node, "nothing_usable").await;
         assert!(log.contains("is left of partition 2"), "{log}");
         let way_out = "--bootstrap restore --empty-partitions 2:";
         assert!(log.contains(way_out), "{log}");
     }
-    let named = restore(&scene).empty_partitions("2");
-    let (mut server, after) = seen(&named, &scene).await;
-    let wanted = past.phases[2].after_forks(1);
+    let named = restore(&node).empty_partitions("2");
+    let (mut server, after) = start_and_read(&named, &node).await;
+    let wanted = history.phases[2].after_forks(1);
     let lost = some_of(&after, &wanted, "without partition 2");
     assert!(!lost.is_empty() && lost.len() < wanted.0.len(), "{lost:?}");
     assert_eq!(recovered(&server, 2).await, ("empty".to_owned(), Some(0)));
@@ -96,22 +96,22 @@ async fn one_partition_begins_empty(destination: Kind) {
     let appended = contents(&server.sdk()).await;
     let created = |of: &Contents| of.0[&lost[0]].created_at.clone();
     assert_ne!(created(&appended), created(&wanted));
-    caught_up(&server, &scene.place).await;
+    caught_up(&server, &node.target).await;
     is_healthy(&server, "after an empty partition").await;
     server.kill();
 
     // It counted for one start.
-    let (mut server, again) = seen(&named, &scene).await;
+    let (mut server, again) = start_and_read(&named, &node).await;
     again.are(&appended, "started again");
     server.logged("--empty-partitions: it was said").await;
     is_healthy(&server, "started again").await;
     server.kill();
 
     // What has begun empty has a copy like the others, and is not given up for that it was named once.
-    befall(&scene, Loss::Everything, Harm::Nothing);
-    let log = refused(&named, &scene, "empty_partitions").await;
+    inflict(&node, Loss::Everything, RepositoryLoss::Nothing);
+    let log = refused(&named, &node, "empty_partitions").await;
     assert!(log.contains("there is a copy of it: repository"), "{log}");
-    let (_server, twice) = seen(&restore(&scene), &scene).await;
+    let (_server, twice) = start_and_read(&restore(&node), &node).await;
     twice.are(&appended.after_forks(1), "lost twice");
 }
 
@@ -134,13 +134,13 @@ async fn a_partition_without_any_copy_in_s3_begins_empty_if_it_is_named() {
 
 #[tokio::test]
 async fn a_partition_of_which_all_copies_are_damaged_begins_empty_and_they_stay() {
-    let past = Past::new(Kind::Directory, "full").await;
-    let scene = past.copy().await;
-    befall(&scene, Loss::Database, Harm::Nothing);
+    let history = History::new(Kind::Directory, "full").await;
+    let node = history.copy().await;
+    inflict(&node, Loss::Database, RepositoryLoss::Nothing);
     for at in 0..3 {
-        scene.place.damage(1, at);
+        node.target.damage(1, at);
     }
-    let local = scene.data().join("checkpoints/1");
+    let local = node.data().join("checkpoints/1");
     let tables = files(&local)
         .into_iter()
         .filter(|name| name.ends_with(".sst"));
@@ -149,22 +149,22 @@ async fn a_partition_of_which_all_copies_are_damaged_begins_empty_and_they_stay(
     for table in &tables {
         change_alone(&local.join(table), flip_middle);
     }
-    refused(&scene.setup, &scene, "nothing_usable").await;
-    let log = refused(&restore(&scene), &scene, "nothing_usable").await;
+    refused(&node.setup, &node, "nothing_usable").await;
+    let log = refused(&restore(&node), &node, "nothing_usable").await;
     assert!(log.contains("--empty-partitions 1:"), "{log}");
     // All that are named begin empty, or none does.
-    let both = restore(&scene).empty_partitions("1,2");
-    let log = refused(&both, &scene, "empty_partitions").await;
+    let both = restore(&node).empty_partitions("1,2");
+    let log = refused(&both, &node, "empty_partitions").await;
     assert!(log.contains("partition 2"), "{log}");
-    let named = restore(&scene).empty_partitions("1");
-    let (server, after) = seen(&named, &scene).await;
-    let aside = files(&scene.data().join("damaged/checkpoints-1-1"));
+    let named = restore(&node).empty_partitions("1");
+    let (server, after) = start_and_read(&named, &node).await;
+    let aside = files(&node.data().join("damaged/checkpoints-1-1"));
     assert_eq!(
         aside.iter().filter(|name| name.ends_with(".sst")).count(),
         tables.len()
     );
     // The log leads the others to the present.
-    let lost = some_of(&after, past.full(), "without partition 1");
+    let lost = some_of(&after, history.full(), "without partition 1");
     assert!(!lost.is_empty());
     assert_eq!(recovered(&server, 1).await.0, "empty");
     is_healthy(
@@ -173,12 +173,11 @@ async fn a_partition_of_which_all_copies_are_damaged_begins_empty_and_they_stay(
     )
     .await;
     let abandoned = eventually("they are abandoned", async || {
-        scene
-            .place
+        node.target
             .root(1)
             .filter(|root| root.abandoned().len() == 3)
     });
-    let there = scene.place.keys();
+    let there = node.target.keys();
     for dir in abandoned.await.abandoned() {
         assert!(there.iter().any(|key| key.starts_with(&dir)), "{dir}");
     }
@@ -186,46 +185,46 @@ async fn a_partition_of_which_all_copies_are_damaged_begins_empty_and_they_stay(
 
 #[tokio::test]
 async fn no_partition_begins_empty_of_which_a_copy_is_there_or_cannot_be_read_now() {
-    let past = Past::new(Kind::Directory, "incremental").await;
+    let history = History::new(Kind::Directory, "incremental").await;
     // In a directory that is well.
-    let scene = past.copy().await;
-    let named = restore(&scene).empty_partitions("2");
-    let log = refused(&named, &scene, "empty_partitions").await;
+    let node = history.copy().await;
+    let named = restore(&node).empty_partitions("2");
+    let log = refused(&named, &node, "empty_partitions").await;
     assert!(log.contains("there is a copy of it: database"), "{log}");
-    let unknown = restore(&scene).empty_partitions("3");
-    refused(&unknown, &scene, "empty_partitions").await;
-    let (exit, log) = scene
+    let unknown = restore(&node).empty_partitions("3");
+    refused(&unknown, &node, "empty_partitions").await;
+    let (exit, log) = node
         .setup
         .clone()
         .empty_partitions("2")
-        .start_refused(&scene.data())
+        .start_refused(&node.data())
         .await;
     assert_eq!(exit, 2, "{log}");
-    drop(seen(&scene.setup, &scene).await);
+    drop(start_and_read(&node.setup, &node).await);
     let scenario = async |harm: &str, code: &str| {
-        let scene = past.copy().await;
-        befall(&scene, Loss::Everything, Harm::Nothing);
-        let root = match &scene.place {
-            Place::Directory(dir) => dir.join("2/latest.json"),
-            Place::S3(_) => unreachable!(),
+        let node = history.copy().await;
+        inflict(&node, Loss::Everything, RepositoryLoss::Nothing);
+        let root = match &node.target {
+            Target::Directory(dir) => dir.join("2/latest.json"),
+            Target::S3(_) => unreachable!(),
         };
         let aside = root.with_extension("away");
         fs::rename(&root, &aside).unwrap();
         if harm == "unreadable" {
             fs::create_dir(&root).unwrap();
         }
-        let named = restore(&scene).empty_partitions("2");
-        let log = refused(&named, &scene, code).await;
+        let named = restore(&node).empty_partitions("2");
+        let log = refused(&named, &node, code).await;
         assert!(!log.contains("begins empty, and"), "{harm}: {log}");
         if harm == "unreadable" {
             fs::remove_dir(&root).unwrap();
         }
         fs::rename(&aside, &root).unwrap();
-        refused(&named, &scene, "empty_partitions").await;
-        let (_server, after) = seen(&restore(&scene), &scene).await;
-        after.are(&past.phases[2].after_forks(1), harm);
+        refused(&named, &node, "empty_partitions").await;
+        let (_server, after) = start_and_read(&restore(&node), &node).await;
+        after.are(&history.phases[2].after_forks(1), harm);
     };
-    play([
+    run_concurrently([
         scenario("unreadable", "repository_unreadable"),
         // The snapshots are there: the root was removed.
         scenario("without its root", "repository_unreadable"),
@@ -235,19 +234,19 @@ async fn no_partition_begins_empty_of_which_a_copy_is_there_or_cannot_be_read_no
 
 #[tokio::test]
 async fn a_catalog_without_any_copy_begins_empty_and_its_basins_are_adopted() {
-    let past = Past::new(Kind::Directory, "incremental").await;
-    let scene = past.copy().await;
-    befall(&scene, Loss::Everything, Harm::Nothing);
-    forget_partition(&scene.place, 0);
-    let log = refused(&restore(&scene), &scene, "nothing_usable").await;
+    let history = History::new(Kind::Directory, "incremental").await;
+    let node = history.copy().await;
+    inflict(&node, Loss::Everything, RepositoryLoss::Nothing);
+    forget_partition(&node.target, 0);
+    let log = refused(&restore(&node), &node, "nothing_usable").await;
     assert!(log.contains("--empty-partitions 0:"), "{log}");
-    let named = restore(&scene).empty_partitions("0");
-    let (server, after) = seen(&named, &scene).await;
+    let named = restore(&node).empty_partitions("0");
+    let (server, after) = start_and_read(&named, &node).await;
     assert!(after.0.is_empty(), "{after:?}");
     let problems = status(&server).await["problems"].clone();
     let problems = problems.as_array().unwrap().iter();
     let unknown = problems.filter(|one| one["code"] == "basin_unknown");
-    let lost = past.phases[2].after_forks(1);
+    let lost = history.phases[2].after_forks(1);
     let mut back = 0;
     for problem in unknown {
         let what = problem["what"].as_str().unwrap();
@@ -272,49 +271,49 @@ async fn a_catalog_without_any_copy_begins_empty_and_its_basins_are_adopted() {
 
 #[tokio::test]
 async fn kills_amid_the_beginning_of_an_empty_partition_change_nothing_of_what_comes_of_it() {
-    let past = Past::new(Kind::Directory, "incremental").await;
+    let history = History::new(Kind::Directory, "incremental").await;
     let scenario = async |step: u64| {
-        let scene = past.copy().await;
-        befall(&scene, Loss::Everything, Harm::Nothing);
-        forget_partition(&scene.place, 2);
-        let named = restore(&scene).empty_partitions("2");
+        let node = history.copy().await;
+        inflict(&node, Loss::Everything, RepositoryLoss::Nothing);
+        forget_partition(&node.target, 2);
+        let named = restore(&node).empty_partitions("2");
         let decided = async || {
-            let plan = fs::read_to_string(scene.data().join("restore.json"));
+            let plan = fs::read_to_string(node.data().join("restore.json"));
             plan.is_ok_and(|plan| plan.contains("\"empty\": true"))
         };
         for kill in 1..20 {
             let moment = Duration::from_millis(step * kill);
-            named.start_and_kill(&scene.data(), moment).await;
+            named.start_and_kill(&node.data(), moment).await;
             if decided().await {
                 break;
             }
         }
         // What was decided is gone on with, without being said again.
         let setup = match decided().await {
-            true => scene.setup.clone(),
+            true => node.setup.clone(),
             false => named,
         };
-        let (mut server, after) = seen(&setup, &scene).await;
-        let lost = some_of(&after, &past.phases[2].after_forks(1), "after kills");
+        let (mut server, after) = start_and_read(&setup, &node).await;
+        let lost = some_of(&after, &history.phases[2].after_forks(1), "after kills");
         assert!(!lost.is_empty());
         server.kill();
-        let (_server, again) = seen(&scene.setup, &scene).await;
+        let (_server, again) = start_and_read(&node.setup, &node).await;
         again.are(&after, "started again");
     };
-    play((1..=6).map(|step| scenario(7 * step))).await;
+    run_concurrently((1..=6).map(|step| scenario(7 * step))).await;
 }
 
 #[tokio::test]
 async fn the_log_of_a_partition_that_began_empty_is_a_copy_of_it_like_any_other() {
-    let past = Past::new(Kind::Directory, "incremental").await;
-    let scene = past.copy().await;
-    befall(&scene, Loss::Everything, Harm::Nothing);
-    forget_partition(&scene.place, 2);
-    let named = restore(&scene).empty_partitions("2");
-    let (mut server, after) = seen(&named, &scene).await;
+    let history = History::new(Kind::Directory, "incremental").await;
+    let node = history.copy().await;
+    inflict(&node, Loss::Everything, RepositoryLoss::Nothing);
+    forget_partition(&node.target, 2);
+    let named = restore(&node).empty_partitions("2");
+    let (mut server, after) = start_and_read(&named, &node).await;
     let lost = some_of(
         &after,
-        &past.phases[2].after_forks(1),
+        &history.phases[2].after_forks(1),
         "without partition 2",
     );
     let (basin, name) = lost[0].split_once('/').unwrap();
@@ -324,9 +323,13 @@ async fn the_log_of_a_partition_that_began_empty_is_a_copy_of_it_like_any_other(
     let appended = contents(&server.sdk()).await;
     server.kill();
     // No snapshot of it was put, and the database is lost: the log goes back to where it began.
-    forget_partition(&scene.place, 2);
-    befall(&scene, Loss::DatabaseAndLocalSnapshots, Harm::Nothing);
-    let (server, replayed) = seen(&scene.setup, &scene).await;
+    forget_partition(&node.target, 2);
+    inflict(
+        &node,
+        Loss::DatabaseAndLocalSnapshots,
+        RepositoryLoss::Nothing,
+    );
+    let (server, replayed) = start_and_read(&node.setup, &node).await;
     replayed.are(&appended, "from the log alone");
     assert_eq!(recovered(&server, 2).await, ("log".to_owned(), None));
 }

@@ -14,13 +14,13 @@ use s2_sdk::types::{AppendInput, AppendRecord, AppendRecordBatch, CommandRecord}
 use testkit::seeds;
 
 use super::contents::{records, stream};
-use super::losses::{Harm, Loss, befall};
-use super::past::{Past, caught_up, lineages, new_line_is_kept, quiet, seen};
-use super::place::{Kind, Scene};
+use super::history::{History, caught_up, lineages, quiet, start_and_read, wait_for_new_lineage};
+use super::losses::{Loss, RepositoryLoss, inflict};
+use super::target::{Kind, Node};
 use crate::support::{Setup, eventually, sdk};
 
 /// What is known of a stream that one writer writes to.
-struct Told {
+struct Acknowledged {
     at: String,
     /// By sequence number.
     acked: BTreeMap<u64, String>,
@@ -31,9 +31,9 @@ struct Told {
     count: u64,
 }
 
-impl Told {
-    fn new(at: &str) -> Told {
-        Told {
+impl Acknowledged {
+    fn new(at: &str) -> Acknowledged {
+        Acknowledged {
             at: at.to_owned(),
             acked: BTreeMap::new(),
             unknown: HashSet::new(),
@@ -43,7 +43,7 @@ impl Told {
     }
 
     /// Appends, and trims from time to time, until the server is gone; counts what is acknowledged.
-    async fn write(mut self, s2: S2, seed: u64, total: Arc<AtomicU64>) -> Told {
+    async fn write(mut self, s2: S2, seed: u64, total: Arc<AtomicU64>) -> Acknowledged {
         let mut rng = StdRng::seed_from_u64(seed);
         let stream = stream(&s2, &self.at);
         loop {
@@ -133,16 +133,16 @@ fn rounds_and_seed() -> (u64, u64) {
 async fn killed_over_and_over(removes: bool) {
     let (rounds, seed) = rounds_and_seed();
     let mut rng = StdRng::seed_from_u64(seed);
-    let scene = Scene::new(Kind::Directory, busy()).await;
-    let mut server = scene.setup.start(&scene.data()).await;
+    let node = Node::new(Kind::Directory, busy()).await;
+    let mut server = node.setup.start(&node.data()).await;
     let basin = sdk::basin(&server.sdk(), "test-basin").await;
     let mut told = Vec::new();
     for i in 0..4 {
         sdk::stream(&basin, &format!("orders-{i}")).await;
-        told.push(Told::new(&format!("test-basin/orders-{i}")));
+        told.push(Acknowledged::new(&format!("test-basin/orders-{i}")));
     }
     if removes {
-        caught_up(&server, &scene.place).await;
+        caught_up(&server, &node.target).await;
     }
     let total = Arc::new(AtomicU64::new(0));
     for round in 0..rounds {
@@ -167,17 +167,17 @@ async fn killed_over_and_over(removes: bool) {
             match rng.random_range(0..4) {
                 0 => {
                     what = "the database";
-                    fs::remove_dir_all(scene.data().join("db")).unwrap();
+                    fs::remove_dir_all(node.data().join("db")).unwrap();
                 }
                 1 => {
                     what = "the database and the local snapshots";
-                    fs::remove_dir_all(scene.data().join("db")).unwrap();
-                    let _ = fs::remove_dir_all(scene.data().join("checkpoints"));
+                    fs::remove_dir_all(node.data().join("db")).unwrap();
+                    let _ = fs::remove_dir_all(node.data().join("checkpoints"));
                 }
                 2 => {
                     what = "everything";
                     lost = true;
-                    fs::remove_dir_all(scene.data()).unwrap();
+                    fs::remove_dir_all(node.data()).unwrap();
                 }
                 _ => {}
             }
@@ -185,17 +185,17 @@ async fn killed_over_and_over(removes: bool) {
         let context = format!("ESKER_SEED={seed}, round {round}, without {what}");
         println!("{context}");
         let setup = match lost {
-            true => scene.setup.clone().bootstrap("restore"),
-            false => scene.setup.clone(),
+            true => node.setup.clone().bootstrap("restore"),
+            false => node.setup.clone(),
         };
         while rng.random_ratio(1, 3) {
             let moment = Duration::from_millis(rng.random_range(0..50));
-            setup.start_and_kill(&scene.data(), moment).await;
+            setup.start_and_kill(&node.data(), moment).await;
         }
         server.restart(&setup).await;
         if lost {
             // Before that, the repository has nothing of the line that is its own now.
-            new_line_is_kept(&scene.place).await;
+            wait_for_new_lineage(&node.target).await;
         }
         for one in &mut told {
             one.check(&server.sdk(), lost, &context).await;
@@ -217,7 +217,7 @@ async fn kills_with_a_loss_cost_nothing_that_is_left_somewhere() {
 async fn a_recovery_that_is_killed_again_and_again_ends_as_one_that_was_not() {
     let (rounds, seed) = rounds_and_seed();
     let mut rng = StdRng::seed_from_u64(seed);
-    let past = Past::new(Kind::Directory, "incremental").await;
+    let history = History::new(Kind::Directory, "incremental").await;
     for (loss, forks) in [
         (Loss::Everything, 1),
         (Loss::LogAndDatabaseAndLocalSnapshots, 1),
@@ -225,23 +225,23 @@ async fn a_recovery_that_is_killed_again_and_again_ends_as_one_that_was_not() {
         (Loss::Database, 0),
     ] {
         let context = format!("ESKER_SEED={seed}, {loss:?}");
-        let scene = past.copy().await;
-        befall(&scene, loss, Harm::Nothing);
+        let node = history.copy().await;
+        inflict(&node, loss, RepositoryLoss::Nothing);
         let setup = match forks {
-            0 => scene.setup.clone(),
-            _ => scene.setup.clone().bootstrap("restore"),
+            0 => node.setup.clone(),
+            _ => node.setup.clone().bootstrap("restore"),
         };
         for _ in 0..rounds {
             let moment = Duration::from_millis(rng.random_range(5..50));
-            setup.start_and_kill(&scene.data(), moment).await;
+            setup.start_and_kill(&node.data(), moment).await;
         }
-        let (server, after) = seen(&setup, &scene).await;
+        let (server, after) = start_and_read(&setup, &node).await;
         match forks {
-            0 => after.are(past.full(), &context),
-            _ => after.are(&past.phases[2].after_forks(forks), &context),
+            0 => after.are(history.full(), &context),
+            _ => after.are(&history.phases[2].after_forks(forks), &context),
         }
-        let roots = scene.place.roots().await;
-        let same = lineages(&roots) == lineages(&past.roots);
+        let roots = node.target.roots().await;
+        let same = lineages(&roots) == lineages(&history.roots);
         assert_eq!(same, forks == 0, "{context}");
         drop(server);
     }

@@ -7,8 +7,8 @@ use s2_sdk::S2Stream;
 use testkit_s3::Fault;
 
 use super::contents::records;
-use super::past::eager;
-use super::place::{Kind, Scene};
+use super::history::eager;
+use super::target::{Kind, Node};
 use crate::support::{Server, Setup, eventually, sdk};
 
 const MIB: u64 = 1024 * 1024;
@@ -43,12 +43,12 @@ fn persistent(server: &Server) -> S2Stream {
 
 #[tokio::test]
 async fn under_trim_anyway_the_log_stays_within_its_bound_while_the_repository_is_out_of_reach() {
-    let scene = Scene::new(Kind::S3, bounded()).await;
-    let mut server = scene.setup.start(&scene.data()).await;
-    scene.place.roots().await;
+    let node = Node::new(Kind::S3, bounded()).await;
+    let mut server = node.setup.start(&node.data()).await;
+    node.target.roots().await;
     stream(&server).await;
     let stream = persistent(&server);
-    scene.place.s3().fail(Fault::Disconnect);
+    node.target.s3().fail(Fault::Disconnect);
     let mut appended = 0;
     let began = Instant::now();
     // Some seconds of work, as much as twenty logs in all.
@@ -58,11 +58,11 @@ async fn under_trim_anyway_the_log_stays_within_its_bound_while_the_repository_i
         tokio::time::sleep(Duration::from_millis(4)).await;
     }
     eventually("the log is within its bound", async || {
-        (log_bytes(&scene.data()) <= BOUND + 2 * SEGMENT).then_some(())
+        (log_bytes(&node.data()) <= BOUND + 2 * SEGMENT).then_some(())
     })
     .await;
     server.kill();
-    server.restart(&scene.setup).await;
+    server.restart(&node.setup).await;
     let stream = super::contents::stream(&server.sdk(), "test-basin/orders");
     assert_eq!(records(&stream).await.len() as u64, appended);
 }
@@ -70,11 +70,11 @@ async fn under_trim_anyway_the_log_stays_within_its_bound_while_the_repository_i
 #[tokio::test]
 async fn under_refuse_appends_appends_are_refused_until_a_snapshot_is_archived() {
     let setup = bounded().set("snapshots.on-log-full=refuse-appends");
-    let scene = Scene::new(Kind::S3, setup).await;
-    let mut server = scene.setup.start(&scene.data()).await;
-    scene.place.roots().await;
+    let node = Node::new(Kind::S3, setup).await;
+    let mut server = node.setup.start(&node.data()).await;
+    node.target.roots().await;
     let stream = stream(&server).await;
-    scene.place.s3().fail(Fault::Disconnect);
+    node.target.s3().fail(Fault::Disconnect);
     let mut appended = 0_u64;
     while stream
         .append(sdk::input(["x".repeat(100 * 1024)]))
@@ -101,13 +101,13 @@ async fn under_refuse_appends_appends_are_refused_until_a_snapshot_is_archived()
         Some(())
     })
     .await;
-    let bytes = log_bytes(&scene.data());
+    let bytes = log_bytes(&node.data());
     let most = limit(BOUND, SEGMENT, MIB);
     assert!(bytes <= most, "{bytes} bytes, not {most}");
     // Reads go on, and so does the refusal over a restart.
     assert_eq!(records(&stream).await.len() as u64, appended);
     server.kill();
-    server.restart(&scene.setup).await;
+    server.restart(&node.setup).await;
     let stream = super::contents::stream(&server.sdk(), "test-basin/orders");
     eventually("refused again", async || {
         match stream.append(sdk::input(["more"])).await {
@@ -120,7 +120,7 @@ async fn under_refuse_appends_appends_are_refused_until_a_snapshot_is_archived()
     })
     .await;
 
-    scene.place.s3().heal();
+    node.target.s3().heal();
     eventually("taken again", async || {
         stream.append(sdk::input(["at last"])).await.ok()
     })
@@ -185,9 +185,9 @@ async fn under_refuse_appends_snapshots_go_on_until_appends_are_taken_again() {
         .set("snapshots.snapshot-interval=1h")
         .set("snapshots.num-retained=3")
         .set("snapshots.on-log-full=refuse-appends");
-    let scene = Scene::new(Kind::S3, setup).await;
-    let server = scene.setup.start(&scene.data()).await;
-    scene.place.roots().await;
+    let node = Node::new(Kind::S3, setup).await;
+    let server = node.setup.start(&node.data()).await;
+    node.target.roots().await;
     let basin = sdk::basin(&server.persistent_sdk(), "test-basin").await;
     // In both partitions; all but one of the streams are idle from here on.
     for number in 0..8 {
@@ -199,7 +199,7 @@ async fn under_refuse_appends_snapshots_go_on_until_appends_are_taken_again() {
     sdk::stream(&basin, "orders").await;
     let stream = super::contents::stream(&server.sdk(), "test-basin/orders");
     for cycle in 0..4 {
-        scene.place.s3().fail(Fault::Disconnect);
+        node.target.s3().fail(Fault::Disconnect);
         let mut appended = 0_u64;
         while stream
             .append(sdk::input(["x".repeat(100 * 1024)]))
@@ -209,7 +209,7 @@ async fn under_refuse_appends_snapshots_go_on_until_appends_are_taken_again() {
             appended += 1;
             assert!(appended < 50 * BOUND / (100 * 1024), "never refused");
         }
-        scene.place.s3().heal();
+        node.target.s3().heal();
         eventually(&format!("cycle {cycle}: taken again"), async || {
             stream.append(sdk::input(["y"])).await.ok()
         })

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use testkit::corruption::{change_alone, change_in_place, flip, flip_middle};
 use testkit_s3::Fault;
 
-use super::place::{PARTITIONS, Place, Scene, copy_dir};
+use super::target::{Node, PARTITIONS, Target, copy_dir};
 
 /// What befalls the data directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,7 +30,7 @@ pub enum Loss {
 
 /// What befalls the repository.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Harm {
+pub enum RepositoryLoss {
     Nothing,
     NewestFlipped,
     NewestWithoutDescription,
@@ -43,7 +43,7 @@ pub enum Harm {
 }
 
 impl Loss {
-    pub fn befall(self, data: &Path) {
+    pub fn inflict(self, data: &Path) {
         let remove = |what: &str| {
             // There may be no local snapshots.
             let _ = fs::remove_dir_all(data.join(what));
@@ -101,24 +101,27 @@ impl Loss {
     }
 }
 
-impl Harm {
-    pub fn befall(self, place: &Place) {
+impl RepositoryLoss {
+    pub fn inflict(self, target: &Target) {
         for partition in 0..=PARTITIONS {
             match self {
-                Harm::NewestFlipped => place.damage(partition, 0),
-                Harm::NewestWithoutDescription => place.forget(partition, 0),
-                Harm::AllButOldest => {
-                    place.damage(partition, 0);
-                    place.damage(partition, 1);
+                RepositoryLoss::NewestFlipped => target.damage(partition, 0),
+                RepositoryLoss::NewestWithoutDescription => target.forget(partition, 0),
+                RepositoryLoss::AllButOldest => {
+                    target.damage(partition, 0);
+                    target.damage(partition, 1);
                 }
-                Harm::All => (0..3).for_each(|at| place.damage(partition, at)),
-                Harm::OneNewest if partition == 1 => place.damage(partition, 0),
-                Harm::Nothing | Harm::Gone | Harm::Emptied | Harm::OneNewest => {}
+                RepositoryLoss::All => (0..3).for_each(|at| target.damage(partition, at)),
+                RepositoryLoss::OneNewest if partition == 1 => target.damage(partition, 0),
+                RepositoryLoss::Nothing
+                | RepositoryLoss::Gone
+                | RepositoryLoss::Emptied
+                | RepositoryLoss::OneNewest => {}
             }
         }
-        match (self, place) {
-            (Harm::Gone, Place::S3(s3)) => s3.fail(Fault::Disconnect),
-            (Harm::Gone, Place::Directory(dir)) => {
+        match (self, target) {
+            (RepositoryLoss::Gone, Target::S3(s3)) => s3.fail(Fault::Disconnect),
+            (RepositoryLoss::Gone, Target::Directory(dir)) => {
                 // No file, and not missing either: nobody can read it.
                 for partition in 0..=PARTITIONS {
                     let root = dir.join(format!("{partition}/latest.json"));
@@ -126,16 +129,16 @@ impl Harm {
                     fs::create_dir(&root).unwrap();
                 }
             }
-            (Harm::Emptied, place) => place.empty(),
+            (RepositoryLoss::Emptied, target) => target.empty(),
             _ => {}
         }
     }
 
-    /// What was [`Harm::Gone`] is there again.
-    pub fn come_back(place: &Place) {
-        match place {
-            Place::S3(s3) => s3.heal(),
-            Place::Directory(dir) => {
+    /// What was [`RepositoryLoss::Gone`] is there again.
+    pub fn restore_access(target: &Target) {
+        match target {
+            Target::S3(s3) => s3.heal(),
+            Target::Directory(dir) => {
                 for partition in 0..=PARTITIONS {
                     let root = dir.join(format!("{partition}/latest.json"));
                     fs::remove_dir(&root).unwrap();
@@ -147,12 +150,12 @@ impl Harm {
 }
 
 /// Both.
-pub fn befall(scene: &Scene, loss: Loss, harm: Harm) {
-    loss.befall(&scene.data());
-    harm.befall(&scene.place);
-    if matches!(harm, Harm::Emptied) {
+pub fn inflict(node: &Node, loss: Loss, harm: RepositoryLoss) {
+    loss.inflict(&node.data());
+    harm.inflict(&node.target);
+    if matches!(harm, RepositoryLoss::Emptied) {
         // On purpose: else it would count as one that is not mounted.
-        let _ = fs::remove_file(scene.data().join("destination.json"));
+        let _ = fs::remove_file(node.data().join("destination.json"));
     }
 }
 

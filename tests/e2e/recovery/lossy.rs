@@ -4,9 +4,12 @@ use s2_sdk::S2;
 use s2_sdk::error::{AppendConditionFailed, AppendError, ReadError};
 
 use super::contents::{Contents, GAP, contents, stream};
-use super::losses::{Harm, Loss, befall};
-use super::past::{Past, caught_up, is_healthy, kept, lineages, new_line_is_kept, play, seen};
-use super::place::{Kind, PARTITIONS, Scene};
+use super::history::{
+    History, caught_up, is_healthy, kept, lineages, run_concurrently, start_and_read,
+    wait_for_new_lineage,
+};
+use super::losses::{Loss, RepositoryLoss, inflict};
+use super::target::{Kind, Node, PARTITIONS};
 use crate::support::{Setup, eventually, sdk};
 
 /// What is restored, of the phases.
@@ -20,29 +23,33 @@ enum Back {
     OneTo(usize),
 }
 
-const LOSSES: &[(Loss, Harm, Back)] = &[
-    (Loss::Everything, Harm::Nothing, Back::To(3)),
-    (Loss::Everything, Harm::NewestFlipped, Back::To(2)),
+const LOSSES: &[(Loss, RepositoryLoss, Back)] = &[
+    (Loss::Everything, RepositoryLoss::Nothing, Back::To(3)),
+    (Loss::Everything, RepositoryLoss::NewestFlipped, Back::To(2)),
     (
         Loss::Everything,
-        Harm::NewestWithoutDescription,
+        RepositoryLoss::NewestWithoutDescription,
         Back::To(2),
     ),
-    (Loss::Everything, Harm::AllButOldest, Back::To(1)),
-    (Loss::Everything, Harm::OneNewest, Back::OneTo(2)),
-    (Loss::Log, Harm::Nothing, Back::AtLeast(3)),
-    (Loss::Log, Harm::Emptied, Back::AtLeast(3)),
-    (Loss::LogDamaged, Harm::Nothing, Back::AtLeast(3)),
-    (Loss::OldLog, Harm::Nothing, Back::AtLeast(3)),
-    (Loss::LogAndDatabase, Harm::Nothing, Back::AtLeast(3)),
+    (Loss::Everything, RepositoryLoss::AllButOldest, Back::To(1)),
+    (Loss::Everything, RepositoryLoss::OneNewest, Back::OneTo(2)),
+    (Loss::Log, RepositoryLoss::Nothing, Back::AtLeast(3)),
+    (Loss::Log, RepositoryLoss::Emptied, Back::AtLeast(3)),
+    (Loss::LogDamaged, RepositoryLoss::Nothing, Back::AtLeast(3)),
+    (Loss::OldLog, RepositoryLoss::Nothing, Back::AtLeast(3)),
+    (
+        Loss::LogAndDatabase,
+        RepositoryLoss::Nothing,
+        Back::AtLeast(3),
+    ),
     (
         Loss::LogAndDatabaseAndLocalSnapshots,
-        Harm::Nothing,
+        RepositoryLoss::Nothing,
         Back::To(3),
     ),
     (
         Loss::LogAndDatabaseAndLocalSnapshots,
-        Harm::AllButOldest,
+        RepositoryLoss::AllButOldest,
         Back::To(1),
     ),
 ];
@@ -52,28 +59,28 @@ fn restore(setup: &Setup) -> Setup {
 }
 
 async fn each_begins_a_new_line(destination: Kind, kind: &str) {
-    let past = Past::new(destination, kind).await;
-    let past = &past;
-    let scenario = async |loss: Loss, harm: Harm, back: Back| {
+    let history = History::new(destination, kind).await;
+    let history = &history;
+    let scenario = async |loss: Loss, harm: RepositoryLoss, back: Back| {
         let context = format!("{destination:?}, {kind}, {loss:?}, {harm:?}");
-        let scene = past.eager_copy().await;
-        befall(&scene, loss, harm);
-        let (mut server, after) = seen(&restore(&scene.setup), &scene).await;
+        let node = history.eager_copy().await;
+        inflict(&node, loss, harm);
+        let (mut server, after) = start_and_read(&restore(&node.setup), &node).await;
         match back {
-            Back::To(phase) => after.are(&past.phases[phase - 1].after_forks(1), &context),
+            Back::To(phase) => after.are(&history.phases[phase - 1].after_forks(1), &context),
             Back::OneTo(phase) => {
-                after.are_between(&past.phases[phase - 1], &past.phases[phase], &context);
+                after.are_between(&history.phases[phase - 1], &history.phases[phase], &context);
             }
             Back::AtLeast(phase) => {
-                after.are_between(&past.phases[phase - 1], past.full(), &context);
+                after.are_between(&history.phases[phase - 1], history.full(), &context);
             }
         }
-        nothing_is_given_out_twice(&server.sdk(), &after, past.full(), &context).await;
+        nothing_is_given_out_twice(&server.sdk(), &after, history.full(), &context).await;
         let appended = contents(&server.sdk()).await;
-        goes_on_in_the_repository(&scene, past, harm, back, &context).await;
-        caught_up(&server, &scene.place).await;
+        goes_on_in_the_repository(&node, history, harm, back, &context).await;
+        caught_up(&server, &node.target).await;
         // What is damaged in the repository is a problem until somebody removes it.
-        if harm == Harm::Nothing {
+        if harm == RepositoryLoss::Nothing {
             is_healthy(&server, &context).await;
         }
         let log = server.log();
@@ -81,20 +88,20 @@ async fn each_begins_a_new_line(destination: Kind, kind: &str) {
         assert!(lost.count() <= 1, "{context}: {log:#?}");
 
         server.kill();
-        let (mut server, again) = seen(&scene.setup, &scene).await;
+        let (mut server, again) = start_and_read(&node.setup, &node).await;
         again.are(&appended, &format!("{context}, started again"));
-        if harm == Harm::Nothing {
+        if harm == RepositoryLoss::Nothing {
             is_healthy(&server, &format!("{context}, started again")).await;
         }
         server.kill();
 
         // And all of that once more.
-        befall(&scene, Loss::Everything, Harm::Nothing);
-        let (server, twice) = seen(&restore(&scene.setup), &scene).await;
+        inflict(&node, Loss::Everything, RepositoryLoss::Nothing);
+        let (server, twice) = start_and_read(&restore(&node.setup), &node).await;
         twice.are(&appended.after_forks(1), &format!("{context}, lost twice"));
         drop(server);
     };
-    play(
+    run_concurrently(
         LOSSES
             .iter()
             .map(|(loss, harm, back)| scenario(*loss, *harm, *back)),
@@ -131,33 +138,33 @@ async fn nothing_is_given_out_twice(s2: &S2, after: &Contents, full: &Contents, 
         assert_eq!(batch.records[0].body, "of the new line", "{context}");
     }
     // A stream that is created again is another one.
-    let basin = s2.basin(sdk::basin_name(super::past::BASIN));
+    let basin = s2.basin(sdk::basin_name(super::history::BASIN));
     let anew = sdk::stream(&basin, "made-after-the-loss").await;
     let ack = sdk::append(&anew, ["first"]).await;
     assert_eq!(ack.start.seq_num, 0, "{context}");
 }
 
 async fn goes_on_in_the_repository(
-    scene: &Scene,
-    past: &Past,
-    harm: Harm,
+    node: &Node,
+    history: &History,
+    harm: RepositoryLoss,
     back: Back,
     context: &str,
 ) {
-    let old = lineages(&past.roots);
+    let old = lineages(&history.roots);
     for partition in 0..=PARTITIONS {
         let index = usize::try_from(partition).unwrap();
         // The newest snapshot is of the new line.
         let root = eventually("a snapshot of the new line", async || {
-            let root = scene.place.root(partition)?;
+            let root = node.target.root(partition)?;
             let newest = root.retained().first()?.clone();
-            let metadata = scene.place.get(&format!("{newest}/metadata.json"))?;
+            let metadata = node.target.get(&format!("{newest}/metadata.json"))?;
             let metadata: serde_json::Value = serde_json::from_slice(&metadata).unwrap();
             (metadata["lineage"] == root.json["lineage"] && root.lineage() != old[index])
                 .then_some(root)
         })
         .await;
-        if harm == Harm::Emptied {
+        if harm == RepositoryLoss::Emptied {
             continue;
         }
         assert_eq!(
@@ -166,8 +173,8 @@ async fn goes_on_in_the_repository(
             "{context}"
         );
         let dead: Vec<String> = match back {
-            Back::To(phase) => past.roots[index].retained()[..3 - phase].to_vec(),
-            Back::OneTo(_) if partition == 1 => past.roots[index].retained()[..1].to_vec(),
+            Back::To(phase) => history.roots[index].retained()[..3 - phase].to_vec(),
+            Back::OneTo(_) if partition == 1 => history.roots[index].retained()[..1].to_vec(),
             Back::OneTo(_) | Back::AtLeast(_) => Vec::new(),
         };
         assert_eq!(root.abandoned(), dead, "{context}: {root:?}");
@@ -186,12 +193,12 @@ async fn a_restore_from_s3_begins_a_line_in_which_nothing_is_given_out_twice() {
 
 #[tokio::test]
 async fn a_snapshot_of_an_earlier_lineage_is_named_as_one_when_it_is_to_be_proven() {
-    let past = Past::new(Kind::Directory, "incremental").await;
-    let scene = past.copy().await;
-    befall(&scene, Loss::Everything, Harm::Nothing);
-    let (server, _) = seen(&restore(&scene.setup), &scene).await;
-    new_line_is_kept(&scene.place).await;
-    let root = scene.place.root(2).unwrap();
+    let history = History::new(Kind::Directory, "incremental").await;
+    let node = history.copy().await;
+    inflict(&node, Loss::Everything, RepositoryLoss::Nothing);
+    let (server, _) = start_and_read(&restore(&node.setup), &node).await;
+    wait_for_new_lineage(&node.target).await;
+    let root = node.target.root(2).unwrap();
     let prove = async |dir: &str| {
         let name = dir.trim_end_matches('/').rsplit('/').next().unwrap();
         let path = format!("/esker/v1/partitions/2/snapshots/{name}/prove");
@@ -205,7 +212,7 @@ async fn a_snapshot_of_an_earlier_lineage_is_named_as_one_when_it_is_to_be_prove
     let answer = answer.json();
     assert_eq!(answer["code"], "earlier_lineage", "{answer}");
     let message = answer["message"].as_str().unwrap();
-    for lineage in [&past.roots[2].lineage(), &root.lineage()] {
+    for lineage in [&history.roots[2].lineage(), &root.lineage()] {
         assert!(message.contains(lineage.as_str()), "{message}");
     }
     // It says nothing about what is in it.

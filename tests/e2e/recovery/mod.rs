@@ -21,8 +21,8 @@
 //!
 //! | what they stand on | |
 //! |---|---|
-//! | [`place`] | a destination, and a data directory beside it |
-//! | [`past`] | a cluster that was killed after some work and some snapshots |
+//! | [`target`] | a destination, and a data directory beside it |
+//! | [`history`] | a cluster that was killed after some work and some snapshots |
 //! | [`losses`] | what befalls it |
 //! | [`contents`] | all that a client can read, before and after |
 
@@ -32,18 +32,18 @@ pub mod contents;
 mod damaged_blocks;
 mod empty_directories;
 mod empty_partitions;
+mod history;
 mod kills;
 mod log_bound;
 mod losses;
 mod lossless;
 mod lossy;
 mod outages;
-mod past;
-mod place;
 pub mod positions;
 mod refusals;
 pub mod runbook;
 mod running;
 mod schedule;
 mod stops;
+mod target;
 mod twins;

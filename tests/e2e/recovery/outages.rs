@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use testkit_s3::Fault;
 
-use super::past::{caught_up, eager};
-use super::place::{Kind, Scene};
+use super::history::{caught_up, eager};
+use super::target::{Kind, Node};
 use crate::support::{SOON, Server, sdk};
 
 /// No append takes so long, whatever the repository does: one that waited for a silent one would wait
@@ -39,38 +39,38 @@ async fn append_for(
 
 #[tokio::test]
 async fn a_node_that_starts_without_its_repository_serves_and_catches_up_when_it_is_back() {
-    let scene = Scene::new(Kind::S3, eager()).await;
-    scene.place.s3().fail(Fault::Disconnect);
-    let new = scene.setup.clone().bootstrap("new");
-    let mut server = new.start(&scene.data()).await;
+    let node = Node::new(Kind::S3, eager()).await;
+    node.target.s3().fail(Fault::Disconnect);
+    let new = node.setup.clone().bootstrap("new");
+    let mut server = new.start(&node.data()).await;
     let basin = sdk::basin(&server.sdk(), "test-basin").await;
     sdk::stream(&basin, "orders").await;
     let time = Duration::from_millis(500);
     let mut count = append_for(&server, "test-basin/orders", time, || true).await;
     // A restart makes no difference.
     server.kill();
-    server.restart(&scene.setup).await;
+    server.restart(&node.setup).await;
     count += append_for(&server, "test-basin/orders", time, || true).await;
-    assert!(scene.place.keys().is_empty());
-    scene.place.s3().heal();
-    caught_up(&server, &scene.place).await;
+    assert!(node.target.keys().is_empty());
+    node.target.s3().heal();
+    caught_up(&server, &node.target).await;
     let stream = super::contents::stream(&server.sdk(), "test-basin/orders");
     assert_eq!(super::contents::records(&stream).await.len(), count);
 }
 
 async fn appends_go_on(fault: Fault, comes_back: bool) {
-    let scene = Scene::new(Kind::S3, eager()).await;
-    let server = scene.setup.start(&scene.data()).await;
-    scene.place.roots().await;
+    let node = Node::new(Kind::S3, eager()).await;
+    let server = node.setup.start(&node.data()).await;
+    node.target.roots().await;
     let basin = sdk::basin(&server.sdk(), "test-basin").await;
     sdk::stream(&basin, "orders").await;
-    scene.place.s3().fail(fault);
-    let before = scene.place.s3().total();
+    node.target.s3().fail(fault);
+    let before = node.target.s3().total();
     let time = Duration::from_millis(2500);
-    let is_asked = || scene.place.s3().total() > before;
+    let is_asked = || node.target.s3().total() > before;
     append_for(&server, "test-basin/orders", time, is_asked).await;
     if comes_back {
-        caught_up(&server, &scene.place).await;
+        caught_up(&server, &node.target).await;
     }
 }
 

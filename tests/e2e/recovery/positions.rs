@@ -5,9 +5,9 @@ use s2_sdk::types::{AppendInput, AppendRecord, AppendRecordBatch, CommandRecord}
 use serde_json::{Value, json};
 
 use super::contents::GAP;
-use super::losses::{Harm, Loss, befall};
-use super::past::{new_line_is_kept, quiet};
-use super::place::{Kind, PARTITIONS, Scene};
+use super::history::{quiet, wait_for_new_lineage};
+use super::losses::{Loss, RepositoryLoss, inflict};
+use super::target::{Kind, Node, PARTITIONS};
 use crate::support::{Server, sdk};
 
 const BASIN: &str = "states-basin";
@@ -32,9 +32,9 @@ fn lineage(position: &Value) -> String {
 
 #[tokio::test]
 async fn a_fork_is_listed_with_where_it_cut_a_history_off_and_where_numbers_go_on() {
-    let scene = Scene::new(Kind::Directory, quiet()).await;
-    let restore = scene.setup.clone().bootstrap("restore");
-    let mut server = scene.setup.start(&scene.data()).await;
+    let node = Node::new(Kind::Directory, quiet()).await;
+    let restore = node.setup.clone().bootstrap("restore");
+    let mut server = node.setup.start(&node.data()).await;
     let basin = sdk::basin(&server.sdk(), BASIN).await;
     let stream = sdk::stream(&basin, STREAM).await;
     let kept = sdk::append(&stream, (0..25).map(|i| format!("kept {i}"))).await;
@@ -66,8 +66,8 @@ async fn a_fork_is_listed_with_where_it_cut_a_history_off_and_where_numbers_go_o
     );
 
     server.kill();
-    befall(&scene, Loss::Everything, Harm::Nothing);
-    let mut server = restore.start(&scene.data()).await;
+    inflict(&node, Loss::Everything, RepositoryLoss::Nothing);
+    let mut server = restore.start(&node.data()).await;
     let after = position(&server, BASIN, ENCODED).await;
     let second = lineage(&after);
     assert_ne!(second, first);
@@ -95,7 +95,7 @@ async fn a_fork_is_listed_with_where_it_cut_a_history_off_and_where_numbers_go_o
     let trim = AppendRecordBatch::try_from_iter([trim]).unwrap();
     stream.append(AppendInput::new(trim)).await.unwrap();
     server.kill();
-    let mut server = scene.setup.start(&scene.data()).await;
+    let mut server = node.setup.start(&node.data()).await;
     let trimmed = position(&server, BASIN, ENCODED).await;
     assert_eq!(trimmed["head"], json!(25 + GAP));
     assert_eq!(trimmed["tail"], json!(27 + GAP));
@@ -109,9 +109,9 @@ async fn a_fork_is_listed_with_where_it_cut_a_history_off_and_where_numbers_go_o
     let mut lines = vec![second];
     for _ in 0..2 {
         server.kill();
-        befall(&scene, Loss::Everything, Harm::Nothing);
-        server = restore.start(&scene.data()).await;
-        new_line_is_kept(&scene.place).await;
+        inflict(&node, Loss::Everything, RepositoryLoss::Nothing);
+        server = restore.start(&node.data()).await;
+        wait_for_new_lineage(&node.target).await;
         lines.push(lineage(&position(&server, BASIN, ENCODED).await));
     }
     let thrice = position(&server, BASIN, ENCODED).await;

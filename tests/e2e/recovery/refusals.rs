@@ -4,30 +4,42 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use super::losses::{Harm, Loss, befall};
-use super::past::{Past, play, quiet, seen};
-use super::place::{Kind, Place, Scene, copy_dir, files};
+use super::history::{History, quiet, run_concurrently, start_and_read};
+use super::losses::{Loss, RepositoryLoss, inflict};
+use super::target::{Kind, Node, Target, copy_dir, files};
 use crate::support::{Setup, sdk};
 
-const REFUSED: &[(Loss, Harm, &str)] = &[
-    (Loss::DatabaseAndLocalSnapshots, Harm::All, "nothing_usable"),
+const REFUSED: &[(Loss, RepositoryLoss, &str)] = &[
     (
         Loss::DatabaseAndLocalSnapshots,
-        Harm::Emptied,
+        RepositoryLoss::All,
         "nothing_usable",
     ),
     (
         Loss::DatabaseAndLocalSnapshots,
-        Harm::Gone,
+        RepositoryLoss::Emptied,
+        "nothing_usable",
+    ),
+    (
+        Loss::DatabaseAndLocalSnapshots,
+        RepositoryLoss::Gone,
         "repository_unreadable",
     ),
-    (Loss::Log, Harm::Nothing, "log_missing"),
-    (Loss::Log, Harm::Gone, "log_missing"),
-    (Loss::LogAndDatabase, Harm::Nothing, "log_missing"),
-    (Loss::LogDamaged, Harm::Nothing, "log"),
-    (Loss::OldLog, Harm::Nothing, "nothing_usable"),
-    (Loss::Everything, Harm::Nothing, "repository_holds_cluster"),
-    (Loss::Everything, Harm::Gone, "repository_unreadable"),
+    (Loss::Log, RepositoryLoss::Nothing, "log_missing"),
+    (Loss::Log, RepositoryLoss::Gone, "log_missing"),
+    (Loss::LogAndDatabase, RepositoryLoss::Nothing, "log_missing"),
+    (Loss::LogDamaged, RepositoryLoss::Nothing, "log"),
+    (Loss::OldLog, RepositoryLoss::Nothing, "nothing_usable"),
+    (
+        Loss::Everything,
+        RepositoryLoss::Nothing,
+        "repository_holds_cluster",
+    ),
+    (
+        Loss::Everything,
+        RepositoryLoss::Gone,
+        "repository_unreadable",
+    ),
 ];
 
 /// All files but the lock, which has the process's id in it; what was fetched of snapshots, which the
@@ -51,8 +63,8 @@ fn content(dir: &Path) -> BTreeMap<String, Vec<u8>> {
 }
 
 /// All objects; of roots, what they name: pins come and go.
-fn objects(place: &Place) -> BTreeMap<String, Vec<u8>> {
-    let mut objects = place.all();
+fn objects(target: &Target) -> BTreeMap<String, Vec<u8>> {
+    let mut objects = target.all();
     for (key, content) in &mut objects {
         if key.ends_with("/latest.json") {
             let mut root: serde_json::Value = serde_json::from_slice(content).unwrap();
@@ -66,12 +78,12 @@ fn objects(place: &Place) -> BTreeMap<String, Vec<u8>> {
 }
 
 /// Refused with this code, and nothing is changed; what it said.
-async fn refused(setup: &Setup, scene: &Scene, code: &str, context: &str) -> String {
-    let before = (content(&scene.data()), objects(&scene.place));
-    let (exit, log) = setup.start_refused(&scene.data()).await;
+async fn refused(setup: &Setup, node: &Node, code: &str, context: &str) -> String {
+    let before = (content(&node.data()), objects(&node.target));
+    let (exit, log) = setup.start_refused(&node.data()).await;
     assert_eq!(exit, 1, "{context}: {log}");
     assert!(log.contains(&format!("error [{code}]")), "{context}: {log}");
-    let after = (content(&scene.data()), objects(&scene.place));
+    let after = (content(&node.data()), objects(&node.target));
     for (what, before, after) in [
         ("data", before.0, after.0),
         ("repository", before.1, after.1),
@@ -90,35 +102,35 @@ async fn refused(setup: &Setup, scene: &Scene, code: &str, context: &str) -> Str
 }
 
 async fn each_changes_nothing(destination: Kind, kind: &str) {
-    let past = Past::new(destination, kind).await;
-    let past = &past;
-    let scenario = async |loss: Loss, harm: Harm, code: &str| {
+    let history = History::new(destination, kind).await;
+    let history = &history;
+    let scenario = async |loss: Loss, harm: RepositoryLoss, code: &str| {
         let code = match (loss, harm, destination) {
             // It can be listed, so it is known that there is something.
-            (Loss::Everything, Harm::Gone, Kind::Directory) => "repository_holds_cluster",
+            (Loss::Everything, RepositoryLoss::Gone, Kind::Directory) => "repository_holds_cluster",
             _ => code,
         };
         let context = format!("{destination:?}, {kind}, {loss:?}, {harm:?}");
-        let scene = past.copy().await;
-        let aside = scene.path("aside");
-        copy_dir(&scene.data(), &aside);
-        befall(&scene, loss, harm);
+        let node = history.copy().await;
+        let aside = node.path("aside");
+        copy_dir(&node.data(), &aside);
+        inflict(&node, loss, harm);
         for round in ["once", "twice"] {
-            refused(&scene.setup, &scene, code, &format!("{context}, {round}")).await;
+            refused(&node.setup, &node, code, &format!("{context}, {round}")).await;
         }
         // What was missing is brought back: nothing has happened.
-        if scene.data().exists() {
-            fs::remove_dir_all(scene.data()).unwrap();
+        if node.data().exists() {
+            fs::remove_dir_all(node.data()).unwrap();
         }
-        fs::rename(aside, scene.data()).unwrap();
-        if harm == Harm::Gone {
-            Harm::come_back(&scene.place);
+        fs::rename(aside, node.data()).unwrap();
+        if harm == RepositoryLoss::Gone {
+            RepositoryLoss::restore_access(&node.target);
         }
-        let (server, after) = seen(&scene.setup, &scene).await;
-        after.are(past.full(), &context);
+        let (server, after) = start_and_read(&node.setup, &node).await;
+        after.are(history.full(), &context);
         drop(server);
     };
-    play(
+    run_concurrently(
         REFUSED
             .iter()
             .map(|(loss, harm, code)| scenario(*loss, *harm, code)),
@@ -139,44 +151,48 @@ async fn a_refused_start_beside_s3_changes_nothing() {
 #[tokio::test]
 async fn snapshots_of_another_cluster_are_never_taken_for_ones_own() {
     let (ours, theirs) = tokio::join!(
-        Past::new(Kind::Directory, "full"),
-        Past::new(Kind::Directory, "full")
+        History::new(Kind::Directory, "full"),
+        History::new(Kind::Directory, "full")
     );
-    let scene = ours.copy().await;
-    scene.place.empty();
-    for (key, content) in theirs.scene.place.all() {
-        scene.place.replace(&key, content);
+    let node = ours.copy().await;
+    node.target.empty();
+    for (key, content) in theirs.node.target.all() {
+        node.target.replace(&key, content);
     }
     // As long as nothing is needed from there, its own work goes on; but nothing is written there.
-    let there = scene.place.all();
-    let (mut server, after) = seen(&scene.setup, &scene).await;
+    let there = node.target.all();
+    let (mut server, after) = start_and_read(&node.setup, &node).await;
     after.are(ours.full(), "beside another cluster");
     server.logged("belongs to").await;
     server.kill();
-    assert!(scene.place.all() == there, "another cluster's was changed");
+    assert!(node.target.all() == there, "another cluster's was changed");
 
-    befall(&scene, Loss::DatabaseAndLocalSnapshots, Harm::Nothing);
+    inflict(
+        &node,
+        Loss::DatabaseAndLocalSnapshots,
+        RepositoryLoss::Nothing,
+    );
     let unsaid = quiet().set(&format!(
         "snapshots.destination={}",
-        scene.path("backups").display()
+        node.path("backups").display()
     ));
     for setup in [unsaid.clone(), unsaid.bootstrap("restore")] {
-        let (_, log) = setup.start_refused(&scene.data()).await;
+        let (_, log) = setup.start_refused(&node.data()).await;
         let known = ["error [repository_unreadable]", "error [nothing_usable]"];
         assert!(known.iter().any(|code| log.contains(code)), "{log}");
         assert!(log.contains("belongs to"), "{log}");
     }
-    assert!(scene.place.all() == there, "another cluster's was changed");
+    assert!(node.target.all() == there, "another cluster's was changed");
 }
 
 #[tokio::test]
 async fn an_option_to_restore_that_is_left_in_the_environment_accepts_no_later_loss() {
-    let past = Past::new(Kind::Directory, "incremental").await;
-    let scene = past.copy().await;
-    let lose = || std::fs::remove_dir_all(scene.data().join("log")).unwrap();
-    let left = scene.setup.clone().variable("ESKER_BOOTSTRAP", "restore");
+    let history = History::new(Kind::Directory, "incremental").await;
+    let node = history.copy().await;
+    let lose = || std::fs::remove_dir_all(node.data().join("log")).unwrap();
+    let left = node.setup.clone().variable("ESKER_BOOTSTRAP", "restore");
     let starts = async |counts: bool| {
-        let (mut server, _) = seen(&left, &scene).await;
+        let (mut server, _) = start_and_read(&left, &node).await;
         let line = match counts {
             true => "--bootstrap restore was for this start alone",
             false => "--bootstrap restore does not count",
@@ -189,7 +205,7 @@ async fn an_option_to_restore_that_is_left_in_the_environment_accepts_no_later_l
     starts(false).await;
     lose();
     for _ in 0..2 {
-        let (_, log) = left.start_refused(&scene.data()).await;
+        let (_, log) = left.start_refused(&node.data()).await;
         assert!(log.contains("error [log_missing]"), "{log}");
         assert!(
             log.contains("ESKER_BOOTSTRAP left in the environment"),
@@ -197,41 +213,41 @@ async fn an_option_to_restore_that_is_left_in_the_environment_accepts_no_later_l
         );
     }
     // Whoever means it says it again.
-    let (_, log) = scene.setup.start_refused(&scene.data()).await;
+    let (_, log) = node.setup.start_refused(&node.data()).await;
     assert!(log.contains("error [log_missing]"), "{log}");
     starts(true).await;
     // Also where it had nothing to do.
-    seen(&scene.setup, &scene).await;
+    start_and_read(&node.setup, &node).await;
     starts(true).await;
     lose();
-    let (_, log) = left.start_refused(&scene.data()).await;
+    let (_, log) = left.start_refused(&node.data()).await;
     assert!(log.contains("error [log_missing]"), "{log}");
 }
 
 #[tokio::test]
 async fn a_restore_that_was_left_in_the_directory_accepts_no_later_loss() {
-    let past = Past::new(Kind::Directory, "incremental").await;
+    let history = History::new(Kind::Directory, "incremental").await;
     let forks = "{\"2\": {\"lineage\": \"7\", \"parent\": \"8\", \"lsn\": 1}}";
     for left in [
         "{\"everything\": true}".to_owned(),
         "{\"everything\": false}".to_owned(),
         format!("{{\"everything\": true, \"forks\": {forks}}}"),
     ] {
-        let scene = past.copy().await;
-        let plan = scene.data().join("restore.json");
+        let node = history.copy().await;
+        let plan = node.data().join("restore.json");
         fs::write(&plan, &left).unwrap();
-        fs::remove_dir_all(scene.data().join("log")).unwrap();
-        let (_, log) = scene.setup.start_refused(&scene.data()).await;
+        fs::remove_dir_all(node.data().join("log")).unwrap();
+        let (_, log) = node.setup.start_refused(&node.data()).await;
         assert!(log.contains("error [log_missing]"), "{left}: {log}");
-        assert!(!scene.data().join("log").exists(), "{left}");
+        assert!(!node.data().join("log").exists(), "{left}");
     }
 }
 
 #[tokio::test]
 async fn an_older_copy_of_the_directory_over_a_newer_one_is_named_and_the_way_out_works() {
-    let scene = Scene::new(Kind::Directory, quiet().set("log.segment-size=1MiB")).await;
+    let node = Node::new(Kind::Directory, quiet().set("log.segment-size=1MiB")).await;
     let append = async |setup: &Setup, streams: std::ops::Range<usize>| {
-        let mut server = setup.start(&scene.data()).await;
+        let mut server = setup.start(&node.data()).await;
         let s2 = server.sdk();
         for number in streams {
             let basin = match number {
@@ -245,16 +261,16 @@ async fn an_older_copy_of_the_directory_over_a_newer_one_is_named_and_the_way_ou
         }
         server.kill();
     };
-    append(&scene.setup, 0..5).await;
-    copy_dir(&scene.data(), &scene.path("older"));
-    append(&scene.setup, 5..10).await;
-    copy_dir(&scene.path("older"), &scene.data());
-    let (code, log) = scene.setup.start_refused(&scene.data()).await;
+    append(&node.setup, 0..5).await;
+    copy_dir(&node.data(), &node.path("older"));
+    append(&node.setup, 5..10).await;
+    copy_dir(&node.path("older"), &node.data());
+    let (code, log) = node.setup.start_refused(&node.data()).await;
     assert_eq!(code, 1, "{log}");
     assert!(log.contains("error [log]"), "{log}");
     assert!(!log.contains("panicked"), "{log}");
-    let restore = scene.setup.clone().bootstrap("restore");
-    let mut server = restore.start(&scene.data()).await;
+    let restore = node.setup.clone().bootstrap("restore");
+    let mut server = restore.start(&node.data()).await;
     let basin = sdk::basin(&server.sdk(), "made-after").await;
     sdk::append(&sdk::stream(&basin, "stream").await, ["served"]).await;
     server.kill();

@@ -12,9 +12,9 @@ use serde_json::Value;
 use testkit_s3::Fault;
 
 use super::contents::{contents, stream};
-use super::losses::{Harm, Loss, befall, newest};
-use super::past::{Past, caught_up, eager, kept, play, seen};
-use super::place::{Kind, Place, Scene, copy_dir};
+use super::history::{History, caught_up, eager, kept, run_concurrently, start_and_read};
+use super::losses::{Loss, RepositoryLoss, inflict, newest};
+use super::target::{Kind, Node, Target, copy_dir};
 use crate::support::{SOON, Server, Setup, eventually, sdk};
 
 /// The sections of the runbook in `docs/operating/recovery.md`, in their order.
@@ -65,7 +65,7 @@ fn row(name: &str) -> &str {
 /// Waits until the status names exactly these problems; then whether it is healthy, and what `esker status`
 /// ends with, follow from whether they are advice. That no snapshot was restored and compared yet is always
 /// advised.
-pub async fn stands(server: &Server, problems: &[&str], context: &str) {
+pub async fn expect_problems(server: &Server, problems: &[&str], context: &str) {
     let deadline = Instant::now() + SOON;
     let found = loop {
         let status = server.http1().get("/esker/v1/status").send().await;
@@ -105,20 +105,20 @@ async fn esker(arguments: &[&str]) -> std::process::Output {
     done.unwrap().unwrap()
 }
 
-fn restore(scene: &Scene) -> Setup {
-    scene.setup.clone().bootstrap("restore")
+fn restore(node: &Node) -> Setup {
+    node.setup.clone().bootstrap("restore")
 }
 
-async fn refused(setup: &Setup, scene: &Scene, code: &str, context: &str) {
-    let (exit, log) = setup.start_refused(&scene.data()).await;
+async fn refused(setup: &Setup, node: &Node, code: &str, context: &str) {
+    let (exit, log) = setup.start_refused(&node.data()).await;
     assert_eq!(exit, 1, "{context}: {log}");
     assert!(log.contains(&format!("error [{code}]")), "{context}: {log}");
 }
 
-fn directory(scene: &Scene) -> &std::path::Path {
-    match &scene.place {
-        Place::Directory(dir) => dir,
-        Place::S3(_) => panic!("it is no directory"),
+fn directory(node: &Node) -> &std::path::Path {
+    match &node.target {
+        Target::Directory(dir) => dir,
+        Target::S3(_) => panic!("it is no directory"),
     }
 }
 
@@ -134,78 +134,78 @@ async fn problem(server: &Server, code: &str) -> Value {
 }
 
 /// The same server, started again, has what it had, and the same problems.
-async fn and_again(mut server: Server, scene: &Scene, problems: &[&str], context: &str) {
+async fn and_again(mut server: Server, node: &Node, problems: &[&str], context: &str) {
     let before = contents(&server.sdk()).await;
     server.kill();
     let context = format!("{context}, started again");
-    let (server, after) = seen(&scene.setup, scene).await;
+    let (server, after) = start_and_read(&node.setup, node).await;
     after.are(&before, &context);
-    stands(&server, problems, &context).await;
+    expect_problems(&server, problems, &context).await;
 }
 
-async fn killed(past: &Past) {
+async fn killed(history: &History) {
     let context = row("Killed, or a power cut");
-    let scene = past.copy().await;
-    let (server, after) = seen(&scene.setup, &scene).await;
-    after.are(past.full(), context);
-    stands(&server, &[], context).await;
-    and_again(server, &scene, &[], context).await;
+    let node = history.copy().await;
+    let (server, after) = start_and_read(&node.setup, &node).await;
+    after.are(history.full(), context);
+    expect_problems(&server, &[], context).await;
+    and_again(server, &node, &[], context).await;
 }
 
-async fn database_lost(past: &Past, loss: Loss) {
+async fn database_lost(history: &History, loss: Loss) {
     let context = &format!("{}: {loss:?}", row("The database is lost or damaged"));
-    let scene = past.copy().await;
-    befall(&scene, loss, Harm::Nothing);
-    let (server, after) = seen(&scene.setup, &scene).await;
-    after.are(past.full(), context);
-    stands(&server, &[], context).await;
-    and_again(server, &scene, &[], context).await;
+    let node = history.copy().await;
+    inflict(&node, loss, RepositoryLoss::Nothing);
+    let (server, after) = start_and_read(&node.setup, &node).await;
+    after.are(history.full(), context);
+    expect_problems(&server, &[], context).await;
+    and_again(server, &node, &[], context).await;
 }
 
 /// What is refused is accepted, from the copies that are left.
-async fn restored(past: &Past, name: &str, loss: Loss, code: &str) {
+async fn restored(history: &History, name: &str, loss: Loss, code: &str) {
     let context = row(name);
-    let scene = past.copy().await;
-    befall(&scene, loss, Harm::Nothing);
-    refused(&scene.setup, &scene, code, context).await;
-    let (server, after) = seen(&restore(&scene), &scene).await;
-    after.are_between(&past.phases[2], past.full(), context);
-    stands(&server, &[], context).await;
-    and_again(server, &scene, &[], context).await;
+    let node = history.copy().await;
+    inflict(&node, loss, RepositoryLoss::Nothing);
+    refused(&node.setup, &node, code, context).await;
+    let (server, after) = start_and_read(&restore(&node), &node).await;
+    after.are_between(&history.phases[2], history.full(), context);
+    expect_problems(&server, &[], context).await;
+    and_again(server, &node, &[], context).await;
 }
 
-async fn unreadable(past: &Past) {
+async fn unreadable(history: &History) {
     let context = row("Something cannot be read");
-    let scene = past.copy().await;
-    let file = newest(&scene.data().join("log"), |name| name.ends_with(".raftlog"));
+    let node = history.copy().await;
+    let file = newest(&node.data().join("log"), |name| name.ends_with(".raftlog"));
     let aside = file.with_extension("aside");
     fs::rename(&file, &aside).unwrap();
     symlink(&file, &file).unwrap();
-    refused(&scene.setup, &scene, "unreadable", context).await;
-    refused(&restore(&scene), &scene, "unreadable", context).await;
+    refused(&node.setup, &node, "unreadable", context).await;
+    refused(&restore(&node), &node, "unreadable", context).await;
     fs::rename(&aside, &file).unwrap();
-    let (server, after) = seen(&scene.setup, &scene).await;
-    after.are(past.full(), context);
-    stands(&server, &[], context).await;
+    let (server, after) = start_and_read(&node.setup, &node).await;
+    after.are(history.full(), context);
+    expect_problems(&server, &[], context).await;
 }
 
-async fn local_snapshots_left(past: &Past) {
+async fn local_snapshots_left(history: &History) {
     let context = row("Only local snapshots are left");
-    let scene = super::empty_directories::only_checkpoints_are_left(past).await;
-    refused(&scene.setup, &scene, "data_dir_holds_copies", context).await;
-    let (server, after) = seen(&restore(&scene), &scene).await;
-    after.are_between(&past.phases[2], past.full(), context);
-    stands(&server, &[], context).await;
-    and_again(server, &scene, &[], context).await;
+    let node = super::empty_directories::only_checkpoints_are_left(history).await;
+    refused(&node.setup, &node, "data_dir_holds_copies", context).await;
+    let (server, after) = start_and_read(&restore(&node), &node).await;
+    after.are_between(&history.phases[2], history.full(), context);
+    expect_problems(&server, &[], context).await;
+    and_again(server, &node, &[], context).await;
 }
 
-async fn basin_unknown(past: &Past) {
+async fn basin_unknown(history: &History) {
     let context = row("Streams without their basin");
-    let scene = past.copy().await;
-    befall(&scene, Loss::Everything, Harm::Nothing);
-    scene.place.damage(0, 0);
-    let (server, _) = seen(&restore(&scene), &scene).await;
-    stands(&server, &["abandoned_snapshots", "basin_unknown"], context).await;
+    let node = history.copy().await;
+    inflict(&node, Loss::Everything, RepositoryLoss::Nothing);
+    node.target.damage(0, 0);
+    let (server, _) = start_and_read(&restore(&node), &node).await;
+    expect_problems(&server, &["abandoned_snapshots", "basin_unknown"], context).await;
     let what = problem(&server, "basin_unknown").await["what"].to_string();
     let id = what.split("basin ").nth(1).unwrap();
     let id = id.split(',').next().unwrap();
@@ -213,23 +213,27 @@ async fn basin_unknown(past: &Past) {
     let adopted = esker(&[&adopt[..], &[server.url()]].concat()).await;
     assert!(adopted.status.success(), "{context}: {adopted:?}");
     // The catalog's damaged snapshot waits to be pruned.
-    stands(&server, &["abandoned_snapshots"], context).await;
-    and_again(server, &scene, &["abandoned_snapshots"], context).await;
+    expect_problems(&server, &["abandoned_snapshots"], context).await;
+    and_again(server, &node, &["abandoned_snapshots"], context).await;
 }
 
-async fn newest_damaged(past: &Past) {
+async fn newest_damaged(history: &History) {
     let context = row("The newest snapshot is damaged");
-    let scene = past.copy().await;
-    befall(&scene, Loss::DatabaseAndLocalSnapshots, Harm::NewestFlipped);
-    let (server, after) = seen(&scene.setup, &scene).await;
-    after.are(past.full(), context);
-    stands(&server, &[], context).await;
-    and_again(server, &scene, &[], context).await;
+    let node = history.copy().await;
+    inflict(
+        &node,
+        Loss::DatabaseAndLocalSnapshots,
+        RepositoryLoss::NewestFlipped,
+    );
+    let (server, after) = start_and_read(&node.setup, &node).await;
+    after.are(history.full(), context);
+    expect_problems(&server, &[], context).await;
+    and_again(server, &node, &[], context).await;
     // Found because somebody looks: a new snapshot shares nothing with what is damaged.
-    let scene = past.copy().await;
-    let (server, _) = seen(&scene.setup, &scene).await;
-    stands(&server, &[], context).await;
-    Harm::NewestFlipped.befall(&scene.place);
+    let node = history.copy().await;
+    let (server, _) = start_and_read(&node.setup, &node).await;
+    expect_problems(&server, &[], context).await;
+    RepositoryLoss::NewestFlipped.inflict(&node.target);
     let verify = ["snapshot", "verify", "--data", "--server", server.url()];
     for round in 0..4 {
         let verified = esker(&verify).await;
@@ -255,183 +259,183 @@ async fn newest_damaged(past: &Past) {
             assert!(created.status.success(), "{context}: {created:?}");
         }
     }
-    stands(&server, &[], context).await;
-    and_again(server, &scene, &[], context).await;
+    expect_problems(&server, &[], context).await;
+    and_again(server, &node, &[], context).await;
     // With the data directory lost as well, what is damaged is abandoned.
-    let scene = past.copy().await;
-    befall(&scene, Loss::Everything, Harm::NewestFlipped);
-    let (server, after) = seen(&restore(&scene), &scene).await;
-    after.are(&past.phases[1].after_forks(1), context);
-    stands(&server, &["abandoned_snapshots"], context).await;
+    let node = history.copy().await;
+    inflict(&node, Loss::Everything, RepositoryLoss::NewestFlipped);
+    let (server, after) = start_and_read(&restore(&node), &node).await;
+    after.are(&history.phases[1].after_forks(1), context);
+    expect_problems(&server, &["abandoned_snapshots"], context).await;
     for partition in ["0", "1", "2"] {
         let prune = ["snapshot", "prune", "--partition", partition, "--abandoned"];
         let rest = ["--min-age", "0s", "--yes", "--server", server.url()];
         let pruned = esker(&[&prune[..], &rest[..]].concat()).await;
         assert!(pruned.status.success(), "{context}: {pruned:?}");
     }
-    stands(&server, &[], context).await;
-    and_again(server, &scene, &[], context).await;
+    expect_problems(&server, &[], context).await;
+    and_again(server, &node, &[], context).await;
 }
 
-async fn all_damaged(past: &Past) {
+async fn all_damaged(history: &History) {
     let context = row("All snapshots are damaged");
-    let scene = past.copy().await;
-    let there = scene.place.all();
-    befall(&scene, Loss::DatabaseAndLocalSnapshots, Harm::All);
-    refused(&scene.setup, &scene, "nothing_usable", context).await;
-    refused(&restore(&scene), &scene, "nothing_usable", context).await;
+    let node = history.copy().await;
+    let there = node.target.all();
+    inflict(&node, Loss::DatabaseAndLocalSnapshots, RepositoryLoss::All);
+    refused(&node.setup, &node, "nothing_usable", context).await;
+    refused(&restore(&node), &node, "nothing_usable", context).await;
     for (key, content) in there {
-        scene.place.replace(&key, content);
+        node.target.replace(&key, content);
     }
-    let (server, after) = seen(&scene.setup, &scene).await;
-    after.are(past.full(), context);
-    stands(&server, &[], context).await;
-    and_again(server, &scene, &[], context).await;
+    let (server, after) = start_and_read(&node.setup, &node).await;
+    after.are(history.full(), context);
+    expect_problems(&server, &[], context).await;
+    and_again(server, &node, &[], context).await;
 }
 
-async fn no_copy(past: &Past) {
+async fn no_copy(history: &History) {
     let context = row("No copy of a partition is left");
-    let scene = past.copy().await;
-    befall(&scene, Loss::Everything, Harm::Nothing);
-    for key in scene.place.keys() {
+    let node = history.copy().await;
+    inflict(&node, Loss::Everything, RepositoryLoss::Nothing);
+    for key in node.target.keys() {
         if key.starts_with("2/") {
-            scene.place.remove(&key);
+            node.target.remove(&key);
         }
     }
-    refused(&restore(&scene), &scene, "nothing_usable", context).await;
-    let named = restore(&scene).empty_partitions("2");
-    let (server, _) = seen(&named, &scene).await;
-    stands(&server, &[], context).await;
-    and_again(server, &scene, &[], context).await;
+    refused(&restore(&node), &node, "nothing_usable", context).await;
+    let named = restore(&node).empty_partitions("2");
+    let (server, _) = start_and_read(&named, &node).await;
+    expect_problems(&server, &[], context).await;
+    and_again(server, &node, &[], context).await;
 }
 
 async fn out_of_reach() {
     let context = row("The repository cannot be reached");
-    let scene = Scene::new(Kind::S3, eager()).await;
-    let server = scene.setup.start(&scene.data()).await;
+    let node = Node::new(Kind::S3, eager()).await;
+    let server = node.setup.start(&node.data()).await;
     let basin = sdk::basin(&server.sdk(), "test-basin").await;
     let stream = sdk::stream(&basin, "orders").await;
-    caught_up(&server, &scene.place).await;
-    stands(&server, &[], context).await;
-    scene.place.s3().fail(Fault::Disconnect);
+    caught_up(&server, &node.target).await;
+    expect_problems(&server, &[], context).await;
+    node.target.s3().fail(Fault::Disconnect);
     sdk::append(&stream, ["meanwhile"]).await;
-    stands(&server, &["repository_failing"], context).await;
-    scene.place.s3().heal();
-    caught_up(&server, &scene.place).await;
-    stands(&server, &[], context).await;
+    expect_problems(&server, &["repository_failing"], context).await;
+    node.target.s3().heal();
+    caught_up(&server, &node.target).await;
+    expect_problems(&server, &[], context).await;
 }
 
-async fn root_removed(past: &Past) {
+async fn root_removed(history: &History) {
     let context = row("The repository was emptied, or a root removed");
-    let scene = past.eager_copy().await;
-    let (mut server, _) = seen(&scene.setup, &scene).await;
-    caught_up(&server, &scene.place).await;
+    let node = history.eager_copy().await;
+    let (mut server, _) = start_and_read(&node.setup, &node).await;
+    caught_up(&server, &node.target).await;
     let partition = partition_of_kept(&server).await;
-    caught_up(&server, &scene.place).await;
+    caught_up(&server, &node.target).await;
     // A root: it is brought back.
     let key = format!("{partition}/latest.json");
-    let root = scene.place.get(&key).unwrap();
-    scene.place.remove(&key);
+    let root = node.target.get(&key).unwrap();
+    node.target.remove(&key);
     append(&server).await;
-    stands(&server, &["repository_root_missing"], context).await;
-    scene.place.replace(&key, root);
-    caught_up(&server, &scene.place).await;
-    stands(&server, &[], context).await;
+    expect_problems(&server, &["repository_root_missing"], context).await;
+    node.target.replace(&key, root);
+    caught_up(&server, &node.target).await;
+    expect_problems(&server, &[], context).await;
     // Or there is none, and the partition's directory is moved away.
-    scene.place.remove(&key);
+    node.target.remove(&key);
     append(&server).await;
-    stands(&server, &["repository_root_missing"], context).await;
-    let dir = directory(&scene).join(partition.to_string());
-    fs::rename(&dir, scene.path("moved-away")).unwrap();
-    caught_up(&server, &scene.place).await;
-    stands(&server, &[], context).await;
+    expect_problems(&server, &["repository_root_missing"], context).await;
+    let dir = directory(&node).join(partition.to_string());
+    fs::rename(&dir, node.path("moved-away")).unwrap();
+    caught_up(&server, &node.target).await;
+    expect_problems(&server, &[], context).await;
     // Everything of it is gone.
     fs::remove_dir_all(&dir).unwrap();
     server.kill();
-    server.restart(&scene.setup).await;
+    server.restart(&node.setup).await;
     eventually("the partition has a snapshot again", async || {
-        scene.place.root(partition)
+        node.target.root(partition)
     })
     .await;
-    stands(&server, &[], context).await;
-    and_again(server, &scene, &[], context).await;
+    expect_problems(&server, &[], context).await;
+    and_again(server, &node, &[], context).await;
 }
 
 /// The partition that has the first stream.
 async fn partition_of_kept(server: &Server) -> u64 {
-    let before = super::past::log_ends(server).await;
+    let before = super::history::log_ends(server).await;
     append(server).await;
-    let after = super::past::log_ends(server).await;
+    let after = super::history::log_ends(server).await;
     let mut ends = (0..).zip(before.iter().zip(&after)).skip(1);
     ends.find(|(_, (before, after))| before < after).unwrap().0
 }
 
-async fn not_mounted(past: &Past) {
+async fn not_mounted(history: &History) {
     let context = row("The repository is not mounted, or was emptied");
-    let scene = past.eager_copy().await;
-    let (mut server, _) = seen(&scene.setup, &scene).await;
-    caught_up(&server, &scene.place).await;
-    let disk = scene.path("disk");
-    fs::rename(directory(&scene), &disk).unwrap();
-    fs::create_dir(directory(&scene)).unwrap();
+    let node = history.eager_copy().await;
+    let (mut server, _) = start_and_read(&node.setup, &node).await;
+    caught_up(&server, &node.target).await;
+    let disk = node.path("disk");
+    fs::rename(directory(&node), &disk).unwrap();
+    fs::create_dir(directory(&node)).unwrap();
     append(&server).await;
-    stands(&server, &["repository_missing"], context).await;
-    fs::remove_dir_all(directory(&scene)).unwrap();
-    fs::rename(&disk, directory(&scene)).unwrap();
-    caught_up(&server, &scene.place).await;
-    stands(&server, &[], context).await;
+    expect_problems(&server, &["repository_missing"], context).await;
+    fs::remove_dir_all(directory(&node)).unwrap();
+    fs::rename(&disk, directory(&node)).unwrap();
+    caught_up(&server, &node.target).await;
+    expect_problems(&server, &[], context).await;
     // Removed on purpose.
-    scene.place.empty();
+    node.target.empty();
     append(&server).await;
-    stands(&server, &["repository_missing"], context).await;
+    expect_problems(&server, &["repository_missing"], context).await;
     server.stop().await;
-    fs::remove_file(scene.data().join("destination.json")).unwrap();
-    server.restart(&scene.setup).await;
-    caught_up(&server, &scene.place).await;
-    stands(&server, &[], context).await;
-    and_again(server, &scene, &[], context).await;
+    fs::remove_file(node.data().join("destination.json")).unwrap();
+    server.restart(&node.setup).await;
+    caught_up(&server, &node.target).await;
+    expect_problems(&server, &[], context).await;
+    and_again(server, &node, &[], context).await;
 }
 
-async fn copied(past: &Past) {
+async fn copied(history: &History) {
     let context = row("A copy of the data directory");
-    let scene = past.eager_copy().await;
-    let copied = scene.path("copied");
-    copy_dir(&scene.data(), &copied);
-    let (server, _) = seen(&scene.setup, &scene).await;
+    let node = history.eager_copy().await;
+    let copied = node.path("copied");
+    copy_dir(&node.data(), &copied);
+    let (server, _) = start_and_read(&node.setup, &node).await;
     append(&server).await;
-    caught_up(&server, &scene.place).await;
-    let mut copy = scene.setup.start(&copied).await;
+    caught_up(&server, &node.target).await;
+    let mut copy = node.setup.start(&copied).await;
     append(&copy).await;
-    stands(&copy, &["repository_other_writer"], context).await;
-    stands(&server, &[], context).await;
+    expect_problems(&copy, &["repository_other_writer"], context).await;
+    expect_problems(&server, &[], context).await;
     // A destination of its own.
     copy.stop().await;
-    let own = format!("snapshots.destination={}", scene.path("own").display());
-    let own = scene.setup.clone().set(&own);
+    let own = format!("snapshots.destination={}", node.path("own").display());
+    let own = node.setup.clone().set(&own);
     copy.restart(&own).await;
     append(&copy).await;
-    stands(&copy, &[], context).await;
+    expect_problems(&copy, &[], context).await;
     append(&server).await;
-    caught_up(&server, &scene.place).await;
-    stands(&server, &[], context).await;
+    caught_up(&server, &node.target).await;
+    expect_problems(&server, &[], context).await;
 }
 
-async fn of_others(past: &Past) {
+async fn of_others(history: &History) {
     let context = row("The repository of another cluster");
-    let scene = past.eager_copy().await;
-    let theirs = format!("snapshots.destination={}", scene.path("theirs").display());
-    let theirs = scene.setup.clone().set(&theirs);
-    let other = theirs.start(&scene.path("other-data")).await;
-    stands(&other, &[], context).await;
-    let mut server = theirs.start(&scene.data()).await;
+    let node = history.eager_copy().await;
+    let theirs = format!("snapshots.destination={}", node.path("theirs").display());
+    let theirs = node.setup.clone().set(&theirs);
+    let other = theirs.start(&node.path("other-data")).await;
+    expect_problems(&other, &[], context).await;
+    let mut server = theirs.start(&node.data()).await;
     append(&server).await;
-    stands(&server, &["repository_of_others"], context).await;
+    expect_problems(&server, &["repository_of_others"], context).await;
     server.stop().await;
-    server.restart(&scene.setup).await;
+    server.restart(&node.setup).await;
     append(&server).await;
-    caught_up(&server, &scene.place).await;
-    stands(&server, &[], context).await;
-    stands(&other, &[], context).await;
+    caught_up(&server, &node.target).await;
+    expect_problems(&server, &[], context).await;
+    expect_problems(&other, &[], context).await;
 }
 
 async fn log_too_large() {
@@ -443,15 +447,15 @@ async fn log_too_large() {
         .set("log.flush-after=1MiB")
         .set("snapshots.max-log-bytes=6MiB")
         .set("snapshots.local-snapshot-bytes=1MiB");
-    let scene = Scene::new(Kind::Directory, setup).await;
-    let server = scene.setup.start(&scene.data()).await;
-    scene.place.roots().await;
+    let node = Node::new(Kind::Directory, setup).await;
+    let server = node.setup.start(&node.data()).await;
+    node.target.roots().await;
     let basin = sdk::basin(&server.sdk(), "test-basin").await;
     let stream = sdk::stream(&basin, "orders").await;
     for _ in 0..100 {
         sdk::append(&stream, ["x".repeat(100 * 1024)]).await;
     }
-    stands(&server, &["log_trimmed"], context).await;
+    expect_problems(&server, &["log_trimmed"], context).await;
     // Snapshots more often: as many as are retained, each of something new, also in the catalog.
     for round in 0..3 {
         sdk::append(&stream, ["x".repeat(100)]).await;
@@ -459,68 +463,68 @@ async fn log_too_large() {
         let created = esker(&["snapshot", "create", "--server", server.url()]).await;
         assert!(created.status.success(), "{context}: {created:?}");
     }
-    stands(&server, &[], context).await;
-    and_again(server, &scene, &[], context).await;
+    expect_problems(&server, &[], context).await;
+    and_again(server, &node, &[], context).await;
 }
 
-async fn restored_elsewhere(past: &Past) {
+async fn restored_elsewhere(history: &History) {
     let context = row("A node that was restored elsewhere is started again");
-    let scene = past.eager_copy().await;
-    let old = scene.path("old");
-    copy_dir(&scene.data(), &old);
-    befall(&scene, Loss::Everything, Harm::Nothing);
-    let (server, _) = seen(&restore(&scene), &scene).await;
+    let node = history.eager_copy().await;
+    let old = node.path("old");
+    copy_dir(&node.data(), &old);
+    inflict(&node, Loss::Everything, RepositoryLoss::Nothing);
+    let (server, _) = start_and_read(&restore(&node), &node).await;
     append(&server).await;
-    caught_up(&server, &scene.place).await;
-    let mut stale = scene.setup.start(&old).await;
+    caught_up(&server, &node.target).await;
+    let mut stale = node.setup.start(&old).await;
     append(&stale).await;
-    stands(&stale, &["repository_other_lineage"], context).await;
+    expect_problems(&stale, &["repository_other_lineage"], context).await;
     stale.stop().await;
     append(&server).await;
-    caught_up(&server, &scene.place).await;
-    stands(&server, &[], context).await;
-    and_again(server, &scene, &[], context).await;
+    caught_up(&server, &node.target).await;
+    expect_problems(&server, &[], context).await;
+    and_again(server, &node, &[], context).await;
 }
 
 #[tokio::test]
 async fn status_and_health_are_true_after_each_way_back_of_a_data_directory() {
-    let past = Past::new(Kind::Directory, "incremental").await;
-    let past = &past;
+    let history = History::new(Kind::Directory, "incremental").await;
+    let history = &history;
     let rows: Vec<LocalBoxFuture<'_, ()>> = vec![
-        killed(past).boxed_local(),
-        database_lost(past, Loss::Database).boxed_local(),
-        database_lost(past, Loss::ManifestFlipped).boxed_local(),
-        restored(past, "The log is lost", Loss::Log, "log_missing").boxed_local(),
-        restored(past, "The log is damaged", Loss::LogDamaged, "log").boxed_local(),
-        unreadable(past).boxed_local(),
-        local_snapshots_left(past).boxed_local(),
+        killed(history).boxed_local(),
+        database_lost(history, Loss::Database).boxed_local(),
+        database_lost(history, Loss::ManifestFlipped).boxed_local(),
+        restored(history, "The log is lost", Loss::Log, "log_missing").boxed_local(),
+        restored(history, "The log is damaged", Loss::LogDamaged, "log").boxed_local(),
+        unreadable(history).boxed_local(),
+        local_snapshots_left(history).boxed_local(),
         restored(
-            past,
+            history,
             "The data directory is lost",
             Loss::Everything,
             "repository_holds_cluster",
         )
         .boxed_local(),
-        basin_unknown(past).boxed_local(),
-        newest_damaged(past).boxed_local(),
-        all_damaged(past).boxed_local(),
-        no_copy(past).boxed_local(),
+        basin_unknown(history).boxed_local(),
+        newest_damaged(history).boxed_local(),
+        all_damaged(history).boxed_local(),
+        no_copy(history).boxed_local(),
     ];
-    play(rows).await;
+    run_concurrently(rows).await;
 }
 
 #[tokio::test]
 async fn status_and_health_are_true_after_each_trouble_with_a_repository() {
-    let past = Past::new(Kind::Directory, "incremental").await;
-    let past = &past;
+    let history = History::new(Kind::Directory, "incremental").await;
+    let history = &history;
     let rows: Vec<LocalBoxFuture<'_, ()>> = vec![
         out_of_reach().boxed_local(),
-        root_removed(past).boxed_local(),
-        not_mounted(past).boxed_local(),
-        copied(past).boxed_local(),
-        of_others(past).boxed_local(),
+        root_removed(history).boxed_local(),
+        not_mounted(history).boxed_local(),
+        copied(history).boxed_local(),
+        of_others(history).boxed_local(),
         log_too_large().boxed_local(),
-        restored_elsewhere(past).boxed_local(),
+        restored_elsewhere(history).boxed_local(),
     ];
-    play(rows).await;
+    run_concurrently(rows).await;
 }

@@ -9,8 +9,8 @@ use s2_sdk::{S2, S2Stream};
 
 use super::contents::stream;
 use super::damaged_blocks::{damage_alone, snapshot_all, tables};
-use super::past::quiet;
-use super::place::{Kind, PARTITIONS, Scene};
+use super::history::quiet;
+use super::target::{Kind, Node, PARTITIONS};
 use crate::support::sdk;
 use crate::support::{Server, Setup, eventually};
 
@@ -84,13 +84,13 @@ async fn fill(s2: &S2, name: &str, batches: usize) {
 
 /// A server that was stopped, and whose database has a damaged block that no start reads: among the
 /// records of a stream. There are whole copies, and one stream is about to be trimmed.
-async fn stopped_with_damage() -> (Scene, Streams) {
-    let scene = Scene::new(Kind::Directory, setup()).await;
-    let mut server = scene.setup.start(&scene.data()).await;
+async fn stopped_with_damage() -> (Node, Streams) {
+    let node = Node::new(Kind::Directory, setup()).await;
+    let mut server = node.setup.start(&node.data()).await;
     let streams = Streams::make(&server).await;
     fill(&server.sdk(), &streams.kept, KEPT).await;
     snapshot_all(&server).await;
-    let of_kept: Vec<PathBuf> = tables(&scene.data());
+    let of_kept: Vec<PathBuf> = tables(&node.data());
     fill(&server.sdk(), &streams.trimmed, TRIMMED).await;
     snapshot_all(&server).await;
     sdk::append(
@@ -105,7 +105,7 @@ async fn stopped_with_damage() -> (Scene, Streams) {
     for table in large {
         damage_alone(table, 500);
     }
-    (scene, streams)
+    (node, streams)
 }
 
 /// Lets the files of the partition be rewritten, which meets the damage.
@@ -146,8 +146,8 @@ async fn kept_is_whole(server: &Server, streams: &Streams) {
 
 #[tokio::test]
 async fn damage_that_a_merge_meets_is_repaired_by_the_server_and_other_partitions_go_on() {
-    let (scene, streams) = stopped_with_damage().await;
-    let mut server = scene.setup.start(&scene.data()).await;
+    let (node, streams) = stopped_with_damage().await;
+    let mut server = node.setup.start(&node.data()).await;
     assert_eq!(server.starts(), 1);
     let pid = server.pid();
     let other = stream(&server.sdk(), &streams.other);
@@ -190,14 +190,14 @@ async fn damage_that_a_merge_meets_is_repaired_by_the_server_and_other_partition
     assert!(server.problem("restarted").await.contains(&named));
     let metrics = server.http1().get("/metrics").send().await.text();
     assert!(metrics.contains("\nesker_restarts_total 1\n"), "{metrics}");
-    let noted = scene
+    let noted = node
         .data()
         .join(format!("damaged/partition-{}", streams.partition));
     assert!(!noted.exists(), "the partition has another database");
 
     // It is a process like any other.
     server.stop().await;
-    let server = scene.setup.start(&scene.data()).await;
+    let server = node.setup.start(&node.data()).await;
     kept_is_whole(&server, &streams).await;
     let metrics = server.http1().get("/metrics").send().await.text();
     assert!(metrics.contains("\nesker_restarts_total 1\n"), "{metrics}");
@@ -205,11 +205,11 @@ async fn damage_that_a_merge_meets_is_repaired_by_the_server_and_other_partition
 
 #[tokio::test]
 async fn a_restart_by_itself_that_is_killed_at_any_moment_costs_nothing() {
-    let (scene, streams) = stopped_with_damage().await;
+    let (node, streams) = stopped_with_damage().await;
     // In milliseconds; `None` is when the restart begins, however fast the machine is.
     for moment in [Some(0), Some(300), None, Some(1_000), Some(1_400)] {
-        let scene = scene.copy(setup()).await;
-        let mut server = scene.setup.start(&scene.data()).await;
+        let node = node.copy(setup()).await;
+        let mut server = node.setup.start(&node.data()).await;
         trim(&stream(&server.sdk(), &streams.trimmed)).await;
         match moment {
             Some(moment) => tokio::time::sleep(Duration::from_millis(moment)).await,
@@ -218,7 +218,7 @@ async fn a_restart_by_itself_that_is_killed_at_any_moment_costs_nothing() {
             }
         }
         server.kill();
-        let server = scene.setup.start(&scene.data()).await;
+        let server = node.setup.start(&node.data()).await;
         // A start that does not read the block leaves it to whoever does.
         let read = eventually("everything can be read", async || {
             read_kept(&server, &streams).await

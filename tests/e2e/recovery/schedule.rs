@@ -2,26 +2,26 @@
 
 use std::time::Duration;
 
-use super::past::{caught_up, eager, log_ends, quiet, work};
-use super::place::{Kind, PARTITIONS, Scene};
+use super::history::{caught_up, eager, log_ends, quiet, work};
+use super::target::{Kind, Node, PARTITIONS};
 use crate::support::{Setup, eventually, sdk};
 
 #[tokio::test]
 async fn a_partition_with_nothing_new_is_not_snapshotted_again() {
-    let scene = Scene::new(Kind::Directory, eager()).await;
-    let server = scene.setup.start(&scene.data()).await;
+    let node = Node::new(Kind::Directory, eager()).await;
+    let server = node.setup.start(&node.data()).await;
     work(&server.sdk(), 1).await;
-    caught_up(&server, &scene.place).await;
-    let before: Vec<_> = scene
-        .place
+    caught_up(&server, &node.target).await;
+    let before: Vec<_> = node
+        .target
         .roots()
         .await
         .into_iter()
         .map(|r| r.json)
         .collect();
     tokio::time::sleep(Duration::from_secs(3)).await;
-    let after: Vec<_> = scene
-        .place
+    let after: Vec<_> = node
+        .target
         .roots()
         .await
         .into_iter()
@@ -32,17 +32,17 @@ async fn a_partition_with_nothing_new_is_not_snapshotted_again() {
 
 #[tokio::test]
 async fn no_more_snapshots_are_retained_than_configured() {
-    let scene = Scene::new(Kind::Directory, eager().set("snapshots.num-retained=2")).await;
-    let server = scene.setup.start(&scene.data()).await;
+    let node = Node::new(Kind::Directory, eager().set("snapshots.num-retained=2")).await;
+    let server = node.setup.start(&node.data()).await;
     for phase in 1..=3 {
         work(&server.sdk(), phase).await;
-        caught_up(&server, &scene.place).await;
+        caught_up(&server, &node.target).await;
     }
-    for root in scene.place.roots().await {
+    for root in node.target.roots().await {
         assert_eq!(root.retained().len(), 2);
     }
     eventually("the others are deleted", async || {
-        let keys = scene.place.keys();
+        let keys = node.target.keys();
         let described = keys.iter().filter(|key| key.ends_with("/metadata.json"));
         (described.count() as u64 == 2 * (PARTITIONS + 1)).then_some(())
     })
@@ -53,13 +53,13 @@ async fn no_more_snapshots_are_retained_than_configured() {
 async fn a_stop_puts_what_is_new_if_that_is_configured() {
     for (on_stop, covered) in [(true, true), (false, false)] {
         let setup = quiet().set(&format!("snapshots.snapshot-on-stop={on_stop}"));
-        let scene = Scene::new(Kind::Directory, setup).await;
-        let mut server = scene.setup.start(&scene.data()).await;
-        scene.place.roots().await;
+        let node = Node::new(Kind::Directory, setup).await;
+        let mut server = node.setup.start(&node.data()).await;
+        node.target.roots().await;
         work(&server.sdk(), 1).await;
         let ends = log_ends(&server).await;
         server.stop().await;
-        for (root, end) in scene.place.roots().await.iter().zip(ends) {
+        for (root, end) in node.target.roots().await.iter().zip(ends) {
             assert_eq!(root.newest() >= end, covered, "{root:?}, {end}");
         }
     }
@@ -73,12 +73,12 @@ fn by_records(records: u64) -> Setup {
 
 #[tokio::test]
 async fn a_number_of_records_is_waited_for_and_then_enough() {
-    let scene = Scene::new(Kind::Directory, by_records(60)).await;
-    let server = scene.setup.start(&scene.data()).await;
+    let node = Node::new(Kind::Directory, by_records(60)).await;
+    let server = node.setup.start(&node.data()).await;
     let basin = sdk::basin(&server.sdk(), "test-basin").await;
     let stream = sdk::stream(&basin, "orders").await;
-    let before: Vec<_> = scene
-        .place
+    let before: Vec<_> = node
+        .target
         .roots()
         .await
         .iter()
@@ -88,14 +88,14 @@ async fn a_number_of_records_is_waited_for_and_then_enough() {
         sdk::append(&stream, ["x"]).await;
     }
     tokio::time::sleep(Duration::from_millis(2500)).await;
-    let roots = scene.place.roots().await;
+    let roots = node.target.roots().await;
     let after: Vec<_> = roots.iter().map(|r| r.newest()).collect();
     assert_eq!(after, before, "too early");
     for _ in 0..50 {
         sdk::append(&stream, ["x"]).await;
     }
     eventually("one of the partitions is snapshotted", async || {
-        let roots = (0..=PARTITIONS).filter_map(|p| scene.place.root(p));
+        let roots = (0..=PARTITIONS).filter_map(|p| node.target.root(p));
         let mut newest = roots.map(|r| r.newest());
         newest.any(|lsn| lsn >= 60).then_some(())
     })
@@ -105,11 +105,11 @@ async fn a_number_of_records_is_waited_for_and_then_enough() {
 #[tokio::test]
 async fn a_recovery_budget_that_is_exceeded_is_reason_enough() {
     let setup = quiet().set("snapshots.recovery-budget=100ms");
-    let scene = Scene::new(Kind::Directory, setup).await;
-    let server = scene.setup.start(&scene.data()).await;
+    let node = Node::new(Kind::Directory, setup).await;
+    let server = node.setup.start(&node.data()).await;
     let basin = sdk::basin(&server.sdk(), "test-basin").await;
     let stream = sdk::stream(&basin, "orders").await;
-    scene.place.roots().await;
+    node.target.roots().await;
     let appending = tokio::spawn(async move {
         loop {
             let bodies = (0..100).map(|_| "x".repeat(2000));
@@ -125,25 +125,25 @@ async fn a_recovery_budget_that_is_exceeded_is_reason_enough() {
 
 #[tokio::test]
 async fn a_snapshot_of_a_clock_that_was_ahead_is_reported_and_puts_off_nothing() {
-    let scene = Scene::new(Kind::Directory, quiet()).await;
-    let mut server = scene.setup.start(&scene.data()).await;
-    scene.place.roots().await;
+    let node = Node::new(Kind::Directory, quiet()).await;
+    let mut server = node.setup.start(&node.data()).await;
+    node.target.roots().await;
     work(&server.sdk(), 1).await;
     server.stop().await;
     for partition in 0..=PARTITIONS {
         let key = format!("{partition}/latest.json");
-        let root = String::from_utf8(scene.place.get(&key).unwrap()).unwrap();
+        let root = String::from_utf8(node.target.get(&key).unwrap()).unwrap();
         let mut root: serde_json::Value = serde_json::from_str(&root).unwrap();
         root["created_at"] = "2999-01-01T00:00:00Z".into();
         root["retained_snapshots"][0]["created_at"] = "2999-01-01T00:00:00Z".into();
-        scene.place.replace(&key, root.to_string().into_bytes());
+        node.target.replace(&key, root.to_string().into_bytes());
     }
-    server.restart(&scene.setup).await;
+    server.restart(&node.setup).await;
     server
         .logged("the newest snapshot is from the future")
         .await;
     // What was new is put at once, although the interval is an hour.
-    caught_up(&server, &scene.place).await;
+    caught_up(&server, &node.target).await;
     eventually("no snapshot is from the future", async || {
         let status = server.http1().get("/esker/v1/status").send().await.json();
         let problems = status["problems"].as_array()?.clone();

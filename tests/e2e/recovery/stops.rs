@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use testkit_s3::Fault;
 
-use super::past::eager;
-use super::place::{Kind, Scene};
+use super::history::eager;
+use super::target::{Kind, Node};
 use crate::support::{Server, eventually, sdk};
 
 /// How long the server waits for an answer of the repository.
@@ -17,13 +17,13 @@ async fn a_stop_keeps_to_its_grace_although_the_repository_hangs_and_names_what_
         .set("shutdown-grace=1s")
         .set("snapshots.snapshot-interval=1h")
         .set("snapshots.snapshot-on-stop=true");
-    let scene = Scene::new(Kind::S3, setup).await;
-    let mut server = scene.setup.start(&scene.data()).await;
-    scene.place.roots().await;
+    let node = Node::new(Kind::S3, setup).await;
+    let mut server = node.setup.start(&node.data()).await;
+    node.target.roots().await;
     let basin = sdk::basin(&server.sdk(), "test-basin").await;
     let stream = sdk::stream(&basin, "orders").await;
     sdk::append(&stream, ["x"]).await;
-    scene.place.s3().fail(Fault::Silence);
+    node.target.s3().fail(Fault::Silence);
     let began = Instant::now();
     server.stop().await;
     let took = began.elapsed();
@@ -52,12 +52,12 @@ async fn at_risk(server: &Server) -> u64 {
 #[tokio::test]
 async fn partitions_that_are_idle_show_nothing_at_risk_after_restarts() {
     let setup = eager().set("snapshots.snapshot-interval=1h");
-    let scene = Scene::new(Kind::Directory, setup).await;
-    let mut server = scene.setup.start(&scene.data()).await;
-    scene.place.roots().await;
+    let node = Node::new(Kind::Directory, setup).await;
+    let mut server = node.setup.start(&node.data()).await;
+    node.target.roots().await;
     for _ in 0..2 {
         server.kill();
-        server.restart(&scene.setup).await;
+        server.restart(&node.setup).await;
         assert_eq!(at_risk(&server).await, 0);
     }
     let basin = sdk::basin(&server.sdk(), "test-basin").await;

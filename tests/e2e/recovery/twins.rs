@@ -5,18 +5,21 @@ use std::process::Command;
 use std::time::Duration;
 
 use super::contents::{Contents, GAP, contents, stream};
-use super::losses::{Harm, Loss, befall};
-use super::past::{BASIN, Past, caught_up, eager, kept, lineages, new_line_is_kept, play, seen};
-use super::place::{Kind, PARTITIONS, Place, Scene, copy_dir};
+use super::history::{
+    BASIN, History, caught_up, eager, kept, lineages, run_concurrently, start_and_read,
+    wait_for_new_lineage,
+};
+use super::losses::{Loss, RepositoryLoss, inflict};
 use super::positions::{fork, position};
+use super::target::{Kind, Node, PARTITIONS, Target, copy_dir};
 use crate::support::{eventually, sdk};
 
 async fn of_two_restores_at_once_at_most_one_serves(kind: Kind) {
-    let past = Past::new(kind, "incremental").await;
+    let history = History::new(kind, "incremental").await;
     for round in 0..5 {
-        let scene = past.copy().await;
-        let restore = scene.setup.clone().bootstrap("restore");
-        let (one, other) = (scene.path("one"), scene.path("other"));
+        let node = history.copy().await;
+        let restore = node.setup.clone().bootstrap("restore");
+        let (one, other) = (node.path("one"), node.path("other"));
         let (one, other) = tokio::join!(restore.try_start(&one), restore.try_start(&other));
         let context = format!("{kind:?}, round {round}");
         let (server, log) = match (one, other) {
@@ -24,7 +27,7 @@ async fn of_two_restores_at_once_at_most_one_serves(kind: Kind) {
             (Ok(one), Ok(other)) => {
                 // One was done, with a snapshot of its line, before the other looked: that is a restore
                 // of a cluster that lives, and the earlier one is of a stale lineage now.
-                for root in scene.place.roots().await {
+                for root in node.target.roots().await {
                     let before = &root.json["parent"]["parent"]["lineage"];
                     assert!(before.is_string(), "{context}: both serve one line");
                 }
@@ -43,7 +46,7 @@ async fn of_two_restores_at_once_at_most_one_serves(kind: Kind) {
         let codes = ["error [other_lineage]", "error [lineage_begins]"];
         assert!(codes.iter().any(|c| log.contains(c)), "{context}: {log}");
         let after = contents(&server.sdk()).await;
-        after.are(&past.phases[2].after_forks(1), &context);
+        after.are(&history.phases[2].after_forks(1), &context);
     }
 }
 
@@ -59,22 +62,22 @@ async fn of_two_restores_from_s3_at_once_at_most_one_serves() {
 
 #[tokio::test]
 async fn a_directory_whose_cluster_was_restored_elsewhere_puts_no_snapshots_any_more() {
-    play([Kind::Directory, Kind::S3].map(async |kind| {
-        let past = Past::new(kind, "incremental").await;
-        let scene = past.scene.copy(eager()).await;
-        let old = scene.path("old");
-        copy_dir(&scene.data(), &old);
-        befall(&scene, Loss::Everything, Harm::Nothing);
-        let restore = scene.setup.clone().bootstrap("restore");
-        let (new, _) = seen(&restore, &scene).await;
+    run_concurrently([Kind::Directory, Kind::S3].map(async |kind| {
+        let history = History::new(kind, "incremental").await;
+        let node = history.node.copy(eager()).await;
+        let old = node.path("old");
+        copy_dir(&node.data(), &old);
+        inflict(&node, Loss::Everything, RepositoryLoss::Nothing);
+        let restore = node.setup.clone().bootstrap("restore");
+        let (new, _) = start_and_read(&restore, &node).await;
         sdk::append(&stream(&new.sdk(), &kept(0)), ["new"]).await;
-        caught_up(&new, &scene.place).await;
+        caught_up(&new, &node.target).await;
         // Whatever changes from here on is not its work.
         drop(new);
-        let before = scene.place.roots().await;
-        let there = scene.place.all();
+        let before = node.target.roots().await;
+        let there = node.target.all();
 
-        let dead = scene.setup.start(&old).await;
+        let dead = node.setup.start(&old).await;
         for i in 0..3 {
             sdk::append(&stream(&dead.sdk(), &kept(i)), ["dead"]).await;
         }
@@ -82,13 +85,13 @@ async fn a_directory_whose_cluster_was_restored_elsewhere_puts_no_snapshots_any_
         tokio::time::sleep(Duration::from_millis(2500)).await;
         drop(dead);
         // Nor with a stop, nor told to restore: it is not the cluster any more.
-        let told = scene.setup.clone().set("snapshots.snapshot-on-stop=true");
+        let told = node.setup.clone().set("snapshots.snapshot-on-stop=true");
         let mut dead = told.start(&old).await;
         sdk::append(&stream(&dead.sdk(), &kept(1)), ["dead"]).await;
         dead.stop().await;
-        let roots = scene.place.roots().await;
+        let roots = node.target.roots().await;
         assert_eq!(lineages(&roots), lineages(&before));
-        let now = scene.place.all();
+        let now = node.target.all();
         let new_keys: Vec<_> = now.keys().filter(|key| !there.contains_key(*key)).collect();
         assert!(new_keys.is_empty(), "{kind:?}: {new_keys:?}");
     }))
@@ -97,17 +100,17 @@ async fn a_directory_whose_cluster_was_restored_elsewhere_puts_no_snapshots_any_
 
 #[tokio::test]
 async fn one_loss_after_the_other_is_recovered_from_however_long_the_interval_is() {
-    play([Kind::Directory, Kind::S3].map(async |kind| {
-        let past = Past::new(kind, "incremental").await;
+    run_concurrently([Kind::Directory, Kind::S3].map(async |kind| {
+        let history = History::new(kind, "incremental").await;
         // Nobody waits an hour here: a new line puts its first snapshot at once.
-        let scene = past.copy().await;
-        let restore = scene.setup.clone().bootstrap("restore");
-        let mut before = past.phases[2].clone();
+        let node = history.copy().await;
+        let restore = node.setup.clone().bootstrap("restore");
+        let mut before = history.phases[2].clone();
         for loss in 1..=3 {
-            befall(&scene, Loss::Everything, Harm::Nothing);
-            let (mut server, after) = seen(&restore, &scene).await;
+            inflict(&node, Loss::Everything, RepositoryLoss::Nothing);
+            let (mut server, after) = start_and_read(&restore, &node).await;
             after.are(&before.after_forks(1), &format!("{kind:?}, loss {loss}"));
-            new_line_is_kept(&scene.place).await;
+            wait_for_new_lineage(&node.target).await;
             before = after;
             sdk::append(&stream(&server.sdk(), &kept(0)), ["lost again"]).await;
             server.kill();
@@ -118,21 +121,21 @@ async fn one_loss_after_the_other_is_recovered_from_however_long_the_interval_is
 
 #[tokio::test]
 async fn a_second_loss_before_the_new_line_has_a_snapshot_is_recovered_from() {
-    let past = Past::new(Kind::Directory, "incremental").await;
-    let scene = past.copy().await;
-    let restore = scene.setup.clone().bootstrap("restore");
-    befall(&scene, Loss::Everything, Harm::Nothing);
-    let there = scene.place.all();
-    let (mut server, first) = seen(&restore, &scene).await;
+    let history = History::new(Kind::Directory, "incremental").await;
+    let node = history.copy().await;
+    let restore = node.setup.clone().bootstrap("restore");
+    inflict(&node, Loss::Everything, RepositoryLoss::Nothing);
+    let there = node.target.all();
+    let (mut server, first) = start_and_read(&restore, &node).await;
     let lost = position(&server, BASIN, "orders-0").await;
-    first.are(&past.phases[2].after_forks(1), "once");
+    first.are(&history.phases[2].after_forks(1), "once");
     server.kill();
     // As if nothing of the new line had been put but its beginning, a while ago.
-    befall(&scene, Loss::Everything, Harm::Nothing);
+    inflict(&node, Loss::Everything, RepositoryLoss::Nothing);
     let change = |key: &str, change: &dyn Fn(&mut serde_json::Value)| {
-        let mut root = serde_json::from_slice(&scene.place.get(key).unwrap()).unwrap();
+        let mut root = serde_json::from_slice(&node.target.get(key).unwrap()).unwrap();
         change(&mut root);
-        scene.place.replace(key, root.to_string().into_bytes());
+        node.target.replace(key, root.to_string().into_bytes());
     };
     let roots: Vec<_> = (0..3).map(|p| format!("{p}/latest.json")).collect();
     for key in &roots {
@@ -147,7 +150,7 @@ async fn a_second_loss_before_the_new_line_has_a_snapshot_is_recovered_from() {
     }
     for (key, content) in &there {
         if !roots.contains(key) {
-            scene.place.replace(key, content.clone());
+            node.target.replace(key, content.clone());
         }
     }
     // Whoever comes too soon waits: the other one may be alive. That is a matter of a minute.
@@ -158,7 +161,7 @@ async fn a_second_loss_before_the_new_line_has_a_snapshot_is_recovered_from() {
     for key in &roots {
         change(key, &|root| root["parent"]["begun_at"] = now.trim().into());
     }
-    let log = restore.try_start(&scene.data()).await.err().unwrap();
+    let log = restore.try_start(&node.data()).await.err().unwrap();
     assert!(log.contains("error [lineage_begins]"), "{log}");
     for key in &roots {
         change(key, &|root| {
@@ -170,22 +173,26 @@ async fn a_second_loss_before_the_new_line_has_a_snapshot_is_recovered_from() {
             root["parent"]["begun_at"] = begun_at.into();
         });
     }
-    std::fs::remove_dir_all(scene.data()).unwrap();
-    let (server, second) = seen(&restore, &scene).await;
+    std::fs::remove_dir_all(node.data()).unwrap();
+    let (server, second) = start_and_read(&restore, &node).await;
     // What the line in between may have given out is not given out again either.
-    second.are(&past.phases[2].after_forks(2), "twice");
+    second.are(&history.phases[2].after_forks(2), "twice");
     // And who has something of that line is told where it was cut off.
     let now = position(&server, BASIN, "orders-0").await;
-    let cut = past.phases[2].0[&kept(0)].tail;
+    let cut = history.phases[2].0[&kept(0)].tail;
     let lines = [&lost["forks"][0]["parent"], &lost["lineage"]];
     let forks = lines.map(|line| fork(line.as_str().unwrap(), cut, cut + 2 * GAP));
     assert_eq!(now["forks"], serde_json::json!(forks));
 }
 
 /// Appends to a stream, and waits until its partition has a newer snapshot.
-async fn is_put(server: &crate::support::Server, place: &Place, name: &str) {
+async fn append_and_wait_for_snapshot(
+    server: &crate::support::Server,
+    target: &Target,
+    name: &str,
+) {
     let newest = || {
-        let roots = (0..=PARTITIONS).map(|partition| place.root(partition));
+        let roots = (0..=PARTITIONS).map(|partition| target.root(partition));
         roots
             .map(|root| root.map_or(0, |root| root.newest()))
             .collect::<Vec<_>>()
@@ -211,18 +218,18 @@ async fn problem(server: &crate::support::Server, code: &str) -> serde_json::Val
 
 #[tokio::test]
 async fn of_two_copies_of_a_data_directory_the_second_puts_no_snapshots() {
-    play([Kind::Directory, Kind::S3].map(async |kind| {
-        let past = Past::new(kind, "incremental").await;
-        let scene = past.scene.copy(eager()).await;
-        let copied = scene.path("copied");
-        copy_dir(&scene.data(), &copied);
-        let (mut original, _) = seen(&scene.setup, &scene).await;
-        is_put(&original, &scene.place, &kept(0)).await;
+    run_concurrently([Kind::Directory, Kind::S3].map(async |kind| {
+        let history = History::new(kind, "incremental").await;
+        let node = history.node.copy(eager()).await;
+        let copied = node.path("copied");
+        copy_dir(&node.data(), &copied);
+        let (mut original, _) = start_and_read(&node.setup, &node).await;
+        append_and_wait_for_snapshot(&original, &node.target, &kept(0)).await;
         // In order: what it puts of other partitions is there, and no request of it is on its way.
         original.stop().await;
-        let mut there = scene.place.all();
+        let mut there = node.target.all();
 
-        let copy = scene.setup.start(&copied).await;
+        let copy = node.setup.start(&copied).await;
         for i in 0..3 {
             sdk::append(&stream(&copy.sdk(), &kept(i)), ["of the copy"]).await;
         }
@@ -230,14 +237,14 @@ async fn of_two_copies_of_a_data_directory_the_second_puts_no_snapshots() {
         let what = refused["what"].as_str().unwrap();
         assert_eq!(what.matches("incarnation").count(), 2, "{what}");
         drop(copy);
-        let mut now = scene.place.all();
+        let mut now = node.target.all();
         for objects in [&mut now, &mut there] {
             objects.retain(|key, _| !key.starts_with(".tmp/"));
         }
         assert!(now == there, "{kind:?}: nothing is put by the copy");
         // It is still the first one that puts, after a restart.
-        let (original, _) = seen(&scene.setup, &scene).await;
-        is_put(&original, &scene.place, &kept(1)).await;
+        let (original, _) = start_and_read(&node.setup, &node).await;
+        append_and_wait_for_snapshot(&original, &node.target, &kept(1)).await;
     }))
     .await;
 }
@@ -245,7 +252,7 @@ async fn of_two_copies_of_a_data_directory_the_second_puts_no_snapshots() {
 /// A data directory and a copy of it that have gone on differently: the copy put the newest snapshots, the
 /// original was refused.
 struct Twins {
-    scene: Scene,
+    node: Node,
     copied: PathBuf,
     /// What was acknowledged by the original.
     original: Contents,
@@ -254,11 +261,11 @@ struct Twins {
 }
 
 impl Twins {
-    async fn of(past: &Past) -> Twins {
-        let scene = past.copy().await;
-        let copied = scene.path("copied");
-        copy_dir(&scene.data(), &copied);
-        let saves = scene.with(&["snapshots.snapshot-on-stop=true"]);
+    async fn of(history: &History) -> Twins {
+        let node = history.copy().await;
+        let copied = node.path("copied");
+        copy_dir(&node.data(), &copied);
+        let saves = node.with(&["snapshots.snapshot-on-stop=true"]);
         let mut copy = saves.start(&copied).await;
         for i in 0..3 {
             sdk::append(&stream(&copy.sdk(), &kept(i)), ["of the copy"]).await;
@@ -266,7 +273,7 @@ impl Twins {
         let of_copy = contents(&copy.sdk()).await;
         copy.stop().await;
 
-        let (mut server, _) = seen(&scene.setup, &scene).await;
+        let (mut server, _) = start_and_read(&node.setup, &node).await;
         for round in 0..5 {
             for i in 0..3 {
                 let record = [format!("of the original, {round}")];
@@ -277,7 +284,7 @@ impl Twins {
         let original = contents(&server.sdk()).await;
         server.kill();
         Twins {
-            scene,
+            node,
             copied,
             original,
             copy: of_copy,
@@ -287,25 +294,29 @@ impl Twins {
 
 #[tokio::test]
 async fn of_two_copies_of_a_data_directory_none_is_recovered_from_snapshots_of_the_other() {
-    play([Kind::Directory, Kind::S3].map(async |kind| {
-        let past = Past::new(kind, "incremental").await;
-        let twins = Twins::of(&past).await;
-        let scene = &twins.scene;
-        let newest: Vec<_> = scene
-            .place
+    run_concurrently([Kind::Directory, Kind::S3].map(async |kind| {
+        let history = History::new(kind, "incremental").await;
+        let twins = Twins::of(&history).await;
+        let node = &twins.node;
+        let newest: Vec<_> = node
+            .target
             .roots()
             .await
             .iter()
             .map(|r| r.newest())
             .collect();
-        befall(scene, Loss::DatabaseAndLocalSnapshots, Harm::Nothing);
-        let (mut server, after) = seen(&scene.setup, scene).await;
+        inflict(
+            node,
+            Loss::DatabaseAndLocalSnapshots,
+            RepositoryLoss::Nothing,
+        );
+        let (mut server, after) = start_and_read(&node.setup, node).await;
         after.are(&twins.original, &format!("{kind:?}"));
         let log = server.log().join("\n");
         assert!(log.contains("the log contradicts it"), "{log}");
         server.stop().await;
-        let now: Vec<_> = scene
-            .place
+        let now: Vec<_> = node
+            .target
             .roots()
             .await
             .iter()
@@ -318,20 +329,24 @@ async fn of_two_copies_of_a_data_directory_none_is_recovered_from_snapshots_of_t
 
 #[tokio::test]
 async fn where_only_snapshots_of_another_copy_are_left_a_start_names_them_and_uses_none() {
-    let past = Past::new(Kind::Directory, "full").await;
-    let twins = Twins::of(&past).await;
-    let scene = &twins.scene;
-    befall(scene, Loss::DatabaseAndLocalSnapshots, Harm::Nothing);
+    let history = History::new(Kind::Directory, "full").await;
+    let twins = Twins::of(&history).await;
+    let node = &twins.node;
+    inflict(
+        node,
+        Loss::DatabaseAndLocalSnapshots,
+        RepositoryLoss::Nothing,
+    );
     // None that both have in common.
     for partition in 1..=PARTITIONS {
         for at in [1, 2] {
-            scene.place.damage(partition, at);
+            node.target.damage(partition, at);
         }
     }
     for bootstrap in [None, Some("restore")] {
-        let setup = scene.setup.clone();
+        let setup = node.setup.clone();
         let setup = bootstrap.map_or(setup.clone(), |said| setup.bootstrap(said));
-        let log = setup.try_start(&scene.data()).await.err().unwrap();
+        let log = setup.try_start(&node.data()).await.err().unwrap();
         assert!(log.contains("error [nothing_usable]"), "{log}");
         assert!(
             log.contains("the log contradicts it: the entry at LSN"),
@@ -340,23 +355,23 @@ async fn where_only_snapshots_of_another_copy_are_left_a_start_names_them_and_us
         assert!(log.contains("move its log/ away"), "{log}");
     }
     // Elsewhere, from what the repository has.
-    let restore = scene.setup.clone().bootstrap("restore");
-    let server = restore.start(&scene.path("empty")).await;
+    let restore = node.setup.clone().bootstrap("restore");
+    let server = restore.start(&node.path("empty")).await;
     let after = contents(&server.sdk()).await;
     after.are(&twins.copy.after_forks(1), "the history of the copy");
 }
 
 #[tokio::test]
 async fn a_database_and_local_snapshots_that_the_log_contradicts_are_not_used_and_kept() {
-    let past = Past::new(Kind::Directory, "incremental").await;
-    let twins = Twins::of(&past).await;
-    let scene = &twins.scene;
-    let data = scene.data();
+    let history = History::new(Kind::Directory, "incremental").await;
+    let twins = Twins::of(&history).await;
+    let node = &twins.node;
+    let data = node.data();
     for what in ["db", "checkpoints"] {
         std::fs::remove_dir_all(data.join(what)).unwrap();
         copy_dir(&twins.copied.join(what), &data.join(what));
     }
-    let (mut server, after) = seen(&scene.setup, scene).await;
+    let (mut server, after) = start_and_read(&node.setup, node).await;
     after.are(&twins.original, "by the original's log");
     let log = server.log().join("\n");
     assert!(log.contains("a local snapshot was put aside"), "{log}");
@@ -372,7 +387,7 @@ async fn a_database_and_local_snapshots_that_the_log_contradicts_are_not_used_an
         assert!(tail["entry"].is_string(), "{tail}");
     }
     // It is over with.
-    let (server, after) = seen(&scene.setup, scene).await;
+    let (server, after) = start_and_read(&node.setup, node).await;
     after.are(&twins.original, "again");
     let log = server.log().join("\n");
     assert!(!log.contains("contradicts"), "{log}");
@@ -380,13 +395,13 @@ async fn a_database_and_local_snapshots_that_the_log_contradicts_are_not_used_an
 
 #[tokio::test]
 async fn a_repository_that_is_unmounted_while_serving_is_not_begun_again_on_the_disk_below() {
-    let past = Past::new(Kind::Directory, "incremental").await;
-    let scene = past.scene.copy(eager()).await;
-    let (mut server, _) = seen(&scene.setup, &scene).await;
-    is_put(&server, &scene.place, &kept(0)).await;
+    let history = History::new(Kind::Directory, "incremental").await;
+    let node = history.node.copy(eager()).await;
+    let (mut server, _) = start_and_read(&node.setup, &node).await;
+    append_and_wait_for_snapshot(&server, &node.target, &kept(0)).await;
     // Nothing is on its way there.
-    caught_up(&server, &scene.place).await;
-    let Place::Directory(dir) = &scene.place else {
+    caught_up(&server, &node.target).await;
+    let Target::Directory(dir) = &node.target else {
         unreachable!("it is one");
     };
     let disk = dir.with_extension("disk");
@@ -398,12 +413,12 @@ async fn a_repository_that_is_unmounted_while_serving_is_not_begun_again_on_the_
     assert!(what.contains("cluster.json"), "{what}");
     // Nor after a restart.
     server.stop().await;
-    let mut server = scene.setup.start(&scene.data()).await;
+    let mut server = node.setup.start(&node.data()).await;
     sdk::append(&stream(&server.sdk(), &kept(0)), ["meanwhile"]).await;
     problem(&server, "repository_missing").await;
-    assert_eq!(scene.place.all().len(), 0, "nothing is put there");
+    assert_eq!(node.target.all().len(), 0, "nothing is put there");
     std::fs::remove_dir_all(dir).unwrap();
     std::fs::rename(&disk, dir).unwrap();
-    is_put(&server, &scene.place, &kept(0)).await;
+    append_and_wait_for_snapshot(&server, &node.target, &kept(0)).await;
     server.stop().await;
 }

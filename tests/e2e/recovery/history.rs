@@ -11,7 +11,7 @@ use s2_sdk::types::{
 };
 
 use super::contents::{Contents, contents, stream};
-use super::place::{Kind, PARTITIONS, Place, Root, Scene, copy_dir};
+use super::target::{Kind, Node, PARTITIONS, Root, Target, copy_dir};
 use crate::support::sdk::{self, basin_name, stream_name};
 use crate::support::{Server, Setup, eventually};
 
@@ -69,9 +69,9 @@ pub async fn work(s2: &S2, phase: usize) {
     .await;
 }
 
-/// The scene after the kill.
-pub struct Past {
-    pub scene: Scene,
+/// The node after the kill.
+pub struct History {
+    pub node: Node,
     /// What there was at the end of each phase: after the third it was snapshotted for the last time,
     /// after the fourth everything was acknowledged and the server killed.
     pub phases: Vec<Contents>,
@@ -91,35 +91,35 @@ pub fn eager() -> Setup {
     quiet().set("snapshots.snapshot-interval=500ms")
 }
 
-impl Past {
-    pub async fn new(destination: Kind, kind: &str) -> Past {
+impl History {
+    pub async fn new(destination: Kind, kind: &str) -> History {
         let setup = quiet().set(&format!("snapshots.snapshot-kind={kind}"));
-        let scene = Scene::new(destination, setup).await;
-        let saves = scene.with(&["snapshots.snapshot-on-stop=true"]);
+        let node = Node::new(destination, setup).await;
+        let saves = node.with(&["snapshots.snapshot-on-stop=true"]);
         let mut phases = Vec::new();
         for phase in 1..=3 {
-            let mut server = saves.start(&scene.data()).await;
+            let mut server = saves.start(&node.data()).await;
             work(&server.sdk(), phase).await;
             phases.push(contents(&server.sdk()).await);
             if phase == 1 {
                 // Each partition puts its first snapshot unasked; what counts are those of the stops.
-                scene.place.roots().await;
+                node.target.roots().await;
             }
             server.stop().await;
             if phase == 1 {
-                copy_dir(&scene.data(), &scene.path("data-of-phase-1"));
+                copy_dir(&node.data(), &node.path("data-of-phase-1"));
             }
         }
-        let mut server = scene.setup.start(&scene.data()).await;
+        let mut server = node.setup.start(&node.data()).await;
         work(&server.sdk(), 4).await;
         phases.push(contents(&server.sdk()).await);
         server.kill();
-        let roots = scene.place.roots().await;
+        let roots = node.target.roots().await;
         for root in &roots {
             assert_eq!(root.retained().len(), 3, "{root:?}");
         }
-        Past {
-            scene,
+        History {
+            node,
             phases,
             roots,
         }
@@ -131,18 +131,18 @@ impl Past {
     }
 
     /// A copy to break, where servers are quiet.
-    pub async fn copy(&self) -> Scene {
-        self.scene.copy(quiet()).await
+    pub async fn copy(&self) -> Node {
+        self.node.copy(quiet()).await
     }
 
     /// A copy to break, where servers put snapshots soon.
-    pub async fn eager_copy(&self) -> Scene {
-        self.scene.copy(eager()).await
+    pub async fn eager_copy(&self) -> Node {
+        self.node.copy(eager()).await
     }
 }
 
 /// Lets scenarios run, several at a time: they are waiting most of the time.
-pub async fn play(scenarios: impl IntoIterator<Item = impl Future<Output = ()>>) {
+pub async fn run_concurrently(scenarios: impl IntoIterator<Item = impl Future<Output = ()>>) {
     const AT_A_TIME: usize = 4;
     futures::stream::iter(scenarios)
         .buffer_unordered(AT_A_TIME)
@@ -157,19 +157,19 @@ pub fn lineages(roots: &[Root]) -> Vec<String> {
 }
 
 /// What a server has that is expected to start.
-pub async fn seen(setup: &Setup, scene: &Scene) -> (Server, Contents) {
-    let server = setup.start(&scene.data()).await;
+pub async fn start_and_read(setup: &Setup, node: &Node) -> (Server, Contents) {
+    let server = setup.start(&node.data()).await;
     let seen = contents(&server.sdk()).await;
     (server, seen)
 }
 
 /// Waits until the newest snapshot of each partition is of the repository's lineage.
-pub async fn new_line_is_kept(place: &Place) {
+pub async fn wait_for_new_lineage(target: &Target) {
     eventually("a snapshot of the new line", async || {
         let kept = (0..=PARTITIONS).map(|partition| {
-            let root = place.root(partition)?;
+            let root = target.root(partition)?;
             let newest = root.retained().first()?.clone();
-            let metadata = place.get(&format!("{newest}/metadata.json"))?;
+            let metadata = target.get(&format!("{newest}/metadata.json"))?;
             let metadata: serde_json::Value = serde_json::from_slice(&metadata).unwrap();
             (metadata["lineage"] == root.json["lineage"]).then_some(())
         });
@@ -179,10 +179,10 @@ pub async fn new_line_is_kept(place: &Place) {
 }
 
 /// Waits until the newest snapshots cover everything that was acknowledged.
-pub async fn caught_up(server: &Server, place: &Place) {
+pub async fn caught_up(server: &Server, target: &Target) {
     eventually("everything is in the repository", async || {
         let ends = log_ends(server).await;
-        let newest = |(at, lsn): (u64, &u64)| place.root(at).is_some_and(|r| r.newest() >= *lsn);
+        let newest = |(at, lsn): (u64, &u64)| target.root(at).is_some_and(|r| r.newest() >= *lsn);
         (0..).zip(&ends).all(newest).then_some(())
     })
     .await;

@@ -1,4 +1,4 @@
-//! Where snapshots go: a directory or an S3 server; and a scene, which is a data directory beside it.
+//! Where snapshots go: a directory or an S3 server; and a node, which is a data directory beside it.
 //!
 //! What a test reads and breaks there it reads and breaks behind the server's back.
 
@@ -27,40 +27,42 @@ pub enum Kind {
 }
 
 /// A destination.
-pub enum Place {
+pub enum Target {
     Directory(PathBuf),
     S3(S3Server<Objects>),
 }
 
-impl Place {
-    async fn new(kind: Kind, scratch: &Path) -> Place {
+impl Target {
+    async fn new(kind: Kind, scratch: &Path) -> Target {
         match kind {
-            Kind::Directory => Place::Directory(scratch.join("backups")),
-            Kind::S3 => Place::S3(S3Server::in_memory().await),
+            Kind::Directory => Target::Directory(scratch.join("backups")),
+            Kind::S3 => Target::S3(S3Server::in_memory().await),
         }
     }
 
     /// Servers that use it.
     pub fn setup(&self, setup: Setup) -> Setup {
         match self {
-            Place::Directory(dir) => setup.set(&format!("snapshots.destination={}", dir.display())),
-            Place::S3(s3) => setup.set_all(&s3.settings()),
+            Target::Directory(dir) => {
+                setup.set(&format!("snapshots.destination={}", dir.display()))
+            }
+            Target::S3(s3) => setup.set_all(&s3.settings()),
         }
     }
 
     /// The S3 server.
     pub fn s3(&self) -> &S3Server<Objects> {
         match self {
-            Place::S3(s3) => s3,
-            Place::Directory(_) => panic!("it is a directory"),
+            Target::S3(s3) => s3,
+            Target::Directory(_) => panic!("it is a directory"),
         }
     }
 
     /// All objects, below the prefix.
     pub fn keys(&self) -> BTreeSet<String> {
         match self {
-            Place::Directory(dir) => files(dir),
-            Place::S3(s3) => {
+            Target::Directory(dir) => files(dir),
+            Target::S3(s3) => {
                 let keys = s3.keys();
                 let below = keys.iter().filter_map(|key| key.strip_prefix("esker/"));
                 below.map(str::to_owned).collect()
@@ -70,38 +72,38 @@ impl Place {
 
     pub fn get(&self, key: &str) -> Option<Vec<u8>> {
         match self {
-            Place::Directory(dir) => fs::read(dir.join(key)).ok(),
-            Place::S3(s3) => s3.get(&format!("esker/{key}")),
+            Target::Directory(dir) => fs::read(dir.join(key)).ok(),
+            Target::S3(s3) => s3.get(&format!("esker/{key}")),
         }
     }
 
     /// Another file takes the place of the old one, whose hard links keep their content.
     pub fn replace(&self, key: &str, content: Vec<u8>) {
         match self {
-            Place::Directory(dir) => {
+            Target::Directory(dir) => {
                 let new = dir.join("replacement");
                 fs::write(&new, content).unwrap();
                 fs::create_dir_all(dir.join(key).parent().unwrap()).unwrap();
                 fs::rename(new, dir.join(key)).unwrap();
             }
-            Place::S3(s3) => s3.put(&format!("esker/{key}"), content),
+            Target::S3(s3) => s3.put(&format!("esker/{key}"), content),
         }
     }
 
     pub fn remove(&self, key: &str) {
         match self {
-            Place::Directory(dir) => fs::remove_file(dir.join(key)).unwrap(),
-            Place::S3(s3) => s3.remove(&format!("esker/{key}")),
+            Target::Directory(dir) => fs::remove_file(dir.join(key)).unwrap(),
+            Target::S3(s3) => s3.remove(&format!("esker/{key}")),
         }
     }
 
     pub fn empty(&self) {
         match self {
-            Place::Directory(dir) => {
+            Target::Directory(dir) => {
                 fs::remove_dir_all(dir).unwrap();
                 fs::create_dir(dir).unwrap();
             }
-            Place::S3(_) => self.keys().iter().for_each(|key| self.remove(key)),
+            Target::S3(_) => self.keys().iter().for_each(|key| self.remove(key)),
         }
     }
 
@@ -234,21 +236,21 @@ impl Root {
 }
 
 /// A data directory beside a repository, in a directory that goes with it.
-pub struct Scene {
+pub struct Node {
     dir: tempfile::TempDir,
-    pub place: Place,
+    pub target: Target,
     /// How servers are started there.
     pub setup: Setup,
 }
 
-impl Scene {
-    pub async fn new(kind: Kind, setup: Setup) -> Scene {
+impl Node {
+    pub async fn new(kind: Kind, setup: Setup) -> Node {
         let dir = tempfile::tempdir().unwrap();
-        let place = Place::new(kind, dir.path()).await;
-        Scene {
-            setup: place.setup(setup),
+        let target = Target::new(kind, dir.path()).await;
+        Node {
+            setup: target.setup(setup),
             dir,
-            place,
+            target,
         }
     }
 
@@ -261,16 +263,16 @@ impl Scene {
     }
 
     /// The same again, elsewhere; files that were one are one there, too.
-    pub async fn copy(&self, setup: Setup) -> Scene {
-        let kind = match self.place {
-            Place::Directory(_) => Kind::Directory,
-            Place::S3(_) => Kind::S3,
+    pub async fn copy(&self, setup: Setup) -> Node {
+        let kind = match self.target {
+            Target::Directory(_) => Kind::Directory,
+            Target::S3(_) => Kind::S3,
         };
-        let copy = Scene::new(kind, setup).await;
+        let copy = Node::new(kind, setup).await;
         copy_dir(self.dir.path(), copy.dir.path());
-        if let Place::S3(_) = self.place {
-            for (key, content) in self.place.all() {
-                copy.place.replace(&key, content);
+        if let Target::S3(_) = self.target {
+            for (key, content) in self.target.all() {
+                copy.target.replace(&key, content);
             }
         }
         copy
