@@ -316,7 +316,7 @@ async fn a_deleted_basin_is_of_no_use_until_its_name_is_free_and_comes_back_empt
     let http = server.http1();
 
     http.delete("/v1/basins/come-back").send().await.expect(202);
-    // Whoever is faster than the deletion hears that it is pending, never that all is well.
+    // A request before the deletion is done is answered that it is pending, never with success.
     let append = http
         .post("/v1/streams/kept/records")
         .basin("come-back")

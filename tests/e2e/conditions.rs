@@ -74,7 +74,7 @@ async fn an_unexpected_sequence_number_is_refused_with_the_next_one_and_nothing_
         .await
         .expect(412);
         assert_eq!(answer.json(), json!({"seq_num_mismatch": next + 1}));
-        // An error is JSON also to those who speak protobuf.
+        // An error is JSON for clients of protobuf, too.
         let mut input = frames::input(["x"]);
         input.match_seq_num = Some(next);
         let answer = http

@@ -164,7 +164,7 @@ async fn appends_on_a_disk_that_becomes_full_are_answered_with_the_cause_while_c
     .await;
 }
 
-/// Why a try told nothing.
+/// Why a try proves nothing.
 const NOTHING_UNDER_WAY: &str = "nothing was under way";
 
 /// The disk becomes full so long after the appends have begun.

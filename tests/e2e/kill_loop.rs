@@ -2,7 +2,7 @@
 //!
 //! Each round starts the server, lets writers and followers loose on three streams, and kills the
 //! server at a random moment; now and then also in the middle of its start. Then the streams are
-//! read whole and compared with everything that clients were told. The judge is that of the soak
+//! read whole and compared with every answer that clients got. The judge is that of the soak
 //! ([`testkit_server::history`]); its own tests show that it finds each kind of fault.
 
 use std::collections::VecDeque;
@@ -83,7 +83,7 @@ impl Subject {
     }
 }
 
-/// Somebody who appends; goes on over all rounds of a stream.
+/// A writer over all rounds of a stream.
 struct Writer {
     subject: Subject,
     next: RecordId,

@@ -1,4 +1,4 @@
-//! Memory of read sessions together: it is bounded, whoever takes nothing of what was read.
+//! Memory of read sessions together: it is bounded, also when clients do not take what was read.
 
 use std::time::Duration;
 
@@ -73,7 +73,7 @@ async fn unread_sessions_hold_together_what_the_configuration_allows_and_followe
     // What may be held, some 100 KiB a session beside that, and the allocator: not two batches for each.
     let bound = (32 + 240 / 10 + 32) * MIB;
     assert!(grown < bound, "{} MiB of {}", grown / MIB, bound / MIB);
-    // Who follows another stream gets what comes.
+    // A reader of another stream gets what is appended.
     for number in 0..20 {
         sdk::append(&busy, [format!("{number}").repeat(1000)]).await;
         let next = async {

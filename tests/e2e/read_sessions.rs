@@ -313,7 +313,7 @@ async fn followers_of_every_kind_get_a_batch_whole_that_trims_itself() {
             assert_eq!(by_events, expected, "{transport:?}");
             next += 4;
         }
-        // Requests that race: nothing is missing for who was at the tail.
+        // Requests race: a reader at the tail misses nothing.
         let appends = (0..50).map(|_| stream.append(message(next + 1_000)));
         for appended in futures::future::join_all(appends).await {
             appended.unwrap();
@@ -325,7 +325,7 @@ async fn followers_of_every_kind_get_a_batch_whole_that_trims_itself() {
             seen.extend(batch.records.iter().map(|r| r.seq_num));
         }
         assert_eq!(seen, (next..end).collect::<Vec<_>>());
-        // Who begins now sees what the last trim left.
+        // A reader that begins now sees what the last trim left.
         let rest = sdk::read_all(&stream).await;
         assert_eq!(sdk::seq_nums(&rest), [end - 1]);
     }

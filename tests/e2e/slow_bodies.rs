@@ -119,7 +119,7 @@ async fn half_sent_bodies_hold_what_the_configuration_allows() {
             .body(vec![b' '; 3_900_000]);
         half_sent.push(Box::pin(request.open()));
     }
-    // Nobody answers: none of them is at its end. 390 MB are on their way.
+    // No body is complete, so none is answered. 390 MB are on their way.
     let sending = futures::future::join_all(half_sent);
     assert!(
         tokio::time::timeout(Duration::from_secs(3), sending)

@@ -1,4 +1,4 @@
-//! Clients that stop: they hold up nobody else, and memory stays bounded.
+//! Clients that stop: they delay no other client, and memory stays bounded.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,7 +14,7 @@ use crate::support::{Http, Server, Setup, eventually, soon};
 
 const MIB: u64 = 1024 * 1024;
 
-/// Servers that give nobody up who takes nothing: whoever was held up by one would wait for an hour.
+/// Servers that never disconnect a client that takes nothing: a client delayed by one would wait for an hour.
 fn without_end() -> Setup {
     Setup::default().set("limits.stall-timeout=1h")
 }
@@ -430,7 +430,7 @@ async fn a_connection_that_sends_no_request_is_closed_in_time() {
             .unwrap();
         connection.write_all(begin).await.unwrap();
         let mut answer = Vec::new();
-        // Unless it is told, it is thirty seconds.
+        // The default is thirty seconds.
         let in_time = Duration::from_secs(15);
         let closed = tokio::time::timeout(in_time, connection.read_to_end(&mut answer)).await;
         assert!(

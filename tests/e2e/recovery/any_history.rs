@@ -35,11 +35,11 @@ struct Acknowledged {
 /// Streams of one partition, by name.
 type Moment = BTreeMap<String, Acknowledged>;
 
-/// What a partition had after each step, in the line that it is in now.
+/// What a partition had after each step, in its present lineage.
 #[derive(Debug)]
 struct Line {
     moments: Vec<Moment>,
-    /// Where in `moments` the line began: a log goes back so far at most.
+    /// Where in `moments` the lineage began: a log reaches back no further.
     begun: usize,
     /// Where each snapshot in the repository is in `moments`.
     snapshots: BTreeMap<String, usize>,
@@ -274,7 +274,7 @@ impl World {
         whole.collect()
     }
 
-    /// Those of the line that the partition is in now: without one, a line that has just begun is taken
+    /// Those of the present lineage: without one, a lineage that has just begun is taken
     /// for somebody else's.
     fn whole_of_line(&self, partition: u64) -> usize {
         let begun = self.lines[&partition].begun;
@@ -282,7 +282,7 @@ impl World {
         whole.filter(|moment| *moment >= begun).count()
     }
 
-    /// Damages some of the newest snapshots, and leaves at least one of the line whole.
+    /// Damages some of the newest snapshots, and leaves at least one of the lineage whole.
     fn damage(&mut self, partition: u64) {
         let left = self.whole_of_line(partition);
         for at in 0..self.rng.random_range(0..left) {
@@ -313,7 +313,7 @@ impl World {
             local_snapshots: self.rng.random_bool(0.5),
         };
         let everything = self.rng.random_bool(0.2);
-        // Incremental snapshots take over damage that nobody has noticed: nothing may be whole.
+        // Incremental snapshots take over damage that was not noticed: nothing may be whole.
         if (0..=PARTITIONS).any(|p| self.whole_of_line(p) == 0) {
             return;
         }

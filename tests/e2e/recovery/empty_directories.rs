@@ -101,7 +101,7 @@ async fn a_repository_with_nothing_in_it_restores_nothing() {
         let node = Node::new(kind, eager()).await;
         let restore = node.setup.clone().bootstrap("restore");
         refused_and_empty(&restore, &node, "nothing_to_restore").await;
-        // And without being told anything, a new cluster begins there.
+        // Without an option, a new cluster begins there.
         let server = node.setup.start(&node.data()).await;
         node.target.roots().await;
         drop(server);

@@ -263,7 +263,7 @@ async fn a_catalog_without_any_copy_begins_empty_and_its_basins_are_adopted() {
     }
     assert_eq!(back, 2);
     contents(&server.sdk()).await.are(&lost, "adopted");
-    // A basin that is made now is nobody's whose streams are left.
+    // A basin that is created now has none of the streams that are left.
     let made = sdk::basin(&server.sdk(), "made-after-the-loss").await;
     sdk::append(&sdk::stream(&made, "first").await, ["mine"]).await;
     is_healthy(&server, "after an empty catalog").await;

@@ -79,7 +79,7 @@ pub struct History {
     pub roots: Vec<Root>,
 }
 
-/// Servers that put no snapshot unless they are told to.
+/// Servers that put snapshots on request only.
 pub fn quiet() -> Setup {
     Setup::default()
         .set("snapshots.snapshot-interval=1h")

@@ -194,7 +194,7 @@ async fn killed_over_and_over(removes: bool) {
         }
         server.restart(&setup).await;
         if lost {
-            // Before that, the repository has nothing of the line that is its own now.
+            // Before that, the repository has no snapshot of its present lineage.
             wait_for_new_lineage(&node.target).await;
         }
         for one in &mut told {

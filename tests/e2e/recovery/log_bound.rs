@@ -84,7 +84,7 @@ async fn under_refuse_appends_appends_are_refused_until_a_snapshot_is_archived()
         appended += 1;
         assert!(appended < 50 * BOUND / (100 * 1024), "never refused");
     }
-    // Nothing happened, so whoever is refused may try again. Files that nobody wants may be deleted late.
+    // A refused append had no effect, so it is tried again. Files without use may be deleted late.
     eventually("an append is refused", async || {
         let answer = server
             .http1()

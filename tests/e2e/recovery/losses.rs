@@ -8,7 +8,7 @@ use testkit_s3::Fault;
 
 use super::target::{Node, PARTITIONS, Target, copy_dir};
 
-/// What befalls the data directory.
+/// What is lost or damaged in the data directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Loss {
     Nothing,
@@ -28,7 +28,7 @@ pub enum Loss {
     Everything,
 }
 
-/// What befalls the repository.
+/// What is lost or damaged in the repository.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RepositoryLoss {
     Nothing,
@@ -122,7 +122,7 @@ impl RepositoryLoss {
         match (self, target) {
             (RepositoryLoss::Gone, Target::S3(s3)) => s3.fail(Fault::Disconnect),
             (RepositoryLoss::Gone, Target::Directory(dir)) => {
-                // No file, and not missing either: nobody can read it.
+                // It is not a file, and it is not missing: it cannot be read.
                 for partition in 0..=PARTITIONS {
                     let root = dir.join(format!("{partition}/latest.json"));
                     fs::rename(&root, root.with_extension("away")).unwrap();

@@ -79,7 +79,7 @@ async fn each_costs_nothing(destination: Kind, kind: &str) {
         if matches!(harm, RepositoryLoss::Nothing | RepositoryLoss::Gone) {
             is_healthy(&server, &context).await;
         }
-        // The line goes on: nothing was lost.
+        // The lineage is the same: nothing was lost.
         let roots = node.target.roots().await;
         assert_eq!(lineages(&roots), lineages(&history.roots), "{context}");
         drop(server);

@@ -1,4 +1,4 @@
-//! Losses that cost something: `--bootstrap restore` accepts that, and a new line begins.
+//! Losses that cost something: `--bootstrap restore` accepts that, and a new lineage begins.
 
 use s2_sdk::S2;
 use s2_sdk::error::{AppendConditionFailed, AppendError, ReadError};
@@ -109,7 +109,7 @@ async fn each_begins_a_new_line(destination: Kind, kind: &str) {
     .await;
 }
 
-/// Whoever was there before meets a gap or an error, and never other data.
+/// A reader from before the loss gets a gap or an error, never other data.
 async fn nothing_is_given_out_twice(s2: &S2, after: &Contents, full: &Contents, context: &str) {
     let at = kept(0);
     let (now, before) = (&after.0[&at], &full.0[&at]);
@@ -154,7 +154,7 @@ async fn goes_on_in_the_repository(
     let old = lineages(&history.roots);
     for partition in 0..=PARTITIONS {
         let index = usize::try_from(partition).unwrap();
-        // The newest snapshot is of the new line.
+        // The newest snapshot is of the new lineage.
         let root = eventually("a snapshot of the new line", async || {
             let root = node.target.root(partition)?;
             let newest = root.retained().first()?.clone();

@@ -5,7 +5,7 @@
 //! | [`lossless`] | losses that cost nothing |
 //! | [`damaged_blocks`] | damaged blocks of the database, wherever they are met |
 //! | [`running`] | damage that a running server meets, and its restart by itself |
-//! | [`lossy`] | losses that cost something: a new line, in which nothing is given out twice |
+//! | [`lossy`] | losses that cost something: a new lineage, in which no sequence number is assigned twice |
 //! | [`positions`] | what a stream says of its forks |
 //! | [`refusals`] | what a start refuses, and that it changes nothing then |
 //! | [`empty_directories`] | what an empty data directory means |
@@ -23,7 +23,7 @@
 //! |---|---|
 //! | [`target`] | a destination, and a data directory beside it |
 //! | [`history`] | a cluster that was killed after some work and some snapshots |
-//! | [`losses`] | what befalls it |
+//! | [`losses`] | what is lost of it |
 //! | [`contents`] | all that a client can read, before and after |
 
 mod any_history;

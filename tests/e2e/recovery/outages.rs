@@ -1,4 +1,4 @@
-//! A repository that cannot be reached, is slow or fails: nobody who appends is kept waiting.
+//! A repository that cannot be reached, is slow or fails: appends do not wait for it.
 
 use std::time::{Duration, Instant};
 

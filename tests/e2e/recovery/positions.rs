@@ -1,4 +1,4 @@
-//! Where a stream stands, before and after losses: who keeps a state can tell whether it is of the
+//! The position of a stream, before and after losses: the owner of a state can tell whether it is of the
 //! stream's history.
 
 use s2_sdk::types::{AppendInput, AppendRecord, AppendRecordBatch, CommandRecord};
@@ -14,7 +14,7 @@ const BASIN: &str = "states-basin";
 const STREAM: &str = "state/of orders";
 const ENCODED: &str = "state%2Fof%20orders";
 
-/// Where a stream stands; its name is percent-encoded.
+/// The position of a stream; its name is percent-encoded.
 pub async fn position(server: &Server, basin: &str, stream: &str) -> Value {
     let path = format!("/esker/v1/streams/{stream}/position");
     let answer = server.http1().get(&path).basin(basin).send().await;

@@ -1,4 +1,4 @@
-//! What a plain start refuses: nothing is changed, and nobody is served less than was acknowledged.
+//! What a plain start refuses: it changes nothing and serves nothing less than was acknowledged.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -212,7 +212,7 @@ async fn an_option_to_restore_that_is_left_in_the_environment_accepts_no_later_l
             "{log}"
         );
     }
-    // Whoever means it says it again.
+    // The option is given again to confirm it.
     let (_, log) = node.setup.start_refused(&node.data()).await;
     assert!(log.contains("error [log_missing]"), "{log}");
     starts(true).await;

@@ -160,7 +160,7 @@ async fn damage_that_a_merge_meets_is_repaired_by_the_server_and_other_partition
         let body = format!("other {number}");
         match other.append(sdk::input([&body])).await {
             Ok(_) => acknowledged.push(body),
-            // Nobody knows whether it happened, unless it says so.
+            // Its outcome is unknown unless the error says otherwise.
             Err(error) => {
                 let error = error.to_string();
                 assert!(
@@ -219,7 +219,7 @@ async fn a_restart_by_itself_that_is_killed_at_any_moment_costs_nothing() {
         }
         server.kill();
         let server = node.setup.start(&node.data()).await;
-        // A start that does not read the block leaves it to whoever does.
+        // A start that does not read the block leaves it to the first read of it.
         let read = eventually("everything can be read", async || {
             read_kept(&server, &streams).await
         });

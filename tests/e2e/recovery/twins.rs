@@ -25,7 +25,7 @@ async fn of_two_restores_at_once_at_most_one_serves(kind: Kind) {
         let (server, log) = match (one, other) {
             (Ok(server), Err(log)) | (Err(log), Ok(server)) => (server, log),
             (Ok(one), Ok(other)) => {
-                // One was done, with a snapshot of its line, before the other looked: that is a restore
+                // One was done, with a snapshot of its lineage, before the other looked: that is a restore
                 // of a cluster that lives, and the earlier one is of a stale lineage now.
                 for root in node.target.roots().await {
                     let before = &root.json["parent"]["parent"]["lineage"];
@@ -84,7 +84,7 @@ async fn a_directory_whose_cluster_was_restored_elsewhere_puts_no_snapshots_any_
         dead.logged("stale lineage").await;
         tokio::time::sleep(Duration::from_millis(2500)).await;
         drop(dead);
-        // Nor with a stop, nor told to restore: it is not the cluster any more.
+        // Neither after a stop nor with `--bootstrap restore`: it is not the cluster any more.
         let told = node.setup.clone().set("snapshots.snapshot-on-stop=true");
         let mut dead = told.start(&old).await;
         sdk::append(&stream(&dead.sdk(), &kept(1)), ["dead"]).await;
@@ -102,7 +102,7 @@ async fn a_directory_whose_cluster_was_restored_elsewhere_puts_no_snapshots_any_
 async fn one_loss_after_the_other_is_recovered_from_however_long_the_interval_is() {
     run_concurrently([Kind::Directory, Kind::S3].map(async |kind| {
         let history = History::new(kind, "incremental").await;
-        // Nobody waits an hour here: a new line puts its first snapshot at once.
+        // The interval of an hour does not matter here: a new lineage puts its first snapshot at once.
         let node = history.copy().await;
         let restore = node.setup.clone().bootstrap("restore");
         let mut before = history.phases[2].clone();
@@ -130,7 +130,7 @@ async fn a_second_loss_before_the_new_line_has_a_snapshot_is_recovered_from() {
     let lost = position(&server, BASIN, "orders-0").await;
     first.are(&history.phases[2].after_forks(1), "once");
     server.kill();
-    // As if nothing of the new line had been put but its beginning, a while ago.
+    // As if only the beginning of the new lineage had been put, a while ago.
     inflict(&node, Loss::Everything, RepositoryLoss::Nothing);
     let change = |key: &str, change: &dyn Fn(&mut serde_json::Value)| {
         let mut root = serde_json::from_slice(&node.target.get(key).unwrap()).unwrap();
@@ -153,7 +153,7 @@ async fn a_second_loss_before_the_new_line_has_a_snapshot_is_recovered_from() {
             node.target.replace(key, content.clone());
         }
     }
-    // Whoever comes too soon waits: the other one may be alive. That is a matter of a minute.
+    // A start that comes too soon waits up to a minute: the other copy may be alive.
     let now = Command::new("date")
         .args(["-u", "+%Y-%m-%dT%H:%M:%SZ"])
         .output();
@@ -175,9 +175,9 @@ async fn a_second_loss_before_the_new_line_has_a_snapshot_is_recovered_from() {
     }
     std::fs::remove_dir_all(node.data()).unwrap();
     let (server, second) = start_and_read(&restore, &node).await;
-    // What the line in between may have given out is not given out again either.
+    // Sequence numbers that the lineage in between may have assigned are not assigned again either.
     second.are(&history.phases[2].after_forks(2), "twice");
-    // And who has something of that line is told where it was cut off.
+    // The position of a reader of that lineage shows where it was cut off.
     let now = position(&server, BASIN, "orders-0").await;
     let cut = history.phases[2].0[&kept(0)].tail;
     let lines = [&lost["forks"][0]["parent"], &lost["lineage"]];

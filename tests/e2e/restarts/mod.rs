@@ -65,7 +65,7 @@ async fn everything(s2: &S2) -> String {
     seen
 }
 
-/// The fencing token in force, which an append with another one is told.
+/// The fencing token in force, which the refusal of an append with another one contains.
 async fn token_in_force(stream: &s2_sdk::S2Stream) -> String {
     let other: FencingToken = "not-this-one".parse().unwrap();
     let input = AppendInput::new(sdk::batch(["never"])).with_fencing_token(other);

@@ -89,7 +89,7 @@ async fn a_stop_answers_what_is_in_flight_and_refuses_what_is_new() {
 
 #[tokio::test]
 async fn a_stop_ends_every_session_with_the_reason_after_the_acks_it_owes() {
-    // Nobody is cut off by the grace period, or gets through by it.
+    // The grace period neither cuts a request off nor lets one through.
     let setup = Setup::default().set("shutdown-grace=1h");
     let mut server = setup.start_fresh().await;
     let basin = sdk::basin(&server.sdk(), "test-basin").await;

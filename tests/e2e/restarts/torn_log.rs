@@ -146,7 +146,7 @@ async fn a_missing_log_file_stops_the_start() {
         .collect();
     files.sort();
     assert!(files.len() >= 4, "{files:?}");
-    // Any but the last, whose loss cannot be told from a log that ended before it.
+    // Any but the last, whose loss cannot be distinguished from a log that ended before it.
     for file in &files[..files.len() - 1] {
         let aside = file.with_extension("aside");
         fs::rename(file, &aside).unwrap();
