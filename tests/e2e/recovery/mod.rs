@@ -11,7 +11,7 @@
 //! | [`empty_directories`] | what an empty data directory means |
 //! | [`empty_partitions`] | partitions of which no copy is left |
 //! | [`runbook`] | what status and health show after each row of the runbook |
-//! | [`twins`] | two that believe to be the same; one loss after the other |
+//! | [`twins`] | two copies of one node; one loss after the other |
 //! | [`kills`] | kills amid all of that |
 //! | [`any_history`] | all of that in any order, against a model |
 //! | [`outages`], [`log_bound`] | a repository out of reach, and the log meanwhile |
@@ -19,7 +19,7 @@
 //! | [`catalog`] | basins, and the streams that need them |
 //! | [`stops`] | a stop, and what the start after it shows |
 //!
-//! | what they stand on | |
+//! | what they share | |
 //! |---|---|
 //! | [`target`] | a destination, and a data directory beside it |
 //! | [`history`] | a cluster that was killed after some work and some snapshots |
