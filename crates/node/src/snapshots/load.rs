@@ -53,7 +53,7 @@ impl Inner {
         let age = newest.map_or(Duration::ZERO, |n| {
             past_age(n.created_at).unwrap_or(Duration::MAX)
         });
-        let asked = !known.asked.is_empty();
+        let asked = !known.waiting.is_empty();
         let empty = known.empty_entries();
         let newest_bytes = known.newest_bytes;
         // What a new lineage has from its parent cannot stand for it: if this disk is lost as well, no

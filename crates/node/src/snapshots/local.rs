@@ -112,6 +112,12 @@ impl LocalSnapshots {
         self.newest.get(partition as usize)?.lock().clone()
     }
 
+    /// The checkpoint that a snapshot consists of, or a newer one that has replaced it meanwhile.
+    pub fn covering(&self, partition: u64, taken: &StoredSnapshot) -> Option<Arc<Held>> {
+        let newest = self.newest(partition)?;
+        (newest.checkpoint.meta.lsn >= taken.last_included_index.0).then_some(newest)
+    }
+
     /// Why the last attempt failed, if it did.
     pub fn failure(&self, partition: u64) -> Option<String> {
         let failing = self.failures.get(partition as usize)?.lock();

@@ -7,98 +7,100 @@ use esker_repository::{CurrentRoot, Error as RepositoryError, Repository};
 
 use super::archive::log_tail;
 use super::failure::Failure;
-use super::state::{CreatedSnapshot, RepositoryState};
+use super::state::RepositoryState;
 use crate::blocking::blocking;
 use crate::clock::past_age;
 use crate::core::Inner;
 use crate::recovery::{Candidate, Source, Witness};
 
-/// Reads what the repository has; whether that is known now.
-pub(super) async fn inspect(
-    inner: &Inner,
-    partition: u64,
-    repository: &Repository,
-    group: &Group<Outcome>,
-) -> bool {
-    let place = &inner.snapshots.known[partition as usize];
-    match repository.root().await {
+/// Reads what the repository has of a partition. Returns whether that is known now; if not, the failure was
+/// noted, and given to those who wait for a snapshot.
+pub(super) async fn read_root(inner: &Inner, partition: u64, repository: &Repository) -> bool {
+    let archive = &inner.snapshots.archive;
+    let read = match repository.root().await {
         Ok(root) => {
-            let lineage = inner.part(partition).lineage().ok();
-            let ours = lineage.map(|l| super::lineage_id(l.id()));
-            let of_others = check_history(inner, partition, repository, &root)
-                .await
-                .err();
-            let of_catalog = match partition {
-                0 => None,
-                _ => inner.snapshots.known[0].lock().other_writer(),
-            };
-            let mut known = place.lock();
-            if root.lineage.is_some() && root.lineage != ours {
-                let why = format!(
-                    "{} has gone on with lineage {}: this node is of a stale lineage, and what is appended here is not kept anywhere else. Stop it, and restore from the repository into an empty directory",
-                    inner.snapshots.archive.shown(),
-                    root.lineage.map(|l| l.to_string()).unwrap_or_default(),
-                );
-                tracing::error!(partition, why);
-                known.failed(Failure::other_lineage(why.clone()));
-                answer(&mut known, &Err(why));
-                return false;
-            }
-            if let Err(error) = repository.check_writer(&root) {
-                let failure = Failure::of(&error);
-                tracing::error!(partition, error = %failure, "no snapshots are put into the repository");
-                answer(&mut known, &Err(failure.to_string()));
-                known.failed(failure);
-                return false;
-            }
-            if let Some(failure) = of_catalog.or(of_others) {
-                tracing::error!(partition, error = %failure, "no snapshots are put into the repository");
-                answer(&mut known, &Err(failure.to_string()));
-                known.failed(failure);
-                return false;
-            }
-            inner.snapshots.archive.note_root(partition, &root);
+            let checked = check_root(inner, partition, repository, &root).await;
+            checked
+                .inspect_err(|failure| tracing::error!(partition, error = %failure, "no snapshots are put into the repository"))
+                .map(|()| Some(root))
+        }
+        // There is no root yet; or the disk of the repository is not mounted.
+        Err(RepositoryError::NoRoot { others: false, .. }) => {
+            let owner = archive.check_owner(&inner.snapshots.identity).await;
+            owner
+                .map_err(|error| Failure::of(&error))
+                .inspect_err(|failure| tracing::warn!(partition, error = %failure, "no snapshots are put into the repository"))
+                .map(|()| None)
+        }
+        Err(error) => {
+            tracing::warn!(partition, %error, "the repository could not be read");
+            Err(Failure::of(&error))
+        }
+    };
+    let mut known = inner.snapshots.known[partition as usize].lock();
+    match read {
+        Ok(Some(root)) => {
+            archive.note_root(partition, &root);
             known.note_root(&root);
-            if let Some(newest) = known.newest().map(|newest| newest.lsn) {
-                known.empty = (newest, inner.count_empty(partition, newest));
-            }
-            if let Some(newest) = known.newest()
-                && past_age(newest.created_at).is_none()
-            {
-                tracing::warn!(
-                    partition,
-                    created_at = %newest.created_at,
-                    "the newest snapshot is from the future: a clock was ahead, or this one is behind; the next one is due at once"
-                );
-            }
+            note_newest(inner, partition, &mut known);
             known.succeeded();
-            keep(group, &known);
+            keep_log(inner.group(partition), &known);
             true
         }
-        Err(RepositoryError::NoRoot { others: false, .. }) => {
-            // Nothing at all is what a disk that is not mounted has.
-            let archive = &inner.snapshots.archive;
-            let owner = archive.check_owner(&inner.snapshots.identity).await;
-            let mut known = place.lock();
-            if let Err(error) = owner {
-                let failure = Failure::of(&error);
-                tracing::warn!(partition, error = %failure, "no snapshots are put into the repository");
-                answer(&mut known, &Err(failure.to_string()));
-                known.failed(failure);
-                return false;
-            }
+        Ok(None) => {
             known.looked = true;
             known.retained.clear();
             true
         }
-        Err(error) => {
-            tracing::warn!(partition, %error, "the repository could not be read");
-            let mut known = place.lock();
-            known.failed(Failure::of(&error));
-            answer(&mut known, &Err(error.to_string()));
+        Err(failure) => {
+            known.answer(&Err(failure.to_string()));
+            known.failed(failure);
             false
         }
     }
+}
+
+/// Notes what came after the newest snapshot that changes nothing, and warns of a clock that was wrong.
+fn note_newest(inner: &Inner, partition: u64, known: &mut RepositoryState) {
+    let Some(newest) = known.newest().cloned() else {
+        return;
+    };
+    known.empty = (newest.lsn, inner.count_empty(partition, newest.lsn));
+    if past_age(newest.created_at).is_none() {
+        tracing::warn!(
+            partition,
+            created_at = %newest.created_at,
+            "the newest snapshot is from the future: a clock was ahead, or this one is behind; the next one is due at once"
+        );
+    }
+}
+
+/// Whether this node may go on from a root: it is of this lineage and history, and no copy of this node
+/// writes there.
+async fn check_root(
+    inner: &Inner,
+    partition: u64,
+    repository: &Repository,
+    root: &CurrentRoot,
+) -> Result<(), Failure> {
+    let lineage = inner.part(partition).lineage().ok();
+    let ours = lineage.map(|l| super::lineage_id(l.id()));
+    if root.lineage.is_some() && root.lineage != ours {
+        return Err(Failure::other_lineage(format!(
+            "{} has gone on with lineage {}: this node is of a stale lineage, and what is appended here is not kept anywhere else. Stop it, and restore from the repository into an empty directory",
+            inner.snapshots.archive.shown(),
+            root.lineage.map(|l| l.to_string()).unwrap_or_default(),
+        )));
+    }
+    let writer = repository.check_writer(root);
+    writer.map_err(|error| Failure::of(&error))?;
+    // Of two copies of a data directory, one puts the snapshots of all partitions.
+    if partition != 0
+        && let Some(failure) = inner.snapshots.known[0].lock().other_writer()
+    {
+        return Err(failure);
+    }
+    check_history(inner, partition, repository, root).await
 }
 
 /// Whether the newest snapshot is of the history that this node has. An older copy of this data directory
@@ -146,15 +148,9 @@ pub(super) async fn check_history(
 }
 
 /// The log is kept from the oldest retained snapshot on.
-pub(super) fn keep(group: &Group<Outcome>, known: &RepositoryState) {
+pub(super) fn keep_log(group: &Group<Outcome>, known: &RepositoryState) {
     if let Some(oldest) = known.oldest() {
         group.keep_from(Lsn(oldest.lsn));
-    }
-}
-
-pub(super) fn answer(known: &mut RepositoryState, result: &Result<CreatedSnapshot, String>) {
-    for asker in known.asked.drain(..) {
-        let _ = asker.send(result.clone());
     }
 }
 

@@ -1,232 +1,276 @@
 //! One snapshot of a partition, from its checkpoint to the sweep after it.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use esker_partition::command::{Expire, ForgetBasin, Kind, Outcome};
-use esker_raft::Group;
+use esker_partition::command::{Expire, ForgetBasin, Kind};
 use esker_repository::sweep::Sweep;
-use esker_repository::{Progress, Repository};
+use esker_repository::{Checkpoint, Progress, Put, Repository};
 
 use super::archive::to_put;
 use super::failure::Failure;
-use super::root::{check_history, keep};
+use super::local::Held;
+use super::root::{check_history, keep_log};
 use super::schedule::Reason;
-use super::state::CreatedSnapshot;
+use super::state::{CreatedSnapshot, RepositoryState, Waiting};
 use crate::core::Inner;
 
-/// Puts a snapshot, answers whoever asked for it, and sweeps.
-pub(super) async fn put_and_note(
-    inner: &Inner,
-    partition: u64,
-    repository: Repository,
-    reason: Reason,
-) {
-    let place = &inner.snapshots.known[partition as usize];
-    let group = inner.group(partition);
-    let asked = std::mem::take(&mut place.lock().asked);
-    // Where a line begins, something was lost just before: of what is there nobody knows how good it is.
-    let apart = {
-        let known = place.lock();
-        known.force_full || (reason == Reason::First && known.newest().is_some())
-    };
-    let repository = match apart {
-        true => {
-            let archive = &inner.snapshots.archive;
-            archive.without_reuse(&inner.snapshots.identity, partition)
-        }
-        false => repository,
-    };
-    let result = put(inner, partition, &repository, group, reason).await;
-    note_put(inner, partition, reason, &result);
-    for asker in asked {
-        // Whoever asked may have gone.
-        let _ = asker.send(result.clone().map_err(|why| why.to_string()));
+/// How long a snapshot waits for the entry that lets it cover more than the one before.
+const ADVANCE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Makes a snapshot of a partition and puts it into the repository, in this order: checkpoint, catalog,
+/// claim, upload, commit (the swap of the root) and retention, and the sweep of what nothing refers to.
+/// Notes the outcome, and answers those who wait for it.
+pub(super) async fn make_snapshot(inner: &Inner, partition: u64, reason: Reason) {
+    let job = SnapshotJob::begin(inner, partition, reason);
+    let result = async {
+        let made = job.make_checkpoint().await?;
+        job.put_catalog().await;
+        job.claim_roots().await?;
+        let put = job.upload_and_commit(&made).await?;
+        Ok(job.publish(&made, &put))
     }
+    .await;
+    let repository = job.finish(&result);
     if result.is_ok() {
         sweep(inner, partition, &repository).await;
     }
 }
 
-/// Puts the catalog's snapshot, if the repository lacks something that a partition's snapshot may need.
-/// What comes of it is noted: the partition's own snapshot is put in any case, and is worth something
-/// once the catalog's is there.
-async fn put_catalog(inner: &Inner) {
-    if !inner.is_catalog_ahead() {
+/// A snapshot that is being made.
+struct SnapshotJob<'a> {
+    inner: &'a Inner,
+    partition: u64,
+    reason: Reason,
+    repository: Repository,
+    /// Those who asked before it began.
+    waiting: Vec<Waiting>,
+    begun: Instant,
+}
+
+/// A checkpoint, and what was applied before it was made.
+struct Made {
+    held: Arc<Held>,
+    checkpoint: Checkpoint,
+    /// The last LSN of each partition that was applied by then. Whatever the catalog has later, it has the
+    /// basin of every stream up to there.
+    applied: Vec<u64>,
+}
+
+impl<'a> SnapshotJob<'a> {
+    fn begin(inner: &'a Inner, partition: u64, reason: Reason) -> SnapshotJob<'a> {
+        let snapshots = &inner.snapshots;
+        let mut known = snapshots.known[partition as usize].lock();
+        let repository = match needs_full(&known, reason) {
+            true => snapshots
+                .archive
+                .without_reuse(&snapshots.identity, partition),
+            false => snapshots.archive.repository(&snapshots.identity, partition),
+        };
+        SnapshotJob {
+            inner,
+            partition,
+            reason,
+            repository,
+            waiting: std::mem::take(&mut known.waiting),
+            begun: Instant::now(),
+        }
+    }
+
+    fn known(&self) -> parking_lot::MutexGuard<'a, RepositoryState> {
+        self.inner.snapshots.known[self.partition as usize].lock()
+    }
+
+    /// Makes a checkpoint on this disk.
+    async fn make_checkpoint(&self) -> Result<Made, Failure> {
+        let (inner, partition) = (self.inner, self.partition);
+        let group = inner.group(partition);
+        if matches!(self.reason, Reason::LogFull | Reason::DiskFull) {
+            self.advance().await;
+        }
+        let applied = inner.all_applied();
+        let taken = group
+            .snapshot()
+            .await
+            .map_err(|_| Failure::here("the node is stopping"))?
+            .map_err(|e| Failure::here(e.to_string()))?;
+        let held = inner.snapshots.local.covering(partition, &taken);
+        let held = held.ok_or_else(|| Failure::here("the local snapshot cannot be read"))?;
+        let lineage = inner.part(partition).lineage();
+        let lineage = lineage.map_err(|e| Failure::here(e.to_string()))?;
+        let checkpoint = to_put(&held.checkpoint, &lineage, held.clone()).map_err(Failure::here)?;
+        Ok(Made {
+            held,
+            checkpoint,
+            applied,
+        })
+    }
+
+    /// Appends an entry that changes nothing. So the snapshot gets an LSN of its own and counts among those
+    /// that are retained; the oldest one, for which the log is kept, is then removed.
+    async fn advance(&self) {
+        let nothing = match self.partition {
+            // Of a basin and of a stream that do not exist.
+            0 => Kind::ForgetBasin(ForgetBasin { basin: 0 }),
+            _ => Kind::Expire(Expire::default()),
+        };
+        let group = self.inner.group(self.partition);
+        let done = tokio::time::timeout(ADVANCE_TIMEOUT, group.execute(nothing.into_bytes())).await;
+        // On a stalled disk there is no answer, and the snapshot may be what makes room.
+        if !matches!(done, Ok(Ok(_))) {
+            let partition = self.partition;
+            tracing::debug!(partition, "the snapshot covers no more than the one before");
+        }
+    }
+
+    /// Puts a snapshot of the catalog, if the repository lacks something of it that this snapshot may need.
+    /// Its outcome is noted. This snapshot is put in any case: it can be used once the catalog's is there.
+    async fn put_catalog(&self) {
+        if self.partition == 0 || !self.inner.is_catalog_ahead() {
+            return;
+        }
+        let (looked, waits) = {
+            let known = self.inner.snapshots.known[0].lock();
+            (known.looked, known.waits())
+        };
+        if looked && !waits {
+            Box::pin(make_snapshot(self.inner, 0, Reason::Needed)).await;
+        }
+    }
+
+    /// Claims the catalog's root and the partition's own. From then on no copy of this data directory
+    /// commits anything, and what one has committed before is in the root that was claimed.
+    async fn claim_roots(&self) -> Result<(), Failure> {
+        self.inner.claim_catalog().await?;
+        if self.known().is_claimed {
+            return Ok(());
+        }
+        if let Some(root) = self.inner.claim(self.partition).await? {
+            let checked = check_history(self.inner, self.partition, &self.repository, &root).await;
+            checked.inspect_err(|_| self.known().looked = false)?;
+        }
+        self.known().is_claimed = true;
+        Ok(())
+    }
+
+    /// Uploads the files that the repository lacks, swaps the root, and removes what is no longer retained.
+    async fn upload_and_commit(&self, made: &Made) -> Result<Put, Failure> {
+        let progress = Progress::new();
+        self.known().uploading = Some(progress.clone());
+        tracing::debug!(
+            partition = self.partition,
+            reason = %self.reason,
+            lsn = made.held.checkpoint.meta.lsn,
+            "putting a snapshot"
+        );
+        let put = self.repository.put(&made.checkpoint, &progress).await;
+        put.map_err(|error| {
+            // What the repository has is read again before the next attempt.
+            self.known().looked = false;
+            Failure::of(&error)
+        })
+    }
+
+    /// Makes known what the repository has now: the log is kept from the oldest retained snapshot on.
+    fn publish(&self, made: &Made, put: &Put) -> CreatedSnapshot {
+        let archive = &self.inner.snapshots.archive;
+        archive.note_put();
+        archive.note_root(self.partition, &put.root);
+        let mut known = self.known();
+        known.note_root(&put.root);
+        known.newest_bytes = Some(put.bytes);
+        keep_log(self.inner.group(self.partition), &known);
+        if self.partition == 0 {
+            self.inner.note_named(&made.applied);
+        }
+        CreatedSnapshot {
+            partition: self.partition,
+            snapshot: put.snapshot.to_string(),
+            lsn: put.snapshot.lsn.0,
+            archived_lsn: known.oldest().map_or(put.snapshot.lsn.0, |o| o.lsn),
+            files: put.files,
+            bytes: put.bytes,
+            bytes_uploaded: put.bytes_uploaded,
+            took: self.begun.elapsed(),
+        }
+    }
+
+    /// Notes and logs the outcome, and answers those who wait for it.
+    fn finish(self, result: &Result<CreatedSnapshot, Failure>) -> Repository {
+        let mut known = self.known();
+        known.uploading = None;
+        match result {
+            Ok(created) => {
+                known.succeeded();
+                known.force_full = false;
+                log_put(self.reason, created);
+            }
+            Err(why) => {
+                known.failed(why.clone());
+                let partition = self.partition;
+                tracing::warn!(partition, %why, "no snapshot was put into the repository");
+            }
+        }
+        drop(known);
+        for waiting in self.waiting {
+            // The caller may have gone.
+            let _ = waiting.send(result.clone().map_err(|why| why.to_string()));
+        }
+        self.repository
+    }
+}
+
+/// Whether a snapshot is to share no file with those that are there. After damage was found, and where a
+/// lineage begins because something was lost, existing files may be damaged, so none is reused.
+fn needs_full(known: &RepositoryState, reason: Reason) -> bool {
+    known.force_full || (reason == Reason::First && known.newest().is_some())
+}
+
+fn log_put(reason: Reason, created: &CreatedSnapshot) {
+    let partition = created.partition;
+    if reason == Reason::First && created.lsn <= 2 {
+        // A new node puts one for each partition, which is of no interest.
+        tracing::debug!(partition, "the first snapshot was put into the repository");
         return;
     }
-    let (looked, waits) = {
-        let known = inner.snapshots.known[0].lock();
-        (known.looked, known.waits())
-    };
-    if looked && !waits {
-        let archive = &inner.snapshots.archive;
-        let repository = archive.repository(&inner.snapshots.identity, 0);
-        Box::pin(put_and_note(inner, 0, repository, Reason::Needed)).await;
-    }
-}
-
-fn note_put(
-    inner: &Inner,
-    partition: u64,
-    reason: Reason,
-    result: &Result<CreatedSnapshot, Failure>,
-) {
-    let mut known = inner.snapshots.known[partition as usize].lock();
-    known.uploading = None;
-    match result {
-        Ok(created) => {
-            known.succeeded();
-            known.force_full = false;
-            if reason == Reason::First && created.lsn <= 2 {
-                // One for each partition of a new node: nobody wants to read that.
-                tracing::debug!(partition, "the first snapshot was put into the repository");
-                return;
-            }
-            tracing::info!(
-                partition,
-                snapshot = created.snapshot,
-                %reason,
-                files = created.files,
-                bytes = created.bytes,
-                bytes_uploaded = created.bytes_uploaded,
-                took = ?created.took,
-                "a snapshot was put into the repository"
-            );
-        }
-        Err(why) => {
-            known.failed(why.clone());
-            tracing::warn!(partition, %why, "no snapshot was put into the repository");
-        }
-    }
-}
-
-/// Appends an entry that changes nothing: the next snapshot has an LSN of its own, takes a place among
-/// those that are retained, and the oldest one, for which the log is kept, goes.
-async fn advance(partition: u64, group: &Group<Outcome>) {
-    let nothing = match partition {
-        // Of a basin and a stream that there never are.
-        0 => Kind::ForgetBasin(ForgetBasin { basin: 0 }),
-        _ => Kind::Expire(Expire::default()),
-    };
-    let done = tokio::time::timeout(ADVANCE_TIMEOUT, group.execute(nothing.into_bytes())).await;
-    // With a stalled disk it does not come, and the snapshot may be what makes room.
-    if !matches!(done, Ok(Ok(_))) {
-        tracing::debug!(partition, "the snapshot covers no more than the one before");
-    }
-}
-
-/// How long a put waits for the entry that lets its snapshot cover more than the one before.
-const ADVANCE_TIMEOUT: Duration = Duration::from_secs(5);
-
-async fn put(
-    inner: &Inner,
-    partition: u64,
-    repository: &Repository,
-    group: &Group<Outcome>,
-    reason: Reason,
-) -> Result<CreatedSnapshot, Failure> {
-    let started = Instant::now();
-    let snapshots = &inner.snapshots;
-    let place = &snapshots.known[partition as usize];
-    if matches!(reason, Reason::LogFull | Reason::DiskFull) {
-        advance(partition, group).await;
-    }
-    // Before it is taken: whatever the catalog's snapshot has, these have no stream without a basin there.
-    let applied = inner.all_applied();
-    group
-        .snapshot()
-        .await
-        .map_err(|_| Failure::here("the node is stopping"))?
-        .map_err(|e| Failure::here(e.to_string()))?;
-    let held = snapshots
-        .local
-        .newest(partition)
-        .ok_or_else(|| Failure::here("there is no local snapshot"))?;
-    let lineage = inner.part(partition).lineage();
-    let lineage = lineage.map_err(|e| Failure::here(e.to_string()))?;
-    let checkpoint = to_put(&held.checkpoint, &lineage, held.clone()).map_err(Failure::here)?;
-    if partition != 0 {
-        put_catalog(inner).await;
-    }
-    inner.claim_catalog().await?;
-    if !place.lock().is_claimed {
-        // From here on no copy of this data directory commits anything; what it has committed is seen.
-        if let Some(root) = inner.claim(partition).await? {
-            let checked = check_history(inner, partition, repository, &root).await;
-            checked.inspect_err(|_| place.lock().looked = false)?;
-        }
-        place.lock().is_claimed = true;
-    }
-    let progress = Progress::new();
-    place.lock().uploading = Some(progress.clone());
-    tracing::debug!(partition, %reason, lsn = held.checkpoint.meta.lsn, "putting a snapshot");
-    let put = match repository.put(&checkpoint, &progress).await {
-        Ok(put) => put,
-        Err(error) => {
-            // What it has is looked at anew.
-            place.lock().looked = false;
-            return Err(Failure::of(&error));
-        }
-    };
-    snapshots.archive.note_put();
-    let root = repository.root().await.map_err(|e| Failure::of(&e))?;
-    snapshots.archive.note_root(partition, &root);
-    let mut known = place.lock();
-    known.note_root(&root);
-    known.newest_bytes = Some(put.bytes);
-    keep(group, &known);
-    if partition == 0 {
-        inner.note_named(&applied);
-    }
-    Ok(CreatedSnapshot {
+    tracing::info!(
         partition,
-        snapshot: put.snapshot.to_string(),
-        lsn: put.snapshot.lsn.0,
-        archived_lsn: known.oldest().map_or(put.snapshot.lsn.0, |o| o.lsn),
-        files: put.files,
-        bytes: put.bytes,
-        bytes_uploaded: put.bytes_uploaded,
-        took: started.elapsed(),
-    })
+        snapshot = created.snapshot,
+        %reason,
+        files = created.files,
+        bytes = created.bytes,
+        bytes_uploaded = created.bytes_uploaded,
+        took = ?created.took,
+        "a snapshot was put into the repository"
+    );
 }
 
+/// Sweeps a partition's repository if the last sweep was long ago.
 pub(super) async fn sweep_if_due(inner: &Inner, partition: u64, repository: &Repository) {
-    let due = {
+    let is_due = {
         let mut known = inner.snapshots.known[partition as usize].lock();
-        let now = Instant::now();
-        let swept = *known.swept_at.get_or_insert(now);
-        now.duration_since(swept) >= SWEEP_EVERY && !known.retained.is_empty()
+        known.is_sweep_due(Instant::now())
     };
-    if due {
+    if is_due {
         sweep(inner, partition, repository).await;
     }
 }
 
+/// Removes objects that nothing in the repository refers to.
 async fn sweep(inner: &Inner, partition: u64, repository: &Repository) {
     if !inner.snapshots.archive.options().orphan_cleanup {
         return;
     }
     let result = repository.sweep().await;
-    if let Ok(sweep) = &result {
-        note_sweep(partition, sweep);
+    match &result {
+        Ok(sweep) => log_sweep(partition, sweep),
+        Err(error) => tracing::warn!(partition, %error, "orphans were not swept"),
     }
     let mut known = inner.snapshots.known[partition as usize].lock();
-    known.swept_at = Some(Instant::now());
-    known.sweep_failure = None;
-    let Err(error) = result else { return };
-    tracing::warn!(partition, %error, "orphans were not swept");
-    let failure = Failure::of(&error);
-    match failure.is_failing() {
-        true => known.sweep_failure = Some(failure.what),
-        // It concerns snapshots too, and the next look at the repository clears it, not the next sweep.
-        false => {
-            known.failed(failure);
-            known.looked = false;
-        }
-    }
+    known.note_sweep(result.err().as_ref());
 }
 
-fn note_sweep(partition: u64, sweep: &Sweep) {
+fn log_sweep(partition: u64, sweep: &Sweep) {
     let Sweep {
         listed,
         deleted,
@@ -255,5 +299,141 @@ fn note_sweep(partition: u64, sweep: &Sweep) {
     );
 }
 
-/// A partition that nothing is put of is swept this often.
-const SWEEP_EVERY: Duration = Duration::from_secs(24 * 3600);
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::time::Duration;
+
+    use bytes::Bytes;
+    use s2_common::config::{BasinConfig, OptionalStreamConfig};
+    use s2_common::record::{EnvelopeRecord, Record};
+    use s2_common::stream::{AppendInput, AppendRecord, AppendRecordParts};
+
+    use super::*;
+    use crate::basins::Create;
+    use crate::error::Error;
+    use crate::node::Node;
+    use crate::options::NodeOptions;
+    use crate::snapshots::SnapshotKind;
+    use crate::streams::{CreateOn, StreamHandle};
+
+    /// A node that makes snapshots when they are asked for, and at no other time.
+    async fn started(dir: &Path) -> (Node, StreamHandle) {
+        let mut options = NodeOptions::new(dir);
+        options.partitions = 1;
+        options.snapshots.kind = SnapshotKind::Incremental;
+        options.snapshots.num_retained = std::num::NonZeroU32::new(3);
+        options.snapshots.interval = None;
+        options.snapshots.interval_records = None;
+        options.snapshots.recovery_budget = None;
+        let node = Node::start(options).await.unwrap();
+        let (config, settings) = (BasinConfig::default(), OptionalStreamConfig::default());
+        let basin = node.provision_basin("test-basin", &config, &Create::Ensure);
+        basin.await.unwrap();
+        let stream = node.provision_stream("test-basin", "s", &settings, &Create::Ensure);
+        stream.await.unwrap();
+        let opened = node.open_stream("test-basin", "s", CreateOn::Append, &settings);
+        let stream = opened.await.unwrap();
+        (node, stream)
+    }
+
+    async fn append(stream: &StreamHandle, bytes: usize) {
+        let body = Bytes::from(vec![b'x'; bytes]);
+        let record = EnvelopeRecord::try_from_parts(Vec::new(), body).unwrap();
+        let record = AppendRecord::try_from(AppendRecordParts {
+            timestamp: None,
+            record: Record::Envelope(record).into(),
+        });
+        let input = AppendInput {
+            records: vec![record.unwrap()].try_into().unwrap(),
+            match_seq_num: None,
+            fencing_token: None,
+        };
+        stream.append(input).await.unwrap().done().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_is_put_is_the_checkpoint_that_was_made_for_it_with_what_it_needs_of_the_catalog() {
+        let dir = tempfile::tempdir().unwrap();
+        let (node, stream) = started(dir.path()).await;
+        append(&stream, 1000).await;
+        let inner = &node.inner;
+        let applied = inner.all_applied();
+        let created = node.create_snapshot(1).await.unwrap();
+        assert!(created.lsn >= applied[1]);
+        let local = inner.snapshots.local.newest(1).unwrap();
+        assert_eq!(local.checkpoint.meta.lsn, created.lsn);
+        // What the commit returned is what is known, and what is in the root.
+        let known = inner.snapshots.known[1].lock().retained.clone();
+        assert_eq!(known.first().unwrap().lsn, created.lsn);
+        assert_eq!(known.last().unwrap().lsn, created.archived_lsn);
+        let retained = node.snapshots(1).await.unwrap();
+        assert_eq!(retained.snapshots.len(), known.len());
+        // The basin is in the repository.
+        let catalog = inner.snapshots.known[0].lock().newest().cloned();
+        assert!(catalog.unwrap().lsn >= applied[0]);
+        assert!(!inner.is_catalog_needed());
+        node.stop(Duration::from_secs(30)).await;
+    }
+
+    #[tokio::test]
+    async fn a_failed_snapshot_is_answered_with_its_cause_noted_and_tried_again_for_a_caller() {
+        let dir = tempfile::tempdir().unwrap();
+        let (node, stream) = started(dir.path()).await;
+        append(&stream, 1000).await;
+        node.create_snapshot(1).await.unwrap();
+        let (repository, away) = (dir.path().join("repository"), dir.path().join("away"));
+        std::fs::rename(&repository, &away).unwrap();
+        append(&stream, 1000).await;
+        let refused = node.create_snapshot(1).await.unwrap_err();
+        assert!(matches!(&refused, Error::TryLater(_)), "{refused}");
+        let known = &node.inner.snapshots.known[1];
+        assert!(known.lock().failure.is_some());
+        assert!(known.lock().uploading.is_none());
+        assert!(known.lock().waits(), "it is not tried again at once");
+        let _ = std::fs::remove_dir_all(&repository);
+        std::fs::rename(&away, &repository).unwrap();
+        let created = node.create_snapshot(1).await.unwrap();
+        let known = known.lock();
+        assert_eq!(known.failure, None);
+        assert_eq!(known.newest().unwrap().lsn, created.lsn);
+        drop(known);
+        node.stop(Duration::from_secs(30)).await;
+    }
+
+    #[tokio::test]
+    async fn a_snapshot_after_damage_shares_no_file_with_those_that_are_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let (node, stream) = started(dir.path()).await;
+        append(&stream, 100_000).await;
+        node.create_snapshot(1).await.unwrap();
+        append(&stream, 10).await;
+        let shared = node.create_snapshot(1).await.unwrap();
+        assert!(shared.bytes_uploaded < shared.bytes, "{shared:?}");
+        let known = &node.inner.snapshots.known[1];
+        known.lock().force_full = true;
+        append(&stream, 10).await;
+        let full = node.create_snapshot(1).await.unwrap();
+        assert_eq!(full.bytes_uploaded, full.bytes);
+        assert!(!known.lock().force_full, "the next one may share again");
+        node.stop(Duration::from_secs(30)).await;
+    }
+
+    #[test]
+    fn files_are_reused_unless_they_may_be_damaged() {
+        let of_parent = super::super::state::Archived {
+            lsn: 1,
+            id: "a snapshot".to_owned(),
+            created_at: time::OffsetDateTime::UNIX_EPOCH,
+        };
+        let empty = RepositoryState::default();
+        assert!(!needs_full(&empty, Reason::First));
+        let mut forked = RepositoryState::default();
+        forked.retained.push(of_parent);
+        assert!(needs_full(&forked, Reason::First), "a lineage begins");
+        assert!(!needs_full(&forked, Reason::Interval));
+        let mut damaged = RepositoryState::default();
+        damaged.force_full = true;
+        assert!(needs_full(&damaged, Reason::Interval));
+    }
+}

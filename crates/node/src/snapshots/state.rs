@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
-use esker_repository::{CurrentRoot, Progress};
+use esker_repository::{CurrentRoot, Error as RepositoryError, Progress};
 use parking_lot::Mutex;
 use time::OffsetDateTime;
 use tokio::sync::oneshot;
@@ -19,6 +19,10 @@ use crate::recovery::RecoveryReport;
 /// Waits between attempts at a repository that fails.
 const FIRST_RETRY: Duration = Duration::from_secs(2);
 const LAST_RETRY: Duration = Duration::from_secs(300);
+/// A partition of which no snapshot is put is swept this often.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(24 * 3600);
+/// One whose last sweep failed is swept this often: a sweep lists all objects.
+const SWEEP_RETRY_INTERVAL: Duration = Duration::from_secs(3600);
 
 /// What a node knows about its snapshots.
 #[derive(Debug)]
@@ -81,7 +85,7 @@ pub(crate) struct Archived {
 /// What is known of a partition's repository.
 #[derive(Debug, Default)]
 pub(crate) struct RepositoryState {
-    /// Whether it was read since the start.
+    /// Whether the root was read, and what was noted of it still holds.
     pub looked: bool,
     /// Whether this start has claimed the root, and found it of this history.
     pub is_claimed: bool,
@@ -104,15 +108,17 @@ pub(crate) struct RepositoryState {
     /// Whether something that was put is not what it should be. The next snapshot shares no file with
     /// what is there: an incremental one would take over the damage.
     pub force_full: bool,
-    /// How far an upload is that is under way.
+    /// The progress of the upload under way, if there is one.
     pub uploading: Option<Progress>,
     failures: u32,
     try_at: Option<Instant>,
-    pub swept_at: Option<Instant>,
-    pub asked: Vec<Asker>,
+    swept_at: Option<Instant>,
+    /// Callers who wait for the next snapshot.
+    pub waiting: Vec<Waiting>,
 }
 
-type Asker = oneshot::Sender<Result<CreatedSnapshot, String>>;
+/// Who waits for a snapshot.
+pub(super) type Waiting = oneshot::Sender<Result<CreatedSnapshot, String>>;
 
 impl RepositoryState {
     pub fn newest(&self) -> Option<&Archived> {
@@ -129,24 +135,33 @@ impl RepositoryState {
         !refused && self.newest().is_some()
     }
 
-    /// That somebody else writes, if that is why nothing is put.
+    /// The failure, if it is that another copy of this node writes to the repository.
     pub fn other_writer(&self) -> Option<Failure> {
         let failure = self.failure.as_ref();
         failure.filter(|failure| failure.is_other_writer()).cloned()
     }
 
-    /// The answer comes when the next put that begins from here on has ended.
+    /// Asks for a snapshot. The answer comes when the next one that begins from here on has ended.
     pub fn ask(&mut self) -> oneshot::Receiver<Result<CreatedSnapshot, String>> {
         let (answer, answered) = oneshot::channel();
-        self.asked.push(answer);
+        self.waiting.push(answer);
         answered
     }
 
-    /// Whether it is not yet time for another attempt. Whoever asks does not wait for it.
-    pub fn waits(&self) -> bool {
-        self.asked.is_empty() && self.try_at.is_some_and(|at| at > Instant::now())
+    /// Answers all who wait for a snapshot.
+    pub fn answer(&mut self, result: &Result<CreatedSnapshot, String>) {
+        for waiting in self.waiting.drain(..) {
+            // The caller may have gone.
+            let _ = waiting.send(result.clone());
+        }
     }
 
+    /// Whether it is too early for another attempt. It never is while a caller waits for a snapshot.
+    pub fn waits(&self) -> bool {
+        self.waiting.is_empty() && self.try_at.is_some_and(|at| at > Instant::now())
+    }
+
+    /// Notes what the root retains, after it was read or committed.
     pub fn note_root(&mut self, root: &CurrentRoot) {
         self.looked = true;
         self.abandoned = root.abandoned.len();
@@ -170,6 +185,34 @@ impl RepositoryState {
         }
     }
 
+    /// Notes that a sweep has ended, and the error that ended it, if there was one.
+    pub fn note_sweep(&mut self, error: Option<&RepositoryError>) {
+        self.swept_at = Some(Instant::now());
+        self.sweep_failure = None;
+        let Some(failure) = error.map(Failure::of) else {
+            return;
+        };
+        match failure.is_failing() {
+            true => self.sweep_failure = Some(failure.what),
+            // No snapshot can be put either. The next look at the repository clears it, not the next sweep.
+            false => {
+                self.failed(failure);
+                self.looked = false;
+            }
+        }
+    }
+
+    /// Whether it is time for another sweep. A partition's first one is due an interval after the start.
+    pub fn is_sweep_due(&mut self, now: Instant) -> bool {
+        let interval = match self.sweep_failure {
+            Some(_) => SWEEP_RETRY_INTERVAL,
+            None => SWEEP_INTERVAL,
+        };
+        let swept = *self.swept_at.get_or_insert(now);
+        now.duration_since(swept) >= interval && !self.retained.is_empty()
+    }
+
+    /// Notes that an attempt has failed: the next one comes later each time.
     pub fn failed(&mut self, why: Failure) {
         self.failures += 1;
         let wait = FIRST_RETRY
@@ -179,6 +222,7 @@ impl RepositoryState {
         self.failure = Some(why);
     }
 
+    /// Notes that an attempt has succeeded.
     pub fn succeeded(&mut self) {
         self.failures = 0;
         self.try_at = None;
@@ -230,4 +274,88 @@ pub struct Proof {
     pub replay: Duration,
     /// When.
     pub at: OffsetDateTime,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn known() -> RepositoryState {
+        RepositoryState {
+            looked: true,
+            retained: vec![Archived {
+                lsn: 1,
+                id: "a snapshot".to_owned(),
+                created_at: OffsetDateTime::UNIX_EPOCH,
+            }],
+            ..RepositoryState::default()
+        }
+    }
+
+    fn no_space() -> RepositoryError {
+        RepositoryError::NoSpace {
+            path: "/repository".into(),
+            needed: 2,
+            free: 1,
+        }
+    }
+
+    #[test]
+    fn a_failing_repository_is_tried_ever_more_seldom_and_at_once_for_a_caller() {
+        let mut known = known();
+        let mut pauses = Vec::new();
+        for _ in 0..20 {
+            known.failed(Failure::failing("it does not answer"));
+            let pause = known.try_at.unwrap() - Instant::now();
+            pauses.push(pause.as_secs_f64().round() as u64);
+        }
+        assert_eq!(pauses[..4], [4, 8, 16, 32]);
+        assert!(pauses[8..].iter().all(|pause| *pause == 300), "{pauses:?}");
+        assert!(known.waits());
+        let mut answered = known.ask();
+        assert!(!known.waits(), "a caller waits for an attempt");
+        known.answer(&Err("no".to_owned()));
+        assert_eq!(answered.try_recv().unwrap().unwrap_err(), "no");
+        assert!(known.waits());
+        known.succeeded();
+        assert!(!known.waits());
+        assert_eq!(known.failure, None);
+    }
+
+    #[test]
+    fn a_sweep_that_meets_a_removed_root_is_the_failure_that_the_next_look_clears() {
+        let mut known = known();
+        known.note_sweep(Some(&no_space()));
+        let removed = RepositoryError::NoRoot {
+            root: "latest.json".to_owned(),
+            others: true,
+        };
+        known.note_sweep(Some(&removed));
+        let code = known.failure.as_ref().map(|failure| failure.code);
+        assert_eq!(code, Some("repository_root_missing"));
+        assert_eq!(known.sweep_failure, None);
+        assert!(!known.looked, "the repository is looked at again");
+        assert!(known.waits(), "but not at once");
+        known.succeeded();
+        assert_eq!((known.failure, known.sweep_failure), (None, None));
+    }
+
+    #[test]
+    fn a_sweep_that_fails_is_a_problem_of_its_own_and_is_tried_again_before_a_day_is_over() {
+        let mut known = known();
+        let start = Instant::now();
+        assert!(!known.is_sweep_due(start));
+        assert!(!known.is_sweep_due(start + SWEEP_RETRY_INTERVAL));
+        assert!(known.is_sweep_due(start + SWEEP_INTERVAL));
+        known.note_sweep(Some(&no_space()));
+        assert!(known.sweep_failure.is_some());
+        assert_eq!(known.failure, None, "snapshots are put");
+        assert!(known.looked);
+        let start = Instant::now();
+        assert!(!known.is_sweep_due(start));
+        assert!(known.is_sweep_due(start + SWEEP_RETRY_INTERVAL));
+        known.note_sweep(None);
+        assert_eq!(known.sweep_failure, None);
+        assert!(!known.is_sweep_due(Instant::now() + SWEEP_RETRY_INTERVAL));
+    }
 }

@@ -13,9 +13,9 @@ use esker_repository::env::System;
 
 use super::failure::Failure;
 use super::load::Load;
-use super::root::{answer, inspect};
+use super::root::read_root;
 use super::schedule::due;
-use super::snapshot_job::{put_and_note, sweep_if_due};
+use super::snapshot_job::{make_snapshot, sweep_if_due};
 use crate::core::Inner;
 use crate::error::Error;
 
@@ -63,7 +63,7 @@ async fn run(inner: Weak<Inner>) {
             inner.note_named(&applied);
         }
         for partition in 0..inner.snapshots.known.len() as u64 {
-            work(&inner, partition, probed, load).await;
+            start_snapshot_if_due(&inner, partition, probed, load).await;
         }
         let woken = tokio::time::timeout(LOOK_EVERY, inner.snapshots.wake.notified());
         // Either is a reason to look again.
@@ -130,37 +130,30 @@ async fn probe_once(inner: &Inner) -> bool {
     for known in &snapshots.known {
         let mut known = known.lock();
         known.failed(failure.clone());
-        answer(&mut known, &Err(failure.to_string()));
+        known.answer(&Err(failure.to_string()));
     }
     false
 }
 
-async fn work(inner: &Inner, partition: u64, may_put: bool, load: Load) {
-    let place = &inner.snapshots.known[partition as usize];
+/// Reads a partition's root if that is due, then makes a snapshot or sweeps, whichever is due.
+async fn start_snapshot_if_due(inner: &Inner, partition: u64, may_put: bool, load: Load) {
+    let snapshots = &inner.snapshots;
     let (looked, waits) = {
-        let known = place.lock();
+        let known = snapshots.known[partition as usize].lock();
         (known.looked, known.waits())
     };
     if waits {
         return;
     }
-    let repository = inner
-        .snapshots
-        .archive
-        .repository(&inner.snapshots.identity, partition);
-    let group = inner.group(partition);
-    if !looked && !inspect(inner, partition, &repository, group).await {
+    let repository = snapshots.archive.repository(&snapshots.identity, partition);
+    if !looked && !read_root(inner, partition, &repository).await {
         return;
     }
     if !may_put {
         return;
     }
-    let Some(reason) = due(
-        inner.snapshots.archive.options(),
-        &inner.facts(partition, load),
-    ) else {
-        sweep_if_due(inner, partition, &repository).await;
-        return;
-    };
-    put_and_note(inner, partition, repository, reason).await;
+    match due(snapshots.archive.options(), &inner.facts(partition, load)) {
+        Some(reason) => make_snapshot(inner, partition, reason).await,
+        None => sweep_if_due(inner, partition, &repository).await,
+    }
 }

@@ -44,6 +44,7 @@ impl Upload<'_> {
                         files_uploaded: self.files_uploaded,
                         bytes_uploaded: self.bytes_uploaded,
                         retention,
+                        root: *after,
                     })));
                 }
                 Committed::Fenced => return Ok(End::Fenced),

@@ -58,6 +58,8 @@ pub struct Put {
     pub bytes_uploaded: u64,
     /// What was deleted, because newer snapshots took its place.
     pub retention: Retention,
+    /// The root that the commit made.
+    pub root: CurrentRoot,
 }
 
 /// An upload under way.
