@@ -180,23 +180,6 @@ impl LockedDir {
         self.found.is_none()
     }
 
-    /// Copies of somebody's partitions that are here although nobody has used the directory so far, in
-    /// words.
-    pub fn copies(&self) -> Result<Option<String>, StartError> {
-        if !self.is_empty() {
-            return Ok(None);
-        }
-        let found = checkpoints_in(&self.path.join("checkpoints"))?;
-        if found.is_empty() {
-            return Ok(None);
-        }
-        let numbers: Vec<u64> = found.iter().map(|(number, _)| *number).collect();
-        Ok(Some(format!(
-            "checkpoints/ has local snapshots of {}",
-            in_words(&numbers)
-        )))
-    }
-
     /// Begins to make it for `identity`, if it is empty. Whoever it belongs to must have as many
     /// partitions as are configured.
     pub fn belonging_to(
@@ -532,6 +515,19 @@ pub(crate) fn checkpoints_in(base: &Path) -> Result<Vec<(u64, Vec<PathBuf>)>, St
     }
     found.sort();
     Ok(found)
+}
+
+/// Copies of somebody's partitions in a directory, in words. An empty one may have some, if the rest is gone.
+pub(crate) fn copies_in(dir: &Path) -> Result<Option<String>, StartError> {
+    let found = checkpoints_in(&dir.join("checkpoints"))?;
+    if found.is_empty() {
+        return Ok(None);
+    }
+    let numbers: Vec<u64> = found.iter().map(|(number, _)| *number).collect();
+    Ok(Some(format!(
+        "checkpoints/ has local snapshots of {}",
+        in_words(&numbers)
+    )))
 }
 
 /// Refuses what is there and no directory.

@@ -8,7 +8,8 @@ use std::path::Path;
 
 use esker_repository::ownership;
 
-use super::copies::remove;
+use super::search::remove;
+use crate::blocking::blocking;
 use crate::error::StartError;
 use crate::snapshots::Archive;
 use crate::state::archive::StateArchive;
@@ -63,7 +64,8 @@ pub(super) async fn bring_archived_state(
         return Ok(());
     }
     let archive = StateArchive::new(archive.destination());
-    let newest_here = match newest_state(dir) {
+    let here = dir.to_owned();
+    let newest_here = match blocking(move || newest_state(&here)).await {
         Ok(newest) => newest.and_then(|(name, _)| commit_of(&name)).unwrap_or(0),
         // It is met again, and ends the start.
         Err(_) => return Ok(()),
@@ -114,11 +116,14 @@ async fn bring(
     remove(scratch).map_err(|e| FileError::Unreadable(io::Error::other(e.to_string())))?;
     std::fs::create_dir_all(scratch)?;
     archive.fetch(commit_ts, scratch).await?;
-    let fetched = Files::at(scratch.to_owned());
-    fetched.check(commit_ts)?;
-    let files = Files::open(dir.join("snapshots"))?;
-    if files.path(commit_ts).exists() {
-        files.set_aside(commit_ts)?;
-    }
-    Ok(files.adopt(&fetched, commit_ts)?)
+    let (fetched, dir) = (Files::at(scratch.to_owned()), dir.join("snapshots"));
+    blocking(move || {
+        fetched.check(commit_ts)?;
+        let files = Files::open(dir)?;
+        if files.path(commit_ts).exists() {
+            files.set_aside(commit_ts)?;
+        }
+        Ok(files.adopt(&fetched, commit_ts)?)
+    })
+    .await
 }

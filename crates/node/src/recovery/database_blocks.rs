@@ -7,7 +7,7 @@
 
 use esker_partition::{PartitionId, StoreError};
 
-use super::copies::{Search, remove};
+use super::search::{Search, remove};
 use crate::blocking::blocking;
 use crate::error::StartError;
 
@@ -42,12 +42,12 @@ impl Search<'_> {
         let aside = match files.exists() {
             true => {
                 let name = format!("db-partition-{partition}");
-                Some(self.data_dir.put_aside_as(&files, &name)?)
+                Some(self.cx.data_dir.put_aside_as(&files, &name)?)
             }
             false => None,
         };
         // From here on the files are kept, whenever this start ends.
-        self.data_dir.report_damage(partition, &why)?;
+        self.cx.data_dir.report_damage(partition, &why)?;
         tracing::error!(
             partition,
             why,

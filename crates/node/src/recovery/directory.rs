@@ -2,16 +2,17 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::sync::Arc;
 
 use esker_partition::{Checkpoint, Lineage, PartitionId, Store, StoreError, StoreOptions};
 use esker_repository::{ownership, partitions};
-use tokio::runtime::Handle;
 
 use super::acceptance::{self, Accepted};
 use super::archived_state::{bring_archived_state, newest_state};
-use super::copies::remove;
 use super::plan::Plan;
-use crate::data_dir::{DataDir, Identity, LockedDir, checkpoints_in};
+use super::search::remove;
+use crate::blocking::blocking;
+use crate::data_dir::{DataDir, Identity, LockedDir, checkpoints_in, copies_in};
 use crate::error::StartError;
 use crate::options::NodeOptions;
 use crate::snapshots::{Archive, Bootstrap, cluster_id};
@@ -24,7 +25,8 @@ pub(super) struct Entered {
     pub accepted: Accepted,
 }
 
-pub(super) fn enter(options: &NodeOptions, handle: &Handle) -> Result<Entered, StartError> {
+/// Locks a data directory, decides what it is, and begins to make it if it is empty.
+pub(super) async fn enter(options: &Arc<NodeOptions>) -> Result<Entered, StartError> {
     let mut empty = options.empty_partitions.iter();
     if let Some(partition) = empty.find(|one| **one > u64::from(options.partitions)) {
         return Err(StartError::NoSuchPartition {
@@ -32,17 +34,27 @@ pub(super) fn enter(options: &NodeOptions, handle: &Handle) -> Result<Entered, S
             last: options.partitions,
         });
     }
-    if options.restarted {
-        served_from(&options.data_dir)?;
-    }
-    let locked = LockedDir::open(&options.data_dir)?;
-    let begun = match begin(options, handle, &locked) {
+    let (restarted, path) = (options.restarted, options.data_dir.clone());
+    let locked = blocking(move || {
+        if restarted {
+            served_from(&path)?;
+        }
+        LockedDir::open(&path)
+    })
+    .await?;
+    let begun = match begin(options, &locked).await {
         Ok(begun) => begun,
         Err(error) => {
-            locked.leave();
+            blocking(move || locked.leave()).await;
             return Err(error);
         }
     };
+    let options = options.clone();
+    blocking(move || use_dir(&options, locked, begun)).await
+}
+
+/// Makes an empty directory somebody's, and checks that it is the one that is configured.
+fn use_dir(options: &NodeOptions, locked: LockedDir, begun: Begun) -> Result<Entered, StartError> {
     let identity = || match begun.identity {
         Some(identity) => identity,
         None => Identity::new(&options.cluster_name, options.partitions),
@@ -92,10 +104,15 @@ struct Begun {
 }
 
 /// Decides what the directory is, and makes nothing of an empty one but the plan of its restore.
-fn begin(options: &NodeOptions, handle: &Handle, locked: &LockedDir) -> Result<Begun, StartError> {
-    let archive = Archive::open(&options.snapshots, locked.path())?;
-    let mut plan = Plan::read(locked.path())?;
-    let said = acceptance::counts(locked.path(), options.bootstrap)?;
+async fn begin(options: &Arc<NodeOptions>, locked: &LockedDir) -> Result<Begun, StartError> {
+    let (leaf, path) = (options.clone(), locked.path().to_owned());
+    let read = blocking(move || {
+        let archive = Archive::open(&leaf.snapshots, &path)?;
+        let said = acceptance::counts(&path, leaf.bootstrap)?;
+        Ok::<_, StartError>((archive, Plan::read(&path)?, said))
+    });
+    let (archive, mut plan, said) = read.await?;
+    let path = locked.path().to_owned();
     let wants = match &plan {
         // It was said once, and a crash came between.
         Some(plan) if plan.everything => Some(Bootstrap::Restore),
@@ -112,26 +129,27 @@ fn begin(options: &NodeOptions, handle: &Handle, locked: &LockedDir) -> Result<B
             }
         }
         Some(Bootstrap::Restore) => {
-            identity = Some(handle.block_on(restored_identity(options, &archive, locked))?);
+            identity = Some(restored_identity(options, &archive, locked).await?);
             let everything = Plan {
                 everything: true,
                 ..Plan::default()
             };
-            everything.write(locked.path())?;
-            plan = Some(everything);
+            plan = Some(everything.clone());
+            blocking(move || everything.write(&path)).await?;
         }
         wants => {
-            if let Some(what) = locked.copies()? {
+            if let Some(what) = blocking(move || copies_in(&path)).await? {
                 return Err(StartError::HoldsCopies {
                     dir: locked.path().to_owned(),
                     what,
                 });
             }
-            handle.block_on(nobody_there(&archive, wants, locked))?;
+            nobody_there(&archive, wants, locked).await?;
             if wants != Some(Bootstrap::New) {
                 let cluster = &options.cluster_name;
-                handle.block_on(bring_archived_state(locked.path(), cluster, &archive))?;
-                no_state_there(locked.path())?;
+                bring_archived_state(locked.path(), cluster, &archive).await?;
+                let path = locked.path().to_owned();
+                blocking(move || no_state_there(&path)).await?;
             }
         }
     }
@@ -244,7 +262,7 @@ async fn nobody_there(
 /// the local snapshots that are left do. Both have to be of one cluster, and of the one that is configured:
 /// what is made of them is opened by its name, and puts its snapshots there.
 async fn restored_identity(
-    options: &NodeOptions,
+    options: &Arc<NodeOptions>,
     archive: &Archive,
     locked: &LockedDir,
 ) -> Result<Identity, StartError> {
@@ -254,7 +272,8 @@ async fn restored_identity(
         Err(nothing @ StartError::NothingToRestore { .. }) => Err(nothing),
         Err(other) => return Err(other),
     };
-    let left = identity_of_checkpoints(options, locked)?;
+    let (leaf, path) = (options.clone(), locked.path().to_owned());
+    let left = blocking(move || identity_of_checkpoints(&leaf, &path)).await?;
     let refused = |what: String| StartError::NothingToRestore {
         repository: archive.shown().to_owned(),
         why: format!(
@@ -274,7 +293,8 @@ async fn restored_identity(
         (Ok(archived), _) => Ok(archived),
         (Err(nothing), None) => {
             bring_archived_state(locked.path(), &options.cluster_name, archive).await?;
-            Err(with_state(nothing, locked.path()))
+            let path = locked.path().to_owned();
+            Err(blocking(move || with_state(nothing, &path)).await)
         }
         (Err(_), Some(left)) => match archive.check_owner(&left).await {
             Ok(()) => Ok(left),
@@ -394,10 +414,10 @@ async fn identity_of_partition(
 /// The same, by the newest whole checkpoint that is left; `None` if there is none.
 fn identity_of_checkpoints(
     options: &NodeOptions,
-    locked: &LockedDir,
+    path: &Path,
 ) -> Result<Option<Identity>, StartError> {
-    let scratch = locked.path().join("scratch");
-    let left = checkpoints_in(&locked.path().join("checkpoints"))?;
+    let scratch = path.join("scratch");
+    let left = checkpoints_in(&path.join("checkpoints"))?;
     for dir in left.into_iter().flat_map(|(_, dirs)| dirs) {
         remove(&scratch)?;
         let read = lineage_of(&dir, &scratch);
@@ -414,7 +434,7 @@ fn identity_of_checkpoints(
         };
         if lineage.partitions != options.partitions {
             return Err(StartError::RestoredPartitions {
-                found: format!("{} has local snapshots", locked.path().display()),
+                found: format!("{} has local snapshots", path.display()),
                 made: lineage.partitions,
                 configured: options.partitions,
             });
@@ -456,7 +476,7 @@ mod tests {
                     restarted: true,
                     ..NodeOptions::new(dir.path().join(name))
                 };
-                let entered = enter(&options, &Handle::current());
+                let entered = enter(&Arc::new(options)).await;
                 let error = entered.err().unwrap();
                 assert_eq!(error.code(), "data_dir_replaced", "{error}");
             }

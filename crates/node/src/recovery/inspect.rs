@@ -9,7 +9,9 @@ use esker_raft::runtime::{NodeConfig, NodeError};
 use esker_raft::{GroupId, NodeId};
 
 use super::candidates::LogFacts;
-use super::{MAX_PENDING, TICK, log_state};
+use super::context::{Context, log_state};
+use super::plan::Plan;
+use super::{MAX_PENDING, TICK};
 use crate::data_dir::{DataDir, MADE_OF_STATE};
 use crate::error::StartError;
 use crate::options::NodeOptions;
@@ -130,16 +132,19 @@ pub(super) fn open_log(
     Ok(raft)
 }
 
-/// Looks at log and database, and changes nothing but a note that is out of date. `may_lack`: of which
-/// partitions the log may have nothing; `planned`: the lineage that an earlier start was to begin.
-pub(super) fn inspect(
-    options: &NodeOptions,
-    data_dir: &DataDir,
-    raft: &esker_raft::Node,
-    store_options: &StoreOptions,
-    may_lack: impl Fn(u64) -> bool,
-    planned: impl Fn(u64) -> Option<LineageId>,
-) -> Result<Facts, StartError> {
+/// Reads what log and database have, and changes nothing but a note that is out of date. `plan` is what an
+/// earlier start has decided. Blocking.
+pub(super) fn inspect(cx: &Context, plan: &Plan) -> Result<Facts, StartError> {
+    let Context {
+        options,
+        data_dir,
+        accepted,
+        raft,
+        store: store_options,
+        ..
+    } = cx;
+    let may_lack = |partition| accepted.loss || plan.forks.contains_key(&partition);
+    let planned = |partition| plan.forks.get(&partition)?.id();
     let (store, is_whole) = open_database(&data_dir.db(), store_options)?;
     if let Err(why) = &store {
         tracing::warn!(%why, "the database cannot be used");

@@ -13,8 +13,8 @@ use esker_partition::{LineageId, PartitionId};
 
 use super::candidates::{best, connects};
 use super::contradiction::Witness;
-use super::copies::{RecoverySource, Search, remove};
 use super::plan::PlannedFork;
+use super::search::{RecoverySource, Search, remove};
 use crate::blocking::blocking;
 use crate::error::StartError;
 use crate::state::archive::StateArchive;
@@ -49,10 +49,10 @@ impl Search<'_> {
         ancestry: &[(LineageId, u64)],
         has_root: bool,
     ) -> Result<Option<RecoverySource>, StartError> {
-        if self.facts.partition != state_partition(self.data_dir.identity.partitions).0 {
+        if self.facts.partition != state_partition(self.cx.data_dir.identity.partitions).0 {
             return Ok(None);
         }
-        let dir = self.data_dir.snapshots();
+        let dir = self.cx.data_dir.snapshots();
         let opened = blocking(move || {
             let files = Files::open(dir)?;
             let local = files.list()?.iter().map(|one| one.commit_ts).collect();
@@ -65,7 +65,7 @@ impl Search<'_> {
                 return Ok(None);
             }
         };
-        let archive = StateArchive::new(self.archive.destination());
+        let archive = StateArchive::new(self.cx.archive.destination());
         let archived: BTreeSet<u64> = match archive.list().await {
             Ok(listed) => listed.iter().map(|one| one.commit_ts).collect(),
             Err(error) => {
@@ -190,15 +190,15 @@ impl Search<'_> {
         &self,
         ancestry: &[(LineageId, u64)],
     ) -> Result<Option<String>, StartError> {
-        if self.facts.partition != state_partition(self.data_dir.identity.partitions).0 {
+        if self.facts.partition != state_partition(self.cx.data_dir.identity.partitions).0 {
             return Ok(None);
         }
-        let dir = self.data_dir.snapshots();
+        let dir = self.cx.data_dir.snapshots();
         let looked = blocking(move || look_at(&Files::at(dir))).await;
         let (local, mut unreadable) = looked;
         let mut local = local.into_iter();
         let local = local.find(|header| self.takes(header, ancestry));
-        let archive = StateArchive::new(self.archive.destination());
+        let archive = StateArchive::new(self.cx.archive.destination());
         let newest_here = local.as_ref().map_or(0, |header| header.commit_ts);
         let archived = self.newest_archived(&archive, newest_here, ancestry).await;
         let archived = archived.unwrap_or_else(|why| {
@@ -207,7 +207,7 @@ impl Search<'_> {
         });
         let (header, place) = match (archived, local) {
             (Some(header), _) => (header, format!("{}/state/default", archive.shown())),
-            (None, Some(header)) => (header, self.data_dir.snapshots().display().to_string()),
+            (None, Some(header)) => (header, self.cx.data_dir.snapshots().display().to_string()),
             (None, None) if !unreadable.is_empty() => {
                 return Err(StartError::unreadable(
                     format!("a copy that partition {} needs", self.facts.partition),
@@ -274,7 +274,7 @@ impl Search<'_> {
             }
         }
         let partition = PartitionId(self.facts.partition);
-        let first = LineageId::first(&self.data_dir.identity.cluster_id, partition);
+        let first = LineageId::first(&self.cx.data_dir.identity.cluster_id, partition);
         // Those that forks have begun are drawn.
         lineage == first || header.forks > 0
     }

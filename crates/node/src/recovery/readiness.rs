@@ -1,10 +1,10 @@
 //! A copy of a damaged partition, made ready while the others are served.
 
-use super::acceptance::Accepted;
-use super::attempts::Attempts;
 use super::candidates::Source;
-use super::copies::Search;
+use super::context::Context;
 use super::inspect::{PartitionFacts, log_facts};
+use super::search::Search;
+use crate::blocking::blocking;
 use crate::core::Inner;
 use crate::error::StartError;
 
@@ -19,22 +19,13 @@ pub(crate) async fn make_ready(
     partition: u64,
     damage: String,
 ) -> Result<Source, StartError> {
+    let cx = Context::of(inner);
+    let raft = inner.raft.clone();
     let facts = PartitionFacts {
         partition,
-        log: log_facts(&inner.raft, partition)?,
+        log: blocking(move || log_facts(&raft, partition)).await?,
         database: Err(damage),
         is_damaged: true,
     };
-    let attempts = Attempts::default();
-    let archive = &inner.snapshots.archive;
-    let accepted = Accepted::default();
-    let search = Search::lossless(
-        &facts,
-        &inner.data_dir,
-        &inner.raft,
-        archive,
-        &attempts,
-        &accepted,
-    );
-    Ok(search.find().await?.source)
+    Ok(Search::lossless(&cx, &facts).find().await?.source)
 }

@@ -1,31 +1,27 @@
 //! Brings database and log into the shape that was decided on.
 //!
-//! Each step can be done again: a crash leaves a plan, and copies that are made ready anew.
+//! Each step can be repeated: a crash leaves a plan, and copies are made ready again.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-use esker_partition::command::Kind;
-use esker_partition::streams::{StreamOptions, StreamPartition};
-use esker_partition::{ClusterInit, Lineage, PartitionId, Store, StoreOptions};
+use esker_partition::{Checkpoint, Lineage, LineageId, PartitionId, Store, StoreOptions};
 use esker_raft::engine::LogFloor;
 use esker_raft::runtime::NodeError;
-use esker_raft::{GroupId, Lsn, StateMachine as _, Term};
+use esker_raft::{GroupId, Lsn, Term};
 use esker_repository::Error as RepositoryError;
-use tokio::runtime::Handle;
 
-use super::attempts::Attempts;
 use super::candidates::Source;
-use super::copies::RecoverySource;
+use super::context::{Context, cluster_init};
 use super::inspect::Facts;
 use super::plan::{Plan, PlannedFork};
+use super::rebuild_state::from_state;
 use super::report::RecoveryReport;
-use crate::data_dir::{DataDir, MADE_OF_STATE};
+use super::search::RecoverySource;
+use crate::blocking::blocking;
+use crate::data_dir::DataDir;
 use crate::error::StartError;
-use crate::snapshots::{Archive, lineage_id};
-use crate::state::files::{Files, name_of};
-
-/// Bytes of the log that are read at a time.
-const REPLAY_BYTES: u64 = 4 << 20;
+use crate::snapshots::lineage_id;
 
 /// What came of it.
 pub(super) struct Rebuilt {
@@ -35,14 +31,11 @@ pub(super) struct Rebuilt {
     pub took: Duration,
 }
 
-/// Makes the partitions of a new node.
-pub(super) fn create(
-    raft: &esker_raft::Node,
-    data_dir: &DataDir,
-    options: &StoreOptions,
-) -> Result<Store, StartError> {
+/// Makes the partitions of a new node. Blocking.
+pub(super) fn create(cx: &Context) -> Result<Store, StartError> {
+    let Context { data_dir, raft, .. } = cx;
     let identity = &data_dir.identity;
-    let store = Store::create(&data_dir.db(), options, &cluster_init(data_dir))?;
+    let store = Store::create(&data_dir.db(), &cx.store, &cluster_init(data_dir))?;
     for partition in 0..=u64::from(identity.partitions) {
         if raft.log().tag(GroupId(partition)).is_none() {
             let id = PartitionId(partition);
@@ -51,15 +44,6 @@ pub(super) fn create(
         }
     }
     Ok(store)
-}
-
-fn cluster_init(data_dir: &DataDir) -> ClusterInit {
-    let identity = &data_dir.identity;
-    ClusterInit {
-        partitions: identity.partitions,
-        voters: vec![identity.node_id],
-        cluster_id: identity.cluster_id.clone(),
-    }
 }
 
 fn begin_log(
@@ -74,24 +58,54 @@ fn begin_log(
         .map_err(NodeError::from)?)
 }
 
-#[expect(clippy::too_many_arguments, reason = "all of what a start has open")]
-pub(super) fn rebuild(
-    handle: &Handle,
+/// Makes each partition from the source that was found for it.
+pub(super) async fn rebuild(
+    cx: &Context,
     facts: Facts,
-    ways: Vec<RecoverySource>,
-    data_dir: &DataDir,
-    raft: &esker_raft::Node,
-    archive: &Archive,
-    options: &StoreOptions,
-    plan: &mut Plan,
-    attempts: &Attempts,
+    sources: Vec<RecoverySource>,
+    plan: &Plan,
 ) -> Result<Rebuilt, StartError> {
     let started = Instant::now();
+    let leaf = cx.clone();
+    let store = blocking(move || open_store(&leaf, facts)).await?;
     let mut report = RecoveryReport::default();
     let mut forked = Vec::new();
-    let store = match facts.store {
-        Ok(store) if facts.to_drop.is_empty() => store,
-        Ok(store) => without(store, &facts.to_drop, data_dir, options)?,
+    for source in sources {
+        let partition = source.partition;
+        let (leaf, opened) = (cx.clone(), store.clone());
+        let making = blocking(move || {
+            let made = make_partition(&leaf, &opened, &source)?;
+            Ok::<_, StartError>((source, made))
+        });
+        let (source, made) = making.await?;
+        report.restored_bytes += made.restored_bytes;
+        report.state_commits += made.state_commits;
+        if let Some(fork) = &source.fork {
+            begin_lineage(cx, &store, &source, fork).await?;
+            forked.push(partition);
+        }
+        if source.source != Source::Database || source.fork.is_some() {
+            let lost_after = source.fork.as_ref().map(|fork| fork.lsn);
+            report.came_from(partition, source.source, lost_after);
+        }
+    }
+    let restore = cx.data_dir.restore();
+    blocking(move || remove_fetched(&restore)).await;
+    log_forks(plan);
+    Ok(Rebuilt {
+        store,
+        report,
+        forked,
+        took: started.elapsed(),
+    })
+}
+
+/// Opens the database without what is damaged of it; an empty one, if it is of no use.
+fn open_store(cx: &Context, facts: Facts) -> Result<Store, StartError> {
+    let data_dir = &cx.data_dir;
+    match facts.store {
+        Ok(store) if facts.to_drop.is_empty() => Ok(store),
+        Ok(store) => without(store, &facts.to_drop, data_dir, &cx.store),
         Err(why) => {
             if data_dir.db().exists() {
                 let aside = data_dir.put_aside("db")?;
@@ -101,96 +115,133 @@ pub(super) fn rebuild(
                     "the database was put aside, and is rebuilt from snapshots; remove it when you no longer want it"
                 );
             }
-            Store::open_any(&data_dir.db(), options)?
-        }
-    };
-    for way in ways {
-        let partition = way.partition;
-        let id = PartitionId(partition);
-        if way.keeps_database {
-            // Before it is dropped. Not where local snapshots are: the one in use may be of the same LSN. After
-            // a crash it is there already.
-            let known = data_dir.checkpoints_aside(partition)?;
-            let to = data_dir.place_for_checkpoint_aside(partition)?;
-            let kept = store.part(id).begin_checkpoint().take_to(&to, &known)?;
-            tracing::warn!(
-                partition,
-                lsn = kept.meta.lsn,
-                aside = %kept.dir.display(),
-                "what the database has of the partition is kept as a local snapshot that is put aside"
-            );
-        }
-        if let Some(ready) = &way.ready {
-            let begun = Instant::now();
-            report.restored_bytes += ready.bytes();
-            store.drop_part(id)?;
-            attempts.uses(partition, &way.source);
-            if let Err(error) = store.import(id, ready) {
-                if !error.is_unreadable() {
-                    attempts.rule_out(partition, way.source, error.to_string());
-                }
-                return Err(error.into());
-            }
-            data_dir.forget_damage(partition)?;
-            tracing::info!(
-                partition,
-                source = %way.source,
-                lsn = ready.meta.lsn,
-                files = ready.meta.files.len(),
-                bytes = ready.bytes(),
-                took = ?begun.elapsed(),
-                "Snapshot loaded"
-            );
-        }
-        if way.source == Source::Empty {
-            attempts.uses(partition, &way.source);
-            // Until the lineage has begun, what is made here must not be taken for what was lost.
-            data_dir.report_damage(partition, "it is being made empty")?;
-            store.drop_part(id)?;
-            store.create_partition(id, &cluster_init(data_dir))?;
-            let checkpoints = data_dir.checkpoints().join(partition.to_string());
-            if checkpoints.exists() {
-                let name = format!("checkpoints-{partition}");
-                let aside = data_dir.put_aside_as(&checkpoints, &name)?;
-                tracing::warn!(
-                    partition,
-                    aside = %aside.display(),
-                    "local snapshots that cannot be used were put aside; remove them when you no longer want them"
-                );
-            }
-        }
-        if way.source == Source::Log {
-            store.drop_part(id)?;
-            attempts.uses(partition, &way.source);
-            store.create_partition(id, &cluster_init(data_dir))?;
-            data_dir.forget_damage(partition)?;
-        }
-        if let (Source::State(commit_ts), Some(fork)) = (&way.source, &way.fork) {
-            attempts.uses(partition, &way.source);
-            report.state_commits =
-                from_state(&store, *commit_ts, fork.lsn, partition, data_dir, raft)?;
-        }
-        if let Some(lineage) = &way.adopt {
-            store.part(id).fork(lineage, data_dir.identity.node_id)?;
-        }
-        if let Some(fork) = &way.fork {
-            begin_lineage(handle, &store, fork, &way, data_dir, raft, archive)?;
-            if matches!(way.source, Source::State(_) | Source::Empty) {
-                data_dir.forget_damage(partition)?;
-            }
-            forked.push(partition);
-        }
-        if way.source != Source::Database || way.fork.is_some() {
-            let lost_after = way.fork.as_ref().map(|fork| fork.lsn);
-            report.came_from(partition, way.source, lost_after);
+            Ok(Store::open_any(&data_dir.db(), &cx.store)?)
         }
     }
-    let restore = data_dir.restore();
-    if restore.exists()
-        && let Err(error) = std::fs::remove_dir_all(&restore)
+}
+
+/// What it took to make a partition.
+#[derive(Default)]
+struct Made {
+    restored_bytes: u64,
+    /// Commits that were replayed on a JSON snapshot.
+    state_commits: u64,
+}
+
+/// Makes a partition from its source. Blocking.
+fn make_partition(
+    cx: &Context,
+    store: &Store,
+    source: &RecoverySource,
+) -> Result<Made, StartError> {
+    let partition = source.partition;
+    let mut made = Made::default();
+    if source.keeps_database {
+        keep_database(cx, store, partition)?;
+    }
+    if let Some(ready) = &source.ready {
+        import(cx, store, source, ready)?;
+        made.restored_bytes = ready.bytes();
+    }
+    match (&source.source, &source.fork) {
+        (Source::Empty, _) => make_empty(cx, store, partition)?,
+        (Source::Log, _) => {
+            store.drop_part(PartitionId(partition))?;
+            cx.attempts.uses(partition, &source.source);
+            store.create_partition(PartitionId(partition), &cluster_init(&cx.data_dir))?;
+            cx.data_dir.forget_damage(partition)?;
+        }
+        (Source::State(commit_ts), Some(fork)) => {
+            cx.attempts.uses(partition, &source.source);
+            made.state_commits = from_state(cx, store, partition, *commit_ts, fork.lsn)?;
+        }
+        _ => {}
+    }
+    if let Some(lineage) = &source.adopt {
+        let part = store.part(PartitionId(partition));
+        part.fork(lineage, cx.data_dir.identity.node_id)?;
+    }
+    Ok(made)
+}
+
+/// Keeps the database's files of a partition that the log contradicts, before they are dropped. Not where
+/// local snapshots are: the one in use may be of the same LSN. After a crash they are there already.
+fn keep_database(cx: &Context, store: &Store, partition: u64) -> Result<(), StartError> {
+    let known = cx.data_dir.checkpoints_aside(partition)?;
+    let to = cx.data_dir.place_for_checkpoint_aside(partition)?;
+    let part = store.part(PartitionId(partition));
+    let kept = part.begin_checkpoint().take_to(&to, &known)?;
+    tracing::warn!(
+        partition,
+        lsn = kept.meta.lsn,
+        aside = %kept.dir.display(),
+        "what the database has of the partition is kept as a local snapshot that is put aside"
+    );
+    Ok(())
+}
+
+/// Replaces the database's files of a partition by those of a checkpoint.
+fn import(
+    cx: &Context,
+    store: &Store,
+    source: &RecoverySource,
+    ready: &Checkpoint,
+) -> Result<(), StartError> {
+    let partition = source.partition;
+    let begun = Instant::now();
+    store.drop_part(PartitionId(partition))?;
+    cx.attempts.uses(partition, &source.source);
+    if let Err(error) = store.import(PartitionId(partition), ready) {
+        if !error.is_unreadable() {
+            let attempts = &cx.attempts;
+            attempts.rule_out(partition, source.source.clone(), error.to_string());
+        }
+        return Err(error.into());
+    }
+    cx.data_dir.forget_damage(partition)?;
+    tracing::info!(
+        partition,
+        source = %source.source,
+        lsn = ready.meta.lsn,
+        files = ready.meta.files.len(),
+        bytes = ready.bytes(),
+        took = ?begun.elapsed(),
+        "Snapshot loaded"
+    );
+    Ok(())
+}
+
+/// Makes an empty partition, and puts aside local snapshots of it, which are of no use.
+fn make_empty(cx: &Context, store: &Store, partition: u64) -> Result<(), StartError> {
+    let data_dir = &cx.data_dir;
+    cx.attempts.uses(partition, &Source::Empty);
+    // Until the lineage has begun, what is made here must not be taken for what was lost.
+    data_dir.report_damage(partition, "it is being made empty")?;
+    store.drop_part(PartitionId(partition))?;
+    store.create_partition(PartitionId(partition), &cluster_init(data_dir))?;
+    let checkpoints = data_dir.checkpoints().join(partition.to_string());
+    if checkpoints.exists() {
+        let name = format!("checkpoints-{partition}");
+        let aside = data_dir.put_aside_as(&checkpoints, &name)?;
+        tracing::warn!(
+            partition,
+            aside = %aside.display(),
+            "local snapshots that cannot be used were put aside; remove them when you no longer want them"
+        );
+    }
+    Ok(())
+}
+
+/// Removes what was fetched, once the database has it.
+fn remove_fetched(dir: &Path) {
+    if dir.exists()
+        && let Err(error) = std::fs::remove_dir_all(dir)
     {
-        tracing::warn!(%error, dir = %restore.display(), "what was restored is not removed");
+        tracing::warn!(%error, dir = %dir.display(), "what was restored is not removed");
     }
+}
+
+fn log_forks(plan: &Plan) {
     for (partition, fork) in &plan.forks {
         if fork.empty {
             tracing::warn!(
@@ -210,12 +261,6 @@ pub(super) fn rebuild(
             fork.lsn
         );
     }
-    Ok(Rebuilt {
-        store,
-        report,
-        forked,
-        took: started.elapsed(),
-    })
 }
 
 /// The database without the partitions whose files keep it from being opened as it should be. What is
@@ -251,156 +296,81 @@ fn without(
     })
 }
 
-/// Makes the state store's partition of a JSON snapshot, and of the commits that the log has after it: how
-/// many these are. Other streams are not known any more, so what the log has of them is passed over.
-fn from_state(
-    store: &Store,
-    commit_ts: u64,
-    up_to: u64,
-    partition: u64,
-    data_dir: &DataDir,
-    raft: &esker_raft::Node,
-) -> Result<u64, StartError> {
-    let broken = |why: String| StartError::NothingUsable {
-        partition,
-        tried: format!("{}: {why}", name_of(commit_ts)),
-        remedy: "Start again: another copy is tried".into(),
-    };
-    let id = PartitionId(partition);
-    let path = data_dir.snapshots();
-    let files = Files::open(path.clone()).map_err(|source| StartError::Io {
-        operation: "opening",
-        path,
-        source,
-    })?;
-    let checked = files.check(commit_ts);
-    let (checked, _) = checked.map_err(|e| broken(e.to_string()))?;
-    let lsn = checked.header.lsn;
-    tracing::info!(
-        source = "json",
-        commit_ts,
-        bytes = checked.bytes,
-        keys = checked.keys,
-        "Loading snapshot: {}",
-        name_of(commit_ts)
-    );
-    // Until the lineage has begun, what is made here must not be taken for what was lost.
-    data_dir.report_damage(partition, MADE_OF_STATE)?;
-    store.drop_part(id)?;
-    store.create_partition(id, &cluster_init(data_dir))?;
-    // The commits that follow in the log get the numbers that they had: those of that lineage.
-    let part = store.part(id);
-    let lineage = part.lineage()?.after_forks(checked.header.forks);
-    part.fork(&lineage, data_dir.identity.node_id)?;
-    let mut rebuild = store.part(id).rebuild_state()?;
-    rebuild.commit_forks(checked.header.commit_forks);
-    files
-        .read(commit_ts, |key, entry| {
-            rebuild.entry(&key, &entry).map_err(|e| e.to_string())
-        })
-        .map_err(|e| broken(e.to_string()))?;
-    rebuild.applied(lsn, 1)?;
-    rebuild.finish(commit_ts)?;
-    let log = raft.log().reader(GroupId(partition));
-    let mut machine = StreamPartition::open(store, id, StreamOptions::default())?;
-    let (mut next, mut commits) = (lsn + 1, 0u64);
-    while next <= up_to {
-        let entries = log
-            .entries(Lsn(next), Lsn(up_to + 1), REPLAY_BYTES)
-            .map_err(|e| match e.is_unreadable() {
-                true => StartError::unreadable("the log", &e),
-                false => broken(e.to_string()),
-            })?
-            .into_committed()
-            .map_err(broken)?;
-        let Some(last) = entries.last() else {
-            return Err(broken(format!("the log has no entry at LSN {next}")));
-        };
-        next = last.lsn.0 + 1;
-        let of_state = |mut entry: esker_raft::Committed| {
-            let kind = entry.command.clone().map(Kind::from_bytes);
-            let is_of_state = matches!(
-                kind,
-                Some(Ok(Kind::StateCommit(_)
-                    | Kind::StatePrune(_)
-                    | Kind::StateImport(_)))
-            );
-            commits += u64::from(matches!(kind, Some(Ok(Kind::StateCommit(_)))));
-            entry.command = entry.command.filter(|_| is_of_state);
-            entry
-        };
-        let entries: Vec<_> = entries.into_iter().map(of_state).collect();
-        for step in entries.chunks(1024) {
-            machine
-                .apply(step, &mut Vec::new())
-                .map_err(|e| broken(e.to_string()))?;
-        }
-    }
-    drop(machine);
-    store.part(id).flush()?;
-    Ok(commits)
-}
-
 /// Begins a lineage: first in the repository, so that of two restores at once one loses; then in the
 /// database; then in the log.
-fn begin_lineage(
-    handle: &Handle,
+async fn begin_lineage(
+    cx: &Context,
     store: &Store,
+    source: &RecoverySource,
     fork: &PlannedFork,
-    way: &RecoverySource,
-    data_dir: &DataDir,
-    raft: &esker_raft::Node,
-    archive: &Archive,
 ) -> Result<(), StartError> {
-    let partition = way.partition;
+    let partition = source.partition;
     let malformed = || StartError::BadIdentity {
-        path: data_dir.path().join("restore.json"),
+        path: cx.data_dir.path().join("restore.json"),
         why: format!("the lineages of partition {partition}"),
     };
     let (id, parent) = fork.id().zip(fork.parent()).ok_or_else(malformed)?;
     let between = fork.between().ok_or_else(malformed)?;
-    if way.has_root {
-        archive.begin_to_write()?;
-        let repository = archive.repository(&data_dir.identity, partition);
-        let parent = Some(lineage_id(parent));
-        handle
-            .block_on(async {
-                if repository.root().await?.lineage == Some(lineage_id(id)) {
-                    return Ok(());
-                }
-                let lsn = esker_repository::Lsn(fork.lsn);
-                repository.fork(parent, lsn, lineage_id(id)).await?;
-                Ok(())
-            })
-            .map_err(|error: RepositoryError| match error {
-                RepositoryError::OtherLineage { .. } => StartError::OtherLineage {
-                    partition,
-                    repository: archive.shown().to_owned(),
-                    why: error.to_string(),
-                },
-                other => StartError::RepositoryUnreadable {
-                    repository: archive.shown().to_owned(),
-                    why: other.to_string(),
-                },
-            })?;
+    if source.has_root {
+        let archive = cx.archive.clone();
+        blocking(move || archive.begin_to_write()).await?;
+        fork_root(cx, partition, parent, fork.lsn, id).await?;
     }
-    let part = store.part(PartitionId(partition));
-    let lineage = part.lineage()?;
-    let lineage = match lineage.id() == id {
-        true => lineage,
-        false => {
-            let next = match fork.empty {
+    let (leaf, store, fork) = (cx.clone(), store.clone(), fork.clone());
+    let is_noted = matches!(source.source, Source::State(_) | Source::Empty);
+    blocking(move || {
+        let node_id = leaf.data_dir.identity.node_id;
+        let part = store.part(PartitionId(partition));
+        let mut lineage = part.lineage()?;
+        if lineage.id() != id {
+            lineage = match fork.empty {
                 true => lineage.begin_empty(parent, fork.skipped, id),
                 false => lineage.fork_of_descendant(parent, fork.skipped, &between, id, fork.lsn),
             };
-            part.fork(&next, data_dir.identity.node_id)?;
-            next
+            part.fork(&lineage, node_id)?;
         }
+        let applied = part.applied()?.unwrap_or_default();
+        let start = LogFloor {
+            lsn: Lsn(applied.lsn),
+            term: Term(applied.term),
+        };
+        begin_log(&leaf.raft, partition, start, &lineage)?;
+        match is_noted {
+            true => leaf.data_dir.forget_damage(partition),
+            false => Ok(()),
+        }
+    })
+    .await
+}
+
+/// Swaps a new lineage into the repository's root, unless it is there already.
+async fn fork_root(
+    cx: &Context,
+    partition: u64,
+    parent: LineageId,
+    lsn: u64,
+    id: LineageId,
+) -> Result<(), StartError> {
+    let archive = &cx.archive;
+    let repository = archive.repository(&cx.data_dir.identity, partition);
+    let forked = async {
+        if repository.root().await?.lineage == Some(lineage_id(id)) {
+            return Ok(());
+        }
+        let lsn = esker_repository::Lsn(lsn);
+        let parent = Some(lineage_id(parent));
+        repository.fork(parent, lsn, lineage_id(id)).await?;
+        Ok(())
     };
-    let applied = part.applied()?.unwrap_or_default();
-    let start = LogFloor {
-        lsn: Lsn(applied.lsn),
-        term: Term(applied.term),
-    };
-    begin_log(raft, partition, start, &lineage)
+    forked.await.map_err(|error: RepositoryError| match error {
+        RepositoryError::OtherLineage { .. } => StartError::OtherLineage {
+            partition,
+            repository: archive.shown().to_owned(),
+            why: error.to_string(),
+        },
+        other => StartError::RepositoryUnreadable {
+            repository: archive.shown().to_owned(),
+            why: other.to_string(),
+        },
+    })
 }

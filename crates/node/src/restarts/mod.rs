@@ -178,20 +178,15 @@ impl Need {
 
 /// Notes the damage of a partition, and makes a copy ready; where it is from, or why there is none.
 async fn make_ready(inner: &Arc<Inner>, partition: u64) -> Result<String, String> {
-    let inner = inner.clone();
-    let handle = tokio::runtime::Handle::current();
-    blocking(move || {
-        let why = inner.damage(partition).unwrap_or_default();
-        let noted = inner.data_dir.report_damage(partition, &why);
-        noted.map_err(|e| format!("the damage cannot be noted: {e}"))?;
-        handle.block_on(async {
-            tokio::select! {
-                made = recovery::make_ready(&inner, partition, why) => {
-                    made.map(|source| source.to_string()).map_err(|e| e.to_string())
-                }
-                () = inner.stopping.cancelled() => Err("the server is stopping".to_owned()),
-            }
-        })
-    })
-    .await
+    let why = inner.damage(partition).unwrap_or_default();
+    let (noting, noted) = (inner.clone(), why.clone());
+    blocking(move || noting.data_dir.report_damage(partition, &noted))
+        .await
+        .map_err(|e| format!("the damage cannot be noted: {e}"))?;
+    tokio::select! {
+        made = recovery::make_ready(inner, partition, why) => {
+            made.map(|source| source.to_string()).map_err(|e| e.to_string())
+        }
+        () = inner.stopping.cancelled() => Err("the server is stopping".to_owned()),
+    }
 }

@@ -353,7 +353,8 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_put_is_the_checkpoint_that_was_made_for_it_with_what_it_needs_of_the_catalog() {
+    async fn what_is_put_is_the_checkpoint_that_was_made_for_it_with_what_it_needs_of_the_catalog()
+    {
         let dir = tempfile::tempdir().unwrap();
         let (node, stream) = started(dir.path()).await;
         append(&stream, 1000).await;

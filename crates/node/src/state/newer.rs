@@ -6,35 +6,36 @@
 use std::time::Duration;
 
 use esker_partition::Lineage;
-use esker_partition::store::{PartitionDb, StoreError};
-use tokio::runtime::Handle;
+use esker_partition::store::StoreError;
 
 use super::archive::StateArchive;
 use super::document::Header;
 use super::files::{Files, name_of};
 use super::lineage::was_left;
+use super::rebuild::StateSources;
+use crate::blocking::blocking;
 
 /// Longest that a start waits for the repository to tell of them.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Where the newest one is, if there is any: its name, and its place. What cannot be read now is passed over
 /// with a warning.
-pub(crate) fn newest(
-    part: &PartitionDb,
-    files: &Files,
-    archive: Option<&StateArchive>,
-    handle: &Handle,
-) -> Result<Option<String>, StoreError> {
-    let lineage = part.lineage()?;
-    let restored = part.state_meta()?.unwrap_or_default().commit_ts;
-    let mut found =
-        local(files, &lineage, restored).map(|header| (header, files.dir().display().to_string()));
+pub(crate) async fn newest(sources: &StateSources) -> Result<Option<String>, StoreError> {
+    let leaf = sources.clone();
+    let (lineage, restored, here) = blocking(move || {
+        let lineage = leaf.part.lineage()?;
+        let restored = leaf.part.state_meta()?.unwrap_or_default().commit_ts;
+        let here = local(&leaf.files, &lineage, restored);
+        Ok::<_, StoreError>((lineage, restored, here))
+    })
+    .await?;
+    let mut found = here.map(|header| (header, sources.files.dir().display().to_string()));
     let known = found
         .as_ref()
         .map_or(restored, |(header, _)| header.commit_ts);
-    if let Some(archive) = archive {
+    if let Some(archive) = &sources.archive {
         let looking = archived(archive, &lineage, known);
-        match handle.block_on(async { tokio::time::timeout(LOOK_TIMEOUT, looking).await }) {
+        match tokio::time::timeout(LOOK_TIMEOUT, looking).await {
             Ok(Ok(None)) => {}
             Ok(Ok(Some(header))) => {
                 found = Some((header, format!("{}/state/default", archive.shown())));

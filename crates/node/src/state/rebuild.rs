@@ -1,22 +1,21 @@
-//! Making the store anew, at a start, when what the database has of it cannot be used.
+//! Rebuilds the store at a start, when what the database has of it cannot be used.
 //!
-//! From the newest valid JSON snapshot of this history, local or archived, and the commits after it that
-//! the stream still has; or from the stream alone, if it has every commit there ever was. An invalid
-//! snapshot is named, and the one before it is used.
+//! It is rebuilt from the newest valid JSON snapshot of this history, local or archived, and the commits
+//! after it that the stream still has; or from the stream alone, if it has every commit there ever was. An
+//! invalid snapshot is named, and the one before it is used.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use esker_partition::state::StateReader;
-use esker_partition::state::rebuild::StreamLeft;
 use esker_partition::store::{PartitionDb, StoreError};
-use tokio::runtime::Handle;
 
 use super::archive::StateArchive;
 use super::error::FileError;
 use super::files::{Files, name_of};
 use super::lineage::{copy_of, is_of};
+use crate::blocking::blocking;
 use crate::error::StartError;
 use crate::recovery::{Source, Witness};
 
@@ -104,67 +103,87 @@ impl Tried {
     }
 }
 
+/// What the store can be rebuilt from. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct StateSources {
+    /// The partition's database, with the stream of commits.
+    pub part: PartitionDb,
+    /// JSON snapshots on this disk.
+    pub files: Files,
+    /// Those in the repository.
+    pub archive: Option<StateArchive>,
+    /// Where archived ones are fetched to.
+    pub scratch: PathBuf,
+    /// The partition's log, which may contradict snapshots.
+    pub witness: Option<Witness>,
+}
+
 /// Makes sure that the partition's state store can be used.
-pub(crate) fn recover(
-    part: &PartitionDb,
-    files: &Files,
-    archive: Option<&StateArchive>,
-    scratch: &Path,
-    handle: &Handle,
+pub(crate) async fn recover(
+    sources: &StateSources,
     Origin { source, folded }: Origin<'_>,
-    witness: Option<&Witness>,
 ) -> Result<Loaded, StartError> {
     let begun = Instant::now();
-    let Some(why) = part.state_problem()? else {
-        if matches!(source, Source::State(_)) {
-            // Reported when its partition was made of it.
+    let part = sources.part.clone();
+    let checked = blocking(move || match part.state_problem()? {
+        Some(why) => Ok(Err(why)),
+        None => Ok::<_, StoreError>(Ok(part.state_meta()?.unwrap_or_default())),
+    });
+    let why = match checked.await? {
+        // Reported when its partition was made of it.
+        Ok(_) if matches!(source, Source::State(_)) => {
             return Ok(Loaded::new("json", folded, begun));
         }
-        let meta = part.state_meta()?.unwrap_or_default();
-        let loaded = match meta.commit_ts {
-            0 => "none".to_owned(),
-            commit_ts => format!("state store at commit_ts={commit_ts}"),
-        };
-        tracing::info!(
-            %source,
-            commit_ts = meta.commit_ts,
-            keys = meta.keys,
-            "Loading snapshot: {loaded}"
-        );
-        return Ok(Loaded::new(source, 0, begun));
+        Ok(meta) => {
+            let loaded = match meta.commit_ts {
+                0 => "none".to_owned(),
+                commit_ts => format!("state store at commit_ts={commit_ts}"),
+            };
+            tracing::info!(
+                %source,
+                commit_ts = meta.commit_ts,
+                keys = meta.keys,
+                "Loading snapshot: {loaded}"
+            );
+            return Ok(Loaded::new(source, 0, begun));
+        }
+        Err(why) => why,
     };
     tracing::warn!(%why, "the state store in the database cannot be used: it is rebuilt");
     let mut tried = Tried::default();
     tried.note(format!("database: {why}"));
-    if let Some(folded) = from_files(part, files, witness, &mut tried)? {
-        return Ok(Loaded::new("json", folded, begun));
+    let (from, folded) = rebuild(sources, tried).await?;
+    Ok(Loaded::new(from, folded, begun))
+}
+
+/// Rebuilds the store from the first source that can be used: which one, and how many commits were folded.
+async fn rebuild(
+    sources: &StateSources,
+    mut tried: Tried,
+) -> Result<(&'static str, u64), StartError> {
+    if let Some(folded) = from_files(sources, &mut tried).await? {
+        return Ok(("json", folded));
     }
-    if let Some(archive) = archive
-        && let Some(folded) = from_archive(part, archive, scratch, handle, witness, &mut tried)?
-    {
-        return Ok(Loaded::new("json", folded, begun));
+    if let Some(folded) = from_archive(sources, &mut tried).await? {
+        return Ok(("json", folded));
     }
-    if let Some(folded) = from_stream(part, &mut tried)? {
-        return Ok(Loaded::new("stream", folded, begun));
+    if let Some(folded) = from_stream(sources, &mut tried).await? {
+        return Ok(("stream", folded));
     }
     Err(tried.into_error())
 }
 
-fn from_files(
-    part: &PartitionDb,
-    files: &Files,
-    witness: Option<&Witness>,
-    tried: &mut Tried,
-) -> Result<Option<u64>, StartError> {
-    let found = match files.list() {
+async fn from_files(sources: &StateSources, tried: &mut Tried) -> Result<Option<u64>, StartError> {
+    let files = sources.files.clone();
+    let found = match blocking(move || files.list()).await {
         Ok(found) => found,
         Err(error) => {
-            tried.note_unreadable(format!("{}: {error}", files.dir().display()));
+            tried.note_unreadable(format!("{}: {error}", sources.files.dir().display()));
             return Ok(None);
         }
     };
     for one in found {
-        if let Some(folded) = from_file(part, files, one.commit_ts, witness, tried)? {
+        if let Some(folded) = from_file(sources, &sources.files, one.commit_ts, tried).await? {
             return Ok(Some(folded));
         }
     }
@@ -172,33 +191,28 @@ fn from_files(
 }
 
 /// Archived snapshots, newest first: only what is tried is fetched.
-fn from_archive(
-    part: &PartitionDb,
-    archive: &StateArchive,
-    scratch: &Path,
-    handle: &Handle,
-    witness: Option<&Witness>,
+async fn from_archive(
+    sources: &StateSources,
     tried: &mut Tried,
 ) -> Result<Option<u64>, StartError> {
-    let listed = match handle.block_on(archive.list()) {
+    let Some(archive) = &sources.archive else {
+        return Ok(None);
+    };
+    let listed = match archive.list().await {
         Ok(listed) => listed,
         Err(error) => {
             tried.note_unreadable(format!("{}: {error}", archive.shown()));
             return Ok(None);
         }
     };
-    let dir = scratch.join("state");
+    let dir = sources.scratch.join("state");
+    let mut rebuilt = None;
     for one in listed {
-        // What an earlier one left is not wanted any more.
-        let _ = std::fs::remove_dir_all(&dir);
-        let fetched = std::fs::create_dir_all(&dir)
-            .and_then(|()| handle.block_on(archive.fetch(one.commit_ts, &dir)))
-            .and_then(|()| Files::open(dir.clone()));
-        match fetched {
+        match fetch(archive, one.commit_ts, &dir).await {
             Ok(files) => {
-                if let Some(folded) = from_file(part, &files, one.commit_ts, witness, tried)? {
-                    let _ = std::fs::remove_dir_all(&dir);
-                    return Ok(Some(folded));
+                rebuilt = from_file(sources, &files, one.commit_ts, tried).await?;
+                if rebuilt.is_some() {
+                    break;
                 }
             }
             Err(error) => {
@@ -208,19 +222,34 @@ fn from_archive(
             }
         }
     }
-    let _ = std::fs::remove_dir_all(&dir);
-    Ok(None)
+    // What stays is removed by the next start.
+    let _ = blocking(move || std::fs::remove_dir_all(dir)).await;
+    Ok(rebuilt)
 }
 
-/// Makes the store of one snapshot, if it can be used.
-fn from_file(
-    part: &PartitionDb,
+/// Fetches an archived snapshot into a directory of its own.
+async fn fetch(archive: &StateArchive, commit_ts: u64, dir: &Path) -> io::Result<Files> {
+    let to = dir.to_owned();
+    blocking(move || {
+        // An earlier one is of no use any more.
+        let _ = std::fs::remove_dir_all(&to);
+        std::fs::create_dir_all(&to)
+    })
+    .await?;
+    archive.fetch(commit_ts, dir).await?;
+    let fetched = dir.to_owned();
+    blocking(move || Files::open(fetched)).await
+}
+
+/// Rebuilds the store from one snapshot, if it can be used.
+async fn from_file(
+    sources: &StateSources,
     files: &Files,
     commit_ts: u64,
-    witness: Option<&Witness>,
     tried: &mut Tried,
 ) -> Result<Option<u64>, StartError> {
-    match try_file(part, files, commit_ts, witness, part.state_stream_left()?)? {
+    let (sources, files) = (sources.clone(), files.clone());
+    match blocking(move || try_file(&sources, &files, commit_ts)).await? {
         Ok(folded) => Ok(Some(folded)),
         Err(why) => {
             let name = name_of(commit_ts);
@@ -235,13 +264,14 @@ fn from_file(
     }
 }
 
+/// The commits that were folded onto the snapshot; or why it cannot be used. Blocking.
 fn try_file(
-    part: &PartitionDb,
+    sources: &StateSources,
     files: &Files,
     commit_ts: u64,
-    witness: Option<&Witness>,
-    left: Option<StreamLeft>,
 ) -> Result<Result<u64, FileError>, StartError> {
+    let part = &sources.part;
+    let left = part.state_stream_left()?;
     let begun = Instant::now();
     let not_usable = |why: String| Ok(Err(FileError::Damaged(why)));
     let (checked, has_sum) = match files.check(commit_ts) {
@@ -251,7 +281,7 @@ fn try_file(
     if let Err(why) = is_of(&part.lineage()?, &checked.header) {
         return not_usable(why);
     }
-    if let (Some(witness), Some(copy)) = (witness, copy_of(&checked.header))
+    if let (Some(witness), Some(copy)) = (&sources.witness, copy_of(&checked.header))
         && let Some(why) = witness.contradicts(&copy)?
     {
         return not_usable(why);
@@ -322,17 +352,27 @@ fn try_file(
 }
 
 /// All commits there ever were may be in the stream.
-fn from_stream(part: &PartitionDb, tried: &mut Tried) -> Result<Option<u64>, StartError> {
+async fn from_stream(sources: &StateSources, tried: &mut Tried) -> Result<Option<u64>, StartError> {
+    let part = sources.part.clone();
+    match blocking(move || try_stream(&part)).await? {
+        Ok(folded) => Ok(Some(folded)),
+        Err(why) => {
+            tried.note(format!("the stream of commits: {why}"));
+            Ok(None)
+        }
+    }
+}
+
+/// The commits that were folded; or why the stream cannot be used. Blocking.
+fn try_stream(part: &PartitionDb) -> Result<Result<u64, String>, StartError> {
     let Some(left) = part.state_stream_left()? else {
-        tried.note("the stream of commits: it is missing".to_owned());
-        return Ok(None);
+        return Ok(Err("it is missing".to_owned()));
     };
     if left.from > 0 || part.lineage()?.forks > 0 {
-        tried.note(format!(
-            "the stream of commits: it does not go back to the first one, but to {}",
+        return Ok(Err(format!(
+            "it does not go back to the first one, but to {}",
             left.from + 1
-        ));
-        return Ok(None);
+        )));
     }
     tracing::info!(
         source = "stream",
@@ -341,5 +381,92 @@ fn from_stream(part: &PartitionDb, tried: &mut Tried) -> Result<Option<u64>, Sta
     let mut rebuild = part.rebuild_state()?;
     let events = rebuild.fold(0, left.to)?;
     rebuild.finish(left.to)?;
-    Ok(Some(events))
+    Ok(Ok(events))
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use esker_partition::state::state_partition;
+    use esker_partition::{Store, StoreOptions};
+
+    use super::*;
+    use crate::node::Node;
+    use crate::options::NodeOptions;
+    use crate::state::StateKey;
+
+    /// The store's sources after commits, with JSON snapshots of some of them.
+    async fn sources(dir: &Path, commits: u64, snapshots: &[u64]) -> (Store, StateSources) {
+        let mut options = NodeOptions::new(dir);
+        options.partitions = 1;
+        options.state.snapshot_interval = 0;
+        let node = Node::start(options).await.unwrap();
+        let state = node.state();
+        for number in 1..=commits {
+            let txn = state.begin(None).unwrap();
+            let key = StateKey::new("default", "agent", format!("key-{}", number % 3));
+            let value = Bytes::from(format!("{{\"n\":{number}}}"));
+            state.write(&txn, key, value, None).unwrap();
+            state.commit(&txn, Vec::new()).await.unwrap();
+            if snapshots.contains(&number) {
+                state.snapshot().await.unwrap();
+            }
+        }
+        node.stop(std::time::Duration::from_secs(30)).await;
+        drop(node);
+        let store = Store::open_any(&dir.join("db"), &StoreOptions::default()).unwrap();
+        let sources = StateSources {
+            part: store.part(state_partition(1)),
+            files: Files::open(dir.join("snapshots")).unwrap(),
+            archive: None,
+            scratch: dir.join("scratch"),
+            witness: None,
+        };
+        (store, sources)
+    }
+
+    /// What the store is rebuilt from; it has to be as it was.
+    async fn rebuilt(sources: &StateSources) -> (&'static str, u64) {
+        let place = |sources: &StateSources| {
+            let meta = sources.part.state_meta().unwrap().unwrap();
+            (meta.commit_ts, meta.keys)
+        };
+        let before = place(sources);
+        let from = rebuild(sources, Tried::default()).await.unwrap();
+        assert_eq!(place(sources), before);
+        assert_eq!(sources.part.state_problem().unwrap(), None);
+        from
+    }
+
+    #[tokio::test]
+    async fn the_store_is_rebuilt_from_the_newest_snapshot_and_the_commits_after_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, sources) = sources(dir.path(), 7, &[3, 5]).await;
+        assert_eq!(rebuilt(&sources).await, ("json", 2));
+        store.close();
+    }
+
+    #[tokio::test]
+    async fn a_damaged_snapshot_is_passed_over_for_the_one_before_it_and_then_for_the_stream() {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, sources) = sources(dir.path(), 7, &[3, 5]).await;
+        std::fs::write(sources.files.path(5), "{}").unwrap();
+        assert_eq!(rebuilt(&sources).await, ("json", 4));
+        std::fs::write(sources.files.path(3), "{}").unwrap();
+        assert_eq!(rebuilt(&sources).await, ("stream", 7));
+        store.close();
+    }
+
+    #[tokio::test]
+    async fn a_store_that_can_be_used_is_not_rebuilt() {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, sources) = sources(dir.path(), 4, &[]).await;
+        let origin = Origin {
+            source: &Source::Database,
+            folded: 0,
+        };
+        let loaded = recover(&sources, origin).await.unwrap();
+        assert_eq!((loaded.source.as_str(), loaded.folded), ("database", 0));
+        store.close();
+    }
 }

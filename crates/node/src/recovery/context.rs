@@ -1,0 +1,70 @@
+//! What all steps of an attempt to start use.
+
+use std::sync::Arc;
+
+use esker_partition::{ClusterInit, StoreOptions};
+use esker_raft::GroupId;
+use esker_raft::engine::PersistedState;
+use esker_raft::runtime::NodeError;
+
+use super::acceptance::Accepted;
+use super::attempts::Attempts;
+use crate::core::Inner;
+use crate::data_dir::DataDir;
+use crate::error::StartError;
+use crate::options::NodeOptions;
+use crate::snapshots::Archive;
+
+/// What all steps of an attempt use. Cheap to clone: steps that wait for a disk run on threads of their own
+/// and take a copy along.
+#[derive(Clone)]
+pub(super) struct Context {
+    pub options: Arc<NodeOptions>,
+    pub data_dir: DataDir,
+    pub archive: Archive,
+    pub accepted: Accepted,
+    pub attempts: Arc<Attempts>,
+    pub raft: esker_raft::Node,
+    /// How the database is opened.
+    pub store: StoreOptions,
+}
+
+impl Context {
+    /// That of a running node, for which no loss is accepted.
+    pub fn of(inner: &Inner) -> Context {
+        Context {
+            options: Arc::new(inner.options.clone()),
+            data_dir: inner.data_dir.clone(),
+            archive: inner.snapshots.archive.clone(),
+            accepted: Accepted::default(),
+            attempts: Arc::default(),
+            raft: inner.raft.clone(),
+            store: inner.options.store_in(&inner.data_dir),
+        }
+    }
+}
+
+/// Bytes of the log on disk.
+pub(super) fn log_bytes(raft: &esker_raft::Node) -> Result<u64, StartError> {
+    let bytes = raft.log().used_bytes();
+    Ok(bytes.map_err(NodeError::from)?)
+}
+
+/// What the log has of a partition.
+pub(super) fn log_state(
+    raft: &esker_raft::Node,
+    partition: u64,
+) -> Result<PersistedState, StartError> {
+    let state = raft.log().state(GroupId(partition));
+    Ok(state.map_err(NodeError::from)?)
+}
+
+/// What a partition of this directory is created with.
+pub(super) fn cluster_init(data_dir: &DataDir) -> ClusterInit {
+    let identity = &data_dir.identity;
+    ClusterInit {
+        partitions: identity.partitions,
+        voters: vec![identity.node_id],
+        cluster_id: identity.cluster_id.clone(),
+    }
+}

@@ -1,0 +1,133 @@
+//! Copies on this disk: the database, and local snapshots.
+
+use std::path::Path;
+
+use esker_partition::{Checkpoint, StoreError, checkpoint};
+
+use super::candidates::{Candidate, Source, connects, copy_of};
+use super::inspect::DatabaseFacts;
+use super::search::{RecoverySource, Search, remove};
+use crate::blocking::blocking;
+use crate::error::StartError;
+
+impl Search<'_> {
+    /// The database, if the log goes on where it ends.
+    pub(super) async fn database(&mut self) -> Result<Option<RecoverySource>, StartError> {
+        let found = match &self.facts.database {
+            Ok(found) => found,
+            Err(why) => {
+                self.tried.push(format!("database: {why}"));
+                return Ok(None);
+            }
+        };
+        let copy = copy_in(found);
+        if self.is_contradicted(&copy).await? {
+            self.keeps_database = true;
+            return Ok(None);
+        }
+        self.look_for_a_cut(&copy);
+        match connects(self.log.as_ref(), &copy) {
+            Ok(()) => Ok(Some(self.way(&copy, None, None, true))),
+            Err(why) => {
+                self.tried.push(format!("database: {why}"));
+                Ok(None)
+            }
+        }
+    }
+
+    /// Checkpoints on this disk that are whole, newest first.
+    pub(super) async fn locals(&mut self) -> Result<Vec<Checkpoint>, StartError> {
+        let base = self
+            .cx
+            .data_dir
+            .checkpoints()
+            .join(self.facts.partition.to_string());
+        let mut whole = Vec::new();
+        let there = blocking(move || checkpoint::all(&base)).await;
+        let there = there.unwrap_or_else(|error| {
+            self.unreadable.push(format!("local snapshots: {error}"));
+            Vec::new()
+        });
+        for dir in there {
+            let at = dir.clone();
+            let opened = blocking(move || {
+                let checkpoint = Checkpoint::open(&dir)?;
+                checkpoint.verify()?;
+                Ok::<_, StoreError>(checkpoint)
+            });
+            match opened.await {
+                Ok(checkpoint) if self.is_ruled_out(&copy_of(&checkpoint).source) => {}
+                Ok(checkpoint) => {
+                    if !self.is_contradicted(&copy_of(&checkpoint)).await? {
+                        whole.push(checkpoint);
+                    }
+                }
+                Err(error) => self.local_is_not_usable(&at, &error),
+            }
+        }
+        Ok(whole)
+    }
+
+    fn local_is_not_usable(&mut self, dir: &Path, error: &StoreError) {
+        let why = format!("local snapshot: {error}");
+        match error.is_unreadable() {
+            true => self.unreadable.push(why.clone()),
+            false => self.cx.attempts.local_is_damaged(dir),
+        }
+        self.tried.push(why);
+    }
+
+    /// Checks the blocks of a copy whose file checksums are right: they were computed when it was made,
+    /// maybe of a block that was damaged already. It costs reading it once more, so it is done where
+    /// damage was found, where files of a database are about to be replaced by it, or where a new lineage
+    /// may begin with it.
+    pub(super) async fn blocks(&self, checkpoint: &Checkpoint) -> Result<(), StoreError> {
+        let facts = self.facts;
+        let may_fork = self.cx.accepted.loss || self.is_pending();
+        if !facts.is_damaged && facts.database.is_err() && !may_fork {
+            return Ok(());
+        }
+        let (checkpoint, scratch) = (checkpoint.clone(), self.place("check"));
+        blocking(move || checkpoint.verify_blocks(&scratch)).await
+    }
+
+    pub(super) async fn local(
+        &mut self,
+        checkpoint: &Checkpoint,
+    ) -> Result<Option<RecoverySource>, StartError> {
+        let copy = copy_of(checkpoint);
+        if let Err(why) = connects(self.log.as_ref(), &copy) {
+            self.tried.push(format!("local snapshot: {why}"));
+            return Ok(None);
+        }
+        let ready = self.link(checkpoint).await?;
+        Ok(ready.map(|ready| self.way(&copy, Some(ready), None, true)))
+    }
+
+    /// The same files, for the database to use up; `None` if they are damaged.
+    pub(super) async fn link(
+        &mut self,
+        checkpoint: &Checkpoint,
+    ) -> Result<Option<Checkpoint>, StartError> {
+        if let Err(error) = self.blocks(checkpoint).await {
+            self.local_is_not_usable(&checkpoint.dir, &error);
+            return Ok(None);
+        }
+        let (checkpoint, to) = (checkpoint.clone(), self.place("local"));
+        blocking(move || {
+            remove(&to)?;
+            Ok(Some(checkpoint.link_to(&to)?))
+        })
+        .await
+    }
+}
+
+pub(super) fn copy_in(database: &DatabaseFacts) -> Candidate {
+    Candidate {
+        source: Source::Database,
+        lineage: database.lineage,
+        lsn: database.lsn,
+        term: Some(database.term),
+        tail: database.tail.clone(),
+    }
+}

@@ -1,0 +1,105 @@
+//! Makes the state store's partition from a JSON snapshot and the log.
+
+use esker_partition::command::Kind;
+use esker_partition::streams::{StreamOptions, StreamPartition};
+use esker_partition::{PartitionId, Store};
+use esker_raft::{GroupId, Lsn, StateMachine as _};
+
+use super::context::{Context, cluster_init};
+use crate::data_dir::MADE_OF_STATE;
+use crate::error::StartError;
+use crate::state::files::{Files, name_of};
+
+/// Bytes of the log that are read at a time.
+const REPLAY_BYTES: u64 = 4 << 20;
+
+/// Makes the partition from the JSON snapshot of a commit, and from the commits that the log has after it, up
+/// to an LSN. Returns how many these are. Other streams are lost, so what the log has of them is skipped.
+/// Blocking.
+pub(super) fn from_state(
+    cx: &Context,
+    store: &Store,
+    partition: u64,
+    commit_ts: u64,
+    up_to: u64,
+) -> Result<u64, StartError> {
+    let Context { data_dir, raft, .. } = cx;
+    let broken = |why: String| StartError::NothingUsable {
+        partition,
+        tried: format!("{}: {why}", name_of(commit_ts)),
+        remedy: "Start again: another copy is tried".into(),
+    };
+    let id = PartitionId(partition);
+    let path = data_dir.snapshots();
+    let files = Files::open(path.clone()).map_err(|source| StartError::Io {
+        operation: "opening",
+        path,
+        source,
+    })?;
+    let checked = files.check(commit_ts);
+    let (checked, _) = checked.map_err(|e| broken(e.to_string()))?;
+    let lsn = checked.header.lsn;
+    tracing::info!(
+        source = "json",
+        commit_ts,
+        bytes = checked.bytes,
+        keys = checked.keys,
+        "Loading snapshot: {}",
+        name_of(commit_ts)
+    );
+    // Until the lineage has begun, what is made here must not be taken for what was lost.
+    data_dir.report_damage(partition, MADE_OF_STATE)?;
+    store.drop_part(id)?;
+    store.create_partition(id, &cluster_init(data_dir))?;
+    // The commits that follow in the log get the numbers that they had: those of that lineage.
+    let part = store.part(id);
+    let lineage = part.lineage()?.after_forks(checked.header.forks);
+    part.fork(&lineage, data_dir.identity.node_id)?;
+    let mut rebuild = store.part(id).rebuild_state()?;
+    rebuild.commit_forks(checked.header.commit_forks);
+    files
+        .read(commit_ts, |key, entry| {
+            rebuild.entry(&key, &entry).map_err(|e| e.to_string())
+        })
+        .map_err(|e| broken(e.to_string()))?;
+    rebuild.applied(lsn, 1)?;
+    rebuild.finish(commit_ts)?;
+    let log = raft.log().reader(GroupId(partition));
+    let mut machine = StreamPartition::open(store, id, StreamOptions::default())?;
+    let (mut next, mut commits) = (lsn + 1, 0u64);
+    while next <= up_to {
+        let entries = log
+            .entries(Lsn(next), Lsn(up_to + 1), REPLAY_BYTES)
+            .map_err(|e| match e.is_unreadable() {
+                true => StartError::unreadable("the log", &e),
+                false => broken(e.to_string()),
+            })?
+            .into_committed()
+            .map_err(broken)?;
+        let Some(last) = entries.last() else {
+            return Err(broken(format!("the log has no entry at LSN {next}")));
+        };
+        next = last.lsn.0 + 1;
+        let of_state = |mut entry: esker_raft::Committed| {
+            let kind = entry.command.clone().map(Kind::from_bytes);
+            let is_of_state = matches!(
+                kind,
+                Some(Ok(Kind::StateCommit(_)
+                    | Kind::StatePrune(_)
+                    | Kind::StateImport(_)))
+            );
+            commits += u64::from(matches!(kind, Some(Ok(Kind::StateCommit(_)))));
+            entry.command = entry.command.filter(|_| is_of_state);
+            entry
+        };
+        let entries: Vec<_> = entries.into_iter().map(of_state).collect();
+        for step in entries.chunks(1024) {
+            machine
+                .apply(step, &mut Vec::new())
+                .map_err(|e| broken(e.to_string()))?;
+        }
+    }
+    drop(machine);
+    store.part(id).flush()?;
+    Ok(commits)
+}

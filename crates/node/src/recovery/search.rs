@@ -1,0 +1,520 @@
+//! Finds, for each partition, the copy to go on from.
+//!
+//! Nothing of the data directory is changed here but `restore/`, where copies are made ready: fetched,
+//! checked byte for byte, and only then offered to the database.
+
+use std::path::{Path, PathBuf};
+
+use esker_partition::{Checkpoint, Lineage, LineageId, PartitionId, Store};
+use esker_repository::{CurrentRoot, Error as RepositoryError};
+use futures::StreamExt as _;
+
+use super::candidates::{Candidate, LOG_IS_LOST, LogFacts, Source, connects, copy_of, is_whole};
+use super::context::Context;
+use super::contradiction::Witness;
+use super::empty_partitions::{begin_empty, no_copy};
+use super::inspect::{Facts, PartitionFacts};
+use super::plan::{Plan, PlannedFork};
+use crate::blocking::blocking;
+use crate::error::StartError;
+
+/// Partitions that are restored at a time. Each has eight files under way.
+const PARALLEL: usize = 4;
+/// What is to be done where the log contradicts copies, and no other one is of use.
+pub(super) const CONTRADICTED: &str = "What the log contradicts is of another copy of this data directory, or the log is: bring back what belongs together. Or give up what only the log has: keep a copy of this directory, move its log/ away, and start with --bootstrap restore, which goes on from the newest copy, be it the database or a snapshot; to restore the repository's snapshots instead, move db/ and checkpoints/ away as well";
+
+/// A copy to go on from.
+pub(super) struct RecoverySource {
+    pub partition: u64,
+    pub source: Source,
+    /// Files for the database to take, unless it is the database itself.
+    pub ready: Option<Checkpoint>,
+    /// The lineage that begins there, because something may be lost.
+    pub fork: Option<PlannedFork>,
+    /// Whether the repository has a root that is to be forked.
+    pub has_root: bool,
+    /// The lineage of the log, if that began where the copy ends: the copy is of its parent.
+    pub adopt: Option<Lineage>,
+    /// Whether a snapshot in the repository was found damaged.
+    pub damage: bool,
+    /// Whether the database has files of the partition that the log contradicts: they are put aside, as a
+    /// checkpoint.
+    pub keeps_database: bool,
+}
+
+/// Finds a source for each partition, and writes down which lineages begin.
+pub(super) async fn find(
+    cx: &Context,
+    facts: &Facts,
+    plan: &mut Plan,
+) -> Result<Vec<RecoverySource>, StartError> {
+    let planned: &Plan = plan;
+    let store = facts.store.as_ref().ok();
+    let finding = facts.partitions.iter().map(|facts| {
+        let search = Search {
+            store,
+            planned: planned.forks.get(&facts.partition),
+            ..Search::lossless(cx, facts)
+        };
+        search.find()
+    });
+    // Made first: closures in streams are not proven to live long enough.
+    let finding: Vec<_> = finding.collect();
+    let mut finding = futures::stream::iter(finding).buffer_unordered(PARALLEL);
+    let (mut sources, mut lacking) = (Vec::new(), Vec::new());
+    while let Some(found) = finding.next().await {
+        match found {
+            Ok(source) => sources.push(source),
+            // All of them are named at once. What is fetched of the others meanwhile is there for the next
+            // start.
+            Err(StartError::NoCopy {
+                partitions, tried, ..
+            }) => lacking.push((partitions, tried)),
+            Err(error) => return Err(error),
+        }
+    }
+    drop(finding);
+    if !lacking.is_empty() {
+        return Err(no_copy(lacking, facts.partitions.len()));
+    }
+    sources.sort_by_key(|source| source.partition);
+    if facts.partitions.iter().any(|facts| facts.log.is_none()) {
+        tracing::warn!(
+            "{LOG_IS_LOST}: no copy leads to the present, and of each partition the one that loses least is taken"
+        );
+    }
+    let before = plan.clone();
+    for source in &sources {
+        if let Some(fork) = &source.fork {
+            plan.forks.insert(source.partition, fork.clone());
+        }
+    }
+    if *plan != before {
+        let (plan, dir) = (plan.clone(), cx.data_dir.path().to_owned());
+        blocking(move || plan.write(&dir)).await?;
+    }
+    Ok(sources)
+}
+
+/// A search for the source of a partition.
+pub(super) struct Search<'a> {
+    pub(super) cx: &'a Context,
+    pub(super) facts: &'a PartitionFacts,
+    /// The database, if it is of use.
+    pub(super) store: Option<&'a Store>,
+    pub(super) planned: Option<&'a PlannedFork>,
+    /// What the log has, unless it turns out to be too short.
+    pub(super) log: Option<LogFacts>,
+    /// The log as it is, which contradicts copies even if it is too short.
+    pub(super) witness: Option<Witness>,
+    /// Whether the log contradicts the database.
+    pub(super) keeps_database: bool,
+    /// Whether it contradicts any copy.
+    pub(super) contradicted: bool,
+    /// Copies that are not usable, and why.
+    pub(super) tried: Vec<String>,
+    /// Those of them of which nothing is known, because they could not be read now. What could be read
+    /// is used if it loses nothing; no loss is accepted for their sake.
+    pub(super) unreadable: Vec<String>,
+    /// Whether a snapshot in the repository is damaged.
+    pub(super) damage: bool,
+}
+
+/// The lineages of a partition's history as the repository has them, the newest first, each with the last LSN
+/// that is a part of it; none if there is no root.
+pub(super) fn ancestry_of(root: Option<&CurrentRoot>) -> Vec<(LineageId, u64)> {
+    let ancestry = root.map(|root| root.ancestry()).unwrap_or_default();
+    let lineages = ancestry.into_iter();
+    lineages
+        .map(|(lineage, lsn)| (LineageId(lineage.0), lsn.0))
+        .collect()
+}
+
+impl<'a> Search<'a> {
+    /// A search for copies that lead to the present, among those outside of the database.
+    pub(super) fn lossless(cx: &'a Context, facts: &'a PartitionFacts) -> Search<'a> {
+        let log = facts.log.clone();
+        Search {
+            cx,
+            facts,
+            store: None,
+            planned: None,
+            witness: log.map(|log| Witness::new(&cx.raft, facts.partition, log)),
+            log: facts.log.clone(),
+            keeps_database: false,
+            contradicted: false,
+            tried: Vec::new(),
+            unreadable: Vec::new(),
+            damage: false,
+        }
+    }
+
+    /// The source that loses least.
+    pub(super) async fn find(self) -> Result<RecoverySource, StartError> {
+        let partition = self.facts.partition;
+        // What an earlier start has decided is gone on with.
+        let is_begun = self.planned.is_some_and(|planned| planned.empty);
+        let is_named = self.cx.accepted.empty.contains(&partition) && !is_begun;
+        let way = self.search().await?;
+        match is_named && way.source != Source::Empty {
+            true => Err(StartError::CopyLeft {
+                partition,
+                copy: way.source.to_string(),
+            }),
+            false => Ok(way),
+        }
+    }
+
+    async fn search(mut self) -> Result<RecoverySource, StartError> {
+        if let Some(way) = self.database().await? {
+            return Ok(way);
+        }
+        let locals = self.locals().await?;
+        for checkpoint in &locals {
+            self.look_for_a_cut(&copy_of(checkpoint));
+        }
+        for checkpoint in &locals {
+            if let Some(way) = self.local(checkpoint).await? {
+                return Ok(way);
+            }
+        }
+        let repository = self
+            .cx
+            .archive
+            .repository(&self.cx.data_dir.identity, self.facts.partition);
+        let whole = is_whole(self.log.as_ref());
+        let root = match repository.root().await {
+            Ok(root) => Some(root),
+            Err(RepositoryError::NoRoot { others: false, .. }) => {
+                self.tried
+                    .push(format!("{} has no snapshot of it", self.cx.archive.shown()));
+                None
+            }
+            // Nothing is needed from there.
+            Err(error) if whole => {
+                self.tried
+                    .push(format!("{}: {error}", self.cx.archive.shown()));
+                None
+            }
+            Err(error) => return Err(self.unreadable_repository(&error)),
+        };
+        let archived = match &root {
+            Some(root) => self.archived(&repository, root).await?,
+            None => Vec::new(),
+        };
+        for copy in &archived {
+            self.look_for_a_cut(copy);
+        }
+        for copy in &archived {
+            if let Err(why) = connects(self.log.as_ref(), copy) {
+                self.tried.push(format!("{}: {why}", copy.source));
+            } else if let Some(ready) = self.fetch(&repository, copy).await? {
+                return Ok(self.way(copy, Some(ready), None, true));
+            }
+        }
+        if is_whole(self.log.as_ref()) && !self.is_ruled_out(&Source::Log) {
+            let partition = PartitionId(self.facts.partition);
+            let first = LineageId::first(&self.cx.data_dir.identity.cluster_id, partition);
+            let nothing = Candidate::at(Source::Log, first, 0);
+            return Ok(self.way(&nothing, None, None, root.is_some()));
+        }
+        self.all_was_read()?;
+        // What reaches beyond the log may be another copy's of this directory: no loss is accepted unknowingly.
+        if let Some(root) = root.as_ref()
+            && let Err(error) = repository.check_writer(root)
+        {
+            self.tried.push(error.to_string());
+        }
+        if !self.cx.accepted.loss && !self.is_pending() {
+            let is_lost = self.facts.database.is_err();
+            let remedy = match (is_lost, locals.is_empty(), archived.is_empty()) {
+                (true, true, true) => match self.state_left(&ancestry_of(root.as_ref())).await? {
+                    Some(state) => state.into(),
+                    None => format!(
+                        "There is no copy to go on from: bring back what is missing; or {}",
+                        begin_empty(&[self.facts.partition])
+                    )
+                    .into(),
+                },
+                _ if self.contradicted => CONTRADICTED.into(),
+                (true, true, false) if self.damage => "Bring back what is missing or damaged, from versions or a backup; or accept the loss of everything after the newest copy that is whole with --bootstrap restore, which names the way out if none is".into(),
+                _ => "Bring back what is missing; or accept the loss of everything after the newest copy with --bootstrap restore".into(),
+            };
+            return Err(StartError::NothingUsable {
+                partition: self.facts.partition,
+                tried: self.tried.join("; "),
+                remedy,
+            });
+        }
+        self.with_a_loss(&repository, root.as_ref(), &locals, &archived)
+            .await
+    }
+
+    /// Whether an earlier start was told to begin a lineage here, decided after which LSN, and did not
+    /// get to the end. No more than that was accepted.
+    pub(super) fn is_pending(&self) -> bool {
+        self.planned.is_some_and(|planned| {
+            let log = self.facts.log.as_ref();
+            planned.id() != log.map(|log| log.lineage.id())
+        })
+    }
+
+    pub(super) fn all_was_read(&self) -> Result<(), StartError> {
+        match self.unreadable.is_empty() {
+            true => Ok(()),
+            false => Err(StartError::unreadable(
+                format!("a copy that partition {} needs", self.facts.partition),
+                &self.unreadable.join("; "),
+            )),
+        }
+    }
+
+    /// A log that ends before something that was applied from it has lost entries, and nobody knows
+    /// how many: it leads nowhere.
+    pub(super) fn look_for_a_cut(&mut self, copy: &Candidate) {
+        if let Some(log) = &self.log
+            && log.lineage.id() == copy.lineage
+            && copy.lsn > log.last
+        {
+            self.tried.push(format!(
+                "log: it ends at LSN {}, and the {} has LSN {}: it was cut or replaced",
+                log.last, copy.source, copy.lsn
+            ));
+            self.log = None;
+        }
+    }
+
+    /// Whether the log has other entries than those that led to a copy: then it is of another history.
+    pub(super) async fn is_contradicted(&mut self, copy: &Candidate) -> Result<bool, StartError> {
+        let Some(witness) = &self.witness else {
+            return Ok(false);
+        };
+        let (witness, compared) = (witness.clone(), copy.clone());
+        let why = blocking(move || witness.contradicts(&compared)).await?;
+        let Some(why) = why else {
+            return Ok(false);
+        };
+        tracing::error!(
+            partition = self.facts.partition,
+            copy = %copy.source,
+            why,
+            "a copy is not used: it is of another copy of this data directory, or the log is"
+        );
+        self.tried.push(format!("{}: {why}", copy.source));
+        self.contradicted = true;
+        Ok(true)
+    }
+
+    /// Whether a source turned out damaged when an earlier attempt used it.
+    pub(super) fn is_ruled_out(&mut self, source: &Source) -> bool {
+        let why = self.cx.attempts.why_not(self.facts.partition, source);
+        if let Some(why) = &why {
+            let why = format!("{source}: it was found damaged when it was used: {why}");
+            self.tried.push(why);
+        }
+        if let (Some(_), Source::Local(dir)) = (&why, source) {
+            self.cx.attempts.local_is_damaged(dir);
+        }
+        why.is_some()
+    }
+
+    /// Where a copy is made ready.
+    pub(super) fn place(&self, name: &str) -> PathBuf {
+        self.cx
+            .data_dir
+            .restore()
+            .join(self.facts.partition.to_string())
+            .join(name)
+    }
+
+    pub(super) fn way(
+        &self,
+        copy: &Candidate,
+        ready: Option<Checkpoint>,
+        fork: Option<PlannedFork>,
+        has_root: bool,
+    ) -> RecoverySource {
+        let log = self.log.as_ref();
+        // That there is no log was said once, and not of each copy.
+        let tried = self.tried.iter();
+        for tried in tried.filter(|tried| !tried.ends_with(LOG_IS_LOST)) {
+            tracing::warn!(partition = self.facts.partition, "not usable: {tried}");
+        }
+        RecoverySource {
+            partition: self.facts.partition,
+            source: copy.source.clone(),
+            ready,
+            adopt: log
+                .filter(|log| fork.is_none() && log.lineage.id() != copy.lineage)
+                .map(|log| log.lineage.clone()),
+            fork,
+            has_root,
+            damage: self.damage,
+            keeps_database: self.keeps_database && copy.source != Source::Database,
+        }
+    }
+
+    pub(super) fn unreadable_repository(&self, error: &RepositoryError) -> StartError {
+        StartError::RepositoryUnreadable {
+            repository: self.cx.archive.shown().to_owned(),
+            why: format!(
+                "{error} (it was needed for partition {}: {})",
+                self.facts.partition,
+                self.tried.join("; ")
+            ),
+        }
+    }
+}
+
+pub(super) fn remove(dir: &Path) -> Result<(), StartError> {
+    match std::fs::remove_dir_all(dir) {
+        Ok(()) => Ok(()),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(source) => Err(StartError::Io {
+            operation: "removing",
+            path: dir.to_owned(),
+            source,
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::sync::Arc;
+
+    use super::super::acceptance::Accepted;
+    use super::super::inspect::{self, DatabaseFacts};
+    use super::*;
+    use crate::data_dir::{Identity, LockedDir};
+    use crate::options::NodeOptions;
+    use crate::snapshots::Archive;
+
+    /// The partition of the made-up facts: not the state store's.
+    const PARTITION: u64 = 0;
+
+    /// A directory with an empty log, no copies, and an empty repository.
+    fn context(dir: &Path) -> Context {
+        let options = NodeOptions {
+            partitions: 1,
+            ..NodeOptions::new(dir)
+        };
+        let locked = LockedDir::open(dir).unwrap();
+        let data_dir = locked.belonging_to(|| Identity::new("test", 1), 1).unwrap();
+        Context {
+            archive: Archive::open(&options.snapshots, dir).unwrap(),
+            raft: inspect::open_log(&options, &data_dir, false).unwrap(),
+            store: options.store_in(&data_dir),
+            accepted: Accepted::default(),
+            attempts: Arc::default(),
+            options: Arc::new(options),
+            data_dir,
+        }
+    }
+
+    fn lineage(cx: &Context) -> Lineage {
+        let cluster = &cx.data_dir.identity.cluster_id;
+        Lineage::first(cluster, 1, PartitionId(PARTITION))
+    }
+
+    /// A log with the entries after one LSN up to another, and a database at an LSN, if it is of use.
+    fn facts(cx: &Context, log: Option<(u64, u64)>, database: Option<u64>) -> PartitionFacts {
+        let lineage = lineage(cx);
+        let id = lineage.id();
+        let facts_at = |lsn| DatabaseFacts {
+            lsn,
+            term: 1,
+            lineage: id,
+            tail: None,
+        };
+        PartitionFacts {
+            partition: PARTITION,
+            log: log.map(|(start, last)| LogFacts {
+                start,
+                start_term: 1,
+                last,
+                lineage,
+            }),
+            database: database
+                .map(facts_at)
+                .ok_or_else(|| "it is damaged".to_owned()),
+            is_damaged: database.is_none(),
+        }
+    }
+
+    async fn find(cx: &Context, facts: &PartitionFacts) -> Result<RecoverySource, StartError> {
+        let search = Search {
+            // The entries of the log are made up, too.
+            witness: None,
+            ..Search::lossless(cx, facts)
+        };
+        search.find().await
+    }
+
+    #[tokio::test]
+    async fn a_database_that_the_log_goes_on_from_is_used_and_nothing_is_lost() {
+        let dir = tempfile::tempdir().unwrap();
+        let cx = context(dir.path());
+        for lsn in [10, 15, 20] {
+            let found = find(&cx, &facts(&cx, Some((10, 20)), Some(lsn)))
+                .await
+                .unwrap();
+            assert_eq!(found.source, Source::Database);
+            assert_eq!(found.fork, None);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_log_that_goes_back_to_the_beginning_replaces_a_damaged_database() {
+        let dir = tempfile::tempdir().unwrap();
+        let cx = context(dir.path());
+        let found = find(&cx, &facts(&cx, Some((0, 20)), None)).await.unwrap();
+        assert_eq!(found.source, Source::Log);
+        assert_eq!(found.fork, None);
+        // It is not tried again after it was found damaged.
+        let (log, why) = (Source::Log, "why".to_owned());
+        cx.attempts.rule_out(PARTITION, log, why);
+        let refused = find(&cx, &facts(&cx, Some((0, 20)), None))
+            .await
+            .err()
+            .unwrap();
+        assert_eq!(refused.code(), "nothing_usable", "{refused}");
+    }
+
+    #[tokio::test]
+    async fn without_a_copy_that_connects_the_start_ends_and_names_what_was_tried() {
+        let dir = tempfile::tempdir().unwrap();
+        let cx = context(dir.path());
+        for (log, database, tried) in [
+            (Some((10, 20)), None, "it is damaged"),
+            (Some((10, 20)), Some(9), "the log begins after 10"),
+            (Some((10, 20)), Some(21), "it was cut or replaced"),
+            (None, Some(15), LOG_IS_LOST),
+        ] {
+            let refused = find(&cx, &facts(&cx, log, database)).await.err().unwrap();
+            assert_eq!(refused.code(), "nothing_usable", "{refused}");
+            assert!(refused.to_string().contains(tried), "{refused}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_partition_begins_empty_only_where_it_is_named_and_no_copy_is_left() {
+        let dir = tempfile::tempdir().unwrap();
+        let accepted = |named: &[u64]| Accepted {
+            loss: true,
+            empty: named.iter().copied().collect::<BTreeSet<_>>(),
+        };
+        let mut cx = context(dir.path());
+        cx.accepted = accepted(&[]);
+        let lost = facts(&cx, None, None);
+        let refused = find(&cx, &lost).await.err().unwrap();
+        assert!(matches!(refused, StartError::NoCopy { .. }), "{refused}");
+        cx.accepted = accepted(&[PARTITION]);
+        let found = find(&cx, &lost).await.unwrap();
+        assert_eq!(found.source, Source::Empty);
+        assert!(found.fork.unwrap().empty);
+        let connected = facts(&cx, Some((10, 20)), Some(15));
+        let refused = find(&cx, &connected).await.err().unwrap();
+        assert!(matches!(refused, StartError::CopyLeft { .. }), "{refused}");
+    }
+}
