@@ -1,0 +1,43 @@
+//! Local snapshots in a directory, whoever it belongs to.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::files::io;
+use crate::error::{StartError, in_words};
+
+/// The checkpoints below a directory, newest first, by partition; partitions without any are left out.
+pub(crate) fn checkpoints_in(base: &Path) -> Result<Vec<(u64, Vec<PathBuf>)>, StartError> {
+    let entries = match fs::read_dir(base) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(e) => return Err(StartError::unreadable(base.display().to_string(), &e)),
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(io("listing", base))?;
+        let name = entry.file_name();
+        let Some(number) = name.to_str().and_then(|name| name.parse().ok()) else {
+            continue;
+        };
+        let there = esker_partition::checkpoint::all(&entry.path())?;
+        if !there.is_empty() {
+            found.push((number, there));
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// Copies of somebody's partitions in a directory, in words. An empty one may have some, if the rest is gone.
+pub(crate) fn copies_in(dir: &Path) -> Result<Option<String>, StartError> {
+    let found = checkpoints_in(&dir.join("checkpoints"))?;
+    if found.is_empty() {
+        return Ok(None);
+    }
+    let numbers: Vec<u64> = found.iter().map(|(number, _)| *number).collect();
+    Ok(Some(format!(
+        "checkpoints/ has local snapshots of {}",
+        in_words(&numbers)
+    )))
+}

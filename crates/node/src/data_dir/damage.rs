@@ -1,0 +1,119 @@
+//! `damaged/`: why partitions are not to be used, and what recoveries have put aside.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::DataDir;
+use super::files::{io, sync_dir, write_durably};
+use crate::error::StartError;
+
+/// Reported as damage of a partition's database until its new lineage has begun.
+pub(crate) const MADE_OF_STATE: &str = "it is being made of a state snapshot";
+
+impl DataDir {
+    /// What says why a partition's database is not to be used.
+    pub fn damage(&self, partition: u64) -> PathBuf {
+        self.path
+            .join("damaged")
+            .join(format!("partition-{partition}"))
+    }
+
+    /// Why a partition's database is not to be used, if an earlier start or a running server has found
+    /// it damaged.
+    pub fn known_damage(&self, partition: u64) -> Result<Option<String>, StartError> {
+        let path = self.damage(partition);
+        match fs::read(&path) {
+            Ok(why) => Ok(Some(String::from_utf8_lossy(&why).into_owned())),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(StartError::unreadable(path.display().to_string(), &e)),
+        }
+    }
+
+    /// Remembers, for the next start, that a partition's database is not to be used.
+    pub fn report_damage(&self, partition: u64, why: &str) -> Result<(), StartError> {
+        let _noting = self.noting.lock();
+        // Nothing is written where a mount is gone: it would look like a directory that is in use.
+        self.check_in_place(&self.path)?;
+        let path = self.damage(partition);
+        let dir = self.path.join("damaged");
+        fs::create_dir_all(&dir).map_err(io("creating", &dir))?;
+        write_durably(&path, why.as_bytes())?;
+        sync_dir(&self.path)
+    }
+
+    /// A partition has another database, which is durable.
+    pub fn forget_damage(&self, partition: u64) -> Result<(), StartError> {
+        let _noting = self.noting.lock();
+        let path = self.damage(partition);
+        match fs::remove_file(&path) {
+            Ok(()) => sync_dir(&self.path.join("damaged")),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            Err(source) => Err(io("removing", &path)(source)),
+        }
+    }
+
+    /// Puts one of its directories aside, where it is in nobody's way; where it is now.
+    pub fn put_aside(&self, what: &str) -> Result<PathBuf, StartError> {
+        self.put_aside_as(&self.path.join(what), what)
+    }
+
+    /// Puts a directory aside under this name and a number; where it is now.
+    pub fn put_aside_as(&self, from: &Path, name: &str) -> Result<PathBuf, StartError> {
+        let dir = self.path.join("damaged");
+        fs::create_dir_all(&dir).map_err(io("creating", &dir))?;
+        let mut number = 1;
+        let to = loop {
+            let to = dir.join(format!("{name}-{number}"));
+            if !to.exists() {
+                break to;
+            }
+            number += 1;
+        };
+        fs::rename(from, &to).map_err(io("moving", from))?;
+        sync_dir(&dir)?;
+        from.parent().map_or(Ok(()), sync_dir)?;
+        Ok(to)
+    }
+
+    /// Moves a partition's checkpoint to what is put aside.
+    pub fn put_checkpoint_aside(&self, partition: u64, from: &Path) -> Result<PathBuf, StartError> {
+        let to = self.place_for_checkpoint_aside(partition)?;
+        fs::rename(from, &to).map_err(io("moving", from))?;
+        sync_dir(&self.path.join("damaged"))?;
+        if let Some(parent) = from.parent() {
+            sync_dir(parent)?;
+        }
+        Ok(to)
+    }
+
+    /// Where the next checkpoint of a partition that is put aside goes; the directory it goes into is there.
+    pub fn place_for_checkpoint_aside(&self, partition: u64) -> Result<PathBuf, StartError> {
+        let dir = self.path.join("damaged");
+        fs::create_dir_all(&dir).map_err(io("creating", &dir))?;
+        sync_dir(&self.path)?;
+        let number = (1..).find(|number| {
+            !dir.join(format!("checkpoint-{partition}-{number}"))
+                .exists()
+        });
+        Ok(dir.join(format!("checkpoint-{partition}-{}", number.unwrap_or(0))))
+    }
+
+    /// The checkpoints of a partition that were put aside.
+    pub fn checkpoints_aside(&self, partition: u64) -> Result<Vec<PathBuf>, StartError> {
+        let dir = self.path.join("damaged");
+        let entries = match fs::read_dir(&dir) {
+            Ok(entries) => entries,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(e) => return Err(io("reading", &dir)(e)),
+        };
+        let prefix = format!("checkpoint-{partition}-");
+        let mut found = Vec::new();
+        for entry in entries {
+            let entry = entry.map_err(io("reading", &dir))?;
+            if entry.file_name().to_string_lossy().starts_with(&prefix) {
+                found.push(entry.path());
+            }
+        }
+        Ok(found)
+    }
+}

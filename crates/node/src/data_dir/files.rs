@@ -1,0 +1,63 @@
+//! Operations on files and directories, with errors that name them.
+
+use std::fs::{self, File};
+use std::io::Write as _;
+use std::path::Path;
+
+use crate::error::StartError;
+
+/// Replaces a file: whole or not at all, durable when this returns.
+pub(crate) fn write_durably(path: &Path, bytes: &[u8]) -> Result<(), StartError> {
+    let temporary = path.with_extension("tmp");
+    let mut file = File::create(&temporary).map_err(io("creating", &temporary))?;
+    file.write_all(bytes)
+        .and_then(|()| file.sync_all())
+        .map_err(io("writing", &temporary))?;
+    fs::rename(&temporary, path).map_err(io("renaming to", path))?;
+    path.parent().map_or(Ok(()), sync_dir)
+}
+
+pub(crate) fn sync_dir(dir: &Path) -> Result<(), StartError> {
+    File::open(dir)
+        .and_then(|d| d.sync_all())
+        .map_err(io("syncing", dir))
+}
+
+/// Whether there is something of a name, be it a link that leads nowhere.
+pub(super) fn is_there(path: &Path) -> Result<bool, StartError> {
+    match fs::symlink_metadata(path) {
+        Ok(_) => Ok(true),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        Err(e) => Err(io("looking at", path)(e)),
+    }
+}
+
+/// Whether something is there that is more than an empty directory, as a disk is that was just mounted.
+pub(super) fn is_in_use(path: &Path) -> Result<bool, StartError> {
+    if !is_there(path)? {
+        return Ok(false);
+    }
+    let entries = match fs::read_dir(path) {
+        Ok(entries) => entries,
+        Err(_) => return Ok(true),
+    };
+    for entry in entries {
+        let entry = entry.map_err(io("listing", path))?;
+        if entry.file_name() != "lost+found" {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+pub(super) fn io(
+    operation: &'static str,
+    path: &Path,
+) -> impl FnOnce(std::io::Error) -> StartError {
+    let path = path.to_owned();
+    move |source| StartError::Io {
+        operation,
+        path,
+        source,
+    }
+}

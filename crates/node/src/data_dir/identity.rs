@@ -1,0 +1,149 @@
+//! Who a data directory belongs to: `node.json`.
+
+use std::fs;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use super::files::{io, is_there, sync_dir, write_durably};
+use crate::error::StartError;
+
+/// Version of the layout of a data directory, and of everything in it. 1 was never released.
+pub const FORMAT: u32 = 3;
+
+/// Who a data directory belongs to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    /// Version of the directory's layout, and of everything in it.
+    pub format: u32,
+    /// This node. Never 0.
+    pub node_id: u64,
+    /// Random, the same for all nodes of a cluster.
+    pub cluster_id: String,
+    /// For people.
+    pub cluster_name: String,
+    /// Stream partitions; the catalog comes on top.
+    pub partitions: u32,
+    /// RFC 3339.
+    pub created_at: String,
+}
+
+impl Identity {
+    /// Somebody new.
+    pub fn new(cluster_name: &str, partitions: u32) -> Identity {
+        Identity {
+            format: FORMAT,
+            node_id: rand::random_range(1..=u64::from(u32::MAX)),
+            cluster_id: uuid::Uuid::new_v4().to_string(),
+            cluster_name: cluster_name.to_owned(),
+            partitions,
+            created_at: now_rfc3339(),
+        }
+    }
+
+    /// A new node of a cluster that there was before.
+    pub fn of_cluster(cluster_id: &str, cluster_name: &str, partitions: u32) -> Identity {
+        Identity {
+            cluster_id: cluster_id.to_owned(),
+            ..Identity::new(cluster_name, partitions)
+        }
+    }
+
+    /// Tells clusters of one name apart, in a repository.
+    pub fn fingerprint(&self) -> u64 {
+        xxhash_rust::xxh3::xxh3_64(self.cluster_id.as_bytes())
+    }
+}
+
+/// Makes the layout of an earlier format the present one. A crash leaves it at the earlier one, and the
+/// next start does the rest.
+pub(super) fn brought_up_to_date(
+    path: &Path,
+    identity: Identity,
+    is_new: bool,
+) -> Result<Identity, StartError> {
+    // Checkpoints were in `snapshots` up to format 2.
+    let (from, to) = (path.join("snapshots"), path.join("checkpoints"));
+    if from.exists() {
+        fs::create_dir_all(&to).map_err(io("creating", &to))?;
+        for entry in fs::read_dir(&from).map_err(io("reading", &from))? {
+            let entry = entry.map_err(io("reading", &from))?;
+            let name = entry.file_name();
+            if name.to_string_lossy().parse::<u64>().is_ok() {
+                let there = to.join(&name);
+                fs::rename(entry.path(), &there).map_err(io("renaming to", &there))?;
+            }
+        }
+        sync_dir(&to)?;
+        sync_dir(&from)?;
+        sync_dir(path)?;
+    }
+    let name = if is_new { "node.json.new" } else { "node.json" };
+    let before = identity.format;
+    let identity = Identity {
+        format: FORMAT,
+        ..identity
+    };
+    write_identity(&path.join(name), &identity)?;
+    tracing::info!(
+        path = %path.display(),
+        "the data directory has format {FORMAT} now, and had {before}: earlier builds do not open it any more"
+    );
+    Ok(identity)
+}
+
+/// Who a directory belongs to; `None` if it has no such file.
+pub(super) fn read_identity(dir: &Path, path: &Path) -> Result<Option<Identity>, StartError> {
+    #[derive(Deserialize)]
+    struct Format {
+        format: u32,
+    }
+    let bad = |why: String| StartError::BadIdentity {
+        path: path.to_owned(),
+        why,
+    };
+    let text = match fs::read(path) {
+        Ok(text) => text,
+        // A link that leads nowhere is not the same as no file.
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound && !is_there(path)? => return Ok(None),
+        Err(e) => return Err(StartError::unreadable(path.display().to_string(), &e)),
+    };
+    let Format { format } =
+        serde_json::from_slice(&text).map_err(|e| bad(format!("not an identity: {e}")))?;
+    if format > FORMAT {
+        return Err(StartError::NewerFormat {
+            dir: dir.to_owned(),
+            found: format,
+            known: FORMAT,
+        });
+    }
+    if format == 1 {
+        return Err(StartError::OlderFormat {
+            dir: dir.to_owned(),
+            found: format,
+        });
+    }
+    let identity: Identity =
+        serde_json::from_slice(&text).map_err(|e| bad(format!("not an identity: {e}")))?;
+    if identity.format == 0 || identity.node_id == 0 || identity.partitions == 0 {
+        return Err(bad(
+            "format, node_id and partitions must not be 0".to_owned()
+        ));
+    }
+    Ok(Some(identity))
+}
+
+pub(super) fn write_identity(path: &Path, identity: &Identity) -> Result<(), StartError> {
+    let text = serde_json::to_string_pretty(identity).map_err(|e| StartError::BadIdentity {
+        path: path.to_owned(),
+        why: e.to_string(),
+    })?;
+    // A torn file is not taken for an identity: it goes through a name of its own.
+    write_durably(path, text.as_bytes())
+}
+
+pub(crate) fn now_rfc3339() -> String {
+    time::OffsetDateTime::now_utc()
+        .format(&time::format_description::well_known::Rfc3339)
+        .unwrap_or_default()
+}

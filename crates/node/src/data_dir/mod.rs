@@ -1,0 +1,326 @@
+//! The data directory.
+//!
+//! ```text
+//! LOCK             held while a process uses the directory; has its pid
+//! node.json        who this is: format version, node id, cluster id, number of partitions
+//! node.json.new    the same, while the directory is being made for the first time
+//! log/             the Raft log of all partitions
+//! db/              RocksDB
+//! checkpoints/<p>/ checkpoints of partition p: hard links to files of the database
+//! snapshots/       JSON snapshots of the state store
+//! restore/<p>/     files of a snapshot on their way from the repository into the database
+//! restore.json     a restore under way that may lose something: what was decided
+//! repository/      partition snapshots, if no other destination is configured
+//! scratch/         restores that are tested; removed at a start
+//! damaged/         what was put aside by a recovery, and why partitions are not to be used
+//! incarnations.json  which starts of this directory have put snapshots
+//! bootstrap.json   that --bootstrap restore was said for a start that has served
+//! destination.json where they were put, and the id of the marker there
+//! restarts.json    which restarts the node has asked for itself
+//! rates.json       how fast this node was at its last recovery
+//! reserve          takes space, so that there is some when the disk is full
+//! ```
+//!
+//! Making one: write `node.json.new`, make log and database, and when every partition serves, rename
+//! to `node.json`. A crash in between leaves `node.json.new`, and the next start goes on with the
+//! same identity. From then on a missing part is damage, and is never created again without being asked
+//! for.
+
+mod copies;
+mod damage;
+mod files;
+mod identity;
+#[cfg(test)]
+mod tests;
+
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{Read as _, Seek as _, Write as _};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+pub(crate) use copies::{checkpoints_in, copies_in};
+pub(crate) use damage::MADE_OF_STATE;
+use files::{io, is_in_use, is_there};
+pub(crate) use files::{sync_dir, write_durably};
+pub(crate) use identity::now_rfc3339;
+pub use identity::{FORMAT, Identity};
+use identity::{brought_up_to_date, read_identity, write_identity};
+
+use crate::error::StartError;
+
+/// Held while a process uses the directory.
+const LOCK: &str = "LOCK";
+
+/// A locked data directory that may not belong to anybody yet.
+#[derive(Debug)]
+pub struct LockedDir {
+    path: PathBuf,
+    lock: File,
+    /// Who it belongs to, and whether it is still being made.
+    found: Option<(Identity, bool)>,
+    /// Whether it had no lock file.
+    is_lock_new: bool,
+    /// Directories that were made for it, the innermost first.
+    made: Vec<PathBuf>,
+}
+
+/// A locked data directory. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct DataDir {
+    path: PathBuf,
+    /// Holds the lock for as long as it is open.
+    lock: Arc<File>,
+    /// Damage is noted by one at a time: what is written goes through one temporary file.
+    noting: Arc<Mutex<()>>,
+    /// Who it belongs to.
+    pub identity: Identity,
+    /// Whether it is still being made.
+    pub is_new: bool,
+}
+
+impl LockedDir {
+    /// Locks the directory, and reads its identity if it has one. It is made if it is missing.
+    pub fn open(path: &Path) -> Result<LockedDir, StartError> {
+        is_or_may_be_directory(path)?;
+        let missing = path.ancestors().take_while(|dir| !dir.exists());
+        let made = missing.map(Path::to_owned).collect();
+        fs::create_dir_all(path).map_err(io("creating", path))?;
+        let path = fs::canonicalize(path).map_err(io("resolving", path))?;
+        if let Some(parent) = path.parent() {
+            sync_dir(parent)?;
+        }
+        let is_lock_new = !is_there(&path.join(LOCK))?;
+        let lock = lock(&path)?;
+        let final_path = path.join("node.json");
+        let new_path = path.join("node.json.new");
+        let found = if let Some(identity) = read_identity(&path, &final_path)? {
+            Some((identity, false))
+        } else if let Some(identity) = read_identity(&path, &new_path)? {
+            Some((identity, true))
+        } else {
+            for what in ["log", "db"] {
+                if is_in_use(&path.join(what))? {
+                    return Err(StartError::NoIdentity {
+                        dir: path,
+                        what: format!("{what}/"),
+                    });
+                }
+            }
+            None
+        };
+        Ok(LockedDir {
+            path,
+            lock,
+            found,
+            is_lock_new,
+            made,
+        })
+    }
+
+    /// The start is refused: removes what it has made, if nobody has used the directory so far. What cannot
+    /// be removed stays; it says nothing about anybody.
+    pub fn leave(self) {
+        if !self.is_empty() || !self.is_lock_new {
+            return;
+        }
+        let removed = fs::remove_file(self.path.join(LOCK));
+        if removed.is_ok() {
+            let mut made = self.made.iter();
+            // What is not empty has something to be looked at.
+            made.try_for_each(fs::remove_dir).ok();
+        }
+    }
+
+    /// The directory.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether nobody has used it so far.
+    pub fn is_empty(&self) -> bool {
+        self.found.is_none()
+    }
+
+    /// Begins to make it for `identity`, if it is empty. Whoever it belongs to must have as many
+    /// partitions as are configured.
+    pub fn belonging_to(
+        self,
+        identity: impl FnOnce() -> Identity,
+        partitions: u32,
+    ) -> Result<DataDir, StartError> {
+        let (identity, is_new) = match self.found {
+            Some((identity, is_new)) if identity.format < FORMAT => {
+                (brought_up_to_date(&self.path, identity, is_new)?, is_new)
+            }
+            Some(found) => found,
+            None => {
+                let identity = identity();
+                write_identity(&self.path.join("node.json.new"), &identity)?;
+                (identity, true)
+            }
+        };
+        if identity.partitions != partitions {
+            return Err(StartError::PartitionsChanged {
+                dir: self.path,
+                made: identity.partitions,
+                configured: partitions,
+            });
+        }
+        Ok(DataDir {
+            path: self.path,
+            lock: Arc::new(self.lock),
+            noting: Arc::default(),
+            identity,
+            is_new,
+        })
+    }
+}
+
+impl DataDir {
+    /// Everything has been made: from now on a missing part is damage.
+    pub fn finish(&mut self) -> Result<(), StartError> {
+        if self.is_new {
+            sync_dir(&self.path)?;
+            let to = self.path.join("node.json");
+            fs::rename(self.path.join("node.json.new"), &to).map_err(io("renaming to", &to))?;
+            sync_dir(&self.path)?;
+            self.is_new = false;
+        }
+        Ok(())
+    }
+
+    /// The directory.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Where the log is.
+    pub fn log(&self) -> PathBuf {
+        self.path.join("log")
+    }
+
+    /// Where the database is.
+    pub fn db(&self) -> PathBuf {
+        self.path.join("db")
+    }
+
+    /// Where checkpoints are.
+    pub fn checkpoints(&self) -> PathBuf {
+        self.path.join("checkpoints")
+    }
+
+    /// Where JSON snapshots of the state store are.
+    pub fn snapshots(&self) -> PathBuf {
+        self.path.join("snapshots")
+    }
+
+    /// Where snapshots come in.
+    pub fn restore(&self) -> PathBuf {
+        self.path.join("restore")
+    }
+
+    /// Where restores are tested.
+    pub fn scratch(&self) -> PathBuf {
+        self.path.join("scratch")
+    }
+
+    /// Whether a path leads to the directory that is in use, and not to what shows through where a mount
+    /// is gone.
+    ///
+    /// # Errors
+    ///
+    /// It does not, or cannot be looked at now.
+    pub fn check_in_place(&self, path: &Path) -> Result<(), StartError> {
+        let gone = |why: String| StartError::DirectoryGone {
+            dir: path.to_owned(),
+            why,
+        };
+        let lock = path.join(LOCK);
+        let found = match fs::metadata(&lock) {
+            Ok(found) => found,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+                return Err(gone("it has no LOCK".to_owned()));
+            }
+            Err(e) => return Err(StartError::unreadable(lock.display().to_string(), &e)),
+        };
+        let held = self.lock.metadata().map_err(io("looking at", &lock))?;
+        match (held.dev(), held.ino()) == (found.dev(), found.ino()) {
+            true => Ok(()),
+            false => Err(gone("its LOCK is another file".to_owned())),
+        }
+    }
+}
+
+/// Refuses what is there and no directory.
+fn is_or_may_be_directory(path: &Path) -> Result<(), StartError> {
+    let none = |what, remedy| {
+        Err(StartError::NoDirectory {
+            path: path.to_owned(),
+            what,
+            remedy,
+        })
+    };
+    match fs::metadata(path) {
+        Ok(found) if found.is_dir() => Ok(()),
+        Ok(_) => none("a file", "`data-dir` has to name a directory"),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => match is_there(path)? {
+            true => none(
+                "a link that leads nowhere",
+                "mount or make the directory that it leads to",
+            ),
+            false => Ok(()),
+        },
+        Err(e) => Err(StartError::unreadable(path.display().to_string(), &e)),
+    }
+}
+
+fn lock(dir: &Path) -> Result<File, StartError> {
+    let path = dir.join(LOCK);
+    let mut file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(&path)
+        .map_err(io("opening", &path))?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            let mut pid = String::new();
+            // The owner may be about to write it.
+            let _ = file.read_to_string(&mut pid);
+            let pid = match pid.trim() {
+                "" => "unknown".to_owned(),
+                pid => pid.to_owned(),
+            };
+            return Err(StartError::InUse {
+                dir: dir.to_owned(),
+                pid,
+            });
+        }
+        Err(TryLockError::Error(source)) => return Err(io("locking", &path)(source)),
+    }
+    // A start that is refused removes the file that it has made: whoever had opened it by then has locked
+    // nothing.
+    let locked = file.metadata().map_err(io("looking at", &path))?;
+    let is_the_same = match fs::metadata(&path) {
+        Ok(there) => (there.dev(), there.ino()) == (locked.dev(), locked.ino()),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => false,
+        Err(e) => return Err(io("looking at", &path)(e)),
+    };
+    if !is_the_same {
+        return Err(StartError::InUse {
+            dir: dir.to_owned(),
+            pid: "unknown".to_owned(),
+        });
+    }
+    let pid = std::process::id();
+    file.set_len(0)
+        .and_then(|()| file.rewind())
+        .and_then(|()| writeln!(file, "{pid}"))
+        .map_err(io("writing", &path))?;
+    Ok(file)
+}

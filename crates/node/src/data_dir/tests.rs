@@ -1,0 +1,226 @@
+use super::*;
+
+fn open(dir: &Path, partitions: u32) -> Result<DataDir, StartError> {
+    LockedDir::open(dir)?.belonging_to(|| Identity::new("test", partitions), partitions)
+}
+
+fn made(dir: &Path) -> Identity {
+    let mut made = open(dir, 8).unwrap();
+    made.finish().unwrap();
+    made.identity.clone()
+}
+
+#[test]
+fn identity_survives_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = made(dir.path());
+    let again = open(dir.path(), 8).unwrap();
+    assert_eq!(again.identity, first);
+    assert!(!again.is_new);
+}
+
+#[test]
+fn a_crash_while_it_is_made_keeps_the_identity() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = open(dir.path(), 8).unwrap().identity.clone();
+    let again = open(dir.path(), 8).unwrap();
+    assert!(again.is_new);
+    assert_eq!(again.identity, first);
+}
+
+#[test]
+fn a_second_process_is_refused_with_the_pid_of_the_first() {
+    let dir = tempfile::tempdir().unwrap();
+    let _first = open(dir.path(), 8).unwrap();
+    let error = open(dir.path(), 8).unwrap_err();
+    let pid = std::process::id().to_string();
+    assert!(
+        matches!(&error, StartError::InUse { pid: p, .. } if *p == pid),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_refused_start_removes_what_it_has_made_and_nothing_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("made/data");
+    LockedDir::open(&path).unwrap().leave();
+    assert!(!dir.path().join("made").exists());
+    // A directory that was there stays.
+    fs::create_dir_all(&path).unwrap();
+    LockedDir::open(&path).unwrap().leave();
+    assert_eq!(fs::read_dir(&path).unwrap().count(), 0);
+    // So does what is in it, and who it belongs to.
+    fs::write(path.join("mine"), "").unwrap();
+    LockedDir::open(&path).unwrap().leave();
+    assert!(path.join("mine").exists());
+    let identity = made(&path);
+    LockedDir::open(&path).unwrap().leave();
+    assert_eq!(open(&path, 8).unwrap().identity, identity);
+}
+
+#[test]
+fn a_lock_file_that_was_removed_since_it_was_opened_locks_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join(LOCK);
+    let first = lock(dir.path()).unwrap();
+    fs::remove_file(&path).unwrap();
+    let _second = lock(dir.path()).unwrap();
+    let is_same =
+        |file: &File| file.metadata().unwrap().ino() == fs::metadata(&path).unwrap().ino();
+    assert!(!is_same(&first));
+}
+
+#[test]
+fn a_directory_that_is_gone_from_its_path_gets_no_note_of_damage() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, away) = (dir.path().join("data"), dir.path().join("away"));
+    let data_dir = open(&path, 8).unwrap();
+    data_dir.check_in_place(&path).unwrap();
+    // As if it had been a mount: what is below is empty, then somebody else's.
+    fs::rename(&path, &away).unwrap();
+    data_dir.check_in_place(&path).unwrap_err();
+    fs::create_dir(&path).unwrap();
+    fs::write(path.join(LOCK), "").unwrap();
+    let error = data_dir.report_damage(1, "why").unwrap_err();
+    assert!(matches!(error, StartError::DirectoryGone { .. }), "{error}");
+    assert!(!path.join("damaged").exists());
+    fs::remove_dir_all(&path).unwrap();
+    fs::rename(&away, &path).unwrap();
+    data_dir.report_damage(1, "why").unwrap();
+}
+
+#[test]
+fn damage_is_noted_by_several_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let data_dir = open(dir.path(), 8).unwrap();
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            let data_dir = data_dir.clone();
+            scope.spawn(move || data_dir.report_damage(1, "why").unwrap());
+        }
+    });
+    assert_eq!(data_dir.known_damage(1).unwrap().as_deref(), Some("why"));
+}
+
+#[test]
+fn checkpoints_of_format_2_are_found_where_they_are_now() {
+    let dir = tempfile::tempdir().unwrap();
+    let identity = Identity {
+        format: 2,
+        ..made(dir.path())
+    };
+    let path = dir.path().join("node.json");
+    write_identity(&path, &identity).unwrap();
+    let before = dir.path().join("snapshots");
+    for file in ["3/lsn_5", "x"] {
+        fs::create_dir_all(before.join(file)).unwrap();
+    }
+    // A crash came after some of them were moved.
+    fs::create_dir_all(dir.path().join("checkpoints/1")).unwrap();
+    let opened = open(dir.path(), 8).unwrap();
+    assert_eq!(opened.identity.format, FORMAT);
+    assert!(opened.checkpoints().join("3/lsn_5").exists());
+    assert!(before.join("x").exists());
+    drop(opened);
+    assert_eq!(
+        open(dir.path(), 8).unwrap().identity.node_id,
+        identity.node_id
+    );
+}
+
+#[test]
+fn a_newer_format_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    made(dir.path());
+    let path = dir.path().join("node.json");
+    fs::write(&path, r#"{"format": 99, "what": "ever"}"#).unwrap();
+    let error = open(dir.path(), 8).unwrap_err();
+    assert!(
+        matches!(error, StartError::NewerFormat { found: 99, .. }),
+        "{error}"
+    );
+}
+
+#[test]
+fn an_unreleased_format_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    made(dir.path());
+    fs::write(dir.path().join("node.json"), r#"{"format": 1}"#).unwrap();
+    let error = open(dir.path(), 8).unwrap_err();
+    assert!(matches!(error, StartError::OlderFormat { .. }), "{error}");
+}
+
+#[test]
+fn what_is_put_aside_takes_no_earlier_one_s_place() {
+    let dir = tempfile::tempdir().unwrap();
+    made(dir.path());
+    let data_dir = open(dir.path(), 8).unwrap();
+    for number in 1..=3 {
+        fs::create_dir(data_dir.db()).unwrap();
+        let to = data_dir.put_aside("db").unwrap();
+        assert!(to.ends_with(format!("damaged/db-{number}")));
+        assert!(!data_dir.db().exists());
+    }
+}
+
+#[test]
+fn another_number_of_partitions_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    made(dir.path());
+    let error = open(dir.path(), 9).unwrap_err();
+    assert!(
+        matches!(
+            error,
+            StartError::PartitionsChanged {
+                made: 8,
+                configured: 9,
+                ..
+            }
+        ),
+        "{error}"
+    );
+}
+
+#[test]
+fn data_without_an_identity_is_refused_and_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let db = dir.path().join("db");
+    fs::create_dir(&db).unwrap();
+    fs::write(db.join("CURRENT"), "MANIFEST-000004\n").unwrap();
+    let error = open(dir.path(), 8).unwrap_err();
+    assert!(matches!(error, StartError::NoIdentity { .. }), "{error}");
+    assert!(!dir.path().join("node.json.new").exists());
+}
+
+#[test]
+fn disks_that_are_mounted_before_the_first_start_are_no_data() {
+    let dir = tempfile::tempdir().unwrap();
+    for name in ["log", "db"] {
+        fs::create_dir_all(dir.path().join(name).join("lost+found")).unwrap();
+    }
+    made(dir.path());
+}
+
+#[test]
+fn what_is_no_directory_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let (file, link) = (dir.path().join("file"), dir.path().join("link"));
+    fs::write(&file, "text").unwrap();
+    std::os::unix::fs::symlink(dir.path().join("nowhere"), &link).unwrap();
+    for (path, what) in [(&file, "is a file"), (&link, "leads nowhere")] {
+        let error = open(path, 8).unwrap_err();
+        assert!(matches!(error, StartError::NoDirectory { .. }), "{error}");
+        assert!(error.to_string().contains(what), "{error}");
+    }
+    assert!(!dir.path().join("nowhere").exists());
+}
+
+#[test]
+fn a_truncated_identity_is_an_error() {
+    let dir = tempfile::tempdir().unwrap();
+    made(dir.path());
+    fs::write(dir.path().join("node.json"), "{\"format\"").unwrap();
+    let error = open(dir.path(), 8).unwrap_err();
+    assert!(matches!(error, StartError::BadIdentity { .. }), "{error}");
+}

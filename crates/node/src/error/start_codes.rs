@@ -1,0 +1,140 @@
+//! The codes of [`StartError`](super::StartError).
+
+/// The codes of [`StartError`](super::StartError), each with what it means and what to do.
+pub const START_CODES: &[(&str, &str, &str)] = &[
+    (
+        "data_dir_in_use",
+        "Another process uses the data directory; the message has its pid.",
+        "Stop that process, or use another data directory.",
+    ),
+    (
+        "data_dir_newer_format",
+        "The data directory was written by a newer version.",
+        "Use that version, or a newer one. Nothing was changed.",
+    ),
+    (
+        "data_dir_bad_identity",
+        "`node.json` is missing beside data, or cannot be read.",
+        "Restore `node.json` from a copy of the directory; or move the directory away and restore from the repository (`--bootstrap restore`). Nothing was changed.",
+    ),
+    (
+        "data_dir_not_empty",
+        "`--bootstrap new` was said of a data directory that is in use.",
+        "Leave `--bootstrap` out, or use another data directory.",
+    ),
+    (
+        "data_dir_replaced",
+        "A server that has restarted itself finds another directory where its data directory was, such as the one below a mount that is gone.",
+        "Mount the disk again, or bring the directory back, and start the server again. No new cluster was begun, and nothing was changed.",
+    ),
+    (
+        "data_dir_unreleased_format",
+        "The data directory was written by a version from before the first release.",
+        "Use another data directory.",
+    ),
+    (
+        "partitions_changed",
+        "The configured number of partitions is not the one that the directory, or what is to be restored into it, was made with.",
+        "Configure the number that the message names.",
+    ),
+    (
+        "cluster_name_changed",
+        "The configured `cluster-name` is not the one that the directory was made with.",
+        "Configure the name that the message names, or another data directory.",
+    ),
+    (
+        "data_dir_holds_copies",
+        "`node.json`, log and database are gone, and local snapshots of a cluster are left. A new cluster would remove them, so none begins.",
+        "`--bootstrap restore` goes on from the newest copies, those of the repository included; what was acknowledged after them is lost. To begin a new cluster, move the copies away.",
+    ),
+    (
+        "data_dir_no_directory",
+        "`data-dir` names a file, or a link that leads nowhere.",
+        "Name a directory, or mount what the link leads to.",
+    ),
+    (
+        "log_missing",
+        "`log/` is missing or empty although the directory was in use.",
+        "Bring it back. Without it, what was acknowledged since the databases were last flushed is lost: `--bootstrap restore` accepts that and begins a new lineage. No empty log was made in its place.",
+    ),
+    (
+        "database",
+        "The database is missing, incomplete or damaged; the message names the file.",
+        "No copy could take its place either: see the messages before. No empty database was made in its place.",
+    ),
+    (
+        "log",
+        "The log is damaged or incomplete in a way that no crash explains; the message names file and offset, or the partition that lacks something.",
+        "Look for a failing disk. `--bootstrap restore` puts the log aside, goes on from the newest copy of each partition, and begins a new lineage: what was acknowledged after it is lost.",
+    ),
+    (
+        "replay_halted",
+        "A partition's log could not be read on while it was replayed, or nothing of it could be applied for 60 s; the message names the cause.",
+        "Mend the cause (open files, permissions, a failing disk) and start again. Nothing was changed.",
+    ),
+    (
+        "destination",
+        "`snapshots.destination` is not the URL of a repository, or its settings are incomplete.",
+        "Correct the configuration as the message says.",
+    ),
+    (
+        "state_snapshots_there",
+        "The data directory is empty but for JSON snapshots of a state store.",
+        "`--bootstrap new` begins a new cluster beside them, and `esker state import` takes the state over.",
+    ),
+    (
+        "repository_holds_cluster",
+        "The data directory is empty, and the repository holds snapshots.",
+        "`--bootstrap restore` restores them; a new cluster needs another destination.",
+    ),
+    (
+        "repository_unreadable",
+        "The repository was needed and could not be read, which says nothing about what is there.",
+        "Look at the network, the address and the keys, and start again. Nothing was changed.",
+    ),
+    (
+        "nothing_to_restore",
+        "The repository was read, and has no snapshot to restore.",
+        "Correct `snapshots.destination`, or begin a new cluster with `--bootstrap new`.",
+    ),
+    (
+        "unreadable",
+        "Something that a start needs is there, and the operating system refuses to read it: too many open files, permissions, no space, a failing disk. The message names it and the cause. Nothing is known to be damaged, and nothing was changed.",
+        "Remove the cause and start again. What a failing disk never gives back can be moved away: it is missing then, and is recovered like anything that is missing.",
+    ),
+    (
+        "nothing_usable",
+        "No copy of a partition leads back to the present, or, with `--bootstrap restore`, none is left at all; the message says what was tried.",
+        "Bring back what is missing; or accept the loss with `--bootstrap restore`, which begins a new lineage. Partitions of which no copy is left begin empty if `--empty-partitions` names them as well.",
+    ),
+    (
+        "empty_partitions",
+        "`--empty-partitions` names a partition of which there is a copy, or one that there is not.",
+        "Leave it out. A partition of which a copy is left is restored from it.",
+    ),
+    (
+        "other_lineage",
+        "The repository has gone on with another lineage: the data directory is of a stale lineage.",
+        "Restore from the repository into an empty directory.",
+    ),
+    (
+        "state_unusable",
+        "What the database has of the state store cannot be used, and there is neither a JSON snapshot nor a whole stream of commits to rebuild it from; the message says what was tried.",
+        "Put a snapshot of it into `snapshots/` of the data directory, and start again. Nothing was changed.",
+    ),
+    (
+        "lineage_begins",
+        "Another restore began a lineage a moment ago, and has put no snapshot of it.",
+        "Let it go on. If that node is lost as well, try again when the time that the message names has passed.",
+    ),
+    (
+        "join_unsupported",
+        "`--bootstrap join` needs a cluster.",
+        "Use `new` or `restore`.",
+    ),
+    (
+        "io",
+        "A file operation failed; the message names the file.",
+        "Look at permissions and free space.",
+    ),
+];
