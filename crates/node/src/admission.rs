@@ -11,7 +11,7 @@ use crate::error::Error;
 /// How long a single append or commit waits for those in flight: as long as its body waits for memory.
 pub(crate) const ADMISSION_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What was admitted. What would not be proposed any more at a stop is not waited for until then.
+/// Waits for admission, or until the node stops: what is admitted after that would not be proposed.
 pub(crate) async fn unless_stopping<T>(
     stopping: &CancellationToken,
     admitted: impl Future<Output = Result<T, Error>>,
@@ -23,7 +23,7 @@ pub(crate) async fn unless_stopping<T>(
     }
 }
 
-/// Takes part of a budget, however long others keep it.
+/// Takes part of a budget, and waits for it without a deadline.
 pub(crate) async fn admit(
     budget: &Arc<Semaphore>,
     permits: usize,

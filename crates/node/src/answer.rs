@@ -1,8 +1,8 @@
 //! Waiting for the answer to a proposal, no longer than a client does.
 //!
 //! A proposal that was accepted is answered once it is durable and applied. On a disk that takes no writes
-//! that may be hours later, and a client that has given up until then never learns why. So what waits for
-//! such a disk is answered early: its outcome is unknown, this is the cause.
+//! that may be hours later, and a client that has given up by then never learns why. So a proposal that waits
+//! for such a disk is answered early: its outcome is unknown, and the answer has the cause.
 
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ const REFUSED_TIMEOUT: Duration = Duration::from_secs(2);
 const HANG_TIMEOUT: Duration = Duration::from_secs(20);
 /// A write of the log that takes so long makes the node unhealthy.
 const HEALTHY_WRITE: Duration = Duration::from_secs(10);
-/// How often one that waits looks why.
+/// How often a waiting proposal checks for a cause.
 const LOOK_INTERVAL: Duration = Duration::from_millis(250);
 
 type Answer = oneshot::Receiver<Result<Outcome, ProposeError>>;
@@ -43,7 +43,7 @@ impl Inner {
         }
     }
 
-    /// The answer to a proposal; or why it is not waited for any longer: it may still happen.
+    /// The answer to a proposal; or why it is not waited for any longer. The command may still be applied.
     pub(crate) async fn answer_in_time(
         &self,
         group: &Group<Outcome>,
@@ -80,7 +80,7 @@ impl Inner {
         }
     }
 
-    /// That the disk has not answered to a write of the log for long, if so.
+    /// The message that the disk has not answered a write of the log for long, if so.
     pub(crate) fn hanging_write(&self) -> Option<String> {
         let takes = self.raft.writer().writing_for()?;
         (takes >= HEALTHY_WRITE).then(|| {

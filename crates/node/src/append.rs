@@ -127,13 +127,13 @@ impl StreamHandle {
             let admitted = admit(budget, bytes.min(most));
             permits.push(unless_stopping(stopping, admitted).await?);
         }
-        // Before it takes part of what all partitions share: they do not wait for the space of this one.
+        // Before it takes from the shared budget: other partitions do not wait for the space of this one.
         let part = self.partition.reader.part();
         inner.wait_for_space(part, only_trims(&input)).await?;
         let options = &inner.options;
         let (most, share) = (options.append_inflight, options.append_share());
         let admitted = async {
-            // In this order: what waits for a partition takes nothing from others.
+            // In this order: an append that waits for its partition takes nothing from others.
             let place = admit(&self.partition.places, 1).await?;
             let share = admit(&self.partition.share, bytes.min(share)).await?;
             let bytes = admit(&inner.admission, bytes.min(most)).await?;
@@ -169,8 +169,8 @@ impl StreamHandle {
 }
 
 impl StreamHandle {
-    /// Refuses a trim to a sequence number of a history that was cut off: whoever asks for it means records
-    /// that are lost, and it would remove those that are left. Forks happen in starts alone, so nothing
+    /// Refuses a trim to a sequence number of a history that was cut off: the client means records that are
+    /// lost, and the trim would remove those that are left. Forks happen in starts alone, so nothing
     /// changes between this look and the trim.
     fn check_trims(&self, records: &AppendRecordBatch) -> Result<(), Error> {
         let points = records

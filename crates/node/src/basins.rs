@@ -1,4 +1,4 @@
-//! What can be done with basins.
+//! Operations on basins.
 
 use std::sync::{Arc, LazyLock};
 
@@ -15,7 +15,7 @@ use crate::clock::now_ms;
 use crate::error::{Error, changeable, unexpected};
 use crate::node::Node;
 
-/// How often a change of settings is tried again when somebody else was faster.
+/// How often a change of settings is tried again when another request was faster.
 pub(crate) const CHANGE_ATTEMPTS: usize = 16;
 
 /// What to do if the thing exists.

@@ -1,6 +1,6 @@
 //! The time: as it is stamped into commands, and how old something is.
 //!
-//! Schedules: what is from the future tells of a clock that was ahead, and is due now ([`past_age`]).
+//! Schedules: a time in the future means that a clock was ahead, and what it belongs to is due now ([`past_age`]).
 //! Deletions: an age may come out too small, and is never too large because of a jump
 //! ([`now_ms_for_ages`], and [`esker_repository::steady`] for the rule).
 

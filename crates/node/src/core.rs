@@ -31,8 +31,8 @@ pub(crate) struct StreamGroup {
     pub reader: Reader,
     /// A permit for each append that may still be pending.
     pub places: Arc<Semaphore>,
-    /// Bytes of appends that it may still have of what is for all partitions: one that stalls leaves something
-    /// to the others.
+    /// Bytes of appends that the partition may still take from the budget of all partitions: one that stalls
+    /// leaves a part of it to the others.
     pub share: Arc<Semaphore>,
 }
 
@@ -45,7 +45,7 @@ pub(crate) struct Inner {
     pub catalog_reader: CatalogReader,
     /// Partition n is at n − 1.
     pub partitions: Vec<StreamGroup>,
-    /// Bytes that may still be taken in.
+    /// The budget of bytes of appends in flight.
     pub admission: Arc<Semaphore>,
     /// Memory of read sessions.
     pub reads: ReadBudget,
@@ -56,7 +56,7 @@ pub(crate) struct Inner {
     pub snapshots: Snapshots,
     pub state: Shared,
     pub started: Instant,
-    /// Appends are refused until a snapshot is archived: see [`OnLogFull`].
+    /// Appends are refused until a snapshot is archived: see [`OnLogFull`](crate::OnLogFull).
     pub refuses_appends: AtomicBool,
     pub space: Space,
     /// Basins of streams that the catalog did not know when this start began to serve.
@@ -72,7 +72,7 @@ pub(crate) struct UnknownBasin {
     pub id: u64,
     /// The partitions that have streams of it.
     pub partitions: Vec<u64>,
-    /// How many, as far as they are counted.
+    /// Number of streams, as far as they are counted.
     pub streams: usize,
     /// The name of one.
     pub example: String,

@@ -1,4 +1,4 @@
-//! Counters that are there from the start.
+//! Counters that are registered at the start.
 //!
 //! A counter that begins to exist with the first failure has that failure as its first value, and an
 //! alert on its increase never sees it. So each one without labels is registered when a node starts.
@@ -41,7 +41,7 @@ const COUNTERS: &[&str] = &[
     "esker_state_transactions_expired_total",
 ];
 
-/// Makes each of them exist, at zero if it is new.
+/// Registers each of them, at zero if it is new.
 pub(crate) fn register() {
     for name in COUNTERS {
         metrics::counter!(*name).increment(0);

@@ -1,7 +1,7 @@
-//! A local snapshot that upkeep asks for, because the log is to be trimmed or space given back.
+//! A local snapshot that maintenance requests, to trim the log or to free space.
 //!
-//! One at a time. One that has failed is asked for again after a while: its cause, a full disk say, does
-//! not go by itself, and each attempt flushes memtables and logs why it has failed.
+//! There is one at a time. One that has failed is requested again after a pause: its cause, such as a full
+//! disk, lasts, and each attempt flushes memtables and logs its failure.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -30,8 +30,8 @@ pub(crate) struct LocalSnapshotRequest {
 }
 
 impl LocalSnapshotRequest {
-    /// Asks, unless one is under way or has failed a moment ago. In need, because appends wait for it, a
-    /// moment is seconds.
+    /// Requests one, unless one is under way or has failed recently. While appends wait for it (`in_need`),
+    /// recently means seconds.
     pub fn ask(&mut self, now: Instant, in_need: bool, ask: impl FnOnce() -> Answer) {
         if let Some(asked) = &mut self.asked {
             match asked.try_recv() {
@@ -52,7 +52,7 @@ impl LocalSnapshotRequest {
         }
     }
 
-    /// What let it fail may be gone.
+    /// Forgets failures, because their cause may be gone.
     pub fn forget_failures(&mut self) {
         self.failures = 0;
         self.failed = None;
@@ -65,7 +65,7 @@ impl LocalSnapshotRequest {
     }
 }
 
-/// Tells when what let requests fail for want of space may be gone.
+/// Detects when requests that failed for lack of space may succeed again.
 #[derive(Debug, Default)]
 pub(crate) struct SpaceWatch {
     was_short: bool,

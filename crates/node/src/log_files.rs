@@ -1,10 +1,10 @@
-//! Which files of the log are still wanted.
+//! Which files of the log are still needed.
 //!
 //! The log is kept back to the oldest archived snapshot, so a busy partition may have much in old
 //! files. raft-engine deletes the oldest files once the log is larger than its threshold; but what is
 //! still wanted of a group in the oldest fifth of them it copies to new files first. For a group with
 //! little in the log that is as it should be: an idle partition holds nothing back. For one with much
-//! it would write the log a second time. So it is only told to delete when no group has much there.
+//! it would write the log a second time. So files are deleted only when no group has much there.
 
 use std::collections::VecDeque;
 

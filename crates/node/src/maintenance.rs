@@ -1,8 +1,8 @@
-//! What has to be done from time to time.
+//! Periodic maintenance.
 //!
-//! Two threads: one keeps replay and log short (flush the database, delete log files that nobody
-//! wants, keep the log within its bound), one looks after what time makes due ([`crate::retention`]).
-//! Neither decides anything: they propose.
+//! Two threads. One keeps replay and log short: it flushes the database, deletes log files that no group
+//! needs, and keeps the log within its bound. The other one proposes what has become due
+//! ([`crate::retention`]).
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
@@ -20,9 +20,9 @@ use crate::log_files::{AtOpen, LogFiles, Wanted, many_bytes};
 use crate::signal::Signal;
 use crate::snapshots::{OnLogFull, publish};
 
-/// How often the log is looked after.
+/// How often the log is checked.
 const LOG_INTERVAL: Duration = Duration::from_millis(250);
-/// The same while appends wait for it: what has changed since is done at once, the rest as often as
+/// The same while appends wait for it: changes are acted on at once, everything else as often as
 /// before.
 const LOG_INTERVAL_IN_NEED: Duration = Duration::from_millis(10);
 /// A partition whose log has this many entries that are not flushed is flushed, however small they
@@ -37,11 +37,11 @@ const FLUSH_REPLAYED_ENTRIES: u64 = 5_000;
 /// What was applied is flushed after this long at the latest, so that an idle node restarts at once.
 const FLUSH_AFTER: Duration = Duration::from_secs(60);
 
-/// The same on a nearly full disk: files that hold nothing but what is deleted go once it is durable that
-/// nobody sees it.
+/// The same on a nearly full disk: files that hold only deleted entries are removed once the deletion is
+/// durable.
 const FLUSH_INTERVAL_IN_NEED: Duration = Duration::from_secs(1);
 
-/// How often Prometheus is told where everything stands.
+/// How often the gauges are published.
 const PUBLISH_EVERY: Duration = Duration::from_secs(1);
 /// A local snapshot that holds space of a nearly full disk is replaced, and not sooner after the last.
 const RELEASE_INTERVAL: Duration = Duration::from_secs(10);
@@ -89,7 +89,7 @@ impl Maintenance {
         self.retention.wake();
     }
 
-    /// Tells the threads to end. They may be waiting for answers until the groups have stopped.
+    /// Asks the threads to end. They may be waiting for answers until the groups have stopped.
     pub fn ask_to_stop(&self) {
         self.log_keeper.stop();
         self.retention.stop();
@@ -111,15 +111,15 @@ struct Watched {
     most: u64,
     durable: Lsn,
     since: Instant,
-    /// Not looked at since the start.
+    /// Whether it was not checked since the start.
     is_new: bool,
     /// Whether its damage was written down.
     is_damaged: bool,
-    /// Whether nothing was writing its memtables to files when it was last looked at.
+    /// Whether nothing was writing its memtables to files at the last check.
     was_stuck: bool,
-    /// When a local snapshot was last asked for to give back space.
+    /// When a local snapshot was last requested to free space.
     released: Option<Instant>,
-    /// The local snapshot that is asked for to trim the log or to give back space.
+    /// The local snapshot that is requested to trim the log or to free space.
     request: LocalSnapshotRequest,
 }
 
@@ -128,13 +128,13 @@ struct LogKeeper {
     watched: Vec<Watched>,
     files: LogFiles,
     at_open: AtOpen,
-    /// Appends look at the disk as well, so what they saw last says nothing of what this thread saw.
+    /// What this thread saw of the disk. Appends check the disk as well, and keep their own.
     space: SpaceWatch,
     /// Since when the log is larger than it may be.
     over: Option<Over>,
-    /// When Prometheus was last told where everything stands.
+    /// When the gauges were last published.
     published: Option<Instant>,
-    /// When partitions were last looked at.
+    /// When partitions were last checked.
     looked: Pace<()>,
     /// When the log's files were last listed, and which they were, as far as raft-engine knows.
     listed: Pace<(u64, u64)>,
@@ -184,7 +184,7 @@ fn keep_log_short(inner: &Weak<Inner>, signal: &Signal) {
             return;
         };
         let keeper = keeper.get_or_insert_with(|| LogKeeper::new(&inner));
-        // Also while appends wait for the log: a flush may be what lets it be trimmed.
+        // Also while appends wait for the log: a flush may allow it to be trimmed.
         if keeper.looked.is_due((), Instant::now()) {
             let is_short = inner.look_at_free_space().is_some();
             let has_more = keeper.space.has_more(is_short, inner.releases());
@@ -284,7 +284,7 @@ impl LogKeeper {
             .collect()
     }
 
-    /// Deletes files of the log that nobody wants, once it is larger than its threshold.
+    /// Deletes files of the log that no group needs, once the log is larger than its threshold.
     fn delete_files(&mut self, inner: &Inner) {
         let span = inner.raft.log().file_span();
         let wanted = self.wanted();
@@ -300,7 +300,7 @@ impl LogKeeper {
             Ok(held_by) => {
                 for one in &self.watched {
                     if held_by.contains(&one.group.id()) {
-                        // A newer local snapshot lets go of what is older.
+                        // A newer local snapshot releases the older entries.
                         drop(one.group.snapshot());
                     }
                 }
@@ -309,7 +309,7 @@ impl LogKeeper {
         }
     }
 
-    /// Looks how large the log is. If that cannot be known now, it is as large as it was.
+    /// Measures the log on disk. If that fails, the last measurement stays.
     fn list_files(&mut self, inner: &Inner, written: u64) {
         let span = inner.raft.log().file_span();
         if !self.listed.is_due(span, Instant::now()) {
@@ -413,15 +413,14 @@ impl Watched {
         }
     }
 
-    /// Asks for a local snapshot, unless one that was asked for is under way or has just failed.
+    /// Requests a local snapshot, unless one is under way or has just failed.
     fn ask_for_snapshot(&mut self, in_need: bool) {
         let group = &self.group;
         self.request
             .ask(Instant::now(), in_need, || group.snapshot());
     }
 
-    /// On a nearly full disk, a local snapshot that holds files which the database has no more is
-    /// replaced.
+    /// On a nearly full disk, replaces a local snapshot that holds files which the database has removed.
     fn release_space(&mut self, inner: &Inner) {
         let partition = self.group.id().0;
         let Some(held) = inner.snapshots.local.newest(partition) else {
@@ -455,7 +454,7 @@ impl Watched {
                 && (self.part.memtable_bytes() > flush_after
                     || self.since.elapsed() > FLUSH_AFTER
                     || (is_short && self.since.elapsed() > FLUSH_INTERVAL_IN_NEED)));
-        // The database reports a flush that fails, and says when the next one may be tried.
+        // The database reports a flush that fails, and decides when the next one may be tried.
         if due && self.part.may_flush() && self.part.flush().is_ok() {
             self.note_durable();
         }
@@ -486,7 +485,7 @@ impl Watched {
         }
     }
 
-    /// What was found damaged is not used by the next start.
+    /// Notes damage that was found, so that the next start does not use the files.
     fn report_damage(&mut self, inner: &Inner) {
         if self.is_damaged {
             return;

@@ -11,12 +11,12 @@ use crate::data_dir::DataDir;
 use crate::snapshots::{Bootstrap, SnapshotOptions};
 use crate::state::{StateOptions, ValueCheck};
 
-/// What a node is told at its start.
+/// The options of a node. Fixed from its start on.
 #[derive(Clone, Debug)]
 pub struct NodeOptions {
     /// The data directory.
     pub data_dir: PathBuf,
-    /// For people; kept when the directory is made.
+    /// The cluster's name, for display; fixed when the directory is made.
     pub cluster_name: String,
     /// Stream partitions; fixed when the directory is made.
     pub partitions: u32,
@@ -38,7 +38,7 @@ pub struct NodeOptions {
     pub follower_buffers_total: usize,
     /// Bytes that read sessions hold together.
     pub read_sessions: usize,
-    /// How often age retention, delete-on-empty and deleted basins are looked after.
+    /// How often age retention, delete-on-empty and deleted basins are processed.
     pub retention_interval: Duration,
     /// Streams examined per partition and round.
     pub streams_per_round: usize,
@@ -49,16 +49,16 @@ pub struct NodeOptions {
     pub snapshots: SnapshotOptions,
     /// The state store.
     pub state: StateOptions,
-    /// What values of the state store can be read by clients.
+    /// Checks that clients can read a value of the state store.
     pub check_value: ValueCheck,
-    /// What an empty data directory means, if somebody said so.
+    /// What an empty data directory means, if the operator has set it.
     pub bootstrap: Option<Bootstrap>,
     /// Partitions that begin empty where a restore finds no copy of them; of no effect without
     /// [`Bootstrap::Restore`].
     pub empty_partitions: BTreeSet<u64>,
-    /// Whether this start goes on from a node that served from the data directory, and restarts itself
-    /// ([`Node::restart_wanted`]). A directory that nobody has served from is refused then, whatever
-    /// `bootstrap` says.
+    /// Whether this start follows a node that served from the data directory and restarts itself
+    /// ([`Node::restart_wanted`](crate::Node::restart_wanted)). A directory that no node has served from is
+    /// then refused, whatever `bootstrap` is.
     pub restarted: bool,
 }
 

@@ -1,4 +1,4 @@
-//! Where a stream stands, for those who keep something that they made of its records.
+//! The position of a stream, for clients that keep state derived from its records.
 
 use esker_partition::Fork;
 use s2_common::record::{SeqNum, StreamPosition};
@@ -6,7 +6,7 @@ use s2_common::record::{SeqNum, StreamPosition};
 use crate::error::Error;
 use crate::node::Node;
 
-/// Where a stream stands, as of one moment.
+/// The position of a stream at one moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Position {
     /// First sequence number that readers may see; the tail if there is none.
@@ -19,13 +19,13 @@ pub struct Position {
     pub lineage: String,
     /// Where earlier histories were cut off, oldest first.
     pub forks: Vec<Fork>,
-    /// Sequence numbers that were passed over though no history was cut off, oldest first: each with where
-    /// the numbers go on.
+    /// Sequence numbers that were skipped although no history was cut off, oldest first, each with the number
+    /// that follows.
     pub passed_over: Vec<(SeqNum, SeqNum)>,
 }
 
 impl Node {
-    /// Where a stream stands. A missing one is not created, whatever the basin says.
+    /// The position of a stream. A missing one is not created, whatever the basin's settings.
     pub fn position(&self, basin: &str, name: &str) -> Result<Position, Error> {
         let handle = self.existing(self.basin(basin)?, name)?;
         let view = handle.stream.view();

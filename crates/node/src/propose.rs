@@ -9,7 +9,7 @@ use esker_raft::Group;
 use crate::core::Inner;
 use crate::error::Error;
 
-/// Whether a command is refused on a nearly full disk: it takes space, and gives none back.
+/// Whether a command is refused on a nearly full disk: it takes space and frees none.
 fn takes_space(command: &Kind) -> bool {
     match command {
         Kind::ProvisionBasin(_) | Kind::ProvisionStream(_) => true,

@@ -2,14 +2,14 @@
 //!
 //! A session first catches up from the database, on threads where blocking is fine, then follows:
 //! it is woken when the tail moves and takes what is new from memory. If it falls behind what
-//! memory keeps, it reads the database until it is within that again: each scan looks first whether
+//! memory keeps, it reads the database until it is within that again: each scan first checks whether
 //! memory has what comes next. While a client takes one batch, the next is read from the database: a
 //! session holds at most two (1000 records, 1 MiB each) at a time, and what is left of the appended
 //! batch that the last one ended in.
 //!
 //! All sessions together are bounded by a [`ReadBudget`]. What a session reads is claimed before; the next batch
-//! is read early only where memory is plentiful. One that waits for memory holds nothing: what is left of an
-//! appended batch has been claimed, and is handed out first.
+//! is read early only where memory is plentiful. A session that waits for memory holds nothing: what is left
+//! of an appended batch has been claimed, and is handed out first.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -36,7 +36,7 @@ pub enum ReadOutput {
     Batch(ReadBatch, ReadPermit),
     /// The reader is at the tail, which is this.
     Heartbeat(StreamPosition),
-    /// There is more, and no memory for it yet: what other sessions hold has to be taken first.
+    /// There are more records, and no memory for them yet: other sessions have to release some first.
     Waiting,
 }
 
@@ -54,7 +54,7 @@ pub struct ReadSession {
     heartbeat: Instant,
     /// Whether the reader knows that it has reached the tail.
     at_tail: bool,
-    /// What comes after the batch that was yielded last, on its way from the database.
+    /// The batch after the one that was yielded last, while the database is read.
     ahead: Option<Reading>,
     /// For the appended batch that the cursor keeps, and for what it becomes.
     rest: Option<ReadPermit>,
@@ -65,7 +65,7 @@ pub struct ReadSession {
 /// A batch on its way from the database, and the memory that it has.
 type Reading = JoinHandle<(Result<Scan, ReadError>, ReadPermit)>;
 
-/// What came of an attempt to read.
+/// The outcome of an attempt to read.
 enum Attempt {
     Scan(Scan, ReadPermit),
     /// There is nothing to read: the session is at the tail, which is this.
@@ -141,7 +141,7 @@ impl ReadSession {
                         let permit = self.keep_rest(permit);
                         let (count, bytes) = (records.len(), records.metered_size());
                         self.limit = limit.remaining(count, bytes);
-                        // What memory has costs no wait, and is taken when it is asked for.
+                        // What is in memory costs no wait, so it is not read ahead.
                         if let EvaluatedReadLimit::Remaining(limit) = &self.limit
                             && end == ScanEnd::More
                             && !self.handle.stream.has_recent(self.cursor.resumes_at())
@@ -149,7 +149,7 @@ impl ReadSession {
                         {
                             self.ahead = Some(self.scan_database(*limit, ahead));
                         }
-                        // Only records that were delivered put the deadline off.
+                        // Only delivered records extend the deadline.
                         self.deadline = self.end.wait.map(|wait| Instant::now() + wait);
                         self.heartbeat = next_heartbeat();
                         metrics::counter!("esker_read_records_total").increment(count as u64);
@@ -216,7 +216,7 @@ impl ReadSession {
                         return Ok(Attempt::AtTail(tail));
                     }
                     _ if scan.records.is_empty() => {}
-                    // Something came meanwhile, for which there is no permit yet.
+                    // Records were appended meanwhile, for which there is no permit yet.
                     _ => continue,
                 }
             }

@@ -1,4 +1,4 @@
-//! Memory of read sessions: what they have read, and their clients have not taken.
+//! The memory of read sessions: what was read, and clients have not received yet.
 //!
 //! `limits.read-sessions` bounds all of them together. A session claims [`MAX_SCAN`] bytes before it reads a batch,
 //! keeps what the encoded batch takes, and gives that back when the connection has sent it. Where nothing is free,
@@ -6,8 +6,8 @@
 //! of a client that takes nothing ends after `limits.stall-timeout`, and its connection if nothing else is under
 //! way there; where others wait, the connection ends a `limits.stall-timeout` later in any case.
 //!
-//! A quarter is for sessions that follow a stream at its tail, beside what they may have of the rest: those that
-//! are stuck while they catch up keep no memory from those that follow.
+//! A quarter is reserved for sessions that follow a stream at its tail, which may use the rest as well: sessions
+//! that are stuck while they catch up cannot take this memory from them.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -70,7 +70,7 @@ impl ReadBudget {
         claimed.ok().map(ReadPermit)
     }
 
-    /// Memory for a batch that nobody has asked for yet: there is some only while half of what is for all is free.
+    /// Memory for a batch that is read ahead: there is some only while half of the shared part is free.
     pub(crate) fn try_claim_ahead(&self) -> Option<ReadPermit> {
         match self.shared.available_permits() >= self.shared_total / 2 {
             true => self.try_claim(false),
@@ -90,7 +90,7 @@ impl ReadBudget {
         };
         match claimed {
             Ok(permit) => ReadPermit(permit),
-            // Nobody closes the semaphores.
+            // The semaphores are never closed.
             Err(_) => std::future::pending().await,
         }
     }
@@ -158,7 +158,7 @@ mod tests {
         let mut at_tail = Box::pin(budget.clone().claim(true));
         assert!((&mut at_tail).now_or_never().is_none());
         assert_eq!((budget.held(), budget.waiting()), (TOTAL, 2));
-        // What is for all goes to who came first; what is for those at the tail, to them.
+        // The shared part goes to the session that waits longest, the reserved one to sessions at the tail.
         drop(following.pop());
         assert!((&mut catching_up).now_or_never().is_none());
         let at_tail = at_tail.now_or_never().unwrap();

@@ -20,13 +20,13 @@ use crate::signal::Signal;
 
 /// Longest that a round waits for answers.
 const ANSWERS_TIMEOUT: Duration = Duration::from_secs(2);
-/// How often one that waits looks again.
+/// How often a waiting round checks for answers.
 const LOOK_INTERVAL: Duration = Duration::from_millis(5);
 
 type Answer = oneshot::Receiver<Result<Outcome, ProposeError>>;
 
-/// Answers of a partition that have not come in time. What they are about is due again: only that they
-/// have come is of interest.
+/// Answers of a partition that were not there in time. Their commands are due again, so the outcomes are
+/// ignored.
 #[derive(Default)]
 struct Late(Vec<Answer>);
 

@@ -214,7 +214,7 @@ impl Inner {
     pub(crate) fn release_reserve(&self) {
         let reserve = &self.space.reserve;
         let held = reserve.held();
-        // Looked at anew: what was full a moment ago is what a command is about.
+        // Read again: the last reading may be out of date.
         if held == 0 || self.look_at_free_space().is_none() {
             return;
         }

@@ -1,4 +1,4 @@
-//! What can be done with streams, but for their records.
+//! Operations on streams, except for their records.
 
 use std::sync::Arc;
 
@@ -192,7 +192,7 @@ impl Node {
         }
     }
 
-    /// A stream to append to or read from; a missing one is created if the basin says so, with
+    /// A stream to append to or read from; a missing one is created if the basin's settings allow it, with
     /// these settings over the basin's defaults.
     pub async fn open_stream(
         &self,
@@ -212,7 +212,7 @@ impl Node {
         }
         let only = Create::Only { token: None };
         match self.provision_stream(basin, name, settings, &only).await {
-            // Somebody else may have been faster.
+            // Another request may have been faster.
             Ok(_) | Err(Error::StreamExists { .. }) => self.existing(found, name),
             Err(error) => Err(error),
         }

@@ -2,7 +2,7 @@
 //!
 //! Streams are found by the id of their basin, and basins are in another partition. After a restore that
 //! took an older snapshot of the catalog than of a stream partition, streams may be there whose basin is
-//! not: nobody can name them. They are found at the start, reported, and come back as soon as a basin of
+//! not: no request can name them. They are found at the start, reported, and come back as soon as a basin of
 //! that id is made.
 
 use esker_partition::command::{Kind, Mode, ProvisionBasin};
@@ -62,7 +62,7 @@ impl Inner {
         Ok(unknown)
     }
 
-    /// Those of which that is still so.
+    /// The basins that are still unknown.
     pub(crate) fn unknown_basins(&self) -> Vec<UnknownBasin> {
         let found = self.unknown_basins.lock();
         let mut left = found.clone();

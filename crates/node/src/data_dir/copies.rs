@@ -29,7 +29,8 @@ pub(crate) fn checkpoints_in(base: &Path) -> Result<Vec<(u64, Vec<PathBuf>)>, St
     Ok(found)
 }
 
-/// Copies of somebody's partitions in a directory, in words. An empty one may have some, if the rest is gone.
+/// Copies of a cluster's partitions in a directory, in words. A directory without an identity may have some,
+/// if the rest is gone.
 pub(crate) fn copies_in(dir: &Path) -> Result<Option<String>, StartError> {
     let found = checkpoints_in(&dir.join("checkpoints"))?;
     if found.is_empty() {

@@ -32,7 +32,7 @@ impl DataDir {
     /// Remembers, for the next start, that a partition's database is not to be used.
     pub fn report_damage(&self, partition: u64, why: &str) -> Result<(), StartError> {
         let _noting = self.noting.lock();
-        // Nothing is written where a mount is gone: it would look like a directory that is in use.
+        // Nothing is written below a mount that is gone: that directory would look like one in use.
         self.check_in_place(&self.path)?;
         let path = self.damage(partition);
         let dir = self.path.join("damaged");
@@ -52,7 +52,7 @@ impl DataDir {
         }
     }
 
-    /// Puts one of its directories aside, where it is in nobody's way; where it is now.
+    /// Moves one of its directories to `damaged/`; where it is now.
     pub fn put_aside(&self, what: &str) -> Result<PathBuf, StartError> {
         self.put_aside_as(&self.path.join(what), what)
     }

@@ -20,7 +20,7 @@ pub struct Identity {
     pub node_id: u64,
     /// Random, the same for all nodes of a cluster.
     pub cluster_id: String,
-    /// For people.
+    /// The cluster's name, for display.
     pub cluster_name: String,
     /// Stream partitions; the catalog comes on top.
     pub partitions: u32,
@@ -29,7 +29,7 @@ pub struct Identity {
 }
 
 impl Identity {
-    /// Somebody new.
+    /// A new identity, of a new cluster.
     pub fn new(cluster_name: &str, partitions: u32) -> Identity {
         Identity {
             format: FORMAT,
@@ -49,7 +49,7 @@ impl Identity {
         }
     }
 
-    /// Tells clusters of one name apart, in a repository.
+    /// Distinguishes clusters of one name in a repository.
     pub fn fingerprint(&self) -> u64 {
         xxhash_rust::xxh3::xxh3_64(self.cluster_id.as_bytes())
     }
@@ -138,7 +138,7 @@ pub(super) fn write_identity(path: &Path, identity: &Identity) -> Result<(), Sta
         path: path.to_owned(),
         why: e.to_string(),
     })?;
-    // A torn file is not taken for an identity: it goes through a name of its own.
+    // A crash leaves no torn identity: the file is written under another name first.
     write_durably(path, text.as_bytes())
 }
 

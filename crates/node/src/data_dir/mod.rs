@@ -54,7 +54,7 @@ use crate::error::StartError;
 /// Held while a process uses the directory.
 const LOCK: &str = "LOCK";
 
-/// A locked data directory that may not belong to anybody yet.
+/// A locked data directory that may not have an identity yet.
 #[derive(Debug)]
 pub struct LockedDir {
     path: PathBuf,
@@ -120,8 +120,8 @@ impl LockedDir {
         })
     }
 
-    /// The start is refused: removes what it has made, if nobody has used the directory so far. What cannot
-    /// be removed stays; it says nothing about anybody.
+    /// The start is refused: removes what it has made, if the directory has no identity. What cannot be removed
+    /// stays; it does no harm.
     pub fn leave(self) {
         if !self.is_empty() || !self.is_lock_new {
             return;
@@ -139,7 +139,7 @@ impl LockedDir {
         &self.path
     }
 
-    /// Whether nobody has used it so far.
+    /// Whether it has no identity yet.
     pub fn is_empty(&self) -> bool {
         self.found.is_none()
     }

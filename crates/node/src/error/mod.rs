@@ -1,4 +1,4 @@
-//! Why something was not done, by what the caller can do about it.
+//! Errors, by what the caller can do about them.
 
 mod start;
 mod start_codes;
@@ -59,7 +59,7 @@ pub enum Error {
         /// The highest that there is.
         last: u32,
     },
-    /// The request cannot be meant.
+    /// The request is not valid.
     #[error("{0}")]
     Invalid(String),
     /// It is written by the server alone.
@@ -67,7 +67,7 @@ pub enum Error {
         "basin `{0}` is reserved for the state store: clients may read it; commit with `esker state` or a client of the state service"
     )]
     ReadOnly(String),
-    /// Somebody else changed it at the same time. Nothing happened.
+    /// Another request changed it at the same time. Nothing happened.
     #[error("changed by somebody else at the same time; try again")]
     Conflict,
     /// A snapshot is not of the lineage that the partition is of now. That says nothing about what is in it.
@@ -88,7 +88,7 @@ pub enum Error {
     /// The server is stopping. Nothing happened.
     #[error("the server is stopping")]
     Stopping,
-    /// It may have happened or not.
+    /// It is not known whether it happened.
     #[error("{0}")]
     Unknown(String),
     /// The database failed.

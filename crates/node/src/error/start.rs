@@ -60,7 +60,7 @@ pub enum StartError {
         /// What is wrong with it.
         why: String,
     },
-    /// There is data, but nothing that says whose.
+    /// There is data, but no identity.
     #[error(
         "{dir} holds {what} but no node.json: it is damaged or not a data directory; nothing was changed"
     )]
@@ -89,7 +89,7 @@ pub enum StartError {
          Nothing was changed"
     )]
     RestoredPartitions {
-        /// Which copies say so, in words.
+        /// Which copies have that number, in words.
         found: String,
         /// The number that they are of.
         made: u32,
@@ -108,7 +108,7 @@ pub enum StartError {
         /// The name configured.
         configured: String,
     },
-    /// Copies of somebody's data, and nothing else: a new cluster would remove them.
+    /// Copies of a cluster's data, and nothing else: a new cluster would remove them.
     #[error(
         "{dir} has no node.json, and {what}: they may be the last copies of what a cluster had. \
          Start with --bootstrap restore to go on from them; or move them away, and a new cluster begins. Nothing was changed"
@@ -180,7 +180,7 @@ pub enum StartError {
         /// Its keys.
         keys: u64,
     },
-    /// The repository was needed and could not be read. That says nothing about what is there.
+    /// The repository was needed and could not be read. Nothing is known about what is there.
     #[error("{repository} could not be read: {why}; nothing was changed")]
     RepositoryUnreadable {
         /// The repository.
@@ -263,7 +263,7 @@ pub enum StartError {
         /// The highest that there is.
         last: u32,
     },
-    /// The state store can be rebuilt from nothing.
+    /// There is no source to rebuild the state store from.
     #[error(
         "the state store cannot be used, and cannot be rebuilt; tried: {tried}. Nothing was changed. Put a newer snapshot of it into the directory `snapshots` of the data directory, and start again; or restore the partition: `esker server --bootstrap restore` on an empty data directory"
     )]
@@ -271,7 +271,7 @@ pub enum StartError {
         /// Each source, and why it is not usable.
         tried: String,
     },
-    /// Somebody else has begun another lineage.
+    /// Another node has begun another lineage.
     #[error(
         "partition {partition} of {repository} is of another lineage by now: {why}; this directory is of a stale lineage. Restore it from the repository into an empty one"
     )]
@@ -384,7 +384,7 @@ impl StartError {
         }
     }
 
-    /// Whether something could not be read now, which says nothing about what is there.
+    /// Whether something could not be read now, so that nothing is known about it.
     pub(crate) fn is_unreadable(&self) -> bool {
         matches!(self.code(), "unreadable" | "repository_unreadable")
     }

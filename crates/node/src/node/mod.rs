@@ -23,9 +23,9 @@ use crate::snapshots::{CreatedSnapshot, NodeStatus, Uploader};
 use crate::state::StateStore;
 use crate::state::background::Background;
 
-/// What is waited for after the grace period, for tasks that end as soon as they look.
+/// How long tasks are waited for after the grace period: they end as soon as they see the stop.
 const LAST_WAIT: Duration = Duration::from_millis(500);
-/// What closing the database and the log may take after that: they end what they are at.
+/// How long closing the database and the log may take after that: they finish the write they are in.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Whether snapshots can be kept where the options say, as far as that can be known without asking a
@@ -70,12 +70,12 @@ impl Node {
         })
     }
 
-    /// Who this is.
+    /// The node's identity.
     pub fn identity(&self) -> &Identity {
         &self.inner.identity
     }
 
-    /// The snapshot repository's URL, for people.
+    /// The snapshot repository's URL, for display.
     pub fn repository_url(&self) -> &str {
         self.inner.snapshots.archive.shown()
     }
@@ -102,7 +102,7 @@ impl Node {
     ///
     /// # Errors
     ///
-    /// [`Error::PartitionNotFound`], [`Error::TryLater`] if it came to nothing.
+    /// [`Error::PartitionNotFound`]; [`Error::TryLater`] if none was put, with the cause.
     pub async fn create_snapshot(&self, partition: u64) -> Result<CreatedSnapshot, Error> {
         let snapshots = &self.inner.snapshots;
         let Some(known) = snapshots.known.get(partition as usize) else {
@@ -195,7 +195,7 @@ impl Node {
     }
 
     /// Refuses what is new, ends read sessions, and waits until every append in flight is answered
-    /// or `grace` has passed, which holds for snapshots before the stop as well: what is given up is
+    /// or `grace` has passed. Snapshots before the stop have the same deadline: what is given up is
     /// logged by name. Then writes the database to its files, so that the next start has
     /// nothing to replay.
     pub async fn stop(&self, grace: Duration) {
@@ -203,7 +203,7 @@ impl Node {
             .await;
     }
 
-    /// As [`Node::stop`], without snapshots before: the node is back in a moment.
+    /// As [`Node::stop`], without snapshots before: the node starts again at once.
     pub async fn stop_for_restart(&self, grace: Duration) {
         self.stop_with(grace, false).await;
     }
@@ -239,14 +239,14 @@ impl Node {
         }
         let this = self.clone();
         let (done, stopped) = tokio::sync::oneshot::channel();
-        // Not one of the runtime's threads: that would be waited for without end.
+        // Not one of the runtime's threads: the runtime waits for those without a deadline.
         let spawned = std::thread::Builder::new()
             .name("stop".to_owned())
             .spawn(move || {
                 this.stop_blocking(last.into_std());
-                // Whoever waits may open the directory again, or end the process.
+                // The caller may open the directory again, or end the process.
                 drop(this);
-                // Nobody may wait any more.
+                // The caller may have given up waiting.
                 let _ = done.send(());
             });
         if let Err(error) = spawned {
@@ -262,7 +262,7 @@ impl Node {
         }
     }
 
-    /// What was applied since the newest snapshots is put, if that works in time.
+    /// Puts what was applied since the newest snapshots, as far as the deadline allows.
     async fn snapshot_before_stop(&self, deadline: tokio::time::Instant) {
         for partition in 0..self.inner.snapshots.known.len() as u64 {
             let covered = self.inner.snapshots.known[partition as usize]

@@ -1,12 +1,12 @@
 //! Which start `--bootstrap restore` counts for.
 //!
-//! The option accepts a loss. It is often said by a variable of the environment, and is then still said
-//! at every later start, when another loss may have come of which nobody knows. So a start that was told
-//! to restore, and serves, writes that down in `bootstrap.json`: from then on the option does not count in
-//! this directory, until a start was made without it. Such a start removes the file, whether it then
-//! serves or is refused, and the next option is one that somebody said since.
+//! The option accepts a loss. It is often set by a variable of the environment, and is then still set at
+//! every later start, when another loss may have happened that the operator does not know. So a start with
+//! the option that serves writes `bootstrap.json`: from then on the option does not count in this
+//! directory, until a start is made without it. Such a start removes the file, whether it then serves or
+//! is refused, and the option counts when it is set the next time.
 //!
-//! A crash before a start serves leaves no file: the next start goes on with what was accepted. A data
+//! A crash before a start serves leaves no file: the next start continues with what was accepted. A data
 //! directory that is lost takes the file along: of an empty one, the option always counts.
 
 use std::collections::BTreeSet;
@@ -30,7 +30,7 @@ pub(super) struct Accepted {
     pub empty: BTreeSet<u64>,
 }
 
-/// A start that was told to restore, and served.
+/// A start with the option that has served.
 #[derive(Debug, Serialize, Deserialize)]
 struct Spent {
     /// RFC 3339.
@@ -41,7 +41,7 @@ fn path(data_dir: &Path) -> PathBuf {
     data_dir.join(FILE)
 }
 
-/// When a start served for which the option was said, if it does not count any more.
+/// When a start with the option served, if the option does not count any more.
 pub(super) fn spent(data_dir: &Path) -> Result<Option<String>, StartError> {
     let path = path(data_dir);
     match std::fs::read(&path) {
@@ -102,7 +102,7 @@ pub(super) fn spend(data_dir: &Path, said: Option<Bootstrap>) -> Result<(), Star
     Ok(())
 }
 
-/// Tells of a refusal that the option would answer why it does not.
+/// Adds to a refusal that the option would answer why the option does not count.
 pub(super) fn explain(data_dir: &Path, said: Option<Bootstrap>, error: StartError) -> StartError {
     let is_answered = matches!(
         error,

@@ -14,7 +14,7 @@ use crate::blocking::blocking;
 use crate::error::StartError;
 use crate::snapshots::{log_tail, restored};
 
-/// How often a long restore says how far it is.
+/// How often a long restore reports its progress.
 const REPORT_INTERVAL: Duration = Duration::from_secs(5);
 
 impl Search<'_> {
@@ -139,7 +139,7 @@ impl Search<'_> {
                 | RepositoryError::Unusable(_)),
             ) => {
                 let error = match error {
-                    // Of this one alone.
+                    // Only this snapshot was tried.
                     RepositoryError::Unusable(mut tried) if tried.len() == 1 => *tried.remove(0).1,
                     other => other,
                 };
@@ -151,7 +151,7 @@ impl Search<'_> {
     }
 }
 
-/// Says from time to time how far it is.
+/// Reports the progress of a restore.
 async fn report_on(partition: u64, progress: &Progress) -> std::convert::Infallible {
     loop {
         tokio::time::sleep(REPORT_INTERVAL).await;

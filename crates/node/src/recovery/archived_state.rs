@@ -1,6 +1,6 @@
 //! JSON snapshots of a state store that only the repository has, for a data directory that has nothing.
 //!
-//! They cannot be restored by themselves: which cluster they are of is not in them, and its streams are lost.
+//! They cannot be restored by themselves: they do not name their cluster, and its streams are lost.
 //! The newest is fetched into the directory, so that it can be named, and imported into a new cluster.
 
 use std::io;
@@ -67,7 +67,7 @@ pub(super) async fn bring_archived_state(
     let here = dir.to_owned();
     let newest_here = match blocking(move || newest_state(&here)).await {
         Ok(newest) => newest.and_then(|(name, _)| commit_of(&name)).unwrap_or(0),
-        // It is met again, and ends the start.
+        // The caller meets the same error, and ends the start.
         Err(_) => return Ok(()),
     };
     let listed = archive.list().await;

@@ -1,11 +1,11 @@
-//! What a start learns from attempts that meet damage.
+//! What a start knows from attempts that met damage.
 //!
 //! A start reads a few rows of the database before it decides that it can be used, and much more
 //! afterwards: directories, and whatever replay needs. Damage that is met there, or in a copy that is
 //! used, ends the attempt: it is noted durably, everything is closed, and the next attempt takes the
 //! next source of that partition. An attempt is only followed by another if it has ruled out a source,
 //! so there are at most as many attempts as there are sources. A crash in between costs nothing: the
-//! note stays, and what it does not say is found again.
+//! note stays, and damage that it does not name is found again.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -72,7 +72,7 @@ impl Attempts {
         found.map(|(_, _, why)| why.clone())
     }
 
-    /// A local snapshot is damaged: it is no ground for the log to be shortened.
+    /// A local snapshot is damaged: the log is not shortened because of it.
     pub fn local_is_damaged(&self, dir: &Path) {
         self.known.lock().damaged_locals.insert(dir.to_owned());
     }
@@ -100,8 +100,8 @@ impl Attempts {
     }
 }
 
-/// What an attempt has open. Closed when it is dropped, unless the attempt was the last: then whoever
-/// has the node closes it.
+/// What an attempt has open. It is closed when this is dropped, unless the attempt succeeded: then the node
+/// owns it.
 #[derive(Default)]
 pub(super) struct Opened {
     pub raft: Option<esker_raft::Node>,

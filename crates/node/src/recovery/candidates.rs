@@ -37,7 +37,7 @@ pub enum Source {
     Log,
     /// The JSON snapshot of this commit: the state store is in it, and nothing else of the partition.
     State(u64),
-    /// No copy: nothing of the partition is left, and the operator said that it begins empty.
+    /// No copy: nothing of the partition is left, and the operator has named it to begin empty.
     Empty,
 }
 

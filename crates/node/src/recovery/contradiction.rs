@@ -5,8 +5,8 @@
 //! stored of a partition therefore has checksums of the entries that led to it ([`LogTail`]), and a start
 //! compares them with the log before it uses a copy.
 //!
-//! A log contradicts only what it still has: entries that were compacted away tell nothing, and neither
-//! does a copy that an earlier build has made, but for its term.
+//! A log contradicts only what it still has: entries that were compacted away prove nothing. A copy that an
+//! earlier build has made has no checksums, and is compared by its term alone.
 
 use std::path::Path;
 
@@ -154,8 +154,8 @@ fn contradiction<E>(
     Ok(other_term.or_else(other_entry).or_else(other_block))
 }
 
-/// Moves local snapshots that the log contradicts to what is put aside: they are no ground for the log to
-/// be shortened, and may be the only copy of something.
+/// Moves local snapshots that the log contradicts to what is put aside: the log is not shortened
+/// because of them, and they may be the only copy of something.
 pub(super) fn put_aside_locals(
     raft: &esker_raft::Node,
     data_dir: &DataDir,

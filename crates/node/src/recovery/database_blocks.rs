@@ -1,7 +1,7 @@
 //! The blocks of the database, before a new lineage begins with it.
 //!
 //! A start reads few blocks of the database. Where the log goes on from it, a damaged block that is met
-//! later costs nothing: another copy and the log are recovered from. A new lineage has no such way back, and
+//! later costs nothing: the partition is recovered from another copy and the log. A new lineage has no such way back, and
 //! its first snapshot would carry the damage on. So all blocks are compared with their checksums before
 //! that, as those of every other copy are. It costs reading the partition once.
 

@@ -17,7 +17,7 @@ use crate::error::StartError;
 use crate::options::NodeOptions;
 use crate::snapshots::{Archive, Bootstrap, cluster_id};
 
-/// A directory that somebody uses from now on. Cheap to clone.
+/// A directory that belongs to a node. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct Entered {
     pub data_dir: DataDir,
@@ -97,7 +97,7 @@ fn use_dir(options: &NodeOptions, locked: LockedDir, begun: Begun) -> Result<Ent
 struct Begun {
     archive: Archive,
     plan: Option<Plan>,
-    /// What of the options counts.
+    /// The bootstrap option, if it counts.
     said: Option<Bootstrap>,
     /// Who the directory belongs to, if it is empty and is filled from the repository.
     identity: Option<Identity>,
@@ -161,8 +161,8 @@ async fn begin(options: &Arc<NodeOptions>, locked: &LockedDir) -> Result<Begun, 
     })
 }
 
-/// Refuses a directory that no node has served from: nothing is begun or restored in what shows through
-/// where a mount is gone. Before anything is written there.
+/// Refuses a directory that no node has served from, before anything is written there: nothing is begun or
+/// restored in a directory below a mount that is gone.
 fn served_from(dir: &Path) -> Result<(), StartError> {
     let path = dir.join("node.json");
     match std::fs::metadata(&path) {
@@ -174,7 +174,7 @@ fn served_from(dir: &Path) -> Result<(), StartError> {
     }
 }
 
-/// A new cluster begins by itself only where no JSON snapshot says that there was a state store.
+/// A new cluster begins by itself only where there is no JSON snapshot of a state store.
 fn no_state_there(dir: &Path) -> Result<(), StartError> {
     match newest_state(dir)? {
         None => Ok(()),
@@ -358,7 +358,7 @@ fn unreadable(archive: &Archive, error: &esker_repository::Error) -> StartError 
     }
 }
 
-/// The same, of one partition; or why none of its snapshots tells.
+/// The same, of one partition; or why none of its snapshots names it.
 async fn identity_of_partition(
     options: &NodeOptions,
     archive: &Archive,

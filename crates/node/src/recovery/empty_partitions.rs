@@ -9,8 +9,8 @@ use esker_partition::{Lineage, LineageId};
 use super::plan::PlannedFork;
 use crate::error::StartError;
 
-/// Forks that a partition may have been through of which neither its log nor the repository tells any more:
-/// each loss of a log is one. No number is given out twice as long as there were not more.
+/// Forks of a partition that neither its log nor the repository may know of: each loss of a log is one. No
+/// number is given out twice as long as there were not more.
 const UNKNOWN_FORKS: u64 = 64;
 
 /// Of several partitions no copy is left, of so many that there are.
@@ -106,7 +106,7 @@ mod tests {
         assert_eq!(of(left(Some(&forked), None, 0)), (LineageId(8), 2));
         let root = Some(LineageId(9));
         assert_eq!(of(left(Some(&forked), root, 3)), (LineageId(9), 3));
-        // What nobody tells any more is passed over amply.
+        // Forks that are not known are passed over amply.
         assert_eq!(of(left(None, None, 0)), (first.id(), UNKNOWN_FORKS));
         assert_eq!(of(left(None, root, 3)), (LineageId(9), 3 + UNKNOWN_FORKS));
     }

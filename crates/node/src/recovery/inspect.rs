@@ -1,4 +1,4 @@
-//! What is there: the log, and the database.
+//! Inspects what a data directory has: the log, and the database.
 
 use std::path::Path;
 use std::time::Duration;
@@ -19,7 +19,7 @@ use crate::options::NodeOptions;
 /// What a data directory has.
 pub(super) struct Facts {
     pub partitions: Vec<PartitionFacts>,
-    /// The database; or why it is of no use.
+    /// The database; or why it cannot be used.
     pub store: Result<Store, String>,
     /// Partitions without which the database has to be opened again, because their files are damaged:
     /// it is open to be looked at only. Empty if it is open as it should be.

@@ -1,7 +1,7 @@
 //! The last resort: a JSON snapshot of the state store, where no copy of its partition is left.
 //!
-//! The store's state is in it, and nothing else of the partition: better that than nothing. If the log
-//! goes on where the snapshot ends, the commits in it are not lost either. Snapshots on this disk and
+//! It has the store's state, and nothing else of the partition. If the log goes on where the snapshot ends,
+//! the commits in the log are not lost either. Snapshots on this disk and
 //! archived ones are tried together, newest first; an archived one is fetched beside the others, checked,
 //! and only then takes its place among them.
 
@@ -80,11 +80,11 @@ impl Search<'_> {
             if local.contains(&commit_ts)
                 && let Some(header) = self.check(&files, commit_ts).await
             {
-                let way = self.way_from_state(&header, ancestry, has_root).await?;
-                if way.is_some() {
-                    return Ok(way);
+                let source = self.source_from_state(&header, ancestry, has_root).await?;
+                if source.is_some() {
+                    return Ok(source);
                 }
-                // It is whole, and somebody may want it.
+                // It is whole, so it is kept.
                 in_the_way = true;
             }
             if archived.contains(&commit_ts)
@@ -92,9 +92,9 @@ impl Search<'_> {
                     .fetch_state(&archive, &files, commit_ts, in_the_way)
                     .await?
             {
-                let way = self.way_from_state(&header, ancestry, has_root).await?;
-                if way.is_some() {
-                    return Ok(way);
+                let source = self.source_from_state(&header, ancestry, has_root).await?;
+                if source.is_some() {
+                    return Ok(source);
                 }
             }
         }
@@ -261,7 +261,7 @@ impl Search<'_> {
             && best(std::slice::from_ref(&copy), ancestry).is_some()
     }
 
-    /// Whether a snapshot may be of this node's history, where the repository does not tell: the log knows
+    /// Whether a snapshot may be of this node's history, where the repository does not name it: the log has
     /// the lineages that it descends from, and the first one follows from the cluster.
     fn may_be_ours(&self, lineage: LineageId, header: &Header) -> bool {
         if let Some(log) = &self.facts.log {
@@ -279,7 +279,7 @@ impl Search<'_> {
         lineage == first || header.forks > 0
     }
 
-    async fn way_from_state(
+    async fn source_from_state(
         &mut self,
         header: &Header,
         ancestry: &[(LineageId, u64)],
@@ -319,6 +319,11 @@ impl Search<'_> {
             between: Vec::new(),
             empty: false,
         });
-        Ok(Some(self.way(&copy, None, Some(fork), has_root)))
+        Ok(Some(self.recovery_source(
+            &copy,
+            None,
+            Some(fork),
+            has_root,
+        )))
     }
 }

@@ -27,7 +27,7 @@ impl Search<'_> {
         }
         self.look_for_a_cut(&copy);
         match connects(self.log.as_ref(), &copy) {
-            Ok(()) => Ok(Some(self.way(&copy, None, None, true))),
+            Ok(()) => Ok(Some(self.recovery_source(&copy, None, None, true))),
             Err(why) => {
                 self.tried.push(format!("database: {why}"));
                 Ok(None)
@@ -101,7 +101,7 @@ impl Search<'_> {
             return Ok(None);
         }
         let ready = self.link(checkpoint).await?;
-        Ok(ready.map(|ready| self.way(&copy, Some(ready), None, true)))
+        Ok(ready.map(|ready| self.recovery_source(&copy, Some(ready), None, true)))
     }
 
     /// The same files, for the database to use up; `None` if they are damaged.

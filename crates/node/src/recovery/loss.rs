@@ -13,7 +13,7 @@ use super::search::{CONTRADICTED, RecoverySource, Search, ancestry_of};
 use crate::clock::past_age;
 use crate::error::StartError;
 
-/// A lineage without a snapshot is taken for one that is just being begun for so long.
+/// For so long after its beginning, a lineage without a snapshot counts as one that is still being begun.
 const BEGINNING: Duration = Duration::from_secs(60);
 
 impl Search<'_> {
@@ -33,7 +33,7 @@ impl Search<'_> {
         {
             // An earlier start has got so far.
             let copy = copy_in(found);
-            return Ok(self.way(&copy, None, Some(planned.clone()), root.is_some()));
+            return Ok(self.recovery_source(&copy, None, Some(planned.clone()), root.is_some()));
         }
         let mut copies: Vec<Candidate> = Vec::new();
         if let (Ok(found), false) = (&self.facts.database, self.keeps_database) {
@@ -48,7 +48,7 @@ impl Search<'_> {
         }
         while let Some((copy, skipped)) = best(&copies, &ancestry) {
             let copy = copy.clone();
-            // What this start has begun itself is nobody else's restore.
+            // A lineage that this start has begun is not another node's restore.
             if let (true, Some(root)) = (skipped > 0 && !swapped, root)
                 && let Some(wait) = still_beginning(root)
             {
@@ -99,11 +99,11 @@ impl Search<'_> {
                 between,
                 empty: false,
             });
-            return Ok(self.way(&copy, ready, Some(fork), root.is_some()));
+            return Ok(self.recovery_source(&copy, ready, Some(fork), root.is_some()));
         }
         let accepts_loss = self.cx.accepted.loss;
-        let loses_more = |way: &RecoverySource| {
-            let after = way.fork.as_ref().map_or(0, |fork| fork.lsn);
+        let loses_more = |source: &RecoverySource| {
+            let after = source.fork.as_ref().map_or(0, |fork| fork.lsn);
             !accepts_loss && planned.is_some_and(|planned| after < planned.lsn)
         };
         let of_state = self.state(&ancestry, root.is_some()).await?;
@@ -112,7 +112,7 @@ impl Search<'_> {
         let is_begun = planned.is_some_and(|planned| planned.empty);
         let is_named = self.cx.accepted.empty.contains(&self.facts.partition);
         match of_state {
-            Some(way) if !loses_more(&way) => Ok(way),
+            Some(source) if !loses_more(&source) => Ok(source),
             _ if self.contradicted => Err(StartError::NothingUsable {
                 partition: self.facts.partition,
                 tried: self.tried.join("; "),
@@ -163,7 +163,7 @@ impl Search<'_> {
         };
         let nothing = Candidate::at(Source::Empty, left.first, 0);
         let fork = left.fork(self.planned, swapped);
-        Ok(self.way(&nothing, None, Some(fork), root.is_some()))
+        Ok(self.recovery_source(&nothing, None, Some(fork), root.is_some()))
     }
 }
 
@@ -189,8 +189,8 @@ fn follow_plan(
     }
 }
 
-/// How long whoever began the newest lineage has yet to put a snapshot of it. Until then it is taken
-/// for alive: of two restores at once, the later one does not take over. (Clocks that differ make this
+/// How long the node that began the newest lineage still has to put a snapshot of it. Until then that node
+/// counts as alive: of two restores at once, the later one does not take over. (Clocks that differ make this
 /// shorter, and nothing else: one begun in the future was begun by a clock that was ahead.)
 fn still_beginning(root: &CurrentRoot) -> Option<Duration> {
     let begun_at = root.parent.as_ref()?.begun_at()?;

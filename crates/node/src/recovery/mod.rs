@@ -116,7 +116,7 @@ async fn recover_once(mut options: NodeOptions) -> Result<Arc<Inner>, StartError
             drop(opened);
             noting.note(&data_dir)
         });
-        // What could not be read now says nothing about the next source.
+        // A source that could not be read now is not ruled out.
         if !may_go_on.await? || error.is_unreadable() {
             return Err(explain(error));
         }
@@ -272,14 +272,14 @@ async fn serve(inner: &mut Inner, options: &NodeOptions, forked: &[u64]) -> Resu
         Ok(found) => *inner.unknown_basins.lock() = found,
         Err(error) => tracing::warn!(%error, "streams without a basin were not looked for"),
     }
-    // Every partition has something in the log now, so one that has not is damage from here on.
+    // Every partition has entries in the log now: from here on, a partition without any is damaged.
     inner.data_dir.finish()?;
     // In this order: a crash in between leaves no acceptance that would count for another loss.
     acceptance::spend(inner.data_dir.path(), options.bootstrap)?;
     Plan::remove(inner.data_dir.path())
 }
 
-/// How long a start waits for one partition to drop a basin: what is missed is space.
+/// How long a start waits for one partition to drop a basin. What is not dropped only takes space.
 const DROP_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Drops, in partitions that were restored to an earlier state, the basins that were deleted since then.
@@ -295,7 +295,7 @@ async fn publish_forked(inner: &Inner, forked: &[u64]) {
         for partition in &inner.partitions {
             if forked.contains(&partition.reader.partition().0) {
                 let command = Kind::DropBasin(DropBasin { basin: basin.0 });
-                // Such a basin's streams have no name to be found by: nothing is wrong but space.
+                // The streams of such a basin cannot be found by name: they only take space.
                 let dropped = partition.group.execute(command.into_bytes());
                 if tokio::time::timeout(DROP_TIMEOUT, dropped).await.is_err() {
                     tracing::warn!(

@@ -23,7 +23,7 @@ use crate::data_dir::DataDir;
 use crate::error::StartError;
 use crate::snapshots::lineage_id;
 
-/// What came of it.
+/// The rebuilt database.
 pub(super) struct Rebuilt {
     pub store: Store,
     pub report: RecoveryReport,

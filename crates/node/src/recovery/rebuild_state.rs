@@ -51,7 +51,7 @@ pub(super) fn from_state(
     data_dir.report_damage(partition, MADE_OF_STATE)?;
     store.drop_part(id)?;
     store.create_partition(id, &cluster_init(data_dir))?;
-    // The commits that follow in the log get the numbers that they had: those of that lineage.
+    // The commits that follow in the log get the numbers that they had in that lineage.
     let part = store.part(id);
     let lineage = part.lineage()?.after_forks(checked.header.forks);
     part.fork(&lineage, data_dir.identity.node_id)?;

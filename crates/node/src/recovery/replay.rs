@@ -1,4 +1,4 @@
-//! Waiting until what the log has is applied.
+//! Waits until the log is applied.
 
 use std::time::{Duration, Instant};
 
@@ -8,7 +8,7 @@ use esker_raft::Group;
 use crate::core::Inner;
 use crate::error::StartError;
 
-/// How often it is looked whether replay goes on.
+/// How often it is checked whether replay makes progress.
 const LOOK_INTERVAL: Duration = Duration::from_millis(50);
 /// Replay of a partition in which nothing was applied for so long is given up: one step is 2 MiB of
 /// entries at most, and a disk that is too slow for that serves nobody.

@@ -18,7 +18,7 @@ use super::plan::{Plan, PlannedFork};
 use crate::blocking::blocking;
 use crate::error::StartError;
 
-/// Partitions that are restored at a time. Each has eight files under way.
+/// Partitions that are restored at a time. Each has eight files under source.
 const PARALLEL: usize = 4;
 /// What is to be done where the log contradicts copies, and no other one is of use.
 pub(super) const CONTRADICTED: &str = "What the log contradicts is of another copy of this data directory, or the log is: bring back what belongs together. Or give up what only the log has: keep a copy of this directory, move its log/ away, and start with --bootstrap restore, which goes on from the newest copy, be it the database or a snapshot; to restore the repository's snapshots instead, move db/ and checkpoints/ away as well";
@@ -152,30 +152,30 @@ impl<'a> Search<'a> {
     /// The source that loses least.
     pub(super) async fn find(self) -> Result<RecoverySource, StartError> {
         let partition = self.facts.partition;
-        // What an earlier start has decided is gone on with.
+        // What an earlier start has decided is continued.
         let is_begun = self.planned.is_some_and(|planned| planned.empty);
         let is_named = self.cx.accepted.empty.contains(&partition) && !is_begun;
-        let way = self.search().await?;
-        match is_named && way.source != Source::Empty {
+        let source = self.search().await?;
+        match is_named && source.source != Source::Empty {
             true => Err(StartError::CopyLeft {
                 partition,
-                copy: way.source.to_string(),
+                copy: source.source.to_string(),
             }),
-            false => Ok(way),
+            false => Ok(source),
         }
     }
 
     async fn search(mut self) -> Result<RecoverySource, StartError> {
-        if let Some(way) = self.database().await? {
-            return Ok(way);
+        if let Some(source) = self.database().await? {
+            return Ok(source);
         }
         let locals = self.locals().await?;
         for checkpoint in &locals {
             self.look_for_a_cut(&copy_of(checkpoint));
         }
         for checkpoint in &locals {
-            if let Some(way) = self.local(checkpoint).await? {
-                return Ok(way);
+            if let Some(source) = self.local(checkpoint).await? {
+                return Ok(source);
             }
         }
         let repository = self
@@ -190,7 +190,7 @@ impl<'a> Search<'a> {
                     .push(format!("{} has no snapshot of it", self.cx.archive.shown()));
                 None
             }
-            // Nothing is needed from there.
+            // The log is whole, so nothing is needed from the repository.
             Err(error) if whole => {
                 self.tried
                     .push(format!("{}: {error}", self.cx.archive.shown()));
@@ -209,17 +209,17 @@ impl<'a> Search<'a> {
             if let Err(why) = connects(self.log.as_ref(), copy) {
                 self.tried.push(format!("{}: {why}", copy.source));
             } else if let Some(ready) = self.fetch(&repository, copy).await? {
-                return Ok(self.way(copy, Some(ready), None, true));
+                return Ok(self.recovery_source(copy, Some(ready), None, true));
             }
         }
         if is_whole(self.log.as_ref()) && !self.is_ruled_out(&Source::Log) {
             let partition = PartitionId(self.facts.partition);
             let first = LineageId::first(&self.cx.data_dir.identity.cluster_id, partition);
             let nothing = Candidate::at(Source::Log, first, 0);
-            return Ok(self.way(&nothing, None, None, root.is_some()));
+            return Ok(self.recovery_source(&nothing, None, None, root.is_some()));
         }
         self.all_was_read()?;
-        // What reaches beyond the log may be another copy's of this directory: no loss is accepted unknowingly.
+        // A copy that reaches beyond the log may be of another copy of this directory: the operator has to know.
         if let Some(root) = root.as_ref()
             && let Err(error) = repository.check_writer(root)
         {
@@ -250,8 +250,8 @@ impl<'a> Search<'a> {
             .await
     }
 
-    /// Whether an earlier start was told to begin a lineage here, decided after which LSN, and did not
-    /// get to the end. No more than that was accepted.
+    /// Whether an earlier start has decided to begin a lineage here, after some LSN, and was interrupted. No
+    /// greater loss than that was accepted.
     pub(super) fn is_pending(&self) -> bool {
         self.planned.is_some_and(|planned| {
             let log = self.facts.log.as_ref();
@@ -269,8 +269,8 @@ impl<'a> Search<'a> {
         }
     }
 
-    /// A log that ends before something that was applied from it has lost entries, and nobody knows
-    /// how many: it leads nowhere.
+    /// A log that ends before an entry that was applied from it has lost an unknown number of entries: it
+    /// cannot be used.
     pub(super) fn look_for_a_cut(&mut self, copy: &Candidate) {
         if let Some(log) = &self.log
             && log.lineage.id() == copy.lineage
@@ -327,7 +327,8 @@ impl<'a> Search<'a> {
             .join(name)
     }
 
-    pub(super) fn way(
+    /// The source that a copy is, with what was found on the way to it.
+    pub(super) fn recovery_source(
         &self,
         copy: &Candidate,
         ready: Option<Checkpoint>,
@@ -335,7 +336,7 @@ impl<'a> Search<'a> {
         has_root: bool,
     ) -> RecoverySource {
         let log = self.log.as_ref();
-        // That there is no log was said once, and not of each copy.
+        // That there is no log is logged once, and not for each copy.
         let tried = self.tried.iter();
         for tried in tried.filter(|tried| !tried.ends_with(LOG_IS_LOST)) {
             tracing::warn!(partition = self.facts.partition, "not usable: {tried}");

@@ -1,11 +1,10 @@
 //! Restarts that the node asks its host for.
 //!
-//! Some faults are mended by a start, and by nothing less: files of a partition that turn out damaged
-//! while others are served, and a database that takes no write until it is opened again. A start is the
-//! way back that is tested most, so a running node does not repeat any of it: once it is sure that a start
-//! can recover, it asks its host for one ([`crate::Node::restart_wanted`]).
+//! Two faults need a start: files of a partition that turn out damaged while others are served, and a
+//! database that takes no write until it is opened again. Recovery at a start is tested most, so a running
+//! node does not repeat any of it: once it is certain that a start can recover, it asks its host for one ([`crate::Node::restart_wanted`]).
 //!
-//! Sure means, of every damaged partition: the damage is noted durably, and a copy that leads to the
+//! Certain means, for every damaged partition: the damage is noted durably, and a copy that leads to the
 //! present has been found, fetched if need be, and compared block by block (`recovery::copies`). What was
 //! fetched is used by the start, so a long download costs no outage. Without such a copy the node serves on:
 //! a start would end, and with it the partitions that are well.
@@ -26,7 +25,7 @@ use crate::blocking::blocking;
 use crate::core::Inner;
 use crate::recovery;
 
-/// How often it is looked whether a restart is needed.
+/// How often a need for a restart is checked.
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 /// A copy that could not be made ready is tried again after so long, twice as long after each failure...
 const FIRST_RETRY: Duration = Duration::from_secs(5);
@@ -54,7 +53,7 @@ impl Copies {
     }
 }
 
-/// Looks, for as long as the node runs, whether a restart is needed, and asks for it when it is safe.
+/// Checks, for as long as the node runs, whether a restart is needed, and asks for it when it is safe.
 pub(crate) fn watch_for_needs(inner: &Arc<Inner>) {
     let stopping = inner.stopping.clone();
     let inner = Arc::downgrade(inner);

@@ -17,7 +17,7 @@ use crate::clock::past_age_at;
 use crate::data_dir::write_durably;
 use crate::error::StartError;
 
-/// Restarts in [`RESTART_WINDOW`]: what needs more of them is not mended by any.
+/// Restarts in [`RESTART_WINDOW`]: a fault that needs more of them is not fixed by restarts.
 const MAX_RESTARTS: usize = 3;
 
 const RESTART_WINDOW: Duration = Duration::from_secs(60 * 60);
@@ -166,7 +166,7 @@ impl Restarts {
         held_back.or_else(|| self.preparing().filter(|_| is_late()))
     }
 
-    /// What is made ready for a restart at the moment, if anything is.
+    /// The copy that is being made ready for a restart, in words.
     pub fn preparing(&self) -> Option<String> {
         let (partition, since) = (*self.preparing.lock())?;
         let seconds = since.elapsed().as_secs();
@@ -175,7 +175,7 @@ impl Restarts {
         ))
     }
 
-    /// What is to be known of the restarts of the last hour.
+    /// The restarts of the last hour, in words.
     pub fn lately(&self) -> Option<String> {
         let noted = self.noted.lock();
         let lately = noted.of_window(OffsetDateTime::now_utc());
@@ -216,7 +216,7 @@ impl Restarts {
     }
 }
 
-/// A time, in seconds, for people.
+/// A time, to the second, for display.
 pub(crate) fn shown(at: OffsetDateTime) -> String {
     let at = at.replace_nanosecond(0).unwrap_or(at);
     at.format(&Rfc3339).unwrap_or_default()

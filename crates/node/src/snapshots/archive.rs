@@ -44,7 +44,7 @@ pub(crate) struct Archive {
     incarnations: Arc<Incarnations>,
     /// None in the data directory itself, where nothing is mounted.
     remembered: Option<Arc<DestinationFile>>,
-    /// Whether nobody said where, so that it is on the disk that it should survive.
+    /// Whether no destination is configured: the repository is then on the disk that it should survive.
     pub is_default: bool,
 }
 
@@ -79,7 +79,7 @@ impl Archive {
         })
     }
 
-    /// Its URL, for people.
+    /// Its URL, for display.
     pub fn shown(&self) -> &str {
         self.destination.shown()
     }
@@ -98,13 +98,12 @@ impl Archive {
         ownership::check(&self.destination, &cluster(identity)).await
     }
 
-    /// To be called before a root is claimed: what this start is called is written down.
+    /// Writes down the incarnation of this start. To be called before a root is claimed.
     pub fn begin_to_write(&self) -> Result<(), StartError> {
         self.incarnations.begin()
     }
 
-    /// Remembers what a root that this node may write to says of its writer, and which destination it
-    /// lies at.
+    /// Remembers the writer that a root names, if this node may write to the root.
     pub fn note_root(&self, partition: u64, root: &Root) {
         if let Some(writer) = &root.writer {
             self.incarnations.note_claim(partition, writer.incarnation);
@@ -118,7 +117,7 @@ impl Archive {
         }
     }
 
-    /// From now on uploads are as fast as they can: nobody is there any more whom they could hinder.
+    /// Lifts the limit of the upload rate: no append can be slowed down any more.
     pub fn lift_pace(&self) {
         if let Some(pace) = &self.pace {
             pace.lift();
@@ -148,8 +147,8 @@ impl Archive {
             cluster,
             kind,
             num_retained: self.options.num_retained,
-            // Nobody else uses a directory within the data directory, and what is in it takes space on
-            // the same disk.
+            // Only this node uses a directory within the data directory, and orphans in it take space on the
+            // same disk.
             orphan_min_age: match self.is_default {
                 true => std::time::Duration::ZERO,
                 false => self.options.orphan_min_age,
@@ -223,7 +222,7 @@ pub(crate) fn lineage_id(lineage: esker_partition::LineageId) -> LineageId {
 struct CheckpointSource {
     dir: PathBuf,
     digests: HashMap<String, Digest>,
-    /// Whatever has to stay for as long as the files are read.
+    /// Keeps the checkpoint's files for as long as they are read.
     _held: Arc<dyn std::any::Any + Send + Sync>,
 }
 
@@ -357,7 +356,7 @@ pub(crate) fn log_tail(metadata: &SnapshotMetadata) -> Result<Option<LogTail>, S
     found.transpose().map_err(malformed)
 }
 
-/// The id of the cluster that a snapshot is of, if it says so.
+/// The id of the cluster that a snapshot is of, if its description names it.
 pub(crate) fn cluster_id(metadata: &SnapshotMetadata) -> Option<&str> {
     metadata.extra.get(CLUSTER_ID).and_then(Value::as_str)
 }

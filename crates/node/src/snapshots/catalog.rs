@@ -31,8 +31,8 @@ impl Inner {
         is_unnamed && self.is_catalog_ahead()
     }
 
-    /// The last LSN of each partition that is applied. What is in the catalog from now on has all basins
-    /// that streams need up to there.
+    /// The last applied LSN of each partition. The catalog has, from now on, the basin of every stream up to
+    /// there.
     pub fn all_applied(&self) -> Vec<u64> {
         let groups = self.groups();
         groups.map(|group| group.status().applied.0).collect()

@@ -1,7 +1,7 @@
 //! Which destination this node has put snapshots to: `destination.json` in the data directory.
 //!
-//! Where a disk is not mounted, its directory is there and empty, as for a first start. The file tells
-//! the two apart: nothing is put to a destination of this URL that does not show the same marker.
+//! Where a disk is not mounted, its directory is there and empty, as for a first start. The file
+//! distinguishes the two: nothing is put to a destination of this URL that has another marker.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -21,7 +21,7 @@ struct Stored {
     destination_id: DestinationId,
 }
 
-/// See the module.
+/// The destination as the file has it; see the [module](self).
 #[derive(Debug)]
 pub(crate) struct DestinationFile {
     path: PathBuf,
@@ -29,7 +29,7 @@ pub(crate) struct DestinationFile {
 }
 
 impl DestinationFile {
-    /// Reads it, and has `destination` expect what it was.
+    /// Reads the file, and makes `destination` expect the marker in it.
     pub fn open(data_dir: &Path, destination: &Destination) -> Result<DestinationFile, StartError> {
         let path = data_dir.join(FILE);
         let stored = match std::fs::read(&path) {
@@ -62,7 +62,7 @@ impl DestinationFile {
         })
     }
 
-    /// Remembers which destination something was put to.
+    /// Remembers the destination, after something was put to it.
     pub fn note(&self, destination: &Destination) {
         let Some(destination_id) = destination.id() else {
             return;

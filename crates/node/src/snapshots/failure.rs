@@ -99,13 +99,13 @@ impl Failure {
         self.code == FAILING
     }
 
-    /// Whether it is another copy of this node that writes there.
+    /// Whether another copy of this node writes there.
     pub fn is_other_writer(&self) -> bool {
         self.code == OTHER_WRITER
     }
 
-    /// Whether what is there is not what this node goes on from, so that nothing may be changed. A root
-    /// that was removed concerns its partition alone: others go on.
+    /// Whether the repository is not this node's, or of another history, so that nothing in it may be changed.
+    /// A root that was removed concerns its partition alone: others are put.
     pub fn is_refusal(&self) -> bool {
         ![FAILING, ROOT_MISSING].contains(&self.code)
     }

@@ -2,8 +2,8 @@
 //!
 //! Each start draws an incarnation. The roots of the repository name the one that writes, and a start
 //! may take over from those that it follows: `incarnations.json` has them. The file is written before
-//! a new one is used for the first time, so whatever a crash leaves in a root is followed by the next
-//! start. A copy of the directory draws others: of the two, the second that puts a snapshot of a
+//! a new one is used for the first time, so the next start follows whatever incarnation a crash leaves in a
+//! root. A copy of the directory draws others: of the two, the second that puts a snapshot of a
 //! partition is refused.
 
 use std::collections::BTreeMap;
@@ -34,12 +34,12 @@ pub(crate) struct Incarnations {
 struct Stored {
     /// Newest last.
     drawn: Vec<IncarnationId>,
-    /// By partition, the one that its root is known to name.
+    /// By partition, the incarnation that its root is known to name.
     claimed: BTreeMap<u64, IncarnationId>,
 }
 
 impl Incarnations {
-    /// Draws one. Writes nothing.
+    /// Draws the incarnation of this start. Writes nothing.
     pub fn draw(data_dir: &Path) -> Result<Incarnations, StartError> {
         let path = data_dir.join(FILE);
         let stored = match std::fs::read(&path) {
@@ -67,7 +67,7 @@ impl Incarnations {
         })
     }
 
-    /// Who writes a partition's snapshots, if that is to be this start.
+    /// The writer that this start claims a partition's root for.
     pub fn of(&self, partition: u64) -> Incarnation {
         let stored = self.stored.lock();
         let mut after = stored.drawn.clone();

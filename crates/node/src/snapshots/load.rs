@@ -9,7 +9,7 @@ use super::schedule::Facts;
 use crate::clock::past_age;
 use crate::core::Inner;
 
-/// So many entries are read to see whether they change anything.
+/// Entries that are read at most to find out whether they change anything.
 const FEW_ENTRIES: u64 = 64;
 
 /// What all partitions together have that the repository does not.
@@ -21,7 +21,7 @@ pub(super) struct Load {
     largest: u64,
     /// Whether the log is larger than it may be.
     log_full: bool,
-    /// The partition for which most of a log is kept that may not be trimmed, and is full.
+    /// The partition for which most of the log is kept, if the log is full and may not be trimmed.
     holds_log: Option<u64>,
 }
 
@@ -49,7 +49,7 @@ impl Inner {
         let status = self.group(partition).status();
         let newest = known.newest();
         let lsn = newest.map_or(0, |n| n.lsn);
-        // One from the future tells of a clock that was wrong, and not how long it can wait.
+        // A time in the future means that a clock was wrong: the age is not known, and the next one is due.
         let age = newest.map_or(Duration::ZERO, |n| {
             past_age(n.created_at).unwrap_or(Duration::MAX)
         });
@@ -93,7 +93,7 @@ impl Inner {
             let kept_from = known.oldest().map_or(0, |n| n.lsn);
             drop(known);
             let status = self.group(partition).status();
-            // Of which some may be no more than what `advance` puts into it.
+            // Entries that only separate snapshots are not worth another snapshot.
             let kept = status.applied.0.saturating_sub(kept_from);
             if kept > retained.max(holds_most.1) {
                 holds_most = (Some(partition), kept);

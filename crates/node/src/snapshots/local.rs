@@ -1,7 +1,7 @@
 //! The newest checkpoint of each partition, on this disk.
 //!
-//! It is what the floor stands on: the log need not go back beyond it. A checkpoint that a newer one
-//! has replaced goes as soon as nobody reads it any more.
+//! The floor is its LSN: the log need not go back beyond it. A checkpoint that a newer one has replaced is
+//! removed as soon as no reader holds it.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -28,7 +28,7 @@ impl Drop for Held {
     }
 }
 
-/// Attempts that have failed since the last one that has not.
+/// Attempts that have failed since the last success.
 #[derive(Debug)]
 struct Failing {
     /// Why the last one did.
@@ -43,7 +43,7 @@ pub(crate) struct LocalSnapshots {
     base: PathBuf,
     newest: Vec<Mutex<Option<Arc<Held>>>>,
     failures: Vec<Mutex<Option<Failing>>>,
-    /// What is to be removed once the start has succeeded.
+    /// Directories to remove once the start has succeeded.
     stale: Mutex<Vec<PathBuf>>,
 }
 

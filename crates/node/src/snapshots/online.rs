@@ -1,5 +1,4 @@
-//! What the commands for snapshots ask of a running node: calls on a partition's repository, with the
-//! node's name, keys and settings.
+//! Operations on the snapshots of a running node, with the node's name, keys and settings.
 
 use std::sync::Arc;
 
@@ -116,7 +115,7 @@ impl Node {
     /// Deletes what a plan names, unless the repository's root has moved since.
     pub async fn prune(&self, partition: u64, plan: &PrunePlan) -> Result<Pruned, Error> {
         let pruned = self.repository(partition)?.prune(plan).await;
-        // What is retained may be less now: it is read anew.
+        // Fewer snapshots may be retained now: the root is read again.
         let snapshots = &self.inner.snapshots;
         snapshots.known[partition as usize].lock().looked = false;
         snapshots.wake.notify_one();

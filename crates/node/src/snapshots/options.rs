@@ -1,4 +1,4 @@
-//! What a node is told about snapshots and recovery.
+//! Options of snapshots and recovery.
 
 use std::num::{NonZeroU32, NonZeroU64};
 use std::time::Duration;
@@ -17,8 +17,8 @@ pub struct SnapshotOptions {
     /// A snapshot is put into the repository this long after the one before, if anything was
     /// applied since. `None`: time alone is no reason.
     pub interval: Option<Duration>,
-    /// And only once this many records were applied since; with no `interval`, as soon as so many
-    /// were.
+    /// A snapshot is put only once this many records were applied since; without `interval`, as soon as so
+    /// many were.
     pub interval_records: Option<u64>,
     /// A snapshot is put as soon as replaying what came after the newest is predicted to take
     /// longer. `None`: never for that reason.
@@ -36,7 +36,7 @@ pub struct SnapshotOptions {
     pub upload_rate: Option<NonZeroU64>,
     /// Most bytes of log that the node keeps for the sake of archived snapshots.
     pub max_log_bytes: u64,
-    /// What happens beyond.
+    /// What happens beyond that.
     pub on_log_full: OnLogFull,
     /// The newest snapshot of each partition is restored into a scratch directory and compared with
     /// the live partition this often. `None`: only when asked.

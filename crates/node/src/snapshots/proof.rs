@@ -1,6 +1,6 @@
-//! Whether a snapshot restores, shown by doing it.
+//! Proves that a snapshot restores, by restoring it.
 //!
-//! It is restored into a scratch directory and imported into a database of its own, the log after it is
+//! The snapshot is restored into a scratch directory and imported into a database of its own, the log after it is
 //! replayed up to where the live partition is, and the digests of both are compared. Nothing that is
 //! in use is touched; it costs the space of the snapshot, and reading the live partition once.
 
@@ -27,7 +27,7 @@ const CHUNK: u64 = 4 << 20;
 /// Bytes of memory that the scratch database has for blocks, and for each of two memtables.
 const MEMORY: usize = 16 << 20;
 
-/// A directory that goes with this.
+/// A directory that is removed on drop.
 struct Scratch {
     dir: PathBuf,
 }
@@ -123,7 +123,7 @@ impl Inner {
             let replayed = replay(&store, partition, from, expected.lsn, &*reader);
             let start = group.status().log_start.0;
             let replayed = match replayed {
-                // It was let go of meanwhile, or before: that says nothing about the snapshot.
+                // The log was trimmed meanwhile, or before: that proves nothing about the snapshot.
                 Err(_) if start > from => Err(Error::TryLater(format!(
                     "the log begins after LSN {start} by now, and the snapshot ends at {from}: test a newer one"
                 ))),
@@ -168,7 +168,7 @@ pub(super) fn find(
 }
 
 fn import(db: &Path, partition: u64, checkpoint: &Checkpoint) -> Result<Store, Error> {
-    // What the scratch database cannot do says nothing about the snapshot.
+    // A failure of the scratch database proves nothing about the snapshot.
     let options = StoreOptions {
         block_cache: MEMORY,
         write_buffer: MEMORY,
@@ -213,7 +213,7 @@ fn replay_into<M: StateMachine>(
         let entries = log
             .entries(Lsn(next), Lsn(to + 1), CHUNK)
             .map_err(|e| match e.is_unreadable() {
-                // That says nothing about the snapshot.
+                // That proves nothing about the snapshot.
                 true => Error::TryLater(e.to_string()),
                 false => broken(e.to_string()),
             })?

@@ -3,8 +3,8 @@
 //! Replay: entries and bytes a second of the last start that replayed enough to tell, of all
 //! partitions together. Scan: bytes of the log that a start looks at in a second, of the last start with
 //! enough of them to tell; fewer are a part of the start. Restore: bytes a second of the last snapshot
-//! that was fetched. What was measured is kept in `rates.json`; a predicted time says so if it rests on
-//! an assumption.
+//! that was fetched. What was measured is kept in `rates.json`; a prediction is marked if it rests on an
+//! assumption.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -61,13 +61,13 @@ pub struct Prediction {
     pub assumed: bool,
 }
 
-/// Whether looking at so much log says how fast that is.
+/// Whether a log of so many bytes is large enough to measure the scan.
 pub(crate) fn scan_tells(bytes: u64) -> bool {
     bytes >= LOG_THAT_TELLS
 }
 
 impl Rates {
-    /// Reads what was measured before. What cannot be read is measured anew.
+    /// Reads what was measured before. What cannot be read is measured again.
     pub fn open(data_dir: &Path) -> Rates {
         let path = data_dir.join("rates.json");
         let measured = std::fs::read(&path)

@@ -116,7 +116,7 @@ pub(super) async fn check_history(
     };
     let metadata = match repository.describe(&newest).await {
         Ok(metadata) => metadata,
-        // It is no way back, and says nothing.
+        // A damaged snapshot proves nothing about the history.
         Err(error) if error.is_damage() => return Ok(()),
         Err(error) => return Err(Failure::of(&error)),
     };
@@ -147,7 +147,7 @@ pub(super) async fn check_history(
     }
 }
 
-/// The log is kept from the oldest retained snapshot on.
+/// Keeps the log from the oldest retained snapshot on.
 pub(super) fn keep_log(group: &Group<Outcome>, known: &RepositoryState) {
     if let Some(oldest) = known.oldest() {
         group.keep_from(Lsn(oldest.lsn));
@@ -155,10 +155,10 @@ pub(super) fn keep_log(group: &Group<Outcome>, known: &RepositoryState) {
 }
 
 impl Inner {
-    /// Claims the catalog's root, before anything is put: of two copies of a data directory one puts the
-    /// snapshots of all partitions, and never each some, which would be of two histories. A catalog that
-    /// has no root yet, or whose root cannot be read, keeps nothing back: each partition's root is claimed
-    /// by its own put as well.
+    /// Claims the catalog's root before anything is put. So of two copies of a data directory, one puts the
+    /// snapshots of all partitions, and the repository never has some of each, which would be of two
+    /// histories. A catalog without a root, or with one that cannot be read, prevents nothing: each
+    /// partition's root is claimed by its own put as well.
     pub(super) async fn claim_catalog(&self) -> Result<(), Failure> {
         let begun = self.snapshots.archive.begin_to_write();
         begun.map_err(|e| Failure::here(e.to_string()))?;

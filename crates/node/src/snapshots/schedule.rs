@@ -8,7 +8,7 @@ use super::SnapshotOptions;
 /// What is known about a partition.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Facts {
-    /// Whether somebody asked for one.
+    /// Whether a caller waits for one.
     pub asked: bool,
     /// Whether the repository has none of this lineage.
     pub none: bool,
@@ -24,7 +24,7 @@ pub(crate) struct Facts {
     /// part of it.
     pub log_full: bool,
     /// Whether most of a full log that may not be trimmed is kept for older ones of this partition:
-    /// then more are put, also without anything new, until those are retained no more.
+    /// then more are put, also without anything new, until those are no longer retained.
     pub holds_log: bool,
     /// Whether the disk is nearly full, the repository is on it, and the newest one holds files that the
     /// database has no more.
@@ -34,7 +34,7 @@ pub(crate) struct Facts {
 /// Why a snapshot is put.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reason {
-    /// Somebody asked.
+    /// A caller asked for it.
     Asked,
     /// The repository has none yet.
     First,

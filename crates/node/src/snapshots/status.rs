@@ -1,5 +1,5 @@
-//! What an operator wants to know: where everything stands, how long a recovery would take, what would
-//! be lost, and what is wrong.
+//! The status for operators: positions, the predicted time of a recovery, what a loss would cost, and
+//! problems.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,7 +20,7 @@ const PROOF_AGE: Duration = Duration::from_secs(30 * 24 * 3600);
 /// Snapshots are late when the newest is this many intervals old and something came after it.
 const LATE: u32 = 3;
 
-/// Where a node stands.
+/// The status of a node.
 #[derive(Clone, Debug)]
 pub struct NodeStatus {
     /// Its cluster's name.
@@ -35,13 +35,13 @@ pub struct NodeStatus {
     pub repository_is_local: bool,
     /// Bytes of the log on disk.
     pub log_bytes: u64,
-    /// What they may become for the sake of archived snapshots.
+    /// Bytes that the log may have while it is kept for archived snapshots.
     pub max_log_bytes: u64,
     /// How long a start would take after a crash of this moment.
     pub restart: Prediction,
     /// How long it would take to restore everything from the repository.
     pub restore: Prediction,
-    /// What that rests on.
+    /// The measurements that the predictions rest on.
     pub measured: Measured,
     /// What the last start did.
     pub recovery: Option<Arc<RecoveryReport>>,
@@ -51,7 +51,7 @@ pub struct NodeStatus {
     pub problems: Vec<Problem>,
 }
 
-/// Where a partition stands.
+/// The status of a partition.
 #[derive(Clone, Debug)]
 pub struct PartitionStatus {
     /// The partition.
@@ -180,7 +180,7 @@ impl Inner {
         let covered = newest.as_ref().map_or(0, |n| n.lsn);
         let (entries, bytes) = inner.after(partition, durable);
         let (to_replay, bytes_to_replay) = inner.after(partition, covered + empty);
-        // What nobody finds again is at risk as well, though a snapshot has it.
+        // Streams without their basins could not be found again, so they are at risk although a snapshot has them.
         let (covered, lacks_basins) = inner.covered(partition, covered);
         let empty = if lacks_basins { 0 } else { empty };
         let (at_risk, _) = inner.after(partition, covered + empty);
@@ -421,7 +421,7 @@ impl Inner {
     }
 }
 
-/// Tells Prometheus.
+/// Publishes the gauges of the status.
 pub(crate) fn publish(status: &NodeStatus) {
     let seconds = |name: &'static str, predicted: Prediction| {
         metrics::gauge!(name).set(predicted.time.as_secs_f64());

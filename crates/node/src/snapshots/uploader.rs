@@ -1,9 +1,9 @@
-//! The task that puts snapshots into the repository, and what it knows of it.
+//! The tasks that make snapshots when they are due, and test restores.
 //!
-//! One partition at a time, so that memory and bandwidth are bounded by one upload. What the
-//! repository retains is read at the start and after each put; from then on the log is kept back to
-//! the oldest retained snapshot. A repository that cannot be reached stops nothing else: it is tried
-//! again, ever more seldom, and the log grows up to its bound.
+//! Snapshots are made of one partition at a time, so that memory and bandwidth are bounded by one upload.
+//! What the repository retains is read at the start, and known from each commit; from then on the log is
+//! kept back to the oldest retained snapshot. A repository that cannot be reached stops nothing else: it is
+//! tried again after growing pauses, and the log grows up to its bound.
 
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -19,7 +19,7 @@ use super::snapshot_job::{make_snapshot, sweep_if_due};
 use crate::core::Inner;
 use crate::error::Error;
 
-/// How often it is looked whether something is due.
+/// How often it is checked whether a snapshot is due.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// The tasks.
@@ -56,7 +56,7 @@ async fn run(inner: Weak<Inner>) {
         if !probed {
             probed = probe_once(&inner).await;
         }
-        // Of all partitions: looked at once a round, not once for each.
+        // Of all partitions, so it is computed once a round.
         let load = inner.load();
         let applied = inner.all_applied();
         if !inner.is_catalog_ahead() {
@@ -66,7 +66,7 @@ async fn run(inner: Weak<Inner>) {
             start_snapshot_if_due(&inner, partition, probed, load).await;
         }
         let woken = tokio::time::timeout(LOOK_EVERY, inner.snapshots.wake.notified());
-        // Either is a reason to look again.
+        // Both are a reason to check again.
         let _ = woken.await;
     }
 }
@@ -74,7 +74,7 @@ async fn run(inner: Weak<Inner>) {
 /// Restores the newest snapshots into a scratch directory, one partition after the other, if that is
 /// configured.
 async fn test_restores(inner: Weak<Inner>) {
-    // Each partition's turn comes once an interval; the first when that has passed once.
+    // Each partition is tested once an interval, for the first time an interval after the start.
     let mut tested: Vec<Instant> = Vec::new();
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
@@ -107,7 +107,7 @@ async fn test_restores(inner: Weak<Inner>) {
     }
 }
 
-/// Finds out whether the destination's conditional puts can be relied on; whether it is known.
+/// Tests whether the destination's conditional puts work. Returns whether it is known that they do.
 async fn probe_once(inner: &Inner) -> bool {
     let snapshots = &inner.snapshots;
     if snapshots.archive.destination().local().is_some() {
@@ -116,7 +116,7 @@ async fn probe_once(inner: &Inner) -> bool {
     if snapshots.known.iter().all(|known| known.lock().waits()) {
         return false;
     }
-    // A probe writes, and nothing is written where somebody else does.
+    // A probe writes, and nothing is written where another node does.
     let probed = match snapshots.archive.check_owner(&snapshots.identity).await {
         Ok(()) => probe(snapshots.archive.destination(), &System)
             .await

@@ -1,5 +1,5 @@
-//! What the store does of its own accord: JSON snapshots, their copies in the repository, sweeping
-//! expired transactions, forgetting history.
+//! Background tasks of the store: JSON snapshots, their copies in the repository, expiry of transactions,
+//! forgetting history.
 
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -24,15 +24,15 @@ use crate::blocking::blocking;
 use crate::clock::{now_ms, now_ms_for_ages};
 use crate::core::Inner;
 
-/// How often expired transactions are swept, and snapshots looked at.
+/// How often transactions expire, and due snapshots are checked for.
 const TICK: Duration = Duration::from_millis(250);
-/// How often history is looked at.
+/// How often history is checked.
 const PRUNE_EVERY: Duration = Duration::from_secs(1);
-/// Steps of forgetting in a row: what comes between commits.
+/// Steps of forgetting in a row: other commits wait for each.
 const PRUNE_STEPS: usize = 64;
-/// Commits whose age is looked at in one round.
+/// Commits whose age is read in one round.
 const AGES: usize = 20_000;
-/// How often it is looked whether the repository has what it should, without being told of something new.
+/// How often the repository is compared with the local snapshots when no new one is written.
 const ARCHIVE_EVERY: Duration = Duration::from_secs(60);
 
 /// The tasks.
@@ -258,7 +258,7 @@ impl Shared {
         let retained = self.options.snapshots_retained.max(1) as usize;
         if let Ok((_, true)) = &done {
             metrics::counter!("esker_state_snapshots_total").increment(1);
-            // Only what is known to be this store's is removed.
+            // Only snapshots that are known to be this store's are removed.
             let old: Vec<u64> = self.look_at_files().into_iter().skip(retained).collect();
             if let Err(error) = self.files.remove(&old) {
                 tracing::warn!(%error, "old snapshots of the state store were not removed");
@@ -284,7 +284,7 @@ impl Shared {
             }
             Err(SnapshotFailure::Stopping) => {
                 for (_, answer) in progress.waiting.drain(..) {
-                    // Whoever asked may have gone.
+                    // The caller may have gone.
                     let _ = answer.send(Err(StateError::Stopping));
                 }
             }
@@ -301,8 +301,8 @@ impl Shared {
         }
     }
 
-    /// Which snapshots are there may have been changed by hand. The commits of those that count, newest
-    /// first. Reads each file that is new or has changed.
+    /// Reads each snapshot that is new or has changed: files may have been changed by hand. Returns the commits
+    /// of those that count, newest first.
     pub fn look_at_files(&self) -> Vec<u64> {
         // What is published may lag behind what a snapshot has seen.
         let newest = || {
@@ -382,7 +382,7 @@ impl Shared {
                 continue;
             }
             let files = self.files.clone();
-            // What has been changed on this disk must not take the place of what was put before.
+            // A file that was changed on this disk must not replace what was put before.
             let written = match blocking(move || files.check(commit_ts)).await {
                 Ok((written, _)) => written,
                 // Removed in the meantime.
@@ -523,7 +523,7 @@ async fn prune(inner: &Arc<Inner>) -> Result<(), String> {
         let oldest = this.state.progress.lock().oldest;
         let bound = match (oldest, this.state.options.snapshot_interval) {
             (Some(oldest), _) => oldest,
-            // There will never be one, unless somebody asks.
+            // There is none unless a caller asks for it.
             (None, 0) => u64::MAX,
             (None, _) => 0,
         };

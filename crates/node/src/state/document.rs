@@ -10,12 +10,12 @@
 //! `%3A` and `%25`. A deleted key is kept for its counter. `forks` is there, on an entry, if its version
 //! has seen any (see [`esker_partition::lineage`]); `"unchecked": true`, if the store has it though an import
 //! would refuse it: then it is taken over as it is. A version or `commit_ts` beyond 2^53 is written as a
-//! string, because many who read JSON round such numbers; both forms are read. `lsn` is how far the partition's log is covered, and
+//! string, because many JSON readers round such numbers; both forms are read. `lsn` is how far the partition's log is covered, and
 //! the `forks` at the top are those of the lineage; `commit_forks`, those of them that the last commit has
 //! seen. `log_tail` has checksums of the log's entries up to `lsn` (see [`esker_partition::log_tail`]).
 //!
-//! Reading takes the keys in any order, so that what `jq` has sorted can be read as well, and looks at
-//! each entry strictly: an unknown or a missing member is an error that names the key.
+//! Keys are read in any order, so that a document that `jq` has sorted can be read as well. Each entry is
+//! checked strictly: an unknown or a missing member is an error that names the key.
 
 use std::fmt;
 use std::io::{self, Read, Write};
@@ -32,7 +32,7 @@ use super::error::FileError;
 /// Version of the document.
 pub(crate) const VERSION: u32 = 1;
 
-/// Integers up to here are exact for whoever reads numbers of JSON as floats.
+/// Integers up to here are exact for programs that read JSON numbers as floats.
 const MAX_EXACT: u64 = 1 << 53;
 
 /// A version or a `commit_ts`.
@@ -84,20 +84,20 @@ pub(crate) struct ReadEntry {
     pub is_unchecked: bool,
 }
 
-/// What a snapshot says of itself.
+/// The header of a snapshot.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Header {
     /// Seconds since the epoch.
     pub created_at: u64,
     /// The last commit that it covers.
     pub commit_ts: u64,
-    /// In hexadecimal digits; empty if it says none.
+    /// In hexadecimal digits; empty if there is none.
     pub lineage: String,
-    /// How far the partition's log is covered; 0 if it does not say.
+    /// The last LSN of the partition's log that is covered; 0 if it is not given.
     pub lsn: u64,
     /// Forks of the partition up to that lineage.
     pub forks: u64,
-    /// Those of them that the last commit has seen; `None` if it does not say.
+    /// Those of them that the last commit has seen; `None` if that is not given.
     pub commit_forks: Option<u64>,
     /// Checksums of the entries up to `lsn`; `None` if it has none.
     pub log_tail: Option<LogTail>,
@@ -213,7 +213,7 @@ fn name_of(text: &str) -> Result<String, String> {
     Ok(name)
 }
 
-/// Reads a document to its end, and gives each entry. What it says of itself is known only then.
+/// Reads a document to its end, and passes on each entry. The header is known only at the end.
 pub(crate) fn read(
     from: impl Read,
     mut take: impl FnMut(ReadEntry) -> Result<(), String>,
@@ -226,8 +226,8 @@ pub(crate) fn read(
     Ok(header)
 }
 
-/// What the beginning of a document says of itself: all that comes before its entries. A `version` after
-/// them is not looked at.
+/// The header in the beginning of a document: all that comes before its entries. A `version` after them is
+/// ignored.
 pub(crate) fn read_head(beginning: &[u8]) -> Result<Header, String> {
     #[derive(Deserialize)]
     struct Head {

@@ -38,7 +38,7 @@ pub enum StateError {
         /// The one that it has; 0 if it does not exist.
         actual: u64,
     },
-    /// The request cannot be meant.
+    /// The request is not valid.
     #[error("{0}")]
     Invalid(String),
     /// A limit.
@@ -75,7 +75,7 @@ pub enum StateError {
     /// The server is stopping; nothing happened.
     #[error("the server is stopping")]
     Stopping,
-    /// It may have happened or not: look.
+    /// It is not known whether it happened: read the keys.
     #[error("{0}")]
     Unknown(String),
     /// The database, or a file.
@@ -86,7 +86,7 @@ pub enum StateError {
 /// Why a snapshot cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum FileError {
-    /// Nothing is known of it: the way to it fails.
+    /// It cannot be read now: nothing is known of its content.
     #[error("{0}")]
     Unreadable(io::Error),
     /// It is not what was written, or no snapshot at all.

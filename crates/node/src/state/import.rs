@@ -45,7 +45,7 @@ const MAX_UNSORTED_KEYS: usize = 4_000_000;
 /// Time that an import waits for the snapshot of what it has brought.
 const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// A file that goes when it is no longer needed.
+/// A file that is removed on drop.
 struct Temporary(PathBuf);
 
 impl Drop for Temporary {
@@ -67,7 +67,7 @@ pub(super) async fn import(
     let path = inner.state.files.dir().join(format!(".tmp-import-{id:x}"));
     let failed = |e: std::io::Error| StateError::Storage(format!("the snapshot: {e}"));
     let spooled = Temporary(path.clone());
-    // On this thread: dropped while it waits, it would make the file after its removal.
+    // Created on this thread: a future that is dropped while it waits would create the file after its removal.
     let mut to = tokio::fs::File::from_std(File::create(&path).map_err(failed)?);
     let mut unlooked = 0;
     while let Some(piece) = pieces.next().await {
@@ -82,7 +82,7 @@ pub(super) async fn import(
     }
     to.flush().await.map_err(failed)?;
     drop(to);
-    // All of it is looked at before anything is done.
+    // All of it is checked before anything is proposed.
     let checked = blocking({
         let (path, check_value) = (path.clone(), inner.options.check_value);
         move || check(&path, newest, check_value)

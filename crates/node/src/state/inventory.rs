@@ -15,7 +15,7 @@ use super::error::FileError;
 use super::files::{Files, name_of};
 use super::lineage::is_of;
 
-/// What tells whether a file has changed: size, inode, modification and change time.
+/// What shows whether a file has changed: size, inode, modification and change time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Stamp(u64, u64, (i64, i64), (i64, i64));
 
@@ -40,7 +40,7 @@ pub(crate) struct Inventory {
     read: BTreeMap<u64, (Stamps, Option<String>)>,
 }
 
-/// What there is.
+/// The snapshots that were found.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Found {
     /// Commits of the snapshots that count, newest first.
@@ -91,7 +91,7 @@ impl Inventory {
         Ok(found)
     }
 
-    /// One was written here just now: it need not be read.
+    /// Notes one that this node has just written: it need not be read.
     ///
     /// # Errors
     ///

@@ -3,12 +3,12 @@
 //! | module | what it holds |
 //! |---|---|
 //! | [`transactions`] | staged operations, in memory |
-//! | [`keeper`] | what happens of its own accord: snapshots, their archive, sweeping, forgetting |
+//! | [`background`] | background tasks: snapshots, their archive, expiry of transactions, forgetting history |
 //! | [`document`], [`files`], [`archive`] | a JSON snapshot: as text, on this disk, in the repository |
 //! | [`inventory`] | which files on this disk are snapshots of this store |
 //! | [`replay`], [`import`], [`verify`] | commits in order; taking over a snapshot; proving one |
 //! | [`newer`] | JSON snapshots that are newer than what a restore has brought back |
-//! | [`rebuild`] | making the store anew when what the database has of it cannot be used |
+//! | [`rebuild`] | rebuilding the store when what the database has of it cannot be used |
 //!
 //! One store, `default`, in the partition of its stream `esker-state/default`. A transaction is staged
 //! in memory, and committed by one command: atomic, visible only when durable. Every commit is a record
@@ -177,7 +177,7 @@ impl StateStore {
             other => StateError::Unavailable(other.to_string()),
         })?;
         self.takes_changes()?;
-        // Should the client go from here on, the transaction is not open again.
+        // If the client disconnects from here on, the transaction is not opened again.
         committing.proposed();
         let group = self.inner.state_group();
         let answered = match group.propose_with(bytes, Some(Box::new(permit))) {
@@ -227,7 +227,7 @@ impl StateStore {
         }
     }
 
-    /// Drops a transaction. One that is not known is none already.
+    /// Drops a transaction. One that is not known counts as dropped.
     pub fn abort(&self, txn: &str) {
         self.shared().transactions.lock().abort(txn);
     }
@@ -272,7 +272,7 @@ impl StateStore {
         self.shared().reader.meta().commit_ts
     }
 
-    /// Nothing can be said of what has not happened.
+    /// Refuses a commit that has not happened.
     fn must_have(&self, commit_ts: u64) -> Result<(), StateError> {
         let newest = self.commit_ts();
         if commit_ts > newest {
@@ -414,7 +414,7 @@ impl StateStore {
         verify::verify(&self.inner, commit_ts).await
     }
 
-    /// Where it stands. Blocking: right after a start, the JSON snapshots on this disk are read first.
+    /// The store's status. Blocking: right after a start, the JSON snapshots on this disk are read first.
     pub fn status(&self) -> Result<StateStatus, StateError> {
         let shared = self.shared();
         if !shared.progress.lock().looked {

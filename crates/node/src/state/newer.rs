@@ -15,7 +15,7 @@ use super::lineage::was_left;
 use super::rebuild::StateSources;
 use crate::blocking::blocking;
 
-/// Longest that a start waits for the repository to tell of them.
+/// Longest that a start waits for the repository to list them.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Where the newest one is, if there is any: its name, and its place. What cannot be read now is passed over

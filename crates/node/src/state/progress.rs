@@ -1,4 +1,4 @@
-//! How it is with JSON snapshots of the state store.
+//! The state of JSON snapshots: which there are, who waits for one, and failures.
 
 use std::time::{Duration, Instant};
 
@@ -10,10 +10,10 @@ use super::types::StateSnapshot;
 /// Pause after a failed snapshot: the first time, and at most.
 pub(crate) const BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 
-/// How it is with snapshots.
+/// Which snapshots there are, who waits for one, and failures.
 #[derive(Debug, Default)]
 pub(crate) struct Progress {
-    /// Whether the files were looked at: before that, nothing is known of them.
+    /// Whether the files were read: before that, nothing is known of them.
     pub looked: bool,
     /// The newest on this disk that counts, and the oldest; 0 if one of them cannot be read now.
     pub newest: Option<u64>,

@@ -21,9 +21,9 @@ const BYTES: usize = 1024 * 1024;
 struct Replaying {
     inner: Arc<Inner>,
     agent: Option<(String, String)>,
-    /// The last commit that was looked at.
+    /// The last commit that was read.
     at: u64,
-    /// The last one that is wanted; without it, those that there were at the beginning.
+    /// The last commit to read; by default, the newest one at the beginning.
     end: u64,
     follow: bool,
     /// Whether it begins wherever history does, and has not begun yet.
@@ -103,7 +103,7 @@ async fn next(mut it: Replaying) -> Result<Option<(ReplayEvent, Replaying)>, Sta
             reader.commits(agent, at, end, COMMITS, BYTES)
         });
         let (commits, up_to) = match read.await {
-            // Cut since it was asked where history begins.
+            // History was cut since its beginning was read.
             Err(StateReadError::HistoryBegins { commit_ts, .. })
                 if it.begins_anywhere && commit_ts > at + 1 =>
             {

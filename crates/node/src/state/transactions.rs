@@ -1,7 +1,7 @@
-//! Transactions that are open: staged operations, in memory.
+//! Open transactions: staged operations, in memory.
 //!
-//! Bounded in number, operations, bytes and time. An id is a UUID v4 whose first bits name the node and
-//! the run of it that it was begun in: so that one which a restart has lost is known as such.
+//! They are bounded in number, operations, bytes and time. An id is a UUID v4 whose first bits name the node
+//! and its run: so a transaction that a restart has lost is recognised as lost.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::{Duration, Instant};
@@ -20,7 +20,7 @@ use super::error::StateError;
 use super::types::{Expected, StateOptions};
 use crate::clock::now_ms;
 
-/// Expired transactions whose ids are remembered, so that who comes late hears why.
+/// Expired transactions whose ids are remembered, so that a late request gets the reason.
 const EXPIRED: usize = 10_000;
 /// What an operation takes beside its names and its value, in memory.
 const OVERHEAD: usize = 128;
@@ -44,7 +44,7 @@ pub(crate) struct Transactions {
     /// The first six bytes of every id.
     run: [u8; 6],
     open: HashMap<String, Staged>,
-    /// Those of which it is not known yet what became of them; they count as open ones.
+    /// Transactions that are being committed; they count as open ones.
     committing: HashSet<String>,
     bytes: usize,
     expired: VecDeque<(String, Duration)>,
@@ -103,7 +103,7 @@ impl Transactions {
         Ok(id)
     }
 
-    /// Stages an operation that [`check_operation`] has let pass.
+    /// Stages an operation that [`check_operation`] has accepted.
     pub fn stage(
         &mut self,
         id: &str,
@@ -267,7 +267,7 @@ impl<'a> Committing<'a> {
             expected: all_expected,
             at_ms: now_ms(),
         };
-        // What is wrong with it from here on, it is open again.
+        // If a check fails from here on, it is open again.
         let too_large = too_large_for_a_commit(&command, most);
         let committing = Committing {
             all,
@@ -287,12 +287,12 @@ impl<'a> Committing<'a> {
         &self.command
     }
 
-    /// It is in the log, or may be.
+    /// Its command is in the log, or may be.
     pub fn proposed(&mut self) {
         self.was_proposed = true;
     }
 
-    /// It was proposed, and nothing came of it.
+    /// It was proposed, and certainly had no effect.
     pub fn nothing_happened(mut self) {
         self.was_proposed = false;
     }

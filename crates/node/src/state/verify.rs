@@ -1,4 +1,4 @@
-//! JSON snapshots as seen from outside: listing, exporting, and proving them.
+//! Listing, exporting and proving JSON snapshots.
 
 use std::collections::HashMap;
 use std::io::{self, BufWriter, Write};
@@ -28,8 +28,8 @@ const COMMITS: (usize, usize) = (1024, 4 * 1024 * 1024);
 /// Differences that are named.
 const DIFFERENCES: usize = 10;
 
-/// What commits after a snapshot have made of a key. Of its value there is only the hash, so that memory
-/// is bounded by the names that were changed.
+/// A key as commits after a snapshot have left it. Only the hash of its value is kept, so that memory is
+/// bounded by the names that were changed.
 struct Folded {
     version: u64,
     hash: u128,

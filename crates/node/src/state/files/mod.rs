@@ -29,7 +29,7 @@ pub(crate) use reader::read;
 pub(crate) use writer::Writer;
 use writer::{Paced, has_room};
 
-/// Bytes of the disk that no snapshot takes: a commit needs room in the log, and can do without a snapshot.
+/// Bytes of the disk that snapshots leave free: commits need room in the log, and no snapshot.
 const LEAVE_FREE: u64 = 64 * 1024 * 1024;
 
 /// The directory of JSON snapshots.
@@ -232,7 +232,7 @@ impl Files {
         sync(&self.sums())?;
         fs::rename(from.path(commit_ts), self.path(commit_ts))?;
         sync(&self.dir)?;
-        // Only now: without it, what was here before would be believed.
+        // The checksum is removed last: with neither, the old snapshot would be read as a valid one.
         if !has_sum && or_none(fs::remove_file(&sum))? {
             sync(&self.sums())?;
         }
