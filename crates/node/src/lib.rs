@@ -37,6 +37,7 @@ pub mod data_dir;
 mod error;
 mod local_snapshot_request;
 mod log_files;
+mod log_keeper;
 pub mod maintenance;
 pub mod node;
 mod options;

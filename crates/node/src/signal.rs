@@ -1,9 +1,11 @@
-//! Waking and ending a thread.
+//! Waking and ending threads and tasks.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
 
 /// Wakes a thread that looks after something from time to time, and ends it.
 #[derive(Debug, Default)]
@@ -33,5 +35,24 @@ impl Signal {
     pub fn stop(&self) {
         self.stopping.store(true, Ordering::Relaxed);
         self.wake();
+    }
+}
+
+/// Waits for a time, a wake-up or the end; whether to go on.
+pub(crate) async fn pause(
+    stopping: &CancellationToken,
+    wake: Option<&Notify>,
+    time: Duration,
+) -> bool {
+    let woken = async {
+        match wake {
+            Some(wake) => wake.notified().await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        () = stopping.cancelled() => false,
+        () = woken => true,
+        () = tokio::time::sleep(time) => true,
     }
 }

@@ -23,6 +23,7 @@ mod load;
 mod local;
 mod online;
 mod options;
+mod problems;
 mod proof;
 mod rates;
 mod root;

@@ -13,16 +13,17 @@ use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
 use super::Shared;
+use super::archiver::keep_archived;
 use super::document::Header;
-use super::error::{FileError, StateError};
+use super::error::StateError;
 use super::files::Written;
 use super::import::is_unchecked;
 use super::inventory::Found;
-use super::progress::BACKOFF;
 use super::types::{StateOptions, StateSnapshot};
 use crate::blocking::blocking;
 use crate::clock::{now_ms, now_ms_for_ages};
 use crate::core::Inner;
+use crate::signal::pause;
 
 /// How often transactions expire, and due snapshots are checked for.
 const TICK: Duration = Duration::from_millis(250);
@@ -32,8 +33,6 @@ const PRUNE_EVERY: Duration = Duration::from_secs(1);
 const PRUNE_STEPS: usize = 64;
 /// Commits whose age is read in one round.
 const AGES: usize = 20_000;
-/// How often the repository is compared with the local snapshots when no new one is written.
-const ARCHIVE_EVERY: Duration = Duration::from_secs(60);
 
 /// The tasks.
 #[derive(Debug, Default)]
@@ -62,21 +61,6 @@ impl Background {
     }
 }
 
-/// Waits; whether to go on.
-async fn pause(inner: &Arc<Inner>, wake: Option<&tokio::sync::Notify>, time: Duration) -> bool {
-    let woken = async {
-        match wake {
-            Some(wake) => wake.notified().await,
-            None => std::future::pending().await,
-        }
-    };
-    tokio::select! {
-        () = inner.stopping.cancelled() => false,
-        () = woken => true,
-        () = tokio::time::sleep(time) => true,
-    }
-}
-
 async fn keep_bounded(inner: Weak<Inner>) {
     let mut pruned = Instant::now();
     while let Some(inner) = inner.upgrade() {
@@ -91,7 +75,7 @@ async fn keep_bounded(inner: Weak<Inner>) {
             }
             pruned = Instant::now();
         }
-        if !pause(&inner, None, TICK).await {
+        if !pause(&inner.stopping, None, TICK).await {
             return;
         }
     }
@@ -111,41 +95,9 @@ async fn keep_snapshots(inner: Weak<Inner>) {
             })
             .await;
         }
-        if !pause(&inner, Some(&inner.state.wake), TICK).await {
+        if !pause(&inner.stopping, Some(&inner.state.wake), TICK).await {
             return;
         }
-    }
-}
-
-async fn keep_archived(inner: Weak<Inner>) {
-    let mut wait = Duration::ZERO;
-    let mut failures = 0;
-    while let Some(inner) = inner.upgrade() {
-        if !pause(&inner, Some(&inner.state.wake_archive), wait).await {
-            return;
-        }
-        if !inner.state.has_repository(&inner) {
-            wait = BACKOFF.0;
-            continue;
-        }
-        // As before each put of a partition: a disk may have been unmounted.
-        let owner = inner.snapshots.archive.check_owner(&inner.identity).await;
-        let archived = match owner {
-            Ok(()) => inner.state.archive_new(&inner).await,
-            Err(error) => Err(error.to_string()),
-        };
-        wait = match archived {
-            Ok(()) => {
-                failures = 0;
-                ARCHIVE_EVERY
-            }
-            Err(why) => {
-                failures += 1;
-                metrics::counter!("esker_state_snapshots_archive_failed_total").increment(1);
-                tracing::warn!(%why, "a snapshot of the state store was not put into the repository: it is tried again");
-                (BACKOFF.0 * 2u32.saturating_pow(failures - 1)).min(BACKOFF.1)
-            }
-        };
     }
 }
 
@@ -347,97 +299,6 @@ impl Shared {
             archived: false,
             problem: None,
         }
-    }
-
-    /// Whether the repository is known to be this cluster's: it has a snapshot of the store's partition.
-    /// Beside those of another one, whose numbers mean something else, nothing is put or removed.
-    fn has_repository(&self, inner: &Inner) -> bool {
-        let partition = usize::try_from(self.partition.0).unwrap_or(usize::MAX);
-        let known = inner.snapshots.known.get(partition);
-        known.is_some_and(|known| known.lock().is_ours())
-    }
-
-    /// Puts into the repository what it does not have, and removes what is too old.
-    async fn archive_new(&self, inner: &Arc<Inner>) -> Result<(), String> {
-        let Some(archive) = &self.archive else {
-            return Ok(());
-        };
-        let retained = self.options.snapshots_retained.max(1) as usize;
-        let there = archive.list().await.map_err(|e| e.to_string())?;
-        let this = inner.clone();
-        let here = blocking(move || this.state.look_at_files()).await;
-        if here.is_empty() && there.is_empty() {
-            return Ok(());
-        }
-        // Objects have the numbers of commits, which a copy of this data directory gives out as well.
-        inner.claim_for(self.partition.0).await?;
-        for commit_ts in here.into_iter().take(retained).rev() {
-            let path = self.files.path(commit_ts);
-            let archived = there.iter().find(|one| one.commit_ts == commit_ts);
-            if let Some(one) = archived
-                && let Ok(metadata) = std::fs::metadata(&path)
-                && let Ok(sum) = std::fs::read_to_string(self.files.sum_path(commit_ts))
-                && (archive.is(one, metadata.len(), &sum).await).map_err(|e| e.to_string())?
-            {
-                continue;
-            }
-            let files = self.files.clone();
-            // A file that was changed on this disk must not replace what was put before.
-            let written = match blocking(move || files.check(commit_ts)).await {
-                Ok((written, _)) => written,
-                // Removed in the meantime.
-                Err(FileError::Unreadable(e)) if e.kind() == std::io::ErrorKind::NotFound => {
-                    continue;
-                }
-                Err(why) => {
-                    tracing::warn!(
-                        commit_ts,
-                        %why,
-                        "a snapshot of the state store cannot be used and is not archived"
-                    );
-                    continue;
-                }
-            };
-            if let Some(one) = archived {
-                let may_replace = archive.may_replace(one, &written.header.lineage).await;
-                if !may_replace.map_err(|e| e.to_string())? {
-                    continue;
-                }
-            }
-            let bytes = written.bytes;
-            // Also of one that has no checksum on this disk: what was read is what is put.
-            let put = archive.put(commit_ts, &path, written.sum_line());
-            match put.await {
-                Ok(()) => {
-                    metrics::counter!("esker_state_snapshots_archived_total").increment(1);
-                    tracing::info!(
-                        commit_ts,
-                        bytes,
-                        to = archive.shown(),
-                        "a snapshot of the state store was archived"
-                    );
-                }
-                // Removed in the meantime.
-                Err(e) if e.kind() == std::io::ErrorKind::NotFound && !path.exists() => {}
-                Err(e) => return Err(e.to_string()),
-            }
-        }
-        let newest = self.reader.meta().commit_ts;
-        let kept = archive.retain(retained, &self.lineage, newest).await;
-        let others = kept.map_err(|e| e.to_string())?;
-        if *self.others_archived.lock() != others {
-            for (commit_ts, why) in &others {
-                tracing::warn!(
-                    snapshot = super::files::name_of(*commit_ts),
-                    why,
-                    repository = archive.shown(),
-                    "an archived snapshot is not of this state store as it is now, and is not removed: \
-                     fetch it and import it with `esker state import` if it has what is wanted, or remove it"
-                );
-            }
-            *self.others_archived.lock() = others;
-        }
-        Ok(())
     }
 
     pub fn publish(&self) {

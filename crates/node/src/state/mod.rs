@@ -16,6 +16,7 @@
 //! many commits; from one of them and the commits after it the store can be rebuilt anywhere.
 
 pub(crate) mod archive;
+mod archiver;
 pub(crate) mod background;
 pub(crate) mod document;
 pub(crate) mod error;
