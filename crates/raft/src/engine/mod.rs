@@ -36,10 +36,12 @@
 
 #![deny(clippy::disallowed_methods)]
 
+mod compaction;
 mod config;
 mod event;
 mod membership;
 mod peers;
+mod proposals;
 mod reads;
 mod ready;
 mod receive;
@@ -62,9 +64,7 @@ pub use status::{Counters, PeerState, PeerStatus, Status};
 
 use std::collections::VecDeque;
 
-use bytes::Bytes;
-use raft::eraftpb::MessageType;
-use raft::{Config as RaftConfig, RawNode, StateRole, Storage as _};
+use raft::{Config as RaftConfig, RawNode, StateRole};
 
 use crate::ids::{Lsn, NodeId, Term};
 use crate::message::{Gate, Identity};
@@ -420,134 +420,6 @@ impl Engine {
         self.raw.raft.raft_log.applied >= self.log_start().0
     }
 
-    fn propose(&mut self, ticket: Ticket, command: Vec<u8>, actions: &mut Vec<Action>) {
-        let reason = if self.role != Role::Leader {
-            Some(RejectReason::NotLeader {
-                leader: self.leader(),
-            })
-        } else if let Some(to) = self.raw.raft.lead_transferee {
-            Some(RejectReason::Transferring { to: NodeId(to) })
-        } else if self.snapshots.full(self.last()) {
-            Some(RejectReason::LogFull)
-        } else if self.last().0 - self.applied.0 >= self.config.max_pending_proposals {
-            Some(RejectReason::Busy)
-        } else if command.is_empty() {
-            // raft-rs itself uses entries without data: see `Committed::command`.
-            Some(RejectReason::Refused("the command is empty".to_owned()))
-        } else if command.len() > MAX_COMMAND_BYTES {
-            Some(RejectReason::Refused(format!(
-                "a command has at most {MAX_COMMAND_BYTES} bytes, this one has {}",
-                command.len()
-            )))
-        } else if let Err(error) = self.raw.propose(Vec::new(), command) {
-            Some(match error {
-                raft::Error::ProposalDropped => RejectReason::NotLeader {
-                    leader: self.leader(),
-                },
-                other => RejectReason::Refused(other.to_string()),
-            })
-        } else {
-            self.counters.proposals += 1;
-            None
-        };
-        actions.push(match reason {
-            Some(reason) => Action::Rejected { ticket, reason },
-            None => Action::Accepted {
-                ticket,
-                lsn: self.last(),
-                term: self.term(),
-            },
-        });
-    }
-
-    fn note_applied(&mut self, lsn: Lsn, actions: &mut Vec<Action>) {
-        if lsn < self.applied {
-            // A report from before a snapshot was installed.
-            return;
-        }
-        assert!(
-            lsn <= self.committed(),
-            "applied LSN {lsn} is above {}, what is committed",
-            self.committed()
-        );
-        self.applied = lsn;
-        while let Some((front, bytes)) = self.backlog.front().copied()
-            && front <= lsn
-        {
-            self.backlog_bytes -= bytes;
-            self.backlog.pop_front();
-            self.snapshots.count(front, bytes);
-        }
-        self.raw.advance_apply_to(lsn.0);
-        self.evict();
-        self.reads_applied(actions);
-        if self.snapshots.applied(lsn) {
-            self.compact(actions);
-        }
-    }
-
-    /// Drops entries from memory that are durable and applied. If more than `max_log_bytes_in_memory`
-    /// remain, drops the oldest durable ones too.
-    fn evict(&mut self) {
-        let persisted = self.raw.raft.raft_log.persisted;
-        let most = self.config.max_log_bytes_in_memory;
-        let store = self.raw.mut_store();
-        store.evict(Lsn(persisted.min(self.applied.0)));
-        store.evict_down_to(most, Lsn(persisted));
-    }
-
-    fn snapshot_taken(
-        &mut self,
-        lsn: Lsn,
-        term: Term,
-        peers: Option<Membership>,
-        actions: &mut Vec<Action>,
-    ) {
-        // A snapshot can only cover what is committed.
-        let ours = |engine: &Engine| {
-            lsn <= engine.committed() && engine.raw.store().term(lsn.0).ok() == Some(term.0)
-        };
-        if lsn > self.floor() && !ours(self) {
-            self.counters.snapshots_failed += 1;
-            self.snapshots.failed();
-            return;
-        }
-        self.counters.snapshots_taken += 1;
-        self.note_newest(lsn, peers);
-        self.snapshots.taken(lsn);
-        self.compact(actions);
-    }
-
-    fn snapshot_bytes(&mut self, lsn: Lsn, bytes: Bytes, actions: &mut Vec<Action>) {
-        // The engine knows the membership as of what was handed out for applying. It is also that of `lsn`
-        // if no entry in between changes it.
-        let store = self.raw.store();
-        let known = lsn <= self.applied && lsn.0 > 0 && store.last_change() <= lsn;
-        match store.term(lsn.0) {
-            Ok(term) if known => actions.push(Action::StoreSnapshot {
-                last_included_index: lsn,
-                term: Term(term),
-                peers: self.membership.clone(),
-                bytes,
-            }),
-            _ => {
-                self.counters.snapshots_failed += 1;
-                self.snapshots.failed();
-            }
-        }
-    }
-
-    fn compact(&mut self, actions: &mut Vec<Action>) {
-        let up_to = self.compactable();
-        if up_to <= self.log_start() {
-            return;
-        }
-        if let Some(floor) = self.raw.mut_store().compact(up_to) {
-            self.snapshots.compacted(up_to);
-            actions.push(Action::Compact { floor });
-        }
-    }
-
     /// raft-rs draws election timeouts from a generator of the thread. Here they depend on the seed and the
     /// term alone, so that a run can be repeated.
     fn fix_election_timeout(&mut self) {
@@ -586,23 +458,4 @@ fn role_of(state: StateRole) -> Role {
         StateRole::Follower => Role::Follower,
         StateRole::Candidate | StateRole::PreCandidate => Role::Candidate,
     }
-}
-
-/// Whether a peer may send a message of this kind. Proposals and transfers of the leadership come only from
-/// the leader's own host, and a snapshot never travels inside a message.
-fn is_peer_message(kind: MessageType) -> bool {
-    matches!(
-        kind,
-        MessageType::MsgAppend
-            | MessageType::MsgAppendResponse
-            | MessageType::MsgRequestVote
-            | MessageType::MsgRequestVoteResponse
-            | MessageType::MsgHeartbeat
-            | MessageType::MsgHeartbeatResponse
-            | MessageType::MsgTimeoutNow
-            | MessageType::MsgReadIndex
-            | MessageType::MsgReadIndexResp
-            | MessageType::MsgRequestPreVote
-            | MessageType::MsgRequestPreVoteResponse
-    )
 }

@@ -1,10 +1,10 @@
 //! Messages of peers, and which of them reach raft-rs: only those that it can process without a panic. A
 //! member's message is not forged, but it may be old, or refer to entries that this member has lost.
 
-use raft::eraftpb::{Message, MessageType as Kind};
+use raft::eraftpb::{Message, MessageType, MessageType as Kind};
 
 use super::{Action, Engine, Role};
-use crate::ids::{Lsn, NodeId};
+use crate::ids::NodeId;
 use crate::message::{Envelope, Payload, Refusal};
 
 impl Engine {
@@ -31,7 +31,7 @@ impl Engine {
             return self.gate.count(Refusal::Recipient);
         }
         let kind = message.get_msg_type();
-        if !super::is_peer_message(kind) {
+        if !is_peer_message(kind) {
             return self.gate.count(Refusal::Contradiction);
         }
         if self.waits_to_join() {
@@ -77,17 +77,23 @@ impl Engine {
             self.gate.count(Refusal::NotAMember);
         }
     }
+}
 
-    /// The last entry up to which the log may be compacted.
-    pub(super) fn compactable(&self) -> Lsn {
-        let own = self.snapshots.compactable();
-        if own <= self.log_start() {
-            return own;
-        }
-        if !self.alone && self.ticks < self.compaction_hold_until {
-            // The peers have not had the time to report what they have or fetch.
-            return self.log_start();
-        }
-        self.kept_for_peers().map_or(own, |keep| keep.min(own))
-    }
+/// Whether a peer may send a message of this kind. Proposals and transfers of the leadership come only from
+/// the leader's own host, and a snapshot never travels inside a message.
+fn is_peer_message(kind: MessageType) -> bool {
+    matches!(
+        kind,
+        MessageType::MsgAppend
+            | MessageType::MsgAppendResponse
+            | MessageType::MsgRequestVote
+            | MessageType::MsgRequestVoteResponse
+            | MessageType::MsgHeartbeat
+            | MessageType::MsgHeartbeatResponse
+            | MessageType::MsgTimeoutNow
+            | MessageType::MsgReadIndex
+            | MessageType::MsgReadIndexResp
+            | MessageType::MsgRequestPreVote
+            | MessageType::MsgRequestPreVoteResponse
+    )
 }

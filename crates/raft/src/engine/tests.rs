@@ -37,6 +37,8 @@ mod versions;
 
 use std::fmt::Write as _;
 
+use raft::Storage as _;
+
 use super::*;
 use crate::message::{Envelope, Payload, PeerMessage};
 use disk::Disk;

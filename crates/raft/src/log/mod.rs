@@ -13,46 +13,42 @@
 //! Per group the log has the entries above the log start, the hard state, the log start itself, and a tag
 //! of the host's. It does not know what an entry means.
 
+mod error;
 mod extents;
 pub mod fs;
 pub mod inspect;
+mod layout;
 mod reader;
 #[cfg(test)]
 mod tests;
 pub mod writer;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 use protobuf::Message as _;
 use raft::eraftpb::{Entry, HardState};
 use raft_engine::internals::LogQueue;
-use raft_engine::{Command, LogBatch, MessageExt, ReadableSize, RecoveryMode};
+use raft_engine::{Command, LogBatch, ReadableSize, RecoveryMode};
 
 use crate::engine::{
     LogFloor, LogReadError, LogReader, MAX_COMMAND_BYTES, PersistedState, entry_checksum,
 };
 use crate::ids::{GroupId, Lsn, Term};
+pub use error::LogError;
+use error::is_unreadable;
 use extents::{ExtentNotes, KEY_EXTENTS};
 pub use fs::{Faults, LogFileSystem, write_last_words};
 pub use inspect::{Inspection, TornTail};
+use layout::{
+    EntryIndex, FORMAT, KEY_FORMAT, KEY_HARD_STATE, KEY_LAST_CHANGE, KEY_START, KEY_TAG,
+    NODE_REGION, decode_floor, encode_floor, fill_restart, region,
+};
 use reader::{GroupReader, on_a_fresh_thread};
 pub use writer::{LogWriter, Persisted};
 
 type RaftEngine = raft_engine::Engine<LogFileSystem>;
-
-const KEY_HARD_STATE: &[u8] = b"hard-state";
-/// The log start. The key is older than the distinction between floor and log start.
-const KEY_START: &[u8] = b"floor";
-const KEY_TAG: &[u8] = b"tag";
-/// The last entry that changes the membership; absent if there never was one.
-const KEY_LAST_CHANGE: &[u8] = b"last-change";
-/// raft-engine's number for keys that belong to no group.
-const NODE_REGION: u64 = u64::MAX - 1;
-const KEY_FORMAT: &[u8] = b"format";
-/// Version of what this module writes into raft-engine.
-const FORMAT: u8 = 1;
 
 /// Bytes of entries that are read at a time for their checksums.
 const CHECKSUM_BYTES: u64 = 2 << 20;
@@ -81,104 +77,6 @@ pub struct LogConfig {
     /// Most bytes in one write group: what one sync makes durable, and the most that a crash can
     /// leave torn.
     pub max_group_size: u64,
-}
-
-/// Why the log could not be opened or read.
-#[derive(Debug, thiserror::Error)]
-pub enum LogError {
-    /// The inspection found damage that no crash can cause, or could not read the files.
-    #[error(transparent)]
-    Inspect(#[from] inspect::InspectError),
-    /// A torn tail could not be cut.
-    #[error("cutting the torn tail of the log in {dir}: {source}")]
-    Cut {
-        /// The log's directory.
-        dir: PathBuf,
-        /// What happened.
-        source: std::io::Error,
-    },
-    /// The log was read, and its content breaks a rule of its format: it is damaged.
-    #[error("the log in {dir}: {message}")]
-    Engine {
-        /// The log's directory.
-        dir: PathBuf,
-        /// raft-engine's error.
-        message: String,
-    },
-    /// The operating system refused to read or write. Nothing is known about the content of the log.
-    #[error("the log in {dir}: {message}")]
-    Unreadable {
-        /// The log's directory.
-        dir: PathBuf,
-        /// The operating system's error, and the file.
-        message: String,
-    },
-    /// The log was written by a newer version.
-    #[error(
-        "the log in {dir} has format {found}, this version knows up to {FORMAT}: use a newer esker"
-    )]
-    NewerFormat {
-        /// The log's directory.
-        dir: PathBuf,
-        /// The format found.
-        found: u8,
-    },
-}
-
-impl LogError {
-    /// Whether a checksum or a rule of the format proves that the log is damaged or incomplete. An error of
-    /// the operating system proves nothing.
-    pub fn is_damage(&self) -> bool {
-        match self {
-            LogError::Inspect(found) => match found {
-                inspect::InspectError::Rot { .. }
-                | inspect::InspectError::MissingFile { .. }
-                | inspect::InspectError::Gap { .. }
-                | inspect::InspectError::OlderCopy { .. }
-                | inspect::InspectError::OtherCopy { .. } => true,
-                // A foreign file proves nothing about the log's own files.
-                inspect::InspectError::Foreign { .. } | inspect::InspectError::Io { .. } => false,
-            },
-            LogError::Engine { .. } => true,
-            LogError::Cut { .. } | LogError::Unreadable { .. } | LogError::NewerFormat { .. } => {
-                false
-            }
-        }
-    }
-
-    /// Whether the operating system refused. The same may work later.
-    pub fn is_unreadable(&self) -> bool {
-        match self {
-            LogError::Inspect(found) => matches!(found, inspect::InspectError::Io { .. }),
-            LogError::Cut { .. } | LogError::Unreadable { .. } => true,
-            LogError::Engine { .. } | LogError::NewerFormat { .. } => false,
-        }
-    }
-
-    /// The error for one of raft-engine, preceded by `context`.
-    fn of_engine(dir: &Path, context: &str, error: &raft_engine::Error) -> LogError {
-        let (dir, message) = (dir.to_owned(), format!("{context}{error}"));
-        match is_unreadable(error) {
-            true => LogError::Unreadable { dir, message },
-            false => LogError::Engine { dir, message },
-        }
-    }
-}
-
-/// Whether an error of raft-engine proves nothing about the log, so that the same may work later.
-fn is_unreadable(error: &raft_engine::Error) -> bool {
-    match error {
-        raft_engine::Error::Io(_)
-        | raft_engine::Error::TryAgain(_)
-        | raft_engine::Error::Full
-        | raft_engine::Error::Other(_) => true,
-        raft_engine::Error::InvalidArgument(_)
-        | raft_engine::Error::Corruption(_)
-        | raft_engine::Error::Codec(_)
-        | raft_engine::Error::Protobuf(_)
-        | raft_engine::Error::EntryCompacted
-        | raft_engine::Error::EntryNotFound => false,
-    }
 }
 
 /// A node's log. Cheap to clone.
@@ -535,11 +433,6 @@ impl SharedLog {
     }
 }
 
-/// raft-engine's number for a group. Its own tools print 0 as "none", so these start at 1.
-fn region(group: GroupId) -> u64 {
-    group.0 + 1
-}
-
 /// Repeats the compactions of all groups at an open. raft-engine keeps a compaction only as long as the
 /// append file that it was written to. Once a purge has deleted that file, entries that an earlier purge
 /// had copied reappear after a restart. After them there may be a gap up to the log start, and raft-engine
@@ -558,52 +451,8 @@ fn compact_again(engine: &RaftEngine, batch: &mut LogBatch) {
     }
 }
 
-/// Removes everything of a group except its tag, and lets its log begin after `start`. The caller adds a
-/// hard state.
-fn fill_restart(
-    batch: &mut LogBatch,
-    region: u64,
-    start: LogFloor,
-    tag: Option<&[u8]>,
-) -> raft_engine::Result<()> {
-    // First, because it removes everything of the group, including its keys.
-    batch.add_command(region, Command::Clean);
-    batch.put(region, KEY_START.to_vec(), encode_floor(start))?;
-    match tag {
-        Some(tag) => batch.put(region, KEY_TAG.to_vec(), tag.to_vec()),
-        None => Ok(()),
-    }
-}
-
-fn encode_floor(floor: LogFloor) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(16);
-    bytes.extend_from_slice(&floor.lsn.0.to_be_bytes());
-    bytes.extend_from_slice(&floor.term.0.to_be_bytes());
-    bytes
-}
-
-fn decode_floor(bytes: &[u8]) -> Option<LogFloor> {
-    let (lsn, term) = bytes.split_first_chunk::<8>()?;
-    Some(LogFloor {
-        lsn: Lsn(u64::from_be_bytes(*lsn)),
-        term: Term(u64::from_be_bytes(term.try_into().ok()?)),
-    })
-}
-
 /// The largest size of a torn write group on disk: its encoded requests, and the one request that may
 /// exceed the limit.
 fn max_torn(max_group_size: u64) -> u64 {
     2 * max_group_size + MAX_COMMAND_BYTES as u64
-}
-
-/// Tells raft-engine where an entry's index is.
-#[derive(Clone)]
-pub(crate) struct EntryIndex;
-
-impl MessageExt for EntryIndex {
-    type Entry = Entry;
-
-    fn index(entry: &Entry) -> u64 {
-        entry.index
-    }
 }

@@ -11,6 +11,8 @@
 //!
 //! A fetch knows its group only as a [`FetchHost`].
 
+mod verifier;
+
 use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
@@ -26,10 +28,10 @@ use crate::ids::{CheckpointId, NodeId};
 use crate::message::{Chunk, EndReason, Ended, Identity, Payload};
 use crate::store::{Partial, SnapshotStore, StoreError};
 use crate::transfer::{
-    Checksum, Held, Manifest, Receiver, ReceiverAction, ReceiverConfig, ReceiverCounts,
-    ReceiverEvent,
+    Held, Manifest, Receiver, ReceiverAction, ReceiverConfig, ReceiverCounts, ReceiverEvent,
 };
 use crate::transport::Transport;
+use verifier::Verifier;
 
 /// Events other than chunks that may be queued: ticks, ends, verified files.
 const MAX_OTHER_EVENTS: usize = 64;
@@ -481,41 +483,4 @@ fn is_full(error: &io::Error) -> bool {
         error.kind(),
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
     )
-}
-
-/// Verifies files one after the other while others are written. Its thread ends by itself once this is
-/// dropped and the file in progress is verified.
-struct Verifier {
-    files: mpsc::Sender<(u32, Checksum)>,
-}
-
-impl Verifier {
-    fn start(partial: Arc<Partial>, events: SyncSender<ReceiverEvent>) -> io::Result<Verifier> {
-        // Bounded: each file is queued at most once per receiver.
-        let (files, queue) = mpsc::channel::<(u32, Checksum)>();
-        std::thread::Builder::new()
-            .name("snapshot-verifier".to_owned())
-            .spawn(move || {
-                while let Ok((file, checksum)) = queue.recv() {
-                    let good = partial.verify(file, checksum).unwrap_or_else(|error| {
-                        tracing::warn!(%error, "a fetched file cannot be verified");
-                        false
-                    });
-                    if !good {
-                        tracing::warn!(file, "a fetched file is not what it should be: once more");
-                    }
-                    // Waits for a place in the queue, because this event must not be lost. The receiving
-                    // thread empties the queue until it ends.
-                    if events.send(ReceiverEvent::Verified { file, good }).is_err() {
-                        return;
-                    }
-                }
-            })?;
-        Ok(Verifier { files })
-    }
-
-    fn verify(&self, file: u32, checksum: Checksum) {
-        // The thread lives as long as this sender.
-        let _ = self.files.send((file, checksum));
-    }
 }

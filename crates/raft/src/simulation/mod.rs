@@ -6,7 +6,8 @@
 //! | `world` | time, the queue of events, the first broken rule |
 //! | `scenario` | what a seed draws: members, limits, rates of faults |
 //! | `host` | a process: engine, state machine, log writer; crashes and restarts |
-//! | `disk` | the log: what is durable, what is not yet |
+//! | `apply` | applying entries, acknowledging proposals |
+//! | `disk`, `sync` | the log: what is durable, what is not yet, and syncs |
 //! | `state` | the state machine, and its snapshots as bytes or files |
 //! | `snapshots` | taking snapshots, failing to, installing them |
 //! | `transfers` | fetching and sending snapshots |
@@ -48,6 +49,7 @@
 
 #![deny(clippy::disallowed_methods)]
 
+mod apply;
 mod disk;
 mod faults;
 mod host;
@@ -58,6 +60,7 @@ mod oracle;
 mod scenario;
 mod snapshots;
 mod state;
+mod sync;
 mod tests;
 mod transfers;
 mod world;

@@ -1,6 +1,8 @@
 //! Followers whose next entries are gone: offers, fetches, installs, and the log that is kept for
 //! them.
 
+use raft::eraftpb::MessageType;
+
 use super::cluster::{Cluster, Fate};
 use super::*;
 use crate::ids::CheckpointId;

@@ -1,5 +1,7 @@
 //! Who belongs to a group, through changes, snapshots and restarts.
 
+use raft::eraftpb::MessageType;
+
 use super::cluster::{Cluster, Fate};
 use super::*;
 use crate::ids::Incarnation;
