@@ -5,9 +5,10 @@
 //! cargo run -p esker-raft --features grpc --example kv -- found 1 DIR 127.0.0.1:7201 1=127.0.0.1:7101 2=… 3=…
 //! ```
 //!
-//! A node is told its number, its directory, where clients find it, and where all nodes find each
-//! other. `found` is for the first start of each, and left out at every later one: only who starts the
-//! nodes knows which that is, since a disk that was replaced is as empty as a new one. Clients say lines, with `nc` if they like: `set KEY VALUE`, `get KEY`, `status`.
+//! The arguments of a node are its number, its directory, its address for clients, and the addresses of
+//! all nodes. `found` is for the first start of each node, and left out at every later one: only the
+//! operator knows which start is the first, because a replaced disk is as empty as a new one. Clients send
+//! lines, for instance with `nc`: `set KEY VALUE`, `get KEY`, `status`.
 
 use std::collections::BTreeMap;
 use std::io::{self, BufRead, BufReader, Write};
@@ -25,7 +26,7 @@ use esker_raft::{
 use parking_lot::RwLock;
 
 type Anything<T> = Result<T, Box<dyn std::error::Error>>;
-/// Clients read it; the state machine alone changes it.
+/// Clients read it; only the state machine changes it.
 type Shared = Arc<RwLock<BTreeMap<String, String>>>;
 
 /// The state machine: `KEY VALUE` sets a key.
@@ -47,7 +48,7 @@ impl InMemoryState for Map {
         (self.capture())()
     }
 
-    /// Between two applies there is only a clone; the rest runs beside them.
+    /// Applies wait for the clone only; the rest runs concurrently.
     fn capture(&self) -> Writing {
         let map = self.0.read().clone();
         Box::new(move || {
@@ -88,7 +89,7 @@ fn node(
     config.snapshot_hint_threshold_entries = 200;
     let (node, _) = Node::start_among(config, Arc::new(transport))?;
     let map = Shared::default();
-    // A voter that lost its disk must not vote again: later starts go on from a log, or not at all.
+    // A voter that lost its disk must not vote again: later starts need the log.
     let options = match founds {
         true => GroupOptions::founded_by(GroupId(1), &founders),
         false => GroupOptions::reopening(GroupId(1)),
@@ -97,13 +98,13 @@ fn node(
 
     for client in patiently(|| TcpListener::bind(clients))?.incoming() {
         let (client, group, map) = (client?, group.clone(), map.clone());
-        // A client that goes away ends its thread with an error, and that is all.
+        // The error of a client that disconnects only ends its thread.
         std::thread::spawn(move || serve(client, &group, &map).map_err(|e| e.to_string()));
     }
     Ok(())
 }
 
-/// Somebody else may have the address for a while.
+/// Another process may have the address for a while.
 fn patiently<T>(bind: impl Fn() -> io::Result<T>) -> io::Result<T> {
     let deadline = Instant::now() + Duration::from_secs(60);
     loop {
@@ -126,7 +127,7 @@ fn serve(client: TcpStream, group: &Group<usize>, map: &Shared) -> Anything<()> 
                 Ok(keys) => format!("ok, {keys} keys"),
                 Err(error) => format!("error: {error} (leader: {:?})", group.leader()),
             },
-            // After the read index, what is in the map here is not older than this moment.
+            // After the read index, the map has everything that was committed before.
             ("get", key) => match runtime.block_on(group.read_index()) {
                 Ok(_) => map.read().get(key).cloned().unwrap_or_default(),
                 Err(error) => format!("error: {error:?}"),
@@ -182,7 +183,7 @@ impl Demo {
         Ok(child.kill().and_then(|()| child.wait().map(|_| ()))?)
     }
 
-    /// Lines to one node, and its answers.
+    /// Sends lines to one node, and returns its answers.
     fn say(&self, id: u64, lines: &[String]) -> Anything<Vec<String>> {
         let mut stream = TcpStream::connect(&self.clients[&id])?;
         stream.set_read_timeout(Some(Duration::from_secs(10)))?;
@@ -200,7 +201,7 @@ impl Demo {
         Instant::now() > self.deadline
     }
 
-    /// Waits until a node's status is like that.
+    /// Waits until a node's status fulfils the condition.
     fn wait(&self, what: &str, ids: &[u64], like: impl Fn(&str) -> bool) -> Anything<u64> {
         loop {
             if let Some(id) = ids.iter().find(|id| like(&self.status(**id))) {
@@ -234,7 +235,7 @@ impl Demo {
     }
 }
 
-/// A number in what a node says of itself; 0 if it says nothing of it.
+/// A number in a node's status; 0 if it is not there.
 fn number(status: &str, name: &str) -> u64 {
     let mut words = status.split(' ').filter_map(|word| word.split_once('='));
     let value = words.find(|(key, _)| *key == name).map(|(_, value)| value);
@@ -242,7 +243,7 @@ fn number(status: &str, name: &str) -> u64 {
 }
 
 fn demo() -> Anything<()> {
-    // All at once, so that they differ; free again when the nodes take them.
+    // Bound at the same time, so that they differ; released before the nodes take them.
     let free: Vec<_> = (0..6)
         .map(|_| TcpListener::bind("127.0.0.1:0"))
         .collect::<Result<_, _>>()?;
@@ -268,8 +269,8 @@ fn demo() -> Anything<()> {
     let away = leader % 3 + 1;
     demo.kill(away)?;
     println!("node {away} is killed");
-    // A leader keeps its log for a member that it heard a moment ago, which would then catch up by
-    // entries. So it goes on until what the member lacks is gone.
+    // A leader keeps its log for a member that was in contact a moment ago, which would then catch up by
+    // entries. So the loop goes on until the entries that the member lacks are removed.
     let mut keys = 300;
     let mut leader = leader;
     while number(&demo.status(leader), "log_start") <= 301 {
@@ -312,7 +313,7 @@ fn run(arguments: &[String]) -> Anything<()> {
     node(founds, id.parse()?, Path::new(dir), clients.parse()?, peers)
 }
 
-/// With a node's arguments, a node; else the demonstration.
+/// Runs a node with the arguments of one, else the demonstration.
 pub fn main() -> ExitCode {
     let arguments: Vec<_> = std::env::args().skip(1).collect();
     match run(&arguments) {

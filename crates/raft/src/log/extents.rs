@@ -281,7 +281,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_noted_is_read_back_and_a_later_version_says_nothing() {
+    fn a_note_is_decoded_as_encoded_and_one_of_a_later_version_demands_nothing() {
         let extent = |len| Extent { len, tail: 7 };
         let extents = Extents::from([
             ((Queue::Append, 3), extent(16_500)),

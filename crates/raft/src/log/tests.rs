@@ -148,7 +148,7 @@ impl Found {
 }
 
 #[test]
-fn a_group_that_begins_anew_is_empty_and_goes_on_after_its_start() {
+fn a_group_that_is_begun_again_is_empty_and_continues_after_its_start() {
     let keep = tempfile::tempdir().unwrap();
     let open = Open::new(keep.path(), &Faults::new());
     open.append(3, 1..=20, 2, 10);

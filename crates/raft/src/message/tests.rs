@@ -167,7 +167,7 @@ fn what_consensus_could_not_digest_is_refused() {
 }
 
 #[test]
-fn a_newer_format_is_told_apart_from_damage() {
+fn a_newer_format_is_distinguished_from_damage() {
     let bytes = changed(Payload::Wanted, |e| e.format = ENVELOPE_FORMAT + 1);
     assert_eq!(
         Envelope::decode(bytes),
@@ -196,7 +196,7 @@ fn newer_offer(files: usize) -> Vec<u8> {
 }
 
 #[test]
-fn an_offer_of_a_newer_format_says_what_it_is_and_from_whom_and_nothing_more() {
+fn an_offer_of_a_newer_format_is_decoded_to_its_format_and_sender_alone() {
     let newer = NewerOffer {
         checkpoint: manifest().checkpoint,
         format: OFFER_FORMAT + 1,

@@ -68,7 +68,7 @@ mod tests {
     }
 
     #[test]
-    fn so_many_bytes_take_as_long_as_the_limit_says_also_if_the_thread_wakes_late() {
+    fn bytes_take_as_long_as_the_limit_demands_also_if_the_thread_wakes_late() {
         let start = Instant::now();
         for late in [0, 5, 40].map(Duration::from_millis) {
             let mut pace = RateLimiter::new(10 * u64::from(MIB));

@@ -9,13 +9,13 @@
 //! - [`members`]: groups of several members, for those that follow;
 //! - [`founding`]: which starts may begin a group, and which may not;
 //! - [`installing`]: a state that is replaced by a peer's snapshot, or cannot be;
-//! - [`snapshots`]: hints and asks, what goes on meanwhile, failures;
-//! - [`purging`]: files of the log that nobody needs are deleted, or nobody asked for it;
+//! - [`snapshots`]: hints and requests, what goes on meanwhile, failures;
+//! - [`purging`]: files of the log that no group needs are deleted, or the host does not want that;
 //! - [`fetching`]: fetches that cannot go on, or need not;
 //! - [`keeping`]: which snapshots stay, and for how long;
 //! - [`serving`]: sending snapshots no faster than allowed;
 //! - [`stopping`]: what is left of a group that was stopped;
-//! - [`spans`]: what the log tells of transfers;
+//! - [`spans`]: the spans and log lines of transfers;
 //! - [`power`]: power cuts, by seed.
 
 mod answers;
@@ -66,7 +66,7 @@ fn config(dir: &Path) -> NodeConfig {
         },
         tick_interval: Duration::from_millis(20),
         max_pending_proposals: 10_000,
-        // Snapshots are taken when a test asks for them.
+        // Snapshots are taken when a test requests them.
         snapshot_hint_threshold_entries: 0,
         snapshot_hint_threshold_bytes: 0,
         max_log_entries: 0,
@@ -121,7 +121,7 @@ impl Host {
     }
 }
 
-/// Opens a group on a store, which hears of the snapshots as well.
+/// Opens a group on a store, which is also the sink of its snapshots.
 fn open_group(node: &Node, id: u64, store: &Store) -> Result<Group<Answer>, NodeError> {
     let sink = Arc::new(store.clone());
     node.open_group(GroupId(id), store.machine(), Box::new(|_| {}), sink)
@@ -150,7 +150,7 @@ fn wait_for(what: &str, so: impl Fn() -> bool) {
     }
 }
 
-/// Waits for an answer. A proposal that nobody answers fails the test instead of hanging it.
+/// Waits for an answer. Without one the test fails instead of hanging.
 fn answer(waiting: Waiting) -> Result<Answer, ProposeError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()

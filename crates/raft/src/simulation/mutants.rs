@@ -116,6 +116,6 @@ fn forgetting_what_an_install_is_to_cover_before_it_has_succeeded_is_caught() {
 }
 
 #[test]
-fn reading_without_asking_is_caught() {
+fn reading_the_applied_state_without_the_engine_is_caught() {
     is_caught(Mutant::ReadAtOnce, 20, "a read of");
 }

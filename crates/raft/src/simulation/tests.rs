@@ -67,22 +67,22 @@ fn suite(part: u64) {
 }
 
 #[test]
-fn whatever_happens_promises_are_kept_and_peace_brings_progress_1() {
+fn every_rule_holds_under_faults_and_progress_resumes_after_them_1() {
     suite(0);
 }
 
 #[test]
-fn whatever_happens_promises_are_kept_and_peace_brings_progress_2() {
+fn every_rule_holds_under_faults_and_progress_resumes_after_them_2() {
     suite(1);
 }
 
 #[test]
-fn whatever_happens_promises_are_kept_and_peace_brings_progress_3() {
+fn every_rule_holds_under_faults_and_progress_resumes_after_them_3() {
     suite(2);
 }
 
 #[test]
-fn whatever_happens_promises_are_kept_and_peace_brings_progress_4() {
+fn every_rule_holds_under_faults_and_progress_resumes_after_them_4() {
     suite(3);
 }
 

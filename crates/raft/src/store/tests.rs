@@ -315,7 +315,7 @@ fn a_fetched_snapshot_is_offered_under_a_name_of_this_nodes_also_after_a_restart
 }
 
 #[test]
-fn a_snapshot_of_a_newer_format_is_left_where_it_is_and_said_to_be_one() {
+fn a_snapshot_of_a_newer_format_stays_in_place_and_is_reported_as_such() {
     let newer = crate::message::NewerOffer {
         checkpoint: CheckpointId([7; 16]),
         format: OFFER_FORMAT + 1,

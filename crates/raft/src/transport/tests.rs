@@ -1,4 +1,4 @@
-//! What transports promise: order between two nodes, bounds, and that nobody waits for anybody.
+//! What transports promise: order between two nodes, bounds, and that no node waits for another.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -128,7 +128,7 @@ fn a_permit_is_given_back_whether_its_chunk_arrives_or_not() {
     let back = Arc::new(Mutex::new(0));
     let permit = || Some(Box::new(Counted(back.clone())) as Permit);
     one.send_bulk(chunk(2, 10), permit());
-    // To nobody.
+    // To an unknown node.
     one.send_bulk(chunk(3, 10), permit());
     network.cut(&[NodeId(2)]);
     one.send_bulk(chunk(2, 10), permit());
@@ -188,13 +188,13 @@ mod grpc {
     }
 
     #[test]
-    fn a_peer_that_is_not_there_holds_up_nobody_and_is_spoken_to_when_it_comes() {
+    fn an_absent_peer_delays_no_other_and_gets_messages_once_it_is_there() {
         let (one, two) = (transport(None), transport(None));
         let three = transport(None);
         let heard_one = started(&one);
         let heard_two = started(&two);
         one.set_peer(NodeId(2), two.address().to_string());
-        // Bound, so that the port is its own, and nobody answers there.
+        // Bound, so that the port is reserved, and does not answer.
         let silent = std::net::TcpListener::bind(ANY).unwrap();
         one.set_peer(NodeId(3), silent.local_addr().unwrap().to_string());
         let back = Arc::new(Mutex::new(0));
@@ -225,8 +225,9 @@ mod grpc {
     }
 
     #[test]
-    fn a_stream_is_opened_anew_after_the_peer_restarted() {
-        // Somebody else may take the port while it is free. One that stays taken does so each time.
+    fn a_stream_is_opened_again_after_the_peer_restarted() {
+        // Another process may take the port while it is free, so the test has three attempts. A port that
+        // is never released fails all of them.
         let restarted = (0..3).any(|_| speaks_to_a_peer_that_restarts());
         assert!(restarted, "the port is free again");
     }
@@ -255,7 +256,7 @@ mod grpc {
     }
 
     #[test]
-    fn without_the_secret_nobody_is_heard() {
+    fn calls_without_the_secret_are_refused() {
         let (one, stranger) = (transport(Some("sesame")), transport(Some("simsim")));
         let two = transport(Some("sesame"));
         started(&one);

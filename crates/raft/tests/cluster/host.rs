@@ -16,24 +16,24 @@ use esker_raft::{
 };
 use parking_lot::Mutex;
 
-/// Nothing here takes that long unless it hangs.
+/// Longest wait: what takes longer hangs.
 pub const WAIT_TIMEOUT: Duration = Duration::from_secs(60);
 pub const GROUP: GroupId = GroupId(4);
 pub const TICK: Duration = Duration::from_millis(20);
 
-/// What a test sees of a state machine, and how it makes it behave.
+/// What a test sees and controls of a state machine.
 #[derive(Default)]
 pub struct Knobs {
     pub lines: Mutex<Vec<String>>,
-    /// Snapshots are directories of files, in here.
+    /// Snapshots are directories of files, below this one.
     pub files_in: Mutex<Option<PathBuf>>,
-    /// As long as it is set, captures do not end.
+    /// While it is set, captures do not end.
     pub captures_held: std::sync::atomic::AtomicBool,
     pub captures_fail: AtomicUsize,
     pub captures: AtomicUsize,
     pub writing: AtomicUsize,
     pub restored: AtomicU64,
-    /// The state is a database's: a restart finds it as it was.
+    /// The state is durable, as in a database: it survives a restart.
     pub durable: std::sync::atomic::AtomicBool,
     database: Mutex<Option<Database>>,
     /// The longest time between two applies, since it was reset.
@@ -48,7 +48,7 @@ struct Database {
     membership: Membership,
 }
 
-/// Remembers lines, in memory, or in what stands for a database.
+/// A state of lines, in memory or in a stand-in for a database.
 pub struct Lines {
     knobs: Arc<Knobs>,
     lines: Vec<String>,
@@ -202,7 +202,7 @@ impl Capture for Captured {
     }
 }
 
-/// How messages travel.
+/// The transport of a cluster.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Wire {
     Memory,
@@ -330,7 +330,7 @@ impl Cluster {
         self.nodes.insert(id, Running { node, group });
     }
 
-    /// Ends a node. What it has not made durable is lost to it.
+    /// Ends a node. It loses what is not durable.
     pub fn kill(&mut self, id: u64) {
         let running = self.nodes.remove(&id).unwrap();
         running.group.stop();
@@ -356,14 +356,14 @@ impl Cluster {
         found
     }
 
-    /// Somebody who does not lead.
+    /// A member that does not lead.
     pub fn follower(&self) -> u64 {
         let leader = self.leader();
         *self.nodes.keys().find(|id| **id != leader).unwrap()
     }
 
-    /// Writes so many lines, of so many bytes, and waits for each; retries what had no effect. Each of
-    /// them is there once in the end, also if there is an election meanwhile.
+    /// Writes so many lines of so many bytes, waits for each, and retries those without effect. In the end
+    /// each line is there once, also after an election meanwhile.
     pub fn write(&mut self, count: usize, bytes: usize) {
         let lines: Vec<_> = (0..count).map(|n| self.line(n, bytes)).collect();
         self.written += count;
@@ -375,7 +375,7 @@ impl Cluster {
     fn line(&self, n: usize, bytes: usize) -> String {
         let head = format!("line-{}-", self.written + n);
         let rest = bytes.saturating_sub(head.len());
-        // Not the same everywhere: a chunk out of place is to be seen.
+        // The content varies, so that a misplaced chunk shows.
         let pad = (0..rest).map(|at| char::from(b'a' + ((at * 7 + n * 3 + at / 26) % 26) as u8));
         head.chars().chain(pad).collect()
     }
@@ -404,7 +404,7 @@ impl Cluster {
                 }
             }
             if !unknown.is_empty() {
-                // Their leader is none any more. What the next one does not have is gone.
+                // Their leader has changed. Entries that the next one lacks are lost.
                 let there = self.committed_lines();
                 again.extend(unknown.into_iter().filter(|line| !there.contains(line)));
             }
@@ -412,7 +412,7 @@ impl Cluster {
         }
     }
 
-    /// All that was committed before this was called, by whoever leads now.
+    /// Everything that was committed before this call, read from the present leader.
     fn committed_lines(&self) -> Vec<String> {
         let mut lines = Vec::new();
         wait_for("the leader's lines", || {
@@ -428,7 +428,7 @@ impl Cluster {
         self.knobs[&id].lines.lock().clone()
     }
 
-    /// Waits until these have applied all that the leader has, and compares.
+    /// Waits until these members have applied everything that the leader has, and compares their states.
     pub fn assert_agreed(&self, ids: &[u64]) {
         let leader = self.leader();
         wait_for("everybody has everything", || {
@@ -443,14 +443,14 @@ impl Cluster {
         }
     }
 
-    /// A snapshot of the leader's, after which its log begins there.
+    /// Has the leader take a snapshot, after which its log begins there.
     pub fn snapshot(&self, id: u64) -> Lsn {
         let taken = self.group(id).trigger_snapshot().blocking_recv().unwrap();
         taken.unwrap().last_included_index
     }
 
-    /// A follower is cut off or down, and the others go so far that their logs do not reach back to
-    /// it. Answers how long the snapshot is, roughly.
+    /// While a follower is cut off or down, the others go on until their logs do not reach back to it.
+    /// Returns the approximate size of the snapshot in bytes.
     pub fn leave_behind(&mut self, id: u64, count: usize, bytes: usize) {
         self.kill(id);
         self.write(count, bytes);
@@ -459,7 +459,7 @@ impl Cluster {
         wait_for("the log is compacted", || {
             self.group(leader).status().log_start == covered
         });
-        // Also on those who may lead later.
+        // Also on members that may lead later.
         let others: Vec<_> = self.nodes.keys().copied().collect();
         self.write(3, 10);
         for id in others {
@@ -477,7 +477,7 @@ impl Drop for Cluster {
     }
 }
 
-/// Waits until it is so.
+/// Waits until the condition is true.
 #[track_caller]
 pub fn wait_for(what: &str, mut so: impl FnMut() -> bool) {
     let started = Instant::now();
@@ -487,8 +487,8 @@ pub fn wait_for(what: &str, mut so: impl FnMut() -> bool) {
     }
 }
 
-/// Looks up to ten times. A machine that is busy with something else may keep a member silent, and an
-/// election follows, now and then; what a mistake keeps silent is silent each time.
+/// Makes up to ten attempts. On a busy machine a member may be silent for long enough that an election
+/// follows; a bug makes it silent in every attempt.
 #[track_caller]
 pub fn some_looks(what: &str, mut look: impl FnMut() -> Result<(), String>) {
     let mut seen = Vec::new();
@@ -501,7 +501,7 @@ pub fn some_looks(what: &str, mut look: impl FnMut() -> Result<(), String>) {
     panic!("{what}: {seen:?}");
 }
 
-/// Waits for something asynchronous, for as long as it may take.
+/// Waits for a future, up to the longest wait.
 pub fn block<T>(future: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread();
     let runtime = { runtime }.enable_time().build().unwrap();

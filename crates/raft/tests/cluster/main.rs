@@ -1,9 +1,9 @@
 //! Groups of several members: the real runtime, real disks, both transports.
 //!
-//! - [`host`]: a state machine with knobs, and the nodes of a cluster;
+//! - [`host`]: a state machine that tests control, and the nodes of a cluster;
 //! - [`replication`]: elections, restarts, reads, membership;
 //! - [`snapshots`]: catching up by bytes and by files, slow and failing captures;
-//! - [`slow_disks`]: snapshots on a disk that stands still;
+//! - [`slow_disks`]: snapshots on a disk that hangs;
 //! - `tls`: members with certificates, and strangers without;
 //! - [`transfers`]: what may happen in the middle of one;
 //! - [`versions`]: members that write newer formats than others.

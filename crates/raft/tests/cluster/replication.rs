@@ -9,7 +9,7 @@ over_each_wire! {
     three_members_elect_and_replicate_and_survive_kills_and_restarts
     a_follower_reads_what_was_written_before
     members_come_and_go_and_restarts_remember_them
-    another_member_leads_when_it_is_told_to
+    the_leadership_moves_to_another_member_on_request
 }
 
 fn three_members_elect_and_replicate_and_survive_kills_and_restarts(wire: Wire) {
@@ -100,7 +100,7 @@ fn members_come_and_go_and_restarts_remember_them(wire: Wire) {
     assert!(!cluster.group(3).membership().contains(NodeId(goes)));
 }
 
-fn another_member_leads_when_it_is_told_to(wire: Wire) {
+fn the_leadership_moves_to_another_member_on_request(wire: Wire) {
     let mut cluster = Cluster::start(wire, &[1, 2, 3]);
     cluster.write(5, 20);
     cluster.assert_agreed(&[1, 2, 3]);

@@ -1,4 +1,4 @@
-//! The disk under the snapshots stands still, and the log does not notice.
+//! A disk of snapshots that hangs does not delay the log.
 
 use std::sync::Arc;
 
@@ -7,7 +7,7 @@ use esker_raft::{Group, GroupId, GroupOptions, NodeId, Role};
 
 use crate::host::{Cluster, Knobs, Lines, TICK, Wire, block, some_looks, wait_for};
 
-/// Another group on two of the nodes: whatever it commits is in the logs of both.
+/// Another group on two of the nodes: what it commits is in the logs of both.
 struct Neighbours {
     groups: Vec<Group<usize>>,
     written: usize,
@@ -44,7 +44,7 @@ impl Neighbours {
 
     fn write(&mut self) {
         let command = format!("neighbour-{}", self.written).into_bytes();
-        // Whoever leads may change in between; twice is as good as once.
+        // The leader may change in between; repeating it is harmless.
         wait_for("the neighbours commit", || {
             block(self.leader().execute(command.clone())).is_ok()
         });
@@ -56,8 +56,8 @@ impl Neighbours {
     }
 }
 
-/// With a disk that stands still, for longer than any election takes: both groups commit, nobody stands
-/// for election, and everybody is heard.
+/// With a disk that hangs for longer than an election takes, both groups commit, no member campaigns, and
+/// all members answer.
 #[track_caller]
 fn assert_the_log_goes_on(what: &str, cluster: &mut Cluster, neighbours: &mut Neighbours) {
     some_looks(what, || look_whether_the_log_goes_on(cluster, neighbours));
@@ -79,7 +79,7 @@ fn look_whether_the_log_goes_on(
         let silent = peers.iter().map(|p| p.heard_ticks_ago.unwrap_or(0));
         silent.max().unwrap_or(0)
     };
-    // Elections begin after 20 to 40 ticks without a word. First there are entries all the time, then
+    // Elections begin after 20 to 40 ticks without a message. First there are entries all the time, then
     // there are heartbeats alone.
     for (writes, ticks) in [(true, 60), (false, 80), (true, 5)] {
         let begun = std::time::Instant::now();
@@ -108,7 +108,7 @@ fn look_whether_the_log_goes_on(
     }
 }
 
-/// So that a test that fails ends: nodes wait for their threads, and those for the disk.
+/// Lets a failed test end: nodes wait for their threads, and these for the disk.
 struct MovesOn([DiskFaults; 2]);
 
 impl Drop for MovesOn {
@@ -136,7 +136,7 @@ fn snapshot_io_does_not_starve_the_log_whichever_end_stands_still() {
         wait_for(what, || faults.waiting() > 0);
     };
 
-    // The source reads, the other one writes and then verifies: each for as long as it likes.
+    // The source hangs in reads, the other one in writes and then in verifications.
     sending.stand_still("reading");
     cluster.run(behind);
     let mut neighbours = Neighbours::open(&cluster, [source, behind]);
@@ -161,7 +161,7 @@ fn snapshot_io_does_not_starve_the_log_whichever_end_stands_still() {
     let counters = cluster.group(behind).counters();
     assert_eq!(counters.engine.snapshots_received, 1, "{counters:?}");
 
-    // A snapshot of one's own, on its way to the disk: on the member that leads.
+    // The leader's own snapshot, while it is written.
     sending.stand_still("syncing");
     let mut taken = cluster.group(source).trigger_snapshot();
     stands_still(&sending, "a snapshot is being stored");

@@ -1,4 +1,4 @@
-//! Catching up by snapshot; captures that are slow, or fail.
+//! Catching up by snapshots; captures that are slow or fail.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -40,7 +40,7 @@ fn far_behind(mut cluster: Cluster) {
     });
     assert!(cluster.nodes[&leader].node.sent().bytes_sent >= 300_000);
 
-    // What was installed is what a restart finds.
+    // A restart has the installed state.
     cluster.kill(behind);
     cluster.write(3, 10);
     cluster.run(behind);
@@ -65,7 +65,7 @@ fn a_joiner_gets_a_snapshot_and_votes_in_the_end(wire: Wire) {
         cluster.group(leader).membership().voters.contains(&three)
     });
     cluster.assert_agreed(&[1, 2, 3]);
-    // It has what it needs to go on without one of the others.
+    // It can go on without one of the others.
     let goes = if leader == 1 { 2 } else { 1 };
     wait_for("the change is over everywhere", || {
         (cluster.nodes.values()).all(|n| n.group.membership().voters.len() == 3)
@@ -100,7 +100,7 @@ fn hints_lead_to_snapshots_and_old_ones_are_removed() {
     }
 }
 
-/// So that a test that fails ends: a group that stops waits for what it captures.
+/// Lets a failed test end: a group that stops waits for its capture.
 struct MovesOn(Arc<Knobs>);
 
 impl Drop for MovesOn {
@@ -150,14 +150,14 @@ fn look_at_a_slow_capture(cluster: &mut Cluster) -> Result<(), String> {
         );
         rounds += 1;
     }
-    // Whatever waited for it would wait still.
+    // Anything that waits for the capture would still be waiting.
     assert_eq!(knobs.writing.load(Ordering::SeqCst), 1);
     assert!(taken.try_recv().is_err(), "it is under way");
     let gap = *knobs.longest_gap.lock();
     let now = group.status().term;
     drop(moves_on);
     assert!(crate::host::block(taken).unwrap().is_ok());
-    // Nowhere near the three seconds; generous, for a machine that is busy with other tests.
+    // Far below three seconds; generous for a busy machine.
     let generous = Duration::from_secs(1);
     match slowest < generous && gap < generous && silent < 20 && now == term {
         true => Ok(()),
@@ -217,7 +217,7 @@ fn a_capture_of_a_state_that_a_peers_snapshot_replaces_is_neither_stored_nor_off
     let asked_meanwhile = group.trigger_snapshot();
     knobs.captures_held.store(false, Ordering::SeqCst);
 
-    // The old one ends: who asked for it has it, and nobody else hears of it.
+    // The old attempt ends: its request is answered, and the engine does not get it.
     let old = crate::host::block(taken).unwrap().unwrap();
     assert!(old.last_included_index < covered);
     let next = crate::host::block(asked_meanwhile).unwrap().unwrap();

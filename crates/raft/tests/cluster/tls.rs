@@ -11,12 +11,12 @@ use esker_raft::{ClusterId, Incarnation, Lineage, NodeId, Role, Transport};
 
 use crate::host::{Cluster, GROUP, Wire, some_looks, wait_for};
 
-/// Who signs certificates.
+/// An authority that signs certificates.
 #[derive(Clone)]
 pub struct Authority(Arc<(rcgen::Issuer<'static, rcgen::KeyPair>, String)>);
 
 impl Authority {
-    /// The same each time: most clusters have no use for it.
+    /// Created once: most clusters do not need it.
     pub fn new() -> Authority {
         static ONE: LazyLock<Authority> = LazyLock::new(Authority::another);
         ONE.clone()
@@ -62,7 +62,7 @@ fn members_with_certificates_elect_replicate_restart_and_catch_up() {
     assert_eq!(counters.engine.snapshots_received, 1, "{counters:?}");
 }
 
-/// Counts what it is told.
+/// Counts the messages that it gets.
 #[derive(Default)]
 struct Stranger {
     heard: AtomicUsize,
@@ -104,7 +104,7 @@ fn look_at_strangers(cluster: &mut Cluster) -> Result<(), String> {
         let stranger = Arc::new(Stranger::default());
         let inbox: Weak<Stranger> = Arc::downgrade(&stranger);
         transport.start(inbox).unwrap();
-        // As a member that was started once more than the real one: heard, it would silence that one.
+        // As a later start of a real member: if it were accepted, the real one would be refused.
         let follower = cluster.follower();
         let identity = Identity {
             cluster: ClusterId::default(),

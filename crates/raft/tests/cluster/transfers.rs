@@ -18,7 +18,7 @@ const WINDOW: u64 = 16 * 1024;
 /// A chunk's checkpoint, file and offset.
 type Place = ([u8; 16], u32, u64);
 
-/// What passes by on the way of chunks.
+/// Observes and limits the chunks on the network.
 #[derive(Default)]
 struct Watch {
     /// Chunks that may still pass; those after it are lost.
@@ -66,7 +66,7 @@ impl Watch {
         self.let_through.store(usize::MAX, Ordering::SeqCst);
     }
 
-    /// No chunk came twice but those of one window.
+    /// Only the chunks of one window were sent twice.
     fn assert_hardly_repeated(&self) {
         let sent = self.sent.lock();
         let again: usize = sent.values().map(|times| times - 1).sum();
@@ -107,7 +107,7 @@ fn a_receiver_that_restarts_in_mid_transfer_fetches_no_whole_chunk_again() {
 }
 
 #[test]
-fn a_sender_that_restarts_in_mid_transfer_goes_on_serving_it() {
+fn a_sender_that_restarts_in_mid_transfer_goes_on_with_it() {
     let (mut cluster, behind, watch) = in_mid_transfer(false);
     let source = cluster.leader();
     cluster.kill(source);
@@ -165,7 +165,7 @@ fn a_newer_snapshot_and_more_entries_do_not_end_a_transfer() {
 }
 
 #[test]
-fn a_full_disk_on_the_receiver_is_waited_for_and_the_log_goes_on() {
+fn a_full_disk_on_the_receiver_delays_the_fetch_and_not_the_log() {
     let mut cluster = Cluster::start(Wire::Memory, &[1, 2, 3]);
     cluster.write(10, 100);
     cluster.assert_agreed(&[1, 2, 3]);
@@ -194,7 +194,7 @@ fn a_full_disk_on_the_receiver_is_waited_for_and_the_log_goes_on() {
 }
 
 #[test]
-fn corrupt_chunks_are_asked_for_again() {
+fn corrupt_chunks_are_requested_again() {
     let mut cluster = Cluster::start(Wire::Memory, &[1, 2, 3]);
     cluster.write(10, 100);
     cluster.assert_agreed(&[1, 2, 3]);
@@ -224,7 +224,7 @@ fn a_snapshot_that_vanishes_under_the_sender_is_replaced_by_a_newer_one() {
     let counters = cluster.group(behind).counters();
     assert_eq!(counters.engine.snapshots_received, 1, "{counters:?}");
     assert!(counters.engine.fetches_failed >= 1);
-    // What the first fetch had of it is not fetched again.
+    // The bytes of the first fetch are not fetched again.
     let checkpoints: std::collections::BTreeSet<_> =
         watch.sent.lock().keys().map(|k| k.0).collect();
     assert_eq!(checkpoints.len(), 2);
@@ -248,7 +248,7 @@ fn look_at_a_limited_transfer(cluster: &mut Cluster, limit: u64) -> Result<(), S
     cluster.leave_behind(behind, 300, 1000);
     let leader = cluster.leader();
     let term = cluster.group(leader).status().term;
-    // Whoever sends it.
+    // From any sender.
     let sent = |c: &Cluster| -> u64 {
         let nodes = c.nodes.values();
         nodes.map(|n| n.node.sent().bytes_sent).sum()
@@ -307,7 +307,7 @@ fn a_receiver_that_dies_between_any_two_operations_catches_up_after_its_restart(
         let faults = cluster.faults[&behind].clone();
         let mut through = false;
         for after in (0..200).step_by(8) {
-            // Little, so that the operations do not become more than the steps.
+            // Small, so that there are not more operations than steps.
             cluster.leave_behind(behind, 15, 20);
             cluster.run(behind);
             let before = faults.operations();
@@ -318,7 +318,7 @@ fn a_receiver_that_dies_between_any_two_operations_catches_up_after_its_restart(
                 whole = group.status().applied == cluster.group(cluster.leader()).status().last;
                 whole || faults.operations() - before > after
             });
-            // Whoever holds on to a group holds on to its log.
+            // A handle of a group keeps its log open.
             drop(group);
             cluster.kill(behind);
             faults.die_after(u64::MAX);
@@ -335,7 +335,7 @@ fn a_receiver_that_dies_between_any_two_operations_catches_up_after_its_restart(
 }
 
 #[test]
-fn strangers_are_served_nothing() {
+fn strangers_get_no_snapshot() {
     use esker_raft::message::{Envelope, Fetch, Identity};
     use esker_raft::transport::Inbox;
     use esker_raft::{CheckpointId, ClusterId, Incarnation, Lineage, Transport};
@@ -382,7 +382,7 @@ fn strangers_are_served_nothing() {
     stranger.send_bulk(identity(0, 5).seal(to, fetch.clone()), None);
     stranger.send_bulk(identity(0, 4).seal(to, fetch.clone()), None);
     stranger.send_bulk(identity(0, 5).seal(to, fetch), None);
-    // Of another cluster, or of a start that is over: not even an answer.
+    // From another cluster, or an earlier start: there is no answer.
     wait_for("two are answered", || answers.lock().len() >= 2);
     cluster.write(5, 10);
     let answers = answers.lock();

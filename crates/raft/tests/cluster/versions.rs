@@ -34,7 +34,7 @@ fn a_member_of_an_older_version_refuses_a_newer_snapshot_and_catches_up_once_it_
             true
         })));
     cluster.run(behind);
-    // Of whoever leads.
+    // Of the present leader.
     let last_failure = |cluster: &Cluster| -> Option<EndReason> {
         let peers = cluster.group(cluster.leader()).details().peers;
         let peer = peers.into_iter().find(|p| p.id == NodeId(behind));
@@ -69,7 +69,7 @@ fn a_member_of_an_older_version_refuses_a_newer_snapshot_and_catches_up_once_it_
     assert_eq!(last_failure(&cluster), None);
 }
 
-/// Keeps what a node gave it, to bring it what a test wants.
+/// Keeps the inbox of a node, so that a test can deliver messages to it.
 #[derive(Default)]
 struct Bare(Mutex<Option<Weak<dyn Inbox>>>);
 

@@ -4,7 +4,7 @@ use super::*;
 
 const KIB: usize = 1024;
 
-/// Proposes a command of so many bytes, and makes it durable; answers what is handed out.
+/// Proposes a command of so many bytes, and makes it durable; returns what is handed out.
 fn write(engine: &mut Engine, disk: &Disk, ticket: u64, bytes: usize) -> Vec<Committed> {
     let mut command = ticket.to_be_bytes().to_vec();
     command.resize(bytes, 7);
@@ -99,7 +99,7 @@ fn entry_bytes(message: &Envelope) -> u64 {
     }
 }
 
-/// Steps an engine, and makes durable what it says at once; answers what it sends.
+/// Steps an engine, and makes its writes durable at once; returns its messages.
 fn step(engine: &mut Engine, disk: &Disk, event: Event) -> Vec<Envelope> {
     let mut sent = Vec::new();
     for action in settle(engine, disk, event) {

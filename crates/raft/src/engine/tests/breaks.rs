@@ -1,4 +1,4 @@
-//! Promises that other libraries of this kind do not keep, told as stories.
+//! Promises that other libraries of this kind do not keep, each as a scenario.
 //!
 //! The rest of them are where the rest of their subject is:
 //!
@@ -40,7 +40,7 @@ fn the_second_snapshot_keeps_members_added_since_the_bootstrap() {
     cluster.change(add).unwrap();
     cluster.ticks(20);
     cluster.snapshot(1);
-    // From the first snapshot on, nothing of the log says who belongs to the group.
+    // After the first snapshot the log has no entry with the membership.
     cluster.restart(1);
     cluster.ticks(40);
     cluster.write(5);
@@ -61,7 +61,7 @@ fn the_sender_is_in_the_membership_it_sends() {
     };
     assert!(offer.peers.contains(offer.source));
     assert_eq!(*cluster.host(3).engine.membership(), members(&[1, 2, 3]));
-    // So the one who was helped knows whom to ask for a vote.
+    // So the member that caught up knows the voters.
     cluster.cut = vec![1];
     cluster.ticks(100);
     cluster.write(3);
@@ -69,7 +69,7 @@ fn the_sender_is_in_the_membership_it_sends() {
 }
 
 #[test]
-fn a_follower_that_has_what_it_is_offered_and_has_not_heard_that_it_is_committed_goes_on() {
+fn a_follower_that_has_what_it_is_offered_and_does_not_know_it_is_committed_goes_on() {
     let mut cluster = Cluster::new(&[1, 2, 3]);
     cluster.write(10);
     // The last entry reaches 3; its answer, and everything after that, does not arrive.
@@ -99,7 +99,7 @@ fn a_follower_that_has_what_it_is_offered_and_has_not_heard_that_it_is_committed
         cluster.snapshot(id);
         assert_eq!(cluster.host(id).engine.log_start(), last.lsn);
     }
-    // So the leader asks how far it is, from what it knows.
+    // So the leader probes from what it knows.
     cluster.step(1, Event::Unreachable(NodeId(3)));
     cluster.fate = Box::new(|_| Fate::Arrives);
     cluster.ticks(100);

@@ -1,5 +1,4 @@
-//! Followers whose next entries are gone: offers, fetches, installs, and the log that is kept for
-//! them.
+//! Followers whose next entries are removed: offers, fetches, installs, and the log that is kept for them.
 
 use raft::eraftpb::MessageType;
 
@@ -61,7 +60,7 @@ fn all_arrives(cluster: &mut Cluster) {
 }
 
 #[test]
-fn a_follower_whose_next_entry_is_gone_gets_a_snapshot_and_goes_on_with_entries() {
+fn a_follower_whose_next_entry_is_removed_gets_a_snapshot_and_goes_on_with_entries() {
     let mut cluster = one_behind();
     cluster.ticks(10);
     cluster.assert_agreed(&[1, 2, 3]);
@@ -92,7 +91,7 @@ fn a_follower_whose_next_entry_is_gone_gets_a_snapshot_and_goes_on_with_entries(
 }
 
 #[test]
-fn a_follower_that_lags_and_is_heard_gets_entries_also_if_a_snapshot_covers_them() {
+fn a_follower_that_lags_and_answers_gets_entries_also_if_a_snapshot_covers_them() {
     let mut cluster = Cluster::new(&[1, 2, 3]);
     cluster.write(5);
     // Appends to it are lost, heartbeats are not.
@@ -119,7 +118,7 @@ fn a_follower_that_lags_and_is_heard_gets_entries_also_if_a_snapshot_covers_them
 #[test]
 fn a_snapshot_is_hinted_at_when_none_helps() {
     let mut cluster = one_behind();
-    // After a restart nobody knows who was in the snapshot that its host has.
+    // After a restart the engine does not know the membership of its host's snapshot.
     let lsn = cluster.host(1).newest().manifest.last_included_index;
     let term = cluster.host(1).newest().manifest.term;
     cluster.host_mut(1).stored.clear();
@@ -229,7 +228,7 @@ fn a_newer_snapshot_does_not_cancel_a_transfer_under_way() {
     cluster.ticks(4);
     cluster.write(30);
     cluster.snapshot(1);
-    // It is even offered, as by a leader that has not heard of the transfer.
+    // It even gets an offer, as from a leader that does not know the transfer.
     let newer = Box::new(cluster.host(1).newest().manifest.clone());
     assert_ne!(newer.checkpoint, first.checkpoint);
     cluster.send(1, NodeId(3), Payload::Offer(newer));
@@ -321,7 +320,7 @@ fn a_receiver_that_restarts_fetches_only_what_it_lacks() {
 }
 
 #[test]
-fn a_sender_that_restarts_goes_on_serving() {
+fn a_sender_that_restarts_goes_on_sending() {
     let mut cluster = one_behind();
     only_chunks(&mut cluster, 9);
     cluster.ticks(4);
@@ -351,8 +350,8 @@ fn a_follower_votes_and_acknowledges_while_it_fetches() {
     let mut cluster = one_behind();
     only_chunks(&mut cluster, 5);
     cluster.ticks(10);
-    // Of three, one leads, one is gone for good, and one fetches: its vote is needed, and given to
-    // one who has the log.
+    // Of three, one leads, one is down for good, and one fetches: its vote is needed, and given to one who
+    // has the log.
     cluster.cut = vec![1];
     cluster.ticks(60);
     assert_eq!(cluster.leader(), 2);
@@ -420,7 +419,7 @@ fn an_install_that_fails_is_tried_again_with_another_offer() {
     cluster.ticks(4);
     let fetching = cluster.host_mut(3).fetching.take().unwrap();
     let checkpoint: CheckpointId = fetching.receiver.manifest().checkpoint;
-    // Said by the host instead of carrying on.
+    // The host steps it instead of the next action.
     let engine = &mut cluster.host_mut(3).engine;
     let actions = engine.step(Event::SnapshotFetched { checkpoint });
     assert!(
@@ -440,7 +439,7 @@ fn what_came_as_entries_meanwhile_is_not_fetched_any_more() {
     only_chunks(&mut cluster, 5);
     cluster.ticks(10);
     assert!(cluster.host(3).fetching.is_some());
-    // Told by somebody who has the whole log.
+    // From a member with the whole log.
     let checkpoint = cluster
         .host(3)
         .fetching
@@ -476,7 +475,7 @@ fn what_came_as_entries_meanwhile_is_not_fetched_any_more() {
 }
 
 #[test]
-fn the_status_tells_of_peers_and_transfers() {
+fn the_status_has_peers_and_transfers() {
     let mut cluster = one_behind();
     only_chunks(&mut cluster, 5);
     cluster.ticks(10);

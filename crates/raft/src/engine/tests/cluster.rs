@@ -1,6 +1,5 @@
-//! Members with hosts that do what the documentation of the actions says, on instant disks, and a
-//! network that delivers everything in order unless a test says otherwise. Nothing is random here:
-//! single stories, told to their end.
+//! Members whose hosts carry out actions as documented, on disks without delay, with a network that
+//! delivers everything in order unless a test changes that. Nothing is random: each test is one scenario.
 
 mod transfers;
 
@@ -49,10 +48,10 @@ pub struct Host {
     pub fetched: Option<ReceiverCounts>,
     /// Snapshots are taken when they are hinted at.
     pub heeds_hints: bool,
-    /// It loses power when it has installed, before it can say so.
+    /// It loses power after an install, before it steps `SnapshotInstalled`.
     pub dies_installing: bool,
     pub up: bool,
-    /// All that the engine said, but for what is too frequent.
+    /// All actions of the engine, except very frequent ones.
     pub said: Vec<Action>,
 }
 
@@ -455,7 +454,7 @@ impl Cluster {
         self.step(id, propose(ticket, &format!("command {ticket}")));
     }
 
-    /// Proposes so many commands to the leader, and sees them through.
+    /// Proposes so many commands to the leader, and waits until they are applied.
     pub fn write(&mut self, count: u64) {
         let leader = self.leader();
         for _ in 0..count {
@@ -499,12 +498,12 @@ impl Cluster {
         }
     }
 
-    /// How often a member's engine said something like that.
+    /// How many actions of a member's engine contain that text.
     pub fn said(&self, id: u64, like: fn(&Action) -> bool) -> usize {
         self.host(id).said.iter().filter(|a| like(a)).count()
     }
 
-    /// How transfers ended that were told to a member, from now on.
+    /// How transfers ended that were reported to a member, from now on.
     pub fn end_of_transfers(&mut self) -> std::sync::Arc<parking_lot::Mutex<Vec<EndReason>>> {
         let seen = std::sync::Arc::new(parking_lot::Mutex::new(Vec::new()));
         let noted = seen.clone();

@@ -14,7 +14,7 @@ fn a_leader_that_is_left_to_remove_itself_resigns_and_the_others_go_on() {
         }
     });
     cluster.write(5);
-    // The first leader removes 2, and hears no answer.
+    // The first leader removes 2, and gets no answer.
     cluster.fate = Box::new(|envelope| match envelope.to.0 {
         1 => Fate::Lost,
         _ => Fate::Arrives,
@@ -48,7 +48,7 @@ fn voters_of(cluster: &Cluster, id: u64) -> Vec<u64> {
 }
 
 #[test]
-fn a_lone_voter_tells_its_learners_nothing_before_its_term_is_durable() {
+fn a_sole_voter_sends_its_learners_nothing_before_its_term_is_durable() {
     let disk = Disk::default();
     let mut config = Config::new(NodeId(1));
     config.founding = true;

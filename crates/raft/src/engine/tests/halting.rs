@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// The one action, a halt, says this.
+/// The message of the only action, a halt.
 #[track_caller]
 fn halted(actions: &[Action]) -> &str {
     let [Action::Halt { what }] = actions else {
@@ -34,7 +34,7 @@ fn an_engine_that_cannot_read_its_log_halts_and_names_the_lsn() {
 }
 
 #[test]
-fn an_engine_that_cannot_tell_the_term_of_its_floor_halts_and_names_the_lsn() {
+fn an_engine_that_cannot_read_the_term_of_its_floor_halts_and_names_the_lsn() {
     let disk = Disk::with(&[1; 9], 9);
     let mut engine = open(1, &[1], &disk, 9).unwrap();
     disk.make_unreadable(6);

@@ -1,4 +1,4 @@
-//! What was fetched and given up is removed once nobody needs it.
+//! The files of a failed fetch are removed once they are not needed.
 
 use raft::eraftpb::MessageType;
 
@@ -80,7 +80,7 @@ fn a_failed_fetch_is_abandoned_when_its_entries_have_come_and_not_before() {
 }
 
 #[test]
-fn a_failed_fetch_that_is_gone_on_with_is_not_what_was_left() {
+fn a_failed_fetch_that_is_resumed_is_not_abandoned() {
     let mut engine = follower();
     assert!(fetches(&engine.step(offer())));
     engine.step(failed());

@@ -13,7 +13,7 @@ fn voters(cluster: &Cluster, id: u64) -> Vec<u64> {
 }
 
 #[test]
-fn what_a_leader_commits_everybody_applies() {
+fn what_a_leader_commits_all_members_apply() {
     let mut cluster = Cluster::new(&[1, 2, 3]);
     cluster.write(20);
     cluster.assert_agreed(&[1, 2, 3]);
@@ -42,7 +42,7 @@ fn when_the_leader_is_cut_off_another_one_is_elected_and_the_old_one_steps_down(
 }
 
 #[test]
-fn leadership_is_transferred_when_asked_for() {
+fn leadership_is_transferred_on_request() {
     let mut cluster = Cluster::new(&[1, 2, 3]);
     cluster.write(5);
     let (ticket, to) = (Ticket(9), NodeId(3));
@@ -108,7 +108,7 @@ fn a_peer_is_added_as_a_learner_and_votes_once_it_has_caught_up() {
     cluster.assert_agreed(&[1, 2, 3, 4]);
 }
 
-/// A peer was added, and has not caught up: 4 hears nothing.
+/// A peer was added, and has not caught up: 4 gets no messages.
 fn one_waits_for_its_vote() -> Cluster {
     let mut cluster = Cluster::new(&[1, 2, 3]);
     cluster.write(30);
@@ -135,7 +135,7 @@ fn assert_all_vote(cluster: &Cluster) {
 }
 
 #[test]
-fn the_next_leader_goes_on_with_a_promotion_that_the_one_before_did_not_live_to_make() {
+fn the_next_leader_completes_a_promotion_of_the_one_before() {
     let mut cluster = one_waits_for_its_vote();
     cluster.cut = vec![1, 4];
     cluster.ticks(60);
@@ -151,7 +151,7 @@ fn the_next_leader_goes_on_with_a_promotion_that_the_one_before_did_not_live_to_
 }
 
 #[test]
-fn a_promotion_to_come_survives_snapshots_and_restarts_of_everybody() {
+fn a_pending_promotion_survives_snapshots_and_restarts_of_all_members() {
     let mut cluster = one_waits_for_its_vote();
     for id in 1..=3 {
         cluster.snapshot(id);
@@ -217,7 +217,7 @@ fn changes_that_cannot_be_are_refused_with_the_reason() {
     for (change, reason) in refusals {
         assert_eq!(cluster.change(change), Err(reason), "{change:?}");
     }
-    // Nobody is there to be number 4, so it never catches up.
+    // Node 4 does not exist, so it never catches up.
     cluster
         .change(MembershipChange::AddLearner(NodeId(4)))
         .unwrap();
@@ -255,7 +255,7 @@ fn changes_that_cannot_be_are_refused_with_the_reason() {
 
 #[test]
 fn the_membership_survives_successive_snapshots_and_restarts() {
-    // Founded with one member; everybody else came later.
+    // Founded with one member; all others were added later.
     let mut cluster = Cluster::new(&[1]);
     for id in 2..=4 {
         cluster.joiner(id);
@@ -329,7 +329,7 @@ fn a_voter_that_lost_its_log_is_not_opened_and_a_joiner_under_its_number_is_not_
     );
     assert!(matches!(refused, Err(OpenError::LogLost { voters: 3, .. })));
 
-    // It forgets its membership too, and comes as if it had never been there.
+    // It also loses its membership, and starts as a new node.
     cluster.joiner(2);
     cluster.ticks(60);
     let joiner = &cluster.host(2).engine;
@@ -344,7 +344,7 @@ fn a_voter_that_lost_its_log_is_not_opened_and_a_joiner_under_its_number_is_not_
 }
 
 #[test]
-fn strangers_other_lineages_and_older_incarnations_are_counted_and_not_heard() {
+fn messages_of_strangers_other_lineages_and_older_incarnations_are_counted_and_refused() {
     let mut cluster = Cluster::new(&[1, 2, 3]);
     cluster.write(3);
     cluster.restart(3);
@@ -393,7 +393,7 @@ fn a_read_is_ready_when_a_majority_has_confirmed_the_leader_and_it_is_applied() 
         );
         assert!(ready, "member {id}: {:?}", cluster.host(id).said);
     }
-    // Cut off, nobody confirms.
+    // While it is cut off, no member confirms.
     cluster.cut = vec![1];
     let ticket = Ticket(50);
     cluster.step(1, Event::ReadIndex { ticket });

@@ -46,7 +46,7 @@ pub struct Network {
     config: fn(u64) -> Config,
     members: Vec<Member>,
     in_flight: Vec<Vec<u8>>,
-    /// What is committed where; the same for everybody, for ever.
+    /// What is committed at each LSN: the same on all members, for ever.
     history: BTreeMap<u64, Committed>,
     leaders: BTreeMap<Term, u64>,
     accepted: BTreeMap<u64, Place>,
@@ -56,7 +56,7 @@ pub struct Network {
     busy: u64,
     compactions: u64,
     hints: u64,
-    /// All that the engines ever said.
+    /// All actions of the engines.
     pub transcript: Vec<String>,
 }
 
@@ -108,7 +108,7 @@ impl Network {
         network
     }
 
-    /// One thing happens to somebody.
+    /// One random event.
     pub fn fault(&mut self) {
         let at = self.rng.random_range(0..MEMBERS.len());
         match self.rng.random_range(0..1000) {
@@ -126,7 +126,7 @@ impl Network {
         }
     }
 
-    /// Time passes without faults: everybody ticks, and all that is under way arrives.
+    /// Time passes without faults: all members tick, and all messages arrive.
     pub fn quiet_tick(&mut self) {
         for at in 0..MEMBERS.len() {
             self.step(at, Event::Tick);
@@ -201,7 +201,7 @@ impl Network {
                 assert_eq!(last_included_index.0, member.applied);
                 assert!(member.applied > member.flushed, "a hint at nothing new");
                 self.hints += 1;
-                // Most hosts begin at once; one that does not is asked again.
+                // Most hosts begin at once; one that does not gets another hint.
                 if self.rng.random_bool(0.8) {
                     member.attempt = true;
                     self.step(at, Event::SnapshotBegun);
@@ -227,7 +227,7 @@ impl Network {
         }
     }
 
-    /// Everybody applies the same entries in the same order, none twice, none left out.
+    /// All members apply the same entries in the same order, none twice and none missing.
     fn check(&mut self, at: usize, entry: &Committed) {
         let member = &self.members[at];
         let last = member.to_apply.back().map_or(member.applied, |e| e.lsn.0);
@@ -330,7 +330,7 @@ impl Network {
         self.step(at, event);
     }
 
-    /// As nobody here can send a snapshot, the log keeps what anybody lacks.
+    /// No host here can send a snapshot, so the log keeps what any member lacks.
     fn let_go(&mut self, at: usize) {
         let everybody_has = |m: &Member| m.flushed.min(m.disk.state().last.0);
         let lsn = self.members.iter().map(everybody_has).min().unwrap_or(0);
@@ -356,7 +356,7 @@ impl Network {
         self.notify_snapshot(at);
     }
 
-    /// Faults have stopped: a leader is found, commands land, and everybody has all of them.
+    /// Faults have stopped: a leader is elected, commands are applied, and all members have all of them.
     pub fn settle(&mut self) {
         for _ in 0..200 {
             self.quiet_tick();
@@ -367,7 +367,7 @@ impl Network {
             self.propose(leader);
             self.quiet_tick();
         }
-        // A follower hears of the last commit with the next heartbeat.
+        // A follower gets the last commit index with the next heartbeat.
         for _ in 0..2 * (self.config)(1).heartbeat_ticks {
             self.quiet_tick();
         }
@@ -493,7 +493,7 @@ impl std::ops::AddAssign for Reached {
     }
 }
 
-/// So many faults, then peace: everything is checked on the way and in the end.
+/// A number of random events, then a phase without faults; the rules are checked all the time.
 pub fn run(seed: u64, faults: usize) -> Network {
     let mut network = Network::new(seed);
     for _ in 0..faults {

@@ -42,7 +42,7 @@ fn an_entry_that_was_never_acknowledged_may_land_when_the_log_is_reopened() {
         panic!("a proposal is persisted");
     };
     disk.write(&persist);
-    // It is in the log, and nobody has heard of it.
+    // It is in the log, and was not sent to any peer.
     drop(engine);
     let mut engine = open(1, &[1], &disk, 1).unwrap();
     let actions = settle(&mut engine, &disk, Event::Campaign);
@@ -120,7 +120,7 @@ fn a_configuration_that_makes_no_sense_is_refused() {
 }
 
 #[test]
-fn the_log_start_keeps_the_term_of_the_last_entry_that_is_gone() {
+fn the_log_start_keeps_the_term_of_the_last_removed_entry() {
     for (lsn, term) in [(1, 1), (2, 1), (3, 4), (4, 4), (5, 6), (6, 7), (7, 7)] {
         let disk = Disk::with(&[1, 1, 4, 4, 6], 5);
         let mut engine = open(1, &[1], &disk, 5).unwrap();

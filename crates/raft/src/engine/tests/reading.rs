@@ -8,7 +8,7 @@ fn ready(cluster: &Cluster, id: u64) -> usize {
 }
 
 #[test]
-fn a_read_that_waits_for_entries_is_served_when_a_snapshot_of_them_is_installed() {
+fn a_read_that_waits_for_entries_is_answered_when_a_snapshot_of_them_is_installed() {
     let mut cluster = Cluster::new(&[1, 2, 3]);
     cluster.write(10);
     cluster.cut = vec![3];
@@ -18,7 +18,7 @@ fn a_read_that_waits_for_entries_is_served_when_a_snapshot_of_them_is_installed(
     cluster.snapshot(2);
     cluster.ticks(2);
     cluster.cut.clear();
-    // It hears who leads, and is not offered anything yet.
+    // It knows the leader, and has no offer yet.
     cluster.fate = Box::new(|envelope| match envelope.payload {
         Payload::Offer(_) => Fate::Lost,
         _ => Fate::Arrives,

@@ -248,7 +248,7 @@ fn a_failure_arms_the_guardrail_again_and_not_only_the_threshold() {
 }
 
 #[test]
-fn a_snapshot_that_covers_less_than_it_should_is_not_asked_for_again_at_once() {
+fn after_a_snapshot_that_covers_less_than_required_the_next_hint_waits() {
     let (mut engine, disk) = leader(config(), HINT - 1);
     assert_eq!(hints(&grow(&mut engine, &disk, 1)), [HINT]);
     let old = Event::SnapshotTaken {
@@ -412,7 +412,7 @@ fn a_restart_keeps_what_was_kept_and_counts_its_entries_but_not_their_bytes() {
 }
 
 #[test]
-fn a_host_has_time_to_tell_of_its_newest_snapshot_before_it_is_asked_for_another() {
+fn a_host_has_time_to_report_its_newest_snapshot_before_a_hint() {
     let disk = Disk::with(&[1; 50], 50);
     // The log reaches far below the snapshot.
     let mut engine = open_with(config(), &[1], &disk, 45).unwrap();
@@ -422,7 +422,7 @@ fn a_host_has_time_to_tell_of_its_newest_snapshot_before_it_is_asked_for_another
     assert_eq!(hints(&grow(&mut engine, &disk, 1)), [0; 0]);
     assert_eq!(hints(&grow(&mut engine, &disk, 1)), [53]);
 
-    // One that has none is asked soon.
+    // A host without one gets a hint soon.
     let disk = Disk::with(&[1; 50], 50);
     let mut engine = open_with(config(), &[1], &disk, 45).unwrap();
     assert_eq!(hints(&settle(&mut engine, &disk, Event::Campaign)), [0; 0]);

@@ -143,7 +143,7 @@ fn proposals_beyond_the_limit_are_busy_until_some_are_applied() {
 }
 
 #[test]
-fn a_sole_leader_needs_no_ticks_and_nobody_elses_vote() {
+fn a_sole_leader_needs_no_ticks_and_no_other_vote() {
     let disk = Disk::default();
     let mut engine = open(1, &[1], &disk, 0).unwrap();
     assert!(engine.needs_ticks(), "before it leads, ticks elect it");

@@ -102,7 +102,7 @@ fn a_follower_acknowledges_entries_when_they_are_durable_and_not_before() {
 }
 
 #[test]
-fn a_leader_without_a_majority_says_so_however_much_its_host_has_to_apply() {
+fn a_leader_without_a_majority_steps_down_however_much_its_host_has_to_apply() {
     // It has a log to replay, and its host takes its time.
     let disk = Disk::with(&[1; 50], 50);
     let mut config = Config::new(NodeId(1));

@@ -38,8 +38,7 @@ fn last_failure(cluster: &Cluster, of: u64) -> Option<EndReason> {
 }
 
 #[test]
-fn an_offer_of_a_newer_format_is_refused_to_its_leader_which_tries_ever_later_and_the_log_goes_on()
-{
+fn an_offer_of_a_newer_format_is_refused_and_repeated_with_growing_pauses_and_the_log_goes_on() {
     let mut cluster = Cluster::new(&[1, 2, 3]);
     cluster.write(10);
     cluster.cut = vec![3];

@@ -69,7 +69,7 @@ fn lose_power(faults: &Faults, cut: PowerCut, engine: Engine<LogFileSystem>) {
 }
 
 #[test]
-fn a_failed_write_loses_nothing_and_the_group_built_anew_goes_through() {
+fn a_failed_write_loses_nothing_and_its_repetition_succeeds() {
     for fault in [
         WriteFault::NoSpace,
         WriteFault::NoSpaceRotate,
@@ -245,7 +245,7 @@ fn a_power_cut_at_any_group_keeps_every_acknowledged_one() {
 }
 
 #[test]
-fn nobody_is_told_that_a_write_is_durable_after_the_power_went() {
+fn no_write_is_reported_as_durable_after_the_power_cut() {
     let (_keep, dir) = scratch();
     let (fs, faults, _) = faulty();
     faults.track_unsynced();

@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn entries_follow_replace_or_begin_anew() {
+    fn entries_follow_replace_or_begin_again() {
         let compacted = Compact {
             region: 1,
             index: 11,

@@ -154,7 +154,7 @@ fn nothing_is_applied_while_its_sync_is_under_way() {
     loop {
         let applied = store.commands().len();
         let answered = waiting.iter_mut().filter_map(|w| w.try_recv().ok()).count();
-        // Looked at before the clock: later than this, an answer is due.
+        // Evaluated before the clock is read: after this time, an answer is due.
         if proposed.elapsed() >= stall {
             break;
         }

@@ -22,7 +22,7 @@ fn a_snapshot_that_cannot_be_restored_takes_nothing_with_it() {
     let [name] = &stored(&members)[..] else {
         panic!("{:?}", stored(&members));
     };
-    // It is kept, as it is while somebody fetches it.
+    // It is kept, as while a peer fetches it.
     let (kept, aside) = (dir.join(name), members.keep.path().join(name));
     let copy = |from: &Path, to: &Path| {
         std::fs::create_dir_all(to).unwrap();

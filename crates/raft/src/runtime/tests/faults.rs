@@ -15,7 +15,7 @@ fn names_the_cause(refused: &ProposeError, fault: WriteFault) {
     let cause = match fault {
         WriteFault::Io => "os error 5",
         WriteFault::NoSpace => "os error 28",
-        // raft-engine's word for it.
+        // raft-engine's message for it.
         _ => "nospace",
     };
     assert!(why.contains(cause), "{fault:?}: {why}");
@@ -129,7 +129,7 @@ fn a_failed_sync_is_reported_with_its_file_and_nothing_is_acknowledged_after_it(
         .collect();
     wait_for("the failure is heard of", || !heard.lock().is_empty());
     faults.clear();
-    // The next sync would succeed; nobody asks for it.
+    // The next sync would succeed; there must be none.
     after.extend(group.propose("later".into()));
     std::thread::sleep(Duration::from_millis(200));
     for waiting in &mut after {
@@ -206,13 +206,13 @@ fn a_group_whose_entries_cannot_be_applied_can_be_stopped_and_has_them_after_a_r
 }
 
 #[test]
-fn a_group_whose_log_cannot_be_read_stops_and_says_so_to_those_who_wait() {
+fn a_group_whose_log_cannot_be_read_halts_and_answers_pending_proposals() {
     let (_keep, dir) = scratch();
     let stores = [Store::default(), Store::default()];
     let host = Host::start(&dir, &Faults::new(), &stores);
     let (group, other) = (&host.groups[0], &host.groups[1]);
     execute_all(group, &numbered("c", 50));
-    // An answer comes before the engine hears that it was applied; that of the next one, after.
+    // An answer comes before the engine gets `Applied`; the answer of the next proposal comes after it.
     execute(group, "one more").unwrap();
     // Applied, durable, and so no longer in memory; now the disk loses it.
     damage(&dir);
@@ -231,7 +231,7 @@ fn a_group_whose_log_cannot_be_read_stops_and_says_so_to_those_who_wait() {
     assert!(!reopens, "damage does not pass: {why}");
     assert_eq!(group.halted().map(|halted| halted.why).as_ref(), Some(why));
     assert!(group.status().halted && !other.status().halted);
-    // Whoever asks for something else from here on is answered too.
+    // Other requests from here on are answered too.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .build()

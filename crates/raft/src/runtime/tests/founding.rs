@@ -10,7 +10,7 @@ fn a_voter_whose_whole_disk_was_replaced_is_not_opened_again() {
     members.assert_agreed();
     let lost = members.follower();
     members.end(lost);
-    // Nothing is left that could tell: neither its log, nor its snapshots, nor a marker.
+    // Nothing on disk shows it: neither its log, nor its snapshots, nor a marker.
     std::fs::remove_dir_all(members.data_dir(lost)).unwrap();
     for _ in 0..2 {
         let opened = members.try_run(lost, GroupOptions::reopening(GROUP));

@@ -44,7 +44,7 @@ impl Transport for Sent {
     fn stop(&self) {}
 }
 
-/// A member's snapshots, and the node that serves them.
+/// A member's snapshots, and the node that sends them.
 pub struct Member {
     dir: PathBuf,
     faults: DiskFaults,
@@ -91,7 +91,7 @@ impl Member {
         stored.manifest.checkpoint
     }
 
-    /// What a peer is answered that asks for part of it.
+    /// The answer to a peer that requests part of it.
     pub fn fetch(&self, from: u64, checkpoint: CheckpointId) -> Payload {
         self.sent.0.lock().clear();
         let fetch = Fetch {
@@ -146,7 +146,7 @@ fn a_transfer_of_an_older_snapshot_goes_on_after_its_source_has_restarted() {
 
     let member = Member::open(dir.path());
     member.assert_stays(&[10, 20]);
-    // Before it has heard of the receiver again, there is a newer one.
+    // Before the receiver makes contact again, there is a newer one.
     member.snapshot(30);
     member.ticks(IDLE - 1);
     assert!(matches!(member.fetch(2, older), Payload::Chunk(_)));
@@ -157,7 +157,7 @@ fn a_transfer_of_an_older_snapshot_goes_on_after_its_source_has_restarted() {
 }
 
 #[test]
-fn no_more_older_snapshots_wait_for_their_receivers_than_could_be_served() {
+fn no_more_older_snapshots_are_kept_for_receivers_than_may_be_sent_at_once() {
     let dir = tempfile::tempdir().unwrap();
     let store = |lsn: u64| {
         let store = SnapshotStore::open(&dir.path().join("group"), ME, DiskFaults::default());
@@ -225,7 +225,7 @@ fn a_receiver_whose_disk_is_full_finds_its_snapshot_again() {
     assert!(matches!(member.fetch(2, older), Payload::Chunk(_)));
     member.snapshot(20);
     for _ in 0..5 {
-        // It asks for nothing, and says what it is about.
+        // It requests nothing, and reports its progress.
         member.ticks(IDLE - 1);
         member.sender.note_progress(NodeId(2), older);
     }

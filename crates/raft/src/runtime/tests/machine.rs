@@ -43,7 +43,7 @@ struct Inner {
     writing: usize,
     /// What the sink heard.
     heard: Vec<Result<Lsn, String>>,
-    /// So many times apply fails; what it was given is noted.
+    /// So many calls of apply fail; their entries are noted.
     failures: usize,
     refused: Vec<Vec<Lsn>>,
 }
@@ -67,7 +67,7 @@ impl Store {
         self.0.0.lock()
     }
 
-    /// Changes something that somebody may wait for.
+    /// Changes something that a test may wait for.
     fn change(&self, change: impl FnOnce(&mut Inner)) {
         change(&mut self.lock());
         self.0.1.notify_all();
@@ -100,7 +100,7 @@ impl Store {
         (inner.begun, inner.writing)
     }
 
-    /// What the sink heard: what is covered, or what went wrong.
+    /// Calls of the sink: what is covered, or the error.
     pub fn heard(&self) -> Vec<Result<Lsn, String>> {
         self.lock().heard.clone()
     }

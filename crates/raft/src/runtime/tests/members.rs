@@ -182,7 +182,7 @@ impl Members {
         }
     }
 
-    /// Everybody who runs has everything.
+    /// All running members have everything.
     #[track_caller]
     pub fn assert_agreed(&self) {
         wait_for("everybody has everything", || {

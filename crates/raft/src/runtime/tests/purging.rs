@@ -25,7 +25,7 @@ fn host_with(dir: &Path, purge_interval: Duration, stores: &[Store]) -> Host {
 }
 
 #[test]
-fn files_of_the_log_that_nobody_needs_are_deleted_without_being_asked_for() {
+fn files_of_the_log_that_no_group_needs_are_deleted_by_themselves() {
     let (_keep, dir) = scratch();
     let store = Store::default();
     let host = host_with(

@@ -26,7 +26,7 @@ fn a_group_whose_log_could_not_be_read_for_a_while_goes_on_and_has_lost_nothing(
     let (group, other) = (&host.groups[0], &host.groups[1]);
     execute_all(group, &numbered("c", 50));
     group.keep_from(Lsn(10));
-    // An answer comes before the engine hears that it was applied; that of the next one, after.
+    // An answer comes before the engine gets `Applied`; the answer of the next proposal comes after it.
     execute(group, "one more").unwrap();
     stores[0].fail_applies(usize::MAX);
     let waiting = group.propose("under way".into()).unwrap();
@@ -43,7 +43,7 @@ fn a_group_whose_log_could_not_be_read_for_a_while_goes_on_and_has_lost_nothing(
     assert!(refused.has_no_side_effects());
     execute(other, "goes on").unwrap();
 
-    // As long as the cause is there, it stays halted, and says why.
+    // As long as the cause exists, it stays halted and reports why.
     let failures = || group.shared.reopening.as_ref().unwrap().failures();
     wait_for("an attempt fails", || failures() == 2);
     let halted = group.halted().expect("the disk still refuses");
@@ -52,7 +52,7 @@ fn a_group_whose_log_could_not_be_read_for_a_while_goes_on_and_has_lost_nothing(
     wait_for("the group goes on", || is_well(group));
     execute(group, "after").unwrap();
     assert_eq!(group.counters().reopened, 1);
-    // What the host had told is known again.
+    // The host's reports are known again.
     let status = group.status();
     assert_eq!((status.floor, status.log_start), (Lsn(25), Lsn(10)));
     let mut expected = numbered("c", 50);

@@ -291,8 +291,8 @@ fn stop_answers_those_who_wait_with_unknown_and_loses_nothing_acknowledged() {
     }
 }
 
-/// Proposes, several at a time, until that is refused. Returns what was acknowledged, and what
-/// became of nobody knows what.
+/// Proposes, several at a time, until that is refused. Returns what was acknowledged, and what became of is
+/// unknown.
 fn propose_until_stopped(group: &Group<Answer>, thread: usize) -> (Vec<String>, Vec<String>) {
     let (mut acknowledged, mut unknown) = (Vec::new(), Vec::new());
     for round in 0.. {

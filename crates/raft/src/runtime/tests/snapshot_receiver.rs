@@ -11,7 +11,7 @@ use crate::transfer::{Checksum, Content, Manifest, OFFER_FORMAT};
 const GROUP: GroupId = GroupId(4);
 const IT: CheckpointId = CheckpointId([6; 16]);
 
-/// A member that waits to join, and what it says to others.
+/// A node that waits to be added, and the messages that it sends.
 struct Joiner {
     _keep: tempfile::TempDir,
     dir: PathBuf,
@@ -42,7 +42,7 @@ impl Joiner {
         }
     }
 
-    /// Something that the leader says.
+    /// A message of the leader.
     fn deliver(&self, payload: Payload) {
         let leader = Identity {
             cluster: ClusterId::default(),
@@ -82,7 +82,7 @@ impl Joiner {
         sent.iter().any(|s| matches!(s, Payload::Fetch(_)))
     }
 
-    /// The last word to others about the transfer.
+    /// The last message about the transfer.
     fn last_word(&self) -> Option<EndReason> {
         let sent = self.sent.0.lock();
         let about = |s: &&Payload| matches!(s, Payload::Progress(_) | Payload::Ended(_));
@@ -105,7 +105,7 @@ impl Drop for Joiner {
 }
 
 #[test]
-fn a_fetch_that_gets_no_thread_is_said_to_have_failed_and_begins_with_the_next_offer() {
+fn a_fetch_that_gets_no_thread_is_reported_as_failed_and_begins_with_the_next_offer() {
     let member = Joiner::start();
     let no_threads = |none: bool| {
         let shared = member.group.shared.member.as_ref().unwrap();

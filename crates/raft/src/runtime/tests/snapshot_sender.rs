@@ -1,4 +1,4 @@
-//! A node that serves snapshots no faster than it is told to.
+//! A node that sends snapshots no faster than its limit.
 
 use std::sync::Weak;
 
@@ -51,7 +51,7 @@ struct Fixture {
     checkpoint: CheckpointId,
 }
 
-/// A node that serves a snapshot of 100 chunks.
+/// A node that sends a snapshot of 100 chunks.
 fn sender(bytes_per_second: u64) -> Fixture {
     let dir = tempfile::tempdir().unwrap();
     let store = SnapshotStore::open(&dir.path().join("group"), ME, DiskFaults::default());
@@ -124,7 +124,7 @@ fn all_receivers_together_get_no_more_bytes_a_second_than_the_limit() {
     assert!(took >= Duration::from_millis(680), "40 at 50/s: {took:?}");
     // How much of that was waiting depends on how long it takes by itself.
     assert!(node.sender.paced() > Duration::ZERO);
-    // Both were served all the time, and not one after the other.
+    // Both got chunks all the time, and not one after the other.
     let (two, three) = (node.chunks(2), node.chunks(3));
     assert!(two[0] < three[19] && three[0] < two[19]);
     node.sender.stop();

@@ -8,7 +8,7 @@ use crate::{GroupOptions, InMemory, InMemoryState, Writing, capture_clone};
 
 type Asked = oneshot::Receiver<Result<Arc<StoredSnapshot>, SnapshotError>>;
 
-/// Waits for a snapshot. One that nobody answers fails the test instead of hanging it.
+/// Waits for a snapshot. Without an answer the test fails instead of hanging.
 fn taken(asked: Asked) -> Result<Arc<StoredSnapshot>, SnapshotError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
@@ -70,7 +70,7 @@ fn a_log_that_grows_in_bytes_leads_to_snapshots() {
 }
 
 #[test]
-fn an_idle_group_takes_a_snapshot_at_once_when_it_is_asked_also_of_nothing_new() {
+fn an_idle_group_takes_a_requested_snapshot_at_once_also_of_nothing_new() {
     let (_keep, dir) = scratch();
     let store = Store::default();
     let host = Host::start(&dir, &Faults::new(), std::slice::from_ref(&store));
@@ -119,7 +119,7 @@ fn proposals_applies_and_status_go_on_while_a_snapshot_is_written() {
 }
 
 #[test]
-fn who_asks_during_an_attempt_gets_the_next_one_and_shares_it() {
+fn a_request_during_an_attempt_is_answered_by_the_next_one_and_shares_it() {
     let (_keep, dir) = scratch();
     let store = Store::default();
     let host = Host::start(&dir, &Faults::new(), std::slice::from_ref(&store));
@@ -148,7 +148,7 @@ fn who_asks_during_an_attempt_gets_the_next_one_and_shares_it() {
 }
 
 #[test]
-fn a_failed_snapshot_is_told_to_those_who_asked_and_the_log_asks_again_by_itself() {
+fn a_failed_snapshot_is_reported_to_its_requests_and_hinted_at_again() {
     for guardrail in [false, true] {
         let (_keep, dir) = scratch();
         let store = Store::default();
@@ -180,7 +180,7 @@ fn a_failed_snapshot_is_told_to_those_who_asked_and_the_log_asks_again_by_itself
 }
 
 #[test]
-fn stop_waits_for_the_snapshot_under_way_and_answers_everybody() {
+fn stop_waits_for_the_snapshot_under_way_and_answers_all_requests() {
     let (_keep, dir) = scratch();
     let store = Store::default();
     let host = Host::start(&dir, &Faults::new(), std::slice::from_ref(&store));

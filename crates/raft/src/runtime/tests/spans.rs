@@ -1,4 +1,4 @@
-//! What the log tells of transfers.
+//! The spans and log lines of transfers.
 
 use std::fmt::Debug;
 
@@ -12,7 +12,7 @@ use super::*;
 use crate::ids::CheckpointId;
 use crate::message::{EndReason, Ended};
 
-/// Spans that were opened, and what was said.
+/// Spans that were opened, and log lines.
 #[derive(Clone, Default)]
 struct Heard(Arc<Mutex<Vec<String>>>);
 
@@ -50,7 +50,7 @@ impl Subscriber for Heard {
     fn exit(&self, _: &Id) {}
 }
 
-/// What is heard of a transfer to that node.
+/// Spans and log lines of a transfer to that node.
 fn transfer(member: &Member, checkpoint: CheckpointId, to: u64) -> Vec<String> {
     let heard = Heard::default();
     tracing::subscriber::with_default(heard.clone(), || {

@@ -36,7 +36,7 @@ fn a_member_that_was_stopped_is_freed_while_its_node_goes_on() {
 }
 
 #[test]
-fn a_group_that_nobody_holds_and_nobody_has_stopped_goes_on() {
+fn a_group_without_handles_that_was_not_stopped_goes_on() {
     let mut members = Members::start(&[1, 2, 3]);
     members.write(10);
     let id = members.follower();

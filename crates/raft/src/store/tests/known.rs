@@ -46,7 +46,7 @@ impl Host {
         self.faults.operations() - before
     }
 
-    /// Other bytes, in the same file; `at` is when that is said to have been.
+    /// Other bytes in the same file; `at` is its time of modification.
     fn overwrite(&self, bytes: &[u8], at: SystemTime) {
         let file = fs::File::options();
         let mut file = { file }.write(true).open(self.export.join("a")).unwrap();
@@ -87,7 +87,7 @@ fn a_file_that_was_written_to_in_place_is_read_again() {
 }
 
 #[test]
-fn a_file_whose_snapshot_arrived_corrupt_is_read_again_and_goes_on_if_it_is_well() {
+fn a_file_whose_snapshot_arrived_corrupt_is_read_again_and_reused_if_it_is_intact() {
     let mut host = Host::new();
     let first = host.snapshot().unwrap();
     let undoubted = host.cost();
@@ -102,7 +102,7 @@ fn a_file_that_rots_gets_into_no_snapshot_once_a_peer_has_noticed() {
     let mut host = Host::new();
     let first = host.snapshot().unwrap();
     host.snapshot().unwrap();
-    // Nobody wrote to it: so says its time.
+    // By its time of modification, it was not written to.
     host.overwrite(b"what was wrltten", host.written_at());
     host.store.doubt(first.manifest.checkpoint);
     let refused = host.snapshot().unwrap_err().to_string();

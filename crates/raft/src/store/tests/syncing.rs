@@ -2,8 +2,7 @@
 
 use super::*;
 
-/// What is synced on the way: each operation fails once, and says of which file it was. Not all of them
-/// matter.
+/// The syncs of each step: each operation fails once, and names its file. Not all of them matter.
 fn synced(run: impl Fn(&Path, DiskFaults) -> Result<(), StoreError>) -> Vec<String> {
     let (dir, faults) = (tempfile::tempdir().unwrap(), DiskFaults::default());
     run(dir.path(), faults.clone()).unwrap();

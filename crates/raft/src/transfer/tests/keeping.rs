@@ -1,4 +1,4 @@
-//! For how long a sender keeps what somebody may still need.
+//! How long a sender keeps a checkpoint that a receiver may still need.
 
 use super::*;
 
@@ -16,7 +16,7 @@ fn sender(how: fn(Box<Manifest>) -> SenderEvent) -> Sender {
     sender
 }
 
-/// What a receiver is answered that asks for part of it; `None` for the part.
+/// The answer to a receiver that requests part of it; `None` for the part.
 fn asks(sender: &mut Sender, from: u64) -> Option<EndReason> {
     let fetch = Fetch {
         checkpoint: IT,
@@ -45,14 +45,14 @@ fn report_progress(sender: &mut Sender, from: u64) {
     });
 }
 
-/// So many ticks pass; whether it may be removed.
+/// So many ticks pass. Returns whether it may be removed.
 fn released(sender: &mut Sender, ticks: u64) -> bool {
     let mut actions = (0..ticks).flat_map(|_| sender.step(SenderEvent::Tick));
     actions.any(|a| a == SenderAction::Release(IT))
 }
 
 #[test]
-fn what_a_receiver_says_it_is_fetching_is_kept_though_it_asks_for_nothing() {
+fn a_checkpoint_whose_fetch_is_reported_is_kept_without_requests() {
     let mut sender = sender(SenderEvent::Publish);
     assert_eq!(asks(&mut sender, 2), None);
     sender.step(SenderEvent::Retire(IT));
@@ -67,7 +67,7 @@ fn what_a_receiver_says_it_is_fetching_is_kept_though_it_asks_for_nothing() {
 }
 
 #[test]
-fn what_a_receiver_was_offered_is_kept_before_it_asks_for_the_first_time() {
+fn what_a_receiver_was_offered_is_kept_until_its_first_request() {
     let mut sender = sender(SenderEvent::Publish);
     assert_eq!(asks(&mut sender, 2), None);
     report_progress(&mut sender, 3);
@@ -85,7 +85,7 @@ fn what_a_receiver_was_offered_is_kept_before_it_asks_for_the_first_time() {
 }
 
 #[test]
-fn a_retired_checkpoint_is_not_kept_for_somebody_new() {
+fn a_retired_checkpoint_is_not_kept_for_new_receivers() {
     let mut sender = sender(SenderEvent::Publish);
     assert_eq!(asks(&mut sender, 2), None);
     sender.step(SenderEvent::Retire(IT));
@@ -98,7 +98,7 @@ fn a_retired_checkpoint_is_not_kept_for_somebody_new() {
 }
 
 #[test]
-fn what_was_found_at_the_start_waits_for_its_receivers_to_ask_again() {
+fn what_was_found_at_the_start_is_kept_until_its_receivers_had_time_to_go_on() {
     let mut node = sender(SenderEvent::Found);
     sender_retires(&mut node);
     assert!(!released(&mut node, IDLE - 1), "nobody has asked yet");

@@ -1,4 +1,4 @@
-//! The receiving end, against a sender and a disk that do what they are told here.
+//! The receiving end, against a scripted sender and disk.
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -21,7 +21,7 @@ fn config() -> ReceiverConfig {
 struct Fixture {
     receiver: Receiver,
     disk: Vec<Vec<u8>>,
-    /// Asked for and not answered.
+    /// Requested and not answered.
     requested: Vec<Fetch>,
     /// The disk is full.
     full: bool,
@@ -144,7 +144,7 @@ fn files_that_are_there_by_hash_and_parts_that_are_there_are_not_fetched() {
 }
 
 #[test]
-fn a_part_that_is_damaged_is_found_when_the_file_is_whole_and_fetched_anew() {
+fn damage_to_a_part_is_found_when_the_file_is_complete_and_the_file_is_fetched_again() {
     let sizes = [50, 30];
     let mut fixture = Fixture::held(&sizes, &[Held::Prefix(25), Held::Prefix(30)]);
     fixture.disk[0][3] ^= 1;
@@ -155,7 +155,7 @@ fn a_part_that_is_damaged_is_found_when_the_file_is_whole_and_fetched_anew() {
 }
 
 #[test]
-fn a_chunk_that_does_not_come_is_asked_for_again_ever_later() {
+fn a_chunk_that_does_not_arrive_is_requested_again_with_growing_deadlines() {
     let mut fixture = Fixture::new(&[10]);
     let mut requested_at = Vec::new();
     for tick in 0..45 {
@@ -184,7 +184,7 @@ fn a_large_file_may_take_as_long_as_it_likes() {
 }
 
 #[test]
-fn a_corrupt_chunk_is_asked_for_at_once_and_given_up_in_the_end() {
+fn a_corrupt_chunk_is_requested_again_at_once_and_fails_the_transfer_in_the_end() {
     let corrupt = |fetch: Fetch| {
         let mut chunk = chunk_of(fetch);
         chunk.checksum = Checksum(1);
@@ -232,7 +232,7 @@ fn a_full_disk_is_waited_for_and_nothing_is_fetched_twice() {
 }
 
 #[test]
-fn a_busy_sender_is_asked_again_later_and_one_that_ends_ends_it() {
+fn a_busy_sender_gets_the_request_again_later_and_its_end_ends_the_transfer() {
     let ended = |reason| {
         let checkpoint = CheckpointId([9; 16]);
         ReceiverEvent::Ended(Ended { checkpoint, reason })

@@ -68,7 +68,7 @@ fn no_more_bytes_are_in_flight_than_allowed_and_receivers_take_turns() {
     let mut reading = Vec::new();
     for from in [2, 3] {
         for n in 0..4 {
-            // The receiver can be told from the offset.
+            // The offset identifies the receiver.
             reading.extend(reads(&sender.step(fetch(from, from * 100 + n * 10))));
         }
     }
@@ -85,7 +85,7 @@ fn no_more_bytes_are_in_flight_than_allowed_and_receivers_take_turns() {
 }
 
 #[test]
-fn too_many_receivers_are_told_that_the_sender_is_busy() {
+fn too_many_receivers_get_a_busy_answer() {
     let mut sender = sender(2, 100);
     assert_eq!(ended(&sender.step(fetch(2, 0))), None);
     assert_eq!(ended(&sender.step(fetch(3, 0))), None);
@@ -149,7 +149,7 @@ fn a_file_that_vanished_ends_the_transfer() {
 }
 
 #[test]
-fn a_retired_checkpoint_is_released_when_nobody_fetches_it_any_more() {
+fn a_retired_checkpoint_is_released_when_no_receiver_fetches_it_any_more() {
     let mut sender = sender(2, 100);
     let checkpoint = CheckpointId([9; 16]);
     let released =
@@ -186,7 +186,7 @@ fn an_impatient_receiver_does_not_fill_the_sender() {
 }
 
 #[test]
-fn what_the_host_has_not_read_yet_is_not_read_twice_if_the_receiver_asks_once_more() {
+fn a_repeated_request_for_an_unread_chunk_is_not_read_twice() {
     let mut sender = sender(1, 20);
     let (first, _) = reads(&sender.step(fetch(2, 0)))[0];
     sender.step(fetch(2, 10));
@@ -224,7 +224,7 @@ fn a_read_that_waits_for_a_transfer_that_is_over_can_be_left() {
     assert_eq!(next.len(), 1, "the next one's turn");
     assert!(sender.wants(next[0].0));
 
-    // Asked for once more, it is read once more.
+    // Requested again, it is read again.
     assert_eq!(ended(&sender.step(fetch(2, 0))), None);
     assert_eq!(sender.counts().dropped, 0);
 }

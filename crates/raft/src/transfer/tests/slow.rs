@@ -1,4 +1,4 @@
-//! A sender that is told to be slow, and its receivers.
+//! A sender with a rate limit, and its receivers.
 
 use std::collections::BTreeMap;
 
@@ -9,9 +9,8 @@ const CHUNK: usize = 100;
 
 #[test]
 fn receivers_of_a_sender_at_its_slowest_get_all_of_it_and_nothing_twice() {
-    // The lowest rate that a configuration may say: of all transfers that there may be at once, each gets
-    // a chunk in half the time after which its receiver would give the sender up. Less than one chunk is
-    // in flight.
+    // The lowest valid rate: of the most transfers at once, each gets a chunk in half the time after which
+    // its receiver would give the sender up. Less than one chunk is in flight.
     let config = ReceiverConfig {
         chunk_bytes: CHUNK as u32,
         window_bytes: 4 * CHUNK as u64,

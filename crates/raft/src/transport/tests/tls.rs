@@ -1,4 +1,4 @@
-//! TLS between members: who is heard, who is spoken to, and what is said of files that are wrong.
+//! TLS between members: which connections are accepted, and how mistakes in files are reported.
 
 use super::super::grpc::{GrpcConfig, GrpcTransport, TlsConfig, TlsError};
 use super::grpc::{ANY, send_until, transport};
@@ -50,7 +50,7 @@ fn with(tls: TlsConfig) -> GrpcTransport {
     try_with(tls, None).unwrap()
 }
 
-/// Speaks to a node for a while, on both streams, and gets through with nothing.
+/// Sends to a node for a while, on both streams; nothing arrives.
 #[track_caller]
 fn speak_in_vain(one: &GrpcTransport, said: &Heard, node: u64) {
     let before = said.unreachable.lock().len();
@@ -95,7 +95,7 @@ fn with_certificates_of_one_authority_messages_and_large_chunks_arrive() {
 }
 
 #[test]
-fn without_a_certificate_of_the_authority_nobody_is_heard_nor_spoken_to() {
+fn without_a_certificate_of_the_authority_no_message_is_sent_or_accepted() {
     let authority = Authority::new();
     let (one, two) = (
         with(authority.node("127.0.0.1")),
@@ -176,7 +176,7 @@ fn a_certificate_does_not_stand_in_for_the_secret() {
 }
 
 #[test]
-fn strangers_who_connect_and_say_nothing_hold_up_nobody() {
+fn silent_connections_of_strangers_delay_no_member() {
     let authority = Authority::new();
     let (one, two) = (
         with(authority.node("127.0.0.1")),
@@ -193,7 +193,7 @@ fn strangers_who_connect_and_say_nothing_hold_up_nobody() {
 }
 
 #[test]
-fn what_is_wrong_with_certificates_is_said_when_the_transport_is_made() {
+fn mistakes_in_certificates_are_reported_when_the_transport_is_created() {
     let (authority, other) = (Authority::new(), Authority::new());
     let refusal = |change: &dyn Fn(&mut TlsConfig)| {
         let mut tls = authority.node("127.0.0.1");

@@ -14,7 +14,7 @@ use super::{CHUNK, Watch, in_mid_transfer};
 use crate::host::{Cluster, GROUP, Wire, wait_for};
 
 #[test]
-fn a_sender_that_restarts_with_a_newer_snapshot_goes_on_serving_the_one_under_way() {
+fn a_sender_that_restarts_with_a_newer_snapshot_goes_on_with_the_one_under_way() {
     let (mut cluster, behind, watch) = in_mid_transfer(false);
     let source = cluster.leader();
     cluster.write(20, 100);
@@ -32,7 +32,7 @@ fn a_sender_that_restarts_with_a_newer_snapshot_goes_on_serving_the_one_under_wa
 #[test]
 fn a_disk_that_is_full_for_long_costs_a_transfer_nothing() {
     let mut cluster = Cluster::empty(Wire::Memory, &[1, 2, 3]);
-    // 600 ticks without a fetch are three seconds, and an election begins after one without a word.
+    // 600 ticks without a fetch are three seconds; an election begins after one second without a message.
     cluster.adjust = Box::new(|c| {
         c.tick_interval = Duration::from_millis(5);
         (c.election_ticks, c.heartbeat_ticks) = (200, 20);
@@ -59,7 +59,7 @@ fn a_disk_that_is_full_for_long_costs_a_transfer_nothing() {
 }
 
 #[test]
-fn a_fetch_goes_on_with_what_is_left_when_its_files_are_removed_under_it() {
+fn a_fetch_goes_on_with_the_remaining_files_when_others_are_removed() {
     type Loss = fn(&std::path::Path);
     let losses: [(&str, Loss); 3] = [
         ("cut", |partial| {
@@ -119,7 +119,7 @@ fn an_unfinished_fetch_of_what_came_as_entries_never_becomes_a_snapshot() {
     let status = cluster.group(1).status();
     cluster.kill(1);
 
-    // It was fetching a snapshot of just that, and has half of it.
+    // It was fetching a snapshot of exactly these entries, and has half of it.
     let identity = Identity {
         cluster: ClusterId::default(),
         group: GROUP,
