@@ -39,6 +39,8 @@ pub enum NodeError {
         path: std::path::PathBuf,
         /// What happened.
         why: String,
+        /// Whether the operating system refused. If not, the file has no number.
+        unreadable: bool,
     },
     /// The group's snapshots.
     #[error("group {group}: {source}")]
@@ -80,6 +82,8 @@ impl NodeError {
         match self {
             NodeError::Log(error) => error.is_unreadable(),
             NodeError::Open { source, .. } => matches!(source, OpenError::Unreadable(_)),
+            NodeError::Store { source, .. } => source.is_unreadable(),
+            NodeError::Incarnation { unreadable, .. } => *unreadable,
             NodeError::Thread(_) => true,
             _ => false,
         }

@@ -211,24 +211,28 @@ pub(super) fn make_ready<S: StateMachine>(
     let tag = tag.ok_or_else(|| failed("the log's tag is not one of this library's".to_owned()))?;
     if tag.lineage != options.lineage {
         return Err(failed(format!(
-            "the log is of lineage {}, and {} was asked for",
+            "the log is of lineage {}, and the options name {}",
             tag.lineage, options.lineage
         )));
     }
-    restore_newest(store, machine).map_err(failed)?;
+    restore_newest(group, store, machine)?;
     let applied = machine.applied();
-    let mut fetching = store.fetch_under_way();
+    let of_store = |source| NodeError::Store { group, source };
+    let mut fetching = store.fetch_under_way().map_err(of_store)?;
     let mut unfinished = None;
     if let Some(offer) = fetching.take_if(|f| f.last_included_index == applied) {
         // Either the fetched snapshot has replaced the state, and the process ended before it was listed as
         // stored; or entries have brought the state to the same LSN, and the fetch is incomplete.
-        let whole = store.is_whole(offer.checkpoint).unwrap_or_else(|error| {
-            tracing::warn!(%group, %error, "what was fetched cannot be verified");
-            false
-        });
+        let whole = match store.is_whole(offer.checkpoint) {
+            Err(source) if source.is_unreadable() => return Err(of_store(source)),
+            Err(error) => {
+                tracing::warn!(%group, %error, "a fetch cannot be verified");
+                false
+            }
+            Ok(whole) => whole,
+        };
         if whole {
-            let kept = store.keep_fetched(offer.checkpoint);
-            kept.map_err(|e| failed(e.to_string()))?;
+            store.keep_fetched(offer.checkpoint).map_err(of_store)?;
         } else {
             unfinished = Some(offer);
         }
@@ -239,14 +243,13 @@ pub(super) fn make_ready<S: StateMachine>(
     if let Some(term) = term.or(unfinished.as_ref().map(|f| f.term)) {
         let at = LogFloor { lsn: applied, term };
         if !log.state(group)?.continues(at, &*log.reader(group)) {
-            tracing::info!(%group, lsn = %applied, "the log begins anew after an installed snapshot");
+            tracing::info!(%group, lsn = %applied, "the log is restarted after an installed snapshot");
             log.restart_group(group, at)?;
         }
     }
     if let Some(offer) = unfinished {
         // Only now: until the log was restarted, only the manifest had the term of the state's last entry.
-        let discarded = store.discard_fetch(offer.checkpoint);
-        discarded.map_err(|e| failed(e.to_string()))?;
+        store.discard_fetch(offer.checkpoint).map_err(of_store)?;
     }
     let membership = match applied.0 {
         0 => {
@@ -265,17 +268,27 @@ pub(super) fn make_ready<S: StateMachine>(
     })
 }
 
-/// Restores the newest readable snapshot if the state machine is behind it. An unreadable one is not listed
-/// any more: if it were offered and reported to the engine, the older snapshot that the state comes from
-/// would be removed and the log compacted, and after a crash nothing would be left to open from.
-fn restore_newest<S: StateMachine>(store: &SnapshotStore, machine: &mut S) -> Result<(), String> {
+/// Restores the newest snapshot if the state machine is behind it. One that is damaged, or that the state
+/// machine refuses, is not listed any more, and an older one is tried: if it were offered and reported to the
+/// engine, the older snapshot that the state comes from would be removed and the log compacted, and after a
+/// crash nothing would be left to open from. One that cannot be read now ends the start.
+fn restore_newest<S: StateMachine>(
+    group: GroupId,
+    store: &SnapshotStore,
+    machine: &mut S,
+) -> Result<(), NodeError> {
     let mut last = None;
     for stored in store.all().iter().rev() {
         if stored.manifest.last_included_index <= machine.applied() {
             return Ok(());
         }
         let lsn = stored.manifest.last_included_index;
-        let restored = store.load(stored).map_err(|e| e.to_string());
+        let restored = match store.load(stored) {
+            Err(source) if source.is_unreadable() => {
+                return Err(NodeError::Store { group, source });
+            }
+            loaded => loaded.map_err(|e| e.to_string()),
+        };
         match restored.and_then(|s| machine.restore(s).map_err(|e| e.to_string())) {
             Ok(()) => {
                 tracing::info!(%lsn, bytes = stored.manifest.total_bytes(), "restored from a snapshot");
@@ -288,7 +301,7 @@ fn restore_newest<S: StateMachine>(store: &SnapshotStore, machine: &mut S) -> Re
             }
         }
     }
-    last.map_or(Ok(()), Err)
+    last.map_or(Ok(()), |what| Err(NodeError::Recovery { group, what }))
 }
 
 /// The description of a group in its log: its lineage and its founders. Its presence proves that the group

@@ -239,7 +239,13 @@ impl Node {
             let ClusterInit::By(founders) = options.founding.clone() else {
                 return Err(NodeError::LogLost { group: id });
             };
-            if dir.exists() || machine.applied() > Lsn(0) {
+            // A directory that cannot be looked up is not one that is absent.
+            let there = dir.try_exists().map_err(|error| {
+                let what = format!("looking for {}: {error}", dir.display());
+                let source = std::io::Error::new(error.kind(), what).into();
+                NodeError::Store { group: id, source }
+            })?;
+            if there || machine.applied() > Lsn(0) {
                 return Err(NodeError::LogLost { group: id });
             }
             // Before the directory is made: a directory without a log means a lost log.
@@ -446,14 +452,16 @@ fn purge(inner: &Weak<Inner>, interval: Duration) {
 /// The number of this start: one more than that of the last one, and durable before any message carries it.
 fn next_incarnation(dir: &Path) -> Result<Incarnation, NodeError> {
     let path = dir.join("incarnation");
-    let failed = |why: String| NodeError::Incarnation {
+    let failed = |error: std::io::Error| NodeError::Incarnation {
         path: path.clone(),
-        why,
+        why: error.to_string(),
+        unreadable: error.kind() != std::io::ErrorKind::InvalidData,
     };
     let count = || -> std::io::Result<u64> {
         std::fs::create_dir_all(dir)?;
         let last = match std::fs::read_to_string(&path) {
-            Ok(text) => text.trim().parse().map_err(std::io::Error::other)?,
+            Ok(text) => (text.trim().parse())
+                .map_err(|e| std::io::Error::new(std::io::ErrorKind::InvalidData, e))?,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => 0,
             Err(e) => return Err(e),
         };
@@ -465,5 +473,5 @@ fn next_incarnation(dir: &Path) -> Result<Incarnation, NodeError> {
         std::fs::File::open(dir)?.sync_all()?;
         Ok(next)
     };
-    count().map(Incarnation).map_err(|e| failed(e.to_string()))
+    count().map(Incarnation).map_err(failed)
 }

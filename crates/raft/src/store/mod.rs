@@ -70,6 +70,20 @@ pub enum StoreError {
     Unknown(CheckpointId),
 }
 
+impl StoreError {
+    /// Whether the operating system refused, so that nothing is known about what is stored. The same may
+    /// work later.
+    pub fn is_unreadable(&self) -> bool {
+        match self {
+            StoreError::Io(error) => !matches!(
+                error.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof
+            ),
+            StoreError::Manifest(_) | StoreError::Damaged { .. } | StoreError::Unknown(_) => false,
+        }
+    }
+}
+
 /// A stored snapshot, complete and durable.
 #[derive(Clone, Debug)]
 pub struct Stored {
@@ -104,7 +118,8 @@ impl SnapshotStore {
     ///
     /// # Errors
     ///
-    /// The directory cannot be created, listed or cleaned.
+    /// The directory cannot be created, listed or cleaned, or the metadata of a snapshot or a fetch cannot
+    /// be read now ([`StoreError::is_unreadable`]): then nothing is known of it, and it stays as it is.
     pub fn open(
         dir: &Path,
         identity: Identity,
@@ -129,6 +144,7 @@ impl SnapshotStore {
             } else if name.starts_with("snap-") {
                 match store.read_metadata(&path) {
                     Ok(manifest) => stored.push(Entry::new(Arc::new(store.own(manifest, path)))),
+                    Err(error) if error.is_unreadable() => return Err(error),
                     Err(error) => tracing::error!(%error, "a stored snapshot cannot be used"),
                 }
             }

@@ -2,7 +2,7 @@
 //! snapshot.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -23,17 +23,31 @@ pub struct Partial {
 
 impl SnapshotStore {
     /// The manifest of the fetch that was under way when the process ended, if any.
-    pub fn fetch_under_way(&self) -> Option<Manifest> {
-        let names = self.disk.names(&self.dir).ok()?;
-        let mut partials = names.iter().filter(|n| n.starts_with("fetch-"));
-        partials.find_map(|name| self.read_metadata(&self.dir.join(name)).ok())
+    pub fn fetch_under_way(&self) -> Result<Option<Manifest>, StoreError> {
+        for name in self.disk.names(&self.dir)? {
+            if name.starts_with("fetch-")
+                && let Some(manifest) = self.valid_metadata(&self.dir.join(name))?
+            {
+                return Ok(Some(manifest));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The manifest in a directory; `None` if it is damaged or absent. An error if it cannot be read now.
+    fn valid_metadata(&self, dir: &Path) -> Result<Option<Manifest>, StoreError> {
+        match self.read_metadata(dir) {
+            Ok(manifest) => Ok(Some(manifest)),
+            Err(error) if error.is_unreadable() => Err(error),
+            Err(_) => Ok(None),
+        }
     }
 
     /// Begins or resumes a fetch. Files that stored snapshots have are linked; files of another fetch are
     /// reused, and that fetch is removed.
     pub fn begin_fetch(self: &Arc<Self>, manifest: &Manifest) -> Result<Partial, StoreError> {
         let path = self.fetch_path(manifest.checkpoint);
-        let there = self.read_metadata(&path).is_ok_and(|m| m == *manifest);
+        let there = self.valid_metadata(&path)?.is_some_and(|m| m == *manifest);
         if !there {
             self.disk.remove_dir_all(&path)?;
             let temporary = self.dir.join(format!("tmp-fetch-{}", manifest.checkpoint));
@@ -72,9 +86,9 @@ impl SnapshotStore {
 
     /// Links complete files of stored snapshots, or of another fetch, that have the right checksum. They
     /// are verified like all other files.
-    fn link_known(&self, to: &std::path::Path, manifest: &Manifest) -> Result<(), StoreError> {
+    fn link_known(&self, to: &Path, manifest: &Manifest) -> Result<(), StoreError> {
         let mut known = std::collections::BTreeMap::new();
-        let mut note = |manifest: &Manifest, dir: &std::path::Path| {
+        let mut note = |manifest: &Manifest, dir: &Path| {
             for file in 0..manifest.file_count() {
                 let (size, sum) = (manifest.file_size(file), manifest.file_checksum(file));
                 if let (Some(size), Some(sum), Some(path)) =
@@ -92,7 +106,7 @@ impl SnapshotStore {
         for name in self.disk.names(&self.dir)? {
             let dir = self.dir.join(&name);
             if name.starts_with("fetch-")
-                && let Ok(manifest) = self.read_metadata(&dir)
+                && let Some(manifest) = self.valid_metadata(&dir)?
             {
                 note(&manifest, &dir);
             }
@@ -192,9 +206,9 @@ impl SnapshotStore {
             if !name.starts_with("fetch-") {
                 continue;
             }
-            match self.read_metadata(&path) {
-                Ok(manifest) => partials.push((manifest.last_included_index, path)),
-                Err(_) => self.remove_dir(&path)?,
+            match self.valid_metadata(&path)? {
+                Some(manifest) => partials.push((manifest.last_included_index, path)),
+                None => self.remove_dir(&path)?,
             }
         }
         partials.sort();

@@ -4,6 +4,7 @@ mod known;
 mod retries;
 mod syncing;
 mod unfinished;
+mod unreadable;
 
 use std::fs;
 
@@ -175,7 +176,7 @@ fn a_crash_between_any_two_operations_of_an_install_leaves_the_fetch_or_the_snap
         drop(store);
 
         let store = open(dir.path(), DiskFaults::default());
-        match (store.newest(), store.fetch_under_way()) {
+        match (store.newest(), store.fetch_under_way().unwrap()) {
             (Some(kept), None) => {
                 assert!(kept.fetched);
                 store.load(&kept).unwrap();
@@ -246,7 +247,7 @@ fn a_fetch_goes_on_where_it_was_with_its_manifest_first() {
     partial.write(0, 5, &[Bytes::from_static(b"5")]).unwrap();
 
     let store = open(dir.path(), DiskFaults::default());
-    assert_eq!(store.fetch_under_way(), Some(offer.clone()));
+    assert_eq!(store.fetch_under_way().unwrap(), Some(offer.clone()));
     let partial = store.begin_fetch(&offer).unwrap();
     assert_eq!(partial.held(), [Held::Prefix(6), Held::Prefix(0)]);
 }
@@ -297,7 +298,7 @@ fn files_that_are_there_by_hash_are_linked_and_a_bad_one_is_replaced_not_changed
     let next = offered(40, &[("n", b"other"), ("m", b"shared bytes")]);
     let partial = store.begin_fetch(&next).unwrap();
     assert_eq!(partial.held(), [Held::Prefix(5), Held::Prefix(12)]);
-    assert_eq!(store.fetch_under_way(), Some(next));
+    assert_eq!(store.fetch_under_way().unwrap(), Some(next));
 }
 
 #[test]

@@ -12,6 +12,59 @@ fn stored(members: &Members) -> Vec<String> {
 }
 
 #[test]
+fn a_start_that_cannot_read_what_is_stored_fails_and_a_later_one_has_everything() {
+    let mut members = Members::start(&[1]);
+    members.write(10);
+    let newest = members.snapshot(1);
+    members.write(2);
+    members.end(1);
+    let mut failed = 0;
+    for after in 0.. {
+        let faults = crate::store::DiskFaults::default();
+        faults.fail_once_after(after);
+        let options = GroupOptions {
+            faults: faults.clone(),
+            ..GroupOptions::reopening(super::members::GROUP)
+        };
+        match members.try_run(1, options) {
+            Ok(()) => {
+                members.assert_agreed();
+                assert_eq!(members.group(1).status().floor, newest, "after {after}");
+                members.end(1);
+            }
+            Err(error) => {
+                assert!(error.is_unreadable(), "after {after}: {error}");
+                failed += 1;
+            }
+        }
+        if faults.operations() <= after {
+            break;
+        }
+    }
+    assert!(failed >= 4, "creating, listing, reading, loading: {failed}");
+    members.run(1);
+    members.assert_agreed();
+}
+
+#[test]
+fn a_number_of_starts_that_is_damaged_is_not_taken_for_unreadable() {
+    let dir = tempfile::tempdir().unwrap();
+    let start = || {
+        let transport = crate::transport::memory::Network::new().transport(NodeId(1));
+        let started = Node::start_among(NodeConfig::new(NodeId(1), dir.path()), transport);
+        started.map(|(node, _)| node.stop()).unwrap_err()
+    };
+    let file = dir.path().join("raft/incarnation");
+    std::fs::create_dir_all(&file).unwrap();
+    let error = start();
+    assert!(error.is_unreadable(), "{error}");
+    std::fs::remove_dir(&file).unwrap();
+    std::fs::write(&file, "no number").unwrap();
+    let error = start();
+    assert!(!error.is_unreadable(), "{error}");
+}
+
+#[test]
 fn a_snapshot_that_cannot_be_restored_takes_nothing_with_it() {
     let mut members = Members::start(&[1]);
     let dir = members.snapshots_dir(1);

@@ -50,3 +50,25 @@ fn a_first_start_that_was_interrupted_may_be_repeated() {
     let voters = members.group(3).membership().voters;
     assert_eq!(voters, [1, 2, 3].map(NodeId));
 }
+
+#[test]
+fn a_first_start_that_cannot_read_its_directory_begins_no_group() {
+    let mut members = Members::start(&[1]);
+    members.end(1);
+    let (data, group) = (members.data_dir(1), members.snapshots_dir(1));
+    // The log is lost, and the directory that shows it cannot be read: the name leads back to itself.
+    std::fs::remove_dir_all(data.join("log")).unwrap();
+    let aside = data.join("aside");
+    std::fs::rename(&group, &aside).unwrap();
+    std::os::unix::fs::symlink(&group, &group).unwrap();
+    let options = || GroupOptions::founded_by(GROUP, &[NodeId(1)]);
+    let error = members.try_run(1, options()).unwrap_err();
+    assert!(error.is_unreadable(), "{error}");
+    std::fs::remove_file(&group).unwrap();
+    std::fs::rename(&aside, &group).unwrap();
+    let opened = members.try_run(1, options());
+    assert!(
+        matches!(opened, Err(NodeError::LogLost { group: GROUP })),
+        "{opened:?}"
+    );
+}

@@ -39,7 +39,7 @@ fn an_install_that_failed_at_any_operation_is_kept_at_the_next_try() {
         let kept = store.keep_fetched(offer.checkpoint).unwrap();
         store.load(&kept).unwrap();
         assert_eq!(store.all().len(), 1, "after {after}");
-        assert_eq!(store.fetch_under_way(), None);
+        assert_eq!(store.fetch_under_way().unwrap(), None);
         assert_eq!(
             open(dir.path(), DiskFaults::default()).all().len(),
             1,
