@@ -119,7 +119,7 @@ pub enum ChangeRefused {
     #[error("it is not a learner")]
     NotALearner,
     /// The learner lacks too many entries.
-    #[error("it has not caught up: it lacks {lacks} entries, or has not been heard of")]
+    #[error("it has not caught up: it lacks {lacks} entries, or is not in contact")]
     Lagging {
         /// Entries of the leader's log that it lacks.
         lacks: u64,

@@ -487,7 +487,7 @@ impl RawEntries {
                 membership: None,
             }),
             eraftpb::EntryType::EntryConfChange => Err(format!(
-                "the entry at LSN {} is of a kind that nobody writes",
+                "the entry at LSN {} is of a kind that no version writes",
                 entry.index
             )),
         };

@@ -8,7 +8,7 @@
 //! What the host has to do with the actions:
 //!
 //! - [`Action::Persist`]: make it durable, in the given order, then step [`Event::Persisted`] with its
-//!   number. One sync may make several durable; the last number then stands for all before it.
+//!   number. One sync may make several durable; the last number then covers all before it.
 //! - [`Action::Apply`]: apply in order, then step [`Event::Applied`].
 //! - [`Action::SnapshotHint`]: take a snapshot, and meanwhile go on with everything else. Step
 //!   [`Event::SnapshotBegun`] when it begins, also if there was no hint before, and

@@ -193,8 +193,8 @@ impl FileSystem for LogFileSystem {
 
     fn delete<P: AsRef<Path>>(&self, path: P) -> io::Result<()> {
         let path = path.as_ref();
-        // Purge asks oldest first, and for each file once. Files that it asked for and did not
-        // get deleted are therefore the ones older than this.
+        // A purge deletes files oldest first, each once. Files whose deletion failed are therefore older
+        // than this one.
         if self.left_over.swap(false, Ordering::AcqRel) {
             self.delete_older(path)
                 .inspect_err(|_| self.left_over.store(true, Ordering::Release))?;

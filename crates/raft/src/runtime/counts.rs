@@ -77,7 +77,7 @@ impl Unread {
         let DecodeError::NewerFormat(format) = error else {
             self.malformed.fetch_add(1, Ordering::Relaxed);
             counter!("esker_raft_messages_malformed_total").increment(1);
-            return tracing::debug!(%error, "a message that nobody understands");
+            return tracing::debug!(%error, "a message cannot be decoded");
         };
         let before = self.newer_format.fetch_add(1, Ordering::Relaxed);
         counter!("esker_raft_messages_newer_format_total").increment(1);
@@ -87,7 +87,7 @@ impl Unread {
                 format,
                 known = ENVELOPE_FORMAT,
                 times = before + 1,
-                "refusing messages of a newer format: upgrade this node, or it hears nothing"
+                "refusing messages of a newer format: upgrade this node: until then they are dropped"
             );
         }
     }

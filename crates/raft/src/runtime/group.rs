@@ -22,7 +22,7 @@ use crate::ids::{GroupId, Lsn, NodeId, Term};
 use crate::message::Envelope;
 use crate::store::StoredSnapshot;
 
-/// Where a group stands.
+/// The position and the health of a group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GroupStatus {
     /// Role of this member.
@@ -248,7 +248,7 @@ impl<O: Send + 'static> Group<O> {
         }
     }
 
-    /// Where the group stands.
+    /// The position and the health of the group.
     pub fn status(&self) -> GroupStatus {
         let (applied, applied_term) = *self.shared.applied.borrow();
         let engine = self.shared.engine.lock();

@@ -118,7 +118,7 @@ impl<O: Send + 'static> Shared<O> {
         judge: impl FnOnce(Option<Action>) -> Result<(Lsn, Term, Answer<O>, Option<Guard>), E>,
     ) -> Result<(), E> {
         let mut engine = self.engine.lock();
-        // Looked at under the lock: whoever waits from here on is seen by `stop`.
+        // Read under the lock: `stop` sees every waiter that is added from here on.
         if self.stopping.load(Ordering::Relaxed) {
             return judge(None).map(|_| ());
         }
@@ -163,11 +163,11 @@ impl<O: Send + 'static> Shared<O> {
         if waiting.is_empty() {
             return;
         }
-        // Looked at under the lock: whoever waits from here on is seen by `stop`.
+        // Read under the lock: `stop` sees every waiter that is added from here on.
         let stopping = self.stopping.load(Ordering::Relaxed);
         if stopping {
             for proposal in waiting {
-                // Whoever asked may have gone.
+                // The receiver may be gone.
                 let _ = proposal.answer.send(Err(ProposeError::stopping()));
             }
             return;

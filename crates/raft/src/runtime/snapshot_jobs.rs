@@ -4,7 +4,7 @@
 //! ```text
 //!  hint (engine) ─┐
 //!                 ├▶ wanted ──▶ apply thread: begin_snapshot ──▶ snapshot thread: permit, write
-//!  ask (host) ────┘   ▲                                              │ sink, engine, askers
+//!  request (host) ┘   ▲                                              │ sink, engine, requests
 //!                     └── wanted again meanwhile ◀───────────────────┘
 //! ```
 //!
@@ -57,7 +57,7 @@ impl SnapshotJobs {
         }
     }
 
-    /// Wants an attempt; nobody waits for it.
+    /// Wants an attempt, without waiting for it.
     pub fn want(&self) {
         self.state.lock().wanted = true;
     }

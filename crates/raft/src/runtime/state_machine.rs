@@ -61,7 +61,7 @@ pub trait StateMachine: Send + 'static {
         Err(SnapshotError(what.to_owned()))
     }
 
-    /// Called at each open as long as nothing was ever applied: the founders of the group, or nobody for a
+    /// Called at each open as long as nothing was ever applied: the founders of the group; empty for a
     /// member that waits to be added. For state machines that keep the membership with their state.
     fn create(&mut self, founders: &Membership) {
         let _ = founders;
@@ -99,7 +99,7 @@ impl SnapshotSink for RemoveFiles {
         if let SnapshotData::Files(SnapshotDir { path }) = &snapshot.data
             && let Err(error) = std::fs::remove_dir_all(path)
         {
-            tracing::warn!(%group, path = %path.display(), %error, "a stored snapshot's files stay");
+            tracing::warn!(%group, path = %path.display(), %error, "the files of a stored snapshot could not be removed");
         }
     }
 

@@ -119,7 +119,7 @@ impl<O> Waiters<O> {
         }
         for (answer, landed, output) in ready {
             match (answer, output) {
-                // Whoever asked may have gone.
+                // The receiver may be gone.
                 (Answer::Command(to), Some(output)) => drop(to.send(Ok(output))),
                 (Answer::Change(to), _) if landed => drop(to.send(Ok(()))),
                 (answer, _) => answer.fail(&ProposeError::Superseded),

@@ -1,7 +1,7 @@
 //! The log on a host's disk: its durable part, and the writes to it.
 //!
-//! Writes go into one queue, as with the log writer, and a sync makes some of them durable at once.
-//! After a crash a prefix of those that were under way is there all the same; what is torn is cut.
+//! Writes go into one queue, as with the log writer, and a sync makes some of them durable at once. After a
+//! crash a prefix of the unsynced writes may be durable; a torn one is cut.
 
 use std::collections::VecDeque;
 use std::sync::Arc;

@@ -29,7 +29,7 @@
 //! **What is checked**, at the first place where it can fail: one leader a term; entries of one LSN and
 //! term are the same everywhere, and so are those before; what is committed never changes; commit is never
 //! ahead of what is durable on a majority; every state is the fold of the committed commands, with the
-//! digest and the membership that everybody has at that LSN, also after a restart or an install;
+//! digest and the membership that all members have at that LSN, also after a restart or an install;
 //! acknowledged proposals are there in the end, each once; no read misses what was seen before it began;
 //! the log never begins after what is durable of the state; it stays behind a transfer, within the limit;
 //! no byte is fetched twice but those that a break took; and once faults stop, there is progress within a

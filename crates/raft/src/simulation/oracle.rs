@@ -174,7 +174,7 @@ impl Oracle {
         }
     }
 
-    /// The state is the fold of what is committed, and the membership what the log says.
+    /// The state is the fold of the committed entries, and the membership that of the log.
     pub fn state(&self, id: u64, state: &State, whence: &str) -> Verdict {
         let lsn = state.at.lsn.0;
         let Some(known) = self.history.get(lsn as usize) else {

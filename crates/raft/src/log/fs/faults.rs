@@ -5,13 +5,12 @@
 //!
 //! # The power cut
 //!
-//! After [`Faults::track_unsynced`], every change to a file is remembered, with what it replaced,
-//! until that file is synced. [`Faults::power_cut`] then does to the files what a machine that
-//! lost power may have done, and switches the (simulated) machine off: what still runs on it gets
-//! errors, and can neither change a file nor be told that a lost write is durable. A new log on
-//! the same directory, with new `Faults`, is the machine after its restart. The old log has to be
-//! dropped before, and would sync while it is: [`Faults::bury`] makes that silent and without
-//! effect.
+//! After [`Faults::track_unsynced`], every change to a file is remembered, with what it replaced, until
+//! that file is synced. [`Faults::power_cut`] then does to the files what a machine that lost power may
+//! have done, and switches the (simulated) machine off: what still runs on it gets errors, and can neither
+//! change a file nor get a lost write reported as durable. A new log on the same directory, with new
+//! `Faults`, is the machine after its restart. The old log has to be dropped before, and would sync while
+//! it is: [`Faults::bury`] makes that silent and without effect.
 //!
 //! Names of files (created, deleted) are modelled as durable at once.
 

@@ -7,7 +7,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-/// Where a batch stands in its atomic group.
+/// The position of a batch in its atomic group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Mark {
     Begin,

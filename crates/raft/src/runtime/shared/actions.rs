@@ -32,7 +32,7 @@ impl<O: Send + 'static> Shared<O> {
                 }
                 Action::StoreSnapshot { .. } => {
                     // The engine answers with it to an event that this runtime never sends.
-                    tracing::error!(group = %self.id, "a snapshot of bytes that nobody sent");
+                    tracing::error!(group = %self.id, "the engine asks to store a snapshot that this runtime did not send");
                 }
                 Action::LogAlarm { entries } => {
                     tracing::error!(

@@ -26,7 +26,10 @@ impl Verifier {
                         false
                     });
                     if !good {
-                        tracing::warn!(file, "a fetched file is not what it should be: once more");
+                        tracing::warn!(
+                            file,
+                            "a fetched file does not match its checksum: it is fetched again"
+                        );
                     }
                     // Waits for a place in the queue, because this event must not be lost. The receiving
                     // thread empties the queue until it ends.

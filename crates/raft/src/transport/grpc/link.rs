@@ -116,7 +116,7 @@ async fn run(
                 let node = opening.node;
                 tracing::warn!(
                     %node, target, why, times = refused,
-                    "a peer cannot be spoken to: look at the certificates, the secret, the address"
+                    "a peer refuses the connection: check the certificates, the secret and the address"
                 );
             }
         }

@@ -13,7 +13,7 @@
 //! The transport has threads of its own, so that a host's asynchronous tasks never delay a heartbeat.
 //!
 //! On an untrusted network use [`tls`](GrpcConfig::tls): both ends of every connection present a
-//! certificate, and nobody can read the traffic. The shared [`secret`](GrpcConfig::secret) alone refuses
+//! certificate, and the traffic is encrypted. The shared [`secret`](GrpcConfig::secret) alone refuses
 //! unknown callers, but does not encrypt. With both, the secret distinguishes clusters that share an
 //! authority.
 
