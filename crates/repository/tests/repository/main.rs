@@ -42,6 +42,7 @@ mod ownership;
 mod pacing;
 mod pruning;
 mod putting;
+mod races;
 mod restate;
 mod restore_pins;
 mod restoring;

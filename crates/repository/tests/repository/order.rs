@@ -5,7 +5,7 @@ use std::num::NonZeroU32;
 use esker_repository::{Error, Kind, Lsn, Options, Progress, SnapshotDir};
 use testkit_s3::Operation;
 
-use crate::fixture::{Files, Place, some};
+use crate::fixture::{Files, Place, full, options, some};
 
 on_both!(
     of_equal_positions_the_later_put_is_the_newest,

@@ -9,7 +9,7 @@ use futures::future::BoxFuture;
 use testkit_s3::{Fault, Matching, Operation};
 use time::OffsetDateTime;
 
-use crate::fixture::{PARTITION, Place, options, some, until};
+use crate::fixture::{PARTITION, Place, options, retries, some, until};
 use crate::resuming::broken_off;
 
 on_both!(

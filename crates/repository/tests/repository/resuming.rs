@@ -6,7 +6,7 @@ use std::process::Command;
 use esker_repository::{Error, Options, Progress, Which};
 use testkit_s3::{Fault, Matching, Operation};
 
-use crate::fixture::{Files, Place, bytes, read_dir, some, until};
+use crate::fixture::{Files, Place, bytes, options, read_dir, some, until};
 
 on_both!(
     a_target_that_holds_something_is_left_alone,
