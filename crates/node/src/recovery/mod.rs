@@ -17,8 +17,9 @@
 //! "There is no snapshot" and "the repository could not be read" are different answers, and neither
 //! ever makes an empty database.
 //!
-//! The steps are async, and share a [`context::Context`]. What may wait for a disk runs on threads where
-//! blocking is fine.
+//! The steps are async, and share a [`context::Context`]. What reads or writes much runs on threads where
+//! blocking is fine; small files, and the end of a start that fails, are left to the thread that is there,
+//! because nothing else runs yet.
 
 mod acceptance;
 mod archived_copies;

@@ -18,7 +18,7 @@ use super::plan::{Plan, PlannedFork};
 use crate::blocking::blocking;
 use crate::error::StartError;
 
-/// Partitions that are restored at a time. Each has eight files under source.
+/// Partitions that are restored at a time. Each fetches eight files at a time.
 const PARALLEL: usize = 4;
 /// What is to be done where the log contradicts copies, and no other one is of use.
 pub(super) const CONTRADICTED: &str = "What the log contradicts is of another copy of this data directory, or the log is: bring back what belongs together. Or give up what only the log has: keep a copy of this directory, move its log/ away, and start with --bootstrap restore, which goes on from the newest copy, be it the database or a snapshot; to restore the repository's snapshots instead, move db/ and checkpoints/ away as well";

@@ -5,7 +5,7 @@
 //! node does not repeat any of it: once it is certain that a start can recover, it asks its host for one ([`crate::Node::restart_wanted`]).
 //!
 //! Certain means, for every damaged partition: the damage is noted durably, and a copy that leads to the
-//! present has been found, fetched if need be, and compared block by block (`recovery::copies`). What was
+//! present has been found, fetched if need be, and compared block by block (`recovery::search`). What was
 //! fetched is used by the start, so a long download costs no outage. Without such a copy the node serves on:
 //! a start would end, and with it the partitions that are well.
 //!

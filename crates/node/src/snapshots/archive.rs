@@ -103,7 +103,7 @@ impl Archive {
         self.incarnations.begin()
     }
 
-    /// Remembers the writer that a root names, if this node may write to the root.
+    /// Remembers the writer that a root names. The caller has checked that this node may write to the root.
     pub fn note_root(&self, partition: u64, root: &Root) {
         if let Some(writer) = &root.writer {
             self.incarnations.note_claim(partition, writer.incarnation);

@@ -8,6 +8,8 @@ use esker_repository::Error as RepositoryError;
 const FAILING: &str = "repository_failing";
 /// A partition's root was removed.
 const ROOT_MISSING: &str = "repository_root_missing";
+/// The repository has gone on with another lineage.
+const OTHER_LINEAGE: &str = "repository_other_lineage";
 /// Another copy of this node writes, or has written.
 const OTHER_WRITER: &str = "repository_other_writer";
 const COPIED: &str = "the data directory was copied, or put back from a copy: stop the one of the two that is not wanted; for both to go on, give one a snapshots.destination of its own; to go on with what the repository has, start an empty data directory with --bootstrap restore";
@@ -53,7 +55,7 @@ impl Failure {
     /// The repository has gone on with another lineage.
     pub fn other_lineage(what: impl Into<String>) -> Failure {
         Failure {
-            code: "repository_other_lineage",
+            code: OTHER_LINEAGE,
             what: what.into(),
             remedy: "stop this server, and let clients use the one that was restored; what only this one has can be read from it before that",
         }
@@ -97,6 +99,11 @@ impl Failure {
     /// Whether the repository fails in a way that an attempt later may end well.
     pub fn is_failing(&self) -> bool {
         self.code == FAILING
+    }
+
+    /// Whether the repository has gone on with another lineage.
+    pub fn is_other_lineage(&self) -> bool {
+        self.code == OTHER_LINEAGE
     }
 
     /// Whether another copy of this node writes there.

@@ -8,9 +8,13 @@
 //! | [`failure`] | why the repository takes no snapshots |
 //! | [`catalog`] | what snapshots of partitions need of the catalog |
 //! | [`schedule`] | when one is put into the repository |
-//! | [`uploader`] | the task that does it, and what is known of the repository |
+//! | [`load`] | what came after the newest snapshots, which decides whether one is due |
+//! | [`uploader`] | the task that looks whether one is due |
+//! | [`snapshot_job`] | making one: checkpoint, catalog, claim, upload, commit, sweep |
+//! | [`state`] | what is known of a partition's repository |
+//! | [`root`] | reading and claiming a partition's root |
 //! | [`rates`] | how fast this node is |
-//! | [`status`] | what an operator wants to know |
+//! | [`status`], [`problems`] | what an operator wants to know |
 //! | [`proof`] | restoring into a scratch directory, and comparing |
 //! | [`online`] | what the commands for snapshots ask of a running node |
 

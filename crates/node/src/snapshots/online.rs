@@ -117,7 +117,12 @@ impl Node {
         let pruned = self.repository(partition)?.prune(plan).await;
         // Fewer snapshots may be retained now: the root is read again.
         let snapshots = &self.inner.snapshots;
-        snapshots.known[partition as usize].lock().looked = false;
+        {
+            let mut known = snapshots.known[partition as usize].lock();
+            known.looked = false;
+            // A put under way has a root from before.
+            known.prunes += 1;
+        }
         snapshots.wake.notify_one();
         Ok(pruned?)
     }

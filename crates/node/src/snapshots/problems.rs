@@ -10,7 +10,7 @@ use super::status::{NodeStatus, PartitionStatus, Problem};
 use crate::clock::{age_of, past_age};
 use crate::core::Inner;
 
-/// A proof older than this, or of a snapshot that is no longer retained, has to be renewed.
+/// A proof older than this has to be renewed.
 const PROOF_AGE: Duration = Duration::from_secs(30 * 24 * 3600);
 /// Snapshots are late when the newest is this many intervals old and something came after it.
 const LATE: u32 = 3;

@@ -21,7 +21,10 @@ pub(super) async fn read_root(inner: &Inner, partition: u64, repository: &Reposi
         Ok(root) => {
             let checked = check_root(inner, partition, repository, &root).await;
             checked
-                .inspect_err(|failure| tracing::error!(partition, error = %failure, "no snapshots are put into the repository"))
+                .inspect_err(|failure| match failure.is_other_lineage() {
+                    true => tracing::error!(partition, why = failure.what),
+                    false => tracing::error!(partition, error = %failure, "no snapshots are put into the repository"),
+                })
                 .map(|()| Some(root))
         }
         // There is no root yet; or the disk of the repository is not mounted.

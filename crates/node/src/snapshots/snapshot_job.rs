@@ -45,6 +45,8 @@ struct SnapshotJob<'a> {
     repository: Repository,
     /// Those who asked before it began.
     waiting: Vec<Waiting>,
+    /// [`RepositoryState::prunes`] when it began.
+    prunes: u64,
     begun: Instant,
 }
 
@@ -73,6 +75,7 @@ impl<'a> SnapshotJob<'a> {
             reason,
             repository,
             waiting: std::mem::take(&mut known.waiting),
+            prunes: known.prunes,
             begun: Instant::now(),
         }
     }
@@ -178,6 +181,8 @@ impl<'a> SnapshotJob<'a> {
         archive.note_root(self.partition, &put.root);
         let mut known = self.known();
         known.note_root(&put.root);
+        // The root may have been pruned after this job swapped it: it is read again.
+        known.looked = known.prunes == self.prunes;
         known.newest_bytes = Some(put.bytes);
         keep_log(self.inner.group(self.partition), &known);
         if self.partition == 0 {
@@ -305,6 +310,7 @@ mod tests {
     use std::time::Duration;
 
     use bytes::Bytes;
+    use esker_repository::prune::PruneOptions;
     use s2_common::config::{BasinConfig, OptionalStreamConfig};
     use s2_common::record::{EnvelopeRecord, Record};
     use s2_common::stream::{AppendInput, AppendRecord, AppendRecordParts};
@@ -395,10 +401,31 @@ mod tests {
         let _ = std::fs::remove_dir_all(&repository);
         std::fs::rename(&away, &repository).unwrap();
         let created = node.create_snapshot(1).await.unwrap();
-        let known = known.lock();
-        assert_eq!(known.failure, None);
-        assert_eq!(known.newest().unwrap().lsn, created.lsn);
-        drop(known);
+        assert_eq!(known.lock().failure, None);
+        assert_eq!(known.lock().newest().unwrap().lsn, created.lsn);
+        node.stop(Duration::from_secs(30)).await;
+    }
+
+    #[tokio::test]
+    async fn a_root_that_is_pruned_after_the_commit_is_read_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let (node, stream) = started(dir.path()).await;
+        append(&stream, 1000).await;
+        node.create_snapshot(1).await.unwrap();
+        append(&stream, 1000).await;
+        let job = SnapshotJob::begin(&node.inner, 1, Reason::Asked);
+        let made = job.make_checkpoint().await.unwrap();
+        job.claim_roots().await.unwrap();
+        let put = job.upload_and_commit(&made).await.unwrap();
+        let keep = PruneOptions {
+            keep: std::num::NonZeroU32::new(1),
+            ..PruneOptions::default()
+        };
+        let plan = node.plan_prune(1, &keep).await.unwrap();
+        assert!(!plan.released.is_empty());
+        node.prune(1, &plan).await.unwrap();
+        job.publish(&made, &put);
+        assert!(!node.inner.snapshots.known[1].lock().looked);
         node.stop(Duration::from_secs(30)).await;
     }
 

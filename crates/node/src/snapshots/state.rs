@@ -87,6 +87,8 @@ pub(crate) struct Archived {
 pub(crate) struct RepositoryState {
     /// Whether the root was read, and what was noted of it still holds.
     pub looked: bool,
+    /// How often a prune has changed the root, or may have. What was read before the last one does not hold.
+    pub prunes: u64,
     /// Whether this start has claimed the root, and found it of this history.
     pub is_claimed: bool,
     /// Retained snapshots, newest first.
