@@ -208,7 +208,7 @@ impl Node {
             .await?;
         match outcome {
             Outcome::BasinDeleted(Some(_)) => {
-                self.wake_upkeep();
+                self.wake_maintenance();
                 Ok(())
             }
             Outcome::BasinDeleted(None) => Err(Error::BasinNotFound(name.to_owned())),

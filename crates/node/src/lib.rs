@@ -3,8 +3,8 @@
 //! | module | what it holds |
 //! |---|---|
 //! | [`data_dir`] | identity, format version, and the lock that keeps a second process out |
-//! | [`recovery`] | from a data directory to running partitions: every way back |
-//! | [`snapshots`] | partition snapshots: when, where to, what they are good for |
+//! | [`recovery`] | from a data directory to running partitions: every source that a start can recover from |
+//! | [`snapshots`] | partition snapshots: schedule, uploads, predictions, proofs |
 //! | [`options`] | what a node is started with |
 //! | `core` | what a running node has, for all modules that work on it |
 //! | `admission`, `propose`, [`answer`] | memory for what is in flight; proposing a command; waiting for its answer |

@@ -59,7 +59,7 @@ impl Late {
 /// What the thread remembers.
 #[derive(Default)]
 struct Retention {
-    /// Where each partition of streams is looked at next.
+    /// The stream at which the next round begins, by partition.
     places: Vec<StreamId>,
     /// Of each partition, the catalog first.
     late: Vec<Late>,

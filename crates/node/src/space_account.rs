@@ -12,7 +12,7 @@ use crate::signal::Signal;
 pub(crate) struct Space {
     /// How many bytes the log writer may have written since the start before appends wait.
     pub log_limit: AtomicU64,
-    /// The same before free space is looked at again.
+    /// The same before free space is read again.
     pub free_limit: AtomicU64,
     /// What the log had on disk when that was last known.
     pub log_bytes: AtomicU64,

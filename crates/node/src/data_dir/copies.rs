@@ -1,4 +1,4 @@
-//! Local snapshots in a directory, whoever it belongs to.
+//! Local snapshots in a directory, with or without an identity.
 
 use std::fs;
 use std::path::{Path, PathBuf};

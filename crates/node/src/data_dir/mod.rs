@@ -129,7 +129,7 @@ impl LockedDir {
         let removed = fs::remove_file(self.path.join(LOCK));
         if removed.is_ok() {
             let mut made = self.made.iter();
-            // What is not empty has something to be looked at.
+            // A directory that is not empty stays.
             made.try_for_each(fs::remove_dir).ok();
         }
     }
@@ -232,7 +232,7 @@ impl DataDir {
     ///
     /// # Errors
     ///
-    /// It does not, or cannot be looked at now.
+    /// It does not, or cannot be read now.
     pub fn check_in_place(&self, path: &Path) -> Result<(), StartError> {
         let gone = |why: String| StartError::DirectoryGone {
             dir: path.to_owned(),
@@ -303,7 +303,7 @@ fn lock(dir: &Path) -> Result<File, StartError> {
         }
         Err(TryLockError::Error(source)) => return Err(io("locking", &path)(source)),
     }
-    // A start that is refused removes the file that it has made: whoever had opened it by then has locked
+    // A start that is refused removes the file that it has made: a process that had opened it has locked
     // nothing.
     let locked = file.metadata().map_err(io("looking at", &path))?;
     let is_the_same = match fs::metadata(&path) {

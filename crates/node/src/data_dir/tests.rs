@@ -77,7 +77,7 @@ fn a_directory_that_is_gone_from_its_path_gets_no_note_of_damage() {
     let (path, away) = (dir.path().join("data"), dir.path().join("away"));
     let data_dir = open(&path, 8).unwrap();
     data_dir.check_in_place(&path).unwrap();
-    // As if it had been a mount: what is below is empty, then somebody else's.
+    // As if it had been a mount: the directory below is empty, then another node's.
     fs::rename(&path, &away).unwrap();
     data_dir.check_in_place(&path).unwrap_err();
     fs::create_dir(&path).unwrap();

@@ -153,7 +153,7 @@ pub enum StartError {
     /// The snapshot repository's destination is no destination.
     #[error("{0}")]
     Destination(String),
-    /// An empty data directory, and a repository with somebody's snapshots.
+    /// An empty data directory, and a repository with a cluster's snapshots.
     #[error(
         "{dir} belongs to no cluster yet, and {repository} holds snapshots of cluster `{cluster}`: \
          start with --bootstrap restore to restore it, or use another destination for a new cluster"

@@ -42,10 +42,10 @@ pub fn check_destination(options: &NodeOptions) -> Result<(), StartError> {
 #[derive(Clone)]
 pub struct Node {
     pub(crate) inner: Arc<Inner>,
-    pub(crate) upkeep: Arc<Maintenance>,
+    maintenance: Arc<Maintenance>,
     uploader: Arc<Uploader>,
     state: StateStore,
-    keeper: Arc<Background>,
+    background: Arc<Background>,
 }
 
 impl Node {
@@ -53,19 +53,19 @@ impl Node {
     pub async fn start(options: NodeOptions) -> Result<Node, StartError> {
         counters::register();
         let inner = recovery::recover(options).await?;
-        let upkeep = Maintenance::start(&inner).map_err(|source| StartError::Io {
+        let maintenance = Maintenance::start(&inner).map_err(|source| StartError::Io {
             operation: "starting threads for",
             path: inner.options.data_dir.clone(),
             source,
         })?;
         let uploader = Uploader::start(&inner);
-        let keeper = Background::start(&inner);
+        let background = Background::start(&inner);
         restarts::watch_for_needs(&inner);
         Ok(Node {
             state: StateStore::new(inner.clone()),
-            keeper: Arc::new(keeper),
+            background: Arc::new(background),
             inner,
-            upkeep: Arc::new(upkeep),
+            maintenance: Arc::new(maintenance),
             uploader: Arc::new(uploader),
         })
     }
@@ -128,8 +128,8 @@ impl Node {
         self.inner.recovery_status()
     }
 
-    pub(crate) fn wake_upkeep(&self) {
-        self.upkeep.wake();
+    pub(crate) fn wake_maintenance(&self) {
+        self.maintenance.wake();
     }
 
     /// Whether the node takes appends; if not, why.
@@ -228,7 +228,7 @@ impl Node {
         }
         self.give_up_uploads();
         let last = deadline.max(tokio::time::Instant::now() + LAST_WAIT);
-        if tokio::time::timeout_at(last, self.keeper.join())
+        if tokio::time::timeout_at(last, self.background.join())
             .await
             .is_err()
         {
@@ -302,7 +302,7 @@ impl Node {
 
     fn stop_blocking(&self, deadline: Instant) {
         let started = Instant::now();
-        self.upkeep.ask_to_stop();
+        self.maintenance.ask_to_stop();
         let inner = &self.inner;
         let mut is_flushed = true;
         for part in inner
@@ -325,7 +325,7 @@ impl Node {
             group.stop();
         }
         inner.raft.stop();
-        self.upkeep.join();
+        self.maintenance.join();
         inner.store.close();
         tracing::info!(took = ?started.elapsed(), "stopped");
     }

@@ -339,7 +339,7 @@ mod tests {
             ..made(1, 150, &[120])
         };
         assert_eq!(says(&log, &of_another_lineage), None);
-        // Blocks that nobody writes are not read.
+        // Malformed blocks are not read.
         for blocks in [&[120, 110][..], &[60], &[150], &[170]] {
             let mut copy = made(0, 150, &[120]);
             let block = |after: &u64| LogBlock {

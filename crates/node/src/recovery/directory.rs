@@ -53,7 +53,7 @@ pub(super) async fn enter(options: &Arc<NodeOptions>) -> Result<Entered, StartEr
     blocking(move || use_dir(&options, locked, begun)).await
 }
 
-/// Makes an empty directory somebody's, and checks that it is the one that is configured.
+/// Gives an empty directory its identity, and checks that the identity is the one that is configured.
 fn use_dir(options: &NodeOptions, locked: LockedDir, begun: Begun) -> Result<Entered, StartError> {
     let identity = || match begun.identity {
         Some(identity) => identity,

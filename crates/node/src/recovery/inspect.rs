@@ -22,7 +22,7 @@ pub(super) struct Facts {
     /// The database; or why it cannot be used.
     pub store: Result<Store, String>,
     /// Partitions without which the database has to be opened again, because their files are damaged:
-    /// it is open to be looked at only. Empty if it is open as it should be.
+    /// it is open for inspection only. Empty if it is open as it should be.
     pub to_drop: Vec<u64>,
 }
 
@@ -208,7 +208,7 @@ pub(super) fn inspect(cx: &Context, plan: &Plan) -> Result<Facts, StartError> {
 }
 
 /// The database, or why it is of no use: it is missing, or damaged. And whether it is open as it should
-/// be, rather than to be looked at only.
+/// be, rather than for inspection only.
 fn open_database(
     path: &Path,
     options: &StoreOptions,

@@ -1,4 +1,4 @@
-//! From a data directory to running partitions: every way back.
+//! From a data directory to running partitions: every source that a start can recover from.
 //!
 //! 1. Lock the directory. Decide what an empty one means ([`directory`]).
 //! 2. Inspect the log's files, cut a torn tail, open the log. A lost or damaged one ends the start,
@@ -265,7 +265,7 @@ fn note_report(inner: &Inner, mut report: RecoveryReport, started: Instant) {
     inner.snapshots.recovered(report);
 }
 
-/// What is done once everything has been replayed, before anybody is served.
+/// The last steps once everything has been replayed, before requests are served.
 async fn serve(inner: &mut Inner, options: &NodeOptions, forked: &[u64]) -> Result<(), StartError> {
     inner.snapshots.local.remove_stale();
     publish_forked(inner, forked).await;

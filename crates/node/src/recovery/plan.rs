@@ -1,7 +1,7 @@
 //! What was decided about a restore that may lose something.
 //!
-//! It is written down before anything is done, so that whatever a crash interrupts is gone on with in
-//! the same way: the same lineage is begun, after the same LSN, with nobody asked again.
+//! It is written down before anything is done, so that a start that a crash interrupted is continued in the
+//! same way: the same lineage is begun, after the same LSN, and the operator is not asked again.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -11,7 +11,7 @@ use crate::error::StartError;
 /// How often it is checked whether replay makes progress.
 const LOOK_INTERVAL: Duration = Duration::from_millis(50);
 /// Replay of a partition in which nothing was applied for so long is given up: one step is 2 MiB of
-/// entries at most, and a disk that is too slow for that serves nobody.
+/// entries at most, and a disk that is too slow for that cannot serve requests.
 const STALL_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Waits until every partition serves.

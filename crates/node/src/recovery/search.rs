@@ -318,7 +318,7 @@ impl<'a> Search<'a> {
         why.is_some()
     }
 
-    /// Where a copy is made ready.
+    /// The directory in which a copy is made ready.
     pub(super) fn place(&self, name: &str) -> PathBuf {
         self.cx
             .data_dir
@@ -327,7 +327,7 @@ impl<'a> Search<'a> {
             .join(name)
     }
 
-    /// The source that a copy is, with what was found on the way to it.
+    /// The copy as a source, with what the search has found.
     pub(super) fn recovery_source(
         &self,
         copy: &Candidate,

@@ -136,7 +136,7 @@ impl Archive {
         self.with(Some(cluster), partition, SnapshotKind::Full)
     }
 
-    /// A partition's repository, for reading, whoever it belongs to.
+    /// A partition's repository, for reading; its owner is not checked.
     pub fn reader(&self, partition: u64) -> Repository {
         self.with(None, partition, self.options.kind)
     }

@@ -1,22 +1,22 @@
-//! Partition snapshots: when they are taken, where they go, what they are good for.
+//! Partition snapshots: schedule, uploads, predictions, proofs, status.
 //!
 //! | module | what it holds |
 //! |---|---|
+//! | [`options`] | options of snapshots and recovery |
 //! | [`local`] | the newest checkpoint of each partition, on this disk |
 //! | [`archive`] | the repository, and how checkpoints become snapshots and back |
-//! | [`incarnations`], [`destination_file`] | what this directory remembers of the repository: who writes, and which it was |
+//! | [`incarnations`], [`destination_file`] | which starts have written to the repository, and which destination it was |
 //! | [`failure`] | why the repository takes no snapshots |
+//! | [`state`] | what is known of snapshots and of the repository |
 //! | [`catalog`] | what snapshots of partitions need of the catalog |
-//! | [`schedule`] | when one is put into the repository |
-//! | [`load`] | what came after the newest snapshots, which decides whether one is due |
-//! | [`uploader`] | the task that looks whether one is due |
-//! | [`snapshot_job`] | making one: checkpoint, catalog, claim, upload, commit, sweep |
-//! | [`state`] | what is known of a partition's repository |
+//! | [`load`], [`schedule`] | what came after the newest snapshots; when one is due |
 //! | [`root`] | reading and claiming a partition's root |
-//! | [`rates`] | how fast this node is |
-//! | [`status`], [`problems`] | what an operator wants to know |
-//! | [`proof`] | restoring into a scratch directory, and comparing |
-//! | [`online`] | what the commands for snapshots ask of a running node |
+//! | [`snapshot_job`] | one snapshot: checkpoint, catalog, claim, upload, commit, sweep |
+//! | [`uploader`] | the tasks that make snapshots when they are due, and test restores |
+//! | [`rates`] | how fast this node is, and predictions |
+//! | [`status`], [`problems`] | the status for operators |
+//! | [`proof`] | restoring a snapshot into a scratch directory, and comparing it |
+//! | [`online`] | operations on the snapshots of a running node |
 
 mod archive;
 mod catalog;

@@ -1,7 +1,7 @@
 //! How fast this node is, and what that means for a recovery.
 //!
 //! Replay: entries and bytes a second of the last start that replayed enough to tell, of all
-//! partitions together. Scan: bytes of the log that a start looks at in a second, of the last start with
+//! partitions together. Scan: bytes of the log that a start reads in a second, of the last start with
 //! enough of them to tell; fewer are a part of the start. Restore: bytes a second of the last snapshot
 //! that was fetched. What was measured is kept in `rates.json`; a prediction is marked if it rests on an
 //! assumption.
@@ -37,7 +37,7 @@ pub struct Measured {
     /// Bytes restored in a second, from the repository into the database.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restore_bytes: Option<f64>,
-    /// Bytes of the log looked at in a second.
+    /// Bytes of the log read in a second.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scan_bytes: Option<f64>,
     /// Seconds of a start that depend on none of these.
@@ -105,7 +105,7 @@ impl Rates {
         self.note(|measured| measured.restore_bytes = Some(bytes as f64 / seconds));
     }
 
-    /// So much log was looked at in so much time.
+    /// So much log was read in so much time.
     pub fn scanned(&self, bytes: u64, took: Duration) {
         let seconds = took.as_secs_f64();
         if !scan_tells(bytes) || seconds <= 0.0 {

@@ -131,7 +131,7 @@ impl RepositoryState {
         self.retained.last()
     }
 
-    /// Whether the repository is known to have snapshots of this node, and nobody else claims it.
+    /// Whether the repository is known to have snapshots of this node, and no other node claims it.
     pub fn is_ours(&self) -> bool {
         let refused = self.failure.as_ref().is_some_and(Failure::is_refusal);
         !refused && self.newest().is_some()

@@ -32,7 +32,7 @@ const HEAD: u64 = 4096;
 type KnownHead = (String, Result<Header, String>);
 
 /// Most heads that are remembered, some hundred bytes each. Only snapshots of other histories can be so many;
-/// those beyond are read again whenever they are looked at.
+/// those beyond are read again whenever they are needed.
 const MAX_HEADS: usize = 4096;
 
 /// Remembers a head; of too many, that of the oldest commit is forgotten.

@@ -335,7 +335,7 @@ impl From<StoreError> for SnapshotFailure {
     }
 }
 
-/// The first commit that some policy wants, looked at from where history begins and up to `bound`: what
+/// The first commit that some policy keeps, of those from the beginning of history up to `bound`: what
 /// comes after that stays anyway, and is not read.
 fn kept_from(inner: &Inner, options: &StateOptions, bound: u64) -> Result<u64, StoreError> {
     let meta = inner.state.reader.meta();

@@ -36,7 +36,7 @@ use crate::core::Inner;
 const COMMAND: usize = 512 * 1024;
 /// Most bytes of an entry: a commit had room for it.
 const ENTRY: usize = esker_partition::state::MAX_RECORD_BYTES;
-/// Bytes that are taken in before it is looked again whether the disk has room for more.
+/// Bytes that are written before the free space of the disk is checked again.
 const LOOK_EVERY: usize = 2 * 1024 * 1024;
 
 /// Keys of a snapshot whose keys are in no order, at most: of each, 16 bytes are held to find one that

@@ -95,7 +95,7 @@ impl Inventory {
     ///
     /// # Errors
     ///
-    /// It cannot be looked at; it is read by the next look.
+    /// Its metadata cannot be read now; the file is read by the next inspection.
     pub fn written(&mut self, files: &Files, commit_ts: u64) -> io::Result<()> {
         let stamps = stamps(files, commit_ts)?;
         self.read.insert(commit_ts, (stamps, None));

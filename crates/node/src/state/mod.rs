@@ -2,10 +2,12 @@
 //!
 //! | module | what it holds |
 //! |---|---|
+//! | [`types`], [`error`] | requests, answers, options; errors |
 //! | [`transactions`] | staged operations, in memory |
-//! | [`background`] | background tasks: snapshots, their archive, expiry of transactions, forgetting history |
+//! | [`shared`], [`progress`] | what a node keeps for its store; which snapshots there are, and failures |
 //! | [`document`], [`files`], [`archive`] | a JSON snapshot: as text, on this disk, in the repository |
-//! | [`inventory`] | which files on this disk are snapshots of this store |
+//! | [`lineage`], [`inventory`] | which history a JSON snapshot is of; which files on this disk are snapshots of this store |
+//! | [`background`], [`archiver`] | background tasks: snapshots, expiry of transactions, forgetting history; putting snapshots into the repository |
 //! | [`replay`], [`import`], [`verify`] | commits in order; taking over a snapshot; proving one |
 //! | [`newer`] | JSON snapshots that are newer than what a restore has brought back |
 //! | [`rebuild`] | rebuilding the store when what the database has of it cannot be used |

@@ -7,7 +7,7 @@
 //! ```
 //!
 //! One becomes visible by a rename, after it and its checksum are synced: what is there is whole, unless
-//! somebody or the disk has changed it. One that was removed by hand is no error. One without a checksum
+//! it was changed by hand or by the disk. One that was removed by hand is no error. One without a checksum
 //! is read strictly, with a warning; one that does not match its own is never used.
 
 mod name;

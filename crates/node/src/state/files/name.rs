@@ -28,6 +28,6 @@ pub(crate) fn name_of(commit_ts: u64) -> String {
 pub(crate) fn commit_of(name: &str) -> Option<u64> {
     let digits = name.strip_prefix("snapshot-")?.strip_suffix(".json")?;
     let commit_ts = digits.parse().ok()?;
-    // `snapshot-007.json` is somebody else's.
+    // `snapshot-007.json` is not written by this program.
     (name_of(commit_ts) == name).then_some(commit_ts)
 }
