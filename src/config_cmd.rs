@@ -5,6 +5,7 @@ use esker_server::config::{self, Overrides};
 use esker_server::server;
 
 use crate::failure::Failure;
+use crate::json;
 use crate::output::print;
 use crate::server_address::SERVER_VARIABLE;
 use crate::snapshot_cmd::REPOSITORY_VARIABLE;
@@ -30,7 +31,7 @@ enum Command {
     },
 }
 
-pub fn run(args: &Args) -> Result<(), Failure> {
+pub fn run(args: &Args, json: bool) -> Result<(), Failure> {
     let (overrides, show) = match &args.command {
         Command::Check { overrides } => (overrides, false),
         Command::Show { overrides } => (overrides, true),
@@ -43,9 +44,17 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         say!("warning: {warning}");
     }
     if show {
-        print(config::show(&loaded).trim_end())
-    } else {
-        server::check(&loaded.config).map_err(|e| Failure::usage(e.code(), e))?;
-        print("the configuration is valid")
+        return match json {
+            true => json::print_with(&config::show_json(&loaded), Ok(())),
+            false => print(config::show(&loaded).trim_end()),
+        };
+    }
+    server::check(&loaded.config).map_err(|e| Failure::usage(e.code(), e))?;
+    match json {
+        true => {
+            let document = serde_json::json!({ "valid": true, "warnings": loaded.warnings });
+            json::print_with(&document, Ok(()))
+        }
+        false => print("the configuration is valid"),
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use esker_server::telemetry;
 
 use crate::failure::Failure;
-use crate::term::plain_lines;
+use crate::term::{Paint, plain_lines};
 use crate::{json, output};
 
 /// How long a process that panicked may take to write why.
@@ -44,14 +44,30 @@ pub fn end(code: u8) -> ! {
 
 /// Prints help, the version, or what is wrong with the command line.
 pub fn report_usage(error: &clap::Error, wants_json: bool) -> u8 {
-    let printed = error.print();
     if !error.use_stderr() {
-        return report(output::written(printed).map(|_| ()), wants_json);
+        return report(output::written(error.print()).map(|_| ()), wants_json);
     }
+    let failure = json::usage(error);
+    output::ask(usage_text(error, &failure));
     if wants_json {
-        json::print_failure(json::usage(error));
+        json::print_failure(failure);
     }
     2
+}
+
+/// What clap says of a command line, with the code of the error.
+fn usage_text(error: &clap::Error, failure: &Failure) -> String {
+    let rendered = error.render();
+    let text = match Paint::stderr().is_on() {
+        true => rendered.ansi().to_string(),
+        false => rendered.to_string(),
+    };
+    let code = failure.code;
+    match text.contains("error:") {
+        true => text.replacen("error:", &format!("error [{code}]:"), 1),
+        // It is help.
+        false => format!("{text}\nerror [{code}]: {}\n", failure.message),
+    }
 }
 
 /// A panic ends the process. A server that lost a thread cannot promise anything: what was

@@ -7,11 +7,14 @@
 mod output;
 
 mod admin;
+mod completion_cmd;
 mod config_cmd;
+mod confirm;
 mod demo;
 mod exit;
 mod failure;
 mod follow_cmd;
+mod globals;
 mod input;
 mod interrupts;
 mod json;
@@ -26,11 +29,16 @@ mod stream_cmd;
 mod term;
 
 use clap::{Arg, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
+use failure::Failure;
+use globals::Globals;
 
 /// A durable log-and-state server whose centre is bounded recovery.
 #[derive(Parser)]
-#[command(version, about, long_about = None, disable_help_subcommand = true)]
+#[command(name = "esker", version, about, long_about = None)]
 struct Cli {
+    #[command(flatten)]
+    globals: Globals,
+
     #[command(subcommand)]
     command: Command,
 }
@@ -47,7 +55,42 @@ enum Command {
     Snapshot(Box<snapshot_cmd::Args>),
     /// Check or show the configuration that a server would run with.
     Config(config_cmd::Args),
+    Completion(completion_cmd::Args),
+    /// Print the version of this program.
+    Version,
 }
+
+impl Command {
+    /// The name of a command that asks no server.
+    fn without_server(&self) -> Option<&'static str> {
+        let name = match self {
+            Command::Server(_) => "server",
+            Command::Demo(_) => "demo",
+            Command::Config(_) => "config",
+            Command::Completion(_) => "completion",
+            Command::Version => "version",
+            Command::Status(_)
+            | Command::Stream(_)
+            | Command::Follow(_)
+            | Command::State(_)
+            | Command::Snapshot(_) => return None,
+        };
+        Some(name)
+    }
+
+    /// The name of a command that prints no JSON. A server that cannot start reports that as JSON.
+    fn without_json(&self) -> Option<&'static str> {
+        match self {
+            Command::Demo(_) => Some("demo"),
+            Command::Completion(_) => Some("completion"),
+            _ => None,
+        }
+    }
+}
+
+/// Commands for which `--server` or `--json` has no meaning: their help leaves it out.
+const WITHOUT_SERVER: [&str; 5] = ["server", "demo", "config", "completion", "version"];
+const WITHOUT_JSON: [&str; 3] = ["server", "demo", "completion"];
 
 /// A variable of the environment that is set to nothing says nothing, in every command.
 fn without_empty_variables(command: clap::Command) -> clap::Command {
@@ -64,18 +107,45 @@ fn without_empty_variable(arg: Arg) -> Arg {
     }
 }
 
-fn main() -> std::process::ExitCode {
-    exit::install_panic_hook();
+/// The commands and their arguments.
+fn command() -> clap::Command {
+    let hide = |mut command: clap::Command, names: &[&str], option: &'static str| {
+        for name in names {
+            command = command.mut_subcommand(name, |below| hidden(below, option));
+        }
+        command
+    };
     let command = Cli::command().mut_args(without_empty_variable);
     let command = command.mut_subcommands(without_empty_variables);
+    let command = hide(command, &WITHOUT_SERVER, "server");
+    hide(command, &WITHOUT_JSON, "json")
+}
+
+/// Takes an option of all commands out of the help of one, and of those below it.
+fn hidden(command: clap::Command, option: &'static str) -> clap::Command {
+    let all = Cli::command();
+    let Some(arg) = all.get_arguments().find(|arg| arg.get_id() == option) else {
+        return command;
+    };
+    command.arg(arg.clone().hide(true))
+}
+
+fn main() -> std::process::ExitCode {
+    exit::install_panic_hook();
     let arguments: Vec<_> = std::env::args_os().collect();
     let wants_json = json::is_wanted(&arguments);
     interrupts::report_as_json(wants_json);
-    let matches = command.try_get_matches_from(arguments);
+    let color = globals::color_of(&arguments);
+    term::use_color(color);
+    let matches = command().color(color).try_get_matches_from(arguments);
     let cli = match matches.and_then(|mut matches| Cli::from_arg_matches_mut(&mut matches)) {
         Ok(cli) => cli,
         Err(error) => return exit::report_usage(&error, wants_json).into(),
     };
+    output::be_quiet(cli.globals.quiet);
+    if let Err(failure) = fits(&cli.globals, &cli.command) {
+        return exit::report(Err(failure), wants_json).into();
+    }
     let result = match cli.command {
         Command::Server(args) => exit::end(exit::report(server_cmd::run(&args), wants_json)),
         Command::Demo(args) => demo::run(&args),
@@ -84,7 +154,40 @@ fn main() -> std::process::ExitCode {
         Command::Follow(args) => follow_cmd::run(*args),
         Command::State(args) => state_cmd::run(args),
         Command::Snapshot(args) => snapshot_cmd::run(*args),
-        Command::Config(args) => config_cmd::run(&args),
+        Command::Config(args) => config_cmd::run(&args, wants_json),
+        Command::Completion(args) => completion_cmd::run(&args, &mut command()),
+        Command::Version => version(wants_json),
     };
     exit::report(result, wants_json).into()
+}
+
+/// Refuses an option of all commands where it has no meaning.
+fn fits(globals: &Globals, command: &Command) -> Result<(), Failure> {
+    let refused = |name, option, why| {
+        let message = format!("`esker {name}` {why}: leave {option} out");
+        Err(Failure::usage("usage", message))
+    };
+    match (command.without_server(), command.without_json()) {
+        (Some(name), _) if globals.server.is_some() => refused(name, "--server", "asks no server"),
+        (_, Some(name)) if globals.json => refused(name, "--json", "prints no JSON"),
+        _ => Ok(()),
+    }
+}
+
+fn version(wants_json: bool) -> Result<(), Failure> {
+    let version = env!("CARGO_PKG_VERSION");
+    match wants_json {
+        true => output::print(serde_json::json!({ "version": version })),
+        false => output::print(format_args!("esker {version}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_arguments_are_well_formed() {
+        command().debug_assert();
+    }
 }

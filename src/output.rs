@@ -6,8 +6,9 @@
 //! keeps it so.
 
 use std::fmt::Display;
-use std::io::{self, Write as _};
+use std::io::{self, IsTerminal as _, Write as _};
 use std::os::fd::AsFd as _;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures::FutureExt as _;
@@ -18,6 +19,24 @@ use crate::failure::Failure;
 
 /// How often a socket at standard output is looked at.
 const UNREAD_INTERVAL: Duration = Duration::from_millis(500);
+
+/// Whether remarks and progress are left out.
+static QUIET: AtomicBool = AtomicBool::new(false);
+
+/// Leaves out remarks and progress, if that is wanted.
+pub fn be_quiet(quiet: bool) {
+    QUIET.store(quiet, Ordering::Relaxed);
+}
+
+/// Whether remarks are printed.
+pub fn remarks() -> bool {
+    !QUIET.load(Ordering::Relaxed)
+}
+
+/// Whether progress is drawn: somebody looks at standard error, and wants it.
+pub fn draws_progress() -> bool {
+    remarks() && io::stderr().is_terminal()
+}
 
 /// What became of something that was written to standard output.
 #[derive(Debug, PartialEq, Eq)]
@@ -71,6 +90,17 @@ pub fn print(text: impl Display) -> Result<(), Failure> {
 macro_rules! say {
     ($($argument:tt)*) => {
         $crate::output::ask(format_args!("{}\n", format_args!($($argument)*)))
+    };
+}
+
+/// Prints a remark to standard error: what is good to know, and no result, error, warning or question. It
+/// is left out with `--quiet`.
+macro_rules! remark {
+    ($($argument:tt)*) => {
+        if $crate::output::remarks() {
+            let text = format!($($argument)*);
+            $crate::output::ask(format_args!("{}\n", $crate::term::Paint::stderr().dim(text)))
+        }
     };
 }
 

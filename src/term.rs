@@ -3,11 +3,27 @@
 
 use std::fmt::Display;
 use std::io::IsTerminal as _;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
+use clap::ColorChoice;
 use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
-/// Colours, or none: a stream that is no terminal, `NO_COLOR` and `TERM=dumb` get plain text.
+/// What `--color` says: 0 auto, 1 always, 2 never.
+static COLOR: AtomicU8 = AtomicU8::new(0);
+
+/// Decides for the whole process.
+pub fn use_color(choice: ColorChoice) {
+    let choice = match choice {
+        ColorChoice::Auto => 0,
+        ColorChoice::Always => 1,
+        ColorChoice::Never => 2,
+    };
+    COLOR.store(choice, Ordering::Relaxed);
+}
+
+/// Colours, or none: unless `--color` decides, a stream that is no terminal, `NO_COLOR` and `TERM=dumb` get plain text.
 #[derive(Clone, Copy, Debug)]
 pub struct Paint {
     on: bool,
@@ -28,8 +44,17 @@ impl Paint {
         let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())
             || std::env::var_os("TERM").is_some_and(|term| term == "dumb");
         Paint {
-            on: terminal && !refused,
+            on: match COLOR.load(Ordering::Relaxed) {
+                1 => true,
+                2 => false,
+                _ => terminal && !refused,
+            },
         }
+    }
+
+    /// Whether there are colours.
+    pub fn is_on(self) -> bool {
+        self.on
     }
 
     /// What matters least.
@@ -184,6 +209,14 @@ pub fn moment(milliseconds: u64) -> Option<String> {
     Some(format!("{}.{:03} UTC", second(time), time.millisecond()))
 }
 
+/// `2026-11-20T12:09:07.123Z` for milliseconds since 1970, for JSON. Nothing if they are too many to be a
+/// time.
+pub fn rfc3339(milliseconds: u64) -> Option<String> {
+    let time =
+        OffsetDateTime::from_unix_timestamp_nanos(i128::from(milliseconds) * 1_000_000).ok()?;
+    time.format(&Rfc3339).ok()
+}
+
 /// A name with its control characters escaped, so that it can neither break the line nor drive the
 /// terminal.
 pub fn plain(name: &str) -> String {
@@ -270,6 +303,11 @@ mod tests {
             Some("2025-11-20 12:09:07.123 UTC")
         );
         assert_eq!(moment(u64::MAX), None);
+        assert_eq!(
+            rfc3339(1_763_640_547_123).as_deref(),
+            Some("2025-11-20T12:09:07.123Z")
+        );
+        assert_eq!(rfc3339(u64::MAX), None);
     }
 
     #[test]

@@ -12,7 +12,7 @@ use super::stop::Stop;
 use super::{failure, report};
 use crate::failure::Failure;
 use crate::stream_cmd::target::StreamTarget;
-use crate::term::{Paint, count, plain};
+use crate::term::{count, plain};
 
 /// What takes longer than this is remarked on.
 const NOTICEABLE: Duration = Duration::from_millis(500);
@@ -195,5 +195,5 @@ fn stands(stream: &StreamTarget, status: &Status, tail: u64) -> String {
 
 /// Says something that is not part of the state.
 pub fn remark(text: &str) {
-    say!("{}", Paint::stderr().dim(text));
+    remark!("{text}");
 }

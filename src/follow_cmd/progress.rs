@@ -1,10 +1,10 @@
 //! Bars on standard error, where that is a terminal.
 
-use std::io::IsTerminal as _;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
+use crate::output;
 use crate::term::rate;
 
 /// How often a bar is drawn, and a wait looked at.
@@ -12,7 +12,7 @@ pub const TICK: Duration = Duration::from_millis(100);
 
 /// Something that takes a while, and does not say how far it is.
 pub fn spinner(message: String) -> ProgressBar {
-    if !std::io::stderr().is_terminal() {
+    if !output::draws_progress() {
         return ProgressBar::hidden();
     }
     let bar = ProgressBar::new_spinner().with_message(message);
@@ -33,7 +33,7 @@ pub struct Records {
 impl Records {
     /// From a position to a tail.
     pub fn new(from: u64, tail: u64) -> Records {
-        let bar = match std::io::stderr().is_terminal() {
+        let bar = match output::draws_progress() {
             true => ProgressBar::new(tail.saturating_sub(from)),
             false => ProgressBar::hidden(),
         };

@@ -48,16 +48,16 @@ const PARTING: Duration = Duration::from_secs(1);
 /// Create, list, check and restore partition snapshots.
 ///
 /// A snapshot holds immutable files and the position in a partition's log that they cover (its LSN). It
-/// is kept in a repository: an S3 bucket or a directory. Either a running server is asked (--server),
-/// or the repository itself (--repository), which needs no server.
+/// is kept in a repository: an S3 bucket or a directory. Either a running server is asked (--server), by
+/// default the one on this machine, or the repository itself (--repository), which needs no server.
 ///
 /// Only `create`, `put` and `prune` change what is kept; `restore` pins what it reads, meanwhile;
 /// everything else only reads. What Restate wrote can be read, and is never written to.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
-  esker snapshot create --server http://127.0.0.1:7070
-  esker snapshot verify --restore --server http://127.0.0.1:7070
+  esker snapshot create
+  esker snapshot verify --restore
   esker snapshot put checkpoint/ --lsn 4200 --repository s3://bucket/prefix
   export ESKER_REPOSITORY=s3://bucket/prefix
   esker snapshot list
@@ -124,7 +124,8 @@ impl Command {
 }
 
 pub fn run(args: Args) -> Result<(), Failure> {
-    let found = args.place.find(args.command.needs())?;
+    let needs = args.command.needs();
+    let found = args.place.find(needs)?;
     let json = args.json;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -134,7 +135,8 @@ pub fn run(args: Args) -> Result<(), Failure> {
     interrupts::run_and_part(runtime, left, PARTING, async {
         let place = match found {
             Where::Server(address, partition) => {
-                let online = Online::open(address, partition, json, left).await?;
+                let online = Online::open(address, partition, json, left).await;
+                let online = online.map_err(|failure| advised(failure, needs))?;
                 return match args.command {
                     Command::Create(_) => create::run(&online).await,
                     Command::List(_) => online.list().await,
@@ -163,4 +165,16 @@ pub fn run(args: Args) -> Result<(), Failure> {
             Command::Create(_) => Ok(()),
         }
     })
+}
+
+/// Where no server answers, a repository may do.
+fn advised(failure: Failure, needs: Needs) -> Failure {
+    match (failure.code, needs) {
+        ("unreachable", Needs::Either) => failure.advise(
+            "is a server running? start one with `esker server`, or name another with --server, or a \
+             repository with --repository (s3://BUCKET/PREFIX, file:///DIR or a directory), which needs \
+             no server",
+        ),
+        _ => failure,
+    }
 }

@@ -13,6 +13,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::list::{Listing, Partition, kind};
+use super::prune::Planned;
 use super::render::print_json;
 use super::show::Shown;
 use super::verify::Verified;
@@ -122,7 +123,7 @@ impl Online {
                 done = &mut work => return done,
                 remark = self.waiting(partition, begun.elapsed()) => remark,
             };
-            say!("{}", Paint::stderr().dim(remark));
+            remark!("{remark}");
             pause = NOTICE_INTERVAL;
         }
     }
@@ -367,6 +368,25 @@ impl Online {
         why::show(&found, self.json)
     }
 
+    /// Says what would go of each partition.
+    async fn plan_all(&self, args: &prune::Args) -> Result<(), Failure> {
+        let mut plans = Vec::new();
+        for partition in self.partitions().await? {
+            match self.post(partition, &["prune"], &request(args)).await {
+                Ok(PruneAnswer::Plan(plan)) => plans.push(Planned {
+                    partition: u16::try_from(partition).unwrap_or(u16::MAX),
+                    plan,
+                }),
+                // A plan was asked for.
+                Ok(PruneAnswer::Done(_)) => {}
+                // Nothing is kept, and nothing would go.
+                Err(failure) if failure.code == "no_repository" => {}
+                Err(failure) => return Err(failure),
+            }
+        }
+        prune::show_plans(&plans, args, self.json)
+    }
+
     pub async fn prune(&self, args: &prune::Args) -> Result<(), Failure> {
         if args.plan.is_some() || args.plan_out.is_some() {
             return Err(Failure::usage(
@@ -375,15 +395,11 @@ impl Online {
                  --repository",
             ));
         }
+        if args.dry_run && self.partition.is_none() {
+            return self.plan_all(args).await;
+        }
         let partition = self.partition().await?;
-        let min_age = args.min_age.map(|age| age.as_duration().as_secs_f64());
-        let request = Prune {
-            apply: !args.dry_run && args.keep.is_none() && !args.abandoned,
-            generation: None,
-            keep: args.keep,
-            abandoned: args.abandoned,
-            min_age_seconds: min_age,
-        };
+        let request = request(args);
         let mut plans = 0;
         let answer = loop {
             let answer: PruneAnswer = self.post(partition, &["prune"], &request).await?;
@@ -415,6 +431,17 @@ impl Online {
                 prune::show(&repository, partition, &pruned, self.json)
             }
         }
+    }
+}
+
+/// What a server is asked for first: a sweep, or a plan.
+fn request(args: &prune::Args) -> Prune {
+    Prune {
+        apply: !args.dry_run && args.keep.is_none() && !args.abandoned,
+        generation: None,
+        keep: args.keep,
+        abandoned: args.abandoned,
+        min_age_seconds: args.min_age.map(|age| age.as_duration().as_secs_f64()),
     }
 }
 

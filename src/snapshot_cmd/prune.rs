@@ -1,20 +1,20 @@
 //! `esker snapshot prune`.
 
-use std::io::IsTerminal as _;
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use esker_repository::prune::{PruneOptions, PrunePlan, Pruned};
 use esker_repository::sweep::Sweep;
-use esker_repository::{Options, Progress, Repository};
+use esker_repository::{CurrentRoot, Options, PartitionId, Progress, Repository};
 use esker_server::config::HumanDuration;
 use serde::Serialize;
 
 use super::render::{counted, objects, orphan_reason, print_json, snapshots, table};
 use super::target::Target;
 use super::watch::watch;
+use crate::confirm::confirm;
 use crate::failure::Failure;
-use crate::input;
 use crate::output::print;
 use crate::output_file::OutputFile;
 use crate::term::{bytes, count, plain};
@@ -35,7 +35,7 @@ const LEFT: &str = "what is kept is whole; run it again for the rest";
 /// or abandoned snapshot has and no upload is working on, and forgets uploads and pins that are dead.
 /// Foreign files are never touched.
 ///
-/// --dry-run says what would go and why. --plan-out writes that down, and --plan then deletes exactly
+/// --dry-run says what would go and why, of every partition or of one with --partition. --plan-out writes that down, and --plan then deletes exactly
 /// that, unless the repository has changed meanwhile.
 #[derive(clap::Args)]
 #[command(after_help = "\
@@ -79,22 +79,16 @@ pub struct Args {
 }
 
 pub async fn run(place: &Target, args: &Args, json: bool) -> Result<(), Failure> {
+    if args.dry_run {
+        let partitions = place.some_partitions().await?;
+        if partitions.len() > 1 && args.plan_out.is_none() {
+            return plan_all(place, args, &partitions, json).await;
+        }
+    }
     let (reader, root) = place.read().await?;
     let min_age = args.min_age.map(HumanDuration::as_duration);
-    let repository = Repository::new(
-        place.destination(),
-        reader.partition(),
-        Options {
-            cluster: Some(place.cluster(Some(&root), None)),
-            orphan_min_age: min_age.unwrap_or(Options::default().orphan_min_age),
-            ..Options::default()
-        },
-    );
-    let options = PruneOptions {
-        min_age,
-        keep: args.keep,
-        abandoned: args.abandoned,
-    };
+    let repository = writer(place, reader.partition(), &root, min_age);
+    let options = args.options();
     if let Some(file) = &args.plan {
         let plan = read_plan(file)?;
         ask(&plan, args).await?;
@@ -134,6 +128,73 @@ pub async fn run(place: &Target, args: &Args, json: bool) -> Result<(), Failure>
         return print_json(&plan);
     }
     print(planned(&plan, args))
+}
+
+impl Args {
+    fn options(&self) -> PruneOptions {
+        PruneOptions {
+            min_age: self.min_age.map(HumanDuration::as_duration),
+            keep: self.keep,
+            abandoned: self.abandoned,
+        }
+    }
+}
+
+/// A partition that may be written to.
+fn writer(
+    place: &Target,
+    partition: PartitionId,
+    root: &CurrentRoot,
+    min_age: Option<Duration>,
+) -> Repository {
+    let options = Options {
+        cluster: Some(place.cluster(Some(root), None)),
+        orphan_min_age: min_age.unwrap_or(Options::default().orphan_min_age),
+        ..Options::default()
+    };
+    Repository::new(place.destination(), partition, options)
+}
+
+/// The plan for a partition, as one of several.
+#[derive(Serialize)]
+pub struct Planned {
+    pub partition: u16,
+    #[serde(flatten)]
+    pub plan: PrunePlan,
+}
+
+/// Says what would go of each partition.
+async fn plan_all(
+    place: &Target,
+    args: &Args,
+    partitions: &[PartitionId],
+    json: bool,
+) -> Result<(), Failure> {
+    let mut plans = Vec::new();
+    for &partition in partitions {
+        let (_, root) = place.read_of(partition).await?;
+        let min_age = args.min_age.map(HumanDuration::as_duration);
+        let repository = writer(place, partition, &root, min_age);
+        let plan = make_plan(place, &repository, &args.options()).await?;
+        plans.push(Planned {
+            partition: partition.0,
+            plan,
+        });
+    }
+    show_plans(&plans, args, json)
+}
+
+/// Shows the plans of several partitions.
+pub fn show_plans(plans: &[Planned], args: &Args, json: bool) -> Result<(), Failure> {
+    if json {
+        #[derive(Serialize)]
+        struct Plans<'a> {
+            partitions: &'a [Planned],
+        }
+        return print_json(&Plans { partitions: plans });
+    }
+    let text = |one: &Planned| format!("partition {}: {}", one.partition, planned(&one.plan, args));
+    print(plans.iter().map(text).collect::<Vec<_>>().join("\n"))
 }
 
 async fn make_plan(
@@ -199,17 +260,7 @@ pub async fn ask(plan: &PrunePlan, args: &Args) -> Result<(), Failure> {
         snapshots(plan.released.len() as u64),
         count(plan.retained as u64)
     );
-    if !std::io::stdin().is_terminal() {
-        return Err(Failure::usage(
-            "needs_yes",
-            format!("{question} Nobody can be asked here: --yes says that it may be"),
-        ));
-    }
-    crate::output::ask(format_args!("{question} Go on? [y/N] "));
-    match input::read_line().await.as_deref().map(str::trim) {
-        Ok("y" | "Y" | "yes") => Ok(()),
-        _ => Err(Failure::wrong("declined", "nothing was deleted")),
-    }
+    confirm(&question, args.yes).await
 }
 
 pub fn planned(plan: &PrunePlan, args: &Args) -> String {

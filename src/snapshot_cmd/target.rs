@@ -12,14 +12,14 @@ use esker_repository::{
 use super::s3::{self, S3Args};
 use super::{REPOSITORY_VARIABLE, failure};
 use crate::failure::Failure;
-use crate::server_address::{SERVER_VARIABLE, ServerAddress};
+use crate::server_address::{DEFAULT_SERVER, SERVER_VARIABLE, ServerAddress};
 
 /// The name of a cluster that nobody named.
 const CLUSTER: &str = "esker";
 
 #[derive(clap::Args)]
 pub struct TargetArgs {
-    /// A running server, which asks its repository [env: ESKER_SERVER]
+    /// A running server, which asks its repository [env: ESKER_SERVER] [default: http://127.0.0.1:7070]
     // The variable is read by hand: an option comes before both variables.
     #[arg(
         long,
@@ -79,8 +79,8 @@ pub enum Where {
 }
 
 impl TargetArgs {
-    /// Decides whom to ask: what an option names comes before the variables, and of those the
-    /// repository's before the server's.
+    /// Decides whom to ask: what an option names comes before the variables, of those the repository's comes
+    /// before the server's, and where nothing is named, the server at the default address is asked.
     pub fn find(self, needs: Needs) -> Result<Where, Failure> {
         let variable = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
         let from_variable = variable(SERVER_VARIABLE).map(|text| {
@@ -88,9 +88,22 @@ impl TargetArgs {
             address.map_err(|e| Failure::usage("invalid", format!("{SERVER_VARIABLE}={text}: {e}")))
         });
         let (mut server, mut repository) = (self.server.clone(), self.repository.clone());
+        if server.is_some() && repository.is_some() {
+            // As where both are behind the subcommand, which is refused before.
+            let both = "--server and --repository cannot be used together: name one of them";
+            return Err(Failure::usage("usage", both));
+        }
         if server.is_none() && repository.is_none() {
             repository = variable(REPOSITORY_VARIABLE);
-            if repository.is_none() || matches!(needs, Needs::Server(_)) {
+            if !matches!(needs, Needs::Repository(_))
+                && (repository.is_none() || matches!(needs, Needs::Server(_)))
+            {
+                server = match from_variable {
+                    Some(address) => Some(address?),
+                    None => Some(default_server()?),
+                };
+            } else if repository.is_none() {
+                // For the message.
                 server = from_variable.transpose()?;
             }
         }
@@ -106,20 +119,16 @@ impl TargetArgs {
                 })?;
                 return Ok(Where::Repository(Box::new(place)));
             }
-            (Needs::Server(what), ..) => format!(
-                "{what}: name a running server with --server (http://HOST:PORT), or in \
-                 {SERVER_VARIABLE}"
-            ),
+            (Needs::Server(what), ..) => {
+                format!("{what}: name a running server with --server (http://HOST:PORT)")
+            }
             (Needs::Repository(why), Some(_), _) => why.to_owned(),
             (Needs::Repository(_), ..) => format!(
                 "which repository? name it with --repository (s3://BUCKET/PREFIX, \
                  file:///DIR or a directory), or in {REPOSITORY_VARIABLE}"
             ),
-            (Needs::Either, ..) => format!(
-                "whose snapshots? name a running server with --server (http://HOST:PORT), or in \
-                 {SERVER_VARIABLE}; or a repository with --repository (s3://BUCKET/PREFIX, \
-                 file:///DIR or a directory), or in {REPOSITORY_VARIABLE}, which needs no server"
-            ),
+            // One of them is there.
+            (Needs::Either, ..) => "name a server with --server, or a repository".to_owned(),
         };
         Err(Failure::usage("repository", failure))
     }
@@ -229,9 +238,30 @@ impl Target {
         Repository::new(&self.destination, partition, Options::default())
     }
 
+    /// All partitions, or the one that was asked for.
+    ///
+    /// # Errors
+    ///
+    /// `no_repository` if there is none at all.
+    pub async fn some_partitions(&self) -> Result<Vec<PartitionId>, Failure> {
+        let partitions = self.partitions().await?;
+        match partitions.is_empty() {
+            true => Err(failure::no_repository(self.shown())),
+            false => Ok(partitions),
+        }
+    }
+
     /// Opens the partition for reading, and reads its root.
     pub async fn read(&self) -> Result<(Repository, CurrentRoot), Failure> {
-        let repository = self.reader(self.partition().await?);
+        self.read_of(self.partition().await?).await
+    }
+
+    /// The same, of a partition.
+    pub async fn read_of(
+        &self,
+        partition: PartitionId,
+    ) -> Result<(Repository, CurrentRoot), Failure> {
+        let repository = self.reader(partition);
         let root = repository.root().await.map_err(|e| self.failure(e))?;
         remark_on(&root);
         Ok((repository, root))
@@ -284,13 +314,18 @@ impl Target {
 /// Says who wrote this, if it was not Esker.
 pub fn remark_on(root: &Root) {
     if root.generation.is_none() {
-        say!(
+        remark!(
             "Partition {} of cluster `{}` was not written by Esker: it can be read, and is never \
              written to.",
             root.partition_id,
             crate::term::plain(&root.cluster_name)
         );
     }
+}
+
+fn default_server() -> Result<ServerAddress, Failure> {
+    let address = DEFAULT_SERVER.parse();
+    address.map_err(|e: String| Failure::wrong("client", e))
 }
 
 fn host_name() -> String {

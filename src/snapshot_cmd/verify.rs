@@ -1,8 +1,8 @@
 //! `esker snapshot verify`.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use esker_repository::{Progress, Verification};
+use esker_repository::{PartitionId, Progress, Verification};
 use serde::Serialize;
 
 use super::render::{objects, snapshots};
@@ -11,11 +11,11 @@ use super::watch::watch;
 use crate::failure::Failure;
 use crate::json;
 use crate::output::print;
-use crate::term::{Paint, byte_rate, bytes, plain, took};
+use crate::term::{Paint, byte_rate, bytes, plain, plain_lines, took};
 
 /// Check that everything is there that the kept snapshots need.
 ///
-/// Looks whether all objects are there and have the right size; with --data also reads and hashes
+/// Of every partition, or of one with --partition. Looks whether all objects are there and have the right size; with --data also reads and hashes
 /// every byte. Exits with 1 if anything is damaged, and names each damaged object and the snapshots
 /// it hurts.
 #[derive(clap::Args)]
@@ -44,27 +44,105 @@ pub struct Verified<'a> {
     pub seconds: f64,
 }
 
+/// A partition, as one of several.
+#[derive(Serialize)]
+#[serde(untagged)]
+pub enum Document<'a> {
+    Verified(Verified<'a>),
+    /// It could not be verified.
+    Unverified {
+        partition: u16,
+        problem: &'a str,
+    },
+}
+
+/// What was found of several partitions.
+#[derive(Serialize)]
+pub struct Documents<'a> {
+    pub partitions: Vec<Document<'a>>,
+}
+
+/// What was found of a partition.
+struct Found {
+    partition: PartitionId,
+    report: Result<(Verification, Duration), String>,
+}
+
+impl Found {
+    fn document<'a>(&'a self, repository: &'a str) -> Document<'a> {
+        let partition = self.partition.0;
+        match &self.report {
+            Ok((report, took)) => Document::Verified(Verified {
+                repository,
+                partition,
+                sound: report.is_sound(),
+                report,
+                seconds: took.as_secs_f64(),
+            }),
+            Err(problem) => Document::Unverified { partition, problem },
+        }
+    }
+}
+
 pub async fn run(place: &Target, args: &Args, json: bool) -> Result<(), Failure> {
-    let (repository, _) = place.read().await?;
+    let partitions = place.some_partitions().await?;
+    let several = partitions.len() > 1;
+    let (mut all, mut first) = (Vec::new(), None);
+    for partition in partitions {
+        let report = match one(place, partition, args).await {
+            Ok((report, read, took)) => {
+                if !json {
+                    let text = text(&report, read, took);
+                    match several {
+                        true => print(format_args!("partition {partition}: {text}"))?,
+                        false => print(text)?,
+                    }
+                }
+                first = first.or(judge(&report, PUT_ANEW).err());
+                Ok((report, took))
+            }
+            // The others may be fine, and are worth to be seen.
+            Err(failure) if several && failure.code != "interrupted" => {
+                let problem = failure.text();
+                if !json {
+                    say!("partition {partition}: {}", plain_lines(&problem));
+                }
+                first.get_or_insert(failure);
+                Err(problem)
+            }
+            Err(failure) => {
+                first.get_or_insert(failure);
+                break;
+            }
+        };
+        all.push(Found { partition, report });
+    }
+    let result = first.map_or(Ok(()), Err);
+    let documents = all.iter().map(|found| found.document(place.shown()));
+    match (json, several, all.first()) {
+        (false, ..) | (true, false, None) => result,
+        (true, false, Some(only)) => json::print_with(&only.document(place.shown()), result),
+        (true, true, _) => {
+            let partitions = documents.collect();
+            json::print_with(&Documents { partitions }, result)
+        }
+    }
+}
+
+/// Verifies a partition: what was found, the bytes that were read, and how long it took.
+async fn one(
+    place: &Target,
+    partition: PartitionId,
+    args: &Args,
+) -> Result<(Verification, u64, Duration), Failure> {
+    let (repository, _) = place.read_of(partition).await?;
     let progress = Progress::new();
     let started = Instant::now();
     let verifying = repository.verify(args.data, &progress);
     let left = "what is damaged was not found out";
     let report = watch(place, &progress, verifying, left).await?;
     let report = report.map_err(|e| place.failure(e))?;
-    let took_all = started.elapsed();
-    if json {
-        let verified = Verified {
-            repository: place.shown(),
-            partition: repository.partition().0,
-            sound: report.is_sound(),
-            report: &report,
-            seconds: took_all.as_secs_f64(),
-        };
-        return json::print_with(&verified, judge(&report, PUT_ANEW));
-    }
-    print(text(&report, progress.bytes_done(), took_all))?;
-    judge(&report, PUT_ANEW)
+    Ok((report, progress.bytes_done(), started.elapsed()))
 }
 
 /// What to do about damage, straight on a repository.
@@ -98,7 +176,7 @@ pub fn judge(report: &Verification, advice: &str) -> Result<(), Failure> {
     .advise(advice))
 }
 
-pub fn text(report: &Verification, read: u64, took_all: std::time::Duration) -> String {
+pub fn text(report: &Verification, read: u64, took_all: Duration) -> String {
     let mut lines = Vec::new();
     for damaged in &report.damaged {
         lines.push(format!(

@@ -1,6 +1,5 @@
 //! Long work: a bar on a terminal while it lasts, and an end at Ctrl-C.
 
-use std::io::IsTerminal as _;
 use std::time::Duration;
 
 use esker_repository::Progress;
@@ -9,6 +8,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use super::target::Target;
 use crate::failure::Failure;
 use crate::interrupts::{self, Interrupts};
+use crate::output;
 
 /// How often the bar is drawn.
 const TICK: Duration = Duration::from_millis(100);
@@ -50,7 +50,7 @@ pub async fn watch<T>(
 }
 
 fn bar() -> ProgressBar {
-    if !std::io::stderr().is_terminal() {
+    if !output::draws_progress() {
         return ProgressBar::hidden();
     }
     let bar = ProgressBar::new(0);

@@ -11,7 +11,7 @@ use crate::follow_cmd::progress::spinner;
 use crate::json::EscapedPieces;
 use crate::output::{Written, written};
 use crate::output_file::OutputFile;
-use crate::term::{Paint, bytes};
+use crate::term::bytes;
 
 /// Write the state into a file, as a JSON snapshot of the present.
 ///
@@ -106,7 +106,7 @@ pub async fn run(mut state: State, args: Args, mut target: Target) -> Result<(),
         (Target::File(file), Some(path)) => {
             file.finish()?;
             let remark = format!("{}: {}", path.display(), bytes(length));
-            say!("{}", Paint::stderr().dim(remark));
+            remark!("{remark}");
         }
         (Target::Stdout(mut out) | Target::Terminal(mut out, _), _) => {
             written(out.flush())?;

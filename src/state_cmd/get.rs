@@ -10,7 +10,7 @@ use super::render;
 use crate::failure::Failure;
 use crate::json;
 use crate::output::print;
-use crate::term::{Paint, plain};
+use crate::term::plain;
 
 /// Print the value of a key.
 ///
@@ -85,7 +85,7 @@ pub async fn run(mut state: State, args: Args) -> Result<(), Failure> {
     }
     let value = found?;
     let remark = format!("version {}, commit {}", read.version, read.commit_ts);
-    say!("{}", Paint::stderr().dim(remark));
+    remark!("{remark}");
     print(render::pretty(&render::json(value)?))
 }
 

@@ -13,7 +13,7 @@ use super::connection::State;
 use super::render;
 use crate::failure::Failure;
 use crate::output::{Written, written};
-use crate::term::{Paint, moment, plain};
+use crate::term::{Paint, moment, plain, rfc3339};
 
 /// List the versions of a key, oldest first: version, commit, time, value.
 ///
@@ -42,7 +42,7 @@ pub struct Args {
     #[arg(long, value_name = "COMMIT_TS")]
     at: Option<u64>,
 
-    /// Print one JSON object a line: version, commit_ts, committed_at_ms, txn_id, and value or deleted
+    /// Print one JSON object a line: version, commit_ts, committed_at, committed_at_ms, txn_id, and value or deleted
     #[arg(long)]
     json: bool,
 }
@@ -59,6 +59,7 @@ struct Version {
 struct Shown<'a> {
     version: u64,
     commit_ts: u64,
+    committed_at: Option<String>,
     committed_at_ms: u64,
     txn_id: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -152,6 +153,7 @@ impl Output {
             render::line(&Shown {
                 version: it.version,
                 commit_ts: it.commit_ts,
+                committed_at: rfc3339(it.committed_at_ms),
                 committed_at_ms: it.committed_at_ms,
                 txn_id: &it.txn_id,
                 value: render::raw(it.value.as_ref())?,

@@ -1,6 +1,5 @@
 //! `esker state import`.
 
-use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 
@@ -14,7 +13,7 @@ use tokio::sync::oneshot;
 
 use super::connection::State;
 use crate::failure::Failure;
-use crate::output::print;
+use crate::output::{self, print};
 use crate::term::{bytes, count};
 
 /// Bytes of a message.
@@ -150,7 +149,7 @@ fn message(part: Part) -> ImportRequest {
 }
 
 fn bar(length: Option<u64>) -> ProgressBar {
-    let Some(length) = length.filter(|_| std::io::stderr().is_terminal()) else {
+    let Some(length) = length.filter(|_| output::draws_progress()) else {
         return ProgressBar::hidden();
     };
     let bar = ProgressBar::new(length);

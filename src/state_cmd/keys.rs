@@ -106,7 +106,7 @@ pub async fn run(mut state: State, args: Args) -> Result<(), Failure> {
                 plain(prefix)
             ),
         };
-        say!("{}", Paint::stderr().dim(remark));
+        remark!("{remark}");
     }
     Ok(())
 }

@@ -3,7 +3,7 @@
 //! | module | what it holds |
 //! |---|---|
 //! | [`connection`] | the way to a server, and what its errors mean to a person |
-//! | [`get`], [`keys`], [`history`], [`replay`] | commands that read |
+//! | [`get`], [`keys`], [`agents`], [`history`], [`replay`] | commands that read |
 //! | [`put`] | commands that write: `put` and `delete` |
 //! | [`snapshot`], [`export`], [`import`], [`verify`] | JSON snapshots |
 //! | [`shown`] | values, keys and commits as they are printed |
@@ -11,6 +11,7 @@
 //! What a command found goes to standard output, in a form that other programs can take; remarks and
 //! progress go to standard error.
 
+mod agents;
 mod connection;
 mod export;
 mod get;
@@ -76,6 +77,8 @@ enum Command {
     Put(put::PutArgs),
     Delete(put::DeleteArgs),
     Keys(keys::Args),
+    Agents(agents::AgentsArgs),
+    Namespaces(agents::NamespacesArgs),
     History(history::Args),
     Replay(replay::Args),
     Snapshot(snapshot::Args),
@@ -123,6 +126,8 @@ pub fn run(args: Args) -> Result<(), Failure> {
             }
             Command::Delete(args) => put::delete(open.await?, args).await,
             Command::Keys(args) => keys::run(open.await?, args).await,
+            Command::Agents(args) => agents::agents(open.await?, args).await,
+            Command::Namespaces(args) => agents::namespaces(open.await?, args).await,
             Command::History(args) => history::run(open.await?, args).await,
             Command::Replay(args) => replay::run(open.await?, args).await,
             Command::Snapshot(args) => snapshot::run(open.await?, args).await,

@@ -7,6 +7,7 @@ use serde_json::value::RawValue;
 
 use crate::failure::Failure;
 use crate::json::escaped;
+use crate::term::rfc3339;
 
 /// Columns that a level of a value is indented by.
 const INDENT: usize = 2;
@@ -78,6 +79,7 @@ pub fn pretty(json: &str) -> String {
 pub struct ShownEvent {
     commit_ts: u64,
     txn_id: String,
+    committed_at: Option<String>,
     committed_at_ms: u64,
     operations: Vec<ShownOperation>,
 }
@@ -110,6 +112,7 @@ impl ShownEvent {
         Ok(ShownEvent {
             commit_ts: event.commit_ts,
             txn_id: event.txn_id,
+            committed_at: rfc3339(event.committed_at_ms),
             committed_at_ms: event.committed_at_ms,
             operations: event
                 .operations

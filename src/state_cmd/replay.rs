@@ -55,7 +55,7 @@ pub struct Args {
     #[arg(long, short)]
     follow: bool,
 
-    /// Print one JSON object a line: commit_ts, txn_id, committed_at_ms, operations
+    /// Print one JSON object a line: commit_ts, txn_id, committed_at, committed_at_ms, operations
     #[arg(long)]
     json: bool,
 }
@@ -171,7 +171,7 @@ async fn follow(
 }
 
 fn remark(text: &str) {
-    say!("{}", Paint::stderr().dim(text));
+    remark!("{text}");
 }
 
 struct Output {

@@ -9,7 +9,7 @@ use super::render;
 use crate::failure::Failure;
 use crate::output::print;
 use crate::snapshot_cmd::render::table;
-use crate::term::{Paint, bytes, count, plain, second};
+use crate::term::{bytes, count, plain, rfc3339, second};
 
 /// Write a JSON snapshot now, or list those that there are.
 ///
@@ -35,7 +35,7 @@ struct Shown<'a> {
     name: &'a str,
     commit_ts: u64,
     /// None of one that was not or could not be read.
-    created_at: Option<u64>,
+    created_at: Option<String>,
     bytes: u64,
     keys: Option<u64>,
     lineage: &'a str,
@@ -81,7 +81,7 @@ async fn list(mut state: State, args: &Args) -> Result<(), Failure> {
     }
     if all.is_empty() {
         let remark = "There is no snapshot yet. `esker state snapshot` writes one.";
-        say!("{}", Paint::stderr().dim(remark));
+        remark!("{remark}");
         return Ok(());
     }
     let rows: Vec<_> = all.iter().map(row).collect();
@@ -119,7 +119,7 @@ fn line(it: &SnapshotInfo) -> Result<String, Failure> {
     render::line(&Shown {
         name: &it.name,
         commit_ts: it.commit_ts,
-        created_at: created_at(it),
+        created_at: created_at(it).and_then(|seconds| rfc3339(seconds.saturating_mul(1000))),
         bytes: it.bytes,
         keys: it.keys,
         lineage: &it.lineage,

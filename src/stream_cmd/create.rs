@@ -1,17 +1,11 @@
 //! `esker stream create`.
 
-use std::time::Duration;
-
-use clap::ValueEnum;
-use esker_server::config::HumanDuration;
 use s2_sdk::error::{ErrorCode, RequestError};
-use s2_sdk::types::{
-    BasinConfig, BasinName, CreateBasinInput, CreateStreamInput, DeleteOnEmptyConfig,
-    RetentionPolicy, StreamConfig, TimestampingConfig, TimestampingMode,
-};
+use s2_sdk::types::{BasinConfig, BasinName, CreateBasinInput, CreateStreamInput, StreamConfig};
 use serde_json::json;
 
 use super::connection::Connection;
+use super::settings::Settings;
 use super::target::{self, StreamTarget, Target};
 use crate::failure::Failure;
 use crate::output::print;
@@ -38,92 +32,6 @@ pub struct Args {
     /// Print a JSON object
     #[arg(long)]
     json: bool,
-}
-
-/// How a stream keeps its records.
-#[derive(clap::Args)]
-struct Settings {
-    /// How long records are kept: a duration such as 7d, or infinite [default: the basin's default, or 7d]
-    #[arg(long, value_name = "DURATION", value_parser = retention)]
-    retention: Option<RetentionPolicy>,
-
-    /// Delete the stream once it has been empty this long [default: the basin's default, or never]
-    #[arg(long, value_name = "DURATION", value_parser = whole_seconds)]
-    delete_on_empty: Option<Duration>,
-
-    /// Where timestamps come from [default: the basin's default, or client-prefer]
-    #[arg(long, value_name = "MODE")]
-    timestamping: Option<Timestamping>,
-
-    /// Take timestamps of the client that lie in the future as they are
-    #[arg(long)]
-    uncapped_timestamps: bool,
-}
-
-/// Where the timestamps of records come from.
-#[derive(Clone, Copy, ValueEnum)]
-enum Timestamping {
-    /// From the client if it gives one, else the time of arrival
-    ClientPrefer,
-    /// From the client; an append without one fails
-    ClientRequire,
-    /// The time of arrival, whatever the client says
-    Arrival,
-}
-
-impl Settings {
-    /// As the API wants them; nothing if none was given.
-    fn config(&self) -> Option<StreamConfig> {
-        let mut config = None;
-        let mut set = |change: &dyn Fn(StreamConfig) -> StreamConfig| {
-            config = Some(change(config.take().unwrap_or_default()));
-        };
-        if let Some(retention) = self.retention {
-            set(&|config| config.with_retention_policy(retention));
-        }
-        if let Some(age) = self.delete_on_empty {
-            set(&|config| {
-                config.with_delete_on_empty(DeleteOnEmptyConfig::new().with_min_age(age))
-            });
-        }
-        if self.timestamping.is_some() || self.uncapped_timestamps {
-            let mut timestamping = TimestampingConfig::new();
-            if let Some(mode) = self.timestamping {
-                timestamping = timestamping.with_mode(match mode {
-                    Timestamping::ClientPrefer => TimestampingMode::ClientPrefer,
-                    Timestamping::ClientRequire => TimestampingMode::ClientRequire,
-                    Timestamping::Arrival => TimestampingMode::Arrival,
-                });
-            }
-            if self.uncapped_timestamps {
-                timestamping = timestamping.with_uncapped(true);
-            }
-            set(&|config| config.with_timestamping(timestamping));
-        }
-        config
-    }
-}
-
-fn retention(text: &str) -> Result<RetentionPolicy, String> {
-    if text == "infinite" {
-        return Ok(RetentionPolicy::Infinite);
-    }
-    match whole_seconds(text) {
-        Ok(age) => Ok(RetentionPolicy::Age(age.as_secs())),
-        Err(problem) => Err(format!("{problem}, or `infinite`")),
-    }
-}
-
-/// A duration of at least a second; the API counts in whole ones.
-fn whole_seconds(text: &str) -> Result<Duration, String> {
-    let duration = text
-        .parse::<HumanDuration>()
-        .map_err(|_| "write a duration such as 30s, 10m, 12h or 7d".to_owned())?
-        .as_duration();
-    if duration.as_secs() == 0 || duration.subsec_nanos() != 0 {
-        return Err("write a duration in whole seconds, one at least".into());
-    }
-    Ok(duration)
 }
 
 pub async fn run(connection: &Connection, args: Args) -> Result<(), Failure> {
@@ -233,20 +141,4 @@ fn is(error: &RequestError, code: ErrorCode) -> bool {
     error
         .server_error()
         .is_some_and(|error| error.known_code() == Some(code))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn retention_is_a_duration_or_infinite() {
-        assert_eq!(retention("infinite"), Ok(RetentionPolicy::Infinite));
-        assert_eq!(retention("7d"), Ok(RetentionPolicy::Age(7 * 24 * 3600)));
-        assert_eq!(retention("1h 30m"), Ok(RetentionPolicy::Age(5400)));
-        for text in ["forever", "0s", "500ms", "7"] {
-            let problem = retention(text).unwrap_err();
-            assert!(problem.contains("or `infinite`"), "{text}: {problem}");
-        }
-    }
 }

@@ -1,4 +1,5 @@
-//! Lines of a file or of standard input, gathered into batches of records.
+//! Lines of a file or of standard input, gathered into batches of records: each line is a body, or a record as
+//! JSON.
 //!
 //! A thread reads, because reading standard input blocks. A batch goes out when it is full, or when
 //! the next line is not there yet: what a person types is sent at every Enter, what comes out of a
@@ -6,8 +7,11 @@
 
 use std::io::{BufRead, BufReader, Read};
 
-use s2_sdk::types::{AppendRecord, AppendRecordBatch, RECORD_BATCH_MAX};
+use s2_sdk::types::{AppendRecord, AppendRecordBatch, MeteredBytes as _, RECORD_BATCH_MAX};
 use tokio::sync::mpsc;
+
+use super::json_record::{self, Numbers};
+use super::read::Format;
 
 /// Bytes read at a time; also about as much as one batch.
 const READ_SIZE: usize = 1024 * 1024;
@@ -17,6 +21,9 @@ const BATCHES_AHEAD: usize = 4;
 const RECORD_OVERHEAD: usize = 8;
 /// Longest line: one record.
 const LINE_MAX: usize = RECORD_BATCH_MAX.bytes - RECORD_OVERHEAD;
+/// Longest line of JSON: a byte of a record is six characters at most (`\u0000`), and names and numbers come
+/// on top.
+const JSON_LINE_MAX: usize = 6 * RECORD_BATCH_MAX.bytes + 4096;
 
 /// Lines that become one batch.
 #[derive(Debug)]
@@ -39,21 +46,40 @@ pub enum LineError {
         source: std::io::Error,
     },
     /// A line is no record.
-    #[error("line {line} is longer than a record may be ({LINE_MAX} bytes)")]
+    #[error("line {line} is longer than a record may be ({most} bytes)")]
     TooLong {
         /// The line, counted from 1.
         line: u64,
+        /// Bytes that it may have.
+        most: usize,
+    },
+    /// A line of JSON is no record.
+    #[error("line {line} is no record: {why}")]
+    NoRecord {
+        /// The line, counted from 1.
+        line: u64,
+        /// Why.
+        why: String,
     },
 }
 
-/// Starts to read. The channel closes at the end of the input, and after an error. A reader whose
+/// Starts to read what is appended at a tail. The channel closes at the end of the input, and after an error. A reader whose
 /// channel is dropped stops at the next batch; one that waits for standard input stays until then.
-pub fn read(input: impl Read + Send + 'static) -> mpsc::Receiver<Result<Batch, LineError>> {
+pub fn read(
+    input: impl Read + Send + 'static,
+    format: Format,
+    tail: u64,
+) -> mpsc::Receiver<Result<Batch, LineError>> {
     let (sender, receiver) = mpsc::channel(BATCHES_AHEAD);
     std::thread::spawn(move || {
         let mut reader = Reader {
             input: BufReader::with_capacity(READ_SIZE, input),
+            format,
             line: 0,
+            numbers: Numbers {
+                base: tail,
+                next: tail,
+            },
             overflow: None,
         };
         while let Some(batch) = reader.batch().transpose() {
@@ -68,10 +94,12 @@ pub fn read(input: impl Read + Send + 'static) -> mpsc::Receiver<Result<Batch, L
 
 struct Reader<R> {
     input: BufReader<R>,
+    format: Format,
     /// The last line that was read, counted from 1.
     line: u64,
+    numbers: Numbers,
     /// What follows the batch that went out because this did not fit, or could not be read.
-    overflow: Option<Result<(Vec<u8>, u64), LineError>>,
+    overflow: Option<Result<(AppendRecord, u64), LineError>>,
 }
 
 impl<R: Read> Reader<R> {
@@ -83,10 +111,10 @@ impl<R: Read> Reader<R> {
         loop {
             let next = match self.overflow.take() {
                 Some(next) => next.map(Some),
-                None => self.line(),
+                None => self.record(),
             };
-            let (body, bytes) = match next {
-                Ok(Some(line)) => line,
+            let (record, bytes) = match next {
+                Ok(Some(record)) => record,
                 Ok(None) => break,
                 // What came before it is appended first.
                 Err(error) if !records.is_empty() => {
@@ -95,14 +123,14 @@ impl<R: Read> Reader<R> {
                 }
                 Err(error) => return Err(error),
             };
-            let size = body.len() + RECORD_OVERHEAD;
+            let size = record.metered_bytes();
             if metered + size > RECORD_BATCH_MAX.bytes {
-                self.overflow = Some(Ok((body, bytes)));
+                self.overflow = Some(Ok((record, bytes)));
                 break;
             }
             metered += size;
             read += bytes;
-            records.push(self.record(body)?);
+            records.push(record);
             if records.len() == RECORD_BATCH_MAX.count || !self.input.buffer().contains(&b'\n') {
                 break;
             }
@@ -110,16 +138,20 @@ impl<R: Read> Reader<R> {
         if records.is_empty() {
             return Ok(None);
         }
-        let records = AppendRecordBatch::try_from_iter(records)
-            .map_err(|_| LineError::TooLong { line: self.line })?;
+        let records =
+            AppendRecordBatch::try_from_iter(records).map_err(|e| self.no_record(e.to_string()))?;
         Ok(Some(Batch { records, read }))
     }
 
     /// The next line without its line feed, and its bytes with it.
     fn line(&mut self) -> Result<Option<(Vec<u8>, u64)>, LineError> {
         let mut line = Vec::new();
+        let most = match self.format {
+            Format::Text => LINE_MAX,
+            Format::Json => JSON_LINE_MAX,
+        };
         // One more than may be, and its line feed.
-        let limit = LINE_MAX as u64 + 2;
+        let limit = most as u64 + 2;
         self.line += 1;
         let bytes = (&mut self.input)
             .take(limit)
@@ -134,14 +166,40 @@ impl<R: Read> Reader<R> {
         if line.last() == Some(&b'\n') {
             line.pop();
         }
-        if line.len() > LINE_MAX {
-            return Err(LineError::TooLong { line: self.line });
+        if line.len() > most {
+            return Err(LineError::TooLong {
+                line: self.line,
+                most,
+            });
         }
         Ok(Some((line, bytes as u64)))
     }
 
-    fn record(&self, body: Vec<u8>) -> Result<AppendRecord, LineError> {
-        AppendRecord::new(body).map_err(|_| LineError::TooLong { line: self.line })
+    /// The record of the next line, and the bytes of the lines that were read for it.
+    fn record(&mut self) -> Result<Option<(AppendRecord, u64)>, LineError> {
+        let mut passed = 0;
+        while let Some((line, bytes)) = self.line()? {
+            let record = match self.format {
+                Format::Text => AppendRecord::new(line).map_err(|e| e.0),
+                // Between documents there may be empty lines.
+                Format::Json if line.trim_ascii().is_empty() => {
+                    passed += bytes;
+                    continue;
+                }
+                Format::Json => json_record::read(&line, self.numbers),
+            };
+            let record = record.map_err(|why| self.no_record(why))?;
+            self.numbers.next += 1;
+            return Ok(Some((record, passed + bytes)));
+        }
+        Ok(None)
+    }
+
+    fn no_record(&self, why: String) -> LineError {
+        LineError::NoRecord {
+            line: self.line,
+            why,
+        }
     }
 }
 
@@ -153,7 +211,7 @@ mod tests {
 
     /// The bodies of each batch.
     fn batches(input: impl Read + Send + 'static) -> (Vec<Vec<Vec<u8>>>, Option<LineError>) {
-        let mut receiver = read(input);
+        let mut receiver = read(input, Format::Text, 0);
         let mut batches = Vec::new();
         while let Some(batch) = receiver.blocking_recv() {
             match batch {
@@ -232,5 +290,26 @@ mod tests {
                 vec![b"three".to_vec()]
             ]
         );
+    }
+
+    #[test]
+    fn lines_of_json_are_records_and_one_that_is_none_is_named_by_its_number() {
+        let input = "{\"body\":\"a\"}\n\n{\"body\":\"b\",\"headers\":[[\"k\",\"v\"]]}\n{}\n";
+        let mut receiver = read(Cursor::new(input), Format::Json, 0);
+        let batch = receiver.blocking_recv().unwrap().unwrap();
+        let bodies: Vec<_> = batch.records.iter().map(|it| it.body().to_vec()).collect();
+        assert_eq!(bodies, [b"a", b"b"]);
+        assert_eq!(
+            batch
+                .records
+                .iter()
+                .map(|it| it.headers().len())
+                .sum::<usize>(),
+            1
+        );
+        assert_eq!(batch.read as usize, input.len() - "{}\n".len());
+        let problem = receiver.blocking_recv().unwrap().unwrap_err().to_string();
+        assert!(problem.starts_with("line 4 is no record: "), "{problem}");
+        assert!(receiver.blocking_recv().is_none());
     }
 }

@@ -135,16 +135,16 @@ fn write_json(out: &mut impl io::Write, entry: &Entry) -> io::Result<()> {
 /// Nothing on standard output, where a program looks; a remark for a person.
 fn say_that_there_is_none(listing: Option<&Listing>) {
     match listing {
-        None => say!(
+        None => remark!(
             "There is no basin yet. `esker stream create my-basin/orders` makes one, with a stream."
         ),
         Some(Listing { basin, prefix }) if prefix.is_empty() => {
-            say!(
+            remark!(
                 "There is no stream in {basin} yet. `esker stream create {basin}/orders` makes one."
             );
         }
         Some(Listing { basin, prefix }) => {
-            say!(
+            remark!(
                 "There is no stream in {basin} whose name begins with `{}`.",
                 plain(prefix)
             );

@@ -4,22 +4,31 @@
 //! |---|---|
 //! | [`target`], [`when`] | arguments: what a command is about, points in time |
 //! | [`connection`], [`failure`] | the way to a server, and what its errors mean to a person |
-//! | [`ls`], [`create`], [`append`], [`read`], [`tail`], [`trim`], [`adopt`] | a command each |
-//! | [`lines`], [`record`] | lines that become records, records that become lines |
+//! | [`ls`], [`info`], [`create`], [`reconfigure`], [`delete`], [`append`], [`read`], [`tail`], [`check_tail`], [`trim`], [`fence`], [`adopt`] | a command each |
+//! | [`settings`] | the settings of a stream |
+//! | [`lines`] | lines that become records |
+//! | [`record`], [`json_record`] | records as lines, for people and as JSON |
 //!
 //! What a command found goes to standard output, in a form that other programs can take; remarks
 //! and progress go to standard error.
 
 mod adopt;
 mod append;
+mod check_tail;
 pub mod connection;
 mod create;
+mod delete;
 pub mod failure;
+mod fence;
+mod info;
+mod json_record;
 mod lines;
 mod ls;
 mod read;
+mod reconfigure;
 mod record;
 mod resumption;
+mod settings;
 mod tail;
 pub mod target;
 mod trim;
@@ -32,7 +41,7 @@ use crate::failure::Failure;
 use crate::interrupts;
 use crate::server_address::{DEFAULT_SERVER, SERVER_VARIABLE, ServerAddress};
 
-/// Create, append to, read and trim streams of a running server.
+/// Create, append to, read, trim and delete streams of a running server.
 ///
 /// A stream is written BASIN/STREAM: a basin is a named group of streams, and its name has 8
 /// characters at least. s2://BASIN/STREAM means the same. Any server of the S2 API will do.
@@ -62,11 +71,16 @@ pub struct Args {
 #[derive(Subcommand)]
 enum Command {
     Ls(ls::Args),
+    Info(info::Args),
     Create(create::Args),
+    Reconfigure(reconfigure::Args),
+    Delete(delete::Args),
     Append(append::Args),
     Read(read::Args),
     Tail(tail::Args),
+    CheckTail(check_tail::Args),
     Trim(trim::Args),
+    Fence(fence::Args),
     Adopt(adopt::Args),
 }
 
@@ -74,13 +88,24 @@ impl Command {
     /// What an interrupted one leaves.
     fn left(&self) -> &'static str {
         match self {
-            Command::Ls(_) | Command::Read(_) | Command::Tail(_) => "nothing was changed",
+            Command::Ls(_)
+            | Command::Info(_)
+            | Command::Read(_)
+            | Command::Tail(_)
+            | Command::CheckTail(_) => "nothing was changed",
+            Command::Reconfigure(_) => {
+                "the settings may have been changed: `esker stream info` shows them"
+            }
+            Command::Delete(_) => "it may have been deleted: `esker stream ls` shows what is there",
+            Command::Fence(_) => {
+                "the stream may have been fenced: `esker stream tail` shows its last records"
+            }
             Command::Create(_) => {
                 "what was being created may be there: `esker stream ls` shows what is"
             }
             Command::Append(_) => {
-                "records that were on their way may be in the stream: `esker stream tail` shows \
-                 where it ends"
+                "records that were on their way may be in the stream: `esker stream check-tail` \
+                 shows where it ends"
             }
             Command::Adopt(_) => "the basin may be there: `esker stream ls` shows what is",
             Command::Trim(_) => {
@@ -101,14 +126,22 @@ pub fn run(args: Args) -> Result<(), Failure> {
         if let Command::Adopt(adopt) = args.command {
             return adopt::run(args.server, adopt).await;
         }
+        if let Command::Reconfigure(args) = &args.command {
+            args.check()?;
+        }
         let connection = Connection::open(args.server).await?;
         match args.command {
             Command::Ls(args) => ls::run(&connection, args).await,
+            Command::Info(args) => info::run(&connection, args).await,
             Command::Create(args) => create::run(&connection, args).await,
+            Command::Reconfigure(args) => reconfigure::run(&connection, args).await,
+            Command::Delete(args) => delete::run(&connection, args).await,
             Command::Append(args) => append::run(&connection, args).await,
             Command::Read(args) => read::run(&connection, args).await,
             Command::Tail(args) => tail::run(&connection, args).await,
+            Command::CheckTail(args) => check_tail::run(&connection, args).await,
             Command::Trim(args) => trim::run(&connection, args).await,
+            Command::Fence(args) => fence::run(&connection, args).await,
             Command::Adopt(_) => Ok(()),
         }
     })

@@ -12,9 +12,9 @@ use s2_sdk::error::{ReadError, ReadSessionError};
 use s2_sdk::types::{ReadFrom, ReadInput, ReadStart, ReadStop, SequencedRecord, StreamPosition};
 
 use super::connection::Connection;
-use super::record;
 use super::target::{self, StreamTarget};
 use super::when;
+use super::{json_record, record};
 use crate::failure::Failure;
 
 use crate::interrupts::{self, Interrupts};
@@ -37,8 +37,9 @@ const OUTPUT_BUFFER: usize = 256 * 1024;
 /// shown. Command records (trim, fence) and snapshots of `esker follow` are shown in brackets; where
 /// standard output is no terminal they go to standard error, so that a pipe gets bodies only.
 ///
-/// As JSON, a line is an object with seq_num, timestamp, headers and body; what is not UTF-8 comes
-/// as headers_base64 and body_base64, and a command record has command instead.
+/// As JSON, a line is an object with seq_num, timestamp, time, headers and body; what is not UTF-8 comes
+/// as headers_base64 and body_base64, and a command record has command instead. `esker stream append
+/// --format json` takes such lines.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -82,7 +83,7 @@ pub struct Args {
 
 /// How records are printed.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Format {
+pub enum Format {
     /// The body, as a line
     Text,
     /// One JSON object a line
@@ -90,6 +91,20 @@ enum Format {
 }
 
 impl Args {
+    /// The last records of a stream.
+    pub fn tail(stream: StreamTarget, last: u64, follow: bool, format: Format) -> Args {
+        Args {
+            stream,
+            from: None,
+            last: Some(last),
+            since: None,
+            count: None,
+            follow,
+            format,
+            json: false,
+        }
+    }
+
     fn start(&self) -> ReadFrom {
         if let Some(seq_num) = self.from {
             ReadFrom::SeqNum(seq_num)
@@ -137,7 +152,7 @@ async fn read(connection: &Connection, args: &Args, out: &mut Output) -> Result<
     if args.follow {
         let remark = format!("Following {target}; Ctrl-C ends.");
         if io::stdout().is_terminal() {
-            say!("{}", Paint::stderr().dim(remark));
+            remark!("{remark}");
         }
         loop {
             match session(connection, target, start, None, &mut rest, out).await {
@@ -164,7 +179,7 @@ async fn read(connection: &Connection, args: &Args, out: &mut Output) -> Result<
             (None, None) => format!("There is no record in {target}."),
             _ => format!("There is no such record in {target}."),
         };
-        say!("{}", Paint::stderr().dim(remark));
+        remark!("{remark}");
     }
     Ok(())
 }
@@ -281,10 +296,10 @@ impl Output {
 
     fn json(&mut self, record: &SequencedRecord) -> io::Result<()> {
         if !self.terminal {
-            return record::write_json(&mut self.out, record);
+            return json_record::write(&mut self.out, record);
         }
         let mut line = Vec::new();
-        record::write_json(&mut line, record)?;
+        json_record::write(&mut line, record)?;
         let line = String::from_utf8_lossy(&line);
         self.out.write_all(escaped(&line).as_bytes())
     }
@@ -316,6 +331,6 @@ impl Output {
 
     /// A remark that is no record.
     fn say(&self, text: &str) {
-        say!("{}", Paint::stderr().dim(text));
+        remark!("{text}");
     }
 }

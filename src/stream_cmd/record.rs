@@ -1,21 +1,12 @@
-//! A record as it is shown: its body as a line, or all of it as one JSON object on a line. Records of
-//! commands and of snapshots are no lines, but remarks in brackets.
-//!
-//! As JSON: `seq_num`, `timestamp`, `headers` (pairs of name and value) and `body`. What is not
-//! UTF-8 comes in base64, under `headers_base64` and `body_base64` instead. A command record has
-//! `command` instead of all three: `{"trim": 17}` or `{"fence": "token"}`.
+//! A record as a person sees it: its body as a line. Records of commands and of snapshots are no lines, but
+//! remarks in brackets.
 
 use std::borrow::Cow;
-use std::io::{self, Write};
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD as BASE64;
 use esker_follow::snapshot::record::{Seen, see};
-use s2_sdk::types::{Header, SequencedRecord};
-use serde::Serialize;
+use s2_sdk::types::SequencedRecord;
 use serde_json::{Value, json};
 
-use crate::json;
 use crate::term::{bytes, count, plain};
 
 /// Most characters that are shown of a fold's name.
@@ -58,7 +49,8 @@ impl Command {
         }
     }
 
-    fn json(&self) -> Value {
+    /// `{"trim": 17}`.
+    pub fn json(&self) -> Value {
         match self {
             Command::Trim(point) => json!({ "trim": point }),
             Command::Fence(token) => json!({ "fence": String::from_utf8_lossy(token) }),
@@ -117,88 +109,9 @@ pub fn for_terminal(body: &[u8]) -> Result<Cow<'_, str>, String> {
     Ok(Cow::Owned(shown))
 }
 
-/// Writes a record as a JSON object on a line of its own.
-pub fn write_json(out: &mut impl Write, record: &SequencedRecord) -> io::Result<()> {
-    let mut shown = Shown {
-        seq_num: record.seq_num,
-        timestamp: record.timestamp,
-        ..Shown::default()
-    };
-    if let Some(command) = Command::of(record) {
-        shown.command = Some(command.json());
-    } else {
-        match record.headers.iter().map(utf8_pair).collect() {
-            Some(pairs) => shown.headers = Some(pairs),
-            None => shown.headers_base64 = Some(record.headers.iter().map(base64_pair).collect()),
-        }
-        match std::str::from_utf8(&record.body) {
-            Ok(text) => shown.body = Some(text),
-            Err(_) => shown.body_base64 = Some(BASE64.encode(&record.body)),
-        }
-    }
-    writeln!(out, "{}", json::line(&shown)?)
-}
-
-/// The object, its keys in the order in which they are printed.
-#[derive(Default, Serialize)]
-struct Shown<'a> {
-    seq_num: u64,
-    timestamp: u64,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    command: Option<Value>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    headers: Option<Vec<[&'a str; 2]>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    headers_base64: Option<Vec<[String; 2]>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    body: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    body_base64: Option<String>,
-}
-
-fn utf8_pair(header: &Header) -> Option<[&str; 2]> {
-    Some([
-        std::str::from_utf8(&header.name).ok()?,
-        std::str::from_utf8(&header.value).ok()?,
-    ])
-}
-
-fn base64_pair(header: &Header) -> [String; 2] {
-    [BASE64.encode(&header.name), BASE64.encode(&header.value)]
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn json(headers: &[(&[u8], &[u8])], body: &[u8]) -> String {
-        let headers = headers
-            .iter()
-            .map(|(name, value)| Header::new(name.to_vec(), value.to_vec()))
-            .collect();
-        let record = SequencedRecord::from_parts(17, 1000, headers, body.to_vec());
-        let mut line = Vec::new();
-        write_json(&mut line, &record).unwrap();
-        String::from_utf8(line).unwrap()
-    }
-
-    #[test]
-    fn a_record_of_text_is_shown_as_text() {
-        assert_eq!(
-            json(&[(b"kind", b"order")], "caf\u{e9} \"x\"".as_bytes()),
-            "{\"seq_num\":17,\"timestamp\":1000,\"headers\":[[\"kind\",\"order\"]],\
-             \"body\":\"caf\u{e9} \\\"x\\\"\"}\n"
-        );
-    }
-
-    #[test]
-    fn what_is_not_utf8_comes_in_base64_under_another_name() {
-        assert_eq!(
-            json(&[(b"k", b"\xff")], b"\x00\xff"),
-            "{\"seq_num\":17,\"timestamp\":1000,\"headers_base64\":[[\"aw==\",\"/w==\"]],\
-             \"body_base64\":\"AP8=\"}\n"
-        );
-    }
 
     #[test]
     fn a_body_on_a_terminal_cannot_drive_it() {
@@ -216,14 +129,6 @@ mod tests {
 
     #[test]
     fn a_command_is_shown_as_what_it_asks_for() {
-        assert_eq!(
-            json(&[(b"", b"trim")], &17u64.to_be_bytes()),
-            "{\"seq_num\":17,\"timestamp\":1000,\"command\":{\"trim\":17}}\n"
-        );
-        assert_eq!(
-            json(&[(b"", b"fence")], b"writer-1"),
-            "{\"seq_num\":17,\"timestamp\":1000,\"command\":{\"fence\":\"writer-1\"}}\n"
-        );
         assert_eq!(Command::Trim(17).text(), "[trim to 17]");
         assert_eq!(Command::Fence(Vec::new()).text(), "[fence lifted]");
     }

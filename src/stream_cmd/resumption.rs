@@ -260,7 +260,8 @@ impl<'a> Search<'a> {
         self.begun.push(0);
         let batch = self.batch;
         self.begun.retain_mut(|matched| {
-            let is_next = record.headers.is_empty() && batch[*matched].body() == &record.body[..];
+            let ours = &batch[*matched];
+            let is_next = record.headers == ours.headers() && ours.body() == &record.body[..];
             *matched += 1;
             is_next
         });

@@ -1,47 +1,58 @@
 //! `esker stream tail`.
 
-use serde_json::json;
-
 use super::connection::Connection;
+use super::read::{self, Format};
 use super::target::{self, StreamTarget};
 use crate::failure::Failure;
-use crate::output::print;
-use crate::term::moment;
 
-/// Show where a stream ends: the sequence number that comes next, and the last timestamp.
+/// Records that are printed unless a number is given.
+const RECORDS: u64 = 10;
+
+/// Print the last records of a stream, and with --follow what comes next.
+///
+/// Records are printed as `esker stream read` prints them. `esker stream check-tail` shows where a stream
+/// ends.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
   esker stream tail my-basin/orders
-  esker stream tail my-basin/orders --json | jq .seq_num")]
+  esker stream tail my-basin/orders -f
+  esker stream tail my-basin/orders -n 100 --json")]
 pub struct Args {
     /// The stream
     #[arg(value_name = "BASIN/STREAM", value_parser = target::stream)]
     stream: StreamTarget,
 
-    /// Print a JSON object: seq_num comes next, timestamp is the last record's
-    #[arg(long)]
+    /// How many records before the end [default: 10]
+    #[arg(long, short = 'n', value_name = "COUNT")]
+    lines: Option<u64>,
+
+    /// Wait for what comes next, until Ctrl-C
+    #[arg(long, short)]
+    follow: bool,
+
+    /// How records are printed
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    format: Format,
+
+    /// The same as --format json
+    #[arg(long, conflicts_with = "format")]
     json: bool,
 }
 
 pub async fn run(connection: &Connection, args: Args) -> Result<(), Failure> {
-    let tail = connection
-        .stream(&args.stream)
-        .check_tail()
-        .await
-        .map_err(|e| connection.asked_stream(&args.stream).read(&e))?;
-    if args.json {
-        return print(json!({ "seq_num": tail.seq_num, "timestamp": tail.timestamp }));
-    }
-    if tail.seq_num == 0 {
-        return print(format_args!(
-            "{}: no record yet, the first will have sequence number 0",
+    // Written so, it showed where the stream ends, in the releases before.
+    if args.lines.is_none() && !args.follow {
+        remark!(
+            "These are the last records; `esker stream check-tail {}` shows where the stream ends.",
             args.stream
-        ));
+        );
     }
-    let time = moment(tail.timestamp).map_or_else(String::new, |time| format!(" ({time})"));
-    print(format_args!(
-        "{}: the next sequence number is {}, the last timestamp {}{time}",
-        args.stream, tail.seq_num, tail.timestamp
-    ))
+    let last = args.lines.unwrap_or(RECORDS);
+    let format = if args.json { Format::Json } else { args.format };
+    read::run(
+        connection,
+        read::Args::tail(args.stream, last, args.follow, format),
+    )
+    .await
 }

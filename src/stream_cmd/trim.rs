@@ -21,7 +21,7 @@ use crate::output::print;
 #[command(after_help = "\
 Examples:
   esker stream trim my-basin/orders 1000      keep records 1000 and later
-  esker stream tail my-basin/orders           shows the number that drops everything so far")]
+  esker stream check-tail my-basin/orders     shows the number that drops everything so far")]
 pub struct Args {
     /// The stream
     #[arg(value_name = "BASIN/STREAM", value_parser = target::stream)]
@@ -96,7 +96,7 @@ pub async fn run(connection: &Connection, args: Args) -> Result<(), Failure> {
 }
 
 /// The first sequence number that is there; that of the next record if there is none.
-async fn head(stream: &S2Stream, asked: Asked<'_>, tail: u64) -> Result<u64, Failure> {
+pub async fn head(stream: &S2Stream, asked: Asked<'_>, tail: u64) -> Result<u64, Failure> {
     // A read that begins below the head begins at it.
     let first =
         ReadInput::new().with_stop(ReadStop::new().with_limits(ReadLimits::new().with_count(1)));

@@ -51,7 +51,7 @@ fn a_line_is_durable_as_soon_as_it_is_typed() {
         typing.write(line);
         let tail = format!("the next sequence number is {}", number + 1);
         eventually("the line is in the stream", || {
-            let output = run(server.stream(["tail", "my-basin/notes"]), b"");
+            let output = run(server.stream(["check-tail", "my-basin/notes"]), b"");
             String::from_utf8_lossy(&output.stdout).contains(&tail)
         });
     }

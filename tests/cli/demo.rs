@@ -64,7 +64,7 @@ fn what_a_demo_keeps_can_be_served_and_read() {
     assert!(restored == lines, "what was kept is not what was appended");
     assert_eq!(new.lines().count(), 100, "{new}");
     assert!(lines.starts_with(new), "{new}");
-    let tail = server.ok(&["tail", "esker-demo/flights"]);
+    let tail = server.ok(&["check-tail", "esker-demo/flights"]);
     let next = (1_u64 << 40) + 8000 + 100;
     assert!(tail.contains(&format!("number is {next},")), "{tail}");
 }

@@ -16,6 +16,7 @@ use crate::support::{Server, esker, run, stderr, stdout};
 /// What a command asks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Asks {
+    Nothing,
     Server,
     /// A server or a repository.
     Either,
@@ -26,11 +27,20 @@ enum Asks {
 const COMMANDS: &[(&str, &[&str], Asks)] = &[
     ("status", &[], Asks::Server),
     ("stream ls", &[], Asks::Server),
+    ("stream info", &["my-basin/orders"], Asks::Server),
     ("stream create", &["my-basin/orders"], Asks::Server),
+    (
+        "stream reconfigure",
+        &["my-basin/orders", "--retention", "1d"],
+        Asks::Server,
+    ),
+    ("stream delete", &["my-basin/orders", "--yes"], Asks::Server),
     ("stream append", &["my-basin/orders"], Asks::Server),
     ("stream read", &["my-basin/orders"], Asks::Server),
     ("stream tail", &["my-basin/orders"], Asks::Server),
+    ("stream check-tail", &["my-basin/orders"], Asks::Server),
     ("stream trim", &["my-basin/orders", "1"], Asks::Server),
+    ("stream fence", &["my-basin/orders", "token"], Asks::Server),
     ("stream adopt", &["my-basin", "1"], Asks::Server),
     (
         "follow",
@@ -41,9 +51,12 @@ const COMMANDS: &[(&str, &[&str], Asks)] = &[
     ("state put", &["agent-1", "memory", "{}"], Asks::Server),
     ("state delete", &["agent-1", "memory"], Asks::Server),
     ("state keys", &["agent-1"], Asks::Server),
+    ("state agents", &[], Asks::Server),
+    ("state namespaces", &[], Asks::Server),
     ("state history", &["agent-1", "memory"], Asks::Server),
     ("state replay", &["--all"], Asks::Server),
     ("state snapshot", &[], Asks::Server),
+    ("state export", &[], Asks::Server),
     ("state import", &["export.json"], Asks::Server),
     ("state verify", &[], Asks::Server),
     ("snapshot create", &[], Asks::Server),
@@ -55,6 +68,9 @@ const COMMANDS: &[(&str, &[&str], Asks)] = &[
     ("snapshot restore", &["--to", "restored"], Asks::Repository),
     ("snapshot put", &["one", "--lsn", "300"], Asks::Repository),
     ("snapshot prune", &[], Asks::Either),
+    ("config check", &[], Asks::Nothing),
+    ("config show", &[], Asks::Nothing),
+    ("version", &[], Asks::Nothing),
 ];
 
 /// The command, in a directory of the test.
@@ -88,6 +104,10 @@ fn with_json(name: &str, found: &mut BTreeSet<String>) {
             .filter(|rest| !rest.starts_with(' '))
         {
             let word = word.split(' ').next().unwrap();
+            // It shows the help of the others.
+            if word == "help" {
+                continue;
+            }
             with_json(format!("{name} {word}").trim(), found);
             is_leaf = false;
         }
@@ -118,11 +138,7 @@ fn failure(what: &str, output: &Output) -> (String, Value) {
         assert!(!text.is_empty(), "no {field}: {context}");
     }
     let code = error["code"].as_str().unwrap().to_owned();
-    let wanted = match code.as_str() {
-        "usage" => "error: ".to_owned(),
-        code => format!("error [{code}]: "),
-    };
-    assert!(said.contains(&wanted), "{context}");
+    assert!(said.contains(&format!("error [{code}]: ")), "{context}");
     (code, documents[0].clone())
 }
 
@@ -232,6 +248,7 @@ fn a_server_or_store_that_does_not_answer_is_a_document() {
     ];
     for (name, arguments, asks) in COMMANDS {
         let (place, wanted): (&[&str], _) = match asks {
+            Asks::Nothing => continue,
             Asks::Server | Asks::Either => (&["--server", "http://127.0.0.1:1"], "unreachable"),
             Asks::Repository => (&s3, "store"),
         };
@@ -257,7 +274,7 @@ fn what_is_no_server_is_a_document() {
         }
     });
     for (name, arguments, asks) in COMMANDS {
-        if *asks != Asks::Repository {
+        if !matches!(asks, Asks::Repository | Asks::Nothing) {
             let arguments = [arguments, &["--server", &url, "--json"][..]].concat();
             let output = run(command(dir.path(), name, &arguments), b"");
             failure(name, &output);
@@ -273,7 +290,7 @@ fn a_damaged_root_is_a_document() {
     fs::remove_file(&root).unwrap();
     fs::write(&root, "{\"version\":").unwrap();
     for (name, arguments, asks) in COMMANDS {
-        if *asks != Asks::Server {
+        if !matches!(asks, Asks::Server | Asks::Nothing) {
             let arguments = [arguments, &["--repository", "backups", "--json"][..]].concat();
             let output = run(command(dir.path(), name, &arguments), b"");
             assert_eq!(failure(name, &output).0, "damaged", "{name}");
@@ -312,7 +329,7 @@ fn a_snapshot_or_object_that_is_not_there_is_a_document() {
     }
     for (name, arguments, asks) in COMMANDS {
         // The first put makes a repository.
-        if *asks != Asks::Server && *name != "snapshot put" {
+        if !matches!(asks, Asks::Server | Asks::Nothing) && *name != "snapshot put" {
             let arguments = [arguments, &["--repository", "nowhere", "--json"][..]].concat();
             let output = run(command(dir.path(), name, &arguments), b"");
             assert_eq!(failure(name, &output).0, "no_repository", "{name}");
@@ -358,6 +375,26 @@ fn what_a_server_refuses_is_a_document_with_what_was_done_before() {
             "beyond_tail",
         ),
         ("stream tail", &["my-basin/none"], "stream_not_found"),
+        ("stream check-tail", &["my-basin/none"], "stream_not_found"),
+        ("stream info", &["my-basin/none"], "stream_not_found"),
+        (
+            "stream reconfigure",
+            &["my-basin/none", "--retention", "1d"],
+            "stream_not_found",
+        ),
+        ("stream reconfigure", &["my-basin/lines"], "usage"),
+        (
+            "stream delete",
+            &["my-basin/none", "--yes"],
+            "stream_not_found",
+        ),
+        ("stream delete", &["my-basin/lines"], "needs_yes"),
+        ("stream fence", &["my-basin/none", "t"], "stream_not_found"),
+        (
+            "stream fence",
+            &["my-basin/lines", "t", "--fencing-token", "other"],
+            "fencing_token_mismatch",
+        ),
         ("stream trim", &["my-basin/lines", "9"], "beyond_tail"),
         (
             "follow",

@@ -193,6 +193,18 @@ fn what_a_server_tells_of_its_snapshots_is_what_the_repository_tells() {
     assert_eq!(report["sound"], true, "{report}");
     let reports = world.json(&["snapshot", "verify"]);
     assert_eq!(reports["partitions"].as_array().unwrap().len(), 3);
+    for command in [
+        &["snapshot", "verify"][..],
+        &["snapshot", "prune", "--dry-run", "--keep", "1"],
+    ] {
+        let of_repository = [command, &["--repository", repository]].concat();
+        let numbers = |document: Value| -> Vec<Value> {
+            let partitions = document["partitions"].as_array().unwrap().iter();
+            partitions.map(|one| one["partition"].clone()).collect()
+        };
+        assert_eq!(numbers(world.json(command)), [0, 1, 2]);
+        assert_eq!(numbers(world.json(&of_repository)), [0, 1, 2]);
+    }
     world.fails(
         1,
         "no_snapshot",
@@ -302,21 +314,6 @@ fn a_command_says_whom_it_can_ask() {
         "unreachable",
         &["status", "--server", "http://127.0.0.1:1"],
     );
-
-    // With neither, both ways are named.
-    let mut command = esker();
-    command.args(["snapshot", "list"]);
-    let output = run(command, b"");
-    assert_eq!(output.status.code(), Some(2));
-    let said = stderr(&output);
-    for expected in [
-        "--server",
-        "ESKER_SERVER",
-        "--repository",
-        "ESKER_REPOSITORY",
-    ] {
-        assert!(said.contains(expected), "{said}");
-    }
 }
 
 /// A server that passes on requests whose head begins with one of these, and lets others wait without end.

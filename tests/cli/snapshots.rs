@@ -564,6 +564,110 @@ fn other_clusters_histories_and_partitions_are_not_mixed() {
 }
 
 #[test]
+fn every_partition_is_verified_and_planned_for_unless_one_is_named() {
+    let scratch = Scratch::new();
+    scratch.files("one", &[("a", "text")]);
+    for partition in ["0", "3", "5"] {
+        for lsn in ["1", "2"] {
+            scratch.ok(&[
+                "put",
+                "one",
+                "--lsn",
+                lsn,
+                "--num-retained",
+                "2",
+                "--partition",
+                partition,
+            ]);
+        }
+    }
+    let numbers = |document: &Value| -> Vec<u64> {
+        let partitions = document["partitions"].as_array().unwrap().iter();
+        partitions
+            .map(|one| one["partition"].as_u64().unwrap())
+            .collect()
+    };
+    let verified = scratch.json(&["verify", "--data"]);
+    assert_eq!(numbers(&verified), [0, 3, 5]);
+    for one in verified["partitions"].as_array().unwrap() {
+        assert_eq!(one["sound"], true);
+        assert_eq!(one["snapshots"].as_array().unwrap().len(), 2);
+    }
+    assert_eq!(
+        scratch.json(&["verify", "--partition", "3"])["partition"],
+        3
+    );
+    let text = scratch.ok(&["verify"]);
+    for partition in ["partition 0: ", "partition 3: ", "partition 5: "] {
+        assert!(text.contains(partition), "{text}");
+    }
+
+    let planned = scratch.json(&["prune", "--dry-run", "--keep", "1"]);
+    assert_eq!(numbers(&planned), [0, 3, 5]);
+    for one in planned["partitions"].as_array().unwrap() {
+        assert_eq!(one["released"].as_array().unwrap().len(), 1, "{one}");
+    }
+    let text = scratch.ok(&["prune", "--dry-run", "--keep", "1"]);
+    assert_eq!(text.matches("would let go of ").count(), 3, "{text}");
+    // A plan is of one partition, and so is what deletes.
+    scratch.fails(
+        2,
+        "partition",
+        &["prune", "--dry-run", "--plan-out", "plan.json"],
+    );
+    scratch.fails(2, "partition", &["prune"]);
+
+    // One that cannot be read hides nothing of the others.
+    fs::write(scratch.path("backups/3/latest.json"), "{").unwrap();
+    let output = scratch.run(&["verify", "--json"]);
+    assert_eq!(output.status.code(), Some(1));
+    let document: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(numbers(&document), [0, 3, 5]);
+    assert!(
+        document["partitions"][1]["problem"].is_string(),
+        "{document}"
+    );
+    assert_eq!(document["partitions"][2]["sound"], true, "{document}");
+    assert_eq!(document["error"]["code"], "damaged", "{document}");
+}
+
+#[test]
+fn where_nothing_is_named_the_server_on_this_machine_is_asked() {
+    let mut command = esker();
+    command.args(["snapshot", "list"]);
+    let output = run(command, b"");
+    // There may be one.
+    if !output.status.success() {
+        let said = stderr(&output);
+        assert!(said.contains("http://127.0.0.1:7070"), "{said}");
+        assert!(said.contains("--repository"), "{said}");
+    }
+    // A command that needs a repository asks no server.
+    let mut command = esker();
+    command.args(["snapshot", "restore", "--to", "nowhere"]);
+    let output = run(command, b"");
+    assert_eq!(output.status.code(), Some(2));
+    assert!(
+        stderr(&output).contains("[repository]"),
+        "{}",
+        stderr(&output)
+    );
+    let both = [
+        "--server",
+        "http://127.0.0.1:1",
+        "snapshot",
+        "list",
+        "--repository",
+        "x",
+    ];
+    let mut command = esker();
+    command.args(both);
+    let output = run(command, b"");
+    assert_eq!(output.status.code(), Some(2));
+    assert!(stderr(&output).contains("[usage]"), "{}", stderr(&output));
+}
+
+#[test]
 fn secrets_are_printed_nowhere() {
     let scratch = Scratch::new();
     let output = scratch.run(&[

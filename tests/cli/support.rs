@@ -121,7 +121,7 @@ impl Server {
     /// that comes later is answered later.
     pub fn has(&self, stream: &str, records: u64) {
         let tail = || {
-            let output = run(self.stream(["tail", stream, "--json"]), b"");
+            let output = run(self.stream(["check-tail", stream, "--json"]), b"");
             let tail: serde_json::Value = serde_json::from_slice(&output.stdout).ok()?;
             tail["seq_num"].as_u64()
         };

@@ -8,7 +8,7 @@ use crate::{admin, api, config, state};
 const COMMAND_CODES: &[(&str, &str, &str)] = &[
     (
         "usage",
-        "The arguments cannot be meant: an option or a command that does not exist, one that is missing, a value that is none. Only where `--json` asks for it has this a code.",
+        "The arguments are wrong: an option or a command that does not exist, one that is missing, a value that is none.",
         "Correct the arguments; `--help` lists those that the command takes.",
     ),
     (
@@ -18,7 +18,7 @@ const COMMAND_CODES: &[(&str, &str, &str)] = &[
     ),
     (
         "input",
-        "A line of the input is no record: it cannot be read, or is longer than a record may be. What came before it is appended.",
+        "A line of the input is no record: it cannot be read, is longer than a record may be, or, with `--format json`, is no record as JSON. What came before it is appended.",
         "Correct the line that the message names, and append from there on.",
     ),
     (
@@ -59,7 +59,7 @@ const COMMAND_CODES: &[(&str, &str, &str)] = &[
     (
         "beyond_tail",
         "A read or trim begins beyond the stream's tail.",
-        "`esker stream tail` says where the stream ends.",
+        "`esker stream check-tail` shows where the stream ends.",
     ),
     (
         "client",
@@ -101,7 +101,7 @@ const STATE_CODES: &[(&str, &str, &str)] = &[
 const SNAPSHOT_CODES: &[(&str, &str, &str)] = &[
     (
         "repository",
-        "Neither a server nor a repository was named, or both, or one that the command is not for, or what was named is no URL of one.",
+        "A repository was not named where the command needs one, or a server where it needs a repository, or what was named is no URL of one.",
         "Name a server with `--server` (`ESKER_SERVER`) or a repository with `--repository` (`ESKER_REPOSITORY`).",
     ),
     (

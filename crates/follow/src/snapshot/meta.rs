@@ -2,7 +2,9 @@
 
 use std::fmt;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 use crate::identity::Identity;
 
@@ -87,10 +89,30 @@ pub struct SnapshotInfo {
     pub cursor: u64,
     /// Bytes, as they are kept.
     pub bytes: u64,
-    /// Milliseconds since the epoch; `None` if it does not say.
+    /// Milliseconds since the epoch; `None` if it does not say. As JSON also as a time, in RFC 3339.
+    #[serde(flatten, serialize_with = "times")]
     pub taken_at: Option<u64>,
     /// Whether it was appended without a condition, because others kept appending in between.
     pub anchored: bool,
+}
+
+/// `taken_at` in RFC 3339, and `taken_at_ms`.
+fn times<S: Serializer>(taken_at: &Option<u64>, serializer: S) -> Result<S::Ok, S::Error> {
+    #[derive(Serialize)]
+    struct Times {
+        taken_at: Option<String>,
+        taken_at_ms: Option<u64>,
+    }
+    let time = taken_at.and_then(|ms| {
+        let nanoseconds = i128::from(ms) * 1_000_000;
+        let time = OffsetDateTime::from_unix_timestamp_nanos(nanoseconds).ok()?;
+        time.format(&Rfc3339).ok()
+    });
+    let times = Times {
+        taken_at: time,
+        taken_at_ms: *taken_at,
+    };
+    times.serialize(serializer)
 }
 
 /// Why a snapshot must not be used.

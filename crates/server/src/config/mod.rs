@@ -55,7 +55,7 @@ pub use error::{CODES, ConfigError};
 pub use load::{Loaded, load};
 pub use overrides::Overrides;
 pub use secret::Secret;
-pub use show::show;
+pub use show::{show, show_json};
 pub use snapshots::{OnLogFull, SnapshotKind, SnapshotsConfig};
 pub use source::Source;
 pub use state::StateConfig;

@@ -26,6 +26,28 @@ pub fn show(loaded: &Loaded) -> String {
     })
 }
 
+/// The same for programs: for each key (`log.segment-size`) its value, which is null if it is unset, and what
+/// set it. The value of a secret is hidden.
+pub fn show_json(loaded: &Loaded) -> Value {
+    let values = tree(&loaded.config);
+    let entry = |key: &Key| {
+        let value = key.value(&values).unwrap_or(&key.default);
+        let value = match key.kind {
+            Kind::Secret if !value.is_null() => Value::from(HIDDEN),
+            _ => value.clone(),
+        };
+        let source = loaded.source(&key.path).to_string();
+        let shown = serde_json::json!({ "value": value, "source": source });
+        (key.path.clone(), shown)
+    };
+    let file = loaded
+        .file
+        .as_ref()
+        .map(|path| path.to_string_lossy().into_owned());
+    let keys: serde_json::Map<_, _> = keys().keys.iter().map(entry).collect();
+    serde_json::json!({ "file": file, "keys": keys })
+}
+
 /// A TOML document of all keys, section by section; `entry` writes the lines of a key.
 pub(super) fn document(entry: impl Fn(&Key) -> String) -> String {
     let mut text: String = keys().of_section(None).map(&entry).collect();

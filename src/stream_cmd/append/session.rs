@@ -1,227 +1,31 @@
-//! `esker stream append`.
-//!
-//! Batches go over one append session, several under way at a time; acknowledgements come back in
-//! order. The session repeats a batch only if it cannot have been appended. When it breaks because the
-//! server is away, the server is waited for, what was under way is looked for in the stream
-//! ([`resumption`]), and a new session goes on. Otherwise the message says what was acknowledged, and how
-//! much nobody knows about.
-//!
-//! A batch that is still on its way over the lost connection may reach the server after that look. So each
-//! batch is sent on the condition that it gets the sequence number that follows the one before: what was
-//! repeated has taken that number, and the late one is refused. The condition also fails when others
-//! append to the stream. After [`MAX_MISMATCHES`] of these, batches are sent without it.
+//! Batches on their way over append sessions.
 
 use std::collections::VecDeque;
-use std::fs::File;
-use std::io::{IsTerminal as _, Read};
-use std::path::PathBuf;
-use std::time::{Duration, Instant};
 
-use esker_server::config::HumanDuration;
 use futures::FutureExt as _;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 use s2_sdk::append_session::{AppendSessionConfig, BatchSubmitPermit, BatchSubmitTicket};
-use s2_sdk::error::{AppendConditionFailed, AppendError, AppendSessionError, ErrorCode, ReadError};
-use s2_sdk::types::{AppendAck, AppendInput, AppendRecordBatch, FencingToken, MeteredBytes as _};
-use serde_json::json;
+use s2_sdk::error::{AppendConditionFailed, AppendError, AppendSessionError};
+use s2_sdk::types::{AppendAck, AppendInput, MeteredBytes as _};
 use tokio::sync::mpsc;
 
-use super::connection::Connection;
-use super::create::{self, Created};
-use super::lines::{self, Batch, LineError};
-use super::resumption::{self, Doubtful, Resumption, Settled};
-use super::target::{self, StreamTarget};
+use super::Args;
+use super::summary::Done;
 use crate::failure::Failure;
 use crate::interrupts::Interrupts;
-use crate::json;
-use crate::output::print;
-use crate::term::{Paint, bytes, count, plain_lines, rate, records, took};
+use crate::stream_cmd::connection::Connection;
+use crate::stream_cmd::lines::{Batch, LineError};
+use crate::stream_cmd::resumption::{self, Doubtful, Resumption, Settled};
+use crate::term::{plain_lines, records};
 
 /// Bytes of batches that are under way, which is also what this keeps in memory of them.
 const UNACKNOWLEDGED_BYTES: u32 = 8 * 1024 * 1024;
-/// How long a server that went away is waited for, unless it is said.
-const RECONNECT_TIMEOUT: Duration = Duration::from_secs(60);
 /// How often others may append between this command's batches until these are sent without a condition on
 /// their sequence numbers: each time, what was under way is sent again.
 const MAX_MISMATCHES: u32 = 3;
-/// What an append leaves that ends without an account.
-const IN_DOUBT: &str = "records that were on their way may be in the stream: `esker stream tail` shows \
-                        where it ends";
-/// Records from which on the summary shows their rate.
-const RATE_FROM: u64 = 1000;
-
-/// Append lines to a stream, each as one record.
-///
-/// Lines come from FILE or from standard input, and end with a line feed, which is not part of the
-/// record. They are appended in order, in batches, and each is durable when this says so.
-///
-/// If the server goes away, it is waited for. What was under way is then looked for in the stream, and
-/// appended only if it is not there, so that each line is there once; the same lines that somebody else
-/// appends meanwhile, in one batch, cannot be told from it. Where others append at the same time, lines may
-/// be there twice: a batch that was still on its way over the lost connection may arrive after that look.
-#[derive(clap::Args)]
-#[command(after_help = "\
-Examples:
-  echo hello | esker stream append my-basin/orders
-  esker stream append my-basin/orders orders.jsonl --create
-  tail -f app.log | esker stream append my-basin/logs
-  esker stream append my-basin/orders more.jsonl --match-seq-num 20000")]
-pub struct Args {
-    /// The stream
-    #[arg(value_name = "BASIN/STREAM", value_parser = target::stream)]
-    stream: StreamTarget,
-
-    /// A file of lines [default: standard input]
-    #[arg(value_name = "FILE")]
-    file: Option<PathBuf>,
-
-    /// Create the stream if it is missing, and its basin
-    #[arg(long)]
-    create: bool,
-
-    /// Append only if the first record gets this sequence number, and the others follow it
-    #[arg(long, value_name = "SEQ_NUM")]
-    match_seq_num: Option<u64>,
-
-    /// Append only if the stream is fenced with this token
-    #[arg(long, value_name = "TOKEN")]
-    fencing_token: Option<FencingToken>,
-
-    /// Wait so long for a server that went away, 0s to end at once [default: 1m]
-    #[arg(long, value_name = "DURATION")]
-    reconnect: Option<HumanDuration>,
-
-    /// Print the summary as a JSON object
-    #[arg(long)]
-    json: bool,
-}
-
-impl Args {
-    fn patience(&self) -> Duration {
-        self.reconnect.map_or(RECONNECT_TIMEOUT, Duration::from)
-    }
-}
-
-pub async fn run(connection: &Connection, args: Args) -> Result<(), Failure> {
-    let source = Source::open(args.file.as_deref())?;
-    let tail = prepare(connection, &args).await?;
-    if source.is_typed {
-        let remark = "Type records, one a line; Ctrl-D ends.";
-        say!("{}", Paint::stderr().dim(remark));
-    }
-    let bar = source.bar();
-    let is_typed = source.is_typed;
-    let signals = Interrupts::listen(IN_DOUBT)?;
-    let mut appending = Appending::new(connection, &args, bar.clone(), tail, signals);
-    let end = appending.run(lines::read(source.input)).await;
-    bar.finish_and_clear();
-    let Appending { done, .. } = appending;
-    let summary = match end {
-        Ok(End::Input) => return done.print(&args),
-        // Whoever types has said that this is all.
-        Ok(End::Interrupted) if is_typed => return done.print(&args),
-        Ok(End::Interrupted) => {
-            Failure::wrong("interrupted", "interrupted before the end of the input")
-        }
-        Err(failure) => failure,
-    };
-    let failure = Failure {
-        message: format!("{}; {}", summary.message, done.so_far(&args.stream)),
-        ..summary
-    };
-    match args.json {
-        true => json::print_line_with(&done.document(), Err(failure)),
-        false => Err(failure),
-    }
-}
-
-/// Makes the stream if that was asked for; else says early if there is none. Returns where it ends.
-async fn prepare(connection: &Connection, args: &Args) -> Result<u64, Failure> {
-    let target = &args.stream;
-    if args.create {
-        let Created { basin, stream } = create::ensure(connection, target, None).await?;
-        if stream {
-            let with_basin = if basin { ", and its basin" } else { "" };
-            say!("created stream {target}{with_basin}");
-        }
-    }
-    let error = match connection.stream(target).check_tail().await {
-        Ok(tail) => return Ok(tail.seq_num),
-        Err(error) => error,
-    };
-    let code = error
-        .request_error()
-        .and_then(|e| e.server_error()?.known_code());
-    // The basin may be one that makes streams when they are appended to.
-    if code == Some(ErrorCode::StreamNotFound) {
-        let config = connection
-            .account()
-            .get_basin_config(target.basin.clone())
-            .await;
-        if config.is_ok_and(|config| config.create_stream_on_append) {
-            return Ok(0);
-        }
-    }
-    let mut failure = connection.asked_stream(target).read(&error);
-    if matches!(error, ReadError::Request(_))
-        && matches!(
-            code,
-            Some(ErrorCode::StreamNotFound | ErrorCode::BasinNotFound)
-        )
-    {
-        failure = failure.advise("--create makes it on the way");
-    }
-    Err(failure)
-}
-
-/// Where lines come from.
-struct Source {
-    input: Box<dyn Read + Send>,
-    /// Bytes, if it is a file.
-    size: Option<u64>,
-    /// A person types them.
-    is_typed: bool,
-}
-
-impl Source {
-    fn open(path: Option<&std::path::Path>) -> Result<Source, Failure> {
-        let Some(path) = path.filter(|path| *path != "-") else {
-            return Ok(Source {
-                is_typed: std::io::stdin().is_terminal(),
-                input: Box::new(std::io::stdin()),
-                size: None,
-            });
-        };
-        let cannot = |e| Failure::wrong("io", format!("cannot read {}: {e}", path.display()));
-        let file = File::open(path).map_err(cannot)?;
-        let metadata = file.metadata().map_err(cannot)?;
-        if metadata.is_dir() {
-            return Err(cannot(std::io::ErrorKind::IsADirectory.into()));
-        }
-        Ok(Source {
-            input: Box::new(file),
-            size: metadata.is_file().then_some(metadata.len()),
-            is_typed: false,
-        })
-    }
-
-    /// A progress bar for a file, on a terminal.
-    fn bar(&self) -> ProgressBar {
-        let Some(size) = self.size.filter(|_| std::io::stderr().is_terminal()) else {
-            return ProgressBar::hidden();
-        };
-        let bar = ProgressBar::new(size);
-        let template = "{bar:30} {percent:>3} %  {binary_bytes} of {binary_total_bytes}, \
-                        {binary_bytes_per_sec}, {eta} left";
-        if let Ok(style) = ProgressStyle::with_template(template) {
-            bar.set_style(style.progress_chars("█▉▊▋▌▍▎▏ "));
-        }
-        bar
-    }
-}
 
 /// Why it ended without failing.
-enum End {
+pub enum End {
     /// The input ended, and everything is acknowledged.
     Input,
     /// Ctrl-C; what was under way is acknowledged.
@@ -229,7 +33,7 @@ enum End {
 }
 
 /// Batches on their way.
-struct Appending<'a> {
+pub struct Appending<'a> {
     connection: &'a Connection,
     args: &'a Args,
     bar: ProgressBar,
@@ -253,7 +57,7 @@ struct Appending<'a> {
     signals: Interrupts,
     /// Those that came.
     interrupts: u32,
-    done: Done,
+    pub done: Done,
 }
 
 /// A batch under way.
@@ -274,7 +78,7 @@ enum Broken {
 }
 
 impl<'a> Appending<'a> {
-    fn new(
+    pub fn new(
         connection: &'a Connection,
         args: &'a Args,
         bar: ProgressBar,
@@ -302,7 +106,7 @@ impl<'a> Appending<'a> {
         }
     }
 
-    async fn run(
+    pub async fn run(
         &mut self,
         mut batches: mpsc::Receiver<Result<Batch, LineError>>,
     ) -> Result<End, Failure> {
@@ -625,7 +429,7 @@ fn interrupted() -> Failure {
 }
 
 fn remark(text: &str) {
-    say!("{}", Paint::stderr().dim(text));
+    remark!("{text}");
 }
 
 /// The answer to the oldest batch under way. Safe to drop before it answers.
@@ -638,108 +442,5 @@ async fn next(under_way: &mut VecDeque<Under>) -> (Under, Result<AppendAck, Appe
         Some(under) => (under, answer),
         // There was one a moment ago.
         None => std::future::pending().await,
-    }
-}
-
-/// What was acknowledged so far.
-struct Done {
-    started: Instant,
-    took: Duration,
-    records: u64,
-    bytes: u64,
-    /// The first sequence number, and the one after the last.
-    range: Option<(u64, u64)>,
-    /// Records of which nobody knows whether they are in the stream.
-    unknown: u64,
-}
-
-impl Done {
-    fn new() -> Done {
-        Done {
-            started: Instant::now(),
-            took: Duration::ZERO,
-            records: 0,
-            bytes: 0,
-            range: None,
-            unknown: 0,
-        }
-    }
-
-    fn acknowledged(&mut self, first_seq_num: u64, records: &AppendRecordBatch) {
-        let number = records.len() as u64;
-        self.records += number;
-        self.bytes += records.iter().map(|r| r.body().len() as u64).sum::<u64>();
-        let first = self.range.map_or(first_seq_num, |(first, _)| first);
-        self.range = Some((first, first_seq_num + number));
-        self.took = self.started.elapsed();
-    }
-
-    /// `sequence numbers 0 to 19999`.
-    fn range(&self) -> String {
-        match self.range {
-            None => "no sequence number".into(),
-            Some((first, end)) if end - first == 1 => format!("sequence number {first}"),
-            Some((first, end)) if end - first == self.records => {
-                format!("sequence numbers {first} to {}", end - 1)
-            }
-            Some((first, end)) => format!(
-                "sequence numbers between {first} and {}, because others appended as well",
-                end - 1
-            ),
-        }
-    }
-
-    fn print(&self, args: &Args) -> Result<(), Failure> {
-        if args.json {
-            return print(self.document());
-        }
-        if self.records == 0 {
-            return print("nothing to append: the input has no line");
-        }
-        // Of a few records it would say nothing.
-        let rate = match self.records {
-            0..RATE_FROM => String::new(),
-            n => format!(", {}", rate(n, self.took)),
-        };
-        print(format_args!(
-            "appended {} ({}) to {}: {}; {}{rate}",
-            records(self.records),
-            bytes(self.bytes),
-            args.stream,
-            self.range(),
-            took(self.took),
-        ))
-    }
-
-    fn document(&self) -> serde_json::Value {
-        json!({
-            "records": self.records,
-            "bytes": self.bytes,
-            "first_seq_num": self.range.map(|(first, _)| first),
-            "next_seq_num": self.range.map(|(_, end)| end),
-            "records_in_doubt": self.unknown,
-            "seconds": self.took.as_secs_f64(),
-        })
-    }
-
-    /// For the message of a failure.
-    fn so_far(&self, target: &StreamTarget) -> String {
-        let before = match self.records {
-            0 => "before that, nothing was appended".to_owned(),
-            1 => format!("before that, 1 record was appended ({})", self.range()),
-            n => format!(
-                "before that, {} records were appended ({})",
-                count(n),
-                self.range()
-            ),
-        };
-        match self.unknown {
-            0 => before,
-            n => format!(
-                "{before}; {} more may or may not have been: see where the stream ends \
-                 (`esker stream tail {target}`) before you append them again",
-                count(n)
-            ),
-        }
     }
 }

@@ -1,0 +1,28 @@
+//! Asking a person before something is gone for good.
+
+use std::io::IsTerminal as _;
+
+use crate::failure::Failure;
+use crate::{input, output};
+
+/// Asks whether to go on, unless that was said before.
+///
+/// # Errors
+///
+/// `declined`; `needs_yes` where nobody can be asked.
+pub async fn confirm(question: &str, yes: bool) -> Result<(), Failure> {
+    if yes {
+        return Ok(());
+    }
+    if !std::io::stdin().is_terminal() {
+        return Err(Failure::usage(
+            "needs_yes",
+            format!("{question} Nobody can be asked here: --yes says that it may be"),
+        ));
+    }
+    output::ask(format_args!("{question} Go on? [y/N] "));
+    match input::read_line().await.as_deref().map(str::trim) {
+        Ok("y" | "Y" | "yes") => Ok(()),
+        _ => Err(Failure::wrong("declined", "nothing was deleted")),
+    }
+}
