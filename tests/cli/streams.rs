@@ -431,7 +431,9 @@ fn what_is_deleted_is_gone_and_nothing_is_deleted_without_a_yes() {
     assert_eq!(value(&none)["deleted"], false);
     server.ok(&["delete", "my-basin", "--yes"]);
     let listed = server.ok(&["ls"]);
-    let kept = listed.lines().filter(|line| !line.contains("(being deleted)"));
+    let kept = listed
+        .lines()
+        .filter(|line| !line.contains("(being deleted)"));
     assert_eq!(kept.count(), 0, "{listed}");
 }
 
