@@ -7,9 +7,11 @@ use std::time::Duration;
 use esker_server::telemetry;
 
 use crate::failure::Failure;
-use crate::term::{Paint, plain_lines};
+use crate::term::{Paint, columns, plain_lines, wrapped};
 use crate::{json, output};
 
+/// Columns by which the lines are indented that an error goes on in.
+const INDENT: usize = 2;
 /// How long a process that panicked may take to write why.
 const PANIC_TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -20,7 +22,8 @@ pub fn report(result: Result<(), Failure>, wants_json: bool) -> u8 {
         Ok(()) => 0,
         Err(failure) => {
             // A part of it may be a server's or a store's words.
-            say!("error [{}]: {}", failure.code, plain_lines(&failure.text()));
+            let text = format!("error [{}]: {}", failure.code, plain_lines(&failure.text()));
+            say!("{}", wrapped(&text, columns(std::io::stderr()), INDENT));
             let exit = failure.exit;
             if wants_json {
                 json::print_failure(failure);

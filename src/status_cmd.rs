@@ -13,7 +13,7 @@ use crate::json;
 use crate::output::print;
 use crate::server_address::{DEFAULT_SERVER, SERVER_VARIABLE, ServerAddress};
 use crate::snapshot_cmd::render::{print_json, table};
-use crate::term::{Paint, ago, bytes, count, plain, took};
+use crate::term::{Paint, ago, bytes, columns, count, plain, took, wrapped};
 
 /// How often a status that is watched is shown.
 const EVERY: Duration = Duration::from_secs(2);
@@ -266,11 +266,11 @@ fn shown(problem: &Wrong, paint: Paint) -> String {
         [only] => format!(" of partition {only}"),
         several => format!(" of partitions {}", ranges(several)),
     };
-    format!(
-        "  {code}{about}: {}\n    {}\n",
-        plain(&problem.what),
-        paint.dim(plain(&problem.remedy))
-    )
+    let columns = columns(std::io::stdout());
+    let what = format!("  {code}{about}: {}", plain(&problem.what));
+    let remedy = format!("    {}", plain(&problem.remedy));
+    let (what, remedy) = (wrapped(&what, columns, 4), wrapped(&remedy, columns, 4));
+    format!("{what}\n{}\n", paint.dim(remedy))
 }
 
 /// `1–8`, `0, 3–5`: numbers that rise.

@@ -3,6 +3,7 @@
 
 use std::fmt::Display;
 use std::io::IsTerminal as _;
+use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
@@ -231,6 +232,43 @@ pub fn plain(name: &str) -> String {
     plain
 }
 
+/// Columns of a terminal; nothing of what is none.
+pub fn columns(stream: impl AsFd) -> Option<usize> {
+    let size = rustix::termios::tcgetwinsize(stream).ok()?;
+    Some(usize::from(size.ws_col)).filter(|columns| *columns > 0)
+}
+
+/// A text with line feeds between words where a line would be wider than a terminal, so that no word is torn.
+/// Lines that go on are indented. A word that is wider stays whole. Escape sequences count as text.
+pub fn wrapped(text: &str, columns: Option<usize>, indent: usize) -> String {
+    let Some(columns) = columns else {
+        return text.to_owned();
+    };
+    let lines: Vec<_> = text
+        .split('\n')
+        .map(|line| wrapped_line(line, columns, indent))
+        .collect();
+    lines.join("\n")
+}
+
+fn wrapped_line(line: &str, columns: usize, indent: usize) -> String {
+    let mut out = String::with_capacity(line.len() + 16);
+    let (mut width, mut has_word) = (0, false);
+    for word in line.split_inclusive(' ') {
+        let length = word.trim_end_matches(' ').chars().count();
+        if has_word && width + length > columns {
+            out.truncate(out.trim_end_matches(' ').len());
+            out.push('\n');
+            out.extend(std::iter::repeat_n(' ', indent));
+            width = indent;
+        }
+        out.push_str(word);
+        width += word.chars().count();
+        has_word |= length > 0;
+    }
+    out
+}
+
 /// The same for a text of several lines, which keeps its line feeds.
 pub fn plain_lines(text: &str) -> String {
     let lines: Vec<_> = text.split('\n').map(plain).collect();
@@ -316,6 +354,22 @@ mod tests {
             plain_lines("a\nb\x1b]0;x\x07\r"),
             "a\nb\\u{1b}]0;x\\u{7}\\r"
         );
+    }
+
+    #[test]
+    fn a_long_text_goes_on_in_lines_that_are_indented_and_no_word_is_torn() {
+        let text = "error [io]: cannot read the file; look at the disk";
+        assert_eq!(
+            wrapped(text, Some(20), 2),
+            "error [io]: cannot\n  read the file;\n  look at the disk"
+        );
+        assert_eq!(wrapped(text, None, 2), text);
+        assert_eq!(wrapped(text, Some(100), 2), text);
+        assert_eq!(
+            wrapped("a averylongword b", Some(5), 2),
+            "a\n  averylongword\n  b"
+        );
+        assert_eq!(wrapped("a\nb", Some(5), 2), "a\nb");
     }
 
     #[test]

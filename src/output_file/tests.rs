@@ -1,4 +1,3 @@
-
 use super::*;
 
 fn write(path: &Path, text: &str, force: bool) -> Result<(), Failure> {
