@@ -36,7 +36,7 @@ impl Admin {
             .no_proxy()
             .connect_timeout(CONNECT_LIMIT)
             .tcp_keepalive(KEEP_ALIVE)
-            // Over plain http there are no certificates. To say so spares reading those of the
+            // Over plain http there are no certificates. This option avoids reading those of the
             // system, which is slow, and fails where there are none.
             .tls_danger_accept_invalid_certs(!address.tls())
             .build();

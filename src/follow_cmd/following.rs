@@ -17,7 +17,7 @@ use crate::term::{count, plain};
 /// What takes longer than this is remarked on.
 const NOTICEABLE: Duration = Duration::from_millis(500);
 
-/// What else a follower is told.
+/// Further options of a follower.
 pub struct Options {
     pub skip_malformed: bool,
     pub pass_over: bool,

@@ -77,7 +77,7 @@ async fn draw_until(following: &Following<'_>, stop: &mut Stop) -> Result<(), Fa
     }
 }
 
-/// Where a stream ends, asked for while nobody says so.
+/// Where a stream ends, asked for while no record arrives that would show it.
 #[derive(Default)]
 struct Tail {
     asked: Option<Instant>,

@@ -3,10 +3,10 @@
 //!
 //! | module | what it holds |
 //! |---|---|
-//! | [`server`], [`place`], [`fold`] | arguments: which server, where snapshots are, what the state is |
+//! | [`server`], [`snapshot_args`], [`fold`] | arguments: which server, where snapshots are, what the state is |
 //! | [`following`] | the way there: opening, catching up, ending |
 //! | [`once`], [`lines`], [`live`] | what is done with it: the state once; changes as lines; a screen |
-//! | [`shown`], [`report`] | the state, and where it stands, as they are printed |
+//! | [`render`], [`report`] | the state, and where it stands, as they are printed |
 //! | [`inspect`] | the snapshots of a stream |
 //! | [`progress`], [`stop`], [`failure`] | bars; Ctrl-C; what the library's errors mean to a person |
 //!

@@ -178,7 +178,7 @@ impl Server {
             .with_endpoints(self.endpoints.clone())
             .with_connection_timeout(CONNECT_LIMIT)
             .with_request_timeout(REQUEST_LIMIT)
-            // Over plain http there are no certificates. To say so spares reading those of the system,
+            // Over plain http there are no certificates. This option avoids reading those of the system,
             // which is slow, and fails where there are none.
             .with_insecure_skip_cert_verification(!self.address.tls())
     }

@@ -2,13 +2,13 @@
 //!
 //! | module | what it holds |
 //! |---|---|
-//! | [`place`], [`s3`] | arguments: which server or repository, which partition, who asks, with which keys |
+//! | [`target`], [`s3`] | arguments: which server or repository, which partition, who asks, with which keys |
 //! | [`online`] | the commands that ask a server |
-//! | [`failure`] | what the library's errors mean to a person |
+//! | [`failure`] | what the library's errors mean, and what to do |
 //! | [`list`], [`show`], [`diff`], [`verify`], [`why`], [`restore`] | commands that read |
 //! | [`create`], [`put`], [`prune`] | commands that write |
 //! | [`watch`] | long work: a bar, and Ctrl-C |
-//! | [`shown`] | keys, sizes and tables as they are printed |
+//! | [`render`] | keys, sizes and tables as they are printed |
 //!
 //! What a command found goes to standard output; remarks and progress go to standard error. With
 //! `--json` standard output is one JSON document, whatever was found.

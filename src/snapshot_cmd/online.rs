@@ -175,8 +175,8 @@ impl Online {
         ))
     }
 
-    /// Does something for each partition and shows it, line by line; of one that fails it says so, and
-    /// goes on.
+    /// Does something for each partition and shows it, line by line. A partition that fails is reported, and the
+    /// next one is tried.
     pub async fn each<T: Serialize>(
         &self,
         partitions: &[u64],

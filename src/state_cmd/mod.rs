@@ -6,7 +6,7 @@
 //! | [`get`], [`keys`], [`agents`], [`history`], [`replay`] | commands that read |
 //! | [`put`] | commands that write: `put` and `delete` |
 //! | [`snapshot`], [`export`], [`import`], [`verify`] | JSON snapshots |
-//! | [`shown`] | values, keys and commits as they are printed |
+//! | [`render`] | values, keys and commits as they are printed |
 //!
 //! What a command found goes to standard output, in a form that other programs can take; remarks and
 //! progress go to standard error.

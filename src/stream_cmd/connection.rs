@@ -5,7 +5,7 @@
 //! the SDK would try several times and then name its own inner workings.
 //!
 //! Two clients, because there are two kinds of patience. Single requests are tried once and
-//! answered soon, or the person hears of it. Sessions outlive a slow disk, and repeat an append only
+//! answered soon, or fail with the reason. Sessions outlive a slow disk, and repeat an append only
 //! if it cannot have happened.
 
 use std::fmt;
@@ -134,7 +134,7 @@ fn client(
         .with_connection_timeout(REACH_LIMIT)
         .with_request_timeout(request_limit)
         .with_retry(retry)
-        // Over plain http there are no certificates. To say so spares reading those of the system,
+        // Over plain http there are no certificates. This option avoids reading those of the system,
         // which is slow, and fails where there are none.
         .with_insecure_skip_cert_verification(!address.tls());
     S2::new(config).map_err(|e| cannot(&e))

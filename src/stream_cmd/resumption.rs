@@ -1,6 +1,6 @@
 //! What becomes of batches that were under way when the connection of an append was lost.
 //!
-//! Nobody knows whether they were appended. So each is looked for in the stream by its records, behind
+//! They may have been appended or not. So each is looked for in the stream by its records, behind
 //! what was acknowledged. What is not there is appended on the condition that nothing came since the
 //! look; if something did, it is looked for again. So each line is in the stream once, unless somebody
 //! else appends the same lines in one batch meanwhile, which would be taken for ours. Batches are in the
@@ -29,7 +29,7 @@ use crate::failure::Failure;
 /// Pause between attempts to reach the server.
 const PAUSE: Duration = Duration::from_millis(500);
 
-/// A batch of which nobody knows whether it was appended.
+/// A batch that may have been appended or not.
 pub struct Doubtful {
     pub records: AppendRecordBatch,
     /// Bytes of its lines.

@@ -306,7 +306,7 @@ impl External {
             None if listed.path.as_ref().ends_with(".zst") => Encoding::Zstd,
             None => Encoding::None,
         };
-        // Only now: a foreign object may have any number for a name.
+        // Checked after the description is read: a foreign object may have any number for a name.
         if listed.cursor > tail {
             return Ok(Err(Unusable::BeyondTail {
                 cursor: listed.cursor,

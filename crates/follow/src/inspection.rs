@@ -70,7 +70,7 @@ fn share(took: Duration, part: u64, whole: u64) -> Duration {
 }
 
 /// Looks at all snapshots of a stream: reads it from the head to the tail, and the objects beside it, if
-/// there is such a place. Bodies are not kept. `progress` is told the position and the tail.
+/// there is such a place. Bodies are not kept. `progress` gets the position and the tail.
 ///
 /// # Errors
 ///

@@ -17,7 +17,7 @@ pub enum MalformedRecords {
 /// How snapshots and records are read.
 #[derive(Clone, Debug)]
 pub struct Reading {
-    /// Whether snapshots of another fold, a newer version, another stream or a dead lineage are passed
+    /// Whether snapshots of another fold, a newer version, another stream or a stale lineage are passed
     /// over for older ones.
     pub pass_over: bool,
     /// What becomes of malformed records.

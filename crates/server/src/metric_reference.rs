@@ -734,7 +734,7 @@ const SECTIONS: &[Section] = &[
     },
 ];
 
-/// Describes all metrics to the recorder, which says so in `# HELP` lines.
+/// Describes all metrics to the recorder, which prints the descriptions as `# HELP` lines.
 pub(crate) fn describe() {
     for metric in SECTIONS.iter().flat_map(|section| section.metrics) {
         let meaning = metric.meaning;

@@ -1,5 +1,5 @@
 //! The listener: HTTP/1.1 and HTTP/2 with prior knowledge on one port; and a second one for the state
-//! service, if `state.listen` says so.
+//! service, if `state.listen` is set.
 //!
 //! The ports are taken first, so that a taken one is an error before anything else happens; then the
 //! node recovers; then connections are accepted.
@@ -253,7 +253,7 @@ impl Server {
         self.stop.cancel();
         let grace = self.grace.min(RESTART_GRACE);
         self.node.stop_for_restart(grace).await;
-        // Their last answers are on their way: whoever does not take them hears the end of the process.
+        // Their last answers are on their way: a client that does not take them sees the connection end with the process.
         let _ = tokio::time::timeout(LAST_ANSWERS_TIMEOUT, self.end_connections()).await;
     }
 
@@ -366,7 +366,7 @@ async fn accept(listener: TcpListener, router: axum::Router, accepted: Accepted)
                 opened = tokio::time::timeout(header_timeout, opened(stream)) => opened,
                 () = stop.cancelled() => return,
             };
-            // One that said nothing in time, or has gone again, hears nothing.
+            // A client that sent nothing in time, or has gone again, gets no answer.
             let Ok(Ok((stream, is_http2))) = opened else {
                 return;
             };

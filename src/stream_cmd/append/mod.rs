@@ -4,7 +4,7 @@
 //! order. The session repeats a batch only if it cannot have been appended. When it breaks because the
 //! server is away, the server is waited for, what was under way is looked for in the stream
 //! ([`resumption`]), and a new session goes on. Otherwise the message says what was acknowledged, and how
-//! much nobody knows about.
+//! many records may be in the stream or not.
 //!
 //! A batch that is still on its way over the lost connection may reach the server after that look. So each
 //! batch is sent on the condition that it gets the sequence number that follows the one before: what was

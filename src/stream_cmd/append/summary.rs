@@ -22,7 +22,7 @@ pub struct Done {
     bytes: u64,
     /// The first sequence number, and the one after the last.
     pub range: Option<(u64, u64)>,
-    /// Records of which nobody knows whether they are in the stream.
+    /// Records that may be in the stream or not.
     pub unknown: u64,
 }
 

@@ -9,7 +9,7 @@ use url::Url;
 
 use super::{EndpointError, Fork, Gap};
 
-/// Longest wait for it. Without an answer nothing is decided: a snapshot of a dead lineage must not be
+/// Longest wait for it. Without an answer nothing is decided: a snapshot of a stale lineage must not be
 /// taken for a good one because a server was slow.
 const WAIT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Most bytes of an answer.

@@ -69,7 +69,7 @@ struct Server {
 
 impl Server {
     fn new(url: Url) -> Server {
-        // Over plain http there are no certificates. To say so spares reading those of the system, which
+        // Over plain http there are no certificates. This option avoids reading those of the system, which
         // is slow, and fails where there are none. The client for streams takes no proxy either.
         let http = reqwest::Client::builder()
             .no_proxy()

@@ -118,7 +118,7 @@ impl<F: Fold> Follower<F> {
         self.status.clone()
     }
 
-    /// What happens from now on. Whoever takes updates too slowly misses some, and is told how many.
+    /// What happens from now on. A receiver that is too slow misses updates, and gets their number.
     pub fn updates(&self) -> impl Stream<Item = Update> + Send + Unpin + use<F> {
         BroadcastStream::new(self.updates.subscribe()).map(|update| match update {
             Ok(update) => update,

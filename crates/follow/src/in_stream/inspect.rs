@@ -1,7 +1,7 @@
 //! All snapshots in a stream, whole and torn.
 //!
-//! The stream is read once, from its head to the tail of that moment. Bodies are summed up and let go
-//! of; what is remembered is a line for each snapshot, of at most [`MAX_LISTED`] snapshots.
+//! The stream is read once, from its head to the tail of that moment. Bodies are summed up and dropped;
+//! what is remembered is a line for each snapshot, of at most [`MAX_LISTED`] snapshots.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -51,8 +51,8 @@ pub(crate) struct Scanned {
     pub before: Vec<u64>,
 }
 
-/// Reads a stream up to a tail. Marks are positions, in order, of which it is told how many records for
-/// the fold are before.
+/// Reads a stream up to a tail. Marks are positions, in order; the answer has for each how many records
+/// for the fold are before it.
 ///
 /// # Errors
 ///

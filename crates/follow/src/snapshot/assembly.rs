@@ -1,6 +1,6 @@
 //! Whole and torn snapshots among the records of a stream.
 //!
-//! Records come in the order of the stream, and each is told here once. Fragments of several snapshots
+//! Records come in the order of the stream, and each is passed in once. Fragments of several snapshots
 //! may be interleaved, with each other and with data; a batch may have landed twice. A snapshot is
 //! whole when its final marker comes after every one of its fragments in order, and they add up to what
 //! the marker says. Whatever else happens to it, it is torn, and never heard of again.

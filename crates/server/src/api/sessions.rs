@@ -159,7 +159,7 @@ pub fn frames_of_read(
 const MAX_ACKS: usize = 64;
 
 /// Appends as they come in, acknowledgements in order; ends at the first error, of which the client
-/// hears after everything before it was acknowledged.
+/// receives after everything before it was acknowledged.
 pub fn frames_of_append(
     session: AppendSession,
     inputs: Inputs,

@@ -9,7 +9,7 @@
 //!   lives, its kind, its bounds, its default and its description. The reader, the checks and the
 //!   documentation all use it, so a bound or a sentence is written in one place only: at the field.
 //! - `Kind` (`kind`) says what a value of a key may look like, turns what a source said into that
-//!   value, or explains why it cannot; `places` does so for destinations and endpoints.
+//!   value, or explains why it cannot; `destination_url` does so for destinations and endpoints.
 //! - [`Secret`] is a value that is shown to nobody.
 //! - [`Source`] is where a value came from; every message about a value names it.
 //! - [`Overrides`] are the command-line flags.
