@@ -309,6 +309,70 @@ fn what_the_runbook_shows_is_what_happens() {
     page.finish();
 }
 
+/// The source of the program, with texts that go over several lines joined, and every space as one.
+fn source() -> String {
+    fn read(dir: &Path, found: &mut String) {
+        for entry in std::fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                read(&path, found);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let text = std::fs::read_to_string(&path).unwrap();
+                let joined: Vec<_> = text.split("\\\n").map(str::trim_start).collect();
+                found.push_str(&joined.concat());
+                found.push('\n');
+            }
+        }
+    }
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut found = String::new();
+    read(&root.join("crates"), &mut found);
+    read(&root.join("src"), &mut found);
+    found.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// Some words in a row of each message, or what a line of the log begins with, are in the code.
+#[test]
+fn every_message_that_the_runbook_shows_is_one_of_the_code() {
+    /// Words in a row that tell one message from another.
+    const WORDS: usize = 4;
+
+    let source = source();
+    let page = std::fs::read_to_string(
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/operating/recovery.md"),
+    );
+    let mut checked = 0;
+    for line in page.unwrap().lines() {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let [first, second, message @ ..] = &words[..] else {
+            continue;
+        };
+        let mut runs = message.windows(WORDS);
+        let has_run = runs.any(|words| source.contains(&words.join(" ")));
+        let is_in_code = match (*first, *second) {
+            ("INFO" | "WARN" | "ERROR", "…") => {
+                let is_value =
+                    |word: &&&str| word.contains(['=', '/']) || word.contains(char::is_numeric);
+                let fixed = message
+                    .iter()
+                    .take_while(|word| !is_value(word))
+                    .take(WORDS);
+                let mut fixed: Vec<&str> = fixed.copied().collect();
+                // What comes after a colon is a value.
+                if let Some(end) = fixed.iter().position(|word| word.ends_with(':')) {
+                    fixed.truncate(end + 1);
+                }
+                has_run || !fixed.is_empty() && source.contains(&fixed.join(" "))
+            }
+            ("error", code) if code.starts_with('[') => has_run,
+            _ => continue,
+        };
+        checked += 1;
+        assert!(is_in_code, "no code has this message: {line}");
+    }
+    assert!(checked > 25, "{checked}");
+}
+
 /// Objects of a snapshot, as `esker snapshot show` lists them.
 fn objects(shown: &str) -> Vec<String> {
     let words = shown.split_whitespace();
