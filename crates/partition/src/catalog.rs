@@ -164,7 +164,7 @@ impl Catalog {
                 next_basin: STATE_BASIN_ID.0 + 1,
                 forks: 0,
             });
-        // What dead lineages may have given out is passed over.
+        // Ids that stale lineages may have given out are passed over.
         let forks = part.forks()?;
         let missed = forks.saturating_sub(counters.forks);
         counters.next_basin += missed.saturating_mul(GAP);

@@ -11,7 +11,7 @@ use crate::ids::{LineageId, PartitionId};
 use crate::keys;
 use crate::store::{Applied, PartitionDb, StoreError};
 
-/// A counter is moved on by so much for each fork: more than a dead lineage can have given out after
+/// A counter is moved on by so much for each fork: more than a stale lineage can have given out after
 /// the fork.
 pub const GAP: u64 = 1 << 40;
 

@@ -103,7 +103,7 @@ pub enum Error {
         oldest: Lsn,
     },
     /// The upload has expired and its intent removed, again and again.
-    #[error("the upload was fenced {attempts} times: others took it for dead")]
+    #[error("the upload was fenced {attempts} times: others removed its intent as expired")]
     Fenced {
         /// How often it was begun.
         attempts: u32,

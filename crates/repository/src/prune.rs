@@ -118,7 +118,7 @@ impl Repository {
         while let Some(object) = listed.next().await {
             objects.push(object?);
         }
-        // Only now.
+        // The root is read after the objects were listed, so that whatever it refers to is kept.
         let current = self.read_root(&store).await?;
         let Some(generation) = current.generation else {
             return Err(Error::NotOurs {

@@ -223,7 +223,7 @@ impl Repository {
                 return Ok(());
             }
             sweep.listed += slice.len() as u64;
-            // Only now.
+            // The root is read after the objects were listed, so that whatever it refers to is kept.
             let root = self.expire_intents(&store, sweep).await?;
             let (root, refs) = self.refs_of_now(&store, root).await?;
             let classifier = OrphanClassifier {

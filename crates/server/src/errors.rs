@@ -211,7 +211,7 @@ const SNAPSHOT_CODES: &[(&str, &str, &str)] = &[
     ),
     (
         "fenced",
-        "Others took this upload for dead, again and again.",
+        "Others removed this upload's intent as expired, again and again.",
         "Look at the clocks, and try again.",
     ),
     (

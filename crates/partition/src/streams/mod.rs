@@ -41,7 +41,7 @@ pub(crate) struct Counters {
 }
 
 impl Counters {
-    /// Passes over what dead lineages may have given out.
+    /// Passes over what stale lineages may have given out.
     fn see_forks(&mut self, forks: u64) {
         let missed = forks.saturating_sub(self.forks);
         self.next_stream = self.next_stream.saturating_add(missed.saturating_mul(GAP));

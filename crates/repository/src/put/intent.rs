@@ -182,7 +182,7 @@ impl Repository {
                     return;
                 }
                 Ok(_) => wait = self.options.renew_every,
-                // There is time for more attempts before anybody takes it for dead.
+                // There is time for more attempts before the intent expires.
                 Err(error) => {
                     tracing::warn!(%error, "The intent of an upload could not be renewed");
                     wait = (self.options.renew_every / 4).max(Duration::from_secs(1));

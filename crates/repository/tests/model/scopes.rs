@@ -141,7 +141,7 @@ pub fn pins() -> Scope {
     }
 }
 
-/// Two lossy restores want to fork, the dead lineage goes on writing, a restore reads what was
+/// Two lossy restores want to fork, the stale lineage goes on writing, a restore reads what was
 /// abandoned, and in the end that is pruned.
 pub fn forks() -> Scope {
     let writers = [
@@ -177,7 +177,7 @@ pub fn restarts() -> Scope {
     }
 }
 
-/// A second process takes a writer for dead and goes on with its intent.
+/// A second process takes a writer's intent as expired and goes on with its intent.
 pub fn twins() -> Scope {
     let writers = [
         writer(A, 1),
