@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use super::members::Members;
+use super::members::{GROUP, Members};
 use super::*;
 use crate::engine::Committed;
 use crate::message::Payload;
@@ -46,6 +46,53 @@ fn entries_that_wait_while_an_install_fails_are_applied() {
     members.assert_agreed();
     let received = members.group(behind).counters().engine.snapshots_received;
     assert_eq!(received, 1, "the next offer was installed");
+}
+
+#[test]
+fn a_fetch_that_cannot_be_read_at_its_install_is_kept_and_not_fetched_again() {
+    let mut members = Members::start(&[1, 2, 3]);
+    members.write(10);
+    members.assert_agreed();
+    let behind = members.follower();
+    members.end(behind);
+    let faults = crate::store::DiskFaults::default();
+    let options = GroupOptions {
+        faults: faults.clone(),
+        ..GroupOptions::reopening(GROUP)
+    };
+    members.try_run(behind, options).unwrap();
+    members.assert_agreed();
+    let knobs = members.knobs[&behind].clone();
+    knobs.held.store(true, Ordering::SeqCst);
+    members.write(1);
+    let committed = members.group(members.leader()).status().committed;
+    wait_for("an apply is held", || {
+        members.group(behind).status().committed == committed
+    });
+    members.leave_behind(behind, 20);
+    members.network.cut(&[]);
+    wait_for("the state is to be replaced", || {
+        let transfers = members.group(behind).details().transfers;
+        transfers.iter().any(|t| t.installing)
+    });
+    let offered = |payload: &Payload| matches!(payload, Payload::Offer(_));
+    let no_offer = Box::new(move |m: &mut crate::Envelope| !offered(&m.payload));
+    members.network.filter(Some(no_offer));
+    let fetched = members.group(behind).counters().bytes_fetched;
+    faults.fail_once_after(0);
+    knobs.held.store(false, Ordering::SeqCst);
+    wait_for("the install fails", || {
+        members.group(behind).counters().engine.fetches_failed == 1
+    });
+    let names = std::fs::read_dir(members.snapshots_dir(behind)).unwrap();
+    let mut names = names.map(|name| name.unwrap().file_name().into_string().unwrap());
+    assert!(names.any(|name| name.starts_with("fetch-")), "it is kept");
+
+    members.network.filter(None);
+    members.assert_agreed();
+    let counters = members.group(behind).counters();
+    assert_eq!(counters.engine.snapshots_received, 1);
+    assert_eq!(counters.bytes_fetched, fetched, "nothing was fetched again");
 }
 
 #[test]
