@@ -106,7 +106,8 @@ impl Admin {
         }
     }
 
-    fn not_esker(&self, why: &str) -> Failure {
+    /// What answers is not a server of this kind.
+    pub fn not_esker(&self, why: &str) -> Failure {
         Failure::wrong(
             "not_esker",
             format!(

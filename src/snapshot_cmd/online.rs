@@ -3,6 +3,7 @@
 use std::pin::pin;
 use std::time::{Duration, Instant};
 
+use esker_repository::prune::PrunePlan;
 use esker_repository::why::{Diff, Why};
 use esker_repository::{Inventory, PartitionId, Verification};
 use esker_server::admin::snapshots::{
@@ -400,27 +401,25 @@ impl Online {
         }
         let partition = self.partition().await?;
         let request = request(args);
-        let mut plans = 0;
-        let answer = loop {
-            let answer: PruneAnswer = self.post(partition, &["prune"], &request).await?;
-            let PruneAnswer::Plan(plan) = &answer else {
-                break answer;
-            };
-            if args.dry_run {
-                break answer;
-            }
-            plans += 1;
-            prune::ask(plan, args).await?;
+        let post = async |request: &Prune| self.post(partition, &["prune"], request).await;
+        let plan = async || match post(&request).await? {
+            PruneAnswer::Plan(plan) => Ok(plan),
+            PruneAnswer::Done(_) => Err(self.admin.not_esker("it answers no plan of a prune")),
+        };
+        let execute = async |plan: &PrunePlan| {
             let execute = Prune {
                 apply: true,
                 generation: Some(plan.generation.0),
                 ..request.clone()
             };
-            match self.post(partition, &["prune"], &execute).await {
-                // The server put a snapshot meanwhile.
-                Err(failure) if failure.code == prune::ROOT_MOVED && plans < prune::MAX_PLANS => {}
-                done => break done?,
+            match post(&execute).await? {
+                PruneAnswer::Done(pruned) => Ok(pruned),
+                PruneAnswer::Plan(_) => Err(self.admin.not_esker("it does not carry out a prune")),
             }
+        };
+        let answer = match request.apply || args.dry_run {
+            true => post(&request).await?,
+            false => PruneAnswer::Done(prune::plan_and_execute(args, plan, execute).await?),
         };
         match answer {
             PruneAnswer::Plan(plan) if self.json => print_json(&plan),

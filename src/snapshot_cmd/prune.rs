@@ -22,10 +22,10 @@ use crate::term::{bytes, count, plain};
 /// Largest plan that is read, in bytes.
 const PLAN_BYTES: u64 = 512 << 20;
 /// How often a plan is made, if the repository changes each time before the plan is carried out. A server
-/// changes it once for each snapshot, which takes longer than a plan.
-pub const MAX_PLANS: u32 = 5;
+/// changes it a few times for each snapshot, which takes longer than a plan.
+const MAX_PLANS: u32 = 5;
 /// The code of an error: the repository changed after the plan was made, and nothing was deleted.
-pub const ROOT_MOVED: &str = "root_moved";
+const ROOT_MOVED: &str = "root_moved";
 /// What an interrupted prune leaves.
 const LEFT: &str = "what is kept is whole; run it again for the rest";
 
@@ -108,16 +108,9 @@ pub async fn run(place: &Target, args: &Args, json: bool) -> Result<(), Failure>
     let plan_out = plan_out.map(|file| OutputFile::create(file, args.force));
     let plan_out = plan_out.transpose()?;
     if !args.dry_run {
-        let mut plans = 0;
-        let pruned = loop {
-            plans += 1;
-            let plan = make_plan(place, &repository, &options).await?;
-            ask(&plan, args).await?;
-            match apply(place, &repository, &plan).await {
-                Err(failure) if failure.code == ROOT_MOVED && plans < MAX_PLANS => {}
-                done => break done?,
-            }
-        };
+        let plan = async || make_plan(place, &repository, &options).await;
+        let execute = async |plan: &PrunePlan| apply(place, &repository, plan).await;
+        let pruned = plan_and_execute(args, plan, execute).await?;
         return show(place.shown(), repository.partition().0, &pruned, json);
     }
     let plan = make_plan(place, &repository, &options).await?;
@@ -217,6 +210,27 @@ async fn apply(
     pruned.map_err(|e| place.failure(e))
 }
 
+/// Makes a plan, asks whether it may be carried out, and carries it out. If the repository has changed
+/// meanwhile, this begins again, with [`MAX_PLANS`] plans in all.
+pub async fn plan_and_execute(
+    args: &Args,
+    mut plan: impl AsyncFnMut() -> Result<PrunePlan, Failure>,
+    mut execute: impl AsyncFnMut(&PrunePlan) -> Result<Pruned, Failure>,
+) -> Result<Pruned, Failure> {
+    let mut plans = 1;
+    loop {
+        let made = plan().await?;
+        ask(&made, args).await?;
+        match execute(&made).await {
+            Err(failure) if failure.code == ROOT_MOVED && plans < MAX_PLANS => plans += 1,
+            done => return done,
+        }
+        say!(
+            "the repository changed after the plan was made, and nothing was deleted: a new plan is made"
+        );
+    }
+}
+
 /// Shows what was deleted.
 pub fn show(repository: &str, partition: u16, pruned: &Pruned, json: bool) -> Result<(), Failure> {
     if json {
@@ -248,7 +262,7 @@ pub fn show(repository: &str, partition: u16, pruned: &Pruned, json: bool) -> Re
 }
 
 /// Asks a person whether snapshots may go, if any would, and it was not said before.
-pub async fn ask(plan: &PrunePlan, args: &Args) -> Result<(), Failure> {
+async fn ask(plan: &PrunePlan, args: &Args) -> Result<(), Failure> {
     if plan.released.is_empty() || args.yes {
         return Ok(());
     }
@@ -371,4 +385,73 @@ fn write_plan(mut file: OutputFile, plan: &PrunePlan) -> Result<(), Failure> {
     let text = serde_json::to_vec_pretty(plan).map_err(|e| file.failure(&e.into()))?;
     file.write_all(&text).map_err(|e| file.failure(&e))?;
     file.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use esker_repository::ids::Generation;
+
+    use super::*;
+
+    fn args() -> Args {
+        Args {
+            dry_run: false,
+            plan_out: None,
+            force: false,
+            plan: None,
+            min_age: None,
+            keep: NonZeroU32::new(1),
+            abandoned: false,
+            yes: true,
+        }
+    }
+
+    /// A prune of a repository that changes so often right after a plan was made: how it ends, and the
+    /// generations that plans were made for and carried out at.
+    fn prune(changes: u64) -> (Result<Pruned, Failure>, Vec<u64>, Vec<u64>) {
+        let (mut planned, mut executed) = (Vec::new(), Vec::new());
+        let plan = async || {
+            planned.push(planned.len() as u64);
+            Ok(PrunePlan {
+                generation: Generation(planned.len() as u64 - 1),
+                retained: 1,
+                released: vec!["a snapshot".to_owned()],
+                fenced: Vec::new(),
+                unpinned: Vec::new(),
+                objects: Vec::new(),
+                bytes: 0,
+                young: 0,
+            })
+        };
+        let execute = async |plan: &PrunePlan| {
+            executed.push(plan.generation.0);
+            match plan.generation.0 < changes {
+                true => Err(Failure::wrong(ROOT_MOVED, "the root moved")),
+                false => Ok(Pruned::default()),
+            }
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .build()
+            .unwrap();
+        let done = runtime.block_on(plan_and_execute(&args(), plan, execute));
+        (done, planned, executed)
+    }
+
+    #[test]
+    fn a_repository_that_changes_after_a_plan_gets_a_new_one_and_that_is_carried_out() {
+        for changes in 0..u64::from(MAX_PLANS) {
+            let (done, planned, executed) = prune(changes);
+            done.unwrap();
+            assert_eq!(planned, (0..=changes).collect::<Vec<_>>());
+            assert_eq!(executed, planned, "each plan is carried out once");
+        }
+    }
+
+    #[test]
+    fn a_repository_that_changes_after_each_plan_ends_the_prune_with_that_cause() {
+        let (done, planned, executed) = prune(u64::MAX);
+        assert_eq!(done.unwrap_err().code, ROOT_MOVED);
+        assert_eq!(planned.len(), MAX_PLANS as usize);
+        assert_eq!(executed, planned);
+    }
 }

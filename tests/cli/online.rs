@@ -288,6 +288,96 @@ fn a_server_lets_go_of_snapshots_that_were_named_before() {
     world.fails(2, "repository", &[&prune[..], &out].concat());
 }
 
+/// A server that passes on every request. So often it changes a partition's repository first, when a prune
+/// is to be carried out that was planned before.
+fn changing(real: &Server, mut change: impl FnMut() + Send + 'static, mut times: u32) -> String {
+    use std::io::{Read as _, Write as _};
+    use std::net::{Shutdown, TcpListener, TcpStream};
+
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let real = real.address().to_owned();
+    std::thread::spawn(move || {
+        for client in listener.incoming() {
+            let mut client = client.unwrap();
+            let mut request = Vec::new();
+            let mut one = [0];
+            while !request.ends_with(b"\r\n\r\n") && client.read(&mut one).is_ok_and(|n| n == 1) {
+                request.push(one[0]);
+            }
+            let head = String::from_utf8(request).unwrap();
+            let length = head.lines().find_map(|line| {
+                let (name, value) = line.split_once(':')?;
+                let is_length = name.eq_ignore_ascii_case("content-length");
+                is_length.then(|| value.trim().parse::<usize>().unwrap())
+            });
+            let mut body = vec![0; length.unwrap_or(0)];
+            client.read_exact(&mut body).unwrap();
+            let planned = String::from_utf8_lossy(&body).contains("\"apply\":true");
+            if planned && times > 0 {
+                times -= 1;
+                change();
+            }
+            let Some(head) = head.strip_suffix("\r\n") else {
+                continue;
+            };
+            let mut server = TcpStream::connect(&real).unwrap();
+            write!(server, "{head}connection: close\r\n\r\n").unwrap();
+            server.write_all(&body).unwrap();
+            let mut answer = Vec::new();
+            server.read_to_end(&mut answer).unwrap();
+            let _ = client.write_all(&answer);
+            let _ = client.shutdown(Shutdown::Both);
+        }
+    });
+    url
+}
+
+/// Puts a snapshot of partition 2 that has something new.
+fn snapshot_of_something_new(server: &str) {
+    for (arguments, input) in [
+        (&["stream", "append", "my-basin/orders"][..], &b"more\n"[..]),
+        (&["snapshot", "create", "--partition", "2"], b""),
+    ] {
+        let mut command = esker();
+        command.args(arguments).args(["--server", server]);
+        let output = run(command, input);
+        assert!(output.status.success(), "{}", stderr(&output));
+    }
+}
+
+#[test]
+fn a_prune_goes_on_with_a_new_plan_when_a_snapshot_was_put_after_its_plan_was_made() {
+    let world = World::new();
+    world.server.ok(&["create", "my-basin/orders"]);
+    let real = world.server.url.clone();
+    snapshot_of_something_new(&real);
+    let prune = |url: &str| {
+        let keep = ["snapshot", "prune", "--partition", "2", "--keep", "1"];
+        world.run(&[&keep[..], &["--yes", "--json", "--server", url]].concat())
+    };
+    let change = move || snapshot_of_something_new(&real);
+    let output = prune(&changing(&world.server, change.clone(), 1));
+    let said = stderr(&output);
+    assert!(output.status.success(), "{said}");
+    assert!(said.contains("a new plan is made"), "{said}");
+    let pruned: Value = serde_json::from_str(&stdout(&output)).unwrap();
+    assert_eq!(pruned["released"].as_array().unwrap().len(), 2, "{pruned}");
+    let retained = || {
+        let list = world.json(&["snapshot", "list", "--partition", "2"]);
+        list["partitions"][0]["snapshots"].as_array().unwrap().len()
+    };
+    assert_eq!(retained(), 1);
+
+    // Whatever changes it every time has it end with the cause, and nothing goes.
+    let output = prune(&changing(&world.server, change, u32::MAX));
+    let said = stderr(&output);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    let document: Value = serde_json::from_str(&stdout(&output)).unwrap();
+    assert_eq!(document["error"]["code"], "root_moved", "{document}");
+    assert_eq!(retained(), 3);
+}
+
 #[test]
 fn a_command_says_whom_it_can_ask() {
     let world = World::new();
