@@ -11,7 +11,6 @@
 //! is read early only where memory is plentiful. A session that waits for memory holds nothing: what is left
 //! of an appended batch has been claimed, and is handed out first.
 
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,7 +25,7 @@ use tokio::time::Instant;
 
 use crate::blocking::{blocking, join};
 use crate::error::{Error, read_error};
-use crate::read_budget::{ReadBudget, ReadPermit};
+use crate::read_budget::{Place, ReadBudget, ReadPermit};
 use crate::streams::StreamHandle;
 
 /// What a session yields.
@@ -59,7 +58,7 @@ pub struct ReadSession {
     /// For the appended batch that the cursor keeps, and for what it becomes.
     rest: Option<ReadPermit>,
     /// The place among those that wait for memory.
-    claiming: Option<Pin<Box<dyn Future<Output = ReadPermit> + Send + Sync>>>,
+    claiming: Option<Place>,
 }
 
 /// A batch on its way from the database, and the memory that it has.
@@ -250,17 +249,21 @@ impl ReadSession {
     async fn claim(&mut self, at_tail: bool) -> Result<Option<ReadPermit>, Error> {
         let budget = self.budget().clone();
         let stopping = self.handle.node.inner.stopping.clone();
-        let claiming = (self.claiming).get_or_insert_with(|| Box::pin(budget.claim(at_tail)));
-        tokio::select! {
-            biased;
-            permit = claiming => {
-                self.claiming = None;
-                Ok(Some(permit))
-            }
-            () = stopping.cancelled() => Err(Error::Stopping),
-            () = tokio::time::sleep_until(self.heartbeat) => {
-                self.heartbeat = next_heartbeat();
-                Ok(None)
+        loop {
+            let place = (self.claiming).get_or_insert_with(|| budget.wait_in_line(at_tail));
+            tokio::select! {
+                biased;
+                permit = place.turn() => {
+                    self.claiming = None;
+                    if permit.is_some() {
+                        return Ok(permit);
+                    }
+                }
+                () = stopping.cancelled() => return Err(Error::Stopping),
+                () = tokio::time::sleep_until(self.heartbeat) => {
+                    self.heartbeat = next_heartbeat();
+                    return Ok(None);
+                }
             }
         }
     }

@@ -2,7 +2,9 @@
 //!
 //! `limits.read-sessions` bounds all of them together. A session claims [`MAX_SCAN`] bytes before it reads a batch,
 //! keeps what the encoded batch takes, and gives that back when the connection has sent it. Where nothing is free,
-//! sessions wait in the order in which they came, without a limit in time, and hold nothing meanwhile. The session
+//! sessions wait in the order in which they came, without a limit in time, and hold nothing meanwhile. One whose
+//! turn comes while its client takes nothing has [`GRANT_TIMEOUT`] to go on; then the next one has its turn, and
+//! it waits behind those that came meanwhile ([`Place`]). The session
 //! of a client that takes nothing ends after `limits.stall-timeout`, and its connection if nothing else is under
 //! way there; where others wait, the connection ends a `limits.stall-timeout` later in any case.
 //!
@@ -11,14 +13,20 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use parking_lot::Mutex;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::task::AbortHandle;
 
 /// Bytes that are claimed for a batch until it is encoded: records of 1 MiB, the appended batches in which they
 /// begin and end, of 1 MiB each, and the encoded form.
 pub(crate) const MAX_SCAN: usize = 4 * 1024 * 1024;
 /// The share of the budget that is for those at the tail.
 const TAIL_SHARE: usize = 4;
+
+/// How long memory is kept for a session whose turn has come. One whose client takes what it gets goes on at once.
+const GRANT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The memory that all read sessions share. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -78,8 +86,23 @@ impl ReadBudget {
         }
     }
 
+    /// Takes a place behind the sessions that wait for memory for a batch.
+    pub(crate) fn wait_in_line(&self, at_tail: bool) -> Place {
+        let turn = Arc::new(Turn::default());
+        let (budget, granted) = (self.clone(), turn.clone());
+        let task = tokio::spawn(async move {
+            granted.set(Grant::Here(budget.claim(at_tail).await));
+            tokio::time::sleep(GRANT_TIMEOUT).await;
+            granted.set(Grant::Over);
+        });
+        Place {
+            turn,
+            task: task.abort_handle(),
+        }
+    }
+
     /// Waits for memory for a batch.
-    pub(crate) async fn claim(self, at_tail: bool) -> ReadPermit {
+    async fn claim(self, at_tail: bool) -> ReadPermit {
         self.waiting.fetch_add(1, Ordering::Relaxed);
         let _waiting = Waiting(&self.waiting);
         let claim = |of: &Arc<Semaphore>| of.clone().acquire_many_owned(MAX_SCAN as u32);
@@ -93,6 +116,63 @@ impl ReadBudget {
             // The semaphores are never closed.
             Err(_) => std::future::pending().await,
         }
+    }
+}
+
+/// A place among the sessions that wait for memory. It is given up when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Place {
+    turn: Arc<Turn>,
+    task: AbortHandle,
+}
+
+/// What a place has come to.
+#[derive(Debug, Default)]
+struct Turn {
+    grant: Mutex<Grant>,
+    changed: Notify,
+}
+
+#[derive(Debug, Default)]
+enum Grant {
+    /// Its turn has not come.
+    #[default]
+    NotYet,
+    /// Its turn has come.
+    Here(ReadPermit),
+    /// Its turn has passed.
+    Over,
+}
+
+impl Turn {
+    fn set(&self, grant: Grant) {
+        *self.grant.lock() = grant;
+        self.changed.notify_one();
+    }
+}
+
+impl Place {
+    /// Waits for its turn. `None` if that has passed, because nobody waited here for [`GRANT_TIMEOUT`]. Safe to
+    /// drop before it answers, and to be called again.
+    pub async fn turn(&mut self) -> Option<ReadPermit> {
+        loop {
+            {
+                let mut grant = self.turn.grant.lock();
+                match std::mem::replace(&mut *grant, Grant::Over) {
+                    Grant::NotYet => *grant = Grant::NotYet,
+                    Grant::Here(permit) => return Some(permit),
+                    Grant::Over => return None,
+                }
+            }
+            self.turn.changed.notified().await;
+        }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.task.abort();
+        self.turn.set(Grant::Over);
     }
 }
 
@@ -182,6 +262,63 @@ mod tests {
         all.pop();
         assert_eq!(budget.waiting(), 0);
         assert!(budget.try_claim(false).is_some());
+    }
+
+    #[tokio::test]
+    async fn a_session_that_does_not_come_for_its_turn_leaves_the_memory_to_the_next() {
+        let budget = ReadBudget::new(TOTAL);
+        let mut all = Vec::new();
+        while let Some(claim) = budget.try_claim(false) {
+            all.push(claim);
+        }
+        // Its client takes nothing, so that it is not asked for more.
+        let mut stalled = budget.wait_in_line(false);
+        tokio::task::yield_now().await;
+        let mut waiting = budget.wait_in_line(false);
+        assert!(waiting.turn().now_or_never().is_none());
+        let held = budget.held();
+        all.pop();
+        // It has its turn after the other's has passed; without a limit it would wait for ever.
+        let permit = waiting.turn().await.unwrap();
+        assert_eq!(budget.held(), held);
+        assert!(stalled.turn().await.is_none(), "its turn has passed");
+        // It waits behind those that came meanwhile.
+        let mut first = budget.wait_in_line(false);
+        tokio::task::yield_now().await;
+        stalled = budget.wait_in_line(false);
+        assert!(stalled.turn().now_or_never().is_none());
+        drop(permit);
+        assert!(first.turn().await.is_some());
+        drop((first, stalled));
+        drop(all);
+        while budget.held() + budget.waiting() > 0 {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_place_that_is_given_up_leaves_nothing_behind() {
+        let budget = ReadBudget::new(TOTAL);
+        let mut all = Vec::new();
+        while let Some(claim) = budget.try_claim(false) {
+            all.push(claim);
+        }
+        let mut waiting = budget.wait_in_line(false);
+        assert!(waiting.turn().now_or_never().is_none());
+        drop(waiting);
+        while budget.waiting() > 0 {
+            tokio::task::yield_now().await;
+        }
+        // Also one whose turn has come.
+        let place = budget.wait_in_line(false);
+        all.pop();
+        while budget.waiting() > 0 || budget.try_claim(false).is_some() {
+            tokio::task::yield_now().await;
+        }
+        drop(place);
+        while budget.try_claim(false).is_none() {
+            tokio::task::yield_now().await;
+        }
     }
 
     #[test]
