@@ -1,5 +1,7 @@
 //! Makes the state store's partition from a JSON snapshot and the log.
 
+use std::io;
+
 use esker_partition::command::Kind;
 use esker_partition::streams::{StreamOptions, StreamPartition};
 use esker_partition::{PartitionId, Store};
@@ -8,6 +10,7 @@ use esker_raft::{GroupId, Lsn, StateMachine as _};
 use super::context::{Context, cluster_init};
 use crate::data_dir::MADE_OF_STATE;
 use crate::error::StartError;
+use crate::state::error::FileError;
 use crate::state::files::{Files, name_of};
 
 /// Bytes of the log that are read at a time.
@@ -24,11 +27,7 @@ pub(super) fn from_state(
     up_to: u64,
 ) -> Result<u64, StartError> {
     let Context { data_dir, raft, .. } = cx;
-    let broken = |why: String| StartError::NothingUsable {
-        partition,
-        tried: format!("{}: {why}", name_of(commit_ts)),
-        remedy: "Start again: another copy is tried".into(),
-    };
+    let broken = |why: String| not_usable(partition, commit_ts, why);
     let id = PartitionId(partition);
     let path = data_dir.snapshots();
     let files = Files::open(path.clone()).map_err(|source| StartError::Io {
@@ -37,7 +36,7 @@ pub(super) fn from_state(
         source,
     })?;
     let checked = files.check(commit_ts);
-    let (checked, _) = checked.map_err(|e| broken(e.to_string()))?;
+    let (checked, _) = checked.map_err(|why| not_read(partition, commit_ts, &why))?;
     let lsn = checked.header.lsn;
     tracing::info!(
         source = "json",
@@ -57,11 +56,19 @@ pub(super) fn from_state(
     part.fork(&lineage, data_dir.identity.node_id)?;
     let mut rebuild = store.part(id).rebuild_state()?;
     rebuild.commit_forks(checked.header.commit_forks);
-    files
-        .read(commit_ts, |key, entry| {
-            rebuild.entry(&key, &entry).map_err(|e| e.to_string())
+    let mut failed = None;
+    let read = files.read(commit_ts, |key, entry| {
+        rebuild.entry(&key, &entry).map_err(|error| {
+            let why = error.to_string();
+            failed = Some(error);
+            why
         })
-        .map_err(|e| broken(e.to_string()))?;
+    });
+    // An error of the database is no damage of the snapshot.
+    if let Some(error) = failed {
+        return Err(error.into());
+    }
+    read.map_err(|why| not_read(partition, commit_ts, &why))?;
     rebuild.applied(lsn, 1)?;
     rebuild.finish(commit_ts)?;
     let log = raft.log().reader(GroupId(partition));
@@ -102,4 +109,44 @@ pub(super) fn from_state(
     drop(machine);
     store.part(id).flush()?;
     Ok(commits)
+}
+
+/// A JSON snapshot that was whole when it was chosen, and is of no use now.
+fn not_usable(partition: u64, commit_ts: u64, why: String) -> StartError {
+    StartError::NothingUsable {
+        partition,
+        tried: format!("{}: {why}", name_of(commit_ts)),
+        remedy: "Start again: another copy is tried".into(),
+    }
+}
+
+/// The same if its file is damaged or gone. One that cannot be read now may be whole.
+fn not_read(partition: u64, commit_ts: u64, why: &FileError) -> StartError {
+    match why {
+        FileError::Unreadable(error) if error.kind() != io::ErrorKind::NotFound => {
+            StartError::unreadable(name_of(commit_ts), error)
+        }
+        why => not_usable(partition, commit_ts, why.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_json_snapshot_that_cannot_be_read_now_is_not_said_to_be_of_no_use() {
+        let code = |why: FileError| not_read(1, 7, &why).code();
+        for kind in [io::ErrorKind::PermissionDenied, io::ErrorKind::TimedOut] {
+            assert_eq!(code(FileError::Unreadable(kind.into())), "unreadable");
+        }
+        let too_many_files = io::Error::from_raw_os_error(24);
+        assert_eq!(code(FileError::Unreadable(too_many_files)), "unreadable");
+        let gone = FileError::Unreadable(io::ErrorKind::NotFound.into());
+        assert_eq!(code(gone), "nothing_usable");
+        assert_eq!(
+            code(FileError::Damaged("torn".to_owned())),
+            "nothing_usable"
+        );
+    }
 }

@@ -21,7 +21,7 @@ use crate::error::StartError;
 /// Partitions that are restored at a time. Each fetches eight files at a time.
 const PARALLEL: usize = 4;
 /// What is to be done where the log contradicts copies, and no other one is of use.
-pub(super) const CONTRADICTED: &str = "What the log contradicts is of another copy of this data directory, or the log is: bring back what belongs together. Or give up what only the log has: keep a copy of this directory, move its log/ away, and start with --bootstrap restore, which goes on from the newest copy, be it the database or a snapshot; to restore the repository's snapshots instead, move db/ and checkpoints/ away as well";
+pub(super) const CONTRADICTED: &str = "What the log contradicts is of another copy of this data directory, or the log is: bring back what belongs together. Or give up what only the log has: keep a copy of this directory, move its log/ away, and start with --bootstrap restore, which goes on from the copy that covers most (database or snapshot) of those that are of the lineage which the repository names, up to where another restore has left it; to restore the repository's snapshots instead, move db/ and checkpoints/ away as well";
 
 /// A copy to go on from.
 pub(super) struct RecoverySource {
