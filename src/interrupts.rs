@@ -26,6 +26,9 @@ const END_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long the report of the thread may take: standard output may be what nobody reads.
 const REPORT_TIMEOUT: Duration = Duration::from_millis(300);
 
+/// The code of an end that a signal asked for.
+const INTERRUPTED: &str = "interrupted";
+
 /// Signals that came.
 static CAME: AtomicU32 = AtomicU32::new(0);
 /// Those that the command has taken.
@@ -55,7 +58,21 @@ pub fn run(
     run_and_part(runtime, left, Duration::ZERO, work)
 }
 
-/// The same; background work may take so long at the end.
+/// The same. If the command `follows`, which is to go on until it is interrupted, that is a success, at whatever
+/// it was then.
+pub fn run_following(
+    runtime: Runtime,
+    left: &str,
+    follows: bool,
+    work: impl Future<Output = Result<(), Failure>>,
+) -> Result<(), Failure> {
+    match run(runtime, left, work) {
+        Err(failure) if follows && failure.code == INTERRUPTED => Ok(()),
+        result => result,
+    }
+}
+
+/// The same as [`run`]; background work may take so long at the end.
 pub fn run_and_part(
     runtime: Runtime,
     left: &str,
@@ -77,7 +94,7 @@ pub fn run_and_part(
 
 /// An end that a signal asked for.
 pub fn interrupted(left: &str) -> Failure {
-    Failure::wrong("interrupted", format!("interrupted; {left}"))
+    Failure::wrong(INTERRUPTED, format!("interrupted; {left}"))
 }
 
 /// Signals that nobody has taken yet. Of several, the one that was made last takes them, and has to be

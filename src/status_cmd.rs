@@ -58,8 +58,7 @@ pub fn run(args: Args) -> Result<(), Failure> {
         .enable_all()
         .build()
         .map_err(|e| Failure::wrong("io", format!("starting the runtime: {e}")))?;
-    let watches = args.watch;
-    let result = interrupts::run(runtime, "nothing was changed", async {
+    interrupts::run_following(runtime, "nothing was changed", args.watch, async {
         let admin = Admin::open(args.server).await?;
         let clears = args.watch && !args.json && std::io::stdout().is_terminal();
         loop {
@@ -78,12 +77,7 @@ pub fn run(args: Args) -> Result<(), Failure> {
             }
             tokio::time::sleep(EVERY).await;
         }
-    });
-    match result {
-        // That is how it ends.
-        Err(failure) if watches && failure.code == "interrupted" => Ok(()),
-        result => result,
-    }
+    })
 }
 
 /// A failure, if something needs action.

@@ -115,7 +115,8 @@ pub fn run(args: Args) -> Result<(), Failure> {
         .build()
         .map_err(|e| Failure::wrong("io", format!("starting the runtime: {e}")))?;
     let left = args.command.left();
-    interrupts::run(runtime, left, async {
+    let follows = matches!(&args.command, Command::Replay(replay) if replay.follows());
+    interrupts::run_following(runtime, left, follows, async {
         let open = State::open(args.server);
         match args.command {
             Command::Get(args) => get::run(open.await?, args).await,

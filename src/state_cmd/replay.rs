@@ -60,6 +60,13 @@ pub struct Args {
     json: bool,
 }
 
+impl Args {
+    /// Whether it goes on until it is interrupted.
+    pub fn follows(&self) -> bool {
+        self.follow
+    }
+}
+
 pub async fn run(state: State, args: Args) -> Result<(), Failure> {
     let follows = args.follow;
     let mut interrupts = Interrupts::listen(INTERRUPTED)?;

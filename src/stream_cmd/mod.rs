@@ -122,7 +122,12 @@ pub fn run(args: Args) -> Result<(), Failure> {
         .build()
         .map_err(|e| Failure::wrong("io", format!("starting the runtime: {e}")))?;
     let left = args.command.left();
-    interrupts::run(runtime, left, async {
+    let follows = match &args.command {
+        Command::Read(read) => read.follows(),
+        Command::Tail(tail) => tail.follows(),
+        _ => false,
+    };
+    interrupts::run_following(runtime, left, follows, async {
         if let Command::Adopt(adopt) = args.command {
             return adopt::run(args.server, adopt).await;
         }

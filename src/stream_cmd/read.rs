@@ -105,6 +105,11 @@ impl Args {
         }
     }
 
+    /// Whether it goes on until it is interrupted.
+    pub fn follows(&self) -> bool {
+        self.follow
+    }
+
     fn start(&self) -> ReadFrom {
         if let Some(seq_num) = self.from {
             ReadFrom::SeqNum(seq_num)

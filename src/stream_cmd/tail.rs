@@ -40,6 +40,13 @@ pub struct Args {
     json: bool,
 }
 
+impl Args {
+    /// Whether it goes on until it is interrupted.
+    pub fn follows(&self) -> bool {
+        self.follow
+    }
+}
+
 pub async fn run(connection: &Connection, args: Args) -> Result<(), Failure> {
     // Written so, it showed where the stream ends, in the releases before.
     if args.lines.is_none() && !args.follow {
