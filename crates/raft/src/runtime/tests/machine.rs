@@ -38,6 +38,8 @@ struct Inner {
     hold_snapshots: bool,
     /// What becomes of the next snapshots; they succeed after that.
     snapshots: Vec<Fate>,
+    /// How often it was given time for maintenance.
+    maintained: usize,
     /// How many were begun, and how many are being written.
     begun: usize,
     writing: usize,
@@ -100,6 +102,11 @@ impl Store {
         (inner.begun, inner.writing)
     }
 
+    /// How often it was given time for maintenance.
+    pub fn maintained(&self) -> usize {
+        self.lock().maintained
+    }
+
     /// Calls of the sink: what is covered, or the error.
     pub fn heard(&self) -> Vec<Result<Lsn, String>> {
         self.lock().heard.clone()
@@ -151,6 +158,10 @@ pub struct Machine(Store);
 impl StateMachine for Machine {
     type Output = Answer;
     type Capture = Captured;
+
+    fn maintain(&mut self) {
+        self.0.lock().maintained += 1;
+    }
 
     fn applied(&self) -> Lsn {
         self.0.applied()
