@@ -361,6 +361,27 @@ async fn root_removed(history: &History) {
     and_again(server, &node, &[], context).await;
 }
 
+/// The root is gone when the sweep after a snapshot looks for it.
+async fn root_removed_before_a_sweep() {
+    let context = row("The repository was emptied, or a root removed");
+    let setup = eager().set("snapshots.snapshot-interval=1h");
+    let node = Node::new(Kind::S3, setup).await;
+    let server = node.setup.start(&node.data()).await;
+    node.target.roots().await;
+    let key = "1/latest.json";
+    let s3 = node.target.s3();
+    s3.remove_at_list("esker/1/", &format!("esker/{key}"));
+    let create = ["snapshot", "create", "--partition", "1", "--server"];
+    let created = esker(&[&create[..], &[server.url()]].concat()).await;
+    assert!(created.status.success(), "{context}: {created:?}");
+    expect_problems(&server, &["repository_root_missing"], context).await;
+    assert!(node.target.get(key).is_none(), "{context}");
+    // Brought back, it is found well by the next look, although nothing is swept for an hour.
+    let root = s3.removed().expect("it was removed");
+    node.target.replace(key, root);
+    expect_problems(&server, &[], context).await;
+}
+
 /// The partition that has the first stream.
 async fn partition_of_kept(server: &Server) -> u64 {
     let before = super::history::log_ends(server).await;
@@ -456,10 +477,8 @@ async fn log_too_large() {
         sdk::append(&stream, ["x".repeat(100 * 1024)]).await;
     }
     expect_problems(&server, &["log_trimmed"], context).await;
-    // Snapshots more often: as many as are retained, each of something new, also in the catalog.
-    for round in 0..3 {
-        sdk::append(&stream, ["x".repeat(100)]).await;
-        sdk::basin(&server.sdk(), &format!("made-in-round-{round}")).await;
+    // As many snapshots as are retained, also of partitions to which nothing happens meanwhile.
+    for _ in 0..3 {
         let created = esker(&["snapshot", "create", "--server", server.url()]).await;
         assert!(created.status.success(), "{context}: {created:?}");
     }
@@ -519,6 +538,7 @@ async fn status_and_health_are_true_after_each_trouble_with_a_repository() {
     let history = &history;
     let rows: Vec<LocalBoxFuture<'_, ()>> = vec![
         out_of_reach().boxed_local(),
+        root_removed_before_a_sweep().boxed_local(),
         root_removed(history).boxed_local(),
         not_mounted(history).boxed_local(),
         copied(history).boxed_local(),

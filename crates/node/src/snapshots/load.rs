@@ -43,6 +43,19 @@ impl Inner {
         }
     }
 
+    /// Whether the log does not reach back to the oldest retained snapshot of the present lineage. That of a new
+    /// lineage begins where it forked: that older snapshots do not reach the present is what the restore has
+    /// cost, and not the bound of the log.
+    pub(super) fn is_log_trimmed(&self, partition: u64) -> bool {
+        let lineage = self.part(partition).lineage().ok();
+        let forked_at = lineage.filter(|l| l.forks > 0).map_or(0, |l| l.fork_lsn);
+        let log_start = self.group(partition).status().log_start;
+        let known = self.snapshots.known[partition as usize].lock();
+        let mut oldest_first = known.retained.iter().rev();
+        let oldest = oldest_first.find(|one| one.lsn >= forked_at);
+        oldest.is_some_and(|oldest| oldest.lsn < log_start.0)
+    }
+
     /// What decides whether a snapshot of the partition is due.
     pub(super) fn facts(&self, partition: u64, load: Load) -> Facts {
         let known = self.snapshots.known[partition as usize].lock();

@@ -169,13 +169,8 @@ impl Inner {
                     "mend what the cause names: open files, permissions or space of the data directory",
                 );
             }
-            // A new lineage's log begins where it forked: that older snapshots do not reach the present
-            // is what the restore has cost, and not the bound of the log.
-            let lineage = inner.part(partition).lineage().ok();
-            let forked_at = lineage.filter(|l| l.forks > 0).map_or(0, |l| l.fork_lsn);
+            let is_trimmed = inner.is_log_trimmed(partition);
             let known = inner.snapshots.known[partition as usize].lock();
-            let of_this_line = known.retained.iter().rev().find(|r| r.lsn >= forked_at);
-            let is_trimmed = of_this_line.is_some_and(|oldest| oldest.lsn + 1 < one.log_head);
             let why_none_is_put = known.failure.is_some();
             drop(known);
             if is_trimmed {
@@ -183,7 +178,7 @@ impl Inner {
                     "log_trimmed",
                     Some(partition),
                     "the log no longer reaches back to the oldest retained snapshot: that one can be restored, and not brought up to date".to_owned(),
-                    "raise snapshots.max-log-bytes, or put snapshots more often",
+                    "raise snapshots.max-log-bytes, or put snapshots more often; each esker snapshot create takes the place of the oldest one",
                 );
             }
             if let Some(newest) = &one.newest
@@ -228,11 +223,11 @@ fn known_problems(
     if let Some(Failure { code, what, remedy }) = &known.failure {
         problems.add(code, partition, what.clone(), remedy);
     }
-    if let Some(why) = &known.sweep_failure {
+    if let Some(why) = known.sweep_failure() {
         problems.add(
             "sweep_failing",
             partition,
-            why.clone(),
+            why.to_owned(),
             "nothing is deleted meanwhile, so storage grows; esker snapshot verify says what is damaged",
         );
     }

@@ -88,7 +88,9 @@ impl<'a> SnapshotJob<'a> {
     async fn make_checkpoint(&self) -> Result<Made, Failure> {
         let (inner, partition) = (self.inner, self.partition);
         let group = inner.group(partition);
-        if matches!(self.reason, Reason::LogFull | Reason::DiskFull) {
+        // A snapshot that covers no more than the newest would replace that one, and not the oldest.
+        let is_asked = self.reason == Reason::Asked && inner.is_log_trimmed(partition);
+        if is_asked || matches!(self.reason, Reason::LogFull | Reason::DiskFull) {
             self.advance().await;
         }
         let applied = inner.all_applied();

@@ -19,10 +19,10 @@ use crate::recovery::RecoveryReport;
 /// Waits between attempts at a repository that fails.
 const FIRST_RETRY: Duration = Duration::from_secs(2);
 const LAST_RETRY: Duration = Duration::from_secs(300);
-/// A partition of which no snapshot is put is swept this often.
+/// A partition that nothing is put of is swept this often.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(24 * 3600);
-/// One whose last sweep failed is swept this often: a sweep lists all objects.
-const SWEEP_RETRY_INTERVAL: Duration = Duration::from_secs(3600);
+/// Longest wait between attempts at a sweep that fails: it lists all objects.
+const LAST_SWEEP_RETRY: Duration = Duration::from_secs(3600);
 
 /// What a node knows about its snapshots.
 #[derive(Debug)]
@@ -102,7 +102,7 @@ pub(crate) struct RepositoryState {
     /// Why the last attempt failed, if it did.
     pub failure: Option<Failure>,
     /// Why the last sweep failed, if it did.
-    pub sweep_failure: Option<String>,
+    sweep_failure: Option<String>,
     /// The newest snapshot that was restored and compared, and found equal.
     pub proven: Option<Proof>,
     /// Why the last such test failed, if it did.
@@ -117,6 +117,8 @@ pub(crate) struct RepositoryState {
     swept_at: Option<Instant>,
     /// Callers who wait for the next snapshot.
     pub waiting: Vec<Waiting>,
+    /// How many sweeps in a row have failed.
+    sweep_failures: u32,
 }
 
 /// Who waits for a snapshot.
@@ -191,24 +193,37 @@ impl RepositoryState {
     pub fn note_sweep(&mut self, error: Option<&RepositoryError>) {
         self.swept_at = Some(Instant::now());
         self.sweep_failure = None;
-        let Some(failure) = error.map(Failure::of) else {
+        let Some(error) = error else {
+            self.sweep_failures = 0;
             return;
         };
-        match failure.is_failing() {
-            true => self.sweep_failure = Some(failure.what),
-            // No snapshot can be put either. The next look at the repository clears it, not the next sweep.
-            false => {
-                self.failed(failure);
-                self.looked = false;
+        let failure = Failure::of(error);
+        // Most concerns snapshots too. The next look at the repository finds that out, and clears it.
+        self.looked = false;
+        match error {
+            // Nothing at all is there: perhaps a disk is not mounted.
+            RepositoryError::NoRoot { others: false, .. } => {}
+            _ if !failure.is_failing() => self.failed(failure),
+            _ => {
+                self.sweep_failures += 1;
+                self.sweep_failure = Some(failure.what);
             }
         }
     }
 
+    /// Why the last sweep failed, if it did and the repository does not fail altogether.
+    pub fn sweep_failure(&self) -> Option<&str> {
+        let of_sweep = self.sweep_failure.as_deref();
+        of_sweep.filter(|_| self.failure.is_none())
+    }
+
     /// Whether it is time for another sweep. A partition's first one is due an interval after the start.
     pub fn is_sweep_due(&mut self, now: Instant) -> bool {
-        let interval = match self.sweep_failure {
-            Some(_) => SWEEP_RETRY_INTERVAL,
-            None => SWEEP_INTERVAL,
+        let interval = match self.sweep_failures {
+            0 => SWEEP_INTERVAL,
+            failures => FIRST_RETRY
+                .saturating_mul(1 << failures.min(16))
+                .min(LAST_SWEEP_RETRY),
         };
         let swept = *self.swept_at.get_or_insert(now);
         now.duration_since(swept) >= interval && !self.retained.is_empty()
@@ -343,21 +358,43 @@ mod tests {
     }
 
     #[test]
-    fn a_sweep_that_fails_is_a_problem_of_its_own_and_is_tried_again_before_a_day_is_over() {
+    fn a_sweep_that_meets_nothing_at_all_leaves_it_to_the_next_look_to_say_why() {
+        let mut known = known();
+        let nothing = RepositoryError::NoRoot {
+            root: "latest.json".to_owned(),
+            others: false,
+        };
+        known.note_sweep(Some(&nothing));
+        assert!(!known.looked);
+        assert_eq!((&known.failure, &known.sweep_failure), (&None, &None));
+    }
+
+    #[test]
+    fn a_sweep_that_fails_is_a_problem_of_its_own_and_is_tried_again_ever_more_seldom() {
         let mut known = known();
         let start = Instant::now();
         assert!(!known.is_sweep_due(start));
-        assert!(!known.is_sweep_due(start + SWEEP_RETRY_INTERVAL));
+        assert!(!known.is_sweep_due(start + LAST_SWEEP_RETRY));
         assert!(known.is_sweep_due(start + SWEEP_INTERVAL));
-        known.note_sweep(Some(&no_space()));
-        assert!(known.sweep_failure.is_some());
-        assert_eq!(known.failure, None, "snapshots are put");
-        assert!(known.looked);
-        let start = Instant::now();
-        assert!(!known.is_sweep_due(start));
-        assert!(known.is_sweep_due(start + SWEEP_RETRY_INTERVAL));
+        let mut waits = Vec::new();
+        for _ in 0..20 {
+            known.note_sweep(Some(&no_space()));
+            assert!(known.sweep_failure().is_some());
+            assert_eq!(known.failure, None, "snapshots are put");
+            let swept = known.swept_at.unwrap();
+            let mut due = (1..).map(|wait| (wait, swept + Duration::from_secs(wait)));
+            let due = due.find(|(_, at)| known.is_sweep_due(*at));
+            waits.push(due.unwrap().0);
+        }
+        assert_eq!(waits[..4], [4, 8, 16, 32]);
+        assert_eq!(waits[19], LAST_SWEEP_RETRY.as_secs());
+        // Where the repository fails altogether, that is the problem.
+        known.failed(Failure::failing("it cannot be reached"));
+        assert_eq!(known.sweep_failure(), None);
+        known.succeeded();
+        assert!(known.sweep_failure().is_some());
         known.note_sweep(None);
-        assert_eq!(known.sweep_failure, None);
-        assert!(!known.is_sweep_due(Instant::now() + SWEEP_RETRY_INTERVAL));
+        assert_eq!(known.sweep_failure(), None);
+        assert!(!known.is_sweep_due(Instant::now() + LAST_SWEEP_RETRY));
     }
 }
