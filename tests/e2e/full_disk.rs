@@ -114,6 +114,41 @@ async fn on_a_full_disk_streams_are_trimmed_and_deleted_and_appends_are_taken_ag
     }
 }
 
+#[tokio::test]
+async fn a_reserve_that_somebody_removed_or_that_is_to_have_another_size_is_put_right() {
+    const MIB: f64 = 1024.0 * 1024.0;
+    let mut server = small().start_fresh().await;
+    let holds = async |server: &Server, bytes: f64| {
+        let http = server.http1();
+        let what = format!("the reserve has {bytes} bytes");
+        eventually(&what, async || {
+            let file = fs::metadata(server.data_dir().join("reserve")).ok()?;
+            let known = metric(&http, "esker_reserve_bytes").await;
+            (file.len() as f64 == bytes && known == bytes).then_some(())
+        })
+        .await;
+    };
+    // Two memtables.
+    holds(&server, 2.0 * MIB).await;
+    fs::remove_file(server.data_dir().join("reserve")).unwrap();
+    holds(&server, 2.0 * MIB).await;
+    let file = fs::OpenOptions::new()
+        .write(true)
+        .open(server.data_dir().join("reserve"));
+    file.unwrap().set_len(1000).unwrap();
+    holds(&server, 2.0 * MIB).await;
+    for (setting, bytes) in [("2MiB", 4.0 * MIB), ("1MiB", 2.0 * MIB)] {
+        server.stop().await;
+        let setup = small().set(&format!("store.write-buffer={setting}"));
+        server.restart(&setup).await;
+        holds(&server, bytes).await;
+    }
+    assert_eq!(
+        metric(&server.http1(), "esker_reserve_released_total").await,
+        0.0
+    );
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_is_killed_on_a_full_disk_starts_there_and_streams_can_be_trimmed() {
     let Some(disk) = SmallDisk::mount(128) else {

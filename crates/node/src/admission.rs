@@ -52,8 +52,8 @@ pub(crate) async fn in_time<T>(
     let admitted = tokio::time::timeout(timeout, admitted).await;
     admitted.unwrap_or_else(|_| {
         Err(Error::TryLater(format!(
-            "for {timeout:?}, appends in flight have taken all of `limits.append-inflight`, or all places of the \
-             partition, because the disk is slower than they come: nothing happened, try again"
+            "for {timeout:?}, appends in flight have taken the partition's share of `limits.append-inflight`, or all \
+             of its places, because the disk is slower than they come: nothing happened, try again"
         )))
     })
 }

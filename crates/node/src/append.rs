@@ -6,6 +6,7 @@
 //! [`ADMISSION_TIMEOUT`]; an append of a session for as long as it takes, because flow control stops its client
 //! meanwhile. What is admitted is proposed in the order of the calls.
 
+use std::cell::LazyCell;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -19,6 +20,7 @@ use tokio::sync::{Semaphore, oneshot};
 use crate::admission::{ADMISSION_TIMEOUT, admit, in_time, unless_stopping};
 use crate::clock::now_ms;
 use crate::error::{Error, changeable, unexpected};
+use crate::space::SpaceUse;
 use crate::streams::StreamHandle;
 
 /// Where an append's records are.
@@ -127,16 +129,16 @@ impl StreamHandle {
             let admitted = admit(budget, bytes.min(most));
             permits.push(unless_stopping(stopping, admitted).await?);
         }
-        // Before it takes from the shared budget: other partitions do not wait for the space of this one.
+        let usage = self.space_use(&input.records)?;
+        // Before it takes part of what all partitions share: they do not wait for the space of this one.
         let part = self.partition.reader.part();
-        inner.wait_for_space(part, only_trims(&input)).await?;
-        let options = &inner.options;
-        let (most, share) = (options.append_inflight, options.append_share());
+        inner.wait_for_space(part, usage).await?;
+        let bytes = bytes.min(inner.options.append_share());
         let admitted = async {
             // In this order: an append that waits for its partition takes nothing from others.
             let place = admit(&self.partition.places, 1).await?;
-            let share = admit(&self.partition.share, bytes.min(share)).await?;
-            let bytes = admit(&inner.admission, bytes.min(most)).await?;
+            let share = admit(&self.partition.share, bytes).await?;
+            let bytes = admit(&inner.admission, bytes).await?;
             Ok([place, share, bytes])
         };
         let admitted = unless_stopping(stopping, admitted);
@@ -152,7 +154,6 @@ impl StreamHandle {
             match_seq_num,
             fencing_token,
         } = input;
-        self.check_trims(&records)?;
         let mut append = Append::new(self.stream.id, Unsequenced::encode(records), now_ms());
         append.match_seq_num = match_seq_num;
         append.fencing_token = fencing_token.map(|t| t.to_string());
@@ -169,32 +170,37 @@ impl StreamHandle {
 }
 
 impl StreamHandle {
-    /// Refuses a trim to a sequence number of a history that was cut off: the client means records that are
-    /// lost, and the trim would remove those that are left. Forks happen in starts alone, so nothing
-    /// changes between this look and the trim.
-    fn check_trims(&self, records: &AppendRecordBatch) -> Result<(), Error> {
-        let points = records
-            .iter()
-            .filter_map(|record| match &*record.parts().record {
-                Record::Command(CommandRecord::Trim(point)) => Some(*point),
-                _ => None,
-            });
-        for point in points {
-            if let Some(goes_on_at) = self.stream.view().state.cut_off(point) {
+    /// What an append means for space: it takes some, unless all of its records are commands to trim. Those
+    /// give some back if one has a point above the head.
+    ///
+    /// # Errors
+    ///
+    /// A trim to a sequence number of a history that was cut off is refused: whoever asks for it means records
+    /// that are lost, and it would remove those that are left. Forks happen in starts alone, so nothing changes
+    /// between this look and the trim.
+    fn space_use(&self, records: &AppendRecordBatch) -> Result<SpaceUse, Error> {
+        // Few appends have a trim.
+        let state = LazyCell::new(|| self.stream.view().state);
+        let (mut only_trims, mut gives_back) = (true, false);
+        for record in records.iter() {
+            let Record::Command(CommandRecord::Trim(point)) = &*record.parts().record else {
+                only_trims = false;
+                continue;
+            };
+            if let Some(goes_on_at) = state.cut_off(*point) {
                 return Err(Error::Invalid(format!(
                     "a trim to {point} is refused: a loss has cut off the records that had such sequence \
                      numbers, and the stream goes on at {goes_on_at}; ask for its position again"
                 )));
             }
+            gives_back |= *point > state.head() && !state.is_empty();
         }
-        Ok(())
+        Ok(match (only_trims, gives_back) {
+            (false, _) => SpaceUse::Takes,
+            (true, false) => SpaceUse::Keeps,
+            (true, true) => SpaceUse::GivesBack,
+        })
     }
-}
-
-/// Whether all of an append's records are commands to trim.
-fn only_trims(input: &AppendInput) -> bool {
-    let is_trim = |record: &Record| matches!(record, Record::Command(CommandRecord::Trim(_)));
-    (input.records.iter()).all(|record| is_trim(&record.parts().record))
 }
 
 /// An append session. See [`StreamHandle::session`].
@@ -272,6 +278,78 @@ mod tests {
         let handle = node.open_stream("test-basin", "tiny", on, &settings);
         let handle = handle.await.unwrap();
         (node, handle)
+    }
+
+    fn batch(records: impl IntoIterator<Item = Record>) -> AppendRecordBatch {
+        let records = records.into_iter().map(|record| {
+            let parts = AppendRecordParts {
+                timestamp: None,
+                record: record.into(),
+            };
+            AppendRecord::try_from(parts).unwrap()
+        });
+        records.collect::<Vec<_>>().try_into().unwrap()
+    }
+
+    fn trim(point: u64) -> Record {
+        Record::Command(CommandRecord::Trim(point))
+    }
+
+    #[tokio::test]
+    async fn only_trims_above_the_head_count_as_what_gives_space_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let (node, handle) = started(dir.path(), 1).await;
+        let usage = |records: Vec<Record>| handle.space_use(&batch(records)).unwrap();
+        let record = || {
+            let body = Bytes::from_static(b"x");
+            Record::Envelope(EnvelopeRecord::try_from_parts(Vec::new(), body).unwrap())
+        };
+        assert_eq!(usage(vec![record()]), SpaceUse::Takes);
+        assert_eq!(usage(vec![trim(9)]), SpaceUse::Keeps, "it is empty");
+        for _ in 0..3 {
+            let appended = handle.append(small()).await.unwrap();
+            appended.done().await.unwrap();
+        }
+        assert_eq!(usage(vec![trim(0)]), SpaceUse::Keeps);
+        assert_eq!(usage(vec![trim(0), trim(2)]), SpaceUse::GivesBack);
+        assert_eq!(usage(vec![trim(2), record()]), SpaceUse::Takes);
+        let input = AppendInput {
+            records: batch([trim(2)]),
+            match_seq_num: None,
+            fencing_token: None,
+        };
+        handle.append(input).await.unwrap().done().await.unwrap();
+        assert_eq!(
+            usage(vec![trim(2)]),
+            SpaceUse::Keeps,
+            "as often as it is sent again"
+        );
+        assert_eq!(usage(vec![trim(3)]), SpaceUse::GivesBack);
+        node.stop(Duration::from_secs(30)).await;
+    }
+
+    #[tokio::test]
+    async fn whichever_partitions_stall_each_other_one_has_its_share_of_what_is_in_flight() {
+        for partitions in [1, 2, 3, 8] {
+            let dir = tempfile::tempdir().unwrap();
+            let (node, handle) = started(dir.path(), partitions).await;
+            let inner = &node.inner;
+            let share = inner.options.append_share();
+            assert!(share * partitions as usize <= inner.options.append_inflight);
+            let mut stalled = Vec::new();
+            for other in &inner.partitions {
+                if other.group.id() != handle.partition.group.id() {
+                    assert_eq!(other.share.available_permits(), share);
+                    stalled.push(admit(&other.share, share).await.unwrap());
+                    stalled.push(admit(&inner.admission, share).await.unwrap());
+                }
+            }
+            let appended = handle.append(small()).await.unwrap();
+            appended.done().await.unwrap();
+            assert!(inner.admission.available_permits() >= share);
+            drop(stalled);
+            node.stop(Duration::from_secs(30)).await;
+        }
     }
 
     #[tokio::test]

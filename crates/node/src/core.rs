@@ -31,8 +31,8 @@ pub(crate) struct StreamGroup {
     pub reader: Reader,
     /// A permit for each append that may still be pending.
     pub places: Arc<Semaphore>,
-    /// Bytes of appends that the partition may still take from the budget of all partitions: one that stalls
-    /// leaves a part of it to the others.
+    /// Bytes of appends that it may still have in flight: what is for all partitions is divided among them, so
+    /// those that stall take nothing of the others'.
     pub share: Arc<Semaphore>,
 }
 

@@ -131,6 +131,7 @@ pub(crate) fn keep_log_short(inner: &Weak<Inner>, signal: &Signal) {
         let keeper = keeper.get_or_insert_with(|| LogKeeper::new(&inner));
         // Also while appends wait for the log: a flush may allow it to be trimmed.
         if keeper.looked.is_due((), Instant::now()) {
+            inner.space.reserve.look();
             let is_short = inner.look_at_free_space().is_some();
             let has_more = keeper.space.has_more(is_short, inner.releases());
             inner.keep_reserve();

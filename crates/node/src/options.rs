@@ -63,12 +63,11 @@ pub struct NodeOptions {
 }
 
 impl NodeOptions {
-    /// Bytes of appends that one partition may have in flight: half, where there are others.
+    /// Bytes of appends that one partition may have in flight: `append_inflight / partitions`. So whichever
+    /// partitions stall, each other one has all of its own. A larger append is admitted alone, and counts as
+    /// that.
     pub(crate) fn append_share(&self) -> usize {
-        match self.partitions {
-            1 => self.append_inflight,
-            _ => self.append_inflight / 2,
-        }
+        self.append_inflight / (self.partitions.max(1) as usize)
     }
 
     /// The defaults, for a data directory.

@@ -8,16 +8,28 @@ use esker_raft::Group;
 
 use crate::core::Inner;
 use crate::error::Error;
+use crate::space::SpaceUse;
 
-/// Whether a command is refused on a nearly full disk: it takes space and frees none.
-fn takes_space(command: &Kind) -> bool {
+/// What a command that is not an append means for the space of a nearly full disk.
+fn space_use(command: &Kind) -> SpaceUse {
     match command {
-        Kind::ProvisionBasin(_) | Kind::ProvisionStream(_) => true,
-        Kind::StateImport(import) => matches!(
-            import.step,
-            Some(ImportStep::Begin(_) | ImportStep::Entries(_))
-        ),
-        _ => false,
+        Kind::ProvisionBasin(_) | Kind::ProvisionStream(_) => SpaceUse::Takes,
+        Kind::StateImport(import) => match import.step {
+            Some(ImportStep::Begin(_) | ImportStep::Entries(_)) => SpaceUse::Takes,
+            Some(ImportStep::Abort(_)) => SpaceUse::GivesBack,
+            Some(ImportStep::Finish(_)) | None => SpaceUse::Keeps,
+        },
+        Kind::DeleteBasin(_)
+        | Kind::DeleteStream(_)
+        | Kind::Expire(_)
+        | Kind::DeleteIfEmpty(_)
+        | Kind::DropBasin(_)
+        | Kind::ForgetBasin(_)
+        | Kind::StatePrune(_) => SpaceUse::GivesBack,
+        Kind::SetBasinSettings(_)
+        | Kind::SetStreamSettings(_)
+        | Kind::Append(_)
+        | Kind::StateCommit(_) => SpaceUse::Keeps,
     }
 }
 
@@ -27,15 +39,56 @@ impl Inner {
         if self.draining.load(Ordering::Relaxed) {
             return Err(Error::Stopping);
         }
-        match takes_space(&command) {
-            true => {
-                if let Some(why) = self.shortage() {
+        match space_use(&command) {
+            SpaceUse::Takes => {
+                if let Some(why) = self.shortage_now().await {
                     return Err(Error::TryLater(why));
                 }
             }
-            false => self.make_way(group).await,
+            SpaceUse::Keeps => {}
+            SpaceUse::GivesBack => self.make_way(group).await,
         }
         let answer = group.propose(command.into_bytes())?;
         self.answered(group, answer).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use esker_partition::command::{
+        DeleteBasin, DeleteStream, DropBasin, Expire, ForgetBasin, ProvisionStream,
+        SetStreamSettings,
+    };
+
+    use super::*;
+
+    #[test]
+    fn only_what_gives_space_back_has_the_reserve_released() {
+        for (command, usage) in [
+            (
+                Kind::DeleteBasin(DeleteBasin::default()),
+                SpaceUse::GivesBack,
+            ),
+            (
+                Kind::DeleteStream(DeleteStream::default()),
+                SpaceUse::GivesBack,
+            ),
+            (Kind::Expire(Expire::default()), SpaceUse::GivesBack),
+            (Kind::DropBasin(DropBasin::default()), SpaceUse::GivesBack),
+            (
+                Kind::ForgetBasin(ForgetBasin::default()),
+                SpaceUse::GivesBack,
+            ),
+            (
+                Kind::ProvisionStream(ProvisionStream::default()),
+                SpaceUse::Takes,
+            ),
+            (
+                Kind::SetStreamSettings(SetStreamSettings::default()),
+                SpaceUse::Keeps,
+            ),
+        ] {
+            assert_eq!(space_use(&command), usage, "{command:?}");
+        }
     }
 }

@@ -2,19 +2,30 @@
 //!
 //! On a full disk a trim or a deletion needs space before it gives any back: its entry in the log, the
 //! memtable that is flushed, the list of the database's files. So a file of that size is set aside while
-//! there is room ([`Reserve::take`]), removed when a command that gives space back finds the disk full
+//! there is room ([`Reserve::keep`]), removed when a command that gives space back finds the disk full
 //! ([`Reserve::release`]), and taken again once there is room. It holds no data: a crash leaves it there
-//! or not, and both are right; one that was not set aside to its end is removed when it is found.
+//! or not, and both are right. Others may remove it or make it shorter, and the settings may ask for another
+//! size: it is looked at from time to time ([`Reserve::look`]), and put right.
 //!
 //! A file system that cannot set space aside has no reserve ([`Reserve::is_possible`]).
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 /// Its name in the data directory.
 const NAME: &str = "reserve";
+/// One whose size differs by less than this share of what is wanted is left as it is: the size of some file
+/// systems, and so what is wanted, changes all the time.
+const SIZE_TOLERANCE: u64 = 16;
+/// Waits between attempts to take it where the file system refuses: a quota or a limit lasts.
+const FIRST_RETRY: Duration = Duration::from_secs(1);
+const LAST_RETRY: Duration = Duration::from_secs(60);
 
 /// See the [module's head](self).
 #[derive(Debug)]
@@ -23,26 +34,33 @@ pub(crate) struct Reserve {
     /// Bytes that it holds; 0 if it is not there.
     held: AtomicU64,
     is_impossible: AtomicBool,
+    /// One thread at a time changes the file.
+    attempts: Mutex<Attempts>,
+}
+
+/// Attempts to take it that have failed.
+#[derive(Debug, Default)]
+struct Attempts {
+    /// In a row.
+    failed: u32,
+    /// The next one is not made before.
+    not_before: Option<Instant>,
 }
 
 impl Reserve {
     /// Looks whether it is there.
     pub fn open(data_dir: &Path) -> Reserve {
-        let path = data_dir.join(NAME);
-        let held = allocated(&path).unwrap_or(0);
-        if held == 0 {
-            // A copy of the directory may have one that holds no space. What cannot be removed is tried again
-            // when the next one is taken.
-            let _ = fs::remove_file(&path);
-        }
-        Reserve {
-            path,
-            held: AtomicU64::new(held),
+        let reserve = Reserve {
+            path: data_dir.join(NAME),
+            held: AtomicU64::new(0),
             is_impossible: AtomicBool::new(false),
-        }
+            attempts: Mutex::default(),
+        };
+        reserve.look();
+        reserve
     }
 
-    /// Bytes that it holds.
+    /// Bytes that it holds, as of the last look.
     pub fn held(&self) -> u64 {
         self.held.load(Ordering::Acquire)
     }
@@ -52,36 +70,84 @@ impl Reserve {
         !self.is_impossible.load(Ordering::Relaxed)
     }
 
-    /// Sets so many bytes aside, unless it is there.
+    /// Looks how much it holds: somebody may have removed it or made it shorter.
+    pub fn look(&self) {
+        let _one = self.attempts.lock();
+        self.look_alone();
+    }
+
+    fn look_alone(&self) {
+        // What cannot be looked at now is as it was.
+        if let Ok(held) = allocated(&self.path) {
+            self.held.store(held, Ordering::Release);
+        }
+    }
+
+    /// Whether it holds about so many bytes.
+    pub fn is_of(&self, bytes: u64) -> bool {
+        let held = self.held();
+        held > 0 && held.abs_diff(bytes) <= bytes / SIZE_TOLERANCE
+    }
+
+    /// Makes it hold so many bytes; whether it was changed. After a failure it is tried again after 1 s to 60 s.
     ///
     /// # Errors
     ///
-    /// What the operating system says; then nothing is set aside.
-    pub fn take(&self, bytes: u64) -> io::Result<()> {
-        if self.held() > 0 || bytes == 0 || !self.is_possible() {
-            return Ok(());
+    /// What the operating system says; then it holds what it did before.
+    pub fn keep(&self, bytes: u64, now: Instant) -> io::Result<bool> {
+        let mut attempts = self.attempts.lock();
+        self.look_alone();
+        let waits = attempts.not_before.is_some_and(|at| now < at);
+        if bytes == 0 || self.is_of(bytes) || waits || !self.is_possible() {
+            return Ok(false);
         }
-        let taken = self.allocate(bytes);
-        match &taken {
-            Ok(()) => self.held.store(bytes, Ordering::Release),
-            Err(error) => {
-                if error.kind() == io::ErrorKind::Unsupported {
-                    self.is_impossible.store(true, Ordering::Relaxed);
-                }
+        let before = self.held();
+        // Whoever looks at free space while it is set aside finds it less by that already.
+        self.held.store(before.max(bytes), Ordering::Release);
+        let resized = self.resize(bytes);
+        match &resized {
+            Ok(()) => *attempts = Attempts::default(),
+            Err(error) if error.kind() == io::ErrorKind::Unsupported => {
+                self.is_impossible.store(true, Ordering::Relaxed);
                 let _ = fs::remove_file(&self.path);
             }
+            Err(_) => {
+                let wait = FIRST_RETRY.saturating_mul(1 << attempts.failed.min(6));
+                attempts.failed += 1;
+                attempts.not_before = Some(now + wait.min(LAST_RETRY));
+                // An allocation that failed may have set part of it aside.
+                let _ = match before {
+                    0 => fs::remove_file(&self.path),
+                    before => self.open_file().and_then(|file| file.set_len(before)),
+                };
+            }
         }
-        taken
+        self.look_alone();
+        resized.map(|()| true)
     }
 
-    fn allocate(&self, bytes: u64) -> io::Result<()> {
+    fn open_file(&self) -> io::Result<File> {
         let mut options = OpenOptions::new();
-        let file = options
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .open(&self.path)?;
-        set_aside(&file, bytes)
+        options.write(true).create(true).truncate(false);
+        options.open(&self.path)
+    }
+
+    fn resize(&self, bytes: u64) -> io::Result<()> {
+        let there = fs::symlink_metadata(&self.path);
+        if there.is_ok_and(|there| !there.is_file()) {
+            // A link may lead to another disk.
+            fs::remove_file(&self.path)?;
+        }
+        let file = self.open_file()?;
+        if file.metadata()?.len() > bytes {
+            file.set_len(bytes)?;
+        }
+        set_aside(&file, bytes)?;
+        match holds_all(&file.metadata()?) {
+            true => Ok(()),
+            // The file system takes the request, and sets nothing aside.
+            false => Err(io::ErrorKind::Unsupported.into()),
+        }
     }
 
     /// Gives its space back to the disk; how many bytes that were, if it was there.
@@ -90,27 +156,38 @@ impl Reserve {
     ///
     /// It cannot be removed now, and is still there.
     pub fn release(&self) -> io::Result<Option<u64>> {
-        let held = self.held.swap(0, Ordering::AcqRel);
+        let _one = self.attempts.lock();
+        self.look_alone();
+        let held = self.held();
         if held == 0 {
             return Ok(None);
         }
         match fs::remove_file(&self.path) {
-            Ok(()) => Ok(Some(held)),
-            // Somebody made room in a way of their own.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Some(held)),
-            Err(error) => {
-                self.held.store(held, Ordering::Release);
-                Err(error)
+            Ok(()) => {
+                self.held.store(0, Ordering::Release);
+                Ok(Some(held))
             }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                self.held.store(0, Ordering::Release);
+                Ok(None)
+            }
+            Err(error) => Err(error),
         }
     }
 }
 
-/// Its length, if the file system has set aside all of it.
-fn allocated(path: &Path) -> Option<u64> {
-    use std::os::unix::fs::MetadataExt as _;
-    let meta = fs::metadata(path).ok()?;
-    (meta.is_file() && meta.blocks().saturating_mul(512) >= meta.len()).then_some(meta.len())
+/// How many bytes the file system has set aside for it: all of its length, or it is no reserve.
+fn allocated(path: &Path) -> io::Result<u64> {
+    match fs::symlink_metadata(path) {
+        Ok(meta) if meta.is_file() && holds_all(&meta) => Ok(meta.len()),
+        Ok(_) => Ok(0),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),
+        Err(error) => Err(error),
+    }
+}
+
+fn holds_all(meta: &fs::Metadata) -> bool {
+    meta.blocks().saturating_mul(512) >= meta.len()
 }
 
 #[cfg(target_os = "linux")]
@@ -134,18 +211,32 @@ mod tests {
 
     const BYTES: u64 = 1 << 20;
 
+    /// A directory whose file system sets space aside; `None` if this one does not.
+    fn directory() -> Option<tempfile::TempDir> {
+        let dir = tempfile::tempdir().unwrap();
+        match Reserve::open(dir.path()).keep(BYTES, Instant::now()) {
+            Ok(_) => {
+                fs::remove_file(dir.path().join(NAME)).unwrap();
+                Some(dir)
+            }
+            Err(error) => {
+                assert_eq!(error.kind(), io::ErrorKind::Unsupported);
+                eprintln!("SKIPPED: the file system of {dir:?} sets no space aside");
+                None
+            }
+        }
+    }
+
     #[test]
     fn a_reserve_holds_space_until_it_is_released_also_over_a_restart() {
-        let dir = tempfile::tempdir().unwrap();
+        let Some(dir) = directory() else { return };
+        let now = Instant::now();
         let reserve = Reserve::open(dir.path());
         assert_eq!((reserve.held(), reserve.release().unwrap()), (0, None));
-        if let Err(error) = reserve.take(BYTES) {
-            assert_eq!(error.kind(), io::ErrorKind::Unsupported);
-            eprintln!("SKIPPED: the file system of {dir:?} sets no space aside");
-            return;
-        }
+        assert!(reserve.keep(BYTES, now).unwrap());
+        assert!(!reserve.keep(BYTES, now).unwrap(), "it is there");
         assert_eq!(reserve.held(), BYTES);
-        assert_eq!(allocated(&dir.path().join(NAME)), Some(BYTES));
+        assert_eq!(allocated(&dir.path().join(NAME)).unwrap(), BYTES);
         let again = Reserve::open(dir.path());
         assert_eq!(again.held(), BYTES);
         assert_eq!(again.release().unwrap(), Some(BYTES));
@@ -154,15 +245,87 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_holds_no_space_is_no_reserve_and_is_replaced() {
-        let dir = tempfile::tempdir().unwrap();
+    fn a_file_that_holds_no_space_is_no_reserve_and_is_made_one() {
+        let Some(dir) = directory() else { return };
         // What a crash or a copy of the directory leaves.
         let file = File::create(dir.path().join(NAME)).unwrap();
         file.set_len(BYTES).unwrap();
         let reserve = Reserve::open(dir.path());
         assert_eq!(reserve.held(), 0);
-        if reserve.take(BYTES).is_ok() {
-            assert_eq!(Reserve::open(dir.path()).held(), BYTES);
+        assert!(reserve.keep(BYTES, Instant::now()).unwrap());
+        assert_eq!(Reserve::open(dir.path()).held(), BYTES);
+    }
+
+    #[test]
+    fn a_reserve_of_another_size_gets_the_one_that_is_wanted() {
+        let Some(dir) = directory() else { return };
+        let now = Instant::now();
+        let reserve = Reserve::open(dir.path());
+        for wanted in [BYTES, 3 * BYTES, 2 * BYTES] {
+            assert!(reserve.keep(wanted, now).unwrap(), "{wanted}");
+            assert_eq!(reserve.held(), wanted);
+            assert_eq!(allocated(&dir.path().join(NAME)).unwrap(), wanted);
         }
+        // A size that changes all the time is no reason to write.
+        assert!(!reserve.keep(2 * BYTES + 1, now).unwrap());
+        // Somebody made it shorter.
+        let file = OpenOptions::new().write(true).open(dir.path().join(NAME));
+        file.unwrap().set_len(BYTES / 2).unwrap();
+        reserve.look();
+        assert_eq!(reserve.held(), BYTES / 2);
+        assert!(reserve.keep(2 * BYTES, now).unwrap());
+        assert_eq!(reserve.held(), 2 * BYTES);
+    }
+
+    #[test]
+    fn a_reserve_that_somebody_removed_is_not_released_and_is_taken_again() {
+        let Some(dir) = directory() else { return };
+        let now = Instant::now();
+        let reserve = Reserve::open(dir.path());
+        reserve.keep(BYTES, now).unwrap();
+        fs::remove_file(dir.path().join(NAME)).unwrap();
+        assert_eq!(reserve.release().unwrap(), None);
+        assert_eq!(reserve.held(), 0);
+        reserve.keep(BYTES, now).unwrap();
+        fs::remove_file(dir.path().join(NAME)).unwrap();
+        reserve.look();
+        assert_eq!(reserve.held(), 0);
+        assert!(reserve.keep(BYTES, now).unwrap());
+        assert_eq!(Reserve::open(dir.path()).held(), BYTES);
+    }
+
+    #[test]
+    fn a_reserve_that_the_file_system_refuses_is_tried_again_ever_more_seldom() {
+        let Some(dir) = directory() else { return };
+        // No file has so many.
+        let refused = u64::MAX;
+        let reserve = Reserve::open(dir.path());
+        let start = Instant::now();
+        reserve.keep(BYTES, start).unwrap();
+        let mut failed = Vec::new();
+        for second in 0..300 {
+            if reserve
+                .keep(refused, start + Duration::from_secs(second))
+                .is_err()
+            {
+                failed.push(second);
+            }
+            assert_eq!(reserve.held(), BYTES, "what was there stays");
+        }
+        let waits: Vec<_> = failed.windows(2).map(|two| two[1] - two[0]).collect();
+        let expected = [1, 2, 4, 8, 16, 32, 60, 60, 60];
+        assert_eq!(waits, expected);
+        assert!(reserve.is_possible());
+        // As soon as it is possible.
+        assert!(
+            reserve
+                .keep(2 * BYTES, start + Duration::from_secs(400))
+                .unwrap()
+        );
+        assert!(
+            reserve
+                .keep(refused, start + Duration::from_secs(400))
+                .is_err()
+        );
     }
 }

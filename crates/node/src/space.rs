@@ -15,6 +15,7 @@
 //! The log writer counts what it writes, so the first and the last are exact between two looks at the
 //! disk. What was admitted before adds `limits.append-inflight` at most.
 
+use std::io;
 use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -48,8 +49,22 @@ const RESERVE_MEMTABLES: u64 = 2;
 /// database, and to another one when files are merged.
 const WRITTEN_TIMES: u64 = 3;
 
-/// Free and all bytes of the file system of a directory; `None` if it does not say.
-fn file_system(dir: &Path) -> Option<(u64, u64)> {
+/// What a change means for the space of a nearly full disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum SpaceUse {
+    /// It takes space and gives none back: it is refused.
+    Takes,
+    /// It takes next to none, or is one more try of what has given space back: it is taken.
+    Keeps,
+    /// It gives space back: it is taken, and the reserve is released for it.
+    GivesBack,
+}
+
+/// Free and all bytes of a file system; `None` if it does not say.
+type FileSystem = Option<(u64, u64)>;
+
+/// The file system of a directory.
+fn file_system(dir: &Path) -> FileSystem {
     let stats = rustix::fs::statvfs(dir).ok()?;
     Some((
         stats.f_bavail.saturating_mul(stats.f_frsize),
@@ -140,10 +155,25 @@ impl Inner {
         )
     }
 
-    /// Looks how much space is free; answers what is wrong, if it is too little.
+    /// Looks how much space is free; answers what is wrong, if it is too little. May block.
     pub(crate) fn look_at_free_space(&self) -> Option<String> {
         let written = self.written();
-        let Some((free, all)) = file_system(&self.options.data_dir) else {
+        self.note_file_system(written, file_system(&self.options.data_dir))
+    }
+
+    /// The same from a task. What the file system does not say in time is as at the last look.
+    async fn look_from_task(&self) -> Option<String> {
+        let written = self.written();
+        let dir = self.options.data_dir.clone();
+        match self.space.on_thread(move || file_system(&dir)).await {
+            Some(found) => self.note_file_system(written, found),
+            None => self.shortage(),
+        }
+    }
+
+    /// Notes what is free after the log writer has written so many bytes.
+    fn note_file_system(&self, written: u64, found: FileSystem) -> Option<String> {
+        let Some((free, all)) = found else {
             // One that does not say is full when a write fails.
             self.space.free_limit.store(u64::MAX, Ordering::Relaxed);
             return None;
@@ -169,7 +199,7 @@ impl Inner {
         for part in self.parts() {
             part.note_free_space(short.then_some(free));
         }
-        short.then(|| {
+        let shortage = short.then(|| {
             let released = match reserved > 0 && held == 0 {
                 true => ", and the reserve is not there",
                 false => "",
@@ -179,53 +209,79 @@ impl Inner {
                  flushing: make room, trim streams, or delete them",
                 self.options.data_dir.display()
             )
-        })
+        });
+        self.space.shortage.lock().clone_from(&shortage);
+        shortage
     }
 
-    /// Takes the reserve if it is not there and there is room for it beside what is kept free.
+    /// Takes the reserve, or makes it as large as the settings want it, if there is room beside what is kept
+    /// free. May block.
     pub(crate) fn keep_reserve(&self) {
         let reserve = &self.space.reserve;
         metrics::gauge!("esker_reserve_bytes").set(reserve.held() as f64);
-        if reserve.held() > 0 || !reserve.is_possible() {
+        if !reserve.is_possible() {
             return;
         }
         let Some((free, all)) = file_system(&self.options.data_dir) else {
             return;
         };
         let (kept, reserved) = self.kept_and_reserved(all);
-        if free < kept + reserved {
+        if reserve.is_of(reserved) || free < kept + reserved.saturating_sub(reserve.held()) {
             return;
         }
         let dir = self.options.data_dir.display();
-        match reserve.take(reserved) {
-            Ok(()) => tracing::debug!(%dir, bytes = reserved, "the reserve is taken"),
+        match reserve.keep(reserved, std::time::Instant::now()) {
+            Ok(false) => {}
+            Ok(true) => tracing::debug!(%dir, bytes = reserved, "the reserve is taken"),
             Err(error) if !reserve.is_possible() => tracing::warn!(
                 %dir,
                 %error,
                 "the file system sets no space aside: if others fill the disk, nothing may be left for trims and deletions"
             ),
-            // There was less room than it said. It is tried again with the next look.
+            // There was less room than it said, or a quota has none. It is tried again.
             Err(error) => tracing::debug!(%dir, %error, "the reserve is not taken"),
         }
     }
 
     /// Before a command that gives space back: releases the reserve if the disk is full, so that the command
-    /// can be written and what it gives back can be removed.
+    /// can be written and what it gives back can be removed. May block.
     pub(crate) fn release_reserve(&self) {
-        let reserve = &self.space.reserve;
-        let held = reserve.held();
-        // Read again: the last reading may be out of date.
-        if held == 0 || self.look_at_free_space().is_none() {
+        if self.space.reserve.held() == 0 {
             return;
         }
-        let Some((free, _)) = file_system(&self.options.data_dir) else {
-            return;
-        };
-        if free >= held {
+        // Looked at now: what was full a moment ago is what a command is about.
+        let written = self.written();
+        if self.is_release_due(written, file_system(&self.options.data_dir)) {
+            self.note_release(self.space.reserve.release());
+        }
+    }
+
+    /// The same from a task.
+    async fn release_reserve_from_task(&self) {
+        if self.space.reserve.held() == 0 {
             return;
         }
+        let written = self.written();
+        let dir = self.options.data_dir.clone();
+        let found = self.space.on_thread(move || file_system(&dir)).await;
+        if !self.is_release_due(written, found.flatten()) {
+            return;
+        }
+        let reserve = self.space.reserve.clone();
+        if let Some(released) = self.space.on_thread(move || reserve.release()).await {
+            self.note_release(released);
+        }
+    }
+
+    /// Whether less is free than is kept and than the reserve holds.
+    fn is_release_due(&self, written: u64, found: FileSystem) -> bool {
+        let is_short = self.note_file_system(written, found).is_some();
+        is_short && found.is_some_and(|(free, _)| free < self.space.reserve.held())
+    }
+
+    fn note_release(&self, released: io::Result<Option<u64>>) {
         let dir = self.options.data_dir.display();
-        match reserve.release() {
+        match released {
             Ok(None) => {}
             Ok(Some(bytes)) => {
                 metrics::counter!("esker_reserve_released_total").increment(1);
@@ -243,18 +299,24 @@ impl Inner {
         }
     }
 
-    /// What is wrong with the space that is free, if anything is.
+    /// What was wrong with the space that is free, if anything was, at the last look.
     pub(crate) fn shortage(&self) -> Option<String> {
-        self.shortage_at(self.written())
+        self.space.shortage.lock().clone()
     }
 
-    fn shortage_at(&self, written: u64) -> Option<String> {
-        let is_short = self.space.is_short.load(Ordering::Relaxed);
+    /// What is wrong with the space that is free, if anything is: it is looked at if it may be too little after
+    /// what the log writer has written.
+    pub(crate) async fn shortage_at(&self, written: u64) -> Option<String> {
         let is_due = written >= self.space.free_limit.load(Ordering::Relaxed);
-        match is_short || is_due {
-            true => self.look_at_free_space(),
+        match self.is_short() || is_due {
+            true => self.look_from_task().await,
             false => None,
         }
+    }
+
+    /// The same now.
+    pub(crate) async fn shortage_now(&self) -> Option<String> {
+        self.shortage_at(self.written()).await
     }
 
     /// Whether the disk is full and the reserve is enough for files of a partition to be rewritten without
@@ -265,10 +327,10 @@ impl Inner {
         self.is_short() && garbage >= LITTLE && stays <= self.space.reserve.held()
     }
 
-    /// Before a command that gives space back, or may: on a full disk the reserve is released, and what waits
+    /// Before a command that gives space back: on a full disk the reserve is released, and what waits
     /// for space is written first. If that is not done in time, the command is refused with the cause.
     pub(crate) async fn make_way(&self, group: &Group<Outcome>) {
-        self.release_reserve();
+        self.release_reserve_from_task().await;
         let deadline = Instant::now() + WAY_TIMEOUT;
         while self.is_short() && group.status().stalled && Instant::now() < deadline {
             tokio::time::sleep(LOOK_INTERVAL).await;
@@ -297,8 +359,7 @@ impl Inner {
         is_stuck.then(|| "the log is larger than it may be, and cannot be trimmed".to_owned())
     }
 
-    /// Waits until there is space for an append. One that gives space back, because it does nothing but
-    /// trim, finds it in the reserve.
+    /// Waits until there is space for an append or a commit. One that gives space back finds it in the reserve.
     ///
     /// # Errors
     ///
@@ -306,20 +367,21 @@ impl Inner {
     pub(crate) async fn wait_for_space(
         &self,
         part: &PartitionDb,
-        gives_back: bool,
+        usage: SpaceUse,
     ) -> Result<(), Error> {
         let deadline = Instant::now() + SPACE_TIMEOUT;
-        if gives_back {
+        if usage == SpaceUse::GivesBack {
             self.make_way(self.group(part.partition().0)).await;
         }
         loop {
             // The count has a lock, and each append comes by here.
             let written = self.written();
-            if !gives_back && let Some(why) = self.shortage_at(written) {
+            let takes_space = usage == SpaceUse::Takes;
+            if takes_space && let Some(why) = self.shortage_at(written).await {
                 return Err(Error::TryLater(why));
             }
             let log_is_over = self.log_is_over_at(written);
-            if !log_is_over && (gives_back || !part.reclaim_is_behind()) {
+            if !log_is_over && !(takes_space && part.reclaim_is_behind()) {
                 return Ok(());
             }
             if self.draining.load(Ordering::Relaxed) {

@@ -1,9 +1,11 @@
 //! Damage that a running server meets: it is recovered from without anybody, and the other partitions go
 //! on.
 
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use rustix::process::Signal;
 use s2_sdk::types::{AppendInput, AppendRecord, AppendRecordBatch, CommandRecord};
 use s2_sdk::{S2, S2Stream};
 
@@ -201,6 +203,30 @@ async fn damage_that_a_merge_meets_is_repaired_by_the_server_and_other_partition
     kept_is_whole(&server, &streams).await;
     let metrics = server.http1().get("/metrics").send().await.text();
     assert!(metrics.contains("\nesker_restarts_total 1\n"), "{metrics}");
+}
+
+#[tokio::test]
+async fn a_server_that_is_asked_to_stop_while_it_restarts_itself_stays_stopped() {
+    let (node, streams) = stopped_with_damage().await;
+    // In milliseconds from when the restart begins: while the node stops, around the replacement of the process,
+    // in the start after it, and when it serves again.
+    for moment in [0, 50, 150, 400, 1_000] {
+        let node = node.copy(setup()).await;
+        let mut server = node.setup.start(&node.data()).await;
+        trim(&stream(&server.sdk(), &streams.trimmed)).await;
+        server.logged("restarting: ").await;
+        tokio::time::sleep(Duration::from_millis(moment)).await;
+        server.signal(Signal::TERM);
+        let status = server.wait().await;
+        // The new process is ended by the signal before it listens for signals: nothing was promised yet.
+        let is_asked = status.success() || status.signal() == Some(Signal::TERM.as_raw());
+        assert!(is_asked, "after {moment} ms: {status}");
+        let server = node.setup.start(&node.data()).await;
+        let read = eventually("everything can be read", async || {
+            read_kept(&server, &streams).await
+        });
+        is_whole(&read.await, &streams);
+    }
 }
 
 #[tokio::test]

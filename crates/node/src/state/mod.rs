@@ -57,6 +57,7 @@ pub use types::{
 use crate::admission::admit_in_time;
 use crate::core::Inner;
 use crate::error::Error;
+use crate::space::SpaceUse;
 pub(crate) use shared::Shared;
 use transactions::{Committing, check_operation};
 
@@ -166,16 +167,25 @@ impl StateStore {
             }
             _ => false,
         };
+        // A key that is deleted gives space back when its history is forgotten.
+        let usage = match only_deletes {
+            true => SpaceUse::Keeps,
+            false => SpaceUse::Takes,
+        };
         let bytes = committing.command().to_bytes();
         let part = self.inner.part(self.inner.state.partition.0);
         self.inner
-            .wait_for_space(part, only_deletes)
+            .wait_for_space(part, usage)
             .await
             .map_err(|error| StateError::Unavailable(error.to_string()))?;
-        let most = self.inner.options.append_inflight;
-        let taken = (bytes.len() + OVERHEAD).min(most);
-        let admitted = admit_in_time(&self.inner.admission, taken).await;
-        let permit = admitted.map_err(|error| match error {
+        let taken = (bytes.len() + OVERHEAD).min(self.inner.options.append_share());
+        let admitted = async {
+            let share = &self.inner.partitions[self.inner.state.partition.0 as usize - 1].share;
+            // In this order, as for appends: what waits for a partition takes nothing from others.
+            let share = admit_in_time(share, taken).await?;
+            Ok([share, admit_in_time(&self.inner.admission, taken).await?])
+        };
+        let permits = admitted.await.map_err(|error| match error {
             Error::Stopping => StateError::Stopping,
             other => StateError::Unavailable(other.to_string()),
         })?;
@@ -183,7 +193,7 @@ impl StateStore {
         // If the client disconnects from here on, the transaction is not opened again.
         committing.proposed();
         let group = self.inner.state_group();
-        let answered = match group.propose_with(bytes, Some(Box::new(permit))) {
+        let answered = match group.propose_with(bytes, Some(Box::new(permits))) {
             Ok(answer) => match self.inner.answer_in_time(group, answer).await {
                 Ok(answered) => answered,
                 Err(why) => return Err(StateError::Unknown(why)),

@@ -163,9 +163,9 @@ pub struct StoreConfig {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct LimitsConfig {
-    /// Most bytes of appends that are received and not yet answered, over all connections. Beyond
-    /// it, appends of sessions wait, and single ones and commits for 10 s, and are then refused. At least
-    /// `append-session-inflight`.
+    /// Most bytes of appends that are received and not yet answered, over all connections; each partition has
+    /// the same share of it. Beyond that, appends of sessions wait, and single ones and commits for 10 s, and
+    /// are then refused. At least `append-session-inflight`.
     #[schemars(extend("x-minimum" = "2MiB", "x-maximum" = "1TiB"))]
     pub append_inflight: ByteCount,
 
