@@ -29,13 +29,18 @@ struct Answer<'a, T: Serialize> {
     error: Option<Problem<'a>>,
 }
 
-/// Whether a command line asks for JSON. It need not be one that can be meant.
+/// Whether a command line asks for JSON. It need not be one that can be meant. The format of
+/// `stream append` is that of its input.
 pub fn is_wanted(arguments: &[OsString]) -> bool {
-    let mut options = arguments.iter().take_while(|argument| *argument != "--");
+    let options = || arguments.iter().take_while(|argument| *argument != "--");
+    let of_input = ["stream", "append"]
+        .iter()
+        .all(|word| options().any(|option| option == word));
     let mut follows_format = false;
-    options.any(|option| {
+    options().any(|option| {
         let is_format = std::mem::replace(&mut follows_format, option == "--format");
-        option == "--json" || option == "--format=json" || (is_format && option == "json")
+        let is_json = option == "--format=json" || (is_format && option == "json");
+        option == "--json" || (is_json && !of_input)
     })
 }
 
@@ -189,6 +194,11 @@ mod tests {
             (&["esker", "stream", "read", "--format", "json"], true),
             (&["esker", "stream", "read", "--format=json"], true),
             (&["esker", "stream", "read", "--format", "text"], false),
+            (&["esker", "stream", "append", "--format", "json"], false),
+            (
+                &["esker", "stream", "append", "--format=json", "--json"],
+                true,
+            ),
             (&["esker", "server", "--set", "logs.format=json"], false),
             (&["esker", "state", "get", "json", "--format"], false),
             (&["esker", "state", "get", "--", "--json"], false),

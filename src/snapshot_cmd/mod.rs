@@ -118,6 +118,9 @@ impl Command {
                 "`put` puts a directory into a repository, named with --repository; `esker snapshot \
                  create` has a server put a snapshot of what it holds",
             ),
+            Command::Prune(args) if !args.dry_run => {
+                Needs::Named("`prune` deletes, so it has no default")
+            }
             _ => Needs::Either,
         }
     }

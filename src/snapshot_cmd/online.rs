@@ -323,7 +323,7 @@ impl Online {
             }
             reports.push((partition, report, started.elapsed()));
         }
-        let result = lost.or(first).map_or(Ok(()), Err);
+        let result = verify::worse(first, lost).map_or(Ok(()), Err);
         if self.json {
             let mut documents = Vec::new();
             for (partition, report, took) in &reports {

@@ -64,6 +64,8 @@ pub struct TargetArgs {
 pub enum Needs {
     /// A server or a repository.
     Either,
+    /// The same, and named: what the command deletes is not that of whoever answers.
+    Named(&'static str),
     /// A server: the command, and what it does.
     Server(&'static str),
     /// A repository: the command, and why.
@@ -98,9 +100,10 @@ impl TargetArgs {
             if !matches!(needs, Needs::Repository(_))
                 && (repository.is_none() || matches!(needs, Needs::Server(_)))
             {
-                server = match from_variable {
-                    Some(address) => Some(address?),
-                    None => Some(default_server()?),
+                server = match (from_variable, needs) {
+                    (Some(address), _) => Some(address?),
+                    (None, Needs::Named(_)) => None,
+                    (None, _) => Some(default_server()?),
                 };
             } else if repository.is_none() {
                 // For the message.
@@ -109,10 +112,10 @@ impl TargetArgs {
         }
         let partition = self.partition;
         let failure = match (needs, server, repository) {
-            (Needs::Either | Needs::Server(_), Some(server), _) => {
+            (Needs::Either | Needs::Named(_) | Needs::Server(_), Some(server), _) => {
                 return Ok(Where::Server(server, partition));
             }
-            (Needs::Either | Needs::Repository(_), _, Some(repository)) => {
+            (Needs::Either | Needs::Named(_) | Needs::Repository(_), _, Some(repository)) => {
                 let place = Target::open(TargetArgs {
                     repository: Some(repository),
                     ..self
@@ -126,6 +129,9 @@ impl TargetArgs {
             (Needs::Repository(_), ..) => format!(
                 "which repository? name it with --repository (s3://BUCKET/PREFIX, \
                  file:///DIR or a directory), or in {REPOSITORY_VARIABLE}"
+            ),
+            (Needs::Named(what), ..) => format!(
+                "{what}: name a server with --server, or a repository with --repository (s3://BUCKET/PREFIX, file:///DIR or a directory)"
             ),
             // One of them is there.
             (Needs::Either, ..) => "name a server with --server, or a repository".to_owned(),

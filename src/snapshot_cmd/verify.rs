@@ -84,6 +84,15 @@ impl Found {
     }
 }
 
+/// What the command ends with: damage, also where another partition could not be reached before.
+pub fn worse(one: Option<Failure>, other: Option<Failure>) -> Option<Failure> {
+    match (one, other) {
+        (Some(one), Some(other)) if one.exit != 1 && other.exit == 1 => Some(other),
+        (Some(one), _) => Some(one),
+        (None, other) => other,
+    }
+}
+
 pub async fn run(place: &Target, args: &Args, json: bool) -> Result<(), Failure> {
     let partitions = place.some_partitions().await?;
     let several = partitions.len() > 1;
@@ -98,7 +107,7 @@ pub async fn run(place: &Target, args: &Args, json: bool) -> Result<(), Failure>
                         false => print(text)?,
                     }
                 }
-                first = first.or(judge(&report, PUT_ANEW).err());
+                first = worse(first, judge(&report, PUT_ANEW).err());
                 Ok((report, took))
             }
             // The others may be fine, and are worth to be seen.
@@ -107,11 +116,11 @@ pub async fn run(place: &Target, args: &Args, json: bool) -> Result<(), Failure>
                 if !json {
                     say!("partition {partition}: {}", plain_lines(&problem));
                 }
-                first.get_or_insert(failure);
+                first = worse(first, Some(failure));
                 Err(problem)
             }
             Err(failure) => {
-                first.get_or_insert(failure);
+                first = worse(first, Some(failure));
                 break;
             }
         };

@@ -11,8 +11,8 @@ use crate::output::print;
 
 /// Delete a stream with its records, or a basin with all its streams, for good.
 ///
-/// Readers and writers are refused at once; the space is given back later, and until then the name cannot
-/// be used again.
+/// Readers and writers are refused at once; the space is given back later. The name of a basin can be used
+/// again when that is done, that of a stream at once.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -58,14 +58,13 @@ pub async fn run(connection: &Connection, args: Args) -> Result<(), Failure> {
         }
         Target::Stream(target) => {
             let asked = connection.asked_stream(target);
-            let mut question = format!("Stream {target} will be gone for good.");
             if !args.yes && !args.if_exists {
-                let tail = connection.stream(target).check_tail().await;
-                let tail = tail.map_err(|e| asked.read(&e))?.seq_num;
-                question = format!(
-                    "Stream {target}, with its records before {tail}, will be gone for good."
-                );
+                // This makes no stream where the basin makes those that are read.
+                let basin = connection.basin(&target.basin);
+                let config = basin.get_stream_config(target.stream.clone()).await;
+                config.map_err(|e| asked.request(&e))?;
             }
+            let question = format!("Stream {target} and all its records will be gone for good.");
             confirm(&question, args.yes).await?;
             let input = DeleteStreamInput::new(target.stream.clone());
             let deleted = connection.basin(&target.basin).delete_stream(input).await;

@@ -5,9 +5,10 @@
 //! record has `command` instead of all of these: `{"trim": 17}` or `{"fence": "token"}`.
 //!
 //! What is read may leave out everything but the body or the command. A record gets its number where it is
-//! appended, and its time is its timestamp, so `time` is passed over. `seq_num` matters for a trim alone: its
-//! point is moved to the same record of the copy ([`Numbers`]). Taken as it is, it would drop records of a copy
-//! of a stream that was trimmed, because the copy has smaller numbers.
+//! appended, and its time is its timestamp, so `time` is passed over. `seq_num` matters for a trim alone: in a
+//! stream that was empty, its point is moved to the same record of the copy ([`Numbers`]). Taken as it is, it
+//! would drop records of a copy of a stream that was trimmed, because the copy has smaller numbers. In a stream
+//! that has had records, it goes to 0 and drops nothing: any other point would drop those too.
 
 use std::io::{self, Write};
 
@@ -107,13 +108,13 @@ pub struct Numbers {
 }
 
 impl Numbers {
-    /// Where a trim goes that is record `seq_num` of another stream and goes to `point` there. It drops
-    /// nothing that was in the stream before, unless it drops something that was appended since. If others
-    /// append, or numbers of the other stream jump, it drops too little, never too much.
+    /// Where a trim goes that is record `seq_num` of another stream and goes to `point` there. A trim drops
+    /// everything before its point, so it goes to 0, and drops nothing, where the stream has had records before
+    /// the copy. If others append, or numbers of the other stream jump, it drops too little, never too much.
     fn moved(self, point: u64, seq_num: u64) -> u64 {
         let moved = i128::from(point) + i128::from(self.next) - i128::from(seq_num);
         match u64::try_from(moved) {
-            Ok(moved) if moved > self.base => moved,
+            Ok(moved) if self.base == 0 => moved,
             _ => 0,
         }
     }
@@ -259,12 +260,12 @@ mod tests {
 
     #[test]
     fn a_trim_goes_to_the_same_record_of_a_copy() {
-        // A copy that has the numbers of the stream; of one that begins at 100; behind 7 other records.
+        // A copy that has the numbers of the stream; of one that begins at 100; behind 7 records that stay.
         for ((base, next), (point, seq_num), moved) in [
             ((0, 10), (4, 10), 4),
             ((0, 10), (100, 110), 0),
             ((0, 10), (104, 110), 4),
-            ((7, 17), (4, 10), 11),
+            ((7, 17), (4, 10), 0),
             ((7, 17), (0, 10), 0),
             ((0, 0), (u64::MAX, 0), u64::MAX),
             ((0, 0), (0, u64::MAX), 0),

@@ -131,7 +131,7 @@ impl<R: Read> Reader<R> {
             metered += size;
             read += bytes;
             records.push(record);
-            if records.len() == RECORD_BATCH_MAX.count || !self.input.buffer().contains(&b'\n') {
+            if records.len() == RECORD_BATCH_MAX.count || !self.has_line() {
                 break;
             }
         }
@@ -141,6 +141,18 @@ impl<R: Read> Reader<R> {
         let records =
             AppendRecordBatch::try_from_iter(records).map_err(|e| self.no_record(e.to_string()))?;
         Ok(Some(Batch { records, read }))
+    }
+
+    /// Whether a line with a record is there, so that reading it takes no waiting.
+    fn has_line(&self) -> bool {
+        let buffer = self.input.buffer();
+        match self.format {
+            Format::Text => buffer.contains(&b'\n'),
+            Format::Json => {
+                let whole = buffer.iter().rposition(|byte| *byte == b'\n');
+                whole.is_some_and(|end| !buffer[..end].trim_ascii().is_empty())
+            }
+        }
     }
 
     /// The next line without its line feed, and its bytes with it.
@@ -222,6 +234,39 @@ mod tests {
             }
         }
         (batches, None)
+    }
+
+    /// Gives one piece after the other, each once the reader of batches asks for it.
+    struct Pieces(std::sync::mpsc::Receiver<&'static [u8]>);
+
+    impl Read for Pieces {
+        fn read(&mut self, to: &mut [u8]) -> std::io::Result<usize> {
+            // The end of the sender is the end of the input.
+            let piece = self.0.recv().unwrap_or_default();
+            to[..piece.len()].copy_from_slice(piece);
+            Ok(piece.len())
+        }
+    }
+
+    #[test]
+    fn a_record_of_json_is_not_held_back_by_an_empty_line_behind_it() {
+        let (give, pieces) = std::sync::mpsc::channel();
+        let mut receiver = read(Pieces(pieces), Format::Json, 0);
+        give.send(&b"{\"body\":\"a\"}\n\n"[..]).unwrap();
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+        let batch = loop {
+            match receiver.try_recv() {
+                Ok(batch) => break batch.unwrap(),
+                Err(_) => assert!(std::time::Instant::now() < deadline, "it is held back"),
+            }
+            std::thread::yield_now();
+        };
+        assert_eq!(batch.records.iter().next().unwrap().body(), b"a");
+        give.send(b"\n{\"body\":\"b\"}\n").unwrap();
+        drop(give);
+        let batch = receiver.blocking_recv().unwrap().unwrap();
+        assert_eq!(batch.records.iter().next().unwrap().body(), b"b");
+        assert!(receiver.blocking_recv().is_none());
     }
 
     #[test]

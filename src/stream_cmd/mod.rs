@@ -96,7 +96,9 @@ impl Command {
             Command::Reconfigure(_) => {
                 "the settings may have been changed: `esker stream info` shows them"
             }
-            Command::Delete(_) => "it may have been deleted: `esker stream ls` shows what is there",
+            Command::Delete(_) => {
+                "if it was not still asking, it may have been deleted: `esker stream ls` shows what is there"
+            }
             Command::Fence(_) => {
                 "the stream may have been fenced: `esker stream tail` shows its last records"
             }

@@ -262,6 +262,26 @@ fn a_stream_is_copied_by_a_pipe_with_headers_timestamps_and_commands() {
             .collect()
     };
     assert_eq!(bodies(&late), bodies(&orders));
+
+    // What a stream had before is not dropped by a trim that is copied into it.
+    server.ok_with(&["append", "my-basin/kept", "--create"], b"keep 1\nkeep 2\n");
+    let into = ["append", "my-basin/kept", "--format", "json"];
+    let lines = concat!(
+        r#"{"seq_num":0,"timestamp":1,"body":"a"}"#,
+        "\n",
+        r#"{"seq_num":1,"timestamp":2,"body":"b"}"#,
+        "\n",
+        r#"{"seq_num":2,"timestamp":3,"command":{"trim":1}}"#,
+        "\n"
+    );
+    server.ok_with(&into, lines.as_bytes());
+    let kept = records(&server, "my-basin/kept");
+    let kept: Vec<_> = kept.iter().filter_map(|it| it["body"].as_str()).collect();
+    assert_eq!(kept, ["keep 1", "keep 2", "a", "b"]);
+
+    // Asking what would be deleted makes no stream.
+    let refused = server.fails(1, &["delete", "my-basin/mistyped"], b"");
+    assert!(refused.contains("stream_not_found"), "{refused}");
 }
 
 #[test]
@@ -417,7 +437,7 @@ fn what_is_deleted_is_gone_and_nothing_is_deleted_without_a_yes() {
     server.ok_with(&["append", "my-basin/orders", "--create"], b"a\n");
     let said = server.fails(2, &["delete", "my-basin/orders"], b"");
     assert!(
-        said.contains("[needs_yes]") && said.contains("records before 1"),
+        said.contains("[needs_yes]") && said.contains("all its records"),
         "{said}"
     );
     assert_eq!(server.ok(&["read", "my-basin/orders"]), "a\n");
