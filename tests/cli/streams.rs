@@ -264,7 +264,10 @@ fn a_stream_is_copied_by_a_pipe_with_headers_timestamps_and_commands() {
     assert_eq!(bodies(&late), bodies(&orders));
 
     // What a stream had before is not dropped by a trim that is copied into it.
-    server.ok_with(&["append", "my-basin/kept", "--create"], b"keep 1\nkeep 2\n");
+    server.ok_with(
+        &["append", "my-basin/kept", "--create"],
+        b"keep 1\nkeep 2\n",
+    );
     let into = ["append", "my-basin/kept", "--format", "json"];
     let lines = concat!(
         r#"{"seq_num":0,"timestamp":1,"body":"a"}"#,
