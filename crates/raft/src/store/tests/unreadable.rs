@@ -41,7 +41,7 @@ fn an_open_that_cannot_read_a_snapshots_metadata_fails_and_lists_no_fewer_snapsh
 }
 
 #[test]
-fn an_open_that_cannot_read_a_fetchs_metadata_fails_and_keeps_the_fetch() {
+fn an_open_that_cannot_read_the_metadata_of_a_fetch_fails_and_keeps_it() {
     let dir = tempfile::tempdir().unwrap();
     let offer = offered(30, &[("a", b"first"), ("b/c", b"second")]);
     let store = open(dir.path(), DiskFaults::default());
