@@ -21,6 +21,7 @@
 //!
 //! This crate knows no network and no object storage.
 
+mod applied;
 pub mod batch;
 pub mod catalog;
 pub mod checkpoint;
@@ -35,7 +36,6 @@ pub mod members;
 pub mod reader;
 pub mod recent;
 pub mod reclaim;
-mod scan;
 mod seek;
 pub mod settings;
 pub mod state;

@@ -8,8 +8,6 @@
 use prost::Message as _;
 
 use crate::ids::{LineageId, PartitionId};
-use crate::keys;
-use crate::store::{Applied, PartitionDb, StoreError};
 
 /// A counter is moved on by so much for each fork: more than a stale lineage can have given out after
 /// the fork.
@@ -214,46 +212,6 @@ fn newest(mut ancestors: Vec<Ancestor>, lsn: u64) -> Vec<Ancestor> {
 
 fn number(bytes: &[u8]) -> Option<LineageId> {
     Some(LineageId(u128::from_be_bytes(bytes.try_into().ok()?)))
-}
-
-impl PartitionDb {
-    /// The history that the partition is of.
-    pub fn lineage(&self) -> Result<Lineage, StoreError> {
-        if let Some(known) = self.known_lineage().get() {
-            return Ok(known.clone());
-        }
-        let lineage = self
-            .get_bytes(keys::LINEAGE, "the lineage")?
-            .ok_or_else(|| self.malformed("the lineage", &"it is missing"))?;
-        let lineage =
-            Lineage::from_bytes(&lineage).map_err(|e| self.malformed("the lineage", &e))?;
-        Ok(self.known_lineage().get_or_init(|| lineage).clone())
-    }
-
-    /// How many forks the partition has been through.
-    pub(crate) fn forks(&self) -> Result<u64, StoreError> {
-        Ok(self.lineage()?.forks)
-    }
-
-    /// Begins another lineage where the partition's data ends, with `voter` as the group's only
-    /// member; durable when this returns. Nothing else may use the partition meanwhile, and handles
-    /// from before are not to be used any more.
-    pub fn fork(&self, lineage: &Lineage, voter: u64) -> Result<(), StoreError> {
-        let applied = self
-            .applied()?
-            .ok_or_else(|| self.malformed("the position", &"it is missing"))?;
-        let applied = Applied {
-            lsn: applied.lsn,
-            term: applied.term,
-            voters: vec![voter],
-            ..Applied::default()
-        };
-        let mut batch = self.batch();
-        batch.put(keys::APPLIED, applied.encode_to_vec());
-        batch.put(keys::LINEAGE, lineage.to_bytes());
-        batch.write()?;
-        self.flush()
-    }
 }
 
 #[cfg(test)]

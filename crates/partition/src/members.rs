@@ -5,11 +5,8 @@
 //! write that moves the position. It is stored whole, also in the middle of a change, because a member
 //! that restarts there has to need both majorities as before.
 
-use esker_raft::{Committed, Membership, NodeId};
+use esker_raft::{Membership, NodeId};
 use serde::{Deserialize, Serialize};
-
-use crate::log_tail::LogTail;
-use crate::store::Applied;
 
 /// The numbers of the members, by what they are to the group. Each list is sorted.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
@@ -51,54 +48,6 @@ impl From<&Members> for Membership {
             voters_outgoing: nodes(&members.voters_outgoing),
             learners_next: nodes(&members.learners_next),
             to_promote: nodes(&members.to_promote),
-        }
-    }
-}
-
-impl From<Applied> for Members {
-    fn from(applied: Applied) -> Members {
-        Members {
-            voters: applied.voters,
-            learners: applied.learners,
-            voters_outgoing: applied.voters_outgoing,
-            learners_next: applied.learners_next,
-            to_promote: applied.to_promote,
-        }
-    }
-}
-
-impl Applied {
-    /// Who belongs to the group, as of this position.
-    pub fn membership(&self) -> Membership {
-        Membership::from(&Members::from(self.clone()))
-    }
-
-    /// The position after `entries`: of the last one, with the membership of the last one that
-    /// changes it.
-    #[must_use]
-    pub(crate) fn after(&self, entries: &[Committed]) -> Applied {
-        let Some(last) = entries.last() else {
-            return self.clone();
-        };
-        let changed = entries.iter().rev().find_map(|e| e.membership.as_deref());
-        let members = changed.map_or_else(|| Members::from(self.clone()), Members::from);
-        Applied {
-            log_tail: LogTail::after(self.log_tail.as_ref(), self.lsn, entries),
-            ..Applied::new(last.lsn.0, last.term.0, members)
-        }
-    }
-
-    /// A position, and who belongs to the group as of it, without checksums of what led to it.
-    pub(crate) fn new(lsn: u64, term: u64, members: Members) -> Applied {
-        Applied {
-            lsn,
-            term,
-            voters: members.voters,
-            learners: members.learners,
-            voters_outgoing: members.voters_outgoing,
-            learners_next: members.learners_next,
-            to_promote: members.to_promote,
-            log_tail: None,
         }
     }
 }

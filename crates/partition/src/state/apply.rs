@@ -9,11 +9,9 @@ use super::command::{
     StateCommit, StateCommitted, StateImport, StateImportRefusal, StateImported, StatePrune,
     StateRefusal,
 };
-use super::history::Forgotten;
 use super::names::{StateKey, agent_names};
-use super::rebuild::stream_settings;
 use super::record::{CommitRecord, compose};
-use super::{Importing, Published, Replaced, STATE_STREAM, StateEntry, StateMeta, read};
+use super::{Importing, Replaced, STATE_STREAM, StateEntry, StateMeta, read, stream_settings};
 use crate::batch::Unsequenced;
 use crate::command::{Append, Mode, ProvisionStream};
 use crate::ids::{STATE_BASIN_ID, StreamId};
@@ -21,42 +19,6 @@ use crate::keys;
 use crate::lineage::GAP;
 use crate::store::StoreError;
 use crate::streams::step::Step;
-
-/// What a step does to the state store.
-pub(crate) struct StateStep<'a> {
-    before: &'a Published,
-    /// Where it stands, once the step has changed that.
-    pub meta: Option<StateMeta>,
-    /// Commits in the step.
-    pub commits: u64,
-    /// Present entries that the step has read or changed, by their names.
-    entries: HashMap<Vec<u8>, Option<StateEntry>>,
-    /// Bytes of entries that are no longer needed.
-    pub garbage: u64,
-    /// What the step has learned of keys by forgetting versions of them.
-    pub forgotten: Forgotten,
-}
-
-impl<'a> StateStep<'a> {
-    pub fn new(before: &'a Published) -> Self {
-        StateStep {
-            before,
-            meta: None,
-            commits: 0,
-            entries: HashMap::new(),
-            garbage: 0,
-            forgotten: Forgotten::default(),
-        }
-    }
-
-    pub fn before(&self) -> &Published {
-        self.before
-    }
-
-    fn meta(&self) -> StateMeta {
-        self.meta.clone().unwrap_or_else(|| self.before.get())
-    }
-}
 
 impl Step<'_> {
     /// Forks that versions given out now have seen.

@@ -25,10 +25,12 @@
 pub(crate) mod apply;
 pub mod command;
 mod history;
+mod lowest_versions;
 pub mod names;
 pub mod read;
 pub mod rebuild;
 pub mod record;
+pub(crate) mod step;
 #[cfg(test)]
 mod tests;
 
@@ -43,12 +45,13 @@ pub use names::{MAX_NAME_BYTES, StateKey};
 pub use read::{StateReader, StateView};
 pub use record::{CommitRecord, CommittedOperation, MAX_RECORD_BYTES};
 
-pub(crate) use history::Forgotten;
-use history::LowestVersions;
+pub(crate) use lowest_versions::Forgotten;
+use lowest_versions::LowestVersions;
 
 use crate::ids::{PartitionId, STATE_BASIN_ID, partition_of};
 use crate::keys;
 use crate::lineage::GAP;
+use crate::settings::StreamSettings;
 use crate::store::{PartitionDb, StoreError};
 
 /// The store's stream, in the basin [`STATE_BASIN`](crate::ids::STATE_BASIN).
@@ -57,6 +60,17 @@ pub const STATE_STREAM: &str = "default";
 /// The partition that the store lives in.
 pub fn state_partition(partitions: u32) -> PartitionId {
     partition_of(STATE_BASIN_ID, STATE_STREAM, partitions)
+}
+
+/// Settings of the store's stream: records stay until history is cut, with the time of their arrival.
+pub(crate) fn stream_settings() -> StreamSettings {
+    StreamSettings {
+        storage_class: None,
+        retention_age_secs: Some(0),
+        timestamping_mode: Some(2),
+        timestamping_uncapped: Some(false),
+        delete_on_empty_secs: Some(0),
+    }
 }
 
 /// Where the store stands. Written with each step that changes it.

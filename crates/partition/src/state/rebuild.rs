@@ -7,15 +7,14 @@
 use prost::Message as _;
 
 use super::names::agent_names;
-use super::{Replaced, STATE_STREAM, StateEntry, StateKey, StateMeta, read};
+use super::{Replaced, STATE_STREAM, StateEntry, StateKey, StateMeta, read, stream_settings};
 use crate::ids::{STATE_BASIN_ID, StreamId};
 use crate::keys;
 use crate::lineage::GAP;
-use crate::settings::StreamSettings;
-use crate::store::{Applied, PartBatch, PartitionDb, StoreError};
+use crate::store::{Applied, PartitionBatch, PartitionDb, StoreError};
 use crate::stream::{Gap, Imports, MAX_GAPS, StreamMeta, StreamState};
-use crate::streams::Counters;
-use crate::streams::directory::name_entry;
+use crate::streams::counters::Counters;
+use crate::streams::name_index::name_entry;
 
 /// Bytes that are written at a time.
 const BATCH: usize = 4 * 1024 * 1024;
@@ -149,7 +148,7 @@ impl PartitionDb {
 /// A store that is rebuilt.
 pub struct StateRebuild {
     part: PartitionDb,
-    batch: PartBatch,
+    batch: PartitionBatch,
     bytes: usize,
     meta: StateMeta,
     /// See [`StateRebuild::commit_forks`].
@@ -342,17 +341,6 @@ impl StateRebuild {
         };
         self.batch.put(keys::APPLIED, applied.encode_to_vec());
         Ok(())
-    }
-}
-
-/// Settings of the store's stream: records stay until history is cut, with the time of their arrival.
-pub(crate) fn stream_settings() -> StreamSettings {
-    StreamSettings {
-        storage_class: None,
-        retention_age_secs: Some(0),
-        timestamping_mode: Some(2),
-        timestamping_uncapped: Some(false),
-        delete_on_empty_secs: Some(0),
     }
 }
 

@@ -9,60 +9,19 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::Arc;
 use std::{fs, io};
 
-use parking_lot::Mutex;
 use rust_rocksdb::ErrorKind;
 
-use super::{Mode, PartitionDb, Store, StoreError, StoreOptions, is_refusal};
-use crate::checkpoint::Checkpoint;
+use super::damage_report::Met;
+use super::error::is_refusal;
+use super::{Mode, PartitionDb, Store, StoreError, StoreOptions};
 use crate::ids::PartitionId;
 
 /// How RocksDB begins what it says of bytes that are not what was written.
 const CORRUPTION: &str = "Corruption: ";
 /// The same of what the operating system answered: a file that is gone is damage.
 const IO_ERROR: &str = "IO error: ";
-
-/// Which partitions of a database were found damaged, and how. Cheap to clone; all clones are one
-/// report, which outlives the database.
-#[derive(Clone, Debug, Default)]
-pub struct DamageReport(Arc<Mutex<BTreeMap<PartitionId, String>>>);
-
-impl DamageReport {
-    /// What was found first of a partition.
-    pub fn of(&self, partition: PartitionId) -> Option<String> {
-        self.0.lock().get(&partition).cloned()
-    }
-
-    /// Whether nothing was found.
-    pub fn is_empty(&self) -> bool {
-        self.0.lock().is_empty()
-    }
-
-    /// Everything that was found, which is forgotten.
-    pub fn take(&self) -> BTreeMap<PartitionId, String> {
-        std::mem::take(&mut self.0.lock())
-    }
-
-    /// A partition has other files now.
-    pub fn forget(&self, partition: PartitionId) {
-        self.0.lock().remove(&partition);
-    }
-
-    pub(super) fn note(&self, partition: PartitionId, what: String) {
-        self.0.lock().entry(partition).or_insert(what);
-    }
-}
-
-/// What met an error of RocksDB.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Met {
-    /// A read of a partition.
-    Reading,
-    /// A write: RocksDB returns from it what the background work for any partition met.
-    Writing,
-}
 
 impl Store {
     /// Opens a database that [`Store::open_any`] finds damaged, with what can be read of it, to look
@@ -164,41 +123,6 @@ impl Store {
         let is_named = |name: &str| table_number(name).is_some_and(|n| named.contains(&n));
         let found = files.iter().find(|file| is_named(&file.name))?;
         partition_of(&found.column_family_name)
-    }
-}
-
-impl Checkpoint {
-    /// Reads every block of every file in a database of its own, which is made in `scratch` and removed
-    /// again. [`Checkpoint::verify`] compares files with what they were when the checkpoint was made:
-    /// a block that was damaged before that is found here alone.
-    ///
-    /// # Errors
-    ///
-    /// What is damaged; or that the files or the database cannot be read or written now.
-    pub fn verify_blocks(&self, scratch: &Path) -> Result<(), StoreError> {
-        let removed = |result: io::Result<()>| match result {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => Err(StoreError::Io {
-                operation: "removing",
-                path: scratch.to_owned(),
-                source,
-            }),
-            _ => Ok(()),
-        };
-        removed(fs::remove_dir_all(scratch))?;
-        let verified = self.verify_blocks_in(scratch);
-        removed(fs::remove_dir_all(scratch))?;
-        verified
-    }
-
-    fn verify_blocks_in(&self, scratch: &Path) -> Result<(), StoreError> {
-        let partition = PartitionId(self.meta.partition);
-        let linked = self.link_to(&scratch.join("files"))?;
-        let store = Store::open_any(&scratch.join("db"), &StoreOptions::for_a_look())?;
-        store.import(partition, &linked)?;
-        store.verify_blocks()?;
-        store.part(partition).lineage()?;
-        store.close();
-        Ok(())
     }
 }
 

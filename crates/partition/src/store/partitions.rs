@@ -4,10 +4,9 @@ use std::fs;
 use std::path::Path;
 
 use prost::Message as _;
-use rust_rocksdb::{ExportImportFilesMetaData, ImportColumnFamilyOptions};
+use rust_rocksdb::{ExportImportFilesMetaData, ImportColumnFamilyOptions, LiveFile};
 
 use super::{Applied, Store, StoreError, cf_name};
-use crate::checkpoint::Checkpoint;
 use crate::ids::PartitionId;
 use crate::keys;
 use crate::lineage::Lineage;
@@ -75,23 +74,18 @@ impl Store {
         Ok(())
     }
 
-    /// Makes a partition of a checkpoint's files. They are *moved* into the database: the directory
-    /// is used up. Durable when this returns; a crash leaves no partition, or all of it.
-    ///
-    /// # Errors
-    ///
-    /// The partition is there, or RocksDB does not take the files.
-    pub fn import(
+    /// Makes a partition of files, which are *moved* into the database. Durable when this returns; a crash
+    /// leaves no partition, or all of it.
+    pub(crate) fn import_files(
         &self,
         partition: PartitionId,
-        checkpoint: &Checkpoint,
+        comparator: &str,
+        files: &[LiveFile],
     ) -> Result<(), StoreError> {
         let failed = |e| self.failed(partition, "importing a checkpoint into", e);
-        let mut files = ExportImportFilesMetaData::default();
-        files.set_db_comparator_name(&checkpoint.meta.comparator);
-        files
-            .set_files(&checkpoint.live_files(&cf_name(partition))?)
-            .map_err(failed)?;
+        let mut description = ExportImportFilesMetaData::default();
+        description.set_db_comparator_name(comparator);
+        description.set_files(files).map_err(failed)?;
         let mut options = ImportColumnFamilyOptions::default();
         options.set_move_files(true);
         self.db
@@ -99,7 +93,7 @@ impl Store {
                 &self.partition_options,
                 cf_name(partition),
                 &options,
-                &files,
+                &description,
             )
             .map_err(failed)?;
         sync_dir(&self.path)?;

@@ -1,6 +1,11 @@
 //! The promises of the node's database as a whole.
 
+use prost::Message as _;
+use rust_rocksdb::ErrorKind;
+
+use super::error::is_refusal;
 use super::*;
+use crate::keys;
 
 fn options() -> StoreOptions {
     StoreOptions {

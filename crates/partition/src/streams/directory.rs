@@ -8,13 +8,42 @@ use std::sync::Arc;
 
 use parking_lot::RwLock;
 
-use super::StreamOptions;
-use super::step::Done;
+use super::counters::Counters;
+use super::failed::FailedSessions;
+use super::name_index::name_entry;
+use super::options::StreamOptions;
 use crate::ids::{BasinId, STATE_BASIN_ID, StreamId};
 use crate::keys;
-use crate::state::STATE_STREAM;
+use crate::state::{Forgotten, STATE_STREAM, StateMeta};
 use crate::store::{PartitionDb, StoreError};
 use crate::stream::{Change, Imports, Stream, StreamMeta, StreamState};
+
+/// What a written step changed.
+pub(crate) struct Done {
+    pub counters: Counters,
+    pub touched: Vec<Published>,
+    pub dropped: Vec<BasinId>,
+    pub to_reclaim: Vec<StreamId>,
+    pub failed: FailedSessions,
+    /// Where the state store stands, if that changed.
+    pub state: Option<StateMeta>,
+    /// Commits of the state store.
+    pub commits: u64,
+    /// Bytes of entries of the state store that are no longer needed.
+    pub garbage: u64,
+    /// Versions of its keys that are deleted.
+    pub forgotten: Forgotten,
+    /// Bytes that were written.
+    pub bytes: u64,
+}
+
+/// A touched stream, ready to be published.
+pub(crate) struct Published {
+    pub id: StreamId,
+    pub stream: Option<Arc<Stream>>,
+    pub meta: Option<StreamMeta>,
+    pub change: Change,
+}
 
 pub(crate) struct Directory {
     part: PartitionDb,
@@ -235,14 +264,4 @@ impl PartitionDb {
         state.see_forks(self.forks()?);
         Ok(Some(state))
     }
-}
-
-/// What the index of names has: the stream's id and when it was created.
-pub(crate) fn name_entry(
-    part: &PartitionDb,
-    basin: BasinId,
-    name: &str,
-) -> Result<Option<(StreamId, u64)>, StoreError> {
-    part.get_ids(keys::stream_name(basin, name), "the index of names")
-        .map(|found| found.map(|[id, created_ms]| (StreamId(id), created_ms)))
 }

@@ -14,7 +14,7 @@ use std::collections::{HashMap, VecDeque};
 
 use crate::ids::StreamId;
 use crate::keys;
-use crate::store::{PartBatch, PartitionDb, StoreError, two_numbers};
+use crate::store::{PartitionBatch, PartitionDb, StoreError, two_numbers};
 
 /// A refusal is remembered for this many entries of the log: four times as many as a leader has
 /// proposals pending (16 Ki). Nothing of the session can be further behind it, since the leader takes
@@ -124,7 +124,7 @@ impl FailedSessions {
 
     /// Writes what a step that ends at `lsn` changes: what it adds, and what it moves out of the
     /// window. An entry of the log moves one out at most.
-    pub fn write(&self, added: &FailedSessions, lsn: u64, batch: &mut PartBatch) {
+    pub fn write(&self, added: &FailedSessions, lsn: u64, batch: &mut PartitionBatch) {
         let is_old = |refusal: &&Refusal| !is_within(self.window, refusal.lsn, lsn);
         for old in self.refusals.iter().take_while(is_old) {
             batch.delete(keys::refusal(old.lsn));

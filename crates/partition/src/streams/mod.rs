@@ -4,14 +4,16 @@
 //! RocksDB batch together with the LSN; then it is published to readers ([`directory`]). What later
 //! steps need to know of earlier ones and readers do not is kept beside that ([`mod@failed`]).
 
+pub(crate) mod counters;
 pub(crate) mod directory;
 pub(crate) mod failed;
+pub(crate) mod name_index;
+pub(crate) mod options;
 pub(crate) mod step;
 #[cfg(test)]
 pub(crate) mod tests;
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use esker_raft::{ApplyError, Committed, Lsn, Membership, StateMachine};
 
@@ -19,61 +21,15 @@ use crate::checkpoint::Capture;
 use crate::command::{Kind, Outcome};
 use crate::ids::PartitionId;
 use crate::keys;
-use crate::lineage::GAP;
 use crate::reader::Reader;
-use crate::recent::RecentBudget;
 use crate::reclaim::Reclaimer;
 use crate::state::{Published, StateReader};
 use crate::store::{Applied, PartitionDb, Store, StoreError};
+use counters::Counters;
 use directory::Directory;
 use failed::{FailedSessions, REMEMBER_FAILED};
+pub use options::StreamOptions;
 use step::Step;
-
-/// Counters of a stream partition.
-#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
-pub(crate) struct Counters {
-    /// The next stream's id.
-    #[prost(uint64, tag = "1")]
-    pub next_stream: u64,
-    /// How many forks it has seen.
-    #[prost(uint64, tag = "2")]
-    pub forks: u64,
-}
-
-impl Counters {
-    /// Passes over what stale lineages may have given out.
-    fn see_forks(&mut self, forks: u64) {
-        let missed = forks.saturating_sub(self.forks);
-        self.next_stream = self.next_stream.saturating_add(missed.saturating_mul(GAP));
-        self.forks = self.forks.max(forks);
-    }
-}
-
-/// How a stream partition treats memory and space.
-#[derive(Clone, Debug)]
-pub struct StreamOptions {
-    /// What may be kept of the newest batches of followed streams; shared by all partitions.
-    pub recent: RecentBudget,
-    /// Streams kept open in memory; beyond it idle ones are closed. They open again at a touch.
-    pub open_streams: usize,
-    /// A partition's files are rewritten once this many bytes are reclaimable, and at least half
-    /// as many as there are in all.
-    pub compact_garbage: u64,
-    /// Space is reclaimed no sooner than this after it became reclaimable, so that a stream that is
-    /// trimmed all the time is not visited all the time.
-    pub reclaim_after: Duration,
-}
-
-impl Default for StreamOptions {
-    fn default() -> Self {
-        StreamOptions {
-            recent: RecentBudget::default(),
-            open_streams: 16 * 1024,
-            compact_garbage: 64 * 1024 * 1024,
-            reclaim_after: Duration::from_secs(1),
-        }
-    }
-}
 
 /// A stream partition: the only writer of its part of the database.
 pub struct StreamPartition {

@@ -11,9 +11,10 @@ use prost::Message as _;
 use s2_common::config::{StreamConfig, TimestampingMode};
 use s2_common::record::{CommandRecord, StreamPosition};
 
-use super::Counters;
-use super::directory::{Directory, name_entry};
+use super::counters::Counters;
+use super::directory::{Directory, Done, Published};
 use super::failed::{FailedSessions, Refusal};
+use super::name_index::name_entry;
 use crate::batch::StoredBatch;
 use crate::command::{
     Append, AppendRefusal, Appended, Change as Provision, DeleteIfEmpty, DeleteStream, Expire,
@@ -23,9 +24,9 @@ use crate::command::{
 use crate::ids::{BasinId, STATE_BASIN_ID, StreamId};
 use crate::keys;
 use crate::settings::StreamSettings;
-use crate::state::apply::StateStep;
-use crate::state::{Forgotten, Published as PublishedState, StateMeta};
-use crate::store::{Applied, PartBatch, PartitionDb, StoreError};
+use crate::state::Published as PublishedState;
+use crate::state::step::StateStep;
+use crate::store::{Applied, PartitionBatch, PartitionDb, StoreError};
 use crate::stream::{Change, Stream, StreamMeta, StreamState};
 
 /// A stream that the step has touched.
@@ -46,33 +47,6 @@ pub(crate) struct Touched {
     batches: Vec<StoredBatch>,
 }
 
-/// What a written step changed.
-pub(crate) struct Done {
-    pub counters: Counters,
-    pub touched: Vec<Published>,
-    pub dropped: Vec<BasinId>,
-    pub to_reclaim: Vec<StreamId>,
-    pub failed: FailedSessions,
-    /// Where the state store stands, if that changed.
-    pub state: Option<StateMeta>,
-    /// Commits of the state store.
-    pub commits: u64,
-    /// Bytes of entries of the state store that are no longer needed.
-    pub garbage: u64,
-    /// Versions of its keys that are deleted.
-    pub forgotten: Forgotten,
-    /// Bytes that were written.
-    pub bytes: u64,
-}
-
-/// A touched stream, ready to be published.
-pub(crate) struct Published {
-    pub id: StreamId,
-    pub stream: Option<Arc<Stream>>,
-    pub meta: Option<StreamMeta>,
-    pub change: Change,
-}
-
 pub(crate) struct Step<'a> {
     pub(crate) part: &'a PartitionDb,
     directory: &'a Directory,
@@ -80,7 +54,7 @@ pub(crate) struct Step<'a> {
     failed: &'a FailedSessions,
     /// And in it.
     newly_failed: FailedSessions,
-    pub(crate) batch: PartBatch,
+    pub(crate) batch: PartitionBatch,
     pub(crate) counters: Counters,
     counters_changed: bool,
     touched: HashMap<StreamId, Touched>,

@@ -12,10 +12,10 @@ use s2_common::caps::RECORD_BATCH_MAX;
 use s2_common::read_extent::{ReadLimit, ReadUntil};
 use s2_common::record::{Metered, MeteredSize as _, SeqNum, SequencedRecord, StreamPosition};
 
+use super::{ReadError, Reader};
 use crate::batch::{MalformedBatch, StoredBatch};
 use crate::ids::StreamId;
 use crate::keys;
-use crate::reader::{ReadError, Reader};
 use crate::seek::seek_batch;
 use crate::store::{RawIterator, StoreError};
 use crate::stream::{Stream, View};

@@ -1,0 +1,83 @@
+//! How far a partition's data goes, as it is stored with the data.
+
+use esker_raft::{Committed, Membership};
+
+use crate::log_tail::LogTail;
+use crate::members::Members;
+
+/// How far a partition's data goes, and who belonged to its group then.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct Applied {
+    /// Last entry whose effects are here.
+    #[prost(uint64, tag = "1")]
+    pub lsn: u64,
+    /// Its term.
+    #[prost(uint64, tag = "2")]
+    pub term: u64,
+    /// Members with a vote.
+    #[prost(uint64, repeated, tag = "3")]
+    pub voters: Vec<u64>,
+    /// Members without.
+    #[prost(uint64, repeated, tag = "4")]
+    pub learners: Vec<u64>,
+    /// During a change of the membership: who had a vote before it.
+    #[prost(uint64, repeated, tag = "5")]
+    pub voters_outgoing: Vec<u64>,
+    /// During a change of the membership: who becomes a learner when it ends.
+    #[prost(uint64, repeated, tag = "6")]
+    pub learners_next: Vec<u64>,
+    /// The learners that get a vote once they have caught up.
+    #[prost(uint64, repeated, tag = "7")]
+    pub to_promote: Vec<u64>,
+    /// Checksums of the last entries; absent until one was applied by a build that computes them.
+    #[prost(message, optional, tag = "8")]
+    pub log_tail: Option<LogTail>,
+}
+
+impl From<Applied> for Members {
+    fn from(applied: Applied) -> Members {
+        Members {
+            voters: applied.voters,
+            learners: applied.learners,
+            voters_outgoing: applied.voters_outgoing,
+            learners_next: applied.learners_next,
+            to_promote: applied.to_promote,
+        }
+    }
+}
+
+impl Applied {
+    /// Who belongs to the group, as of this position.
+    pub fn membership(&self) -> Membership {
+        Membership::from(&Members::from(self.clone()))
+    }
+
+    /// The position after `entries`: of the last one, with the membership of the last one that
+    /// changes it.
+    #[must_use]
+    pub(crate) fn after(&self, entries: &[Committed]) -> Applied {
+        let Some(last) = entries.last() else {
+            return self.clone();
+        };
+        let changed = entries.iter().rev().find_map(|e| e.membership.as_deref());
+        let members = changed.map_or_else(|| Members::from(self.clone()), Members::from);
+        Applied {
+            log_tail: LogTail::after(self.log_tail.as_ref(), self.lsn, entries),
+            ..Applied::new(last.lsn.0, last.term.0, members)
+        }
+    }
+
+    /// A position, and who belongs to the group as of it, without checksums of what led to it.
+    pub(crate) fn new(lsn: u64, term: u64, members: Members) -> Applied {
+        Applied {
+            lsn,
+            term,
+            voters: members.voters,
+            learners: members.learners,
+            voters_outgoing: members.voters_outgoing,
+            learners_next: members.learners_next,
+            to_promote: members.to_promote,
+            log_tail: None,
+        }
+    }
+}

@@ -1,0 +1,290 @@
+//! Making a checkpoint: a flush, links, the position that the files hold, checksums, a description.
+
+use std::fs::{self, File};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use esker_raft::{Lsn, Membership, SnapshotData, SnapshotDir, SnapshotError, StoredSnapshot, Term};
+use rust_rocksdb::LiveFile;
+use rust_rocksdb::checkpoint::Checkpoint as RocksCheckpoint;
+
+use super::{
+    Checkpoint, CheckpointFile, CheckpointMeta, DESCRIPTION, FORMAT, FileIdentity, checksum, io,
+    newest,
+};
+use crate::ids::PartitionId;
+use crate::keys;
+use crate::lineage::Lineage;
+use crate::log_tail::LogTail;
+use crate::members::Members;
+use crate::store::partitions::sync_dir;
+use crate::store::{Applied, PartitionDb, Store, StoreError, StoreOptions};
+
+/// What begins a checkpoint between two applies.
+pub struct Capture {
+    part: PartitionDb,
+}
+
+impl PartitionDb {
+    /// Begins a checkpoint that covers at least what is applied now.
+    pub fn begin_checkpoint(&self) -> Capture {
+        Capture { part: self.clone() }
+    }
+}
+
+impl esker_raft::Capture for Capture {
+    fn write(self) -> Result<StoredSnapshot, SnapshotError> {
+        let checkpoint = self.take().map_err(|e| SnapshotError(e.to_string()))?;
+        let meta = &checkpoint.meta;
+        Ok(StoredSnapshot {
+            last_included_index: Lsn(meta.lsn),
+            term: Term(meta.term),
+            peers: Membership::from(&meta.members),
+            data: SnapshotData::Files(SnapshotDir {
+                path: checkpoint.dir,
+            }),
+        })
+    }
+}
+
+impl Capture {
+    /// Makes the checkpoint, durable when this returns. If there is one of the same LSN, that one is
+    /// the answer.
+    pub fn take(self) -> Result<Checkpoint, StoreError> {
+        self.make(None)
+    }
+
+    /// Makes the checkpoint at `to`, durable when this returns, and leaves those where [`Capture::take`]
+    /// makes them as they are. `to` is not there yet, its directory is, on the database's file system. If
+    /// one of `known` is whole and the same, that one is the answer.
+    pub fn take_to(self, to: &Path, known: &[PathBuf]) -> Result<Checkpoint, StoreError> {
+        self.make(Some((to, known)))
+    }
+
+    fn make(self, apart: Option<(&Path, &[PathBuf])>) -> Result<Checkpoint, StoreError> {
+        let part = &self.part;
+        let base = part.store().checkpoints(part.partition());
+        // A checkpoint of damaged files would take the place of one that may be whole.
+        if let Some(why) = part.store().damage(part.partition()) {
+            return Err(StoreError::Checkpoint {
+                path: base,
+                why: format!("none is made while the database is damaged: {why}"),
+            });
+        }
+        fs::create_dir_all(&base).map_err(io("creating", &base))?;
+        let temporary = Temporary::create(&base)?;
+        let exported = temporary.path.join("files");
+        let (comparator, files) = part.export(&exported)?;
+        let (applied, lineage) = covered(part, &files, &comparator, &exported, &temporary.path)?;
+        let to = match apart {
+            Some((to, known)) => {
+                let is_same = |there: &Checkpoint| {
+                    (there.meta.lsn, there.meta.term) == (applied.lsn, applied.term)
+                        && there.lineage() == Some(lineage.id())
+                        && there.meta.log_tail.is_some()
+                        && there.meta.log_tail == applied.log_tail
+                };
+                let known = known.iter().filter_map(|dir| Checkpoint::open(dir).ok());
+                let mut same = known.filter(is_same);
+                if let Some(there) = same.find(|there| there.verify().is_ok()) {
+                    return Ok(there);
+                }
+                to.to_owned()
+            }
+            None => {
+                let to = base.join(format!("lsn_{:020}", applied.lsn));
+                if let Ok(there) = Checkpoint::open(&to)
+                    && there.lineage() == Some(lineage.id())
+                    && LogTail::agree(there.meta.log_tail.as_ref(), applied.log_tail.as_ref())
+                {
+                    return Ok(there);
+                }
+                to
+            }
+        };
+        let previous = newest(&base)?;
+        let files = files
+            .into_iter()
+            .map(|file| with_checksum(file, &exported, previous.as_ref()))
+            .collect::<Result<Vec<_>, _>>()?;
+        let meta = CheckpointMeta {
+            format: FORMAT,
+            partition: part.partition().0,
+            lsn: applied.lsn,
+            term: applied.term,
+            log_tail: applied.log_tail.clone(),
+            members: applied.into(),
+            lineage: lineage.id().to_string(),
+            comparator,
+            files,
+        };
+        let path = exported.join(DESCRIPTION);
+        let text = serde_json::to_vec_pretty(&meta).map_err(|e| StoreError::Checkpoint {
+            path: path.clone(),
+            why: e.to_string(),
+        })?;
+        fs::write(&path, text)
+            .and_then(|()| File::open(&path)?.sync_all())
+            .map_err(io("writing", &path))?;
+        sync_dir(&exported)?;
+        if apart.is_none() && to.exists() {
+            // Not one that can be used.
+            fs::remove_dir_all(&to).map_err(io("removing", &to))?;
+        }
+        fs::rename(&exported, &to).map_err(io("renaming to", &to))?;
+        sync_dir(to.parent().unwrap_or(&base))?;
+        Ok(Checkpoint {
+            dir: to,
+            meta: Arc::new(meta),
+        })
+    }
+}
+
+/// A directory that goes with this.
+struct Temporary {
+    path: PathBuf,
+}
+
+impl Temporary {
+    fn create(base: &Path) -> Result<Temporary, StoreError> {
+        static NEXT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
+        let number = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let path = base.join(format!("tmp-{}-{number}", std::process::id()));
+        if path.exists() {
+            fs::remove_dir_all(&path).map_err(io("removing", &path))?;
+        }
+        fs::create_dir(&path).map_err(io("creating", &path))?;
+        Ok(Temporary { path })
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        // What stays is removed at the next start.
+        let _ = fs::remove_dir_all(&self.path);
+    }
+}
+
+impl PartitionDb {
+    /// Links the files of now into a directory that is not there yet.
+    fn export(&self, to: &Path) -> Result<(String, Vec<CheckpointFile>), StoreError> {
+        // RocksDB flushes too, and waits until that works, whatever a flush meets.
+        self.flush()?;
+        let failed = |e| self.error("exporting", e);
+        let exported = RocksCheckpoint::new(self.store().db())
+            .and_then(|checkpoint| checkpoint.export_column_family(&self.cf(), to))
+            .map_err(failed)?;
+        let file = |file: LiveFile| CheckpointFile {
+            name: file.name,
+            size: file.size as u64,
+            level: file.level,
+            start_key: file.start_key.as_deref().map(hex),
+            end_key: file.end_key.as_deref().map(hex),
+            smallest_seqno: file.smallest_seqno,
+            largest_seqno: file.largest_seqno,
+            num_entries: file.num_entries,
+            num_deletions: file.num_deletions,
+            checksum: String::new(),
+            identity: FileIdentity::default(),
+        };
+        let files = exported.get_files().into_iter().map(file).collect();
+        Ok((exported.get_db_comparator_name(), files))
+    }
+
+    /// Links the files of now into a directory that is not there yet, to verify their blocks
+    /// ([`Checkpoint::verify_blocks`]). No checksums are computed, so it is no checkpoint to keep.
+    ///
+    /// # Errors
+    ///
+    /// A file is missing; or links cannot be made now.
+    pub fn link_files(&self, to: &Path) -> Result<Checkpoint, StoreError> {
+        if let Some(parent) = to.parent() {
+            fs::create_dir_all(parent).map_err(io("creating", parent))?;
+        }
+        let (comparator, files) = self.export(to)?;
+        Ok(without_position(self.partition(), to, &comparator, files))
+    }
+}
+
+/// Exported files of which it is not known what they cover.
+fn without_position(
+    partition: PartitionId,
+    dir: &Path,
+    comparator: &str,
+    files: Vec<CheckpointFile>,
+) -> Checkpoint {
+    Checkpoint {
+        dir: dir.to_owned(),
+        meta: Arc::new(CheckpointMeta {
+            format: FORMAT,
+            partition: partition.0,
+            lsn: 0,
+            term: 0,
+            members: Members::default(),
+            lineage: String::new(),
+            log_tail: None,
+            comparator: comparator.to_owned(),
+            files,
+        }),
+    }
+}
+
+/// What the files say about themselves: those that can hold the position are imported into a
+/// database of their own, and asked.
+fn covered(
+    part: &PartitionDb,
+    files: &[CheckpointFile],
+    comparator: &str,
+    exported: &Path,
+    temporary: &Path,
+) -> Result<(Applied, Lineage), StoreError> {
+    let last = hex(&keys::LINEAGE);
+    let with_position = |file: &&CheckpointFile| file.start_key.as_ref().is_none_or(|k| *k <= last);
+    let files = files.iter().filter(with_position).cloned().collect();
+    let whole = without_position(part.partition(), exported, comparator, files);
+    let linked = whole.link_to(&temporary.join("links"))?;
+    let store = Store::open_any(&temporary.join("db"), &StoreOptions::for_a_look())?;
+    store.import(part.partition(), &linked)?;
+    let scratch = store.part(part.partition());
+    let applied = scratch
+        .applied()?
+        .ok_or_else(|| part.malformed("a checkpoint", &"it has no position"))?;
+    let lineage = scratch.lineage()?;
+    store.close();
+    Ok((applied, lineage))
+}
+
+fn with_checksum(
+    mut file: CheckpointFile,
+    dir: &Path,
+    previous: Option<&Checkpoint>,
+) -> Result<CheckpointFile, StoreError> {
+    let path = dir.join(file.name.trim_start_matches('/'));
+    let found = fs::metadata(&path).map_err(io("looking at", &path))?;
+    file.identity = FileIdentity {
+        inode: found.ino(),
+        modified_ns: found.mtime().wrapping_mul(1_000_000_000) + found.mtime_nsec(),
+    };
+    let known = previous.and_then(|previous| {
+        let same = |f: &&CheckpointFile| {
+            f.name == file.name && f.size == file.size && f.identity == file.identity
+        };
+        previous.meta.files.iter().find(same)
+    });
+    file.checksum = match known {
+        Some(known) if !known.checksum.is_empty() => known.checksum.clone(),
+        _ => checksum(&path)?,
+    };
+    Ok(file)
+}
+
+fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    let mut digits = String::with_capacity(2 * bytes.len());
+    for byte in bytes {
+        // Writing to a string does not fail.
+        let _ = write!(digits, "{byte:02x}");
+    }
+    digits
+}

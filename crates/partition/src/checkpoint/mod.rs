@@ -1,0 +1,282 @@
+//! Checkpoints: a partition's files as of one moment, and what they cover.
+//!
+//! ```text
+//! <checkpoints>/<partition>/lsn_<020>/checkpoint.json    what it covers; its files with their checksums
+//! <checkpoints>/<partition>/lsn_<020>/NNNNNN.sst         hard links to the database's own
+//! <checkpoints>/<partition>/tmp-…/                       one that was not finished
+//! ```
+//!
+//! Making one costs a flush, links, and reading what is new since the one before for its checksum.
+//! What it covers is read from the linked files themselves: a flush that ran meanwhile may have put
+//! more into them than there was when the checkpoint was asked for.
+
+mod blocks;
+mod capture;
+mod import;
+
+use std::fs::{self, File};
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use xxhash_rust::xxh3::Xxh3;
+
+use crate::ids::LineageId;
+use crate::log_tail::LogTail;
+use crate::members::Members;
+use crate::store::StoreError;
+
+pub use capture::Capture;
+
+/// Version of `checkpoint.json`.
+pub const FORMAT: u32 = 1;
+/// What describes a checkpoint.
+const DESCRIPTION: &str = "checkpoint.json";
+/// Most bytes of a description; what RocksDB can have files for.
+const DESCRIPTION_BYTES: u64 = 64 << 20;
+/// Bytes that are read at a time for a checksum.
+const CHUNK: usize = 1 << 20;
+
+/// What a checkpoint covers, and its files.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckpointMeta {
+    /// [`FORMAT`].
+    pub format: u32,
+    /// The partition.
+    pub partition: u64,
+    /// Last entry whose effects are in it.
+    pub lsn: u64,
+    /// Its term.
+    pub term: u64,
+    /// Who belongs to the group, as of `lsn`.
+    #[serde(flatten)]
+    pub members: Members,
+    /// The history that `lsn` is of, in hexadecimal digits.
+    pub lineage: String,
+    /// Checksums of the entries up to `lsn`; absent if an earlier build applied them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log_tail: Option<LogTail>,
+    /// How keys are ordered.
+    pub comparator: String,
+    /// The files.
+    pub files: Vec<CheckpointFile>,
+}
+
+/// A file of a checkpoint, as RocksDB describes it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckpointFile {
+    /// `/` and its name.
+    pub name: String,
+    /// In bytes.
+    pub size: u64,
+    /// Its level in the tree.
+    pub level: i32,
+    /// Its first key, in hexadecimal digits.
+    pub start_key: Option<String>,
+    /// Its last key, in hexadecimal digits.
+    pub end_key: Option<String>,
+    /// Lowest sequence number in it.
+    pub smallest_seqno: u64,
+    /// Highest sequence number in it.
+    pub largest_seqno: u64,
+    /// How many entries it has.
+    pub num_entries: u64,
+    /// How many of them are deletions.
+    pub num_deletions: u64,
+    /// xxh3-128 of its bytes, in hexadecimal digits. Empty if it was not computed.
+    #[serde(default)]
+    pub checksum: String,
+    /// Which file of this machine it was when the checksum was computed.
+    #[serde(default)]
+    pub identity: FileIdentity,
+}
+
+/// Tells whether a file is still the same one: these are immutable.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileIdentity {
+    /// Its inode.
+    pub inode: u64,
+    /// When it was last modified, nanoseconds since the epoch.
+    pub modified_ns: i64,
+}
+
+/// Immutable files, and what they cover. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Checkpoint {
+    /// Where the files are.
+    pub dir: PathBuf,
+    /// What they are.
+    pub meta: Arc<CheckpointMeta>,
+}
+
+impl Checkpoint {
+    /// Reads a checkpoint's description, and looks whether its files are there.
+    pub fn open(dir: &Path) -> Result<Checkpoint, StoreError> {
+        let bad = |why: String| StoreError::Checkpoint {
+            path: dir.to_owned(),
+            why,
+        };
+        let path = dir.join(DESCRIPTION);
+        let size = fs::metadata(&path).map_err(io("looking at", &path))?.len();
+        if size > DESCRIPTION_BYTES {
+            return Err(bad(format!("{DESCRIPTION} has {size} bytes")));
+        }
+        let text = fs::read(&path).map_err(io("reading", &path))?;
+        let version: Version = serde_json::from_slice(&text)
+            .map_err(|e| bad(format!("{DESCRIPTION} is not a description: {e}")))?;
+        if version.format > FORMAT {
+            return Err(bad(format!(
+                "it has format {}, this version knows up to {FORMAT}: use a newer esker",
+                version.format
+            )));
+        }
+        let meta: CheckpointMeta = serde_json::from_slice(&text)
+            .map_err(|e| bad(format!("{DESCRIPTION} is not a description: {e}")))?;
+        let checkpoint = Checkpoint {
+            dir: dir.to_owned(),
+            meta: Arc::new(meta),
+        };
+        for file in &checkpoint.meta.files {
+            let path = checkpoint.path_of(file)?;
+            match fs::symlink_metadata(&path) {
+                Ok(found) if found.is_file() && found.len() == file.size => {}
+                Ok(found) => {
+                    let (has, wants) = (found.len(), file.size);
+                    return Err(bad(format!("{} has {has} bytes, not {wants}", file.name)));
+                }
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+                    return Err(bad(format!("{} is missing", file.name)));
+                }
+                Err(e) => return Err(io("looking at", &path)(e)),
+            }
+        }
+        Ok(checkpoint)
+    }
+
+    /// Where a file of it is.
+    pub fn path_of(&self, file: &CheckpointFile) -> Result<PathBuf, StoreError> {
+        let plain = file.name.strip_prefix('/').filter(|name| {
+            !name.is_empty() && !name.contains(['/', '\\', '\0']) && !name.starts_with('.')
+        });
+        match plain {
+            Some(name) => Ok(self.dir.join(name)),
+            None => Err(StoreError::Checkpoint {
+                path: self.dir.clone(),
+                why: format!("{:?} is no name of a file", file.name),
+            }),
+        }
+    }
+
+    /// Reads every byte, and compares checksums.
+    pub fn verify(&self) -> Result<(), StoreError> {
+        for file in &self.meta.files {
+            let path = self.path_of(file)?;
+            let found = checksum(&path)?;
+            if found != file.checksum {
+                return Err(StoreError::Checkpoint {
+                    path: self.dir.clone(),
+                    why: format!(
+                        "the checksum of {} is {found}, and {} was written",
+                        file.name, file.checksum
+                    ),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Bytes of all files.
+    pub fn bytes(&self) -> u64 {
+        self.meta.files.iter().map(|f| f.size).sum()
+    }
+
+    /// The history that it is of.
+    pub fn lineage(&self) -> Option<LineageId> {
+        u128::from_str_radix(&self.meta.lineage, 16)
+            .ok()
+            .map(LineageId)
+    }
+
+    /// The same files under another directory, by hard links: for who uses them up.
+    pub fn link_to(&self, dir: &Path) -> Result<Checkpoint, StoreError> {
+        fs::create_dir_all(dir).map_err(io("creating", dir))?;
+        let linked = Checkpoint {
+            dir: dir.to_owned(),
+            meta: self.meta.clone(),
+        };
+        for file in &self.meta.files {
+            let to = linked.path_of(file)?;
+            fs::hard_link(self.path_of(file)?, &to).map_err(io("linking", &to))?;
+        }
+        Ok(linked)
+    }
+}
+
+#[derive(Deserialize)]
+struct Version {
+    format: u32,
+}
+
+/// The newest checkpoint in a directory that can be used.
+pub fn newest(base: &Path) -> Result<Option<Checkpoint>, StoreError> {
+    Ok(all(base)?
+        .into_iter()
+        .find_map(|dir| Checkpoint::open(&dir).ok()))
+}
+
+/// The directories of checkpoints below a directory, newest first.
+pub fn all(base: &Path) -> Result<Vec<PathBuf>, StoreError> {
+    let mut found = Vec::new();
+    let entries = match fs::read_dir(base) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(found),
+        Err(e) => return Err(io("listing", base)(e)),
+    };
+    for entry in entries {
+        let path = entry.map_err(io("listing", base))?.path();
+        let name = path.file_name().and_then(|n| n.to_str());
+        if name.is_some_and(|n| n.starts_with("lsn_")) {
+            found.push(path);
+        }
+    }
+    found.sort();
+    found.reverse();
+    Ok(found)
+}
+
+/// Removes what attempts that a crash ended have left.
+pub fn remove_unfinished(base: &Path) -> Result<(), StoreError> {
+    if !base.exists() {
+        return Ok(());
+    }
+    for entry in fs::read_dir(base).map_err(io("listing", base))? {
+        let path = entry.map_err(io("listing", base))?.path();
+        let name = path.file_name().and_then(|n| n.to_str());
+        if name.is_some_and(|n| n.starts_with("tmp-")) {
+            fs::remove_dir_all(&path).map_err(io("removing", &path))?;
+        }
+    }
+    Ok(())
+}
+
+fn checksum(path: &Path) -> Result<String, StoreError> {
+    let mut file = File::open(path).map_err(io("opening", path))?;
+    let mut hash = Xxh3::new();
+    let mut chunk = vec![0; CHUNK];
+    loop {
+        match file.read(&mut chunk).map_err(io("reading", path))? {
+            0 => return Ok(format!("{:032x}", hash.digest128())),
+            read => hash.update(&chunk[..read]),
+        }
+    }
+}
+
+fn io(operation: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> StoreError {
+    let path = path.to_owned();
+    move |source| StoreError::Io {
+        operation,
+        path,
+        source,
+    }
+}

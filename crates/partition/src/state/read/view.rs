@@ -1,0 +1,245 @@
+//! The state store as of one moment.
+
+use prost::Message as _;
+use rust_rocksdb::{ReadOptions, SnapshotWithThreadMode};
+
+use super::{At, StateDigest, StateDigester, StateReadError};
+use crate::ids::StreamId;
+use crate::keys;
+use crate::lineage::GAP;
+use crate::state::names::{after, prefix_names};
+use crate::state::{StateEntry, StateKey, StateMeta};
+use crate::store::{Applied, Db, PartitionDb, RawIterator, StoreError};
+use crate::stream::StreamState;
+
+/// The state store as of one moment.
+pub struct StateView<'a> {
+    pub(super) part: &'a PartitionDb,
+    pub(super) snapshot: &'a SnapshotWithThreadMode<'a, Db>,
+    /// Where it stands.
+    pub meta: StateMeta,
+    /// What the partition has applied.
+    pub applied: Applied,
+}
+
+impl StateView<'_> {
+    pub(super) fn value<M: prost::Message + Default>(
+        &self,
+        key: &[u8],
+    ) -> Result<Option<M>, StoreError> {
+        let value = self
+            .snapshot
+            .get_pinned_cf(&self.part.cf(), key)
+            .map_err(|e| self.part.error("reading the state", e))?;
+        value
+            .map(|bytes| M::decode(&bytes[..]).map_err(|e| self.part.malformed("the state", &e)))
+            .transpose()
+    }
+
+    fn iterate(&self, from: &[u8], to: &[u8], cache: bool) -> RawIterator<'_> {
+        let mut options = ReadOptions::default();
+        options.set_iterate_lower_bound(from);
+        options.set_iterate_upper_bound(to);
+        options.fill_cache(cache);
+        self.snapshot.raw_iterator_cf_opt(&self.part.cf(), options)
+    }
+
+    /// How many forks the newest commit has seen: one that nothing was committed after is not among them.
+    pub fn commit_forks(&self) -> Result<u64, StoreError> {
+        let key = keys::stream_state(StreamId(self.meta.stream));
+        let stream = self.value::<StreamState>(&key)?.unwrap_or_default();
+        let since = stream.tail_seq.saturating_sub(self.meta.commit_ts) / GAP;
+        Ok(stream.forks.saturating_sub(since))
+    }
+
+    /// What a key has, or had.
+    pub fn get(&self, key: &StateKey, at: At) -> Result<Option<StateEntry>, StateReadError> {
+        let names = key.encode();
+        self.known_at(at)?;
+        let present = self.value(&keys::state_key(self.meta.generation, &names))?;
+        self.entry_at(&names, present, at)
+    }
+
+    /// Whether anything is known of that moment.
+    fn known_at(&self, at: At) -> Result<(), StateReadError> {
+        let begins = self.meta.history_begins();
+        match at {
+            At::Commit(ts) if ts + 1 < begins => Err(StateReadError::HistoryBegins {
+                commit_ts: begins - 1,
+                version: None,
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    fn entry_at(
+        &self,
+        names: &[u8],
+        present: Option<StateEntry>,
+        at: At,
+    ) -> Result<Option<StateEntry>, StateReadError> {
+        let Some(present) = present else {
+            // Deleted keys have an entry: it never was.
+            return Ok(None);
+        };
+        match at {
+            At::Latest => Ok(Some(present)),
+            At::Version(version) if version == present.version => Ok(Some(present)),
+            At::Version(version) if version > present.version || version == 0 => Ok(None),
+            At::Version(version) => {
+                let key = keys::state_history(self.meta.generation, names, version);
+                match self.value(&key)? {
+                    Some(entry) => Ok(Some(entry)),
+                    None => self.missing(names, &present, |oldest| version < oldest.version),
+                }
+            }
+            At::Commit(ts) if ts >= present.commit_ts => Ok(Some(present)),
+            At::Commit(ts) => match self.newest_up_to(names, &present, ts)? {
+                Some(entry) => Ok(Some(entry)),
+                None => self.missing(names, &present, |_| true),
+            },
+        }
+    }
+
+    /// Nothing was found: because it never was, or because it is no longer kept?
+    fn missing(
+        &self,
+        names: &[u8],
+        present: &StateEntry,
+        is_before: impl Fn(&StateEntry) -> bool,
+    ) -> Result<Option<StateEntry>, StateReadError> {
+        let oldest = self.oldest(names)?.unwrap_or_else(|| present.clone());
+        if oldest.first || !is_before(&oldest) {
+            return Ok(None);
+        }
+        Err(StateReadError::HistoryBegins {
+            commit_ts: oldest.commit_ts,
+            version: Some(oldest.version),
+        })
+    }
+
+    fn oldest(&self, names: &[u8]) -> Result<Option<StateEntry>, StoreError> {
+        let from = keys::state_history(self.meta.generation, names, 0);
+        self.first_from(names, &from)
+    }
+
+    fn first_from(&self, names: &[u8], from: &[u8]) -> Result<Option<StateEntry>, StoreError> {
+        let to = keys::state_history(self.meta.generation, names, u64::MAX);
+        let mut it = self.iterate(from, &to, true);
+        it.seek_to_first();
+        let found = it.value().map(StateEntry::decode).transpose();
+        it.status()
+            .map_err(|e| self.part.error("reading versions of a key", e))?;
+        found.map_err(|e| self.part.malformed("a version of a key", &e))
+    }
+
+    /// The newest of a key's earlier entries that a commit up to `ts` gave: versions rise with commits,
+    /// so what is left is halved until it is one.
+    fn newest_up_to(
+        &self,
+        names: &[u8],
+        present: &StateEntry,
+        ts: u64,
+    ) -> Result<Option<StateEntry>, StoreError> {
+        let mut best: Option<StateEntry> = None;
+        // The first version that may be later than `ts`, and the first that is.
+        let (mut low, mut high) = (0, present.version);
+        while low < high {
+            let middle = low + (high - low) / 2;
+            let from = keys::state_history(self.meta.generation, names, middle);
+            match self.first_from(names, &from)? {
+                Some(entry) if entry.version >= high => high = middle,
+                Some(entry) if entry.commit_ts <= ts => {
+                    low = entry.version + 1;
+                    best = Some(entry);
+                }
+                // Later than `ts`, or nothing before the present one.
+                _ => high = middle,
+            }
+        }
+        Ok(best)
+    }
+
+    /// Gives an agent's keys that begin with `prefix`, in order, deleted ones included, until `take` has
+    /// enough.
+    pub fn scan(
+        &self,
+        namespace: &str,
+        agent_id: &str,
+        prefix: &str,
+        start_after: Option<&str>,
+        at: At,
+        take: &mut dyn FnMut(String, StateEntry) -> bool,
+    ) -> Result<(), StateReadError> {
+        self.known_at(at)?;
+        let begin = prefix_names(namespace, agent_id, prefix);
+        let end = keys::state_key(self.meta.generation, &after(&begin));
+        let from = match start_after {
+            None => keys::state_key(self.meta.generation, &begin),
+            Some(last) => {
+                let last = StateKey::new(namespace, agent_id, last).encode();
+                let mut from = keys::state_key(self.meta.generation, last.as_slice().max(&begin));
+                if last >= begin {
+                    // Just after it.
+                    from.push(0);
+                }
+                from
+            }
+        };
+        let mut it = self.iterate(&from, &end, true);
+        it.seek_to_first();
+        while let Some((key, present)) = self.entry_of(&it)? {
+            let entry = match at {
+                At::Latest => Some(present),
+                at => self.entry_at(&key.encode(), Some(present), at)?,
+            };
+            if let Some(entry) = entry
+                && take(key.key, entry)
+            {
+                break;
+            }
+            it.next();
+        }
+        it.status()
+            .map_err(|e| self.part.error("reading keys", e))?;
+        Ok(())
+    }
+
+    /// Gives every key in order, deleted ones included, until `take` fails.
+    pub fn entries<E: From<StoreError>>(
+        &self,
+        take: &mut dyn FnMut(StateKey, StateEntry) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let [(from, to), _] = keys::state_generation(self.meta.generation);
+        let mut it = self.iterate(&from, &to, false);
+        it.seek_to_first();
+        while let Some((key, entry)) = self.entry_of(&it)? {
+            take(key, entry)?;
+            it.next();
+        }
+        it.status()
+            .map_err(|e| self.part.error("reading keys", e))?;
+        Ok(())
+    }
+
+    /// The state in short.
+    pub fn digest(&self) -> Result<StateDigest, StoreError> {
+        let mut digester = StateDigester::default();
+        self.entries(&mut |key, entry| {
+            digester.add(&key, entry.version, entry.commit_ts, entry.value.as_deref());
+            Ok::<_, StoreError>(())
+        })?;
+        Ok(digester.finish())
+    }
+
+    fn entry_of(&self, it: &RawIterator<'_>) -> Result<Option<(StateKey, StateEntry)>, StoreError> {
+        let (Some(key), Some(value)) = (it.key(), it.value()) else {
+            return Ok(None);
+        };
+        let names = keys::state_names(key).and_then(StateKey::decode);
+        let names = names.ok_or_else(|| self.part.malformed("a key of the state", &"its names"))?;
+        let entry =
+            StateEntry::decode(value).map_err(|e| self.part.malformed("a key of the state", &e))?;
+        Ok(Some((names, entry)))
+    }
+}

@@ -1,0 +1,113 @@
+//! What can go wrong in the database, by what the caller can do about it.
+
+use std::path::PathBuf;
+
+use rust_rocksdb::ErrorKind;
+
+use crate::ids::PartitionId;
+
+/// A failure of the database.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// There should be one, and there is none.
+    #[error(
+        "the database in {path} is missing although this data directory was in use; nothing was created in its place"
+    )]
+    Missing {
+        /// Its directory.
+        path: PathBuf,
+    },
+    /// One partition's part is missing or has no position.
+    #[error("the database in {path} lacks partition {partition}: {what}")]
+    Incomplete {
+        /// Its directory.
+        path: PathBuf,
+        /// The partition.
+        partition: PartitionId,
+        /// What is wrong.
+        what: String,
+    },
+    /// RocksDB failed.
+    #[error("the database in {path}, {operation}: {source}")]
+    Db {
+        /// Its directory.
+        path: PathBuf,
+        /// What was being done.
+        operation: String,
+        /// What RocksDB says; it names the file.
+        source: rust_rocksdb::Error,
+    },
+    /// A file of a checkpoint, or the directory of one.
+    #[error("{operation} {path}: {source}", path = .path.display())]
+    Io {
+        /// What was being done.
+        operation: &'static str,
+        /// To what.
+        path: PathBuf,
+        /// What happened.
+        source: std::io::Error,
+    },
+    /// A checkpoint that cannot be used.
+    #[error("the checkpoint in {path}: {why}", path = .path.display())]
+    Checkpoint {
+        /// Its directory.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// What was written is not in files yet, and does not get there at the moment. It is in memory, and
+    /// in the Raft log.
+    #[error("the database in {path}, partition {partition}, cannot write its files: {why}")]
+    NotFlushed {
+        /// Its directory.
+        path: PathBuf,
+        /// The partition.
+        partition: PartitionId,
+        /// What RocksDB says; it names the file.
+        why: String,
+    },
+    /// Something stored is not what this version writes.
+    #[error("the database in {path}, partition {partition}, {what}: {why}")]
+    Malformed {
+        /// Its directory.
+        path: PathBuf,
+        /// The partition.
+        partition: PartitionId,
+        /// Which value.
+        what: String,
+        /// What is wrong with it.
+        why: String,
+    },
+}
+
+impl StoreError {
+    /// Whether the operating system refused: the same may work later, and nothing is known about what
+    /// could not be read. What is missing, damaged or malformed is none of that.
+    pub fn is_unreadable(&self) -> bool {
+        match self {
+            StoreError::Db { source, .. } => is_refusal(source.kind(), source.as_ref()),
+            StoreError::Io { source, .. } => source.kind() != std::io::ErrorKind::NotFound,
+            StoreError::NotFlushed { .. } => true,
+            StoreError::Missing { .. }
+            | StoreError::Incomplete { .. }
+            | StoreError::Checkpoint { .. }
+            | StoreError::Malformed { .. } => false,
+        }
+    }
+}
+
+/// Whether RocksDB met an answer of the operating system, rather than bytes that are not what was
+/// written. A file that is gone is no such answer: RocksDB has noted which files there are. What it
+/// calls corruption may be one: it reports corruption for every file that it cannot look at when it opens.
+pub(super) fn is_refusal(kind: ErrorKind, message: &str) -> bool {
+    const ANSWER: &str = "IO error: ";
+    const GONE: &str = "No such file or directory";
+    let answers = || message.match_indices(ANSWER);
+    match kind {
+        ErrorKind::Corruption | ErrorKind::IOError => {
+            answers().any(|(at, _)| !message[at + ANSWER.len()..].starts_with(GONE))
+        }
+        // A version that it does not know, a time-out, options that do not fit.
+        _ => true,
+    }
+}

@@ -1,0 +1,47 @@
+//! The lineage of a partition in the database.
+
+use prost::Message as _;
+
+use super::{Applied, PartitionDb, StoreError};
+use crate::keys;
+use crate::lineage::Lineage;
+
+impl PartitionDb {
+    /// The history that the partition is of.
+    pub fn lineage(&self) -> Result<Lineage, StoreError> {
+        if let Some(known) = self.known_lineage().get() {
+            return Ok(known.clone());
+        }
+        let lineage = self
+            .get_bytes(keys::LINEAGE, "the lineage")?
+            .ok_or_else(|| self.malformed("the lineage", &"it is missing"))?;
+        let lineage =
+            Lineage::from_bytes(&lineage).map_err(|e| self.malformed("the lineage", &e))?;
+        Ok(self.known_lineage().get_or_init(|| lineage).clone())
+    }
+
+    /// How many forks the partition has been through.
+    pub(crate) fn forks(&self) -> Result<u64, StoreError> {
+        Ok(self.lineage()?.forks)
+    }
+
+    /// Begins another lineage where the partition's data ends, with `voter` as the group's only
+    /// member; durable when this returns. Nothing else may use the partition meanwhile, and handles
+    /// from before are not to be used any more.
+    pub fn fork(&self, lineage: &Lineage, voter: u64) -> Result<(), StoreError> {
+        let applied = self
+            .applied()?
+            .ok_or_else(|| self.malformed("the position", &"it is missing"))?;
+        let applied = Applied {
+            lsn: applied.lsn,
+            term: applied.term,
+            voters: vec![voter],
+            ..Applied::default()
+        };
+        let mut batch = self.batch();
+        batch.put(keys::APPLIED, applied.encode_to_vec());
+        batch.put(keys::LINEAGE, lineage.to_bytes());
+        batch.write()?;
+        self.flush()
+    }
+}

@@ -1,0 +1,206 @@
+//! The node's RocksDB: one column family per partition, without a write-ahead log.
+//!
+//! The Raft log is the write-ahead log: a batch written here carries the LSN up to which it
+//! applies ([`Applied`]), atomically with the data. What a crash loses is what was not flushed; the
+//! LSN that is *durable* is read back from the files alone, and everything above it is replayed.
+//!
+//! A partition comes and goes as a whole: it is founded empty, or imported from a checkpoint
+//! ([`partitions`]).
+
+mod background;
+mod damage;
+mod damage_report;
+mod error;
+mod lineage;
+mod options;
+mod partition_db;
+pub mod partitions;
+mod tuning;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use rust_rocksdb::{
+    BlockBasedOptions, Cache, ColumnFamilyDescriptor, DBRawIteratorWithThreadMode,
+    DBWithThreadMode, LogLevel, MultiThreaded, Options,
+};
+
+use crate::ids::PartitionId;
+use background::Background;
+use tuning::{
+    BLOCK_DEVIATION, BLOCK_SIZE, MAX_READAHEAD, NO_SHORTENING, OPEN_FILES_SHARD_BITS,
+    partition_options,
+};
+
+pub use crate::applied::Applied;
+pub use damage_report::DamageReport;
+pub use error::StoreError;
+pub use options::StoreOptions;
+pub use partition_db::PartitionDb;
+pub(crate) use partition_db::{PartitionBatch, two_numbers};
+pub use partitions::ClusterInit;
+
+pub(crate) type Db = DBWithThreadMode<MultiThreaded>;
+pub(crate) type RawIterator<'a> = DBRawIteratorWithThreadMode<'a, Db>;
+
+/// The node's database. Cheap to clone.
+#[derive(Clone)]
+pub struct Store {
+    db: Arc<Db>,
+    path: Arc<PathBuf>,
+    checkpoints: Arc<PathBuf>,
+    partition_options: Arc<Options>,
+    damage: DamageReport,
+    background: Arc<Background>,
+}
+
+impl Store {
+    /// Makes the database of a new node: every partition at LSN 0, durable when this returns.
+    /// Something left by an earlier attempt that did not finish is completed.
+    pub fn create(
+        path: &Path,
+        options: &StoreOptions,
+        init: &ClusterInit,
+    ) -> Result<Store, StoreError> {
+        let store = Store::open_any(path, options)?;
+        for number in 0..=init.partitions {
+            store.create_partition(PartitionId(u64::from(number)), init)?;
+        }
+        Ok(store)
+    }
+
+    /// Opens the database of a node that has been in use. A missing or incomplete one is an error,
+    /// never an empty one.
+    pub fn open(path: &Path, options: &StoreOptions, partitions: u32) -> Result<Store, StoreError> {
+        if !path.join("CURRENT").exists() {
+            return Err(StoreError::Missing {
+                path: path.to_owned(),
+            });
+        }
+        let store = Store::open_any(path, options)?;
+        for number in 0..=partitions {
+            let partition = PartitionId(u64::from(number));
+            if store.applied(partition)?.is_none() {
+                return Err(StoreError::Incomplete {
+                    path: path.to_owned(),
+                    partition,
+                    what: "it has no position".to_owned(),
+                });
+            }
+        }
+        let more = PartitionId(u64::from(partitions) + 1);
+        if store.has(more) {
+            return Err(StoreError::Incomplete {
+                path: path.to_owned(),
+                partition: more,
+                what: format!("it is one of more than {partitions}"),
+            });
+        }
+        Ok(store)
+    }
+
+    /// Opens what is there, with whatever partitions it has; makes an empty one where there is none.
+    pub fn open_any(path: &Path, options: &StoreOptions) -> Result<Store, StoreError> {
+        Store::open_with(path, options, Mode::Sound)
+    }
+
+    fn open_with(path: &Path, options: &StoreOptions, mode: Mode) -> Result<Store, StoreError> {
+        let fail = |source| StoreError::Db {
+            path: path.to_owned(),
+            operation: "opening".to_owned(),
+            source,
+        };
+        let mut db_options = Options::default();
+        db_options.create_if_missing(true);
+        db_options.set_db_write_buffer_size(options.write_buffers_total);
+        db_options.set_max_open_files(options.max_open_files);
+        db_options.set_table_cache_num_shard_bits(OPEN_FILES_SHARD_BITS);
+        db_options.set_max_background_jobs(options.background_jobs);
+        db_options.set_bytes_per_sync(1024 * 1024);
+        db_options.set_paranoid_checks(mode == Mode::Sound);
+        // RocksDB's own text log stays small.
+        db_options.set_log_level(LogLevel::Warn);
+        db_options.set_max_log_file_size(1024 * 1024);
+        db_options.set_keep_log_file_num(2);
+        let background = Arc::new(Background::default());
+        db_options.add_event_listener(background.listener());
+        // What is not flushed is in the Raft log.
+        db_options.set_avoid_flush_during_shutdown(true);
+
+        let cache = Cache::new_lru_cache(options.block_cache);
+        let mut table = BlockBasedOptions::default();
+        table.set_block_cache(&cache);
+        table.set_block_size(BLOCK_SIZE);
+        table.set_format_version(5);
+        // The index of a file says where each block begins and ends, exactly: see `partition_options`.
+        table.set_index_shortening(NO_SHORTENING);
+        // And a block that holds several keys is no larger than a block should be.
+        table.set_block_size_deviation(BLOCK_DEVIATION);
+        table.set_max_auto_readahead_size(MAX_READAHEAD);
+
+        // It has to be there, and nothing is written into it. Yet after a full disk, RocksDB goes on only
+        // when there is room for the largest write buffer of all column families: 64 MiB, if this one
+        // had the default.
+        let mut unused = Options::default();
+        unused.set_write_buffer_size(options.write_buffer);
+        let mut descriptors = vec![ColumnFamilyDescriptor::new("default", unused)];
+        let mut partition_options = partition_options(options, &table).map_err(fail)?;
+        partition_options.set_disable_auto_compactions(mode == Mode::Damaged);
+        if path.join("CURRENT").exists() {
+            let there = Db::list_cf(&db_options, path).map_err(fail)?;
+            for name in there.into_iter().filter(|name| name != "default") {
+                descriptors.push(ColumnFamilyDescriptor::new(name, partition_options.clone()));
+            }
+        }
+        let db = Db::open_cf_descriptors(&db_options, path, descriptors).map_err(fail)?;
+        let checkpoints = options.checkpoints.clone();
+        Ok(Store {
+            db: Arc::new(db),
+            path: Arc::new(path.to_owned()),
+            checkpoints: Arc::new(checkpoints.unwrap_or_else(|| path.join("checkpoints"))),
+            partition_options: Arc::new(partition_options),
+            damage: options.damage.clone(),
+            background,
+        })
+    }
+
+    /// One partition's part.
+    pub fn part(&self, partition: PartitionId) -> PartitionDb {
+        PartitionDb {
+            store: self.clone(),
+            partition,
+            name: cf_name(partition).into(),
+            lineage: Arc::default(),
+            reclaim_is_behind: Arc::default(),
+            free_space: Arc::new(AtomicU64::new(u64::MAX)),
+            reclaimable: Arc::default(),
+        }
+    }
+
+    pub(crate) fn db(&self) -> &Db {
+        &self.db
+    }
+
+    /// Stops background work; to be called before the last handle goes.
+    pub fn close(&self) {
+        self.background.close();
+        self.db.cancel_all_background_work(true);
+    }
+}
+
+/// How a database is opened.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    /// A table that cannot be opened is an error.
+    Sound,
+    /// A table that cannot be opened is an error of who reads it. Nothing is compacted.
+    Damaged,
+}
+
+pub(crate) fn cf_name(partition: PartitionId) -> String {
+    format!("partition-{partition}")
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,56 @@
+//! Sizes of the database, and where its checkpoints are.
+
+use std::path::PathBuf;
+
+use super::damage_report::DamageReport;
+
+/// Sizes of the database.
+#[derive(Clone, Debug)]
+pub struct StoreOptions {
+    /// Cache of uncompressed blocks, bytes, over all partitions.
+    pub block_cache: usize,
+    /// One memtable, bytes.
+    pub write_buffer: usize,
+    /// All memtables of all partitions, bytes.
+    pub write_buffers_total: usize,
+    /// Open files at most.
+    pub max_open_files: i32,
+    /// Threads for flushes and compactions.
+    pub background_jobs: i32,
+    /// Where checkpoints are made, a directory per partition, on the file system of the database.
+    /// `None`: below the database.
+    pub checkpoints: Option<PathBuf>,
+    /// What is found damaged is noted here.
+    pub damage: DamageReport,
+}
+
+impl StoreOptions {
+    /// Those of a small database that is looked into and thrown away.
+    pub fn for_a_look() -> StoreOptions {
+        const MIB: usize = 1024 * 1024;
+        StoreOptions {
+            block_cache: MIB,
+            write_buffer: MIB,
+            write_buffers_total: MIB,
+            max_open_files: 64,
+            background_jobs: 1,
+            checkpoints: None,
+            damage: DamageReport::default(),
+        }
+    }
+}
+
+impl Default for StoreOptions {
+    fn default() -> Self {
+        const MIB: usize = 1024 * 1024;
+        StoreOptions {
+            block_cache: 128 * MIB,
+            write_buffer: 32 * MIB,
+            write_buffers_total: 192 * MIB,
+            max_open_files: 512,
+            background_jobs: 2,
+            checkpoints: None,
+            damage: DamageReport::default(),
+        }
+    }
+}

@@ -1,0 +1,327 @@
+//! One partition's part of the database, and batches of writes to it.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use prost::Message as _;
+use rust_rocksdb::{
+    BottommostLevelCompaction, BoundColumnFamily, CompactOptions, Range, ReadOptions, ReadTier,
+    WriteBatch,
+};
+
+use super::damage_report::Met;
+use super::{Applied, RawIterator, Store, StoreError};
+use crate::ids::PartitionId;
+use crate::keys;
+use crate::lineage::Lineage;
+
+/// One partition's part of the database. Cheap to clone.
+#[derive(Clone)]
+pub struct PartitionDb {
+    pub(super) store: Store,
+    pub(super) partition: PartitionId,
+    pub(super) name: Arc<str>,
+    pub(super) lineage: Arc<OnceLock<Lineage>>,
+    /// See [`PartitionDb::reclaim_is_behind`].
+    pub(crate) reclaim_is_behind: Arc<AtomicBool>,
+    /// See [`PartitionDb::note_free_space`]; `u64::MAX` if there is enough.
+    pub(super) free_space: Arc<AtomicU64>,
+    /// See [`PartitionDb::reclaimable`].
+    pub(super) reclaimable: Arc<AtomicU64>,
+}
+
+impl PartitionDb {
+    /// Which partition.
+    pub fn partition(&self) -> PartitionId {
+        self.partition
+    }
+
+    /// Whether more was written than may be while the files are rewritten without what is deleted: new
+    /// appends are to wait until that is done, or the space in use would grow with their rate.
+    pub fn reclaim_is_behind(&self) -> bool {
+        self.reclaim_is_behind.load(Ordering::Acquire)
+    }
+
+    /// So many bytes of the disk are free, if that is too little: then what is deleted is given back as soon
+    /// as the files that are rewritten for it fit into them, however little it is.
+    pub fn note_free_space(&self, free: Option<u64>) {
+        self.free_space
+            .store(free.unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    /// Bytes of deleted data that files hold, roughly, and that no rewriting is under way for.
+    pub fn reclaimable(&self) -> u64 {
+        self.reclaimable.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn note_reclaimable(&self, bytes: u64) {
+        self.reclaimable.store(bytes, Ordering::Relaxed);
+    }
+
+    /// Free bytes of a disk that has too few.
+    pub(crate) fn short_space(&self) -> Option<u64> {
+        let free = self.free_space.load(Ordering::Relaxed);
+        (free != u64::MAX).then_some(free)
+    }
+
+    pub(crate) fn cf(&self) -> Arc<BoundColumnFamily<'_>> {
+        self.store
+            .db
+            .cf_handle(&self.name)
+            .expect("every partition's column family is opened with the database")
+    }
+
+    /// How far the data goes; `None` if the partition was never made.
+    pub fn applied(&self) -> Result<Option<Applied>, StoreError> {
+        self.applied_at(ReadTier::All)
+    }
+
+    /// How far the data goes that survives a crash, read from the files alone.
+    pub fn durable(&self) -> Result<Option<Applied>, StoreError> {
+        self.applied_at(ReadTier::Persisted)
+    }
+
+    pub(super) fn applied_at(&self, tier: ReadTier) -> Result<Option<Applied>, StoreError> {
+        let mut options = ReadOptions::default();
+        options.set_read_tier(tier);
+        let value = self
+            .store
+            .db
+            .get_pinned_cf_opt(&self.cf(), keys::APPLIED, &options)
+            .map_err(|e| self.error("reading the position", e))?;
+        value
+            .map(|bytes| {
+                Applied::decode(&bytes[..]).map_err(|e| self.malformed("the position", &e))
+            })
+            .transpose()
+    }
+
+    pub(crate) fn store(&self) -> &Store {
+        &self.store
+    }
+
+    pub(crate) fn known_lineage(&self) -> &OnceLock<Lineage> {
+        &self.lineage
+    }
+
+    /// Reads a value.
+    pub(crate) fn get_bytes(
+        &self,
+        key: impl AsRef<[u8]>,
+        what: &str,
+    ) -> Result<Option<Vec<u8>>, StoreError> {
+        self.store
+            .db
+            .get_cf(&self.cf(), key)
+            .map_err(|e| self.error(what, e))
+    }
+
+    /// Reads and parses a value.
+    pub(crate) fn get<M: prost::Message + Default>(
+        &self,
+        key: impl AsRef<[u8]>,
+        what: &str,
+    ) -> Result<Option<M>, StoreError> {
+        let value = self
+            .store
+            .db
+            .get_pinned_cf(&self.cf(), key)
+            .map_err(|e| self.error(what, e))?;
+        value
+            .map(|bytes| M::decode(&bytes[..]).map_err(|e| self.malformed(what, &e)))
+            .transpose()
+    }
+
+    /// Reads a value that is two numbers.
+    pub(crate) fn get_ids(
+        &self,
+        key: impl AsRef<[u8]>,
+        what: &str,
+    ) -> Result<Option<[u64; 2]>, StoreError> {
+        let value = self
+            .store
+            .db
+            .get_pinned_cf(&self.cf(), key)
+            .map_err(|e| self.error(what, e))?;
+        value
+            .map(|bytes| two_numbers(&bytes).ok_or_else(|| self.malformed(what, &"its length")))
+            .transpose()
+    }
+
+    /// An iterator over keys in `[from, to)`, not yet positioned.
+    pub(crate) fn iterate(&self, from: &[u8], to: &[u8], cache: bool) -> RawIterator<'_> {
+        let mut options = ReadOptions::default();
+        options.set_iterate_lower_bound(from);
+        options.set_iterate_upper_bound(to);
+        options.fill_cache(cache);
+        self.store.db.raw_iterator_cf_opt(&self.cf(), options)
+    }
+
+    /// Reads the blocks into the cache that have keys from `first` on and before `at`, and others from
+    /// `at` on. In each run there may be one: it is small, and whoever reads on from `at` looks into it
+    /// each time, in every run.
+    pub(crate) fn cache_border(&self, first: &[u8], at: &[u8]) {
+        self.iterate(first, at, true).seek(at);
+    }
+
+    /// A batch of writes.
+    pub(crate) fn batch(&self) -> PartitionBatch {
+        PartitionBatch {
+            part: self.clone(),
+            batch: WriteBatch::default(),
+        }
+    }
+
+    /// Bytes of files.
+    pub fn file_bytes(&self) -> u64 {
+        self.property("rocksdb.total-sst-files-size")
+    }
+
+    /// Bytes in memtables.
+    pub fn memtable_bytes(&self) -> u64 {
+        self.property("rocksdb.cur-size-all-mem-tables")
+    }
+
+    /// Bytes in memtables that take no more writes and are not in a file yet.
+    pub(crate) fn flushing_bytes(&self) -> u64 {
+        self.memtable_bytes()
+            .saturating_sub(self.property("rocksdb.cur-size-active-mem-table"))
+    }
+
+    /// Bytes of files that hold keys of a range, roughly.
+    pub(crate) fn approximate_bytes(&self, from: &[u8], to: &[u8]) -> Result<u64, StoreError> {
+        self.store
+            .db
+            .get_approximate_sizes_cf(&self.cf(), &[Range::new(from, to)])
+            .map(|sizes| sizes.iter().sum())
+            .map_err(|e| self.error("estimating sizes", e))
+    }
+
+    pub(super) fn property(&self, name: &str) -> u64 {
+        self.store
+            .db
+            .property_int_value_cf(&self.cf(), name)
+            .ok()
+            .flatten()
+            .unwrap_or_default()
+    }
+
+    /// Drops files that have no keys but from `from` to `last`, both included, all of which are
+    /// deleted already.
+    pub(crate) fn drop_files(&self, from: &[u8], last: &[u8]) -> Result<(), StoreError> {
+        self.store
+            .db
+            .delete_file_in_range_cf(&self.cf(), from, last)
+            .map_err(|e| self.error("dropping files", e))
+    }
+
+    /// The largest key of each file, in order.
+    #[cfg(test)]
+    pub(crate) fn largest_keys(&self) -> Vec<Vec<u8>> {
+        let files = self.store.db.live_files().unwrap_or_default();
+        let mut keys: Vec<Vec<u8>> = files
+            .into_iter()
+            .filter(|file| *file.column_family_name == *self.name)
+            .filter_map(|file| file.end_key)
+            .collect();
+        keys.sort();
+        keys
+    }
+
+    /// Rewrites all files, without what is deleted; blocks until done.
+    ///
+    /// # Errors
+    ///
+    /// A compaction has failed meanwhile, of whichever partition.
+    pub(crate) fn compact(&self) -> Result<(), StoreError> {
+        let background = &self.store.background;
+        let failed = background.failed_compactions();
+        let mut options = CompactOptions::default();
+        options.set_exclusive_manual_compaction(false);
+        options.set_bottommost_level_compaction(BottommostLevelCompaction::Force);
+        self.store
+            .db
+            .compact_range_cf_opt(&self.cf(), None::<&[u8]>, None::<&[u8]>, &options);
+        match background.compaction_failure_since(failed) {
+            Some(why) => Err(self.not_flushed(why)),
+            None => Ok(()),
+        }
+    }
+
+    /// An error of a read.
+    pub(crate) fn error(&self, operation: &str, source: rust_rocksdb::Error) -> StoreError {
+        self.failed(operation, Met::Reading, source)
+    }
+
+    /// An error of a write, which may tell of what the background work for another partition met.
+    pub(super) fn write_error(&self, operation: &str, source: rust_rocksdb::Error) -> StoreError {
+        self.failed(operation, Met::Writing, source)
+    }
+
+    pub(super) fn failed(
+        &self,
+        operation: &str,
+        met: Met,
+        source: rust_rocksdb::Error,
+    ) -> StoreError {
+        self.note_damage(operation, met, &source);
+        StoreError::Db {
+            path: self.store.path.to_path_buf(),
+            operation: format!("partition {}, {operation}", self.partition),
+            source,
+        }
+    }
+
+    pub(crate) fn malformed(&self, what: &str, why: &dyn std::fmt::Display) -> StoreError {
+        StoreError::Malformed {
+            path: self.store.path.to_path_buf(),
+            partition: self.partition,
+            what: what.to_owned(),
+            why: why.to_string(),
+        }
+    }
+}
+
+/// Two big-endian numbers.
+pub(crate) fn two_numbers(bytes: &[u8]) -> Option<[u64; 2]> {
+    let (first, second) = bytes.split_first_chunk::<8>()?;
+    Some([
+        u64::from_be_bytes(*first),
+        u64::from_be_bytes(second.try_into().ok()?),
+    ])
+}
+
+/// Writes that happen together.
+pub(crate) struct PartitionBatch {
+    part: PartitionDb,
+    batch: WriteBatch,
+}
+
+impl PartitionBatch {
+    pub fn put(&mut self, key: impl AsRef<[u8]>, value: impl AsRef<[u8]>) {
+        self.batch.put_cf(&self.part.cf(), key, value);
+    }
+
+    pub fn delete(&mut self, key: impl AsRef<[u8]>) {
+        self.batch.delete_cf(&self.part.cf(), key);
+    }
+
+    pub fn delete_range(&mut self, from: &[u8], to: &[u8]) {
+        self.batch.delete_range_cf(&self.part.cf(), from, to);
+    }
+
+    /// Bytes of keys and values.
+    pub fn bytes(&self) -> u64 {
+        self.batch.size_in_bytes() as u64
+    }
+
+    /// Makes them visible, all or none. Durable once flushed; until then the Raft log has them.
+    pub fn write(self) -> Result<(), StoreError> {
+        self.part.wait_for_memtables()?;
+        self.part
+            .store
+            .db
+            .write_without_wal(&self.batch)
+            .map_err(|e| self.part.write_error("writing", e))
+    }
+}
