@@ -175,7 +175,7 @@ impl Target {
             ..self.options.clone()
         };
         // A directory is shown as a URL, and read as one.
-        s3::open(self.destination.shown(), &options)
+        s3::open(self.destination.display_url(), &options)
     }
 
     pub fn destination(&self) -> &Destination {
@@ -184,7 +184,7 @@ impl Target {
 
     /// Its URL, for people.
     pub fn shown(&self) -> &str {
-        self.destination.shown()
+        self.destination.display_url()
     }
 
     /// Where it is, for messages.

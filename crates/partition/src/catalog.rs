@@ -164,7 +164,7 @@ impl Catalog {
                 next_basin: STATE_BASIN_ID.0 + 1,
                 forks: 0,
             });
-        // Ids that stale lineages may have given out are passed over.
+        // The ids that stale lineages may have given out are skipped.
         let forks = part.forks()?;
         let missed = forks.saturating_sub(counters.forks);
         counters.next_basin += missed.saturating_mul(GAP);

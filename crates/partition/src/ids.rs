@@ -36,7 +36,7 @@ id! {
 pub struct LineageId(pub u128);
 
 impl LineageId {
-    /// The first lineage of a partition: it follows from the cluster's id, so that founding a
+    /// The first lineage of a partition: it follows from the cluster's id, so that creating a
     /// partition can be tried again.
     pub fn first(cluster_id: &str, partition: PartitionId) -> LineageId {
         LineageId(xxh3_128(format!("{cluster_id}/{partition}").as_bytes()))

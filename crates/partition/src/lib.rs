@@ -8,16 +8,17 @@
 //! | [`streams`] | partitions 1…N: streams and their records |
 //! | [`stream`] | one stream as readers see it: tail, trim point |
 //! | [`recent`] | the newest batches of followed streams, in memory, within a budget |
-//! | [`lineage`], [`fork`] | which history a partition is of; what its forks did to a stream |
+//! | [`lineage`], [`fork`] | the identity of a partition's history; what its forks did to a stream |
 //! | [`log_tail`] | checksums of the entries that led to a position |
-//! | [`members`] | who belongs to a partition's group, as it is stored |
+//! | `applied`, [`members`] | the applied position and the members of a group, as they are stored |
+//! | [`checkpoint`] | a partition's files as of an LSN; importing them |
 //! | [`reader`] | reading records, from memory at the tail and from the database behind it |
 //! | [`state`] | the state store: keys with versions, and the commits that made them |
-//! | [`reclaim`] | giving back the space of what was trimmed, expired or deleted |
+//! | [`reclaim`] | reclaiming the space of what was trimmed, expired or deleted |
 //!
-//! The apply thread of a partition is its only writer. What it decides follows from the log alone:
+//! The apply thread of a partition is its only writer. Its decisions depend on the log alone:
 //! no clock, no randomness; arrival times and the like are stamped into commands before they are
-//! proposed. Readers see what is applied, hence committed and durable.
+//! proposed. Readers see applied data, which is committed and durable.
 //!
 //! This crate knows no network and no object storage.
 

@@ -1,23 +1,23 @@
-//! Which history a partition is of, and what a fork does to its counters.
+//! The identity of a partition's history, and what a fork does to its counters.
 //!
-//! A restore that cannot show that nothing acknowledged is lost begins a new *lineage*. Nothing that
-//! was given out in the dead one may be given out again, though nobody knows how far it went: every
-//! counter remembers how many forks it has seen, and is moved on by [`GAP`] for each that it missed,
-//! when it is next looked at. Readers see a gap in the sequence numbers, never other data.
+//! A restore that cannot prove that nothing acknowledged is lost begins a new *lineage*. No number that
+//! the stale lineage gave out may be given out again, but it is not known how far it went. So every counter
+//! remembers how many forks it has seen, and is advanced by [`GAP`] for each fork that it missed, when it is
+//! next used. Readers see a gap in the sequence numbers, never other data.
 
 use prost::Message as _;
 
 use crate::ids::{LineageId, PartitionId};
 
-/// A counter is moved on by so much for each fork: more than a stale lineage can have given out after
-/// the fork.
+/// A counter is advanced by this for each fork: more than a stale lineage can have given out after the
+/// fork.
 pub const GAP: u64 = 1 << 40;
 
 /// Ancestors that a lineage remembers beside its parent, as many as a repository's root does: what is
 /// written at a fork must not grow with their number.
 const ANCESTORS: usize = 15;
 
-/// The history that a partition is of; written when it is founded, and at a fork.
+/// The history that a partition is of; written when it is created, and at a fork.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub struct Lineage {
     /// The cluster.

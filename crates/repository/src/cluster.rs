@@ -2,19 +2,19 @@
 
 use crate::error::Error;
 
-/// Whose snapshots they are. Several clusters cannot share a prefix; this finds it out.
+/// A cluster. Several clusters cannot share a prefix: each checks whose objects it finds there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cluster {
     /// Its name.
     pub name: String,
     /// Tells clusters of one name apart. Compared where both sides have one.
     pub fingerprint: Option<u64>,
-    /// The node that asks; for people.
+    /// The node that this process is; for operators.
     pub node_name: String,
 }
 
 impl Cluster {
-    /// Refuses what another cluster wrote.
+    /// Refuses an object that names another cluster.
     pub(crate) fn check(
         &self,
         object: &str,

@@ -1,6 +1,6 @@
-//! What the protocol needs from the world beside the store: the time, waiting, and chance.
+//! What the protocol needs beside the store: the time, waiting, and randomness.
 //!
-//! They come in through a trait, so that a simulation can own them.
+//! They are injected through a trait, so that a simulation controls them.
 
 use std::fmt;
 use std::sync::{Mutex, OnceLock, PoisonError};
@@ -11,10 +11,10 @@ use time::OffsetDateTime;
 
 use crate::steady::SteadyClock;
 
-/// Clock and dice. See [`System`].
+/// A clock and a source of random numbers. See [`System`].
 pub trait Env: fmt::Debug + Send + Sync + 'static {
-    /// The time of day. It is shown and compared with other machines' clocks for ages; nothing
-    /// that must not happen depends on it.
+    /// The time of day. It is printed, and compared with other machines' clocks to compute ages; no
+    /// promise depends on it.
     fn now(&self) -> OffsetDateTime;
 
     /// The time of day for ages after which something is deleted. It may be behind, and does not follow
@@ -30,7 +30,7 @@ pub trait Env: fmt::Debug + Send + Sync + 'static {
     fn random(&self) -> u64;
 }
 
-/// The machine's own.
+/// The machine's clock and random numbers.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct System;
 
@@ -66,7 +66,7 @@ pub fn steady_now() -> (OffsetDateTime, Duration) {
     clock.read(OffsetDateTime::now_utc(), passed)
 }
 
-/// Waits for a future, but no longer than so.
+/// Waits for a future, but no longer than `limit`; `None` then.
 pub(crate) async fn within<T>(
     env: &dyn Env,
     limit: Duration,

@@ -19,7 +19,7 @@ pub enum Error {
         /// Whether the partition's prefix holds objects of snapshots.
         others: bool,
     },
-    /// An object is not what it has to be. It is left as it is.
+    /// An object fails a checksum or a rule of its format. It is left as it is.
     #[error("{object} is damaged: {why}")]
     Damaged {
         /// Its URL.
@@ -33,14 +33,14 @@ pub enum Error {
         /// Its URL.
         object: String,
     },
-    /// What is there belongs to somebody else.
+    /// The destination belongs to another cluster.
     #[error("{object} belongs to {theirs}, not to {ours}: use another prefix for each cluster")]
     OtherCluster {
-        /// The URL of what says so.
+        /// The URL of the object that names the owner.
         object: String,
-        /// Whose it is.
+        /// The owner.
         theirs: String,
-        /// Who asks.
+        /// The cluster that this process is of.
         ours: String,
     },
     /// The destination's marker was there before, and is not now.
@@ -63,7 +63,7 @@ pub enum Error {
         /// The id that is there.
         found: DestinationId,
     },
-    /// The root was written by Restate, or by somebody who counts no generations.
+    /// The root was written by Restate, or by another program that counts no generations.
     #[error(
         "{root} was not written by Esker (it has no generation): nothing is ever written to a destination that another program writes to; use another prefix"
     )]
@@ -74,7 +74,7 @@ pub enum Error {
     /// The snapshot is of another history than the repository's.
     #[error(
         "the repository is of lineage {}, the snapshot of {}: they do not share a history",
-        shown(.theirs), shown(.ours)
+        lineage_name(.theirs), lineage_name(.ours)
     )]
     OtherLineage {
         /// The repository's.
@@ -94,7 +94,7 @@ pub enum Error {
         /// Who is refused.
         ours: String,
     },
-    /// Newer snapshots are retained, and no older one is taken.
+    /// All retained snapshots are newer, and an older one is not accepted.
     #[error("a snapshot at LSN {lsn} is older than the oldest retained one, at LSN {oldest}")]
     Superseded {
         /// The snapshot's.
@@ -102,10 +102,10 @@ pub enum Error {
         /// The oldest retained one's.
         oldest: Lsn,
     },
-    /// The upload has expired and its intent removed, again and again.
-    #[error("the upload was fenced {attempts} times: others removed its intent as expired")]
+    /// The upload's intent has expired and was removed, each time that it was started.
+    #[error("the upload was fenced {attempts} times: its intent expired and was removed")]
     Fenced {
-        /// How often it was begun.
+        /// How often it was started.
         attempts: u32,
     },
     /// The root moved between a plan and its application.
@@ -116,7 +116,7 @@ pub enum Error {
         /// Now.
         actual: u64,
     },
-    /// Others swapped the root each time.
+    /// Another writer swapped the root before each attempt.
     #[error("the root {root} was swapped by others {attempts} times in a row")]
     Contended {
         /// Its URL.
@@ -127,7 +127,7 @@ pub enum Error {
     /// There is no such snapshot.
     #[error("no snapshot {0} is retained, pinned or abandoned")]
     NoSnapshot(String),
-    /// Nothing that can be restored: what was tried, newest first.
+    /// No snapshot can be restored: those that were tried, newest first.
     #[error("no usable snapshot: {}", tried(.0))]
     Unusable(Vec<(SnapshotDir, Box<Error>)>),
     /// There is no such bucket.
@@ -136,17 +136,17 @@ pub enum Error {
         /// The destination's URL.
         destination: String,
     },
-    /// The store refuses.
+    /// The store refuses the request.
     #[error("cannot {what} {object}: {source}")]
     Denied {
         /// What was tried.
         what: &'static str,
         /// The URL.
         object: String,
-        /// The store's words.
+        /// The store's message.
         source: object_store::Error,
     },
-    /// The store fails, after all attempts.
+    /// The store fails, at every attempt.
     #[error("cannot {what} {object}, after {attempts} attempts: {source}")]
     Store {
         /// What was tried.
@@ -155,10 +155,10 @@ pub enum Error {
         object: String,
         /// How often.
         attempts: u32,
-        /// The store's words, the last time.
+        /// The store's message at the last attempt.
         source: StoreFailure,
     },
-    /// A local file.
+    /// Reading or writing a local file failed.
     #[error("cannot {what} {}: {source}", .path.display())]
     Io {
         /// What was tried.
@@ -186,7 +186,7 @@ pub enum Error {
 /// How a store failed.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreFailure {
-    /// With an error.
+    /// It answered with an error, or the connection broke.
     #[error("{0}")]
     Failed(#[from] object_store::Error),
     /// It did not answer in time.
@@ -195,14 +195,14 @@ pub enum StoreFailure {
 }
 
 impl Error {
-    /// Whether this says that a snapshot's objects are not as they should be, so that an older one
-    /// may be tried.
+    /// Whether a snapshot's objects are damaged or missing, so that an older snapshot may be tried. An object
+    /// that cannot be read now is neither.
     pub fn is_damage(&self) -> bool {
         matches!(self, Error::Damaged { .. } | Error::Missing { .. })
     }
 }
 
-fn shown(lineage: &Option<LineageId>) -> String {
+fn lineage_name(lineage: &Option<LineageId>) -> String {
     lineage.map_or_else(|| "none".to_owned(), |l| l.to_string())
 }
 

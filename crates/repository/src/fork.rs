@@ -1,4 +1,4 @@
-//! Forks: a restore that cannot show that nothing is lost begins a new lineage.
+//! Forks: a restore that cannot prove that nothing is lost begins a new lineage.
 
 use serde_json::Map;
 
@@ -8,11 +8,12 @@ use crate::repository::{Change, CurrentRoot, Repository};
 use crate::root::{Abandoned, Parent, Root};
 
 impl Repository {
-    /// Makes `lineage` the repository's, branched off from `parent` after `lsn`: snapshots above it
-    /// become abandoned (kept until pruned by hand) and all uploads under way are fenced, in one swap.
+    /// Makes `lineage` the repository's lineage, branched off from `parent` after `lsn`, in one swap:
+    /// snapshots above `lsn` become abandoned (kept until pruned by hand), and all uploads under way are
+    /// fenced.
     ///
     /// The repository must be of lineage `parent`. Of two forks at once one fails with
-    /// [`Error::OtherLineage`]. Who restored must not serve before this has succeeded.
+    /// [`Error::OtherLineage`]. A node that restored must not serve before this has succeeded.
     pub async fn fork(
         &self,
         parent: Option<LineageId>,
@@ -42,16 +43,16 @@ impl Repository {
                     let parent = parent.with_ancestors(root.parent.as_ref());
                     parent.begun(store.env().now())
                 });
-                let dead = next
+                let stale = next
                     .retained_snapshots
                     .extract_if(.., |r| r.min_applied_lsn > lsn)
                     .map(|snapshot| Abandoned {
                         lineage: parent,
                         snapshot,
                     });
-                next.abandoned.extend(dead);
+                next.abandoned.extend(stale);
                 next.intents.clear();
-                // A history of its own: whoever wrote the other one does not write this one.
+                // The writer of the parent lineage does not write this one.
                 next.writer = None;
                 self.claim_writer(&mut next)?;
                 Ok(Change::To(Box::new(next)))

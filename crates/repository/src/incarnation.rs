@@ -4,7 +4,7 @@
 
 use crate::ids::IncarnationId;
 
-/// Who writes, and whom it follows.
+/// One start of a process that puts snapshots, and the starts that it follows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Incarnation {
     /// Drawn at this start. Has to be stored before it is used, so that the next start follows it.

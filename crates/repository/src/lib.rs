@@ -1,7 +1,7 @@
 //! Snapshots of immutable files on object storage.
 //!
-//! They cost what changed, are never half there, and their garbage collection cannot delete what is
-//! needed, whatever clocks, crashes and races do.
+//! A snapshot costs what changed since the one before, exists as a whole or not at all, and garbage
+//! collection cannot delete what is needed, whatever clocks, crashes and races do.
 //!
 //! # The idea
 //!
@@ -9,22 +9,25 @@
 //! *put* makes a *snapshot* of it at a *destination*: an S3 bucket or a directory. Each partition
 //! there has one object that is ever replaced, the *root* (`latest.json`), and only by
 //! compare-and-swap: what it names is *retained*, and a snapshot exists from the swap on that names
-//! it. A *restore* brings one back, every byte checked. A *sweep* deletes what nobody needs.
+//! it. A *restore* fetches a snapshot and checks every byte. A *sweep* deletes the objects that nothing
+//! refers to.
 //!
 //! # Modules
 //!
 //! | module | holds |
 //! |---|---|
-//! | [`destination`] | where: S3, a directory, anything that is an `ObjectStore` |
-//! | [`layout`], [`root`], [`metadata`] | keys, and the two documents |
+//! | [`destination`] | S3, a directory, anything that is an `ObjectStore` |
+//! | [`ids`], [`layout`], [`root`], [`metadata`] | names and numbers; keys; the two documents |
 //! | [`ownership`] | which cluster a destination belongs to |
-//! | [`checkpoint`] | what is put |
+//! | [`checkpoint`] | the files that a put takes |
+//! | [`Options`], [`Cluster`], [`Incarnation`] | who uses a repository, and how |
+//! | `store` | one partition's objects, with retries |
 //! | [`repository`] | reading the root, swapping it |
-//! | [`Incarnation`] | one start of a process that puts; `writer` decides which of several copies of a node may |
-//! | [`put`](Repository::put), [`RateLimiter`], [`retention`] | the way in |
-//! | [`sweep`](Repository::sweep), [`prune`], [`steady`] | the way out, and the clock for it |
-//! | [`restore`], [`verify`](Repository::verify), [`pin`](Repository::pin), [`fork`](Repository::fork) | the way back |
-//! | [`partitions()`], [`inventory`], [`why`], [`diff`](Repository::diff) | answers |
+//! | `writer` | which of several copies of a node may write |
+//! | [`put`](Repository::put), `upload`, [`RateLimiter`], [`retention`] | making a snapshot |
+//! | [`sweep`](Repository::sweep), [`prune`], [`steady`] | deleting, and the clock for it |
+//! | [`restore`], [`verify`](Repository::verify), [`pin`](Repository::pin), [`fork`](Repository::fork) | using a snapshot |
+//! | [`partitions()`], [`inventory`], [`why`], [`diff`](Repository::diff) | inspecting what is there |
 //!
 //! # Example
 //!
@@ -58,7 +61,7 @@
 //!
 //! `examples/checkpoints.rs` does more, and runs without a network.
 //!
-//! Clocks, waiting and chance come in through [`env::Env`], so that a simulation can own them.
+//! Clocks, waiting and randomness are injected through [`env::Env`], so that a simulation controls them.
 #![deny(clippy::disallowed_methods)]
 
 pub mod checkpoint;

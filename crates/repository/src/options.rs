@@ -11,35 +11,36 @@ use crate::rate_limiter::RateLimiter;
 /// How a repository is used.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Who asks. `None` is for reading only: nobody is a stranger, and nothing is written.
+    /// The cluster that this process is of. `None` is for reading only: objects of every cluster are read,
+    /// and nothing is written.
     pub cluster: Option<Cluster>,
-    /// Which of several copies of one node this is. `None`: whoever writes without one, and is refused
-    /// where a node puts its snapshots.
+    /// Which of several copies of one node this is. `None`: a writer without one, such as a command,
+    /// which is refused where a node puts its snapshots.
     pub incarnation: Option<Incarnation>,
     /// How a new snapshot's files are kept.
     pub kind: Kind,
-    /// Whether files that a retained snapshot has are reused. Without it, a put shares nothing with
-    /// what is there: for a repository that was found damaged.
+    /// Whether files that a retained snapshot has are reused. Without it, a put shares no object
+    /// with earlier snapshots: for a repository that was found damaged.
     pub reuse: bool,
-    /// How many snapshots are retained; what a commit cuts off is deleted at once. `None`: the
-    /// newest only, and older ones go by the sweep, once they are older than `orphan_min_age`.
+    /// How many snapshots are retained; what a commit removes is deleted at once. `None`: the
+    /// newest only, and the sweep deletes older ones once they are older than `orphan_min_age`.
     pub num_retained: Option<NonZeroU32>,
-    /// A sweep leaves younger objects alone. Not what makes it safe: a second line.
+    /// A sweep does not delete younger objects. Its safety does not depend on this: it is a second safeguard.
     pub orphan_min_age: Duration,
     /// An intent that was not renewed for so long has expired.
     pub intent_timeout: Duration,
     /// How often an upload renews its intent. Far below `intent_timeout`.
     pub renew_every: Duration,
-    /// For how long a restore pins what it reads; it renews its pin when half of it is over.
+    /// How long the pin of a restore lasts; the restore renews it after half of that.
     pub pin_for: Duration,
     /// Files that are transferred at a time.
     pub parallel_files: usize,
     /// Bytes of files in memory, uploads; at least one part of 8 MiB.
     pub buffer: usize,
-    /// How fast files are uploaded. Links cost nothing and are not held back; nor are descriptions
-    /// and the root. `None`: as fast as the store takes them.
+    /// Limits the rate at which files are uploaded. Hard links, descriptions and the root are not limited.
+    /// `None`: as fast as the store accepts them.
     pub pace: Option<RateLimiter>,
-    /// How hard a store is tried.
+    /// How often a request to the store is tried again, and how long it may take.
     pub retries: Retries,
 }
 
@@ -57,7 +58,7 @@ impl Default for Options {
             intent_timeout: DAY,
             renew_every: Duration::from_secs(3600),
             pin_for: Duration::from_secs(6 * 3600),
-            // Enough to hide the latency of a store; a disk needs no more.
+            // Enough to hide the latency of an object store; a disk needs no more.
             parallel_files: 8,
             // Six parts. With what allocators and connections keep, a process stays below 128 MiB.
             buffer: 48 << 20,
@@ -67,19 +68,19 @@ impl Default for Options {
     }
 }
 
-/// How hard a store is tried.
+/// How often a request to the store is tried again, and how long it may take.
 #[derive(Clone, Copy, Debug)]
 pub struct Retries {
     /// Attempts at one request, at least 1. Six of them, with back-off, wait out some seconds of trouble.
     pub attempts: u32,
     /// Second and later attempts at all requests of one operation (a put, a restore, a sweep)
-    /// together, so that a store that fails half the time is not asked for ever.
+    /// together, so that an operation ends even if half of all requests fail.
     pub budget: u32,
-    /// Before the second attempt, at most; doubles each time.
+    /// Longest wait before the second attempt; doubles with each further one.
     pub first_wait: Duration,
-    /// Between two attempts, at most.
+    /// Longest wait between two attempts.
     pub longest_wait: Duration,
-    /// How long a store may take nothing and say nothing before a request counts as failed.
+    /// How long a store may neither accept nor send a byte before a request counts as failed.
     pub silence: Duration,
 }
 

@@ -1,13 +1,13 @@
-//! `cluster.json`: whose destination this is.
+//! `cluster.json`: the cluster that a destination belongs to.
 //!
 //! A destination belongs to one cluster. The marker at its top names the cluster; it is made by the
 //! first put, on the condition that there is none, and never written again. Before it is made, all
-//! partitions that lie there are looked at: a destination with partitions of anybody else is refused,
-//! and one with partitions of this cluster alone, as earlier releases left it, is adopted.
+//! partitions at the destination are inspected: a destination with partitions of another cluster is refused,
+//! and one with partitions of this cluster alone, which earlier releases wrote, is accepted.
 //!
-//! The marker also tells a destination from a place that looks like it: where a disk is not mounted,
-//! or a bucket was emptied, there is none, or one with another id. What a [`Destination`] has seen
-//! once, it has to show again, or nothing is written there.
+//! The marker also identifies the destination: if a disk is not mounted or a bucket was emptied, the
+//! marker is missing or has another id. Once a [`Destination`] has seen an id, nothing is written there
+//! unless the marker has the same id.
 
 use std::sync::Arc;
 
@@ -34,12 +34,12 @@ pub const MARKER: &str = "cluster.json";
 const MAX_MARKER_BYTES: u64 = 64 << 10;
 /// What is written.
 const VERSION: &str = "V1";
-/// How often a marker is made, while the store answers neither yes nor no.
+/// How often creating a marker is tried, while the store reports neither success nor refusal.
 const MAX_CREATIONS: u32 = 6;
-/// Partitions that are looked at at a time, before a marker is made.
-const PARALLEL_LOOKS: usize = 16;
+/// Partitions that are inspected at a time, before a marker is made.
+const PARALLEL_INSPECTIONS: usize = 16;
 
-/// Whose a destination is.
+/// The cluster that a destination belongs to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClusterMarker {
     /// `V1`.
@@ -51,7 +51,7 @@ pub struct ClusterMarker {
     /// Tells clusters of one name apart. Absent if whoever made the marker had none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cluster_fingerprint: Option<u64>,
-    /// The node that made the marker; for people.
+    /// The node that made the marker; for operators.
     pub node_name: String,
     /// When it was made, by that node's clock.
     #[serde(with = "time::serde::rfc3339")]
@@ -77,19 +77,19 @@ impl ClusterMarker {
     }
 }
 
-/// The marker of a destination; `None` if nobody has claimed it. Writes nothing.
+/// The marker of a destination; `None` if no cluster has claimed it. Writes nothing.
 pub async fn marker(destination: &Destination) -> Result<Option<ClusterMarker>, Error> {
     let store = store_of(destination, Arc::new(System), &Options::default());
     read(&store).await
 }
 
 /// Whether a cluster may write to a destination: its marker names the cluster, or there is no marker
-/// and no partition of anybody else. Writes nothing; for whoever writes before the first put, which
-/// does the same check.
+/// and no partition of another cluster. Writes nothing. A put does the same check; this is for callers that
+/// write something before the first put.
 ///
 /// # Errors
 ///
-/// [`Error::OtherCluster`] and [`Error::NotOurs`] if it belongs to somebody else,
+/// [`Error::OtherCluster`] and [`Error::NotOurs`] if it belongs to another cluster or program,
 /// [`Error::MarkerMissing`] and [`Error::OtherDestination`] if it is not the one that this process has
 /// seen before.
 pub async fn check(destination: &Destination, cluster: &Cluster) -> Result<(), Error> {
@@ -97,7 +97,7 @@ pub async fn check(destination: &Destination, cluster: &Cluster) -> Result<(), E
     check_with(&store, cluster).await
 }
 
-/// As [`check`], with the clock, dice and retries of `store`.
+/// As [`check`], with the clock, random numbers and retries of `store`.
 pub(crate) async fn check_with(store: &Store, cluster: &Cluster) -> Result<(), Error> {
     inspect(&store.above(), cluster).await.map(|_| ())
 }
@@ -116,7 +116,7 @@ fn store_of(destination: &Destination, env: Arc<dyn Env>, options: &Options) -> 
     Store::new(destination, PartitionId(0), env, options).above()
 }
 
-/// As [`claim`], with the clock, dice and retries of `store`.
+/// As [`claim`], with the clock, random numbers and retries of `store`.
 pub(crate) async fn claim_with(store: &Store, cluster: &Cluster) -> Result<ClusterMarker, Error> {
     let store = &store.above();
     let mut attempt = 0;
@@ -128,7 +128,7 @@ pub(crate) async fn claim_with(store: &Store, cluster: &Cluster) -> Result<Clust
         attempt += 1;
         if attempt > MAX_CREATIONS {
             return Err(Error::Contended {
-                root: store.shown(MARKER),
+                root: store.display_url(MARKER),
                 attempts: MAX_CREATIONS,
             });
         }
@@ -150,11 +150,11 @@ pub(crate) async fn claim_with(store: &Store, cluster: &Cluster) -> Result<Clust
             .map_err(|e| Error::Invalid(format!("a cluster's marker: {e}")))?;
         match store.swap(MARKER, Bytes::from(bytes), None).await? {
             Swap::Done(_) => tracing::info!(
-                object = store.shown(MARKER),
+                object = store.display_url(MARKER),
                 cluster = cluster.name,
                 "The destination belongs to this cluster now"
             ),
-            // Somebody else made one, or nobody knows: what is there decides.
+            // Another process made one, or the outcome is unknown: the next read shows which.
             Swap::Lost => {}
             Swap::Unknown(failure) => {
                 tracing::debug!(%failure, "The creation of a marker got no plain answer");
@@ -170,27 +170,27 @@ async fn inspect(store: &Store, cluster: &Cluster) -> Result<Option<ClusterMarke
     let Some(marker) = marker else {
         if seen.is_some() {
             return Err(Error::MarkerMissing {
-                marker: store.shown(MARKER),
+                marker: store.display_url(MARKER),
             });
         }
         check_partitions(store, cluster).await?;
         return Ok(None);
     };
     cluster.check(
-        &store.shown(MARKER),
+        &store.display_url(MARKER),
         &marker.cluster_name,
         marker.cluster_fingerprint,
     )?;
     match seen {
         Some(id) if id != marker.destination_id => {
             return Err(Error::OtherDestination {
-                marker: store.shown(MARKER),
+                marker: store.display_url(MARKER),
                 expected: id,
                 found: marker.destination_id,
             });
         }
         Some(_) => {}
-        // Only the name was compared: the partitions may tell more.
+        // Only the name was compared: the partitions may have a fingerprint.
         None if marker.cluster_fingerprint.is_none() && cluster.fingerprint.is_some() => {
             check_partitions(store, cluster).await?;
         }
@@ -203,7 +203,7 @@ async fn read(store: &Store) -> Result<Option<ClusterMarker>, Error> {
     match store.get(MARKER, MAX_MARKER_BYTES).await {
         Ok((bytes, _)) => {
             let marker = ClusterMarker::parse(&bytes).map_err(|why| Error::Damaged {
-                object: store.shown(MARKER),
+                object: store.display_url(MARKER),
                 why,
             })?;
             Ok(Some(marker))
@@ -213,64 +213,64 @@ async fn read(store: &Store) -> Result<Option<ClusterMarker>, Error> {
     }
 }
 
-/// What is known of a partition that lies at a destination without a marker.
-enum Found {
-    /// Nothing of a snapshot.
+/// What is known of a partition at a destination without a marker.
+enum PartitionOwner {
+    /// It has no object of a snapshot.
     Nothing,
     /// Its root or a description names this cluster.
     Ours,
-    /// Nothing that is readable names a cluster.
+    /// No readable object names a cluster.
     Unknown(Error),
 }
 
-/// Fails if a partition is somebody else's, or if none is known to be of this cluster and one may be
-/// anybody's.
+/// Fails if a partition belongs to another cluster, or if none is known to be of this cluster and the owner
+/// of one is unknown.
 async fn check_partitions(store: &Store, cluster: &Cluster) -> Result<(), Error> {
     let names = store.directories().await?;
-    let mut looks = Vec::new();
+    let mut inspections = Vec::new();
     for id in names.iter().filter_map(|name| parse_partition(name)) {
         let store = store.of_partition(id);
-        looks.push(async move { look_at_partition(&store, id, cluster).await });
+        inspections.push(async move { inspect_partition(&store, id, cluster).await });
     }
-    let found: Vec<Found> = stream::iter(looks)
-        .buffered(PARALLEL_LOOKS)
+    let found: Vec<PartitionOwner> = stream::iter(inspections)
+        .buffered(PARALLEL_INSPECTIONS)
         .try_collect()
         .await?;
-    let some_are_ours = found.iter().any(|one| matches!(one, Found::Ours));
+    let some_are_ours = found.iter().any(|one| matches!(one, PartitionOwner::Ours));
     for one in found {
         match one {
-            Found::Unknown(error) if !some_are_ours => return Err(error),
+            PartitionOwner::Unknown(error) if !some_are_ours => return Err(error),
             _ => {}
         }
     }
     Ok(())
 }
 
-async fn look_at_partition(
+async fn inspect_partition(
     store: &Store,
     id: PartitionId,
     cluster: &Cluster,
-) -> Result<Found, Error> {
-    let shown = store.shown(ROOT);
+) -> Result<PartitionOwner, Error> {
+    let url = store.display_url(ROOT);
     let unknown = match store.get(ROOT, ROOT_BYTES).await {
         Ok((bytes, _)) => match Root::parse(&bytes, id) {
             Ok(root) => {
-                cluster.check(&shown, &root.cluster_name, root.cluster_fingerprint)?;
+                cluster.check(&url, &root.cluster_name, root.cluster_fingerprint)?;
                 return match root.generation {
-                    Some(_) => Ok(Found::Ours),
-                    None => Err(Error::NotOurs { root: shown }),
+                    Some(_) => Ok(PartitionOwner::Ours),
+                    None => Err(Error::NotOurs { root: url }),
                 };
             }
-            Err(why) => Error::Damaged { object: shown, why },
+            Err(why) => Error::Damaged { object: url, why },
         },
         Err(error @ Error::Damaged { .. }) => error,
         Err(Error::Missing { .. }) => Error::NoRoot {
-            root: shown,
+            root: url,
             others: true,
         },
         Err(error) => return Err(error),
     };
-    // The root names nobody. A description may.
+    // The root names no cluster. A description may.
     let mut others = matches!(unknown, Error::Damaged { .. });
     let mut listed = store.list();
     while let Some(object) = listed.next().await {
@@ -287,12 +287,12 @@ async fn look_at_partition(
         };
         if let Ok(metadata) = SnapshotMetadata::parse(&bytes, id, &dir) {
             let (name, fingerprint) = (&metadata.cluster_name, metadata.cluster_fingerprint);
-            cluster.check(&store.shown(&key), name, fingerprint)?;
-            return Ok(Found::Ours);
+            cluster.check(&store.display_url(&key), name, fingerprint)?;
+            return Ok(PartitionOwner::Ours);
         }
     }
     Ok(match others {
-        true => Found::Unknown(unknown),
-        false => Found::Nothing,
+        true => PartitionOwner::Unknown(unknown),
+        false => PartitionOwner::Nothing,
     })
 }

@@ -50,7 +50,7 @@ impl Repository {
                 if next.pins.len() >= MAX_PINS {
                     return Err(Error::Invalid(format!(
                         "{} has {MAX_PINS} pins, and takes no more; a sweep removes expired ones",
-                        store.shown(ROOT)
+                        store.display_url(ROOT)
                     )));
                 }
                 next.pins.push(Pin {

@@ -15,7 +15,9 @@ use crate::layout::{Object, ROOT};
 use crate::repository::{Change, Repository};
 use crate::root::Root;
 use crate::store::Listed;
-use crate::sweep::{ObjectStatus, OrphanClassifier, OrphanReason, Tidied, delete_all, tidied};
+use crate::sweep::{
+    Expiry, ObjectStatus, OrphanClassifier, OrphanReason, delete_all, expire_entries,
+};
 
 /// Objects in a plan, at most; what is more goes with the next one.
 const PLANNED: usize = 500_000;
@@ -40,7 +42,7 @@ pub struct PrunePlan {
     pub generation: Generation,
     /// The root that it leaves is to retain so many snapshots.
     pub retained: usize,
-    /// Snapshots that are let go of first, by one swap of the root.
+    /// Snapshots that are released first, by one swap of the root.
     pub released: Vec<String>,
     /// Uploads that have expired, by generation: their intents go with the same swap.
     #[serde(default)]
@@ -75,7 +77,7 @@ pub struct PrunedObject {
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Pruned {
-    /// Snapshots let go of.
+    /// Snapshots that were released.
     pub released: Vec<String>,
     /// Objects deleted.
     pub deleted: u64,
@@ -86,7 +88,7 @@ pub struct Pruned {
 }
 
 impl PruneOptions {
-    /// The root with what is let go of taken out, and its names.
+    /// The root without the snapshots that are released, and their names.
     fn release(&self, root: &Root) -> (Root, Vec<String>) {
         let mut next = root.clone();
         let mut released = Vec::new();
@@ -118,23 +120,23 @@ impl Repository {
         while let Some(object) = listed.next().await {
             objects.push(object?);
         }
-        // The root is read after the objects were listed, so that whatever it refers to is kept.
+        // After the list, never before: see `sweep`.
         let current = self.read_root(&store).await?;
         let Some(generation) = current.generation else {
             return Err(Error::NotOurs {
-                root: store.shown(ROOT),
+                root: store.display_url(ROOT),
             });
         };
         let (mut next, released) = options.release(&current);
         let now = store.env().now_for_ages();
-        let Tidied {
-            root: tidied,
+        let Expiry {
+            root: expire_entries,
             fenced,
             unpinned,
             ..
-        } = tidied(&next, &self.options, now, store.env().now());
-        next = tidied;
-        // What is let go of must be readable too: it says which files are its own.
+        } = expire_entries(&next, &self.options, now, store.env().now());
+        next = expire_entries;
+        // The descriptions of released snapshots must be readable too: they name their files.
         let refs = self.refs(&store, &next).await?;
         let classifier = OrphanClassifier {
             root: &next,
@@ -159,9 +161,9 @@ impl Repository {
                 }
                 _ => false,
             };
-            let why = match classifier.fate(&object) {
+            let why = match classifier.classify(&object) {
                 ObjectStatus::Orphan(why) => why,
-                // It was asked for by name; its age does not matter.
+                // The snapshot was named by the caller; its age does not matter.
                 ObjectStatus::Young(why) if is_released => why,
                 ObjectStatus::Young(_) => {
                     plan.young += 1;
@@ -183,7 +185,7 @@ impl Repository {
         Ok(plan)
     }
 
-    /// Carries a plan out. [`Error::RootMoved`] if the root is not the plan's any more.
+    /// Executes a plan. [`Error::RootMoved`] if the root has changed since it was made.
     pub async fn prune(&self, plan: &PrunePlan) -> Result<Pruned, Error> {
         self.cluster()?;
         let store = self.store.operation();
@@ -205,7 +207,7 @@ impl Repository {
             let kept = |path: &String| !plan.released.contains(path);
             next.retained_snapshots.retain(|r| kept(&r.path));
             next.abandoned.retain(|a| kept(&a.snapshot.path));
-            // A plan comes from a file: what lives stays.
+            // The plan may come from a file: intents and pins that have not expired stay.
             next.intents
                 .retain(|i| !plan.fenced.contains(&i.generation) || now - i.renewed_at < timeout);
             next.pins
@@ -239,7 +241,7 @@ impl Repository {
             )
             .await?
         };
-        // A plan comes from a file: it is judged again, object by object.
+        // The plan may come from a file: every object is classified again.
         let refs = self.refs(&store, &root).await?;
         let classifier = OrphanClassifier {
             root: &root,
@@ -247,13 +249,13 @@ impl Repository {
             now,
             min_age: Duration::ZERO,
         };
-        let condemned = plan.objects.iter().map(|o| Listed {
+        let planned = plan.objects.iter().map(|o| Listed {
             key: o.key.clone(),
             size: o.size,
             modified_ms: i64::MIN,
         });
-        let orphans: Vec<Listed> = condemned
-            .filter(|listed| matches!(classifier.fate(listed), ObjectStatus::Orphan(_)))
+        let orphans: Vec<Listed> = planned
+            .filter(|listed| matches!(classifier.classify(listed), ObjectStatus::Orphan(_)))
             .collect();
         let (deleted, bytes, failed) = delete_all(&store, orphans).await;
         Ok(Pruned {

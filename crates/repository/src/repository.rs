@@ -1,9 +1,8 @@
 //! A partition's repository: its root, its snapshots' descriptions, and the swap.
 //!
 //! Everything that changes a repository goes through [`Repository::try_swap`]: read the root, decide,
-//! replace it if it is still the one that was read. The answer of such a replacement is never
-//! trusted when it is not a plain success: the root is read back, and whoever asked for the change
-//! says whether it is there.
+//! replace it if it is still the one that was read. An answer that is not a plain success
+//! proves nothing: then the root is read back, and the caller decides whether it has the change.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -24,7 +23,7 @@ pub use crate::options::Options;
 use crate::root::{ROOT_BYTES, Root};
 use crate::store::{Store, Swap};
 
-/// What to do about a root that is damaged.
+/// What the operator is to do about a damaged root.
 const BRING_BACK: &str = "Bring it back from an earlier version or a backup of the bucket; until then nothing is written or deleted there, and a snapshot that is named in full (lsn_…-snap_…) can be restored";
 
 /// How often a swap is tried while others win. With back-off that is minutes of steady contention
@@ -63,11 +62,11 @@ impl std::ops::Deref for CurrentRoot {
     }
 }
 
-/// What a [`Repository::swap_with`] wants.
+/// What the caller of [`Repository::swap_with`] decides.
 pub(crate) enum Change {
     /// This root instead. Its generation is raised by the swap.
     To(Box<Root>),
-    /// Nothing.
+    /// The root stays as it is.
     Nothing,
 }
 
@@ -75,7 +74,7 @@ pub(crate) enum Change {
 pub(crate) enum Swapped {
     /// It was done; the root as it is now.
     Done(CurrentRoot),
-    /// Perhaps; this is the root as it was read back.
+    /// It may have been done; this is the root as it was read back.
     ReadBack(CurrentRoot),
 }
 
@@ -103,7 +102,7 @@ impl Repository {
         Repository::with_env(destination, partition, options, Arc::new(System))
     }
 
-    /// As [`Repository::new`], with another clock and other dice.
+    /// As [`Repository::new`], with another clock and other random numbers.
     pub fn with_env(
         destination: &Destination,
         partition: PartitionId,
@@ -123,9 +122,9 @@ impl Repository {
         self.partition
     }
 
-    /// An object's URL, for people.
-    pub fn shown(&self, key: &str) -> String {
-        self.store.shown(key)
+    /// An object's URL, as it is printed.
+    pub fn display_url(&self, key: &str) -> String {
+        self.store.display_url(key)
     }
 
     pub(crate) fn cluster(&self) -> Result<&Cluster, Error> {
@@ -134,7 +133,7 @@ impl Repository {
         })
     }
 
-    /// Reads the root. That there is none is an error, and says whether there should be one.
+    /// Reads the root. If there is none, that is [`Error::NoRoot`], which tells whether there are snapshots.
     pub async fn root(&self) -> Result<CurrentRoot, Error> {
         self.read_root(&self.store.operation()).await
     }
@@ -152,12 +151,12 @@ impl Repository {
             }
         }
         Err(Error::NoRoot {
-            root: store.shown(ROOT),
+            root: store.display_url(ROOT),
             others,
         })
     }
 
-    /// `None` if there is none, whatever that means.
+    /// `None` if there is none.
     async fn try_read_root(&self, store: &Store) -> Result<Option<CurrentRoot>, Error> {
         let (bytes, version) = match store.get(ROOT, ROOT_BYTES).await {
             Ok(found) => found,
@@ -165,11 +164,11 @@ impl Repository {
             Err(error) => return Err(error),
         };
         let root = Root::parse(&bytes, self.partition).map_err(|why| Error::Damaged {
-            object: store.shown(ROOT),
+            object: store.display_url(ROOT),
             why: format!("{why}. {BRING_BACK}"),
         })?;
         self.check_cluster(
-            &store.shown(ROOT),
+            &store.display_url(ROOT),
             &root.cluster_name,
             root.cluster_fingerprint,
         )?;
@@ -202,14 +201,14 @@ impl Repository {
         if let Some(known) = self.descriptions.lock().await.get(dir) {
             return Ok(known.clone());
         }
-        let metadata = self.read_description_anew(store, dir).await?;
+        let metadata = self.fetch_description(store, dir).await?;
         let mut known = self.descriptions.lock().await;
         known.insert(dir.clone(), metadata.clone());
         Ok(metadata)
     }
 
-    /// Reads it from the store, whatever is remembered: for who wants to know whether it is there.
-    pub(crate) async fn read_description_anew(
+    /// Reads a description from the store even if it is cached: it shows whether the object is there.
+    pub(crate) async fn fetch_description(
         &self,
         store: &Store,
         dir: &SnapshotDir,
@@ -218,11 +217,11 @@ impl Repository {
         let (bytes, _) = store.get(&key, METADATA_BYTES).await?;
         let metadata =
             SnapshotMetadata::parse(&bytes, self.partition, dir).map_err(|why| Error::Damaged {
-                object: store.shown(&key),
+                object: store.display_url(&key),
                 why,
             })?;
         self.check_cluster(
-            &store.shown(&key),
+            &store.display_url(&key),
             &metadata.cluster_name,
             metadata.cluster_fingerprint,
         )?;
@@ -240,7 +239,7 @@ impl Repository {
     }
 
     /// All keys that a root keeps: of retained, pinned and abandoned snapshots. Fails if one of their
-    /// descriptions cannot be read: then nobody knows what must stay.
+    /// descriptions cannot be read: then it is not known which keys must stay.
     pub(crate) async fn refs(&self, store: &Store, root: &Root) -> Result<Refs, Error> {
         let kept = root.kept();
         let mut refs = Refs::default();
@@ -274,8 +273,8 @@ impl Repository {
         Ok((root, refs))
     }
 
-    /// Which of these keys no retained snapshot has. Newest first, and no further than needed: each
-    /// description that is not known yet is a request.
+    /// Which of these keys no retained snapshot has. Newest first, until all are found, because each
+    /// description that is not cached costs a request.
     pub(crate) async fn not_retained(
         &self,
         store: &Store,
@@ -292,7 +291,7 @@ impl Repository {
                         keys.remove(&description.key_of(file));
                     }
                 }
-                // It has nothing to offer then; what was to be reused of it is uploaded anew.
+                // None of its files is reused; they are uploaded again.
                 Err(error) if error.is_damage() => {
                     tracing::warn!(%error, "A retained snapshot cannot be read");
                 }
@@ -303,8 +302,8 @@ impl Repository {
     }
 
     /// Replaces a root, once, if it is still the one that was read. Whatever the answer is, if it
-    /// is not a plain success, the root is read back: a failed answer may be a success, and only who
-    /// asked can tell.
+    /// is not a plain success, the root is read back: a failed answer may be a success, and only the
+    /// caller can tell.
     pub(crate) async fn try_swap(
         &self,
         store: &Store,
@@ -319,7 +318,7 @@ impl Repository {
                 let root = next;
                 return Ok(Swapped::Done(CurrentRoot { root, version }));
             }
-            // Done, but the store does not say which version it is now.
+            // Done, but the store does not report which version it is now.
             Swap::Done(_) | Swap::Lost => {}
             Swap::Unknown(failure) => {
                 tracing::debug!(%failure, "A swap of the root got no plain answer");
@@ -331,17 +330,18 @@ impl Repository {
     /// The generation that the next swap makes.
     pub(crate) fn next_generation(&self, store: &Store, root: &Root) -> Result<Generation, Error> {
         let generation = root.generation.ok_or_else(|| Error::NotOurs {
-            root: store.shown(ROOT),
+            root: store.display_url(ROOT),
         })?;
         let next = generation.0.checked_add(1).ok_or_else(|| Error::Damaged {
-            object: store.shown(ROOT),
+            object: store.display_url(ROOT),
             why: "its generation is the largest that there is".to_owned(),
         })?;
         Ok(Generation(next))
     }
 
-    /// Replaces the root: reads it (or begins with `known`, which may be old), lets `decide` say what
-    /// it should be, and tries until that is done, `decide` gives up, or others are always faster.
+    /// Replaces the root: reads it (or begins with `known`, which may be old), asks `decide` for the
+    /// next one, and tries until the swap is done, `decide` fails or wants nothing, or
+    /// [`SWAP_ATTEMPTS`] were lost to others.
     /// `is_done` tells whether a root that was read back holds the change.
     pub(crate) async fn swap_with(
         &self,
@@ -355,7 +355,7 @@ impl Repository {
             None => self.read_root(store).await?,
         };
         for attempt in 1..=SWAP_ATTEMPTS {
-            // Before anything else: a root that is not ours is not even decided about.
+            // First: a root of another program is never changed.
             self.next_generation(store, &current)?;
             let next = match decide(&current.root)? {
                 Change::To(next) => *next,
@@ -371,7 +371,7 @@ impl Repository {
         Err(self.contended(store))
     }
 
-    /// Lets others go first, more and more.
+    /// Waits before the next attempt, longer each time, so that other writers finish.
     pub(crate) async fn back_off(&self, store: &Store, attempt: u32) {
         if attempt > 1 {
             store.env().sleep(store.wait_after(attempt - 1)).await;
@@ -380,15 +380,15 @@ impl Repository {
 
     pub(crate) fn contended(&self, store: &Store) -> Error {
         Error::Contended {
-            root: store.shown(ROOT),
+            root: store.display_url(ROOT),
             attempts: SWAP_ATTEMPTS,
         }
     }
 
-    /// Makes a root where there is none. Its generation is far above that of every object that is
-    /// there, so that none of a former root is ever registered again.
+    /// Creates a root where there is none. Its generation is far above that of every object that is
+    /// there, so that no generation of a former root is registered again.
     ///
-    /// `None` if somebody else made one meanwhile.
+    /// `None` if another writer created one meanwhile.
     pub(crate) async fn create_root(
         &self,
         store: &Store,
@@ -407,7 +407,10 @@ impl Repository {
         }
         let jump = (1 << 32) + (store.env().random() >> 33);
         let generation = largest.checked_add(jump).ok_or_else(|| {
-            Error::Invalid(format!("{} has generations without end", store.shown("")))
+            Error::Invalid(format!(
+                "{} has generations without end",
+                store.display_url("")
+            ))
         })?;
         let mut root = Root::empty(self.partition, self.cluster()?, Generation(generation));
         fill(&mut root);

@@ -336,7 +336,7 @@ async fn fetch_file(
     let digest = writer.writer.finish().await?;
     match metadata.checksum_of(file) {
         Some(expected) if expected != digest => Err(Error::Damaged {
-            object: store.shown(&key),
+            object: store.display_url(&key),
             why: format!("its checksum is {digest}, and {expected} was written"),
         }),
         _ => {

@@ -1,10 +1,10 @@
-//! Where a restore goes.
+//! The directory that a restore writes.
 //!
-//! A directory that does not exist is fetched as `<directory>.partial` beside it, which is renamed when all
-//! is there: it is there with everything, or not at all. One that exists stays what it is (it may be a mount
-//! point, or somebody's working directory): files are fetched into [`INSIDE`] in it, and what is at the top
-//! of that is renamed into the directory at the end. As long as [`INSIDE`] is there, the directory is not
-//! whole, and the next restore goes on.
+//! A directory that does not exist is fetched as `<directory>.partial` beside it, which is renamed when it
+//! is complete: the directory has everything, or does not exist. One that exists is not replaced (it may be
+//! a mount point, or the working directory of a process): files are fetched into [`INSIDE`] in it, and the
+//! entries at the top of that are renamed into the directory at the end. As long as [`INSIDE`] is there, the
+//! directory is incomplete, and the next restore continues.
 
 use std::collections::{BTreeSet, HashSet};
 use std::ffi::OsString;
@@ -29,7 +29,7 @@ const LOST_AND_FOUND: &str = "lost+found";
 #[derive(Serialize, Deserialize)]
 struct Marker {
     snapshot: String,
-    /// All of it is whole, and is being renamed into the directory around it.
+    /// All files are complete, and are being renamed into the directory that holds the partial one.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     placing: bool,
 }
@@ -47,7 +47,7 @@ pub(crate) struct Target {
 }
 
 impl Target {
-    /// Looks at the directory. Changes nothing of what is in it.
+    /// Inspects the directory. Changes nothing in it.
     ///
     /// # Errors
     ///
@@ -65,7 +65,7 @@ impl Target {
             && to.join(RESTORE_MARKER).is_file()
             && !partial.exists()
         {
-            // A restore that ended just before it was done: it is gone on with.
+            // A restore was killed after its rename and before it removed the marker: this one continues it.
             fs::rename(to, partial).map_err(unreadable)?;
         }
         match fs::metadata(to) {
@@ -110,7 +110,7 @@ impl Target {
         &self.to
     }
 
-    /// Makes the partial directory, or goes on with what is in it if it is of the same snapshot.
+    /// Makes the partial directory, or continues with the files in it if they are of the same snapshot.
     pub(crate) async fn begin(
         &self,
         dir: &SnapshotDir,
@@ -166,7 +166,7 @@ impl Target {
                 }
                 return Ok(self.partial.clone());
             }
-            // What a restore of another snapshot left is of no use.
+            // The files that a restore of another snapshot left are not needed.
             Some(_) => fs::remove_dir_all(&self.partial)?,
             None if is_empty => {}
             None => {
@@ -180,7 +180,7 @@ impl Target {
         Ok(self.partial.clone())
     }
 
-    /// Puts everything into its place.
+    /// Moves the complete files to where they were asked for.
     pub(crate) async fn finish(
         &self,
         dir: &SnapshotDir,
@@ -204,7 +204,7 @@ impl Target {
     fn rename_beside(&self) -> io::Result<()> {
         fs::rename(&self.partial, &self.to)?;
         disk::sync_dir(&self.around)?;
-        // Last: as long as it is there, a restore that was ended here is gone on with.
+        // Last: while the marker is there, the next restore continues one that was killed here.
         fs::remove_file(self.to.join(RESTORE_MARKER))?;
         disk::sync_dir(&self.to)
     }
@@ -235,7 +235,7 @@ impl Target {
         serde_json::from_slice(&bytes).ok()
     }
 
-    /// Writes down whose the partial directory is: whole or not at all, and before anything else.
+    /// Writes the marker atomically, before anything else.
     fn mark(&self, snapshot: &str, placing: bool) -> io::Result<()> {
         let marker = Marker {
             snapshot: snapshot.to_owned(),

@@ -1,16 +1,17 @@
-//! The sweep: deletes what nobody needs, and provably nothing else.
+//! The sweep: deletes the objects that nothing refers to, and provably nothing else.
 //!
 //! *First* a list, *then* the root. What was listed, is not referenced by the root that was read
 //! afterwards, and belongs to no intent in it, can never be referenced again: a key enters the root
 //! only if it is in it already, or by an intent that was registered before its object was written,
-//! hence before it was listed. Clocks play no part in that; the least age is a second line.
+//! hence before it was listed. Clocks play no part in that; the least age is a second safeguard.
 //!
-//! Ages go by [`Env::now_for_ages`](crate::env::Env::now_for_ages), and may come out too small, never too
-//! large because of a jump. What is from the future is of no age. Of objects, that ends when the clock gets
-//! there, or with a least age of zero. Intents and pins, which would stay as long, are dated anew.
+//! Ages go by [`Env::now_for_ages`](crate::env::Env::now_for_ages), and may be too small, never too
+//! large because of a jump. What is dated in the future has no age: an object stays until the clock passes
+//! its date, or a sweep with a least age of zero deletes it. Intents and pins of the future get the present
+//! date.
 //!
-//! A list of any length is swept in slices: some keys are listed, the root is read, and what may go
-//! of these keys goes.
+//! A list of any length is swept in slices: some keys are listed, the root is read, and the orphans
+//! among these keys are deleted.
 
 use std::time::Duration;
 
@@ -51,7 +52,7 @@ pub struct Sweep {
     pub unpinned: u64,
 }
 
-/// Why an object may go.
+/// Why an object may be deleted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(
     feature = "openapi",
@@ -66,7 +67,7 @@ pub enum OrphanReason {
     UnretainedSnapshot,
 }
 
-/// What is to become of an object.
+/// Whether an object stays or is deleted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum ObjectStatus {
     /// It is the root.
@@ -75,11 +76,11 @@ pub(crate) enum ObjectStatus {
     Foreign,
     /// A kept snapshot needs it.
     Referenced,
-    /// An upload under way may need it.
+    /// It belongs to an upload under way.
     Intended(Generation),
-    /// Nobody needs it, and it is too young to go.
+    /// Nothing refers to it, and it is too young to be deleted.
     Young(OrphanReason),
-    /// It goes.
+    /// It is deleted.
     Orphan(OrphanReason),
 }
 
@@ -88,41 +89,41 @@ pub(crate) struct OrphanClassifier<'a> {
     pub root: &'a Root,
     pub refs: &'a Refs,
     pub now: OffsetDateTime,
-    /// Zero if the age does not matter, be it from the future.
+    /// Zero if the age does not matter, even if it is dated in the future.
     pub min_age: Duration,
 }
 
-/// A root as a sweep leaves it.
-pub(crate) struct Tidied {
+/// A root without intents and pins that have expired.
+pub(crate) struct Expiry {
     pub root: Root,
     /// Generations of intents that have expired.
     pub fenced: Vec<Generation>,
     /// Pins that have expired.
     pub unpinned: Vec<String>,
-    /// Whether something is dated anew.
+    /// Whether an intent or a pin of the future got the present date.
     pub dated: bool,
 }
 
-/// Removes intents and pins that are dead by the clock. Those that a clock made which was ahead would stay
-/// until this one gets there: they begin to age now.
+/// Removes intents and pins that have expired. Those that were dated by a clock that was ahead would stay
+/// until this clock passes their date: they get the present date.
 ///
 /// `now` is of the clock that ages go by, which may be behind `time_of_day` after a jump: what is ahead of
-/// both is from the future.
-pub(crate) fn tidied(
+/// both is dated in the future.
+pub(crate) fn expire_entries(
     root: &Root,
     options: &Options,
     now: OffsetDateTime,
     time_of_day: OffsetDateTime,
-) -> Tidied {
+) -> Expiry {
     let latest = now.max(time_of_day);
     let mut next = root.clone();
     let timeout = options.intent_timeout;
-    let dead = next
+    let expired = next
         .intents
         .extract_if(.., |i| now - i.renewed_at >= timeout);
-    let fenced = dead.map(|i| i.generation).collect();
-    let dead = next.pins.extract_if(.., |p| p.expires_at <= now);
-    let unpinned = dead.map(|p| p.id).collect();
+    let fenced = expired.map(|i| i.generation).collect();
+    let expired = next.pins.extract_if(.., |p| p.expires_at <= now);
+    let unpinned = expired.map(|p| p.id).collect();
     let mut dated = false;
     for intent in &mut next.intents {
         if intent.renewed_at > latest + CLOCK_TOLERANCE {
@@ -137,7 +138,7 @@ pub(crate) fn tidied(
             dated = true;
         }
     }
-    Tidied {
+    Expiry {
         root: next,
         fenced,
         unpinned,
@@ -145,14 +146,14 @@ pub(crate) fn tidied(
     }
 }
 
-impl Tidied {
+impl Expiry {
     pub(crate) fn changes_root(&self) -> bool {
         self.dated || !(self.fenced.is_empty() && self.unpinned.is_empty())
     }
 }
 
 impl OrphanClassifier<'_> {
-    pub(crate) fn fate(&self, listed: &Listed) -> ObjectStatus {
+    pub(crate) fn classify(&self, listed: &Listed) -> ObjectStatus {
         let why = match Object::of(&listed.key) {
             Object::Root => return ObjectStatus::Root,
             Object::Foreign => return ObjectStatus::Foreign,
@@ -188,10 +189,10 @@ impl OrphanClassifier<'_> {
 }
 
 impl Repository {
-    /// Deletes orphans. Also removes intents and pins that are dead by the clock.
+    /// Deletes orphans. Also removes intents and pins that have expired.
     ///
-    /// An error (an unreadable description, above all) means that nothing was deleted from the
-    /// slice at hand on, and counts as a failed scan.
+    /// An error (an unreadable description, above all) ends the sweep before the slice at hand is deleted,
+    /// and counts as a failed scan.
     pub async fn sweep(&self) -> Result<Sweep, Error> {
         let mut sweep = Sweep::default();
         let result = self.sweep_all(&mut sweep).await;
@@ -223,7 +224,7 @@ impl Repository {
                 return Ok(());
             }
             sweep.listed += slice.len() as u64;
-            // The root is read after the objects were listed, so that whatever it refers to is kept.
+            // After the list, never before: see the module.
             let root = self.expire_intents(&store, sweep).await?;
             let (root, refs) = self.refs_of_now(&store, root).await?;
             let classifier = OrphanClassifier {
@@ -243,7 +244,7 @@ impl Repository {
             }
             let mut orphans = Vec::new();
             for listed in slice {
-                match classifier.fate(&listed) {
+                match classifier.classify(&listed) {
                     ObjectStatus::Orphan(_) => orphans.push(listed),
                     ObjectStatus::Young(_) => sweep.young += 1,
                     ObjectStatus::Foreign => sweep.foreign += 1,
@@ -258,20 +259,20 @@ impl Repository {
         }
     }
 
-    /// Removes intents and pins that are dead by the clock, and returns the root as it is then.
+    /// Removes intents and pins that have expired, and returns the root as it is then.
     async fn expire_intents(&self, store: &Store, sweep: &mut Sweep) -> Result<CurrentRoot, Error> {
         let current = self.read_root(store).await?;
         if current.generation.is_none() {
             return Err(Error::NotOurs {
-                root: store.shown(ROOT),
+                root: store.display_url(ROOT),
             });
         }
-        // One of a copied node leaves what is there to the other.
+        // A copy of a node that may not write deletes nothing either.
         if self.options.incarnation.is_some() {
             self.check_writer(&current)?;
         }
         let (now, time_of_day) = (store.env().now_for_ages(), store.env().now());
-        let next = tidied(&current, &self.options, now, time_of_day);
+        let next = expire_entries(&current, &self.options, now, time_of_day);
         if !next.changes_root() {
             return Ok(current);
         }
@@ -281,20 +282,20 @@ impl Repository {
             store,
             Some(current),
             |root| {
-                let next = tidied(root, &self.options, now, time_of_day);
+                let next = expire_entries(root, &self.options, now, time_of_day);
                 Ok(match next.changes_root() {
                     true => Change::To(Box::new(next.root)),
                     false => Change::Nothing,
                 })
             },
-            |root| !tidied(root, &self.options, now, time_of_day).changes_root(),
+            |root| !expire_entries(root, &self.options, now, time_of_day).changes_root(),
         )
         .await
     }
 }
 
-/// Deletes: files first, descriptions last, and those only of snapshots all of whose files went.
-/// How many went, their bytes, and how many did not.
+/// Deletes files first and descriptions last, and only those of snapshots all of whose files were deleted.
+/// Returns how many objects were deleted, their bytes, and how many were not.
 pub(crate) async fn delete_all(store: &Store, objects: Vec<Listed>) -> (u64, u64, u64) {
     let (descriptions, files): (Vec<_>, Vec<_>) = objects
         .into_iter()

@@ -1,4 +1,4 @@
-//! Verifying: is everything there that a kept snapshot needs, and is it what was written?
+//! Verifying: whether every object that a kept snapshot needs is there, with the bytes that were written.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -20,13 +20,13 @@ use crate::store::{Sink, Store};
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Verification {
-    /// Snapshots looked at: retained, pinned and abandoned.
+    /// Snapshots that were verified: retained, pinned and abandoned.
     pub snapshots: Vec<String>,
-    /// Objects looked at.
+    /// Objects that were verified.
     pub objects: u64,
     /// Their bytes.
     pub bytes: u64,
-    /// Whether the bytes were read, and not only looked for.
+    /// Whether the bytes were read, and not only the sizes compared.
     pub data: bool,
     /// Snapshots without checksums: of their files only the sizes could be checked.
     pub without_checksums: Vec<String>,
@@ -60,10 +60,10 @@ struct Needed {
 }
 
 impl Repository {
-    /// Looks whether all objects of all kept snapshots are there and have the right size, and with
-    /// `data` reads and hashes every byte.
+    /// Checks that all objects of all kept snapshots are there and have the right size; with `data` it also
+    /// reads every byte and compares checksums.
     ///
-    /// What is damaged is in the report; an error means that it could not be found out.
+    /// Damage is in the report; an error means that something could not be read now.
     pub async fn verify(&self, data: bool, progress: &Progress) -> Result<Verification, Error> {
         let store = self.store.operation();
         let root = self.read_root(&store).await?;
@@ -81,7 +81,7 @@ impl Repository {
             self.need(&store, &root, &dir, &mut needed, &mut damaged, &mut report)
                 .await?;
         }
-        // One list instead of a look at each.
+        // One list instead of a request for each.
         let mut sizes = HashMap::new();
         let mut listed = store.list();
         while let Some(object) = listed.next().await {
@@ -131,7 +131,7 @@ impl Repository {
             }
         }
         if !damaged.is_empty() {
-            // What was let go of meanwhile may be gone, and that is no damage.
+            // Objects of snapshots that were released meanwhile may be gone, which is no damage.
             let kept = self.read_root(&store).await?.kept();
             let kept: HashSet<String> = kept.iter().map(ToString::to_string).collect();
             damaged.retain(|_, object| {
@@ -152,7 +152,7 @@ impl Repository {
         damaged: &mut BTreeMap<String, DamagedObject>,
         report: &mut Verification,
     ) -> Result<(), Error> {
-        let metadata = match self.read_description_anew(store, dir).await {
+        let metadata = match self.fetch_description(store, dir).await {
             Ok(metadata) => {
                 if let Some(why) = stranger(root, &metadata) {
                     let key = dir.metadata();
@@ -208,7 +208,7 @@ impl Repository {
     }
 }
 
-/// What is wrong with a root that says two things about its newest snapshot.
+/// What is wrong with a root that names two different newest snapshots.
 fn contradiction(root: &Root) -> Option<DamagedObject> {
     let (newest, first) = (root.newest.as_ref()?, root.retained_snapshots.first()?);
     if newest.snapshot_id == first.snapshot_id && newest.path == first.path {

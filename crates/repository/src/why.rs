@@ -1,4 +1,4 @@
-//! Why is this object still here, and how do two snapshots differ?
+//! Why an object is kept or deleted, and how two snapshots differ.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,7 @@ use crate::layout::{ROOT, SnapshotDir};
 use crate::repository::Repository;
 use crate::sweep::{ObjectStatus, OrphanClassifier, OrphanReason};
 
-/// What keeps an object, or condemns it.
+/// Why an object is kept or deleted.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Why {
@@ -19,39 +19,39 @@ pub struct Why {
     pub key: String,
     /// Its bytes; absent if there is no such object.
     pub size: Option<u64>,
-    /// What is to become of it.
+    /// Whether it stays or is deleted.
     pub verdict: Verdict,
-    /// What keeps it: all of it.
+    /// Everything that keeps it.
     pub kept_by: Vec<Holder>,
 }
 
-/// What is to become of an object.
+/// Whether an object stays or is deleted.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "kebab-case", tag = "verdict")]
 pub enum Verdict {
     /// It is the root.
     Root,
-    /// It is none of ours and is never touched.
+    /// It does not belong to a snapshot, and is never deleted.
     Foreign,
     /// It stays, see `kept_by`.
     Kept,
-    /// Nobody needs it; it goes with a sweep once it is old enough.
+    /// Nothing refers to it; a sweep deletes it once it is old enough.
     TooYoung {
-        /// Why it goes.
+        /// Why it is deleted.
         why: OrphanReason,
         /// In how many seconds.
         seconds_left: u64,
     },
-    /// Nobody needs it; the next sweep deletes it.
+    /// Nothing refers to it; the next sweep deletes it.
     #[serde(rename = "condemned")]
     Orphan {
-        /// Why it goes.
+        /// Why it is deleted.
         why: OrphanReason,
     },
-    /// There is no such object, and nobody needs it.
+    /// There is no such object, and nothing refers to it.
     Absent,
-    /// There is no such object, but something needs it: see `kept_by`.
+    /// There is no such object, but something refers to it: see `kept_by`.
     Lost,
 }
 
@@ -94,11 +94,11 @@ pub enum Holder {
 }
 
 impl Repository {
-    /// The chain that keeps an object, or condemns it. The key may be given below the partition, or
+    /// Finds what keeps an object, or why it is deleted. The key may be given below the partition, or
     /// as a whole URL.
     pub async fn why(&self, key: &str) -> Result<Why, Error> {
         let store = self.store.operation();
-        let base = self.shown("");
+        let base = self.display_url("");
         let key = key.strip_prefix(&base).unwrap_or(key).to_owned();
         let mut found = None;
         let mut listed = store.list();
@@ -157,7 +157,7 @@ impl Repository {
         let verdict = match &found {
             None if key == ROOT || kept_by.is_empty() => Verdict::Absent,
             None => Verdict::Lost,
-            Some(object) => match classifier.fate(object) {
+            Some(object) => match classifier.classify(object) {
                 ObjectStatus::Root => Verdict::Root,
                 ObjectStatus::Foreign => Verdict::Foreign,
                 ObjectStatus::Referenced => Verdict::Kept,

@@ -1,7 +1,7 @@
-//! One writer for each history: which of several processes with the same past puts snapshots.
+//! One writer for each lineage: which of several processes with the same past puts snapshots.
 //!
-//! A copied data directory, or one that was put back from a backup, has the history of the original
-//! and goes on differently. Nothing in a snapshot tells the two apart. So a process that owns a data
+//! A copied data directory, or one that was restored from a backup, has the lineage of the original
+//! and continues differently. Nothing in a snapshot distinguishes the two. So a process that owns a data
 //! directory draws an [`IncarnationId`] at each start, and the root names the one that writes. The
 //! first put of a process claims the root, by the same swap that registers its intent, if the root
 //! names nobody or an incarnation that this one follows: an earlier start of the same directory. Of
@@ -9,15 +9,15 @@
 //! the incarnation in the root that it replaces, so an upload that was under way while another one
 //! claimed does not end in the root either.
 //!
-//! Intents name the incarnation that registered them. One of a former incarnation is gone on with by the
-//! next, or removed when it is old; from then on it is not the former one's, which neither renews nor
-//! withdraws it. A refused incarnation has none: it is refused by the swap that would register the first.
+//! Intents name the incarnation that registered them. The next incarnation continues the
+//! intent of a former one, or removes it when it is old; from then on the former incarnation neither renews
+//! nor withdraws it. A refused incarnation has none: the swap that would register the first one is refused.
 //!
-//! Pins name nobody. A pin keeps what a reader reads, whoever that is: a restore of a refused or former
-//! incarnation needs it as much as any other, and that it stays for a while costs space alone. It goes
-//! when it expires, by a sweep of whoever writes.
+//! Pins name no incarnation. A pin protects what a reader reads: a restore of a refused or former
+//! incarnation needs it as much as any other, and until it expires it costs space alone. A sweep of the
+//! present writer removes it then.
 //!
-//! No clock plays a part. A fork takes the root over: it begins a history of its own.
+//! No clock plays a part. A fork takes the root over, because it begins a new lineage.
 
 use serde_json::Map;
 
@@ -29,8 +29,7 @@ use crate::repository::{Change, CurrentRoot, Repository};
 use crate::root::{Intent, Root, Writer};
 use crate::store::Store;
 
-/// How many ids of snapshots an intent may have for an upload to go on with it: each interruption adds one
-/// to the root.
+/// An intent with this many snapshot ids is not continued: each interruption adds one to the root.
 const MAX_CONTINUATIONS: usize = 32;
 
 impl Repository {
@@ -47,9 +46,9 @@ impl Repository {
         }
     }
 
-    /// Claims the root, unless this incarnation has already. Whoever writes to several roots, or beside
-    /// them, claims the same one of them first: then of two copies of a node one writes everything, and
-    /// never each a part.
+    /// Claims the root, unless this incarnation has already. A process that writes to several
+    /// roots, or beside them, claims the same root first, so that of two copies of a node one writes
+    /// everything.
     ///
     /// # Errors
     ///
@@ -81,7 +80,7 @@ impl Repository {
         .await
     }
 
-    /// Whether an intent is of this incarnation, and nobody has gone on with it since.
+    /// Whether an intent is of this incarnation, and no later one has continued it.
     pub(crate) fn holds(&self, intent: &Intent) -> bool {
         intent.incarnation == self.options.incarnation.as_ref().map(|ours| ours.id)
     }
@@ -108,7 +107,7 @@ impl Repository {
         writer == self.options.incarnation.as_ref().map(|ours| ours.id)
     }
 
-    /// Refuses a root that somebody else has claimed since.
+    /// Refuses a root that another incarnation has claimed since.
     pub(crate) fn check_claim(&self, store: &Store, root: &Root) -> Result<(), Error> {
         match &root.writer {
             Some(writer) if !self.has_claimed(root) => Err(self.other_writer(store, writer)),
@@ -117,7 +116,7 @@ impl Repository {
     }
 
     /// The intent of an upload that this process, or an earlier start of the same data directory, has
-    /// left behind. It goes on with it: what was uploaded is there as long as the intent is.
+    /// left behind. The next put continues it: the uploaded objects stay as long as the intent.
     pub(crate) fn left_behind<'a>(&self, root: &'a Root) -> Option<&'a Intent> {
         let ours = self.options.incarnation.as_ref()?;
         let is_ours = |intent: &&Intent| {
@@ -133,7 +132,7 @@ impl Repository {
     fn other_writer(&self, store: &Store, writer: &Writer) -> Error {
         let node_name = self.options.cluster.as_ref().map(|c| c.node_name.as_str());
         Error::OtherWriter {
-            root: store.shown(ROOT),
+            root: store.display_url(ROOT),
             theirs: format!(
                 "{} (incarnation {}, since {})",
                 writer.node_name,

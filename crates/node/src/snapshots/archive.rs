@@ -81,7 +81,7 @@ impl Archive {
 
     /// Its URL, for display.
     pub fn shown(&self) -> &str {
-        self.destination.shown()
+        self.destination.display_url()
     }
 
     pub fn destination(&self) -> &Destination {

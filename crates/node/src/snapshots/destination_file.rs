@@ -53,7 +53,7 @@ impl DestinationFile {
                 });
             }
         };
-        if let Some(stored) = stored.as_ref().filter(|s| s.url == destination.shown()) {
+        if let Some(stored) = stored.as_ref().filter(|s| s.url == destination.display_url()) {
             destination.expect(stored.destination_id);
         }
         Ok(DestinationFile {
@@ -68,7 +68,7 @@ impl DestinationFile {
             return;
         };
         let now = Some(Stored {
-            url: destination.shown().to_owned(),
+            url: destination.display_url().to_owned(),
             destination_id,
         });
         let mut stored = self.stored.lock();

@@ -69,7 +69,7 @@ impl StateArchive {
         StateArchive {
             store: destination.store().clone(),
             base: destination.prefix().clone().join("state").join("default"),
-            shown: destination.shown().to_owned(),
+            shown: destination.display_url().to_owned(),
             heads: Arc::default(),
         }
     }

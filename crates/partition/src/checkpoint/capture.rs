@@ -21,7 +21,7 @@ use crate::members::Members;
 use crate::store::partitions::sync_dir;
 use crate::store::{Applied, PartitionDb, Store, StoreError, StoreOptions};
 
-/// What begins a checkpoint between two applies.
+/// A checkpoint that was begun between two applies and is not written yet.
 pub struct Capture {
     part: PartitionDb,
 }
@@ -65,7 +65,7 @@ impl Capture {
     fn make(self, apart: Option<(&Path, &[PathBuf])>) -> Result<Checkpoint, StoreError> {
         let part = &self.part;
         let base = part.store().checkpoints(part.partition());
-        // A checkpoint of damaged files would take the place of one that may be whole.
+        // A checkpoint of damaged files would replace one that may be sound.
         if let Some(why) = part.store().damage(part.partition()) {
             return Err(StoreError::Checkpoint {
                 path: base,
@@ -129,7 +129,7 @@ impl Capture {
             .map_err(io("writing", &path))?;
         sync_dir(&exported)?;
         if apart.is_none() && to.exists() {
-            // Not one that can be used.
+            // It is damaged or of another history.
             fs::remove_dir_all(&to).map_err(io("removing", &to))?;
         }
         fs::rename(&exported, &to).map_err(io("renaming to", &to))?;
@@ -141,7 +141,7 @@ impl Capture {
     }
 }
 
-/// A directory that goes with this.
+/// A directory that is removed when this is dropped.
 struct Temporary {
     path: PathBuf,
 }
@@ -161,7 +161,7 @@ impl Temporary {
 
 impl Drop for Temporary {
     fn drop(&mut self) {
-        // What stays is removed at the next start.
+        // If this fails, the next start removes it.
         let _ = fs::remove_dir_all(&self.path);
     }
 }
@@ -169,7 +169,7 @@ impl Drop for Temporary {
 impl PartitionDb {
     /// Links the files of now into a directory that is not there yet.
     fn export(&self, to: &Path) -> Result<(String, Vec<CheckpointFile>), StoreError> {
-        // RocksDB flushes too, and waits until that works, whatever a flush meets.
+        // The export flushes too, but waits without a limit until a flush succeeds.
         self.flush()?;
         let failed = |e| self.error("exporting", e);
         let exported = RocksCheckpoint::new(self.store().db())
@@ -230,8 +230,8 @@ fn without_position(
     }
 }
 
-/// What the files say about themselves: those that can hold the position are imported into a
-/// database of their own, and asked.
+/// The position and the lineage that the files hold: those that can have them are imported into a scratch
+/// database and read.
 fn covered(
     part: &PartitionDb,
     files: &[CheckpointFile],

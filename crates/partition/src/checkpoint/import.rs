@@ -10,8 +10,8 @@ use crate::store::{Store, StoreError, cf_name};
 const LEVELS: i32 = 7;
 
 impl Store {
-    /// Makes a partition of a checkpoint's files. They are *moved* into the database: the directory
-    /// is used up. Durable when this returns; a crash leaves no partition, or all of it.
+    /// Creates a partition from a checkpoint's files. They are *moved* into the database: the directory is
+    /// empty afterwards. Durable when this returns; a crash leaves no partition, or all of it.
     ///
     /// # Errors
     ///
@@ -37,7 +37,7 @@ impl Checkpoint {
         let mut files = Vec::with_capacity(self.meta.files.len());
         for file in &self.meta.files {
             self.path_of(file)?;
-            // RocksDB takes it for an index without looking.
+            // RocksDB uses the level as an index without checking it.
             if !(0..LEVELS).contains(&file.level) {
                 return Err(bad(format!(
                     "{}: there is no level {}",

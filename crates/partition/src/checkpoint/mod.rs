@@ -1,4 +1,4 @@
-//! Checkpoints: a partition's files as of one moment, and what they cover.
+//! Checkpoints: a partition's files as of one moment, and the LSN that they cover.
 //!
 //! ```text
 //! <checkpoints>/<partition>/lsn_<020>/checkpoint.json    what it covers; its files with their checksums
@@ -111,7 +111,7 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// Reads a checkpoint's description, and looks whether its files are there.
+    /// Reads a checkpoint's description, and checks that its files are there with their sizes.
     pub fn open(dir: &Path) -> Result<Checkpoint, StoreError> {
         let bad = |why: String| StoreError::Checkpoint {
             path: dir.to_owned(),
@@ -198,7 +198,7 @@ impl Checkpoint {
             .map(LineageId)
     }
 
-    /// The same files under another directory, by hard links: for who uses them up.
+    /// Hard links of the same files in another directory, for an import, which moves the files that it gets.
     pub fn link_to(&self, dir: &Path) -> Result<Checkpoint, StoreError> {
         fs::create_dir_all(dir).map_err(io("creating", dir))?;
         let linked = Checkpoint {
@@ -245,7 +245,7 @@ pub fn all(base: &Path) -> Result<Vec<PathBuf>, StoreError> {
     Ok(found)
 }
 
-/// Removes what attempts that a crash ended have left.
+/// Removes checkpoints that a crash left unfinished.
 pub fn remove_unfinished(base: &Path) -> Result<(), StoreError> {
     if !base.exists() {
         return Ok(());

@@ -30,8 +30,8 @@ pub enum Due {
 }
 
 impl Reader {
-    /// Looks at up to `count` streams with ids after `after`, and says what is due at `now_ms`, and
-    /// where to go on; `None` at the end.
+    /// What is due at `now_ms` of up to `count` streams with ids after `after`, and the last of these ids to
+    /// continue after; `None` at the end.
     pub fn due(
         &self,
         after: StreamId,

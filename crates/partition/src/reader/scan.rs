@@ -1,4 +1,4 @@
-//! Scans: what a read session takes at a time, and where it stands between two of them.
+//! Scans: the records that a read session reads at a time, and its position between two scans.
 //!
 //! A session that goes on is at the end of a batch, or within one that it keeps, so a scan finds its
 //! first batch by its key and reads nothing twice. Trims filter where a read begins, and what is read
@@ -69,7 +69,7 @@ pub struct Cursor {
 }
 
 impl Cursor {
-    /// Of a read of nothing, which no record is read for.
+    /// The cursor of a session that reads no record.
     pub fn nowhere() -> Cursor {
         Cursor::at_start(0)
     }
@@ -202,7 +202,7 @@ impl Reader {
         taking.read_database = true;
         let bad_batch = |e: MalformedBatch| self.part().malformed("a batch", &e);
         let (first, end) = (keys::data(id, 0), keys::data(id, tail));
-        // The rest of what is read is not kept in the cache, because it is read once.
+        // Only these blocks are cached: the records themselves are read once.
         self.part()
             .cache_border(&first, &keys::data(id, taking.next));
         let mut it = self.part().iterate(&first, &end, false);

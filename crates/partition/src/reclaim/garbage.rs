@@ -131,7 +131,7 @@ mod tests {
         garbage.add(120, || 160);
         assert!(garbage.is_worth_it(160, 100, None, started));
         let mut at = started;
-        // One that goes on failing is tried ever more seldom, and at once after one that has worked.
+        // One that goes on failing is tried after longer waits, and at once after one that has worked.
         for seconds in [10, 20, 40, 80, 160, 300, 300] {
             let left_in = garbage.rewrite();
             garbage.note_files(160, true);

@@ -1,8 +1,8 @@
-//! Giving back the space of what readers can no longer see.
+//! Reclaiming the space of what readers can no longer see.
 //!
-//! A trim, an expiry or a deletion is exact for readers at once; the data behind it goes later, a
+//! A trim, an expiry or a deletion is exact for readers at once; the data is deleted later, a
 //! bounded step at a time, on the apply thread. What is to be reclaimed is marked in the database
-//! in the same write that made it invisible, so that a crash forgets nothing. None of this changes
+//! in the same write that made it invisible, so that it survives a crash. None of this changes
 //! what readers see, so it need not be the same, or happen at the same time, on every replica.
 //!
 //! Few keys are deleted one by one; many by a range. Files that lie wholly in the range go as soon as
@@ -34,14 +34,14 @@ use crate::streams::directory::Directory;
 use crate::streams::options::StreamOptions;
 use garbage::Garbage;
 
-/// Longest that one round may keep the apply thread.
-const ROUND: Duration = Duration::from_millis(5);
-/// Streams looked at in one round at most.
-const STREAMS_PER_ROUND: usize = 64;
-/// Ranges that wait for a flush at most; beyond that, files go when they are rewritten.
-const DROPPABLE: usize = 1024;
-/// Up to this many keys are deleted one by one: a range costs every later read a little.
-const FEW_KEYS: usize = 128;
+/// How long one round may occupy the apply thread.
+const ROUND_TIMEOUT: Duration = Duration::from_millis(5);
+/// Streams that one round visits at most.
+const MAX_STREAMS_PER_ROUND: usize = 64;
+/// Ranges that wait for a flush at most; files of further ranges are removed when they are rewritten.
+const MAX_DROPPABLE: usize = 1024;
+/// Up to this many keys are deleted one by one: a range deletion makes every later read slower.
+const MAX_SINGLE_DELETES: usize = 128;
 
 pub(crate) struct Reclaimer {
     part: PartitionDb,
@@ -56,7 +56,7 @@ pub(crate) struct Reclaimer {
     compact_garbage: u64,
     reclaim_after: Duration,
     compacting: Arc<AtomicBool>,
-    /// What a rewriting that has failed was to leave out.
+    /// Bytes that a rewriting was to remove when it failed.
     left_in: Arc<AtomicU64>,
     /// Bytes written since a stream was marked that was not visited yet.
     unvisited: u64,
@@ -132,7 +132,7 @@ impl Reclaimer {
             self.beside += bytes;
             if self.beside > self.most_beside {
                 self.part.reclaim_is_behind.store(true, Ordering::Release);
-                // It may have ended since it was looked at, and nothing else would open the door again.
+                // It may have ended since the check above, and nothing else would let appends go on.
                 if !self.compacting.load(Ordering::Acquire) {
                     self.part.reclaim_is_behind.store(false, Ordering::Release);
                 }
@@ -145,7 +145,7 @@ impl Reclaimer {
         self.unvisited > self.compact_garbage / 2
     }
 
-    /// So many bytes were deleted already, in ways that are not looked for here.
+    /// Counts bytes that others have deleted.
     pub fn add_garbage(&mut self, bytes: u64) {
         self.garbage.add(bytes, || self.part.file_bytes());
     }
@@ -161,7 +161,7 @@ impl Reclaimer {
         self.basins.push_back(basin);
     }
 
-    /// One round. Where one thing fails, the others go on, and it is tried again later.
+    /// One round. If one part fails, the others are still done, and it is tried again later.
     pub fn work(&mut self, directory: &Directory) -> Result<(), StoreError> {
         let files = self.drop_durable();
         let basins = self.visit_basin(directory);
@@ -171,7 +171,7 @@ impl Reclaimer {
         files.and(basins).and(streams)
     }
 
-    /// Drops the files that can go by now.
+    /// Drops the files of ranges whose deletion is durable by now.
     fn drop_durable(&mut self) -> Result<(), StoreError> {
         if self.droppable.is_empty() {
             return Ok(());
@@ -204,12 +204,12 @@ impl Reclaimer {
             return Ok(());
         }
         let urgent = self.is_urgent();
-        for visited in 0..STREAMS_PER_ROUND {
+        for visited in 0..MAX_STREAMS_PER_ROUND {
             let Some((stream, not_before)) = self.queue.front().copied() else {
                 break;
             };
-            // Each round gets on, however slow the machine is.
-            let is_over = visited > 0 && started.elapsed() > ROUND;
+            // Each round visits at least one stream, however slow the machine is.
+            let is_over = visited > 0 && started.elapsed() > ROUND_TIMEOUT;
             if (not_before > started && !urgent) || is_over {
                 break;
             }
@@ -224,7 +224,7 @@ impl Reclaimer {
             done?;
         }
         if self.queue.is_empty() {
-            // What is being flushed just now gets into a file although it is deleted already.
+            // Data that is being flushed now gets into a file although it is deleted already.
             let flushing = self.part.flushing_bytes().min(self.unvisited);
             self.add_garbage(flushing);
             self.unvisited = 0;
@@ -240,7 +240,7 @@ impl Reclaimer {
             let mut it = self.part.iterate(&from, &to, false);
             it.seek_to_first();
             while let (Some(key), Some(value)) = (it.key(), it.value()) {
-                if found.len() == STREAMS_PER_ROUND {
+                if found.len() == MAX_STREAMS_PER_ROUND {
                     break;
                 }
                 let id = crate::store::two_numbers(value)
@@ -291,7 +291,7 @@ impl Reclaimer {
             let mut it = self.part.iterate(&time_from, &time_to, false);
             it.seek_to_first();
             while let Some(key) = it.key() {
-                if few.len() > FEW_KEYS {
+                if few.len() > MAX_SINGLE_DELETES {
                     break;
                 }
                 few.push(keys::time_and_seq_of(key).ok_or_else(|| {
@@ -306,7 +306,7 @@ impl Reclaimer {
         // What was deleted before that is counted already, also while files still have it.
         let counted_from = few.first().map(|(_, first_seq)| keys::data(id, *first_seq));
         let mut batch = self.part.batch();
-        let many = few.len() > FEW_KEYS;
+        let many = few.len() > MAX_SINGLE_DELETES;
         if many {
             batch.delete_range(&data_from, &data_to);
             batch.delete_range(&time_from, &time_to);
@@ -321,7 +321,7 @@ impl Reclaimer {
             self.add_garbage(self.part.approximate_bytes(&from, &data_to)?);
         }
         batch.write()?;
-        if many && self.droppable.len() < DROPPABLE {
+        if many && self.droppable.len() < MAX_DROPPABLE {
             let lsn = self.part.applied()?.map_or(0, |applied| applied.lsn);
             self.droppable.push_back(Droppable {
                 lsn,
@@ -382,7 +382,7 @@ impl Reclaimer {
         if rewriting || !self.garbage.is_worth_it(files, set, free, Instant::now()) {
             return;
         }
-        // It would read up to the damaged block, and fail.
+        // A rewriting would read up to the damaged block, and fail.
         if self.part.store().damage(self.part.partition()).is_some() {
             return;
         }

@@ -7,7 +7,7 @@
 //! | [`history`] | forgetting earlier versions of keys |
 //! | [`record`] | a commit as a record of the reserved stream |
 //! | [`read`] | reading keys, as of now or earlier, and commits |
-//! | [`rebuild`] | making the store anew without the log |
+//! | [`rebuild`] | rebuilding the store without the log |
 //! | [`digest`](read::StateView::digest) | what a state is, in short |
 //!
 //! The store lives in the partition of its stream, `esker-state/default`. A commit is one command: it
@@ -123,7 +123,7 @@ pub struct Importing {
 }
 
 /// That the state was replaced by an imported one: written with the import, and kept apart from
-/// [`StateMeta`], so that who has lost that still knows which commits lead to the present state.
+/// [`StateMeta`], so that a store that has lost that still shows which commits lead to the present state.
 #[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
 pub struct Replaced {
     /// [`StateMeta::imported_at`].
@@ -199,7 +199,7 @@ impl Published {
         self.meta.read().clone()
     }
 
-    /// What a step has made of it, and with how many commits.
+    /// Publishes where the store stands after a step, and how many commits the step had.
     pub fn set(&self, meta: StateMeta, commits: u64) {
         let newest = meta.commit_ts;
         self.commits.fetch_add(commits, Ordering::Relaxed);
@@ -207,7 +207,7 @@ impl Published {
         self.newest.send_replace(newest);
     }
 
-    /// What a step has deleted, once that is written.
+    /// Remembers what a step has deleted, once that is written.
     pub fn forgotten(&self, forgotten: Forgotten) {
         self.lowest.lock().remember(forgotten);
     }

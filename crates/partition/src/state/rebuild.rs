@@ -1,8 +1,8 @@
-//! Making the state store anew without the log, before its partition is opened.
+//! Rebuilding the state store without the log, before its partition is opened.
 //!
-//! What it is made of, a JSON snapshot and the commits after it, gives the same entries that were there:
-//! only versions that were replaced before the snapshot are not known any more. A crash leaves the store
-//! as it was, and entries of a generation that is not in force.
+//! A JSON snapshot and the commits after it give the same entries that were there; only versions that were
+//! replaced before the snapshot are lost. A crash leaves the store as it was, and entries of a generation
+//! that is not in force.
 
 use prost::Message as _;
 
@@ -125,7 +125,7 @@ impl PartitionDb {
         Ok(newest)
     }
 
-    /// Begins to make the store anew.
+    /// Begins to rebuild the store.
     pub fn rebuild_state(&self) -> Result<StateRebuild, StoreError> {
         let newest = self.newest_generation()?;
         let known = self.state_meta().ok().flatten().unwrap_or_default();
@@ -330,7 +330,7 @@ impl StateRebuild {
         Ok(id)
     }
 
-    /// Says that the partition, which is empty, has applied the log up to here.
+    /// Sets the applied position of the partition, which is empty.
     pub fn applied(&mut self, lsn: u64, term: u64) -> Result<(), StoreError> {
         let applied = self.part.applied()?.unwrap_or_default();
         let applied = Applied {

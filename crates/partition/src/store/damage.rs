@@ -1,8 +1,8 @@
 //! Damage: files of the database whose bytes are not what was written, or that are gone.
 //!
-//! RocksDB tells of it in the error of whatever met it, by a file's name. What its background work
-//! meets it tells whoever writes next, whichever partition that is of: so the file decides whose
-//! damage it is, and only a read that names none is the reader's.
+//! RocksDB reports it in the error of the operation that met it, with the name of the file. Damage that
+//! background work meets is reported to the next write of any partition. So the file determines the damaged
+//! partition; only an error of a read that names no file counts for the partition that was read.
 //!
 //! The files of a damaged partition are not merged any more ([`PartitionDb::stop_merging`]): each attempt would
 //! read up to the damaged block and fail. What is appended to it goes to files of its own meanwhile.
@@ -18,9 +18,9 @@ use super::error::is_refusal;
 use super::{Mode, PartitionDb, Store, StoreError, StoreOptions};
 use crate::ids::PartitionId;
 
-/// How RocksDB begins what it says of bytes that are not what was written.
+/// How RocksDB's messages begin for bytes that are not what was written.
 const CORRUPTION: &str = "Corruption: ";
-/// The same of what the operating system answered: a file that is gone is damage.
+/// The same for errors of the operating system, of which a missing file is damage.
 const IO_ERROR: &str = "IO error: ";
 
 impl Store {
@@ -52,8 +52,8 @@ impl Store {
         }
     }
 
-    /// Looks whether all files of the database are there, each as long as it was written. When it is
-    /// opened RocksDB looks at some of them only.
+    /// Checks that all files of the database are there with the size that was written. RocksDB checks only
+    /// some of them when it opens.
     ///
     /// # Errors
     ///
@@ -139,7 +139,7 @@ impl PartitionDb {
         set.map_err(|e| self.write_error("switching off the merging of files", e))
     }
 
-    /// Notes damage if that is what an error tells of.
+    /// Records damage if an error reports it.
     pub(super) fn note_damage(&self, operation: &str, met: Met, source: &rust_rocksdb::Error) {
         let message = source.as_ref();
         let is_damage = matches!(source.kind(), ErrorKind::Corruption | ErrorKind::IOError)

@@ -9,7 +9,7 @@ use crate::ids::PartitionId;
 /// A failure of the database.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// There should be one, and there is none.
+    /// A database should be there, and there is none.
     #[error(
         "the database in {path} is missing although this data directory was in use; nothing was created in its place"
     )]
@@ -17,7 +17,7 @@ pub enum StoreError {
         /// Its directory.
         path: PathBuf,
     },
-    /// One partition's part is missing or has no position.
+    /// A partition is missing or has no position.
     #[error("the database in {path} lacks partition {partition}: {what}")]
     Incomplete {
         /// Its directory.
@@ -34,7 +34,7 @@ pub enum StoreError {
         path: PathBuf,
         /// What was being done.
         operation: String,
-        /// What RocksDB says; it names the file.
+        /// RocksDB's message; it names the file.
         source: rust_rocksdb::Error,
     },
     /// A file of a checkpoint, or the directory of one.
@@ -55,18 +55,17 @@ pub enum StoreError {
         /// What is wrong with it.
         why: String,
     },
-    /// What was written is not in files yet, and does not get there at the moment. It is in memory, and
-    /// in the Raft log.
+    /// Memtables cannot be flushed at the moment. Their data is in memory and in the Raft log.
     #[error("the database in {path}, partition {partition}, cannot write its files: {why}")]
     NotFlushed {
         /// Its directory.
         path: PathBuf,
         /// The partition.
         partition: PartitionId,
-        /// What RocksDB says; it names the file.
+        /// RocksDB's message; it names the file.
         why: String,
     },
-    /// Something stored is not what this version writes.
+    /// A stored value is not one that this version can have written.
     #[error("the database in {path}, partition {partition}, {what}: {why}")]
     Malformed {
         /// Its directory.
@@ -81,8 +80,8 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    /// Whether the operating system refused: the same may work later, and nothing is known about what
-    /// could not be read. What is missing, damaged or malformed is none of that.
+    /// Whether the operating system refused: the same may work later, and the data that could not be read may
+    /// be fine. False for what is missing, damaged or malformed.
     pub fn is_unreadable(&self) -> bool {
         match self {
             StoreError::Db { source, .. } => is_refusal(source.kind(), source.as_ref()),
@@ -96,9 +95,10 @@ impl StoreError {
     }
 }
 
-/// Whether RocksDB met an answer of the operating system, rather than bytes that are not what was
-/// written. A file that is gone is no such answer: RocksDB has noted which files there are. What it
-/// calls corruption may be one: it reports corruption for every file that it cannot look at when it opens.
+/// Whether an error of RocksDB comes from the operating system, rather than from bytes that are not what was
+/// written. A missing file is damage, because RocksDB's manifest lists the files that must be there. An error of
+/// kind corruption may come from the operating system: RocksDB reports corruption for every file that it cannot
+/// inspect when it opens.
 pub(super) fn is_refusal(kind: ErrorKind, message: &str) -> bool {
     const ANSWER: &str = "IO error: ";
     const GONE: &str = "No such file or directory";

@@ -4,8 +4,7 @@
 //! applies ([`Applied`]), atomically with the data. What a crash loses is what was not flushed; the
 //! LSN that is *durable* is read back from the files alone, and everything above it is replayed.
 //!
-//! A partition comes and goes as a whole: it is founded empty, or imported from a checkpoint
-//! ([`partitions`]).
+//! A partition is created empty or imported from a checkpoint, and dropped, as a whole ([`partitions`]).
 
 mod background;
 mod damage;
@@ -56,8 +55,8 @@ pub struct Store {
 }
 
 impl Store {
-    /// Makes the database of a new node: every partition at LSN 0, durable when this returns.
-    /// Something left by an earlier attempt that did not finish is completed.
+    /// Creates the database of a new node: every partition at LSN 0, durable when this returns. Completes
+    /// an earlier attempt that did not finish.
     pub fn create(
         path: &Path,
         options: &StoreOptions,
@@ -100,7 +99,7 @@ impl Store {
         Ok(store)
     }
 
-    /// Opens what is there, with whatever partitions it has; makes an empty one where there is none.
+    /// Opens the database with the partitions that it has; creates an empty one where there is none.
     pub fn open_any(path: &Path, options: &StoreOptions) -> Result<Store, StoreError> {
         Store::open_with(path, options, Mode::Sound)
     }
@@ -139,9 +138,9 @@ impl Store {
         table.set_block_size_deviation(BLOCK_DEVIATION);
         table.set_max_auto_readahead_size(MAX_READAHEAD);
 
-        // It has to be there, and nothing is written into it. Yet after a full disk, RocksDB goes on only
-        // when there is room for the largest write buffer of all column families: 64 MiB, if this one
-        // had the default.
+        // RocksDB requires this column family; nothing is written to it. After a full disk, RocksDB resumes
+        // only when there is space for the largest write buffer of all column families, which would be
+        // 64 MiB with the default here.
         let mut unused = Options::default();
         unused.set_write_buffer_size(options.write_buffer);
         let mut descriptors = vec![ColumnFamilyDescriptor::new("default", unused)];
@@ -165,7 +164,7 @@ impl Store {
         })
     }
 
-    /// One partition's part.
+    /// One partition's part of the database.
     pub fn part(&self, partition: PartitionId) -> PartitionDb {
         PartitionDb {
             store: self.clone(),
@@ -194,7 +193,7 @@ impl Store {
 enum Mode {
     /// A table that cannot be opened is an error.
     Sound,
-    /// A table that cannot be opened is an error of who reads it. Nothing is compacted.
+    /// A table that cannot be opened is an error of each read of it. Nothing is compacted.
     Damaged,
 }
 

@@ -20,12 +20,12 @@ pub struct StoreOptions {
     /// Where checkpoints are made, a directory per partition, on the file system of the database.
     /// `None`: below the database.
     pub checkpoints: Option<PathBuf>,
-    /// What is found damaged is noted here.
+    /// Damage that is found is recorded here.
     pub damage: DamageReport,
 }
 
 impl StoreOptions {
-    /// Those of a small database that is looked into and thrown away.
+    /// Those of a small database that is inspected and then removed.
     pub fn for_a_look() -> StoreOptions {
         const MIB: usize = 1024 * 1024;
         StoreOptions {

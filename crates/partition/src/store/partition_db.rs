@@ -42,8 +42,8 @@ impl PartitionDb {
         self.reclaim_is_behind.load(Ordering::Acquire)
     }
 
-    /// So many bytes of the disk are free, if that is too little: then what is deleted is given back as soon
-    /// as the files that are rewritten for it fit into them, however little it is.
+    /// Records how many bytes of the disk are free, if they are too few (`None` if there are enough). With too
+    /// few, files are rewritten as soon as the result fits into the free space, however little that reclaims.
     pub fn note_free_space(&self, free: Option<u64>) {
         self.free_space
             .store(free.unwrap_or(u64::MAX), Ordering::Relaxed);
@@ -58,7 +58,7 @@ impl PartitionDb {
         self.reclaimable.store(bytes, Ordering::Relaxed);
     }
 
-    /// Free bytes of a disk that has too few.
+    /// The free bytes, if they are too few.
     pub(crate) fn short_space(&self) -> Option<u64> {
         let free = self.free_space.load(Ordering::Relaxed);
         (free != u64::MAX).then_some(free)
@@ -71,7 +71,7 @@ impl PartitionDb {
             .expect("every partition's column family is opened with the database")
     }
 
-    /// How far the data goes; `None` if the partition was never made.
+    /// How far the data goes; `None` if the partition was never created.
     pub fn applied(&self) -> Result<Option<Applied>, StoreError> {
         self.applied_at(ReadTier::All)
     }
@@ -253,7 +253,7 @@ impl PartitionDb {
         self.failed(operation, Met::Reading, source)
     }
 
-    /// An error of a write, which may tell of what the background work for another partition met.
+    /// An error of a write, which may report damage that background work met in another partition.
     pub(super) fn write_error(&self, operation: &str, source: rust_rocksdb::Error) -> StoreError {
         self.failed(operation, Met::Writing, source)
     }
@@ -291,7 +291,7 @@ pub(crate) fn two_numbers(bytes: &[u8]) -> Option<[u64; 2]> {
     ])
 }
 
-/// Writes that happen together.
+/// Writes that are made visible together.
 pub(crate) struct PartitionBatch {
     part: PartitionDb,
     batch: WriteBatch,

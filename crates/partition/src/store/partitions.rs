@@ -1,4 +1,4 @@
-//! Partitions come and go as a whole.
+//! Creating, importing and dropping partitions.
 
 use std::fs;
 use std::path::Path;
@@ -11,7 +11,7 @@ use crate::ids::PartitionId;
 use crate::keys;
 use crate::lineage::Lineage;
 
-/// What a new node's partitions begin with.
+/// What the partitions of a new node are created with.
 #[derive(Clone, Debug)]
 pub struct ClusterInit {
     /// Stream partitions; the catalog comes on top.
@@ -23,12 +23,12 @@ pub struct ClusterInit {
 }
 
 impl Store {
-    /// Whether there is anything of this partition.
+    /// Whether the database has this partition, complete or not.
     pub fn has(&self, partition: PartitionId) -> bool {
         self.db.cf_handle(&cf_name(partition)).is_some()
     }
 
-    /// How far a partition's data goes; `None` if it is not there, or was not made to the end.
+    /// How far a partition's data goes; `None` if it is not there, or its creation did not finish.
     pub fn applied(&self, partition: PartitionId) -> Result<Option<Applied>, StoreError> {
         match self.has(partition) {
             true => self.part(partition).applied(),
@@ -36,7 +36,7 @@ impl Store {
         }
     }
 
-    /// Makes a partition at LSN 0, if it is not there; durable when this returns.
+    /// Creates a partition at LSN 0, if it is not there; durable when this returns.
     pub fn create_partition(
         &self,
         partition: PartitionId,
@@ -48,7 +48,7 @@ impl Store {
         if !self.has(partition) {
             self.db
                 .create_cf(cf_name(partition), &self.partition_options)
-                .map_err(|e| self.failed(partition, "founding", e))?;
+                .map_err(|e| self.failed(partition, "creating", e))?;
         }
         let part = self.part(partition);
         let applied = Applied {

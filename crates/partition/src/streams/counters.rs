@@ -1,4 +1,4 @@
-//! What a stream partition has given out, so that it gives out nothing twice.
+//! The ids that a stream partition has given out: no id is given out twice.
 
 use crate::lineage::GAP;
 
@@ -14,7 +14,7 @@ pub(crate) struct Counters {
 }
 
 impl Counters {
-    /// Passes over what dead lineages may have given out.
+    /// Skips the ids that stale lineages may have given out.
     pub(super) fn see_forks(&mut self, forks: u64) {
         let missed = forks.saturating_sub(self.forks);
         self.next_stream = self.next_stream.saturating_add(missed.saturating_mul(GAP));

@@ -93,24 +93,24 @@ impl StreamPartition {
         })
     }
 
-    /// The append sessions that are refused.
     /// Bytes of deleted data that files hold, roughly.
     #[cfg(test)]
     pub(crate) fn garbage(&self) -> u64 {
         self.reclaimer.garbage()
     }
 
+    /// The append sessions that are refused.
     #[cfg(test)]
     pub(crate) fn failed_sessions(&self) -> &FailedSessions {
         &self.failed
     }
 
-    /// For those who read.
+    /// A reader of the streams.
     pub fn reader(&self) -> Reader {
         Reader::new(self.part.clone(), self.directory.clone())
     }
 
-    /// For those who read the state store, if it is in this partition.
+    /// A reader of the state store, if it is in this partition.
     pub fn state_reader(&self) -> StateReader {
         StateReader::new(self.part.clone(), self.state.clone())
     }
@@ -150,8 +150,8 @@ impl StreamPartition {
         outputs: &mut Vec<Outcome>,
     ) -> Result<usize, ApplyError> {
         let commands = parse(entries)?;
-        // What looks back at what was written before has to find it written, however the entries come
-        // in steps.
+        // A command that reads earlier writes must find them written, however the entries are divided into
+        // steps.
         let alone = |c: &Option<Kind>| c.as_ref().is_some_and(stands_alone);
         let count = match commands.iter().position(alone) {
             Some(0) => 1,

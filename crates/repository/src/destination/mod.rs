@@ -211,19 +211,21 @@ pub struct Destination {
     multipart: Option<Arc<dyn MultipartStore>>,
     local: Option<LocalStore>,
     prefix: Path,
-    shown: String,
+    display_url: String,
     seen: Seen,
 }
 
 impl fmt::Debug for Destination {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Destination").field(&self.shown).finish()
+        f.debug_tuple("Destination")
+            .field(&self.display_url)
+            .finish()
     }
 }
 
 impl fmt::Display for Destination {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.shown)
+        f.write_str(&self.display_url)
     }
 }
 
@@ -245,7 +247,7 @@ impl Destination {
     ///
     /// let options = DestinationOptions::default();
     /// let destination = Destination::open("file:///srv/snapshots", &options)?;
-    /// assert_eq!(destination.shown(), "file:///srv/snapshots");
+    /// assert_eq!(destination.display_url(), "file:///srv/snapshots");
     /// assert!(Destination::open("s3:///no-bucket", &options).is_err());
     /// # Ok::<(), esker_repository::destination::DestinationError>(())
     /// ```
@@ -267,17 +269,17 @@ impl Destination {
         };
         if scheme.eq_ignore_ascii_case("s3") {
             let (bucket, prefix) = parse_bucket(rest).map_err(|why| bad(&why))?;
-            let shown = match prefix.as_ref() {
+            let display_url = match prefix.as_ref() {
                 "" => format!("s3://{bucket}"),
                 prefix => format!("s3://{bucket}/{prefix}"),
             };
-            let s3 = Arc::new(s3::client(bucket, &shown, options)?);
+            let s3 = Arc::new(s3::client(bucket, &display_url, options)?);
             Ok(Destination {
                 store: s3.clone(),
                 multipart: Some(s3),
                 local: None,
                 prefix,
-                shown,
+                display_url,
                 seen: Seen::default(),
             })
         } else if scheme.eq_ignore_ascii_case("file") {
@@ -287,15 +289,15 @@ impl Destination {
         }
     }
 
-    /// A store that the caller made, for embedding and for simulations. `shown` is its name for people,
+    /// A store that the caller made, for embedding and for simulations. `display_url` is its name for people,
     /// with the prefix and without secrets.
-    pub fn of_store(store: Arc<dyn ObjectStore>, prefix: Path, shown: String) -> Destination {
+    pub fn of_store(store: Arc<dyn ObjectStore>, prefix: Path, display_url: String) -> Destination {
         Destination {
             store,
             multipart: None,
             local: None,
             prefix,
-            shown,
+            display_url,
             seen: Seen::default(),
         }
     }
@@ -327,8 +329,8 @@ impl Destination {
     }
 
     /// Its URL for people, without a slash at the end and without credentials.
-    pub fn shown(&self) -> &str {
-        &self.shown
+    pub fn display_url(&self) -> &str {
+        &self.display_url
     }
 
     /// The id in the destination's marker, if this process has put something there, or was told it
@@ -362,7 +364,7 @@ fn open_directory(
             path: path.to_owned(),
             source,
         })?;
-    let shown = match Url::from_file_path(store.root()) {
+    let display_url = match Url::from_file_path(store.root()) {
         Ok(url) => url.as_str().trim_end_matches('/').to_owned(),
         Err(()) => store.root().display().to_string(),
     };
@@ -371,7 +373,7 @@ fn open_directory(
         multipart: None,
         local: Some(store),
         prefix: Path::ROOT,
-        shown,
+        display_url,
         seen: Seen::default(),
     })
 }

@@ -219,7 +219,7 @@ impl Probe<'_> {
         let answer = within(self.env, SILENCE, request).await;
         answer.ok_or_else(|| ProbeError::Silent {
             what,
-            destination: self.destination.shown().to_owned(),
+            destination: self.destination.display_url().to_owned(),
         })
     }
 
@@ -244,7 +244,7 @@ impl Probe<'_> {
             Err(Error::NotFound { .. }) if updates => Ok(None),
             Err(source @ (Error::PermissionDenied { .. } | Error::Unauthenticated { .. })) => {
                 Err(ProbeError::ReadOnly {
-                    destination: self.destination.shown().to_owned(),
+                    destination: self.destination.display_url().to_owned(),
                     source,
                 })
             }
@@ -295,19 +295,19 @@ impl Probe<'_> {
     fn failed(&self, what: &'static str, source: Error) -> ProbeError {
         if is_no_bucket(&source) {
             return ProbeError::NoBucket {
-                destination: self.destination.shown().to_owned(),
+                destination: self.destination.display_url().to_owned(),
             };
         }
         ProbeError::Failed {
             what,
-            destination: self.destination.shown().to_owned(),
+            destination: self.destination.display_url().to_owned(),
             source,
         }
     }
 
     fn liar(&self, lie: Lie) -> ProbeError {
         ProbeError::Liar {
-            destination: self.destination.shown().to_owned(),
+            destination: self.destination.display_url().to_owned(),
             lie,
         }
     }

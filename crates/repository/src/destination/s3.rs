@@ -68,7 +68,7 @@ impl fmt::Debug for Settings {
 /// Makes a client for a bucket. Asks nothing of the store.
 pub(super) fn client(
     bucket: &str,
-    shown: &str,
+    display_url: &str,
     options: &DestinationOptions,
 ) -> Result<AmazonS3, DestinationError> {
     let settings = settings(bucket, options)?;
@@ -111,7 +111,7 @@ pub(super) fn client(
         }
     } else {
         tracing::info!(
-            destination = shown,
+            destination = display_url,
             "No AWS keys in options, environment or profile: those of the machine's role are asked for"
         );
     }
@@ -121,7 +121,7 @@ pub(super) fn client(
         }
     }
     builder.build().map_err(|source| DestinationError::Client {
-        url: shown.to_owned(),
+        url: display_url.to_owned(),
         source,
     })
 }

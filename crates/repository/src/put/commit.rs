@@ -14,9 +14,9 @@ use crate::repository::{Change, CurrentRoot, SWAP_ATTEMPTS, Swapped};
 use crate::root::{Retained, Root};
 use crate::store::Store;
 
-/// How often files that were to be reused may go while an upload commits. Each time, another
+/// How often files that were to be reused may be removed while an upload commits. Each time, another
 /// snapshot was committed meanwhile.
-const REPAIRS: usize = 16;
+const MAX_REPAIRS: usize = 16;
 
 enum Committed {
     /// The root that it replaced, and the root that it made.
@@ -26,9 +26,9 @@ enum Committed {
 }
 
 impl Upload<'_> {
-    /// Writes the description and makes the snapshot the repository's.
+    /// Writes the description and adds the snapshot to the root.
     pub(super) async fn commit(&mut self, mut known: CurrentRoot) -> Result<End, Error> {
-        for _ in 0..REPAIRS {
+        for _ in 0..MAX_REPAIRS {
             let metadata = self.describe()?;
             let dir = self.dir();
             self.store
@@ -58,8 +58,8 @@ impl Upload<'_> {
             }
         }
         Err(Error::Contended {
-            root: self.store.shown(ROOT),
-            attempts: u32::try_from(REPAIRS).unwrap_or(u32::MAX),
+            root: self.store.display_url(ROOT),
+            attempts: u32::try_from(MAX_REPAIRS).unwrap_or(u32::MAX),
         })
     }
 
@@ -109,7 +109,7 @@ impl Upload<'_> {
         })
     }
 
-    /// The swap that commits. It decides anew for every root that it meets.
+    /// The swap that commits. The decision is made again for every root that is read back.
     async fn swap_in(
         &self,
         metadata: &SnapshotMetadata,
@@ -151,9 +151,9 @@ impl Upload<'_> {
         Err(repository.contended(store))
     }
 
-    /// Retained snapshots of the same content, whose place this one takes: it must not push out others.
-    /// Those of one position of one history hold the same, whatever their files; where no history is
-    /// named, the files decide.
+    /// Retained snapshots of the same content, which this one replaces, so that it does not push out others.
+    /// Snapshots of one LSN of one lineage have the same content, whatever their files; without a lineage,
+    /// the files are compared.
     async fn equals(
         &self,
         store: &Store,
@@ -169,7 +169,7 @@ impl Upload<'_> {
             let same = match self.repository.read_description(store, &dir).await {
                 Ok(other) if metadata.lineage.is_some() => other.lineage == metadata.lineage,
                 Ok(other) => same_files(&other, metadata),
-                // What cannot be read holds nothing.
+                // A snapshot whose description is damaged cannot be restored.
                 Err(error) if error.is_damage() => true,
                 Err(error) => return Err(error),
             };
@@ -180,7 +180,8 @@ impl Upload<'_> {
         Ok(equals)
     }
 
-    /// The root with the snapshot in it, without those of the same content, cut to what is retained, and without the intent.
+    /// The root with the snapshot, without those of the same content, without those beyond the number that
+    /// is retained, and without the intent.
     fn with_snapshot(
         &self,
         root: &Root,
@@ -197,7 +198,7 @@ impl Upload<'_> {
             path: metadata.dir().to_string(),
             extra: Map::new(),
         };
-        // In front of those of the same LSN: it must not be cut off by its own commit.
+        // In front of those of the same LSN: its own commit must not remove it.
         next.retained_snapshots.insert(0, committed);
         next.settle();
         next.retained_snapshots
@@ -207,8 +208,8 @@ impl Upload<'_> {
         next
     }
 
-    /// Uploads files that were to be reused and are gone, and takes a new snapshot id for the
-    /// description that names them: none is ever written twice. `None` if it was fenced.
+    /// Uploads files that were to be reused and are gone, and takes a new snapshot id, because a
+    /// description is never written twice. `None` if the upload was fenced.
     async fn repair(
         &mut self,
         current: CurrentRoot,

@@ -17,13 +17,13 @@ use crate::repository::{Change, CurrentRoot, Repository};
 use crate::root::{Intent, Root};
 use crate::store::Store;
 
-/// How often a root that is not there is made, while the store answers neither yes nor no.
-const CREATIONS: u32 = 6;
+/// How often creating a missing root is tried, while the store reports neither success nor refusal.
+const MAX_CREATIONS: u32 = 6;
 /// How long an upload that failed tries to remove its intent.
-const WITHDRAWAL: Duration = Duration::from_secs(20);
+const WITHDRAWAL_TIMEOUT: Duration = Duration::from_secs(20);
 
 impl Repository {
-    /// Swaps an intent in. The root that comes back holds it, unless it was fenced already.
+    /// Registers an intent by a swap. The returned root has it, unless it was fenced already.
     pub(super) async fn register(
         &self,
         store: &Store,
@@ -66,7 +66,7 @@ impl Repository {
             attempt += 1;
             match self.read_root(store).await {
                 Ok(current) => break current,
-                Err(Error::NoRoot { others: false, .. }) if attempt <= CREATIONS => {}
+                Err(Error::NoRoot { others: false, .. }) if attempt <= MAX_CREATIONS => {}
                 Err(error) => return Err(error),
             }
             self.back_off(store, attempt).await;
@@ -82,7 +82,7 @@ impl Repository {
                 )
                 .await;
             filled?;
-            // None: somebody else made it, or the store failed and nobody did.
+            // None: another writer created it, or the store failed and there is none.
             if let Some(created) = created? {
                 return Ok(created);
             }
@@ -102,7 +102,7 @@ impl Repository {
         .await
     }
 
-    /// What an interrupted upload has left under a generation whose intent lives.
+    /// The objects that an interrupted upload has left under a generation whose intent is in the root.
     pub(super) async fn left_there(
         &self,
         store: &Store,
@@ -129,7 +129,7 @@ impl Repository {
         Ok(there)
     }
 
-    /// Whether a root takes this checkpoint at all.
+    /// Refuses a checkpoint of another lineage, or one that is older than everything retained.
     pub(super) fn check_fits(&self, root: &Root, checkpoint: &Checkpoint) -> Result<(), Error> {
         let fresh = root.lineage.is_none() && root.retained_snapshots.is_empty();
         if !fresh && root.lineage != checkpoint.lineage {
@@ -138,7 +138,7 @@ impl Repository {
                 ours: checkpoint.lineage,
             });
         }
-        // What is retained beyond the number goes with this commit, and an older snapshot with it.
+        // This commit removes what is retained beyond the number; an older snapshot would be removed with it.
         let retained = &root.retained_snapshots;
         let count = retained.len().min(self.num_retained());
         match retained[..count].last() {
@@ -150,7 +150,7 @@ impl Repository {
         }
     }
 
-    /// Renews an intent for as long as it lives. Returns when it does not.
+    /// Renews an intent until it is removed from the root. Returns then.
     pub(super) async fn renew(&self, store: &Store, generation: Generation, ids: &[SnapshotId]) {
         let mut wait = self.options.renew_every;
         loop {
@@ -175,7 +175,7 @@ impl Repository {
                 |root| root.intent(generation).is_none_or(|i| i.renewed_at == now),
             );
             match renewed.await {
-                // The next beginning is refused, and says why.
+                // The next attempt is refused with the reason.
                 Ok(root) if !self.has_claimed(&root) => return,
                 Ok(root) if root.intent(generation).is_none() => {
                     tracing::warn!(snapshots = ?ids, "The intent of an upload was removed");
@@ -191,19 +191,23 @@ impl Repository {
         }
     }
 
-    /// How many snapshots a commit leaves.
+    /// How many snapshots are retained after a commit.
     pub(super) fn num_retained(&self) -> usize {
         self.options.num_retained.map_or(1, |n| n.get() as usize)
     }
 }
 
 impl Upload<'_> {
-    /// Removes the intent of an upload that failed, so that what it left behind can go. Only
-    /// tidiness: a sweep does it a day later.
+    /// Removes the intent of an upload that failed, so that the next sweep deletes what it left. If that
+    /// fails, a sweep removes the intent a day later.
     pub(super) async fn withdraw(&self) {
-        if within(&**self.store.env(), WITHDRAWAL, self.store.aborted())
-            .await
-            .is_none()
+        if within(
+            &**self.store.env(),
+            WITHDRAWAL_TIMEOUT,
+            self.store.aborted(),
+        )
+        .await
+        .is_none()
         {
             tracing::warn!("Unfinished multipart uploads may be left behind");
         }
@@ -214,7 +218,7 @@ impl Upload<'_> {
             None,
             |root| {
                 Ok(match root.intent(generation) {
-                    // A later start of the node goes on with it.
+                    // A later start of the node continues it.
                     Some(intent) if !self.repository.holds(intent) => Change::Nothing,
                     None => Change::Nothing,
                     Some(_) => {
@@ -229,7 +233,7 @@ impl Upload<'_> {
                 left.is_none_or(|intent| !self.repository.holds(intent))
             },
         );
-        match within(&**store.env(), WITHDRAWAL, removed).await {
+        match within(&**store.env(), WITHDRAWAL_TIMEOUT, removed).await {
             Some(Ok(_)) => {}
             Some(Err(error)) => {
                 tracing::debug!(%error, "The intent of a failed upload stays for now");

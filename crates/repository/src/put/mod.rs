@@ -1,24 +1,24 @@
 //! Putting a checkpoint into the repository.
 //!
 //! 0. *Owner*: the destination has to belong to the cluster, see [`crate::ownership`].
-//! 1. *Intent*: a swap registers the upload. The generation that this swap makes is its own, and
-//!    every object that it writes carries it.
+//! 1. *Intent*: a swap registers the upload. The generation that this swap makes belongs to the
+//!    upload, and is part of the key of every object that it writes.
 //! 2. *Upload*: files that a retained snapshot has are reused, by checksum, size and key range; the
-//!    others are written. Nothing is ever adopted because it happens to be there.
-//! 3. *Commit*: the description is written, and a swap makes the snapshot the repository's. It
-//!    does so only if the intent still lives and every reused file is one of a snapshot that is
-//!    retained in the very root that is replaced. A reused file that went meanwhile is uploaded
-//!    after all, and the snapshot gets another id.
+//!    others are written. An object that no retained snapshot refers to is never reused.
+//! 3. *Commit*: the description is written, and a swap adds the snapshot to the root. The
+//!    swap requires that the root that it replaces still has the intent, and that every reused file
+//!    belongs to a snapshot that this root retains. A reused file that was removed meanwhile is
+//!    uploaded, and the snapshot gets another id.
 //! 4. *Retention*: see [`crate::retention`].
 //!
 //! An upload whose intent was removed, because it has expired, begins again.
 //!
-//! An upload that was interrupted leaves its intent. The next put of the same node, known by its
-//! incarnations, goes on with it instead of registering another one: it adds an id for its own snapshot,
-//! lists what carries the generation, and does not send a file again whose content is there. That is no
-//! adoption of what happens to be there: no sweep takes what belongs to an intent that lives, the list is
-//! made after the swap that has shown that it lives, and the commit requires that it still does. A key has
-//! the checksum of its content in it, so whoever wrote it has written the same.
+//! An upload that was interrupted leaves its intent. The next put of the same node, which is recognized by
+//! its incarnations, continues it instead of registering another one: it adds an id for its own snapshot,
+//! lists the objects with the generation, and does not send a file again whose content is there. This is
+//! safe: no sweep deletes an object of an intent that is in the root, the list is made after a swap that
+//! required the intent, and the commit requires it again. A key contains the checksum of its content, so
+//! an object with the same key has the same bytes.
 
 mod commit;
 mod intent;
@@ -41,8 +41,8 @@ use crate::retention::Retention;
 use crate::store::Store;
 use placement::Placed;
 
-/// How often an upload begins again after it has expired.
-const BEGINNINGS: u32 = 3;
+/// How often an upload is started again after its intent has expired.
+const MAX_STARTS: u32 = 3;
 /// What [`Repository::put`] did.
 #[derive(Clone, Debug)]
 pub struct Put {
@@ -79,22 +79,22 @@ struct Upload<'a> {
     bytes_uploaded: u64,
 }
 
-/// How one beginning ended.
+/// How one attempt at an upload ended.
 enum End {
     Put(Box<Put>),
     Fenced,
 }
 
 impl Repository {
-    /// Puts a checkpoint. When this is done, its snapshot is in the root, and every byte is durable
-    /// as far as the store promises.
+    /// Puts a checkpoint. When this returns, its snapshot is in the root, and every byte is as durable as
+    /// the store promises.
     ///
-    /// There has to be a root, or nothing at all: a root that is missing beside snapshots is an
-    /// error. Dropping the future leaves an intent behind, which a sweep removes a day later; nothing
-    /// that is in use is harmed.
+    /// Creates the root if the prefix is empty; a root that is missing beside snapshots is an error.
+    /// Dropping the future leaves an intent behind, which a sweep removes a day later; nothing that is in
+    /// use is deleted.
     pub async fn put(&self, checkpoint: &Checkpoint, progress: &Progress) -> Result<Put, Error> {
         let result = match self.put_until_done(checkpoint, progress).await {
-            // A root that is gone may mean that all is: then the marker is missing too.
+            // If the whole destination was emptied, the marker is missing too, and that error says more.
             Err(Error::NoRoot { root, others }) => Err(self
                 .check_marker()
                 .await
@@ -144,7 +144,7 @@ impl Repository {
                 file.name
             )));
         }
-        for _ in 0..BEGINNINGS {
+        for _ in 0..MAX_STARTS {
             match self.put_once(checkpoint, progress).await? {
                 End::Put(put) => {
                     let took = (self.store.env().now() - started).as_seconds_f64();
@@ -161,7 +161,7 @@ impl Repository {
             }
         }
         Err(Error::Fenced {
-            attempts: BEGINNINGS,
+            attempts: MAX_STARTS,
         })
     }
 
@@ -206,7 +206,7 @@ impl Repository {
 
 impl Upload<'_> {
     fn id(&self) -> &SnapshotId {
-        // There is one from the beginning.
+        // `ids` is created with one.
         &self.ids[self.ids.len() - 1]
     }
 

@@ -13,21 +13,21 @@ use crate::metadata::{FileMetadata, Kind};
 use crate::root::Root;
 use crate::upload::Uploads;
 
-/// A put reuses files of so many of the newest retained snapshots. A file that left and came back is
-/// rare, and each further description is a request and memory.
+/// A put reuses files of this many of the newest retained snapshots. A file that was in older ones only is
+/// rare, and each further description costs a request and memory.
 const REUSED_FROM: usize = 2;
 
 #[derive(Clone, Debug)]
 pub(super) struct Placed {
     pub(super) key: String,
     pub(super) digest: Digest,
-    /// It is a retained snapshot's.
+    /// The object belongs to a retained snapshot.
     pub(super) reused: bool,
-    /// It was sent before this upload was interrupted.
+    /// The interrupted upload that this one continues has sent it.
     pub(super) found: bool,
 }
 
-/// A file by what counts for reuse.
+/// What two files must have in common for one to reuse the object of the other.
 #[derive(PartialEq, Eq, Hash)]
 pub(super) struct Content {
     digest: Digest,
@@ -48,7 +48,7 @@ impl Content {
 }
 
 impl Upload<'_> {
-    /// Places files, and renews the intent for as long as that takes; false if it was removed.
+    /// Places files, and renews the intent while that runs; false if the intent was removed.
     pub(super) async fn place_while_alive(
         &mut self,
         files: &[&FileMetadata],
@@ -85,7 +85,7 @@ impl Upload<'_> {
         }
     }
 
-    /// What retained snapshots have. One whose description cannot be read has nothing to offer.
+    /// The files of retained snapshots. Those of one whose description cannot be read are not reused.
     pub(super) async fn reusable(&self, root: &Root) -> HashMap<Content, String> {
         let mut reusable = HashMap::new();
         if self.repository.options.kind == Kind::Full || !self.repository.options.reuse {
@@ -102,7 +102,7 @@ impl Upload<'_> {
                 }
             };
             for file in &metadata.files {
-                // Files of full snapshots go with their directory.
+                // Files of full snapshots are deleted with their directory.
                 if metadata.kind() == Kind::Incremental
                     && let Some(digest) = metadata.checksum_of(file)
                 {
@@ -115,7 +115,7 @@ impl Upload<'_> {
         reusable
     }
 
-    /// Finds a place for every file: reuses it or uploads it, several at a time.
+    /// Finds an object for every file: reuses one or uploads the file, several at a time.
     pub(super) async fn place(
         &self,
         files: &[&FileMetadata],
@@ -141,7 +141,7 @@ impl Upload<'_> {
                 let key = dir.file(&file.name);
                 under_way.push(async move {
                     let known = match uploads.source.known_digest(&file.name) {
-                        // To link a file is to read it once, for its checksum, and to write nothing.
+                        // Linking a file reads it once, for its checksum, and writes nothing.
                         None if uploads.store.links() => Some(uploads.digest(file).await?),
                         known => known,
                     };
@@ -177,10 +177,10 @@ impl Upload<'_> {
                 None if self.there.get(&key) == Some(&file.size) => Some(key.clone()),
                 _ => None,
             };
-            // A link is replaced by a copy, under the same key: nobody refers to it yet.
+            // A link is replaced by a copy under the same key: no snapshot refers to it yet.
             let found = self.unless_unwanted_link(sent, file).await.is_some();
             if reused.is_none() && !found {
-                // Two files of one content are one object.
+                // Two files of the same content share one object.
                 fresh.insert(key.clone(), (file, digest));
             }
             let one = Placed {
@@ -204,7 +204,7 @@ impl Upload<'_> {
     }
 
     /// The key of an object that holds a file, unless the object is a hard link of it and copies are
-    /// wanted: what happens to the file happens to a link of it, which is no second copy.
+    /// wanted: damage to the file damages its link too, so a link is no second copy.
     pub(super) async fn unless_unwanted_link(
         &self,
         key: Option<String>,

@@ -10,16 +10,16 @@ use super::Store;
 use crate::env::within;
 use crate::error::Error;
 
-/// Keys of one request that deletes: what S3 takes.
+/// Keys of one request that deletes: the limit of S3.
 const DELETED_AT_ONCE: usize = 1000;
 /// Such requests under way at a time.
 const DELETE_REQUESTS: usize = 8;
-/// Attempts at one; what fails is left to the next sweep.
+/// Attempts at one request; the next sweep deletes what is left.
 const DELETE_ATTEMPTS: u32 = 3;
 
 impl Store {
-    /// Deletes objects, in bulk where the store can. What could not be deleted comes back; one that
-    /// was gone already counts as deleted.
+    /// Deletes objects, in bulk where the store can. Returns those that could not be deleted; an object
+    /// that is not there counts as deleted.
     pub(crate) async fn delete(&self, keys: Vec<String>) -> Vec<(String, Error)> {
         let mut requests = Vec::new();
         for chunk in keys.chunks(DELETED_AT_ONCE) {
@@ -48,8 +48,7 @@ impl Store {
     async fn delete_at_once(&self, keys: &[String]) -> Vec<(String, Error)> {
         let paths: Vec<_> = keys.iter().map(|key| Ok(self.path(key))).collect();
         let mut answers = self.inner.delete_stream(stream::iter(paths).boxed());
-        // A request that fails may be one answer for many keys: what counts is which are said to be
-        // gone.
+        // One failure may stand for many keys, so the keys that are confirmed as deleted are counted.
         let mut gone = HashSet::new();
         let mut failure = None;
         loop {
@@ -80,7 +79,7 @@ impl Store {
                 };
                 let error = Error::Store {
                     what: "delete",
-                    object: self.shown(key),
+                    object: self.display_url(key),
                     attempts: 1,
                     source: source.into(),
                 };

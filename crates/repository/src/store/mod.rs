@@ -42,32 +42,32 @@ use retry::is_transient;
 pub(crate) enum Swap {
     /// It was done.
     Done(UpdateVersion),
-    /// The object was another one, or so the store says.
+    /// The store reports that the object is another version.
     Lost,
-    /// Nobody knows.
+    /// The request may have been done or not.
     Unknown(StoreFailure),
 }
 
-/// See the module.
+/// One partition's objects. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Store {
     inner: Arc<dyn ObjectStore>,
     multipart: Option<Arc<dyn MultipartStore>>,
     destination: Destination,
     base: Path,
-    shown: String,
+    display_url: String,
     env: Arc<dyn Env>,
     retries: Retries,
     pace: Option<RateLimiter>,
     lanes: Lanes,
     left: Arc<AtomicU32>,
-    /// Uploads in parts that were dropped and are being aborted.
+    /// Tasks that abort multipart uploads that were dropped.
     aborts: Arc<Mutex<Vec<JoinHandle<()>>>>,
 }
 
 impl std::fmt::Debug for Store {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("Store").field(&self.shown).finish()
+        f.debug_tuple("Store").field(&self.display_url).finish()
     }
 }
 
@@ -84,7 +84,10 @@ impl Store {
             multipart: destination.multipart().cloned(),
             destination: destination.clone(),
             base,
-            shown: format!("{}/{partition}", destination.shown().trim_end_matches('/')),
+            display_url: format!(
+                "{}/{partition}",
+                destination.display_url().trim_end_matches('/')
+            ),
             env,
             retries: options.retries,
             pace: options.pace.clone(),
@@ -94,7 +97,7 @@ impl Store {
         }
     }
 
-    /// The same, with a budget of its own: for one operation.
+    /// The same store with its own budget of retries: for one operation.
     pub(crate) fn operation(&self) -> Store {
         let mut store = self.clone();
         store.left = Arc::new(AtomicU32::new(self.retries.budget));
@@ -104,25 +107,29 @@ impl Store {
 
     fn no_bucket(&self) -> Error {
         Error::NoBucket {
-            destination: self.destination.shown().to_owned(),
+            destination: self.destination.display_url().to_owned(),
         }
     }
 
-    /// The same, of what lies beside the partitions: keys are below the destination.
+    /// The same store with keys below the destination, for objects beside the partitions.
     pub(crate) fn above(&self) -> Store {
         Store {
             base: self.destination.prefix().clone(),
-            shown: self.destination.shown().trim_end_matches('/').to_owned(),
+            display_url: self
+                .destination
+                .display_url()
+                .trim_end_matches('/')
+                .to_owned(),
             ..self.clone()
         }
     }
 
-    /// The same, of another partition at the destination.
+    /// The same store for another partition at the destination.
     pub(crate) fn of_partition(&self, partition: PartitionId) -> Store {
         let above = self.above();
         Store {
             base: above.base.clone().join(partition.to_string()),
-            shown: format!("{}/{partition}", above.shown),
+            display_url: format!("{}/{partition}", above.display_url),
             ..above
         }
     }
@@ -131,15 +138,15 @@ impl Store {
         &self.destination
     }
 
-    /// Waits until uploads in parts that were dropped are aborted: who ends the process next would
-    /// leave them behind.
+    /// Waits until multipart uploads that were dropped are aborted. A process that ends before would leave
+    /// them in the bucket.
     pub(crate) async fn aborted(&self) {
         let aborts = match self.aborts.lock() {
             Ok(mut aborts) => std::mem::take(&mut *aborts),
             Err(_) => return,
         };
         for abort in aborts {
-            // What went wrong was logged.
+            // A failure was logged by the task.
             let _ = abort.await;
         }
     }
@@ -148,9 +155,9 @@ impl Store {
         &self.env
     }
 
-    /// An object's URL, for people.
-    pub(crate) fn shown(&self, key: &str) -> String {
-        format!("{}/{key}", self.shown)
+    /// An object's URL, as it is printed.
+    pub(crate) fn display_url(&self, key: &str) -> String {
+        format!("{}/{key}", self.display_url)
     }
 
     fn path(&self, key: &str) -> Path {
@@ -158,23 +165,22 @@ impl Store {
             .fold(self.base.clone(), |path, segment| path.join(segment))
     }
 
-    /// What is below the prefix of a path that was listed.
+    /// The key of a path that was listed.
     fn key_of(&self, path: &Path) -> Option<String> {
         let rest = path.as_ref().strip_prefix(self.base.as_ref())?;
         Some(rest.strip_prefix('/')?.to_owned())
     }
 
-    /// Waits until so many bytes of files may be sent. The requests that send them do not wait: time
-    /// that is spent here is none of a request's, and no store is kept waiting for what it was
-    /// promised.
+    /// Waits until the rate limiter admits so many bytes of files. It waits before the request begins, so
+    /// that no request's time limit includes the wait.
     pub(crate) async fn turn(&self, bytes: u64) {
         if let Some(pace) = &self.pace {
             pace.turn(&*self.env, bytes).await;
         }
     }
 
-    /// To be called before each attempt to send so many bytes. The first one had its turn; others have
-    /// waited for their back-off and go at once, and what comes later waits for them.
+    /// Returns what is to be called before each attempt to send so many bytes. The first attempt had its
+    /// turn; a retry has waited for its back-off and is charged, so that later turns wait for it.
     fn attempts_at(&self, bytes: u64) -> impl FnMut() + '_ {
         let mut had_its_turn = true;
         move || {
@@ -186,7 +192,7 @@ impl Store {
         }
     }
 
-    /// Writes an object that nobody else writes: a second attempt writes the same.
+    /// Writes an object whose key no other writer uses: a second attempt writes the same bytes.
     pub(crate) async fn put(&self, key: &str, bytes: Bytes) -> Result<(), Error> {
         self.write(None, key, bytes, || {}).await
     }
@@ -217,7 +223,7 @@ impl Store {
         Ok(())
     }
 
-    /// Replaces an object if it is still the given version, or makes it if there is none. Once.
+    /// Replaces an object if it is still the given version, or creates it if there is none. Not retried.
     pub(crate) async fn swap(
         &self,
         key: &str,
@@ -240,12 +246,12 @@ impl Store {
                     E::Precondition { .. } | E::AlreadyExists { .. } | E::NotModified { .. },
                 )) => Swap::Lost,
                 Some(Err(source)) if is_no_bucket(&source) => return Err(self.no_bucket()),
-                // Some stores answer an update of an object that is gone so.
+                // Some stores answer so to an update of an object that is gone.
                 Some(Err(E::NotFound { .. })) => Swap::Lost,
                 Some(Err(source)) if !is_transient(&source) => {
                     return Err(Error::Denied {
                         what: "swap",
-                        object: self.shown(key),
+                        object: self.display_url(key),
                         source,
                     });
                 }
@@ -299,7 +305,7 @@ impl Store {
         self.destination.local().is_some_and(LocalStore::links)
     }
 
-    /// Makes an object of a local file without copying it, where that is possible.
+    /// Creates an object as a hard link of a local file, where that is possible.
     pub(crate) async fn link(&self, key: &str, file: &std::path::Path) -> Result<bool, Error> {
         let Some(local) = self.destination.local() else {
             return Ok(false);
@@ -363,7 +369,7 @@ impl Store {
                     Some(Some(Err(source))) if !is_transient(&source) => {
                         return Err(Error::Denied {
                             what: "list",
-                            object: s.store.shown.clone(),
+                            object: s.store.display_url.clone(),
                             source,
                         });
                     }

@@ -10,8 +10,8 @@ use object_store::{ObjectStore, PutPayload};
 use super::Store;
 use crate::error::Error;
 
-/// An object that is written in parts. Aborted when dropped, as far as that is possible then; better
-/// is to call [`MultipartUpload::abort`].
+/// An object that is written in parts. Dropping it starts to abort it; [`MultipartUpload::abort`] waits
+/// until that is done.
 pub(crate) struct MultipartUpload {
     store: Store,
     multipart: Arc<dyn MultipartStore>,
@@ -25,7 +25,7 @@ impl MultipartUpload {
         self.id.clone().unwrap_or_default()
     }
 
-    /// Writes one.
+    /// Writes one part.
     pub(crate) async fn put(&self, index: usize, bytes: Bytes) -> Result<PartId, Error> {
         let id = self.id();
         let mut before_each = self.store.attempts_at(bytes.len() as u64);
@@ -47,7 +47,7 @@ impl MultipartUpload {
             .await
     }
 
-    /// Makes the object of its parts, in order.
+    /// Completes the object from its parts, in order.
     pub(crate) async fn complete(mut self, parts: Vec<PartId>, size: u64) -> Result<(), Error> {
         let id = self.id();
         let completed = self
@@ -64,8 +64,8 @@ impl MultipartUpload {
             }
             Err(error) => error,
         };
-        // The first attempt may have done it and lost its answer; then the upload is gone and the
-        // object is there. Its key is of this upload alone, so it is no other's.
+        // An earlier attempt may have completed it although its answer was lost. Then the upload is gone and
+        // the object is there: no other upload uses its key.
         if self.store.has(&self.key, size).await.unwrap_or(false) {
             self.id = None;
             return Ok(());
@@ -74,7 +74,7 @@ impl MultipartUpload {
         Err(error)
     }
 
-    /// Gives it up. What cannot be aborted now stays until the bucket's own rule removes it.
+    /// Aborts the upload. If that fails, its parts stay until the bucket's lifecycle rule removes them.
     pub(crate) async fn abort(mut self) {
         let Some(id) = self.id.take() else { return };
         let aborted = self
@@ -116,7 +116,7 @@ impl Store {
         self.multipart.is_some()
     }
 
-    /// Begins to write an object in order, for stores without parts. Nothing is tried again.
+    /// Starts to write an object in order, for stores without multipart uploads. Not retried.
     pub(crate) async fn begin_stream(
         &self,
         key: &str,
@@ -131,18 +131,17 @@ impl Store {
     pub(crate) fn write_failed(&self, key: &str, source: object_store::Error) -> Error {
         Error::Store {
             what: "write",
-            object: self.shown(key),
+            object: self.display_url(key),
             attempts: 1,
             source: source.into(),
         }
     }
 
-    /// Begins to write an object in parts.
+    /// Starts to write an object in parts.
     pub(crate) async fn begin_parts(&self, key: &str) -> Result<MultipartUpload, Error> {
-        let multipart = self
-            .multipart
-            .clone()
-            .ok_or_else(|| Error::Invalid(format!("{} does not take parts", self.shown(key))))?;
+        let multipart = self.multipart.clone().ok_or_else(|| {
+            Error::Invalid(format!("{} does not take parts", self.display_url(key)))
+        })?;
         let path = self.path(key);
         let id = self
             .attempt("begin to write", key, || multipart.create_multipart(&path))

@@ -10,9 +10,9 @@ use crate::env::within;
 use crate::error::{Error, StoreFailure};
 use crate::watchdog::Ticks;
 
-/// Where the bytes of an object go, in order.
+/// Consumes the bytes of an object, in order.
 pub(crate) trait Sink: Send {
-    /// Takes some.
+    /// Consumes the next bytes.
     fn take(&mut self, bytes: Bytes) -> impl Future<Output = Result<(), Error>> + Send;
 }
 
@@ -37,7 +37,7 @@ impl Store {
                 while let Some(chunk) = body.next().await {
                     let chunk = chunk?;
                     ticks.tick();
-                    // The size is only what the store said.
+                    // The store may send more than the size that it reported.
                     if bytes.len() + chunk.len() > usize::try_from(most).unwrap_or(usize::MAX) {
                         return Ok(Err((bytes.len() + chunk.len()) as u64));
                     }
@@ -50,12 +50,12 @@ impl Store {
             })
             .await?;
         got.map_err(|size| Error::Damaged {
-            object: self.shown(key),
+            object: self.display_url(key),
             why: format!("it has {size} bytes, and no such object has more than {most}"),
         })
     }
 
-    /// Begins to read an object from an offset on. The caller reads on where it breaks off.
+    /// Starts to read an object at an offset. If the body breaks off, the caller opens it again there.
     pub(crate) async fn open(&self, key: &str, offset: u64) -> Result<GetResult, Error> {
         let path = self.path(key);
         self.attempt("read", key, || {
@@ -68,8 +68,8 @@ impl Store {
         .await
     }
 
-    /// Reads an object's bytes in order, to the end, going on where a connection breaks; the
-    /// object must have `size` bytes.
+    /// Reads all of an object's bytes in order, and continues at the same offset if the connection breaks.
+    /// The object must have `size` bytes.
     pub(crate) async fn read_all(
         &self,
         key: &str,
@@ -82,7 +82,7 @@ impl Store {
             let got = self.open(key, offset).await?;
             if got.meta.size != size {
                 return Err(Error::Damaged {
-                    object: self.shown(key),
+                    object: self.display_url(key),
                     why: format!("it has {} bytes instead of {size}", got.meta.size),
                 });
             }
@@ -93,12 +93,12 @@ impl Store {
                         offset += chunk.len() as u64;
                         if offset > size {
                             return Err(Error::Damaged {
-                                object: self.shown(key),
+                                object: self.display_url(key),
                                 why: format!("more than {size} bytes came"),
                             });
                         }
                         sink.take(chunk).await?;
-                        // It goes forward: what broke before is forgiven, but for the budget.
+                        // There was progress: earlier breaks count for the budget alone.
                         breaks = 0;
                     }
                     Some(Some(Err(source))) => break StoreFailure::Failed(source),

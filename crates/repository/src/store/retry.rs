@@ -22,13 +22,13 @@ pub(super) fn is_transient(error: &object_store::Error) -> bool {
         | E::NotImplemented { .. }
         | E::InvalidPath { .. }
         | E::UnknownConfigurationKey { .. } => false,
-        // A full disk does not go away by asking again.
+        // A full disk stays full for longer than the retries last.
         other => !has_full_disk(other),
     }
 }
 
-/// Whether a store says that there is no such bucket: S3 answers so with a code in the body, and as if
-/// the object were missing.
+/// Whether an error reports that the bucket does not exist. S3 answers as if the object were missing, with
+/// a code in the body.
 pub(crate) fn is_no_bucket(error: &object_store::Error) -> bool {
     error.to_string().contains("<Code>NoSuchBucket</Code>")
 }
@@ -50,7 +50,7 @@ fn has_full_disk(error: &(dyn std::error::Error + 'static)) -> bool {
 }
 
 impl Store {
-    /// Tries until it works, is refused, or the budget is spent.
+    /// Tries a request until it succeeds, is refused, or the budget is spent.
     pub(super) async fn attempt<T, F>(
         &self,
         what: &'static str,
@@ -63,7 +63,7 @@ impl Store {
         self.attempt_in(None, what, key, request).await
     }
 
-    /// The same, each attempt in a lane, if there are some.
+    /// The same, each attempt in a lane if `lanes` is given.
     pub(super) async fn attempt_in<T, F>(
         &self,
         lanes: Option<&Lanes>,
@@ -91,20 +91,20 @@ impl Store {
                 Some(Err(source)) if is_no_bucket(&source) => return Err(self.no_bucket()),
                 Some(Err(object_store::Error::NotFound { .. })) => {
                     return Err(Error::Missing {
-                        object: self.shown(key),
+                        object: self.display_url(key),
                     });
                 }
                 Some(Err(source)) if !is_transient(&source) => {
                     return Err(Error::Denied {
                         what,
-                        object: self.shown(key),
+                        object: self.display_url(key),
                         source,
                     });
                 }
                 Some(Err(source)) => StoreFailure::Failed(source),
                 None => StoreFailure::Silent(self.retries.silence),
             };
-            // A store that takes nothing is not tried as often for each file as for one.
+            // Failures of other files count too, so that a failing store is not tried as often for each file.
             let in_a_row = lane.map_or(0, |lane| lane.failed());
             self.again(what, key, attempts.max(in_a_row), failure)
                 .await?;
@@ -128,18 +128,18 @@ impl Store {
         if attempts >= self.retries.attempts || spent {
             return Err(Error::Store {
                 what,
-                object: self.shown(key),
+                object: self.display_url(key),
                 attempts,
                 source: failure,
             });
         }
-        tracing::debug!(object = self.shown(key), attempts, %failure, "Trying again to {what}");
+        tracing::debug!(object = self.display_url(key), attempts, %failure, "Trying again to {what}");
         metrics::counter!("esker_repository_retries_total").increment(1);
         self.env.sleep(self.wait_after(attempts)).await;
         Ok(())
     }
 
-    /// Between half and all of the wait, so that many do not come back at once.
+    /// Between half and all of the wait, at random, so that many clients do not retry at the same time.
     pub(crate) fn wait_after(&self, attempts: u32) -> Duration {
         let doubled = self.retries.first_wait * 2_u32.pow(attempts.saturating_sub(1).min(16));
         let most = doubled.min(self.retries.longest_wait);

@@ -394,7 +394,10 @@ fn opening_makes_nothing_and_a_file_is_no_directory() {
     let path = dir.path().join("typo");
     let options = DestinationOptions::default();
     let destination = Destination::open(path.to_str().unwrap(), &options).unwrap();
-    assert_eq!(destination.shown(), format!("file://{}", path.display()));
+    assert_eq!(
+        destination.display_url(),
+        format!("file://{}", path.display())
+    );
     assert!(!path.exists());
     fs::write(&path, "x").unwrap();
     let error = Destination::open(path.to_str().unwrap(), &options).unwrap_err();

@@ -293,7 +293,7 @@ fn a_destination_knows_its_prefix_and_its_name() {
     ] {
         let destination = Destination::open(url, &options).unwrap();
         assert_eq!(destination.prefix().as_ref(), prefix, "{url}");
-        assert_eq!(destination.shown(), shown, "{url}");
+        assert_eq!(destination.display_url(), shown, "{url}");
     }
     let relative = Destination::open("some/dir", &options).unwrap();
     let here = std::env::current_dir().unwrap();
@@ -317,7 +317,10 @@ fn no_secret_is_shown() {
     options.environment = Environment::empty();
     options.aws_endpoint_url = None;
     let destination = Destination::open("s3://bucket", &options).unwrap();
-    shown += &format!("{destination:?} {destination} {:?}", destination.shown());
+    shown += &format!(
+        "{destination:?} {destination} {:?}",
+        destination.display_url()
+    );
     assert!(!shown.contains("hunter"), "{shown}");
     assert!(
         shown.contains("line "),

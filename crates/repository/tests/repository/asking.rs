@@ -28,7 +28,7 @@ async fn every_verdict_has_its_reason(place: Place) {
     assert_eq!(verdict("readme").await, Verdict::Foreign);
     assert_eq!(verdict(&key).await, Verdict::Kept);
     assert_eq!(
-        verdict(&repository.shown(&key)).await,
+        verdict(&repository.display_url(&key)).await,
         Verdict::Kept,
         "by its URL"
     );

@@ -36,7 +36,7 @@ impl Snapshot {
         Snapshot { commit_ts, entries }
     }
 
-    /// Makes the store anew of this and the commits after it; how many these were.
+    /// Rebuilds the store from this and the commits after it; returns how many these were.
     fn rebuild(&self, it: &mut Fixture, left: StreamLeft) -> Result<u64, StoreError> {
         let mut rebuild = it.part().rebuild_state()?;
         for (key, entry) in &self.entries {
@@ -90,7 +90,7 @@ fn wreck(it: &mut Fixture) -> StreamLeft {
 }
 
 #[test]
-fn a_store_made_anew_of_a_snapshot_and_the_commits_after_it_is_the_same_and_goes_on() {
+fn a_store_rebuilt_from_a_snapshot_and_the_commits_after_it_is_the_same_and_goes_on() {
     let mut it = Fixture::new();
     let (a, b) = (key("a"), key("b"));
     for n in 0..4 {
@@ -271,7 +271,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 64, max_shrink_iters: 400, ..ProptestConfig::default() })]
 
     #[test]
-    fn however_a_store_is_lost_and_made_anew_it_is_the_same_and_no_number_is_given_out_again(
+    fn however_a_store_is_lost_and_rebuilt_it_is_the_same_and_no_number_is_given_out_again(
         deeds in prop::collection::vec(deed(), 1..30),
     ) {
         let mut it = Fixture::new();
