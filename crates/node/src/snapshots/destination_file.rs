@@ -53,7 +53,10 @@ impl DestinationFile {
                 });
             }
         };
-        if let Some(stored) = stored.as_ref().filter(|s| s.url == destination.display_url()) {
+        if let Some(stored) = stored
+            .as_ref()
+            .filter(|s| s.url == destination.display_url())
+        {
             destination.expect(stored.destination_id);
         }
         Ok(DestinationFile {
