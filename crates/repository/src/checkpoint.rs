@@ -242,7 +242,8 @@ impl Digests {
         Arc::default()
     }
 
-    /// What [`Digests::save`] wrote. What cannot be read is computed anew: an empty set.
+    /// Reads what [`Digests::save`] wrote. If it cannot be read, the set is empty, and checksums are computed
+    /// again.
     pub fn load(path: &Path) -> Arc<Digests> {
         let known = fs::read(path)
             .ok()

@@ -1,7 +1,7 @@
-//! How many bytes of files may go out in a second: a token bucket that uploads share.
+//! The rate at which files are uploaded: a token bucket that uploads share.
 //!
-//! Whoever is about to send asks for a turn *before* the request begins, so that no request waits
-//! inside of its own time limit. Turns are given in the order in which they are asked for, whatever
+//! An upload asks for a turn *before* its request begins, so that no request waits
+//! within its own time limit. Turns are given in the order in which they are asked for, whatever
 //! their size. Nobody holds a lock while waiting: a turn is a place in time, computed when it is asked
 //! for, so an upload that is not polled for a while, or never again, stops no other. One that is
 //! dropped gives back what it did not use.
@@ -9,7 +9,7 @@
 //! The clock is that of [`Env`], which may be set: a jump lets one burst more through, or one less,
 //! and nobody waits longer than what is ahead of it takes.
 //!
-//! It knows no store: who sends what, and when a request is made again, is said by the callers.
+//! It depends on no store: callers ask for turns, and charge what they send again.
 
 use std::num::NonZeroU64;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -84,8 +84,8 @@ impl RateLimiter {
         }
     }
 
-    /// Takes the bound away for good, also from those who wait: for when there is nobody left whom
-    /// uploads could hinder.
+    /// Removes the bound for good, also for uploads that wait: for a node that stops, where uploads compete
+    /// with nothing.
     pub fn lift(&self) {
         self.bucket.lifted.send_replace(true);
     }

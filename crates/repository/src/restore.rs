@@ -173,7 +173,7 @@ impl Repository {
                         });
                     }
                     Err(error) if error.is_damage() || matches!(error, Error::NoSnapshot(_)) => {
-                        // If it is not kept any more, it was just swept: look anew.
+                        // If it is not kept any more, it was just swept: the root is read again.
                         if plan < PLANS && !self.root().await?.kept().contains(&dir) {
                             continue 'plan;
                         }

@@ -212,7 +212,7 @@ pub struct Writer {
 /// A snapshot of a stale lineage.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Abandoned {
-    /// The line.
+    /// Its lineage.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lineage: Option<LineageId>,
     /// The snapshot.

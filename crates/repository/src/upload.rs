@@ -1,4 +1,4 @@
-//! One file's way into the store: read in parts, hashed as it streams, written.
+//! Uploading one file: it is read in parts, hashed while it is read, and written.
 
 use std::sync::Arc;
 
@@ -28,13 +28,13 @@ pub(crate) struct Uploads<'a> {
     pub memory: &'a Semaphore,
     pub buffer: usize,
     pub progress: &'a Progress,
-    /// Set when one has failed: the others end as soon as they can, and tidy up.
+    /// Set when one has failed: the others end as soon as they can, and abort what they have begun.
     pub stopped: watch::Sender<bool>,
 }
 
 impl Uploads<'_> {
-    /// Uploads a file, and says what it was. A file that is shorter than it should be, or not what
-    /// it was when it was hashed before, is an error; what was written then is nobody's.
+    /// Uploads a file, and returns its checksum. A file that is shorter than it should be, or that has changed
+    /// since it was hashed, is an error; no snapshot refers to the object that was written then.
     pub(crate) async fn upload(
         &self,
         file: &FileMetadata,

@@ -1,4 +1,4 @@
-//! Deadlines about progress: a request may take as long as it likes while its bytes go out.
+//! Deadlines about progress: a request has no limit while its bytes are sent.
 //!
 //! Whoever limits a request gives it a count of what it has sent, by way of the task that it runs in.
 //! A client that knows how far it is counts there; for one that does not, the limit is that of the
@@ -28,7 +28,7 @@ tokio::task_local! {
 }
 
 impl Ticks {
-    /// Those of the request that this task is making; or new ones, which nobody else looks at.
+    /// The counter of the request that this task makes; without a request, a new one that nothing reads.
     pub(crate) fn of_task() -> Ticks {
         TICKS.try_with(Clone::clone).unwrap_or_default()
     }
@@ -37,7 +37,7 @@ impl Ticks {
         self.0.ticks.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Nothing is left to send: what comes next is the answer.
+    /// The whole body was sent: the answer comes next.
     pub(crate) fn sent(&self) {
         self.tick();
         self.0.sent.store(true, Ordering::Relaxed);
@@ -48,7 +48,7 @@ impl Ticks {
     }
 }
 
-/// Runs a request until it is silent for longer than so; `None` then.
+/// Runs a request until it is silent for longer than `limit`; `None` then.
 ///
 /// Time is looked at once every `limit`. A stretch in which nothing was sent is silence, but for the
 /// answer: what the network has taken may still be in a buffer of this machine, so an answer is waited

@@ -1,9 +1,9 @@
-//! Finds out whether a store's conditional puts can be relied on.
+//! Tests whether a store's conditional puts can be relied on.
 //!
-//! Everything that keeps a repository whole hangs on them: two writers that both believe to have swapped
-//! the root lose one's snapshot. There are stores that ignore the condition and answer with success, and
-//! proxies that drop the header. So before anything is written, [`probe`] plays the protocol in small,
-//! under a key of its own, and cleans up.
+//! The consistency of a repository depends on them: if two writers both believe that they have swapped the
+//! root, the snapshot of one is lost. Some stores ignore the condition and answer with success, and some
+//! proxies drop the header. So before anything is written, [`probe`] executes the steps of the protocol on a
+//! random key, and deletes it.
 
 use std::time::Duration;
 
@@ -63,7 +63,7 @@ pub enum ProbeError {
         /// Its URL.
         destination: String,
     },
-    /// It is no store for this: its answers contradict what it did.
+    /// It must not be used: its answers contradict what it did.
     #[error("{destination} cannot be used for writing: {lie}")]
     Liar {
         /// Its URL.
@@ -151,7 +151,7 @@ impl Probe<'_> {
             return Err(self.liar(Lie::UpdatedAbsent));
         }
         let Some(first) = self.put("create an object", "1", PutMode::Create).await? else {
-            // The key is random: nobody else made it.
+            // The key is random: no other process has created it.
             let source = exists(self.key);
             return Err(self.failed("create an object", source));
         };
