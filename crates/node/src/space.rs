@@ -381,7 +381,7 @@ impl Inner {
                 return Err(Error::TryLater(why));
             }
             let log_is_over = self.log_is_over_at(written);
-            if !log_is_over && !(takes_space && part.reclaim_is_behind()) {
+            if !(log_is_over || takes_space && part.reclaim_is_behind()) {
                 return Ok(());
             }
             if self.draining.load(Ordering::Relaxed) {
