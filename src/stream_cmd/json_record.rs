@@ -110,7 +110,8 @@ pub struct Numbers {
 impl Numbers {
     /// Where a trim goes that is record `seq_num` of another stream and goes to `point` there. A trim drops
     /// everything before its point, so it goes to 0, and drops nothing, where the stream has had records before
-    /// the copy. If others append, or numbers of the other stream jump, it drops too little, never too much.
+    /// the copy. If
+    /// others append to an empty stream at the same time, it may drop some of theirs.
     fn moved(self, point: u64, seq_num: u64) -> u64 {
         let moved = i128::from(point) + i128::from(self.next) - i128::from(seq_num);
         match u64::try_from(moved) {

@@ -33,18 +33,11 @@ pub(crate) async fn admit(
     admitted.map_err(|_| Error::Stopping)
 }
 
-/// Takes part of a budget of appends within [`ADMISSION_TIMEOUT`].
+/// Waits for admission, at most so long.
 ///
 /// # Errors
 ///
-/// [`Error::TryLater`] if others keep it for longer; nothing happened then.
-pub(crate) async fn admit_in_time(
-    budget: &Arc<Semaphore>,
-    permits: usize,
-) -> Result<OwnedSemaphorePermit, Error> {
-    in_time(ADMISSION_TIMEOUT, admit(budget, permits)).await
-}
-
+/// [`Error::TryLater`] if others keep the budget for longer; nothing happened then.
 pub(crate) async fn in_time<T>(
     timeout: Duration,
     admitted: impl Future<Output = Result<T, Error>>,

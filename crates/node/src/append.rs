@@ -133,12 +133,12 @@ impl StreamHandle {
         // Before it takes part of what all partitions share: they do not wait for the space of this one.
         let part = self.partition.reader.part();
         inner.wait_for_space(part, usage).await?;
-        let bytes = bytes.min(inner.options.append_share());
+        let options = &inner.options;
         let admitted = async {
             // In this order: an append that waits for its partition takes nothing from others.
             let place = admit(&self.partition.places, 1).await?;
-            let share = admit(&self.partition.share, bytes).await?;
-            let bytes = admit(&inner.admission, bytes).await?;
+            let share = admit(&self.partition.share, bytes.min(options.append_share())).await?;
+            let bytes = admit(&inner.admission, bytes.min(options.append_inflight)).await?;
             Ok([place, share, bytes])
         };
         let admitted = unless_stopping(stopping, admitted);

@@ -64,8 +64,9 @@ pub struct NodeOptions {
 
 impl NodeOptions {
     /// Bytes of appends that one partition may have in flight: `append_inflight / partitions`. So whichever
-    /// partitions stall, each other one has all of its own. A larger append is admitted alone, and counts as
-    /// that.
+    /// partitions stall, each other one has all of its own. An append that is larger than a share takes all of
+    /// it, and its true size of what all partitions have together, so that memory stays bounded; with shares of
+    /// less than 1 MiB, the largest append, stalled partitions can then hold part of what is others'.
     pub(crate) fn append_share(&self) -> usize {
         self.append_inflight / (self.partitions.max(1) as usize)
     }

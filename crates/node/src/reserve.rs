@@ -34,6 +34,8 @@ pub(crate) struct Reserve {
     /// Bytes that it holds; 0 if it is not there.
     held: AtomicU64,
     is_impossible: AtomicBool,
+    /// Bytes that were released, and that nobody has noted yet ([`Reserve::take_released`]).
+    released: AtomicU64,
     /// One thread at a time changes the file.
     attempts: Mutex<Attempts>,
 }
@@ -54,6 +56,7 @@ impl Reserve {
             path: data_dir.join(NAME),
             held: AtomicU64::new(0),
             is_impossible: AtomicBool::new(false),
+            released: AtomicU64::new(0),
             attempts: Mutex::default(),
         };
         reserve.look();
@@ -115,10 +118,14 @@ impl Reserve {
                 let wait = FIRST_RETRY.saturating_mul(1 << attempts.failed.min(6));
                 attempts.failed += 1;
                 attempts.not_before = Some(now + wait.min(LAST_RETRY));
-                // An allocation that failed may have set part of it aside.
+                // An allocation that failed may have set part of it aside. It is never made longer here: what is
+                // added would hold no space.
                 let _ = match before {
                     0 => fs::remove_file(&self.path),
-                    before => self.open_file().and_then(|file| file.set_len(before)),
+                    before => self.open_file().and_then(|file| {
+                        let length = file.metadata()?.len();
+                        file.set_len(length.min(before))
+                    }),
                 };
             }
         }
@@ -150,7 +157,18 @@ impl Reserve {
         }
     }
 
-    /// Gives its space back to the disk; how many bytes that were, if it was there.
+    /// Bytes that were released since the last call. A release counts although whoever asked for it has gone.
+    pub fn take_released(&self) -> u64 {
+        self.released.swap(0, Ordering::AcqRel)
+    }
+
+    /// Bytes of the disk that the file takes, also if it is no whole reserve: a crash or a failed allocation can
+    /// leave a part.
+    pub fn bytes_on_disk(&self) -> u64 {
+        self.held().max(blocks(&self.path).unwrap_or_default())
+    }
+
+    /// Gives its space back to the disk, also that of a part; how many bytes that were, if it was there.
     ///
     /// # Errors
     ///
@@ -158,14 +176,18 @@ impl Reserve {
     pub fn release(&self) -> io::Result<Option<u64>> {
         let _one = self.attempts.lock();
         self.look_alone();
-        let held = self.held();
-        if held == 0 {
+        let bytes = match self.held() {
+            0 => blocks(&self.path)?,
+            held => held,
+        };
+        if bytes == 0 {
             return Ok(None);
         }
         match fs::remove_file(&self.path) {
             Ok(()) => {
                 self.held.store(0, Ordering::Release);
-                Ok(Some(held))
+                self.released.fetch_add(bytes, Ordering::AcqRel);
+                Ok(Some(bytes))
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 self.held.store(0, Ordering::Release);
@@ -180,6 +202,16 @@ impl Reserve {
 fn allocated(path: &Path) -> io::Result<u64> {
     match fs::symlink_metadata(path) {
         Ok(meta) if meta.is_file() && holds_all(&meta) => Ok(meta.len()),
+        Ok(_) => Ok(0),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),
+        Err(error) => Err(error),
+    }
+}
+
+/// Bytes that a regular file takes on the disk, whatever its length.
+fn blocks(path: &Path) -> io::Result<u64> {
+    match fs::symlink_metadata(path) {
+        Ok(meta) if meta.is_file() => Ok(meta.blocks().saturating_mul(512)),
         Ok(_) => Ok(0),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),
         Err(error) => Err(error),
@@ -254,6 +286,22 @@ mod tests {
         assert_eq!(reserve.held(), 0);
         assert!(reserve.keep(BYTES, Instant::now()).unwrap());
         assert_eq!(Reserve::open(dir.path()).held(), BYTES);
+    }
+
+    #[test]
+    fn a_part_of_a_reserve_is_released_too() {
+        let Some(dir) = directory() else { return };
+        // What a crash in an allocation leaves: some blocks, and another length.
+        let file = File::create(dir.path().join(NAME)).unwrap();
+        set_aside(&file, BYTES).unwrap();
+        file.set_len(4 * BYTES).unwrap();
+        let reserve = Reserve::open(dir.path());
+        assert_eq!(reserve.held(), 0);
+        assert!(reserve.bytes_on_disk() >= BYTES);
+        assert!(reserve.release().unwrap().unwrap() >= BYTES);
+        assert!(!dir.path().join(NAME).exists());
+        assert!(reserve.take_released() >= BYTES);
+        assert_eq!(reserve.take_released(), 0);
     }
 
     #[test]

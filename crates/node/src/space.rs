@@ -79,7 +79,7 @@ pub(crate) fn release_reserve_for_start(data_dir: &Path) {
     let Some((free, _)) = file_system(data_dir) else {
         return;
     };
-    if free >= reserve.held() {
+    if free >= reserve.bytes_on_disk() {
         return;
     }
     let dir = data_dir.display();
@@ -163,6 +163,10 @@ impl Inner {
 
     /// The same from a task. What the file system does not say in time is as at the last look.
     async fn look_from_task(&self) -> Option<String> {
+        // Appends that are refused meanwhile share the look that is under way, and hold up no trim.
+        if self.is_short() && self.space.looking.try_lock().is_err() {
+            return self.shortage();
+        }
         let written = self.written();
         let dir = self.options.data_dir.clone();
         match self.space.on_thread(move || file_system(&dir)).await {
@@ -219,6 +223,7 @@ impl Inner {
     pub(crate) fn keep_reserve(&self) {
         let reserve = &self.space.reserve;
         metrics::gauge!("esker_reserve_bytes").set(reserve.held() as f64);
+        self.note_released();
         if !reserve.is_possible() {
             return;
         }
@@ -226,7 +231,10 @@ impl Inner {
             return;
         };
         let (kept, reserved) = self.kept_and_reserved(all);
-        if reserve.is_of(reserved) || free < kept + reserved.saturating_sub(reserve.held()) {
+        let held = reserve.held();
+        // One that gets smaller takes no room.
+        let has_room = held >= reserved || free >= kept + (reserved - held);
+        if reserve.is_of(reserved) || !has_room {
             return;
         }
         let dir = self.options.data_dir.display();
@@ -263,13 +271,19 @@ impl Inner {
         }
         let written = self.written();
         let dir = self.options.data_dir.clone();
-        let found = self.space.on_thread(move || file_system(&dir)).await;
-        if !self.is_release_due(written, found.flatten()) {
+        let is_due = match self.space.on_thread(move || file_system(&dir)).await {
+            Some(found) => self.is_release_due(written, found),
+            // It does not say in time. What was too little at the last look still is.
+            None => self.is_short(),
+        };
+        if !is_due {
             return;
         }
         let reserve = self.space.reserve.clone();
-        if let Some(released) = self.space.on_thread(move || reserve.release()).await {
-            self.note_release(released);
+        match self.space.on_thread(move || reserve.release()).await {
+            Some(released) => self.note_release(released),
+            // It is released to its end all the same, and noted at the next look.
+            None => self.note_released(),
         }
     }
 
@@ -280,23 +294,34 @@ impl Inner {
     }
 
     fn note_release(&self, released: io::Result<Option<u64>>) {
-        let dir = self.options.data_dir.display();
-        match released {
-            Ok(None) => {}
-            Ok(Some(bytes)) => {
-                metrics::counter!("esker_reserve_released_total").increment(1);
-                tracing::warn!(
-                    %dir,
-                    bytes,
-                    "The disk is full: the reserve is released for what gives space back, and taken again when there is room"
-                );
-                // What has failed for want of space need not wait for its next attempt.
-                self.space.releases.fetch_add(1, Ordering::Relaxed);
-                self.store.retry_now();
-                self.space.log_keeper.wake();
-            }
-            Err(error) => tracing::warn!(%dir, %error, "the reserve cannot be released"),
+        let failed = released.is_err();
+        let failed_before = self.space.release_fails.swap(failed, Ordering::Relaxed);
+        if let Err(error) = released
+            && !failed_before
+        {
+            let dir = self.options.data_dir.display();
+            tracing::warn!(%dir, %error, "the reserve cannot be released");
         }
+        self.note_released();
+    }
+
+    /// Notes that the reserve was released, if it was and nobody has noted it yet: whoever had it released may
+    /// not have waited for the disk.
+    fn note_released(&self) {
+        let bytes = self.space.reserve.take_released();
+        if bytes == 0 {
+            return;
+        }
+        metrics::counter!("esker_reserve_released_total").increment(1);
+        tracing::warn!(
+            dir = %self.options.data_dir.display(),
+            bytes,
+            "The disk is full: the reserve is released for what gives space back, and taken again when there is room"
+        );
+        // What has failed for want of space need not wait for its next attempt.
+        self.space.releases.fetch_add(1, Ordering::Relaxed);
+        self.store.retry_now();
+        self.space.log_keeper.wake();
     }
 
     /// What was wrong with the space that is free, if anything was, at the last look.

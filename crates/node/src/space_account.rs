@@ -27,13 +27,15 @@ pub(crate) struct Space {
     /// What is wrong with the space that was free at the last look, if anything was.
     pub shortage: Mutex<Option<String>>,
     /// One thread at a time looks at the file system for a task: one that hangs holds no more of them.
-    looking: Arc<tokio::sync::Mutex<()>>,
+    pub looking: Arc<tokio::sync::Mutex<()>>,
     /// Whether an append gave up waiting since the log was within its limit.
     pub is_stuck: AtomicBool,
     /// What is set aside for a full disk.
     pub reserve: Arc<Reserve>,
     /// How often the reserve was released.
     pub releases: AtomicU64,
+    /// Whether the last attempt to release it failed, which is logged once.
+    pub release_fails: AtomicBool,
     /// Wakes the thread that trims the log.
     pub log_keeper: Arc<Signal>,
 }
@@ -51,6 +53,7 @@ impl Space {
             is_stuck: AtomicBool::new(false),
             reserve: Arc::new(Reserve::open(data_dir)),
             releases: AtomicU64::new(0),
+            release_fails: AtomicBool::new(false),
             log_keeper: Arc::default(),
         }
     }

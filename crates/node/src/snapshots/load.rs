@@ -47,8 +47,14 @@ impl Inner {
     /// lineage begins where it forked: that older snapshots do not reach the present is what the restore has
     /// cost, and not the bound of the log.
     pub(super) fn is_log_trimmed(&self, partition: u64) -> bool {
-        let lineage = self.part(partition).lineage().ok();
-        let forked_at = lineage.filter(|l| l.forks > 0).map_or(0, |l| l.fork_lsn);
+        // Where the lineage cannot be read now, nothing is known.
+        let Ok(lineage) = self.part(partition).lineage() else {
+            return false;
+        };
+        let forked_at = match lineage.forks {
+            0 => 0,
+            _ => lineage.fork_lsn,
+        };
         let log_start = self.group(partition).status().log_start;
         let known = self.snapshots.known[partition as usize].lock();
         let mut oldest_first = known.retained.iter().rev();

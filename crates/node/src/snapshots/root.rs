@@ -17,6 +17,7 @@ use crate::recovery::{Candidate, Source, Witness};
 /// noted, and given to those who wait for a snapshot.
 pub(super) async fn read_root(inner: &Inner, partition: u64, repository: &Repository) -> bool {
     let archive = &inner.snapshots.archive;
+    let prunes = inner.snapshots.known[partition as usize].lock().prunes;
     let read = match repository.root().await {
         Ok(root) => {
             let checked = check_root(inner, partition, repository, &root).await;
@@ -48,7 +49,9 @@ pub(super) async fn read_root(inner: &Inner, partition: u64, repository: &Reposi
             note_newest(inner, partition, &mut known);
             known.succeeded();
             keep_log(inner.group(partition), &known);
-            true
+            // It may have been pruned after it was read: it is read again.
+            known.looked = known.prunes == prunes;
+            known.looked
         }
         Ok(None) => {
             known.looked = true;

@@ -54,7 +54,7 @@ pub use types::{
     StateVerification, ValueCheck,
 };
 
-use crate::admission::admit_in_time;
+use crate::admission::{ADMISSION_TIMEOUT, admit, in_time, unless_stopping};
 use crate::core::Inner;
 use crate::error::Error;
 use crate::space::SpaceUse;
@@ -178,17 +178,24 @@ impl StateStore {
             .wait_for_space(part, usage)
             .await
             .map_err(|error| StateError::Unavailable(error.to_string()))?;
-        let taken = (bytes.len() + OVERHEAD).min(self.inner.options.append_share());
+        let taken = bytes.len() + OVERHEAD;
+        let options = &self.inner.options;
         let admitted = async {
             let share = &self.inner.partitions[self.inner.state.partition.0 as usize - 1].share;
             // In this order, as for appends: what waits for a partition takes nothing from others.
-            let share = admit_in_time(share, taken).await?;
-            Ok([share, admit_in_time(&self.inner.admission, taken).await?])
+            let share = admit(share, taken.min(options.append_share())).await?;
+            Ok([
+                share,
+                admit(&self.inner.admission, taken.min(options.append_inflight)).await?,
+            ])
         };
-        let permits = admitted.await.map_err(|error| match error {
-            Error::Stopping => StateError::Stopping,
-            other => StateError::Unavailable(other.to_string()),
-        })?;
+        let admitted = in_time(ADMISSION_TIMEOUT, admitted);
+        let permits = unless_stopping(&self.inner.stopping, admitted)
+            .await
+            .map_err(|error| match error {
+                Error::Stopping => StateError::Stopping,
+                other => StateError::Unavailable(other.to_string()),
+            })?;
         self.takes_changes()?;
         // If the client disconnects from here on, the transaction is not opened again.
         committing.proposed();
