@@ -17,7 +17,7 @@ use esker_repository::{
     Checkpoint, Cluster, Digests, Kind, Lsn, Options, PartitionId, Progress, Repository, Which,
 };
 
-/// A file of so many bytes. Immutable: a new content gets a new file.
+/// Writes a file of 1 MiB. Files are immutable: a new content is a new file.
 fn write(dir: &Path, name: &str, byte: u8) -> std::io::Result<()> {
     let path = dir.join(name);
     let _ = fs::remove_file(&path);
@@ -33,8 +33,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
 }
 
 async fn example(work: &Path) -> Result<(), Box<dyn Error>> {
-    // Where: any URL that `Destination::open` takes. The probe finds out whether conditional puts
-    // tell the truth there; without that, nothing is safe.
+    // The destination: any URL that `Destination::open` accepts. The probe tests whether its conditional
+    // puts are reliable, which safety depends on.
     let place = work.join("repository");
     let place = place.to_str().ok_or("a directory whose name is no UTF-8")?;
     let destination = Destination::open(place, &DestinationOptions::default())?;
@@ -57,7 +57,7 @@ async fn example(work: &Path) -> Result<(), Box<dyn Error>> {
         write(&files, &format!("{number:06}.sst"), number)?;
     }
 
-    // What: the files, and the position in a log that they cover. Checksums are computed once.
+    // The checkpoint: the files, and the position in a log that they cover. Checksums are computed once.
     let digests = Digests::new();
     let checkpoint = Checkpoint::scan(&files, Lsn(100), digests.clone())?;
     let first = repository.put(&checkpoint, &Progress::new()).await?;

@@ -1,4 +1,4 @@
-//! What is put: a directory of immutable files, and the position that they cover.
+//! The input of a put: a directory of immutable files, and the position that they cover.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -17,13 +17,13 @@ use crate::error::Error;
 use crate::ids::{Digest, LineageId, Lsn};
 use crate::metadata::{FileMetadata, KeyRange, check_name, check_tree};
 
-/// Most files of one snapshot: what its description has room for.
+/// Maximum number of files of one snapshot: those that fit into its description.
 pub const MAX_FILES: usize = 150_000;
 
-/// Where the bytes of files come from.
+/// Reads the files of a checkpoint.
 #[async_trait]
 pub trait Source: fmt::Debug + Send + Sync + 'static {
-    /// Reads `len` bytes of a file from an offset on; fewer is an error.
+    /// Reads `len` bytes of a file, from `offset` on. Returns an error if there are fewer.
     async fn read_at(&self, name: &str, offset: u64, len: usize) -> io::Result<Bytes>;
 
     /// The checksum of a whole file, if it is known without reading it.
@@ -34,7 +34,7 @@ pub trait Source: fmt::Debug + Send + Sync + 'static {
     /// Remembers the checksum of a whole file.
     fn remember_digest(&self, _name: &str, _digest: Digest) {}
 
-    /// Where the file is on this machine, if it is a file and may be linked.
+    /// The path of the file, if it is a local file of which hard links may be created.
     fn path(&self, _name: &str) -> Option<PathBuf> {
         None
     }
@@ -43,32 +43,32 @@ pub trait Source: fmt::Debug + Send + Sync + 'static {
 /// Immutable files and the position that they cover. They must not change until they are put.
 #[derive(Clone, Debug)]
 pub struct Checkpoint {
-    /// Where the bytes come from.
+    /// Reads the files.
     pub source: Arc<dyn Source>,
-    /// Which files there are.
+    /// The files.
     pub files: Vec<FileMetadata>,
     /// The last position that they cover.
     pub lsn: Lsn,
-    /// The history that it is of.
+    /// The lineage that the position belongs to.
     pub lineage: Option<LineageId>,
     /// The Raft term of the position.
     pub term: Option<u64>,
     /// The Raft membership as of the position.
     pub membership: Option<Value>,
-    /// How many partitions the cluster has.
+    /// Number of partitions of the cluster.
     pub partitions: Option<u32>,
     /// The partition keys that the partition holds.
     pub key_range: KeyRange,
     /// The log behind the partition.
     pub log_id: Option<u32>,
-    /// How keys are ordered.
+    /// RocksDB's name of the order of keys.
     pub db_comparator_name: String,
-    /// What else is to be written into the description.
+    /// Additional fields of the description.
     pub extra: Map<String, Value>,
 }
 
 impl Checkpoint {
-    /// These files, of which no more is known than their names and sizes.
+    /// A checkpoint of these files; all other fields have their defaults.
     pub fn new(source: Arc<dyn Source>, files: Vec<FileMetadata>, lsn: Lsn) -> Checkpoint {
         Checkpoint {
             source,
@@ -85,8 +85,8 @@ impl Checkpoint {
         }
     }
 
-    /// All files below a directory. Directories without a file below them are left out
-    /// ([`empty_directories`] names them); what is neither a file nor a directory is an error.
+    /// A checkpoint of all files below a directory. Directories without a file at any depth are left out
+    /// ([`empty_directories`] names them); an entry that is neither a file nor a directory is an error.
     pub fn scan(dir: &Path, lsn: Lsn, digests: Arc<Digests>) -> Result<Checkpoint, Error> {
         let mut files = Vec::new();
         collect(dir, "", &mut files)?;
@@ -98,7 +98,7 @@ impl Checkpoint {
         Ok(Checkpoint::new(source, files, lsn))
     }
 
-    /// Refuses what could not be read back.
+    /// Refuses a checkpoint whose snapshot could not be read back.
     pub(crate) fn check(&self) -> Result<(), Error> {
         if self.files.len() > MAX_FILES {
             return Err(Error::Invalid(format!(
@@ -146,7 +146,7 @@ fn collect(dir: &Path, prefix: &str, files: &mut Vec<FileMetadata>) -> Result<()
             )));
         };
         let name = format!("{prefix}/{name}");
-        // Not of what a link points to.
+        // Symlinks are not followed.
         let meta = fs::symlink_metadata(&path).map_err(failed("look at", &path))?;
         if meta.is_dir() {
             collect(&path, &name, files)?;
@@ -168,14 +168,14 @@ fn collect(dir: &Path, prefix: &str, files: &mut Vec<FileMetadata>) -> Result<()
     Ok(())
 }
 
-/// The directories below one that have no file in them or below them, and that a snapshot therefore does
-/// not keep: of several in each other, the topmost. In order of their names.
+/// The directories below `dir` that contain no file at any depth, which a snapshot therefore does not
+/// contain. Of nested ones only the topmost is named. Sorted by name.
 ///
 /// # Errors
 ///
 /// [`Error::Io`] for a directory that cannot be listed.
 pub fn empty_directories(dir: &Path) -> Result<Vec<PathBuf>, Error> {
-    /// Whether there is a file.
+    /// Returns whether there is a file.
     fn walk(dir: &Path, below: &Path, found: &mut Vec<PathBuf>) -> io::Result<bool> {
         let before = found.len();
         let mut has_file = false;
@@ -203,8 +203,8 @@ pub fn empty_directories(dir: &Path) -> Result<Vec<PathBuf>, Error> {
     Ok(found)
 }
 
-/// Checksums of local files that were computed before. A file counts as the same while its place,
-/// inode, size and time of change are: these files are immutable.
+/// Checksums of local files that were computed before. A file counts as unchanged if its path, device,
+/// inode, size and modification time are the same, because these files are immutable.
 #[derive(Debug, Default)]
 pub struct Digests {
     known: Mutex<HashMap<PathBuf, KnownDigest>>,
@@ -225,7 +225,7 @@ struct KnownDigest {
 }
 
 impl FileIdentity {
-    /// (Not the time of change of the inode: a hard link changes it.)
+    /// The change time of the inode is not compared, because creating a hard link changes it.
     fn of(meta: &fs::Metadata) -> FileIdentity {
         FileIdentity {
             device: meta.dev(),
@@ -237,7 +237,7 @@ impl FileIdentity {
 }
 
 impl Digests {
-    /// None yet.
+    /// An empty set.
     pub fn new() -> Arc<Digests> {
         Arc::default()
     }
@@ -254,7 +254,7 @@ impl Digests {
         })
     }
 
-    /// Writes what is known, for another process. Files that are gone are left out.
+    /// Writes the known checksums, for another process. Files that do not exist any more are left out.
     pub fn save(&self, path: &Path) -> io::Result<()> {
         let known = {
             let mut known = self.lock();

@@ -2,14 +2,14 @@
 
 use crate::error::Error;
 
-/// A cluster. Several clusters cannot share a prefix: each checks whose objects it finds there.
+/// A cluster. Several clusters cannot share a prefix: each checks which cluster the objects there name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cluster {
     /// Its name.
     pub name: String,
-    /// Tells clusters of one name apart. Compared where both sides have one.
+    /// Distinguishes clusters of the same name. It is compared if both sides have one.
     pub fingerprint: Option<u64>,
-    /// The node that this process is; for operators.
+    /// The name of the node that this process is; for operators.
     pub node_name: String,
 }
 

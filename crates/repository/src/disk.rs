@@ -1,4 +1,4 @@
-//! Local files of a restore. All blocking work is done on threads where that is fine.
+//! Local files of a restore. All blocking work is done on threads that may block.
 
 use std::collections::HashSet;
 use std::fs;
@@ -11,10 +11,10 @@ use xxhash_rust::xxh3::Xxh3;
 use crate::error::Error;
 use crate::ids::Digest;
 
-/// Bytes that are gathered before a write.
+/// Bytes that are collected before a write.
 const BUFFER: usize = 1 << 20;
 
-/// Runs blocking work elsewhere.
+/// Runs work on a thread that may block.
 pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> io::Result<T> + Send + 'static,
 ) -> Result<T, Error> {
@@ -28,7 +28,7 @@ pub(crate) async fn blocking<T: Send + 'static>(
         })
 }
 
-/// A file's place: names were checked to stay below.
+/// The path of a file below a directory. Its name was checked not to lead out of the directory.
 pub(crate) fn below(dir: &Path, name: &str) -> PathBuf {
     dir.join(name.trim_start_matches('/'))
 }
@@ -47,9 +47,9 @@ pub(crate) fn digest(path: &Path) -> io::Result<Digest> {
     }
 }
 
-/// Refuses to begin what cannot end.
+/// Refuses to begin a restore for which the disk has too little space.
 pub(crate) fn check_space(dir: &Path, needed: u64) -> Result<(), Error> {
-    // A file system that does not say has to be tried.
+    // If the file system does not report its free space, the restore is attempted.
     let Ok(stats) = rustix::fs::statvfs(dir) else {
         return Ok(());
     };
@@ -72,7 +72,7 @@ pub(crate) struct Writer {
 }
 
 impl Writer {
-    /// Makes the file, and the directories above it.
+    /// Creates the file, and the directories above it.
     pub(crate) async fn create(path: PathBuf) -> Result<Writer, Error> {
         let at = path.clone();
         let created = blocking(move || {
@@ -121,7 +121,7 @@ impl Writer {
         Ok(())
     }
 
-    /// Syncs it, and says what it is.
+    /// Syncs the file, and returns its checksum.
     pub(crate) async fn finish(mut self) -> Result<Digest, Error> {
         let rest = self.buffer.split().freeze();
         self.flush(rest, true).await?;
@@ -130,7 +130,7 @@ impl Writer {
     }
 }
 
-/// An error, with what was done to which file.
+/// Adds the operation and the file to an error.
 pub(crate) fn named(error: Error, what: &'static str, path: &Path) -> Error {
     match error {
         Error::Io { source, .. } => Error::Io {
@@ -158,7 +158,7 @@ pub(crate) fn sync_tree(dir: &Path) -> io::Result<()> {
     sync_dir(dir)
 }
 
-/// Removes files that do not belong here: an attempt that broke off may have left some.
+/// Removes files that do not belong to the snapshot, which an interrupted restore may have left.
 pub(crate) fn remove_all_but(dir: &Path, names: &HashSet<String>) -> io::Result<()> {
     fn walk(dir: &Path, prefix: &str, names: &HashSet<String>) -> io::Result<()> {
         for entry in fs::read_dir(dir)? {

@@ -1,4 +1,4 @@
-//! What the protocol needs beside the store: the time, waiting, and randomness.
+//! What the protocol needs beside the store: the time, waiting, and random numbers.
 //!
 //! They are injected through a trait, so that a simulation controls them.
 
@@ -17,8 +17,8 @@ pub trait Env: fmt::Debug + Send + Sync + 'static {
     /// promise depends on it.
     fn now(&self) -> OffsetDateTime;
 
-    /// The time of day for ages after which something is deleted. It may be behind, and does not follow
-    /// a clock that jumps ahead: see [`crate::steady`].
+    /// The time of day to compute ages with after which something is deleted. It may be behind, and does
+    /// not follow a clock that jumps ahead: see [`crate::steady`].
     fn now_for_ages(&self) -> OffsetDateTime {
         self.now()
     }
@@ -53,20 +53,20 @@ impl Env for System {
     }
 }
 
-/// The time of day that this process measures ages by, and by how much the machine's clock is ahead of
-/// it: it jumped, less than [`TRUST_AFTER`](crate::steady::TRUST_AFTER) ago.
+/// The time of day that this process computes ages with, and by how much the machine's clock is ahead of
+/// it. The clock is ahead if it jumped less than [`TRUST_AFTER`](crate::steady::TRUST_AFTER) ago.
 #[allow(clippy::disallowed_methods)]
 pub fn steady_now() -> (OffsetDateTime, Duration) {
     static STARTED: OnceLock<Instant> = OnceLock::new();
     static CLOCK: Mutex<Option<SteadyClock>> = Mutex::new(None);
     let mut clock = CLOCK.lock().unwrap_or_else(PoisonError::into_inner);
-    // Under the lock: readings come in order.
+    // The time is read under the lock, so that readings are in order.
     let passed = STARTED.get_or_init(Instant::now).elapsed();
     let clock = clock.get_or_insert_default();
     clock.read(OffsetDateTime::now_utc(), passed)
 }
 
-/// Waits for a future, but no longer than `limit`; `None` then.
+/// Waits for a future, but no longer than `limit`; then returns `None`.
 pub(crate) async fn within<T>(
     env: &dyn Env,
     limit: Duration,

@@ -1,4 +1,4 @@
-//! What can go wrong, by what the caller can do about it.
+//! Errors of a repository, by what the caller can do about them.
 
 use std::io;
 use std::path::PathBuf;
@@ -6,12 +6,12 @@ use std::path::PathBuf;
 use crate::ids::{DestinationId, LineageId, Lsn};
 use crate::layout::SnapshotDir;
 
-/// An error of a repository. Messages name the object and what was tried.
+/// An error of a repository. Messages name the object and the operation.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The root is missing: nothing was ever put here, or it was removed. It never means that
-    /// nothing is retained.
+    /// The root is missing: nothing was ever put here, or the root was removed. It never means that no
+    /// snapshot is retained.
     #[error("{root} does not exist{}", if *.others { ", but other objects of snapshots do: it was removed. Bring it back from a version or a backup of the bucket; nothing is written or deleted until then, and a snapshot that is named in full (lsn_…-snap_…) can be restored" } else { "" })]
     NoRoot {
         /// Its URL.
@@ -27,7 +27,7 @@ pub enum Error {
         /// What is wrong with it.
         why: String,
     },
-    /// A listed or referenced object is not there.
+    /// A listed or referenced object does not exist.
     #[error("{object} is missing")]
     Missing {
         /// Its URL.
@@ -43,7 +43,7 @@ pub enum Error {
         /// The cluster that this process is of.
         ours: String,
     },
-    /// The destination's marker was there before, and is not now.
+    /// The destination's marker was there before, and is missing now.
     #[error(
         "{marker} is missing, and was there before: the disk is not mounted, or the directory or bucket was emptied; nothing is written there until it is back"
     )]
@@ -51,7 +51,7 @@ pub enum Error {
         /// The marker's URL.
         marker: String,
     },
-    /// Another destination is where one was before.
+    /// The destination has another id than before.
     #[error(
         "{marker} is that of another destination (id {found}) than before (id {expected}): another disk or bucket is there now, or it was emptied and used again; nothing is written there until the former is back"
     )]
@@ -63,7 +63,7 @@ pub enum Error {
         /// The id that is there.
         found: DestinationId,
     },
-    /// The root was written by Restate, or by another program that counts no generations.
+    /// The root was written by Restate, or by another program that writes no generations.
     #[error(
         "{root} was not written by Esker (it has no generation): nothing is ever written to a destination that another program writes to; use another prefix"
     )]
@@ -71,63 +71,64 @@ pub enum Error {
         /// Its URL.
         root: String,
     },
-    /// The snapshot is of another history than the repository's.
+    /// The snapshot is of another lineage than the repository.
     #[error(
         "the repository is of lineage {}, the snapshot of {}: they do not share a history",
         lineage_name(.theirs), lineage_name(.ours)
     )]
     OtherLineage {
-        /// The repository's.
+        /// The repository's lineage.
         theirs: Option<LineageId>,
-        /// The snapshot's, or the one that was asked for.
+        /// The snapshot's lineage, or the one that was asked for.
         ours: Option<LineageId>,
     },
-    /// Another copy of the node, or a node, puts the snapshots of this history.
+    /// Another process puts the snapshots of this lineage: another copy of the node or, if this process is
+    /// a command, a node.
     #[error(
         "{root} is written by {theirs}, and not by {ours}: two that write would mix their histories"
     )]
     OtherWriter {
         /// The root's URL.
         root: String,
-        /// Who writes.
+        /// The writer that the root names.
         theirs: String,
-        /// Who is refused.
+        /// The writer that is refused.
         ours: String,
     },
     /// All retained snapshots are newer, and an older one is not accepted.
     #[error("a snapshot at LSN {lsn} is older than the oldest retained one, at LSN {oldest}")]
     Superseded {
-        /// The snapshot's.
+        /// The snapshot's LSN.
         lsn: Lsn,
-        /// The oldest retained one's.
+        /// The LSN of the oldest retained snapshot.
         oldest: Lsn,
     },
-    /// The upload's intent has expired and was removed, each time that it was started.
+    /// Each time that the upload was started, its intent expired and was removed.
     #[error("the upload was fenced {attempts} times: its intent expired and was removed")]
     Fenced {
-        /// How often it was started.
+        /// How often the upload was started.
         attempts: u32,
     },
-    /// The root moved between a plan and its application.
+    /// The root was changed between a plan and its application.
     #[error("the root moved from generation {planned} to {actual}: make a new plan")]
     RootMoved {
-        /// When the plan was made.
+        /// The generation that the plan was made for.
         planned: u64,
-        /// Now.
+        /// The current generation.
         actual: u64,
     },
-    /// Another writer swapped the root before each attempt.
+    /// Other writers swapped the root before each attempt.
     #[error("the root {root} was swapped by others {attempts} times in a row")]
     Contended {
         /// Its URL.
         root: String,
-        /// How often.
+        /// Number of attempts.
         attempts: u32,
     },
     /// There is no such snapshot.
     #[error("no snapshot {0} is retained, pinned or abandoned")]
     NoSnapshot(String),
-    /// No snapshot can be restored: those that were tried, newest first.
+    /// No snapshot can be restored. The snapshots that were tried, newest first, each with its error.
     #[error("no usable snapshot: {}", tried(.0))]
     Unusable(Vec<(SnapshotDir, Box<Error>)>),
     /// There is no such bucket.
@@ -136,49 +137,49 @@ pub enum Error {
         /// The destination's URL.
         destination: String,
     },
-    /// The store refuses the request.
+    /// The store refused the request.
     #[error("cannot {what} {object}: {source}")]
     Denied {
-        /// What was tried.
+        /// The operation.
         what: &'static str,
-        /// The URL.
+        /// The object's URL.
         object: String,
-        /// The store's message.
+        /// The store's error.
         source: object_store::Error,
     },
-    /// The store fails, at every attempt.
+    /// The store failed at every attempt.
     #[error("cannot {what} {object}, after {attempts} attempts: {source}")]
     Store {
-        /// What was tried.
+        /// The operation.
         what: &'static str,
-        /// The URL.
+        /// The object's URL.
         object: String,
-        /// How often.
+        /// Number of attempts.
         attempts: u32,
-        /// The store's message at the last attempt.
+        /// The failure of the last attempt.
         source: StoreFailure,
     },
     /// Reading or writing a local file failed.
     #[error("cannot {what} {}: {source}", .path.display())]
     Io {
-        /// What was tried.
+        /// The operation.
         what: &'static str,
-        /// Which.
+        /// The file.
         path: PathBuf,
-        /// Why not.
+        /// The error of the operating system.
         source: io::Error,
     },
-    /// Not enough space for a restore.
+    /// The disk has too little space for a restore.
     #[error("{} bytes are needed in {}, and {} are free", .needed, .path.display(), .free)]
     NoSpace {
-        /// Where.
+        /// The directory.
         path: PathBuf,
-        /// Bytes.
+        /// Bytes that are needed.
         needed: u64,
-        /// Bytes.
+        /// Bytes that are free.
         free: u64,
     },
-    /// What was given cannot be used.
+    /// An argument or a setting cannot be used.
     #[error("{0}")]
     Invalid(String),
 }

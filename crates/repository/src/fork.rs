@@ -1,4 +1,4 @@
-//! Forks: a restore that cannot prove that nothing is lost begins a new lineage.
+//! Forks: a restore that cannot prove that nothing was lost begins a new lineage.
 
 use serde_json::Map;
 
@@ -9,10 +9,10 @@ use crate::root::{Abandoned, Parent, Root};
 
 impl Repository {
     /// Makes `lineage` the repository's lineage, branched off from `parent` after `lsn`, in one swap:
-    /// snapshots above `lsn` become abandoned (kept until pruned by hand), and all uploads under way are
-    /// fenced.
+    /// snapshots above `lsn` become abandoned (kept until an operator prunes them), and all uploads under
+    /// way are fenced.
     ///
-    /// The repository must be of lineage `parent`. Of two forks at once one fails with
+    /// The repository must be of lineage `parent`. Of two concurrent forks, one fails with
     /// [`Error::OtherLineage`]. A node that restored must not serve before this has succeeded.
     pub async fn fork(
         &self,

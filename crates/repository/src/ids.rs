@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// A number of a partition, at most 65,535. The first segment of every key.
+/// The number of a partition, at most 65,535. The first segment of every key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct PartitionId(pub u16);
@@ -17,8 +17,8 @@ pub struct PartitionId(pub u16);
 #[serde(transparent)]
 pub struct Lsn(pub u64);
 
-/// How many times a root was swapped. An intent's generation is the one that its swap made, and
-/// belongs to it alone.
+/// A number of a root that each swap raises by one. An intent has the generation that the swap set which
+/// registered it, and no other intent has the same.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
 )]
@@ -36,7 +36,7 @@ macro_rules! plain_display {
 }
 plain_display!(PartitionId, Lsn, Generation);
 
-/// Text that is not the name it should be.
+/// A text that does not follow the rules of a name.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{text:?} is no {what}: {rule}")]
 pub struct NameError {
@@ -45,7 +45,7 @@ pub struct NameError {
     rule: &'static str,
 }
 
-/// Names are quoted in errors, at most so many characters of them.
+/// Maximum number of characters of a name that an error quotes.
 const QUOTED: usize = 80;
 
 fn name_error(text: &str, what: &'static str, rule: &'static str) -> NameError {
@@ -58,16 +58,16 @@ fn name_error(text: &str, what: &'static str, rule: &'static str) -> NameError {
 
 const BASE62: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
 
-/// The name of a snapshot: `snap_1` and letters and digits of base 62; 128 random bits.
+/// The name of a snapshot: `snap_1` and digits of base 62, for 128 random bits.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SnapshotId(String);
 
 impl SnapshotId {
     const PREFIX: &'static str = "snap_1";
-    /// Longer ones than 22 digits are nobody's, but others may count otherwise.
+    /// Maximum number of digits. Ids of Esker have 22; other programs may write more.
     const LONGEST: usize = 64;
 
-    /// The name with these bits.
+    /// The id for these bits.
     pub fn from_bits(mut bits: u128) -> SnapshotId {
         let mut digits = [b'0'; 22];
         for digit in digits.iter_mut().rev() {
@@ -78,7 +78,7 @@ impl SnapshotId {
         SnapshotId(format!("{}{digits}", Self::PREFIX))
     }
 
-    /// The name.
+    /// The id as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -116,18 +116,18 @@ pub struct DestinationId(pub u128);
 pub struct IncarnationId(pub u128);
 
 impl IncarnationId {
-    /// Its first eight digits, for people.
+    /// Its first eight digits, for messages.
     pub fn short(&self) -> String {
         format!("{:08x}", self.0 >> 96)
     }
 }
 
-/// An xxh3-128 of a file's bytes, 32 hex digits.
+/// The xxh3-128 of a file's bytes, 32 hex digits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Digest(pub u128);
 
 impl Digest {
-    /// Of these bytes.
+    /// The digest of these bytes.
     pub fn of(bytes: &[u8]) -> Digest {
         Digest(xxhash_rust::xxh3::xxh3_128(bytes))
     }

@@ -7,9 +7,9 @@ use crate::ids::IncarnationId;
 /// One start of a process that puts snapshots, and the starts that it follows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Incarnation {
-    /// Drawn at this start. Has to be stored before it is used, so that the next start follows it.
+    /// Drawn at this start. It must be stored before it is used, so that the next start follows it.
     pub id: IncarnationId,
-    /// Those that earlier starts of the same data directory drew.
+    /// The incarnations of earlier starts of the same data directory.
     pub after: Vec<IncarnationId>,
 }
 

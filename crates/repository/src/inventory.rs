@@ -1,4 +1,4 @@
-//! What a partition's repository holds: its root, and what the descriptions of kept snapshots say.
+//! The content of a partition's repository: its root, and the descriptions of kept snapshots.
 
 use std::sync::Arc;
 
@@ -20,12 +20,11 @@ pub struct Inventory {
     /// The partition.
     #[cfg_attr(feature = "openapi", schema(value_type = u16))]
     pub partition: PartitionId,
-    /// Whose it is.
+    /// The cluster that it belongs to.
     pub cluster_name: String,
-    /// How often its root was swapped; absent if whoever wrote it does not count, and then it is never
-    /// written to.
+    /// The generation of its root. Absent if another program wrote the root; then it is never written to.
     pub generation: Option<u64>,
-    /// The history that its retained snapshots are of.
+    /// The lineage of its retained snapshots.
     #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
     pub lineage: Option<LineageId>,
     /// Snapshots that must stay, newest LSN first.
@@ -47,9 +46,9 @@ pub struct KeptSnapshot {
     /// The last position that it covers.
     #[cfg_attr(feature = "openapi", schema(value_type = u64))]
     pub lsn: Lsn,
-    /// Why it stays; never empty.
+    /// Why it is kept; never empty.
     pub states: Vec<State>,
-    /// When it was made, by its node's clock.
+    /// When it was created, by its node's clock.
     #[serde(with = "time::serde::rfc3339::option")]
     pub created_at: Option<OffsetDateTime>,
     /// Full or incremental.
@@ -58,30 +57,30 @@ pub struct KeptSnapshot {
     pub files: Option<u64>,
     /// Their bytes.
     pub bytes: Option<u64>,
-    /// The node that made it.
+    /// The node that created it.
     pub node_name: Option<String>,
-    /// Why its description cannot be used; what only that says is absent then.
+    /// Why its description cannot be used. The fields that only a description has are absent then.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
 }
 
-/// Why a snapshot stays.
+/// Why a snapshot is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum State {
-    /// It is the newest of those retained.
+    /// It is the newest retained one.
     Newest,
     /// It is retained.
     Retained,
     /// A restore reads it.
     Pinned,
-    /// It is of a stale lineage, and kept until pruned by hand.
+    /// It is of a stale lineage, and kept until an operator prunes it.
     Abandoned,
 }
 
 impl Root {
-    /// Why a snapshot stays; empty if it does not.
+    /// Why a snapshot is kept; empty if it is not kept.
     pub fn states(&self, dir: &SnapshotDir) -> Vec<State> {
         let mut states = Vec::new();
         match self.retained_snapshots.iter().position(|r| r.dir() == *dir) {
@@ -101,8 +100,8 @@ impl Root {
 }
 
 impl Repository {
-    /// Everything that is kept, and what is under way. A description that is damaged or missing does
-    /// not fail it, but is in the answer.
+    /// All kept snapshots, and the uploads under way. A description that is damaged or missing is no error:
+    /// it is reported in [`KeptSnapshot::problem`].
     pub async fn inventory(&self) -> Result<Inventory, Error> {
         let root = self.root().await?;
         let root = root.root();

@@ -1,15 +1,15 @@
-//! How many requests that send files are under way at a time: fewer after one failed, more after many
-//! went well.
+//! Limits how many requests that send files are under way at a time: fewer after a failure, more after
+//! successes.
 //!
-//! Several that share a slow network slow each other down until all of them fail, and are all begun
-//! again. After a failure half as many are let through; each time that as many as are let through went
-//! well, one more is, up to what there is memory for.
+//! Requests that share a slow network slow each other down until all of them fail and are sent again. After
+//! a failure, half of the requests that were under way are admitted. Each time that as many requests as are
+//! admitted have succeeded, one more is, up to [`Lanes::MAX_OPEN`].
 
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::Notify;
 
-/// See the module. Clones are the same.
+/// The limit. See the module. Clones share it.
 #[derive(Clone, Debug)]
 pub(crate) struct Lanes(Arc<Shared>);
 
@@ -23,15 +23,15 @@ struct Shared {
 struct State {
     open: usize,
     used: usize,
-    /// Requests that went well since `open` last changed.
+    /// Requests that succeeded since `open` last changed.
     went_well: usize,
-    /// How often one was closed. Those that share a failure are one failure.
+    /// Number of failures. Requests that fail together count as one.
     falls: u64,
-    /// Of these, since one last went well.
+    /// Failures since a request last succeeded.
     in_a_row: u32,
 }
 
-/// A place for one request, until it is dropped.
+/// A place for one request. Dropping it frees the place.
 #[must_use]
 pub(crate) struct Lane {
     lanes: Lanes,
@@ -39,7 +39,7 @@ pub(crate) struct Lane {
 }
 
 impl Lanes {
-    /// Most that are ever open: without a limit of its own, the limit is the memory of uploads.
+    /// Maximum number of open lanes. Before a failure, the memory of uploads is the lower limit.
     pub(crate) const MAX_OPEN: usize = 64;
 
     pub(crate) fn new() -> Lanes {
@@ -57,11 +57,11 @@ impl Lanes {
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
-        // Each change leaves it whole.
+        // Each change leaves the state consistent, so a poisoned lock can be used.
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for a place.
+    /// Waits for a free place.
     pub(crate) async fn enter(&self) -> Lane {
         loop {
             let left = self.0.left.notified();
@@ -83,7 +83,7 @@ impl Lanes {
 }
 
 impl Lane {
-    /// Its request was answered.
+    /// Records that the request succeeded.
     pub(crate) fn went_well(&self) {
         let mut state = self.lanes.state();
         state.went_well += 1;
@@ -96,11 +96,11 @@ impl Lane {
         }
     }
 
-    /// Its request failed, for a reason that others may share; how often that happened since one last
-    /// went well. Those that failed together count once.
+    /// Records that the request failed, for a reason that other requests may share. Returns the number of
+    /// failures since a request last succeeded; requests that fail together count once.
     pub(crate) fn failed(&self) -> u32 {
         let mut state = self.lanes.state();
-        // Those that began before the last fall tell nothing new.
+        // A request that began before the last failure does not count again.
         if self.falls == state.falls {
             state.falls += 1;
             state.in_a_row += 1;

@@ -1,4 +1,4 @@
-//! Where what is in a repository: the keys, and which of them a sweep may delete.
+//! The layout of a repository: its keys, and which of them a sweep may delete.
 //!
 //! ```text
 //! <destination>/cluster.json                                            whose it is, see [`crate::ownership`]
@@ -8,8 +8,8 @@
 //! <destination>/<partition>/ssts/<xxh3-128><generation>.sst              a file of incremental ones
 //! ```
 //!
-//! In this crate a *key* is the part below `<partition>/`. What matches none of the patterns is
-//! foreign and is never touched.
+//! In this crate a *key* is the part below `<partition>/`. An object whose key matches none of these
+//! patterns is foreign and is never touched.
 
 use std::fmt;
 
@@ -21,14 +21,14 @@ pub const ROOT: &str = "latest.json";
 pub const METADATA: &str = "metadata.json";
 /// Directory of the files that snapshots share.
 pub const SHARED: &str = "ssts/";
-/// Name of the file in a partial directory of a restore that names the snapshot: no file of a snapshot
-/// has it.
+/// The file in a partial directory of a restore that names the snapshot. No file of a snapshot has this
+/// name.
 pub(crate) const RESTORE_MARKER: &str = ".esker-restore.json";
 
 /// A snapshot's directory: its LSN and id. Sorts by LSN.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SnapshotDir {
-    /// The last position it covers.
+    /// The last position that it covers.
     pub lsn: Lsn,
     /// Its id.
     pub id: SnapshotId,
@@ -65,16 +65,16 @@ impl fmt::Display for SnapshotDir {
     }
 }
 
-/// The key of a shared file: its content, and the upload that wrote it.
+/// The key of a shared file: the checksum of its content, and the generation of the upload that wrote it.
 pub fn shared_file(digest: Digest, generation: Generation) -> String {
     format!("{SHARED}{digest}{:016x}.sst", generation.0)
 }
 
-/// The checksum that a shared file's key begins with; `None` if it is no xxh3-128.
+/// The checksum at the beginning of a shared file's key; `None` if the key has no xxh3-128.
 pub fn digest_of_key(key: &str) -> Option<Digest> {
     let hex = key.strip_prefix(SHARED)?.strip_suffix(".sst")?;
     match hex.len() {
-        // Restate's keys, and ours, which a generation follows.
+        // Restate's keys are a checksum; Esker's have a generation after it.
         32 | 48 => hex.get(..32)?.parse().ok(),
         _ => None,
     }
@@ -85,21 +85,21 @@ pub fn digest_of_key(key: &str) -> Option<Digest> {
 pub enum Object {
     /// The root.
     Root,
-    /// A file that incremental snapshots share. Those of others may lack a generation.
+    /// A file that incremental snapshots share. Keys of other programs may have no generation.
     Shared {
-        /// The upload that wrote it.
+        /// The generation of the upload that wrote it.
         generation: Option<Generation>,
     },
     /// A snapshot's description.
     Metadata(SnapshotDir),
     /// A file of a full snapshot.
     File(SnapshotDir),
-    /// None of ours.
+    /// An object that is not part of a repository.
     Foreign,
 }
 
 impl Object {
-    /// What this key (below `<partition>/`) names.
+    /// The object that a key (below `<partition>/`) names.
     pub fn of(key: &str) -> Object {
         if key == ROOT {
             return Object::Root;
@@ -134,16 +134,16 @@ impl Object {
     }
 }
 
-/// Whether a file may be named so in a full snapshot: `<number>.sst`.
+/// Whether a full snapshot may have a file of this name: `<number>.sst`.
 pub fn is_full_name(name: &str) -> bool {
     name.strip_suffix(".sst")
         .is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()))
 }
 
-/// The partition that a directory right below the destination is of.
+/// The partition of a directory directly below the destination; `None` if it is not a partition's number.
 pub fn parse_partition(segment: &str) -> Option<PartitionId> {
     let id = segment.parse().ok()?;
-    // Not `007` or `+7`.
+    // Numbers like `007` or `+7` are refused.
     (segment == format!("{id}")).then_some(PartitionId(id))
 }
 

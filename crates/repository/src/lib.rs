@@ -1,16 +1,17 @@
 //! Snapshots of immutable files on object storage.
 //!
-//! A snapshot costs what changed since the one before, exists as a whole or not at all, and garbage
-//! collection cannot delete what is needed, whatever clocks, crashes and races do.
+//! The cost of a snapshot is that of what changed since the previous one. A snapshot exists completely or
+//! not at all. Garbage collection never deletes an object that is needed, whatever clocks, crashes and
+//! races do.
 //!
 //! # The idea
 //!
-//! A *checkpoint* is a directory of immutable files and the position in a log that they cover. A
-//! *put* makes a *snapshot* of it at a *destination*: an S3 bucket or a directory. Each partition
-//! there has one object that is ever replaced, the *root* (`latest.json`), and only by
-//! compare-and-swap: what it names is *retained*, and a snapshot exists from the swap on that names
-//! it. A *restore* fetches a snapshot and checks every byte. A *sweep* deletes the objects that nothing
-//! refers to.
+//! A *checkpoint* is a directory of immutable files and the position in a log that they cover. A *put*
+//! makes a *snapshot* of it at a *destination*: an S3 bucket or a directory. Each partition there has one
+//! object that is ever replaced, the *root* (`latest.json`), and only by compare-and-swap. The root names
+//! the snapshots that are *retained*; a snapshot exists from the swap on that adds it to the root. A
+//! *restore* fetches a snapshot and checks every byte. A *sweep* deletes the objects that nothing refers
+//! to.
 //!
 //! # Modules
 //!

@@ -1,7 +1,7 @@
-//! `metadata.json`: what a snapshot is, and which files belong to it.
+//! `metadata.json`: the description of a snapshot, and the list of its files.
 //!
-//! The names are those of Restate's partition snapshots, with additions; what is absent there is
-//! optional here. Written once and never again.
+//! The field names are those of Restate's partition snapshots, with additions; fields that Restate does not
+//! write are optional here. A description is written once and never changed.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -13,10 +13,10 @@ use crate::error::Error;
 use crate::ids::{Digest, LineageId, Lsn, PartitionId, SnapshotId};
 use crate::layout::{Object, RESTORE_MARKER, SnapshotDir, digest_of_key, is_full_name};
 
-/// Largest description that is read, in bytes: one of some 150,000 files.
+/// Maximum size of a description that is read, in bytes: that of some 150,000 files.
 pub const METADATA_BYTES: u64 = 64 << 20;
 
-/// The only version that there is.
+/// The only version of the format.
 const VERSION: &str = "V1";
 
 /// A snapshot's description.
@@ -24,16 +24,16 @@ const VERSION: &str = "V1";
 pub struct SnapshotMetadata {
     /// `V1`.
     pub version: String,
-    /// The cluster it is of.
+    /// The name of the cluster.
     pub cluster_name: String,
-    /// Tells clusters of one name apart.
+    /// Distinguishes clusters of the same name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cluster_fingerprint: Option<u64>,
-    /// The partition it is of.
+    /// The partition.
     pub partition_id: PartitionId,
-    /// The node that made it.
+    /// The node that created it.
     pub node_name: String,
-    /// When that node made it, by its own clock.
+    /// When it was created, by that node's clock.
     #[serde(with = "time::serde::rfc3339")]
     pub created_at: OffsetDateTime,
     /// Its id.
@@ -45,51 +45,52 @@ pub struct SnapshotMetadata {
     pub log_id: Option<u32>,
     /// The last position that it is known to cover.
     pub min_applied_lsn: Lsn,
-    /// How its keys are ordered.
+    /// RocksDB's name of the order of its keys.
     pub db_comparator_name: String,
     /// Its files.
     pub files: Vec<FileMetadata>,
-    /// The key of every file, by name. Absent for full snapshots: their files lie beside this.
+    /// The key of every file, by name. Absent for full snapshots: their files are beside the description.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub file_keys: Option<BTreeMap<String, String>>,
-    /// The checksum of every file, by name. Restate writes none.
+    /// The checksum of every file, by name. Snapshots of Restate have none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checksums: Option<BTreeMap<String, Digest>>,
-    /// The history that its position is of.
+    /// The lineage that its LSN belongs to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lineage: Option<LineageId>,
-    /// The Raft term of its position.
+    /// The Raft term of its LSN.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub term: Option<u64>,
-    /// The Raft membership as of its position, as its writer writes it.
+    /// The Raft membership as of its LSN, in the format of its writer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub membership: Option<Value>,
-    /// How many partitions the cluster had.
+    /// Number of partitions of the cluster.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub partitions: Option<u32>,
-    /// What else there is.
+    /// All other fields.
     #[serde(flatten)]
     pub extra: Map<String, Value>,
 }
 
-/// Partition keys, both ends included.
+/// A range of partition keys, both ends included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct KeyRange {
-    /// First.
+    /// The first key.
     pub start: u64,
-    /// Last.
+    /// The last key.
     pub end: u64,
 }
 
 impl KeyRange {
-    /// All of them.
+    /// All partition keys.
     pub const ALL: KeyRange = KeyRange {
         start: 0,
         end: u64::MAX,
     };
 }
 
-/// One file of a snapshot. What is more than name and size comes from RocksDB and goes back there.
+/// One file of a snapshot. All fields but name and size come from RocksDB, and are given back to it by an
+/// import.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileMetadata {
     /// Its column family.
@@ -97,12 +98,12 @@ pub struct FileMetadata {
     pub column_family_name: String,
     /// `/` and its path below the snapshot's directory, with `/` between segments.
     pub name: String,
-    /// Empty: where it lay before is nobody's business.
+    /// Empty: the path on the node that wrote the file is not published.
     #[serde(default)]
     pub directory: String,
-    /// In bytes.
+    /// Its size, in bytes.
     pub size: u64,
-    /// Its level in the tree.
+    /// Its level in RocksDB's tree.
     #[serde(default)]
     pub level: i32,
     /// Its first key, in hexadecimal digits.
@@ -111,25 +112,25 @@ pub struct FileMetadata {
     /// Its last key, in hexadecimal digits.
     #[serde(default)]
     pub end_key: Option<String>,
-    /// Lowest sequence number in it.
+    /// The lowest sequence number in it.
     #[serde(default)]
     pub smallest_seqno: u64,
-    /// Highest sequence number in it.
+    /// The highest sequence number in it.
     #[serde(default)]
     pub largest_seqno: u64,
-    /// How many entries it has.
+    /// Number of its entries.
     #[serde(default)]
     pub num_entries: u64,
-    /// How many of them are deletions.
+    /// Number of its entries that are deletions.
     #[serde(default)]
     pub num_deletions: u64,
-    /// What else there is.
+    /// All other fields.
     #[serde(flatten)]
     pub extra: Map<String, Value>,
 }
 
 impl FileMetadata {
-    /// A file of which no more is known.
+    /// A file of which only name and size are known.
     pub fn plain(name: String, size: u64) -> FileMetadata {
         FileMetadata {
             name,
@@ -139,11 +140,16 @@ impl FileMetadata {
     }
 }
 
-/// Longest name of a file, in bytes.
+/// Maximum length of a file's name, in bytes.
 pub const NAME_BYTES: usize = 1024;
 
-/// Whether this is `/` and a path that stays below where it begins: no empty segment, no `.` or
-/// `..`, no backslash, no control character.
+/// Checks that a file's name is `/` and a path that stays below its directory: no empty segment, no `.` or
+/// `..`, no backslash, no control character, at most [`NAME_BYTES`] bytes. The name of a restore's marker
+/// is refused as well.
+///
+/// # Errors
+///
+/// The rule that the name violates.
 pub fn check_name(name: &str) -> Result<(), &'static str> {
     let Some(path) = name.strip_prefix('/') else {
         return Err("it does not begin with `/`");
@@ -167,7 +173,8 @@ pub fn check_name(name: &str) -> Result<(), &'static str> {
     Ok(())
 }
 
-/// Refuses a name that is also a directory of another: no file system can hold both.
+/// Refuses a name that is also a directory of another name: no file system can hold both. The error is that
+/// name.
 pub(crate) fn check_tree<'a>(names: impl IntoIterator<Item = &'a str>) -> Result<(), &'a str> {
     let names: HashSet<&str> = names.into_iter().collect();
     for name in &names {
@@ -179,21 +186,25 @@ pub(crate) fn check_tree<'a>(names: impl IntoIterator<Item = &'a str>) -> Result
     Ok(())
 }
 
-/// Which kind of snapshot: where its files are.
+/// The kind of a snapshot: where its files are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
-    /// All beside its description.
+    /// All files are beside its description.
     Full,
-    /// By content, shared among snapshots.
+    /// Files are named by their content, and shared among snapshots.
     Incremental,
 }
 
 impl SnapshotMetadata {
-    /// Parses a description, and checks all that can be checked without looking elsewhere: version,
-    /// that it is of this directory and partition, that every file has a safe name that no other
-    /// has, and a key of a kind that is ours.
+    /// Parses a description, and checks what can be checked without other objects: its version; that it
+    /// describes this directory and partition; that every file has a safe name that no other file has; and
+    /// that every file's key is that of a shared file or, in a full snapshot, its name is `<number>.sst`.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with it.
     pub fn parse(
         bytes: &[u8],
         partition: PartitionId,
@@ -207,7 +218,8 @@ impl SnapshotMetadata {
         }
         let mut metadata: SnapshotMetadata =
             serde_json::from_value(value).map_err(|e| e.to_string())?;
-        // Restate writes so for a full snapshot; whoever writes checksums does not.
+        // Restate writes an empty map for a full snapshot. A description with checksums is not Restate's:
+        // there, an empty map means an incremental snapshot without files.
         if metadata.checksums.is_none() {
             metadata.file_keys = metadata.file_keys.filter(|keys| !keys.is_empty());
         }
@@ -296,7 +308,7 @@ impl SnapshotMetadata {
             .unwrap_or_else(|| self.dir().file(&file.name))
     }
 
-    /// The checksum of one of its files, if it was written: among the checksums, or in the file's key.
+    /// The checksum of one of its files, if it is known: from the checksums, or from the file's key.
     pub fn checksum_of(&self, file: &FileMetadata) -> Option<Digest> {
         match &self.checksums {
             Some(checksums) => checksums.get(&file.name).copied(),
@@ -311,18 +323,18 @@ impl SnapshotMetadata {
             .all(|file| self.checksum_of(file).is_some())
     }
 
-    /// Bytes of all files.
+    /// Total size of its files, in bytes.
     pub fn bytes(&self) -> u64 {
         self.files.iter().map(|f| f.size).sum()
     }
 
-    /// As it is written.
+    /// The description as JSON.
     pub(crate) fn to_bytes(&self) -> Result<Vec<u8>, Error> {
         serde_json::to_vec_pretty(self)
             .map_err(|e| Error::Invalid(format!("a snapshot's description: {e}")))
     }
 
-    /// The version to write.
+    /// The version that is written.
     pub(crate) fn current_version() -> String {
         VERSION.to_owned()
     }

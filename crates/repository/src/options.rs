@@ -1,4 +1,4 @@
-//! How a repository is used: who asks, what is retained, and how hard a store is tried.
+//! Options of a repository: who uses it, what is retained, and how requests are retried.
 
 use std::num::NonZeroU32;
 use std::time::Duration;
@@ -8,39 +8,39 @@ use crate::incarnation::Incarnation;
 use crate::metadata::Kind;
 use crate::rate_limiter::RateLimiter;
 
-/// How a repository is used.
+/// Options of a repository.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// The cluster that this process is of. `None` is for reading only: objects of every cluster are read,
     /// and nothing is written.
     pub cluster: Option<Cluster>,
-    /// Which of several copies of one node this is. `None`: a writer without one, such as a command,
+    /// Which of several copies of one node this is. `None` for a writer without one, such as a command,
     /// which is refused where a node puts its snapshots.
     pub incarnation: Option<Incarnation>,
     /// How a new snapshot's files are kept.
     pub kind: Kind,
-    /// Whether files that a retained snapshot has are reused. Without it, a put shares no object
-    /// with earlier snapshots: for a repository that was found damaged.
+    /// Whether files that a retained snapshot has are reused. Without it, a put shares no object with
+    /// earlier snapshots: for a repository that was found to be damaged.
     pub reuse: bool,
-    /// How many snapshots are retained; what a commit removes is deleted at once. `None`: the
-    /// newest only, and the sweep deletes older ones once they are older than `orphan_min_age`.
+    /// Number of snapshots that are retained; what a commit removes is deleted at once. `None`: the newest
+    /// only, and the sweep deletes older ones once they are older than `orphan_min_age`.
     pub num_retained: Option<NonZeroU32>,
     /// A sweep does not delete younger objects. Its safety does not depend on this: it is a second safeguard.
     pub orphan_min_age: Duration,
-    /// An intent that was not renewed for so long has expired.
+    /// An intent that was not renewed for this long has expired.
     pub intent_timeout: Duration,
-    /// How often an upload renews its intent. Far below `intent_timeout`.
+    /// How often an upload renews its intent; must be far below `intent_timeout`.
     pub renew_every: Duration,
     /// How long the pin of a restore lasts; the restore renews it after half of that.
     pub pin_for: Duration,
     /// Files that are transferred at a time.
     pub parallel_files: usize,
-    /// Bytes of files in memory, uploads; at least one part of 8 MiB.
+    /// Bytes of files that uploads have in memory; at least one part of 8 MiB.
     pub buffer: usize,
     /// Limits the rate at which files are uploaded. Hard links, descriptions and the root are not limited.
-    /// `None`: as fast as the store accepts them.
+    /// `None`: no limit.
     pub pace: Option<RateLimiter>,
-    /// How often a request to the store is tried again, and how long it may take.
+    /// How often a request to the store is retried, and how long it may take.
     pub retries: Retries,
 }
 
@@ -60,7 +60,7 @@ impl Default for Options {
             pin_for: Duration::from_secs(6 * 3600),
             // Enough to hide the latency of an object store; a disk needs no more.
             parallel_files: 8,
-            // Six parts. With what allocators and connections keep, a process stays below 128 MiB.
+            // Six parts. With the memory of allocators and connections, a process stays below 128 MiB.
             buffer: 48 << 20,
             pace: None,
             retries: Retries::default(),
@@ -68,17 +68,17 @@ impl Default for Options {
     }
 }
 
-/// How often a request to the store is tried again, and how long it may take.
+/// How often a request to the store is retried, and how long it may take.
 #[derive(Clone, Copy, Debug)]
 pub struct Retries {
-    /// Attempts at one request, at least 1. Six of them, with back-off, wait out some seconds of trouble.
+    /// Attempts at one request, at least 1. Six attempts with back-off outlast a failure of some seconds.
     pub attempts: u32,
     /// Second and later attempts at all requests of one operation (a put, a restore, a sweep)
     /// together, so that an operation ends even if half of all requests fail.
     pub budget: u32,
-    /// Longest wait before the second attempt; doubles with each further one.
+    /// Maximum wait before the second attempt; doubled for each further one.
     pub first_wait: Duration,
-    /// Longest wait between two attempts.
+    /// Maximum wait between two attempts.
     pub longest_wait: Duration,
     /// How long a store may neither accept nor send a byte before a request counts as failed.
     pub silence: Duration,

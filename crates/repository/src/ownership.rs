@@ -1,9 +1,9 @@
 //! `cluster.json`: the cluster that a destination belongs to.
 //!
-//! A destination belongs to one cluster. The marker at its top names the cluster; it is made by the
-//! first put, on the condition that there is none, and never written again. Before it is made, all
-//! partitions at the destination are inspected: a destination with partitions of another cluster is refused,
-//! and one with partitions of this cluster alone, which earlier releases wrote, is accepted.
+//! The marker at the top of a destination names the cluster. The first put creates it, on the condition
+//! that there is none, and it is never changed. Before that, all partitions at the destination are
+//! inspected: a destination with partitions of another cluster is refused; one with partitions of this
+//! cluster only, which earlier releases wrote, is accepted.
 //!
 //! The marker also identifies the destination: if a disk is not mounted or a bucket was emptied, the
 //! marker is missing or has another id. Once a [`Destination`] has seen an id, nothing is written there
@@ -30,13 +30,13 @@ use crate::store::{Store, Swap};
 
 /// Key of the marker, below the destination.
 pub const MARKER: &str = "cluster.json";
-/// Largest marker that is read, in bytes. One has some 300.
+/// Maximum size of a marker that is read, in bytes. A marker has some 300.
 const MAX_MARKER_BYTES: u64 = 64 << 10;
-/// What is written.
+/// The version that is written.
 const VERSION: &str = "V1";
-/// How often creating a marker is tried, while the store reports neither success nor refusal.
+/// Maximum number of attempts to create a marker while the store reports neither success nor refusal.
 const MAX_CREATIONS: u32 = 6;
-/// Partitions that are inspected at a time, before a marker is made.
+/// Partitions that are inspected at a time, before a marker is created.
 const PARALLEL_INSPECTIONS: usize = 16;
 
 /// The cluster that a destination belongs to.
@@ -44,19 +44,19 @@ const PARALLEL_INSPECTIONS: usize = 16;
 pub struct ClusterMarker {
     /// `V1`.
     pub version: String,
-    /// Drawn when the marker was made: no other destination has it.
+    /// Drawn when the marker was created; no other destination has it.
     pub destination_id: DestinationId,
     /// The cluster's name.
     pub cluster_name: String,
-    /// Tells clusters of one name apart. Absent if whoever made the marker had none.
+    /// Distinguishes clusters of the same name. Absent if the cluster had none when the marker was created.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cluster_fingerprint: Option<u64>,
-    /// The node that made the marker; for operators.
+    /// The node that created the marker; for operators.
     pub node_name: String,
-    /// When it was made, by that node's clock.
+    /// When it was created, by that node's clock.
     #[serde(with = "time::serde::rfc3339")]
     pub created_at: OffsetDateTime,
-    /// What else there is.
+    /// All other fields.
     #[serde(flatten)]
     pub extra: Map<String, Value>,
 }
@@ -83,15 +83,15 @@ pub async fn marker(destination: &Destination) -> Result<Option<ClusterMarker>, 
     read(&store).await
 }
 
-/// Whether a cluster may write to a destination: its marker names the cluster, or there is no marker
-/// and no partition of another cluster. Writes nothing. A put does the same check; this is for callers that
-/// write something before the first put.
+/// Checks whether a cluster may write to a destination: its marker names the cluster, or there is no marker
+/// and no partition of another cluster. Writes nothing. A put does the same check; this function is for
+/// callers that write something before the first put.
 ///
 /// # Errors
 ///
-/// [`Error::OtherCluster`] and [`Error::NotOurs`] if it belongs to another cluster or program,
-/// [`Error::MarkerMissing`] and [`Error::OtherDestination`] if it is not the one that this process has
-/// seen before.
+/// [`Error::OtherCluster`] and [`Error::NotOurs`] if it belongs to another cluster or program;
+/// [`Error::MarkerMissing`] and [`Error::OtherDestination`] if it is not the destination that this process
+/// has seen before; errors of reading the destination.
 pub async fn check(destination: &Destination, cluster: &Cluster) -> Result<(), Error> {
     let store = store_of(destination, Arc::new(System), &Options::default());
     check_with(&store, cluster).await
@@ -102,7 +102,7 @@ pub(crate) async fn check_with(store: &Store, cluster: &Cluster) -> Result<(), E
     inspect(&store.above(), cluster).await.map(|_| ())
 }
 
-/// As [`check`], and makes the marker if there is none.
+/// As [`check`], and creates the marker if there is none.
 ///
 /// # Errors
 ///
@@ -154,7 +154,7 @@ pub(crate) async fn claim_with(store: &Store, cluster: &Cluster) -> Result<Clust
                 cluster = cluster.name,
                 "The destination belongs to this cluster now"
             ),
-            // Another process made one, or the outcome is unknown: the next read shows which.
+            // Another process created one, or the outcome is unknown: the next read shows which.
             Swap::Lost => {}
             Swap::Unknown(failure) => {
                 tracing::debug!(%failure, "The creation of a marker got no plain answer");
@@ -163,7 +163,7 @@ pub(crate) async fn claim_with(store: &Store, cluster: &Cluster) -> Result<Clust
     }
 }
 
-/// The marker, if there is one and it is the right one; `None` if there is none and one may be made.
+/// Returns the marker, if it is the right one; `None` if there is none and one may be created.
 async fn inspect(store: &Store, cluster: &Cluster) -> Result<Option<ClusterMarker>, Error> {
     let marker = read(store).await?;
     let seen = store.destination().seen().get();
@@ -190,7 +190,7 @@ async fn inspect(store: &Store, cluster: &Cluster) -> Result<Option<ClusterMarke
             });
         }
         Some(_) => {}
-        // Only the name was compared: the partitions may have a fingerprint.
+        // Only the names were compared: the partitions may have a fingerprint.
         None if marker.cluster_fingerprint.is_none() && cluster.fingerprint.is_some() => {
             check_partitions(store, cluster).await?;
         }
@@ -270,7 +270,7 @@ async fn inspect_partition(
         },
         Err(error) => return Err(error),
     };
-    // The root names no cluster. A description may.
+    // The root names no cluster, but a description may.
     let mut others = matches!(unknown, Error::Damaged { .. });
     let mut listed = store.list();
     while let Some(object) = listed.next().await {

@@ -1,4 +1,4 @@
-//! Which partitions there are at a destination.
+//! Finds the partitions at a destination.
 
 use std::sync::Arc;
 
@@ -12,14 +12,14 @@ use crate::layout::{Object, ROOT, parse_partition};
 use crate::options::Options;
 use crate::store::Store;
 
-/// Finds the partitions at a destination, in order: directories named like one that hold a root or
-/// other objects of snapshots. Others are somebody else's. None if there is nothing at all.
+/// Finds the partitions at a destination, in ascending order: directories whose name is a partition's
+/// number and that contain a root or other objects of snapshots. Other directories are ignored.
 ///
-/// Costs a LIST, and a look at each partition's root.
+/// Costs one LIST, and for each partition a HEAD of its root, and a LIST if it has none.
 pub async fn partitions(destination: &Destination) -> Result<Vec<PartitionId>, Error> {
     let of = |id| Store::new(destination, id, Arc::new(System), &Options::default());
     let mut found = Vec::new();
-    // Any partition's store can list what lies beside it.
+    // The store of any partition can list the directories beside it.
     let names = of(PartitionId(0)).directories().await?;
     for id in names.iter().filter_map(|name| parse_partition(name)) {
         let store = of(id);

@@ -1,7 +1,7 @@
-//! Pins: a restore's claim on a snapshot, so that no sweep takes it away while it is read.
+//! Pins: entries of a root that protect a snapshot while a restore reads it, so that no sweep deletes it.
 //!
-//! A swap may only pin what is retained, pinned or abandoned in the very root that it replaces. A
-//! pin counts while it is in the root; its expiry only tells a sweep that it may be removed.
+//! A swap may only pin a snapshot that is retained, pinned or abandoned in the root that it replaces. A pin
+//! is effective while it is in the root; after its expiry a sweep may remove it.
 
 use serde_json::Map;
 use time::OffsetDateTime;
@@ -12,11 +12,12 @@ use crate::repository::{Change, Repository};
 use crate::root::{Pin, Root};
 use crate::store::Store;
 
-/// Most pins of a root. Each is a restore under way.
+/// Maximum number of pins of a root. Each is a restore under way.
 const MAX_PINS: usize = 1000;
 
 impl Repository {
-    /// Pins a snapshot; the pin's id. [`Error::NoSnapshot`] if it is not kept any more.
+    /// Pins a snapshot, and returns the pin's id. [`Error::NoSnapshot`] if the snapshot is not kept any
+    /// more.
     pub async fn pin(&self, dir: &SnapshotDir) -> Result<String, Error> {
         let store = self.store.operation();
         let id = format!("{:016x}{:016x}", store.env().random(), store.env().random());
@@ -24,8 +25,8 @@ impl Repository {
         Ok(id)
     }
 
-    /// Puts a pin's expiry off. [`Error::NoSnapshot`] if it was removed meanwhile and the snapshot is
-    /// not kept any more.
+    /// Extends a pin. A pin that was removed meanwhile is put again. [`Error::NoSnapshot`] if the snapshot
+    /// is not kept any more.
     pub async fn renew_pin(&self, id: &str, dir: &SnapshotDir) -> Result<(), Error> {
         self.put_pin(&self.store.operation(), id, dir).await
     }

@@ -1,9 +1,9 @@
-//! How far a long operation is, for whoever watches.
+//! Progress of a long operation, for display.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Counters that an operation raises as it goes. Cheap to clone; all clones count together.
+/// Counters that an operation raises as it proceeds. Cheap to clone; clones share the counters.
 #[derive(Clone, Debug, Default)]
 pub struct Progress {
     counters: Arc<Counters>,
@@ -18,12 +18,12 @@ struct Counters {
 }
 
 impl Progress {
-    /// At nothing.
+    /// Counters at zero.
     pub fn new() -> Progress {
         Progress::default()
     }
 
-    /// Bytes to transfer in all; rises while the operation finds out.
+    /// Bytes to transfer in all; rises while the operation determines them.
     pub fn bytes(&self) -> u64 {
         self.counters.bytes.load(Ordering::Relaxed)
     }

@@ -1,8 +1,8 @@
-//! Prune: a sweep that one can read first.
+//! Prune: a sweep whose plan can be read first.
 //!
-//! A plan names every object that would go, and the root that it was made for. Applying it deletes
-//! these objects and no others, and refuses if the root has moved: with the root unchanged,
-//! everything that made the plan right still holds.
+//! A plan names every object that would be deleted, and the generation of the root that it was made for.
+//! Its execution deletes only these objects, and refuses if the root has changed: while the root is
+//! unchanged, everything that the plan is based on is still true.
 
 use std::time::Duration;
 
@@ -19,47 +19,47 @@ use crate::sweep::{
     Expiry, ObjectStatus, OrphanClassifier, OrphanReason, delete_all, expire_entries,
 };
 
-/// Objects in a plan, at most; what is more goes with the next one.
+/// Maximum number of objects in a plan; the next plan has the others.
 const PLANNED: usize = 500_000;
 
-/// What is to go beyond what a sweep takes.
+/// What a prune deletes beyond a sweep.
 #[derive(Clone, Debug, Default)]
 pub struct PruneOptions {
-    /// Instead of the repository's least age. Zero is safe: see [`Repository::sweep`].
+    /// Replaces the repository's minimum age. Zero is safe: see [`Repository::sweep`].
     pub min_age: Option<Duration>,
-    /// Retain only so many of the newest snapshots from now on.
+    /// Retain only this many of the newest snapshots.
     pub keep: Option<std::num::NonZeroU32>,
-    /// Let go of snapshots of stale lineages.
+    /// Release the snapshots of stale lineages.
     pub abandoned: bool,
 }
 
-/// What would go, and why.
+/// What would be deleted, and why.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct PrunePlan {
-    /// The root that it was made for.
+    /// The generation of the root that the plan was made for.
     #[cfg_attr(feature = "openapi", schema(value_type = u64))]
     pub generation: Generation,
-    /// The root that it leaves is to retain so many snapshots.
+    /// Number of snapshots that are retained afterwards.
     pub retained: usize,
     /// Snapshots that are released first, by one swap of the root.
     pub released: Vec<String>,
-    /// Uploads that have expired, by generation: their intents go with the same swap.
+    /// Uploads that have expired, by generation: the same swap removes their intents.
     #[serde(default)]
     #[cfg_attr(feature = "openapi", schema(value_type = Vec<u64>))]
     pub fenced: Vec<Generation>,
-    /// Pins that have expired, by id; they go with the same swap.
+    /// Pins that have expired, by id: the same swap removes them.
     #[serde(default)]
     pub unpinned: Vec<String>,
-    /// Objects that go.
+    /// Objects that are deleted.
     pub objects: Vec<PrunedObject>,
     /// Their bytes.
     pub bytes: u64,
-    /// Orphans that stay for now, because they are too young.
+    /// Orphans that are kept for now, because they are too young.
     pub young: u64,
 }
 
-/// An object that goes.
+/// An object that a prune deletes.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct PrunedObject {
@@ -69,7 +69,7 @@ pub struct PrunedObject {
     pub size: u64,
     /// When it was written, by the store's clock, in milliseconds since the epoch.
     pub modified_ms: i64,
-    /// Why it goes.
+    /// Why it is deleted.
     pub why: OrphanReason,
 }
 
@@ -88,7 +88,7 @@ pub struct Pruned {
 }
 
 impl PruneOptions {
-    /// The root without the snapshots that are released, and their names.
+    /// The root without the snapshots that are released, and the names of these.
     fn release(&self, root: &Root) -> (Root, Vec<String>) {
         let mut next = root.clone();
         let mut released = Vec::new();
@@ -105,14 +105,14 @@ impl PruneOptions {
 }
 
 impl PrunePlan {
-    /// Whether a root has to be swapped first.
+    /// Whether the root has to be swapped first.
     fn changes_root(&self) -> bool {
         !(self.released.is_empty() && self.fenced.is_empty() && self.unpinned.is_empty())
     }
 }
 
 impl Repository {
-    /// What a prune would do now.
+    /// Plans a prune of the current root. Changes nothing.
     pub async fn plan_prune(&self, options: &PruneOptions) -> Result<PrunePlan, Error> {
         let store = self.store.operation();
         let mut objects = Vec::new();
@@ -120,7 +120,7 @@ impl Repository {
         while let Some(object) = listed.next().await {
             objects.push(object?);
         }
-        // After the list, never before: see `sweep`.
+        // The root is read after the list, never before: see `sweep`.
         let current = self.read_root(&store).await?;
         let Some(generation) = current.generation else {
             return Err(Error::NotOurs {
@@ -136,7 +136,8 @@ impl Repository {
             ..
         } = expire_entries(&next, &self.options, now, store.env().now());
         next = expire_entries;
-        // The descriptions of released snapshots must be readable too: they name their files.
+        // The descriptions of all snapshots that are kept must be readable, because they name the files
+        // that must stay.
         let refs = self.refs(&store, &next).await?;
         let classifier = OrphanClassifier {
             root: &next,
@@ -163,7 +164,7 @@ impl Repository {
             };
             let why = match classifier.classify(&object) {
                 ObjectStatus::Orphan(why) => why,
-                // The snapshot was named by the caller; its age does not matter.
+                // The caller released the snapshot, so its age does not matter.
                 ObjectStatus::Young(why) if is_released => why,
                 ObjectStatus::Young(_) => {
                     plan.young += 1;
@@ -185,7 +186,7 @@ impl Repository {
         Ok(plan)
     }
 
-    /// Executes a plan. [`Error::RootMoved`] if the root has changed since it was made.
+    /// Executes a plan. Returns [`Error::RootMoved`] if the root has changed since the plan was made.
     pub async fn prune(&self, plan: &PrunePlan) -> Result<Pruned, Error> {
         self.cluster()?;
         let store = self.store.operation();
@@ -207,7 +208,7 @@ impl Repository {
             let kept = |path: &String| !plan.released.contains(path);
             next.retained_snapshots.retain(|r| kept(&r.path));
             next.abandoned.retain(|a| kept(&a.snapshot.path));
-            // The plan may come from a file: intents and pins that have not expired stay.
+            // The plan may come from a file, so intents and pins that have not expired are kept.
             next.intents
                 .retain(|i| !plan.fenced.contains(&i.generation) || now - i.renewed_at < timeout);
             next.pins
@@ -241,7 +242,7 @@ impl Repository {
             )
             .await?
         };
-        // The plan may come from a file: every object is classified again.
+        // The plan may come from a file, so every object is classified again.
         let refs = self.refs(&store, &root).await?;
         let classifier = OrphanClassifier {
             root: &root,

@@ -1,15 +1,14 @@
 //! The rate at which files are uploaded: a token bucket that uploads share.
 //!
-//! An upload asks for a turn *before* its request begins, so that no request waits
-//! within its own time limit. Turns are given in the order in which they are asked for, whatever
-//! their size. Nobody holds a lock while waiting: a turn is a place in time, computed when it is asked
-//! for, so an upload that is not polled for a while, or never again, stops no other. One that is
-//! dropped gives back what it did not use.
+//! An upload waits for a turn *before* its request begins, so that the wait is no part of the request's
+//! time limit. Turns are granted in the order of the calls, whatever their size. No lock is held while
+//! waiting: a turn is a point in time that is computed at the call, so an upload that is not polled for a
+//! while, or never again, delays no other. A turn that is dropped returns what it did not use.
 //!
-//! The clock is that of [`Env`], which may be set: a jump lets one burst more through, or one less,
-//! and nobody waits longer than what is ahead of it takes.
+//! The clock is that of [`Env`], which may be set. A jump admits one burst more or less, and no upload
+//! waits longer than the bytes ahead of it take.
 //!
-//! It depends on no store: callers ask for turns, and charge what they send again.
+//! This module depends on no store: callers wait for turns, and charge what they send again.
 
 use std::num::NonZeroU64;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -22,12 +21,12 @@ use tokio::sync::watch;
 use crate::env::Env;
 use crate::part::PART;
 
-/// Longest burst: what may go out at once after a pause is worth so much time, or is one part of an
-/// upload, whichever is less.
+/// Maximum length of a burst. After a pause, as many bytes are admitted at once as the rate yields in this
+/// time, or one part of an upload if that is less.
 const MAX_BURST: Duration = Duration::from_secs(1);
 
-/// A bound on what uploads send, in bytes a second. Clones are the same bound: one that is given to
-/// several repositories holds for all of their uploads together.
+/// A limit on what uploads send, in bytes a second. Clones share the limit: one that is given to several
+/// repositories applies to all of their uploads together.
 ///
 /// ```
 /// use std::num::NonZeroU64;
@@ -53,16 +52,16 @@ struct Bucket {
     lifted: watch::Sender<bool>,
 }
 
-/// What was let through and its time is not over.
+/// Bytes that were admitted and that the rate has not covered yet.
 #[derive(Debug, Default)]
 struct Debt {
-    /// The time that it takes at this pace.
+    /// The time that these bytes take at this rate.
     owed: Duration,
-    /// When it was last paid off.
+    /// When `owed` was last reduced by the time that has passed.
     paid_at: Option<OffsetDateTime>,
 }
 
-/// A place in the line. Given back when it is dropped, unless it was used.
+/// A place in the queue. Dropping it returns its cost, unless it was used.
 struct Turn<'a> {
     bucket: &'a Bucket,
     cost: Duration,
@@ -71,7 +70,7 @@ struct Turn<'a> {
 }
 
 impl RateLimiter {
-    /// So many bytes a second.
+    /// A limit of so many bytes a second.
     pub fn new(per_second: NonZeroU64) -> RateLimiter {
         let bucket = Bucket {
             per_second,
@@ -84,14 +83,14 @@ impl RateLimiter {
         }
     }
 
-    /// Removes the bound for good, also for uploads that wait: for a node that stops, where uploads compete
-    /// with nothing.
+    /// Removes the limit permanently, also for uploads that wait. For a node that stops, where uploads
+    /// compete with nothing else.
     pub fn lift(&self) {
         self.bucket.lifted.send_replace(true);
     }
 
-    /// Waits until so many bytes may be sent. To be called before they are read, and before a request
-    /// with a time limit begins. Dropping it takes nothing.
+    /// Waits until so many bytes may be sent. Call it before they are read, and before a request with a
+    /// time limit begins. If the future is dropped, nothing is charged.
     pub(crate) async fn turn(&self, env: &dyn Env, bytes: u64) {
         let mut lifted = self.bucket.lifted.subscribe();
         if *lifted.borrow() {
@@ -105,7 +104,7 @@ impl RateLimiter {
         turn.used = true;
     }
 
-    /// Counts bytes that are sent whatever the bound says; who comes later waits for them.
+    /// Charges bytes that are sent without waiting; later turns wait for them.
     pub(crate) fn charge(&self, env: &dyn Env, bytes: u64) {
         self.bucket.queue(env, bytes).used = true;
     }
@@ -113,7 +112,7 @@ impl RateLimiter {
 
 impl Bucket {
     fn debt(&self) -> std::sync::MutexGuard<'_, Debt> {
-        // Each change is one assignment.
+        // Each change is one assignment, so a poisoned lock can be used.
         self.debt.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -122,7 +121,7 @@ impl Bucket {
         let now = env.now();
         let mut debt = self.debt();
         if let Some(paid_at) = debt.paid_at {
-            // Negative, if the clock was set back.
+            // The difference is negative if the clock was set back.
             let passed = Duration::try_from(now - paid_at).unwrap_or_default();
             debt.owed = debt.owed.saturating_sub(passed);
         }
@@ -146,11 +145,11 @@ impl Drop for Turn<'_> {
     }
 }
 
-/// How long so many bytes take; rounded up, so that the bound holds to the byte.
+/// The time that so many bytes take, rounded up, so that the limit is never exceeded.
 fn time_of(bytes: u64, per_second: NonZeroU64) -> Duration {
     let rest = u128::from(bytes % per_second) * 1_000_000_000;
     let nanos = rest.div_ceil(u128::from(per_second.get()));
-    // At most a second, in nanoseconds.
+    // At most one second, in nanoseconds.
     let nanos = u64::try_from(nanos).unwrap_or(u64::MAX);
     Duration::from_secs(bytes / per_second).saturating_add(Duration::from_nanos(nanos))
 }
@@ -167,7 +166,7 @@ mod tests {
 
     const MIB: u64 = 1 << 20;
 
-    /// Time that passes only when it is told to; the time of day can be set.
+    /// A clock that only the test advances; the time of day can be set.
     #[derive(Clone, Debug, Default)]
     struct Clock {
         state: Arc<Mutex<Passed>>,
@@ -222,7 +221,7 @@ mod tests {
         }
     }
 
-    /// Somebody who waits for a turn.
+    /// A task that waits for a turn.
     struct Waiter {
         turn: BoxFuture<'static, ()>,
         woken: Arc<Woken>,
@@ -237,7 +236,7 @@ mod tests {
     }
 
     impl Waiter {
-        /// Whether it is its turn, as far as it was told.
+        /// Whether the turn has come. Polls only after a wake-up.
         fn may_send(&mut self) -> bool {
             if !self.woken.0.swap(false, Ordering::Relaxed) {
                 return false;

@@ -1,8 +1,8 @@
 //! A partition's repository: its root, its snapshots' descriptions, and the swap.
 //!
-//! Everything that changes a repository goes through [`Repository::try_swap`]: read the root, decide,
-//! replace it if it is still the one that was read. An answer that is not a plain success
-//! proves nothing: then the root is read back, and the caller decides whether it has the change.
+//! Everything that changes a repository goes through [`Repository::try_swap`]: it replaces the root if it
+//! is still the one that was read. An answer that is not a plain success proves nothing: then the root is
+//! read back, and the caller decides whether it contains the change.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -23,11 +23,11 @@ pub use crate::options::Options;
 use crate::root::{ROOT_BYTES, Root};
 use crate::store::{Store, Swap};
 
-/// What the operator is to do about a damaged root.
+/// What the operator has to do about a damaged root.
 const BRING_BACK: &str = "Bring it back from an earlier version or a backup of the bucket; until then nothing is written or deleted there, and a snapshot that is named in full (lsn_…-snap_…) can be restored";
 
-/// How often a swap is tried while others win. With back-off that is minutes of steady contention
-/// on an object that is swapped a few times per upload.
+/// Maximum number of attempts at a swap while other writers win. With back-off, these are minutes of steady
+/// contention on an object that is swapped a few times per upload.
 pub(crate) const SWAP_ATTEMPTS: u32 = 40;
 
 /// A partition's snapshots at a destination.
@@ -36,11 +36,11 @@ pub struct Repository {
     pub(crate) store: Store,
     pub(crate) partition: PartitionId,
     pub(crate) options: Arc<Options>,
-    /// Descriptions of kept snapshots. Written once and never again, so they cannot be stale.
+    /// Descriptions of kept snapshots. A description never changes, so a cached one cannot be stale.
     descriptions: Arc<Mutex<HashMap<SnapshotDir, Arc<SnapshotMetadata>>>>,
 }
 
-/// A root, and the version of the object it was read from: what a swap replaces.
+/// A root, and the version of the object that it was read from, which a swap replaces.
 #[derive(Clone, Debug)]
 pub struct CurrentRoot {
     root: Root,
@@ -64,17 +64,17 @@ impl std::ops::Deref for CurrentRoot {
 
 /// What the caller of [`Repository::swap_with`] decides.
 pub(crate) enum Change {
-    /// This root instead. Its generation is raised by the swap.
+    /// Replaces the root by this one. The swap raises its generation.
     To(Box<Root>),
-    /// The root stays as it is.
+    /// Leaves the root as it is.
     Nothing,
 }
 
-/// What became of a [`Repository::try_swap`].
+/// The outcome of [`Repository::try_swap`].
 pub(crate) enum Swapped {
-    /// It was done; the root as it is now.
+    /// The swap was done; the new root.
     Done(CurrentRoot),
-    /// It may have been done; this is the root as it was read back.
+    /// The swap may have been done; the root that was read back.
     ReadBack(CurrentRoot),
 }
 
@@ -97,7 +97,7 @@ impl Refs {
 }
 
 impl Repository {
-    /// A partition's repository. Nothing is read yet.
+    /// Opens a partition's repository. Reads nothing.
     pub fn new(destination: &Destination, partition: PartitionId, options: Options) -> Repository {
         Repository::with_env(destination, partition, options, Arc::new(System))
     }
@@ -133,7 +133,8 @@ impl Repository {
         })
     }
 
-    /// Reads the root. If there is none, that is [`Error::NoRoot`], which tells whether there are snapshots.
+    /// Reads the root. If there is none, returns [`Error::NoRoot`], which reports whether there are
+    /// snapshots.
     pub async fn root(&self) -> Result<CurrentRoot, Error> {
         self.read_root(&self.store.operation()).await
     }
@@ -156,7 +157,7 @@ impl Repository {
         })
     }
 
-    /// `None` if there is none.
+    /// Reads the root; `None` if there is none.
     async fn try_read_root(&self, store: &Store) -> Result<Option<CurrentRoot>, Error> {
         let (bytes, version) = match store.get(ROOT, ROOT_BYTES).await {
             Ok(found) => found,
@@ -175,7 +176,7 @@ impl Repository {
         Ok(Some(CurrentRoot { root, version }))
     }
 
-    /// Refuses what another cluster wrote.
+    /// Refuses an object that another cluster wrote.
     fn check_cluster(
         &self,
         object: &str,
@@ -207,7 +208,7 @@ impl Repository {
         Ok(metadata)
     }
 
-    /// Reads a description from the store even if it is cached: it shows whether the object is there.
+    /// Reads a description from the store even if it is cached, to show whether the object exists.
     pub(crate) async fn fetch_description(
         &self,
         store: &Store,
@@ -228,8 +229,8 @@ impl Repository {
         Ok(Arc::new(metadata))
     }
 
-    /// Forgets descriptions of snapshots that the root does not keep: a repository that is used for
-    /// years remembers no more than one that was just opened.
+    /// Removes cached descriptions of snapshots that the root does not keep, so that the cache does not
+    /// grow with the uptime.
     pub(crate) async fn forget_all_but(&self, kept: &[SnapshotDir]) {
         let kept: HashSet<_> = kept.iter().collect();
         self.descriptions
@@ -250,8 +251,8 @@ impl Repository {
         Ok(refs)
     }
 
-    /// The refs of a root or, if descriptions went because others moved the root on meanwhile, of the
-    /// one that is there now.
+    /// The refs of a root. If descriptions are missing because other writers have changed the root
+    /// meanwhile, the current root and its refs.
     pub(crate) async fn refs_of_now(
         &self,
         store: &Store,
@@ -273,8 +274,8 @@ impl Repository {
         Ok((root, refs))
     }
 
-    /// Which of these keys no retained snapshot has. Newest first, until all are found, because each
-    /// description that is not cached costs a request.
+    /// The keys that no retained snapshot has. Reads descriptions newest first, and only until all keys are
+    /// found, because each description that is not cached costs a request.
     pub(crate) async fn not_retained(
         &self,
         store: &Store,
@@ -301,9 +302,9 @@ impl Repository {
         Ok(keys)
     }
 
-    /// Replaces a root, once, if it is still the one that was read. Whatever the answer is, if it
-    /// is not a plain success, the root is read back: a failed answer may be a success, and only the
-    /// caller can tell.
+    /// Replaces a root, once, if it is still the one that was read. If the answer is not a plain success,
+    /// the root is read back: an attempt with a failed answer may have succeeded, and only the caller can
+    /// decide that.
     pub(crate) async fn try_swap(
         &self,
         store: &Store,
@@ -318,7 +319,7 @@ impl Repository {
                 let root = next;
                 return Ok(Swapped::Done(CurrentRoot { root, version }));
             }
-            // Done, but the store does not report which version it is now.
+            // The swap was done, but the store does not report the new version.
             Swap::Done(_) | Swap::Lost => {}
             Swap::Unknown(failure) => {
                 tracing::debug!(%failure, "A swap of the root got no plain answer");
@@ -327,7 +328,7 @@ impl Repository {
         Ok(Swapped::ReadBack(self.read_root(store).await?))
     }
 
-    /// The generation that the next swap makes.
+    /// The generation that the next swap sets.
     pub(crate) fn next_generation(&self, store: &Store, root: &Root) -> Result<Generation, Error> {
         let generation = root.generation.ok_or_else(|| Error::NotOurs {
             root: store.display_url(ROOT),
@@ -339,10 +340,10 @@ impl Repository {
         Ok(Generation(next))
     }
 
-    /// Replaces the root: reads it (or begins with `known`, which may be old), asks `decide` for the
-    /// next one, and tries until the swap is done, `decide` fails or wants nothing, or
-    /// [`SWAP_ATTEMPTS`] were lost to others.
-    /// `is_done` tells whether a root that was read back holds the change.
+    /// Replaces the root: reads it (or begins with `known`, which may be old), calls `decide` for the next
+    /// one, and tries until the swap is done, `decide` fails or returns [`Change::Nothing`], or
+    /// [`SWAP_ATTEMPTS`] were lost to other writers. `is_done` returns whether a root that was read back
+    /// contains the change.
     pub(crate) async fn swap_with(
         &self,
         store: &Store,
@@ -355,7 +356,7 @@ impl Repository {
             None => self.read_root(store).await?,
         };
         for attempt in 1..=SWAP_ATTEMPTS {
-            // First: a root of another program is never changed.
+            // This check comes first: a root of another program is never changed.
             self.next_generation(store, &current)?;
             let next = match decide(&current.root)? {
                 Change::To(next) => *next,
@@ -385,8 +386,8 @@ impl Repository {
         }
     }
 
-    /// Creates a root where there is none. Its generation is far above that of every object that is
-    /// there, so that no generation of a former root is registered again.
+    /// Creates a root where there is none. Its generation is far above that of every existing object, so
+    /// that no generation of a former root is registered again.
     ///
     /// `None` if another writer created one meanwhile.
     pub(crate) async fn create_root(

@@ -1,8 +1,8 @@
-//! Restoring a snapshot into a directory, every byte checked.
+//! Restores a snapshot into a directory, and checks every byte.
 //!
-//! Files are fetched into a partial directory, several at a time; what is complete there from an
-//! attempt that broke off is checked and kept. When all are there, whole and on disk, they are renamed
-//! into their place (`restore_target`).
+//! Files are fetched into a partial directory, several at a time. Files there that an interrupted restore
+//! has completed are checked and kept. When all files are complete and durable, they are renamed into their
+//! place (`restore_target`).
 //!
 //! A snapshot that turns out to be damaged is reported, and the next older retained one is tried.
 
@@ -25,29 +25,30 @@ use crate::restore_target::Target;
 use crate::root::{Retained, Root};
 use crate::store::{Sink, Store};
 
-/// How often a restore begins again because snapshots went while it was reading them.
+/// Maximum number of times that a restore reads the root; it reads it again if the snapshot was deleted
+/// meanwhile.
 const PLANS: usize = 5;
 
-/// Which snapshot.
+/// The snapshot to restore.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Which {
-    /// The newest that is usable.
+    /// The newest usable one.
     Newest,
     /// This one and no other.
     Exactly(SnapshotDir),
 }
 
-/// What was looked at to say that a restored file is right.
+/// How the files of a restored snapshot were checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Checked {
     /// Sizes and checksums.
     Checksums,
-    /// Sizes only: whoever wrote the snapshot wrote no checksums.
+    /// Sizes only: the snapshot has no checksums.
     SizesOnly,
 }
 
-/// A snapshot on this disk, checked. Only a restore makes one.
+/// A snapshot on the local disk, checked. Only a restore creates one.
 #[derive(Debug)]
 pub struct Restored {
     dir: PathBuf,
@@ -59,17 +60,17 @@ pub struct Restored {
 }
 
 impl Restored {
-    /// Where it is.
+    /// The directory that the snapshot was restored into.
     pub fn dir(&self) -> &Path {
         &self.dir
     }
 
-    /// What it is.
+    /// The snapshot's description.
     pub fn metadata(&self) -> &SnapshotMetadata {
         &self.metadata
     }
 
-    /// What was looked at.
+    /// How the files were checked.
     pub fn checked(&self) -> Checked {
         self.checked
     }
@@ -79,12 +80,13 @@ impl Restored {
         &self.passed_over
     }
 
-    /// Why it was not pinned, if it was not: the repository cannot be written to.
+    /// Why the snapshot was not pinned, if it was not: its root is damaged or missing, or the repository
+    /// cannot be written to.
     pub fn unpinned(&self) -> Option<&Error> {
         self.unpinned.as_ref()
     }
 
-    /// Files that an earlier attempt had left, whole.
+    /// Number of files that an earlier restore had completed.
     pub fn resumed(&self) -> u64 {
         self.resumed
     }
@@ -104,12 +106,12 @@ impl Repository {
             .ok_or_else(|| Error::NoSnapshot(name.to_owned()))
     }
 
-    /// Restores a snapshot into `to`, which must not exist or be empty. One that does not exist is there
-    /// with everything or not at all; one that exists stays the directory that it is, and is whole when
-    /// this answers.
+    /// Restores a snapshot into `to`, which must not exist or be empty. A directory that does not exist is
+    /// created complete or not at all. An existing directory is not replaced, and is complete when this
+    /// returns.
     ///
-    /// The snapshot is pinned meanwhile, if the repository can be written to. One that is named is
-    /// restored also where the root is damaged or missing; see [`Restored::unpinned`].
+    /// The snapshot is pinned during the restore, if the repository can be written to. [`Which::Exactly`]
+    /// also works if the root is damaged or missing; see [`Restored::unpinned`].
     pub async fn restore(
         &self,
         which: &Which,
@@ -145,7 +147,8 @@ impl Repository {
         'plan: for plan in 1..=PLANS {
             let root = match (self.root().await, which) {
                 (Ok(root), _) => root,
-                // What is named in full needs no root to be found, and cannot be pinned without one.
+                // A full name is sufficient to find the snapshot without its root. Without a root it cannot
+                // be pinned.
                 (Err(error), Which::Exactly(dir)) if is_rootless(&error) => {
                     tracing::warn!(%error, "The snapshot is restored without its root");
                     let restored = self.fetch(dir, &target, progress).await?;
@@ -173,7 +176,8 @@ impl Repository {
                         });
                     }
                     Err(error) if error.is_damage() || matches!(error, Error::NoSnapshot(_)) => {
-                        // If it is not kept any more, it was just swept: the root is read again.
+                        // If the snapshot is not kept any more, a sweep has deleted it: the root is read
+                        // again.
                         if plan < PLANS && !self.root().await?.kept().contains(&dir) {
                             continue 'plan;
                         }
@@ -236,7 +240,7 @@ impl Repository {
         loop {
             self.store.env().sleep(self.options.pin_for / 2).await;
             if let Err(error) = self.renew_pin(pin, dir).await {
-                // If it is gone, a missing object will say so.
+                // If the pin was removed, reading a missing object fails and reports it.
                 tracing::warn!(%error, "A pin could not be renewed");
             }
         }
@@ -288,7 +292,7 @@ impl Repository {
     }
 }
 
-/// Whether a root is lost or cannot be understood, so that nothing of it can be used.
+/// Whether the root is missing beside snapshots, or damaged, so that it cannot be used.
 fn is_rootless(error: &Error) -> bool {
     matches!(
         error,
@@ -309,7 +313,7 @@ async fn is_whole(
             Ok(meta) if meta.is_file() && meta.len() == size => {}
             _ => return Ok(false),
         }
-        // Without a checksum nobody knows what it is.
+        // Without a checksum, the content of the file is unknown.
         let Some(expected) = expected else {
             return Ok(false);
         };

@@ -19,11 +19,11 @@ use crate::error::Error;
 use crate::layout::{RESTORE_MARKER, SnapshotDir};
 use crate::metadata::SnapshotMetadata;
 
-/// The same, while it is written.
+/// Temporary name of the marker while it is written.
 const MARKER_WRITTEN: &str = ".esker-restore.json.new";
 /// The partial directory in a directory that exists.
 pub(crate) const INSIDE: &str = ".esker-restore.partial";
-/// What the file system itself makes at the top of a new one.
+/// Directory that a file system creates at its top.
 const LOST_AND_FOUND: &str = "lost+found";
 
 #[derive(Serialize, Deserialize)]
@@ -37,9 +37,9 @@ struct Marker {
 /// A directory that a snapshot is restored into.
 #[derive(Clone, Debug)]
 pub(crate) struct Target {
-    /// As it was named.
+    /// The path as given.
     to: PathBuf,
-    /// What is synced when the last name is in its place: the parent, or the directory itself.
+    /// The directory that is synced after the last rename: the parent, or the directory itself.
     around: PathBuf,
     partial: PathBuf,
     /// Whether the partial directory is in the directory.
@@ -47,11 +47,12 @@ pub(crate) struct Target {
 }
 
 impl Target {
-    /// Inspects the directory. Changes nothing in it.
+    /// Inspects the directory. Changes nothing in it, except that a directory with the marker of an
+    /// interrupted restore is renamed to the partial directory again.
     ///
     /// # Errors
     ///
-    /// [`Error::Invalid`] if it holds something, or is no directory.
+    /// [`Error::Invalid`] if it is not empty or not a directory.
     pub(crate) fn new(to: &Path) -> Result<Target, Error> {
         let invalid =
             |why: &str| Error::Invalid(format!("cannot restore to {}: {why}", to.display()));
@@ -105,12 +106,12 @@ impl Target {
         Ok(target)
     }
 
-    /// As it was named.
+    /// The path as given.
     pub(crate) fn to(&self) -> &Path {
         &self.to
     }
 
-    /// Makes the partial directory, or continues with the files in it if they are of the same snapshot.
+    /// Creates the partial directory, or continues with the files in it if they are of the same snapshot.
     pub(crate) async fn begin(
         &self,
         dir: &SnapshotDir,
@@ -133,7 +134,7 @@ impl Target {
         let occupied = |why: String| io::Error::new(io::ErrorKind::AlreadyExists, why);
         let found = self.marker();
         if let Some(marker) = found.as_ref().filter(|marker| marker.placing) {
-            // Nothing but what was renamed into it is in the directory.
+            // The directory contains only what an interrupted restore has renamed into it.
             let ours = match marker.snapshot == snapshot {
                 true => names.clone(),
                 false => BTreeSet::new(),
@@ -180,7 +181,7 @@ impl Target {
         Ok(self.partial.clone())
     }
 
-    /// Moves the complete files to where they were asked for.
+    /// Moves the complete files into the directory that was asked for.
     pub(crate) async fn finish(
         &self,
         dir: &SnapshotDir,
@@ -204,7 +205,8 @@ impl Target {
     fn rename_beside(&self) -> io::Result<()> {
         fs::rename(&self.partial, &self.to)?;
         disk::sync_dir(&self.around)?;
-        // Last: while the marker is there, the next restore continues one that was killed here.
+        // The marker is removed last: while it is there, the next restore continues one that was killed
+        // here.
         fs::remove_file(self.to.join(RESTORE_MARKER))?;
         disk::sync_dir(&self.to)
     }
@@ -224,7 +226,7 @@ impl Target {
             fs::rename(self.partial.join(name), self.around.join(name))?;
         }
         disk::sync_dir(&self.around)?;
-        // Last, as above.
+        // Last, for the same reason as above.
         fs::remove_file(self.partial.join(RESTORE_MARKER))?;
         fs::remove_dir_all(&self.partial)?;
         disk::sync_dir(&self.around)
@@ -235,7 +237,7 @@ impl Target {
         serde_json::from_slice(&bytes).ok()
     }
 
-    /// Writes the marker atomically, before anything else.
+    /// Writes the marker atomically.
     fn mark(&self, snapshot: &str, placing: bool) -> io::Result<()> {
         let marker = Marker {
             snapshot: snapshot.to_owned(),
@@ -248,7 +250,7 @@ impl Target {
         disk::sync_dir(&self.partial)
     }
 
-    /// Something in the directory that is none of these, and that no restore or file system made.
+    /// An entry of the directory that is not in `ours`, and that no restore and no file system created.
     fn others(&self, ours: &BTreeSet<OsString>) -> io::Result<Option<OsString>> {
         for entry in fs::read_dir(&self.around)? {
             let entry = entry?;
@@ -262,7 +264,8 @@ impl Target {
     }
 }
 
-/// The parent of a directory, and the partial one in it. None for `.`, `/` and the like.
+/// The parent of a directory, and the partial directory in it. None for `.`, `/` and other paths without a
+/// name.
 fn beside(to: &Path) -> Option<(PathBuf, PathBuf)> {
     let mut name = to.file_name()?.to_owned();
     let parent = match to.parent() {

@@ -1,8 +1,8 @@
-//! Retention: what a commit cut off goes at once.
+//! Retention: deletes at once what a commit has removed from the root.
 //!
-//! Files first, the description last and only if all files went, so that what is left of a deletion
-//! that broke off still says what it was. What fails is left to the sweep. If anything that must
-//! stay cannot be read, nothing is deleted.
+//! Files are deleted first, and the description last and only if all files were deleted, so that after an
+//! interrupted deletion the description still names the snapshot's files. What cannot be deleted is left to
+//! the sweep. If the description of a snapshot that must stay cannot be read, nothing is deleted.
 
 use serde::Serialize;
 
@@ -12,19 +12,19 @@ use crate::repository::{CurrentRoot, Repository};
 use crate::root::{Retained, Root};
 use crate::store::Store;
 
-/// What was deleted because newer snapshots took its place.
+/// What was deleted because newer snapshots replaced it.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Retention {
     /// Snapshots that are not retained any more.
     pub evicted: Vec<String>,
     /// Objects deleted.
     pub deleted: u64,
-    /// Objects that could not be deleted; a sweep will.
+    /// Objects that could not be deleted; a sweep deletes them.
     pub failed: u64,
 }
 
 impl Repository {
-    /// Deletes what a swap from `before` to `after` cut off.
+    /// Deletes what a swap from `before` to `after` has removed from the root.
     pub(crate) async fn retain(
         &self,
         store: &Store,
@@ -41,7 +41,7 @@ impl Repository {
             evicted: evicted.iter().map(ToString::to_string).collect(),
             ..Retention::default()
         };
-        // Without a number, older snapshots go by the sweep, and by their age.
+        // Without a number, the sweep deletes older snapshots, by their age.
         if self.options.num_retained.is_none() || evicted.is_empty() {
             return report;
         }
@@ -79,7 +79,7 @@ impl Repository {
                 }
             };
             if refs.contains(&dir.metadata()) {
-                // Pinned or abandoned.
+                // It is pinned or abandoned.
                 continue;
             }
             let mut files: Vec<String> = description

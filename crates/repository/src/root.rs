@@ -1,9 +1,9 @@
-//! `latest.json`: the root, the one object of a partition that is ever replaced, and only by
+//! `latest.json`: the root, the only object of a partition that is ever replaced, and only by
 //! compare-and-swap.
 //!
-//! What is in the root decides what exists: which snapshots are retained, which uploads are under
-//! way (*intents*), what a restore is reading (*pins*), and which snapshots of a stale lineage are still
-//! kept (*abandoned*). Fields that we do not know survive every swap, at every level.
+//! The root decides what exists: which snapshots are retained, which uploads are under way (*intents*),
+//! which snapshots a restore reads (*pins*), and which snapshots of a stale lineage are still kept
+//! (*abandoned*). Every swap preserves fields that are unknown here, at every level.
 
 use std::collections::HashSet;
 
@@ -17,10 +17,10 @@ use crate::error::Error;
 use crate::ids::{Generation, IncarnationId, LineageId, Lsn, PartitionId, SnapshotId};
 use crate::layout::SnapshotDir;
 
-/// Largest root that is read, in bytes: one of some 60,000 snapshots.
+/// Maximum size of a root that is read, in bytes: that of some 60,000 snapshots.
 pub const ROOT_BYTES: u64 = 16 << 20;
 
-/// What is written. `V1`, which has no list of retained snapshots, is read as well.
+/// The version that is written. `V1`, which has no list of retained snapshots, is read as well.
 const VERSION: &str = "V2";
 
 /// A root.
@@ -28,47 +28,48 @@ const VERSION: &str = "V2";
 pub struct Root {
     /// `V2`.
     pub version: String,
-    /// The partition it is of.
+    /// The partition.
     pub partition_id: PartitionId,
     /// The log behind the partition.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub log_id: Option<u32>,
-    /// The cluster it is of.
+    /// The name of the cluster.
     #[serde(default)]
     pub cluster_name: String,
-    /// Tells clusters of one name apart.
+    /// Distinguishes clusters of the same name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cluster_fingerprint: Option<u64>,
-    /// The node that made the newest snapshot, or, before there is any, the root.
+    /// The node that created the newest snapshot or, if there is none, the root.
     pub node_name: String,
-    /// The newest snapshot; always repeats the first retained one, and absent if there is none.
+    /// The newest snapshot. It repeats the first retained one, and is absent if none is retained.
     #[serde(flatten, default, skip_serializing_if = "Option::is_none")]
     pub newest: Option<Newest>,
-    /// Newest LSN first.
+    /// The retained snapshots, newest LSN first.
     #[serde(default)]
     pub retained_snapshots: Vec<Retained>,
-    /// Rises with every swap. Restate writes none, and nothing of ours is written where there is none.
+    /// Raised by every swap. Roots of Restate have none; a root without a generation is never written to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub generation: Option<Generation>,
-    /// The history that the retained snapshots are of.
+    /// The lineage of the retained snapshots.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lineage: Option<LineageId>,
-    /// Where that history branched off.
+    /// Where that lineage branched off.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parent: Option<Parent>,
-    /// Who puts snapshots. Absent if whoever does draws no incarnations: earlier releases, commands.
+    /// The incarnation that puts snapshots. Absent if none has claimed the root: earlier releases and
+    /// commands have no incarnation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub writer: Option<Writer>,
-    /// Snapshots of stale lineages, kept until pruned by hand.
+    /// Snapshots of stale lineages, kept until an operator prunes them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub abandoned: Vec<Abandoned>,
     /// Uploads under way.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub intents: Vec<Intent>,
-    /// What restores are reading.
+    /// Snapshots that restores read.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub pins: Vec<Pin>,
-    /// What else there is.
+    /// All other fields.
     #[serde(flatten)]
     pub extra: Map<String, Value>,
 }
@@ -76,12 +77,12 @@ pub struct Root {
 /// The newest snapshot, as a root repeats it at its top level.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Newest {
-    /// When it was made.
+    /// When it was created.
     #[serde(with = "time::serde::rfc3339")]
     pub created_at: OffsetDateTime,
     /// Its id.
     pub snapshot_id: SnapshotId,
-    /// The last position it covers.
+    /// The last position that it covers.
     pub min_applied_lsn: Lsn,
     /// Its directory.
     pub path: String,
@@ -92,20 +93,20 @@ pub struct Newest {
 pub struct Retained {
     /// Its id.
     pub snapshot_id: SnapshotId,
-    /// The last position it covers.
+    /// The last position that it covers.
     pub min_applied_lsn: Lsn,
-    /// When it was made, by its node's clock.
+    /// When it was created, by its node's clock.
     #[serde(with = "time::serde::rfc3339")]
     pub created_at: OffsetDateTime,
     /// Its directory.
     pub path: String,
-    /// What else there is.
+    /// All other fields.
     #[serde(flatten)]
     pub extra: Map<String, Value>,
 }
 
 impl Retained {
-    /// Its directory, parsed: its id and LSN say the same, as a check of the root has shown.
+    /// Its directory, from its id and LSN. [`Root::parse`] has checked that `path` is the same.
     pub fn dir(&self) -> SnapshotDir {
         SnapshotDir {
             lsn: self.min_applied_lsn,
@@ -117,24 +118,25 @@ impl Retained {
 /// Where a lineage branched off.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Parent {
-    /// From which.
+    /// The lineage that it branched off from.
     pub lineage: LineageId,
-    /// The last position that both share.
+    /// The last position that both lineages share.
     pub lsn: Lsn,
-    /// What else there is.
+    /// All other fields; among them the parent's own parent, and when the lineage was begun.
     #[serde(flatten)]
     pub extra: Map<String, Value>,
 }
 
-/// In a parent's extra fields: where it branched off itself.
+/// Name of the extra field with the parent's own parent.
 const ITS_PARENT: &str = "parent";
-/// And when the lineage was begun.
+/// Name of the extra field with the time at which the lineage was begun.
 const BEGUN_AT: &str = "begun_at";
-/// Forks that a root remembers, beyond the first.
+/// Number of earlier forks that a root remembers beside the newest one.
 const ANCESTORS: usize = 15;
 
 impl Parent {
-    /// With what is known of its own ancestors, as far as these are remembered.
+    /// Adds `before`, the fork at which the parent lineage began, and the earlier forks that it remembers,
+    /// at most [`ANCESTORS`] in all.
     pub(crate) fn with_ancestors(mut self, before: Option<&Parent>) -> Parent {
         fn cut(parent: &Parent, depth: usize) -> Parent {
             let mut parent = parent.clone();
@@ -153,7 +155,7 @@ impl Parent {
     }
 
     fn remember(&mut self, parent: &Parent) {
-        // Numbers and texts always serialize.
+        // Numbers and strings always serialize.
         if let Ok(value) = serde_json::to_value(parent) {
             self.extra.insert(ITS_PARENT.to_owned(), value);
         }
@@ -166,20 +168,19 @@ impl Parent {
         self
     }
 
-    /// When the lineage that branched off here was begun, by its node's clock.
+    /// When this lineage was begun, by its node's clock.
     pub fn begun_at(&self) -> Option<OffsetDateTime> {
         OffsetDateTime::parse(self.extra.get(BEGUN_AT)?.as_str()?, &Rfc3339).ok()
     }
 
-    /// Where the parent branched off, if that is remembered.
+    /// Where the parent lineage branched off, if that is remembered.
     pub fn its_parent(&self) -> Option<Parent> {
         serde_json::from_value(self.extra.get(ITS_PARENT)?.clone()).ok()
     }
 }
 
 impl Root {
-    /// The lineage, and those that it descends from: each with the last position that is a part of
-    /// this history.
+    /// The lineage and its ancestors, each with the last position of it that belongs to this history.
     pub fn ancestry(&self) -> Vec<(LineageId, Lsn)> {
         let mut all = Vec::new();
         let mut bound = Lsn(u64::MAX);
@@ -194,17 +195,17 @@ impl Root {
     }
 }
 
-/// Who puts snapshots: one start of one node.
+/// The writer of a root: one start of one node.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Writer {
-    /// Drawn at that start.
+    /// The incarnation that this start of the node has drawn.
     pub incarnation: IncarnationId,
-    /// The node's; for people.
+    /// The node's name; for operators.
     pub node_name: String,
-    /// When it put its first snapshot, by its own clock.
+    /// When it claimed the root, by its own clock.
     #[serde(with = "time::serde::rfc3339")]
     pub claimed_at: OffsetDateTime,
-    /// What else there is.
+    /// All other fields.
     #[serde(flatten)]
     pub extra: Map<String, Value>,
 }
@@ -223,20 +224,20 @@ pub struct Abandoned {
 /// An upload under way.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Intent {
-    /// The snapshots it may still become; the last is the one it is working on.
+    /// The ids under which the upload may commit. The last is that of the current attempt.
     pub snapshot_ids: Vec<SnapshotId>,
-    /// Of every object that it uploads; its own alone.
+    /// Part of the key of every object that the upload writes; no other upload has it.
     pub generation: Generation,
-    /// Whose.
+    /// The node that uploads.
     pub node_name: String,
-    /// The start of the node that registered it, or went on with it. Absent if whoever did draws no
-    /// incarnations: then nobody goes on with it.
+    /// The incarnation that registered or continued the intent. Absent if its process has none; then no
+    /// upload continues it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub incarnation: Option<IncarnationId>,
-    /// By its owner's clock.
+    /// When the intent was registered or last renewed, by that node's clock.
     #[serde(with = "time::serde::rfc3339")]
     pub renewed_at: OffsetDateTime,
-    /// What else there is.
+    /// All other fields.
     #[serde(flatten)]
     pub extra: Map<String, Value>,
 }
@@ -248,16 +249,16 @@ pub struct Pin {
     pub id: String,
     /// The snapshot's directory.
     pub path: String,
-    /// By the clock of who pinned it. Past that, a sweep may remove it.
+    /// When it expires, by the clock of the process that pinned it. After that, a sweep may remove it.
     #[serde(with = "time::serde::rfc3339")]
     pub expires_at: OffsetDateTime,
-    /// What else there is.
+    /// All other fields.
     #[serde(flatten)]
     pub extra: Map<String, Value>,
 }
 
 impl Root {
-    /// A root with nothing in it.
+    /// A root without snapshots.
     pub(crate) fn empty(partition: PartitionId, cluster: &Cluster, generation: Generation) -> Root {
         Root {
             version: VERSION.to_owned(),
@@ -279,8 +280,12 @@ impl Root {
         }
     }
 
-    /// Parses a root, and checks that it is of this partition and consistent in itself. A root
-    /// that fails here is damaged: nothing is concluded from it and it is never written over.
+    /// Parses a root, and checks that it is of this partition and consistent in itself. A root that fails
+    /// this is damaged: nothing is concluded from it, and it is never overwritten.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with it.
     pub fn parse(bytes: &[u8], partition: PartitionId) -> Result<Root, String> {
         let value: Value = serde_json::from_slice(bytes).map_err(|e| format!("no JSON: {e}"))?;
         let version = value.get("version").and_then(Value::as_str);
@@ -359,7 +364,8 @@ impl Root {
             .chain(pinned)
             .filter(|dir| seen.insert(dir.clone()))
             .collect();
-        // Of one LSN, what the root has first comes first: it is the newest.
+        // The sort is stable: of snapshots of one LSN, the first in the root stays first, because it is the
+        // newest.
         kept.sort_by_key(|dir| std::cmp::Reverse(dir.lsn));
         kept
     }
@@ -369,7 +375,7 @@ impl Root {
         self.retained_snapshots.iter().any(|r| r.snapshot_id == *id)
     }
 
-    /// The intent that an upload registered, while it lives.
+    /// The intent with this generation, if the root has it.
     pub fn intent(&self, generation: Generation) -> Option<&Intent> {
         self.intents.iter().find(|i| i.generation == generation)
     }
@@ -379,8 +385,8 @@ impl Root {
         self.intents.iter().any(|i| i.snapshot_ids.contains(id))
     }
 
-    /// Sorts what is retained, newest LSN first, and repeats the first at the top level. Of one LSN,
-    /// what stands first stays first: a snapshot is put in front, and never cut off by its own commit.
+    /// Sorts the retained snapshots, newest LSN first, and repeats the first at the top level. Snapshots of
+    /// one LSN keep their order: a new one is inserted at the front, so its own commit does not remove it.
     pub(crate) fn settle(&mut self) {
         VERSION.clone_into(&mut self.version);
         self.retained_snapshots
@@ -393,7 +399,7 @@ impl Root {
         });
     }
 
-    /// As it is written.
+    /// The root as JSON.
     pub(crate) fn to_bytes(&self) -> Result<Vec<u8>, Error> {
         serde_json::to_vec_pretty(self).map_err(|e| Error::Invalid(format!("a root: {e}")))
     }

@@ -1,24 +1,25 @@
 //! A clock for ages that does not follow jumps ahead.
 //!
-//! What is deleted by its age is deleted by a clock that somebody may set. The rule: **an age may come out
-//! too small, and is never too large because of a jump.** Within a process, the time that passes is known
-//! from the monotonic clock. Where the time of day gets ahead of that, ages go by what has passed, for
-//! [`TRUST_AFTER`]: what was young at the jump is that much older by then, and the time of day is trusted
-//! again. Where the time of day falls back, ages go by it at once.
+//! What is deleted by its age is deleted by a clock that somebody may set. The rule: **an age may be
+//! computed too small, and is never too large because of a jump.** Within a process, the monotonic clock
+//! measures the time that has passed. If the time of day gets ahead of that, ages are computed from the
+//! time that has passed, for [`TRUST_AFTER`]: after that, what was young at the jump is that much older,
+//! and the time of day is trusted again. If the time of day falls back, ages are computed from it at once.
 //!
-//! The time of day at the start of the process has to be taken for right: nothing tells a clock that is
-//! ahead from a machine that was off. Neither is needed for correctness; see [`crate::sweep`].
+//! The time of day at the start of the process has to be taken as right: a clock that is ahead cannot be
+//! distinguished from a machine that was off. Correctness does not depend on either clock; see
+//! [`crate::sweep`].
 
 use std::time::Duration;
 
 use time::OffsetDateTime;
 
-/// A time of day that differs for so long from what the monotonic clock says is the right one.
+/// A time of day that differs for this long from what the monotonic clock yields is taken as right.
 pub const TRUST_AFTER: Duration = Duration::from_secs(24 * 3600);
-/// How far clocks may be apart that are well. Corrections up to this are taken over at once.
+/// How far two correct clocks may be apart. Corrections up to this are followed at once.
 pub const CLOCK_TOLERANCE: Duration = Duration::from_secs(60);
 
-/// See the module.
+/// A clock for ages. See the module.
 #[derive(Debug, Default)]
 pub struct SteadyClock {
     anchor: Option<Anchor>,
@@ -27,15 +28,15 @@ pub struct SteadyClock {
 #[derive(Clone, Copy, Debug)]
 struct Anchor {
     time: OffsetDateTime,
-    /// The monotonic time at which that was.
+    /// The monotonic time at which `time` was read.
     at: Duration,
-    /// The monotonic time since which the time of day has been too far from what it should be.
+    /// The monotonic time since which the time of day has differed by more than [`CLOCK_TOLERANCE`].
     off_since: Option<Duration>,
 }
 
 impl SteadyClock {
-    /// The time that ages are measured by, when the time of day and the monotonic clock say this. Also
-    /// by how much the time of day is ahead of it.
+    /// Returns the time to compute ages with, for these readings of the time of day and of the monotonic
+    /// clock, and by how much the time of day is ahead of it.
     pub fn read(
         &mut self,
         time_of_day: OffsetDateTime,
@@ -75,7 +76,7 @@ mod tests {
     const HOUR: Duration = Duration::from_secs(3600);
     const START: OffsetDateTime = OffsetDateTime::UNIX_EPOCH;
 
-    /// Reads it at hours of the monotonic clock and of the day; in hours.
+    /// Reads the clock; all times are in hours.
     fn read(clock: &mut SteadyClock, monotonic: i32, of_day: i32) -> (f64, f64) {
         let time = START + time::Duration::hours(of_day.into());
         let (steady, ahead) = clock.read(time, HOUR * monotonic.unsigned_abs());
@@ -92,7 +93,7 @@ mod tests {
         assert_eq!(read(&mut clock, 1, 1), (1.0, 0.0));
         assert_eq!(read(&mut clock, 2, 5000), (2.0, 4998.0));
         assert_eq!(read(&mut clock, 25, 5023), (25.0, 4998.0));
-        // It was right, then: whatever was there at the jump is a day older.
+        // The time of day was right after all: what existed at the jump is a day older.
         assert_eq!(read(&mut clock, 26, 5024), (5024.0, 0.0));
         assert_eq!(read(&mut clock, 27, 5025), (5025.0, 0.0));
     }
@@ -116,7 +117,7 @@ mod tests {
         assert_eq!(read(&mut clock, 1, 0), (0.0, 0.0));
         assert_eq!(read(&mut clock, 2, 102), (102.0, 0.0), "back again");
         assert_eq!(read(&mut clock, 3, 2), (2.0, 0.0));
-        // A day later that is the time of day, and what is ahead of it is a jump.
+        // A day later the time of day is trusted, and a time ahead of it is a jump.
         assert_eq!(read(&mut clock, 27, 26), (26.0, 0.0));
         assert_eq!(read(&mut clock, 28, 128), (27.0, 101.0));
     }
@@ -126,7 +127,7 @@ mod tests {
         let mut clock = SteadyClock::default();
         for minute in 0_u32..600 {
             let passed = Duration::from_secs(60) * minute;
-            // By a second a minute.
+            // The time of day gains a second a minute.
             let time = START + passed + Duration::from_secs(1) * minute;
             assert_eq!(clock.read(time, passed), (time, Duration::ZERO));
         }

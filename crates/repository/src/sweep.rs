@@ -1,16 +1,16 @@
-//! The sweep: deletes the objects that nothing refers to, and provably nothing else.
+//! The sweep: deletes the objects that nothing refers to, and provably no others.
 //!
-//! *First* a list, *then* the root. What was listed, is not referenced by the root that was read
-//! afterwards, and belongs to no intent in it, can never be referenced again: a key enters the root
-//! only if it is in it already, or by an intent that was registered before its object was written,
-//! hence before it was listed. Clocks play no part in that; the least age is a second safeguard.
+//! It lists objects *first*, and reads the root *afterwards*. An object that was listed, and that neither
+//! this root nor an intent in it refers to, can never be referenced again: a key enters the root only if
+//! the root has it already, or by an intent that was registered before the object was written, hence before
+//! it was listed. Clocks play no part in this; the minimum age is a second safeguard.
 //!
-//! Ages go by [`Env::now_for_ages`](crate::env::Env::now_for_ages), and may be too small, never too
-//! large because of a jump. What is dated in the future has no age: an object stays until the clock passes
-//! its date, or a sweep with a least age of zero deletes it. Intents and pins of the future get the present
-//! date.
+//! Ages are computed from [`Env::now_for_ages`](crate::env::Env::now_for_ages), and may be too small, never
+//! too large because of a jump. An object that is dated in the future has no age: it is kept until the
+//! clock passes its date, or until a sweep with a minimum age of zero deletes it. Intents and pins that are
+//! dated in the future get the present date.
 //!
-//! A list of any length is swept in slices: some keys are listed, the root is read, and the orphans
+//! A list of any length is processed in slices: some keys are listed, the root is read, and the orphans
 //! among these keys are deleted.
 
 use std::time::Duration;
@@ -28,7 +28,7 @@ use crate::root::Root;
 use crate::steady::CLOCK_TOLERANCE;
 use crate::store::{Listed, Store};
 
-/// Keys that are held in memory at a time: some 30 MiB.
+/// Maximum number of keys in memory: some 30 MiB.
 const SLICE: usize = 200_000;
 
 /// What a sweep did.
@@ -40,15 +40,15 @@ pub struct Sweep {
     pub deleted: u64,
     /// Their bytes.
     pub bytes: u64,
-    /// Objects that could not be deleted. The next sweep tries again.
+    /// Objects that could not be deleted. The next sweep retries them.
     pub failed: u64,
-    /// Orphans that are too young.
+    /// Orphans that are younger than the minimum age.
     pub young: u64,
-    /// Objects that are none of ours.
+    /// Objects that do not belong to a repository.
     pub foreign: u64,
-    /// Uploads that have expired.
+    /// Uploads whose intents had expired and were removed.
     pub fenced: u64,
-    /// Pins that had expired.
+    /// Pins that had expired and were removed.
     pub unpinned: u64,
 }
 
@@ -67,12 +67,12 @@ pub enum OrphanReason {
     UnretainedSnapshot,
 }
 
-/// Whether an object stays or is deleted.
+/// Whether an object is kept or deleted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum ObjectStatus {
     /// It is the root.
     Root,
-    /// It is not ours.
+    /// It does not belong to a repository.
     Foreign,
     /// A kept snapshot needs it.
     Referenced,
@@ -89,26 +89,26 @@ pub(crate) struct OrphanClassifier<'a> {
     pub root: &'a Root,
     pub refs: &'a Refs,
     pub now: OffsetDateTime,
-    /// Zero if the age does not matter, even if it is dated in the future.
+    /// The minimum age. If it is zero, ages do not matter, not even those of objects dated in the future.
     pub min_age: Duration,
 }
 
-/// A root without intents and pins that have expired.
+/// A root without the intents and pins that have expired.
 pub(crate) struct Expiry {
     pub root: Root,
-    /// Generations of intents that have expired.
+    /// Generations of the intents that have expired.
     pub fenced: Vec<Generation>,
-    /// Pins that have expired.
+    /// Ids of the pins that have expired.
     pub unpinned: Vec<String>,
-    /// Whether an intent or a pin of the future got the present date.
+    /// Whether an intent or a pin that was dated in the future got the present date.
     pub dated: bool,
 }
 
-/// Removes intents and pins that have expired. Those that were dated by a clock that was ahead would stay
-/// until this clock passes their date: they get the present date.
+/// Removes intents and pins that have expired. Those that were dated by a clock that was ahead would be
+/// kept until this clock passes their date, so they get the present date.
 ///
-/// `now` is of the clock that ages go by, which may be behind `time_of_day` after a jump: what is ahead of
-/// both is dated in the future.
+/// `now` is the time to compute ages with, which may be behind `time_of_day` after a jump: a date is in the
+/// future if it is ahead of both.
 pub(crate) fn expire_entries(
     root: &Root,
     options: &Options,
@@ -191,8 +191,8 @@ impl OrphanClassifier<'_> {
 impl Repository {
     /// Deletes orphans. Also removes intents and pins that have expired.
     ///
-    /// An error (an unreadable description, above all) ends the sweep before the slice at hand is deleted,
-    /// and counts as a failed scan.
+    /// An error, such as an unreadable description, ends the sweep before the current slice is deleted, and
+    /// counts as a failed scan.
     pub async fn sweep(&self) -> Result<Sweep, Error> {
         let mut sweep = Sweep::default();
         let result = self.sweep_all(&mut sweep).await;
@@ -259,7 +259,7 @@ impl Repository {
         }
     }
 
-    /// Removes intents and pins that have expired, and returns the root as it is then.
+    /// Removes intents and pins that have expired, and returns the resulting root.
     async fn expire_intents(&self, store: &Store, sweep: &mut Sweep) -> Result<CurrentRoot, Error> {
         let current = self.read_root(store).await?;
         if current.generation.is_none() {
@@ -294,8 +294,9 @@ impl Repository {
     }
 }
 
-/// Deletes files first and descriptions last, and only those of snapshots all of whose files were deleted.
-/// Returns how many objects were deleted, their bytes, and how many were not.
+/// Deletes files first and descriptions last. A description is kept if a file of its directory could not be
+/// deleted. Returns the number of deleted objects, their bytes, and the number of those that could not be
+/// deleted.
 pub(crate) async fn delete_all(store: &Store, objects: Vec<Listed>) -> (u64, u64, u64) {
     let (descriptions, files): (Vec<_>, Vec<_>) = objects
         .into_iter()

@@ -1,4 +1,4 @@
-//! Uploading one file: it is read in parts, hashed while it is read, and written.
+//! Uploads one file: reads it in parts, hashes them, and writes them.
 
 use std::sync::Arc;
 
@@ -16,24 +16,24 @@ use crate::part::{PART, part_size};
 use crate::progress::Progress;
 use crate::store::Store;
 
-/// Bytes that are read and written at a time where an object is written in order.
+/// Bytes that are read and written at a time if an object is written in order.
 const PIECE: u64 = 1 << 20;
 /// Bytes that are hashed at a time when nothing is uploaded.
 const HASHED_AT_ONCE: u64 = 1 << 20;
 
-/// What uploads share: the source, and the bound on bytes in memory.
+/// Shared by the uploads of one put: the source, and the limit on bytes in memory.
 pub(crate) struct Uploads<'a> {
     pub store: &'a Store,
     pub source: &'a Arc<dyn Source>,
     pub memory: &'a Semaphore,
     pub buffer: usize,
     pub progress: &'a Progress,
-    /// Set when one has failed: the others end as soon as they can, and abort what they have begun.
+    /// Set when an upload has failed: the others end as soon as they can, and abort what they have begun.
     pub stopped: watch::Sender<bool>,
 }
 
 impl Uploads<'_> {
-    /// Uploads a file, and returns its checksum. A file that is shorter than it should be, or that has changed
+    /// Uploads a file, and returns its checksum. A file that is shorter than expected, or that has changed
     /// since it was hashed, is an error; no snapshot refers to the object that was written then.
     pub(crate) async fn upload(
         &self,
@@ -94,7 +94,7 @@ impl Uploads<'_> {
         }
     }
 
-    /// For a store that takes an object only in order: while one piece is written, the next is read.
+    /// Uploads to a store that takes an object only in order: while one piece is written, the next is read.
     async fn upload_in_order(
         &self,
         file: &FileMetadata,
@@ -140,7 +140,7 @@ impl Uploads<'_> {
                 Ok(digest)
             }
             Err(error) => {
-                // What is left of it is a temporary file, which goes with the upload.
+                // An unfinished upload is a temporary file, which is removed when the upload is dropped.
                 let _ = upload.abort().await;
                 Err(error)
             }
@@ -161,7 +161,8 @@ impl Uploads<'_> {
         while offset < file.size {
             self.go_on()?;
             let len = part.min(file.size - offset);
-            // While it waits for room and its turn, what is under way goes on and makes some.
+            // While this part waits for memory and for its turn, the parts under way are polled: they free
+            // memory.
             let permits = {
                 let mut room = std::pin::pin!(async {
                     let permits = self.permits(len).await;
@@ -197,7 +198,7 @@ impl Uploads<'_> {
         Ok((done.into_iter().map(|(_, id)| id).collect(), digest))
     }
 
-    /// Fails if another file has failed; its error is the one that counts.
+    /// Fails if another file has failed; the error of that file is reported.
     fn go_on(&self) -> Result<(), Error> {
         match *self.stopped.borrow() {
             true => Err(Error::Invalid("the upload was given up".to_owned())),
@@ -205,8 +206,8 @@ impl Uploads<'_> {
         }
     }
 
-    /// Waits until so many bytes may be sent; no longer than until another file has failed, whose
-    /// error is not kept back by a slow pace.
+    /// Waits until so many bytes may be sent, or another file has failed: a low rate does not delay that
+    /// file's error.
     async fn turn(&self, bytes: u64) -> Result<(), Error> {
         let mut stopped = self.stopped.subscribe();
         {
@@ -217,8 +218,8 @@ impl Uploads<'_> {
         self.go_on()
     }
 
-    /// Runs uploads, several at a time, to the end of all: when one fails, the others are not dropped
-    /// but end by themselves, so that each can abort what it began.
+    /// Runs uploads, several at a time, until all have ended. When one fails, the others are not dropped
+    /// but end by themselves, so that each can abort what it has begun.
     pub(crate) async fn all<T>(
         &self,
         uploads: Vec<impl Future<Output = Result<T, Error>>>,
@@ -242,7 +243,7 @@ impl Uploads<'_> {
         }
     }
 
-    /// The checksum of a file: remembered, or by reading it.
+    /// The checksum of a file: remembered, or computed by reading the file.
     pub(crate) async fn digest(&self, file: &FileMetadata) -> Result<Digest, Error> {
         if let Some(known) = self.source.known_digest(&file.name) {
             return Ok(known);
@@ -265,7 +266,7 @@ impl Uploads<'_> {
             .unwrap_or(usize::MAX)
             .min(self.buffer);
         let permits = u32::try_from(bytes).unwrap_or(u32::MAX);
-        // It is never closed.
+        // The semaphore is never closed.
         self.memory.acquire_many(permits).await.ok()
     }
 

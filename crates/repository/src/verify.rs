@@ -1,4 +1,5 @@
-//! Verifying: whether every object that a kept snapshot needs is there, with the bytes that were written.
+//! Verification: checks that every object that a kept snapshot needs exists, with the bytes that were
+//! written.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -28,20 +29,20 @@ pub struct Verification {
     pub bytes: u64,
     /// Whether the bytes were read, and not only the sizes compared.
     pub data: bool,
-    /// Snapshots without checksums: of their files only the sizes could be checked.
+    /// Snapshots without checksums; only the sizes of their files could be compared.
     pub without_checksums: Vec<String>,
-    /// What is wrong.
+    /// Objects that are damaged or missing.
     pub damaged: Vec<DamagedObject>,
 }
 
 impl Verification {
-    /// Whether nothing is wrong.
+    /// Whether nothing is damaged or missing.
     pub fn is_sound(&self) -> bool {
         self.damaged.is_empty()
     }
 }
 
-/// An object that is missing or is not what was written.
+/// An object that is missing, or whose bytes are not those that were written.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct DamagedObject {
@@ -60,10 +61,10 @@ struct Needed {
 }
 
 impl Repository {
-    /// Checks that all objects of all kept snapshots are there and have the right size; with `data` it also
+    /// Checks that all objects of all kept snapshots exist and have the right size; with `data` it also
     /// reads every byte and compares checksums.
     ///
-    /// Damage is in the report; an error means that something could not be read now.
+    /// Damage is in the report. An error means that an object could not be read now.
     pub async fn verify(&self, data: bool, progress: &Progress) -> Result<Verification, Error> {
         let store = self.store.operation();
         let root = self.read_root(&store).await?;
@@ -81,7 +82,7 @@ impl Repository {
             self.need(&store, &root, &dir, &mut needed, &mut damaged, &mut report)
                 .await?;
         }
-        // One list instead of a request for each.
+        // One list instead of a request for each object.
         let mut sizes = HashMap::new();
         let mut listed = store.list();
         while let Some(object) = listed.next().await {
@@ -131,7 +132,7 @@ impl Repository {
             }
         }
         if !damaged.is_empty() {
-            // Objects of snapshots that were released meanwhile may be gone, which is no damage.
+            // Objects of snapshots that were released meanwhile may be deleted; that is no damage.
             let kept = self.read_root(&store).await?.kept();
             let kept: HashSet<String> = kept.iter().map(ToString::to_string).collect();
             damaged.retain(|_, object| {
@@ -208,7 +209,7 @@ impl Repository {
     }
 }
 
-/// What is wrong with a root that names two different newest snapshots.
+/// Reports a root that names two different newest snapshots.
 fn contradiction(root: &Root) -> Option<DamagedObject> {
     let (newest, first) = (root.newest.as_ref()?, root.retained_snapshots.first()?);
     if newest.snapshot_id == first.snapshot_id && newest.path == first.path {
@@ -225,7 +226,7 @@ fn contradiction(root: &Root) -> Option<DamagedObject> {
     })
 }
 
-/// What is wrong with a description that names another cluster than the root.
+/// Reports a description that names another cluster than the root.
 fn stranger(root: &Root, metadata: &SnapshotMetadata) -> Option<String> {
     let same_print = match (root.cluster_fingerprint, metadata.cluster_fingerprint) {
         (Some(one), Some(other)) => one == other,

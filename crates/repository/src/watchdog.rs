@@ -1,8 +1,8 @@
-//! Deadlines about progress: a request has no limit while its bytes are sent.
+//! Deadlines that progress extends: a request has no limit while its bytes are sent.
 //!
-//! Whoever limits a request gives it a count of what it has sent, by way of the task that it runs in.
-//! A client that knows how far it is counts there; for one that does not, the limit is that of the
-//! whole request.
+//! The code that limits a request provides a counter of what was sent, through the task that the request
+//! runs in. A client that sends bodies in pieces counts them there. For a client that does not count, the
+//! limit applies to the whole request.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -12,7 +12,7 @@ use futures::future::{Either, select};
 
 use crate::env::Env;
 
-/// Pieces of a request that were taken by the network. Clones count together.
+/// Counts the pieces of a request that the network has taken. Clones share the count.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Ticks(Arc<Counts>);
 
@@ -28,7 +28,7 @@ tokio::task_local! {
 }
 
 impl Ticks {
-    /// The counter of the request that this task makes; without a request, a new one that nothing reads.
+    /// The counter of the request that this task sends; outside of a request, a new one that nothing reads.
     pub(crate) fn of_task() -> Ticks {
         TICKS.try_with(Clone::clone).unwrap_or_default()
     }
@@ -37,7 +37,7 @@ impl Ticks {
         self.0.ticks.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// The whole body was sent: the answer comes next.
+    /// The whole body was sent: the answer is awaited.
     pub(crate) fn sent(&self) {
         self.tick();
         self.0.sent.store(true, Ordering::Relaxed);
@@ -48,11 +48,11 @@ impl Ticks {
     }
 }
 
-/// Runs a request until it is silent for longer than `limit`; `None` then.
+/// Runs a request until it makes no progress for longer than `limit`; then returns `None`.
 ///
-/// Time is looked at once every `limit`. A stretch in which nothing was sent is silence, but for the
-/// answer: what the network has taken may still be in a buffer of this machine, so an answer is waited
-/// for as long as sending took.
+/// Progress is checked once every `limit`. An interval in which nothing was sent ends the request, except
+/// after the whole body was sent: the network may still transmit what is in a buffer of this machine, so
+/// the answer may take as many intervals as the body took.
 pub(crate) async fn within_progress<T>(
     env: &dyn Env,
     limit: Duration,
@@ -62,7 +62,7 @@ pub(crate) async fn within_progress<T>(
     within_ticks(env, limit, &ticks, TICKS.scope(ticks.clone(), request)).await
 }
 
-/// The same, by ticks that are counted elsewhere.
+/// As [`within_progress`], with ticks that are counted elsewhere.
 pub(crate) async fn within_ticks<T>(
     env: &dyn Env,
     limit: Duration,

@@ -25,7 +25,7 @@ pub struct Why {
     pub kept_by: Vec<Holder>,
 }
 
-/// Whether an object stays or is deleted.
+/// Whether an object is kept or deleted.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "kebab-case", tag = "verdict")]
@@ -34,13 +34,13 @@ pub enum Verdict {
     Root,
     /// It does not belong to a snapshot, and is never deleted.
     Foreign,
-    /// It stays, see `kept_by`.
+    /// It is kept; see `kept_by`.
     Kept,
     /// Nothing refers to it; a sweep deletes it once it is old enough.
     TooYoung {
-        /// Why it is deleted.
+        /// Why it will be deleted.
         why: OrphanReason,
-        /// In how many seconds.
+        /// Seconds until a sweep may delete it.
         seconds_left: u64,
     },
     /// Nothing refers to it; the next sweep deletes it.
@@ -64,7 +64,7 @@ pub enum Holder {
     Retained {
         /// Its directory.
         snapshot: String,
-        /// The files of it that are this object.
+        /// The files of it whose content is this object.
         files: Vec<String>,
     },
     /// A pinned snapshot.
@@ -73,14 +73,14 @@ pub enum Holder {
         snapshot: String,
         /// The pin.
         pin: String,
-        /// The files of it that are this object.
+        /// The files of it whose content is this object.
         files: Vec<String>,
     },
     /// A snapshot of a stale lineage.
     Abandoned {
         /// Its directory.
         snapshot: String,
-        /// The files of it that are this object.
+        /// The files of it whose content is this object.
         files: Vec<String>,
     },
     /// An upload under way.
@@ -88,14 +88,13 @@ pub enum Holder {
         /// Its generation.
         #[cfg_attr(feature = "openapi", schema(value_type = u64))]
         generation: Generation,
-        /// Whose.
+        /// The node that uploads.
         node_name: String,
     },
 }
 
 impl Repository {
-    /// Finds what keeps an object, or why it is deleted. The key may be given below the partition, or
-    /// as a whole URL.
+    /// Finds what keeps an object, or why it is deleted. `key` is below the partition, or a whole URL.
     pub async fn why(&self, key: &str) -> Result<Why, Error> {
         let store = self.store.operation();
         let base = self.display_url("");
@@ -192,7 +191,7 @@ impl Repository {
         })
     }
 
-    /// How two snapshots differ.
+    /// Compares the files of two snapshots.
     pub async fn diff(&self, old: &SnapshotDir, new: &SnapshotDir) -> Result<Diff, Error> {
         let store = self.store.operation();
         let old = self.read_description(&store, old).await?;
@@ -214,7 +213,7 @@ impl Repository {
             };
             let same = match (old.checksum_of(was), new.checksum_of(file)) {
                 (Some(a), Some(b)) => a == b && was.size == file.size,
-                // Without checksums, one object is one content.
+                // Without checksums, files of the same object have the same content.
                 _ => old.key_of(was) == new.key_of(file),
             };
             if same {
@@ -233,25 +232,25 @@ impl Repository {
     }
 }
 
-/// How two snapshots differ, by files.
+/// The differences between two snapshots, by files.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Diff {
-    /// The one.
+    /// The directory of the old snapshot.
     pub old: String,
-    /// The other.
+    /// The directory of the new snapshot.
     pub new: String,
-    /// What the one covers.
+    /// The last position that the old one covers.
     #[cfg_attr(feature = "openapi", schema(value_type = u64))]
     pub old_lsn: Lsn,
-    /// What the other covers.
+    /// The last position that the new one covers.
     #[cfg_attr(feature = "openapi", schema(value_type = u64))]
     pub new_lsn: Lsn,
-    /// Only in the new one.
+    /// Files only in the new one.
     pub added: Vec<FileSize>,
-    /// Only in the old one.
+    /// Files only in the old one.
     pub removed: Vec<FileSize>,
-    /// In both, with other bytes; sizes are the new ones.
+    /// Files in both, with different bytes; sizes are those in the new one.
     pub changed: Vec<FileSize>,
     /// Files with the same bytes in both.
     pub same: u64,
@@ -261,7 +260,7 @@ pub struct Diff {
     pub removed_bytes: u64,
     /// Bytes of `changed`.
     pub changed_bytes: u64,
-    /// Bytes of the files that are the same.
+    /// Bytes of the files with the same bytes.
     pub same_bytes: u64,
 }
 

@@ -1,23 +1,24 @@
-//! One writer for each lineage: which of several processes with the same past puts snapshots.
+//! One writer for each lineage: of several processes with the same history, one puts snapshots.
 //!
-//! A copied data directory, or one that was restored from a backup, has the lineage of the original
-//! and continues differently. Nothing in a snapshot distinguishes the two. So a process that owns a data
-//! directory draws an [`IncarnationId`] at each start, and the root names the one that writes. The
-//! first put of a process claims the root, by the same swap that registers its intent, if the root
-//! names nobody or an incarnation that this one follows: an earlier start of the same directory. Of
-//! two that follow the same one, the second is refused with [`Error::OtherWriter`]. A commit requires
-//! the incarnation in the root that it replaces, so an upload that was under way while another one
-//! claimed does not end in the root either.
+//! A copied data directory, or one that was restored from a backup, has the lineage of the original and
+//! continues differently. Nothing in a snapshot distinguishes the two. So a process that owns a data
+//! directory draws an [`IncarnationId`] at each start, and the root names the incarnation that writes. The
+//! first put of a process claims the root, by the same swap that registers its intent, if the root names no
+//! incarnation or one that this one follows: an earlier start of the same directory. Of two incarnations
+//! that follow the same one, the second is refused with [`Error::OtherWriter`]. A commit requires that the
+//! root that it replaces names the incarnation, so an upload that is under way while another incarnation
+//! claims the root is not committed.
 //!
-//! Intents name the incarnation that registered them. The next incarnation continues the
-//! intent of a former one, or removes it when it is old; from then on the former incarnation neither renews
-//! nor withdraws it. A refused incarnation has none: the swap that would register the first one is refused.
+//! Intents name the incarnation that registered them. The next incarnation continues the intent of a former
+//! one, or removes it when it has expired; after that the former incarnation neither renews nor withdraws
+//! it. A refused incarnation has no intent: the swap that would register its first one is refused.
 //!
-//! Pins name no incarnation. A pin protects what a reader reads: a restore of a refused or former
-//! incarnation needs it as much as any other, and until it expires it costs space alone. A sweep of the
-//! present writer removes it then.
+//! Pins name no incarnation. A pin protects what a restore reads: a refused or former incarnation needs it
+//! as much as any other, and until the pin expires it costs only space. After that, a sweep of the current
+//! writer removes it.
 //!
-//! No clock plays a part. A fork takes the root over, because it begins a new lineage.
+//! Clocks play no part in this. A fork claims the root for its own incarnation, because it begins a new
+//! lineage.
 
 use serde_json::Map;
 
@@ -33,11 +34,12 @@ use crate::store::Store;
 const MAX_CONTINUATIONS: usize = 32;
 
 impl Repository {
-    /// Whether this repository's incarnation may write to a root: it has claimed it, or may.
+    /// Checks whether this repository's incarnation may write to a root: the root names no incarnation,
+    /// this one, or an earlier one that this one follows.
     ///
     /// # Errors
     ///
-    /// [`Error::OtherWriter`] with both names.
+    /// [`Error::OtherWriter`] with the names of both.
     pub fn check_writer(&self, root: &Root) -> Result<(), Error> {
         match (&root.writer, &self.options.incarnation) {
             (None, _) => Ok(()),
@@ -46,14 +48,13 @@ impl Repository {
         }
     }
 
-    /// Claims the root, unless this incarnation has already. A process that writes to several
-    /// roots, or beside them, claims the same root first, so that of two copies of a node one writes
-    /// everything.
+    /// Claims the root, unless this incarnation has claimed it already. A process that writes to several
+    /// roots, or beside them, claims the same root first, so that of two copies of a node only one writes.
     ///
     /// # Errors
     ///
-    /// [`Error::OtherWriter`] with both names; [`Error::OtherLineage`] if the root is of another history;
-    /// [`Error::NoRoot`]; and what reading and swapping can fail with.
+    /// [`Error::OtherWriter`] with the names of both; [`Error::OtherLineage`] if the root is of another
+    /// lineage; [`Error::NoRoot`]; errors of [`ownership::claim`] and of a swap.
     pub async fn claim(&self, lineage: LineageId) -> Result<CurrentRoot, Error> {
         let store = self.store.operation();
         ownership::claim_with(&store, self.cluster()?).await?;
@@ -80,12 +81,13 @@ impl Repository {
         .await
     }
 
-    /// Whether an intent is of this incarnation, and no later one has continued it.
+    /// Whether this incarnation has registered an intent or continued it last.
     pub(crate) fn holds(&self, intent: &Intent) -> bool {
         intent.incarnation == self.options.incarnation.as_ref().map(|ours| ours.id)
     }
 
-    /// Makes a root this incarnation's, which was allowed to by [`Repository::check_writer`].
+    /// Sets this incarnation as the root's writer. [`Repository::check_writer`] must have succeeded, or the
+    /// root must name no writer.
     pub(crate) fn claim_writer(&self, root: &mut Root) -> Result<(), Error> {
         let Some(ours) = &self.options.incarnation else {
             return Ok(());
@@ -101,13 +103,13 @@ impl Repository {
         Ok(())
     }
 
-    /// Whether a root is this incarnation's, which claimed it before.
+    /// Whether the root names this incarnation.
     pub(crate) fn has_claimed(&self, root: &Root) -> bool {
         let writer = root.writer.as_ref().map(|writer| writer.incarnation);
         writer == self.options.incarnation.as_ref().map(|ours| ours.id)
     }
 
-    /// Refuses a root that another incarnation has claimed since.
+    /// Refuses a root that another incarnation has claimed meanwhile.
     pub(crate) fn check_claim(&self, store: &Store, root: &Root) -> Result<(), Error> {
         match &root.writer {
             Some(writer) if !self.has_claimed(root) => Err(self.other_writer(store, writer)),
@@ -115,8 +117,8 @@ impl Repository {
         }
     }
 
-    /// The intent of an upload that this process, or an earlier start of the same data directory, has
-    /// left behind. The next put continues it: the uploaded objects stay as long as the intent.
+    /// The intent of an interrupted upload of this process, or of an earlier start of the same data
+    /// directory. The next put continues it: the uploaded objects are kept as long as the intent.
     pub(crate) fn left_behind<'a>(&self, root: &'a Root) -> Option<&'a Intent> {
         let ours = self.options.incarnation.as_ref()?;
         let is_ours = |intent: &&Intent| {

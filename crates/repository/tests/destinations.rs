@@ -1,4 +1,4 @@
-//! Destinations keep the same promises on S3 and in a local directory; and what is special of each.
+//! S3 and a local directory satisfy the same promises; the other modules test what is specific to each.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "these are tests")]
 

@@ -1,7 +1,7 @@
-//! A second opinion: the whole story against an S3 server of somebody else's.
+//! A second implementation: all operations against an S3 server of another project.
 //!
-//! Runs when `ESKER_TEST_S3_ENDPOINT` and `ESKER_TEST_S3_BUCKET` name one, with the credentials of
-//! the usual variables. `make moto` starts `moto_server` and does that.
+//! Runs if `ESKER_TEST_S3_ENDPOINT` and `ESKER_TEST_S3_BUCKET` name a server and a bucket, with the
+//! credentials of the usual variables. `make moto` starts `moto_server` and runs this test.
 
 #![allow(clippy::unwrap_used, clippy::disallowed_methods)]
 
@@ -90,7 +90,7 @@ async fn another_s3_server_keeps_the_whole_story() {
                 fs::read(to.join(name)).unwrap()
             );
         }
-        // Two swaps from one version: one wins, so nothing of this is left to chance.
+        // Two concurrent puts: of two swaps from one version only one succeeds, and the other put retries.
         let five = Checkpoint::scan(&files, Lsn(5), digests.clone()).unwrap();
         let six = Checkpoint::scan(&files, Lsn(6), digests.clone()).unwrap();
         let progress = Progress::new();

@@ -1,11 +1,11 @@
-//! The way of requests to S3: as `object_store`'s own client, and with deadlines about progress.
+//! Sends requests to S3 for `object_store`, with deadlines that progress extends.
 //!
-//! Its own client limits the time from the beginning of a request to its answer, so a body that takes
-//! longer than that never arrives. Here a body goes out in pieces, each of which counts as progress;
-//! see [`crate::watchdog`].
+//! The client of `object_store` limits the time from the beginning of a request to its answer, so a body
+//! that takes longer than that can never be sent. Here a body is sent in pieces, and each piece counts as
+//! progress; see [`crate::watchdog`].
 
-// Real sockets alone come here, and their silence is measured by the real clock. A simulation brings a
-// store of its own, which makes no requests.
+// Only real sockets are used here, and their silence is measured by the real clock. A simulation provides a
+// store of its own, which sends no requests.
 #![allow(clippy::disallowed_methods)]
 
 use std::error::Error as StdError;
@@ -26,25 +26,25 @@ use tokio::time::{Instant, Sleep};
 use crate::env::System;
 use crate::watchdog::{Ticks, within_ticks};
 
-/// Bytes of a body that are handed over at a time. Small enough that a slow network takes one in a
+/// Bytes of a body that are passed on at a time; small enough that a slow network takes one piece within a
 /// few seconds.
 const PIECE: usize = 64 * 1024;
 
-/// To open a connection.
+/// Time limit for opening a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Makes clients.
+/// Creates HTTP clients.
 #[derive(Debug)]
 pub(super) struct Connector {
-    /// How long a store may take nothing and send nothing.
+    /// Time without progress after which a request fails.
     pub silence: Duration,
-    /// Whether requests may go out in the clear.
+    /// Whether requests may be sent without TLS.
     pub allow_http: bool,
 }
 
 impl HttpConnector for Connector {
     fn connect(&self, _: &ClientOptions) -> object_store::Result<HttpClient> {
-        // Settings that matter of `object_store`'s own.
+        // The settings of `object_store`'s own client that matter here.
         let client = reqwest::Client::builder()
             .user_agent(concat!("esker/", env!("CARGO_PKG_VERSION")))
             .connect_timeout(CONNECT_TIMEOUT)
@@ -103,7 +103,7 @@ impl HttpService for Service {
     }
 }
 
-/// What failed, without the URL, which may hold a signature.
+/// Converts an error, and removes the URL, which may contain a signature.
 fn failed(error: reqwest::Error) -> HttpError {
     let kind = if error.is_timeout() {
         HttpErrorKind::Timeout
@@ -117,7 +117,7 @@ fn failed(error: reqwest::Error) -> HttpError {
     HttpError::new(kind, error.without_url())
 }
 
-/// A body in pieces.
+/// A request's body, in pieces.
 struct Pieces {
     body: HttpRequestBody,
     left: Bytes,
@@ -132,7 +132,7 @@ impl Body for Pieces {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
-        // It asks for the next one when there is room for it.
+        // The connection polls for the next piece when it has space for it.
         self.ticks.tick();
         while self.left.is_empty() {
             match ready!(Pin::new(&mut self.body).poll_frame(context)) {
@@ -146,7 +146,7 @@ impl Body for Pieces {
         }
         let piece = PIECE.min(self.left.len());
         let piece = self.left.split_to(piece);
-        // With a length that is known, nobody asks for more after the last one.
+        // If the length is known, the body is not polled again after its last piece.
         if self.size_hint().exact() == Some(0) {
             self.ticks.sent();
         }
@@ -159,7 +159,7 @@ impl Body for Pieces {
     }
 }
 
-/// An answer's body that fails when nothing comes for too long.
+/// An answer's body that fails if no byte arrives for too long.
 struct Timed {
     body: reqwest::Body,
     silence: Duration,

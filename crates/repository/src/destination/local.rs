@@ -1,21 +1,21 @@
-//! A local directory as an object store, with a compare-and-swap that holds between tasks and between
+//! A local directory as an object store, with a compare-and-swap that is atomic between tasks and between
 //! processes.
 //!
-//! An object is a regular file below the root, named by its key. It is written beside the others, into
-//! `.tmp`, and synced; then, under a lock of its key, it is checked against what the caller expects and
-//! renamed into place, and the directory is synced. So an object is never seen half written, and what
-//! was answered survives a power failure. (The `LocalFileSystem` of `object_store` does not implement
-//! updates that depend on an ETag.)
+//! An object is a regular file below the root, named by its key. It is first written to a file in `.tmp`
+//! and synced. Then, under a lock of its key, the existing object is compared with what the caller expects,
+//! the file is renamed into place, and the directory is synced. So no reader sees a partly written object,
+//! and a put that was answered survives a power failure. (The `LocalFileSystem` of `object_store` does not
+//! implement updates that depend on an ETag.)
 //!
-//! - `objects`: what happens to one object
-//! - `tree`: directories by descriptors, so that nothing leads out of the root
+//! - `objects`: the operations on one object
+//! - `tree`: opens directories by descriptors, so that no path leads out of the root
 //! - `scratch`: `.tmp`, with unfinished files and locks
 //! - `walk`: lists in the order of keys
-//! - `upload`: objects in parts
+//! - `upload`: writes objects in parts
 //!
-//! Symlinks and special files are no objects: not listed, not read, not replaced, not deleted. Nor are
-//! files whose names are not UTF-8 or have control characters. All file operations run on the blocking
-//! threads of tokio, whose runtime has to be there.
+//! Symlinks and special files are not objects: they are not listed, read, replaced or deleted. The same
+//! applies to files whose names are not UTF-8 or have control characters. All file operations run on the
+//! blocking threads of tokio, so they need a tokio runtime.
 
 mod objects;
 mod scratch;
@@ -48,11 +48,11 @@ use walk::Walk;
 
 const STORE: &str = "local directory";
 
-/// Bytes per chunk of a body that is read; one chunk per reader is in memory.
+/// Bytes per chunk of a body that is read; each reader has one chunk in memory.
 const CHUNK: u64 = 1024 * 1024;
 /// Entries per step of a listing.
 const PAGE: usize = 1000;
-/// Deletes at a time.
+/// Deletes that run at a time.
 const DELETES: usize = 8;
 
 /// See the module. Cheap to clone.
@@ -61,7 +61,7 @@ pub struct LocalStore {
     inner: Arc<Objects>,
 }
 
-/// What failed, with the file; the source of [`Error::Generic`].
+/// The operation that failed, with the file; the source of [`Error::Generic`].
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {what} {}: {source}", .path.display())]
 pub struct LocalError {
@@ -71,14 +71,14 @@ pub struct LocalError {
 }
 
 impl LocalStore {
-    /// A store below a directory, which need not exist: the first put makes it, with its parents.
+    /// Opens a store below a directory, which need not exist: the first put creates it, with its parents.
     ///
     /// Blocks: removes temporary files that crashed processes left there over 24 hours ago.
     ///
     /// # Errors
     ///
-    /// The path is of something that is no directory, or the working directory (for a relative one) is
-    /// gone.
+    /// The path is that of something else than a directory, or it is relative and the working directory
+    /// does not exist.
     pub fn open(root: &FsPath, hard_links: bool) -> io::Result<LocalStore> {
         let root = std::path::absolute(root)?;
         match std::fs::metadata(&root) {
@@ -92,7 +92,7 @@ impl LocalStore {
             Ok(files) => {
                 tracing::info!(root = %tree.root().display(), files, "Removed abandoned temporary files");
             }
-            // It may be read-only.
+            // The directory may be read-only.
             Err(error) => {
                 tracing::debug!(root = %tree.root().display(), %error, "Temporary files not looked at");
             }
@@ -106,21 +106,21 @@ impl LocalStore {
         self.inner.tree.root()
     }
 
-    /// Whether files may become objects by a hard link.
+    /// Whether a file may become an object by a hard link.
     pub fn links(&self) -> bool {
         self.inner.hard_links
     }
 
-    /// Makes an object of a file by a hard link, without copying it. The file is synced first; its
-    /// bytes must never change again. An object that is there is not replaced; if it already is this
-    /// very file, that is a success.
+    /// Creates an object from a file by a hard link, without copying it. The file is synced first; its
+    /// bytes must never change again. An existing object is not replaced; if it is a hard link of this file
+    /// already, the call succeeds.
     ///
-    /// `Ok(false)`: links are off or impossible (another file system, too many links, not permitted,
-    /// no regular file), and the content has to be put.
+    /// `Ok(false)`: hard links are off or impossible (another file system, too many links, not permitted,
+    /// not a regular file), and the content has to be put.
     ///
     /// # Errors
     ///
-    /// [`io::ErrorKind::AlreadyExists`] if the object is another file; what the file system says.
+    /// [`io::ErrorKind::AlreadyExists`] if the object is another file; errors of the file system.
     pub async fn link(&self, location: &Path, source: &FsPath) -> io::Result<bool> {
         if !self.inner.hard_links {
             return Ok(false);
@@ -135,8 +135,8 @@ impl LocalStore {
 }
 
 impl LocalStore {
-    /// Whether an object is the very file: a hard link of it, which shares whatever happens to its
-    /// bytes. Something that cannot be looked at counts as another file.
+    /// Whether an object is a hard link of a file, so that damage to the bytes of one is damage to the
+    /// other. If one of the two cannot be examined, the answer is no.
     pub async fn is_same_file(&self, location: &Path, source: &FsPath) -> bool {
         use std::os::unix::fs::MetadataExt as _;
         let object = self.inner.path(location);
@@ -165,8 +165,8 @@ impl fmt::Display for LocalStore {
     }
 }
 
-/// Runs on a thread that may block. A panic there goes on here. A caller that stops waiting does not
-/// stop the work.
+/// Runs `work` on a thread that may block. A panic of `work` is resumed in the caller. A caller that stops
+/// waiting does not stop the work.
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<T> {
@@ -182,7 +182,7 @@ async fn blocking<T: Send + 'static>(
     }
 }
 
-/// Turns an error of the file system into one of the store, by what the caller can do.
+/// Converts an error of the file system into one of the store, by what the caller can do.
 fn failed(what: &'static str, path: PathBuf) -> impl FnOnce(io::Error) -> Error {
     move |source| {
         let kind = source.kind();
@@ -207,7 +207,7 @@ fn failed(what: &'static str, path: PathBuf) -> impl FnOnce(io::Error) -> Error 
     }
 }
 
-/// A part of a file, in chunks.
+/// A range of a file, in chunks.
 fn body(file: File, path: PathBuf, range: Range<u64>) -> BoxStream<'static, Result<Bytes>> {
     let state = (Arc::new(file), Arc::new(path), range);
     stream::try_unfold(state, async |(file, path, range)| {
@@ -301,7 +301,7 @@ impl ObjectStore for LocalStore {
         })
     }
 
-    /// As S3 does, deleting what is not there is a success.
+    /// As in S3, deleting an object that does not exist succeeds.
     fn delete_stream(
         &self,
         locations: BoxStream<'static, Result<Path>>,
@@ -319,7 +319,7 @@ impl ObjectStore for LocalStore {
             .boxed()
     }
 
-    /// In the order of keys.
+    /// Lists in the order of keys.
     fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
         self.list_with_offset(prefix, &Path::ROOT)
     }

@@ -1,19 +1,19 @@
 //! Where a repository is: an S3-compatible bucket or a local directory, by URL.
 //!
-//! A [`Destination`] is an `object_store` with a prefix in it and a name for people. What this crate
-//! needs of a store is that conditional puts tell the truth; [`probe()`] finds out.
+//! A [`Destination`] is an `object_store` with a prefix in it and a URL for display. This crate requires of
+//! a store that its conditional puts are reliable; [`probe()`] tests that.
 //!
 //! - [`local`]: a directory as an object store with compare-and-swap
-//! - `http`: how requests to S3 go out, with deadlines about progress
-//! - `s3`: settings from options, environment and profile files, and the client made of them
+//! - `http`: sends requests to S3, and fails those that make no progress
+//! - `s3`: the settings from options, environment and profile files, and the client built from them
 //! - `profile`: reads `~/.aws/config` and `~/.aws/credentials`
-//! - [`mod@probe`]: finds stores that lie
+//! - [`mod@probe`]: finds stores whose conditional puts or reads are wrong
 //!
 //! | URL | what it is |
 //! |---|---|
-//! | `s3://bucket`, `s3://bucket/some/prefix` | a bucket; the prefix is taken literally, `%` and all |
+//! | `s3://bucket`, `s3://bucket/some/prefix` | a bucket; the prefix is taken literally, `%` included |
 //! | `file:///some/dir` | an absolute directory, percent-encoded as URLs are |
-//! | `/some/dir`, `some/dir` | a directory; a relative one is below the working directory of now |
+//! | `/some/dir`, `some/dir` | a directory; a relative path is resolved against the working directory |
 
 mod http;
 pub mod local;
@@ -40,14 +40,14 @@ use seen::Seen;
 
 pub use probe::{ProbeError, probe};
 
-/// A URL or a setting that cannot be used. No message has a secret in it.
+/// A URL or a setting that cannot be used. No message contains a secret.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DestinationError {
     /// The URL names no destination.
     #[error("{url:?} cannot be used as a destination: {why}")]
     Url {
-        /// As it was given, without user info.
+        /// The URL as given, without user info.
         url: String,
         /// What is wrong, and what to do.
         why: String,
@@ -55,27 +55,28 @@ pub enum DestinationError {
     /// Options, environment or profile do not fit together.
     #[error("{0}")]
     Settings(String),
-    /// A directory, or a file with profiles.
+    /// A directory or a profile file cannot be used.
     #[error("cannot use {}: {source}", .path.display())]
     Io {
-        /// Which.
+        /// The directory or file.
         path: PathBuf,
-        /// Why not.
+        /// The error of the file system or of the parser.
         source: io::Error,
     },
-    /// The client could not be made.
+    /// The client could not be created.
     #[error("cannot make a client for {url}: {source}")]
     Client {
         /// The destination.
         url: String,
-        /// What `object_store` says.
+        /// The error of `object_store`.
         source: object_store::Error,
     },
 }
 
 /// How to reach a destination. Its `Debug` output shows no secrets.
 ///
-/// For each setting of S3, an option wins over the process's environment and that over the profile.
+/// For each setting of S3, the option has precedence over the process's environment, and that over the
+/// profile.
 /// Credentials are taken from one place as a whole:
 ///
 /// 1. `aws_access_key_id`, `aws_secret_access_key` and `aws_session_token`;
@@ -85,32 +86,32 @@ pub enum DestinationError {
 /// 5. a web identity, the container's or the instance's role.
 #[derive(Clone)]
 pub struct DestinationOptions {
-    /// A profile in `~/.aws/credentials` and `~/.aws/config`. It needs to have keys of its own: SSO,
-    /// assumed roles and credential processes are refused.
+    /// A profile in `~/.aws/credentials` and `~/.aws/config`. It must have static keys: SSO, assumed roles
+    /// and credential processes are refused.
     pub aws_profile: Option<String>,
-    /// Else `AWS_REGION`, `AWS_DEFAULT_REGION`, the profile's, `us-east-1`.
+    /// If not set: `AWS_REGION`, `AWS_DEFAULT_REGION`, the profile's region, `us-east-1`.
     pub aws_region: Option<String>,
-    /// Needs `aws_secret_access_key` as well.
+    /// Requires `aws_secret_access_key`.
     pub aws_access_key_id: Option<String>,
-    /// Needs `aws_access_key_id` as well.
+    /// Requires `aws_access_key_id`.
     pub aws_secret_access_key: Option<String>,
     /// For temporary keys.
     pub aws_session_token: Option<String>,
-    /// Of another store than Amazon's: `https://minio.example:9000`. Else `AWS_ENDPOINT_URL_S3`,
-    /// `AWS_ENDPOINT_URL`, the profile's `endpoint_url`.
+    /// The endpoint of a store that is not Amazon's: `https://minio.example:9000`. If not set:
+    /// `AWS_ENDPOINT_URL_S3`, `AWS_ENDPOINT_URL`, the profile's `endpoint_url`.
     pub aws_endpoint_url: Option<String>,
-    /// Whether an endpoint may be `http://`, where anybody on the way can read and change what passes.
-    /// Else `AWS_ALLOW_HTTP`, no.
+    /// Whether an endpoint may be `http://`, where anybody on the network path can read and change requests
+    /// and answers. If not set: `AWS_ALLOW_HTTP`, else no.
     pub aws_allow_http: Option<bool>,
-    /// Whether the bucket is in the path of a request instead of the host name. Else yes if there is an
-    /// endpoint or the bucket's name has a dot, else no.
+    /// Whether the bucket is in the path of a request instead of the host name. If not set: yes if there is
+    /// an endpoint or the bucket's name has a dot, else no.
     pub aws_path_style: Option<bool>,
-    /// Whether files may become objects of a local directory by a hard link.
+    /// Whether a file may become an object of a local directory by a hard link.
     pub hard_links: bool,
-    /// How long S3 may take nothing and send nothing: while a body goes out, while an answer is awaited
-    /// (or as long as the body took, if that is longer), and while one is read.
+    /// Time without progress after which a request to S3 fails: while its body is sent, while its answer is
+    /// awaited (or as long as the body took, if that is longer), and while the answer's body is read.
     pub request_timeout: Duration,
-    /// Where variables and the home directory come from.
+    /// The source of variables and of the home directory.
     pub environment: Environment,
 }
 
@@ -132,7 +133,7 @@ impl Default for DestinationOptions {
     }
 }
 
-/// In the place of a secret.
+/// What is printed instead of a secret.
 fn hidden<T>(secret: &Option<T>) -> Option<&'static str> {
     secret.as_ref().map(|_| "(hidden)")
 }
@@ -160,10 +161,10 @@ impl fmt::Debug for DestinationOptions {
     }
 }
 
-/// The value of a variable.
+/// Returns the value of a variable.
 type Variables = dyn Fn(&str) -> Option<String> + Send + Sync;
 
-/// Variables and the home directory: the process's own, or a test's.
+/// The source of variables and of the home directory: the process's own, or a test's.
 #[derive(Clone)]
 pub struct Environment {
     variables: Arc<Variables>,
@@ -171,17 +172,17 @@ pub struct Environment {
 }
 
 impl Environment {
-    /// The process's. A variable that is not UTF-8 counts as unset.
+    /// The process's environment. A variable that is not UTF-8 counts as unset.
     pub fn process() -> Environment {
         Environment::new(|name| std::env::var(name).ok(), std::env::home_dir())
     }
 
-    /// No variables and no home: nothing but the options counts.
+    /// No variables and no home directory: only the options apply.
     pub fn empty() -> Environment {
         Environment::new(|_| None, None)
     }
 
-    /// What a function says.
+    /// Variables are looked up with a function; `home` is the home directory, if there is one.
     pub fn new(
         variables: impl Fn(&str) -> Option<String> + Send + Sync + 'static,
         home: Option<PathBuf>,
@@ -192,7 +193,7 @@ impl Environment {
         }
     }
 
-    /// A variable that is set, and not to nothing.
+    /// The value of a variable; none if it is unset or empty.
     fn get(&self, name: &str) -> Option<String> {
         (self.variables)(name).filter(|value| !value.is_empty())
     }
@@ -204,7 +205,7 @@ impl fmt::Debug for Environment {
     }
 }
 
-/// An object store, and where in it. Cheap to clone.
+/// An object store, and the prefix of this destination's keys in it. Cheap to clone.
 #[derive(Clone)]
 pub struct Destination {
     store: Arc<dyn ObjectStore>,
@@ -230,15 +231,15 @@ impl fmt::Display for Destination {
 }
 
 impl Destination {
-    /// Finds the store that a URL names. See the [module](self) for the URLs.
+    /// Opens the store that a URL names. See the [module](self) for the URLs.
     ///
-    /// Asks nothing of S3, so a wrong key shows with the first request. Blocks: reads profile files,
-    /// and removes temporary files that crashed processes left in a directory over 24 hours ago. A
-    /// directory that does not exist is made by the first put.
+    /// Sends no request to S3, so a wrong key is reported by the first request only. Blocks: reads profile
+    /// files, and removes temporary files that crashed processes left in a directory over 24 hours ago. A
+    /// directory that does not exist is created by the first put.
     ///
     /// # Errors
     ///
-    /// What is wrong with the URL or the settings; nothing about the store itself.
+    /// What is wrong with the URL or the settings. The store itself is not checked.
     ///
     /// # Examples
     ///
@@ -289,8 +290,8 @@ impl Destination {
         }
     }
 
-    /// A store that the caller made, for embedding and for simulations. `display_url` is its name for people,
-    /// with the prefix and without secrets.
+    /// A store that the caller created, for embedding and for simulations. `display_url` is its URL for
+    /// display, with the prefix and without secrets.
     pub fn of_store(store: Arc<dyn ObjectStore>, prefix: Path, display_url: String) -> Destination {
         Destination {
             store,
@@ -302,45 +303,45 @@ impl Destination {
         }
     }
 
-    /// Lets large objects be written to a store that the caller made in parts that are tried again one
-    /// by one. It has to be the same store.
+    /// Lets large objects of a store that the caller created be written in parts, each of which is retried
+    /// alone. `multipart` must be the same store.
     #[must_use]
     pub fn with_multipart(mut self, multipart: Arc<dyn MultipartStore>) -> Destination {
         self.multipart = Some(multipart);
         self
     }
 
-    /// The store. What belongs to this destination begins with [`prefix`](Destination::prefix).
+    /// The store. The keys of this destination begin with [`prefix`](Destination::prefix).
     ///
-    /// It tries nothing a second time: an error is of one request.
+    /// It retries nothing: each error is that of one request.
     pub fn store(&self) -> &Arc<dyn ObjectStore> {
         &self.store
     }
 
-    /// The same store, if its uploads in parts can be driven part by part. A local directory's cannot;
-    /// [`ObjectStore::put_multipart_opts`] works there.
+    /// The same store, if the parts of a multipart upload can be sent one by one. None for a local
+    /// directory; [`ObjectStore::put_multipart_opts`] works there.
     pub fn multipart(&self) -> Option<&Arc<dyn MultipartStore>> {
         self.multipart.as_ref()
     }
 
-    /// Where in the store; empty for all of it.
+    /// The prefix of this destination's keys; empty for the whole store.
     pub fn prefix(&self) -> &Path {
         &self.prefix
     }
 
-    /// Its URL for people, without a slash at the end and without credentials.
+    /// Its URL for display, without a slash at the end and without credentials.
     pub fn display_url(&self) -> &str {
         &self.display_url
     }
 
-    /// The id in the destination's marker, if this process has put something there, or was told it
-    /// with [`expect`](Destination::expect).
+    /// The id in the destination's marker, if this process has put something there, or has set it with
+    /// [`expect`](Destination::expect).
     pub fn id(&self) -> Option<DestinationId> {
         self.seen.get()
     }
 
-    /// The id that an earlier process has seen there: nothing is put where the marker is missing, or
-    /// has another id. Holds for all clones.
+    /// Sets the id that an earlier process has seen there: nothing is put if the marker is missing or has
+    /// another id. Applies to all clones.
     pub fn expect(&self, id: DestinationId) {
         self.seen.set(id);
     }
@@ -378,8 +379,9 @@ fn open_directory(
     })
 }
 
-/// What follows `s3://`. It is no URL in the strict sense: keys may have any characters, so a `%` is a
-/// `%`; but what looks like a query or like user info is more likely a mistake than a key.
+/// Parses what follows `s3://`. This is not a URL in the strict sense: keys may have any characters, so a
+/// `%` is a `%`. What looks like a query or like user info is refused, because it is more likely a mistake
+/// than a key.
 fn parse_bucket(rest: &str) -> Result<(&str, Path), String> {
     let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
     if bucket.contains('@') {
@@ -427,13 +429,13 @@ fn parse_file_url(text: &str) -> Result<PathBuf, &'static str> {
     url.to_file_path().map_err(|()| absolute)
 }
 
-/// A URL as it may be shown: what could be a password is cut out.
+/// A URL for display: what could be a password is removed.
 fn without_user_info(url: &str) -> String {
     let Some((scheme, rest)) = url.split_once("://") else {
         return url.to_owned();
     };
     let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
-    // A secret may have a slash in it, so that what follows counts as well.
+    // A secret may contain a slash, so what follows one is searched as well.
     match rest[..end].rfind('@').or_else(|| rest.rfind('@')) {
         Some(at) => format!("{scheme}://…{}", &rest[at..]),
         None => url.to_owned(),

@@ -18,35 +18,35 @@ use super::Destination;
 use crate::env::{Env, within};
 use crate::store::is_no_bucket;
 
-/// Directory of probes, below the destination's prefix. No partition has this name.
+/// Directory of probes, below the destination's prefix. It is not a valid name of a partition.
 const DIR: &str = ".esker-probe";
 
-/// Without an answer for so long, a step has failed.
+/// A step without an answer for this long has failed.
 const SILENCE: Duration = Duration::from_secs(60);
 
-/// Races of two that nobody may win before that counts as wrong.
+/// Number of races without a winner after which the store counts as wrong.
 const RACES: usize = 3;
 
 /// Why a store cannot be written to.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ProbeError {
-    /// It can be read at best.
+    /// The credentials do not permit to write.
     #[error("{destination} may not be written to with these credentials: {source}")]
     ReadOnly {
         /// Its URL.
         destination: String,
-        /// What the store said.
+        /// The answer of the store.
         source: Error,
     },
-    /// Nothing is known about its conditional puts: it does not answer, or with an error.
+    /// Nothing is known about its conditional puts, because a request failed.
     #[error("cannot {what} while probing {destination}: {source}")]
     Failed {
-        /// What was tried.
+        /// The step that failed.
         what: &'static str,
         /// Its URL.
         destination: String,
-        /// What the store said.
+        /// The answer of the store.
         source: Error,
     },
     /// There is no such bucket.
@@ -55,67 +55,69 @@ pub enum ProbeError {
         /// Its URL.
         destination: String,
     },
-    /// It does not answer.
+    /// The store gave no answer to a request.
     #[error("{destination} gave no answer within {} s when asked to {what}", SILENCE.as_secs())]
     Silent {
-        /// What was tried.
+        /// The step that got no answer.
         what: &'static str,
         /// Its URL.
         destination: String,
     },
-    /// It must not be used: its answers contradict what it did.
+    /// The store must not be used: its answers contradict what it did.
     #[error("{destination} cannot be used for writing: {lie}")]
     Liar {
         /// Its URL.
         destination: String,
-        /// What it did.
+        /// What the store did.
         lie: Lie,
     },
 }
 
-/// What a store did that it must not.
+/// Something that a store did and must not do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Lie {
-    /// `If-None-Match: *` is ignored.
+    /// The store ignores `If-None-Match: *`.
     #[error(
         "it replaced an object although it was asked to create it only if absent (If-None-Match: *)"
     )]
     ReplacedOnCreate,
-    /// There is nothing to put a condition on.
+    /// The store returns no ETag, so no condition can name one.
     #[error("it gave no ETag for what was put, so that nothing can be updated conditionally")]
     NoETag,
-    /// `If-Match` is refused whatever the ETag.
+    /// The store refuses `If-Match` with the right ETag.
     #[error("it refused to update an object whose ETag was the right one (If-Match)")]
     RefusedRightETag,
-    /// `If-Match` is ignored.
+    /// The store ignores `If-Match`.
     #[error("it updated an object although the ETag was an old one (If-Match)")]
     UpdatedOnOldETag,
-    /// `If-Match` creates.
+    /// A put with `If-Match` creates an object.
     #[error("it made an object that was not there when asked to update it (If-Match)")]
     UpdatedAbsent,
-    /// The check and the write are not one step.
+    /// The store does not check and write in one atomic step.
     #[error("it let two concurrent updates with the same ETag both succeed: they are not atomic")]
     BothWon,
-    /// Nobody gets on.
+    /// Of two concurrent updates, none succeeds.
     #[error("it refused both of two concurrent updates although one had the right ETag")]
     NeitherWon,
-    /// Reads lag behind.
+    /// Reads return old content.
     #[error("it did not return what was written last: reads are not consistent")]
     StaleRead,
-    /// Lists lag behind.
+    /// Lists omit new objects.
     #[error("it did not list an object that was just written: lists are not consistent")]
     StaleList,
-    /// Deletes do nothing, or reads lag behind them.
+    /// Deletes have no effect, or reads return deleted objects.
     #[error("it returned an object after deleting it")]
     StillThere,
 }
 
-/// Probes a destination: some 12 requests and 32 bytes, removed afterwards whatever the outcome.
+/// Probes a destination: some 12 requests, with bodies of one byte. Its object is deleted whatever the
+/// outcome.
 ///
 /// # Errors
 ///
-/// The first thing that the store did wrong. [`ProbeError::ReadOnly`] if it may be read only.
+/// The first thing that the store did wrong. [`ProbeError::ReadOnly`] if the credentials do not permit to
+/// write.
 pub async fn probe(destination: &Destination, env: &dyn Env) -> Result<(), ProbeError> {
     let name = format!("{:016x}{:016x}", env.random(), env.random());
     let key = destination.prefix().clone().join(DIR).join(name);
@@ -142,7 +144,7 @@ struct Probe<'a> {
 
 impl Probe<'_> {
     async fn play(&self) -> Result<(), ProbeError> {
-        // Absent: nothing to update, and created only once.
+        // An absent object cannot be updated, and can be created only once.
         let made_up = UpdateVersion {
             e_tag: Some("\"0123456789abcdef0123456789abcdef\"".to_owned()),
             version: None,
@@ -161,7 +163,7 @@ impl Probe<'_> {
         if again.is_some() {
             return Err(self.liar(Lie::ReplacedOnCreate));
         }
-        // Updated with its own ETag, and not with an older one.
+        // An object can be updated with its own ETag, and not with an older one.
         let first = self.version(first)?;
         let Some(second) = self.update("3", first.clone()).await? else {
             return Err(self.liar(Lie::RefusedRightETag));
@@ -169,10 +171,10 @@ impl Probe<'_> {
         if self.update("4", first).await?.is_some() {
             return Err(self.liar(Lie::UpdatedOnOldETag));
         }
-        // Two at once.
+        // Of two concurrent updates, one succeeds.
         let second = self.version(second)?;
         let newest = self.race(second).await?;
-        // Seen by reads and lists, and gone when deleted.
+        // Reads and lists return the object, and a deleted one is not returned.
         if self.read().await?.as_deref() != Some(newest.as_bytes()) {
             return Err(self.liar(Lie::StaleRead));
         }
@@ -189,7 +191,7 @@ impl Probe<'_> {
         }
     }
 
-    /// Two updates at once; the content of the one that won.
+    /// Sends two concurrent updates; returns the content of the one that succeeded.
     async fn race(&self, version: UpdateVersion) -> Result<&'static str, ProbeError> {
         for _ in 0..RACES {
             let (one, other) = futures::join!(
@@ -200,7 +202,7 @@ impl Probe<'_> {
                 (Some(_), None) => return Ok("5"),
                 (None, Some(_)) => return Ok("6"),
                 (Some(_), Some(_)) => return Err(self.liar(Lie::BothWon)),
-                // Amazon may answer 409 to whoever meets another.
+                // Amazon may answer 409 to concurrent requests, so both may fail.
                 (None, None) => {}
             }
         }
@@ -240,7 +242,7 @@ impl Probe<'_> {
                 | Error::Precondition { .. }
                 | Error::NotModified { .. },
             ) => Ok(None),
-            // Of an object that is not there; else it is the bucket.
+            // An update of an object that does not exist. For other puts, the bucket is missing.
             Err(Error::NotFound { .. }) if updates => Ok(None),
             Err(source @ (Error::PermissionDenied { .. } | Error::Unauthenticated { .. })) => {
                 Err(ProbeError::ReadOnly {

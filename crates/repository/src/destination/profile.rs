@@ -1,9 +1,9 @@
-//! Profiles as the AWS tools keep them: `~/.aws/credentials` and `~/.aws/config`, or the files that
+//! Profiles as the AWS tools store them: in `~/.aws/credentials` and `~/.aws/config`, or in the files that
 //! `AWS_SHARED_CREDENTIALS_FILE` and `AWS_CONFIG_FILE` name.
 //!
-//! Read are static keys, `region` and `endpoint_url`. What needs a conversation first (SSO, an assumed
-//! role, a credential process) is told apart from a profile without keys, so that it can be refused by
-//! its name.
+//! Static keys, `region` and `endpoint_url` are read. A profile whose keys have to be requested first (SSO,
+//! an assumed role, a credential process) is distinguished from a profile without keys, so that the error
+//! names the unsupported setting.
 
 use std::fmt;
 use std::io;
@@ -13,7 +13,7 @@ use configparser::ini::Ini;
 
 use super::{DestinationError, Environment, hidden};
 
-/// Bytes of a file with profiles, at most.
+/// Maximum size of a profile file, in bytes.
 const LARGEST: u64 = 1024 * 1024;
 
 /// Static keys.
@@ -35,7 +35,7 @@ impl fmt::Debug for Keys {
 }
 
 impl Keys {
-    /// Keys of one place. Both halves or none.
+    /// The keys of one place. It must have both an id and a secret, or neither.
     pub(super) fn of(
         place: &str,
         id: Option<String>,
@@ -54,20 +54,20 @@ impl Keys {
     }
 }
 
-/// What a profile says.
+/// The settings of a profile.
 #[derive(Debug, Default)]
 pub(super) struct Profile {
     pub(super) name: String,
     pub(super) region: Option<String>,
     pub(super) endpoint_url: Option<String>,
     keys: Option<Keys>,
-    /// The setting by which it gets its keys in a way that is not supported.
+    /// The setting that requests keys in a way that is not supported, if there is one.
     needs: Option<&'static str>,
 }
 
 impl Profile {
-    /// Reads a profile; a `name` that was asked for has to be there. Without, `default` is read, and
-    /// may be missing.
+    /// Reads a profile. A profile that `name` names must exist. Without a name, `default` is read, and may
+    /// be missing.
     pub(super) fn read(
         name: Option<&str>,
         environment: &Environment,
@@ -75,13 +75,13 @@ impl Profile {
         let wanted = name.unwrap_or("default");
         let credentials = file(environment, "AWS_SHARED_CREDENTIALS_FILE", "credentials");
         let config = file(environment, "AWS_CONFIG_FILE", "config");
-        // Keys in the file for credentials win over those in the other.
+        // Keys in the credentials file have precedence over those in the config file.
         let prefixed = format!("profile {wanted}");
         let places = [
             (&credentials, vec![wanted]),
             (
                 &config,
-                // Only the default profile may do without the prefix there.
+                // In the config file, only the default profile may omit the prefix.
                 if wanted == "default" {
                     vec![prefixed.as_str(), wanted]
                 } else {
@@ -131,7 +131,7 @@ impl Profile {
             .take()
             .or_else(|| section.get("endpoint_url"));
         self.needs = self.needs.or_else(|| {
-            // Keys in a profile with `role_arn` are not those to be used, but those to ask with.
+            // Keys in a profile with `role_arn` only request the role's keys; they are not the keys to use.
             [
                 "role_arn",
                 "sso_session",
@@ -150,7 +150,7 @@ impl Profile {
     ///
     /// # Errors
     ///
-    /// It has a way to get keys that is not supported.
+    /// The profile gets its keys in a way that is not supported.
     pub(super) fn keys(&self) -> Result<Option<Keys>, DestinationError> {
         match (self.needs, &self.keys) {
             (Some(setting), None) | (Some(setting @ "role_arn"), Some(_)) => {
@@ -166,7 +166,7 @@ impl Profile {
     }
 }
 
-/// A section of a file.
+/// A section of a file, by its name.
 struct Section(Ini, String);
 
 impl Section {
@@ -189,7 +189,7 @@ fn not_found(name: &str, files: &[PathBuf]) -> String {
     format!("there is no AWS profile {name:?} in {}", files.join(" or "))
 }
 
-/// Which file: named by a variable, or below the home directory.
+/// The path of a file: from a variable, or below the home directory.
 fn file(environment: &Environment, variable: &str, name: &str) -> Option<PathBuf> {
     let home = environment.home.as_ref();
     match environment.get(variable) {
@@ -201,7 +201,7 @@ fn file(environment: &Environment, variable: &str, name: &str) -> Option<PathBuf
     }
 }
 
-/// Parses a file; none if it does not exist. Messages have line numbers and no content.
+/// Parses a file; none if it does not exist. Errors contain line numbers and no content.
 fn load(path: &Path) -> Result<Option<Ini>, DestinationError> {
     let failed = |source| DestinationError::Io {
         path: path.to_owned(),
@@ -223,9 +223,9 @@ fn load(path: &Path) -> Result<Option<Ini>, DestinationError> {
     rules.comment_symbols = vec!['#', ';'];
     // A `#` within a line may be part of a value.
     rules.inline_comment_symbols = Some(Vec::new());
-    // Settings of services are indented below theirs; they are not the profile's.
+    // Settings of services are indented below their names; they are not the profile's.
     rules.multiline = true;
-    // What stands before the first section belongs to none.
+    // Lines before the first section belong to no section.
     rules.default_section = "\n".to_owned();
     ini.load_defaults(rules);
     ini.read(text)

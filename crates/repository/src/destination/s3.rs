@@ -1,9 +1,10 @@
-//! The client for S3 and what speaks its language, made of options, environment and profile.
+//! The client for S3 and for compatible stores, built from options, environment and profile.
 //!
-//! Two habits of `object_store`'s client are changed. It does not try again by itself: this crate has
-//! one budget of attempts for a whole operation, and a conditional put must not be repeated behind the
-//! caller's back, since the second attempt would then be refused because of the first. And a request has
-//! no limit for all of its duration, which a large file needs, but for the time without a byte.
+//! Two defaults of `object_store`'s client are changed. It does not retry: this crate has one budget of
+//! attempts for a whole operation, and a conditional put must not be repeated without the caller's
+//! knowledge, because the second attempt would be refused due to the success of the first. And a request
+//! has no limit for its whole duration, because a large file may take long, but one for the time without a
+//! byte.
 
 use std::fmt;
 
@@ -17,7 +18,8 @@ use super::{DestinationError, DestinationOptions, without_user_info};
 
 const DEFAULT_REGION: &str = "us-east-1";
 
-/// Where `object_store` looks for keys if none are given, and what else of the environment it heeds.
+/// Variables that are passed on to `object_store`: where it finds keys if none are given, and other
+/// settings.
 const PASSED_ON: &[(&str, AmazonS3ConfigKey)] = &[
     (
         "AWS_WEB_IDENTITY_TOKEN_FILE",
@@ -44,11 +46,11 @@ const PASSED_ON: &[(&str, AmazonS3ConfigKey)] = &[
     ("AWS_REQUEST_PAYER", AmazonS3ConfigKey::RequestPayer),
 ];
 
-/// What the three sources come to.
+/// The settings that result from options, environment and profile.
 #[derive(PartialEq, Eq)]
 struct Settings {
     region: String,
-    /// None: whatever role the machine has.
+    /// None: the client uses the role of the machine.
     keys: Option<Keys>,
     endpoint: Option<Url>,
     path_style: bool,
@@ -65,7 +67,7 @@ impl fmt::Debug for Settings {
     }
 }
 
-/// Makes a client for a bucket. Asks nothing of the store.
+/// Creates a client for a bucket. Sends no request.
 pub(super) fn client(
     bucket: &str,
     display_url: &str,
@@ -151,7 +153,7 @@ fn settings(bucket: &str, options: &DestinationOptions) -> Result<Settings, Dest
     };
     let keys = match explicit()? {
         Some(keys) => Some(keys),
-        // Whoever writes a profile into the configuration means it, whatever is left in a shell.
+        // A profile in the configuration is an explicit choice, so variables of a shell do not override it.
         None if chosen.is_some() => profile.keys()?,
         None => match from_environment()? {
             Some(keys) => Some(keys),
@@ -187,7 +189,7 @@ fn settings(bucket: &str, options: &DestinationOptions) -> Result<Settings, Dest
     Ok(Settings {
         region,
         keys,
-        // Certificates of host names do not cover further dots.
+        // A wildcard certificate covers one label, so it does not match a bucket's name with a dot.
         path_style: options
             .aws_path_style
             .unwrap_or(endpoint.is_some() || bucket.contains('.')),

@@ -1,10 +1,10 @@
-//! The identity of the destination that a process has seen there.
+//! The identity of the destination that this process has seen.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::ids::DestinationId;
 
-/// The id of the destination that a process has seen. Clones share it.
+/// The id of the destination that this process has seen, if any. Clones share it.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Seen(Arc<Mutex<Option<DestinationId>>>);
 

@@ -1,4 +1,4 @@
-//! The commit of an upload: its description, and the swap that makes the snapshot the repository's.
+//! The commit of an upload: the description, and the swap that adds the snapshot to the root.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -14,12 +14,12 @@ use crate::repository::{Change, CurrentRoot, SWAP_ATTEMPTS, Swapped};
 use crate::root::{Retained, Root};
 use crate::store::Store;
 
-/// How often files that were to be reused may be removed while an upload commits. Each time, another
-/// snapshot was committed meanwhile.
+/// How often an upload is repaired while it commits, because files that it reuses were removed. Each time,
+/// another snapshot was committed meanwhile.
 const MAX_REPAIRS: usize = 16;
 
 enum Committed {
-    /// The root that it replaced, and the root that it made.
+    /// The root that the swap replaced, and the root that it created.
     Yes(Box<Root>, Box<CurrentRoot>),
     Fenced,
     Gone(HashSet<String>),
@@ -109,7 +109,8 @@ impl Upload<'_> {
         })
     }
 
-    /// The swap that commits. The decision is made again for every root that is read back.
+    /// Adds the snapshot to the root by a swap. The decision is made again for every root that is read
+    /// back.
     async fn swap_in(
         &self,
         metadata: &SnapshotMetadata,
@@ -151,9 +152,9 @@ impl Upload<'_> {
         Err(repository.contended(store))
     }
 
-    /// Retained snapshots of the same content, which this one replaces, so that it does not push out others.
-    /// Snapshots of one LSN of one lineage have the same content, whatever their files; without a lineage,
-    /// the files are compared.
+    /// The retained snapshots with the same content. The new snapshot replaces them, so that it does not
+    /// displace others. Snapshots of one LSN of one lineage have the same content, whatever their files
+    /// are; without a lineage, the files are compared.
     async fn equals(
         &self,
         store: &Store,
@@ -198,7 +199,7 @@ impl Upload<'_> {
             path: metadata.dir().to_string(),
             extra: Map::new(),
         };
-        // In front of those of the same LSN: its own commit must not remove it.
+        // It is inserted before those of the same LSN, because its own commit must not remove it.
         next.retained_snapshots.insert(0, committed);
         next.settle();
         next.retained_snapshots
@@ -208,8 +209,8 @@ impl Upload<'_> {
         next
     }
 
-    /// Uploads files that were to be reused and are gone, and takes a new snapshot id, because a
-    /// description is never written twice. `None` if the upload was fenced.
+    /// Uploads reused files that were removed, and adds a new snapshot id, because a description is never
+    /// written twice. `None` if the upload was fenced.
     async fn repair(
         &mut self,
         current: CurrentRoot,

@@ -1,4 +1,4 @@
-//! An upload's intent: the entry in the root that keeps what the upload writes.
+//! An upload's intent: the entry in the root that protects the objects of an upload under way.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -17,13 +17,14 @@ use crate::repository::{Change, CurrentRoot, Repository};
 use crate::root::{Intent, Root};
 use crate::store::Store;
 
-/// How often creating a missing root is tried, while the store reports neither success nor refusal.
+/// Maximum number of attempts to create a missing root while the store reports neither success nor refusal.
 const MAX_CREATIONS: u32 = 6;
-/// How long an upload that failed tries to remove its intent.
+/// How long a failed upload tries to remove its intent.
 const WITHDRAWAL_TIMEOUT: Duration = Duration::from_secs(20);
 
 impl Repository {
-    /// Registers an intent by a swap. The returned root has it, unless it was fenced already.
+    /// Registers an intent by a swap, or continues one that was left behind. The returned root has it,
+    /// unless the upload was fenced already.
     pub(super) async fn register(
         &self,
         store: &Store,
@@ -102,7 +103,8 @@ impl Repository {
         .await
     }
 
-    /// The objects that an interrupted upload has left under a generation whose intent is in the root.
+    /// The objects that an interrupted upload has left under a generation whose intent is in the root, with
+    /// their sizes.
     pub(super) async fn left_there(
         &self,
         store: &Store,
@@ -175,7 +177,7 @@ impl Repository {
                 |root| root.intent(generation).is_none_or(|i| i.renewed_at == now),
             );
             match renewed.await {
-                // The next attempt is refused with the reason.
+                // The upload's next swap is refused with the reason.
                 Ok(root) if !self.has_claimed(&root) => return,
                 Ok(root) if root.intent(generation).is_none() => {
                     tracing::warn!(snapshots = ?ids, "The intent of an upload was removed");
@@ -191,15 +193,15 @@ impl Repository {
         }
     }
 
-    /// How many snapshots are retained after a commit.
+    /// Number of snapshots that are retained after a commit.
     pub(super) fn num_retained(&self) -> usize {
         self.options.num_retained.map_or(1, |n| n.get() as usize)
     }
 }
 
 impl Upload<'_> {
-    /// Removes the intent of an upload that failed, so that the next sweep deletes what it left. If that
-    /// fails, a sweep removes the intent a day later.
+    /// Removes the intent of a failed upload, so that the next sweep deletes its objects. If that fails,
+    /// the intent expires, and a later sweep removes it.
     pub(super) async fn withdraw(&self) {
         if within(
             &**self.store.env(),

@@ -1,14 +1,14 @@
-//! Putting a checkpoint into the repository.
+//! Puts a checkpoint into the repository.
 //!
-//! 0. *Owner*: the destination has to belong to the cluster, see [`crate::ownership`].
-//! 1. *Intent*: a swap registers the upload. The generation that this swap makes belongs to the
-//!    upload, and is part of the key of every object that it writes.
-//! 2. *Upload*: files that a retained snapshot has are reused, by checksum, size and key range; the
-//!    others are written. An object that no retained snapshot refers to is never reused.
-//! 3. *Commit*: the description is written, and a swap adds the snapshot to the root. The
-//!    swap requires that the root that it replaces still has the intent, and that every reused file
-//!    belongs to a snapshot that this root retains. A reused file that was removed meanwhile is
-//!    uploaded, and the snapshot gets another id.
+//! 0. *Owner*: the destination must belong to the cluster, see [`crate::ownership`].
+//! 1. *Intent*: a swap registers the upload. The generation that this swap sets belongs to the upload, and
+//!    is part of the key of every object that it writes.
+//! 2. *Upload*: files that a retained snapshot has are reused, by checksum, size and key range; the others
+//!    are written. An object that no retained snapshot refers to is never reused.
+//! 3. *Commit*: the description is written, and a swap adds the snapshot to the root. The swap requires
+//!    that the root that it replaces still has the intent, and that every reused file belongs to a snapshot
+//!    that this root retains. A reused file that was removed meanwhile is uploaded, and the snapshot gets
+//!    another id.
 //! 4. *Retention*: see [`crate::retention`].
 //!
 //! An upload whose intent was removed, because it has expired, begins again.
@@ -41,7 +41,7 @@ use crate::retention::Retention;
 use crate::store::Store;
 use placement::Placed;
 
-/// How often an upload is started again after its intent has expired.
+/// Maximum number of times that an upload is started; it is started again after its intent has expired.
 const MAX_STARTS: u32 = 3;
 /// What [`Repository::put`] did.
 #[derive(Clone, Debug)]
@@ -52,13 +52,13 @@ pub struct Put {
     pub files: u64,
     /// Bytes of the snapshot.
     pub bytes: u64,
-    /// Files that were written.
+    /// Files that were uploaded.
     pub files_uploaded: u64,
-    /// Bytes that were written, descriptions and root apart.
+    /// Bytes that were uploaded, without descriptions and root.
     pub bytes_uploaded: u64,
-    /// What was deleted, because newer snapshots took its place.
+    /// What was deleted because newer snapshots replaced it.
     pub retention: Retention,
-    /// The root that the commit made.
+    /// The root that the commit created.
     pub root: CurrentRoot,
 }
 
@@ -71,7 +71,7 @@ struct Upload<'a> {
     memory: Semaphore,
     generation: Generation,
     ids: Vec<SnapshotId>,
-    /// Where every file is, by name.
+    /// Where each file is, by name.
     placed: HashMap<String, Placed>,
     /// Objects that an interrupted upload has left under the same generation, and their sizes.
     there: HashMap<String, u64>,
@@ -94,7 +94,8 @@ impl Repository {
     /// use is deleted.
     pub async fn put(&self, checkpoint: &Checkpoint, progress: &Progress) -> Result<Put, Error> {
         let result = match self.put_until_done(checkpoint, progress).await {
-            // If the whole destination was emptied, the marker is missing too, and that error says more.
+            // If the whole destination was emptied, the marker is missing too, and the error about it is
+            // more precise.
             Err(Error::NoRoot { root, others }) => Err(self
                 .check_marker()
                 .await
@@ -206,7 +207,7 @@ impl Repository {
 
 impl Upload<'_> {
     fn id(&self) -> &SnapshotId {
-        // `ids` is created with one.
+        // `ids` is never empty.
         &self.ids[self.ids.len() - 1]
     }
 

@@ -21,13 +21,13 @@ const REUSED_FROM: usize = 2;
 pub(super) struct Placed {
     pub(super) key: String,
     pub(super) digest: Digest,
-    /// The object belongs to a retained snapshot.
+    /// Whether the object belongs to a retained snapshot.
     pub(super) reused: bool,
-    /// The interrupted upload that this one continues has sent it.
+    /// Whether the interrupted upload that this one continues has written the object.
     pub(super) found: bool,
 }
 
-/// What two files must have in common for one to reuse the object of the other.
+/// What two files must have in common for one to use the object of the other.
 #[derive(PartialEq, Eq, Hash)]
 pub(super) struct Content {
     digest: Digest,
@@ -48,7 +48,7 @@ impl Content {
 }
 
 impl Upload<'_> {
-    /// Places files, and renews the intent while that runs; false if the intent was removed.
+    /// Places files, and renews the intent meanwhile. Returns false if the intent was removed.
     pub(super) async fn place_while_alive(
         &mut self,
         files: &[&FileMetadata],
@@ -85,7 +85,8 @@ impl Upload<'_> {
         }
     }
 
-    /// The files of retained snapshots. Those of one whose description cannot be read are not reused.
+    /// The objects of files of retained snapshots. Files of a snapshot whose description cannot be read are
+    /// not reused.
     pub(super) async fn reusable(&self, root: &Root) -> HashMap<Content, String> {
         let mut reusable = HashMap::new();
         if self.repository.options.kind == Kind::Full || !self.repository.options.reuse {
@@ -141,7 +142,7 @@ impl Upload<'_> {
                 let key = dir.file(&file.name);
                 under_way.push(async move {
                     let known = match uploads.source.known_digest(&file.name) {
-                        // Linking a file reads it once, for its checksum, and writes nothing.
+                        // Before a file is linked, it is read once for its checksum; nothing is written.
                         None if uploads.store.links() => Some(uploads.digest(file).await?),
                         known => known,
                     };
@@ -203,8 +204,8 @@ impl Upload<'_> {
         Ok(placed)
     }
 
-    /// The key of an object that holds a file, unless the object is a hard link of it and copies are
-    /// wanted: damage to the file damages its link too, so a link is no second copy.
+    /// The key of an object that has a file's content. None if the object is a hard link of the file and
+    /// copies are required: damage to the file damages its link too, so a link is no second copy.
     pub(super) async fn unless_unwanted_link(
         &self,
         key: Option<String>,

@@ -1,4 +1,4 @@
-//! Deleting objects, in bulk where the store can.
+//! Deletes objects, in bulk if the store supports it.
 
 use std::collections::HashSet;
 
@@ -10,16 +10,16 @@ use super::Store;
 use crate::env::within;
 use crate::error::Error;
 
-/// Keys of one request that deletes: the limit of S3.
+/// Maximum number of keys that one request deletes: the limit of S3.
 const DELETED_AT_ONCE: usize = 1000;
-/// Such requests under way at a time.
+/// Number of such requests under way at a time.
 const DELETE_REQUESTS: usize = 8;
-/// Attempts at one request; the next sweep deletes what is left.
+/// Attempts at one request; the next sweep deletes the remaining objects.
 const DELETE_ATTEMPTS: u32 = 3;
 
 impl Store {
-    /// Deletes objects, in bulk where the store can. Returns those that could not be deleted; an object
-    /// that is not there counts as deleted.
+    /// Deletes objects, in bulk if the store supports it. Returns those that could not be deleted; an
+    /// object that does not exist counts as deleted.
     pub(crate) async fn delete(&self, keys: Vec<String>) -> Vec<(String, Error)> {
         let mut requests = Vec::new();
         for chunk in keys.chunks(DELETED_AT_ONCE) {
@@ -48,7 +48,7 @@ impl Store {
     async fn delete_at_once(&self, keys: &[String]) -> Vec<(String, Error)> {
         let paths: Vec<_> = keys.iter().map(|key| Ok(self.path(key))).collect();
         let mut answers = self.inner.delete_stream(stream::iter(paths).boxed());
-        // One failure may stand for many keys, so the keys that are confirmed as deleted are counted.
+        // One failure may concern many keys, so the keys that are confirmed as deleted are collected.
         let mut gone = HashSet::new();
         let mut failure = None;
         loop {

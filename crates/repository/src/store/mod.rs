@@ -1,9 +1,9 @@
 //! One partition's objects, with retries.
 //!
-//! Everything that the protocol does to the object store goes through here. A transient failure (a
-//! 5xx, a broken connection, no answer) is tried again with back-off, within one budget for the
-//! whole operation; a refusal is not. A compare-and-swap is tried exactly once: its failure may be
-//! a success whose answer got lost, and only its caller can find out which.
+//! Every access of the protocol to the object store goes through this module. A transient failure (a 5xx, a
+//! broken connection, no answer) is retried with back-off, within one budget for the whole operation; a
+//! refusal is not. A compare-and-swap is tried exactly once: it may have succeeded although its answer was
+//! lost, and only its caller can find out.
 //!
 //! Keys are those of [`crate::layout`], below the partition's prefix.
 
@@ -38,13 +38,13 @@ pub(crate) use read::Sink;
 pub(crate) use retry::is_no_bucket;
 use retry::is_transient;
 
-/// What became of a compare-and-swap.
+/// The outcome of a compare-and-swap.
 pub(crate) enum Swap {
-    /// It was done.
+    /// The swap was done; the new version.
     Done(UpdateVersion),
     /// The store reports that the object is another version.
     Lost,
-    /// The request may have been done or not.
+    /// The swap may have been done or not.
     Unknown(StoreFailure),
 }
 
@@ -138,8 +138,8 @@ impl Store {
         &self.destination
     }
 
-    /// Waits until multipart uploads that were dropped are aborted. A process that ends before would leave
-    /// them in the bucket.
+    /// Waits until multipart uploads that were dropped are aborted. If the process ended earlier, their
+    /// parts would stay in the bucket.
     pub(crate) async fn aborted(&self) {
         let aborts = match self.aborts.lock() {
             Ok(mut aborts) => std::mem::take(&mut *aborts),
@@ -171,16 +171,16 @@ impl Store {
         Some(rest.strip_prefix('/')?.to_owned())
     }
 
-    /// Waits until the rate limiter admits so many bytes of files. It waits before the request begins, so
-    /// that no request's time limit includes the wait.
+    /// Waits until the rate limiter admits so many bytes of files. Call it before the request begins, so
+    /// that the wait is no part of the request's time limit.
     pub(crate) async fn turn(&self, bytes: u64) {
         if let Some(pace) = &self.pace {
             pace.turn(&*self.env, bytes).await;
         }
     }
 
-    /// Returns what is to be called before each attempt to send so many bytes. The first attempt had its
-    /// turn; a retry has waited for its back-off and is charged, so that later turns wait for it.
+    /// Returns a function to call before each attempt to send so many bytes. The first attempt has waited
+    /// for its turn; a retry has only backed off and is charged, so that later turns wait for it.
     fn attempts_at(&self, bytes: u64) -> impl FnMut() + '_ {
         let mut had_its_turn = true;
         move || {
@@ -192,12 +192,12 @@ impl Store {
         }
     }
 
-    /// Writes an object whose key no other writer uses: a second attempt writes the same bytes.
+    /// Writes an object whose key no other writer uses, so that a second attempt writes the same bytes.
     pub(crate) async fn put(&self, key: &str, bytes: Bytes) -> Result<(), Error> {
         self.write(None, key, bytes, || {}).await
     }
 
-    /// As [`Store::put`], for a file, which had its [`turn`](Store::turn).
+    /// As [`Store::put`], for a file that has waited for its [`turn`](Store::turn).
     pub(crate) async fn put_file(&self, key: &str, bytes: Bytes) -> Result<(), Error> {
         let attempts = self.attempts_at(bytes.len() as u64);
         self.write(Some(&self.lanes), key, bytes, attempts).await
@@ -246,7 +246,7 @@ impl Store {
                     E::Precondition { .. } | E::AlreadyExists { .. } | E::NotModified { .. },
                 )) => Swap::Lost,
                 Some(Err(source)) if is_no_bucket(&source) => return Err(self.no_bucket()),
-                // Some stores answer so to an update of an object that is gone.
+                // Some stores return this error for an update of an object that does not exist.
                 Some(Err(E::NotFound { .. })) => Swap::Lost,
                 Some(Err(source)) if !is_transient(&source) => {
                     return Err(Error::Denied {
@@ -261,7 +261,7 @@ impl Store {
         )
     }
 
-    /// Whether an object of this size is there.
+    /// Whether the object exists and has this size.
     pub(crate) async fn has(&self, key: &str, size: u64) -> Result<bool, Error> {
         let path = self.path(key);
         match self
@@ -274,7 +274,7 @@ impl Store {
         }
     }
 
-    /// Whether an object is there.
+    /// Whether the object exists.
     pub(crate) async fn holds(&self, key: &str) -> Result<bool, Error> {
         let path = self.path(key);
         match self
@@ -287,7 +287,7 @@ impl Store {
         }
     }
 
-    /// Names of the directories at the destination: this partition's, and what lies beside it.
+    /// Names of the directories at the destination: the partitions', and others beside them.
     pub(crate) async fn directories(&self) -> Result<Vec<String>, Error> {
         let above = self.above();
         let prefix = self.destination.prefix();
@@ -300,7 +300,7 @@ impl Store {
             .collect())
     }
 
-    /// Whether [`Store::link`] is worth a try.
+    /// Whether [`Store::link`] may succeed.
     pub(crate) fn links(&self) -> bool {
         self.destination.local().is_some_and(LocalStore::links)
     }
@@ -320,7 +320,7 @@ impl Store {
             })
     }
 
-    /// Whether an object shares its bytes with a local file although copies are wanted.
+    /// Whether an object shares its bytes with a local file although copies are required.
     pub(crate) async fn is_unwanted_link(&self, key: &str, file: Option<&std::path::Path>) -> bool {
         match (self.destination.local(), file) {
             (Some(local), Some(file)) if !local.links() => {
@@ -330,7 +330,7 @@ impl Store {
         }
     }
 
-    /// Lists all keys, in order. A failed page is asked for again.
+    /// Lists all keys, in order. A failed page is requested again.
     pub(crate) fn list(&self) -> BoxStream<'static, Result<Listed, Error>> {
         struct State {
             store: Store,
@@ -392,6 +392,6 @@ impl Store {
 pub(crate) struct Listed {
     pub key: String,
     pub size: u64,
-    /// By the store's clock, in milliseconds since the epoch.
+    /// When it was written, by the store's clock, in milliseconds since the epoch.
     pub modified_ms: i64,
 }

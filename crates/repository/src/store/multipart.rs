@@ -1,4 +1,4 @@
-//! Writing a large object in parts, each of which is tried again by itself.
+//! Writes a large object in parts, each of which is retried alone.
 
 use std::sync::Arc;
 
@@ -64,8 +64,8 @@ impl MultipartUpload {
             }
             Err(error) => error,
         };
-        // An earlier attempt may have completed it although its answer was lost. Then the upload is gone and
-        // the object is there: no other upload uses its key.
+        // An earlier attempt may have succeeded although its answer was lost. Then the upload does not
+        // exist any more, and the object exists: no other upload uses its key.
         if self.store.has(&self.key, size).await.unwrap_or(false) {
             self.id = None;
             return Ok(());
@@ -111,7 +111,7 @@ impl Drop for MultipartUpload {
 }
 
 impl Store {
-    /// Whether large objects can be written in parts that are tried again one by one.
+    /// Whether large objects can be written in parts that are retried one by one.
     pub(crate) fn has_parts(&self) -> bool {
         self.multipart.is_some()
     }

@@ -1,4 +1,4 @@
-//! Reading objects: small ones whole, large ones in order, continued where a connection breaks.
+//! Reads objects: small ones at once, large ones in order, continued where a connection breaks.
 
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt as _;
@@ -17,7 +17,7 @@ pub(crate) trait Sink: Send {
 }
 
 impl Store {
-    /// Reads a small object whole; it must not be larger than `most` bytes.
+    /// Reads a small object completely; it must not be larger than `most` bytes.
     pub(crate) async fn get(&self, key: &str, most: u64) -> Result<(Bytes, UpdateVersion), Error> {
         let path = self.path(key);
         let got = self
@@ -55,7 +55,8 @@ impl Store {
         })
     }
 
-    /// Starts to read an object at an offset. If the body breaks off, the caller opens it again there.
+    /// Starts to read an object at an offset. If the connection breaks, the caller opens the object again
+    /// at the next offset.
     pub(crate) async fn open(&self, key: &str, offset: u64) -> Result<GetResult, Error> {
         let path = self.path(key);
         self.attempt("read", key, || {
@@ -98,7 +99,7 @@ impl Store {
                             });
                         }
                         sink.take(chunk).await?;
-                        // There was progress: earlier breaks count for the budget alone.
+                        // There was progress, so earlier breaks count for the budget only.
                         breaks = 0;
                     }
                     Some(Some(Err(source))) => break StoreFailure::Failed(source),

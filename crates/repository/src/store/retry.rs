@@ -1,4 +1,4 @@
-//! Which failures of a store are tried again, how often, and after what wait.
+//! Retries: which failures of a store are retried, how often, and after what wait.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use crate::error::{Error, StoreFailure};
 use crate::lanes::Lanes;
 use crate::watchdog::within_progress;
 
-/// Whether another attempt makes sense.
+/// Whether another attempt may succeed.
 pub(super) fn is_transient(error: &object_store::Error) -> bool {
     use object_store::Error as E;
     match error {
@@ -27,8 +27,8 @@ pub(super) fn is_transient(error: &object_store::Error) -> bool {
     }
 }
 
-/// Whether an error reports that the bucket does not exist. S3 answers as if the object were missing, with
-/// a code in the body.
+/// Whether an error reports that the bucket does not exist. S3 returns the same status as for a missing
+/// object, with this code in the body.
 pub(crate) fn is_no_bucket(error: &object_store::Error) -> bool {
     error.to_string().contains("<Code>NoSuchBucket</Code>")
 }
@@ -63,7 +63,7 @@ impl Store {
         self.attempt_in(None, what, key, request).await
     }
 
-    /// The same, each attempt in a lane if `lanes` is given.
+    /// As [`Store::attempt`], each attempt in a lane if `lanes` is given.
     pub(super) async fn attempt_in<T, F>(
         &self,
         lanes: Option<&Lanes>,
@@ -104,14 +104,19 @@ impl Store {
                 Some(Err(source)) => StoreFailure::Failed(source),
                 None => StoreFailure::Silent(self.retries.silence),
             };
-            // Failures of other files count too, so that a failing store is not tried as often for each file.
+            // Failures of other files count too, so that the retries of a failing store do not multiply
+            // with the number of files.
             let in_a_row = lane.map_or(0, |lane| lane.failed());
             self.again(what, key, attempts.max(in_a_row), failure)
                 .await?;
         }
     }
 
-    /// Waits before the next attempt, if there is one.
+    /// Waits before the next attempt.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Store`] if the attempts or the budget are used up.
     pub(super) async fn again(
         &self,
         what: &'static str,
@@ -139,7 +144,7 @@ impl Store {
         Ok(())
     }
 
-    /// Between half and all of the wait, at random, so that many clients do not retry at the same time.
+    /// A random time between half and all of the wait, so that many clients do not retry at the same time.
     pub(crate) fn wait_after(&self, attempts: u32) -> Duration {
         let doubled = self.retries.first_wait * 2_u32.pow(attempts.saturating_sub(1).min(16));
         let most = doubled.min(self.retries.longest_wait);

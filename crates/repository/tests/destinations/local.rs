@@ -1,4 +1,4 @@
-//! What is special of a directory: processes, links, foreign files, crashes, full disks.
+//! Tests that are specific to a directory: processes, links, foreign files, crashes, full disks.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
@@ -17,7 +17,7 @@ use object_store::{Error, ObjectStore as _, ObjectStoreExt as _, PutMode, PutPay
 
 use crate::suite::{increment, text};
 
-/// Where a test that runs itself in another process finds its directory.
+/// The variable that names the directory of a test that runs itself in another process.
 const DIR: &str = "ESKER_TEST_DIRECTORY";
 
 fn open(dir: &FsPath) -> LocalStore {
@@ -29,7 +29,7 @@ async fn keys(store: &LocalStore) -> Vec<String> {
     listed.try_collect().await.unwrap()
 }
 
-/// Runs a test that is ignored otherwise, in a process of its own.
+/// Runs an ignored test in a process of its own.
 fn run_self(test: &str, dir: &FsPath) -> Command {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args(["--exact", test, "--ignored", "--nocapture"]);
@@ -43,7 +43,7 @@ async fn no_update_is_lost_among_processes() {
     let store = open(dir.path());
     let key = Path::from("7/number");
     store.put(&key, text("00000000")).await.unwrap();
-    // Started together, not one after the other.
+    // The processes are started at the same time, not one after the other.
     let others = (0..4).map(|_| {
         let mut process = run_self("local::a_process_increments", dir.path());
         tokio::task::spawn_blocking(move || process.output().unwrap())
@@ -73,7 +73,7 @@ async fn a_process_increments() {
 async fn a_full_disk_is_named_and_leaves_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let test = run_self("local::a_disk_is_full", dir.path());
-    // A file system of one megabyte that only this process sees.
+    // The file system has one megabyte, and only this process sees it.
     let script = format!("mount -t tmpfs -o size=1m none \"${DIR}\" && exec \"$0\" \"$@\"");
     let mut unshare = Command::new("unshare");
     unshare.args(["--user", "--map-root-user", "--mount", "sh", "-c", &script]);
@@ -376,7 +376,7 @@ async fn a_directory_that_may_only_be_read_is_read() {
         .unwrap();
     assert_eq!(got.bytes().await.unwrap(), "x");
     assert_eq!(keys(destination.local().unwrap()).await, ["7/root"]);
-    // Modes mean nothing to root; another read-only place does.
+    // Permissions do not restrict root, so root uses a place that is read-only for another reason.
     let superuser = fs::File::create(dir.path().join("x")).is_ok();
     let probed = if superuser { "/sys".to_owned() } else { url };
     let destination = Destination::open(&probed, &DestinationOptions::default()).unwrap();

@@ -1,4 +1,4 @@
-//! A probe finds every way in which a store can lie about what keeps a repository whole.
+//! A probe finds every way in which a store can violate what the protocol requires of it.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use testkit_s3::{Fault, Lie, Matching, Operation, S3Server};
 
 use crate::support::Destinations as _;
 
-/// Objects that are left in a bucket.
+/// The number of objects in a bucket.
 fn left(server: &S3Server) -> usize {
     fn count(dir: &std::path::Path) -> usize {
         let entries = std::fs::read_dir(dir).unwrap();
@@ -122,7 +122,7 @@ async fn a_bucket_that_does_not_exist_is_no_liar() {
     assert!(matches!(error, ProbeError::Failed { .. }), "{error}");
 }
 
-/// Waits at most two seconds.
+/// Waits for at most two seconds.
 #[derive(Debug)]
 struct Impatient;
 

@@ -1,4 +1,5 @@
-//! What is special of S3: each request is made once, and a fault of the server is an error of one.
+//! Tests that are specific to S3: each request is sent once, and a fault of the server is an error of one
+//! request.
 
 use std::time::Duration;
 
@@ -177,7 +178,7 @@ async fn parts_can_be_driven_one_by_one() {
     let key = Path::from("large.sst");
     let id = parts.create_multipart(&key).await.unwrap();
     assert_eq!(server.unfinished_uploads(), 1);
-    // Each part but the last has 5 MiB at least.
+    // Each part but the last must have at least 5 MiB.
     let large = vec![1; 5 * 1024 * 1024];
     let second = parts.put_part(&key, &id, 1, text("second")).await.unwrap();
     let first = parts.put_part(&key, &id, 0, large.clone().into()).await;

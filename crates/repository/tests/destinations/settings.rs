@@ -1,4 +1,4 @@
-//! Which URLs are destinations, which setting wins, and that no secret is shown.
+//! URLs of destinations, the precedence of settings, and that no secret is printed.
 
 use std::collections::HashMap;
 use std::path::Path as FsPath;
@@ -181,7 +181,7 @@ async fn files_and_endpoints_can_be_named_by_variables() {
     assert_eq!((server.total(), other.total()), (1, 1));
 }
 
-/// The message when settings do not do.
+/// The message for settings that are refused.
 fn refused(options: &DestinationOptions) -> String {
     match Destination::open("s3://bucket", options) {
         Err(DestinationError::Settings(message)) => message,
@@ -203,7 +203,7 @@ fn profiles_that_need_more_than_their_file_are_refused_by_name() {
         let message = refused(&options(variables));
         assert!(message.contains(words), "{profile}: {message}");
     }
-    // With keys from elsewhere, nothing is needed of them.
+    // With keys from another place, the profile needs no keys.
     let variables = [
         ("AWS_PROFILE", "sso"),
         ("AWS_ACCESS_KEY_ID", "ENV"),

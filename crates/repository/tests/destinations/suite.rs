@@ -1,4 +1,4 @@
-//! The promises of every destination, kept by an S3 server and by a directory.
+//! The promises of every destination, tested on an S3 server and on a directory.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -17,7 +17,7 @@ use testkit_s3::S3Server;
 
 use crate::support::Destinations as _;
 
-/// A destination, and the directory where its objects are files.
+/// A destination, and the directory in which its objects are files.
 pub struct Place {
     pub destination: Destination,
     pub dir: PathBuf,
@@ -142,7 +142,7 @@ async fn an_object_is_created_once_whoever_tries(place: Place) {
     );
 }
 
-/// Adds one to a number by compare-and-swap, until it is done.
+/// Increments a number by compare-and-swap, and retries until the swap is done.
 pub async fn increment(store: &dyn ObjectStore, key: &Path) {
     loop {
         let got = store.get(key).await.unwrap();
@@ -154,7 +154,7 @@ pub async fn increment(store: &dyn ObjectStore, key: &Path) {
             .unwrap()
             .parse()
             .unwrap();
-        // Always of the same length.
+        // All contents have the same length.
         let next = text(&format!("{:08}", number + 1));
         match store
             .put_opts(key, next, PutMode::Update(version).into())
@@ -224,7 +224,7 @@ async fn an_update_of_nothing_is_refused(place: Place) {
     assert!(place.keys().await.is_empty());
 }
 
-/// Makes objects behind the store's back, which is faster.
+/// Creates objects without the store, which is faster.
 fn make_files<'a>(place: &Place, keys: impl IntoIterator<Item = &'a str>) {
     for key in keys {
         let path = place.dir.join(key);
@@ -235,7 +235,7 @@ fn make_files<'a>(place: &Place, keys: impl IntoIterator<Item = &'a str>) {
 
 async fn a_list_of_several_pages_has_every_key_once_and_in_order(place: Place) {
     let mut wanted: Vec<_> = (0..2_494).map(|n| format!("7/ssts/{n:05}.sst")).collect();
-    // Between a directory and its neighbours, where names sort differently from keys.
+    // Keys around a directory, where names are sorted differently from keys.
     wanted.extend(["7/a", "7/b-c", "7/b/d", "7/b0", "7/ssts-x", "8/latest.json"].map(String::from));
     make_files(&place, wanted.iter().map(String::as_str));
     let mut wanted: Vec<_> = wanted
@@ -379,7 +379,7 @@ async fn parts_become_one_object_and_are_unseen_before(place: Place) {
     let parts: Vec<_> = (0..3_u8)
         .map(|n| upload.put_part(vec![n; sizes[usize::from(n)]].into()))
         .collect();
-    // The last one first.
+    // The last part is written first.
     for part in parts.into_iter().rev() {
         part.await.unwrap();
     }

@@ -1,4 +1,4 @@
-//! Negative controls: without a rule, the promise that it keeps is broken, and in the way expected.
+//! Negative controls: without a rule, the promise that it keeps is broken, in the expected way.
 //!
 //! The same scopes hold with all rules in force (see `main.rs`).
 
@@ -9,7 +9,7 @@ use crate::state::Action::{self, *};
 use crate::state::Answer::*;
 use stateright::{Checker, HasDiscoveries, Model};
 
-/// What has to happen in this order, among other things, for the promise to break.
+/// Actions that must occur in this order, possibly among others, before the promise is broken.
 type Story = &'static [fn(&Action) -> bool];
 
 macro_rules! story {
@@ -22,7 +22,7 @@ fn caught(without: Without, scope: Scope, promise: &'static str, story: Story) {
         ..scope
     };
     let until = HasDiscoveries::AnyOf([promise].into());
-    // Breadth first: the shortest way to the loss, or nearly.
+    // Breadth first, which finds a shortest path to the loss, or nearly the shortest.
     let checker = scope.checker().finish_when(until).spawn_bfs().join();
     let Some(path) = checker.discovery(promise) else {
         panic!(

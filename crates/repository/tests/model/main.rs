@@ -1,20 +1,21 @@
 //! An exhaustive model of the protocol that keeps a partition's snapshots safe on object storage.
 //!
-//! It uses nothing of the crate: it is the protocol itself, checked in every order in which its steps
-//! can happen within a *scope* of a few writers, contents and mishaps. The tests of the crate then show
-//! that the code does what the model does.
+//! It uses no code of the crate: it is the protocol itself, checked in every order in which its steps can
+//! occur within a *scope* of a few writers, contents and faults. The tests of the crate then show that the
+//! code follows the model.
 //!
-//! - `scope`: who takes part, what may befall them, and which rule is taken away;
-//! - `state`: the root, the objects, what each party remembers;
-//! - `protocol` and `writer`: what each party does next, and what that changes;
-//! - `promises`: what has to hold in every state;
-//! - `scopes`: the scopes, each with what it must reach, so that none passes by being empty;
-//! - `controls`: each rule taken away, and the loss that follows.
+//! - `scope`: the parties, the faults that may occur, and the rule that is removed;
+//! - `state`: the root, the objects, the memory of each party;
+//! - `protocol` and `writer`: the next steps of each party, and their effects;
+//! - `promises`: the invariants of every state;
+//! - `scopes`: the scopes, each with conditions that it must reach, so that none passes because it is
+//!   empty;
+//! - `controls`: each rule removed, and the loss that follows.
 //!
-//! What follows from the construction, and so has no step of its own: a second sweeper (a sweep depends
-//! on no other, and pauses for as long as it likes), a crash (a party that never goes on), a pin or fork
-//! that lands late (the same as a later one), a sweep by age (it deletes less). Not in the model: the
-//! age rule, the patterns, and everything that clocks decide.
+//! Some things follow from the construction and need no step of their own: a second sweeper (a sweep
+//! depends on no other, and may pause for any time), a crash (a party that makes no further step), a pin or
+//! fork that takes effect late (the same as a later one), a sweep by age (it deletes less). Not in the
+//! model: the rule about ages, the patterns of keys, and everything that depends on clocks.
 //!
 //! The small scopes take some ten seconds. `ESKER_MODEL=large` adds those that take minutes:
 //!
@@ -35,7 +36,7 @@ use stateright::{Checker, Model};
 
 /// Visits every state of the scope.
 fn explore(scope: Scope) {
-    // Depth first, because it keeps no more than the fingerprints of the states that it has seen.
+    // Depth first, because this keeps only the fingerprints of the visited states.
     let checker = scope.checker().spawn_dfs().join();
     println!(
         "{} states, at most {} steps deep",

@@ -1,4 +1,4 @@
-//! What has to hold in every state, and the model as `stateright` sees it.
+//! The invariants of every state, and the model's implementation for `stateright`.
 
 use crate::scope::{Scope, Without};
 use crate::state::*;

@@ -1,18 +1,19 @@
-//! The protocol as a state machine: what the root holds, what each party does next.
+//! The protocol as a state machine: the content of the root, and the next steps of each party.
 //!
-//! Everything that matters for safety happens at a compare-and-swap of the root, so a party that
-//! reads the root, decides and swaps is **one** step here: if the root had changed in between, the
-//! swap would fail and the party would begin that step again. For the same reason a swap whose answer
-//! got lost and that has not landed (a *flight*) can land only while the root is the one it was made
-//! from, and is forgotten as soon as the root changes.
+//! Everything that matters for safety happens at a compare-and-swap of the root, so a party that reads the
+//! root, decides and swaps makes **one** step here: if the root had changed in between, the swap would fail
+//! and the party would start that step again. For the same reason a swap whose answer is lost and that has
+//! not been applied yet (a *flight*) can be applied only while the root is the one that it was made from,
+//! and is discarded as soon as the root changes.
 //!
-//! Deletes are sticky: `gone` holds every key for which a DELETE was ever issued. The request may land
-//! late, twice, and after the party that sent it has gone on; so nothing that is needed may be in
-//! `gone`, from then on for ever. That is stronger than asking which objects exist at the moment. All
-//! objects of one bulk delete go in one step, because nobody's next step depends on what exists.
+//! Deletes are permanent: `gone` holds every key for which a DELETE was ever sent. The request may be
+//! applied late, twice, and after the party that sent it has continued; so a key that is needed must not be
+//! in `gone`, at any later time. This is stronger than a check of which objects exist at the moment. All
+//! objects of one bulk delete are deleted in one step, because no party's next step depends on which
+//! objects exist.
 //!
-//! A metadata object stands for all that a snapshot's own directory holds (`metadata.json`, and the
-//! files of a full snapshot): a sweep protects both through the snapshot id.
+//! A metadata object represents everything in a snapshot's own directory (`metadata.json`, and the files of
+//! a full snapshot): a sweep protects both through the snapshot id.
 
 use crate::scope::{Scope, Without};
 use crate::state::*;
@@ -39,7 +40,7 @@ impl Scope {
         members(ids).fold(0, |keys, id| keys | s.contents[id])
     }
 
-    /// refs(root).
+    /// The keys and snapshots that the root keeps: refs(root).
     pub fn refs(&self, s: &State) -> (Keys, Ids) {
         let mut ids = s.root.retained;
         if !self.lacks(Without::PinsInRefs) {
@@ -93,7 +94,7 @@ impl Scope {
         s.committed |= s.root.retained;
     }
 
-    /// What a commit of `id` cuts off.
+    /// The snapshots that a commit of `id` removes from the root.
     pub fn cut_by(&self, root: &Root, id: Ids) -> Ids {
         let mut retained = root.retained | id;
         while retained.count_ones() > self.num_retained {
@@ -106,7 +107,7 @@ impl Scope {
         (root.retained | id) & !retained
     }
 
-    /// Changes the state by an action, unless nobody can do that in it.
+    /// Applies an action to the state; `None` if no party can do it in this state.
     pub fn step(&self, s: &mut State, action: Action) -> Option<()> {
         match action {
             Action::Lands(slot) => match s.flights[slot] {
@@ -235,7 +236,7 @@ impl Scope {
     fn sweep(&self, s: &mut State, (refs, ids): (Keys, Ids)) -> Option<()> {
         let (mut live, live_ids) = s.root.live();
         if self.lacks(Without::GenerationInKey) {
-            live = 0; // such a key does not say whose it is
+            live = 0; // such a key does not name its upload
         }
         if self.lacks(Without::IntentsInSweep) {
             live = 0;
@@ -264,7 +265,7 @@ impl Scope {
         });
     }
 
-    /// Forgets what nobody can ask for again, so that equal futures are equal states.
+    /// Clears what no party can request any more, so that states with the same future are equal.
     pub fn normalize(&self, s: &mut State) {
         let mut asked = s.root.retained | s.root.abandoned | s.root.pinned() | s.root.live().1;
         asked |= s.put_metadata & !s.gone_metadata;

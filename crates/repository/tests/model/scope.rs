@@ -1,106 +1,106 @@
-//! Who takes part, what may happen to them, and which rule is taken away.
+//! The parties, the faults that may occur, and the rule that is removed.
 
 use crate::state::State;
 
-/// One rule of the protocol taken away.
+/// One rule of the protocol that a scope removes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Without {
-    /// The sweep lists first and reads the root then.
+    /// A sweep lists first and reads the root afterwards.
     ListBeforeRoot,
-    /// The sweep spares what belongs to a live intent.
+    /// A sweep keeps the objects of a live intent.
     IntentsInSweep,
-    /// A file is reused only if a retained snapshot has it, not because an object is there.
+    /// A file is reused only if a retained snapshot has it, not because an object exists.
     ReuseFromRetainedOnly,
     /// A key contains the generation of its upload.
     GenerationInKey,
     /// A commit validates its reused keys against the root that it replaces.
     RecheckOfReused,
-    /// ... and does so by the root, not by asking the store whether the object is there.
+    /// The validation reads the root; it does not ask the store whether the object exists.
     RecheckByRoot,
     /// A commit requires its intent in the root that it replaces.
     IntentAtCommit,
     /// A commit requires its own lineage in the root that it replaces.
     LineageAtCommit,
-    /// A commit older than all that is retained is refused.
+    /// A commit older than all retained snapshots is refused.
     RefusalOfOlder,
-    /// Of two snapshots with the same LSN the one being committed stays.
+    /// Of two snapshots with the same LSN, the one that is being committed is retained.
     NewestUploadWinsTie,
-    /// refs(root) contains what is pinned.
+    /// refs(root) contains the pinned snapshots.
     PinsInRefs,
-    /// A pin names only what the root that it replaces retains or has abandoned.
+    /// A pin names only a snapshot that the root which it replaces has retained or abandoned.
     PinOfWhatRootHas,
-    /// refs(root) contains what is abandoned.
+    /// refs(root) contains the abandoned snapshots.
     AbandonedInRefs,
     /// Metadata that cannot be read aborts the sweep.
     AbortOnUnreadable,
-    /// Retention spares what refs(root) has.
+    /// Retention keeps what refs(root) contains.
     RefsInRetention,
-    /// Retention deletes metadata last, and only if all SSTs went.
+    /// Retention deletes metadata last, and only if all SSTs were deleted.
     MetadataLast,
-    /// Nothing is deleted on the strength of an ambiguous failure.
+    /// Nothing is deleted because of an ambiguous failure.
     CautionAfterAmbiguity,
-    /// An ambiguous commit is a success only if the root says so.
+    /// An ambiguous commit counts as successful only if the root names the snapshot.
     ReadBackOfCommit,
-    /// An ambiguous intent is an intent only if the root says so.
+    /// An ambiguous intent counts as registered only if the root has it.
     ReadBackOfIntent,
     /// The generation of an ambiguous intent is the one in the intent, not the root's.
     GenerationOfIntent,
-    /// A further snapshot id is in the intent before anything is uploaded under it.
+    /// A further snapshot id is added to the intent before anything is uploaded under it.
     IdBeforeMetadata,
     /// A fork requires the root's lineage to be its parent's.
     ParentAtFork,
-    /// A root rebuilt starts its generation above all that were ever used.
+    /// The generation of a rebuilt root is above all that were ever used.
     JumpOfNewRoot,
-    /// An incarnation claims a root only from nobody, or from one that it follows.
+    /// An incarnation claims a root only if the root names no incarnation, or one that it follows.
     FollowsAtClaim,
     /// A commit requires its incarnation in the root that it replaces.
     WriterAtCommit,
 }
 
-/// What a writer wants to upload.
+/// What a writer uploads.
 #[derive(Clone, Copy, Debug)]
 pub struct Checkpoint {
     /// Set of contents: bit 0 is "a", bit 1 is "b", ...
     pub contents: u8,
     pub lsn: u8,
     pub lineage: u8,
-    /// New beginnings that it allows itself after it was fenced.
+    /// Number of times that it starts again after it was fenced.
     pub retries: u8,
-    /// It is a second process of that writer: it begins where a restarted one begins, with whatever
-    /// intent of that writer it finds, while the first still runs.
+    /// It is a second process of that writer: it starts as a restarted process does, with any intent of
+    /// that writer that it finds, while the first process still runs.
     pub twin_of: Option<usize>,
-    /// The start of a node that uploads it; 0 for one that draws none.
+    /// The incarnation that uploads it; 0 for a writer without one.
     pub incarnation: u8,
 }
 
 /// A condition that some state of a scope must fulfil, so that a scope cannot pass by being empty.
 pub type Reach = (&'static str, fn(&Scope, &State) -> bool);
 
-/// Who takes part, and what may happen to them.
+/// The parties, and the faults that may occur.
 #[derive(Clone, Debug, Default)]
 pub struct Scope {
     pub writers: Vec<Checkpoint>,
     pub num_retained: u32,
     pub sweeper: bool,
-    /// Any intent may be removed at any time (its lease ran out by some clock).
+    /// Any intent may be removed at any time (it has expired by some clock).
     pub fencing: bool,
-    /// A reused key that is gone is uploaded under the live intent, with a further snapshot id.
+    /// A reused key that was removed is uploaded under the live intent, with a further snapshot id.
     pub repairs: bool,
-    /// Swaps whose answer may get lost.
+    /// Number of swaps whose answer may be lost.
     pub lost_answers: u8,
     /// Retention's deletes may fail.
     pub failing_deletes: bool,
-    /// Restores that pin one snapshot each (at most 2).
+    /// Number of restores, which pin one snapshot each (at most 2).
     pub restores: usize,
-    /// Lossy restores that fork lineage 0 into lineages 1, 2, ...
+    /// Number of lossy restores, which fork lineage 0 into lineages 1, 2, ...
     pub forks: u8,
-    /// Last LSN that a fork keeps.
+    /// The last LSN that a fork keeps.
     pub fork_lsn: u8,
-    /// Abandoned snapshots may be pruned by hand.
+    /// Abandoned snapshots may be pruned by an operator.
     pub pruning: bool,
-    /// Restarts of writers, which keep nothing but their checkpoint.
+    /// Number of restarts of writers, which keep only their checkpoint.
     pub restarts: u8,
-    /// The root may get lost once, and is rebuilt.
+    /// The root may be lost once, and is rebuilt.
     pub lost_root: bool,
     /// Every SST that retention left behind can be found through a metadata object.
     pub leftovers_are_named: bool,

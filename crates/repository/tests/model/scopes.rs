@@ -1,4 +1,4 @@
-//! The scopes: small enough to end, large enough to need the rule that they are about.
+//! The scopes: small enough to be explored completely, large enough to need the rule that they test.
 //!
 //! Letters are contents of files: snapshots that share a letter could share an SST.
 
@@ -56,7 +56,7 @@ fn scope(writers: &[Checkpoint], reaches: &[Reach]) -> Scope {
     }
 }
 
-/// Fencing at any moment, and a second try each.
+/// Intents are fenced at any time, and each writer may start once more.
 pub fn fencing() -> Scope {
     let writers = [writer(A, 1).retries(1), writer(AB, 2).retries(1)];
     Scope {
@@ -68,7 +68,7 @@ pub fn fencing() -> Scope {
     }
 }
 
-/// A writer reuses from a snapshot that another one cuts off meanwhile.
+/// A writer reuses files of a snapshot that another commit removes meanwhile.
 pub fn reuse() -> Scope {
     let writers = [writer(A, 1), writer(AB, 3), writer(B, 2)];
     scope(
@@ -82,7 +82,7 @@ pub fn reuse() -> Scope {
     )
 }
 
-/// Any two swaps stay unanswered: applied, late or never.
+/// The answers of any two swaps are lost: these are applied at once, late or never.
 pub fn ambiguity() -> Scope {
     let writers = [writer(A, 1).retries(1), writer(AB, 2).retries(1)];
     let reaches = [
@@ -96,7 +96,7 @@ pub fn ambiguity() -> Scope {
     }
 }
 
-/// Two are retained, and snapshots are finished in any order.
+/// Two snapshots are retained, and uploads are completed in any order.
 pub fn retention() -> Scope {
     let writers = [writer(A, 1), writer(AB, 3), writer(B, 2), writer(A, 4)];
     let reaches = [
@@ -111,7 +111,7 @@ pub fn retention() -> Scope {
     }
 }
 
-/// Two are retained, and all snapshots have the same LSN.
+/// Two snapshots are retained, and all have the same LSN.
 pub fn ties() -> Scope {
     let writers = [writer(A, 1), writer(AB, 1), writer(B, 1)];
     Scope {
@@ -120,7 +120,7 @@ pub fn ties() -> Scope {
     }
 }
 
-/// Retention's deletes fail, and there is no sweep.
+/// The deletes of retention fail, and there is no sweep.
 pub fn failing_deletes() -> Scope {
     let writers = [writer(AB, 1), writer(BC, 3), writer(A, 2), writer(B, 4)];
     let reaches = [EVERYBODY_COMMITS, A_KEY_IS_SHARED, AN_EVICTION_COMPLETES];
@@ -132,7 +132,7 @@ pub fn failing_deletes() -> Scope {
     }
 }
 
-/// Two restores at once.
+/// Two concurrent restores.
 pub fn pins() -> Scope {
     let writers = [writer(A, 1), writer(AB, 3), writer(B, 2)];
     Scope {
@@ -141,8 +141,8 @@ pub fn pins() -> Scope {
     }
 }
 
-/// Two lossy restores want to fork, the stale lineage goes on writing, a restore reads what was
-/// abandoned, and in the end that is pruned.
+/// Two lossy restores try to fork, the stale lineage continues to write, a restore reads an abandoned
+/// snapshot, and at the end that is pruned.
 pub fn forks() -> Scope {
     let writers = [
         writer(A, 1),
@@ -165,7 +165,7 @@ pub fn forks() -> Scope {
     }
 }
 
-/// Any writer restarts once, also while its swap is under way, and may be fenced.
+/// Any writer restarts once, also while its swap is in flight, and may be fenced.
 pub fn restarts() -> Scope {
     let writers = [writer(A, 1).retries(1), writer(AB, 2)];
     let reaches = [EVERYBODY_COMMITS, A_RESUMED_UPLOAD_COMMITS];
@@ -177,7 +177,7 @@ pub fn restarts() -> Scope {
     }
 }
 
-/// A second process takes a writer's intent as expired and goes on with its intent.
+/// A second process takes a writer's intent as left behind and continues it.
 pub fn twins() -> Scope {
     let writers = [
         writer(A, 1),
@@ -191,8 +191,8 @@ pub fn twins() -> Scope {
     )
 }
 
-/// A node is restarted while its last upload is still under way, and so is a copy of its data
-/// directory. Both follow the first start, and neither follows the other.
+/// A node is restarted while its last upload is still under way, and so is a copy of its data directory.
+/// Both follow the first incarnation, and neither follows the other.
 pub fn copies() -> Scope {
     let writers = [
         writer(A, 1).of_incarnation(1).retries(1),
@@ -214,7 +214,7 @@ pub fn copies() -> Scope {
     }
 }
 
-/// The root gets lost, and somebody makes a new one.
+/// The root is lost, and a writer creates a new one.
 pub fn lost_root() -> Scope {
     let writers = [writer(A, 1).retries(1), writer(A, 2).retries(1)];
     Scope {
@@ -224,7 +224,7 @@ pub fn lost_root() -> Scope {
     }
 }
 
-/// Two writers, and everything that can befall them.
+/// Two writers, and all faults that may occur.
 pub fn everything() -> Scope {
     let writers = [writer(A, 1), writer(AB, 2)];
     let reaches = [
@@ -388,7 +388,7 @@ const A_NEW_ROOT_RETAINS: Reach = ("a root rebuilt retains a snapshot", |_, s| {
     s.lost_root && s.root.retained != 0
 });
 
-/// Committed snapshots of owners that have yet to read the root back.
+/// Committed snapshots whose writers have not read the root back yet.
 fn unnoticed(s: &State) -> Ids {
     let waiting = s
         .writers

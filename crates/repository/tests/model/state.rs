@@ -1,22 +1,22 @@
-//! What there is: the root, the objects, each party's memory, and what a party can do next.
+//! The state: the root, the objects, the memory of each party, and the actions that are possible.
 
 /// A set of SST keys: bit `content * 16 + generation`.
 pub type Keys = u64;
 /// A set of snapshot ids: bit `writer * IDS + attempt`.
 pub type Ids = u16;
 
-/// Generations that fit into a key, of which 0 is the root's first and no intent's.
+/// Number of generations that fit into a key. Generation 0 is that of the first root and of no intent.
 pub const GENERATIONS: u8 = 16;
-/// Snapshot ids that one writer may use: new beginnings, and ids added to an intent.
+/// Number of snapshot ids that one writer may use: one for each start, and those added to an intent.
 pub const IDS: u8 = 4;
 pub const WRITERS: usize = 4;
 pub const INTENTS: usize = 6;
-/// Swaps that can be under way at once with their answer lost.
+/// Number of swaps that can be in flight at a time, with their answers lost.
 pub const FLIGHTS: usize = 2;
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Intent {
-    /// 0: an empty slot.
+    /// 0 for an empty slot.
     pub generation: u8,
     pub ids: Ids,
 }
@@ -25,11 +25,11 @@ pub struct Intent {
 pub struct Root {
     pub generation: u8,
     pub lineage: u8,
-    /// The incarnation that has claimed it, or 0.
+    /// The incarnation that has claimed it; 0 for none.
     pub writer: u8,
     pub retained: Ids,
     pub abandoned: Ids,
-    /// By restore, as a set of one or none.
+    /// By restore, a set of at most one snapshot.
     pub pins: [Ids; 2],
     /// Ascending by generation.
     pub intents: [Intent; INTENTS],
@@ -40,7 +40,7 @@ impl Root {
         self.pins[0] | self.pins[1]
     }
 
-    /// Live generations as a set of keys with any content, live snapshot ids.
+    /// The keys of all contents with a live generation, and the live snapshot ids.
     pub fn live(&self) -> (Keys, Ids) {
         self.intents
             .iter()
@@ -88,7 +88,7 @@ impl Root {
 pub enum Phase {
     #[default]
     Idle,
-    /// It swapped an intent in and got no answer.
+    /// It has swapped an intent in and received no answer.
     IntentUnknown,
     Upload,
     AddId,
@@ -107,17 +107,17 @@ pub struct Writer {
     pub retries_used: u8,
     pub id: Ids,
     pub generation: u8,
-    /// Contents still to be uploaded.
+    /// Contents that are not uploaded yet.
     pub todo: u8,
-    /// The snapshot's keys; in the phases of deletion, what is to be deleted.
+    /// The snapshot's keys; in the phases of deletion, the keys to delete.
     pub keys: Keys,
-    /// The snapshots that its newest swap cuts off; in the phases of deletion, the metadata to delete.
+    /// The snapshots that its newest swap removes; in the phases of deletion, the metadata to delete.
     pub cut: Ids,
-    /// It uploads what another's eviction took, and needs a further snapshot id.
+    /// It uploads reused files that another commit removed, and needs a further snapshot id.
     pub further_id: bool,
-    /// It goes on with an intent from before its restart.
+    /// It continues an intent from before its restart.
     pub resumed: bool,
-    /// Only without `CautionAfterAmbiguity`: an answer of its commit got lost.
+    /// Only without `CautionAfterAmbiguity`: an answer of its commit was lost.
     pub unsure: bool,
 }
 
@@ -126,7 +126,7 @@ pub enum Sweep {
     #[default]
     Idle,
     Listed(Keys, Ids),
-    /// Only without `ListBeforeRoot`: what is to be spared.
+    /// Only without `ListBeforeRoot`: the keys and snapshots to keep.
     Rooted(Keys, Ids),
     Deleting(Keys, Ids),
 }
@@ -153,12 +153,12 @@ pub enum Restore {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct State {
     pub root: Root,
-    /// Every key ever uploaded, and every one ever deleted (see the head of this file).
+    /// Every key that was ever uploaded, and every key that was ever deleted (see the head of `protocol`).
     pub put: Keys,
     pub gone: Keys,
     pub put_metadata: Ids,
     pub gone_metadata: Ids,
-    /// What each metadata object says its snapshot needs.
+    /// For each metadata object, the keys that its snapshot needs.
     pub contents: [Keys; WRITERS * IDS as usize],
     pub writers: [Writer; WRITERS],
     pub sweep: Sweep,
@@ -166,17 +166,17 @@ pub struct State {
     pub restores: [Restore; 2],
     pub lost_answers: u8,
     pub restarts: u8,
-    /// Set of forks that succeeded.
+    /// The set of forks that succeeded.
     pub forks: u8,
     pub lost_root: bool,
-    /// History: snapshots that a root ever retained; generations that an intent ever had (only if the
-    /// root may get lost); promises already broken.
+    /// History: snapshots that a root ever retained; generations that an intent ever had (only if the root
+    /// may be lost); promises that are already broken.
     pub committed: Ids,
     pub generations: u16,
     pub reused_key: bool,
     pub untrue_success: bool,
-    /// The incarnation that registered the newest intent, those that did before it and then another,
-    /// and whether one of these went on.
+    /// The incarnation that registered the newest intent; those that registered one before it and were
+    /// replaced; and whether one of these wrote afterwards.
     pub owner: u8,
     pub former: u8,
     pub mixed: bool,
@@ -185,9 +185,9 @@ pub struct State {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answer {
     Known,
-    /// The swap is applied, the answer gets lost.
+    /// The swap is applied, and its answer is lost.
     LostAfterwards,
-    /// The answer gets lost, the swap may land later or never.
+    /// The answer is lost, and the swap may be applied later or never.
     LostBefore,
 }
 

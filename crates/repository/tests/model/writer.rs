@@ -3,7 +3,7 @@
 use crate::scope::{Scope, Without};
 use crate::state::*;
 
-/// What a writer that reads the root with a complete upload finds.
+/// What a writer with a complete upload finds when it reads the root.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Verdict {
     /// The root names the snapshot already.
@@ -135,7 +135,7 @@ impl Scope {
                 else {
                     return None;
                 };
-                // All but one go.
+                // All keys but one are deleted.
                 s.gone |= keys & (keys - 1);
                 s.writers[w] = DONE;
             }
@@ -171,7 +171,7 @@ impl Scope {
                     ..s.writers[w]
                 };
                 match s.root.intents.iter().rfind(|i| i.ids & own != 0) {
-                    // Which metadata it wrote it does not know: it takes an id that has none.
+                    // It does not know which metadata it has written, so it takes an unused id.
                     Some(intent) if self.next_id(&mut writer, w) => {
                         let generation = intent.generation;
                         s.writers[w] = writer;
@@ -185,7 +185,7 @@ impl Scope {
         Some(())
     }
 
-    /// Two processes, or two lives of one, that share an intent may upload the same file twice.
+    /// Two processes, or two starts of one, that share an intent may upload the same file twice.
     fn may_repeat(&self, s: &State, w: usize) -> bool {
         s.writers[w].resumed
             || self
@@ -214,7 +214,7 @@ impl Scope {
         (keys, todo)
     }
 
-    /// Rule 1 is kept: the intent is in the root. What is there to upload?
+    /// Plans the upload. Rule 1 is satisfied: the intent is in the root.
     fn plan(&self, s: &mut State, w: usize, generation: u8, further_id: bool) {
         let (keys, todo) = self.deduplicate(s, w, generation);
         let writer = &mut s.writers[w];
@@ -237,7 +237,7 @@ impl Scope {
         };
     }
 
-    /// The next snapshot id of a writer, if it has one left.
+    /// Takes the next snapshot id of a writer; false if none is left.
     fn next_id(&self, writer: &mut Writer, w: usize) -> bool {
         if writer.ids_used == IDS {
             return false;
@@ -247,7 +247,8 @@ impl Scope {
         true
     }
 
-    /// Fenced: begin again with a new snapshot id and a new intent, if it cares to.
+    /// The writer was fenced: it starts again with a new snapshot id and a new intent, if it has retries
+    /// left.
     fn begin_again(&self, s: &mut State, w: usize) {
         let Writer {
             ids_used,
@@ -281,7 +282,7 @@ impl Scope {
         Some(())
     }
 
-    /// Rule 3, a reused key is gone: the further snapshot id goes into the live intent.
+    /// Rule 3 if a reused key was removed: the further snapshot id is added to the live intent.
     fn add_id(&self, s: &mut State, w: usize, answer: Answer) -> Option<()> {
         let Writer {
             phase: Phase::AddId,
@@ -320,7 +321,7 @@ impl Scope {
         Some(())
     }
 
-    /// Rules 3 to 5: read the root, and swap it if everything holds in it.
+    /// Rules 3 to 5: reads the root, and swaps it if it satisfies all conditions.
     fn commit(&self, s: &mut State, w: usize, answer: Answer) -> Option<()> {
         let writer = s.writers[w];
         if writer.phase != Phase::Commit {
@@ -374,7 +375,7 @@ impl Scope {
         Some(())
     }
 
-    /// Whether the root is of nobody, of this incarnation, or of one that it follows.
+    /// Whether the root names no incarnation, this one, or one that it follows.
     fn may_claim(&self, s: &State, w: usize) -> bool {
         let (claimed, ours) = (s.root.writer, self.writers[w].incarnation);
         claimed == 0
@@ -428,7 +429,7 @@ impl Scope {
         }
     }
 
-    /// Rule 4: the commit is in the root (or was), what it cut off is deleted.
+    /// Rule 4: the commit is in the root (or was), and what it removed is deleted.
     fn succeed(&self, s: &mut State, w: usize) {
         let Writer { id, cut, .. } = s.writers[w];
         s.untrue_success |= s.committed & id == 0;

@@ -1,4 +1,4 @@
-//! Asking: why is this object here, and how do two snapshots differ.
+//! Queries: why an object is kept, and how two snapshots differ.
 
 use std::num::NonZeroU32;
 use std::time::Duration;
@@ -122,7 +122,7 @@ async fn every_holder_is_named(place: Place) {
 
 async fn a_difference_is_told_file_by_file(place: Place) {
     let a = place.put(1, &some(&[1, 2, 3])).await;
-    // Of another kind: what counts is content.
+    // The snapshot is of another kind; only contents are compared.
     let mut files = some(&[1, 9, 3]);
     files.remove("000003.sst");
     files.extend(some(&[0, 0, 0, 4]).split_off("000004.sst"));

@@ -1,4 +1,4 @@
-//! Bounds: memory does not grow with what is put, restored or verified.
+//! Bounds: memory does not grow with the size of what is put, restored or verified.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -10,7 +10,7 @@ use esker_repository::{Checkpoint, Digests, Lsn, Progress, Repository, Which};
 use crate::fixture::{LINEAGE, PARTITION, full};
 
 const MIB: u64 = 1 << 20;
-/// Says to a child process that it is one: to be measured alone.
+/// The variable that marks a child process, whose memory is measured alone.
 const CHILD: &str = "ESKER_TEST_BOUNDS_CHILD";
 
 fn resident() -> u64 {
@@ -46,7 +46,7 @@ fn in_little_memory() {
         .enable_all()
         .build()
         .unwrap();
-    // On a disk, whose cache is not this process's memory.
+    // On a disk, whose cache does not count as memory of this process.
     let dir = tempfile::tempdir().unwrap();
     let source = dir.path().join("source");
     std::fs::create_dir(&source).unwrap();

@@ -1,5 +1,5 @@
-//! What breaks elsewhere, and must not here. Each test is named by the promise; most are kept in depth
-//! by the modules of their nouns.
+//! Failures that other systems do not survive. Each test is named by its promise; most promises are tested
+//! in depth by the modules of their nouns.
 
 use std::num::NonZeroU32;
 use std::time::Duration;
@@ -49,7 +49,7 @@ async fn a_swap_that_was_done_and_answered_500_is_a_success_and_nothing_of_it_is
     let place = Place::on_s3().await;
     place.put(1, &some(&[1])).await;
     let root = Matching::operation(Operation::Put).key("latest.json");
-    // The intent goes through; the commit's answer is lost.
+    // The swap of the intent succeeds; the commit's answer is lost.
     place
         .server()
         .faults()
@@ -122,7 +122,7 @@ async fn an_unreadable_description_is_loud_and_stops_no_put(place: Place) {
     for lsn in 2..=4 {
         place.put(lsn, &some(&[lsn])).await;
     }
-    // It is retained no more: cleaning goes on by itself.
+    // The snapshot is not retained any more, so sweeps work again.
     assert!(place.repository().sweep().await.unwrap().deleted > 0);
     place.assert_only_kept();
 }
@@ -130,7 +130,7 @@ async fn an_unreadable_description_is_loud_and_stops_no_put(place: Place) {
 async fn an_idle_partition_is_swept(place: Place) {
     place.put(1, &some(&[1])).await;
     place.write("ssts/00.sst", "orphan");
-    // No put comes along; a repository that was just opened sweeps.
+    // No put follows; a repository that was just opened sweeps.
     assert_eq!(place.repository().sweep().await.unwrap().deleted, 1);
 }
 

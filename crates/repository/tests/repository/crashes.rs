@@ -1,9 +1,9 @@
-//! A crash at every await point: the future of an operation is dropped after its k-th poll, for every
-//! k until it completes. Whatever k is, the repository verifies, the next put works, and when the
-//! intent that was left behind has expired, a sweep leaves only what is kept.
+//! A crash at every await point: the future of an operation is dropped after its k-th poll, for every k
+//! until it completes. Whatever k is, the repository verifies, the next put succeeds, and when the
+//! remaining intent has expired, a sweep leaves only what is kept.
 //!
-//! An operation that crashes has a runtime of its own, and nothing of it goes on when the next step
-//! begins: neither on a thread, nor at the server.
+//! An operation that crashes has a runtime of its own, and nothing of it continues when the next step
+//! begins, neither on a thread nor at the server.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -16,7 +16,7 @@ use testkit_s3::Door;
 
 use crate::fixture::{Clock, LINEAGE, Place, full, options, read_dir, some};
 
-/// A future that crashes: `None` after so many polls.
+/// A future that crashes: it returns `None` after so many polls.
 struct AbortAfter<'a, T> {
     work: BoxFuture<'a, T>,
     polls: usize,
@@ -34,8 +34,8 @@ impl<T> Future for AbortAfter<'_, T> {
     }
 }
 
-/// Lets work crash after so many polls. It is the work of a repository that is elsewhere, behind this
-/// door: see [`Place::elsewhere`].
+/// Lets `work` crash after so many polls. It is an operation of a repository from [`Place::elsewhere`],
+/// behind this door.
 async fn crash<T>(
     door: Option<Door>,
     polls: usize,
@@ -49,7 +49,7 @@ async fn crash<T>(
             .build()
             .unwrap();
         let done = runtime.block_on(AbortAfter { work, polls });
-        // Waits for what its threads have begun.
+        // Dropping the runtime waits for what its threads have begun.
         drop(runtime);
         done
     });
@@ -59,7 +59,7 @@ async fn crash<T>(
     done
 }
 
-/// Polls to crash after: all of them in a directory, fewer over the network.
+/// The next number of polls to crash after: every number in a directory, fewer over the network.
 fn next(place: &Place, polls: usize) -> usize {
     if place.is_s3() {
         polls + 1 + polls / 4
@@ -68,7 +68,7 @@ fn next(place: &Place, polls: usize) -> usize {
     }
 }
 
-/// What must hold after any crash.
+/// Checks what must be true after any crash.
 async fn recovers(place: &Place, lsn: u64, lineage: LineageId, polls: usize) {
     let verified = place.verify().await;
     assert!(
@@ -100,13 +100,13 @@ on_both!(
 
 async fn puts_that_crash(place: Place, crashing: Options) {
     let mut lsn = 10;
-    // Retention is a part of it: three are retained.
+    // Retention takes part, because three snapshots are retained.
     for lsn in 1..=3 {
         place
             .put_by(&place.with(crashing.clone()), lsn, &some(&[1, lsn]))
             .await;
     }
-    // How many polls it takes depends on how fast the threads are that it waits for.
+    // The number of polls depends on the speed of the threads that the operation waits for.
     let (mut polls, mut completed) = (0, 0);
     while completed < 3 {
         polls = next(&place, polls);
@@ -193,7 +193,7 @@ async fn a_restore_that_crashes_anywhere_is_gone_on_with(place: Place) {
     loop {
         polls = next(&place, polls);
         lsn += 1;
-        // It stays kept, however many come after it.
+        // A pin keeps the snapshot, however many follow it.
         let repository = place.repository();
         let pin = repository.pin(&put.snapshot).await.unwrap();
         let (target, progress) = (place.target(), Progress::new());
@@ -218,7 +218,7 @@ async fn a_restore_that_crashes_anywhere_is_gone_on_with(place: Place) {
     }
 }
 
-/// As `recovers`, with a snapshot that stays pinned.
+/// As `recovers`, with a snapshot that remains pinned.
 async fn recovers_pinned(
     place: &Place,
     repository: &Repository,
@@ -238,7 +238,7 @@ async fn recovers_pinned(
     let root = place.json("latest.json");
     let pins = root["pins"].as_array().unwrap();
     assert!(pins.iter().any(|p| p["id"] == pin));
-    // The crashed one's expires.
+    // The pin of the crashed restore is removed, as if it had expired.
     place.edit("latest.json", |root| {
         let pins = root["pins"].as_array_mut().unwrap();
         pins.retain(|p| p["id"] == pin);

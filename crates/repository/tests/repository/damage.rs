@@ -14,7 +14,7 @@ on_both!(
 
 type Change = Box<dyn Fn(&mut Vec<u8>) + Send>;
 
-/// A few damages of so many bytes: flips at the ends and in the middle, and truncation.
+/// Some kinds of damage to so many bytes: flipped bits at the ends and in the middle, and truncation.
 fn damages(len: usize) -> Vec<(String, Change)> {
     let mut all: Vec<(String, Change)> = Vec::new();
     for at in [0, len / 3, len / 2, len - 1] {
@@ -88,8 +88,8 @@ async fn a_damaged_root_stops_everything_and_stays_as_it_is(place: Place) {
     }
 }
 
-/// A description has no checksum of its own. Whatever a flipped bit makes of it: what is restored is
-/// what was put, or nothing is.
+/// A description has no checksum of its own. Whatever a flipped bit changes, the restored files are those
+/// that were put, or the restore fails.
 async fn a_damaged_description_never_restores_anything_else(place: Place) {
     place.put(1, &some(&[1])).await;
     let newest = place.put(2, &some(&[2])).await;

@@ -1,5 +1,5 @@
-//! Faults of a store, of the network and of clocks: a put is done, or says why not, and nothing that
-//! is needed is harmed.
+//! Faults of the store, of the network and of clocks: a put is done, or its error names the cause, and
+//! nothing that is needed is damaged.
 
 use std::time::{Duration, Instant};
 
@@ -16,7 +16,7 @@ fn puts(key: &str) -> Matching {
     Matching::operation(Operation::Put).key(key)
 }
 
-/// What was put is there, whole, and nothing else is.
+/// Checks that what was put is there, complete, and nothing else.
 async fn is_as_if_nothing_had_happened(place: &Place, put: &Put, files: &Files) {
     let root = place.json("latest.json");
     assert_eq!(root["path"], put.snapshot.to_string());
@@ -104,7 +104,7 @@ async fn a_first_root_is_made_although_the_store_stumbles() {
     }
 }
 
-/// A put that cannot succeed. What was there stays as it is, and the next one succeeds.
+/// A put that cannot succeed. The existing objects do not change, and the next put succeeds.
 async fn fails(place: &Place, lsn: u64, files: &Files) -> Error {
     let before = place.restore(Which::Newest).await.1;
     let checkpoint = place.checkpoint(lsn, files);
@@ -182,7 +182,7 @@ async fn a_412_is_a_lost_race_and_tried_on_what_is_there_now() {
     place.server().faults().next(3, puts("latest.json"), lost);
     let put = place.put(2, &some(&[2])).await;
     is_as_if_nothing_had_happened(&place, &put, &some(&[2])).await;
-    // It was applied, and a layer in between tried again and got a 412.
+    // The swap was applied, and a layer in between retried it and got a 412.
     for spare in [0, 1] {
         let lost = Fault::AppliedThen(412);
         place
@@ -226,7 +226,7 @@ fn impatient(silence: Duration) -> Options {
 async fn a_store_that_never_answers_is_given_up_in_time() {
     let place = Place::on_s3().await;
     place.put(1, &some(&[1])).await;
-    // Nothing is answered, however fast the machine is.
+    // No request is answered, so a short limit does not depend on the speed of the machine.
     let repository = place.with(impatient(Duration::from_millis(100)));
     let checkpoint = place.checkpoint(2, &some(&[2]));
     place
@@ -249,7 +249,7 @@ async fn a_store_that_never_answers_is_given_up_in_time() {
     ] {
         assert!(matches!(failed, Some(Error::Store { .. })), "{failed:?}");
     }
-    // By default a single request is waited for longer.
+    // With the default limit, a single request would wait for longer.
     assert!(began.elapsed() < Duration::from_secs(60));
     place.server().faults().clear();
     assert!(place.verify().await.is_sound());
@@ -259,7 +259,7 @@ async fn a_store_that_never_answers_is_given_up_in_time() {
 async fn an_answer_that_never_came_is_read_back() {
     let place = Place::on_s3().await;
     place.put(1, &some(&[1])).await;
-    // Long enough for what is answered, on a slow machine too.
+    // Long enough for the requests that are answered, also on a slow machine.
     let repository = place.with(impatient(Duration::from_millis(500)));
     for (lsn, what, spare) in [
         (2, puts("latest.json"), 0),
@@ -273,7 +273,7 @@ async fn an_answer_that_never_came_is_read_back() {
         let put = place.put_by(&repository, lsn, &files).await;
         is_as_if_nothing_had_happened(&place, &put, &files).await;
     }
-    // A bulk delete that hangs does not hold up the put for every one of its keys.
+    // A bulk delete that hangs does not delay the put once for each of its keys.
     let delete = Matching::operation(Operation::BulkDelete);
     place.server().faults().always(delete, Fault::Silence);
     let deletes = || {
@@ -309,7 +309,7 @@ async fn a_download_that_breaks_off_goes_on_where_it_stopped() {
     assert_eq!(gets, 5, "four broke off");
     server.faults().next(3, get, Fault::BrokenBody);
     assert!(place.verify().await.is_sound());
-    // Documents as well.
+    // The same for descriptions and the root.
     let documents = Matching::operation(Operation::Get).key(".json");
     server.faults().next(2, documents, Fault::BrokenBody);
     assert!(place.restore(Which::Newest).await.1 == files);

@@ -1,4 +1,4 @@
-//! The place where a test happens: a destination, what lies there, and a directory to work in.
+//! The fixture of a test: a destination, access to its objects, and a directory for local files.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU32;
@@ -22,13 +22,13 @@ use crate::support::Destinations as _;
 
 /// The partition of all tests.
 pub const PARTITION: PartitionId = PartitionId(7);
-/// The history of all checkpoints, unless a test says otherwise.
+/// The lineage of all checkpoints, unless a test sets another one.
 pub const LINEAGE: LineageId = LineageId(0xabcd);
 
-/// In S3, a bucket and a prefix in it.
+/// The bucket and the prefix in S3.
 const IN_BUCKET: &str = "bucket/some/prefix";
 
-/// Where the objects are.
+/// Where the objects are stored.
 pub enum Backend {
     S3(S3Server),
     Directory,
@@ -37,18 +37,18 @@ pub enum Backend {
 pub struct Place {
     pub backend: Backend,
     pub destination: Destination,
-    /// The partition's directory: every object is a file in it, on S3 as well.
+    /// The partition's directory. Every object is a file in it, also on S3.
     pub dir: PathBuf,
-    /// For checkpoints and what is restored.
+    /// Directory for checkpoints and restored snapshots.
     pub work: tempfile::TempDir,
     pub clock: Clock,
 }
 
-/// The machine's clock, wrong by so much.
+/// The machine's clock, with an error.
 #[derive(Clone, Debug, Default)]
 pub struct Clock {
     seconds: Arc<AtomicI64>,
-    /// How far the clock that ages go by is behind.
+    /// How far the clock that ages are computed with is behind.
     ages_behind: Arc<AtomicI64>,
 }
 
@@ -57,7 +57,7 @@ impl Clock {
         self.seconds.fetch_add(days * 86_400, Ordering::SeqCst);
     }
 
-    /// After a jump ahead that is not trusted yet.
+    /// Simulates a jump ahead that is not trusted yet.
     pub fn let_ages_be_behind(&self, days: i64) {
         self.ages_behind.store(days * 86_400, Ordering::SeqCst);
     }
@@ -87,8 +87,8 @@ impl Env for Clock {
     }
 }
 
-/// A directory of its own, in memory where that is possible: what is tested is not the disk, and is
-/// synced a thousand times.
+/// A temporary directory, in memory if possible: the disk is not tested, and would be synced a thousand
+/// times.
 pub fn tempdir() -> tempfile::TempDir {
     let memory = Path::new("/dev/shm");
     tempfile::tempdir_in(memory)
@@ -96,7 +96,7 @@ pub fn tempdir() -> tempfile::TempDir {
         .unwrap()
 }
 
-/// Waits until it is so, for as long as a busy machine may take.
+/// Waits until a condition is true, for as long as a busy machine may need.
 pub async fn until(what: &str, mut so: impl FnMut() -> bool) {
     let began = Instant::now();
     while !so() {
@@ -105,10 +105,10 @@ pub async fn until(what: &str, mut so: impl FnMut() -> bool) {
     }
 }
 
-/// Names and contents.
+/// Contents of files, by name.
 pub type Files = BTreeMap<String, Vec<u8>>;
 
-/// `len` bytes that no other seed has.
+/// `len` bytes that are different for each seed.
 pub fn bytes(seed: u64, len: usize) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut out = Vec::with_capacity(len + 8);
@@ -122,7 +122,7 @@ pub fn bytes(seed: u64, len: usize) -> Vec<u8> {
     out
 }
 
-/// Files `000001.sst` and so on, of some hundred bytes, one for each content.
+/// Files `000001.sst` and so on, of some hundred bytes each, one for each content.
 pub fn some(contents: &[u64]) -> Files {
     let numbered = contents.iter().enumerate();
     numbered
@@ -133,7 +133,7 @@ pub fn some(contents: &[u64]) -> Files {
         .collect()
 }
 
-/// Everything below a directory, by path.
+/// All files below a directory, by path.
 pub fn read_dir(dir: &Path) -> Files {
     fn walk(dir: &Path, prefix: &str, files: &mut Files) {
         let Ok(entries) = std::fs::read_dir(dir) else {
@@ -154,7 +154,7 @@ pub fn read_dir(dir: &Path) -> Files {
     files
 }
 
-/// Short waits: what is slow in these tests is not the store.
+/// Short waits: the store is not what is slow in these tests.
 pub fn retries() -> Retries {
     Retries {
         attempts: 6,
@@ -173,7 +173,7 @@ pub fn cluster() -> Cluster {
     }
 }
 
-/// Incremental, three retained, and no age rule: what is safe must not hang on it.
+/// Incremental, three retained, and no minimum age, because safety must not depend on it.
 pub fn options() -> Options {
     Options {
         cluster: Some(cluster()),
@@ -242,7 +242,7 @@ impl Place {
         }
     }
 
-    /// The server. Only for tests that are of S3.
+    /// The S3 server. Only for tests that run on S3.
     pub fn server(&self) -> &S3Server {
         match &self.backend {
             Backend::S3(server) => server,
@@ -266,8 +266,8 @@ impl Place {
         Repository::with_env(&self.destination, PARTITION, options, Arc::new(clock))
     }
 
-    /// A repository for another process, which has connections of its own: they come through the door,
-    /// if there is one.
+    /// A repository as another process opens it, with its own connections. If there is a door, they pass
+    /// through it.
     pub async fn elsewhere(&self, options: Options) -> (Repository, Option<Door>) {
         let (destination, door) = match &self.backend {
             Backend::S3(server) => {
@@ -281,7 +281,7 @@ impl Place {
         (repository, door)
     }
 
-    /// The destination as a process that was just started opens it.
+    /// The destination as a new process opens it.
     pub fn opened_again(&self) -> Destination {
         match &self.backend {
             Backend::S3(server) => server.destination(IN_BUCKET),
@@ -292,12 +292,12 @@ impl Place {
         }
     }
 
-    /// The destination's directory: what lies beside the partition.
+    /// The directory of the destination, which contains the partition's.
     pub fn top(&self) -> &Path {
         self.dir.parent().unwrap()
     }
 
-    /// A directory of files, at this position.
+    /// A checkpoint of these files at this LSN.
     pub fn checkpoint(&self, lsn: u64, files: &Files) -> Checkpoint {
         let dir = tempfile::tempdir_in(self.work.path()).unwrap().keep();
         for (name, content) in files {
@@ -320,7 +320,7 @@ impl Place {
         repository.put(&checkpoint, &Progress::new()).await.unwrap()
     }
 
-    /// A path that is not there yet.
+    /// A path that does not exist yet.
     pub fn target(&self) -> PathBuf {
         tempfile::tempdir_in(self.work.path())
             .unwrap()
@@ -338,7 +338,7 @@ impl Place {
         (restored, files)
     }
 
-    /// What lies in the partition.
+    /// The objects of the partition.
     pub fn objects(&self) -> Files {
         read_dir(&self.dir)
     }
@@ -351,16 +351,16 @@ impl Place {
         self.dir.join(key)
     }
 
-    /// Writes an object behind the store's back.
+    /// Writes an object without the store.
     pub fn write(&self, key: &str, content: impl AsRef<[u8]>) {
         let path = self.path(key);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-        // A new file: the old one may be a hard link of a checkpoint's.
+        // The file is created again, because the old one may be a hard link of a checkpoint's.
         let _ = std::fs::remove_file(&path);
         std::fs::write(path, content).unwrap();
     }
 
-    /// Changes an object behind the store's back.
+    /// Changes an object without the store.
     pub fn damage(&self, key: &str, change: impl FnOnce(&mut Vec<u8>)) {
         let mut content = std::fs::read(self.path(key)).unwrap();
         change(&mut content);
@@ -371,7 +371,7 @@ impl Place {
         std::fs::remove_file(self.path(key)).unwrap();
     }
 
-    /// A document of JSON.
+    /// Reads an object as JSON.
     pub fn json(&self, key: &str) -> Value {
         serde_json::from_slice(&std::fs::read(self.path(key)).unwrap()).unwrap()
     }
@@ -393,7 +393,7 @@ impl Place {
         files.map(|file| metadata.key_of(file)).collect()
     }
 
-    /// The keys that the root, as it is, needs: itself, descriptions and files.
+    /// The keys that the current root needs: itself, descriptions and files.
     pub fn kept_keys(&self) -> BTreeSet<String> {
         let root = self.json("latest.json");
         let mut kept = BTreeSet::from(["latest.json".to_owned()]);
@@ -407,7 +407,7 @@ impl Place {
         kept
     }
 
-    /// By a repository that was just opened, and reads everything.
+    /// Verifies with a repository that was just opened, and reads all bytes.
     pub async fn verify(&self) -> Verification {
         let verified = self.repository().verify(true, &Progress::new()).await;
         verified.unwrap()
@@ -425,7 +425,7 @@ impl Place {
     }
 }
 
-/// The only damage of a report: its key, why, and whom it hurts.
+/// The only damage in a report: its key, its cause, and the snapshots that need it.
 #[track_caller]
 pub fn only_damage(report: &Verification) -> (&str, &str, &[String]) {
     let [one] = &report.damaged[..] else {

@@ -1,4 +1,4 @@
-//! An upload that is interrupted, and what the next start of the node does with what it left.
+//! An upload that is interrupted, and how the next start of the node continues it.
 
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -17,7 +17,7 @@ on_both!(
     a_put_that_reuses_nothing_sends_everything,
 );
 
-/// Reads the files of a checkpoint, but one of them only once.
+/// Reads the files of a checkpoint, but one of them only once; the second read never ends.
 #[derive(Debug)]
 struct Stuck {
     inner: Arc<dyn Source>,
@@ -28,7 +28,7 @@ struct Stuck {
 #[async_trait::async_trait]
 impl Source for Stuck {
     async fn read_at(&self, name: &str, offset: u64, len: usize) -> std::io::Result<Bytes> {
-        // Its checksum is computed before anything is uploaded.
+        // The first read computes the checksum, before anything is uploaded.
         if name.ends_with(&self.name) && self.reads.fetch_add(1, Ordering::SeqCst) > 0 {
             std::future::pending::<()>().await;
         }
@@ -41,7 +41,7 @@ impl Source for Stuck {
     }
 }
 
-/// One start of a node, after others.
+/// One start of a node, with its earlier starts.
 fn start(id: u128, after: &[u128]) -> Options {
     Options {
         incarnation: Some(Incarnation {
@@ -57,7 +57,7 @@ fn files(place: &Place) -> usize {
     keys.iter().filter(|key| key.starts_with("ssts/")).count()
 }
 
-/// Interrupts a put of three files when two of them are there.
+/// Interrupts a put of three files after two of them were uploaded.
 async fn interrupt(place: &Place, options: Options) {
     let checkpoint = place.checkpoint(1, &some(&[1, 2, 3]));
     interrupt_put_of(place, &checkpoint, options).await;
@@ -83,7 +83,7 @@ async fn interrupt_put_of(place: &Place, checkpoint: &Checkpoint, options: Optio
     let _ = uploading.await;
 }
 
-/// Puts a later checkpoint, which has two of the files; how many it sent.
+/// Puts a later checkpoint, which has two of the files. Returns the number of files that were uploaded.
 async fn put(place: &Place, options: Options) -> u64 {
     let later = some(&[1, 2, 4]);
     let put = place.put_by(&place.with(options), 2, &later).await;
@@ -92,7 +92,7 @@ async fn put(place: &Place, options: Options) -> u64 {
     assert!(place.verify().await.is_sound());
     let (_, restored) = place.restore(Which::Newest).await;
     assert_eq!(restored, later);
-    // Nothing is left of the interrupted one once its intent is dead.
+    // Nothing is left of the interrupted upload after its intent has expired.
     let sweeper = place.with_clock(self::options(), Clock::wrong_by(2));
     sweeper.sweep().await.unwrap();
     place.assert_only_kept();
@@ -101,7 +101,7 @@ async fn put(place: &Place, options: Options) -> u64 {
 
 async fn a_put_after_a_restart_sends_nothing_again_that_is_there(place: Place) {
     interrupt(&place, start(1, &[])).await;
-    // The start in between did not get that far.
+    // The start in between (2) did not put anything.
     assert_eq!(put(&place, start(3, &[1, 2])).await, 1);
     assert_eq!(place.json("latest.json").get("intents"), None);
 }
@@ -114,7 +114,7 @@ async fn what_a_sweep_has_taken_is_sent_again(place: Place) {
     assert_eq!(put(&place, start(2, &[1])).await, 3);
 }
 
-/// How many files of a checkpoint are objects by a hard link.
+/// The number of a checkpoint's files of which an object is a hard link.
 fn linked(place: &Place, checkpoint: &Checkpoint) -> usize {
     let inode = |path: &Path| path.metadata().unwrap().ino();
     let keys = place.keys();
@@ -126,7 +126,7 @@ fn linked(place: &Place, checkpoint: &Checkpoint) -> usize {
         .count()
 }
 
-/// An earlier release made hard links of files in a directory; this one wants copies.
+/// An earlier release made hard links of files in a directory; this one requires copies.
 #[tokio::test]
 async fn hard_links_of_an_interrupted_put_are_replaced_where_copies_are_wanted() {
     let place = Place::linked(true);
@@ -139,7 +139,7 @@ async fn hard_links_of_an_interrupted_put_are_replaced_where_copies_are_wanted()
     let put = repository.put(&checkpoint, &Progress::new()).await.unwrap();
     assert_eq!(linked(&place, &checkpoint), 0);
     assert_eq!(put.files_uploaded, 3);
-    // What happens to a file of the database happens to no object.
+    // Changing a file of the database changes no object.
     for file in &checkpoint.files {
         std::fs::write(checkpoint.source.path(&file.name).unwrap(), "damage").unwrap();
     }
@@ -148,7 +148,7 @@ async fn hard_links_of_an_interrupted_put_are_replaced_where_copies_are_wanted()
 }
 
 async fn what_others_have_left_is_not_gone_on_with(place: Place) {
-    // An earlier release, or a command.
+    // An upload of an earlier release or a command.
     interrupt(&place, options()).await;
     assert_eq!(put(&place, start(1, &[])).await, 3);
 }

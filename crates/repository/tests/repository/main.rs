@@ -1,7 +1,6 @@
-//! The library against real components: every promise on an S3 server and in a local directory.
+//! The library with real components: every promise on an S3 server and in a local directory.
 //!
-//! `fixture` has the place where a test happens, and what it asks of it; the other modules are one
-//! noun each.
+//! `fixture` has the place of a test and its checks; each of the other modules tests one subject.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "these are tests")]
 

@@ -1,4 +1,4 @@
-//! The order of snapshots: which is the newest, and which are cut off.
+//! The order of snapshots: which is the newest, and which are removed.
 
 use std::num::NonZeroU32;
 
@@ -17,7 +17,7 @@ on_both!(
     without_a_number_only_the_newest_is_retained_and_the_rest_goes_by_the_sweep,
 );
 
-/// A checkpoint of which nobody says what history it is of.
+/// Puts a checkpoint without a lineage.
 async fn put_without_lineage(place: &Place, lsn: u64, files: &Files) -> esker_repository::Put {
     let mut checkpoint = place.checkpoint(lsn, files);
     checkpoint.lineage = None;
@@ -43,7 +43,7 @@ async fn the_same_content_again_takes_the_place_of_the_former_and_pushes_nothing
         );
         place.assert_only_kept();
     }
-    // Another content of the same position is another snapshot.
+    // Another content at the same LSN is another snapshot.
     let other = put_without_lineage(&place, 2, &some(&[2, 3])).await;
     assert_eq!(retained().len(), 3);
     assert_eq!(retained()[0], other.snapshot.to_string());
@@ -55,7 +55,7 @@ async fn the_same_content_again_takes_the_place_of_the_former_and_pushes_nothing
         "newest first"
     );
 
-    // Of one history, a position says what is in it.
+    // In one lineage, an LSN determines the content.
     let place = Place::in_a_directory();
     let first = place.put(1, &some(&[1])).await;
     place.put(2, &some(&[2])).await;
@@ -86,7 +86,7 @@ async fn a_put_that_its_own_commit_would_cut_off_is_refused(place: Place) {
     };
     assert_eq!((lsn, oldest), (Lsn(15), Lsn(20)));
     assert_eq!(place.objects(), before, "and nothing is written");
-    // What stays is what fits.
+    // The next commit retains only as many as the smaller number permits.
     place.put_by(&fewer, 25, &some(&[25])).await;
     let root = place.json("latest.json");
     assert_eq!(root["retained_snapshots"].as_array().unwrap().len(), 2);
@@ -145,7 +145,7 @@ async fn a_cut_off_snapshot_is_deleted_at_once(place: Place) {
         let repository = place.with(Options {
             kind,
             num_retained: NonZeroU32::new(2),
-            // Retention does not know an age.
+            // Retention does not depend on ages.
             orphan_min_age: std::time::Duration::from_secs(86_400),
             ..options()
         });

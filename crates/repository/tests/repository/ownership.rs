@@ -1,4 +1,4 @@
-//! Whose a destination is: one cluster's, over all of its partitions.
+//! The owner of a destination: one cluster, for all of its partitions.
 
 use esker_repository::ownership::{MARKER, marker};
 use esker_repository::{
@@ -41,7 +41,7 @@ async fn put(place: &Place, repository: &Repository) -> Result<Put, Error> {
     repository.put(&checkpoint, &Progress::new()).await
 }
 
-/// Objects at the destination, over all partitions.
+/// All objects at the destination, of all partitions.
 fn everything(place: &Place) -> Files {
     let mut all = read_dir(place.top());
     all.retain(|key, _| !key.starts_with(".tmp/"));
@@ -55,7 +55,7 @@ fn edit(place: &Place, key: &str, change: impl FnOnce(&mut Value)) {
 async fn a_destination_that_another_program_writes_to_is_refused_at_every_partition(place: Place) {
     place.put(1, &some(&[1])).await;
     place.remove("../cluster.json");
-    // As Restate writes it: nothing counts its swaps.
+    // A root as Restate writes it, without a generation.
     place.edit("latest.json", |root| {
         root.as_object_mut().unwrap().remove("generation");
     });
@@ -91,7 +91,7 @@ async fn two_clusters_do_not_share_a_destination(place: Place) {
 
 async fn clusters_of_one_name_are_told_apart_by_the_roots_that_are_there(place: Place) {
     place.put(1, &some(&[1])).await;
-    // Whoever made it named no fingerprint.
+    // The cluster that created the marker had no fingerprint.
     edit(&place, MARKER, |marker| {
         marker
             .as_object_mut()
@@ -128,7 +128,7 @@ async fn what_an_earlier_release_left_is_adopted(place: Place) {
     assert_eq!(made.cluster_name, "ours");
     assert_eq!(made.cluster_fingerprint, cluster().fingerprint);
     assert_eq!(again.id(), Some(made.destination_id));
-    // And never written again.
+    // The marker is never written again.
     put(&place, &at(&place.opened_again(), 9, options()))
         .await
         .unwrap();
@@ -139,7 +139,7 @@ async fn what_an_earlier_release_left_for_two_clusters_is_refused(place: Place) 
     place.put(1, &some(&[1])).await;
     place.remove("../cluster.json");
     place.edit("latest.json", |root| root["cluster_name"] = json!("theirs"));
-    // As two clusters could, up to now.
+    // A state that two clusters could produce with earlier releases.
     let before = everything(&place);
     for (options, puts) in [(options(), false), (strangers(), true)] {
         let result = put(&place, &at(&place.opened_again(), 8, options)).await;
@@ -159,11 +159,11 @@ async fn a_damaged_root_does_not_hide_whose_the_destination_is(place: Place) {
         matches!(refused, Err(Error::OtherCluster { .. })),
         "{refused:?}"
     );
-    // Its description says that it is ours: another partition goes on.
+    // The partition's description names this cluster, so another partition can be put.
     put(&place, &at(&place.opened_again(), 8, options()))
         .await
         .unwrap();
-    // Nothing that is left names the owner.
+    // Now no readable object names the owner.
     place.remove("../cluster.json");
     std::fs::remove_dir_all(place.top().join("8")).unwrap();
     place.remove(&snapshot.metadata());
@@ -208,7 +208,7 @@ async fn a_marker_that_is_not_understood_is_never_written_over(place: Place) {
         }
         assert_eq!(everything(&place), before, "nothing is written");
     }
-    // What a later release adds is no damage.
+    // A field that a later release adds is no damage.
     let mut more = sound;
     more["more"] = json!({"of": "this"});
     place.write("../cluster.json", more.to_string());
@@ -219,7 +219,7 @@ async fn a_marker_that_is_not_understood_is_never_written_over(place: Place) {
 
 async fn a_destination_that_was_emptied_meanwhile_is_not_put_to(place: Place) {
     place.put(1, &some(&[1])).await;
-    // As a disk that is not mounted any more: its directory is there, and empty.
+    // As after a disk was unmounted: its directory exists, and is empty.
     let disk = place.top().with_extension("disk");
     std::fs::rename(place.top(), &disk).unwrap();
     std::fs::create_dir(place.top()).unwrap();

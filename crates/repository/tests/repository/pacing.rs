@@ -1,5 +1,5 @@
-//! A bound on uploads, at real destinations: in parts, as copies, as links. How exactly it is kept is
-//! the simulation's to show.
+//! A limit on the rate of uploads, at real destinations: in parts, as copies, as links. The simulation
+//! tests how exactly it is kept.
 
 use std::num::NonZeroU64;
 use std::time::{Duration, Instant};
@@ -11,7 +11,7 @@ use crate::fixture::{Files, Place, bytes, full};
 
 const MIB: usize = 1 << 20;
 
-/// Puts files at so many bytes a second; how long it took. What is there afterwards is right.
+/// Puts files at so many bytes a second, and checks them. Returns the time that it took.
 async fn time_of_put(place: &Place, per_second: usize, parallel: usize, files: &Files) -> Duration {
     let repository = place.with(Options {
         pace: NonZeroU64::new(per_second as u64).map(RateLimiter::new),
@@ -37,7 +37,7 @@ fn large() -> Files {
 async fn parts_wait_for_their_turn() {
     let place = Place::on_s3().await;
     let took = time_of_put(&place, 32 * MIB, 8, &large()).await;
-    // 40 MiB, of which 8 go at once.
+    // Of 40 MiB, 8 MiB are sent at once.
     assert!(took >= Duration::from_secs(1), "{took:?}");
 }
 
@@ -52,7 +52,7 @@ async fn copies_into_a_directory_wait_for_their_turn() {
 async fn links_cost_nothing() {
     let place = Place::linked(true);
     let took = time_of_put(&place, MIB, 8, &large()).await;
-    // 40 MiB, of which one goes at once, would take 39 seconds.
+    // 40 MiB, of which 1 MiB is sent at once, would take 39 seconds.
     assert!(took < Duration::from_secs(38), "{took:?}");
 }
 
@@ -66,6 +66,6 @@ async fn what_had_to_be_sent_again_counts() {
     let files: Files = [file(1), file(2)].into();
     let took = time_of_put(&place, MIB, 1, &files).await;
     assert_eq!(faults.pending(), 0);
-    // Six times a quarter of a second, of which one second's worth goes at once.
+    // Six times a quarter of a second, of which a second's worth is sent at once.
     assert!(took >= Duration::from_millis(500), "{took:?}");
 }

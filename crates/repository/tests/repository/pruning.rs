@@ -1,4 +1,4 @@
-//! Pruning: a plan that can be read first, and that deletes nothing that is kept.
+//! Prune: a plan that can be read first, and that deletes nothing that is kept.
 
 use std::num::NonZeroU32;
 
@@ -43,10 +43,10 @@ async fn a_plan_lists_what_goes_and_applying_it_does_just_that(place: Place) {
         ]
     );
     assert_eq!((plan.bytes, plan.young), (10, 0));
-    // It comes back from a file.
+    // The plan is read back from JSON.
     let text = serde_json::to_string(&plan).unwrap();
     let plan: PrunePlan = serde_json::from_str(&text).unwrap();
-    // What came since is not the plan's.
+    // An object that was written later is not in the plan.
     place.write("ssts/01.sst", "later");
     let pruned = repository.prune(&plan).await.unwrap();
     assert_eq!((pruned.deleted, pruned.bytes, pruned.failed), (2, 10, 0));
@@ -135,7 +135,7 @@ async fn fewer_are_retained_if_that_is_asked_for(place: Place) {
     assert_eq!((pruned.released, pruned.deleted), (released, 4));
     place.assert_only_kept();
     assert!(place.verify().await.is_sound());
-    // A second time the root has moved.
+    // The second execution finds another root.
     let again = repository.prune(&plan).await;
     assert!(matches!(again, Err(Error::RootMoved { .. })), "{again:?}");
 }

@@ -1,4 +1,4 @@
-//! Putting: the layout, the two documents, retention.
+//! Put: the layout, the root and the description, and retention.
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt as _;
@@ -61,7 +61,7 @@ async fn an_incremental_snapshot_is_named_by_content_and_upload(place: Place) {
     let files = some(&[1, 2]);
     let put = place.put(42, &files).await;
     let root = place.json("latest.json");
-    // The swap that registered it was the one before the last.
+    // The upload was registered by the swap before the last one.
     let generation = root["generation"].as_u64().unwrap() - 1;
     let metadata = place.json(&put.snapshot.metadata());
     for (name, content) in &files {
@@ -187,7 +187,7 @@ async fn the_documents_have_the_fields_that_are_promised(place: Place) {
     );
 }
 
-/// One file in memory, of which RocksDB says something.
+/// One file in memory, with metadata of RocksDB.
 #[derive(Debug)]
 pub struct One(pub Bytes);
 
@@ -366,7 +366,7 @@ async fn a_directory_on_the_same_file_system_gets_links_and_no_copies() {
 async fn with_links_off_files_are_copied() {
     for options in [options(), full()] {
         let place = Place::linked(false);
-        // One of them larger than what is written at once.
+        // One file is larger than what is written at once.
         let mut files = some(&[1]);
         files.insert("000002.sst".to_owned(), bytes(5, 20 << 20));
         let checkpoint = place.checkpoint(1, &files);

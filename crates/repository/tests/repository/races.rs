@@ -1,4 +1,4 @@
-//! Puts, forks and sweeps at the same time: each is done or refused, and nothing that is needed is harmed.
+//! Concurrent puts, forks and sweeps: each succeeds or is refused, and nothing that is needed is damaged.
 
 use std::sync::Arc;
 
@@ -20,7 +20,7 @@ on_both!(
 );
 
 async fn two_uploaders_at_once_both_succeed(place: Place) {
-    // So that the older one finds something older still.
+    // An older snapshot is put first, so that the older upload is not refused.
     place.put(1, &some(&[1])).await;
     for round in 0..5 {
         let lsn = 10 * (round + 1);
@@ -79,7 +79,7 @@ async fn many_uploaders_of_the_same_files_leave_a_sound_repository(place: Place)
     place.assert_only_kept();
 }
 
-/// Does something to the repository when a certain file is read.
+/// Calls a function after each read of a file.
 struct Meddling {
     inner: Arc<dyn Source>,
     meddle: Box<dyn Fn() -> futures::future::BoxFuture<'static, ()> + Send + Sync>,
@@ -114,7 +114,7 @@ fn meddled(
     checkpoint
 }
 
-/// Sweeps by a clock of two days later: every intent is dead.
+/// Sweeps with a clock that is two days ahead, by which every intent has expired.
 pub fn fencing(place: &Place) -> Repository {
     place.with_clock(options(), Clock::wrong_by(2))
 }
@@ -161,7 +161,7 @@ async fn an_upload_that_is_fenced_each_time_gives_up_and_says_so(place: Place) {
 
 async fn a_reused_file_that_goes_meanwhile_is_uploaded_after_all(place: Place) {
     place.put(1, &some(&[1])).await;
-    // Other uploads push the snapshot that has the file out of the root, and delete it.
+    // Other uploads remove the snapshot that has the file from the root, and delete the file.
     let (other, work) = (place.repository(), place.work.path().join("others"));
     let meddle = move || -> futures::future::BoxFuture<'static, ()> {
         let (other, work) = (other.clone(), work.clone());
@@ -182,7 +182,7 @@ async fn a_reused_file_that_goes_meanwhile_is_uploaded_after_all(place: Place) {
     };
     let files = some(&[1, 2]);
     let mut checkpoint = meddled(&place, 5, &files, || Box::pin(async {}));
-    // Hashed before, so that the first read comes after the decision to reuse.
+    // The file is hashed before, so that its first read comes after the decision to reuse.
     let quiet = checkpoint.source.clone();
     checkpoint.source = Arc::new(Hashed {
         source: Meddling {
@@ -200,7 +200,7 @@ async fn a_reused_file_that_goes_meanwhile_is_uploaded_after_all(place: Place) {
     place.assert_only_kept();
 }
 
-/// Knows all checksums.
+/// A source that knows all checksums.
 #[derive(Debug)]
 struct Hashed {
     source: Meddling,

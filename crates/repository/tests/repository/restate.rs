@@ -1,4 +1,4 @@
-//! Buckets as Restate 1.7 writes them: the reading commands work, and nothing is ever written.
+//! Buckets as Restate 1.7 writes them: reading works, and nothing is ever written.
 
 use esker_repository::prune::{PruneOptions, PrunePlan};
 use esker_repository::restore::Checked;
@@ -270,7 +270,7 @@ async fn its_shared_files_without_a_generation_are_read(place: Place) {
     assert_eq!(why.verdict, Verdict::Kept);
 }
 
-/// Its newest snapshot, with the one file that it shares; its key.
+/// Changes Restate's newest snapshot into one with a single, shared file. Returns the file's key as well.
 fn shared(place: &Place) -> (Repository, String) {
     let repository = restates(place, "V2");
     let key = format!("ssts/{}.sst", Digest::of(&files()["000028.sst"]));

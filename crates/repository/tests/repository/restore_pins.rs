@@ -1,4 +1,4 @@
-//! Pins that keep a snapshot while it is restored.
+//! Pins, which keep a snapshot while it is restored.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,7 +28,7 @@ async fn a_pin_holds_while_it_reads_and_goes_afterwards(place: Place) {
     let shown = &place.json("latest.json")["pins"][0];
     assert_eq!(shown["id"], pin);
     assert_eq!(shown["path"], put.snapshot.to_string());
-    // It is cut off, and nothing of it goes while it is pinned.
+    // The snapshot is removed from the retained ones, and nothing of it is deleted while it is pinned.
     place.put_by(&repository, 2, &some(&[3])).await;
     repository.sweep().await.unwrap();
     place.assert_only_kept();
@@ -86,7 +86,7 @@ async fn the_root_shows_the_pin_of_a_restore_under_way() {
     assert_eq!(place.json("latest.json").get("pins"), None);
 }
 
-/// A clock that stands still: no stall of the machine moves it.
+/// A clock that does not advance, so no stall of the machine changes the result.
 #[derive(Debug)]
 struct StandsStill(OffsetDateTime);
 
@@ -124,7 +124,7 @@ async fn a_long_restore_renews_its_pin() {
     let progress = Progress::new();
     let restore = repository.restore(&Which::Newest, &target, &progress);
     let expiry = || {
-        // A look may come in the middle of a swap.
+        // The file may be read in the middle of a swap.
         let root = std::fs::read(place.path("latest.json")).ok()?;
         let root = Root::parse(&root, PARTITION).ok()?;
         root.pins.first().map(|pin| pin.expires_at)
@@ -138,7 +138,7 @@ async fn a_long_restore_renews_its_pin() {
             renewed != first
         })
         .await;
-        // As if the time that it was first pinned for were over.
+        // The clock is past the expiry that the pin had first.
         let later = Arc::new(StandsStill(first + Duration::from_millis(1)));
         let later = Repository::with_env(&place.destination, PARTITION, options(), later);
         let sweep = later.sweep().await.unwrap();

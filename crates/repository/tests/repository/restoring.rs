@@ -1,4 +1,4 @@
-//! Restoring: every byte checked, or an older snapshot and the reason.
+//! Restore: every byte is checked, or an older snapshot is restored and the reason reported.
 
 use esker_repository::restore::Checked;
 use esker_repository::{Error, LineageId, Lsn, Options, Progress, Which};
@@ -181,7 +181,7 @@ async fn names_that_lead_out_of_the_directory_are_refused(place: Place) {
         let more = read_dir(place.work.path()).len() - before.len();
         assert_eq!(more, 1, "only the restored file is new, with {name:?}");
     }
-    // A file that is a directory of another, and sizes beyond all counting.
+    // A file that is a directory of another one, and sizes whose sum overflows.
     let mut metadata = sound.clone();
     let file = metadata["files"][0].clone();
     metadata["files"] = json!([file, file]);

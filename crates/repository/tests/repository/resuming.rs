@@ -1,4 +1,4 @@
-//! Restores that go on where an earlier one ended, and what they leave alone.
+//! Restores that continue an interrupted one, and the files that they do not touch.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -39,7 +39,7 @@ async fn a_target_that_holds_something_is_left_alone(place: Place) {
         .await;
     assert!(restored.is_err());
     assert_eq!(std::fs::read(&file).unwrap(), b"mine");
-    // An empty one is as good as none.
+    // An empty directory is accepted like one that does not exist.
     std::fs::remove_file(&file).unwrap();
     repository
         .restore(&Which::Newest, &target, &Progress::new())
@@ -68,7 +68,7 @@ async fn a_partial_directory_that_no_restore_left_is_left_alone(place: Place) {
     assert_eq!(place.json("latest.json").get("pins"), None);
 }
 
-/// Leaves a partial directory behind: the second file is missing when it is fetched.
+/// Leaves a partial directory: the second file is missing when it is fetched.
 pub async fn broken_off(place: &Place, target: &std::path::Path) -> (Files, Vec<String>) {
     let files = some(&[1, 2, 3, 4]);
     let put = place.put(1, &files).await;
@@ -93,7 +93,7 @@ async fn a_partial_directory_is_gone_on_with(place: Place) {
     let target = place.target();
     let (files, keys) = broken_off(&place, &target).await;
     let partial = partial_of(&target);
-    // Of the same size and not the same; and what does not belong there.
+    // One file has the right size and another content; another one does not belong to the snapshot.
     std::fs::write(partial.join("000003.sst"), bytes(77, 503)).unwrap();
     std::fs::write(partial.join("leftover"), "x").unwrap();
     if place.is_s3() {
@@ -138,14 +138,14 @@ async fn one_that_ends_anywhere_near_its_end_is_gone_on_with(place: Place) {
         restored.resumed()
     };
     again().await;
-    // In its place, and the marker not yet removed.
+    // The directory is in its place, and the marker is not removed yet.
     std::fs::write(target.join(MARKER), &marker).unwrap();
     assert_eq!(again().await, files.len() as u64);
-    // Not yet in its place.
+    // The directory is not in its place yet.
     std::fs::write(target.join(MARKER), &marker).unwrap();
     std::fs::rename(&target, &partial).unwrap();
     assert_eq!(again().await, files.len() as u64);
-    // At its beginning, with the marker half written.
+    // The restore has just begun, and the marker is half written.
     std::fs::remove_dir_all(&target).unwrap();
     std::fs::create_dir(&partial).unwrap();
     std::fs::write(partial.join(".esker-restore.json.new"), "{").unwrap();
@@ -174,7 +174,7 @@ async fn a_directory_that_exists_stays_and_is_restored_inside(place: Place) {
     let target = place.target();
     std::fs::create_dir(&target).unwrap();
     std::fs::set_permissions(&target, std::fs::Permissions::from_mode(0o710)).unwrap();
-    // What a new file system has at its top.
+    // The directory that a new file system has at its top.
     std::fs::create_dir(target.join("lost+found")).unwrap();
     let identity = |path: &std::path::Path| {
         let found = std::fs::metadata(path).unwrap();
@@ -216,7 +216,7 @@ async fn one_that_ends_anywhere_inside_a_directory_is_gone_on_with(place: Place)
         let restored = repository.restore(&Which::Newest, &target, &progress).await;
         restored.map(|restored| restored.resumed())
     };
-    // Its files are on the way.
+    // Files are being fetched.
     std::fs::create_dir(&target).unwrap();
     let key = &place.files_of(&put.snapshot)[1];
     let missing = std::fs::read(place.path(key)).unwrap();
@@ -227,7 +227,7 @@ async fn one_that_ends_anywhere_inside_a_directory_is_gone_on_with(place: Place)
     let resumed = restore().await.unwrap();
     assert!(resumed < files.len() as u64);
     assert_eq!(read_dir(&target), files);
-    // Names were given to some, to all, and to none.
+    // All, some or none of the names were moved into the directory.
     let marker = |placing: &str| format!("{{\"snapshot\":\"{}\"{placing}}}", put.snapshot);
     for in_place in 0..=4 {
         std::fs::create_dir(&partial).unwrap();
@@ -243,7 +243,7 @@ async fn one_that_ends_anywhere_inside_a_directory_is_gone_on_with(place: Place)
         assert_eq!(restore().await.unwrap(), 4, "{in_place} in place");
         assert_eq!(read_dir(&target), files, "{in_place} in place");
     }
-    // Its marker is the last that goes.
+    // The marker is removed last.
     std::fs::create_dir(&partial).unwrap();
     assert!(restore().await.is_err(), "it is restored, and is not empty");
 }
@@ -267,7 +267,7 @@ async fn what_is_put_into_a_directory_during_a_restore_is_left_alone(place: Plac
         assert!(error.contains("mine"), "{error}");
         assert_eq!(std::fs::read(target.join("mine")).unwrap(), b"mine");
         std::fs::remove_file(target.join("mine")).unwrap();
-        // A file with a name of the snapshot is not taken for the snapshot's.
+        // A file with the name of one of the snapshot's is not taken as the snapshot's.
         if placing.is_empty() {
             std::fs::write(target.join("000001.sst"), "mine").unwrap();
             assert!(restore().await.is_err());
@@ -280,13 +280,13 @@ async fn what_is_put_into_a_directory_during_a_restore_is_left_alone(place: Plac
     }
 }
 
-/// A file system of a known size; goes with its owner.
+/// A file system of a known size, unmounted when it is dropped.
 struct SmallDisk {
     dir: tempfile::TempDir,
 }
 
 impl SmallDisk {
-    /// `None` if that is not allowed here.
+    /// `None` if mounting is not permitted.
     fn mount(mib: u64) -> Option<SmallDisk> {
         let dir = tempfile::tempdir().unwrap();
         let mounted = Command::new("mount")
@@ -339,7 +339,7 @@ async fn a_full_disk_stops_a_restore_before_it_begins_or_cleanly_and_it_goes_on_
     assert!(needed == 4 << 20 && free < needed, "{needed} {free}");
     assert_eq!(place.json("latest.json").get("pins"), None);
 
-    // There is room when it begins, and then there is none.
+    // The disk has enough space when the restore begins, and too little afterwards.
     std::fs::write(&ballast, vec![1; 3 << 20]).unwrap();
     let faults = place.server().faults();
     let second = Matching::operation(Operation::Get).key("/ssts/");

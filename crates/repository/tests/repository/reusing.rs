@@ -1,4 +1,4 @@
-//! Reuse: an incremental put uploads what is new, and nothing else.
+//! Reuse: an incremental put uploads only what is new.
 
 use std::collections::BTreeSet;
 use std::num::NonZeroU32;
@@ -35,7 +35,7 @@ async fn a_file_that_is_retained_is_not_uploaded_again(place: Place) {
     );
     assert_eq!(a[..2], b[..2]);
     assert_ne!(a[2], b[2]);
-    // Under another name as well.
+    // The file has another name.
     let renamed = Files::from([("other".to_owned(), bytes(4, 504))]);
     assert_eq!(place.put(3, &renamed).await.bytes_uploaded, 0);
     assert!(place.verify().await.is_sound());
@@ -71,7 +71,7 @@ async fn a_reused_sst_survives_the_eviction_of_its_first_owner(place: Place) {
 
 async fn an_object_that_happens_to_be_there_is_not_adopted(place: Place) {
     place.put(1, &some(&[1])).await;
-    // The right content under a key of an earlier upload, which a HEAD or a LIST would find.
+    // The same content under a key of an earlier upload, which a HEAD or a LIST would find.
     let content = some(&[2])["000001.sst"].clone();
     let orphan = format!("ssts/{}{:016x}.sst", Digest::of(&content), 5);
     place.write(&orphan, &content);
@@ -139,7 +139,7 @@ async fn a_checksum_is_computed_once_and_remembered(place: Place) {
     digests.save(&saved).unwrap();
     let again = Checkpoint::scan(&dir, Lsn(2), Digests::load(&saved)).unwrap();
     assert_eq!(again.source.known_digest("/000001.sst"), known);
-    // Another file of the same name and size is another file.
+    // A new file of the same name and size is recognized as another one.
     std::fs::remove_file(&file).unwrap();
     std::fs::write(&file, bytes(2, 100)).unwrap();
     assert_eq!(again.source.known_digest("/000001.sst"), None);
@@ -148,7 +148,7 @@ async fn a_checksum_is_computed_once_and_remembered(place: Place) {
     assert_eq!(fresh.source.known_digest("/000001.sst"), None);
 }
 
-/// Says that it is something else than it is.
+/// A source that reports a wrong checksum.
 #[derive(Debug)]
 struct Changed;
 
@@ -178,8 +178,8 @@ async fn a_file_that_changed_after_it_was_hashed_is_refused(place: Place) {
     place.assert_only_kept();
 }
 
-/// A put reads whose the destination is and the root, registers, reads descriptions it does not know, uploads, describes and
-/// commits: seven requests beside the files.
+/// Beside the files, a put sends at most seven requests: it reads the marker and the root, registers, reads
+/// the descriptions that it does not know, writes the description, and commits.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_incremental_put_costs_its_new_parts_and_seven_requests() {
     let place = Place::on_s3().await;

@@ -37,7 +37,7 @@ fn behind(place: &Place, link: &SlowLink) -> Repository {
     )
 }
 
-/// Three parts, which share the link, and files of one request.
+/// Three parts, which share the link, and files that are sent in one request each.
 fn files() -> Files {
     let mut files = Files::from([("000001.sst".to_owned(), bytes(1, 24 * MIB))]);
     files.insert("000002.sst".to_owned(), bytes(2, 6 * MIB));
@@ -49,16 +49,16 @@ async fn an_upload_that_takes_longer_than_a_store_may_be_silent_is_sent_once() {
     let files = files();
     let size: usize = files.values().map(Vec::len).sum();
     let mut sent = Vec::new();
-    // A machine that stands still for a second is a silent store, once or twice.
+    // A machine that stalls for a second looks like a silent store, so the test may be repeated.
     for _ in 0..5 {
         let place = Place::on_s3().await;
-        // Each part alone takes a second at full rate; all together take four.
+        // At the full rate, each part alone takes a second; together they take four.
         let link = SlowLink::to(&place.server().endpoint(), 8 * MIB as u64).await;
         let put = place.put_by(&behind(&place, &link), 1, &files).await;
         assert_eq!(put.bytes_uploaded, size as u64);
         assert!(place.verify().await.is_sound());
         let parts = place.server().requests(Operation::UploadPart);
-        // Heads of requests, descriptions and the root are some kilobytes.
+        // The headers of requests, descriptions and the root are some kilobytes.
         if parts == 3 && link.taken() < (size + MIB) as u64 {
             return;
         }
@@ -82,12 +82,12 @@ async fn parts_that_have_arrived_are_not_sent_again_after_a_link_was_dead() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         link.stall(true);
-        // Long enough that what is under way fails.
+        // Long enough for the requests under way to fail.
         tokio::time::sleep(4 * SILENCE).await;
         link.stall(false);
     };
     futures::join!(putting, trouble);
-    // Four parts: two had arrived, the others were begun again.
+    // Of four parts, two had arrived; the others were sent again.
     assert!(
         link.taken() < (size + size / 2 + 8 * MIB) as u64,
         "{} bytes were sent of {size}",

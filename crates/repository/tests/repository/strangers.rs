@@ -1,4 +1,4 @@
-//! Strangers and bad input: what is not understood is never written over, and never read as empty.
+//! Foreign objects and bad input: what is not understood is never overwritten, and never read as empty.
 
 use esker_repository::destination::Destination;
 use esker_repository::prune::PruneOptions;
@@ -22,7 +22,7 @@ on_both!(
     a_generation_without_a_next_is_refused,
 );
 
-/// What each operation says. None of them may write.
+/// The error of each operation. None of them may write.
 async fn all_fail(place: &Place, repository: &Repository) -> Vec<(&'static str, Error)> {
     let before = place.objects();
     let mut checkpoint = place.checkpoint(99, &some(&[99]));
@@ -144,7 +144,7 @@ async fn a_description_that_is_not_understood_is_never_written_over(place: Place
         assert_eq!(crate::fixture::only_damage(&report).0, key, "{bad}");
         assert_eq!(std::fs::read(place.path(&key)).unwrap(), bad.as_bytes());
     }
-    // The next put does not need it, and does not touch it.
+    // The next put does not need the object, and does not change it.
     place.put(2, &some(&[1])).await;
     assert!(place.path(&key).exists());
 }
@@ -219,7 +219,7 @@ async fn another_clusters_repository_is_refused_by_every_operation(place: Place)
             assert!(theirs.contains("ours") && ours.contains(name), "{error}");
         }
     }
-    // Who has no fingerprint goes by the name alone.
+    // Without a fingerprint, only the names are compared.
     let unmarked = place.with(Options {
         cluster: Some(Cluster {
             fingerprint: None,
@@ -275,7 +275,7 @@ async fn another_lineage_is_refused(place: Place) {
 async fn what_is_too_large_is_refused_unread(place: Place) {
     let put = place.put(1, &some(&[1])).await;
     let description = std::fs::read(place.path(&put.snapshot.metadata())).unwrap();
-    // Nothing but a size: no block of it is on the disk.
+    // A sparse file: it has a size, and no block on the disk.
     let huge = |key: &str| {
         place.remove(key);
         let file = std::fs::File::create(place.path(key)).unwrap();

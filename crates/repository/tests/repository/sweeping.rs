@@ -1,4 +1,4 @@
-//! The sweep: what nobody needs goes, and nothing else.
+//! The sweep: it deletes what nothing refers to, and nothing else.
 
 use std::time::Duration;
 
@@ -59,7 +59,7 @@ async fn a_young_orphan_stays(place: Place) {
     assert_eq!((sweep.deleted, sweep.young), (1, 0));
 }
 
-/// Registers an upload, by hand: what it has uploaded, and is not committed.
+/// Registers an upload by hand. Returns the keys that it has uploaded and not committed.
 fn half_done(place: &Place, renewed_at: &str) -> [String; 3] {
     let id = "snap_1UnderWay";
     place.edit("latest.json", |root| {
@@ -109,7 +109,7 @@ async fn what_others_registered_is_not_dated_back_after_a_jump_of_this_clock(pla
     let repository = place.repository();
     repository.pin(&put.snapshot).await.unwrap();
     half_done(&place, "2999-01-01T00:00:00Z");
-    // From now on it is registered as of now.
+    // This sweep gives the intent the present date.
     repository.sweep().await.unwrap();
     let root = place.json("latest.json");
     assert_ne!(root["intents"][0]["renewed_at"], "2999-01-01T00:00:00Z");
@@ -195,7 +195,7 @@ async fn foreign_files_anywhere_are_never_touched(place: Place) {
     }
     place.write(&format!("{dead}/metadata.json"), "orphan");
     place.write(&format!("{dead}/000001.sst"), "orphan");
-    // Another partition, and what lies beside the partitions.
+    // Another partition, and objects beside the partitions.
     let outside = place.dir.parent().unwrap();
     std::fs::create_dir_all(outside.join("77/ssts")).unwrap();
     std::fs::write(outside.join("77/ssts/00.sst"), "of 77").unwrap();
@@ -275,7 +275,7 @@ async fn a_list_comes_before_the_root() {
     assert_eq!(order, [Operation::List, Operation::Get, Operation::Get]);
 }
 
-/// The answer for a whole batch is one error; the keys of the next batch have answers of their own.
+/// A whole batch is answered with one error; the keys of the next batch have answers of their own.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_could_not_be_deleted_is_counted_and_goes_the_next_time() {
     let place = Place::on_s3().await;

@@ -1,4 +1,4 @@
-//! Verifying: each damaged object by name, and the snapshots it hurts.
+//! Verification: each damaged object by its key, and the snapshots that need it.
 
 use esker_repository::{Error, LineageId, Lsn, Options, Progress};
 use testkit_s3::Operation;

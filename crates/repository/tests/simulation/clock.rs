@@ -1,5 +1,5 @@
-//! Virtual time: a clock that jumps to the next moment for which somebody waits, and a world of tasks
-//! on one thread, so that a seed repeats a run.
+//! Virtual time: a clock that jumps to the next time that a task waits for, and a set of tasks on one
+//! thread, so that a run can be repeated by its seed.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -26,7 +26,7 @@ struct State {
     actions: BTreeMap<(Duration, u64), Action>,
 }
 
-/// The clock; clones are the same.
+/// The virtual clock. Clones share it.
 #[derive(Clone, Default)]
 pub struct Clock {
     state: Arc<Mutex<State>>,
@@ -39,7 +39,7 @@ impl std::fmt::Debug for Clock {
 }
 
 impl Clock {
-    /// Since the beginning.
+    /// The time since the beginning.
     pub fn now(&self) -> Duration {
         self.state.lock().unwrap().now
     }
@@ -52,7 +52,7 @@ impl Clock {
         }
     }
 
-    /// Does something later, whoever has forgotten about it by then.
+    /// Runs an action later, even if its caller was dropped meanwhile.
     pub fn later(&self, after: Duration, action: impl FnOnce() + Send + 'static) {
         let mut state = self.state.lock().unwrap();
         state.count += 1;
@@ -60,7 +60,7 @@ impl Clock {
         state.actions.insert(key, Box::new(action));
     }
 
-    /// Jumps to the next moment for which somebody waits; false if nobody does.
+    /// Jumps to the next time that a task waits for; false if no task waits.
     fn jump(&self) -> bool {
         let (actions, wakers) = {
             let mut state = self.state.lock().unwrap();
@@ -128,7 +128,7 @@ pub fn run(clock: &Clock, tasks: Vec<BoxFuture<'static, ()>>) {
     panic!("no end");
 }
 
-/// A machine: its clock is wrong by some, and its dice are its own.
+/// A machine: its clock has an error, and its random numbers are its own.
 #[derive(Debug)]
 pub struct Machine {
     clock: Clock,
@@ -146,7 +146,7 @@ impl Machine {
     }
 }
 
-/// The beginning of time.
+/// The time of day at the beginning.
 pub fn epoch() -> OffsetDateTime {
     OffsetDateTime::from_unix_timestamp(1_800_000_000).unwrap()
 }
@@ -165,7 +165,7 @@ impl Env for Machine {
     }
 }
 
-/// A task that stops for a while now and then, wherever it is, and may never go on.
+/// A task that pauses at random await points, and may never continue.
 pub struct Unreliable {
     inner: BoxFuture<'static, ()>,
     clock: Clock,

@@ -1,12 +1,12 @@
-//! Copies of one data directory that put into one partition, by seed: of all the histories that begin
-//! where a directory was copied, the roots ever keep snapshots of one.
+//! Copies of one data directory that put into one partition, by seed: of all histories that begin where a
+//! directory was copied, the roots ever retain snapshots of one.
 //!
-//! A directory remembers the incarnations that its starts have drawn. It starts again and again, and each
-//! start puts snapshots of its history until it ends or crashes, with requests that take effect later. It
-//! is copied between two starts, or while it runs. A start does what a node does: it looks whether the
-//! newest snapshot is of its own history, claims the root, looks again, and puts.
+//! A directory remembers the incarnations that its starts have drawn. It starts repeatedly, and each start
+//! puts snapshots of its history until it ends or crashes, with requests that may take effect later. It is
+//! copied between two starts, or while it runs. A start does what a node does: it checks that the newest
+//! snapshot is of its own history, claims the root, checks again, and puts.
 //!
-//! The controls are nodes that leave one of these out, and are caught mixing histories.
+//! The controls are nodes that omit one of these steps; the simulation must show that they mix histories.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -27,27 +27,27 @@ use crate::clock::{Clock, Machine, Unreliable, run};
 use crate::store::{PARTITION, Reading, SimStore, Trouble};
 
 const LINEAGE: LineageId = LineageId(1);
-/// In a snapshot's description: which history it is of.
+/// Field of a snapshot's description that names its history.
 const BRANCH: &str = "branch";
 
-/// What a node leaves out.
+/// The check that a node omits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Without {
     Nothing,
-    /// It does not see that somebody else has claimed, at no time.
+    /// It never notices that another incarnation has claimed the root.
     Incarnation,
-    /// Nor once it has claimed itself: not at a commit.
+    /// It does not notice that at a commit, after it has claimed the root itself.
     IncarnationAtCommit,
-    /// It does not look whose history the newest snapshot is of.
+    /// It does not check the history of the newest snapshot.
     History,
 }
 
-/// Where each history branched off: from which one, after which LSN.
+/// For each history, the one that it branched off from, and after which LSN.
 #[derive(Default)]
 struct Branches(Vec<(usize, u64)>);
 
 impl Branches {
-    /// Whether one position is a part of the history of another.
+    /// Whether a position is part of the history that ends at `of`.
     fn contains(&self, mut of: (usize, u64), position: (usize, u64)) -> bool {
         while of.0 > position.0 {
             let (parent, lsn) = self.0[of.0];
@@ -97,7 +97,7 @@ impl World {
         Repository::with_env(&destination, PARTITION, options, env)
     }
 
-    /// A copy as of now: from here on both go on differently.
+    /// A copy of the current state; from here on both continue differently.
     fn copy(&self, original: &Mutex<Directory>) -> Arc<Mutex<Directory>> {
         let original = original.lock().unwrap();
         let mut branches = self.branches.lock().unwrap();
@@ -108,7 +108,7 @@ impl World {
         }))
     }
 
-    /// Whether the newest snapshot is of a directory's history, as its log tells.
+    /// Whether the newest snapshot is of a directory's history, according to its log.
     async fn is_ours(
         &self,
         repository: &Repository,
@@ -134,7 +134,7 @@ impl World {
         let incarnation = {
             let mut dir = dir.lock().unwrap();
             let after = dir.drawn.clone();
-            // Before it is used.
+            // The incarnation is stored before it is used.
             dir.drawn.push(id);
             Incarnation { id, after }
         };
@@ -179,7 +179,7 @@ impl World {
         repository.put(&made, &Progress::new()).await.is_ok()
     }
 
-    /// A directory that starts again and again, one start at a time.
+    /// A directory that starts repeatedly, one start at a time.
     fn restarts(&self, dir: &Arc<Mutex<Directory>>, starts: u64) -> BoxFuture<'static, ()> {
         let (world, dir) = (self.clone(), dir.clone());
         async move {
@@ -193,10 +193,10 @@ impl World {
     }
 }
 
-/// What a seed came to.
+/// The outcome of a seed.
 struct Outcome {
     commits: usize,
-    /// Histories of which there was a snapshot.
+    /// Number of histories that had a snapshot.
     committed: usize,
     refused: bool,
     mixed: bool,
@@ -228,7 +228,7 @@ fn simulate(seed: u64, without: Without) -> Outcome {
     }));
     let (life, first) = (world.clone(), original.clone());
     let founding = async move {
-        // What is founded has a snapshot, of everybody's history.
+        // The first snapshot, which all histories share.
         let id = IncarnationId(1);
         first.lock().unwrap().drawn.push(id);
         let after = Vec::new();
@@ -244,7 +244,7 @@ fn simulate(seed: u64, without: Without) -> Outcome {
     for _ in 0..others {
         let (world, original) = (world.clone(), original.clone());
         let wait = Duration::from_secs(world.draw(0..9000));
-        // Of a running one: whenever that is.
+        // If `hot`, a running directory is copied, at any time.
         let copied = (!hot).then(|| world.copy(&original));
         lives.push(
             async move {
@@ -299,7 +299,7 @@ fn of_copies_of_one_data_directory_one_history_alone_gets_into_the_roots() {
         taken_over += u64::from(outcome.committed > 1);
         refused += u64::from(outcome.refused);
     }
-    // If hardly anything happened, nothing was shown.
+    // If hardly anything happened, the run has shown nothing.
     assert!(commits > 2 * seeds, "{commits}");
     assert!(
         taken_over > seeds / 20 && refused > seeds / 2,

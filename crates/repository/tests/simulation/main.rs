@@ -1,16 +1,16 @@
 //! The protocol under every fault that a network, a clock and a crash can bring, by seed.
 //!
-//! Several machines put, sweep, prune, pin and fork at the same partition of a [`store::SimStore`],
-//! stop for seconds or days at any await point, or for ever, and have clocks that are wrong by a
-//! week. The store looks at every change: nothing that the root keeps may be missing, at any moment.
-//! When the faults stop, the repository verifies, the next put succeeds, and a sweep leaves nothing
-//! behind but what is kept.
+//! Several machines put, sweep, prune, pin and fork in the same partition of a [`store::SimStore`]. They
+//! pause for seconds or days at any await point, or for ever, and have clocks with errors of up to a week.
+//! The store checks every change: nothing that the root keeps may be missing, at any time. After the faults
+//! have stopped, the repository verifies, the next put succeeds, and a sweep leaves only what is kept.
 //!
-//! `incarnations` has several copies of one data directory, and nodes that leave out a check.
+//! `incarnations` has several copies of one data directory, and nodes that omit a check.
 //!
-//! `pacing` has promises of bounded uploads, which need a clock and no faults.
+//! `pacing` tests uploads with a limited rate, which needs a clock and no faults.
 //!
-//! `ESKER_SEEDS=100000 ESKER_SEED=1` runs more; a failure names its seed, and `ESKER_SEED` alone runs that one.
+//! `ESKER_SEEDS=100000 ESKER_SEED=1` runs more seeds. A failure names its seed, and `ESKER_SEED` alone runs
+//! that one.
 
 #![allow(clippy::unwrap_used)]
 
@@ -42,7 +42,7 @@ use clock::{Clock, Machine, Unreliable, run};
 use store::{PARTITION, SimStore, Trouble};
 use testkit::seeds;
 
-/// Contents of files in memory: file `/<n>.sst` of content `c` is the text `c` a few times.
+/// Files in memory: file `/<n>.sst` of content `c` is the text `c`, a few times.
 #[derive(Debug)]
 struct Contents(Vec<(String, Bytes)>);
 
@@ -69,7 +69,7 @@ fn checkpoint(lsn: u64, lineage: LineageId, contents: &[u32]) -> Checkpoint {
     checkpoint
 }
 
-/// What a seed draws before it begins.
+/// The parameters that a seed draws first.
 struct Draw {
     writers: u64,
     retained: Option<NonZeroU32>,
@@ -90,7 +90,7 @@ impl Draw {
         Draw {
             writers: dice.random_range(2..5),
             retained: NonZeroU32::new(dice.random_range(0..4)),
-            // Mostly none: what is safe must not hang on it.
+            // Mostly zero, because safety must not depend on the age.
             min_age: match dice.random_range(0..4) {
                 0 => Duration::from_secs(24 * 3600),
                 _ => Duration::ZERO,
@@ -183,7 +183,7 @@ impl World {
                     .sleep(Duration::from_secs(dice.random_range(0..4000)))
                     .await;
                 let now = lsn.fetch_add(dice.random_range(0..5), Ordering::Relaxed);
-                // Some are late.
+                // Some snapshots are older than the newest one.
                 let at = now.saturating_sub(dice.random_range(0..8));
                 let wanted: Vec<u32> = (0..most).filter(|_| dice.random_range(0..2) == 0).collect();
                 let line = *lineage.lock().unwrap();
@@ -229,7 +229,7 @@ impl World {
         })
     }
 
-    /// Somebody who pins what is kept, reads it for a while, and lets it go, or forgets to.
+    /// A process that pins a kept snapshot, reads it for a while, and unpins it, or does not.
     fn restorer(&mut self) -> BoxFuture<'static, ()> {
         let repository = self.machine();
         let clock = self.clock.clone();
@@ -262,7 +262,7 @@ impl World {
         })
     }
 
-    /// Two restores that lost something, at about the same time: at most one wins.
+    /// Two lossy restores at about the same time: at most one succeeds.
     fn forkers(&mut self) -> Vec<BoxFuture<'static, ()>> {
         let won = Arc::new(AtomicU64::new(0));
         (0..2)
@@ -294,7 +294,7 @@ impl World {
     }
 }
 
-/// Runs a seed; how many snapshots were committed, and how many objects deleted.
+/// Runs a seed. Returns the number of committed snapshots and of deleted objects.
 fn simulate(seed: u64) -> (usize, u64) {
     let mut world = World::new(seed);
     let mut tasks = Vec::new();
@@ -314,7 +314,7 @@ fn simulate(seed: u64) -> (usize, u64) {
     world.check(seed);
     world.store.calm();
 
-    // Everything works again, and a month has passed: clocks may be off by a week.
+    // The faults have stopped, and a month has passed, because clocks may be wrong by a week.
     let repository = world.machine();
     let store = world.store.clone();
     let lsn = world.lsn.load(Ordering::Relaxed) + 100;
@@ -338,7 +338,7 @@ async fn repository_is_fine(
     let root = repository.root().await;
     let lineage = match &root {
         Ok(root) => root.lineage.unwrap_or(LineageId(1)),
-        // Nobody got as far as that.
+        // No machine has created a root.
         Err(Error::NoRoot { others: false, .. }) => LineageId(1),
         Err(error) => panic!("seed {seed}: {error}"),
     };
@@ -351,7 +351,7 @@ async fn repository_is_fine(
         put.snapshot.id,
         "seed {seed}"
     );
-    // Objects that came late are as young as they came.
+    // Objects that were written late are still young, so another month passes.
     clock.sleep(Duration::from_secs(30 * 24 * 3600)).await;
     repository.sweep().await.unwrap();
     let verified = repository.verify(true, &Progress::new()).await.unwrap();
@@ -374,7 +374,7 @@ fn nothing_that_is_needed_is_ever_deleted() {
         committed += c;
         deleted += d;
     }
-    // If hardly anything happened, nothing was shown.
+    // If hardly anything happened, the runs have shown nothing.
     assert!(committed as u64 > 2 * seeds, "{committed}");
     assert!(deleted > 2 * seeds, "{deleted}");
     println!("{seeds} seeds: {committed} snapshots, {deleted} deletions");

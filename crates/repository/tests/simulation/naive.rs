@@ -1,7 +1,7 @@
-//! The negative control: the rule that looks right and is not. It reuses a file when a HEAD finds it,
-//! names files by content alone, and sweeps what nothing refers to and is older than a day.
+//! The negative control: a rule that looks right and is wrong. It reuses a file if a HEAD finds it, names
+//! files by content only, and sweeps objects that nothing refers to and that are older than a day.
 //!
-//! If the simulation could not tell this from ours, it would show nothing.
+//! If the simulation did not find the loss under this rule, it would show nothing about Esker's.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,7 +19,8 @@ use crate::store::{SimStore, Trouble};
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
-/// What the root names: files by content. It is this simple, so that what goes wrong is the rule.
+/// What the root names: files by content. It is this simple so that only the rule can be the cause of a
+/// loss.
 type NaiveRoot = Vec<Digest>;
 
 fn key(digest: Digest) -> Path {
@@ -79,7 +80,7 @@ impl SimStore {
     }
 }
 
-/// Whether the naive rule lost something that its root names.
+/// Whether the naive rule lost an object that its root names.
 fn loses(seed: u64) -> bool {
     let clock = Clock::default();
     let store = SimStore::new(&clock, seed, Trouble { one_in: 0 });

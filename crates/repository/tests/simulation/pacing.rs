@@ -1,5 +1,5 @@
-//! Uploads with a bound, on a clock that is simulated: none is faster than its pace, and nothing that
-//! has a time limit suffers from a slow one.
+//! Uploads with a limited rate, on a simulated clock: none is faster than its limit, and no time limit is
+//! exceeded because of a low rate.
 
 use std::num::NonZeroU64;
 use std::sync::{Arc, Mutex};
@@ -23,7 +23,7 @@ const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// Files of nothing; one may be unreadable.
+/// Files of zeros; one may be unreadable.
 #[derive(Debug, Default)]
 struct Zeros {
     unreadable: Option<&'static str>,
@@ -39,7 +39,7 @@ impl Source for Zeros {
     }
 }
 
-/// `/000000.sst` and so on, of these sizes.
+/// A checkpoint of `/000000.sst` and so on, of these sizes.
 fn checkpoint(source: Zeros, sizes: &[u64]) -> Checkpoint {
     let names = (0..).map(|number| format!("/{number:06}.sst"));
     let files = names.zip(sizes);
@@ -80,7 +80,7 @@ impl World {
         Repository::with_env(&destination, partition, options, env)
     }
 
-    /// Runs tasks to the end of all; how long that took.
+    /// Runs tasks until all have ended. Returns the time that it took.
     fn run(&self, tasks: Vec<BoxFuture<'static, ()>>) -> Duration {
         let began = self.clock.now();
         run(&self.clock, tasks);
@@ -100,7 +100,7 @@ fn put(repository: Repository, sizes: &'static [u64]) -> BoxFuture<'static, ()> 
 #[test]
 fn a_put_takes_as_long_as_its_bytes_at_this_pace_less_a_burst_and_hardly_longer() {
     let world = World::new();
-    // Smaller than a burst and larger, a transfer at a time and many: 20 MiB in all.
+    // Files smaller and larger than a burst, one transfer at a time and many: 20 MiB in all.
     let sizes = &[4 * MIB, MIB, KIB, 7 * MIB - KIB, MIB, MIB, 6 * MIB];
     let took = world.run(vec![put(world.repository(PARTITION, pace(MIB)), sizes)]);
     assert!(took >= Duration::from_secs(19), "{took:?}");

@@ -1,8 +1,8 @@
-//! An object store that is strongly consistent and otherwise as bad as a network can make it:
-//! requests fail before or after they took effect, take effect long after they were given up, or are
-//! never answered.
+//! An object store that is strongly consistent and otherwise as unreliable as a network can make it:
+//! requests fail before or after they take effect, take effect long after their callers have given up, or
+//! are never answered.
 //!
-//! It looks at every change: nothing that the root keeps may be missing, ever.
+//! It checks every change: nothing that the root keeps may ever be missing.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fmt;
@@ -27,7 +27,7 @@ use rand::{Rng as _, SeedableRng as _};
 use crate::clock::{Clock, epoch};
 
 pub const PARTITION: PartitionId = PartitionId(7);
-/// Keys of a page of a list.
+/// Number of keys in a page of a list.
 const PAGE: usize = 5;
 
 #[derive(Clone)]
@@ -37,7 +37,7 @@ struct Stored {
     at: Duration,
 }
 
-/// What is stored, and what was ever seen.
+/// The stored objects, and what was seen of them.
 #[derive(Default)]
 pub struct Contents {
     objects: BTreeMap<String, Stored>,
@@ -46,13 +46,13 @@ pub struct Contents {
     registered: HashSet<Generation>,
     /// Snapshots that were ever in a root.
     pub committed: HashSet<SnapshotId>,
-    /// Their descriptions, in the order in which they came into it.
+    /// Their descriptions, in the order in which a root first retained them.
     pub history: Vec<SnapshotMetadata>,
-    /// What a root of now keeps, by key, with its checksum.
+    /// The keys that the current root keeps, with their checksums.
     kept: BTreeMap<String, Option<Digest>>,
-    /// The first thing that went wrong.
+    /// The first violation.
     pub broken: Option<String>,
-    /// Requests by kind.
+    /// Number of requests, by kind.
     pub requests: BTreeMap<&'static str, u64>,
     pub deleted: u64,
 }
@@ -127,7 +127,8 @@ impl Contents {
         self.kept.clear();
         for intent in &root.intents {
             let known = !self.generations.insert(intent.generation);
-            // One that stays keeps its generation; one that comes must have a new one.
+            // An intent that is already registered keeps its generation; a new one must have a new
+            // generation.
             if known && !self.registered.contains(&intent.generation) {
                 self.blame(format!(
                     "generation {} was registered twice",
@@ -180,7 +181,7 @@ impl Contents {
     }
 }
 
-/// How bad it is: one request in so many is not answered as it should be. 0 is never.
+/// The rate of faults: one in so many requests is not answered as it should be. 0 means never.
 #[derive(Clone, Copy, Debug)]
 pub struct Trouble {
     pub one_in: u32,
@@ -196,7 +197,8 @@ pub struct SimStore {
     reading: Reading,
 }
 
-/// How one machine reads roots: a mutant finds itself named as the one that writes, this incarnation.
+/// How one machine reads roots. If an incarnation is set, roots name it as their writer, as if it had
+/// claimed them.
 #[derive(Clone, Default)]
 pub struct Reading(pub Arc<Mutex<Option<String>>>);
 
@@ -227,13 +229,13 @@ impl fmt::Display for SimStore {
 
 enum Fault {
     None,
-    /// It fails, and nothing happened.
+    /// The request fails, and has no effect.
     Before,
-    /// It took effect, and the answer is an error.
+    /// The request takes effect, and its answer is an error.
     After,
-    /// It takes effect some time, and is not answered.
+    /// The request takes effect after this time, and is not answered.
     Late(Duration),
-    /// Nothing happens at all.
+    /// The request has no effect and is not answered.
     Never,
 }
 
@@ -255,7 +257,7 @@ impl SimStore {
         }
     }
 
-    /// The same store, as a machine reads it.
+    /// The same store, with this machine's way of reading roots.
     pub fn reading(&self, reading: Reading) -> SimStore {
         SimStore {
             reading,
@@ -263,12 +265,12 @@ impl SimStore {
         }
     }
 
-    /// From now on everything works.
+    /// From now on, every request works.
     pub fn calm(&self) {
         self.is_to_fail(0);
     }
 
-    /// From now on one request in so many is not answered as it should be.
+    /// From now on, one in so many requests is not answered as it should be.
     pub fn is_to_fail(&self, one_in: u32) {
         self.trouble.lock().unwrap().one_in = one_in;
     }

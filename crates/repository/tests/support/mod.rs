@@ -6,16 +6,17 @@ use esker_repository::destination::{Destination, DestinationOptions, Environment
 use testkit_s3::files::{ACCESS_KEY_ID, SECRET_ACCESS_KEY};
 use testkit_s3::{Door, S3Server};
 
-/// How a server is reached.
+/// How to reach a server.
 #[allow(dead_code, reason = "each target uses a part of it")]
 pub trait Destinations {
-    /// Makes a bucket, if need be; the options that reach it.
+    /// Creates a bucket, if it does not exist. Returns the options to reach it.
     fn options(&self, bucket: &str) -> DestinationOptions;
 
-    /// A bucket, made if need be, or a prefix in it: `bucket/prefix`.
+    /// A destination in a bucket, which is created if it does not exist. `place` is `bucket` or
+    /// `bucket/prefix`.
     fn destination(&self, place: &str) -> Destination;
 
-    /// The same through a way in for one client alone.
+    /// The same destination through a door that only one client uses.
     async fn destination_through_door(&self, place: &str) -> (Destination, Door);
 }
 

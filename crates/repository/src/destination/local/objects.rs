@@ -1,4 +1,4 @@
-//! Objects as files: how one comes into being, changes, is read and goes.
+//! The operations on objects as files: create, replace, link, read, delete.
 
 use std::fs::File;
 use std::io;
@@ -16,17 +16,18 @@ use super::tree::{Entry, Tree, look, open_object};
 use super::walk::is_absent;
 use super::{STORE, failed};
 
-/// Objects of up to this many bytes have an ETag and can be updated on condition of it.
+/// Objects of up to this many bytes have an ETag and can be updated conditionally.
 ///
-/// The ETag is the xxh3-128 of the content, computed when asked for. Times and inode numbers would not
-/// do: a file that is replaced twice within one tick of the clock can get the first one's inode back,
-/// and then has its time and size as well. What is swapped is small; files of data are not updated, and
-/// hashing them for each HEAD would cost a read.
+/// The ETag is the xxh3-128 of the content, computed for each request. Times and inode numbers would not be
+/// sufficient: a file that is replaced twice within one tick of the clock can get the inode of the first
+/// one again, with the same time and size. Objects that are swapped are small. Data files are never
+/// updated, and hashing them for each HEAD would mean reading them.
 pub const TAGGED: u64 = 16 * 1024 * 1024;
-// Whatever root may be written can be swapped.
+// Every root of an allowed size can be swapped.
 const _: () = assert!(TAGGED >= crate::root::ROOT_BYTES);
 
-/// A directory can be removed as empty while an object is put into it, and is made again so often.
+/// A directory can be removed as empty while an object is put into it; it is created again up to this many
+/// times.
 const PARENT_ATTEMPTS: usize = 100;
 
 /// The objects of one directory.
@@ -36,7 +37,7 @@ pub(super) struct Objects {
     pub(super) hard_links: bool,
 }
 
-/// A key's directories and the name in the last of them.
+/// Splits a key into its directories and the name in the last of them.
 pub(super) fn split(location: &Path) -> Result<(Vec<&str>, &str)> {
     let mut segments: Vec<&str> = location.as_ref().split('/').collect();
     let odd = segments
@@ -53,12 +54,12 @@ pub(super) fn split(location: &Path) -> Result<(Vec<&str>, &str)> {
 }
 
 impl Objects {
-    /// An object's file, for messages.
+    /// The path of an object's file, for messages.
     pub(super) fn path(&self, location: &Path) -> PathBuf {
         self.tree.root().join(location.as_ref())
     }
 
-    /// Syncs a temporary file and makes it an object.
+    /// Syncs a temporary file and makes it an object, if the existing one satisfies `mode`.
     pub(super) fn publish(
         &self,
         mut temp: TempFile,
@@ -72,7 +73,7 @@ impl Objects {
         let _lock = scratch::lock(&self.tree, location.as_ref()).map_err(fail("lock"))?;
         for _ in 0..PARENT_ATTEMPTS {
             let dir = match self.tree.make(parents.iter().copied()) {
-                // It was removed as empty while the next one was made in it.
+                // A directory of the path was removed as empty while the next one was created in it.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 made => made.map_err(fail("make the directory of"))?,
             };
@@ -101,7 +102,7 @@ impl Objects {
         ))
     }
 
-    /// Whether what is there lets this put go on. The key is locked.
+    /// Checks whether the existing entry allows this put. The caller holds the key's lock.
     fn check(&self, dir: &File, name: &str, location: &Path, mode: &PutMode) -> Result<()> {
         let fail = |what| failed(what, self.path(location));
         match (look(dir, name).map_err(fail("look at"))?, mode) {
@@ -176,7 +177,7 @@ impl Objects {
                     }
                     return Err(io::ErrorKind::AlreadyExists.into());
                 }
-                // The directory was removed as empty meanwhile, if it was not the source.
+                // The directory was removed as empty meanwhile, unless the source is what is missing.
                 Err(Errno::NOENT) if source.exists() => {}
                 Err(error) if cannot_link(error) => return Ok(false),
                 Err(error) => return Err(error.into()),
@@ -199,15 +200,15 @@ impl Objects {
             return Ok(());
         }
         {
-            // Not between the check of an update and its rename.
+            // The lock excludes a delete between the check of an update and its rename.
             let _lock = scratch::lock(&self.tree, location.as_ref()).map_err(fail("lock"))?;
             match rustix::fs::unlinkat(&dir, name, AtFlags::empty()) {
                 Ok(()) | Err(Errno::NOENT) => {}
                 Err(error) => return Err(fail("delete")(error.into())),
             }
         }
-        // Not synced: a power failure may bring a deleted object back, as if it had not been deleted
-        // yet.
+        // The directory is not synced: a power failure may restore a deleted object, as if it had not been
+        // deleted yet.
         self.tree.prune(&parents);
         Ok(())
     }
@@ -241,7 +242,7 @@ fn unmet(location: &Path, why: &str) -> Error {
     }
 }
 
-/// The ETag of a file's content; none if it is large.
+/// The ETag of a file's content; none if the file is larger than [`TAGGED`].
 fn tag(file: &File) -> io::Result<Option<String>> {
     let size = file.metadata()?.len();
     if size > TAGGED {
@@ -263,14 +264,15 @@ fn tag(file: &File) -> io::Result<Option<String>> {
     }
 }
 
-/// Renames, replacing what is there.
+/// Renames a file into place and replaces an existing one.
 fn place(temp: &mut TempFile, dir: &File, name: &str) -> rustix::io::Result<()> {
     rustix::fs::renameat(&temp.dir, &temp.name, dir, name)?;
     temp.renamed = true;
     Ok(())
 }
 
-/// Places a file where nothing is, so that one that a stranger puts there meanwhile is not replaced.
+/// Moves a file to a name that is free, without replacing a file that another program creates there
+/// meanwhile.
 fn place_new(temp: &mut TempFile, dir: &File, name: &str) -> rustix::io::Result<()> {
     let flags = RenameFlags::NOREPLACE;
     match rustix::fs::renameat_with(&temp.dir, &temp.name, dir, name, flags) {
@@ -278,10 +280,11 @@ fn place_new(temp: &mut TempFile, dir: &File, name: &str) -> rustix::io::Result<
             temp.renamed = true;
             Ok(())
         }
-        // The file system cannot do that (NFS): a link never replaces either.
+        // The file system does not support that (NFS). A hard link never replaces a file either.
         Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
             match rustix::fs::linkat(&temp.dir, &temp.name, dir, name, AtFlags::empty()) {
-                // Nor that. It was looked at under the lock.
+                // Hard links are not supported either. The name was free when it was checked under the
+                // lock.
                 Err(error) if cannot_link(error) => place(temp, dir, name),
                 linked => linked,
             }

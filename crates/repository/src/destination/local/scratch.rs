@@ -1,8 +1,9 @@
-//! What a store keeps beside its objects: unfinished files, and the locks that make compare-and-swap
-//! true. All of it is in `.tmp` below the root, on the file system of the objects, and in no list.
+//! Files of a store that are not objects: unfinished files, and the locks that make compare-and-swap
+//! atomic. All of them are in `.tmp` below the root, on the file system of the objects, and are never
+//! listed.
 //!
-//! A temporary file is locked (`flock`) for as long as its writer lives, so one that can be locked by
-//! somebody else was left behind by a crash.
+//! A temporary file is locked (`flock`) as long as its writer exists, so a file that another process can
+//! lock was left behind by a crash.
 
 use std::fs::File;
 use std::io;
@@ -16,15 +17,15 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::tree::{Entry, Tree, look};
 
-/// Directory of what is no object.
+/// Directory of the files that are not objects.
 pub(super) const DIR: &str = ".tmp";
 
-/// Lock files. A key's lock is one of these by its hash, so there are never more of them, and two keys
-/// that share one merely wait for each other.
+/// Number of lock files. The hash of a key selects one of them, so their number is bounded; two keys with
+/// the same lock only wait for each other.
 const LOCKS: u64 = 256;
 
-/// Temporary files that nobody holds are removed when they are older than this. Between making a file
-/// and locking it there is an instant, and no more than that is needed.
+/// Temporary files without a lock are removed when they are older than this. Between its creation and its
+/// lock, a file is unlocked for an instant; the age only has to exceed that.
 const ABANDONED: Duration = Duration::from_secs(24 * 3600);
 
 const PREFIX: &str = "put-";
@@ -55,10 +56,10 @@ pub(super) struct KeyLock {
     _file: File,
 }
 
-/// Makes a temporary file.
+/// Creates a temporary file and locks it.
 pub(super) fn temp(tree: &Tree) -> io::Result<TempFile> {
-    // Process and count name a file within this machine; where the directory is shared by several, or
-    // a crash left one behind, the next count is tried.
+    // Process id and count make a name unique on this machine. If other machines share the directory, or a
+    // crash left a file of this name behind, the next count is tried.
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let process = std::process::id();
     let dir = tree.make([DIR].into_iter())?;
@@ -77,13 +78,13 @@ pub(super) fn temp(tree: &Tree) -> io::Result<TempFile> {
             name,
             renamed: false,
         };
-        // Nobody else locks a young file, so this does not wait.
+        // No other process locks a file this young, so this does not wait.
         rustix::fs::flock(&temp.file, FlockOperation::LockExclusive)?;
         return Ok(temp);
     }
 }
 
-/// Waits for a key's lock, on this thread.
+/// Waits for a key's lock. Blocks the thread.
 pub(super) fn lock(tree: &Tree, key: &str) -> io::Result<KeyLock> {
     let name = format!("lock-{:02x}", xxh3_64(key.as_bytes()) % LOCKS);
     loop {
@@ -93,7 +94,7 @@ pub(super) fn lock(tree: &Tree, key: &str) -> io::Result<KeyLock> {
         if is_still(&dir, &name, &file)? {
             return Ok(KeyLock { _file: file });
         }
-        // Somebody emptied `.tmp`: the others lock a new file by now.
+        // `.tmp` was emptied meanwhile: other processes lock a new file now.
     }
 }
 
@@ -112,7 +113,8 @@ fn is_still(dir: &File, name: &str, file: &File) -> io::Result<bool> {
     }
 }
 
-/// Removes what crashed processes left behind, if nobody else is at it. Returns how many files.
+/// Removes what crashed processes left behind, unless another process is cleaning. Returns the number of
+/// files removed.
 pub(super) fn clean(tree: &Tree) -> io::Result<usize> {
     let dir = match tree.open([DIR].into_iter()) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
@@ -124,7 +126,7 @@ pub(super) fn clean(tree: &Tree) -> io::Result<usize> {
         Err(Errno::WOULDBLOCK) => return Ok(0),
         Err(error) => return Err(error.into()),
     }
-    // Ages are by the file system's clock, which dated the files as well.
+    // Ages are computed by the file system's clock, because it set the times of the files as well.
     let now = Timespec {
         tv_sec: 0,
         tv_nsec: UTIME_NOW,

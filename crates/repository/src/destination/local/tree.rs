@@ -1,8 +1,8 @@
 //! The directory tree below a root, reached by descriptors only.
 //!
-//! Each segment of a key is opened relative to the directory before it and never by way of a symlink,
-//! so no key and no symlink leads out of the root. A directory that is made is on disk before anything
-//! is put into it.
+//! Each segment of a key is opened relative to the directory before it and never through a symlink, so no
+//! key and no symlink leads out of the root. A directory that is created is durable before an entry is put
+//! into it.
 
 use std::collections::HashSet;
 use std::ffi::CStr;
@@ -16,23 +16,25 @@ use std::time::{Duration, SystemTime};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
-/// Directories that are known to be on disk; more are forgotten and synced again. 16 bytes each.
+/// Maximum number of directories that are remembered as durable, 16 bytes each; beyond it all are
+/// forgotten, and synced again.
 const KNOWN: usize = 4096;
 
 const DIRECTORY: OFlags = OFlags::RDONLY
     .union(OFlags::DIRECTORY)
     .union(OFlags::CLOEXEC);
 
-/// See the module.
+/// The tree below a root. See the module.
 #[derive(Debug)]
 pub(super) struct Tree {
     root: PathBuf,
-    /// Device and inode of directories whose own entries were synced. Another process may remove one
-    /// and create it again with the same inode, and then syncs it before it uses it.
+    /// Device and inode of directories whose entries in their parents were synced. If another process
+    /// removes a directory and creates it again with the same inode, that process syncs it before it uses
+    /// it.
     durable: Mutex<HashSet<(u64, u64)>>,
 }
 
-/// What a name stands for.
+/// What kind of file has a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Entry {
     Absent,
@@ -41,12 +43,12 @@ pub(super) enum Entry {
         size: u64,
         modified: SystemTime,
     },
-    /// A directory, a symlink, a device: nothing of ours.
+    /// A directory, a symlink, a device: not an object.
     Other,
 }
 
 impl Tree {
-    /// Nothing is opened or made yet. The path must be absolute.
+    /// Opens and creates nothing. The path must be absolute.
     pub(super) fn new(root: PathBuf) -> Tree {
         Tree {
             root,
@@ -58,8 +60,8 @@ impl Tree {
         &self.root
     }
 
-    /// Opens a directory that is there. The root is found anew each time, so that one that was moved
-    /// away is not written to, and its successor is.
+    /// Opens an existing directory. The root is resolved by its path each time, so a root that was moved
+    /// away is not written to, and a directory that replaces it is used.
     pub(super) fn open<'a>(&self, segments: impl Iterator<Item = &'a str>) -> io::Result<File> {
         let mut dir = self.open_root()?;
         for segment in segments {
@@ -76,7 +78,7 @@ impl Tree {
         )?))
     }
 
-    /// Opens a directory and makes what is missing of it, root included.
+    /// Opens a directory, and creates the missing directories of its path, the root included.
     pub(super) fn make<'a>(&self, segments: impl Iterator<Item = &'a str>) -> io::Result<File> {
         let mut dir = match self.open_root() {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -96,7 +98,7 @@ impl Tree {
             match open_dir(&parent, name) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {
                     match rustix::fs::mkdirat(&parent, name, Mode::from_raw_mode(0o777)) {
-                        // Somebody else was faster, or made and removed it.
+                        // Another process created it first, or created it and removed it again.
                         Ok(()) | Err(Errno::EXIST) => {}
                         Err(error) => return Err(error.into()),
                     }
@@ -117,7 +119,7 @@ impl Tree {
         Ok(dir)
     }
 
-    /// Removes the directories of this path that are empty, the innermost first. The root stays.
+    /// Removes the directories of this path that are empty, the innermost first. The root is kept.
     pub(super) fn prune(&self, segments: &[&str]) {
         for depth in (1..=segments.len()).rev() {
             let removed = self
@@ -129,7 +131,7 @@ impl Tree {
                     self.durable().remove(&(meta.dev(), meta.ino()));
                     Ok(())
                 });
-            // It is in use, or somebody else removed it: both are fine.
+            // It is not empty, or another process removed it; both are fine.
             if removed.is_err() {
                 return;
             }
@@ -141,7 +143,7 @@ impl Tree {
     }
 }
 
-/// Makes the root and what is missing above it, each on disk before the next.
+/// Creates the root and its missing parents; each is durable before the next is created.
 fn make_root(root: &Path) -> io::Result<()> {
     let mut missing = Vec::new();
     let mut existing = root;
@@ -161,7 +163,7 @@ fn make_root(root: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Opens a directory in a directory, and no symlink to one.
+/// Opens a directory in a directory. A symlink is not followed.
 pub(super) fn open_dir(parent: &File, name: &str) -> io::Result<File> {
     let flags = DIRECTORY | OFlags::NOFOLLOW;
     Ok(File::from(rustix::fs::openat(
@@ -172,20 +174,20 @@ pub(super) fn open_dir(parent: &File, name: &str) -> io::Result<File> {
     )?))
 }
 
-/// Opens a regular file for reading; whatever else has the name counts as absent.
+/// Opens a regular file for reading; any other kind of file counts as absent.
 pub(super) fn open_object(dir: &File, name: &str) -> io::Result<Option<File>> {
-    // Opening a pipe would wait for its writer.
+    // Without `NONBLOCK`, opening a pipe would wait for its writer.
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
     let file = match rustix::fs::openat(dir, name, flags, Mode::empty()) {
         Ok(file) => File::from(file),
-        // Absent; a symlink; a socket.
+        // The name is absent, a symlink, or a socket.
         Err(Errno::NOENT | Errno::LOOP | Errno::NXIO) => return Ok(None),
         Err(error) => return Err(error.into()),
     };
     Ok(file.metadata()?.is_file().then_some(file))
 }
 
-/// What a name in a directory stands for.
+/// Determines what kind of file has a name in a directory.
 pub(super) fn look(dir: &File, name: impl rustix::path::Arg) -> io::Result<Entry> {
     let stat = match rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) {
         Ok(stat) => stat,
@@ -213,7 +215,8 @@ fn modified(stat: &Stat) -> SystemTime {
     }
 }
 
-/// The type of an entry of a directory, for file systems that do not tell it with the name.
+/// The type of an entry of a directory; it is looked up if the file system does not return it with the
+/// name.
 pub(super) fn type_of(dir: &File, name: &CStr, told: FileType) -> io::Result<FileType> {
     if told != FileType::Unknown {
         return Ok(told);

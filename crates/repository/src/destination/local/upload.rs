@@ -12,20 +12,20 @@ use super::objects::Objects;
 use super::scratch::TempFile;
 use super::{STORE, blocking, failed};
 
-/// An upload in parts. Nothing is visible before [`complete`](MultipartUpload::complete); when it is
-/// dropped or aborted, its file is removed.
+/// An upload in parts. The object is not visible before [`complete`](MultipartUpload::complete). If the
+/// upload is dropped or aborted, its file is removed.
 ///
-/// It keeps no part in memory: a part is in memory from the call that hands it over until its future
-/// has finished, so that the caller's own limit on parts in flight is the limit.
+/// The upload buffers no part: a part is in memory from the call that passes it until its future has
+/// finished, so the caller's limit on parts in flight bounds the memory.
 #[derive(Debug)]
 pub(super) struct Upload {
     inner: Arc<Objects>,
     location: Path,
-    /// None when it is over.
+    /// None after the upload was completed or aborted.
     temp: Option<Arc<TempFile>>,
-    /// Bytes that were handed over.
+    /// Bytes of all parts that were passed.
     offset: u64,
-    /// Bytes that were written.
+    /// Bytes of all parts that were written.
     written: Arc<AtomicU64>,
 }
 
@@ -77,7 +77,7 @@ impl MultipartUpload for Upload {
         let location = self.location.clone();
         let temp = self.temp.take().ok_or_else(|| over(&location))?;
         let missing = self.offset - self.written.load(Ordering::Relaxed);
-        // Futures of parts hold the file as well.
+        // The futures of unfinished parts hold the file as well.
         let temp = Arc::try_unwrap(temp).ok().filter(|_| missing == 0);
         let Some(temp) = temp else {
             return Err(object_store::Error::Generic {

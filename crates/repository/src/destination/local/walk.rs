@@ -1,9 +1,9 @@
 //! Listing a tree in the order of its keys, as an object store does, in bounded memory.
 //!
-//! A directory's names come in no order. The walk keeps the [`WINDOW`] smallest that it has not yet
-//! passed, sorted, and reads the directory again when they are used up: 32 MiB at most for a directory
-//! of any size, and one pass for any but huge ones. In the order of keys, a directory `a` sorts as
-//! `a/`: after the file `a-b`.
+//! The names of a directory are read in no order. The walk keeps the [`WINDOW`] smallest names that it has
+//! not returned yet, sorted, and reads the directory again when they are used up: at most 32 MiB for a
+//! directory of any size, and one pass for all but huge ones. In the order of keys, a directory `a` is
+//! sorted as `a/`: after the file `a-b`.
 
 use std::collections::BinaryHeap;
 use std::fs::File;
@@ -17,14 +17,14 @@ use rustix::io::Errno;
 use super::scratch;
 use super::tree::{Entry, Tree, look, open_dir, type_of};
 
-/// Names of one directory in memory, of at most 255 bytes each.
+/// Maximum number of names of one directory in memory; each has at most 255 bytes.
 const WINDOW: usize = 128 * 1024;
 
-/// Where a listing is.
+/// The position of a listing.
 pub(super) struct Walk {
-    /// From the directory where it began to the one where it is.
+    /// The open directories, from the one where the listing began to the current one.
     stack: Vec<Frame>,
-    /// Only what comes after this key.
+    /// Only keys greater than this are listed.
     after: String,
     window: usize,
 }
@@ -34,14 +34,14 @@ struct Frame {
     dir: File,
     /// Its key, with a slash at the end; empty for the root.
     prefix: String,
-    /// The next names, the last of them first. Those of directories end with a slash.
+    /// The next names, in reverse order. Names of directories end with a slash.
     names: Vec<String>,
-    /// The largest name that was taken into `names`, if there are more after it.
+    /// The largest name that was taken into `names`, if more names follow it.
     more_after: Option<String>,
 }
 
 impl Walk {
-    /// Everything below a prefix whose key is greater than `after`.
+    /// Lists all objects below a prefix whose keys are greater than `after`.
     pub(super) fn new(tree: &Tree, prefix: &Path, after: String) -> io::Result<Walk> {
         Walk::with_window(tree, prefix, after, WINDOW)
     }
@@ -82,7 +82,7 @@ impl Walk {
         Ok(())
     }
 
-    /// Up to so many more objects; none at the end.
+    /// Returns up to `most` further objects; an empty list at the end.
     pub(super) fn next(&mut self, most: usize) -> io::Result<Vec<ObjectMeta>> {
         let mut found = Vec::new();
         while found.len() < most {
@@ -100,7 +100,7 @@ impl Walk {
             if let Some(name) = name.strip_suffix('/') {
                 match open_dir(&frame.dir, name) {
                     Ok(dir) => self.enter(dir, key)?,
-                    // Removed since, or replaced.
+                    // It was removed or replaced meanwhile.
                     Err(error) if is_absent(&error) => {}
                     Err(error) => return Err(error),
                 }
@@ -113,7 +113,7 @@ impl Walk {
 }
 
 impl Frame {
-    /// Takes the smallest names after `last`.
+    /// Takes the smallest names that are greater than `last`.
     fn fill(&mut self, after: &str, window: usize, last: Option<&str>) -> io::Result<()> {
         let mut smallest = BinaryHeap::new();
         let mut left_out = false;
@@ -140,7 +140,7 @@ impl Frame {
     }
 }
 
-/// A file as an object, if it is still there.
+/// The object of a file; none if the file does not exist any more.
 fn object(dir: &File, name: &str, key: &str) -> io::Result<Option<ObjectMeta>> {
     let Entry::Object { size, modified } = look(dir, name)? else {
         return Ok(None);
@@ -149,13 +149,13 @@ fn object(dir: &File, name: &str, key: &str) -> io::Result<Option<ObjectMeta>> {
         location,
         last_modified: modified.into(),
         size,
-        // It would have to be read for that.
+        // The ETag would require reading the file.
         e_tag: None,
         version: None,
     }))
 }
 
-/// The name of a file or, with a slash, of a directory, if an object's key could have it as a segment.
+/// The name of a file, or the name and a slash of a directory. None if it cannot be a segment of a key.
 fn name_of(dir: &File, entry: &rustix::fs::DirEntry) -> io::Result<Option<String>> {
     let Ok(name) = entry.file_name().to_str() else {
         return Ok(None);
@@ -170,7 +170,7 @@ fn name_of(dir: &File, entry: &rustix::fs::DirEntry) -> io::Result<Option<String
     })
 }
 
-/// Whether this is, or holds, what comes after a key.
+/// Whether the key of this entry is greater than `after`, or the directory may contain such keys.
 fn is_after(prefix: &str, name: &str, after: &str) -> bool {
     let mut key = String::with_capacity(prefix.len() + name.len());
     key.push_str(prefix);
@@ -178,7 +178,7 @@ fn is_after(prefix: &str, name: &str, after: &str) -> bool {
     key.as_str() > after || (name.ends_with('/') && after.starts_with(&key))
 }
 
-/// What lies right below a prefix: objects, and the directories that hold any.
+/// The entries directly below a prefix: objects, and the directories that contain any.
 pub(super) fn level(tree: &Tree, prefix: &Path) -> io::Result<ListResult> {
     let mut result = ListResult {
         common_prefixes: Vec::new(),
@@ -214,7 +214,7 @@ pub(super) fn level(tree: &Tree, prefix: &Path) -> io::Result<ListResult> {
     Ok(result)
 }
 
-/// Whether any object is below a directory.
+/// Whether a directory contains an object, at any depth.
 fn has_object(dir: &File) -> io::Result<bool> {
     let mut inner = Vec::new();
     for entry in Dir::read_from(dir)? {
@@ -235,7 +235,8 @@ fn has_object(dir: &File) -> io::Result<bool> {
     Ok(false)
 }
 
-/// A path of an object store that is not there: nothing has the name, or a file or symlink has.
+/// Whether the error means that there is no such path in an object store: nothing has the name, or a file
+/// or a symlink has it.
 pub(super) fn is_absent(error: &io::Error) -> bool {
     matches!(
         Errno::from_io_error(error),
