@@ -1,14 +1,14 @@
-//! How far a partition's data goes, as it is stored with the data.
+//! The applied position of a partition, as it is stored with its data.
 
 use esker_raft::{Committed, Membership};
 
 use crate::log_tail::LogTail;
 use crate::members::Members;
 
-/// How far a partition's data goes, and who belonged to its group then.
+/// The applied position of a partition, and the members of its group as of it.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub struct Applied {
-    /// Last entry whose effects are here.
+    /// LSN of the last entry whose effects are in the data.
     #[prost(uint64, tag = "1")]
     pub lsn: u64,
     /// Its term.
@@ -17,13 +17,13 @@ pub struct Applied {
     /// Members with a vote.
     #[prost(uint64, repeated, tag = "3")]
     pub voters: Vec<u64>,
-    /// Members without.
+    /// Members without a vote.
     #[prost(uint64, repeated, tag = "4")]
     pub learners: Vec<u64>,
-    /// During a change of the membership: who had a vote before it.
+    /// During a change of the membership: the members that had a vote before it.
     #[prost(uint64, repeated, tag = "5")]
     pub voters_outgoing: Vec<u64>,
-    /// During a change of the membership: who becomes a learner when it ends.
+    /// During a change of the membership: the members that become learners when it ends.
     #[prost(uint64, repeated, tag = "6")]
     pub learners_next: Vec<u64>,
     /// The learners that get a vote once they have caught up.
@@ -47,12 +47,12 @@ impl From<Applied> for Members {
 }
 
 impl Applied {
-    /// Who belongs to the group, as of this position.
+    /// The members of the group, as of this position.
     pub fn membership(&self) -> Membership {
         Membership::from(&Members::from(self.clone()))
     }
 
-    /// The position after `entries`: of the last one, with the membership of the last one that
+    /// The position after `entries`: that of the last entry, with the membership of the last entry that
     /// changes it.
     #[must_use]
     pub(crate) fn after(&self, entries: &[Committed]) -> Applied {
@@ -67,7 +67,7 @@ impl Applied {
         }
     }
 
-    /// A position, and who belongs to the group as of it, without checksums of what led to it.
+    /// A position and the members of the group as of it, without checksums of the entries up to it.
     pub(crate) fn new(lsn: u64, term: u64, members: Members) -> Applied {
         Applied {
             lsn,

@@ -1,16 +1,17 @@
-//! A batch of records: as it travels in a command, and as it is stored.
+//! The two encodings of a batch of records: in a command, and in the database.
 //!
-//! Both share the *body*: for each record its length (u32, little-endian) and the record as the
-//! `s2-storage` crate encodes it. Stored, the body follows a head:
+//! Both have the same *body*: for each record its length (u32, little-endian) and the record as the
+//! `s2-storage` crate encodes it. In the database, a head precedes the body:
 //!
 //! ```text
 //! version: u8 = 1 | arrival: varint | count: varint
 //!   | first timestamp: varint | (count − 1) × delta: varint | body
 //! ```
 //!
-//! The arrival is when the leader took the batch in, never decreasing within a stream: retention
-//! goes by it, because clients may set timestamps to what they like. Timestamps are milliseconds and
-//! never decrease within a stream. Checksums are RocksDB's, a block at a time.
+//! The arrival is the time at which the leader accepted the batch, in milliseconds since the epoch. It
+//! never decreases within a stream. Age retention uses it, because clients may set timestamps as they
+//! like. Timestamps are milliseconds and never decrease within a stream. The format has no checksum of
+//! its own: RocksDB has one for each block.
 
 use std::sync::Arc;
 
@@ -27,7 +28,7 @@ use s2_storage::record::{
 
 const VERSION: u8 = 1;
 
-/// A batch that is not what this version writes.
+/// The bytes are not a batch in a format that this version reads.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("malformed batch: {0}")]
 pub struct MalformedBatch(pub String);
@@ -36,21 +37,21 @@ fn malformed(what: impl Into<String>) -> MalformedBatch {
     MalformedBatch(what.into())
 }
 
-/// The records of an append, before they have places.
+/// The records of an append, before they have sequence numbers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unsequenced {
-    /// How many records.
+    /// Number of records.
     pub count: u32,
-    /// Lengths and records.
+    /// The records, each after its length: see the head of this module.
     pub body: Bytes,
     /// For each record, the client's timestamp plus one, or 0 for none; empty if none has one.
     pub timestamps: Vec<u64>,
-    /// Whether some record is a command.
+    /// Whether any record is a command record.
     pub has_commands: bool,
 }
 
 impl Unsequenced {
-    /// Encodes what a client appends.
+    /// Encodes the records that a client appends.
     pub fn encode(records: AppendRecordBatch<Record>) -> Unsequenced {
         let count = records.len();
         let mut body = Vec::with_capacity(records.metered_size() + 16 * count);
@@ -79,7 +80,7 @@ impl Unsequenced {
         }
     }
 
-    /// One record that is no command, without a timestamp of its own.
+    /// A batch of one record, which is not a command record and has no timestamp from its client.
     pub fn single(record: Record) -> Unsequenced {
         let record = Metered::from(record);
         let size = record.metered_size();
@@ -97,7 +98,7 @@ impl Unsequenced {
         }
     }
 
-    /// An error if the body does not have as many records as it should.
+    /// Checks that the body has `count` records, at least one, and nothing else.
     pub fn check(&self) -> Result<(), MalformedBatch> {
         let mut rest = &self.body[..];
         let mut count = 0;
@@ -124,7 +125,7 @@ impl Unsequenced {
         self.timestamps.get(i).and_then(|t| t.checked_sub(1))
     }
 
-    /// The commands among the records, with their places in the batch.
+    /// The command records, each with its index in the batch.
     pub fn commands(&self) -> Result<Vec<(u32, CommandRecord)>, MalformedBatch> {
         let mut commands = Vec::new();
         if self.has_commands {
@@ -137,7 +138,8 @@ impl Unsequenced {
         Ok(commands)
     }
 
-    /// The stored form, given when it arrived and each record's timestamp.
+    /// The stored form. `arrival_ms` is in milliseconds since the epoch; `timestamps` has one timestamp
+    /// for each record, none less than the one before it.
     pub fn store(&self, arrival_ms: u64, timestamps: &[Timestamp]) -> Bytes {
         let mut value = Vec::with_capacity(self.body.len() + 16 + 2 * timestamps.len());
         value.push(VERSION);
@@ -153,7 +155,7 @@ impl Unsequenced {
     }
 }
 
-/// A stored batch, with its place. Cheap to clone.
+/// A stored batch and the sequence number of its first record. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct StoredBatch {
     /// Sequence number of the first record.
@@ -172,7 +174,7 @@ impl StoredBatch {
         }
         let arrival_ms = get_varint(&mut value)?;
         let count = get_varint(&mut value)?;
-        // Each record takes at least its length and a byte of timestamp.
+        // Each record takes at least five bytes: four for its length and one for its timestamp.
         if count == 0 || count > value.remaining() as u64 / 5 {
             return Err(malformed(format!("{count} records do not fit")));
         }
@@ -213,9 +215,9 @@ impl StoredBatch {
         (at < self.timestamps.len()).then(|| self.first_seq + at as u64)
     }
 
-    /// How many records a stored value has, by its head; `None` if it has none.
+    /// Number of records of a stored value, read from its head alone; `None` if the head is malformed.
     pub(crate) fn count_in(value: &[u8]) -> Option<u64> {
-        // The version and two numbers.
+        // The most bytes that the version and two numbers take.
         let mut head = Bytes::copy_from_slice(&value[..value.len().min(21)]);
         if !head.has_remaining() || head.get_u8() != VERSION {
             return None;
@@ -224,7 +226,7 @@ impl StoredBatch {
         get_varint(&mut head).ok()
     }
 
-    /// The sequence number below which the batch trims the stream, if it has trims.
+    /// The sequence number below which the batch trims the stream, if it has trim commands.
     pub(crate) fn trims_to(&self) -> Result<Option<SeqNum>, MalformedBatch> {
         let mut trims_to = None;
         for record in self.records(self.first_seq) {

@@ -30,7 +30,7 @@ use crate::streams;
 struct Counters {
     #[prost(uint64, tag = "1")]
     next_basin: u64,
-    /// How many forks it has seen.
+    /// Number of the partition's forks that the ids take into account.
     #[prost(uint64, tag = "2")]
     forks: u64,
 }
@@ -60,15 +60,16 @@ pub struct Basin {
     pub name: String,
     /// Its settings.
     pub config: BasinConfig,
-    /// Rises with every change of the settings.
+    /// Increases with every change of the settings.
     pub settings_version: u64,
-    /// Milliseconds since the epoch.
+    /// When it was created, in milliseconds since the epoch.
     pub created_ms: u64,
     /// Since when it is being deleted, in milliseconds since the epoch.
     pub deleted_ms: Option<u64>,
 }
 
-/// Ids beyond are nobody's: counters never get there, and there is room for every fork.
+/// A command that requests an id at or above this one is refused, so that the counter has numbers left
+/// for every fork.
 const MAX_WANTED_ID: u64 = 1 << 62;
 
 type Basins = BTreeMap<String, Arc<Basin>>;
@@ -108,7 +109,7 @@ impl CatalogReader {
             .collect()
     }
 
-    /// Basins that every partition has dropped, ever; their ids are refused for good.
+    /// All basins that every partition has dropped; their ids are refused for good.
     pub fn forgotten(&self) -> Result<Vec<BasinId>, StoreError> {
         let (from, to) = keys::all_forgotten_basins();
         let mut it = self.part.iterate(&from, &to, false);
@@ -148,7 +149,7 @@ pub struct Catalog {
 }
 
 impl Catalog {
-    /// Opens it on what the database has.
+    /// Opens it on the state in the database.
     ///
     /// # Errors
     ///
@@ -191,7 +192,7 @@ impl Catalog {
         })
     }
 
-    /// For those who read.
+    /// A reader of the catalog.
     pub fn reader(&self) -> CatalogReader {
         CatalogReader {
             part: self.part.clone(),
@@ -211,14 +212,14 @@ fn basin_of(name: &str, meta: &BasinMeta) -> Basin {
     }
 }
 
-/// Commands against an overlay, as in a stream partition.
+/// One step of apply: commands change an overlay, as in a stream partition.
 struct Step<'a> {
     part: &'a PartitionDb,
     basins: &'a RwLock<Basins>,
     counters: Counters,
     changed: HashMap<String, Option<BasinMeta>>,
-    /// Basins that are gone: kept, so that a partition that is restored to a time when it had them
-    /// can be told again.
+    /// Basins that are gone. Their ids are stored, so that a partition that is restored to a time when it
+    /// had them can drop them again.
     forgotten: Vec<BasinId>,
 }
 
@@ -230,8 +231,8 @@ impl Step<'_> {
         }
     }
 
-    /// The name of the basin with this id, if it is being deleted. What this step did to it counts:
-    /// its whole life may be in one step when a log is applied again.
+    /// The name of the basin with this id, if it is being deleted. Changes of this step count: when a log
+    /// is replayed, one step may create the basin and delete it.
     fn deleting(&self, id: u64) -> Option<String> {
         let changed = self.changed.iter().find(|(_, meta)| {
             meta.as_ref()
@@ -289,7 +290,7 @@ impl Step<'_> {
         }
     }
 
-    /// Why no basin may have this id, if so: another one has it, or it was deleted.
+    /// Why no new basin can have this id, if none can: another one has it, or it was deleted.
     fn refuse_id(&self, id: u64) -> Result<Option<ProvisionRefusal>, StoreError> {
         if id == STATE_BASIN_ID.0 || id >= MAX_WANTED_ID {
             return Ok(Some(ProvisionRefusal::Exists));

@@ -1,7 +1,7 @@
-//! What travels through a partition's log, and what each command answers.
+//! Commands in a partition's log, and the answer to each.
 //!
-//! An encoded command is one version byte and a protobuf [`Command`]. Everything in it that is not
-//! deterministic (arrival times, hashes of request tokens) was stamped by the leader.
+//! An encoded command is one version byte and a protobuf [`Command`]. The leader stamps everything in it
+//! that is not deterministic (arrival times, hashes of request tokens) before it proposes the command.
 
 use bytes::{Buf, Bytes};
 use prost::Message as _;
@@ -20,12 +20,12 @@ const VERSION: u8 = 1;
 /// A command.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Command {
-    /// Which.
+    /// The command; `None` if this version does not know its kind.
     #[prost(oneof = "Kind", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 16, 17, 18, 19")]
     pub kind: Option<Kind>,
 }
 
-/// The commands there are.
+/// The kinds of commands.
 #[derive(Clone, PartialEq, prost::Oneof)]
 pub enum Kind {
     /// Append records.
@@ -43,7 +43,7 @@ pub enum Kind {
     /// Trim a stream because its records are too old.
     #[prost(message, tag = "5")]
     Expire(Expire),
-    /// Delete a stream if nothing happened to it since it was seen empty.
+    /// Delete a stream if it is empty and was not active since the proposer found it empty.
     #[prost(message, tag = "6")]
     DeleteIfEmpty(DeleteIfEmpty),
     /// Drop all streams of a basin and refuse its id from then on.
@@ -52,10 +52,10 @@ pub enum Kind {
     /// Commit a transaction of the state store.
     #[prost(message, tag = "8")]
     StateCommit(StateCommit),
-    /// Forget history of the state store.
+    /// Remove history of the state store.
     #[prost(message, tag = "9")]
     StatePrune(StatePrune),
-    /// One step of taking over a JSON snapshot.
+    /// One step of the import of a JSON snapshot.
     #[prost(message, tag = "10")]
     StateImport(StateImport),
     /// Create a basin, or set its settings if it exists. Catalog.
@@ -67,7 +67,7 @@ pub enum Kind {
     /// Begin to delete a basin. Catalog.
     #[prost(message, tag = "18")]
     DeleteBasin(DeleteBasin),
-    /// Every partition has dropped the basin: its name is free. Catalog.
+    /// Free the name of a basin that every partition has dropped. Catalog.
     #[prost(message, tag = "19")]
     ForgetBasin(ForgetBasin),
 }
@@ -78,7 +78,7 @@ pub struct Append {
     /// The stream.
     #[prost(uint64, tag = "1")]
     pub stream: u64,
-    /// How many records.
+    /// Number of records.
     #[prost(uint32, tag = "2")]
     pub count: u32,
     /// See [`Unsequenced::body`].
@@ -99,8 +99,8 @@ pub struct Append {
     /// When it arrived, in milliseconds since the epoch.
     #[prost(uint64, tag = "8")]
     pub arrival_ms: u64,
-    /// The append session that it came in, or 0. After the first refusal of a session, whatever
-    /// else of it is in the log is refused too.
+    /// The append session that it belongs to; 0 for none. After the first refusal of a session, its later
+    /// appends that are in the log already are refused too.
     #[prost(uint64, tag = "9")]
     pub session: u64,
 }
@@ -132,13 +132,13 @@ impl Append {
     }
 }
 
-/// What to do if the thing exists.
+/// What to do if the stream or basin exists already.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, prost::Enumeration)]
 #[repr(i32)]
 pub enum Mode {
-    /// It is an error, unless the request token is the one that created it.
+    /// Refuse the command, unless its request hash is that of the command that created it.
     CreateOnly = 0,
-    /// Its settings become the ones given.
+    /// Replace its settings by those of the command.
     Ensure = 1,
 }
 
@@ -154,13 +154,13 @@ pub struct ProvisionStream {
     /// Its settings, the basin's defaults already merged in.
     #[prost(message, required, tag = "3")]
     pub settings: StreamSettings,
-    /// What if it exists.
+    /// What to do if it exists: a [`Mode`].
     #[prost(enumeration = "Mode", tag = "4")]
     pub mode: i32,
-    /// Hash of the request token and of what was asked for; empty for none.
+    /// Hash of the request token and of the request; empty for none.
     #[prost(bytes = "vec", tag = "5")]
     pub request_hash: Vec<u8>,
-    /// Now, in milliseconds since the epoch.
+    /// Time of the proposal, in milliseconds since the epoch.
     #[prost(uint64, tag = "6")]
     pub at_ms: u64,
 }
@@ -171,13 +171,13 @@ pub struct SetStreamSettings {
     /// The stream.
     #[prost(uint64, tag = "1")]
     pub stream: u64,
-    /// Only if the settings still have this version.
+    /// The version that the present settings must have.
     #[prost(uint64, tag = "2")]
     pub if_version: u64,
     /// The new settings.
     #[prost(message, required, tag = "3")]
     pub settings: StreamSettings,
-    /// Now, in milliseconds since the epoch.
+    /// Time of the proposal, in milliseconds since the epoch.
     #[prost(uint64, tag = "4")]
     pub at_ms: u64,
 }
@@ -202,7 +202,7 @@ pub struct Expire {
     /// First sequence number that stays.
     #[prost(uint64, tag = "2")]
     pub up_to: u64,
-    /// Now, in milliseconds since the epoch.
+    /// Time of the proposal, in milliseconds since the epoch.
     #[prost(uint64, tag = "3")]
     pub at_ms: u64,
 }
@@ -213,7 +213,8 @@ pub struct DeleteIfEmpty {
     /// The stream.
     #[prost(uint64, tag = "1")]
     pub stream: u64,
-    /// Only if the last thing that happened to it happened then.
+    /// The time at which the stream was last active, in milliseconds since the epoch; if it was active
+    /// since, it is not deleted.
     #[prost(uint64, tag = "2")]
     pub since_ms: u64,
 }
@@ -235,16 +236,17 @@ pub struct ProvisionBasin {
     /// Its settings.
     #[prost(message, required, tag = "2")]
     pub settings: BasinSettings,
-    /// What if it exists.
+    /// What to do if it exists: a [`Mode`].
     #[prost(enumeration = "Mode", tag = "3")]
     pub mode: i32,
-    /// Hash of the request token and of what was asked for; empty for none.
+    /// Hash of the request token and of the request; empty for none.
     #[prost(bytes = "vec", tag = "4")]
     pub request_hash: Vec<u8>,
-    /// Now, in milliseconds since the epoch.
+    /// Time of the proposal, in milliseconds since the epoch.
     #[prost(uint64, tag = "5")]
     pub at_ms: u64,
-    /// The id that it must have, because streams are there that lost their basin; 0 for the next one.
+    /// The id that the basin must get, because streams exist whose basin was lost; 0 for the next free
+    /// id.
     #[prost(uint64, tag = "6")]
     pub id: u64,
 }
@@ -255,7 +257,7 @@ pub struct SetBasinSettings {
     /// The basin's name.
     #[prost(string, tag = "1")]
     pub name: String,
-    /// Only if the settings still have this version.
+    /// The version that the present settings must have.
     #[prost(uint64, tag = "2")]
     pub if_version: u64,
     /// The new settings.
@@ -269,7 +271,7 @@ pub struct DeleteBasin {
     /// The basin's name.
     #[prost(string, tag = "1")]
     pub name: String,
-    /// Now, in milliseconds since the epoch.
+    /// Time of the proposal, in milliseconds since the epoch.
     #[prost(uint64, tag = "2")]
     pub at_ms: u64,
 }
@@ -283,7 +285,7 @@ pub struct ForgetBasin {
 }
 
 impl Kind {
-    /// Bytes for the log.
+    /// Encodes the command for the log.
     pub fn into_bytes(self) -> Vec<u8> {
         let command = Command { kind: Some(self) };
         let mut bytes = Vec::with_capacity(1 + command.encoded_len());
@@ -292,7 +294,7 @@ impl Kind {
         bytes
     }
 
-    /// The same, of one that is still needed.
+    /// The same, for a command that the caller still needs.
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(1 + self.encoded_len());
         bytes.push(VERSION);
@@ -300,7 +302,13 @@ impl Kind {
         bytes
     }
 
-    /// Parses what [`Kind::into_bytes`] made; `bytes` inside it are shared, not copied.
+    /// Decodes what [`Kind::into_bytes`] encoded. Its `Bytes` share the memory of `bytes`; they are not
+    /// copied.
+    ///
+    /// # Errors
+    ///
+    /// The bytes are empty or malformed, or another version wrote them, or this version does not know the
+    /// kind.
     pub fn from_bytes(mut bytes: Bytes) -> Result<Kind, String> {
         if !bytes.has_remaining() {
             return Err("an empty command".to_owned());
@@ -318,7 +326,7 @@ impl Kind {
     }
 }
 
-/// What a command answers.
+/// The answer to a command.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Outcome {
     /// To [`Kind::Append`].
@@ -327,7 +335,7 @@ pub enum Outcome {
     StreamProvisioned(Result<Provisioned<StreamId>, ProvisionRefusal>),
     /// To [`Kind::SetStreamSettings`] and [`Kind::SetBasinSettings`].
     SettingsSet(SettingsSet),
-    /// To [`Kind::DeleteStream`] and [`Kind::DeleteIfEmpty`]: whether there was something to delete.
+    /// To [`Kind::DeleteStream`] and [`Kind::DeleteIfEmpty`]: whether a stream was deleted.
     StreamDeleted(bool),
     /// To [`Kind::Expire`].
     Expired,
@@ -341,18 +349,18 @@ pub enum Outcome {
     StateImported(Result<StateImported, StateImportRefusal>),
     /// To [`Kind::ProvisionBasin`].
     BasinProvisioned(Result<Provisioned<BasinId>, ProvisionRefusal>),
-    /// To [`Kind::DeleteBasin`]: the basin that is being deleted, if there is one of the name.
+    /// To [`Kind::DeleteBasin`]: the basin that is being deleted, if one has the name.
     BasinDeleted(Option<BasinId>),
     /// To [`Kind::ForgetBasin`].
     BasinForgotten,
 }
 
-/// Where an append's records are.
+/// The positions of an append's records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Appended {
     /// The first record.
     pub start: StreamPosition,
-    /// After the last record; the last record's timestamp.
+    /// The sequence number after the last record, and the last record's timestamp.
     pub end: StreamPosition,
     /// The stream's tail.
     pub tail: StreamPosition,
@@ -369,7 +377,7 @@ pub enum AppendRefusal {
     SeqNumMismatch(SeqNum),
     /// The stream requires timestamps, and a record had none.
     TimestampMissing,
-    /// The stream has no sequence numbers left for so many records.
+    /// The stream does not have enough sequence numbers left.
     SeqNumsExhausted,
     /// An earlier append of the same session was refused.
     SessionFailed,
@@ -380,7 +388,7 @@ pub enum AppendRefusal {
 pub struct Provisioned<Id> {
     /// What happened.
     pub change: Change,
-    /// The thing's id.
+    /// The id of the stream or basin.
     pub id: Id,
     /// When it was created, in milliseconds since the epoch.
     pub created_ms: u64,
@@ -393,7 +401,7 @@ pub enum Change {
     Created,
     /// Its settings were changed.
     Updated,
-    /// Nothing.
+    /// Nothing was changed.
     Nothing,
 }
 
@@ -402,17 +410,17 @@ pub enum Change {
 pub enum ProvisionRefusal {
     /// It exists.
     Exists,
-    /// The basin is being deleted, or was.
+    /// The basin is being deleted, or was deleted.
     BasinDropped,
 }
 
-/// The fate of new settings.
+/// What happened to new settings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SettingsSet {
     /// They are in force.
     Done,
-    /// Somebody else changed them in between; read them again.
+    /// Another command changed the settings in between; the caller has to read them again.
     Conflict,
-    /// What they belong to is gone.
+    /// The stream or basin is gone.
     Gone,
 }

@@ -1,7 +1,7 @@
-//! A checksum of everything that a partition promises, as of one LSN.
+//! A checksum of the visible contents of a partition, as of one LSN.
 //!
-//! Two copies of a partition that have applied the same log have the same digest, however different
-//! their files are: it covers what readers and later commands can see, and not what only waits to be
+//! Two copies of a partition that have applied the same log have the same digest, even if their files
+//! differ: it covers what readers and later commands can see, and no data that only waits to be
 //! reclaimed.
 
 use prost::Message as _;
@@ -17,25 +17,25 @@ use crate::store::{Applied, Db, PartitionDb, RawIterator, StoreError};
 use crate::stream::{StreamMeta, StreamState};
 use crate::streams::failed::REMEMBER_FAILED;
 
-/// What a partition is, in short.
+/// The digest of a partition, and what was read for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PartitionDigest {
-    /// As of which entry.
+    /// LSN of the last entry that it covers.
     pub lsn: u64,
-    /// Of which history.
+    /// The partition's lineage.
     pub lineage: LineageId,
     /// xxh3-128 of the contents.
     pub digest: u128,
-    /// Streams that were looked at.
+    /// Number of streams.
     pub streams: u64,
-    /// Batches that were looked at.
+    /// Number of batches.
     pub batches: u64,
-    /// Bytes that were looked at.
+    /// Number of bytes that the digest covers.
     pub bytes: u64,
 }
 
 impl PartitionDb {
-    /// Reads everything, as of one moment. Writers go on meanwhile.
+    /// Computes the digest as of one moment. It reads the whole partition; writes continue meanwhile.
     pub fn digest(&self) -> Result<PartitionDigest, StoreError> {
         let snapshot = self.store().db().snapshot();
         let mut look = Look {
@@ -133,7 +133,7 @@ impl<'a> Look<'a> {
         Ok(dropped)
     }
 
-    /// Names of streams whose basins are not dropped.
+    /// Adds the names of streams whose basins are not dropped.
     fn names(&mut self, dropped: &[BasinId]) -> Result<(), StoreError> {
         let (from, to) = keys::all_stream_names();
         let mut it = self.iterate(&from, &to, true);
@@ -148,7 +148,7 @@ impl<'a> Look<'a> {
         self.ended(&it)
     }
 
-    /// Streams, and of each what readers can see.
+    /// Adds the streams, and the batches of each that readers can see.
     fn streams(
         &mut self,
         dropped: &[BasinId],
@@ -169,11 +169,11 @@ impl<'a> Look<'a> {
                 self.add(key);
                 self.add(value);
                 let mut state: StreamState = self.get(&keys::stream_state(id))?.unwrap_or_default();
-                // Whether it was written back since a fork makes no difference.
+                // The digest must not depend on whether the state was written since a fork.
                 state.see_forks(lineage.forks);
-                // Nor whether a build wrote it that forgot what is below the trim point.
+                // It must not depend on whether an earlier build removed the gaps below the trim point.
                 state.retain_visible_gaps();
-                // Nor whether it says of them what they are of.
+                // It must not depend on whether it is recorded what left each gap.
                 state.merge_gaps();
                 self.add(&state.encode_to_vec());
                 streams += 1;
@@ -194,7 +194,7 @@ impl<'a> Look<'a> {
         if state.is_empty() {
             return Ok(0);
         }
-        // Most often it is there already: streams are looked at in the order of their data.
+        // The iterator is usually there already, because streams are visited in the order of their data.
         let at = it.key().and_then(|key| keys::first_seq_in(id, key));
         if at.is_none_or(|first_seq| first_seq < state.trim_point) {
             seek_batch(it, id, state.trim_point);

@@ -1,13 +1,13 @@
-//! What the forks of its partition did to one stream.
+//! What the forks of a partition did to one of its streams.
 //!
-//! Who keeps something that was made of a stream's records (a state, say) has to know whether these
-//! records are still what the stream has. A lineage and a cursor say what it was made of; the forks say
-//! up to where that lineage's history is this one's.
+//! A consumer that keeps something derived from a stream's records (a state, say) must know whether the
+//! stream still has these records. A lineage and a cursor name the records that it was derived from; the
+//! forks show up to which sequence number that lineage's history is part of the present one.
 //!
-//! A stream remembers the gaps that the last forks left, and its partition the lineages that they cut
-//! off. Both forget the oldest first, so both are read from the newest on: the last gap is of the last
-//! forks that there were, and it has their number. An import that replaces what the state store has leaves
-//! a gap as well, and cuts nothing off.
+//! A stream remembers the gaps that the last forks left, and its partition remembers the lineages that
+//! they cut off. Both forget the oldest first, so both are read from the newest on: the last gap belongs
+//! to the last forks, and has their number. An import that replaces the contents of the state store
+//! leaves a gap as well, and cuts nothing off.
 
 use s2_common::record::SeqNum;
 
@@ -18,23 +18,23 @@ use crate::stream::StreamState;
 /// A fork, as one stream has seen it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fork {
-    /// The lineage that was cut off; `None` stands for one or several that are not remembered.
+    /// The lineage that was cut off; `None` for one or several that are not remembered.
     pub parent: Option<LineageId>,
-    /// What the parent had below this is a part of the present history; what it had from here on is
-    /// lost.
+    /// Records of the parent below this sequence number are part of the present history; those from it on
+    /// are lost.
     pub seq_num: SeqNum,
-    /// Where the present history goes on.
+    /// Where the present history continues.
     pub resumes_at: SeqNum,
 }
 
 impl StreamState {
-    /// The forks that the stream has seen, as far as they are remembered, oldest first. Forks between
-    /// which nothing was appended left one gap together: they have the same numbers.
+    /// The forks that the stream has seen, as far as they are remembered, oldest first. Forks without an
+    /// append between them share one gap, so they have the same sequence numbers.
     pub fn forks_seen(&self, lineage: &Lineage) -> Vec<Fork> {
         let ancestry = lineage.ancestry();
         let mut newest_first = Vec::new();
-        // How many there were up to the gap that is looked at; `None` once one was met of which it is
-        // not known whether it is of a fork.
+        // Number of forks up to and including the gap that is examined; `None` after a gap that may not
+        // be one of forks.
         let mut forks = Some(self.forks);
         for gap in self.gaps.iter().rev().filter(|gap| gap.forks != Some(0)) {
             let fork = |parent| Fork {
@@ -63,8 +63,8 @@ impl StreamState {
         newest_first
     }
 
-    /// Sequence numbers that imports passed over, which cut nothing off, oldest first: each with where the
-    /// numbers go on.
+    /// The gaps that imports left, oldest first: the first sequence number of each, and where the numbers
+    /// continue. An import cuts nothing off.
     pub fn passed_over(&self) -> Vec<(SeqNum, SeqNum)> {
         let of_imports = self.gaps.iter().filter(|gap| gap.forks == Some(0));
         of_imports.map(|gap| (gap.from, gap.end)).collect()
@@ -78,7 +78,7 @@ mod tests {
     use crate::lineage::GAP;
     use crate::stream::{Gap, Imports};
 
-    /// A stream and the lineage that it is of.
+    /// A stream and the lineage of its partition.
     struct History {
         lineage: Lineage,
         state: StreamState,
@@ -111,8 +111,8 @@ mod tests {
             };
         }
 
-        /// As an earlier build has it, which did not tell gaps apart, and merged a fork's with whatever was
-        /// right before it.
+        /// The state as an earlier build has it. That build did not record what left a gap, and merged
+        /// the gap of a fork with one right before it.
         fn earlier(&self) -> StreamState {
             let mut gaps: Vec<Gap> = Vec::new();
             for gap in &self.state.gaps {
@@ -132,7 +132,7 @@ mod tests {
             }
         }
 
-        /// What is listed, as parent, sequence number and where it goes on.
+        /// The forks that are listed: parent, sequence number, and where the history continues.
         fn listed(&self, state: &StreamState) -> Vec<(Option<u128>, SeqNum, SeqNum)> {
             let forks = state.forks_seen(&self.lineage).into_iter();
             forks
@@ -172,7 +172,7 @@ mod tests {
         ];
         assert_eq!(it.listed(&it.state), expected);
         assert_eq!(it.state.passed_over(), [(5 + GAP, second)]);
-        // What an earlier build wrote is told apart by where the last import was.
+        // The end of the last import shows which gaps of an earlier build are of imports.
         let mut earlier = it.earlier();
         assert_eq!(earlier.gaps.len(), 3);
         earlier.separate_gaps(Some(it.imports));
@@ -208,10 +208,10 @@ mod tests {
         earlier.separate_gaps(Some(it.imports));
         let listed = it.listed(&earlier);
         let parents: Vec<_> = listed.iter().map(|(parent, ..)| *parent).collect();
-        // Of the first two gaps one is a fork's.
+        // One of the first two gaps is a fork's, but nothing shows which one.
         assert_eq!(parents, [None, None, Some(1)]);
         assert_eq!(earlier.passed_over().len(), 1);
-        // Nor is anything told where it is not known how often a state was replaced, or where the last time.
+        // No gap is classified if the number of imports or the end of the last one is not known.
         for imports in [
             None,
             Some(Imports {

@@ -1,4 +1,4 @@
-//! Identities, and where a stream lives.
+//! Ids, and the partition of a stream.
 
 use std::fmt;
 
@@ -23,11 +23,12 @@ id! {
     BasinId
 }
 id! {
-    /// Identity of one incarnation of a stream, from its partition's counter; never used twice.
+    /// Identity of a stream, from its partition's counter; never used twice, not even for a new stream of
+    /// the same name.
     StreamId
 }
 id! {
-    /// Number of a partition: 0 is the catalog, streams live in 1 to N.
+    /// Number of a partition: 0 is the catalog, 1 to N have the streams.
     PartitionId
 }
 
@@ -36,8 +37,8 @@ id! {
 pub struct LineageId(pub u128);
 
 impl LineageId {
-    /// The first lineage of a partition: it follows from the cluster's id, so that creating a
-    /// partition can be tried again.
+    /// The first lineage of a partition. It depends only on the cluster's id and the partition, so that
+    /// the creation of a partition can be retried.
     pub fn first(cluster_id: &str, partition: PartitionId) -> LineageId {
         LineageId(xxh3_128(format!("{cluster_id}/{partition}").as_bytes()))
     }
@@ -51,10 +52,10 @@ impl fmt::Display for LineageId {
 
 /// The basin reserved for state stores.
 pub const STATE_BASIN: &str = "esker-state";
-/// Its id.
+/// The id of that basin.
 pub const STATE_BASIN_ID: BasinId = BasinId(0);
 
-/// The partition that a stream lives in: `1 + xxh3-64(basin id, big-endian ‖ name) mod partitions`.
+/// The partition of a stream: `1 + xxh3-64(basin id, big-endian ‖ name) mod partitions`.
 ///
 /// # Panics
 ///

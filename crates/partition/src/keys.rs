@@ -12,14 +12,14 @@
 //! | `12` | basin id, name | stream id |
 //! | `13` | basin id | empty: the basin was dropped, its id is refused |
 //! | `14` | stream id | empty: has space to be reclaimed |
-//! | `15` | LSN of an append that was refused | stream id, session: nothing more of it is taken |
+//! | `15` | LSN of an append that was refused | stream id, session: its later appends are refused |
 //! | `20` | stream id, first sequence number | a batch, see [`crate::batch`] |
 //! | `21` | stream id, last timestamp, first sequence number | empty: index of batches by time |
 //! | `30` | basin name | `BasinMeta` (catalog) |
 //! | `31` | basin id | empty: the basin is gone, and its name is free (catalog) |
 //! | `40` | – | [`StateMeta`](crate::state::StateMeta) |
 //! | `41` | generation, names | the present entry of a key of the state store |
-//! | `42` | generation, names, version | an entry that another one took the place of |
+//! | `42` | generation, names, version | an entry that a later one replaced |
 //! | `43` | namespace, agent, `commit_ts` | empty: index of the commits that touched an agent |
 //! | `44` | – | [`Replaced`](crate::state::Replaced) |
 //!
@@ -77,7 +77,7 @@ pub fn refusals(from: u64) -> ([u8; 9], [u8; 1]) {
     (refusal(from), [REFUSAL + 1])
 }
 
-/// All keys of a kind that is followed by one id.
+/// All keys of a kind.
 fn range_of(kind: u8) -> (Vec<u8>, Vec<u8>) {
     (vec![kind], vec![kind + 1])
 }
@@ -114,7 +114,7 @@ pub fn all_basins() -> (Vec<u8>, Vec<u8>) {
     range_of(BASIN)
 }
 
-/// The id, or the LSN, in a key that is a kind and one number.
+/// The id or LSN in a key that consists of a kind and one number.
 pub fn id_of(key: &[u8]) -> Option<u64> {
     Some(u64::from_be_bytes(key.get(1..9)?.try_into().ok()?))
 }
@@ -159,7 +159,7 @@ pub fn first_seq_of(key: &[u8]) -> Option<u64> {
     Some(u64::from_be_bytes(key.get(9..17)?.try_into().ok()?))
 }
 
-/// The first sequence number in a data key of the stream; `None` of any other key.
+/// The first sequence number in a data key of the stream; `None` for any other key.
 pub fn first_seq_in(id: StreamId, key: &[u8]) -> Option<u64> {
     let (of_stream, seq) = key.split_at_checked(9)?;
     let seq = u64::from_be_bytes(seq.try_into().ok()?);
@@ -206,7 +206,8 @@ fn in_generation(kind: u8, generation: u32, names: &[u8], more: usize) -> Vec<u8
     key
 }
 
-/// A key of the state store; with part of its names, where those begin that begin so.
+/// The key of a present entry of the state store. With a prefix of encoded names, the start of the range
+/// of all keys that have this prefix.
 pub fn state_key(generation: u32, names: &[u8]) -> Vec<u8> {
     in_generation(STATE_KEY, generation, names, 0)
 }
@@ -218,7 +219,7 @@ pub fn state_history(generation: u32, names: &[u8], version: u64) -> Vec<u8> {
     key
 }
 
-/// What an agent's commit is found by.
+/// The key of the index by which a commit of an agent is found.
 pub fn state_agent(agent: &[u8], commit_ts: u64) -> Vec<u8> {
     let mut key = Vec::with_capacity(9 + agent.len());
     key.push(STATE_AGENT);
@@ -232,7 +233,8 @@ pub fn state_names(key: &[u8]) -> Option<&[u8]> {
     key.get(5..)
 }
 
-/// The number that a key ends with: the version of an earlier entry, the commit of an index.
+/// The number at the end of a key: the version of an earlier entry, or the `commit_ts` in the index of
+/// agents.
 pub fn last_number(key: &[u8]) -> Option<u64> {
     Some(u64::from_be_bytes(*key.last_chunk::<8>()?))
 }
@@ -263,7 +265,7 @@ pub fn all_state_agents() -> (Vec<u8>, Vec<u8>) {
     range_of(STATE_AGENT)
 }
 
-/// Everything of the state store.
+/// All keys of the state store.
 pub fn all_state() -> (Vec<u8>, Vec<u8>) {
     (STATE_META.to_vec(), vec![STATE_REPLACED[0] + 1])
 }

@@ -2,7 +2,7 @@
 //!
 //! | module | what it holds |
 //! |---|---|
-//! | [`command`] | what travels through a partition's log, and what each command answers |
+//! | [`command`] | commands in a partition's log, and the answer to each |
 //! | [`store`] | the node's RocksDB: one column family per partition, flushing, what is durable |
 //! | [`catalog`] | partition 0: basins |
 //! | [`streams`] | partitions 1…N: streams and their records |
@@ -20,7 +20,7 @@
 //! no clock, no randomness; arrival times and the like are stamped into commands before they are
 //! proposed. Readers see applied data, which is committed and durable.
 //!
-//! This crate knows no network and no object storage.
+//! This crate must not depend on the network or on object storage.
 
 mod applied;
 pub mod batch;

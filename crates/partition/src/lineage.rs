@@ -1,9 +1,9 @@
 //! The identity of a partition's history, and what a fork does to its counters.
 //!
 //! A restore that cannot prove that nothing acknowledged is lost begins a new *lineage*. No number that
-//! the stale lineage gave out may be given out again, but it is not known how far it went. So every counter
-//! remembers how many forks it has seen, and is advanced by [`GAP`] for each fork that it missed, when it is
-//! next used. Readers see a gap in the sequence numbers, never other data.
+//! the stale lineage gave out may be given out again, but how far it went is not known. So every counter
+//! records how many forks it has seen. When it is next used, it advances by [`GAP`] for each fork since
+//! then. Readers see a gap in the sequence numbers, never other data under a number that they have read.
 
 use prost::Message as _;
 
@@ -13,17 +13,17 @@ use crate::ids::{LineageId, PartitionId};
 /// fork.
 pub const GAP: u64 = 1 << 40;
 
-/// Ancestors that a lineage remembers beside its parent, as many as a repository's root does: what is
-/// written at a fork must not grow with their number.
+/// Most ancestors that a lineage remembers beside its parent, as many as a repository's root does: what
+/// is written at a fork must not grow with the number of forks.
 const ANCESTORS: usize = 15;
 
-/// The history that a partition is of; written when it is created, and at a fork.
+/// A partition's lineage and its ancestors. It is written when the partition is created, and at a fork.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub struct Lineage {
     /// The cluster.
     #[prost(string, tag = "1")]
     pub cluster_id: String,
-    /// Stream partitions of the cluster.
+    /// Number of stream partitions of the cluster.
     #[prost(uint32, tag = "2")]
     pub partitions: u32,
     /// See [`Lineage::id`].
@@ -35,11 +35,11 @@ pub struct Lineage {
     /// The last LSN that it shares with its parent.
     #[prost(uint64, tag = "5")]
     pub fork_lsn: u64,
-    /// How many forks there were up to here.
+    /// Number of forks up to this lineage.
     #[prost(uint64, tag = "6")]
     pub forks: u64,
-    /// Those that its parent descends from, oldest first; the newest [`ANCESTORS`]. What an earlier build
-    /// wrote names none.
+    /// The ancestors of its parent, oldest first: the newest [`ANCESTORS`]. Empty if an earlier build
+    /// wrote it.
     #[prost(message, repeated, tag = "7")]
     ancestors: Vec<Ancestor>,
     /// Whether it shares nothing with its parent: it began with an empty partition.
@@ -53,7 +53,7 @@ struct Ancestor {
     /// Its identity.
     #[prost(bytes = "vec", tag = "1")]
     id: Vec<u8>,
-    /// How many forks there were up to it; the next one cut it off.
+    /// Number of forks up to it; the next one cut it off.
     #[prost(uint64, tag = "2")]
     forks: u64,
     /// The last LSN that it shares with its descendant. Earlier builds did not write it.
@@ -72,7 +72,7 @@ impl Ancestor {
 }
 
 impl Lineage {
-    /// That of a new partition.
+    /// The lineage of a new partition.
     pub fn first(cluster_id: &str, partitions: u32, partition: PartitionId) -> Lineage {
         Lineage {
             cluster_id: cluster_id.to_owned(),
@@ -89,12 +89,12 @@ impl Lineage {
         }
     }
 
-    /// The same after so many forks of which nothing else is known any more.
+    /// The same with this number of forks, of which nothing else is known any more.
     pub fn after_forks(self, forks: u64) -> Lineage {
         Lineage { forks, ..self }
     }
 
-    /// One that branches off after an LSN.
+    /// The lineage `id`, which branches off from this one after `lsn`.
     pub fn fork(&self, id: LineageId, lsn: u64) -> Lineage {
         Lineage {
             id: id.0.to_be_bytes().to_vec(),
@@ -107,8 +107,9 @@ impl Lineage {
         }
     }
 
-    /// One of an empty partition that takes the place of one of which nothing is left: it shares nothing with
-    /// `parent`, and what so many forks up to that one may have given out counts all the same.
+    /// The lineage `id` of an empty partition that replaces a lost one. It shares nothing with the lost
+    /// lineage `parent`. The `forks` forks up to `parent` count, because those lineages may have given
+    /// out numbers.
     pub fn begin_empty(&self, parent: LineageId, forks: u64, id: LineageId) -> Lineage {
         Lineage {
             begins_empty: true,
@@ -116,9 +117,10 @@ impl Lineage {
         }
     }
 
-    /// One that branches off from a descendant of this one, so many forks later, of which nothing is
-    /// left: what it may have given out counts all the same. `between` are the lineages after this one
-    /// and before that descendant, oldest first; empty if they are not known.
+    /// The lineage `id`, which branches off after `lsn` from `parent`: a descendant of this lineage,
+    /// `forks` forks later, of which nothing is left. Those forks count, because the lost lineages may
+    /// have given out numbers. `between` are the lineages after this one and before `parent`, oldest
+    /// first; empty if they are not known.
     pub fn fork_of_descendant(
         &self,
         parent: LineageId,
@@ -146,7 +148,7 @@ impl Lineage {
         }
     }
 
-    /// Those that it descends from, its parent included.
+    /// The ancestors that are remembered, the parent included.
     fn all_ancestors(&self) -> Vec<Ancestor> {
         let parent = self
             .parent()
@@ -154,8 +156,7 @@ impl Lineage {
         self.ancestors.iter().cloned().chain(parent).collect()
     }
 
-    /// The lineages that it descends from, as far as they are remembered, oldest first: each with how
-    /// many forks there were up to it.
+    /// The ancestors that are remembered, oldest first, each with the number of forks up to it.
     pub fn ancestry(&self) -> Vec<(LineageId, u64)> {
         let all = self.all_ancestors().into_iter();
         all.filter_map(|one| Some((number(&one.id)?, one.forks)))
@@ -172,8 +173,8 @@ impl Lineage {
         number(&self.parent)
     }
 
-    /// Whether what is of lineage `id` and covers up to `lsn` is known to be a part of this history: it is of
-    /// this lineage, or of one that this descends from, and not after what they share.
+    /// Whether data of lineage `id` that covers entries up to `lsn` is known to be a part of this
+    /// history: `id` is this lineage, or an ancestor with which it shares the entries up to `lsn`.
     pub fn contains(&self, id: LineageId, lsn: u64) -> bool {
         let is_shared = |one: &Ancestor| {
             number(&one.id) == Some(id) && one.shared_lsn.is_some_and(|shared| lsn <= shared)
@@ -181,12 +182,16 @@ impl Lineage {
         id == self.id() || self.all_ancestors().iter().any(is_shared)
     }
 
-    /// Bytes to keep elsewhere.
+    /// Encodes it for storage elsewhere.
     pub fn to_bytes(&self) -> Vec<u8> {
         self.encode_to_vec()
     }
 
-    /// Parses what [`Lineage::to_bytes`] made.
+    /// Decodes what [`Lineage::to_bytes`] encoded.
+    ///
+    /// # Errors
+    ///
+    /// The bytes are malformed, or an identity does not have 16 bytes.
     pub fn from_bytes(bytes: &[u8]) -> Result<Lineage, String> {
         let lineage = Lineage::decode(bytes).map_err(|e| e.to_string())?;
         let mut ancestors = lineage.ancestors.iter();
@@ -200,8 +205,8 @@ impl Lineage {
     }
 }
 
-/// The newest of them, of a history that goes on from `lsn`: a fork that goes further back than the one before
-/// cuts off more of all.
+/// The newest [`ANCESTORS`] of them, for a history that continues after `lsn`. A fork that goes back
+/// further than an earlier one reduces what is shared with every ancestor.
 fn newest(mut ancestors: Vec<Ancestor>, lsn: u64) -> Vec<Ancestor> {
     ancestors.drain(..ancestors.len().saturating_sub(ANCESTORS));
     for ancestor in &mut ancestors {
@@ -246,7 +251,7 @@ mod tests {
         assert_eq!(next.ancestry()[0], (first.id(), 0));
         assert_eq!(next.ancestry()[1..], forks);
         assert_eq!((next.forks, next.parent()), (5, Some(LineageId(5))));
-        // It was decided by a build that did not name those between.
+        // An earlier build did not record the lineages in between.
         let next = second.fork_of_descendant(LineageId(5), 3, &[], LineageId(6), 9);
         let known = [(first.id(), 0), (LineageId(2), 1), (LineageId(5), 4)];
         assert_eq!(next.ancestry(), known);
@@ -258,7 +263,7 @@ mod tests {
     #[test]
     fn a_lineage_contains_those_that_it_descends_from_up_to_where_they_were_cut_off() {
         let first = first();
-        // Each goes on from further on, but the last, which goes back.
+        // Each fork is at a higher LSN than the one before it, except the last, which goes back.
         let second = first.fork(LineageId(2), 10);
         let third = second.fork(LineageId(3), 20);
         let last = third.fork(LineageId(4), 15);
@@ -274,13 +279,13 @@ mod tests {
         assert!(!last.contains(LineageId(9), 0));
         let back = third.fork(LineageId(5), 3);
         assert!(contained(&back, first.id(), 3));
-        // Of lineages of which nothing is left, what the copy has.
+        // Of lost lineages, it contains what the copy has.
         let next = second.fork_of_descendant(LineageId(7), 2, &[LineageId(6)], LineageId(8), 12);
         assert!(contained(&next, first.id(), 10));
         for id in [2, 6, 7] {
             assert!(contained(&next, LineageId(id), 12), "{id}");
         }
-        // What an earlier build wrote of more than a parent does not say up to where it is shared.
+        // An earlier build did not write which LSN is shared with ancestors before the parent.
         let mut earlier = third.clone();
         earlier.ancestors[0].shared_lsn = None;
         assert!(!earlier.contains(first.id(), 0));
@@ -310,7 +315,7 @@ mod tests {
         assert!(lineage.to_bytes().len() < 1024);
     }
 
-    /// What was written before ancestors were.
+    /// What builds wrote that did not write ancestors.
     #[derive(Clone, PartialEq, Eq, prost::Message)]
     struct Earlier {
         #[prost(string, tag = "1")]
@@ -341,7 +346,7 @@ mod tests {
         assert_eq!(read.ancestry(), [(LineageId(7), 2)]);
         let next = read.fork(LineageId(9), 20);
         assert_eq!(next.ancestry(), [(LineageId(7), 2), (LineageId(8), 3)]);
-        // And it reads what this one writes.
+        // The earlier build reads what this one writes.
         let back = Earlier::decode(&next.to_bytes()[..]).unwrap();
         assert_eq!((back.forks, back.parent), (4, earlier.id));
     }

@@ -1,52 +1,53 @@
 //! Checksums of the entries that led to a position.
 //!
-//! Two copies of one data directory go on under the same numbers and in the same terms, with other
-//! entries. So what is stored of a partition has checksums of the newest entries that are in it, and a
-//! log shows whether they are its own: of the last entry, and of one or two blocks of entries up to it.
-//! The last entry alone is often an empty one with which a term begins, and equal in both copies; a block
-//! has [`BLOCK_ENTRIES`] entries, or [`BLOCK_BYTES`] of data. With two blocks there is always a complete
-//! one, or everything since the checksums began.
+//! Two copies of one data directory that both continue have the same LSNs and terms, but different
+//! entries. So what is stored of a partition has checksums of the newest entries that it covers, and a
+//! comparison shows whether a log has the same entries. One checksum is of the last entry; one or two are
+//! of blocks of entries up to it. The last entry alone is not enough: it is often the empty entry with
+//! which a term begins, which is equal in both copies. A block has [`BLOCK_ENTRIES`] entries, or
+//! [`BLOCK_BYTES`] of data. With two blocks there is always a complete one, or they have everything since
+//! the checksums began.
 //!
-//! Entries that a log has no more cannot contradict anything, and what an earlier build has stored has no
+//! Entries that a log no longer has cannot contradict anything, and what an earlier build stored has no
 //! checksums.
 
 use esker_raft::Committed;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use xxhash_rust::xxh3::xxh3_64;
 
-/// A block has no more entries than this: what is compared has to be read.
+/// Most entries of a block: a comparison has to read them.
 pub const BLOCK_ENTRIES: u64 = 64;
-/// A block takes no further entry once it has so many bytes of data.
+/// A block takes no further entry once it has this many bytes of data.
 pub const BLOCK_BYTES: u64 = 1 << 20;
 
-/// The newest entries up to a position.
+/// Checksums of the newest entries up to a position.
 #[derive(Clone, PartialEq, Eq, prost::Message, Serialize, Deserialize)]
 pub struct LogTail {
-    /// Of the entry at the position: [`Committed::checksum`].
+    /// Checksum of the entry at the position: [`Committed::checksum`].
     #[prost(fixed64, tag = "1")]
     #[serde(serialize_with = "digits", deserialize_with = "from_digits")]
     pub entry: u64,
-    /// One or two blocks that follow each other. The last one ends at the position.
+    /// One or two contiguous blocks. The last one ends at the position.
     #[prost(message, repeated, tag = "2")]
     pub blocks: Vec<LogBlock>,
 }
 
-/// Entries that follow each other.
+/// A block of contiguous entries.
 #[derive(Clone, PartialEq, Eq, prost::Message, Serialize, Deserialize)]
 pub struct LogBlock {
-    /// The LSN before the first one's.
+    /// The LSN before the first entry.
     #[prost(uint64, tag = "1")]
     pub after: u64,
     /// Bytes of data in them.
     #[prost(uint64, tag = "2")]
     pub bytes: u64,
-    /// Of all of them, see [`fold`].
+    /// Checksum of all entries, see [`fold`].
     #[prost(fixed64, tag = "3")]
     #[serde(serialize_with = "digits", deserialize_with = "from_digits")]
     pub checksum: u64,
 }
 
-/// The checksum of a block with one more entry; that of an empty block is 0.
+/// The checksum of a block after one more entry; that of an empty block is 0.
 pub fn fold(block: u64, entry: u64) -> u64 {
     let mut bytes = [0; 16];
     bytes[..8].copy_from_slice(&block.to_be_bytes());
@@ -55,8 +56,8 @@ pub fn fold(block: u64, entry: u64) -> u64 {
 }
 
 impl LogTail {
-    /// That of the position after `entries`, which follow each other; `before` is that of the position
-    /// `lsn`.
+    /// The checksums of the position after `entries`, which are contiguous; `before` has those of the
+    /// position `lsn`.
     pub(crate) fn after(
         before: Option<&LogTail>,
         lsn: u64,
@@ -92,7 +93,7 @@ impl LogTail {
         self.entry = entry.checksum;
     }
 
-    /// The blocks, each with its last LSN; `lsn` is the position's.
+    /// The blocks, each with its last LSN; `lsn` is that of the position.
     pub fn spans(&self, lsn: u64) -> impl Iterator<Item = (&LogBlock, u64)> {
         let ends = self.blocks.iter().skip(1).map(|next| next.after);
         self.blocks.iter().zip(ends.chain([lsn]))
@@ -100,8 +101,8 @@ impl LogTail {
 }
 
 impl LogTail {
-    /// Whether two of one position can be of the same entries: what is not known of one agrees with
-    /// everything.
+    /// Whether the checksums of two states at one position can be of the same entries. Checksums that are
+    /// not known agree with everything.
     pub(crate) fn agree(one: Option<&LogTail>, other: Option<&LogTail>) -> bool {
         let (Some(one), Some(other)) = (one, other) else {
             return true;

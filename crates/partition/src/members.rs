@@ -1,24 +1,24 @@
-//! Who belongs to a partition's group, as it is stored: with the applied position, in a checkpoint's
+//! The members of a partition's group, as they are stored: with the applied position, in a checkpoint's
 //! description, and in a snapshot's metadata in the repository.
 //!
-//! The membership is part of the state: each applied entry that changes it replaces it in the same
-//! write that moves the position. It is stored whole, also in the middle of a change, because a member
-//! that restarts there has to need both majorities as before.
+//! The membership is part of the state: each applied entry that changes it replaces it in the same write
+//! that moves the position. It is stored whole, even in the middle of a change, because a member that
+//! restarts then still needs both majorities.
 
 use esker_raft::{Membership, NodeId};
 use serde::{Deserialize, Serialize};
 
-/// The numbers of the members, by what they are to the group. Each list is sorted.
+/// The numbers of the members, by their role in the group. Each list is sorted.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Members {
     /// Members with a vote.
     pub voters: Vec<u64>,
-    /// Members without.
+    /// Members without a vote.
     pub learners: Vec<u64>,
-    /// During a change: who had a vote before it. Their majority has to agree too.
+    /// During a change: the members that had a vote before it. Their majority has to agree too.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub voters_outgoing: Vec<u64>,
-    /// During a change: who becomes a learner when it ends.
+    /// During a change: the members that become learners when it ends.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub learners_next: Vec<u64>,
     /// The learners that get a vote once they have caught up.

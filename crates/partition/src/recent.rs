@@ -1,8 +1,8 @@
 //! The newest batches of a followed stream, in memory.
 //!
-//! They are contiguous and end at the tail. Each stream may keep so many bytes, and all streams of
-//! a node together so many ([`RecentBudget`]): beyond that, each keeps what its newest append step
-//! brought alone (2 MiB at most, or its newest batch), and readers that lag behind it read the database.
+//! They are contiguous and end at the tail. [`RecentBudget`] limits the bytes of each stream, and those
+//! of all streams of a node together. While the total is exceeded, a stream keeps only the batches of its
+//! newest append step (2 MiB at most, or one batch); readers that lag behind these read the database.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use s2_common::record::SeqNum;
 
 use crate::batch::StoredBatch;
 
-/// What the followed streams of a node may keep. Cheap to clone.
+/// Limits the memory that recent batches of the followed streams of a node take. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct RecentBudget {
     per_stream: usize,
@@ -22,7 +22,7 @@ pub struct RecentBudget {
 }
 
 impl RecentBudget {
-    /// So many bytes for one stream, so many for all.
+    /// A budget of `per_stream` bytes for each stream and `total` bytes for all of them.
     pub fn new(per_stream: usize, total: usize) -> RecentBudget {
         RecentBudget {
             per_stream,
@@ -31,7 +31,7 @@ impl RecentBudget {
         }
     }
 
-    /// Bytes that are kept now.
+    /// Bytes of the batches in memory.
     pub fn used(&self) -> usize {
         self.used.load(Ordering::Relaxed)
     }
@@ -55,7 +55,7 @@ impl Default for RecentBudget {
 /// Some of the newest batches of a stream.
 #[derive(Debug)]
 pub(crate) struct RecentBatches {
-    /// In order, without others between them.
+    /// Contiguous, in the order of their sequence numbers.
     pub batches: Vec<StoredBatch>,
     /// Whether the last of them ends at the tail.
     pub ends: bool,
@@ -77,8 +77,8 @@ impl Recent {
         }
     }
 
-    /// Adds what a step appended. Batches that do not end at the tail are of no use to a follower: the
-    /// tail may have passed over numbers.
+    /// Adds the batches that a step appended. If they do not end at the tail, because it has passed over
+    /// sequence numbers, no batch is kept: a follower could not use them.
     pub fn extend(&mut self, new: Vec<StoredBatch>, tail: SeqNum) {
         let newest = new.len().max(1);
         for batch in new {
@@ -93,7 +93,7 @@ impl Recent {
         if self.end_seq() != Some(tail) {
             self.clear();
         }
-        // What the newest step appended stays whatever its size, and the newest batch.
+        // The batches of the newest step are kept whatever their size; without any, the newest batch is.
         while self.batches.len() > newest && self.bytes > self.budget.allowance() {
             if let Some(oldest) = self.batches.pop_front() {
                 self.forget(oldest.bytes());
@@ -106,13 +106,14 @@ impl Recent {
         self.forget(self.bytes);
     }
 
-    /// Whether they go back to the record at `seq`.
+    /// Whether the batches go back to the record at `seq`.
     pub fn reaches(&self, seq: SeqNum) -> bool {
         self.batches.front().is_some_and(|b| b.first_seq <= seq)
     }
 
-    /// Those with records at or after `seq`, if they go back that far: about as many as one answer takes.
-    /// Memory may keep tens of thousands, and appends wait while they are handed out.
+    /// Batches with records at or after `seq`, if memory goes back that far: about as many as one answer
+    /// takes. The number is limited because memory may have tens of thousands of them, and appends wait
+    /// while they are cloned.
     pub fn from(&self, seq: SeqNum) -> Option<RecentBatches> {
         if !self.reaches(seq) {
             return None;

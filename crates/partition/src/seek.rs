@@ -1,9 +1,9 @@
 //! Finding a batch by a sequence number that it holds.
 //!
-//! A partition's files come in runs, and any of them may hold a part of a stream. Moving an iterator
-//! forward costs no block of a run that has nothing at the target: the index of a file says where each
-//! block begins and ends. Moving it backward reads a block of every run. So all of these searches go
-//! forward only.
+//! The files of a partition form sorted runs, and each run may hold a part of a stream. Moving an
+//! iterator forward reads no block of a run that has nothing at the target, because the index of a file
+//! has the first and last key of each block. Moving it backward reads a block of every run. So all of
+//! these searches move forward only.
 
 use std::ops::Range;
 
@@ -15,16 +15,17 @@ use crate::ids::StreamId;
 use crate::keys;
 use crate::store::RawIterator;
 
-/// A batch has at most so many records: the one that holds a sequence number begins fewer numbers
+/// Most records of a batch. The batch that holds a sequence number begins less than this many numbers
 /// before it.
 const MAX_BATCH_RECORDS: u64 = RECORD_BATCH_MAX.count as u64;
 
-/// Moves the iterator to the stream's batch that holds `seq` if there is one, else to what comes after
-/// it. Where a move in between fails, it ends at what comes after `seq` too, and the iterator's status
-/// has the error of the last move.
+/// Moves the iterator to the stream's batch that holds `seq` or, if there is none, to the first key after
+/// it. If a move on the way fails, the iterator ends at the first key at or after `seq` too, and its
+/// status has the error of the last move.
 ///
-/// It moves forward each time. An iterator reads the batch that it is moved to, so moves are few: most
-/// reads begin where a batch does, and batches of a stream tend to be of one size.
+/// Every move is a forward seek. A seek reads the batch at its target, so the search needs few of them:
+/// most reads begin where a batch begins, and the batches of a stream tend to have one size, so the first
+/// step back is the size of the batch after `seq`.
 pub(crate) fn seek_batch(it: &mut RawIterator<'_>, id: StreamId, seq: SeqNum) {
     let behind = seek_from(it, id, seq);
     if behind.as_ref().is_some_and(|batch| batch.start == seq) {
@@ -32,7 +33,7 @@ pub(crate) fn seek_batch(it: &mut RawIterator<'_>, id: StreamId, seq: SeqNum) {
     }
     let lowest = seq.saturating_sub(MAX_BATCH_RECORDS - 1);
     let mut step = behind.map_or(1, |batch| batch.end - batch.start);
-    // No batch begins from `high` to `seq`; what holds `seq` does not begin before `low`.
+    // No batch begins in `high..=seq`; the batch that holds `seq` does not begin before `low`.
     let (mut low, mut high) = (lowest, seq);
     while low < high {
         let probe = high.saturating_sub(step).max(low);
@@ -51,7 +52,8 @@ pub(crate) fn seek_batch(it: &mut RawIterator<'_>, id: StreamId, seq: SeqNum) {
     it.seek(keys::data(id, seq));
 }
 
-/// Moves to the stream's first batch that begins at or after `seq`; its sequence numbers.
+/// Moves to the stream's first batch that begins at or after `seq`; returns its range of sequence
+/// numbers, or `None` if there is no such batch.
 fn seek_from(it: &mut RawIterator<'_>, id: StreamId, seq: SeqNum) -> Option<Range<SeqNum>> {
     it.seek(keys::data(id, seq));
     let start = keys::first_seq_in(id, it.key()?)?;

@@ -1,4 +1,4 @@
-//! Settings of basins and streams as they are kept: protobuf forms of the types of `s2-common`.
+//! Stored settings of basins and streams: protobuf forms of the types of `s2-common`.
 
 use std::time::Duration;
 
@@ -9,10 +9,10 @@ use s2_common::config::{
     TimestampingMode,
 };
 
-/// Settings of a stream, or the part of them that is set.
+/// Settings of a stream; a field that is not set is `None`.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub struct StreamSettings {
-    /// Storage class, kept and echoed, without effect.
+    /// Storage class; it is stored and returned, and has no effect.
     #[prost(string, optional, tag = "1")]
     pub storage_class: Option<String>,
     /// Age in seconds after which records expire; 0 for never.
@@ -32,7 +32,7 @@ pub struct StreamSettings {
 /// Settings of a basin.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub struct BasinSettings {
-    /// For streams that do not set their own.
+    /// Defaults for streams that do not set their own.
     #[prost(message, required, tag = "1")]
     pub default_stream: StreamSettings,
     /// Whether an append creates a missing stream.

@@ -1,8 +1,8 @@
-//! One stream as readers and the leader see it.
+//! One stream, as readers and the leader see it.
 //!
-//! The apply thread publishes what it has applied; readers take the tail, the trim point and the
-//! newest batches from here, and are woken. Batches are kept in memory only while somebody
-//! follows, up to a byte limit; who lags further behind reads the database.
+//! The apply thread publishes here what it has applied, and wakes readers. Readers take the tail, the
+//! trim point and the newest batches from here. Batches are kept in memory only while the stream has
+//! followers, up to a limit in bytes; a reader that lags further behind reads the database.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -18,7 +18,7 @@ use crate::lineage::GAP;
 use crate::recent::{Recent, RecentBatches, RecentBudget};
 use crate::settings::StreamSettings;
 
-/// What is kept of a stream that seldom changes.
+/// The stored data of a stream that seldom changes.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub struct StreamMeta {
     /// Its basin.
@@ -27,13 +27,13 @@ pub struct StreamMeta {
     /// Its name.
     #[prost(string, tag = "2")]
     pub name: String,
-    /// Settings, basin defaults merged in at creation.
+    /// Settings; the basin's defaults were merged in at creation.
     #[prost(message, required, tag = "3")]
     pub settings: StreamSettings,
-    /// Rises with every change of the settings.
+    /// Increases with every change of the settings.
     #[prost(uint64, tag = "4")]
     pub settings_version: u64,
-    /// Milliseconds since the epoch.
+    /// When it was created, in milliseconds since the epoch.
     #[prost(uint64, tag = "5")]
     pub created_ms: u64,
     /// See [`crate::command::ProvisionStream::request_hash`].
@@ -41,8 +41,8 @@ pub struct StreamMeta {
     pub request_hash: Vec<u8>,
 }
 
-/// What is kept of a stream that changes with every append. It is written with each, so nothing in it
-/// may grow with their number.
+/// The stored data of a stream that changes with every append. It is written with each of them, so
+/// nothing in it may grow with their number.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub struct StreamState {
     /// Next sequence number.
@@ -57,57 +57,57 @@ pub struct StreamState {
     /// Fencing token in force; empty for none.
     #[prost(string, tag = "4")]
     pub fencing_token: String,
-    /// When something last happened to it, in milliseconds since the epoch.
+    /// When it was created or last changed, in milliseconds since the epoch.
     #[prost(uint64, tag = "5")]
     pub active_ms: u64,
-    /// How many forks of the partition the sequence numbers have seen.
+    /// Number of the partition's forks that the sequence numbers take into account.
     #[prost(uint64, tag = "6")]
     pub forks: u64,
-    /// Sequence numbers that were passed over, in order: the last ones, as many as [`MAX_GAPS`]. Also
-    /// below the trim point, for those who ask whether what they made of trimmed records is of this
-    /// history; earlier builds forgot them there.
+    /// Sequence numbers that were passed over, in order: the last [`MAX_GAPS`] gaps. Gaps below the trim
+    /// point are included, because a consumer of trimmed records has to know whether they are part of
+    /// this history; earlier builds removed them there.
     #[prost(message, repeated, tag = "7")]
     pub gaps: Vec<Gap>,
 }
 
-/// More forks than this one stream need not remember: reads from a tail offset that go back further
-/// count the numbers of the gap as well.
+/// Most gaps that a stream remembers. A read from a tail offset that goes back beyond these counts the
+/// sequence numbers of older gaps as if they were records.
 pub(crate) const MAX_GAPS: usize = 8;
 
 /// Sequence numbers that no record has, and none will get.
 #[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
 pub struct Gap {
-    /// First.
+    /// First sequence number.
     #[prost(uint64, tag = "1")]
     pub from: u64,
-    /// After the last.
+    /// Sequence number after the last one.
     #[prost(uint64, tag = "2")]
     pub end: u64,
-    /// How many forks passed them over; 0 for an import, which replaced what the state store had.
+    /// How many forks left the gap; 0 if an import did, which replaced the contents of the state store.
     /// Earlier builds did not write it: see [`StreamState::separate_gaps`].
     #[prost(uint64, optional, tag = "3")]
     pub forks: Option<u64>,
 }
 
 impl Gap {
-    /// How many forks it is of, if no import has a part in it.
+    /// How many forks left it, computed from its length: right if no import contributed to it.
     pub(crate) fn forks_by_length(&self) -> u64 {
         self.end.saturating_sub(self.from) / GAP
     }
 }
 
-/// Imports that replaced what the state store had, and left gaps in its stream.
+/// Imports that replaced the contents of the state store and left gaps in its stream.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Imports {
-    /// How many there were.
+    /// Their number.
     pub count: u64,
-    /// Where the last one's gap ends; 0 if that is not known.
+    /// End of the gap that the last one left; 0 if that is not known.
     pub last_end: SeqNum,
 }
 
 impl StreamState {
-    /// Moves the tail on for the forks that this state has not seen: what was appended after them
-    /// may have been given any number from the tail on.
+    /// Moves the tail past the forks that this state has not seen: records that a stale lineage appended
+    /// after them may have got any sequence number from the tail on.
     pub fn see_forks(&mut self, forks: u64) {
         let missed = forks.saturating_sub(self.forks);
         self.forks = self.forks.max(forks);
@@ -118,7 +118,7 @@ impl StreamState {
         let from = self.tail_seq;
         self.tail_seq = from.saturating_add(missed.saturating_mul(GAP));
         match self.gaps.last_mut() {
-            // Nothing was appended between two forks.
+            // Nothing was appended since the last fork, so its gap grows.
             Some(
                 last @ Gap {
                     forks: Some(1..), ..
@@ -140,7 +140,7 @@ impl StreamState {
         self.leave_gap();
     }
 
-    /// Moves the tail on to `seq` for an import: no record gets a number between.
+    /// Moves the tail to `seq` for an import: no record gets a sequence number in between.
     pub(crate) fn skip_to(&mut self, seq: SeqNum) {
         if self.is_empty() {
             self.tail_seq = self.tail_seq.max(seq);
@@ -163,19 +163,19 @@ impl StreamState {
         self.gaps.drain(..too_many);
     }
 
-    /// Whether a gap does not say what it is of: an earlier build wrote it.
+    /// Whether what left a gap is not recorded, because an earlier build wrote it.
     pub(crate) fn has_untold_gaps(&self) -> bool {
         self.gaps.iter().any(|gap| gap.forks.is_none())
     }
 
-    /// Finds out what the gaps are of that do not say it. `imports` are those into the state store whose
-    /// stream this is; none for any other stream; `None` if they are not known any more. What cannot be
-    /// told apart stays as it is.
+    /// Determines whether forks or imports left the gaps for which that is not recorded. `imports` are
+    /// those into the state store whose stream this is; none for any other stream; `None` if they are no
+    /// longer known. Gaps for which it cannot be determined stay as they are.
     pub(crate) fn separate_gaps(&mut self, imports: Option<Imports>) {
         let is_known = imports.is_some_and(|one| one.count == 0 || one.last_end > 0);
         let Imports { count, last_end } = imports.unwrap_or_default();
         let mut newest_first = Vec::new();
-        // Those that the gaps looked at do not account for.
+        // Forks that the gaps examined so far do not account for.
         let mut forks = self.forks;
         for gap in self.gaps.iter().rev().copied() {
             let of_forks = |from| {
@@ -199,9 +199,9 @@ impl StreamState {
                         ..gap
                     });
                 }
-                // No other import can have left it.
+                // The only import left a later gap.
                 None if count == 1 => newest_first.push(of_forks(gap.from)),
-                // No other fork can.
+                // Forks left later gaps only.
                 None if forks == 0 => newest_first.push(Gap {
                     forks: Some(0),
                     ..gap
@@ -216,7 +216,7 @@ impl StreamState {
         self.forget_old_gaps();
     }
 
-    /// Readers see nothing below this from now on, if that is more than before; whether it is.
+    /// Raises the trim point to `point`, and beyond a gap that it would be in; returns whether it rose.
     pub fn trim_to(&mut self, point: SeqNum) -> bool {
         let before = self.trim_point;
         self.trim_point = before.max(point);
@@ -224,19 +224,18 @@ impl StreamState {
         self.trim_point > before
     }
 
-    /// A trim point in a gap is one at its end.
+    /// Moves a trim point that is in a gap to the end of the gap.
     fn leave_gap(&mut self) {
         self.trim_point = self.after_gap(self.trim_point);
     }
 
-    /// Gaps that readers can meet: none below the trim point.
+    /// Retains the gaps that readers can meet: those that end above the trim point.
     pub(crate) fn retain_visible_gaps(&mut self) {
         let trim_point = self.trim_point;
         self.gaps.retain(|gap| gap.end > trim_point);
     }
 
-    /// Gaps as readers meet them: whether one or several follow on one another, and of what, makes no
-    /// difference.
+    /// Merges adjacent gaps and removes what left them, because neither makes a difference to readers.
     pub(crate) fn merge_gaps(&mut self) {
         let mut merged: Vec<Gap> = Vec::new();
         for gap in self.gaps.drain(..) {
@@ -248,7 +247,7 @@ impl StreamState {
         self.gaps = merged;
     }
 
-    /// The sequence number, or the end of the gaps that it is in.
+    /// The sequence number; if it is in a gap, the end of that gap and of those directly after it.
     pub fn after_gap(&self, seq: SeqNum) -> SeqNum {
         self.gaps.iter().fold(seq, |seq, gap| {
             let is_in = (gap.from..gap.end).contains(&seq);
@@ -256,16 +255,16 @@ impl StreamState {
         })
     }
 
-    /// Where the history goes on, if a sequence number was given out by one that a loss cut off, and has
-    /// no record in the present one. Where a gap begins, the present history ends as well, so that this
-    /// number may be meant.
+    /// Where the present history continues, if a history that a loss cut off gave out the sequence
+    /// number, and the present one has no record there. The first number of a gap is not such a number:
+    /// it is also where the present history ended before the gap, so a reader may refer to that.
     pub fn cut_off(&self, seq: SeqNum) -> Option<SeqNum> {
         let of_forks = self.gaps.iter().filter(|gap| gap.forks != Some(0));
         let mut cut_off = of_forks.filter(|gap| gap.from < seq && seq < gap.end);
         cut_off.next().map(|gap| gap.end)
     }
 
-    /// The sequence number so many records before the tail.
+    /// The sequence number that has `records` records between it and the tail; gaps do not count.
     pub fn before_tail(&self, mut records: u64) -> SeqNum {
         let mut end = self.tail_seq;
         for gap in self.gaps.iter().rev() {
@@ -304,14 +303,14 @@ impl StreamState {
     }
 }
 
-/// A moment of a stream.
+/// The state of a stream at one moment.
 #[derive(Clone, Debug)]
 pub struct View {
     /// Tail, trim point and so on.
     pub state: StreamState,
     /// Settings.
     pub config: Arc<StreamConfig>,
-    /// Rises with every change of the settings.
+    /// Increases with every change of the settings.
     pub settings_version: u64,
     /// Whether the stream was deleted.
     pub gone: bool,
@@ -319,11 +318,11 @@ pub struct View {
 
 struct Published {
     view: View,
-    /// Empty while nobody follows.
+    /// Empty while the stream has no followers.
     recent: Recent,
 }
 
-/// One incarnation of a stream.
+/// A stream. Once deleted, it does not come back: a new stream of the same name has another id.
 pub struct Stream {
     /// Its id.
     pub id: StreamId,
@@ -333,10 +332,10 @@ pub struct Stream {
     pub partition: PartitionId,
     /// Its name.
     pub name: String,
-    /// Milliseconds since the epoch.
+    /// When it was created, in milliseconds since the epoch.
     pub created_ms: u64,
     published: Mutex<Published>,
-    /// The tail; also touched when the stream is deleted.
+    /// The tail; also sent when the stream is deleted.
     changed: watch::Sender<SeqNum>,
     followers: AtomicUsize,
 }
@@ -379,7 +378,7 @@ impl Stream {
         self.published.lock().view.state.tail()
     }
 
-    /// Begins to follow; while the guard lives, new batches are kept in memory.
+    /// Begins to follow; while the returned value exists, new batches are kept in memory.
     pub fn follow(self: &Arc<Self>) -> Follower {
         self.followers.fetch_add(1, Ordering::Relaxed);
         Follower {
@@ -408,7 +407,7 @@ impl Stream {
         Some((batches, published.view.clone()))
     }
 
-    /// Called by the apply thread, after the database has it.
+    /// Publishes a change and wakes followers. The apply thread calls it after it has written the change.
     pub(crate) fn publish(&self, change: Change) {
         let tail = {
             let mut published = self.published.lock();
@@ -430,7 +429,7 @@ impl Stream {
     }
 }
 
-/// What the apply thread did to a stream.
+/// A change that the apply thread made to a stream.
 pub(crate) struct Change {
     pub state: StreamState,
     pub settings: Option<(StreamSettings, u64)>,
@@ -438,7 +437,7 @@ pub(crate) struct Change {
     pub batches: Vec<StoredBatch>,
 }
 
-/// Somebody who follows a stream.
+/// A follower of a stream; while one exists, the stream keeps new batches in memory.
 pub struct Follower {
     stream: Arc<Stream>,
     changed: watch::Receiver<SeqNum>,

@@ -58,7 +58,7 @@ impl Fixture {
         self.stop_and_open();
     }
 
-    /// What was not flushed is not there afterwards.
+    /// Stops the catalog and opens it again, without the writes that were not flushed.
     fn stop_and_open(&mut self) {
         let (store, catalog) = self.open.take().unwrap();
         drop(catalog);
@@ -101,7 +101,7 @@ impl Fixture {
         self.step(vec![command]).remove(0)
     }
 
-    /// Applies the log from where the database ends, in steps of so many.
+    /// Applies the log from where the database ends, in steps of `step` entries.
     fn replay(&mut self, step: usize) {
         let applied = self.catalog().applied().0 as usize;
         let rest = self.log[applied..].to_vec();
@@ -208,7 +208,7 @@ fn a_basin_is_made_again_under_an_id_that_nobody_else_has_or_had() {
     let first = fixture.create("first-basin").0;
     let gone = fixture.create("gone-basin").0;
     fixture.step(vec![delete("gone-basin", 5), forget(gone)]);
-    // Also within the step in which it was given away.
+    // The same holds within the step that assigns the id.
     let late = gone + 100;
     let (made, taken) = (again("late-basin", late), again("thief-basin", late));
     let outcomes = fixture.step(vec![made.clone(), taken, made, again("late-basin", first)]);
@@ -221,7 +221,7 @@ fn a_basin_is_made_again_under_an_id_that_nobody_else_has_or_had() {
     for id in [first, late, u64::MAX] {
         assert_eq!(fixture.apply(again("back-basin", id)), EXISTS, "{id}");
     }
-    // What comes next has an id of its own.
+    // The next basin has an id of its own.
     assert_eq!(fixture.create("next-basin").0, late + 1);
 }
 
@@ -231,8 +231,8 @@ const DONE: Outcome = Outcome::SettingsSet(SettingsSet::Done);
 const CONFLICT: Outcome = Outcome::SettingsSet(SettingsSet::Conflict);
 const GONE: Outcome = Outcome::SettingsSet(SettingsSet::Gone);
 
-/// Applies commands in one step, and, in a second catalog, each in a step of its own: the outcomes
-/// and what is left must be the same.
+/// Applies commands in one step, and, in a second catalog, each in a step of its own. The outcomes and
+/// the contents must be the same.
 fn in_one_step_or_many(commands: Vec<Kind>) -> (Vec<Outcome>, Fixture) {
     let mut together = Fixture::new();
     let mut apart = Fixture::new();
@@ -286,7 +286,7 @@ fn create_only_refuses_a_name_that_is_taken_but_for_the_request_that_took_it() {
         EXISTS,
     ];
     assert_eq!(outcomes, expected);
-    // Also when it was opened again, and its settings are others.
+    // The same after the catalog was opened again, and with other settings.
     catalog.apply(ensure("basin-a", settings(false)));
     catalog.reopen();
     assert_eq!(
@@ -390,7 +390,7 @@ fn only_a_basin_that_is_being_deleted_is_forgotten() {
         forget(77),
     ]);
     assert_eq!(catalog.content().len(), 2);
-    // A late answer about a basin of the past does not hit the new one of its name.
+    // A late command about a deleted basin does not affect the new one of its name.
     catalog.apply(forget(2));
     catalog.create("basin-b");
     catalog.apply(delete("basin-b", 6_000));

@@ -1,4 +1,4 @@
-//! Verifying the blocks of a checkpoint's files.
+//! Verification of the blocks of a checkpoint's files.
 
 use std::path::Path;
 use std::{fs, io};
@@ -8,13 +8,13 @@ use crate::ids::PartitionId;
 use crate::store::{Store, StoreError, StoreOptions};
 
 impl Checkpoint {
-    /// Reads every block of every file in a database of its own, which is made in `scratch` and removed
-    /// again. [`Checkpoint::verify`] compares files with what they were when the checkpoint was made:
-    /// a block that was damaged before that is found here alone.
+    /// Reads every block of every file in a scratch database, which is created in `scratch` and then
+    /// removed. [`Checkpoint::verify`] compares files with what they were when the checkpoint was made,
+    /// so only this finds a block that was damaged before.
     ///
     /// # Errors
     ///
-    /// What is damaged; or that the files or the database cannot be read or written now.
+    /// A block is damaged; or the files or the scratch database cannot be read or written now.
     pub fn verify_blocks(&self, scratch: &Path) -> Result<(), StoreError> {
         let removed = |result: io::Result<()>| match result {
             Err(source) if source.kind() != io::ErrorKind::NotFound => Err(StoreError::Io {

@@ -1,4 +1,5 @@
-//! Making a checkpoint: a flush, links, the position that the files hold, checksums, a description.
+//! Creation of a checkpoint: a flush, hard links, the position that the files cover, checksums, a
+//! description.
 
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt as _;
@@ -49,15 +50,15 @@ impl esker_raft::Capture for Capture {
 }
 
 impl Capture {
-    /// Makes the checkpoint, durable when this returns. If there is one of the same LSN, that one is
-    /// the answer.
+    /// Creates the checkpoint; durable when this returns. If there is one of the same LSN and history,
+    /// returns that one.
     pub fn take(self) -> Result<Checkpoint, StoreError> {
         self.make(None)
     }
 
-    /// Makes the checkpoint at `to`, durable when this returns, and leaves those where [`Capture::take`]
-    /// makes them as they are. `to` is not there yet, its directory is, on the database's file system. If
-    /// one of `known` is whole and the same, that one is the answer.
+    /// Creates the checkpoint at `to`, durable when this returns, without a change to those that
+    /// [`Capture::take`] creates. `to` must not exist yet; its parent must, on the database's file
+    /// system. If one of `known` is intact and the same, returns that one.
     pub fn take_to(self, to: &Path, known: &[PathBuf]) -> Result<Checkpoint, StoreError> {
         self.make(Some((to, known)))
     }
@@ -167,7 +168,7 @@ impl Drop for Temporary {
 }
 
 impl PartitionDb {
-    /// Links the files of now into a directory that is not there yet.
+    /// Links the present files, after a flush, into a directory that does not exist yet.
     fn export(&self, to: &Path) -> Result<(String, Vec<CheckpointFile>), StoreError> {
         // The export flushes too, but waits without a limit until a flush succeeds.
         self.flush()?;
@@ -192,12 +193,13 @@ impl PartitionDb {
         Ok((exported.get_db_comparator_name(), files))
     }
 
-    /// Links the files of now into a directory that is not there yet, to verify their blocks
-    /// ([`Checkpoint::verify_blocks`]). No checksums are computed, so it is no checkpoint to keep.
+    /// Links the present files into a directory that does not exist yet, to verify their blocks
+    /// ([`Checkpoint::verify_blocks`]). No checksums are computed, so the result is not a checkpoint to
+    /// keep.
     ///
     /// # Errors
     ///
-    /// A file is missing; or links cannot be made now.
+    /// A file is missing; or links cannot be created now.
     pub fn link_files(&self, to: &Path) -> Result<Checkpoint, StoreError> {
         if let Some(parent) = to.parent() {
             fs::create_dir_all(parent).map_err(io("creating", parent))?;
@@ -207,7 +209,7 @@ impl PartitionDb {
     }
 }
 
-/// Exported files of which it is not known what they cover.
+/// A checkpoint of exported files, without the position that they cover.
 fn without_position(
     partition: PartitionId,
     dir: &Path,
@@ -230,8 +232,8 @@ fn without_position(
     }
 }
 
-/// The position and the lineage that the files hold: those that can have them are imported into a scratch
-/// database and read.
+/// The position and the lineage that the files cover: the files that can have these keys are imported
+/// into a scratch database and read.
 fn covered(
     part: &PartitionDb,
     files: &[CheckpointFile],

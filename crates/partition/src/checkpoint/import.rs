@@ -1,4 +1,4 @@
-//! Making a partition of a checkpoint.
+//! Creates a partition from a checkpoint.
 
 use rust_rocksdb::LiveFile;
 
@@ -10,12 +10,13 @@ use crate::store::{Store, StoreError, cf_name};
 const LEVELS: i32 = 7;
 
 impl Store {
-    /// Creates a partition from a checkpoint's files. They are *moved* into the database: the directory is
-    /// empty afterwards. Durable when this returns; a crash leaves no partition, or all of it.
+    /// Creates a partition from a checkpoint's files. They are *moved* into the database: the directory
+    /// has none of them afterwards. Durable when this returns. After a crash, the partition is absent or
+    /// complete.
     ///
     /// # Errors
     ///
-    /// The partition is there, or RocksDB does not take the files.
+    /// The partition exists already, or RocksDB does not accept the files.
     pub fn import(
         &self,
         partition: PartitionId,
@@ -27,7 +28,7 @@ impl Store {
 }
 
 impl Checkpoint {
-    /// As RocksDB wants them for an import.
+    /// The description of the files that RocksDB requires for an import.
     fn live_files(&self, column_family: &str) -> Result<Vec<LiveFile>, StoreError> {
         let bad = |why: String| StoreError::Checkpoint {
             path: self.dir.clone(),

@@ -6,9 +6,9 @@
 //! <checkpoints>/<partition>/tmp-…/                       one that was not finished
 //! ```
 //!
-//! Making one costs a flush, links, and reading what is new since the one before for its checksum.
-//! What it covers is read from the linked files themselves: a flush that ran meanwhile may have put
-//! more into them than there was when the checkpoint was asked for.
+//! A checkpoint costs a flush, links, and a read of the files that the previous one does not have, for
+//! their checksums. What it covers is read from the linked files themselves: a flush that ran meanwhile
+//! may have added to what there was when the checkpoint was requested.
 
 mod blocks;
 mod capture;
@@ -31,9 +31,9 @@ pub use capture::Capture;
 
 /// Version of `checkpoint.json`.
 pub const FORMAT: u32 = 1;
-/// What describes a checkpoint.
+/// The file that describes a checkpoint.
 const DESCRIPTION: &str = "checkpoint.json";
-/// Most bytes of a description; what RocksDB can have files for.
+/// Most bytes of a description: enough for as many files as RocksDB can have.
 const DESCRIPTION_BYTES: u64 = 64 << 20;
 /// Bytes that are read at a time for a checksum.
 const CHUNK: usize = 1 << 20;
@@ -45,19 +45,19 @@ pub struct CheckpointMeta {
     pub format: u32,
     /// The partition.
     pub partition: u64,
-    /// Last entry whose effects are in it.
+    /// LSN of the last entry whose effects are in it.
     pub lsn: u64,
     /// Its term.
     pub term: u64,
-    /// Who belongs to the group, as of `lsn`.
+    /// The members of the group, as of `lsn`.
     #[serde(flatten)]
     pub members: Members,
-    /// The history that `lsn` is of, in hexadecimal digits.
+    /// The lineage of `lsn`, in hexadecimal digits.
     pub lineage: String,
     /// Checksums of the entries up to `lsn`; absent if an earlier build applied them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub log_tail: Option<LogTail>,
-    /// How keys are ordered.
+    /// The name of the comparator that orders keys.
     pub comparator: String,
     /// The files.
     pub files: Vec<CheckpointFile>,
@@ -68,7 +68,7 @@ pub struct CheckpointMeta {
 pub struct CheckpointFile {
     /// `/` and its name.
     pub name: String,
-    /// In bytes.
+    /// Its size in bytes.
     pub size: u64,
     /// Its level in the tree.
     pub level: i32,
@@ -80,19 +80,20 @@ pub struct CheckpointFile {
     pub smallest_seqno: u64,
     /// Highest sequence number in it.
     pub largest_seqno: u64,
-    /// How many entries it has.
+    /// Number of its entries.
     pub num_entries: u64,
-    /// How many of them are deletions.
+    /// Number of entries that are deletions.
     pub num_deletions: u64,
     /// xxh3-128 of its bytes, in hexadecimal digits. Empty if it was not computed.
     #[serde(default)]
     pub checksum: String,
-    /// Which file of this machine it was when the checksum was computed.
+    /// The identity of the local file when the checksum was computed.
     #[serde(default)]
     pub identity: FileIdentity,
 }
 
-/// Tells whether a file is still the same one: these are immutable.
+/// The identity of a file on the local file system. These files are immutable, so one with the same
+/// identity has the same contents.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileIdentity {
     /// Its inode.
@@ -104,14 +105,14 @@ pub struct FileIdentity {
 /// Immutable files, and what they cover. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Checkpoint {
-    /// Where the files are.
+    /// The directory of the files.
     pub dir: PathBuf,
-    /// What they are.
+    /// The description.
     pub meta: Arc<CheckpointMeta>,
 }
 
 impl Checkpoint {
-    /// Reads a checkpoint's description, and checks that its files are there with their sizes.
+    /// Reads a checkpoint's description, and checks that its files exist with their sizes.
     pub fn open(dir: &Path) -> Result<Checkpoint, StoreError> {
         let bad = |why: String| StoreError::Checkpoint {
             path: dir.to_owned(),
@@ -154,7 +155,7 @@ impl Checkpoint {
         Ok(checkpoint)
     }
 
-    /// Where a file of it is.
+    /// The path of one of its files.
     pub fn path_of(&self, file: &CheckpointFile) -> Result<PathBuf, StoreError> {
         let plain = file.name.strip_prefix('/').filter(|name| {
             !name.is_empty() && !name.contains(['/', '\\', '\0']) && !name.starts_with('.')
@@ -191,14 +192,15 @@ impl Checkpoint {
         self.meta.files.iter().map(|f| f.size).sum()
     }
 
-    /// The history that it is of.
+    /// The lineage that it is of; `None` if the description does not have one.
     pub fn lineage(&self) -> Option<LineageId> {
         u128::from_str_radix(&self.meta.lineage, 16)
             .ok()
             .map(LineageId)
     }
 
-    /// Hard links of the same files in another directory, for an import, which moves the files that it gets.
+    /// Creates hard links to the files in another directory, for an import, which moves the files that it
+    /// gets.
     pub fn link_to(&self, dir: &Path) -> Result<Checkpoint, StoreError> {
         fs::create_dir_all(dir).map_err(io("creating", dir))?;
         let linked = Checkpoint {

@@ -1,4 +1,4 @@
-//! What time has made due: records that are too old, streams that have been empty for long enough.
+//! What is due by time: records that are too old, streams that have been empty for long enough.
 
 use s2_common::config::StreamConfig;
 use s2_common::record::SeqNum;
@@ -10,7 +10,7 @@ use crate::seek::seek_batch;
 use crate::store::StoreError;
 use crate::stream::{StreamMeta, StreamState};
 
-/// Something that time has made due.
+/// Something that is due by time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Due {
     /// Records below are too old.
@@ -24,14 +24,14 @@ pub enum Due {
     DeleteIfEmpty {
         /// The stream.
         stream: StreamId,
-        /// Since when nothing happened to it.
+        /// When it was last active, in milliseconds since the epoch.
         since_ms: u64,
     },
 }
 
 impl Reader {
-    /// What is due at `now_ms` of up to `count` streams with ids after `after`, and the last of these ids to
-    /// continue after; `None` at the end.
+    /// What is due at `now_ms` of up to `count` streams with ids after `after`; and the id after which
+    /// the next call continues, `None` at the end.
     pub fn due(
         &self,
         after: StreamId,
@@ -100,9 +100,9 @@ impl Reader {
         Ok((up_to > state.head()).then_some(Due::Expire { stream: id, up_to }))
     }
 
-    /// Where the first batch begins that arrived at or after `cutoff`; the tail if none did. Batches
-    /// of a stream arrive in order, so this halves what is left until nothing is; it only moves
-    /// forward, see [`crate::seek`].
+    /// Where the first batch begins that arrived at or after `cutoff`; the tail if none did. Batches of a
+    /// stream arrive in order, so this is a binary search. Every move is a forward seek, see
+    /// [`crate::seek`].
     fn first_arrived(
         &self,
         id: StreamId,
@@ -118,8 +118,8 @@ impl Reader {
             Some(oldest) if oldest.arrival_ms < cutoff => oldest.end_seq().max(head),
             _ => return Ok(head),
         };
-        // No batch that begins before `low` arrived late enough. The first that begins at or after
-        // `high` does; it begins at `found`.
+        // No batch that begins before `low` arrived at or after `cutoff`. The first one that begins at or
+        // after `high` did; it begins at `found`.
         let (mut high, mut found) = (tail, tail);
         while low < high {
             let probe = low + (high - low) / 2;

@@ -1,6 +1,6 @@
-//! Reading: streams by name, records by position, what is due to expire.
+//! Readers of a stream partition: streams by name, records by position, what is due to expire.
 //!
-//! Everything here blocks on the database for as long as a disk takes; call it where that is fine.
+//! Every operation blocks while the database reads from the disk, so callers need threads that may block.
 
 mod due;
 mod scan;
@@ -28,7 +28,7 @@ pub enum ReadError {
     /// The stream was deleted.
     #[error("the stream is gone")]
     Gone,
-    /// The database.
+    /// The database could not be read.
     #[error(transparent)]
     Store(#[from] StoreError),
 }
@@ -38,7 +38,7 @@ pub enum ReadError {
 pub struct Listed {
     /// Its name.
     pub name: String,
-    /// Milliseconds since the epoch.
+    /// When it was created, in milliseconds since the epoch.
     pub created_ms: u64,
 }
 
@@ -54,7 +54,7 @@ impl Reader {
         Reader { part, directory }
     }
 
-    /// Which partition.
+    /// The partition.
     pub fn partition(&self) -> PartitionId {
         self.part.partition()
     }
@@ -111,7 +111,7 @@ impl Reader {
         Ok(listed)
     }
 
-    /// The basins that the partition's streams are in, but for dropped ones. Looks at one stream of each.
+    /// The basins of the partition's streams, without dropped ones. It reads one stream of each.
     pub fn basins(&self) -> Result<Vec<BasinId>, StoreError> {
         let (from, to) = keys::all_stream_names();
         let mut it = self.part.iterate(&from, &to, false);
@@ -133,11 +133,12 @@ impl Reader {
         Ok(basins)
     }
 
-    /// Where a read begins: at a record that no trim has reached yet, or at the tail.
+    /// The cursor of a new read: at a record that is not trimmed yet, or at the tail.
     ///
     /// # Errors
     ///
-    /// [`ReadError::Unwritten`] beyond the tail, or at it if the read may not follow.
+    /// [`ReadError::Unwritten`] beyond the tail, or at it if the read may not follow; [`ReadError::Gone`]
+    /// if the stream was deleted; [`ReadError::Store`] if the database cannot be read.
     pub fn begin(
         &self,
         stream: &Stream,
@@ -149,7 +150,7 @@ impl Reader {
         Ok(Cursor::at_start(seq.max(view.state.head())))
     }
 
-    /// The sequence number that a read is asked to begin at.
+    /// The sequence number at which a read is to begin.
     #[cfg(test)]
     pub(crate) fn start(
         &self,
@@ -221,7 +222,7 @@ impl Reader {
         it.seek_to_first();
         let batch = self.batch_at(&it)?;
         let seq = batch.and_then(|batch| batch.seq_at(timestamp));
-        // Timestamps never decrease, so if that record is trimmed, all that are left qualify.
+        // Timestamps never decrease, so if that record is trimmed, all records that are left qualify.
         Ok(seq
             .map(|seq| seq.max(state.head()))
             .filter(|seq| *seq < state.tail_seq))

@@ -1,9 +1,9 @@
 //! Scans: the records that a read session reads at a time, and its position between two scans.
 //!
-//! A session that goes on is at the end of a batch, or within one that it keeps, so a scan finds its
-//! first batch by its key and reads nothing twice. Trims filter where a read begins, and what is read
-//! from the database later; a batch that follows on everything that the session has been given is
-//! given whole, even if the batch itself trims some of its records.
+//! A session that continues is at the end of a batch, or within one that it keeps in memory, so a scan
+//! finds its first batch by its key and reads nothing twice. Trims apply to where a read begins, and to
+//! what it reads from the database later. A batch that directly follows everything that the session has
+//! received is returned whole, even if the batch itself trims some of its records.
 
 use std::sync::Arc;
 
@@ -23,21 +23,20 @@ use crate::stream::{Stream, View};
 /// Records that were read.
 #[derive(Debug)]
 pub struct Scan {
-    /// In order, without gaps but where sequence numbers have them; at most
-    /// [`RECORD_BATCH_MAX`].
+    /// In order, without gaps other than those in the sequence numbers; at most [`RECORD_BATCH_MAX`].
     pub records: Metered<Vec<SequencedRecord>>,
-    /// Where to go on.
+    /// The sequence number at which the next scan continues.
     pub next: SeqNum,
     /// Why it ended.
     pub end: ScanEnd,
-    /// Whether the database was read: not all of it was in memory.
+    /// Whether the database was read, because not all records were in memory.
     pub read_database: bool,
     /// The batch that `next` is in, if the scan ended within it.
     rest: Option<StoredBatch>,
 }
 
 impl Scan {
-    /// Where the next scan goes on.
+    /// The cursor of the next scan.
     pub fn into_cursor(self) -> Cursor {
         Cursor {
             next: self.next,
@@ -50,21 +49,21 @@ impl Scan {
 /// Why a scan ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ScanEnd {
-    /// There is more.
+    /// There may be more records to read.
     More,
-    /// The tail was reached; this one.
+    /// The scan reached the tail, which is this position.
     Tail(StreamPosition),
     /// The next record would exceed the limits that the reader set.
     Limit,
 }
 
-/// Where a reader is in a stream.
+/// The position of a reader in a stream.
 #[derive(Clone, Debug)]
 pub struct Cursor {
     next: SeqNum,
     /// The batch that `next` is in, if an earlier scan has read it already. At most one batch.
     rest: Option<StoredBatch>,
-    /// Whether a trim that is known by now filters what comes first.
+    /// Whether the next scan skips the records that are trimmed by then.
     begins: bool,
 }
 
@@ -74,7 +73,7 @@ impl Cursor {
         Cursor::at_start(0)
     }
 
-    /// Of a read that begins where no trim has reached: see [`Reader::begin`].
+    /// The cursor of a read that begins where no trim has reached: see [`Reader::begin`].
     pub(crate) fn at_start(seq: SeqNum) -> Cursor {
         Cursor {
             next: seq,
@@ -93,14 +92,14 @@ impl Cursor {
         self.rest.as_ref().map_or(0, StoredBatch::bytes)
     }
 
-    /// Where the stream has to be read: behind what is at hand.
+    /// Where the stream has to be read next: after the batch that the cursor keeps, if it keeps one.
     pub fn resumes_at(&self) -> SeqNum {
         self.rest.as_ref().map_or(self.next, StoredBatch::end_seq)
     }
 }
 
 impl From<SeqNum> for Cursor {
-    /// Of a read that begins there.
+    /// The cursor of a read that begins at this sequence number, or at the head if that is higher.
     fn from(seq: SeqNum) -> Cursor {
         Cursor {
             begins: true,
@@ -110,7 +109,7 @@ impl From<SeqNum> for Cursor {
 }
 
 impl Reader {
-    /// Records from the cursor on, within `limit` and `until`, and within one batch of the API.
+    /// Records from the cursor on, within `limit` and `until`, and no more than one batch of the API.
     pub fn scan(
         &self,
         stream: &Arc<Stream>,
@@ -153,7 +152,7 @@ impl Reader {
             if some.ends {
                 break;
             }
-            // Small ones, or such that a trim filters.
+            // The batches were small or before the cursor, so there is room for more.
             recent = match stream.recent_from(end) {
                 Some((batches, now)) => {
                     view = now;
@@ -185,7 +184,7 @@ impl Reader {
             taken.map_err(|e| self.part().malformed("a batch", &e))?;
         }
         taking.end.get_or_insert(ScanEnd::More);
-        // The end is known, so no tail is looked at.
+        // The end is set, so the tail is not used.
         Ok(taking.finish(StreamPosition::MIN))
     }
 
@@ -202,7 +201,7 @@ impl Reader {
         taking.read_database = true;
         let bad_batch = |e: MalformedBatch| self.part().malformed("a batch", &e);
         let (first, end) = (keys::data(id, 0), keys::data(id, tail));
-        // Only these blocks are cached: the records themselves are read once.
+        // Only these blocks are cached, because the records themselves are read once.
         self.part()
             .cache_border(&first, &keys::data(id, taking.next));
         let mut it = self.part().iterate(&first, &end, false);
@@ -210,8 +209,8 @@ impl Reader {
             let trims_to = |batch: &StoredBatch| -> Result<Option<SeqNum>, MalformedBatch> {
                 Ok(batch.trims_to()?.map(|seq| view.state.after_gap(seq)))
             };
-            // Trimmed since the reader was here. What it has missed by that is gone, but for a batch
-            // that it is next to get and that trimmed itself.
+            // The stream was trimmed beyond the cursor since the last scan. Trimmed records are skipped,
+            // except for those of a batch at the cursor that contains the trim.
             it.seek(keys::data(id, taking.next));
             match self.batch_at(&it)? {
                 Some(batch) if trims_to(&batch).map_err(bad_batch)? >= Some(head) => {}
@@ -271,7 +270,7 @@ impl Taking {
         }
     }
 
-    /// Takes what fits; whether there may be room for more.
+    /// Takes the records that fit; returns whether there may be room for more.
     fn take(&mut self, batch: &StoredBatch) -> Result<bool, MalformedBatch> {
         if batch.end_seq() <= self.next {
             return Ok(true);

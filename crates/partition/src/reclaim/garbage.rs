@@ -1,31 +1,31 @@
-//! Deleted data that files hold: how much it is, and when it is worth rewriting the files.
+//! Deleted data in files: its amount, and when files are rewritten because of it.
 
 use std::time::{Duration, Instant};
 
-/// What is reclaimable and less than the set amount goes when nothing was added for so long...
+/// Less than the set amount is reclaimed, too, if nothing was added for this long...
 const QUIET: Duration = Duration::from_secs(10);
 /// ...and it is at least this many bytes.
 const LITTLE: u64 = 1 << 20;
-/// The same for little of it on a disk that is nearly full.
+/// The same as [`QUIET`] on a disk that is nearly full.
 const QUIET_IN_NEED: Duration = Duration::from_secs(1);
-/// After a rewriting that failed, the next one begins no sooner than [`QUIET`], twice as long after each
-/// further failure, and this at most.
+/// Longest pause after a failed rewriting. The first pause is [`QUIET`], and it doubles after each
+/// further failure.
 const LAST_RETRY: Duration = Duration::from_secs(300);
 
-/// Deleted data that files hold.
+/// The deleted data in files.
 pub(super) struct Garbage {
-    /// Its bytes, roughly.
+    /// Its approximate bytes.
     pub(super) bytes: u64,
-    /// When that last became more.
+    /// When it last grew.
     since: Instant,
-    /// Bytes of files when that was last looked at, while there is garbage: what merges have made less
-    /// of was some of it.
+    /// Bytes of the files at the last check, while there is garbage: what compactions have removed since
+    /// then was garbage.
     files: u64,
     /// Whether the files were being rewritten then.
     pub(super) rewriting: bool,
-    /// After a rewriting that failed, the next one begins no sooner.
+    /// The next rewriting begins no sooner, because one has failed.
     not_before: Option<Instant>,
-    /// How many have failed in a row.
+    /// How many rewritings have failed in a row.
     failures: u32,
 }
 
@@ -41,7 +41,7 @@ impl Garbage {
         }
     }
 
-    /// So much more was deleted, of files that have so many bytes.
+    /// Adds deleted bytes. `files` returns the bytes of all files.
     pub(super) fn add(&mut self, bytes: u64, files: impl FnOnce() -> u64) {
         if bytes == 0 {
             return;
@@ -53,8 +53,8 @@ impl Garbage {
         self.since = Instant::now();
     }
 
-    /// Files have so many bytes now. What a rewriting has made less of was counted out when it began:
-    /// what was deleted since then is still there.
+    /// Records the present bytes of files. What a rewriting removes was subtracted when it began, and
+    /// what was deleted since then is still in the files.
     pub(super) fn note_files(&mut self, files: u64, rewriting: bool) {
         if !rewriting && !self.rewriting {
             let merged = self.files.saturating_sub(files);
@@ -64,8 +64,8 @@ impl Garbage {
         self.rewriting = rewriting;
     }
 
-    /// Whether there is so much that files of `files` bytes are to be rewritten. `free`: bytes of a disk that
-    /// has too few. There, less is enough if what stays fits into them.
+    /// Whether there is enough of it to rewrite files of `files` bytes. `free` has the free bytes of a
+    /// disk with too few; there, less is enough if the rewritten files fit into them.
     pub(super) fn is_worth_it(
         &self,
         files: u64,
@@ -82,14 +82,14 @@ impl Garbage {
         is_due && (is_half || fits)
     }
 
-    /// A rewriting begins that leaves out all of it; answers how much.
+    /// Records the beginning of a rewriting that removes all of it; returns its bytes.
     pub(super) fn rewrite(&mut self) -> u64 {
         self.rewriting = true;
         self.not_before = None;
         std::mem::take(&mut self.bytes)
     }
 
-    /// A rewriting has failed that was to leave out so much.
+    /// Records the failure of a rewriting that was to remove so many bytes.
     pub(super) fn put_back(&mut self, bytes: u64, now: Instant) {
         self.bytes += bytes;
         let pause = QUIET.saturating_mul(1 << self.failures.min(16));
@@ -97,7 +97,7 @@ impl Garbage {
         self.failures = self.failures.saturating_add(1);
     }
 
-    /// A rewriting has worked.
+    /// Records the success of a rewriting.
     pub(super) fn rewritten(&mut self) {
         self.failures = 0;
     }
@@ -119,7 +119,7 @@ mod tests {
         // The rewriting ends: of 160 bytes, 40 are left, all of them deleted by now.
         garbage.note_files(40, false);
         assert_eq!(garbage.bytes, 40);
-        // What merges make less of counts.
+        // What compactions remove counts.
         garbage.note_files(25, false);
         assert_eq!(garbage.bytes, 25);
     }
@@ -131,7 +131,7 @@ mod tests {
         garbage.add(120, || 160);
         assert!(garbage.is_worth_it(160, 100, None, started));
         let mut at = started;
-        // One that goes on failing is tried after longer waits, and at once after one that has worked.
+        // The pause grows with each failure, and begins again after a success.
         for seconds in [10, 20, 40, 80, 160, 300, 300] {
             let left_in = garbage.rewrite();
             garbage.note_files(160, true);
@@ -177,7 +177,7 @@ mod tests {
         let mut garbage = Garbage::none();
         garbage.add(120, || 160);
         garbage.rewrite();
-        // It has ended before more is deleted.
+        // The rewriting has ended before more is deleted.
         garbage.add(30, || 40);
         garbage.note_files(40, false);
         assert_eq!(garbage.bytes, 30);

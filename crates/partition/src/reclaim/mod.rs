@@ -1,21 +1,21 @@
 //! Reclaiming the space of what readers can no longer see.
 //!
-//! A trim, an expiry or a deletion is exact for readers at once; the data is deleted later, a
-//! bounded step at a time, on the apply thread. What is to be reclaimed is marked in the database
-//! in the same write that made it invisible, so that it survives a crash. None of this changes
-//! what readers see, so it need not be the same, or happen at the same time, on every replica.
+//! A trim, an expiry or a deletion is in force for readers at once; the data is deleted later, a bounded
+//! step at a time, on the apply thread. What is to be reclaimed is marked in the database in the write
+//! that makes it invisible, so that the mark survives a crash. None of this changes what readers see, so
+//! replicas may do it differently, and at different times.
 //!
-//! Few keys are deleted one by one; many by a range. Files that lie wholly in the range go as soon as
-//! it is durable that nobody sees them (gone before, a crash would bring back the trim point of
-//! before, and not the data); the rest when the partition's files are rewritten: as soon as what is
-//! reclaimable is at least half of all, and a set amount, or has not become more for a while. On a disk that
-//! is nearly full they are rewritten for less, if what stays fits into what is free.
+//! A few keys are deleted one by one, many by a range. Files that lie wholly in the range are dropped as
+//! soon as the trim is durable: dropped before, a crash would restore the earlier trim point, and not the
+//! data. Other files are rewritten once at least half of the partition's bytes are reclaimable, and at
+//! least a set amount, or less if it has not grown for a while. On a disk that is nearly full they are
+//! rewritten for less, if the result fits into the free space.
 //!
-//! How much space that takes does not depend on how fast clients append. With `live` bytes that readers
-//! see and `set` for the set amount: streams are visited after `set / 2` bytes were written since they
-//! were marked, however short that time was, so what is reclaimable and not rewritten stays below
-//! `max(set, live) + set / 2`; and while files are rewritten, at most `max(set, live)` bytes are
-//! written beside that: then [`PartitionDb::reclaim_is_behind`], and appends wait.
+//! The space in use does not depend on the rate of appends. With `live` bytes that readers see and `set`
+//! for the set amount: streams are visited after `set / 2` bytes were written since they were marked,
+//! however short that time was. So what is reclaimable and not yet rewritten stays below the sum of
+//! `max(set, live)` and `set / 2`. While files are rewritten, at most `max(set, live)` bytes are written
+//! beside that; beyond it, [`PartitionDb::reclaim_is_behind`] holds, and appends wait.
 
 mod garbage;
 
@@ -36,16 +36,16 @@ use garbage::Garbage;
 
 /// How long one round may occupy the apply thread.
 const ROUND_TIMEOUT: Duration = Duration::from_millis(5);
-/// Streams that one round visits at most.
+/// Most streams that one round visits.
 const MAX_STREAMS_PER_ROUND: usize = 64;
-/// Ranges that wait for a flush at most; files of further ranges are removed when they are rewritten.
+/// Most ranges that wait for a flush; files of further ranges are removed when they are rewritten.
 const MAX_DROPPABLE: usize = 1024;
 /// Up to this many keys are deleted one by one: a range deletion makes every later read slower.
 const MAX_SINGLE_DELETES: usize = 128;
 
 pub(crate) struct Reclaimer {
     part: PartitionDb,
-    /// Streams to visit, and not before when.
+    /// Streams to visit, each with the earliest time for it.
     queue: VecDeque<(StreamId, Instant)>,
     queued: HashSet<StreamId>,
     /// Dropped basins whose streams still have entries.
@@ -58,16 +58,16 @@ pub(crate) struct Reclaimer {
     compacting: Arc<AtomicBool>,
     /// Bytes that a rewriting was to remove when it failed.
     left_in: Arc<AtomicU64>,
-    /// Bytes written since a stream was marked that was not visited yet.
+    /// Bytes written since the oldest marking of a stream that was not visited yet.
     unvisited: u64,
-    /// Bytes written since the files began to be rewritten, and how many may be until that is done.
+    /// Bytes written since a rewriting began, and the most that may be written until it is done.
     beside: u64,
     most_beside: u64,
 }
 
 /// A range of deleted keys, both ends included.
 struct Droppable {
-    /// Once the database is durable up to here.
+    /// The files can be dropped once the database is durable up to this LSN.
     lsn: u64,
     from: [u8; 17],
     last: [u8; 17],
@@ -113,7 +113,7 @@ impl Reclaimer {
         Ok(reclaimer)
     }
 
-    /// These have something to reclaim; the mark is in the database.
+    /// Queues streams that have something to reclaim; their marks are in the database.
     pub fn mark(&mut self, streams: &[StreamId]) {
         let not_before = Instant::now() + self.reclaim_after;
         for stream in streams {
@@ -123,7 +123,7 @@ impl Reclaimer {
         }
     }
 
-    /// So many bytes were written.
+    /// Counts written bytes.
     pub fn note_written(&mut self, bytes: u64) {
         if !self.queue.is_empty() {
             self.unvisited += bytes;
@@ -132,7 +132,8 @@ impl Reclaimer {
             self.beside += bytes;
             if self.beside > self.most_beside {
                 self.part.reclaim_is_behind.store(true, Ordering::Release);
-                // It may have ended since the check above, and nothing else would let appends go on.
+                // The rewriting may have ended since the check above; then nothing else would let appends
+                // continue.
                 if !self.compacting.load(Ordering::Acquire) {
                     self.part.reclaim_is_behind.store(false, Ordering::Release);
                 }
@@ -140,28 +141,28 @@ impl Reclaimer {
         }
     }
 
-    /// Whether so much was written since streams were marked that they are visited now.
+    /// Whether enough was written since streams were marked that they have to be visited now.
     pub fn is_urgent(&self) -> bool {
         self.unvisited > self.compact_garbage / 2
     }
 
-    /// Counts bytes that others have deleted.
+    /// Counts bytes that commands have deleted.
     pub fn add_garbage(&mut self, bytes: u64) {
         self.garbage.add(bytes, || self.part.file_bytes());
     }
 
-    /// Bytes of deleted data that files hold, roughly.
+    /// Approximate bytes of deleted data in files.
     #[cfg(test)]
     pub fn garbage(&self) -> u64 {
         self.garbage.bytes
     }
 
-    /// The streams of this basin are to go; the mark is in the database.
+    /// Queues a basin whose streams are to be removed; its mark is in the database.
     pub fn mark_basin(&mut self, basin: BasinId) {
         self.basins.push_back(basin);
     }
 
-    /// One round. If one part fails, the others are still done, and it is tried again later.
+    /// Does one round. If one part fails, the others are still done, and that part is retried later.
     pub fn work(&mut self, directory: &Directory) -> Result<(), StoreError> {
         let files = self.drop_durable();
         let basins = self.visit_basin(directory);
@@ -217,7 +218,7 @@ impl Reclaimer {
             self.queue.pop_front();
             self.queued.remove(&stream);
             if done.is_err() {
-                // Not tried again with every step.
+                // Without this, every step would retry it.
                 self.unvisited = 0;
                 self.mark(&[stream]);
             }
@@ -232,7 +233,7 @@ impl Reclaimer {
         Ok(())
     }
 
-    /// Removes the entries of some of a dropped basin's streams; whether none are left.
+    /// Removes the entries of some of a dropped basin's streams; returns whether none were left.
     fn drop_streams(&mut self, basin: BasinId) -> Result<bool, StoreError> {
         let (from, to) = keys::stream_names(basin, "");
         let mut found = Vec::new();
@@ -271,8 +272,8 @@ impl Reclaimer {
         let state = self.part.stream_state(id)?;
         let data_from = keys::data(id, 0);
         let time_from = keys::by_time(id, 0, 0);
-        // Ends of what goes; and a key at which a dropped file may end, that of the first batch that
-        // stays not being one.
+        // The exclusive ends of what is deleted, and the last key that a dropped file may have: the first
+        // batch that is kept must not be in such a file.
         let (data_to, time_to, last) = match self.first_kept(id, state.as_ref())? {
             Some(kept) => (
                 keys::data(id, kept.first_seq).to_vec(),
@@ -303,7 +304,7 @@ impl Reclaimer {
             it.status()
                 .map_err(|e| self.part.error("reading what to reclaim", e))?;
         }
-        // What was deleted before that is counted already, also while files still have it.
+        // Batches deleted earlier were counted then, even if files still have them.
         let counted_from = few.first().map(|(_, first_seq)| keys::data(id, *first_seq));
         let mut batch = self.part.batch();
         let many = few.len() > MAX_SINGLE_DELETES;
@@ -362,7 +363,7 @@ impl Reclaimer {
     }
 
     fn compact_if_worth_it(&mut self) {
-        // In this order: a failure is recorded before the end is.
+        // The order matters: the thread records a failure before it records its end.
         let has_ended = self.garbage.rewriting && !self.compacting.load(Ordering::Acquire);
         let left_in = self.left_in.swap(0, Ordering::AcqRel);
         if left_in > 0 {
@@ -370,7 +371,7 @@ impl Reclaimer {
         } else if has_ended {
             self.garbage.rewritten();
         }
-        // The apply thread is here some times a second, and RocksDB counts files under its lock.
+        // RocksDB counts files under its lock, and the apply thread calls this several times a second.
         if self.garbage.bytes == 0 {
             return;
         }
@@ -395,7 +396,7 @@ impl Reclaimer {
         let spawned = std::thread::Builder::new()
             .name(format!("compact-{}", part.partition()))
             .spawn(move || {
-                // What is deleted may still be in memory only.
+                // Deletions may be in memtables only, and a compaction reads files.
                 if let Err(error) = part.flush().and_then(|()| part.compact()) {
                     tracing::warn!(partition = %part.partition(), %error, "space was not reclaimed; tried again");
                     left_in.store(garbage, Ordering::Release);

@@ -1,4 +1,4 @@
-//! Commands of the state store, as a part of a step.
+//! Applies commands of the state store as a part of a step.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -21,7 +21,8 @@ use crate::store::StoreError;
 use crate::streams::step::Step;
 
 impl Step<'_> {
-    /// Forks that versions given out now have seen.
+    /// Number of forks that versions given out now have seen; an import that replaced the store counts as
+    /// one.
     fn state_forks(&self, meta: &StateMeta) -> u64 {
         self.counters.forks + meta.replaced
     }
@@ -40,7 +41,7 @@ impl Step<'_> {
         Ok(entry)
     }
 
-    /// The store's stream, which the first commit makes.
+    /// The store's stream, which the first commit or import creates.
     fn state_stream(&mut self, meta: &mut StateMeta, at_ms: u64) -> Result<StreamId, StoreError> {
         if meta.stream != 0 {
             return Ok(StreamId(meta.stream));
@@ -64,7 +65,7 @@ impl Step<'_> {
         Ok(id)
     }
 
-    /// A commit: all of it, or nothing.
+    /// Applies a commit: all of it, or nothing.
     pub(crate) fn state_commit(
         &mut self,
         command: &StateCommit,
@@ -174,7 +175,8 @@ impl Step<'_> {
             .map_err(|e| self.part.malformed("a commit", &format!("{e:?}")))
     }
 
-    /// Forgets what the command says, a bounded part of it. It has to be the first of its step.
+    /// Removes a bounded part of the history that the command names. It has to be the first command of
+    /// its step.
     pub(crate) fn state_prune(&mut self, command: &StatePrune) -> Result<(), StoreError> {
         let mut meta = self.state.meta();
         if meta.stream == 0 {
@@ -231,14 +233,16 @@ impl Step<'_> {
         meta.history_cut = cut;
         let stream = StreamId(meta.stream);
         if let Some(touched) = self.touch(stream)? {
-            // The record after the last of them has the commit's number as its sequence number.
+            // Commit n is the record at sequence number n - 1, so the first record that is kept is at
+            // `cut`.
             touched.trimmed |= touched.state.trim_to(cut);
             touched.state.active_ms = touched.state.active_ms.max(command.at_ms);
         }
         Ok(())
     }
 
-    /// Commits after `from` and up to `to`, not too many; and up to which one that is.
+    /// Commits after `from` and up to `to`, within the limits of one command; and up to which commit they
+    /// go.
     fn some_commits(
         &self,
         meta: &StateMeta,
@@ -252,7 +256,7 @@ impl Step<'_> {
         read::commits(self.part, StreamId(meta.stream), from, to, most)
     }
 
-    /// One step of an import. It has to be the first of its step.
+    /// Applies one step of an import. It has to be the first command of its step of apply.
     pub(crate) fn state_import(
         &mut self,
         command: StateImport,
@@ -300,8 +304,8 @@ impl Step<'_> {
         Ok(())
     }
 
-    /// Counts the entries of a generation that is deleted. Those before it were counted when they were
-    /// deleted, and may be in files still.
+    /// Adds the entries of a generation that is deleted to the garbage. Those of earlier generations were
+    /// added when they were deleted, and files may still have them.
     fn count_generation(&mut self, generation: u32) -> Result<(), StoreError> {
         for (from, to) in keys::state_generation(generation) {
             self.state.garbage += self.part.approximate_bytes(&from, &to)?;
@@ -332,7 +336,7 @@ impl Step<'_> {
             let entry = StateEntry {
                 version: imported.version,
                 commit_ts: imported.commit_ts,
-                // Another store may have seen more.
+                // An entry of another store may have seen more.
                 forks: imported.forks.min(seen),
                 value: imported.value,
                 first: imported.version == 1,
@@ -345,7 +349,7 @@ impl Step<'_> {
         Ok(0)
     }
 
-    /// Removes what an import has written that does not go on.
+    /// Removes the entries that an aborted import has written.
     fn abort_import(&mut self, id: u64) -> Result<Result<u64, StateImportRefusal>, StoreError> {
         let (mut meta, importing) = match self.importing(id) {
             Ok(importing) => importing,
@@ -412,8 +416,8 @@ impl Step<'_> {
     }
 }
 
-/// The version that a key has, if it is not the one that is expected. A deleted key may be expected not
-/// to exist, and to have the version of its deletion.
+/// The version that a key has, if it is not the expected one. For a deleted key, both 0 (it must not
+/// exist) and the version of its deletion are right.
 fn mismatch(entry: Option<&StateEntry>, expected: u64) -> Option<u64> {
     let Some(entry) = entry else {
         return (expected != 0).then_some(0);

@@ -1,4 +1,4 @@
-//! What travels through the log for the state store, and what it answers.
+//! Commands of the state store, and the answers to them.
 
 use bytes::Bytes;
 
@@ -10,10 +10,10 @@ pub struct StateCommit {
     /// The transaction.
     #[prost(string, tag = "1")]
     pub txn_id: String,
-    /// What it does, in this order.
+    /// Its operations, in order.
     #[prost(message, repeated, tag = "2")]
     pub operations: Vec<StagedOperation>,
-    /// Versions that keys must have for anything to happen.
+    /// Versions that keys must have; if one has another, nothing is committed.
     #[prost(message, repeated, tag = "3")]
     pub expected: Vec<ExpectedVersion>,
     /// When it arrived, in milliseconds since the epoch.
@@ -39,7 +39,7 @@ pub struct StagedOperation {
 }
 
 impl StagedOperation {
-    /// On which key.
+    /// The key.
     pub fn key(&self) -> StateKey {
         StateKey::new(&*self.namespace, &*self.agent_id, &*self.key)
     }
@@ -63,23 +63,23 @@ pub struct ExpectedVersion {
 }
 
 impl ExpectedVersion {
-    /// Of which key.
+    /// The key.
     pub fn key(&self) -> StateKey {
         StateKey::new(&*self.namespace, &*self.agent_id, &*self.key)
     }
 }
 
-/// See [`Kind::StatePrune`](crate::command::Kind::StatePrune). What it asks for is done as far as it is
-/// allowed; a bounded number of commits is looked at.
+/// See [`Kind::StatePrune`](crate::command::Kind::StatePrune). One command reads a bounded number of
+/// commits, so it may do a part of what it asks for.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub struct StatePrune {
-    /// Of keys that were changed by commits up to this one, surplus versions go.
+    /// Surplus versions are removed of keys that commits up to this one changed.
     #[prost(uint64, tag = "1")]
     pub versions_to: u64,
-    /// How many versions of a key stay, the present one included; 0 for all.
+    /// Number of versions of a key that are kept, the present one included; 0 for all.
     #[prost(uint64, tag = "2")]
     pub keep_versions: u64,
-    /// Commits below this one go; 0 for none.
+    /// Commits below this one are removed; 0 for none.
     #[prost(uint64, tag = "3")]
     pub history_below: u64,
     /// Now, in milliseconds since the epoch.
@@ -87,19 +87,19 @@ pub struct StatePrune {
     pub at_ms: u64,
 }
 
-/// Commits that one [`StatePrune`] looks at, for either purpose: what keeps the apply thread for a few
-/// milliseconds.
+/// Most commits that one [`StatePrune`] reads for each of its two purposes. They take the apply thread a
+/// few milliseconds.
 pub const PRUNE_COMMITS: u64 = 256;
-/// Bytes of them, for the same reason; one commit may have a MiB.
+/// Most bytes of these commits, for the same reason; one commit may have a MiB.
 pub const PRUNE_BYTES: usize = 2 * 1024 * 1024;
 
 /// See [`Kind::StateImport`](crate::command::Kind::StateImport).
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub struct StateImport {
-    /// Which import; a number drawn at random.
+    /// Id of the import: a random number.
     #[prost(uint64, tag = "1")]
     pub id: u64,
-    /// Which step of it.
+    /// The step.
     #[prost(oneof = "ImportStep", tags = "2, 3, 4, 6")]
     pub step: Option<ImportStep>,
     /// Now, in milliseconds since the epoch.
@@ -110,16 +110,16 @@ pub struct StateImport {
 /// The steps of an import. Nothing is visible before the last one.
 #[derive(Clone, PartialEq, Eq, prost::Oneof)]
 pub enum ImportStep {
-    /// The first.
+    /// Begins an import.
     #[prost(message, tag = "2")]
     Begin(ImportBegin),
-    /// Some entries.
+    /// Adds some entries.
     #[prost(message, tag = "3")]
     Entries(ImportEntries),
-    /// What was imported takes the place of what there was.
+    /// The last step: what was imported replaces what the store had.
     #[prost(message, tag = "4")]
     Finish(ImportFinish),
-    /// The import has ended without the last one: what it wrote goes.
+    /// Ends an import without its last step: what it wrote is removed.
     #[prost(message, tag = "6")]
     Abort(ImportAbort),
 }
@@ -128,8 +128,9 @@ pub enum ImportStep {
 #[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
 pub struct ImportAbort {}
 
-/// Largest version and `commit_ts` that the store gives out, and that an import may bring: whatever a store
-/// has, another one can take over. Forks and imports take 2^40 each, so four million of them fit.
+/// Largest version and `commit_ts` that the store gives out, and that an import may contain, so that
+/// every store can import what another one has. Forks and imports take 2^40 each, so four million of them
+/// fit.
 pub const MAX_NUMBER: u64 = 1 << 62;
 
 /// See [`ImportStep::Begin`].
@@ -171,10 +172,10 @@ pub struct ImportedEntry {
     /// The version.
     #[prost(uint64, tag = "4")]
     pub version: u64,
-    /// The commit that gave it.
+    /// The commit that wrote it.
     #[prost(uint64, tag = "5")]
     pub commit_ts: u64,
-    /// Forks that the version has seen.
+    /// Number of forks that the version has seen.
     #[prost(uint64, tag = "6")]
     pub forks: u64,
     /// A JSON object; `None` for a deleted key.
@@ -182,7 +183,7 @@ pub struct ImportedEntry {
     pub value: Option<Bytes>,
 }
 
-/// A commit that happened.
+/// The answer to a commit that was applied.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StateCommitted {
     /// Its place in the order of commits.
@@ -200,27 +201,27 @@ pub enum StateRefusal {
         key: StateKey,
         /// The version that was expected.
         expected: u64,
-        /// The one that it has; 0 if it never was.
+        /// The version that it has; 0 if the key never existed.
         actual: u64,
     },
-    /// There are no numbers left for commits, or for versions of a key.
+    /// No numbers are left for commits, or for versions of a key.
     Exhausted,
 }
 
-/// A step of an import that was done.
+/// The answer to a step of an import that was applied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StateImported {
-    /// The commit that the imported state is as of; 0 before the last step.
+    /// The store's newest commit after the import; 0 before the last step.
     pub commit_ts: u64,
 }
 
-/// Why a step of an import was not done.
+/// Why a step of an import was not applied.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StateImportRefusal {
     /// The store has had commits; this is the newest.
     NotEmpty(u64),
     /// Another import has begun since.
     Superseded,
-    /// The step makes no sense.
+    /// The step is not valid, for this reason.
     Invalid(String),
 }

@@ -1,17 +1,17 @@
-//! Forgetting earlier versions of keys.
+//! Removal of earlier versions of keys.
 //!
-//! Versions of a key are looked at from the oldest on. An iterator that moves forward reads no block of a
-//! run that has nothing at the target, and one that moves backward reads a block of every run. What was
-//! forgotten stays in the files until they are merged, and looking at a key again would read all of it
-//! again: so it is remembered below which version a key has nothing.
+//! Versions of a key are read from the oldest on. An iterator that moves forward reads no block of a run
+//! that has nothing at the target, and one that moves backward reads a block of every run. Removed
+//! versions are in the files until these are compacted, and would be read again with every visit of the
+//! key. So the version below which a key has none is remembered.
 
 use crate::keys;
 use crate::store::StoreError;
 use crate::streams::step::Step;
 
 impl Step<'_> {
-    /// Removes earlier versions of a key, below `version`, but for the newest `kept` of all. Of what
-    /// stays no more than those `kept` are read.
+    /// Removes earlier versions of a key below `version`, except for the newest `kept` of all. Of the
+    /// versions that are kept, no more than `kept` are read.
     pub(super) fn forget_versions(
         &mut self,
         generation: u32,
@@ -27,7 +27,7 @@ impl Step<'_> {
         let mut older = Vec::new();
         let mut newer = 0;
         {
-            // Versions of several keys share a block, and so do those that go and those that stay.
+            // The blocks are cached, because versions of several keys share one, removed and kept ones.
             let mut it = self.part.iterate(&from, &to, true);
             it.seek_to_first();
             while let (Some(key), Some(value)) = (it.key(), it.value()) {

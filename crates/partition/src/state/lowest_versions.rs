@@ -1,28 +1,28 @@
-//! Below which versions keys have no earlier entries, of those keys that were looked at lately.
+//! The version below which a key has no earlier entries, for keys that were visited lately.
 
 use std::collections::HashMap;
 
-/// Keys of which [`LowestVersions`] remembers something: those of 16 commands, if each of their commits
-/// changes another key.
+/// Most keys that [`LowestVersions`] remembers: those of 16 commands, if each of their commits changes
+/// another key.
 const MAX_REMEMBERED: usize = 4096;
-/// Longest names of such a key, in bytes. Together these are 1 MiB.
+/// Longest encoded names of such a key, in bytes. Together these are 1 MiB.
 const MAX_REMEMBERED_NAMES: usize = 256;
 
-/// Below which versions keys have no earlier entries, of those keys that were looked at lately. What it
-/// does not know costs reads, and changes no result.
+/// The version below which a key has no earlier entries, for keys that were visited lately. A key that is
+/// absent costs reads, and changes no result.
 #[derive(Default)]
 pub(crate) struct LowestVersions {
     /// By the generation and the names.
     of: HashMap<(u32, Vec<u8>), u64>,
 }
 
-/// Below which versions keys have no earlier entry once a step is written, by the generation and the names.
-/// What a step has deleted is in the files until then, and counts once.
+/// The version below which a key has no earlier entries once a step is written, by the generation and the
+/// names. Until then the files have what the step deletes, so each deletion counts once.
 #[derive(Default)]
 pub(crate) struct Forgotten(HashMap<(u32, Vec<u8>), u64>);
 
 impl Forgotten {
-    /// The version below which the step has left nothing; 0 if it has not looked at the key.
+    /// The version below which the step has left nothing; 0 if it has not visited the key.
     pub(super) fn get(&self, generation: u32, names: &[u8]) -> u64 {
         let key = (generation, names.to_vec());
         self.0.get(&key).copied().unwrap_or(0)
@@ -35,13 +35,13 @@ impl Forgotten {
 }
 
 impl LowestVersions {
-    /// The version below which nothing is left; 0 if that is not known.
+    /// The version below which the key has no earlier entries; 0 if that is not known.
     pub fn get(&self, generation: u32, names: &[u8]) -> u64 {
         let key = (generation, names.to_vec());
         self.of.get(&key).copied().unwrap_or(0)
     }
 
-    /// Once what was forgotten is deleted in the database. Versions that come later are higher.
+    /// To be called once a step is written. Versions that come later are higher.
     pub fn remember(&mut self, forgotten: Forgotten) {
         for ((generation, names), below) in forgotten.0 {
             if names.len() > MAX_REMEMBERED_NAMES {

@@ -2,25 +2,25 @@
 //!
 //! | module | what it holds |
 //! |---|---|
-//! | [`names`] | namespace, agent and key, and how they sort |
-//! | [`command`] | what travels through the log |
-//! | [`history`] | forgetting earlier versions of keys |
+//! | [`names`] | namespace, agent and key: their encoding and its order |
+//! | [`command`] | commands of the store, and the answers to them |
+//! | [`history`] | removal of earlier versions of keys |
 //! | [`record`] | a commit as a record of the reserved stream |
 //! | [`read`] | reading keys, as of now or earlier, and commits |
 //! | [`rebuild`] | rebuilding the store without the log |
-//! | [`digest`](read::StateView::digest) | what a state is, in short |
+//! | [`digest`](read::StateView::digest) | a checksum of a state |
 //!
-//! The store lives in the partition of its stream, `esker-state/default`. A commit is one command: it
-//! gives each operation the key's next version, moves what it replaces to the history of the key, and
-//! appends one record to the stream, all in the write of its step. The record at sequence number n has
+//! The store is in the partition of its stream, `esker-state/default`. A commit is one command: it gives
+//! each operation the key's next version, moves what it replaces to the history of the key, and appends
+//! one record to the stream, all in the write of its step. The record at sequence number n has
 //! `commit_ts` n + 1.
 //!
-//! Versions and commits are counted, and never given out twice: deleted keys keep an entry for their
-//! counter, and what a fork may have cut off is passed over, see [`crate::lineage`]. A key that was
-//! never written has seen no fork.
+//! Versions and numbers of commits are never given out twice: a deleted key has an entry with its
+//! version, and numbers that a stale lineage may have given out are skipped, see [`crate::lineage`]. A
+//! key that was never written has seen no fork.
 //!
-//! Entries belong to a *generation*. An import writes the next one while the present one is read, and
-//! puts it in force in one write.
+//! Entries belong to a *generation*. An import writes the entries of the next one while the present one
+//! is read, and then makes it the present one in one write.
 
 pub(crate) mod apply;
 pub mod command;
@@ -57,12 +57,13 @@ use crate::store::{PartitionDb, StoreError};
 /// The store's stream, in the basin [`STATE_BASIN`](crate::ids::STATE_BASIN).
 pub const STATE_STREAM: &str = "default";
 
-/// The partition that the store lives in.
+/// The partition of the state store.
 pub fn state_partition(partitions: u32) -> PartitionId {
     partition_of(STATE_BASIN_ID, STATE_STREAM, partitions)
 }
 
-/// Settings of the store's stream: records stay until history is cut, with the time of their arrival.
+/// Settings of the store's stream: records are kept until history is cut, and their timestamp is that of
+/// their arrival.
 pub(crate) fn stream_settings() -> StreamSettings {
     StreamSettings {
         storage_class: None,
@@ -73,7 +74,7 @@ pub(crate) fn stream_settings() -> StreamSettings {
     }
 }
 
-/// Where the store stands. Written with each step that changes it.
+/// The store's metadata. It is written with each step that changes it.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub struct StateMeta {
     /// Its stream; 0 before the first commit.
@@ -85,22 +86,22 @@ pub struct StateMeta {
     /// The newest commit; 0 if there was none.
     #[prost(uint64, tag = "3")]
     pub commit_ts: u64,
-    /// Commits up to this one are not kept.
+    /// Commits up to this one are removed.
     #[prost(uint64, tag = "4")]
     pub history_cut: u64,
-    /// Surplus versions of keys that were changed by commits up to this one are gone.
+    /// Surplus versions of keys that commits up to this one changed are removed.
     #[prost(uint64, tag = "5")]
     pub versions_cut: u64,
-    /// How often the state was replaced by another one: each counts as a fork.
+    /// How often an import replaced the state: each time counts as a fork.
     #[prost(uint64, tag = "6")]
     pub replaced: u64,
-    /// Nothing is known of states before this commit: it is as of it that a state was imported.
+    /// The commit as of which a state was imported: earlier states are not known.
     #[prost(uint64, tag = "7")]
     pub imported_at: u64,
     /// An import that has begun.
     #[prost(message, optional, tag = "8")]
     pub importing: Option<Importing>,
-    /// Keys, deleted ones included.
+    /// Number of keys, deleted ones included.
     #[prost(uint64, tag = "9")]
     pub keys: u64,
 }
@@ -108,13 +109,13 @@ pub struct StateMeta {
 /// An import that has begun.
 #[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
 pub struct Importing {
-    /// Which.
+    /// Its id.
     #[prost(uint64, tag = "1")]
     pub id: u64,
     /// The generation that it writes.
     #[prost(uint32, tag = "2")]
     pub generation: u32,
-    /// Entries that it has written.
+    /// Number of entries that it has written.
     #[prost(uint64, tag = "3")]
     pub keys: u64,
     /// Whether a store that has had commits is replaced.
@@ -122,8 +123,8 @@ pub struct Importing {
     pub replace: bool,
 }
 
-/// That the state was replaced by an imported one: written with the import, and kept apart from
-/// [`StateMeta`], so that a store that has lost that still shows which commits lead to the present state.
+/// Records that an import replaced the state. It is written with the import, and kept apart from
+/// [`StateMeta`], so that it shows which commits lead to the present state even if that is lost.
 #[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
 pub struct Replaced {
     /// [`StateMeta::imported_at`].
@@ -141,28 +142,29 @@ impl StateMeta {
     }
 }
 
-/// What a key has, or had.
+/// An entry of a key: the present one, or an earlier one.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub struct StateEntry {
     /// Its version.
     #[prost(uint64, tag = "1")]
     pub version: u64,
-    /// The commit that gave it.
+    /// The commit that wrote it.
     #[prost(uint64, tag = "2")]
     pub commit_ts: u64,
-    /// How many forks the version has seen.
+    /// Number of forks that the version has seen.
     #[prost(uint64, tag = "3")]
     pub forks: u64,
     /// A JSON object; `None` for a deleted key.
     #[prost(bytes = "bytes", optional, tag = "4")]
     pub value: Option<Bytes>,
-    /// Whether the key did not exist before, and was never deleted.
+    /// Whether the key had no entry before, not even that of a deletion.
     #[prost(bool, tag = "5")]
     pub first: bool,
 }
 
 impl StateEntry {
-    /// The version that comes after this one, or after none, when there have been so many forks.
+    /// The version after `entry`'s, or of a new key, when there have been `forks` forks. `None` if no
+    /// number is left.
     pub(crate) fn next_version(entry: Option<&StateEntry>, forks: u64) -> Option<u64> {
         let (version, seen) = entry.map_or((0, 0), |entry| (entry.version, entry.forks));
         let missed = forks.saturating_sub(seen);
@@ -172,7 +174,7 @@ impl StateEntry {
     }
 }
 
-/// Where the store stands, for readers; moved on by the apply thread after each write.
+/// The store's metadata, as readers see it; the apply thread sets it after each write.
 #[derive(Clone)]
 pub(crate) struct Published {
     meta: Arc<RwLock<StateMeta>>,
@@ -199,7 +201,7 @@ impl Published {
         self.meta.read().clone()
     }
 
-    /// Publishes where the store stands after a step, and how many commits the step had.
+    /// Publishes the metadata after a step, and the number of the step's commits.
     pub fn set(&self, meta: StateMeta, commits: u64) {
         let newest = meta.commit_ts;
         self.commits.fetch_add(commits, Ordering::Relaxed);
@@ -207,12 +209,12 @@ impl Published {
         self.newest.send_replace(newest);
     }
 
-    /// Remembers what a step has deleted, once that is written.
+    /// Remembers which versions a step has deleted, once it is written.
     pub fn forgotten(&self, forgotten: Forgotten) {
         self.lowest.lock().remember(forgotten);
     }
 
-    /// The version below which nothing is left of a key's earlier entries; 0 if that is not known.
+    /// The version below which a key has no earlier entries; 0 if that is not known.
     pub fn lowest_version(&self, generation: u32, names: &[u8]) -> u64 {
         self.lowest.lock().get(generation, names)
     }
@@ -227,7 +229,7 @@ impl Published {
 }
 
 impl PartitionDb {
-    /// Where the state store stands; `None` if this partition never had one.
+    /// The state store's metadata; `None` if this partition never had a store.
     pub fn state_meta(&self) -> Result<Option<StateMeta>, StoreError> {
         self.get::<StateMeta>(keys::STATE_META, "where the state store stands")
     }

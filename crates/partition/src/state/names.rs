@@ -1,8 +1,8 @@
-//! Names of keys, and how they sort.
+//! The names of a key of the state store, their encoding, and its order.
 //!
-//! A namespace, an agent and a key, each of any characters. In the database every one is its bytes, with
-//! `00` written `00 FF`, and ends with `00 01`: so that names sort as their bytes do, none is the
-//! beginning of another, and no two can run into each other.
+//! A key has a namespace, an agent and a key, each of any characters. The encoding of each is its bytes,
+//! with `00` written as `00 FF`, and then `00 01`. So encoded names sort as the names do, none is a
+//! prefix of another, and the end of each is unambiguous.
 
 /// Longest namespace, agent id or key, in bytes.
 pub const MAX_NAME_BYTES: usize = 4096;
@@ -10,7 +10,7 @@ pub const MAX_NAME_BYTES: usize = 4096;
 const ZERO: [u8; 2] = [0x00, 0xFF];
 const END: [u8; 2] = [0x00, 0x01];
 
-/// Names a key of the state store.
+/// The names of a key of the state store.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct StateKey {
     /// The namespace.
@@ -35,7 +35,11 @@ impl StateKey {
         }
     }
 
-    /// What is wrong with it, if something is.
+    /// Checks the lengths of the names.
+    ///
+    /// # Errors
+    ///
+    /// A name is longer than [`MAX_NAME_BYTES`].
     pub fn check(&self) -> Result<(), String> {
         let names = [
             ("namespace", &self.namespace),
@@ -72,7 +76,7 @@ impl StateKey {
     }
 }
 
-/// The part of the names that an agent's keys share.
+/// The prefix of encoded names that all keys of an agent share.
 pub(crate) fn agent_names(namespace: &str, agent_id: &str) -> Vec<u8> {
     let mut names = Vec::with_capacity(namespace.len() + agent_id.len() + 4);
     push(&mut names, namespace);
@@ -82,7 +86,7 @@ pub(crate) fn agent_names(namespace: &str, agent_id: &str) -> Vec<u8> {
     names
 }
 
-/// The part of the names that those keys of an agent share that begin so.
+/// The prefix of encoded names that those keys of an agent share which begin with `prefix`.
 pub(crate) fn prefix_names(namespace: &str, agent_id: &str, prefix: &str) -> Vec<u8> {
     let mut names = agent_names(namespace, agent_id);
     push(&mut names, prefix);
@@ -118,7 +122,7 @@ fn take(names: &[u8]) -> Option<(String, &[u8])> {
     }
 }
 
-/// The first bytes that sort after everything that begins with `prefix`.
+/// The smallest bytes that sort after everything that begins with `prefix`.
 pub(crate) fn after(prefix: &[u8]) -> Vec<u8> {
     let mut end = prefix.to_vec();
     while let Some(last) = end.pop() {

@@ -1,8 +1,8 @@
 //! Rebuilding the state store without the log, before its partition is opened.
 //!
-//! A JSON snapshot and the commits after it give the same entries that were there; only versions that were
-//! replaced before the snapshot are lost. A crash leaves the store as it was, and entries of a generation
-//! that is not in force.
+//! A JSON snapshot and the commits after it result in the entries that were lost, except for versions
+//! that were replaced before the snapshot. A crash leaves the store as it was, and entries of a
+//! generation that is not in force.
 
 use prost::Message as _;
 
@@ -16,12 +16,12 @@ use crate::stream::{Gap, Imports, MAX_GAPS, StreamMeta, StreamState};
 use crate::streams::counters::Counters;
 use crate::streams::name_index::name_entry;
 
-/// Bytes that are written at a time.
+/// Bytes that are written in one batch.
 const BATCH: usize = 4 * 1024 * 1024;
-/// Commits that are read at a time, and bytes of them.
+/// Most commits that are read at a time, and most bytes of them.
 const COMMITS: (usize, usize) = (256, 4 * 1024 * 1024);
 
-/// What is left of a store's stream.
+/// The commits that a store's stream still has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StreamLeft {
     /// Commits up to this one are not in it, or led to a state that an import has replaced.
@@ -31,7 +31,7 @@ pub struct StreamLeft {
 }
 
 impl PartitionDb {
-    /// What is wrong with the state store, if something is.
+    /// The problem of the state store, if it has one that prevents its use.
     pub fn state_problem(&self) -> Result<Option<String>, StoreError> {
         let meta = match self.state_meta() {
             Ok(meta) => meta,
@@ -67,7 +67,7 @@ impl PartitionDb {
         Ok(None)
     }
 
-    /// What is left of the store's stream, if it is there.
+    /// The commits that the store's stream still has, if the stream exists.
     pub fn state_stream_left(&self) -> Result<Option<StreamLeft>, StoreError> {
         let Some((id, _)) = name_entry(self, STATE_BASIN_ID, STATE_STREAM)? else {
             return Ok(None);
@@ -96,11 +96,11 @@ impl PartitionDb {
         Ok((is_known || imports.count > 0).then_some(imports))
     }
 
-    /// How the state was last replaced, also if where the store stands is not known any more.
+    /// The last import that replaced the state, known even if [`StateMeta`] is lost.
     fn state_replaced(&self) -> Result<Replaced, StoreError> {
         let row = self.get::<Replaced>(keys::STATE_REPLACED, "the last import")?;
         let row = row.unwrap_or_default();
-        // Earlier builds have it only there.
+        // Earlier builds wrote it only to [`StateMeta`].
         let meta = self.state_meta().ok().flatten().unwrap_or_default();
         Ok(Replaced {
             imported_at: row.imported_at.max(meta.imported_at),
@@ -108,8 +108,8 @@ impl PartitionDb {
         })
     }
 
-    /// The newest generation that has entries; 0 if none has. From one to the next, of which there are
-    /// few: to look for the last key of all would read a block of each run.
+    /// The newest generation that has entries; 0 if none has. The search visits each generation in turn,
+    /// of which there are few: a search for the last key of all would read a block of each run.
     fn newest_generation(&self) -> Result<u32, StoreError> {
         let mut newest = 0;
         for (kind, (from, to)) in keys::all_state_entries().into_iter().enumerate() {
@@ -145,7 +145,7 @@ impl PartitionDb {
     }
 }
 
-/// A store that is rebuilt.
+/// A rebuild of the store, under way.
 pub struct StateRebuild {
     part: PartitionDb,
     batch: PartitionBatch,
@@ -156,8 +156,9 @@ pub struct StateRebuild {
 }
 
 impl StateRebuild {
-    /// How many forks the commit had seen that the store is put in force at, for a partition that has no
-    /// stream of commits and gets one; all that there were, if it is not said.
+    /// Sets how many forks the commit had seen as of which the store is put in force. It matters for a
+    /// partition without a stream of commits, which gets a new one; `None` for all forks of the
+    /// partition.
     pub fn commit_forks(&mut self, forks: Option<u64>) {
         self.commit_forks = forks;
     }
@@ -179,7 +180,7 @@ impl StateRebuild {
     /// Adds an entry of the snapshot.
     pub fn entry(&mut self, key: &StateKey, entry: &StateEntry) -> Result<(), StoreError> {
         let forks = self.part.forks()?;
-        // What it has seen beyond the forks was another state being replaced.
+        // Beyond the partition's forks, the entry has seen imports that replaced the state.
         self.meta.replaced = self.meta.replaced.max(entry.forks.saturating_sub(forks));
         self.meta.keys += 1;
         let names = key.encode();
@@ -189,12 +190,12 @@ impl StateRebuild {
         )
     }
 
-    /// Folds the commits of the stream after `from` and up to `to`; how many these are.
+    /// Folds the commits of the stream after `from` and up to `to`; returns their number.
     ///
     /// # Errors
     ///
-    /// [`StoreError::Malformed`] if one of them is missing: what no record has, a fork must have passed
-    /// over.
+    /// [`StoreError::Malformed`] if one of them is missing: only a fork may have passed over a number
+    /// without a record.
     pub fn fold(&mut self, from: u64, to: u64) -> Result<u64, StoreError> {
         let Some((stream, _)) = name_entry(&self.part, STATE_BASIN_ID, STATE_STREAM)? else {
             return Ok(0);
@@ -239,8 +240,8 @@ impl StateRebuild {
         }
     }
 
-    /// How many forks the commit `at` had seen, of those that the stream has seen; less, if it does not
-    /// remember: then versions that follow pass over more than they need to.
+    /// How many of the stream's forks the commit `at` had seen; less, if the stream no longer remembers:
+    /// then later versions skip more numbers than necessary.
     fn forks_seen_at(&self, stream: StreamId, at: u64) -> Result<u64, StoreError> {
         let state = self.part.stream_state(stream)?.unwrap_or_default();
         let later = |gap: &&Gap| gap.from >= at;
@@ -254,7 +255,7 @@ impl StateRebuild {
         Ok(state.forks.saturating_sub(since))
     }
 
-    /// How many forks there were between one commit and the next, `to + 1`, or the tail.
+    /// Number of forks between one commit and the next, `to + 1`, or the tail.
     fn forks_between(&self, from: u64, to: u64) -> Result<u64, StoreError> {
         let passed_over = to.saturating_sub(from);
         if !passed_over.is_multiple_of(GAP) {
@@ -264,7 +265,7 @@ impl StateRebuild {
         Ok(passed_over / GAP)
     }
 
-    /// Puts it in force, as of a commit; durable when this returns. Where it stands now.
+    /// Puts the rebuilt store in force as of a commit; durable when this returns. Returns its metadata.
     pub fn finish(mut self, commit_ts: u64) -> Result<StateMeta, StoreError> {
         let stream = name_entry(&self.part, STATE_BASIN_ID, STATE_STREAM)?;
         let (stream, history_cut) = match stream {
@@ -290,7 +291,7 @@ impl StateRebuild {
         Ok(self.meta)
     }
 
-    /// The store's stream, without a record: for a partition of which nothing else is left.
+    /// Creates the store's stream without a record, for a partition of which nothing else is left.
     fn make_stream(&mut self, tail: u64) -> Result<StreamId, StoreError> {
         let forks = self.part.forks()?;
         let counters = self
@@ -330,7 +331,7 @@ impl StateRebuild {
         Ok(id)
     }
 
-    /// Sets the applied position of the partition, which is empty.
+    /// Sets the applied position of the partition, which has to be empty.
     pub fn applied(&mut self, lsn: u64, term: u64) -> Result<(), StoreError> {
         let applied = self.part.applied()?.unwrap_or_default();
         let applied = Applied {

@@ -17,7 +17,7 @@ use serde_json::value::RawValue;
 use super::command::StagedOperation;
 use super::names::StateKey;
 
-/// Version of the record.
+/// Version of the record's format.
 pub const VERSION: u32 = 1;
 
 /// Most bytes of a commit's record: what one record of a stream can hold.
@@ -32,14 +32,14 @@ pub struct CommitRecord {
     pub commit_ts: u64,
     /// When it arrived, in milliseconds since the epoch.
     pub at_ms: u64,
-    /// What it did.
+    /// Its operations, in order.
     pub operations: Vec<CommittedOperation>,
 }
 
 /// An operation of a commit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CommittedOperation {
-    /// On which key.
+    /// The key.
     pub key: StateKey,
     /// A JSON object; `None` for a deletion.
     pub value: Option<Bytes>,
@@ -47,13 +47,13 @@ pub struct CommittedOperation {
     pub version: u64,
 }
 
-/// Bytes that the record of a commit has at most.
+/// Most bytes that the record of a commit can have.
 pub fn record_bound(txn_id: &str, operations: &[StagedOperation]) -> usize {
     let numbers = std::iter::repeat(u64::MAX);
     compose(u64::MAX, txn_id, u64::MAX, operations, numbers).len()
 }
 
-/// Bytes that an operation takes in the record of a commit at most.
+/// Most bytes that an operation can take in the record of a commit.
 pub fn operation_bound(operation: &StagedOperation) -> usize {
     let value = operation.value.as_ref().map_or(0, Bytes::len);
     let without = StagedOperation {
@@ -64,7 +64,7 @@ pub fn operation_bound(operation: &StagedOperation) -> usize {
     record_bound("", &[without]) - record_bound("", &[]) + with_comma
 }
 
-/// The record of a commit.
+/// Composes the record of a commit.
 pub(crate) fn compose(
     commit_ts: u64,
     txn_id: &str,
@@ -105,7 +105,7 @@ pub(crate) fn compose(
     json
 }
 
-/// Adds a string as JSON has it.
+/// Appends a string in its JSON form, with quotes.
 pub fn push_string(json: &mut Vec<u8>, text: &str) {
     serde_json::to_writer(json, text).expect("a string is JSON, and memory takes it");
 }
@@ -134,7 +134,11 @@ struct ParsedOperation<'a> {
 }
 
 impl CommitRecord {
-    /// Parses a record's body.
+    /// Parses the body of a record.
+    ///
+    /// # Errors
+    ///
+    /// It is not a commit, or its version is another one; the message has the reason.
     pub fn parse(body: &Bytes) -> Result<CommitRecord, String> {
         let parsed: Parsed<'_> =
             serde_json::from_slice(body).map_err(|e| format!("not a commit: {e}"))?;

@@ -1,21 +1,21 @@
-//! What a step does to the state store.
+//! The changes that a step makes to the state store.
 
 use std::collections::HashMap;
 
 use super::{Forgotten, Published, StateEntry, StateMeta};
 
-/// What a step does to the state store.
+/// The changes that a step makes to the state store.
 pub(crate) struct StateStep<'a> {
     before: &'a Published,
-    /// Where it stands, once the step has changed that.
+    /// The store's metadata, if the step has changed it.
     pub meta: Option<StateMeta>,
-    /// Commits in the step.
+    /// Number of commits in the step.
     pub commits: u64,
     /// Present entries that the step has read or changed, by their names.
     pub(super) entries: HashMap<Vec<u8>, Option<StateEntry>>,
     /// Bytes of entries that are no longer needed.
     pub garbage: u64,
-    /// What the step has learned of keys by forgetting versions of them.
+    /// The versions below which the step has left no earlier entries of keys.
     pub forgotten: Forgotten,
 }
 

@@ -117,7 +117,7 @@ fn a_commit_gives_each_operation_a_version_and_is_one_record() {
     let (a, b) = (key("a"), key("b"));
     let first = it.commit(vec![write(&a, r#"{"n":1}"#), write(&b, r#"{"n":2}"#)]);
     assert_eq!((first.commit_ts, first.versions), (1, vec![1, 1]));
-    // The same key twice gets two versions; an empty commit takes a number.
+    // A key that is written twice gets two versions; an empty commit takes a number.
     let second = it.commit(vec![write(&a, "{}"), delete(&a)]);
     assert_eq!((second.commit_ts, second.versions), (2, vec![2, 3]));
     assert_eq!(it.commit(vec![]).commit_ts, 3);
@@ -148,7 +148,8 @@ fn a_read_from_memory_finds_what_a_read_finds() {
     drop(reader);
     it.reopen();
     let reader = it.state_reader();
-    // It is in a file now, of which the opening may have read the block; a read brings it into memory.
+    // The entry is in a file now. The opening may have read its block, or the next read brings it into
+    // memory.
     let found = reader.get(&key("a")).unwrap();
     assert!(found.is_some());
     assert_eq!(reader.get_cached(&key("a")).unwrap(), Some(found));
@@ -171,7 +172,7 @@ fn expected_versions_are_met_or_nothing_happens() {
     );
     it.try_commit(vec![delete(&a)], vec![expect(&a, 1)])
         .unwrap();
-    // Deleted: it does not exist, and the version of its deletion is known.
+    // A deleted key does not exist, and the version of its deletion is known.
     it.try_commit(vec![], vec![expect(&a, 0), expect(&a, 2)])
         .unwrap();
     let again = it.try_commit(vec![write(&a, "{}")], vec![expect(&a, 0)]);
@@ -194,7 +195,7 @@ fn versions_and_commits_that_a_fork_may_have_cut_off_are_never_given_out_again()
         Some((1, 1, Some("{}".into())))
     );
     assert_eq!(it.read("b", At::Commit(GAP)).unwrap(), None);
-    // A store of which nothing is left begins above all that it may have given out.
+    // A lost store begins above all numbers that it may have given out.
     let mut other = Fixture::new();
     other.fork(6);
     assert_eq!(other.commit(vec![write(&a, "{}")]).versions, [GAP + 1]);
@@ -215,7 +216,7 @@ fn history_is_cut_where_the_policy_says_and_reading_below_says_where_it_begins()
         history_below: 0,
         at_ms: 0,
     });
-    // Of 20 versions the newest 8 are left; commit 15 gave version 14.
+    // The newest 8 of 20 versions are left; commit 15 wrote version 14.
     let gone = it.read("hot", At::Version(12)).unwrap_err();
     assert!(
         matches!(
@@ -241,7 +242,7 @@ fn history_is_cut_where_the_policy_says_and_reading_below_says_where_it_begins()
     assert!(gone.to_string().ends_with("commit_ts 18"), "{gone}");
     let numbers: Vec<_> = it.commits(17).iter().map(|c| c.commit_ts).collect();
     assert_eq!(numbers, [18, 19, 20, 21]);
-    // What it was just before is still known; and what did not change is as it was.
+    // The state just before is still known, and what did not change is as it was.
     assert_eq!(
         values(it.read("hot", At::Commit(17)).unwrap()).unwrap().0,
         16
@@ -339,13 +340,13 @@ fn no_number_is_given_out_that_could_not_be_imported() {
         );
         let refused = it.try_commit(vec![write(&key("a"), "{}")], Vec::new());
         assert_eq!(refused, Err(StateRefusal::Exhausted));
-        // Nor by way of a fork.
+        // A fork does not exceed the limit either.
         it.flush();
         it.fork(1);
         let refused = it.try_commit(vec![write(&key("a"), "{}")], Vec::new());
         assert_eq!(refused, Err(StateRefusal::Exhausted));
         assert_eq!(it.state_reader().meta().commit_ts, commit_ts + 1);
-        // Nor by a state that replaces this one.
+        // An import that replaces the state does not exceed it either.
         let replace = true;
         it.import(ImportStep::Begin(ImportBegin { replace }))
             .unwrap();
@@ -380,7 +381,7 @@ fn an_import_that_is_aborted_leaves_nothing_and_ends() {
     assert_eq!(it.commit(vec![write(&key("a"), "{}")]).versions, [2]);
 }
 
-/// What a key had after each commit that changed it.
+/// The versions of each key: version, commit and value after each commit that changed it.
 type Model = BTreeMap<StateKey, Vec<(u64, u64, Option<String>)>>;
 
 #[derive(Clone, Debug)]
@@ -409,7 +410,7 @@ fn deed() -> impl Strategy<Value = Do> {
 }
 
 fn name(n: u8) -> StateKey {
-    // Agents whose names could run into those of their keys.
+    // Agents whose names could be confused with those of their keys.
     match n {
         0 => StateKey::new("n", "b:c", "k"),
         1 => StateKey::new("n:b", "c", "k"),

@@ -1,24 +1,24 @@
-//! What RocksDB's background work could not do, and when it is tried again.
+//! Failures of RocksDB's background work, and their retries.
 //!
-//! RocksDB treats every answer of the operating system but "no space" as the end of the database: after
-//! one flush that met too many open files, it takes no write until it is opened again. After "no space" it
-//! takes none until it has found space, for which it looks every 5 s. Nothing is lost by such a flush,
-//! though. Its memtables stay, the file that it began is deleted, a manifest that could
-//! not be written is replaced by a new one, and the Raft log has everything. So the error is *taken
-//! back* ([`EventListener::on_background_error`] may reset it), the database goes on, and the flush is
-//! tried again later ([`Backoff`]).
+//! RocksDB treats every error of the operating system but "no space" as fatal: after one flush that met
+//! too many open files, it refuses writes until it is opened again. After "no space" it refuses writes
+//! until it has found space, which it checks every 5 s. Nothing is lost by such a flush, though. Its
+//! memtables stay, the file that it began is deleted, a manifest that could not be written is replaced by
+//! a new one, and the Raft log has everything. So the error is *reset*
+//! ([`EventListener::on_background_error`] may do so), the database continues, and the flush is retried
+//! later ([`Backoff`]).
 //!
 //! | what failed | what is done |
 //! |---|---|
-//! | a flush, a compaction, the manifest: an answer of the operating system | taken back; flushed again with back-off ([`Store::retry_now`]: at once); RocksDB repeats compactions itself |
-//! | a compaction: no space | left to RocksDB, which looks for space every 5 s, and would fill the disk by repeating it; [`PartitionDb::try_again`] resumes what it has given up |
-//! | anything, while RocksDB recovers from a lack of space | left: its recovery would wait for ever |
-//! | a compaction: corruption of a table that is named | taken back; the partition counts as damaged ([`Store::damage`]), and the others go on |
-//! | anything else | left; only opening the database again helps ([`Store::fatal`]) |
+//! | a flush, a compaction, the manifest: an error of the operating system | reset; flushed again with back-off ([`Store::retry_now`]: at once); RocksDB repeats compactions itself |
+//! | a compaction: no space | left to RocksDB, which checks for space every 5 s, and would fill the disk by repeating it; [`PartitionDb::try_again`] resumes what it has given up |
+//! | anything, while RocksDB recovers from a lack of space | not reset: RocksDB's recovery would wait for ever |
+//! | a compaction: corruption of a table that is named | reset; the partition counts as damaged ([`Store::damage`]), and the others continue |
+//! | anything else | not reset; only opening the database again helps ([`Store::fatal`]) |
 //!
-//! RocksDB lets a write wait for memtables to be flushed for as long as it knows of no error. If the
-//! error was taken back, that might be for ever: the write would hold what the next flush needs. So its
-//! own limit of memtables is never reached: a write waits here, before it begins
+//! While RocksDB has no error, it makes a write wait until memtables are flushed. After a reset, that
+//! wait might never end, because the write would hold what the next flush needs. So RocksDB's own limit
+//! of memtables is never reached: a write waits here, before it begins
 //! ([`PartitionDb::wait_for_memtables`]), and fails with the cause.
 
 use std::sync::Arc;
@@ -34,25 +34,27 @@ use rust_rocksdb::{ErrorKind, FlushOptions};
 use super::damage::names_a_table;
 use super::{PartitionDb, Store, StoreError};
 
-/// Memtables of a partition that wait to be flushed at most, beside the one that is written to.
+/// Most memtables of a partition that wait to be flushed, beside the one that takes writes.
 pub(super) const MAX_UNFLUSHED: u64 = 3;
-/// While files cannot be merged, no write goes to a partition with so many: RocksDB would let it wait within,
-/// and all others behind it, from [`LEVEL0_STOP`] runs on. What lies between is for flushes under way.
+/// While compactions fail, a partition with this many files at level 0 refuses writes: from
+/// [`LEVEL0_STOP`] on, RocksDB would make a write wait inside it, and all others behind that one. The
+/// difference is for flushes under way.
 const MAX_LEVEL0_FILES: u64 = LEVEL0_STOP as u64 - 32;
-/// Runs from which on RocksDB lets writes wait until some are merged.
+/// Number of files at level 0 from which on RocksDB makes writes wait for compactions.
 pub(super) const LEVEL0_STOP: i32 = 160;
-/// RocksDB's own limit, which is never reached: a failed flush is tried again by switching memtables.
+/// RocksDB's own limit of memtables, which is never reached. It is far above [`MAX_UNFLUSHED`], because a
+/// retry of a failed flush switches memtables.
 pub(super) const MAX_MEMTABLES: i32 = 64;
-/// Messages of damaged tables that nobody has noted yet: more are met again by the next compaction.
+/// Most messages of damaged tables that wait to be recorded: the next compaction meets any others again.
 const MAX_CORRUPT: usize = 16;
-/// How often one who waits looks, if nothing wakes it.
+/// How often a waiting thread checks, if nothing wakes it.
 const LOOK_INTERVAL: Duration = Duration::from_millis(50);
-/// A flush that failed is tried again after so long, twice as long after each further failure...
+/// A flush that failed is retried after this pause, which doubles after each further failure...
 const FIRST_RETRY: Duration = Duration::from_secs(1);
-/// ...up to this: each try may write a file until the disk is full.
+/// ...up to this one: each attempt may write a file until the disk is full.
 const LAST_RETRY: Duration = Duration::from_secs(30);
 
-/// When something that failed is tried again.
+/// When an operation that failed is retried.
 #[derive(Debug, Default)]
 pub(super) struct Backoff {
     failures: u32,
@@ -60,7 +62,7 @@ pub(super) struct Backoff {
 }
 
 impl Backoff {
-    /// It failed; answers after how long it is tried again.
+    /// Records a failure; returns the pause before the next attempt.
     pub fn failed(&mut self, now: Instant) -> Duration {
         let doubled = FIRST_RETRY.saturating_mul(1 << self.failures.min(16));
         let pause = doubled.min(LAST_RETRY);
@@ -82,24 +84,25 @@ impl Backoff {
 struct State {
     /// Flushes that failed since the start.
     failed_flushes: u64,
-    /// Why the last one did, and the same until one works.
+    /// Cause of the last of them.
     last_failure: Option<String>,
+    /// The same, until a flush succeeds.
     flush: Option<String>,
     retry: Backoff,
     /// Compactions that failed since the start.
     failed_compactions: u64,
-    /// Why the last one did, until one works.
+    /// Cause of the last of them, until a compaction succeeds.
     compaction: Option<String>,
-    /// RocksDB is at recovering from a lack of space.
+    /// Whether RocksDB recovers from a lack of space at present.
     recovering: bool,
-    /// An error that was left, and lets RocksDB refuse writes.
+    /// An error that was not reset, because of which RocksDB refuses writes.
     standing: Option<String>,
     /// The same, if only opening the database again helps.
     fatal: Option<String>,
-    /// Tables that compactions have found damaged, until somebody has noted whose they are.
+    /// Messages of compactions about damaged tables, until the partitions of these are recorded.
     corrupt: Vec<String>,
     closed: bool,
-    /// Counts what was reported.
+    /// Number of reports to waiting threads.
     events: u64,
 }
 
@@ -110,7 +113,7 @@ impl State {
     }
 }
 
-/// What is known of RocksDB's background work.
+/// The state of RocksDB's background work.
 #[derive(Debug, Default)]
 pub(super) struct Background {
     state: Mutex<State>,
@@ -125,7 +128,7 @@ impl Background {
         Listener(self.clone())
     }
 
-    /// Nothing is waited for from now on.
+    /// Ends all waits, and those that begin later.
     pub fn close(&self) {
         let mut state = self.state.lock();
         state.closed = true;
@@ -136,20 +139,20 @@ impl Background {
         self.state.lock().failed_flushes
     }
 
-    /// Why no flush can be made, or why one has failed since there were so many failures.
+    /// Why no flush is possible, or why one has failed since the number of failures was `failed_flushes`.
     fn refusal_since(&self, failed_flushes: u64) -> Option<String> {
         let state = self.state.lock();
         let failed = state.failed_flushes > failed_flushes;
         (state.refusal()).or_else(|| state.last_failure.clone().filter(|_| failed))
     }
 
-    /// Why no flush can be made, or why the last one failed.
+    /// Why no flush is possible, or why the last one failed.
     fn refusal(&self) -> Option<String> {
         let state = self.state.lock();
         state.refusal().or_else(|| state.flush.clone())
     }
 
-    /// Why files are not merged, if the last attempt failed.
+    /// Why the last compaction failed, if it did.
     fn failing_compaction(&self) -> Option<String> {
         self.state.lock().compaction.clone()
     }
@@ -158,7 +161,7 @@ impl Background {
         self.state.lock().failed_compactions
     }
 
-    /// Why a compaction has failed since there were so many failures.
+    /// Why a compaction has failed since the number of failures was `failed`.
     pub fn compaction_failure_since(&self, failed: u64) -> Option<String> {
         let state = self.state.lock();
         let why = || state.compaction.clone().unwrap_or_default();
@@ -179,7 +182,7 @@ impl Background {
         self.state.lock().events
     }
 
-    /// Waits until something was reported after so many reports, or until then.
+    /// Waits for a report after the first `events`, until `until` at most.
     fn wait(&self, events: u64, until: Instant) {
         let mut state = self.state.lock();
         if state.events == events && !state.closed {
@@ -187,7 +190,7 @@ impl Background {
         }
     }
 
-    /// Wakes those who wait.
+    /// Counts a report and wakes the threads that wait.
     fn report(&self, mut state: MutexGuard<'_, State>) {
         state.events += 1;
         drop(state);
@@ -229,7 +232,7 @@ impl EventListener for Listener {
         let mut state = self.0.state.lock();
         let is_answer = error.kind() == ErrorKind::IOError;
         let is_left = is_compaction && is_lack_of_space(&why);
-        // What the files of one partition have lost is no reason to refuse writes to the others.
+        // Damage to files of one partition is no reason to refuse writes to the others.
         let is_of_a_table =
             error.kind() == ErrorKind::Corruption && is_compaction && names_a_table(&why);
         if is_of_a_table && !state.corrupt.contains(&why) && state.corrupt.len() < MAX_CORRUPT {
@@ -266,7 +269,7 @@ impl EventListener for Listener {
         error: &BackgroundErrorStatus,
         automatic: &mut bool,
     ) {
-        // RocksDB asks also about an error that was taken back, from which it does not recover.
+        // RocksDB also calls this for an error that was reset, from which it does not recover.
         if error.result().is_err() {
             self.0.state.lock().recovering = *automatic;
         }
@@ -284,21 +287,21 @@ impl EventListener for Listener {
     }
 }
 
-/// What RocksDB says of ENOSPC, and of a limit of its own.
+/// Whether a message of RocksDB means ENOSPC, or a limit of its own.
 fn is_lack_of_space(message: &str) -> bool {
     message.contains("No space left on device") || message.contains("Space limit reached")
 }
 
 impl Store {
-    /// Why files of the database cannot be written at the moment, if so. What is acknowledged is in the
-    /// log.
+    /// Why files of the database cannot be written at the moment, if they cannot. Acknowledged data is in
+    /// the log.
     pub fn write_failure(&self) -> Option<String> {
         let state = self.background.state.lock();
         let why = state.standing.clone().or_else(|| state.flush.clone());
         why.or_else(|| state.compaction.clone())
     }
 
-    /// What background work met that let it fail, if that is known still.
+    /// Causes of failures of background work, as far as they are still known.
     pub(super) fn background_failures(&self) -> Vec<String> {
         let mut state = self.background.state.lock();
         let mut found = std::mem::take(&mut state.corrupt);
@@ -312,33 +315,33 @@ impl Store {
         self.background.state.lock().fatal.clone()
     }
 
-    /// Nothing is written to files any more, and nobody waits for it: to be called before the groups are
-    /// stopped, if a flush could not be waited for. What is in memory is in the log.
+    /// Cancels background work and ends all waits for it. To be called before the groups are stopped, if
+    /// a flush could not be completed. The data in memtables is in the log.
     pub fn give_up(&self) {
         self.background.close();
         self.db.cancel_all_background_work(false);
     }
 
-    /// What has failed may be tried again at once: there is space now.
+    /// Ends the back-off, because there is space now: the next flush may begin at once.
     pub fn retry_now(&self) {
         let mut state = self.background.state.lock();
         state.retry.succeeded();
         self.background.report(state);
     }
 
-    /// Whether no flush has failed, or that was long enough ago to try the next one.
+    /// Whether no flush has failed, or the back-off after the last failure is over.
     pub fn may_flush(&self) -> bool {
         self.background.state.lock().retry.is_due(Instant::now())
     }
 }
 
 impl PartitionDb {
-    /// Memtables that take no more writes and are not in files yet.
+    /// Number of memtables that take no more writes and are not in files yet.
     pub fn unflushed(&self) -> u64 {
         self.property("rocksdb.num-immutable-mem-table")
     }
 
-    /// Files that were flushed and not merged yet.
+    /// Number of files at level 0: flushed, and not compacted yet.
     fn level0_files(&self) -> u64 {
         self.property("rocksdb.num-files-at-level0")
     }
@@ -348,7 +351,7 @@ impl PartitionDb {
         self.store.may_flush()
     }
 
-    /// Whether there are such memtables and nothing writes them to files: their flush has failed.
+    /// Whether memtables wait and no flush runs: their flush has failed.
     pub fn flush_is_stuck(&self) -> bool {
         self.unflushed() > 0 && self.property("rocksdb.num-running-flushes") == 0
     }
@@ -357,18 +360,20 @@ impl PartitionDb {
     ///
     /// # Errors
     ///
-    /// One that failed, of any partition. Nothing is lost by it, and the next one may work.
+    /// A flush failed, of any partition. Nothing is lost by it, and the next one may succeed.
     pub fn flush(&self) -> Result<(), StoreError> {
         self.flush_until(None)
     }
 
-    /// The same, and not after `deadline`: then it goes on by itself, and the answer is an error.
+    /// The same, until `deadline` at most: then it returns an error, and the flush continues in the
+    /// background.
     pub fn flush_until(&self, deadline: Option<Instant>) -> Result<(), StoreError> {
         let background = &self.store.background;
         let failed_flushes = background.failed_flushes();
         let lsn = |applied: Option<super::Applied>| applied.map_or(0, |applied| applied.lsn);
         let applied = lsn(self.applied()?);
-        // Of writes that move no LSN, only empty memtables show that they are in files.
+        // The durable LSN shows that the flush has ended only if it has to rise. After writes that move
+        // no LSN, only the absence of waiting memtables shows it.
         let shows = applied > lsn(self.durable()?);
         self.begin_flush()?;
         loop {
@@ -388,7 +393,7 @@ impl PartitionDb {
         }
     }
 
-    /// Lets RocksDB begin a flush. Not to be waited for there: see the head of this module.
+    /// Begins a flush. A wait inside RocksDB might never end: see the head of this module.
     fn begin_flush(&self) -> Result<(), StoreError> {
         let mut options = FlushOptions::default();
         options.set_wait(false);
@@ -421,15 +426,15 @@ impl PartitionDb {
                 return Err(self.not_flushed(why));
             }
             if self.flush_is_stuck() {
-                // Another partition's flush worked since this one's failed.
+                // Another partition's flush has succeeded since this one's failed.
                 self.begin_flush()?;
             }
             background.wait(events, Instant::now() + LOOK_INTERVAL);
         }
     }
 
-    /// After a failed write: tries to leave the state that failed background work has left, unless that
-    /// was tried a moment ago.
+    /// After a failed write: resumes RocksDB after an error, or begins another flush after a failed one,
+    /// unless the back-off is not over.
     pub(crate) fn try_again(&self) -> Result<(), StoreError> {
         let background = &self.store.background;
         if !self.store.may_flush() {

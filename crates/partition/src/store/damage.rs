@@ -1,11 +1,11 @@
-//! Damage: files of the database whose bytes are not what was written, or that are gone.
+//! Damage: files of the database whose bytes are not what was written, or that are missing.
 //!
 //! RocksDB reports it in the error of the operation that met it, with the name of the file. Damage that
 //! background work meets is reported to the next write of any partition. So the file determines the damaged
 //! partition; only an error of a read that names no file counts for the partition that was read.
 //!
-//! The files of a damaged partition are not merged any more ([`PartitionDb::stop_merging`]): each attempt would
-//! read up to the damaged block and fail. What is appended to it goes to files of its own meanwhile.
+//! The files of a damaged partition are no longer compacted ([`PartitionDb::stop_merging`]): each attempt
+//! would read up to the damaged block and fail. New appends to it go to files of their own.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -18,15 +18,15 @@ use super::error::is_refusal;
 use super::{Mode, PartitionDb, Store, StoreError, StoreOptions};
 use crate::ids::PartitionId;
 
-/// How RocksDB's messages begin for bytes that are not what was written.
+/// How RocksDB's messages about bytes that are not what was written begin.
 const CORRUPTION: &str = "Corruption: ";
-/// The same for errors of the operating system, of which a missing file is damage.
+/// The same for errors of the operating system; of these, a missing file is damage.
 const IO_ERROR: &str = "IO error: ";
 
 impl Store {
-    /// Opens a database that [`Store::open_any`] finds damaged, with what can be read of it, to look
-    /// at it and to drop partitions. Nothing is compacted. Partitions whose files are damaged are in
-    /// the report of the options.
+    /// Opens a database that [`Store::open_any`] finds damaged, with those parts that can be read, to
+    /// inspect it and to drop partitions. Nothing is compacted. Partitions whose files are damaged are
+    /// recorded in the report of the options.
     ///
     /// # Errors
     ///
@@ -52,12 +52,12 @@ impl Store {
         }
     }
 
-    /// Checks that all files of the database are there with the size that was written. RocksDB checks only
+    /// Checks that all files of the database exist with the size that was written. RocksDB checks only
     /// some of them when it opens.
     ///
     /// # Errors
     ///
-    /// The files cannot be looked at.
+    /// The files cannot be inspected.
     pub fn look_at_files(&self) -> Result<(), StoreError> {
         let found = look_at(&self.path, || self.tables())?;
         for (partition, what) in found {
@@ -87,7 +87,7 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// The first that is damaged or cannot be read.
+    /// The first block that is damaged or cannot be read.
     pub fn verify_blocks(&self) -> Result<(), StoreError> {
         self.db.verify_checksum().map_err(|source| StoreError::Db {
             path: self.path.to_path_buf(),
@@ -96,7 +96,7 @@ impl Store {
         })
     }
 
-    /// What was found damaged of a partition since it was opened or imported.
+    /// Damage found in a partition since it was opened or imported.
     pub fn damage(&self, partition: PartitionId) -> Option<String> {
         for why in self.background_failures() {
             let kind = match &why {
@@ -113,7 +113,7 @@ impl Store {
         self.damage.of(partition)
     }
 
-    /// Whose file an error names, if it is one of the database's.
+    /// The partition of the table that an error names, if the database has the table.
     fn partition_named_in(&self, message: &str) -> Option<PartitionId> {
         let named: Vec<u64> = tables_named_in(message).collect();
         if named.is_empty() {
@@ -127,12 +127,12 @@ impl Store {
 }
 
 impl PartitionDb {
-    /// Files of the partition are not merged any more, until the database is opened again. Blocks for as
-    /// long as RocksDB takes to write its options down.
+    /// Disables automatic compactions of the partition's files until the database is opened again. Blocks
+    /// while RocksDB writes its options.
     ///
     /// # Errors
     ///
-    /// The options cannot be written. Merging is then tried again, once a second.
+    /// The options cannot be written. RocksDB then retries the compactions, once a second.
     pub fn stop_merging(&self) -> Result<(), StoreError> {
         let off = [("disable_auto_compactions", "true")];
         let set = self.store.db.set_options_cf(&self.cf(), &off);
@@ -167,8 +167,8 @@ struct Table {
     size: u64,
 }
 
-/// What is wrong with the files in `dir` that `tables` names. A compaction may delete some of them while they
-/// are looked at: only one that the database has afterwards, too, is missing.
+/// What is wrong with the files in `dir` that `tables` lists. A compaction may delete some of them during
+/// the inspection, so a file counts as missing only if the database still lists it afterwards.
 fn look_at(
     dir: &Path,
     mut tables: impl FnMut() -> Result<Vec<Table>, StoreError>,

@@ -1,4 +1,4 @@
-//! Which partitions of a database were found damaged.
+//! The report of damaged partitions of a database.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -7,13 +7,13 @@ use parking_lot::Mutex;
 
 use crate::ids::PartitionId;
 
-/// Which partitions of a database were found damaged, and how. Cheap to clone; all clones are one
-/// report, which outlives the database.
+/// The damaged partitions of a database, and what was found first of each. Cheap to clone; all clones
+/// share one report, which outlives the database.
 #[derive(Clone, Debug, Default)]
 pub struct DamageReport(Arc<Mutex<BTreeMap<PartitionId, String>>>);
 
 impl DamageReport {
-    /// What was found first of a partition.
+    /// What was found first in a partition.
     pub fn of(&self, partition: PartitionId) -> Option<String> {
         self.0.lock().get(&partition).cloned()
     }
@@ -23,12 +23,12 @@ impl DamageReport {
         self.0.lock().is_empty()
     }
 
-    /// Everything that was found, which is forgotten.
+    /// Removes and returns everything that was found.
     pub fn take(&self) -> BTreeMap<PartitionId, String> {
         std::mem::take(&mut self.0.lock())
     }
 
-    /// A partition has other files now.
+    /// Removes a partition from the report, because its files were replaced.
     pub fn forget(&self, partition: PartitionId) {
         self.0.lock().remove(&partition);
     }
@@ -38,11 +38,11 @@ impl DamageReport {
     }
 }
 
-/// What met an error of RocksDB.
+/// The operation that returned an error of RocksDB.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Met {
     /// A read of a partition.
     Reading,
-    /// A write: RocksDB returns from it what the background work for any partition met.
+    /// A write: RocksDB returns from it errors of background work for any partition.
     Writing,
 }

@@ -1,4 +1,4 @@
-//! What can go wrong in the database, by what the caller can do about it.
+//! Errors of the database, by what the caller can do about them.
 
 use std::path::PathBuf;
 
@@ -6,10 +6,10 @@ use rust_rocksdb::ErrorKind;
 
 use crate::ids::PartitionId;
 
-/// A failure of the database.
+/// An error of the database.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// A database should be there, and there is none.
+    /// The database of a node that has been in use is missing.
     #[error(
         "the database in {path} is missing although this data directory was in use; nothing was created in its place"
     )]
@@ -32,19 +32,19 @@ pub enum StoreError {
     Db {
         /// Its directory.
         path: PathBuf,
-        /// What was being done.
+        /// The operation.
         operation: String,
         /// RocksDB's message; it names the file.
         source: rust_rocksdb::Error,
     },
-    /// A file of a checkpoint, or the directory of one.
+    /// An operation on a file or directory failed.
     #[error("{operation} {path}: {source}", path = .path.display())]
     Io {
-        /// What was being done.
+        /// The operation.
         operation: &'static str,
-        /// To what.
+        /// The file or directory.
         path: PathBuf,
-        /// What happened.
+        /// The error of the operating system.
         source: std::io::Error,
     },
     /// A checkpoint that cannot be used.
@@ -80,8 +80,8 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    /// Whether the operating system refused: the same may work later, and the data that could not be read may
-    /// be fine. False for what is missing, damaged or malformed.
+    /// Whether the operating system refused: a retry may succeed, and the data that could not be read may
+    /// be intact. False for what is missing, damaged or malformed.
     pub fn is_unreadable(&self) -> bool {
         match self {
             StoreError::Db { source, .. } => is_refusal(source.kind(), source.as_ref()),
@@ -107,7 +107,7 @@ pub(super) fn is_refusal(kind: ErrorKind, message: &str) -> bool {
         ErrorKind::Corruption | ErrorKind::IOError => {
             answers().any(|(at, _)| !message[at + ANSWER.len()..].starts_with(GONE))
         }
-        // A version that it does not know, a time-out, options that do not fit.
+        // An unknown version, a time-out, options that do not fit.
         _ => true,
     }
 }

@@ -7,7 +7,7 @@ use crate::keys;
 use crate::lineage::Lineage;
 
 impl PartitionDb {
-    /// The history that the partition is of.
+    /// The lineage of the partition.
     pub fn lineage(&self) -> Result<Lineage, StoreError> {
         if let Some(known) = self.known_lineage().get() {
             return Ok(known.clone());
@@ -20,14 +20,14 @@ impl PartitionDb {
         Ok(self.known_lineage().get_or_init(|| lineage).clone())
     }
 
-    /// How many forks the partition has been through.
+    /// Number of forks of the partition.
     pub(crate) fn forks(&self) -> Result<u64, StoreError> {
         Ok(self.lineage()?.forks)
     }
 
-    /// Begins another lineage where the partition's data ends, with `voter` as the group's only
-    /// member; durable when this returns. Nothing else may use the partition meanwhile, and handles
-    /// from before are not to be used any more.
+    /// Begins another lineage where the partition's data ends, with `voter` as the group's only member;
+    /// durable when this returns. Nothing else may use the partition meanwhile, and handles from before
+    /// must not be used any more.
     pub fn fork(&self, lineage: &Lineage, voter: u64) -> Result<(), StoreError> {
         let applied = self
             .applied()?

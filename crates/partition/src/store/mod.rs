@@ -1,10 +1,10 @@
 //! The node's RocksDB: one column family per partition, without a write-ahead log.
 //!
-//! The Raft log is the write-ahead log: a batch written here carries the LSN up to which it
-//! applies ([`Applied`]), atomically with the data. What a crash loses is what was not flushed; the
-//! LSN that is *durable* is read back from the files alone, and everything above it is replayed.
+//! The Raft log is the write-ahead log: a batch written here has the LSN up to which it applies
+//! ([`Applied`]), atomically with the data. A crash loses what was not flushed. The *durable* LSN is read
+//! back from the files alone, and everything above it is replayed.
 //!
-//! A partition is created empty or imported from a checkpoint, and dropped, as a whole ([`partitions`]).
+//! A partition is created empty, imported from a checkpoint, or dropped as a whole ([`partitions`]).
 
 mod background;
 mod damage;
@@ -55,8 +55,8 @@ pub struct Store {
 }
 
 impl Store {
-    /// Creates the database of a new node: every partition at LSN 0, durable when this returns. Completes
-    /// an earlier attempt that did not finish.
+    /// Creates the database of a new node: every partition is at LSN 0, and durable when this returns. It
+    /// completes an earlier attempt that did not finish.
     pub fn create(
         path: &Path,
         options: &StoreOptions,
@@ -69,8 +69,8 @@ impl Store {
         Ok(store)
     }
 
-    /// Opens the database of a node that has been in use. A missing or incomplete one is an error,
-    /// never an empty one.
+    /// Opens the database of a node that has been in use. A missing or incomplete one is an error; it is
+    /// never replaced by an empty one.
     pub fn open(path: &Path, options: &StoreOptions, partitions: u32) -> Result<Store, StoreError> {
         if !path.join("CURRENT").exists() {
             return Err(StoreError::Missing {
@@ -99,7 +99,7 @@ impl Store {
         Ok(store)
     }
 
-    /// Opens the database with the partitions that it has; creates an empty one where there is none.
+    /// Opens the database with the partitions that it has; creates an empty one if there is none.
     pub fn open_any(path: &Path, options: &StoreOptions) -> Result<Store, StoreError> {
         Store::open_with(path, options, Mode::Sound)
     }
@@ -132,9 +132,9 @@ impl Store {
         table.set_block_cache(&cache);
         table.set_block_size(BLOCK_SIZE);
         table.set_format_version(5);
-        // The index of a file says where each block begins and ends, exactly: see `partition_options`.
+        // The index of a file has the exact first and last key of each block: see `partition_options`.
         table.set_index_shortening(NO_SHORTENING);
-        // And a block that holds several keys is no larger than a block should be.
+        // A block with several keys does not exceed the block size.
         table.set_block_size_deviation(BLOCK_DEVIATION);
         table.set_max_auto_readahead_size(MAX_READAHEAD);
 
@@ -181,7 +181,7 @@ impl Store {
         &self.db
     }
 
-    /// Stops background work; to be called before the last handle goes.
+    /// Stops background work. To be called before the last handle is dropped.
     pub fn close(&self) {
         self.background.close();
         self.db.cancel_all_background_work(true);

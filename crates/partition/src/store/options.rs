@@ -1,31 +1,31 @@
-//! Sizes of the database, and where its checkpoints are.
+//! Options of the database: sizes, and where its checkpoints are.
 
 use std::path::PathBuf;
 
 use super::damage_report::DamageReport;
 
-/// Sizes of the database.
+/// Options of the database.
 #[derive(Clone, Debug)]
 pub struct StoreOptions {
-    /// Cache of uncompressed blocks, bytes, over all partitions.
+    /// Bytes of the cache of uncompressed blocks, for all partitions together.
     pub block_cache: usize,
-    /// One memtable, bytes.
+    /// Bytes of one memtable.
     pub write_buffer: usize,
-    /// All memtables of all partitions, bytes.
+    /// Bytes of all memtables of all partitions together.
     pub write_buffers_total: usize,
-    /// Open files at most.
+    /// Most open files.
     pub max_open_files: i32,
     /// Threads for flushes and compactions.
     pub background_jobs: i32,
-    /// Where checkpoints are made, a directory per partition, on the file system of the database.
-    /// `None`: below the database.
+    /// Directory of the checkpoints, with one directory for each partition, on the file system of the
+    /// database. `None`: below the database.
     pub checkpoints: Option<PathBuf>,
     /// Damage that is found is recorded here.
     pub damage: DamageReport,
 }
 
 impl StoreOptions {
-    /// Those of a small database that is inspected and then removed.
+    /// Options of a small database that is inspected and then removed.
     pub fn for_a_look() -> StoreOptions {
         const MIB: usize = 1024 * 1024;
         StoreOptions {

@@ -31,13 +31,14 @@ pub struct PartitionDb {
 }
 
 impl PartitionDb {
-    /// Which partition.
+    /// The partition.
     pub fn partition(&self) -> PartitionId {
         self.partition
     }
 
-    /// Whether more was written than may be while the files are rewritten without what is deleted: new
-    /// appends are to wait until that is done, or the space in use would grow with their rate.
+    /// Whether more was written than the limit allows while files are rewritten without deleted data. New
+    /// appends then have to wait until the rewriting is done, or the space in use would grow with their
+    /// rate.
     pub fn reclaim_is_behind(&self) -> bool {
         self.reclaim_is_behind.load(Ordering::Acquire)
     }
@@ -49,7 +50,7 @@ impl PartitionDb {
             .store(free.unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
-    /// Bytes of deleted data that files hold, roughly, and that no rewriting is under way for.
+    /// Approximate bytes of deleted data in files that no compaction under way removes.
     pub fn reclaimable(&self) -> u64 {
         self.reclaimable.load(Ordering::Relaxed)
     }
@@ -71,12 +72,12 @@ impl PartitionDb {
             .expect("every partition's column family is opened with the database")
     }
 
-    /// How far the data goes; `None` if the partition was never created.
+    /// The applied position; `None` if the partition was never created.
     pub fn applied(&self) -> Result<Option<Applied>, StoreError> {
         self.applied_at(ReadTier::All)
     }
 
-    /// How far the data goes that survives a crash, read from the files alone.
+    /// The durable position, which survives a crash: read from the files alone.
     pub fn durable(&self) -> Result<Option<Applied>, StoreError> {
         self.applied_at(ReadTier::Persisted)
     }
@@ -157,9 +158,9 @@ impl PartitionDb {
         self.store.db.raw_iterator_cf_opt(&self.cf(), options)
     }
 
-    /// Reads the blocks into the cache that have keys from `first` on and before `at`, and others from
-    /// `at` on. In each run there may be one: it is small, and whoever reads on from `at` looks into it
-    /// each time, in every run.
+    /// Reads into the cache those blocks that have keys from `first` on and before `at`, and others from
+    /// `at` on. Each run may have one. Such a block is small, and each read from `at` on inspects it, in
+    /// every run.
     pub(crate) fn cache_border(&self, first: &[u8], at: &[u8]) {
         self.iterate(first, at, true).seek(at);
     }
@@ -172,7 +173,7 @@ impl PartitionDb {
         }
     }
 
-    /// Bytes of files.
+    /// Bytes of the partition's files.
     pub fn file_bytes(&self) -> u64 {
         self.property("rocksdb.total-sst-files-size")
     }
@@ -206,8 +207,8 @@ impl PartitionDb {
             .unwrap_or_default()
     }
 
-    /// Drops files that have no keys but from `from` to `last`, both included, all of which are
-    /// deleted already.
+    /// Drops files all of whose keys are from `from` to `last`, both included. These keys must be deleted
+    /// already.
     pub(crate) fn drop_files(&self, from: &[u8], last: &[u8]) -> Result<(), StoreError> {
         self.store
             .db
@@ -228,11 +229,11 @@ impl PartitionDb {
         keys
     }
 
-    /// Rewrites all files, without what is deleted; blocks until done.
+    /// Rewrites all files without deleted data; blocks until done.
     ///
     /// # Errors
     ///
-    /// A compaction has failed meanwhile, of whichever partition.
+    /// A compaction, of any partition, has failed meanwhile.
     pub(crate) fn compact(&self) -> Result<(), StoreError> {
         let background = &self.store.background;
         let failed = background.failed_compactions();
@@ -282,7 +283,7 @@ impl PartitionDb {
     }
 }
 
-/// Two big-endian numbers.
+/// Decodes two big-endian numbers; `None` if there are not exactly 16 bytes.
 pub(crate) fn two_numbers(bytes: &[u8]) -> Option<[u64; 2]> {
     let (first, second) = bytes.split_first_chunk::<8>()?;
     Some([
@@ -291,7 +292,7 @@ pub(crate) fn two_numbers(bytes: &[u8]) -> Option<[u64; 2]> {
     ])
 }
 
-/// Writes that are made visible together.
+/// Writes that become visible together.
 pub(crate) struct PartitionBatch {
     part: PartitionDb,
     batch: WriteBatch,
@@ -315,7 +316,7 @@ impl PartitionBatch {
         self.batch.size_in_bytes() as u64
     }
 
-    /// Makes them visible, all or none. Durable once flushed; until then the Raft log has them.
+    /// Writes all of them atomically. They are durable once flushed; until then the Raft log has them.
     pub fn write(self) -> Result<(), StoreError> {
         self.part.wait_for_memtables()?;
         self.part

@@ -1,4 +1,4 @@
-//! Creating, importing and dropping partitions.
+//! Operations that create, import and drop partitions.
 
 use std::fs;
 use std::path::Path;
@@ -11,24 +11,24 @@ use crate::ids::PartitionId;
 use crate::keys;
 use crate::lineage::Lineage;
 
-/// What the partitions of a new node are created with.
+/// The values with which the partitions of a new node are created.
 #[derive(Clone, Debug)]
 pub struct ClusterInit {
-    /// Stream partitions; the catalog comes on top.
+    /// Number of stream partitions; the catalog is one more.
     pub partitions: u32,
     /// The members of each group.
     pub voters: Vec<u64>,
-    /// The cluster.
+    /// The cluster's id.
     pub cluster_id: String,
 }
 
 impl Store {
-    /// Whether the database has this partition, complete or not.
+    /// Whether the database has this partition, even if its creation did not finish.
     pub fn has(&self, partition: PartitionId) -> bool {
         self.db.cf_handle(&cf_name(partition)).is_some()
     }
 
-    /// How far a partition's data goes; `None` if it is not there, or its creation did not finish.
+    /// The applied position of a partition; `None` if it is absent, or its creation did not finish.
     pub fn applied(&self, partition: PartitionId) -> Result<Option<Applied>, StoreError> {
         match self.has(partition) {
             true => self.part(partition).applied(),
@@ -36,7 +36,7 @@ impl Store {
         }
     }
 
-    /// Creates a partition at LSN 0, if it is not there; durable when this returns.
+    /// Creates a partition at LSN 0, unless it exists; durable when this returns.
     pub fn create_partition(
         &self,
         partition: PartitionId,
@@ -74,8 +74,8 @@ impl Store {
         Ok(())
     }
 
-    /// Makes a partition of files, which are *moved* into the database. Durable when this returns; a crash
-    /// leaves no partition, or all of it.
+    /// Creates a partition from files, which are *moved* into the database. Durable when this returns.
+    /// After a crash, the partition is absent or complete.
     pub(crate) fn import_files(
         &self,
         partition: PartitionId,
@@ -107,7 +107,7 @@ impl Store {
         }
     }
 
-    /// Where the checkpoints of a partition are.
+    /// Directory of the checkpoints of a partition.
     pub fn checkpoints(&self, partition: PartitionId) -> std::path::PathBuf {
         self.checkpoints.join(partition.to_string())
     }

@@ -60,7 +60,7 @@ fn a_database_that_lacks_a_partition_is_an_error() {
     // More partitions than it has, and fewer.
     assert!(Store::open(directory.path(), &options(), 3).is_err());
     assert!(Store::open(directory.path(), &options(), 1).is_err());
-    // A part without a position.
+    // A partition without a position.
     let store = Store::open(directory.path(), &options(), 2).unwrap();
     let part = store.part(PartitionId(2));
     let mut batch = part.batch();
@@ -278,7 +278,7 @@ fn what_a_merge_meets_is_the_damage_of_the_partition_whose_file_it_is_and_the_ot
     let store = Store::open_any(dir.path(), &options).unwrap();
     let failed = store.part(PartitionId(2)).compact().unwrap_err();
     assert!(failed.to_string().contains("checksum mismatch"), "{failed}");
-    // Also the damaged one takes what is appended, until it is recovered.
+    // The damaged partition accepts appends, too, until it is recovered.
     for (partition, round) in [(1, 0), (2, 0), (1, 1), (2, 1)] {
         let writer = store.part(PartitionId(partition));
         let mut batch = writer.batch();
@@ -291,7 +291,7 @@ fn what_a_merge_meets_is_the_damage_of_the_partition_whose_file_it_is_and_the_ot
     let found = store.damage(PartitionId(2)).unwrap();
     assert!(found.contains("checksum mismatch"), "{found}");
     assert_eq!(store.fatal(), None);
-    // It is known for as long as the database is open, also once other merges have worked.
+    // The damage is known while the database is open, even after other compactions have succeeded.
     store.part(PartitionId(1)).compact().unwrap();
     store.part(PartitionId(2)).stop_merging().unwrap();
     assert_eq!(store.damage(PartitionId(2)), Some(found));

@@ -8,7 +8,7 @@ pub(crate) struct Counters {
     /// The next stream's id.
     #[prost(uint64, tag = "1")]
     pub next_stream: u64,
-    /// How many forks it has seen.
+    /// Number of the partition's forks that the ids take into account.
     #[prost(uint64, tag = "2")]
     pub forks: u64,
 }

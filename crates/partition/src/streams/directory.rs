@@ -25,7 +25,7 @@ pub(crate) struct Done {
     pub dropped: Vec<BasinId>,
     pub to_reclaim: Vec<StreamId>,
     pub failed: FailedSessions,
-    /// Where the state store stands, if that changed.
+    /// The metadata of the state store, if it changed.
     pub state: Option<StateMeta>,
     /// Commits of the state store.
     pub commits: u64,
@@ -220,7 +220,7 @@ impl Open {
     fn remove(&mut self, stream: &Stream) {
         self.by_id.remove(&stream.id);
         if let Some(names) = self.by_name.get_mut(&stream.basin) {
-            // A new incarnation of the name may have been published before.
+            // A new stream of the name may have been published before.
             if names.get(&stream.name).is_some_and(|s| s.id == stream.id) {
                 names.remove(&stream.name);
             }
@@ -230,12 +230,12 @@ impl Open {
         }
     }
 
-    /// Closes up to `count` streams that nobody holds.
+    /// Closes up to `count` streams to which nothing else has a reference.
     fn close_idle(&mut self, count: usize) {
         let idle: Vec<Arc<Stream>> = self
             .by_id
             .values()
-            // This map, the map of names.
+            // The two references of the maps.
             .filter(|stream| Arc::strong_count(stream) == 2)
             .take(count)
             .cloned()
@@ -247,7 +247,7 @@ impl Open {
 }
 
 impl PartitionDb {
-    /// What is kept of a stream that changes with every append, with the forks seen.
+    /// The stored [`StreamState`] of a stream, after all forks that the partition has seen.
     pub(crate) fn stream_state(&self, id: StreamId) -> Result<Option<StreamState>, StoreError> {
         let state = self.get::<StreamState>(keys::stream_state(id), "a stream's state")?;
         let Some(mut state) = state else {

@@ -1,13 +1,14 @@
-//! Append sessions that had a refusal not long ago.
+//! Append sessions in which an append was refused lately.
 //!
 //! Appends of a session are pipelined: when one is refused, later ones may be in the log already, and
-//! are to be refused too. So a refusal is remembered, for as many entries of the log as it takes.
+//! must be refused too. So a refusal is remembered for a fixed number of entries of the log
+//! ([`REMEMBER_FAILED`]).
 //!
-//! The partition remembers, not the stream: what a stream keeps is written with each of its appends,
-//! and must not grow with what its clients do wrong. Here a refusal is one key of the database, small
-//! and written once, in the batch of the step that refused; the batch of the step that moves it out
-//! of the window deletes it. After a step the database and memory have exactly the refusals within
-//! the window that ends at its last entry: they follow from the log alone, however it is cut into
+//! The partition remembers refusals, not the stream: the state of a stream is written with each of its
+//! appends, and must not grow with the errors of its clients. A refusal is one small key of the database.
+//! It is written once, in the batch of the step that refused; the batch of the step that moves it out of
+//! the window deletes it. After a step, the database and memory have exactly the refusals within the
+//! window that ends at the step's last entry: they depend on the log alone, however it is divided into
 //! steps.
 
 use std::collections::{HashMap, VecDeque};
@@ -16,21 +17,21 @@ use crate::ids::StreamId;
 use crate::keys;
 use crate::store::{PartitionBatch, PartitionDb, StoreError, two_numbers};
 
-/// A refusal is remembered for this many entries of the log: four times as many as a leader has
-/// proposals pending (16 Ki). Nothing of the session can be further behind it, since the leader takes
-/// none from the session once it knows of the refusal.
+/// A refusal is remembered for this many entries of the log: four times as many as a leader has proposals
+/// pending (16 Ki). No append of the session can be further behind the refusal, because the leader
+/// accepts none from the session once it knows of the refusal.
 ///
-/// An entry is refused at most once, so as many refusals are remembered at most: 25 bytes each in the
-/// database, which makes 1.6 MiB, and some 5 MiB in memory, for a partition. A change of it is one of
-/// the format: all replicas must refuse the same.
+/// An entry is refused at most once, so a partition remembers at most this many refusals: 25 bytes each
+/// in the database, which makes 1.6 MiB, and some 5 MiB in memory. A change of this number is a change of
+/// the format, because all replicas must refuse the same appends.
 pub(crate) const REMEMBER_FAILED: u64 = 1 << 16;
 
 /// The first refusal of an append session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Refusal {
-    /// Where in the log the refused append is.
+    /// LSN of the refused append.
     pub lsn: u64,
-    /// The stream: a session does not outlive it, even if it has the id of another's.
+    /// The stream: sessions of different streams are different, even if they have the same id.
     pub stream: StreamId,
     /// The session.
     pub session: u64,
@@ -38,16 +39,16 @@ pub(crate) struct Refusal {
 
 /// The sessions that had a refusal within the last entries of the log.
 pub(crate) struct FailedSessions {
-    /// How many entries these are.
+    /// The number of these entries.
     window: u64,
-    /// Where in the log each was refused first.
+    /// LSN of the first refusal of each.
     lsns: HashMap<(StreamId, u64), u64>,
     /// The same in the order of the log.
     refusals: VecDeque<Refusal>,
 }
 
 impl FailedSessions {
-    /// None.
+    /// No sessions.
     pub fn new(window: u64) -> FailedSessions {
         FailedSessions {
             window,
@@ -56,14 +57,15 @@ impl FailedSessions {
         }
     }
 
-    /// Those of a database that is at the LSN `applied`; at most one for each entry of the window.
+    /// Reads those of a database whose applied LSN is `applied`; at most one for each entry of the
+    /// window.
     pub fn load(
         part: &PartitionDb,
         applied: u64,
         window: u64,
     ) -> Result<FailedSessions, StoreError> {
         let mut failed = FailedSessions::new(window);
-        // Not from the first possible key on: that is where all are that were deleted.
+        // The scan begins at the window, because all refusals that were deleted are before it.
         let first = (applied + 1).saturating_sub(window);
         let (from, to) = keys::refusals(first);
         let mut it = part.iterate(&from, &to, false);
@@ -90,8 +92,8 @@ impl FailedSessions {
             .is_some_and(|refused| is_within(self.window, *refused, lsn))
     }
 
-    /// Remembers a refusal that is later in the log than all others, of a session that had none
-    /// within the window; forgets what is no longer within it.
+    /// Adds a refusal, which must be later in the log than all others and of a session that had none
+    /// within the window; removes those that are no longer within it.
     pub fn insert(&mut self, refusal: Refusal) {
         self.forget(refusal.lsn);
         self.lsns
@@ -99,7 +101,7 @@ impl FailedSessions {
         self.refusals.push_back(refusal);
     }
 
-    /// Forgets what is not within the window that ends at `lsn`.
+    /// Removes the refusals that are not within the window that ends at `lsn`.
     pub fn forget(&mut self, lsn: u64) {
         let window = self.window;
         while let Some(old) = self
@@ -110,20 +112,20 @@ impl FailedSessions {
         }
     }
 
-    /// In the order of the log.
+    /// The refusals, in the order of the log.
     #[cfg(test)]
     pub fn refusals(&self) -> Vec<Refusal> {
         assert_eq!(self.lsns.len(), self.refusals.len());
         self.refusals.iter().copied().collect()
     }
 
-    /// An empty one for what a step adds.
+    /// An empty one for the refusals that a step adds.
     pub fn added(&self) -> FailedSessions {
         FailedSessions::new(self.window)
     }
 
-    /// Writes what a step that ends at `lsn` changes: what it adds, and what it moves out of the
-    /// window. An entry of the log moves one out at most.
+    /// Puts into `batch` what a step that ends at `lsn` changes: the refusals that it adds, and those
+    /// that it moves out of the window. Each entry of the log moves at most one out.
     pub fn write(&self, added: &FailedSessions, lsn: u64, batch: &mut PartitionBatch) {
         let is_old = |refusal: &&Refusal| !is_within(self.window, refusal.lsn, lsn);
         for old in self.refusals.iter().take_while(is_old) {
@@ -137,7 +139,7 @@ impl FailedSessions {
         }
     }
 
-    /// Changes what [`FailedSessions::write`] has written.
+    /// Makes the same changes in memory as [`FailedSessions::write`] makes in the database.
     pub fn written(&mut self, added: &FailedSessions, lsn: u64) {
         for refusal in &added.refusals {
             self.insert(*refusal);

@@ -1,8 +1,8 @@
 //! The state machine of a stream partition.
 //!
 //! Entries are applied a *step* at a time ([`step`]): everything that a step decides goes into one
-//! RocksDB batch together with the LSN; then it is published to readers ([`directory`]). What later
-//! steps need to know of earlier ones and readers do not is kept beside that ([`mod@failed`]).
+//! RocksDB batch together with the LSN; then it is published to readers ([`directory`]). Data that later
+//! steps need and readers do not is kept apart from that ([`mod@failed`]).
 
 pub(crate) mod counters;
 pub(crate) mod directory;
@@ -40,12 +40,13 @@ pub struct StreamPartition {
     failed: FailedSessions,
     reclaimer: Reclaimer,
     state: Published,
-    /// Answers of the steps of a call that failed after them: the same entries will come again.
+    /// Answers of the steps of a call before the one that failed: the next call has the same entries
+    /// again.
     unanswered: Option<Vec<Outcome>>,
 }
 
 impl StreamPartition {
-    /// Opens it on what the database has.
+    /// Opens it on the state in the database.
     ///
     /// # Errors
     ///
@@ -58,8 +59,8 @@ impl StreamPartition {
         StreamPartition::remembering(store, partition, options, REMEMBER_FAILED)
     }
 
-    /// Opens it to remember refusals for this many entries, the same number each time; tests have
-    /// reasons to make it small.
+    /// Opens it with a window of this many entries for refusals, which must be the same at every opening;
+    /// tests use a small one.
     fn remembering(
         store: &Store,
         partition: PartitionId,
@@ -142,8 +143,8 @@ fn parse(entries: &[Committed]) -> Result<Vec<Option<Kind>>, ApplyError> {
 }
 
 impl StreamPartition {
-    /// Applies as many entries as can be written at once; how many these are. If it fails, it has done
-    /// nothing.
+    /// Applies as many entries as fit into one step, and returns their number. If it fails, nothing has
+    /// changed.
     fn apply_some(
         &mut self,
         entries: &[Committed],
@@ -272,7 +273,8 @@ impl StateMachine for StreamPartition {
     }
 }
 
-/// After a failed write the database may refuse all writes until something is done about it.
+/// The error of a failed write, after an attempt to make the database accept writes again, which it may
+/// refuse after a failure.
 pub(crate) fn failed(part: &PartitionDb, error: &StoreError) -> ApplyError {
     match part.try_again() {
         Ok(()) => ApplyError(error.to_string()),

@@ -4,7 +4,7 @@ use crate::ids::{BasinId, StreamId};
 use crate::keys;
 use crate::store::{PartitionDb, StoreError};
 
-/// What the index of names has: the stream's id and when it was created.
+/// The entry of a name: the stream's id, and when it was created, in milliseconds since the epoch.
 pub(crate) fn name_entry(
     part: &PartitionDb,
     basin: BasinId,

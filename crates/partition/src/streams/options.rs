@@ -7,15 +7,16 @@ use crate::recent::RecentBudget;
 /// How a stream partition treats memory and space.
 #[derive(Clone, Debug)]
 pub struct StreamOptions {
-    /// What may be kept of the newest batches of followed streams; shared by all partitions.
+    /// Budget for the newest batches of followed streams; shared by all partitions.
     pub recent: RecentBudget,
-    /// Streams kept open in memory; beyond it idle ones are closed. They open again at a touch.
+    /// Most streams that are open in memory; beyond it, idle ones are closed. They are opened again when
+    /// they are used.
     pub open_streams: usize,
-    /// A partition's files are rewritten once this many bytes are reclaimable, and at least half
-    /// as many as there are in all.
+    /// A partition's files are rewritten once at least half of their bytes are reclaimable, and at least
+    /// this many; fewer are enough if none were added for a while.
     pub compact_garbage: u64,
     /// Space is reclaimed no sooner than this after it became reclaimable, so that a stream that is
-    /// trimmed all the time is not visited all the time.
+    /// trimmed continually is not visited continually.
     pub reclaim_after: Duration,
 }
 

@@ -1,7 +1,8 @@
-//! One step of apply: commands against an overlay of what they touch, then one write.
+//! One step of apply: commands change an overlay of the streams that they touch, which is then written in
+//! one batch.
 //!
-//! Nothing is visible and nothing in memory has changed until [`Step::write`] has succeeded, so a
-//! failed step can be applied again.
+//! Until [`Step::write`] has succeeded, nothing is visible and nothing in memory has changed, so a failed
+//! step can be applied again.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -38,12 +39,12 @@ pub(crate) struct Touched {
     pub(crate) state: StreamState,
     config: Arc<StreamConfig>,
     settings_version: u64,
-    /// New or changed.
+    /// The settings, if they are new or changed.
     meta: Option<StreamMeta>,
     gone: bool,
     pub(crate) trimmed: bool,
-    /// What was appended. It is kept whether somebody follows or not: who begins to follow while the
-    /// step is applied gets it from memory.
+    /// The batches that were appended. They are kept even without followers: a reader that begins to
+    /// follow while the step is applied gets them from memory.
     batches: Vec<StoredBatch>,
 }
 
@@ -52,13 +53,13 @@ pub(crate) struct Step<'a> {
     directory: &'a Directory,
     /// Sessions with refusals before this step.
     failed: &'a FailedSessions,
-    /// And in it.
+    /// Sessions with refusals in this step.
     newly_failed: FailedSessions,
     pub(crate) batch: PartitionBatch,
     pub(crate) counters: Counters,
     counters_changed: bool,
     touched: HashMap<StreamId, Touched>,
-    /// Names that this step has given or taken.
+    /// Names that this step has added, or removed (`None`).
     names: HashMap<(BasinId, String), Option<(StreamId, u64)>>,
     dropped: Vec<BasinId>,
     pub(crate) state: StateStep<'a>,
@@ -117,7 +118,7 @@ impl<'a> Step<'a> {
         }
     }
 
-    /// Writes everything, with the position.
+    /// Writes all changes in one batch, with the position in the log.
     pub fn write(mut self, applied: &Applied) -> Result<Done, StoreError> {
         self.batch.put(keys::APPLIED, applied.encode_to_vec());
         self.failed
@@ -223,8 +224,7 @@ impl<'a> Step<'a> {
             .filter(|t| !t.gone && !dropped.contains(&t.basin)))
     }
 
-    /// An append, unless an earlier one of its session was refused. If it is refused itself, that is
-    /// remembered.
+    /// Applies an append, unless an earlier one of its session was refused. Remembers a refusal.
     fn append_of_session(
         &mut self,
         lsn: Lsn,
@@ -235,7 +235,7 @@ impl<'a> Step<'a> {
             && (self.failed.has(stream, session, lsn.0)
                 || self.newly_failed.has(stream, session, lsn.0));
         let outcome = self.append(append, has_failed)?;
-        // Nothing can follow on a stream that is gone.
+        // Later appends to a stream that is gone are refused without this.
         let is_news = !matches!(outcome, Ok(_) | Err(AppendRefusal::StreamGone));
         if session != 0 && !has_failed && is_news {
             self.newly_failed.insert(Refusal {
@@ -335,7 +335,7 @@ impl<'a> Step<'a> {
         }
     }
 
-    /// The kept form of a touched stream's settings.
+    /// The stored settings of a touched stream.
     fn meta(&self, id: StreamId) -> Result<StreamMeta, StoreError> {
         if let Some(meta) = self.touched.get(&id).and_then(|t| t.meta.clone()) {
             return Ok(meta);
@@ -389,7 +389,8 @@ impl<'a> Step<'a> {
             ..StreamState::default()
         };
         if basin == STATE_BASIN_ID {
-            // It is made by the first commit, of which there may have been another that was cut off.
+            // The first commit creates this stream. A fork may have cut off an earlier stream of the
+            // store, so this one skips the sequence numbers that it may have given out.
             state.forks = 0;
             state.see_forks(self.counters.forks);
         }

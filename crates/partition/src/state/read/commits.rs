@@ -8,8 +8,8 @@ use crate::keys;
 use crate::state::record::CommitRecord;
 use crate::store::{PartitionDb, RawIterator, StoreError};
 
-/// Commits after `from` and up to `to`: at most `most`, and no more once `most_bytes` are read. With
-/// them, up to which commit that is.
+/// Commits after `from` and up to `to`: at most `most`, and no more once `most_bytes` are read. Returns
+/// them and the `commit_ts` up to which they go.
 pub(crate) fn commits(
     part: &PartitionDb,
     stream: StreamId,
@@ -32,7 +32,7 @@ pub(crate) fn commits(
     Ok((found, up_to))
 }
 
-/// The commits in a store's stream, between two of them.
+/// Reads the commits of a range from a store's stream.
 pub(super) struct Commits<'a> {
     part: &'a PartitionDb,
     stream: StreamId,
@@ -51,7 +51,7 @@ impl<'a> Commits<'a> {
         }
     }
 
-    /// Gives commits after `from` and up to `to`, with their sizes, until `take` has enough.
+    /// Passes commits after `from` and up to `to`, with their sizes, to `take`, until it returns true.
     pub(super) fn scan(
         &mut self,
         from: u64,
@@ -87,7 +87,7 @@ impl<'a> Commits<'a> {
                     return Ok(());
                 }
             }
-            // To move on is to read the next one.
+            // Moving the iterator would read the next batch.
             if batch.end_seq() >= to {
                 return Ok(());
             }

@@ -1,4 +1,4 @@
-//! What a state is, in short: a sum over its keys, in any order.
+//! A checksum of a state: a sum over its keys, which does not depend on their order.
 
 use xxhash_rust::xxh3::Xxh3;
 
@@ -9,7 +9,7 @@ use crate::state::StateKey;
 pub struct StateDigest {
     /// The sum of xxh3-128 of each key with its version, commit and value.
     pub digest: u128,
-    /// Keys, deleted ones included.
+    /// Number of keys, deleted ones included.
     pub keys: u64,
 }
 
@@ -26,7 +26,7 @@ impl StateDigester {
         self.add_hash(StateDigester::hash_of(key, version, commit_ts, value));
     }
 
-    /// Adds a key of which only the hash is known.
+    /// Adds a key by its hash alone.
     pub fn add_hash(&mut self, hash: u128) {
         self.sum = self.sum.wrapping_add(hash);
         self.keys += 1;
@@ -51,7 +51,7 @@ impl StateDigester {
         hash.digest128()
     }
 
-    /// What came of it.
+    /// The digest of the keys that were added.
     pub fn finish(self) -> StateDigest {
         StateDigest {
             digest: self.sum,

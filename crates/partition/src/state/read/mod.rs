@@ -1,6 +1,6 @@
-//! Reading the state store: keys as of now or earlier, commits, everything as of one moment.
+//! Readers of the state store: keys as of now or earlier, commits, the whole state as of one moment.
 //!
-//! All of it blocks on the database for as long as a disk takes.
+//! Every operation blocks while the database reads from the disk.
 
 mod commits;
 mod digest;
@@ -23,7 +23,7 @@ pub use view::StateView;
 /// Why something of the state cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum StateReadError {
-    /// It is below the history that is kept.
+    /// It is before the history that is kept.
     #[error("history begins at commit_ts {commit_ts}")]
     HistoryBegins {
         /// The first commit that is kept, or as of which states are known.
@@ -31,19 +31,19 @@ pub enum StateReadError {
         /// The first version of the key that is kept.
         version: Option<u64>,
     },
-    /// The database.
+    /// The database could not be read.
     #[error(transparent)]
     Store(#[from] StoreError),
 }
 
-/// As of when a key is read.
+/// The moment as of which a key is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum At {
     /// Now.
     Latest,
-    /// Its version of this number.
+    /// The version with this number.
     Version(u64),
-    /// What it was after this commit.
+    /// The state after this commit.
     Commit(u64),
 }
 
@@ -59,17 +59,18 @@ impl StateReader {
         StateReader { part, published }
     }
 
-    /// Where the store stands.
+    /// The store's metadata.
     pub fn meta(&self) -> StateMeta {
         self.published.get()
     }
 
-    /// Commits that were applied since the partition was opened: right after that, those that are replayed.
+    /// Number of commits applied since the partition was opened. Right after that, these are the replayed
+    /// ones.
     pub fn commits_applied(&self) -> u64 {
         self.published.commits()
     }
 
-    /// The newest commit, and each that comes.
+    /// A receiver of the newest commit, and of each one that follows.
     pub fn newest(&self) -> tokio::sync::watch::Receiver<u64> {
         self.published.newest()
     }
@@ -79,15 +80,16 @@ impl StateReader {
         &self.part
     }
 
-    /// What a key has now.
+    /// The present entry of a key.
     pub fn get(&self, key: &StateKey) -> Result<Option<StateEntry>, StoreError> {
         let names = key.encode();
         let mut generation = self.published.get().generation;
         loop {
             let key = keys::state_key(generation, &names);
             let found = self.part.get(key, "a key of the state")?;
-            // An import puts another generation in force with the write that removes this one, and is
-            // published only then.
+            // The write of an import that puts another generation in force also removes this one, and it
+            // is published only after that. So if the key is absent, the database has to be asked for the
+            // generation.
             let now = match found {
                 Some(_) => generation,
                 None => self.part.state_meta()?.unwrap_or_default().generation,
@@ -99,7 +101,7 @@ impl StateReader {
         }
     }
 
-    /// The same, if neither a file nor the system has to be asked; `None` if it has.
+    /// The same, without a read of a file; `None` if one would be necessary.
     pub fn get_cached(&self, key: &StateKey) -> Result<Option<Option<StateEntry>>, StoreError> {
         let generation = self.published.get().generation;
         let key = keys::state_key(generation, &key.encode());
@@ -132,7 +134,8 @@ impl StateReader {
         }
     }
 
-    /// Everything as of one moment. Writers go on; what they delete stays on the disk meanwhile.
+    /// Calls `look` with the state as of one moment. Writes continue; what they delete stays on the disk
+    /// meanwhile.
     pub fn view<T>(
         &self,
         look: impl FnOnce(&StateView<'_>) -> Result<T, StateReadError>,
@@ -150,7 +153,7 @@ impl StateReader {
     }
 
     /// Commits after `from` and up to `to`, those of one agent if one is given: at most `most`, and no
-    /// more once `most_bytes` are read. With them, up to which commit that is.
+    /// more once `most_bytes` are read. Returns them and the `commit_ts` up to which they go.
     ///
     /// # Errors
     ///
@@ -215,7 +218,7 @@ impl StateReader {
                     .map_err(|e| self.part.error("reading commits of an agent", e))?;
             }
         }
-        // It may have been cut while it was read, with a write that is published only later.
+        // The history may have been cut during the read, by a write that is published only later.
         let meta = self.part.state_meta()?.unwrap_or_default();
         let begins = meta.history_begins();
         if from + 1 < begins {
@@ -232,8 +235,9 @@ impl StateReader {
         Ok((found, up_to))
     }
 
-    /// The first commit after `from` that arrived at or after `at_ms`; one after the last that was looked
-    /// at if none did. Looks at `most` commits, and at none after `to`. Commits arrive in order.
+    /// The first commit after `from` that arrived at or after `at_ms`; if none did, the number after the
+    /// last one that was read. Reads at most `most` commits, and none after `to`. Commits arrive in
+    /// order.
     pub fn first_arrived(
         &self,
         from: u64,

@@ -16,9 +16,9 @@ use crate::stream::StreamState;
 pub struct StateView<'a> {
     pub(super) part: &'a PartitionDb,
     pub(super) snapshot: &'a SnapshotWithThreadMode<'a, Db>,
-    /// Where it stands.
+    /// The store's metadata.
     pub meta: StateMeta,
-    /// What the partition has applied.
+    /// The applied position of the partition.
     pub applied: Applied,
 }
 
@@ -44,7 +44,7 @@ impl StateView<'_> {
         self.snapshot.raw_iterator_cf_opt(&self.part.cf(), options)
     }
 
-    /// How many forks the newest commit has seen: one that nothing was committed after is not among them.
+    /// Number of forks that the newest commit has seen, without those after which nothing was committed.
     pub fn commit_forks(&self) -> Result<u64, StoreError> {
         let key = keys::stream_state(StreamId(self.meta.stream));
         let stream = self.value::<StreamState>(&key)?.unwrap_or_default();
@@ -52,7 +52,11 @@ impl StateView<'_> {
         Ok(stream.forks.saturating_sub(since))
     }
 
-    /// What a key has, or had.
+    /// The entry of a key at a moment; `None` if it had none.
+    ///
+    /// # Errors
+    ///
+    /// [`StateReadError::HistoryBegins`] if the entry, or the state of that moment, is no longer kept.
     pub fn get(&self, key: &StateKey, at: At) -> Result<Option<StateEntry>, StateReadError> {
         let names = key.encode();
         self.known_at(at)?;
@@ -60,7 +64,7 @@ impl StateView<'_> {
         self.entry_at(&names, present, at)
     }
 
-    /// Whether anything is known of that moment.
+    /// Checks that states of that moment are known.
     fn known_at(&self, at: At) -> Result<(), StateReadError> {
         let begins = self.meta.history_begins();
         match at {
@@ -79,7 +83,7 @@ impl StateView<'_> {
         at: At,
     ) -> Result<Option<StateEntry>, StateReadError> {
         let Some(present) = present else {
-            // Deleted keys have an entry: it never was.
+            // The key was never written: deleted keys have an entry.
             return Ok(None);
         };
         match at {
@@ -101,7 +105,7 @@ impl StateView<'_> {
         }
     }
 
-    /// Nothing was found: because it never was, or because it is no longer kept?
+    /// The answer if no entry was found: `None` if there never was one, an error if it is no longer kept.
     fn missing(
         &self,
         names: &[u8],
@@ -133,8 +137,8 @@ impl StateView<'_> {
         found.map_err(|e| self.part.malformed("a version of a key", &e))
     }
 
-    /// The newest of a key's earlier entries that a commit up to `ts` gave: versions rise with commits,
-    /// so what is left is halved until it is one.
+    /// The newest of a key's earlier entries that a commit up to `ts` wrote. Versions increase with
+    /// commits, so this is a binary search.
     fn newest_up_to(
         &self,
         names: &[u8],
@@ -142,7 +146,7 @@ impl StateView<'_> {
         ts: u64,
     ) -> Result<Option<StateEntry>, StoreError> {
         let mut best: Option<StateEntry> = None;
-        // The first version that may be later than `ts`, and the first that is.
+        // Versions below `low` were written up to `ts`, and those from `high` on later.
         let (mut low, mut high) = (0, present.version);
         while low < high {
             let middle = low + (high - low) / 2;
@@ -153,15 +157,15 @@ impl StateView<'_> {
                     low = entry.version + 1;
                     best = Some(entry);
                 }
-                // Later than `ts`, or nothing before the present one.
+                // The entry is later than `ts`, or the present one is the first.
                 _ => high = middle,
             }
         }
         Ok(best)
     }
 
-    /// Gives an agent's keys that begin with `prefix`, in order, deleted ones included, until `take` has
-    /// enough.
+    /// Passes an agent's keys that begin with `prefix` to `take`, in order, deleted ones included, until
+    /// it returns true.
     pub fn scan(
         &self,
         namespace: &str,
@@ -205,7 +209,7 @@ impl StateView<'_> {
         Ok(())
     }
 
-    /// Gives every key in order, deleted ones included, until `take` fails.
+    /// Passes every key to `take`, in order, deleted ones included, until it fails.
     pub fn entries<E: From<StoreError>>(
         &self,
         take: &mut dyn FnMut(StateKey, StateEntry) -> Result<(), E>,
@@ -222,7 +226,7 @@ impl StateView<'_> {
         Ok(())
     }
 
-    /// The state in short.
+    /// Computes the digest of the state.
     pub fn digest(&self) -> Result<StateDigest, StoreError> {
         let mut digester = StateDigester::default();
         self.entries(&mut |key, entry| {

@@ -11,7 +11,7 @@ use crate::state::read::{At, StateDigest, StateReadError};
 use crate::state::tests::{delete, key, values, write};
 use crate::streams::tests::fixture::Fixture;
 
-/// What a JSON snapshot says.
+/// The contents of a JSON snapshot.
 #[derive(Clone)]
 struct Snapshot {
     commit_ts: u64,
@@ -26,7 +26,7 @@ impl Snapshot {
             .view(|view| {
                 commit_ts = view.meta.commit_ts;
                 view.entries(&mut |key, mut entry| {
-                    // A snapshot does not say it.
+                    // A snapshot does not have this field.
                     entry.first = entry.version == 1;
                     entries.push((key, entry));
                     Ok::<_, StateReadError>(())
@@ -36,7 +36,7 @@ impl Snapshot {
         Snapshot { commit_ts, entries }
     }
 
-    /// Rebuilds the store from this and the commits after it; returns how many these were.
+    /// Rebuilds the store from this and the commits after it; returns the number of these commits.
     fn rebuild(&self, it: &mut Fixture, left: StreamLeft) -> Result<u64, StoreError> {
         let mut rebuild = it.part().rebuild_state()?;
         for (key, entry) in &self.entries {
@@ -77,7 +77,7 @@ fn digest(it: &Fixture) -> StateDigest {
     reader.view(|view| Ok(view.digest()?)).unwrap()
 }
 
-/// Removes what says where the store stands; what is left of its stream.
+/// Removes the store's metadata; returns the commits that its stream still has.
 fn wreck(it: &mut Fixture) -> StreamLeft {
     assert_eq!(it.part().state_problem().unwrap(), None);
     let mut wreck = it.part().batch();
@@ -142,7 +142,7 @@ fn no_snapshot_from_before_an_import_is_brought_up_to_date_by_the_commits_around
     it.commit(vec![write(&key("a"), "{}")]);
     let whole = digest(&it);
     let left = wreck(&mut it);
-    // It is by this that a snapshot is chosen.
+    // A snapshot is chosen by these numbers.
     assert_eq!((left.from, left.to), (imported_at, imported_at + 1));
     assert!(before.commit_ts < left.from);
     after.rebuild(&mut it, left).unwrap();
@@ -152,8 +152,8 @@ fn no_snapshot_from_before_an_import_is_brought_up_to_date_by_the_commits_around
     assert_eq!(again.versions, [GAP + 2, GAP + 6]);
 }
 
-/// Writes where the store's stream stands as an earlier build did: gaps say nothing, and those of an import
-/// and of a fork right after it are one.
+/// Writes the state of the store's stream as an earlier build did: it is not recorded what left a gap,
+/// and the gap of an import is merged with that of a fork right after it.
 fn write_as_earlier_builds_did(it: &Fixture) {
     let (stream, _) = name_entry(&it.part(), STATE_BASIN_ID, STATE_STREAM)
         .unwrap()
@@ -183,7 +183,7 @@ fn a_fork_right_after_an_import_is_counted_once_whichever_build_wrote_it() {
         let left = wreck(&mut it);
         assert_eq!(snapshot.rebuild(&mut it, left).unwrap(), 1);
         assert_eq!(digest(&it), whole);
-        // The next fork is passed over by versions as by commits.
+        // Versions skip the numbers of the next fork as commits do.
         it.fork(2);
         let next = it.commit(vec![write(&key("a"), "{}")]);
         assert_eq!(next.versions, [3 + 3 * GAP], "earlier: {is_earlier}");
@@ -215,7 +215,7 @@ fn a_commit_that_is_missing_is_noticed() {
 enum Do {
     Commit(Vec<(u8, bool)>),
     Snapshot,
-    /// The store is lost, and rebuilt from a snapshot, counted from the newest, or of the stream alone.
+    /// The store is lost, and rebuilt from a snapshot, counted from the newest, or from the stream alone.
     Rebuild(Option<usize>),
     /// A copy is made, something is committed after it, and only the copy is left.
     Loss(Vec<Vec<(u8, bool)>>),
@@ -238,7 +238,7 @@ fn deed() -> impl Strategy<Value = Do> {
     ]
 }
 
-/// Numbers that were given out, in whatever line of history.
+/// Numbers that were given out in any lineage.
 #[derive(Default)]
 struct Given {
     commits: BTreeSet<u64>,
@@ -284,7 +284,7 @@ proptest! {
                 Do::Snapshot => snapshots.push(Snapshot::of(&it)),
                 Do::Reopen => it.reopen(),
                 Do::Import(back) => {
-                    // A state of which the store has given out all numbers.
+                    // The store itself has given out all numbers of this state.
                     if let Some(snapshot) = snapshots.iter().rev().nth(back) {
                         let commit_ts = snapshot.import(&mut it);
                         given.commits.insert(commit_ts);
@@ -317,7 +317,7 @@ proptest! {
                         Some(back) => usable.clone().nth(back).or_else(|| usable.next()),
                         None => usable.last(),
                     };
-                    // As an import would leave it without a snapshot: nothing to make it of.
+                    // Without a snapshot, an import leaves nothing to rebuild the store from.
                     let Some(chosen) = chosen else { return Ok(()) };
                     chosen.rebuild(&mut it, left).unwrap();
                     prop_assert_eq!(digest(&it), whole);

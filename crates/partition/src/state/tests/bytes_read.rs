@@ -1,21 +1,21 @@
-//! What the state store reads in bytes of files, whatever the number of runs.
+//! How many bytes of files the state store reads, whatever the number of runs.
 
 use super::*;
 use crate::ids::StreamId;
 use crate::state::StateMeta;
 use crate::streams::tests::bytes_read::{KIB, RUNS, cost, unmerged};
 
-/// One commit in so many is of the agent that few commits are of.
+/// One commit in this many belongs to the agent that has few commits.
 const SELDOM: u64 = 50;
 
-/// A store of so many commits in each of so many runs.
+/// A store with the same number of commits in each of several runs.
 struct Commits {
     partition: Fixture,
     number: u64,
 }
 
 impl Commits {
-    /// Keys take turns.
+    /// The commits write the keys in turn.
     fn new(runs: u64, commits_in_run: u64, keys: u64, value: usize) -> Commits {
         let mut partition = Fixture::new();
         unmerged(&partition);
@@ -43,7 +43,7 @@ impl Commits {
         self.partition.state_reader().meta()
     }
 
-    /// Bytes of batches of the stream of commits, from one on and up to one.
+    /// Bytes of batches in the stream of commits, after `from` and up to `to`.
     fn bytes_of_commits(&self, from: u64, to: u64) -> u64 {
         let part = self.partition.part();
         let stream = StreamId(self.meta().stream);
@@ -57,7 +57,7 @@ impl Commits {
         bytes
     }
 
-    /// What a replay does; how many commits there were.
+    /// Does a replay; returns the number of commits.
     fn replay(&self, agent: Option<(&str, &str)>) -> u64 {
         let reader = self.partition.state_reader();
         let (mut at, mut seen) = (0, 0);
@@ -72,7 +72,7 @@ impl Commits {
     }
 }
 
-/// Commits in a run, and bytes of their values: many in a block, one in some blocks, a large one each.
+/// Commits in a run, and bytes of their values: many to a block, one to some blocks, and large ones.
 const SHAPES: [(u64, usize); 3] = [(400, 100), (100, 8 * KIB as usize), (2, 700 * KIB as usize)];
 
 #[test]
@@ -94,7 +94,7 @@ fn a_replay_reads_at_most_one_and_a_half_bytes_for_one_whatever_the_number_of_ru
             let seldom = commits.number.div_ceil(SELDOM);
             check(None, commits.number, stored);
             check(Some("agent"), commits.number - seldom, stored);
-            // Each is in a block with others.
+            // Each commit shares its block with others.
             let block = value as u64 + 8 * KIB;
             check(Some("seldom"), seldom, seldom * block);
         }
@@ -119,8 +119,8 @@ fn forgetting_versions_reads_each_once_whatever_the_number_of_runs_and_commands(
                 read += cost(|| it.partition.prune(prune)).1;
                 commands += 1;
             }
-            // The commits, and what they replaced, which is as much. Each command reads the versions
-            // of a key that it keeps.
+            // The commits, and as many bytes of entries that they replaced. Each command reads the
+            // versions of a key that are kept.
             let kept = commands * keys.min(256) * KEEP * (value as u64 + 100);
             let bound = (2 * stored + kept) * 3 / 2 + 256 * KIB;
             assert!(
@@ -149,7 +149,7 @@ fn a_store_is_rebuilt_by_reading_its_commits_once_whatever_the_number_of_runs() 
                 rebuild.fold(0, commits.number).unwrap();
                 rebuild.finish(commits.number).unwrap()
             });
-            // And what each of them replaces is read, unless it is still in memory.
+            // The entries that they replace are read as well, unless they are still in memory.
             let bound = 2 * stored * 3 / 2 + blocks + 64 * KIB;
             assert!(
                 read <= bound,

@@ -1,4 +1,4 @@
-//! Which versions of keys are forgotten.
+//! Which versions of keys are removed.
 
 use super::*;
 
@@ -54,7 +54,7 @@ fn a_command_that_cuts_versions_and_history_counts_what_it_deletes_once() {
     assert_eq!(earlier(&it, &a), (13..20).collect::<Vec<_>>());
     let after = earlier_bytes(&it, &a) + earlier_bytes(&it, &b);
     assert_eq!(it.machine().garbage(), before - after);
-    // Nor is it counted by the next command.
+    // The next command does not count it again.
     it.prune(StatePrune {
         versions_to: 15,
         keep_versions: 8,
@@ -79,7 +79,7 @@ fn what_an_import_replaces_is_counted_once_as_space_to_give_back() {
         ranges.iter().map(bytes).sum()
     };
     assert!(expected > 0);
-    // The second one replaces what is in memory only.
+    // The second import replaces entries that are in memory only.
     for _ in 0..2 {
         let steps = [
             ImportStep::Begin(ImportBegin { replace: true }),
@@ -118,10 +118,10 @@ proptest! {
         deeds in prop::collection::vec(deed(), 1..60),
     ) {
         let mut it = Fixture::with(eager());
-        // What stops before each command remembers nothing of the one before.
+        // This store is opened again before each command, so it remembers nothing of the one before.
         let mut forgetful = Fixture::with(eager());
         let mut model: BTreeMap<u8, Vec<u64>> = BTreeMap::new();
-        // The commits that no command has looked at: their keys with the newest version of each.
+        // The commits that no command has visited: their keys, with the newest version of each.
         let mut changes: Vec<(u64, BTreeMap<u8, u64>)> = Vec::new();
         let (mut last, mut lineage) = (0, 100);
         for one in deeds {

@@ -1,4 +1,4 @@
-//! Flushes that the operating system refuses for a while: nothing is lost, and the database goes on.
+//! Flushes that the operating system refuses for a while: nothing is lost, and the database continues.
 
 use std::path::{Path, PathBuf};
 
@@ -39,7 +39,7 @@ fn lsn(applied: Result<Option<Applied>, StoreError>) -> u64 {
     applied.unwrap().unwrap().lsn
 }
 
-/// While this is there, no file can be made in a directory, whatever the user: it has another name.
+/// While this exists, the directory has another name, so no user can create a file at its path.
 struct Away {
     path: PathBuf,
     aside: PathBuf,
@@ -84,7 +84,7 @@ fn a_flush_that_is_refused_once_costs_nothing_and_the_next_one_works() {
                 .is_some_and(|why| refused.contains(&why))
         );
     }
-    // Other writes find their memtable.
+    // Other writes have a memtable.
     write(&part, 3, 100).unwrap();
     assert_eq!((lsn(part.durable()), lsn(part.applied())), (1, 3));
 
@@ -110,7 +110,7 @@ fn writes_are_refused_with_the_cause_once_memtables_are_full_and_go_on_when_flus
             Ok(()) => written += 1,
             Err(refused) => break refused,
         }
-        // All memtables that there may be: 64 KiB each.
+        // The most memtables that there may be: 64 KiB each.
         assert!(written <= 8 * (MAX_UNFLUSHED + 2), "{written}");
     };
     let refused = refused.to_string();
@@ -122,7 +122,7 @@ fn writes_are_refused_with_the_cause_once_memtables_are_full_and_go_on_when_flus
     );
 
     drop(away);
-    // What the apply loop does: the same write, again and again.
+    // The apply loop does this: it repeats the same write.
     let deadline = Instant::now() + Duration::from_secs(60);
     while let Err(error) = write(&part, written + 1, 8 * 1024) {
         assert!(Instant::now() < deadline, "{error}");
@@ -174,7 +174,7 @@ fn a_flush_that_keeps_failing_is_tried_after_1_2_4_8_16_and_every_30_seconds() {
     let started = Instant::now();
     let mut backoff = Backoff::default();
     let mut tries = Vec::new();
-    // Looked at four times a second, as the upkeep of the log does.
+    // The log keeper checks four times a second.
     for quarter in 0..4 * 200 {
         let now = started + Duration::from_millis(250 * quarter);
         if backoff.is_due(now) {
@@ -211,7 +211,7 @@ fn oldest_table(part: &PartitionDb) -> PathBuf {
     part.store.path.join(names.min().unwrap())
 }
 
-/// So many files more.
+/// Adds `files` files at level 0.
 fn add_files(part: &PartitionDb, lsn: &mut u64, files: u64) {
     for _ in 0..files {
         *lsn += 1;
@@ -220,7 +220,7 @@ fn add_files(part: &PartitionDb, lsn: &mut u64, files: u64) {
     }
 }
 
-/// Waits, for things that RocksDB does by itself.
+/// Waits for something that RocksDB does by itself.
 fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(60);
     while !is_so() {
@@ -236,12 +236,12 @@ fn while_compactions_go_on_failing_writes_are_refused_with_the_cause_before_rock
     let store = store_with_few_open_files(&scratch.path().join("db"));
     let (part, other) = (store.part(PartitionId(1)), store.part(PartitionId(2)));
     let mut last = 0;
-    // Not as many as are merged, and so many that the oldest is not open any more.
+    // Fewer files than trigger a compaction, but so many that the oldest is no longer open.
     add_files(&part, &mut last, 20);
     let table = oldest_table(&part);
     let aside = table.with_extension("aside");
     std::fs::rename(&table, &aside).unwrap();
-    // The operating system refuses to open it: it leads to itself.
+    // The operating system refuses to open it, because the link refers to itself.
     std::os::unix::fs::symlink(&table, &table).unwrap();
 
     let refused = loop {
@@ -258,7 +258,7 @@ fn while_compactions_go_on_failing_writes_are_refused_with_the_cause_before_rock
     assert!(refused.contains("symbolic links"), "{refused}");
     let failure = store.write_failure().unwrap();
     assert!(failure.contains("symbolic links"), "{failure}");
-    // Nobody else's writes wait, and nothing is damaged.
+    // Writes to other partitions do not wait, and nothing is damaged.
     write(&other, 1, 100).unwrap();
     assert_eq!(store.damage(PartitionId(1)), None);
     assert_eq!(store.fatal(), None);

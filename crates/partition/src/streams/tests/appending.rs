@@ -1,4 +1,4 @@
-//! What an append does: sequence numbers, timestamps, conditions.
+//! Appends: sequence numbers, timestamps, conditions.
 
 use s2_common::record::FencingToken;
 
@@ -97,7 +97,7 @@ fn client_prefer_takes_the_clients_timestamp_and_else_the_arrival() {
         Ok(vec![900, 950, 1000])
     );
     assert_eq!(stamped(settings.clone(), &[None, None]), Ok(vec![1000; 2]));
-    // It is what a stream does whose settings say nothing.
+    // This is the default of a stream's settings.
     assert_eq!(
         stamped(StreamSettings::default(), &[Some(0), None]),
         Ok(vec![0, 1000])
@@ -117,7 +117,7 @@ fn client_require_refuses_a_batch_in_which_a_record_has_no_timestamp() {
             Err(AppendRefusal::TimestampMissing)
         );
     }
-    // Nothing of such a batch is kept.
+    // No record of such a batch is appended.
     let mut partition = Fixture::new();
     let stream = partition.create_in(BASIN, "s", settings);
     let before = partition.state("s");
@@ -182,13 +182,14 @@ fn timestamps_never_decrease_from_batch_to_batch() {
     let mut partition = Fixture::new();
     let stream = partition.create("s");
     partition.append(bodies(stream, 2000, ["a"])).unwrap();
-    // The clock of another leader is behind.
+    // The clock of another leader may be behind.
     let late = partition.append(bodies(stream, 1500, ["b"])).unwrap();
     assert_eq!(late.start, position(1, 2000));
-    // A client's clock, too.
+    // A client's clock may be behind, too.
     let old = append(stream, 2500, vec![timed(7, "c")]);
     assert_eq!(partition.append(old).unwrap().end, position(3, 2000));
-    // All records gone, a reopened partition, other settings: the rule stays.
+    // The rule holds after all records are trimmed, the partition is opened again, and the settings
+    // change.
     partition
         .append(append(stream, 2600, vec![trim(u64::MAX)]))
         .unwrap();
@@ -286,7 +287,7 @@ fn a_wrong_fencing_token_is_refused_with_the_one_in_force() {
     };
     let refused = |actual| Err(AppendRefusal::FencingTokenMismatch(token(actual)));
 
-    // None is in force: the empty token fits.
+    // No token is in force, so the empty token matches.
     assert_eq!(partition.append(with("a")), refused(""));
     assert!(partition.append(with("")).is_ok());
 
@@ -296,10 +297,10 @@ fn a_wrong_fencing_token_is_refused_with_the_one_in_force() {
     assert!(partition.append(with("a")).is_ok());
     assert_eq!(partition.append(with("b")), refused("a"));
     assert_eq!(partition.append(with("")), refused("a"));
-    // Who names none is not fenced.
+    // An append without a token is not fenced.
     assert!(partition.append(bodies(stream, 2000, ["y"])).is_ok());
 
-    // It stays in force when the partition is opened again, and until it is cleared.
+    // The token stays in force when the partition is opened again, and until it is cleared.
     partition.reopen();
     assert_eq!(partition.append(with("b")), refused("a"));
     partition
@@ -320,7 +321,7 @@ fn a_fence_counts_from_the_next_append_on() {
         })
     };
     let outcomes = partition.step(vec![
-        // The token of the append is checked before its own commands count; the last one wins.
+        // The token of the append is checked before its own commands are applied; the last command wins.
         guarded("", vec![fence("a"), rec("x"), fence("b")]),
         guarded("a", vec![rec("y")]),
         guarded("b", vec![fence("c"), rec("z")]),
@@ -346,7 +347,7 @@ fn conditions_are_checked_in_order_and_the_first_that_fails_is_the_answer() {
     partition
         .append(append(stream, 2000, vec![(Some(1), fence("a").1)]))
         .unwrap();
-    // A session that has failed.
+    // Session 5 fails here.
     let failing = Append {
         match_seq_num: Some(99),
         session: 5,
@@ -354,7 +355,7 @@ fn conditions_are_checked_in_order_and_the_first_that_fails_is_the_answer() {
     };
     assert!(partition.append(failing).is_err());
 
-    // Everything is wrong with this one; then one thing after the other is put right.
+    // Every condition of this append fails; then one after the other is corrected.
     let mut attempt = Append {
         session: 5,
         fencing_token: Some("b".to_owned()),
@@ -413,7 +414,7 @@ fn an_append_to_a_stream_that_never_was_is_refused() {
         partition.append(bodies(StreamId(1), 2000, ["a"])),
         Err(AppendRefusal::StreamGone)
     );
-    // The id is not taken by that.
+    // The refused append does not take the id.
     assert_eq!(partition.create("s"), StreamId(1));
     assert_eq!(partition.texts("s"), [""; 0]);
 }
@@ -422,7 +423,7 @@ fn an_append_to_a_stream_that_never_was_is_refused() {
 fn sequence_numbers_that_run_out_are_refused_and_never_wrap() {
     let mut partition = Fixture::new();
     let stream = partition.create("s");
-    // Nobody appends for that long, so the state is put there.
+    // No test can append that many records, so the state is written directly.
     let state = StreamState {
         tail_seq: u64::MAX - 3,
         trim_point: u64::MAX - 3,

@@ -1,6 +1,6 @@
-//! What reading costs in bytes of files, whatever the number of runs.
+//! The cost of reading in bytes of files, whatever the number of runs.
 //!
-//! The system counts the bytes that a thread asks it for; no cache of the system makes them fewer.
+//! The operating system counts the bytes that a thread reads, including those from its page cache.
 
 use std::sync::Arc;
 
@@ -19,24 +19,25 @@ use crate::streams::StreamOptions;
 
 pub(crate) const KIB: u64 = 1024;
 const STREAMS: usize = 3;
-/// Files of the partition that are not merged; fewer than the files that may be open.
+/// Numbers of files that are not compacted; all are below the limit of open files.
 pub(crate) const RUNS: [u64; 3] = [1, 8, 40];
 
-/// Bytes that this thread has asked the system to read.
+/// Bytes that this thread has requested from the operating system.
 fn bytes_read() -> u64 {
     let io = std::fs::read_to_string("/proc/thread-self/io").unwrap();
     let rchar = io.lines().find_map(|line| line.strip_prefix("rchar: "));
     rchar.unwrap().parse().unwrap()
 }
 
-/// How many bytes of files that takes, and some 100 to look at the count.
+/// The result of a function, and the bytes of files that it reads, with some 100 for reading the count
+/// itself.
 pub(crate) fn cost<T>(of: impl FnOnce() -> T) -> (T, u64) {
     let before = bytes_read();
     let done = of();
     (done, bytes_read() - before)
 }
 
-/// Each file that is written stays as it is.
+/// Disables compactions, so that each file stays as it was written.
 pub(crate) fn unmerged(partition: &Fixture) {
     let part = partition.part();
     let options = [("disable_auto_compactions", "true")];
@@ -44,7 +45,7 @@ pub(crate) fn unmerged(partition: &Fixture) {
     db.set_options_cf(&part.cf(), &options).unwrap();
 }
 
-/// Several streams in so many runs, each with so many batches in each run.
+/// Several streams in a number of runs, each with the same number of batches in each run.
 struct Runs {
     partition: Fixture,
     ids: Vec<StreamId>,
@@ -90,7 +91,7 @@ impl Runs {
             }
             partition.flush();
         }
-        // A new partition is a file of its own.
+        // The creation of a partition writes one file of its own.
         assert_eq!(part.largest_keys().len() as u64, runs + 1);
         // Opening a file reads its index, once.
         let handle = partition.stream("s0");
@@ -123,7 +124,7 @@ impl Runs {
 
 #[test]
 fn a_read_session_reads_at_most_one_and_a_half_bytes_for_one_whatever_the_number_of_runs() {
-    // Large batches that fill an answer or nearly so, and ones of which many share a block.
+    // Large batches that fill an answer or nearly so, and small ones that share a block with many others.
     let shapes = [
         (2, 120, 8 * KIB),
         (2, 1, 700 * KIB),
@@ -137,7 +138,7 @@ fn a_read_session_reads_at_most_one_and_a_half_bytes_for_one_whatever_the_number
             for name in ["s0", "s1", "s2"] {
                 let (delivered, read) = cost(|| runs_of.read_session(name));
                 assert_eq!(delivered, runs_of.batches * records * (body + 8));
-                // A session has one first block.
+                // Each session reads one first block in addition.
                 let bound = delivered * 3 / 2 + 64 * KIB;
                 assert!(
                     read <= bound,
@@ -170,7 +171,8 @@ fn a_start_reads_two_blocks_whatever_the_number_of_runs() {
                 let scan = reader.scan(&stream, cursor, limit, until);
                 assert_eq!(scan.unwrap().records.len(), 1);
             });
-            // A batch is a block. By time, the index by time has one, and the batch is read twice.
+            // Each batch is a block. A read by timestamp reads a block of the index by time, and the
+            // batch twice.
             let bound = 4 * (records * (body + 32) + 16 * KIB);
             assert!(read <= bound, "{read} bytes for {from:?} of {runs} runs");
         }
@@ -191,7 +193,7 @@ fn what_is_to_expire_is_found_in_a_few_blocks_whatever_the_number_of_runs() {
             .iter()
             .map(|id| Due::Expire { stream: *id, up_to });
         assert_eq!(due, expected.collect::<Vec<_>>());
-        // It halves what is left.
+        // The search is a binary search.
         let probes = u64::from((runs_of.batches * records).ilog2()) + 3;
         let bound = STREAMS as u64 * probes * (records * (body + 32) + 16 * KIB);
         assert!(read <= bound, "{read} bytes of {runs} runs");
@@ -206,7 +208,7 @@ fn a_digest_reads_at_most_one_and_a_half_bytes_for_one_whatever_the_number_of_ru
             let part = runs_of.partition.part();
             let (digest, read) = cost(|| part.digest().unwrap());
             assert_eq!(digest.batches, runs_of.batches * STREAMS as u64);
-            // And a block of small keys of each run, some times.
+            // A block of small keys is read of each run, several times.
             let bound = digest.bytes * 3 / 2 + (runs + 1) * 64 * KIB;
             assert!(
                 read <= bound,
@@ -239,7 +241,7 @@ fn reclaiming_looks_into_a_few_blocks_whatever_the_number_of_runs() {
     }
 }
 
-/// One stream whose appends are half a MiB each, and a file for each 4 MiB of them.
+/// A stream whose appends are half a MiB each, with a file for each 4 MiB of them.
 struct Followed {
     partition: Fixture,
     id: StreamId,
@@ -247,7 +249,7 @@ struct Followed {
 }
 
 impl Followed {
-    /// MiB of the newest records that memory keeps.
+    /// MiB of the newest records in memory.
     const WINDOW: u64 = 8;
 
     fn new() -> Followed {
@@ -278,7 +280,7 @@ impl Followed {
     }
 }
 
-/// One scan of a session: what it delivered, and whether it has read the database.
+/// One scan of a session: the bytes that it delivered, and whether it has read the database.
 fn go_on(reader: &Reader, stream: &Arc<Stream>, cursor: &mut Cursor) -> (u64, bool) {
     let (limit, until) = (ReadLimit::Unbounded, ReadUntil::Unbounded);
     let scan = reader.scan(stream, cursor.clone(), limit, until).unwrap();
@@ -294,7 +296,7 @@ fn who_keeps_up_reads_nothing_of_the_database_however_many_they_are() {
     let _follower = stream.follow();
     let mut cursors = vec![Cursor::at_start(0); 16];
     for _ in 0..64 {
-        // As far behind as memory allows.
+        // The session lags as far behind as memory reaches.
         for _ in 0..8 {
             it.append();
         }
@@ -319,7 +321,7 @@ fn who_has_fallen_behind_reads_each_byte_once_and_is_back_in_memory_when_the_lag
         }
         let mut cursor = Cursor::at_start(0);
         let (mut scans, mut delivered, mut read) = (0, 0, 0);
-        // Half a MiB is appended for each MiB that is read at most.
+        // At most half a MiB is appended for each MiB that is read.
         for _ in 0..4 * lag {
             let ((bytes, read_database), cost) = cost(|| go_on(&reader, &stream, &mut cursor));
             if read_database {
@@ -331,7 +333,7 @@ fn who_has_fallen_behind_reads_each_byte_once_and_is_back_in_memory_when_the_lag
             it.append();
         }
         assert_eq!(cursor.next(), stream.tail().seq_num, "it has caught up");
-        // Of each MiB, half makes up for the lag.
+        // Half of each MiB that is read reduces the lag.
         let most = 2 * (lag - Followed::WINDOW) + 2;
         assert!(scans <= most, "{scans} scans for {lag} MiB");
         let bound = delivered * 3 / 2 + 64 * KIB;

@@ -1,4 +1,4 @@
-//! Checkpoints: what they cover, and what becomes of them elsewhere.
+//! Checkpoints: what they cover, and their import into another database.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use super::fixture::*;
 use crate::checkpoint::{self, Checkpoint};
 
-/// Streams with much to reclaim, in all the ways there are: trims of few and of many batches, a
-/// deleted stream, a dropped basin.
+/// Streams with much to reclaim for every possible reason: trims of few and of many batches, a deleted
+/// stream, a dropped basin.
 fn busy() -> Fixture {
     let mut partition = Fixture::with(eager());
     for name in ["few", "many", "gone", "kept"] {
@@ -39,7 +39,7 @@ fn a_checkpoint_made_elsewhere_is_the_same_partition() {
     let mut elsewhere = partition.imported(&checkpoint);
     assert_eq!(elsewhere.part().digest().unwrap(), digest);
     assert_eq!(elsewhere.content(&[BASIN]), partition.content(&[BASIN]));
-    // And goes on as the same.
+    // The import continues with the same entries.
     let kept = partition.stream("kept").id;
     partition
         .append(append(kept, 9000, vec![rec("more")]))
@@ -61,7 +61,7 @@ fn a_digest_does_not_depend_on_what_was_reclaimed() {
     partition.part().compact().unwrap();
     let after = partition.part().digest().unwrap();
     assert_eq!(before, after);
-    // And it is of what readers see.
+    // The digest covers what readers see.
     let kept = partition.stream("kept").id;
     partition
         .append(append(kept, 9000, vec![rec("more")]))
@@ -98,7 +98,7 @@ fn what_a_checkpoint_covers_is_read_from_its_files_while_appends_and_flushes_go_
         for checkpoint in checkpoints.join().unwrap() {
             let copy = partition.imported(&checkpoint);
             assert_eq!(copy.applied(), checkpoint.meta.lsn);
-            // The first entry created the stream; the next are its records.
+            // The first entry created the stream; the next ones are its records.
             let texts = copy.texts("s");
             assert_eq!(texts.len() as u64, checkpoint.meta.lsn - 1);
             let expected: Vec<_> = (1..checkpoint.meta.lsn).map(|i| i.to_string()).collect();
@@ -143,7 +143,7 @@ fn a_changed_byte_of_a_checkpoint_is_found() {
     let checkpoint = partition.checkpoint();
     checkpoint.verify().unwrap();
     let elsewhere = tempfile::tempdir().unwrap();
-    // A copy: the files themselves are the database's.
+    // This works on a copy, because the files themselves belong to the database.
     for file in std::fs::read_dir(&checkpoint.dir).unwrap() {
         let path = file.unwrap().path();
         std::fs::copy(&path, elsewhere.path().join(path.file_name().unwrap())).unwrap();
@@ -157,7 +157,7 @@ fn a_changed_byte_of_a_checkpoint_is_found() {
     std::fs::write(&path, &bytes).unwrap();
     let error = copy.verify().unwrap_err().to_string();
     assert!(error.contains("checksum"), "{error}");
-    // A file that is shorter is found without reading it.
+    // A shorter file is detected without a read of its contents.
     std::fs::write(&path, &bytes[1..]).unwrap();
     assert!(Checkpoint::open(elsewhere.path()).is_err());
     std::fs::remove_file(&path).unwrap();
@@ -210,7 +210,7 @@ fn a_checkpoint_made_apart_leaves_one_of_the_same_lsn_that_it_differs_from_as_it
         change(&mut json);
         std::fs::write(&description, json.to_string()).unwrap();
     };
-    // As if other entries had led to it.
+    // The description claims that other entries led to it.
     change(&|json| json["log_tail"]["entry"] = "0000000000000001".into());
     let other = Checkpoint::open(&first.dir).unwrap();
     let dir = tempfile::tempdir_in(first.dir.parent().unwrap()).unwrap();
@@ -229,14 +229,14 @@ fn a_checkpoint_made_apart_leaves_one_of_the_same_lsn_that_it_differs_from_as_it
     let there = Checkpoint::open(&first.dir).unwrap();
     assert_eq!(there.meta, other.meta);
     there.verify().unwrap();
-    // Once is enough, and one that is not whole counts for nothing.
+    // The same checkpoint is not created twice, and a damaged one is not used.
     assert_eq!(apart(&partition, &next, std::slice::from_ref(&to)).dir, to);
     std::fs::remove_file(to.join(made.meta.files[0].name.trim_start_matches('/'))).unwrap();
     assert_eq!(
         apart(&partition, &next, std::slice::from_ref(&to)).dir,
         next
     );
-    // Where local snapshots are, the place is that of the new one.
+    // Among local snapshots, the new one takes the place of the other one.
     assert_eq!(partition.checkpoint().dir, first.dir);
     let there = Checkpoint::open(&first.dir).unwrap();
     assert_eq!(there.meta.log_tail, first.meta.log_tail);

@@ -72,7 +72,7 @@ fn a_dropped_basin_is_refused_from_then_on_also_when_opened_again() {
     assert_dropped(&mut partition);
     partition.reopen();
     assert_dropped(&mut partition);
-    // Also when nothing of it is left in the database.
+    // The same once the database has nothing of it left.
     for _ in 0..3 {
         partition.machine().maintain();
     }

@@ -1,4 +1,4 @@
-//! What time makes due, and the commands that carry it out.
+//! What is due by time, and the commands that carry it out.
 
 use esker_raft::StateMachine as _;
 use s2_common::record::SeqNum;
@@ -11,14 +11,14 @@ use crate::settings::StreamSettings;
 
 fn delete_when_empty_for_secs(age: u64) -> StreamSettings {
     StreamSettings {
-        // Nothing expires, so that only the one thing is due.
+        // Nothing expires, so that only the deletion is due.
         retention_age_secs: Some(0),
         delete_on_empty_secs: Some(age),
         ..StreamSettings::default()
     }
 }
 
-/// Everything that is due, looked for in pages of one, two and many streams: always the same.
+/// Everything that is due, in pages of one, two and many streams: the result must be the same.
 fn due(partition: &Fixture, now_ms: u64) -> Vec<Due> {
     let reader = partition.reader();
     let [one, two, many] = [1, 2, 100].map(|count| {
@@ -61,7 +61,7 @@ fn records_are_due_when_they_are_older_than_the_retention() {
     }
     for _ in 0..2 {
         assert_eq!(due(&partition, 0), []);
-        // A record stays as long as its age is at most the retention.
+        // A record is kept while its age is at most the retention.
         assert_eq!(due(&partition, 30_000), []);
         assert_eq!(due(&partition, 30_001), [expiry(stream, 2)]);
         assert_eq!(due(&partition, 31_000), [expiry(stream, 2)]);
@@ -80,7 +80,7 @@ fn retention_goes_by_the_arrival_and_not_by_what_clients_say() {
         ..keep_for_secs(10)
     };
     let stream = partition.create_in(BASIN, "s", settings);
-    // One from long ago, one from the future, and a clock that goes back.
+    // A timestamp from long ago, one from the future, and a clock that goes back.
     for (timestamp, at_ms) in [(1, 20_000), (99_000, 21_000), (5, 20_500)] {
         let batch = vec![(Some(timestamp), rec("x").1); 2];
         partition.append(append(stream, at_ms, batch)).unwrap();
@@ -126,7 +126,7 @@ fn among_many_batches_the_first_that_stays_is_found() {
     let first_of = |batch: u64| (0..batch).map(|b| b % 4 + 1).sum::<u64>();
     for trimmed in [0, 1, 57, 124, 249] {
         partition.apply(expire(stream, trimmed, 20_000));
-        // Also when the batches below are gone.
+        // The same once the batches below are gone.
         partition.machine().maintain();
         for now_ms in (29_900..33_500).step_by(50) {
             let stays = (0..100).find(|batch| arrival(*batch) + 10_000 >= now_ms);
@@ -159,10 +159,10 @@ fn an_expiry_trims_and_never_goes_back_or_past_the_tail() {
         );
         assert_eq!(partition.state("s").trim_point, head);
     }
-    // Nothing of what comes later is lost by that.
+    // Later appends are not affected.
     partition.append(bodies(stream, 6000, ["d"])).unwrap();
     assert_eq!(partition.texts("s"), ["d"]);
-    // And no other stream, nor one that is not there.
+    // No other stream is affected, and a stream that does not exist is no error.
     partition.apply(expire(StreamId(77), 5, 7000));
 }
 
@@ -179,11 +179,11 @@ fn an_empty_stream_is_due_once_nothing_happened_to_it_for_long_enough() {
         );
         partition.reopen();
     }
-    // While there are records, it is not due, however old.
+    // While it has records, it is not due, however old they are.
     partition.append(bodies(stream, 20_000, ["a"])).unwrap();
     partition.append(bodies(kept, 20_000, ["a"])).unwrap();
     assert_eq!(due(&partition, 90_000), []);
-    // Trimmed whole, the time begins anew.
+    // Once all records are trimmed, the time begins again.
     partition.apply(expire(stream, 1, 50_000));
     assert_eq!(due(&partition, 59_999), []);
     assert_eq!(due(&partition, 60_000), [deletion(stream, 50_000)]);
@@ -279,7 +279,7 @@ fn a_deletion_on_empty_is_stale_once_anything_happened() {
         }),
         kept
     );
-    // An append and a trim: empty again, but not for long.
+    // An append and a trim: the stream is empty again, but not for long enough.
     assert_eq!(
         deleted(&|partition, stream| {
             partition
@@ -303,7 +303,7 @@ fn a_deletion_on_empty_is_stale_once_anything_happened() {
         }),
         kept
     );
-    // Another stream of the name: that one is not meant, also if it was made at the same time.
+    // Another stream of the name, even one that was created at the same time.
     assert_eq!(
         deleted(&|partition, _| {
             partition.delete("s");
@@ -311,8 +311,7 @@ fn a_deletion_on_empty_is_stale_once_anything_happened() {
         }),
         kept
     );
-    // Looking at it, an append that was refused, and a trim of nothing are not something that
-    // happened to it.
+    // A read, an append that was refused, and a trim of nothing do not count as activity.
     assert_eq!(
         deleted(&|partition, stream| {
             partition.texts("s");

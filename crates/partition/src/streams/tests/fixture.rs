@@ -32,12 +32,12 @@ use crate::streams::{StreamOptions, StreamPartition};
 
 /// The basin of tests that need only one.
 pub const BASIN: BasinId = BasinId(1);
-/// When most things are created, in milliseconds since the epoch.
+/// When most streams are created, in milliseconds since the epoch.
 pub const CREATED_MS: u64 = 1_000;
 
 const PARTITION: PartitionId = PartitionId(1);
 
-/// A database that is small and quick to make.
+/// Options of a database that is small and quick to create.
 pub fn store_options() -> StoreOptions {
     const MIB: usize = 1024 * 1024;
     StoreOptions {
@@ -101,7 +101,7 @@ impl Fixture {
         Fixture::remembering(options, REMEMBER_FAILED)
     }
 
-    /// One that remembers refusals for so many entries of the log.
+    /// A fixture whose partition remembers refusals for this many entries of the log.
     pub fn remembering(options: StreamOptions, remember_failed: u64) -> Fixture {
         let directory = tempfile::tempdir().unwrap();
         let store = Store::create(directory.path(), &store_options(), &cluster_init()).unwrap();
@@ -117,7 +117,7 @@ impl Fixture {
         }
     }
 
-    /// What is left of the database if the machine stops now: a copy of its files, opened.
+    /// What a power loss would leave of the database: a copy of its files, opened.
     pub fn crashed_copy(&self) -> Fixture {
         let directory = tempfile::tempdir().unwrap();
         for file in std::fs::read_dir(self.directory.path()).unwrap() {
@@ -134,7 +134,7 @@ impl Fixture {
         }
     }
 
-    /// Rounds of housekeeping, enough to reclaim all there is.
+    /// Does enough rounds of maintenance to reclaim everything.
     pub fn maintain_all(&mut self) {
         for _ in 0..50 {
             self.machine().maintain();
@@ -142,12 +142,12 @@ impl Fixture {
         }
     }
 
-    /// A checkpoint of now.
+    /// A checkpoint of the present state.
     pub fn checkpoint(&mut self) -> Checkpoint {
         self.part().begin_checkpoint().take().unwrap()
     }
 
-    /// A partition in a database of its own, made of a checkpoint's files.
+    /// A partition in a database of its own, imported from a checkpoint.
     pub fn imported(&self, checkpoint: &Checkpoint) -> Fixture {
         let directory = tempfile::tempdir().unwrap();
         let store = Store::open_any(directory.path(), &store_options()).unwrap();
@@ -167,7 +167,7 @@ impl Fixture {
         }
     }
 
-    /// Begins another lineage here, as a restore does that may have lost something.
+    /// Begins another lineage here, as a restore does after which something may be lost.
     pub fn fork(&mut self, id: u128) {
         let lineage = self.part().lineage().unwrap();
         let next = lineage.fork(LineageId(id), self.applied());
@@ -175,13 +175,13 @@ impl Fixture {
         self.stop_and_open();
     }
 
-    /// Takes over what another partition's log has beyond its own.
+    /// Applies the entries that another partition's log has beyond its own.
     pub fn catch_up(&mut self, other: &Fixture) {
         self.log = other.log.clone();
         self.replay(3);
     }
 
-    /// What is in this directory, opened as this partition is.
+    /// The database in this directory, opened as this partition is.
     fn open_at(&self, path: &Path) -> (Store, StreamPartition) {
         let store = open_store(path);
         let options = self.options.clone();
@@ -218,13 +218,13 @@ impl Fixture {
         self.part().flush().unwrap();
     }
 
-    /// Closes it in an orderly way, and opens it again.
+    /// Flushes it, closes it and opens it again.
     pub fn reopen(&mut self) {
         self.flush();
         self.stop_and_open();
     }
 
-    /// Stops it without any care and opens it again: what was not flushed is not there.
+    /// Stops it without a flush and opens it again: what was not flushed is lost.
     pub fn stop_and_open(&mut self) {
         let (store, machine) = self.open.take().unwrap();
         drop(machine);
@@ -268,13 +268,13 @@ impl Fixture {
         Ok(outcomes)
     }
 
-    /// Applies entries as one step; they are in the log.
+    /// Applies entries as one step and adds them to the log.
     pub fn apply_entries(&mut self, entries: &[Committed]) {
         self.machine().apply(entries, &mut Vec::new()).unwrap();
         self.log.extend_from_slice(entries);
     }
 
-    /// Applies so many entries without a command, in steps of a size that the runtime uses.
+    /// Applies this many entries without a command, in steps of a size that the runtime uses.
     pub fn idle(&mut self, entries: u64) {
         let next = self.log.len() as u64 + 1;
         let entries: Vec<Committed> = (next..next + entries)
@@ -360,7 +360,7 @@ impl Fixture {
         count
     }
 
-    /// All that readers see of the stream, without their positions.
+    /// All that readers see of the stream, without positions.
     pub fn texts(&self, name: &str) -> Vec<String> {
         read_all(&self.reader(), &self.stream(name))
             .into_iter()
@@ -368,7 +368,7 @@ impl Fixture {
             .collect()
     }
 
-    /// All that anybody can see of these basins, and what decides about appends to come.
+    /// All visible contents of these basins, and what decides about later appends.
     pub fn content(&self, basins: &[BasinId]) -> Content {
         let reader = self.reader();
         let mut streams = BTreeMap::new();
@@ -397,7 +397,7 @@ impl Fixture {
     }
 }
 
-/// All that anybody can see of a partition, and what decides about appends to come.
+/// All visible contents of a partition, and what decides about later appends.
 #[derive(Debug, PartialEq)]
 pub struct Content {
     pub applied: u64,
@@ -405,7 +405,7 @@ pub struct Content {
     pub streams: BTreeMap<(BasinId, String), StreamContent>,
 }
 
-/// All that anybody can see of a stream.
+/// All visible contents of a stream.
 #[derive(Debug, PartialEq)]
 pub struct StreamContent {
     pub id: StreamId,
@@ -458,7 +458,7 @@ pub fn read_all(reader: &Reader, stream: &Arc<Stream>) -> Vec<Seen> {
     }
 }
 
-/// A command as text: `fence:token`, `trim:7`; else the body, or what stands for a long one.
+/// A command as text: `fence:token`, `trim:7`; else the body, or an abbreviation of a long one.
 pub fn text_of(record: &Record) -> String {
     match record {
         Record::Command(CommandRecord::Fence(token)) => format!("fence:{token}"),

@@ -1,4 +1,4 @@
-//! Trims while somebody reads: a batch that follows on what a reader was given is given whole.
+//! Trims during a read: a batch that directly follows what a reader has received is returned whole.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use crate::stream::Stream;
 use crate::streams::StreamOptions;
 use crate::streams::step::Step;
 
-/// A reader that goes on where it is, as a session does.
+/// A reader that continues where it is, as a session does.
 struct Session {
     reader: Reader,
     stream: Arc<Stream>,
@@ -22,7 +22,7 @@ struct Session {
 }
 
 impl Session {
-    /// One that begins at the tail.
+    /// A session that begins at the tail.
     fn at_tail(partition: &Fixture, name: &str) -> Session {
         let from = ReadFrom::TailOffset(0);
         Session::starting(partition, name, from)
@@ -39,7 +39,7 @@ impl Session {
         }
     }
 
-    /// All that there is for it now.
+    /// All records that it can read now.
     fn take(&mut self) -> Vec<String> {
         let mut texts = Vec::new();
         loop {
@@ -59,7 +59,7 @@ impl Session {
     }
 }
 
-/// What a client appends that ends a message: two records, a trim of all before, the next token.
+/// What a client appends to end a message: two records, a trim of all before, the next token.
 fn message(number: u64) -> Vec<Rec> {
     vec![
         rec(format!("{number}.a")),
@@ -96,7 +96,7 @@ fn a_reader_at_the_tail_gets_a_batch_whole_that_trims_itself() {
             assert_eq!(handle.has_recent(session.cursor.next()), in_memory);
             assert_eq!(session.take(), texts_of(number), "in memory: {in_memory}");
         }
-        // A read that begins sees what the trims left.
+        // A new read sees what the trims left.
         assert_eq!(partition.texts("s"), ["fence:4"]);
         let first = ReadFrom::SeqNum(0);
         let mut session = Session::starting(&partition, "s", first);
@@ -154,8 +154,8 @@ fn a_trim_in_the_next_batch_takes_nothing_from_who_follows() {
 fn who_begins_to_follow_while_a_step_is_applied_gets_it_from_memory() {
     let mut partition = Fixture::new();
     let stream = partition.create("s");
-    // The session has been told of the tail; then a step is applied, and it begins to follow before
-    // the step is published.
+    // The session has read the tail; then a step is applied, and the session begins to follow before the
+    // step is published.
     let handle = partition.stream("s");
     let mut session = Session::at_tail(&partition, "s");
     let state = handle.view().state;
@@ -198,7 +198,7 @@ fn who_catches_up_from_the_database_begins_at_the_head_after_a_later_trim() {
     // The last message trimmed the ones before it and its own records.
     assert_eq!(session.take(), ["fence:2"]);
     assert_eq!(session.cursor.next(), end);
-    // Trimmed by another batch: what the trim left.
+    // After a trim by another batch, the session gets what that left.
     partition
         .append(bodies(stream, 2_000, ["a", "b", "c"]))
         .unwrap();
@@ -219,7 +219,7 @@ fn a_batch_that_a_reader_has_begun_is_given_to_its_end() {
         let handle = partition.stream("s");
         let _follower = in_memory.then(|| handle.follow());
         let mut session = Session::at_tail(&partition, "s");
-        // Two batches, of which one answer of the API takes one and a half.
+        // Two batches; one answer of the API takes one and a half of them.
         for batch in 0..2 {
             let records = (0..600).map(|n| rec(format!("{batch}.{n}"))).collect();
             partition.append(append(stream, 2_000, records)).unwrap();

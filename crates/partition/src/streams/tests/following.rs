@@ -1,4 +1,4 @@
-//! Readers at the tail: batches from memory, the database behind it, and being woken.
+//! Readers at the tail: batches from memory, the database behind it, and wake-ups.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -61,7 +61,7 @@ fn followers_see_the_same_from_memory_and_from_the_database() {
 #[test]
 fn who_lags_behind_reads_the_database_and_misses_nothing() {
     let mut partition = Fixture::with(StreamOptions {
-        // A few batches.
+        // The budget is a few batches.
         recent: crate::RecentBudget::new(500, 1 << 20),
         ..StreamOptions::default()
     });
@@ -100,12 +100,12 @@ fn a_follower_is_handed_about_one_answer_at_a_time_however_much_memory_keeps() {
         assert_eq!(some.batches.len() as u64, most.min(COUNT - from));
         assert_eq!(some.ends, from + most >= COUNT);
     }
-    // Larger ones are fewer.
+    // Of large batches, fewer are returned.
     let large = (0..8).map(|_| Kind::Append(append(stream, 2_000, vec![rec(vec![7; 400_000])])));
     partition.step(large.collect());
     let (some, _) = handle.recent_from(COUNT).unwrap();
     assert_eq!(some.batches.len(), 3);
-    // A trim filters what more than one of them would hand out.
+    // A trim skips more batches than one call returns.
     partition
         .append(append(stream, 2_000, vec![trim(COUNT)]))
         .unwrap();
@@ -152,7 +152,7 @@ fn all_streams_together_keep_no_more_than_their_budget_and_give_it_back() {
                 .append(append(*id, 2_000 + i, vec![rec(vec![7; 1_000])]))
                 .unwrap();
         }
-        // The budget, and a newest batch for each.
+        // The budget, and one newest batch for each stream.
         assert!(
             recent.used() < 50_000 + 10 * 1_200,
             "{} bytes",
@@ -165,7 +165,7 @@ fn all_streams_together_keep_no_more_than_their_budget_and_give_it_back() {
         assert!(partition.stream(&name).has_recent(19));
         assert_eq!(partition.texts(&name).len(), 20);
     }
-    // Deleted, no longer followed, closed: each gives back what it had.
+    // A stream that is deleted, no longer followed, or closed releases its memory.
     partition.delete("s0");
     drop(followers);
     for id in &ids[1..5] {
@@ -186,7 +186,7 @@ fn nothing_is_kept_in_memory_while_nobody_follows() {
     partition.append(bodies(stream, 2_000, ["b"])).unwrap();
     assert!(handle.has_recent(1) && !handle.has_recent(0));
     drop(follower);
-    // Anything that happens to the stream is an occasion to forget.
+    // Every change of the stream releases the memory.
     partition.apply(expire(stream, 1, 2_000));
     assert!(!handle.has_recent(1));
     partition.append(bodies(stream, 2_000, ["c"])).unwrap();
@@ -196,7 +196,7 @@ fn nothing_is_kept_in_memory_while_nobody_follows() {
 
 #[test]
 fn memory_never_stands_for_a_tail_that_it_does_not_have() {
-    // The tail moves on without a batch, as it does where numbers are passed over.
+    // The tail moves without a batch, as it does when numbers are passed over.
     let mut partition = Fixture::new();
     let stream = partition.create("s");
     let handle = partition.stream("s");
@@ -218,7 +218,7 @@ fn memory_never_stands_for_a_tail_that_it_does_not_have() {
         handle.recent_from(1).is_none(),
         "the record at 1 is in the database only"
     );
-    // The next step's batches do not follow on the one from before.
+    // The next step's batches do not directly follow those of the one before.
     let records = bodies(stream, 2_000, ["c"]).records();
     let batch = StoredBatch::parse(2, records.store(2_000, &[2_000])).unwrap();
     handle.publish(change(3, vec![batch]));
@@ -260,7 +260,7 @@ fn a_reader_who_comes_and_goes_misses_nothing() {
                 .append(append(stream, 2_000, vec![rec(i.to_string())]))
                 .unwrap();
         }
-        // Whoever is not through by now sees the rest in a few scans, or has missed something.
+        // A reader that is not at the end by now reads the rest in a few scans, or has missed something.
         let began = Instant::now();
         while readers.iter().any(|reader| !reader.is_finished())
             && began.elapsed() < Duration::from_secs(60)
@@ -290,7 +290,7 @@ fn a_follower_is_woken_by_an_append() {
         }
         assert_eq!(waiting.join().unwrap(), 3);
     });
-    // What is there already needs no waiting.
+    // Records that exist already need no wait.
     block_on(follower.beyond(0));
 }
 
@@ -337,7 +337,7 @@ fn a_follower_is_woken_when_its_stream_goes() {
         });
         assert!(handle.view().gone);
         if name == "deleted" {
-            // A new stream of the name is not what was followed.
+            // A new stream of the name is not the one that was followed.
             partition.create(name);
             assert!(handle.view().gone);
             partition.delete(name);

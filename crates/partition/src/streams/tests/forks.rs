@@ -1,4 +1,4 @@
-//! Forks: after a restore that may have lost something, nothing is given out twice.
+//! Forks: after a restore that may have lost something, no number is given out twice.
 
 use s2_common::stream::{ReadFrom, ReadStart};
 
@@ -67,7 +67,7 @@ fn the_gap_is_there_at_once_and_after_every_restart() {
         assert_eq!(partition.state("s").tail_seq, 1 + GAP);
         partition.reopen();
     }
-    // Whoever expects the old tail is told the new one.
+    // An append that expects the old tail gets the new one in its refusal.
     let mut conditional = append(stream, 3000, vec![rec("b")]);
     conditional.match_seq_num = Some(1);
     assert_eq!(
@@ -129,7 +129,7 @@ fn a_stream_that_was_empty_is_empty_after_a_fork() {
         .append(append(stream, 2000, vec![rec("a")]))
         .unwrap();
     assert_eq!(partition.texts("s"), ["a"]);
-    // Trimmed to its tail, and forked again.
+    // The stream is trimmed to its tail, and forked again.
     partition.apply(expire(stream, GAP + 1, 2000));
     partition.fork(2);
     assert!(partition.state("s").is_empty());
@@ -184,7 +184,7 @@ fn a_digest_does_not_depend_on_whether_a_gap_was_written_back() {
     copy.fork(3);
     let before = copy.part().digest().unwrap();
     let stream = copy.stream("s").id;
-    // Touches the stream, and changes nothing.
+    // This command touches the stream, and changes nothing.
     copy.apply(expire(stream, 0, 4000));
     let after = copy.part().digest().unwrap();
     assert_eq!(before.digest, after.digest);
@@ -222,7 +222,7 @@ fn a_lineage_contains_its_parent_up_to_the_fork_and_nothing_else() {
     assert!(!first.contains(second.id(), 0));
 }
 
-/// What a stream lists, as parent, sequence number and where it goes on.
+/// The forks that a stream lists: parent, sequence number, and where the history continues.
 fn listed(partition: &Fixture, name: &str) -> Vec<(Option<LineageId>, u64, u64)> {
     let lineage = partition.part().lineage().unwrap();
     let seen = partition.state(name).forks_seen(&lineage);
@@ -247,7 +247,7 @@ fn a_fork_is_listed_with_the_lineage_that_it_cut_off() {
         assert_eq!(listed(&partition, "s"), [first, second]);
         partition.reopen();
     }
-    // It is in what a snapshot has.
+    // A checkpoint has it.
     let checkpoint = partition.checkpoint();
     let copy = partition.imported(&checkpoint);
     assert_eq!(listed(&copy, "s"), [first, second]);
@@ -304,7 +304,7 @@ fn a_fork_is_listed_though_everything_before_it_was_trimmed() {
         assert_eq!(partition.state("s").head(), head);
         assert_eq!(listed(&partition, "s"), [first]);
     }
-    // There is nothing in it, and whoever had read all of it by then has lost nothing.
+    // The stream is empty, and a consumer that had read all of it by then has lost nothing.
     assert!(partition.state("s").is_empty());
     partition.fork(2);
     partition.fork(3);
@@ -317,7 +317,7 @@ fn a_fork_is_listed_though_everything_before_it_was_trimmed() {
     assert_eq!(listed(&partition, "s"), expected);
     let state = partition.state("s");
     assert_eq!((state.head(), state.tail_seq), (tail, tail));
-    // Reads are as if there had been no gaps.
+    // Reads behave as if there had been no gaps.
     let offset = |n| start(&partition, ReadFrom::TailOffset(n), true);
     assert_eq!(offset(0), Ok(tail));
     assert_eq!(partition.texts("s"), [] as [String; 0]);
@@ -340,7 +340,7 @@ fn the_newest_forks_are_listed_of_more_than_are_remembered() {
     };
     let newest = |count: u128| (20 - count..20).map(|id| Some(LineageId(id)));
     assert!(parents("appended").into_iter().eq(newest(8)));
-    // One gap of all twenty: those that the partition does not remember are one.
+    // All twenty forks left one gap; those that the partition does not remember are listed as one.
     let mut still = parents("still").into_iter();
     assert_eq!(still.next(), Some(None));
     assert!(still.eq(newest(16)));
@@ -366,6 +366,6 @@ fn a_gap_is_of_the_last_forks_if_an_earlier_build_forgot_those_before() {
     let end = 8 + GAP;
     let expected = [(Some(LineageId(1)), end, end + GAP)];
     assert_eq!(listed(&partition, "s"), expected);
-    // Both are the same partition.
+    // Both digests are of the same partition.
     assert_eq!(partition.part().digest().unwrap(), whole);
 }

@@ -1,5 +1,5 @@
-//! Random histories, cut into random steps, with flushes, reopenings, crashes, failed steps and
-//! reclaiming in between: all that can be read is always what the [model](super::model) says.
+//! Random histories, divided into random steps, with flushes, reopenings, crashes, failed steps and
+//! reclaiming in between: all that can be read always equals what the [model](super::model) has.
 
 use esker_raft::StateMachine as _;
 use proptest::prelude::*;
@@ -19,9 +19,9 @@ use crate::streams::StreamOptions;
 
 const BASINS: [BasinId; 3] = [BasinId(1), BasinId(2), BasinId(0xff)];
 const NAMES: [&str; 3] = ["a", "a/é", "b"];
-/// Entries for which a refusal is remembered: some steps are longer, most histories are.
+/// Entries for which a refusal is remembered: fewer than some steps and most histories have.
 const REMEMBER_FAILED: u64 = 6;
-/// The first command is stamped with this, or a little before.
+/// The first command has this time, or one a little before.
 const START_MS: u64 = 100_000;
 
 /// A name in a basin.
@@ -42,11 +42,11 @@ enum RecordIntent {
         timestamp: Option<i64>,
     },
     Fence(&'static str),
-    /// To so many past the tail at the beginning of the batch; before it, if negative.
+    /// Trims to this many numbers past the tail at the beginning of the batch; before it, if negative.
     Trim(i64),
 }
 
-/// A command that is still to be filled in with ids and numbers as of its place in the history.
+/// A command whose ids and numbers are filled in at its place in the history.
 #[derive(Clone, Debug)]
 enum Intent {
     Append {
@@ -82,7 +82,7 @@ enum Intent {
 struct Planned {
     slot: Slot,
     intent: Intent,
-    /// Milliseconds since the one before; clocks of leaders differ, so some go back.
+    /// Milliseconds since the command before; clocks of leaders differ, so some are negative.
     pause_ms: i64,
 }
 
@@ -201,13 +201,13 @@ struct Run {
     model: Model,
     now_ms: u64,
     followers: Vec<Follower>,
-    /// All that the real one answered.
+    /// All answers of the real partition.
     outcomes: Vec<Outcome>,
 }
 
 impl Run {
     fn new() -> Run {
-        // All bounds so small that they matter.
+        // All limits are so small that they are reached.
         let options = StreamOptions {
             recent: RecentBudget::new(1_000, 5_000),
             open_streams: 3,
@@ -222,7 +222,7 @@ impl Run {
         }
     }
 
-    /// Fills in what is planned, and lets the model apply it.
+    /// Fills in a planned command, and applies it to the model.
     fn act(model: &mut Model, now_ms: &mut u64, planned: &Planned) -> (Act, Outcome) {
         *now_ms = now_ms.saturating_add_signed(planned.pause_ms);
         let act = fill_in(model, *now_ms, planned);
@@ -490,7 +490,7 @@ proptest! {
             run.happen(event);
             run.assert_as_the_model_says();
         }
-        // And once more from the files alone.
+        // The same once more from the files alone.
         run.happen(&Event::Reopen);
         run.assert_as_the_model_says();
     }

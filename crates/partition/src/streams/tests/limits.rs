@@ -1,4 +1,4 @@
-//! How far a scan goes: limits of the reader, and of one batch of the API.
+//! Limits of a scan: those of the reader, and those of one batch of the API.
 
 use std::sync::Arc;
 
@@ -34,8 +34,8 @@ fn five(in_memory: bool) -> (Fixture, Arc<Stream>, Option<Follower>) {
     (partition, handle, follower)
 }
 
-/// How many records from `from` on, where to go on, and why it ended; the same from memory and from
-/// the database.
+/// Number of records from `from` on, where the next scan continues, and why this one ended. The result
+/// must be the same from memory and from the database.
 fn taken(from: SeqNum, limit: ReadLimit, until: ReadUntil) -> (usize, SeqNum, ScanEnd) {
     let [memory, database] = [true, false].map(|in_memory| {
         let (partition, handle, _follower) = five(in_memory);
@@ -107,14 +107,14 @@ fn at_the_tail_there_is_nothing_and_past_it_too() {
     };
     assert_eq!(unbounded(5), (0, 5, END));
     assert_eq!(unbounded(9), (0, 9, END));
-    // Limits do not matter there.
+    // At the tail, limits do not matter.
     assert_eq!(
         taken(5, ReadLimit::Count(0), ReadUntil::Timestamp(0)),
         (0, 5, END)
     );
 }
 
-/// The lengths and metered sizes of the scans that it takes from the head to the tail.
+/// The lengths and metered sizes of the scans from the head to the tail.
 fn batches(partition: &Fixture) -> Vec<(usize, usize)> {
     let (reader, handle) = (partition.reader(), partition.stream("s"));
     let mut batches = Vec::new();
@@ -139,7 +139,7 @@ fn batches(partition: &Fixture) -> Vec<(usize, usize)> {
 fn a_scan_has_at_most_a_thousand_records() {
     let mut partition = Fixture::new();
     let stream = partition.create("s");
-    // The largest batch by count comes back whole.
+    // The largest batch by count is returned whole.
     let thousand: Vec<Rec> = (0..RECORD_BATCH_MAX.count).map(|_| rec("x")).collect();
     partition
         .append(append(stream, 2000, thousand.clone()))
@@ -159,13 +159,13 @@ fn a_scan_has_at_most_a_thousand_records() {
 fn a_scan_has_at_most_a_mebibyte() {
     let mut partition = Fixture::new();
     let stream = partition.create("s");
-    // The largest record comes back whole.
+    // The largest record is returned whole.
     let largest = RECORD_BATCH_MAX.bytes - 8;
     partition
         .append(append(stream, 2000, vec![rec(vec![7; largest])]))
         .unwrap();
     assert_eq!(batches(&partition), [(1, RECORD_BATCH_MAX.bytes)]);
-    // Two that fill a batch to the byte, then one byte too many for the third.
+    // Two records that fill a batch to the byte, then one byte too many for the third.
     let half = RECORD_BATCH_MAX.bytes / 2 - 8;
     partition
         .append(append(

@@ -10,7 +10,7 @@ const NAMES: [&str; 9] = [
 
 fn with(basin: BasinId, names: &[&str]) -> Fixture {
     let mut partition = Fixture::new();
-    // In another order than that of their names, with neighbours in the basins around.
+    // Created in another order than that of their names, with neighbours in the adjacent basins.
     for name in names.iter().rev() {
         partition.create_in(basin, name, StreamSettings::default());
     }

@@ -1,7 +1,7 @@
 //! The promises of a stream partition, by topic.
 //!
-//! Every test drives a [`StreamPartition`](super::StreamPartition) as its apply thread does, on a
-//! real database in a directory of its own, and looks at it as readers do: see [`fixture`].
+//! Every test drives a [`StreamPartition`](super::StreamPartition) as its apply thread does, on a real
+//! database in a directory of its own, and reads it as readers do: see [`fixture`].
 
 mod appending;
 #[cfg(target_os = "linux")]

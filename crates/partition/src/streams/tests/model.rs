@@ -1,5 +1,5 @@
-//! A stream partition as simple as can be: lists in memory, one command at a time. The property
-//! test compares the real one with it.
+//! The simplest possible stream partition: lists in memory, one command at a time. The property test
+//! compares the real one with it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -64,7 +64,7 @@ impl Act {
 struct Written {
     timestamp: u64,
     record: Record,
-    /// Where its batch begins, and when that arrived.
+    /// The first sequence number of its batch, and when that arrived.
     batch: SeqNum,
     arrival_ms: u64,
 }
@@ -95,7 +95,7 @@ pub struct Model {
     pub created: u64,
     /// Commands applied.
     lsn: u64,
-    /// Every refusal of a session that is not itself due to one.
+    /// Every refusal in a session, except those because of an earlier one.
     refused: Vec<(u64, StreamId, u64)>,
     remember_failed: u64,
 }
@@ -253,7 +253,7 @@ impl ModelStream {
 }
 
 impl Model {
-    /// One that remembers refusals for so many commands.
+    /// A model that remembers refusals for this many commands.
     pub fn remembering(remember_failed: u64) -> Model {
         Model {
             remember_failed,
@@ -261,7 +261,7 @@ impl Model {
         }
     }
 
-    /// Refusals that are not too long ago: LSN, stream, session.
+    /// Refusals that are still remembered: LSN, stream, session.
     pub fn refusals(&self) -> Vec<(u64, StreamId, u64)> {
         let recent = |refused: &&(u64, StreamId, u64)| refused.0 + self.remember_failed > self.lsn;
         self.refused.iter().filter(recent).copied().collect()
@@ -281,7 +281,7 @@ impl Model {
             .collect()
     }
 
-    /// What the command does, and its outcome.
+    /// Applies a command; returns its outcome.
     pub fn apply(&mut self, act: &Act) -> Outcome {
         self.lsn += 1;
         match act {

@@ -1,4 +1,4 @@
-//! Streams open in memory: as few as wanted, and nothing is lost by closing one.
+//! Streams open in memory: no more than the limit, and nothing is lost when one is closed.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -68,7 +68,7 @@ fn a_stream_that_somebody_holds_stays_open() {
     }
     let open = partition.reader().directory().open_streams();
     assert!(open <= held.len() + 4, "{open} are open");
-    // What happens to one of them is seen by who holds it.
+    // A holder of a stream sees its changes.
     for (i, handle) in held.iter().enumerate() {
         assert!(Arc::ptr_eq(handle, &partition.stream(&format!("held{i}"))));
         partition.append(bodies(handle.id, 2_000, ["a"])).unwrap();
@@ -148,7 +148,7 @@ fn readers_beside_the_apply_thread_see_whole_streams_only() {
                     let tail = stream.tail().seq_num;
                     match reader.scan(&stream, 0, Default::default(), Default::default()) {
                         Ok(scan) => {
-                            // Its own records from the first on, and all that were there before.
+                            // The stream's own records from the first on, and all that existed before.
                             let texts: Vec<_> = seen(&scan).into_iter().map(|s| s.text).collect();
                             let expected = (0..texts.len()).map(|n| format!("{}:{n}", stream.id));
                             assert!(texts.iter().cloned().eq(expected), "{texts:?}");

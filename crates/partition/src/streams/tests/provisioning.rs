@@ -29,8 +29,8 @@ fn outcome(change: Change, id: u64, created_ms: u64) -> Outcome {
 
 const EXISTS: Outcome = Outcome::StreamProvisioned(Err(ProvisionRefusal::Exists));
 
-/// Applies commands in one step, and, in a second partition, each in a step of its own: the
-/// outcomes and what is left must be the same. Gives the outcomes and the partition.
+/// Applies commands in one step, and, in a second partition, each in a step of its own. The outcomes and
+/// the contents must be the same. Returns the outcomes and the partition.
 fn in_one_step_or_many(commands: Vec<Kind>) -> (Vec<Outcome>, Fixture) {
     let mut together = Fixture::new();
     let mut apart = Fixture::new();
@@ -101,7 +101,7 @@ fn the_request_that_created_is_known_after_changes_and_a_reopening() {
         outcome(Change::Nothing, 1, 10)
     );
     assert_eq!(partition.apply(create_with_hash("s", b"two", 30)), EXISTS);
-    // A new stream of the name has nothing to do with that request.
+    // A new stream of the name does not belong to that request.
     partition.delete("s");
     assert_eq!(
         partition.apply(create_with_hash("s", b"two", 40)),
@@ -213,7 +213,7 @@ fn a_recreated_stream_has_a_new_id_and_nothing_of_the_old_one() {
     let state = partition.state("s");
     assert_eq!((state.trim_point, &state.fencing_token[..]), (0, ""));
     assert_eq!(partition.stream("s").view().settings_version, 1);
-    // Ids go on from there, whatever was deleted.
+    // Ids continue from there, whatever was deleted.
     partition.delete("s");
     partition.reopen();
     assert_eq!(partition.create("s"), StreamId(3));

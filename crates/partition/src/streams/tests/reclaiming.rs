@@ -1,4 +1,4 @@
-//! Giving back space: what readers cannot see leaves the files, and nothing else does.
+//! Reclaiming of space: what readers cannot see leaves the files, and nothing else does.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -41,7 +41,7 @@ fn fill(partition: &mut Fixture, stream: StreamId, batches: u64, length: usize) 
     }
 }
 
-/// Rounds of maintenance until the condition holds.
+/// Does rounds of maintenance until the condition holds.
 fn maintain_until(partition: &mut Fixture, what: &str, holds: impl Fn(&Fixture) -> bool) {
     let patience = Instant::now() + Duration::from_secs(60);
     while !holds(partition) {
@@ -51,7 +51,7 @@ fn maintain_until(partition: &mut Fixture, what: &str, holds: impl Fn(&Fixture) 
     }
 }
 
-/// How many keys there are in a range.
+/// Number of keys in a range.
 fn keys_in(partition: &Fixture, from: &[u8], to: &[u8]) -> usize {
     let part = partition.part();
     let mut it = part.iterate(from, to, false);
@@ -65,7 +65,7 @@ fn keys_in(partition: &Fixture, from: &[u8], to: &[u8]) -> usize {
     count
 }
 
-/// How many batches of the stream there are, and as many entries of the index by time.
+/// Number of batches of the stream, which is also that of its entries in the index by time.
 fn batches(partition: &Fixture, stream: StreamId) -> usize {
     let data = keys_in(partition, &keys::data(stream, 0), &keys::data_end(stream));
     let times = keys_in(
@@ -132,7 +132,7 @@ fn what_expired_leaves_the_files() {
     maintain_until(&mut partition, "the files shrink", shrunk_to(3));
     assert_eq!([s, t, u].map(|id| batches(&partition, id)), [0, 32, 1]);
     assert_eq!(partition.content(&[BASIN, OTHER]), before);
-    // A stream without a record goes on where it was.
+    // A stream without a record continues where it was.
     assert_eq!(
         partition
             .append(bodies(s, 9_500, ["a"]))
@@ -208,7 +208,7 @@ fn marks_survive_a_reopening_at_any_point() {
     partition.apply(drop_basin(OTHER));
     let before = partition.content(&[BASIN, OTHER]);
     assert_eq!(marks(&partition), 2);
-    // Reopened before the first round, and after each.
+    // The partition is opened again before each round.
     for _ in 0..6 {
         partition.reopen();
         partition.machine().maintain();
@@ -229,7 +229,7 @@ fn a_crash_before_the_space_was_given_back_forgets_nothing() {
     for _ in 0..3 {
         partition.machine().maintain();
     }
-    // What the rounds did was not flushed; the files may be gone all the same.
+    // The changes of the rounds were not flushed; the files may be gone all the same.
     partition.stop_and_open();
     partition.replay(1);
     assert_eq!(partition.content(&[BASIN, OTHER]), before);
@@ -241,7 +241,7 @@ fn a_crash_before_the_space_was_given_back_forgets_nothing() {
 
 #[test]
 fn few_batches_and_many_go_alike() {
-    // One by one up to 128, beyond it as a range.
+    // Up to 128 batches are deleted one by one, more by a range.
     for count in [1, 127, 128, 129, 130, 400] {
         for kept in [0, 1, 2] {
             let mut partition = Fixture::with(eager());
@@ -306,12 +306,12 @@ fn a_batch_stays_while_one_of_its_records_is_seen() {
 #[test]
 fn a_file_that_ends_with_the_first_kept_batch_is_kept() {
     let mut partition = Fixture::with(StreamOptions {
-        // No compaction: the files stay as they are but for those that are dropped.
+        // Without compactions, the files stay as they are, except those that are dropped.
         compact_garbage: u64::MAX,
         ..eager()
     });
     let stream = partition.create("s");
-    // Enough for files that hold nothing but batches of this stream.
+    // Enough for files that have nothing but batches of this stream.
     fill(&mut partition, stream, 900, 256 * KIB);
     partition.flush();
     partition.part().compact().unwrap();
@@ -340,7 +340,7 @@ fn a_file_that_ends_with_the_first_kept_batch_is_kept() {
 
     let left = give_back(&mut partition, last_of_a_file);
     assert!(left > bytes - MIB, "no file is wholly in the range");
-    // Past the end of the next file, both go whole.
+    // Beyond the end of the next file, both files are dropped.
     let left = give_back(&mut partition, ends[2] + 1);
     assert!(left < bytes - 2 * 60 * MIB);
 }
@@ -365,7 +365,7 @@ fn files_go_only_when_it_is_durable_that_nobody_sees_them() {
     }
     assert_eq!(batches(&partition, stream), 10);
 
-    // A crash takes back the expiry: all that it had hidden is there again.
+    // A crash undoes the expiry: all that it had hidden is visible again.
     partition.stop_and_open();
     assert_eq!(partition.content(&[BASIN]), before);
     partition.replay(1);
@@ -394,7 +394,7 @@ fn a_stream_that_cannot_be_read_does_not_hold_up_the_others() {
     }
     assert_eq!(batches(&partition, sound), 5);
     assert_eq!((batches(&partition, rotten), marks(&partition)), (10, 1));
-    // It is tried again, and done once it can be.
+    // It is retried, and done once it is possible.
     partition.apply(expire(rotten, 6, 9_000));
     for _ in 0..4 {
         partition.machine().maintain();

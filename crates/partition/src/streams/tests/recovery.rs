@@ -1,4 +1,4 @@
-//! What is left after a failed step, a reopening, a crash.
+//! The state after a failed step, a reopening, a crash.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ const OTHER: BasinId = BasinId(2);
 const DROPPED: BasinId = BasinId(3);
 const BASINS: [BasinId; 3] = [BASIN, OTHER, DROPPED];
 
-/// Commands that do a bit of everything.
+/// Commands of every kind.
 fn commands() -> Vec<Kind> {
     let session = |session, append| Append { session, ..append };
     let mismatch = |append| Append {
@@ -221,7 +221,7 @@ fn the_membership_is_that_of_the_applied_entries_across_reopenings_and_checkpoin
         voters: vec![NodeId(7), NodeId(8)],
         ..Membership::default()
     };
-    // The last change of a step counts, wherever in the step it is.
+    // The last change of a step is in force, wherever in the step it is.
     let step = [
         change(next, first),
         change(next + 1, joint()),
@@ -359,7 +359,7 @@ fn a_crash_loses_only_what_the_log_brings_back() {
 fn flushes_in_the_background_leave_no_half_steps() {
     let mut partition = Fixture::new();
     let stream = partition.create("s");
-    // Some eight memtables, so that RocksDB flushes when it likes.
+    // Some eight memtables, so that RocksDB flushes by itself.
     for i in 0..140u64 {
         let records = vec![rec(vec![7; 500_000]), fence(&i.to_string())];
         partition

@@ -1,4 +1,4 @@
-//! Append sessions: after the first refusal, nothing more of the session lands.
+//! Append sessions: after the first refusal, no later append of the session is applied.
 
 use esker_raft::StateMachine as _;
 
@@ -134,7 +134,7 @@ fn a_session_does_not_survive_its_stream() {
         partition.append(of_session(1, stream, "x")),
         Err(AppendRefusal::StreamGone)
     );
-    // The new stream knows nothing of it.
+    // The new stream has no such refusal.
     partition.append(of_session(1, again, "y")).unwrap();
 }
 
@@ -144,7 +144,7 @@ fn a_refusal_is_forgotten_after_the_window_also_on_disk() {
     let stream = partition.create("s");
     assert!(partition.append(refused(1, stream)).is_err());
     let refused_at = partition.applied();
-    // As far behind the refusal as anything of the session can be, and much further.
+    // As far behind the refusal as any append of the session can be, and much further.
     partition.idle(REMEMBER_FAILED - 2);
     partition.reopen();
     assert_eq!(
@@ -203,7 +203,7 @@ fn a_step_longer_than_the_window_leaves_what_single_steps_leave() {
     for size in 1..=12 {
         let mut partition = Fixture::remembering(StreamOptions::default(), WINDOW);
         let stream = partition.create("s");
-        // Session 1 fails at LSNs 2 and 6, is refused in between, and is forgotten.
+        // Session 1 fails at LSNs 2 and 6, is refused in between, and is then forgotten.
         let mut commands = vec![Kind::Append(refused(1, stream))];
         commands.extend((2..5).map(|session| Kind::Append(of_session(session, stream, "a"))));
         commands.push(Kind::Append(refused(1, stream)));

@@ -212,7 +212,7 @@ fn a_stream_trimmed_whole_has_no_timestamps() {
         assert_eq!(start(&partition, from, false, false), TAIL);
         assert_eq!(start(&partition, from, false, true), Ok(10));
     }
-    // Below the trim point something was written, so that is no error; there is nothing to read.
+    // Records below the trim point were written, so a read there is no error; it has nothing to read.
     assert_eq!(start(&partition, ReadFrom::SeqNum(3), false, false), Ok(3));
     assert_eq!(partition.texts("s"), [""; 0]);
 }

@@ -1,4 +1,4 @@
-//! Trim commands: what they trim, and that readers see it at once.
+//! Trim commands: what they trim. Readers see the effect at once.
 
 use super::fixture::*;
 use crate::command::{Append, AppendRefusal, Kind};
@@ -6,7 +6,7 @@ use crate::reader::ScanEnd;
 
 #[test]
 fn a_trim_reaches_at_most_just_behind_its_own_record() {
-    // Three records, then a trim at 3; what is requested, and what it comes to.
+    // Three records, then a trim at 3: the requested trim points, and those in force.
     for (requested, effective) in [(0, 0), (1, 1), (3, 3), (4, 4), (5, 4), (u64::MAX, 4)] {
         let mut partition = Fixture::new();
         let stream = partition.create("s");
@@ -74,7 +74,7 @@ fn a_snapshot_replaces_all_before_it_in_one_atomic_batch() {
         ..append(stream, 2000, vec![trim(cursor + 1), rec("snapshot")])
     };
 
-    // Somebody was faster: nothing changes, not even by the trim.
+    // Another append came first: nothing changes, not even by the trim.
     let early = partition.append(snapshot(2));
     assert_eq!(early, Err(AppendRefusal::SeqNumMismatch(3)));
     assert_eq!(partition.texts("s"), ["a", "b", "c"]);
