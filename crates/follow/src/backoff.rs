@@ -1,4 +1,4 @@
-//! How a server that does not answer is waited for.
+//! Pauses while a server does not answer.
 
 use std::time::Duration;
 
@@ -10,10 +10,10 @@ use crate::error::Error;
 
 /// First pause.
 const FIRST: Duration = Duration::from_millis(50);
-/// Longest pause: so much later than the server a follower is back.
+/// Longest pause: a follower continues at most this much later than the server answers again.
 const LONGEST: Duration = Duration::from_secs(2);
 
-/// Pauses between attempts that grow, until there is an answer or patience has run out.
+/// Pauses between attempts that grow, until there is an answer or the limit is reached.
 #[derive(Debug)]
 pub struct Backoff {
     limit: Option<Duration>,
@@ -22,7 +22,7 @@ pub struct Backoff {
 }
 
 impl Backoff {
-    /// Waits for so long in all, between two answers; without a limit for ever.
+    /// Waits this long in all between two answers; without a limit for ever.
     pub fn new(limit: Option<Duration>) -> Backoff {
         Backoff {
             limit,
@@ -31,7 +31,7 @@ impl Backoff {
         }
     }
 
-    /// There was an answer.
+    /// Notes an answer: the pauses begin again with the shortest.
     pub fn reset(&mut self) {
         self.since = None;
         self.pause = FIRST;
@@ -41,7 +41,7 @@ impl Backoff {
     ///
     /// # Errors
     ///
-    /// [`Error::Endpoint`] if the answer will not change, or patience has run out.
+    /// [`Error::Endpoint`] if the answer will not change, or the limit is reached.
     pub async fn wait(&mut self, endpoint: &dyn Endpoint, why: EndpointError) -> Result<(), Error> {
         let now = Instant::now();
         let since = *self.since.get_or_insert(now);
@@ -53,7 +53,7 @@ impl Backoff {
             });
         }
         tracing::debug!(stream = endpoint.shown(), %why, pause = ?self.pause, "waiting for the server");
-        // Jitter, so that not all followers of a server come back at once.
+        // Jitter, so that the followers of a server do not all reconnect at once.
         let pause = self.pause.mul_f64(rand::rng().random_range(0.5..1.0));
         tokio::time::sleep(pause).await;
         self.pause = (self.pause * 2).min(LONGEST);

@@ -7,7 +7,7 @@ use crate::snapshot::Unusable;
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The stream goes back to a position only, and no snapshot covers what was before it.
+    /// The stream begins at a later position, and no snapshot covers what was before it.
     #[error("history before {head} of {stream} is gone and no snapshot covers it{}", after(.tried))]
     HistoryGone {
         /// Its address.
@@ -17,7 +17,7 @@ pub enum Error {
         /// Snapshots that were found and not used, and why.
         tried: Vec<String>,
     },
-    /// A snapshot must not be used, and was not passed over because nobody said so.
+    /// A snapshot must not be used, and passing over such snapshots was not chosen.
     #[error("snapshot {snapshot} is not usable: {why}. An older one is used if you choose so")]
     Unusable {
         /// Which one.
@@ -42,26 +42,26 @@ pub enum Error {
         stream: String,
         /// The record.
         seq_num: u64,
-        /// What the fold says.
+        /// What the fold reports.
         why: String,
     },
-    /// The fold failed, or panicked. The state as of before the record is in the newest snapshot and
-    /// what follows it.
+    /// The fold failed, or panicked. The newest snapshot and the records after it give the state as of
+    /// before the record.
     #[error("the fold failed at record {seq_num} of {stream}: {why}")]
     FoldFailed {
         /// The stream.
         stream: String,
         /// The record.
         seq_num: u64,
-        /// What it says.
+        /// What it reports.
         why: String,
     },
-    /// The stream answers no, and will go on to.
+    /// The stream refuses, and will continue to.
     #[error("{stream}: {why}")]
     Endpoint {
         /// Its address.
         stream: String,
-        /// What it says.
+        /// What it reports.
         why: EndpointError,
     },
     /// The object store does not answer, or refuses.
@@ -69,7 +69,7 @@ pub enum Error {
     Store {
         /// The place of the snapshots.
         place: String,
-        /// What it says.
+        /// What it reports.
         why: String,
     },
     /// A snapshot was not taken.

@@ -1,9 +1,9 @@
 //! Snapshots as objects beside the stream: in a bucket, or in a directory.
 //!
 //! An object is called `<prefix>/<cursor>.<extension>`, `snapshots/orders/1000.json.zst` for instance.
-//! Leading zeros are read, too, and so is whatever follows the cursor's digits after a `.` or a `-`. An
-//! object is written once and never changed; what it is, [`object`](crate::snapshot::object) says.
-//! Objects that are called otherwise are left alone.
+//! Leading zeros are accepted, and so is whatever follows the cursor's digits after a `.` or a `-`. An
+//! object is written once and never changed; [`object`](crate::snapshot::object) defines its content.
+//! Objects with other names are ignored.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -25,20 +25,20 @@ use crate::snapshot::object::{self, Begins, MAX_HEAD};
 use crate::snapshot::pipe::{self, Restoring, Sum};
 use crate::snapshot::{Encoding, Kind, Meta, SnapshotInfo, Totals, Unusable};
 
-/// Snapshots up to this size are put in one request, so that the name can be claimed by it; larger ones
-/// get a name of their own and are put in parts.
+/// Snapshots up to this size are put in one request, which can claim the name; larger ones get a unique
+/// name and are put in parts.
 const ONE_REQUEST: usize = 16 << 20;
 /// Bytes of a part. S3 takes at most 10,000: 80 GiB in all.
 const PART: usize = 8 << 20;
-/// Parts on their way at a time.
+/// Parts that are uploaded at a time.
 const PARTS: usize = 2;
 /// Most objects with a cursor that are remembered of a list, those with the highest: some 200 bytes each.
-/// Far more than are ever kept, unless the prefix is somebody else's. Objects without a cursor do not
+/// These are far more than are ever kept, unless others use the prefix. Objects without a cursor do not
 /// count.
 const MAX_LISTED: usize = 10_000;
-/// Objects whose metadata is asked for at a time.
+/// Objects whose metadata is requested at a time.
 const HEADS: usize = 8;
-/// Objects that are listed before their metadata is asked for.
+/// Objects that are listed before their metadata is requested.
 const LIST_CHUNK: usize = 1000;
 
 /// How far a stream is trimmed after a snapshot was put.
@@ -50,12 +50,12 @@ pub enum TrimTo {
     Newest,
 }
 
-/// Where an object says up to where it goes.
+/// Where the cursor of an object is found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CursorIn {
     /// In its name.
     Key,
-    /// In its metadata, under this name. Not every store has such a thing; directories have not.
+    /// In its metadata, under this name. Not every store supports metadata; directories do not.
     Metadata(String),
 }
 
@@ -69,11 +69,11 @@ pub struct External {
     trim: Option<TrimTo>,
     plain: bool,
     delete_former: bool,
-    /// What objects were found to be: they never change.
+    /// What objects were found to be. Objects never change, so this stays valid.
     known: Arc<Mutex<HashMap<Path, Known>>>,
 }
 
-/// What an object is to a follower.
+/// What an object means to a follower.
 #[derive(Clone, Debug)]
 enum Known {
     Described(Box<Meta>),
@@ -94,7 +94,8 @@ pub struct Listed {
 }
 
 impl External {
-    /// A place: objects below a prefix. Three snapshots are kept; the stream is not trimmed.
+    /// A place: the objects below a prefix. By default, three snapshots are kept, and the stream is not
+    /// trimmed.
     pub fn new(store: Arc<dyn ObjectStore>, prefix: impl Into<Path>) -> External {
         External {
             store,
@@ -108,10 +109,10 @@ impl External {
         }
     }
 
-    /// How many of the newest snapshots are kept, at least 1; 3 otherwise. Older ones of the same fold and
-    /// stream are deleted after each put; those of others never. As soon as so many are there, those of
-    /// the same stream that are of no use any more, because a loss cut off their lineage before their
-    /// cursor, are deleted as well.
+    /// How many of the newest snapshots are kept: at least 1, by default 3. Older ones of the same fold
+    /// and stream are deleted after each put; those of others never are. Once this many are there,
+    /// snapshots of the same stream that are of no use any more, because a loss cut off their lineage
+    /// before their cursor, are deleted as well.
     #[must_use]
     pub fn keep(self, keep: usize) -> External {
         External {
@@ -129,15 +130,15 @@ impl External {
         }
     }
 
-    /// Where objects say up to where they go.
+    /// Where the cursors of objects are found.
     #[must_use]
     pub fn cursor_in(self, cursor_in: CursorIn) -> External {
         External { cursor_in, ..self }
     }
 
-    /// Deletes also snapshots of the same fold that are of an earlier stream, as soon as as many as are kept
-    /// are there. It has to be certain that the place is for streams of this one name only: nothing in a
-    /// snapshot tells which name its stream had.
+    /// Also deletes snapshots of the same fold that are of an earlier stream, once as many as are kept
+    /// are there. Use it only if the place is for streams of one name: a snapshot does not record the
+    /// name of its stream.
     #[must_use]
     pub fn delete_former_streams(self) -> External {
         External {
@@ -146,8 +147,8 @@ impl External {
         }
     }
 
-    /// Restores objects that have nothing but the state's bytes in them, too: as other programs write
-    /// them. Nothing tells of which fold or stream they are, or whether they are whole.
+    /// Also restores objects that contain nothing but the state's bytes, as other programs write them.
+    /// Nothing in them shows of which fold or stream they are, or whether they are whole.
     #[must_use]
     pub fn accept_plain(self) -> External {
         External {
@@ -163,7 +164,7 @@ impl External {
         }
     }
 
-    /// All snapshots, the newest one first; of more than 10,000, those with the highest cursors.
+    /// All snapshots, the newest first; of more than 10,000, those with the highest cursors.
     ///
     /// # Errors
     ///
@@ -212,7 +213,7 @@ impl External {
     ) -> Result<Vec<Listed>, Error> {
         let heads = objects.into_iter();
         let heads = heads.map(|object| self.cursor_in_metadata(object, name.to_owned()));
-        // Made first: closures in streams are not proven to live long enough.
+        // Built first: the compiler cannot prove that closures in streams live long enough.
         let heads: Vec<_> = heads.collect();
         let heads = futures::stream::iter(heads).buffered(HEADS);
         let heads: Vec<_> = heads.try_collect().await.map_err(|e| self.failed(&e))?;
@@ -238,7 +239,7 @@ impl External {
         Ok(cursor.map(|cursor| (cursor, object)))
     }
 
-    /// The first usable snapshot of a list, restored. A cursor beyond `tail` is not.
+    /// Restores the first usable snapshot of a list. One whose cursor is beyond `tail` is not usable.
     ///
     /// # Errors
     ///
@@ -306,7 +307,7 @@ impl External {
             None if listed.path.as_ref().ends_with(".zst") => Encoding::Zstd,
             None => Encoding::None,
         };
-        // Checked after the description is read: a foreign object may have any number for a name.
+        // Checked after the description is read: a foreign object may have any number as its name.
         if listed.cursor > tail {
             return Ok(Err(Unusable::BeyondTail {
                 cursor: listed.cursor,
@@ -443,8 +444,8 @@ impl External {
             match self.store.put_opts(&path, payload.clone(), options).await {
                 Ok(_) => return Ok(path),
                 Err(StoreError::AlreadyExists { .. } | StoreError::Precondition { .. }) => {
-                    // Another snapshotter's, or our own of which the answer was lost. If it is something
-                    // else, or not whole, ours needs another name.
+                    // The object is another snapshotter's, or our own if the answer was lost. If it is
+                    // something else, or not whole, ours needs another name.
                     match self.known(&path).await? {
                         Known::Described(other)
                             if is_as_good(&other, meta) && self.is_whole(&path, meta).await? =>
@@ -459,7 +460,7 @@ impl External {
         }
     }
 
-    /// Whether what is there has all its bytes: what it says of itself is no proof.
+    /// Whether the object that is there has all its bytes: its description does not prove that.
     async fn is_whole(&self, path: &Path, meta: &Meta) -> Result<bool, Error> {
         let listed = Listed {
             path: path.clone(),
@@ -470,7 +471,7 @@ impl External {
         Ok(self.check(&listed).await?.is_ok())
     }
 
-    /// A name that nobody else has.
+    /// A name that no other object has.
     fn apart(&self, cursor: u64, extension: &str) -> Path {
         let id = uuid::Uuid::new_v4().simple().to_string();
         self.prefix
@@ -488,8 +489,8 @@ impl External {
         }
     }
 
-    /// Deletes snapshots that are kept no more; returns up to where the stream may be trimmed, if it is to
-    /// be. Of those that are there only the one at this place is known to be whole: it stays, and the
+    /// Deletes snapshots that are no longer kept. Returns up to where the stream may be trimmed, if it is
+    /// to be. Of those that are there, only the one at `place` is known to be whole: it stays, and the
     /// stream is never trimmed beyond it.
     pub(crate) async fn retain(
         &self,
@@ -518,8 +519,8 @@ impl External {
                 Relation::Foreign => {}
             }
         }
-        // They are of no use to a follower, but may be all that is left of what was lost: they stay until
-        // there are as many of now.
+        // They are of no use to a follower, but may be all that is left of what was lost. They stay until
+        // as many current ones as are kept are there.
         if kept.len() >= self.keep {
             for path in former {
                 self.delete(&path).await?;
@@ -562,7 +563,7 @@ impl External {
         if meta.of_stream(identity).is_ok() {
             return Relation::Ours;
         }
-        // Of a lineage that this one does not know as its own past, nothing is known.
+        // Nothing is known of a lineage that is not in the past of this one.
         let lineage = meta.lineage.as_deref();
         match lineage.and_then(|lineage| identity.shares(lineage)) {
             Some(_) => Relation::Former,
@@ -592,13 +593,13 @@ impl External {
     }
 }
 
-/// What a snapshot that is there is to the one that was taken.
+/// How a snapshot that is there relates to the one that was taken.
 enum Relation {
     /// Of the same fold and stream, and of use.
     Ours,
-    /// Of the same fold, and of a history that is no more.
+    /// Of the same fold, and of a history that no longer exists.
     Former,
-    /// Anybody's.
+    /// Any other.
     Foreign,
 }
 
@@ -607,7 +608,7 @@ fn created(at: &Option<String>) -> Option<time::OffsetDateTime> {
     time::OffsetDateTime::parse(at.as_deref()?, format).ok()
 }
 
-/// Those with the highest cursors of many.
+/// Collects those with the highest cursors.
 #[derive(Default)]
 struct Newest {
     found: Vec<Listed>,
@@ -691,19 +692,19 @@ fn taken(path: &Path, meta: &Meta, totals: &Totals) -> SnapshotInfo {
     }
 }
 
-/// How large an object is.
+/// The size of an object.
 fn object_bytes(meta: &Meta, totals: &Totals) -> u64 {
     let around = object::head(meta).len() + object::tail_len(meta.encoding);
     totals.bytes + around as u64
 }
 
-/// An object, from its beginning to its end.
+/// Reads an object, from its beginning to its end.
 struct Reader<'a> {
     place: &'a External,
     stream: futures::stream::BoxStream<'static, object_store::Result<Bytes>>,
-    /// What was read and not given away.
+    /// Bytes that were read and not returned yet.
     held: BytesMut,
-    /// How much of it is the end of the object.
+    /// How many of the object's last bytes are held back.
     behind: usize,
     is_over: bool,
 }
@@ -741,13 +742,13 @@ impl<'a> Reader<'a> {
         Ok(first.freeze())
     }
 
-    /// From here on the object's last bytes, so many, are held back.
+    /// Holds back the object's last `behind` bytes from here on.
     fn hold_back(&mut self, first: Bytes, behind: usize) {
         self.held = BytesMut::from(&first[..]);
         self.behind = behind;
     }
 
-    /// What comes next, up to what is held back.
+    /// The next bytes, up to those that are held back.
     async fn body(&mut self) -> Result<Option<Bytes>, Error> {
         loop {
             if self.held.len() > self.behind {

@@ -1,17 +1,17 @@
-//! What the user writes: how a record changes the state, and how the state becomes bytes and back.
+//! What the user implements: how a record changes the state, and how the state becomes bytes and back.
 
 use std::io;
 
 use s2_sdk::types::SequencedRecord;
 
-/// A state that is made of the records of a stream, one after the other.
+/// A state that is built from the records of a stream, one after the other.
 ///
-/// The same records have to make the same state, whatever the time and wherever it runs: a snapshot
-/// stands for all records before its cursor.
+/// The same records must result in the same state, at any time and on any machine: a snapshot replaces
+/// all records before its cursor.
 ///
-/// **Clones are taken while records wait**: one before each snapshot, which is written from the clone
-/// while the follower goes on, and a few in a second if somebody watches the state. So a clone should
-/// be cheap: an `Arc`, or the persistent collections of the `imbl` crate, which the ready folds use.
+/// **Records wait while a clone is taken**: one before each snapshot, which is written from the clone
+/// while the follower continues, and several a second if the state is watched. So a clone should be
+/// cheap: an `Arc`, or the persistent collections of the `imbl` crate, which the ready folds use.
 ///
 /// ```
 /// use std::io::{self, Read, Write};
@@ -41,27 +41,27 @@ use s2_sdk::types::SequencedRecord;
 /// }
 /// ```
 pub trait Fold: Clone + Send + Sync + 'static {
-    /// Which fold it is: a snapshot of another one is not restored. At most 256 bytes. What the fold
-    /// was configured with, and makes it another one, belongs into it.
+    /// The name of the fold, at most 256 bytes: a snapshot of another fold is not restored. Configuration
+    /// of the fold that makes it another one has to be part of the name.
     fn name(&self) -> &str;
 
-    /// The version of what [`Fold::snapshot`] writes. Snapshots of a newer one are not restored; those
-    /// of an older one are, so [`Fold::restore`] has to know them.
+    /// The version of what [`Fold::snapshot`] writes. Snapshots of a newer one are not restored; those of
+    /// an older one are, so [`Fold::restore`] has to read them.
     fn version(&self) -> u32 {
         1
     }
 
-    /// What follows a snapshot's cursor in the name of its object: `json`, or `bin`.
+    /// The extension after a snapshot's cursor in the name of its object: `json`, or `bin`.
     fn extension(&self) -> &str {
         "bin"
     }
 
-    /// Takes in a record. Neither command records nor records of snapshots come here.
+    /// Applies a record. Neither command records nor records of snapshots are passed in.
     ///
     /// # Errors
     ///
-    /// [`ApplyError::Malformed`] must leave the state as it was: the record may be skipped. After
-    /// anything else, and after a panic, the state is thrown away.
+    /// [`ApplyError::Malformed`] must leave the state unchanged: the record may be skipped. After any
+    /// other error, and after a panic, the state is discarded.
     fn apply(&mut self, record: &SequencedRecord) -> Result<(), ApplyError>;
 
     /// Writes the state, on a thread where blocking is fine.
@@ -72,21 +72,23 @@ pub trait Fold: Clone + Send + Sync + 'static {
     fn snapshot(&self, out: &mut dyn io::Write) -> io::Result<()>;
 
     /// Replaces the state by what [`Fold::snapshot`] wrote, on a thread where blocking is fine. The bytes
-    /// are checked against their checksum *afterwards*: a state made of wrong ones is thrown away.
+    /// are checked against their checksum *afterwards*: a state that was restored from wrong ones is
+    /// discarded.
     ///
     /// # Errors
     ///
-    /// Whatever does not make sense. The state is thrown away then.
+    /// Whatever the fold cannot read. The state is discarded then.
     fn restore(&mut self, from: &mut dyn io::Read) -> io::Result<()>;
 }
 
-/// Why a record was not taken in.
+/// Why a record was not applied.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum ApplyError {
-    /// The record makes no sense. [`MalformedRecords`](crate::MalformedRecords) decides what follows.
+    /// The record makes no sense. [`MalformedRecords`](crate::MalformedRecords) decides what happens
+    /// then.
     #[error("{0}")]
     Malformed(String),
-    /// The fold cannot go on.
+    /// The fold cannot continue.
     #[error("{0}")]
     Failed(String),
 }

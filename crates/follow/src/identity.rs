@@ -18,16 +18,17 @@ pub struct Identity {
 }
 
 impl Identity {
-    /// Below which position a lineage that was left is the same as this one; `None` if it is not known.
+    /// Below which position an earlier lineage is the same as this one; `None` if the lineage is not
+    /// known.
     pub fn shares(&self, lineage: &str) -> Option<u64> {
         let mut forks = self.forks.iter();
         let left = forks.position(|fork| fork.parent.as_deref() == Some(lineage))?;
-        // What was cut off later cuts off earlier history, too.
+        // A later cut removes earlier history, too.
         self.forks[left..].iter().map(|fork| fork.seq_num).min()
     }
 
-    /// Where numbers go on if they jump exactly at this position, because a history was cut off there or they
-    /// were passed over: nothing is between the two.
+    /// Where numbers continue if they jump exactly at this position, because a history was cut off there
+    /// or numbers were passed over: nothing is in between.
     pub fn goes_on_at(&self, position: u64) -> Option<u64> {
         let resumes_at = self.jumps_at(position)?;
         self.goes_on_at(resumes_at).or(Some(resumes_at))
@@ -58,9 +59,9 @@ pub struct Fork {
     /// The lineage that was left.
     #[serde(default)]
     pub parent: Option<String>,
-    /// Records below are of both. What the parent had at or above is lost.
+    /// Records below are in both lineages. What the parent had at or above is lost.
     pub seq_num: u64,
-    /// Where numbers go on.
+    /// Where numbers continue.
     #[serde(default)]
     pub resumes_at: Option<u64>,
 }
@@ -70,7 +71,7 @@ pub struct Fork {
 pub struct Gap {
     /// The first of them.
     pub seq_num: u64,
-    /// Where numbers go on.
+    /// Where numbers continue.
     pub resumes_at: u64,
 }
 

@@ -1,4 +1,4 @@
-//! A snapshot that was looked at: what it is, and whether it is of use.
+//! A snapshot that was inspected: what it is, and whether it is of use.
 
 use std::time::Duration;
 
@@ -8,29 +8,29 @@ use crate::identity::Identity;
 use crate::snapshot::meta::FORMAT;
 use crate::snapshot::{Meta, SnapshotInfo, Unusable};
 
-/// Snapshots that are listed; of more, the newest in the stream.
+/// Most snapshots that are listed; of more, the newest in the stream.
 pub const MAX_LISTED: usize = 10_000;
-/// Most characters of a fold's name: nobody checks what a snapshot says of itself.
+/// Most characters of a fold's name: the description of a snapshot is not checked.
 const MAX_NAME: usize = 256;
-/// How long a server that does not answer is waited for.
+/// How long to wait for a server that does not answer.
 pub(crate) const WAIT_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How a snapshot stands.
+/// The standing of a snapshot.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(tag = "standing", content = "why", rename_all = "lowercase")]
 pub enum Standing {
-    /// Every byte is there, and the stream goes on from it.
+    /// Every byte is there, and the stream continues from it.
     Whole,
     /// It was never finished.
     Torn(String),
-    /// Its bytes are not what they have to be.
+    /// Its bytes are not the ones that were written.
     Damaged(String),
-    /// It is whole, and the stream does not go on from it.
+    /// It is whole, and the stream does not continue from it.
     Useless(String),
 }
 
 impl Standing {
-    /// Of one whose bytes are as they were, in a stream that begins at a head.
+    /// The standing of a snapshot whose bytes are intact, in a stream that begins at a head.
     pub(crate) fn of(meta: &Meta, identity: &Identity, head: u64) -> Standing {
         if meta.format > FORMAT {
             return Standing::Useless(Unusable::NewerFormat(meta.format).to_string());
@@ -55,17 +55,17 @@ impl Standing {
     }
 }
 
-/// A snapshot that was looked at.
+/// A snapshot that was inspected.
 #[derive(Clone, Debug, Serialize)]
 pub struct Inspected {
-    /// What and where it is. Of one that is not whole, the bytes that are there.
+    /// What and where it is. If it is not whole, the bytes that are there.
     #[serde(flatten)]
     pub info: SnapshotInfo,
-    /// Its fold, cut off where it cannot be a name any more; `None` if it does not say.
+    /// Its fold, cut to the longest possible name; `None` if the snapshot does not name it.
     pub fold: Option<String>,
     /// Its fold's version.
     pub fold_version: Option<u32>,
-    /// How it stands.
+    /// Its standing.
     #[serde(flatten)]
     pub standing: Standing,
     /// Records to be replayed after it: those behind its cursor that are for the fold.

@@ -1,5 +1,5 @@
-//! All snapshots of a stream, wherever they are: whole or not, how far they reach, what a recovery from
-//! each would take.
+//! All snapshots of a stream, wherever they are: whether they are whole, how far they reach, and how long
+//! a recovery from each would take.
 
 use std::cmp::Reverse;
 use std::time::Duration;
@@ -23,11 +23,11 @@ pub struct Inspection {
     pub head: u64,
     /// The next sequence number.
     pub tail: u64,
-    /// All of them, the one that goes furthest first.
+    /// All of them, the one with the highest cursor first.
     pub snapshots: Vec<Inspected>,
     /// Older ones in the stream that are not listed, because there are more than [`MAX_LISTED`].
     pub left_out: u64,
-    /// Records of snapshots whose beginning is gone, or that make no sense. They harm nobody.
+    /// Records of snapshots whose beginning is gone, or that are malformed. They do no harm.
     pub strays: u64,
     /// Records that were read.
     pub records: u64,
@@ -40,8 +40,8 @@ pub struct Inspection {
 }
 
 impl Inspection {
-    /// About how long a recovery from a usable snapshot would take, by how fast everything was read here:
-    /// the snapshot, then what follows its cursor. What the fold does with it comes on top.
+    /// About how long a recovery from a usable snapshot would take, at the speed of this inspection: the
+    /// snapshot, then what follows its cursor. The time of the fold is not included.
     pub fn recovery(&self, one: &Inspected) -> Option<Duration> {
         if !one.is_usable() {
             return None;
@@ -61,7 +61,7 @@ impl Inspection {
     }
 }
 
-/// How long a part takes if the whole took so long.
+/// The time of a part, given the time of the whole.
 fn share(took: Duration, part: u64, whole: u64) -> Duration {
     match whole {
         0 => Duration::ZERO,
@@ -69,8 +69,8 @@ fn share(took: Duration, part: u64, whole: u64) -> Duration {
     }
 }
 
-/// Looks at all snapshots of a stream: reads it from the head to the tail, and the objects beside it, if
-/// there is such a place. Bodies are not kept. `progress` gets the position and the tail.
+/// Inspects all snapshots of a stream: reads it from the head to the tail, and the objects beside it, if
+/// there is such a place. Bodies are not kept. `progress` is called with the position and the tail.
 ///
 /// # Errors
 ///
@@ -114,7 +114,7 @@ pub async fn inspect(
         }
     }
     for one in &mut found {
-        // What an anchored one does not cover is before it; nearly all of that is for the fold.
+        // What an anchored snapshot does not cover is before it; nearly all of that is for the fold.
         let between = match (one.info.anchored, one.info.place.parse::<u64>()) {
             (true, Ok(position)) => position.saturating_sub(one.info.cursor).min(one.before),
             _ => 0,

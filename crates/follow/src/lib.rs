@@ -1,10 +1,10 @@
 //! Snapshot-and-follow for streams: a fold of a stream whose replay stays short.
 //!
-//! Whoever keeps a state that is made of a stream's records has to read them all again after a restart,
-//! unless there is a snapshot: the state up to a cursor, to which only what came since has to be added.
-//! This crate takes such snapshots, finds them again, and follows the stream from there, for
-//! any server with the S2 API. What it is given is a [`Fold`]: how a record changes the state, and how
-//! the state becomes bytes and back.
+//! A program that keeps a state made of a stream's records has to read them all again after a restart,
+//! unless there is a snapshot: the state up to a cursor, to which only the later records have to be
+//! added. This crate takes such snapshots, finds them again, and follows the stream from there, for any
+//! server with the S2 API. The user provides a [`Fold`]: how a record changes the state, and how the
+//! state becomes bytes and back.
 //!
 //! ```text
 //! head ··········· cursor ▮▮▮▮▮▮▮▮ tail     restore what is left of the cursor, apply what is right of it
@@ -39,18 +39,18 @@
 //! | the same, larger | fragments and a final marker, then a trim | there is no bucket |
 //!
 //! A snapshot in the stream is appended on the condition that nobody appended since its cursor. If that
-//! keeps failing, it is *anchored*: appended without, and readers replay what is between its cursor and
-//! itself.
+//! keeps failing, it is *anchored*: appended without the condition, and readers replay what is between
+//! its cursor and itself.
 //!
 //! # Modules
 //!
 //! | module | what it holds |
 //! |---|---|
-//! | [`fold`], [`folds`] | what the user writes; ready ones |
+//! | [`fold`], [`folds`] | what the user implements; ready ones |
 //! | [`follower`] | the task that follows |
 //! | [`snapshot`] | formats |
 //! | [`in_stream`], [`external`] | where snapshots are: finding and taking them |
-//! | [`inspection`] | all that there are, whole and not |
+//! | [`inspection`] | all snapshots, whole and not |
 //! | [`endpoint`], [`identity`] | the boundary to the server; which stream it is |
 
 /// The examples of the guide.

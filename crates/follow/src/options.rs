@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::snapshot::Encoding;
 
-/// What becomes of records that the fold calls malformed.
+/// What happens to records that the fold reports as malformed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum MalformedRecords {
     /// The follower ends, and names the record.
@@ -20,10 +20,10 @@ pub struct Reading {
     /// Whether snapshots of another fold, a newer version, another stream or a stale lineage are passed
     /// over for older ones.
     pub pass_over: bool,
-    /// What becomes of malformed records.
+    /// What happens to malformed records.
     pub malformed: MalformedRecords,
-    /// How long a server that does not answer is waited for before the state is there. Afterwards there
-    /// is no limit.
+    /// How long to wait for a server that does not answer before the state is there. After that there is
+    /// no limit.
     pub patience: Option<Duration>,
 }
 
@@ -69,8 +69,8 @@ impl Triggers {
 pub struct Writing {
     /// How they are encoded.
     pub encoding: Encoding,
-    /// Attempts to append one within the stream before the next record comes; then it is anchored. Each
-    /// attempt is a new snapshot.
+    /// Attempts to append a snapshot within the stream before the next record arrives; then it is
+    /// anchored. Each attempt is a new snapshot.
     pub attempts: u32,
 }
 

@@ -1,13 +1,13 @@
-//! Trims, and that they hit the history that they are meant for.
+//! Trims, and the check that they apply to the history that they are meant for.
 //!
-//! A trim says up to where a snapshot covers everything. In another history of the stream the same
-//! position may mean other records, which nothing covers: a history was cut off before the cursor, or
-//! the stream was created again, while the snapshot was on its way. A trim to the old cursor would take what
-//! is left. So the stream is looked at before each attempt, and the attempt is made on the condition that
-//! nothing was appended since.
+//! A trim names the position up to which a snapshot covers everything. In another history of the stream
+//! the same position may mean other records, which no snapshot covers: a history was cut off before the
+//! cursor, or the stream was created again, while the snapshot was being taken. A trim to the old cursor
+//! would remove what is left. So the stream is checked before each attempt, and the attempt is made on
+//! the condition that nothing was appended since.
 //!
-//! On a busy stream that condition keeps failing, so the last attempts are made without: between the look
-//! and them there is no more than a round trip.
+//! On a busy stream that condition keeps failing, so the last attempts are made without it: no more than
+//! a round trip is between the check and such an attempt.
 //!
 //! A trim that would destroy the newest snapshot of another fold is refused
 //! ([`others`](crate::in_stream::others)).
@@ -22,14 +22,14 @@ use crate::snapshot::Meta;
 
 /// Attempts in all.
 const ATTEMPTS: u32 = 8;
-/// How many of them are on the condition.
+/// How many of them have the condition.
 const CONDITIONAL: u32 = 4;
-/// Pause after an answer that got lost, growing by as much.
+/// Pause after a lost answer; it grows by as much.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Appends a batch with a trim to a position in it, if the stream still is what a snapshot of this
-/// description was taken of, and no other fold needs what the trim removes. Should an answer get lost, it
-/// may land twice.
+/// Appends a batch that contains a trim to a position, if the stream is still the one that a snapshot of
+/// this description was taken of, and no other fold needs what the trim removes. If an answer is lost,
+/// the batch may be appended twice.
 pub async fn append(
     endpoint: &dyn Endpoint,
     guard: &Guard,
@@ -62,7 +62,7 @@ async fn once(
     batch: &[AppendRecord],
     conditional: bool,
 ) -> Result<u64, AppendFailed> {
-    // The tail first: what changes after it was looked at makes the condition fail.
+    // The tail comes first: an append after the check makes the condition fail.
     let tail = endpoint.tail().await.map_err(unsaid)?;
     check(endpoint, meta).await?;
     guard
@@ -73,7 +73,7 @@ async fn once(
     endpoint.append(batch.to_vec(), at).await
 }
 
-/// Whether the stream still is what a snapshot was taken of; which stream it is.
+/// Checks that the stream is still the one that a snapshot was taken of; returns its identity.
 pub async fn check(endpoint: &dyn Endpoint, meta: &Meta) -> Result<Identity, AppendFailed> {
     let identity = endpoint.identity().await.map_err(unsaid)?;
     let differ = |then: &Option<String>, now: &Option<String>| {
@@ -87,7 +87,7 @@ pub async fn check(endpoint: &dyn Endpoint, meta: &Meta) -> Result<Identity, App
     Ok(identity)
 }
 
-/// What a trim that was not allowed means to an append.
+/// The error of an append whose trim was not allowed.
 pub fn denied(why: Denied) -> AppendFailed {
     match why {
         Denied::OtherFold(other) => AppendFailed::OtherFold(other),

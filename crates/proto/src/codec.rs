@@ -1,6 +1,6 @@
-//! Messages in and out, like `tonic-prost`, but for one thing: who sends a message that cannot be decoded
-//! is told `INVALID_ARGUMENT` and why, not that something inside is broken. The reason is nearly always a
-//! value that nests deeper than a message may (see [`value`](crate::value)).
+//! Encodes and decodes messages like `tonic-prost`, with one difference: a client that sends a message
+//! that cannot be decoded gets `INVALID_ARGUMENT` and the reason, not an internal error. The reason is
+//! nearly always a value that nests deeper than a message may (see [`value`](crate::value)).
 
 use std::marker::PhantomData;
 

@@ -2,18 +2,18 @@
 //!
 //! | module | what it holds |
 //! |---|---|
-//! | [`statehouse::v1`] | messages, server and client of the service that Statehouse's clients know |
-//! | [`state::v1`] | the same of what Esker adds |
+//! | [`statehouse::v1`] | messages, server and client of the service that clients of Statehouse use |
+//! | [`state::v1`] | the same for what Esker adds |
 //! | [`value`] | `google.protobuf.Struct` as JSON, and back |
-//! | [`codec`] | how a message that cannot be decoded is answered |
+//! | [`codec`] | the codec, and the answer to a message that cannot be decoded |
 //!
-//! The protocol files are in `proto/`; `scripts/proto` makes `src/generated/` of them. This crate knows
-//! nothing of the others: whoever talks to an Esker can use it.
+//! The protocol files are in `proto/`; `scripts/proto` generates `src/generated/` from them. This crate
+//! depends on no other crate of Esker, so any client of an Esker can use it.
 
 pub mod codec;
 pub mod value;
 
-/// What Statehouse's clients know.
+/// The service that clients of Statehouse use.
 pub mod statehouse {
     /// Package `statehouse.v1`.
     #[allow(missing_docs, clippy::all)]
@@ -40,7 +40,7 @@ pub const DESCRIPTORS: &[u8] = include_bytes!("generated/descriptors.bin");
 mod tests {
     use std::path::Path;
 
-    /// What the generated code was made of; `scripts/proto` writes it.
+    /// The protocol files from which the code was generated; `scripts/proto` writes it.
     const MADE_OF: &[(&str, &str)] = &[
         (
             include_str!("../proto/statehouse/v1/statehouse.proto"),

@@ -1,4 +1,4 @@
-//! Whether a connection has a request under way, and since when it has none.
+//! Tracks the requests under way on a connection, and how long it has had none.
 
 use std::collections::BTreeMap;
 use std::pin::Pin;
@@ -19,15 +19,16 @@ use crate::answers::{AtStall, Exhausted, Perishable};
 #[derive(Default)]
 pub(crate) struct Activity {
     under_way: AtomicU64,
-    /// Whether the client lost an answer because it took nothing of it.
+    /// Whether the client lost an answer because it read none of its data.
     stalled: AtomicBool,
-    /// Answers that ended because the client took nothing of them, and of which it has not taken the end; since
-    /// when, in this order. The connection still holds pieces of them.
+    /// Answers that ended because the client read none of their data, by number, each with the time of
+    /// that. An answer stays here until the connection takes its end; until then the connection holds
+    /// pieces of it.
     abandoned: Mutex<BTreeMap<u64, Instant>>,
     changed: Notify,
 }
 
-/// An answer whose client has taken nothing of it, until it takes the end.
+/// An answer whose client read none of it for too long, until the connection takes its end.
 struct Abandoned {
     activity: Arc<Activity>,
     number: u64,
@@ -42,10 +43,10 @@ impl Drop for Abandoned {
 }
 
 impl Activity {
-    /// A request begins, and ends when the answer is dropped.
+    /// Begins a request. It ends when the returned [`Busy`] is dropped.
     pub(crate) fn begin(self: &Arc<Self>) -> Busy {
         self.under_way.fetch_add(1, Ordering::AcqRel);
-        // A client that asks for something else is there again.
+        // A new request shows that the client reads again.
         self.stalled.store(false, Ordering::Release);
         self.changed.notify_one();
         Busy {
@@ -81,8 +82,8 @@ impl Activity {
         }
     }
 
-    /// Waits until no request has been under way for `timeout`. A client that took nothing of an answer
-    /// gets no such time.
+    /// Waits until no request has been under way for `timeout`. If the client has stalled, it returns as
+    /// soon as no request is under way.
     pub(crate) async fn idle(&self, timeout: Duration) {
         loop {
             let changed = self.changed.notified();
@@ -100,17 +101,17 @@ impl Activity {
 /// A request that is under way.
 pub(crate) struct Busy {
     activity: Arc<Activity>,
-    /// Whether the client has left it, if it ends now.
+    /// Whether dropping it now counts as a stall of the client.
     abandoned: bool,
 }
 
 impl Busy {
-    /// The answer with whose body the request ends. It also ends, as its [`AtStall`] has it, when the client
-    /// takes nothing of it for `stall_timeout`.
+    /// The answer, with whose body the request ends. If the client reads nothing of it for
+    /// `stall_timeout`, the answer ends as its [`AtStall`] defines.
     pub(crate) fn until_sent(mut self, answer: Response, stall_timeout: Duration) -> Response {
         let (mut head, body) = answer.into_parts();
         if body.is_end_stream() {
-            // Nothing is left to take.
+            // There is no body to send.
             return Response::from_parts(head, body);
         }
         let at_stall = head.extensions.remove().unwrap_or(AtStall::Fail);
@@ -134,19 +135,19 @@ impl Drop for Busy {
     }
 }
 
-/// What of an answer is left to send.
+/// What is left to send of an answer.
 enum Pieces {
     Sending(Body, Busy),
-    /// The client took nothing for too long. The body ends by itself.
+    /// The client read nothing for too long. The body ends by itself.
     Ending(Body, #[allow(dead_code)] Abandoned),
-    /// The same. The body is gone; this follows on what was sent.
+    /// The client read nothing for too long. The body was dropped; this frame follows what was sent.
     End(Option<(Frame<Bytes>, Abandoned)>),
-    /// The same. What was sent cannot be continued.
+    /// The client read nothing for too long. What was sent cannot be continued.
     Failed(#[allow(dead_code)] Abandoned),
 }
 
 impl Pieces {
-    /// What is left for a client that may come back. The request is not under way any more.
+    /// What is left to send after a stall. The request is no longer under way.
     fn stall(self, at_stall: AtStall) -> Option<Pieces> {
         let Pieces::Sending(body, busy) = self else {
             return Some(self);
@@ -177,15 +178,15 @@ impl Pieces {
     }
 }
 
-/// Answers of which clients took nothing for too long.
+/// Counts answers that ended because their clients read nothing for too long.
 const STALLED: &str = "esker_http_answers_stalled_total";
 
-/// Makes the counters exist.
+/// Registers the counters.
 pub(crate) fn describe() {
     metrics::counter!(STALLED).increment(0);
 }
 
-/// An answer on its way.
+/// An answer that is being sent.
 struct Answer(Perishable<Pieces>);
 
 impl HttpBody for Answer {
@@ -204,7 +205,7 @@ impl HttpBody for Answer {
         let ended = self.0.look(|pieces| match pieces {
             Pieces::Sending(body, _) | Pieces::Ending(body, _) => body.is_end_stream(),
             Pieces::End(frame) => frame.is_none(),
-            // What is gone ends with an error.
+            // It ends with an error.
             Pieces::Failed(_) => false,
         });
         ended.unwrap_or(false)
@@ -221,7 +222,7 @@ impl HttpBody for Answer {
 
 impl Drop for Answer {
     fn drop(&mut self) {
-        // It ends because it is over, or the connection is.
+        // The answer was sent in full, or its connection has ended. Neither is a stall.
         let _ = self.0.poll_part(|pieces| {
             if let Pieces::Sending(_, busy) = pieces {
                 busy.abandoned = false;
@@ -276,7 +277,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_answer_of_which_nothing_is_taken_ends_and_its_connection_is_idle_at_once() {
         let activity = Arc::new(Activity::default());
-        // Over is not stalled.
+        // Dropping an answer is no stall.
         drop(sent(&activity, pieces(), None));
         let idle = tokio::time::timeout(TIMEOUT * 2, activity.idle(LONG)).await;
         assert!(idle.is_err(), "it is idle for a moment only");

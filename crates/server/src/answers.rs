@@ -1,17 +1,20 @@
-//! What answers hold until their clients have taken them.
+//! Memory of answers until their clients have taken them.
 //!
-//! A value takes many times its size as a tree of messages (a list of nulls 11 times), so a tree is made
-//! of one value at a time and becomes bytes at once. What is held is bytes, and is counted:
+//! As a tree of messages, a value takes many times its size (a list of nulls 11 times), so there is a
+//! tree of one value at a time, which is encoded at once. Answers are held as bytes, and the bytes are
+//! counted:
 //!
-//! - [`MAX_SCANS`] scans run at a time, each with at most [`MAX_ANSWER`](crate::state::MAX_ANSWER) bytes, and
-//!   once more while they become a message; [`MAX_WAITING`] more have ended and wait for memory, so that
-//!   clients which take nothing keep no place of a scan that could run;
-//! - all answers to reads that clients have not taken yet have at most [`MAX_HELD`] bytes; sessions and
-//!   streams are not among them: they make the next piece when the last one was taken;
+//! - [`MAX_SCANS`] scans run at a time, each with at most [`MAX_ANSWER`](crate::state::MAX_ANSWER) bytes,
+//!   and twice that while they become a message. [`MAX_WAITING`] more that have ended may wait for memory
+//!   without the place of a scan, so that clients which read nothing do not stop other scans;
+//! - answers to reads that clients have not taken yet have at most [`MAX_HELD`] bytes for scans, and as
+//!   many for all others. Sessions and streams do not count: they produce the next piece when the client
+//!   has taken the last one;
 //! - [`MAX_EXPORTS`] exports and verifications run at a time: each has a thread and a view of the database.
 //!
-//! A client that takes nothing for `limits.stall-timeout` loses its answer. Beyond these bounds a call waits for
-//! [`WAIT_TIMEOUT`] if it scans, and is refused. Answers to writes are small and never refused.
+//! A client that reads nothing for `limits.stall-timeout` loses its answer. Beyond these bounds a scan
+//! waits for up to [`WAIT_TIMEOUT`] and is then refused; any other read is refused at once. Answers to
+//! writes are small and never refused.
 
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -29,17 +32,17 @@ use tokio_util::sync::CancellationToken;
 
 /// Scans that run at a time.
 const MAX_SCANS: usize = 2;
-/// Bytes of answers that clients have not taken yet: so many of scans, and so many of all others.
+/// Bytes of answers that clients have not taken yet: one limit for scans, and the same for all others.
 const MAX_HELD: usize = 128 * 1024 * 1024;
-/// Scans that have ended and wait until they may hold what they found.
+/// Scans that have ended and wait for memory for their results.
 const MAX_WAITING: usize = 2;
-/// Bytes of what a scan found that may be held among all other answers: a page, as most are.
+/// Bytes up to which the result of a scan may count among all other answers: one page.
 const SMALL_SCAN: usize = 4 * 1024 * 1024;
 /// Exports and verifications that run at a time.
 const MAX_EXPORTS: usize = 4;
 /// How long a scan waits for others.
 const WAIT_TIMEOUT: Duration = Duration::from_secs(10);
-/// Bytes that a connection is given at a time: it holds them, however little its client takes.
+/// Bytes that are handed to a connection at a time: it holds them, however little its client reads.
 const CHUNK: usize = 64 * 1024;
 
 /// Why there is no answer now.
@@ -59,10 +62,10 @@ pub enum Exhausted {
         MAX_HELD >> 20
     )]
     Held,
-    /// What read sessions have read, and their clients have not taken.
+    /// What read sessions have read and their clients have not taken.
     #[error("clients have not yet taken what they read, all of `limits.read-sessions`: try again")]
     Reads,
-    /// A client that takes nothing.
+    /// The client reads nothing.
     #[error(
         "the answer was ended because its client took nothing of it for `limits.stall-timeout`: connect again, and \
          continue after what arrived"
@@ -70,7 +73,7 @@ pub enum Exhausted {
     Stalled,
 }
 
-/// How an answer ends when its client takes nothing of it: an extension of the response.
+/// How an answer ends when its client reads nothing of it: an extension of the response.
 #[derive(Clone, Debug)]
 pub(crate) enum AtStall {
     /// With an error of the connection: what was sent cannot be continued.
@@ -102,21 +105,22 @@ impl From<EndFrame> for Frame<Bytes> {
 pub(crate) struct Answers {
     scans: Arc<Semaphore>,
     held: Arc<Semaphore>,
-    /// As `held`, of scans: one that waits takes all that is free, which must not refuse other reads.
+    /// The same as `held`, for scans: a scan that waits takes all permits that become free, and other
+    /// reads must not be refused for that.
     held_by_scans: Arc<Semaphore>,
-    /// Places of scans that have ended and wait until they may hold what they found.
+    /// Places of scans that have ended and wait for memory for their results.
     waiting: Arc<Semaphore>,
     exports: Arc<Semaphore>,
     wait_timeout: Duration,
     stall_timeout: Duration,
 }
 
-/// The place of a scan among those that run, in the extensions of its answer.
+/// The place of a running scan, in the extensions of its answer.
 #[derive(Clone)]
 pub(crate) struct Scanning(#[allow(dead_code)] Arc<OwnedSemaphorePermit>);
 
 impl Answers {
-    /// `stall_timeout` is how long a client may take nothing of its answer.
+    /// `stall_timeout` is how long a client may read nothing of its answer.
     pub(crate) fn new(stall_timeout: Duration) -> Answers {
         let semaphore = |permits| Arc::new(Semaphore::new(permits));
         Answers {
@@ -151,20 +155,20 @@ impl Answers {
         }
     }
 
-    /// The right to run an export or a verification.
+    /// A permit to run an export or a verification.
     pub(crate) fn exporting(&self) -> Result<OwnedSemaphorePermit, Exhausted> {
         let permit = self.exports.clone().try_acquire_owned();
         permit.map_err(|_| Exhausted::Exports)
     }
 
-    /// The right to hold so many bytes.
+    /// A permit to hold this many bytes.
     pub(crate) fn hold(&self, bytes: usize) -> Result<OwnedSemaphorePermit, Exhausted> {
         let permit = self.held.clone().try_acquire_many_owned(permits(bytes));
         permit.map_err(|_| Exhausted::Held)
     }
 
-    /// The right to hold so many bytes that a scan found. The scan has ended then; a few may wait for others
-    /// to be taken, and do not keep the place of one that runs.
+    /// A permit to hold this many bytes that a scan found. The scan has ended by then. If there is no
+    /// memory, it waits without its place; at most [`MAX_WAITING`] wait.
     pub(crate) async fn hold_scan(
         &self,
         bytes: usize,
@@ -189,7 +193,7 @@ impl Answers {
         }
     }
 
-    /// The body of an answer that is held as bytes, which count.
+    /// The body of an answer that is held as bytes, which `permit` counts.
     pub(crate) fn body(
         &self,
         data: Bytes,
@@ -207,7 +211,8 @@ impl Answers {
         })
     }
 
-    /// A stream that is ended when its client takes nothing of it, and what goes with it.
+    /// A stream that ends when its client reads nothing of it for the stall timeout. The stream and
+    /// `permit` are dropped then.
     pub(crate) fn perishable<I: Send + 'static>(
         &self,
         stream: BoxStream<'static, I>,
@@ -237,7 +242,7 @@ fn permits(bytes: usize) -> u32 {
     u32::try_from(bytes).unwrap_or(u32::MAX)
 }
 
-/// A value that is dropped, or changed, when its client has taken nothing of it for a while.
+/// A value that is dropped or replaced when its client has taken no part of it for a while.
 pub(crate) struct Perishable<T> {
     slot: Arc<Mutex<Slot<T>>>,
     used: Arc<Notify>,
@@ -246,7 +251,7 @@ pub(crate) struct Perishable<T> {
 
 struct Slot<T> {
     value: Option<T>,
-    /// Whether the client waits for the value, not the value for the client.
+    /// Whether the client waits for the value; otherwise the value waits for the client.
     awaited: bool,
 }
 
@@ -286,7 +291,7 @@ impl<T: Send + 'static> Perishable<T> {
         }
     }
 
-    /// Takes the next part of the value; an error if it is gone.
+    /// Takes the next part of the value. An error if the value was dropped.
     pub(crate) fn poll_part<R>(
         &self,
         part: impl FnOnce(&mut T) -> Poll<R>,
@@ -303,7 +308,7 @@ impl<T: Send + 'static> Perishable<T> {
 }
 
 impl<T> Perishable<T> {
-    /// Looks at the value, if it is there, without a part of it being taken.
+    /// Accesses the value, if it is still there, without counting as a use of it.
     pub(crate) fn look<R>(&self, at: impl FnOnce(&T) -> R) -> Option<R> {
         let slot = self.slot.lock().unwrap_or_else(PoisonError::into_inner);
         slot.value.as_ref().map(at)
@@ -312,7 +317,7 @@ impl<T> Perishable<T> {
 
 impl<T> Drop for Perishable<T> {
     fn drop(&mut self) {
-        // The task ends a moment later; what the value holds is free now.
+        // The task ends a moment later; the value is released at once.
         let mut slot = self.slot.lock().unwrap_or_else(PoisonError::into_inner);
         slot.value.take();
         self.watchdog.abort();
@@ -347,7 +352,7 @@ impl HttpBody for HeldBody {
                 return Poll::Ready(held.trailers.take().map(Frame::trailers));
             }
             let length = held.data.len().min(CHUNK);
-            // A copy: a slice would keep all of it.
+            // A copy: a slice would keep the whole answer in memory.
             let chunk = Bytes::copy_from_slice(&held.data.split_to(length));
             Poll::Ready(Some(Frame::data(chunk)))
         });
@@ -389,7 +394,7 @@ mod tests {
         drop(all);
         let scanning = answers.scanning().await.unwrap();
         let permit = answers.hold_scan(MAX_HELD, scanning).await.unwrap();
-        // What scans hold refuses no other read.
+        // What scans hold does not refuse other reads.
         drop(answers.hold(1).unwrap());
         let begun = tokio::time::Instant::now();
         let mut body = answers.body(Bytes::from(vec![7; MAX_HELD]), None, permit);

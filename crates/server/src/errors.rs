@@ -1,4 +1,5 @@
-//! `docs/reference/errors.md`: every stable code, when it is given, and what to do. A test keeps it current.
+//! `docs/reference/errors.md`: every stable code, when it is used, and what to do. A test keeps it
+//! current.
 
 use std::fmt::Write as _;
 

@@ -8,9 +8,9 @@
 //! | [`admin`] | the admin API: status, partition snapshots |
 //! | [`state`] | the state service, over gRPC |
 //! | [`telemetry`] | logs and metrics |
-//! | [`errors`] | `docs/reference/errors.md`, from the codes that the code has |
+//! | [`errors`] | `docs/reference/errors.md`, from the codes in the source |
 //!
-//! Everything that a request asks for is done by `esker-node`; nothing here decides.
+//! `esker-node` does everything that a request asks for; this crate decides nothing.
 
 mod activity;
 pub mod admin;

@@ -1,8 +1,8 @@
-//! Standard error, as the log writes to it: a write neither fails nor waits.
+//! Standard error for the log: a write neither fails nor waits.
 //!
-//! Lines go into a queue, and one thread writes them. Whatever is at the other end (a full disk, a pipe
-//! whose reader is gone or has stopped reading) costs lines of the log and nothing else. Lines that are
-//! lost are counted.
+//! Lines go into a queue, and one thread writes them. If standard error fails or blocks (a full disk, a
+//! pipe whose reader is gone or has stopped reading), lines of the log are lost, and nothing else is
+//! affected. Lost lines are counted.
 
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -12,10 +12,10 @@ use std::time::Duration;
 
 use tracing_subscriber::fmt::MakeWriter;
 
-/// Bytes of lines that wait to be written. Beyond it, new lines are lost: memory stays bounded when nobody
-/// reads.
+/// Bytes of lines that wait to be written. Beyond it, new lines are lost, so that memory stays bounded
+/// when nobody reads.
 const MAX_QUEUED: usize = 1024 * 1024;
-/// Pause before another attempt where a write would block: another program made the file non-blocking.
+/// Pause before a retry where a write would block, because another program made the file non-blocking.
 const RETRY_INTERVAL: Duration = Duration::from_millis(10);
 /// Attempts at one line before it is lost.
 const MAX_ATTEMPTS: u32 = 100;
@@ -45,14 +45,14 @@ impl LogWriter {
         let (entries, received) = mpsc::channel();
         let counts = Arc::new(Counts::default());
         let shared = counts.clone();
-        // Without a thread the queue has no receiver, and every line counts as lost.
+        // Without the thread the queue has no receiver, and every line counts as lost.
         let _ = std::thread::Builder::new()
             .name("log-writer".into())
             .spawn(move || write_lines(&received, &shared, out));
         LogWriter { entries, counts }
     }
 
-    /// Takes a line, with its line feed.
+    /// Queues a line, with its line feed.
     pub(crate) fn line(&self, line: Vec<u8>) {
         let length = line.len();
         let queued = self.counts.queued.fetch_add(length, Ordering::Relaxed);
@@ -68,11 +68,11 @@ impl LogWriter {
         self.counts.lost.load(Ordering::Relaxed)
     }
 
-    /// Waits until what was taken so far has been written, at most for `timeout`.
+    /// Waits until what was queued so far has been written, at most for `timeout`.
     pub(crate) fn flush(&self, timeout: Duration) {
         let (done, wait) = mpsc::channel();
         if self.entries.send(Entry::Flush(done)).is_ok() {
-            // What is not written by then is given up.
+            // After that the wait is given up.
             let _ = wait.recv_timeout(timeout);
         }
     }
@@ -89,7 +89,7 @@ fn write_lines(entries: &Receiver<Entry>, counts: &Counts, mut out: impl Write) 
             }
             Entry::Flush(done) => {
                 let _ = out.flush();
-                // Whoever asked may have given up.
+                // The caller may have given up.
                 let _ = done.send(());
             }
         }
@@ -140,7 +140,7 @@ mod tests {
 
     const LONG: Duration = Duration::from_secs(30);
 
-    /// Fails like a full disk while the switch is set, and keeps what it got otherwise.
+    /// Fails like a full disk while the switch is set, and otherwise keeps what is written to it.
     #[derive(Clone, Default)]
     struct Disk(Arc<Mutex<(bool, Vec<u8>)>>);
 

@@ -838,7 +838,7 @@ mod tests {
         for name in ["node", "partition", "raft", "repository", "server"] {
             names_in(&crates.join(name).join("src"), &mut used);
         }
-        // Names of crates have the same beginning.
+        // Names of crates have the same prefix.
         used.retain(|name| !crates.join(name.trim_start_matches("esker_")).is_dir());
         let described = SECTIONS.iter().flat_map(|section| section.metrics);
         let described: Vec<_> = described.map(|metric| metric.name.to_owned()).collect();

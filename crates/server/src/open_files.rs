@@ -1,20 +1,20 @@
 //! The limit of open files: raised at a start as far as the operating system allows, compared with what
-//! the configuration can need, and shared out if it is less.
+//! the configuration can need, and divided if it is less.
 //!
-//! A process at its limit cannot flush its database or open a log file, so what clients can take is cut
-//! before that: connections beyond their share wait, and the database closes files that it does not use.
+//! A process at its limit can neither flush its database nor open a log file, so the share of clients is
+//! reduced before that: connections beyond it wait, and the database closes files that it does not use.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::config::Config;
 
-/// For everything that is opened for a while: a checkpoint, uploads and restores (4 partitions of 8 files
-/// each), JSON snapshots, the test of a restore, RocksDB's own files and those that it writes; and for the
-/// runtime, listeners and standard streams.
+/// Descriptors of everything that is opened temporarily: a checkpoint, uploads and restores (4 partitions
+/// of 8 files each), JSON snapshots, the test of a restore, RocksDB's own files and those that it writes;
+/// and those of the runtime, listeners and standard streams.
 const RESERVE: u64 = 160;
-/// Fewer files are of no use to the database.
+/// The database needs at least this many files to be useful.
 const MIN_DATABASE: u32 = 64;
-/// Fewer connections are of no use to clients.
+/// Clients need at least this many connections.
 const MIN_CONNECTIONS: u32 = 16;
 
 /// What the configuration can need, and what there is.
@@ -31,7 +31,7 @@ pub(crate) struct OpenFiles {
 }
 
 impl OpenFiles {
-    /// Raises the limit, and shares it out.
+    /// Raises the limit, and divides it.
     pub fn raise(config: &Config) -> OpenFiles {
         let files = OpenFiles::share(config, raised());
         let OpenFiles { limit, needed, .. } = files;
@@ -83,7 +83,7 @@ impl OpenFiles {
         }
     }
 
-    /// The configuration, with no more than there is.
+    /// The configuration, reduced to what is available.
     pub fn within(&self, config: &Config) -> Config {
         let mut config = config.clone();
         config.store.max_open_files = self.database;
@@ -92,7 +92,7 @@ impl OpenFiles {
     }
 }
 
-/// Raises the soft limit to the hard one; the limit then.
+/// Raises the soft limit to the hard one, and returns the limit that is then in force.
 fn raised() -> u64 {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     let before = current.unwrap_or(u64::MAX);

@@ -1,4 +1,5 @@
-//! Places of connections: `limits.connections` ordinary ones, and a reserve for those that watch the server.
+//! Places of connections: `limits.connections` ordinary ones, and a reserve for clients that monitor the
+//! server.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,7 +18,7 @@ pub(crate) struct Place {
 }
 
 impl Place {
-    /// Waits for a place, or for one of the reserve.
+    /// Waits for an ordinary place, or for one of the reserve.
     pub(crate) async fn take(room: &Arc<Semaphore>, reserve: &Arc<Semaphore>) -> Place {
         let (permit, ordinary) = tokio::select! {
             biased;
@@ -28,7 +29,7 @@ impl Place {
         Place {
             room: room.clone(),
             ordinary: AtomicBool::new(ordinary),
-            // Nobody closes the semaphores.
+            // The semaphores are never closed.
             permit: tokio::sync::Mutex::new(permit.ok()),
         }
     }
@@ -37,8 +38,8 @@ impl Place {
         self.ordinary.load(Ordering::Acquire)
     }
 
-    /// Exchanges a place of the reserve, if there is another within `timeout`. Requests of the connection share
-    /// the wait, and each has the same limit.
+    /// Exchanges a place of the reserve for an ordinary one, if one becomes free within `timeout`.
+    /// Requests of the connection share the wait, and each has the same limit.
     pub(crate) async fn become_ordinary(&self, timeout: Duration) -> bool {
         if self.is_ordinary() {
             return true;

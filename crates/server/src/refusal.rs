@@ -1,23 +1,23 @@
-//! Why a request is refused before anything looks at it.
+//! Why a request is refused before a handler sees it.
 
 use http::{HeaderName, StatusCode};
 
 /// Why a request is refused.
 #[derive(Debug, PartialEq, thiserror::Error)]
 pub enum Refusal {
-    /// HTTP/1.1 without a name.
+    /// HTTP/1.1 without a `Host`.
     #[error("HTTP/1.1 requires a `Host` header: send one")]
     NoHost,
-    /// Two values where one decides.
+    /// A header that decides what the request means, twice with different values.
     #[error("the header `{0}` comes more than once, with different values: send it once")]
     Twice(HeaderName),
-    /// A name that is none of the server's.
+    /// A `Host` that is no name of the server.
     #[error(
         "`Host: {0}` is no name of this server: on a loopback address it takes loopback names (localhost, \
          127.0.0.1, [::1]) and those of `allowed-hosts`"
     )]
     Host(String),
-    /// A web page.
+    /// A request of a web page.
     #[error(
         "requests of the web origin `{0}` are not taken: `allowed-origins` in the server's configuration \
          allows one"
@@ -26,13 +26,13 @@ pub enum Refusal {
     /// Not gRPC.
     #[error("gRPC requires `Content-Type: application/grpc`")]
     NotGrpc,
-    /// A type that the path does not take; it takes this.
+    /// A content type that the path does not accept; the type that it accepts.
     #[error("the body's `Content-Type` has to be {0}")]
     ContentType(&'static str),
 }
 
 impl Refusal {
-    /// Its name among the labels of `esker_http_refused_total`.
+    /// Its label in the series of `esker_http_refused_total`.
     pub(crate) fn label(&self) -> &'static str {
         match self {
             Refusal::NoHost | Refusal::Host(_) => "host",

@@ -1,4 +1,4 @@
-//! Warnings and errors that are repeated: of one place in the code, at most [`MAX_REPEATS`] lines in
+//! Limits repeated warnings and errors: of one place in the code, at most [`MAX_REPEATS`] lines in
 //! [`REPEAT_INTERVAL`] reach the log.
 //!
 //! Clients can cause warnings, so without a limit they could fill the disk that the log is on. What is
@@ -15,14 +15,14 @@ use tracing_subscriber::layer::{Context, Layer};
 /// Lines of one place in [`REPEAT_INTERVAL`]: enough for one line of each partition of a usual node, and
 /// at most 5 lines a second over time.
 const MAX_REPEATS: u32 = 50;
-/// The time that [`MAX_REPEATS`] is about.
+/// The interval of [`MAX_REPEATS`].
 const REPEAT_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Leaves out what is repeated too often.
 pub(crate) struct RepeatLimiter {
-    /// By place in the code, of which there is a fixed number.
+    /// By place in the code. The number of places is fixed.
     windows: Mutex<HashMap<Identifier, Window>>,
-    /// The target of what the log says about itself, which is not limited.
+    /// The target of lines about the log itself, which are not limited.
     exempt: &'static str,
 }
 
@@ -71,7 +71,7 @@ impl RepeatLimiter {
         false
     }
 
-    /// What was left out in intervals that are over, once.
+    /// What was left out in intervals that are over. Each count is returned once.
     pub(crate) fn suppressed(&self, now: Instant) -> Vec<Suppressed> {
         let mut windows = self.windows.lock().unwrap_or_else(PoisonError::into_inner);
         let over = windows.values_mut().filter(|window| {
@@ -89,7 +89,7 @@ impl RepeatLimiter {
 impl<S: Subscriber> Layer<S> for &'static RepeatLimiter {
     fn event_enabled(&self, event: &Event<'_>, _: Context<'_, S>) -> bool {
         let place = event.metadata();
-        // What is more detailed is written because somebody wants to see all of it.
+        // More detailed levels are enabled to see all of their lines.
         let limited = *place.level() <= Level::WARN && place.target() != self.exempt;
         !limited || self.takes(place, Instant::now())
     }

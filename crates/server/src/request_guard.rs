@@ -1,14 +1,14 @@
-//! What every request has to be before anything looks at it.
+//! Checks that every request has to pass before a handler sees it.
 //!
-//! A page in somebody's browser can send requests to a server on the same machine. It cannot choose three
-//! things freely, and those are checked:
+//! A page in a user's browser can send requests to a server on the same machine. It cannot freely choose
+//! three things, and those are checked:
 //!
 //! - `Origin`, which names the page's site. A request that has one is refused, unless the configuration
 //!   allows the origin (`allowed-origins`).
 //! - `Host`, which is the name under which the page reached the server. A listener on a loopback address
 //!   takes loopback names and those of `allowed-hosts` only: otherwise a foreign name that resolves to
 //!   127.0.0.1 would make the page and the server one site (DNS rebinding).
-//! - `Content-Type`: what a page may send without asking first is none that the server reads.
+//! - `Content-Type`: the server reads no body of a type that a page may send without a preflight request.
 //!
 //! Headers that decide what a request means must not come twice with different values.
 
@@ -42,7 +42,7 @@ const SINGLE: [HeaderName; 8] = [
     HeaderName::from_static("s2-encryption-key"),
 ];
 
-/// What one listener takes.
+/// What one listener accepts.
 #[derive(Debug)]
 pub(crate) struct RequestGuard {
     /// Whether the listener has a loopback address.
@@ -54,7 +54,7 @@ pub(crate) struct RequestGuard {
 }
 
 impl RequestGuard {
-    /// Of a listener that has this address.
+    /// The guard of a listener with this address.
     pub(crate) fn new(config: &Config, address: SocketAddr) -> RequestGuard {
         let list = |text: &Option<String>| {
             let text = text.as_deref().unwrap_or_default();
@@ -98,7 +98,7 @@ impl RequestGuard {
         if !self.loopback {
             return Ok(());
         }
-        // HTTP/2 has it in the URI.
+        // HTTP/2 has the host in the URI.
         let authority = request.uri().authority().map(Authority::as_str);
         let header = header.map(|value| String::from_utf8_lossy(value.as_bytes()));
         for name in authority.into_iter().chain(header.as_deref()) {
@@ -127,7 +127,7 @@ impl RequestGuard {
     }
 }
 
-/// What is sent to change something is of a type that a browser asks about before it sends it.
+/// A request that changes something has to have a type for which a browser sends a preflight request.
 fn check_content_type(request: &Request) -> Result<(), Refusal> {
     let path = request.uri().path();
     let kind = content_type(request.headers());
@@ -179,7 +179,7 @@ pub(crate) fn content_type(headers: &HeaderMap) -> Option<String> {
     Some(kind.trim().to_lowercase())
 }
 
-/// Refuses what is not for this server, before anything else looks at it.
+/// Refuses requests that are not for this server, before a handler sees them.
 pub(crate) async fn check(
     State(guard): State<Arc<RequestGuard>>,
     request: Request,

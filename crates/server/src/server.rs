@@ -1,7 +1,7 @@
 //! The listener: HTTP/1.1 and HTTP/2 with prior knowledge on one port; and a second one for the state
 //! service, if `state.listen` is set.
 //!
-//! The ports are taken first, so that a taken one is an error before anything else happens; then the
+//! The ports are bound first, so that a port in use is an error before anything else happens; then the
 //! node recovers; then connections are accepted.
 //!
 //! Bounds, each from the configuration: connections (beyond them [`RESERVED_CONNECTIONS`] for health,
@@ -10,8 +10,7 @@
 //! the time without a request, and the time in which nothing of an answer is taken. HTTP/2 lets a client
 //! have at most [`H2_STREAMS`] requests open, and what clients send ahead is bounded by [`windows`](crate::windows).
 //!
-//! A stop refuses what is new, ends sessions, waits for what is in flight, and then lets the node
-//! stop.
+//! A stop refuses new requests, ends sessions, waits for what is in flight, and then stops the node.
 
 use std::collections::BTreeSet;
 use std::convert::Infallible;
@@ -52,21 +51,21 @@ use crate::{state, telemetry};
 const H2_STREAMS: u32 = 1024;
 /// Bytes that a connection of HTTP/1.1 reads or writes at a time, and of a request's head.
 const H1_BUFFER: usize = 128 * 1024;
-/// A silent HTTP/2 connection is asked whether it lives after this long.
+/// A silent HTTP/2 connection is sent a ping after this long.
 const H2_KEEP_ALIVE: Duration = Duration::from_secs(30);
-/// Pause after accepting failed, for want of file descriptors say.
+/// Pause after accepting a connection failed, for lack of file descriptors for instance.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// Connections beyond `limits.connections`, for health, metrics and the admin API alone.
 const RESERVED_CONNECTIONS: usize = 16;
-/// How long another request on one of those waits until there is an ordinary place.
+/// How long any other request on such a connection waits for an ordinary place.
 const PLACE_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a connection that is closed for being idle has to take the end.
+/// How long a client has to take the end of a connection that is closed for being idle.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What is in flight has so long when the server restarts itself.
+/// Time for what is in flight when the server restarts itself.
 pub const RESTART_GRACE: Duration = Duration::from_secs(2);
-/// How long connections may take the answers that there are by then.
+/// How long connections may take for the answers that are ready by then.
 const LAST_ANSWERS_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Why the server did not start.
@@ -82,7 +81,7 @@ pub enum ServeError {
         /// What to do.
         hint: &'static str,
     },
-    /// The node.
+    /// The node could not start.
     #[error(transparent)]
     Node(#[from] StartError),
 }
@@ -97,7 +96,7 @@ impl ServeError {
     }
 }
 
-/// Looks for what a start with this configuration would refuse, and asks nothing of disk, network or
+/// Checks for what a start with this configuration would refuse, without access to disk, network or
 /// store.
 ///
 /// # Errors
@@ -118,13 +117,13 @@ pub struct Server {
 }
 
 impl Server {
-    /// Takes the port, recovers, and serves.
+    /// Binds the ports, recovers, and serves.
     pub async fn start(config: &Config) -> Result<Server, ServeError> {
         Server::start_with(config, None, BTreeSet::new(), false).await
     }
 
-    /// The same, told what an empty data directory means, which partitions begin empty if a restore finds
-    /// no copy of them, and whether this start goes on from a server that restarts itself
+    /// The same, given what an empty data directory means, which partitions begin empty if a restore
+    /// finds no copy of them, and whether this start continues from a server that restarts itself
     /// ([`NodeOptions::restarted`]).
     pub async fn start_with(
         config: &Config,
@@ -137,7 +136,7 @@ impl Server {
             "; stop the program that uses it, or choose another with --listen",
         )
         .await?;
-        // The one listener serves it anyway.
+        // The main listener serves it anyway.
         let own = |address: &SocketAddr| *address != config.listen || address.port() == 0;
         let state_listener = match config.state.listen.filter(own) {
             None => None,
@@ -217,9 +216,9 @@ impl Server {
         &self.node
     }
 
-    /// Waits until the process has to be started again, and answers why. The restart is counted by then:
-    /// [`Server::stop_for_restart`], and start the same program with the same arguments. `may_restart`
-    /// answers why the host cannot do that at the moment, if so.
+    /// Waits until the process has to be started again, and returns why. The restart has been counted by
+    /// then: call [`Server::stop_for_restart`], and start the same program with the same arguments.
+    /// `may_restart` returns why the host cannot do that at the moment, if so.
     pub async fn restart_wanted(
         &self,
         may_restart: impl AsyncFn() -> Result<(), String>,
@@ -246,14 +245,15 @@ impl Server {
         self.end_connections().await;
     }
 
-    /// Stops as [`Server::stop`] does, in [`RESTART_GRACE`] and what it takes to close the database: what
-    /// waits for longer may be waiting for the restart.
+    /// Stops as [`Server::stop`] does, within [`RESTART_GRACE`] and the time to close the database: what
+    /// needs longer may be waiting for the restart.
     pub async fn stop_for_restart(self) {
         tracing::info!("stopping for a restart");
         self.stop.cancel();
         let grace = self.grace.min(RESTART_GRACE);
         self.node.stop_for_restart(grace).await;
-        // Their last answers are on their way: a client that does not take them sees the connection end with the process.
+        // Their last answers are on their way. The connection of a client that does not take them ends
+        // with the process.
         let _ = tokio::time::timeout(LAST_ANSWERS_TIMEOUT, self.end_connections()).await;
     }
 
@@ -272,7 +272,7 @@ async fn look_after_metrics(metrics: PrometheusHandle, stop: CancellationToken) 
     }
 }
 
-/// Takes an address. `taken` is what to do about one that another program has.
+/// Binds an address. `taken` is what to do about one that another program uses.
 async fn bind(
     address: SocketAddr,
     taken: &'static str,
@@ -291,7 +291,7 @@ async fn bind(
     Ok((listener, bound))
 }
 
-/// A router that sees only requests for the server that listens on this address.
+/// A router that accepts only requests for the server that listens on this address.
 fn guarded(router: axum::Router, config: &Config, address: SocketAddr) -> axum::Router {
     let guard = Arc::new(RequestGuard::new(config, address));
     router.layer(axum::middleware::from_fn_with_state(
@@ -300,7 +300,7 @@ fn guarded(router: axum::Router, config: &Config, address: SocketAddr) -> axum::
     ))
 }
 
-/// What all listeners keep to.
+/// What all listeners share.
 #[derive(Clone)]
 struct Accepted {
     /// A permit for each connection, over all listeners.
@@ -308,9 +308,9 @@ struct Accepted {
     header_timeout: Duration,
     idle_timeout: Duration,
     stall_timeout: Duration,
-    /// A permit for each connection beyond those of `room`: for who watches the server.
+    /// A permit for each connection beyond those of `room`, for clients that monitor the server.
     reserve: Arc<Semaphore>,
-    /// Where memory is short, connections are closed that hold some for clients which take nothing.
+    /// When memory is short, connections are closed that hold some for clients which read nothing.
     reads: ReadBudget,
     windows: Windows,
     stop: CancellationToken,
@@ -352,7 +352,8 @@ async fn accept(listener: TcpListener, router: axum::Router, accepted: Accepted)
                 continue;
             }
         };
-        // After accepting: a listener that waits for connections must not keep a place from another one.
+        // After accepting: a listener that waits for connections must not keep a place that another one
+        // could use.
         let place = tokio::select! {
             place = Place::take(&room, &reserve) => Arc::new(place),
             () = stop.cancelled() => break,
@@ -366,11 +367,11 @@ async fn accept(listener: TcpListener, router: axum::Router, accepted: Accepted)
                 opened = tokio::time::timeout(header_timeout, opened(stream)) => opened,
                 () = stop.cancelled() => return,
             };
-            // A client that sent nothing in time, or has gone again, gets no answer.
+            // A client that sent nothing in time, or has disconnected, gets no answer.
             let Ok(Ok((stream, is_http2))) = opened else {
                 return;
             };
-            // Until the connection has ended. One of HTTP/1.1 has none.
+            // Held until the connection has ended. HTTP/1.1 has no window.
             let window = is_http2.then(|| windows.open());
             if let Some(window) = &window {
                 window.apply(&mut http);
@@ -384,7 +385,7 @@ async fn accept(listener: TcpListener, router: axum::Router, accepted: Accepted)
             let mut connection = Box::pin(connection);
             let idle = async {
                 activity.idle(header_timeout.min(idle_timeout)).await;
-                // One of the reserve is closed sooner.
+                // A connection of the reserve is closed sooner.
                 if place.is_ordinary() {
                     activity.idle(idle_timeout).await;
                 }
@@ -401,7 +402,7 @@ async fn accept(listener: TcpListener, router: axum::Router, accepted: Accepted)
                     let closing = async { tokio::join!(connection, graceful.shutdown()).0 };
                     match tokio::time::timeout(CLOSE_TIMEOUT, closing).await {
                         Ok(ended) => ended,
-                        // It does not even take the end.
+                        // The client does not even take the end.
                         Err(_) => return,
                     }
                 }
@@ -424,7 +425,7 @@ async fn accept(listener: TcpListener, router: axum::Router, accepted: Accepted)
     }
 }
 
-/// What is answered when all places are taken, too: health, metrics and the admin API.
+/// Whether a path is served when all places are taken, too: health, metrics and the admin API.
 fn is_of_reserve(path: &str) -> bool {
     ["/health", "/ping", "/metrics"].contains(&path) || path.starts_with("/esker/v1/")
 }

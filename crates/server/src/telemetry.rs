@@ -16,13 +16,13 @@ use crate::config::{LogFormat, LogsConfig};
 use crate::log_writer::LogWriter;
 use crate::repeat_limiter::RepeatLimiter;
 
-/// The target of what the log says about itself.
+/// The target of lines about the log itself.
 const TARGET: &str = module_path!();
 /// How long an ending process waits for its last lines to be written.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
 static WRITER: LazyLock<LogWriter> = LazyLock::new(|| {
-    // A descriptor of its own: a write that waits must not hold the lock of `std::io::stderr`.
+    // A descriptor of its own: a blocked write must not hold the lock of `std::io::stderr`.
     let own = std::io::stderr().as_fd().try_clone_to_owned();
     let out: Box<dyn Write + Send> = match own {
         Ok(own) => Box::new(File::from(own)),
@@ -32,8 +32,8 @@ static WRITER: LazyLock<LogWriter> = LazyLock::new(|| {
 });
 static LIMITER: LazyLock<RepeatLimiter> = LazyLock::new(|| RepeatLimiter::new(TARGET));
 
-/// Starts logging to standard error. What `raft-engine` logs goes the same way. Does nothing if
-/// logging was started before.
+/// Starts logging to standard error. `raft-engine` logs to the same output. Does nothing if logging was
+/// started before.
 ///
 /// Logging neither fails nor waits: lines that cannot be written are counted in
 /// `esker_log_lines_lost_total`.
@@ -61,7 +61,7 @@ pub fn flush_logs() {
     WRITER.flush(FLUSH_TIMEOUT);
 }
 
-/// What has to be done every [`UPKEEP_EVERY`], and once at the start.
+/// Work that is done every [`UPKEEP_EVERY`], and once at the start.
 pub(crate) fn upkeep(metrics: &PrometheusHandle) {
     metrics.run_upkeep();
     let mut suppressed = 0;
@@ -82,8 +82,8 @@ const SECONDS: [f64; 14] = [
     0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 10.0,
     100.0,
 ];
-/// Samples are put into their buckets this often, whether or not somebody asks for metrics: until then each
-/// takes memory.
+/// Interval at which samples are put into their buckets, whether or not metrics are requested: until then
+/// each sample takes memory.
 pub(crate) const UPKEEP_EVERY: Duration = Duration::from_secs(2);
 
 /// The process's metrics; the first call installs the recorder.
@@ -91,7 +91,8 @@ pub fn metrics() -> PrometheusHandle {
     static HANDLE: OnceLock<PrometheusHandle> = OnceLock::new();
     HANDLE
         .get_or_init(|| {
-            // A percentile over all time says little, and keeps every sample until somebody looks.
+            // A percentile over all time is of little use, and keeps every sample until metrics are
+            // requested.
             let recorder = PrometheusBuilder::new()
                 .set_buckets(&SECONDS)
                 .expect("there are buckets")

@@ -1,9 +1,9 @@
 //! Windows of HTTP/2 connections: how many bytes a client may send ahead of what is read.
 //!
-//! What has arrived and is not read is in memory, so windows are bounded together: by `limits.http2-windows`, and
-//! [`MIN_WINDOW`] for each connection beside that, which the protocol grants in any case. A connection gets a
-//! [`SHARE`] of what is free when it begins, [`MAX_WINDOW`] at most, and keeps it until it ends: where there are
-//! few, each has a large one.
+//! Bytes that have arrived and were not read are in memory, so windows are bounded together: by
+//! `limits.http2-windows`, and [`MIN_WINDOW`] for each connection besides, which the protocol grants in
+//! any case. A connection gets a [`SHARE`] of what is free when it begins, [`MAX_WINDOW`] at most, and
+//! keeps it until it ends: if there are few connections, each has a large window.
 
 use std::sync::Arc;
 
@@ -32,7 +32,7 @@ pub(crate) struct Window {
 }
 
 impl Windows {
-    /// Of `total` bytes beside [`MIN_WINDOW`] for each connection.
+    /// Windows of `total` bytes beside [`MIN_WINDOW`] for each connection.
     pub(crate) fn new(total: usize) -> Windows {
         Windows {
             free: Arc::new(Semaphore::new(total.min(Semaphore::MAX_PERMITS))),
@@ -43,7 +43,7 @@ impl Windows {
     pub(crate) fn open(&self) -> Window {
         let share = (self.free.available_permits() / SHARE).min(MAX_WINDOW - MIN_WINDOW);
         let permits = u32::try_from(share).unwrap_or(u32::MAX);
-        // Another one may have taken it meanwhile.
+        // Another connection may have taken it meanwhile.
         let permit = self.free.clone().try_acquire_many_owned(permits).ok();
         Window {
             bytes: MIN_WINDOW + permit.as_ref().map_or(0, |permit| permit.num_permits()),
@@ -53,8 +53,8 @@ impl Windows {
 }
 
 impl Window {
-    /// Sets it for a connection. Of one request, half of it may be on its way, so that one which is not read
-    /// leaves the others something.
+    /// Sets it for a connection. One request may have half of it in flight, so that a request that is not
+    /// read leaves something for the others.
     pub(crate) fn apply(&self, http: &mut auto::Builder<TokioExecutor>) {
         let bytes = u32::try_from(self.bytes).unwrap_or(u32::MAX);
         http.http2()
@@ -77,7 +77,7 @@ mod tests {
         assert_eq!(open[0].bytes, MAX_WINDOW);
         assert!(open[100].bytes > 300 * 1024, "{}", open[100].bytes);
         assert!(open.iter().all(|window| window.bytes >= MIN_WINDOW));
-        // Those that end leave theirs to others.
+        // Connections that end release theirs.
         drop(open);
         assert_eq!(windows.open().bytes, MAX_WINDOW);
     }

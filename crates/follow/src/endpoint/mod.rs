@@ -1,7 +1,7 @@
-//! The stream, as far as following it and snapshotting into it needs: the boundary between this library
-//! and a server.
+//! The operations on a stream that following it and snapshotting into it need: the boundary between this
+//! library and a server.
 //!
-//! [`s2`] is the way to real ones. Simulations have a stream of their own behind the same trait, in
+//! [`s2`] connects to real servers. Simulations have a stream of their own behind the same trait, in
 //! which answers get lost and trims take effect late.
 
 pub mod position;
@@ -21,29 +21,29 @@ pub trait Endpoint: Send + Sync + 'static {
     /// For messages: `s2://basin/stream`.
     fn shown(&self) -> String;
 
-    /// Which stream it is, as far as the server says.
+    /// Which stream it is, as far as the server reports it.
     async fn identity(&self) -> Result<Identity, EndpointError>;
 
     /// The next sequence number.
     async fn tail(&self) -> Result<u64, EndpointError>;
 
-    /// Appends a batch: at most 1000 records, 1 MiB metered; if `at` is given, only if it gets that
-    /// sequence number. Returns its first sequence number.
+    /// Appends a batch of at most 1000 records and 1 MiB metered; if `at` is given, only at that sequence
+    /// number. Returns the sequence number of its first record.
     async fn append(&self, batch: Vec<AppendRecord>, at: Option<u64>) -> Result<u64, AppendFailed>;
 
-    /// Appends batches in order, without waiting for each. Records may come twice (a batch again after
-    /// its answer was lost), but never out of order. Returns when the last one is durable.
+    /// Appends batches in order, without waiting for each. Records may be appended twice (a batch is sent
+    /// again after its answer was lost), but never out of order. Returns when the last one is durable.
     async fn append_all(
         &self,
         batches: mpsc::Receiver<Vec<AppendRecord>>,
     ) -> Result<(), AppendFailed>;
 
-    /// Reads from a sequence number, and follows. Where it is below the head, it begins at the head. The
-    /// stream ends with an error, and may end without one at any time.
+    /// Reads from a sequence number, and follows. If that is below the head, reading begins at the head.
+    /// The returned stream ends with an error, and may end without one at any time.
     fn read(&self, from: u64) -> BoxStream<'static, Result<Piece, EndpointError>>;
 }
 
-/// What a read brings: some records, or the news that there are no more.
+/// What a read returns: some records, or the fact that there are no more.
 #[derive(Clone, Debug)]
 pub struct Piece {
     /// In order.
@@ -52,16 +52,16 @@ pub struct Piece {
     pub tail: Option<u64>,
 }
 
-/// Why the stream could not be asked.
+/// Why the stream could not be accessed.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum EndpointError {
     /// It may work later.
     #[error("{0}")]
     Unavailable(String),
-    /// It will not work without something being changed.
+    /// It will not work until something is changed.
     #[error("{0}")]
     Refused(String),
-    /// The server does not let this client know which stream it is, or how long it keeps records.
+    /// The server does not permit this client to see which stream it is, or how long it keeps records.
     #[error("{0}")]
     Denied(String),
     /// The stream ends before the position that was asked for.
@@ -85,7 +85,7 @@ pub enum AppendFailed {
     /// Another fencing token is in force.
     #[error("the stream is fenced with `{0}`")]
     Fenced(String),
-    /// Nobody knows whether it was appended, or will be.
+    /// It is unknown whether the batch was appended, or will be.
     #[error("{0}")]
     Unknown(String),
     /// Nothing was appended.

@@ -1,6 +1,6 @@
-//! `GET /esker/v1/streams/{stream}/position`: what only Esker says of a stream. Other servers answer 404,
-//! and are followed without. Only that means that there is no such thing: a server that refuses, or whose
-//! answer makes no sense, may well be an Esker whose lineages would go unnoticed.
+//! `GET /esker/v1/streams/{stream}/position`: what only Esker reports about a stream. Other servers
+//! answer 404, and are followed without it. Only 404 means that there is no such operation: a server that
+//! refuses, or whose answer is malformed, may be an Esker whose lineages would go unnoticed.
 
 use std::time::Duration;
 
@@ -9,13 +9,13 @@ use url::Url;
 
 use super::{EndpointError, Fork, Gap};
 
-/// Longest wait for it. Without an answer nothing is decided: a snapshot of a stale lineage must not be
-/// taken for a good one because a server was slow.
+/// Longest wait for an answer. Without one nothing is decided: that a server was slow must not make a
+/// snapshot of a stale lineage count as a good one.
 const WAIT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Most bytes of an answer.
 const ANSWER: usize = 64 * 1024;
 
-/// What Esker says.
+/// The answer of Esker.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Position {
     /// First sequence number that readers may see.
@@ -32,12 +32,12 @@ pub struct Position {
     pub gaps: Vec<Gap>,
 }
 
-/// Asks a server; `None` if it is another one than Esker.
+/// Asks a server for the position; `None` if it is no Esker.
 ///
 /// # Errors
 ///
-/// [`EndpointError::Unavailable`]; [`EndpointError::Denied`] for a server that does not say it to this
-/// client; [`EndpointError::Refused`].
+/// [`EndpointError::Unavailable`]; [`EndpointError::Denied`] if the server does not permit this client to
+/// see it; [`EndpointError::Refused`].
 pub async fn ask(
     http: &reqwest::Client,
     server: &Url,

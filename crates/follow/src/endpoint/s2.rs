@@ -28,42 +28,43 @@ use super::position::{self, Position};
 use super::{AppendFailed, Endpoint, EndpointError, Identity, Piece};
 use crate::error::Error;
 
-/// Bytes that are sent and not yet acknowledged, of a snapshot in many records: 8 batches of 1 MiB keep a
+/// Bytes of a snapshot in many records that are sent and not yet acknowledged: 8 batches of 1 MiB keep a
 /// connection busy.
 const UNACKED: u32 = 8 << 20;
 /// The same in batches.
 const WINDOW: usize = 8;
-/// While others append to the stream, their appends wait behind a snapshot's. So one batch at a time is
-/// sent then, and after each a pause so many times as long as it took: a quarter of what the stream takes.
+/// While others append to the stream, their appends wait behind those of a snapshot. So one batch at a
+/// time is sent then, and after each a pause this many times as long as the batch took: the snapshot uses
+/// a quarter of what the stream takes.
 const PAUSE: u32 = 3;
 /// Longest pause.
 const MAX_PAUSE: Duration = Duration::from_millis(250);
-/// Batches without a record of others in between, until they count as gone.
+/// Batches in a row without a record of others in between, after which the others count as gone.
 const ALONE: u32 = 16;
 
 /// A stream of a server.
 #[derive(Debug, Clone)]
 pub struct S2Endpoint {
-    /// For what is asked and appended.
+    /// For requests and appends.
     basin: S2Basin,
-    /// For read sessions, and for appends without a condition: it does not connect again by itself,
-    /// because the stream that is there then has to be looked at first.
+    /// For read sessions, and for appends without a condition: it does not reconnect by itself, because
+    /// after that the identity of the stream has to be checked first.
     once: S2Basin,
     basin_name: BasinName,
     name: StreamName,
     server: Option<Server>,
-    /// Sent to it.
+    /// The access token that is sent to it.
     token: Option<String>,
     trusts_name: bool,
     encryption: Option<EncryptionKey>,
     fencing: Option<FencingToken>,
 }
 
-/// Where only Esker answers.
+/// The server for requests that only Esker answers.
 #[derive(Debug, Clone)]
 struct Server {
     url: Url,
-    /// Or why there is none.
+    /// The client, or why there is none.
     http: Result<reqwest::Client, String>,
 }
 
@@ -110,8 +111,8 @@ impl S2Endpoint {
         })
     }
 
-    /// A stream by its address, `s2://basin/stream`, with what the environment says: `S2_ACCESS_TOKEN`,
-    /// `S2_ACCOUNT_ENDPOINT`, `S2_BASIN_ENDPOINT`, as for the official command line.
+    /// A stream by its address, `s2://basin/stream`, configured by the variables of the official command
+    /// line: `S2_ACCESS_TOKEN`, `S2_ACCOUNT_ENDPOINT`, `S2_BASIN_ENDPOINT`.
     ///
     /// # Errors
     ///
@@ -129,7 +130,7 @@ impl S2Endpoint {
             Some(_) => S2Endpoints::from_env().map_err(|e| invalid(&e))?,
             None => S2Endpoints::for_cloud(),
         };
-        // Servers of one's own ask for none; the client insists.
+        // Self-hosted servers require no token, but the client does.
         let token = std::env::var("S2_ACCESS_TOKEN").ok();
         let config = S2Config::new(token.clone().unwrap_or_else(|| "none".to_owned()));
         let endpoint = S2Endpoint::new(config.with_endpoints(endpoints), basin, stream)?;
@@ -143,8 +144,8 @@ impl S2Endpoint {
         })
     }
 
-    /// Where the server may be asked for what only Esker says: `http://127.0.0.1:7070`. Without it, or
-    /// if it is another server, jumps in the sequence numbers are explained by trims alone.
+    /// The server for requests that only Esker answers: `http://127.0.0.1:7070`. Without it, or if it is
+    /// another server, only trims explain jumps in the sequence numbers.
     #[must_use]
     pub fn with_server(self, server: Url) -> S2Endpoint {
         S2Endpoint {
@@ -153,7 +154,7 @@ impl S2Endpoint {
         }
     }
 
-    /// The access token with which that server is asked.
+    /// The access token for that server.
     #[must_use]
     pub fn with_access_token(self, token: impl Into<String>) -> S2Endpoint {
         S2Endpoint {
@@ -162,10 +163,10 @@ impl S2Endpoint {
         }
     }
 
-    /// Follows also where the server does not let this client know which stream it is (the permission to
+    /// Also follows a stream that the server does not permit this client to identify (the permission to
     /// list streams, to see their configuration, or to ask for their position is missing). A stream that
-    /// was deleted and created again is then taken for the same one, and its retention for endless. By
-    /// default nothing is followed then.
+    /// was deleted and created again then counts as the same one, and its retention as endless. By
+    /// default such a stream is not followed.
     #[must_use]
     pub fn trusting_the_name(self) -> S2Endpoint {
         S2Endpoint {
@@ -257,8 +258,8 @@ impl S2Endpoint {
         self.not_told(what, status, of_request(error))
     }
 
-    /// What follows if a part of the identity is not told. Only of a server that knows no such thing it is
-    /// "nothing".
+    /// The result if the server does not return a part of the identity: `None` only if the server has no
+    /// such operation, or the name is trusted.
     fn not_told<T>(
         &self,
         what: &str,
@@ -323,7 +324,7 @@ impl Endpoint for S2Endpoint {
         let session = self.stream().append_session(config);
         let mut flying: VecDeque<(Instant, BatchSubmitTicket)> = VecDeque::new();
         let mut next = None;
-        // Batches until others count as gone.
+        // Batches until the others count as gone.
         let mut others: u32 = 0;
         while let Some(batch) = batches.recv().await {
             let window = if others > 0 { 1 } else { WINDOW };
@@ -420,7 +421,7 @@ fn of_append(error: AppendError) -> AppendFailed {
             other => other,
         },
         error if error.has_no_side_effects() => AppendFailed::Refused(error.to_string()),
-        // A plain refusal of the request: it is not a matter of luck.
+        // The server refuses the request itself: another attempt would not help.
         AppendError::Request(RequestError::Server(error)) if error.status.is_client_error() => {
             AppendFailed::Refused(error.to_string())
         }
@@ -444,7 +445,7 @@ mod tests {
 
     use super::*;
 
-    /// A server that answers with this status to whoever asks for a position.
+    /// A server that answers every request for a position with this status.
     async fn server(status: u16) -> String {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();

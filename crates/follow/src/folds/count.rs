@@ -11,24 +11,24 @@ use super::key::{is_json, key_of_version_1};
 use crate::error::Error;
 use crate::fold::{ApplyError, Fold};
 
-/// How many records each key has. A snapshot is a line with a JSON object of key and count, and a line
+/// How many records each key has. A snapshot is a line with a JSON object of keys and counts, and a line
 /// with an array of those keys that are not decided.
 ///
-/// Snapshots of version 1 have the object alone. There, `7` and `"7"` were one key, and so were numbers
-/// above 64 bits that are the same as floats. Such a count stays under its key, which is not decided,
-/// until a record comes that would have been counted there: from then on the count is that of the record's
-/// key.
+/// Snapshots of version 1 have the object alone. In version 1, `7` and `"7"` were one key, and so were
+/// numbers of more than 64 bits that are equal as floats. Such a count stays under its key, which is not
+/// decided, until a record arrives that version 1 would have counted there: then the count moves to the
+/// key of that record.
 #[derive(Clone, Debug)]
 pub struct Count {
     name: String,
     by: Pointer,
     counts: OrdMap<String, u64>,
-    /// Keys of version 1 that may be those of several values.
+    /// Keys of version 1 that may stand for several values.
     undecided: OrdSet<String>,
 }
 
 impl Count {
-    /// By what a JSON pointer points to.
+    /// Counts by the value at a JSON pointer.
     ///
     /// # Errors
     ///
@@ -57,7 +57,7 @@ impl Count {
         self.counts.get(key).copied().unwrap_or(0)
     }
 
-    /// Takes in a record's body, and returns the key that it counts for.
+    /// Applies a record's body, and returns the key that it counts for.
     ///
     /// # Errors
     ///
@@ -118,7 +118,7 @@ impl Fold for Count {
         let mut rest = json.into_iter::<OrdSet<String>>();
         self.undecided = match rest.next() {
             Some(undecided) => undecided?,
-            // Of version 1.
+            // A snapshot of version 1.
             None => counts.keys().filter(|key| is_json(key)).cloned().collect(),
         };
         self.counts = counts;

@@ -11,11 +11,11 @@ use serde::{Deserialize as _, Serialize};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-/// Most arrays and objects within each other: what `serde_json` reads into a `Value`, so that every
-/// document that is written can be read by other programs that use it.
+/// Most levels of nested arrays and objects: as many as `serde_json` reads into a `Value`, so that other
+/// programs that use it can read every document that is written.
 const MAX_DEPTH: usize = 127;
 
-/// A JSON document. Of members of one name the last one holds; members are sorted by name.
+/// A JSON document. Of members with the same name the last one counts; members are sorted by name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Json {
     /// `null`.
@@ -38,16 +38,16 @@ impl Json {
     ///
     /// # Errors
     ///
-    /// What makes it no JSON, or that more than 127 arrays and objects are within each other.
+    /// What is not valid JSON, or that more than 127 arrays and objects are nested.
     pub fn parse(text: &[u8]) -> Result<Json, String> {
-        // The grammar and the encoding are checked here, once, and not where the text is taken apart.
+        // The grammar and the encoding are checked once, here, and not where the text is parsed.
         let mut json = serde_json::Deserializer::from_slice(text);
         let raw = <&RawValue>::deserialize(&mut json).map_err(|e| e.to_string())?;
         json.end().map_err(|e| e.to_string())?;
         Json::of_raw(raw)
     }
 
-    /// Of a text whose grammar is checked.
+    /// From a text whose grammar was checked.
     pub(super) fn of_raw(raw: &RawValue) -> Result<Json, String> {
         Parser {
             text: raw.get(),
@@ -75,7 +75,7 @@ impl Json {
         }
     }
 
-    /// A text that is the same for equal documents, and for no others: without spaces, and with numbers as
+    /// A text that is equal for equal documents, and for no others: without spaces, and with numbers as
     /// [`number`] writes them.
     pub(super) fn canonical(&self) -> String {
         let mut text = String::new();
@@ -145,9 +145,9 @@ pub(super) fn quoted(text: &str) -> String {
     Value::from(text).to_string()
 }
 
-/// A number as text that is the same for equal numbers: whole ones as they are, others as
-/// `serde_json` writes them if a float has their exact value, and as digits and an exponent if not.
-/// Whole numbers and those with a point or an exponent are never the same.
+/// A number as text that is equal for equal numbers: whole ones as they are, others as `serde_json`
+/// writes them if a float has their exact value, and as digits and an exponent if not. Whole numbers and
+/// those with a point or an exponent are never equal.
 pub(super) fn number(digits: &str) -> String {
     let is_whole = !digits.contains(['.', 'e', 'E']);
     if is_whole && digits != "-0" {
@@ -156,7 +156,7 @@ pub(super) fn number(digits: &str) -> String {
     let Some(exact) = Decimal::of(digits) else {
         return digits.to_owned();
     };
-    // Not as `serde_json` reads it, which may be the float next to it.
+    // Not parsed by `serde_json`, which may return the float next to it.
     if let Ok(float) = digits.parse::<f64>() {
         let float = Value::from(float).to_string();
         if Decimal::of(&float).as_ref() == Some(&exact) {
@@ -180,7 +180,7 @@ struct Decimal {
 }
 
 impl Decimal {
-    /// Of a JSON number; `None` if its exponent is larger than anybody needs.
+    /// From a JSON number; `None` if its exponent is too large to be useful.
     fn of(text: &str) -> Option<Decimal> {
         let (sign, text) = match text.strip_prefix('-') {
             Some(rest) => ("-", rest),
@@ -212,7 +212,7 @@ impl Decimal {
     }
 }
 
-/// Takes a text apart whose grammar is checked.
+/// Parses a text whose grammar was checked.
 struct Parser<'a> {
     text: &'a str,
     at: usize,
@@ -297,7 +297,7 @@ impl Parser<'_> {
         }
     }
 
-    /// The next byte that is not between the parts.
+    /// The next byte that is not whitespace.
     fn peek(&mut self) -> Result<u8, String> {
         loop {
             match self.text.as_bytes().get(self.at) {

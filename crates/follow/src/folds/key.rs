@@ -1,7 +1,7 @@
 //! The key of a record: what a JSON pointer (RFC 6901) points to in its body.
 //!
-//! A body is read once and only the key of it is kept, because that is most of what a fold spends its
-//! time with. All of it is checked to be JSON nevertheless.
+//! A body is read once and only its key is kept, because a fold spends most of its time with that. The
+//! whole body is checked to be JSON nevertheless.
 
 use std::fmt;
 
@@ -60,7 +60,7 @@ impl Pointer {
     ///
     /// [`ApplyError::Malformed`] for a body that is not JSON, or has nothing there.
     pub fn key(&self, body: &[u8]) -> Result<String, ApplyError> {
-        // What is skipped below is not checked to be UTF-8.
+        // The parser below does not check the parts that it skips to be UTF-8.
         let body = std::str::from_utf8(body).map_err(not_json)?;
         let mut json = serde_json::Deserializer::from_str(body);
         let at = At {
@@ -110,8 +110,8 @@ pub(super) fn is_json(text: &str) -> bool {
     may_be && serde_json::from_str::<&RawValue>(text).is_ok()
 }
 
-/// The key that version 1 of the folds had for what has this key now: without quotes, and with numbers as
-/// floats where they have more than 64 bits. `None` if it had none.
+/// The key that version 1 of the folds had for the value whose key this is: without quotes, and with
+/// numbers of more than 64 bits as floats. `None` if it had none.
 pub(super) fn key_of_version_1(key: &str) -> Option<String> {
     if !is_json(key) {
         return Some(key.to_owned());
@@ -122,7 +122,7 @@ pub(super) fn key_of_version_1(key: &str) -> Option<String> {
     }
 }
 
-/// What is at the end of a path, from here on; if there is anything.
+/// Reads what is at the end of a path, if anything is there.
 struct At<'a> {
     tokens: &'a [String],
 }
@@ -152,7 +152,7 @@ impl<'de> Visitor<'de> for At<'_> {
         let mut found = None;
         while let Some(is_wanted) = map.next_key_seed(Is(&self.tokens[0]))? {
             if is_wanted {
-                // The last one of a name holds, as it does for everybody else.
+                // Of members with the same name the last one counts, as in other programs.
                 found = map.next_value_seed(At {
                     tokens: &self.tokens[1..],
                 })?;
@@ -165,7 +165,7 @@ impl<'de> Visitor<'de> for At<'_> {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
         let token = &self.tokens[0];
-        // RFC 6901 knows no leading zeros.
+        // RFC 6901 allows no leading zeros.
         let canonical = |index: &usize| index.to_string() == *token;
         let wanted = token.parse::<usize>().ok().filter(canonical);
         let mut found = None;
@@ -289,7 +289,7 @@ mod tests {
         ] {
             assert_eq!(key("/id", body), None, "{body}");
         }
-        // Also not where the key is not: it could never be written into a snapshot.
+        // Also outside of the key: such a body could never be written into a snapshot.
         let pointer = Pointer::new("/id").unwrap();
         assert!(pointer.key(b"{\"id\":1,\"x\":\"\xff\"}").is_err());
         assert!(Pointer::new("id").is_err());
@@ -343,7 +343,7 @@ mod tests {
         ] {
             assert_eq!(key("/id", &body(one)), key("/id", &body(other)), "{one}");
         }
-        // Those of most streams.
+        // The keys of most streams.
         assert_eq!(key("/id", r#"{"id":"c1"}"#).unwrap(), "c1");
         assert_eq!(key("/id", r#"{"id":7}"#).unwrap(), "7");
         assert_eq!(key("/id", r#"{"id":"7"}"#).unwrap(), "\"7\"");

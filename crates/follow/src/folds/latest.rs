@@ -13,14 +13,14 @@ use super::key::is_json;
 use crate::error::Error;
 use crate::fold::{ApplyError, Fold};
 
-/// The last record of each key. A record whose body is `null` but for the key does not exist: to remove
-/// keys, write a fold of your own.
+/// The last record of each key. A key cannot be removed, because a record has to contain its key: to
+/// remove keys, write a fold of your own.
 ///
 /// A snapshot is a line of JSON for each key: `{"key":"7","value":{"id":7,"total":12}}`.
 ///
-/// Snapshots of version 1 are restored, with the keys that their records have now. What is not in them
-/// does not come back: there, `7` and `"7"` were one key, and so were numbers above 64 bits that are the
-/// same as floats, and only the last record of such a key was kept.
+/// Snapshots of version 1 are restored, with the keys that their records have now. Records that they do
+/// not contain stay lost: in version 1, `7` and `"7"` were one key, and so were numbers of more than 64
+/// bits that are equal as floats, and only the last record of such a key was kept.
 #[derive(Clone, Debug)]
 pub struct Latest {
     name: String,
@@ -42,7 +42,7 @@ struct LineIn<'a> {
 }
 
 impl Latest {
-    /// By what a JSON pointer points to.
+    /// Keeps records by the value at a JSON pointer.
     ///
     /// # Errors
     ///
@@ -70,14 +70,14 @@ impl Latest {
         self.entries.get(key)
     }
 
-    /// Takes in a record's body, and returns the key that it is of.
+    /// Applies a record's body, and returns its key.
     ///
     /// # Errors
     ///
     /// [`ApplyError::Malformed`].
     pub fn change(&mut self, body: &[u8]) -> Result<String, ApplyError> {
         let key = self.by.key(body)?;
-        // A copy: the record is a part of a large batch, which would stay for its sake.
+        // A copy: the record is a part of a large batch, which a slice would keep in memory.
         let body = Bytes::copy_from_slice(body);
         self.entries.insert(key.clone(), body);
         Ok(key)
@@ -133,7 +133,7 @@ impl Fold for Latest {
             }
             let LineIn { key, value } = serde_json::from_slice(&line)?;
             let body = Bytes::copy_from_slice(value.get().as_bytes());
-            // Version 1 had the same keys for strings that are no JSON, and for them alone.
+            // Version 1 had the same keys only for strings that are no JSON.
             let key = match is_json(&key) {
                 true => self.by.key(&body).map_err(io::Error::other)?,
                 false => key,

@@ -8,11 +8,11 @@ use s2_sdk::types::SequencedRecord;
 use super::Json;
 use crate::fold::{ApplyError, Fold};
 
-/// One JSON document: each record is a merge patch (RFC 7396) to what those before made. Numbers keep
-/// their digits. A snapshot is the document.
+/// One JSON document, to which each record is applied as a merge patch (RFC 7396). Numbers keep their
+/// digits. A snapshot is the document.
 ///
-/// Snapshots of version 1 are restored: there, numbers above 64 bits were rounded to floats, which stays
-/// so until a record sets them again.
+/// Snapshots of version 1 are restored. Version 1 rounded numbers of more than 64 bits to floats; they
+/// stay rounded until a record sets them again.
 #[derive(Clone, Debug, Default)]
 pub struct Merge {
     /// Copied only when a patch comes while a snapshot of it is being written.

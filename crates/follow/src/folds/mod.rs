@@ -6,7 +6,7 @@
 //! | [`Merge`] | one document, made of all records as merge patches (RFC 7396) |
 //! | [`Count`] | how many records each key has |
 //!
-//! What a key is, [`Pointer::key`] says. Values that differ have keys that differ.
+//! [`Pointer::key`] defines what a key is. Different values have different keys.
 
 mod count;
 mod json;

@@ -1,4 +1,4 @@
-//! What a follower can be told.
+//! The options of a follower.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,7 +18,7 @@ use crate::snapshot::Encoding;
 /// Most bytes of a fold's name: it is in every snapshot's description.
 const NAME: usize = 256;
 
-/// What a follower is to do. By default it only follows: it takes no snapshots, and uses one if the
+/// The options of a follower. By default it only follows: it takes no snapshots, and uses one if the
 /// stream begins with it.
 pub struct Builder<F> {
     parts: Parts<F>,
@@ -67,21 +67,21 @@ impl<F: Fold> Builder<F> {
         self
     }
 
-    /// Takes a snapshot every so many records.
+    /// Takes a snapshot every `records` records.
     #[must_use]
     pub fn every_records(mut self, records: u64) -> Builder<F> {
         self.parts.triggers.records = Some(records.max(1));
         self
     }
 
-    /// Takes a snapshot every so many bytes of records' bodies.
+    /// Takes a snapshot every `bytes` bytes of records' bodies.
     #[must_use]
     pub fn every_bytes(mut self, bytes: u64) -> Builder<F> {
         self.parts.triggers.bytes = Some(bytes.max(1));
         self
     }
 
-    /// Takes a snapshot so often, if there is anything new.
+    /// Takes a snapshot once per interval, if there is anything new.
     #[must_use]
     pub fn every(mut self, interval: Duration) -> Builder<F> {
         self.parts.triggers.interval = Some(interval);
@@ -89,7 +89,7 @@ impl<F: Fold> Builder<F> {
     }
 
     /// Takes a snapshot when replaying what came since the newest one is predicted to take longer than
-    /// this, by what was measured here.
+    /// this. The prediction uses measurements of this follower.
     #[must_use]
     pub fn budget(mut self, budget: Duration) -> Builder<F> {
         self.parts.triggers.budget = Some(budget);
@@ -103,15 +103,15 @@ impl<F: Fold> Builder<F> {
         self
     }
 
-    /// Attempts to append a snapshot within the stream right behind the last record, before it is
-    /// appended wherever it comes to be: 3 by default, 0 to anchor at once.
+    /// Attempts to append a snapshot within the stream directly after the last record, before it is
+    /// appended at any position (anchored): 3 by default, 0 to anchor at once.
     #[must_use]
     pub fn attempts(mut self, attempts: u32) -> Builder<F> {
         self.parts.writing.attempts = attempts;
         self
     }
 
-    /// What becomes of records that the fold calls malformed: the follower stops, by default.
+    /// What happens to records that the fold reports as malformed: by default the follower stops.
     #[must_use]
     pub fn malformed(mut self, malformed: MalformedRecords) -> Builder<F> {
         self.parts.reading.malformed = malformed;
@@ -119,8 +119,8 @@ impl<F: Fold> Builder<F> {
     }
 
     /// Passes over snapshots of another fold, of a newer version or of another stream of the same name,
-    /// and uses an older one. By default the follower does not open then. Damaged ones, and those of
-    /// a history that was lost, are always passed over.
+    /// and uses an older one. By default, the follower does not open if it finds one of those. Damaged
+    /// snapshots, and those of a history that was lost, are always passed over.
     #[must_use]
     pub fn pass_over_unusable(mut self) -> Builder<F> {
         self.parts.reading.pass_over = true;
@@ -128,7 +128,7 @@ impl<F: Fold> Builder<F> {
     }
 
     /// How long to wait for a server that does not answer, while the state is not there yet: 30 s by
-    /// default, `None` for ever. Afterwards the follower never gives up.
+    /// default, `None` for ever. After that the follower waits without a limit.
     #[must_use]
     pub fn patience(mut self, patience: Option<Duration>) -> Builder<F> {
         self.parts.reading.patience = patience;

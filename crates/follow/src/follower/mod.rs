@@ -2,13 +2,13 @@
 //!
 //! | module | what it holds |
 //! |---|---|
-//! | [`builder`] | what a follower can be told |
-//! | [`recover`] | where it begins |
-//! | [`run`] | its task: reading, applying, telling |
-//! | [`taking`] | when a snapshot is due, and how it is taken meanwhile |
-//! | [`updates`] | what it tells |
+//! | [`builder`] | the options of a follower |
+//! | [`recover`] | where it begins: the newest usable snapshot |
+//! | [`run`] | its task: reading, applying, publishing |
+//! | [`snapshot_task`] | when a snapshot is due, and how it is taken meanwhile |
+//! | [`updates`] | what it publishes |
 //!
-//! One task owns the state. Whatever wants to see it asks the task, or gets a clone.
+//! One task owns the state. Other code asks the task, or gets a clone.
 
 mod builder;
 mod recover;
@@ -33,7 +33,7 @@ use crate::fold::Fold;
 use crate::options::{Reading, Triggers, Writing};
 use crate::snapshot::SnapshotInfo;
 
-/// Updates that wait for whoever listens slowly.
+/// Updates that wait for a slow receiver.
 const UPDATES: usize = 256;
 /// Questions that wait for the task.
 const QUESTIONS: usize = 16;
@@ -59,7 +59,7 @@ pub(crate) struct Parts<F> {
     pub triggers: Triggers,
 }
 
-/// What the task is asked.
+/// The questions to the task.
 enum Question<F> {
     View(oneshot::Sender<View<F>>),
     Publish(oneshot::Sender<()>),
@@ -68,7 +68,7 @@ enum Question<F> {
 }
 
 /// A stream that is being followed. It stops when this is dropped; [`Follower::close`] lets a snapshot
-/// that is being taken come to its end.
+/// that is being taken finish first.
 pub struct Follower<F> {
     questions: mpsc::Sender<Question<F>>,
     status: watch::Receiver<Status>,
@@ -93,7 +93,7 @@ impl<F> Drop for Follower<F> {
 }
 
 impl<F: Fold> Follower<F> {
-    /// Follows a stream with a fold, whose value now is the empty state.
+    /// Follows a stream with a fold, whose current value is the empty state.
     pub fn builder(endpoint: impl Endpoint, fold: F) -> Builder<F> {
         Builder::new(Arc::new(endpoint), fold)
     }
@@ -103,22 +103,22 @@ impl<F: Fold> Follower<F> {
         self.restored.as_ref()
     }
 
-    /// Snapshots that it found and did not begin with, and why.
+    /// Snapshots that it found and did not begin with, and why not.
     pub fn passed_over(&self) -> &[String] {
         &self.passed_over
     }
 
-    /// Where it stands now.
+    /// The current status.
     pub fn status(&self) -> Status {
         self.status.borrow().clone()
     }
 
-    /// Where it stands, as it changes.
+    /// The status, as it changes.
     pub fn watch_status(&self) -> watch::Receiver<Status> {
         self.status.clone()
     }
 
-    /// What happens from now on. A receiver that is too slow misses updates, and gets their number.
+    /// Updates from now on. A receiver that is too slow misses updates, and gets their number.
     pub fn updates(&self) -> impl Stream<Item = Update> + Send + Unpin + use<F> {
         BroadcastStream::new(self.updates.subscribe()).map(|update| match update {
             Ok(update) => update,
@@ -130,17 +130,17 @@ impl<F: Fold> Follower<F> {
     ///
     /// # Errors
     ///
-    /// What the follower ended with.
+    /// The error that the follower ended with.
     pub async fn view(&self) -> Result<View<F>, Error> {
         self.ask(Question::View).await
     }
 
     /// The state, as it changes: at every tail, and ten times a second on the way there. The state is
-    /// cloned each time, for as long as somebody watches.
+    /// cloned each time, for as long as it is watched.
     ///
     /// # Errors
     ///
-    /// What the follower ended with.
+    /// The error that the follower ended with.
     pub async fn watch(&self) -> Result<watch::Receiver<View<F>>, Error> {
         let watching = self.view.subscribe();
         self.ask(Question::Publish).await?;
@@ -151,7 +151,7 @@ impl<F: Fold> Follower<F> {
     ///
     /// # Errors
     ///
-    /// What the follower ended with.
+    /// The error that the follower ended with.
     pub async fn caught_up(&self) -> Result<(), Error> {
         let mut status = self.status.clone();
         let met = status.wait_for(|status| status.caught_up || status.ended.is_some());
@@ -162,25 +162,25 @@ impl<F: Fold> Follower<F> {
         }
     }
 
-    /// Takes a snapshot now; if nothing is new since the newest one, that.
+    /// Takes a snapshot now. If nothing is new since the newest one, returns that one.
     ///
     /// # Errors
     ///
-    /// [`Error::NotTaken`], [`Error::Store`], or what the follower ended with.
+    /// [`Error::NotTaken`], [`Error::Store`], or the error that the follower ended with.
     pub async fn snapshot(&self) -> Result<SnapshotInfo, Error> {
         self.ask(Question::Snapshot).await?
     }
 
-    /// Stops, and gives the state back. A snapshot that is being taken comes to its end first.
+    /// Stops, and returns the state. A snapshot that is being taken is finished first.
     ///
     /// # Errors
     ///
-    /// What the follower ended with before.
+    /// The error that the follower ended with before.
     pub async fn close(self) -> Result<View<F>, Error> {
         self.ask(Question::Close).await
     }
 
-    /// Waits until it ends by itself, and says why.
+    /// Waits until it ends by itself, and returns why.
     pub async fn ended(&self) -> Error {
         let mut status = self.status.clone();
         let ended = status.wait_for(|status| status.ended.is_some()).await;

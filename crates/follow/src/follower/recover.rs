@@ -15,13 +15,13 @@ use crate::in_stream::others::Others;
 use crate::in_stream::restore::{self, Beginning};
 use crate::snapshot::{SnapshotInfo, Unusable};
 
-/// Longest wait for a store that fails while a follower is opened. A wrong key or bucket fails in the same
-/// way, and whoever waits for it wants to know.
+/// Longest wait for a store that fails while a follower is opened. A wrong key or bucket fails in the
+/// same way, and should be reported soon.
 const STORE_TIMEOUT: Duration = Duration::from_secs(5);
-/// How often the snapshots are listed, if new ones come while those that were listed are tried.
+/// How often the snapshots are listed, if new ones appear while the listed ones are tried.
 const MAX_LISTS: u32 = 5;
 
-/// A state, and where to go on.
+/// A state, and where to continue.
 #[derive(Debug)]
 pub(super) struct Recovered<F> {
     pub fold: F,
@@ -32,7 +32,7 @@ pub(super) struct Recovered<F> {
     pub cursor: u64,
     /// Records that were read already.
     pub met: Vec<SequencedRecord>,
-    /// Where to read on.
+    /// Where to continue reading.
     pub next: u64,
     /// Snapshots that were not used, and why.
     pub tried: Vec<String>,
@@ -40,7 +40,7 @@ pub(super) struct Recovered<F> {
     pub others: Others,
 }
 
-/// Restores the newest usable snapshot for the first time. A store that fails is asked again for a while:
+/// Restores the newest usable snapshot for the first time. A store that fails is retried for a while:
 /// every store refuses a request now and then.
 pub(super) async fn first<F: Fold>(parts: &Parts<F>) -> Result<Recovered<F>, Error> {
     let limit = parts.reading.patience;
@@ -67,7 +67,7 @@ pub(super) async fn recover<F: Fold>(parts: &Parts<F>) -> Result<Recovered<F>, E
     loop {
         let asked = identity(parts).await?;
         let listed = external.list().await?;
-        // Asked for after the list: what a snapshot covers was appended before it was put.
+        // Requested after the list: what a snapshot covers was appended before it was put.
         let tail = tail(parts).await?;
         let mut tried = Vec::new();
         let (initial, reading) = (&parts.initial, &parts.reading);
@@ -93,8 +93,8 @@ pub(super) async fn recover<F: Fold>(parts: &Parts<F>) -> Result<Recovered<F>, E
             return begun;
         }
         lists += 1;
-        // Meanwhile a newer one may have come, for the sake of which those that were listed, or the
-        // records, are gone; or a history was cut off, and those of the new one were not recognized.
+        // A newer snapshot may have been put meanwhile, after which the listed ones, or the records, were
+        // deleted. Or a history was cut off, and snapshots of the new one were not recognized.
         let is_known = |one: &Listed| listed.iter().any(|known| known.path == one.path);
         if external.list().await?.iter().all(is_known) && identity(parts).await? == asked {
             return begun;
@@ -102,8 +102,8 @@ pub(super) async fn recover<F: Fold>(parts: &Parts<F>) -> Result<Recovered<F>, E
     }
 }
 
-/// Restores a snapshot in place of a state that the stream does not go on from. `stuck` is the cursor of
-/// the one that was restored last, if the stream did not go on from there.
+/// Restores a snapshot in place of a state from which the stream does not continue. `stuck` is the cursor
+/// of the one that was restored last, if the stream did not continue from there.
 pub(super) async fn anew<F: Fold>(
     parts: Arc<Parts<F>>,
     stuck: Option<u64>,
@@ -113,7 +113,7 @@ pub(super) async fn anew<F: Fold>(
     if !is_external || stuck != Some(recovered.cursor) {
         return Ok(recovered);
     }
-    // The newest one does not reach what is left of the stream. The stream may begin with one.
+    // The newest one does not reach what is left of the stream. The stream itself may begin with one.
     let tried = vec![format!(
         "the newest one goes to {}, and the stream does not go back there",
         recovered.cursor
@@ -142,7 +142,7 @@ async fn in_stream<F: Fold>(
                 tried: more,
             }
         }
-        // To pass it over would not help: a snapshot of this fold could not be taken here.
+        // Passing it over would not help: a snapshot of this fold could not be taken here.
         Error::Unusable {
             snapshot,
             why: Unusable::OtherFold { theirs, ours },

@@ -1,4 +1,4 @@
-//! The task of a follower: it owns the state, reads, applies and tells.
+//! The task of a follower: it owns the state, reads, applies and publishes.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -22,21 +22,21 @@ use crate::options::MalformedRecords;
 use crate::snapshot::SnapshotInfo;
 use crate::snapshot::record::{self, Seen};
 
-/// How often it is looked whether a snapshot is due by time.
+/// Interval of the checks whether a snapshot is due by time.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
-/// How often the state is shown on the way to the tail.
+/// Interval at which the state is published on the way to the tail.
 const SHOW_EVERY: Duration = Duration::from_millis(100);
 /// Weight of a new measurement of how long a record takes.
 const WEIGHT: f64 = 0.1;
 
 /// What ends the task, or a connection.
 enum Stop {
-    /// Somebody closed it.
+    /// The follower was closed.
     Closed,
     Error(Error),
-    /// The connection is gone.
+    /// The connection was lost.
     Disconnected(EndpointError),
-    /// Records went before they were read, or a history was cut off.
+    /// Records were removed before they were read, or a history was cut off.
     Moved,
 }
 
@@ -65,7 +65,7 @@ pub(super) struct Run<F> {
     met_until: u64,
     /// Whether nothing was applied since a snapshot was restored.
     is_fresh: bool,
-    /// Where sequence numbers jumped last, and how long that was waited for.
+    /// Where sequence numbers jumped last, and the back-off for that jump.
     moved_at: Option<u64>,
     moving: Backoff,
     taking: SnapshotTask,
@@ -74,7 +74,7 @@ pub(super) struct Run<F> {
     /// Whether the tail was reached, and no snapshot of another fold was in the way.
     is_checked: bool,
     counted: Counted,
-    /// Those who wait for a snapshot, and up to where it has to go.
+    /// Callers that wait for a snapshot, each with the position that it has to reach.
     askers: Vec<(u64, oneshot::Sender<Result<SnapshotInfo, Error>>)>,
     closing: Option<oneshot::Sender<View<F>>>,
     questions: mpsc::Receiver<Question<F>>,
@@ -82,7 +82,7 @@ pub(super) struct Run<F> {
     view: Arc<watch::Sender<View<F>>>,
     updates: broadcast::Sender<Update>,
     shown_at: Instant,
-    /// When the piece before came, unless the tail was reached since.
+    /// When the previous piece arrived, unless the tail was reached since.
     piece_at: Option<Instant>,
     /// Seconds that a record takes on the way to the tail.
     per_record: Option<f64>,
@@ -143,7 +143,7 @@ impl<F: Fold> Run<F> {
         for (_, asker) in self.askers.drain(..) {
             let _ = asker.send(failed());
         }
-        // Answers after this say why there are none.
+        // Later questions are answered with this error.
         let ended = Some(error.clone());
         self.status.send_modify(|status| status.ended = ended);
         self.tell(Update::Ended(error.clone()));
@@ -158,7 +158,7 @@ impl<F: Fold> Run<F> {
     }
 
     fn tell(&self, update: Update) {
-        // Nobody has to listen.
+        // There may be no receiver.
         let _ = self.updates.send(update);
     }
 
@@ -166,7 +166,7 @@ impl<F: Fold> Run<F> {
         if let Some(info) = self.taking.newest().cloned() {
             self.tell(Update::Restored(Some(info)));
         }
-        // Once the state is there, a server is waited for for ever.
+        // Once the state is there, the wait for a server has no limit.
         let mut patience = Backoff::new(None);
         loop {
             let stop = self.connection(&mut patience).await;
@@ -181,7 +181,7 @@ impl<F: Fold> Run<F> {
                 Ok(()) => {}
                 Err(Stop::Closed) => return None,
                 Err(Stop::Error(error)) => return Some(error),
-                // It is tried again.
+                // These are retried.
                 Err(Stop::Disconnected(_) | Stop::Moved) => {}
             }
         }
@@ -214,7 +214,7 @@ impl<F: Fold> Run<F> {
         }
     }
 
-    /// Whether the stream was heard of.
+    /// Waits for the next event; returns whether it was an answer of the server.
     async fn step(
         &mut self,
         pieces: &mut BoxStream<'static, Result<Piece, EndpointError>>,
@@ -267,8 +267,8 @@ impl<F: Fold> Run<F> {
         Ok(())
     }
 
-    /// At the first tail: with a snapshot of another fold in the stream, none of this one could be taken
-    /// there.
+    /// Checks at the first tail for a snapshot of another fold in the stream: with one, none of this fold
+    /// could be taken there.
     async fn check_others(&mut self) -> Result<(), Stop> {
         self.is_checked = true;
         if !matches!(self.parts.snapshots, Snapshots::InStream) {
@@ -284,7 +284,7 @@ impl<F: Fold> Run<F> {
                 other: other.to_string(),
                 ours: meta.fold,
             })),
-            // Before each trim it is looked at again.
+            // Each trim checks this again.
             Err(Denied::Unknown(why)) => {
                 tracing::warn!(
                     stream = parts.endpoint.shown(),
@@ -296,7 +296,7 @@ impl<F: Fold> Run<F> {
         }
     }
 
-    /// How long records take, reading included, while they come as fast as they can.
+    /// Measures how long records take, reading included, while they arrive as fast as they can.
     fn measure(&mut self, records: u64, begun: Instant, at_tail: bool) {
         let now = Instant::now();
         let since = self.piece_at.replace(now);
@@ -312,7 +312,7 @@ impl<F: Fold> Run<F> {
         }
         let one = took.as_secs_f64() / records as f64;
         self.per_record = Some(match self.per_record {
-            // At the tail there is no telling what is waiting for others.
+            // At the tail, the time includes the wait for other writers.
             Some(before) if at_tail || since.is_none() => before,
             Some(before) => before + WEIGHT * (one - before),
             None => one,
@@ -325,8 +325,8 @@ impl<F: Fold> Run<F> {
             .map(|one| Duration::try_from_secs_f64(one * records).unwrap_or(Duration::MAX))
     }
 
-    /// Applies records that are next to each other. With `sparse`, those that are missing in between are
-    /// not for the fold.
+    /// Applies consecutive records. With `sparse`, those that are missing in between are not for the
+    /// fold.
     fn apply_all(&mut self, records: &[SequencedRecord], sparse: bool) -> Result<(), Stop> {
         for record in records {
             let seen = match record.headers.is_empty() {
@@ -361,8 +361,8 @@ impl<F: Fold> Run<F> {
         Ok(())
     }
 
-    /// Whether this is a snapshot of exactly what was applied, right behind the trim command that came with
-    /// it. The command is trimmed by itself, so nobody may ever see it.
+    /// Whether this is a snapshot of exactly what was applied, directly after the trim command that came
+    /// with it. The command is removed by its own trim, so it may never be read.
     fn is_behind_its_trim(&self, record: &SequencedRecord, seen: &Seen) -> bool {
         match seen {
             Seen::Single { meta, .. } => {
@@ -410,7 +410,7 @@ impl<F: Fold> Run<F> {
         }
     }
 
-    /// Lets others see where it stands.
+    /// Publishes the status and the state.
     fn show(&mut self, tail: Option<u64>) {
         let predicted = self.predicted();
         let since = self.taking.since().records;
@@ -446,7 +446,7 @@ impl<F: Fold> Run<F> {
 
     fn question(&mut self, question: Option<Question<F>>) -> Result<(), Stop> {
         match question {
-            // The handle is gone, and the task about to be.
+            // The handle was dropped, and the task is about to be.
             None => return Err(Stop::Closed),
             Some(Question::View(answer)) => {
                 let _ = answer.send(View {
@@ -529,7 +529,7 @@ impl<F: Fold> Run<F> {
         }
     }
 
-    /// Waits for the server, and looks whether it is the same stream that it has then.
+    /// Waits for the server, and checks whether it still has the same stream.
     async fn reconnect(&mut self, why: EndpointError, patience: &mut Backoff) -> Result<(), Stop> {
         self.status.send_modify(|status| {
             status.caught_up = false;
@@ -539,12 +539,12 @@ impl<F: Fold> Run<F> {
         self.wait(why, patience).await?;
         let was = self.ask_identity(patience).await?;
         let now = &self.identity;
-        // Whatever it holds now, it is not what this state was made of.
+        // This is another stream: the state was not built from it.
         let is_another = match (&was.created_at, &now.created_at) {
             (Some(then), Some(now)) => then != now,
             _ => false,
         };
-        // What was applied last may be what was lost: no snapshot of it must pass for one of this lineage.
+        // What was applied last may be what was lost: no snapshot of it may count as one of this lineage.
         let is_dead = match (&was.lineage, &now.lineage) {
             (Some(then), Some(lineage)) if then != lineage => {
                 now.shares(then).is_none_or(|shared| self.next > shared)
@@ -557,7 +557,7 @@ impl<F: Fold> Run<F> {
         }
     }
 
-    /// Asks which stream it is now; returns which it was.
+    /// Asks which stream it is now; returns which it was before.
     async fn ask_identity(&mut self, patience: &mut Backoff) -> Result<Identity, Stop> {
         let parts = self.parts.clone();
         loop {
@@ -575,7 +575,7 @@ impl<F: Fold> Run<F> {
         waited.map_err(Stop::Error)
     }
 
-    /// Answers questions while something takes its time.
+    /// Answers questions while `doing` runs.
     async fn meanwhile<T>(&mut self, doing: impl Future<Output = T>) -> Result<T, Stop> {
         let mut doing = std::pin::pin!(doing);
         loop {
@@ -592,12 +592,12 @@ impl<F: Fold> Run<F> {
         }
     }
 
-    /// Sequence numbers jumped, from the next one to a later.
+    /// Handles a jump of the sequence numbers, from the next one to a later one.
     async fn moved(&mut self) -> Result<(), Stop> {
         self.status.send_modify(|status| status.caught_up = false);
         let mut patience = Backoff::new(None);
         self.ask_identity(&mut patience).await?;
-        // Where a history was cut off, or an import passed numbers over, exactly behind what was applied,
+        // If a history was cut off, or an import passed numbers over, exactly after what was applied,
         // nothing is missing.
         if let Some(resumes_at) = self.identity.goes_on_at(self.next) {
             tracing::info!(
@@ -611,7 +611,7 @@ impl<F: Fold> Run<F> {
             return Ok(());
         }
         if self.moved_at.replace(self.next) == Some(self.next) {
-            // Nothing that is known explains it. Perhaps the server will.
+            // Nothing that is known explains the jump. The server may explain it later.
             let why = format!("sequence numbers jump behind {}, again", self.next);
             let mut moving = std::mem::replace(&mut self.moving, Backoff::new(None));
             let waited = self
@@ -625,7 +625,7 @@ impl<F: Fold> Run<F> {
         self.reopen().await
     }
 
-    /// Restores a snapshot in place of a state that the stream does not go on from.
+    /// Restores a snapshot in place of a state from which the stream does not continue.
     async fn reopen(&mut self) -> Result<(), Stop> {
         let parts = self.parts.clone();
         let stuck = self.is_fresh.then_some(self.next);
@@ -633,7 +633,7 @@ impl<F: Fold> Run<F> {
         let recovered = loop {
             let why = match self.meanwhile(recover::anew(parts.clone(), stuck)).await? {
                 Ok(recovered) => break recovered,
-                // It was there once. It is waited for for ever.
+                // The store worked before, so the wait for it has no limit.
                 Err(Error::Store { why, .. }) => EndpointError::Unavailable(why),
                 Err(Error::Endpoint { why, .. }) => why,
                 Err(error) => return Err(error.into()),

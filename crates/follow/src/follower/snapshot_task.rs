@@ -1,4 +1,4 @@
-//! When a snapshot is due, and how it is taken while records go on being applied.
+//! When a snapshot is due, and how it is taken while more records are applied.
 //!
 //! ```text
 //! due ─▶ clone of the state at the cursor ─▶ a task of its own: encode, append or put ─▶ taken
@@ -30,12 +30,13 @@ use crate::trim;
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 /// Longest pause after a failure.
 const MAX_PAUSE: Duration = Duration::from_secs(60);
-/// On the way to the tail one is taken so seldom: it is soon replaced.
+/// Interval of snapshots on the way to the tail, where each is soon replaced.
 const ON_THE_WAY: Duration = Duration::from_secs(30);
-/// How long after the tail was last reached a follower counts as being there: others keep appending.
+/// How long after it last reached the tail a follower counts as being there, because others keep
+/// appending.
 const NEAR: Duration = Duration::from_secs(1);
 
-/// What came since a snapshot.
+/// What was applied since a snapshot.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Since {
     pub records: u64,
@@ -113,7 +114,7 @@ impl SnapshotTask {
         self.near_tail = Some(Instant::now());
     }
 
-    /// The state was restored anew.
+    /// Begins again after the state was restored.
     pub fn begin_anew(&mut self, newest: Option<SnapshotInfo>) {
         self.tasks.abort_all();
         *self = SnapshotTask::new(newest, Since::default());
@@ -162,8 +163,8 @@ impl SnapshotTask {
         is_due || self.would_expire(identity, snapshots)
     }
 
-    /// Whether the stream's retention would soon take away what a recovery needs: the snapshot itself, if
-    /// it is in the stream, or what follows it.
+    /// Whether the stream's retention would soon remove what a recovery needs: the snapshot itself, if it
+    /// is in the stream, or what follows it.
     fn would_expire(&self, identity: &Identity, snapshots: &Snapshots) -> bool {
         let Some(retention) = identity.retention else {
             return false;
@@ -205,7 +206,7 @@ impl SnapshotTask {
         });
     }
 
-    /// Waits for the one that is being taken; for ever if there is none.
+    /// Waits for the one that is being taken; never returns if there is none.
     pub async fn outcome(&mut self) -> Outcome {
         match self.tasks.join_next().await {
             Some(Ok(outcome)) => outcome,
@@ -214,7 +215,7 @@ impl SnapshotTask {
         }
     }
 
-    /// What became of it.
+    /// Notes the outcome.
     pub fn note_outcome(&mut self, outcome: &Outcome) {
         match outcome {
             Outcome::Taken(info) => {
@@ -239,7 +240,7 @@ impl SnapshotTask {
     }
 }
 
-/// What a snapshot at a cursor says of itself.
+/// The description of a snapshot at a cursor.
 pub(super) fn describe<F: Fold>(
     parts: &Parts<F>,
     fold: &F,
@@ -285,8 +286,8 @@ async fn external<F: Fold>(parts: &Parts<F>, guard: &Guard, fold: F, meta: &Meta
         Ok(info) => info,
         Err(error) => return Outcome::Failed(error),
     };
-    // It is there. What follows is done again after the next one, should it fail. Of another history
-    // neither snapshots nor records are taken away.
+    // The snapshot is there. If what follows fails, it is done again after the next one. Of another
+    // history, neither snapshots nor records are removed.
     let identity = match trim::check(&*parts.endpoint, meta).await {
         Ok(identity) => identity,
         Err(error) => {
@@ -326,11 +327,11 @@ async fn harmless<F: Fold>(parts: &Parts<F>, guard: &Guard, meta: &Meta, to: u64
     }
 }
 
-/// How far ahead a time may be of this machine's clock and be of a clock that is well, milliseconds.
+/// How far a time may be ahead of this machine's clock, milliseconds, if both clocks are right.
 const CLOCK_TOLERANCE: u64 = 60_000;
 
-/// The age of a snapshot. One from the future, by a clock that was ahead, is as old as can be: it says
-/// nothing about how long the next one can wait.
+/// The age of a snapshot. One from the future, by a clock that was ahead, has the largest age: its time
+/// does not show how long the next one can wait.
 fn age(taken_at: u64, now: u64) -> Duration {
     match taken_at > now.saturating_add(CLOCK_TOLERANCE) {
         true => Duration::MAX,

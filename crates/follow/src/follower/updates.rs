@@ -1,4 +1,4 @@
-//! What a follower tells.
+//! What a follower publishes.
 
 use std::time::Duration;
 
@@ -9,32 +9,33 @@ use crate::snapshot::SnapshotInfo;
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Update {
-    /// A snapshot was restored: at the beginning, or because records went before they were read, or a
-    /// history was cut off. With none, the state was emptied, and is made of the whole stream again.
+    /// A snapshot was restored: at the beginning, because records were removed before they were read, or
+    /// because a history was cut off. With `None`, the state was emptied, and is built from the whole
+    /// stream again.
     Restored(Option<SnapshotInfo>),
-    /// Records were taken in.
+    /// Records were applied.
     Applied {
-        /// The first position that had not been.
+        /// The first position that was not applied before.
         from: u64,
-        /// The first that has not been now.
+        /// The first position that is not applied now.
         to: u64,
     },
-    /// Everything up to the tail is in the state. Comes again after each time that it was not.
+    /// Everything up to the tail is in the state. Sent again each time this becomes true again.
     CaughtUp {
         /// The next sequence number.
         tail: u64,
     },
     /// A snapshot was taken.
     SnapshotTaken(SnapshotInfo),
-    /// None was taken, and why. It is tried again.
+    /// No snapshot was taken, for this reason. It is tried again.
     SnapshotFailed(String),
-    /// So many updates were missed, because nobody took them.
+    /// This many updates were missed, because the receiver was too slow.
     Missed(u64),
     /// The follower has ended: closed, or with an error.
     Ended(Option<Error>),
 }
 
-/// A state, and up to where it goes.
+/// A state, and its cursor.
 #[derive(Clone, Debug)]
 pub struct View<F> {
     /// First position that is not in the state.
@@ -43,16 +44,16 @@ pub struct View<F> {
     pub state: F,
 }
 
-/// Where a follower stands.
+/// The status of a follower.
 #[derive(Clone, Debug, Default)]
 pub struct Status {
     /// First position that is not in the state.
     pub cursor: u64,
-    /// The next sequence number of the stream, as last heard.
+    /// The next sequence number of the stream, as last reported.
     pub tail: Option<u64>,
-    /// Whether the state had everything when the tail was last heard.
+    /// Whether the state had everything when the tail was last reported.
     pub caught_up: bool,
-    /// Records that the fold took in, since the follower was opened.
+    /// Records that the fold applied, since the follower was opened.
     pub applied: u64,
     /// Bytes of their bodies.
     pub bytes: u64,
@@ -60,7 +61,7 @@ pub struct Status {
     pub skipped: u64,
     /// Records since the newest snapshot's cursor, or the beginning.
     pub since_snapshot: u64,
-    /// How long it is predicted to take to replay them, as soon as anything was measured.
+    /// The predicted time to replay them, once anything was measured.
     pub predicted_replay: Option<Duration>,
     /// The newest snapshot that this follower restored or took.
     pub newest: Option<SnapshotInfo>,
@@ -72,7 +73,7 @@ pub struct Status {
     pub lost: u64,
     /// Why the last attempt failed, if it did.
     pub last_failure: Option<String>,
-    /// How often it was connected anew.
+    /// How often it reconnected.
     pub reconnects: u64,
     /// Why it ended, if it has.
     pub ended: Option<Option<Error>>,

@@ -1,7 +1,7 @@
 //! All snapshots in a stream, whole and torn.
 //!
-//! The stream is read once, from its head to the tail of that moment. Bodies are summed up and dropped;
-//! what is remembered is a line for each snapshot, of at most [`MAX_LISTED`] snapshots.
+//! The stream is read once, from its head to the tail of that moment. Bodies are added up and dropped;
+//! one entry is remembered for each snapshot, for at most [`MAX_LISTED`] snapshots.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -20,7 +20,7 @@ use crate::snapshot::pipe::Sum;
 use crate::snapshot::record::{self, Seen};
 use crate::snapshot::{Kind, Meta, SnapshotInfo};
 
-/// What a record costs beside its bytes, when time is divided between two kinds of them.
+/// The cost of a record beside its bytes, for dividing time between two kinds of records.
 const RECORD: f64 = 64.0;
 
 /// What was read, and how long it took.
@@ -31,7 +31,7 @@ pub(crate) struct Read {
     pub took: Duration,
 }
 
-/// What a stream has in it.
+/// What a stream contains.
 #[derive(Debug, Default)]
 pub(crate) struct Scanned {
     /// The first record that is there.
@@ -39,7 +39,7 @@ pub(crate) struct Scanned {
     /// In the order of the stream; the oldest are left out if they are too many.
     pub found: VecDeque<Inspected>,
     pub left_out: u64,
-    /// Records of snapshots whose beginning is not there, or that make no sense.
+    /// Records of snapshots whose beginning is missing, or that are malformed.
     pub strays: u64,
     /// Records of snapshots.
     pub snapshots: Read,
@@ -51,7 +51,7 @@ pub(crate) struct Scanned {
     pub before: Vec<u64>,
 }
 
-/// Reads a stream up to a tail. Marks are positions, in order; the answer has for each how many records
+/// Reads a stream up to a tail. Marks are positions, in order; the result has for each how many records
 /// for the fold are before it.
 ///
 /// # Errors
@@ -83,7 +83,7 @@ pub(crate) async fn scan(
                     scan.piece(&piece, since.elapsed());
                     since = Instant::now();
                     progress(scan.next.min(tail), tail);
-                    // Nothing more is there, or nothing more is wanted.
+                    // Nothing more is there, or nothing more is needed.
                     if piece.tail.is_some() || scan.next >= tail {
                         return Ok(scan.end());
                     }
@@ -99,7 +99,7 @@ pub(crate) async fn scan(
     Ok(scan.end())
 }
 
-/// A snapshot whose end did not come yet.
+/// A snapshot whose end was not read yet.
 struct Opening {
     id: Uuid,
     meta: Meta,
@@ -115,7 +115,7 @@ struct Scan<'a> {
     marks: &'a [u64],
     next: u64,
     assembly: Assembly,
-    /// The same that the assembly has.
+    /// The same ones that the assembly has.
     openings: Vec<Opening>,
     scanned: Scanned,
 }
@@ -204,7 +204,7 @@ impl Scan<'_> {
             }
             Fed::Torn(id, why) => {
                 if let Some(opening) = self.take(id) {
-                    // With all of its fragments there, it is the bytes that are wrong.
+                    // If all of its fragments are there, its bytes are wrong.
                     let standing = match seen {
                         Seen::Final { fragments, .. } if *fragments == opening.fragments => {
                             Standing::Damaged(why)
@@ -219,7 +219,7 @@ impl Scan<'_> {
         }
     }
 
-    /// Notes those that the assembly has given up for newer ones.
+    /// Notes those that the assembly dropped for newer ones.
     fn forgotten(&mut self) {
         let known: Vec<Uuid> = self.assembly.open().map(|(id, ..)| id).collect();
         let gone = self.openings.extract_if(.., |one| !known.contains(&one.id));
@@ -246,14 +246,14 @@ impl Scan<'_> {
         Some(self.openings.swap_remove(at))
     }
 
-    /// How a snapshot stands whose bytes are as they were.
+    /// The standing of a snapshot whose bytes are intact.
     fn standing(&self, meta: &Meta, position: u64) -> Standing {
         if meta.cursor > position {
             let why = "it says to cover what is behind it".to_owned();
             return Standing::Damaged(why);
         }
         let head = self.scanned.head.unwrap_or(position);
-        // Between the cursor and a single one is the trim command that came with it.
+        // Between the cursor and a single record is the trim command that was appended with it.
         let is_head = position == head && meta.cursor + 1 == position;
         Standing::of(meta, self.identity, if is_head { 0 } else { head })
     }
@@ -264,7 +264,7 @@ impl Scan<'_> {
         self.found(Kind::Framed, at, meta, *bytes, standing);
     }
 
-    /// Notes one that begins at a position, behind so many records for the fold.
+    /// Notes a snapshot that begins at a position, after this many records for the fold.
     fn found(
         &mut self,
         kind: Kind,

@@ -1,11 +1,11 @@
 //! Snapshots of other folds in the stream, and the trims that would destroy them.
 //!
-//! Whoever follows a stream with another fold needs its newest snapshot and the records behind its
-//! cursor. A trim removes both for everybody, so a trim is refused as long as such a snapshot would be
-//! of no use afterwards.
+//! A reader of the stream with another fold needs that fold's newest snapshot and the records after its
+//! cursor. A trim removes both for everybody, so a trim is refused if such a snapshot would be of no use
+//! afterwards.
 //!
-//! [`Others`] is what is known: the follower feeds it every record that it reads, once. [`Guard`] shares
-//! it with the task that takes a snapshot, which asks before each trim.
+//! [`Others`] is what is known: the follower passes in every record that it reads, once. [`Guard`] shares
+//! it with the task that takes a snapshot, which checks before each trim.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -50,7 +50,7 @@ impl Others {
         }
     }
 
-    /// Takes in a record; one that was taken in before is ignored.
+    /// Notes a record; one that was noted before is ignored.
     pub fn feed(&mut self, ours: &str, identity: &Identity, record: &SequencedRecord, seen: &Seen) {
         if record.seq_num < self.next {
             return;
@@ -80,11 +80,11 @@ impl Others {
     }
 
     fn note(&mut self, kind: Kind, position: u64, meta: &Meta, identity: &Identity) {
-        // One of another stream or of a stale lineage is of no use to anybody.
+        // A snapshot of another stream or of a stale lineage is of no use.
         if meta.of_stream(identity).is_err() {
             return;
         }
-        // A single record right behind its trim command is usable as the head.
+        // A single record directly after its trim command is usable as the head.
         let is_next = kind == Kind::Single && meta.cursor + 1 == position;
         let fold: String = meta.fold.chars().take(MAX_NAME).collect();
         self.insert(OtherFold {
@@ -112,18 +112,18 @@ impl Others {
         self.next = self.next.max(position);
     }
 
-    /// The one that allows the least to be trimmed.
+    /// The snapshot that allows the least to be trimmed.
     fn first(&self) -> Option<&OtherFold> {
         self.newest.values().min_by_key(|other| other.trimmable)
     }
 }
 
-/// Why it is not known whether a trim is harmless, or that it is not.
+/// Why a trim is not allowed: it does harm, or it is not known whether it does.
 #[derive(Debug)]
 pub enum Denied {
-    /// It would destroy this one.
+    /// It would destroy this snapshot.
     OtherFold(Box<OtherFold>),
-    /// The stream could not be looked at.
+    /// The stream could not be read.
     Unknown(String),
 }
 
@@ -146,8 +146,8 @@ impl Guard {
         self.known.send_modify(change);
     }
 
-    /// Whether the stream may be trimmed to a position, given that it ends at a tail. Waits until the
-    /// follower has read up to there.
+    /// Checks whether the stream may be trimmed to a position, given that it ends at a tail. Waits until
+    /// the follower has read up to there.
     ///
     /// # Errors
     ///
@@ -193,13 +193,13 @@ impl Guard {
         if self.known.borrow().first().is_none() {
             return Ok(None);
         }
-        // Somebody may have trimmed them away.
+        // Others may have trimmed them away.
         let head = head(endpoint).await?;
         self.update(|known| known.newest.retain(|_, other| head <= other.trimmable));
         Ok(self.known.borrow().first().cloned())
     }
 
-    /// Reads what the follower did not: what was before its snapshot's cursor.
+    /// Reads what the follower did not read: what was before its snapshot's cursor.
     async fn read_all(
         &self,
         endpoint: &dyn Endpoint,

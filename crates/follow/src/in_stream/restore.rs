@@ -1,12 +1,12 @@
-//! The way back from a snapshot within the stream.
+//! Finds a snapshot within the stream, and restores it.
 //!
-//! A reader begins at the head and goes on until it has met a whole snapshot that reaches back to the
-//! head. What it meets before: data that the snapshot covers, torn snapshots, the trim command. What it
-//! meets after the snapshot's cursor is kept for the fold, up to [`KEPT`] bytes; beyond, it is read
+//! A reader begins at the head and continues until it has read a whole snapshot that reaches back to the
+//! head. Before that it reads data that the snapshot covers, torn snapshots and the trim command. What it
+//! reads after the snapshot's cursor is kept for the fold, up to [`KEPT`] bytes; beyond that, it is read
 //! again.
 //!
-//! Fragments are restored while they are read. If several snapshots are interleaved, one is restored
-//! that way; should another one be whole first, that is read again.
+//! Fragments are restored while they are read. If several snapshots are interleaved, one is restored that
+//! way; if another one is whole first, that one is read again.
 
 use futures::StreamExt as _;
 use s2_sdk::types::SequencedRecord;
@@ -25,22 +25,22 @@ use crate::snapshot::{Kind, Meta, SnapshotInfo, Totals};
 
 /// Most bytes of records between fragments that are kept for the fold.
 pub const KEPT: usize = 8 << 20;
-/// How often the head may move away under a reader before it gives up: each time a snapshotter has
-/// trimmed meanwhile, hence a newer snapshot is there.
+/// How often the head may move past a reader before it gives up: each time a snapshotter has trimmed
+/// meanwhile, so there is a newer snapshot.
 const MAX_MOVES: u32 = 20;
 
-/// A state, and where to go on.
+/// A state, and where to continue.
 #[derive(Debug)]
 pub struct Found<F> {
     /// As of the snapshot's cursor.
     pub fold: F,
     /// The snapshot.
     pub info: SnapshotInfo,
-    /// Records from the cursor on that were met on the way.
+    /// Records from the cursor on that were read on the way.
     pub met: Vec<SequencedRecord>,
     /// The position after them.
     pub resume: u64,
-    /// Snapshots of other folds that were met.
+    /// Snapshots of other folds that were read.
     pub others: Others,
 }
 
@@ -55,12 +55,12 @@ pub enum Beginning<F> {
 
 enum Scanned<F> {
     Beginning(Beginning<F>),
-    /// Records went while they were being read.
+    /// Records were removed while they were being read.
     Moved,
 }
 
-/// Finds the first usable snapshot from the head on. If records go or a history is cut off while they are
-/// read, the identity is asked for anew.
+/// Finds the first usable snapshot from the head on. If records are removed or a history is cut off while
+/// they are read, the identity is requested again.
 ///
 /// # Errors
 ///
@@ -97,7 +97,7 @@ pub async fn find<F: Fold>(
                 });
             }
             Err(Stopped::Error(error @ Error::HistoryGone { .. })) => {
-                // Perhaps a history was cut off since the identity was asked for, and a snapshot of the
+                // A history may have been cut off since the identity was requested, and a snapshot of the
                 // new one was not recognized.
                 let now = ask(endpoint, &mut patience).await?;
                 if now == *identity || moves == MAX_MOVES {
@@ -141,7 +141,7 @@ struct Scan<'a, F> {
     tried: Vec<String>,
 }
 
-/// Records that were met, if they are not too many.
+/// Records that were read, if they are not too many.
 #[derive(Default)]
 struct Met {
     records: Vec<SequencedRecord>,
@@ -279,7 +279,7 @@ impl<F: Fold> Scan<'_, F> {
         }
     }
 
-    /// Whether a fork explains that this comes next.
+    /// Whether a fork explains that `found` comes next.
     fn goes_on(&self, next: u64, found: u64) -> bool {
         self.identity.goes_on_at(next) == Some(found)
     }
@@ -293,7 +293,7 @@ impl<F: Fold> Scan<'_, F> {
     }
 
     fn note(&mut self, position: u64, why: &str) {
-        /// More would be no help to whoever reads them.
+        /// More would not help the reader of the message.
         const MOST: usize = 10;
         tracing::warn!(
             stream = self.endpoint.shown(),
@@ -302,13 +302,13 @@ impl<F: Fold> Scan<'_, F> {
             "a snapshot is passed over"
         );
         let why = format!("the one at {position}: {why}");
-        // Of one in many records it is noted at its beginning and at its end.
+        // A snapshot in many records is noted at its beginning and at its end.
         if self.tried.len() < MOST && !self.tried.contains(&why) {
             self.tried.push(why);
         }
     }
 
-    /// Whether it may be restored; if not, it is noted or ends the search.
+    /// Checks whether a snapshot may be restored. If not, it is noted or ends the search.
     fn usable(&mut self, position: u64, meta: &Meta) -> Result<(), Option<Stopped>> {
         let fold = self.initial;
         match meta.usable(fold.name(), fold.version(), self.identity) {
@@ -338,7 +338,7 @@ impl<F: Fold> Scan<'_, F> {
             self.note(position, "it says to cover what is behind it");
             return Ok(None);
         }
-        // Between the cursor and the snapshot is the trim command that came with it.
+        // Between the cursor and the snapshot is the trim command that was appended with it.
         let is_head = position == head && meta.cursor + 1 == position;
         if meta.cursor < head && !is_head {
             return Ok(None);
@@ -420,7 +420,7 @@ impl<F: Fold> Scan<'_, F> {
                 }
             }
             if piece.tail.is_some() && next <= whole.last {
-                // It was there: its end was cut off meanwhile.
+                // It was there before: its end was cut off meanwhile.
                 return Ok(None);
             }
         }
@@ -447,8 +447,8 @@ fn info(kind: Kind, position: u64, meta: &Meta, totals: &Totals) -> SnapshotInfo
 }
 
 fn found<F>(fold: F, info: SnapshotInfo, met: Met, others: Others, position: u64) -> Beginning<F> {
-    // A single one has nothing but its own trim command between its cursor and itself. There is no
-    // reading that again: it is gone.
+    // A single record has nothing but its own trim command between its cursor and itself. The command is
+    // gone and cannot be read again.
     let is_next = info.kind == Kind::Single && !info.anchored;
     let (met, resume) = match is_next && met.overflowed {
         true => (Vec::new(), position + 1),

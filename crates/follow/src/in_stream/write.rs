@@ -1,7 +1,7 @@
 //! Taking a snapshot within the stream.
 //!
-//! An answer that got lost is not a failure: with a condition, the place where the snapshot would be is
-//! looked at, and it is ours if it carries our id. Without one, another attempt does no harm.
+//! A lost answer is not a failure. With a condition, the position where the snapshot would be is read,
+//! and the snapshot is ours if it has our id. Without one, another attempt does no harm.
 
 use std::time::Duration;
 
@@ -21,11 +21,11 @@ use crate::trim;
 
 /// Attempts of one append whose answer is unknown.
 const ATTEMPTS: u32 = 5;
-/// Pause between them, growing by as much.
+/// Pause between them; it grows by as much.
 const PAUSE: Duration = Duration::from_millis(100);
-/// Longest look at what is at a position.
+/// Longest read of what is at a position.
 const LOOK: Duration = Duration::from_secs(20);
-/// Fragments on their way into the append session.
+/// Fragments that wait for the append session.
 const WAITING: usize = 2;
 
 /// Why none was taken.
@@ -55,8 +55,8 @@ impl NotTaken {
     }
 }
 
-/// Appends a snapshot of a state whose cursor is in the description. With `anchored`, wherever it
-/// comes to be.
+/// Appends a snapshot of a state whose cursor is in the description. With `anchored`, it is appended at
+/// any position.
 ///
 /// # Errors
 ///
@@ -68,7 +68,7 @@ pub async fn take<F: Fold>(
     meta: &Meta,
     anchored: bool,
 ) -> Result<SnapshotInfo, NotTaken> {
-    // What is before the cursor was read. Of what comes after it, each trim below looks.
+    // What is before the cursor was read. Each trim below checks what comes after it.
     let allowed = guard.check(endpoint, meta, meta.cursor, meta.cursor).await;
     allowed.map_err(|why| NotTaken::append_failed(trim::denied(why)))?;
     let mut chunks = pipe::write(fold, meta);
@@ -105,12 +105,12 @@ impl SnapshotTask<'_> {
         let snapshot = snapshot.map_err(NotTaken::failed)?;
         let position = if self.anchored {
             // Trimmed to the cursor only: what is between it and the snapshot is not covered. The command
-            // comes first, so that a snapshot right behind its cursor's record never is one of these.
+            // comes first, so that no anchored snapshot directly follows a record that it does not cover.
             let batch = vec![record::trim_record(cursor), snapshot];
             let appended = trim::append(self.endpoint, self.guard, self.meta, cursor, batch).await;
             appended.map_err(NotTaken::append_failed)? + 1
         } else {
-            // Both or none: the command is gone by itself as soon as it is there.
+            // Both or none are appended. The trim removes its own command at once.
             let batch = vec![record::trim_record(cursor + 1), snapshot];
             self.append(batch, Some((cursor, cursor + 1))).await? + 1
         };
@@ -137,7 +137,7 @@ impl SnapshotTask<'_> {
                 let fragment = record::fragment_record(self.id, index, None, body);
                 let fragment = fragment.map_err(NotTaken::failed)?;
                 if batches.send(vec![fragment]).await.is_err() {
-                    // The session has ended: it says why.
+                    // The session has ended, and reports why.
                     return Ok(None);
                 }
                 index += 1;
@@ -156,7 +156,7 @@ impl SnapshotTask<'_> {
         let Some(totals) = totals else {
             return Err(NotTaken::failed("the append session ended early"));
         };
-        // Everything is durable now, and only now the records before the cursor may go.
+        // The records before the cursor may be removed only when the whole snapshot is durable.
         let trim = vec![record::trim_record(cursor)];
         let trimmed = trim::append(self.endpoint, self.guard, self.meta, cursor, trim).await;
         if let Err(AppendFailed::OtherFold(other)) = trimmed {
@@ -184,8 +184,8 @@ impl SnapshotTask<'_> {
         }
     }
 
-    /// Appends a batch; with a condition, at a sequence number, and the snapshot's record is then at the
-    /// other.
+    /// Appends a batch. With a condition, it is appended only at the first sequence number, and the
+    /// snapshot's record is then at the second.
     async fn append(
         &self,
         batch: Vec<AppendRecord>,
@@ -210,7 +210,7 @@ impl SnapshotTask<'_> {
                     return Err(NotTaken::Lost { tail: *tail });
                 }
                 (AppendFailed::Elsewhere { tail }, Some((at, place))) => {
-                    // Perhaps an earlier attempt is what is there.
+                    // What is there may be an earlier attempt.
                     return match self.is_ours(place, *tail).await? {
                         true => Ok(at),
                         false => Err(NotTaken::Lost { tail: *tail }),
@@ -242,7 +242,7 @@ impl SnapshotTask<'_> {
                     return Ok(record.seq_num == place && ours);
                 }
                 if piece.tail.is_some() {
-                    // Trimmed by somebody who came later.
+                    // A later snapshotter trimmed it.
                     return Ok(false);
                 }
             }

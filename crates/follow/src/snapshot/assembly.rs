@@ -1,12 +1,12 @@
 //! Whole and torn snapshots among the records of a stream.
 //!
 //! Records come in the order of the stream, and each is passed in once. Fragments of several snapshots
-//! may be interleaved, with each other and with data; a batch may have landed twice. A snapshot is
-//! whole when its final marker comes after every one of its fragments in order, and they add up to what
-//! the marker says. Whatever else happens to it, it is torn, and never heard of again.
+//! may be interleaved, with each other and with data; a batch may have been appended twice. A snapshot is
+//! whole when its final marker comes after every one of its fragments in order, and they add up to the
+//! totals of the marker. Otherwise it is torn, and is not reported again.
 //!
-//! Bodies are not kept. Of a snapshot that is not whole yet, some [`KEPT`] bytes are remembered, of at
-//! most [`MAX_OPEN`] snapshots; the one that has been silent for longest is forgotten for a new one.
+//! Bodies are not kept. For a snapshot that is not whole yet, some [`KEPT`] bytes are remembered, for at
+//! most [`MAX_OPEN`] snapshots. A new one replaces the one whose last fragment is the oldest.
 
 use std::collections::VecDeque;
 
@@ -19,10 +19,10 @@ use super::record::Seen;
 /// Snapshots that are followed at a time. Two snapshotters at once are usual in a rolling update, and
 /// each may have left a torn one.
 pub const MAX_OPEN: usize = 8;
-/// Roughly: the state of the checksum, and the description.
+/// Approximate bytes: the state of the checksum, and the description.
 pub const KEPT: usize = 2048;
 
-/// A snapshot that is whole, its bytes not looked at.
+/// A snapshot that is whole; its bytes were not checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Whole {
     /// Its id.
@@ -52,7 +52,7 @@ pub enum Fed {
     Whole(Box<Whole>),
     /// It will never be whole.
     Torn(Uuid, String),
-    /// It belongs to nothing that is known.
+    /// It belongs to no known snapshot.
     Ignored(String),
 }
 
@@ -68,12 +68,12 @@ struct Open {
 /// Snapshots that are not whole yet.
 #[derive(Debug, Default)]
 pub struct Assembly {
-    /// The one that was silent for longest comes first.
+    /// In the order of their last fragments, the oldest first.
     open: VecDeque<Open>,
 }
 
 impl Assembly {
-    /// Takes in the record at a position.
+    /// Processes the record at a position.
     pub fn feed(&mut self, position: u64, seen: &Seen, body: &[u8]) -> Fed {
         match seen {
             Seen::Fragment {

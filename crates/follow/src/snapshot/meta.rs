@@ -1,4 +1,4 @@
-//! What a snapshot says of itself, and whether it may be used.
+//! The description of a snapshot, and whether the snapshot may be used.
 
 use std::fmt;
 
@@ -10,7 +10,7 @@ use crate::identity::Identity;
 
 /// The version of the formats in this crate.
 pub const FORMAT: u32 = 1;
-/// Most bytes of a description: it is read before anything in it can be believed.
+/// Most bytes of a description: it is read before anything in it can be verified.
 pub const MAX_META: usize = 16 * 1024;
 
 /// How the state's bytes are encoded.
@@ -46,7 +46,7 @@ impl fmt::Display for Kind {
     }
 }
 
-/// What a snapshot says of itself before its bytes.
+/// The description of a snapshot, before its bytes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Meta {
     /// [`FORMAT`].
@@ -57,10 +57,10 @@ pub struct Meta {
     pub fold_version: u32,
     /// First sequence number that is *not* covered.
     pub cursor: u64,
-    /// When the stream was created, as the server says it.
+    /// When the stream was created, as the server reports it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub created_at: Option<String>,
-    /// The lineage of the stream's history, where there is such a thing.
+    /// The lineage of the stream's history, if the server reports one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lineage: Option<String>,
     /// Milliseconds since the epoch.
@@ -69,12 +69,12 @@ pub struct Meta {
     pub encoding: Encoding,
 }
 
-/// What a snapshot says of itself behind its bytes.
+/// The totals of a snapshot, after its bytes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Totals {
     /// Bytes, as they are kept.
     pub bytes: u64,
-    /// xxh3-128 of the description and of them, 32 hexadecimal digits.
+    /// xxh3-128 of the description and the bytes, 32 hexadecimal digits.
     pub xxh3: String,
 }
 
@@ -89,7 +89,7 @@ pub struct SnapshotInfo {
     pub cursor: u64,
     /// Bytes, as they are kept.
     pub bytes: u64,
-    /// Milliseconds since the epoch; `None` if it does not say. As JSON also as a time, in RFC 3339.
+    /// Milliseconds since the epoch; `None` if it is not known. In JSON also as a time, in RFC 3339.
     #[serde(flatten, serialize_with = "times")]
     pub taken_at: Option<u64>,
     /// Whether it was appended without a condition, because others kept appending in between.
@@ -124,7 +124,7 @@ pub enum Unusable {
     OtherFold {
         /// Its fold.
         theirs: String,
-        /// The one that wants to read it.
+        /// The fold that was to restore it.
         ours: String,
     },
     /// Written by a newer version of the fold.
@@ -136,7 +136,7 @@ pub enum Unusable {
         fold: String,
         /// Its version.
         theirs: u32,
-        /// The one that wants to read it.
+        /// The version that was to restore it.
         ours: u32,
     },
     /// Of a newer format.
@@ -170,7 +170,7 @@ pub enum Unusable {
         /// The stream's tail.
         tail: u64,
     },
-    /// Its bytes or its description are not what they have to be.
+    /// Its bytes or its description are not the ones that were written.
     #[error("it is damaged: {0}")]
     Damaged(String),
     /// It is no snapshot of ours.
@@ -183,8 +183,8 @@ fn left(shared: &Option<u64>) -> String {
 }
 
 impl Unusable {
-    /// Whether it says that something is wrong with the setting, and not just with the snapshot: then the
-    /// follower stops, unless it was chosen to pass over such ones.
+    /// Whether something may be wrong with the settings, and not just with the snapshot: then the
+    /// follower stops, unless passing over such snapshots was chosen.
     pub fn wants_a_decision(&self) -> bool {
         let passed = matches!(
             self,
@@ -195,12 +195,12 @@ impl Unusable {
 }
 
 impl Meta {
-    /// As it is written.
+    /// The description as JSON.
     pub fn to_json(&self) -> Vec<u8> {
         serde_json::to_vec(self).expect("strings and numbers")
     }
 
-    /// Whether a fold may restore it, as what the stream is now.
+    /// Checks whether a fold may restore it, given what the stream is now.
     ///
     /// # Errors
     ///
@@ -225,7 +225,7 @@ impl Meta {
         self.of_stream(identity)
     }
 
-    /// Whether it is of this stream, and of a history that is still there.
+    /// Checks whether it is of this stream, and of a history that still exists.
     ///
     /// # Errors
     ///

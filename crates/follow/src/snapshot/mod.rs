@@ -2,8 +2,8 @@
 //!
 //! | module | what it holds |
 //! |---|---|
-//! | [`meta`] | what a snapshot says of itself, and whether it may be used |
-//! | [`pipe`] | the state on its way to bytes and back: checksum, compression, threads |
+//! | [`meta`] | the description of a snapshot, and whether the snapshot may be used |
+//! | [`pipe`] | turning the state into bytes and back: checksum, compression, threads |
 //! | [`object`] | a snapshot as an object: its first and its last bytes |
 //! | [`OtherFold`] | a snapshot of another fold, which a trim must not destroy |
 //! | [`record`] | a snapshot as records: their headers |

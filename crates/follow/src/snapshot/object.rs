@@ -1,6 +1,6 @@
-//! A snapshot as an object: a description, the state's bytes, and what they add up to.
+//! A snapshot as an object: a description, the state's bytes, and their totals.
 //!
-//! The three are so arranged that usual tools read the state:
+//! The three are arranged so that common tools can read the state:
 //!
 //! | encoding | first | then | last |
 //! |---|---|---|---|
@@ -10,7 +10,8 @@
 //! `zstd -d` skips skippable frames; lines are JSON documents of their own, so that `jq` shows
 //! description, state and totals of a JSON state.
 //!
-//! The totals have a fixed length, hence so has everything but the state once the description is read.
+//! The totals have a fixed length. So once the description is read, the length of everything but the
+//! state is known.
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
@@ -19,7 +20,7 @@ use super::meta::{Encoding, MAX_META, Meta, Totals};
 
 /// Magic number of the skippable frames used here (RFC 8878, 3.1.2: 0x184D2A50 to 5F).
 const SKIPPABLE: u32 = 0x184D_2A5E;
-/// Bytes that a description has before it, in a skippable frame.
+/// Bytes before a description in a skippable frame.
 const FRAME_HEAD: usize = 8;
 /// What a line with a description begins with.
 const LINE_HEAD: &[u8] = b"{\"esker_snapshot\":";
@@ -91,7 +92,7 @@ fn framed(json: &[u8]) -> Bytes {
 /// What an object begins with.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Begins {
-    /// A description, of so many bytes.
+    /// A description, and its length in bytes.
     With(Box<Meta>, usize),
     /// Something else: no snapshot of this library.
     Otherwise,

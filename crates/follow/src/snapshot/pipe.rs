@@ -1,11 +1,11 @@
-//! The state on its way to bytes and back: checksum, compression, threads.
+//! Turns the state into bytes and back: checksum, compression, threads.
 //!
 //! ```text
 //! fold.snapshot ─▶ zstd ─▶ checksum, count ─▶ chunks ──(at most 4 wait)──▶ records or an object
 //! fold.restore  ◀─ zstd ◀─ checksum, count ◀─ chunks ◀─(at most 4 wait)── records or an object
 //! ```
 //!
-//! The fold's side runs on a thread where blocking is fine. What waits between the two is bounded by
+//! The fold runs on a thread where blocking is fine. What waits between the two sides is bounded by
 //! [`WAITING`] chunks of at most [`CHUNK`] bytes, however large the state is.
 
 use std::io::{self, Read, Write};
@@ -27,7 +27,7 @@ const LEVEL: i32 = 3;
 /// log2 of the largest window that is read, which is memory of the reader: 8 MiB.
 const WINDOW_LOG: u32 = 23;
 
-/// Counts bytes, and the checksum of a description and of them.
+/// Counts bytes, and computes the checksum of a description and of them.
 #[derive(Clone)]
 pub struct Sum {
     bytes: u64,
@@ -57,7 +57,7 @@ impl Sum {
         sum
     }
 
-    /// Takes in more.
+    /// Adds bytes.
     pub fn update(&mut self, bytes: &[u8]) {
         self.bytes += bytes.len() as u64;
         self.xxh3.update(bytes);
@@ -68,7 +68,7 @@ impl Sum {
         self.bytes
     }
 
-    /// All of it.
+    /// The totals of what was added.
     pub fn totals(&self) -> Totals {
         Totals {
             bytes: self.bytes,
@@ -84,12 +84,12 @@ pub struct Chunks {
 }
 
 impl Chunks {
-    /// The next one; `None` at the end, or if the fold fails: [`Chunks::totals`] tells.
+    /// The next one; `None` at the end, or if the fold fails: [`Chunks::totals`] returns the error.
     pub async fn next(&mut self) -> Option<Bytes> {
         self.chunks.recv().await
     }
 
-    /// What was written, after the last chunk.
+    /// The totals of what was written, after the last chunk.
     ///
     /// # Errors
     ///
@@ -102,7 +102,7 @@ impl Chunks {
     }
 }
 
-/// Writes a state on a thread of its own, as its description says.
+/// Writes a state on a thread of its own, encoded as its description defines.
 pub fn write<F: Fold>(fold: F, meta: &Meta) -> Chunks {
     let (sender, chunks) = mpsc::channel(WAITING);
     let (encoding, sum) = (meta.encoding, Sum::of(meta));
@@ -151,7 +151,7 @@ impl Write for Outlet {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let taken = bytes.len().min(CHUNK - self.chunk.len());
         if self.chunk.capacity() < CHUNK && self.sum.bytes() > 0 {
-            // At once, not by doubling: all but the last are full.
+            // At once, not by doubling: all chunks but the last are full.
             self.chunk.reserve(CHUNK);
         }
         self.chunk.extend_from_slice(&bytes[..taken]);
@@ -180,7 +180,7 @@ impl<F: Fold> Restoring<F> {
         Restoring::begin(fold, meta.encoding, Sum::of(meta))
     }
 
-    /// The same of one without a description.
+    /// The same for a state without a description.
     pub fn plain(fold: F, encoding: Encoding) -> Restoring<F> {
         Restoring::begin(fold, encoding, Sum::default())
     }
@@ -202,7 +202,7 @@ impl<F: Fold> Restoring<F> {
                     decoder.and_then(|mut decoder| fold.restore(&mut decoder))
                 }
             };
-            // What the fold left unread has to be let in, or the checksum cannot be told.
+            // What the fold left unread has to be read for the checksum.
             io::copy(&mut inlet, &mut io::sink())?;
             restored.map(|()| fold)
         });
@@ -213,14 +213,14 @@ impl<F: Fold> Restoring<F> {
         }
     }
 
-    /// The next bytes, of any number.
+    /// Adds the next bytes, any number of them.
     pub async fn push(&mut self, chunk: Bytes) {
         self.sum.update(&chunk);
-        // A fold that panicked takes no more: the end tells.
+        // A fold that panicked takes no more: `finish` returns the error.
         let _ = self.sender.send(chunk).await;
     }
 
-    /// The state, if its bytes are what they were.
+    /// The state, if its bytes match the totals.
     ///
     /// # Errors
     ///
@@ -245,11 +245,11 @@ impl<F: Fold> Restoring<F> {
         }
     }
 
-    /// As [`Restoring::finish`], for bytes of which nobody told a checksum.
+    /// The same as [`Restoring::finish`], for bytes whose checksum is not known.
     ///
     /// # Errors
     ///
-    /// What the fold says.
+    /// What the fold reports.
     pub async fn finish_unchecked(self) -> Result<F, String> {
         let totals = self.sum.totals();
         self.finish(&totals).await

@@ -1,4 +1,4 @@
-//! A snapshot as records of its stream: which header says what.
+//! A snapshot as records of its stream: its headers and their values.
 //!
 //! | header | in | value |
 //! |---|---|---|
@@ -9,8 +9,8 @@
 //! | `esker-snapshot-totals` | `single`, `final` | fragments, bytes, checksum, JSON |
 //!
 //! Bodies are the state's bytes, as they are encoded; that of the final marker is empty. A record with
-//! the first header is never given to the fold, whatever else is wrong with it: it takes a position,
-//! and that is all.
+//! the first header is never passed to the fold, whatever else is wrong with it: it only takes a
+//! position.
 
 use bytes::Bytes;
 use s2_sdk::types::{AppendRecord, CommandRecord, Header, SequencedRecord};
@@ -25,7 +25,7 @@ const INDEX: &str = "esker-snapshot-index";
 const META: &str = "esker-snapshot-meta";
 const TOTALS: &str = "esker-snapshot-totals";
 
-/// What a record is to somebody who follows its stream.
+/// What a record means to a reader of its stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Seen {
     /// A record for the fold.
@@ -34,32 +34,32 @@ pub enum Seen {
     Command,
     /// A whole snapshot.
     Single {
-        /// Of the snapshot.
+        /// The id of the snapshot.
         id: Uuid,
         /// Its description.
         meta: Box<Meta>,
         /// What the body has to add up to.
         totals: Totals,
     },
-    /// A piece of one.
+    /// A fragment of a snapshot.
     Fragment {
-        /// Of the snapshot.
+        /// The id of the snapshot.
         id: Uuid,
-        /// Its place.
+        /// Its index among the fragments.
         index: u64,
         /// The description, with index 0.
         meta: Option<Box<Meta>>,
     },
-    /// The end of one.
+    /// The final marker of a snapshot.
     Final {
-        /// Of the snapshot.
+        /// The id of the snapshot.
         id: Uuid,
-        /// How many there are before.
+        /// How many fragments come before it.
         fragments: u64,
         /// What their bodies have to add up to.
         totals: Totals,
     },
-    /// It says that it is of a snapshot, and makes no sense.
+    /// It has headers of a snapshot, and is malformed.
     Malformed(String),
 }
 
@@ -160,7 +160,7 @@ pub fn single_record(id: Uuid, meta: &Meta, totals: &Totals, body: Bytes) -> Mad
     made(headers, body)
 }
 
-/// A piece of one.
+/// A fragment of a snapshot.
 pub fn fragment_record(id: Uuid, index: u64, meta: Option<&Meta>, body: Bytes) -> Made {
     let mut headers = vec![
         Header::new(KIND, "fragment"),
@@ -171,7 +171,7 @@ pub fn fragment_record(id: Uuid, index: u64, meta: Option<&Meta>, body: Bytes) -
     made(headers, body)
 }
 
-/// The end of one.
+/// The final marker of a snapshot.
 pub fn final_record(id: Uuid, fragments: u64, totals: &Totals) -> Made {
     let headers = vec![
         Header::new(KIND, "final"),
@@ -186,7 +186,7 @@ pub fn trim_record(to: u64) -> AppendRecord {
     CommandRecord::trim(to).into()
 }
 
-/// A record, or why there can be none: a description that is too long.
+/// A record, or why it cannot be built: a description that is too long.
 pub type Made = Result<AppendRecord, String>;
 
 fn made(headers: Vec<Header>, body: Bytes) -> Made {

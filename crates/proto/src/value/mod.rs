@@ -1,14 +1,14 @@
 //! `google.protobuf.Struct` as JSON text, and back.
 //!
-//! Any JSON object goes both ways and stays what it is: lists of objects, lists of lists, null. Keys are in
-//! order of their bytes. Numbers are what both formats have in common, 64-bit floats: integers are exact
-//! up to 2^53 and written without a fraction, anything else is written in the shortest way that reads the
-//! same. A value without a kind is null. NaN and the infinities have no JSON.
+//! Any JSON object is converted both ways without a change: lists of objects, lists of lists, null. Keys
+//! are in order of their bytes. Numbers are what both formats have in common, 64-bit floats: integers are
+//! exact up to 2^53 and written without a fraction, anything else is written in the shortest form that is
+//! read as the same float. A value without a kind is null. NaN and the infinities have no JSON.
 //!
-//! **Depth.** A protocol message may nest at most 100 messages deep, for every implementation there is. An
-//! object within an object takes three of them, a list two, and a value must still fit where it is read in
-//! a list of entries. That leaves [`MAX_OBJECTS`] objects within one another, or [`MAX_LISTS`] lists in
-//! an object. What is deeper is refused on either way, before it could exhaust a stack.
+//! **Depth.** A protocol message may nest at most 100 messages deep, in every implementation. An object
+//! within an object takes three of them, a list two, and a value must also fit where it is read in a list
+//! of entries. That leaves [`MAX_OBJECTS`] objects within one another, or [`MAX_LISTS`] lists in an
+//! object. A deeper value is refused in both directions, before it could exhaust a stack.
 
 mod reading;
 #[cfg(test)]
@@ -86,7 +86,7 @@ impl<'a> Path<'a> {
     fn enter(&mut self, cost: usize) -> Result<(), ValueError> {
         self.nesting += cost;
         if self.nesting + SCALAR > MAX_NESTING {
-            // The pointer to something that deep helps nobody.
+            // A longer pointer would not help.
             self.steps.truncate(4);
             return Err(self.error(format!(
                 "it nests too deep below here: at most {MAX_OBJECTS} objects within one another, \

@@ -1,7 +1,7 @@
 //! From JSON text to a `Struct`.
 //!
-//! A parser of its own, for two reasons: numbers are read to the nearest float, so that what was written
-//! reads the same, and nothing is built that is not part of the result.
+//! It has a parser of its own, for two reasons: numbers are read to the nearest float, so that a float
+//! that was written is read as the same one, and nothing is built that is not part of the result.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -22,8 +22,8 @@ pub fn from_json(text: &[u8]) -> Result<Struct, ValueError> {
     read(text, false)
 }
 
-/// Whether [`from_json`] makes a value of a text, and the value is what the text says: integers beyond
-/// 2^53 that no float has, and that no float is written as, are refused. Nothing is built.
+/// Checks that [`from_json`] accepts a text, and that the value is exactly what is written: integers
+/// beyond 2^53 that no float has, and that no float is written as, are refused. Nothing is built.
 ///
 /// # Errors
 ///
@@ -55,7 +55,7 @@ struct Reader<'a> {
     text: &'a [u8],
     at: usize,
     path: Path<'a>,
-    /// Whether integers have to be exact. Then nothing is kept of what was read.
+    /// Whether integers have to be exact. If so, nothing of what is read is kept.
     exact: bool,
 }
 
@@ -75,7 +75,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// The next byte that is no space must be this one.
+    /// The next byte that is not whitespace must be this one.
     fn expect(&mut self, byte: u8) -> Result<(), ValueError> {
         self.spaces();
         if self.peek() != Some(byte) {
@@ -202,7 +202,7 @@ impl<'a> Reader<'a> {
             self.at += 1;
         }
         match self.peek() {
-            // What follows a leading zero is found out by whoever reads on.
+            // The caller refuses what may not follow a leading zero.
             Some(b'0') => self.at += 1,
             _ => self.digits()?,
         }
@@ -264,8 +264,8 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// Whether a number that is written as an integer reads as what is written: it is the float's value, or the
-/// shortest digits that read as it, filled up with zeros, as `jq` and others write a large float.
+/// Whether a number that is written as an integer is read as what is written: it is the float's value, or
+/// the shortest digits that are read as it, filled up with zeros, as `jq` and others write a large float.
 fn is_exact(text: &str, number: f64) -> bool {
     let is_integer = text.bytes().all(|b| b == b'-' || b.is_ascii_digit());
     !is_integer

@@ -96,7 +96,7 @@ proptest! {
     fn what_is_written_is_what_everybody_takes_for_json(given in any_struct()) {
         let text = to_json(&given).expect("it has JSON");
         let parsed: serde_json::Value = serde_json::from_slice(&text).expect("JSON");
-        // And what others write, with spaces and in another order, is read.
+        // What other programs write, with spaces and in another order, is read, too.
         let pretty = serde_json::to_vec_pretty(&parsed).expect("JSON");
         let again = from_json(&pretty).expect("JSON");
         let mut keys = again.fields.keys();
@@ -141,7 +141,7 @@ fn whole_numbers_have_no_fraction_up_to_two_to_the_53rd() {
     ] {
         assert_eq!(number(given), written);
     }
-    // Beyond, a float stays one.
+    // Beyond 2^53, a float is written as one.
     assert_eq!(number(9_007_199_254_740_994.0), "9007199254740994.0");
     let read = from_json(b"{\"n\":9007199254740991}").expect("JSON");
     assert_eq!(

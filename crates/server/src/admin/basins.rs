@@ -1,4 +1,4 @@
-//! `/basins/{basin}`: a basin that is made again.
+//! `/basins/{basin}`: creates a basin again whose streams alone are left.
 
 use axum::Json;
 use axum::extract::State;

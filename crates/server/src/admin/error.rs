@@ -231,7 +231,7 @@ impl AdminError {
         }
     }
 
-    /// Well-formed, but it cannot be meant.
+    /// A request that is well-formed but not valid.
     pub(super) fn invalid(message: impl ToString) -> AdminError {
         AdminError::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid", message)
     }
@@ -246,7 +246,7 @@ impl AdminError {
         )
     }
 
-    /// What a proof found, or why it found nothing.
+    /// The error of a proof: the partition and the snapshot differ, or they could not be compared.
     pub(super) fn of_proof(error: Error) -> AdminError {
         match error {
             Error::Storage(why) => AdminError::listed("proof_failed", why),
@@ -254,12 +254,12 @@ impl AdminError {
         }
     }
 
-    /// One of the S2 API, which means what it means there.
+    /// An error with a code of the S2 API, which has the same meaning there.
     fn s2(code: ErrorCode, message: impl ToString) -> AdminError {
         AdminError::new(code.status(), code.into(), message)
     }
 
-    /// One of [`CODES`] or [`REPOSITORY_CODES`].
+    /// An error with a code of [`CODES`] or [`REPOSITORY_CODES`].
     fn listed(code: &'static str, message: impl ToString) -> AdminError {
         let ours = CODES.iter().map(|(code, status, ..)| (*code, *status));
         let mut all = ours.chain(REPOSITORY_CODES.iter().copied());
@@ -298,7 +298,7 @@ impl From<Error> for AdminError {
     }
 }
 
-/// The codes that `esker snapshot` prints, straight on a repository.
+/// The code that `esker snapshot` prints for the same error when it accesses a repository directly.
 fn repository_code(error: &RepositoryError) -> &'static str {
     match error {
         RepositoryError::NoRoot { others: false, .. } | RepositoryError::NoBucket { .. } => {
@@ -323,7 +323,7 @@ fn repository_code(error: &RepositoryError) -> &'static str {
         RepositoryError::NoSpace { .. } => "no_space",
         RepositoryError::Io { .. } => "io",
         RepositoryError::Store { .. } | RepositoryError::Invalid(_) => "store",
-        // What is new there has no code of its own yet.
+        // Variants that were added later have no code of their own yet.
         _ => "store",
     }
 }

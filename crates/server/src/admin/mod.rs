@@ -1,4 +1,4 @@
-//! The admin API, below `/esker/v1`: where a node and its streams stand, and its partition snapshots.
+//! The admin API, below `/esker/v1`: the status of a node, positions of streams, and partition snapshots.
 //!
 //! | module | what it holds |
 //! |---|---|
@@ -9,11 +9,12 @@
 //! | [`request`] | paths, headers, queries and bodies, and how they are refused |
 //! | [`error`] | codes |
 //!
-//! Routes and document are made of the same annotations, so `/esker/v1/openapi.json` names what there
-//! is and nothing else; a test calls every operation and holds the answer against its schema.
+//! Routes and document are generated from the same annotations, so `/esker/v1/openapi.json` lists exactly
+//! the operations that exist. A test calls each operation and checks its answer against the schema.
 //!
-//! Bounds: a body has at most [`BODY`] bytes. Of what takes long (proving, verifying, pruning) one runs
-//! per partition at a time, and a second is refused as `busy`; it runs on when whoever asked hangs up.
+//! Bounds: a request body has at most [`BODY`] bytes. Of the long operations (proving, verifying,
+//! pruning) one runs per partition at a time, and a second one is refused as `busy`. An operation
+//! continues when its client disconnects.
 
 pub mod basins;
 pub mod error;
@@ -60,7 +61,7 @@ struct Document;
 #[derive(Clone)]
 struct Admin {
     node: Node,
-    /// One permit a partition, for what takes long.
+    /// One permit per partition, for long operations.
     long: Arc<Vec<Arc<Semaphore>>>,
     document: Arc<str>,
 }
@@ -75,8 +76,8 @@ impl Admin {
         }
     }
 
-    /// Runs what takes long, if nothing else of the kind runs for the partition. It runs to its end,
-    /// even if nobody waits for it any more.
+    /// Runs a long operation, if no other one runs for the partition. It runs to its end, even if its
+    /// client disconnects.
     async fn alone<T: Send + 'static>(
         &self,
         partition: u64,
@@ -94,7 +95,7 @@ impl Admin {
     }
 
     fn permit(&self, partition: u64) -> Result<Option<OwnedSemaphorePermit>, AdminError> {
-        // One that does not exist is refused by the node, in its words.
+        // For a partition that does not exist, the node returns the error.
         let Some(long) = self.long.get(partition as usize) else {
             return Ok(None);
         };
@@ -106,7 +107,7 @@ impl Admin {
 /// All routes.
 pub fn router<S: Clone + Send + Sync + 'static>(node: Node) -> Router<S> {
     let (router, document) = open_api().split_for_parts();
-    // It is made of constants: a test makes it too.
+    // The document is built from constants, so this cannot fail: a test builds it too.
     let document = document.to_pretty_json().unwrap_or_default();
     router
         .layer(DefaultBodyLimit::max(BODY))

@@ -1,4 +1,4 @@
-//! What a request says: paths, headers, queries and bodies, refused in this API's words.
+//! Extractors of paths, headers, queries and bodies, whose rejections are errors of this API.
 
 use axum::body::Bytes;
 use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 
 use super::AdminError;
 
-/// What the path says.
+/// The parameters of the path.
 pub(super) struct InPath<T>(pub T);
 
 impl<T, S> FromRequestParts<S> for InPath<T>
@@ -26,7 +26,7 @@ where
     }
 }
 
-/// What a header says, whose name goes with the type.
+/// A header, whose name goes with the type.
 pub(super) struct InHeader<T>(pub T);
 
 impl<T, S> FromRequestParts<S> for InHeader<T>
@@ -42,7 +42,7 @@ where
     }
 }
 
-/// What the query says.
+/// The parameters of the query.
 pub(super) struct InQuery<T>(pub T);
 
 impl<T, S> FromRequestParts<S> for InQuery<T>
@@ -58,8 +58,7 @@ where
     }
 }
 
-/// What the body says, in JSON, whatever its content type. Without one, everything is left to its
-/// default.
+/// The JSON body, whatever its content type. Without a body, every field has its default.
 pub(super) struct Body<T>(pub T);
 
 impl<T, S> FromRequest<S> for Body<T>

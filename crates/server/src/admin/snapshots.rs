@@ -17,7 +17,7 @@ use super::error::Failures;
 use super::request::{Body, InPath, InQuery};
 use super::{Admin, AdminError};
 
-/// Stands for the newest retained snapshot, where one is named.
+/// The name that means the newest retained snapshot.
 pub const NEWEST: &str = "newest";
 
 /// A snapshot that was put.
@@ -366,7 +366,7 @@ pub(super) async fn prune(
     Ok(Json(admin.alone(partition, work).await?))
 }
 
-/// A snapshot's name, unless it stands for the newest.
+/// The name of a snapshot; `None` for the newest.
 fn named(name: &str) -> Option<&str> {
     (name != NEWEST).then_some(name)
 }

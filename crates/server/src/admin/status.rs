@@ -1,4 +1,4 @@
-//! `GET /status`: where a node stands.
+//! `GET /status`: the status of a node.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -228,7 +228,7 @@ pub struct Wrong {
 )]
 pub(super) async fn status(State(admin): State<Admin>) -> Result<Json<Status>, AdminError> {
     let node = admin.node;
-    // It looks at files of the databases.
+    // This accesses files of the databases.
     let found = tokio::task::spawn_blocking(move || (node.health(), node.recovery_status()));
     let (health, status) = found
         .await
@@ -344,7 +344,7 @@ impl From<PartitionStatus> for Partition {
 impl From<SnapshotStatus> for Newest {
     fn from(newest: SnapshotStatus) -> Newest {
         let age = OffsetDateTime::now_utc() - newest.created_at;
-        // Another node's clock may be ahead.
+        // The clock of another node may be ahead.
         let age = Duration::try_from(age).unwrap_or_default();
         Newest {
             id: newest.id,
@@ -360,7 +360,7 @@ impl From<Problem> for Wrong {
         let known = PROBLEMS.iter().find(|(code, ..)| *code == problem.code);
         Wrong {
             code: problem.code.to_owned(),
-            // What is not known may be urgent.
+            // An unknown problem may be urgent.
             advice: known.is_some_and(|(_, advice, _)| *advice),
             partitions: problem.partitions,
             what: problem.what,

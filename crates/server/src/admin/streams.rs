@@ -1,4 +1,4 @@
-//! `/streams/{stream}`: where a stream stands.
+//! `/streams/{stream}`: the position of a stream.
 
 use axum::Json;
 use axum::extract::State;
@@ -114,7 +114,7 @@ pub(super) async fn position(
     }))
 }
 
-/// As the S2 API says it.
+/// The creation time, as the S2 API returns it.
 fn created_at(ms: u64) -> Result<OffsetDateTime, AdminError> {
     timestamp(ms).map_err(AdminError::invalid)
 }

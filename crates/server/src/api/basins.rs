@@ -14,7 +14,7 @@ use s2_common::resources::{PROVISION_RESULT_HEADER, RequestToken};
 use super::{App, ServiceError};
 use crate::timestamp::timestamp;
 
-/// A status, the header that tells what provisioning did, and the thing.
+/// A status, the header with the result of provisioning, and the resource.
 pub type Provisioned<T> = (StatusCode, [(HeaderName, &'static str); 1], Json<T>);
 
 #[derive(FromRequest)]
@@ -169,7 +169,7 @@ fn basin_info(basin: &BasinInfo) -> Result<v1::basin::BasinInfo, ServiceError> {
     Ok(info.into())
 }
 
-/// The header that tells what provisioning did.
+/// The header with the result of provisioning.
 pub fn provision_result(change: Change) -> [(HeaderName, &'static str); 1] {
     let result = match change {
         Change::Created => "created",

@@ -1,12 +1,12 @@
-//! Bodies on their way in: how slowly they may come, and how much of them is held.
+//! Admission of request bodies: how slowly they may arrive, and how much memory they hold.
 //!
-//! A body may be behind [`MIN_RATE`] by `limits.header-timeout` at most; only the time in which the
+//! A body may lag behind [`MIN_RATE`] by `limits.header-timeout` at most; only the time in which the
 //! server waits for the client counts. What has arrived is held until the request is answered, and counts
-//! against [`BodyBudget`], over all connections: a body whose length is known claims all of it when its first
-//! bytes arrive, any other as it comes. Where there is no memory left, a body waits, for a stated time, and
-//! the client is stopped by the flow control of its connection.
+//! against [`BodyBudget`], which all connections share: a body of known length claims all of it once a
+//! sixteenth has arrived, any other as it arrives. If no memory is left, a body waits up to a time limit,
+//! and the flow control of its connection stops the client.
 //!
-//! Append sessions are open for as long as their clients like; their frames count instead: see
+//! Append sessions stay open for as long as their clients like; their frames count instead: see
 //! [`session_inputs`](super::session_inputs).
 
 use std::pin::Pin;
@@ -27,10 +27,10 @@ use super::body_budget::{BodyBudget, Claim, Full, MAX_SMALL, of_known_length};
 use crate::request_guard::{content_type, is_grpc};
 use crate::state::status::{too_large, too_slow, unavailable};
 
-/// Bytes a second that a body has to come with.
+/// Bytes a second at which a body has to arrive.
 const MIN_RATE: u64 = 16 * 1024;
 
-/// The method that takes a body of any size, and passes it on.
+/// The method whose body may be of any size and is passed on as it arrives.
 const IMPORT: &str = "/esker.state.v1.StateService/Import";
 
 /// What all bodies share.
@@ -41,7 +41,8 @@ pub struct Bodies {
 }
 
 impl Bodies {
-    /// `held` bytes in all, at most `max_body` of one; a body is behind [`MIN_RATE`] by `timeout` at most.
+    /// `held` bytes in all, at most `max_body` of one body; a body may lag behind [`MIN_RATE`] by
+    /// `timeout`.
     pub fn new(held: usize, max_body: usize, timeout: Duration) -> Bodies {
         Bodies {
             budget: BodyBudget::new(held, max_body),
@@ -49,7 +50,7 @@ impl Bodies {
         }
     }
 
-    /// How long the rest of a frame may take that has so many bytes.
+    /// How long the rest of a frame with this many bytes may take.
     pub(super) fn arrival_timeout(&self, bytes: usize) -> Duration {
         self.timeout + at_min_rate(bytes)
     }
@@ -65,17 +66,17 @@ impl Bodies {
     }
 }
 
-/// The time that so many bytes may take.
+/// The time that this many bytes take at [`MIN_RATE`].
 fn at_min_rate(bytes: usize) -> Duration {
     Duration::from_nanos(bytes as u64 * 1_000_000_000 / MIN_RATE)
 }
 
-/// Why a body was given up.
+/// Why the rest of a body was not read.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Ended {
     Slow,
     Full,
-    /// It has more than any request may have.
+    /// It is larger than any request may be.
     Large,
 }
 
@@ -86,7 +87,7 @@ struct Held {
     ended: Option<Ended>,
 }
 
-/// Whether the type of a request's body is that of a session.
+/// Whether the content type of a request is that of a session.
 pub(super) fn is_session(headers: &HeaderMap) -> bool {
     content_type(headers).is_some_and(|kind| kind == "s2s/proto")
 }
@@ -136,27 +137,27 @@ impl From<Ended> for ServiceError {
     }
 }
 
-/// A claim that waits for others.
+/// A claim that waits for memory.
 type Claiming = Pin<Box<dyn Future<Output = Result<Claim, Full>> + Send>>;
 
-/// A body that is admitted as it comes.
+/// A body that is admitted as it arrives.
 struct Arriving {
     body: Body,
     budget: BodyBudget,
     held: Arc<Mutex<Held>>,
-    /// All that it has, if that is known.
+    /// Its length, if that is known.
     length: Option<usize>,
     /// Bytes that have arrived and count.
     arrived: usize,
     /// Data that has not been admitted yet, and the claim for it.
     waiting: Option<(Bytes, Claiming)>,
-    /// Whether what came before is gone when the next piece is asked for.
+    /// Whether each piece has been released when the next one is read.
     passes: bool,
-    /// Whether whoever reads it takes more than a request may have.
+    /// Whether the reader accepts more than a request may have.
     endless: bool,
-    /// How long the client may still keep the server waiting.
+    /// How long the client may still make the server wait.
     allowance: Duration,
-    /// Since when, and until when, the client is waited for.
+    /// Since when, and until when, the server waits for the client.
     wait: Option<(Instant, Pin<Box<Sleep>>)>,
 }
 
@@ -195,7 +196,7 @@ impl Arriving {
         Poll::Ready(Some(Err(axum::Error::new(std::io::Error::other(error)))))
     }
 
-    /// What has to be claimed now that so much has arrived.
+    /// Bytes that have to be claimed now, given what has arrived.
     fn needed(&self) -> usize {
         let most = self.budget.max_claim();
         match self.length {
@@ -206,7 +207,7 @@ impl Arriving {
         }
     }
 
-    /// Admits data, or begins to wait until it may be.
+    /// Admits data, or begins to wait for memory.
     fn admit(&mut self, data: Bytes) -> Polled {
         let budget = self.budget.clone();
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
@@ -219,7 +220,7 @@ impl Arriving {
             drop(held);
             return self.end(Ended::Large);
         }
-        // Whoever reads it refuses it when it is larger.
+        // A body that is larger than this is refused by its reader.
         if !held.claim.covers(self.arrived.min(budget.max_claim())) {
             let needed = self.needed();
             if !budget.try_extend(&mut held.claim, needed) {
@@ -304,7 +305,7 @@ mod tests {
         (Arriving::new(body, bodies, held.clone()), held)
     }
 
-    /// So many pieces of so many bytes, after a pause each.
+    /// A body of `count` pieces of `bytes` bytes, after a pause each.
     fn pieces(count: usize, bytes: usize, pause: Duration) -> Body {
         let pieces = stream::repeat(Bytes::from(vec![0; bytes])).then(move |piece| async move {
             match pause.is_zero() {
@@ -325,7 +326,7 @@ mod tests {
         assert_eq!(held.lock().unwrap().ended, Some(Ended::Slow));
         assert!(begun.elapsed() >= TIMEOUT);
 
-        // At the rate that is asked for, it may take as long as it likes.
+        // At the minimum rate, a body may take as long as it likes.
         let (body, held) = arriving(pieces(20, MIN_RATE as usize, TIMEOUT / 8), &bodies);
         body.collect().await.unwrap();
         assert_eq!(held.lock().unwrap().ended, None);
@@ -352,7 +353,7 @@ mod tests {
         }
         drop((unknown, held));
 
-        // What passes may be of any size.
+        // A body that is passed on may be of any size.
         let (mut passing, _held) = arriving(pieces(100, 60 * KIB, Duration::ZERO), &bodies);
         passing.passes = true;
         passing.endless = true;
@@ -418,7 +419,7 @@ mod tests {
         let (mut third, held) = arriving(large(), &bodies);
         third.frame().await.unwrap().unwrap_err();
         assert_eq!(held.lock().unwrap().ended, Some(Ended::Full));
-        // A small one has memory.
+        // A small body still gets memory.
         let (mut small, held) = arriving(Body::from("{}"), &bodies);
         small.frame().await.unwrap().unwrap();
         drop((all, small, held));

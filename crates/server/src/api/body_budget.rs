@@ -1,19 +1,19 @@
-//! Memory for what is on its way in: bodies of requests, and frames of append sessions.
+//! Memory for incoming data: request bodies, and frames of append sessions.
 //!
-//! `limits.request-bodies` is divided: as much as the largest body may have is kept back for one claim at a
-//! time ([`BodyBudget::last`]), and the rest is for all. A claim waits for either. One of a known length is made
-//! for all of it once a sixteenth has arrived ([`of_known_length`]), so that whoever announces much and sends
-//! little holds little; one whose length is not known grows while it holds, so that many of them could wait for
-//! each other. One of those that wait always gets what is kept back, which covers it to its end, so it
-//! ends, and the next one gets it.
+//! `limits.request-bodies` is divided: the size of the largest body is reserved for one claim at a time
+//! ([`BodyBudget::last`]), and the rest is shared. A waiting claim takes either. A claim of known length
+//! covers all of it once a sixteenth has arrived ([`of_known_length`]), so a client that announces much
+//! and sends little holds little. A claim of unknown length grows while it holds memory, so many of them
+//! could wait for each other. One waiting claim always gets the reserve, which covers it to its end. So
+//! it ends, and the next one gets the reserve.
 //!
-//! A request that waits is refused after [`CLAIM_TIMEOUT`], because its client waits for an answer. A session
-//! waits for as long as it takes: frames of others hold their memory until they are admitted, which a slow disk
-//! may delay, and none of that is the fault of the session. Flow control stops its client meanwhile, and it ends
-//! its wait when the client leaves or the server stops.
+//! A request that waits is refused after [`CLAIM_TIMEOUT`], because its client waits for an answer. A
+//! session waits without a limit: frames of others hold their memory until they are admitted, which a
+//! slow disk may delay, and the session is not the cause of that. Flow control stops its client
+//! meanwhile. The wait ends when the client disconnects or the server stops.
 //!
-//! Claims up to [`MAX_SMALL`] have [`MAX_SMALL_TOTAL`] of their own beside that, and the same as others when it
-//! is used up: large bodies on slow networks do not hold up the small ones.
+//! Claims of up to [`MAX_SMALL`] have [`MAX_SMALL_TOTAL`] of their own besides, and use the shared memory
+//! when that is used up, so large bodies on slow networks do not delay small ones.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -21,9 +21,9 @@ use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// Bytes of a claim that is a small one.
+/// Most bytes of a small claim.
 pub(super) const MAX_SMALL: usize = 64 * 1024;
-/// Bytes of all small claims: some hundred of the largest, many thousand of usual ones.
+/// Bytes of all small claims: 256 of the largest, many thousand of usual ones.
 const MAX_SMALL_TOTAL: usize = 16 * 1024 * 1024;
 /// How long the claim of a request waits for others to end.
 const CLAIM_TIMEOUT: Duration = Duration::from_secs(10);
@@ -33,7 +33,7 @@ const CLAIM_TIMEOUT: Duration = Duration::from_secs(10);
 pub(super) struct BodyBudget {
     small: Arc<Semaphore>,
     shared: Arc<Semaphore>,
-    /// One permit, for a claim of any size.
+    /// One permit, for the reserve: a claim of any size.
     last: Arc<Semaphore>,
     shared_total: usize,
     max_claim: usize,
@@ -58,7 +58,7 @@ impl Drop for Waiting {
     }
 }
 
-/// Bytes that are claimed. They are free again when it is dropped.
+/// Claimed bytes. They are released when it is dropped.
 #[derive(Debug, Default)]
 pub(super) struct Claim {
     covered: usize,
@@ -66,7 +66,7 @@ pub(super) struct Claim {
 }
 
 impl Claim {
-    /// Whether it has so many bytes.
+    /// Whether it covers this many bytes.
     pub(super) fn covers(&self, bytes: usize) -> bool {
         bytes <= self.covered
     }
@@ -89,7 +89,7 @@ impl Claim {
 pub(super) struct Full;
 
 impl BodyBudget {
-    /// Of `total` bytes, and at most `max_claim` for one claim.
+    /// A budget of `total` bytes, with at most `max_claim` for one claim.
     pub(super) fn new(total: usize, max_claim: usize) -> BodyBudget {
         let shared_total = total.saturating_sub(max_claim).min(Semaphore::MAX_PERMITS);
         BodyBudget {
@@ -123,7 +123,7 @@ impl BodyBudget {
         self.waiting.load(Ordering::Relaxed)
     }
 
-    /// Makes a claim cover `bytes` in all, if that needs no waiting.
+    /// Makes a claim cover `bytes` in all, if it can do so without waiting.
     pub(super) fn try_extend(&self, claim: &mut Claim, bytes: usize) -> bool {
         if claim.covers(bytes) {
             return true;
@@ -155,11 +155,11 @@ impl BodyBudget {
         granted.await.unwrap_or(Err(Full))
     }
 
-    /// The same for a session, which waits for as long as it takes.
+    /// The same for a session, which waits without a limit.
     ///
     /// # Errors
     ///
-    /// None as long as the budget is there.
+    /// None: the semaphores are never closed.
     pub(super) async fn extend_without_limit(
         &self,
         mut claim: Claim,
@@ -176,20 +176,20 @@ impl BodyBudget {
             permit = shared.acquire_many_owned(missing) => (bytes, permit),
             permit = last.acquire_owned() => (self.max_claim.max(bytes), permit),
         };
-        // Nobody closes the semaphores.
+        // The semaphores are never closed.
         claim.add(covered, permit.map_err(|_| Full)?);
         Ok(claim)
     }
 }
 
-/// The share of a known length that has to arrive before all of it is claimed: a client holds at most sixteen
-/// times what it has sent, or [`STEP`].
+/// One part in this many of a known length has to arrive before all of it is claimed: a client holds at
+/// most sixteen times what it has sent, or [`STEP`].
 const BEGUN_SHARE: usize = 16;
-/// Bytes that are claimed at a time before that: more than a small claim, so that the memory of those stays
-/// theirs.
+/// Bytes that are claimed at a time before that: more than a small claim, so that these claims do not use
+/// the memory of small ones.
 pub(super) const STEP: usize = 2 * MAX_SMALL;
 
-/// What to claim for a body or a frame of `length` bytes of which `arrived` are there.
+/// What to claim for a body or a frame of `length` bytes, of which `arrived` have arrived.
 pub(super) fn of_known_length(length: usize, arrived: usize) -> usize {
     match arrived >= length / BEGUN_SHARE {
         true => length,
@@ -225,7 +225,7 @@ mod tests {
         while let Ok(claim) = claim(&budget, MIB).await {
             claims.push(claim);
         }
-        // Six of those that are for all, and the last one.
+        // Six claims of the shared memory, and the reserve.
         assert_eq!(claims.len(), 7);
         assert_eq!(budget.claimed(), 8 * MIB);
         // Small ones have memory of their own.

@@ -1,9 +1,9 @@
 //! Bodies of read sessions whose bytes count until the connection has sent them.
 //!
-//! A batch comes with the permit for its memory. Its encoded form is handed to the connection together with the
-//! permit, which is given back when the connection has sent the last byte or has dropped it. So what is buffered
-//! for a client that takes nothing counts, wherever it is. A batch is handed over whole, because a session that
-//! stalls ends with a frame of its own, which has to follow on a whole one.
+//! A batch comes with the permit for its memory. Its encoded form is handed to the connection together
+//! with the permit, which is released when the connection has sent the last byte or has dropped it. So
+//! whatever is buffered for a client that reads nothing is counted. A batch is handed over whole, because
+//! a session that stalls ends with a frame of its own, which has to follow a complete one.
 
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,8 +13,8 @@ use axum::body::{Body, Bytes};
 use esker_node::ReadPermit;
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
 
-/// Where a session puts the permit of the batch that it yields next. What it yields becomes one piece of the body
-/// before it is asked for more.
+/// Where a session puts the permit of the batch that it yields next. Each item that it yields becomes one
+/// piece of the body before the next one is polled.
 #[derive(Clone, Default)]
 pub(super) struct PermitSlot(Arc<Mutex<Option<ReadPermit>>>);
 
@@ -27,7 +27,7 @@ impl PermitSlot {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
-    /// The body of the session's answer, of which the pieces count.
+    /// The body of the session's answer, whose pieces are counted.
     pub(super) fn counted(self, body: Body) -> Body {
         Body::new(Counted { body, slot: self })
     }
@@ -43,7 +43,7 @@ impl Piece {
     fn new(data: &Bytes, mut permit: ReadPermit) -> Piece {
         permit.fit(data.len());
         Piece {
-            // A copy: what was written step by step has room for up to twice as much.
+            // A copy: a buffer that grew step by step has up to twice the capacity.
             data: Bytes::copy_from_slice(data),
             _permit: permit,
         }

@@ -1,8 +1,8 @@
-//! What is left of a request that was answered before it was read.
+//! Reads and discards the rest of a request that was answered before it was read.
 //!
-//! Many clients do not look for an answer before they have sent everything, and a connection that is
-//! closed under them takes the answer along. So the rest of a refused request is read and thrown
-//! away, up to [`MAX_BYTES`] and for [`LONGEST`], while the answer is on its way.
+//! Many clients do not read an answer before they have sent everything, and lose it if the connection is
+//! closed before that. So the rest of a refused request is read and discarded, up to [`MAX_BYTES`] and
+//! for [`LONGEST`], while the answer is being sent.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -16,18 +16,18 @@ use futures::StreamExt as _;
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use tokio::runtime::Handle;
 
-/// Bytes that are thrown away at most: enough for what somebody sends by mistake.
+/// Bytes that are discarded at most: enough for a body that was sent by mistake.
 const MAX_BYTES: usize = 64 * 1024 * 1024;
-/// How long bytes are thrown away; a stop may have to wait for this.
+/// How long bytes are discarded; a stop may have to wait for this.
 const LONGEST: Duration = Duration::from_secs(2);
 
-/// Reads on after an early answer.
+/// Reads the rest of a request after an early answer.
 pub async fn read_on(request: Request, next: Next) -> Response {
     next.run(request.map(|body| Body::new(Lingering(body))))
         .await
 }
 
-/// A request's body that is read on when nobody wants it any more.
+/// A request's body, the rest of which is read when its handler drops it.
 struct Lingering(Body);
 
 impl HttpBody for Lingering {
@@ -58,7 +58,7 @@ impl Drop for Lingering {
         // Without a runtime there is no connection either.
         if let Ok(runtime) = Handle::try_current() {
             let rest = std::mem::take(&mut self.0).into_data_stream();
-            // At its end or its limit the body goes, and the connection learns of it.
+            // At its end or its limit the body is dropped, which the connection notices.
             runtime.spawn(tokio::time::timeout(LONGEST, throw_away(rest)));
         }
     }

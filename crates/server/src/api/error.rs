@@ -1,8 +1,7 @@
 //! Errors as the S2 API answers them.
 //!
-//! A code promises what it says: those that mean "no side effects" (`rate_limited`,
-//! `server_draining`, `transaction_conflict`, …) are only given for what did not and will not
-//! happen, because clients repeat on the strength of them.
+//! Codes that mean "no side effects" (`rate_limited`, `server_draining`, `transaction_conflict`, …) are
+//! used only for requests that had no effect and will have none, because clients retry on them.
 
 use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::response::{IntoResponse, Response};
@@ -18,7 +17,7 @@ use super::series::session_ended;
 use crate::answers::Exhausted;
 use crate::refusal::Refusal;
 
-/// Every code that this server answers: the code, when, and what to do.
+/// Every code that this server answers with: the code, when, and what to do.
 pub const CODES: &[(ErrorCode, &str, &str)] = &[
     (
         ErrorCode::BadFrame,
@@ -138,13 +137,13 @@ pub enum ServiceError {
     /// What came in over an append session.
     #[error(transparent)]
     AppendInput(#[from] AppendInputStreamError),
-    /// The request cannot be meant.
+    /// The request is not valid.
     #[error(transparent)]
     Validation(#[from] ValidationError),
-    /// The node.
+    /// An error of the node.
     #[error(transparent)]
     Node(#[from] Error),
-    /// Not there yet.
+    /// A part of the API that is not implemented.
     #[error("{0} are not implemented yet")]
     NotImplemented(&'static str),
     /// No such path.
@@ -153,13 +152,13 @@ pub enum ServiceError {
     /// No such method.
     #[error("the path does not take {0}")]
     NoMethod(String),
-    /// A body in a coding that is not known here.
+    /// A body in a content coding that is not supported.
     #[error("the body's `content-encoding` is not known: use gzip, zstd or none")]
     ContentEncoding,
-    /// Not for this server, or of a form that it does not take.
+    /// A request that is not for this server, or has a form that is not accepted.
     #[error(transparent)]
     Refused(Refusal),
-    /// A body that comes too slowly.
+    /// A body that arrives too slowly.
     #[error("the request's body came too slowly: send it faster than 16 KiB a second, or in parts")]
     SlowBody,
     /// No memory for another body.
@@ -285,7 +284,7 @@ impl IntoResponse for ServiceError {
         let response = self.to_response();
         if let ErrorResponse::Standard(error) = &response
             && error.status.is_server_error()
-            // Who asks for what is not there is answered, and nobody has to do anything.
+            // A request for what is not implemented needs no action by an operator.
             && error.status != http::StatusCode::NOT_IMPLEMENTED
         {
             tracing::warn!(code = error.info.code, message = %error.info.message, "request failed");
@@ -295,7 +294,7 @@ impl IntoResponse for ServiceError {
 }
 
 impl From<ServiceError> for s2s::TerminalMessage {
-    /// At the end of a session, which is counted.
+    /// The error at the end of a session, which is counted.
     fn from(error: ServiceError) -> Self {
         let (status, body) = error.to_response().to_parts();
         session_ended(status);

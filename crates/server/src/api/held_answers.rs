@@ -10,7 +10,7 @@ use http_body_util::{BodyExt as _, Collected};
 use super::ServiceError;
 use crate::answers::Answers;
 
-/// Holds the answer to a read as bytes, which count; one that comes in pieces is left as it is.
+/// Holds the answer to a read as bytes, which count. An answer of unknown length is left as it is.
 pub async fn hold(State(answers): State<Answers>, request: Request, next: Next) -> Response {
     let is_read = request.method() == Method::GET;
     let response = next.run(request).await;

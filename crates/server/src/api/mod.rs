@@ -1,10 +1,9 @@
 //! The S2 API: routes, and what they share.
 //!
-//! The routes of the admin API and of the state service are added here; no layer of the S2 API is
-//! around them.
+//! The routes of the admin API and of the state service are added here, outside the layers of the S2 API.
 //!
-//! Wire types, extractors and framing are those of the `s2-api` crate. `/health` and `/ping` say
-//! whether appends are taken; `/metrics` is for Prometheus.
+//! Wire types, extractors and framing are those of the `s2-api` crate. `/health` and `/ping` report
+//! whether appends are accepted; `/metrics` is for Prometheus.
 
 mod basins;
 mod bodies;
@@ -37,10 +36,10 @@ pub use error::{CODES, ServiceError};
 use crate::answers::Answers;
 use crate::config::LimitsConfig;
 
-/// Answers smaller than this are not compressed, bytes: smaller ones hardly shrink.
+/// Answers with fewer bytes are not compressed: they would hardly shrink.
 const COMPRESS_ABOVE: u64 = 1024;
 
-/// Most bytes of the body of a call of gRPC: a message, and what comes before it.
+/// Most bytes of the body of a gRPC call: a message and its prefix.
 const MAX_MESSAGE: usize = crate::state::MAX_REQUEST + 5;
 
 /// What handlers need.
@@ -68,7 +67,7 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// As the configuration has them.
+    /// The limits of a configuration.
     pub fn new(config: &LimitsConfig) -> Limits {
         Limits {
             request_body: config.request_body.as_usize(),
@@ -92,7 +91,7 @@ impl Limits {
     }
 }
 
-/// The routes of the state service's own listener: the service, and whether the server serves.
+/// The routes of the state service's own listener: the service and the health check.
 pub fn state_router(app: App) -> Router {
     let answers = app.limits.answers.clone();
     Router::new()
@@ -146,7 +145,7 @@ pub fn router(app: App) -> Router {
             answers.clone(),
             held_answers::hold,
         ))
-        // What counts is what is held: the body after decompression.
+        // The body after decompression is counted, because that is what is held.
         .route_layer(middleware::from_fn_with_state(
             app.limits.bodies.clone(),
             bodies::admit,

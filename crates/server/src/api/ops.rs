@@ -1,4 +1,4 @@
-//! Health, metrics, and the answers to what is not there.
+//! Health, metrics, and the answers to paths and methods that do not exist.
 
 use axum::extract::{MatchedPath, Request, State};
 use axum::middleware::Next;
@@ -8,7 +8,7 @@ use http::{Method, StatusCode, Uri, header};
 use super::series::REQUESTS;
 use super::{App, ServiceError};
 
-/// `OK` if appends are taken, else 503 and why.
+/// `OK` if appends are accepted, else 503 and the reason.
 pub async fn health(State(app): State<App>) -> Response {
     match app.node.health() {
         Ok(()) => "OK".into_response(),
@@ -29,7 +29,7 @@ pub async fn metrics(State(app): State<App>) -> Response {
         .into_response()
 }
 
-/// Parts of the API that are not there yet.
+/// Parts of the API that are not implemented.
 pub async fn not_implemented(path: MatchedPath) -> ServiceError {
     let what = match path.as_str() {
         p if p.contains("access-tokens") => "access tokens",
@@ -79,7 +79,8 @@ pub async fn count(request: Request, next: Next) -> Response {
     response
 }
 
-/// A method as a label of metrics. Clients can make methods up; the number of labels is bounded.
+/// A method as a label of metrics. Clients can invent methods, and the number of labels has to be
+/// bounded.
 fn label(method: &Method) -> &'static str {
     match *method {
         Method::GET => "GET",

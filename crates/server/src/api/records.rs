@@ -24,7 +24,7 @@ use s2_common::stream::{ReadBatch, ReadEnd, ReadFrom, ReadStart, StreamName};
 use super::{App, ServiceError, bodies, session_inputs, sessions};
 use crate::answers::Exhausted;
 
-/// Longest that a read which is not a session may wait.
+/// Longest wait of a read that is not a session.
 const MAX_UNARY_WAIT: Duration = Duration::from_secs(60);
 
 #[derive(FromRequest)]
@@ -92,7 +92,7 @@ pub async fn read(
                 .await?
                 .read(start, end)
                 .await?;
-            // What it becomes counts among the answers.
+            // The encoded batch counts among the answers.
             let (batch, _permit) = first_batch(session).await?;
             Ok(match response_mime {
                 JsonOrProto::Json => {
@@ -147,8 +147,8 @@ fn check_until(start: ReadStart, end: ReadEnd) -> Result<(), ValidationError> {
     Ok(())
 }
 
-/// What a read that is not a session answers: one batch, or none if the wait was in vain; and the memory that
-/// the batch has.
+/// The answer to a read that is not a session: one batch, or none if nothing arrived in time; and the
+/// permit for the batch's memory.
 async fn first_batch(
     mut session: ReadSession,
 ) -> Result<(ReadBatch, Option<ReadPermit>), ServiceError> {
@@ -197,7 +197,7 @@ impl<S: Send + Sync> FromRequest<S> for AppendBody {
             return Ok(AppendBody::One(one));
         }
         let (head, body) = request.into_parts();
-        // Its head is read as the API has it; its frames are read here, where they are counted.
+        // The `s2-api` crate reads the head; the frames are read here, where they are counted.
         let head = Request::from_parts(head, Body::empty());
         Ok(match AppendRequest::from_request(head, state).await? {
             AppendRequest::S2s {

@@ -1,9 +1,10 @@
-//! Series of labelled counters that are there from the start.
+//! Series of labelled counters that are registered at the start.
 //!
-//! A series that begins to exist with the first failure has that failure as its first value, and an alert on
-//! its increase never sees it.
+//! A series that begins to exist with the first failure has that failure as its first value, so an alert
+//! on its increase does not see it.
 
-/// Routes of the S2 API and beside it, and their methods. Those that answer "not implemented" fail no other way.
+/// Routes of the S2 API and beside it, and their methods. Routes that are not implemented are left out: they
+/// fail in no other way.
 const ROUTES: &[(&str, &[&str])] = &[
     ("/health", &["GET"]),
     ("/ping", &["GET"]),
@@ -16,7 +17,7 @@ const ROUTES: &[(&str, &[&str])] = &[
     ("/v1/streams/{stream}/records/tail", &["GET"]),
 ];
 
-/// Statuses of failures that are not the client's alone.
+/// Statuses of failures that clients alone do not cause.
 const FAILURES: [&str; 6] = ["408", "429", "500", "502", "503", "504"];
 
 /// The counter of all requests.
@@ -25,7 +26,7 @@ pub(super) const REQUESTS: &str = "esker_http_requests_total";
 /// The counter of sessions that ended with an error: their heads were answered with 200.
 const SESSION_ERRORS: &str = "esker_http_session_errors_total";
 
-/// Statuses that sessions end with beside those.
+/// Further statuses that sessions end with.
 const SESSION_STATUSES: [&str; 7] = ["400", "403", "404", "409", "412", "416", "422"];
 
 /// Counts a session that ended with an error.
@@ -33,7 +34,7 @@ pub(super) fn session_ended(status: http::StatusCode) {
     metrics::counter!(SESSION_ERRORS, "status" => status.as_str().to_owned()).increment(1);
 }
 
-/// Makes the series of failures exist, at zero if they are new.
+/// Registers the series of failures, at zero if they are new.
 pub(crate) fn register() {
     let admin = crate::admin::operations();
     let routes = ROUTES

@@ -1,10 +1,11 @@
-//! What an append session sends: its frames, from the bytes of the request's body.
+//! Reads what an append session sends: frames, from the bytes of the request's body.
 //!
-//! A frame claims its bytes from the budget of all bodies once a sixteenth of it is there, holds them until its
-//! append has been admitted, and may be behind 16 KiB a second by `limits.header-timeout`. A compressed frame
-//! claims what it may decompress to when it is complete. A session whose frame finds no memory waits until others
-//! have given theirs back, and is never refused for that: see [`body_budget`](super::body_budget). Between frames
-//! a session holds nothing, however long it is open, and may take as long as it likes.
+//! A frame claims all of its bytes from the budget of all bodies once a sixteenth has arrived, holds them
+//! until its append has been admitted, and may lag behind 16 KiB a second by `limits.header-timeout`. A
+//! compressed frame claims the most that it may decompress to when it is complete. A session whose frame
+//! finds no memory waits until others have released theirs, and is never refused for that: see
+//! [`body_budget`](super::body_budget). Between frames a session holds nothing, and may stay silent for
+//! as long as it likes.
 
 use axum::body::{Body, BodyDataStream, Bytes};
 use bytes::{Buf as _, BytesMut};
@@ -29,13 +30,13 @@ const COMPRESSION: u8 = 0b0110_0000;
 
 const TRUNCATED: &str = "the body ends within a frame";
 
-/// An append that came in, and the memory that it holds until it is admitted.
+/// An append that was received, and the memory that it holds until it is admitted.
 pub(super) struct Input {
     pub(super) append: AppendInput,
     pub(super) _claim: Claim,
 }
 
-/// Inputs as they come.
+/// Inputs as they arrive.
 pub(super) type Inputs = BoxStream<'static, Result<Input, ServiceError>>;
 
 /// The inputs of a session with this body; they end with the first error.
@@ -60,7 +61,7 @@ struct Frames {
 }
 
 impl Frames {
-    /// The next append; none at the end of the body.
+    /// The next append; `None` at the end of the body.
     async fn next(&mut self) -> Result<Option<Input>, ServiceError> {
         let mut prefix = BytesMut::with_capacity(PREFIX);
         if !self.fill(&mut prefix, PREFIX).await? {
@@ -80,7 +81,7 @@ impl Frames {
         let mut claim = Claim::default();
         let mut timeout = self.bodies.arrival_timeout(length);
         while frame.len() < whole {
-            // Waiting for memory is not the client's time.
+            // The time in which the server waits for memory does not count against the client.
             let claimed = of_known_length(whole, frame.len() + 1);
             claim = extended(&self.bodies, claim, claimed).await?;
             frame.reserve(claimed - frame.len());
@@ -104,7 +105,7 @@ impl Frames {
         }))
     }
 
-    /// Fills a buffer up to so many bytes; false if the body ends before.
+    /// Fills a buffer up to this many bytes; false if the body ends before.
     async fn fill(&mut self, buffer: &mut BytesMut, bytes: usize) -> Result<bool, ServiceError> {
         while buffer.len() < bytes {
             if self.rest.is_empty() {
@@ -127,7 +128,7 @@ async fn extended(bodies: &Bodies, claim: Claim, bytes: usize) -> Result<Claim, 
     claimed.map_err(|Full| ServiceError::BodiesFull)
 }
 
-/// The append that a whole frame has.
+/// Decodes the append of a complete frame.
 fn decode(mut frame: BytesMut) -> Result<AppendInput, ServiceError> {
     let message = FrameDecoder.decode(&mut frame);
     let message = match message.map_err(AppendInputStreamError::FrameDecode)? {
@@ -175,7 +176,7 @@ mod tests {
             .encode()
     }
 
-    /// What a body of these pieces has, which ends or not.
+    /// The inputs of a body of these pieces, which ends or stays open.
     fn of(pieces: Vec<Bytes>, ends: bool, bodies: &Bodies) -> Inputs {
         let pieces = stream::iter(pieces.into_iter().map(Ok::<_, std::io::Error>));
         let body = match ends {
@@ -199,7 +200,7 @@ mod tests {
             drop(input);
             assert_eq!(bodies.held(), 0);
         }
-        // Between frames it may be silent for as long as it likes.
+        // Between frames a session may be silent for as long as it likes.
         let silent = tokio::time::timeout(TIMEOUT * 4, inputs.next()).await;
         assert!(silent.is_err());
         assert_eq!(bodies.held(), 0);
@@ -248,7 +249,7 @@ mod tests {
             let mut session = of(vec![half.clone()], false, &bodies);
             sessions.push(tokio::spawn(async move { session.next().await.is_some() }));
         }
-        // Four MiB are for all, and the last one has what is kept back.
+        // Four MiB are shared, and one claim has the reserve.
         eventually(|| bodies.budget.waiting() == 15).await;
         // A request is refused in time, and the sessions still wait.
         let refused = bodies.budget.clone().extend(Claim::default(), MIB).await;
@@ -256,7 +257,7 @@ mod tests {
         assert_eq!(bodies.budget.waiting(), 15);
         assert!(bodies.held() <= 8 * MIB);
         assert!(!sessions.iter().any(tokio::task::JoinHandle::is_finished));
-        // Clients that leave give back what they hold, and the places in the queue.
+        // Clients that disconnect release what they hold, and their places in the queue.
         sessions.iter().for_each(tokio::task::JoinHandle::abort);
         for session in sessions {
             assert!(session.await.unwrap_err().is_cancelled());
@@ -289,7 +290,7 @@ mod tests {
             }));
         }
         eventually(|| bodies.budget.waiting() == waiting.len()).await;
-        // The disk takes nothing for several times as long as a request may wait.
+        // The disk accepts nothing for several times as long as a request may wait.
         tokio::time::sleep(TIMEOUT * 4).await;
         assert_eq!(bodies.budget.waiting(), waiting.len());
         drop(unadmitted);

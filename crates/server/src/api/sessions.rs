@@ -1,7 +1,7 @@
 //! Sessions: reads as server-sent events or frames, appends as frames.
 //!
-//! A session is driven by its response being read: a client that stops reading stops the session
-//! from taking in more, and nothing piles up here but what is in flight.
+//! Reading the response drives a session: when a client stops reading, the session stops accepting more,
+//! and nothing accumulates here but what is in flight.
 
 use std::pin::Pin;
 
@@ -32,8 +32,8 @@ const NO_TRANSFORM: HeaderValue = HeaderValue::from_static("no-cache, no-transfo
 /// Tells reverse proxies not to buffer.
 const NO_BUFFERING: (&str, HeaderValue) = ("x-accel-buffering", HeaderValue::from_static("no"));
 
-/// Moves a read behind what `last` says was delivered, and takes that off its limits. Also answers
-/// what was delivered, so that event ids go on counting.
+/// Moves a read behind what `last` reports as delivered, and subtracts that from its limits. Also returns
+/// what was delivered, so that event ids continue.
 pub fn resume(
     mut start: ReadStart,
     mut end: ReadEnd,
@@ -60,7 +60,7 @@ pub fn events(mut session: ReadSession, format: Format, mut delivered: CountOrBy
         loop {
             match session.next().await {
                 Ok(Some(ReadOutput::Heartbeat(tail))) => yield sse::ping_event(tail),
-                // The client sees that the connection lives; it is not at the tail.
+                // Shows the client that the connection is alive; it is not at the tail.
                 Ok(Some(ReadOutput::Waiting)) => {
                     yield Ok(Event::default().comment("waiting for memory"));
                 }
@@ -104,11 +104,11 @@ pub fn events(mut session: ReadSession, format: Format, mut delivered: CountOrBy
     response
 }
 
-/// The event that ends a session of events of which the client takes nothing.
+/// The event that ends a session of events whose client reads nothing.
 fn stalled_events() -> AtStall {
     let error = ServiceError::Exhausted(Exhausted::Stalled);
     let (_, body) = error.to_response().to_parts();
-    // As `Sse` writes `sse::error_event`; the body is JSON without line breaks.
+    // The form in which `Sse` writes `sse::error_event`; the body is JSON without line breaks.
     let event = format!("event: error\ndata: {body}\n\n");
     AtStall::End(EndFrame::Data(event.into()))
 }
@@ -127,7 +127,8 @@ pub fn frames_of_read(
                     records: Vec::new(),
                     tail: Some(tail.into()),
                 }),
-                // The client sees that the connection lives; without a tail, it is not there.
+                // Shows the client that the connection is alive. A batch without a tail is not at the
+                // tail.
                 Ok(Some(ReadOutput::Waiting)) => yield Ok(proto::ReadBatch::default()),
                 Ok(Some(ReadOutput::Batch(batch, permit))) => {
                     permits.put(permit);
@@ -155,11 +156,11 @@ pub fn frames_of_read(
     response
 }
 
-/// Acknowledgements that wait for the client. Beyond them, a session takes no more appends.
+/// Acknowledgements that wait for the client. Beyond them, a session accepts no more appends.
 const MAX_ACKS: usize = 64;
 
-/// Appends as they come in, acknowledgements in order; ends at the first error, of which the client
-/// receives after everything before it was acknowledged.
+/// Appends as they arrive, acknowledgements in order. The session ends at the first error, which the
+/// client receives after the acknowledgements of everything before it.
 pub fn frames_of_append(
     session: AppendSession,
     inputs: Inputs,
@@ -169,8 +170,8 @@ pub fn frames_of_append(
     let (acks, waiting) = mpsc::channel(MAX_ACKS);
     let stalled = CancellationToken::new();
     let at_stall = AtStall::Cancel(stalled.clone());
-    // A task of its own: what waits for admission has a place among all appends, and must not depend on a
-    // client that takes its acknowledgements.
+    // A task of its own: an append that waits for admission has a place among all appends, and must not
+    // depend on whether its client reads acknowledgements.
     let driver = drive(session, inputs, stopping, stalled, acks);
     let driver = AbortOnDropHandle::new(tokio::spawn(driver));
     let acks = stream::unfold((waiting, driver), |(mut waiting, driver)| async move {
@@ -185,7 +186,7 @@ pub fn frames_of_append(
 type SessionAck = Result<proto::AppendAck, ServiceError>;
 type Submission<'a> = Pin<Box<dyn Future<Output = Result<PendingAppend, Error>> + Send + 'a>>;
 
-/// Takes appends until the session ends, and hands on their acknowledgements.
+/// Takes appends until the session ends, and forwards their acknowledgements.
 async fn drive(
     session: AppendSession,
     inputs: Inputs,
@@ -193,7 +194,7 @@ async fn drive(
     stalled: CancellationToken,
     acks: mpsc::Sender<SessionAck>,
 ) {
-    // None once no more is taken: what it holds is free then.
+    // `None` once no more is accepted, so that what it holds is released.
     let mut inputs = Some(inputs);
     let mut submitting: Option<Submission<'_>> = None;
     let mut pending = FuturesOrdered::new();
@@ -234,7 +235,7 @@ async fn drive(
                 last_error = Some(Error::Stopping.into());
                 inputs = None;
             }
-            // As at a stop: what is in flight is answered.
+            // As at a stop, what is in flight is answered.
             () = stalled.cancelled(), if inputs.is_some() => {
                 last_error = Some(ServiceError::Exhausted(Exhausted::Stalled));
                 inputs = None;
@@ -255,12 +256,12 @@ async fn drive(
         }
     }
     if let Some(error) = last_error {
-        // If nobody takes it, the client is gone.
+        // If the channel is closed, the client is gone.
         let _ = acks.send(Err(error)).await;
     }
 }
 
-/// Submits an append. The memory of its frame is free when it has been admitted.
+/// Submits an append. The memory of its frame is released once it has been admitted.
 async fn submit(session: &AppendSession, input: Input) -> Result<PendingAppend, Error> {
     let Input { append, _claim } = input;
     session.append(append).await

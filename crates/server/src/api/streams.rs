@@ -1,4 +1,4 @@
-//! `/v1/streams`, but for records.
+//! `/v1/streams`, except for records.
 
 use axum::extract::{FromRequest, Path, Query, State};
 use esker_node::{Create, StreamListing};
@@ -153,10 +153,11 @@ pub async fn delete(
     Ok(StatusCode::ACCEPTED)
 }
 
-/// The class of streams for which neither their settings nor their basin's name one, as the API has it.
+/// The storage class of streams if neither their settings nor their basin's name one, as the API defines
+/// it.
 const DEFAULT_STORAGE_CLASS: &str = "express";
 
-/// A stream's settings, with a class in any case. Those of a basin say only what was set.
+/// A stream's settings, always with a storage class. Settings of a basin have only what was set.
 fn wire_config(mut config: StreamConfig) -> v1::config::StreamConfig {
     let class = config.storage_class.take();
     config.storage_class = Some(class.unwrap_or_else(|| DEFAULT_STORAGE_CLASS.into()));
@@ -176,7 +177,7 @@ fn stream_info(stream: &StreamListing) -> Result<v1::stream::StreamInfo, Service
     let info = s2_common::stream::StreamInfo {
         name: stream.name.parse()?,
         created_at: timestamp(stream.created_ms)?,
-        // A deleted stream is gone at once.
+        // A deleted stream disappears at once.
         deleted_at: None,
         cipher: None,
     };

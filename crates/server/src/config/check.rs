@@ -12,8 +12,8 @@ use super::source::Source;
 use super::units::ByteCount;
 use super::values::Config;
 
-/// How many segments of the log `max-log-bytes` must have room for: the one that is written, the one
-/// that is given back, and as many again so that the bound is not met all the time.
+/// How many segments of the log `max-log-bytes` must have room for: the one that is written, the one that
+/// is deleted, and two more so that the bound is not reached all the time.
 const LEAST_SEGMENTS: u64 = 4;
 
 /// The rules between values, as the documentation lists them. [`rules`] enforces them.
@@ -30,7 +30,7 @@ pub(super) const RULES: &[&str] = &[
 ];
 
 impl Config {
-    /// Checks a configuration that was put together in code: every value within its bounds, and
+    /// Checks a configuration that was built in code: every value within its bounds, and
     /// values that go together. One that [`load`](super::load) returned has passed.
     ///
     /// # Errors
@@ -45,7 +45,7 @@ impl Config {
         let mut problems = Vec::new();
         for key in &keys().keys {
             let value = key.value(&values).unwrap_or(&Value::Null);
-            // A secret cannot be wrong, and shows nothing here.
+            // A secret is always valid, and its value is hidden here.
             let unset = key.optional && value.is_null();
             if unset || key.kind == Kind::Secret {
                 continue;
@@ -61,7 +61,7 @@ impl Config {
     }
 }
 
-/// A serialized value, as a file would have said it.
+/// A serialized value in the form in which a file would set it.
 fn raw(value: &Value) -> Raw {
     match value {
         Value::String(text) => Raw::Text(text.clone()),
@@ -80,7 +80,7 @@ fn raw(value: &Value) -> Raw {
     }
 }
 
-/// What breaks the rules between values. `source` tells where a key's value came from.
+/// Violations of the rules between values. `source` returns where a key's value came from.
 pub(super) fn rules(config: &Config, source: &dyn Fn(&str) -> Source) -> Vec<ConfigError> {
     let mut problems = Vec::new();
     if !config.insecure_no_auth {
@@ -203,7 +203,7 @@ fn half_of_the_keys(config: &Config, source: &dyn Fn(&str) -> Source) -> Option<
     })
 }
 
-/// What is allowed and yet may not be what was meant.
+/// Settings that are allowed but may not be intended.
 pub(super) fn warnings(config: &Config) -> Vec<String> {
     let mut warnings = Vec::new();
     for (key, address) in reachable(config) {
@@ -229,7 +229,7 @@ pub(super) fn warnings(config: &Config) -> Vec<String> {
     warnings
 }
 
-/// What the defaults leave open, and should be decided before data matters.
+/// Settings that the defaults leave open and that should be decided before the data matters.
 pub(super) fn reminders(config: &Config) -> Vec<String> {
     let mut reminders = Vec::new();
     if config.snapshots.num_retained.is_none() {

@@ -1,11 +1,11 @@
-//! Where snapshots go, as people write it: the form alone. Whether there is such a place is found out
-//! by the node, which asks it.
+//! Checks the form of snapshot destinations, as users write them. The node finds out whether there is
+//! such a place.
 
-/// What may be a destination, for messages.
+/// What a destination may be, for messages.
 pub(super) const DESTINATIONS: &str =
     "`s3://bucket/prefix`, `file:///directory` or the path of a directory";
 
-/// What may be an endpoint, for messages.
+/// What an endpoint may be, for messages.
 pub(super) const ENDPOINTS: &str = "a URL such as `https://minio.example:9000`";
 
 /// A destination of the right form.
@@ -46,7 +46,7 @@ pub(super) fn destination(text: &str) -> Result<&str, String> {
     }
 }
 
-/// A path that means what it says: no shell has read it, so `~/data` would be a directory `~`.
+/// A path that is meant literally: no shell has expanded it, so `~/data` would name a directory `~`.
 pub(super) fn not_for_a_shell(path: &str) -> Result<&str, String> {
     let home = path
         .split('/')
@@ -108,7 +108,7 @@ pub(super) fn endpoint(text: &str) -> Result<&str, String> {
     }
 }
 
-/// A URL as it may be shown: what could be a password is cut out.
+/// A URL that may be shown: what could be a password is removed.
 pub(super) fn without_user_info(url: &str) -> String {
     let (scheme, rest) = match url.split_once("://") {
         Some((scheme, rest)) => (format!("{scheme}://"), rest),

@@ -1,4 +1,4 @@
-//! `docs/operating/configuration.md`, made from the same schema that the checks use.
+//! `docs/operating/configuration.md`, generated from the same schema that the checks use.
 
 use serde_json::Value;
 
@@ -146,7 +146,7 @@ machine, if the repository does.
 |---|---|---|
 ";
 
-/// What makes a partition take a snapshot: the knob, where the snapshot goes, and when it is taken.
+/// What makes a partition take a snapshot: the setting, where the snapshot goes, and when it is taken.
 pub(super) const SNAPSHOT_TRIGGERS: &[(&str, &str, &str)] = &[
     (
         "`local-snapshot-num-records`",
@@ -229,7 +229,7 @@ fn also(alias: Option<String>) -> String {
     alias.map_or_else(String::new, |alias| format!(" Also accepted as `{alias}`."))
 }
 
-/// Text that does not end the cell of a table.
+/// Escapes what would end the cell of a table.
 fn cell(text: &str) -> String {
     text.replace('|', "\\|")
 }

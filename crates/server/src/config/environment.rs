@@ -1,9 +1,9 @@
-//! The environment: variables that set keys, and those that probably were meant to.
+//! The environment: variables that set keys, and unknown ones that probably were meant to.
 //!
-//! `ESKER_` and the key, in capitals, `-` written `_` and the dot after a section `__`:
-//! `ESKER_LOG__SEGMENT_SIZE` sets `log.segment-size`. Other things set variables of that prefix too
-//! (Kubernetes does for a service named `esker`), so an unknown one is an error only if it is
-//! close to a known one or starts with the name of a section and `__`. Any other is a warning.
+//! A variable is named `ESKER_` and the key in capitals, with `-` written as `_` and the dot after a
+//! section as `__`: `ESKER_LOG__SEGMENT_SIZE` sets `log.segment-size`. Other programs set variables of
+//! that prefix too (Kubernetes does for a service named `esker`), so an unknown one is an error only if
+//! it is close to a known one or starts with the name of a section and `__`. Any other is a warning.
 //!
 //! The variables of Statehouse are second names of keys; see [`statehouse`].
 
@@ -19,12 +19,12 @@ use super::variables::{Variables, variables};
 /// The variable that names the configuration file, unless `--config` does.
 pub const CONFIG_VARIABLE: &str = "ESKER_CONFIG";
 
-/// The variable that says what an empty data directory means, unless `--bootstrap` does. It is no
-/// key: it is said once, and a file would say it at every start.
+/// The variable that defines what an empty data directory means, unless `--bootstrap` does. It is no key,
+/// because it applies to one start, and a file would apply to every start.
 pub const BOOTSTRAP_VARIABLE: &str = "ESKER_BOOTSTRAP";
 
-/// The variables of this process that are meant for Esker, for [`load`](super::load). What is not
-/// UTF-8 in a value becomes U+FFFD, so that the value is refused where it matters.
+/// The variables of this process that are meant for Esker, for [`load`](super::load). Invalid UTF-8 in a
+/// value becomes U+FFFD, so that the value is refused where it matters.
 pub fn environment() -> impl Iterator<Item = (String, String)> {
     std::env::vars_os().filter_map(|(name, value)| {
         let name = name.into_string().ok()?;
@@ -77,7 +77,7 @@ pub(super) fn read(all: impl Iterator<Item = (String, String)>) -> Variables {
     read
 }
 
-/// If an unknown variable was meant to set a key: what to do about it.
+/// What to do about an unknown variable, if it probably was meant to set a key.
 fn meant(name: &str) -> Option<String> {
     let known = keys().keys.iter().map(|key| key.variable.as_str());
     if let Some(near) = suggest::nearest(name, known.chain([CONFIG_VARIABLE, BOOTSTRAP_VARIABLE])) {

@@ -1,7 +1,7 @@
 //! What can be wrong with a configuration.
 //!
-//! Every message says which key or file it is about, where the value came from, what is wrong and
-//! what would be right. Codes are stable: programs may rely on them, people may search for them.
+//! Every message names the key or file, where the value came from, what is wrong and what would be right.
+//! Codes are stable: programs may rely on them, and users may search for them.
 
 use std::path::PathBuf;
 
@@ -54,7 +54,7 @@ pub enum ConfigError {
         path: PathBuf,
         /// Where its path came from.
         named_by: Source,
-        /// What the operating system said, or what is wrong with the file as a whole.
+        /// What the operating system reported, or what is wrong with the file as a whole.
         problem: String,
     },
 
@@ -181,8 +181,7 @@ impl ConfigError {
         }
     }
 
-    /// Where to look for it, for the order of problems: the file from its top, the environment,
-    /// the flags.
+    /// Its place in the order of problems: the file from its top, the environment, the flags.
     pub(super) fn place(&self) -> (u8, usize) {
         match self {
             Self::Unreadable { .. } => (0, 0),
@@ -229,8 +228,8 @@ impl ConfigError {
     }
 }
 
-/// What to write instead of an unknown key: one of its section that is spelt much alike; one of
-/// another section; else whatever the section has.
+/// What to write instead of an unknown key: a key of its section with a similar name, else one of another
+/// section, else the list of what the section has.
 fn meant_key(section: Option<&str>, name: &str) -> String {
     let section = section.map(|written| {
         let sections = keys().sections.iter().map(|section| section.name.as_str());

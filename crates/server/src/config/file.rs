@@ -13,8 +13,8 @@ use super::kind::Raw;
 use super::setting::Setting;
 use super::source::Source;
 
-/// Largest configuration file that is read, in bytes. One with all keys and comments has some 5 KiB;
-/// what is far larger is another file, named by mistake.
+/// Largest configuration file that is read, in bytes. One with all keys and comments has some 5 KiB; a
+/// far larger file is another one, named by mistake.
 const MAX_FILE: u64 = 1 << 20;
 
 /// Reads the file. Returns what it sets, in the order of the file, and all that is wrong with it.
@@ -93,7 +93,7 @@ pub(super) fn parse(text: &str, path: &Path) -> (Vec<Setting>, Vec<ConfigError>)
             lines.section(name, value, from, &mut found, &mut problems);
         }
     }
-    // The parser sorts by name; people read from the top.
+    // The parser sorts by name; messages follow the order of the file.
     found.sort_by_key(|setting| setting.from.place());
     (found, problems)
 }

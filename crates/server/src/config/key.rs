@@ -1,11 +1,11 @@
 //! The list of all keys, made from the JSON schema of [`Config`] and its defaults.
 //!
-//! A key lives at the top level or in one section: `listen`, `log.segment-size`. The list is in the
-//! order of the fields. Everything about a key is written at its field; a field whose schema is no
-//! [`Kind`] would not be in the list, and a test sees to it that there is none.
+//! A key is at the top level or in one section: `listen`, `log.segment-size`. The list is in the order of
+//! the fields. Everything about a key is written at its field. A field whose schema is no [`Kind`] would
+//! be missing from the list; a test ensures that there is none.
 //!
-//! A key or section may have a second name, under which other programs know it. It is understood
-//! wherever the first is, and never printed.
+//! A key or section may have a second name, under which other programs know it. It is accepted wherever
+//! the first is, and never printed.
 
 use std::sync::LazyLock;
 
@@ -15,7 +15,7 @@ use serde_json::Value;
 use super::kind::{Kind, Raw};
 use super::values::Config;
 
-/// What the name of a variable of the environment starts with, if it is meant for Esker.
+/// Prefix of environment variables that are meant for Esker.
 pub(super) const VARIABLE_PREFIX: &str = "ESKER_";
 
 /// One key of the configuration.
@@ -95,7 +95,7 @@ impl Keys {
         all
     }
 
-    /// Maps of JSON are sorted by name; the order of the fields is that of the serialized defaults.
+    /// JSON maps are sorted by name; the serialized defaults have the order of the fields.
     fn sort(&mut self) {
         let text = serde_json::to_string_pretty(&Config::default()).unwrap_or_default();
         let lines = || text.lines().map(str::trim_start);
@@ -215,8 +215,7 @@ impl Key {
         tree.pointer(&self.pointer())
     }
 
-    /// Reads what a source said, as [`Kind::read`] does. Where the key may be unset, the empty text
-    /// unsets it.
+    /// Reads a source's value, as [`Kind::read`] does. The empty text unsets a key that may be unset.
     pub(super) fn read(&self, raw: &Raw) -> Result<Value, String> {
         match raw {
             Raw::Bare(text) | Raw::Text(text) if self.optional && text.trim().is_empty() => {
@@ -234,8 +233,8 @@ impl Key {
         }
     }
 
-    /// The configuration of a [`tree`] with another value of this key, which [`read`](Self::read)
-    /// has returned. On an error the tree is as it was.
+    /// The configuration of a [`tree`] with another value of this key, which [`read`](Self::read) has
+    /// returned. On an error the tree is unchanged.
     pub(super) fn replace(&self, tree: &mut Value, value: Value) -> Result<Config, String> {
         let mut replaced = tree.clone();
         if let Some(place) = replaced.pointer_mut(&self.pointer()) {
@@ -257,10 +256,10 @@ pub(super) fn schema() -> Value {
         .to_value()
 }
 
-/// A configuration as a tree of values: texts, numbers and booleans, `null` for what is unset. Of
-/// secrets it shows only that they are set.
+/// A configuration as a tree of values: texts, numbers and booleans, `null` for what is unset. Of secrets
+/// it contains only that they are set.
 pub(super) fn tree(config: &Config) -> Value {
-    // All names are strings and all values are plain, so there is nothing that JSON cannot hold.
+    // All names are strings and all values are plain, so this cannot fail.
     serde_json::to_value(config).unwrap_or_default()
 }
 
@@ -290,8 +289,8 @@ fn alias(field: &Value) -> Option<String> {
     field.get("x-alias")?.as_str().map(String::from)
 }
 
-/// The schema of a value that is there, and whether there may be none: that is a type `null` among
-/// others, a word `null` among others, or a schema for `null` beside another one.
+/// The schema of a value that is set, and whether it may be unset: then the schema has a type `null`
+/// among others, a word `null` among others, or a schema for `null` beside another one.
 fn without_null(field: &Value) -> (Value, bool) {
     let mut schema = field.clone();
     let null = |value: &Value| value.is_null() || value == "null" || value["type"] == "null";
@@ -307,7 +306,7 @@ fn without_null(field: &Value) -> (Value, bool) {
         }
         let single = list.remove(0);
         match single {
-            // What stands around it (description, bounds) is about it as well.
+            // Keywords around it (description, bounds) apply to it as well.
             Value::Object(inner) => {
                 if let Some(outer) = schema.as_object_mut() {
                     outer.remove(choices);

@@ -1,9 +1,9 @@
 //! What a value of a key may look like.
 //!
-//! A [`Raw`] is what a source said: a typed value of the TOML file, or the bare text of a variable
-//! or flag. [`Kind::read`] turns it into the JSON value that the configuration is made from, or says
-//! what is wrong with it; [`Kind::allowed`] says what would have been right. Both end up in one
-//! message, and the latter in the documentation.
+//! A [`Raw`] is a value as a source has it: a typed value of the TOML file, or the bare text of a
+//! variable or flag. [`Kind::read`] turns it into the JSON value that the configuration is made from, or
+//! returns what is wrong with it; [`Kind::allowed`] describes what would be right. Both become part of
+//! one message, and the latter of the documentation.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -27,10 +27,10 @@ const MAX_TEXT: usize = 255;
 /// Levels of messages, from the quietest.
 const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 
-/// What a source said about a key.
+/// A value that a source sets for a key.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Raw {
-    /// Text of a variable or flag, whatever the key wants.
+    /// Text of a variable or flag, whatever the type of the key.
     Bare(String),
     /// A string of the file.
     Text(String),
@@ -38,7 +38,7 @@ pub(super) enum Raw {
     Integer(i128),
     /// A boolean of the file.
     Boolean(bool),
-    /// Something else of the file, which no key wants.
+    /// Something else of the file, which no key accepts.
     Other {
         /// What it is, with its article.
         what: &'static str,
@@ -80,7 +80,7 @@ pub(super) enum Kind {
     HostNames,
     /// Web origins.
     Origins,
-    /// What is shown to nobody.
+    /// A value that is never shown.
     Secret,
     /// On or off.
     Switch,
@@ -195,8 +195,7 @@ impl Kind {
         format!("{article} {}", self.name())
     }
 
-    /// What a source said, as a message may repeat it: no secrets. Nothing if there is nothing to
-    /// repeat.
+    /// A source's value, as a message may repeat it: no secrets. `None` if there is nothing to repeat.
     pub(super) fn shown(&self, raw: &Raw) -> Option<String> {
         match (self, raw) {
             (Self::Secret, _) => None,
@@ -209,7 +208,7 @@ impl Kind {
         }
     }
 
-    /// A text behind a flag, as a message may repeat it.
+    /// The text after a flag, as a message may repeat it.
     pub(super) fn shown_text(&self, text: &str) -> String {
         match self {
             Self::Secret => HIDDEN.into(),
@@ -218,7 +217,7 @@ impl Kind {
         }
     }
 
-    /// The text of a string; anything else is a mistake.
+    /// The text of a string; any other type is an error.
     fn text<'a>(&self, raw: &'a Raw) -> Result<&'a str, String> {
         match raw {
             Raw::Bare(text) | Raw::Text(text) => Ok(text),
@@ -264,8 +263,8 @@ impl Kind {
         }
     }
 
-    /// Reads what a source said, checks it against the bounds and returns the value in the form
-    /// in which the configuration serializes it. The error says what is wrong with it.
+    /// Reads a source's value, checks it against the bounds and returns it in the form in which the
+    /// configuration serializes it. The error describes what is wrong with it.
     pub(super) fn read(&self, raw: &Raw) -> Result<Value, String> {
         match self {
             Self::Path => path(self.text(raw)?).map(Value::from),
@@ -343,7 +342,7 @@ fn address(text: &str) -> Result<SocketAddr, String> {
     })
 }
 
-/// Each part of a list, checked.
+/// Checks each part of a list.
 fn each(text: &str, check: impl Fn(&str) -> Result<(), String>) -> Result<&str, String> {
     let text = short_text(text.trim())?;
     for part in text.split(',') {
@@ -425,8 +424,8 @@ fn log_filter(text: &str) -> Result<&str, String> {
     EnvFilter::builder()
         .parse(text)
         .map_err(|error| error.to_string())?;
-    // A word alone that is no level is taken for a part of the program, so a misspelt level would
-    // pass and leave the server mute.
+    // A lone word that is no level counts as a part of the program, so a misspelt level would be accepted
+    // and silence the server.
     for word in text.split(',').map(str::trim) {
         let is_level = LEVELS.iter().any(|level| level.eq_ignore_ascii_case(word));
         if let (false, Some(level)) = (is_level, suggest::nearest(word, LEVELS)) {

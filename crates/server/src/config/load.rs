@@ -14,18 +14,17 @@ use super::source::Source;
 use super::values::Config;
 use super::variables::Variables;
 
-/// A configuration that was put together, checked, and remembers where its values came from.
+/// A configuration that was loaded and checked, and where its values came from.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Loaded {
     /// The configuration.
     pub config: Config,
-    /// For each key that something set (`log.segment-size`): what did, of several sources the one
-    /// that won.
+    /// For each key that is set (`log.segment-size`): its source, of several the one that won.
     pub sources: BTreeMap<String, Source>,
-    /// What is allowed and yet may not be what was meant. To be written to the log at the start.
+    /// Settings that are allowed but may not be intended. To be written to the log at the start.
     pub warnings: Vec<String>,
-    /// What the defaults leave open, which a server says at its start, after the warnings. A check of
-    /// what somebody wrote has nothing to say about it.
+    /// Settings that the defaults leave open, which a server logs at its start, after the warnings. A
+    /// check of a configuration does not report them.
     pub reminders: Vec<String>,
     /// The configuration file that was read.
     pub file: Option<PathBuf>,
@@ -38,16 +37,15 @@ impl Loaded {
     }
 }
 
-/// Puts the configuration together: the defaults, over them the file, over that the environment,
-/// over that the flags. `env` is the environment, such as [`environment`](super::environment)
-/// returns; what starts with
-/// neither `ESKER_` nor `STATEHOUSE_` is passed over. Apart from reading the one file that
-/// `--config` or `ESKER_CONFIG` names, this touches nothing.
+/// Puts the configuration together: the file overrides the defaults, the environment the file, and the
+/// flags the environment. `env` is the environment, such as [`environment`](super::environment) returns;
+/// variables that start with neither `ESKER_` nor `STATEHOUSE_` are ignored. Apart from the one file that
+/// `--config` or `ESKER_CONFIG` names, this accesses nothing outside the program.
 ///
 /// # Errors
 ///
-/// All problems of all sources, also of values that a later source would have replaced. Whether
-/// values go together is looked at only if each is good by itself.
+/// All problems of all sources, including values that a later source would have replaced. Rules between
+/// values are checked only if each value is valid by itself.
 pub fn load(
     overrides: &Overrides,
     env: impl Iterator<Item = (String, String)>,
@@ -101,7 +99,8 @@ pub fn load(
     })
 }
 
-/// The error of each key that one source sets under both of its names. (Flags find that themselves.)
+/// An error for each key that one source sets under both of its names. (For flags this is checked where
+/// they are read.)
 fn set_twice(settings: &[Setting]) -> Vec<ConfigError> {
     let mut problems = Vec::new();
     for (index, later) in settings.iter().enumerate() {

@@ -8,24 +8,24 @@
 //! - `Keys` (`key`) is the list of all keys, made from the JSON schema of [`Config`]: where a key
 //!   lives, its kind, its bounds, its default and its description. The reader, the checks and the
 //!   documentation all use it, so a bound or a sentence is written in one place only: at the field.
-//! - `Kind` (`kind`) says what a value of a key may look like, turns what a source said into that
-//!   value, or explains why it cannot; `destination_url` does so for destinations and endpoints.
-//! - [`Secret`] is a value that is shown to nobody.
+//! - `Kind` (`kind`) is what a value of a key may look like. It turns what a source has into that value,
+//!   or explains why it cannot; `destination_url` does so for destinations and endpoints.
+//! - [`Secret`] is a value that is never shown.
 //! - [`Source`] is where a value came from; every message about a value names it.
 //! - [`Overrides`] are the command-line flags.
 //!
 //! # Flow
 //!
-//! [`load`] gathers `(key, text, source)` from the file (`file`), the environment (`environment`)
-//! and the flags (`overrides`), applies them in that order onto the defaults, and then checks the
-//! whole (`check`): bounds of each value, and rules between values. It collects every problem
-//! before it answers, so that a file with three mistakes is corrected once. [`show`] prints the
-//! result as TOML that loads to the same configuration; [`markdown`] is `docs/operating/configuration.md`.
+//! [`load`] gathers `(key, text, source)` from the file (`file`), the environment (`environment`) and the
+//! flags (`overrides`), applies them in that order onto the defaults, and then checks the whole
+//! (`check`): bounds of each value, and rules between values. It collects every problem before it
+//! returns, so that a file with three mistakes is corrected once. [`show`] prints the result as TOML that
+//! loads to the same configuration; [`markdown`] is `docs/operating/configuration.md`.
 //!
 //! Precedence: flag, then environment, then file, then default. No file is read unless it is named.
 //!
-//! This module knows nothing of what the values are for: it opens no data directory and binds no
-//! socket, and of the outside world it reads the one named file only. The environment is handed in.
+//! This module does not depend on what the values are for: it opens no data directory and binds no
+//! socket, and from outside it reads only the one named file. The environment is passed in.
 
 mod check;
 mod destination_url;

@@ -56,7 +56,7 @@ impl fmt::Debug for Overrides {
 }
 
 impl Overrides {
-    /// What the flags set, and all that is wrong with them.
+    /// The keys that the flags set, and all problems with the flags.
     pub(super) fn read(&self) -> (Vec<Setting>, Vec<ConfigError>) {
         let mut found: Vec<Setting> = Vec::new();
         let mut problems = Vec::new();
@@ -110,7 +110,7 @@ fn find<'a>(found: &'a [Setting], key: &Key) -> Option<&'a Source> {
         .map(|setting| &setting.from)
 }
 
-/// What stands behind `--set`, as a message may repeat it: no secrets, even if there is no `=`.
+/// The argument of `--set`, as a message may repeat it: no secrets, even if there is no `=`.
 fn shown(set: &str) -> String {
     let (path, value) = match set.split_once('=') {
         Some((path, value)) => (path, Some(value)),
@@ -123,7 +123,7 @@ fn shown(set: &str) -> String {
             Some(end) => format!("{}…", &path[..end]),
             None => path.into(),
         },
-        // The value of no key may have been meant for one.
+        // The value of an unknown key may have been meant for a secret.
         (None, Some(_)) => format!("{path}=…"),
         (Some(_), None) => path.into(),
     }

@@ -1,4 +1,4 @@
-//! Values that nobody may read off a screen, a log or a file that was printed.
+//! Values that must not appear on a screen, in a log or in a printed file.
 
 use std::fmt;
 
@@ -11,8 +11,8 @@ pub(super) const SECRET_FORMAT: &str = "secret";
 /// What is shown in the place of a secret.
 pub(super) const HIDDEN: &str = "(hidden)";
 
-/// A secret: one line of text, not empty. Printed and serialized it is `(hidden)`, so that whatever
-/// is made of a configuration gives nothing away; [`expose`](Secret::expose) is the only way to it.
+/// A secret: one line of text, not empty. It is printed and serialized as `(hidden)`, so nothing that is
+/// made from a configuration reveals it; only [`expose`](Secret::expose) returns it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(String);
 
@@ -21,7 +21,7 @@ impl Secret {
     ///
     /// # Errors
     ///
-    /// What is wrong with it, in words that do not repeat it.
+    /// What is wrong with it, without repeating it.
     pub fn new(text: &str) -> Result<Self, String> {
         match text.trim() {
             "" => Err("it is empty".into()),

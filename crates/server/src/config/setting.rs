@@ -1,10 +1,10 @@
-//! What a source says of one key.
+//! The value that a source sets for one key.
 
 use super::key::Key;
 use super::kind::Raw;
 use super::source::Source;
 
-/// One thing that a source said: a key is to have a value.
+/// One key, and the value that a source sets for it.
 pub(super) struct Setting {
     pub(super) key: &'static Key,
     pub(super) raw: Raw,

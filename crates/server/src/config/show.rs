@@ -8,9 +8,9 @@ use super::load::Loaded;
 use super::secret::HIDDEN;
 use super::source::printable;
 
-/// The effective configuration as TOML that loads to the same configuration, but for secrets: they
-/// and what is unset are comments. A comment behind a value says what set it; values without one are
-/// defaults. The first line names the file.
+/// The effective configuration as TOML that loads to the same configuration, except for secrets: they and
+/// unset keys are comments. A comment after a value names what set it; values without one are defaults.
+/// The first line names the file.
 pub fn show(loaded: &Loaded) -> String {
     let values = tree(&loaded.config);
     let file = match &loaded.file {
@@ -26,8 +26,8 @@ pub fn show(loaded: &Loaded) -> String {
     })
 }
 
-/// The same for programs: for each key (`log.segment-size`) its value, which is null if it is unset, and what
-/// set it. The value of a secret is hidden.
+/// The same for programs: for each key (`log.segment-size`) its value, which is null if it is unset, and
+/// what set it. The values of secrets are hidden.
 pub fn show_json(loaded: &Loaded) -> Value {
     let values = tree(&loaded.config);
     let entry = |key: &Key| {
@@ -58,12 +58,12 @@ pub(super) fn document(entry: impl Fn(&Key) -> String) -> String {
     text
 }
 
-/// `name = value`, in TOML; a comment if there is no value, or none to show.
+/// `name = value`, in TOML; a comment if there is no value, or it must not be shown.
 pub(super) fn assignment(key: &Key, value: &Value) -> String {
     let name = &key.name;
     match value {
         Value::Null if key.default.is_null() => format!("# {name} = (unset)"),
-        // It has to be written, since it is not the default.
+        // It has to be written, because unset is not the default.
         Value::Null => format!("{name} = \"\""),
         _ if key.kind == Kind::Secret => format!("# {name} = {HIDDEN}"),
         value => format!("{name} = {}", toml_value(value)),

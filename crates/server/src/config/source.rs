@@ -58,7 +58,7 @@ impl fmt::Display for Source {
     }
 }
 
-/// Longest piece of someone's input that a message repeats, in characters.
+/// Longest piece of input that a message repeats, in characters.
 const PRINTED_CHARACTERS: usize = 120;
 
 /// `text` on one line and of bounded length, for messages and comments.

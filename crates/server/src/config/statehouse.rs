@@ -1,8 +1,8 @@
 //! The variables of Statehouse, as second names of keys.
 //!
-//! They win over the file and lose to a variable of Esker. What none of our keys means is answered in words:
-//! a store in memory alone does not exist, and every commit is synced. A variable of the prefix that is not
-//! known is a warning, since other programs set such variables.
+//! They override the file, and variables of Esker override them. A variable without a corresponding key
+//! is answered with an explanation: there is no store in memory alone, and every commit is synced. An
+//! unknown variable with the prefix is a warning, since other programs set such variables.
 
 use super::error::ConfigError;
 use super::key::keys;
@@ -40,15 +40,15 @@ const MEMORY: &str = "STATEHOUSE_USE_MEMORY";
 
 #[derive(Clone, Copy)]
 enum Meaning {
-    /// As the key has it.
+    /// As the key defines it.
     Plain,
-    /// An address, of which `localhost` is understood too.
+    /// An address, where `localhost` is accepted too.
     Address,
     /// A number of milliseconds.
     Milliseconds,
-    /// Whether commits are synced, which they are.
+    /// Whether commits are synced. They always are.
     Fsync,
-    /// Whether nothing is kept, which is not so.
+    /// Whether the store is in memory alone. It never is.
     Memory,
 }
 
@@ -127,7 +127,7 @@ pub(super) fn read(all: &[(String, String)]) -> Variables {
                 continue;
             }
         };
-        // A test sees to it that there is one.
+        // A test ensures that there is one.
         let Some(key) = keys().by_path(path) else {
             continue;
         };
@@ -147,7 +147,7 @@ pub(super) fn read(all: &[(String, String)]) -> Variables {
     read
 }
 
-/// An address as the key wants it: the name that every machine has for itself is looked up here.
+/// An address in the form of the key. `localhost` is resolved here.
 fn address(text: &str) -> String {
     match text.trim().strip_prefix("localhost:") {
         Some(port) => format!("127.0.0.1:{port}"),

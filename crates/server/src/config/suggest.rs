@@ -1,11 +1,11 @@
-//! Finds the name that someone probably meant.
+//! Finds the name that was probably meant.
 
 /// Most edits (insert, delete, replace, swap neighbours) between what was written and what is
 /// suggested. With three, short words are near everything.
 pub(super) const MAX_EDITS: usize = 2;
 
-/// The candidate that is nearest to `written`, if it is near enough. Case and the difference
-/// between `_` and `-` count nothing; of equally near candidates the first is taken.
+/// The candidate that is nearest to `written`, if it is near enough. Case and the difference between `_`
+/// and `-` are ignored; of equally near candidates the first is returned.
 pub(super) fn nearest<'a>(
     written: &str,
     candidates: impl IntoIterator<Item = &'a str>,
@@ -13,7 +13,7 @@ pub(super) fn nearest<'a>(
     let written = plain(written);
     candidates
         .into_iter()
-        // Whatever its length, a hopeless name costs nothing.
+        // The lengths alone exclude most candidates cheaply.
         .filter(|candidate| candidate.len().abs_diff(written.len()) <= MAX_EDITS)
         .map(|candidate| {
             (

@@ -11,7 +11,7 @@
 //! is a second name of a key or section. Every number has an upper bound, so that a slip of the
 //! keyboard does not reserve more than a machine has.
 //!
-//! A key that may be unset is an `Option`; its comment says what unset means.
+//! A key that may be unset is an `Option`; its comment explains what unset means.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -349,8 +349,8 @@ impl Default for LogsConfig {
     }
 }
 
-/// Writes a path as text. What is not UTF-8 becomes U+FFFD, which the checks then refuse: no file,
-/// variable or message could name such a path.
+/// Writes a path as text. Invalid UTF-8 becomes U+FFFD, which the checks then refuse: no file, variable
+/// or message could name such a path.
 fn as_text<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(&path.to_string_lossy())
 }

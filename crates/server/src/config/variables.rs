@@ -1,18 +1,18 @@
-//! What variables of the environment set, under the names of Esker and of Statehouse.
+//! The keys that variables of the environment set, under the names of Esker and of Statehouse.
 
 use super::error::ConfigError;
 use super::setting::Setting;
 
-/// What the environment says.
+/// What the environment sets.
 #[derive(Default)]
 pub(super) struct Variables {
     /// The configuration file that it names.
     pub(super) file: Option<String>,
     /// The keys that it sets, in the order of the variables' names.
     pub(super) settings: Vec<Setting>,
-    /// The keys that variables of Statehouse set; the ones above win over these.
+    /// The keys that variables of Statehouse set; `settings` override them.
     pub(super) second: Vec<Setting>,
-    /// Variables that look like misspelt ones.
+    /// Variables that are probably misspelt.
     pub(super) problems: Vec<ConfigError>,
     /// Other variables of the prefix.
     pub(super) warnings: Vec<String>,

@@ -1,11 +1,12 @@
-//! Where calls run that wait for a disk.
+//! Runs calls that wait for a disk.
 
 use esker_node::StateError;
 use tonic::Status;
 
 use super::status::status;
 
-/// Runs a read where it may block. All reads go through here, but for points that the cache has.
+/// Runs a read where it may block. All reads go through here, except for single keys that are in the
+/// cache.
 ///
 /// # Errors
 ///

@@ -9,7 +9,7 @@ use tonic::Status;
 
 use super::status::{bad_value, unfit};
 
-/// The JSON text of a value that was sent. None is an empty one, as in Statehouse.
+/// The JSON text of a value that a client sent. A missing value is an empty one, as in Statehouse.
 pub(super) fn sent(value: Option<Struct>) -> Result<bytes::Bytes, Status> {
     let json = value::to_json(&value.unwrap_or_default());
     json.map(Into::into).map_err(|error| bad_value(&error))
@@ -20,8 +20,8 @@ pub(super) fn stored(key: &str, json: &[u8]) -> Result<Struct, Status> {
     value::from_json(json).map_err(|error| unfit(key, &error))
 }
 
-/// The value of a key among others: none if it does not fit, so that it does not hide the others. Reading the
-/// key alone says why.
+/// The value of a key in a list: `None` if it does not fit into a message, so that it does not hide the
+/// other keys. Reading the key alone returns the reason.
 fn listed(entry: &StateEntry) -> Option<Struct> {
     let value = value::from_json(&entry.value);
     value
@@ -40,7 +40,7 @@ pub(super) fn key(namespace: String, agent_id: String, key: String) -> StateKey 
     }
 }
 
-/// What both services answer to a read.
+/// The answer of both services to a read.
 pub(super) struct Read {
     pub value: Option<Struct>,
     pub version: u64,
@@ -48,7 +48,7 @@ pub(super) struct Read {
 }
 
 impl Read {
-    /// Of what was read of a key.
+    /// The answer to a read of a key.
     pub(super) fn of(key: &str, read: StateRead) -> Result<Read, Status> {
         let value = read.value.map(|json| stored(key, &json)).transpose()?;
         Ok(Read {
@@ -191,7 +191,7 @@ pub(super) fn verification(it: StateVerification) -> esker::VerifyResponse {
     }
 }
 
-/// Where the store stands.
+/// The status of the store.
 pub(super) fn standing(it: StateStatus) -> esker::StatusResponse {
     esker::StatusResponse {
         commit_ts: it.commit_ts,

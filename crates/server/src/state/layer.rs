@@ -1,7 +1,7 @@
-//! What every call goes through.
+//! The layer around every call.
 //!
-//! A call is counted when it has ended, which for streams is the end of the stream; one that the client
-//! ended first counts as `CANCELLED`.
+//! A call is counted when it has ended, which for streams is the end of the stream. A call that the
+//! client ended first counts as `CANCELLED`.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -20,10 +20,11 @@ use tonic::{Code, Status};
 use super::status::{refused, too_large};
 use crate::answers::{Answers, AtStall, EndFrame, Exhausted, Scanning};
 
-/// How `tonic` begins to say that a request is too large, for which it has a code that means something else.
+/// The beginning of the message of `tonic` for a request that is too large. Its code means something
+/// else.
 const TOO_LARGE: &str = "Error, decoded message length too large";
 
-/// Counts the call, gives the refusal of what is too large its code, and holds the answer to a read as
+/// Counts the call, corrects the code of a request that is too large, and holds the answer to a read as
 /// bytes.
 pub(super) async fn watched(
     State(answers): State<Answers>,
@@ -51,7 +52,7 @@ pub(super) async fn watched(
     response.map(|body| Body::new(Counted { body, call }))
 }
 
-/// The answer as bytes: the tree of messages that it came as is gone.
+/// The answer as bytes. The tree of messages is dropped.
 async fn held(mut response: Response, answers: &Answers) -> Response {
     let scanning = response.extensions_mut().remove::<Scanning>();
     let (head, body) = response.into_parts();
@@ -70,10 +71,10 @@ async fn held(mut response: Response, answers: &Answers) -> Response {
     }
 }
 
-/// A status as it comes after messages.
+/// A status as trailers after messages.
 fn trailers(status: Status) -> HeaderMap {
     let mut trailers = HeaderMap::new();
-    // What cannot be a header is sent as its code alone.
+    // If the message cannot be a header, only the code is sent.
     if status.add_header(&mut trailers).is_err() {
         trailers.insert(Status::GRPC_STATUS, (status.code() as i32).into());
     }
@@ -93,7 +94,7 @@ fn refusal(headers: &HeaderMap) -> Option<Status> {
     refused.message().starts_with(TOO_LARGE).then(too_large)
 }
 
-/// A call that was not counted yet.
+/// A call that has not been counted yet.
 struct Call {
     method: &'static str,
     begun: Instant,
@@ -127,7 +128,7 @@ impl Drop for Call {
     }
 }
 
-/// A body that tells when it has ended.
+/// A body that reports its end.
 struct Counted {
     body: Body,
     call: Call,
@@ -184,7 +185,7 @@ const ANSWERED: [Code; 12] = [
     Code::Unavailable,
 ];
 
-/// Makes all series exist, so that an alert on an increase sees the first failure.
+/// Registers all series, so that an alert on an increase sees the first failure.
 pub(crate) fn register() {
     for method in METHODS {
         for code in ANSWERED {
@@ -248,7 +249,7 @@ const METHODS: &[&str] = &[
     "/esker.state.v1.StateService/Status",
 ];
 
-/// Those that read and answer once. The others write, and their answers are small and never refused, or
+/// Methods that read and answer once. The others write, and their answers are small and never refused, or
 /// they stream.
 const READS: &[&str] = &[
     "/statehouse.v1.StatehouseService/GetState",

@@ -8,15 +8,15 @@
 //! | [`convert`] | values and events, from the store's form into messages |
 //! | [`pages`] | pages of a scan |
 //! | [`raw`] | messages that are written as bytes, and the methods that answer with them |
-//! | [`blocking`] | where calls run that wait for a disk |
+//! | [`blocking`] | runs calls that wait for a disk |
 //! | [`status`] | errors, their codes and their details |
-//! | [`layer`] | what every call goes through: counting, and the refusal of what is too large |
+//! | [`layer`] | the layer around every call: counting, and the refusal of what is too large |
 //!
 //! Both services are on the main listener, and on an address of their own when `state.listen` is set.
 //! They share transactions.
 //!
-//! Bounds: a request has at most [`MAX_REQUEST`] bytes, an answer [`MAX_ANSWER`]; what replays and
-//! exports is sent as the client takes it. What answers hold is counted by `answers`.
+//! Bounds: a request has at most [`MAX_REQUEST`] bytes, an answer [`MAX_ANSWER`]. Replays and exports are
+//! sent as the client takes them. `answers` counts what answers hold.
 
 mod blocking;
 mod convert;
@@ -41,7 +41,7 @@ pub use status::CODES;
 
 use crate::answers::Answers;
 
-/// Most bytes of a request. A commit is at most one record, 1 MiB of JSON; as a message the same is some
+/// Most bytes of a request. A commit is at most one record, 1 MiB of JSON; as a message it is several
 /// times larger.
 pub const MAX_REQUEST: usize = 4 * 1024 * 1024;
 

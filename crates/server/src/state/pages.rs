@@ -1,7 +1,7 @@
 //! Pages of a scan.
 //!
-//! A page's token says as of which commit and after which key the next one goes on, so that all pages are
-//! of the same moment. It is opaque to clients.
+//! A page's token has the commit as of which the next page reads and the key after which it continues, so
+//! that all pages are of the same moment. It is opaque to clients.
 
 use bytes::Bytes;
 use esker_node::state::{Scan, StateEntry};
@@ -15,14 +15,14 @@ use super::statehouse::{AROUND, too_much};
 use super::status::{invalid, refused, status};
 use super::{Calls, MAX_ANSWER, blocking, convert};
 
-/// Bytes of a message of an answer, about: well below the 4 MiB that clients take.
+/// Approximate bytes of a message of an answer: well below the 4 MiB that clients accept.
 const MESSAGE: usize = 256 * 1024;
-/// Bytes of a page: it ends early when it has as many.
+/// Bytes of a page: it ends early when it has this many.
 const PAGE: usize = 4 * 1024 * 1024;
 /// What a token begins with.
 const VERSION: &str = "1";
 
-/// Where the next page goes on.
+/// Where the next page continues.
 #[derive(Debug, PartialEq)]
 struct Token {
     commit_ts: u64,
@@ -82,7 +82,7 @@ impl Calls {
         let at = match &token {
             Some(token) => Some(token.commit_ts),
             None if request.commit_ts.is_some() => request.commit_ts,
-            // The next page must know.
+            // The next page needs the commit.
             None if limit.is_some() => Some(self.store.commit_ts()),
             None => None,
         };
@@ -132,7 +132,7 @@ impl Calls {
     }
 }
 
-/// Messages of `ScanResponse`, written as keys come: of one value at a time there is a tree.
+/// Messages of `ScanResponse`, encoded as keys are found: there is a tree of one value at a time.
 #[derive(Default)]
 struct Messages {
     done: Vec<Bytes>,
@@ -160,7 +160,7 @@ impl Messages {
 
     fn close(&mut self) {
         let mut message = std::mem::take(&mut self.message);
-        // What is held is what counts.
+        // No more is held than what is counted.
         message.shrink_to_fit();
         self.done.push(message.into());
     }
@@ -170,7 +170,7 @@ impl Messages {
             next_page_token: next.to_owned(),
             ..ScanResponse::default()
         };
-        // Messages one after the other are one message with the fields of both.
+        // Concatenated messages are one message with the fields of both.
         self.message.extend_from_slice(&last.encode_to_vec());
         self.close();
         self.done

@@ -1,4 +1,4 @@
-//! Messages that are written as bytes, and the methods that answer with them: what scans.
+//! Messages that are written as bytes, and the methods that answer with them: those that scan.
 //!
 //! The generated services take an answer as a tree of messages. A scan writes each key's bytes as it finds
 //! them instead, so its methods have routes of their own.
@@ -22,7 +22,7 @@ use tonic::{Response, Status};
 
 use super::{Calls, MAX_ANSWER, MAX_REQUEST};
 
-/// Decodes `U`, and sends bytes that are a message already.
+/// Decodes `U`, and sends bytes that are an encoded message already.
 struct RawCodec<U>(PhantomData<U>);
 
 impl<U: Message + Default + Send + 'static> tonic::codec::Codec for RawCodec<U> {

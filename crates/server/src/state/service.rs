@@ -13,7 +13,7 @@ use super::status::{refused, status};
 use super::{Calls, blocking, convert};
 
 impl Calls {
-    /// Commits as messages, those of a key alone if one is named.
+    /// Commits as messages; only those of a key if one is named.
     fn events(
         &self,
         replay: Replay,
@@ -214,7 +214,7 @@ impl StateService for Calls {
     ) -> Result<Response<VerifyResponse>, Status> {
         let permit = self.answers.exporting().map_err(refused)?;
         let (store, commit_ts) = (self.store.clone(), request.into_inner().commit_ts);
-        // A task of its own: it keeps its place until it has ended, also when the client is gone.
+        // A task of its own: it keeps its permit until it has ended, even if the client is gone.
         let verifying = tokio::spawn(async move {
             let _permit = permit;
             store.verify(commit_ts).await

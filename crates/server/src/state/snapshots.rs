@@ -1,4 +1,4 @@
-//! JSON snapshots on their way out and in.
+//! Exports and imports of JSON snapshots.
 
 use bytes::Bytes;
 use esker_node::StateStore;
@@ -57,7 +57,7 @@ pub(super) async fn import(
     })
 }
 
-/// Whether a value can be read by clients once it is stored, as it is.
+/// Whether clients can read a value unchanged once it is stored.
 pub(crate) fn check_value(json: &[u8]) -> Result<(), String> {
     value::check_json(json).map_err(|error| error.to_string())
 }

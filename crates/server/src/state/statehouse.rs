@@ -1,7 +1,7 @@
 //! `statehouse.v1.StatehouseService`, for clients of Statehouse.
 //!
-//! What they rely on: a key or version that is not there is no error; deleted keys are left out of lists;
-//! lists are in order; aborting what is not known succeeds; bounds of a replay are inclusive.
+//! Its clients rely on this: an absent key or version is no error; deleted keys are left out of lists;
+//! lists are in order; aborting an unknown transaction succeeds; bounds of a replay are inclusive.
 
 use std::time::Duration;
 
@@ -41,7 +41,7 @@ impl Calls {
         at: ReadAt,
     ) -> Result<convert::Read, Status> {
         let key = convert::key(namespace, agent_id, key);
-        // Most reads find what they want in memory, and are answered sooner than a thread could be found.
+        // Most reads find their key in memory, and are answered sooner than a thread could be scheduled.
         if at == ReadAt::Latest
             && let Some(read) = self.store.get_cached(&key)
         {
@@ -55,7 +55,7 @@ impl Calls {
         .await
     }
 
-    /// A message of an agent's keys, each written as it is found: of one value at a time there is a tree.
+    /// A message of an agent's keys, each encoded as it is found: there is a tree of one value at a time.
     async fn list(
         &self,
         scan: Scan,
@@ -81,7 +81,7 @@ impl Calls {
         })
         .await?;
         let mut response = Response::new(message);
-        // It ends when the answer is held.
+        // The scan keeps its place until the answer is held.
         response.extensions_mut().insert(scanning);
         Ok(response)
     }

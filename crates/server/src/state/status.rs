@@ -1,8 +1,8 @@
 //! Errors as gRPC has them: a code of gRPC, a message, and details for programs.
 //!
-//! The details are a `google.rpc.ErrorInfo` whose reason is one of [`CODES`], the `StatehouseError` that the
-//! protocol of Statehouse declares, and what this error has beyond that. The reason is in the metadata, too
-//! (`esker-code`), for clients that decode no details.
+//! The details are a `google.rpc.ErrorInfo` whose reason is one of [`CODES`], the `StatehouseError` that
+//! the protocol of Statehouse declares, and further details of this error. The reason is in the metadata,
+//! too (`esker-code`), for clients that decode no details.
 
 use std::collections::HashMap;
 
@@ -30,8 +30,8 @@ const MAX_MESSAGE: usize = 1024;
 /// Most bytes of details; if there are more, only the reason is sent.
 const MAX_DETAILS: usize = 3 * 1024;
 
-/// Codes of the state service: the code, that of gRPC, when, and what to do. Those of [`SHARED_CODES`] are
-/// other APIs' too, and listed there.
+/// Codes of the state service: the code, the gRPC code, when, and what to do. Other APIs have the codes
+/// of [`SHARED_CODES`] too, and list them.
 pub const CODES: &[(&str, &str, &str, &str)] = &[
     (
         "transaction_not_found",
@@ -101,7 +101,7 @@ pub const CODES: &[(&str, &str, &str, &str)] = &[
     ),
 ];
 
-/// Codes that other APIs have too, and those of gRPC that they come with here.
+/// Codes that other APIs have too, and their gRPC codes here.
 pub const SHARED_CODES: &[(&str, &str)] = &[
     ("invalid", "INVALID_ARGUMENT"),
     ("unavailable", "UNAVAILABLE"),
@@ -176,7 +176,7 @@ pub(crate) fn status(error: &StateError) -> Status {
     made(code, reason, statehouse, error.to_string(), details(error))
 }
 
-/// The status of a request that cannot be meant.
+/// The status of a request that is not valid.
 pub(super) fn invalid(problem: impl Into<String>) -> Status {
     status(&StateError::Invalid(problem.into()))
 }
@@ -186,7 +186,7 @@ pub(super) fn exhausted(problem: impl Into<String>) -> Status {
     status(&StateError::Exhausted(problem.into()))
 }
 
-/// The status of what cannot be had now, and may be had later.
+/// The status of what is unavailable now, and may be available later.
 pub(crate) fn unavailable(problem: impl Into<String>) -> Status {
     status(&StateError::Unavailable(problem.into()))
 }
@@ -210,10 +210,10 @@ pub(crate) fn too_large() -> Status {
     ))
 }
 
-/// The status of an answer for which there is no room now.
+/// The status of an answer for which there is no memory now.
 pub(super) fn refused(error: Exhausted) -> Status {
     match error {
-        // As at a stop: the client may ask again at once.
+        // As at a stop, the client may retry at once.
         Exhausted::Stalled => made(
             Code::Unavailable,
             "server_draining",
@@ -221,14 +221,14 @@ pub(super) fn refused(error: Exhausted) -> Status {
             error.to_string(),
             Details::default(),
         ),
-        // It passes by itself: clients repeat what was unavailable, and not what exceeds a limit.
+        // This passes by itself: clients retry what was unavailable, but not what exceeds a limit.
         Exhausted::Scans | Exhausted::Exports | Exhausted::Held | Exhausted::Reads => {
             unavailable(error.to_string())
         }
     }
 }
 
-/// The status of a value that was sent and is no JSON.
+/// The status of a value from a client that is not valid JSON.
 pub(super) fn bad_value(error: &ValueError) -> Status {
     invalid(format!("bad value: {error}"))
 }
@@ -358,7 +358,7 @@ fn made(
     Status::with_details_and_metadata(code, message, sent.encode_to_vec().into(), metadata)
 }
 
-/// Cut where a character ends.
+/// Cuts a text at the end of a character.
 fn shortened(mut text: String) -> String {
     if text.len() > MAX_MESSAGE {
         text.truncate(text.floor_char_boundary(MAX_MESSAGE));

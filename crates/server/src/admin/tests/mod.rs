@@ -1,4 +1,4 @@
-//! The document against the handlers, on a real node, and what is refused.
+//! Compares the document with the handlers on a real node, and tests what is refused.
 
 mod schema;
 
@@ -18,7 +18,7 @@ use tower::ServiceExt as _;
 
 use super::{Admin, AdminError, BODY, PROBLEMS, open_api};
 
-/// The basin that all requests name; few look at it.
+/// The basin that all requests name; few of them access it.
 const BASIN: &str = "my-basin";
 
 struct World {
@@ -108,7 +108,7 @@ impl World {
         value
     }
 
-    /// Has to be refused with this status and code, in the documented form.
+    /// The request must be refused with this status and code, in the documented form.
     async fn refused(&self, method: Method, path: &str, body: &str, expected: (u16, &str)) {
         let (status, value) = self.ask(method, path, body).await;
         let code = value["code"].as_str().unwrap_or_default();
@@ -143,7 +143,7 @@ async fn every_documented_operation_answers_as_its_schema_says() {
     let document = world.get("/openapi.json").await;
     assert_eq!(document["openapi"], "3.1.0");
 
-    // A snapshot, so that there is something to tell of. One of the same content replaces it.
+    // A snapshot, so that there is one to describe. One of the same content replaces it.
     let created = world.post("/partitions/1/snapshots", json!({})).await;
     let new = created["snapshot"].as_str().unwrap();
     world.stream("a/b").await;
@@ -158,7 +158,8 @@ async fn every_documented_operation_answers_as_its_schema_says() {
         let asked: Vec<(String, Value)> = match id.as_str() {
             "openapi" | "status" | "list_snapshots" | "create_snapshot" | "show_snapshot"
             | "prove_snapshot" | "stream_position" => vec![(filled, json!({}))],
-            // Of a basin that is there, whose streams are not lost: refused, and tested by restores.
+            // The basin exists and its streams are not lost, so this is refused. Tests of restores cover
+            // the success.
             "adopt_basin" => {
                 let path = filled.replace("{basin}", BASIN);
                 world
@@ -167,7 +168,7 @@ async fn every_documented_operation_answers_as_its_schema_says() {
                 vec![]
             }
             "diff_snapshots" => {
-                // The one that is there now: another operation may have replaced it.
+                // The snapshot that is there now: another operation may have replaced the first one.
                 let created = world.post("/partitions/1/snapshots", json!({})).await;
                 let there = created["snapshot"].as_str().unwrap();
                 let filled = filled.replace("{old}", there).replace("{new}", there);
@@ -404,7 +405,7 @@ async fn a_snapshot_that_was_proven_is_in_the_status() {
 fn every_problem_that_a_node_reports_is_listed() {
     let source = include_str!("../../../../node/src/snapshots/status.rs");
     let calls = source.split("problems.add(").skip(1);
-    // One call passes on the code of a failure of the repository; those stand in a file of their own.
+    // One call passes on the code of a failure of the repository; those codes are in a file of their own.
     let named = calls.filter(|call| call.trim_start().starts_with('"'));
     let mut reported: BTreeSet<_> = named.map(|call| call.split('"').nth(1).unwrap()).collect();
     let failures = include_str!("../../../../node/src/snapshots/failure.rs");

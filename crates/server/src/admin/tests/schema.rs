@@ -1,12 +1,12 @@
-//! Whether a JSON value is what a schema says: as much of JSON Schema as the document uses. What it does
-//! not know is an error, so that nothing goes unchecked.
+//! Checks a JSON value against a schema, with the part of JSON Schema that the document uses. An unknown
+//! keyword is an error, so that nothing is left unchecked.
 
 use serde_json::{Map, Value};
 
-/// Keywords that say nothing about a value's shape.
+/// Keywords that do not constrain a value's shape.
 const REMARKS: &[&str] = &["description", "format", "title", "example"];
 
-/// The first thing that is wrong, with its place.
+/// Fails with the first mismatch and its place.
 pub fn check(document: &Value, schema: &Value, value: &Value, place: &str) -> Result<(), String> {
     let schema = schema.as_object().ok_or(format!("{place}: no schema"))?;
     for (keyword, said) in schema {

@@ -1,4 +1,4 @@
-//! Every key is documented, and the documentation is that of this program.
+//! Every key is documented, and the documentation matches this program.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -184,7 +184,7 @@ fn the_packaged_file_loads_without_a_warning_and_keeps_snapshots_to_fall_back_on
     );
     assert_eq!(loaded.config.snapshots.num_retained, Some(3));
 
-    // What it offers in comments is good as well.
+    // What the example has in comments is valid as well.
     let offered = |line: &str| {
         line.strip_prefix("# ")
             .filter(|rest| rest.contains(" = "))

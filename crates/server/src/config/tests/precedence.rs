@@ -108,7 +108,7 @@ fn every_key_can_be_set_by_the_file_the_environment_and_a_flag() {
             Some(section) => format!("[{section}]\n{assignment}\n"),
             None => assignment,
         };
-        // What the key needs beside itself, so that the values go together.
+        // Other keys that this key requires, so that the values go together.
         let beside = companions(&key.path);
         let file = ConfigFile::new(text);
         let set: Vec<_> = beside

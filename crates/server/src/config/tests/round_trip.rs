@@ -60,7 +60,7 @@ fn the_shown_configuration_says_what_set_each_value_and_nothing_of_defaults() {
 
 #[test]
 fn a_comment_cannot_be_broken_out_of() {
-    // The name of the file stands in a comment; a line break in it must not end the comment.
+    // The name of the file is in a comment; a line break in it must not end the comment.
     let directory = tempfile::tempdir().expect("a temporary directory");
     let path = directory.path().join("a\npartitions = 1\n.toml");
     std::fs::write(&path, "partitions = 5").expect("the file is written");

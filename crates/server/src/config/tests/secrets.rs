@@ -50,7 +50,7 @@ fn a_bad_secret_is_refused_without_repeating_it() {
             assert!(!text.contains("hush") && !text.contains("98765"), "{text}");
         }
     }
-    // What was shown is not taken for the secret itself.
+    // The hidden form of a secret is not accepted as the secret itself.
     let error = from_set(&[&format!("{key}=(hidden)")]).expect_err("no secret");
     assert_says(&error, "config_bad_value", &["in the place of a secret"]);
 }

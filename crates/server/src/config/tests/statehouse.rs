@@ -1,4 +1,4 @@
-//! The variables of Statehouse do what they do there, or say why they do not.
+//! The variables of Statehouse have the same effect here, or an error explains why they have none.
 
 use super::super::{HumanDuration, Overrides, Source, load};
 use super::{ConfigFile, assert_says, env, from_env};
