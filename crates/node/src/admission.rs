@@ -1,4 +1,4 @@
-//! Taking part of a budget of appends in flight.
+//! Takes parts of a budget of appends in flight.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +11,8 @@ use crate::error::Error;
 /// How long a single append or commit waits for those in flight: as long as its body waits for memory.
 pub(crate) const ADMISSION_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Waits for admission, or until the node stops: what is admitted after that would not be proposed.
+/// Waits for admission, or until the node stops: an append that is admitted after that would not be
+/// proposed.
 pub(crate) async fn unless_stopping<T>(
     stopping: &CancellationToken,
     admitted: impl Future<Output = Result<T, Error>>,
@@ -23,7 +24,7 @@ pub(crate) async fn unless_stopping<T>(
     }
 }
 
-/// Takes part of a budget, and waits for it without a deadline.
+/// Takes part of a budget; waits for it without a deadline.
 pub(crate) async fn admit(
     budget: &Arc<Semaphore>,
     permits: usize,

@@ -1,8 +1,9 @@
-//! Waiting for the answer to a proposal, no longer than a client does.
+//! Waits for the answer to a proposal, no longer than a client does.
 //!
 //! A proposal that was accepted is answered once it is durable and applied. On a disk that takes no writes
-//! that may be hours later, and a client that has given up by then never learns why. So a proposal that waits
-//! for such a disk is answered early: its outcome is unknown, and the answer has the cause.
+//! that may be hours later, and a client that has stopped waiting by then never receives the cause. So a
+//! proposal that waits for such a disk is answered early: its outcome is unknown, and the answer has the
+//! cause.
 
 use std::time::Duration;
 
@@ -16,10 +17,11 @@ use crate::error::Error;
 
 /// How long a proposal waits while the disk refuses writes: within the 5 s that the official clients wait.
 const REFUSED_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long while nothing of its partition is applied and the disk refuses nothing: it is slow, or hangs.
-/// Longer than a slow disk takes, within the 30 s that `esker stream append` waits.
+/// How long a proposal waits while nothing of its partition is applied although the disk refuses nothing:
+/// the disk is slow, or hangs. Longer than a slow disk takes, within the 30 s that `esker stream append`
+/// waits.
 const HANG_TIMEOUT: Duration = Duration::from_secs(20);
-/// A write of the log that takes so long makes the node unhealthy.
+/// A write of the log that takes longer than this makes the node unhealthy.
 const HEALTHY_WRITE: Duration = Duration::from_secs(10);
 /// How often a waiting proposal checks for a cause.
 const LOOK_INTERVAL: Duration = Duration::from_millis(250);
@@ -27,11 +29,11 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(250);
 type Answer = oneshot::Receiver<Result<Outcome, ProposeError>>;
 
 impl Inner {
-    /// The answer to a proposal of the group's.
+    /// Waits for the answer to a proposal of a group.
     ///
     /// # Errors
     ///
-    /// Those of the proposal; [`Error::Unknown`] with the cause if the disk does not let it be answered.
+    /// Those of the proposal; [`Error::Unknown`] with the cause if the disk prevents an answer.
     pub(crate) async fn answered(
         &self,
         group: &Group<Outcome>,
@@ -43,7 +45,8 @@ impl Inner {
         }
     }
 
-    /// The answer to a proposal; or why it is not waited for any longer. The command may still be applied.
+    /// Waits for the answer to a proposal. The error is the reason why it is not waited for any longer; the
+    /// command may still be applied.
     pub(crate) async fn answer_in_time(
         &self,
         group: &Group<Outcome>,
@@ -80,7 +83,7 @@ impl Inner {
         }
     }
 
-    /// The message that the disk has not answered a write of the log for long, if so.
+    /// The message that a write of the log takes long, if it does.
     pub(crate) fn hanging_write(&self) -> Option<String> {
         let takes = self.raft.writer().writing_for()?;
         (takes >= HEALTHY_WRITE).then(|| {

@@ -1,10 +1,10 @@
 //! Admission and submission of appends.
 //!
-//! Admission bounds memory: the bytes of an append are taken from a budget before it is proposed
-//! and returned when it is answered (also if the caller does not look at the answer), so a slow
-//! disk makes callers wait, not memory grow. A single append, whose client waits for the answer, waits for
-//! [`ADMISSION_TIMEOUT`]; an append of a session for as long as it takes, because flow control stops its client
-//! meanwhile. What is admitted is proposed in the order of the calls.
+//! Admission bounds memory: the bytes of an append are taken from a budget before it is proposed and
+//! returned when it is answered, even if the caller has dropped the answer. So a slow disk makes callers
+//! wait, and memory does not grow. A single append, whose client waits for the answer, waits for
+//! [`ADMISSION_TIMEOUT`]; an append of a session waits without a limit, because flow control stops its
+//! client meanwhile. Admitted appends are proposed in the order of the calls.
 
 use std::cell::LazyCell;
 use std::sync::Arc;
@@ -23,18 +23,18 @@ use crate::error::{Error, changeable, unexpected};
 use crate::space::SpaceUse;
 use crate::streams::StreamHandle;
 
-/// Where an append's records are.
+/// The positions of an append's records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ack {
-    /// The first record.
+    /// The position of the first record.
     pub start: StreamPosition,
-    /// After the last record; the last record's timestamp.
+    /// The position after the last record, and the last record's timestamp.
     pub end: StreamPosition,
     /// The stream's tail.
     pub tail: StreamPosition,
 }
 
-/// What an append takes from the budget beyond its metered bytes, so that many small ones count.
+/// Bytes that an append takes from the budget beyond its metered bytes, so that many small appends count.
 const OVERHEAD: usize = 256;
 
 /// An append that was proposed.
@@ -44,7 +44,7 @@ pub struct PendingAppend {
 }
 
 impl PendingAppend {
-    /// Waits until it is durable and applied, or refused.
+    /// Waits until the append is durable and applied, or refused.
     pub async fn done(self) -> Result<Ack, Error> {
         let group = &self.handle.partition.group;
         let outcome = self.handle.node.inner.answered(group, self.answer).await?;
@@ -95,8 +95,8 @@ impl StreamHandle {
         self.submit(input, 0, None).await
     }
 
-    /// Begins a session: appends that are acknowledged in order, and of which none lands after one
-    /// was refused. At most `inflight` bytes of it are in flight.
+    /// Begins a session: its appends are acknowledged in order, and after a refused one none is applied. At
+    /// most `inflight` bytes of it are in flight.
     pub fn session(&self, inflight: usize) -> AppendSession {
         AppendSession {
             handle: self.clone(),
@@ -130,12 +130,13 @@ impl StreamHandle {
             permits.push(unless_stopping(stopping, admitted).await?);
         }
         let usage = self.space_use(&input.records)?;
-        // Before it takes part of what all partitions share: they do not wait for the space of this one.
+        // This comes before the append takes part of the shared budget: other partitions do not wait for the
+        // space of this one.
         let part = self.partition.reader.part();
         inner.wait_for_space(part, usage).await?;
         let options = &inner.options;
         let admitted = async {
-            // In this order: an append that waits for its partition takes nothing from others.
+            // In this order: an append that waits for its partition takes nothing from other partitions.
             let place = admit(&self.partition.places, 1).await?;
             let share = admit(&self.partition.share, bytes.min(options.append_share())).await?;
             let bytes = admit(&inner.admission, bytes.min(options.append_inflight)).await?;
@@ -170,16 +171,16 @@ impl StreamHandle {
 }
 
 impl StreamHandle {
-    /// What an append means for space: it takes some, unless all of its records are commands to trim. Those
-    /// give some back if one has a point above the head.
+    /// How an append uses space: it takes some, unless all of its records are commands to trim. These give
+    /// some back if one of them trims above the head.
     ///
     /// # Errors
     ///
-    /// A trim to a sequence number of a history that was cut off is refused: whoever asks for it means records
-    /// that are lost, and it would remove those that are left. Forks happen in starts alone, so nothing changes
-    /// between this look and the trim.
+    /// A trim to a sequence number of a history that was cut off is refused: it is meant for records that
+    /// are lost, and would remove records that are left. Forks happen in starts alone, so nothing changes
+    /// between this check and the trim.
     fn space_use(&self, records: &AppendRecordBatch) -> Result<SpaceUse, Error> {
-        // Few appends have a trim.
+        // Computed on demand, because few appends have a trim.
         let state = LazyCell::new(|| self.stream.view().state);
         let (mut only_trims, mut gives_back) = (true, false);
         for record in records.iter() {
@@ -212,7 +213,7 @@ pub struct AppendSession {
 }
 
 impl AppendSession {
-    /// Admits and proposes the next append of the session; may wait for admission, for as long as it takes.
+    /// Admits and proposes the next append of the session; waits for admission without a limit.
     pub async fn append(&self, input: AppendInput) -> Result<PendingAppend, Error> {
         self.handle
             .submit(input, self.id, Some((&self.budget, self.inflight)))
@@ -243,7 +244,7 @@ mod tests {
         let in_flight = admit(&budget, 900).await.unwrap();
         let refused = in_time(timeout, admit(&budget, 200)).await.unwrap_err();
         assert!(matches!(&refused, Error::TryLater(why) if why.contains("append-inflight")));
-        // What it waited for is there for others.
+        // The budget that it waited for is free for others.
         drop(admit(&budget, 100).await.unwrap());
         drop(in_flight);
         drop(admit(&budget, 1000).await.unwrap());
@@ -362,7 +363,7 @@ mod tests {
         let appended = handle.append(small()).await.unwrap();
         appended.done().await.unwrap();
         assert_eq!(share.available_permits(), all, "it is given back");
-        // It has stalled with so many bytes in flight.
+        // The partition has stalled with all of its bytes in flight.
         let in_flight = admit(&share, all).await.unwrap();
         let session = handle.session(1 << 20);
         let waiting = session.append(small());
@@ -384,7 +385,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (node, handle) = started(dir.path(), 1).await;
         let session = handle.session(1 << 20);
-        // The disk has stalled with so many appends in flight.
+        // The disk has stalled with all of the partition's appends in flight.
         let places = handle.partition.places.clone();
         let all = places.available_permits();
         assert!(
@@ -396,7 +397,7 @@ mod tests {
         tokio::pin!(waiting);
         let early = tokio::time::timeout(Duration::from_millis(100), &mut waiting).await;
         assert!(early.is_err(), "it was proposed where others are refused");
-        // It takes nothing that other partitions need.
+        // It holds nothing of the budget that other partitions need.
         let free = node.inner.admission.available_permits();
         assert_eq!(free, node.inner.options.append_inflight);
         drop(in_flight);

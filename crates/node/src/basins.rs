@@ -15,18 +15,18 @@ use crate::clock::now_ms;
 use crate::error::{Error, changeable, unexpected};
 use crate::node::Node;
 
-/// How often a change of settings is tried again when another request was faster.
+/// How often a change of settings is retried when another request has changed them first.
 pub(crate) const CHANGE_ATTEMPTS: usize = 16;
 
-/// What to do if the thing exists.
+/// What to do if the basin or stream exists.
 #[derive(Clone, Debug)]
 pub enum Create {
-    /// It is an error, unless it was created by a request with this token and the same settings.
+    /// Return an error, unless it was created by a request with this token and the same settings.
     Only {
         /// The request token.
         token: Option<String>,
     },
-    /// Its settings become the ones given.
+    /// Replace its settings with the given ones.
     Ensure,
 }
 
@@ -38,7 +38,7 @@ impl Create {
         }
     }
 
-    /// Hash of the token and of what is asked for.
+    /// Hash of the token and of the requested settings.
     pub(crate) fn request_hash(&self, settings: &impl prost::Message) -> Vec<u8> {
         match self {
             Create::Only { token: Some(token) } => {
@@ -55,11 +55,11 @@ impl Create {
 /// What provisioning changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Change {
-    /// It is new.
+    /// It was created.
     Created,
     /// Its settings were changed.
     Updated,
-    /// Nothing.
+    /// Nothing was changed.
     Nothing,
 }
 
@@ -78,9 +78,9 @@ impl From<command::Change> for Change {
 pub struct BasinInfo {
     /// Its name.
     pub name: String,
-    /// Milliseconds since the epoch.
+    /// When it was created, in milliseconds since the epoch.
     pub created_ms: u64,
-    /// Since when it is being deleted, in milliseconds since the epoch.
+    /// When its deletion began, in milliseconds since the epoch; `None` if it is not being deleted.
     pub deleted_ms: Option<u64>,
 }
 
@@ -94,7 +94,7 @@ impl From<&Basin> for BasinInfo {
     }
 }
 
-/// What the catalog answered to a request for a basin of this name.
+/// Converts the catalog's answer to a request for a basin of this name.
 pub(crate) fn provisioned(name: &str, outcome: Outcome) -> Result<(Change, BasinInfo), Error> {
     match outcome {
         Outcome::BasinProvisioned(Ok(done)) => Ok((
@@ -116,7 +116,7 @@ pub(crate) fn provisioned(name: &str, outcome: Outcome) -> Result<(Change, Basin
 }
 
 impl Node {
-    /// Basins in order of their names, and whether there are more.
+    /// Basins in the order of their names, and whether there are more.
     pub fn list_basins(
         &self,
         prefix: &str,
@@ -136,7 +136,7 @@ impl Node {
         (basins, more)
     }
 
-    /// Creates a basin, or makes sure that there is one.
+    /// Creates a basin, or makes sure that it exists.
     pub async fn provision_basin(
         &self,
         name: &str,
@@ -159,12 +159,12 @@ impl Node {
         provisioned(name, outcome)
     }
 
-    /// Settings of a basin.
+    /// The settings of a basin.
     pub fn basin_config(&self, name: &str) -> Result<BasinConfig, Error> {
         Ok(self.any_basin(name)?.config.clone())
     }
 
-    /// Changes settings of a basin; the settings afterwards.
+    /// Changes settings of a basin; returns the new settings.
     pub async fn reconfigure_basin(
         &self,
         name: &str,
@@ -192,8 +192,8 @@ impl Node {
         Err(Error::Conflict)
     }
 
-    /// Begins to delete a basin: from now on it cannot be used, its name is free once every
-    /// partition has dropped it.
+    /// Begins to delete a basin: from now on it cannot be used, and its name is free once every partition
+    /// has dropped it.
     pub async fn delete_basin(&self, name: &str) -> Result<(), Error> {
         if name == STATE_BASIN {
             return Err(Error::ReadOnly(name.to_owned()));
@@ -225,7 +225,7 @@ impl Node {
         Ok(basin)
     }
 
-    /// A basin, also one that is being deleted.
+    /// A basin, even if it is being deleted.
     pub(crate) fn any_basin(&self, name: &str) -> Result<Arc<Basin>, Error> {
         if name == STATE_BASIN {
             return Ok(state_basin());
@@ -237,7 +237,7 @@ impl Node {
     }
 }
 
-/// The basin that the state store's commits are in. It has no entry in the catalog: it was always there.
+/// The basin of the state store's commits. It has no entry in the catalog, and always exists.
 fn state_basin() -> Arc<Basin> {
     static BASIN: LazyLock<Arc<Basin>> = LazyLock::new(|| {
         Arc::new(Basin {

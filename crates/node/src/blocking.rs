@@ -1,13 +1,13 @@
-//! Waiting, in async code, for what runs on threads where blocking is fine.
+//! Runs blocking work of async code on threads where blocking is fine.
 
 use tokio::task::JoinHandle;
 
-/// Runs what may wait for a disk.
+/// Runs work that may wait for a disk.
 pub(crate) async fn blocking<T: Send + 'static>(f: impl FnOnce() -> T + Send + 'static) -> T {
     join(tokio::task::spawn_blocking(f)).await
 }
 
-/// Waits for such a task; its panic is the caller's.
+/// Waits for a task; a panic of the task is raised again in the caller.
 pub(crate) async fn join<T>(task: JoinHandle<T>) -> T {
     match task.await {
         Ok(done) => done,

@@ -1,7 +1,7 @@
-//! The time: as it is stamped into commands, and how old something is.
+//! The time: the stamps of commands, and ages.
 //!
-//! Schedules: a time in the future means that a clock was ahead, and what it belongs to is due now ([`past_age`]).
-//! Deletions: an age may come out too small, and is never too large because of a jump
+//! Schedules: a time in the future means that a clock was ahead, and what it schedules is due now
+//! ([`past_age`]). Deletions: an age may be too small, but is never too large because of a jump
 //! ([`now_ms_for_ages`], and [`esker_repository::steady`] for the rule).
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -10,7 +10,7 @@ use esker_repository::env::steady_now;
 use esker_repository::steady::CLOCK_TOLERANCE;
 use time::OffsetDateTime;
 
-/// Milliseconds since the epoch.
+/// The time in milliseconds since the epoch.
 pub(crate) fn now_ms() -> u64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
@@ -23,18 +23,18 @@ pub(crate) fn now_ms_for_ages() -> u64 {
     u64::try_from(ms).unwrap_or(0)
 }
 
-/// How old something is by this machine's clock; `None` if it is from the future, so that this machine's
-/// clock was once ahead, or is behind now.
+/// The age of a time by this machine's clock; `None` if it is in the future: then this machine's clock was
+/// ahead at that time, or is behind now.
 pub(crate) fn past_age(of: OffsetDateTime) -> Option<Duration> {
     past_age_at(of, OffsetDateTime::now_utc())
 }
 
-/// The same, at some time.
+/// The same, as of a given time.
 pub(crate) fn past_age_at(of: OffsetDateTime, now: OffsetDateTime) -> Option<Duration> {
     (of <= now + CLOCK_TOLERANCE).then(|| Duration::try_from(now - of).unwrap_or_default())
 }
 
-/// How old something is, by this machine's clock; not negative.
+/// The age of a time by this machine's clock; zero if it is in the future.
 pub(crate) fn age_of(of: OffsetDateTime) -> Duration {
     Duration::try_from(OffsetDateTime::now_utc() - of).unwrap_or_default()
 }

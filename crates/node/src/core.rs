@@ -1,4 +1,4 @@
-//! What a running node has, for all modules that work on it.
+//! The parts of a running node that all modules share.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -31,8 +31,8 @@ pub(crate) struct StreamGroup {
     pub reader: Reader,
     /// A permit for each append that may still be pending.
     pub places: Arc<Semaphore>,
-    /// Bytes of appends that it may still have in flight: what is for all partitions is divided among them, so
-    /// those that stall take nothing of the others'.
+    /// Bytes of appends that the partition may still have in flight: the budget of the node is divided among
+    /// all partitions, so stalled partitions take nothing from the others.
     pub share: Arc<Semaphore>,
 }
 
@@ -43,38 +43,38 @@ pub(crate) struct Inner {
     pub store: Store,
     pub catalog: Group<Outcome>,
     pub catalog_reader: CatalogReader,
-    /// Partition n is at n − 1.
+    /// Partition n is at index n − 1.
     pub partitions: Vec<StreamGroup>,
     /// The budget of bytes of appends in flight.
     pub admission: Arc<Semaphore>,
     /// Memory of read sessions.
     pub reads: ReadBudget,
     pub draining: AtomicBool,
-    /// Ends read sessions.
+    /// Cancelled when the node stops; this ends read sessions.
     pub stopping: CancellationToken,
     pub next_session: AtomicU64,
     pub snapshots: Snapshots,
     pub state: Shared,
     pub started: Instant,
-    /// Appends are refused until a snapshot is archived: see [`OnLogFull`](crate::OnLogFull).
+    /// Whether appends are refused until a snapshot is archived: see [`OnLogFull`](crate::OnLogFull).
     pub refuses_appends: AtomicBool,
     pub space: Space,
     /// Basins of streams that the catalog did not know when this start began to serve.
     pub unknown_basins: Mutex<Vec<UnknownBasin>>,
     pub restarts: Restarts,
-    /// Holds the lock on the data directory.
+    /// The data directory, with its lock.
     pub data_dir: DataDir,
 }
 
-/// A basin that streams are in, and the catalog does not know.
+/// A basin that has streams, and that the catalog does not know.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct UnknownBasin {
     pub id: u64,
     /// The partitions that have streams of it.
     pub partitions: Vec<u64>,
-    /// Number of streams, as far as they are counted.
+    /// Number of its streams, up to the number that is counted in each partition.
     pub streams: usize,
-    /// The name of one.
+    /// The name of one of its streams.
     pub example: String,
 }
 
@@ -88,7 +88,7 @@ impl Inner {
     ///
     /// # Panics
     ///
-    /// If there is none.
+    /// If there is no such partition.
     pub fn group(&self, partition: u64) -> &Group<Outcome> {
         match partition.checked_sub(1) {
             None => &self.catalog,
@@ -100,7 +100,7 @@ impl Inner {
     ///
     /// # Panics
     ///
-    /// If there is none.
+    /// If there is no such partition.
     pub fn part(&self, partition: u64) -> &PartitionDb {
         match partition.checked_sub(1) {
             None => self.catalog_reader.part(),
@@ -108,13 +108,13 @@ impl Inner {
         }
     }
 
-    /// Why a partition takes no writes at the moment.
+    /// Why a partition takes no writes now.
     pub fn stall_cause(&self, partition: u64) -> String {
         let cause = self.group(partition).stall_cause();
         cause.unwrap_or_else(|| "the disk takes no writes".to_owned())
     }
 
-    /// Why a partition's database is not to be used by the next start, if so.
+    /// Why the next start must not use a partition's database, if it must not.
     pub fn damage(&self, partition: u64) -> Option<String> {
         self.store.damage(PartitionId(partition))
     }

@@ -1,7 +1,7 @@
 //! Counters that are registered at the start.
 //!
-//! A counter that begins to exist with the first failure has that failure as its first value, and an
-//! alert on its increase never sees it. So each one without labels is registered when a node starts.
+//! If a counter first exists with the first failure, that failure is its first value, and an alert on its
+//! increase never fires for it. So each counter without labels is registered when a node starts.
 
 /// Names of all counters without labels, of this crate and of those below it.
 const COUNTERS: &[&str] = &[
@@ -41,7 +41,7 @@ const COUNTERS: &[&str] = &[
     "esker_state_transactions_expired_total",
 ];
 
-/// Registers each of them, at zero if it is new.
+/// Registers all counters; a new one starts at zero.
 pub(crate) fn register() {
     for name in COUNTERS {
         metrics::counter!(*name).increment(0);
@@ -56,7 +56,7 @@ mod tests {
 
     use super::*;
 
-    /// Names in `counter!("…")`: those with a label have a comma after the name.
+    /// Finds the names in `counter!("…")`: a name with labels is followed by a comma.
     fn counters_of(dir: &Path, found: &mut BTreeSet<String>) {
         for entry in fs::read_dir(dir).unwrap() {
             let path = entry.unwrap().path();

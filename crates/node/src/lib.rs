@@ -1,28 +1,36 @@
-//! A node: its data directory, its partitions, and what they can do, without any HTTP.
+//! A node: its data directory, its partitions, and its operations, without any HTTP.
 //!
 //! | module | what it holds |
 //! |---|---|
+//! | `error` | errors of operations and of starts, with the codes of starts |
+//! | `clock` | the time that is stamped into commands, and ages |
+//! | `blocking`, `signal` | blocking work in async code; waking and ending threads and tasks |
+//! | `counters` | counters that are registered at the start |
 //! | [`data_dir`] | identity, format version, and the lock that keeps a second process out |
 //! | [`recovery`] | from a data directory to running partitions: every source that a start can recover from |
 //! | [`snapshots`] | partition snapshots: schedule, uploads, predictions, proofs |
-//! | [`options`] | what a node is started with |
-//! | `core` | what a running node has, for all modules that work on it |
+//! | [`options`] | the options of a node |
+//! | `core` | the parts of a running node that all modules share |
 //! | `admission`, `propose`, [`answer`] | memory for what is in flight; proposing a command; waiting for its answer |
-//! | `space`, `reserve` | when an append waits for space on the disk, and when it is refused |
+//! | `space`, `space_account` | when an append waits for space on the disk, and when it is refused |
+//! | `reserve` | a file that takes space, which is released when the disk is full |
 //! | [`state`] | the state store: transactions, reads, replay, JSON snapshots |
-//! | [`maintenance`], `retention` | flushing, log compaction, age retention, deletion of basins |
-//! | `restarts` | restarts that the node asks its host for |
+//! | [`maintenance`] | the threads of `log_keeper` and `retention` |
+//! | `log_keeper`, `log_files` | flushing, trimming the log, deleting its files; which files are needed |
+//! | `local_snapshot_request` | a local snapshot that is requested to trim the log or to free space |
+//! | `retention` | age retention, delete-on-empty, deletion of basins |
+//! | `restarts` | restarts that the node requests of its host |
 //! | [`node`] | a running node; starting and stopping |
 //! | [`basins`], [`streams`] | operations on basins and streams |
 //! | `unknown_basins` | streams whose basin the catalog does not know |
-//! | [`position`] | where a stream stands, and which forks it has seen |
+//! | [`position`] | the position of a stream, and the forks that it has passed |
 //! | [`append`] | submission of appends |
 //! | [`read`], `read_budget` | read sessions: catch up from the database, then follow; their memory |
 //!
-//! Modules form no cycle: what is below `node` works on `core::Inner`, and what is above it adds methods to
-//! [`Node`].
+//! Modules form no cycle: those in layers below `node` work on `core::Inner`, and those above it add methods
+//! to [`Node`].
 //!
-//! What is not deterministic (the time, hashes of request tokens, ids of sessions) is stamped here,
+//! Values that are not deterministic (the time, hashes of request tokens, ids of sessions) are stamped here,
 //! into commands, before they are proposed.
 
 mod admission;
@@ -74,7 +82,7 @@ pub use snapshots::{
 pub use state::{StateError, StateOptions, StateStore, ValueCheck};
 pub use streams::{CreateOn, StreamHandle, StreamListing};
 
-// What callers need of the modules below.
+// Types of the crates below that callers need.
 pub use esker_partition::{Fork, StoreOptions};
 pub use esker_raft::{GroupStatus, Role};
 pub use esker_repository::inventory::{Inventory, State};

@@ -1,6 +1,6 @@
 //! A local snapshot that maintenance requests, to trim the log or to free space.
 //!
-//! There is one at a time. One that has failed is requested again after a pause: its cause, such as a full
+//! There is one request at a time. One that has failed is repeated after a pause: its cause, such as a full
 //! disk, lasts, and each attempt flushes memtables and logs its failure.
 
 use std::sync::Arc;
@@ -10,12 +10,11 @@ use esker_raft::{SnapshotError, StoredSnapshot};
 use tokio::sync::oneshot;
 use tokio::sync::oneshot::error::TryRecvError;
 
-/// After the first failure it is asked for again no sooner than this, twice as late after each further
-/// one...
+/// Wait before the first retry; it doubles after each failure, up to [`LAST_RETRY`].
 const FIRST_RETRY: Duration = Duration::from_secs(2);
-/// ...up to this.
+/// Longest wait between retries.
 const LAST_RETRY: Duration = Duration::from_secs(300);
-/// The same while appends wait for it, which they do for 4 s at most.
+/// The same while appends wait for the snapshot, which they do for 4 s at most.
 const LAST_RETRY_IN_NEED: Duration = Duration::from_secs(4);
 
 type Answer = oneshot::Receiver<Result<Arc<StoredSnapshot>, SnapshotError>>;
@@ -25,19 +24,19 @@ type Answer = oneshot::Receiver<Result<Arc<StoredSnapshot>, SnapshotError>>;
 pub(crate) struct LocalSnapshotRequest {
     asked: Option<Answer>,
     failures: u32,
-    /// When the last one failed, and how long a next one waits.
+    /// When the last one failed, and how long the next one waits after that.
     failed: Option<(Instant, Duration)>,
 }
 
 impl LocalSnapshotRequest {
-    /// Requests one, unless one is under way or has failed recently. While appends wait for it (`in_need`),
-    /// recently means seconds.
+    /// Requests a snapshot, unless one is under way or has failed recently. While appends wait for it
+    /// (`in_need`), a failure counts as recent for [`LAST_RETRY_IN_NEED`] at most.
     pub fn ask(&mut self, now: Instant, in_need: bool, ask: impl FnOnce() -> Answer) {
         if let Some(asked) = &mut self.asked {
             match asked.try_recv() {
                 Err(TryRecvError::Empty) => return,
                 Ok(Ok(_)) => self.forget_failures(),
-                // The group has stopped, or it has failed.
+                // The group has stopped, or the snapshot has failed.
                 Err(TryRecvError::Closed) | Ok(Err(_)) => self.note_failure(now),
             }
             self.asked = None;
@@ -52,7 +51,7 @@ impl LocalSnapshotRequest {
         }
     }
 
-    /// Forgets failures, because their cause may be gone.
+    /// Resets the failures, because their cause may be gone.
     pub fn forget_failures(&mut self) {
         self.failures = 0;
         self.failed = None;
@@ -73,8 +72,8 @@ pub(crate) struct SpaceWatch {
 }
 
 impl SpaceWatch {
-    /// Notes whether the disk is short of space and how often the reserve was released; whether there is
-    /// more space than when it was last noted.
+    /// Notes whether the disk is short of space and how often the reserve was released. Returns whether
+    /// there is more space than when this was last called.
     pub fn has_more(&mut self, is_short: bool, releases: u64) -> bool {
         let was_short = std::mem::replace(&mut self.was_short, is_short);
         let before = std::mem::replace(&mut self.releases, releases);
@@ -86,7 +85,8 @@ impl SpaceWatch {
 mod tests {
     use super::*;
 
-    /// Looks four times a second for so long; when it was asked, in seconds, and each fails at once.
+    /// Checks four times a second for a time, and each request fails at once. Returns when one was made, in
+    /// seconds.
     fn asked(
         request: &mut LocalSnapshotRequest,
         started: Instant,
@@ -115,7 +115,7 @@ mod tests {
         let times = asked(&mut request, started, 1800, false);
         assert_eq!(times[..8], [0, 2, 6, 14, 31, 63, 127, 255]);
         assert_eq!(times.len(), 8 + 5, "then every 300 s: {times:?}");
-        // When there is space again, it is asked for at once.
+        // When there is space again, the snapshot is requested at once.
         request.forget_failures();
         let later = started + Duration::from_secs(1801);
         assert_eq!(asked(&mut request, later, 1, false), [0]);

@@ -1,38 +1,38 @@
 //! Which files of the log are still needed.
 //!
-//! The log is kept back to the oldest archived snapshot, so a busy partition may have much in old
-//! files. raft-engine deletes the oldest files once the log is larger than its threshold; but what is
-//! still wanted of a group in the oldest fifth of them it copies to new files first. For a group with
-//! little in the log that is as it should be: an idle partition holds nothing back. For one with much
-//! it would write the log a second time. So files are deleted only when no group has much there.
+//! The log is kept back to the oldest archived snapshot, so a busy partition may have many entries in old
+//! files. raft-engine deletes the oldest files once the log is larger than its threshold, but first copies
+//! the entries in the oldest fifth of them that a group still needs to new files. For a group with few
+//! entries in the log that is right: an idle partition does not keep old files. For one with many it would
+//! write the log a second time. So files are deleted only when no group needs many entries in them.
 
 use std::collections::VecDeque;
 
-/// A group with more entries than this, or more bytes, has much.
+/// A group with more entries than this, or more bytes, has many.
 const MANY_ENTRIES: u64 = 10_000;
 const MANY_BYTES: u64 = 4 << 20;
 
-/// What all groups together may have copied is at most half of what the log may have.
+/// The limit of bytes for a group: all groups together may have at most half of the log's bound copied.
 pub(crate) fn many_bytes(max_log_bytes: u64, groups: usize) -> u64 {
     MANY_BYTES.min(max_log_bytes / (2 * groups.max(1) as u64))
 }
 
-/// Old file boundaries that are remembered; of more, every second is forgotten.
+/// Boundaries of old files that are remembered; beyond that, every second one is dropped.
 const REMEMBERED: usize = 512;
 
-/// What is wanted of a group.
+/// The entries that are needed of a group.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Wanted {
-    /// Entries at or below are not.
+    /// Entries at or below this LSN are not needed.
     pub start: u64,
     /// The last entry.
     pub last: u64,
-    /// Bytes above `start`, as far as they are known.
+    /// Bytes of the entries above `start`, as far as they are known.
     pub bytes: u64,
 }
 
-/// What the log had when it was opened: how large the entries of a group are that are not handed out
-/// any more is not known, so each counts as an average one.
+/// The log's content when it was opened. The sizes of a group's entries from before that are not known, so
+/// each counts as an average one.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct AtOpen {
     /// Each group's last entry.
@@ -49,7 +49,7 @@ impl AtOpen {
         }
     }
 
-    /// With what the entries from before the open have, roughly.
+    /// Adds an estimate of the bytes of the entries from before the log was opened.
     pub fn with_old(&self, at: usize, group: Wanted) -> Wanted {
         let old = self
             .last
@@ -63,12 +63,12 @@ impl AtOpen {
     }
 }
 
-/// Remembers which file was written to when each group was where.
+/// Remembers the last entry of each group when each file was first written to.
 #[derive(Debug, Default)]
 pub(crate) struct LogFiles {
-    /// The file, and the groups' last entries when it was first seen: later ones are in it or after.
+    /// A file, and the groups' last entries when it was first seen: later entries are in it or after it.
     seen: VecDeque<(u64, Vec<u64>)>,
-    /// More than this is much.
+    /// A group with more bytes than this has many.
     many_bytes: u64,
 }
 
@@ -80,10 +80,10 @@ impl LogFiles {
         }
     }
 
-    /// The log has these files now, from the first to the one that is written to.
+    /// Notes which files the log has now, from the first to the one that is written to.
     pub fn note(&mut self, (first, active): (u64, u64), groups: &[Wanted]) {
         if self.seen.is_empty() {
-            // What is there already may be anywhere.
+            // Existing entries may be in any file.
             self.seen
                 .push_back((first, groups.iter().map(|g| g.start).collect()));
         }
@@ -103,7 +103,7 @@ impl LogFiles {
         }
     }
 
-    /// The first file in which a group has much that is wanted; none if no group has.
+    /// The first file in which a group with many needed entries has any; `None` if no group has many.
     pub fn first_wanted(&self, groups: &[Wanted]) -> Option<u64> {
         let much = groups.iter().enumerate().filter(|(_, g)| {
             g.last.saturating_sub(g.start) > MANY_ENTRIES || g.bytes > self.many_bytes
@@ -118,7 +118,7 @@ impl LogFiles {
         .min()
     }
 
-    /// Whether deleting old files costs no copying worth the name.
+    /// Whether deleting old files makes raft-engine copy few entries.
     pub fn may_delete(&self, (first, active): (u64, u64), groups: &[Wanted]) -> bool {
         let fifth = (active - first + 1).div_ceil(5);
         self.first_wanted(groups)
@@ -178,7 +178,8 @@ mod tests {
         files.note((3, 9), &[group(1000, 90_000)]);
         assert_eq!(files.first_wanted(&[group(1000, 90_000)]), Some(3));
         assert_eq!(files.first_wanted(&[group(60_000, 90_000)]), Some(3));
-        // Once everything from before is gone, the rest is where it was written since.
+        // Once the entries from before are trimmed, the needed ones are in the files that were written
+        // since.
         assert_eq!(files.first_wanted(&[group(90_000, 150_000)]), Some(9));
     }
 
@@ -199,7 +200,7 @@ mod tests {
         let at_open = AtOpen::new(40 << 20, &groups);
         assert_eq!(at_open.with_old(0, groups[0]).bytes, 30 << 20);
         assert_eq!(at_open.with_old(1, groups[1]).bytes, 10 << 20);
-        // What is trimmed does not, and what came since is known.
+        // Trimmed entries do not count, and the sizes of later entries are known.
         assert_eq!(at_open.with_old(0, group(30, 90)).bytes, 0);
         let mut files = LogFiles::new(many_bytes(4 << 20, 2));
         files.note((1, 9), &groups);

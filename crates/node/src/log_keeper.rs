@@ -1,5 +1,5 @@
-//! Keeps replay and log short: flushes the database, deletes log files that no group needs, and keeps the log
-//! within its bound.
+//! Bounds replay and the log: flushes the database, deletes log files that no group needs, and trims the log
+//! to its bound.
 
 use std::sync::Weak;
 use std::sync::atomic::Ordering;
@@ -15,43 +15,42 @@ use crate::log_files::{AtOpen, LogFiles, Wanted, many_bytes};
 use crate::signal::Signal;
 use crate::snapshots::{OnLogFull, publish};
 
-/// How often the log is checked.
+/// Interval at which the log is checked.
 const LOG_INTERVAL: Duration = Duration::from_millis(250);
-/// The same while appends wait for it: changes are acted on at once, everything else as often as
-/// before.
+/// The same while appends wait for it. Changes are then acted on at once; everything else happens at the
+/// same interval as before.
 const LOG_INTERVAL_IN_NEED: Duration = Duration::from_millis(10);
-/// A partition whose log has this many entries that are not flushed is flushed, however small they
-/// are: a restart replays some hundred thousand a second.
+/// A partition whose log has this many entries that are not flushed is flushed, even if they are small: a
+/// restart replays several hundred thousand a second.
 const FLUSH_AFTER_ENTRIES: u64 = 100_000;
-/// The same for the partition of the state store: a commit that is replayed reads its keys and writes
-/// four rows, some 20 µs, and a start should not take half a second for that.
+/// The same for the partition of the state store: replaying a commit reads its keys and writes four rows,
+/// some 20 µs, and must not take a start half a second.
 const FLUSH_AFTER_COMMITS: u64 = 20_000;
-/// The same for what a start has replayed: a node that is killed again and again must not replay more
-/// and more each time.
+/// The same for what a start has replayed: a node that is killed repeatedly must not replay more each time.
 const FLUSH_REPLAYED_ENTRIES: u64 = 5_000;
-/// What was applied is flushed after this long at the latest, so that an idle node restarts at once.
+/// Applied entries are flushed after this long at the latest, so that an idle node restarts at once.
 const FLUSH_AFTER: Duration = Duration::from_secs(60);
 
 /// The same on a nearly full disk: files that hold only deleted entries are removed once the deletion is
 /// durable.
 const FLUSH_INTERVAL_IN_NEED: Duration = Duration::from_secs(1);
 
-/// How often the gauges are published.
+/// Interval at which the gauges are published.
 const PUBLISH_EVERY: Duration = Duration::from_secs(1);
-/// A local snapshot that holds space of a nearly full disk is replaced, and not sooner after the last.
+/// Shortest interval of local snapshots that replace one which holds space of a nearly full disk.
 const RELEASE_INTERVAL: Duration = Duration::from_secs(10);
-/// A log that is larger than it may be is trimmed again after this long.
+/// Interval at which a log that exceeds its bound is trimmed again.
 const TRIM_INTERVAL: Duration = Duration::from_secs(2);
-/// A log that is still larger than it may be after this long is not kept for archived snapshots any
-/// more: a snapshot is put as soon as it is too large, and usually archived by then.
+/// A log that still exceeds its bound after this long is no longer kept for archived snapshots: a new
+/// snapshot is put as soon as the log exceeds its bound, and is usually archived by then.
 const ARCHIVE_TIMEOUT: Duration = Duration::from_secs(6);
-/// The same while appends wait, which they do for 5 s at most.
+/// The same while appends wait, which they do for 4 s at most.
 const ARCHIVE_TIMEOUT_IN_NEED: Duration = Duration::from_secs(2);
 
 struct Watched {
     group: Group<Outcome>,
     part: PartitionDb,
-    /// Entries that may wait to be flushed.
+    /// Most entries that may wait to be flushed.
     most: u64,
     durable: Lsn,
     since: Instant,
@@ -59,7 +58,7 @@ struct Watched {
     is_new: bool,
     /// Whether its damage was written down.
     is_damaged: bool,
-    /// Whether nothing was writing its memtables to files at the last check.
+    /// Whether its memtables needed to be flushed and nothing flushed them, at the last check.
     was_stuck: bool,
     /// When a local snapshot was last requested to free space.
     released: Option<Instant>,
@@ -67,28 +66,29 @@ struct Watched {
     request: LocalSnapshotRequest,
 }
 
-/// What the thread remembers.
+/// The state of the thread.
 struct LogKeeper {
     watched: Vec<Watched>,
     files: LogFiles,
     at_open: AtOpen,
-    /// What this thread saw of the disk. Appends check the disk as well, and keep their own.
+    /// The space on the disk, as this thread has read it. Appends check the disk as well, and have their own
+    /// state.
     space: SpaceWatch,
-    /// Since when the log is larger than it may be.
+    /// Since when the log has exceeded its bound.
     over: Option<Over>,
     /// When the gauges were last published.
     published: Option<Instant>,
     /// When partitions were last checked.
     looked: Pace<()>,
-    /// When the log's files were last listed, and which they were, as far as raft-engine knows.
+    /// When the log's files were last listed, and which files raft-engine reported then.
     listed: Pace<(u64, u64)>,
-    /// When files were last deleted, and what was wanted then.
+    /// When files were last deleted, and which entries were needed then.
     purged: Pace<((u64, u64), Vec<u64>)>,
     /// Whether the last listing failed.
     is_unlisted: bool,
 }
 
-/// Something that is done at an interval, and at once if what it depends on has changed.
+/// An action that is due at an interval, and at once if its input has changed.
 #[derive(Debug)]
 struct Pace<T> {
     last: Option<(T, Instant)>,
@@ -99,7 +99,7 @@ impl<T: PartialEq> Pace<T> {
         Pace { last: None }
     }
 
-    /// Whether it is due; then it counts as done.
+    /// Whether the action is due; if so, it counts as done.
     fn is_due(&mut self, what: T, now: Instant) -> bool {
         let is_as_before = |(before, at): &(T, Instant)| {
             *before == what && now.saturating_duration_since(*at) < LOG_INTERVAL
@@ -112,16 +112,16 @@ impl<T: PartialEq> Pace<T> {
     }
 }
 
-/// A log that is larger than it may be.
+/// A log that exceeds its bound.
 #[derive(Clone, Copy)]
 struct Over {
     since: Instant,
     trimmed: Instant,
-    /// Whether it is trimmed to what the node itself needs.
+    /// Whether it is trimmed to what the node itself needs, and not kept for archived snapshots.
     past_archived: bool,
 }
 
-/// The thread.
+/// The main function of the thread.
 pub(crate) fn keep_log_short(inner: &Weak<Inner>, signal: &Signal) {
     let mut keeper: Option<LogKeeper> = None;
     loop {
@@ -129,7 +129,7 @@ pub(crate) fn keep_log_short(inner: &Weak<Inner>, signal: &Signal) {
             return;
         };
         let keeper = keeper.get_or_insert_with(|| LogKeeper::new(&inner));
-        // Also while appends wait for the log: a flush may allow it to be trimmed.
+        // Even while appends wait for the log, because a flush may allow it to be trimmed.
         if keeper.looked.is_due((), Instant::now()) {
             inner.space.reserve.look();
             let is_short = inner.look_at_free_space().is_some();
@@ -148,7 +148,7 @@ pub(crate) fn keep_log_short(inner: &Weak<Inner>, signal: &Signal) {
             }
         }
         keeper.delete_files(&inner);
-        // In this order: what is written in between counts twice, not never.
+        // In this order, so that bytes that are written in between count twice rather than never.
         let counts = inner.raft.writer().counts();
         keeper.list_files(&inner, counts.bytes);
         let log_bytes = inner.log_bytes();
@@ -274,7 +274,8 @@ impl LogKeeper {
         }
     }
 
-    /// Beyond its bound the log is not kept for archived snapshots any more, or no more is appended.
+    /// Acts on a log that exceeds its bound: it is no longer kept for archived snapshots, or appends are
+    /// refused.
     fn keep_within_bound(&mut self, inner: &Inner, log_bytes: u64) {
         let full = log_bytes > inner.log_most();
         let refuses = full && inner.options.snapshots.on_log_full == OnLogFull::RefuseAppends;
@@ -304,8 +305,8 @@ impl LogKeeper {
             return;
         }
         over.trimmed = now;
-        // First up to the newest archived snapshot, which is about to be made; if that is not enough, as
-        // far as the local ones allow.
+        // First it is trimmed up to the newest archived snapshot, and a new one is about to be put; if that
+        // is not enough, as far as the local ones allow.
         let timeout = match in_need {
             true => ARCHIVE_TIMEOUT_IN_NEED,
             false => ARCHIVE_TIMEOUT,
@@ -315,7 +316,7 @@ impl LogKeeper {
         let past_archived = over.past_archived;
         for (partition, one) in (0..).zip(&mut self.watched) {
             if one.is_damaged {
-                // The copy that it is recovered from may be an older one than the newest local snapshot.
+                // The partition may be recovered from a copy that is older than the newest local snapshot.
                 continue;
             }
             let known = inner.snapshots.known[partition].lock();
@@ -391,7 +392,7 @@ impl Watched {
         } else {
             self.most
         };
-        // One whose flush has failed, or is about to begin.
+        // A flush has failed, or is about to begin.
         let is_stuck = self.part.flush_is_stuck();
         let was_stuck = std::mem::replace(&mut self.was_stuck, is_stuck);
         let due = waiting > most
@@ -400,7 +401,7 @@ impl Watched {
                 && (self.part.memtable_bytes() > flush_after
                     || self.since.elapsed() > FLUSH_AFTER
                     || (is_short && self.since.elapsed() > FLUSH_INTERVAL_IN_NEED)));
-        // The database reports a flush that fails, and decides when the next one may be tried.
+        // The database reports a failed flush, and decides when it may be retried.
         if due && self.part.may_flush() && self.part.flush().is_ok() {
             self.note_durable();
         }
@@ -431,7 +432,7 @@ impl Watched {
         }
     }
 
-    /// Notes damage that was found, so that the next start does not use the files.
+    /// Notes damage durably, so that the next start does not use the files.
     fn report_damage(&mut self, inner: &Inner) {
         if self.is_damaged {
             return;

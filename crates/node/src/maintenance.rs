@@ -1,7 +1,7 @@
-//! Periodic maintenance.
+//! The threads of periodic maintenance.
 //!
-//! Two threads. One keeps replay and log short ([`crate::log_keeper`]); the other one proposes what has become
-//! due ([`crate::retention`]).
+//! There are two: one flushes the database and bounds the log ([`crate::log_keeper`]); the other proposes
+//! what has become due ([`crate::retention`]).
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -49,7 +49,7 @@ impl Maintenance {
         self.retention.wake();
     }
 
-    /// Asks the threads to end. They may be waiting for answers until the groups have stopped.
+    /// Requests the end of the threads. They may wait for answers until the groups have stopped.
     pub fn ask_to_stop(&self) {
         self.log_keeper.stop();
         self.retention.stop();

@@ -1,4 +1,4 @@
-//! What a node is started with.
+//! The options of a node.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -11,49 +11,49 @@ use crate::data_dir::DataDir;
 use crate::snapshots::{Bootstrap, SnapshotOptions};
 use crate::state::{StateOptions, ValueCheck};
 
-/// The options of a node. Fixed from its start on.
+/// The options of a node, fixed from its start on.
 #[derive(Clone, Debug)]
 pub struct NodeOptions {
     /// The data directory.
     pub data_dir: PathBuf,
-    /// The cluster's name, for display; fixed when the directory is made.
+    /// The cluster's name, for display; fixed when the directory is created.
     pub cluster_name: String,
-    /// Stream partitions; fixed when the directory is made.
+    /// Number of stream partitions; fixed when the directory is created.
     pub partitions: u32,
-    /// A log file is closed at this size, bytes.
+    /// Size in bytes at which a log file is closed.
     pub log_segment_size: u64,
-    /// Log files that are no longer needed are deleted once the log is larger, bytes.
+    /// Size of the log in bytes beyond which log files that are no longer needed are deleted.
     pub log_purge_threshold: u64,
     /// Most bytes that one sync makes durable.
     pub log_max_group_size: u64,
-    /// A partition's database is flushed once this many bytes wait in its memory.
+    /// A partition's database is flushed once its memtables have this many bytes.
     pub flush_after: u64,
-    /// The database.
+    /// The options of the database.
     pub store: StoreOptions,
-    /// Bytes of appends in flight, over all callers.
+    /// Most bytes of appends in flight, over all callers.
     pub append_inflight: usize,
     /// Bytes of newest batches kept for each followed stream.
     pub follower_buffer: usize,
     /// The same over all followed streams.
     pub follower_buffers_total: usize,
-    /// Bytes that read sessions hold together.
+    /// Most bytes that read sessions hold together.
     pub read_sessions: usize,
-    /// How often age retention, delete-on-empty and deleted basins are processed.
+    /// Interval at which age retention, delete-on-empty and deleted basins are processed.
     pub retention_interval: Duration,
-    /// Streams examined per partition and round.
+    /// Number of streams examined per partition and round.
     pub streams_per_round: usize,
-    /// A partition's files are rewritten once this many bytes are reclaimable, and at least half
-    /// of all.
+    /// A partition's files are rewritten once this many of their bytes are reclaimable, and at least half of
+    /// all.
     pub compact_garbage: u64,
-    /// Snapshots and recovery.
+    /// The options of snapshots and recovery.
     pub snapshots: SnapshotOptions,
-    /// The state store.
+    /// The options of the state store.
     pub state: StateOptions,
     /// Checks that clients can read a value of the state store.
     pub check_value: ValueCheck,
     /// What an empty data directory means, if the operator has set it.
     pub bootstrap: Option<Bootstrap>,
-    /// Partitions that begin empty where a restore finds no copy of them; of no effect without
+    /// Partitions that begin empty if a restore finds no copy of them. Without effect unless `bootstrap` is
     /// [`Bootstrap::Restore`].
     pub empty_partitions: BTreeSet<u64>,
     /// Whether this start follows a node that served from the data directory and restarts itself
@@ -71,7 +71,7 @@ impl NodeOptions {
         self.append_inflight / (self.partitions.max(1) as usize)
     }
 
-    /// The defaults, for a data directory.
+    /// The default options for a data directory.
     pub fn new(data_dir: impl Into<PathBuf>) -> NodeOptions {
         const MIB: u64 = 1024 * 1024;
         NodeOptions {

@@ -9,23 +9,23 @@ use crate::node::Node;
 /// The position of a stream at one moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Position {
-    /// First sequence number that readers may see; the tail if there is none.
+    /// First sequence number that readers may see; the tail if there is no record.
     pub head: SeqNum,
     /// The next sequence number, and the last timestamp.
     pub tail: StreamPosition,
     /// When the stream was created, in milliseconds since the epoch.
     pub created_ms: u64,
-    /// The history that its partition is of.
+    /// The lineage of its partition.
     pub lineage: String,
-    /// Where earlier histories were cut off, oldest first.
+    /// The forks that cut off earlier histories, oldest first.
     pub forks: Vec<Fork>,
-    /// Sequence numbers that were skipped although no history was cut off, oldest first, each with the number
-    /// that follows.
+    /// Sequence numbers that were skipped although no history was cut off, oldest first: the first skipped
+    /// number, and the number that follows the gap.
     pub passed_over: Vec<(SeqNum, SeqNum)>,
 }
 
 impl Node {
-    /// The position of a stream. A missing one is not created, whatever the basin's settings.
+    /// The position of a stream. A missing stream is not created, whatever the basin's settings are.
     pub fn position(&self, basin: &str, name: &str) -> Result<Position, Error> {
         let handle = self.existing(self.basin(basin)?, name)?;
         let view = handle.stream.view();

@@ -1,4 +1,4 @@
-//! Proposing commands that are not appends.
+//! Proposes commands that are not appends.
 
 use std::sync::atomic::Ordering;
 
@@ -10,7 +10,7 @@ use crate::core::Inner;
 use crate::error::Error;
 use crate::space::SpaceUse;
 
-/// What a command that is not an append means for the space of a nearly full disk.
+/// How a command that is not an append uses the space of a nearly full disk.
 fn space_use(command: &Kind) -> SpaceUse {
     match command {
         Kind::ProvisionBasin(_) | Kind::ProvisionStream(_) => SpaceUse::Takes,

@@ -1,15 +1,14 @@
 //! Read sessions.
 //!
-//! A session first catches up from the database, on threads where blocking is fine, then follows:
-//! it is woken when the tail moves and takes what is new from memory. If it falls behind what
-//! memory keeps, it reads the database until it is within that again: each scan first checks whether
-//! memory has what comes next. While a client takes one batch, the next is read from the database: a
-//! session holds at most two (1000 records, 1 MiB each) at a time, and what is left of the appended
-//! batch that the last one ended in.
+//! A session first catches up from the database, on threads where blocking is fine, then follows: it is
+//! woken when the tail moves and takes new records from memory. If it falls behind the records in memory, it
+//! reads the database until it has caught up with them: each scan first checks whether memory has the next
+//! records. While a client takes one batch, the next is read from the database: a session holds at most two
+//! (1000 records, 1 MiB each) at a time, and the rest of the appended batch in which the last one ended.
 //!
-//! All sessions together are bounded by a [`ReadBudget`]. What a session reads is claimed before; the next batch
-//! is read early only where memory is plentiful. A session that waits for memory holds nothing: what is left
-//! of an appended batch has been claimed, and is handed out first.
+//! All sessions together are bounded by a [`ReadBudget`]. Memory is claimed before a batch is read; the next
+//! batch is read early only where memory is plentiful. A session that waits for memory holds none: the rest
+//! of an appended batch has been claimed already, and is returned first.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,18 +27,19 @@ use crate::error::{Error, read_error};
 use crate::read_budget::{Place, ReadBudget, ReadPermit};
 use crate::streams::StreamHandle;
 
-/// What a session yields.
+/// An output of a session.
 #[derive(Debug)]
 pub enum ReadOutput {
-    /// Records; never empty. The permit goes with them for as long as any of them, in whatever form, is in memory.
+    /// Records; never empty. The permit has to be kept for as long as any of them is in memory, in whatever
+    /// form.
     Batch(ReadBatch, ReadPermit),
-    /// The reader is at the tail, which is this.
+    /// The session is at the tail, which is this.
     Heartbeat(StreamPosition),
     /// There are more records, and no memory for them yet: other sessions have to release some first.
     Waiting,
 }
 
-/// Between heartbeats while nothing is appended; clients give up after 20 seconds.
+/// Time between heartbeats while nothing is appended; clients disconnect after 20 seconds.
 const HEARTBEAT_MS: std::ops::Range<u64> = 5_000..15_000;
 
 /// A read under way.
@@ -51,17 +51,17 @@ pub struct ReadSession {
     end: ReadEnd,
     deadline: Option<Instant>,
     heartbeat: Instant,
-    /// Whether the reader knows that it has reached the tail.
+    /// Whether the reader was informed that it has reached the tail.
     at_tail: bool,
-    /// The batch after the one that was yielded last, while the database is read.
+    /// The batch after the one that was returned last, while the database is read.
     ahead: Option<Reading>,
-    /// For the appended batch that the cursor keeps, and for what it becomes.
+    /// The permit for the appended batch that the cursor keeps, and for its encoded form.
     rest: Option<ReadPermit>,
-    /// The place among those that wait for memory.
+    /// The place in the queue for memory.
     claiming: Option<Place>,
 }
 
-/// A batch on its way from the database, and the memory that it has.
+/// A batch that is being read from the database, and its permit.
 type Reading = JoinHandle<(Result<Scan, ReadError>, ReadPermit)>;
 
 /// The outcome of an attempt to read.
@@ -80,10 +80,10 @@ impl StreamHandle {
     ///
     /// [`Error::Unwritten`] if the read begins beyond the tail, or at it and may not follow.
     pub async fn read(&self, start: ReadStart, end: ReadEnd) -> Result<ReadSession, Error> {
-        // Following begins before the position is resolved, so that nothing is missed between.
+        // Following begins before the position is resolved, so that no record in between is missed.
         let follower = self.stream.follow();
         let limit = end.limit.remaining(0, 0);
-        // A read of nothing is done, wherever it begins.
+        // A read of nothing is complete, wherever it begins.
         let cursor = if limit == EvaluatedReadLimit::Exhausted {
             Cursor::nowhere()
         } else {
@@ -119,7 +119,7 @@ impl StreamHandle {
 }
 
 impl ReadSession {
-    /// The next output; `None` when the read is done. Not to be called again after an error.
+    /// The next output; `None` when the read is complete. Must not be called again after an error.
     pub async fn next(&mut self) -> Result<Option<ReadOutput>, Error> {
         loop {
             let EvaluatedReadLimit::Remaining(limit) = self.limit else {
@@ -140,7 +140,7 @@ impl ReadSession {
                         let permit = self.keep_rest(permit);
                         let (count, bytes) = (records.len(), records.metered_size());
                         self.limit = limit.remaining(count, bytes);
-                        // What is in memory costs no wait, so it is not read ahead.
+                        // Reading from memory needs no wait, so nothing is read ahead from there.
                         if let EvaluatedReadLimit::Remaining(limit) = &self.limit
                             && end == ScanEnd::More
                             && !self.handle.stream.has_recent(self.cursor.resumes_at())
@@ -197,7 +197,7 @@ impl ReadSession {
         &self.handle.node.inner.reads
     }
 
-    /// Reads what comes next, if there is memory for it.
+    /// Reads the next records, if there is memory for them.
     async fn read_some(&mut self, limit: ReadLimit) -> Result<Attempt, Error> {
         loop {
             if let Some(ahead) = self.ahead.take() {
@@ -215,7 +215,7 @@ impl ReadSession {
                         return Ok(Attempt::AtTail(tail));
                     }
                     _ if scan.records.is_empty() => {}
-                    // Records were appended meanwhile, for which there is no permit yet.
+                    // Records without a permit were appended meanwhile.
                     _ => continue,
                 }
             }
@@ -268,8 +268,8 @@ impl ReadSession {
         }
     }
 
-    /// Keeps memory for the appended batch that the cursor keeps, once for itself and once for what it becomes;
-    /// answers the permit for the rest.
+    /// Keeps memory for the appended batch that the cursor keeps, once for the batch and once for its
+    /// encoded form; returns the permit without that.
     fn keep_rest(&mut self, mut permit: ReadPermit) -> ReadPermit {
         self.rest = match self.cursor.rest_bytes() {
             0 => None,
@@ -286,7 +286,7 @@ impl ReadSession {
         Ok(Attempt::Scan(scan, permit))
     }
 
-    /// Reads where the session is, without waiting for a disk.
+    /// Reads at the session's position, without waiting for a disk.
     fn scan_memory(&self, limit: ReadLimit) -> Result<Scan, Error> {
         let handle = &self.handle;
         let (from, until) = (self.cursor.clone(), self.end.until);
@@ -294,12 +294,12 @@ impl ReadSession {
         scan.map_err(|e| handle.read_error(e))
     }
 
-    /// Begins to read where the session is, on a thread where blocking is fine.
+    /// Begins to read at the session's position, on a thread where blocking is fine.
     fn scan_database(&self, limit: ReadLimit, permit: ReadPermit) -> Reading {
         let (from, until) = (self.cursor.clone(), self.end.until);
         let reader = self.handle.partition.reader.clone();
         let stream = Arc::clone(&self.handle.stream);
-        // The permit stays with what is read, also if the session has ended meanwhile.
+        // The permit stays with the read records, even if the session has ended meanwhile.
         tokio::task::spawn_blocking(move || (reader.scan(&stream, from, limit, until), permit))
     }
 }

@@ -1,15 +1,16 @@
-//! The memory of read sessions: what was read, and clients have not received yet.
+//! The memory of read sessions: records that were read, and that clients have not received yet.
 //!
-//! `limits.read-sessions` bounds all of them together. A session claims [`MAX_SCAN`] bytes before it reads a batch,
-//! keeps what the encoded batch takes, and gives that back when the connection has sent it. Where nothing is free,
-//! sessions wait in the order in which they came, without a limit in time, and hold nothing meanwhile. One whose
-//! turn comes while its client takes nothing has [`GRANT_TIMEOUT`] to go on; then the next one has its turn, and
-//! it waits behind those that came meanwhile ([`Place`]). The session
-//! of a client that takes nothing ends after `limits.stall-timeout`, and its connection if nothing else is under
-//! way there; where others wait, the connection ends a `limits.stall-timeout` later in any case.
+//! `limits.read-sessions` bounds all sessions together. A session claims [`MAX_SCAN`] bytes before it reads
+//! a batch, keeps what the encoded batch takes, and releases that when the connection has sent it. Where
+//! nothing is free, sessions wait in the order of their arrival, without a limit in time, and hold nothing
+//! meanwhile. A session whose turn comes while its client takes nothing has [`GRANT_TIMEOUT`] to continue;
+//! then the next one has its turn, and it waits behind those that arrived meanwhile ([`Place`]). The session
+//! of a client that takes nothing ends after `limits.stall-timeout`, and with it its connection if nothing
+//! else is under way there; where others wait, the connection ends a `limits.stall-timeout` later in any
+//! case.
 //!
-//! A quarter is reserved for sessions that follow a stream at its tail, which may use the rest as well: sessions
-//! that are stuck while they catch up cannot take this memory from them.
+//! A quarter is reserved for sessions that follow a stream at its tail; these may use the rest as well.
+//! Sessions that are stuck while they catch up cannot take the reserved memory.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -19,13 +20,14 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::task::AbortHandle;
 
-/// Bytes that are claimed for a batch until it is encoded: records of 1 MiB, the appended batches in which they
-/// begin and end, of 1 MiB each, and the encoded form.
+/// Bytes that are claimed for a batch until it is encoded: records of 1 MiB, the appended batches in which
+/// they begin and end, of 1 MiB each, and the encoded form.
 pub(crate) const MAX_SCAN: usize = 4 * 1024 * 1024;
-/// The share of the budget that is for those at the tail.
+/// The divisor of the budget that gives the share of sessions at the tail.
 const TAIL_SHARE: usize = 4;
 
-/// How long memory is kept for a session whose turn has come. One whose client takes what it gets goes on at once.
+/// How long memory is kept for a session whose turn has come. A session whose client takes records continues
+/// at once.
 const GRANT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The memory that all read sessions share. Cheap to clone.
@@ -38,12 +40,12 @@ pub struct ReadBudget {
     waiting: Arc<AtomicUsize>,
 }
 
-/// Bytes that a read session holds. They are free again when it is dropped.
+/// Bytes that a read session holds. They are released when it is dropped.
 #[derive(Debug)]
 pub struct ReadPermit(OwnedSemaphorePermit);
 
 impl ReadBudget {
-    /// Of `total` bytes, in which there is room for one batch at the tail and one of the others at least.
+    /// A budget of `total` bytes, but at least one batch at the tail and one of the other sessions.
     pub fn new(total: usize) -> ReadBudget {
         let tail_total = (total / TAIL_SHARE).clamp(MAX_SCAN, Semaphore::MAX_PERMITS);
         let shared_total = total.saturating_sub(tail_total);
@@ -63,12 +65,12 @@ impl ReadBudget {
         (self.shared_total + self.tail_total).saturating_sub(free)
     }
 
-    /// How many sessions wait for memory.
+    /// Number of sessions that wait for memory.
     pub fn waiting(&self) -> usize {
         self.waiting.load(Ordering::Relaxed)
     }
 
-    /// Memory for a batch, if that needs no waiting.
+    /// Claims memory for a batch, if that needs no waiting.
     pub fn try_claim(&self, at_tail: bool) -> Option<ReadPermit> {
         let claim = |of: &Arc<Semaphore>| of.clone().try_acquire_many_owned(MAX_SCAN as u32);
         let claimed = match claim(&self.shared) {
@@ -78,7 +80,7 @@ impl ReadBudget {
         claimed.ok().map(ReadPermit)
     }
 
-    /// Memory for a batch that is read ahead: there is some only while half of the shared part is free.
+    /// Claims memory for a batch that is read ahead, if at least half of the shared part is free.
     pub(crate) fn try_claim_ahead(&self) -> Option<ReadPermit> {
         match self.shared.available_permits() >= self.shared_total / 2 {
             true => self.try_claim(false),
@@ -86,7 +88,7 @@ impl ReadBudget {
         }
     }
 
-    /// Takes a place behind the sessions that wait for memory for a batch.
+    /// Takes a place in the queue of sessions that wait for memory for a batch.
     pub(crate) fn wait_in_line(&self, at_tail: bool) -> Place {
         let turn = Arc::new(Turn::default());
         let (budget, granted) = (self.clone(), turn.clone());
@@ -119,14 +121,14 @@ impl ReadBudget {
     }
 }
 
-/// A place among the sessions that wait for memory. It is given up when it is dropped.
+/// A place in the queue of sessions that wait for memory. It is given up when this is dropped.
 #[derive(Debug)]
 pub(crate) struct Place {
     turn: Arc<Turn>,
     task: AbortHandle,
 }
 
-/// What a place has come to.
+/// The state of a place.
 #[derive(Debug, Default)]
 struct Turn {
     grant: Mutex<Grant>,
@@ -152,8 +154,8 @@ impl Turn {
 }
 
 impl Place {
-    /// Waits for its turn. `None` if that has passed, because nobody waited here for [`GRANT_TIMEOUT`]. Safe to
-    /// drop before it answers, and to be called again.
+    /// Waits for its turn. `None` if the turn has passed, because nothing called this for [`GRANT_TIMEOUT`].
+    /// The future can be dropped and this be called again.
     pub async fn turn(&mut self) -> Option<ReadPermit> {
         loop {
             {
@@ -176,7 +178,7 @@ impl Drop for Place {
     }
 }
 
-/// Takes one off a counter when it is dropped.
+/// Decrements a counter when it is dropped.
 struct Waiting<'a>(&'a AtomicUsize);
 
 impl Drop for Waiting<'_> {
@@ -186,12 +188,12 @@ impl Drop for Waiting<'_> {
 }
 
 impl ReadPermit {
-    /// Bytes that it stands for.
+    /// Bytes of the permit.
     pub fn bytes(&self) -> usize {
         self.0.num_permits()
     }
 
-    /// Makes it stand for `bytes`: gives back what is more, and takes what is missing if that is free.
+    /// Changes the permit to `bytes`: releases the surplus, or takes the missing bytes if they are free.
     pub fn fit(&mut self, bytes: usize) {
         let has = self.bytes();
         if has > bytes {
@@ -204,7 +206,7 @@ impl ReadPermit {
         }
     }
 
-    /// Takes off a permit for `bytes`, or for all that it stands for.
+    /// Splits off a permit for `bytes`, or for all of its bytes if these are fewer.
     pub(crate) fn split(&mut self, bytes: usize) -> Option<ReadPermit> {
         self.0.split(bytes.min(self.bytes())).map(ReadPermit)
     }
@@ -228,7 +230,7 @@ mod tests {
         }
         assert_eq!(stuck.len(), 12);
         assert_eq!(budget.held(), 12 * MAX_SCAN);
-        // Those that follow still get memory, before others that wait.
+        // Sessions that follow still get memory, before others that wait.
         let mut catching_up = Box::pin(budget.clone().claim(false));
         assert!((&mut catching_up).now_or_never().is_none());
         let mut following = Vec::new();
@@ -271,7 +273,7 @@ mod tests {
         while let Some(claim) = budget.try_claim(false) {
             all.push(claim);
         }
-        // Its client takes nothing, so that it is not asked for more.
+        // Its client takes nothing, so the session is not polled for more.
         let mut stalled = budget.wait_in_line(false);
         tokio::task::yield_now().await;
         let mut waiting = budget.wait_in_line(false);
@@ -282,7 +284,7 @@ mod tests {
         let permit = waiting.turn().await.unwrap();
         assert_eq!(budget.held(), held);
         assert!(stalled.turn().await.is_none(), "its turn has passed");
-        // It waits behind those that came meanwhile.
+        // It waits behind those that arrived meanwhile.
         let mut first = budget.wait_in_line(false);
         tokio::task::yield_now().await;
         stalled = budget.wait_in_line(false);
@@ -309,7 +311,7 @@ mod tests {
         while budget.waiting() > 0 {
             tokio::task::yield_now().await;
         }
-        // Also one whose turn has come.
+        // The same for a place whose turn has come.
         let place = budget.wait_in_line(false);
         all.pop();
         while budget.waiting() > 0 || budget.try_claim(false).is_some() {

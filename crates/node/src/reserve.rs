@@ -1,13 +1,13 @@
-//! The reserve: a file of the data directory that takes space, so that there is some when a disk is full.
+//! The reserve: a file of the data directory that takes space, which is released when the disk is full.
 //!
-//! On a full disk a trim or a deletion needs space before it gives any back: its entry in the log, the
-//! memtable that is flushed, the list of the database's files. So a file of that size is set aside while
-//! there is room ([`Reserve::keep`]), removed when a command that gives space back finds the disk full
-//! ([`Reserve::release`]), and taken again once there is room. It holds no data: a crash leaves it there
-//! or not, and both are right. Others may remove it or make it shorter, and the settings may ask for another
-//! size: it is looked at from time to time ([`Reserve::look`]), and put right.
+//! On a full disk a trim or a deletion needs space before it gives any back: for its entry in the log, the
+//! memtable that is flushed, and the list of the database's files. So a file of that size is allocated while
+//! there is space ([`Reserve::keep`]), removed when a command that gives space back finds the disk full
+//! ([`Reserve::release`]), and allocated again once there is space. It holds no data: a crash leaves it
+//! there or not, and both are right. Other programs may remove or shorten it, and the settings may require
+//! another size: it is checked from time to time ([`Reserve::look`]), and corrected.
 //!
-//! A file system that cannot set space aside has no reserve ([`Reserve::is_possible`]).
+//! A file system that cannot allocate space in advance has no reserve ([`Reserve::is_possible`]).
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -20,10 +20,10 @@ use parking_lot::Mutex;
 
 /// Its name in the data directory.
 const NAME: &str = "reserve";
-/// One whose size differs by less than this share of what is wanted is left as it is: the size of some file
-/// systems, and so what is wanted, changes all the time.
+/// A reserve whose size differs from the wanted one by less than this share is left as it is: the size of
+/// some file systems, and so the wanted size, changes all the time.
 const SIZE_TOLERANCE: u64 = 16;
-/// Waits between attempts to take it where the file system refuses: a quota or a limit lasts.
+/// First and longest wait between attempts that the file system refuses: a quota or a limit lasts.
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 const LAST_RETRY: Duration = Duration::from_secs(60);
 
@@ -31,7 +31,7 @@ const LAST_RETRY: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub(crate) struct Reserve {
     path: PathBuf,
-    /// Bytes that it holds; 0 if it is not there.
+    /// Bytes that it holds; 0 if it does not exist.
     held: AtomicU64,
     is_impossible: AtomicBool,
     /// Bytes that were released, and that nobody has noted yet ([`Reserve::take_released`]).
@@ -40,17 +40,17 @@ pub(crate) struct Reserve {
     attempts: Mutex<Attempts>,
 }
 
-/// Attempts to take it that have failed.
+/// Failed attempts to allocate it.
 #[derive(Debug, Default)]
 struct Attempts {
-    /// In a row.
+    /// Number of failures in a row.
     failed: u32,
-    /// The next one is not made before.
+    /// The earliest time of the next attempt.
     not_before: Option<Instant>,
 }
 
 impl Reserve {
-    /// Looks whether it is there.
+    /// Opens the reserve, and measures it if it exists.
     pub fn open(data_dir: &Path) -> Reserve {
         let reserve = Reserve {
             path: data_dir.join(NAME),
@@ -63,40 +63,41 @@ impl Reserve {
         reserve
     }
 
-    /// Bytes that it holds, as of the last look.
+    /// Bytes that it held when it was last measured.
     pub fn held(&self) -> u64 {
         self.held.load(Ordering::Acquire)
     }
 
-    /// Whether the file system sets space aside, as far as that is known.
+    /// Whether the file system can allocate space in advance, as far as that is known.
     pub fn is_possible(&self) -> bool {
         !self.is_impossible.load(Ordering::Relaxed)
     }
 
-    /// Looks how much it holds: somebody may have removed it or made it shorter.
+    /// Measures it: another program may have removed or shortened it.
     pub fn look(&self) {
         let _one = self.attempts.lock();
         self.look_alone();
     }
 
     fn look_alone(&self) {
-        // What cannot be looked at now is as it was.
+        // If it cannot be measured now, the last measurement stays.
         if let Ok(held) = allocated(&self.path) {
             self.held.store(held, Ordering::Release);
         }
     }
 
-    /// Whether it holds about so many bytes.
+    /// Whether it holds about this many bytes.
     pub fn is_of(&self, bytes: u64) -> bool {
         let held = self.held();
         held > 0 && held.abs_diff(bytes) <= bytes / SIZE_TOLERANCE
     }
 
-    /// Makes it hold so many bytes; whether it was changed. After a failure it is tried again after 1 s to 60 s.
+    /// Makes it hold this many bytes; returns whether it was changed. After a failure, the next attempt is
+    /// made after 1 s to 60 s.
     ///
     /// # Errors
     ///
-    /// What the operating system says; then it holds what it did before.
+    /// The error of the operating system; then it holds what it did before.
     pub fn keep(&self, bytes: u64, now: Instant) -> io::Result<bool> {
         let mut attempts = self.attempts.lock();
         self.look_alone();
@@ -105,7 +106,7 @@ impl Reserve {
             return Ok(false);
         }
         let before = self.held();
-        // Whoever looks at free space while it is set aside finds it less by that already.
+        // Free space that is read during the allocation is less by this size already.
         self.held.store(before.max(bytes), Ordering::Release);
         let resized = self.resize(bytes);
         match &resized {
@@ -152,7 +153,7 @@ impl Reserve {
         set_aside(&file, bytes)?;
         match holds_all(&file.metadata()?) {
             true => Ok(()),
-            // The file system takes the request, and sets nothing aside.
+            // The file system accepts the request, and allocates nothing.
             false => Err(io::ErrorKind::Unsupported.into()),
         }
     }
@@ -172,7 +173,7 @@ impl Reserve {
     ///
     /// # Errors
     ///
-    /// It cannot be removed now, and is still there.
+    /// It cannot be removed now, and still exists.
     pub fn release(&self) -> io::Result<Option<u64>> {
         let _one = self.attempts.lock();
         self.look_alone();
@@ -198,7 +199,7 @@ impl Reserve {
     }
 }
 
-/// How many bytes the file system has set aside for it: all of its length, or it is no reserve.
+/// Bytes that the file system has allocated for it: all of its length; otherwise it is not a reserve.
 fn allocated(path: &Path) -> io::Result<u64> {
     match fs::symlink_metadata(path) {
         Ok(meta) if meta.is_file() && holds_all(&meta) => Ok(meta.len()),
@@ -243,7 +244,7 @@ mod tests {
 
     const BYTES: u64 = 1 << 20;
 
-    /// A directory whose file system sets space aside; `None` if this one does not.
+    /// A directory whose file system can allocate space in advance; `None` if this one cannot.
     fn directory() -> Option<tempfile::TempDir> {
         let dir = tempfile::tempdir().unwrap();
         match Reserve::open(dir.path()).keep(BYTES, Instant::now()) {
@@ -279,7 +280,7 @@ mod tests {
     #[test]
     fn a_file_that_holds_no_space_is_no_reserve_and_is_made_one() {
         let Some(dir) = directory() else { return };
-        // What a crash or a copy of the directory leaves.
+        // A file as a crash or a copy of the directory leaves it.
         let file = File::create(dir.path().join(NAME)).unwrap();
         file.set_len(BYTES).unwrap();
         let reserve = Reserve::open(dir.path());
@@ -314,9 +315,9 @@ mod tests {
             assert_eq!(reserve.held(), wanted);
             assert_eq!(allocated(&dir.path().join(NAME)).unwrap(), wanted);
         }
-        // A size that changes all the time is no reason to write.
+        // A small change of the wanted size does not cause a write.
         assert!(!reserve.keep(2 * BYTES + 1, now).unwrap());
-        // Somebody made it shorter.
+        // Another program shortened it.
         let file = OpenOptions::new().write(true).open(dir.path().join(NAME));
         file.unwrap().set_len(BYTES / 2).unwrap();
         reserve.look();
@@ -345,7 +346,7 @@ mod tests {
     #[test]
     fn a_reserve_that_the_file_system_refuses_is_tried_again_ever_more_seldom() {
         let Some(dir) = directory() else { return };
-        // No file has so many.
+        // No file can have this many bytes.
         let refused = u64::MAX;
         let reserve = Reserve::open(dir.path());
         let start = Instant::now();
@@ -364,7 +365,7 @@ mod tests {
         let expected = [1, 2, 4, 8, 16, 32, 60, 60, 60];
         assert_eq!(waits, expected);
         assert!(reserve.is_possible());
-        // As soon as it is possible.
+        // It is allocated as soon as that is possible.
         assert!(
             reserve
                 .keep(2 * BYTES, start + Duration::from_secs(400))

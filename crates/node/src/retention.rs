@@ -1,7 +1,7 @@
-//! What time makes due: age retention, delete-on-empty, deletion of basins.
+//! Proposes what becomes due with time: age retention, delete-on-empty, deletion of basins.
 //!
-//! A partition that does not answer, because its disk does not, holds up nothing of the others: a round
-//! waits for [`ANSWERS_TIMEOUT`] at most, and proposes nothing to a partition that still owes answers.
+//! A partition that does not answer, because its disk does not, does not delay the others: a round waits for
+//! [`ANSWERS_TIMEOUT`] at most, and proposes nothing to a partition that has not answered yet.
 
 use std::collections::HashMap;
 use std::sync::Weak;
@@ -25,13 +25,13 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(5);
 
 type Answer = oneshot::Receiver<Result<Outcome, ProposeError>>;
 
-/// Answers of a partition that were not there in time. Their commands are due again, so the outcomes are
+/// Answers of a partition that did not come in time. Their commands are due again, so the outcomes are
 /// ignored.
 #[derive(Default)]
 struct Late(Vec<Answer>);
 
 impl Late {
-    /// Whether all have come.
+    /// Whether all answers have come.
     fn have_come(&mut self) -> bool {
         self.0
             .retain_mut(|answer| matches!(answer.try_recv(), Err(TryRecvError::Empty)));
@@ -56,14 +56,14 @@ impl Late {
     }
 }
 
-/// What the thread remembers.
+/// The state of the thread.
 #[derive(Default)]
 struct Retention {
     /// The stream at which the next round begins, by partition.
     places: Vec<StreamId>,
-    /// Of each partition, the catalog first.
+    /// Late answers by partition, the catalog first.
     late: Vec<Late>,
-    /// Which partitions of streams have dropped a basin that is being deleted.
+    /// By basin that is being deleted, which partitions have dropped it.
     dropped: HashMap<BasinId, Vec<bool>>,
 }
 
@@ -111,7 +111,7 @@ impl Retention {
         }
     }
 
-    /// Drops deleted basins in every partition; those that all have dropped are forgotten.
+    /// Drops deleted basins in every partition. Basins that all have dropped are removed from the catalog.
     fn finish_deleted_basins(&mut self, inner: &Inner) {
         let deleting = inner.catalog_reader.deleting();
         let partitions = inner.partitions.len();
@@ -129,7 +129,7 @@ impl Retention {
                 }
                 inner.release_reserve();
                 let command = Kind::DropBasin(DropBasin { basin: basin.0 });
-                // What is refused or lost is tried again in the next round.
+                // A refused or lost command is proposed again in the next round.
                 if let Ok(answer) = partition.group.propose(command.into_bytes()) {
                     proposed.push((at, answer));
                 }
@@ -148,7 +148,7 @@ impl Retention {
     }
 }
 
-/// Proposes what is due. What is refused or lost is due again in a later round.
+/// Proposes what is due. A refused or lost command is due again in a later round.
 fn propose_all(group: &Group<Outcome>, due: Vec<Due>) -> Vec<Answer> {
     let commands = due.into_iter().map(|one| match one {
         Due::Expire { stream, up_to } => Kind::Expire(Expire {
@@ -179,7 +179,7 @@ mod tests {
         assert!(late.wait(answer, deadline).is_none());
         assert!(Instant::now() >= deadline);
         assert!(!late.have_come());
-        // The next one of the round costs no more time, and one that is there is taken all the same.
+        // The next answer of the round takes no more time, and one that has come is taken all the same.
         let (there, answer) = oneshot::channel();
         there.send(Ok(Outcome::BasinDropped)).unwrap();
         let outcome = late.wait(answer, deadline);

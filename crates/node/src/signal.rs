@@ -1,4 +1,4 @@
-//! Waking and ending threads and tasks.
+//! Wakes and ends threads and tasks.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -7,7 +7,7 @@ use parking_lot::{Condvar, Mutex};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-/// Wakes a thread that looks after something from time to time, and ends it.
+/// Wakes a thread that does periodic work, and ends it.
 #[derive(Debug, Default)]
 pub(crate) struct Signal {
     stopping: AtomicBool,
@@ -16,7 +16,7 @@ pub(crate) struct Signal {
 }
 
 impl Signal {
-    /// Waits for `interval`, a wake-up or the end; whether to go on.
+    /// Waits for `interval`, a wake-up or the end; returns whether to continue.
     pub fn wait(&self, interval: Duration) -> bool {
         let mut woken = self.woken.lock();
         if !*woken && !self.stopping.load(Ordering::Relaxed) {
@@ -31,14 +31,14 @@ impl Signal {
         self.changed.notify_all();
     }
 
-    /// The thread ends soon.
+    /// Ends the thread soon.
     pub fn stop(&self) {
         self.stopping.store(true, Ordering::Relaxed);
         self.wake();
     }
 }
 
-/// Waits for a time, a wake-up or the end; whether to go on.
+/// Waits for a time, a wake-up or the end; returns whether to continue.
 pub(crate) async fn pause(
     stopping: &CancellationToken,
     wake: Option<&Notify>,

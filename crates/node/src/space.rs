@@ -6,14 +6,14 @@
 //! |---|---|---|
 //! | the log | [`Inner::log_limit`]: a quarter more than [`Inner::log_most`] | appends wait until it is trimmed |
 //! | what is deleted and still in files | see `reclaim` of esker-partition | appends wait until the files are rewritten |
-//! | free space | what is kept free, so that flushes and deletions always work | appends are refused, but those that only trim |
+//! | free space | what is kept free, so that flushes and deletions always work | appends are refused, except those that only trim |
 //!
-//! Others may fill the disk beyond that. A file is set aside for then ([`crate::reserve`]): a command that
-//! gives space back releases it if less is free than it holds. Appends are taken again once there is room
-//! for what is kept free and for that file.
+//! Other programs may fill the disk beyond that. For this case the reserve is allocated
+//! ([`crate::reserve`]): a command that gives space back releases it if less is free than it holds. Appends
+//! are taken again once there is space for what is kept free and for the reserve.
 //!
-//! The log writer counts what it writes, so the first and the last are exact between two looks at the
-//! disk. What was admitted before adds `limits.append-inflight` at most.
+//! The log writer counts the bytes that it writes, so the first and the last bound are exact between two
+//! measurements of the disk. Appends that were admitted before add `limits.append-inflight` at most.
 
 use std::io;
 use std::path::Path;
@@ -32,35 +32,35 @@ use crate::snapshots::OnLogFull;
 
 /// Longest that an append waits for space: within the 5 s that the official clients wait for an answer.
 const SPACE_TIMEOUT: Duration = Duration::from_secs(4);
-/// Longest that a command that gives space back waits for what is written before it.
+/// Longest that a command that gives space back waits for the writes before it.
 const WAY_TIMEOUT: Duration = Duration::from_secs(2);
-/// How often one that waits looks again.
+/// Interval at which a waiting append or command checks again.
 const LOOK_INTERVAL: Duration = Duration::from_millis(20);
-/// Space that is not worth a snapshot.
+/// Bytes that do not justify a snapshot.
 const LITTLE: u64 = 1 << 20;
 /// At most this share of a disk is kept free.
 const KEPT_SHARE: u64 = 8;
 /// At most this share of a disk is the reserve.
 const RESERVE_SHARE: u64 = 16;
-/// The reserve holds so many memtables of `store.write-buffer`: one to be flushed, which RocksDB wants to
-/// see free before it goes on after a lack of space; and as much for the log and the lists of files.
+/// The reserve holds this many memtables of `store.write-buffer`: one for a flush, which RocksDB requires to
+/// be free before it continues after a lack of space; and one for the log and the lists of files.
 const RESERVE_MEMTABLES: u64 = 2;
-/// What is appended is written this often before space comes back: to the log, to a file of the
-/// database, and to another one when files are merged.
+/// How often appended bytes are written before space is released: to the log, to a file of the database, and
+/// to another one when files are merged.
 const WRITTEN_TIMES: u64 = 3;
 
-/// What a change means for the space of a nearly full disk.
+/// How a change uses the space of a nearly full disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum SpaceUse {
     /// It takes space and gives none back: it is refused.
     Takes,
-    /// It takes next to none, or is one more try of what has given space back: it is taken.
+    /// It takes hardly any, or retries what has given space back: it is accepted.
     Keeps,
-    /// It gives space back: it is taken, and the reserve is released for it.
+    /// It gives space back: it is accepted, and the reserve is released for it.
     GivesBack,
 }
 
-/// Free and all bytes of a file system; `None` if it does not say.
+/// Free and all bytes of a file system; `None` if they cannot be read.
 type FileSystem = Option<(u64, u64)>;
 
 /// The file system of a directory.
@@ -72,8 +72,8 @@ fn file_system(dir: &Path) -> FileSystem {
     ))
 }
 
-/// Before a start opens what is in a data directory: on a full disk it has no space for what it writes, and
-/// nobody could trim or delete anything. So the reserve is released if less is free than it holds.
+/// Releases the reserve before a start opens the data directory, if less is free than it holds. On a full
+/// disk the start has no space for its writes, and no client could trim or delete anything.
 pub(crate) fn release_reserve_for_start(data_dir: &Path) {
     let reserve = Reserve::open(data_dir);
     let Some((free, _)) = file_system(data_dir) else {
@@ -96,14 +96,14 @@ pub(crate) fn release_reserve_for_start(data_dir: &Path) {
 }
 
 impl Inner {
-    /// What the log may have on disk before it is trimmed: below its purge threshold it is never made
-    /// smaller, and of each of its two queues one file is being written to.
+    /// Bytes that the log may have on disk before it is trimmed: below its purge threshold it is never made
+    /// smaller, and one file of each of its two queues is being written to.
     pub(crate) fn log_most(&self) -> u64 {
         let most = self.options.snapshots.max_log_bytes;
         most.max(self.options.log_purge_threshold) + 2 * self.options.log_segment_size
     }
 
-    /// What the log may have on disk before appends wait for its being trimmed.
+    /// Bytes that the log may have on disk before appends wait for it to be trimmed.
     pub(crate) fn log_limit(&self) -> u64 {
         let most = self.log_most();
         most + most / 4
@@ -113,12 +113,12 @@ impl Inner {
         self.raft.writer().counts().bytes
     }
 
-    /// What the log has on disk, as far as that was last known.
+    /// Bytes of the log on disk when it was last measured.
     pub(crate) fn log_bytes(&self) -> u64 {
         self.space.log_bytes.load(Ordering::Relaxed)
     }
 
-    /// Notes how large the log is.
+    /// Notes the size of the log, and how much the log writer had written then.
     pub(crate) fn note_log(&self, bytes: u64, written: u64) {
         self.space.log_bytes.store(bytes, Ordering::Relaxed);
         let left = self.log_limit().saturating_sub(bytes);
@@ -141,7 +141,7 @@ impl Inner {
         written >= self.space.log_limit.load(Ordering::Relaxed)
     }
 
-    /// Bytes that are kept free of a disk of `all` bytes, and that the reserve holds beside that.
+    /// Bytes of a disk of `all` bytes that are kept free, and bytes that the reserve holds in addition.
     fn kept_and_reserved(&self, all: u64) -> (u64, u64) {
         let store = &self.options.store;
         let kept = store.write_buffers_total as u64 + 2 * self.options.log_segment_size;
@@ -155,13 +155,13 @@ impl Inner {
         )
     }
 
-    /// Looks how much space is free; answers what is wrong, if it is too little. May block.
+    /// Measures free space; returns the problem if it is too little. May block.
     pub(crate) fn look_at_free_space(&self) -> Option<String> {
         let written = self.written();
         self.note_file_system(written, file_system(&self.options.data_dir))
     }
 
-    /// The same from a task. What the file system does not say in time is as at the last look.
+    /// The same from a task. If the file system does not answer in time, the last result is returned.
     async fn look_from_task(&self) -> Option<String> {
         // Appends that are refused meanwhile share the look that is under way, and hold up no trim.
         if self.is_short() && self.space.looking.try_lock().is_err() {
@@ -175,16 +175,16 @@ impl Inner {
         }
     }
 
-    /// Notes what is free after the log writer has written so many bytes.
+    /// Notes the free space after the log writer has written `written` bytes.
     fn note_file_system(&self, written: u64, found: FileSystem) -> Option<String> {
         let Some((free, all)) = found else {
-            // One that does not say is full when a write fails.
+            // A file system whose free space cannot be read counts as full when a write fails.
             self.space.free_limit.store(u64::MAX, Ordering::Relaxed);
             return None;
         };
         let (kept, reserved) = self.kept_and_reserved(all);
         let held = self.space.reserve.held();
-        // What was released is taken again before appends are.
+        // A released reserve is allocated again before appends are taken.
         let needed = kept + reserved.saturating_sub(held);
         let limit = written + free.saturating_sub(needed) / WRITTEN_TIMES;
         self.space.free_limit.store(limit, Ordering::Relaxed);
@@ -218,8 +218,8 @@ impl Inner {
         shortage
     }
 
-    /// Takes the reserve, or makes it as large as the settings want it, if there is room beside what is kept
-    /// free. May block.
+    /// Allocates the reserve, or changes it to the size of the settings, if there is space beside what is
+    /// kept free. May block.
     pub(crate) fn keep_reserve(&self) {
         let reserve = &self.space.reserve;
         metrics::gauge!("esker_reserve_bytes").set(reserve.held() as f64);
@@ -246,18 +246,18 @@ impl Inner {
                 %error,
                 "the file system sets no space aside: if others fill the disk, nothing may be left for trims and deletions"
             ),
-            // There was less room than it said, or a quota has none. It is tried again.
+            // There was less space than the file system reported, or a quota prevents it. It is tried again.
             Err(error) => tracing::debug!(%dir, %error, "the reserve is not taken"),
         }
     }
 
     /// Before a command that gives space back: releases the reserve if the disk is full, so that the command
-    /// can be written and what it gives back can be removed. May block.
+    /// can be written and its garbage be removed. May block.
     pub(crate) fn release_reserve(&self) {
         if self.space.reserve.held() == 0 {
             return;
         }
-        // Looked at now: what was full a moment ago is what a command is about.
+        // Measured now, because the command is for a disk that was full a moment ago.
         let written = self.written();
         if self.is_release_due(written, file_system(&self.options.data_dir)) {
             self.note_release(self.space.reserve.release());
@@ -287,7 +287,7 @@ impl Inner {
         }
     }
 
-    /// Whether less is free than is kept and than the reserve holds.
+    /// Whether the disk is short of space, and less is free than the reserve holds.
     fn is_release_due(&self, written: u64, found: FileSystem) -> bool {
         let is_short = self.note_file_system(written, found).is_some();
         is_short && found.is_some_and(|(free, _)| free < self.space.reserve.held())
@@ -324,13 +324,13 @@ impl Inner {
         self.space.log_keeper.wake();
     }
 
-    /// What was wrong with the space that is free, if anything was, at the last look.
+    /// The problem with the free space when it was last measured, if there was one.
     pub(crate) fn shortage(&self) -> Option<String> {
         self.space.shortage.lock().clone()
     }
 
-    /// What is wrong with the space that is free, if anything is: it is looked at if it may be too little after
-    /// what the log writer has written.
+    /// The problem with the free space, if there is one. Free space is measured if it may be too little
+    /// after the log writer has written `written` bytes.
     pub(crate) async fn shortage_at(&self, written: u64) -> Option<String> {
         let is_due = written >= self.space.free_limit.load(Ordering::Relaxed);
         match self.is_short() || is_due {
@@ -339,21 +339,21 @@ impl Inner {
         }
     }
 
-    /// The same now.
+    /// The same for the bytes that are written now.
     pub(crate) async fn shortage_now(&self) -> Option<String> {
         self.shortage_at(self.written()).await
     }
 
-    /// Whether the disk is full and the reserve is enough for files of a partition to be rewritten without
-    /// what is deleted: that gives more back than it takes.
+    /// Whether the disk is full and the reserve is enough to rewrite the files of a partition without what
+    /// is deleted: that gives back more than it takes.
     pub(crate) fn is_reserve_wanted(&self, part: &PartitionDb) -> bool {
         let garbage = part.reclaimable();
         let stays = part.file_bytes().saturating_sub(garbage);
         self.is_short() && garbage >= LITTLE && stays <= self.space.reserve.held()
     }
 
-    /// Before a command that gives space back: on a full disk the reserve is released, and what waits
-    /// for space is written first. If that is not done in time, the command is refused with the cause.
+    /// Before a command that gives space back: releases the reserve on a full disk, and waits until the
+    /// writes before the command are done. If that takes too long, the command is refused with the cause.
     pub(crate) async fn make_way(&self, group: &Group<Outcome>) {
         self.release_reserve_from_task().await;
         let deadline = Instant::now() + WAY_TIMEOUT;
@@ -367,24 +367,25 @@ impl Inner {
         self.space.releases.load(Ordering::Relaxed)
     }
 
-    /// Whether less is free than is kept, as of the last look.
+    /// Whether less is free than is kept, when that was last measured.
     pub(crate) fn is_short(&self) -> bool {
         self.space.is_short.load(Ordering::Relaxed)
     }
 
-    /// Whether a new snapshot of a partition would free files on a nearly full disk that the one
-    /// before, of so many bytes, still holds.
+    /// Whether, on a nearly full disk, a new snapshot of a partition would free files that only the one
+    /// before, of this many bytes, still holds.
     pub(crate) fn could_release(&self, partition: u64, bytes: u64) -> bool {
         self.is_short() && bytes > self.part(partition).file_bytes() + LITTLE
     }
 
-    /// Why appends do not get in although they waited, if so.
+    /// Why appends are refused after they have waited, if they are.
     pub(crate) fn stuck(&self) -> Option<String> {
         let is_stuck = self.space.is_stuck.load(Ordering::Relaxed) && self.log_is_over();
         is_stuck.then(|| "the log is larger than it may be, and cannot be trimmed".to_owned())
     }
 
-    /// Waits until there is space for an append or a commit. One that gives space back finds it in the reserve.
+    /// Waits until there is space for an append or a commit. For one that gives space back, the reserve is
+    /// released if necessary.
     ///
     /// # Errors
     ///
@@ -399,7 +400,7 @@ impl Inner {
             self.make_way(self.group(part.partition().0)).await;
         }
         loop {
-            // The count has a lock, and each append comes by here.
+            // The count takes a lock, and each append comes here, so it is read once.
             let written = self.written();
             let takes_space = usage == SpaceUse::Takes;
             if takes_space && let Some(why) = self.shortage_at(written).await {
@@ -421,7 +422,7 @@ impl Inner {
                 }.to_owned()));
             }
             if !log_is_over && Instant::now() >= deadline {
-                // Another partition's merge may hold this one's up for minutes. The wait has slowed the
+                // A merge of another partition may delay this one's for minutes. The wait has slowed the
                 // append down; what is kept free of the disk bounds the rest.
                 return Ok(());
             }

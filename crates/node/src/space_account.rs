@@ -1,4 +1,4 @@
-//! What is known about space on the disk of the data directory; [`crate::space`] acts on it.
+//! What is known about the space on the disk of the data directory; [`crate::space`] acts on it.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -10,27 +10,27 @@ use parking_lot::Mutex;
 use crate::reserve::Reserve;
 use crate::signal::Signal;
 
-/// Longest that is waited for the file system to say how much is free, or to remove the reserve.
+/// How long the file system is waited for at most when free space is read or the reserve is removed.
 const FILE_SYSTEM_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What is known about space.
 #[derive(Debug)]
 pub(crate) struct Space {
-    /// How many bytes the log writer may have written since the start before appends wait.
+    /// Bytes that the log writer may have written since the start before appends wait.
     pub log_limit: AtomicU64,
-    /// The same before free space is read again.
+    /// Bytes that it may have written before free space is measured again.
     pub free_limit: AtomicU64,
-    /// What the log had on disk when that was last known.
+    /// Bytes of the log on disk when it was last measured.
     pub log_bytes: AtomicU64,
-    /// Whether less is free than is to be.
+    /// Whether less is free than is kept.
     pub is_short: AtomicBool,
-    /// What is wrong with the space that was free at the last look, if anything was.
+    /// The problem with the free space when it was last measured, if there was one.
     pub shortage: Mutex<Option<String>>,
     /// One thread at a time looks at the file system for a task: one that hangs holds no more of them.
     pub looking: Arc<tokio::sync::Mutex<()>>,
     /// Whether an append gave up waiting since the log was within its limit.
     pub is_stuck: AtomicBool,
-    /// What is set aside for a full disk.
+    /// The space that is reserved for a full disk.
     pub reserve: Arc<Reserve>,
     /// How often the reserve was released.
     pub releases: AtomicU64,
@@ -41,7 +41,7 @@ pub(crate) struct Space {
 }
 
 impl Space {
-    /// With a log of so many bytes, in a data directory.
+    /// The account of a data directory, with a log of this many bytes.
     pub fn new(data_dir: &Path, log_bytes: u64) -> Space {
         Space {
             log_limit: AtomicU64::new(u64::MAX),
@@ -58,8 +58,8 @@ impl Space {
         }
     }
 
-    /// Does something on a thread where blocking is fine, after what others do there; `None` if that takes longer
-    /// than [`FILE_SYSTEM_TIMEOUT`]. It is done to its end all the same.
+    /// Runs work on a thread where blocking is fine, after earlier work; `None` if that takes longer than
+    /// [`FILE_SYSTEM_TIMEOUT`]. The work is completed all the same.
     pub async fn on_thread<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> T + Send + 'static,
@@ -72,7 +72,7 @@ impl Space {
                 drop(alone);
                 done
             });
-            // It fails where the runtime ends, or a panic has ended the process.
+            // The join fails where the runtime ends, or a panic has ended the process.
             thread.await.ok()
         };
         tokio::time::timeout(FILE_SYSTEM_TIMEOUT, done).await.ok()?

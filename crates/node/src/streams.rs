@@ -21,7 +21,7 @@ use crate::node::Node;
 pub struct StreamListing {
     /// Its name.
     pub name: String,
-    /// Milliseconds since the epoch.
+    /// When it was created, in milliseconds since the epoch.
     pub created_ms: u64,
 }
 
@@ -34,7 +34,7 @@ pub enum CreateOn {
     Read,
 }
 
-/// A stream, and the partition that it lives in. Cheap to clone.
+/// A stream, and the partition that it is in. Cheap to clone.
 #[derive(Clone)]
 pub struct StreamHandle {
     pub(crate) node: Node,
@@ -62,7 +62,7 @@ pub(crate) fn not_found(basin: &str, stream: &str) -> Error {
 }
 
 impl Node {
-    /// Streams of a basin in order of their names, over all partitions, and whether there are more.
+    /// Streams of a basin in the order of their names, over all partitions, and whether there are more.
     pub fn list_streams(
         &self,
         basin: &str,
@@ -87,7 +87,7 @@ impl Node {
         Ok((all, more))
     }
 
-    /// Creates a stream, or makes sure that there is one.
+    /// Creates a stream, or makes sure that it exists.
     pub async fn provision_stream(
         &self,
         basin: &str,
@@ -132,13 +132,13 @@ impl Node {
         }
     }
 
-    /// Settings of a stream.
+    /// The settings of a stream.
     pub fn stream_config(&self, basin: &str, name: &str) -> Result<StreamConfig, Error> {
         let handle = self.existing(self.any_basin(basin)?, name)?;
         Ok(StreamConfig::clone(&handle.stream.view().config))
     }
 
-    /// Changes settings of a stream; the settings afterwards.
+    /// Changes settings of a stream; returns the new settings.
     pub async fn reconfigure_stream(
         &self,
         basin: &str,
@@ -192,7 +192,7 @@ impl Node {
         }
     }
 
-    /// A stream to append to or read from; a missing one is created if the basin's settings allow it, with
+    /// A stream to append to or read from. A missing one is created if the basin's settings allow it, with
     /// these settings over the basin's defaults.
     pub async fn open_stream(
         &self,
@@ -212,7 +212,7 @@ impl Node {
         }
         let only = Create::Only { token: None };
         match self.provision_stream(basin, name, settings, &only).await {
-            // Another request may have been faster.
+            // Another request may have created it first.
             Ok(_) | Err(Error::StreamExists { .. }) => self.existing(found, name),
             Err(error) => Err(error),
         }

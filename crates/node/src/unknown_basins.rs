@@ -1,9 +1,9 @@
 //! Streams whose basin the catalog does not know.
 //!
 //! Streams are found by the id of their basin, and basins are in another partition. After a restore that
-//! took an older snapshot of the catalog than of a stream partition, streams may be there whose basin is
-//! not: no request can name them. They are found at the start, reported, and come back as soon as a basin of
-//! that id is made.
+//! used an older snapshot of the catalog than of a stream partition, there may be streams without their
+//! basin: no request can name them. They are found at the start and reported, and can be used again as soon
+//! as a basin of that id is created.
 
 use esker_partition::command::{Kind, Mode, ProvisionBasin};
 use esker_partition::settings::BasinSettings;
@@ -16,11 +16,11 @@ use crate::core::{Inner, UnknownBasin};
 use crate::error::Error;
 use crate::node::Node;
 
-/// Streams of a basin that are counted, in a partition.
+/// Most streams of a basin that are counted in a partition.
 const MAX_COUNTED: usize = 1000;
 
 impl Inner {
-    /// Looks which basins of streams the catalog does not know. To be called before anything is served.
+    /// Finds the basins of streams that the catalog does not know. To be called before anything is served.
     pub(crate) fn find_unknown_basins(&self) -> Result<Vec<UnknownBasin>, Error> {
         let forgotten = self.catalog_reader.forgotten()?;
         let mut unknown: Vec<UnknownBasin> = Vec::new();
@@ -73,13 +73,13 @@ impl Inner {
 }
 
 impl Node {
-    /// Makes a basin again of which only the streams are left: it gets their basin's id, and they are in
-    /// it as they were. Its settings are the default ones.
+    /// Creates a basin again of which only the streams are left: it gets their basin's id, and has them as
+    /// they were. Its settings are the defaults.
     ///
     /// # Errors
     ///
     /// [`Error::Invalid`] if no stream is without a basin of this id, [`Error::BasinExists`] and
-    /// [`Error::BasinDeletionPending`] if the name, or the id, is another basin's.
+    /// [`Error::BasinDeletionPending`] if another basin has the name or the id.
     pub async fn adopt_basin(&self, name: &str, id: u64) -> Result<BasinInfo, Error> {
         let inner = &self.inner;
         let found = inner.unknown_basins.lock().iter().any(|one| one.id == id);

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use super::files::io;
 use crate::error::{StartError, in_words};
 
-/// The checkpoints below a directory, newest first, by partition; partitions without any are left out.
+/// The checkpoints below a directory by partition, newest first; partitions without any are left out.
 pub(crate) fn checkpoints_in(base: &Path) -> Result<Vec<(u64, Vec<PathBuf>)>, StartError> {
     let entries = match fs::read_dir(base) {
         Ok(entries) => entries,
@@ -29,8 +29,8 @@ pub(crate) fn checkpoints_in(base: &Path) -> Result<Vec<(u64, Vec<PathBuf>)>, St
     Ok(found)
 }
 
-/// Copies of a cluster's partitions in a directory, in words. A directory without an identity may have some,
-/// if the rest is gone.
+/// The copies of a cluster's partitions in a directory, in words. A directory without an identity may have
+/// some, if the rest was lost.
 pub(crate) fn copies_in(dir: &Path) -> Result<Option<String>, StartError> {
     let found = checkpoints_in(&dir.join("checkpoints"))?;
     if found.is_empty() {

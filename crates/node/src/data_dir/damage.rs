@@ -1,4 +1,4 @@
-//! `damaged/`: why partitions are not to be used, and what recoveries have put aside.
+//! `damaged/`: why databases of partitions must not be used, and what recoveries have put aside.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,15 +11,15 @@ use crate::error::StartError;
 pub(crate) const MADE_OF_STATE: &str = "it is being made of a state snapshot";
 
 impl DataDir {
-    /// What says why a partition's database is not to be used.
+    /// The note that a partition's database must not be used, with the reason.
     pub fn damage(&self, partition: u64) -> PathBuf {
         self.path
             .join("damaged")
             .join(format!("partition-{partition}"))
     }
 
-    /// Why a partition's database is not to be used, if an earlier start or a running server has found
-    /// it damaged.
+    /// Why a partition's database must not be used, if an earlier start or a running server has found it
+    /// damaged.
     pub fn known_damage(&self, partition: u64) -> Result<Option<String>, StartError> {
         let path = self.damage(partition);
         match fs::read(&path) {
@@ -29,7 +29,7 @@ impl DataDir {
         }
     }
 
-    /// Remembers, for the next start, that a partition's database is not to be used.
+    /// Notes durably, for the next start, that a partition's database must not be used.
     pub fn report_damage(&self, partition: u64, why: &str) -> Result<(), StartError> {
         let _noting = self.noting.lock();
         // Nothing is written below a mount that is gone: that directory would look like one in use.
@@ -41,7 +41,7 @@ impl DataDir {
         sync_dir(&self.path)
     }
 
-    /// A partition has another database, which is durable.
+    /// Removes the note, once the partition has another database that is durable.
     pub fn forget_damage(&self, partition: u64) -> Result<(), StartError> {
         let _noting = self.noting.lock();
         let path = self.damage(partition);
@@ -52,12 +52,12 @@ impl DataDir {
         }
     }
 
-    /// Moves one of its directories to `damaged/`; where it is now.
+    /// Moves one of its directories to `damaged/`; returns the new path.
     pub fn put_aside(&self, what: &str) -> Result<PathBuf, StartError> {
         self.put_aside_as(&self.path.join(what), what)
     }
 
-    /// Puts a directory aside under this name and a number; where it is now.
+    /// Moves a directory to `damaged/`, under this name and a number; returns the new path.
     pub fn put_aside_as(&self, from: &Path, name: &str) -> Result<PathBuf, StartError> {
         let dir = self.path.join("damaged");
         fs::create_dir_all(&dir).map_err(io("creating", &dir))?;
@@ -75,7 +75,7 @@ impl DataDir {
         Ok(to)
     }
 
-    /// Moves a partition's checkpoint to what is put aside.
+    /// Moves a partition's checkpoint to `damaged/`; returns the new path.
     pub fn put_checkpoint_aside(&self, partition: u64, from: &Path) -> Result<PathBuf, StartError> {
         let to = self.place_for_checkpoint_aside(partition)?;
         fs::rename(from, &to).map_err(io("moving", from))?;
@@ -86,7 +86,7 @@ impl DataDir {
         Ok(to)
     }
 
-    /// Where the next checkpoint of a partition that is put aside goes; the directory it goes into is there.
+    /// The path for the next checkpoint of a partition that is put aside; creates its parent directory.
     pub fn place_for_checkpoint_aside(&self, partition: u64) -> Result<PathBuf, StartError> {
         let dir = self.path.join("damaged");
         fs::create_dir_all(&dir).map_err(io("creating", &dir))?;

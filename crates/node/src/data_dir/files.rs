@@ -23,7 +23,7 @@ pub(crate) fn sync_dir(dir: &Path) -> Result<(), StartError> {
         .map_err(io("syncing", dir))
 }
 
-/// Whether there is something of a name, be it a link that leads nowhere.
+/// Whether a name exists, even as a link that leads nowhere.
 pub(super) fn is_there(path: &Path) -> Result<bool, StartError> {
     match fs::symlink_metadata(path) {
         Ok(_) => Ok(true),
@@ -32,7 +32,7 @@ pub(super) fn is_there(path: &Path) -> Result<bool, StartError> {
     }
 }
 
-/// Whether something is there that is more than an empty directory, as a disk is that was just mounted.
+/// Whether a path has more than an empty directory; a newly mounted disk counts as empty.
 pub(super) fn is_in_use(path: &Path) -> Result<bool, StartError> {
     if !is_there(path)? {
         return Ok(false);

@@ -1,4 +1,4 @@
-//! Who a data directory belongs to: `node.json`.
+//! The identity of a data directory: `node.json`.
 
 use std::fs;
 use std::path::Path;
@@ -11,25 +11,25 @@ use crate::error::StartError;
 /// Version of the layout of a data directory, and of everything in it. 1 was never released.
 pub const FORMAT: u32 = 3;
 
-/// Who a data directory belongs to.
+/// The identity of a data directory: the node and the cluster that it belongs to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
     /// Version of the directory's layout, and of everything in it.
     pub format: u32,
-    /// This node. Never 0.
+    /// The node's id. Never 0.
     pub node_id: u64,
-    /// Random, the same for all nodes of a cluster.
+    /// The cluster's id: random, and the same for all nodes of a cluster.
     pub cluster_id: String,
     /// The cluster's name, for display.
     pub cluster_name: String,
-    /// Stream partitions; the catalog comes on top.
+    /// Number of stream partitions; the catalog is one more.
     pub partitions: u32,
-    /// RFC 3339.
+    /// When it was created, in RFC 3339.
     pub created_at: String,
 }
 
 impl Identity {
-    /// A new identity, of a new cluster.
+    /// The identity of the first node of a new cluster.
     pub fn new(cluster_name: &str, partitions: u32) -> Identity {
         Identity {
             format: FORMAT,
@@ -41,7 +41,7 @@ impl Identity {
         }
     }
 
-    /// A new node of a cluster that there was before.
+    /// The identity of a new node of an existing cluster.
     pub fn of_cluster(cluster_id: &str, cluster_name: &str, partitions: u32) -> Identity {
         Identity {
             cluster_id: cluster_id.to_owned(),
@@ -49,14 +49,14 @@ impl Identity {
         }
     }
 
-    /// Distinguishes clusters of one name in a repository.
+    /// Distinguishes clusters of the same name in a repository.
     pub fn fingerprint(&self) -> u64 {
         xxhash_rust::xxh3::xxh3_64(self.cluster_id.as_bytes())
     }
 }
 
-/// Makes the layout of an earlier format the present one. A crash leaves it at the earlier one, and the
-/// next start does the rest.
+/// Converts the layout of an earlier format to the current one. A crash leaves it at the earlier format, and
+/// the next start completes the conversion.
 pub(super) fn brought_up_to_date(
     path: &Path,
     identity: Identity,
@@ -92,7 +92,7 @@ pub(super) fn brought_up_to_date(
     Ok(identity)
 }
 
-/// Who a directory belongs to; `None` if it has no such file.
+/// Reads the identity of a directory; `None` if it has no such file.
 pub(super) fn read_identity(dir: &Path, path: &Path) -> Result<Option<Identity>, StartError> {
     #[derive(Deserialize)]
     struct Format {

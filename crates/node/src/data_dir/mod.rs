@@ -2,29 +2,29 @@
 //!
 //! ```text
 //! LOCK             held while a process uses the directory; has its pid
-//! node.json        who this is: format version, node id, cluster id, number of partitions
-//! node.json.new    the same, while the directory is being made for the first time
+//! node.json        identity: format version, node id, cluster id, number of partitions
+//! node.json.new    the same, while the directory is being created
 //! log/             the Raft log of all partitions
 //! db/              RocksDB
 //! checkpoints/<p>/ checkpoints of partition p: hard links to files of the database
 //! snapshots/       JSON snapshots of the state store
-//! restore/<p>/     files of a snapshot on their way from the repository into the database
-//! restore.json     a restore under way that may lose something: what was decided
+//! restore/<p>/     files of a snapshot, fetched from the repository for the database
+//! restore.json     the decisions of a restore under way that may lose data
 //! repository/      partition snapshots, if no other destination is configured
 //! scratch/         restores that are tested; removed at a start
-//! damaged/         what was put aside by a recovery, and why partitions are not to be used
+//! damaged/         what a recovery has put aside, and why databases of partitions must not be used
 //! incarnations.json  which starts of this directory have put snapshots
-//! bootstrap.json   that --bootstrap restore was said for a start that has served
-//! destination.json where they were put, and the id of the marker there
-//! restarts.json    which restarts the node has asked for itself
-//! rates.json       how fast this node was at its last recovery
-//! reserve          takes space, so that there is some when the disk is full
+//! bootstrap.json   that a start with --bootstrap restore has served
+//! destination.json where snapshots were put, and the id of the marker there
+//! restarts.json    the restarts that the node has requested
+//! rates.json       the measured speed of this node: replay, restore, scan, start
+//! reserve          takes space, which is released when the disk is full
 //! ```
 //!
-//! Making one: write `node.json.new`, make log and database, and when every partition serves, rename
-//! to `node.json`. A crash in between leaves `node.json.new`, and the next start goes on with the
-//! same identity. From then on a missing part is damage, and is never created again without being asked
-//! for.
+//! Creating one: write `node.json.new`, create log and database, and when every partition serves, rename it
+//! to `node.json`. A crash in between leaves `node.json.new`, and the next start continues with the same
+//! identity. From then on a missing part is damage, and is not created again unless the operator accepts the
+//! loss.
 
 mod copies;
 mod damage;
@@ -51,7 +51,7 @@ use identity::{brought_up_to_date, read_identity, write_identity};
 
 use crate::error::StartError;
 
-/// Held while a process uses the directory.
+/// The file that is locked while a process uses the directory.
 const LOCK: &str = "LOCK";
 
 /// A locked data directory that may not have an identity yet.
@@ -59,11 +59,11 @@ const LOCK: &str = "LOCK";
 pub struct LockedDir {
     path: PathBuf,
     lock: File,
-    /// Who it belongs to, and whether it is still being made.
+    /// Its identity, and whether it is still being created.
     found: Option<(Identity, bool)>,
     /// Whether it had no lock file.
     is_lock_new: bool,
-    /// Directories that were made for it, the innermost first.
+    /// Directories that were created for it, the innermost first.
     made: Vec<PathBuf>,
 }
 
@@ -71,18 +71,18 @@ pub struct LockedDir {
 #[derive(Clone, Debug)]
 pub struct DataDir {
     path: PathBuf,
-    /// Holds the lock for as long as it is open.
+    /// The lock file; it is locked for as long as it is open.
     lock: Arc<File>,
-    /// Damage is noted by one at a time: what is written goes through one temporary file.
+    /// Locked while damage is noted, because all notes are written through one temporary file.
     noting: Arc<Mutex<()>>,
-    /// Who it belongs to.
+    /// Its identity.
     pub identity: Identity,
-    /// Whether it is still being made.
+    /// Whether it is still being created.
     pub is_new: bool,
 }
 
 impl LockedDir {
-    /// Locks the directory, and reads its identity if it has one. It is made if it is missing.
+    /// Locks the directory, and reads its identity if it has one. Creates it if it is missing.
     pub fn open(path: &Path) -> Result<LockedDir, StartError> {
         is_or_may_be_directory(path)?;
         let missing = path.ancestors().take_while(|dir| !dir.exists());
@@ -120,8 +120,8 @@ impl LockedDir {
         })
     }
 
-    /// The start is refused: removes what it has made, if the directory has no identity. What cannot be removed
-    /// stays; it does no harm.
+    /// Removes what a refused start has created, if the directory has no identity. What cannot be removed
+    /// stays, and does no harm.
     pub fn leave(self) {
         if !self.is_empty() || !self.is_lock_new {
             return;
@@ -144,7 +144,7 @@ impl LockedDir {
         self.found.is_none()
     }
 
-    /// Begins to make it for `identity`, if it is empty. Whoever it belongs to must have as many
+    /// Begins to create the directory for `identity`, if it is empty. Its identity must have as many
     /// partitions as are configured.
     pub fn belonging_to(
         self,
@@ -180,7 +180,7 @@ impl LockedDir {
 }
 
 impl DataDir {
-    /// Everything has been made: from now on a missing part is damage.
+    /// Completes the creation: from now on a missing part is damage.
     pub fn finish(&mut self) -> Result<(), StartError> {
         if self.is_new {
             sync_dir(&self.path)?;
@@ -197,37 +197,37 @@ impl DataDir {
         &self.path
     }
 
-    /// Where the log is.
+    /// The directory of the log.
     pub fn log(&self) -> PathBuf {
         self.path.join("log")
     }
 
-    /// Where the database is.
+    /// The directory of the database.
     pub fn db(&self) -> PathBuf {
         self.path.join("db")
     }
 
-    /// Where checkpoints are.
+    /// The directory of checkpoints.
     pub fn checkpoints(&self) -> PathBuf {
         self.path.join("checkpoints")
     }
 
-    /// Where JSON snapshots of the state store are.
+    /// The directory of JSON snapshots of the state store.
     pub fn snapshots(&self) -> PathBuf {
         self.path.join("snapshots")
     }
 
-    /// Where snapshots come in.
+    /// The directory into which snapshots are fetched.
     pub fn restore(&self) -> PathBuf {
         self.path.join("restore")
     }
 
-    /// Where restores are tested.
+    /// The directory in which restores are tested.
     pub fn scratch(&self) -> PathBuf {
         self.path.join("scratch")
     }
 
-    /// Whether a path leads to the directory that is in use, and not to what shows through where a mount
+    /// Checks that a path leads to the directory that is in use, and not to the directory below a mount that
     /// is gone.
     ///
     /// # Errors
@@ -254,7 +254,7 @@ impl DataDir {
     }
 }
 
-/// Refuses what is there and no directory.
+/// Refuses a path that exists and is not a directory.
 fn is_or_may_be_directory(path: &Path) -> Result<(), StartError> {
     let none = |what, remedy| {
         Err(StartError::NoDirectory {
@@ -290,7 +290,7 @@ fn lock(dir: &Path) -> Result<File, StartError> {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {
             let mut pid = String::new();
-            // The owner may be about to write it.
+            // The owner may not have written it yet.
             let _ = file.read_to_string(&mut pid);
             let pid = match pid.trim() {
                 "" => "unknown".to_owned(),
@@ -303,8 +303,8 @@ fn lock(dir: &Path) -> Result<File, StartError> {
         }
         Err(TryLockError::Error(source)) => return Err(io("locking", &path)(source)),
     }
-    // A start that is refused removes the file that it has made: a process that had opened it has locked
-    // nothing.
+    // A refused start removes the file that it has created: a process that had opened that file before would
+    // hold a lock on a removed file.
     let locked = file.metadata().map_err(io("looking at", &path))?;
     let is_the_same = match fs::metadata(&path) {
         Ok(there) => (there.dev(), there.ino()) == (locked.dev(), locked.ino()),

@@ -46,11 +46,11 @@ fn a_refused_start_removes_what_it_has_made_and_nothing_else() {
     let path = dir.path().join("made/data");
     LockedDir::open(&path).unwrap().leave();
     assert!(!dir.path().join("made").exists());
-    // A directory that was there stays.
+    // An existing directory stays.
     fs::create_dir_all(&path).unwrap();
     LockedDir::open(&path).unwrap().leave();
     assert_eq!(fs::read_dir(&path).unwrap().count(), 0);
-    // So does what is in it, and who it belongs to.
+    // Its files and its identity stay as well.
     fs::write(path.join("mine"), "").unwrap();
     LockedDir::open(&path).unwrap().leave();
     assert!(path.join("mine").exists());

@@ -17,16 +17,16 @@ pub use start_codes::START_CODES;
 /// Why an operation failed.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum Error {
-    /// No basin of the name.
+    /// There is no basin of this name.
     #[error("basin `{0}` not found")]
     BasinNotFound(String),
     /// The basin is being deleted.
     #[error("basin `{0}` is being deleted")]
     BasinDeletionPending(String),
-    /// There is a basin of the name already.
+    /// A basin of this name exists already.
     #[error("basin `{0}` already exists")]
     BasinExists(String),
-    /// No stream of the name.
+    /// There is no stream of this name.
     #[error("stream `{stream}` in basin `{basin}` not found")]
     StreamNotFound {
         /// The basin.
@@ -34,7 +34,7 @@ pub enum Error {
         /// The stream.
         stream: String,
     },
-    /// There is a stream of the name already.
+    /// A stream of this name exists already.
     #[error("stream `{stream}` in basin `{basin}` already exists")]
     StreamExists {
         /// The basin.
@@ -42,27 +42,27 @@ pub enum Error {
         /// The stream.
         stream: String,
     },
-    /// Another fencing token is in force: this one.
+    /// A fencing token other than the given one is in force: this one.
     #[error("fencing token mismatch: `{0}` is in force")]
     FencingTokenMismatch(FencingToken),
-    /// The next sequence number is another: this one.
+    /// The next sequence number is not the expected one: it is this one.
     #[error("sequence number mismatch: the next is {0}")]
     SeqNumMismatch(SeqNum),
-    /// Nothing is written where the read begins; this is the tail.
+    /// The read begins at or beyond the tail, which is this.
     #[error("unwritten position; the tail is {0}")]
     Unwritten(StreamPosition),
-    /// No partition of the number.
+    /// There is no partition of this number.
     #[error("there is no partition {partition}: they are 0 (the catalog) to {last}")]
     PartitionNotFound {
         /// The number.
         partition: u64,
-        /// The highest that there is.
+        /// The highest existing number.
         last: u32,
     },
     /// The request is not valid.
     #[error("{0}")]
     Invalid(String),
-    /// It is written by the server alone.
+    /// Only the server writes to the basin.
     #[error(
         "basin `{0}` is reserved for the state store: clients may read it; commit with `esker state` or a client of the state service"
     )]
@@ -70,19 +70,20 @@ pub enum Error {
     /// Another request changed it at the same time. Nothing happened.
     #[error("changed by somebody else at the same time; try again")]
     Conflict,
-    /// A snapshot is not of the lineage that the partition is of now. That says nothing about what is in it.
+    /// A snapshot does not belong to the partition's current lineage. The snapshot may be whole
+    /// nevertheless.
     #[error(
         "snapshot {snapshot} is of lineage {its}, and the partition is of lineage {ours} since a restore: its log does not bring the snapshot up to date, so that there is nothing to compare. Name one of the present lineage; `esker snapshot verify --data` checks the bytes of the others"
     )]
     EarlierLineage {
         /// The snapshot.
         snapshot: String,
-        /// Its lineage; `unknown` if it names none.
+        /// Its lineage; `unknown` if its description has none.
         its: String,
-        /// The partition's.
+        /// The partition's lineage.
         ours: String,
     },
-    /// Nothing happened; try again later.
+    /// Nothing happened; the caller can try again later.
     #[error("{0}")]
     TryLater(String),
     /// The server is stopping. Nothing happened.
@@ -94,7 +95,7 @@ pub enum Error {
     /// The database failed.
     #[error("storage: {0}")]
     Storage(String),
-    /// The snapshot repository.
+    /// The snapshot repository failed.
     #[error(transparent)]
     Repository(Arc<esker_repository::Error>),
 }
@@ -127,7 +128,7 @@ impl From<StoreError> for Error {
     }
 }
 
-/// An error if only the server changes the basin.
+/// Returns an error if only the server changes the basin.
 pub(crate) fn changeable(basin: &Basin) -> Result<(), Error> {
     match basin.id {
         STATE_BASIN_ID => Err(Error::ReadOnly(basin.name.clone())),

@@ -18,7 +18,7 @@ pub enum StartError {
         /// Why.
         why: String,
     },
-    /// Files of partitions keep the database from being opened.
+    /// Damaged files of partitions prevent the database from being opened.
     #[error("the database in {path} is damaged", path = .path.display())]
     DatabaseDamaged {
         /// Its directory.
@@ -31,7 +31,7 @@ pub enum StartError {
     InUse {
         /// The data directory.
         dir: PathBuf,
-        /// What the lock file says.
+        /// The content of the lock file.
         pid: String,
     },
     /// The data directory was written by a newer version.
@@ -60,7 +60,7 @@ pub enum StartError {
         /// What is wrong with it.
         why: String,
     },
-    /// There is data, but no identity.
+    /// The directory has data, but no identity.
     #[error(
         "{dir} holds {what} but no node.json: it is damaged or not a data directory; nothing was changed"
     )]
@@ -70,19 +70,19 @@ pub enum StartError {
         /// What was found.
         what: String,
     },
-    /// The number of partitions is fixed.
+    /// The configured number of partitions differs from that of the directory, which is fixed.
     #[error(
         "{dir} was made with {made} partitions, the configuration says {configured}: the number cannot be changed"
     )]
     PartitionsChanged {
         /// The data directory.
         dir: PathBuf,
-        /// The number it was made with.
+        /// The number that it was created with.
         made: u32,
-        /// The number configured.
+        /// The configured number.
         configured: u32,
     },
-    /// What is to be restored has another number of partitions than the configuration.
+    /// The copies to restore have another number of partitions than the configuration.
     #[error(
         "{found} of a cluster with {made} partitions, the configuration says {configured}: the number cannot be \
          changed. Start with `partitions = {made}`, or use another destination and directory for a new cluster. \
@@ -91,24 +91,24 @@ pub enum StartError {
     RestoredPartitions {
         /// Which copies have that number, in words.
         found: String,
-        /// The number that they are of.
+        /// The number of partitions of their cluster.
         made: u32,
-        /// The number configured.
+        /// The configured number.
         configured: u32,
     },
-    /// The name is fixed.
+    /// The configured cluster name differs from that of the directory, which is fixed.
     #[error(
         "{dir} belongs to cluster `{made}`, the configuration says `{configured}`: the name cannot be changed. Correct `cluster-name` or `data-dir`; nothing was changed"
     )]
     ClusterNameChanged {
         /// The data directory.
         dir: PathBuf,
-        /// The name it was made with.
+        /// The name that it was created with.
         made: String,
-        /// The name configured.
+        /// The configured name.
         configured: String,
     },
-    /// Copies of a cluster's data, and nothing else: a new cluster would remove them.
+    /// The directory has copies of a cluster's data, and nothing else: a new cluster would remove them.
     #[error(
         "{dir} has no node.json, and {what}: they may be the last copies of what a cluster had. \
          Start with --bootstrap restore to go on from them; or move them away, and a new cluster begins. Nothing was changed"
@@ -119,7 +119,7 @@ pub enum StartError {
         /// What was found.
         what: String,
     },
-    /// What should be a directory is none.
+    /// A path that has to be a directory is something else.
     #[error("{path} is {what}: {remedy}")]
     NoDirectory {
         /// The path.
@@ -150,10 +150,10 @@ pub enum StartError {
         /// The partition.
         partition: u64,
     },
-    /// The snapshot repository's destination is no destination.
+    /// The configured destination of snapshots is not valid.
     #[error("{0}")]
     Destination(String),
-    /// An empty data directory, and a repository with a cluster's snapshots.
+    /// The data directory is empty, and the repository has a cluster's snapshots.
     #[error(
         "{dir} belongs to no cluster yet, and {repository} holds snapshots of cluster `{cluster}`: \
          start with --bootstrap restore to restore it, or use another destination for a new cluster"
@@ -163,10 +163,10 @@ pub enum StartError {
         dir: PathBuf,
         /// The repository.
         repository: String,
-        /// Whose snapshots.
+        /// The name of the cluster that the snapshots belong to.
         cluster: String,
     },
-    /// An empty data directory, but for JSON snapshots of a state store.
+    /// The data directory is empty, but for JSON snapshots of a state store.
     #[error(
         "{dir} has no database, and snapshots/{name} in it has a state store with {keys} keys: begin a new \
          cluster with --bootstrap new, which leaves the file as it is, then take its state over with \
@@ -175,20 +175,20 @@ pub enum StartError {
     StateSnapshotsThere {
         /// The data directory.
         dir: PathBuf,
-        /// The newest valid one.
+        /// The file name of the newest valid one.
         name: String,
-        /// Its keys.
+        /// Number of keys in it.
         keys: u64,
     },
-    /// The repository was needed and could not be read. Nothing is known about what is there.
+    /// The repository was needed and could not be read. Nothing is known about its content.
     #[error("{repository} could not be read: {why}; nothing was changed")]
     RepositoryUnreadable {
         /// The repository.
         repository: String,
-        /// What happened.
+        /// Why it could not be read.
         why: String,
     },
-    /// A loss is accepted for one start only.
+    /// The option that accepts a loss was given, and has no effect because a start with it has served.
     #[error(
         "{error}. --bootstrap restore was given and does not count any more, because a start with it has served since {served_at}: is ESKER_BOOTSTRAP left in the environment? Start once without it, and then with it again if the loss is to be accepted"
     )]
@@ -203,16 +203,16 @@ pub enum StartError {
     NothingToRestore {
         /// The repository.
         repository: String,
-        /// What was looked for.
+        /// What was searched for, and not found.
         why: String,
     },
-    /// Something that a start needs is there, and the operating system refuses to read it. Nothing is
-    /// known about what is in it.
+    /// The operating system refuses to read something that a start needs. Nothing is known about its
+    /// content.
     #[error("{what} cannot be read now: {why}. Nothing was changed. {remedy}")]
     Unreadable {
-        /// What is needed.
+        /// What cannot be read.
         what: String,
-        /// What the operating system says.
+        /// The error of the operating system.
         why: String,
         /// What to do.
         remedy: &'static str,
@@ -229,7 +229,7 @@ pub enum StartError {
         /// What to do.
         remedy: Cow<'static, str>,
     },
-    /// A loss was accepted, and of these partitions no copy is left to go on from.
+    /// A loss was accepted, and no copy of these partitions is left to continue from.
     #[error(
         "no copy that can be used is left of {list}; {tried}. Nothing was changed. {remedy}",
         list = in_words(.partitions)
@@ -237,12 +237,12 @@ pub enum StartError {
     NoCopy {
         /// The partitions.
         partitions: Vec<u64>,
-        /// Of each, what was tried, and why it is not usable.
+        /// For each partition, what was tried, and why it is not usable.
         tried: String,
         /// What to do.
         remedy: String,
     },
-    /// A partition is to begin empty of which there is a copy.
+    /// A partition that is named to begin empty has a copy.
     #[error(
         "--empty-partitions names partition {partition}, and there is a copy of it: {copy}. Leave the partition \
          out, and it is restored from there. Nothing was changed"
@@ -253,14 +253,14 @@ pub enum StartError {
         /// The copy.
         copy: String,
     },
-    /// A partition is to begin empty that there is not.
+    /// A partition that is named to begin empty does not exist.
     #[error(
         "--empty-partitions names partition {partition}, and there are 0 (the catalog) to {last}. Nothing was changed"
     )]
     NoSuchPartition {
         /// The number.
         partition: u64,
-        /// The highest that there is.
+        /// The highest existing number.
         last: u32,
     },
     /// There is no source to rebuild the state store from.
@@ -280,10 +280,10 @@ pub enum StartError {
         partition: u64,
         /// The repository.
         repository: String,
-        /// Which.
+        /// Details of the other lineage.
         why: String,
     },
-    /// Another restore has begun a lineage and put no snapshot of it yet.
+    /// Another restore has begun a lineage, and has not put a snapshot of it yet.
     #[error(
         "partition {partition} of {repository} has a new lineage, begun a moment ago, and no snapshot of it: another restore is under way. If that node is lost as well, try again in {wait} s"
     )]
@@ -295,10 +295,10 @@ pub enum StartError {
         /// Seconds to wait.
         wait: u64,
     },
-    /// Joining takes a cluster.
+    /// Joining a cluster is not supported: this version runs single nodes.
     #[error("--bootstrap join: this version runs single nodes, there is no cluster to join yet")]
     JoinUnsupported,
-    /// Something else was asked of a directory that is in use.
+    /// A new cluster was requested in a directory that is in use.
     #[error("--bootstrap new: {dir} is in use; nothing was changed")]
     NotEmpty {
         /// The data directory.
@@ -312,30 +312,30 @@ pub enum StartError {
         /// The data directory.
         dir: PathBuf,
     },
-    /// The data directory is not at its path any more.
+    /// The path of the data directory does not lead to the directory that is in use any more.
     #[error(
         "{dir} does not lead to the data directory that is in use any more ({why}): mount the disk again, or bring the directory back"
     )]
     DirectoryGone {
         /// The data directory.
         dir: PathBuf,
-        /// How that is known.
+        /// How that was detected.
         why: String,
     },
     /// A file operation failed.
     #[error("{operation} {path}: {source}")]
     Io {
-        /// What was being done.
+        /// The operation.
         operation: &'static str,
-        /// To what.
+        /// The path that it was for.
         path: PathBuf,
-        /// What happened.
+        /// The error of the operating system.
         source: std::io::Error,
     },
-    /// The database.
+    /// The database failed.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// The log, or a partition on it.
+    /// The log failed, or a partition's group on it.
     #[error(transparent)]
     Raft(#[from] esker_raft::runtime::NodeError),
 }
@@ -389,11 +389,11 @@ impl StartError {
         matches!(self.code(), "unreadable" | "repository_unreadable")
     }
 
-    /// What cannot be read now, and why.
+    /// The error for something that cannot be read now, with the cause.
     pub(crate) fn unreadable(what: impl Into<String>, why: &dyn std::fmt::Display) -> StartError {
         const TOO_MANY: &str = "Raise the limit of open files (`ulimit -n`, or LimitNOFILE= of a systemd unit), and start again";
         let why = why.to_string();
-        // What both the standard library and RocksDB say of EMFILE and ENFILE.
+        // The standard library and RocksDB both have these words in the messages for EMFILE and ENFILE.
         let remedy = match why.contains("oo many open files") {
             true => TOO_MANY,
             false => {
@@ -408,7 +408,7 @@ impl StartError {
     }
 }
 
-/// `partition 2`, `partitions 2, 3`.
+/// Formats numbers of partitions: `partition 2`, `partitions 2, 3`.
 pub(crate) fn in_words(partitions: &[u64]) -> String {
     let numbers: Vec<String> = partitions.iter().map(u64::to_string).collect();
     let what = if numbers.len() == 1 { "" } else { "s" };

@@ -1,6 +1,6 @@
 //! The codes of [`StartError`](super::StartError).
 
-/// The codes of [`StartError`](super::StartError), each with what it means and what to do.
+/// The codes of [`StartError`](super::StartError), each with its meaning and what to do.
 pub const START_CODES: &[(&str, &str, &str)] = &[
     (
         "data_dir_in_use",

@@ -23,17 +23,17 @@ use crate::snapshots::{CreatedSnapshot, NodeStatus, Uploader};
 use crate::state::StateStore;
 use crate::state::background::Background;
 
-/// How long tasks are waited for after the grace period: they end as soon as they see the stop.
+/// How long tasks are waited for after the grace period: they end as soon as they detect the stop.
 const LAST_WAIT: Duration = Duration::from_millis(500);
-/// How long closing the database and the log may take after that: they finish the write they are in.
+/// How long closing the database and the log may take after that: they complete the current write.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Whether snapshots can be kept where the options say, as far as that can be known without asking a
-/// store.
+/// Checks that the configured destination can be used for snapshots, as far as that can be known without a
+/// request to a store.
 ///
 /// # Errors
 ///
-/// [`StartError::Destination`], as a start would end with it.
+/// [`StartError::Destination`]: a start would fail with it.
 pub fn check_destination(options: &NodeOptions) -> Result<(), StartError> {
     crate::snapshots::Archive::open(&options.snapshots, &options.data_dir).map(drop)
 }
@@ -85,7 +85,7 @@ impl Node {
         &self.state
     }
 
-    /// Where the partitions stand, the catalog first.
+    /// The status of the partitions, the catalog first.
     pub fn status(&self) -> Vec<(PartitionId, GroupStatus)> {
         std::iter::once((PartitionId(0), self.inner.catalog.status()))
             .chain(
@@ -97,8 +97,8 @@ impl Node {
             .collect()
     }
 
-    /// Puts a snapshot of a partition into the repository now, and waits for it. It covers whatever
-    /// was applied before.
+    /// Puts a snapshot of a partition into the repository now, and waits for it. It covers all that was
+    /// applied before.
     ///
     /// # Errors
     ///
@@ -123,7 +123,7 @@ impl Node {
         }
     }
 
-    /// Where the node stands. Asks nothing of the repository.
+    /// The status for operators. Makes no request to the repository.
     pub fn recovery_status(&self) -> NodeStatus {
         self.inner.recovery_status()
     }
@@ -132,7 +132,7 @@ impl Node {
         self.maintenance.wake();
     }
 
-    /// Whether the node takes appends; if not, why.
+    /// Whether the node takes appends; the error is the reason why it does not.
     pub fn health(&self) -> Result<(), String> {
         if self.is_draining() {
             return Err("the server is stopping".to_owned());
@@ -194,16 +194,15 @@ impl Node {
         self.inner.draining.load(Ordering::Relaxed)
     }
 
-    /// Refuses what is new, ends read sessions, and waits until every append in flight is answered
-    /// or `grace` has passed. Snapshots before the stop have the same deadline: what is given up is
-    /// logged by name. Then writes the database to its files, so that the next start has
-    /// nothing to replay.
+    /// Refuses new requests, ends read sessions, and waits until every append in flight is answered or
+    /// `grace` has passed. Snapshots before the stop have the same deadline; those that do not meet it are
+    /// named in the log. Then flushes the database, so that the next start has nothing to replay.
     pub async fn stop(&self, grace: Duration) {
         self.stop_with(grace, self.inner.options.snapshots.on_stop)
             .await;
     }
 
-    /// As [`Node::stop`], without snapshots before: the node starts again at once.
+    /// As [`Node::stop`], without snapshots before it: the node starts again at once.
     pub async fn stop_for_restart(&self, grace: Duration) {
         self.stop_with(grace, false).await;
     }
@@ -222,7 +221,7 @@ impl Node {
             );
         }
         if with_snapshots {
-            // No append waits for the disk now, and there is a time limit.
+            // Uploads can delay no append now, and there is a deadline.
             inner.snapshots.archive.lift_pace();
             self.snapshot_before_stop(deadline).await;
         }
@@ -239,14 +238,14 @@ impl Node {
         }
         let this = self.clone();
         let (done, stopped) = tokio::sync::oneshot::channel();
-        // Not one of the runtime's threads: the runtime waits for those without a deadline.
+        // This is not a thread of the runtime: the runtime waits for those without a deadline.
         let spawned = std::thread::Builder::new()
             .name("stop".to_owned())
             .spawn(move || {
                 this.stop_blocking(last.into_std());
                 // The caller may open the directory again, or end the process.
                 drop(this);
-                // The caller may have given up waiting.
+                // The caller may no longer wait.
                 let _ = done.send(());
             });
         if let Err(error) = spawned {
@@ -262,7 +261,7 @@ impl Node {
         }
     }
 
-    /// Puts what was applied since the newest snapshots, as far as the deadline allows.
+    /// Puts snapshots of what was applied since the newest ones, as far as the deadline allows.
     async fn snapshot_before_stop(&self, deadline: tokio::time::Instant) {
         for partition in 0..self.inner.snapshots.known.len() as u64 {
             let covered = self.inner.snapshots.known[partition as usize]
@@ -287,7 +286,7 @@ impl Node {
         }
     }
 
-    /// Ends uploads; one under way leaves an intent behind, and its objects are swept.
+    /// Ends uploads. One under way leaves an intent behind, and its objects are swept.
     fn give_up_uploads(&self) {
         self.uploader.stop();
         for (partition, known) in self.inner.snapshots.known.iter().enumerate() {
@@ -318,7 +317,7 @@ impl Node {
             }
         }
         if !is_flushed {
-            // A snapshot that is being taken waits for a flush too.
+            // A snapshot that is being taken also waits for a flush.
             inner.store.give_up();
         }
         for group in inner.groups() {

@@ -1,15 +1,15 @@
-//! Restarts of a node, as its host makes them.
+//! Restarts of a node by its host.
 
 use std::time::{Duration, Instant};
 
 use super::Node;
 use crate::blocking::blocking;
 
-/// A host that does not make a restart is asked for it again after so long.
+/// Wait before a restart that the host has not made is requested again.
 const HOST_RETRY: Duration = Duration::from_secs(60);
 
 impl Node {
-    /// Waits until a restart is needed and safe, and answers why. The host is to call
+    /// Waits until a restart is needed and safe, and returns the reason. The host then has to call
     /// [`Node::note_restart`], stop the node, and start the process again.
     pub async fn restart_wanted(&self) -> String {
         let mut wanted = self.inner.restarts.wanted.subscribe();
@@ -24,15 +24,16 @@ impl Node {
         }
     }
 
-    /// A restart is about to be made: it counts from now on, durably. May be given up at any time, on a
-    /// disk that hangs say: then the restart may count, and nothing else has happened.
+    /// Counts a restart durably, before it is made. The caller may drop this at any time, for example
+    /// because the disk hangs: then the restart may count, and nothing else has happened.
     ///
     /// # Errors
     ///
-    /// Why there must be none ([`Node::hold_restart_back`]): it cannot be noted, so restarts would not be
-    /// bounded; or the path of the data directory does not lead to it any more; or its disk hangs.
+    /// The reason why the restart must not be made, for [`Node::hold_restart_back`]: it cannot be noted, so
+    /// restarts would not be bounded; or the path of the data directory does not lead to it any more; or its
+    /// disk hangs.
     pub async fn note_restart(&self, cause: &str) -> Result<(), String> {
-        // Without figures, which change: each new reason is logged.
+        // The message has no figures that change, because each new reason is logged.
         if self.inner.hanging_write().is_some() {
             return Err("the disk of the log does not answer".to_owned());
         }
@@ -44,7 +45,7 @@ impl Node {
         noted.await.map_err(|e| e.to_string())
     }
 
-    /// The host does not make the restart, for this reason. It is asked again after [`HOST_RETRY`].
+    /// Notes that the host does not make the restart, and why. It is requested again after [`HOST_RETRY`].
     pub fn hold_restart_back(&self, why: String) {
         let restarts = &self.inner.restarts;
         restarts.hold_back(Some(why));

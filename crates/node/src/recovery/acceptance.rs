@@ -1,13 +1,13 @@
-//! Which start `--bootstrap restore` counts for.
+//! At which starts `--bootstrap restore` has effect.
 //!
-//! The option accepts a loss. It is often set by a variable of the environment, and is then still set at
-//! every later start, when another loss may have happened that the operator does not know. So a start with
-//! the option that serves writes `bootstrap.json`: from then on the option does not count in this
-//! directory, until a start is made without it. Such a start removes the file, whether it then serves or
-//! is refused, and the option counts when it is set the next time.
+//! The option accepts a loss. It is often set by an environment variable, and is then still set at every
+//! later start, when another loss may have happened that the operator does not know of. So a start with the
+//! option writes `bootstrap.json` once it serves: from then on the option has no effect in this directory,
+//! until a start is made without it. Such a start removes the file, whether it then serves or is refused,
+//! and the option has effect when it is set the next time.
 //!
-//! A crash before a start serves leaves no file: the next start continues with what was accepted. A data
-//! directory that is lost takes the file along: of an empty one, the option always counts.
+//! A crash before a start serves leaves no file: the next start continues with what was accepted. The
+//! file is lost with its data directory: in an empty one, the option always has effect.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -23,17 +23,17 @@ const FILE: &str = "bootstrap.json";
 /// What the operator accepts at a start.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Accepted {
-    /// That what cannot be recovered is lost. What a plan has decided was accepted before, and nothing
-    /// beyond it.
+    /// That what cannot be recovered is lost. A loss that a plan contains was accepted by an earlier start;
+    /// this start accepts none beyond it.
     pub loss: bool,
-    /// That these partitions begin empty, where no copy of them is left.
+    /// Partitions that begin empty if no copy of them is left.
     pub empty: BTreeSet<u64>,
 }
 
 /// A start with the option that has served.
 #[derive(Debug, Serialize, Deserialize)]
 struct Spent {
-    /// RFC 3339.
+    /// When it began to serve, in RFC 3339.
     served_at: String,
 }
 
@@ -41,11 +41,11 @@ fn path(data_dir: &Path) -> PathBuf {
     data_dir.join(FILE)
 }
 
-/// When a start with the option served, if the option does not count any more.
+/// When a start with the option served, if the option has no effect any more.
 pub(super) fn spent(data_dir: &Path) -> Result<Option<String>, StartError> {
     let path = path(data_dir);
     match std::fs::read(&path) {
-        // That the file is there is what counts.
+        // The file counts even if it cannot be parsed.
         Ok(text) => Ok(Some(match serde_json::from_slice::<Spent>(&text) {
             Ok(spent) => spent.served_at,
             Err(_) => "an unknown time".to_owned(),
@@ -55,7 +55,7 @@ pub(super) fn spent(data_dir: &Path) -> Result<Option<String>, StartError> {
     }
 }
 
-/// What of the options counts at this start.
+/// Which of the options have effect at this start.
 pub(super) fn counts(
     data_dir: &Path,
     said: Option<Bootstrap>,
@@ -81,7 +81,8 @@ pub(super) fn counts(
     Ok(said)
 }
 
-/// This start serves: what was said for it counts no more. Durable when this returns.
+/// Notes that this start serves: the option that was given to it has no effect any more. Durable when this
+/// returns.
 pub(super) fn spend(data_dir: &Path, said: Option<Bootstrap>) -> Result<(), StartError> {
     if said != Some(Bootstrap::Restore) || spent(data_dir)?.is_some() {
         return Ok(());
@@ -102,7 +103,7 @@ pub(super) fn spend(data_dir: &Path, said: Option<Bootstrap>) -> Result<(), Star
     Ok(())
 }
 
-/// Adds to a refusal that the option would answer why the option does not count.
+/// If the option would resolve a refusal, adds to the refusal why the option has no effect.
 pub(super) fn explain(data_dir: &Path, said: Option<Bootstrap>, error: StartError) -> StartError {
     let is_answered = matches!(
         error,

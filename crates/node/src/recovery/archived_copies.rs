@@ -1,4 +1,4 @@
-//! Copies in the repository: what it retains of a partition, and fetching it.
+//! Copies in the repository: lists what it retains of a partition, and fetches it.
 
 use std::path::Path;
 use std::time::Duration;
@@ -18,7 +18,7 @@ use crate::snapshots::{log_tail, restored};
 const REPORT_INTERVAL: Duration = Duration::from_secs(5);
 
 impl Search<'_> {
-    /// What the repository retains, newest first.
+    /// The snapshots that the repository retains, newest first.
     pub(super) async fn archived(
         &mut self,
         repository: &Repository,
@@ -166,7 +166,7 @@ async fn report_on(partition: u64, progress: &Progress) -> std::convert::Infalli
     }
 }
 
-/// What a start that did not get further has fetched, if it is whole; else the place for it is made ready.
+/// A snapshot that an earlier start has fetched, if it is whole; otherwise its place is prepared.
 fn fetched_before(
     to: &Path,
     metadata: &SnapshotMetadata,

@@ -1,7 +1,8 @@
-//! JSON snapshots of a state store that only the repository has, for a data directory that has nothing.
+//! JSON snapshots of a state store that only the repository has, for an empty data directory.
 //!
-//! They cannot be restored by themselves: they do not name their cluster, and its streams are lost.
-//! The newest is fetched into the directory, so that it can be named, and imported into a new cluster.
+//! A cluster cannot be restored from them alone: they do not name their cluster, and its streams are lost.
+//! The newest is fetched into the directory, so that the start can name it, and the operator can import it
+//! into a new cluster.
 
 use std::io;
 use std::path::Path;
@@ -43,11 +44,12 @@ pub(super) fn newest_state(dir: &Path) -> Result<Option<(String, u64)>, StartErr
 }
 
 /// Fetches the newest valid JSON snapshot of the repository that is newer than those in a directory, so that
-/// it is named with them, and can be imported. One that is damaged is named in the log.
+/// the start names it with them, and it can be imported. One that is damaged is named in the log.
 ///
 /// # Errors
 ///
-/// The repository cannot be read now, or the directory: a newer snapshot may be there than what is known.
+/// The repository or the directory cannot be read now: there may be a newer snapshot than those that are
+/// known.
 pub(super) async fn bring_archived_state(
     dir: &Path,
     cluster: &str,

@@ -1,11 +1,11 @@
-//! What a start knows from attempts that met damage.
+//! What the attempts of a start have found damaged.
 //!
-//! A start reads a few rows of the database before it decides that it can be used, and much more
-//! afterwards: directories, and whatever replay needs. Damage that is met there, or in a copy that is
-//! used, ends the attempt: it is noted durably, everything is closed, and the next attempt takes the
-//! next source of that partition. An attempt is only followed by another if it has ruled out a source,
-//! so there are at most as many attempts as there are sources. A crash in between costs nothing: the
-//! note stays, and damage that it does not name is found again.
+//! A start reads a few rows of the database before it decides that it can be used, and much more afterwards:
+//! directories, and whatever replay needs. Damage that is met there, or in a copy that is used, ends the
+//! attempt: it is noted durably, everything is closed, and the next attempt takes the next source of that
+//! partition. Another attempt follows only if this one has ruled out a source, so there are at most as many
+//! attempts as there are sources. A crash in between loses nothing: the note stays, and damage that it does
+//! not name is found again.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -23,25 +23,25 @@ use crate::error::StartError;
 /// What is known of sources, in this start.
 #[derive(Debug, Default)]
 pub(super) struct Attempts {
-    /// What the database of the present attempt meets.
+    /// Damage that the database of the current attempt has met.
     pub met: DamageReport,
     known: Mutex<Known>,
 }
 
 #[derive(Debug, Default)]
 struct Known {
-    /// What the partitions of the present attempt are made of, but for those of the database as it was.
+    /// The sources that the current attempt uses, but for databases that are used as they were.
     in_use: BTreeMap<u64, Source>,
     /// Sources that are damaged, and how that was found.
     ruled_out: Vec<(u64, Source, String)>,
-    /// Whether the present attempt has ruled out any.
+    /// Whether the current attempt has ruled out any.
     has_ruled_out: bool,
     /// Local snapshots that are damaged.
     damaged_locals: BTreeSet<PathBuf>,
 }
 
 impl Attempts {
-    /// An attempt begins.
+    /// Begins an attempt.
     pub fn begin(&self) {
         self.met.take();
         let mut known = self.known.lock();
@@ -49,12 +49,12 @@ impl Attempts {
         known.has_ruled_out = false;
     }
 
-    /// A partition is made of this source.
+    /// Notes that a partition is made from this source.
     pub fn uses(&self, partition: u64, source: &Source) {
         self.known.lock().in_use.insert(partition, source.clone());
     }
 
-    /// This source is damaged: the next attempt takes another.
+    /// Notes that this source is damaged: the next attempt takes another.
     pub fn rule_out(&self, partition: u64, source: Source, why: String) {
         let mut known = self.known.lock();
         let is_known = |(p, s, _): &(u64, Source, String)| *p == partition && *s == source;
@@ -64,7 +64,7 @@ impl Attempts {
         }
     }
 
-    /// Why a source is not to be used, if it was ruled out.
+    /// Why a source must not be used, if it was ruled out.
     pub fn why_not(&self, partition: u64, source: &Source) -> Option<String> {
         let known = self.known.lock();
         let mut ruled_out = known.ruled_out.iter();
@@ -72,7 +72,7 @@ impl Attempts {
         found.map(|(_, _, why)| why.clone())
     }
 
-    /// A local snapshot is damaged: the log is not shortened because of it.
+    /// Notes that a local snapshot is damaged: the log is not trimmed because of it.
     pub fn local_is_damaged(&self, dir: &Path) {
         self.known.lock().damaged_locals.insert(dir.to_owned());
     }
@@ -81,7 +81,7 @@ impl Attempts {
         self.known.lock().damaged_locals.contains(dir)
     }
 
-    /// Notes durably what the attempt has met. Whether another attempt has anything else to try.
+    /// Notes durably what the attempt has met. Returns whether another attempt has a source left to try.
     pub fn note(&self, data_dir: &DataDir) -> Result<bool, StartError> {
         for (partition, why) in self.met.take() {
             let partition = partition.0;
@@ -110,7 +110,7 @@ pub(super) struct Opened {
 }
 
 impl Opened {
-    /// The node has it now.
+    /// Passes everything on to the node, which owns it from then on.
     pub fn hand_over(mut self) {
         self.raft = None;
         self.groups.clear();

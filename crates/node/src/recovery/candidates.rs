@@ -1,9 +1,8 @@
 //! Which copies of a partition lead back to the present, and which to less than that.
 //!
-//! A copy *connects* if the log goes on where it ends: the same history, and no entry missing. Copies
-//! that connect lose nothing, so the first that can be used is as good as any other; they are tried in
-//! the order of what they cost. If none connects, something acknowledged may be lost, and that is for
-//! the operator to accept.
+//! A copy *connects* if the log continues where it ends: the same history, and no entry missing. Copies that
+//! connect lose nothing, so the first usable one is taken; they are tried in the order of their cost. If
+//! none connects, acknowledged data may be lost, and the operator has to accept that.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -14,13 +13,13 @@ use esker_repository::SnapshotDir;
 /// What the log has of a partition.
 #[derive(Clone, Debug)]
 pub(crate) struct LogFacts {
-    /// Entries up to here are gone.
+    /// Entries up to this LSN are trimmed.
     pub start: u64,
-    /// The term of the last one that is.
+    /// The term of the last trimmed entry.
     pub start_term: u64,
     /// The last entry.
     pub last: u64,
-    /// The history that it is of.
+    /// The lineage that the log belongs to.
     pub lineage: Lineage,
 }
 
@@ -33,11 +32,11 @@ pub enum Source {
     Local(PathBuf),
     /// A snapshot in the repository.
     Repository(SnapshotDir),
-    /// The log alone: it goes back to the beginning.
+    /// The log alone: it goes back to the beginning of the history.
     Log,
-    /// The JSON snapshot of this commit: the state store is in it, and nothing else of the partition.
+    /// The JSON snapshot of this commit: it has the state store, and nothing else of the partition.
     State(u64),
-    /// No copy: nothing of the partition is left, and the operator has named it to begin empty.
+    /// No copy: nothing of the partition is left, and the operator has named it in `--empty-partitions`.
     Empty,
 }
 
@@ -76,7 +75,7 @@ pub(crate) struct Candidate {
 }
 
 impl Candidate {
-    /// One of which no more is known.
+    /// A copy of which the term and the checksums of its last entries are not known.
     pub fn at(source: Source, lineage: LineageId, lsn: u64) -> Candidate {
         Candidate {
             source,
@@ -99,7 +98,7 @@ pub(super) fn copy_of(checkpoint: &Checkpoint) -> Candidate {
     }
 }
 
-/// Whether the log goes on where a copy ends; if not, why.
+/// Checks that the log continues where a copy ends; the error is the reason why it does not.
 pub(crate) fn connects(log: Option<&LogFacts>, copy: &Candidate) -> Result<(), String> {
     let Some(log) = log else {
         return Err(LOG_IS_LOST.to_owned());
@@ -126,14 +125,15 @@ pub(crate) fn connects(log: Option<&LogFacts>, copy: &Candidate) -> Result<(), S
     Ok(())
 }
 
-/// Whether the log has every entry of the history, from an empty partition on: then an empty one connects.
+/// Whether the log has every entry of the history, from an empty partition on: then an empty partition
+/// connects.
 pub(crate) fn is_whole(log: Option<&LogFacts>) -> bool {
     log.is_some_and(|log| log.start == 0 && (log.lineage.forks == 0 || log.lineage.begins_empty))
 }
 
-/// The copy that loses least, of those that are a part of the history; and how many forks lie between
-/// it and the newest lineage. `ancestry` is that lineage and those that it descends from, each with
-/// the last LSN that is a part of the history; empty if it is not known, and any copy counts.
+/// The copy that loses least, of those that are part of the history, and the number of forks between it and
+/// the newest lineage. `ancestry` has that lineage and those that it descends from, each with the last LSN
+/// that is part of the history; it is empty if it is not known, and then any copy is eligible.
 pub(crate) fn best<'a>(
     copies: &'a [Candidate],
     ancestry: &[(LineageId, u64)],
@@ -149,7 +149,7 @@ pub(crate) fn best<'a>(
     copies
         .iter()
         .filter_map(|copy| Some((copy, forks(copy)?)))
-        // Of equals the first: it costs least.
+        // Of equal copies the first is taken: it costs least.
         .rev()
         .max_by_key(|(copy, _)| copy.lsn)
 }

@@ -16,7 +16,7 @@ use crate::options::NodeOptions;
 use crate::snapshots::Archive;
 
 /// What all steps of an attempt use. Cheap to clone: steps that wait for a disk run on threads of their own
-/// and take a copy along.
+/// with a copy of it.
 #[derive(Clone)]
 pub(super) struct Context {
     pub options: Arc<NodeOptions>,
@@ -30,7 +30,7 @@ pub(super) struct Context {
 }
 
 impl Context {
-    /// That of a running node, for which no loss is accepted.
+    /// The context of a running node, for which no loss is accepted.
     pub fn of(inner: &Inner) -> Context {
         Context {
             options: Arc::new(inner.options.clone()),

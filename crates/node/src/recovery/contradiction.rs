@@ -1,9 +1,9 @@
-//! Whether a copy is of the history that the log has.
+//! Checks whether a copy belongs to the history that the log has.
 //!
-//! A copied data directory goes on under the same numbers, in the same terms and in the same lineage as the
-//! original, with other entries. Replaying this log on a copy of that history would mix the two. What is
-//! stored of a partition therefore has checksums of the entries that led to it ([`LogTail`]), and a start
-//! compares them with the log before it uses a copy.
+//! A copied data directory continues under the same numbers, in the same terms and in the same lineage as
+//! the original, with other entries. Replaying this log on a copy of that history would mix the two. So what
+//! is stored of a partition has checksums of the entries that led to it ([`LogTail`]), and a start compares
+//! them with the log before it uses a copy.
 //!
 //! A log contradicts only what it still has: entries that were compacted away prove nothing. A copy that an
 //! earlier build has made has no checksums, and is compared by its term alone.
@@ -38,14 +38,14 @@ impl Witness {
         }
     }
 
-    /// The log of a partition as it is now; none if it has nothing of it.
+    /// The log of a partition as it is now; `None` if it has nothing of the partition.
     pub fn of(raft: &esker_raft::Node, partition: u64) -> Result<Option<Witness>, StartError> {
         let facts = log_facts(raft, partition)?;
         Ok(facts.map(|facts| Witness::new(raft, partition, facts)))
     }
 
-    /// Why a copy is not of the history that the node has which serves from this log: the log contradicts
-    /// it, or has not got as far.
+    /// Why a copy does not belong to the history of the node that serves from this log: the log contradicts
+    /// it, or ends before it. `None` if it belongs to it.
     pub fn is_of_another_history(&self, copy: &Candidate) -> Result<Option<String>, StartError> {
         let (last, lsn) = (self.facts.last, copy.lsn);
         if copy.lineage == self.facts.lineage.id() && lsn > last {
@@ -76,9 +76,10 @@ impl Witness {
     }
 }
 
-/// As [`contradiction`], of a log whose entries may be compacted meanwhile: those that are gone contradict
-/// nothing. `start` answers where the log starts now and in which term, if an error can come of that. It
-/// moves forward only, and nothing is read once it is behind the copy: this ends.
+/// As [`contradiction`], for a log whose entries may be compacted meanwhile: compacted entries contradict
+/// nothing. `start` returns where the log starts now and in which term; it is called if an error may result
+/// from compaction. The start moves forward only, and nothing is read once the log starts after the copy, so
+/// this ends.
 fn contradiction_of_live_log<E>(
     log: &LogFacts,
     copy: &Candidate,
@@ -98,7 +99,7 @@ fn contradiction_of_live_log<E>(
     }
 }
 
-/// `read` gives the log's entries from one LSN up to before another.
+/// `read` returns the log's entries from one LSN up to, but not including, another.
 fn contradiction<E>(
     log: &LogFacts,
     copy: &Candidate,
@@ -106,7 +107,7 @@ fn contradiction<E>(
 ) -> Result<Option<String>, E> {
     let lsn = copy.lsn;
     if copy.lineage != log.lineage.id() {
-        // The entries that led to it are of a lineage whose log is gone.
+        // The entries that led to the copy are of a lineage whose log is gone.
         return Ok(None);
     }
     let of_term = |term: u64| {
@@ -154,8 +155,8 @@ fn contradiction<E>(
     Ok(other_term.or_else(other_entry).or_else(other_block))
 }
 
-/// Moves local snapshots that the log contradicts to what is put aside: the log is not shortened
-/// because of them, and they may be the only copy of something.
+/// Moves local snapshots that the log contradicts to `damaged/`, so that the log is not trimmed because of
+/// them. They are kept because they may be the only copy of something.
 pub(super) fn put_aside_locals(
     raft: &esker_raft::Node,
     data_dir: &DataDir,
@@ -163,7 +164,7 @@ pub(super) fn put_aside_locals(
 ) -> Result<(), StartError> {
     for partition in 0..=u64::from(partitions) {
         let base = data_dir.checkpoints().join(partition.to_string());
-        // What cannot be listed now is not used either.
+        // If the directory cannot be listed now, its snapshots are not used either.
         let there = checkpoint::all(&base).unwrap_or_default();
         if there.is_empty() {
             continue;
@@ -202,7 +203,7 @@ mod tests {
     use super::super::candidates::Source;
     use super::*;
 
-    /// The entry at an LSN; those of copies differ from 101 on.
+    /// The entry of a copy at an LSN; entries of different copies differ from LSN 101 on.
     fn entry(copy: u64, lsn: u64) -> EntryChecksum {
         EntryChecksum {
             lsn: Lsn(lsn),
@@ -220,7 +221,7 @@ mod tests {
         }
     }
 
-    /// What a copy has that was made at an LSN.
+    /// The candidate that was made of a copy at an LSN.
     fn made(copy: u64, lsn: u64, blocks: &[u64]) -> Candidate {
         let mut ends = blocks.iter().skip(1).copied().chain([lsn]);
         let block = |after: &u64| LogBlock {
@@ -239,7 +240,7 @@ mod tests {
         }
     }
 
-    /// What the log of copy 0 says.
+    /// Why the log of copy 0 contradicts a candidate, if it does.
     fn says(log: &LogFacts, copy: &Candidate) -> Option<String> {
         let read = |low, high| {
             assert!(log.start < low && high <= log.last + 1, "{low}..{high}");
@@ -266,7 +267,7 @@ mod tests {
     fn an_entry_that_is_equal_in_both_does_not_hide_those_before_it() {
         let log = log(50, 200);
         let mut copy = made(1, 150, &[90, 140]);
-        // An empty entry with which a term began, say.
+        // For example an empty entry with which a term began.
         copy.tail.as_mut().unwrap().entry = entry(0, 150).checksum;
         let why = says(&log, &copy).unwrap();
         assert!(why.contains("LSNs 91 to 140"), "{why}");
@@ -300,7 +301,7 @@ mod tests {
                 .contains("term 2")
         );
         assert!(says(&log(50, 200), &other_term).unwrap().contains("term 2"));
-        // The last entry is left, and the block is not.
+        // The last entry is still in the log, and the block is not.
         assert!(says(&log(140, 200), &made(1, 150, &[120])).is_some());
     }
 
@@ -316,7 +317,7 @@ mod tests {
             let found = contradiction_of_live_log(&log(start, 200), &copy, read, moved).unwrap();
             assert_eq!(found.is_some(), contradicts, "{moves_to}: {found:?}");
         }
-        // What is gone though the log starts before it is damage.
+        // An entry that is missing although the log starts before it is damage.
         let damaged = contradiction_of_live_log(
             &log(50, 200),
             &made(0, 150, &[120]),

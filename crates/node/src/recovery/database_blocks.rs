@@ -1,9 +1,9 @@
-//! The blocks of the database, before a new lineage begins with it.
+//! Compares the blocks of the database before a new lineage begins with it.
 //!
-//! A start reads few blocks of the database. Where the log goes on from it, a damaged block that is met
-//! later costs nothing: the partition is recovered from another copy and the log. A new lineage has no such way back, and
-//! its first snapshot would carry the damage on. So all blocks are compared with their checksums before
-//! that, as those of every other copy are. It costs reading the partition once.
+//! A start reads few blocks of the database. Where the log continues from it, a damaged block that is met
+//! later loses nothing: the partition is recovered from another copy and the log. A new lineage has no other
+//! copy, and its first snapshot would contain the damage. So all blocks are compared with their checksums
+//! before that, as those of every other copy are. It costs reading the partition once.
 
 use esker_partition::{PartitionId, StoreError};
 
@@ -12,7 +12,7 @@ use crate::blocking::blocking;
 use crate::error::StartError;
 
 impl Search<'_> {
-    /// Whether all blocks of the database are what was written. Damage is noted, and the files are put
+    /// Whether all blocks of the database match their checksums. Damage is noted, and the files are put
     /// aside: they may have what no other copy has.
     pub(super) async fn database_is_whole(&mut self) -> Result<bool, StartError> {
         let Some(store) = self.store.cloned() else {
@@ -46,7 +46,7 @@ impl Search<'_> {
             }
             false => None,
         };
-        // From here on the files are kept, whenever this start ends.
+        // From here on the files are kept, at whatever point this start ends.
         self.cx.data_dir.report_damage(partition, &why)?;
         tracing::error!(
             partition,

@@ -1,4 +1,4 @@
-//! What a data directory is, and what an empty one means.
+//! Decides what a data directory is, and what an empty one means.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -25,7 +25,7 @@ pub(super) struct Entered {
     pub accepted: Accepted,
 }
 
-/// Locks a data directory, decides what it is, and begins to make it if it is empty.
+/// Locks a data directory, decides what it is, and begins to create the contents of an empty one.
 pub(super) async fn enter(options: &Arc<NodeOptions>) -> Result<Entered, StartError> {
     let mut empty = options.empty_partitions.iter();
     if let Some(partition) = empty.find(|one| **one > u64::from(options.partitions)) {
@@ -53,7 +53,7 @@ pub(super) async fn enter(options: &Arc<NodeOptions>) -> Result<Entered, StartEr
     blocking(move || use_dir(&options, locked, begun)).await
 }
 
-/// Gives an empty directory its identity, and checks that the identity is the one that is configured.
+/// Gives an empty directory its identity, and checks that the identity is the configured one.
 fn use_dir(options: &NodeOptions, locked: LockedDir, begun: Begun) -> Result<Entered, StartError> {
     let identity = || match begun.identity {
         Some(identity) => identity,
@@ -77,7 +77,7 @@ fn use_dir(options: &NodeOptions, locked: LockedDir, begun: Begun) -> Result<Ent
     }
     let restores = begun.said == Some(Bootstrap::Restore);
     // Until it serves for the first time, a directory that is filled from the repository has nothing to
-    // lose: it was said once, and a crash came between.
+    // lose. The option was given to an earlier start, which a crash interrupted.
     let is_filled = data_dir.is_new && begun.plan.is_some_and(|plan| plan.everything);
     let accepted = Accepted {
         loss: restores || is_filled,
@@ -97,13 +97,13 @@ fn use_dir(options: &NodeOptions, locked: LockedDir, begun: Begun) -> Result<Ent
 struct Begun {
     archive: Archive,
     plan: Option<Plan>,
-    /// The bootstrap option, if it counts.
+    /// The bootstrap option, if it has effect.
     said: Option<Bootstrap>,
-    /// Who the directory belongs to, if it is empty and is filled from the repository.
+    /// The cluster and node that the directory belongs to, if it is empty and is filled from the repository.
     identity: Option<Identity>,
 }
 
-/// Decides what the directory is, and makes nothing of an empty one but the plan of its restore.
+/// Decides what the directory is. Writes nothing into an empty one but the plan of its restore.
 async fn begin(options: &Arc<NodeOptions>, locked: &LockedDir) -> Result<Begun, StartError> {
     let (leaf, path) = (options.clone(), locked.path().to_owned());
     let read = blocking(move || {
@@ -114,7 +114,7 @@ async fn begin(options: &Arc<NodeOptions>, locked: &LockedDir) -> Result<Begun, 
     let (archive, mut plan, said) = read.await?;
     let path = locked.path().to_owned();
     let wants = match &plan {
-        // It was said once, and a crash came between.
+        // The option was given to an earlier start, which a crash interrupted.
         Some(plan) if plan.everything => Some(Bootstrap::Restore),
         _ => said,
     };
@@ -161,8 +161,8 @@ async fn begin(options: &Arc<NodeOptions>, locked: &LockedDir) -> Result<Begun, 
     })
 }
 
-/// Refuses a directory that no node has served from, before anything is written there: nothing is begun or
-/// restored in a directory below a mount that is gone.
+/// Refuses a directory that no node has served from, before anything is written there: below a mount that is
+/// gone, nothing is created or restored.
 fn served_from(dir: &Path) -> Result<(), StartError> {
     let path = dir.join("node.json");
     match std::fs::metadata(&path) {
@@ -174,7 +174,7 @@ fn served_from(dir: &Path) -> Result<(), StartError> {
     }
 }
 
-/// A new cluster begins by itself only where there is no JSON snapshot of a state store.
+/// Without `--bootstrap new`, a new cluster begins only where there is no JSON snapshot of a state store.
 fn no_state_there(dir: &Path) -> Result<(), StartError> {
     match newest_state(dir)? {
         None => Ok(()),
@@ -186,7 +186,8 @@ fn no_state_there(dir: &Path) -> Result<(), StartError> {
     }
 }
 
-/// Where the repository has nothing, a JSON snapshot may have the state store.
+/// Where the repository has nothing to restore, the error names a JSON snapshot that may have the state
+/// store.
 fn with_state(error: StartError, dir: &Path) -> StartError {
     let StartError::NothingToRestore { repository, why } = error else {
         return error;
@@ -205,7 +206,7 @@ fn with_state(error: StartError, dir: &Path) -> StartError {
     }
 }
 
-/// A new cluster begins only where the repository has nothing of any.
+/// Checks that the repository has nothing of any cluster: only then does a new one begin.
 async fn nobody_there(
     archive: &Archive,
     wants: Option<Bootstrap>,
@@ -220,7 +221,8 @@ async fn nobody_there(
     };
     let there = match partitions(archive.destination()).await {
         Ok(there) => there,
-        // It was said what to do, and snapshots begin as soon as it can be reached.
+        // The operator has chosen a new cluster, and snapshots begin as soon as the repository can be
+        // reached.
         Err(error) if wants == Some(Bootstrap::New) => {
             tracing::warn!(%error, "the repository could not be read");
             return Ok(());
@@ -228,7 +230,7 @@ async fn nobody_there(
         Err(error) => return Err(unreadable(error)),
     };
     let Some(first) = there.first() else {
-        // Another cluster's, from which nothing was put yet.
+        // The marker of another cluster, from which no snapshot was put yet.
         let cluster = match ownership::marker(archive.destination()).await {
             Ok(marker) => marker.map(|marker| marker.cluster_name),
             Err(error) if wants == Some(Bootstrap::New) => {
@@ -258,9 +260,9 @@ async fn nobody_there(
     })
 }
 
-/// Who is restored into an empty directory. The repository names it; where it has nothing of this cluster,
-/// the local snapshots that are left do. Both have to be of one cluster, and of the one that is configured:
-/// what is made of them is opened by its name, and puts its snapshots there.
+/// The identity that is restored into an empty directory. The repository names it; where it has nothing of
+/// this cluster, the local snapshots that are left name it. Both must be of one cluster, the configured one:
+/// the restored directory is opened under its name, and puts its snapshots there.
 async fn restored_identity(
     options: &Arc<NodeOptions>,
     archive: &Archive,
@@ -324,8 +326,8 @@ async fn restored_identity(
     }
 }
 
-/// Who is restored: the cluster that the newest snapshot in the repository names, the catalog's if there is
-/// any.
+/// The identity of the cluster that the newest snapshot in the repository names; a snapshot of the catalog
+/// is preferred.
 async fn identity_of_cluster(
     options: &NodeOptions,
     archive: &Archive,
@@ -358,7 +360,7 @@ fn unreadable(archive: &Archive, error: &esker_repository::Error) -> StartError 
     }
 }
 
-/// The same, of one partition; or why none of its snapshots names it.
+/// The same, for one partition; or why none of its snapshots names the cluster.
 async fn identity_of_partition(
     options: &NodeOptions,
     archive: &Archive,
@@ -411,7 +413,7 @@ async fn identity_of_partition(
     }))
 }
 
-/// The same, by the newest whole checkpoint that is left; `None` if there is none.
+/// The same, from the newest whole checkpoint that is left; `None` if there is none.
 fn identity_of_checkpoints(
     options: &NodeOptions,
     path: &Path,
@@ -449,7 +451,7 @@ fn identity_of_checkpoints(
     Ok(None)
 }
 
-/// The history that a checkpoint is of, by way of a database of its own.
+/// The lineage of a checkpoint, read by importing it into a scratch database.
 fn lineage_of(dir: &Path, scratch: &Path) -> Result<Lineage, StoreError> {
     let checkpoint = Checkpoint::open(dir)?;
     checkpoint.verify()?;

@@ -1,8 +1,8 @@
 //! Partitions of which no copy is left: how they are named, and how one begins empty.
 //!
-//! That is never done by itself: the operator names each of them, and a copy that is there, or cannot be read
-//! now, forbids it. What begins is a lineage that shares nothing with its parent, and counts the forks before
-//! it, so that no number or id is given out twice.
+//! This is never done automatically: the operator names each partition, and a copy that is there, or cannot
+//! be read now, forbids it. The new lineage shares nothing with its parent, and counts the forks before it,
+//! so that no number or id is given out twice.
 
 use esker_partition::{Lineage, LineageId};
 
@@ -13,7 +13,7 @@ use crate::error::StartError;
 /// number is given out twice as long as there were not more.
 const UNKNOWN_FORKS: u64 = 64;
 
-/// Of several partitions no copy is left, of so many that there are.
+/// The error for partitions of which no copy is left; `all` is the number of partitions.
 pub(super) fn no_copy(mut lacking: Vec<(Vec<u64>, String)>, all: usize) -> StartError {
     lacking.sort();
     let tried: Vec<String> = lacking.iter().map(|(_, tried)| tried.clone()).collect();
@@ -32,7 +32,7 @@ pub(super) fn no_copy(mut lacking: Vec<(Vec<u64>, String)>, all: usize) -> Start
     }
 }
 
-/// How to go on without partitions of which no copy is left.
+/// The instruction for continuing without partitions of which no copy is left.
 pub(super) fn begin_empty(partitions: &[u64]) -> String {
     let numbers: Vec<String> = partitions.iter().map(u64::to_string).collect();
     let (what, of_it) = match partitions {
@@ -49,17 +49,17 @@ pub(super) fn begin_empty(partitions: &[u64]) -> String {
 pub(super) struct Left<'a> {
     /// The lineage that a partition of its number begins with.
     pub first: LineageId,
-    /// That of the log, if the log still knows.
+    /// The lineage of the log, if it is known.
     pub log: Option<&'a Lineage>,
-    /// That of the root in the repository, if there is one.
+    /// The lineage of the root in the repository, if there is one.
     pub root: Option<LineageId>,
-    /// Lineages that the root's descends from.
+    /// Number of lineages that the root's lineage descends from.
     pub ancestors: u64,
 }
 
 impl Left<'_> {
-    /// The lineage that an empty partition begins. `planned`: what an earlier start has decided; `is_swapped`
-    /// says that the repository's root is of that already.
+    /// The lineage that an empty partition begins. `planned` is what an earlier start has decided;
+    /// `is_swapped` is whether the repository's root is of that lineage already.
     pub fn fork(&self, planned: Option<&PlannedFork>, is_swapped: bool) -> PlannedFork {
         let parent = self
             .root
@@ -106,7 +106,7 @@ mod tests {
         assert_eq!(of(left(Some(&forked), None, 0)), (LineageId(8), 2));
         let root = Some(LineageId(9));
         assert_eq!(of(left(Some(&forked), root, 3)), (LineageId(9), 3));
-        // Forks that are not known are passed over amply.
+        // More forks are passed over than the unknown ones are likely to be.
         assert_eq!(of(left(None, None, 0)), (first.id(), UNKNOWN_FORKS));
         assert_eq!(of(left(None, root, 3)), (LineageId(9), 3 + UNKNOWN_FORKS));
     }
@@ -121,7 +121,7 @@ mod tests {
         };
         let decided = left.fork(None, false);
         assert_eq!(left.fork(Some(&decided), false), decided);
-        // The root is of it by now.
+        // The root is of the decided lineage by now.
         let swapped = Left {
             root: decided.id(),
             ..left

@@ -29,9 +29,9 @@ use crate::state::files::Files;
 use crate::state::rebuild::{Loaded, Origin, StateSources};
 use crate::state::{self, Shared};
 
-/// Accepted appends that are not applied yet, per partition: more wait, where the partition would refuse
-/// them. The rest of [`MAX_PENDING`](super::MAX_PENDING) is for what is proposed beside appends, a few at a
-/// time.
+/// Accepted appends that are not applied yet, per partition. Further appends wait; at
+/// [`MAX_PENDING`](super::MAX_PENDING) the partition would refuse them. The difference of the two is for
+/// what is proposed beside appends, a few at a time.
 const MAX_PENDING_APPENDS: usize = 15 * 1024;
 
 /// The groups of all partitions.
@@ -45,7 +45,7 @@ pub(super) struct Groups {
     pub loaded: Loaded,
 }
 
-/// Opens the groups. They replay from here on.
+/// Opens the groups. They replay from then on.
 pub(super) async fn open(
     cx: &Context,
     store: &Store,
@@ -61,8 +61,8 @@ pub(super) async fn open(
     Ok(groups)
 }
 
-/// The newest local snapshot of each partition that fits the database; and where each partition begins to
-/// replay.
+/// Opens the newest local snapshot of each partition that fits the database, and finds where each partition
+/// begins to replay.
 async fn open_local_snapshots(
     cx: &Context,
     store: &Store,
@@ -122,7 +122,7 @@ fn remove_scratch(data_dir: &DataDir) {
     }
 }
 
-/// Makes sure that the state store can be used; it is rebuilt if need be.
+/// Checks that the state store can be used, and rebuilds it if it cannot.
 async fn recover_state(
     cx: &Context,
     store: &Store,
@@ -163,7 +163,7 @@ fn open_state_files(data_dir: &DataDir) -> Result<Files, StartError> {
     })
 }
 
-/// Opens the groups; what is open is stopped if one of them fails.
+/// Opens the groups; those that are open are stopped if one of them fails.
 fn open_all(
     cx: &Context,
     store: &Store,
@@ -218,7 +218,7 @@ fn open_all(
 }
 
 impl Groups {
-    /// Assembles the node of what was opened.
+    /// Assembles the node from the opened groups.
     pub fn assemble(
         self,
         cx: Context,

@@ -21,18 +21,18 @@ pub(super) struct Facts {
     pub partitions: Vec<PartitionFacts>,
     /// The database; or why it cannot be used.
     pub store: Result<Store, String>,
-    /// Partitions without which the database has to be opened again, because their files are damaged:
-    /// it is open for inspection only. Empty if it is open as it should be.
+    /// Partitions whose files are damaged: the database is open for inspection only, and has to be opened
+    /// again without them. Empty if it is open for use.
     pub to_drop: Vec<u64>,
 }
 
-/// What it has of a partition.
+/// What a data directory has of a partition.
 pub(super) struct PartitionFacts {
     pub partition: u64,
     pub log: Option<LogFacts>,
     pub database: Result<DatabaseFacts, String>,
-    /// Whether its files in the database are damaged: then those of copies, which may be the same
-    /// files, are checked block by block.
+    /// Whether its files in the database are damaged. Files of copies may be links to the same files, so
+    /// they are checked block by block then.
     pub is_damaged: bool,
 }
 
@@ -80,7 +80,7 @@ pub(super) fn open_log(
                     max_group_size: options.log_max_group_size,
                 },
                 tick_interval: TICK,
-                // The keeper of the log does it, when no archived snapshot wants the files.
+                // The log's keeper purges files, once no archived snapshot needs them.
                 purge_interval: Duration::ZERO,
                 max_pending_proposals: MAX_PENDING,
                 snapshot_hint_threshold_entries: options.snapshots.local_threshold_entries,
@@ -93,7 +93,7 @@ pub(super) fn open_log(
             Faults::default(),
         )
     };
-    // What the log has of each group is a part of it: the way out is the same.
+    // What the log has of each group is part of the log: damage of it is handled in the same way.
     let start = || {
         let (raft, inspection) = open()?;
         for partition in 0..=u64::from(options.partitions) {
@@ -165,8 +165,8 @@ pub(super) fn inspect(cx: &Context, plan: &Plan) -> Result<Facts, StartError> {
             Err(why) => (Err(why.clone()), noted.is_some() || data_dir.db().exists()),
             Ok(store) => {
                 let facts = database_facts(store, partition)?;
-                // It has begun its lineage, so it was made to the end, and the log goes on after it: a crash
-                // came before the note was removed.
+                // The partition has begun its lineage, so it was completed, and the log continues after it:
+                // a crash came before the note was removed.
                 if noted.as_deref() == Some(MADE_OF_STATE)
                     && let Ok(found) = &facts
                     && planned(partition) == Some(found.lineage)
@@ -175,7 +175,7 @@ pub(super) fn inspect(cx: &Context, plan: &Plan) -> Result<Facts, StartError> {
                     noted = None;
                 }
                 let met = store_options.damage.of(id);
-                // It is known now; what is met later is another copy's.
+                // The damage is noted now; damage that is met later is another copy's.
                 store_options.damage.forget(id);
                 if !is_whole && met.is_some() {
                     to_drop.push(partition);
@@ -207,8 +207,8 @@ pub(super) fn inspect(cx: &Context, plan: &Plan) -> Result<Facts, StartError> {
     })
 }
 
-/// The database, or why it is of no use: it is missing, or damaged. And whether it is open as it should
-/// be, rather than for inspection only.
+/// The database, or why it cannot be used: it is missing, or damaged. And whether it is open for use, rather
+/// than for inspection only.
 fn open_database(
     path: &Path,
     options: &StoreOptions,
@@ -238,7 +238,7 @@ fn open_database(
     }
 }
 
-/// What was read of the database; or why it is of no use, unless it could not be read.
+/// What was read of the database, or how it is damaged. The outer error: it could not be read now.
 fn sound<T>(read: Result<T, StoreError>) -> Result<Result<T, String>, StartError> {
     match read {
         Ok(read) => Ok(Ok(read)),

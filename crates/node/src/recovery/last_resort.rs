@@ -1,9 +1,9 @@
 //! The last resort: a JSON snapshot of the state store, where no copy of its partition is left.
 //!
-//! It has the store's state, and nothing else of the partition. If the log goes on where the snapshot ends,
-//! the commits in the log are not lost either. Snapshots on this disk and
-//! archived ones are tried together, newest first; an archived one is fetched beside the others, checked,
-//! and only then takes its place among them.
+//! It has the store's state, and nothing else of the partition. If the log continues where the snapshot
+//! ends, the commits in the log are not lost either. Snapshots on this disk and archived ones are tried
+//! together, newest first; an archived one is fetched beside the others, checked, and only then renamed to
+//! its place among them.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -23,7 +23,8 @@ use crate::state::error::FileError;
 use crate::state::files::{Files, name_of};
 use crate::state::lineage::copy_of;
 
-/// The JSON snapshots of a directory that are whole, newest first; and what cannot be read now.
+/// Reads the JSON snapshots of a directory: those that are whole, newest first; and those that cannot be
+/// read now.
 fn look_at(files: &Files) -> (Vec<Header>, Vec<String>) {
     let (mut whole, mut unreadable) = (Vec::new(), Vec::new());
     let listed = files.list().unwrap_or_else(|error| {
@@ -43,7 +44,7 @@ fn look_at(files: &Files) -> (Vec<Header>, Vec<String>) {
 }
 
 impl Search<'_> {
-    /// The newest JSON snapshot that is a part of the history, if this is the store's partition.
+    /// The newest JSON snapshot that is part of the history, if this is the store's partition.
     pub(super) async fn state(
         &mut self,
         ancestry: &[(LineageId, u64)],
@@ -84,7 +85,7 @@ impl Search<'_> {
                 if source.is_some() {
                     return Ok(source);
                 }
-                // It is whole, so it is kept.
+                // The local file is whole, so it is kept.
                 in_the_way = true;
             }
             if archived.contains(&commit_ts)
@@ -112,8 +113,8 @@ impl Search<'_> {
         }
     }
 
-    /// One that is damaged, or gone since it was listed, is passed over; of one that cannot be read now
-    /// nothing is known.
+    /// Notes that a snapshot cannot be used. One that is damaged, or was removed since it was listed, is
+    /// passed over; one that cannot be read now is noted as unreadable.
     fn not_usable(&mut self, name: String, why: &FileError) {
         match why {
             FileError::Unreadable(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -128,8 +129,8 @@ impl Search<'_> {
         self.tried.push(what);
     }
 
-    /// An archived one, once it is among those on this disk; a file of that name there gets another one if
-    /// it is `in_the_way`. One that the log contradicts stays where it is.
+    /// Fetches an archived snapshot into the directory of those on this disk; a file that is `in_the_way`
+    /// there is renamed. A snapshot that the log contradicts stays in the repository.
     async fn fetch_state(
         &mut self,
         archive: &StateArchive,
@@ -180,12 +181,12 @@ impl Search<'_> {
         }
     }
 
-    /// Where the newest JSON snapshot is that a restore with a loss would take, and what that costs; `None`
-    /// if this is not the store's partition, or there is none. Changes nothing.
+    /// The place of the newest JSON snapshot that a restore with a loss would take, and what that would
+    /// lose; `None` if this is not the store's partition, or there is none. Changes nothing.
     ///
     /// # Errors
     ///
-    /// None was found, and one that is there cannot be read now: it may be one.
+    /// None was found, and one that is there cannot be read now: it may be usable.
     pub(super) async fn state_left(
         &self,
         ancestry: &[(LineageId, u64)],
@@ -225,8 +226,8 @@ impl Search<'_> {
         )))
     }
 
-    /// The newest archived JSON snapshot of this history that is newer than a commit; or why that is not
-    /// known now.
+    /// The newest archived JSON snapshot of this history that is newer than a commit. The error is the
+    /// reason why that is not known now.
     async fn newest_archived(
         &self,
         archive: &StateArchive,
@@ -249,7 +250,7 @@ impl Search<'_> {
         Ok(None)
     }
 
-    /// Whether a snapshot is of this history, as far as that is known.
+    /// Whether a snapshot belongs to this history, as far as that is known.
     fn takes(&self, header: &Header, ancestry: &[(LineageId, u64)]) -> bool {
         let Some(copy) = copy_of(header) else {
             return false;
@@ -261,8 +262,9 @@ impl Search<'_> {
             && best(std::slice::from_ref(&copy), ancestry).is_some()
     }
 
-    /// Whether a snapshot may be of this node's history, where the repository does not name it: the log has
-    /// the lineages that it descends from, and the first one follows from the cluster.
+    /// Whether a snapshot may belong to this node's history, where the repository has no lineages of the
+    /// partition: the log knows those that it descends from, and the first lineage is derived from the
+    /// cluster.
     fn may_be_ours(&self, lineage: LineageId, header: &Header) -> bool {
         if let Some(log) = &self.facts.log {
             let ancestry = log.lineage.ancestry();
@@ -275,7 +277,7 @@ impl Search<'_> {
         }
         let partition = PartitionId(self.facts.partition);
         let first = LineageId::first(&self.cx.data_dir.identity.cluster_id, partition);
-        // Those that forks have begun are drawn.
+        // Ids of lineages that forks have begun are random.
         lineage == first || header.forks > 0
     }
 
@@ -314,7 +316,7 @@ impl Search<'_> {
             lineage: LineageId(rand::random()).to_string(),
             parent: parent.to_string(),
             lsn: copy.lsn,
-            // Those up to its own lineage come with the snapshot.
+            // The lineages up to the snapshot's own are in the snapshot.
             skipped,
             between: Vec::new(),
             empty: false,

@@ -11,7 +11,7 @@ use crate::blocking::blocking;
 use crate::error::StartError;
 
 impl Search<'_> {
-    /// The database, if the log goes on where it ends.
+    /// The database, if the log continues where it ends.
     pub(super) async fn database(&mut self) -> Result<Option<RecoverySource>, StartError> {
         let found = match &self.facts.database {
             Ok(found) => found,
@@ -77,10 +77,10 @@ impl Search<'_> {
         self.tried.push(why);
     }
 
-    /// Checks the blocks of a copy whose file checksums are right: they were computed when it was made,
-    /// maybe of a block that was damaged already. It costs reading it once more, so it is done where
-    /// damage was found, where files of a database are about to be replaced by it, or where a new lineage
-    /// may begin with it.
+    /// Checks the blocks of a copy whose file checksums match. A file checksum is computed when the copy is
+    /// made, and does not reveal a block that was damaged already. This reads the copy once more, so it is
+    /// done where damage was found, where files of a database are about to be replaced by the copy, or where
+    /// a new lineage may begin with it.
     pub(super) async fn blocks(&self, checkpoint: &Checkpoint) -> Result<(), StoreError> {
         let facts = self.facts;
         let may_fork = self.cx.accepted.loss || self.is_pending();
@@ -104,7 +104,7 @@ impl Search<'_> {
         Ok(ready.map(|ready| self.recovery_source(&copy, Some(ready), None, true)))
     }
 
-    /// The same files, for the database to use up; `None` if they are damaged.
+    /// Links of a checkpoint's files, which the database consumes; `None` if they are damaged.
     pub(super) async fn link(
         &mut self,
         checkpoint: &Checkpoint,

@@ -1,4 +1,4 @@
-//! The copy that loses least, where none leads to the present and the operator accepts a loss.
+//! Finds the copy that loses least, where none leads to the present and the operator accepts a loss.
 
 use std::time::Duration;
 
@@ -13,7 +13,8 @@ use super::search::{CONTRADICTED, RecoverySource, Search, ancestry_of};
 use crate::clock::past_age;
 use crate::error::StartError;
 
-/// For so long after its beginning, a lineage without a snapshot counts as one that is still being begun.
+/// For this long after its beginning, a lineage without a snapshot counts as one that another node is still
+/// beginning.
 const BEGINNING: Duration = Duration::from_secs(60);
 
 impl Search<'_> {
@@ -31,7 +32,7 @@ impl Search<'_> {
         if let (Some(planned), Ok(found)) = (planned, &self.facts.database)
             && planned.id() == Some(found.lineage)
         {
-            // An earlier start has got so far.
+            // An earlier start has begun the lineage in the database already.
             let copy = copy_in(found);
             return Ok(self.recovery_source(&copy, None, Some(planned.clone()), root.is_some()));
         }
@@ -71,7 +72,7 @@ impl Search<'_> {
                             copies.retain(|other| *other != copy);
                             let mut others = copies.iter().filter(|o| o.lineage == copy.lineage);
                             if !others.any(|other| other.lsn >= copy.lsn) {
-                                // It may be whole, and could only not be read now.
+                                // The snapshot may be whole, and only not readable now.
                                 self.all_was_read()?;
                             }
                             continue;
@@ -107,7 +108,7 @@ impl Search<'_> {
             !accepts_loss && planned.is_some_and(|planned| after < planned.lsn)
         };
         let of_state = self.state(&ancestry, root.is_some()).await?;
-        // A newer one may be among what could not be read: no loss is accepted for its sake.
+        // There may be a newer copy among those that could not be read: no loss is accepted because of them.
         self.all_was_read()?;
         let is_begun = planned.is_some_and(|planned| planned.empty);
         let is_named = self.cx.accepted.empty.contains(&self.facts.partition);
@@ -136,7 +137,7 @@ impl Search<'_> {
         }
     }
 
-    /// An empty partition instead of one of which nothing is left.
+    /// An empty partition in place of one of which nothing is left.
     fn empty(
         &self,
         ancestry: &[(LineageId, u64)],
@@ -167,8 +168,8 @@ impl Search<'_> {
     }
 }
 
-/// Leaves the copies that agree with what an earlier start has decided. `is_swapped` says that the root is of
-/// the lineage that it was to begin.
+/// Leaves the copies that agree with what an earlier start has decided. `is_swapped` is whether the root is
+/// of the lineage that it was to begin.
 fn follow_plan(
     copies: &mut Vec<Candidate>,
     ancestry: &mut Vec<(LineageId, u64)>,
@@ -177,21 +178,22 @@ fn follow_plan(
     accepts_loss: bool,
 ) {
     // The lineage has begun: the same copy is taken, and forks are counted from its parent. If that copy has
-    // turned out damaged and a loss is accepted, the fork is followed by another one.
+    // turned out damaged and a loss is accepted, another fork follows this one.
     let is_there = || copies.iter().any(|copy| copy.lsn == planned.lsn);
     if is_swapped && (is_there() || !accepts_loss) {
         ancestry.remove(0);
         copies.retain(|copy| copy.lsn == planned.lsn);
     }
-    // No more was accepted than what was decided.
+    // No greater loss was accepted than the one that was decided.
     if !accepts_loss {
         copies.retain(|copy| copy.lsn >= planned.lsn);
     }
 }
 
 /// How long the node that began the newest lineage still has to put a snapshot of it. Until then that node
-/// counts as alive: of two restores at once, the later one does not take over. (Clocks that differ make this
-/// shorter, and nothing else: one begun in the future was begun by a clock that was ahead.)
+/// counts as alive: of two restores at once, the later one does not take over. Clocks that differ can make
+/// the wait shorter, but never longer than [`BEGINNING`]: a beginning in the future comes from a clock that
+/// was ahead, and gives no wait.
 fn still_beginning(root: &CurrentRoot) -> Option<Duration> {
     let begun_at = root.parent.as_ref()?.begun_at()?;
     let Some(age) = past_age(begun_at) else {

@@ -1,24 +1,29 @@
 //! From a data directory to running partitions: every source that a start can recover from.
 //!
-//! 1. Lock the directory. Decide what an empty one means ([`directory`]).
+//! 1. Lock the directory. Decide what an empty one means ([`directory`], [`acceptance`]).
 //! 2. Inspect the log's files, cut a torn tail, open the log. A lost or damaged one ends the start,
 //!    unless the operator accepts the loss.
 //! 3. Open the database, and find out what it has of each partition ([`inspect`]).
-//! 4. For each partition: does the log go on where the database ends? Then it is replayed. Else copies
-//!    are tried, local ones first, then the repository's, newest first ([`search`], [`candidates`]). Each is
-//!    checked byte for byte before it is used, and none is used that the log contradicts
-//!    ([`contradiction`]). If none connects with the log, the start ends and says what was tried; or, if the
-//!    operator accepts a loss, the copy that loses least is taken and a new lineage begins there ([`plan`]).
-//! 5. Bring the database into that shape ([`rebuild`]), open the groups ([`groups`]), and replay all
-//!    partitions at once.
+//! 4. For each partition: does the log continue where the database ends? Then it is replayed. Otherwise
+//!    copies are tried ([`search`], [`candidates`]): local ones first ([`local_copies`]), then the
+//!    repository's, newest first ([`archived_copies`]). Each is checked byte for byte before it is used, and
+//!    none is used that the log contradicts ([`contradiction`]). If none connects with the log, the start
+//!    ends and reports what was tried; or, if the operator accepts a loss, the copy that loses least is taken
+//!    and a new lineage begins there ([`plan`], [`loss`], [`database_blocks`], [`last_resort`],
+//!    [`empty_partitions`]).
+//! 5. Bring database and log into that state ([`rebuild`], [`rebuild_state`]), open the groups ([`groups`]),
+//!    and replay all partitions at once ([`replay`]).
 //! 6. Damage that is met in any of these steps rules out the source that it was met in, and the start
 //!    begins again at 2 ([`attempts`]).
 //!
-//! "There is no snapshot" and "the repository could not be read" are different answers, and neither
-//! ever makes an empty database.
+//! [`report`] is what a recovery did. [`readiness`] prepares a copy while the node runs, and
+//! [`archived_state`] fetches a JSON snapshot for an empty directory that cannot be restored.
 //!
-//! The steps are async, and share a [`context::Context`]. What reads or writes much runs on threads where
-//! blocking is fine; small files, and the end of a start that fails, are left to the thread that is there,
+//! "There is no snapshot" and "the repository could not be read" are different answers, and neither
+//! leads to an empty database.
+//!
+//! The steps are async, and share a [`context::Context`]. Steps that read or write much run on threads where
+//! blocking is fine. Small files, and the end of a start that fails, are handled on the current thread,
 //! because nothing else runs yet.
 
 mod acceptance;
@@ -66,12 +71,12 @@ use plan::Plan;
 pub(crate) use readiness::make_ready;
 pub use report::{PartitionRecovery, RecoveryReport};
 
-/// How long a node that has restarted itself tries again where something cannot be read now, such as the
-/// repository: without the restart, its partitions would be served.
+/// For how long a node that has restarted itself retries a start that cannot read something now, such as the
+/// repository: without the restart, its other partitions would be served.
 const RESTARTED_TIMEOUT: Duration = Duration::from_secs(2 * 60);
-/// How long it waits before that, twice as long each time...
+/// Wait before the first retry; each further wait is twice as long, up to [`LAST_RETRY`].
 const FIRST_RETRY: Duration = Duration::from_secs(1);
-/// ...up to this.
+/// Longest wait between retries.
 const LAST_RETRY: Duration = Duration::from_secs(10);
 
 /// Recovers a data directory; returns when every partition serves.
@@ -168,7 +173,7 @@ async fn read_plan(data_dir: &DataDir) -> Result<Option<Plan>, StartError> {
     blocking(move || Plan::read(&path)).await
 }
 
-/// Opens the log. How long that took, if there was enough of it to tell.
+/// Opens the log. Returns how long that took, if the log was large enough to measure it.
 async fn open_log(
     options: &Arc<NodeOptions>,
     entered: &Entered,
@@ -204,7 +209,7 @@ async fn open_log(
     Ok((cx, Some(scan).filter(|_| scan_tells(log_bytes))))
 }
 
-/// The database in a shape that the log connects with.
+/// The database in a state that the log connects with.
 struct Database {
     store: Store,
     /// Partitions that have begun a new lineage in this start.
@@ -214,7 +219,7 @@ struct Database {
     report: RecoveryReport,
 }
 
-/// Opens the database, and brings it into a shape that the log connects with.
+/// Opens the database, and brings it into a state that the log connects with.
 async fn open_database(cx: &Context, plan: &mut Option<Plan>) -> Result<Database, StartError> {
     let is_new_cluster = cx.data_dir.is_new && !plan.as_ref().is_some_and(|plan| plan.everything);
     if is_new_cluster {
@@ -275,12 +280,12 @@ async fn serve(inner: &mut Inner, options: &NodeOptions, forked: &[u64]) -> Resu
     }
     // Every partition has entries in the log now: from here on, a partition without any is damaged.
     inner.data_dir.finish()?;
-    // In this order: a crash in between leaves no acceptance that would count for another loss.
+    // In this order: a crash in between must leave no acceptance that has effect for another loss.
     acceptance::spend(inner.data_dir.path(), options.bootstrap)?;
     Plan::remove(inner.data_dir.path())
 }
 
-/// How long a start waits for one partition to drop a basin. What is not dropped only takes space.
+/// How long a start waits for one partition to drop a basin. A basin that is not dropped only takes space.
 const DROP_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Drops, in partitions that were restored to an earlier state, the basins that were deleted since then.
@@ -310,7 +315,7 @@ async fn publish_forked(inner: &Inner, forked: &[u64]) {
     }
 }
 
-/// Ticks of the engines; an election takes ten to twenty of them.
+/// Tick interval of the engines; an election takes ten to twenty ticks.
 const TICK: Duration = Duration::from_millis(100);
 /// Accepted proposals that are not applied yet, per partition.
 pub(crate) const MAX_PENDING: u64 = 16 * 1024;

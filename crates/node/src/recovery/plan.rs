@@ -1,7 +1,7 @@
 //! What was decided about a restore that may lose something.
 //!
-//! It is written down before anything is done, so that a start that a crash interrupted is continued in the
-//! same way: the same lineage is begun, after the same LSN, and the operator is not asked again.
+//! It is written down before anything is done, so that the start after a crash continues in the same way:
+//! the same lineage is begun, after the same LSN, and the operator need not accept the loss again.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -28,14 +28,14 @@ pub(crate) struct Plan {
 pub(crate) struct PlannedFork {
     /// Its id, in hexadecimal digits.
     pub lineage: String,
-    /// That of the one that it branches off from.
+    /// The id of the lineage that it branches off from.
     pub parent: String,
     /// The last LSN that both share.
     pub lsn: u64,
-    /// Forks between the copy that is gone on from and the parent, of which no snapshot is left.
+    /// Forks between the copy that it continues from and the parent, of which no snapshot is left.
     #[serde(default)]
     pub skipped: u64,
-    /// The lineages that those forks began, oldest first, but for the parent; none if an earlier build
+    /// The lineages that those forks began, oldest first, but for the parent; empty if an earlier build
     /// decided.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub between: Vec<String>,
@@ -89,7 +89,7 @@ impl Plan {
             })
     }
 
-    /// Durable when this returns.
+    /// Writes it down. Durable when this returns.
     pub fn write(&self, data_dir: &Path) -> Result<(), StartError> {
         let path = Plan::path(data_dir);
         let text = serde_json::to_vec_pretty(self).map_err(|e| StartError::BadIdentity {
@@ -99,7 +99,7 @@ impl Plan {
         write_durably(&path, &text)
     }
 
-    /// It is done.
+    /// Removes it, once the restore is complete.
     pub fn remove(data_dir: &Path) -> Result<(), StartError> {
         let path = Plan::path(data_dir);
         match std::fs::remove_file(&path) {

@@ -1,4 +1,4 @@
-//! A copy of a damaged partition, made ready while the others are served.
+//! Prepares a copy of a damaged partition while the other partitions are served.
 
 use super::candidates::Source;
 use super::context::Context;
@@ -8,8 +8,9 @@ use crate::blocking::blocking;
 use crate::core::Inner;
 use crate::error::StartError;
 
-/// Finds the copy that the next start goes on from, fetches it if need be, and compares all of its blocks;
-/// answers where it is from. Writes below `restore/` alone, where the next start finds what was fetched.
+/// Finds the copy that the next start continues from, fetches it if necessary, and compares all of its
+/// blocks; returns where it is from. Writes below `restore/` alone, where the next start finds what was
+/// fetched.
 ///
 /// # Errors
 ///

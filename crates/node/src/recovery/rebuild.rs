@@ -1,6 +1,6 @@
-//! Brings database and log into the shape that was decided on.
+//! Brings database and log into the state that was decided on.
 //!
-//! Each step can be repeated: a crash leaves a plan, and copies are made ready again.
+//! Each step can be repeated: a crash leaves the plan, and the next start prepares the copies again.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -31,7 +31,7 @@ pub(super) struct Rebuilt {
     pub took: Duration,
 }
 
-/// Makes the partitions of a new node. Blocking.
+/// Creates the partitions of a new node. Blocking.
 pub(super) fn create(cx: &Context) -> Result<Store, StartError> {
     let Context { data_dir, raft, .. } = cx;
     let identity = &data_dir.identity;
@@ -100,7 +100,7 @@ pub(super) async fn rebuild(
     })
 }
 
-/// Opens the database without what is damaged of it; an empty one, if it is of no use.
+/// Opens the database without its damaged partitions; an empty one, if it cannot be used.
 fn open_store(cx: &Context, facts: Facts) -> Result<Store, StartError> {
     let data_dir = &cx.data_dir;
     match facts.store {
@@ -120,7 +120,7 @@ fn open_store(cx: &Context, facts: Facts) -> Result<Store, StartError> {
     }
 }
 
-/// What it took to make a partition.
+/// Measurements of making a partition.
 #[derive(Default)]
 struct Made {
     restored_bytes: u64,
@@ -164,8 +164,9 @@ fn make_partition(
     Ok(made)
 }
 
-/// Keeps the database's files of a partition that the log contradicts, before they are dropped. Not where
-/// local snapshots are: the one in use may be of the same LSN. After a crash they are there already.
+/// Keeps the database's files of a partition that the log contradicts, before they are dropped. They are not
+/// put where local snapshots are: the one in use may have the same LSN. After a crash they are there
+/// already.
 fn keep_database(cx: &Context, store: &Store, partition: u64) -> Result<(), StartError> {
     let known = cx.data_dir.checkpoints_aside(partition)?;
     let to = cx.data_dir.place_for_checkpoint_aside(partition)?;
@@ -180,7 +181,7 @@ fn keep_database(cx: &Context, store: &Store, partition: u64) -> Result<(), Star
     Ok(())
 }
 
-/// Replaces the database's files of a partition by those of a checkpoint.
+/// Replaces the database's files of a partition with those of a checkpoint.
 fn import(
     cx: &Context,
     store: &Store,
@@ -211,11 +212,11 @@ fn import(
     Ok(())
 }
 
-/// Makes an empty partition, and puts aside local snapshots of it, which are of no use.
+/// Makes an empty partition, and puts its local snapshots aside, which cannot be used.
 fn make_empty(cx: &Context, store: &Store, partition: u64) -> Result<(), StartError> {
     let data_dir = &cx.data_dir;
     cx.attempts.uses(partition, &Source::Empty);
-    // Until the lineage has begun, what is made here must not be taken for what was lost.
+    // Until the lineage has begun, the new empty partition must not be mistaken for the lost one.
     data_dir.report_damage(partition, "it is being made empty")?;
     store.drop_part(PartitionId(partition))?;
     store.create_partition(PartitionId(partition), &cluster_init(data_dir))?;
@@ -263,8 +264,8 @@ fn log_forks(plan: &Plan) {
     }
 }
 
-/// The database without the partitions whose files keep it from being opened as it should be. What is
-/// dropped has another copy, or its loss was accepted.
+/// The database without the partitions whose damaged files prevent opening it for use. Each dropped
+/// partition has another copy, or its loss was accepted.
 fn without(
     damaged: Store,
     partitions: &[u64],
@@ -283,7 +284,7 @@ fn without(
     let opened = Store::open_any(&data_dir.db(), options);
     opened.map_err(|why| match why.is_unreadable() {
         true => why.into(),
-        // Whose damage it is goes into the report, for the next attempt.
+        // The report notes which partition's damage it is, for the next attempt.
         false => match Store::open_damaged(&data_dir.db(), options, why) {
             Ok(store) => {
                 store.close();
@@ -296,7 +297,7 @@ fn without(
     })
 }
 
-/// Begins a lineage: first in the repository, so that of two restores at once one loses; then in the
+/// Begins a lineage: first in the repository, so that of two restores at once one fails; then in the
 /// database; then in the log.
 async fn begin_lineage(
     cx: &Context,

@@ -16,9 +16,9 @@ use crate::state::files::{Files, name_of};
 /// Bytes of the log that are read at a time.
 const REPLAY_BYTES: u64 = 4 << 20;
 
-/// Makes the partition from the JSON snapshot of a commit, and from the commits that the log has after it, up
-/// to an LSN. Returns how many these are. Other streams are lost, so what the log has of them is skipped.
-/// Blocking.
+/// Makes the partition from the JSON snapshot of a commit, and from the commits that the log has after it,
+/// up to an LSN. Returns the number of these commits. Other streams are lost, so their entries in the log
+/// are skipped. Blocking.
 pub(super) fn from_state(
     cx: &Context,
     store: &Store,
@@ -46,7 +46,7 @@ pub(super) fn from_state(
         "Loading snapshot: {}",
         name_of(commit_ts)
     );
-    // Until the lineage has begun, what is made here must not be taken for what was lost.
+    // Until the lineage has begun, the rebuilt partition must not be mistaken for the lost one.
     data_dir.report_damage(partition, MADE_OF_STATE)?;
     store.drop_part(id)?;
     store.create_partition(id, &cluster_init(data_dir))?;
@@ -64,7 +64,7 @@ pub(super) fn from_state(
             why
         })
     });
-    // An error of the database is no damage of the snapshot.
+    // An error of the database is not damage of the snapshot.
     if let Some(error) = failed {
         return Err(error.into());
     }
@@ -111,7 +111,7 @@ pub(super) fn from_state(
     Ok(commits)
 }
 
-/// A JSON snapshot that was whole when it was chosen, and is of no use now.
+/// The error for a JSON snapshot that was whole when it was chosen, and cannot be used now.
 fn not_usable(partition: u64, commit_ts: u64, why: String) -> StartError {
     StartError::NothingUsable {
         partition,
@@ -120,7 +120,7 @@ fn not_usable(partition: u64, commit_ts: u64, why: String) -> StartError {
     }
 }
 
-/// The same if its file is damaged or gone. One that cannot be read now may be whole.
+/// The same if its file is damaged or absent. A file that cannot be read now may be whole.
 fn not_read(partition: u64, commit_ts: u64, why: &FileError) -> StartError {
     match why {
         FileError::Unreadable(error) if error.kind() != io::ErrorKind::NotFound => {

@@ -8,10 +8,10 @@ use esker_raft::Group;
 use crate::core::Inner;
 use crate::error::StartError;
 
-/// How often it is checked whether replay makes progress.
+/// How often replay is checked for progress.
 const LOOK_INTERVAL: Duration = Duration::from_millis(50);
-/// Replay of a partition in which nothing was applied for so long is given up: one step is 2 MiB of
-/// entries at most, and a disk that is too slow for that cannot serve requests.
+/// Replay of a partition in which nothing is applied for this long fails: one step is 2 MiB of entries at
+/// most, and a disk that is too slow for that cannot serve requests.
 const STALL_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Waits until every partition serves.
@@ -26,7 +26,7 @@ pub(super) async fn wait(inner: &Inner) -> Result<(), StartError> {
                 group.wait_until_serving().await;
                 is_well(inner, group)?;
                 if !group.is_serving() {
-                    // It has halted, and is opened again by itself.
+                    // It has halted, and reopens automatically.
                     tokio::time::sleep(LOOK_INTERVAL).await;
                 }
             }
@@ -42,7 +42,7 @@ pub(super) async fn wait(inner: &Inner) -> Result<(), StartError> {
 
 fn is_well(inner: &Inner, group: &Group<Outcome>) -> Result<(), StartError> {
     let partition = group.id().0;
-    // A cause that may pass has the time of a stall.
+    // A cause that may pass is waited for as long as a stall.
     let halted = || group.halted().filter(|halted| !halted.reopens);
     match inner.damage(partition).or_else(|| halted().map(|h| h.why)) {
         Some(why) => Err(StartError::Halted { partition, why }),
@@ -50,7 +50,7 @@ fn is_well(inner: &Inner, group: &Group<Outcome>) -> Result<(), StartError> {
     }
 }
 
-/// Why replay is given up, once it is.
+/// Waits until replay has to fail; returns why.
 async fn watch(inner: &Inner) -> StartError {
     let applied = || {
         inner

@@ -13,15 +13,15 @@ pub struct RecoveryReport {
     pub state_commits: u64,
     /// Bytes that came from checkpoints and snapshots.
     pub restored_bytes: u64,
-    /// Looking at the log, if there was enough of it to tell.
+    /// Reading the log; zero if the log was too small to measure it.
     pub scan: Duration,
-    /// Finding, fetching, checking and importing them.
+    /// Finding, fetching, checking and importing copies.
     pub restore: Duration,
-    /// Replaying.
+    /// Replaying the log.
     pub replay: Duration,
     /// From the beginning to serving.
     pub total: Duration,
-    /// A JSON snapshot that has a newer state store than what was restored: its name, and where it is.
+    /// A JSON snapshot that has a newer state store than the restored one: its name, and its place.
     pub newer_state: Option<String>,
     /// What each partition came from, the catalog first.
     pub partitions: Vec<PartitionRecovery>,
@@ -32,18 +32,18 @@ pub struct RecoveryReport {
 pub struct PartitionRecovery {
     /// The partition.
     pub partition: u64,
-    /// Which copy.
+    /// The copy that it came from.
     pub source: Source,
-    /// What it covered.
+    /// The last LSN that the copy covered.
     pub lsn: u64,
-    /// Entries that were replayed on it.
+    /// Entries that were replayed on the copy.
     pub replayed: u64,
-    /// The LSN after which something may be lost: a new lineage began there.
+    /// The LSN after which data may be lost: a new lineage began there.
     pub lost_after: Option<u64>,
 }
 
 impl RecoveryReport {
-    /// A partition that did not come from its database.
+    /// Notes a partition that did not come from its database.
     pub(super) fn came_from(&mut self, partition: u64, source: Source, lost_after: Option<u64>) {
         self.partitions.push(PartitionRecovery {
             partition,
@@ -54,7 +54,7 @@ impl RecoveryReport {
         });
     }
 
-    /// Where a partition begins to replay.
+    /// Notes where a partition begins to replay.
     pub(super) fn note(&mut self, partition: u64, applied: u64, last: u64) {
         let replayed = last.saturating_sub(applied);
         self.entries += replayed;
@@ -75,20 +75,20 @@ impl RecoveryReport {
         self.partitions.sort_by_key(|one| one.partition);
     }
 
-    /// Where a partition came from.
+    /// The source of a partition.
     pub(super) fn source_of(&self, partition: u64) -> &Source {
         let mut of = self.partitions.iter();
         of.find(|one| one.partition == partition)
             .map_or(&Source::Database, |one| &one.source)
     }
 
-    /// Whether a partition has begun a new lineage, because something may be lost.
+    /// Whether a partition has begun a new lineage, because data may be lost.
     pub(super) fn lost_some(&self, partition: u64) -> bool {
         let mut of = self.partitions.iter();
         of.any(|one| one.partition == partition && one.lost_after.is_some())
     }
 
-    /// Where it all came from, in short.
+    /// The sources of all partitions, in short.
     pub(super) fn source(&self) -> String {
         let of = |wanted: fn(&Source) -> bool| {
             self.partitions

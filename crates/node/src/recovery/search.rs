@@ -1,7 +1,7 @@
-//! Finds, for each partition, the copy to go on from.
+//! Finds, for each partition, the copy to continue from.
 //!
-//! Nothing of the data directory is changed here but `restore/`, where copies are made ready: fetched,
-//! checked byte for byte, and only then offered to the database.
+//! Nothing of the data directory is changed here but `restore/`, where copies are prepared: fetched, checked
+//! byte for byte, and only then offered to the database.
 
 use std::path::{Path, PathBuf};
 
@@ -18,20 +18,20 @@ use super::plan::{Plan, PlannedFork};
 use crate::blocking::blocking;
 use crate::error::StartError;
 
-/// Partitions that are restored at a time. Each fetches eight files at a time.
+/// Partitions that are restored at the same time. Each fetches eight files at a time.
 const PARALLEL: usize = 4;
-/// What is to be done where the log contradicts copies, and no other one is of use.
+/// The remedy where the log contradicts copies, and no other copy can be used.
 pub(super) const CONTRADICTED: &str = "What the log contradicts is of another copy of this data directory, or the log is: bring back what belongs together. Or give up what only the log has: keep a copy of this directory, move its log/ away, and start with --bootstrap restore, which goes on from the copy that covers most (database or snapshot) of those that are of the lineage which the repository names, up to where another restore has left it; to restore the repository's snapshots instead, move db/ and checkpoints/ away as well";
 
-/// A copy to go on from.
+/// A copy to continue from.
 pub(super) struct RecoverySource {
     pub partition: u64,
     pub source: Source,
     /// Files for the database to take, unless it is the database itself.
     pub ready: Option<Checkpoint>,
-    /// The lineage that begins there, because something may be lost.
+    /// The lineage that begins there, because data may be lost.
     pub fork: Option<PlannedFork>,
-    /// Whether the repository has a root that is to be forked.
+    /// Whether the repository has a root that has to be forked.
     pub has_root: bool,
     /// The lineage of the log, if that began where the copy ends: the copy is of its parent.
     pub adopt: Option<Lineage>,
@@ -58,15 +58,15 @@ pub(super) async fn find(
         };
         search.find()
     });
-    // Made first: closures in streams are not proven to live long enough.
+    // Collected first: the compiler cannot prove that closures in streams live long enough.
     let finding: Vec<_> = finding.collect();
     let mut finding = futures::stream::iter(finding).buffer_unordered(PARALLEL);
     let (mut sources, mut lacking) = (Vec::new(), Vec::new());
     while let Some(found) = finding.next().await {
         match found {
             Ok(source) => sources.push(source),
-            // All of them are named at once. What is fetched of the others meanwhile is there for the next
-            // start.
+            // One error names all of these partitions. What is fetched for the others meanwhile is kept for
+            // the next start.
             Err(StartError::NoCopy {
                 partitions, tried, ..
             }) => lacking.push((partitions, tried)),
@@ -100,12 +100,12 @@ pub(super) async fn find(
 pub(super) struct Search<'a> {
     pub(super) cx: &'a Context,
     pub(super) facts: &'a PartitionFacts,
-    /// The database, if it is of use.
+    /// The database, if it can be used.
     pub(super) store: Option<&'a Store>,
     pub(super) planned: Option<&'a PlannedFork>,
-    /// What the log has, unless it turns out to be too short.
+    /// What the log has; `None` once it turns out to be too short.
     pub(super) log: Option<LogFacts>,
-    /// The log as it is, which contradicts copies even if it is too short.
+    /// The log itself, which contradicts copies even if it is too short.
     pub(super) witness: Option<Witness>,
     /// Whether the log contradicts the database.
     pub(super) keeps_database: bool,
@@ -113,15 +113,15 @@ pub(super) struct Search<'a> {
     pub(super) contradicted: bool,
     /// Copies that are not usable, and why.
     pub(super) tried: Vec<String>,
-    /// Those of them of which nothing is known, because they could not be read now. What could be read
-    /// is used if it loses nothing; no loss is accepted for their sake.
+    /// Those of them that could not be read now, so that nothing is known of them. A copy that could be read
+    /// is used if it loses nothing; no loss is accepted while any is unreadable.
     pub(super) unreadable: Vec<String>,
     /// Whether a snapshot in the repository is damaged.
     pub(super) damage: bool,
 }
 
-/// The lineages of a partition's history as the repository has them, the newest first, each with the last LSN
-/// that is a part of it; none if there is no root.
+/// The lineages of a partition's history that the repository knows, the newest first, each with the last LSN
+/// that is part of it; empty if there is no root.
 pub(super) fn ancestry_of(root: Option<&CurrentRoot>) -> Vec<(LineageId, u64)> {
     let ancestry = root.map(|root| root.ancestry()).unwrap_or_default();
     let lineages = ancestry.into_iter();
@@ -131,7 +131,7 @@ pub(super) fn ancestry_of(root: Option<&CurrentRoot>) -> Vec<(LineageId, u64)> {
 }
 
 impl<'a> Search<'a> {
-    /// A search for copies that lead to the present, among those outside of the database.
+    /// A search for copies other than the database that lead to the present.
     pub(super) fn lossless(cx: &'a Context, facts: &'a PartitionFacts) -> Search<'a> {
         let log = facts.log.clone();
         Search {
@@ -152,7 +152,7 @@ impl<'a> Search<'a> {
     /// The source that loses least.
     pub(super) async fn find(self) -> Result<RecoverySource, StartError> {
         let partition = self.facts.partition;
-        // What an earlier start has decided is continued.
+        // A decision of an earlier start is continued.
         let is_begun = self.planned.is_some_and(|planned| planned.empty);
         let is_named = self.cx.accepted.empty.contains(&partition) && !is_begun;
         let source = self.search().await?;
@@ -190,7 +190,7 @@ impl<'a> Search<'a> {
                     .push(format!("{} has no snapshot of it", self.cx.archive.shown()));
                 None
             }
-            // The log is whole, so nothing is needed from the repository.
+            // The log is whole, so the repository is not needed.
             Err(error) if whole => {
                 self.tried
                     .push(format!("{}: {error}", self.cx.archive.shown()));
@@ -219,7 +219,8 @@ impl<'a> Search<'a> {
             return Ok(self.recovery_source(&nothing, None, None, root.is_some()));
         }
         self.all_was_read()?;
-        // A copy that reaches beyond the log may be of another copy of this directory: the operator has to know.
+        // A copy that reaches beyond the log may be of another copy of this directory: the operator has to
+        // decide.
         if let Some(root) = root.as_ref()
             && let Err(error) = repository.check_writer(root)
         {
@@ -269,8 +270,8 @@ impl<'a> Search<'a> {
         }
     }
 
-    /// A log that ends before an entry that was applied from it has lost an unknown number of entries: it
-    /// cannot be used.
+    /// Detects a log that ends before an entry that was applied from it: it has lost an unknown number of
+    /// entries, and cannot be used.
     pub(super) fn look_for_a_cut(&mut self, copy: &Candidate) {
         if let Some(log) = &self.log
             && log.lineage.id() == copy.lineage
@@ -284,7 +285,8 @@ impl<'a> Search<'a> {
         }
     }
 
-    /// Whether the log has other entries than those that led to a copy: then it is of another history.
+    /// Whether the log has other entries than those that led to a copy: then the copy belongs to another
+    /// history.
     pub(super) async fn is_contradicted(&mut self, copy: &Candidate) -> Result<bool, StartError> {
         let Some(witness) = &self.witness else {
             return Ok(false);
@@ -305,7 +307,7 @@ impl<'a> Search<'a> {
         Ok(true)
     }
 
-    /// Whether a source turned out damaged when an earlier attempt used it.
+    /// Whether a source turned out to be damaged when an earlier attempt used it.
     pub(super) fn is_ruled_out(&mut self, source: &Source) -> bool {
         let why = self.cx.attempts.why_not(self.facts.partition, source);
         if let Some(why) = &why {
@@ -318,7 +320,7 @@ impl<'a> Search<'a> {
         why.is_some()
     }
 
-    /// The directory in which a copy is made ready.
+    /// The directory in which a copy is prepared.
     pub(super) fn place(&self, name: &str) -> PathBuf {
         self.cx
             .data_dir
@@ -327,7 +329,7 @@ impl<'a> Search<'a> {
             .join(name)
     }
 
-    /// The copy as a source, with what the search has found.
+    /// The copy as a source, with the findings of the search.
     pub(super) fn recovery_source(
         &self,
         copy: &Candidate,
@@ -336,7 +338,7 @@ impl<'a> Search<'a> {
         has_root: bool,
     ) -> RecoverySource {
         let log = self.log.as_ref();
-        // That there is no log is logged once, and not for each copy.
+        // The absence of a log is logged once, and not for each copy.
         let tried = self.tried.iter();
         for tried in tried.filter(|tried| !tried.ends_with(LOG_IS_LOST)) {
             tracing::warn!(partition = self.facts.partition, "not usable: {tried}");
@@ -391,7 +393,7 @@ mod tests {
     use crate::options::NodeOptions;
     use crate::snapshots::Archive;
 
-    /// The partition of the made-up facts: not the state store's.
+    /// The partition of the invented facts: not the state store's.
     const PARTITION: u64 = 0;
 
     /// A directory with an empty log, no copies, and an empty repository.
@@ -418,7 +420,7 @@ mod tests {
         Lineage::first(cluster, 1, PartitionId(PARTITION))
     }
 
-    /// A log with the entries after one LSN up to another, and a database at an LSN, if it is of use.
+    /// A log with the entries after one LSN up to another, and a database at an LSN, if it can be used.
     fn facts(cx: &Context, log: Option<(u64, u64)>, database: Option<u64>) -> PartitionFacts {
         let lineage = lineage(cx);
         let id = lineage.id();
@@ -445,7 +447,7 @@ mod tests {
 
     async fn find(cx: &Context, facts: &PartitionFacts) -> Result<RecoverySource, StartError> {
         let search = Search {
-            // The entries of the log are made up, too.
+            // The entries of the log are invented, too.
             witness: None,
             ..Search::lossless(cx, facts)
         };
@@ -472,7 +474,7 @@ mod tests {
         let found = find(&cx, &facts(&cx, Some((0, 20)), None)).await.unwrap();
         assert_eq!(found.source, Source::Log);
         assert_eq!(found.fork, None);
-        // It is not tried again after it was found damaged.
+        // It is not tried again after it was found to be damaged.
         let (log, why) = (Source::Log, "why".to_owned());
         cx.attempts.rule_out(PARTITION, log, why);
         let refused = find(&cx, &facts(&cx, Some((0, 20)), None))

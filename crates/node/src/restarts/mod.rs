@@ -1,17 +1,17 @@
-//! Restarts that the node asks its host for.
+//! Restarts that the node requests of its host.
 //!
-//! Two faults need a start: files of a partition that turn out damaged while others are served, and a
-//! database that takes no write until it is opened again. Recovery at a start is tested most, so a running
-//! node does not repeat any of it: once it is certain that a start can recover, it asks its host for one ([`crate::Node::restart_wanted`]).
+//! Two faults need a start: files of a partition that turn out to be damaged while others are served, and a
+//! database that takes no write until it is opened again. Recovery at a start is the best tested code, so a
+//! running node does not repeat any of it: once it is certain that a start can recover, it requests one from
+//! its host ([`crate::Node::restart_wanted`]).
 //!
-//! Certain means, for every damaged partition: the damage is noted durably, and a copy that leads to the
-//! present has been found, fetched if need be, and compared block by block (`recovery::search`). What was
-//! fetched is used by the start, so a long download costs no outage. Without such a copy the node serves on:
-//! a start would end, and with it the partitions that are well.
+//! It is certain once, for every damaged partition, the damage is noted durably, and a copy that leads to
+//! the present has been found, fetched if necessary, and compared block by block (`recovery::search`). The
+//! start uses what was fetched, so a long download costs no outage. Without such a copy the node continues
+//! to serve: the start would fail, and the undamaged partitions would no longer be served.
 //!
-//! How many there may be is bounded by [`record`]. There is none
-//! either where the path of the data directory leads elsewhere by now: the start would not find
-//! what was acknowledged.
+//! [`record`] bounds the number of restarts. No restart is made either where the path of the data directory
+//! leads elsewhere by now: the start would not find what was acknowledged.
 
 mod record;
 
@@ -27,12 +27,12 @@ use crate::recovery;
 
 /// How often a need for a restart is checked.
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
-/// A copy that could not be made ready is tried again after so long, twice as long after each failure...
+/// Wait before preparing a copy is retried; it doubles after each failure, up to [`LAST_RETRY`].
 const FIRST_RETRY: Duration = Duration::from_secs(5);
-/// ...up to this.
+/// Longest wait before preparing a copy is retried.
 const LAST_RETRY: Duration = Duration::from_secs(10 * 60);
 
-/// Copies that were made ready, and when it is tried again.
+/// Copies that were prepared, and the time of the next attempt.
 #[derive(Default)]
 struct Copies {
     /// Damaged partitions that a start can recover.
@@ -53,7 +53,7 @@ impl Copies {
     }
 }
 
-/// Checks, for as long as the node runs, whether a restart is needed, and asks for it when it is safe.
+/// Checks, for as long as the node runs, whether a restart is needed, and requests it when it is safe.
 pub(crate) fn watch_for_needs(inner: &Arc<Inner>) {
     let stopping = inner.stopping.clone();
     let inner = Arc::downgrade(inner);
@@ -71,7 +71,7 @@ pub(crate) fn watch_for_needs(inner: &Arc<Inner>) {
     });
 }
 
-/// `None` once the node is gone.
+/// Checks the needs once. `None` once the node was dropped.
 async fn inspect(inner: &Weak<Inner>, copies: &mut Copies) -> Option<()> {
     let inner = inner.upgrade()?;
     let restarts = &inner.restarts;
@@ -99,7 +99,7 @@ async fn inspect(inner: &Weak<Inner>, copies: &mut Copies) -> Option<()> {
         )));
         return Some(());
     }
-    // Without figures, which change: each new message is logged.
+    // The message has no figures that change, because each new message is logged.
     if inner.shortage().is_some() {
         let cause = &need.cause;
         restarts.hold_back(Some(format!(
@@ -175,7 +175,8 @@ impl Need {
     }
 }
 
-/// Notes the damage of a partition, and makes a copy ready; where it is from, or why there is none.
+/// Notes the damage of a partition, and prepares a copy. Returns where the copy is from, or why there is
+/// none.
 async fn make_ready(inner: &Arc<Inner>, partition: u64) -> Result<String, String> {
     let why = inner.damage(partition).unwrap_or_default();
     let (noting, noted) = (inner.clone(), why.clone());

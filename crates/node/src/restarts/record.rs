@@ -1,8 +1,9 @@
-//! The restarts that a node has asked for, in `restarts.json`, and what is known of the next one.
+//! The restarts that a node has requested, in `restarts.json`, and what is known of the next one.
 //!
-//! [`MAX_RESTARTS`] in [`RESTART_WINDOW`], none sooner after the one before than [`PAUSES`] say. They are
-//! counted in `restarts.json`, written before the process ends: a start that is killed counts too. Beyond
-//! the bound, and where the file cannot be read or written, there is no restart; health and status say why.
+//! There are at most [`MAX_RESTARTS`] in [`RESTART_WINDOW`], with at least the pauses of [`PAUSES`] between
+//! them. They are counted in `restarts.json`, which is written before the process ends, so a start that is
+//! killed counts too. Beyond the bound, and where the file cannot be read or written, no restart is made;
+//! health and status name the reason.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -17,48 +18,48 @@ use crate::clock::past_age_at;
 use crate::data_dir::write_durably;
 use crate::error::StartError;
 
-/// Restarts in [`RESTART_WINDOW`]: a fault that needs more of them is not fixed by restarts.
+/// Most restarts in [`RESTART_WINDOW`]: a fault that needs more of them is not fixed by restarts.
 const MAX_RESTARTS: usize = 3;
 
 const RESTART_WINDOW: Duration = Duration::from_secs(60 * 60);
 
-/// How long after the last restart the next one may be, by how many there were in the window.
+/// Shortest time between the last restart and the next one, by the number of restarts in the window.
 const PAUSES: [Duration; MAX_RESTARTS] = [
     Duration::ZERO,
     Duration::from_secs(60),
     Duration::from_secs(10 * 60),
 ];
 
-/// A copy that is being made ready for so long is named as what holds the restart back.
+/// Once preparing a copy takes this long, it is reported as the reason why the restart is delayed.
 const LONG_PREPARATION: Duration = Duration::from_secs(30);
 
-/// Bytes of a cause that are kept.
+/// Bytes of a cause that are stored.
 const MAX_CAUSE: usize = 1024;
 
 /// The restarts that the node has asked for, and those that it needs.
 #[derive(Debug)]
 pub(crate) struct Restarts {
     path: PathBuf,
-    /// Never held while the disk is waited for.
+    /// Never locked while waiting for the disk.
     noted: Mutex<Noted>,
-    /// Held while `restarts.json` is written.
+    /// Locked while `restarts.json` is written.
     noting: Mutex<()>,
-    /// Why `restarts.json` cannot be read, if so: there is no restart then.
+    /// Why `restarts.json` cannot be read, if it cannot: no restart is made then.
     unread: Mutex<Option<String>>,
-    /// The partition of which a copy is being made ready, and since when.
+    /// The partition of which a copy is being prepared, and since when.
     pub preparing: Mutex<Option<(u64, Instant)>>,
-    /// Why no restart is made although one is needed, if so.
+    /// Why no restart is made although one is needed, if that is the case.
     held_back: Mutex<Option<String>>,
-    /// When the host is asked again, after it has made none.
+    /// When the host is asked again, after it has not restarted the node.
     pub retry_at: Mutex<Option<Instant>>,
-    /// Why a restart is to be made now.
+    /// Why a restart has to be made now.
     pub wanted: watch::Sender<Option<String>>,
 }
 
 /// What is in `restarts.json`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Noted {
-    /// All of them, since the directory was made.
+    /// The number of restarts since the directory was created.
     total: u64,
     /// The last ones, oldest first.
     recent: Vec<Restart>,
@@ -72,7 +73,7 @@ struct Restart {
 }
 
 impl Noted {
-    /// Those of the window. One from the future is of a clock that was ahead, and does not count.
+    /// The restarts in the window. One in the future comes from a clock that was ahead, and does not count.
     fn of_window(&self, now: OffsetDateTime) -> Vec<&Restart> {
         let is_late = |at| past_age_at(at, now).is_some_and(|age| age < RESTART_WINDOW);
         let recent = self.recent.iter();
@@ -103,8 +104,8 @@ impl Noted {
 }
 
 impl Restarts {
-    /// Reads what is noted. What is no such file counts as none, and is replaced by the next one. A file
-    /// that cannot be read now is no reason not to start: it is read again when a restart is needed.
+    /// Reads the file. A file that is not valid counts as empty, and the next restart replaces it. A file
+    /// that cannot be read now does not prevent a start: it is read again when a restart is needed.
     pub fn open(data_dir: &Path) -> Restarts {
         let restarts = Restarts {
             path: data_dir.join("restarts.json"),
@@ -125,7 +126,7 @@ impl Restarts {
         restarts
     }
 
-    /// Reads what is noted.
+    /// Reads the file.
     pub fn read(&self) -> Result<(), String> {
         let path = &self.path;
         let noted = match std::fs::read(path) {
@@ -154,7 +155,7 @@ impl Restarts {
         self.unread.lock().clone()
     }
 
-    /// Why no restart is made although one is needed, if so.
+    /// Why no restart is made although one is needed, if that is the case.
     pub fn held_back(&self) -> Option<String> {
         let held_back = self.held_back.lock().clone();
         let takes_long = |since: Instant| since.elapsed() >= LONG_PREPARATION;
@@ -166,7 +167,7 @@ impl Restarts {
         held_back.or_else(|| self.preparing().filter(|_| is_late()))
     }
 
-    /// The copy that is being made ready for a restart, in words.
+    /// The copy that is being prepared for a restart, in words.
     pub fn preparing(&self) -> Option<String> {
         let (partition, since) = (*self.preparing.lock())?;
         let seconds = since.elapsed().as_secs();

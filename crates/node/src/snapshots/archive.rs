@@ -1,5 +1,5 @@
-//! The repository as a node sees it: where it is, whose it is, and how checkpoints become snapshots
-//! and back.
+//! The repository as a node sees it: its destination, its owner, and the conversion between checkpoints and
+//! snapshots.
 
 use std::collections::HashMap;
 use std::io;
@@ -27,10 +27,10 @@ use super::options::SnapshotKind;
 use crate::data_dir::Identity;
 use crate::error::StartError;
 
-/// In a snapshot's description: the cluster's id, from which a new node learns who it is.
+/// Name of the cluster's id in a snapshot's description; a new node takes its identity from it.
 const CLUSTER_ID: &str = "cluster_id";
-/// In a snapshot's description: checksums of the entries that led to it. Optional: what an earlier build
-/// has put has none.
+/// Name of the checksums of the entries that led to a snapshot, in its description. Optional: snapshots that
+/// an earlier build has put have none.
 const LOG_TAIL: &str = "log_tail";
 
 /// Where a node's partition snapshots are. Cheap to clone.
@@ -38,18 +38,19 @@ const LOG_TAIL: &str = "log_tail";
 pub(crate) struct Archive {
     destination: Destination,
     options: Arc<SnapshotOptions>,
-    /// One for all partitions.
+    /// The limiter of the upload rate, shared by all partitions.
     pace: Option<RateLimiter>,
-    /// Which start of the data directory this is.
+    /// The incarnations of this start and of earlier ones.
     incarnations: Arc<Incarnations>,
-    /// None in the data directory itself, where nothing is mounted.
+    /// The remembered destination; `None` if it is in the data directory itself, where nothing is mounted.
     remembered: Option<Arc<DestinationFile>>,
-    /// Whether no destination is configured: the repository is then on the disk that it should survive.
+    /// Whether no destination is configured: the repository is then on the same disk as the data, and lost
+    /// with it.
     pub is_default: bool,
 }
 
 impl Archive {
-    /// Finds the destination. Asks nothing of a store.
+    /// Finds the destination. Makes no request to a store.
     pub fn open(options: &SnapshotOptions, data_dir: &Path) -> Result<Archive, StartError> {
         let default = data_dir.join("repository");
         let url = match &options.destination {
@@ -59,7 +60,7 @@ impl Archive {
             }
             None => default.to_string_lossy().into_owned(),
         };
-        // A link of a file of the database is damaged with it: only copies are another way back.
+        // A hard link of a database file is damaged with it: only a copy can replace the file.
         let mut destination_options = options.destination_options.clone();
         destination_options.hard_links = false;
         let destination = Destination::open(&url, &destination_options)
@@ -92,7 +93,7 @@ impl Archive {
         &self.options
     }
 
-    /// Whether the destination is this cluster's and the one that it was before, or free to become so.
+    /// Checks that the destination belongs to this cluster and is the one that it was before, or is unowned.
     /// Writes nothing.
     pub async fn check_owner(&self, identity: &Identity) -> Result<(), esker_repository::Error> {
         ownership::check(&self.destination, &cluster(identity)).await
@@ -117,14 +118,14 @@ impl Archive {
         }
     }
 
-    /// Lifts the limit of the upload rate: no append can be slowed down any more.
+    /// Lifts the limit of the upload rate, once there are no more appends that it could slow down.
     pub fn lift_pace(&self) {
         if let Some(pace) = &self.pace {
             pace.lift();
         }
     }
 
-    /// A partition's repository, for the node that is `identity`.
+    /// A partition's repository, for the node with this identity.
     pub fn repository(&self, identity: &Identity, partition: u64) -> Repository {
         let cluster = cluster(identity);
         self.with(Some(cluster), partition, self.options.kind)
@@ -160,7 +161,7 @@ impl Archive {
     }
 }
 
-/// Refuses a destination among the files of the data directory, whose parts are moved and removed.
+/// Refuses a destination among the files of the data directory, which are moved and removed.
 fn outside(url: &str, data_dir: &Path) -> Result<(), StartError> {
     let path = match url.split_once("://") {
         None => url,
@@ -187,7 +188,7 @@ fn outside(url: &str, data_dir: &Path) -> Result<(), StartError> {
     )))
 }
 
-/// A path without links, as far as there is something of it.
+/// A path with its links resolved, as far as it exists.
 fn resolved(path: &Path) -> PathBuf {
     let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
     let mut rest = Vec::new();
@@ -208,7 +209,7 @@ fn cluster(identity: &Identity) -> Cluster {
     }
 }
 
-/// A partition as the repository names it. A cluster has at most 1024, and the catalog.
+/// The repository's number of a partition. A cluster has at most 1024 partitions, and the catalog.
 pub(crate) fn partition_id(partition: u64) -> PartitionId {
     PartitionId(u16::try_from(partition).unwrap_or(u16::MAX))
 }
@@ -255,7 +256,7 @@ impl Source for CheckpointSource {
     }
 }
 
-/// A checkpoint, as the repository takes it. `held` is kept until it is put.
+/// Converts a checkpoint for the repository. `held` is kept until the snapshot is put.
 pub(crate) fn to_put(
     checkpoint: &Checkpoint,
     lineage: &Lineage,
@@ -307,7 +308,7 @@ pub(crate) fn to_put(
     Ok(put)
 }
 
-/// Files that were restored into `dir`, as a database takes them.
+/// Converts files that were restored into `dir` for a database.
 pub(crate) fn restored(dir: &Path, metadata: &SnapshotMetadata) -> Result<Checkpoint, String> {
     let members = match &metadata.membership {
         Some(listed) => Members::deserialize(listed)
@@ -356,7 +357,7 @@ pub(crate) fn log_tail(metadata: &SnapshotMetadata) -> Result<Option<LogTail>, S
     found.transpose().map_err(malformed)
 }
 
-/// The id of the cluster that a snapshot is of, if its description names it.
+/// The id of the cluster that a snapshot belongs to, if its description has it.
 pub(crate) fn cluster_id(metadata: &SnapshotMetadata) -> Option<&str> {
     metadata.extra.get(CLUSTER_ID).and_then(Value::as_str)
 }
@@ -367,7 +368,7 @@ mod tests {
 
     use super::*;
 
-    /// A description as it is written, with what is to stand in the place of the checksums of the log.
+    /// A serialized description, with the given text as the checksums of the log.
     fn described(log_tail: &str) -> SnapshotMetadata {
         let text = format!(
             r#"{{"version": "V1", "cluster_name": "c", "cluster_fingerprint": 5, "partition_id": 1,

@@ -1,10 +1,10 @@
-//! What snapshots of partitions need of the catalog.
+//! The entries of the catalog that snapshots of partitions need.
 //!
-//! A stream is found by the id of its basin, and basins are in partition 0: a stream whose basin no
-//! snapshot of the catalog has is lost with the data directory, whatever its own partition has put. So a
-//! snapshot of a partition is taken first, then the catalog is put if it has anything new, and then the
-//! partition's snapshot. A basin is in the catalog before any stream of it is in a partition, so that
-//! what the catalog has after the partition's snapshot was taken is all that this one can need.
+//! A stream is found by the id of its basin, and basins are in partition 0: a stream whose basin is in no
+//! snapshot of the catalog is lost with the data directory, even if its own partition has put a snapshot. So
+//! a checkpoint of a partition is made first, then the catalog is put if it has anything new, and then the
+//! partition's snapshot. A basin is in the catalog before any stream of it is in a partition, so the
+//! catalog's later snapshot has all basins that the checkpoint needs.
 
 use std::sync::atomic::Ordering;
 
@@ -31,22 +31,22 @@ impl Inner {
         is_unnamed && self.is_catalog_ahead()
     }
 
-    /// The last applied LSN of each partition. The catalog has, from now on, the basin of every stream up to
+    /// The last applied LSN of each partition. From now on, the catalog has the basin of every stream up to
     /// there.
     pub fn all_applied(&self) -> Vec<u64> {
         let groups = self.groups();
         groups.map(|group| group.status().applied.0).collect()
     }
 
-    /// Notes up to where the streams of each partition have their basins in the repository.
+    /// Notes the LSNs up to which the basins of each partition's streams are in the repository.
     pub fn note_named(&self, applied: &[u64]) {
         for (named, lsn) in self.snapshots.named.iter().zip(applied) {
             named.fetch_max(*lsn, Ordering::Relaxed);
         }
     }
 
-    /// The last LSN up to which a loss of everything but the repository would cost nothing of a
-    /// partition, which has a snapshot up to `newest`, and whether more than its own snapshot is missing.
+    /// The last LSN up to which the repository alone can restore a partition that has a snapshot up to
+    /// `newest`, and whether basins are missing from the catalog's snapshot for the rest of it.
     pub fn covered(&self, partition: u64, newest: u64) -> (u64, bool) {
         if partition == 0 || !self.is_catalog_ahead() {
             return (newest, false);

@@ -1,6 +1,6 @@
 //! Which destination this node has put snapshots to: `destination.json` in the data directory.
 //!
-//! Where a disk is not mounted, its directory is there and empty, as for a first start. The file
+//! The directory of a disk that is not mounted exists and is empty, as for a first start. The file
 //! distinguishes the two: nothing is put to a destination of this URL that has another marker.
 
 use std::io;
@@ -21,7 +21,7 @@ struct Stored {
     destination_id: DestinationId,
 }
 
-/// The destination as the file has it; see the [module](self).
+/// The contents of the file; see the [module](self).
 #[derive(Debug)]
 pub(crate) struct DestinationFile {
     path: PathBuf,

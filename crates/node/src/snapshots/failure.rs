@@ -4,13 +4,13 @@ use std::fmt;
 
 use esker_repository::Error as RepositoryError;
 
-/// The repository fails, for whatever reason.
+/// The repository fails, for any reason.
 const FAILING: &str = "repository_failing";
 /// A partition's root was removed.
 const ROOT_MISSING: &str = "repository_root_missing";
-/// The repository has gone on with another lineage.
+/// The repository has continued with another lineage.
 const OTHER_LINEAGE: &str = "repository_other_lineage";
-/// Another copy of this node writes, or has written.
+/// Another copy of this node writes to the repository, or has written to it.
 const OTHER_WRITER: &str = "repository_other_writer";
 const COPIED: &str = "the data directory was copied, or put back from a copy: stop the one of the two that is not wanted; for both to go on, give one a snapshots.destination of its own; to go on with what the repository has, start an empty data directory with --bootstrap restore";
 
@@ -26,7 +26,7 @@ pub(crate) struct Failure {
 }
 
 impl Failure {
-    /// The repository fails, for whatever reason.
+    /// The repository fails, for any reason.
     pub fn failing(what: impl Into<String>) -> Failure {
         Failure {
             code: FAILING,
@@ -35,7 +35,7 @@ impl Failure {
         }
     }
 
-    /// The snapshot failed on this machine, before anything was asked of the repository.
+    /// The snapshot failed on this machine, before any request to the repository.
     pub fn here(what: impl Into<String>) -> Failure {
         Failure {
             remedy: "the snapshot failed on this machine: look at free space on the disk of the data directory; it is tried again",
@@ -43,7 +43,7 @@ impl Failure {
         }
     }
 
-    /// Snapshots that are there are of another copy of this node.
+    /// The repository has snapshots of another copy of this node.
     pub fn other_history(what: String) -> Failure {
         Failure {
             code: OTHER_WRITER,
@@ -52,7 +52,7 @@ impl Failure {
         }
     }
 
-    /// The repository has gone on with another lineage.
+    /// The repository has continued with another lineage.
     pub fn other_lineage(what: impl Into<String>) -> Failure {
         Failure {
             code: OTHER_LINEAGE,
@@ -61,7 +61,7 @@ impl Failure {
         }
     }
 
-    /// Of an error of the repository.
+    /// The failure for an error of the repository.
     pub fn of(error: &RepositoryError) -> Failure {
         let what = error.to_string();
         let (code, remedy) = match error {
@@ -96,23 +96,23 @@ impl Failure {
         Failure { code, what, remedy }
     }
 
-    /// Whether the repository fails in a way that an attempt later may end well.
+    /// Whether the repository fails in a way that a later attempt may not meet.
     pub fn is_failing(&self) -> bool {
         self.code == FAILING
     }
 
-    /// Whether the repository has gone on with another lineage.
+    /// Whether the repository has continued with another lineage.
     pub fn is_other_lineage(&self) -> bool {
         self.code == OTHER_LINEAGE
     }
 
-    /// Whether another copy of this node writes there.
+    /// Whether another copy of this node writes to the repository.
     pub fn is_other_writer(&self) -> bool {
         self.code == OTHER_WRITER
     }
 
-    /// Whether the repository is not this node's, or of another history, so that nothing in it may be changed.
-    /// A root that was removed concerns its partition alone: others are put.
+    /// Whether the repository belongs to another node, or to another history, so that nothing in it may be
+    /// changed. A removed root affects its partition alone: snapshots of other partitions are put.
     pub fn is_refusal(&self) -> bool {
         ![FAILING, ROOT_MISSING].contains(&self.code)
     }

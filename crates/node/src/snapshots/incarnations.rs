@@ -1,10 +1,10 @@
 //! Which start of this data directory writes to the repository.
 //!
-//! Each start draws an incarnation. The roots of the repository name the one that writes, and a start
-//! may take over from those that it follows: `incarnations.json` has them. The file is written before
-//! a new one is used for the first time, so the next start follows whatever incarnation a crash leaves in a
-//! root. A copy of the directory draws others: of the two, the second that puts a snapshot of a
-//! partition is refused.
+//! Each start draws an incarnation at random. The roots of the repository name the incarnation that writes,
+//! and a start may take over from the incarnations before it: `incarnations.json` has them. The file is
+//! written before a new incarnation is used for the first time, so the next start follows whatever
+//! incarnation a crash leaves in a root. A copy of the directory draws other incarnations: of the two
+//! directories, the second that puts a snapshot of a partition is refused.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -18,8 +18,8 @@ use crate::data_dir::write_durably;
 use crate::error::StartError;
 
 const FILE: &str = "incarnations.json";
-/// Incarnations that are remembered beyond those that a root is known to name. Each is a start that
-/// began to put a snapshot and never learned whether it has claimed the root.
+/// Incarnations that are remembered beyond those that a root is known to name. Each is a start that began to
+/// put a snapshot and never learned whether it has claimed the root.
 const MAX_DRAWN: usize = 64;
 
 /// The incarnation of this start, and those before it.
@@ -67,7 +67,7 @@ impl Incarnations {
         })
     }
 
-    /// The writer that this start claims a partition's root for.
+    /// The writer as which this start claims a partition's root.
     pub fn of(&self, partition: u64) -> Incarnation {
         let stored = self.stored.lock();
         let mut after = stored.drawn.clone();
@@ -78,7 +78,7 @@ impl Incarnations {
         }
     }
 
-    /// Writes the incarnation of this start down, before it claims a root for the first time.
+    /// Writes the incarnation of this start to the file, before it claims a root for the first time.
     pub fn begin(&self) -> Result<(), StartError> {
         let mut stored = self.stored.lock();
         if stored.drawn.last() == Some(&self.current) {
@@ -93,13 +93,13 @@ impl Incarnations {
         Ok(())
     }
 
-    /// Remembers which incarnation a partition's root names: this one, or one that it follows.
+    /// Remembers which incarnation a partition's root names: the current one, or one before it.
     pub fn note_claim(&self, partition: u64, incarnation: IncarnationId) {
         let mut stored = self.stored.lock();
         if stored.claimed.insert(partition, incarnation) == Some(incarnation) {
             return;
         }
-        // Those that were drawn stay until then.
+        // The drawn incarnations stay until it can be written.
         if let Err(error) = self.write(&stored) {
             tracing::warn!(%error, "the claim of a repository's root is not remembered");
         }

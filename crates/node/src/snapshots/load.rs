@@ -1,4 +1,4 @@
-//! What came after the newest snapshots, and what decides whether one is due.
+//! The load after the newest snapshots, and the facts that decide whether one is due.
 
 use std::time::Duration;
 
@@ -12,16 +12,16 @@ use crate::core::Inner;
 /// Entries that are read at most to find out whether they change anything.
 const FEW_ENTRIES: u64 = 64;
 
-/// What all partitions together have that the repository does not.
+/// What all partitions together have that the repository lacks.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Load {
     /// How long it would take to replay it.
     replay: Duration,
-    /// The partition with the most of it.
+    /// The partition with the most such entries.
     largest: u64,
-    /// Whether the log is larger than it may be.
+    /// Whether the log exceeds its bound, or takes space that a nearly full disk needs.
     log_full: bool,
-    /// The partition for which most of the log is kept, if the log is full and may not be trimmed.
+    /// The partition for which most of the log is kept, if the log is full and must not be trimmed.
     holds_log: Option<u64>,
 }
 
@@ -32,7 +32,7 @@ impl Inner {
         let last = group.status().last.0;
         let (low, high) = (Lsn(newest + 1), Lsn(last + 1));
         let few = last.saturating_sub(newest) <= FEW_ENTRIES;
-        // What cannot be read counts as if it changed something.
+        // Entries that cannot be read count as if they changed something.
         match few && last > newest {
             true => self
                 .raft
@@ -43,9 +43,9 @@ impl Inner {
         }
     }
 
-    /// Whether the log does not reach back to the oldest retained snapshot of the present lineage. That of a new
-    /// lineage begins where it forked: that older snapshots do not reach the present is what the restore has
-    /// cost, and not the bound of the log.
+    /// Whether the log begins after the oldest retained snapshot of the current lineage. The log of a new
+    /// lineage begins at its fork. Older snapshots do not reach the present because of the restore, and not
+    /// because of the log's bound, so they are not considered.
     pub(super) fn is_log_trimmed(&self, partition: u64) -> bool {
         // Where the lineage cannot be read now, nothing is known.
         let Ok(lineage) = self.part(partition).lineage() else {
@@ -62,21 +62,22 @@ impl Inner {
         oldest.is_some_and(|oldest| oldest.lsn < log_start.0)
     }
 
-    /// What decides whether a snapshot of the partition is due.
+    /// The facts that decide whether a snapshot of the partition is due.
     pub(super) fn facts(&self, partition: u64, load: Load) -> Facts {
         let known = self.snapshots.known[partition as usize].lock();
         let status = self.group(partition).status();
         let newest = known.newest();
         let lsn = newest.map_or(0, |n| n.lsn);
-        // A time in the future means that a clock was wrong: the age is not known, and the next one is due.
+        // A time in the future means that a clock was wrong: the age is unknown, and the next snapshot is
+        // due.
         let age = newest.map_or(Duration::ZERO, |n| {
             past_age(n.created_at).unwrap_or(Duration::MAX)
         });
         let asked = !known.waiting.is_empty();
         let empty = known.empty_entries();
         let newest_bytes = known.newest_bytes;
-        // What a new lineage has from its parent cannot stand for it: if this disk is lost as well, no
-        // copy would be of the repository's lineage.
+        // Snapshots that a new lineage shares with its parent do not count as its own: if this disk is lost
+        // as well, no copy would be of the repository's lineage.
         let lineage = self.part(partition).lineage().ok();
         let forked_at = lineage.filter(|l| l.forks > 0).map(|l| l.fork_lsn);
         let none = newest.is_none_or(|n| forked_at.is_some_and(|lsn| n.lsn <= lsn));
@@ -99,7 +100,7 @@ impl Inner {
         }
     }
 
-    /// What came after the newest snapshots, over all partitions.
+    /// Computes the load over all partitions.
     pub(super) fn load(&self) -> Load {
         let (mut entries, mut bytes) = (0, 0);
         let mut largest = (0, 0);
@@ -112,7 +113,7 @@ impl Inner {
             let kept_from = known.oldest().map_or(0, |n| n.lsn);
             drop(known);
             let status = self.group(partition).status();
-            // Entries that only separate snapshots are not worth another snapshot.
+            // Entries that only separate snapshots do not justify another snapshot.
             let kept = status.applied.0.saturating_sub(kept_from);
             if kept > retained.max(holds_most.1) {
                 holds_most = (Some(partition), kept);
@@ -136,7 +137,7 @@ impl Inner {
         }
     }
 
-    /// Entries of a partition after an LSN, and roughly their bytes.
+    /// Number of entries of a partition after an LSN, and roughly their bytes.
     pub(crate) fn after(&self, partition: u64, lsn: u64) -> (u64, u64) {
         let status = self.group(partition).status();
         let entries = status.last.0.saturating_sub(lsn);
@@ -147,13 +148,13 @@ impl Inner {
         (entries, bytes)
     }
 
-    /// Whether the log is larger than it may be.
+    /// Whether the log exceeds its bound.
     pub(crate) fn log_is_full(&self) -> bool {
         self.log_bytes() > self.log_most()
     }
 
-    /// Whether the log is larger than it has to be and the disk nearly full: a snapshot lets the log be
-    /// trimmed, if it takes no space of the same disk.
+    /// Whether the log is larger than necessary and the disk nearly full: after a snapshot the log can be
+    /// trimmed, if the snapshot takes no space on the same disk.
     fn log_holds_space(&self) -> bool {
         let least = self.options.log_purge_threshold + 2 * self.options.log_segment_size;
         let is_elsewhere = !self.snapshots.archive.is_default;

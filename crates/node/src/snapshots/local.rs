@@ -1,7 +1,7 @@
 //! The newest checkpoint of each partition, on this disk.
 //!
-//! The floor is its LSN: the log need not go back beyond it. A checkpoint that a newer one has replaced is
-//! removed as soon as no reader holds it.
+//! The floor is its LSN: the log need not reach back beyond it. A checkpoint that a newer one has replaced
+//! is removed as soon as no reader uses it.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -28,10 +28,10 @@ impl Drop for Held {
     }
 }
 
-/// Attempts that have failed since the last success.
+/// Failed attempts since the last success.
 #[derive(Debug)]
 struct Failing {
-    /// Why the last one did.
+    /// Why the last attempt failed.
     why: String,
     times: u64,
 }
@@ -48,8 +48,9 @@ pub(crate) struct LocalSnapshots {
 }
 
 impl LocalSnapshots {
-    /// For partitions 0 to `partitions`. What crashes have left is removed; of what is there, the
-    /// newest that fits `usable` is kept, and the others are until [`LocalSnapshots::remove_stale`].
+    /// Opens the checkpoints of partitions 0 to `partitions`, and removes those that a crash left
+    /// unfinished. The newest that fits `usable` becomes the partition's checkpoint; the others stay until
+    /// [`LocalSnapshots::remove_stale`].
     pub fn open(
         base: PathBuf,
         partitions: u32,
@@ -75,7 +76,7 @@ impl LocalSnapshots {
                     Err(error) if error.is_unreadable() => {
                         tracing::warn!(%error, "a checkpoint was not looked at, and stays");
                     }
-                    // Older, of another history, or not to be used.
+                    // It is older, of another history, or not usable.
                     _ => stale.push(dir),
                 }
             }
@@ -90,8 +91,8 @@ impl LocalSnapshots {
         }
     }
 
-    /// Removes the checkpoints that were there and are of no use. To be called when everything has been
-    /// replayed: until then the database may turn out damaged, and an older checkpoint be needed.
+    /// Removes the checkpoints that were found and are not used. To be called when everything has been
+    /// replayed: until then the database may turn out to be damaged, and an older checkpoint be needed.
     pub fn remove_stale(&self) {
         let in_use: Vec<PathBuf> = self
             .newest
@@ -107,12 +108,12 @@ impl LocalSnapshots {
         }
     }
 
-    /// The newest of a partition.
+    /// The newest checkpoint of a partition.
     pub fn newest(&self, partition: u64) -> Option<Arc<Held>> {
         self.newest.get(partition as usize)?.lock().clone()
     }
 
-    /// The checkpoint that a snapshot consists of, or a newer one that has replaced it meanwhile.
+    /// The checkpoint of a stored snapshot, or a newer one that has replaced it meanwhile.
     pub fn covering(&self, partition: u64, taken: &StoredSnapshot) -> Option<Arc<Held>> {
         let newest = self.newest(partition)?;
         (newest.checkpoint.meta.lsn >= taken.last_included_index.0).then_some(newest)
@@ -190,7 +191,7 @@ impl SnapshotSink for LocalSnapshots {
             times,
         });
         drop(place);
-        // Many in a row have one cause: the 1st, 2nd, 4th, 8th and so on are named.
+        // Consecutive failures have one cause: only the 1st, 2nd, 4th, 8th and so on are logged.
         match times.is_power_of_two() {
             true => tracing::warn!(
                 partition = group.0,

@@ -8,8 +8,8 @@
 //! | [`incarnations`], [`destination_file`] | which starts have written to the repository, and which destination it was |
 //! | [`failure`] | why the repository takes no snapshots |
 //! | [`state`] | what is known of snapshots and of the repository |
-//! | [`catalog`] | what snapshots of partitions need of the catalog |
-//! | [`load`], [`schedule`] | what came after the newest snapshots; when one is due |
+//! | [`catalog`] | the entries of the catalog that snapshots of partitions need |
+//! | [`load`], [`schedule`] | the load after the newest snapshots; when one is due |
 //! | [`root`] | reading and claiming a partition's root |
 //! | [`snapshot_job`] | one snapshot: checkpoint, catalog, claim, upload, commit, sweep |
 //! | [`uploader`] | the tasks that make snapshots when they are due, and test restores |

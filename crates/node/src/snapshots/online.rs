@@ -17,7 +17,7 @@ use crate::node::Node;
 pub struct DescribedSnapshot {
     /// Its directory: LSN and id.
     pub snapshot: String,
-    /// Why it stays; never empty.
+    /// Why it is kept; never empty.
     pub states: Vec<State>,
     /// Its description.
     pub metadata: Arc<SnapshotMetadata>,
@@ -60,9 +60,9 @@ impl Node {
         Ok(repository.diff(&old, &new).await?)
     }
 
-    /// Whether everything is there that the kept snapshots of a partition need; with `data`, every
-    /// byte is read and hashed. What is damaged is in the answer, and the next snapshot shares nothing
-    /// with it.
+    /// Whether the repository has all objects that the kept snapshots of a partition need; with `data`,
+    /// every byte is read and hashed. The answer names what is damaged, and the next snapshot shares no file
+    /// with existing ones.
     pub async fn verify_snapshots(
         &self,
         partition: u64,
@@ -77,15 +77,15 @@ impl Node {
         Ok(report)
     }
 
-    /// Restores a snapshot of a partition (by its name, its id or its LSN; the newest retained one, if
-    /// none is named) into a scratch directory, replays what came after it, and compares. What was
-    /// found is remembered for the status.
+    /// Restores a snapshot of a partition (by its name, its id or its LSN; the newest retained one, if none
+    /// is named) into a scratch directory, replays the log after it, and compares it with the live
+    /// partition. The result is remembered for the status.
     ///
     /// # Errors
     ///
-    /// [`Error::PartitionNotFound`]; [`Error::Storage`] if the snapshot is damaged or differs: then it
-    /// must not be relied on; [`Error::EarlierLineage`]; [`Error::Repository`] if there is none, or it cannot be read;
-    /// [`Error::TryLater`] if there is no place for it.
+    /// [`Error::PartitionNotFound`]; [`Error::Storage`] if the snapshot is damaged or differs, so that it
+    /// must not be relied on; [`Error::EarlierLineage`]; [`Error::Repository`] if there is none, or it
+    /// cannot be read; [`Error::TryLater`] if it cannot be tested now, for example for lack of space.
     pub async fn prove_snapshot(
         &self,
         partition: u64,
@@ -97,8 +97,8 @@ impl Node {
         self.inner.prove_and_note(partition, snapshot).await
     }
 
-    /// What keeps an object of a partition's repository, or condemns it. The key is that below the
-    /// partition, or a whole URL.
+    /// Why an object of a partition's repository is kept or deleted. The key is relative to the partition,
+    /// or a whole URL.
     pub async fn why(&self, partition: u64, key: &str) -> Result<Why, Error> {
         Ok(self.repository(partition)?.why(key).await?)
     }
@@ -115,12 +115,12 @@ impl Node {
     /// Deletes what a plan names, unless the repository's root has moved since.
     pub async fn prune(&self, partition: u64, plan: &PrunePlan) -> Result<Pruned, Error> {
         let pruned = self.repository(partition)?.prune(plan).await;
-        // Fewer snapshots may be retained now: the root is read again.
+        // Fewer snapshots may be retained now, so the root is read again.
         let snapshots = &self.inner.snapshots;
         {
             let mut known = snapshots.known[partition as usize].lock();
             known.looked = false;
-            // A put under way has a root from before.
+            // An upload under way has a root from before the prune.
             known.prunes += 1;
         }
         snapshots.wake.notify_one();

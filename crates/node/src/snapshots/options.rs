@@ -9,19 +9,19 @@ pub use esker_repository::destination::DestinationOptions;
 /// When and where partitions are snapshotted, and how much log is kept.
 #[derive(Clone, Debug)]
 pub struct SnapshotOptions {
-    /// URL of the repository: `s3://bucket/prefix`, `file:///dir` or a directory. Without one, a
-    /// directory under the data directory, which does not survive its disk.
+    /// URL of the repository: `s3://bucket/prefix`, `file:///dir` or a directory. Without one, it is a
+    /// directory in the data directory, which is lost with its disk.
     pub destination: Option<String>,
     /// Keys and settings of the destination.
     pub destination_options: DestinationOptions,
-    /// A snapshot is put into the repository this long after the one before, if anything was
-    /// applied since. `None`: time alone is no reason.
+    /// A snapshot is put into the repository this long after the one before, if anything was applied since.
+    /// `None`: elapsed time alone is no reason.
     pub interval: Option<Duration>,
-    /// A snapshot is put only once this many records were applied since; without `interval`, as soon as so
-    /// many were.
+    /// A snapshot is put only once this many records were applied since; without `interval`, as soon as this
+    /// many were applied.
     pub interval_records: Option<u64>,
-    /// A snapshot is put as soon as replaying what came after the newest is predicted to take
-    /// longer. `None`: never for that reason.
+    /// A snapshot is put as soon as replaying the log after the newest one is predicted to take longer than
+    /// this. `None`: never for that reason.
     pub recovery_budget: Option<Duration>,
     /// How files are kept.
     pub kind: SnapshotKind,
@@ -29,10 +29,9 @@ pub struct SnapshotOptions {
     pub num_retained: Option<NonZeroU32>,
     /// Whether orphans are swept, after every upload and daily.
     pub orphan_cleanup: bool,
-    /// Younger orphans are left alone.
+    /// Orphans younger than this are not swept.
     pub orphan_min_age: Duration,
-    /// Bytes of files that all uploads of the node together send in a second. `None`: as many as the
-    /// store takes.
+    /// Bytes of files that all uploads of the node together send in a second. `None`: no limit.
     pub upload_rate: Option<NonZeroU64>,
     /// Most bytes of log that the node keeps for the sake of archived snapshots.
     pub max_log_bytes: u64,
@@ -74,8 +73,8 @@ impl Default for SnapshotOptions {
             num_retained: None,
             orphan_cleanup: true,
             orphan_min_age: Duration::from_secs(24 * 3600),
-            // 1 GiB in 16 seconds. A disk that takes some hundred MiB a second has most of that left
-            // for the log.
+            // 1 GiB in 16 seconds. A disk that writes several hundred MiB a second has most of that left for
+            // the log.
             upload_rate: NonZeroU64::new(64 * MIB),
             max_log_bytes: 4096 * MIB,
             on_log_full: OnLogFull::TrimAnyway,

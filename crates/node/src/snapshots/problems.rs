@@ -156,7 +156,7 @@ impl Inner {
                     "mend what the cause names: space, permissions or open files of the data directory",
                 );
             }
-            // Where appends are refused for it, that has been said.
+            // Where appends are refused because of it, another problem reports it already.
             let writes = inner.group(partition).status();
             if let Some(why) = inner.store.write_failure()
                 && !writes.stalled
@@ -194,7 +194,7 @@ impl Inner {
             if let (Some(interval), Some(newest)) = (options.interval, &one.newest)
                 && one.entries_at_risk > 0
                 && options.interval_records.is_none()
-                // Where it is known why, that is the problem.
+                // Where the reason is known, that is the problem.
                 && !why_none_is_put
                 && age_of(newest.created_at) > interval * LATE
             {
@@ -266,7 +266,7 @@ struct Problems {
 }
 
 impl Problems {
-    /// The same problem of several partitions is one.
+    /// Adds a problem. The same problem of several partitions is one problem.
     fn add(
         &mut self,
         code: &'static str,

@@ -1,8 +1,8 @@
 //! Proves that a snapshot restores, by restoring it.
 //!
-//! The snapshot is restored into a scratch directory and imported into a database of its own, the log after it is
-//! replayed up to where the live partition is, and the digests of both are compared. Nothing that is
-//! in use is touched; it costs the space of the snapshot, and reading the live partition once.
+//! The snapshot is restored into a scratch directory and imported into a database of its own, the log after
+//! it is replayed up to the applied LSN of the live partition, and the digests of both are compared. Nothing
+//! that is in use is changed; it costs the space of the snapshot, and reading the live partition once.
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -24,7 +24,7 @@ use crate::error::Error;
 
 /// Bytes of log that are read at a time.
 const CHUNK: u64 = 4 << 20;
-/// Bytes of memory that the scratch database has for blocks, and for each of two memtables.
+/// Bytes of memory of the scratch database: for blocks, and for each of two memtables.
 const MEMORY: usize = 16 << 20;
 
 /// A directory that is removed on drop.
@@ -123,7 +123,8 @@ impl Inner {
             let replayed = replay(&store, partition, from, expected.lsn, &*reader);
             let start = group.status().log_start.0;
             let replayed = match replayed {
-                // The log was trimmed meanwhile, or before: that proves nothing about the snapshot.
+                // The log was trimmed meanwhile, or before: the result would prove nothing about the
+                // snapshot.
                 Err(_) if start > from => Err(Error::TryLater(format!(
                     "the log begins after LSN {start} by now, and the snapshot ends at {from}: test a newer one"
                 ))),
@@ -183,7 +184,7 @@ fn import(db: &Path, partition: u64, checkpoint: &Checkpoint) -> Result<Store, E
     Ok(store)
 }
 
-/// Applies the entries after `from`, up to and with `to`; how many these are.
+/// Applies the entries after `from`, up to and including `to`; returns their number.
 fn replay(
     store: &Store,
     partition: u64,
@@ -213,7 +214,7 @@ fn replay_into<M: StateMachine>(
         let entries = log
             .entries(Lsn(next), Lsn(to + 1), CHUNK)
             .map_err(|e| match e.is_unreadable() {
-                // That proves nothing about the snapshot.
+                // An unreadable file proves nothing about the snapshot.
                 true => Error::TryLater(e.to_string()),
                 false => broken(e.to_string()),
             })?

@@ -1,10 +1,10 @@
-//! How fast this node is, and what that means for a recovery.
+//! How fast this node is, and how long a recovery would take.
 //!
-//! Replay: entries and bytes a second of the last start that replayed enough to tell, of all
-//! partitions together. Scan: bytes of the log that a start reads in a second, of the last start with
-//! enough of them to tell; fewer are a part of the start. Restore: bytes a second of the last snapshot
-//! that was fetched. What was measured is kept in `rates.json`; a prediction is marked if it rests on an
-//! assumption.
+//! Replay: entries and bytes a second of all partitions together, in the last start that replayed enough to
+//! measure it. Scan: bytes of the log that a start reads in a second, in the last start whose log was large
+//! enough to measure it; the scan of a smaller log counts as part of the start. Restore: bytes a second of
+//! the last snapshot that was fetched. Measurements are kept in `rates.json`; a prediction is marked if it
+//! is based on an assumption.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -14,24 +14,24 @@ use serde::{Deserialize, Serialize};
 
 use crate::data_dir::write_durably;
 
-/// Assumed until something was measured: a slow disk and one core.
+/// Assumed until the rates are measured: a slow disk and one core.
 const ASSUMED_ENTRIES: f64 = 50_000.0;
 const ASSUMED_REPLAY_BYTES: f64 = 50e6;
 const ASSUMED_RESTORE_BYTES: f64 = 50e6;
 const ASSUMED_SCAN_BYTES: f64 = 500e6;
-/// A replay of fewer entries, or a restore of fewer bytes, says more about start-up than about speed.
+/// A replay of fewer entries, or a restore of fewer bytes, measures start-up rather than speed.
 const ENTRIES_THAT_TELL: u64 = 1_000;
 const BYTES_THAT_TELL: u64 = 1 << 20;
-/// A log that is smaller, of which the file that is written to counts whole, says nothing about the scan.
+/// The scan of a smaller log is not measured, because the file that is written to counts whole.
 const LOG_THAT_TELLS: u64 = 96 << 20;
 
-/// What was measured.
+/// The measured rates. A field is `None` until it was measured.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Measured {
     /// Entries replayed in a second.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replay_entries: Option<f64>,
-    /// Bytes of them.
+    /// Bytes of these entries in a second.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replay_bytes: Option<f64>,
     /// Bytes restored in a second, from the repository into the database.
@@ -45,7 +45,7 @@ pub struct Measured {
     pub start: Option<f64>,
 }
 
-/// What is measured, and kept.
+/// The measurements, and the file that keeps them.
 #[derive(Debug)]
 pub(crate) struct Rates {
     path: PathBuf,
@@ -55,19 +55,19 @@ pub(crate) struct Rates {
 /// A time that was predicted.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Prediction {
-    /// How long.
+    /// The predicted time.
     pub time: Duration,
-    /// Whether something in it was not measured on this node.
+    /// Whether it is based on a rate that was not measured on this node.
     pub assumed: bool,
 }
 
-/// Whether a log of so many bytes is large enough to measure the scan.
+/// Whether a log of this many bytes is large enough to measure the scan.
 pub(crate) fn scan_tells(bytes: u64) -> bool {
     bytes >= LOG_THAT_TELLS
 }
 
 impl Rates {
-    /// Reads what was measured before. What cannot be read is measured again.
+    /// Reads the earlier measurements. Those that cannot be read are measured again.
     pub fn open(data_dir: &Path) -> Rates {
         let path = data_dir.join("rates.json");
         let measured = std::fs::read(&path)
@@ -84,7 +84,7 @@ impl Rates {
         *self.measured.lock()
     }
 
-    /// So much was replayed in so much time.
+    /// Notes a replay, if it was large enough to measure the rate.
     pub fn replayed(&self, entries: u64, bytes: u64, took: Duration) {
         let seconds = took.as_secs_f64();
         if entries < ENTRIES_THAT_TELL || seconds <= 0.0 {
@@ -96,7 +96,7 @@ impl Rates {
         });
     }
 
-    /// So much was restored in so much time.
+    /// Notes a restore, if it was large enough to measure the rate.
     pub fn restored(&self, bytes: u64, took: Duration) {
         let seconds = took.as_secs_f64();
         if bytes < BYTES_THAT_TELL || seconds <= 0.0 {
@@ -105,7 +105,7 @@ impl Rates {
         self.note(|measured| measured.restore_bytes = Some(bytes as f64 / seconds));
     }
 
-    /// So much log was read in so much time.
+    /// Notes a scan of the log, if it was large enough to measure the rate.
     pub fn scanned(&self, bytes: u64, took: Duration) {
         let seconds = took.as_secs_f64();
         if !scan_tells(bytes) || seconds <= 0.0 {
@@ -114,7 +114,7 @@ impl Rates {
         self.note(|measured| measured.scan_bytes = Some(bytes as f64 / seconds));
     }
 
-    /// A start took so long apart from scan, restore and replay.
+    /// Notes the time of a start without scan, restore and replay.
     pub fn started(&self, took: Duration) {
         self.note(|measured| measured.start = Some(took.as_secs_f64()));
     }
@@ -128,7 +128,7 @@ impl Rates {
         }
     }
 
-    /// How long it takes to replay so much.
+    /// How long it takes to replay this many entries with this many bytes.
     pub fn replay(&self, entries: u64, bytes: u64) -> Prediction {
         let measured = self.measured();
         let by_entries = entries as f64 / measured.replay_entries.unwrap_or(ASSUMED_ENTRIES);
@@ -139,7 +139,7 @@ impl Rates {
         }
     }
 
-    /// How long it takes to restore so many bytes.
+    /// How long it takes to restore this many bytes.
     pub fn restore(&self, bytes: u64) -> Prediction {
         let measured = self.measured();
         Prediction {
@@ -148,7 +148,7 @@ impl Rates {
         }
     }
 
-    /// How long it takes to look at so much log.
+    /// How long it takes to scan this many bytes of log.
     pub fn scan(&self, bytes: u64) -> Prediction {
         if !scan_tells(bytes) {
             return Prediction::default();

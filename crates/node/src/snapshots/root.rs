@@ -14,7 +14,7 @@ use crate::core::Inner;
 use crate::recovery::{Candidate, Source, Witness};
 
 /// Reads what the repository has of a partition. Returns whether that is known now; if not, the failure was
-/// noted, and given to those who wait for a snapshot.
+/// noted, and given to the callers who wait for a snapshot.
 pub(super) async fn read_root(inner: &Inner, partition: u64, repository: &Repository) -> bool {
     let archive = &inner.snapshots.archive;
     let prunes = inner.snapshots.known[partition as usize].lock().prunes;
@@ -66,7 +66,7 @@ pub(super) async fn read_root(inner: &Inner, partition: u64, repository: &Reposi
     }
 }
 
-/// Notes what came after the newest snapshot that changes nothing, and warns of a clock that was wrong.
+/// Notes how many entries after the newest snapshot change nothing, and warns of a clock that was wrong.
 fn note_newest(inner: &Inner, partition: u64, known: &mut RepositoryState) {
     let Some(newest) = known.newest().cloned() else {
         return;
@@ -81,8 +81,8 @@ fn note_newest(inner: &Inner, partition: u64, known: &mut RepositoryState) {
     }
 }
 
-/// Whether this node may go on from a root: it is of this lineage and history, and no copy of this node
-/// writes there.
+/// Checks that this node may continue from a root: the root belongs to its lineage and history, and no other
+/// copy of this node writes there.
 async fn check_root(
     inner: &Inner,
     partition: u64,
@@ -100,7 +100,7 @@ async fn check_root(
     }
     let writer = repository.check_writer(root);
     writer.map_err(|error| Failure::of(&error))?;
-    // Of two copies of a data directory, one puts the snapshots of all partitions.
+    // Of two copies of a data directory, only one puts the snapshots of all partitions.
     if partition != 0
         && let Some(failure) = inner.snapshots.known[0].lock().other_writer()
     {
@@ -109,8 +109,8 @@ async fn check_root(
     check_history(inner, partition, repository, root).await
 }
 
-/// Whether the newest snapshot is of the history that this node has. An older copy of this data directory
-/// may follow the incarnation that has put it, and not have what is in it.
+/// Checks that the newest snapshot belongs to the history of this node. An older copy of this data directory
+/// may follow the incarnation that has put the snapshot, and lack entries that the snapshot has.
 pub(super) async fn check_history(
     inner: &Inner,
     partition: u64,
@@ -161,10 +161,10 @@ pub(super) fn keep_log(group: &Group<Outcome>, known: &RepositoryState) {
 }
 
 impl Inner {
-    /// Claims the catalog's root before anything is put. So of two copies of a data directory, one puts the
-    /// snapshots of all partitions, and the repository never has some of each, which would be of two
-    /// histories. A catalog without a root, or with one that cannot be read, prevents nothing: each
-    /// partition's root is claimed by its own put as well.
+    /// Claims the catalog's root before anything is put. So only one of two copies of a data directory puts
+    /// the snapshots of all partitions, and the repository never has snapshots of both, which would be of
+    /// two histories. A catalog without a root, or with one that cannot be read, prevents nothing: each put
+    /// of a partition claims that partition's root as well.
     pub(super) async fn claim_catalog(&self) -> Result<(), Failure> {
         let begun = self.snapshots.archive.begin_to_write();
         begun.map_err(|e| Failure::here(e.to_string()))?;
@@ -183,8 +183,8 @@ impl Inner {
         }
     }
 
-    /// Makes sure that this start of the data directory, and no copy of it, writes for a partition.
-    /// The root; none if there is none to be claimed.
+    /// Claims the root for this start, so that no copy of the data directory writes for the partition.
+    /// Returns the root; `None` if there is none to claim.
     pub(super) async fn claim(&self, partition: u64) -> Result<Option<CurrentRoot>, Failure> {
         let archive = &self.snapshots.archive;
         let lineage = self.part(partition).lineage();
@@ -200,7 +200,7 @@ impl Inner {
         }
     }
 
-    /// As before each put of a partition, for what is put beside the partition's snapshots.
+    /// Claims the roots as before a put of the partition, for objects that are put beside its snapshots.
     pub(crate) async fn claim_for(&self, partition: u64) -> Result<(), String> {
         let claimed = async {
             self.claim_catalog().await?;

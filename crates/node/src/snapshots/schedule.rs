@@ -5,29 +5,29 @@ use std::time::Duration;
 
 use super::SnapshotOptions;
 
-/// What is known about a partition.
+/// The facts about a partition that decide whether a snapshot is due.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Facts {
     /// Whether a caller waits for one.
     pub asked: bool,
     /// Whether the repository has none of this lineage.
     pub none: bool,
-    /// Whether streams in the repository need something of it that the repository does not have.
+    /// Whether streams in the repository need something of this partition that the repository lacks.
     pub needed: bool,
     /// Entries applied since the newest one.
     pub entries: u64,
     /// Time since the newest one.
     pub age: Duration,
-    /// How long it would take to replay what came after.
+    /// How long it would take to replay the log after the newest one.
     pub replay: Duration,
-    /// Whether the log that is kept for older ones is too large, and this partition has the largest
-    /// part of it.
+    /// Whether the log that is kept for older ones is too large, and this partition has the largest part of
+    /// it.
     pub log_full: bool,
-    /// Whether most of a full log that may not be trimmed is kept for older ones of this partition:
-    /// then more are put, also without anything new, until those are no longer retained.
+    /// Whether most of a full log that must not be trimmed is kept for older ones of this partition. Then
+    /// more are put, even without anything new, until those are no longer retained.
     pub holds_log: bool,
-    /// Whether the disk is nearly full, the repository is on it, and the newest one holds files that the
-    /// database has no more.
+    /// Whether the disk is nearly full, the repository is on it, and the newest one keeps files that the
+    /// database no longer has.
     pub holds_space: bool,
 }
 
@@ -38,15 +38,15 @@ pub enum Reason {
     Asked,
     /// The repository has none yet.
     First,
-    /// Streams in other snapshots are of basins that only it has.
+    /// Streams in other snapshots are of basins that only this partition has.
     Needed,
-    /// Replaying what came after the newest would take longer than the budget.
+    /// Replaying the log after the newest one would take longer than the budget.
     RecoveryBudget,
-    /// The log is larger than it may be.
+    /// The log exceeds its bound.
     LogFull,
-    /// The disk is nearly full, and the one before holds files that a new one does not need.
+    /// The disk is nearly full, and the one before keeps files that a new one does not need.
     DiskFull,
-    /// It is time, and enough was applied.
+    /// The interval has passed, and enough was applied.
     Interval,
 }
 
@@ -64,7 +64,7 @@ impl fmt::Display for Reason {
     }
 }
 
-/// Whether a snapshot is due, and why.
+/// Why a snapshot is due, if it is.
 pub(crate) fn due(options: &SnapshotOptions, facts: &Facts) -> Option<Reason> {
     if facts.asked {
         return Some(Reason::Asked);

@@ -15,12 +15,12 @@ use super::schedule::Reason;
 use super::state::{CreatedSnapshot, RepositoryState, Waiting};
 use crate::core::Inner;
 
-/// How long a snapshot waits for the entry that lets it cover more than the one before.
+/// How long a snapshot waits for the entry that gives it a higher LSN than the one before.
 const ADVANCE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Makes a snapshot of a partition and puts it into the repository, in this order: checkpoint, catalog,
 /// claim, upload, commit (the swap of the root) and retention, and the sweep of what nothing refers to.
-/// Notes the outcome, and answers those who wait for it.
+/// Notes the outcome, and answers the callers who wait for it.
 pub(super) async fn make_snapshot(inner: &Inner, partition: u64, reason: Reason) {
     let job = SnapshotJob::begin(inner, partition, reason);
     let result = async {
@@ -43,7 +43,7 @@ struct SnapshotJob<'a> {
     partition: u64,
     reason: Reason,
     repository: Repository,
-    /// Those who asked before it began.
+    /// The callers who asked for it before it began.
     waiting: Vec<Waiting>,
     /// [`RepositoryState::prunes`] when it began.
     prunes: u64,
@@ -54,8 +54,8 @@ struct SnapshotJob<'a> {
 struct Made {
     held: Arc<Held>,
     checkpoint: Checkpoint,
-    /// The last LSN of each partition that was applied by then. Whatever the catalog has later, it has the
-    /// basin of every stream up to there.
+    /// The last LSN of each partition that was applied before the checkpoint was made. Any later state of
+    /// the catalog has the basin of every stream up to there.
     applied: Vec<u64>,
 }
 
@@ -88,7 +88,7 @@ impl<'a> SnapshotJob<'a> {
     async fn make_checkpoint(&self) -> Result<Made, Failure> {
         let (inner, partition) = (self.inner, self.partition);
         let group = inner.group(partition);
-        // A snapshot that covers no more than the newest would replace that one, and not the oldest.
+        // A snapshot that covers no more than the newest would replace the newest, and not the oldest.
         let is_asked = self.reason == Reason::Asked && inner.is_log_trimmed(partition);
         if is_asked || matches!(self.reason, Reason::LogFull | Reason::DiskFull) {
             self.advance().await;
@@ -111,17 +111,17 @@ impl<'a> SnapshotJob<'a> {
         })
     }
 
-    /// Appends an entry that changes nothing. So the snapshot gets an LSN of its own and counts among those
-    /// that are retained; the oldest one, for which the log is kept, is then removed.
+    /// Appends an entry that changes nothing. So the snapshot gets an LSN of its own and counts as another
+    /// retained snapshot; the oldest one, for which the log is kept, is then removed.
     async fn advance(&self) {
         let nothing = match self.partition {
-            // Of a basin and of a stream that do not exist.
+            // The basin and the stream of the command do not exist.
             0 => Kind::ForgetBasin(ForgetBasin { basin: 0 }),
             _ => Kind::Expire(Expire::default()),
         };
         let group = self.inner.group(self.partition);
         let done = tokio::time::timeout(ADVANCE_TIMEOUT, group.execute(nothing.into_bytes())).await;
-        // On a stalled disk there is no answer, and the snapshot may be what makes room.
+        // A stalled disk gives no answer, and the snapshot may be what frees space on it.
         if !matches!(done, Ok(Ok(_))) {
             let partition = self.partition;
             tracing::debug!(partition, "the snapshot covers no more than the one before");
@@ -129,7 +129,7 @@ impl<'a> SnapshotJob<'a> {
     }
 
     /// Puts a snapshot of the catalog, if the repository lacks something of it that this snapshot may need.
-    /// Its outcome is noted. This snapshot is put in any case: it can be used once the catalog's is there.
+    /// Notes its outcome. This snapshot is put in any case: it can be used once the catalog's is there.
     async fn put_catalog(&self) {
         if self.partition == 0 || !self.inner.is_catalog_ahead() {
             return;
@@ -143,8 +143,8 @@ impl<'a> SnapshotJob<'a> {
         }
     }
 
-    /// Claims the catalog's root and the partition's own. From then on no copy of this data directory
-    /// commits anything, and what one has committed before is in the root that was claimed.
+    /// Claims the catalog's root and the partition's own. From then on no other copy of this data directory
+    /// commits anything, and what one has committed before is in the claimed root.
     async fn claim_roots(&self) -> Result<(), Failure> {
         self.inner.claim_catalog().await?;
         if self.known().is_claimed {
@@ -176,14 +176,14 @@ impl<'a> SnapshotJob<'a> {
         })
     }
 
-    /// Makes known what the repository has now: the log is kept from the oldest retained snapshot on.
+    /// Notes what the repository has now, and keeps the log from the oldest retained snapshot on.
     fn publish(&self, made: &Made, put: &Put) -> CreatedSnapshot {
         let archive = &self.inner.snapshots.archive;
         archive.note_put();
         archive.note_root(self.partition, &put.root);
         let mut known = self.known();
         known.note_root(&put.root);
-        // The root may have been pruned after this job swapped it: it is read again.
+        // If the root may have been pruned after this job swapped it, it is read again.
         known.looked = known.prunes == self.prunes;
         known.newest_bytes = Some(put.bytes);
         keep_log(self.inner.group(self.partition), &known);
@@ -202,7 +202,7 @@ impl<'a> SnapshotJob<'a> {
         }
     }
 
-    /// Notes and logs the outcome, and answers those who wait for it.
+    /// Notes and logs the outcome, and answers the callers who wait for it.
     fn finish(self, result: &Result<CreatedSnapshot, Failure>) -> Repository {
         let mut known = self.known();
         known.uploading = None;
@@ -220,15 +220,15 @@ impl<'a> SnapshotJob<'a> {
         }
         drop(known);
         for waiting in self.waiting {
-            // The caller may have gone.
+            // The caller may no longer wait.
             let _ = waiting.send(result.clone().map_err(|why| why.to_string()));
         }
         self.repository
     }
 }
 
-/// Whether a snapshot is to share no file with those that are there. After damage was found, and where a
-/// lineage begins because something was lost, existing files may be damaged, so none is reused.
+/// Whether a snapshot must share no file with existing ones. After damage was found, and where a lineage
+/// begins because data was lost, existing files may be damaged, so none is reused.
 fn needs_full(known: &RepositoryState, reason: Reason) -> bool {
     known.force_full || (reason == Reason::First && known.newest().is_some())
 }
@@ -236,7 +236,7 @@ fn needs_full(known: &RepositoryState, reason: Reason) -> bool {
 fn log_put(reason: Reason, created: &CreatedSnapshot) {
     let partition = created.partition;
     if reason == Reason::First && created.lsn <= 2 {
-        // A new node puts one for each partition, which is of no interest.
+        // A new node puts one for each partition; the log need not show them.
         tracing::debug!(partition, "the first snapshot was put into the repository");
         return;
     }
@@ -325,7 +325,7 @@ mod tests {
     use crate::snapshots::SnapshotKind;
     use crate::streams::{CreateOn, StreamHandle};
 
-    /// A node that makes snapshots when they are asked for, and at no other time.
+    /// A node that makes snapshots only when a caller asks for them.
     async fn started(dir: &Path) -> (Node, StreamHandle) {
         let mut options = NodeOptions::new(dir);
         options.partitions = 1;
@@ -372,7 +372,7 @@ mod tests {
         assert!(created.lsn >= applied[1]);
         let local = inner.snapshots.local.newest(1).unwrap();
         assert_eq!(local.checkpoint.meta.lsn, created.lsn);
-        // What the commit returned is what is known, and what is in the root.
+        // What the node knows is what the commit returned and what is in the root.
         let known = inner.snapshots.known[1].lock().retained.clone();
         assert_eq!(known.first().unwrap().lsn, created.lsn);
         assert_eq!(known.last().unwrap().lsn, created.archived_lsn);

@@ -16,10 +16,10 @@ use super::rates::Rates;
 use crate::data_dir::Identity;
 use crate::recovery::RecoveryReport;
 
-/// Waits between attempts at a repository that fails.
+/// First and longest wait between attempts at a repository that fails.
 const FIRST_RETRY: Duration = Duration::from_secs(2);
 const LAST_RETRY: Duration = Duration::from_secs(300);
-/// A partition that nothing is put of is swept this often.
+/// Interval of sweeps of a partition of which no snapshot is put.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(24 * 3600);
 /// Longest wait between attempts at a sweep that fails: it lists all objects.
 const LAST_SWEEP_RETRY: Duration = Duration::from_secs(3600);
@@ -33,8 +33,8 @@ pub(crate) struct Snapshots {
     pub identity: Identity,
     /// What is known of the repository, by partition.
     pub known: Vec<Mutex<RepositoryState>>,
-    /// The last LSN, by partition, up to which all basins that its streams need are in the repository;
-    /// 0 until that is known.
+    /// The last LSN, by partition, up to which all basins that its streams need are in the repository; 0
+    /// until that is known.
     pub named: Vec<AtomicU64>,
     /// Wakes the uploader.
     pub wake: tokio::sync::Notify,
@@ -64,7 +64,7 @@ impl Snapshots {
         }
     }
 
-    /// What the last start did.
+    /// Notes the report of the last start.
     pub fn recovered(&self, report: RecoveryReport) {
         *self.recovery.lock() = Some(Arc::new(report));
     }
@@ -85,17 +85,18 @@ pub(crate) struct Archived {
 /// What is known of a partition's repository.
 #[derive(Debug, Default)]
 pub(crate) struct RepositoryState {
-    /// Whether the root was read, and what was noted of it still holds.
+    /// Whether the root was read, and what was noted of it is still valid.
     pub looked: bool,
-    /// How often a prune has changed the root, or may have. What was read before the last one does not hold.
+    /// How often a prune has changed the root, or may have. What was read before the last prune is not
+    /// valid.
     pub prunes: u64,
-    /// Whether this start has claimed the root, and found it of this history.
+    /// Whether this start has claimed the root, and has found that it belongs to this history.
     pub is_claimed: bool,
     /// Retained snapshots, newest first.
     pub retained: Vec<Archived>,
-    /// Entries after the newest one that change nothing, and which one that is.
+    /// The LSN of the newest one, and the number of entries after it that change nothing.
     pub empty: (u64, u64),
-    /// Snapshots of stale lineages that wait to be pruned by hand.
+    /// Snapshots of stale lineages that the operator has to prune.
     pub abandoned: usize,
     /// Bytes of the newest snapshot, if this process put or restored it.
     pub newest_bytes: Option<u64>,
@@ -103,12 +104,12 @@ pub(crate) struct RepositoryState {
     pub failure: Option<Failure>,
     /// Why the last sweep failed, if it did.
     sweep_failure: Option<String>,
-    /// The newest snapshot that was restored and compared, and found equal.
+    /// The newest snapshot that was restored and compared, and was equal.
     pub proven: Option<Proof>,
     /// Why the last such test failed, if it did.
     pub proof_failure: Option<String>,
-    /// Whether something that was put is not what it should be. The next snapshot shares no file with
-    /// what is there: an incremental one would take over the damage.
+    /// Whether a file that was put is damaged. The next snapshot shares no file with existing ones: an
+    /// incremental one would take over the damage.
     pub force_full: bool,
     /// The progress of the upload under way, if there is one.
     pub uploading: Option<Progress>,
@@ -121,7 +122,7 @@ pub(crate) struct RepositoryState {
     sweep_failures: u32,
 }
 
-/// Who waits for a snapshot.
+/// A caller who waits for a snapshot.
 pub(super) type Waiting = oneshot::Sender<Result<CreatedSnapshot, String>>;
 
 impl RepositoryState {
@@ -145,22 +146,22 @@ impl RepositoryState {
         failure.filter(|failure| failure.is_other_writer()).cloned()
     }
 
-    /// Asks for a snapshot. The answer comes when the next one that begins from here on has ended.
+    /// Requests a snapshot. The answer comes when the next one that begins from here on has ended.
     pub fn ask(&mut self) -> oneshot::Receiver<Result<CreatedSnapshot, String>> {
         let (answer, answered) = oneshot::channel();
         self.waiting.push(answer);
         answered
     }
 
-    /// Answers all who wait for a snapshot.
+    /// Answers all callers who wait for a snapshot.
     pub fn answer(&mut self, result: &Result<CreatedSnapshot, String>) {
         for waiting in self.waiting.drain(..) {
-            // The caller may have gone.
+            // The caller may no longer wait.
             let _ = waiting.send(result.clone());
         }
     }
 
-    /// Whether it is too early for another attempt. It never is while a caller waits for a snapshot.
+    /// Whether the next attempt has to wait. It never does while a caller waits for a snapshot.
     pub fn waits(&self) -> bool {
         self.waiting.is_empty() && self.try_at.is_some_and(|at| at > Instant::now())
     }
@@ -198,10 +199,11 @@ impl RepositoryState {
             return;
         };
         let failure = Failure::of(error);
-        // Most concerns snapshots too. The next look at the repository finds that out, and clears it.
+        // Most causes affect snapshots too. Reading the root again detects them, and clears the failure
+        // otherwise.
         self.looked = false;
         match error {
-            // Nothing at all is there: perhaps a disk is not mounted.
+            // The destination is empty: perhaps a disk is not mounted.
             RepositoryError::NoRoot { others: false, .. } => {}
             _ if !failure.is_failing() => self.failed(failure),
             _ => {
@@ -217,7 +219,7 @@ impl RepositoryState {
         of_sweep.filter(|_| self.failure.is_none())
     }
 
-    /// Whether it is time for another sweep. A partition's first one is due an interval after the start.
+    /// Whether another sweep is due. A partition's first one is due an interval after the start.
     pub fn is_sweep_due(&mut self, now: Instant) -> bool {
         let interval = match self.sweep_failures {
             0 => SWEEP_INTERVAL,
@@ -229,7 +231,7 @@ impl RepositoryState {
         now.duration_since(swept) >= interval && !self.retained.is_empty()
     }
 
-    /// Notes that an attempt has failed: the next one comes later each time.
+    /// Notes that an attempt has failed. The wait before the next one grows with each failure.
     pub fn failed(&mut self, why: Failure) {
         self.failures += 1;
         let wait = FIRST_RETRY
@@ -258,26 +260,26 @@ pub struct CreatedSnapshot {
     pub lsn: u64,
     /// The LSN of the oldest retained snapshot: the log is kept from there on.
     pub archived_lsn: u64,
-    /// Files of it.
+    /// Number of its files.
     pub files: u64,
-    /// Bytes of it.
+    /// Size of its files in bytes.
     pub bytes: u64,
-    /// Bytes that had to be uploaded.
+    /// Bytes that were uploaded; the other files were there already.
     pub bytes_uploaded: u64,
     /// How long it took.
     pub took: Duration,
 }
 
-/// A snapshot that was restored, brought up to date, and found equal to the live partition.
+/// A snapshot that was restored, brought up to date by replay, and found equal to the live partition.
 #[derive(Clone, Debug)]
 pub struct Proof {
     /// The partition.
     pub partition: u64,
     /// The snapshot's directory: LSN and id.
     pub snapshot: String,
-    /// What it covers.
+    /// The last LSN that it covers.
     pub lsn: u64,
-    /// Where it was compared.
+    /// The LSN as of which it was compared.
     pub compared_at: u64,
     /// The digest of both, in hexadecimal digits.
     pub digest: String,
@@ -285,11 +287,11 @@ pub struct Proof {
     pub bytes: u64,
     /// Entries replayed.
     pub replayed: u64,
-    /// Fetching, checking and importing.
+    /// Time of fetching, checking and importing.
     pub restore: Duration,
-    /// Replaying.
+    /// Time of replaying.
     pub replay: Duration,
-    /// When.
+    /// When it was compared.
     pub at: OffsetDateTime,
 }
 
@@ -388,7 +390,7 @@ mod tests {
         }
         assert_eq!(waits[..4], [4, 8, 16, 32]);
         assert_eq!(waits[19], LAST_SWEEP_RETRY.as_secs());
-        // Where the repository fails altogether, that is the problem.
+        // Where the repository fails altogether, only that is reported.
         known.failed(Failure::failing("it cannot be reached"));
         assert_eq!(known.sweep_failure(), None);
         known.succeeded();

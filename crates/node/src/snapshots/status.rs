@@ -1,5 +1,5 @@
-//! The status for operators: positions, the predicted time of a recovery, what a loss would cost, and
-//! problems.
+//! The status for operators: positions, the predicted time of a recovery, how much data a loss of the disk
+//! would cost, and problems.
 
 use std::sync::Arc;
 
@@ -19,23 +19,23 @@ pub struct NodeStatus {
     pub cluster_name: String,
     /// Its cluster's id.
     pub cluster_id: String,
-    /// Its own.
+    /// The node's id.
     pub node_id: u64,
     /// The repository's URL.
     pub repository: String,
-    /// Whether the repository does not survive the disk of the data directory.
+    /// Whether the repository is on the disk of the data directory, and lost with it.
     pub repository_is_local: bool,
     /// Bytes of the log on disk.
     pub log_bytes: u64,
-    /// Bytes that the log may have while it is kept for archived snapshots.
+    /// Most bytes of the log that are kept for archived snapshots.
     pub max_log_bytes: u64,
-    /// How long a start would take after a crash of this moment.
+    /// How long a start would take after a crash at this moment.
     pub restart: Prediction,
     /// How long it would take to restore everything from the repository.
     pub restore: Prediction,
-    /// The measurements that the predictions rest on.
+    /// The measurements that the predictions are based on.
     pub measured: Measured,
-    /// What the last start did.
+    /// The report of the last start.
     pub recovery: Option<Arc<RecoveryReport>>,
     /// The partitions, the catalog first.
     pub partitions: Vec<PartitionStatus>,
@@ -50,7 +50,7 @@ pub struct PartitionStatus {
     pub partition: u64,
     /// Role of this node.
     pub role: Role,
-    /// The history that it is of.
+    /// The lineage that it belongs to.
     pub lineage: String,
     /// First entry of the log.
     pub log_head: u64,
@@ -72,13 +72,13 @@ pub struct PartitionStatus {
     pub retained: usize,
     /// Snapshots of stale lineages.
     pub abandoned: usize,
-    /// Log entries that the repository does not have.
+    /// Log entries that the repository lacks.
     pub entries_at_risk: u64,
-    /// How long ago the repository had all there was.
+    /// Seconds since the repository had all entries.
     pub seconds_at_risk: u64,
     /// Bytes of the database's files.
     pub database_bytes: u64,
-    /// How long this partition's replay would take after a crash of this moment.
+    /// How long this partition's replay would take after a crash at this moment.
     pub restart: Prediction,
     /// How long it would take to restore this partition from the repository.
     pub restore: Prediction,
@@ -100,7 +100,7 @@ pub struct SnapshotStatus {
 pub struct Problem {
     /// A stable code.
     pub code: &'static str,
-    /// The partitions that it is about; empty for all.
+    /// The partitions that it affects; empty if it affects the node.
     pub partitions: Vec<u64>,
     /// What is wrong.
     pub what: String,
@@ -172,7 +172,8 @@ impl Inner {
         let covered = newest.as_ref().map_or(0, |n| n.lsn);
         let (entries, bytes) = inner.after(partition, durable);
         let (to_replay, bytes_to_replay) = inner.after(partition, covered + empty);
-        // Streams without their basins could not be found again, so they are at risk although a snapshot has them.
+        // Streams without their basins could not be found again, so they are at risk although a snapshot has
+        // them.
         let (covered, lacks_basins) = inner.covered(partition, covered);
         let empty = if lacks_basins { 0 } else { empty };
         let (at_risk, _) = inner.after(partition, covered + empty);

@@ -1,9 +1,9 @@
 //! The tasks that make snapshots when they are due, and test restores.
 //!
 //! Snapshots are made of one partition at a time, so that memory and bandwidth are bounded by one upload.
-//! What the repository retains is read at the start, and known from each commit; from then on the log is
-//! kept back to the oldest retained snapshot. A repository that cannot be reached stops nothing else: it is
-//! tried again after growing pauses, and the log grows up to its bound.
+//! What the repository retains is read at the start, and then known from each commit; the log is kept back
+//! to the oldest retained snapshot. A repository that cannot be reached does not stop the node: it is tried
+//! again after growing pauses, and the log grows up to its bound.
 
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -39,7 +39,7 @@ impl Uploader {
         }
     }
 
-    /// Ends it. An upload under way leaves an intent behind, and its objects are swept.
+    /// Stops the tasks. An upload under way leaves an intent behind, and its objects are swept.
     pub fn stop(&self) {
         for task in &self.tasks {
             task.abort();
@@ -56,7 +56,7 @@ async fn run(inner: Weak<Inner>) {
         if !probed {
             probed = probe_once(&inner).await;
         }
-        // Of all partitions, so it is computed once a round.
+        // It covers all partitions, so it is computed once a round.
         let load = inner.load();
         let applied = inner.all_applied();
         if !inner.is_catalog_ahead() {
@@ -66,7 +66,7 @@ async fn run(inner: Weak<Inner>) {
             start_snapshot_if_due(&inner, partition, probed, load).await;
         }
         let woken = tokio::time::timeout(LOOK_EVERY, inner.snapshots.wake.notified());
-        // Both are a reason to check again.
+        // A wake-up and the end of the wait are both a reason to check again.
         let _ = woken.await;
     }
 }
@@ -100,14 +100,14 @@ async fn test_restores(inner: Weak<Inner>) {
             continue;
         }
         match inner.prove_and_note(partition, None).await {
-            // Both were noted.
+            // Both results were noted.
             Ok(_) | Err(Error::Storage(_)) => {}
             Err(error) => tracing::warn!(partition, %error, "a restore could not be tested"),
         }
     }
 }
 
-/// Tests whether the destination's conditional puts work. Returns whether it is known that they do.
+/// Tests whether the destination's conditional puts work. Returns whether they are known to work.
 async fn probe_once(inner: &Inner) -> bool {
     let snapshots = &inner.snapshots;
     if snapshots.archive.destination().local().is_some() {
@@ -116,7 +116,7 @@ async fn probe_once(inner: &Inner) -> bool {
     if snapshots.known.iter().all(|known| known.lock().waits()) {
         return false;
     }
-    // A probe writes, and nothing is written where another node does.
+    // A probe writes, and nothing is written to another node's destination.
     let probed = match snapshots.archive.check_owner(&snapshots.identity).await {
         Ok(()) => probe(snapshots.archive.destination(), &System)
             .await

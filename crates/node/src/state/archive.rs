@@ -1,8 +1,8 @@
 //! JSON snapshots in the repository: `state/default/` beside the partitions' snapshots.
 //!
 //! An object there has the name of its file, and a checksum under `.sums/`. Numbers of commits are never
-//! given out twice, so an object is only ever written again with the same content. The repository's
-//! sweep does not know these objects, and never touches them.
+//! given out twice, so an object is only ever written again with the same content. The repository's sweep
+//! deletes only what matches its own patterns, and these objects do not.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -24,18 +24,17 @@ use super::lineage::is_of;
 
 /// Bytes that are read and sent at a time.
 const PIECE: usize = 5 * 1024 * 1024;
-/// Bytes of an object that are read to learn of which history it is; what a snapshot says of itself before
-/// its entries has some 200.
+/// Bytes of an object that are read for its header; the header has some 200.
 const HEAD: u64 = 4096;
 
-/// When an object changed last, and what its beginning holds.
+/// When an object changed last, and the header that it had then, or why that was not valid.
 type KnownHead = (String, Result<Header, String>);
 
-/// Most heads that are remembered, some hundred bytes each. Only snapshots of other histories can be so many;
-/// those beyond are read again whenever they are needed.
+/// Most headers that are remembered, some hundred bytes each. Only snapshots of other histories can be so
+/// many; the others are read again whenever they are needed.
 const MAX_HEADS: usize = 4096;
 
-/// Remembers a head; of too many, that of the oldest commit is forgotten.
+/// Remembers a header; beyond [`MAX_HEADS`], that of the oldest commit is forgotten.
 fn remember(heads: &mut BTreeMap<u64, KnownHead>, commit_ts: u64, head: KnownHead) {
     heads.insert(commit_ts, head);
     if heads.len() > MAX_HEADS {
@@ -43,24 +42,24 @@ fn remember(heads: &mut BTreeMap<u64, KnownHead>, commit_ts: u64, head: KnownHea
     }
 }
 
-/// Where they are.
+/// The JSON snapshots of a store in the repository. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(crate) struct StateArchive {
     store: Arc<dyn ObjectStore>,
     base: Path,
     shown: String,
-    /// Objects whose beginning was read, by commit.
+    /// Objects whose header was read, by commit.
     heads: Arc<Mutex<BTreeMap<u64, KnownHead>>>,
 }
 
-/// An object there.
+/// A snapshot's object in the repository.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Archived {
     pub commit_ts: u64,
     pub bytes: u64,
-    /// Whether its checksum is there.
+    /// Whether the repository has its checksum.
     pub has_sum: bool,
-    /// Which object it is: of another of that name, another.
+    /// The version of the object: it differs once another object of that name was put.
     changed: String,
 }
 
@@ -74,7 +73,7 @@ impl StateArchive {
         }
     }
 
-    /// For people.
+    /// The place of the snapshots, for display.
     pub fn shown(&self) -> &str {
         &self.shown
     }
@@ -88,7 +87,7 @@ impl StateArchive {
         self.base.clone().join(".sums").join(name)
     }
 
-    /// What is there, newest first.
+    /// The snapshots in the repository, newest first.
     pub async fn list(&self) -> object_store::Result<Vec<Archived>> {
         let listed = self.store.list_with_delimiter(Some(&self.base)).await?;
         let sums = self.base.clone().join(".sums");
@@ -116,8 +115,9 @@ impl StateArchive {
         Ok(found)
     }
 
-    /// Puts a file there, and its checksum after it. Whatever a crash leaves can be used: the checksum of
-    /// what was there before goes first, and an object without one is read strictly and put again.
+    /// Puts a file into the repository, and its checksum after it. The state after a crash can be used: the
+    /// checksum of the previous object is removed first, and an object without one is read strictly and put
+    /// again.
     pub async fn put(&self, commit_ts: u64, file: &FsPath, sum: String) -> io::Result<()> {
         self.remove(&self.sum_path(commit_ts))
             .await
@@ -140,8 +140,8 @@ impl StateArchive {
         put.map(|_| ()).map_err(io::Error::other)
     }
 
-    /// Whether an object is the snapshot of so many bytes that this line of a checksum is of: its name alone
-    /// proves nothing.
+    /// Whether an object is the snapshot of this size with this line as its checksum. The name alone proves
+    /// nothing.
     pub async fn is(&self, one: &Archived, bytes: u64, sum: &str) -> object_store::Result<bool> {
         if !one.has_sum || one.bytes != bytes {
             return Ok(false);
@@ -153,8 +153,7 @@ impl StateArchive {
         }
     }
 
-    /// Whether a snapshot of this lineage may be put in the place of an object: not in that of another
-    /// lineage's, which stays.
+    /// Whether a snapshot of this lineage may replace an object: an object of another lineage stays.
     pub async fn may_replace(&self, one: &Archived, lineage: &str) -> object_store::Result<bool> {
         let head = self.head(one).await?;
         Ok(head.map_or(true, |head| head.lineage == lineage))
@@ -168,7 +167,7 @@ impl StateArchive {
         }
     }
 
-    /// What an object says of itself; if it says nothing, why. Each is read once.
+    /// The header of an object; the inner error is the reason why it is not valid. Each object is read once.
     pub async fn head(&self, one: &Archived) -> object_store::Result<Result<Header, String>> {
         if let Some((changed, head)) = self.heads.lock().get(&one.commit_ts)
             && *changed == one.changed
@@ -188,7 +187,7 @@ impl StateArchive {
         Ok(head)
     }
 
-    /// Fetches one into a directory, under the names that it has on a disk.
+    /// Fetches a snapshot into a directory, under the names that it has on a disk.
     pub async fn fetch(&self, commit_ts: u64, dir: &FsPath) -> io::Result<()> {
         let sums = dir.join(".sums");
         tokio::fs::create_dir_all(&sums).await?;
@@ -216,8 +215,9 @@ impl StateArchive {
         to.sync_all().await
     }
 
-    /// Removes all but the newest `count` of this history, whose newest commit is `newest`. What is of
-    /// another one stays, and takes no place from these: its commits, and why it does not count.
+    /// Removes all but the newest `count` of this history, whose newest commit is `newest`. Snapshots of
+    /// other histories stay, and are not counted in `count`. Returns their commits, and why they are not of
+    /// this history.
     pub async fn retain(
         &self,
         count: usize,

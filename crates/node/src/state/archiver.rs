@@ -47,15 +47,16 @@ pub(super) async fn keep_archived(inner: Weak<Inner>) {
 }
 
 impl Shared {
-    /// Whether the repository is known to be this cluster's: it has a snapshot of the store's partition.
-    /// Beside those of another one, whose numbers mean something else, nothing is put or removed.
+    /// Whether the repository is known to belong to this cluster: it has a snapshot of the store's
+    /// partition. In another cluster's repository the numbers of commits have another meaning, so nothing is
+    /// put or removed there.
     fn has_repository(&self, inner: &Inner) -> bool {
         let partition = usize::try_from(self.partition.0).unwrap_or(usize::MAX);
         let known = inner.snapshots.known.get(partition);
         known.is_some_and(|known| known.lock().is_ours())
     }
 
-    /// Puts into the repository what it does not have, and removes what is too old.
+    /// Puts the snapshots that the repository lacks, and removes those that are too old.
     async fn archive_new(&self, inner: &Arc<Inner>) -> Result<(), String> {
         let Some(archive) = &self.archive else {
             return Ok(());
@@ -67,7 +68,8 @@ impl Shared {
         if here.is_empty() && there.is_empty() {
             return Ok(());
         }
-        // Objects have the numbers of commits, which a copy of this data directory gives out as well.
+        // The names of objects are numbers of commits, which a copy of this data directory gives out as
+        // well.
         inner.claim_for(self.partition.0).await?;
         for commit_ts in here.into_iter().take(retained).rev() {
             let path = self.files.path(commit_ts);
@@ -80,10 +82,10 @@ impl Shared {
                 continue;
             }
             let files = self.files.clone();
-            // A file that was changed on this disk must not replace what was put before.
+            // A file that was changed on this disk must not replace an archived object.
             let written = match blocking(move || files.check(commit_ts)).await {
                 Ok((written, _)) => written,
-                // Removed in the meantime.
+                // The file was removed in the meantime.
                 Err(FileError::Unreadable(e)) if e.kind() == std::io::ErrorKind::NotFound => {
                     continue;
                 }
@@ -103,7 +105,7 @@ impl Shared {
                 }
             }
             let bytes = written.bytes;
-            // Also of one that has no checksum on this disk: what was read is what is put.
+            // A file without a checksum on this disk is put with the checksum of what was read.
             let put = archive.put(commit_ts, &path, written.sum_line());
             match put.await {
                 Ok(()) => {
@@ -115,7 +117,7 @@ impl Shared {
                         "a snapshot of the state store was archived"
                     );
                 }
-                // Removed in the meantime.
+                // The file was removed in the meantime.
                 Err(e) if e.kind() == std::io::ErrorKind::NotFound && !path.exists() => {}
                 Err(e) => return Err(e.to_string()),
             }

@@ -1,5 +1,5 @@
 //! Background tasks of the store: JSON snapshots, their copies in the repository, expiry of transactions,
-//! forgetting history.
+//! and removal of history.
 
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -25,11 +25,11 @@ use crate::clock::{now_ms, now_ms_for_ages};
 use crate::core::Inner;
 use crate::signal::pause;
 
-/// How often transactions expire, and due snapshots are checked for.
+/// Interval at which transactions expire, and due snapshots are checked for.
 const TICK: Duration = Duration::from_millis(250);
-/// How often history is checked.
+/// Interval at which history is checked.
 const PRUNE_EVERY: Duration = Duration::from_secs(1);
-/// Steps of forgetting in a row: other commits wait for each.
+/// Most commands in a row that remove history: other commits wait for each.
 const PRUNE_STEPS: usize = 64;
 /// Commits whose age is read in one round.
 const AGES: usize = 20_000;
@@ -53,7 +53,7 @@ impl Background {
         }
     }
 
-    /// Waits until they have ended, which they do when the node stops.
+    /// Waits until the tasks have ended, which they do when the node stops.
     pub async fn join(&self) {
         let mut tasks = std::mem::take(&mut *self.tasks.lock());
         // A panic has been reported by the panic hook.
@@ -102,7 +102,7 @@ async fn keep_snapshots(inner: Weak<Inner>) {
 }
 
 impl Shared {
-    /// Asks for a snapshot that covers a commit.
+    /// Requests a snapshot that covers a commit.
     pub fn ask_snapshot(
         &self,
         commit_ts: u64,
@@ -113,7 +113,7 @@ impl Shared {
         answered
     }
 
-    /// A commit has happened: is it time for a snapshot?
+    /// Notes a commit, and wakes the task if a snapshot is due.
     pub fn committed(&self, commit_ts: u64) {
         if self.is_behind(commit_ts) {
             self.wake.notify_one();
@@ -133,7 +133,7 @@ impl Shared {
         !progress.waiting.is_empty() || (behind && commit_ts > 0 && progress.may_try())
     }
 
-    /// Writes a snapshot of now, unless there is one.
+    /// Writes a snapshot of the newest commit, unless there is one. Returns whether it was written.
     fn write_snapshot(&self, inner: &Inner) -> Result<(Written, bool), SnapshotFailure> {
         let meta = self.reader.meta();
         if meta.commit_ts == 0 {
@@ -186,7 +186,7 @@ impl Shared {
         Ok((written, true))
     }
 
-    /// What a snapshot of this moment says of itself.
+    /// The header of a snapshot of this moment.
     pub fn header(&self, view: &StateView<'_>) -> Result<Header, StoreError> {
         Ok(Header {
             created_at: now_ms() / 1000,
@@ -199,7 +199,7 @@ impl Shared {
         })
     }
 
-    /// The snapshot of a commit, if the newest there is is of it and is whole.
+    /// The snapshot of a commit, if the newest snapshot is of that commit and is whole.
     fn known(&self, commit_ts: u64) -> Option<(Written, bool)> {
         let own = self.look_at_files();
         let checked = own.first().filter(|newest| **newest == commit_ts);
@@ -236,7 +236,7 @@ impl Shared {
             }
             Err(SnapshotFailure::Stopping) => {
                 for (_, answer) in progress.waiting.drain(..) {
-                    // The caller may have gone.
+                    // The caller may no longer wait.
                     let _ = answer.send(Err(StateError::Stopping));
                 }
             }
@@ -253,10 +253,10 @@ impl Shared {
         }
     }
 
-    /// Reads each snapshot that is new or has changed: files may have been changed by hand. Returns the commits
-    /// of those that count, newest first.
+    /// Reads each snapshot that is new or has changed: files may have been changed by hand. Returns the
+    /// commits of those that count, newest first.
     pub fn look_at_files(&self) -> Vec<u64> {
-        // What is published may lag behind what a snapshot has seen.
+        // The published newest commit may be older than the one that a snapshot has.
         let newest = || {
             let meta = self.reader.part().state_meta().ok().flatten();
             meta.unwrap_or_else(|| self.reader.meta()).commit_ts
@@ -275,7 +275,7 @@ impl Shared {
         let mut progress = self.progress.lock();
         progress.looked = true;
         progress.newest = found.own.first().copied();
-        // Nothing is forgotten that a snapshot may need which cannot be read now.
+        // A snapshot that cannot be read now may need any part of the history, so nothing is removed.
         progress.oldest = match found.unreadable {
             true => Some(0),
             false => found.own.last().copied(),
@@ -318,7 +318,7 @@ impl Shared {
 /// Why a snapshot was not written.
 #[derive(Debug)]
 pub(crate) enum SnapshotFailure {
-    /// The next start goes on.
+    /// The node stops; the next start writes the snapshot.
     Stopping,
     Failed(String),
 }
@@ -335,8 +335,8 @@ impl From<StoreError> for SnapshotFailure {
     }
 }
 
-/// The first commit that some policy keeps, of those from the beginning of history up to `bound`: what
-/// comes after that stays anyway, and is not read.
+/// The first commit that some policy keeps, of those from the beginning of history up to `bound`. Commits
+/// after `bound` are kept in any case, and are not read.
 fn kept_from(inner: &Inner, options: &StateOptions, bound: u64) -> Result<u64, StoreError> {
     let meta = inner.state.reader.meta();
     let begins = meta.history_begins();
@@ -347,7 +347,7 @@ fn kept_from(inner: &Inner, options: &StateOptions, bound: u64) -> Result<u64, S
     if let Some(commits) = options.keep_history_commits
         && let Some(stream) = inner.state_stream()?
     {
-        // Gaps that forks have left do not count.
+        // Gaps in the numbers that forks have left do not count.
         from = from.min(stream.view().state.before_tail(commits) + 1);
     }
     if let Some(age) = options.keep_history_age {
@@ -359,7 +359,7 @@ fn kept_from(inner: &Inner, options: &StateOptions, bound: u64) -> Result<u64, S
             .first_arrived(begins - 1, bound, oldest, AGES)?;
         from = from.min(by_age);
     }
-    // Without a policy all of it is kept.
+    // Without a policy, all of the history is kept.
     Ok(if from == u64::MAX {
         begins
     } else {
@@ -367,7 +367,7 @@ fn kept_from(inner: &Inner, options: &StateOptions, bound: u64) -> Result<u64, S
     })
 }
 
-/// Forgets what the policies do not keep, and no snapshot needs.
+/// Removes the history that no policy keeps and no snapshot needs.
 async fn prune(inner: &Arc<Inner>) -> Result<(), String> {
     let shared = &inner.state;
     let options = &shared.options;
@@ -380,11 +380,11 @@ async fn prune(inner: &Arc<Inner>) -> Result<(), String> {
     let this = inner.clone();
     let (bound, from) = blocking(move || {
         this.state.look_at_files();
-        // Whatever comes after the oldest snapshot is needed to go on from it.
+        // Replaying from the oldest snapshot needs all commits after it.
         let oldest = this.state.progress.lock().oldest;
         let bound = match (oldest, this.state.options.snapshot_interval) {
             (Some(oldest), _) => oldest,
-            // There is none unless a caller asks for it.
+            // Without an interval there is no snapshot unless a caller asks for one.
             (None, 0) => u64::MAX,
             (None, _) => 0,
         };

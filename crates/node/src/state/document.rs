@@ -6,16 +6,17 @@
 //!              "default:agent-1:draft": { "deleted": true, "version": 2, "commit_ts": 77 } } }
 //! ```
 //!
-//! A key is its namespace, its agent and its name, with `:` between and with `:` and `%` in them written
-//! `%3A` and `%25`. A deleted key is kept for its counter. `forks` is there, on an entry, if its version
-//! has seen any (see [`esker_partition::lineage`]); `"unchecked": true`, if the store has it though an import
-//! would refuse it: then it is taken over as it is. A version or `commit_ts` beyond 2^53 is written as a
-//! string, because many JSON readers round such numbers; both forms are read. `lsn` is how far the partition's log is covered, and
-//! the `forks` at the top are those of the lineage; `commit_forks`, those of them that the last commit has
-//! seen. `log_tail` has checksums of the log's entries up to `lsn` (see [`esker_partition::log_tail`]).
+//! A key is its namespace, its agent and its name, with `:` between them, and with `:` and `%` in them
+//! written as `%3A` and `%25`. A deleted key is kept for its counter. An entry has `forks` if its version
+//! has passed any (see [`esker_partition::lineage`]), and `"unchecked": true` if the store has the entry
+//! although an import would refuse it: such an entry is imported as it is. A version or `commit_ts` beyond
+//! 2^53 is written as a string, because many JSON readers round such numbers; both forms are read. `lsn` is
+//! the last LSN of the partition's log that is covered. The `forks` at the top are those of the lineage;
+//! `commit_forks` is how many of them the last commit has passed. `log_tail` has checksums of the log's
+//! entries up to `lsn` (see [`esker_partition::log_tail`]).
 //!
-//! Keys are read in any order, so that a document that `jq` has sorted can be read as well. Each entry is
-//! checked strictly: an unknown or a missing member is an error that names the key.
+//! Keys are read in any order, so a document that `jq` has sorted can be read as well. Each entry is checked
+//! strictly: an unknown or a missing member is an error that names the key.
 
 use std::fmt;
 use std::io::{self, Read, Write};
@@ -80,7 +81,7 @@ impl<'de> Deserialize<'de> for Number {
 pub(crate) struct ReadEntry {
     pub key: StateKey,
     pub entry: StateEntry,
-    /// Whether the store that wrote it had it though an import would refuse it.
+    /// Whether it is marked as unchecked: the store that wrote it had it although an import would refuse it.
     pub is_unchecked: bool,
 }
 
@@ -91,19 +92,19 @@ pub(crate) struct Header {
     pub created_at: u64,
     /// The last commit that it covers.
     pub commit_ts: u64,
-    /// In hexadecimal digits; empty if there is none.
+    /// The lineage's id, in hexadecimal digits; empty if there is none.
     pub lineage: String,
-    /// The last LSN of the partition's log that is covered; 0 if it is not given.
+    /// The last LSN of the partition's log that is covered; 0 if the document does not have it.
     pub lsn: u64,
     /// Forks of the partition up to that lineage.
     pub forks: u64,
-    /// Those of them that the last commit has seen; `None` if that is not given.
+    /// How many of them the last commit has passed; `None` if the document does not have it.
     pub commit_forks: Option<u64>,
-    /// Checksums of the entries up to `lsn`; `None` if it has none.
+    /// Checksums of the entries up to `lsn`; `None` if the document has none.
     pub log_tail: Option<LogTail>,
 }
 
-/// Writes the beginning.
+/// Writes the header, and the beginning of the entries.
 pub(crate) fn write_header(to: &mut impl Write, header: &Header) -> io::Result<()> {
     write!(
         to,
@@ -125,7 +126,7 @@ pub(crate) fn write_header(to: &mut impl Write, header: &Header) -> io::Result<(
     to.write_all(b"\n\"state\": {")
 }
 
-/// Writes an entry; `is_unchecked` if an import would refuse it.
+/// Writes an entry; `is_unchecked` is whether an import would refuse it.
 pub(crate) fn write_entry(
     to: &mut impl Write,
     is_first: bool,
@@ -157,7 +158,7 @@ pub(crate) fn write_entry(
     to.write_all(b"}")
 }
 
-/// Writes the end.
+/// Writes the end of the document.
 pub(crate) fn write_end(to: &mut impl Write) -> io::Result<()> {
     to.write_all(b"\n}}\n")
 }
@@ -183,7 +184,7 @@ pub(crate) fn escaped(key: &StateKey) -> String {
     text
 }
 
-/// The key that a string stands for.
+/// Parses the string of a key.
 pub(crate) fn unescaped(text: &str) -> Result<StateKey, String> {
     let mut names = text.split(':').map(name_of);
     let (Some(namespace), Some(agent_id), Some(key), None) =
@@ -213,7 +214,7 @@ fn name_of(text: &str) -> Result<String, String> {
     Ok(name)
 }
 
-/// Reads a document to its end, and passes on each entry. The header is known only at the end.
+/// Reads a document to its end, and passes each entry on. The header is known only at the end.
 pub(crate) fn read(
     from: impl Read,
     mut take: impl FnMut(ReadEntry) -> Result<(), String>,
@@ -226,8 +227,8 @@ pub(crate) fn read(
     Ok(header)
 }
 
-/// The header in the beginning of a document: all that comes before its entries. A `version` after them is
-/// ignored.
+/// Reads the header at the beginning of a document: the members before the entries. A `version` after them
+/// is ignored.
 pub(crate) fn read_head(beginning: &[u8]) -> Result<Header, String> {
     #[derive(Deserialize)]
     struct Head {
@@ -310,7 +311,7 @@ impl<'de, F: FnMut(ReadEntry) -> Result<(), String>> Visitor<'de> for Document<'
                         take: &mut *self.take,
                     })?;
                 }
-                // What a later version may add.
+                // A later version may add members.
                 _ => drop(map.next_value::<IgnoredAny>()?),
             }
         }
@@ -499,7 +500,7 @@ mod tests {
             let read = read_all(&text).unwrap();
             prop_assert_eq!(read, (header(), entries));
             prop_assert_eq!(read_head(&text).unwrap(), header());
-            // Another program reads it, sorts it, and it is the same.
+            // Another program reads and sorts it, and its content stays the same.
             let value: serde_json::Value = serde_json::from_slice(&text).unwrap();
             let sorted = serde_json::to_vec_pretty(&value).unwrap();
             prop_assert_eq!(read_all(&sorted).unwrap().0, header());
@@ -512,7 +513,7 @@ mod tests {
                 version: 1, commit_ts: 1, forks: 0, value: Some(Bytes::from_static(b"{}")), first: true,
             })];
             let text = text(&entries);
-            // The last character is the end of a line.
+            // The last character ends the line.
             prop_assume!(cut + 1 < text.len());
             prop_assert!(read_all(&text[..cut]).is_err());
         }

@@ -1,4 +1,4 @@
-//! Why something was not done with the state store.
+//! Why an operation on the state store, or reading a snapshot, failed.
 
 use std::io;
 
@@ -11,10 +11,10 @@ use super::types::StateKey;
 /// Why an operation on the state store failed.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum StateError {
-    /// There is no such transaction: it never was, or it was committed or aborted.
+    /// There is no such transaction: it was never begun, or it was committed or aborted.
     #[error("transaction {0} is not known: it was committed, aborted, or never begun; begin again")]
     TransactionNotFound(String),
-    /// It was open for longer than its timeout.
+    /// The transaction was open for longer than its timeout.
     #[error("transaction {txn} expired {timeout_ms} ms after its beginning; begin again")]
     TransactionExpired {
         /// The transaction.
@@ -22,10 +22,10 @@ pub enum StateError {
         /// Its timeout.
         timeout_ms: u64,
     },
-    /// It was begun on a node, or in a run of it, that is gone. Nothing of it happened.
+    /// The transaction was begun on another node, or before this node's last start. Nothing of it happened.
     #[error("transaction {0} was begun on another run of the server and is lost; begin again")]
     TransactionLost(String),
-    /// A key has another version than expected; nothing happened.
+    /// A key does not have the expected version; nothing happened.
     #[error(
         "namespace `{}`, agent `{}`, key `{}` has version {actual}, not {expected}; read it again",
         .key.namespace, .key.agent_id, .key.key
@@ -35,16 +35,16 @@ pub enum StateError {
         key: StateKey,
         /// The version that was expected.
         expected: u64,
-        /// The one that it has; 0 if it does not exist.
+        /// The version that it has; 0 if it does not exist.
         actual: u64,
     },
     /// The request is not valid.
     #[error("{0}")]
     Invalid(String),
-    /// A limit.
+    /// A limit was exceeded.
     #[error("{0}")]
     Exhausted(String),
-    /// What is asked for is below the history that is kept.
+    /// The request is for commits or versions below the history that is kept.
     #[error("history begins at commit_ts {commit_ts}{}", .version.map(|v| format!(" (this key's at version {v})")).unwrap_or_default())]
     HistoryBegins {
         /// The first commit that is kept.
@@ -52,16 +52,16 @@ pub enum StateError {
         /// The first version of the key that is kept, if a key was asked for.
         version: Option<u64>,
     },
-    /// There is nothing to make a snapshot of.
+    /// Nothing was committed yet, so there is nothing to make a snapshot of.
     #[error("nothing was committed yet: there is nothing to make a snapshot of")]
     NothingCommitted,
-    /// No snapshot of that name.
+    /// There is no snapshot of that commit.
     #[error("there is no snapshot of commit_ts {0}")]
     SnapshotNotFound(u64),
-    /// No snapshot at all.
+    /// There is no snapshot on this disk.
     #[error("there is no snapshot on the server's disk: make one with `esker state snapshot`")]
     NoSnapshot,
-    /// An import into a store that has had commits.
+    /// The store has had commits, and an import replaces them only if that is requested.
     #[error(
         "the store has had {commit_ts} commits: an import replaces what it holds, say --replace if that is meant"
     )]
@@ -69,16 +69,16 @@ pub enum StateError {
         /// Its newest commit.
         commit_ts: u64,
     },
-    /// Nothing happened; try again later.
+    /// Nothing happened; the caller can try again later.
     #[error("{0}")]
     Unavailable(String),
     /// The server is stopping; nothing happened.
     #[error("the server is stopping")]
     Stopping,
-    /// It is not known whether it happened: read the keys.
+    /// It is not known whether it happened; the caller has to read the keys.
     #[error("{0}")]
     Unknown(String),
-    /// The database, or a file.
+    /// The database or a file failed.
     #[error("storage: {0}")]
     Storage(String),
 }
@@ -89,7 +89,7 @@ pub(crate) enum FileError {
     /// It cannot be read now: nothing is known of its content.
     #[error("{0}")]
     Unreadable(io::Error),
-    /// It is not what was written, or no snapshot at all.
+    /// It is not what was written, or not a snapshot.
     #[error("{0}")]
     Damaged(String),
 }

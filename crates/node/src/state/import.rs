@@ -1,7 +1,8 @@
-//! Taking over a JSON snapshot: by way of the log, a piece at a time, visible with the last one.
+//! Imports a JSON snapshot through the log, one piece at a time; it becomes visible with the last piece.
 //!
-//! The whole snapshot is checked before the first piece is proposed, so that one that is refused writes
-//! nothing. An import that ends in the middle is aborted: what it wrote goes, at once or at the next start.
+//! The whole snapshot is checked before the first piece is proposed, so that a refused snapshot writes
+//! nothing. An import that ends in the middle is aborted: what it wrote is removed, at once or at the next
+//! start.
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -32,17 +33,17 @@ use crate::blocking::blocking;
 use crate::clock::now_ms;
 use crate::core::Inner;
 
-/// Bytes of one command.
+/// Most bytes of one command.
 const COMMAND: usize = 512 * 1024;
-/// Most bytes of an entry: a commit had room for it.
+/// Most bytes of an entry: that of a commit's record.
 const ENTRY: usize = esker_partition::state::MAX_RECORD_BYTES;
 /// Bytes that are written before the free space of the disk is checked again.
 const LOOK_EVERY: usize = 2 * 1024 * 1024;
 
-/// Keys of a snapshot whose keys are in no order, at most: of each, 16 bytes are held to find one that
-/// occurs twice.
+/// Most keys of a snapshot whose keys are not sorted: 16 bytes of each are held to find a key that occurs
+/// twice.
 const MAX_UNSORTED_KEYS: usize = 4_000_000;
-/// Time that an import waits for the snapshot of what it has brought.
+/// How long an import waits for the snapshot of what it has imported.
 const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A file that is removed on drop.
@@ -67,7 +68,8 @@ pub(super) async fn import(
     let path = inner.state.files.dir().join(format!(".tmp-import-{id:x}"));
     let failed = |e: std::io::Error| StateError::Storage(format!("the snapshot: {e}"));
     let spooled = Temporary(path.clone());
-    // Created on this thread: a future that is dropped while it waits would create the file after its removal.
+    // Created on this thread: on another thread, the file could be created after a dropped future has
+    // removed it.
     let mut to = tokio::fs::File::from_std(File::create(&path).map_err(failed)?);
     let mut unlooked = 0;
     while let Some(piece) = pieces.next().await {
@@ -126,8 +128,9 @@ pub(super) async fn import(
         duration = ?begun.elapsed(),
         "a snapshot of the state store was imported"
     );
-    // Those from before it lead to another state: the first that does not is due now, and waited for, so
-    // that what was imported can be proved and rebuilt. Why it failed, if it did, is logged and in the status.
+    // Snapshots from before the import lead to another state. The first one after it is due now; the import
+    // waits for it, so that the imported state can be proved and rebuilt. A failure is logged and in the
+    // status.
     if inner.state.options.snapshot_interval > 0 {
         let written = inner.state.ask_snapshot(commit_ts);
         let _ = tokio::time::timeout(SNAPSHOT_TIMEOUT, written).await;
@@ -140,7 +143,7 @@ pub(super) async fn import(
     })
 }
 
-/// An import that has begun. Dropped before its end, it is aborted.
+/// An import that has begun. It is aborted if this is dropped before its end.
 struct Begun {
     inner: Arc<Inner>,
     id: u64,
@@ -159,10 +162,10 @@ impl Drop for Begun {
     }
 }
 
-/// Removes what an import has written, if it is still the one under way.
+/// Removes what an import has written, if it is still under way.
 async fn abort(inner: &Inner, id: u64) {
     match propose(inner, id, ImportStep::Abort(ImportAbort {})).await {
-        // Another one has begun since, which has removed it.
+        // Another import has begun since, and has removed it.
         Ok(_) | Err(StateError::Unavailable(_)) => {}
         Err(error) => {
             tracing::warn!(%error, "what an ended import into the state store wrote is removed by the next start");
@@ -178,7 +181,7 @@ pub(super) async fn abort_abandoned(inner: &Inner) {
     }
 }
 
-/// Checks all of a snapshot; `newest` is the newest commit here.
+/// Checks all of a snapshot; `newest` is the newest commit of this store.
 fn check(
     path: &std::path::Path,
     newest: u64,
@@ -223,7 +226,7 @@ fn check(
              empty store"
         )));
     }
-    // Keys that rise, in either order, are different ones; others are remembered.
+    // Keys that rise, in either order, are distinct. Others are compared by their hashes.
     if !rises && !text_rises {
         let mut seen = HashSet::new();
         read(path, &mut |ReadEntry { key, .. }| {
@@ -258,12 +261,12 @@ fn read(
     })
 }
 
-/// What can be done about an entry that is refused, and that a store has.
+/// The remedy for an entry that is refused although a store has it.
 const UNCHECKED: &str =
     "if a store has it so, `\"unchecked\": true` beside it takes it over as it is";
 
-/// Whether an import of a snapshot as of `commit_ts` would refuse a stored entry, if it was not said that it
-/// is unchecked: earlier versions took over more.
+/// Whether an import of a snapshot as of `commit_ts` would refuse a stored entry that is not marked as
+/// unchecked: earlier versions accepted more.
 pub(super) fn is_unchecked(entry: &StateEntry, commit_ts: u64, check_value: ValueCheck) -> bool {
     entry.commit_ts > commit_ts || check_value_of(entry, check_value).is_err()
 }
@@ -292,7 +295,7 @@ fn check_number(what: &str, number: u64) -> Result<(), String> {
     }
 }
 
-/// Gives the entries of a snapshot, as many at a time as make a command.
+/// Reads the entries of a snapshot, and sends as many at a time as fit a command.
 fn read_commands(
     path: &std::path::Path,
     send: &mpsc::Sender<Vec<ImportedEntry>>,
@@ -373,7 +376,7 @@ mod tests {
 
     const ODD: &str = "odd";
 
-    /// Refuses what no client could read.
+    /// Refuses values that no client could read.
     fn check_value() -> ValueCheck {
         ValueCheck(|value| match std::str::from_utf8(value) {
             Ok(text) if text.contains(ODD) => Err("it is odd".to_owned()),
@@ -419,7 +422,7 @@ mod tests {
         digester.finish()
     }
 
-    /// What a store at `commit_ts` writes.
+    /// The snapshot that a store at `commit_ts` writes.
     fn exported(commit_ts: u64, entries: &BTreeMap<StateKey, StateEntry>) -> Vec<u8> {
         let header = Header {
             created_at: 1,
@@ -441,7 +444,7 @@ mod tests {
     }
 
     proptest! {
-        // Whatever versions before this one took over, too: odd values, and entries above the store's commit.
+        // Includes what earlier versions accepted: odd values, and entries above the store's commit.
         #[test]
         fn whatever_a_store_has_is_exported_so_that_another_one_takes_it_over_as_it_is(
             commit_ts in number(),
@@ -501,7 +504,7 @@ mod tests {
             assert!(refused.contains(r#""unchecked": true"#), "{refused}");
             check_text(&format!(r#"{entry},"unchecked":true}}"#)).unwrap();
         }
-        // What no store can have is refused all the same.
+        // Values that no store can have are refused all the same.
         let beyond = format!(
             r#"{{"value":{{}},"version":"{}","commit_ts":1,"unchecked":true}}"#,
             MAX_NUMBER + 1

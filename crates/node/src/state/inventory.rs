@@ -1,8 +1,8 @@
 //! Which JSON snapshots on this disk count: those that are valid and of this store's history.
 //!
-//! A name proves nothing: a file may have been copied from another store, or hold nothing at all. Each file
-//! is read to its end once, and again only when it has changed. What does not count is named in a warning
-//! and in the status, and is neither removed nor overwritten.
+//! A name proves nothing: a file may have been copied from another store, or be damaged. Each file is read
+//! to its end once, and again only when it has changed. A file that does not count is named in a warning and
+//! in the status, and is neither removed nor overwritten.
 
 use std::collections::BTreeMap;
 use std::fs::Metadata;
@@ -15,7 +15,7 @@ use super::error::FileError;
 use super::files::{Files, name_of};
 use super::lineage::is_of;
 
-/// What shows whether a file has changed: size, inode, modification and change time.
+/// Size, inode, modification and change time: they show whether a file has changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Stamp(u64, u64, (i64, i64), (i64, i64));
 
@@ -36,7 +36,7 @@ type Stamps = (Stamp, Option<Stamp>);
 /// The files that were read.
 #[derive(Debug, Default)]
 pub(crate) struct Inventory {
-    /// By commit: its stamps, and why it does not count, if it does not.
+    /// By commit: its stamps, and why it does not count, unless it does.
     read: BTreeMap<u64, (Stamps, Option<String>)>,
 }
 
@@ -45,15 +45,15 @@ pub(crate) struct Inventory {
 pub(crate) struct Found {
     /// Commits of the snapshots that count, newest first.
     pub own: Vec<u64>,
-    /// Those that do not, and why, newest first.
+    /// Commits of those that do not count, each with the reason, newest first.
     pub ignored: Vec<(u64, String)>,
     /// Whether one of them could not be read now: it may count.
     pub unreadable: bool,
 }
 
 impl Inventory {
-    /// Looks at the directory. `newest` gives the newest commit of the store; it is asked once the directory is
-    /// listed, so that no snapshot of this store is newer.
+    /// Reads the directory. `newest` returns the newest commit of the store; it is called once the directory
+    /// is listed, so that no listed snapshot of this store is newer.
     ///
     /// # Errors
     ///
@@ -91,7 +91,7 @@ impl Inventory {
         Ok(found)
     }
 
-    /// Notes one that this node has just written: it need not be read.
+    /// Notes a snapshot that this node has just written: it need not be read.
     ///
     /// # Errors
     ///
@@ -102,7 +102,7 @@ impl Inventory {
         Ok(())
     }
 
-    /// Why a file does not count, if it does not.
+    /// Why a file does not count, or `None` if it counts.
     fn judge(
         &mut self,
         files: &Files,
@@ -191,7 +191,7 @@ mod tests {
         let ignored: Vec<u64> = found.ignored.iter().map(|(ts, _)| *ts).collect();
         assert_eq!(ignored, [5000, 90, 6, 5]);
         assert!(!found.unreadable);
-        // What has not changed is not read again, what has is.
+        // Unchanged files are not read again; changed files are.
         assert_eq!(inventory.inspect(&files, &ours, || 10).unwrap(), found);
         std::fs::write(files.path(4), "{}").unwrap();
         assert_eq!(inventory.inspect(&files, &ours, || 10).unwrap().own, [3]);

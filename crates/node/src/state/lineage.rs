@@ -1,11 +1,11 @@
-//! Which history a JSON snapshot is of.
+//! Which history a JSON snapshot belongs to.
 
 use esker_partition::{Lineage, LineageId};
 
 use super::document::Header;
 use crate::recovery::{Candidate, Source};
 
-/// What a snapshot says that it covers; `None` if it does not say.
+/// The lineage and LSN that a snapshot covers; `None` if its header has no lineage.
 pub(crate) fn copy_of(header: &Header) -> Option<Candidate> {
     let lineage = u128::from_str_radix(&header.lineage, 16).ok()?;
     let source = Source::State(header.commit_ts);
@@ -15,7 +15,8 @@ pub(crate) fn copy_of(header: &Header) -> Option<Candidate> {
     })
 }
 
-/// Whether a snapshot is of this history; if not, why. What does not say it proves nothing.
+/// Checks that a snapshot belongs to this history; the error is the reason why it does not. A header without
+/// a lineage proves nothing.
 pub(crate) fn is_of(lineage: &Lineage, header: &Header) -> Result<(), String> {
     if header.lineage.is_empty() {
         return Err("it names no lineage: it may be of another store".to_owned());

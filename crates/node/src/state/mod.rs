@@ -7,15 +7,16 @@
 //! | [`shared`], [`progress`] | what a node keeps for its store; which snapshots there are, and failures |
 //! | [`document`], [`files`], [`archive`] | a JSON snapshot: as text, on this disk, in the repository |
 //! | [`lineage`], [`inventory`] | which history a JSON snapshot is of; which files on this disk are snapshots of this store |
-//! | [`background`], [`archiver`] | background tasks: snapshots, expiry of transactions, forgetting history; putting snapshots into the repository |
-//! | [`replay`], [`import`], [`verify`] | commits in order; taking over a snapshot; proving one |
-//! | [`newer`] | JSON snapshots that are newer than what a restore has brought back |
+//! | [`background`] | background tasks: snapshots, expiry of transactions, removal of history |
+//! | [`archiver`] | the task that puts snapshots into the repository |
+//! | [`replay`], [`import`], [`verify`] | reading commits in order; importing a snapshot; proving one |
+//! | [`newer`] | JSON snapshots that are newer than the store after a restore |
 //! | [`rebuild`] | rebuilding the store when what the database has of it cannot be used |
 //!
-//! One store, `default`, in the partition of its stream `esker-state/default`. A transaction is staged
-//! in memory, and committed by one command: atomic, visible only when durable. Every commit is a record
-//! of the stream too, so replaying the store is reading the stream. JSON snapshots are written every so
-//! many commits; from one of them and the commits after it the store can be rebuilt anywhere.
+//! There is one store, `default`, in the partition of its stream `esker-state/default`. A transaction is
+//! staged in memory, and committed by one command: atomic, visible only when durable. Every commit is also a
+//! record of the stream, so replaying the store is reading the stream. A JSON snapshot is written after
+//! every so many commits; from a snapshot and the commits after it, the store can be rebuilt anywhere.
 
 pub(crate) mod archive;
 mod archiver;
@@ -61,7 +62,8 @@ use crate::space::SpaceUse;
 pub(crate) use shared::Shared;
 use transactions::{Committing, check_operation};
 
-/// What a commit takes from the budget of bytes in flight beyond its own, so that many small ones count.
+/// Bytes that a commit takes from the budget of bytes in flight beside its own, so that many small commits
+/// count.
 const OVERHEAD: usize = 256;
 
 /// The state store of a node. Cheap to clone.
@@ -86,8 +88,8 @@ impl StateStore {
         Ok(())
     }
 
-    /// Begins a transaction; its id, a UUID v4. `timeout`: `None` for the default; capped by
-    /// [`StateOptions::max_timeout`].
+    /// Begins a transaction. Returns its id, a UUID v4. A `timeout` of `None` is the default; it is capped
+    /// by [`StateOptions::max_timeout`].
     ///
     /// # Errors
     ///
@@ -137,13 +139,13 @@ impl StateStore {
         transactions.stage(txn, key, value, expected, Instant::now())
     }
 
-    /// Commits; returns when it is durable and visible. `expected` are further versions that must be as
-    /// given, of keys that the transaction need not write.
+    /// Commits a transaction; returns when it is durable and visible. `expected` has further expected
+    /// versions, of keys that the transaction need not write.
     ///
     /// # Errors
     ///
-    /// Those of [`StateStore::write`]; [`StateError::VersionMismatch`], upon which nothing happened and
-    /// the transaction is gone; [`StateError::Unavailable`] and [`StateError::Stopping`] if nothing
+    /// Those of [`StateStore::write`]; [`StateError::VersionMismatch`], after which nothing happened and the
+    /// transaction no longer exists; [`StateError::Unavailable`] and [`StateError::Stopping`] if nothing
     /// happened and it can be committed again, [`StateError::Unknown`] if it may have happened.
     pub async fn commit(
         &self,
@@ -167,7 +169,7 @@ impl StateStore {
             }
             _ => false,
         };
-        // A key that is deleted gives space back when its history is forgotten.
+        // Deleting a key releases space when its history is removed.
         let usage = match only_deletes {
             true => SpaceUse::Keeps,
             false => SpaceUse::Takes,
@@ -247,17 +249,17 @@ impl StateStore {
         }
     }
 
-    /// Drops a transaction. One that is not known counts as dropped.
+    /// Drops a transaction. An unknown one counts as dropped.
     pub fn abort(&self, txn: &str) {
         self.shared().transactions.lock().abort(txn);
     }
 
-    /// Reads one key. A key that never was, or was not yet, is [`StateRead::absent`]. Blocks on the
-    /// database for as long as a disk takes.
+    /// Reads one key. The answer for a key that never existed, or did not exist yet, is
+    /// [`StateRead::absent`]. Blocks on the database for as long as a disk takes.
     ///
     /// # Errors
     ///
-    /// [`StateError::HistoryBegins`] for what is below the history that is kept.
+    /// [`StateError::HistoryBegins`] for a version or commit below the history that is kept.
     pub fn get(&self, key: &StateKey, at: ReadAt) -> Result<StateRead, StateError> {
         key.check().map_err(StateError::Invalid)?;
         let reader = &self.shared().reader;
@@ -276,7 +278,7 @@ impl StateStore {
         Ok(read_of(entry))
     }
 
-    /// The same of the present, if that needs no disk; `None` if it does.
+    /// The same for the present, if that needs no disk; `None` if it does.
     pub fn get_cached(&self, key: &StateKey) -> Option<Result<StateRead, StateError>> {
         if let Err(why) = key.check() {
             return Some(Err(StateError::Invalid(why)));
@@ -287,7 +289,7 @@ impl StateStore {
         }
     }
 
-    /// The newest commit. It is in memory.
+    /// The newest commit. It is kept in memory.
     pub fn commit_ts(&self) -> u64 {
         self.shared().reader.meta().commit_ts
     }
@@ -318,11 +320,12 @@ impl StateStore {
         Ok(found)
     }
 
-    /// The same, one key at a time, until `each` is false: only one is held. Blocking.
+    /// The same, but passes one key at a time to `each`, until it returns false; only one key is held.
+    /// Blocking.
     ///
     /// # Errors
     ///
-    /// Those of [`scan`](StateStore::scan); keys were visited then, too.
+    /// Those of [`scan`](StateStore::scan); some keys may have been visited by then.
     pub fn visit(
         &self,
         scan: &Scan,
@@ -370,7 +373,7 @@ impl StateStore {
         Ok(())
     }
 
-    /// Commits in order; without [`Replay::follow`] it ends at the present. In constant memory.
+    /// Returns commits in order, in constant memory; without [`Replay::follow`] it ends at the present.
     ///
     /// # Errors
     ///
@@ -382,8 +385,8 @@ impl StateStore {
         replay::replay(&self.inner, replay)
     }
 
-    /// Writes a JSON snapshot now and waits for it. It covers every commit before; one that is there and
-    /// does is answered.
+    /// Makes sure that a JSON snapshot covers every commit before this call, and returns it. One is written
+    /// unless there is one already.
     pub async fn snapshot(&self) -> Result<StateSnapshot, StateError> {
         let commit_ts = self.shared().reader.meta().commit_ts;
         if commit_ts == 0 {
@@ -396,14 +399,14 @@ impl StateStore {
         }
     }
 
-    /// The JSON snapshots there are, newest first; those on this disk are checked.
+    /// The existing JSON snapshots, newest first; those on this disk are checked.
     pub async fn snapshots(&self) -> Result<Vec<StateSnapshot>, StateError> {
         verify::list(&self.inner).await
     }
 
-    /// The text of a JSON snapshot, in pieces: the one of that `commit_ts`, or a new one of the
-    /// present that is not kept. `place` is dropped when the thread that reads it has ended, which may be
-    /// later than the stream.
+    /// The text of a JSON snapshot, in pieces: that of the snapshot with this `commit_ts`, or of a new one
+    /// of the present that is not kept. `place` is dropped when the thread that reads the snapshot has
+    /// ended, which may be later than the stream.
     pub fn export(
         &self,
         commit_ts: Option<u64>,
@@ -412,14 +415,14 @@ impl StateStore {
         verify::export(&self.inner, commit_ts, place)
     }
 
-    /// Takes over the state of a JSON snapshot, given in pieces, and after its last piece nothing else.
-    /// A store that has had commits is replaced only with `replace`; its counters go on from the
-    /// larger of both, with a gap. All of it is checked before anything is written, each value as
-    /// [`NodeOptions::check_value`](crate::NodeOptions::check_value) has it.
+    /// Imports the state of a JSON snapshot, given in pieces; nothing may follow its last piece. A store
+    /// that has had commits is replaced only with `replace`; its counters continue from the larger of both,
+    /// with a gap. All of it is checked before anything is written, each value with
+    /// [`NodeOptions::check_value`](crate::NodeOptions::check_value).
     ///
     /// # Errors
     ///
-    /// [`StateError::Invalid`] for a snapshot that is none, [`StateError::NotEmpty`].
+    /// [`StateError::Invalid`] if it is not a valid snapshot, [`StateError::NotEmpty`].
     pub async fn import(
         &self,
         pieces: BoxStream<'static, Result<Bytes, StateError>>,
@@ -428,8 +431,8 @@ impl StateStore {
         import::import(&self.inner, pieces, replace).await
     }
 
-    /// Proves the newest valid JSON snapshot (or that of a `commit_ts`): folds it and the commits after
-    /// it, and compares with the live state, by digest.
+    /// Proves the newest valid JSON snapshot, or that of a `commit_ts`: folds the commits after it onto it,
+    /// and compares the result with the live state, by digest.
     pub async fn verify(&self, commit_ts: Option<u64>) -> Result<StateVerification, StateError> {
         verify::verify(&self.inner, commit_ts).await
     }
@@ -467,7 +470,7 @@ fn read_of(entry: Option<esker_partition::state::StateEntry>) -> StateRead {
     })
 }
 
-/// The command of a transaction; what is left of it is needed only if it comes back.
+/// The error of a commit whose command was refused, or whose answer is unknown.
 fn not_committed(error: ProposeError) -> StateError {
     match error.has_no_side_effects() {
         true => StateError::Unavailable(error.to_string()),

@@ -1,7 +1,7 @@
-//! JSON snapshots that are newer than the store that a restore with a loss has brought back.
+//! JSON snapshots that are newer than the store after a restore with a loss.
 //!
-//! They are of a lineage that the restore has left, so nothing takes them by itself, and retention does not
-//! count them. What was lost is in them, and only the operator knows whether it is wanted.
+//! They belong to a lineage that the restore has left, so nothing imports them automatically, and retention
+//! does not count them. They have what was lost, and only the operator can decide whether it is wanted.
 
 use std::time::Duration;
 
@@ -15,11 +15,11 @@ use super::lineage::was_left;
 use super::rebuild::StateSources;
 use crate::blocking::blocking;
 
-/// Longest that a start waits for the repository to list them.
+/// How long a start waits at most for the repository to list them.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Where the newest one is, if there is any: its name, and its place. What cannot be read now is passed over
-/// with a warning.
+/// The newest of them, if there is any: its name, and its place. Those that cannot be read now are passed
+/// over with a warning.
 pub(crate) async fn newest(sources: &StateSources) -> Result<Option<String>, StoreError> {
     let leaf = sources.clone();
     let (lineage, restored, here) = blocking(move || {

@@ -1,4 +1,4 @@
-//! The state of JSON snapshots: which there are, who waits for one, and failures.
+//! The state of JSON snapshots: which exist, which callers wait for one, and failures.
 
 use std::time::{Duration, Instant};
 
@@ -7,10 +7,10 @@ use tokio::sync::oneshot;
 use super::error::StateError;
 use super::types::StateSnapshot;
 
-/// Pause after a failed snapshot: the first time, and at most.
+/// Pause after a failed snapshot: the first, and the longest.
 pub(crate) const BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 
-/// Which snapshots there are, who waits for one, and failures.
+/// Which snapshots exist, which callers wait for one, and failures.
 #[derive(Debug, Default)]
 pub(crate) struct Progress {
     /// Whether the files were read: before that, nothing is known of them.
@@ -20,9 +20,9 @@ pub(crate) struct Progress {
     pub oldest: Option<u64>,
     /// Files that do not count, each with the reason.
     pub ignored: Vec<String>,
-    /// Who waits for one that covers a commit.
+    /// Callers who wait for a snapshot that covers a commit.
     pub waiting: Vec<(u64, oneshot::Sender<Result<StateSnapshot, StateError>>)>,
-    /// How many failed since the start, and why the last attempt did.
+    /// Number of failures since the start, and the reason of the last one.
     pub failed: u64,
     pub last_failure: Option<String>,
     pub retry: Option<(Instant, Duration)>,

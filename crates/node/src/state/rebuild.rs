@@ -1,8 +1,8 @@
 //! Rebuilds the store at a start, when what the database has of it cannot be used.
 //!
 //! It is rebuilt from the newest valid JSON snapshot of this history, local or archived, and the commits
-//! after it that the stream still has; or from the stream alone, if it has every commit there ever was. An
-//! invalid snapshot is named, and the one before it is used.
+//! after it that the stream still has; or from the stream alone, if it has every commit. An invalid snapshot
+//! is named, and the one before it is used.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -19,11 +19,11 @@ use crate::blocking::blocking;
 use crate::error::StartError;
 use crate::recovery::{Source, Witness};
 
-/// What the store was loaded from. Its commits since then are replayed with its partition.
+/// The source that the store was loaded from. The commits after it are replayed with the partition.
 #[derive(Debug)]
 pub(crate) struct Loaded {
     source: String,
-    /// Commits that have been replayed on it already, before its partition was opened.
+    /// Commits that were replayed on it before its partition was opened.
     folded: u64,
     begun: Instant,
 }
@@ -52,10 +52,10 @@ impl Loaded {
     }
 }
 
-/// What a partition came from.
+/// The source of a partition.
 pub(crate) struct Origin<'a> {
     pub source: &'a Source,
-    /// Commits that were replayed on it by then.
+    /// Commits that were replayed on it already.
     pub folded: u64,
 }
 
@@ -63,7 +63,7 @@ pub(crate) struct Origin<'a> {
 #[derive(Debug, Default)]
 struct Tried {
     all: Vec<String>,
-    /// Those of which nothing is known, because they could not be read now.
+    /// Those that could not be read now, so that nothing is known of them.
     unreadable: Vec<String>,
 }
 
@@ -77,8 +77,8 @@ impl Tried {
         self.all.push(why);
     }
 
-    /// One that is damaged, or gone since it was listed, is passed over; of one that cannot be read now
-    /// nothing is known.
+    /// Notes a file that cannot be used. One that is damaged, or was removed since it was listed, is passed
+    /// over; one that cannot be read now is noted as unreadable.
     fn note_file(&mut self, name: &str, why: &FileError) {
         let text = format!("{name}: {why}");
         match why {
@@ -94,7 +94,7 @@ impl Tried {
             true => StartError::StateUnusable {
                 tried: self.all.join("; "),
             },
-            // What the store can be made of may be among them.
+            // A source of the store may be among the unreadable ones.
             false => StartError::unreadable(
                 "a snapshot that the state store may have to be made of",
                 &self.unreadable.join("; "),
@@ -103,22 +103,22 @@ impl Tried {
     }
 }
 
-/// What the store can be rebuilt from. Cheap to clone.
+/// The sources of a rebuild. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct StateSources {
     /// The partition's database, with the stream of commits.
     pub part: PartitionDb,
     /// JSON snapshots on this disk.
     pub files: Files,
-    /// Those in the repository.
+    /// JSON snapshots in the repository.
     pub archive: Option<StateArchive>,
-    /// Where archived ones are fetched to.
+    /// The directory that archived snapshots are fetched into.
     pub scratch: PathBuf,
     /// The partition's log, which may contradict snapshots.
     pub witness: Option<Witness>,
 }
 
-/// Makes sure that the partition's state store can be used.
+/// Checks that the partition's state store can be used, and rebuilds it if it cannot.
 pub(crate) async fn recover(
     sources: &StateSources,
     Origin { source, folded }: Origin<'_>,
@@ -130,7 +130,7 @@ pub(crate) async fn recover(
         None => Ok::<_, StoreError>(Ok(part.state_meta()?.unwrap_or_default())),
     });
     let why = match checked.await? {
-        // Reported when its partition was made of it.
+        // It was reported when its partition was made from this source.
         Ok(_) if matches!(source, Source::State(_)) => {
             return Ok(Loaded::new("json", folded, begun));
         }
@@ -156,7 +156,7 @@ pub(crate) async fn recover(
     Ok(Loaded::new(from, folded, begun))
 }
 
-/// Rebuilds the store from the first source that can be used: which one, and how many commits were folded.
+/// Rebuilds the store from the first usable source. Returns which it was, and how many commits were folded.
 async fn rebuild(
     sources: &StateSources,
     mut tried: Tried,
@@ -190,7 +190,7 @@ async fn from_files(sources: &StateSources, tried: &mut Tried) -> Result<Option<
     Ok(None)
 }
 
-/// Archived snapshots, newest first: only what is tried is fetched.
+/// Tries archived snapshots, newest first; each is fetched only when it is tried.
 async fn from_archive(
     sources: &StateSources,
     tried: &mut Tried,
@@ -222,7 +222,7 @@ async fn from_archive(
             }
         }
     }
-    // What stays is removed by the next start.
+    // If it cannot be removed, the next start removes it.
     let _ = blocking(move || std::fs::remove_dir_all(dir)).await;
     Ok(rebuilt)
 }
@@ -231,7 +231,7 @@ async fn from_archive(
 async fn fetch(archive: &StateArchive, commit_ts: u64, dir: &Path) -> io::Result<Files> {
     let to = dir.to_owned();
     blocking(move || {
-        // An earlier one is of no use any more.
+        // The snapshot of an earlier attempt is not needed any more.
         let _ = std::fs::remove_dir_all(&to);
         std::fs::create_dir_all(&to)
     })
@@ -264,7 +264,7 @@ async fn from_file(
     }
 }
 
-/// The commits that were folded onto the snapshot; or why it cannot be used. Blocking.
+/// Returns how many commits were folded onto the snapshot, or why it cannot be used. Blocking.
 fn try_file(
     sources: &StateSources,
     files: &Files,
@@ -287,7 +287,7 @@ fn try_file(
         return not_usable(why);
     }
     let to = match left {
-        // More may have been committed than the snapshot has.
+        // There may have been commits after the snapshot.
         None => {
             return not_usable(
                 "the stream of commits is missing, and with it what came after the snapshot"
@@ -351,7 +351,7 @@ fn try_file(
     Ok(Ok(events))
 }
 
-/// All commits there ever were may be in the stream.
+/// Rebuilds the store from the stream alone, if that has every commit.
 async fn from_stream(sources: &StateSources, tried: &mut Tried) -> Result<Option<u64>, StartError> {
     let part = sources.part.clone();
     match blocking(move || try_stream(&part)).await? {
@@ -363,7 +363,7 @@ async fn from_stream(sources: &StateSources, tried: &mut Tried) -> Result<Option
     }
 }
 
-/// The commits that were folded; or why the stream cannot be used. Blocking.
+/// Returns how many commits were folded, or why the stream cannot be used. Blocking.
 fn try_stream(part: &PartitionDb) -> Result<Result<u64, String>, StartError> {
     let Some(left) = part.state_stream_left()? else {
         return Ok(Err("it is missing".to_owned()));
@@ -395,7 +395,7 @@ mod tests {
     use crate::options::NodeOptions;
     use crate::state::StateKey;
 
-    /// The store's sources after commits, with JSON snapshots of some of them.
+    /// The sources of a store after commits, with JSON snapshots of some of these.
     async fn sources(dir: &Path, commits: u64, snapshots: &[u64]) -> (Store, StateSources) {
         let mut options = NodeOptions::new(dir);
         options.partitions = 1;
@@ -425,7 +425,8 @@ mod tests {
         (store, sources)
     }
 
-    /// What the store is rebuilt from; it has to be as it was.
+    /// Rebuilds the store, which must be equal afterwards. Returns the source and the number of folded
+    /// commits.
     async fn rebuilt(sources: &StateSources) -> (&'static str, u64) {
         let place = |sources: &StateSources| {
             let meta = sources.part.state_meta().unwrap().unwrap();

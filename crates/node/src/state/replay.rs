@@ -1,4 +1,4 @@
-//! Commits in order, in constant memory.
+//! Reads commits in order, in constant memory.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use super::types::{Operation, Replay, ReplayEvent};
 use crate::blocking::blocking;
 use crate::core::Inner;
 
-/// Commits read at a time, and their bytes: what a replay holds.
+/// Most commits that are read at a time, and their bytes: the memory of a replay.
 const COMMITS: usize = 256;
 const BYTES: usize = 1024 * 1024;
 
@@ -26,7 +26,7 @@ struct Replaying {
     /// The last commit to read; by default, the newest one at the beginning.
     end: u64,
     follow: bool,
-    /// Whether it begins wherever history does, and has not begun yet.
+    /// Whether it begins at the beginning of history, and has not begun yet.
     begins_anywhere: bool,
     ready: VecDeque<ReplayEvent>,
     newest: watch::Receiver<u64>,
@@ -103,7 +103,7 @@ async fn next(mut it: Replaying) -> Result<Option<(ReplayEvent, Replaying)>, Sta
             reader.commits(agent, at, end, COMMITS, BYTES)
         });
         let (commits, up_to) = match read.await {
-            // History was cut since its beginning was read.
+            // History was removed after its beginning was read.
             Err(StateReadError::HistoryBegins { commit_ts, .. })
                 if it.begins_anywhere && commit_ts > at + 1 =>
             {

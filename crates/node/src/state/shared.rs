@@ -26,7 +26,7 @@ pub(crate) struct Shared {
     pub archive: Option<StateArchive>,
     pub inventory: Mutex<Inventory>,
     pub progress: Mutex<Progress>,
-    /// Archived snapshots that are not of this history, as they were last named in the log.
+    /// Archived snapshots that are not of this history, as they were last logged.
     pub others_archived: Mutex<Vec<(u64, String)>>,
     pub wake: Notify,
     pub wake_archive: Notify,
@@ -58,7 +58,7 @@ impl Shared {
         })
     }
 
-    /// Where its snapshots go beside the data directory, if somewhere.
+    /// Where the store's snapshots go outside the data directory, if anywhere.
     pub fn archive_of(options: &StateOptions, archive: &Archive) -> Option<StateArchive> {
         let wanted = options.archive_snapshots && !archive.is_default;
         wanted.then(|| StateArchive::new(archive.destination()))

@@ -1,7 +1,7 @@
 //! Open transactions: staged operations, in memory.
 //!
 //! They are bounded in number, operations, bytes and time. An id is a UUID v4 whose first bits name the node
-//! and its run: so a transaction that a restart has lost is recognised as lost.
+//! and its run, so a transaction that a restart has lost is recognised as lost.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::{Duration, Instant};
@@ -22,16 +22,16 @@ use crate::clock::now_ms;
 
 /// Expired transactions whose ids are remembered, so that a late request gets the reason.
 const EXPIRED: usize = 10_000;
-/// What an operation takes beside its names and its value, in memory.
+/// Memory of an operation beside its names and its value, in bytes.
 const OVERHEAD: usize = 128;
 
-/// A transaction's operations.
+/// The staged operations of a transaction.
 #[derive(Debug)]
 pub(crate) struct Staged {
     pub operations: Vec<StagedOperation>,
     pub expected: Vec<ExpectedVersion>,
     bytes: usize,
-    /// Bytes that its record has at most.
+    /// Most bytes of its record.
     record: usize,
     expires: Instant,
     timeout: Duration,
@@ -64,7 +64,7 @@ impl Transactions {
         }
     }
 
-    /// Open ones, and the bytes that they hold.
+    /// The number of open transactions, and the bytes that they hold.
     pub fn open(&self) -> (usize, usize) {
         (self.open.len() + self.committing.len(), self.bytes)
     }
@@ -158,7 +158,7 @@ impl Transactions {
         Ok(())
     }
 
-    /// Takes a transaction out, to commit it; its bytes stay counted.
+    /// Removes a transaction from the open ones, to commit it; its bytes stay counted.
     fn take(&mut self, id: &str, now: Instant) -> Result<Staged, StateError> {
         self.find(id, now)?;
         let staged = self.open.remove(id);
@@ -167,7 +167,7 @@ impl Transactions {
         Ok(staged)
     }
 
-    /// Drops one. One that is being committed is not open again, should that fail.
+    /// Drops a transaction. One that is being committed is not open again if the commit fails.
     pub fn abort(&mut self, id: &str) {
         self.committing.remove(id);
         if let Some(staged) = self.open.remove(id) {
@@ -175,7 +175,7 @@ impl Transactions {
         }
     }
 
-    /// Drops what has expired; how many.
+    /// Drops expired transactions. Returns their number.
     pub fn sweep(&mut self, now: Instant) -> usize {
         let gone: Vec<String> = self
             .open
@@ -206,7 +206,7 @@ impl Transactions {
         self.open.get_mut(id).ok_or_else(unknown)
     }
 
-    /// Why there is no such transaction.
+    /// Why an id is not that of an open transaction.
     fn unknown(&self, id: &str) -> StateError {
         if let Some((_, timeout)) = self.expired.iter().rev().find(|(one, _)| one == id) {
             return StateError::TransactionExpired {
@@ -225,21 +225,21 @@ impl Transactions {
     }
 }
 
-/// A transaction that is being committed. It holds its place in the bounds until this is dropped, and is
-/// open again after that, unless it is known or possible that something happened.
+/// A transaction that is being committed. It counts towards the bounds until this is dropped. After that it
+/// is open again, unless its command had an effect or may have had one.
 pub(crate) struct Committing<'a> {
     all: &'a Mutex<Transactions>,
     /// A [`Kind::StateCommit`].
     command: Kind,
-    /// Expectations in it that were not staged.
+    /// The number of its expectations that were not staged.
     more: usize,
-    /// What was staged, without what is in the command.
+    /// The staged transaction, without the parts that are in the command.
     staged: Option<Staged>,
     was_proposed: bool,
 }
 
 impl<'a> Committing<'a> {
-    /// Takes a transaction out of those that are open.
+    /// Removes a transaction from the open ones.
     ///
     /// # Errors
     ///
@@ -282,17 +282,17 @@ impl<'a> Committing<'a> {
         }
     }
 
-    /// What is to be proposed.
+    /// The command to propose.
     pub fn command(&self) -> &Kind {
         &self.command
     }
 
-    /// Its command is in the log, or may be.
+    /// Notes that its command is in the log, or may be.
     pub fn proposed(&mut self) {
         self.was_proposed = true;
     }
 
-    /// It was proposed, and certainly had no effect.
+    /// Notes that its command was proposed, and certainly had no effect.
     pub fn nothing_happened(mut self) {
         self.was_proposed = false;
     }
@@ -319,7 +319,7 @@ impl Drop for Committing<'_> {
     }
 }
 
-/// Why a command cannot be one record, or takes too much to apply.
+/// Why a command does not fit into one record, or has too many expectations; `None` if it can be proposed.
 fn too_large_for_a_commit(command: &StateCommit, most: usize) -> Option<StateError> {
     if command.expected.len() > most {
         return Some(StateError::Exhausted(format!(
@@ -333,7 +333,7 @@ fn too_large_for_a_commit(command: &StateCommit, most: usize) -> Option<StateErr
     if expected > MAX_RECORD_BYTES {
         return Some(too_large(&command.txn_id, expected));
     }
-    // The operations were measured as they were staged.
+    // The operations were measured when they were staged.
     None
 }
 
@@ -343,7 +343,7 @@ fn too_large(id: &str, bytes: usize) -> StateError {
     ))
 }
 
-/// Whether an operation can be one.
+/// Checks that an operation is valid.
 ///
 /// # Errors
 ///
@@ -414,7 +414,7 @@ mod tests {
             let unknown = all.take(id, now).unwrap_err();
             assert!(matches!(unknown, StateError::TransactionNotFound(_)));
         }
-        // One that was aborted or committed is not known either.
+        // An aborted or committed transaction is not known either.
         let id = all.begin(None, now).unwrap();
         all.abort(&id);
         let unknown = all.take(&id, now).unwrap_err();
@@ -441,7 +441,7 @@ mod tests {
         }
         let error = all.stage(&id, key("k"), None, None, now).unwrap_err();
         assert!(error.to_string().contains("has 3 operations"), "{error}");
-        // Those that have expired make room.
+        // Expired transactions release their share of the bound.
         let later = now + Duration::from_secs(2);
         let id = all.begin(None, later).unwrap();
         let error = all.stage(&id, key("k"), value(6_000), None, later);
@@ -463,14 +463,14 @@ mod tests {
         let all = Mutex::new(all);
         assert!(Committing::begin(&all, &id, Vec::new()).is_ok());
 
-        // Names that are longer in a record than here.
+        // The names are longer in a record than in memory.
         let id = all.lock().begin(None, now).unwrap();
         let long = |n: usize| key(&format!("{n}{}", "\u{1}".repeat(1000)));
         let stage = |n| all.lock().stage(&id, long(n), None, None, now);
         let staged = (0..200).take_while(|n| stage(*n).is_ok()).count();
         let error = stage(staged).unwrap_err();
         assert!(error.to_string().contains("split it"), "{error}");
-        // What is staged is as much as a record holds.
+        // The staged operations fill a record.
         let all = all.lock();
         let operations = &all.open[&id].operations;
         let bound = record_bound(&id, operations);
@@ -527,7 +527,7 @@ mod tests {
             .unwrap();
         let before = all.lock().open();
 
-        // Its client went before it was proposed.
+        // The client disconnected before the command was proposed.
         let committing = Committing::begin(&all, &id, expected(2)).unwrap();
         assert_eq!(all.lock().open(), before);
         let unknown = Committing::begin(&all, &id, Vec::new()).err().unwrap();
@@ -536,19 +536,19 @@ mod tests {
         assert_eq!(all.lock().open(), before);
         assert_eq!(all.lock().open[&id].expected.len(), 1);
 
-        // It was refused without an effect.
+        // The command was refused without an effect.
         let mut committing = Committing::begin(&all, &id, expected(1)).unwrap();
         committing.proposed();
         committing.nothing_happened();
         assert_eq!(all.lock().open[&id].operations.len(), 1);
 
-        // It was aborted meanwhile.
+        // The transaction was aborted meanwhile.
         let committing = Committing::begin(&all, &id, Vec::new()).unwrap();
         all.lock().abort(&id);
         drop(committing);
         assert_eq!(all.lock().open(), (0, 0));
 
-        // It is in the log.
+        // The command is in the log.
         let id = all.lock().begin(None, now).unwrap();
         all.lock()
             .stage(&id, key("k"), value(100), None, now)

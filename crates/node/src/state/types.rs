@@ -1,11 +1,11 @@
-//! What is asked of the state store, and what it answers.
+//! Requests to the state store, and its answers.
 
 use std::time::Duration;
 
 use bytes::Bytes;
 pub use esker_partition::state::{MAX_NAME_BYTES, StateKey};
 
-/// A version that a key must have for a commit to happen; 0: it must not exist, never or no more.
+/// A version that a key must have for a commit to happen; 0: the key must not exist, or must be deleted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Expected {
     /// The key.
@@ -23,31 +23,31 @@ pub struct Committed {
     pub versions: Vec<u64>,
 }
 
-/// As of when to read a key.
+/// The moment as of which a key is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum ReadAt {
-    /// Now.
+    /// The present.
     #[default]
     Latest,
-    /// Its version of this number.
+    /// The key's version of this number.
     Version(u64),
-    /// What it was after this commit.
+    /// The key's state after this commit.
     Commit(u64),
 }
 
-/// What a key had.
+/// The state of a key.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct StateRead {
     /// A JSON object; `None` if the key does not exist or is deleted.
     pub value: Option<Bytes>,
-    /// The version; 0 for a key that never was. A deleted one has that of its deletion.
+    /// The version; 0 for a key that never existed. A deleted key has that of its deletion.
     pub version: u64,
-    /// The commit that gave it.
+    /// The commit that wrote this version.
     pub commit_ts: u64,
 }
 
 impl StateRead {
-    /// What is answered for a key that never was.
+    /// The answer for a key that never existed.
     pub fn absent() -> StateRead {
         StateRead::default()
     }
@@ -62,7 +62,7 @@ pub struct StateEntry {
     pub value: Bytes,
     /// Its version.
     pub version: u64,
-    /// The commit that gave it.
+    /// The commit that wrote this version.
     pub commit_ts: u64,
 }
 
@@ -73,18 +73,18 @@ pub struct Scan {
     pub namespace: String,
     /// The agent.
     pub agent_id: String,
-    /// What the keys begin with.
+    /// The prefix of the keys.
     pub prefix: String,
-    /// As of a commit; `None` for now.
+    /// The commit as of which to read; `None` for the present.
     pub at: Option<u64>,
-    /// Only names.
+    /// Whether to return names without values.
     pub keys_only: bool,
     /// Only keys after this one.
     pub after: Option<String>,
-    /// Most keys to answer. With it, the answer ends at `max_bytes` too, but has at least one key;
-    /// without it, more than `max_bytes` is an error.
+    /// Most keys to return. With a limit, the answer also ends at `max_bytes`, but has at least one key;
+    /// without one, more than `max_bytes` is an error.
     pub limit: Option<usize>,
-    /// Most bytes of names and values to answer.
+    /// Most bytes of names and values to return.
     pub max_bytes: usize,
 }
 
@@ -93,11 +93,11 @@ pub struct Scan {
 pub struct Replay {
     /// Namespace and agent; `None` for all.
     pub agent: Option<(String, String)>,
-    /// The first commit; `None` for the first there is.
+    /// The first commit; `None` for the beginning of history.
     pub start: Option<u64>,
     /// The last commit; `None` for the newest.
     pub end: Option<u64>,
-    /// Whether to go on at the present, until `end` or for ever.
+    /// Whether to continue at the present with new commits, until `end` or for ever.
     pub follow: bool,
 }
 
@@ -108,16 +108,16 @@ pub struct ReplayEvent {
     pub txn_id: String,
     /// Its place in the order of commits.
     pub commit_ts: u64,
-    /// When the server took it in, in milliseconds since the epoch.
+    /// When the server received it, in milliseconds since the epoch.
     pub at_ms: u64,
-    /// What it did, in the order of staging; those of the agent, if one was asked for.
+    /// Its operations, in the order of staging; only those of the agent, if one was requested.
     pub operations: Vec<Operation>,
 }
 
 /// An operation of a commit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Operation {
-    /// On which key.
+    /// The key that it wrote or deleted.
     pub key: StateKey,
     /// A JSON object; `None` for a deletion.
     pub value: Option<Bytes>,
@@ -128,17 +128,17 @@ pub struct Operation {
 /// A JSON snapshot.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StateSnapshot {
-    /// `snapshot-12345.json`.
+    /// Its file name, such as `snapshot-12345.json`.
     pub name: String,
     /// The last commit that it covers.
     pub commit_ts: u64,
-    /// Seconds since the epoch.
+    /// When it was made, in seconds since the epoch.
     pub created_at: u64,
-    /// Its size.
+    /// Its size in bytes.
     pub bytes: u64,
-    /// Keys, deleted ones included; `None` if that is not known without reading it.
+    /// Number of keys, deleted ones included; `None` if that is not known without reading it.
     pub keys: Option<u64>,
-    /// The lineage that it is of, in hexadecimal digits; empty if not known.
+    /// The lineage that it belongs to, in hexadecimal digits; empty if not known.
     pub lineage: String,
     /// Whether the data directory has it.
     pub local: bool,
@@ -148,60 +148,60 @@ pub struct StateSnapshot {
     pub problem: Option<String>,
 }
 
-/// What an import did.
+/// The result of an import.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ImportSummary {
-    /// The commit that the imported state is as of, in the numbering of the snapshot.
+    /// The commit of the imported state, in the numbering of the snapshot.
     pub imported_commit_ts: u64,
-    /// The commit that it is as of here: the same, unless another state was replaced.
+    /// The commit of the imported state in this store: the same, unless another state was replaced.
     pub commit_ts: u64,
-    /// Keys, deleted ones included.
+    /// Number of keys, deleted ones included.
     pub keys: u64,
     /// Bytes read.
     pub bytes: u64,
 }
 
-/// What a verification found.
+/// The result of a verification.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StateVerification {
     /// The snapshot.
     pub snapshot: String,
     /// The commit that it covers.
     pub snapshot_commit_ts: u64,
-    /// The commit as of which was compared.
+    /// The commit as of which the states were compared.
     pub commit_ts: u64,
-    /// Commits that were folded after it.
+    /// Number of commits after it that were folded.
     pub replayed: u64,
-    /// Keys that were compared, deleted ones included.
+    /// Number of keys that were compared, deleted ones included.
     pub keys: u64,
     /// Digest of snapshot and replay, in hexadecimal digits.
     pub folded_digest: String,
     /// Digest of the live state.
     pub live_digest: String,
-    /// What differs, for people; empty if nothing does.
+    /// The differences, for display; empty if the states are equal.
     pub differences: Vec<String>,
-    /// Snapshots that were passed over, and why.
+    /// Snapshots that were passed over, each with the reason.
     pub passed_over: Vec<String>,
 }
 
-/// Where the store stands.
+/// The status of the store.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct StateStatus {
     /// The newest commit; 0 if there was none.
     pub commit_ts: u64,
-    /// The first commit that is kept; commits below cannot be replayed.
+    /// The first commit that is kept; earlier commits cannot be replayed.
     pub history_begins: u64,
-    /// Keys, deleted ones included.
+    /// Number of keys, deleted ones included.
     pub keys: u64,
-    /// Open transactions.
+    /// Number of open transactions.
     pub open_transactions: u64,
     /// Bytes that they hold.
     pub open_transaction_bytes: u64,
-    /// Commits since the newest snapshot.
+    /// Number of commits since the newest snapshot.
     pub commits_since_snapshot: u64,
     /// The newest snapshot's commit, if there is one.
     pub newest_snapshot: Option<u64>,
-    /// Snapshots that failed since the start.
+    /// Number of snapshots that failed since the start.
     pub snapshots_failed: u64,
     /// The last failure, if the last attempt failed.
     pub last_failure: Option<String>,
@@ -209,30 +209,30 @@ pub struct StateStatus {
     pub ignored_snapshots: Vec<String>,
 }
 
-/// How the store is kept.
+/// Options of the store: snapshots, limits, and how much history is kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StateOptions {
-    /// A JSON snapshot every so many commits; 0 for never.
+    /// A JSON snapshot is written after this many commits; 0: never.
     pub snapshot_interval: u64,
-    /// JSON snapshots that are kept, the newest; at least 1.
+    /// Number of newest JSON snapshots that are kept; at least 1.
     pub snapshots_retained: u32,
-    /// Whether snapshots go into the repository, too, if one is configured.
+    /// Whether snapshots are also put into the repository, if one is configured.
     pub archive_snapshots: bool,
     /// Timeout of transactions that set none.
     pub default_timeout: Duration,
-    /// Longest timeout.
+    /// Longest timeout that a transaction can set.
     pub max_timeout: Duration,
-    /// Open transactions at most.
+    /// Most open transactions.
     pub max_transactions: usize,
-    /// Operations of one transaction at most.
+    /// Most operations of one transaction.
     pub max_operations: usize,
-    /// Bytes that open transactions may hold together.
+    /// Most bytes that open transactions hold together.
     pub max_transaction_bytes: usize,
-    /// Versions kept of each key, the newest included; `None` for all.
+    /// Number of versions kept of each key, the newest included; `None` for all.
     pub keep_versions: Option<u64>,
-    /// Commits kept; `None` for all.
+    /// Number of newest commits kept; `None` for all.
     pub keep_history_commits: Option<u64>,
-    /// Commits are kept for so long; `None` for ever.
+    /// How long commits are kept; `None`: for ever.
     pub keep_history_age: Option<Duration>,
 }
 
@@ -254,12 +254,12 @@ impl Default for StateOptions {
     }
 }
 
-/// Checks the text of a value, as if it was written.
+/// Checks the text of a value, as if it was written by a client.
 #[derive(Clone, Copy)]
 pub struct ValueCheck(pub fn(&[u8]) -> Result<(), String>);
 
 impl Default for ValueCheck {
-    /// Any JSON object will do.
+    /// Accepts any JSON object.
     fn default() -> Self {
         ValueCheck(|_| Ok(()))
     }

@@ -1,4 +1,4 @@
-//! Listing, exporting and proving JSON snapshots.
+//! Lists, exports and proves JSON snapshots.
 
 use std::collections::HashMap;
 use std::io::{self, BufWriter, Write};
@@ -23,12 +23,12 @@ use crate::core::Inner;
 
 /// Bytes of a snapshot's text that are sent at a time.
 const PIECE: usize = 256 * 1024;
-/// Commits folded at a time, and bytes of them.
+/// Most commits folded at a time, and most bytes of them.
 const COMMITS: (usize, usize) = (1024, 4 * 1024 * 1024);
-/// Differences that are named.
+/// Most differences that are named.
 const DIFFERENCES: usize = 10;
 
-/// A key as commits after a snapshot have left it. Only the hash of its value is kept, so that memory is
+/// A key after the commits that follow a snapshot. Only the hash of its value is kept, so that memory is
 /// bounded by the names that were changed.
 struct Folded {
     version: u64,
@@ -107,7 +107,7 @@ fn list_local(shared: &Shared) -> Result<Vec<StateSnapshot>, StateError> {
     Ok(found.iter().map(of).collect())
 }
 
-/// Sends what is written to it.
+/// A writer that sends what is written to it.
 struct Pieces(mpsc::Sender<Result<Bytes, StateError>>);
 
 impl Write for Pieces {
@@ -241,7 +241,7 @@ fn verify_blocking(shared: &Shared, wanted: Option<u64>) -> Result<StateVerifica
     )))
 }
 
-/// Compares one snapshot with the live state; [`StateError::Invalid`] if it is not to be used.
+/// Compares one snapshot with the live state; [`StateError::Invalid`] if it must not be used.
 fn prove(shared: &Shared, commit_ts: u64) -> Result<StateVerification, StateError> {
     shared
         .reader
@@ -303,7 +303,7 @@ fn compare(
     })
 }
 
-/// What commits have made of the keys that they changed, and how many commits these are.
+/// Folds commits: the keys that they changed, and the number of commits.
 fn fold(shared: &Shared, after: u64, up_to: u64) -> Result<(Changed, u64), StateError> {
     let mut changed = Changed::new();
     let (mut at, mut replayed) = (after, 0);

@@ -6,9 +6,9 @@
 //! snapshots/.tmp-<commit_ts>                       one that was not finished
 //! ```
 //!
-//! One becomes visible by a rename, after it and its checksum are synced: what is there is whole, unless
-//! it was changed by hand or by the disk. One that was removed by hand is no error. One without a checksum
-//! is read strictly, with a warning; one that does not match its own is never used.
+//! A snapshot becomes visible by a rename, after it and its checksum are synced: a visible one is whole,
+//! unless it was changed by hand or by the disk. A snapshot that was removed by hand is no error. One
+//! without a checksum is read strictly, with a warning; one that does not match its checksum is never used.
 
 mod name;
 mod reader;
@@ -29,7 +29,7 @@ pub(crate) use reader::read;
 pub(crate) use writer::Writer;
 use writer::{Paced, has_room};
 
-/// Bytes of the disk that snapshots leave free: commits need room in the log, and no snapshot.
+/// Bytes of the disk that snapshots leave free: commits need space in the log, and can do without snapshots.
 const LEAVE_FREE: u64 = 64 * 1024 * 1024;
 
 /// The directory of JSON snapshots.
@@ -48,7 +48,7 @@ pub(crate) struct Found {
 }
 
 impl Files {
-    /// The directory, made if it is missing; what was not finished in it is removed.
+    /// Opens the directory, and creates it if it is missing. Removes unfinished snapshots in it.
     pub fn open(dir: PathBuf) -> io::Result<Files> {
         let files = Files {
             dir,
@@ -66,7 +66,7 @@ impl Files {
         Ok(files)
     }
 
-    /// The directory as it is, for looking only: nothing in it is made or removed.
+    /// The directory as it is, for reading only: nothing in it is created or removed.
     pub fn at(dir: PathBuf) -> Files {
         Files {
             dir,
@@ -90,12 +90,12 @@ impl Files {
         self.sums().join(format!("{}.xxh128", name_of(commit_ts)))
     }
 
-    /// Whether the disk has room for more than what is left to the log.
+    /// Checks that the disk has more free space than what is reserved for the log.
     pub fn has_room(&self) -> io::Result<()> {
         has_room(&File::open(&self.dir)?, self.leave_free)
     }
 
-    /// What is there, newest first.
+    /// The snapshots in the directory, newest first.
     pub fn list(&self) -> io::Result<Vec<Found>> {
         let mut found = Vec::new();
         let entries = match fs::read_dir(&self.dir) {
@@ -123,7 +123,7 @@ impl Files {
         Ok(found)
     }
 
-    /// Writes a snapshot: whole or not at all, durable when this returns. `entries` gives its entries to
+    /// Writes a snapshot: whole or not at all, durable when this returns. `entries` passes its entries to
     /// the writer.
     pub fn write<E: From<io::Error>>(
         &self,
@@ -177,8 +177,8 @@ impl Files {
         Ok(written)
     }
 
-    /// Reads a snapshot to its end, and gives its entries, which are not to be used before it has
-    /// succeeded; whether it has a checksum that it was compared with.
+    /// Reads a snapshot to its end, and passes on its entries, which must not be used before this has
+    /// succeeded. Returns whether the snapshot has a checksum, which then matched.
     pub fn read(
         &self,
         commit_ts: u64,
@@ -213,13 +213,13 @@ impl Files {
         }
     }
 
-    /// Reads it to its end, and forgets it.
+    /// Reads a snapshot to its end, without using its entries.
     pub fn check(&self, commit_ts: u64) -> Result<(Written, bool), FileError> {
         self.read(commit_ts, |_, _| Ok(()))
     }
 
-    /// Takes one over from another directory of the same file system, in the place of one of that name.
-    /// A crash in between leaves one that its checksum does not fit, which is never used.
+    /// Moves a snapshot here from another directory of the same file system; it replaces one of that name. A
+    /// crash in between leaves one that does not match its checksum, which is never used.
     pub fn adopt(&self, from: &Files, commit_ts: u64) -> io::Result<()> {
         let or_none = |done: io::Result<()>| match done {
             Ok(()) => Ok(true),
@@ -239,7 +239,7 @@ impl Files {
         Ok(())
     }
 
-    /// Gives what is in the place of a snapshot, and is to stay, another name; that name.
+    /// Renames a file that has a snapshot's name and must be kept. Returns its new path.
     pub fn set_aside(&self, commit_ts: u64) -> io::Result<PathBuf> {
         let path = self.path(commit_ts);
         let free = (1u32..).map(|n| self.dir.join(format!("{}.{n}.aside", name_of(commit_ts))));
@@ -250,7 +250,7 @@ impl Files {
         Ok(aside)
     }
 
-    /// Removes these; the commits of those that were there.
+    /// Removes the snapshots of these commits. Returns the commits of those that existed.
     pub fn remove(&self, commits: &[u64]) -> io::Result<Vec<u64>> {
         let mut removed = Vec::new();
         for commit_ts in commits {
@@ -267,7 +267,7 @@ impl Files {
         Ok(removed)
     }
 
-    /// Removes checksums of what is no longer there.
+    /// Removes checksums without a snapshot.
     fn forget_sums(&self) -> io::Result<()> {
         for entry in fs::read_dir(self.sums())? {
             let entry = entry?;

@@ -1,4 +1,4 @@
-//! Reading a snapshot, and computing its checksum.
+//! Reads a snapshot, and computes its checksum.
 
 use std::cell::Cell;
 use std::io::{self, BufReader, Read};
@@ -10,8 +10,8 @@ use super::writer::PIECE;
 use crate::state::document::{self, ReadEntry};
 use crate::state::error::FileError;
 
-/// Bytes that are read at most for one entry, which has a MiB and its names, however it is laid out. This
-/// bounds the memory for any file.
+/// Most bytes that are read for one entry, which has a MiB and its names, in any layout. This bounds the
+/// memory for any file.
 pub(super) const MAX_ENTRY: u64 = 16 * 1024 * 1024;
 
 /// Reads a snapshot, and computes its checksum.

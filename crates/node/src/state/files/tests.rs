@@ -93,7 +93,7 @@ fn the_newest_are_kept_with_their_checksums_and_nothing_of_others_is_touched() {
     assert_eq!(commits(&files), [200, 30]);
     assert_eq!(fs::read_dir(files.sums()).unwrap().count(), 2);
     assert!(files.dir().join("snapshot-007.json").exists());
-    // One that was removed by hand is no error, and its checksum goes.
+    // A snapshot that was removed by hand is no error, and its checksum is removed.
     fs::remove_file(files.path(200)).unwrap();
     let again = Files::open(files.dir().to_owned()).unwrap();
     assert_eq!(commits(&again), [30]);
@@ -121,7 +121,7 @@ fn one_that_is_taken_over_replaces_a_damaged_one_with_or_without_a_checksum() {
         assert!(files.check(5).is_err());
         let whole = write(&from, 5);
         if !has_sum {
-            // Of other bytes than what is taken over.
+            // The checksum is of other bytes than the snapshot that is adopted.
             fs::write(files.sum_path(5), format!("{:032x}", 1)).unwrap();
             fs::remove_file(from.sum_path(5)).unwrap();
         }
@@ -143,7 +143,7 @@ fn one_that_is_half_taken_over_is_never_used() {
         if !has_sum {
             fs::remove_file(from.sum_path(5)).unwrap();
         }
-        // The step after the checksum's fails.
+        // The step after that of the checksum fails.
         let away = from.dir.join("away");
         fs::rename(from.path(5), &away).unwrap();
         assert!(files.adopt(&from, 5).is_err());
@@ -167,7 +167,7 @@ fn no_file_makes_memory_grow() {
         assert!(matches!(&why, FileError::Damaged(_)), "{why}");
         assert!(why.to_string().contains("without an entry"), "{why}");
     }
-    // However much of it there is, as long as it is entries.
+    // The size is not bounded, as long as the content is entries.
     let mut text = head.as_bytes().to_vec();
     for n in 0..40 {
         document::write_entry(

@@ -1,4 +1,4 @@
-//! Writing a snapshot to a file, no faster than commits can bear.
+//! Writes a snapshot to a file, at a limited rate, so that commits are not delayed.
 
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
@@ -9,11 +9,11 @@ use xxhash_rust::xxh3::Xxh3;
 
 use crate::state::document;
 
-/// Written in pieces of this many bytes.
+/// Bytes that are written at a time.
 pub(super) const PIECE: usize = 256 * 1024;
-/// Synced after this many: the disk is never far behind, so that no commit's sync has to wait for it.
+/// Bytes after which the file is synced, so that little is unsynced and no commit's sync waits for it.
 const SYNC_EVERY: u64 = 2 * 1024 * 1024;
-/// Bytes a second at most: commits share the disk and the processors.
+/// Most bytes a second: commits share the disk and the processors.
 const RATE: f64 = 48.0 * 1024.0 * 1024.0;
 
 /// Takes the entries of a snapshot.
@@ -51,7 +51,7 @@ impl Writer {
     }
 }
 
-/// A file that is written no faster than [`RATE`], and synced on the way.
+/// A file that is written no faster than [`RATE`], and synced every [`SYNC_EVERY`] bytes.
 pub(super) struct Paced {
     pub(super) file: File,
     leave_free: u64,
@@ -81,7 +81,8 @@ impl Write for Paced {
     }
 }
 
-/// Whether so many bytes are free beside a file. Not known, they are.
+/// Checks that this many bytes are free on a file's disk. If the free space is not known, the check
+/// succeeds.
 pub(super) fn has_room(file: &File, leave_free: u64) -> io::Result<()> {
     let Ok(stats) = rustix::fs::fstatvfs(file) else {
         return Ok(());
